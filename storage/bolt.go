@@ -1,0 +1,295 @@
+package storage
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// Bolt keeps facts in one bbolt file on a local disk. Open it with [OpenBolt].
+//
+// Why a commit that failed stops the writing: when the last fsync of a commit fails, bbolt says so, but shows
+// the change all the same, and the kernel may have dropped the pages that it could not write. So the next
+// commit first rewrites the file from what bbolt sees to a new one (write, fsync, rename, fsync of the
+// directory), and goes on with that. A full disk is no such failure: nothing was overwritten, and writing
+// goes on when there is space again.
+type Bolt struct {
+	fanout
+	path  string
+	db    *bolt.DB     // guarded by fanout.mu
+	tired bool         // the last commit failed: rewrite before the next. Guarded by fanout.mu
+	fault func() error // tests: called after a commit, and what it returns is taken for the commit's error
+}
+
+// Buckets and keys of the file, part of the data format. Keys of facts: repo, a zero byte, kind, name.
+var (
+	bucketMeta   = []byte("meta")
+	bucketRepos  = []byte("repos") // the revision of each repo
+	bucketFacts  = []byte("facts")
+	keyFormat    = []byte("format")
+	keyRevision  = []byte("revision")
+	journalFile  = "journal.db"
+	ownerFile    = "owner"
+	lockPatience = 10 * time.Second
+)
+
+// OpenBolt opens the journal in dir, making it if there is none. Errors: another process has it open (it is
+// named, after waiting 10 s for it to end); the data is of a newer format; what the file system says.
+func OpenBolt(dir string) (*Bolt, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	j := &Bolt{path: filepath.Join(dir, journalFile)}
+	_ = os.Remove(j.path + ".new") // of a rewrite that a crash cut short
+	if err := j.open(lockPatience); err != nil {
+		return nil, err
+	}
+	owner := fmt.Sprintf("process %d on %s since %s\n", os.Getpid(), hostname(), time.Now().UTC().Format(time.RFC3339))
+	if err := os.WriteFile(filepath.Join(dir, ownerFile), []byte(owner), 0o600); err != nil {
+		j.db.Close()
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	return j, nil
+}
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "an unknown host"
+	}
+	return name
+}
+
+// open opens the file and reads the revision.
+func (j *Bolt) open(patience time.Duration) error {
+	_, err := os.Stat(j.path)
+	fresh := errors.Is(err, fs.ErrNotExist)
+	j.db, err = bolt.Open(j.path, 0o600, &bolt.Options{Timeout: patience, FreelistType: bolt.FreelistMapType})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return fmt.Errorf("data directory %s is in use by %s; stop that one first, or give this one another --data-dir", filepath.Dir(j.path), owner(filepath.Dir(j.path)))
+	}
+	if err != nil {
+		return fmt.Errorf("journal %s: %w", j.path, err)
+	}
+	if err := j.db.Update(j.prepare); err != nil {
+		j.db.Close()
+		return fmt.Errorf("journal %s: %w", j.path, err)
+	}
+	if fresh {
+		return syncDir(filepath.Dir(j.path))
+	}
+	return nil
+}
+
+// owner says who holds the directory, as that one wrote it down.
+func owner(dir string) string {
+	b, err := os.ReadFile(filepath.Join(dir, ownerFile))
+	if err != nil || len(b) == 0 {
+		return "another process"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// prepare checks the format, or writes it into a new file.
+func (j *Bolt) prepare(tx *bolt.Tx) error {
+	meta := tx.Bucket(bucketMeta)
+	if meta == nil {
+		if k, _ := tx.Cursor().First(); k != nil {
+			return errors.New("this bbolt file is not a journal of this registry")
+		}
+		for _, name := range [][]byte{bucketMeta, bucketRepos, bucketFacts} {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketMeta).Put(keyFormat, number(Format))
+	}
+	if v := parseNumber(meta.Get(keyFormat)); v > Format {
+		return fmt.Errorf("the data is of format %d, and this version knows formats up to %d: use the newer version that wrote it", v, Format)
+	}
+	j.head.Store(parseNumber(meta.Get(keyRevision)))
+	return nil
+}
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+func parseNumber(b []byte) uint64 {
+	if len(b) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}
+
+// Commit implements Journal.
+func (j *Bolt) Commit(_ context.Context, batches ...Batch) (Revision, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return 0, fmt.Errorf("journal: %w", ErrClosed)
+	}
+	if j.tired {
+		if err := j.rewrite(); err != nil {
+			return 0, fmt.Errorf("journal: rewrite after a failed commit: %w", full(err))
+		}
+		j.tired = false
+	}
+	rev := Revision(j.head.Load()) + 1
+	err := j.db.Update(func(tx *bolt.Tx) error { return put(tx, rev, batches) })
+	if err == nil && j.fault != nil {
+		err = j.fault()
+	}
+	if err != nil {
+		j.tired = !errors.Is(err, ErrConflict) && !errors.Is(err, syscall.ENOSPC)
+		return 0, fmt.Errorf("journal: %w", full(err))
+	}
+	j.publish(rev, batches)
+	return rev, nil
+}
+
+func put(tx *bolt.Tx, rev Revision, batches []Batch) error {
+	repos, facts := tx.Bucket(bucketRepos), tx.Bucket(bucketFacts)
+	for _, b := range batches {
+		if Revision(parseNumber(repos.Get([]byte(b.Repo)))) != b.Base {
+			return fmt.Errorf("repository %q: %w", b.Repo, ErrConflict)
+		}
+		for _, f := range b.Facts {
+			if err := putFact(facts, b.Repo, f); err != nil {
+				return err
+			}
+		}
+		if err := putRevision(repos, facts, b.Repo, rev); err != nil {
+			return err
+		}
+	}
+	return tx.Bucket(bucketMeta).Put(keyRevision, number(uint64(rev)))
+}
+
+func putFact(facts *bolt.Bucket, repo string, f Fact) error {
+	k := append(append(prefix(repo), byte(f.Kind)), f.Name...)
+	if f.Value == nil {
+		return facts.Delete(k)
+	}
+	return facts.Put(k, f.Value)
+}
+
+// putRevision notes a repo's revision, or forgets the repo with its last fact.
+func putRevision(repos, facts *bolt.Bucket, repo string, rev Revision) error {
+	first, _ := facts.Cursor().Seek(prefix(repo))
+	if strings.HasPrefix(string(first), string(prefix(repo))) {
+		return repos.Put([]byte(repo), number(uint64(rev)))
+	}
+	return repos.Delete([]byte(repo))
+}
+
+func prefix(repo string) []byte { return append([]byte(repo), 0) }
+
+// rewrite copies what bbolt sees to a new file, which takes the place of the old one.
+func (j *Bolt) rewrite() error {
+	tmp := j.path + ".new"
+	if err := j.copyTo(tmp); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	if err := j.db.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, j.path); err != nil {
+		return errors.Join(err, j.open(lockPatience))
+	}
+	if err := j.open(lockPatience); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(j.path))
+}
+
+func (j *Bolt) copyTo(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := j.db.View(func(tx *bolt.Tx) error { _, err := tx.WriteTo(f); return err }); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// Watch implements Journal.
+func (j *Bolt) Watch(ctx context.Context, apply func(Update) error) error {
+	return j.follow(ctx, j.load, apply)
+}
+
+// load delivers the full state in parts of some thousand facts.
+func (j *Bolt) load(apply func(Update) error) error {
+	const part = 4096 // facts in memory at once beside the state that they become
+	return j.db.View(func(tx *bolt.Tx) error {
+		l := loading{apply: apply, repos: tx.Bucket(bucketRepos)}
+		c := tx.Bucket(bucketFacts).Cursor()
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			if err := l.add(k, v); err != nil {
+				return err
+			}
+			if l.count >= part {
+				if err := l.flush(Update{}); err != nil {
+					return err
+				}
+			}
+		}
+		rev := parseNumber(tx.Bucket(bucketMeta).Get(keyRevision))
+		j.head.Store(rev) // a failed commit may have raised it
+		return l.flush(Update{Revision: Revision(rev), Synced: true})
+	})
+}
+
+// loading gathers the full state into updates.
+type loading struct {
+	apply   func(Update) error
+	repos   *bolt.Bucket
+	batches []Batch
+	count   int
+}
+
+// add takes one record. Its bytes are valid during the transaction only, and are not kept by apply.
+func (l *loading) add(k, v []byte) error {
+	repo, fact, ok := strings.Cut(string(k), "\x00")
+	if !ok || fact == "" {
+		return fmt.Errorf("journal: %w: record %.80q", errFact, k)
+	}
+	if n := len(l.batches); n == 0 || l.batches[n-1].Repo != repo {
+		base := Revision(parseNumber(l.repos.Get([]byte(repo))))
+		l.batches = append(l.batches, Batch{Repo: repo, Base: base})
+	}
+	b := &l.batches[len(l.batches)-1]
+	b.Facts = append(b.Facts, Fact{Kind(fact[0]), fact[1:], v})
+	l.count++
+	return nil
+}
+
+func (l *loading) flush(u Update) error {
+	u.Batches = l.batches
+	l.batches, l.count = nil, 0
+	return l.apply(u)
+}
+
+// Head implements Journal.
+func (j *Bolt) Head(context.Context) (Revision, error) { return Revision(j.head.Load()), nil }
+
+// Close ends every Watch and closes the file.
+func (j *Bolt) Close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return nil
+	}
+	j.end()
+	return j.db.Close()
+}

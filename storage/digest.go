@@ -1,0 +1,96 @@
+package storage
+
+import (
+	"encoding/hex"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// key is a digest in binary form: a byte for the algorithm and the raw sum. As a string it is a map key that
+// half the memory of the textual form suffices for, and a fact's name in the journal.
+type key string
+
+// The algorithm bytes are part of the data format.
+const (
+	algSHA256 = 1
+	algSHA512 = 2
+)
+
+// maxKey is the length of the longest key: sha512's.
+const maxKey = 1 + 64
+
+// Supported tells whether content may be addressed by the algorithm: sha256 and sha512, which the OCI image
+// spec registers and go-digest computes.
+func Supported(alg digest.Algorithm) bool { return alg == digest.SHA256 || alg == digest.SHA512 }
+
+// ParseDigest checks a digest's form: a supported algorithm, a colon, and as many lower-case hex digits as
+// the algorithm has. Errors: ErrDigest.
+func ParseDigest(s string) (digest.Digest, error) {
+	var buf [maxKey]byte
+	if appendKey(buf[:0], s) == nil {
+		return "", fmt.Errorf("%w: %.150q is not sha256:<64 hex digits> or sha512:<128 hex digits>", ErrDigest, s)
+	}
+	return digest.Digest(s), nil
+}
+
+// appendKey appends the binary form of a digest to buf, nil if it is malformed. With room for maxKey in buf
+// it allocates nothing.
+func appendKey(buf []byte, s string) []byte {
+	const prefix = len("sha256:")
+	if len(s) < prefix {
+		return nil
+	}
+	var alg byte
+	switch {
+	case s[:prefix] == "sha256:" && len(s) == prefix+64:
+		alg = algSHA256
+	case s[:prefix] == "sha512:" && len(s) == prefix+128:
+		alg = algSHA512
+	default:
+		return nil
+	}
+	buf = append(buf, alg)
+	for i := prefix; i < len(s); i += 2 {
+		hi, lo := nibble(s[i]), nibble(s[i+1])
+		if hi > 15 || lo > 15 {
+			return nil
+		}
+		buf = append(buf, hi<<4|lo)
+	}
+	return buf
+}
+
+// nibble is the value of a lower-case hex digit, above 15 for anything else.
+func nibble(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 255
+}
+
+// keyOf returns the binary form of a digest that is known to be well formed; of another one an empty key,
+// which no map holds.
+func keyOf(d digest.Digest) key { return key(appendKey(make([]byte, 0, maxKey), string(d))) }
+
+// digest returns the textual form.
+func (k key) digest() digest.Digest {
+	if len(k) == 0 {
+		return ""
+	}
+	alg := digest.SHA256
+	if k[0] == algSHA512 {
+		alg = digest.SHA512
+	}
+	buf := make([]byte, 0, len(alg)+1+2*len(k))
+	buf = append(append(buf, alg...), ':')
+	return digest.Digest(hex.AppendEncode(buf, []byte(k[1:])))
+}
+
+// valid tells whether k has the form that appendKey makes.
+func (k key) valid() bool {
+	return len(k) == 33 && k[0] == algSHA256 || len(k) == 65 && k[0] == algSHA512
+}

@@ -1,0 +1,152 @@
+package storage
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Format is the version of the data format: the journal's keys and values, and the layout of the data
+// directory. An engine refuses data of a newer version.
+const Format = 1
+
+// Manifest is what is recorded of a manifest.
+type Manifest struct {
+	Digest    digest.Digest
+	MediaType string
+	Size      int64           // bytes
+	Subject   digest.Digest   // the manifest it refers to (OCI image spec, "subject"); empty for most
+	Refs      []digest.Digest // blobs and manifests that it consists of; whatever is in here is kept alive
+	Time      int64           // when it was pushed, Unix seconds
+}
+
+var errFact = errors.New("damaged fact")
+
+// The values of facts, binary, so that a hundred thousand of them load in a moment. Numbers are varints,
+// strings have their length before them. A reader ignores what follows the fields it knows.
+
+func linkValue(size, unix int64) []byte {
+	return binary.AppendVarint(binary.AppendVarint(nil, size), unix)
+}
+
+func tagValue(d key, unix int64) []byte {
+	return binary.AppendVarint(appendString(nil, string(d)), unix)
+}
+
+func manifestValue(m Manifest) []byte {
+	buf := binary.AppendVarint(nil, m.Size)
+	buf = binary.AppendVarint(buf, m.Time)
+	buf = appendString(buf, m.MediaType)
+	buf = appendString(buf, string(keyOf(m.Subject)))
+	buf = binary.AppendUvarint(buf, uint64(len(m.Refs)))
+	for _, d := range m.Refs {
+		buf = appendString(buf, string(keyOf(d)))
+	}
+	return buf
+}
+
+func appendString(buf []byte, s string) []byte {
+	return append(binary.AppendUvarint(buf, uint64(len(s))), s...)
+}
+
+// reader takes values apart; after a field that is not there, err is set and zeros come out.
+type reader struct {
+	buf []byte
+	err error
+}
+
+func (r *reader) number() int64 {
+	n, l := binary.Varint(r.buf)
+	if l <= 0 {
+		r.err = errFact
+		return 0
+	}
+	r.buf = r.buf[l:]
+	return n
+}
+
+func (r *reader) length() uint64 {
+	n, l := binary.Uvarint(r.buf)
+	if l <= 0 {
+		r.err = errFact
+		return 0
+	}
+	r.buf = r.buf[l:]
+	return n
+}
+
+func (r *reader) bytes() []byte {
+	n := r.length()
+	if r.err != nil || n > uint64(len(r.buf)) {
+		r.err = errFact
+		return nil
+	}
+	b := r.buf[:n]
+	r.buf = r.buf[n:]
+	return b
+}
+
+// key reads a digest's binary form; empty only where none is an answer.
+func (r *reader) key(optional bool) []byte {
+	b := r.bytes()
+	if !key(b).valid() && (!optional || len(b) > 0) {
+		r.err = errFact
+		return nil
+	}
+	return b
+}
+
+func parseLink(v []byte) (size, unix int64, err error) {
+	r := reader{buf: v}
+	size, unix = r.number(), r.number()
+	return size, unix, r.err
+}
+
+func parseTag(v []byte) (d key, unix int64, err error) {
+	r := reader{buf: v}
+	d, unix = key(r.key(false)), r.number()
+	return d, unix, r.err
+}
+
+// manifestFact is a manifest's value taken apart without copying; refs are still encoded.
+type manifestFact struct {
+	size, time         int64
+	mediaType, subject []byte
+	refs               reader
+	count              int
+}
+
+func parseManifest(v []byte) (manifestFact, error) {
+	r := reader{buf: v}
+	m := manifestFact{size: r.number(), time: r.number(), mediaType: r.bytes(), subject: r.key(true)}
+	n := r.length()
+	if r.err == nil && n > uint64(len(r.buf)) { // each takes a byte at least: no allocation by a damaged count
+		r.err = errFact
+	}
+	m.refs, m.count = r, int(n)
+	return m, r.err
+}
+
+// eachRef calls f with the binary form of every reference.
+func (m *manifestFact) eachRef(f func(k []byte)) error {
+	r := m.refs
+	for range m.count {
+		k := r.key(false)
+		if r.err != nil {
+			return r.err
+		}
+		f(k)
+	}
+	return nil
+}
+
+// damaged says which fact cannot be read.
+func damaged(repo string, f Fact, err error) error {
+	name := f.Name
+	if f.Kind != KindTag {
+		name = string(key(f.Name).digest())
+	}
+	return fmt.Errorf("journal: %w: repository %q, kind %q, name %q", err, repo, f.Kind, name)
+}

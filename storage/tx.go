@@ -1,0 +1,220 @@
+package storage
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Tx is one change to one repo, as seen by the function given to [Index.Update]: it reads the repo as it
+// will be when the changes before it are committed, and takes changes. It is valid until that function
+// returns. All of its changes are committed, or none.
+type Tx struct {
+	x       *Index
+	repo    string
+	pending overlay // of the earlier members of the commit
+	own     overlay
+	now     int64
+}
+
+// overlay is a set of facts that are not committed yet, the last word on each; a nil value is a deletion.
+type overlay map[factKey][]byte
+
+type factKey struct {
+	kind Kind
+	name string
+}
+
+// facts returns the overlay in an order in which it can be applied: a tag is set when its manifest is there,
+// and a manifest goes when no tag names it any more.
+func (o overlay) facts() []Fact {
+	out := make([]Fact, 0, len(o))
+	for k, v := range o {
+		out = append(out, Fact{k.kind, k.name, v})
+	}
+	slices.SortFunc(out, func(a, b Fact) int {
+		return cmp.Or(cmp.Compare(a.phase(), b.phase()), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+func (f Fact) phase() int {
+	switch {
+	case f.Kind == KindTag && f.Value == nil:
+		return 0
+	case f.Kind != KindTag && f.Value != nil:
+		return 1
+	case f.Kind == KindTag:
+		return 2
+	}
+	return 3
+}
+
+// fact looks a fact up among the changes of this commit.
+func (tx *Tx) fact(kind Kind, name string) (value []byte, changed bool) {
+	k := factKey{kind, name}
+	if v, ok := tx.own[k]; ok {
+		return v, true
+	}
+	v, ok := tx.pending[k]
+	return v, ok
+}
+
+func (tx *Tx) set(kind Kind, name string, value []byte) {
+	if tx.own == nil {
+		tx.own = overlay{}
+	}
+	tx.own[factKey{kind, name}] = value
+}
+
+// changes calls f for every change of a kind in this commit; the same name may come twice.
+func (tx *Tx) changes(kind Kind, f func(name string)) {
+	for _, o := range []overlay{tx.own, tx.pending} {
+		for k := range o {
+			if k.kind == kind {
+				f(k.name)
+			}
+		}
+	}
+}
+
+// Linked tells whether the repo holds d as a blob.
+func (tx *Tx) Linked(d digest.Digest) bool {
+	if v, ok := tx.fact(KindLink, string(keyOf(d))); ok {
+		return v != nil
+	}
+	return tx.x.link(tx.repo, string(d)) != nil
+}
+
+// Manifest finds a manifest of the repo by its digest.
+func (tx *Tx) Manifest(d digest.Digest) (Descriptor, bool) { return tx.manifest(keyOf(d)) }
+
+func (tx *Tx) manifest(k key) (Descriptor, bool) {
+	if v, ok := tx.fact(KindManifest, string(k)); ok {
+		m, err := parseManifest(v)
+		return Descriptor{MediaType: string(m.mediaType), Size: m.size, key: k}, v != nil && err == nil
+	}
+	return tx.x.manifest(tx.repo, string(k.digest()))
+}
+
+// Tag finds the manifest that a tag names.
+func (tx *Tx) Tag(name string) (Descriptor, bool) {
+	if v, ok := tx.fact(KindTag, name); ok {
+		k, _, err := parseTag(v)
+		if v == nil || err != nil {
+			return Descriptor{}, false
+		}
+		return tx.manifest(k)
+	}
+	return tx.x.manifest(tx.repo, name)
+}
+
+// TagsOf lists the tags that name the manifest d, in no order.
+func (tx *Tx) TagsOf(d digest.Digest) []string {
+	k := keyOf(d)
+	candidates := tx.x.tagsOf(tx.repo, k)
+	tx.changes(KindTag, func(name string) { candidates = append(candidates, name) })
+	slices.Sort(candidates)
+	return slices.DeleteFunc(slices.Compact(candidates), func(name string) bool {
+		at, ok := tx.Tag(name)
+		return !ok || at.key != k
+	})
+}
+
+// ReferredBy finds a manifest of the repo that consists of d, among others.
+func (tx *Tx) ReferredBy(d digest.Digest) (m digest.Digest, found bool) {
+	k := keyOf(d)
+	changed := func(m key) bool { _, ok := tx.fact(KindManifest, string(m)); return ok }
+	if m, ok := tx.x.refersTo(tx.repo, k, changed); ok {
+		return m.digest(), true
+	}
+	tx.changes(KindManifest, func(name string) {
+		if v, _ := tx.fact(KindManifest, name); v != nil && refersIn(v, k) {
+			m, found = key(name).digest(), true
+		}
+	})
+	return m, found
+}
+
+// refersIn tells whether a manifest's value names k among its references.
+func refersIn(v []byte, k key) (found bool) {
+	m, err := parseManifest(v)
+	if err != nil {
+		return false
+	}
+	_ = m.eachRef(func(ref []byte) { found = found || string(ref) == string(k) }) // our own value: it parses
+	return found
+}
+
+// Link records that the repo holds the blob d of size bytes. The bytes are durable already.
+func (tx *Tx) Link(d digest.Digest, size int64) {
+	if !tx.Linked(d) {
+		tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
+	}
+}
+
+// Unlink ends that the repo holds d as a blob. Errors: ErrNotFound.
+func (tx *Tx) Unlink(d digest.Digest) error {
+	if !tx.Linked(d) {
+		return fmt.Errorf("blob %s: %w", d, ErrNotFound)
+	}
+	tx.set(KindLink, string(keyOf(d)), nil)
+	return nil
+}
+
+// PutManifest records a manifest, whose bytes are durable already. What it replaces under the same digest
+// keeps its tags. Time is set here. Errors: ErrDigest for a malformed digest in it.
+func (tx *Tx) PutManifest(m Manifest) error {
+	for _, d := range append([]digest.Digest{m.Digest}, m.Refs...) {
+		if _, err := ParseDigest(string(d)); err != nil {
+			return err
+		}
+	}
+	k := keyOf(m.Digest)
+	m.Time = tx.now
+	if at, ok := tx.manifest(k); ok && at.MediaType == m.MediaType {
+		return nil // the same bytes under the same type: nothing about it can have changed
+	}
+	tx.set(KindManifest, string(k), manifestValue(m))
+	return nil
+}
+
+// DeleteManifest ends that the repo holds d as a manifest, and the tags that name it. Errors: ErrNotFound.
+func (tx *Tx) DeleteManifest(d digest.Digest) error {
+	if _, ok := tx.Manifest(d); !ok {
+		return fmt.Errorf("manifest %s: %w", d, ErrNotFound)
+	}
+	for _, name := range tx.TagsOf(d) {
+		tx.set(KindTag, name, nil)
+	}
+	tx.set(KindManifest, string(keyOf(d)), nil)
+	return nil
+}
+
+// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest.
+func (tx *Tx) SetTag(name string, d digest.Digest) error {
+	if name == "" {
+		return errors.New("tag without a name")
+	}
+	at, ok := tx.Manifest(d)
+	if !ok {
+		return fmt.Errorf("manifest %s: %w", d, ErrNotFound)
+	}
+	if old, ok := tx.Tag(name); ok && old.key == at.key {
+		return nil
+	}
+	tx.set(KindTag, name, tagValue(at.key, tx.now))
+	return nil
+}
+
+// DeleteTag ends a tag. Errors: ErrNotFound.
+func (tx *Tx) DeleteTag(name string) error {
+	if _, ok := tx.Tag(name); !ok {
+		return fmt.Errorf("tag %q: %w", name, ErrNotFound)
+	}
+	tx.set(KindTag, name, nil)
+	return nil
+}
