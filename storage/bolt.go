@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -43,6 +43,8 @@ var (
 	lockPatience = 10 * time.Second
 )
 
+var errForeign = errors.New("this bbolt file is not a journal of this registry")
+
 // OpenBolt opens the journal in dir, making it if there is none. Errors: another process has it open (it is
 // named, after waiting 10 s for it to end); the data is of a newer format; what the file system says.
 func OpenBolt(dir string) (*Bolt, error) {
@@ -50,10 +52,10 @@ func OpenBolt(dir string) (*Bolt, error) {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	j := &Bolt{path: filepath.Join(dir, journalFile)}
-	_ = os.Remove(j.path + ".new") // of a rewrite that a crash cut short
 	if err := j.open(lockPatience); err != nil {
 		return nil, err
 	}
+	_ = os.Remove(j.path + ".new") // of a rewrite that a crash cut short; only the holder of the lock may
 	owner := fmt.Sprintf("process %d on %s since %s\n", os.Getpid(), hostname(), time.Now().UTC().Format(time.RFC3339))
 	if err := os.WriteFile(filepath.Join(dir, ownerFile), []byte(owner), 0o600); err != nil {
 		j.db.Close()
@@ -72,23 +74,51 @@ func hostname() string {
 
 // open opens the file and reads the revision.
 func (j *Bolt) open(patience time.Duration) error {
-	_, err := os.Stat(j.path)
-	fresh := errors.Is(err, fs.ErrNotExist)
-	j.db, err = bolt.Open(j.path, 0o600, &bolt.Options{Timeout: patience, FreelistType: bolt.FreelistMapType})
+	db, err := openFile(j.path, patience)
 	if errors.Is(err, berrors.ErrTimeout) {
 		return fmt.Errorf("data directory %s is in use by %s; stop that one first, or give this one another --data-dir", filepath.Dir(j.path), owner(filepath.Dir(j.path)))
 	}
 	if err != nil {
 		return fmt.Errorf("journal %s: %w", j.path, err)
 	}
-	if err := j.db.Update(j.prepare); err != nil {
-		j.db.Close()
+	err = db.Update(j.prepare)
+	if err == nil {
+		err = syncDir(filepath.Dir(j.path)) // the file may be new, also one that a crash kept from getting here
+	}
+	if err != nil {
+		db.Close()
 		return fmt.Errorf("journal %s: %w", j.path, err)
 	}
-	if fresh {
-		return syncDir(filepath.Dir(j.path))
-	}
+	j.db = db
 	return nil
+}
+
+// openFile opens a bbolt file and takes its lock. The lock belongs to the file, not to its name: if the holder
+// we waited for has put another file in its place meanwhile, what we locked is nobody's, and we try again.
+func openFile(path string, patience time.Duration) (*bolt.DB, error) {
+	for {
+		var file *os.File
+		db, err := bolt.Open(path, 0o600, &bolt.Options{
+			Timeout:      patience,
+			FreelistType: bolt.FreelistMapType,
+			OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+				file, err = os.OpenFile(name, flag, perm)
+				return file, err
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
+		ours, err := file.Stat()
+		named, nerr := os.Stat(path)
+		if err == nil && nerr == nil && os.SameFile(ours, named) {
+			return db, nil
+		}
+		db.Close()
+		if err = errors.Join(err, nerr); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
 }
 
 // owner says who holds the directory, as that one wrote it down.
@@ -105,7 +135,7 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
 		if k, _ := tx.Cursor().First(); k != nil {
-			return errors.New("this bbolt file is not a journal of this registry")
+			return errForeign
 		}
 		for _, name := range [][]byte{bucketMeta, bucketRepos, bucketFacts} {
 			if _, err := tx.CreateBucket(name); err != nil {
@@ -114,7 +144,10 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 		}
 		return tx.Bucket(bucketMeta).Put(keyFormat, number(Format))
 	}
-	if v := parseNumber(meta.Get(keyFormat)); v > Format {
+	switch v := parseNumber(meta.Get(keyFormat)); {
+	case v == 0:
+		return errForeign
+	case v > Format:
 		return fmt.Errorf("the data is of format %d, and this version knows formats up to %d: use the newer version that wrote it", v, Format)
 	}
 	j.head.Store(parseNumber(meta.Get(keyRevision)))
@@ -149,11 +182,24 @@ func (j *Bolt) Commit(_ context.Context, batches ...Batch) (Revision, error) {
 		err = j.fault()
 	}
 	if err != nil {
-		j.tired = !errors.Is(err, ErrConflict) && !errors.Is(err, syscall.ENOSPC)
-		return 0, fmt.Errorf("journal: %w", full(err))
+		err = full(err)
+		j.tired = !errors.Is(err, ErrConflict) && !errors.Is(err, ErrFull)
+		if j.shows(rev) { // it happened all the same, and who watches must not miss it
+			j.publish(rev, batches)
+		}
+		return 0, fmt.Errorf("journal: %w", err)
 	}
 	j.publish(rev, batches)
 	return rev, nil
+}
+
+// shows tells whether the file's last commit is rev.
+func (j *Bolt) shows(rev Revision) (yes bool) {
+	_ = j.db.View(func(tx *bolt.Tx) error {
+		yes = parseNumber(tx.Bucket(bucketMeta).Get(keyRevision)) == uint64(rev)
+		return nil
+	})
+	return yes
 }
 
 func put(tx *bolt.Tx, rev Revision, batches []Batch) error {
@@ -193,21 +239,23 @@ func putRevision(repos, facts *bolt.Bucket, repo string, rev Revision) error {
 
 func prefix(repo string) []byte { return append([]byte(repo), 0) }
 
-// rewrite copies what bbolt sees to a new file, which takes the place of the old one.
+// rewrite copies what bbolt sees to a new file, which takes the place of the old one. The new one is open, and
+// so locked, before it gets the name, and the old one is closed last: there is no moment in which another
+// process could take the directory, and no failure after which none is open.
 func (j *Bolt) rewrite() error {
 	tmp := j.path + ".new"
 	if err := j.copyTo(tmp); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	if err := j.db.Close(); err != nil {
-		return err
+	db, err := openFile(tmp, lockPatience)
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp))
 	}
 	if err := os.Rename(tmp, j.path); err != nil {
-		return errors.Join(err, j.open(lockPatience))
+		return errors.Join(err, db.Close(), os.Remove(tmp))
 	}
-	if err := j.open(lockPatience); err != nil {
-		return err
-	}
+	_ = j.db.Close() // what we gave up may well say that it is broken
+	j.db = db
 	return syncDir(filepath.Dir(j.path))
 }
 
@@ -245,7 +293,6 @@ func (j *Bolt) load(apply func(Update) error) error {
 			}
 		}
 		rev := parseNumber(tx.Bucket(bucketMeta).Get(keyRevision))
-		j.head.Store(rev) // a failed commit may have raised it
 		return l.flush(Update{Revision: Revision(rev), Synced: true})
 	})
 }
@@ -260,16 +307,16 @@ type loading struct {
 
 // add takes one record. Its bytes are valid during the transaction only, and are not kept by apply.
 func (l *loading) add(k, v []byte) error {
-	repo, fact, ok := strings.Cut(string(k), "\x00")
-	if !ok || fact == "" {
+	repo, fact, ok := bytes.Cut(k, []byte{0})
+	if !ok || len(fact) == 0 {
 		return fmt.Errorf("journal: %w: record %.80q", errFact, k)
 	}
-	if n := len(l.batches); n == 0 || l.batches[n-1].Repo != repo {
-		base := Revision(parseNumber(l.repos.Get([]byte(repo))))
-		l.batches = append(l.batches, Batch{Repo: repo, Base: base})
+	if n := len(l.batches); n == 0 || l.batches[n-1].Repo != string(repo) {
+		base := Revision(parseNumber(l.repos.Get(repo)))
+		l.batches = append(l.batches, Batch{Repo: string(repo), Base: base})
 	}
 	b := &l.batches[len(l.batches)-1]
-	b.Facts = append(b.Facts, Fact{Kind(fact[0]), fact[1:], v})
+	b.Facts = append(b.Facts, Fact{Kind(fact[0]), string(fact[1:]), v})
 	l.count++
 	return nil
 }

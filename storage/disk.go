@@ -177,25 +177,29 @@ func (k *Disk) Expire(ctx context.Context, before time.Time) (freed int64, err e
 		return 0, fileError("uploads", err)
 	}
 	for _, e := range entries {
-		fi, err := e.Info()
-		if err != nil || !fi.ModTime().Before(before) {
-			continue // ended meanwhile, or in use
-		}
 		if ctx.Err() != nil {
 			return freed, context.Cause(ctx)
 		}
-		u, err := k.upload(filepath.Join(k.dir, "uploads", e.Name()))
-		if err != nil {
-			continue
+		if fi, err := e.Info(); err != nil || !fi.ModTime().Before(before) {
+			continue // ended meanwhile, or in use
 		}
-		u.mu.Lock()
-		if !u.gone {
-			freed += fi.Size()
-			_ = k.drop(u) // what cannot be removed now is tried again next time
+		if u, err := k.upload(filepath.Join(k.dir, "uploads", e.Name())); err == nil {
+			freed += k.expire(u, before)
 		}
-		u.mu.Unlock()
 	}
 	return freed, nil
+}
+
+// expire drops an upload that is idle still: its writer may have been at work until the lock was free.
+func (k *Disk) expire(u *diskUpload, before time.Time) (freed int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	fi, err := os.Stat(u.path)
+	if u.gone || err != nil || !fi.ModTime().Before(before) {
+		return 0
+	}
+	_ = k.drop(u) // what cannot be removed now is tried again next time
+	return fi.Size()
 }
 
 // drop removes an upload and its bytes; the caller has u.mu.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,7 +25,8 @@ type Index struct {
 	ctx     context.Context // ends with Close
 	close   context.CancelFunc
 	done    sync.WaitGroup
-	needs   int // the committer's: how many loads there must have been before the next commit
+	stopped chan struct{} // closed when the committer has ended, and no function runs any more
+	needs   int           // the committer's: how many loads there must have been before the next commit
 
 	mu      sync.RWMutex // guards all below
 	state   *state
@@ -54,6 +57,10 @@ type change struct {
 	repo string
 	fn   func(*Tx) error
 	done chan error
+
+	err   error // what fn said when it ran last
+	rests bool  // fn saw changes that are to be committed together with its own
+	quiet bool  // fn changed nothing
 }
 
 // maxGroup bounds the changes in one commit, and so how long the first of them waits for the others'
@@ -69,14 +76,17 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	x := &Index{journal: j, options: o, queue: make(chan *change, maxGroup), state: newState(), changed: make(chan struct{})}
+	x := &Index{journal: j, options: o, queue: make(chan *change, maxGroup), state: newState(), changed: make(chan struct{}), stopped: make(chan struct{})}
 	x.ctx, x.close = context.WithCancel(context.WithoutCancel(ctx))
 	x.done.Go(x.follow)
 	if err := x.awaitLoad(ctx, 1); err != nil {
 		x.Close()
 		return nil, fmt.Errorf("load the index: %w", err)
 	}
-	x.done.Go(x.committer)
+	x.done.Go(func() {
+		defer close(x.stopped)
+		x.committer()
+	})
 	return x, nil
 }
 
@@ -196,6 +206,9 @@ func (x *Index) awaitRevision(ctx context.Context, rev Revision) error {
 // runs in the one committer, which commits the changes of all who wait at once; it may be called again. Any
 // other error than fn's means that the outcome is unknown, and that trying again is safe.
 func (x *Index) Update(ctx context.Context, repo string, fn func(*Tx) error) error {
+	if repo == "" || strings.Contains(repo, "\x00") { // a zero byte ends the name in the data format
+		return fmt.Errorf("index: %.80q is no name for a repository", repo)
+	}
 	c := &change{ctx: ctx, repo: repo, fn: fn, done: make(chan error, 1)}
 	select {
 	case x.queue <- c:
@@ -207,9 +220,20 @@ func (x *Index) Update(ctx context.Context, repo string, fn func(*Tx) error) err
 	select {
 	case err := <-c.done:
 		return err
-	case <-x.ctx.Done():
+	case <-x.stopped: // not sooner: fn, which may write to the caller's variables, could be running
+	}
+	select {
+	case err := <-c.done:
+		return err
+	default:
 		return fmt.Errorf("index: %w", ErrClosed)
 	}
+}
+
+// View calls fn with the repo as it is, without waiting for changes under way. What fn changes is dropped: it
+// serves to see what an Update would say.
+func (x *Index) View(repo string, fn func(*Tx) error) error {
+	return fn(&Tx{x: x, repo: repo})
 }
 
 // committer is the one that calls Journal.Commit.
@@ -242,7 +266,11 @@ func (x *Index) gather(first *change) []*change {
 func (x *Index) commit(group []*change) {
 	group, err := x.try(group)
 	for _, c := range group {
-		c.done <- err
+		if err == nil {
+			c.done <- c.err
+		} else {
+			c.done <- err
+		}
 	}
 }
 
@@ -254,8 +282,16 @@ func (x *Index) try(group []*change) ([]*change, error) {
 		return group, err
 	}
 	for range rounds {
-		var batches []Batch
-		if group, batches = x.run(group); len(batches) == 0 {
+		bases, batches := x.run(group)
+		if slices.ContainsFunc(group, func(c *change) bool { return c.quiet }) {
+			if settled, err := x.settled(bases); err != nil {
+				return group, err
+			} else if !settled {
+				continue
+			}
+			group = answerFailed(group)
+		}
+		if len(batches) == 0 {
 			return group, nil
 		}
 		rev, err := x.journal.Commit(x.ctx, batches...)
@@ -272,37 +308,58 @@ func (x *Index) try(group []*change) ([]*change, error) {
 	return group, ErrConflict
 }
 
-// run calls the functions of a group, answers those that failed, and returns the others and their changes,
-// one batch for each repo.
-func (x *Index) run(group []*change) ([]*change, []Batch) {
+// settled tells whether the repos are still what the functions saw. Whoever fails or changes nothing has no
+// commit that would tell, and his answer is a claim about the repo all the same.
+func (x *Index) settled(bases map[string]Revision) (bool, error) {
+	if _, err := x.confirm(x.ctx); err != nil {
+		return false, err
+	}
+	for repo, base := range bases {
+		if x.revisionOf(repo) != base {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// answerFailed answers those whose functions failed by what is committed, and returns the others. Who failed by
+// what an earlier member changed has to wait until that is committed.
+func answerFailed(group []*change) []*change {
+	return slices.DeleteFunc(group, func(c *change) bool {
+		if c.err == nil || c.rests {
+			return false
+		}
+		c.done <- c.err
+		return true
+	})
+}
+
+// run calls the functions of a group and returns the repos' revisions and what is to be changed, one batch for
+// each repo.
+func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch) {
 	var order []string
 	pending := map[string]overlay{}
-	bases := map[string]Revision{}
-	live := group[:0]
+	bases = map[string]Revision{}
 	for _, c := range group {
 		if _, ok := bases[c.repo]; !ok {
 			bases[c.repo] = x.revisionOf(c.repo)
 			order = append(order, c.repo)
+			pending[c.repo] = overlay{}
 		}
 		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], now: time.Now().Unix()}
-		if err := c.call(tx); err != nil {
-			c.done <- err
-			continue
-		}
-		live = append(live, c) // also without changes: it may rest on an earlier member's
-		if pending[c.repo] == nil {
-			pending[c.repo] = tx.own
-		} else {
+		c.rests = len(tx.pending) > 0
+		c.err = c.call(tx)
+		c.quiet = c.err != nil || len(tx.own) == 0
+		if c.err == nil {
 			maps.Copy(pending[c.repo], tx.own)
 		}
 	}
-	var batches []Batch
 	for _, repo := range order {
 		if o := pending[repo]; len(o) > 0 {
 			batches = append(batches, Batch{Repo: repo, Base: bases[repo], Facts: o.facts()})
 		}
 	}
-	return live, batches
+	return bases, batches
 }
 
 // call runs the function, unless nobody waits for it any more. Its panic is its caller's alone.

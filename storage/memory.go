@@ -121,11 +121,14 @@ func (m *Memory) Expire(_ context.Context, before time.Time) (freed int64, err e
 
 // Delete implements Blobs.
 func (m *Memory) Delete(_ context.Context, d digest.Digest) error {
-	if _, err := m.blob(d); err != nil {
+	if _, err := ParseDigest(string(d)); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if _, ok := m.blobs[d]; !ok {
+		return fmt.Errorf("blob %s: %w", d, ErrNotFound)
+	}
 	delete(m.blobs, d)
 	return nil
 }

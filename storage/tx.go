@@ -2,7 +2,6 @@ package storage
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -102,6 +101,9 @@ func (tx *Tx) manifest(k key) (Descriptor, bool) {
 
 // Tag finds the manifest that a tag names.
 func (tx *Tx) Tag(name string) (Descriptor, bool) {
+	if !isTag(name) {
+		return Descriptor{}, false
+	}
 	if v, ok := tx.fact(KindTag, name); ok {
 		k, _, err := parseTag(v)
 		if v == nil || err != nil {
@@ -111,6 +113,9 @@ func (tx *Tx) Tag(name string) (Descriptor, bool) {
 	}
 	return tx.x.manifest(tx.repo, name)
 }
+
+// isTag tells a tag from a digest, which would hide the manifest of that digest, and from nothing.
+func isTag(name string) bool { return name != "" && keyOf(digest.Digest(name)) == "" }
 
 // TagsOf lists the tags that name the manifest d, in no order.
 func (tx *Tx) TagsOf(d digest.Digest) []string {
@@ -149,8 +154,12 @@ func refersIn(v []byte, k key) (found bool) {
 	return found
 }
 
-// Link records that the repo holds the blob d of size bytes. The bytes are durable already.
+// Link records that the repo holds the blob d of size bytes. The bytes are durable already. It panics if d is
+// malformed, since such a fact would make the journal unreadable.
 func (tx *Tx) Link(d digest.Digest, size int64) {
+	if keyOf(d) == "" {
+		panic(fmt.Sprintf("link to a malformed digest %.150q", d))
+	}
 	if !tx.Linked(d) {
 		tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
 	}
@@ -168,7 +177,11 @@ func (tx *Tx) Unlink(d digest.Digest) error {
 // PutManifest records a manifest, whose bytes are durable already. What it replaces under the same digest
 // keeps its tags. Time is set here. Errors: ErrDigest for a malformed digest in it.
 func (tx *Tx) PutManifest(m Manifest) error {
-	for _, d := range append([]digest.Digest{m.Digest}, m.Refs...) {
+	named := append([]digest.Digest{m.Digest}, m.Refs...)
+	if m.Subject != "" {
+		named = append(named, m.Subject)
+	}
+	for _, d := range named {
 		if _, err := ParseDigest(string(d)); err != nil {
 			return err
 		}
@@ -194,10 +207,11 @@ func (tx *Tx) DeleteManifest(d digest.Digest) error {
 	return nil
 }
 
-// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest.
+// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest; a name
+// that is empty or a digest.
 func (tx *Tx) SetTag(name string, d digest.Digest) error {
-	if name == "" {
-		return errors.New("tag without a name")
+	if !isTag(name) {
+		return fmt.Errorf("%.150q is no name for a tag", name)
 	}
 	at, ok := tx.Manifest(d)
 	if !ok {

@@ -1,0 +1,208 @@
+package admission
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	// maxImages bounds the different images of an object that are judged. No pod that runs comes near; one
+	// that has more is denied. As long as can be, they take the parser about 0.1 s.
+	maxImages = 256
+
+	// maxTold bounds the sentences, and the causes, of one answer.
+	maxTold = 20
+
+	// maxAudit bounds the audit annotation that lists images, in bytes.
+	maxAudit = 4096
+)
+
+// findings is what was learnt about the images of an object.
+type findings struct {
+	verdicts  []verdict // one per image, in the order of the object
+	causes    []metav1.StatusCause
+	sentences []string // at most maxTold, and a last one that counts the others
+	untold    int      // images denied whose sentence was not told
+	digests   []string // see [Decision.Images]
+}
+
+// judge decides on a request and fills d in as far as it comes. Errors: *httpError for a malformed request,
+// or what kept the registry from answering.
+func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissionv1.AdmissionResponse, error) {
+	*d = q.decision()
+	k := kinds[q.Kind]
+	if d.Skipped = q.exempt(k); d.Skipped != "" {
+		d.Allowed = true
+		return respond(d, nil, nil), nil
+	}
+	if q.Object == nil {
+		return nil, malformed("the request has no object")
+	}
+	f, err := w.find(ctx, q, k)
+	if err != nil {
+		return nil, err
+	}
+	d.Denied, d.Images = f.sentences, f.digests
+	d.Allowed = len(f.sentences) == 0 || k.template && !w.enforceTemplates
+	var warn warnings
+	if !q.Object.Metadata.controlled() {
+		if d.Allowed {
+			warn.addCut(f.sentences)
+		}
+		w.hint(ctx, &warn, f.verdicts)
+	}
+	return respond(d, f.causes, warn.texts), nil
+}
+
+// decision starts the record of a request.
+func (q *request) decision() Decision {
+	d := Decision{
+		UID: q.UID, Namespace: q.Namespace, Name: q.Name, Kind: q.Kind.Kind,
+		Operation: q.Operation, SubResource: q.SubResource, User: q.UserInfo.Username, DryRun: q.DryRun,
+	}
+	if d.Name == "" && q.Object != nil {
+		d.Name = q.Object.Metadata.Name
+		if d.Name == "" {
+			d.Name = q.Object.Metadata.GenerateName
+		}
+	}
+	return d
+}
+
+// exempt names the reason not to judge a request's images, "" if there is none.
+func (q *request) exempt(k kind) string {
+	switch {
+	case k.spec == nil:
+		return "kind without images"
+	case q.Operation == "DELETE" || q.Operation == "CONNECT":
+		return "nothing starts"
+	case q.Object == nil:
+		return ""
+	case q.Operation == "UPDATE" && q.Object.Metadata.DeletionTimestamp != nil:
+		return "being deleted" // its finalizers must be removable
+	case !k.template && q.Object.Metadata.Annotations.Mirror != nil &&
+		slices.Contains(q.UserInfo.Groups, "system:nodes"): // anybody can write the annotation
+		return "mirror pod" // the kubelet runs it already, from a file of the node
+	}
+	return ""
+}
+
+// find judges the images of an object, those aside that it had before.
+func (w *Webhook) find(ctx context.Context, q *request, k kind) (*findings, error) {
+	f := &findings{}
+	known := q.known(k) // index of the verdict, -1 for an image that the object had before
+	for p, image := range k.images(q.Object) {
+		n, judged := known[image]
+		if n < 0 {
+			continue
+		}
+		if !judged {
+			if n = len(f.verdicts); n == maxImages {
+				f.deny(k.field(p), fmt.Sprintf("More than %d different images in one object", maxImages))
+				break
+			}
+			v, err := w.policy.judge(ctx, w.images, image)
+			if err != nil {
+				return nil, fmt.Errorf("resolve %s: %w", image, err)
+			}
+			known[image], f.verdicts = n, append(f.verdicts, v)
+		}
+		if v := &f.verdicts[n]; !v.allowed {
+			f.deny(k.field(p), v.sentence)
+		}
+	}
+	if f.untold > 0 {
+		f.sentences = append(f.sentences, fmt.Sprintf("and %d more", f.untold))
+	}
+	f.digests = digests(f.verdicts)
+	return f, nil
+}
+
+// known starts the record of images seen with those that are not to be judged, because an UPDATE found them.
+func (q *request) known(k kind) map[string]int {
+	known := map[string]int{}
+	if q.Operation == "UPDATE" && q.OldObject != nil {
+		for _, image := range k.images(q.OldObject) {
+			known[image] = -1
+		}
+	}
+	return known
+}
+
+// deny records a sentence, and the field it is about, as far as there is room.
+func (f *findings) deny(field, sentence string) {
+	if len(f.causes) < maxTold {
+		cause := metav1.StatusCause{Type: metav1.CauseTypeForbidden, Message: sentence, Field: field}
+		f.causes = append(f.causes, cause)
+	}
+	switch {
+	case slices.Contains(f.sentences, sentence):
+	case len(f.sentences) < maxTold:
+		f.sentences = append(f.sentences, sentence)
+	default:
+		f.untold++
+	}
+}
+
+// digests lists images, each with its digest if the registry holds it. Invalid ones are left out.
+func digests(verdicts []verdict) []string {
+	var list []string
+	size := 0
+	for i, v := range verdicts {
+		if v.ref == (Reference{}) {
+			continue
+		}
+		image := v.image
+		if v.present && v.ref.Digest == "" {
+			image += "@" + v.manifest.Digest().String()
+		}
+		if size += len(image) + 1; size > maxAudit {
+			return append(list, fmt.Sprintf("and %d more", len(verdicts)-i))
+		}
+		list = append(list, image)
+	}
+	return list
+}
+
+// respond words the answer.
+func respond(d *Decision, causes []metav1.StatusCause, warnings []string) *admissionv1.AdmissionResponse {
+	r := &admissionv1.AdmissionResponse{
+		UID:              types.UID(d.UID),
+		Allowed:          d.Allowed,
+		Warnings:         warnings,
+		AuditAnnotations: map[string]string{"decision": d.label()},
+	}
+	if len(d.Images) > 0 {
+		r.AuditAnnotations["images"] = strings.Join(d.Images, " ")
+	}
+	if !d.Allowed {
+		r.Result = &metav1.Status{
+			Status:  metav1.StatusFailure,
+			Code:    http.StatusForbidden,
+			Reason:  metav1.StatusReasonForbidden,
+			Message: strings.Join(d.Denied, "; "),
+			Details: &metav1.StatusDetails{Causes: causes},
+		}
+	}
+	return r
+}
+
+// label is the decision in the words of the audit annotation.
+func (d *Decision) label() string {
+	switch {
+	case d.Skipped != "":
+		return "skipped: " + d.Skipped
+	case !d.Allowed:
+		return "denied"
+	case len(d.Denied) > 0:
+		return "warned"
+	}
+	return "allowed"
+}

@@ -1,0 +1,327 @@
+package admission_test
+
+import (
+	"strings"
+	"testing"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"trow/admission"
+)
+
+// messageFor judges a pod with one image and returns the denial's message, "" if it is allowed.
+func messageFor(t *testing.T, w *admission.Webhook, image string) string {
+	t.Helper()
+	return judgePod(t, w, podOf(image)).message()
+}
+
+type response struct{ *admissionv1.AdmissionResponse }
+
+func (r response) message() string {
+	if r.Allowed {
+		return ""
+	}
+	return r.Result.Message
+}
+
+func judgePod(t *testing.T, w *admission.Webhook, pod object) response {
+	t.Helper()
+	r, err := w.Judge(t.Context(), &admissionv1.AdmissionRequest{
+		UID: "u", Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Operation: admissionv1.Create,
+		Object: runtime.RawExtension{Raw: encode(t, pod)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response{r}
+}
+
+const notContained = " disallowed as not contained in this registry and not in allow list"
+
+func remote(name string) string { return "Remote image " + name + notContained }
+func local(image string) string { return "Local image " + image + notContained }
+
+func TestVerdicts(t *testing.T) {
+	const allowed = ""
+	for _, tt := range []struct {
+		name    string
+		options admission.PolicyOptions
+		verdict map[string]string // image -> message
+	}{{
+		name: "without rules the registry's images and those of Kubernetes are allowed",
+		verdict: map[string]string{
+			host + "/k8s-php:1.0.0":                   allowed,
+			"trow:31000/nginx:1.21.0":                 allowed,
+			host + "/app@" + digestOf("app one"):      allowed,
+			"registry.k8s.io/pause:3.10":              allowed,
+			"k8s.gcr.io/pause:3.1":                    allowed,
+			"nginx":                                   remote("docker.io/nginx"),
+			"nginx:1.21.0":                            remote("docker.io/nginx"),
+			"docker.io/nginx":                         remote("docker.io/nginx"),
+			"docker.io/library/nginx:1.21.0":          remote("docker.io/nginx"),
+			"quay.io/team/app:1":                      remote("quay.io/team/app"),
+			host + "/app":                             local(host + "/app"), // there is no latest
+			host + "/app:3":                           local(host + "/app:3"),
+			host + "/nothing:1":                       local(host + "/nothing:1"),
+			"Trow:31000/nothing:1":                    local("Trow:31000/nothing:1"),
+			host + "/app@" + digestOf("php one"):      local(host + "/app@" + digestOf("php one")), // another repository's
+			host + "/k8s-php:1.0.0@sha256:" + hex64:   local(host + "/k8s-php:1.0.0@sha256:" + hex64),
+			host + "/app:gone@" + digestOf("app one"): allowed, // beside a digest a tag decides nothing
+			"registry.k8s.io.example.com/pause:3.10":  remote("registry.k8s.io.example.com/pause"),
+			"docker.io/containersol/trow":             remote("docker.io/containersol/trow"),
+			"registry.k8s.io:5000/pause":              remote("registry.k8s.io:5000/pause"),
+			"NGINX":                                   `Invalid image reference "NGINX": repository names are in lower case`,
+		},
+	}, {
+		name:    "Kubernetes' own images are denied on request",
+		options: admission.PolicyOptions{DenyK8sImages: true},
+		verdict: map[string]string{"registry.k8s.io/pause:3.10": remote("registry.k8s.io/pause")},
+	}, {
+		name:    "official images of Docker Hub are those under library",
+		options: admission.PolicyOptions{AllowDockerOfficial: true},
+		verdict: map[string]string{
+			"nginx":                   allowed,
+			"docker.io/nginx:1":       allowed,
+			"docker.io/library/nginx": allowed,
+			"nginx/nginx-ingress":     remote("docker.io/nginx/nginx-ingress"),
+			"quay.io/library/nginx":   remote("quay.io/library/nginx"),
+		},
+	}, {
+		name: "a prefix covers whole path components",
+		options: admission.PolicyOptions{AllowPrefixes: []string{
+			"quay.io/team", "ghcr.io/org/", "GCR.io", "docker.io/nginx", "index.docker.io/bitnami/", "[::1]:5000/x",
+		}},
+		verdict: map[string]string{
+			"quay.io/team:1":                allowed,
+			"quay.io/team/x":                allowed,
+			"QUAY.io/team/x/y":              allowed,
+			"quay.io/team-other":            remote("quay.io/team-other"),
+			"quay.io:443/team":              remote("quay.io:443/team"), // the host is exact
+			"quay.io.evil.com/team":         remote("quay.io.evil.com/team"),
+			"ghcr.io/org/x":                 allowed,
+			"ghcr.io/org":                   remote("ghcr.io/org"),
+			"gcr.io/anything/at/all":        allowed,
+			"nginx":                         allowed,
+			"docker.io/library/nginx:1":     allowed,
+			"nginx/nginx-ingress":           allowed, // the user nginx
+			"docker.io/library/nginx-x":     remote("docker.io/nginx-x"),
+			"bitnami/redis":                 allowed,
+			"bitnami":                       remote("docker.io/bitnami"),
+			"[::1]:5000/x":                  allowed,
+			"quay.io/library/team":          remote("quay.io/library/team"),
+			"docker.io/other/library/nginx": remote("docker.io/other/library/nginx"),
+		},
+	}, {
+		name: "an image of the allow list is that tag or that digest",
+		options: admission.PolicyOptions{AllowImages: []string{
+			"quay.io/team/app:1", "docker.io/redis", "quay.io/pin@sha256:" + hex64, "quay.io/both:1@sha256:" + hex64, host + "/soon:1",
+		}},
+		verdict: map[string]string{
+			"quay.io/team/app:1":                 allowed,
+			"quay.io/team/app:2":                 remote("quay.io/team/app"),
+			"quay.io/team/app":                   remote("quay.io/team/app"),
+			"quay.io/team/app:1@sha256:" + hex64: remote("quay.io/team/app"),
+			"quay.io/team/app@sha256:" + hex64:   remote("quay.io/team/app"),
+			"quay.io/team/app/more:1":            remote("quay.io/team/app/more"),
+			"redis":                              allowed,
+			"redis:latest":                       allowed,
+			"redis:7":                            remote("docker.io/redis"),
+			"quay.io/pin@sha256:" + hex64:        allowed,
+			"quay.io/pin:any@sha256:" + hex64:    allowed,
+			"quay.io/pin:any":                    remote("quay.io/pin"),
+			"quay.io/both@sha256:" + hex64:       allowed,
+			"quay.io/both:1":                     remote("quay.io/both"),
+			host + "/soon:1":                     allowed, // although not in the registry
+			"trow:31000/soon:1":                  allowed, // by its other name
+			host + "/soon:2":                     local(host + "/soon:2"),
+		},
+	}, {
+		name: "local images can be disallowed by prefix",
+		options: admission.PolicyOptions{
+			DisallowLocalPrefixes: []string{"team", host + "/k8s-php"},
+			AllowImages:           []string{host + "/team/app:1"}, // does not help
+		},
+		verdict: map[string]string{
+			host + "/team/app:1":       "Local image " + host + "/team/app:1 on deny list",
+			"trow:31000/team/app:1":    "Local image trow:31000/team/app:1 on deny list",
+			"trow:31000/k8s-php:1.0.0": "Local image trow:31000/k8s-php:1.0.0 on deny list",
+			host + "/team-other/x:1":   allowed,
+			"quay.io/team/app":         remote("quay.io/team/app"),
+			host + "/team/nothing:1":   "Local image " + host + "/team/nothing:1 on deny list",
+		},
+	}, {
+		name:    "a local name alone disallows all local images",
+		options: admission.PolicyOptions{DisallowLocalPrefixes: []string{host}},
+		verdict: map[string]string{"trow:31000/app:1": "Local image trow:31000/app:1 on deny list"},
+	}, {
+		name: "local images can be disallowed one by one",
+		options: admission.PolicyOptions{
+			DisallowLocalImages: []string{"nginx:1.21.0", host + "/k8s-php:1.0.0", "app@" + digestOf("app two"), "gone"},
+		},
+		verdict: map[string]string{
+			host + "/nginx:1.21.0":  "Local image " + host + "/nginx:1.21.0 on deny list",
+			host + "/k8s-php:1.0.0": "Local image " + host + "/k8s-php:1.0.0 on deny list",
+			host + "/app:2":         "Local image " + host + "/app:2 on deny list",
+			host + "/app:1":         allowed,
+			host + "/gone":          "Local image " + host + "/gone on deny list",
+			host + "/gone:1":        local(host + "/gone:1"),
+		},
+	}, {
+		name: "the longest rule wins, and deny when equal",
+		options: admission.PolicyOptions{
+			Allow: []string{"quay.io", "quay.io/team/public", "ghcr.io/same", host + "/mirror"},
+			Deny: []string{
+				"quay.io/team", "ghcr.io/same", "docker.io/nginx", "trow:31000/team", "registry.k8s.io/", "k8s.gcr.io/old",
+			},
+			AllowImages:         []string{"quay.io/team/exception:1"},
+			AllowDockerOfficial: true,
+		},
+		verdict: map[string]string{
+			"quay.io/x":                allowed,
+			"quay.io/team/x":           "Remote image quay.io/team/x on deny list",
+			"quay.io/team/public/x":    allowed,
+			"quay.io/team/exception:1": allowed,
+			"quay.io/team/exception:2": "Remote image quay.io/team/exception on deny list",
+			"ghcr.io/same":             "Remote image ghcr.io/same on deny list",
+			"ghcr.io/other":            remote("ghcr.io/other"),
+			"redis":                    allowed,
+			"nginx":                    "Remote image docker.io/nginx on deny list", // longer than docker.io/library/
+			host + "/team/app:1":       "Local image " + host + "/team/app:1 on deny list",
+			host + "/mirror/x:1":       allowed,
+			"registry.k8s.io/pause":    "Remote image registry.k8s.io/pause on deny list",
+			"k8s.gcr.io/pause":         allowed,
+		},
+	}, {
+		name:    "Default Allow concerns remote images that no rule names",
+		options: admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}},
+		verdict: map[string]string{
+			"nginx":             allowed,
+			"quay.io/other":     allowed,
+			"quay.io/team/x":    "Remote image quay.io/team/x on deny list",
+			host + "/nothing:1": local(host + "/nothing:1"),
+			"":                  `Invalid image reference "": it is empty`,
+		},
+	}, {
+		name:    "a name without a port is not the name with one",
+		options: admission.PolicyOptions{Names: []string{"Registry.example.com"}},
+		verdict: map[string]string{
+			"registry.example.com/app:1":      allowed,
+			"REGISTRY.example.com/app:1":      allowed,
+			"registry.example.com:443/app:1":  remote("registry.example.com:443/app"),
+			"registry.example.com:5000/app:1": remote("registry.example.com:5000/app"),
+		},
+	}} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, _ := newWebhook(t, tt.options)
+			for image, want := range tt.verdict {
+				if got := messageFor(t, w, image); got != want {
+					t.Errorf("%s:\n got %q\nwant %q", image, got, want)
+				}
+			}
+		})
+	}
+}
+
+// Every spelling here once got around a rule somewhere.
+func TestSpellingsDoNotBypassARule(t *testing.T) {
+	denyHub := admission.PolicyOptions{Default: "Allow", Deny: []string{"docker.io/nginx"}}
+	denyTag := admission.PolicyOptions{DisallowLocalImages: []string{"app:1"}}
+	allowQuay := admission.PolicyOptions{AllowPrefixes: []string{"quay.io"}}
+	allowHub := admission.PolicyOptions{AllowPrefixes: []string{"docker.io"}}
+	denyAll := admission.PolicyOptions{DisallowLocalPrefixes: []string{host + "/"}}
+	for _, tt := range []struct {
+		name    string
+		options admission.PolicyOptions
+		images  []string
+	}{
+		{"familiar and canonical names are one image", denyHub,
+			[]string{"nginx", "docker.io/nginx", "index.docker.io/library/nginx", "docker.io/library/nginx:latest", "library/nginx"}},
+		{"an alias and the default port are the same host", denyHub,
+			[]string{"registry-1.docker.io/library/nginx", "docker.io:443/library/nginx", "docker.io:00443/nginx"}},
+		{"the default port does not get around a deny rule on any host",
+			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}}, []string{"quay.io:443/team/x", "QUAY.IO:443/team/x"}},
+		{"the case of a remote host does not matter",
+			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}}, []string{"QUAY.IO/team/x", "Quay.io/team"}},
+		{"the case of a local host does not matter", denyAll, []string{"Trow.kube-public:31000/app:1", "TROW:31000/app:1"}},
+		{"a prefix ends at a component of the host", allowQuay, []string{"quay.io.evil.com/x", "quay.io-evil.com/x", "quay.io:5000/x", "evil.com/quay.io/x"}},
+		{"deny by tag catches the digest", denyTag,
+			[]string{host + "/app@" + digestOf("app one"), host + "/app:1@" + digestOf("app one"), host + "/app:2@" + digestOf("app one")}},
+		{"deny by tag catches another tag of the same manifest", denyTag, []string{host + "/app:stable", "trow:31000/app:stable"}},
+		{"the ID of a cached image is no image of Docker Hub", allowHub, []string{"sha256:" + hex64, "sha256:" + hex64[:8], hex64}},
+		{"other names of the machine are not local",
+			admission.PolicyOptions{}, []string{"127.0.0.1:31000/app:1", "127.1:31000/app:1", "[::1]:31000/app:1", "localhost:31000/app:1", "10.0.0.7:31000/app:1"}},
+		{"another port of a local name is not local", admission.PolicyOptions{}, []string{"trow.kube-public/app:1", "trow.kube-public:031000/app:1", "trow.kube-public:31001/app:1"}},
+		{"a trailing dot is no way in", admission.PolicyOptions{Default: "Allow"}, []string{"docker.io./x", "trow.kube-public.:31000/app:1"}},
+		{"a rule for one local name holds for the others",
+			admission.PolicyOptions{Deny: []string{host + "/app"}}, []string{"trow:31000/app:1"}},
+		{"blank and auto are not left open in a pod", allowQuay, []string{"", " ", "auto"}},
+		{"a local name is not a prefix of another", admission.PolicyOptions{}, []string{"trow:310000/app:1", "xtrow:31000/app:1"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, _ := newWebhook(t, tt.options)
+			for _, image := range tt.images {
+				if messageFor(t, w, image) == "" {
+					t.Errorf("%s is allowed", image)
+				}
+			}
+		})
+	}
+}
+
+func TestSettingsThatCannotBeMeantAreRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		options admission.PolicyOptions
+		want    string
+	}{
+		{"a prefix without a host", admission.PolicyOptions{AllowPrefixes: []string{"team/x"}}, `allow-prefixes: "team/x": it names no host; for Docker Hub write docker.io/team/x`},
+		{"an empty prefix", admission.PolicyOptions{Allow: []string{""}}, `allow: "": it names no host`},
+		{"a prefix with a scheme", admission.PolicyOptions{Deny: []string{"https://quay.io"}}, `deny: "https://quay.io": leave the scheme out`},
+		{"a prefix with a star", admission.PolicyOptions{Allow: []string{"quay.io/*"}}, "leave the * out"},
+		{"a prefix with a tag", admission.PolicyOptions{Allow: []string{"quay.io/x:1"}}, "neither tag nor digest"},
+		{"a prefix in upper case", admission.PolicyOptions{AllowPrefixes: []string{"quay.io/Team"}}, `allow-prefixes: "quay.io/Team": repository names are in lower case`},
+		{"a prefix that ends within a component", admission.PolicyOptions{Allow: []string{"quay.io/team-"}}, "whole path components"},
+		{"a prefix whose host is none", admission.PolicyOptions{Allow: []string{"quay.io:x/team"}}, "no host[:port]"},
+		{"an image without a host", admission.PolicyOptions{AllowImages: []string{"nginx"}}, `allow-images: "nginx": it names no host; write docker.io/nginx`},
+		{"an image that is none", admission.PolicyOptions{AllowImages: []string{"quay.io/X"}}, `allow-images: "quay.io/X": repository names are in lower case`},
+		{"a name without domain and port", admission.PolicyOptions{Names: []string{"trow"}}, `names: "trow": an image trow/app is one of Docker Hub`},
+		{"a name with a path", admission.PolicyOptions{Names: []string{"trow:31000/x"}}, `names: "trow:31000/x": it is not host[:port]`},
+		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}}, "it is not host[:port]"},
+		{"Docker Hub as a name", admission.PolicyOptions{Names: []string{"docker.io"}}, "it is Docker Hub"},
+		{"a local prefix of another host", admission.PolicyOptions{DisallowLocalPrefixes: []string{"trow:5000/x"}}, `disallow-local-prefixes: "trow:5000/x": "trow:5000" is not one of names`},
+		{"an empty local prefix", admission.PolicyOptions{DisallowLocalPrefixes: []string{""}}, "it is empty"},
+		{"a local prefix with a tag", admission.PolicyOptions{DisallowLocalPrefixes: []string{"x:1"}}, "neither tag nor digest"},
+		{"a local image of another host", admission.PolicyOptions{DisallowLocalImages: []string{"trow:5000/x"}}, "is not one of names"},
+		{"a local image that is none", admission.PolicyOptions{DisallowLocalImages: []string{"X"}}, `disallow-local-images: "X": repository names`},
+		{"a default that is none", admission.PolicyOptions{Default: "maybe"}, `default: "maybe" is neither Allow nor Deny`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.options.Names == nil {
+				tt.options.Names = localNames
+			}
+			_, err := admission.NewPolicy(tt.options)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v\nwant %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestAllWrongSettingsAreToldAtOnce(t *testing.T) {
+	_, err := admission.NewPolicy(admission.PolicyOptions{Names: []string{"a"}, Allow: []string{"b", "c"}, Default: "d"})
+	if err == nil || strings.Count(err.Error(), "\n") != 3 {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLocalTellsTheRegistrysOwnImages(t *testing.T) {
+	p := newPolicy(t, admission.PolicyOptions{Default: "deny"})
+	for image, want := range map[string]bool{"TROW:31000/x": true, "quay.io/x": false, "x": false} {
+		r, err := admission.ParseReference(image)
+		if err != nil || p.Local(r) != want {
+			t.Errorf("%s: local is %v (%v)", image, !want, err)
+		}
+	}
+}

@@ -1,0 +1,94 @@
+package admission
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// self stands for the host of local images in canonical references, rules included, so that what is said of
+// one of the registry's names holds for all of them. No reference that is parsed has an empty domain.
+const self = ""
+
+// prefix is a rule's left side: all images of a host, a repository and what lies beneath it, or with a
+// trailing slash only what lies beneath.
+type prefix struct {
+	host    string // canonical, or self
+	path    string // without slashes at the ends; "" for the whole host
+	beneath bool
+}
+
+// parsePrefix reads host[:port][/path][/].
+func parsePrefix(s string) (prefix, error) {
+	if strings.Contains(s, "://") {
+		return prefix{}, errors.New("leave the scheme out and start with the host")
+	}
+	host, path, _ := strings.Cut(s, "/")
+	if !looksLikeHost(host) {
+		return prefix{}, fmt.Errorf("it names no host; for Docker Hub write docker.io/%s", strings.ToLower(s))
+	}
+	p, err := parsePath(path)
+	if err != nil {
+		return prefix{}, err
+	}
+	if n, err := reference.WithName(host + "/x"); err != nil || reference.Domain(n) != host {
+		return prefix{}, errors.New("the part before the first slash is no host[:port]")
+	}
+	p.host = canonicalHost(host)
+	return p, nil
+}
+
+// parsePath reads the part of a prefix behind the host.
+func parsePath(path string) (prefix, error) {
+	p := prefix{path: strings.TrimSuffix(path, "/"), beneath: strings.HasSuffix(path, "/")}
+	if p.path == "" {
+		return prefix{}, nil
+	}
+	if _, err := reference.WithName("localhost/" + p.path); err == nil {
+		return p, nil
+	}
+	switch {
+	case strings.Contains(path, "*"):
+		return prefix{}, errors.New("leave the * out: a prefix covers all that lies beneath it")
+	case strings.ContainsAny(path, ":@"):
+		return prefix{}, errors.New("a prefix has neither tag nor digest; single images go into the list of images")
+	case path != strings.ToLower(path):
+		return prefix{}, errors.New("repository names are in lower case; write it so")
+	}
+	return prefix{}, errors.New("it is not host[:port]/path; a prefix consists of whole path components")
+}
+
+// covers returns how much of the canonical path the prefix covers, as a number to compare with those of other
+// prefixes that cover the same reference; 0 if it does not cover it. For Docker Hub the familiar path counts
+// as well: docker.io/nginx covers the official image nginx (and the repositories of the user nginx).
+func (p prefix) covers(r Reference) int {
+	if p.host != r.Domain {
+		return 0
+	}
+	if p.coversPath(r.Path) {
+		return 1 + len(p.path)
+	}
+	if p.coversPath(r.familiar()) {
+		return 1 + len(official) + len(p.path)
+	}
+	return 0
+}
+
+func (p prefix) coversPath(path string) bool {
+	if p.path == "" {
+		return true
+	}
+	rest, ok := strings.CutPrefix(path, p.path)
+	return ok && (rest == "" && !p.beneath || strings.HasPrefix(rest, "/"))
+}
+
+// longest returns the most that one of the prefixes covers of the reference, 0 if none covers it.
+func longest(list []prefix, r Reference) int {
+	n := 0
+	for _, p := range list {
+		n = max(n, p.covers(r))
+	}
+	return n
+}

@@ -1,0 +1,186 @@
+package admission
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	hub      = "docker.io"
+	official = "library/" // where Docker Hub keeps the images whose familiar name has one component
+
+	// maxReference bounds what is parsed, in bytes: a host name (253), a port, a path (255), a tag (128) and
+	// the longest digest (135) together stay well below.
+	maxReference = 1024
+
+	// maxQuoted bounds what a sentence repeats of a string that is not a reference, in bytes.
+	maxQuoted = 100
+)
+
+// Reference is an image reference in canonical form: two spellings that a container runtime takes for the
+// same image have the same String.
+type Reference struct {
+	Domain string        // host[:port] in lower case; docker.io for every known name of Docker Hub
+	Path   string        // the repository, with library/ for official images of Docker Hub
+	Tag    string        // "latest" when neither tag nor digest was written; beside a Digest it decides nothing
+	Digest digest.Digest // empty unless written
+	Short  bool          // written without a host: docker.io for containerd and Docker, CRI-O may look elsewhere
+}
+
+// InvalidError says why a string is not accepted as an image reference. Its text and its fields are safe to
+// print: bounded, and without control characters.
+type InvalidError struct {
+	Quoted string // the string, quoted and cut
+	Reason string
+}
+
+func (e *InvalidError) Error() string {
+	return "invalid image reference " + e.Quoted + ": " + e.Reason
+}
+
+// ParseReference reads an image reference as docker and containerd do (the grammar of
+// github.com/distribution/reference) and makes it canonical. A digest without a repository, whole or cut
+// short, is refused: containerd takes it for the ID of an image in the node's cache, wherever that came
+// from. Errors: *InvalidError.
+func ParseReference(s string) (Reference, error) {
+	if reason := implausible(s); reason != "" {
+		return Reference{}, &InvalidError{quote(s), reason}
+	}
+	named, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return Reference{}, &InvalidError{quote(s), explain(s, err)}
+	}
+	r := Reference{Domain: reference.Domain(named), Path: reference.Path(named)}
+	r.Short = r.Domain == hub && !namesHost(s)
+	r.Domain = canonicalHost(r.Domain)
+	if r.Domain == hub && !strings.Contains(r.Path, "/") {
+		r.Path = official + r.Path
+	}
+	if tagged, ok := named.(reference.Tagged); ok {
+		r.Tag = tagged.Tag()
+	}
+	if digested, ok := named.(reference.Digested); ok {
+		r.Digest = digested.Digest()
+	}
+	if r.Tag == "" && r.Digest == "" {
+		r.Tag = "latest"
+	}
+	return r, nil
+}
+
+// Name returns the image's name as sentences show it: the domain, a slash and the familiar path, without
+// library/, tag and digest. nginx, nginx:1.21.0 and docker.io/library/nginx are all docker.io/nginx.
+func (r Reference) Name() string { return r.Domain + "/" + r.familiar() }
+
+// Ref returns what names the manifest within the repository: the digest if there is one, else the tag.
+func (r Reference) Ref() string {
+	if r.Digest != "" {
+		return r.Digest.String()
+	}
+	return r.Tag
+}
+
+// String returns the canonical text: domain/path:tag, or domain/path@digest.
+func (r Reference) String() string {
+	if r.Digest != "" {
+		return r.Domain + "/" + r.Path + "@" + r.Digest.String()
+	}
+	return r.Domain + "/" + r.Path + ":" + r.Tag
+}
+
+// familiar is the path without the library/ of an official image.
+func (r Reference) familiar() string {
+	if rest, ok := strings.CutPrefix(r.Path, official); ok && r.Domain == hub && !strings.Contains(rest, "/") {
+		return rest
+	}
+	return r.Path
+}
+
+// key returns the reference with only what decides which image it means.
+func (r Reference) key() Reference {
+	r.Short = false
+	if r.Digest != "" {
+		r.Tag = ""
+	}
+	return r
+}
+
+// implausible names the reason to refuse a string unparsed, "" if there is none.
+func implausible(s string) string {
+	alg, _, colon := strings.Cut(s, ":")
+	switch {
+	case s == "":
+		return "it is empty"
+	case len(s) > maxReference:
+		return fmt.Sprintf("it is longer than %d bytes", maxReference)
+	case colon && digest.Algorithm(alg).Available(): // also a digest cut short: containerd accepts those
+		return "a digest without a repository names an image in the node's cache, not one in a registry"
+	}
+	return ""
+}
+
+// explain words the parser's error. The parser's own words may repeat the string unquoted.
+func explain(s string, err error) string {
+	switch {
+	case errors.Is(err, reference.ErrNameTooLong):
+		return "the repository name is longer than 255 characters"
+	case errors.Is(err, digest.ErrDigestUnsupported):
+		return "the digest's algorithm is not supported"
+	case errors.Is(err, digest.ErrDigestInvalidLength), errors.Is(err, digest.ErrDigestInvalidFormat):
+		return "the digest is malformed"
+	case reference.IdentifierRegexp.FindString(s) == s:
+		return "64 hex digits name an image in the node's cache, not one in a registry"
+	}
+	if _, err := reference.ParseNormalizedNamed(strings.ToLower(s)); err == nil {
+		return "repository names are in lower case"
+	}
+	return "it is not [host[:port]/]repository[:tag][@digest]"
+}
+
+// namesHost tells whether the part before the first slash is a host by the parser's rule, given in lower
+// case. In upper case any first component is one.
+func namesHost(s string) bool {
+	host, _, slash := strings.Cut(s, "/")
+	return slash && looksLikeHost(host)
+}
+
+func looksLikeHost(s string) bool { return s == "localhost" || strings.ContainsAny(s, ".:") }
+
+// canonicalHost folds a host[:port] to lower case, as DNS does, and the names under which Docker Hub's
+// registry is known to docker.io.
+func canonicalHost(domain string) string {
+	domain = strings.ToLower(domain)
+	switch withoutDefaultPort(domain) {
+	case hub, "index.docker.io", "registry-1.docker.io":
+		return hub
+	}
+	return domain
+}
+
+// withoutDefaultPort cuts the port of https off, in any spelling that a dialer takes for 443.
+func withoutDefaultPort(domain string) string {
+	if host, ok := strings.CutSuffix(domain, "443"); ok {
+		if host, ok = strings.CutSuffix(strings.TrimRight(host, "0"), ":"); ok {
+			return host
+		}
+	}
+	return domain
+}
+
+// quote makes any string safe to print in a sentence: in quotes, ASCII, bounded.
+func quote(s string) string {
+	if len(s) <= maxQuoted {
+		return strconv.QuoteToASCII(s)
+	}
+	cut := maxQuoted
+	for cut > maxQuoted-utf8.UTFMax && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return strconv.QuoteToASCII(s[:cut]) + "..."
+}

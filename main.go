@@ -1,0 +1,986 @@
+// Trow is an OCI registry that lives inside a Kubernetes cluster, and the admission webhook that decides which
+// images may run there: one process, one listener, one index of what the registry holds.
+//
+// This file has the commands, the settings and the wiring; each part lives in its own package. Only this
+// package knows them all.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sort"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"github.com/spf13/viper"
+	"golang.org/x/sync/errgroup"
+	admissionv1 "k8s.io/api/admission/v1"
+
+	"trow/admission"
+	"trow/manifests"
+	"trow/registry"
+	"trow/registry/auth"
+	"trow/registry/server"
+	"trow/storage"
+	trowtls "trow/tls"
+)
+
+// version is the release that this is, or comes before.
+const version = "0.1.0"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial found by check,
+// and 2 for an error, which is told in one line.
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	a := &app{in: in, out: out, err: errOut}
+	root := &cobra.Command{
+		Use:           "trow",
+		Short:         "An OCI registry inside a Kubernetes cluster, and the webhook that decides which images may run there",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       versionLine(),
+	}
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.versionCommand())
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	switch err := root.ExecuteContext(ctx); {
+	case err == nil:
+		return 0
+	case errors.Is(err, errDenied):
+		return 1
+	default:
+		fmt.Fprintln(errOut, "trow:", err)
+		return 2
+	}
+}
+
+// app is what the commands share.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// ---- Settings
+
+// config is what the settings say.
+type config struct {
+	Listen        string        `mapstructure:"listen"`
+	DataDir       string        `mapstructure:"data-dir"`
+	Names         []string      `mapstructure:"names"`
+	NoTLS         bool          `mapstructure:"no-tls"`
+	TLSCert       string        `mapstructure:"tls-cert"`
+	TLSKey        string        `mapstructure:"tls-key"`
+	TLSNames      []string      `mapstructure:"tls-names"`
+	User          string        `mapstructure:"user"`
+	Password      string        `mapstructure:"password"`
+	PasswordFile  string        `mapstructure:"password-file"`
+	Anonymous     string        `mapstructure:"anonymous"`
+	UploadTimeout time.Duration `mapstructure:"upload-timeout"`
+	StallTimeout  time.Duration `mapstructure:"stall-timeout"`
+	LogLevel      string        `mapstructure:"log-level"`
+
+	AllowPrefixes         []string `mapstructure:"allow-prefixes"`
+	AllowImages           []string `mapstructure:"allow-images"`
+	AllowDockerOfficial   bool     `mapstructure:"allow-docker-official"`
+	DenyK8sImages         bool     `mapstructure:"deny-k8s-images"`
+	DisallowLocalPrefixes []string `mapstructure:"disallow-local-prefixes"`
+	DisallowLocalImages   []string `mapstructure:"disallow-local-images"`
+	Default               string   `mapstructure:"default"`
+	Allow                 []string `mapstructure:"allow"`
+	Deny                  []string `mapstructure:"deny"`
+	EnforceTemplates      bool     `mapstructure:"enforce-templates"`
+}
+
+// setting is one key: of the configuration file, of a flag --key and of the environment TROW_KEY.
+type setting struct {
+	key, short string
+	value      any // the default; its type is the setting's
+	usage      string
+	policy     bool // also of check
+}
+
+// settings is the schema. README's table is compared with it.
+var settings = []setting{
+	{"listen", "l", ":8443", "address and port to listen on", false},
+	{"data-dir", "d", "./data", "directory of everything that is kept", false},
+	{"names", "n", []string{}, "local names, host[:port]: images of these hosts are looked up in this registry (default: see README)", true},
+	{"no-tls", "", false, "speak plain HTTP, for those behind a TLS terminator", false},
+	{"tls-cert", "", "", "certificate (PEM) served beside the own one, for the names it covers", false},
+	{"tls-key", "", "", "its key; empty: in the same file", false},
+	{"tls-names", "", []string{}, "further names and IP addresses for the own certificate", false},
+	{"user", "u", "", "the user who may do everything", false},
+	{"password", "p", "", "the user's password; other processes may see it, better use --password-file", false},
+	{"password-file", "", "", "file with the user's password", false},
+	{"anonymous", "", "", "what may be done without a login: pull, push or none (default: push, with a user none)", false},
+	{"upload-timeout", "", 6 * time.Hour, "how long an upload may be idle before it is dropped", false},
+	{"stall-timeout", "", time.Minute, "how long a transfer may make no progress before it is cut", false},
+	{"log-level", "", "info", "error, warn, info or debug", false},
+
+	{"allow-prefixes", "", []string{}, "remote images allowed, by host[/path], whole path elements", true},
+	{"allow-images", "", []string{}, "images allowed by host/name[:tag][@digest]", true},
+	{"allow-docker-official", "", false, "allow Docker Hub's official images (docker.io/library/)", true},
+	{"deny-k8s-images", "", false, "do not allow registry.k8s.io/ and k8s.gcr.io/", true},
+	{"disallow-local-prefixes", "", []string{}, "local images denied although they are here, by prefix", true},
+	{"disallow-local-images", "", []string{}, "local images denied although they are here, by name[:tag]", true},
+	{"default", "", "Deny", "Deny or Allow remote images that no rule names", true},
+	{"allow", "", []string{}, "prefixes allowed; the longest of allow and deny wins", true},
+	{"deny", "", []string{}, "prefixes denied; of two equally long ones deny wins", true},
+	{"enforce-templates", "", false, "deny workloads with such images at once, instead of warning", true},
+}
+
+// addSettings makes flags of the settings. Their defaults are empty: viper has the real ones.
+func addSettings(cmd *cobra.Command, policyOnly bool) {
+	f := cmd.Flags()
+	f.StringP("config", "c", "", "configuration file (YAML); its keys are the names of these flags")
+	for _, s := range settings {
+		if policyOnly && !s.policy {
+			continue
+		}
+		switch v := s.value.(type) {
+		case string:
+			f.StringP(s.key, s.short, v, s.usage)
+		case bool:
+			f.BoolP(s.key, s.short, v, s.usage)
+		case time.Duration:
+			f.DurationP(s.key, s.short, v, s.usage)
+		case []string:
+			f.StringSliceP(s.key, s.short, v, s.usage)
+		}
+	}
+}
+
+// loadConfig puts together defaults, file, environment and flags; each overrules those before it.
+func loadConfig(cmd *cobra.Command) (config, error) {
+	v := viper.New()
+	v.SetEnvPrefix("TROW")
+	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	v.AutomaticEnv()
+	for _, s := range settings {
+		v.SetDefault(s.key, s.value)
+		if f := cmd.Flags().Lookup(s.key); f != nil {
+			if err := v.BindPFlag(s.key, f); err != nil {
+				return config{}, err
+			}
+		}
+	}
+	if err := checkEnvironment(os.Environ()); err != nil {
+		return config{}, err
+	}
+	if err := readFile(v, cmd); err != nil {
+		return config{}, err
+	}
+	var c config
+	hooks := mapstructure.ComposeDecodeHookFunc(splitLists, mapstructure.StringToTimeDurationHookFunc())
+	if err := v.UnmarshalExact(&c, viper.DecodeHook(hooks)); err != nil {
+		return config{}, fmt.Errorf("settings: %s", oneLine(err))
+	}
+	return c, c.check()
+}
+
+// readFile reads the configuration file and names keys that do not exist.
+func readFile(v *viper.Viper, cmd *cobra.Command) error {
+	path, _ := cmd.Flags().GetString("config")
+	if path == "" {
+		path = os.Getenv("TROW_CONFIG")
+	}
+	if path == "" {
+		return nil
+	}
+	v.SetConfigFile(path)
+	v.SetConfigType("yaml")
+	if err := v.ReadInConfig(); err != nil {
+		return fmt.Errorf("configuration file %s: %s", path, oneLine(err))
+	}
+	for _, key := range v.AllKeys() {
+		if !isSetting(key) {
+			return fmt.Errorf("configuration file %s: there is no setting %q; the settings are those of trow serve --help", path, key)
+		}
+	}
+	return nil
+}
+
+func isSetting(key string) bool {
+	return slices.ContainsFunc(settings, func(s setting) bool { return s.key == key })
+}
+
+// checkEnvironment names TROW_ variables that set nothing. Those that Kubernetes makes up for a Service called
+// trow (TROW_PORT, TROW_SERVICE_HOST, …) are no mistake.
+func checkEnvironment(environ []string) error {
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		rest, ok := strings.CutPrefix(name, "TROW_")
+		if !ok || rest == "CONFIG" || rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_") {
+			continue
+		}
+		if key := strings.ToLower(strings.ReplaceAll(rest, "_", "-")); !isSetting(key) {
+			return fmt.Errorf("environment: %s sets nothing, since there is no setting %q; the settings are those of trow serve --help", name, key)
+		}
+	}
+	return nil
+}
+
+// splitLists makes lists of strings: separated by commas or white space, in the environment as in a list's
+// elements.
+func splitLists(_, to reflect.Type, v any) (any, error) {
+	if to != reflect.TypeFor[[]string]() {
+		return v, nil
+	}
+	var text []string
+	switch v := v.(type) {
+	case string:
+		text = []string{v}
+	case []string:
+		text = v
+	case []any:
+		for _, e := range v {
+			s, ok := e.(string)
+			if !ok {
+				return nil, fmt.Errorf("%v is not text; put it in quotes", e)
+			}
+			text = append(text, s)
+		}
+	default:
+		return v, nil
+	}
+	return strings.FieldsFunc(strings.Join(text, ","), func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' }), nil
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// check finds what contradicts itself, and reads the password's file.
+func (c *config) check() error {
+	switch {
+	case c.NoTLS && (c.TLSCert != "" || c.TLSKey != ""):
+		return errors.New("no-tls: there is nothing to do for tls-cert and tls-key without TLS")
+	case c.Password != "" && c.PasswordFile != "":
+		return errors.New("password-file: there is a password already; give one of the two")
+	case c.UploadTimeout < time.Minute:
+		return fmt.Errorf("upload-timeout: %s is too short; at least 1m", c.UploadTimeout)
+	case c.StallTimeout < time.Second:
+		return fmt.Errorf("stall-timeout: %s is too short; at least 1s", c.StallTimeout)
+	}
+	if c.PasswordFile != "" {
+		b, err := os.ReadFile(c.PasswordFile)
+		if err != nil {
+			return fmt.Errorf("password-file: %w", err)
+		}
+		c.Password = strings.TrimRight(string(b), "\r\n")
+		if c.Password == "" {
+			return fmt.Errorf("password-file: %s is empty", c.PasswordFile)
+		}
+	}
+	if c.Anonymous == "" {
+		c.Anonymous = "push"
+		if c.User != "" {
+			c.Anonymous = "none"
+		}
+	}
+	return nil
+}
+
+// defaultNames are the local names of a registry that listens on port: the tutorial's, and this machine's.
+// Inside a cluster, loopback with the listening port is left out: on a node it is whatever listens there.
+func defaultNames(port string, inCluster bool) []string {
+	names := []string{"trow.kube-public:31000", "trow:31000"}
+	ports := []string{"31000"}
+	if !inCluster && port != "31000" {
+		ports = append(ports, port)
+	}
+	for _, p := range ports {
+		for _, host := range []string{"localhost", "127.0.0.1", "::1"} {
+			names = append(names, net.JoinHostPort(host, p))
+		}
+	}
+	return names
+}
+
+func (c *config) policyOptions() admission.PolicyOptions {
+	return admission.PolicyOptions{
+		Names: c.Names, AllowPrefixes: c.AllowPrefixes, AllowImages: c.AllowImages,
+		AllowDockerOfficial: c.AllowDockerOfficial, DenyK8sImages: c.DenyK8sImages,
+		DisallowLocalPrefixes: c.DisallowLocalPrefixes, DisallowLocalImages: c.DisallowLocalImages,
+		Default: c.Default, Allow: c.Allow, Deny: c.Deny,
+	}
+}
+
+// nameList decides on the local names, once the port is known.
+func (c *config) nameList(port string) {
+	if len(c.Names) == 0 {
+		c.Names = defaultNames(port, os.Getenv("KUBERNETES_SERVICE_HOST") != "")
+	}
+	for i, name := range c.Names {
+		c.Names[i] = strings.ToLower(name)
+	}
+}
+
+// ---- serve
+
+func (a *app) serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the registry and the webhook",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			return a.serve(cmd.Context(), c)
+		},
+	}
+	addSettings(cmd, false)
+	return cmd
+}
+
+const (
+	// shutdownTimeout is what requests under way may take after a stop was asked for. Kubernetes kills 30 s
+	// after it asked.
+	shutdownTimeout = 25 * time.Second
+	// expireEvery is how often idle uploads are looked for.
+	expireEvery = 10 * time.Minute
+)
+
+// instance is one running server.
+type instance struct {
+	config   config
+	log      zerolog.Logger
+	listener net.Listener
+	journal  *storage.Bolt
+	blobs    *storage.Disk
+	keeper   *trowtls.Keeper // nil without TLS
+	metrics  *prometheus.Registry
+	verdicts *prometheus.CounterVec
+
+	parts atomic.Pointer[parts] // nil until the index is loaded
+	ready atomic.Bool
+}
+
+// parts are what answers when the index is loaded.
+type parts struct {
+	index    *storage.Index
+	registry *registry.Registry
+	webhook  *admission.Webhook
+}
+
+// serve runs until ctx ends.
+func (a *app) serve(ctx context.Context, c config) error {
+	level, err := zerolog.ParseLevel(c.LogLevel)
+	if err != nil || level == zerolog.NoLevel {
+		return fmt.Errorf("log-level: %q is none of error, warn, info, debug", c.LogLevel)
+	}
+	s := &instance{config: c, log: zerolog.New(a.err).Level(level).With().Timestamp().Logger(), metrics: prometheus.NewRegistry()}
+	defer s.close()
+	if err := s.open(); err != nil {
+		return err
+	}
+	policy, err := admission.NewPolicy(s.config.policyOptions())
+	if err != nil {
+		return errors.New(oneLine(err))
+	}
+	authorizer, err := s.authorizer()
+	if err != nil {
+		return err
+	}
+	front := s.front()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return front.Serve(s.listener) })
+	g.Go(func() error {
+		<-ctx.Done()
+		return s.stop(front)
+	})
+	g.Go(func() error {
+		if err := s.load(ctx, policy, authorizer); err != nil {
+			return err
+		}
+		a.welcome(s)
+		s.loops(ctx, g)
+		return nil
+	})
+	return g.Wait()
+}
+
+// open takes hold of everything that can fail at the start: the address, the data, the certificates.
+func (s *instance) open() (err error) {
+	if s.listener, err = net.Listen("tcp", s.config.Listen); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
+	s.config.nameList(port)
+	if s.journal, err = storage.OpenBolt(s.config.DataDir); err != nil { // the lock of the directory first
+		return err
+	}
+	if s.blobs, err = storage.OpenDisk(s.config.DataDir); err != nil {
+		return err
+	}
+	if s.config.NoTLS {
+		return nil
+	}
+	s.keeper, err = trowtls.Open(filepath.Join(s.config.DataDir, "tls"), trowtls.Options{
+		Names: s.tlsNames(), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey})
+	return err
+}
+
+// tlsNames are the names of the own certificate: those by which a client may reach us.
+func (s *instance) tlsNames() []string {
+	names := []string{"localhost", "127.0.0.1", "::1",
+		"trow", "trow.kube-public", "trow.kube-public.svc", "trow.kube-public.svc.cluster.local"}
+	names = append(names, s.config.Names...)
+	return append(names, s.config.TLSNames...)
+}
+
+// loopback tells whether nobody but this machine can reach the listener.
+func (s *instance) loopback() bool {
+	addr, err := netip.ParseAddrPort(s.listener.Addr().String())
+	return err == nil && addr.Addr().Unmap().IsLoopback()
+}
+
+func (s *instance) authorizer() (auth.Authorizer, error) {
+	level, err := auth.ParseLevel(s.config.Anonymous)
+	if err != nil {
+		return nil, fmt.Errorf("anonymous: %w", err)
+	}
+	b, err := auth.NewBasic(auth.BasicOptions{User: s.config.User, Password: s.config.Password,
+		Anonymous: level, AnonymousDelete: s.loopback()})
+	if err != nil {
+		return nil, fmt.Errorf("user: %w", err)
+	}
+	return b, nil
+}
+
+// front is the HTTP server with all its routes.
+func (s *instance) front() *server.Server {
+	s.verdicts = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "trow_admission_reviews_total",
+		Help: "Admission reviews answered, by verdict: allowed, denied, skipped (no image was judged), error."}, []string{"verdict"})
+	for _, verdict := range []string{"allowed", "denied", "skipped", "error"} {
+		s.verdicts.WithLabelValues(verdict)
+	}
+	s.metrics.MustRegister(s.verdicts, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.registerGauges()
+
+	r := chi.NewRouter()
+	r.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	r.Get("/readyz", s.readyz)
+	r.Get("/ca.crt", s.caCertificate)
+	r.Handle("/metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}))
+	r.HandleFunc("/validate", s.validate)
+	r.HandleFunc("/validate-image", s.validate)
+	r.HandleFunc("/v2", s.registry)
+	r.HandleFunc("/v2/*", s.registry)
+	r.NotFound(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "nothing here: the registry is at /v2/, the webhook at /validate, the CA at /ca.crt", http.StatusNotFound)
+	})
+	var config *tls.Config
+	if s.keeper != nil {
+		config = s.keeper.Config()
+	}
+	return server.New(server.Options{Handler: r, Log: s.log, Registerer: s.metrics, TLSConfig: config, Stall: s.config.StallTimeout})
+}
+
+// registerGauges exports what the index counts, and when certificates end.
+func (s *instance) registerGauges() {
+	gauge := func(name, help string, value func() float64) {
+		s.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	count := func(what, help string, of func(storage.Stats) int) {
+		gauge("trow_index_"+what, help, func() float64 {
+			if p := s.parts.Load(); p != nil {
+				return float64(of(p.index.Stats()))
+			}
+			return 0
+		})
+	}
+	count("repositories", "Repositories that hold anything.", func(s storage.Stats) int { return s.Repos })
+	count("manifests", "Manifests, counted in each repository.", func(s storage.Stats) int { return s.Manifests })
+	count("tags", "Tags.", func(s storage.Stats) int { return s.Tags })
+	count("blobs", "Blobs, counted in each repository that holds them.", func(s storage.Stats) int { return s.Links })
+	if s.keeper != nil {
+		gauge("trow_tls_certificate_not_after_seconds", "When the own server certificate ends, Unix time.",
+			func() float64 { return float64(s.keeper.NotAfter(trowtls.Leaf).Unix()) })
+	}
+}
+
+// load brings the index up and makes the parts that need it.
+func (s *instance) load(ctx context.Context, policy *admission.Policy, authorizer auth.Authorizer) error {
+	index, err := storage.OpenIndex(ctx, s.journal, storage.IndexOptions{
+		Progress: func(facts int) { s.log.Info().Int("facts", facts).Msg("loading the index") },
+		Warn:     func(err error) { s.log.Error().Err(err).Msg("storage") },
+	})
+	if err != nil {
+		return err
+	}
+	s.parts.Store(&parts{
+		index: index,
+		registry: registry.New(registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names,
+			Annotate: server.Annotate, RequestID: server.RequestID}),
+		webhook: admission.New(admission.Options{Images: index, Policy: policy,
+			EnforceTemplates: s.config.EnforceTemplates, Observe: s.observe}),
+	})
+	s.ready.Store(true)
+	return nil
+}
+
+// loops are what goes on beside the requests.
+func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
+	if s.keeper != nil {
+		g.Go(func() error { return s.keeper.Run(ctx, s.certificateEvent) })
+	}
+	g.Go(func() error {
+		for t := time.NewTicker(expireEvery); ; {
+			s.expire(ctx)
+			select {
+			case <-ctx.Done():
+				t.Stop()
+				return nil
+			case <-t.C:
+			}
+		}
+	})
+}
+
+// expire drops idle uploads.
+func (s *instance) expire(ctx context.Context) {
+	freed, err := s.blobs.Expire(ctx, time.Now().Add(-s.config.UploadTimeout))
+	switch {
+	case err != nil && ctx.Err() == nil:
+		s.log.Error().Err(err).Msg("looking for idle uploads")
+	case freed > 0:
+		s.log.Info().Int64("bytes", freed).Msg("dropped idle uploads")
+	}
+}
+
+// certificateEvent logs what happened to a certificate.
+func (s *instance) certificateEvent(e trowtls.Event) {
+	line := s.log.Info()
+	if e.Err != nil {
+		line = s.log.Warn().Err(e.Err)
+	}
+	line.Str("certificate", string(e.Cert)).Str("event", string(e.Kind)).Time("until", e.NotAfter).Msg("certificate")
+}
+
+// observe counts and logs a verdict.
+func (s *instance) observe(d admission.Decision) {
+	verdict := "allowed"
+	line := s.log.Debug()
+	switch {
+	case d.Err != nil:
+		verdict, line = "error", s.log.Error().Err(d.Err)
+	case !d.Allowed:
+		verdict, line = "denied", s.log.Info()
+	case d.Skipped != "":
+		verdict = "skipped"
+	}
+	s.verdicts.WithLabelValues(verdict).Inc()
+	line.Str("verdict", verdict).Str("kind", d.Kind).Str("namespace", d.Namespace).Str("name", d.Name).
+		Str("operation", d.Operation).Str("user", d.User).Str("uid", d.UID).Bool("dryRun", d.DryRun).
+		Strs("denied", d.Denied).Strs("images", d.Images).Msg("admission")
+}
+
+// registry serves /v2.
+func (s *instance) registry(w http.ResponseWriter, r *http.Request) {
+	if p := s.parts.Load(); p != nil {
+		p.registry.ServeHTTP(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", "1")
+	w.WriteHeader(http.StatusServiceUnavailable)
+	io.WriteString(w, `{"errors":[{"code":"UNKNOWN","message":"the registry is loading its index; try again in a moment"}]}`)
+}
+
+// validate serves the webhook. While the index is loading nothing is known, and so nothing is denied: a failed
+// call leaves it to the webhook's failurePolicy.
+func (s *instance) validate(w http.ResponseWriter, r *http.Request) {
+	server.Annotate(r.Context(), "route", "validate")
+	if p := s.parts.Load(); p != nil {
+		p.webhook.ServeHTTP(w, r)
+		return
+	}
+	w.Header().Set("Retry-After", "1")
+	http.Error(w, "the registry is loading its index; try again in a moment", http.StatusServiceUnavailable)
+}
+
+// readyz tells whether requests are welcome. With ?verbose it says what that rests on.
+func (s *instance) readyz(w http.ResponseWriter, r *http.Request) {
+	server.Annotate(r.Context(), "route", "probe")
+	ready := s.ready.Load()
+	if !ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	if r.URL.Query().Has("verbose") {
+		mark := map[bool]string{true: "+", false: "-"}
+		fmt.Fprintf(w, "[%s]index loaded\n[%s]not stopping\n", mark[s.parts.Load() != nil], mark[ready || s.parts.Load() == nil])
+	}
+	if !ready {
+		fmt.Fprintln(w, "not ready")
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+// caCertificate hands out the CA's certificate, for clients to trust. Compare its fingerprint.
+func (s *instance) caCertificate(w http.ResponseWriter, _ *http.Request) {
+	if s.keeper == nil {
+		http.Error(w, "this server speaks plain HTTP and has no CA", http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	w.Write(s.keeper.CA())
+}
+
+// stop ends the serving: not ready, finish what is under way.
+func (s *instance) stop(front *server.Server) error {
+	s.ready.Store(false)
+	s.log.Info().Msg("stopping")
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := front.Shutdown(ctx); err != nil {
+		s.log.Warn().Err(err).Msg("requests were cut off")
+	}
+	return nil
+}
+
+// close lets go of what open took.
+func (s *instance) close() {
+	if p := s.parts.Load(); p != nil {
+		p.index.Close()
+	}
+	if s.journal != nil {
+		if err := s.journal.Close(); err != nil {
+			s.log.Error().Err(err).Msg("closing the journal")
+		}
+	}
+	if s.listener != nil {
+		s.listener.Close()
+	}
+}
+
+// welcome says in a few lines what runs and what to do next.
+func (a *app) welcome(s *instance) {
+	scheme, port := "https", s.listener.Addr().(*net.TCPAddr).Port
+	if s.keeper == nil {
+		scheme = "http"
+	}
+	host := fmt.Sprintf("localhost:%d", port)
+	stats := s.parts.Load().index.Stats()
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "Trow %s is ready.\n\n", version)
+	fmt.Fprintf(&b, "  listens on   %s://%s\n", scheme, s.listener.Addr())
+	fmt.Fprintf(&b, "  data         %s (%d repositories, %d tags)\n", s.config.DataDir, stats.Repos, stats.Tags)
+	fmt.Fprintf(&b, "  local names  %s\n", strings.Join(s.config.Names, ", "))
+	fmt.Fprintf(&b, "  may run      %s\n", s.config.allowedText())
+	fmt.Fprintf(&b, "  no login     %s\n", s.config.anonymousText(s.loopback()))
+	if s.keeper != nil {
+		fmt.Fprintf(&b, "  CA           %s://%s/ca.crt\n               SHA-256 %s\n", scheme, host, s.keeper.Fingerprint())
+	}
+	fmt.Fprintf(&b, "\n%s", s.firstSteps(scheme, host))
+	a.out.Write(b.Bytes())
+}
+
+func (c *config) allowedText() string {
+	text := "images that this registry holds"
+	rules := slices.Concat(c.AllowPrefixes, c.AllowImages, c.Allow)
+	if c.AllowDockerOfficial {
+		rules = append(rules, "docker.io/library/")
+	}
+	if !c.DenyK8sImages {
+		rules = append(rules, "registry.k8s.io/", "k8s.gcr.io/")
+	}
+	if strings.EqualFold(c.Default, "Allow") {
+		rules = append(rules, "all other remote images (default: Allow)")
+	}
+	if len(rules) > 0 {
+		text += "; and " + strings.Join(rules, ", ")
+	}
+	if denied := slices.Concat(c.DisallowLocalPrefixes, c.DisallowLocalImages, c.Deny); len(denied) > 0 {
+		text += "; never " + strings.Join(denied, ", ")
+	}
+	return text
+}
+
+func (c *config) anonymousText(loopback bool) string {
+	switch {
+	case c.Anonymous == "none":
+		return "is needed for nothing: everything needs one"
+	case c.Anonymous == "pull":
+		return "is needed for pulling"
+	case loopback:
+		return "is needed for anything (only this machine can connect)"
+	}
+	return "is needed for pulling and pushing; deleting needs one"
+}
+
+// firstSteps are the commands to trust the registry and to push a first image.
+func (s *instance) firstSteps(scheme, host string) string {
+	if scheme == "http" {
+		return "Push a first image:\n" +
+			"  skopeo copy --dest-tls-verify=false docker://docker.io/library/nginx:1.21.0 docker://" + host + "/nginx:1.21.0\n"
+	}
+	ca := filepath.Join(s.config.DataDir, "ca.crt")
+	if err := os.WriteFile(ca, s.keeper.CA(), 0o644); err != nil {
+		s.log.Warn().Err(err).Msg("writing the CA's certificate for clients")
+	}
+	return "Trust it (podman, skopeo, buildah; for docker the directory is /etc/docker/certs.d):\n" +
+		"  sudo mkdir -p /etc/containers/certs.d/" + host + " && sudo cp " + ca + " /etc/containers/certs.d/" + host + "/\n" +
+		"Push a first image:\n" +
+		"  skopeo copy docker://docker.io/library/nginx:1.21.0 docker://" + host + "/nginx:1.21.0\n"
+}
+
+// ---- check
+
+// errDenied ends a check that found an image that may not run.
+var errDenied = errors.New("denied")
+
+func (a *app) checkCommand() *cobra.Command {
+	var files []string
+	var data, url, ca string
+	cmd := &cobra.Command{
+		Use:   "check -f FILE",
+		Short: "Tell what the webhook would say of manifests: exit code 1 if it denies one",
+		Long: "check judges every pod and workload in the files as the webhook would, by the images in a data directory\n" +
+			"(--data, of a server that is stopped) or by asking a server (--server, whose settings count then).",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			judge, done, err := a.judge(cmd.Context(), c, data, url, ca)
+			if err != nil {
+				return err
+			}
+			defer done()
+			return a.check(cmd.Context(), files, judge)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVarP(&files, "filename", "f", nil, "file with manifests, YAML or JSON; - for standard input")
+	f.StringVar(&data, "data", "", "data directory of a server that is stopped")
+	f.StringVar(&url, "server", "", "URL of a running server")
+	f.StringVar(&ca, "cacert", "", "file with the CA's certificate (PEM) that the server's is checked against")
+	cmd.MarkFlagsMutuallyExclusive("data", "server")
+	cmd.MarkFlagsOneRequired("data", "server")
+	_ = cmd.MarkFlagRequired("filename")
+	addSettings(cmd, true)
+	return cmd
+}
+
+// judge is who answers a review.
+type judge func(context.Context, *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error)
+
+func (a *app) judge(ctx context.Context, c config, data, url, ca string) (judge, func(), error) {
+	if url != "" {
+		j, err := remoteJudge(url, ca)
+		return j, func() {}, err
+	}
+	if _, err := os.Stat(data); err != nil {
+		return nil, nil, fmt.Errorf("data: %w", err)
+	}
+	c.nameList("8443")
+	policy, err := admission.NewPolicy(c.policyOptions())
+	if err != nil {
+		return nil, nil, errors.New(oneLine(err))
+	}
+	journal, err := storage.OpenBolt(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	index, err := storage.OpenIndex(ctx, journal, storage.IndexOptions{})
+	if err != nil {
+		journal.Close()
+		return nil, nil, err
+	}
+	// A check asks what would run, so workloads count as their pods do.
+	w := admission.New(admission.Options{Images: index, Policy: policy, EnforceTemplates: true})
+	return func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
+		return w.Judge(ctx, r.Request)
+	}, func() { index.Close(); journal.Close() }, nil
+}
+
+// remoteJudge asks a server.
+func remoteJudge(url, ca string) (judge, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if ca != "" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return nil, fmt.Errorf("cacert: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("cacert: %s has no certificate in PEM", ca)
+		}
+	}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment}}
+	return func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
+		return ask(ctx, client, strings.TrimRight(url, "/")+"/validate", r)
+	}, nil
+}
+
+func ask(ctx context.Context, client *http.Client, url string, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("server: %s: %.200s", resp.Status, strings.TrimSpace(string(answer)))
+	}
+	var review admissionv1.AdmissionReview
+	if err := json.Unmarshal(answer, &review); err != nil || review.Response == nil {
+		return nil, fmt.Errorf("server: %s does not answer as a webhook does", url)
+	}
+	return review.Response, nil
+}
+
+// check prints a line for each object, and what there is to say about it.
+func (a *app) check(ctx context.Context, files []string, judge judge) error {
+	denied, checked := 0, 0
+	for _, file := range files {
+		docs, err := a.documents(file)
+		if err != nil {
+			return err
+		}
+		for _, d := range docs {
+			where := fmt.Sprintf("%s:%d %s/%s", file, d.Line, d.Kind, d.Name)
+			if d.Review == nil {
+				fmt.Fprintf(a.out, "skipped  %s: has no images\n", where)
+				continue
+			}
+			resp, err := judge(ctx, d.Review)
+			if err != nil {
+				return fmt.Errorf("%s: %w", where, err)
+			}
+			checked++
+			if !a.tell(where, resp) {
+				denied++
+			}
+		}
+	}
+	fmt.Fprintf(a.out, "%d checked, %d denied\n", checked, denied)
+	if denied > 0 {
+		return errDenied
+	}
+	return nil
+}
+
+// tell prints a verdict. A server that does not enforce templates answers with warnings for what its pods
+// would be denied for; these count here.
+func (a *app) tell(where string, resp *admissionv1.AdmissionResponse) (allowed bool) {
+	allowed = resp.Allowed && resp.AuditAnnotations["decision"] != "warned"
+	if allowed {
+		fmt.Fprintf(a.out, "allowed  %s\n", where)
+	} else if resp.Result != nil && resp.Result.Message != "" {
+		fmt.Fprintf(a.out, "denied   %s: %s\n", where, resp.Result.Message)
+	} else {
+		fmt.Fprintf(a.out, "denied   %s\n", where)
+	}
+	for _, w := range resp.Warnings {
+		fmt.Fprintf(a.out, "         %s\n", w)
+	}
+	return allowed
+}
+
+func (a *app) documents(file string) ([]admission.Document, error) {
+	in := a.in
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	docs, err := admission.ReadDocuments(in)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return docs, nil
+}
+
+// ---- manifest, version
+
+func (a *app) manifestCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "manifest",
+		Short: "Print the Kubernetes manifest that installs Trow",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := a.out.Write(manifests.Trow)
+			return err
+		},
+	}
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		Run:   func(*cobra.Command, []string) { fmt.Fprintln(a.out, versionLine()) },
+	}
+}
+
+// versionLine is the version with the commit it was built from, if the toolchain has noted that.
+func versionLine() string {
+	line := "trow " + version
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return line
+	}
+	var notes []string
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" || s.Key == "vcs.modified" && s.Value == "true" {
+			notes = append(notes, strings.TrimPrefix(s.Key, "vcs.")+" "+s.Value)
+		}
+	}
+	sort.Strings(notes)
+	notes = append(notes, runtime.Version(), runtime.GOOS+"/"+runtime.GOARCH)
+	return line + " (" + strings.Join(notes, ", ") + ")"
+}

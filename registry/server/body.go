@@ -1,0 +1,70 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"os"
+	"time"
+)
+
+// body is a request's body that cuts a peer who stalls. Nothing is read, and no 100 Continue sent, before the
+// handler reads.
+type body struct {
+	io.ReadCloser
+	w *response
+
+	bytes int64
+	err   error // the first that reading gave, but for io.EOF
+	ended bool  // it was read to its end, or failed
+	armed time.Time
+}
+
+// isOpen reports whether there may be more to read. A nil body has ended.
+func (b *body) isOpen() bool { return b != nil && !b.ended }
+
+// Read reads under a deadline, which ends with the read over HTTP/2 and with the body over HTTP/1: there the
+// connection is read in the background after the end, in order to see it close, and a deadline would look like
+// that.
+func (b *body) Read(p []byte) (int, error) {
+	if b.ended {
+		return b.ReadCloser.Read(p)
+	}
+	b.arm()
+	n, err := b.ReadCloser.Read(p)
+	b.bytes += int64(n)
+	if err == nil {
+		if b.w.multi {
+			b.set(time.Time{})
+		}
+		return n, nil
+	}
+	b.ended = true
+	if err == io.EOF {
+		b.set(time.Time{})
+		return n, err
+	}
+	return n, b.failed(err)
+}
+
+// failed notes why the body ended early. The deadline stays, so that net/http does not wait for the rest.
+func (b *body) failed(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = errStalled(b.w.stall)
+		if b.w.status == 0 && !b.w.multi {
+			b.w.Header().Set("Connection", "close")
+		}
+	}
+	b.err = err
+	return err
+}
+
+// arm starts the deadline; see response.arm.
+func (b *body) arm() {
+	now := time.Now()
+	if b.w.multi || now.Sub(b.armed) > b.w.stall/4 {
+		b.armed = now
+		b.set(now.Add(b.w.stall + b.w.stall/4))
+	}
+}
+
+func (b *body) set(t time.Time) { _ = b.w.rc.SetReadDeadline(t) }

@@ -1,0 +1,134 @@
+package server
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// other is the label of everything that is not in a known set.
+const other = "other"
+
+// maxRoutes bounds the routes, should a handler annotate with something that clients choose. The program has
+// about a dozen.
+const maxRoutes = 64
+
+// buckets of the duration in seconds: a cached manifest, a file, a push of a manifest with its fsyncs, layers.
+var buckets = []float64{.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5, 30, 120, 600}
+
+type metrics struct {
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	received prometheus.Counter
+	sent     prometheus.Counter
+	inFlight prometheus.Gauge
+
+	series sync.Map // of seriesKey to series: a look-up here costs a third of one in the vectors
+
+	mu     sync.Mutex          // guards routes
+	routes map[string]struct{} // those seen so far
+}
+
+type seriesKey struct {
+	method, route string
+	status        int
+}
+
+type series struct {
+	requests prometheus.Counter
+	duration prometheus.Observer
+}
+
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trow_http_requests_total", Help: "Requests answered.",
+		}, []string{"method", "route", "code"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "trow_http_request_duration_seconds", Help: "Time from a request's headers to the end of its answer.", Buckets: buckets,
+		}, []string{"method", "route"}),
+		received: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trow_http_request_bytes_total", Help: "Bytes of request bodies received.",
+		}),
+		sent: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trow_http_response_bytes_total", Help: "Bytes of response bodies sent.",
+		}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "trow_http_requests_in_flight", Help: "Requests being answered.",
+		}),
+		routes: map[string]struct{}{},
+	}
+	if r == nil {
+		return m, nil
+	}
+	var err error
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.received, m.sent, m.inFlight} {
+		err = errors.Join(err, r.Register(c))
+	}
+	return m, err
+}
+
+// count adds one finished request.
+func (m *metrics) count(method, route string, status int, in, out int64, took time.Duration) {
+	s := m.of(method, route, status)
+	s.requests.Inc()
+	s.duration.Observe(took.Seconds())
+	m.received.Add(float64(in))
+	m.sent.Add(float64(out))
+}
+
+// of returns the series of a request, with labels out of bounded sets.
+func (m *metrics) of(method, route string, status int) series {
+	key := seriesKey{knownMethod(method), route, status}
+	if s, ok := m.series.Load(key); ok {
+		return s.(series)
+	}
+	key.route = m.knownRoute(route)
+	code := other
+	if 100 <= status && status <= 599 {
+		code = strconv.Itoa(status)
+	}
+	s := series{m.requests.WithLabelValues(key.method, key.route, code), m.duration.WithLabelValues(key.method, key.route)}
+	if code != other { // what is not known must not grow the map either
+		m.series.Store(key, s)
+	}
+	return s
+}
+
+func knownMethod(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return method
+	}
+	return other
+}
+
+// knownRoute lets the first maxRoutes routes that are words through.
+func (m *metrics) knownRoute(route string) string {
+	if !isWord(route) {
+		return other
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.routes[route]; !ok {
+		if len(m.routes) == maxRoutes {
+			return other
+		}
+		m.routes[route] = struct{}{}
+	}
+	return route
+}
+
+// isWord reports whether s is one to 32 lower-case letters, with - or _ between them.
+func isWord(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || 'z' < c) && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return 0 < len(s) && len(s) <= 32
+}

@@ -1,0 +1,137 @@
+package server
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"sync"
+)
+
+// record is what the front knows of one request. It is the request's context itself, which saves an allocation
+// and makes looking it up one comparison.
+type record struct {
+	context.Context
+
+	id     string
+	header [1]string // the id once more: the value of the response's header, without an allocation
+
+	mu     sync.Mutex // guards what follows: a handler may annotate from several goroutines
+	route  string
+	fields []field
+	room   [6]field // for fields: as many as there are fixed ones besides route
+}
+
+// field is one annotation.
+type field struct {
+	key, value string
+}
+
+// recordKey finds the record of a context.
+type recordKey struct{}
+
+// Value returns the record itself for recordKey.
+func (r *record) Value(key any) any {
+	if key == (recordKey{}) {
+		return r
+	}
+	return r.Context.Value(key)
+}
+
+func recordOf(ctx context.Context) *record {
+	r, _ := ctx.Value(recordKey{}).(*record)
+	return r
+}
+
+func newRecord(ctx context.Context) *record {
+	r := &record{Context: ctx, id: newID()}
+	r.header[0] = r.id
+	r.fields = r.room[:0]
+	return r
+}
+
+const (
+	// idLength characters of 5 bits: among a billion requests two of the same id are about an even chance, and
+	// nobody searches more than a day's.
+	idLength = 12
+	// idDigits has no letters that look like others (i, l, o, u), as an id is read out on the telephone.
+	idDigits = "0123456789abcdefghjkmnpqrstvwxyz"
+)
+
+// newID makes a request's id. It has to be unlikely to come twice, not hard to guess.
+func newID() string {
+	var b [idLength]byte
+	n := rand.Uint64()
+	for i := range b {
+		b[i] = idDigits[n&31]
+		n >>= 5
+	}
+	return string(b[:])
+}
+
+// RequestID returns the id of the request that ctx belongs to: what the response has as X-Request-Id and the
+// access log as req. Empty if ctx is not of a request.
+func RequestID(ctx context.Context) string {
+	if r := recordOf(ctx); r != nil {
+		return r.id
+	}
+	return ""
+}
+
+const (
+	// maxFields bounds the annotations of a request, in case a handler annotates in a loop.
+	maxFields = 16
+	// maxValue bounds an annotation and the path in bytes: a repository's name and a digest fit, and a line can
+	// be read.
+	maxValue = 512
+)
+
+// Annotate adds a fact to the access log's line for the request that ctx belongs to, or replaces one. Keys are
+// those of the fixed fields: user repo ref digest code err. The key "route" is the label of the metrics; its
+// values must be few, lower-case words. A value longer than 512 bytes is cut; more than 16 keys, an empty
+// value, and what comes after the request's end are left out. Without a request in ctx nothing happens.
+func Annotate(ctx context.Context, key, value string) {
+	r := recordOf(ctx)
+	if r == nil || value == "" {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if key == "route" {
+		r.route = value
+		return
+	}
+	r.set(field{key, cut(value)})
+}
+
+// set adds or replaces a field. The caller holds mu.
+func (r *record) set(f field) {
+	for i := range r.fields {
+		if r.fields[i].key == f.key {
+			r.fields[i] = f
+			return
+		}
+	}
+	if len(r.fields) < maxFields {
+		r.fields = append(r.fields, f)
+	}
+}
+
+// get returns an annotation, empty if there is none.
+func (r *record) get(key string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.fields {
+		if f.key == key {
+			return f.value
+		}
+	}
+	return ""
+}
+
+// cut bounds a value for the log. It copies what it keeps: the rest must not stay in memory for its sake.
+func cut(s string) string {
+	if len(s) <= maxValue {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxValue], "") + "…"
+}

@@ -1,0 +1,246 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// piece is what is written under one deadline, and the size of a buffer: small enough that a slow reader
+	// takes it within Stall, large enough that the deadline costs nothing beside it.
+	piece = 64 << 10
+	// sendfileStep is what is handed to sendfile at once. It needs no deadline of its own size, because a
+	// step that is cut short tells how far it came.
+	sendfileStep = 4 << 20
+	// held is how much net/http keeps back before it writes to the connection (2 KiB over HTTP/1, 4 over
+	// HTTP/2). Nothing up to that can stall before the end of the request, so no deadline is set for it. Should
+	// net/http hold less, a small answer is watched a moment later.
+	held = 2 << 10
+)
+
+var buffers = sync.Pool{New: func() any { return new([piece]byte) }}
+
+// errStalled is why the front cuts a peer. It is os.ErrDeadlineExceeded for errors.Is.
+type errStalled time.Duration
+
+func (e errStalled) Error() string { return fmt.Sprintf("stalled for %s", time.Duration(e)) }
+func (e errStalled) Unwrap() error { return os.ErrDeadlineExceeded }
+
+// response is the outermost ResponseWriter: it counts, and cuts a peer that stalls. Used by one goroutine at a
+// time, as any ResponseWriter.
+type response struct {
+	http.ResponseWriter
+	rc    *http.ResponseController
+	stall time.Duration
+	body  *body // nil: the request has none
+
+	isHead   bool
+	multi    bool // HTTP/2: a deadline that passes kills the stream even if nobody waits
+	sendfile bool
+
+	status int
+	bytes  int64     // of the body, handed to the connection
+	err    error     // the first that writing gave
+	armed  time.Time // when the write deadline was last set; HTTP/1 only
+}
+
+func newResponse(inner http.ResponseWriter, r *http.Request, stall time.Duration) *response {
+	_, from := inner.(io.ReaderFrom)
+	return &response{
+		ResponseWriter: inner,
+		rc:             http.NewResponseController(inner),
+		stall:          stall,
+		isHead:         r.Method == http.MethodHead,
+		multi:          r.ProtoMajor > 1,
+		sendfile:       from && r.TLS == nil && r.ProtoMajor == 1,
+	}
+}
+
+// Unwrap lets http.ResponseController find the connection.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader notes the status. The informational ones come before it.
+func (w *response) WriteHeader(status int) {
+	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write writes p in pieces, each under its own deadline.
+func (w *response) Write(p []byte) (n int, err error) {
+	for {
+		part := p[n:min(len(p), n+piece)]
+		m, err := w.write(part)
+		n += m
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+}
+
+// write writes one piece.
+func (w *response) write(p []byte) (int, error) {
+	w.begin()
+	quick := w.bytes+int64(len(p)) <= held
+	if !quick {
+		w.arm()
+	}
+	n, err := w.ResponseWriter.Write(p)
+	if !quick {
+		w.disarm()
+	}
+	return n, w.wrote(int64(n), err)
+}
+
+// begin notes the status of an answer whose handler did not.
+func (w *response) begin() {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+}
+
+// wrote counts, and keeps the first error.
+func (w *response) wrote(n int64, err error) error {
+	if !w.isHead {
+		w.bytes += n
+	}
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || w.multi && time.Since(w.armed) >= w.stall {
+		err = errStalled(w.stall)
+	}
+	// That a status or a HEAD takes no body is the handler's doing, not the client's.
+	if w.err == nil && !errors.Is(err, http.ErrBodyNotAllowed) && !errors.Is(err, http.ErrContentLength) {
+		w.err = err
+	}
+	return err
+}
+
+// ReadFrom writes all of src. A file over plain HTTP/1.1 goes by sendfile.
+func (w *response) ReadFrom(src io.Reader) (int64, error) {
+	w.begin()
+	if !w.sendfile || w.isHead {
+		return w.copy(src)
+	}
+	limited, ok := src.(*io.LimitedReader)
+	if !ok {
+		limited = &io.LimitedReader{R: src, N: 1<<63 - 1}
+	}
+	if _, ok := limited.R.(syscall.Conn); !ok {
+		return w.copy(src)
+	}
+	return w.send(limited)
+}
+
+// send hands src to the connection step by step. net/http finds a file within one LimitedReader and not within
+// two, so each step has a new one around the same file; src.N is kept as if it had been read from.
+//
+// A step may take longer than the deadline: if bytes went out, it was slow and not stalled. The deadline is half
+// of Stall because the second try asks the kernel again: it accepts bytes as soon as there is room for any, but
+// wakes a waiting writer only when there is room for many.
+func (w *response) send(src *io.LimitedReader) (total int64, err error) {
+	for stalls := 0; src.N > 0; {
+		w.set(w.stall / 2)
+		step := io.LimitedReader{R: src.R, N: min(src.N, sendfileStep)}
+		want := step.N
+		n, err := w.ResponseWriter.(io.ReaderFrom).ReadFrom(&step)
+		src.N -= want - step.N
+		total += n
+		if n > 0 {
+			stalls = 0
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) && n == want-step.N && stalls < 1 {
+			if n == 0 {
+				stalls++
+			}
+			w.wrote(n, nil)
+			continue
+		}
+		if err := w.wrote(n, err); err != nil || step.N > 0 {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// copy writes src through a buffer of ours.
+func (w *response) copy(src io.Reader) (total int64, err error) {
+	buf := buffers.Get().(*[piece]byte)
+	defer buffers.Put(buf)
+	for {
+		n, rerr := src.Read(buf[:])
+		if n > 0 {
+			m, err := w.write(buf[:n])
+			total += int64(m)
+			if err != nil {
+				return total, err
+			}
+		}
+		if rerr == io.EOF {
+			return total, nil
+		}
+		if rerr != nil {
+			return total, rerr
+		}
+	}
+}
+
+// Flush sends what is held back.
+func (w *response) Flush() { _ = w.FlushError() } // the error is kept for the log
+
+// FlushError sends what is held back. Errors: those of the connection, and http.ErrNotSupported.
+func (w *response) FlushError() error {
+	w.begin()
+	w.arm()
+	err := w.rc.Flush()
+	w.disarm()
+	if errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return w.wrote(0, err)
+}
+
+// arm starts the deadline before something is written. Before the first byte of an answer HTTP/1 reads what is
+// left of the request's body, so that needs a deadline as well.
+func (w *response) arm() {
+	now := time.Now()
+	if w.multi || now.Sub(w.armed) > w.stall/4 {
+		w.armed = now
+		w.set(w.stall + w.stall/4) // up to a quarter of it is gone when the next piece starts
+	}
+	if !w.multi && w.body.isOpen() {
+		_ = w.rc.SetReadDeadline(now.Add(w.stall))
+	}
+}
+
+// disarm ends the deadline after something was written. HTTP/1 looks at the write deadline only when it writes,
+// so there it may pass.
+func (w *response) disarm() {
+	if w.multi {
+		_ = w.rc.SetWriteDeadline(time.Time{})
+	} else if w.body.isOpen() {
+		_ = w.rc.SetReadDeadline(time.Time{})
+	}
+}
+
+// set sets the write deadline. A connection without deadlines (in tests) is not watched.
+func (w *response) set(d time.Duration) { _ = w.rc.SetWriteDeadline(time.Now().Add(d)) }
+
+// finish sets the deadlines for what net/http does after the handler: it writes what it holds, and HTTP/1 reads
+// what is left of the request's body. net/http takes them back before the next request.
+func (w *response) finish() {
+	if !w.multi || w.bytes > 0 {
+		w.set(w.stall)
+	}
+	if !w.multi && w.body.isOpen() && w.body.err == nil {
+		_ = w.rc.SetReadDeadline(time.Now().Add(w.stall))
+	}
+}

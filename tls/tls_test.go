@@ -1,0 +1,644 @@
+package tls_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	trowtls "trow/tls"
+)
+
+// wanted has every form of name.
+var wanted = []string{
+	"trow.kube-public:31000", "trow.kube-public.svc", "trow.kube-public.svc.cluster.local", "trow", "localhost",
+	"127.0.0.1", "127.0.0.1:31000", "::1", "[::1]", "[fd00::7]:31000", "TROW.example.org.", "*.apps.example.org",
+}
+
+func open(t *testing.T, dir string, o trowtls.Options) *trowtls.Keeper {
+	t.Helper()
+	if o.Names == nil {
+		o.Names = wanted
+	}
+	k, err := trowtls.Open(dir, o)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	return k
+}
+
+// handshake connects a client to k over loopback and returns the certificate that it was shown. (A net.Pipe has
+// no buffer: a client that refuses the certificate would wait for a server that is still writing.)
+func handshake(k *trowtls.Keeper, client *tls.Config) (*x509.Certificate, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if c, err := l.Accept(); err == nil {
+			tls.Server(c, k.Config()).Handshake()
+			c.Close()
+		}
+	}()
+	c, err := tls.Dial("tcp", l.Addr().String(), client)
+	if err != nil {
+		<-done
+		return nil, err
+	}
+	c.Close()
+	<-done
+	return c.ConnectionState().PeerCertificates[0], nil
+}
+
+// shown is the certificate that k shows for an SNI, whoever signed it.
+func shown(t *testing.T, k *trowtls.Keeper, sni string) *x509.Certificate {
+	t.Helper()
+	c, err := handshake(k, &tls.Config{ServerName: sni, InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatalf("handshake for %q: %v", sni, err)
+	}
+	return c
+}
+
+func pool(pem []byte) *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AppendCertsFromPEM(pem)
+	return p
+}
+
+func TestEveryWantedNameIsVerifiedByTheCA(t *testing.T) {
+	k := open(t, t.TempDir(), trowtls.Options{})
+	for _, name := range []string{
+		"trow.kube-public", "trow.kube-public.svc", "trow.kube-public.svc.cluster.local", "trow", "localhost",
+		"127.0.0.1", "::1", "fd00::7", "trow.example.org", "x.apps.example.org",
+	} {
+		if _, err := handshake(k, &tls.Config{ServerName: name, RootCAs: pool(k.CA())}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := handshake(k, &tls.Config{ServerName: "else.example.org", RootCAs: pool(k.CA())}); err == nil {
+		t.Error("a name that was not wanted is verified")
+	}
+}
+
+func TestTLS11IsRefused(t *testing.T) {
+	k := open(t, t.TempDir(), trowtls.Options{})
+	_, err := handshake(k, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
+	if err == nil {
+		t.Error("TLS 1.1 is spoken")
+	}
+}
+
+func TestTheCAMaySignLeavesAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	k := open(t, dir, trowtls.Options{})
+	if bytes.Contains(k.CA(), []byte("PRIVATE")) {
+		t.Fatal("CA() gives the key away")
+	}
+	block, _ := pem.Decode(k.CA())
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !ca.IsCA || ca.MaxPathLen != 0 || !ca.MaxPathLenZero || ca.KeyUsage&x509.KeyUsageCertSign == 0 {
+		t.Errorf("CA: IsCA %v, path length %d, usage %b", ca.IsCA, ca.MaxPathLen, ca.KeyUsage)
+	}
+	if !regexp.MustCompile(`^Trow CA [0-9a-f]{8}$`).MatchString(ca.Subject.CommonName) {
+		t.Errorf("common name %q", ca.Subject.CommonName)
+	}
+	if !regexp.MustCompile(`^([0-9A-F]{2}:){31}[0-9A-F]{2}$`).MatchString(k.Fingerprint()) {
+		t.Errorf("fingerprint %q", k.Fingerprint())
+	}
+	leaf := shown(t, k, "")
+	if leaf.IsCA || len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != x509.ExtKeyUsageServerAuth {
+		t.Errorf("leaf: IsCA %v, usage %v", leaf.IsCA, leaf.ExtKeyUsage)
+	}
+}
+
+func TestBadNamesAreRefusedByName(t *testing.T) {
+	for _, name := range []string{
+		"", ":31000", "a..b", "-a.b", "a-.b", "a b", "*", "*.", "a.*.b", "bücher.example", "fe80::1%eth0", "127.0.0.300",
+		"http://trow", strings.Repeat("a", 64) + ".b", strings.Repeat("a.", 127) + "b",
+	} {
+		_, err := trowtls.Open(t.TempDir(), trowtls.Options{Names: []string{"good", name}})
+		if err == nil || !strings.Contains(err.Error(), `"`+name+`"`) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if _, err := trowtls.Open(t.TempDir(), trowtls.Options{}); err == nil {
+		t.Error("no names at all are taken")
+	}
+}
+
+func TestARestartKeepsCAAndLeaf(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "tls")
+	a := open(t, dir, trowtls.Options{})
+	swapped := append(append([]string{"localhost"}, wanted[4:]...), wanted[:4]...)
+	b := open(t, dir, trowtls.Options{Names: swapped})
+	if a.Fingerprint() != b.Fingerprint() || !bytes.Equal(a.CA(), b.CA()) {
+		t.Error("another CA after a restart")
+	}
+	if !shown(t, a, "").Equal(shown(t, b, "")) {
+		t.Error("another leaf after a restart with the same names in another order")
+	}
+}
+
+func TestOtherNamesMakeANewLeafOfTheSameCA(t *testing.T) {
+	dir := t.TempDir()
+	a := open(t, dir, trowtls.Options{})
+	b := open(t, dir, trowtls.Options{Names: []string{"other.example.org"}})
+	if a.Fingerprint() != b.Fingerprint() {
+		t.Error("another CA")
+	}
+	if _, err := handshake(b, &tls.Config{ServerName: "other.example.org", RootCAs: pool(a.CA())}); err != nil {
+		t.Error(err)
+	}
+	if _, err := handshake(b, &tls.Config{ServerName: "localhost", RootCAs: pool(a.CA())}); err == nil {
+		t.Error("the leaf still has a name that is no longer wanted")
+	}
+}
+
+func TestFilesAreForTheOwnerAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tls")
+	for range 2 { // the second time with modes that somebody widened
+		open(t, dir, trowtls.Options{})
+		for path, want := range map[string]os.FileMode{dir: 0o700, dir + "/ca.pem": 0o600, dir + "/leaf.pem": 0o600} {
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+				t.Errorf("%s: %v, %v", path, info.Mode(), err)
+			}
+			os.Chmod(path, want|0o055)
+		}
+	}
+}
+
+func TestWhatACrashLeftIsSwept(t *testing.T) {
+	dir := t.TempDir()
+	a := open(t, dir, trowtls.Options{})
+	left := filepath.Join(dir, ".tmp-123")
+	os.WriteFile(left, []byte("-----BEGIN CERT"), 0o600)
+	b := open(t, dir, trowtls.Options{})
+	if _, err := os.Stat(left); err == nil {
+		t.Error("the temporary file is still there")
+	}
+	if a.Fingerprint() != b.Fingerprint() {
+		t.Error("another CA")
+	}
+}
+
+// TestACADamagedAnywhereIsAnErrorAndStays cuts the CA's file at every 16th byte, and replaces it in other ways.
+func TestACADamagedAnywhereIsAnErrorAndStays(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	open(t, dir, trowtls.Options{})
+	open(t, other, trowtls.Options{})
+	file := filepath.Join(dir, "ca.pem")
+	good, foreign, leaf := read(t, file), read(t, filepath.Join(other, "ca.pem")), read(t, filepath.Join(dir, "leaf.pem"))
+	cert, _ := pem.Decode(good)
+	_, key := pem.Decode(foreign)
+	bad := map[string][]byte{
+		"a leaf": leaf, "a foreign key": append(pem.EncodeToMemory(cert), key...), "too long": make([]byte, 1<<20+1),
+	}
+	for i := 0; i < len(good)-1; i += 16 {
+		bad["cut at "+big.NewInt(int64(i)).String()] = good[:i]
+	}
+	for name, content := range bad {
+		os.WriteFile(file, content, 0o600)
+		_, err := trowtls.Open(dir, trowtls.Options{Names: wanted})
+		if err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !bytes.Equal(read(t, file), content) {
+			t.Fatalf("%s: the file was changed", name)
+		}
+	}
+}
+
+func TestALeafThatDoesNotServeIsReplaced(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	a := open(t, dir, trowtls.Options{})
+	open(t, other, trowtls.Options{})
+	file := filepath.Join(dir, "leaf.pem")
+	good := read(t, file)
+	for name, content := range map[string][]byte{
+		"cut": good[:len(good)/2], "empty": nil, "of another CA": read(t, filepath.Join(other, "leaf.pem")),
+	} {
+		os.WriteFile(file, content, 0o600)
+		b := open(t, dir, trowtls.Options{})
+		if _, err := handshake(b, &tls.Config{ServerName: "localhost", RootCAs: pool(a.CA())}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestADirectoryThatCannotBeUsedIsAnError(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	os.WriteFile(file, nil, 0o600)
+	if _, err := trowtls.Open(file, trowtls.Options{Names: wanted}); err == nil {
+		t.Error("a file is taken for a directory")
+	}
+	for _, name := range []string{"ca.pem", "leaf.pem", ".tmp-x/y"} {
+		dir := t.TempDir()
+		os.MkdirAll(filepath.Join(dir, name), 0o700)
+		if _, err := trowtls.Open(dir, trowtls.Options{Names: wanted}); err == nil {
+			t.Errorf("%s is a directory and nobody minds", name)
+		}
+	}
+}
+
+// userPair makes a pair of some CA that is not ours, and writes it to files in dir.
+func userPair(t *testing.T, dir string, end time.Time, names ...string) trowtls.Options {
+	t.Helper()
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	template := &x509.Certificate{DNSNames: names, NotBefore: end.Add(-9999 * time.Hour), NotAfter: end}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, _ := x509.MarshalPKCS8PrivateKey(key)
+	o := trowtls.Options{CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key")}
+	os.WriteFile(o.CertFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600)
+	os.WriteFile(o.KeyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return o
+}
+
+func TestTheUsersPairIsServedForItsNamesAndOursForTheRest(t *testing.T) {
+	o := userPair(t, t.TempDir(), time.Now().Add(time.Hour), "registry.example.org", "*.example.net", "trow.kube-public.svc")
+	k := open(t, t.TempDir(), o)
+	for sni, users := range map[string]bool{
+		"registry.example.org": true, "REGISTRY.example.org": true, "a.example.net": true, "a.b.example.net": false,
+		"": false, "trow.kube-public": false, "localhost": false, "trow.kube-public.svc": false, "127.0.0.1": false,
+	} {
+		if got := shown(t, k, sni).Subject.CommonName == ""; got != users {
+			t.Errorf("SNI %q: the user's %v, want %v", sni, got, users)
+		}
+	}
+}
+
+func TestOneFileMayHoldTheUsersPair(t *testing.T) {
+	o := userPair(t, t.TempDir(), time.Now().Add(time.Hour), "registry.example.org")
+	both := append(read(t, o.CertFile), read(t, o.KeyFile)...)
+	os.WriteFile(o.CertFile, both, 0o600)
+	k := open(t, t.TempDir(), trowtls.Options{CertFile: o.CertFile})
+	if shown(t, k, "registry.example.org").Subject.CommonName != "" {
+		t.Error("the user's pair is not served")
+	}
+}
+
+func TestABadUsersPairIsAnErrorThatNamesTheFile(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(o *trowtls.Options)
+		want  string
+	}{
+		"no certificate":     {func(o *trowtls.Options) { os.Remove(o.CertFile) }, "tls.crt: no such file"},
+		"no key":             {func(o *trowtls.Options) { os.Remove(o.KeyFile) }, "tls.key: no such file"},
+		"not PEM":            {func(o *trowtls.Options) { os.WriteFile(o.CertFile, []byte("x"), 0o600) }, "tls.crt with key"},
+		"key without cert":   {func(o *trowtls.Options) { o.CertFile = "" }, "without a certificate"},
+		"cert without key":   {func(o *trowtls.Options) { o.KeyFile = "" }, "tls.crt"},
+		"a directory":        {func(o *trowtls.Options) { o.CertFile = filepath.Dir(o.CertFile) }, "not a file"},
+		"another's key":      {func(o *trowtls.Options) { o.KeyFile = userPair(t, t.TempDir(), time.Now(), "a").KeyFile }, "does not match"},
+		"names nothing":      {func(o *trowtls.Options) { *o = userPair(t, t.TempDir(), time.Now()) }, "names no host"},
+		"a file of one byte": {func(o *trowtls.Options) { os.WriteFile(o.KeyFile, []byte("x"), 0o600) }, "tls.key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := userPair(t, t.TempDir(), time.Now().Add(time.Hour), "registry.example.org")
+			c.spoil(&o)
+			o.Names = wanted
+			if _, err := trowtls.Open(t.TempDir(), o); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// events are those that a Run has told since the last [events.after].
+type events struct {
+	mu   sync.Mutex
+	list []trowtls.Event
+}
+
+// run starts k.Run within a synctest bubble.
+func run(t *testing.T, k *trowtls.Keeper) *events {
+	ctx, cancel := context.WithCancel(t.Context())
+	e, done := new(events), make(chan error)
+	go func() { done <- k.Run(ctx, e.add) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return e
+}
+
+func (e *events) add(event trowtls.Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.list = append(e.list, event)
+}
+
+func (e *events) take() []trowtls.Event {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := e.list
+	e.list = nil
+	return list
+}
+
+// after lets d pass and returns the kinds of the events told meanwhile, and the first of them.
+func (e *events) after(d time.Duration) (told string, first trowtls.Event) {
+	e.take()
+	time.Sleep(d)
+	synctest.Wait()
+	var kinds []string
+	for i, event := range e.take() {
+		if i == 0 {
+			first = event
+		}
+		kinds = append(kinds, string(event.Kind)+" "+string(event.Cert))
+	}
+	return strings.Join(kinds, ", "), first
+}
+
+// after lets d pass and returns the kinds of the events told meanwhile.
+func after(d time.Duration, e *events) string {
+	told, _ := e.after(d)
+	return told
+}
+
+const day = 24 * time.Hour
+
+func TestTheLeafIsRenewedAtTwoThirdsOfItsLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := open(t, t.TempDir(), trowtls.Options{Poll: time.Minute})
+		before, end := shown(t, k, ""), k.NotAfter(trowtls.Leaf)
+		events := run(t, k)
+		if got := after(59*day, events); got != "" {
+			t.Fatalf("after 59 days: %s", got)
+		}
+		if got := after(2*day, events); got != "renewed leaf" {
+			t.Fatalf("after 61 days: %q", got)
+		}
+		if shown(t, k, "").Equal(before) || !k.NotAfter(trowtls.Leaf).After(end.Add(59*day)) {
+			t.Error("the old leaf is still served")
+		}
+		if _, err := handshake(k, &tls.Config{ServerName: "localhost", RootCAs: pool(k.CA()), Time: time.Now}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAnOldLeafIsRenewedAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		before := shown(t, open(t, dir, trowtls.Options{}), "")
+		time.Sleep(70 * day)
+		if shown(t, open(t, dir, trowtls.Options{}), "").Equal(before) {
+			t.Error("a leaf past two thirds of its life is kept")
+		}
+	})
+}
+
+func TestARenewalThatFailsIsToldAndTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "tls")
+		k := open(t, dir, trowtls.Options{Poll: time.Minute})
+		before := shown(t, k, "")
+		os.Rename(dir, dir+"-away")
+		events := run(t, k)
+		got, e := events.after(60*day + time.Hour + 30*time.Minute)
+		if got != "failed leaf, failed leaf" {
+			t.Fatalf("without a directory: %q", got)
+		}
+		if !errors.Is(e.Err, os.ErrNotExist) || !e.NotAfter.Equal(before.NotAfter) {
+			t.Errorf("event %+v", e)
+		}
+		if !shown(t, k, "").Equal(before) {
+			t.Error("the old leaf is not served")
+		}
+		os.Rename(dir+"-away", dir)
+		if got := after(time.Hour, events); got != "renewed leaf" {
+			t.Errorf("with the directory: %q", got)
+		}
+	})
+}
+
+// TestTheEndOfTheCA: it is told for a year, the last leaf ends with the CA and is not renewed for nothing, and
+// then a start is refused with what to do.
+func TestTheEndOfTheCA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		open(t, dir, trowtls.Options{})
+		time.Sleep(9*365*day - 12*time.Hour)
+		k := open(t, dir, trowtls.Options{Poll: time.Hour})
+		events := run(t, k)
+		if got := after(6*time.Hour, events); got != "" {
+			t.Errorf("before the last year: %q", got)
+		}
+		if got := after(30*time.Hour, events); got != "ending ca" {
+			t.Errorf("in the last year: %q", got)
+		}
+		after(345*day, events)
+		if !k.NotAfter(trowtls.Leaf).Equal(k.NotAfter(trowtls.CA)) {
+			t.Error("the last leaf does not end with its CA")
+		}
+		if got := after(10*day, events); strings.Contains(got, "leaf") {
+			t.Errorf("the last leaf is renewed: %q", got)
+		}
+		time.Sleep(20 * day)
+		_, err := trowtls.Open(dir, trowtls.Options{Names: wanted})
+		if err == nil || !strings.Contains(err.Error(), "move it away") {
+			t.Errorf("with a CA that has ended: %v", err)
+		}
+	})
+}
+
+func TestALeafFromTheFutureIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	before := shown(t, open(t, dir, trowtls.Options{}), "")
+	ca := read(t, filepath.Join(dir, "ca.pem"))
+	synctest.Test(t, func(t *testing.T) { // in the year 2000
+		_, err := trowtls.Open(dir, trowtls.Options{Names: wanted})
+		if err == nil || !strings.Contains(err.Error(), "valid from") {
+			t.Errorf("with a clock before the CA's beginning: %v", err)
+		}
+	})
+	if !bytes.Equal(ca, read(t, filepath.Join(dir, "ca.pem"))) || !shown(t, open(t, dir, trowtls.Options{}), "").Equal(before) {
+		t.Error("a wrong clock changed the pairs")
+	}
+}
+
+func TestTheUsersFilesAreFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		files := t.TempDir()
+		o := userPair(t, files, time.Now().Add(40*day), "registry.example.org")
+		cert := read(t, o.CertFile)
+		k := open(t, t.TempDir(), o)
+		events := run(t, k)
+		if got := after(day, events); got != "" {
+			t.Fatalf("nothing changed: %q", got)
+		}
+
+		before := shown(t, k, "registry.example.org")
+		userPair(t, files, time.Now().Add(80*day), "registry.example.org", "second.example.org")
+		if got := after(time.Minute, events); got != "reloaded user" {
+			t.Fatalf("a new pair: %q", got)
+		}
+		if shown(t, k, "second.example.org").Equal(before) || shown(t, k, "second.example.org").Subject.CommonName != "" {
+			t.Error("the new pair is not served")
+		}
+		if want := time.Now().Add(79 * day); k.NotAfter(trowtls.User).Before(want) {
+			t.Errorf("NotAfter %v, want after %v", k.NotAfter(trowtls.User), want)
+		}
+
+		good := read(t, o.CertFile)
+		os.WriteFile(o.CertFile, cert, 0o600)
+		got, e := events.after(day)
+		if got != "rejected user" {
+			t.Fatalf("a pair that does not match: %q", got)
+		}
+		if !strings.Contains(e.Err.Error(), "tls.crt") {
+			t.Errorf("the event does not name the file: %v", e.Err)
+		}
+		shown(t, k, "second.example.org")
+		os.Remove(o.CertFile)
+		if got := after(day, events); got != "rejected user" {
+			t.Fatalf("a file that is gone: %q", got)
+		}
+		os.WriteFile(o.CertFile, good, 0o600)
+		if got := after(day, events); got != "reloaded user" {
+			t.Fatalf("the good one again: %q", got)
+		}
+	})
+}
+
+// TestAHalfWrittenPairIsNotRejected: certificate and key are written one after the other, a look between.
+func TestAHalfWrittenPairIsNotRejected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		files := t.TempDir()
+		o := userPair(t, files, time.Now().Add(40*day), "registry.example.org")
+		n := userPair(t, t.TempDir(), time.Now().Add(40*day), "registry.example.org")
+		o.Poll = time.Minute
+		events := run(t, open(t, t.TempDir(), o))
+		time.Sleep(30 * time.Second)
+		os.WriteFile(o.CertFile, read(t, n.CertFile), 0o600)
+		time.Sleep(time.Minute)
+		os.WriteFile(o.KeyFile, read(t, n.KeyFile), 0o600)
+		if got := after(time.Hour, events); got != "reloaded user" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// TestASecretsLinkIsFollowed swaps the symbolic link to the directory, as the kubelet does.
+func TestASecretsLinkIsFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mount := t.TempDir()
+		for _, version := range []string{"..1", "..2"} {
+			os.Mkdir(filepath.Join(mount, version), 0o700)
+			userPair(t, filepath.Join(mount, version), time.Now().Add(40*day), "registry.example.org")
+		}
+		os.Symlink("..1", filepath.Join(mount, "..data"))
+		o := trowtls.Options{CertFile: filepath.Join(mount, "tls.crt"), KeyFile: filepath.Join(mount, "tls.key")}
+		os.Symlink("..data/tls.crt", o.CertFile)
+		os.Symlink("..data/tls.key", o.KeyFile)
+		events := run(t, open(t, t.TempDir(), o))
+		synctest.Wait()
+		os.Symlink("..2", filepath.Join(mount, "..tmp"))
+		os.Rename(filepath.Join(mount, "..tmp"), filepath.Join(mount, "..data"))
+		if got := after(time.Minute, events); got != "reloaded user" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+func TestAnExpiredUsersPairIsAWarning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := userPair(t, t.TempDir(), time.Now().Add(-time.Hour), "registry.example.org")
+		k := open(t, t.TempDir(), o)
+		events := run(t, k)
+		if got := after(time.Hour, events); got != "ending user" {
+			t.Errorf("got %q", got)
+		}
+		if got := after(2*day, events); got != "ending user, ending user" {
+			t.Errorf("two days later: %q", got)
+		}
+		if shown(t, k, "registry.example.org").Subject.CommonName != "" {
+			t.Error("it is not served")
+		}
+	})
+}
+
+func TestAReloadDropsNoConnection(t *testing.T) {
+	files := t.TempDir()
+	o := userPair(t, files, time.Now().Add(time.Hour), "registry.example.org")
+	o.Poll = time.Millisecond
+	k := open(t, t.TempDir(), o)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	told := make(chan trowtls.Event, 1)
+	go k.Run(ctx, func(e trowtls.Event) { told <- e })
+
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.RemoteAddr) }))
+	s.TLS = k.Config()
+	s.StartTLS()
+	defer s.Close()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{ServerName: "registry.example.org", InsecureSkipVerify: true}}
+	defer transport.CloseIdleConnections()
+	get := func() (string, *x509.Certificate) {
+		resp, err := (&http.Client{Transport: transport}).Get(s.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return string(b), resp.TLS.PeerCertificates[0]
+	}
+	addr, cert := get()
+	userPair(t, files, time.Now().Add(2*time.Hour), "registry.example.org")
+	if e := <-told; e.Kind != trowtls.Reloaded {
+		t.Fatalf("event %+v", e)
+	}
+	if a, _ := get(); a != addr {
+		t.Error("the open connection was dropped")
+	}
+	transport.CloseIdleConnections()
+	if _, c := get(); c.Equal(cert) {
+		t.Error("a new connection gets the old certificate")
+	}
+}
+
+func TestNotAfterOfWhatIsNotThereIsZero(t *testing.T) {
+	k := open(t, t.TempDir(), trowtls.Options{})
+	if !k.NotAfter(trowtls.User).IsZero() || k.NotAfter(trowtls.CA).Before(k.NotAfter(trowtls.Leaf)) {
+		t.Error("wrong ends")
+	}
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
