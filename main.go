@@ -415,7 +415,10 @@ func (a *app) serve(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	front := s.front()
+	front, err := s.front()
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return front.Serve(s.listener) })
 	g.Go(func() error {
@@ -482,7 +485,7 @@ func (s *instance) authorizer() (auth.Authorizer, error) {
 }
 
 // front is the HTTP server with all its routes.
-func (s *instance) front() *server.Server {
+func (s *instance) front() (*server.Server, error) {
 	s.verdicts = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "trow_admission_reviews_total",
 		Help: "Admission reviews answered, by verdict: allowed, denied, skipped (no image was judged), error."}, []string{"verdict"})
 	for _, verdict := range []string{"allowed", "denied", "skipped", "error"} {

@@ -6,7 +6,7 @@
 //   - review: an AdmissionReview of admission.k8s.io, v1 or v1beta1. It asks about one object.
 //   - object: a pod, or a workload whose template pods are made from.
 //   - image: a string of an object that names what a runtime is to pull, as it is written there.
-//   - [Reference]: what an image means, in canonical form. Nothing is ever compared in the form as written.
+//   - [Reference]: what an image means, in canonical form. No rule looks at the form as written.
 //   - local: of this registry, by the host that the image names. Everything else is remote.
 //   - [Policy]: the rules. A verdict is what it says of one image.
 //   - sentence: why an image is denied, for people. A hint is what to do about it; it goes out as a warning.

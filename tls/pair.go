@@ -34,7 +34,8 @@ const (
 )
 
 // caRemedy ends every error about the CA's file; invariant 1.
-const caRemedy = "restore it from a backup; or move it away to have a new CA made, which every node and workstation must then be told to trust"
+const caRemedy = "restore it from a backup; or move it away to have a new CA made, which every node and " +
+	"workstation must then be told to trust"
 
 // loadCA returns the CA that is kept in d, made now if there is none.
 func loadCA(d dir, now time.Time) (*tls.Certificate, error) {

@@ -221,7 +221,8 @@ func (u userFiles) parse(p userPEM) (*tls.Certificate, error) {
 		return nil, fmt.Errorf("the user's certificate %s: %w", from, err)
 	}
 	if len(pair.Leaf.DNSNames) == 0 {
-		return nil, fmt.Errorf("the user's certificate %s: it names no host (no DNS name among its subject alternative names), so it would never be served", from)
+		return nil, fmt.Errorf("the user's certificate %s: it names no host (no DNS name among its subject "+
+			"alternative names), so it would never be served", from)
 	}
 	return &pair, nil
 }

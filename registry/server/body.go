@@ -22,9 +22,8 @@ type body struct {
 // isOpen reports whether there may be more to read. A nil body has ended.
 func (b *body) isOpen() bool { return b != nil && !b.ended }
 
-// Read reads under a deadline, which ends with the read over HTTP/2 and with the body over HTTP/1: there the
-// connection is read in the background after the end, in order to see it close, and a deadline would look like
-// that.
+// Read reads under a deadline. Over HTTP/2 it ends with the read. HTTP/1 looks at it only when it reads, and
+// net/http takes it back at the end of the body, before it waits for the connection to close.
 func (b *body) Read(p []byte) (int, error) {
 	if b.ended {
 		return b.ReadCloser.Read(p)
@@ -39,11 +38,10 @@ func (b *body) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	b.ended = true
-	if err == io.EOF {
-		b.set(time.Time{})
-		return n, err
+	if err != io.EOF {
+		err = b.failed(err)
 	}
-	return n, b.failed(err)
+	return n, err
 }
 
 // failed notes why the body ended early. The deadline stays, so that net/http does not wait for the rest.
@@ -68,3 +66,12 @@ func (b *body) arm() {
 }
 
 func (b *body) set(t time.Time) { _ = b.w.rc.SetReadDeadline(t) }
+
+// Close drops what is left. HTTP/1 reads a part of it, so that the connection can be used again.
+func (b *body) Close() error {
+	if b.isOpen() {
+		b.arm()
+		b.ended = true
+	}
+	return b.ReadCloser.Close()
+}

@@ -115,13 +115,13 @@ func (f *front) end(e ending) {
 	if e.w.body != nil {
 		in = e.w.body.bytes
 	}
-	f.metrics.count(e.request.Method, e.rec.route, e.status(), in, e.w.bytes, e.took)
+	f.metrics.count(e.request.Method, e.rec.get("route"), e.status(), in, e.w.bytes, e.took)
 	event := f.log.WithLevel(f.level(e))
 	if !event.Enabled() {
 		return
 	}
 	event.Str("req", e.rec.id).Str("method", cut(e.request.Method)).Str("path", cut(e.request.URL.Path)).
-		Int("status", e.status()).Int64("bytes", e.w.bytes).Dur("dur", e.took)
+		Int("status", e.status()).Int64("bytes", in+e.w.bytes).Dur("dur", e.took)
 	e.annotations(event)
 	if e.stack != nil {
 		event.Bytes("stack", e.stack)

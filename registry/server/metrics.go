@@ -2,9 +2,11 @@ package server
 
 import (
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,9 +29,11 @@ type metrics struct {
 	sent     prometheus.Counter
 	inFlight prometheus.Gauge
 
-	series sync.Map // of seriesKey to series: a look-up here costs a third of one in the vectors
+	// series are those in use, replaced as a whole when one is added: a look-up in the vectors costs three times
+	// as much.
+	series atomic.Pointer[map[seriesKey]series]
 
-	mu     sync.Mutex          // guards routes
+	mu     sync.Mutex          // guards routes, and adding to series
 	routes map[string]struct{} // those seen so far
 }
 
@@ -49,7 +53,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "trow_http_requests_total", Help: "Requests answered.",
 		}, []string{"method", "route", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "trow_http_request_duration_seconds", Help: "Time from a request's headers to the end of its answer.", Buckets: buckets,
+			Name: "trow_http_request_duration_seconds", Help: "Time from a request's headers to the end of its answer.",
+			Buckets: buckets,
 		}, []string{"method", "route"}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trow_http_request_bytes_total", Help: "Bytes of request bodies received.",
@@ -62,6 +67,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}),
 		routes: map[string]struct{}{},
 	}
+	m.series.Store(&map[seriesKey]series{})
 	if r == nil {
 		return m, nil
 	}
@@ -84,17 +90,32 @@ func (m *metrics) count(method, route string, status int, in, out int64, took ti
 // of returns the series of a request, with labels out of bounded sets.
 func (m *metrics) of(method, route string, status int) series {
 	key := seriesKey{knownMethod(method), route, status}
-	if s, ok := m.series.Load(key); ok {
-		return s.(series)
+	if key.route == "" {
+		key.route = other
 	}
-	key.route = m.knownRoute(route)
+	if s, ok := (*m.series.Load())[key]; ok {
+		return s
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.add(key)
+}
+
+// add makes a series, or finds the one that takes in what is not known. The caller holds mu.
+func (m *metrics) add(key seriesKey) series {
+	key.route = m.knownRoute(key.route)
 	code := other
-	if 100 <= status && status <= 599 {
-		code = strconv.Itoa(status)
+	if 100 <= key.status && key.status <= 599 {
+		code = strconv.Itoa(key.status)
 	}
-	s := series{m.requests.WithLabelValues(key.method, key.route, code), m.duration.WithLabelValues(key.method, key.route)}
-	if code != other { // what is not known must not grow the map either
-		m.series.Store(key, s)
+	s := series{
+		requests: m.requests.WithLabelValues(key.method, key.route, code),
+		duration: m.duration.WithLabelValues(key.method, key.route),
+	}
+	if code != other { // what is not known must not grow the map
+		all := maps.Clone(*m.series.Load())
+		all[key] = s
+		m.series.Store(&all)
 	}
 	return s
 }
@@ -107,13 +128,11 @@ func knownMethod(method string) string {
 	return other
 }
 
-// knownRoute lets the first maxRoutes routes that are words through.
+// knownRoute lets the first maxRoutes routes that are words through. The caller holds mu.
 func (m *metrics) knownRoute(route string) string {
 	if !isWord(route) {
 		return other
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	if _, ok := m.routes[route]; !ok {
 		if len(m.routes) == maxRoutes {
 			return other

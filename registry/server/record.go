@@ -120,6 +120,9 @@ func (r *record) set(f field) {
 func (r *record) get(key string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if key == "route" {
+		return r.route
+	}
 	for _, f := range r.fields {
 		if f.key == key {
 			return f.value

@@ -134,10 +134,23 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	if !ok {
 		limited = &io.LimitedReader{R: src, N: 1<<63 - 1}
 	}
-	if _, ok := limited.R.(syscall.Conn); !ok {
+	if !w.sendable(limited) {
 		return w.copy(src)
 	}
+	// The header goes ahead. Within ReadFrom net/http would go on without it if it stalled, and the second try of
+	// send would put the body in its place.
+	if err := w.FlushError(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
 	return w.send(limited)
+}
+
+// sendable reports whether src is a file that is worth a call of its own, in an answer that need not be looked
+// at: net/http would guess a missing type from the first bytes, and cannot send without a length.
+func (w *response) sendable(src *io.LimitedReader) bool {
+	_, ok := src.R.(syscall.Conn)
+	h := w.Header()
+	return ok && src.N > piece && h.Get("Content-Length") != "" && h.Get("Content-Type") != ""
 }
 
 // send hands src to the connection step by step. net/http finds a file within one LimitedReader and not within
@@ -147,24 +160,24 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 // of Stall because the second try asks the kernel again: it accepts bytes as soon as there is room for any, but
 // wakes a waiting writer only when there is room for many.
 func (w *response) send(src *io.LimitedReader) (total int64, err error) {
+	w.armed = time.Time{} // the deadline is another one from here on
 	for stalls := 0; src.N > 0; {
 		w.set(w.stall / 2)
 		step := io.LimitedReader{R: src.R, N: min(src.N, sendfileStep)}
 		want := step.N
 		n, err := w.ResponseWriter.(io.ReaderFrom).ReadFrom(&step)
-		src.N -= want - step.N
+		taken := want - step.N
+		src.N -= taken
 		total += n
-		if n > 0 {
+		if stalls++; n > 0 {
 			stalls = 0
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && n == want-step.N && stalls < 1 {
-			if n == 0 {
-				stalls++
-			}
-			w.wrote(n, nil)
-			continue
+		// Bytes that were taken from the file and did not go out are lost: then there is no second try.
+		again := errors.Is(err, os.ErrDeadlineExceeded) && n == taken && stalls < 2
+		if again {
+			err = nil
 		}
-		if err := w.wrote(n, err); err != nil || step.N > 0 {
+		if err = w.wrote(n, err); err != nil || step.N > 0 && !again {
 			return total, err
 		}
 	}
@@ -221,13 +234,11 @@ func (w *response) arm() {
 	}
 }
 
-// disarm ends the deadline after something was written. HTTP/1 looks at the write deadline only when it writes,
-// so there it may pass.
+// disarm ends the deadline after something was written. HTTP/1 looks at its deadlines only when it reads or
+// writes, so there they may pass.
 func (w *response) disarm() {
 	if w.multi {
 		_ = w.rc.SetWriteDeadline(time.Time{})
-	} else if w.body.isOpen() {
-		_ = w.rc.SetReadDeadline(time.Time{})
 	}
 }
 

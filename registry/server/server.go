@@ -110,7 +110,7 @@ func New(o Options) (*Server, error) {
 	}
 	return &Server{http: http.Server{
 		Handler:           newFront(o, m),
-		TLSConfig:         o.TLSConfig,
+		TLSConfig:         o.TLSConfig.Clone(), // net/http adds to it
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       o.Idle,
 		MaxHeaderBytes:    maxHeader,

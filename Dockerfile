@@ -1,0 +1,24 @@
+# Trow as a static binary in an empty image, for amd64 and arm64:
+#
+#   docker buildx build --platform linux/amd64,linux/arm64 -t trow:0.1.0 .
+#
+# The compiler runs on the build machine's own platform and crosses over, so no emulation is needed.
+FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG TARGETOS TARGETARCH
+RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags="-s -w" -o /out/trow . \
+ && mkdir -p /out/data
+
+FROM scratch
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /out/trow /trow
+# The data directory belongs to the user, so that a container without a volume works as well.
+COPY --from=build --chown=65532:65532 /out/data /data
+USER 65532:65532
+EXPOSE 8443
+VOLUME /data
+ENTRYPOINT ["/trow"]
+CMD ["serve", "--data-dir=/data"]

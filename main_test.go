@@ -1,0 +1,623 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	admissionv1 "k8s.io/api/admission/v1"
+)
+
+// process is the whole program, run in this one.
+type process struct {
+	*testing.T
+	url    string
+	dir    string
+	client *http.Client
+	out    *output
+	errOut *output
+	stop   func() int
+}
+
+// output is what a program has written so far.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+var listensOn = regexp.MustCompile(`listens on +(https?)://\S+:(\d+)`)
+
+// start runs trow serve on a free port until the test ends.
+func start(t *testing.T, dir string, args ...string) *process {
+	t.Helper()
+	p := &process{T: t, dir: dir, out: &output{}, errOut: &output{}}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, append([]string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + dir}, args...), strings.NewReader(""), p.out, p.errOut)
+	}()
+	p.stop = sync.OnceValue(func() int { cancel(); return <-ended })
+	t.Cleanup(func() { p.stop() })
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if m := listensOn.FindStringSubmatch(p.out.String()); m != nil {
+			p.url = m[1] + "://localhost:" + m[2]
+			break
+		}
+		select {
+		case code := <-ended:
+			t.Fatalf("ended with %d: %s", code, p.errOut)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not ready: %s%s", p.out, p.errOut)
+		}
+	}
+	p.client = &http.Client{Transport: &http.Transport{}}
+	if strings.HasPrefix(p.url, "https") {
+		ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(ca)
+		p.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}
+	}
+	t.Cleanup(p.client.CloseIdleConnections)
+	return p
+}
+
+// do sends a request and returns status, headers and body.
+func (p *process) do(method, path, body string, headers ...string) (int, http.Header, string) {
+	p.Helper()
+	req, err := http.NewRequestWithContext(p.Context(), method, p.url+path, strings.NewReader(body))
+	if err != nil {
+		p.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header, string(b)
+}
+
+func (p *process) want(status int, method, path, body string, headers ...string) string {
+	p.Helper()
+	got, _, answer := p.do(method, path, body, headers...)
+	if got != status {
+		p.Fatalf("%s %s: status %d, want %d: %s", method, path, got, status, answer)
+	}
+	return answer
+}
+
+const manifestType = "application/vnd.oci.image.manifest.v1+json"
+
+// push pushes an image of one layer.
+func (p *process) push(repo, tag string) digest.Digest {
+	p.Helper()
+	config, layer := "{}", "a layer of "+repo
+	for _, blob := range []string{config, layer} {
+		p.want(201, "POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(blob).String(), blob)
+	}
+	manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
+		manifestType, digest.FromString(config), len(config), digest.FromString(layer), len(layer))
+	p.want(201, "PUT", "/v2/"+repo+"/manifests/"+tag, manifest, "Content-Type", manifestType)
+	return digest.FromString(manifest)
+}
+
+func podReview(images ...string) string {
+	var containers []string
+	for i, image := range images {
+		containers = append(containers, fmt.Sprintf(`{"name":"c%d","image":%q}`, i, image))
+	}
+	return fmt.Sprintf(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","kind":{"group":"","version":"v1","kind":"Pod"},
+		"resource":{"group":"","version":"v1","resource":"pods"},"namespace":"default","operation":"CREATE","userInfo":{"username":"me"},
+		"object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[%s]}}}}`, strings.Join(containers, ","))
+}
+
+// admit asks the webhook.
+func (p *process) admit(path string, images ...string) *admissionv1.AdmissionResponse {
+	p.Helper()
+	var review admissionv1.AdmissionReview
+	if err := json.Unmarshal([]byte(p.want(200, "POST", path, podReview(images...), "Content-Type", "application/json")), &review); err != nil {
+		p.Fatal(err)
+	}
+	if review.Response == nil || review.Response.UID != "u1" {
+		p.Fatalf("no answer to this review: %+v", review)
+	}
+	return review.Response
+}
+
+const tutorialSentence = "Remote image docker.io/nginx disallowed as not contained in this registry and not in allow list"
+
+func TestAnImageFromPushToDelete(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir)
+	p.want(200, "GET", "/healthz", "")
+	p.want(200, "GET", "/readyz", "")
+	d := p.push("k8s-php", "1.0.0")
+
+	for _, path := range []string{"/validate", "/validate-image"} {
+		for _, image := range []string{"trow.kube-public:31000/k8s-php:1.0.0", "127.0.0.1:31000/k8s-php@" + d.String(), strings.TrimPrefix(p.url, "https://") + "/k8s-php:1.0.0"} {
+			if r := p.admit(path, image); !r.Allowed {
+				t.Errorf("%s is denied: %s", image, r.Result.Message)
+			}
+		}
+		if r := p.admit(path, "nginx"); r.Allowed || r.Result.Message != tutorialSentence || r.Result.Code != 403 {
+			t.Errorf("nginx: %+v", r.Result)
+		}
+	}
+	if r := p.admit("/validate", "trow.kube-public:31000/k8s-php:2.0.0"); r.Allowed {
+		t.Error("a tag that is not there is allowed")
+	}
+	metrics := p.want(200, "GET", "/metrics", "")
+	for _, line := range []string{`trow_admission_reviews_total{verdict="denied"} 3`, "trow_index_tags 1", "trow_index_manifests 1", "trow_index_repositories 1",
+		`trow_http_requests_total{code="201",method="PUT",route="manifest"} 1`, "trow_tls_certificate_not_after_seconds"} {
+		if !strings.Contains(metrics, line) {
+			t.Errorf("metrics lack %s", line)
+		}
+	}
+	if code := p.stop(); code != 0 {
+		t.Fatalf("stopped with %d: %s", code, p.errOut)
+	}
+
+	p = start(t, dir) // after a restart all is as it was, and the CA is the same
+	if got := p.want(200, "GET", "/v2/k8s-php/tags/list", ""); got != `{"name":"k8s-php","tags":["1.0.0"]}` {
+		t.Error(got)
+	}
+	if !p.admit("/validate", "trow:31000/k8s-php:1.0.0").Allowed {
+		t.Error("after a restart the image is denied")
+	}
+	p.want(202, "DELETE", "/v2/k8s-php/manifests/"+d.String(), "") // the listener is a loopback one
+	if p.admit("/validate", "trow:31000/k8s-php:1.0.0").Allowed {
+		t.Error("a deleted image is allowed")
+	}
+	if log := p.errOut.String(); !strings.Contains(log, `"verdict":"denied"`) || !strings.Contains(log, `"repo":"k8s-php"`) {
+		t.Errorf("the log lacks a denial or a request: %s", log)
+	}
+}
+
+func TestStartUpText(t *testing.T) {
+	p := start(t, t.TempDir())
+	text := p.out.String()
+	for _, part := range []string{"is ready", "trow.kube-public:31000", "registry.k8s.io/", "SHA-256", "sudo cp " + p.dir + "/ca.crt", "skopeo copy"} {
+		if !strings.Contains(text, part) {
+			t.Errorf("the text lacks %q:\n%s", part, text)
+		}
+	}
+	ca := p.want(200, "GET", "/ca.crt", "")
+	if block, _ := pem.Decode([]byte(ca)); block == nil || block.Type != "CERTIFICATE" {
+		t.Errorf("the CA is %q", ca)
+	}
+	p.want(404, "GET", "/nothing", "")
+	if text := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(text, "[+]index loaded") {
+		t.Error(text)
+	}
+}
+
+func TestPlainHTTP(t *testing.T) {
+	p := start(t, t.TempDir(), "--no-tls")
+	if !strings.HasPrefix(p.url, "http:") {
+		t.Fatal(p.url)
+	}
+	p.push("a", "v")
+	p.want(404, "GET", "/ca.crt", "")
+	if _, err := os.Stat(filepath.Join(p.dir, "tls")); err == nil {
+		t.Error("there are certificates, and nobody asked for them")
+	}
+}
+
+func TestLogin(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, t.TempDir(), "--user=u", "--password-file="+file)
+	p.want(401, "GET", "/v2/", "")
+	p.want(401, "GET", "/v2/a/tags/list", "")
+	p.want(404, "GET", "/v2/a/tags/list", "", "Authorization", "Basic dTpzZWNyZXQ=")
+	if strings.Contains(p.errOut.String(), "secret") || strings.Contains(p.errOut.String(), "dTpz") {
+		t.Error("the log has the password")
+	}
+}
+
+func TestASecondServerOnTheSameDataIsRefused(t *testing.T) {
+	t.Parallel()
+	p := start(t, t.TempDir())
+	var errOut output
+	code := run(t.Context(), []string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + p.dir}, strings.NewReader(""), io.Discard, &errOut)
+	if want := fmt.Sprintf("in use by process %d", os.Getpid()); code != 2 || !strings.Contains(errOut.String(), want) {
+		t.Errorf("code %d: %s", code, &errOut)
+	}
+}
+
+func TestBeforeTheIndexIsLoaded(t *testing.T) {
+	s := &instance{}
+	for path, serve := range map[string]http.HandlerFunc{"/v2/": s.registry, "/validate": s.validate, "/readyz?verbose": s.readyz} {
+		w := &recorder{header: http.Header{}}
+		req, err := http.NewRequestWithContext(t.Context(), "GET", path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serve(w, req)
+		if w.status != 503 {
+			t.Errorf("%s: status %d", path, w.status)
+		}
+		if path == "/v2/" && !json.Valid(w.body.Bytes()) {
+			t.Errorf("%s: %s", path, &w.body)
+		}
+	}
+}
+
+type recorder struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (r *recorder) Header() http.Header         { return r.header }
+func (r *recorder) WriteHeader(status int)      { r.status = status }
+func (r *recorder) Write(p []byte) (int, error) { return r.body.Write(p) }
+
+// command runs a command that ends by itself.
+func command(t *testing.T, in string, args ...string) (code int, out, errOut string) {
+	t.Helper()
+	var o, e output
+	code = run(t.Context(), args, strings.NewReader(in), &o, &e)
+	return code, o.String(), e.String()
+}
+
+func TestBadSettingsAreOneClearLine(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, row := range []struct {
+		name string
+		args []string
+		env  string
+		want string
+	}{
+		{"a key that does not exist", []string{"--config=" + write("a.yaml", "lisen: x")}, "", `there is no setting "lisen"`},
+		{"a nested key", []string{"--config=" + write("b.yaml", "tls: {cert: x}")}, "", `there is no setting "tls.cert"`},
+		{"no YAML", []string{"--config=" + write("c.yaml", ":\n:")}, "", "c.yaml"},
+		{"no file", []string{"--config=" + dir + "/none.yaml"}, "", "none.yaml"},
+		{"a variable that sets nothing", nil, "TROW_LISEN=x", "TROW_LISEN sets nothing"},
+		{"a word for a number", []string{"--upload-timeout=soon"}, "", "upload-timeout"},
+		{"a word for a truth", nil, "TROW_NO_TLS=maybe", "no-tls"},
+		{"a list of numbers", []string{"--config=" + write("d.yaml", "names: [1]")}, "", "names"},
+		{"a time that is too short", []string{"--upload-timeout=1s"}, "", "upload-timeout"},
+		{"a stall that is too short", []string{"--stall-timeout=1ms"}, "", "stall-timeout"},
+		{"a level that does not exist", []string{"--log-level=loud"}, "", "log-level"},
+		{"a password twice", []string{"--user=u", "--password=p", "--password-file=x"}, "", "password-file"},
+		{"a password without a user", []string{"--password=p"}, "", "user"},
+		{"a user without a password", []string{"--user=u"}, "", `user "u" needs a password`},
+		{"a password's file that is not there", []string{"--user=u", "--password-file=" + dir + "/none"}, "", "password-file"},
+		{"an empty password's file", []string{"--user=u", "--password-file=" + write("empty", "\n")}, "", "is empty"},
+		{"who may do what, unknown", []string{"--anonymous=all"}, "", "anonymous"},
+		{"nobody may do anything", []string{"--anonymous=none"}, "", "no user who could log in"},
+		{"TLS and no TLS", []string{"--no-tls", "--tls-cert=x"}, "", "no-tls"},
+		{"a certificate that is not there", []string{"--tls-cert=" + dir + "/none"}, "", dir + "/none"},
+		{"a rule that cannot be meant", []string{"--allow-prefixes=nginx"}, "", "allow-prefixes"},
+		{"a default that does not exist", []string{"--default=Perhaps"}, "", "default"},
+		{"an address that is not one", []string{"--listen=nowhere"}, "", "listen"},
+		{"a flag that does not exist", []string{"--lisen=x"}, "", "lisen"},
+		{"an argument", []string{"x"}, "", "x"},
+		{"a data directory that is a file", []string{"--data-dir=" + write("file", "")}, "", "file"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if name, value, ok := strings.Cut(row.env, "="); ok {
+				t.Setenv(name, value)
+			}
+			args := append([]string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + filepath.Join(dir, "data")}, row.args...)
+			code, _, errOut := command(t, "", args...)
+			lines := strings.Split(strings.TrimSpace(errOut), "\n")
+			last := lines[len(lines)-1]
+			if code != 2 || !strings.Contains(last, row.want) || len(lines) > 1 && !strings.HasPrefix(lines[0], "{") {
+				t.Errorf("code %d, want a line with %q: %s", code, row.want, errOut)
+			}
+		})
+	}
+}
+
+func TestWhereSettingsComeFrom(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "trow.yaml")
+	if err := os.WriteFile(file, []byte("log-level: warn\nupload-timeout: 2h\nnames: [a.example:1, b.example:2]\nallow-prefixes: quay.io/a quay.io/b\nanonymous: pull\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TROW_CONFIG", file)
+	t.Setenv("TROW_UPLOAD_TIMEOUT", "3h")
+	t.Setenv("TROW_ALLOW_IMAGES", "quay.io/x:1, quay.io/y:2")
+	t.Setenv("TROW_PORT", "tcp://10.0.0.1:443") // Kubernetes makes these up for a Service called trow
+	t.Setenv("TROW_SERVICE_HOST", "10.0.0.1")
+	t.Setenv("TROW_PORT_443_TCP", "x")
+	var c config
+	a := &app{}
+	cmd := a.serveCommand()
+	if err := cmd.ParseFlags([]string{"--log-level=debug", "--deny=quay.io/z,quay.io/w"}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := loadConfig(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for got, want := range map[string]string{
+		c.LogLevel:                         "debug",
+		c.UploadTimeout.String():           "3h0m0s",
+		c.StallTimeout.String():            "1m0s",
+		strings.Join(c.Names, " "):         "a.example:1 b.example:2",
+		strings.Join(c.AllowPrefixes, " "): "quay.io/a quay.io/b",
+		strings.Join(c.AllowImages, " "):   "quay.io/x:1 quay.io/y:2",
+		strings.Join(c.Deny, " "):          "quay.io/z quay.io/w",
+		c.Anonymous:                        "pull",
+		c.Listen:                           ":8443",
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestLocalNames(t *testing.T) {
+	outside := defaultNames("8443", false)
+	for _, name := range []string{"trow.kube-public:31000", "trow:31000", "localhost:8443", "127.0.0.1:8443", "[::1]:8443", "localhost:31000", "[::1]:31000"} {
+		if !slices.Contains(outside, name) {
+			t.Errorf("%s is not local", name)
+		}
+	}
+	if inside := defaultNames("8443", true); slices.Contains(inside, "127.0.0.1:8443") || !slices.Contains(inside, "127.0.0.1:31000") {
+		t.Errorf("in a cluster: %v", inside)
+	}
+}
+
+const podsYAML = `
+apiVersion: v1
+kind: Pod
+metadata: {name: good}
+spec: {containers: [{name: c, image: "trow:31000/app:1"}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: c}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: bad}
+spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: nginx}]}}}
+`
+
+func TestCheck(t *testing.T) {
+	p := start(t, t.TempDir())
+	p.push("app", "1")
+	file := filepath.Join(t.TempDir(), "pods.yaml")
+	if err := os.WriteFile(file, []byte(podsYAML), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	verify := func(how string, args ...string) {
+		t.Helper()
+		code, out, errOut := command(t, podsYAML, append([]string{"check"}, args...)...)
+		if code != 1 || !strings.Contains(out, "denied   "+how) || !strings.Contains(out, "Deployment/bad") || !strings.Contains(out, tutorialSentence) ||
+			!strings.Contains(out, "skipped") || !strings.Contains(out, "2 checked, 1 denied") {
+			t.Errorf("%v: code %d\n%s%s", args, code, out, errOut)
+		}
+	}
+	verify(file, "-f", file, "--server", p.url, "--cacert", filepath.Join(p.dir, "ca.crt"))
+	p.stop()
+	verify(file, "-f", file, "--data", p.dir)
+	verify("-", "-f", "-", "--data", p.dir)
+	if code, out, errOut := command(t, "", "check", "-f", file, "--data", p.dir, "--allow-docker-official"); code != 0 || !strings.Contains(out, "2 checked, 0 denied") {
+		t.Errorf("with a rule: code %d\n%s%s", code, out, errOut)
+	}
+	for _, args := range [][]string{
+		{"-f", file},
+		{"--data", p.dir},
+		{"-f", file, "--data", p.dir, "--server", p.url},
+		{"-f", file, "--data", p.dir + "/none"},
+		{"-f", p.dir + "/none.yaml", "--data", p.dir},
+		{"-f", file, "--server", p.url, "--cacert", file},
+		{"-f", file, "--server", p.url, "--cacert", "/none"},
+		{"-f", file, "--server", "https://127.0.0.1:1"},
+		{"-f", file, "--server", "::"},
+	} {
+		if code, _, errOut := command(t, "", append([]string{"check"}, args...)...); code != 2 || errOut == "" {
+			t.Errorf("%v: code %d: %s", args, code, errOut)
+		}
+	}
+	if code, _, errOut := command(t, "a: [", "check", "-f", "-", "--data", p.dir); code != 2 || !strings.Contains(errOut, "document 1") {
+		t.Errorf("bad YAML: code %d: %s", code, errOut)
+	}
+}
+
+func TestVersionAndManifest(t *testing.T) {
+	for _, args := range [][]string{{"version"}, {"--version"}} {
+		if code, out, _ := command(t, "", args...); code != 0 || !strings.HasPrefix(out, "trow "+version) {
+			t.Errorf("%v: %d, %q", args, code, out)
+		}
+	}
+	if code, out, _ := command(t, "", "manifest"); code != 0 || !strings.Contains(out, "nodePort: 31000") {
+		t.Errorf("manifest: %d, %q", code, out)
+	}
+}
+
+// ---- Rules of the house
+
+// imports says what each package may import of ours. Only main knows everybody.
+var imports = map[string][]string{
+	".":                   {"trow/admission", "trow/manifests", "trow/registry", "trow/registry/auth", "trow/registry/server", "trow/storage", "trow/tls"},
+	"admission":           {"trow/storage"},
+	"manifests":           {},
+	"registry":            {"trow/registry/auth", "trow/storage"},
+	"registry/auth":       {},
+	"registry/server":     {},
+	"storage":             {},
+	"storage/storagetest": {"trow/storage"},
+	"tls":                 {},
+}
+
+// only says which package alone may import something, and why.
+var only = map[string][]string{
+	"github.com/spf13/viper":                         {"."},
+	"github.com/spf13/cobra":                         {"."},
+	"go.etcd.io/bbolt":                               {"storage"},
+	"k8s.io/api/admission/v1":                        {".", "admission"},
+	"github.com/distribution/reference":              {"admission"},
+	"github.com/rs/zerolog":                          {".", "registry/server"},
+	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},
+}
+
+// storageMayUse is all that storage imports beside the standard library.
+var storageMayUse = []string{"github.com/opencontainers/go-digest", "go.etcd.io/bbolt", "go.etcd.io/bbolt/errors"}
+
+// source is a parsed file of the product (not of its tests).
+type source struct {
+	pkg, path string
+	file      *ast.File
+}
+
+func sources(t *testing.T) (all []source) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "e2e") {
+			if err == nil {
+				err = fs.SkipDir
+			}
+			return err
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
+		all = append(all, source{filepath.Dir(path), path, f})
+		return err
+	})
+	if err != nil || len(all) < 20 {
+		t.Fatalf("%d files: %v", len(all), err)
+	}
+	return all
+}
+
+func TestWhoImportsWhom(t *testing.T) {
+	for _, s := range sources(t) {
+		allowed, known := imports[s.pkg]
+		if !known {
+			t.Errorf("%s: a package that the rules do not know", s.pkg)
+		}
+		for _, spec := range s.file.Imports {
+			path := strings.Trim(spec.Path.Value, `"`)
+			if strings.HasPrefix(path, "trow/") && !slices.Contains(allowed, path) {
+				t.Errorf("%s imports %s", s.path, path)
+			}
+			if who, ok := only[path]; ok && !slices.Contains(who, s.pkg) {
+				t.Errorf("%s imports %s, which is for %v", s.path, path, who)
+			}
+			if s.pkg == "storage" && strings.Contains(path, ".") && !slices.Contains(storageMayUse, path) {
+				t.Errorf("%s imports %s: storage is the standard library, go-digest and bbolt", s.path, path)
+			}
+		}
+	}
+}
+
+func TestEveryPackageHasOneComment(t *testing.T) {
+	docs := map[string]int{}
+	for _, s := range sources(t) {
+		docs[s.pkg] += 0
+		if s.file.Doc != nil {
+			docs[s.pkg]++
+		}
+	}
+	for pkg, n := range docs {
+		if n != 1 {
+			t.Errorf("package %s has %d comments, not 1", pkg, n)
+		}
+	}
+}
+
+func TestPackagesBelowMainDoNotPrintOrLog(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.pkg == "." {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if call, ok := n.(*ast.SelectorExpr); ok {
+				x, ok := call.X.(*ast.Ident)
+				if ok && (x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") || x.Name == "log" && call.Sel.Name != "New" || x.Name == "os" && call.Sel.Name == "Exit") {
+					t.Errorf("%s: %s.%s: return an error instead", s.path, x.Name, call.Sel.Name)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func TestReadmeListsTheSettings(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\| (.*?) \\|")
+	listed := map[string]string{}
+	for _, m := range row.FindAllStringSubmatch(string(readme), -1) {
+		listed[m[1]] = strings.Trim(m[2], "`")
+	}
+	for _, s := range settings {
+		want := fmt.Sprint(s.value)
+		switch v := s.value.(type) {
+		case []string:
+			want = ""
+		case time.Duration:
+			want = strings.TrimSuffix(strings.TrimSuffix(v.String(), "0s"), "0m")
+		}
+		got, ok := listed[s.key]
+		if !ok {
+			t.Errorf("README does not list %s", s.key)
+		} else if got != want {
+			t.Errorf("README says the default of %s is %q, and it is %q", s.key, got, want)
+		}
+		delete(listed, s.key)
+	}
+	for key := range listed {
+		t.Errorf("README lists %s, which is no setting", key)
+	}
+}

@@ -1,0 +1,5 @@
+package auth
+
+import "golang.org/x/crypto/bcrypt"
+
+func init() { cost = bcrypt.MinCost }

@@ -1,0 +1,192 @@
+package registry
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// The grammars as the distribution spec has them.
+var (
+	specName   = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	specTag    = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	specDigest = regexp.MustCompile(`^(sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$`)
+)
+
+func FuzzRoute(f *testing.F) {
+	zeros := strings.Repeat("0", 64)
+	for _, s := range []string{"/v2/", "/v2", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/b/manifests/latest", "/v2/a/manifests/sha256:" + zeros,
+		"/v2/a/blobs/sha256:" + zeros, "/v2/a/blobs/uploads/", "/v2/a/blobs/uploads/0-0", "/v2/a/referrers/sha512:" + zeros + zeros,
+		"/v2/../etc/passwd/tags/list", "/v2/a%2fb/tags/list", "/v2/a/blobs/uploads/..", "/v2/manifests/manifests/manifests/manifests"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		u, err := url.ParseRequestURI(path)
+		if err != nil {
+			return
+		}
+		r, err := parseRoute(u)
+		if err != nil {
+			if f := (*fault)(nil); !errors.As(err, &f) || f.message == "" || status[f.code] == 0 {
+				t.Fatalf("%q: %v has no code that a client is told", path, err)
+			}
+			return
+		}
+		if r.endpoint == endpointBase || r.endpoint == endpointCatalog {
+			return
+		}
+		if !specName.MatchString(r.repo) || len(r.repo) > maxName {
+			t.Errorf("%q: repo %q", path, r.repo)
+		}
+		switch r.endpoint {
+		case endpointManifest:
+			if !specTag.MatchString(r.ref) && !specDigest.MatchString(r.ref) || (r.digest != "") != specDigest.MatchString(r.ref) {
+				t.Errorf("%q: ref %q, digest %q", path, r.ref, r.digest)
+			}
+		case endpointBlob, endpointReferrers:
+			if !specDigest.MatchString(r.digest.String()) {
+				t.Errorf("%q: digest %q", path, r.digest)
+			}
+		case endpointUpload:
+			if strings.Contains(r.ref, "/") || len(r.ref) > maxUploadID {
+				t.Errorf("%q: upload %q", path, r.ref)
+			}
+		}
+		if back, ok := split(strings.TrimPrefix(u.Path, "/v2/")); !ok || back.endpoint != r.endpoint {
+			t.Errorf("%q: parsed twice, different answers", path)
+		}
+	})
+}
+
+func FuzzName(f *testing.F) {
+	for _, s := range []string{"a", "a/b", "a__b", "a___b", "a._b", "a--b-", "", "/", "a//b", "A", strings.Repeat("a", 256)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if got, want := validName(s), specName.MatchString(s) && len(s) <= maxName && !strings.HasSuffix(s, "\n"); got != want {
+			t.Errorf("validName(%q) is %v, the spec says %v", s, got, want)
+		}
+		if got, want := validTag(s), specTag.MatchString(s) && !strings.HasSuffix(s, "\n"); got != want {
+			t.Errorf("validTag(%q) is %v, the spec says %v", s, got, want)
+		}
+	})
+}
+
+func FuzzContentRange(f *testing.F) {
+	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "0-9223372036854775807", "bytes 0-4/5", "+1-2", "1-+2", " 1-2", "00-01"} {
+		f.Add(s, int64(5))
+	}
+	f.Fuzz(func(t *testing.T, s string, length int64) {
+		req := &http.Request{Header: http.Header{"Content-Range": {s}}, ContentLength: length}
+		offset, n, err := contentRange(req)
+		switch {
+		case err != nil || s == "":
+		case offset < 0 || n < 1 || offset+n < offset:
+			t.Errorf("%q: offset %d, length %d", s, offset, n)
+		case length >= 0 && n != length:
+			t.Errorf("%q: %d bytes, though Content-Length is %d", s, n, length)
+		case !regexp.MustCompile(`^[0-9]+-[0-9]+$`).MatchString(s):
+			t.Errorf("%q was understood, and the spec's form is <first>-<last>", s)
+		}
+	})
+}
+
+func FuzzRange(f *testing.F) {
+	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "-5", "0-9223372036854775807", "9223372036854775808-", "1-2,3-4", "x"} {
+		f.Add(s, int64(10))
+	}
+	f.Fuzz(func(t *testing.T, s string, size int64) {
+		if size < 0 {
+			return
+		}
+		part, ranged, ok := parseRange(s, size)
+		if !ok {
+			return
+		}
+		if part.start < 0 || part.length < 0 || part.start+part.length > size || !ranged && part.length != size || ranged && part.length == 0 {
+			t.Errorf("%q of %d bytes: %+v, ranged %v", s, size, part, ranged)
+		}
+	})
+}
+
+func FuzzManifest(f *testing.F) {
+	d := digest.FromString("x").String()
+	f.Add(typeOCIManifest, []byte(`{"schemaVersion":2,"config":{"digest":"`+d+`","size":1},"layers":[{"digest":"`+d+`","size":1,"urls":["x"]}],"subject":{"digest":"`+d+`"}}`))
+	f.Add(typeOCIIndex, []byte(`{"schemaVersion":2,"manifests":[{"digest":"`+d+`","size":1}]}`))
+	f.Add("", []byte(`{"mediaType":"x/y","blobs":[{"digest":"`+d+`"}]}`))
+	f.Add("text/plain", []byte(`x`))
+	f.Add(typeDockerManifest+"; charset=utf-8", []byte(`{"schemaVersion":2,"layers":[],"layers":[]}`))
+	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
+		p, err := parseManifest(contentType, body)
+		if err != nil {
+			if f := (*fault)(nil); !errors.As(err, &f) || f.code != codeManifestInvalid || len(f.message) > 2000 {
+				t.Fatalf("%v is not what a client should be told", err)
+			}
+			return
+		}
+		if p.mediaType == "" {
+			t.Error("taken without a media type")
+		}
+		if len(p.needs)+len(p.elsewhere) > len(p.refs) {
+			t.Errorf("%d needs, %d elsewhere, %d references", len(p.needs), len(p.elsewhere), len(p.refs))
+		}
+		for _, d := range append(p.refs, p.needs...) {
+			if !specDigest.MatchString(d.String()) {
+				t.Errorf("refers to %q", d)
+			}
+		}
+		if p.subject != "" && !specDigest.MatchString(p.subject.String()) {
+			t.Errorf("subject %q", p.subject)
+		}
+	})
+}
+
+func TestCacheIsBoundedAndForgetsTheOldest(t *testing.T) {
+	c := newCache[int](10 * 1256)
+	key := func(i int) digest.Digest { return digest.Digest(strconv.Itoa(i)) }
+	for i := range 10 {
+		c.put(key(i), i, 1000)
+	}
+	c.get(key(0))
+	c.put(key(10), 10, 1000)
+	if _, ok := c.get(key(1)); ok {
+		t.Error("the oldest is still there")
+	}
+	if v, ok := c.get(key(0)); !ok || v != 0 {
+		t.Error("one that was asked for lately has gone")
+	}
+	c.put(key(11), 11, 10*1256)
+	if _, ok := c.get(key(11)); ok {
+		t.Error("one as large as the whole cache was taken")
+	}
+	c.put(key(0), 5, 1000)
+	if v, _ := c.get(key(0)); v != 0 {
+		t.Error("content of a digest cannot change")
+	}
+	for i := range 11 {
+		c.remove(key(i))
+	}
+	if c.used != 0 || c.order.Len() != 0 || len(c.items) != 0 {
+		t.Errorf("empty, and yet %d bytes, %d entries", c.used, len(c.items))
+	}
+}
+
+func TestWarningsAreQuotedAndBounded(t *testing.T) {
+	h := http.Header{}
+	warn(headerOnly(h), "a \"b\" \\c\r\nd"+strings.Repeat("x", 5000))
+	if got := h.Get("Warning"); !strings.HasPrefix(got, `299 - "a \"b\" \\c  dx`) || len(got) > 600 {
+		t.Errorf("Warning is %.100q, %d bytes", got, len(got))
+	}
+}
+
+type headerOnly http.Header
+
+func (h headerOnly) Header() http.Header         { return http.Header(h) }
+func (h headerOnly) Write(p []byte) (int, error) { return len(p), nil }
+func (h headerOnly) WriteHeader(int)             {}

@@ -1,0 +1,201 @@
+package storagetest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+)
+
+// ErrFault is what a call returns that fails because the test says so.
+var ErrFault = errors.New("fault asked for by the test")
+
+// Fault says which call is to fail. The zero value lets all pass and counts them. It is safe for concurrent use
+// once a wrapper has it.
+type Fault struct {
+	Method string // its name, such as "Commit"; empty: any
+	N      int    // the how-manieth call of it, from 1; 0: none
+	After  bool   // whether the call takes effect before it fails
+	Err    error  // what it fails with; nil: ErrFault
+
+	mu    sync.Mutex // guards all below
+	calls int
+}
+
+// Calls returns how many calls of the method there have been.
+func (f *Fault) Calls() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls
+}
+
+// Fired tells whether the fault has happened.
+func (f *Fault) Fired() bool { return f.N > 0 && f.Calls() >= f.N }
+
+// due counts a call and tells whether it is the one to fail.
+func (f *Fault) due(method string) bool {
+	if f.Method != "" && f.Method != method {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	return f.calls == f.N
+}
+
+func (f *Fault) err() error {
+	if f.Err != nil {
+		return f.Err
+	}
+	return ErrFault
+}
+
+// around makes a call, or fails in its place or after it.
+func (f *Fault) around(method string, call func() error) error {
+	if !f.due(method) {
+		return call()
+	}
+	if f.After {
+		if err := call(); err != nil {
+			return err
+		}
+	}
+	return f.err()
+}
+
+// FailBlobs passes calls on to Blobs, but for the one that Fault names. Calls of an upload's Write, Commit,
+// Cancel and Close count too. A Create, Resume or Open that fails after it took effect leaves what it opened
+// closed.
+type FailBlobs struct {
+	Blobs storage.Blobs
+	Fault *Fault
+}
+
+// Stat implements [storage.Blobs].
+func (b FailBlobs) Stat(ctx context.Context, d digest.Digest) (info storage.BlobInfo, err error) {
+	err = b.Fault.around("Stat", func() (err error) { info, err = b.Blobs.Stat(ctx, d); return err })
+	return info, err
+}
+
+// Open implements [storage.Blobs].
+func (b FailBlobs) Open(ctx context.Context, d digest.Digest) (r io.ReadSeekCloser, err error) {
+	err = b.Fault.around("Open", func() (err error) { r, err = b.Blobs.Open(ctx, d); return err })
+	if err != nil && r != nil {
+		_ = r.Close()
+		r = nil
+	}
+	return r, err
+}
+
+// Create implements [storage.Blobs].
+func (b FailBlobs) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+	return b.upload("Create", func() (storage.Upload, error) { return b.Blobs.Create(ctx, repo, alg) })
+}
+
+// Resume implements [storage.Blobs].
+func (b FailBlobs) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
+	return b.upload("Resume", func() (storage.Upload, error) { return b.Blobs.Resume(ctx, repo, id, offset) })
+}
+
+func (b FailBlobs) upload(method string, call func() (storage.Upload, error)) (u storage.Upload, err error) {
+	err = b.Fault.around(method, func() (err error) { u, err = call(); return err })
+	if err != nil {
+		if u != nil {
+			_ = u.Close()
+		}
+		return nil, err
+	}
+	return failUpload{u, b.Fault}, nil
+}
+
+// Expire implements [storage.Blobs].
+func (b FailBlobs) Expire(ctx context.Context, before time.Time) (freed int64, err error) {
+	err = b.Fault.around("Expire", func() (err error) { freed, err = b.Blobs.Expire(ctx, before); return err })
+	return freed, err
+}
+
+// Delete implements [storage.Blobs].
+func (b FailBlobs) Delete(ctx context.Context, d digest.Digest) error {
+	return b.Fault.around("Delete", func() error { return b.Blobs.Delete(ctx, d) })
+}
+
+// All implements [storage.Blobs]. With a fault after the effect the error comes after the last blob.
+func (b FailBlobs) All(ctx context.Context) iter.Seq2[storage.BlobInfo, error] {
+	return func(yield func(storage.BlobInfo, error) bool) {
+		due := b.Fault.due("All")
+		if due && !b.Fault.After {
+			yield(storage.BlobInfo{}, b.Fault.err())
+			return
+		}
+		for info, err := range b.Blobs.All(ctx) {
+			if !yield(info, err) {
+				return
+			}
+		}
+		if due {
+			yield(storage.BlobInfo{}, b.Fault.err())
+		}
+	}
+}
+
+type failUpload struct {
+	storage.Upload
+	fault *Fault
+}
+
+func (u failUpload) Write(p []byte) (n int, err error) {
+	err = u.fault.around("Write", func() (err error) { n, err = u.Upload.Write(p); return err })
+	return n, err
+}
+
+func (u failUpload) Commit(ctx context.Context, d digest.Digest) error {
+	return u.fault.around("Commit", func() error { return u.Upload.Commit(ctx, d) })
+}
+
+func (u failUpload) Cancel() error { return u.fault.around("Cancel", u.Upload.Cancel) }
+
+func (u failUpload) Close() error { return u.fault.around("Close", u.Upload.Close) }
+
+// FailJournal passes calls on to Journal, but for the one that Fault names. A Watch that fails after it took
+// effect ends when it has delivered the full state.
+type FailJournal struct {
+	Journal storage.Journal
+	Fault   *Fault
+}
+
+// Commit implements [storage.Journal].
+func (j FailJournal) Commit(ctx context.Context, b ...storage.Batch) (rev storage.Revision, err error) {
+	err = j.Fault.around("Commit", func() (err error) { rev, err = j.Journal.Commit(ctx, b...); return err })
+	if err != nil {
+		rev = 0
+	}
+	return rev, err
+}
+
+// Watch implements [storage.Journal].
+func (j FailJournal) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	if !j.Fault.due("Watch") {
+		return j.Journal.Watch(ctx, apply)
+	}
+	if !j.Fault.After {
+		return j.Fault.err()
+	}
+	return j.Journal.Watch(ctx, func(u storage.Update) error {
+		if err := apply(u); err != nil || !u.Synced {
+			return err
+		}
+		return j.Fault.err()
+	})
+}
+
+// Head implements [storage.Journal].
+func (j FailJournal) Head(ctx context.Context) (rev storage.Revision, err error) {
+	err = j.Fault.around("Head", func() (err error) { rev, err = j.Journal.Head(ctx); return err })
+	return rev, err
+}
