@@ -6,8 +6,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# CI_WORK is where everything of one run lies; .ci/run makes and removes it. The disk, not /tmp, which may be
-# memory: a run writes some 12 GiB.
+# CI_WORK is where everything of one run lies; .ci/run makes and removes it.
 : "${CI_WORK:?run this by .ci/run}"
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/trow-ci

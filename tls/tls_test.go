@@ -614,8 +614,7 @@ func TestAReloadDropsNoConnection(t *testing.T) {
 	}
 	addr, cert := get()
 	userPair(t, files, time.Now().Add(2*time.Hour), "registry.example.org")
-	if e := <-told; e.Kind != trowtls.Reloaded {
-		t.Fatalf("event %+v", e)
+	for (<-told).Kind != trowtls.Reloaded { // at this pace a look may fall between the two files more than once
 	}
 	if a, _ := get(); a != addr {
 		t.Error("the open connection was dropped")
