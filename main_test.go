@@ -596,10 +596,10 @@ func TestReadmeListsTheSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	row := regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\| (.*?) \\|")
+	row := regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\|([^|]*)\\|")
 	listed := map[string]string{}
 	for _, m := range row.FindAllStringSubmatch(string(readme), -1) {
-		listed[m[1]] = strings.Trim(m[2], "`")
+		listed[m[1]] = strings.Trim(m[2], " `")
 	}
 	for _, s := range settings {
 		want := fmt.Sprint(s.value)

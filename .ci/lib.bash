@@ -77,11 +77,17 @@ below() {
   awk -v a="$2" -v b="$3" 'BEGIN { exit !(a < b) }'
 }
 
-# refused COMMAND… passes if the command fails.
+# refused COMMAND… passes if the command fails. As in check, set -e stays in force for it.
 refused() {
-  if "$@"; then
-    die "not refused: $*"
-  fi
+  local rc
+  set +e
+  (
+    set -e
+    "$@"
+  )
+  rc=$?
+  set -e
+  ((rc != 0)) || die "not refused: $*"
 }
 
 # ---- Tools
