@@ -28,15 +28,15 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, rt route) e
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
+	if req.Method == http.MethodHead { // a range is defined for GET alone
+		blobHeader(w, span{0, size}, false, size)
+		return nil
+	}
 	part, ranged, satisfiable := requestedRange(req, etag, size)
 	if !satisfiable {
 		return &fault{code: codeSizeInvalid, status: http.StatusRequestedRangeNotSatisfiable,
 			message: "the blob has " + strconv.FormatInt(size, 10) + " bytes; the range asks for others",
 			header:  http.Header{"Content-Range": {"bytes */" + strconv.FormatInt(size, 10)}}}
-	}
-	if req.Method == http.MethodHead {
-		blobHeader(w, part, ranged, size)
-		return nil
 	}
 	return r.sendBlob(w, req, rt, part, ranged, size)
 }

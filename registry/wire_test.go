@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -34,7 +35,7 @@ type wire struct {
 	url   string
 	blobs storage.Blobs
 	index *storage.Index
-	notes map[string]string // what was annotated last, by key
+	notes *sync.Map // what was annotated last, by key
 }
 
 type option func(*registry.Options)
@@ -51,9 +52,9 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 		t.Fatal(err)
 	}
 	t.Cleanup(index.Close)
-	w := &wire{T: t, blobs: blobs, index: index, notes: map[string]string{}}
+	w := &wire{T: t, blobs: blobs, index: index, notes: &sync.Map{}}
 	o := registry.Options{Blobs: blobs, Index: index, Auth: open(t), Names: []string{"trow.kube-public:31000"},
-		Annotate:  func(_ context.Context, key, value string) { w.notes[key] = value },
+		Annotate:  func(_ context.Context, key, value string) { w.notes.Store(key, value) },
 		RequestID: func(context.Context) string { return "r1" }}
 	for _, f := range options {
 		f(&o)
@@ -559,13 +560,12 @@ func TestBlobHeadersAndRanges(t *testing.T) {
 		{"lines=1-2", 200, 0, 2048},
 	} {
 		a := w.do("GET", path, nil, "Range", row.header).is(row.status)
-		h := w.do("HEAD", path, nil, "Range", row.header).is(row.status)
+		w.do("HEAD", path, nil, "Range", row.header).is(200).has("Content-Length", "2048") // a range is for GET
 		switch row.status {
 		case 416:
 			a.code(416, "SIZE_INVALID").has("Content-Range", "bytes */2048")
 		case 206:
 			a.has("Content-Range", fmt.Sprintf("bytes %d-%d/2048", row.from, row.to-1), "Content-Length", fmt.Sprint(row.to-row.from))
-			h.has("Content-Length", fmt.Sprint(row.to-row.from))
 			fallthrough
 		default:
 			a.equals(string(content[row.from:row.to]))
@@ -886,8 +886,8 @@ func TestWhoMayDoWhat(t *testing.T) {
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x")).code(401, "UNAUTHORIZED")
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x"), "Authorization", "Basic eDp5").code(401, "UNAUTHORIZED")
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x"), login...).is(201)
-	if w.notes["user"] != "u" {
-		t.Errorf("the log has user %q", w.notes["user"])
+	if user, _ := w.notes.Load("user"); user != "u" {
+		t.Errorf("the log has user %q", user)
 	}
 	w.do("GET", "/v2/a/blobs/"+d, nil).is(200)
 	w.do("DELETE", "/v2/a/blobs/"+d, nil).code(401, "UNAUTHORIZED")
@@ -950,8 +950,8 @@ func TestOnDisk(t *testing.T) {
 	}
 	w2 := serve(t, blobs, journal) // without the cache
 	w2.do("GET", "/v2/a/manifests/v", nil).code(500, "UNKNOWN").contains("r1")
-	if !strings.Contains(w2.notes["err"], "damaged") {
-		t.Errorf("the log has %q", w2.notes["err"])
+	if err, _ := w2.notes.Load("err"); !strings.Contains(fmt.Sprint(err), "damaged") {
+		t.Errorf("the log has %q", err)
 	}
 	w2.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201)
 	w2.do("GET", "/v2/a/manifests/v", nil).is(200).equals(string(body))

@@ -1,0 +1,276 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+)
+
+// onDisk is a registry over the embedded engines.
+func onDisk(t *testing.T) (w *wire, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	journal, err := storage.OpenBolt(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { journal.Close() })
+	blobs, err := storage.OpenDisk(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serve(t, blobs, journal), dir
+}
+
+// entries counts the files of a directory below dir.
+func entries(t *testing.T, dir ...string) int {
+	t.Helper()
+	list, err := os.ReadDir(filepath.Join(dir...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+// descriptors counts this process's open files, where the system tells.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("this system does not tell about open files")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+func TestThousandsOfOpenUploadsHoldNoFiles(t *testing.T) {
+	w, dir := onDisk(t)
+	w.begin("a")
+	before := descriptors(t)
+	const n = 2000
+	for i := range n {
+		l := w.begin("a")
+		if i%10 == 0 {
+			w.do("PATCH", l, []byte("some bytes")).is(202)
+		}
+	}
+	if after := descriptors(t); after > before+20 {
+		t.Errorf("%d files are open, %d before", after, before)
+	}
+	freed, err := w.blobs.Expire(t.Context(), time.Now().Add(time.Hour))
+	if err != nil || freed != n/10*int64(len("some bytes")) {
+		t.Errorf("freed %d bytes: %v", freed, err)
+	}
+	if left := entries(t, dir, "uploads"); left != 0 {
+		t.Errorf("%d uploads are left", left)
+	}
+}
+
+func TestWhatGoesWrongLeavesNothingBehind(t *testing.T) {
+	w, dir := onDisk(t)
+	content := []byte("content")
+	wrong := digest.FromString("other").String()
+	w.do("POST", "/v2/a/blobs/uploads/?digest="+wrong, content).is(400)
+	w.do("PUT", w.begin("a")+"?digest="+wrong, content).is(400)
+	w.do("DELETE", w.begin("a"), nil).is(204)
+	w.do("PUT", "/v2/a/manifests/v", image(content, content), "Content-Type", typeManifest).is(404)
+	w.do("PUT", "/v2/a/manifests/v", []byte("{"), "Content-Type", typeManifest).is(400)
+	if n := entries(t, dir, "uploads") + entries(t, dir, "blobs", "sha256"); n != 0 {
+		t.Errorf("%d files are left", n)
+	}
+	if s := w.index.Stats(); s != (storage.Stats{}) {
+		t.Errorf("the index has %+v", s)
+	}
+}
+
+// TestAnInterruptedUploadGoesOnAfterARestart sends a part, restarts the engines, and sends the rest.
+func TestAnInterruptedUploadGoesOnAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	content := random(t, 3<<20)
+	d := digest.FromBytes(content).String()
+	var location string
+	for i := range 3 {
+		journal, err := storage.OpenBolt(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blobs, err := storage.OpenDisk(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := serve(t, blobs, journal)
+		if i == 0 {
+			location = w.begin("a")
+		} else {
+			w.do("GET", location, nil).is(204).has("Range", fmt.Sprintf("0-%d", i<<20-1))
+		}
+		w.do("PATCH", location, content[i<<20:(i+1)<<20], "Content-Range", fmt.Sprintf("%d-%d", i<<20, (i+1)<<20-1)).is(202)
+		if i == 2 {
+			w.do("PUT", location+"?digest="+d, nil).is(201)
+			w.do("GET", "/v2/a/blobs/"+d, nil).is(200).equals(string(content))
+		}
+		w.index.Close()
+		if err := journal.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestPushesAndDeletesAtOnce checks that a manifest that is there has all its parts, whatever happens at once.
+func TestPushesAndDeletesAtOnce(t *testing.T) {
+	w, _ := onDisk(t)
+	config, layer := []byte("{}"), []byte("layer")
+	manifest := image(config, layer)
+	c, l, m := digest.FromBytes(config).String(), digest.FromBytes(layer).String(), digest.FromBytes(manifest).String()
+	var wg sync.WaitGroup
+	var pushed, deleted atomic.Int64
+	do := func(method, path string, body []byte) int {
+		req, err := http.NewRequestWithContext(t.Context(), method, w.url+path, bytes.NewReader(body))
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		req.Header.Set("Content-Type", typeManifest)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		defer resp.Body.Close()
+		_, _ = io.Copy(io.Discard, resp.Body)
+		if resp.StatusCode >= 500 {
+			t.Errorf("%s %s: status %d", method, path, resp.StatusCode)
+		}
+		return resp.StatusCode
+	}
+	const rounds = 30
+	for range 3 {
+		wg.Go(func() {
+			for range rounds {
+				do("POST", "/v2/a/blobs/uploads/?digest="+c, config)
+				do("POST", "/v2/a/blobs/uploads/?digest="+l, layer)
+				if do("PUT", "/v2/a/manifests/v", manifest) == 201 {
+					pushed.Add(1)
+				}
+			}
+		})
+		wg.Go(func() {
+			for range rounds {
+				if do("DELETE", "/v2/a/blobs/"+l, nil) == 202 {
+					deleted.Add(1)
+				}
+				do("DELETE", "/v2/a/manifests/"+m, nil)
+			}
+		})
+	}
+	wg.Wait()
+	if _, ok, _ := w.index.Resolve(t.Context(), "a", m); ok {
+		w.do("GET", "/v2/a/blobs/"+l, nil).is(200)
+		w.do("GET", "/v2/a/blobs/"+c, nil).is(200)
+	}
+	if pushed.Load() == 0 || deleted.Load() == 0 {
+		t.Errorf("%d pushed, %d deleted: nothing happened at once", pushed.Load(), deleted.Load())
+	}
+}
+
+// failing breaks the storage in one way.
+type failing struct {
+	storage.Blobs
+	err error
+}
+
+func (f *failing) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return f.Blobs.Open(ctx, d)
+}
+
+func (f *failing) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return f.Blobs.Create(ctx, repo, alg)
+}
+
+func (f *failing) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
+	if f.err != nil && !strings.HasPrefix(id, "ok") {
+		return nil, f.err
+	}
+	return f.Blobs.Resume(ctx, repo, id, offset)
+}
+
+func TestWhatAClientIsToldWhenTheStorageFails(t *testing.T) {
+	blobs := &failing{Blobs: &storage.Memory{}}
+	w := serve(t, blobs, &storage.MemoryJournal{})
+	d := w.pushBlob("a", []byte("x")).String()
+	body, m := w.pushImage("a", "v", "x")
+	l := w.begin("a")
+	for _, row := range []struct {
+		err    error
+		status int
+	}{
+		{fmt.Errorf("write: %w", storage.ErrFull), 507},
+		{fmt.Errorf("write: %w", storage.ErrClosed), 503},
+		{errors.New("the disk is on fire"), 500},
+	} {
+		blobs.err = row.err
+		for _, a := range []*answer{
+			w.do("POST", "/v2/a/blobs/uploads/", nil),
+			w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x")),
+			w.do("PUT", "/v2/a/manifests/w", body, "Content-Type", typeManifest),
+			w.do("GET", "/v2/a/blobs/"+d, nil),
+		} {
+			a.is(row.status)
+			if (row.status != 500) != (a.header.Get("Retry-After") != "") {
+				t.Errorf("%s: Retry-After is %q", a.what, a.header.Get("Retry-After"))
+			}
+			if strings.Contains(string(a.body), "fire") || !strings.Contains(string(a.body), "r1") {
+				t.Errorf("%s: the client is told %s", a.what, a.body)
+			}
+		}
+		if row.status == 500 {
+			w.do("PATCH", l, []byte("x")).is(500)
+			w.do("PUT", l+"?digest="+d, []byte("x")).is(500)
+			w.do("GET", l, nil).is(500)
+			w.do("DELETE", l, nil).is(500)
+		}
+	}
+	blobs.err = nil
+	w.do("HEAD", "/v2/a/manifests/w", nil).is(404) // nothing of it became visible
+	w.do("HEAD", "/v2/a/manifests/"+m.String(), nil).is(200)
+}
+
+// TestAPullThatBreaksOffIsNotWhole damages a blob so that the file is shorter than the index says.
+func TestAPullThatBreaksOffIsNotWhole(t *testing.T) {
+	w, dir := onDisk(t)
+	content := random(t, 1<<20)
+	d := w.pushBlob("a", content)
+	if err := os.Truncate(filepath.Join(dir, "blobs", "sha256", d.Encoded()), 1000); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get(w.url + "/v2/a/blobs/" + d.String())
+	if err != nil {
+		return // cut before the headers came through: not whole either
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("a body of %d bytes came to a clean end", len(b))
+	}
+}
