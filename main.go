@@ -504,6 +504,13 @@ func (s *instance) front() (*server.Server, error) {
 	r.HandleFunc("/validate-image", s.validate)
 	r.HandleFunc("/v2", s.registry)
 	r.HandleFunc("/v2/*", s.registry)
+	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { // also for methods that nobody knows
+		if req.URL.Path == "/v2" || strings.HasPrefix(req.URL.Path, "/v2/") {
+			s.registry(w, req) // says so in the registry's way
+			return
+		}
+		http.Error(w, "this path does not know the method", http.StatusMethodNotAllowed)
+	})
 	r.NotFound(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "nothing here: the registry is at /v2/, the webhook at /validate, the CA at /ca.crt", http.StatusNotFound)
 	})

@@ -228,6 +228,12 @@ func TestStartUpText(t *testing.T) {
 		t.Errorf("the CA is %q", ca)
 	}
 	p.want(404, "GET", "/nothing", "")
+	p.want(405, "POST", "/healthz", "")
+	for _, path := range []string{"/v2", "/v2/", "/v2/a/tags/list", "/v2/a/manifests/x"} {
+		if text := p.want(405, "BREW", path, ""); !strings.Contains(text, `"code":"UNSUPPORTED"`) {
+			t.Errorf("BREW %s: %s", path, text)
+		}
+	}
 	if text := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(text, "[+]index loaded") {
 		t.Error(text)
 	}

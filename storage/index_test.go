@@ -1,0 +1,810 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/storagetest"
+)
+
+// hooked is a journal with another Commit.
+type hooked struct {
+	storage.Journal
+	commit func(ctx context.Context, b ...storage.Batch) (storage.Revision, error)
+}
+
+func (j hooked) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	return j.commit(ctx, b...)
+}
+
+// gated is a journal whose commits wait for the gate, and are counted.
+func gated(inner storage.Journal) (j storage.Journal, gate chan struct{}, commits *atomic.Int32) {
+	gate, commits = make(chan struct{}), new(atomic.Int32)
+	return hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+		commits.Add(1)
+		<-gate
+		return inner.Commit(ctx, b...)
+	}}, gate, commits
+}
+
+// delayed is a journal whose commits are seen by those who watch it when the test says so, as if it were far
+// away. Its own Commit returns at once.
+type delayed struct {
+	storage.Journal
+	pass chan struct{} // closed to let commits through
+}
+
+func (j delayed) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	updates := make(chan storage.Update, 1000)
+	failed := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		synced := false
+		for {
+			select {
+			case u := <-updates:
+				if synced {
+					select {
+					case <-j.pass:
+					case <-ctx.Done():
+						return
+					}
+				}
+				synced = synced || u.Synced
+				if err := apply(u); err != nil {
+					failed <- err
+					cancel()
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	err := j.Journal.Watch(ctx, func(u storage.Update) error { updates <- u; return nil })
+	select {
+	case err = <-failed:
+	default:
+	}
+	return err
+}
+
+func manifest(i int) storage.Manifest {
+	return storage.Manifest{Digest: digestOf("m", i), MediaType: "application/a", Size: int64(i)}
+}
+
+// put makes a manifest with a tag.
+func put(i int, tag string) func(tx *storage.Tx) error {
+	return func(tx *storage.Tx) error {
+		return errors.Join(tx.PutManifest(manifest(i)), tx.SetTag(tag, manifest(i).Digest))
+	}
+}
+
+func update(t *testing.T, x *storage.Index, repo string, fn func(tx *storage.Tx) error) {
+	t.Helper()
+	if err := x.Update(t.Context(), repo, fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantTags(t *testing.T, x *storage.Index, repo string, want ...string) {
+	t.Helper()
+	got, _, err := x.Tags(t.Context(), repo, "", -1)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("Tags(%s): %v, %v; want %v", repo, got, err, want)
+	}
+}
+
+// count makes the chain of manifests that the tag "count" moves along one longer.
+func count(tx *storage.Tx) error {
+	next := 0
+	if at, ok := tx.Tag("count"); ok {
+		next = int(at.Size) + 1
+	}
+	return put(next, "count")(tx)
+}
+
+func counted(t *testing.T, x *storage.Index, repo string) int {
+	t.Helper()
+	at, ok, err := x.Resolve(t.Context(), repo, "count")
+	if err != nil || !ok {
+		t.Fatalf("Resolve: %v, %v", ok, err)
+	}
+	return int(at.Size) + 1
+}
+
+func TestUpdatesThatWaitShareOneCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, gate, commits := gated(new(storage.MemoryJournal))
+		x := openIndex(t, j)
+		var wg sync.WaitGroup
+		wg.Go(func() { update(t, x, "first", put(0, "v")) })
+		synctest.Wait() // the first commit hangs
+
+		cancelled, cancel := context.WithCancel(t.Context())
+		for i := range 60 {
+			repo := fmt.Sprint("repo", i%2)
+			wg.Go(func() {
+				if err := x.Update(t.Context(), repo, count); err != nil {
+					t.Error(err)
+				}
+			})
+			switch i % 20 {
+			case 0:
+				wg.Go(func() {
+					err := x.Update(t.Context(), repo, func(tx *storage.Tx) error {
+						return errors.Join(put(99, "failed")(tx), errAbort)
+					})
+					if !errors.Is(err, errAbort) {
+						t.Errorf("a function's error came back as %v", err)
+					}
+				})
+			case 1:
+				wg.Go(func() {
+					err := x.Update(t.Context(), repo, func(tx *storage.Tx) error {
+						_ = put(98, "panicked")(tx)
+						panic("at the disco")
+					})
+					if err == nil || !strings.Contains(err.Error(), "at the disco") {
+						t.Errorf("a function's panic came back as %v", err)
+					}
+				})
+			case 2:
+				wg.Go(func() {
+					err := x.Update(cancelled, repo, func(*storage.Tx) error {
+						t.Error("a function ran for a caller who has gone")
+						return nil
+					})
+					if !errors.Is(err, context.Canceled) {
+						t.Errorf("a cancelled update returned %v", err)
+					}
+				})
+			}
+		}
+		synctest.Wait() // all wait in the queue
+		cancel()
+		close(gate)
+		wg.Wait()
+		if n := commits.Load(); n != 2 {
+			t.Errorf("61 updates took %d commits, want 2", n)
+		}
+		for _, repo := range []string{"repo0", "repo1"} {
+			if n := counted(t, x, repo); n != 30 {
+				t.Errorf("%s counts %d, want 30: a member did not see an earlier one", repo, n)
+			}
+			wantTags(t, x, repo, "count")
+		}
+	})
+}
+
+func TestUpdateOfAClosedIndexIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, gate, _ := gated(new(storage.MemoryJournal))
+		x := openIndex(t, j)
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, storage.ErrClosed) && !errors.Is(err, context.Canceled) && err != nil {
+					t.Errorf("who waits while it is closed gets %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		wg.Go(x.Close)
+		synctest.Wait()
+		close(gate)
+		wg.Wait()
+		if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, storage.ErrClosed) {
+			t.Errorf("Update after Close: %v", err)
+		}
+		done, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := x.Update(done, "r", put(1, "v")); err == nil {
+			t.Error("Update after Close with an ended context succeeded")
+		}
+	})
+}
+
+func TestReadersDoNotWaitForACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := new(storage.MemoryJournal)
+		setup := openIndex(t, inner)
+		blob := digest.FromString("blob")
+		update(t, setup, "r", func(tx *storage.Tx) error { tx.Link(blob, 4); return put(1, "v1")(tx) })
+		setup.Close()
+		j, gate, _ := gated(inner)
+		x := openIndex(t, j)
+		var wg sync.WaitGroup
+		wg.Go(func() { update(t, x, "r", put(2, "v2")) })
+		synctest.Wait() // the commit hangs
+		if d, ok, err := x.Resolve(t.Context(), "r", "v1"); !ok || err != nil || d.Size != 1 {
+			t.Errorf("Resolve of a tag: %v, %v", ok, err)
+		}
+		if _, ok, err := x.Resolve(t.Context(), "r", string(manifest(1).Digest)); !ok || err != nil {
+			t.Errorf("Resolve of a digest: %v, %v", ok, err)
+		}
+		if _, ok, err := x.Resolve(t.Context(), "r", "v2"); ok || err != nil {
+			t.Errorf("Resolve of what is not committed: %v, %v", ok, err)
+		}
+		if size, ok, err := x.Blob(t.Context(), "r", blob); size != 4 || !ok || err != nil {
+			t.Errorf("Blob: %d, %v, %v", size, ok, err)
+		}
+		wantTags(t, x, "r", "v1")
+		if repos, err := x.Repos(t.Context(), "", -1); err != nil || !slices.Equal(repos, []string{"r"}) {
+			t.Errorf("Repos: %v, %v", repos, err)
+		}
+		if _, err := x.Referrers(t.Context(), "r", blob, ""); err != nil {
+			t.Errorf("Referrers: %v", err)
+		}
+		if x.Stats().Tags != 1 || len(x.Holders(blob)) != 1 {
+			t.Errorf("Stats: %+v", x.Stats())
+		}
+		close(gate)
+		wg.Wait()
+		wantTags(t, x, "r", "v1", "v2")
+	})
+}
+
+func TestCommitThatFailsLeavesTheIndexEqualToTheJournal(t *testing.T) {
+	for name, place := range journals {
+		for _, after := range []bool{false, true} {
+			for n := 1; n <= 4; n++ {
+				t.Run(fmt.Sprintf("%s, commit %d, after the effect: %v", name, n, after), func(t *testing.T) {
+					open := place(t)
+					fault := &storagetest.Fault{Method: "Commit", N: n, After: after}
+					warned := 0
+					j := open()
+					x, err := storage.OpenIndex(t.Context(), storagetest.FailJournal{Journal: j, Fault: fault}, storage.IndexOptions{Warn: func(error) { warned++ }})
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer x.Close()
+					var want []string
+					for i := 1; i <= 4; i++ {
+						tag := fmt.Sprint("v", i)
+						err := x.Update(t.Context(), "r", put(i, tag))
+						if (i == n) != errors.Is(err, storagetest.ErrFault) {
+							t.Errorf("update %d: %v", i, err)
+						}
+						if i != n || after {
+							want = append(want, tag)
+						}
+						wantTags(t, x, "r", want...)
+						wantTags(t, openIndex(t, j), "r", want...)
+					}
+					if warned != 1 || !fault.Fired() {
+						t.Errorf("warned %d times", warned)
+					}
+					update(t, x, "r", put(n, fmt.Sprint("v", n))) // trying again is safe
+					wantTags(t, x, "r", "v1", "v2", "v3", "v4")
+					x.Close()
+					wantTags(t, openIndex(t, open()), "r", "v1", "v2", "v3", "v4")
+				})
+			}
+		}
+	}
+}
+
+func TestCommitThatFailsFailsAllItsMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner, gate := new(storage.MemoryJournal), make(chan struct{})
+		commits := 0
+		x := openIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+			if commits++; commits == 1 {
+				return inner.Commit(ctx, b...)
+			}
+			<-gate
+			if commits == 3 {
+				return 0, storagetest.ErrFault
+			}
+			return inner.Commit(ctx, b...)
+		}})
+		update(t, x, "r", put(1, "v"))
+		var wg sync.WaitGroup
+		wg.Go(func() { update(t, x, "other", put(2, "v")) })
+		synctest.Wait()
+		// One member deletes the tag, and the next does not find it: by what will not have happened.
+		for range 2 {
+			wg.Go(func() {
+				err := x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
+				if !errors.Is(err, storagetest.ErrFault) {
+					t.Errorf("a member of a failed commit got %v", err)
+				}
+			})
+		}
+		wg.Go(func() { // and one rests on nothing of theirs
+			err := x.Update(t.Context(), "third", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
+			if !errors.Is(err, storage.ErrNotFound) {
+				t.Errorf("a function's error came back as %v", err)
+			}
+		})
+		synctest.Wait()
+		close(gate)
+		wg.Wait()
+		wantTags(t, x, "r", "v")
+	})
+}
+
+func TestWatchThatFailsIsBegunAnew(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		for n := 1; n <= 4; n++ {
+			t.Run(fmt.Sprintf("watch %d, after the effect: %v", n, after), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					inner := new(storage.MemoryJournal)
+					fault := &storagetest.Fault{Method: "Watch", N: n, After: after}
+					commitFault := &storagetest.Fault{Method: "Commit", N: 2}
+					j := storagetest.FailJournal{Journal: storagetest.FailJournal{Journal: inner, Fault: commitFault}, Fault: fault}
+					x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
+					if n == 1 && !after {
+						if !errors.Is(err, storagetest.ErrFault) {
+							t.Errorf("OpenIndex: %v, want the journal's error", err)
+						}
+						return
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer x.Close()
+					for i := range 5 {
+						err := x.Update(t.Context(), "r", count)
+						if (i == 1) != errors.Is(err, storagetest.ErrFault) {
+							t.Errorf("update %d: %v", i, err)
+						}
+					}
+					if n := counted(t, x, "r"); n != 4 {
+						t.Errorf("counted %d, want 4", n)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestMissThatCannotBeConfirmedIsAnError(t *testing.T) {
+	j := storagetest.FailJournal{Journal: new(storage.MemoryJournal), Fault: &storagetest.Fault{}}
+	x := openIndex(t, j)
+	update(t, x, "r", put(1, "v"))
+	calls := map[string]func() error{
+		"Resolve":   func() error { _, _, err := x.Resolve(t.Context(), "r", "missing"); return err },
+		"Blob":      func() error { _, _, err := x.Blob(t.Context(), "r", digest.FromString("missing")); return err },
+		"Tags":      func() error { _, _, err := x.Tags(t.Context(), "r", "", -1); return err },
+		"Repos":     func() error { _, err := x.Repos(t.Context(), "", -1); return err },
+		"Referrers": func() error { _, err := x.Referrers(t.Context(), "r", digest.FromString("missing"), ""); return err },
+		"Update": func() error {
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.DeleteTag("missing") })
+		},
+	}
+	for name, call := range calls {
+		broken := openIndex(t, storagetest.FailJournal{Journal: j.Journal, Fault: &storagetest.Fault{Method: "Head", N: 1}})
+		x = broken
+		if err := call(); !errors.Is(err, storagetest.ErrFault) || errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("%s: %v, want the journal's error", name, err)
+		}
+		if err := call(); errors.Is(err, storagetest.ErrFault) {
+			t.Errorf("%s afterwards: %v", name, err)
+		}
+	}
+}
+
+func TestTwoIndexesOnOneJournalLoseNoUpdate(t *testing.T) {
+	j := new(storage.MemoryJournal)
+	indexes := []*storage.Index{openIndex(t, j), openIndex(t, delayed{j, closed()})}
+	const each = 50
+	var wg sync.WaitGroup
+	for _, x := range indexes {
+		for range 2 {
+			wg.Go(func() {
+				for range each {
+					err := storage.ErrConflict
+					for errors.Is(err, storage.ErrConflict) {
+						err = x.Update(t.Context(), "r", count)
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if _, ok, err := x.Resolve(t.Context(), "r", "count"); !ok || err != nil {
+						t.Errorf("a writer does not see his write: %v, %v", ok, err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for _, x := range append(indexes, openIndex(t, j)) {
+		wantTags(t, x, "r", "count") // a list waits for the journal's last commit
+		if n := counted(t, x, "r"); n != 4*each {
+			t.Errorf("counted %d, want %d", n, 4*each)
+		}
+	}
+}
+
+func closed() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+func TestMissWaitsForWhatTheJournalHas(t *testing.T) {
+	blob := digest.FromString("blob")
+	tests := map[string]func(ctx context.Context, x *storage.Index) (bool, error){
+		"Resolve": func(ctx context.Context, x *storage.Index) (bool, error) {
+			_, ok, err := x.Resolve(ctx, "r", "v")
+			return ok, err
+		},
+		"Blob": func(ctx context.Context, x *storage.Index) (bool, error) {
+			_, ok, err := x.Blob(ctx, "r", blob)
+			return ok, err
+		},
+		"Tags": func(ctx context.Context, x *storage.Index) (bool, error) {
+			tags, ok, err := x.Tags(ctx, "r", "", -1)
+			return ok && len(tags) == 1, err
+		},
+		"Repos": func(ctx context.Context, x *storage.Index) (bool, error) {
+			repos, err := x.Repos(ctx, "", -1)
+			return len(repos) == 1, err
+		},
+		"Update that fails by it": func(ctx context.Context, x *storage.Index) (bool, error) {
+			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
+			return err == nil, err
+		},
+		"Update that changes nothing by it": func(ctx context.Context, x *storage.Index) (bool, error) {
+			err := x.Update(ctx, "gone", put(7, "v")) // which another one has deleted
+			_, ok, _ := x.Resolve(ctx, "gone", "v")
+			return ok, err
+		},
+		"Update on an old base": func(ctx context.Context, x *storage.Index) (bool, error) {
+			seen := false
+			err := x.Update(ctx, "r", func(tx *storage.Tx) error { _, seen = tx.Tag("v"); return put(2, "w")(tx) })
+			return seen, err
+		},
+	}
+	for name, ask := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j := new(storage.MemoryJournal)
+				near := openIndex(t, j)
+				update(t, near, "gone", put(7, "v"))
+				far := delayed{j, make(chan struct{})}
+				x := openIndex(t, far)
+				update(t, near, "r", func(tx *storage.Tx) error { tx.Link(blob, 1); return put(1, "v")(tx) })
+				update(t, near, "gone", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
+
+				short, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if _, _, err := x.Resolve(short, "r", "v"); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("a miss that cannot be confirmed in time: %v", err)
+				}
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					if ok, err := ask(t.Context(), x); !ok || err != nil {
+						t.Errorf("answered %v, %v", ok, err)
+					}
+				}()
+				synctest.Wait()
+				select {
+				case <-done:
+					t.Error("it answered before it knew")
+				default:
+				}
+				close(far.pass)
+				<-done
+			})
+		})
+	}
+}
+
+func TestUpdateThatNeverComesFirstGivesUp(t *testing.T) {
+	commits := 0
+	x := openIndex(t, hooked{new(storage.MemoryJournal), func(context.Context, ...storage.Batch) (storage.Revision, error) {
+		commits++
+		return 0, fmt.Errorf("busy: %w", storage.ErrConflict)
+	}})
+	if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, storage.ErrConflict) || commits < 2 {
+		t.Errorf("after %d commits: %v, want ErrConflict", commits, err)
+	}
+}
+
+func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
+	m1, m2 := manifest(1), manifest(2)
+	other := m1
+	other.MediaType = "application/b"
+	type step = func(tx *storage.Tx) error
+	del := func(m storage.Manifest) step {
+		return func(tx *storage.Tx) error { return tx.DeleteManifest(m.Digest) }
+	}
+	tests := []struct {
+		name  string
+		steps []step
+		want  map[string]string // tag: media type and size
+	}{
+		{"a manifest pushed again under another media type keeps its tags",
+			[]step{func(tx *storage.Tx) error { return tx.PutManifest(other) }},
+			map[string]string{"a": "application/b 1", "b": "application/b 1"}},
+		{"tags move from one manifest to another and the first is deleted",
+			[]step{put(2, "a"), put(2, "b"), del(m1)},
+			map[string]string{"a": "application/a 2", "b": "application/a 2"}},
+		{"a manifest is deleted and put again without tags",
+			[]step{del(m1), func(tx *storage.Tx) error { return tx.PutManifest(m1) }},
+			map[string]string{}},
+		{"a manifest is deleted and put again with a tag",
+			[]step{del(m1), put(1, "b")},
+			map[string]string{"b": "application/a 1"}},
+		{"a manifest comes and goes", []step{put(2, "c"), del(m2)},
+			map[string]string{"a": "application/a 1", "b": "application/a 1"}},
+		{"a tag moves there and back and its manifest is replaced",
+			[]step{put(2, "a"), func(tx *storage.Tx) error { return tx.PutManifest(other) },
+				func(tx *storage.Tx) error { return tx.SetTag("a", m1.Digest) }, del(m2)},
+			map[string]string{"a": "application/b 1", "b": "application/b 1"}},
+		{"everything goes", []step{del(m1)}, map[string]string{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				inner := new(storage.MemoryJournal)
+				setup := openIndex(t, inner)
+				update(t, setup, "r", put(1, "a"))
+				update(t, setup, "r", put(1, "b"))
+				j, gate, commits := gated(inner)
+				x := openIndex(t, j)
+				var wg sync.WaitGroup
+				wg.Go(func() { update(t, x, "other", put(1, "v")) })
+				synctest.Wait()
+				for _, step := range tt.steps {
+					wg.Go(func() { update(t, x, "r", step) })
+					synctest.Wait() // so that they queue in order
+				}
+				close(gate)
+				wg.Wait()
+				if commits.Load() != 2 {
+					t.Errorf("%d commits", commits.Load())
+				}
+				for who, x := range map[string]*storage.Index{"the writer": x, "who follows": setup, "who loads": openIndex(t, inner)} {
+					tags, _, err := x.Tags(t.Context(), "r", "", -1)
+					got := map[string]string{}
+					for _, tag := range tags {
+						d, _, _ := x.Resolve(t.Context(), "r", tag)
+						got[tag] = d.MediaType + " " + strconv.FormatInt(d.Size, 10)
+					}
+					if err != nil || fmt.Sprint(got) != fmt.Sprint(tt.want) {
+						t.Errorf("%s has %v, %v; want %v", who, got, err, tt.want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestUpdateRefusesWhatTheJournalCouldNotHold(t *testing.T) {
+	x := openIndex(t, new(storage.MemoryJournal))
+	d := digest.FromString("x")
+	tests := map[string]func() error{
+		"a repo without a name":   func() error { return x.Update(t.Context(), "", put(1, "v")) },
+		"a repo with a zero byte": func() error { return x.Update(t.Context(), "a\x00b", put(1, "v")) },
+		"a link to a bad digest": func() error {
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { tx.Link("x", 1); return nil })
+		},
+		"a manifest without one": func() error {
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.PutManifest(storage.Manifest{}) })
+		},
+		"a bad reference": func() error {
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error {
+				return tx.PutManifest(storage.Manifest{Digest: d, Refs: []digest.Digest{"x"}})
+			})
+		},
+		"a bad subject": func() error {
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.PutManifest(storage.Manifest{Digest: d, Subject: "x"}) })
+		},
+		"a tag without a name":   func() error { return x.Update(t.Context(), "r", put(1, "")) },
+		"a tag that is a digest": func() error { return x.Update(t.Context(), "r", put(1, string(d))) },
+		"a tag of no manifest": func() error {
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.SetTag("v", d) })
+		},
+		"the end of a digest as a tag": func() error {
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error {
+				return errors.Join(tx.PutManifest(manifest(1)), tx.DeleteTag(string(manifest(1).Digest)))
+			})
+		},
+	}
+	for name, call := range tests {
+		if err := call(); err == nil {
+			t.Errorf("%s was taken", name)
+		}
+	}
+	if s := x.Stats(); s != (storage.Stats{}) {
+		t.Errorf("something was recorded: %+v", s)
+	}
+	wantTags(t, openIndex(t, new(storage.MemoryJournal)), "r")
+}
+
+func TestTagsArePaged(t *testing.T) {
+	x := openIndex(t, new(storage.MemoryJournal))
+	const n = 1300 // some chunks of the ordered set
+	want := make([]string, n)
+	for i := range want {
+		want[i] = fmt.Sprintf("v%05d", i)
+	}
+	update(t, x, "r", func(tx *storage.Tx) error {
+		err := tx.PutManifest(manifest(1))
+		for i := range want {
+			err = errors.Join(err, tx.SetTag(want[(i*7919)%n], manifest(1).Digest))
+		}
+		return err
+	})
+	for _, page := range []int{1, 7, 512, 513, 1300, 5000} {
+		var got []string
+		for last := ""; ; last = got[len(got)-1] {
+			tags, found, err := x.Tags(t.Context(), "r", last, page)
+			if err != nil || !found || len(tags) > page {
+				t.Fatalf("a page of %d: %d tags, %v, %v", page, len(tags), found, err)
+			}
+			if len(tags) == 0 {
+				break
+			}
+			got = append(got, tags...)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("pages of %d make %d tags, want %d", page, len(got), n)
+		}
+	}
+	if tags, _, _ := x.Tags(t.Context(), "r", "v00010x", 1); !slices.Equal(tags, []string{"v00011"}) {
+		t.Errorf("after a tag that does not exist comes %v", tags)
+	}
+	if tags, found, _ := x.Tags(t.Context(), "r", "", 0); tags == nil || len(tags) != 0 || !found {
+		t.Errorf("a page of nothing is %v", tags)
+	}
+	if tags, found, err := x.Tags(t.Context(), "none", "", 5); tags == nil || len(tags) != 0 || found || err != nil {
+		t.Errorf("a repo that does not exist has %v, %v, %v", tags, found, err)
+	}
+}
+
+func TestFactsOfDamagedFormAreRefused(t *testing.T) {
+	good := string(binary(digest.FromString("x")))
+	tests := map[string]storage.Fact{
+		"a link with a bad name":                {Kind: storage.KindLink, Name: "x", Value: []byte{2, 2}},
+		"a link with an unknown algorithm":      {Kind: storage.KindLink, Name: "\x07" + good[1:], Value: []byte{2, 2}},
+		"a link without a value":                {Kind: storage.KindLink, Name: good, Value: []byte{}},
+		"a link that is cut":                    {Kind: storage.KindLink, Name: good, Value: []byte{2}},
+		"a manifest with a bad name":            {Kind: storage.KindManifest, Name: "", Value: []byte{2, 2, 0, 0, 0}},
+		"a manifest that is cut":                {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 5, 'a'}},
+		"a manifest without references":         {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0}},
+		"a manifest with too many":              {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f}},
+		"a manifest with a bad reference":       {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0, 1, 1, 'x'}},
+		"a manifest with a bad subject":         {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 1, 'x', 0}},
+		"a tag that is cut":                     {Kind: storage.KindTag, Name: "v", Value: []byte{33, 1}},
+		"a tag of a manifest that is not there": {Kind: storage.KindTag, Name: "v", Value: append(append([]byte{33}, good...), 2)},
+		"a kind that is unknown":                {Kind: 'z', Name: good, Value: []byte{1}},
+	}
+	for name, f := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j := new(storage.MemoryJournal)
+				warned := make(chan error, 100)
+				x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Warn: func(err error) { warned <- err }})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer x.Close()
+				update(t, x, "good", put(1, "v"))
+				if _, err := j.Commit(t.Context(), storage.Batch{Repo: "team/app", Facts: []storage.Fact{f}}); err != nil {
+					t.Fatal(err)
+				}
+				want := func(err error) {
+					t.Helper()
+					if err == nil || !strings.Contains(err.Error(), "damaged fact") || !strings.Contains(err.Error(), `"team/app"`) {
+						t.Errorf("the error is %q, and does not say what is damaged", err)
+					}
+				}
+				want(<-warned)
+				if _, ok, _ := x.Resolve(t.Context(), "good", "v"); !ok {
+					t.Error("who reads another repo is not served any more")
+				}
+				_, err = storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
+				want(err)
+			})
+		})
+	}
+}
+
+// binary is a sha256 digest as the data format has it.
+func binary(d digest.Digest) []byte {
+	out := []byte{1}
+	for i := 0; i < len(d.Encoded()); i += 2 {
+		b, _ := strconv.ParseUint(d.Encoded()[i:i+2], 16, 8)
+		out = append(out, byte(b))
+	}
+	return out
+}
+
+func TestManifestOfATaggedRepoIsNotDeletedBehindItsTag(t *testing.T) {
+	j := new(storage.MemoryJournal)
+	x := openIndex(t, j)
+	update(t, x, "r", put(0, "v"))
+	head, _ := j.Head(t.Context())
+	gone := storage.Fact{Kind: storage.KindManifest, Name: string(binary(manifest(0).Digest))}
+	if _, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Base: head, Facts: []storage.Fact{gone}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{}); err == nil {
+		t.Error("a tag without its manifest was loaded")
+	}
+}
+
+func TestOpenIndexEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := storage.OpenIndex(ctx, silent{}, storage.IndexOptions{})
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("OpenIndex of a journal that says nothing: %v", err)
+		}
+	})
+}
+
+// silent is a journal that never says anything.
+type silent struct{ storage.Journal }
+
+func (silent) Watch(ctx context.Context, _ func(storage.Update) error) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestProgressIsToldWhileLoading(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := slow{new(storage.MemoryJournal)}
+		setup := openIndex(t, j.Journal)
+		update(t, setup, "r", put(1, "v"))
+		var told []int
+		x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Progress: func(n int) { told = append(told, n) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		if !slices.Equal(told, []int{2}) {
+			t.Errorf("Progress was told %v, want the 2 facts", told)
+		}
+	})
+}
+
+// slow is a journal that takes a while to deliver anything.
+type slow struct{ storage.Journal }
+
+func (j slow) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	time.Sleep(2 * time.Second) // the bubble's clock
+	return j.Journal.Watch(ctx, apply)
+}
+
+func TestMediaTypesAreKeptBeyondTheTable(t *testing.T) {
+	x := openIndex(t, new(storage.MemoryJournal))
+	const n = 1500
+	update(t, x, "r", func(tx *storage.Tx) (err error) {
+		for i := range n {
+			m := manifest(i)
+			m.MediaType = fmt.Sprint("application/x", i)
+			err = errors.Join(err, tx.PutManifest(m))
+		}
+		return err
+	})
+	for i := range n {
+		if d, ok, err := x.Resolve(t.Context(), "r", string(manifest(i).Digest)); !ok || err != nil || d.MediaType != fmt.Sprint("application/x", i) {
+			t.Fatalf("Resolve of manifest %d: %+v, %v, %v", i, d, ok, err)
+		}
+	}
+}
