@@ -34,30 +34,31 @@ failures=0
 
 # check NAME COMMAND… runs a command, mostly a function of the part, and counts it. What it prints is shown only if
 # it fails, but for lines that begin with "note:". It runs in a subshell, with set -e in force, so a function may
-# change directories and variables; it must not be called where set -e is off (in an if, before ||).
+# change directories and variables; it must not be called where set -e is off (in an if, before ||). Its own variables
+# have long names because the function sees them.
 check() {
-  local name=$1 log begin rc
+  local check_name=$1 check_log check_begin check_code
   shift
-  log=$(mktemp "$CI_WORK/check.XXXXXX")
-  begin=$(seconds)
+  check_log=$(mktemp "$CI_WORK/check.XXXXXX")
+  check_begin=$(seconds)
   set +e
   (
     set -e
     "$@"
-  ) >"$log" 2>&1 </dev/null
-  rc=$?
+  ) >"$check_log" 2>&1 </dev/null
+  check_code=$?
   set -e
-  if ((rc == 0)); then
-    printf 'ok    %s (%s s)\n' "$name" "$(since "$begin")"
-    sed -n 's/^note: /        /p' "$log"
-    say "$name" >>"$CI_WORK/passed"
+  if ((check_code == 0)); then
+    printf 'ok    %s (%s s)\n' "$check_name" "$(since "$check_begin")"
+    sed -n 's/^note: /        /p' "$check_log"
+    say "$check_name" >>"$CI_WORK/passed"
   else
-    printf 'FAIL  %s (%s s): exit code %d\n' "$name" "$(since "$begin")" "$rc"
-    tail -n 60 "$log" | sed 's/^/        /'
-    say "$name" >>"$CI_WORK/failed"
+    printf 'FAIL  %s (%s s): exit code %d\n' "$check_name" "$(since "$check_begin")" "$check_code"
+    tail -n 200 "$check_log" | sed 's/^/        /'
+    say "$check_name" >>"$CI_WORK/failed"
     failures=$((failures + 1))
   fi
-  rm -f "$log"
+  rm -f "$check_log"
 }
 
 # finish ends a part.
@@ -68,7 +69,7 @@ finish() {
 
 # same WHAT GOT WANTED compares two texts.
 same() {
-  [[ $2 == "$3" ]] || die "$1: got $2, wanted $3"
+  [[ "$2" == "$3" ]] || die "$1: got $2, wanted $3"
 }
 
 # below WHAT NUMBER LIMIT UNIT notes a figure and fails if it is not below the limit.
@@ -79,15 +80,15 @@ below() {
 
 # refused COMMAND… passes if the command fails. As in check, set -e stays in force for it.
 refused() {
-  local rc
+  local refused_code
   set +e
   (
     set -e
     "$@"
   )
-  rc=$?
+  refused_code=$?
   set -e
-  ((rc != 0)) || die "not refused: $*"
+  ((refused_code != 0)) || die "not refused: $*"
 }
 
 # ---- Tools
@@ -101,7 +102,8 @@ debian() {
   ((${#missing[@]})) || return 0
   say "installing ${missing[*]}"
   debian_lists
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >"$CI_WORK/apt.log" 2>&1 ||
+  DEBIAN_FRONTEND=noninteractive \
+    apt-get install -qq -y --no-install-recommends "${missing[@]}" >"$CI_WORK/apt.log" 2>&1 ||
     die "apt-get install failed: $(tail -n 30 "$CI_WORK/apt.log")"
 }
 
@@ -168,7 +170,8 @@ server() {
   SERVER_LOG=$dir/log
   : >"$dir/out"
   begin=$(seconds)
-  "${SERVER_UNDER[@]}" "$TROW" serve --listen 127.0.0.1:0 --data-dir "$dir/data" "$@" >"$dir/out" 2>>"$SERVER_LOG" </dev/null &
+  "${SERVER_UNDER[@]}" "$TROW" serve --listen 127.0.0.1:0 --data-dir "$dir/data" "$@" \
+    >"$dir/out" 2>>"$SERVER_LOG" </dev/null &
   SERVER_PID=$!
   processes+=("$SERVER_PID")
   deadline=$((SECONDS + 30))

@@ -206,8 +206,10 @@ func (r *Registry) push(ctx context.Context, p push, ref string) error {
 		return digestMismatch(p.digest, nil)
 	}
 	look := func(tx *storage.Tx) error { return admissible(tx, p, ref) }
-	if err := r.options.Index.View(p.repo, look); err != nil { // what is refused anyway leaves no bytes
-		return err
+	if r.options.Index.View(p.repo, look) != nil { // what is refused anyway leaves no bytes
+		if err := r.options.Index.Update(ctx, p.repo, look); err != nil {
+			return err
+		}
 	}
 	if err := r.store(ctx, p.repo, p.digest, p.body); err != nil {
 		return err

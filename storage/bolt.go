@@ -48,7 +48,7 @@ var errForeign = errors.New("this bbolt file is not a journal of this registry")
 // OpenBolt opens the journal in dir, making it if there is none. Errors: another process has it open (it is
 // named, after waiting 10 s for it to end); the data is of a newer format; what the file system says.
 func OpenBolt(dir string) (*Bolt, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	j := &Bolt{path: filepath.Join(dir, journalFile)}
@@ -62,6 +62,17 @@ func OpenBolt(dir string) (*Bolt, error) {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	return j, nil
+}
+
+// makeDir makes a directory, durably, unless it is there.
+func makeDir(dir string) error {
+	if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
+		return nil // its parent may be one that we cannot even read
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
 }
 
 func hostname() string {

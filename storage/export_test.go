@@ -18,3 +18,6 @@ func SetFault(j *Bolt, f func() error) {
 	defer j.mu.Unlock()
 	j.fault = f
 }
+
+// SetFaultLocked is SetFault for f itself.
+func SetFaultLocked(j *Bolt, f func() error) { j.fault = f }

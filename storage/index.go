@@ -230,8 +230,8 @@ func (x *Index) Update(ctx context.Context, repo string, fn func(*Tx) error) err
 	}
 }
 
-// View calls fn with the repo as it is, without waiting for changes under way. What fn changes is dropped: it
-// serves to see what an Update would say.
+// View calls fn with the repo as it is, without waiting for changes under way. What fn changes is dropped. It
+// serves to see beforehand what an Update would probably say: a miss in it is not confirmed with the Journal.
 func (x *Index) View(repo string, fn func(*Tx) error) error {
 	return fn(&Tx{x: x, repo: repo})
 }
@@ -296,16 +296,27 @@ func (x *Index) try(group []*change) ([]*change, error) {
 		}
 		rev, err := x.journal.Commit(x.ctx, batches...)
 		if err == nil {
-			return group, x.awaitRevision(x.ctx, rev)
+			return group, x.show(rev)
 		}
 		if !errors.Is(err, ErrConflict) {
 			return group, x.reload(err)
 		}
 		if head, err := x.journal.Head(x.ctx); err == nil {
-			_ = x.awaitRevision(x.ctx, head) // a failure shows in the next round
+			_ = x.show(head) // a failure shows in the next round
 		}
 	}
 	return group, ErrConflict
+}
+
+// show waits until the state shows a revision, but not for ever: with a journal that tells nothing, one call
+// must not hold up all that come after it.
+func (x *Index) show(rev Revision) error {
+	ctx, cancel := context.WithTimeout(x.ctx, reloadTimeout)
+	defer cancel()
+	if err := x.awaitRevision(ctx, rev); err != nil {
+		return fmt.Errorf("committed as revision %d, which the journal does not tell of: %w", rev, err)
+	}
+	return nil
 }
 
 // settled tells whether the repos are still what the functions saw. Whoever fails or changes nothing has no

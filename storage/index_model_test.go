@@ -294,11 +294,57 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				}
 				wg.Wait()
 				u.wantIndex(t, x, all)
+				u.thin(t, rand.New(rand.NewPCG(seed, 50+round)), x, all)
 				x.Close()
 				x = openIndex(t, open())
 				u.wantIndex(t, x, all)
 			}
+			for repo := range all { // and everything, of which nothing must remain
+				err := x.Update(t.Context(), repo, func(tx *storage.Tx) (err error) {
+					for d := range all[repo].manifests {
+						err = errors.Join(err, tx.DeleteManifest(d))
+					}
+					for d := range all[repo].links {
+						err = errors.Join(err, tx.Unlink(d))
+					}
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			u.wantIndex(t, x, model{})
+			u.wantIndex(t, openIndex(t, open()), model{})
 		})
+	}
+}
+
+// thin deletes most of everything, repo by repo: what nobody names any more is forgotten.
+func (u *universe) thin(t *testing.T, r *rand.Rand, x *storage.Index, all model) {
+	t.Helper()
+	for _, repo := range u.repos {
+		err := x.Update(t.Context(), repo, func(tx *storage.Tx) (err error) {
+			m := all[repo].clone()
+			for _, man := range u.manifests {
+				if _, ok := m.manifests[man.Digest]; ok && r.IntN(5) > 0 {
+					err = errors.Join(err, tx.DeleteManifest(man.Digest))
+					delete(m.manifests, man.Digest)
+					maps.DeleteFunc(m.tags, func(_ string, d digest.Digest) bool { return d == man.Digest })
+				}
+			}
+			for _, d := range u.blobs {
+				if _, ok := m.links[d]; ok && r.IntN(5) > 0 {
+					err = errors.Join(err, tx.Unlink(d))
+					delete(m.links, d)
+				}
+			}
+			all[repo] = m
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		u.wantIndex(t, x, all)
 	}
 }
 

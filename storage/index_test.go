@@ -301,6 +301,48 @@ func TestCommitThatFailsLeavesTheIndexEqualToTheJournal(t *testing.T) {
 	}
 }
 
+// forgetful is a journal whose commits take effect, but fail and are not told to who watches, when lose is set.
+type forgetful struct {
+	storage.Journal
+	lose *atomic.Bool
+}
+
+func (j forgetful) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	rev, err := j.Journal.Commit(ctx, b...)
+	if j.lose.Swap(false) {
+		return 0, storagetest.ErrFault
+	}
+	return rev, err
+}
+
+func (j forgetful) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	synced := false
+	return j.Journal.Watch(ctx, func(u storage.Update) error {
+		if synced && j.lose.Load() {
+			return nil
+		}
+		synced = synced || u.Synced
+		return apply(u)
+	})
+}
+
+func TestFailedUpdateReturnsWhenTheIndexShowsWhatBecameOfIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := forgetful{new(storage.MemoryJournal), new(atomic.Bool)}
+		x := openIndex(t, j)
+		for want := 2; want < 20; want += 2 {
+			update(t, x, "r", count)
+			j.lose.Store(true)
+			if err := x.Update(t.Context(), "r", count); !errors.Is(err, storagetest.ErrFault) {
+				t.Errorf("a lost commit: %v", err)
+			}
+			if n := counted(t, x, "r"); n != want { // a hit, which is not confirmed with the journal
+				t.Errorf("the Index counts %d, the journal %d", n, want)
+			}
+		}
+	})
+}
+
 func TestCommitThatFailsFailsAllItsMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner, gate := new(storage.MemoryJournal), make(chan struct{})
@@ -468,6 +510,10 @@ func TestMissWaitsForWhatTheJournalHas(t *testing.T) {
 			err := x.Update(ctx, "gone", put(7, "v")) // which another one has deleted
 			_, ok, _ := x.Resolve(ctx, "gone", "v")
 			return ok, err
+		},
+		"Update that is committed at once": func(ctx context.Context, x *storage.Index) (bool, error) {
+			err := x.Update(ctx, "own", put(8, "v"))
+			return err == nil, err
 		},
 		"Update on an old base": func(ctx context.Context, x *storage.Index) (bool, error) {
 			seen := false
@@ -807,4 +853,68 @@ func TestMediaTypesAreKeptBeyondTheTable(t *testing.T) {
 			t.Fatalf("Resolve of manifest %d: %+v, %v, %v", i, d, ok, err)
 		}
 	}
+}
+
+func TestViewChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := new(storage.MemoryJournal)
+		update(t, openIndex(t, inner), "r", put(1, "v1"))
+		j, gate, commits := gated(inner)
+		x := openIndex(t, j)
+		var wg sync.WaitGroup
+		wg.Go(func() { update(t, x, "r", put(2, "v2")) })
+		synctest.Wait() // the commit hangs, and View does not wait for it
+		err := x.View("r", func(tx *storage.Tx) error {
+			_, old := tx.Tag("v1")
+			_, underWay := tx.Tag("v2")
+			if !old || underWay {
+				t.Errorf("View sees v1: %v, v2: %v; want what is committed", old, underWay)
+			}
+			if err := put(3, "v3")(tx); err != nil {
+				return err
+			}
+			if _, ok := tx.Tag("v3"); !ok {
+				t.Error("View does not show what its function did")
+			}
+			return tx.DeleteTag("missing")
+		})
+		if !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("View returned %v, want the function's error", err)
+		}
+		close(gate)
+		wg.Wait()
+		if commits.Load() != 1 {
+			t.Errorf("%d commits", commits.Load())
+		}
+		wantTags(t, x, "r", "v1", "v2")
+	})
+}
+
+func TestManyMoreThanACommitTakesGetTheirTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, gate, commits := gated(new(storage.MemoryJournal))
+		x := openIndex(t, j)
+		var wg sync.WaitGroup
+		wg.Go(func() { update(t, x, "first", put(0, "v")) })
+		synctest.Wait()
+		const n = 600 // more than the queue and one commit take
+		for range n {
+			wg.Go(func() {
+				if err := x.Update(t.Context(), "r", count); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		given, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := x.Update(given, "r", count); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("who finds the queue full and goes gets %v", err)
+		}
+		close(gate)
+		wg.Wait()
+		if got, c := counted(t, x, "r"), commits.Load(); got != n || c < 3 || c > 20 {
+			t.Errorf("counted %d of %d in %d commits", got, n, c)
+		}
+	})
 }

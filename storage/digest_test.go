@@ -1,0 +1,100 @@
+package storage
+
+import (
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+func TestDigestsGoToBinaryFormAndBack(t *testing.T) {
+	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
+		for _, s := range []string{"", "a", "b"} {
+			d := alg.FromString(s)
+			k := keyOf(d)
+			if k.digest() != d || !k.valid() || len(k) != 1+alg.Size() {
+				t.Errorf("%s became %q and %s", d, k, k.digest())
+			}
+			if got, err := ParseDigest(string(d)); got != d || err != nil {
+				t.Errorf("ParseDigest(%s): %s, %v", d, got, err)
+			}
+		}
+	}
+	if key("").digest() != "" || key("").valid() || key("\x01short").valid() {
+		t.Error("an empty or short key is taken for a digest")
+	}
+}
+
+func FuzzParseDigest(f *testing.F) {
+	f.Add(string(digest.FromString("x")))
+	f.Add(string(digest.SHA512.FromString("x")))
+	f.Add("sha256:" + strings.Repeat("A", 64))
+	f.Add("sha256:../..")
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := ParseDigest(s)
+		if (err == nil) != (digest.Digest(s).Validate() == nil && Supported(digest.Digest(s).Algorithm())) {
+			t.Errorf("ParseDigest(%q): %v; go-digest says %v", s, err, digest.Digest(s).Validate())
+		}
+		if err == nil && (string(d) != s || keyOf(d).digest() != d) {
+			t.Errorf("ParseDigest(%q): %q", s, d)
+		}
+		if err != nil && !errors.Is(err, ErrDigest) {
+			t.Errorf("ParseDigest(%q): %v is not ErrDigest", s, err)
+		}
+	})
+}
+
+func FuzzParseManifest(f *testing.F) {
+	m := Manifest{Digest: digest.FromString("m"), MediaType: "application/a", Size: 7, Time: 8, Subject: digest.FromString("s"),
+		Refs: []digest.Digest{digest.FromString("a"), digest.SHA512.FromString("b")}}
+	f.Add(manifestValue(m))
+	f.Add([]byte{})
+	f.Add([]byte{2, 2, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Fuzz(func(t *testing.T, v []byte) {
+		got, err := parseManifest(v)
+		if err != nil {
+			return
+		}
+		if got.count > len(v) {
+			t.Errorf("a value of %d bytes has %d references", len(v), got.count)
+		}
+		n := 0
+		if err := got.eachRef(func(k []byte) {
+			if n++; !key(k).valid() {
+				t.Errorf("reference %q", k)
+			}
+		}); err == nil && n != got.count {
+			t.Errorf("%d references of %d", n, got.count)
+		}
+	})
+}
+
+func TestManifestValuesAreReadAsWritten(t *testing.T) {
+	for _, m := range []Manifest{
+		{},
+		{MediaType: "application/a", Size: 1 << 40, Time: -5, Subject: digest.FromString("s")},
+		{Refs: []digest.Digest{digest.FromString("a"), digest.SHA512.FromString("b"), digest.FromString("a")}},
+	} {
+		f, err := parseManifest(append(manifestValue(m), "what a later version adds"...))
+		if err != nil || f.size != m.Size || f.time != m.Time || string(f.mediaType) != m.MediaType || key(f.subject).digest() != m.Subject {
+			t.Errorf("%+v was read as %+v, %v", m, f, err)
+		}
+		var refs []digest.Digest
+		if err := f.eachRef(func(k []byte) { refs = append(refs, key(k).digest()) }); err != nil || len(refs) != len(m.Refs) {
+			t.Errorf("references %v, %v; want %v", refs, err, m.Refs)
+		}
+	}
+}
+
+func TestFullDisksAreTold(t *testing.T) {
+	for _, err := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		if !errors.Is(fileError("blob", err), ErrFull) || !errors.Is(fileError("blob", err), err) {
+			t.Errorf("%v became %v", err, fileError("blob", err))
+		}
+	}
+	if errors.Is(fileError("blob", syscall.EIO), ErrFull) {
+		t.Error("an I/O error was taken for a full disk")
+	}
+}
