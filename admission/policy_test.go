@@ -256,6 +256,7 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 		{"a trailing dot is no way in", admission.PolicyOptions{Default: "Allow"}, []string{"docker.io./x", "trow.kube-public.:31000/app:1"}},
 		{"a rule for one local name holds for the others",
 			admission.PolicyOptions{Deny: []string{host + "/app"}}, []string{"trow:31000/app:1"}},
+		{"a host that is none to the parser is not a local one", admission.PolicyOptions{AllowPrefixes: []string{host}}, []string{"a_b.example/x", "0_0.0/0"}},
 		{"blank and auto are not left open in a pod", allowQuay, []string{"", " ", "auto"}},
 		{"a local name is not a prefix of another", admission.PolicyOptions{}, []string{"trow:310000/app:1", "xtrow:31000/app:1"}},
 	} {

@@ -57,6 +57,9 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{}, &InvalidError{quote(s), explain(s, err)}
 	}
 	r := Reference{Domain: reference.Domain(named), Path: reference.Path(named)}
+	if r.Domain == "" { // the parser takes a_b.example/x for a path, a runtime asks the host a_b.example
+		return Reference{}, &InvalidError{quote(s), "the part before the first slash is no host[:port]"}
+	}
 	r.Short = r.Domain == hub && !namesHost(s)
 	r.Domain = canonicalHost(r.Domain)
 	if r.Domain == hub && !strings.Contains(r.Path, "/") {

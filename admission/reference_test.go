@@ -92,6 +92,8 @@ func TestWhatIsNoReferenceIsRefusedWithAReason(t *testing.T) {
 		"quay.io/x\x00":                       "it is not",
 		"quay.io/\xff":                        "it is not",
 		"квай.io/x":                           "it is not",
+		"a_b.example/x":                       "no host", // to the parser a path without a host
+		"0_0.0/0":                             "no host",
 	} {
 		_, err := admission.ParseReference(s)
 		var invalid *admission.InvalidError
@@ -117,7 +119,7 @@ func notPrintable(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint
 
 func FuzzReference(f *testing.F) {
 	for _, s := range []string{
-		"", "nginx", "docker.io:443/library/nginx", "QUAY.IO/x", "FOO/bar", "a:b@sha256:" + hex64, "sha256:" + hex64, hex64, "[::1]:5000/x", "x\xff",
+		"", "nginx", "0_0.0/0", "docker.io:443/library/nginx", "QUAY.IO/x", "FOO/bar", "a:b@sha256:" + hex64, "sha256:" + hex64, hex64, "[::1]:5000/x", "x\xff",
 	} {
 		f.Add(s)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -180,7 +181,7 @@ func contentRange(req *http.Request) (offset, length int64, err error) {
 	first, last, ok := strings.Cut(v, "-")
 	start, serr := strconv.ParseInt(first, 10, 64)
 	end, eerr := strconv.ParseInt(last, 10, 64)
-	if !ok || serr != nil || eerr != nil || !digits(first) || !digits(last) || end < start || end-start+1 <= 0 {
+	if !ok || serr != nil || eerr != nil || !digits(first) || !digits(last) || end < start || end == math.MaxInt64 {
 		return 0, 0, &fault{code: codeUploadInvalid, status: http.StatusRequestedRangeNotSatisfiable,
 			message: "Content-Range is <first>-<last>, in bytes, both included"}
 	}

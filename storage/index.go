@@ -282,6 +282,9 @@ func (x *Index) try(group []*change) ([]*change, error) {
 		return group, err
 	}
 	for range rounds {
+		if x.ctx.Err() != nil {
+			return group, fmt.Errorf("index: %w", ErrClosed)
+		}
 		bases, batches := x.run(group)
 		if slices.ContainsFunc(group, func(c *change) bool { return c.quiet }) {
 			if settled, err := x.settled(bases); err != nil {
