@@ -103,14 +103,14 @@ debian() {
   say "installing ${missing[*]}"
   debian_lists
   DEBIAN_FRONTEND=noninteractive \
-    apt-get install -qq -y --no-install-recommends "${missing[@]}" >"$CI_WORK/apt.log" 2>&1 ||
+    apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends "${missing[@]}" >"$CI_WORK/apt.log" 2>&1 ||
     die "apt-get install failed: $(tail -n 30 "$CI_WORK/apt.log")"
 }
 
 # debian_lists fetches apt's lists, once a run.
 debian_lists() {
   [[ -e $CI_WORK/apt-updated ]] && return 0
-  apt-get update -qq
+  apt-get -o DPkg::Lock::Timeout=300 update -qq
   touch "$CI_WORK/apt-updated"
 }
 
