@@ -957,15 +957,30 @@ func (a *app) documents(file string) ([]admission.Document, error) {
 // ---- manifest, version
 
 func (a *app) manifestCommand() *cobra.Command {
-	return &cobra.Command{
+	o := manifests.Defaults(version)
+	cmd := &cobra.Command{
 		Use:   "manifest",
 		Short: "Print the Kubernetes manifest that installs Trow",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := a.out.Write(manifests.Trow)
+			text, err := manifests.Render(o)
+			if err != nil {
+				return errors.New(oneLine(err))
+			}
+			_, err = a.out.Write(text)
 			return err
 		},
 	}
+	f := cmd.Flags()
+	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace; made unless it is kube-public")
+	f.StringVar(&o.Host, "host", o.Host, "name of the registry on nodes and workstations (default trow.<namespace>)")
+	f.IntVar(&o.NodePort, "node-port", o.NodePort, "port of the registry on every node")
+	f.StringVar(&o.Image, "image", o.Image, "Trow's own image, from a place that the nodes can pull from")
+	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a volume that stays; empty: none, the images go with the pod")
+	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass, "of the volume (default: the cluster's default)")
+	f.StringVar(&o.Size, "size", o.Size, "of the volume")
+	f.BoolVar(&o.Login, "login", o.Login, "make a user with a random password, and close the registry to others")
+	return cmd
 }
 
 func (a *app) versionCommand() *cobra.Command {

@@ -482,8 +482,11 @@ func TestVersionAndManifest(t *testing.T) {
 			t.Errorf("%v: %d, %q", args, code, out)
 		}
 	}
-	if code, out, _ := command(t, "", "manifest"); code != 0 || !strings.Contains(out, "nodePort: 31000") {
+	if code, out, _ := command(t, "", "manifest"); code != 0 || !strings.Contains(out, "nodePort: 31000") || !strings.Contains(out, "image: trow:"+version) {
 		t.Errorf("manifest: %d, %q", code, out)
+	}
+	if code, _, errOut := command(t, "", "manifest", "--namespace=A", "--storage=x"); code != 2 || !strings.Contains(errOut, "namespace:") || !strings.Contains(errOut, "storage:") {
+		t.Errorf("manifest with bad options: %d, %q", code, errOut)
 	}
 }
 
@@ -491,9 +494,11 @@ func TestVersionAndManifest(t *testing.T) {
 
 // imports says what each package may import of ours. Only main knows everybody.
 var imports = map[string][]string{
-	".":                   {"trow/admission", "trow/manifests", "trow/registry", "trow/registry/auth", "trow/registry/server", "trow/storage", "trow/tls"},
+	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/auth", "trow/registry/server", "trow/storage", "trow/tls"},
 	"admission":           {"trow/storage"},
+	"admission/cluster":   {},
 	"manifests":           {},
+	"manifests/node":      {},
 	"registry":            {"trow/registry/auth", "trow/storage"},
 	"registry/auth":       {},
 	"registry/server":     {},
@@ -508,7 +513,7 @@ var only = map[string][]string{
 	"github.com/spf13/cobra":                         {"."},
 	"go.etcd.io/bbolt":                               {"storage"},
 	"k8s.io/api/admission/v1":                        {".", "admission"},
-	"github.com/distribution/reference":              {"admission"},
+	"github.com/distribution/reference":              {"admission", "manifests"},
 	"github.com/rs/zerolog":                          {".", "registry/server"},
 	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},
 }

@@ -1,12 +1,158 @@
-// Package manifests has what brings Trow onto a cluster.
+// Package manifests makes what brings Trow onto a cluster: one Kubernetes manifest.
 //
-// Trow is the Kubernetes manifest; README says how to apply it. The package decides nothing: the names and
-// ports in the manifest are the defaults of the settings, which a test compares.
+// # Words
+//
+//   - manifest: the YAML of all objects, in the order in which they are to be applied. trow.yaml in this folder is
+//     the one that the default options make.
+//   - host: the name by which the registry is known on nodes and workstations, without a port.
+//
+// # Invariants
+//
+//  1. The same options make the same bytes, a password aside. A test compares trow.yaml with them.
+//  2. Nothing that a user gives gets into the YAML unchecked.
+//
+// # What it does not do
+//
+// It does not talk to a cluster, and it does not know the settings of the server but for those it sets.
 package manifests
 
-import _ "embed"
+import (
+	"bytes"
+	"crypto/rand"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"text/template"
 
-// Trow is trow.yaml.
-//
-//go:embed trow.yaml
-var Trow []byte
+	"github.com/distribution/reference"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+//go:embed trow.yaml.tmpl
+var source string
+
+// The delimiters are not those of Go's templates, which YAML flow mappings are full of.
+var parsed = template.Must(template.New("trow.yaml").Delims("[[", "]]").Option("missingkey=error").Parse(source))
+
+// Where a volume comes from.
+const (
+	StoragePVC   = "pvc"   // a volume that outlives the manifest
+	StorageEmpty = "empty" // an emptyDir
+)
+
+// Options say what the manifest is to be like. [Defaults] has those of trow.yaml.
+type Options struct {
+	Namespace    string // created unless it is kube-public, which each cluster has and nobody can delete
+	Host         string // empty: trow.<namespace>
+	NodePort     int    // 30000 to 32767, unless the cluster has another range
+	Image        string // as nodes pull it; not from this registry
+	Storage      string // StoragePVC or StorageEmpty
+	StorageClass string // empty: the cluster's default
+	Size         string // of the volume, as in 20Gi
+	Login        bool   // makes a user with a random password, and closes the registry to others
+}
+
+// Defaults are the options of trow.yaml. The image is the one of a release.
+func Defaults(version string) Options {
+	return Options{Namespace: "kube-public", NodePort: 31000, Image: "trow:" + version, Storage: StoragePVC, Size: "20Gi"}
+}
+
+// values are what the template is filled with.
+type values struct {
+	Options
+	Names, TLSNames              string // YAML lists
+	User, Password, DockerConfig string
+}
+
+// Render makes the manifest. Errors: every option that cannot be meant, by the name of its flag.
+func Render(o Options) ([]byte, error) {
+	if o.Host == "" {
+		o.Host = "trow." + o.Namespace
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	v := values{Options: o, Names: list(o.names()), TLSNames: list(o.tlsNames())}
+	if o.Login {
+		v.User, v.Password = "trow", rand.Text()
+		v.DockerConfig = dockerConfig(fmt.Sprintf("%s:%d", o.Host, o.NodePort), v.User, v.Password)
+	}
+	var buf bytes.Buffer
+	err := parsed.Execute(&buf, v)
+	return buf.Bytes(), err
+}
+
+// names are the local names: those of the node port. On a node, loopback with that port leads here.
+func (o *Options) names() []string {
+	var names []string
+	for _, host := range []string{o.Host, "trow." + o.Namespace, "trow", "localhost", "127.0.0.1", "[::1]"} {
+		if name := fmt.Sprintf("%s:%d", host, o.NodePort); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// tlsNames are what the API server and pods call the Service.
+func (o *Options) tlsNames() []string {
+	service := "trow." + o.Namespace + ".svc"
+	return []string{o.Host, service, service + ".cluster.local"}
+}
+
+// list is a YAML list on one line.
+func list(items []string) string {
+	b, err := json.Marshal(items) // JSON is YAML, and quotes what has to be
+	if err != nil {
+		panic(err) // strings encode
+	}
+	return strings.ReplaceAll(string(b), ",", ", ")
+}
+
+// dockerConfig is the content of a pull secret (kubernetes.io/dockerconfigjson).
+func dockerConfig(registry, user, password string) string {
+	b, err := json.Marshal(map[string]any{"auths": map[string]any{registry: map[string]string{"username": user, "password": password}}})
+	if err != nil {
+		panic(err) // strings encode
+	}
+	return string(b)
+}
+
+// imageChars keeps an image from being anything but a plain YAML scalar.
+var imageChars = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$`)
+
+// check finds what cannot be meant.
+func (o *Options) check() error {
+	var errs []error
+	wrong := func(flag, format string, args ...any) {
+		errs = append(errs, fmt.Errorf(flag+": "+format, args...))
+	}
+	if msg := validation.IsDNS1123Label(o.Namespace); len(msg) > 0 {
+		wrong("namespace", "%.80q: %s", o.Namespace, msg[0])
+	}
+	if msg := validation.IsDNS1123Subdomain(o.Host); len(msg) > 0 {
+		wrong("host", "%.80q: %s", o.Host, msg[0])
+	} else if !strings.Contains(o.Host, ".") {
+		wrong("host", "%.80q: a name without a dot and a port is taken for one of Docker Hub's by some; use one with a dot", o.Host)
+	}
+	if o.NodePort < 1 || o.NodePort > 65535 {
+		wrong("node-port", "%d is no port; node ports usually are 30000 to 32767", o.NodePort)
+	}
+	if _, err := reference.ParseNormalizedNamed(o.Image); err != nil || !imageChars.MatchString(o.Image) {
+		wrong("image", "%.80q is no image reference", o.Image)
+	}
+	if o.Storage != StoragePVC && o.Storage != StorageEmpty {
+		wrong("storage", "%.80q is neither pvc nor empty", o.Storage)
+	}
+	if o.StorageClass != "" && (o.Storage != StoragePVC || len(validation.IsDNS1123Subdomain(o.StorageClass)) > 0) {
+		wrong("storage-class", "%.80q: it must be the name of a StorageClass, with --storage pvc", o.StorageClass)
+	}
+	if q, err := resource.ParseQuantity(o.Size); err != nil || q.Sign() <= 0 || q.String() != o.Size {
+		wrong("size", "%.80q is no size of a volume, such as 20Gi", o.Size)
+	}
+	return errors.Join(errs...)
+}
