@@ -20,10 +20,9 @@ import (
 	"trow/storage"
 )
 
-// onDisk is a registry over the embedded engines.
-func onDisk(t *testing.T) (w *wire, dir string) {
+// engines opens the embedded engines on a directory until the test ends.
+func engines(t *testing.T, dir string) (*storage.Disk, *storage.Bolt) {
 	t.Helper()
-	dir = t.TempDir()
 	journal, err := storage.OpenBolt(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -33,6 +32,14 @@ func onDisk(t *testing.T) (w *wire, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return blobs, journal
+}
+
+// onDisk is a registry over the embedded engines.
+func onDisk(t *testing.T) (w *wire, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	blobs, journal := engines(t, dir)
 	return serve(t, blobs, journal), dir
 }
 
@@ -106,14 +113,7 @@ func TestAnInterruptedUploadGoesOnAfterARestart(t *testing.T) {
 	d := digest.FromBytes(content).String()
 	var location string
 	for i := range 3 {
-		journal, err := storage.OpenBolt(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		blobs, err := storage.OpenDisk(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		blobs, journal := engines(t, dir)
 		w := serve(t, blobs, journal)
 		if i == 0 {
 			location = w.begin("a")

@@ -929,15 +929,7 @@ func (r *rules) Challenge(*http.Request, string, auth.Action) string { return ""
 // TestOnDisk runs a push, a pull and a healing over the embedded engines.
 func TestOnDisk(t *testing.T) {
 	dir := t.TempDir()
-	journal, err := storage.OpenBolt(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { journal.Close() })
-	blobs, err := storage.OpenDisk(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	blobs, journal := engines(t, dir)
 	w := serve(t, blobs, journal)
 	body, d := w.pushImage("a", "v", "x")
 	big := random(t, 10<<20)
