@@ -452,7 +452,11 @@ func (s *instance) open() (err error) {
 	if s.config.NoTLS {
 		return nil
 	}
-	s.keeper, err = trowtls.Open(filepath.Join(s.config.DataDir, "tls"), trowtls.Options{
+	store, err := trowtls.OpenDir(filepath.Join(s.config.DataDir, "tls"))
+	if err != nil {
+		return err
+	}
+	s.keeper, err = trowtls.Open(context.Background(), store, trowtls.Options{
 		Names: s.tlsNames(), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey})
 	return err
 }

@@ -2,6 +2,7 @@ package tls
 
 import (
 	"context"
+	"crypto/tls"
 	"time"
 )
 
@@ -10,40 +11,41 @@ type Kind string
 
 // The kinds of events.
 const (
-	Renewed  Kind = "renewed"  // Leaf: a new one is served from now on
-	Reloaded Kind = "reloaded" // User: the files changed, and the new pair is served from now on
-	Rejected Kind = "rejected" // User: the files changed, and cannot be used (Err); the pair before is served on
-	Failed   Kind = "failed"   // Leaf: it could not be renewed (Err); the old one is served on, the next try is in an hour
-	Ending   Kind = "ending"   // CA, User: it has ended, or the CA is in its last year (Err says which)
+	Published Kind = "published" // CA: a new one is in the bundle, and will sign after the overlap
+	Renewed   Kind = "renewed"   // CA, Leaf: a new one signs, is served from now on
+	Retired   Kind = "retired"   // CA: an old one is no longer in the bundle
+	Reloaded  Kind = "reloaded"  // User: the files changed, and the new pair is served from now on
+	Rejected  Kind = "rejected"  // User: the files changed, and cannot be used (Err); the pair before is served on
+	Failed    Kind = "failed"    // CA, Leaf: what was due could not be done (Err); the next try is in an hour
+	Ending    Kind = "ending"    // User: it has ended (Err)
 )
 
 // Event tells what [Keeper.Run] did or found.
 type Event struct {
 	Kind     Kind
 	Cert     Cert
-	NotAfter time.Time // the end of the certificate that is served after the event
-	Err      error     // nil for Renewed and Reloaded
+	NotAfter time.Time // the end of the certificate that is used after the event
+	Err      error     // nil unless the kind says so
 }
 
 const (
-	// retryLeaf: a leaf is renewed a month before its end, so an hour is often enough, and it does not fill
-	// the log.
-	retryLeaf = time.Hour
-	// lastYear is when the CA's end is told: to bring a new one to every machine takes its time.
-	lastYear = 365 * 24 * time.Hour
+	// retry: a leaf is renewed a month before its end, a CA a year, so an hour is often enough, and it does not
+	// fill the log.
+	retry = time.Hour
 	// remind is how often an end that nobody acts upon is told again.
 	remind = 24 * time.Hour
 )
 
-// Run renews the leaf and follows the user's files until ctx is done; then it returns nil. It calls notify
-// from its own goroutine, for each event once: a bad pair is told when the files have changed to it, not at
-// each look. The end of a certificate is told each day. Run must be called once.
+// Run does what is due with CA and leaf, takes over what other processes have put into the store, and follows the
+// user's files until ctx is done; then it returns nil. It calls notify from its own goroutine, for each event
+// once: a bad pair is told when the files have changed to it, not at each look. The end of a certificate is told
+// each day. Run must be called once.
 func (k *Keeper) Run(ctx context.Context, notify func(Event)) error {
 	t := time.NewTicker(k.poll)
 	defer t.Stop()
-	w := watch{Keeper: k, notify: notify, last: k.userSeen, seen: k.userSeen}
+	w := watch{Keeper: k, notify: notify, last: k.userSeen, seen: k.userSeen, told: k.ca.Load(), toldLeaf: k.leaf.Load()}
 	for {
-		w.look(time.Now())
+		w.look(ctx, time.Now())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -60,13 +62,16 @@ type watch struct {
 	last userPEM // what the user's files held at the last look
 	seen userPEM // what they held when they were last acted upon
 
-	nextLeaf time.Time // no renewal before
+	told     *authority       // what was told of
+	toldLeaf *tls.Certificate // what was told of
+
+	nextTry  time.Time // of what has failed; not before
 	nextEnds time.Time // no reminder before
 }
 
 // look does what is due now.
-func (w *watch) look(now time.Time) {
-	w.renew(now)
+func (w *watch) look(ctx context.Context, now time.Time) {
+	w.follow(ctx, now)
 	w.reload(now)
 	if !now.Before(w.nextEnds) {
 		w.nextEnds = now.Add(remind)
@@ -74,19 +79,46 @@ func (w *watch) look(now time.Time) {
 	}
 }
 
-// renew makes a new leaf when its time has come.
-func (w *watch) renew(now time.Time) {
-	if now.Before(w.nextLeaf) || !due(w.leaf.Load().Leaf, w.ca.Leaf, now) {
+// follow settles, and tells what came of it. A store that does not answer is nobody's business as long as nothing
+// is due.
+func (w *watch) follow(ctx context.Context, now time.Time) {
+	if now.Before(w.nextTry) {
 		return
 	}
-	leaf, err := makeLeaf(w.dir, w.ca, w.names, now)
-	if err != nil {
-		w.nextLeaf = now.Add(retryLeaf)
-		w.tell(Failed, Leaf, err)
+	if err := w.settle(ctx, now, false); err != nil {
+		if cert := w.urgent(now); cert != "" && ctx.Err() == nil {
+			w.nextTry = now.Add(retry)
+			w.tell(Failed, cert, err)
+		}
 		return
 	}
-	w.leaf.Store(leaf)
-	w.tell(Renewed, Leaf, nil)
+	ca, leaf := w.ca.Load(), w.leaf.Load()
+	before := w.told
+	w.told = ca
+	switch {
+	case ca.next != nil && before.next == nil:
+		w.tell(Published, CA, nil)
+	case !ca.signer.Leaf.Equal(before.signer.Leaf):
+		w.tell(Renewed, CA, nil)
+	case len(ca.old) < len(before.old):
+		w.tell(Retired, CA, nil)
+	}
+	if !leaf.Leaf.Equal(w.toldLeaf.Leaf) {
+		w.toldLeaf = leaf
+		w.tell(Renewed, Leaf, nil)
+	}
+}
+
+// urgent names what cannot wait, "" if all can.
+func (w *watch) urgent(now time.Time) Cert {
+	ca := w.ca.Load()
+	switch {
+	case due(w.leaf.Load().Leaf, ca.signer.Leaf, now):
+		return Leaf
+	case holds(ca.signer.Leaf, now.Add(lastYear)) != nil, ca.next != nil && now.After(ca.since.Add(w.overlap)):
+		return CA
+	}
+	return ""
 }
 
 // reload serves the user's new pair. It compares the content, so it does not matter how a file was replaced:
@@ -128,11 +160,8 @@ func (w *watch) swap(p userPEM) error {
 	return nil
 }
 
-// tellEnds tells of certificates that nobody renews by themselves and that have ended, or soon will.
+// tellEnds tells of a certificate that nobody renews by itself and that has ended.
 func (w *watch) tellEnds(now time.Time) {
-	if err := holds(w.ca.Leaf, now.Add(lastYear)); err != nil {
-		w.tell(Ending, CA, err)
-	}
 	user := w.user.Load()
 	if user == nil {
 		return

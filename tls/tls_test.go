@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -33,12 +35,21 @@ var wanted = []string{
 	"127.0.0.1", "127.0.0.1:31000", "::1", "[::1]", "[fd00::7]:31000", "TROW.example.org.", "*.apps.example.org",
 }
 
+// openDir opens the pairs in a directory.
+func openDir(dir string, o trowtls.Options) (*trowtls.Keeper, error) {
+	store, err := trowtls.OpenDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	return trowtls.Open(context.Background(), store, o)
+}
+
 func open(t *testing.T, dir string, o trowtls.Options) *trowtls.Keeper {
 	t.Helper()
 	if o.Names == nil {
 		o.Names = wanted
 	}
-	k, err := trowtls.Open(dir, o)
+	k, err := openDir(dir, o)
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -141,12 +152,12 @@ func TestBadNamesAreRefusedByName(t *testing.T) {
 		"", ":31000", "a..b", "-a.b", "a-.b", "a b", "*", "*.", "a.*.b", "bücher.example", "fe80::1%eth0", "127.0.0.300",
 		"http://trow", strings.Repeat("a", 64) + ".b", strings.Repeat("a.", 127) + "b",
 	} {
-		_, err := trowtls.Open(t.TempDir(), trowtls.Options{Names: []string{"good", name}})
+		_, err := openDir(t.TempDir(), trowtls.Options{Names: []string{"good", name}})
 		if err == nil || !strings.Contains(err.Error(), `"`+name+`"`) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	if _, err := trowtls.Open(t.TempDir(), trowtls.Options{}); err == nil {
+	if _, err := openDir(t.TempDir(), trowtls.Options{}); err == nil {
 		t.Error("no names at all are taken")
 	}
 }
@@ -223,7 +234,7 @@ func TestACADamagedAnywhereIsAnErrorAndStays(t *testing.T) {
 	}
 	for name, content := range bad {
 		os.WriteFile(file, content, 0o600)
-		_, err := trowtls.Open(dir, trowtls.Options{Names: wanted})
+		_, err := openDir(dir, trowtls.Options{Names: wanted})
 		if err == nil || !strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -253,13 +264,13 @@ func TestALeafThatDoesNotServeIsReplaced(t *testing.T) {
 func TestADirectoryThatCannotBeUsedIsAnError(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	os.WriteFile(file, nil, 0o600)
-	if _, err := trowtls.Open(file, trowtls.Options{Names: wanted}); err == nil {
+	if _, err := openDir(file, trowtls.Options{Names: wanted}); err == nil {
 		t.Error("a file is taken for a directory")
 	}
 	for _, name := range []string{"ca.pem", "leaf.pem", ".tmp-x/y"} {
 		dir := t.TempDir()
 		os.MkdirAll(filepath.Join(dir, name), 0o700)
-		if _, err := trowtls.Open(dir, trowtls.Options{Names: wanted}); err == nil {
+		if _, err := openDir(dir, trowtls.Options{Names: wanted}); err == nil {
 			t.Errorf("%s is a directory and nobody minds", name)
 		}
 	}
@@ -323,7 +334,7 @@ func TestABadUsersPairIsAnErrorThatNamesTheFile(t *testing.T) {
 			o := userPair(t, t.TempDir(), time.Now().Add(time.Hour), "registry.example.org")
 			c.spoil(&o)
 			o.Names = wanted
-			if _, err := trowtls.Open(t.TempDir(), o); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := openDir(t.TempDir(), o); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
@@ -388,7 +399,7 @@ const day = 24 * time.Hour
 
 func TestTheLeafIsRenewedAtTwoThirdsOfItsLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := open(t, t.TempDir(), trowtls.Options{Poll: time.Minute})
+		k := open(t, t.TempDir(), trowtls.Options{Poll: 15 * time.Minute})
 		before, end := shown(t, k, ""), k.NotAfter(trowtls.Leaf)
 		events := run(t, k)
 		if got := after(59*day, events); got != "" {
@@ -420,7 +431,7 @@ func TestAnOldLeafIsRenewedAtTheStart(t *testing.T) {
 func TestARenewalThatFailsIsToldAndTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "tls")
-		k := open(t, dir, trowtls.Options{Poll: time.Minute})
+		k := open(t, dir, trowtls.Options{Poll: 15 * time.Minute})
 		before := shown(t, k, "")
 		os.Rename(dir, dir+"-away")
 		events := run(t, k)
@@ -441,32 +452,202 @@ func TestARenewalThatFailsIsToldAndTriedAgain(t *testing.T) {
 	})
 }
 
-// TestTheEndOfTheCA: it is told for a year, the last leaf ends with the CA and is not renewed for nothing, and
-// then a start is refused with what to do.
-func TestTheEndOfTheCA(t *testing.T) {
+// TestTheCAIsRotatedInItsLastYear: unasked, with an overlap on both sides, and no leaf of a CA that clients have
+// not been told of is served.
+func TestTheCAIsRotatedInItsLastYear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		open(t, dir, trowtls.Options{})
 		time.Sleep(9*365*day - 12*time.Hour)
 		k := open(t, dir, trowtls.Options{Poll: time.Hour})
+		first := k.CA()
 		events := run(t, k)
 		if got := after(6*time.Hour, events); got != "" {
 			t.Errorf("before the last year: %q", got)
 		}
-		if got := after(30*time.Hour, events); got != "ending ca" {
-			t.Errorf("in the last year: %q", got)
+		for i, want := range []string{"published ca", "renewed ca, renewed leaf", "retired ca", ""} {
+			trusted := k.CA()
+			if got := after(24*time.Hour, events); got != want {
+				t.Errorf("day %d of the last year: %q, want %q", i+1, got, want)
+			}
+			if _, err := handshake(k, &tls.Config{ServerName: "localhost", RootCAs: pool(trusted), Time: time.Now}); err != nil {
+				t.Errorf("day %d, with the bundle of the day before: %v", i+1, err)
+			}
 		}
-		after(345*day, events)
+		if bytes.Contains(k.CA(), first) || bytes.Count(k.CA(), []byte("BEGIN")) != 1 {
+			t.Errorf("the old CA is still told of:\n%s", k.CA())
+		}
+	})
+}
+
+func TestARotationIsAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		published := false
+		k := open(t, dir, trowtls.Options{Poll: time.Second, Overlap: time.Minute, Published: func(b []byte) bool {
+			if bytes.Count(b, []byte("BEGIN")) != 2 {
+				t.Errorf("asked about\n%s", b)
+			}
+			return published
+		}})
+		before, one := shown(t, k, ""), k.Fingerprint()
+		events := run(t, k)
+		for range 2 { // the second changes nothing
+			if err := k.Rotate(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := after(3*time.Second, events); got != "published ca" {
+			t.Errorf("at once: %q", got)
+		}
+		if got := after(time.Hour, events); got != "" || !shown(t, k, "").Equal(before) {
+			t.Errorf("before the new CA has reached everybody: %q", got)
+		}
+		published = true
+		if got := after(3*time.Second, events); got != "renewed ca, renewed leaf" || k.Fingerprint() == one {
+			t.Errorf("then: %q", got)
+		}
+		again := open(t, dir, trowtls.Options{}) // as after a restart between the steps
+		if !bytes.Equal(again.CA(), k.CA()) || bytes.Count(k.CA(), []byte("BEGIN")) != 2 || !shown(t, again, "").Equal(shown(t, k, "")) {
+			t.Error("a restart forgets the step")
+		}
+		if got := after(2*time.Minute, events); got != "retired ca" {
+			t.Errorf("at last: %q", got)
+		}
+	})
+}
+
+func TestACAThatHasEndedIsAnErrorWithARemedy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		open(t, dir, trowtls.Options{})
+		time.Sleep(11 * 365 * day)
+		_, err := openDir(dir, trowtls.Options{Names: wanted})
+		if err == nil || !strings.Contains(err.Error(), "move it away") {
+			t.Errorf("with a CA that has ended: %v", err)
+		}
+	})
+}
+
+// TestTheLastLeafEndsWithItsCA: as long as the rotation waits, and it is not renewed for nothing.
+func TestTheLastLeafEndsWithItsCA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := open(t, t.TempDir(), trowtls.Options{Poll: time.Hour, Published: func([]byte) bool { return false }})
+		events := run(t, k)
+		after(10*365*day-15*day, events)
 		if !k.NotAfter(trowtls.Leaf).Equal(k.NotAfter(trowtls.CA)) {
 			t.Error("the last leaf does not end with its CA")
 		}
 		if got := after(10*day, events); strings.Contains(got, "leaf") {
 			t.Errorf("the last leaf is renewed: %q", got)
 		}
-		time.Sleep(20 * day)
-		_, err := trowtls.Open(dir, trowtls.Options{Names: wanted})
-		if err == nil || !strings.Contains(err.Error(), "move it away") {
-			t.Errorf("with a CA that has ended: %v", err)
+	})
+}
+
+// shared is a store that several processes use: each save makes a new version.
+type shared struct {
+	mu      sync.Mutex
+	files   map[string][]byte
+	version int
+	saves   int
+	err     error
+}
+
+func (s *shared) String() string { return "shared" }
+
+func (s *shared) Load(context.Context) (map[string][]byte, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.files), strconv.Itoa(s.version), s.err
+}
+
+func (s *shared) Save(_ context.Context, files map[string][]byte, version string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil || version != strconv.Itoa(s.version) {
+		return false, s.err
+	}
+	s.files, s.version, s.saves = maps.Clone(files), s.version+1, s.saves+1
+	return true, nil
+}
+
+// TestProcessesThatStartTogetherAgree: on one CA and one leaf, and on what a rotation makes of them.
+func TestProcessesThatStartTogetherAgree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(shared)
+		keepers := make([]*trowtls.Keeper, 8)
+		var wg sync.WaitGroup
+		for i := range keepers {
+			wg.Go(func() {
+				k, err := trowtls.Open(t.Context(), store, trowtls.Options{Names: wanted, Poll: time.Second, Overlap: time.Minute})
+				if err != nil {
+					t.Error(err)
+				}
+				keepers[i] = k
+			})
+		}
+		wg.Wait()
+		agree := func(when string) {
+			t.Helper()
+			for _, k := range keepers {
+				if !bytes.Equal(k.CA(), keepers[0].CA()) || !shown(t, k, "").Equal(shown(t, keepers[0], "")) {
+					t.Errorf("%s: they disagree", when)
+				}
+			}
+		}
+		agree("at the start")
+		if store.saves != 1 {
+			t.Errorf("%d saves", store.saves)
+		}
+		for _, k := range keepers {
+			run(t, k)
+		}
+		if err := keepers[3].Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			time.Sleep(2500 * time.Millisecond)
+			synctest.Wait()
+			agree("during a rotation")
+		}
+		if store.saves != 4 {
+			t.Errorf("%d saves with a rotation's three", store.saves)
+		}
+	})
+}
+
+// TestAStoreThatWasEmptiedIsFilledAgain: clients trust the CA that is served.
+func TestAStoreThatWasEmptiedIsFilledAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(shared)
+		k, err := trowtls.Open(t.Context(), store, trowtls.Options{Names: wanted, Poll: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept, ca := maps.Clone(store.files), k.CA()
+		store.files = nil
+		events := run(t, k)
+		if got := after(3*time.Second, events); got != "" || !bytes.Equal(store.files["ca.pem"], kept["ca.pem"]) || !bytes.Equal(k.CA(), ca) {
+			t.Errorf("events %q, the store has %d files", got, len(store.files))
+		}
+	})
+}
+
+// TestTwoThatWantDifferentNamesDoNotQuarrel, as during an upgrade that changes them.
+func TestTwoThatWantDifferentNamesDoNotQuarrel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(shared)
+		for _, names := range [][]string{{"one.test"}, {"two.test"}} {
+			k, err := trowtls.Open(t.Context(), store, trowtls.Options{Names: names, Poll: time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			run(t, k)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if store.saves != 2 {
+			t.Errorf("%d saves in an hour", store.saves)
 		}
 	})
 }
@@ -476,7 +657,7 @@ func TestALeafFromTheFutureIsReplaced(t *testing.T) {
 	before := shown(t, open(t, dir, trowtls.Options{}), "")
 	ca := read(t, filepath.Join(dir, "ca.pem"))
 	synctest.Test(t, func(t *testing.T) { // in the year 2000
-		_, err := trowtls.Open(dir, trowtls.Options{Names: wanted})
+		_, err := openDir(dir, trowtls.Options{Names: wanted})
 		if err == nil || !strings.Contains(err.Error(), "valid from") {
 			t.Errorf("with a clock before the CA's beginning: %v", err)
 		}
