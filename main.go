@@ -40,8 +40,10 @@ import (
 	"github.com/spf13/viper"
 	"golang.org/x/sync/errgroup"
 	admissionv1 "k8s.io/api/admission/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"trow/admission"
+	"trow/admission/cluster"
 	"trow/manifests"
 	"trow/registry"
 	"trow/registry/auth"
@@ -72,7 +74,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.versionCommand())
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -113,6 +115,10 @@ type config struct {
 	StallTimeout  time.Duration `mapstructure:"stall-timeout"`
 	LogLevel      string        `mapstructure:"log-level"`
 
+	Webhook          string        `mapstructure:"webhook"`
+	ExemptNamespaces []string      `mapstructure:"exempt-namespaces"`
+	CAOverlap        time.Duration `mapstructure:"ca-overlap"`
+
 	AllowPrefixes         []string `mapstructure:"allow-prefixes"`
 	AllowImages           []string `mapstructure:"allow-images"`
 	AllowDockerOfficial   bool     `mapstructure:"allow-docker-official"`
@@ -149,6 +155,10 @@ var settings = []setting{
 	{"upload-timeout", "", 6 * time.Hour, "how long an upload may be idle before it is dropped", false},
 	{"stall-timeout", "", time.Minute, "how long a transfer may make no progress before it is cut", false},
 	{"log-level", "", "info", "error, warn, info or debug", false},
+
+	{"webhook", "", "", "in a pod of the manifest: off, audit or enforce; certificates are kept in the Secret then", false},
+	{"exempt-namespaces", "", []string{}, "namespaces whose pods are not judged, beside kube-system and the own one", false},
+	{"ca-overlap", "", 24 * time.Hour, "how long a new CA is told to clients before it signs, and the old one after", false},
 
 	{"allow-prefixes", "", []string{}, "remote images allowed, by host[/path], whole path elements", true},
 	{"allow-images", "", []string{}, "images allowed by host/name[:tag][@digest]", true},
@@ -292,6 +302,22 @@ func (c *config) check() error {
 		return fmt.Errorf("upload-timeout: %s is too short; at least 1m", c.UploadTimeout)
 	case c.StallTimeout < time.Second:
 		return fmt.Errorf("stall-timeout: %s is too short; at least 1s", c.StallTimeout)
+	case c.CAOverlap < 10*time.Second:
+		return fmt.Errorf("ca-overlap: %s is too short; at least 10s", c.CAOverlap)
+	case c.Webhook != "" && c.NoTLS:
+		return errors.New("webhook: the API server calls with TLS alone; leave no-tls out, or register the webhook yourself")
+	case c.Webhook == "" && len(c.ExemptNamespaces) > 0:
+		return errors.New("exempt-namespaces: without the setting webhook nothing is registered that could leave them out")
+	}
+	if c.Webhook != "" {
+		if _, err := cluster.ParseMode(c.Webhook); err != nil {
+			return fmt.Errorf("webhook: %w", err)
+		}
+	}
+	for _, n := range c.ExemptNamespaces {
+		if msg := validation.IsDNS1123Label(n); len(msg) > 0 {
+			return fmt.Errorf("exempt-namespaces: %.80q: %s", n, msg[0])
+		}
 	}
 	if c.PasswordFile != "" {
 		b, err := os.ReadFile(c.PasswordFile)
@@ -381,7 +407,8 @@ type instance struct {
 	listener net.Listener
 	journal  *storage.Bolt
 	blobs    *storage.Disk
-	keeper   *trowtls.Keeper // nil without TLS
+	keeper   *trowtls.Keeper  // nil without TLS
+	cluster  *cluster.Cluster // nil outside of a cluster
 	metrics  *prometheus.Registry
 	verdicts *prometheus.CounterVec
 
@@ -404,7 +431,7 @@ func (a *app) serve(ctx context.Context, c config) error {
 	}
 	s := &instance{config: c, log: zerolog.New(a.err).Level(level).With().Timestamp().Logger(), metrics: prometheus.NewRegistry()}
 	defer s.close()
-	if err := s.open(); err != nil {
+	if err := s.open(ctx); err != nil {
 		return err
 	}
 	policy, err := admission.NewPolicy(s.config.policyOptions())
@@ -437,7 +464,7 @@ func (a *app) serve(ctx context.Context, c config) error {
 }
 
 // open takes hold of everything that can fail at the start: the address, the data, the certificates.
-func (s *instance) open() (err error) {
+func (s *instance) open(ctx context.Context) (err error) {
 	if s.listener, err = net.Listen("tcp", s.config.Listen); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
@@ -452,13 +479,57 @@ func (s *instance) open() (err error) {
 	if s.config.NoTLS {
 		return nil
 	}
-	store, err := trowtls.OpenDir(filepath.Join(s.config.DataDir, "tls"))
+	return s.openCertificates(ctx)
+}
+
+// openCertificates reads the certificates: in a cluster from the Secret, elsewhere from the data directory.
+func (s *instance) openCertificates(ctx context.Context) error {
+	o := trowtls.Options{Names: s.tlsNames(), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey, Overlap: s.config.CAOverlap}
+	if s.config.Webhook == "" {
+		store, err := trowtls.OpenDir(filepath.Join(s.config.DataDir, "tls"))
+		if err != nil {
+			return err
+		}
+		s.keeper, err = trowtls.Open(ctx, store, o)
+		return err
+	}
+	client, namespace, err := cluster.Inside()
+	if err != nil {
+		return fmt.Errorf("webhook: %w; outside of a cluster leave this setting out", err)
+	}
+	pod, err := os.Hostname()
 	if err != nil {
 		return err
 	}
-	s.keeper, err = trowtls.Open(context.Background(), store, trowtls.Options{
-		Names: s.tlsNames(), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey})
-	return err
+	s.cluster = cluster.New(cluster.Options{Client: client, Namespace: namespace, Pod: pod,
+		Mode: cluster.Mode(s.config.Webhook), Exempt: s.config.ExemptNamespaces, Notify: s.clusterEvent, Ready: s.ready.Load,
+		CA:     func() []byte { return s.keeper.CA() },
+		Rotate: func(ctx context.Context) error { return s.keeper.Rotate(ctx) }})
+	o.Published = s.cluster.Published
+	return s.await(ctx, func() (err error) {
+		s.keeper, err = trowtls.Open(ctx, cluster.NewSecret(client, namespace), o)
+		return err
+	})
+}
+
+// await tries until it succeeds. After a power cut the API server may take longer to come back than this process,
+// and a process that ends instead is started again later and later.
+func (s *instance) await(ctx context.Context, try func() error) error {
+	told := ""
+	for {
+		err := try()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if err.Error() != told {
+			told = err.Error()
+			s.log.Warn().Err(err).Msg("waiting for the certificates")
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // tlsNames are the names of the own certificate: those by which a client may reach us.
@@ -491,8 +562,8 @@ func (s *instance) authorizer() (auth.Authorizer, error) {
 // front is the HTTP server with all its routes.
 func (s *instance) front() (*server.Server, error) {
 	s.verdicts = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "trow_admission_reviews_total",
-		Help: "Admission reviews answered, by verdict: allowed, denied, skipped (no image was judged), error."}, []string{"verdict"})
-	for _, verdict := range []string{"allowed", "denied", "skipped", "error"} {
+		Help: "Admission reviews answered, by verdict: allowed, warned (allowed, though an image is not), denied, skipped (no image was judged), error."}, []string{"verdict"})
+	for _, verdict := range []string{"allowed", "warned", "denied", "skipped", "error"} {
 		s.verdicts.WithLabelValues(verdict)
 	}
 	s.metrics.MustRegister(s.verdicts, collectors.NewGoCollector(),
@@ -546,6 +617,14 @@ func (s *instance) registerGauges() {
 		gauge("trow_tls_certificate_not_after_seconds", "When the own server certificate ends, Unix time.",
 			func() float64 { return float64(s.keeper.NotAfter(trowtls.Leaf).Unix()) })
 	}
+	if s.cluster != nil {
+		gauge("trow_webhook_enforcing", "1 if no pod starts without the webhook's consent, else 0.", func() float64 {
+			if s.cluster.State().Mode == cluster.Enforce {
+				return 1
+			}
+			return 0
+		})
+	}
 }
 
 // load brings the index up and makes the parts that need it.
@@ -562,7 +641,7 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 		registry: registry.New(registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names,
 			Annotate: server.Annotate, RequestID: server.RequestID}),
 		webhook: admission.New(admission.Options{Images: index, Policy: policy,
-			EnforceTemplates: s.config.EnforceTemplates, Observe: s.observe}),
+			EnforceTemplates: s.config.EnforceTemplates, Audit: s.audit, Observe: s.observe}),
 	})
 	s.ready.Store(true)
 	return nil
@@ -572,6 +651,9 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	if s.keeper != nil {
 		g.Go(func() error { return s.keeper.Run(ctx, s.certificateEvent) })
+	}
+	if s.cluster != nil {
+		g.Go(func() error { return s.cluster.Run(ctx) })
 	}
 	g.Go(func() error {
 		for t := time.NewTicker(expireEvery); ; {
@@ -604,7 +686,28 @@ func (s *instance) certificateEvent(e trowtls.Event) {
 		line = s.log.Warn().Err(e.Err)
 	}
 	line.Str("certificate", string(e.Cert)).Str("event", string(e.Kind)).Time("until", e.NotAfter).Msg("certificate")
+	if e.Cert == trowtls.CA {
+		s.writeCA()
+	}
 }
+
+// clusterEvent logs what happened in the cluster.
+func (s *instance) clusterEvent(e cluster.Event) {
+	line := s.log.Info()
+	switch e.Kind {
+	case cluster.Failed:
+		line = s.log.Error().Err(e.Err)
+	case cluster.HeldBack, cluster.Risk, cluster.Restored:
+		line = s.log.Warn()
+	}
+	if e.Why != "" {
+		line.Str("why", e.Why)
+	}
+	line.Str("event", string(e.Kind)).Str("mode", string(e.Mode)).Msg("webhook")
+}
+
+// audit tells whether the webhook denies nothing for the time being.
+func (s *instance) audit() bool { return s.cluster != nil && s.cluster.State().Mode == cluster.Audit }
 
 // observe counts and logs a verdict.
 func (s *instance) observe(d admission.Decision) {
@@ -617,6 +720,8 @@ func (s *instance) observe(d admission.Decision) {
 		verdict, line = "denied", s.log.Info()
 	case d.Skipped != "":
 		verdict = "skipped"
+	case len(d.Denied) > 0:
+		verdict, line = "warned", s.log.Info()
 	}
 	s.verdicts.WithLabelValues(verdict).Inc()
 	line.Str("verdict", verdict).Str("kind", d.Kind).Str("namespace", d.Namespace).Str("name", d.Name).
@@ -658,6 +763,10 @@ func (s *instance) readyz(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Has("verbose") {
 		mark := map[bool]string{true: "+", false: "-"}
 		fmt.Fprintf(w, "[%s]index loaded\n[%s]not stopping\n", mark[s.parts.Load() != nil], mark[ready || s.parts.Load() == nil])
+		if s.cluster != nil {
+			state := s.cluster.State()
+			fmt.Fprintf(w, "[%s]webhook %s %s\n", mark[state.Mode == cluster.Mode(s.config.Webhook)], state.Mode, state.Why)
+		}
 	}
 	if !ready {
 		fmt.Fprintln(w, "not ready")
@@ -758,16 +867,25 @@ func (c *config) anonymousText(loopback bool) string {
 	return "is needed for pulling and pushing; deleting needs one"
 }
 
+// writeCA puts the CA's certificates where people on this machine find them, and returns that file.
+func (s *instance) writeCA() string {
+	ca := filepath.Join(s.config.DataDir, "ca.crt")
+	if err := os.WriteFile(ca, s.keeper.CA(), 0o644); err != nil {
+		s.log.Warn().Err(err).Msg("writing the CA's certificate for clients")
+	}
+	return ca
+}
+
 // firstSteps are the commands to trust the registry and to push a first image.
 func (s *instance) firstSteps(scheme, host string) string {
 	if scheme == "http" {
 		return "Push a first image:\n" +
 			"  skopeo copy --dest-tls-verify=false docker://docker.io/library/nginx:1.21.0 docker://" + host + "/nginx:1.21.0\n"
 	}
-	ca := filepath.Join(s.config.DataDir, "ca.crt")
-	if err := os.WriteFile(ca, s.keeper.CA(), 0o644); err != nil {
-		s.log.Warn().Err(err).Msg("writing the CA's certificate for clients")
+	if s.cluster != nil {
+		return "Push to " + s.config.Names[0] + " from a machine that trusts the CA (ConfigMap " + cluster.ConfigMapName + ").\n"
 	}
+	ca := s.writeCA()
 	return "Trust it (podman, skopeo, buildah; for docker the directory is /etc/docker/certs.d):\n" +
 		"  sudo mkdir -p /etc/containers/certs.d/" + host + " && sudo cp " + ca + " /etc/containers/certs.d/" + host + "/\n" +
 		"Push a first image:\n" +
@@ -958,15 +1076,89 @@ func (a *app) documents(file string) ([]admission.Document, error) {
 	return docs, nil
 }
 
+// ---- disarm, arm, rotate-ca
+
+// onCluster makes a command that works on a cluster as kubectl does, with the rights of whoever calls it.
+func (a *app) onCluster(cmd *cobra.Command, do func(context.Context, cluster.Client) error) *cobra.Command {
+	var kubeconfig, kubecontext string
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		client, err := cluster.Outside(kubeconfig, kubecontext)
+		if err != nil {
+			return errors.New(oneLine(err))
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+		defer cancel()
+		return do(ctx, client)
+	}
+	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "how to reach the cluster (default: KUBECONFIG, then ~/.kube/config)")
+	cmd.Flags().StringVar(&kubecontext, "context", "", "which context of it (default: the current one)")
+	return cmd
+}
+
+func (a *app) disarmCommand() *cobra.Command {
+	return a.onCluster(&cobra.Command{
+		Use:   "disarm",
+		Short: "Take the webhook away from a cluster, until trow arm: every image may run",
+		Long: "disarm deletes the ValidatingWebhookConfiguration and notes on the ClusterRole that it is to stay away.\n" +
+			"It needs no running server, so it is also the way out when nothing starts.",
+	}, func(ctx context.Context, client cluster.Client) error {
+		found, err := cluster.Disarm(ctx, client)
+		if err != nil {
+			return err
+		}
+		if !found {
+			fmt.Fprintln(a.out, "There was no webhook. It stays away until trow arm.")
+			return nil
+		}
+		fmt.Fprintln(a.out, "The webhook is gone: every image may run. It stays away until trow arm.")
+		return nil
+	})
+}
+
+func (a *app) armCommand() *cobra.Command {
+	return a.onCluster(&cobra.Command{
+		Use:   "arm",
+		Short: "Take back trow disarm: the server registers the webhook again",
+	}, func(ctx context.Context, client cluster.Client) error {
+		if err := cluster.Arm(ctx, client); err != nil {
+			return err
+		}
+		fmt.Fprintln(a.out, "The server registers the webhook within seconds, as its setting webhook says.")
+		return nil
+	})
+}
+
+func (a *app) rotateCommand() *cobra.Command {
+	var namespace string
+	cmd := a.onCluster(&cobra.Command{
+		Use:   "rotate-ca",
+		Short: "Replace the CA: nodes and the webhook follow by themselves, workstations have to be told",
+		Long: "rotate-ca asks the server for a new CA. It is told beside the old one first (ConfigMap " + cluster.ConfigMapName + ", /ca.crt),\n" +
+			"signs after the time of the setting ca-overlap, and the old one goes after that time again.",
+	}, func(ctx context.Context, client cluster.Client) error {
+		if err := cluster.RotateCA(ctx, client, namespace); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.out, "The new CA is in ConfigMap %s/%s within seconds; workstations need it before the time of ca-overlap has passed.\n",
+			namespace, cluster.ConfigMapName)
+		return nil
+	})
+	cmd.Flags().StringVar(&namespace, "namespace", "kube-public", "namespace of the registry")
+	return cmd
+}
+
 // ---- manifest, version
 
 func (a *app) manifestCommand() *cobra.Command {
 	o := manifests.Defaults(version)
+	noNode := false
 	cmd := &cobra.Command{
 		Use:   "manifest",
 		Short: "Print the Kubernetes manifest that installs Trow",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			o.Node = !noNode
 			text, err := manifests.Render(o)
 			if err != nil {
 				return errors.New(oneLine(err))
@@ -984,6 +1176,10 @@ func (a *app) manifestCommand() *cobra.Command {
 	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass, "of the volume (default: the cluster's default)")
 	f.StringVar(&o.Size, "size", o.Size, "of the volume")
 	f.BoolVar(&o.Login, "login", o.Login, "make a user with a random password, and close the registry to others")
+	f.StringVar(&o.Webhook, "webhook", o.Webhook, "off, audit (only warn) or enforce")
+	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil, "namespaces whose pods are not judged, beside kube-system and the own one")
+	f.BoolVar(&noNode, "no-node", false, "leave the nodes alone: no DaemonSet; see trow node --print")
+	f.StringSliceVar(&o.NodeDir, "node-dir", o.NodeDir, "directories of the nodes in which runtimes look for registries")
 	return cmd
 }
 

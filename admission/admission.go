@@ -78,6 +78,10 @@ type Options struct {
 	// warnings, and it is their pods that are denied.
 	EnforceTemplates bool
 
+	// Audit, if set, is asked for each object whether it is to be allowed in any case: with warnings, and with
+	// what it would be denied for in the Decision.
+	Audit func() bool
+
 	// Observe, if set, is called once for every review that was judged or that the webhook failed to judge,
 	// before the answer goes out, also concurrently. It is not told of requests that are refused as malformed.
 	Observe func(Decision)
@@ -108,12 +112,16 @@ type Webhook struct {
 	images           Images
 	policy           *Policy
 	enforceTemplates bool
+	audit            func() bool
 	observe          func(Decision)
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
-	w := &Webhook{images: o.Images, policy: o.Policy, enforceTemplates: o.EnforceTemplates, observe: o.Observe}
+	w := &Webhook{images: o.Images, policy: o.Policy, enforceTemplates: o.EnforceTemplates, audit: o.Audit, observe: o.Observe}
+	if w.audit == nil {
+		w.audit = func() bool { return false }
+	}
 	if w.observe == nil {
 		w.observe = func(Decision) {}
 	}

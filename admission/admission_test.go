@@ -676,3 +676,24 @@ func BenchmarkValidate(b *testing.B) {
 		w.ServeHTTP(rw, r)
 	}
 }
+
+// TestAudit: nothing is denied, and everybody is told what would be.
+func TestAudit(t *testing.T) {
+	audit := true
+	var seen admission.Decision
+	w := admission.New(admission.Options{
+		Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{}),
+		Audit: func() bool { return audit }, Observe: func(d admission.Decision) { seen = d },
+	})
+	review := reviewOf(t, "", "Pod", object{"spec": object{"containers": []object{{"image": "docker.io/nginx"}}}}, nil)
+	r := answer(t, w, review)
+	const sentence = "Remote image docker.io/nginx disallowed as not contained in this registry and not in allow list"
+	if !r.Allowed || len(r.Warnings) == 0 || r.Warnings[0] != sentence || r.AuditAnnotations["decision"] != "warned" ||
+		!seen.Allowed || !slices.Equal(seen.Denied, []string{sentence}) {
+		t.Errorf("%+v, %+v", r, seen)
+	}
+	audit = false
+	if r := answer(t, w, review); r.Allowed {
+		t.Error("it goes on when it is over")
+	}
+}

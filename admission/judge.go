@@ -50,7 +50,7 @@ func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissio
 		return nil, err
 	}
 	d.Denied, d.Images = f.sentences, f.digests
-	d.Allowed = len(f.sentences) == 0 || k.template && !w.enforceTemplates
+	d.Allowed = len(f.sentences) == 0 || k.template && !w.enforceTemplates || w.audit()
 	var warn warnings
 	if !q.Object.Metadata.controlled() {
 		if d.Allowed {

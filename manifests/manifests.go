@@ -23,6 +23,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -55,19 +56,30 @@ type Options struct {
 	StorageClass string // empty: the cluster's default
 	Size         string // of the volume, as in 20Gi
 	Login        bool   // makes a user with a random password, and closes the registry to others
+
+	Webhook          string   // off, audit or enforce
+	ExemptNamespaces []string // beside kube-system and Namespace
+
+	Node    bool     // with the DaemonSet that tells the nodes' runtimes
+	NodeDir []string // directories of the nodes in which runtimes keep their configuration
 }
 
 // Defaults are the options of trow.yaml. The image is the one of a release.
 func Defaults(version string) Options {
-	return Options{Namespace: "kube-public", NodePort: 31000, Image: "trow:" + version, Storage: StoragePVC, Size: "20Gi"}
+	return Options{Namespace: "kube-public", NodePort: 31000, Image: "trow:" + version, Storage: StoragePVC, Size: "20Gi",
+		Webhook: "enforce", Node: true, NodeDir: []string{"/etc", "/var/lib/rancher"}}
 }
 
 // values are what the template is filled with.
 type values struct {
 	Options
-	Names, TLSNames              string // YAML lists
+	Names, TLSNames, Exempt      string // YAML lists
+	NodeDirs                     string // for people
 	User, Password, DockerConfig string
 }
+
+// LocalPort is the port of the loopback interface by which nodes reach the registry, beside the node port.
+func (o Options) LocalPort() int { return o.NodePort + 1 }
 
 // Render makes the manifest. Errors: every option that cannot be meant, by the name of its flag.
 func Render(o Options) ([]byte, error) {
@@ -77,7 +89,8 @@ func Render(o Options) ([]byte, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	v := values{Options: o, Names: list(o.names()), TLSNames: list(o.tlsNames())}
+	v := values{Options: o, Names: list(o.names()), TLSNames: list(o.tlsNames()),
+		Exempt: list(o.ExemptNamespaces), NodeDirs: strings.Join(o.NodeDir, " and ")}
 	if o.Login {
 		v.User, v.Password = "trow", rand.Text()
 		v.DockerConfig = dockerConfig(fmt.Sprintf("%s:%d", o.Host, o.NodePort), v.User, v.Password)
@@ -106,7 +119,7 @@ func (o *Options) tlsNames() []string {
 
 // list is a YAML list on one line.
 func list(items []string) string {
-	b, err := json.Marshal(items) // JSON is YAML, and quotes what has to be
+	b, err := json.Marshal(append([]string{}, items...)) // JSON is YAML, and quotes what has to be
 	if err != nil {
 		panic(err) // strings encode
 	}
@@ -125,6 +138,9 @@ func dockerConfig(registry, user, password string) string {
 // imageChars keeps an image from being anything but a plain YAML scalar.
 var imageChars = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$`)
 
+// nodeDir is a path that is not /: the whole of it would have every volume of the node in it.
+var nodeDir = regexp.MustCompile(`^(/[a-zA-Z0-9._-]+)+$`)
+
 // check finds what cannot be meant.
 func (o *Options) check() error {
 	var errs []error
@@ -139,7 +155,7 @@ func (o *Options) check() error {
 	} else if !strings.Contains(o.Host, ".") {
 		wrong("host", "%.80q: a name without a dot and a port is taken for one of Docker Hub's by some; use one with a dot", o.Host)
 	}
-	if o.NodePort < 1 || o.NodePort > 65535 {
+	if o.NodePort < 1 || o.NodePort > 65534 {
 		wrong("node-port", "%d is no port; node ports usually are 30000 to 32767", o.NodePort)
 	}
 	if _, err := reference.ParseNormalizedNamed(o.Image); err != nil || !imageChars.MatchString(o.Image) {
@@ -153,6 +169,19 @@ func (o *Options) check() error {
 	}
 	if q, err := resource.ParseQuantity(o.Size); err != nil || q.Sign() <= 0 || q.String() != o.Size {
 		wrong("size", "%.80q is no size of a volume, such as 20Gi", o.Size)
+	}
+	if !slices.Contains([]string{"off", "audit", "enforce"}, o.Webhook) {
+		wrong("webhook", "%.80q is none of off, audit, enforce", o.Webhook)
+	}
+	for _, n := range o.ExemptNamespaces {
+		if msg := validation.IsDNS1123Label(n); len(msg) > 0 {
+			wrong("exempt-namespaces", "%.80q: %s", n, msg[0])
+		}
+	}
+	for _, dir := range o.NodeDir {
+		if !nodeDir.MatchString(dir) || path.Clean(dir) != dir {
+			wrong("node-dir", "%.80q is no directory below / of a node", dir)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -6,15 +6,18 @@ import (
 	"flag"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	kyaml "sigs.k8s.io/yaml"
 
+	"trow/admission/cluster"
 	"trow/manifests"
 )
 
@@ -60,6 +63,11 @@ func objects(t *testing.T, text []byte) map[string]metav1.Object {
 			"v1/ConfigMap":        &corev1.ConfigMap{},
 			"v1/Service":          &corev1.Service{},
 			"apps/v1/StatefulSet": &appsv1.StatefulSet{},
+			"apps/v1/DaemonSet":   &appsv1.DaemonSet{},
+			"rbac.authorization.k8s.io/v1/ClusterRole":        &rbacv1.ClusterRole{},
+			"rbac.authorization.k8s.io/v1/ClusterRoleBinding": &rbacv1.ClusterRoleBinding{},
+			"rbac.authorization.k8s.io/v1/Role":               &rbacv1.Role{},
+			"rbac.authorization.k8s.io/v1/RoleBinding":        &rbacv1.RoleBinding{},
 		}[kind.APIVersion+"/"+kind.Kind]
 		if !ok {
 			t.Fatalf("%s %s is not expected here", kind.APIVersion, kind.Kind)
@@ -102,7 +110,7 @@ func TestTheManifestIsWhatTheServerExpects(t *testing.T) {
 			}
 		}
 	}
-	if *pod.EnableServiceLinks || !*pod.SecurityContext.RunAsNonRoot || !*c.SecurityContext.ReadOnlyRootFilesystem || *pod.AutomountServiceAccountToken ||
+	if *pod.EnableServiceLinks || !*pod.SecurityContext.RunAsNonRoot || !*c.SecurityContext.ReadOnlyRootFilesystem ||
 		*c.SecurityContext.AllowPrivilegeEscalation || c.SecurityContext.Capabilities.Drop[0] != "ALL" ||
 		pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
 		t.Error("the pod may do more than it needs")
@@ -114,9 +122,104 @@ func TestTheManifestIsWhatTheServerExpects(t *testing.T) {
 		t.Error("kube-public is made, and would be deleted with the file")
 	}
 	for key, o := range all {
-		if o.GetNamespace() != "kube-public" || o.GetLabels()["app.kubernetes.io/name"] != "trow" {
+		if wide := strings.HasPrefix(key, "ClusterRole"); o.GetNamespace() != "kube-public" && !wide || o.GetLabels()["app.kubernetes.io/name"] != "trow" {
 			t.Errorf("%s is in %s, labels %v", key, o.GetNamespace(), o.GetLabels())
 		}
+	}
+}
+
+// TestTheNamesAreThoseOfTheCode: what the manifest makes is what the code looks for.
+func TestTheNamesAreThoseOfTheCode(t *testing.T) {
+	all := objects(t, render(t, nil))
+	for _, key := range []string{"ClusterRole/" + cluster.Name, "Service/" + cluster.Name, "Secret/" + cluster.SecretName, "ConfigMap/" + cluster.ConfigMapName} {
+		if all[key] == nil {
+			t.Errorf("there is no %s", key)
+		}
+	}
+	if len(all["Secret/"+cluster.SecretName].(*corev1.Secret).Data) != 0 || len(all["ConfigMap/"+cluster.ConfigMapName].(*corev1.ConfigMap).Data) != 0 {
+		t.Error("the manifest has what the server is to fill in: applying it again would take that away")
+	}
+	if all["Service/trow"].(*corev1.Service).Spec.Ports[0].Port != cluster.Port {
+		t.Error("the API server calls another port")
+	}
+	pod := all["StatefulSet/trow"].GetName() + "-0"
+	role := all["Role/trow"].(*rbacv1.Role)
+	for resource, names := range map[string][]string{"secrets": {cluster.SecretName}, "configmaps": {cluster.ConfigMapName}, "pods": {pod}, "persistentvolumeclaims": {"data-" + pod}} {
+		if i := slices.IndexFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return r.Resources[0] == resource }); i < 0 || !slices.Equal(role.Rules[i].ResourceNames, names) {
+			t.Errorf("the server may see other %s than %s", resource, names)
+		}
+	}
+	for key, o := range all {
+		var rules []rbacv1.PolicyRule
+		switch o := o.(type) {
+		case *rbacv1.Role:
+			rules = o.Rules
+		case *rbacv1.ClusterRole:
+			rules = o.Rules
+		}
+		for _, r := range rules {
+			if key == "Role/trow-node" && slices.Contains(r.Resources, "secrets") {
+				t.Error("the node part may see Secrets")
+			}
+			unnamed := []string{"create validatingwebhookconfigurations", "list daemonsets", "get persistentvolumes", "create events"}
+			for _, verb := range r.Verbs {
+				if what := verb + " " + r.Resources[0]; len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" || len(r.Resources) != 1 {
+					t.Errorf("%s: may %s, whatever its name", key, what)
+				}
+			}
+		}
+	}
+}
+
+func TestTheNodePart(t *testing.T) {
+	all := objects(t, render(t, nil))
+	pod := all["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec
+	c := pod.Containers[0]
+	if !pod.HostNetwork || !*pod.EnableServiceLinks || pod.PriorityClassName != "system-node-critical" || pod.Tolerations[0].Operator != corev1.TolerationOpExists {
+		t.Errorf("not every node would have it: %+v", pod)
+	}
+	if c.Ports[0].HostIP != "127.0.0.1" || c.Ports[0].ContainerPort != 31001 || c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" ||
+		!slices.Contains(c.Args, "--port=31000") || !slices.Contains(c.Args, "--host=trow.kube-public") {
+		t.Errorf("it does not listen where it should: %v %+v", c.Args, c.Ports)
+	}
+	if len(c.SecurityContext.Capabilities.Drop) != 1 || *c.SecurityContext.AllowPrivilegeEscalation || c.SecurityContext.Privileged != nil || !*c.SecurityContext.ReadOnlyRootFilesystem {
+		t.Error("it may do more than it needs")
+	}
+	var dirs []string
+	for i, v := range pod.Volumes {
+		if c.VolumeMounts[i].Name != v.Name || c.VolumeMounts[i].MountPath != "/host"+v.HostPath.Path || v.HostPath.Type != nil {
+			t.Errorf("%s is mounted at %s", v.HostPath.Path, c.VolumeMounts[i].MountPath)
+		}
+		dirs = append(dirs, v.HostPath.Path)
+	}
+	if !slices.Equal(dirs, []string{"/etc", "/var/lib/rancher"}) {
+		t.Errorf("it sees %s", dirs)
+	}
+	if label := objects(t, render(t, func(o *manifests.Options) { o.Namespace = "registry" }))["Namespace/registry"].GetLabels(); label["pod-security.kubernetes.io/enforce"] != "privileged" {
+		t.Errorf("its namespace keeps it out: %v", label)
+	}
+	without := objects(t, render(t, func(o *manifests.Options) { o.Namespace, o.Node = "registry", false }))
+	if without["DaemonSet/trow-node"] != nil || without["ServiceAccount/trow-node"] != nil || without["Role/trow-node"] != nil || without["RoleBinding/trow-node"] != nil {
+		t.Error("there is a part of it although it was not wanted")
+	}
+	if label := without["Namespace/registry"].GetLabels()["pod-security.kubernetes.io/enforce"]; label != "restricted" {
+		t.Errorf("its namespace is %s", label)
+	}
+}
+
+func TestTheWebhooksSettings(t *testing.T) {
+	settings := func(change func(*manifests.Options)) string {
+		return objects(t, render(t, change))["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
+	}
+	if got := settings(nil); !strings.Contains(got, "webhook: enforce\n") || !strings.Contains(got, "exempt-namespaces: []\n") {
+		t.Errorf("by default:\n%s", got)
+	}
+	got := settings(func(o *manifests.Options) { o.Webhook, o.ExemptNamespaces = "audit", []string{"longhorn-system", "x"} })
+	if !strings.Contains(got, "webhook: audit\n") || !strings.Contains(got, `exempt-namespaces: ["longhorn-system", "x"]`) {
+		t.Errorf("when asked:\n%s", got)
+	}
+	if got := settings(func(o *manifests.Options) { o.Webhook = "off" }); !strings.Contains(got, `webhook: "off"`) {
+		t.Errorf("YAML takes off for false:\n%s", got)
 	}
 }
 
@@ -163,20 +266,23 @@ func TestALoginClosesIt(t *testing.T) {
 	if len(env) != 2 || env[0].Name != "TROW_USER" || env[1].Name != "TROW_PASSWORD" || env[1].ValueFrom.SecretKeyRef.Name != secret.Name {
 		t.Errorf("the server is told %v", env)
 	}
-	if bytes.Contains(render(t, nil), []byte("Secret")) {
-		t.Error("there is a Secret, and nobody asked for a login")
+	if all := objects(t, render(t, nil)); all["Secret/trow-login"] != nil || all["Secret/trow-pull"] != nil {
+		t.Error("there is a login that nobody asked for")
 	}
 }
 
 func TestOptionsThatCannotBeMeant(t *testing.T) {
 	for flag, change := range map[string]func(*manifests.Options){
-		"namespace:":     func(o *manifests.Options) { o.Namespace = "a\nb: c" },
-		"host:":          func(o *manifests.Options) { o.Host = "a b" },
-		"node-port:":     func(o *manifests.Options) { o.NodePort = 0 },
-		"image:":         func(o *manifests.Options) { o.Image = "x: y" },
-		"storage:":       func(o *manifests.Options) { o.Storage = "disk" },
-		"storage-class:": func(o *manifests.Options) { o.StorageClass = "A B" },
-		"size:":          func(o *manifests.Options) { o.Size = "20 Gi" },
+		"namespace:":         func(o *manifests.Options) { o.Namespace = "a\nb: c" },
+		"host:":              func(o *manifests.Options) { o.Host = "a b" },
+		"node-port:":         func(o *manifests.Options) { o.NodePort = 0 },
+		"image:":             func(o *manifests.Options) { o.Image = "x: y" },
+		"storage:":           func(o *manifests.Options) { o.Storage = "disk" },
+		"storage-class:":     func(o *manifests.Options) { o.StorageClass = "A B" },
+		"size:":              func(o *manifests.Options) { o.Size = "20 Gi" },
+		"webhook:":           func(o *manifests.Options) { o.Webhook = "on" },
+		"exempt-namespaces:": func(o *manifests.Options) { o.ExemptNamespaces = []string{"a]"} },
+		"node-dir:":          func(o *manifests.Options) { o.NodeDir = []string{"/"} },
 	} {
 		o := manifests.Defaults(release)
 		change(&o)
