@@ -55,7 +55,8 @@ type Options struct {
 	// Registerer gets the metrics trow_http_*. nil: they are counted and not shown.
 	Registerer prometheus.Registerer
 
-	// TLSConfig makes the server speak TLS, with HTTP/2. nil: plain HTTP/1.1.
+	// TLSConfig makes the server speak TLS, with HTTP/2, and lead those who speak plain HTTP to that. nil: plain
+	// HTTP/1.1.
 	TLSConfig *tls.Config
 
 	// Stall cuts a peer that neither takes nor sends a byte for so long while we wait for it. 0 means 60 s:
@@ -132,7 +133,7 @@ func (s *Server) Handler() http.Handler { return s.http.Handler }
 func (s *Server) Serve(l net.Listener) error {
 	serve := s.http.Serve
 	if s.http.TLSConfig != nil {
-		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
+		serve = func(l net.Listener) error { return s.http.ServeTLS(tlsListener{l}, "", "") }
 	}
 	if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err

@@ -813,6 +813,40 @@ func TestNoiseOfConnectionsIsDebug(t *testing.T) {
 	}
 }
 
+// TestPlainHTTPIsLedToTLS, and gets nothing else: whoever follows arrives at the same path.
+func TestPlainHTTPIsLedToTLS(t *testing.T) {
+	s := start(t, modes[1], server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS == nil {
+			t.Error("something is served in plain")
+		}
+		io.WriteString(w, r.URL.String())
+	})})
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		req, _ := http.NewRequest(method, "http://"+s.addr+"/v2/a%2Fb/manifests/1?ns=x", nil)
+		resp, err := s.client.Transport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := s.url + "/v2/a%2Fb/manifests/1?ns=x"; resp.StatusCode != http.StatusTemporaryRedirect || resp.Header.Get("Location") != want {
+			t.Errorf("%s: %s, Location %q, want %q", method, resp.Status, resp.Header.Get("Location"), want)
+		}
+	}
+	resp, err := s.client.Get("http://" + s.addr + "/v2/?a=b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK || string(b) != "/v2/?a=b" {
+		t.Errorf("followed: %s %q", resp.Status, b)
+	}
+	resp, err = s.client.Post("http://"+s.addr+"/v2/a/blobs/uploads/", "", strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(b), "https") {
+		t.Errorf("a write: %s %q", resp.Status, b)
+	}
+}
+
 func TestShutdownWaitsAndThenCuts(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		entered, leave := make(chan struct{}), make(chan struct{})
