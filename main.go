@@ -45,6 +45,7 @@ import (
 	"trow/admission"
 	"trow/admission/cluster"
 	"trow/manifests"
+	"trow/manifests/node"
 	"trow/registry"
 	"trow/registry/auth"
 	"trow/registry/server"
@@ -74,7 +75,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -1146,6 +1147,86 @@ func (a *app) rotateCommand() *cobra.Command {
 	})
 	cmd.Flags().StringVar(&namespace, "namespace", "kube-public", "namespace of the registry")
 	return cmd
+}
+
+// ---- node
+
+func (a *app) nodeCommand() *cobra.Command {
+	o := node.Options{Host: "trow.kube-public", Port: 31000, Root: "/host", NodeName: os.Getenv("NODE_NAME")}
+	var flavour, ca string
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Make this machine reach and trust the registry (in the manifest's DaemonSet)",
+		Long: "node listens on loopback, leads to the registry, and tells the container runtime so.\n" +
+			"With --print it only prints what to do by hand, where a DaemonSet may not write to the node.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if flavour != "" {
+				return a.printNode(flavour, ca, o)
+			}
+			return a.node(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Host, "host", o.Host, "name of the registry in image names")
+	f.IntVar(&o.Port, "port", o.Port, "node port of the registry; the next one is listened on as well")
+	f.StringVar(&o.Root, "root", o.Root, "where the node's directories are mounted")
+	f.StringVar(&flavour, "print", "", "print what to do by hand: "+strings.Join(node.Flavours(), ", "))
+	f.StringVar(&ca, "ca", "", "with --print: file with the CA's certificate (ca.crt of ConfigMap "+cluster.ConfigMapName+"); - for standard input")
+	return cmd
+}
+
+// node runs until ctx ends.
+func (a *app) node(ctx context.Context, o node.Options) (err error) {
+	log := zerolog.New(a.err).With().Timestamp().Str("node", o.NodeName).Logger()
+	if o.Client, o.Namespace, err = cluster.Inside(); err != nil {
+		return fmt.Errorf("%w; trow node runs in a pod of the manifest, and --print tells what to do by hand", err)
+	}
+	if host, port := os.Getenv("TROW_SERVICE_HOST"), os.Getenv("TROW_SERVICE_PORT"); host != "" && port != "" {
+		o.Service = net.JoinHostPort(host, port)
+	}
+	o.Notify = func(e node.Event) {
+		line := log.Info()
+		if e.Warning() {
+			line = log.Warn()
+		}
+		if e.Err != nil {
+			line.Err(e.Err)
+		}
+		line.Str("event", string(e.Kind)).Str("what", e.Message).Msg("node")
+	}
+	n, err := node.New(o)
+	if err != nil {
+		return err
+	}
+	return n.Run(ctx)
+}
+
+func (a *app) printNode(flavour, file string, o node.Options) error {
+	in := a.in
+	switch file {
+	case "":
+		return errors.New("ca: the CA's certificate is needed: kubectl -n kube-public get configmap " + cluster.ConfigMapName +
+			` -o jsonpath='{.data.ca\.crt}' | trow node --print ` + flavour + " --ca -")
+	case "-":
+	default:
+		f, err := os.Open(file)
+		if err != nil {
+			return fmt.Errorf("ca: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	pem, err := io.ReadAll(io.LimitReader(in, 1<<20))
+	if err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	text, err := node.Print(flavour, node.PrintOptions{Host: o.Host, Port: o.Port, CA: string(pem)})
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(a.out, text)
+	return err
 }
 
 // ---- manifest, version

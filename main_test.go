@@ -513,6 +513,7 @@ var only = map[string][]string{
 	"github.com/spf13/cobra":                         {"."},
 	"go.etcd.io/bbolt":                               {"storage"},
 	"k8s.io/api/admission/v1":                        {".", "admission"},
+	"k8s.io/client-go/kubernetes":                    {"admission/cluster", "manifests/node"},
 	"github.com/distribution/reference":              {"admission", "manifests"},
 	"github.com/rs/zerolog":                          {".", "registry/server"},
 	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},

@@ -28,8 +28,10 @@ const (
 // deadlock says why Fail would be dangerous, "" if it is not: somebody on whom this process depends to start would
 // wait for this process to be asked, and the setting that helps. Everything may be down at once, after a power
 // cut; what is needed by the pod of this process must then start without it.
-func (c *Cluster) deadlock(ctx context.Context) (string, error) {
-	if now := time.Now(); now.After(c.checked.Add(checkEvery)) {
+//
+// Whoever is about to arm asks afresh.
+func (c *Cluster) deadlock(ctx context.Context, afresh bool) (string, error) {
+	if now := time.Now(); afresh || now.After(c.checked.Add(checkEvery)) {
 		why, err := c.search(ctx)
 		if err != nil {
 			return "", err

@@ -141,7 +141,7 @@ func (c *Cluster) decide(ctx context.Context, have *admissionregistrationv1.Vali
 	if c.Mode != Enforce {
 		return c.Mode, "", nil
 	}
-	why, err := c.deadlock(ctx)
+	why, err := c.deadlock(ctx, have == nil)
 	if err != nil || why == "" || enforces(have) {
 		return Enforce, why, err
 	}
@@ -187,15 +187,16 @@ func with(m map[string]string, key, value string) map[string]string {
 }
 
 // imagesChanged keeps updates away that touch no image: most of them, and those of old pods whose images have
-// been deleted since, which must still lose their finalizers.
-const imagesChanged = `request.operation != 'UPDATE' || request.subResource == 'ephemeralcontainers' || ` +
+// been deleted since, which must still lose their finalizers. An empty field of the request is not there at all, and
+// to read it would be an error, which refuses the request.
+const imagesChanged = `request.operation != 'UPDATE' || has(request.subResource) && request.subResource == 'ephemeralcontainers' || ` +
 	`object.spec.containers.map(c, c.image) != oldObject.spec.containers.map(c, c.image) || ` +
 	`(has(object.spec.initContainers) ? object.spec.initContainers.map(c, c.image) : []) != ` +
 	`(has(oldObject.spec.initContainers) ? oldObject.spec.initContainers.map(c, c.image) : [])`
 
 // notByNodes keeps mirror pods away: the kubelet has started those before it tells of them, and may make no
 // others.
-const notByNodes = `!('system:nodes' in request.userInfo.groups)`
+const notByNodes = `!(has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups)`
 
 // webhooks are the entries. Every field is set, those with defaults too, so that what the API server keeps is
 // equal to them.

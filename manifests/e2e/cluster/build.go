@@ -1,0 +1,215 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// kubernetesPrograms are what is built of Kubernetes, the largest first.
+var kubernetesPrograms = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}
+
+// kubernetesVersion is the version that runs.
+func kubernetesVersion() string {
+	if v := os.Getenv("TROW_E2E_KUBERNETES"); v != "" {
+		return v
+	}
+	return "v1.34.4"
+}
+
+var versionPattern = regexp.MustCompile(`^v1\.(\d+)\.\d+[a-z0-9.-]*$`)
+
+// kubernetesDir is where the programs of a version lie.
+func kubernetesDir(version string) (string, error) {
+	if !versionPattern.MatchString(version) {
+		return "", fmt.Errorf("TROW_E2E_KUBERNETES: %.40q is no version such as v1.34.4", version)
+	}
+	cache, err := cacheDir()
+	return filepath.Join(cache, "kubernetes", version), err
+}
+
+// buildKubernetes builds the programs of a version from its Go module, unless they are there, and returns their
+// directory.
+func buildKubernetes(ctx context.Context, version string) (string, error) {
+	dir, err := kubernetesDir(version)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", err
+	}
+	lock, err := lockFile(dir+".lock", syscall.LOCK_EX) // another run may be building it
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	defer took(time.Now(), "build Kubernetes "+version)
+	fmt.Fprintf(os.Stderr, "e2e: building Kubernetes %s: some minutes, once\n", version)
+	if f := flag.Lookup("test.timeout"); f != nil && f.Value.String() == "10m0s" {
+		fmt.Fprintln(os.Stderr, "e2e: go test ends it after 10 minutes; give it -timeout 60m, or start it again until it is done")
+	}
+
+	// What an interrupted build left is not complete, but Go's build cache remembers most of it.
+	tmp := dir + ".building"
+	if err := os.RemoveAll(tmp); err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	src, bin := filepath.Join(tmp, "src"), filepath.Join(tmp, "bin")
+	if err := writeKubernetesModule(ctx, src, version); err != nil {
+		return "", err
+	}
+	for _, name := range kubernetesPrograms {
+		start := time.Now()
+		err := runGo(ctx, src, "build", "-trimpath", "-ldflags", kubernetesFlags(version),
+			"-o", filepath.Join(bin, name), "k8s.io/kubernetes/cmd/"+name)
+		if err != nil {
+			return "", fmt.Errorf("build %s %s: %w", name, version, err)
+		}
+		took(start, "build "+name)
+	}
+	return dir, os.Rename(bin, dir)
+}
+
+// writeKubernetesModule makes a module that requires Kubernetes. Its repository replaces the libraries of k8s.io by
+// folders of its own; they are published as modules of their own too, v0.X.Y for Kubernetes v1.X.Y.
+func writeKubernetesModule(ctx context.Context, dir, version string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module trow.e2e/kubernetes\n"), 0o644); err != nil {
+		return err
+	}
+	out, err := goOutput(ctx, dir, "mod", "download", "-json", "k8s.io/kubernetes@"+version)
+	if err != nil {
+		return fmt.Errorf("download Kubernetes %s: %w", version, err)
+	}
+	var module struct{ GoMod string }
+	if err := json.Unmarshal(out, &module); err != nil {
+		return fmt.Errorf("go mod download: %w", err)
+	}
+	original, err := os.ReadFile(module.GoMod)
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "module trow.e2e/kubernetes\n\n")
+	// The language and its defaults are those that Kubernetes was tested with.
+	for _, line := range regexp.MustCompile(`(?m)^(go|godebug) .*$`).FindAllString(string(original), -1) {
+		fmt.Fprintf(&b, "%s\n\n", line)
+	}
+	fmt.Fprintf(&b, "require k8s.io/kubernetes %s\n\ntool (\n", version)
+	for _, name := range kubernetesPrograms {
+		fmt.Fprintf(&b, "\tk8s.io/kubernetes/cmd/%s\n", name)
+	}
+	fmt.Fprintf(&b, ")\n\nreplace (\n")
+	for _, m := range regexp.MustCompile(`(?m)^\t*(k8s\.io/[a-z-]+) => \./staging`).FindAllStringSubmatch(string(original), -1) {
+		fmt.Fprintf(&b, "\t%s => %s v0.%s\n", m[1], m[1], strings.TrimPrefix(version, "v1."))
+	}
+	fmt.Fprintf(&b, ")\n")
+	return os.WriteFile(filepath.Join(dir, "go.mod"), []byte(b.String()), 0o644)
+}
+
+// kubernetesFlags are the linker's: without symbols, and with the version that components tell each other.
+func kubernetesFlags(version string) string {
+	minor := versionPattern.FindStringSubmatch(version)[1]
+	flags := "-s -w"
+	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		for _, v := range []string{"gitVersion=" + version, "gitMajor=1", "gitMinor=" + minor, "gitTreeState=clean",
+			"gitCommit=0000000000000000000000000000000000000000", "buildDate=2026-01-01T00:00:00Z"} {
+			flags += " -X " + pkg + "." + v
+		}
+	}
+	return flags
+}
+
+// goCommand is the go command for building static programs of what is not in a repository.
+func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=mod", "GOWORK=off")
+	return cmd
+}
+
+// runGo runs the go command, with its words among this program's.
+func runGo(ctx context.Context, dir string, args ...string) error {
+	cmd := goCommand(ctx, dir, args...)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	return cmd.Run()
+}
+
+// goOutput runs the go command and returns what it prints.
+func goOutput(ctx context.Context, dir string, args ...string) ([]byte, error) {
+	cmd := goCommand(ctx, dir, args...)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		return out, fmt.Errorf("go %s: %w\n%s%s", strings.Join(args, " "), err, out, errOut.Bytes())
+	}
+	return out, nil
+}
+
+// trowBinary is where the program under test lies.
+func trowBinary(dir string) string { return filepath.Join(dir, "trow") }
+
+// Root is the directory of Trow's source: the nearest one above that has its go.mod.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.HasPrefix(string(b), "module trow\n") {
+			return dir, nil
+		}
+	}
+	return "", errors.New("no directory above has the go.mod of module trow; run the tests where they lie")
+}
+
+// buildTrow builds the program under test as the Dockerfile does.
+func buildTrow(ctx context.Context, path string) error {
+	root, err := Root()
+	if err != nil {
+		return err
+	}
+	defer took(time.Now(), "build trow")
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("build trow in %s: %w", root, err)
+	}
+	return nil
+}
+
+// BuildProgram makes a static program of one file of Go source, which imports the standard library only.
+func BuildProgram(ctx context.Context, path, source string) error {
+	dir, err := os.MkdirTemp("", "trow-e2e-program-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module program\n\ngo 1.26\n"), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o644); err != nil {
+		return err
+	}
+	_, err = goOutput(ctx, dir, "build", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	return err
+}

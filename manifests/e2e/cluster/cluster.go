@@ -1,0 +1,374 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Options say what the cluster is like. What is left empty is taken from the environment, see the package's words.
+type Options struct {
+	ProxyMode     string   // of kube-proxy: iptables or nftables
+	Containerd    string   // path of the program
+	NoConfigPath  bool     // containerd is not told to look into /etc/containerd/certs.d
+	APIServerArgs []string // further ones, which overrule
+	Volumes       int      // how many PersistentVolumes there are; 0: 4
+}
+
+// complete fills in what the environment says.
+func (o *Options) complete() error {
+	if o.ProxyMode == "" {
+		o.ProxyMode = os.Getenv("TROW_E2E_PROXY_MODE")
+	}
+	switch o.ProxyMode {
+	case "":
+		o.ProxyMode = "iptables"
+	case "iptables", "nftables":
+	default:
+		return fmt.Errorf("TROW_E2E_PROXY_MODE: %.40q is neither iptables nor nftables", o.ProxyMode)
+	}
+	if o.Containerd == "" {
+		o.Containerd = os.Getenv("TROW_E2E_CONTAINERD")
+	}
+	switch v := os.Getenv("TROW_E2E_CONFIG_PATH"); v {
+	case "":
+	case "off":
+		o.NoConfigPath = true
+	default:
+		return fmt.Errorf("TROW_E2E_CONFIG_PATH: %.40q is not off", v)
+	}
+	if o.Volumes == 0 {
+		o.Volumes = 4
+	}
+	return nil
+}
+
+// Cluster is a running one.
+type Cluster struct {
+	options    Options
+	dir        string // scratch
+	bin        string // Kubernetes' programs
+	containerd string // path of the program
+	cgroup     string // below which pods are
+	processes  processes
+	health     *http.Client // as admin, for asking what is ready; does not check who answers
+	api        *http.Client // as admin, of the API server
+}
+
+// Start starts a cluster and waits until its node is ready. It has the image of Trow, and volumes.
+func Start(ctx context.Context, options Options) (*Cluster, error) {
+	start := time.Now()
+	if os.Getenv(stageVar) != stageTests {
+		return nil, errors.New("a cluster is started in the namespaces that cluster.Main makes; call it in TestMain")
+	}
+	if err := options.complete(); err != nil {
+		return nil, err
+	}
+	bin, err := kubernetesDir(kubernetesVersion())
+	if err != nil {
+		return nil, err
+	}
+	dir := os.Getenv(scratchVar)
+	c := &Cluster{options: options, dir: dir, bin: bin, cgroup: filepath.Base(dir), containerd: options.Containerd,
+		processes: processes{running: map[string]*process{}}}
+	if c.containerd == "" {
+		if c.containerd, err = lookPath("containerd", c.env()); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.prepare(); err != nil {
+		return nil, err
+	}
+	took(start, "prepare the node")
+	if err := c.bootstrap(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("start the cluster: %w", err), c.Stop())
+	}
+	took(start, "cluster ready, altogether")
+	return c, nil
+}
+
+// prepare makes what components find when they start.
+func (c *Cluster) prepare() error {
+	pki := filepath.Join(c.dir, "pki")
+	for _, dir := range []string{"home", "logs"} {
+		if err := os.MkdirAll(filepath.Join(c.dir, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := writeCertificates(pki); err != nil {
+		return err
+	}
+	for _, name := range []string{"admin", "controller-manager", "scheduler", "kubelet", "kube-proxy"} {
+		if _, err := writeKubeconfig(c.dir, pki, name); err != nil {
+			return err
+		}
+	}
+	if err := c.makeClients(); err != nil {
+		return err
+	}
+	return errors.Join(prepareNetwork(), makeCgroups(c.cgroup), c.writeConfigs())
+}
+
+// makeClients makes the HTTP clients, which are the cluster's administrator.
+func (c *Cluster) makeClients() error {
+	cert, err := tls.LoadX509KeyPair(c.pki("admin.crt"), c.pki("admin.key"))
+	if err != nil {
+		return err
+	}
+	ca, err := os.ReadFile(c.pki("ca.crt"))
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	client := func(config *tls.Config) *http.Client {
+		return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+	}
+	c.api = client(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool})
+	c.health = client(&tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true})
+	return nil
+}
+
+// bootstrap starts the components, as many at once as can be, and gives the cluster what the tests need.
+func (c *Cluster) bootstrap(ctx context.Context) error {
+	start := func(name string) func() error {
+		return func() error { return c.startComponent(ctx, name) }
+	}
+	timed := func(what string, f func() error) func() error {
+		return func() error {
+			defer took(time.Now(), what)
+			return f()
+		}
+	}
+	err := inParallel(
+		inOrder(start("containerd"), timed("import pause", c.importPause), timed("import trow", c.importTrow)),
+		inOrder(start("etcd"), start("kube-apiserver")),
+	)
+	if err != nil {
+		return err
+	}
+	return inParallel(start("kube-controller-manager"), start("kube-scheduler"), start("kube-proxy"),
+		inOrder(start("kubelet"), timed("node ready", func() error { return c.waitNode(ctx) })),
+		timed("volumes", func() error { return c.makeVolumes(ctx) }),
+		timed("service accounts", func() error { return c.waitServiceAccounts(ctx) }),
+	)
+}
+
+// inOrder calls functions one after the other, until one fails.
+func inOrder(fs ...func() error) func() error {
+	return func() error {
+		for _, f := range fs {
+			if err := f(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// inParallel calls functions at once.
+func inParallel(fs ...func() error) error {
+	errs := make([]error, len(fs))
+	var wg sync.WaitGroup
+	for i, f := range fs {
+		wg.Go(func() { errs[i] = f() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// importPause gives the node the image that each pod starts with.
+func (c *Cluster) importPause() error {
+	program := filepath.Join(c.dir, "pause")
+	if err := BuildProgram(context.Background(), program, pauseSource); err != nil {
+		return err
+	}
+	return c.AddImage(pauseImage, Image{Files: []File{{Name: "pause", Mode: 0o755, Source: program}},
+		User: "65535:65535", Entrypoint: []string{"/pause"}})
+}
+
+// importTrow gives the node the image under test.
+func (c *Cluster) importTrow() error {
+	name, err := TrowImage()
+	if err != nil {
+		return err
+	}
+	return c.AddImage(name, trowImage(trowBinary(c.dir)))
+}
+
+// TrowBinary is the path of the program under test on this machine, for tests of its commands.
+func (c *Cluster) TrowBinary() string { return trowBinary(c.dir) }
+
+// waitNode waits until pods can be started.
+func (c *Cluster) waitNode(ctx context.Context) error {
+	return retry(ctx, func() error {
+		var node struct {
+			Status struct {
+				Conditions []struct{ Type, Status, Message string }
+			}
+		}
+		if err := c.get(ctx, "/api/v1/nodes/"+NodeName, &node); err != nil {
+			return err
+		}
+		for _, cond := range node.Status.Conditions {
+			if cond.Type == "Ready" && cond.Status == "True" {
+				return nil
+			}
+		}
+		return fmt.Errorf("node %s is not ready: %v", NodeName, node.Status.Conditions)
+	})
+}
+
+// waitServiceAccounts waits until pods can be created.
+func (c *Cluster) waitServiceAccounts(ctx context.Context) error {
+	return retry(ctx, func() error {
+		return c.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
+	})
+}
+
+// retry calls a function until it succeeds.
+func retry(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// get asks the API server for an object.
+func (c *Cluster) get(ctx context.Context, path string, object any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://127.0.0.1:6443"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.api.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s: %.500s", path, resp.Status, body)
+	}
+	if object == nil {
+		return nil
+	}
+	return json.Unmarshal(body, object)
+}
+
+// StartComponent starts one of [Components] and waits until it says that it is ready.
+func (c *Cluster) StartComponent(name string) error {
+	return c.startComponent(context.Background(), name)
+}
+
+func (c *Cluster) startComponent(ctx context.Context, name string) error {
+	for _, comp := range components {
+		if comp.name != name {
+			continue
+		}
+		defer took(time.Now(), "start "+name)
+		proc, err := c.processes.start(name, comp.args(c), c.env(), c.log(name))
+		if err != nil {
+			return err
+		}
+		if err := proc.waitReady(ctx, func(ctx context.Context) error { return c.ready(ctx, comp) }); err != nil {
+			return fmt.Errorf("%s: %w\n%s", name, err, c.Tail(name, 20))
+		}
+		return nil
+	}
+	return fmt.Errorf("%q is none of the components %s", name, strings.Join(Components(), ", "))
+}
+
+// StopComponent ends one of [Components] as an administrator would, with SIGTERM. Pods go on without kubelet and
+// without containerd.
+func (c *Cluster) StopComponent(name string) error { return c.processes.stop(name, syscall.SIGTERM) }
+
+// KillComponent ends one of [Components] with SIGKILL.
+func (c *Cluster) KillComponent(name string) error { return c.processes.stop(name, syscall.SIGKILL) }
+
+// RestartAll is a node that loses power and comes back: everything is killed with SIGKILL, all containers included,
+// and started again on what the disk has. What the API server says about pods is old until kubelet has reported:
+// wait for something that only a living pod does.
+func (c *Cluster) RestartAll(ctx context.Context) error {
+	defer took(time.Now(), "restart all")
+	if err := c.killAll(); err != nil {
+		return err
+	}
+	for _, comp := range components {
+		if err := c.startComponent(ctx, comp.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// killAll kills every process of the cluster. kubelet is the first, so that it does not see the others die.
+func (c *Cluster) killAll() error {
+	for i := len(components) - 1; i >= 0; i-- {
+		_ = c.KillComponent(components[i].name) // those that do not run need not
+	}
+	return killContainers(c.cgroup)
+}
+
+// Stop ends the cluster. What it leaves on disk goes with the scratch directory.
+func (c *Cluster) Stop() error { return c.killAll() }
+
+// env is the environment of everything that runs here: HOME is not the user's.
+func (c *Cluster) env() []string {
+	path := c.bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	if c.options.Containerd != "" {
+		path = filepath.Dir(c.options.Containerd) + ":" + path // its own shim and ctr, if it has them
+	}
+	return []string{"PATH=" + path, "HOME=" + filepath.Join(c.dir, "home"), "KUBECONFIG=" + c.kubeconfig("admin")}
+}
+
+// command is a program in this environment.
+func (c *Cluster) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	env := c.env()
+	if path, err := lookPath(name, env); err == nil && !strings.Contains(name, "/") {
+		name = path
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env, cmd.WaitDelay = env, 5*time.Second
+	return cmd
+}
+
+func (c *Cluster) pki(name string) string        { return filepath.Join(c.dir, "pki", name) }
+func (c *Cluster) kubeconfig(name string) string { return filepath.Join(c.dir, name+".kubeconfig") }
+func (c *Cluster) log(name string) string        { return filepath.Join(c.dir, "logs", name+".log") }
+
+// Kubeconfig is the path of the administrator's.
+func (c *Cluster) Kubeconfig() string { return c.kubeconfig("admin") }
+
+// Tail is the end of a component's log.
+func (c *Cluster) Tail(name string, lines int) string {
+	b, err := os.ReadFile(c.log(name))
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.SplitAfter(string(b), "\n")
+	return strings.Join(all[max(0, len(all)-lines-1):], "")
+}

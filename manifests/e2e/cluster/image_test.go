@@ -1,0 +1,97 @@
+package cluster
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestFullName(t *testing.T) {
+	for name, want := range map[string]string{
+		"alpine":                  "docker.io/library/alpine:latest",
+		"trow:0.1.0":              "docker.io/library/trow:0.1.0",
+		"team/app":                "docker.io/team/app:latest",
+		"localhost/app:1":         "localhost/app:1",
+		"127.0.0.1:5000/app":      "127.0.0.1:5000/app:latest",
+		"quay.io/a/b@sha256:0123": "quay.io/a/b@sha256:0123",
+	} {
+		if got := FullName(name); got != want {
+			t.Errorf("FullName(%q) = %q, want %q", name, got, want)
+		}
+	}
+}
+
+// An archive is given its name whoever wrote it, and what else is in it stays.
+func TestRename(t *testing.T) {
+	dir := t.TempDir()
+	layout := filepath.Join(dir, "layout.tar")
+	if err := WriteImage(layout, "old", Image{Files: []File{{Name: "a", Mode: 0o644, Data: []byte("content")}}}); err != nil {
+		t.Fatal(err)
+	}
+	docker := filepath.Join(dir, "docker.tar")
+	writeTar(t, docker, "manifest.json", `[{"Config":"c.json","RepoTags":["old"],"Layers":["l.tar"]}]`)
+	for _, file := range []string{layout, docker} {
+		to := file + ".new"
+		if err := rename(file, to, "docker.io/library/new:1"); err != nil {
+			t.Fatal(err)
+		}
+		before, after := readTar(t, file), readTar(t, to)
+		for name, content := range before {
+			switch name {
+			case "index.json", "manifest.json":
+				if !strings.Contains(after[name], `"docker.io/library/new:1"`) || strings.Contains(after[name], `"old"`) {
+					t.Errorf("%s of %s: %s", name, file, after[name])
+				}
+			default:
+				if after[name] != content {
+					t.Errorf("%s of %s was changed", name, file)
+				}
+			}
+		}
+	}
+	other := filepath.Join(dir, "other.tar")
+	writeTar(t, other, "file", "content")
+	if err := rename(other, other+".new", "new"); err == nil || !strings.Contains(err.Error(), "no tar archive of an OCI layout") {
+		t.Errorf("an archive of something else: %v", err)
+	}
+}
+
+func writeTar(t *testing.T, file, name, content string) {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	put(w, name, []byte(content))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, buf.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readTar(t *testing.T, file string) map[string]string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	for r := tar.NewReader(bytes.NewReader(b)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return files
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[h.Name] = string(content)
+	}
+}

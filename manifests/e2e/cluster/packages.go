@@ -1,0 +1,65 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// packages are Debian's names of what the tests need beside Kubernetes, by one file of each.
+var packages = []struct{ file, name string }{
+	{"etcd", "etcd-server"},
+	{"containerd", "containerd"},
+	{"runc", "runc"},
+	{"/usr/lib/cni/bridge", "containernetworking-plugins"},
+	{"iptables", "iptables"},
+	{"nft", "nftables"},
+	{"conntrack", "conntrack"},
+	{"ip", "iproute2"},
+	{"dockerd", "docker.io"},
+	{"debootstrap", "debootstrap"},
+}
+
+// installPackages installs those that are missing.
+func installPackages(ctx context.Context) error {
+	var missing []string
+	for _, p := range packages {
+		// With a slash in it, it is looked for there and nowhere else.
+		if _, err := exec.LookPath(p.file); err != nil {
+			missing = append(missing, p.name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return fmt.Errorf("this machine has no apt-get; install what Debian calls %s", strings.Join(missing, " "))
+	}
+	defer took(time.Now(), "install "+strings.Join(missing, " "))
+	apt := func(args ...string) error {
+		args = append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"}, args...)
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1") // starts no services
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("apt-get %s: %w", strings.Join(args, " "), err)
+		}
+		return nil
+	}
+	install := append([]string{"install", "-y", "--no-install-recommends"}, missing...)
+	if apt(install...) == nil {
+		return nil
+	}
+	if err := apt("update"); err != nil {
+		return err
+	}
+	return apt(install...)
+}
+
+// took says how long something took since start.
+func took(start time.Time, what string) {
+	fmt.Fprintf(os.Stderr, "e2e: %6.1fs %s\n", time.Since(start).Seconds(), what)
+}

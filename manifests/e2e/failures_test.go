@@ -1,0 +1,233 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"trow/manifests/e2e/cluster"
+)
+
+// TestTheWebhookIsDown: no pod starts unseen, and all is well by itself as soon as it is back.
+func TestTheWebhookIsDown(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "down")
+	push(t, c, "app", "1", app(t, "down", 0))
+	c.Kubectl(t, "--namespace=kube-public", "scale", "statefulset/trow", "--replicas=0")
+	c.Kubectl(t, "--namespace=kube-public", "wait", "--for=delete", "pod/trow-0", "--timeout=60s")
+	out, err := c.TryKubectl("--namespace=down", "run", "x", "--image="+host+"/app:1")
+	if err == nil || !strings.Contains(out, `failed calling webhook "validator.trow.io"`) {
+		t.Errorf("with nobody to ask: %s", out)
+	}
+	t.Logf("with nobody to ask: %s", out)
+	if out := c.Kubectl(t, "--namespace=down", "create", "deployment", "x", "--image="+host+"/app:1"); strings.Contains(out, "rror") {
+		t.Errorf("workloads wait for pods alone: %s", out)
+	}
+	if out, err := c.TryKubectl("--namespace=kube-system", "run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil {
+		t.Errorf("kube-system has to wait: %s", out)
+	}
+	c.Kubectl(t, "--namespace=kube-public", "scale", "statefulset/trow", "--replicas=1")
+	cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
+	cluster.Eventually(t, 2*time.Minute, "the Deployment runs", func() error { return available(c, "down", "deployment/x") })
+}
+
+// available returns nil when a workload has what it wants.
+func available(c *cluster.Cluster, ns, what string) error {
+	out, err := c.TryKubectl("--namespace", ns, "get", what, "--output=jsonpath={.status.availableReplicas}")
+	if err != nil || out != "1" {
+		return fmt.Errorf("%s: %q, %v", what, out, err)
+	}
+	return nil
+}
+
+// TestThePowerFails: everything is killed at once with Fail on, and comes back unaided.
+func TestThePowerFails(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "power")
+	push(t, c, "app", "1", app(t, "power", 0))
+	c.Kubectl(t, "--namespace=power", "create", "deployment", "x", "--image="+host+"/app:1")
+	cluster.Eventually(t, 90*time.Second, "the Deployment runs", func() error { return available(c, "power", "deployment/x") })
+	if err := c.RestartAll(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	cluster.Eventually(t, 3*time.Minute, "the registry answers", func() error { return registryReady(c) })
+	cluster.Eventually(t, time.Minute, "verdicts are given", func() error {
+		out, err := c.TryKubectl("--namespace=power", "run", "x", "--image=docker.io/nginx", "--dry-run=server")
+		if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	cluster.Eventually(t, 3*time.Minute, "a new pod runs", func() error {
+		c.TryKubectl("--namespace=power", "run", "new", "--image="+host+"/app:1")
+		return podReady(c, "power", "new")
+	})
+	cluster.Eventually(t, 3*time.Minute, "the Deployment runs", func() error { return available(c, "power", "deployment/x") })
+	t.Logf("from power to normal: %.1fs", time.Since(begin).Seconds())
+}
+
+// TestNoDeadlock: what nodes need, in a namespace that is not exempt, keeps the webhook from enforcing. The setting
+// that it names helps.
+func TestNoDeadlock(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "csi-system")
+	c.Apply(t, `apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: csi-node, namespace: csi-system}
+spec:
+  selector: {matchLabels: {app: csi-node}}
+  template:
+    metadata: {labels: {app: csi-node}}
+    spec:
+      priorityClassName: system-node-critical
+      containers: [{name: driver, image: example.org/csi}]
+`)
+	trow(t, c, "disarm")
+	if out, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow"); err == nil {
+		t.Errorf("after disarm: %s", out)
+	}
+	trow(t, c, "arm")
+	cluster.Eventually(t, time.Minute, "it is held back", func() error { return mode(c, "audit") })
+	why := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", `--output=jsonpath={.metadata.annotations.trow\.io/held-back}`)
+	if !strings.Contains(why, "csi-system") || !strings.Contains(why, "exempt-namespaces") {
+		t.Errorf("it does not say what to do: %q", why)
+	}
+	t.Logf("held back: %s", why)
+	if out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil || !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
+		t.Errorf("in audit: %v: %s", err, out)
+	}
+	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow", `--output=jsonpath={.data.trow\.yaml}`)
+	c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge", "--patch",
+		fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, strings.Replace(before, "exempt-namespaces: []", "exempt-namespaces: [csi-system]", 1)))
+	t.Cleanup(func() { c.Apply(t, manifest(t)) })
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
+	cluster.Eventually(t, 2*time.Minute, "it enforces with the namespace exempt", func() error { return mode(c, "enforce") })
+}
+
+// trow runs a command of the program under test, as the cluster's administrator.
+func trow(t *testing.T, c *cluster.Cluster, args ...string) string {
+	t.Helper()
+	out, err := c.Run(append([]string{c.TrowBinary()}, args...)...)
+	if err != nil {
+		t.Fatalf("trow %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	t.Logf("trow %s: %s", strings.Join(args, " "), strings.TrimSpace(out))
+	return out
+}
+
+// TestThePodIsKilledDuringAPush: the client tries again, and nothing is broken.
+func TestThePodIsKilledDuringAPush(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "killed")
+	img := app(t, "killed", 200<<20)
+	killed := make(chan string, 1)
+	go func() {
+		time.Sleep(150 * time.Millisecond)
+		out, _ := c.TryKubectl("--namespace=kube-public", "delete", "pod", "trow-0", "--grace-period=0", "--force")
+		killed <- out
+	}()
+	tries := 0
+	cluster.Eventually(t, 2*time.Minute, "the push", func() error {
+		tries++
+		_, err := tryPush(t, c, "killed", "1", img)
+		return err
+	})
+	t.Logf("%d tries; %s", tries, <-killed)
+	running(t, c, "killed", "x", host+"/killed:1")
+}
+
+// TestTheCAIsRotated: nodes, the webhook and pulls never notice.
+func TestTheCAIsRotated(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "rotated")
+	settings(t, c, "ca-overlap: 10s\n")
+	bundle := func() string {
+		return c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow-ca", `--output=jsonpath={.data.ca\.crt}`)
+	}
+	before := bundle()
+	trow(t, c, "rotate-ca")
+	begin, pulls := time.Now(), 0
+	for steps := ""; !strings.HasSuffix(steps, "both, new, "); pulls++ {
+		if time.Since(begin) > 4*time.Minute {
+			t.Fatalf("the rotation does not end: %s", steps)
+		}
+		name := fmt.Sprintf("p%d", pulls)
+		push(t, c, "rotated", name, app(t, name, 0))
+		running(t, c, "rotated", name, host+"/rotated:"+name)
+		c.Kubectl(t, "--namespace=rotated", "delete", "pod", name, "--wait=false") // a node takes 110
+		now, step := bundle(), ""
+		switch both := strings.Count(now, "BEGIN") == 2; {
+		case both:
+			step = "both, "
+		case now == before:
+			step = "old, "
+		default:
+			step = "new, "
+		}
+		if !strings.HasSuffix(steps, step) {
+			steps += step
+			t.Logf("after %.1fs: %s", time.Since(begin).Seconds(), steps)
+		}
+	}
+	t.Logf("%d pushes and pulls meanwhile", pulls)
+}
+
+// nodeFiles are what the node part writes on this machine.
+const nodeFiles = "/etc/containerd/certs.d/trow.kube-public:31000"
+
+// TestUninstall: an upgrade leaves the node's files, and deleting the manifest takes everything but the images.
+func TestUninstall(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	there := func() error {
+		_, err := os.Stat(nodeFiles + "/hosts.toml")
+		return err
+	}
+	cluster.Eventually(t, time.Minute, "the node's files are there", there)
+	push(t, c, "kept", "1", app(t, "kept", 0))
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "daemonset/trow-node")
+	for begin := time.Now(); time.Since(begin) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
+		if err := there(); err != nil {
+			t.Fatalf("an upgrade takes the node's files away: %v", err)
+		}
+	}
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "daemonset/trow-node", "--timeout=60s")
+	file := t.TempDir() + "/trow.yaml"
+	if err := os.WriteFile(file, []byte(manifest(t)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.Kubectl(t, "delete", "--filename", file)
+	cluster.Eventually(t, time.Minute, "the webhook is gone", func() error {
+		if out, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow"); err == nil {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	cluster.Eventually(t, time.Minute, "the node's files are gone", func() error {
+		if _, err := os.Stat(nodeFiles); err == nil {
+			return fmt.Errorf("%s is still there", nodeFiles)
+		}
+		return nil
+	})
+	if out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil {
+		t.Errorf("pods are still denied: %s", out)
+	}
+	left := c.Kubectl(t, "get", "all,secrets,configmaps,serviceaccounts,persistentvolumeclaims,roles,rolebindings,clusterroles,clusterrolebindings",
+		"--all-namespaces", "--output=name", "--selector=app.kubernetes.io/name=trow")
+	if strings.TrimSpace(left) != "persistentvolumeclaim/data-trow-0" && strings.TrimSpace(left) != "" {
+		t.Errorf("left behind: %s", left)
+	}
+	armed(t, c)
+	if out, err := c.TryKubectl("run", "x", "--image="+host+"/kept:1", "--dry-run=server"); err != nil {
+		t.Errorf("the images are lost: %s", out)
+	}
+}

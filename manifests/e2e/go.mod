@@ -1,0 +1,3 @@
+module trow/manifests/e2e
+
+go 1.26

@@ -1,0 +1,205 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"trow/manifests/e2e/cluster"
+)
+
+const (
+	denied = `admission webhook "validator.trow.io" denied the request: `
+	notIn  = " disallowed as not contained in this registry and not in allow list"
+)
+
+// armed applies the manifest and waits until the webhook enforces.
+func armed(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	begin := time.Now()
+	install(t, c)
+	cluster.Eventually(t, time.Minute, "the webhook enforces", func() error { return mode(c, "enforce") })
+	t.Logf("from apply to armed: %.1fs", time.Since(begin).Seconds())
+}
+
+// mode returns nil when the webhook is registered in that mode.
+func mode(c *cluster.Cluster, want string) error {
+	out, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow", `--output=jsonpath={.metadata.annotations.trow\.io/webhook}`)
+	if err != nil || out != want {
+		return fmt.Errorf("mode %q, %v", out, err)
+	}
+	return nil
+}
+
+// settings adds lines to the server's settings until the test ends, and restarts it.
+func settings(t *testing.T, c *cluster.Cluster, lines string) {
+	t.Helper()
+	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow", `--output=jsonpath={.data.trow\.yaml}`)
+	set := func(text string) {
+		c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge",
+			"--patch", fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, text))
+		c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
+		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
+		cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
+	}
+	set(before + lines)
+	t.Cleanup(func() { set(before) })
+}
+
+// namespace makes one that goes with the test.
+func namespace(t *testing.T, c *cluster.Cluster, name string) {
+	t.Helper()
+	c.Kubectl(t, "create", "namespace", name)
+	cluster.Eventually(t, time.Minute, "namespace "+name+" is usable", func() error {
+		out, err := c.TryKubectl("--namespace", name, "get", "serviceaccount", "default")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	t.Cleanup(func() { c.TryKubectl("delete", "namespace", name, "--timeout=90s") })
+}
+
+// pod is a manifest of one; spec follows "spec:" and is indented by two.
+func pod(ns, name, spec string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s}\nspec:\n  terminationGracePeriodSeconds: 1\n%s\n", name, ns, spec)
+}
+
+func containers(images ...string) string {
+	text := "  containers:\n"
+	for i, image := range images {
+		text += fmt.Sprintf("    - {name: c%d, image: %q}\n", i, image)
+	}
+	return text
+}
+
+// refused applies objects that have to be denied for this.
+func refused(t *testing.T, c *cluster.Cluster, what, yaml, sentence string) {
+	t.Helper()
+	out, err := c.TryApply(yaml)
+	if err == nil || !strings.Contains(out, denied) || !strings.Contains(out, sentence) {
+		t.Errorf("%s: got %q, want %q", what, out, denied+sentence)
+		return
+	}
+	t.Logf("%s: %s", what, strings.TrimSpace(out))
+}
+
+// TestVerdicts: what may run and what may not, with what a person sees, on a real API server.
+func TestVerdicts(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	settings(t, c, "disallow-local-images: [app:denied]\n")
+	namespace(t, c, "verdicts")
+	img := app(t, "verdicts", 0)
+	digest := push(t, c, "app", "1", img)
+	push(t, c, "app", "denied", app(t, "denied", 0))
+	good := host + "/app:1"
+
+	for what, tt := range map[string]struct{ spec, sentence string }{
+		"a remote image":                 {containers("nginx:1.21.0"), "Remote image docker.io/nginx" + notIn},
+		"the second of two":              {containers(good, "docker.io/library/nginx"), "Remote image docker.io/nginx" + notIn},
+		"a local image never pushed":     {containers(host + "/app:2"), "Local image " + host + "/app:2" + notIn},
+		"by a digest that is not here":   {containers(host + "/app@sha256:" + strings.Repeat("0", 64)), "Local image " + host + "/app@sha256:" + strings.Repeat("0", 64) + notIn},
+		"a tag here, a digest not":       {containers(good + "@sha256:" + strings.Repeat("0", 64)), "Local image " + good + "@sha256:" + strings.Repeat("0", 64) + notIn},
+		"on the deny list":               {containers(host + "/app:denied"), "Local image " + host + "/app:denied on deny list"},
+		"an init container":              {"  initContainers: [{name: i, image: busybox}]\n" + containers(good), "Remote image docker.io/busybox" + notIn},
+		"an image's ID":                  {containers(digest), ""},
+		"loopback with another port":     {containers("127.0.0.1:5000/app:1"), "Remote image 127.0.0.1:5000/app" + notIn},
+		"the same in another repository": {containers(host + "/other@" + digest), "Local image " + host + "/other@" + digest + notIn},
+	} {
+		refused(t, c, what, pod("verdicts", "x", tt.spec), tt.sentence)
+	}
+	out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image="+host+"/app:2")
+	if err == nil || !strings.Contains(out, "Warning: push it: docker push "+host+"/app:2") {
+		t.Errorf("without help: %s", out)
+	}
+	t.Logf("kubectl run: %s", out)
+	for what, image := range map[string]string{
+		"by tag": good, "by digest": host + "/app@" + digest, "by tag and digest": good + "@" + digest,
+		"by a tag that is not, and digest": host + "/app:other@" + digest, "by loopback": "127.0.0.1:31000/app:1",
+	} {
+		if out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image="+image, "--dry-run=server"); err != nil {
+			t.Errorf("%s: %s", what, out)
+		}
+	}
+	if out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image=nginx", "--dry-run=server"); err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+		t.Errorf("a dry run: %s", out)
+	}
+	if out, err := c.TryKubectl("--namespace=kube-system", "run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil {
+		t.Errorf("kube-system is not exempt: %s", out)
+	}
+}
+
+// TestWorkloads: kubectl apply warns at once, and the controller's event has the tutorial's sentence.
+func TestWorkloads(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "workloads")
+	out := c.Kubectl(t, "--namespace=workloads", "create", "deployment", "proxy", "--image=docker.io/nginx")
+	if !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
+		t.Errorf("nobody is warned: %s", out)
+	}
+	t.Logf("kubectl create deployment: %s", out)
+	cluster.Eventually(t, time.Minute, "the ReplicaSet says why", func() error {
+		events := c.Events(t, "workloads")
+		if !strings.Contains(events, "Error creating: "+denied+"Remote image docker.io/nginx"+notIn) {
+			return fmt.Errorf("events: %s", events)
+		}
+		return nil
+	})
+	cron := "apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c, namespace: workloads}\nspec:\n  schedule: '0 0 1 1 *'\n" +
+		"  jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: docker.io/nginx}]}}}}\n"
+	if out := c.Apply(t, cron); !strings.Contains(out, "Warning: Remote image docker.io/nginx") {
+		t.Errorf("a CronJob: nobody is warned: %s", out)
+	}
+}
+
+// running applies a pod and waits until it runs.
+func running(t *testing.T, c *cluster.Cluster, ns, name, image string) {
+	t.Helper()
+	begin := time.Now()
+	c.Apply(t, pod(ns, name, containers(image)))
+	cluster.Eventually(t, 90*time.Second, "pod "+name+" ("+image+") runs", func() error { return podReady(c, ns, name) })
+	t.Logf("from apply to Running: %.1fs", time.Since(begin).Seconds())
+}
+
+// TestRunningPods: what may be done to pods that run.
+func TestRunningPods(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "running")
+	push(t, c, "app", "1", app(t, "running", 0))
+	push(t, c, "app", "gone", app(t, "gone", 0))
+	running(t, c, "running", "one", host+"/app:1")
+	running(t, c, "running", "loopback", "127.0.0.1:31000/app:gone")
+
+	if out, err := c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0=docker.io/nginx"); err == nil || !strings.Contains(out, denied+"Remote image docker.io/nginx"+notIn) {
+		t.Errorf("kubectl set image: %s", out)
+	}
+	if out, err := c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0="+host+"/app:gone"); err != nil {
+		t.Errorf("kubectl set image to one that is here: %s", out)
+	}
+	if out, err := c.TryKubectl("--namespace=running", "debug", "one", "--image=docker.io/busybox", "--attach=false"); err == nil || !strings.Contains(out, "Remote image docker.io/busybox"+notIn) {
+		t.Errorf("kubectl debug: %s", out)
+	}
+	if out, err := c.TryKubectl("--namespace=running", "debug", "one", "--image="+host+"/app:1", "--attach=false"); err != nil {
+		t.Errorf("kubectl debug with one that is here: %s", out)
+	}
+
+	// A pod whose image is not allowed any more can still be labelled, and lose its finalizers.
+	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=merge", "--patch", `{"metadata":{"finalizers":["example.org/hold"]}}`)
+	settings(t, c, "disallow-local-images: [app:gone]\n")
+	if out, err := c.TryKubectl("--namespace=running", "run", "x", "--image="+host+"/app:gone"); err == nil {
+		t.Errorf("it may still run: %s", out)
+	}
+	c.Kubectl(t, "--namespace=running", "label", "pod", "loopback", "a=b")
+	c.Kubectl(t, "--namespace=running", "delete", "pod", "loopback", "--wait=false")
+	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=json", "--patch", `[{"op":"remove","path":"/metadata/finalizers"}]`)
+	cluster.Eventually(t, time.Minute, "the pod is gone", func() error {
+		if out, err := c.TryKubectl("--namespace=running", "get", "pod", "loopback"); err == nil {
+			return fmt.Errorf("still there: %s", out)
+		}
+		return nil
+	})
+}

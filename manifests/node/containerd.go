@@ -1,0 +1,253 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// The directories of containerd where no distribution of Kubernetes has its own.
+const (
+	containerdName   = "containerd"
+	containerdParent = "etc/containerd"
+	containerdCerts  = "etc/containerd/certs.d"
+	containerdConfig = "etc/containerd/config.toml"
+)
+
+// distributions have a containerd of their own, which they tell to look into certs.d.
+var distributions = []struct{ name, parent string }{
+	{"k3s", "var/lib/rancher/k3s/agent/etc/containerd"},
+	{"RKE2", "var/lib/rancher/rke2/agent/etc/containerd"},
+	{"MicroK8s", "var/snap/microk8s/current/args"},
+}
+
+const crioParent = "etc/crio"
+
+// places are all that a node may have. local is host:port of the local port.
+func (n *Node) places(local string, bundle []byte) []place {
+	ca := file{"ca.crt", string(bundle)}
+	containerd := func(runtime, parent string) place {
+		dir := path.Join(parent, "certs.d", n.name())
+		return place{runtime: runtime, parent: parent, dir: dir, named: true, alone: true,
+			files: []file{ca, {"hosts.toml", hostsTOML(local, "/"+dir+"/ca.crt")}}}
+	}
+	all := []place{containerd(containerdName, containerdParent)}
+	for _, d := range distributions {
+		all = append(all, containerd(d.name, d.parent))
+	}
+	certs := func(runtime, parent, dir, name string) place {
+		return place{runtime: runtime, parent: parent, dir: path.Join(dir, name), named: true, files: []file{ca}}
+	}
+	all = append(all, certs("Docker", "etc/docker", "etc/docker/certs.d", n.name()))
+	for _, name := range []string{n.name(), local, fmt.Sprintf("%s:%d", strings.TrimSuffix(local, fmt.Sprintf(":%d", n.o.LocalPort)), n.o.Port)} {
+		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
+	}
+	return append(all, place{runtime: "CRI-O", parent: crioParent, dir: "etc/containers/registries.conf.d",
+		files:  []file{{"50-trow.conf", registriesConf(n.name(), local)}},
+		reload: fmt.Sprintf("CRI-O finds %s after systemctl reload crio; until then use %s/… names", n.name(), local)})
+}
+
+// hostsTOML is what containerd wants to know of a name. The host tree is for 1.6, which refuses a file without; the
+// server keeps any version from asking the name itself, which nothing on the node resolves.
+func hostsTOML(local, ca string) string {
+	return fmt.Sprintf("server = \"https://%[1]s\"\n\n[host.\"https://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = %[2]q\n", local, ca)
+}
+
+// registriesConf tells CRI-O where a name is (containers-registries.conf.d(5)).
+func registriesConf(name, local string) string {
+	return fmt.Sprintf("[[registry]]\nprefix = %[1]q\nlocation = %[1]q\n\n[[registry.mirror]]\nlocation = %[2]q\n", name, local)
+}
+
+// checkContainerd returns what a person has to add to containerd's configuration, nil: nothing, or the kubelet has
+// another runtime.
+func (n *Node) checkContainerd(root *os.Root) error {
+	if n.o.RuntimeVersion != "" && !strings.HasPrefix(n.o.RuntimeVersion, "containerd://") {
+		return nil
+	}
+	others := []string{crioParent}
+	for _, d := range distributions {
+		others = append(others, d.parent)
+	}
+	for _, other := range others {
+		if there, err := isDir(root, other); there || err != nil {
+			return nil
+		}
+	}
+	if there, err := isDir(root, containerdParent); !there {
+		return err
+	}
+	c, err := readConfig(root)
+	if err != nil {
+		return fmt.Errorf("/%s cannot be understood, so whether containerd looks into /%s is unknown: %w", containerdConfig, containerdCerts, err)
+	}
+	why := c.missing(parseVersion(n.o.RuntimeVersion))
+	if why == "" {
+		return nil
+	}
+	return fmt.Errorf("%s. To use %s/… names, have these two lines in /%s, then restart containerd:\n%s\nUntil then use 127.0.0.1:%d/… names",
+		why, n.name(), containerdConfig, c.lines(), n.o.Port)
+}
+
+// criConfig is what containerd's configuration says of registries.
+type criConfig struct {
+	version int64  // of the format
+	path    string // config_path
+	legacy  bool   // mirrors are set in the configuration itself, which excludes config_path
+	local   bool   // images are pulled by the plugin itself, not by the transfer service
+	off     bool   // the plugin that serves the kubelet is disabled
+}
+
+// readConfig reads containerd's configuration and the files that it imports, as containerd does: the last one that
+// says something counts. No file is an empty one.
+func readConfig(root *os.Root) (criConfig, error) {
+	c := criConfig{}
+	var main struct {
+		Imports []string `toml:"imports"`
+	}
+	b, err := root.ReadFile(containerdConfig)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.version = 2 // what every version understands
+		return c, nil
+	}
+	if err == nil {
+		err = toml.Unmarshal(b, &main)
+	}
+	if err == nil {
+		err = c.merge(b)
+	}
+	if err != nil {
+		return c, err
+	}
+	for _, pattern := range main.Imports {
+		if !path.IsAbs(pattern) {
+			pattern = path.Join("/", containerdParent, pattern)
+		}
+		names, err := fs.Glob(root.FS(), strings.TrimPrefix(path.Clean(pattern), "/"))
+		if err != nil {
+			return c, err
+		}
+		for _, name := range names {
+			b, err := root.ReadFile(name)
+			if err == nil {
+				err = c.merge(b)
+			}
+			if err != nil {
+				return c, fmt.Errorf("/%s: %w", name, err)
+			}
+		}
+	}
+	return c, nil
+}
+
+// merge takes over what one file says.
+func (c *criConfig) merge(b []byte) error {
+	var all map[string]any
+	if err := toml.Unmarshal(b, &all); err != nil {
+		return err
+	}
+	version, ok := all["version"].(int64)
+	if !ok {
+		version = 1
+	}
+	if c.version == 0 {
+		c.version = version
+	}
+	disabled, _ := all["disabled_plugins"].([]any)
+	c.off = c.off || slices.Contains(disabled, any("cri")) || slices.Contains(disabled, any("io.containerd.grpc.v1.cri"))
+
+	cri := table(all, "plugins", pluginOf(version))
+	registry := table(cri, "registry")
+	if p, ok := registry["config_path"].(string); ok {
+		c.path = p
+	}
+	c.legacy = c.legacy || len(table(registry, "mirrors")) > 0 || len(table(registry, "configs")) > 0 || len(table(registry, "auths")) > 0
+	for _, t := range []map[string]any{cri, table(cri, "containerd")} { // version 2 has some of them there
+		downloads, set := t["max_concurrent_downloads"].(int64)
+		c.local = c.local || t["use_local_image_pull"] == true || t["discard_unpacked_layers"] == true ||
+			t["image_pull_with_sync_fs"] == true || set && downloads != 3
+	}
+	return nil
+}
+
+// pluginOf is the name of the plugin that pulls images, by the version of the format.
+func pluginOf(version int64) string {
+	switch {
+	case version >= 3:
+		return "io.containerd.cri.v1.images"
+	case version == 2:
+		return "io.containerd.grpc.v1.cri"
+	}
+	return "cri"
+}
+
+// table goes down a tree of tables; what is not there is empty.
+func table(t map[string]any, keys ...string) map[string]any {
+	for _, key := range keys {
+		t, _ = t[key].(map[string]any)
+	}
+	return t
+}
+
+// release is a version of containerd, major and minor; zero: unknown.
+type release [2]int
+
+func (r release) known() bool { return r != release{} }
+
+func (r release) before(major, minor int) bool {
+	return r[0] < major || r[0] == major && r[1] < minor
+}
+
+// parseVersion reads the version of a node's status: containerd://1.7.27-k3s1.
+func parseVersion(s string) (r release) {
+	if s, ok := strings.CutPrefix(s, "containerd://"); ok {
+		if _, err := fmt.Sscanf(strings.TrimPrefix(s, "v"), "%d.%d", &r[0], &r[1]); err != nil {
+			return release{}
+		}
+	}
+	return r
+}
+
+// missing says why containerd does not look into our directory, "" if it does.
+//
+// From 2.1 on images are pulled by the transfer service unless some settings keep it from that, and it takes a list of
+// directories for the name of one: up to 2.4 at least. From 2.2 on a list is what is set if nothing else is.
+func (c criConfig) missing(r release) string {
+	ours := "/" + containerdCerts
+	dirs := strings.Split(c.path, ":")
+	if c.off {
+		return ""
+	}
+	switch listed := slices.ContainsFunc(dirs, func(d string) bool { return path.Clean(d) == ours }); {
+	case listed && (len(dirs) == 1 || c.local || r.known() && r.before(2, 1)):
+		return ""
+	case listed && r.known():
+		return fmt.Sprintf("this containerd (%d.%d) takes config_path = %q for the name of one directory", r[0], r[1], c.path)
+	case listed:
+		return fmt.Sprintf("containerd from 2.1 on takes config_path = %q for the name of one directory", c.path)
+	case c.path != "":
+		return fmt.Sprintf("containerd looks for registries in config_path = %q, and not in %s", c.path, ours)
+	case c.legacy:
+		return fmt.Sprintf("containerd does not look into %s: its configuration has registry.mirrors, configs or auths, which have to go before config_path can be set", ours)
+	case c.local && r.known() && !r.before(2, 2):
+		return ""
+	case c.local && !r.known():
+		return fmt.Sprintf("containerd before 2.2 does not look into %s: config_path is not set", ours)
+	case r.known() && !r.before(2, 2):
+		return fmt.Sprintf("this containerd (%d.%d) does not look into %s: config_path is not set, and it takes the list that is its default for the name of one directory", r[0], r[1], ours)
+	}
+	return fmt.Sprintf("containerd does not look into %s: config_path is not set", ours)
+}
+
+// lines are what is missing in the configuration.
+func (c criConfig) lines() string {
+	if c.version < 2 {
+		return fmt.Sprintf("[plugins.cri.registry]\n  config_path = %q", "/"+containerdCerts)
+	}
+	return fmt.Sprintf("[plugins.%q.registry]\n  config_path = %q", pluginOf(c.version), "/"+containerdCerts)
+}

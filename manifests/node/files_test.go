@@ -1,0 +1,304 @@
+package node_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"trow/manifests/node"
+)
+
+// files are all files below the root that are not in these directories' configuration.
+func (w *world) files() (all []string) {
+	w.Helper()
+	err := filepath.WalkDir(w.root, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			rel, _ := filepath.Rel(w.root, p)
+			all = append(all, rel)
+		}
+		return err
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return all
+}
+
+// hosts is hosts.toml as containerd reads it.
+type hosts struct {
+	Server string                    `toml:"server"`
+	Host   map[string]map[string]any `toml:"host"`
+}
+
+func TestEachRuntimeGetsItsFiles(t *testing.T) {
+	ca := makeAuthority(t)
+	certs := func(dirs ...string) (files []string) {
+		for _, dir := range dirs {
+			files = append(files, dir+"/"+name+"/ca.crt", dir+"/"+name+"/hosts.toml")
+		}
+		return files
+	}
+	for what, c := range map[string]struct {
+		dirs, want []string
+	}{
+		"none":                      {nil, nil},
+		"containerd":                {[]string{"etc/containerd"}, certs("etc/containerd/certs.d")},
+		"k3s":                       {[]string{"var/lib/rancher/k3s/agent/etc/containerd"}, certs("var/lib/rancher/k3s/agent/etc/containerd/certs.d")},
+		"rke2":                      {[]string{"var/lib/rancher/rke2/agent/etc/containerd"}, certs("var/lib/rancher/rke2/agent/etc/containerd/certs.d")},
+		"docker":                    {[]string{"etc/docker"}, []string{"etc/docker/certs.d/" + name + "/ca.crt"}},
+		"containers, without CRI-O": {[]string{"etc/containers"}, nil},
+		"CRI-O": {[]string{"etc/crio", "etc/containers"}, []string{"etc/containers/certs.d/127.0.0.1:31000/ca.crt", "etc/containers/certs.d/127.0.0.1:31001/ca.crt",
+			"etc/containers/certs.d/" + name + "/ca.crt", "etc/containers/registries.conf.d/50-trow.conf"}},
+	} {
+		w := newWorld(t, ca.pem, c.dirs...).start("127.0.0.1:1").ready()
+		if got := w.files(); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", what, got, c.want)
+		}
+		for _, file := range c.want {
+			content := w.file(file)
+			if !strings.HasPrefix(content, mark) {
+				t.Errorf("%s: %s has no marker", what, file)
+			}
+			if info, err := os.Stat(filepath.Join(w.root, file)); err != nil || info.Mode().Perm() != 0o644 {
+				t.Errorf("%s: %v %v", file, info.Mode(), err)
+			}
+			if filepath.Base(file) == "hosts.toml" {
+				var h hosts
+				if err := toml.Unmarshal([]byte(content), &h); err != nil {
+					t.Fatal(err)
+				}
+				host := h.Host["https://127.0.0.1:31001"]
+				if h.Server != "https://127.0.0.1:31001" || len(h.Host) != 1 || host["ca"] != "/"+filepath.Dir(file)+"/ca.crt" || len(host["capabilities"].([]any)) != 2 {
+					t.Errorf("%s: %s", what, content)
+				}
+			}
+		}
+	}
+}
+
+func TestMicroK8sIsFoundBehindItsLink(t *testing.T) {
+	w := newWorld(t, makeAuthority(t).pem, "var/snap/microk8s/7000/args")
+	if err := os.Symlink("7000", filepath.Join(w.root, "var/snap/microk8s/current")); err != nil {
+		t.Fatal(err)
+	}
+	w.start("127.0.0.1:1").ready()
+	content := w.file("var/snap/microk8s/7000/args/certs.d/" + name + "/hosts.toml")
+	if !strings.Contains(content, `ca = "/var/snap/microk8s/current/args/certs.d/`+name+`/ca.crt"`) {
+		t.Errorf("%v: %s", w.files(), content)
+	}
+}
+
+func TestRegistriesConfLeadsToTheLocalPort(t *testing.T) {
+	w := newWorld(t, makeAuthority(t).pem, "etc/crio").start("127.0.0.1:1").ready()
+	var conf struct {
+		Registry []struct {
+			Prefix, Location string
+			Mirror           []struct{ Location string }
+		}
+	}
+	if err := toml.Unmarshal([]byte(w.file("etc/containers/registries.conf.d/50-trow.conf")), &conf); err != nil {
+		t.Fatal(err)
+	}
+	if r := conf.Registry; len(r) != 1 || r[0].Prefix != name || r[0].Location != name || len(r[0].Mirror) != 1 || r[0].Mirror[0].Location != "127.0.0.1:31001" {
+		t.Errorf("%+v", conf)
+	}
+	w.until("the reload is asked for", func() bool { return len(w.published(node.Reload)) == 1 })
+}
+
+func TestFilesAreLookedAfter(t *testing.T) {
+	const dir = "etc/containerd/certs.d/" + name
+	w := newWorld(t, makeAuthority(t).pem, "etc/containerd").start("127.0.0.1:1").ready()
+	before, err := os.Stat(filepath.Join(w.root, dir, "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := w.file(dir + "/hosts.toml")
+	if err := os.Remove(filepath.Join(w.root, dir, "hosts.toml")); err != nil {
+		t.Fatal(err)
+	}
+	w.until("it is there again", func() bool { return w.file(dir+"/hosts.toml") == hosts })
+	w.put(dir+"/hosts.toml", mark+" but changed")
+	w.until("it is as it was", func() bool { return w.file(dir+"/hosts.toml") == hosts })
+	w.put(dir+"/.hosts.toml.trow-tmp", "a crash has left this")
+	if err := os.RemoveAll(filepath.Join(w.root, dir, "hosts.toml")); err != nil {
+		t.Fatal(err)
+	}
+	w.until("once more", func() bool { return w.file(dir+"/hosts.toml") == hosts })
+	after, err := os.Stat(filepath.Join(w.root, dir, "ca.crt"))
+	if err != nil || !os.SameFile(before, after) || !before.ModTime().Equal(after.ModTime()) {
+		t.Errorf("what had not changed was written again: %v", err)
+	}
+	if got := w.files(); len(got) != 2 {
+		t.Errorf("left over: %v", got)
+	}
+}
+
+func TestForeignFilesStay(t *testing.T) {
+	const containerd, docker, crio = "etc/containerd/certs.d/" + name, "etc/docker/certs.d/" + name, "etc/containers/certs.d/" + name
+	for file, nothingIn := range map[string]string{
+		containerd + "/hosts.toml":                      containerd,
+		containerd + "/ca.crt":                          containerd,
+		containerd + "/corp.crt":                        containerd, // our hosts.toml would take its place
+		docker + "/ca.crt":                              "",
+		crio + "/ca.crt":                                "",
+		"etc/containers/registries.conf.d/50-trow.conf": "",
+	} {
+		w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio")
+		w.put(file, "mine")
+		w.start("127.0.0.1:1").ready()
+		w.until("an Event", func() bool { return len(w.published(node.Foreign)) == 1 })
+		for range 2 { // looks
+			const other = "etc/containers/certs.d/127.0.0.1:31001/ca.crt"
+			w.until("the look before", func() bool { return w.file(other) != "" })
+			if err := os.Remove(filepath.Join(w.root, other)); err != nil {
+				t.Fatal(err)
+			}
+			w.until("a look", func() bool { return w.file(other) != "" })
+		}
+		if texts := w.told(node.Foreign); len(texts) != 1 || !strings.Contains(texts[0], "/"+file+" ") {
+			t.Errorf("%s: told %q", file, texts)
+		}
+		if nothingIn != "" {
+			if entries, err := os.ReadDir(filepath.Join(w.root, nothingIn)); err != nil || len(entries) != 1 {
+				t.Errorf("%s: %v beside it, %v", file, entries, err)
+			}
+		}
+		if w.file(file) != "mine" {
+			t.Errorf("%s: %q", file, w.file(file))
+		}
+		// Once it is out of the way, ours comes.
+		if err := os.Remove(filepath.Join(w.root, file)); err != nil {
+			t.Fatal(err)
+		}
+		w.until("ours", func() bool { return len(w.files()) == 7 })
+	}
+}
+
+func TestAFileBesideOursDoesNotStopIt(t *testing.T) {
+	const dir = "etc/containerd/certs.d/" + name
+	old, next := makeAuthority(t), makeAuthority(t)
+	w := newWorld(t, old.pem, "etc/containerd").start("127.0.0.1:1").ready()
+	<-w.watching
+	w.put(dir+"/notes.txt", "mine")
+	w.publish(next.pem)
+	w.until("the new CA", func() bool { return strings.HasSuffix(w.file(dir+"/ca.crt"), next.pem) })
+}
+
+func TestLinksDoNotLeadOut(t *testing.T) {
+	for what, link := range map[string]struct{ at, parent string }{
+		"the runtime's directory": {"etc/containerd", "etc"},
+		"certs.d":                 {"etc/containerd/certs.d", "etc/containerd"},
+		"the name's directory":    {"etc/containerd/certs.d/" + name, "etc/containerd/certs.d"},
+		"a file":                  {"etc/containerd/certs.d/" + name + "/ca.crt", "etc/containerd/certs.d/" + name},
+	} {
+		for _, relative := range []bool{false, true} {
+			outside := t.TempDir()
+			target := outside
+			w := newWorld(t, makeAuthority(t).pem, link.parent)
+			at := filepath.Join(w.root, link.at)
+			if relative {
+				target, _ = filepath.Rel(filepath.Dir(at), outside)
+			}
+			if what == "a file" {
+				target = filepath.Join(target, "victim")
+				if err := os.WriteFile(filepath.Join(outside, "victim"), []byte(mark+" it looks like ours"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.Symlink(target, at); err != nil {
+				t.Fatal(err)
+			}
+			w.start("127.0.0.1:1").ready()
+			if len(w.told(node.FileFailed))+len(w.told(node.Foreign)) != 1 {
+				t.Errorf("%s: told %v", what, w.all())
+			}
+			entries, err := os.ReadDir(outside)
+			if err != nil || what != "a file" && len(entries) > 0 {
+				t.Errorf("%s: outside there is %v, %v", what, entries, err)
+			}
+			if what == "a file" {
+				if b, err := os.ReadFile(filepath.Join(outside, "victim")); err != nil || string(b) != mark+" it looks like ours" {
+					t.Errorf("%s: %q %v", what, b, err)
+				}
+			}
+		}
+	}
+}
+
+func TestNoRootIsToldAndNoFailure(t *testing.T) {
+	w := newWorld(t, makeAuthority(t).pem)
+	w.options.Root = filepath.Join(w.root, "none")
+	w.start("127.0.0.1:1").ready()
+	if len(w.told(node.FileFailed)) != 1 {
+		t.Errorf("told %v", w.all())
+	}
+}
+
+func TestContainerdIsCheckedForItsDirectory(t *testing.T) {
+	const v2, v3 = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n", "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\n"
+	const ours, list = `config_path = "/etc/containerd/certs.d"`, `config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"`
+	for what, c := range map[string]struct {
+		config, version string
+		want            string // part of what is told; "": nothing
+	}{
+		"no file":                          {"", "", `[plugins."io.containerd.grpc.v1.cri".registry]` + "\n  " + ours},
+		"no file, with the default list":   {"", "containerd://2.2.1", "takes the list"},
+		"version 2, set":                   {v2 + ours, "", ""},
+		"version 2, set with a slash":      {v2 + `config_path = "/etc/containerd/certs.d/"`, "", ""},
+		"version 2, empty":                 {v2 + `config_path = ""`, "containerd://1.6.20", `[plugins."io.containerd.grpc.v1.cri".registry]`},
+		"version 2, elsewhere":             {v2 + `config_path = "/opt/certs"`, "", `config_path = "/opt/certs", and not`},
+		"version 2, the key of 3":          {"version = 2\n[plugins.'io.containerd.cri.v1.images'.registry]\n" + ours, "", "is not set"},
+		"version 3, set":                   {v3 + ours, "containerd://2.1.0", ""},
+		"version 3, empty":                 {v3, "", `[plugins."io.containerd.cri.v1.images".registry]`},
+		"version 1, set":                   {"[plugins.cri.registry]\n" + ours, "", ""},
+		"version 1, empty":                 {"oom_score = 0", "", "[plugins.cri.registry]"},
+		"a list, unknown release":          {v2 + list, "", "from 2.1 on"},
+		"a list, 1.7":                      {v2 + list, "containerd://1.7.27-k3s1", ""},
+		"a list, 2.1":                      {v3 + list, "containerd://2.1.4", "this containerd (2.1)"},
+		"a list, pulled by the plugin":     {"version = 3\n[plugins.'io.containerd.cri.v1.images']\ndiscard_unpacked_layers = true\n[plugins.'io.containerd.cri.v1.images'.registry]\n" + list, "containerd://2.1.4", ""},
+		"unset, pulled by the plugin, 2.2": {"version = 3\n[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pull = true\n", "containerd://2.2.0", ""},
+		"unset, pulled by the plugin":      {"version = 3\n[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pull = true\n", "", "before 2.2"},
+		"mirrors of the old kind":          {v2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://x\"]", "", "have to go before"},
+		"not TOML":                         {"version = ", "", "cannot be understood"},
+		"the kubelet has Docker":           {`disabled_plugins = ["cri"]`, "", ""},
+		"the kubelet has CRI-O":            {"", "cri-o://1.34.0", ""},
+		"set in an import":                 {`version = 2` + "\n" + `imports = ["/etc/containerd/conf.d/*.toml"]`, "", ""},
+		"set in a relative import":         {`version = 2` + "\n" + `imports = ["conf.d/a.toml"]`, "", ""},
+		"not imported":                     {`version = 2`, "", "is not set"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
+			w.put("etc/containerd/conf.d/a.toml", v2+ours)
+			if c.config != "" {
+				w.put("etc/containerd/config.toml", c.config)
+			}
+			w.options.RuntimeVersion = c.version
+			w.start("127.0.0.1:1").ready()
+			told := w.told(node.ConfigPath)
+			switch {
+			case c.want == "" && len(told) > 0:
+				t.Errorf("told %q", told)
+			case c.want != "" && (len(told) != 1 || !strings.Contains(told[0], c.want) || !strings.Contains(told[0], "127.0.0.1:31000/") && !strings.Contains(c.want, "understood")):
+				t.Errorf("told %q, want %q", told, c.want)
+			}
+			if c.want != "" {
+				w.until("an Event", func() bool { return len(w.published(node.ConfigPath)) == 1 })
+			}
+			if c.config != "" && w.file("etc/containerd/config.toml") != c.config {
+				t.Error("the configuration was edited")
+			}
+		})
+	}
+}
+
+func TestContainerdOfADistributionIsNotChecked(t *testing.T) {
+	w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "var/lib/rancher/k3s/agent/etc/containerd").start("127.0.0.1:1").ready()
+	if told := w.told(node.ConfigPath); len(told) > 0 {
+		t.Errorf("told %q", told)
+	}
+}

@@ -1,0 +1,958 @@
+package node_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"trow/manifests/node"
+)
+
+const (
+	ns   = "kube-public"
+	name = "trow.kube-public:31000"
+	mark = "# Written by trow node"
+)
+
+// authority is a CA and a certificate of the registry's by it.
+type authority struct {
+	pem  string
+	leaf tls.Certificate
+	pool *x509.CertPool
+}
+
+func makeAuthority(t *testing.T) *authority {
+	t.Helper()
+	now := time.Now()
+	caKey, leafKey := key(t), key(t)
+	ca := &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "CA " + rand.Text()},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+		DNSNames: []string{"trow.kube-public.svc"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, leafKey.Public(), caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &authority{pool: x509.NewCertPool(), leaf: tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey},
+		pem: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}))}
+	a.pool.AppendCertsFromPEM([]byte(a.pem))
+	return a
+}
+
+func key(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// registry is a server as the Service would lead to, whose certificate may change.
+type registry struct {
+	*httptest.Server
+	mu  sync.Mutex
+	now *authority
+}
+
+func startRegistry(t *testing.T, ca *authority, h http.HandlerFunc) *registry {
+	t.Helper()
+	r := &registry{Server: httptest.NewUnstartedServer(h), now: ca}
+	r.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return &r.now.leaf, nil
+	}}
+	r.Config.ErrorLog = nil
+	r.StartTLS()
+	t.Cleanup(r.Close)
+	return r
+}
+
+func (r *registry) address() string { return r.Listener.Addr().String() }
+
+// world is a cluster with one node, and trow node on it.
+type world struct {
+	*testing.T
+	*fake.Clientset
+	root    string
+	options node.Options
+	n       *node.Node
+	change  func(*node.Node)
+
+	watching chan struct{} // has an element for each watch
+	mu       sync.Mutex
+	events   []node.Event
+	bound    map[string]net.Addr // by what was asked for
+	refuse   func(address string) bool
+	cancel   context.CancelFunc
+	ended    chan error
+}
+
+// newWorld has the objects of the manifest and, on the node, these directories.
+func newWorld(t *testing.T, ca string, dirs ...string) *world {
+	t.Helper()
+	w := &world{T: t, root: t.TempDir(), bound: map[string]net.Addr{}, watching: make(chan struct{}, 100), change: func(*node.Node) {}}
+	for _, dir := range dirs {
+		w.mkdir(dir)
+	}
+	w.Clientset = fake.NewClientset(
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-ca"}, Data: map[string]string{"ca.crt": ca}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "kube-root-ca.crt"}, Data: map[string]string{"ca.crt": "another"}},
+		&appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-node", UID: "uid-1"}})
+	w.PrependWatchReactor("configmaps", func(a clienttesting.Action) (bool, watch.Interface, error) {
+		if got := a.(clienttesting.WatchAction).GetWatchRestrictions().Fields.String(); got != "metadata.name=trow-ca" {
+			t.Errorf("watches %q, for which it has no rights", got)
+		}
+		i, err := w.Tracker().Watch(a.GetResource(), a.GetNamespace())
+		w.watching <- struct{}{}
+		return true, i, err
+	})
+	w.PrependReactor("list", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if got := a.(clienttesting.ListAction).GetListRestrictions().Fields.String(); got != "metadata.name=trow-ca" {
+			t.Errorf("lists %q, for which it has no rights", got)
+		}
+		return false, nil, nil
+	})
+	w.options = node.Options{Client: w.Clientset, Namespace: ns, NodeName: "node-1", Host: "trow.kube-public", Port: 31000, Root: w.root,
+		Notify: func(e node.Event) { w.mu.Lock(); defer w.mu.Unlock(); w.events = append(w.events, e) },
+		Listen: w.listen}
+	return w
+}
+
+// listen opens another port than is asked for: the real one may be in use where tests run.
+func (w *world) listen(network, address string) (net.Listener, error) {
+	if w.refuse != nil && w.refuse(address) {
+		return nil, errors.New("in use")
+	}
+	host, _, _ := net.SplitHostPort(address)
+	l, err := net.Listen(network, net.JoinHostPort(host, "0"))
+	if err == nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.bound[address] = l.Addr()
+	}
+	return l, err
+}
+
+// start runs trow node until the test ends.
+func (w *world) start(targets ...string) *world {
+	w.Helper()
+	n, err := node.New(w.options)
+	if err != nil {
+		w.Fatal(err)
+	}
+	node.Hurry(n)
+	node.Targets(n, targets...)
+	w.change(n)
+	w.n = n
+	ctx, cancel := context.WithCancel(w.Context())
+	w.cancel, w.ended = cancel, make(chan error, 1)
+	go func() { w.ended <- n.Run(ctx) }()
+	w.Cleanup(func() { w.stop() })
+	return w
+}
+
+func (w *world) stop() error {
+	w.cancel()
+	err, ok := <-w.ended
+	if ok {
+		close(w.ended)
+	}
+	return err
+}
+
+func (w *world) until(what string, ok func() bool) {
+	w.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.Fatalf("it never came to this: %s; events: %v", what, w.all())
+		}
+	}
+}
+
+func (w *world) ready() *world {
+	w.Helper()
+	w.until("ready", func() bool { return w.n.Ready() == nil })
+	return w
+}
+
+func (w *world) all() []node.Event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.events)
+}
+
+// told returns the texts of the events of a kind.
+func (w *world) told(kind node.Kind) (texts []string) {
+	for _, e := range w.all() {
+		if e.Kind == kind {
+			texts = append(texts, e.Message)
+		}
+	}
+	return texts
+}
+
+// published are the Events of Kubernetes of a reason.
+func (w *world) published(kind node.Kind) (found []corev1.Event) {
+	w.Helper()
+	list, err := w.CoreV1().Events(ns).List(w.Context(), metav1.ListOptions{})
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, e := range list.Items {
+		if e.Reason == string(kind) {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+func (w *world) url() string { return "http://" + w.address("127.0.0.1:31001") }
+
+func (w *world) address(asked string) string {
+	w.Helper()
+	var a net.Addr
+	w.until("listening on "+asked, func() bool { w.mu.Lock(); defer w.mu.Unlock(); a = w.bound[asked]; return a != nil })
+	return a.String()
+}
+
+func (w *world) publish(ca string) {
+	w.Helper()
+	_, err := w.CoreV1().ConfigMaps(ns).Update(w.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-ca"}, Data: map[string]string{"ca.crt": ca}}, metav1.UpdateOptions{})
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) mkdir(dir string) {
+	w.Helper()
+	if err := os.MkdirAll(filepath.Join(w.root, dir), 0o755); err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) put(file, content string) {
+	w.Helper()
+	w.mkdir(filepath.Dir(file))
+	if err := os.WriteFile(filepath.Join(w.root, file), []byte(content), 0o600); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// file returns the content of a file, "" if it is not there.
+func (w *world) file(file string) string {
+	w.Helper()
+	b, err := os.ReadFile(filepath.Join(w.root, file))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		w.Fatal(err)
+	}
+	return string(b)
+}
+
+// get asks over plain HTTP, with connections of its own.
+func (w *world) get(url string, change ...func(*http.Request)) (int, http.Header, string) {
+	w.Helper()
+	r, err := http.NewRequestWithContext(w.Context(), "GET", url, nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, f := range change {
+		f(r)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(r)
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header, string(b)
+}
+
+func TestTLSIsPipedUntouched(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s", r.Host, r.TLS.ServerName) })
+	w := newWorld(t, "").start(r.address()) // without a bundle
+	for _, asked := range []string{"127.0.0.1:31001", "127.0.0.1:31000"} {
+		dialer := &net.Dialer{}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"},
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "tcp", w.address(asked))
+			}}}
+		resp, err := client.Get("https://" + name + "/v2/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if string(b) != name+" trow.kube-public.svc" {
+			t.Errorf("%s: %q", asked, b)
+		}
+	}
+	if err := w.n.Ready(); err == nil || !strings.Contains(err.Error(), "trow-ca") {
+		t.Errorf("ready without a bundle: %v", err)
+	}
+}
+
+func TestEachEndOfAPipeMayEndFirst(t *testing.T) {
+	for _, first := range []string{"the client", "the registry"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		w := newWorld(t, "").start(l.Addr().String())
+		client, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		if _, err := client.Write([]byte{0x16}); err != nil {
+			t.Fatal(err)
+		}
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		ends := []net.Conn{client, server}
+		if first == "the registry" {
+			slices.Reverse(ends)
+		}
+		long := bytes.Repeat([]byte("x"), 3<<20) // more than a chunk
+		write(t, ends[0], []byte("that is all"))
+		ends[0].(*net.TCPConn).CloseWrite()
+		if got, err := io.ReadAll(ends[1]); err != nil || !strings.HasSuffix(string(got), "that is all") {
+			t.Errorf("%s ended first: the other end read %q, %v", first, got, err)
+		}
+		go write(t, ends[1], long)
+		got := make([]byte, len(long))
+		if _, err := io.ReadFull(ends[0], got); err != nil || !bytes.Equal(got, long) {
+			t.Errorf("%s ended first: what came after: %v", first, err)
+		}
+	}
+}
+
+func write(t *testing.T, c net.Conn, b []byte) {
+	if _, err := c.Write(b); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestASilentPipeEndsAndABusyOneDoesNot(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const idle = 300 * time.Millisecond
+	w := newWorld(t, "")
+	w.change = func(n *node.Node) { node.Impatient(n, idle, 10*time.Second) }
+	w.start(l.Addr().String())
+	client, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	write(t, client, []byte{0x16})
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	// One way only, for several idle times: the other way is silent, and must not end it.
+	ticks := time.NewTicker(idle / 6)
+	defer ticks.Stop()
+	for range 24 {
+		<-ticks.C
+		write(t, server, []byte("."))
+	}
+	got := make([]byte, 24)
+	if _, err := io.ReadFull(client, got); err != nil {
+		t.Fatalf("the busy pipe ended: %v", err)
+	}
+	client.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := client.Read(got); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the silent pipe did not end: %v", err)
+	}
+}
+
+func TestAConnectionThatSaysNothingEnds(t *testing.T) {
+	w := newWorld(t, "")
+	w.change = func(n *node.Node) { node.Impatient(n, time.Minute, 50*time.Millisecond) }
+	w.start("127.0.0.1:1")
+	for _, said := range []string{"", "GET / HTTP/1.1\r\nX: "} {
+		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		write(t, c, []byte(said))
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("after %q it stays open", said)
+		}
+	}
+}
+
+func TestHTTPIsProxied(t *testing.T) {
+	ca := makeAuthority(t)
+	seen := make(chan *http.Request, 1)
+	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) {
+		seen <- r
+		w.Header().Set("Location", "/v2/app/blobs/uploads/1?_state=a")
+		w.WriteHeader(http.StatusAccepted)
+	})
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+	status, header, _ := w.get(w.url()+"/v2/app/manifests/a%2Fb?ns=docker.io&x=1;y", func(r *http.Request) {
+		r.Host = "127.0.0.1:31000"
+		r.Header.Set("X-Forwarded-Proto", "http")
+		r.Header.Set("X-Forwarded-For", "10.0.0.1")
+		r.Header.Set("Authorization", "Basic abc")
+	})
+	got := <-seen
+	if status != http.StatusAccepted || header.Get("Location") != "/v2/app/blobs/uploads/1?_state=a" {
+		t.Errorf("status %d, headers %v", status, header)
+	}
+	if got.Host != "127.0.0.1:31000" || got.RequestURI != "/v2/app/manifests/a%2Fb?ns=docker.io&x=1;y" || got.Header.Get("Authorization") != "Basic abc" {
+		t.Errorf("the registry got %s %s %v", got.Host, got.RequestURI, got.Header)
+	}
+	for _, h := range []string{"X-Forwarded-Proto", "X-Forwarded-For", "X-Forwarded-Host", "Accept-Encoding"} {
+		if got.Header.Get(h) != "" {
+			t.Errorf("%s: %q reached the registry", h, got.Header.Get(h))
+		}
+	}
+}
+
+func TestTheClientDoesNotSayWhereItGoes(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "the registry") })
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it went elsewhere") }))
+	defer elsewhere.Close()
+	t.Setenv("HTTPS_PROXY", elsewhere.URL)
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+	for request, want := range map[string]string{
+		"GET " + elsewhere.URL + "/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":                      "the registry",
+		"GET /v2/ HTTP/1.1\r\nHost: " + elsewhere.Listener.Addr().String() + "\r\nConnection: close\r\n\r\n":  "the registry",
+		"CONNECT " + elsewhere.Listener.Addr().String() + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n": "405",
+	} {
+		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, c, []byte(request))
+		answer, err := io.ReadAll(c)
+		c.Close()
+		if err != nil || !strings.Contains(string(answer), want) {
+			t.Errorf("%q: %q, %v", request, answer, err)
+		}
+	}
+}
+
+func TestHTTPIsRefusedWithoutATrustedRegistry(t *testing.T) {
+	ca, other := makeAuthority(t), makeAuthority(t)
+	r := startRegistry(t, other, func(http.ResponseWriter, *http.Request) { t.Error("a request reached what is not the registry") })
+	for what, c := range map[string]struct {
+		ca, target string
+		status     int
+	}{
+		"no bundle yet":     {"", r.address(), 503},
+		"another's CA":      {ca.pem, r.address(), 502},
+		"nobody answers":    {ca.pem, "127.0.0.1:1", 502},
+		"a broken bundle":   {"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", r.address(), 503},
+		"a key, not a cert": {"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", r.address(), 503},
+	} {
+		w := newWorld(t, c.ca).start(c.target)
+		if c.status == 502 {
+			w.ready()
+		}
+		status, header, body := w.get(w.url() + "/v2/")
+		if status != c.status || !strings.HasPrefix(body, `{"errors":[{"code":"UNAVAILABLE","message":"`) || header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d %v %s", what, status, header, body)
+		}
+		if strings.Contains(what, "a ") {
+			w.until("told of the bundle", func() bool { return len(w.published(node.BadBundle)) == 1 })
+		}
+	}
+}
+
+func TestUnreachableIsToldOnceAndWhenItIsOver(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(http.ResponseWriter, *http.Request) {})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := l.Addr().String()
+	l.Close()
+	w := newWorld(t, ca.pem).start(dead).ready()
+	for range 3 {
+		if status, _, _ := w.get(w.url() + "/v2/"); status != 502 {
+			t.Errorf("status %d", status)
+		}
+	}
+	if l, err = net.Listen("tcp", dead); err != nil {
+		t.Skipf("somebody else has the port by now: %v", err)
+	}
+	defer l.Close()
+	go r.Config.Serve(tls.NewListener(l, r.TLS))
+	if status, _, _ := w.get(w.url() + "/v2/"); status != 200 {
+		t.Errorf("status %d", status)
+	}
+	if a, b := len(w.told(node.Unreachable)), len(w.told(node.Reachable)); a != 1 || b != 1 {
+		t.Errorf("told %d and %d times", a, b)
+	}
+}
+
+func TestTheNextAddressIsTried(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(http.ResponseWriter, *http.Request) {})
+	w := newWorld(t, ca.pem).start("127.0.0.1:1", r.address()).ready()
+	if status, _, _ := w.get(w.url() + "/v2/"); status != 200 {
+		t.Errorf("status %d", status)
+	}
+}
+
+// zeros reads as many zeros as it says.
+type zeros int64
+
+func (z *zeros) Read(b []byte) (int, error) {
+	if *z == 0 {
+		return 0, io.EOF
+	}
+	k := min(len(b), int(*z))
+	clear(b[:k])
+	*z -= zeros(k)
+	return k, nil
+}
+
+func TestLargeBodiesStreamBothWays(t *testing.T) {
+	const size = 64 << 20
+	ca := makeAuthority(t)
+	half := make(chan struct{})
+	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "GET" {
+			z := zeros(size)
+			io.Copy(w, &z)
+			return
+		}
+		n, err := io.CopyN(io.Discard, r.Body, size/2)
+		close(half) // the client sends the rest only now: nobody waits for the whole
+		rest, err2 := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n+rest, err, err2)
+	})
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+
+	resp, err := http.Get(w.url() + "/v2/app/blobs/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	if n != size || err != nil {
+		t.Errorf("down: %d bytes, %v", n, err)
+	}
+
+	body, feed := io.Pipe()
+	go func() {
+		z := zeros(size / 2)
+		io.Copy(feed, &z)
+		<-half
+		z = size / 2
+		io.Copy(feed, &z)
+		feed.Close()
+	}()
+	resp, err = http.Post(w.url()+"/v2/app/blobs/uploads/", "application/octet-stream", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if want := fmt.Sprint(int64(size), error(nil), error(nil)); string(b) != want {
+		t.Errorf("up: %q, want %q", b, want)
+	}
+}
+
+func TestAnAnswerIsFlushedAsItComes(t *testing.T) {
+	ca := makeAuthority(t)
+	more := make(chan struct{})
+	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "one")
+		http.NewResponseController(w).Flush()
+		<-more
+		fmt.Fprintln(w, "two")
+	})
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+	resp, err := http.Get(w.url() + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewReader(resp.Body)
+	one, _ := lines.ReadString('\n')
+	close(more)
+	two, _ := lines.ReadString('\n')
+	if one != "one\n" || two != "two\n" {
+		t.Errorf("%q %q", one, two)
+	}
+}
+
+func TestANewCAIsFollowed(t *testing.T) {
+	old, next := makeAuthority(t), makeAuthority(t)
+	r := startRegistry(t, old, func(http.ResponseWriter, *http.Request) {})
+	w := newWorld(t, old.pem, "etc/docker").start(r.address()).ready()
+	<-w.watching
+	r.mu.Lock()
+	r.now = next
+	r.mu.Unlock()
+	r.CloseClientConnections()
+	if status, _, _ := w.get(w.url() + "/v2/"); status != 502 {
+		t.Errorf("with the new CA unknown: %d", status)
+	}
+	w.publish("-----BEGIN CERTIFICATE-----\nnot one") // leaves the old one in place
+	w.until("told of the bad one", func() bool { return len(w.told(node.BadBundle)) == 1 })
+	w.publish("# both\n" + old.pem + "\n" + next.pem)
+	const file = "etc/docker/certs.d/" + name + "/ca.crt"
+	w.until("the file has both", func() bool { return strings.Count(w.file(file), "BEGIN CERTIFICATE") == 2 })
+	if status, _, _ := w.get(w.url() + "/v2/"); status != 200 {
+		t.Errorf("with both CAs: %d", status)
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM([]byte(w.file(file))) || w.file(file) != mark+"; removed when Trow is uninstalled\n"+old.pem+next.pem {
+		t.Errorf("the file: %s", w.file(file))
+	}
+}
+
+func TestTheConfigMapIsListedAnew(t *testing.T) {
+	ca := makeAuthority(t)
+	w := newWorld(t, ca.pem)
+	var mu sync.Mutex
+	failures := 3
+	w.PrependReactor("list", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if failures--; failures >= 0 {
+			return true, nil, apierrors.NewInternalError(errors.New("down"))
+		}
+		return false, nil, nil
+	})
+	w.start("127.0.0.1:1").ready()
+	if told := w.told(node.APIFailed); len(told) != 1 {
+		t.Errorf("three failures for the same reason were told %d times", len(told))
+	}
+}
+
+func TestProbesAreAnswered(t *testing.T) {
+	w := newWorld(t, "").start("127.0.0.1:1")
+	if status, _, _ := w.get(w.url() + "/livez"); status != 200 {
+		t.Errorf("livez: %d", status)
+	}
+	if status, _, body := w.get(w.url() + "/healthz"); status != 503 || !strings.Contains(body, "trow-ca") {
+		t.Errorf("healthz without a bundle: %d %s", status, body)
+	}
+	<-w.watching
+	w.publish(makeAuthority(t).pem)
+	w.ready()
+	if status, _, _ := w.get(w.url() + "/healthz"); status != 200 {
+		t.Errorf("healthz: %d", status)
+	}
+}
+
+// peer is a connection from elsewhere.
+type peer struct{ net.Conn }
+
+func (peer) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 1} }
+
+type peers struct{ net.Listener }
+
+func (p peers) Accept() (net.Conn, error) {
+	c, err := p.Listener.Accept()
+	return peer{c}, err
+}
+
+func TestOnlyTheNodeIsServed(t *testing.T) {
+	w := newWorld(t, "")
+	w.options.Listen = func(network, address string) (net.Listener, error) {
+		l, err := w.listen(network, address)
+		return peers{l}, err
+	}
+	w.start("127.0.0.1:1")
+	c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write([]byte("GET /livez HTTP/1.0\r\n\r\n"))
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if b, err := io.ReadAll(c); len(b) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a peer from elsewhere was answered %q, %v", b, err)
+	}
+}
+
+func TestPortsThatAreTaken(t *testing.T) {
+	for what, c := range map[string]struct {
+		refused string
+		fails   bool
+		local   string
+	}{
+		"the node port":                {"127.0.0.1:31000 [::1]:31000", false, "127.0.0.1:31001"},
+		"IPv4 of the local port":       {"127.0.0.1:31001 127.0.0.1:31000", false, "[::1]:31001"},
+		"the local port":               {"127.0.0.1:31001 [::1]:31001", true, ""},
+		"IPv6, as where there is none": {"[::1]:31001 [::1]:31000", false, "127.0.0.1:31001"},
+	} {
+		w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
+		w.refuse = func(address string) bool { return slices.Contains(strings.Fields(c.refused), address) }
+		w.start("127.0.0.1:1")
+		if c.fails {
+			if err := <-w.ended; err == nil || !strings.Contains(err.Error(), "31001") {
+				t.Errorf("%s: %v", what, err)
+			}
+			close(w.ended)
+			continue
+		}
+		w.ready()
+		if len(w.told(node.NotListens)) != 2 || !strings.Contains(w.file("etc/containerd/certs.d/"+name+"/hosts.toml"), `server = "https://`+c.local+`"`) {
+			t.Errorf("%s: %v", what, w.all())
+		}
+	}
+}
+
+func TestTransfersFinishAtTheEnd(t *testing.T) {
+	ca := makeAuthority(t)
+	begun, more := make(chan struct{}, 2), make(chan struct{})
+	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "one")
+		http.NewResponseController(w).Flush()
+		begun <- struct{}{}
+		<-more
+		fmt.Fprintln(w, "two")
+	})
+	w := newWorld(t, ca.pem)
+	w.start(r.address()).ready()
+	silent, err := net.Dial("tcp", w.address("127.0.0.1:31001")) // a pipe that is kept for later must not hold up the end
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	write(t, silent, []byte{0x16})
+
+	answer := make(chan string, 2)
+	for _, scheme := range []string{"http", "https"} {
+		go func() {
+			client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"}}}
+			resp, err := client.Get(scheme + "://" + w.address("127.0.0.1:31001"))
+			if err != nil {
+				answer <- err.Error()
+				return
+			}
+			b, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			answer <- fmt.Sprint(scheme, string(b), err)
+		}()
+	}
+	for range 2 {
+		select {
+		case <-begun:
+		case a := <-answer:
+			close(more)
+			t.Fatalf("it did not begin: %s", a)
+		}
+	}
+	w.cancel()
+	w.until("nobody is let in", func() bool {
+		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	close(more)
+	for range 2 {
+		if a := <-answer; !strings.Contains(a, "one\ntwo\n") || strings.Contains(a, "EOF") {
+			t.Errorf("a transfer under way got %q", a)
+		}
+	}
+	start := time.Now()
+	if err := w.stop(); err != nil || time.Since(start) > 2*time.Second {
+		t.Errorf("it ended with %v after %v", err, time.Since(start))
+	}
+}
+
+func TestWhatHappensToTheFilesAtTheEnd(t *testing.T) {
+	resource := schema.GroupResource{Group: "apps", Resource: "daemonsets"}
+	answer := func(err error) func(*world) {
+		return func(w *world) {
+			w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, err })
+		}
+	}
+	set := func(change func(*appsv1.DaemonSet)) func(*world) {
+		return func(w *world) {
+			d := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-node", UID: "uid-1"}}
+			change(d)
+			w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) { return true, d, nil })
+		}
+	}
+	for what, c := range map[string]struct {
+		change func(*world)
+		early  bool // it is so from the beginning
+		gone   bool
+	}{
+		"it is there":                  {func(*world) {}, false, false},
+		"it is gone":                   {answer(apierrors.NewNotFound(resource, "trow-node")), false, true},
+		"it is being deleted":          {set(func(d *appsv1.DaemonSet) { d.DeletionTimestamp = &metav1.Time{Time: time.Now()} }), false, true},
+		"another is there":             {set(func(d *appsv1.DaemonSet) { d.UID = "uid-2" }), false, true},
+		"the rights are gone":          {answer(apierrors.NewForbidden(resource, "trow-node", errors.New("no"))), false, true},
+		"the account is gone":          {answer(apierrors.NewUnauthorized("no")), false, true},
+		"the API server is broken":     {answer(apierrors.NewInternalError(errors.New("down"))), false, false},
+		"the API server is not there":  {answer(errors.New("dial tcp: connection refused")), false, false},
+		"it answers too late":          {answer(context.DeadlineExceeded), false, false},
+		"which it was was never known": {answer(apierrors.NewInternalError(errors.New("down"))), true, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio")
+			foreign := "etc/docker/certs.d/" + name + "/client.cert"
+			w.put(foreign, "mine")
+			if c.early {
+				c.change(w)
+			}
+			w.start("127.0.0.1:1").ready()
+			if !c.early {
+				w.until("it knows its DaemonSet", func() bool {
+					return slices.ContainsFunc(w.Actions(), func(a clienttesting.Action) bool { return a.Matches("get", "daemonsets") })
+				})
+				w.until("events", func() bool { return len(w.published(node.NodeReady)) == 1 })
+				c.change(w)
+			}
+			if err := w.stop(); err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range []string{"etc/containerd/certs.d/" + name + "/hosts.toml", "etc/containerd/certs.d/" + name + "/ca.crt",
+				"etc/docker/certs.d/" + name + "/ca.crt", "etc/containers/certs.d/" + name + "/ca.crt", "etc/containers/registries.conf.d/50-trow.conf"} {
+				if there := w.file(file) != ""; there == c.gone {
+					t.Errorf("%s is there: %v", file, there)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(w.root, "etc/containerd/certs.d", name)); errors.Is(err, os.ErrNotExist) != c.gone {
+				t.Errorf("the directory: %v", err)
+			}
+			if w.file(foreign) != "mine" {
+				t.Error("the foreign file is gone")
+			}
+			if kept := len(w.told(node.Kept)) == 1; kept == c.gone {
+				t.Errorf("told: %v", w.all())
+			}
+		})
+	}
+}
+
+func TestEventsNameTheNodeAndTheDaemonSet(t *testing.T) {
+	w := newWorld(t, makeAuthority(t).pem, "etc/docker").start("127.0.0.1:1").ready()
+	w.until("an Event", func() bool { return len(w.published(node.NodeReady)) == 1 })
+	e := w.published(node.NodeReady)[0]
+	if o := e.InvolvedObject; o.Kind != "DaemonSet" || o.Name != "trow-node" || o.Namespace != ns || o.APIVersion != "apps/v1" {
+		t.Errorf("it is about %v", o)
+	}
+	if e.Namespace != ns || e.Related.Kind != "Node" || e.Related.Name != "node-1" || e.Type != "Normal" || e.ReportingController != "trow-node" ||
+		e.ReportingInstance != "node-1" || e.Action == "" || e.EventTime.IsZero() || !strings.Contains(e.Message, "node-1") || len(e.Message) > 1024 {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestTheSameEventIsMadeOnceAnHour(t *testing.T) {
+	n, err := node.New(newWorld(t, "").options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	a, b := node.Event{Kind: node.Foreign, Message: "a"}, node.Event{Kind: node.Foreign, Message: "b"}
+	for i, c := range []struct {
+		e    node.Event
+		at   time.Duration
+		want bool
+	}{{a, 0, true}, {a, time.Minute, false}, {b, time.Minute, true}, {a, 59 * time.Minute, false}, {a, time.Hour, true}, {a, time.Hour, false}} {
+		if got := node.Due(n, c.e, now.Add(c.at)); got != c.want {
+			t.Errorf("%d: %v after %v: %v", i, c.e, c.at, got)
+		}
+	}
+}
+
+func TestARefusedEventIsNoFailure(t *testing.T) {
+	w := newWorld(t, makeAuthority(t).pem, "etc/docker")
+	w.PrependReactor("create", "events", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "", errors.New("no"))
+	})
+	w.start("127.0.0.1:1").ready()
+	w.until("told", func() bool { return len(w.told(node.APIFailed)) == 1 })
+	if w.file("etc/docker/certs.d/"+name+"/ca.crt") == "" {
+		t.Error("nothing was written")
+	}
+}
+
+func TestNewRefusesWhatCannotBeMeant(t *testing.T) {
+	good := newWorld(t, "").options
+	for what, change := range map[string]func(*node.Options){
+		"no client":                 func(o *node.Options) { o.Client = nil },
+		`namespace "A"`:             func(o *node.Options) { o.Namespace = "A" },
+		`host "../etc"`:             func(o *node.Options) { o.Host = "../etc" },
+		`host "a/b"`:                func(o *node.Options) { o.Host = "a/b" },
+		`host ""`:                   func(o *node.Options) { o.Host = "" },
+		`node name ""`:              func(o *node.Options) { o.NodeName = "" },
+		"port 0":                    func(o *node.Options) { o.Port = 0 },
+		"local port 65536":          func(o *node.Options) { o.Port = 65535 },
+		"local port 31000":          func(o *node.Options) { o.LocalPort = 31000 },
+		`service "10.0.0.1" is not`: func(o *node.Options) { o.Service = "10.0.0.1" },
+		`DaemonSet "a/b"`:           func(o *node.Options) { o.DaemonSet = "a/b" },
+	} {
+		o := good
+		change(&o)
+		if _, err := node.New(o); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	good.Service = "[fd00::1]:443"
+	if _, err := node.New(good); err != nil {
+		t.Error(err)
+	}
+}

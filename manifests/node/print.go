@@ -1,0 +1,188 @@
+package node
+
+import (
+	"encoding/base64"
+	"fmt"
+	"maps"
+	"net"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// PrintOptions say what a snippet is for. All but LocalPort are required.
+type PrintOptions struct {
+	Host      string // of the registry, as image names have it
+	Port      int    // its node port
+	LocalPort int    // on loopback, where trow node listens; 0: Port + 1
+	CA        string // the bundle
+}
+
+// printed is PrintOptions in the forms that snippets need.
+type printed struct {
+	name, local, loopback string // host:port
+	ca, base64            string
+}
+
+// flavours are the platforms that can be told by hand, each in its own language.
+var flavours = map[string]func(printed) string{
+	"bottlerocket": printBottlerocket,
+	"containerd":   printContainerd,
+	"crio":         printCRIO,
+	"docker":       printDocker,
+	"k3s":          func(p printed) string { return printRancher(p, "k3s", "k3s (on agents: k3s-agent)") },
+	"openshift":    printOpenShift,
+	"rke2":         func(p printed) string { return printRancher(p, "rke2", "rke2-server (on agents: rke2-agent)") },
+	"talos":        printTalos,
+}
+
+// Flavours are what [Print] knows, in the order of the alphabet.
+func Flavours() []string { return slices.Sorted(maps.Keys(flavours)) }
+
+// Print makes what an administrator gives to a platform on whose nodes trow node may write no files. trow node has to
+// run there nevertheless: it is what listens on loopback. Errors: an unknown flavour, with those that are known; what
+// cannot be meant; a bundle that cannot be read.
+func Print(flavour string, o PrintOptions) (string, error) {
+	f, ok := flavours[flavour]
+	if !ok {
+		return "", fmt.Errorf("print: %.80q is none of %s", flavour, strings.Join(Flavours(), ", "))
+	}
+	if o.LocalPort == 0 {
+		o.LocalPort = o.Port + 1
+	}
+	if err := checkName(o.Host, o.Port, o.LocalPort); err != nil {
+		return "", err
+	}
+	ca, _, err := parseBundle(o.CA)
+	if err != nil {
+		return "", fmt.Errorf("ca: %w", err)
+	}
+	port := strconv.Itoa(o.Port)
+	return f(printed{
+		name: net.JoinHostPort(o.Host, port), local: fmt.Sprintf("127.0.0.1:%d", o.LocalPort), loopback: "127.0.0.1:" + port,
+		ca: string(ca), base64: base64.StdEncoding.EncodeToString(ca),
+	}), nil
+}
+
+// script is the shell's way to write a file. Nothing in the content is expanded.
+func script(name, content string) string {
+	return fmt.Sprintf("install -d '%s'\ncat > '%s' <<'EOF'\n%sEOF\n", path.Dir(name), name, content)
+}
+
+func printContainerd(p printed) string {
+	dir := "/" + containerdCerts + "/" + p.name
+	return `# containerd: run this as root on each node. Nothing has to be restarted, provided that containerd's configuration,
+# /etc/containerd/config.toml, has config_path = "/etc/containerd/certs.d" (with version = 2 under
+# [plugins."io.containerd.grpc.v1.cri".registry], from version = 3 on under
+# [plugins."io.containerd.cri.v1.images".registry]). If that has to be added: systemctl restart containerd.
+` + script(dir+"/ca.crt", p.ca) + script(dir+"/hosts.toml", hostsTOML(p.local, dir+"/ca.crt"))
+}
+
+func printDocker(p printed) string {
+	host, _, _ := strings.Cut(p.name, ":")
+	return `# Docker: run this as root on each node. Nothing has to be restarted. Docker cannot be told where a name is, so it has to
+# be in /etc/hosts; ` + p.loopback + `/… names work without that.
+` + script("/etc/docker/certs.d/"+p.name+"/ca.crt", p.ca) +
+		fmt.Sprintf("grep -qw '%[1]s' /etc/hosts || echo '127.0.0.1 %[1]s' >> /etc/hosts\n", host)
+}
+
+func printCRIO(p printed) string {
+	text := "# CRI-O: run this as root on each node.\n"
+	for _, name := range []string{p.name, p.local, p.loopback} {
+		text += script("/etc/containers/certs.d/"+name+"/ca.crt", p.ca)
+	}
+	return text + script("/etc/containers/registries.conf.d/50-trow.conf", registriesConf(p.name, p.local)) + "systemctl reload crio\n"
+}
+
+func printRancher(p printed, product, service string) string {
+	ca := "/etc/rancher/" + product + "/trow-ca.crt"
+	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, add the entries to it instead.
+# It is read at the start: then restart ` + service + `.
+` + script(ca, p.ca) + script("/etc/rancher/"+product+"/registries.yaml", fmt.Sprintf(`mirrors:
+  %[1]q:
+    endpoint:
+      - "https://%[2]s"
+configs:
+  %[2]q:
+    tls:
+      ca_file: %[3]s
+`, p.name, p.local, ca))
+}
+
+func printTalos(p printed) string {
+	return fmt.Sprintf(`# Talos: a patch of the machine configuration of each node. Nothing has to be restarted.
+#   talosctl -n NODES patch machineconfig --patch @THIS-FILE
+# Where there are documents RegistryMirrorConfig and RegistryTLSConfig (Talos 1.12 and later), write the same as these.
+machine:
+  registries:
+    mirrors:
+      %[1]q:
+        endpoints:
+          - "https://%[2]s"
+    config:
+      %[2]q:
+        tls:
+          ca: %[3]s
+`, p.name, p.local, p.base64)
+}
+
+func printBottlerocket(p printed) string {
+	return fmt.Sprintf(`# Bottlerocket: user data of the nodes, or on a node that runs: apiclient apply < THIS-FILE. Nothing has to be
+# restarted. mirrors takes the place of the whole list: keep those that you have.
+[[settings.container-registry.mirrors]]
+registry = %q
+endpoint = ["https://%s"]
+
+[settings.pki.trow]
+data = "%s"
+trusted = true
+`, p.name, p.local, p.base64)
+}
+
+func printOpenShift(p printed) string {
+	ca := "    " + strings.ReplaceAll(strings.TrimSuffix(p.ca, "\n"), "\n", "\n    ")
+	key := func(name string) string { return strings.ReplaceAll(name, ":", "..") } // a key has no colons
+	return fmt.Sprintf(`# OpenShift: oc apply --server-side -f THIS-FILE. The machine config operator then updates the nodes one by one. Where
+# image.config.openshift.io/cluster names another additionalTrustedCA, add the keys to that ConfigMap instead.
+# The DaemonSet needs the host's network: oc adm policy add-scc-to-user privileged -z trow-node -n NAMESPACE
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: trow-ca
+  namespace: openshift-config
+data:
+  %[1]q: |
+%[4]s
+  %[2]q: |
+%[4]s
+  %[3]q: |
+%[4]s
+---
+apiVersion: config.openshift.io/v1
+kind: Image
+metadata:
+  name: cluster
+spec:
+  additionalTrustedCA:
+    name: trow-ca
+---
+apiVersion: config.openshift.io/v1
+kind: ImageTagMirrorSet
+metadata:
+  name: trow
+spec:
+  imageTagMirrors:
+    - source: %[5]q
+      mirrors: [%[6]q]
+---
+apiVersion: config.openshift.io/v1
+kind: ImageDigestMirrorSet
+metadata:
+  name: trow
+spec:
+  imageDigestMirrors:
+    - source: %[5]q
+      mirrors: [%[6]q]
+`, key(p.name), key(p.local), key(p.loopback), ca, p.name, p.local)
+}

@@ -1,0 +1,150 @@
+package node_test
+
+import (
+	"crypto/x509"
+	"encoding/base64"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+	"sigs.k8s.io/yaml"
+
+	"trow/manifests/node"
+)
+
+// written are the files that a script writes, by their path.
+func written(t *testing.T, script string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?ms)^cat > '([^']+)' <<'EOF'\n(.*?)^EOF$`).FindAllStringSubmatch(script, -1) {
+		files[m[1]] = m[2]
+	}
+	if len(files) == 0 {
+		t.Fatalf("it writes no file: %s", script)
+	}
+	return files
+}
+
+func snippet(t *testing.T, flavour, ca string) string {
+	t.Helper()
+	s, err := node.Print(flavour, node.PrintOptions{Host: "trow.kube-public", Port: 31000, CA: ca})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(s, "# ") || strings.Contains(s, "%!") {
+		t.Errorf("%s: %s", flavour, s)
+	}
+	return s
+}
+
+// at goes down a tree that was decoded.
+func at(v any, keys ...any) any {
+	for _, key := range keys {
+		switch key := key.(type) {
+		case string:
+			m, _ := v.(map[string]any)
+			v = m[key]
+		case int:
+			l, _ := v.([]any)
+			if key >= len(l) {
+				return nil
+			}
+			v = l[key]
+		}
+	}
+	return v
+}
+
+func same(t *testing.T, what string, got any, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: %v, want %q", what, got, want)
+	}
+}
+
+func decode(t *testing.T, f func([]byte, any) error, text string) (v map[string]any) {
+	t.Helper()
+	if err := f([]byte(text), &v); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return v
+}
+
+func fromYAML(b []byte, v any) error { return yaml.Unmarshal(b, v) }
+
+const local = "127.0.0.1:31001"
+
+func TestPrintedSnippetsSayWhatTheyShould(t *testing.T) {
+	ca := makeAuthority(t).pem
+	in64 := base64.StdEncoding.EncodeToString([]byte(ca))
+
+	talos := decode(t, fromYAML, snippet(t, "talos", ca))
+	same(t, "talos", at(talos, "machine", "registries", "mirrors", name, "endpoints", 0), "https://"+local)
+	same(t, "talos", at(talos, "machine", "registries", "config", local, "tls", "ca"), in64)
+
+	bottlerocket := decode(t, toml.Unmarshal, snippet(t, "bottlerocket", ca))
+	same(t, "bottlerocket", at(bottlerocket, "settings", "container-registry", "mirrors", 0, "registry"), name)
+	same(t, "bottlerocket", at(bottlerocket, "settings", "container-registry", "mirrors", 0, "endpoint", 0), "https://"+local)
+	same(t, "bottlerocket", at(bottlerocket, "settings", "pki", "trow", "data"), in64)
+	if at(bottlerocket, "settings", "pki", "trow", "trusted") != true {
+		t.Error("bottlerocket: not trusted")
+	}
+
+	for _, product := range []string{"k3s", "rke2"} {
+		files := written(t, snippet(t, product, ca))
+		conf := decode(t, fromYAML, files["/etc/rancher/"+product+"/registries.yaml"])
+		same(t, product, at(conf, "mirrors", name, "endpoint", 0), "https://"+local)
+		file, _ := at(conf, "configs", local, "tls", "ca_file").(string)
+		same(t, product, files[file], ca)
+	}
+
+	containerd := written(t, snippet(t, "containerd", ca))
+	hosts := decode(t, toml.Unmarshal, containerd["/etc/containerd/certs.d/"+name+"/hosts.toml"])
+	file, _ := at(hosts, "host", "https://"+local, "ca").(string)
+	same(t, "containerd", containerd[file], ca)
+
+	same(t, "docker", written(t, snippet(t, "docker", ca))["/etc/docker/certs.d/"+name+"/ca.crt"], ca)
+
+	crio := written(t, snippet(t, "crio", ca))
+	for _, n := range []string{name, local, "127.0.0.1:31000"} {
+		same(t, "crio", crio["/etc/containers/certs.d/"+n+"/ca.crt"], ca)
+	}
+	conf := decode(t, toml.Unmarshal, crio["/etc/containers/registries.conf.d/50-trow.conf"])
+	same(t, "crio", at(conf, "registry", 0, "mirror", 0, "location"), local)
+}
+
+func TestPrintedOpenShiftObjects(t *testing.T) {
+	ca := makeAuthority(t).pem
+	objects := map[string]map[string]any{}
+	for doc := range strings.SplitSeq(snippet(t, "openshift", ca), "\n---\n") {
+		o := decode(t, fromYAML, doc)
+		objects[at(o, "kind").(string)] = o
+	}
+	for _, key := range []string{"trow.kube-public..31000", "127.0.0.1..31001", "127.0.0.1..31000"} {
+		text, _ := at(objects["ConfigMap"], "data", key).(string)
+		if !x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
+			t.Errorf("%s: %q", key, text)
+		}
+	}
+	same(t, "Image", at(objects["Image"], "spec", "additionalTrustedCA", "name"), at(objects["ConfigMap"], "metadata", "name").(string))
+	same(t, "tags", at(objects["ImageTagMirrorSet"], "spec", "imageTagMirrors", 0, "source"), name)
+	same(t, "tags", at(objects["ImageTagMirrorSet"], "spec", "imageTagMirrors", 0, "mirrors", 0), local)
+	same(t, "digests", at(objects["ImageDigestMirrorSet"], "spec", "imageDigestMirrors", 0, "mirrors", 0), local)
+}
+
+func TestPrintRefusesWhatCannotBeMeant(t *testing.T) {
+	ca := makeAuthority(t).pem
+	for _, flavour := range node.Flavours() {
+		if _, err := node.Print(flavour, node.PrintOptions{Host: "a'b", Port: 31000, CA: ca}); err == nil {
+			t.Errorf("%s: printed a host that is none", flavour)
+		}
+		if _, err := node.Print(flavour, node.PrintOptions{Host: "trow.a", Port: 31000, CA: "EOF"}); err == nil {
+			t.Errorf("%s: printed a bundle that is none", flavour)
+		}
+	}
+	_, err := node.Print("windows", node.PrintOptions{Host: "trow.a", Port: 31000, CA: ca})
+	if err == nil || !strings.Contains(err.Error(), "bottlerocket, containerd, crio, docker, k3s, openshift, rke2, talos") {
+		t.Error(err)
+	}
+}
