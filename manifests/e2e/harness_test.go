@@ -154,7 +154,7 @@ func TestStopComponent(t *testing.T) {
 		if err := c.StopComponent(name); err != nil {
 			t.Fatal(err)
 		}
-		client := &http.Client{Timeout: 5 * time.Second}
+		client := &http.Client{Timeout: 5 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 		if resp, err := client.Get("http://" + cluster.NodeIP + ":31000/"); err != nil {
 			t.Errorf("without %s: %v", name, err)
 		} else {

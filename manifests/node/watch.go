@@ -134,15 +134,22 @@ func parseBundle(text string) ([]byte, *x509.CertPool, error) {
 // identify learns which DaemonSet this process belongs to.
 func (n *Node) identify(ctx context.Context) {
 	for wait := n.times.backoff; ; wait = min(2*wait, n.times.backoffs) {
-		d, err := n.o.Client.AppsV1().DaemonSets(n.o.Namespace).Get(ctx, n.o.DaemonSet, metav1.GetOptions{})
-		if err == nil {
-			n.uid.Store(&d.UID)
-			return
-		}
-		if !sleep(ctx, wait) {
+		if n.learn(ctx) || !sleep(ctx, wait) {
 			return
 		}
 	}
+}
+
+// learn reports whether it is known which DaemonSet this process is of; it asks if it is not.
+func (n *Node) learn(ctx context.Context) bool {
+	if n.uid.Load() != nil {
+		return true
+	}
+	d, err := n.o.Client.AppsV1().DaemonSets(n.o.Namespace).Get(ctx, n.o.DaemonSet, metav1.GetOptions{})
+	if err == nil {
+		n.uid.Store(&d.UID)
+	}
+	return err == nil
 }
 
 // leave takes the files away if this is an uninstallation.

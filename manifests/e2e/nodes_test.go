@@ -1,0 +1,113 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"trow/manifests/e2e/cluster"
+)
+
+// TestBothNames: the registry's name and loopback lead to it, in the kube-proxy mode of this run.
+func TestBothNames(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "names")
+	for i, prefix := range []string{host, "127.0.0.1:31000"} {
+		name := fmt.Sprintf("n%d", i)
+		push(t, c, "names", name, app(t, name, 0))
+		running(t, c, "names", name, prefix+"/names:"+name)
+	}
+	t.Logf("the node part: %s", c.Kubectl(t, "--namespace=kube-public", "logs", "daemonset/trow-node"))
+}
+
+// containerdConfig is where this node's containerd has its configuration.
+const containerdConfig = "/etc/containerd/config.toml"
+
+// TestContainerdThatDoesNotLook: without config_path containerd does not read what the node part writes. It is told so,
+// with the lines that help; until then loopback works.
+func TestContainerdThatDoesNotLook(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "unseen")
+	push(t, c, "unseen", "1", app(t, "unseen", 0))
+	before, err := os.ReadFile(containerdConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := `config_path = "/etc/containerd/certs.d"`
+	if !strings.Contains(string(before), line) {
+		t.Fatalf("%s has no %s:\n%s", containerdConfig, line, before)
+	}
+	configure := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(containerdConfig, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.StopComponent("containerd"); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.StartComponent("containerd"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { configure(string(before)) })
+	configure(strings.Replace(string(before), line, "", 1))
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "daemonset/trow-node") // which looks at once, not in a minute
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "daemonset/trow-node", "--timeout=60s")
+	var told string
+	cluster.Eventually(t, 90*time.Second, "an event tells what to do", func() error {
+		told = c.Kubectl(t, "--namespace=kube-public", "describe", "daemonset", "trow-node")
+		if !strings.Contains(told, "ConfigPathMissing") || !strings.Contains(told, line) || !strings.Contains(told, "127.0.0.1:31000") {
+			return fmt.Errorf("%s", told)
+		}
+		return nil
+	})
+	_, events, _ := strings.Cut(told, "Events:")
+	t.Log(events)
+	running(t, c, "unseen", "loopback", "127.0.0.1:31000/unseen:1")
+	c.Apply(t, pod("unseen", "named", containers(host+"/unseen:1")))
+	cluster.Eventually(t, time.Minute, "the name cannot be pulled", func() error {
+		out, err := c.TryKubectl("--namespace=unseen", "describe", "pod", "named")
+		if err != nil || !strings.Contains(out, "ErrImagePull") && !strings.Contains(out, "ImagePullBackOff") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	configure(string(before))
+	cluster.Eventually(t, 3*time.Minute, "with the lines it can", func() error { return podReady(c, "unseen", "named") })
+}
+
+// TestForeignFiles: what somebody else has written for the registry stays as it is.
+func TestForeignFiles(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	file, foreign := nodeFiles+"/hosts.toml", "server = \"https://elsewhere.test\"\n"
+	cluster.Eventually(t, time.Minute, "the node's files are there", func() error { _, err := os.Stat(file); return err })
+	if err := os.WriteFile(file, []byte(foreign), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "daemonset/trow-node")
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "daemonset/trow-node", "--timeout=60s")
+	cluster.Eventually(t, time.Minute, "an event tells of it", func() error {
+		if out := c.Events(t, "kube-public"); !strings.Contains(out, "ForeignFile") || !strings.Contains(out, file) {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	if b, err := os.ReadFile(file); err != nil || string(b) != foreign {
+		t.Errorf("the file is now %q, %v", b, err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Eventually(t, 90*time.Second, "a file that is gone comes back", func() error {
+		b, err := os.ReadFile(file)
+		if err == nil && !strings.Contains(string(b), "127.0.0.1:31001") {
+			err = fmt.Errorf("%s", b)
+		}
+		return err
+	})
+}
