@@ -19,6 +19,7 @@ import (
 
 	"trow/admission/cluster"
 	"trow/manifests"
+	"trow/manifests/node"
 )
 
 var update = flag.Bool("update", false, "write trow.yaml anew")
@@ -131,7 +132,10 @@ func TestTheManifestIsWhatTheServerExpects(t *testing.T) {
 // TestTheNamesAreThoseOfTheCode: what the manifest makes is what the code looks for.
 func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 	all := objects(t, render(t, nil))
-	for _, key := range []string{"ClusterRole/" + cluster.Name, "Service/" + cluster.Name, "Secret/" + cluster.SecretName, "ConfigMap/" + cluster.ConfigMapName} {
+	if node.ConfigMapName != cluster.ConfigMapName || node.CAKey != cluster.CAKey {
+		t.Error("nodes read another ConfigMap than the server writes")
+	}
+	for _, key := range []string{"ClusterRole/" + cluster.Name, "Service/" + cluster.Name, "Secret/" + cluster.SecretName, "ConfigMap/" + cluster.ConfigMapName, "DaemonSet/" + node.DaemonSetName} {
 		if all[key] == nil {
 			t.Errorf("there is no %s", key)
 		}
@@ -194,6 +198,10 @@ func TestTheNodePart(t *testing.T) {
 	}
 	if !slices.Equal(dirs, []string{"/etc", "/var/lib/rancher"}) {
 		t.Errorf("it sees %s", dirs)
+	}
+	listens := objects(t, render(t, func(o *manifests.Options) { o.NodeDir = nil }))["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec
+	if sc := listens.Containers[0].SecurityContext; len(listens.Volumes) != 0 || len(listens.Containers[0].VolumeMounts) != 0 || sc.RunAsUser != nil || sc.SELinuxOptions != nil {
+		t.Errorf("it may write although it should only listen: %+v", listens)
 	}
 	if label := objects(t, render(t, func(o *manifests.Options) { o.Namespace = "registry" }))["Namespace/registry"].GetLabels(); label["pod-security.kubernetes.io/enforce"] != "privileged" {
 		t.Errorf("its namespace keeps it out: %v", label)

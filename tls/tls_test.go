@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -483,12 +484,12 @@ func TestTheCAIsRotatedInItsLastYear(t *testing.T) {
 func TestARotationIsAskedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		published := false
+		var published atomic.Bool
 		k := open(t, dir, trowtls.Options{Poll: time.Second, Overlap: time.Minute, Published: func(b []byte) bool {
 			if bytes.Count(b, []byte("BEGIN")) != 2 {
 				t.Errorf("asked about\n%s", b)
 			}
-			return published
+			return published.Load()
 		}})
 		before, one := shown(t, k, ""), k.Fingerprint()
 		events := run(t, k)
@@ -503,7 +504,7 @@ func TestARotationIsAskedFor(t *testing.T) {
 		if got := after(time.Hour, events); got != "" || !shown(t, k, "").Equal(before) {
 			t.Errorf("before the new CA has reached everybody: %q", got)
 		}
-		published = true
+		published.Store(true)
 		if got := after(3*time.Second, events); got != "renewed ca, renewed leaf" || k.Fingerprint() == one {
 			t.Errorf("then: %q", got)
 		}

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 // shared is the cluster of all tests. Starting one takes as long as most tests do.
 var shared = sync.OnceValues(func() (*cluster.Cluster, error) {
-	return cluster.Start(context.Background(), cluster.Options{})
+	return cluster.Start(context.Background(), cluster.Options{APIServerArgs: []string{"--feature-gates=ImageVolume=true"}})
 })
 
 // start returns the cluster, with Trow if a test before this one has applied it. A test that fails shows what happened

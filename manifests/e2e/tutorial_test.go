@@ -191,4 +191,35 @@ func TestLogin(t *testing.T) {
 		}
 		return nil
 	})
+	// An image that was deleted keeps no pod alive, and lets no other start.
+	c.Kubectl(t, "--namespace=login", "patch", "pod", "friend", "--type=merge", "--patch", `{"metadata":{"finalizers":["example.org/hold"]}}`)
+	remove(t, c, "closed", "1", "trow", password)
+	if out, err := c.TryKubectl("--namespace=login", "run", "late", "--image="+host+"/closed:1"); err == nil || !strings.Contains(out, "Local image "+host+"/closed:1"+notIn) {
+		t.Errorf("a deleted image: %s", out)
+	}
+	c.Kubectl(t, "--namespace=login", "delete", "pod", "friend", "--wait=false")
+	c.Kubectl(t, "--namespace=login", "patch", "pod", "friend", "--type=json", "--patch", `[{"op":"remove","path":"/metadata/finalizers"}]`)
+	c.Kubectl(t, "--namespace=login", "wait", "--for=delete", "pod/friend", "--timeout=60s")
+}
+
+// remove deletes a tag from the registry.
+func remove(t *testing.T, c *cluster.Cluster, name, tag, user, password string) {
+	t.Helper()
+	client, err := registryClient(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequest(http.MethodDelete, "https://"+cluster.NodeIP+":31000/v2/"+name+"/manifests/"+tag, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth(user, password)
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		t.Fatalf("DELETE %s:%s: %s", name, tag, resp.Status)
+	}
 }

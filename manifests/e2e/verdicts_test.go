@@ -105,6 +105,7 @@ func TestVerdicts(t *testing.T) {
 		"on the deny list":               {containers(host + "/app:denied"), "Local image " + host + "/app:denied on deny list"},
 		"an init container":              {"  initContainers: [{name: i, image: busybox}]\n" + containers(good), "Remote image docker.io/busybox" + notIn},
 		"an image's ID":                  {containers(digest), ""},
+		"an image as a volume":           {containers(good) + "  volumes: [{name: v, image: {reference: docker.io/nginx}}]\n", "Remote image docker.io/nginx" + notIn},
 		"loopback with another port":     {containers("127.0.0.1:5000/app:1"), "Remote image 127.0.0.1:5000/app" + notIn},
 		"the same in another repository": {containers(host + "/other@" + digest), "Local image " + host + "/other@" + digest + notIn},
 	} {
