@@ -348,6 +348,12 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a certificate that is not there", []string{"--tls-cert=" + dir + "/none"}, "", dir + "/none"},
 		{"a rule that cannot be meant", []string{"--allow-prefixes=nginx"}, "", "allow-prefixes"},
 		{"a default that does not exist", []string{"--default=Perhaps"}, "", "default"},
+		{"a webhook that does not exist", []string{"--webhook=on"}, "", "webhook"},
+		{"a webhook without TLS", []string{"--webhook=enforce", "--no-tls"}, "", "TLS alone"},
+		{"a webhook outside of a cluster", []string{"--webhook=enforce"}, "", "outside of a cluster"},
+		{"exempt from nothing", []string{"--exempt-namespaces=a"}, "", "exempt-namespaces"},
+		{"no namespace", []string{"--webhook=audit", "--exempt-namespaces=A_b"}, "", "exempt-namespaces"},
+		{"an overlap that is too short", []string{"--ca-overlap=1s"}, "", "ca-overlap"},
 		{"an address that is not one", []string{"--listen=nowhere"}, "", "listen"},
 		{"a flag that does not exist", []string{"--lisen=x"}, "", "lisen"},
 		{"an argument", []string{"x"}, "", "x"},
@@ -487,6 +493,39 @@ func TestVersionAndManifest(t *testing.T) {
 	}
 	if code, _, errOut := command(t, "", "manifest", "--namespace=A", "--storage=x"); code != 2 || !strings.Contains(errOut, "namespace:") || !strings.Contains(errOut, "storage:") {
 		t.Errorf("manifest with bad options: %d, %q", code, errOut)
+	}
+}
+
+// TestCommandsForAClusterWithoutOne: what there is to do, in one line.
+func TestCommandsForAClusterWithoutOne(t *testing.T) {
+	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("HOME", t.TempDir())
+	for _, row := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"disarm"}, "configuration"},
+		{[]string{"arm"}, "configuration"},
+		{[]string{"rotate-ca", "--kubeconfig=/nowhere"}, "/nowhere"},
+		{[]string{"node"}, "--print"},
+		{[]string{"node", "--print=talos"}, "kubectl -n kube-public get configmap trow-ca"},
+		{[]string{"node", "--print=talos", "--ca=/nowhere"}, "/nowhere"},
+		{[]string{"node", "--print=talos", "--ca=-"}, "certificate"},
+		{[]string{"node", "--print=toaster", "--ca=-"}, "talos"},
+	} {
+		code, _, errOut := command(t, "", row.args...)
+		if code != 2 || !strings.Contains(errOut, row.want) || strings.Count(errOut, "\n") != 1 {
+			t.Errorf("%v: %d, want a line with %q: %s", row.args, code, row.want, errOut)
+		}
+	}
+}
+
+func TestWhatToTellANodeByHand(t *testing.T) {
+	p := start(t, t.TempDir())
+	_, _, ca := p.do("GET", "/ca.crt", "")
+	code, out, errOut := command(t, ca, "node", "--print=talos", "--ca=-", "--host=registry.example.org", "--port=30500")
+	if code != 0 || !strings.Contains(out, "registry.example.org:30500") || !strings.Contains(out, "https://127.0.0.1:30501") {
+		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 }
 

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -164,24 +163,5 @@ func TestStopComponent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
-}
-
-// After a power cut the node comes back, and with it the registry.
-func TestRestartAll(t *testing.T) {
-	c := start(t)
-	install(t, c)
-	before := c.Kubectl(t, "--namespace=kube-public", "get", "pod", "trow-0", "--output=jsonpath={.status.containerStatuses[0].containerID}")
-	if err := c.RestartAll(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	cluster.Eventually(t, 3*time.Minute, "the registry runs in another container", func() error {
-		out, err := c.TryKubectl("--namespace=kube-public", "get", "pod", "trow-0", "--output=jsonpath={.status.containerStatuses[0].containerID}")
-		if err != nil || out == before || out == "" {
-			return fmt.Errorf("it was %s and is %s, %v", before, out, err)
-		}
-		return nil
-	})
-	cluster.Eventually(t, time.Minute, "pod trow-0 is ready", func() error { return podReady(c, "kube-public", "trow-0") })
 	cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
 }
