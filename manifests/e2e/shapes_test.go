@@ -1,0 +1,102 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"trow/manifests/e2e/cluster"
+)
+
+// shape applies what trow manifest prints with these options, and deletes it at the end.
+func shape(t *testing.T, c *cluster.Cluster, options ...string) {
+	t.Helper()
+	text, err := c.Run(append([]string{c.TrowBinary(), "manifest"}, options...)...)
+	if err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	out := c.Apply(t, text)
+	if strings.Contains(out, "Warning") {
+		t.Errorf("trow manifest %s: %s", strings.Join(options, " "), out)
+	}
+}
+
+// uninstall deletes what a manifest has made.
+func uninstall(t *testing.T, c *cluster.Cluster, text string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "trow.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.Kubectl(t, "delete", "--filename", file, "--ignore-not-found", "--timeout=90s")
+}
+
+// TestAnotherNamespace: the server keeps within Pod Security's restricted level, the node part needs privileged; the
+// label of the namespace is right for both.
+func TestAnotherNamespace(t *testing.T) {
+	c := start(t)
+	uninstall(t, c, manifest(t))
+	options := []string{"--namespace=registry", "--node-port=30500", "--storage=empty", "--exempt-namespaces=one,two"}
+	t.Cleanup(func() {
+		text, err := c.Run(append([]string{c.TrowBinary(), "manifest"}, options...)...)
+		if err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		uninstall(t, c, text)
+	})
+	shape(t, c, append(options, "--no-node", "--webhook=audit")...)
+	cluster.Eventually(t, 2*time.Minute, "the server is ready in a restricted namespace", func() error { return podReady(c, "registry", "trow-0") })
+	cluster.Eventually(t, time.Minute, "the webhook warns", func() error { return mode(c, "audit") })
+	if out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil || !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
+		t.Errorf("in audit: %v: %s", err, out)
+	}
+	shape(t, c, options...)
+	c.Kubectl(t, "--namespace=registry", "rollout", "restart", "statefulset/trow")
+	cluster.Eventually(t, time.Minute, "the webhook enforces", func() error { return mode(c, "enforce") })
+	cluster.Eventually(t, time.Minute, "the node part is ready", func() error {
+		out, err := c.TryKubectl("--namespace=registry", "get", "daemonset", "trow-node", "--output=jsonpath={.status.numberReady}")
+		if err != nil || out != "1" {
+			return fmt.Errorf("%q, %v", out, err)
+		}
+		_, err = os.Stat("/etc/containerd/certs.d/trow.registry:30500/hosts.toml")
+		return err
+	})
+	exempt := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.webhooks[0].namespaceSelector.matchExpressions[0].values}")
+	if exempt != `["kube-system","one","registry","two"]` {
+		t.Errorf("exempt: %s", exempt)
+	}
+}
+
+// TestDrift: what others do to the webhook's configuration is undone.
+func TestDrift(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	refusesAgain := func(what string) {
+		t.Helper()
+		cluster.Eventually(t, 20*time.Second, what+": it is put right", func() error {
+			policy, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.webhooks[*].failurePolicy} {.metadata.ownerReferences[*].kind}")
+			if err != nil || policy != "Fail Ignore ClusterRole" {
+				return fmt.Errorf("%q, %v", policy, err)
+			}
+			out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
+			if err == nil {
+				return fmt.Errorf("nothing is denied: %s", out)
+			}
+			return nil
+		})
+	}
+	c.Kubectl(t, "delete", "validatingwebhookconfiguration", "trow")
+	refusesAgain("deleted")
+	c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json", "--patch", `[{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Ignore"}]`)
+	refusesAgain("opened")
+	c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json", "--patch", `[{"op":"remove","path":"/webhooks"},{"op":"remove","path":"/metadata/ownerReferences"}]`)
+	refusesAgain("emptied and disowned")
+	before := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.metadata.resourceVersion}")
+	time.Sleep(12 * time.Second) // two rounds
+	if after := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.metadata.resourceVersion}"); after != before {
+		t.Errorf("what is right is written again: version %s, then %s", before, after)
+	}
+}
