@@ -150,9 +150,7 @@ func TestTheCAIsRotated(t *testing.T) {
 	armed(t, c)
 	namespace(t, c, "rotated")
 	settings(t, c, "ca-overlap: 10s\n")
-	bundle := func() string {
-		return c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow-ca", `--output=jsonpath={.data.ca\.crt}`)
-	}
+	bundle := func() string { return string(ca(t, c)) }
 	before := bundle()
 	trow(t, c, "rotate-ca")
 	begin, pulls := time.Now(), 0
@@ -201,11 +199,7 @@ func TestUninstall(t *testing.T) {
 		}
 	}
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "daemonset/trow-node", "--timeout=60s")
-	file := t.TempDir() + "/trow.yaml"
-	if err := os.WriteFile(file, []byte(manifest(t)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	c.Kubectl(t, "delete", "--filename", file)
+	uninstall(t, c, manifest(t))
 	cluster.Eventually(t, time.Minute, "the webhook is gone", func() error {
 		if out, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow"); err == nil {
 			return fmt.Errorf("%s", out)

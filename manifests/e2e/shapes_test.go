@@ -11,15 +11,20 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// shape applies what trow manifest prints with these options, and deletes it at the end.
-func shape(t *testing.T, c *cluster.Cluster, options ...string) {
+// rendered is what trow manifest prints with these options.
+func rendered(t *testing.T, c *cluster.Cluster, options ...string) string {
 	t.Helper()
 	text, err := c.Run(append([]string{c.TrowBinary(), "manifest"}, options...)...)
 	if err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}
-	out := c.Apply(t, text)
-	if strings.Contains(out, "Warning") {
+	return text
+}
+
+// shape applies what trow manifest prints with these options, which has to go without a warning.
+func shape(t *testing.T, c *cluster.Cluster, options ...string) {
+	t.Helper()
+	if out := c.Apply(t, rendered(t, c, options...)); strings.Contains(out, "Warning") {
 		t.Errorf("trow manifest %s: %s", strings.Join(options, " "), out)
 	}
 }
@@ -40,13 +45,7 @@ func TestAnotherNamespace(t *testing.T) {
 	c := start(t)
 	uninstall(t, c, manifest(t))
 	options := []string{"--namespace=registry", "--node-port=30500", "--storage=empty", "--exempt-namespaces=one,two"}
-	t.Cleanup(func() {
-		text, err := c.Run(append([]string{c.TrowBinary(), "manifest"}, options...)...)
-		if err != nil {
-			t.Fatalf("%v: %s", err, text)
-		}
-		uninstall(t, c, text)
-	})
+	t.Cleanup(func() { uninstall(t, c, rendered(t, c, options...)) })
 	shape(t, c, append(options, "--no-node", "--webhook=audit")...)
 	cluster.Eventually(t, 2*time.Minute, "the server is ready in a restricted namespace", func() error { return podReady(c, "registry", "trow-0") })
 	cluster.Eventually(t, time.Minute, "the webhook warns", func() error { return mode(c, "audit") })

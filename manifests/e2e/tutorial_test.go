@@ -147,11 +147,7 @@ func TestLogin(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "login")
-	closed, err := c.Run(c.TrowBinary(), "manifest", "--login")
-	if err != nil {
-		t.Fatalf("%v: %s", err, closed)
-	}
-	c.Apply(t, closed)
+	c.Apply(t, rendered(t, c, "--login"))
 	t.Cleanup(func() {
 		c.Apply(t, manifest(t))
 		c.Kubectl(t, "--namespace=kube-public", "delete", "secret", "trow-login", "trow-pull")
