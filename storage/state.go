@@ -28,10 +28,16 @@ type repo struct {
 	name      string
 	revision  Revision
 	holds     map[key]*hold
-	tags      map[string]*hold
+	tags      map[string]tagged
 	order     ordered // the names in tags
 	manifests int
 	referrers map[key][]*hold // by subject, in order of digest
+}
+
+// tagged is what a tag names, and since when.
+type tagged struct {
+	*hold
+	time int64 // Unix seconds
 }
 
 // hold is what a repo has to do with a digest: a link to it as a blob, a manifest, references from its
@@ -61,7 +67,7 @@ func (s *state) apply(u Update) error {
 	for _, b := range u.Batches {
 		r := s.repos[b.Repo]
 		if r == nil {
-			r = &repo{name: b.Repo, holds: map[key]*hold{}, tags: map[string]*hold{}, referrers: map[key][]*hold{}}
+			r = &repo{name: b.Repo, holds: map[key]*hold{}, tags: map[string]tagged{}, referrers: map[key][]*hold{}}
 			s.repos[b.Repo] = r
 			s.stats.Repos++
 		}
@@ -199,7 +205,7 @@ func (s *state) dropManifest(r *repo, h *hold) {
 func byKey(h *hold, k key) int { return cmp.Compare(h.key, k) }
 
 func (s *state) tag(r *repo, name string, v []byte) error {
-	k, _, err := parseTag(v)
+	k, unix, err := parseTag(v)
 	if err != nil {
 		return err
 	}
@@ -207,19 +213,19 @@ func (s *state) tag(r *repo, name string, v []byte) error {
 	if h == nil || h.manifest == nil {
 		return errFact
 	}
-	if old := r.tags[name]; old != nil {
+	if old, ok := r.tags[name]; ok {
 		old.dropTag(name)
 	} else {
 		r.order.insert(name)
 		s.stats.Tags++
 	}
-	r.tags[name] = h
+	r.tags[name] = tagged{h, unix}
 	h.manifest.tags = append(h.manifest.tags, name)
 	return nil
 }
 
 func (s *state) untag(r *repo, name string) {
-	if h := r.tags[name]; h != nil {
+	if h, ok := r.tags[name]; ok {
 		h.dropTag(name)
 		delete(r.tags, name)
 		r.order.remove(name)
@@ -285,8 +291,8 @@ func (s *state) manifestOf(name, ref string) *hold {
 	if r == nil {
 		return nil
 	}
-	if h := r.tags[ref]; h != nil {
-		return h
+	if t, ok := r.tags[ref]; ok {
+		return t.hold
 	}
 	h := r.at(ref)
 	if h == nil || h.manifest == nil {
