@@ -42,6 +42,14 @@ func settings(t *testing.T, c *cluster.Cluster, lines string) {
 		c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
 		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
 		cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
+		// The API server has its own way to the new pod, and may still be on a connection to the old one.
+		cluster.Eventually(t, time.Minute, "the webhook answers", func() error {
+			out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
+			if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
 	}
 	set(before + lines)
 	t.Cleanup(func() { set(before) })
