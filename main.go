@@ -474,7 +474,7 @@ func (s *instance) open(ctx context.Context) (err error) {
 	if s.journal, err = storage.OpenBolt(s.config.DataDir); err != nil { // the lock of the directory first
 		return err
 	}
-	if s.blobs, err = storage.OpenDisk(s.config.DataDir); err != nil {
+	if s.blobs, err = storage.OpenDisk(s.config.DataDir, storage.DiskOptions{}); err != nil {
 		return err
 	}
 	if s.config.NoTLS {

@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -12,6 +14,10 @@ import (
 // getBlob answers end-2, GET and HEAD.
 func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, rt route) error {
 	size, ok, err := r.options.Index.Blob(req.Context(), rt.repo, rt.digest)
+	if ok && req.Method == http.MethodHead { // who is told that it is here will not push it
+		r.options.Index.Lease(rt.repo, rt.digest)
+		size, ok, err = r.options.Index.Blob(req.Context(), rt.repo, rt.digest)
+	}
 	if err != nil {
 		return err
 	}
@@ -58,6 +64,9 @@ func blobHeader(w http.ResponseWriter, part span, ranged bool, size int64) {
 // sendBlob copies from the file to the client; on plain HTTP the kernel does it (sendfile).
 func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, rt route, part span, ranged bool, size int64) error {
 	f, err := r.options.Blobs.Open(req.Context(), rt.digest)
+	if errors.Is(err, storage.ErrNotFound) {
+		return r.missing(req.Context(), rt, blobUnknown(rt.repo, rt.digest))
+	}
 	if err != nil {
 		return err
 	}
@@ -73,6 +82,12 @@ func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, rt route, 
 		panic(http.ErrAbortHandler) // a clean end would make a short body look whole
 	}
 	return nil
+}
+
+// missing is for bytes that are not there although the repository holds them: somebody has just deleted the fact,
+// or the bytes are lost, which a check makes known. The client may push them again either way.
+func (r *Registry) missing(ctx context.Context, rt route, unknown *fault) error {
+	return errors.Join(unknown, r.options.Check(ctx, rt.digest))
 }
 
 // span is a part of a blob, in bytes.

@@ -31,6 +31,7 @@ const (
 	codeUnauthorized        code = "UNAUTHORIZED"
 	codeDenied              code = "DENIED"
 	codeUnsupported         code = "UNSUPPORTED"
+	codeTooManyRequests     code = "TOOMANYREQUESTS"
 	codeUnknown             code = "UNKNOWN"
 )
 
@@ -49,6 +50,7 @@ var status = map[code]int{
 	codeUnauthorized:        http.StatusUnauthorized,
 	codeDenied:              http.StatusForbidden,
 	codeUnsupported:         http.StatusMethodNotAllowed,
+	codeTooManyRequests:     http.StatusTooManyRequests,
 	codeUnknown:             http.StatusInternalServerError,
 }
 
@@ -127,6 +129,9 @@ func internal(err error) *fault {
 	case errors.Is(err, storage.ErrFull):
 		return &fault{code: codeUnknown, status: http.StatusInsufficientStorage, cause: err, header: retryAfter(60),
 			message: "the registry's storage is full; nothing was lost, try again when its administrator has made room"}
+	case errors.Is(err, storage.ErrBusy):
+		return &fault{code: codeTooManyRequests, cause: err, header: retryAfter(5),
+			message: "too many uploads are open; nothing was lost, try again in a moment"}
 	case errors.Is(err, storage.ErrClosed):
 		return &fault{code: codeUnknown, status: http.StatusServiceUnavailable, cause: err, header: retryAfter(5),
 			message: "the registry is stopping; try again"}

@@ -28,7 +28,7 @@ func engines(t *testing.T, dir string) (*storage.Disk, *storage.Bolt) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { journal.Close() })
-	blobs, err := storage.OpenDisk(dir)
+	blobs, err := storage.OpenDisk(dir, storage.DiskOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

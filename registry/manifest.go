@@ -31,7 +31,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, rt rout
 	if err != nil {
 		return err
 	}
-	if !ok {
+	if !ok || m.Damaged() != "" && m.Damaged() == m.Digest() {
 		return manifestUnknown(rt.repo, rt.ref)
 	}
 	d := m.Digest()
@@ -53,6 +53,10 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, rt rout
 		return nil
 	}
 	body, err := r.manifest(req.Context(), d)
+	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrDigest) {
+		rt.digest = d
+		return r.missing(req.Context(), rt, manifestUnknown(rt.repo, rt.ref))
+	}
 	if err != nil {
 		return err
 	}
@@ -92,7 +96,7 @@ func (r *Registry) manifest(ctx context.Context, d digest.Digest) ([]byte, error
 		return nil, fmt.Errorf("manifest %s: %w", d, err)
 	}
 	if d.Algorithm().FromBytes(body) != d {
-		return nil, fmt.Errorf("manifest %s: the stored bytes are damaged; push it again", d)
+		return nil, fmt.Errorf("manifest %s: the stored bytes are damaged: %w", d, storage.ErrDigest)
 	}
 	r.manifests.put(d, body, len(body))
 	return body, nil
@@ -211,9 +215,11 @@ func (r *Registry) push(ctx context.Context, p push, ref string) error {
 			return err
 		}
 	}
-	if err := r.store(ctx, p.repo, p.digest, p.body); err != nil {
+	release, err := r.store(ctx, p.repo, p.digest, p.body)
+	if err != nil {
 		return err
 	}
+	defer release()
 	r.manifests.remove(p.digest) // pushing again heals damage
 	return r.options.Index.Update(ctx, p.repo, func(tx *storage.Tx) error {
 		if err := admissible(tx, p, ref); err != nil {
@@ -239,10 +245,7 @@ func admissible(tx *storage.Tx, p push, ref string) error {
 	}
 	var missing []*fault
 	for _, d := range p.parsed.needs {
-		if tx.Linked(d) {
-			continue
-		}
-		if _, ok := tx.Manifest(d); ok {
+		if tx.Whole(d) {
 			continue
 		}
 		missing = append(missing, &fault{code: codeManifestBlobUnknown, detail: map[string]string{"digest": d.String()},
@@ -258,16 +261,16 @@ func admissible(tx *storage.Tx, p push, ref string) error {
 	return missing[0]
 }
 
-// store makes bytes durable under their digest.
-func (r *Registry) store(ctx context.Context, repo string, d digest.Digest, body []byte) error {
+// store makes bytes durable under their digest. They stay until release is called.
+func (r *Registry) store(ctx context.Context, repo string, d digest.Digest, body []byte) (release func(), err error) {
 	u, err := r.options.Blobs.Create(ctx, repo, d.Algorithm())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := u.Write(body); err != nil {
-		return errors.Join(err, u.Cancel())
+		return nil, errors.Join(err, u.Cancel())
 	}
-	return u.Commit(ctx, d)
+	return r.options.Index.Commit(ctx, u, d)
 }
 
 // deleteManifest answers end-9: of a tag, the tag alone; of a digest, the manifest and its tags.

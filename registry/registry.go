@@ -27,6 +27,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"trow/registry/auth"
 	"trow/storage"
 )
@@ -39,6 +41,8 @@ type Options struct {
 	// Names are the host[:port] under which this registry is known. A pull that says by ?ns= that it is meant
 	// for another one is not answered with what happens to have the same name here.
 	Names []string
+	// Check is told of content whose bytes were not found as they should be; it looks into it. Optional.
+	Check func(ctx context.Context, d digest.Digest) error
 	// Annotate attaches a fact about the request to its line in the access log; keys are route, repo, ref,
 	// digest, user, code and err. Optional.
 	Annotate func(ctx context.Context, key, value string)
@@ -61,6 +65,9 @@ const (
 
 // New makes a Registry.
 func New(o Options) *Registry {
+	if o.Check == nil {
+		o.Check = func(context.Context, digest.Digest) error { return nil }
+	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}
 	}

@@ -66,23 +66,25 @@ func (r *Registry) mount(req *http.Request, repo, from string, d digest.Digest) 
 		if !validName(source) || r.authorize(req, source, auth.Pull) != nil {
 			continue
 		}
-		size, ok, err := r.options.Index.Blob(req.Context(), source, d)
-		if err != nil {
-			return false, err
-		}
-		if ok {
-			return true, r.link(req.Context(), repo, d, size)
+		if mounted, err := r.mountFrom(req.Context(), source, repo, d); err != nil || mounted {
+			return mounted, err
 		}
 	}
 	return false, nil
 }
 
-// link records that the repo holds a blob.
-func (r *Registry) link(ctx context.Context, repo string, d digest.Digest, size int64) error {
-	return r.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
-		tx.Link(d, size)
-		return nil
-	})
+// mountFrom pins the bytes before it looks whether the source holds them: then they stay until the link is in.
+func (r *Registry) mountFrom(ctx context.Context, source, repo string, d digest.Digest) (bool, error) {
+	release, err := r.options.Index.Pin(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	size, ok, err := r.options.Index.Blob(ctx, source, d)
+	if err != nil || !ok {
+		return false, err
+	}
+	return true, r.options.Index.Link(ctx, repo, d, size)
 }
 
 // created answers that a blob is there.
@@ -125,10 +127,12 @@ func (r *Registry) singlePost(w http.ResponseWriter, req *http.Request, repo, pr
 // finish makes an upload a blob of the repo.
 func (r *Registry) finish(ctx context.Context, repo string, u storage.Upload, d digest.Digest) error {
 	id, size := u.ID(), u.Size()
-	if err := u.Commit(ctx, d); err != nil {
+	release, err := r.options.Index.Commit(ctx, u, d)
+	if err != nil {
 		return uploadFault(id, d, err)
 	}
-	return r.link(ctx, repo, d, size)
+	defer release()
+	return r.options.Index.Link(ctx, repo, d, size)
 }
 
 // receive appends a body to an upload: exactly length bytes, or all there is if that is negative. What came

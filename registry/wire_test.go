@@ -53,7 +53,10 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 	}
 	t.Cleanup(index.Close)
 	w := &wire{T: t, blobs: blobs, index: index, notes: &sync.Map{}}
-	o := registry.Options{Blobs: blobs, Index: index, Auth: open(t), Names: []string{"trow.kube-public:31000"},
+	scrubber := &storage.Scrubber{Blobs: blobs, Index: index}
+	o := registry.Options{Blobs: blobs, Index: index, Auth: open(t),
+		Check:     func(ctx context.Context, d digest.Digest) error { _, err := scrubber.Check(ctx, d); return err },
+		Names:     []string{"trow.kube-public:31000"},
 		Annotate:  func(_ context.Context, key, value string) { w.notes.Store(key, value) },
 		RequestID: func(context.Context) string { return "r1" }}
 	for _, f := range options {
@@ -941,15 +944,22 @@ func TestOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	w2 := serve(t, blobs, journal) // without the cache
-	w2.do("GET", "/v2/a/manifests/v", nil).code(500, "UNKNOWN").contains("r1")
-	if err, _ := w2.notes.Load("err"); !strings.Contains(fmt.Sprint(err), "damaged") {
-		t.Errorf("the log has %q", err)
-	}
+	w2.do("GET", "/v2/a/manifests/v", nil).code(404, "MANIFEST_UNKNOWN")
+	w2.do("HEAD", "/v2/a/manifests/v", nil).is(404)
 	w2.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201)
 	w2.do("GET", "/v2/a/manifests/v", nil).is(200).equals(string(body))
 
 	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", bd.Encoded())); err != nil {
 		t.Fatal(err)
 	}
-	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).code(500, "UNKNOWN")
+	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).code(404, "BLOB_UNKNOWN")
+	w2.do("HEAD", "/v2/a/blobs/"+bd.String(), nil).is(404)
+	w2.do("POST", "/v2/b/blobs/uploads/?from=a&mount="+bd.String(), nil).is(202)
+	config := []byte("{}")
+	w2.pushBlob("a", config)
+	whole := image(config, big) // a manifest with a layer that is lost
+	w2.do("PUT", "/v2/a/manifests/w", whole, "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
+	w2.pushBlob("b", big) // heals it everywhere
+	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).is(200).equals(string(big))
+	w2.do("PUT", "/v2/a/manifests/w", whole, "Content-Type", typeManifest).is(201)
 }

@@ -55,7 +55,7 @@ func crashRepo(i int) string { return fmt.Sprint("repo", i%3) }
 // pushUntilKilled pushes images and acknowledges each in a line, as a registry's answer would.
 func pushUntilKilled(dir string, first int) error {
 	ctx := context.Background()
-	b, err := storage.OpenDisk(dir)
+	b, err := storage.OpenDisk(dir, storage.DiskOptions{})
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,18 @@ type Descriptor struct {
 	MediaType string // as pushed
 	Size      int64  // bytes
 	key       key
+	damaged   key
 }
 
 // Digest returns the textual form of the manifest's digest.
 func (d Descriptor) Digest() digest.Digest { return d.key.digest() }
+
+// Damaged names something that the manifest consists of, or the manifest itself, whose bytes were found damaged or
+// missing and that nobody has pushed again since; empty if all is well.
+func (d Descriptor) Damaged() digest.Digest { return d.damaged.digest() }
+
+// Damage is what was found wrong with a content's bytes.
+type Damage struct {
+	Reason string `json:"reason"`
+	Time   int64  `json:"time"` // when it was found, Unix seconds
+}

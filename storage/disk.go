@@ -25,11 +25,31 @@ import (
 // layout, and uploads/<id>-<repo's hash> for those in the making. Both are on one file system, so that a rename
 // makes a blob of an upload. Open it with [OpenDisk].
 type Disk struct {
-	dir string
+	dir     string
+	options DiskOptions
 
 	mu      sync.Mutex // guards uploads; never held across I/O
 	uploads map[string]*diskUpload
 }
+
+// DiskOptions bound what a Disk takes in. The zero value bounds nothing.
+type DiskOptions struct {
+	// Reserve says how many bytes of a file system of size bytes are to stay free: uploads that would go below
+	// are refused with ErrFull. So deletions, tags and the journal have room to go on.
+	Reserve func(size int64) int64
+	// MaxUploads bounds the uploads that are open at once, also those that nobody writes to; Create then fails with
+	// ErrBusy. 0: no bound.
+	MaxUploads int
+}
+
+// Space is the room on a file system, in bytes.
+type Space struct {
+	Size, Free int64 // Free is what an unprivileged user may still write
+	Reserve    int64 // what is to stay free
+}
+
+// Full tells whether uploads are refused.
+func (s Space) Full() bool { return s.Free < s.Reserve }
 
 // diskUpload is what is kept of an upload in memory, so that nothing is read a second time. After a restart it
 // is made anew from the file.
@@ -42,7 +62,11 @@ type diskUpload struct {
 	alg    digest.Algorithm
 	size   int64
 	gone   bool
+	due    int64 // the size at which to look for room again
 }
+
+// lookEvery is how much an upload writes between two looks at the room that is left.
+const lookEvery = 16 << 20
 
 type diskWriter struct {
 	disk *Disk
@@ -51,8 +75,8 @@ type diskWriter struct {
 }
 
 // OpenDisk opens the blobs in dir, making the directories if there are none.
-func OpenDisk(dir string) (*Disk, error) {
-	d := &Disk{dir: dir, uploads: map[string]*diskUpload{}}
+func OpenDisk(dir string, o DiskOptions) (*Disk, error) {
+	d := &Disk{dir: dir, options: o, uploads: map[string]*diskUpload{}}
 	for _, sub := range []string{"blobs", "blobs/sha256", "blobs/sha512", "uploads"} {
 		path := filepath.Join(dir, sub)
 		if err := os.MkdirAll(path, 0o700); err != nil {
@@ -62,7 +86,46 @@ func OpenDisk(dir string) (*Disk, error) {
 			return nil, fmt.Errorf("data directory: %w", err)
 		}
 	}
+	entries, err := os.ReadDir(filepath.Join(dir, "uploads"))
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	for _, e := range entries { // of before a restart: they count, and can be resumed
+		if fi, err := e.Info(); err == nil {
+			path := filepath.Join(dir, "uploads", e.Name())
+			d.uploads[path] = &diskUpload{path: path, size: fi.Size()}
+		}
+	}
 	return d, nil
+}
+
+// Space tells how much room there is.
+func (k *Disk) Space() (Space, error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(k.dir, &fs); err != nil {
+		return Space{}, fmt.Errorf("data directory: %w", err)
+	}
+	s := Space{Size: int64(fs.Blocks) * fs.Bsize, Free: int64(fs.Bavail) * fs.Bsize}
+	if k.options.Reserve != nil {
+		s.Reserve = k.options.Reserve(s.Size)
+	}
+	return s, nil
+}
+
+// room fails with ErrFull when uploads are to be refused.
+func (k *Disk) room() error {
+	s, err := k.Space()
+	if err == nil && s.Full() {
+		return fmt.Errorf("upload: %w: %d MiB are free, and %d MiB are to stay free", ErrFull, s.Free>>20, s.Reserve>>20)
+	}
+	return err
+}
+
+// Uploads counts the open ones.
+func (k *Disk) Uploads() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.uploads)
 }
 
 // path returns where the blob is. Only a well-formed digest gets one, so no name leads out of the directory.
@@ -104,8 +167,14 @@ func (k *Disk) Create(_ context.Context, repo string, alg digest.Algorithm) (Upl
 	if !Supported(alg) {
 		return nil, fmt.Errorf("upload: %w: algorithm %.30q", ErrDigest, alg)
 	}
+	if most := k.options.MaxUploads; most > 0 && k.Uploads() >= most {
+		return nil, fmt.Errorf("upload: %w: %d uploads are open, as many as may be", ErrBusy, most)
+	}
+	if err := k.room(); err != nil {
+		return nil, err
+	}
 	id := newUploadID()
-	u := &diskUpload{path: k.uploadPath(repo, id), alg: alg, hash: alg.Hash()}
+	u := &diskUpload{path: k.uploadPath(repo, id), alg: alg, hash: alg.Hash(), due: lookEvery}
 	f, err := os.OpenFile(u.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fileError("upload", err)
@@ -290,6 +359,12 @@ func (w *diskWriter) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	defer w.u.mu.Unlock()
+	if w.u.size+int64(len(p)) > w.u.due {
+		if err := w.disk.room(); err != nil {
+			return 0, err
+		}
+		w.u.due = w.u.size + int64(len(p)) + lookEvery
+	}
 	n, err := w.u.file.Write(p)
 	if w.u.hash == nil && w.u.size == 0 { // an upload from before a restart that was empty then
 		w.u.alg, w.u.hash = digest.SHA256, sha256.New()

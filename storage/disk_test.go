@@ -210,7 +210,7 @@ func TestMissingDirectoriesAreErrors(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := storage.OpenDisk(file); err == nil {
+	if _, err := storage.OpenDisk(file, storage.DiskOptions{}); err == nil {
 		t.Error("a file was taken for a data directory")
 	}
 	if _, err := storage.OpenBolt(file); err == nil {

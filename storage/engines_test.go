@@ -81,7 +81,7 @@ var journals = map[string]func(t *testing.T) func() storage.Journal{"memory": me
 
 func openDisk(t testing.TB, dir string) *storage.Disk {
 	t.Helper()
-	d, err := storage.OpenDisk(dir)
+	d, err := storage.OpenDisk(dir, storage.DiskOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,12 @@ func tagValue(d key, unix int64) []byte {
 	return binary.AppendVarint(appendString(nil, string(d)), unix)
 }
 
+func condemnedValue(unix int64) []byte { return binary.AppendVarint(nil, unix) }
+
+func quarantinedValue(reason string, unix int64) []byte {
+	return binary.AppendVarint(appendString(nil, reason), unix)
+}
+
 func manifestValue(m Manifest) []byte {
 	buf := binary.AppendVarint(nil, m.Size)
 	buf = binary.AppendVarint(buf, m.Time)
@@ -108,6 +114,12 @@ func parseTag(v []byte) (d key, unix int64, err error) {
 	r := reader{buf: v}
 	d, unix = key(r.key(false)), r.number()
 	return d, unix, r.err
+}
+
+func parseQuarantined(v []byte) (Damage, error) {
+	r := reader{buf: v}
+	d := Damage{Reason: string(r.bytes()), Time: r.number()}
+	return d, r.err
 }
 
 // manifestFact is a manifest's value taken apart without copying; refs are still encoded.

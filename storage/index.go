@@ -21,6 +21,7 @@ import (
 type Index struct {
 	journal Journal
 	options IndexOptions
+	leases  *leases
 	queue   chan *change
 	ctx     context.Context // ends with Close
 	close   context.CancelFunc
@@ -49,6 +50,7 @@ type Stats struct {
 	Repos, Manifests, Tags int
 	Links                  int // blobs of repos: one that three repos hold counts three times
 	Contents               int // digests that are named anywhere
+	Quarantined            int // contents whose bytes were found damaged or missing
 }
 
 // change is a call of Update, waiting for its commit.
@@ -76,7 +78,7 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	x := &Index{journal: j, options: o, queue: make(chan *change, maxGroup), state: newState(), changed: make(chan struct{}), stopped: make(chan struct{})}
+	x := &Index{journal: j, options: o, leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(), changed: make(chan struct{}), stopped: make(chan struct{})}
 	x.ctx, x.close = context.WithCancel(context.WithoutCancel(ctx))
 	x.done.Go(x.follow)
 	if err := x.awaitLoad(ctx, 1); err != nil {
@@ -360,9 +362,11 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 			order = append(order, c.repo)
 			pending[c.repo] = overlay{}
 		}
-		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], now: time.Now().Unix()}
+		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], store: pending[Store], now: time.Now().Unix()}
 		c.rests = len(tx.pending) > 0
-		c.err = c.call(tx)
+		if c.err = c.call(tx); c.err == nil {
+			c.err = tx.refused
+		}
 		c.quiet = c.err != nil || len(tx.own) == 0
 		if c.err == nil {
 			maps.Copy(pending[c.repo], tx.own)
@@ -430,7 +434,7 @@ func (x *Index) manifest(repo, ref string) (Descriptor, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if h := x.state.manifestOf(repo, ref); h != nil {
-		return h.descriptor(), true
+		return x.state.descriptor(h), true
 	}
 	return Descriptor{}, false
 }
@@ -484,7 +488,8 @@ func (x *Index) Resolve(ctx context.Context, repo, ref string) (Descriptor, bool
 	return d, ok, nil
 }
 
-// Blob finds a blob that the repo holds, and its size in bytes. Errors: as Resolve.
+// Blob finds a blob that the repo holds, and its size in bytes; one that is quarantined is not found. Errors: as
+// Resolve.
 func (x *Index) Blob(ctx context.Context, repo string, d digest.Digest) (size int64, found bool, err error) {
 	if size, found = x.blob(repo, string(d)); found {
 		return size, true, nil
@@ -499,7 +504,7 @@ func (x *Index) Blob(ctx context.Context, repo string, d digest.Digest) (size in
 func (x *Index) blob(repo, d string) (int64, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if h := x.state.linkOf(repo, d); h != nil {
+	if h := x.state.linkOf(repo, d); h != nil && !x.state.isQuarantined(h.key) {
 		return h.size, true
 	}
 	return 0, false
@@ -546,7 +551,7 @@ func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Dige
 	out := make([]Descriptor, 0, len(list))
 	for last := keyOf(after); len(list) > 0; list = list[1:] {
 		if list[0].key > last {
-			out = append(out, list[0].descriptor())
+			out = append(out, x.state.descriptor(list[0]))
 		}
 	}
 	return out, nil
@@ -573,6 +578,10 @@ func (x *Index) Stats() Stats {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	s := x.state.stats
-	s.Contents = len(x.state.contents)
+	s.Repos = len(x.state.repos)
+	if x.state.repos[Store] != nil {
+		s.Repos--
+	}
+	s.Contents, s.Quarantined = len(x.state.contents), len(x.state.quarantined)
 	return s
 }

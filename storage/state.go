@@ -14,13 +14,17 @@ type state struct {
 	contents map[key]*content  // every digest that is named anywhere, once
 	types    map[string]string // media types, once each
 	stats    Stats
+
+	condemned   map[key]struct{}
+	quarantined map[key]Damage
 }
 
 // content is a digest that facts name, shared by all of them.
 type content struct {
 	key   key
 	size  int64 // bytes; 0 while it is only referred to
-	users int   // holds and subjects that point here
+	holds int32 // of repos
+	names int32 // subjects that point here
 }
 
 // repo is one repository.
@@ -59,7 +63,8 @@ type manifest struct {
 }
 
 func newState() *state {
-	return &state{repos: map[string]*repo{}, contents: map[key]*content{}, types: map[string]string{}}
+	return &state{repos: map[string]*repo{}, contents: map[key]*content{}, types: map[string]string{},
+		condemned: map[key]struct{}{}, quarantined: map[key]Damage{}}
 }
 
 // apply brings the state up to an update. An error leaves it useless: the journal contradicts itself.
@@ -69,7 +74,6 @@ func (s *state) apply(u Update) error {
 		if r == nil {
 			r = &repo{name: b.Repo, holds: map[key]*hold{}, tags: map[string]tagged{}, referrers: map[key][]*hold{}}
 			s.repos[b.Repo] = r
-			s.stats.Repos++
 		}
 		for _, f := range b.Facts {
 			if err := s.applyFact(r, f); err != nil {
@@ -79,9 +83,8 @@ func (s *state) apply(u Update) error {
 		if r.revision = u.Revision; !s.synced {
 			r.revision = b.Base // in the full state: the repo's last revision
 		}
-		if len(r.holds) == 0 {
+		if len(r.holds) == 0 && (b.Repo != Store || len(s.condemned)+len(s.quarantined) == 0) {
 			delete(s.repos, b.Repo)
-			s.stats.Repos--
 		}
 	}
 	s.revision = max(s.revision, u.Revision)
@@ -92,6 +95,9 @@ func (s *state) apply(u Update) error {
 func (s *state) applyFact(r *repo, f Fact) error {
 	if f.Kind != KindTag && !key(f.Name).valid() {
 		return errFact
+	}
+	if r.name == Store {
+		return s.applyStoreFact(f)
 	}
 	switch {
 	case f.Kind == KindLink && f.Value != nil:
@@ -110,6 +116,24 @@ func (s *state) applyFact(r *repo, f Fact) error {
 		return errFact
 	}
 	return nil
+}
+
+// applyStoreFact takes in a fact about content itself.
+func (s *state) applyStoreFact(f Fact) (err error) {
+	k := key(f.Name)
+	switch {
+	case f.Kind == KindCondemned && f.Value != nil:
+		s.condemned[k] = struct{}{}
+	case f.Kind == KindCondemned:
+		delete(s.condemned, k)
+	case f.Kind == KindQuarantined && f.Value != nil:
+		s.quarantined[k], err = parseQuarantined(f.Value)
+	case f.Kind == KindQuarantined:
+		delete(s.quarantined, k)
+	default:
+		err = errFact
+	}
+	return err
 }
 
 func (s *state) link(r *repo, k key, v []byte) error {
@@ -153,6 +177,7 @@ func (s *state) putManifest(r *repo, k key, v []byte) error {
 	}
 	if len(f.subject) > 0 {
 		m.subject = s.intern(key(f.subject))
+		m.subject.names++
 		list := r.referrers[m.subject.key]
 		i, _ := slices.BinarySearchFunc(list, k, byKey)
 		r.referrers[m.subject.key] = slices.Insert(list, i, h)
@@ -194,6 +219,7 @@ func (s *state) dropManifest(r *repo, h *hold) {
 		} else {
 			r.referrers[m.subject.key] = list
 		}
+		m.subject.names--
 		s.forget(m.subject)
 	}
 	s.stats.Manifests--
@@ -243,6 +269,7 @@ func (s *state) hold(r *repo, k key) *hold {
 	h := r.holds[k]
 	if h == nil {
 		h = &hold{content: s.intern(k)}
+		h.content.holds++
 		r.holds[h.key] = h
 	}
 	return h
@@ -252,6 +279,7 @@ func (s *state) hold(r *repo, k key) *hold {
 func (s *state) release(r *repo, h *hold) {
 	if !h.linked && h.manifest == nil && h.refs == 0 {
 		delete(r.holds, h.key)
+		h.content.holds--
 		s.forget(h.content)
 	}
 }
@@ -262,12 +290,12 @@ func (s *state) intern(k key) *content {
 		c = &content{key: k}
 		s.contents[k] = c
 	}
-	c.users++
 	return c
 }
 
+// forget drops a content that nothing points to any more.
 func (s *state) forget(c *content) {
-	if c.users--; c.users == 0 {
+	if c.holds == 0 && c.names == 0 {
 		delete(s.contents, c.key)
 	}
 }
@@ -283,6 +311,12 @@ func (s *state) mediaType(b []byte) string {
 		}
 	}
 	return t
+}
+
+// held tells whether a repo holds k, or a manifest consists of it: its bytes are needed then.
+func (s *state) held(k key) bool {
+	c := s.contents[k]
+	return c != nil && c.holds > 0
 }
 
 // manifestOf finds the manifest that ref, a tag or a digest, names. It allocates nothing.
@@ -320,8 +354,38 @@ func (r *repo) at(d string) *hold {
 	return r.holds[key(appendKey(buf[:0], d))]
 }
 
-func (h *hold) descriptor() Descriptor {
-	return Descriptor{MediaType: h.manifest.mediaType, Size: h.size, key: h.key}
+// descriptor describes a manifest. It allocates nothing unless something is quarantined.
+func (s *state) descriptor(h *hold) Descriptor {
+	d := Descriptor{MediaType: h.manifest.mediaType, Size: h.size, key: h.key}
+	if len(s.quarantined) > 0 {
+		d.damaged = s.damagedPart(h, map[*hold]bool{})
+	}
+	return d
+}
+
+func (s *state) isQuarantined(k key) bool {
+	if len(s.quarantined) == 0 {
+		return false
+	}
+	_, yes := s.quarantined[k]
+	return yes
+}
+
+// damagedPart finds something quarantined among what a manifest consists of, itself first.
+func (s *state) damagedPart(h *hold, seen map[*hold]bool) key {
+	if s.isQuarantined(h.key) {
+		return h.key
+	}
+	if seen[h] || h.manifest == nil {
+		return ""
+	}
+	seen[h] = true
+	for _, ref := range h.manifest.refs {
+		if k := s.damagedPart(ref, seen); k != "" {
+			return k
+		}
+	}
+	return ""
 }
 
 // refersTo finds a manifest of the repo that consists of k among others, and that skip does not name.

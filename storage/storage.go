@@ -10,11 +10,16 @@
 //   - [Blobs]: the engine for bytes. [Journal]: the engine for facts, durable and ordered.
 //   - [Index]: the state that the Journal's facts add up to, in memory. The only thing anybody reads
 //     facts from, and the only way to change them ([Index.Update]).
+//   - named: a digest that a repo holds as a blob or a manifest, or that a manifest of a repo consists of.
+//   - condemned: bytes that the [Collector] is about to delete. Nothing can begin to name them until it has.
+//   - quarantined: content whose bytes were found damaged or missing. It is not told to be there, until pushed again.
+//   - pin, lease: what keeps the Collector off content that somebody is about to name; see [Index.Pin], [Index.Lease].
 //   - revision: the number of a commit in the Journal. A batch: the changes to one repo in a commit.
 //
 // # Invariants
 //
-//  1. Bytes may outlive facts; facts never outlive bytes. Write bytes, then facts, then answer.
+//  1. Bytes may outlive facts; facts never outlive bytes (that they were found damaged is a fact of its own). Write
+//     bytes, then facts, then answer. Only the Collector deletes bytes.
 //  2. What was answered with success is durable: file fsync, rename, directory fsync, journal commit.
 //  3. A blob or manifest is visible in a repo only through that repo's own fact.
 //  4. A tag names a manifest of the same repo; both go in one batch.
@@ -56,6 +61,8 @@ var (
 	ErrConflict = errors.New("repository changed meanwhile")
 	// ErrFull: there is no space left for the bytes.
 	ErrFull = errors.New("no space left on the storage")
+	// ErrBusy: more is under way than the configuration allows. Nothing was changed; later it will work.
+	ErrBusy = errors.New("too much is under way")
 	// ErrClosed: the engine was closed, or another writer has taken the upload over.
 	ErrClosed = errors.New("closed")
 )
@@ -75,7 +82,7 @@ type Blobs interface {
 	// applies. Errors: as Stat.
 	Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error)
 	// Create starts an upload in a repo. alg is the algorithm the digest will probably have; another one at
-	// Commit costs a second reading. Errors: ErrDigest for an unsupported algorithm, ErrFull.
+	// Commit costs a second reading. Errors: ErrDigest for an unsupported algorithm, ErrFull, ErrBusy.
 	Create(ctx context.Context, repo string, alg digest.Algorithm) (Upload, error)
 	// Resume continues an upload of this repo at offset, which must be where it ended; -1 stands for
 	// wherever that is. It ends an earlier writer of the same upload, whose calls then return ErrClosed.
@@ -116,12 +123,18 @@ type Revision uint64
 type Kind byte
 
 // The kinds of facts. The letters are part of the data format. Names of links and manifests are digests in
-// binary form.
+// binary form, of tags their text.
 const (
 	KindLink     Kind = 'b'
 	KindManifest Kind = 'm'
 	KindTag      Kind = 't'
+
+	KindCondemned   Kind = 'c' // of [Store]
+	KindQuarantined Kind = 'q' // of [Store]
 )
+
+// Store stands in for a repo's name in facts about content itself, whoever holds it. No repo can be called so.
+const Store = "_"
 
 // Fact is one fact about a repo, or its end: a nil Value deletes it. Only the Index knows what is in a Value.
 type Fact struct {

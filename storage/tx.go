@@ -16,7 +16,9 @@ type Tx struct {
 	repo    string
 	pending overlay // of the earlier members of the commit
 	own     overlay
+	store   overlay // what earlier members of the commit change about content itself
 	now     int64
+	refused error // why the commit cannot be, whatever the function says
 }
 
 // overlay is a set of facts that are not committed yet, the last word on each; a nil value is a deletion.
@@ -161,8 +163,27 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 		panic(fmt.Sprintf("link to a malformed digest %.150q", d))
 	}
 	if !tx.Linked(d) {
+		tx.begin(keyOf(d))
 		tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
 	}
+}
+
+// begin notes that k is named from now on, which must not happen to bytes that are being deleted. Whoever pins what
+// he is about to name (Pin) does not meet that.
+func (tx *Tx) begin(k key) {
+	v, changed := tx.store[factKey{KindCondemned, string(k)}]
+	if changed && v != nil || !changed && tx.x.isCondemned(k) {
+		tx.refused = fmt.Errorf("%s: %w: its bytes are being deleted", k.digest(), ErrBusy)
+	}
+}
+
+// Whole tells whether the repo holds d, as a blob or as a manifest, and its bytes are not known to be damaged.
+func (tx *Tx) Whole(d digest.Digest) bool {
+	held := tx.Linked(d)
+	if !held {
+		_, held = tx.Manifest(d)
+	}
+	return held && !tx.x.Quarantined(d)
 }
 
 // Unlink ends that the repo holds d as a blob. Errors: ErrNotFound.
@@ -191,6 +212,7 @@ func (tx *Tx) PutManifest(m Manifest) error {
 	if at, ok := tx.manifest(k); ok && at.MediaType == m.MediaType {
 		return nil // the same bytes under the same type: nothing about it can have changed
 	}
+	tx.begin(k)
 	tx.set(KindManifest, string(k), manifestValue(m))
 	return nil
 }

@@ -1,0 +1,83 @@
+package storage
+
+import (
+	"context"
+	"maps"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Quarantine records that the bytes of d were found damaged or missing: no repo is told to hold them any more, so
+// that clients push them again, which heals. It does nothing if no repo holds d. Errors: as Update.
+func (x *Index) Quarantine(ctx context.Context, d digest.Digest, reason string) error {
+	k := keyOf(d)
+	return x.Update(ctx, Store, func(tx *Tx) error {
+		if x.held(k) {
+			tx.set(KindQuarantined, string(k), quarantinedValue(reason, tx.now))
+		}
+		return nil
+	})
+}
+
+// Quarantined tells whether d's bytes were found damaged or missing.
+func (x *Index) Quarantined(d digest.Digest) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.state.quarantined) > 0 && x.state.isQuarantined(keyOf(d))
+}
+
+// Damages lists what is quarantined.
+func (x *Index) Damages() map[digest.Digest]Damage {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	out := map[digest.Digest]Damage{}
+	for k, v := range x.state.quarantined {
+		out[k.digest()] = v
+	}
+	return out
+}
+
+// heal takes d out of quarantine, when its bytes are good again or nobody holds it any more.
+func (x *Index) heal(ctx context.Context, d digest.Digest) error {
+	if !x.Quarantined(d) {
+		return nil
+	}
+	return x.Update(ctx, Store, func(tx *Tx) error {
+		if x.Quarantined(d) {
+			tx.set(KindQuarantined, string(keyOf(d)), nil)
+		}
+		return nil
+	})
+}
+
+func (x *Index) held(k key) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.state.held(k)
+}
+
+// contents lists every digest that is held, with its size in bytes, 0 if none is known: a few dozen bytes each.
+func (x *Index) contents() map[key]int64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	out := make(map[key]int64, len(x.state.contents))
+	for k, c := range x.state.contents {
+		if c.holds > 0 {
+			out[k] = c.size
+		}
+	}
+	return out
+}
+
+// holders lists the names of all repos, also of those without a manifest, as of one moment.
+func (x *Index) names() []string {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	names := make([]string, 0, len(x.state.repos))
+	for name := range maps.Keys(x.state.repos) {
+		if name != Store {
+			names = append(names, name)
+		}
+	}
+	return names
+}
