@@ -297,7 +297,8 @@ func TestCollectorAmongClients(t *testing.T) {
 }
 
 func testCollectorAmongClients(t *testing.T, seed uint64) {
-	s := newShelf(t, &unhurried{new(storage.Memory), rand.New(rand.NewPCG(seed, 1)), sync.Mutex{}}, new(storage.MemoryJournal))
+	pauses := &pauses{r: rand.New(rand.NewPCG(seed, 1))}
+	s := newShelf(t, unhurried{new(storage.Memory), pauses}, unhurriedJournal{new(storage.MemoryJournal), pauses})
 	stop := make(chan struct{})
 	var clients, collecting sync.WaitGroup
 	collected := 0
@@ -421,38 +422,54 @@ func (s *shelf) wantExactly() {
 	}
 }
 
-// unhurried takes a random time for what changes bytes, so that others come between.
-type unhurried struct {
-	*storage.Memory
-	r  *rand.Rand
+// pauses are random, so that others come between.
+type pauses struct {
 	mu sync.Mutex
+	r  *rand.Rand
 }
 
-func (b *unhurried) wait() {
-	b.mu.Lock()
-	d := time.Duration(b.r.Int64N(int64(3 * time.Minute)))
-	b.mu.Unlock()
+func (p *pauses) wait() {
+	p.mu.Lock()
+	d := time.Duration(p.r.Int64N(int64(time.Minute)))
+	p.mu.Unlock()
 	time.Sleep(d)
 }
 
-func (b *unhurried) Delete(ctx context.Context, d digest.Digest) error {
-	b.wait()
-	defer b.wait()
+// unhurried takes its time for what changes bytes.
+type unhurried struct {
+	*storage.Memory
+	pauses *pauses
+}
+
+func (b unhurried) Delete(ctx context.Context, d digest.Digest) error {
+	b.pauses.wait()
+	defer b.pauses.wait()
 	return b.Memory.Delete(ctx, d)
 }
 
-func (b *unhurried) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+func (b unhurried) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
 	u, err := b.Memory.Create(ctx, repo, alg)
-	return unhurriedUpload{u, b}, err
+	return unhurriedUpload{u, b.pauses}, err
 }
 
 type unhurriedUpload struct {
 	storage.Upload
-	b *unhurried
+	pauses *pauses
 }
 
 func (u unhurriedUpload) Commit(ctx context.Context, d digest.Digest) error {
-	u.b.wait()
-	defer u.b.wait()
+	u.pauses.wait()
+	defer u.pauses.wait()
 	return u.Upload.Commit(ctx, d)
+}
+
+// unhurriedJournal takes its time for a commit.
+type unhurriedJournal struct {
+	*storage.MemoryJournal
+	pauses *pauses
+}
+
+func (j unhurriedJournal) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	j.pauses.wait()
+	return j.MemoryJournal.Commit(ctx, b...)
 }

@@ -206,8 +206,23 @@ func (x *Index) awaitRevision(ctx context.Context, rev Revision) error {
 // Update calls fn with the repo as it is, commits the changes that fn made, and returns when the Index shows
 // them. An error of fn's is returned as it is, and nothing is changed. fn must be quick and must not block: it
 // runs in the one committer, which commits the changes of all who wait at once; it may be called again. Any
-// other error than fn's means that the outcome is unknown, and that trying again is safe.
+// other error than fn's means that the outcome is unknown, and that trying again is safe; but ErrBusy, if fn begins to
+// name bytes that are being deleted: pin them first.
 func (x *Index) Update(ctx context.Context, repo string, fn func(*Tx) error) error {
+	for {
+		err := x.update(ctx, repo, fn)
+		var condemned condemnedError
+		if !errors.As(err, &condemned) || !x.leases.pinned(condemned.key) {
+			return err
+		}
+		// The mark was set beside our pin: the Collector sees that and takes it away again.
+		if err := x.awaitSpared(ctx, condemned.key); err != nil {
+			return err
+		}
+	}
+}
+
+func (x *Index) update(ctx context.Context, repo string, fn func(*Tx) error) error {
 	if repo == "" || strings.Contains(repo, "\x00") { // a zero byte ends the name in the data format
 		return fmt.Errorf("index: %.80q is no name for a repository", repo)
 	}

@@ -109,15 +109,19 @@ func (x *Index) Pin(ctx context.Context, d digest.Digest) (release func(), err e
 	// First the pin, then the look at the mark; the Collector first sets the mark and then looks at the pins. So one
 	// of the two always sees the other.
 	x.leases.pin(k, 1)
-	err = x.await(ctx, func() (bool, error) {
-		_, condemned := x.state.condemned[k]
-		return !condemned, nil
-	})
-	if err != nil {
+	if err = x.awaitSpared(ctx, k); err != nil {
 		x.leases.pin(k, -1)
 		return nil, err
 	}
 	return sync.OnceFunc(func() { x.leases.pin(k, -1) }), nil
+}
+
+// awaitSpared waits until k is not condemned.
+func (x *Index) awaitSpared(ctx context.Context, k key) error {
+	return x.await(ctx, func() (bool, error) {
+		_, condemned := x.state.condemned[k]
+		return !condemned, nil
+	})
 }
 
 // Commit makes an upload the blob d, whose bytes the Collector leaves alone until release is called: link it, or

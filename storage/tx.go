@@ -18,7 +18,7 @@ type Tx struct {
 	own     overlay
 	store   overlay // what earlier members of the commit change about content itself
 	now     int64
-	refused error // why the commit cannot be, whatever the function says
+	refused error // a condemnedError: the commit cannot be, whatever the function says
 }
 
 // overlay is a set of facts that are not committed yet, the last word on each; a nil value is a deletion.
@@ -173,9 +173,18 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 func (tx *Tx) begin(k key) {
 	v, changed := tx.store[factKey{KindCondemned, string(k)}]
 	if changed && v != nil || !changed && tx.x.isCondemned(k) {
-		tx.refused = fmt.Errorf("%s: %w: its bytes are being deleted", k.digest(), ErrBusy)
+		tx.refused = condemnedError{k}
 	}
 }
+
+// condemnedError says that the bytes of what was to be named are being deleted.
+type condemnedError struct{ key key }
+
+func (e condemnedError) Error() string {
+	return fmt.Sprintf("%s: %v: its bytes are being deleted", e.key.digest(), ErrBusy)
+}
+
+func (e condemnedError) Unwrap() error { return ErrBusy }
 
 // Whole tells whether the repo holds d, as a blob or as a manifest, and its bytes are not known to be damaged.
 func (tx *Tx) Whole(d digest.Digest) bool {
