@@ -192,6 +192,37 @@ func TestWhoeverWasToldThatABlobIsThereMayReferToIt(t *testing.T) {
 	})
 }
 
+// TestAManifestThatComesWhileItsLayerIsUnlinked is committed before the unlinking that was decided upon earlier.
+func TestAManifestThatComesWhileItsLayerIsUnlinked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(t, new(storage.Memory), slowly{new(storage.MemoryJournal)})
+		d := s.push("a", []byte("layer"))
+		time.Sleep(2 * grace)
+		var all sync.WaitGroup
+		all.Go(func() { s.push("b", []byte("busy")) })
+		time.Sleep(time.Second)
+		all.Go(func() {
+			if _, err := s.manifest(t.Context(), "a", "v", d); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(time.Second)
+		s.collect()
+		all.Wait()
+		if !s.holds("a", d) || !s.has(d) {
+			t.Error("the layer of a manifest was collected")
+		}
+	})
+}
+
+// slowly takes a minute for a commit.
+type slowly struct{ *storage.MemoryJournal }
+
+func (j slowly) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	time.Sleep(time.Minute)
+	return j.MemoryJournal.Commit(ctx, b...)
+}
+
 func TestNothingIsUnlinkedBeforeWeCanKnow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		blobs, journal := new(storage.Memory), new(storage.MemoryJournal)

@@ -1,0 +1,188 @@
+package storage_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/storagetest"
+)
+
+// scrub reads all once and returns what was found.
+func (s *shelf) scrub() (done storage.Scrubbed, found []storage.Finding) {
+	s.Helper()
+	scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
+	done, err := scrubber.Run(s.Context(), 0, func(f storage.Finding) { found = append(found, f) }, nil)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return done, found
+}
+
+func TestScrubFindsDamageAndAPushHeals(t *testing.T) {
+	dir := t.TempDir()
+	s := newShelf(t, openDisk(t, dir), openBolt(t, t.TempDir()))
+	file := func(d digest.Digest) string { return filepath.Join(dir, "blobs", "sha256", d.Encoded()) }
+	damages := map[string]func(d digest.Digest) error{
+		"digest":  func(d digest.Digest) error { return os.WriteFile(file(d), []byte("lay3r"), 0o600) },
+		"bytes":   func(d digest.Digest) error { return os.Truncate(file(d), 2) },
+		"missing": func(d digest.Digest) error { return os.Remove(file(d)) },
+	}
+	for reason, damage := range damages {
+		t.Run(reason, func(t *testing.T) {
+			s := *s
+			s.T = t
+			layer := s.push("a", []byte("layer"))
+			m, err := s.manifest(t.Context(), "a", "v", layer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if done, found := s.scrub(); len(found) > 0 || done.Blobs != 2 || done.Contents != 2 {
+				t.Fatalf("all is well, and scrub says %+v, %v", done, found)
+			}
+			if err := damage(layer); err != nil {
+				t.Fatal(err)
+			}
+			done, found := s.scrub()
+			if done.Damaged != 1 || len(found) != 1 || found[0].Digest != layer || !strings.Contains(found[0].Reason, reason) {
+				t.Fatalf("scrub says %+v, %v", done, found)
+			}
+			at, ok, err := s.index.Resolve(t.Context(), "a", "v")
+			if !ok || err != nil || at.Damaged() != layer || at.Digest() != m || s.holds("a", layer) {
+				t.Errorf("after the find: %v, %v, %v", at.Damaged(), ok, err)
+			}
+			if _, err := s.manifest(t.Context(), "a", "w", layer); !errors.Is(err, errMissing) {
+				t.Errorf("a manifest of what is damaged: %v", err)
+			}
+			s.push("b", []byte("layer"))
+			if at, _, _ := s.index.Resolve(t.Context(), "a", "v"); at.Damaged() != "" || !s.holds("a", layer) || s.index.Stats().Quarantined != 0 {
+				t.Errorf("a push does not heal: %v", at.Damaged())
+			}
+		})
+	}
+}
+
+func TestScrubTellsWhatIsWholeAgain(t *testing.T) {
+	dir := t.TempDir()
+	s := newShelf(t, openDisk(t, dir), openBolt(t, t.TempDir()))
+	d := s.push("a", []byte("layer"))
+	file := filepath.Join(dir, "blobs", "sha256", d.Encoded())
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	s.scrub()
+	if got := s.index.Damages(); len(got) != 1 || got[d].Reason != "its bytes are missing" || got[d].Time == 0 {
+		t.Errorf("damages: %v", got)
+	}
+	if err := os.Rename(file+".away", file); err != nil {
+		t.Fatal(err)
+	}
+	if done, found := s.scrub(); done.Healed != 1 || len(found) != 1 || found[0].Reason != "" || !s.holds("a", d) {
+		t.Errorf("whole again: %+v, %v", done, found)
+	}
+}
+
+// TestWhatNobodyHoldsLeavesQuarantine: with the last fact about it.
+func TestWhatNobodyHoldsLeavesQuarantine(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *shelf) {
+		d := s.push("a", []byte("layer"))
+		if err := s.index.Quarantine(t.Context(), d, "test"); err != nil {
+			t.Fatal(err)
+		}
+		update(t, s.index, "a", func(tx *storage.Tx) error { return tx.Unlink(d) }) // DELETE works on what is damaged
+		s.collect()
+		if len(s.index.Damages()) != 0 {
+			t.Error("it is in quarantine for ever")
+		}
+		if err := s.index.Quarantine(t.Context(), d, "test"); err != nil || len(s.index.Damages()) != 0 {
+			t.Errorf("what nobody holds was quarantined: %v", err)
+		}
+	})
+}
+
+// TestErrorsThatPassDoNotCondemn tells what speaks of the content from what does not.
+func TestErrorsThatPassDoNotCondemn(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *shelf) {
+		d := s.push("a", []byte("layer"))
+		memory := s.blobs
+		s.blobs = storagetest.FailBlobs{Blobs: memory, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: syscall.EMFILE}}
+		if done, found := s.scrub(); done.Failed != 1 || done.Damaged != 0 || found[0].Err == nil || !s.holds("a", d) {
+			t.Errorf("no file handle: %+v, %v", done, found)
+		}
+		s.blobs = storagetest.FailBlobs{Blobs: memory, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: syscall.EIO}}
+		if done, found := s.scrub(); done.Damaged != 0 || len(found) != 0 || !s.holds("a", d) {
+			t.Errorf("one reading of two failed: %+v, %v", done, found)
+		}
+	})
+}
+
+// TestAPushDuringAScrubIsNotQuarantined replaces damaged bytes when the scrubber has just read them.
+func TestAPushDuringAScrubIsNotQuarantined(t *testing.T) {
+	for at := int32(1); at <= 3; at++ {
+		inBubble(t, func(t *testing.T, s *shelf) {
+			d := s.push("a", []byte("layer"))
+			b := &twoFaced{Memory: s.blobs.(*storage.Memory)}
+			b.damaged.Store(true)
+			b.onRead = func(n int32) {
+				if n == at {
+					b.damaged.Store(false)
+					s.push("a", []byte("layer"))
+				}
+			}
+			s.blobs = b
+			s.scrub()
+			if !s.holds("a", d) {
+				t.Errorf("healed after reading %d, and quarantined all the same", at)
+			}
+		})
+	}
+}
+
+// twoFaced shows damaged bytes while told to.
+type twoFaced struct {
+	*storage.Memory
+	damaged atomic.Bool
+	reads   atomic.Int32
+	onRead  func(n int32)
+}
+
+func (b *twoFaced) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
+	r, err := b.Memory.Open(ctx, d)
+	if err != nil || !b.damaged.Load() {
+		return r, err
+	}
+	return &afterEnd{Reader: bytes.NewReader([]byte("damage")), end: func() { b.onRead(b.reads.Add(1)) }}, r.Close()
+}
+
+type afterEnd struct {
+	*bytes.Reader
+	end func()
+}
+
+func (r *afterEnd) Close() error { r.end(); return nil }
+
+func TestScrubKeepsToItsPace(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *shelf) {
+		s.push("a", make([]byte, 10<<20))
+		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
+		reports := 0
+		began := time.Now()
+		done, err := scrubber.Run(t.Context(), 1<<20, nil, func(storage.Scrubbed) { reports++ })
+		if took := time.Since(began); err != nil || done.Bytes != 10<<20 || took < 9*time.Second || took > 11*time.Second || reports != 1 {
+			t.Errorf("%+v in %s with %d reports, %v", done, took, reports, err)
+		}
+		synctest.Wait()
+	})
+}
