@@ -14,9 +14,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -25,6 +28,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -32,6 +36,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-viper/mapstructure/v2"
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -40,6 +45,7 @@ import (
 	"github.com/spf13/viper"
 	"golang.org/x/sync/errgroup"
 	admissionv1 "k8s.io/api/admission/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"trow/admission"
@@ -47,6 +53,7 @@ import (
 	"trow/manifests"
 	"trow/manifests/node"
 	"trow/registry"
+	"trow/registry/admin"
 	"trow/registry/auth"
 	"trow/registry/server"
 	"trow/storage"
@@ -63,8 +70,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial found by check,
-// and 2 for an error, which is told in one line.
+// run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial found by check or damage
+// found by scrub, and 2 for an error, which is told in one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	a := &app{in: in, out: out, err: errOut}
 	root := &cobra.Command{
@@ -75,7 +82,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.scrubCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -83,7 +90,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	switch err := root.ExecuteContext(ctx); {
 	case err == nil:
 		return 0
-	case errors.Is(err, errDenied):
+	case errors.Is(err, errDenied), errors.Is(err, errDamaged):
 		return 1
 	default:
 		fmt.Fprintln(errOut, "trow:", err)
@@ -113,6 +120,12 @@ type config struct {
 	PasswordFile  string        `mapstructure:"password-file"`
 	Anonymous     string        `mapstructure:"anonymous"`
 	UploadTimeout time.Duration `mapstructure:"upload-timeout"`
+	MaxUploads    int           `mapstructure:"max-uploads"`
+	Reserve       string        `mapstructure:"reserve"`
+	GCInterval    time.Duration `mapstructure:"gc-interval"`
+	GCGrace       time.Duration `mapstructure:"gc-grace"`
+	ScrubInterval time.Duration `mapstructure:"scrub-interval"`
+	ScrubRate     string        `mapstructure:"scrub-rate"`
 	StallTimeout  time.Duration `mapstructure:"stall-timeout"`
 	LogLevel      string        `mapstructure:"log-level"`
 
@@ -154,6 +167,12 @@ var settings = []setting{
 	{"password-file", "", "", "file with the user's password", false},
 	{"anonymous", "", "", "what may be done without a login: pull, push or none (default: push, with a user none)", false},
 	{"upload-timeout", "", 6 * time.Hour, "how long an upload may be idle before it is dropped", false},
+	{"max-uploads", "", 10000, "how many uploads may be open at once; more are answered 429", false},
+	{"reserve", "", "5%,1Gi", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none", false},
+	{"gc-interval", "", time.Hour, "how often what nothing needs any more is collected; 0: never by itself", false},
+	{"gc-grace", "", 6 * time.Hour, "how long a blob that no manifest needs is kept for a push that may come", false},
+	{"scrub-interval", "", 7 * 24 * time.Hour, "how often all content is read and compared with its digest; 0: never by itself", false},
+	{"scrub-rate", "", "16Mi", "bytes per second of that reading; 0: as fast as it goes", false},
 	{"stall-timeout", "", time.Minute, "how long a transfer may make no progress before it is cut", false},
 	{"log-level", "", "info", "error, warn, info or debug", false},
 
@@ -184,6 +203,8 @@ func addSettings(cmd *cobra.Command, policyOnly bool) {
 		switch v := s.value.(type) {
 		case string:
 			f.StringP(s.key, s.short, v, s.usage)
+		case int:
+			f.IntP(s.key, s.short, v, s.usage)
 		case bool:
 			f.BoolP(s.key, s.short, v, s.usage)
 		case time.Duration:
@@ -301,6 +322,14 @@ func (c *config) check() error {
 		return errors.New("password-file: there is a password already; give one of the two")
 	case c.UploadTimeout < time.Minute:
 		return fmt.Errorf("upload-timeout: %s is too short; at least 1m", c.UploadTimeout)
+	case c.MaxUploads < 1:
+		return fmt.Errorf("max-uploads: %d is too few; at least 1", c.MaxUploads)
+	case c.GCInterval < 0 || c.GCInterval > 0 && c.GCInterval < time.Second:
+		return fmt.Errorf("gc-interval: %s is too short; at least 1s, or 0 for never", c.GCInterval)
+	case c.GCGrace < time.Second:
+		return fmt.Errorf("gc-grace: %s is too short; at least 1s, and for real clients minutes", c.GCGrace)
+	case c.ScrubInterval < 0 || c.ScrubInterval > 0 && c.ScrubInterval < time.Minute:
+		return fmt.Errorf("scrub-interval: %s is too short; at least 1m, or 0 for never", c.ScrubInterval)
 	case c.StallTimeout < time.Second:
 		return fmt.Errorf("stall-timeout: %s is too short; at least 1s", c.StallTimeout)
 	case c.CAOverlap < 10*time.Second:
@@ -309,6 +338,12 @@ func (c *config) check() error {
 		return errors.New("webhook: the API server calls with TLS alone; leave no-tls out, or register the webhook yourself")
 	case c.Webhook == "" && len(c.ExemptNamespaces) > 0:
 		return errors.New("exempt-namespaces: without the setting webhook nothing is registered that could leave them out")
+	}
+	if _, err := parseReserve(c.Reserve); err != nil {
+		return err
+	}
+	if _, err := parseSize("scrub-rate", c.ScrubRate); err != nil {
+		return err
 	}
 	if c.Webhook != "" {
 		if _, err := cluster.ParseMode(c.Webhook); err != nil {
@@ -337,6 +372,43 @@ func (c *config) check() error {
 		}
 	}
 	return nil
+}
+
+// parseSize reads a number of bytes as Kubernetes writes it.
+func parseSize(key, text string) (int64, error) {
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Sign() < 0 {
+		return 0, fmt.Errorf("%s: %.40q is no number of bytes; write it as 500Mi or 2Gi", key, text)
+	}
+	return q.Value(), nil
+}
+
+// parseReserve reads a list of sizes and percentages of a file system; the smallest counts.
+func parseReserve(text string) (func(size int64) int64, error) {
+	var percents, sizes []int64
+	for _, part := range strings.Split(text, ",") {
+		part = strings.TrimSpace(part)
+		if number, ok := strings.CutSuffix(part, "%"); ok {
+			n, err := strconv.Atoi(number)
+			if err != nil || n < 0 || n > 50 {
+				return nil, fmt.Errorf("reserve: %.40q is no percentage from 0%% to 50%%", part)
+			}
+			percents = append(percents, int64(n))
+			continue
+		}
+		n, err := parseSize("reserve", part)
+		if err != nil {
+			return nil, err
+		}
+		sizes = append(sizes, n)
+	}
+	return func(size int64) int64 {
+		least := slices.Clone(sizes)
+		for _, p := range percents {
+			least = append(least, size/100*p)
+		}
+		return slices.Min(least)
+	}, nil
 }
 
 // defaultNames are the local names of a registry that listens on port: the tutorial's, and this machine's.
@@ -399,6 +471,8 @@ const (
 	shutdownTimeout = 25 * time.Second
 	// expireEvery is how often idle uploads are looked for.
 	expireEvery = 10 * time.Minute
+	// spaceEvery is how often the free space is looked at for the log; uploads look for themselves.
+	spaceEvery = 5 * time.Second
 )
 
 // instance is one running server.
@@ -408,6 +482,7 @@ type instance struct {
 	listener net.Listener
 	journal  *storage.Bolt
 	blobs    *storage.Disk
+	socket   net.Listener     // for administration
 	keeper   *trowtls.Keeper  // nil without TLS
 	cluster  *cluster.Cluster // nil outside of a cluster
 	metrics  *prometheus.Registry
@@ -415,13 +490,18 @@ type instance struct {
 
 	parts atomic.Pointer[parts] // nil until the index is loaded
 	ready atomic.Bool
+	full  atomic.Bool // uploads are refused for want of space, and the log has said so
+
+	collected, freed prometheus.Counter
 }
 
 // parts are what answers when the index is loaded.
 type parts struct {
-	index    *storage.Index
-	registry *registry.Registry
-	webhook  *admission.Webhook
+	index     *storage.Index
+	collector *storage.Collector
+	scrubber  *storage.Scrubber
+	registry  *registry.Registry
+	webhook   *admission.Webhook
 }
 
 // serve runs until ctx ends.
@@ -447,11 +527,18 @@ func (a *app) serve(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
+	office := &http.Server{Handler: s.office(), ReadHeaderTimeout: 10 * time.Second}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return front.Serve(s.listener) })
 	g.Go(func() error {
+		if err := office.Serve(s.socket); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
 		<-ctx.Done()
-		return s.stop(front)
+		return errors.Join(s.stop(front), office.Close())
 	})
 	g.Go(func() error {
 		if err := s.load(ctx, policy, authorizer); err != nil {
@@ -474,7 +561,15 @@ func (s *instance) open(ctx context.Context) (err error) {
 	if s.journal, err = storage.OpenBolt(s.config.DataDir); err != nil { // the lock of the directory first
 		return err
 	}
-	if s.blobs, err = storage.OpenDisk(s.config.DataDir, storage.DiskOptions{}); err != nil {
+	reserve, err := parseReserve(s.config.Reserve)
+	if err != nil {
+		return err
+	}
+	o := storage.DiskOptions{Reserve: reserve, MaxUploads: s.config.MaxUploads}
+	if s.blobs, err = storage.OpenDisk(s.config.DataDir, o); err != nil {
+		return err
+	}
+	if s.socket, err = admin.Listen(s.config.DataDir); err != nil {
 		return err
 	}
 	if s.config.NoTLS {
@@ -614,6 +709,23 @@ func (s *instance) registerGauges() {
 	count("manifests", "Manifests, counted in each repository.", func(s storage.Stats) int { return s.Manifests })
 	count("tags", "Tags.", func(s storage.Stats) int { return s.Tags })
 	count("blobs", "Blobs, counted in each repository that holds them.", func(s storage.Stats) int { return s.Links })
+	count("quarantined", "Contents whose bytes were found damaged or missing, and that nobody has pushed again.",
+		func(s storage.Stats) int { return s.Quarantined })
+	space := func(of func(storage.Space) int64) func() float64 {
+		return func() float64 {
+			if space, err := s.blobs.Space(); err == nil {
+				return float64(of(space))
+			}
+			return math.NaN()
+		}
+	}
+	gauge("trow_storage_size_bytes", "Size of the file system with the data.", space(func(s storage.Space) int64 { return s.Size }))
+	gauge("trow_storage_free_bytes", "What is free on it.", space(func(s storage.Space) int64 { return s.Free }))
+	gauge("trow_storage_reserve_bytes", "What uploads leave free: below, they are refused.", space(func(s storage.Space) int64 { return s.Reserve }))
+	gauge("trow_uploads_open", "Uploads that are begun and not ended.", func() float64 { return float64(s.blobs.Uploads()) })
+	s.collected = prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_deleted_total", Help: "Blobs that were collected."})
+	s.freed = prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_freed_bytes_total", Help: "Bytes that were collected."})
+	s.metrics.MustRegister(s.collected, s.freed)
 	if s.keeper != nil {
 		gauge("trow_tls_certificate_not_after_seconds", "When the own server certificate ends, Unix time.",
 			func() float64 { return float64(s.keeper.NotAfter(trowtls.Leaf).Unix()) })
@@ -637,13 +749,19 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 	if err != nil {
 		return err
 	}
-	s.parts.Store(&parts{
-		index: index,
+	p := &parts{
+		index:     index,
+		collector: &storage.Collector{Blobs: s.blobs, Index: index, Grace: s.config.GCGrace},
+		scrubber:  &storage.Scrubber{Blobs: s.blobs, Index: index},
 		registry: registry.New(registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names,
-			Annotate: server.Annotate, RequestID: server.RequestID}),
+			Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID}),
 		webhook: admission.New(admission.Options{Images: index, Policy: policy,
 			EnforceTemplates: s.config.EnforceTemplates, Audit: s.audit, Observe: s.observe}),
-	})
+	}
+	if err := p.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
+		s.log.Error().Err(err).Msg("finishing the last collection")
+	}
+	s.parts.Store(p)
 	s.ready.Store(true)
 	return nil
 }
@@ -656,17 +774,94 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	if s.cluster != nil {
 		g.Go(func() error { return s.cluster.Run(ctx) })
 	}
-	g.Go(func() error {
-		for t := time.NewTicker(expireEvery); ; {
-			s.expire(ctx)
-			select {
-			case <-ctx.Done():
-				t.Stop()
-				return nil
-			case <-t.C:
-			}
+	every := func(interval time.Duration, do func(context.Context)) {
+		if interval > 0 {
+			g.Go(func() error { repeat(ctx, interval, do); return nil })
 		}
-	})
+	}
+	every(expireEvery, s.expire)
+	every(spaceEvery, s.watchSpace)
+	every(s.config.GCInterval, s.collect)
+	every(s.config.ScrubInterval, s.scrub)
+}
+
+// repeat does something now and then, until ctx ends.
+func repeat(ctx context.Context, interval time.Duration, do func(context.Context)) {
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		do(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// watchSpace says once that uploads are refused for want of space, and once that they are taken again.
+func (s *instance) watchSpace(context.Context) {
+	space, err := s.blobs.Space()
+	switch {
+	case err != nil:
+		s.log.Error().Err(err).Msg("looking at the free space")
+	case space.Full() && !s.full.Swap(true):
+		s.log.Error().Int64("free", space.Free).Int64("reserve", space.Reserve).
+			Msg("the storage is full: uploads are refused, everything else goes on; delete tags, or enlarge the volume")
+	case !space.Full() && s.full.Swap(false):
+		s.log.Info().Int64("free", space.Free).Msg("there is space again: uploads are taken")
+	}
+}
+
+// collect takes away what nothing needs any more.
+func (s *instance) collect(ctx context.Context) {
+	done, err := s.parts.Load().collector.Run(ctx, false, nil)
+	s.countCollected(ctx, done, err)
+}
+
+func (s *instance) countCollected(ctx context.Context, done storage.Collected, err error) {
+	s.collected.Add(float64(done.Deleted))
+	s.freed.Add(float64(done.Freed))
+	line := s.log.Debug()
+	switch {
+	case err != nil && ctx.Err() == nil:
+		line = s.log.Error().Err(err)
+	case done.Unlinked+done.Deleted > 0:
+		line = s.log.Info()
+	}
+	line.Int("unlinked", done.Unlinked).Int("deleted", done.Deleted).Int64("freed", done.Freed).Msg("collected")
+}
+
+// scrub reads all content and compares it with its digests.
+func (s *instance) scrub(ctx context.Context) {
+	rate, _ := parseSize("scrub-rate", s.config.ScrubRate) // checked with the settings
+	done, err := s.parts.Load().scrubber.Run(ctx, rate, s.found, nil)
+	if err != nil && ctx.Err() == nil {
+		s.log.Error().Err(err).Msg("scrub")
+		return
+	}
+	s.log.Info().Int("blobs", done.Blobs).Int64("bytes", done.Bytes).Int("damaged", done.Damaged).Int("failed", done.Failed).Msg("scrubbed")
+}
+
+// found logs what a scrub has found.
+func (s *instance) found(f storage.Finding) {
+	switch {
+	case f.Err != nil:
+		s.log.Error().Err(f.Err).Stringer("digest", f.Digest).Msg("content cannot be read; trying again with the next scrub")
+	case f.Reason != "":
+		s.log.Error().Stringer("digest", f.Digest).Str("why", f.Reason).Msg("damaged content: quarantined until it is pushed again")
+	default:
+		s.log.Info().Stringer("digest", f.Digest).Msg("content is whole again")
+	}
+}
+
+// lookInto checks content that a pull has not found as it should be.
+func (s *instance) lookInto(ctx context.Context, d digest.Digest) error {
+	f, err := s.parts.Load().scrubber.Check(ctx, d)
+	if f != nil {
+		s.found(*f)
+	}
+	return err
 }
 
 // expire drops idle uploads.
@@ -754,6 +949,61 @@ func (s *instance) validate(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, "the registry is loading its index; try again in a moment", http.StatusServiceUnavailable)
 }
 
+// office is what answers on the socket in the data directory: whoever can open that may do everything.
+func (s *instance) office() http.Handler {
+	r := chi.NewRouter()
+	r.Use(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if s.parts.Load() == nil {
+				http.Error(w, "the registry is loading its index; try again in a moment", http.StatusServiceUnavailable)
+				return
+			}
+			next.ServeHTTP(w, req)
+		})
+	})
+	r.Handle("/admin/gc", admin.Job(s.gcJob))
+	r.Handle("/admin/scrub", admin.Job(s.scrubJob))
+	return r
+}
+
+// gcJob collects, with a grace of its own if it is given one.
+func (s *instance) gcJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
+	c := s.parts.Load().collector
+	grace := c.Grace
+	if text := q.Get("grace"); text != "" {
+		var err error
+		if grace, err = time.ParseDuration(text); err != nil || grace < 0 {
+			return nil, fmt.Errorf("grace: %.40q is no time", text)
+		}
+	}
+	dry := q.Has("dry-run")
+	done, err := c.RunWith(ctx, grace, dry, func(done storage.Collected) { report(done) })
+	if !dry {
+		s.countCollected(ctx, done, err)
+	}
+	return done, err
+}
+
+// scrubJob reads everything, as fast as it goes unless told otherwise.
+func (s *instance) scrubJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
+	var rate int64
+	if text := q.Get("rate"); text != "" {
+		var err error
+		if rate, err = parseSize("rate", text); err != nil {
+			return nil, err
+		}
+	}
+	p := s.parts.Load()
+	done, err := p.scrubber.Run(ctx, rate, s.found, func(done storage.Scrubbed) { report(done) })
+	return scrubbed{done, p.index.Damages()}, err
+}
+
+// scrubbed is the outcome of a scrub.
+type scrubbed struct {
+	storage.Scrubbed
+	Damages map[digest.Digest]storage.Damage `json:"damages"`
+}
+
 // readyz tells whether requests are welcome. With ?verbose it says what that rests on.
 func (s *instance) readyz(w http.ResponseWriter, r *http.Request) {
 	server.Annotate(r.Context(), "route", "probe")
@@ -764,6 +1014,13 @@ func (s *instance) readyz(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Has("verbose") {
 		mark := map[bool]string{true: "+", false: "-"}
 		fmt.Fprintf(w, "[%s]index loaded\n[%s]not stopping\n", mark[s.parts.Load() != nil], mark[ready || s.parts.Load() == nil])
+		if p := s.parts.Load(); p != nil {
+			if space, err := s.blobs.Space(); err == nil {
+				fmt.Fprintf(w, "[%s]space for uploads: %s free of %s, %s reserved\n", mark[!space.Full()], size(space.Free), size(space.Size), size(space.Reserve))
+			}
+			n := p.index.Stats().Quarantined
+			fmt.Fprintf(w, "[%s]content whole: %d quarantined\n", mark[n == 0], n)
+		}
 		if s.cluster != nil {
 			state := s.cluster.State()
 			fmt.Fprintf(w, "[%s]webhook %s %s\n", mark[state.Mode == cluster.Mode(s.config.Webhook)], state.Mode, state.Why)
@@ -808,8 +1065,10 @@ func (s *instance) close() {
 			s.log.Error().Err(err).Msg("closing the journal")
 		}
 	}
-	if s.listener != nil {
-		s.listener.Close()
+	for _, l := range []net.Listener{s.listener, s.socket} {
+		if l != nil {
+			l.Close()
+		}
 	}
 }
 
@@ -1075,6 +1334,131 @@ func (a *app) documents(file string) ([]admission.Document, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return docs, nil
+}
+
+// ---- gc, scrub
+
+// onServer makes a command that talks to the server of a data directory.
+func (a *app) onServer(cmd *cobra.Command, do func(context.Context, *admin.Client) error) *cobra.Command {
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := loadConfig(cmd)
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), admin.NewClient(c.DataDir))
+	}
+	f := cmd.Flags()
+	f.StringP("config", "c", "", "the server's configuration file, for its data-dir")
+	f.StringP("data-dir", "d", "", "the server's data directory (default: as the server's)")
+	return cmd
+}
+
+// progress calls show with what a job reports.
+func progress[T any](show func(T)) func(json.RawMessage) error {
+	return func(b json.RawMessage) error {
+		var v T
+		if err := json.Unmarshal(b, &v); err != nil {
+			return err
+		}
+		show(v)
+		return nil
+	}
+}
+
+func (a *app) gcCommand() *cobra.Command {
+	var dry, now bool
+	var grace string
+	cmd := a.onServer(&cobra.Command{
+		Use:   "gc",
+		Short: "Free the space of what nothing needs any more, while the server runs",
+		Long: "gc takes away blobs that no manifest of their repository needs, and bytes that no repository holds. The server does\n" +
+			"so by itself each gc-interval; this does it now. Pushes and pulls go on meanwhile. Manifests and tags stay: delete\n" +
+			"those that are not needed first.",
+	}, func(ctx context.Context, c *admin.Client) error {
+		q := url.Values{}
+		if dry {
+			q.Set("dry-run", "")
+		}
+		if grace != "" {
+			q.Set("grace", grace)
+		}
+		var done storage.Collected
+		err := c.Run(ctx, "gc", q, progress(func(p storage.Collected) {
+			fmt.Fprintf(a.err, "%d repositories and %d blobs looked at, %s to free\n", p.Repos, p.Blobs, size(p.Freed))
+		}), &done)
+		if err != nil {
+			return err
+		}
+		a.tellCollected(done, dry)
+		return nil
+	})
+	f := cmd.Flags()
+	f.BoolVar(&dry, "dry-run", false, "only tell what would be freed")
+	f.BoolVar(&now, "now", false, "collect now (the default)")
+	f.StringVar(&grace, "grace", "", "instead of gc-grace; a push under way whose blobs go has to begin again")
+	cmd.MarkFlagsMutuallyExclusive("dry-run", "now")
+	return cmd
+}
+
+func (a *app) tellCollected(done storage.Collected, dry bool) {
+	verb := "Freed"
+	if dry {
+		verb = "Would free"
+	}
+	fmt.Fprintf(a.out, "%s %s: %d of %d blobs, after unlinking %d from %d repositories.\n",
+		verb, size(done.Freed), done.Deleted, done.Blobs, done.Unlinked, done.Repos)
+	if done.Waiting {
+		fmt.Fprintln(a.out, "Nothing was unlinked: the server has started less than the grace ago, and a client may rely on blobs that it was told of before.")
+	}
+}
+
+// size writes a number of bytes for people.
+func size(n int64) string {
+	const units = "KMGTPE"
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, unit := float64(n)/(1<<10), 0
+	for v >= 1<<10 {
+		v, unit = v/(1<<10), unit+1
+	}
+	return fmt.Sprintf("%.1f %ciB", v, units[unit])
+}
+
+// errDamaged ends a scrub that found damage.
+var errDamaged = errors.New("damaged content was found")
+
+func (a *app) scrubCommand() *cobra.Command {
+	var rate string
+	cmd := a.onServer(&cobra.Command{
+		Use:   "scrub",
+		Short: "Read all content, compare it with its digests, and quarantine what is damaged: exit code 1 if anything is",
+	}, func(ctx context.Context, c *admin.Client) error {
+		q := url.Values{}
+		if rate != "" {
+			q.Set("rate", rate)
+		}
+		var done scrubbed
+		err := c.Run(ctx, "scrub", q, progress(func(p storage.Scrubbed) {
+			fmt.Fprintf(a.err, "%d of %d contents, %s\n", p.Blobs, p.Contents, size(p.Bytes))
+		}), &done)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(a.out, "Read %d contents, %s: %d damaged, %d whole again, %d could not be read.\n",
+			done.Blobs, size(done.Bytes), done.Damaged, done.Healed, done.Failed)
+		for _, d := range slices.Sorted(maps.Keys(done.Damages)) {
+			fmt.Fprintf(a.out, "damaged  %s: %s\n", d, done.Damages[d].Reason)
+		}
+		if len(done.Damages) > 0 {
+			fmt.Fprintln(a.out, "Push images that consist of these again: that heals them.")
+			return errDamaged
+		}
+		return nil
+	})
+	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second, such as 16Mi (default: as fast as it goes)")
+	return cmd
 }
 
 // ---- disarm, arm, rotate-ca

@@ -239,6 +239,92 @@ func TestStartUpText(t *testing.T) {
 	}
 }
 
+// TestCollectAndScrub: what an administrator does at the terminal beside a running server.
+func TestCollectAndScrub(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir, "--no-tls", "--gc-interval=0", "--scrub-interval=0")
+	d := p.push("app", "v")
+	p.want(201, "POST", "/v2/app/blobs/uploads/?digest="+digest.FromString("unused").String(), "unused")
+	trow := func(code int, want string, args ...string) {
+		t.Helper()
+		got, out, errOut := command(t, "", append(args, "--data-dir="+dir)...)
+		if got != code || !strings.Contains(out+errOut, want) {
+			t.Errorf("trow %v: code %d, %s%s; want %d, %s", args, got, out, errOut, code, want)
+		}
+	}
+	trow(0, "Would free 0 B: 0 of 4 blobs", "gc", "--dry-run")
+	trow(0, "Nothing was unlinked", "gc")
+	time.Sleep(1100 * time.Millisecond) // times in facts are whole seconds
+	trow(0, "Would free 6 B: 1 of 4 blobs, after unlinking 1 from 1", "gc", "--dry-run", "--grace=0")
+	trow(0, "Freed 6 B: 1 of 4 blobs, after unlinking 1 from 1", "gc", "--grace=0", "--now")
+	p.want(404, "HEAD", "/v2/app/blobs/"+digest.FromString("unused").String(), "")
+	p.want(200, "GET", "/v2/app/manifests/v", "")
+	if metrics := p.want(200, "GET", "/metrics", ""); !strings.Contains(metrics, "trow_gc_freed_bytes_total 6\n") {
+		t.Error("the metrics do not count what was freed")
+	}
+
+	trow(0, "Read 3 contents", "scrub")
+	layer := digest.FromString("a layer of app")
+	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", layer.Encoded()), []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	trow(1, "damaged  "+layer.String(), "scrub", "--rate=1Gi")
+	if ready := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(ready, "[-]content whole: 1 quarantined") {
+		t.Errorf("readyz says %s", ready)
+	}
+	r := p.admit("/validate", strings.TrimPrefix(p.url, "http://")+"/app:v")
+	if !r.Allowed || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "damaged here, push it again") {
+		t.Errorf("the webhook says %+v", r)
+	}
+	p.want(404, "GET", "/v2/app/blobs/"+layer.String(), "")
+	if again := p.push("app", "v"); again != d {
+		t.Error("another digest")
+	}
+	trow(0, "0 damaged", "scrub")
+	trow(2, "grace: \"-1h\" is no time", "gc", "--grace=-1h")
+	p.stop()
+	trow(2, "no server runs on the data directory", "gc")
+}
+
+// TestAFullDisk: uploads are refused while there is less than is to stay free, everything else goes on.
+func TestAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir, "--no-tls")
+	p.push("app", "v")
+	p.stop()
+	p = start(t, dir, "--no-tls", "--reserve=1Ei")
+	status, header, body := p.do("POST", "/v2/app/blobs/uploads/", "")
+	if status != 507 || header.Get("Retry-After") == "" || !strings.Contains(body, `"code":"UNKNOWN"`) {
+		t.Errorf("an upload: %d %v %s", status, header, body)
+	}
+	p.want(507, "POST", "/v2/app/blobs/uploads/?digest="+digest.FromString("x").String(), "x")
+	p.want(200, "GET", "/v2/app/manifests/v", "")
+	if ready := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(ready, "[-]space for uploads") || !strings.HasSuffix(ready, "ok\n") {
+		t.Errorf("readyz says %s", ready)
+	}
+	p.want(202, "DELETE", "/v2/app/manifests/v", "")
+	if n := strings.Count(p.errOut.String(), "the storage is full"); n != 1 {
+		t.Errorf("the log says it %d times", n)
+	}
+}
+
+// TestOpenUploadsAreBounded, also those that nobody writes to.
+func TestOpenUploadsAreBounded(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir, "--no-tls", "--max-uploads=2")
+	_, header, _ := p.do("POST", "/v2/app/blobs/uploads/", "")
+	p.want(202, "POST", "/v2/app/blobs/uploads/", "")
+	status, refused, body := p.do("POST", "/v2/app/blobs/uploads/", "")
+	if status != 429 || refused.Get("Retry-After") == "" || !strings.Contains(body, "TOOMANYREQUESTS") {
+		t.Errorf("a third one: %d %v %s", status, refused, body)
+	}
+	p.stop()
+	p = start(t, dir, "--no-tls", "--max-uploads=2")
+	p.want(429, "POST", "/v2/app/blobs/uploads/", "") // those from before the restart count
+	p.want(204, "DELETE", header.Get("Location"), "")
+	p.want(202, "POST", "/v2/app/blobs/uploads/", "")
+}
+
 func TestPlainHTTP(t *testing.T) {
 	p := start(t, t.TempDir(), "--no-tls")
 	if !strings.HasPrefix(p.url, "http:") {
@@ -335,6 +421,13 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a word for a truth", nil, "TROW_NO_TLS=maybe", "no-tls"},
 		{"a list of numbers", []string{"--config=" + write("d.yaml", "names: [1]")}, "", "names"},
 		{"a time that is too short", []string{"--upload-timeout=1s"}, "", "upload-timeout"},
+		{"no uploads at all", []string{"--max-uploads=0"}, "", "max-uploads"},
+		{"a reserve without a unit that exists", []string{"--reserve=5%,1GB"}, "", "reserve"},
+		{"a reserve of everything", []string{"--reserve=100%"}, "", "reserve"},
+		{"a collection without a pause", []string{"--gc-interval=1ms"}, "", "gc-interval"},
+		{"no grace", []string{"--gc-grace=0"}, "", "gc-grace"},
+		{"a scrub without a pause", []string{"--scrub-interval=1s"}, "", "scrub-interval"},
+		{"a rate that is none", []string{"--scrub-rate=fast"}, "", "scrub-rate"},
 		{"a stall that is too short", []string{"--stall-timeout=1ms"}, "", "stall-timeout"},
 		{"a level that does not exist", []string{"--log-level=loud"}, "", "log-level"},
 		{"a password twice", []string{"--user=u", "--password=p", "--password-file=x"}, "", "password-file"},
@@ -533,12 +626,13 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 
 // imports says what each package may import of ours. Only main knows everybody.
 var imports = map[string][]string{
-	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/auth", "trow/registry/server", "trow/storage", "trow/tls"},
+	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/admin", "trow/registry/auth", "trow/registry/server", "trow/storage", "trow/tls"},
 	"admission":           {"trow/storage"},
 	"admission/cluster":   {},
 	"manifests":           {},
 	"manifests/node":      {},
 	"registry":            {"trow/registry/auth", "trow/storage"},
+	"registry/admin":      {},
 	"registry/auth":       {},
 	"registry/server":     {},
 	"storage":             {},

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/opencontainers/go-digest"
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionv1beta1 "k8s.io/api/admission/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -347,6 +348,18 @@ func TestWarningsHelp(t *testing.T) {
 				t.Errorf("got  %q\nwant %q", r.Warnings, tt.warnings)
 			}
 		})
+	}
+}
+
+func TestADamagedImageIsAllowedWithAWarning(t *testing.T) {
+	reg := newRegistry(t, held)
+	if err := reg.Quarantine(t.Context(), digest.Digest(digestOf("app one")), "test"); err != nil {
+		t.Fatal(err)
+	}
+	w := admission.New(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
+	r := judgePod(t, w, podOf(host+"/app:1", host+"/app:2"))
+	if want := []string{"damaged here, push it again: " + host + "/app:1"}; !r.Allowed || !slices.Equal(r.Warnings, want) {
+		t.Errorf("allowed %v with %q, want %q", r.Allowed, r.Warnings, want)
 	}
 }
 

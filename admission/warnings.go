@@ -53,6 +53,8 @@ func (w *Webhook) hint(ctx context.Context, warn *warnings, verdicts []verdict) 
 			return
 		case v.absent:
 			w.hintAbsent(ctx, warn, v)
+		case v.present && v.manifest.Damaged() != "":
+			warn.add("damaged here, push it again: " + v.image) // a node may have it all the same
 		case v.ruled && v.ref.Short:
 			name := v.ref.familiar()
 			warn.add(name + " names no host: CRI-O may pull it from elsewhere; write " + hub + "/" + name)

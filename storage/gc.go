@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -20,6 +21,8 @@ type Collector struct {
 	Blobs Blobs
 	Index *Index
 	Grace time.Duration
+
+	mu sync.Mutex // one run at a time: the end of one takes marks away that another would rely on
 }
 
 // Collected says what a run has done, or would do.
@@ -43,9 +46,16 @@ const (
 // may be nil, is told now and then how far it has come. Errors: what the engines say; what was done until then is
 // in Collected, and the next run goes on.
 func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (done Collected, err error) {
+	return c.RunWith(ctx, c.Grace, dry, report)
+}
+
+// RunWith is Run with another grace.
+func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool, report func(Collected)) (done Collected, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	r := collection{Collector: c, dry: dry, done: &done, report: report, told: time.Now(), unlinked: map[key]int32{}}
-	since := time.Now().Add(-c.Grace)
-	c.Index.leases.forget(since)
+	since := time.Now().Add(-grace)
+	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace)))
 	if !dry {
 		if err := r.finish(ctx); err != nil {
 			return done, fmt.Errorf("collect: %w", err)
@@ -68,6 +78,8 @@ func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (
 
 // Finish deletes what an earlier run that was cut short has condemned: pushes of it wait. Call it at the start.
 func (c *Collector) Finish(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	r := collection{Collector: c, done: &Collected{}}
 	return r.finish(ctx)
 }
