@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
@@ -25,10 +26,76 @@ type descriptor struct {
 	MediaType string            `json:"mediaType,omitempty"`
 	Digest    string            `json:"digest,omitempty"`
 	Size      int64             `json:"size,omitempty"`
-	URLs      []string          `json:"urls,omitempty"`
+	URLs      anything          `json:"urls,omitempty"`
 	Artifact  string            `json:"artifactType,omitempty"`
 	Notes     map[string]string `json:"annotations,omitempty"`
 	BlobSum   string            `json:"blobSum,omitempty"` // Docker's schema 1
+}
+
+// descriptors is a list of them. Of those that name nothing, which a manifest of 4 MiB could have a million of, it
+// keeps the first alone: that is enough to refuse a manifest for it.
+type descriptors []descriptor
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (l *descriptors) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	*l = nil
+	if dec.PeekKind() == '[' {
+		*l = descriptors{}
+	}
+	empty := false
+	var d descriptor // one for all: a million empty ones must not be a million allocations
+	return elements(dec, func() error {
+		d = descriptor{}
+		if err := json.UnmarshalDecode(dec, &d); err != nil {
+			return err
+		}
+		if named := d.Digest != "" || d.BlobSum != ""; named || !empty {
+			*l = append(*l, d)
+			empty = empty || !named
+		}
+		return nil
+	})
+}
+
+// anything tells whether a list of text has any element.
+type anything bool
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (a *anything) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	*a = false
+	var text string
+	return elements(dec, func() error {
+		*a = true
+		return json.UnmarshalDecode(dec, &text)
+	})
+}
+
+// elements calls next for each element of an array; null is an empty one.
+func elements(dec *jsontext.Decoder, next func() error) error {
+	switch kind := dec.PeekKind(); kind {
+	case 'n':
+		return dec.SkipValue()
+	case '[':
+	default:
+		if err := dec.SkipValue(); err != nil {
+			return err
+		}
+		return fmt.Errorf("an array is expected, not %v", kind)
+	}
+	if _, err := dec.ReadToken(); err != nil {
+		return err
+	}
+	for dec.PeekKind() != ']' {
+		if dec.PeekKind() == 0 { // the input is broken, and says so when it is read
+			_, err := dec.ReadToken()
+			return err
+		}
+		if err := next(); err != nil {
+			return err
+		}
+	}
+	_, err := dec.ReadToken()
+	return err
 }
 
 // content is what is read of a manifest, of whatever type: the union of what the known ones have.
@@ -37,10 +104,10 @@ type content struct {
 	MediaType     string            `json:"mediaType"`
 	Artifact      string            `json:"artifactType"`
 	Config        *descriptor       `json:"config"`
-	Layers        []descriptor      `json:"layers"`
-	Manifests     []descriptor      `json:"manifests"`
-	Blobs         []descriptor      `json:"blobs"`    // OCI artifact manifests
-	FSLayers      []descriptor      `json:"fsLayers"` // Docker's schema 1
+	Layers        descriptors       `json:"layers"`
+	Manifests     descriptors       `json:"manifests"`
+	Blobs         descriptors       `json:"blobs"`    // OCI artifact manifests
+	FSLayers      descriptors       `json:"fsLayers"` // Docker's schema 1
 	Subject       *descriptor       `json:"subject"`
 	Annotations   map[string]string `json:"annotations"`
 }
@@ -158,7 +225,7 @@ func (p *parsed) need(where string, d descriptor) error {
 
 // foreign tells whether content is by its nature not in a registry (image spec, "Non-Distributable Layers").
 func foreign(d descriptor) bool {
-	return len(d.URLs) > 0 || strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
+	return bool(d.URLs) || strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
 }
 
 func (p *parsed) refersTo(subject *descriptor) error {

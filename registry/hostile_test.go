@@ -1,0 +1,75 @@
+package registry
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestHostileManifestsCostNoMoreThanTheirSize: whatever is sent, memory and time stay within a multiple of what an
+// honest manifest of the same size takes.
+func TestHostileManifestsCostNoMoreThanTheirSize(t *testing.T) {
+	fill := func(prefix, unit, suffix string) []byte {
+		n := (maxManifest - len(prefix) - len(suffix)) / len(unit)
+		return []byte(prefix + strings.TrimSuffix(strings.Repeat(unit, n), ",") + suffix)
+	}
+	numbered := func(prefix, format, suffix string) []byte {
+		var b strings.Builder
+		b.WriteString(prefix)
+		for i := 0; b.Len() < maxManifest-200; i++ {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			fmt.Fprintf(&b, format, i)
+		}
+		return []byte(b.String() + suffix)
+	}
+	layer := `{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1}`
+	honest := fill(`{"schemaVersion":2,"config":`+layer+`,"layers":[`, layer+",", "]}")
+	honestBytes, honestTime := cost(honest)
+	for name, body := range map[string][]byte{
+		"commas":                    fill(`{"layers":[`, ",", "]}"),
+		"empty descriptors":         fill(`{"schemaVersion":2,"layers":[`, "{},", "]}"),
+		"null descriptors":          fill(`{"schemaVersion":2,"layers":[`, "null,", "]}"),
+		"empty children":            fill(`{"schemaVersion":2,"manifests":[`, "{},", "]}"),
+		"short annotations":         numbered(`{"schemaVersion":2,"annotations":{`, `"%d":""`, "}}"),
+		"annotations of descriptor": numbered(`{"schemaVersion":2,"config":{"annotations":{`, `"%d":""`, "}}}"),
+		"short urls":                fill(`{"schemaVersion":2,"layers":[{"urls":[`, `"",`, "]}]}"),
+		"unknown names":             numbered(`{"schemaVersion":2,"x":{`, `"%d":0`, "}}"),
+		"unknown objects":           fill(`{"schemaVersion":2,"x":[`, "{},", "]}"),
+		"brackets":                  fill(`{"x":`, "[", "}"),
+		"braces":                    fill(``, `{"x":`, "}"),
+		"a number":                  fill(`{"schemaVersion":`, "9", "}"),
+		"escapes":                   fill(`{"mediaType":"`, `\u0000`, `"}`),
+		"surrogates":                fill(`{"mediaType":"`, `\ud800`, `"}`),
+		"invalid UTF-8":             fill(`{"mediaType":"`, "\xff", `"}`),
+		"the same name":             fill(`{`, `"layers":[],`, "}"),
+		"white space":               fill(`{`, " ", "}"),
+		"names that fold":           fill(`{`, `"LAYERS":[],`, "}"),
+	} {
+		bytes, took := cost(body)
+		if bytes > 3*honestBytes {
+			t.Errorf("%s: %d MiB are allocated, for an honest manifest %d MiB", name, bytes>>20, honestBytes>>20)
+		}
+		if took > 10*honestTime {
+			t.Errorf("%s: took %s, an honest manifest %s", name, took, honestTime)
+		}
+	}
+}
+
+// cost is what parsing takes: the bytes allocated, and the shortest time of three.
+func cost(body []byte) (bytes uint64, took time.Duration) {
+	took = time.Hour
+	for range 3 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		begin := time.Now()
+		_, _ = parseManifest(typeOCIManifest, body) // whether it is refused is another test's question
+		took = min(took, time.Since(begin))
+		runtime.ReadMemStats(&after)
+		bytes = after.TotalAlloc - before.TotalAlloc
+	}
+	return bytes, took
+}
