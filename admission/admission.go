@@ -54,6 +54,10 @@ const (
 	// maxKept bounds the buffers that are kept for later bodies, in bytes. Nearly all reviews are smaller.
 	maxKept = 256 << 10
 
+	// maxLarge bounds the reviews larger than maxKept that are under way. Each may take 32 times its size when it is made
+	// of empty things; those that the API server sends of real pods are a tenth of maxKept.
+	maxLarge = 4
+
 	// maxTime bounds what the registry may take to answer about one object. The API server waits 10 s unless
 	// told otherwise.
 	maxTime = 10 * time.Second
@@ -114,11 +118,13 @@ type Webhook struct {
 	enforceTemplates bool
 	audit            func() bool
 	observe          func(Decision)
+	large            chan struct{} // a place for each large review under way
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
-	w := &Webhook{images: o.Images, policy: o.Policy, enforceTemplates: o.EnforceTemplates, audit: o.Audit, observe: o.Observe}
+	w := &Webhook{images: o.Images, policy: o.Policy, enforceTemplates: o.EnforceTemplates, audit: o.Audit, observe: o.Observe,
+		large: make(chan struct{}, maxLarge)}
 	if w.audit == nil {
 		w.audit = func() bool { return false }
 	}
@@ -141,8 +147,8 @@ func malformed(format string, args ...any) error {
 }
 
 // ServeHTTP answers an AdmissionReview that is POSTed as JSON. A verdict is status 200, whether it allows or
-// denies. Other statuses: 400 for what is not a review, 405, 413 above 7 MiB, 415, and 500 when the registry
-// cannot tell; their bodies are a line of text, with the review's uid as soon as it is known.
+// denies. Other statuses: 400 for what is not a review, 405, 413 above 7 MiB, 415, 500 when the registry cannot
+// tell, and 503 when too many large reviews are under way; their bodies are a line of text, with the review's uid as soon as it is known.
 func (w *Webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	var d Decision
 	defer func() {
@@ -177,12 +183,20 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 	if !isJSON(r.Header.Get("Content-Type")) {
 		return nil, &httpError{http.StatusUnsupportedMediaType, "an AdmissionReview is of type application/json"}
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), maxTime)
+	defer cancel()
+	if r.ContentLength < 0 || r.ContentLength > maxKept {
+		select {
+		case w.large <- struct{}{}:
+			defer func() { <-w.large }()
+		case <-ctx.Done():
+			return nil, &httpError{http.StatusServiceUnavailable, "too many large AdmissionReviews are under way; try again"}
+		}
+	}
 	review, err := readReview(rw, r)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), maxTime)
-	defer cancel()
 	response, err := w.judge(ctx, review.Request, d)
 	if err != nil {
 		return nil, err
@@ -255,6 +269,9 @@ func readReview(rw http.ResponseWriter, r *http.Request) (*review, error) {
 			bodies.Put(buf)
 		}
 	}()
+	if r.ContentLength > maxKept { // of which there are few at a time
+		buf.Grow(int(r.ContentLength) + bytes.MinRead) // once, not by doubling
+	}
 	if _, err := buf.ReadFrom(http.MaxBytesReader(rw, r.Body, maxBody)); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return nil, tooLarge

@@ -105,7 +105,7 @@ func (w *Webhook) find(ctx context.Context, q *request, k kind) (*findings, erro
 		}
 		if !judged {
 			if n = len(f.verdicts); n == maxImages {
-				f.deny(k.field(p), fmt.Sprintf("More than %d different images in one object", maxImages))
+				f.deny(k, p, fmt.Sprintf("More than %d different images in one object", maxImages))
 				break
 			}
 			v, err := w.policy.judge(ctx, w.images, image)
@@ -115,7 +115,7 @@ func (w *Webhook) find(ctx context.Context, q *request, k kind) (*findings, erro
 			known[image], f.verdicts = n, append(f.verdicts, v)
 		}
 		if v := &f.verdicts[n]; !v.allowed {
-			f.deny(k.field(p), v.sentence)
+			f.deny(k, p, v.sentence)
 		}
 	}
 	if f.untold > 0 {
@@ -136,10 +136,10 @@ func (q *request) known(k kind) map[string]int {
 	return known
 }
 
-// deny records a sentence, and the field it is about, as far as there is room.
-func (f *findings) deny(field, sentence string) {
+// deny records a sentence, and the place it is about, as far as there is room.
+func (f *findings) deny(k kind, p place, sentence string) {
 	if len(f.causes) < maxTold {
-		cause := metav1.StatusCause{Type: metav1.CauseTypeForbidden, Message: sentence, Field: field}
+		cause := metav1.StatusCause{Type: metav1.CauseTypeForbidden, Message: sentence, Field: k.field(p)}
 		f.causes = append(f.causes, cause)
 	}
 	switch {

@@ -1,0 +1,103 @@
+package admission_test
+
+import (
+	"encoding/json"
+	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"trow/admission"
+)
+
+// TestHostileReviewsCostBoundedTimeAndMemory: whatever is sent, memory stays within 32 times its size, and time within
+// 20 times what an honest review of that size takes.
+func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
+	const size = 2 << 20 // what is true of it is true of 7 MiB, which take longer
+	w := admission.New(admission.Options{Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{})})
+	review := func(spec string) string {
+		return reviewOf(t, "", "Pod", object{"kind": "Pod", "spec": json.RawMessage(spec)}, nil)
+	}
+	fill := func(prefix, unit, suffix string) string {
+		return prefix + strings.TrimSuffix(strings.Repeat(unit, size/len(unit)), ",") + suffix
+	}
+	mark := review(`{"x":"HERE"}`)
+	around := func(filling string) string { return strings.Replace(mark, `"HERE"`, filling, 1) }
+	cost := func(body string, tries int) (bytes uint64, took time.Duration) {
+		took = time.Hour
+		for range tries {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			begin := time.Now()
+			post(w, strings.NewReader(body))
+			took = min(took, time.Since(begin))
+			runtime.ReadMemStats(&after)
+			bytes = after.TotalAlloc - before.TotalAlloc
+		}
+		return bytes, took
+	}
+	container := `{"name":"c","image":"docker.io/library/nginx:1.21.0","env":[{"name":"A","value":"` + strings.Repeat("b", 200) + `"}]},`
+	honestBytes, honestTime := cost(review(fill(`{"containers":[`, container, "]}")), 1)
+	for name, body := range map[string]string{
+		"commas":              around(fill("[", ",", "]")),
+		"only commas":         strings.Repeat(",", size),
+		"empty containers":    review(fill(`{"containers":[`, "{},", "]}")),
+		"null containers":     review(fill(`{"containers":[`, "null,", "]}")),
+		"empty volumes":       review(fill(`{"volumes":[`, "{},", "]}")),
+		"volumes of images":   review(fill(`{"volumes":[`, `{"image":{}},`, "]}")),
+		"brackets":            around(fill("", "[", "")),
+		"braces":              around(fill("", `{"a":`, "")),
+		"closed brackets":     around(strings.Repeat("[", size/2) + strings.Repeat("]", size/2)),
+		"a number":            around(strings.Repeat("9", size)),
+		"a number's exponent": around("1e" + strings.Repeat("9", size)),
+		"escapes":             around(fill(`"`, `\u0000`, `"`)),
+		"invalid UTF-8":       around(`"` + strings.Repeat("\xff", size) + `"`),
+		"the same name":       around(fill(`{`, `"a":0,`, `}`)),
+		"white space":         around(strings.Repeat(" ", size) + "0"),
+		"groups":              strings.Replace(mark, `"username":"alice"`, fill(`"groups":[`, `"",`, "]"), 1),
+		"owners":              strings.Replace(mark, `"spec":`, fill(`"metadata":{"ownerReferences":[`, "{},", `]},"spec":`), 1),
+	} {
+		bytes, took := cost(body, 1)
+		if bytes > 32*size {
+			t.Errorf("%s: %d MiB are allocated, for an honest review %d MiB", name, bytes>>20, honestBytes>>20)
+		}
+		if took > 20*honestTime { // somebody may have had the machine
+			_, took = cost(body, 3)
+		}
+		if took > 20*honestTime {
+			t.Errorf("%s: took %s, an honest review %s", name, took, honestTime)
+		}
+	}
+}
+
+// TestLargeReviewsWaitForEachOther, and small ones do not wait for them.
+func TestLargeReviewsWaitForEachOther(t *testing.T) {
+	w, _ := newWebhook(t, admission.PolicyOptions{})
+	release := make(chan struct{})
+	var all sync.WaitGroup
+	reading := make(chan struct{}, 16)
+	for range 5 {
+		all.Go(func() {
+			post(w, io.MultiReader(readerFunc(func([]byte) (int, error) { reading <- struct{}{}; <-release; return 0, io.EOF })))
+		})
+	}
+	for range 4 {
+		<-reading
+	}
+	if r := answer(t, w, reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)); !r.Allowed {
+		t.Errorf("a small one: %+v", r)
+	}
+	select {
+	case <-reading:
+		t.Error("a fifth large one is read beside four others")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	all.Wait()
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
