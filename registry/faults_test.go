@@ -1,0 +1,174 @@
+package registry_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/storagetest"
+)
+
+// flow is something that a client does. It returns the last answer; holds tells whether the registry shows what a
+// success promises.
+type flow struct {
+	name  string
+	run   func(w *wire) *answer
+	holds func(w *wire) bool
+}
+
+var (
+	flowBlob  = []byte("a new blob")
+	flowDone  = digest.FromBytes(flowBlob)
+	flowOther = []byte("a blob of another repository")
+)
+
+func (w *wire) shows(path string, want []byte) bool {
+	a := w.do("GET", path, nil)
+	return a.status == 200 && bytes.Equal(a.body, want)
+}
+
+func (w *wire) lacks(path string) bool { return w.do("GET", path, nil).status == 404 }
+
+// flows are all ways to write. The repository a has an image v of a config and a layer, an index i of that, and a
+// blob that nothing needs; b has a blob.
+func flows() []flow {
+	image := image([]byte("c0"), []byte("l0"), `,"annotations":{"new":"yes"}`)
+	imageDigest := digest.FromBytes(image).String()
+	unused := digest.FromString("unused").String()
+	v := digest.FromBytes(firstImage()).String()
+	put := func(ref string, body []byte) func(*wire) *answer {
+		return func(w *wire) *answer {
+			return w.do("PUT", "/v2/a/manifests/"+ref, body, "Content-Type", typeManifest)
+		}
+	}
+	session := func(w *wire, chunks ...string) *answer {
+		a := w.do("POST", "/v2/a/blobs/uploads/", nil)
+		for _, chunk := range chunks {
+			if a.status != 202 {
+				return a
+			}
+			a = w.do("PATCH", a.header.Get("Location"), []byte(chunk))
+		}
+		if a.status != 202 {
+			return a
+		}
+		return w.do("PUT", a.header.Get("Location")+"?digest="+flowDone.String(), nil)
+	}
+	blob := func(w *wire) bool { return w.shows("/v2/a/blobs/"+flowDone.String(), flowBlob) }
+	return []flow{
+		{"a blob at once", func(w *wire) *answer {
+			return w.do("POST", "/v2/a/blobs/uploads/?digest="+flowDone.String(), flowBlob)
+		}, blob},
+		{"a blob in chunks", func(w *wire) *answer { return session(w, "a new", " blob") }, blob},
+		{"a mount", func(w *wire) *answer {
+			return w.do("POST", "/v2/a/blobs/uploads/?from=b&mount="+digest.FromBytes(flowOther).String(), nil)
+		}, func(w *wire) bool { return w.shows("/v2/a/blobs/"+digest.FromBytes(flowOther).String(), flowOther) }},
+		{"a manifest by tag", put("new", image), func(w *wire) bool { return w.shows("/v2/a/manifests/new", image) }},
+		{"a manifest by digest", put(imageDigest, image), func(w *wire) bool { return w.shows("/v2/a/manifests/"+imageDigest, image) }},
+		{"a tag that moves", put("v", image), func(w *wire) bool { return w.shows("/v2/a/manifests/v", image) }},
+		{"the end of a tag", func(w *wire) *answer { return w.do("DELETE", "/v2/a/manifests/v", nil) },
+			func(w *wire) bool { return w.lacks("/v2/a/manifests/v") && w.shows("/v2/a/manifests/"+v, firstImage()) }},
+		{"the end of a manifest", func(w *wire) *answer { return w.do("DELETE", "/v2/a/manifests/i", nil) },
+			func(w *wire) bool { return w.lacks("/v2/a/manifests/i") }},
+		{"the end of a blob", func(w *wire) *answer { return w.do("DELETE", "/v2/a/blobs/"+unused, nil) },
+			func(w *wire) bool { return w.lacks("/v2/a/blobs/" + unused) }},
+	}
+}
+
+func firstImage() []byte { return image([]byte("c0"), []byte("l0")) }
+
+// furnish makes what the flows begin with.
+func furnish(w *wire) {
+	for _, b := range []string{"c0", "l0", "unused"} {
+		w.pushBlob("a", []byte(b))
+	}
+	w.pushBlob("b", flowOther)
+	w.do("PUT", "/v2/a/manifests/v", firstImage(), "Content-Type", typeManifest).is(201)
+	w.do("PUT", "/v2/a/manifests/i", index(firstImage()), "Content-Type", typeIndex).is(201)
+}
+
+// TestNoFaultIsToldAsASuccess lets the n-th call of each method of each engine fail in each flow, for every n,
+// before and after it took effect, for want of space and for a broken disk: a success is one, a failure has its
+// JSON, reads go on, and the same request succeeds when it is sent again.
+func TestNoFaultIsToldAsASuccess(t *testing.T) {
+	injected := 0
+	for _, method := range []string{"Stat", "Open", "Create", "Resume", "Write", "Commit", "Close", "Cancel", "Journal", "Head"} {
+		for _, f := range flows() {
+			for _, after := range []bool{false, true} {
+				for _, err := range []error{syscall.EIO, fmt.Errorf("%w: %w", storage.ErrFull, syscall.ENOSPC)} {
+					for n := 1; injectFault(t, f, method, n, after, err); n++ {
+						injected++
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d faults", injected)
+	if injected < 100 {
+		t.Errorf("only %d faults were injected", injected)
+	}
+}
+
+// injectFault returns whether the fault has happened.
+func injectFault(t *testing.T, f flow, method string, n int, after bool, err error) bool {
+	t.Helper()
+	memory, journal := new(storage.Memory), new(storage.MemoryJournal)
+	ofBlobs := &storagetest.Fault{Method: method, After: after, Err: err}
+	ofJournal := &storagetest.Fault{Method: method, After: after, Err: err}
+	if method == "Journal" { // Commit is a name of both
+		ofJournal.Method = "Commit"
+	} else if method == "Commit" {
+		ofJournal.Method = "none"
+	}
+	var fired bool
+	t.Run(fmt.Sprintf("%s/%s %d/%v/%v", f.name, method, n, after, errors.Is(err, storage.ErrFull)), func(t *testing.T) {
+		w := serve(t, storagetest.FailBlobs{Blobs: memory, Fault: ofBlobs}, storagetest.FailJournal{Journal: journal, Fault: ofJournal})
+		furnish(w)
+		for _, fault := range []*storagetest.Fault{ofBlobs, ofJournal} {
+			fault.N = fault.Calls() + n
+		}
+		a := f.run(w)
+		if fired = ofBlobs.Fired() || ofJournal.Fired(); !fired {
+			return
+		}
+		ofBlobs.N, ofJournal.N = 0, 0
+		wantHonest(t, serve(t, memory, journal), f, a)
+		if !w.shows("/v2/a/manifests/"+digest.FromBytes(firstImage()).String(), firstImage()) {
+			t.Error("what was there before cannot be read")
+		}
+		if a.status >= 300 {
+			again := f.run(w)
+			if gone := again.status == 404 && strings.Contains(f.name, "the end"); again.status >= 300 && !gone || !f.holds(w) {
+				t.Errorf("the second try: %d %s", again.status, again.body)
+			}
+		}
+	})
+	return fired
+}
+
+// wantHonest compares an answer with what the registry shows after a restart.
+func wantHonest(t *testing.T, restarted *wire, f flow, a *answer) {
+	t.Helper()
+	restarted.T = t
+	if a.status < 300 {
+		if !f.holds(restarted) {
+			t.Errorf("answered %d, and it is not so", a.status)
+		}
+		return
+	}
+	a.errors() // the spec's JSON
+	if a.status < 500 {
+		t.Errorf("a fault of the storage is told as the client's: %d %s", a.status, a.body)
+	}
+	full := a.status == http.StatusInsufficientStorage || a.status == http.StatusServiceUnavailable
+	if full && a.header.Get("Retry-After") == "" {
+		t.Errorf("%d without Retry-After", a.status)
+	}
+}
