@@ -501,6 +501,7 @@ type parts struct {
 	collector *storage.Collector
 	scrubber  *storage.Scrubber
 	registry  *registry.Registry
+	open      *registry.Registry // the same for whoever may do everything
 	webhook   *admission.Webhook
 }
 
@@ -749,12 +750,20 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 	if err != nil {
 		return err
 	}
+	everything, err := auth.NewBasic(auth.BasicOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true})
+	if err != nil {
+		return err
+	}
+	o := registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names,
+		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID}
+	open := o
+	open.Auth = everything
 	p := &parts{
 		index:     index,
 		collector: &storage.Collector{Blobs: s.blobs, Index: index, Grace: s.config.GCGrace},
 		scrubber:  &storage.Scrubber{Blobs: s.blobs, Index: index},
-		registry: registry.New(registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names,
-			Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID}),
+		registry:  registry.New(o),
+		open:      registry.New(open),
 		webhook: admission.New(admission.Options{Images: index, Policy: policy,
 			EnforceTemplates: s.config.EnforceTemplates, Audit: s.audit, Observe: s.observe}),
 	}
@@ -963,7 +972,26 @@ func (s *instance) office() http.Handler {
 	})
 	r.Handle("/admin/gc", admin.Job(s.gcJob))
 	r.Handle("/admin/scrub", admin.Job(s.scrubJob))
+	r.Get("/admin/repositories", s.repositories)
+	v2 := func(w http.ResponseWriter, req *http.Request) { s.parts.Load().open.ServeHTTP(w, req) }
+	r.HandleFunc("/v2", v2)
+	r.HandleFunc("/v2/*", v2)
 	return r
+}
+
+// repositories lists what each repository holds, a line of JSON for each.
+func (s *instance) repositories(w http.ResponseWriter, req *http.Request) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	index, out := s.parts.Load().index, json.NewEncoder(w)
+	for _, name := range index.Names() {
+		held, found, err := index.Holdings(req.Context(), name)
+		if err == nil && found {
+			err = out.Encode(held)
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler) // so that a short list does not look whole
+		}
+	}
 }
 
 // gcJob collects, with a grace of its own if it is given one.

@@ -116,7 +116,7 @@ func (r *collection) finish(ctx context.Context) error {
 
 // unlink takes away the links that nothing needs, repo by repo.
 func (r *collection) unlink(ctx context.Context, since time.Time) error {
-	for _, name := range r.Index.names() {
+	for _, name := range r.Index.Names() {
 		for links := range slices.Chunk(r.Index.unneeded(name, since), unlinkStep) {
 			if err := r.unlinkStep(ctx, name, links, since); err != nil {
 				return err

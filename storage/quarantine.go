@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"maps"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -69,8 +70,8 @@ func (x *Index) contents() map[key]int64 {
 	return out
 }
 
-// holders lists the names of all repos, also of those without a manifest, as of one moment.
-func (x *Index) names() []string {
+// Names lists all repos, also those without a manifest, as of one moment, in ASCII order.
+func (x *Index) Names() []string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	names := make([]string, 0, len(x.state.repos))
@@ -79,5 +80,6 @@ func (x *Index) names() []string {
 			names = append(names, name)
 		}
 	}
+	slices.Sort(names)
 	return names
 }
