@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -194,8 +196,36 @@ func (r *Registry) writeError(w http.ResponseWriter, req *http.Request, err erro
 	for name, values := range f.header {
 		w.Header()[name] = values
 	}
+	if req.ContentLength == 0 {
+		writeJSON(w, req, at, "application/json", body)
+		return
+	}
+	// A client that is sending a body looks for the answer when it has sent it. If we closed the connection now, the
+	// reset would overtake the answer. (HTTP/2 has a way to say so; an error of these calls changes nothing.)
+	c := http.NewResponseController(w)
+	_ = c.EnableFullDuplex()
 	writeJSON(w, req, at, "application/json", body)
+	_ = c.Flush()
+	if req.ProtoMajor == 1 {
+		linger(req.Body)
+	}
 }
+
+// linger reads what is left of a body, for a while.
+func linger(body io.Reader) {
+	const piece = 1 << 20
+	for end, n := time.Now().Add(lingerTime), 0; n < lingerBytes/piece && time.Now().Before(end); n++ {
+		if _, err := io.CopyN(io.Discard, body, piece); err != nil {
+			return
+		}
+	}
+}
+
+// What is read of a body after its request was refused, so that the client gets to the answer.
+const (
+	lingerTime  = 10 * time.Second
+	lingerBytes = 256 << 20
+)
 
 // writeJSON answers with a body that is small enough to be made whole before anything is sent.
 func writeJSON(w http.ResponseWriter, req *http.Request, status int, contentType string, v any) {

@@ -1,9 +1,11 @@
 package registry_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"syscall"
@@ -170,5 +172,30 @@ func wantHonest(t *testing.T, restarted *wire, f flow, a *answer) {
 	full := a.status == http.StatusInsufficientStorage || a.status == http.StatusServiceUnavailable
 	if full && a.header.Get("Retry-After") == "" {
 		t.Errorf("%d without Retry-After", a.status)
+	}
+}
+
+// TestARefusalReachesAClientThatIsStillSending: it looks for the answer when it has sent all, and the connection is
+// not reset under it.
+func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
+	fault := &storagetest.Fault{Method: "Create", N: 1, Err: fmt.Errorf("%w: %w", storage.ErrFull, syscall.ENOSPC)}
+	w := serve(t, storagetest.FailBlobs{Blobs: new(storage.Memory), Fault: fault}, new(storage.MemoryJournal))
+	conn, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	body := make([]byte, 32<<20)
+	head := "POST /v2/a/blobs/uploads/?digest=" + digest.FromBytes(body).String() + " HTTP/1.1\r\nHost: x\r\nContent-Length: " + fmt.Sprint(len(body)) + "\r\n\r\n"
+	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
+		t.Fatalf("sending: %v", err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("the answer: %v", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusInsufficientStorage {
+		t.Errorf("status %d", resp.StatusCode)
 	}
 }

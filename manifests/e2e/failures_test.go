@@ -225,3 +225,27 @@ func TestUninstall(t *testing.T) {
 		t.Errorf("the images are lost: %s", out)
 	}
 }
+
+// TestTheVolumeIsFull: pods go on starting and being judged, pushes are told what is wrong, an administrator frees
+// space without a restart, and then pushes go on by themselves.
+func TestTheVolumeIsFull(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "full")
+	push(t, c, "full", "1", app(t, "full", 0))
+	t.Run("full", func(t *testing.T) {
+		settings(t, c, "reserve: 1Ei\n")
+		if _, err := tryPush(t, c, "full", "2", app(t, "full2", 0)); err == nil || !strings.Contains(err.Error(), "507") {
+			t.Errorf("a push to a full volume: %v", err)
+		}
+		running(t, c, "full", "still", host+"/full:1")
+		if out, err := c.TryKubectl("--namespace=full", "run", "x", "--image=docker.io/nginx", "--dry-run=server"); err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+			t.Errorf("a verdict: %s", out)
+		}
+		out := c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "gc", "--dry-run")
+		if !strings.Contains(out, "Would free") {
+			t.Errorf("trow gc in the pod: %s", out)
+		}
+	})
+	push(t, c, "full", "2", app(t, "full2", 0))
+}
