@@ -55,6 +55,7 @@ import (
 	"trow/registry"
 	"trow/registry/admin"
 	"trow/registry/auth"
+	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
 	trowtls "trow/tls"
@@ -82,7 +83,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.scrubCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -124,10 +125,13 @@ type config struct {
 	Reserve       string        `mapstructure:"reserve"`
 	GCInterval    time.Duration `mapstructure:"gc-interval"`
 	GCGrace       time.Duration `mapstructure:"gc-grace"`
+	Immutable     []string      `mapstructure:"immutable-tags"`
 	ScrubInterval time.Duration `mapstructure:"scrub-interval"`
 	ScrubRate     string        `mapstructure:"scrub-rate"`
-	StallTimeout  time.Duration `mapstructure:"stall-timeout"`
-	LogLevel      string        `mapstructure:"log-level"`
+
+	Retention    []retention.Rule `mapstructure:"retention"`
+	StallTimeout time.Duration    `mapstructure:"stall-timeout"`
+	LogLevel     string           `mapstructure:"log-level"`
 
 	Webhook          string        `mapstructure:"webhook"`
 	ExemptNamespaces []string      `mapstructure:"exempt-namespaces"`
@@ -171,6 +175,8 @@ var settings = []setting{
 	{"reserve", "", "5%,1Gi", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none", false},
 	{"gc-interval", "", time.Hour, "how often what nothing needs any more is collected; 0: never by itself", false},
 	{"gc-grace", "", 6 * time.Hour, "how long a blob that no manifest needs is kept for a push that may come", false},
+	{"retention", "", []retention.Rule{}, "what is kept of tags and manifests, by repository; in the configuration file", false},
+	{"immutable-tags", "", []string{}, "tags that never change once they are set, repository:tag, with * and **", false},
 	{"scrub-interval", "", 7 * 24 * time.Hour, "how often all content is read and compared with its digest; 0: never by itself", false},
 	{"scrub-rate", "", "16Mi", "bytes per second of that reading; 0: as fast as it goes", false},
 	{"stall-timeout", "", time.Minute, "how long a transfer may make no progress before it is cut", false},
@@ -236,7 +242,7 @@ func loadConfig(cmd *cobra.Command) (config, error) {
 		return config{}, err
 	}
 	var c config
-	hooks := mapstructure.ComposeDecodeHookFunc(splitLists, mapstructure.StringToTimeDurationHookFunc())
+	hooks := mapstructure.ComposeDecodeHookFunc(splitLists, mapstructure.StringToTimeDurationHookFunc(), mapstructure.TextUnmarshallerHookFunc())
 	if err := v.UnmarshalExact(&c, viper.DecodeHook(hooks)); err != nil {
 		return config{}, fmt.Errorf("settings: %s", oneLine(err))
 	}
@@ -343,6 +349,9 @@ func (c *config) check() error {
 		return err
 	}
 	if _, err := parseSize("scrub-rate", c.ScrubRate); err != nil {
+		return err
+	}
+	if _, err := retention.Compile(c.Retention, c.Immutable); err != nil {
 		return err
 	}
 	if c.Webhook != "" {
@@ -498,6 +507,7 @@ type instance struct {
 // parts are what answers when the index is loaded.
 type parts struct {
 	index     *storage.Index
+	retention *retention.Policy
 	collector *storage.Collector
 	scrubber  *storage.Scrubber
 	registry  *registry.Registry
@@ -750,6 +760,10 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 	if err != nil {
 		return err
 	}
+	keep, err := retention.Compile(s.config.Retention, s.config.Immutable)
+	if err != nil {
+		return err
+	}
 	everything, err := auth.NewBasic(auth.BasicOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true})
 	if err != nil {
 		return err
@@ -758,8 +772,10 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID}
 	open := o
 	open.Auth = everything
+	o.Immutable = keep.Immutable // whom this stops has the socket
 	p := &parts{
 		index:     index,
+		retention: keep,
 		collector: &storage.Collector{Blobs: s.blobs, Index: index, Grace: s.config.GCGrace},
 		scrubber:  &storage.Scrubber{Blobs: s.blobs, Index: index},
 		registry:  registry.New(o),
@@ -822,10 +838,18 @@ func (s *instance) watchSpace(context.Context) {
 	}
 }
 
-// collect takes away what nothing needs any more.
+// collect takes away what has had its time, and what nothing needs any more.
 func (s *instance) collect(ctx context.Context) {
+	if err := s.parts.Load().retention.Apply(ctx, s.parts.Load().index, false, s.removed); err != nil && ctx.Err() == nil {
+		s.log.Error().Err(err).Msg("retention")
+	}
 	done, err := s.parts.Load().collector.Run(ctx, false, nil)
 	s.countCollected(ctx, done, err)
+}
+
+// removed logs what went by a rule.
+func (s *instance) removed(r retention.Removal) {
+	s.log.Info().Str("repo", r.Repo).Str("tag", r.Tag).Stringer("digest", r.Digest).Str("why", r.Why).Msg("removed by retention")
 }
 
 func (s *instance) countCollected(ctx context.Context, done storage.Collected, err error) {
@@ -972,6 +996,7 @@ func (s *instance) office() http.Handler {
 	})
 	r.Handle("/admin/gc", admin.Job(s.gcJob))
 	r.Handle("/admin/scrub", admin.Job(s.scrubJob))
+	r.Handle("/admin/retention", admin.Job(s.retentionJob))
 	r.Get("/admin/repositories", s.repositories)
 	v2 := func(w http.ResponseWriter, req *http.Request) { s.parts.Load().open.ServeHTTP(w, req) }
 	r.HandleFunc("/v2", v2)
@@ -1010,6 +1035,26 @@ func (s *instance) gcJob(ctx context.Context, q url.Values, report func(any)) (a
 		s.countCollected(ctx, done, err)
 	}
 	return done, err
+}
+
+// retentionJob applies the rules, and reports each removal.
+func (s *instance) retentionJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
+	p, n := s.parts.Load(), 0
+	dry := q.Has("dry-run")
+	err := p.retention.Apply(ctx, p.index, dry, func(r retention.Removal) {
+		n++
+		if !dry {
+			s.removed(r)
+		}
+		report(r)
+	})
+	return retained{n, p.retention.Rules()}, err
+}
+
+// retained is the outcome of a retention.
+type retained struct {
+	Removed int  `json:"removed"`
+	Rules   bool `json:"rules"` // whether there are any
 }
 
 // scrubJob reads everything, as fast as it goes unless told otherwise.
@@ -1452,6 +1497,42 @@ func size(n int64) string {
 		v, unit = v/(1<<10), unit+1
 	}
 	return fmt.Sprintf("%.1f %ciB", v, units[unit])
+}
+
+func (a *app) retentionCommand() *cobra.Command {
+	var dry bool
+	cmd := a.onServer(&cobra.Command{
+		Use:   "retention",
+		Short: "Remove the tags and manifests that have had their time by the setting retention, and tell why",
+		Long: "retention applies the rules of the server's setting retention. The server does so by itself before each collection;\n" +
+			"this does it now, or tells what would go. Their space is freed by the collection that follows: trow gc.",
+	}, func(ctx context.Context, c *admin.Client) error {
+		q := url.Values{}
+		if dry {
+			q.Set("dry-run", "")
+		}
+		var done retained
+		err := c.Run(ctx, "retention", q, progress(func(r retention.Removal) {
+			name := r.Repo + "@" + r.Digest.String()
+			if r.Tag != "" {
+				name = r.Repo + ":" + r.Tag
+			}
+			fmt.Fprintf(a.out, "%s: %s\n", name, r.Why)
+		}), &done)
+		switch {
+		case err != nil:
+			return err
+		case !done.Rules:
+			fmt.Fprintln(a.out, "There are no rules: the setting retention is empty, and everything is kept.")
+		case dry:
+			fmt.Fprintf(a.out, "%d would go.\n", done.Removed)
+		default:
+			fmt.Fprintf(a.out, "%d are gone.\n", done.Removed)
+		}
+		return nil
+	})
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would go, and why")
+	return cmd
 }
 
 // errDamaged ends a scrub that found damage.

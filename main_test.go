@@ -25,6 +25,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	admissionv1 "k8s.io/api/admission/v1"
+
+	"trow/registry/retention"
 )
 
 // process is the whole program, run in this one.
@@ -286,6 +288,49 @@ func TestCollectAndScrub(t *testing.T) {
 	trow(2, "no server runs on the data directory", "gc")
 }
 
+// TestRetention: rules from a file, what would go and why, what goes, and tags that never change.
+func TestRetention(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(t.TempDir(), "trow.yaml")
+	text := `
+retention:
+  - repositories: [app]
+    keep-last: 1
+    keep-younger: 0s
+    keep-tags: [v*]
+    delete-untagged: 30d
+immutable-tags: ["app:v*"]
+gc-interval: 0
+`
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, dir, "--no-tls", "--config="+config)
+	p.push("app", "v1")
+	for i := range 3 {
+		image := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[],"annotations":{"n":"%d"}}`, "application/vnd.oci.image.index.v1+json", i)
+		p.want(201, "PUT", fmt.Sprintf("/v2/app/manifests/n%d", i), image, "Content-Type", "application/vnd.oci.image.index.v1+json")
+		time.Sleep(1050 * time.Millisecond) // times in facts are whole seconds
+	}
+	p.want(403, "DELETE", "/v2/app/manifests/v1", "")
+	code, out, errOut := command(t, "", "retention", "--dry-run", "--data-dir="+dir)
+	if code != 0 || !strings.Contains(out, "app:n0: not among the last 1; not one of v*\n") || !strings.Contains(out, "4 would go.") {
+		t.Errorf("dry run: %d, %s%s", code, out, errOut)
+	}
+	p.want(200, "GET", "/v2/app/manifests/n0", "")
+	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "4 are gone.") {
+		t.Errorf("%d, %s%s", code, out, errOut)
+	}
+	if tags := p.want(200, "GET", "/v2/app/tags/list", ""); !strings.Contains(tags, `["n2","v1"]`) {
+		t.Errorf("left: %s", tags)
+	}
+	p.stop()
+	p = start(t, dir, "--no-tls")
+	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "There are no rules") {
+		t.Errorf("%d, %s%s", code, out, errOut)
+	}
+}
+
 // TestAFullDisk: uploads are refused while there is less than is to stay free, everything else goes on.
 func TestAFullDisk(t *testing.T) {
 	dir := t.TempDir()
@@ -427,6 +472,10 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a collection without a pause", []string{"--gc-interval=1ms"}, "", "gc-interval"},
 		{"no grace", []string{"--gc-grace=0"}, "", "gc-grace"},
 		{"a scrub without a pause", []string{"--scrub-interval=1s"}, "", "scrub-interval"},
+		{"a rule that ends nothing", []string{"--config=" + write("r.yaml", "retention: [{repositories: [a]}]")}, "", "retention: rule 1"},
+		{"a rule with a key that does not exist", []string{"--config=" + write("s.yaml", "retention: [{repositories: [a], keeplast: 1}]")}, "", "keeplast"},
+		{"a rule with a time that is none", []string{"--config=" + write("u.yaml", "retention: [{repositories: [a], keep-younger: soon}]")}, "", "soon"},
+		{"immutable, but what", []string{"--immutable-tags=v1"}, "", "immutable-tags"},
 		{"a rate that is none", []string{"--scrub-rate=fast"}, "", "scrub-rate"},
 		{"a stall that is too short", []string{"--stall-timeout=1ms"}, "", "stall-timeout"},
 		{"a level that does not exist", []string{"--log-level=loud"}, "", "log-level"},
@@ -626,7 +675,7 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 
 // imports says what each package may import of ours. Only main knows everybody.
 var imports = map[string][]string{
-	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/admin", "trow/registry/auth", "trow/registry/server", "trow/storage", "trow/tls"},
+	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/admin", "trow/registry/auth", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
 	"admission":           {"trow/storage"},
 	"admission/cluster":   {},
 	"manifests":           {},
@@ -634,6 +683,7 @@ var imports = map[string][]string{
 	"registry":            {"trow/registry/auth", "trow/storage"},
 	"registry/admin":      {},
 	"registry/auth":       {},
+	"registry/retention":  {"trow/storage"},
 	"registry/server":     {},
 	"storage":             {},
 	"storage/storagetest": {"trow/storage"},
@@ -749,7 +799,7 @@ func TestReadmeListsTheSettings(t *testing.T) {
 	for _, s := range settings {
 		want := fmt.Sprint(s.value)
 		switch v := s.value.(type) {
-		case []string:
+		case []string, []retention.Rule:
 			want = ""
 		case time.Duration:
 			want = strings.TrimSuffix(strings.TrimSuffix(v.String(), "0s"), "0m")

@@ -209,7 +209,7 @@ func (r *Registry) push(ctx context.Context, p push, ref string) error {
 	if p.digest.Algorithm().FromBytes(p.body) != p.digest {
 		return digestMismatch(p.digest, nil)
 	}
-	look := func(tx *storage.Tx) error { return admissible(tx, p, ref) }
+	look := func(tx *storage.Tx) error { return r.admissible(tx, p, ref) }
 	if r.options.Index.View(p.repo, look) != nil { // what is refused anyway leaves no bytes
 		if err := r.options.Index.Update(ctx, p.repo, look); err != nil {
 			return err
@@ -222,7 +222,7 @@ func (r *Registry) push(ctx context.Context, p push, ref string) error {
 	defer release()
 	r.manifests.remove(p.digest) // pushing again heals damage
 	return r.options.Index.Update(ctx, p.repo, func(tx *storage.Tx) error {
-		if err := admissible(tx, p, ref); err != nil {
+		if err := r.admissible(tx, p, ref); err != nil {
 			return err
 		}
 		err := tx.PutManifest(storage.Manifest{Digest: p.digest, MediaType: p.parsed.mediaType,
@@ -235,13 +235,18 @@ func (r *Registry) push(ctx context.Context, p push, ref string) error {
 }
 
 // admissible tells whether the repository, as it is, can take the manifest.
-func admissible(tx *storage.Tx, p push, ref string) error {
+func (r *Registry) admissible(tx *storage.Tx, p push, ref string) error {
 	current, exists := tx.Tag(ref)
 	if strings.Contains(ref, ":") {
 		current, exists = tx.Manifest(digest.Digest(ref))
 	}
 	if err := p.allowed(current.Digest().String(), exists); err != nil {
 		return err
+	}
+	for _, tag := range p.tags {
+		if at, ok := tx.Tag(tag); ok && at.Digest() != p.digest && r.options.Immutable(p.repo, tag) {
+			return immutableTag(tag, at.Digest())
+		}
 	}
 	var missing []*fault
 	for _, d := range p.parsed.needs {
@@ -278,7 +283,7 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, rt r
 	allowed := conditions(req.Header)
 	err := r.options.Index.Update(req.Context(), rt.repo, func(tx *storage.Tx) error {
 		if rt.digest != "" {
-			return deleteByDigest(tx, rt, allowed)
+			return r.deleteByDigest(tx, rt, allowed)
 		}
 		current, exists := tx.Tag(rt.ref)
 		if err := allowed(current.Digest().String(), exists); err != nil {
@@ -286,6 +291,9 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, rt r
 		}
 		if !exists {
 			return manifestUnknown(rt.repo, rt.ref)
+		}
+		if r.options.Immutable(rt.repo, rt.ref) {
+			return immutableTag(rt.ref, current.Digest())
 		}
 		return tx.DeleteTag(rt.ref)
 	})
@@ -296,7 +304,7 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, rt r
 	return nil
 }
 
-func deleteByDigest(tx *storage.Tx, rt route, allowed func(string, bool) error) error {
+func (r *Registry) deleteByDigest(tx *storage.Tx, rt route, allowed func(string, bool) error) error {
 	_, exists := tx.Manifest(rt.digest)
 	if err := allowed(rt.ref, exists); err != nil {
 		return err
@@ -307,7 +315,18 @@ func deleteByDigest(tx *storage.Tx, rt route, allowed func(string, bool) error) 
 	if by, ok := tx.ReferredBy(rt.digest); ok {
 		return inUse("manifest", by)
 	}
+	for _, tag := range tx.TagsOf(rt.digest) {
+		if r.options.Immutable(rt.repo, tag) {
+			return immutableTag(tag, rt.digest)
+		}
+	}
 	return tx.DeleteManifest(rt.digest)
+}
+
+// immutableTag refuses to change a tag that is never to change.
+func immutableTag(tag string, at digest.Digest) *fault {
+	return &fault{code: codeDenied, detail: map[string]string{"tag": tag, "digest": at.String()},
+		message: "tag " + tag + " is immutable (the registry's setting immutable-tags) and names " + at.String() + "; push under another tag"}
 }
 
 // inUse refuses to delete a part of a manifest that the repository holds: whoever pulls that would find a hole.

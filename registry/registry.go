@@ -43,6 +43,8 @@ type Options struct {
 	Names []string
 	// Check is told of content whose bytes were not found as they should be; it looks into it. Optional.
 	Check func(ctx context.Context, d digest.Digest) error
+	// Immutable tells whether a tag may never name anything else once it is set, nor end. Optional.
+	Immutable func(repo, tag string) bool
 	// Annotate attaches a fact about the request to its line in the access log; keys are route, repo, ref,
 	// digest, user, code and err. Optional.
 	Annotate func(ctx context.Context, key, value string)
@@ -67,6 +69,9 @@ const (
 func New(o Options) *Registry {
 	if o.Check == nil {
 		o.Check = func(context.Context, digest.Digest) error { return nil }
+	}
+	if o.Immutable == nil {
+		o.Immutable = func(string, string) bool { return false }
 	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}

@@ -489,6 +489,23 @@ func TestConditionalManifestWrites(t *testing.T) {
 	w.do("DELETE", "/v2/a/manifests/"+d1.String(), nil, "If-Match", `"`+d2.String()+`"`).code(412, "DENIED")
 }
 
+func TestImmutableTags(t *testing.T) {
+	w := newWire(t, func(o *registry.Options) {
+		o.Immutable = func(repo, tag string) bool { return repo == "a" && tag == "v1" }
+	})
+	body, d := w.pushImage("a", "v1", "x")
+	w.do("PUT", "/v2/a/manifests/v1", body, "Content-Type", typeManifest).is(201) // the same again
+	w.do("PUT", "/v2/a/manifests/v2", body, "Content-Type", typeManifest).is(201)
+	other, od := w.pushImage("a", "v2", "y") // another tag may move
+	w.do("PUT", "/v2/a/manifests/v1", other, "Content-Type", typeManifest).code(403, "DENIED").contains("immutable")
+	w.do("PUT", "/v2/a/manifests/"+od.String()+"?tag=v3&tag=v1", other, "Content-Type", typeManifest).code(403, "DENIED")
+	w.do("GET", "/v2/a/manifests/v3", nil).is(404)
+	w.do("DELETE", "/v2/a/manifests/v1", nil).code(403, "DENIED")
+	w.do("DELETE", "/v2/a/manifests/"+d.String(), nil).code(403, "DENIED")
+	w.do("GET", "/v2/a/manifests/v1", nil).is(200).equals(string(body))
+	w.do("DELETE", "/v2/a/manifests/v2", nil).is(202)
+}
+
 func TestDeletes(t *testing.T) {
 	w := newWire(t)
 	child, c := w.pushImage("a", "child", "x")

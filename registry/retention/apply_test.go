@@ -1,0 +1,100 @@
+package retention_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/retention"
+	"trow/storage"
+)
+
+func open(t *testing.T) *storage.Index {
+	t.Helper()
+	x, err := storage.OpenIndex(t.Context(), new(storage.MemoryJournal), storage.IndexOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(x.Close)
+	return x
+}
+
+func put(t *testing.T, x *storage.Index, name, tag string, refs ...digest.Digest) {
+	t.Helper()
+	err := x.Update(t.Context(), "a", func(tx *storage.Tx) error {
+		err := tx.PutManifest(storage.Manifest{Digest: d(name), MediaType: "application/a", Refs: refs})
+		if tag != "" {
+			err = errors.Join(err, tx.SetTag(tag, d(name)))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func apply(t *testing.T, p *retention.Policy, x *storage.Index, dry bool, report func(retention.Removal)) (n int) {
+	t.Helper()
+	err := p.Apply(t.Context(), x, dry, func(r retention.Removal) {
+		n++
+		if report != nil {
+			report(r)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestApplyRemovesWhatThePlanSays(t *testing.T) {
+	x := open(t)
+	for i := range 250 {
+		put(t, x, fmt.Sprint("child", i), "")
+		put(t, x, fmt.Sprint("index", i), fmt.Sprintf("t%03d", i), d(fmt.Sprint("child", i)))
+	}
+	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepTags: []string{"t00?"}}})
+	dry := apply(t, p, x, true, nil)
+	if tags, _, err := x.Tags(t.Context(), "a", "", -1); err != nil || len(tags) != 250 {
+		t.Fatalf("a dry run removes: %d tags, %v", len(tags), err)
+	}
+	if n := apply(t, p, x, false, nil); n != dry || n != 3*240 {
+		t.Errorf("%d removals, the dry run said %d", n, dry)
+	}
+	if s := x.Stats(); s.Tags != 10 || s.Manifests != 20 {
+		t.Errorf("left: %+v", s)
+	}
+	if n := apply(t, p, x, false, nil); n != 0 {
+		t.Errorf("a second run removes %d", n)
+	}
+}
+
+// TestWhatChangesAfterThePlanStays: the changes come between two steps of the same run.
+func TestWhatChangesAfterThePlanStays(t *testing.T) {
+	x := open(t)
+	for i := range 100 { // the first step
+		put(t, x, fmt.Sprintf("m%03d", i), fmt.Sprintf("t%03d", i))
+	}
+	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepYounger: retention.Duration(time.Nanosecond)}})
+	time.Sleep(time.Second) // times in facts are whole seconds
+	first := true
+	apply(t, p, x, false, func(r retention.Removal) {
+		if !first { // reports come after their step: what follows are the manifests
+			return
+		}
+		first = false
+		put(t, x, "m000", "again")
+		put(t, x, "index", "new", d("m001"))
+	})
+	for _, name := range []string{"m000", "m001", "index"} {
+		if _, ok, err := x.Resolve(t.Context(), "a", d(name).String()); !ok || err != nil {
+			t.Errorf("%s was tagged or needed again, and is gone: %v", name, err)
+		}
+	}
+	if s := x.Stats(); s.Tags != 2 || s.Manifests != 3 {
+		t.Errorf("left: %+v", s)
+	}
+}

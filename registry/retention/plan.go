@@ -1,0 +1,230 @@
+package retention
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+)
+
+// Removal is a tag or a manifest that goes, and why.
+type Removal struct {
+	Repo   string        `json:"repository"`
+	Tag    string        `json:"tag,omitempty"` // empty: the manifest
+	Digest digest.Digest `json:"digest"`        // of the manifest, or of what the tag names
+	Why    string        `json:"why"`           // for people
+}
+
+// Plan says what goes of a repository now, tags first and then manifests, each before what it consists of. It decides
+// upon h alone.
+func (p *Policy) Plan(now time.Time, h storage.Holdings) []Removal {
+	r := p.ruleOf(h.Repo)
+	if r == nil {
+		return nil
+	}
+	d := &decision{rule: r, policy: p, now: now, h: h, kept: map[digest.Digest]bool{}, doomed: map[digest.Digest]bool{}, whyTag: map[string]string{},
+		index: map[digest.Digest]*storage.HeldManifest{}, parents: map[digest.Digest]int{}, followers: map[digest.Digest][]digest.Digest{}}
+	for i := range h.Manifests {
+		d.index[h.Manifests[i].Digest] = &h.Manifests[i]
+	}
+	d.relate()
+	d.tags()
+	d.manifests()
+	return d.removals()
+}
+
+// decision is one plan in the making.
+type decision struct {
+	rule   *rule
+	policy *Policy
+	now    time.Time
+	h      storage.Holdings
+
+	index     map[digest.Digest]*storage.HeldManifest
+	parents   map[digest.Digest]int             // manifests here that consist of it
+	followers map[digest.Digest][]digest.Digest // what lives as long as it: referrers and companions
+	whyTag    map[string]string                 // why a tag goes
+	doomed    map[digest.Digest]bool            // would go, if nothing that is kept needed it
+	kept      map[digest.Digest]bool
+}
+
+var companion = regexp.MustCompile(`^(sha256|sha512)-([0-9a-f]{64,128})(\.[a-z0-9.]+)?$`)
+
+// companionOf returns the digest that a companion's name says.
+func companionOf(tag string) (digest.Digest, bool) {
+	m := companion.FindStringSubmatch(tag)
+	if m == nil {
+		return "", false
+	}
+	d, err := storage.ParseDigest(m[1] + ":" + m[2])
+	return d, err == nil
+}
+
+// relate notes who needs whom.
+func (d *decision) relate() {
+	for _, m := range d.h.Manifests {
+		for _, ref := range m.Refs {
+			if d.index[ref] != nil && ref != m.Digest {
+				d.parents[ref]++
+			}
+		}
+		if m.Subject != "" {
+			d.followers[m.Subject] = append(d.followers[m.Subject], m.Digest)
+		}
+		for _, t := range m.Tags {
+			if of, ok := companionOf(t.Name); ok {
+				d.followers[of] = append(d.followers[of], m.Digest)
+			}
+		}
+	}
+}
+
+// tags decides on the tags, companions aside.
+func (d *decision) tags() {
+	if !d.rule.endsTags() {
+		return
+	}
+	var all []storage.HeldTag
+	for _, m := range d.h.Manifests {
+		for _, t := range m.Tags {
+			if !d.accompanies(t.Name) {
+				all = append(all, t)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b storage.HeldTag) int {
+		return cmp.Or(cmp.Compare(b.Time, a.Time), cmp.Compare(a.Name, b.Name))
+	})
+	for i, t := range all {
+		age := d.now.Sub(time.Unix(t.Time, 0))
+		switch {
+		case i < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), anyOf(d.rule.tags, t.Name), d.policy.Immutable(d.h.Repo, t.Name):
+		default:
+			d.whyTag[t.Name] = d.why(age)
+		}
+	}
+}
+
+// why says which conditions did not keep a tag.
+func (d *decision) why(age time.Duration) string {
+	var parts []string
+	if n := d.rule.KeepLast; n > 0 {
+		parts = append(parts, fmt.Sprintf("not among the last %d", n))
+	}
+	if d.rule.KeepYounger > 0 {
+		parts = append(parts, fmt.Sprintf("set %s ago, not less than %s", Duration(age.Truncate(time.Minute)), d.rule.KeepYounger))
+	}
+	if len(d.rule.KeepTags) > 0 {
+		parts = append(parts, "not one of "+strings.Join(d.rule.KeepTags, ", "))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// manifests decides on the manifests: those whose time has come and all that belongs to them go, but for what
+// another one needs.
+func (d *decision) manifests() {
+	for _, m := range d.h.Manifests {
+		if d.ends(&m) {
+			d.mark(d.doomed, m.Digest)
+		}
+	}
+	for _, m := range d.h.Manifests {
+		if !d.doomed[m.Digest] || d.hasKeptTag(&m) {
+			d.mark(d.kept, m.Digest)
+		}
+	}
+}
+
+// ends tells whether a manifest's own time has come.
+func (d *decision) ends(m *storage.HeldManifest) bool {
+	if d.hasKeptTag(m) {
+		return false
+	}
+	for _, t := range m.Tags {
+		if !d.accompanies(t.Name) {
+			return true // its last tag goes
+		}
+	}
+	if len(m.Tags) > 0 || d.parents[m.Digest] > 0 || m.Subject != "" && d.index[m.Subject] != nil {
+		return false // it goes with what it belongs to
+	}
+	after := time.Duration(d.rule.DeleteUntagged)
+	return after > 0 && d.now.Sub(time.Unix(m.Time, 0)) >= after
+}
+
+func (d *decision) hasKeptTag(m *storage.HeldManifest) bool {
+	return slices.ContainsFunc(m.Tags, func(t storage.HeldTag) bool { return !d.accompanies(t.Name) && d.whyTag[t.Name] == "" })
+}
+
+// accompanies tells whether a tag is a companion. One whose manifest is not here is a tag like others.
+func (d *decision) accompanies(tag string) bool {
+	of, ok := companionOf(tag)
+	return ok && d.index[of] != nil
+}
+
+// mark adds a manifest to a set, with what it consists of and what follows it.
+func (d *decision) mark(set map[digest.Digest]bool, at digest.Digest) {
+	for todo := []digest.Digest{at}; len(todo) > 0; {
+		at, todo = todo[len(todo)-1], todo[:len(todo)-1]
+		m := d.index[at]
+		if m == nil || set[at] {
+			continue
+		}
+		set[at] = true
+		todo = append(append(todo, m.Refs...), d.followers[at]...)
+	}
+}
+
+// removals lists what goes: tags, then manifests, those first that nothing here consists of.
+func (d *decision) removals() (out []Removal) {
+	for _, m := range d.h.Manifests {
+		for _, t := range m.Tags {
+			if why := d.whyTag[t.Name]; why != "" {
+				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, why})
+			} else if of, _ := companionOf(t.Name); d.accompanies(t.Name) && !d.kept[of] {
+				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, "what it accompanies goes"})
+			}
+		}
+	}
+	done := map[digest.Digest]bool{}
+	var add func(m *storage.HeldManifest)
+	parentsOf := map[digest.Digest][]*storage.HeldManifest{}
+	for i := range d.h.Manifests {
+		for _, ref := range d.h.Manifests[i].Refs {
+			parentsOf[ref] = append(parentsOf[ref], &d.h.Manifests[i])
+		}
+	}
+	add = func(m *storage.HeldManifest) {
+		if done[m.Digest] || d.kept[m.Digest] {
+			return
+		}
+		done[m.Digest] = true
+		for _, parent := range parentsOf[m.Digest] {
+			add(parent)
+		}
+		out = append(out, Removal{d.h.Repo, "", m.Digest, d.whyManifest(m)})
+	}
+	for i := range d.h.Manifests {
+		add(&d.h.Manifests[i])
+	}
+	return out
+}
+
+func (d *decision) whyManifest(m *storage.HeldManifest) string {
+	switch {
+	case len(m.Tags) > 0:
+		return "its last tag goes"
+	case m.Subject != "" && d.index[m.Subject] != nil:
+		return "what it refers to goes"
+	case d.parents[m.Digest] > 0:
+		return "the index that it is a part of goes"
+	}
+	age := Duration(d.now.Sub(time.Unix(m.Time, 0)).Truncate(time.Minute))
+	return fmt.Sprintf("it has no tag and was pushed %s ago, not less than %s", age, d.rule.DeleteUntagged)
+}

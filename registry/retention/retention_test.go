@@ -1,0 +1,288 @@
+package retention_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/retention"
+	"trow/storage"
+)
+
+var now = time.Unix(2_000_000_000, 0)
+
+const day = retention.Duration(24 * time.Hour)
+
+func d(name string) digest.Digest { return digest.FromString(name) }
+
+// held is a manifest that was pushed some days ago; tags are name=days.
+func held(name string, days int, refs string, tags ...string) storage.HeldManifest {
+	ago := func(days int) int64 { return now.Add(-time.Duration(days)*24*time.Hour - time.Minute).Unix() }
+	m := storage.HeldManifest{Digest: d(name), MediaType: "application/a", Time: ago(days)}
+	for ref := range strings.FieldsSeq(refs) {
+		if subject, ok := strings.CutPrefix(ref, "subject:"); ok {
+			m.Subject = d(subject)
+		} else {
+			m.Refs = append(m.Refs, d(ref))
+		}
+	}
+	for _, t := range tags {
+		var n int
+		tag, since, _ := strings.Cut(t, "=")
+		if _, err := fmt.Sscan(since, &n); err != nil {
+			n = days
+		}
+		m.Tags = append(m.Tags, storage.HeldTag{Name: tag, Time: ago(n)})
+	}
+	return m
+}
+
+func policy(t *testing.T, rules []retention.Rule, immutable ...string) *retention.Policy {
+	t.Helper()
+	p, err := retention.Compile(rules, immutable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func companion(name string) string { return "sha256-" + d(name).Encoded() }
+
+func TestPlan(t *testing.T) {
+	all := []string{"**"}
+	last := func(n int) retention.Rule { return retention.Rule{Repositories: all, KeepLast: n} }
+	untagged := retention.Rule{Repositories: all, DeleteUntagged: 7 * day}
+	for _, row := range []struct {
+		name      string
+		rule      retention.Rule
+		manifests []storage.HeldManifest
+		want      string // tags and names of manifests that go
+	}{
+		{"the last two stay", last(2), []storage.HeldManifest{held("a", 3, "", "1"), held("b", 2, "", "2"), held("c", 1, "", "3")}, "1 a"},
+		{"a tag goes, another of the same manifest stays", last(1), []storage.HeldManifest{held("a", 3, "", "1=3", "latest=1")}, "1"},
+		{"younger ones stay", retention.Rule{Repositories: all, KeepYounger: 2 * day}, []storage.HeldManifest{held("a", 3, "", "1"), held("b", 1, "", "2")}, "1 a"},
+		{"patterns stay", retention.Rule{Repositories: all, KeepTags: []string{"v*", `/^\d+\.\d+$/`}},
+			[]storage.HeldManifest{held("a", 3, "", "v1"), held("b", 3, "", "1.2"), held("c", 3, "", "1.2.3")}, "1.2.3 c"},
+		{"any condition keeps", retention.Rule{Repositories: all, KeepLast: 1, KeepYounger: 2 * day, KeepTags: []string{"v*"}},
+			[]storage.HeldManifest{held("a", 9, "", "v1"), held("b", 1, "", "x=1"), held("c", 1, "", "y=0"), held("e", 5, "", "z")}, "z e"},
+		{"untagged ones stay without delete-untagged", last(1), []storage.HeldManifest{held("a", 99, "")}, ""},
+		{"untagged ones go when they are old", untagged, []storage.HeldManifest{held("a", 8, ""), held("b", 6, ""), held("c", 9, "", "v")}, "a"},
+		{"children of a kept index stay", untagged, []storage.HeldManifest{held("child", 99, ""), held("index", 99, "child", "v")}, ""},
+		{"children of an untagged index that stays", untagged, []storage.HeldManifest{held("child", 99, ""), held("index", 1, "child")}, ""},
+		{"children go with their index, which goes first", last(1), []storage.HeldManifest{held("child", 9, ""), held("index", 9, "child", "1"), held("new", 1, "", "2")}, "1 index child"},
+		{"a child that another index needs stays", last(1), []storage.HeldManifest{held("child", 9, ""), held("index", 9, "child", "1"), held("new", 1, "child", "2")}, "1 index"},
+		{"a child's own tag goes, the child stays", last(1), []storage.HeldManifest{held("child", 9, "", "amd64"), held("index", 1, "child", "1")}, "amd64"},
+		{"a tagged child of an index that goes stays", last(1), []storage.HeldManifest{held("child", 1, "", "2"), held("index", 9, "child", "1")}, "1 index"},
+		{"signatures stay with what they sign", untagged, []storage.HeldManifest{held("a", 99, "", "v"), held("sig", 99, "subject:a")}, ""},
+		{"and go with it", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("b", 1, "", "2")}, "1 a sig"},
+		{"signatures of signatures", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("sigsig", 9, "subject:sig"), held("b", 1, "", "2")}, "1 a sig sigsig"},
+		{"a signature that has a tag of its own stays", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 1, "subject:a", "s")}, "1 a"},
+		{"of what is not here: as others", untagged, []storage.HeldManifest{held("sig", 99, "subject:gone"), held("sig2", 1, "subject:gone")}, "sig"},
+		{"companions stay with their manifest", last(1), []storage.HeldManifest{held("a", 1, "", "1"), held("sig", 9, "", companion("a")+".sig")}, ""},
+		{"and go with it, uncounted", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 0, "", companion("a")+".sig"), held("b", 1, "", "2")}, "1 " + companion("a") + ".sig a sig"},
+		{"companions of what is gone are tags like others", last(1), []storage.HeldManifest{held("b", 1, "", "2"), held("sig", 9, "", companion("gone")+".sig")}, companion("gone") + ".sig sig"},
+		{"a child that is gone does not matter", last(1), []storage.HeldManifest{held("a", 9, "gone", "1"), held("b", 1, "gone", "2")}, "1 a"},
+		{"what belongs to each other stays", last(1), []storage.HeldManifest{held("child", 9, ""), held("index", 9, "child subject:child")}, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			h := storage.Holdings{Repo: "team/app", Manifests: row.manifests}
+			names := map[digest.Digest]string{}
+			for _, name := range []string{"a", "b", "c", "e", "child", "index", "new", "sig", "sig2", "sigsig"} {
+				names[d(name)] = name
+			}
+			var got []string
+			for _, r := range policy(t, []retention.Rule{row.rule}).Plan(now, h) {
+				got = append(got, r.Tag)
+				if r.Tag == "" {
+					got[len(got)-1] = names[r.Digest]
+				}
+				if r.Why == "" || r.Repo != h.Repo {
+					t.Errorf("no reason for %+v", r)
+				}
+			}
+			if strings.Join(got, " ") != row.want {
+				t.Errorf("goes: %v, want %s", got, row.want)
+			}
+		})
+	}
+}
+
+func TestReasonsAreForPeople(t *testing.T) {
+	rule := retention.Rule{Repositories: []string{"**"}, KeepLast: 1, KeepYounger: 30 * day, KeepTags: []string{"v*"}}
+	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 45, "", "x"), held("b", 1, "", "y")}}
+	got := policy(t, []retention.Rule{rule}).Plan(now, h)
+	if want := "not among the last 1; set 1080h1m0s ago, not less than 30d; not one of v*"; len(got) != 2 || got[0].Why != want || got[1].Why != "its last tag goes" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestTheFirstRuleThatMatchesCounts(t *testing.T) {
+	rules := []retention.Rule{{Repositories: []string{"team/keep"}, KeepLast: 9}, {Repositories: []string{"team/*", "x/**"}, KeepLast: 1}}
+	for repo, want := range map[string]int{"team/keep": 0, "team/app": 2, "team/app/deep": 0, "x/a/b": 2, "x": 0, "other": 0} {
+		h := storage.Holdings{Repo: repo, Manifests: []storage.HeldManifest{held("a", 2, "", "1"), held("b", 1, "", "2")}}
+		if got := policy(t, rules).Plan(now, h); len(got) != want {
+			t.Errorf("%s: %d removals, want %d", repo, len(got), want)
+		}
+	}
+}
+
+func TestImmutableTags(t *testing.T) {
+	p := policy(t, []retention.Rule{{Repositories: []string{"**"}, KeepLast: 1}}, "prod/**:*", "*:v*")
+	for at, want := range map[string]bool{"prod/a:x": true, "prod/a/b:x": true, "a:v1": true, "a/b:v1": false, "a:1": false, "prod:x": false} {
+		repo, tag, _ := strings.Cut(at, ":")
+		if got := p.Immutable(repo, tag); got != want {
+			t.Errorf("%s: %v", at, got)
+		}
+	}
+	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 2, "", "v1"), held("b", 1, "", "2")}}
+	if got := p.Plan(now, h); len(got) != 0 {
+		t.Errorf("an immutable tag goes: %+v", got)
+	}
+}
+
+func TestRulesThatCannotBeMeantAreRefused(t *testing.T) {
+	all := []string{"**"}
+	for want, rule := range map[string]retention.Rule{
+		"rule 1: repositories": {KeepLast: 1},
+		"keep-last: -1":        {Repositories: all, KeepLast: -1},
+		"ends nothing":         {Repositories: all},
+		`"[" is no pattern`:    {Repositories: []string{"["}, KeepLast: 1},
+		`"/(/" is no regular`:  {Repositories: all, KeepTags: []string{"/(/"}},
+		`keep-tags: ""`:        {Repositories: all, KeepTags: []string{""}},
+	} {
+		if _, err := retention.Compile([]retention.Rule{rule}, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %s", err, want)
+		}
+	}
+	for _, text := range []string{"", "a", "a:", ":v", "a b:c", "/(/:x"} {
+		if _, err := retention.Compile(nil, []string{text}); err == nil || !strings.Contains(err.Error(), "immutable-tags") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for text, want := range map[string]retention.Duration{"30d": 30 * day, "12h": day / 2, "0d": 0} {
+		var got retention.Duration
+		if err := got.UnmarshalText([]byte(text)); err != nil || got != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "d", "-1d", "-1h", "99999999d", "soon"} {
+		if err := new(retention.Duration).UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+}
+
+// random is a store of any form.
+func random(r *rand.Rand) storage.Holdings {
+	h := storage.Holdings{Repo: "a"}
+	tags := 0
+	for i := range 12 {
+		var refs []string
+		for j := range i {
+			switch r.IntN(8) {
+			case 0:
+				refs = append(refs, fmt.Sprint(j))
+			case 1:
+				refs = append(refs, fmt.Sprint("subject:", j))
+			}
+		}
+		var names []string
+		for range r.IntN(3) {
+			tags++
+			names = append(names, fmt.Sprintf("t%d=%d", tags, r.IntN(20)))
+		}
+		if r.IntN(5) == 0 && i > 0 {
+			names = append(names, companion(fmt.Sprint(r.IntN(i)))+fmt.Sprintf(".x%d", i))
+		}
+		h.Manifests = append(h.Manifests, held(fmt.Sprint(i), r.IntN(20), strings.Join(refs, " "), names...))
+	}
+	return h
+}
+
+// TestWhatStaysIsWhole: whatever the store and the rule, no kept manifest misses a part, nothing kept loses what refers
+// to it, and a second run finds nothing.
+func TestWhatStaysIsWhole(t *testing.T) {
+	removed := 0
+	for seed := range uint64(3000) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		h := random(r)
+		rule := retention.Rule{Repositories: []string{"**"}, KeepLast: r.IntN(4), KeepYounger: retention.Duration(r.IntN(10)) * day, DeleteUntagged: retention.Duration(r.IntN(10)+1) * day}
+		p := policy(t, []retention.Rule{rule})
+		plan := p.Plan(now, h)
+		removed += len(plan)
+		left := after(t, h, plan)
+		gone := map[digest.Digest]bool{}
+		for _, g := range plan {
+			gone[g.Digest] = gone[g.Digest] || g.Tag == ""
+		}
+		for _, m := range left.Manifests {
+			for _, ref := range m.Refs {
+				if gone[ref] {
+					t.Fatalf("seed %d: a part of %s goes", seed, m.Digest)
+				}
+			}
+		}
+		for _, m := range h.Manifests {
+			if gone[m.Digest] && m.Subject != "" && !gone[m.Subject] {
+				t.Fatalf("seed %d: a referrer of what stays goes", seed)
+			}
+		}
+		if again := p.Plan(now, left); len(again) > 0 && rule.KeepLast == 0 {
+			for _, a := range again { // what has lost its parent now is without a tag from now on
+				if a.Tag != "" {
+					t.Fatalf("seed %d: a second run finds %+v", seed, again)
+				}
+			}
+		}
+	}
+	if removed < 1000 {
+		t.Errorf("only %d removals: the test says nothing", removed)
+	}
+}
+
+// after is a store without what goes. Each step must be possible: a manifest goes when it has no tag, and when
+// nothing consists of it any more.
+func after(t *testing.T, h storage.Holdings, plan []retention.Removal) storage.Holdings {
+	t.Helper()
+	left := storage.Holdings{Repo: h.Repo}
+	for _, m := range h.Manifests {
+		m.Tags = slices.Clone(m.Tags)
+		left.Manifests = append(left.Manifests, m)
+	}
+	for _, r := range plan {
+		i := slices.IndexFunc(left.Manifests, func(m storage.HeldManifest) bool { return m.Digest == r.Digest })
+		m := &left.Manifests[i]
+		if r.Tag != "" {
+			m.Tags = slices.DeleteFunc(m.Tags, func(t storage.HeldTag) bool { return t.Name == r.Tag })
+			continue
+		}
+		needed := slices.ContainsFunc(left.Manifests, func(m storage.HeldManifest) bool { return slices.Contains(m.Refs, r.Digest) })
+		if len(m.Tags) > 0 || needed {
+			t.Fatalf("%s goes, and has tags %v, or is needed: %v", r.Digest, m.Tags, needed)
+		}
+		left.Manifests = slices.Delete(left.Manifests, i, i+1)
+	}
+	return left
+}
+
+func FuzzPattern(f *testing.F) {
+	f.Add("team/**", "team/a/b")
+	f.Add(`/^v\d+$/`, "v1")
+	f.Fuzz(func(t *testing.T, text, name string) {
+		p, err := retention.Compile(nil, []string{text + ":*"})
+		if err != nil {
+			return
+		}
+		if !strings.ContainsAny(text, "*?/") && p.Immutable(name, "x") != (name == text) {
+			t.Errorf("%q and %q", text, name)
+		}
+	})
+}
