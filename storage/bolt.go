@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -27,6 +28,9 @@ type Bolt struct {
 	fanout
 	path  string
 	db    *bolt.DB     // guarded by fanout.mu
+	file  *os.File     // db's
+	broke error        // an ErrDamaged: nothing is written any more. Guarded by fanout.mu
+	saved uint64       // the revision of the last backup; Backup's
 	tired bool         // the last commit failed: rewrite before the next. Guarded by fanout.mu
 	fault func() error // tests: called after a commit, and what it returns is taken for the commit's error
 }
@@ -38,7 +42,9 @@ var (
 	bucketFacts  = []byte("facts")
 	keyFormat    = []byte("format")
 	keyRevision  = []byte("revision")
+	keyTally     = []byte("tally")
 	journalFile  = "journal.db"
+	backupFile   = "journal.backup"
 	ownerFile    = "owner"
 	lockPatience = 10 * time.Second
 )
@@ -46,12 +52,15 @@ var (
 var errForeign = errors.New("this bbolt file is not a journal of this registry")
 
 // OpenBolt opens the journal in dir, making it if there is none. Errors: another process has it open (it is
-// named, after waiting 10 s for it to end); the data is of a newer format; what the file system says.
+// named, after waiting 10 s for it to end); the data is of a newer format; ErrDamaged; what the file system says.
 func OpenBolt(dir string) (*Bolt, error) {
 	if err := makeDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	j := &Bolt{path: filepath.Join(dir, journalFile)}
+	if err := j.lost(); err != nil {
+		return nil, err
+	}
 	if err := j.open(lockPatience); err != nil {
 		return nil, err
 	}
@@ -62,6 +71,16 @@ func OpenBolt(dir string) (*Bolt, error) {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	return j, nil
+}
+
+// lost tells a journal that is gone from one that never was: bbolt would begin a new one in its place.
+func (j *Bolt) lost() error {
+	_, err := os.Stat(filepath.Join(filepath.Dir(j.path), ownerFile)) // written when a journal was open
+	fi, jerr := os.Stat(j.path)
+	if err == nil && (errors.Is(jerr, fs.ErrNotExist) || jerr == nil && fi.Size() == 0) {
+		return fmt.Errorf("%s: %w: it is empty or gone; run trow rebuild --data-dir %s", j.path, ErrDamaged, filepath.Dir(j.path))
+	}
+	return nil
 }
 
 // makeDir makes a directory, durably, unless it is there.
@@ -85,49 +104,72 @@ func hostname() string {
 
 // open opens the file and reads the revision.
 func (j *Bolt) open(patience time.Duration) error {
-	db, err := openFile(j.path, patience)
+	db, file, err := openFile(j.path, patience)
 	if errors.Is(err, berrors.ErrTimeout) {
 		return fmt.Errorf("data directory %s is in use by %s; stop that one first, or give this one another --data-dir", filepath.Dir(j.path), owner(filepath.Dir(j.path)))
 	}
-	if err != nil {
-		return fmt.Errorf("journal %s: %w", j.path, err)
-	}
-	err = db.Update(j.prepare)
 	if err == nil {
-		err = syncDir(filepath.Dir(j.path)) // the file may be new, also one that a crash kept from getting here
+		j.db, j.file = db, file
+		if err = guard(func() error { return db.Update(j.prepare) }); err != nil {
+			j.release(err)
+		}
 	}
-	if err != nil {
-		db.Close()
+	if err != nil && (errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrVersionMismatch) || errors.Is(err, berrors.ErrChecksum) ||
+		strings.Contains(err.Error(), "file size too small")) { // bbolt has no name for that
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	switch {
+	case errors.Is(err, ErrDamaged):
+		return fmt.Errorf("%s: %w; run trow rebuild --data-dir %s", j.path, err, filepath.Dir(j.path))
+	case err != nil:
 		return fmt.Errorf("journal %s: %w", j.path, err)
 	}
-	j.db = db
+	if err := syncDir(filepath.Dir(j.path)); err != nil { // the file may be new, also one that a crash kept from getting here
+		j.release(nil)
+		return fmt.Errorf("journal %s: %w", j.path, err)
+	}
 	return nil
+}
+
+// release lets go of the file. After damage was met, bbolt may hold its own locks for ever, so that its Close would
+// hang: then only the file is closed, and with it the lock of the directory; the memory map stays until the process ends.
+func (j *Bolt) release(met error) error {
+	if errors.Is(met, ErrDamaged) {
+		// The memory map keeps the open file, and so its lock, alive.
+		return errors.Join(syscall.Flock(int(j.file.Fd()), syscall.LOCK_UN), j.file.Close())
+	}
+	return j.db.Close()
 }
 
 // openFile opens a bbolt file and takes its lock. The lock belongs to the file, not to its name: if the holder
 // we waited for has put another file in its place meanwhile, what we locked is nobody's, and we try again.
-func openFile(path string, patience time.Duration) (*bolt.DB, error) {
+func openFile(path string, patience time.Duration) (db *bolt.DB, file *os.File, err error) {
 	for {
-		var file *os.File
-		db, err := bolt.Open(path, 0o600, &bolt.Options{
-			Timeout:      patience,
-			FreelistType: bolt.FreelistMapType,
-			OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
-				file, err = os.OpenFile(name, flag, perm)
-				return file, err
-			},
+		err = guard(func() (err error) {
+			db, err = bolt.Open(path, 0o600, &bolt.Options{
+				Timeout:      patience,
+				FreelistType: bolt.FreelistMapType,
+				OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+					file, err = os.OpenFile(name, flag, perm)
+					return file, err
+				},
+			})
+			return err
 		})
 		if err != nil {
-			return nil, err
+			if errors.Is(err, ErrDamaged) && file != nil {
+				_ = (&Bolt{file: file}).release(err)
+			}
+			return nil, nil, err
 		}
 		ours, err := file.Stat()
 		named, nerr := os.Stat(path)
 		if err == nil && nerr == nil && os.SameFile(ours, named) {
-			return db, nil
+			return db, file, nil
 		}
 		db.Close()
 		if err = errors.Join(err, nerr); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 }
@@ -153,7 +195,7 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 				return err
 			}
 		}
-		return tx.Bucket(bucketMeta).Put(keyFormat, number(Format))
+		return errors.Join(tx.Bucket(bucketMeta).Put(keyFormat, number(Format)), tx.Bucket(bucketMeta).Put(keyTally, tally{}.bytes()))
 	}
 	switch v := parseNumber(meta.Get(keyFormat)); {
 	case v == 0:
@@ -162,6 +204,13 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 		return fmt.Errorf("the data is of format %d, and this version knows formats up to %d: use the newer version that wrote it", v, Format)
 	}
 	j.head.Store(parseNumber(meta.Get(keyRevision)))
+	if _, ok := parseTally(meta.Get(keyTally)); !ok { // of a file from before there was one
+		var t tally
+		if err := tx.Bucket(bucketFacts).ForEach(func(k, v []byte) error { t.add(1, k, v); return nil }); err != nil {
+			return err
+		}
+		return meta.Put(keyTally, t.bytes())
+	}
 	return nil
 }
 
@@ -181,14 +230,21 @@ func (j *Bolt) Commit(_ context.Context, batches ...Batch) (Revision, error) {
 	if j.closed {
 		return 0, fmt.Errorf("journal: %w", ErrClosed)
 	}
+	if j.broke != nil {
+		return 0, fmt.Errorf("journal %s: %w; reading goes on from memory, stop the server and run trow rebuild", j.path, j.broke)
+	}
 	if j.tired {
 		if err := j.rewrite(); err != nil {
+			j.meet(err)
 			return 0, fmt.Errorf("journal: rewrite after a failed commit: %w", full(err))
 		}
 		j.tired = false
 	}
 	rev := Revision(j.head.Load()) + 1
-	err := j.db.Update(func(tx *bolt.Tx) error { return put(tx, rev, batches) })
+	err := guard(func() error { return j.db.Update(func(tx *bolt.Tx) error { return put(tx, rev, batches) }) })
+	if j.meet(err); j.broke != nil {
+		return 0, fmt.Errorf("journal %s: %w", j.path, err)
+	}
 	if err == nil && j.fault != nil {
 		err = j.fault()
 	}
@@ -204,9 +260,21 @@ func (j *Bolt) Commit(_ context.Context, batches ...Batch) (Revision, error) {
 	return rev, nil
 }
 
+// meet notes damage; the caller has mu.
+func (j *Bolt) meet(err error) {
+	if errors.Is(err, ErrDamaged) {
+		j.broke = err
+	}
+}
+
+// view runs a reading transaction. What was not closed for damage could be waited for without end.
+func view(db *bolt.DB, do func(tx *bolt.Tx) error) error {
+	return guard(func() error { return db.View(do) })
+}
+
 // shows tells whether the file's last commit is rev.
 func (j *Bolt) shows(rev Revision) (yes bool) {
-	_ = j.db.View(func(tx *bolt.Tx) error {
+	_ = view(j.db, func(tx *bolt.Tx) error {
 		yes = parseNumber(tx.Bucket(bucketMeta).Get(keyRevision)) == uint64(rev)
 		return nil
 	})
@@ -214,13 +282,14 @@ func (j *Bolt) shows(rev Revision) (yes bool) {
 }
 
 func put(tx *bolt.Tx, rev Revision, batches []Batch) error {
-	repos, facts := tx.Bucket(bucketRepos), tx.Bucket(bucketFacts)
+	meta, repos, facts := tx.Bucket(bucketMeta), tx.Bucket(bucketRepos), tx.Bucket(bucketFacts)
+	sum, _ := parseTally(meta.Get(keyTally)) // prepare has seen to it
 	for _, b := range batches {
 		if Revision(parseNumber(repos.Get([]byte(b.Repo)))) != b.Base {
 			return fmt.Errorf("repository %q: %w", b.Repo, ErrConflict)
 		}
 		for _, f := range b.Facts {
-			if err := putFact(facts, b.Repo, f); err != nil {
+			if err := putFact(facts, &sum, b.Repo, f); err != nil {
 				return err
 			}
 		}
@@ -228,14 +297,18 @@ func put(tx *bolt.Tx, rev Revision, batches []Batch) error {
 			return err
 		}
 	}
-	return tx.Bucket(bucketMeta).Put(keyRevision, number(uint64(rev)))
+	return errors.Join(meta.Put(keyRevision, number(uint64(rev))), meta.Put(keyTally, sum.bytes()))
 }
 
-func putFact(facts *bolt.Bucket, repo string, f Fact) error {
+func putFact(facts *bolt.Bucket, sum *tally, repo string, f Fact) error {
 	k := append(append(prefix(repo), byte(f.Kind)), f.Name...)
+	if old := facts.Get(k); old != nil {
+		sum.add(-1, k, old)
+	}
 	if f.Value == nil {
 		return facts.Delete(k)
 	}
+	sum.add(1, k, f.Value)
 	return facts.Put(k, f.Value)
 }
 
@@ -255,10 +328,10 @@ func prefix(repo string) []byte { return append([]byte(repo), 0) }
 // process could take the directory, and no failure after which none is open.
 func (j *Bolt) rewrite() error {
 	tmp := j.path + ".new"
-	if err := j.copyTo(tmp); err != nil {
+	if err := copyTo(j.db, tmp); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	db, err := openFile(tmp, lockPatience)
+	db, file, err := openFile(tmp, lockPatience)
 	if err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
@@ -266,17 +339,45 @@ func (j *Bolt) rewrite() error {
 		return errors.Join(err, db.Close(), os.Remove(tmp))
 	}
 	_ = j.db.Close() // what we gave up may well say that it is broken
-	j.db = db
+	j.db, j.file = db, file
 	return syncDir(filepath.Dir(j.path))
 }
 
-func (j *Bolt) copyTo(path string) error {
+// Backup writes a copy of the journal beside it, for trow rebuild, unless nothing has changed since the last one.
+// Commits go on meanwhile.
+func (j *Bolt) Backup() error {
+	j.mu.Lock()
+	db, closed, head := j.db, j.closed || j.broke != nil, j.head.Load()
+	j.mu.Unlock()
+	dir := filepath.Dir(j.path)
+	path := filepath.Join(dir, backupFile)
+	if _, err := os.Stat(path); closed || err == nil && head == j.saved {
+		return nil
+	}
+	err := copyTo(db, path+".new")
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		j.mu.Lock()
+		j.meet(err)
+		j.mu.Unlock()
+		return errors.Join(fmt.Errorf("backup of the journal: %w", full(err)), os.RemoveAll(path+".new"))
+	}
+	j.saved = head
+	return nil
+}
+
+func copyTo(db *bolt.DB, path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := j.db.View(func(tx *bolt.Tx) error { _, err := tx.WriteTo(f); return err }); err != nil {
+	if err := view(db, func(tx *bolt.Tx) error { _, err := tx.WriteTo(f); return err }); err != nil {
 		return err
 	}
 	return f.Sync()
@@ -289,11 +390,16 @@ func (j *Bolt) Watch(ctx context.Context, apply func(Update) error) error {
 
 // load delivers the full state in parts of some thousand facts.
 func (j *Bolt) load(apply func(Update) error) error {
-	const part = 4096 // facts in memory at once beside the state that they become
-	return j.db.View(func(tx *bolt.Tx) error {
+	const part = 4096   // facts in memory at once beside the state that they become
+	if j.broke != nil { // bbolt may wait for its own locks for ever
+		return j.broke
+	}
+	err := view(j.db, func(tx *bolt.Tx) error {
 		l := loading{apply: apply, repos: tx.Bucket(bucketRepos)}
+		meta := tx.Bucket(bucketMeta)
+		want, ok := parseTally(meta.Get(keyTally))
 		c := tx.Bucket(bucketFacts).Cursor()
-		for k, v := c.First(); k != nil; k, v = c.Next() {
+		for k, v := c.First(); k != nil && l.sum.count <= want.count; k, v = c.Next() { // pages could make a ring
 			if err := l.add(k, v); err != nil {
 				return err
 			}
@@ -303,9 +409,18 @@ func (j *Bolt) load(apply func(Update) error) error {
 				}
 			}
 		}
-		rev := parseNumber(tx.Bucket(bucketMeta).Get(keyRevision))
-		return l.flush(Update{Revision: Revision(rev), Synced: true})
+		if !ok || want != l.sum {
+			return fmt.Errorf("%w: it has %d facts, and not the %d that were written", ErrDamaged, l.sum.count, want.count)
+		}
+		return l.flush(Update{Revision: Revision(parseNumber(meta.Get(keyRevision))), Synced: true})
 	})
+	if errors.Is(err, errFact) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if j.meet(err); j.broke != nil {
+		return fmt.Errorf("%s: %w; stop the server and run trow rebuild --data-dir %s", j.path, err, filepath.Dir(j.path))
+	}
+	return err
 }
 
 // loading gathers the full state into updates.
@@ -314,10 +429,12 @@ type loading struct {
 	repos   *bolt.Bucket
 	batches []Batch
 	count   int
+	sum     tally
 }
 
 // add takes one record. Its bytes are valid during the transaction only, and are not kept by apply.
 func (l *loading) add(k, v []byte) error {
+	l.sum.add(1, k, v)
 	repo, fact, ok := bytes.Cut(k, []byte{0})
 	if !ok || len(fact) == 0 {
 		return fmt.Errorf("journal: %w: record %.80q", errFact, k)
@@ -349,5 +466,5 @@ func (j *Bolt) Close() error {
 		return nil
 	}
 	j.end()
-	return j.db.Close()
+	return j.release(j.broke)
 }

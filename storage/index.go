@@ -117,6 +117,10 @@ func (x *Index) follow() {
 		if first || x.ctx.Err() != nil {
 			return
 		}
+		if errors.Is(err, ErrDamaged) { // reads go on with what is in memory, and writes fail
+			x.options.Warn(fmt.Errorf("following the journal: %w", err))
+			return
+		}
 		if !asked {
 			x.options.Warn(fmt.Errorf("following the journal: %w; starting again", err))
 			pause(x.ctx, time.Second)
@@ -191,7 +195,7 @@ func (x *Index) await(ctx context.Context, ready func() (bool, error)) error {
 // awaitLoad waits for the n-th full state.
 func (x *Index) awaitLoad(ctx context.Context, n int) error {
 	return x.await(ctx, func() (bool, error) {
-		if x.loads < n && n == 1 && x.broken != nil { // nobody tries the first one again
+		if x.loads < n && x.broken != nil && (n == 1 || errors.Is(x.broken, ErrDamaged)) { // nobody tries again
 			return false, x.broken
 		}
 		return x.loads >= n, nil
