@@ -83,7 +83,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -480,6 +480,8 @@ const (
 	shutdownTimeout = 25 * time.Second
 	// expireEvery is how often idle uploads are looked for.
 	expireEvery = 10 * time.Minute
+	// backupEvery is how old the copy of the journal can get.
+	backupEvery = time.Hour
 	// spaceEvery is how often the free space is looked at for the log; uploads look for themselves.
 	spaceEvery = 5 * time.Second
 )
@@ -806,6 +808,7 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	}
 	every(expireEvery, s.expire)
 	every(spaceEvery, s.watchSpace)
+	every(backupEvery, s.backup)
 	every(s.config.GCInterval, s.collect)
 	every(s.config.ScrubInterval, s.scrub)
 }
@@ -821,6 +824,13 @@ func repeat(ctx context.Context, interval time.Duration, do func(context.Context
 			return
 		case <-t.C:
 		}
+	}
+}
+
+// backup keeps a copy of the journal, for trow rebuild.
+func (s *instance) backup(context.Context) {
+	if err := s.journal.Backup(); err != nil {
+		s.log.Error().Err(err).Msg("storage")
 	}
 }
 
@@ -1568,6 +1578,63 @@ func (a *app) scrubCommand() *cobra.Command {
 	})
 	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second, such as 16Mi (default: as fast as it goes)")
 	return cmd
+}
+
+// ---- rebuild
+
+func (a *app) rebuildCommand() *cobra.Command {
+	into := "recovered"
+	cmd := &cobra.Command{
+		Use:   "rebuild",
+		Short: "Repair a data directory whose journal is damaged, while no server runs on it",
+		Long: "rebuild puts a damaged journal aside and takes the copy that the server keeps beside it (an hour old at most) in its\n" +
+			"place. Manifests among the blobs that no repository holds then are put into the repository --into, by digest: what\n" +
+			"they were called is not written anywhere else. Nothing is deleted. On a whole journal it does the same without the copy.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return err
+			}
+			r, err := storage.Rebuild(cmd.Context(), c.DataDir, storage.RebuildOptions{Into: into, Parse: registry.ReadManifest,
+				Progress: func(blobs int) { fmt.Fprintf(a.err, "%d blobs looked at\n", blobs) }})
+			if err != nil {
+				return err
+			}
+			a.tellRebuilt(r, into)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringP("config", "c", "", "the server's configuration file, for its data-dir")
+	f.StringP("data-dir", "d", "", "the data directory (default: as the server's)")
+	f.StringVar(&into, "into", into, "repository for manifests that no repository holds")
+	return cmd
+}
+
+func (a *app) tellRebuilt(r *storage.Rebuilt, into string) {
+	switch {
+	case r.Damage == "":
+		fmt.Fprintln(a.out, "The journal is whole.")
+	case r.Backup.IsZero():
+		fmt.Fprintf(a.out, "%s\nIt is now %s. There was no copy of it: names of repositories and tags are lost.\n", r.Damage, r.Aside)
+	default:
+		fmt.Fprintf(a.out, "%s\nIt is now %s. Its copy of %s has taken its place: tags that were set, moved or deleted since are as they were then.\n",
+			r.Damage, r.Aside, r.Backup.UTC().Format(time.RFC3339))
+	}
+	fmt.Fprintf(a.out, "It knows %d repositories, %d manifests, %d tags.\n", r.Restored.Repos, r.Restored.Manifests, r.Restored.Tags)
+	for _, m := range r.Found {
+		fmt.Fprintf(a.out, "found    %s@%s (%s)\n", into, m.Digest, m.MediaType)
+	}
+	if len(r.Found) > 0 {
+		fmt.Fprintf(a.out, "%d manifests belonged to no repository; their repositories and tags are not known. Tag or delete them in %s.\n", len(r.Found), into)
+	}
+	for _, d := range r.Missing {
+		fmt.Fprintf(a.out, "missing  %s\n", d)
+	}
+	if len(r.Missing) > 0 {
+		fmt.Fprintf(a.out, "%d contents have no bytes: push images that consist of them again.\n", len(r.Missing))
+	}
 }
 
 // ---- disarm, arm, rotate-ca

@@ -288,6 +288,62 @@ func TestCollectAndScrub(t *testing.T) {
 	trow(2, "no server runs on the data directory", "gc")
 }
 
+// TestRebuild: a journal that is lost, with its copy and without.
+func TestRebuild(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir, "--no-tls")
+	p.push("app", "v")
+	p.stop()
+	p = start(t, dir, "--no-tls") // makes a copy
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(dir, "journal.backup")); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	later := p.push("later", "w")
+	lost := p.push("gone", "x")
+	p.stop()
+	rebuild := func(want ...string) {
+		t.Helper()
+		code, out, errOut := command(t, "", "rebuild", "--data-dir="+dir)
+		for _, text := range want {
+			if code != 0 || !strings.Contains(out, text) {
+				t.Errorf("code %d, %s%s; want %q", code, out, errOut, text)
+			}
+		}
+	}
+	damage := func() {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte(strings.Repeat("damaged", 5000)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage()
+	if code, _, errOut := command(t, "", "serve", "--listen=127.0.0.1:0", "--data-dir="+dir); code != 2 || !strings.Contains(errOut, "run trow rebuild --data-dir "+dir) {
+		t.Errorf("a server on a damaged journal: %d, %s", code, errOut)
+	}
+	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", digest.FromString("a layer of gone").Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	rebuild("Its copy of ", "It knows 1 repositories, 1 manifests, 1 tags.", "found    recovered@"+later.String(), "found    recovered@"+lost.String(), "1 contents have no bytes")
+	rebuild("The journal is whole.", "It knows 2 repositories, 3 manifests, 1 tags.")
+	p = start(t, dir, "--no-tls", "--gc-interval=0")
+	p.want(200, "GET", "/v2/app/manifests/v", "")
+	p.want(200, "GET", "/v2/recovered/manifests/"+later.String(), "")
+	p.want(200, "GET", "/v2/recovered/blobs/"+digest.FromString("a layer of later").String(), "")
+	p.want(404, "GET", "/v2/recovered/blobs/"+digest.FromString("a layer of gone").String(), "")
+	p.stop()
+
+	damage()
+	if err := os.Remove(filepath.Join(dir, "journal.backup")); err != nil {
+		t.Fatal(err)
+	}
+	rebuild("There was no copy of it", "It knows 0 repositories", "3 manifests belonged to no repository")
+	start(t, dir, "--no-tls").want(200, "GET", "/v2/recovered/manifests/"+lost.String(), "")
+}
+
 // TestRetention: rules from a file, what would go and why, what goes, and tags that never change.
 func TestRetention(t *testing.T) {
 	dir := t.TempDir()
@@ -685,6 +741,7 @@ var imports = map[string][]string{
 	"registry/auth":       {},
 	"registry/retention":  {"trow/storage"},
 	"registry/server":     {},
+	"registry/soak":       {},
 	"storage":             {},
 	"storage/storagetest": {"trow/storage"},
 	"tls":                 {},

@@ -257,5 +257,16 @@ func (p *parsed) unknown(c content) {
 	_ = p.refersTo(c.Subject) // a malformed one is none
 }
 
+// ReadManifest reads stored content as a manifest of one of the known types, for a repair that has lost the facts about
+// it. Digest and Size are left to the caller.
+func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
+	p, err := parseManifest("", content)
+	switch p.mediaType {
+	case typeOCIManifest, typeDockerManifest, typeOCIIndex, typeDockerList:
+		return storage.Manifest{MediaType: p.mediaType, Subject: p.subject, Refs: p.refs}, err == nil
+	}
+	return storage.Manifest{}, false
+}
+
 // brief bounds a decoder's error, which may quote what was sent.
 func brief(err error) string { return clip(err.Error()) }
