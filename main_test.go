@@ -381,7 +381,7 @@ gc-interval: 0
 		t.Errorf("left: %s", tags)
 	}
 	p.stop()
-	p = start(t, dir, "--no-tls")
+	start(t, dir, "--no-tls")
 	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "There are no rules") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}

@@ -91,25 +91,39 @@ func pushUntilKilled(dir string, first int) error {
 	}
 }
 
+// TestWhatWasAcknowledgedSurvivesAKill kills a process again and again while it pushes. STORAGE_TEST_KILLS says how
+// often; by default as often as some seconds allow.
 func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
-	const rounds = 15
+	const perDir = 15 // what is there is checked after each kill, so a store must not grow without end
+	kills, patience := perDir, 8*time.Second
+	if v := os.Getenv("STORAGE_TEST_KILLS"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			t.Fatalf("STORAGE_TEST_KILLS: %v", err)
+		}
+		kills, patience = n, 24*time.Hour
+	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	dir, acknowledged := t.TempDir(), map[int]bool{}
-	began, done := time.Now(), 0
-	for ; done < rounds && time.Since(began) < 8*time.Second; done++ {
-		for _, i := range runAndKill(t, dir, done*10_000, time.Duration(r.IntN(120_000))*time.Microsecond) {
-			acknowledged[i] = true
+	began, done, pushes := time.Now(), 0, 0
+	for done < kills && time.Since(began) < patience && !t.Failed() {
+		dir, acknowledged := t.TempDir(), map[int]bool{}
+		for range min(perDir, kills-done) {
+			for _, i := range runAndKill(t, dir, done*10_000, time.Duration(r.IntN(120_000))*time.Microsecond) {
+				acknowledged[i] = true
+			}
+			done++
+			wantAcknowledged(t, dir, acknowledged)
+			if t.Failed() || time.Since(began) > patience {
+				break
+			}
 		}
-		wantAcknowledged(t, dir, acknowledged)
-		if t.Failed() {
-			break
-		}
+		pushes += len(acknowledged)
 	}
-	t.Logf("%d kills, %d pushes were acknowledged", done, len(acknowledged))
-	if len(acknowledged) < done {
-		t.Errorf("only %d pushes in %d rounds: the test says nothing", len(acknowledged), done)
+	t.Logf("%d kills, %d pushes were acknowledged", done, pushes)
+	if pushes < done {
+		t.Errorf("only %d pushes in %d rounds: the test says nothing", pushes, done)
 	}
 }
 
