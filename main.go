@@ -543,12 +543,14 @@ func (a *app) serve(ctx context.Context, c config) error {
 	office := &http.Server{Handler: s.office(), ReadHeaderTimeout: 10 * time.Second}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return front.Serve(s.listener) })
-	g.Go(func() error {
-		if err := office.Serve(s.socket); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
+	if s.socket != nil {
+		g.Go(func() error {
+			if err := office.Serve(s.socket); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		return errors.Join(s.stop(front), office.Close())
@@ -582,8 +584,8 @@ func (s *instance) open(ctx context.Context) (err error) {
 	if s.blobs, err = storage.OpenDisk(s.config.DataDir, o); err != nil {
 		return err
 	}
-	if s.socket, err = admin.Listen(s.config.DataDir); err != nil {
-		return err
+	if s.socket, err = admin.Listen(s.config.DataDir); err != nil { // not all file systems have sockets
+		s.log.Warn().Err(err).Msg("going on without the commands gc, retention and scrub")
 	}
 	if s.config.NoTLS {
 		return nil
@@ -1634,6 +1636,10 @@ func (a *app) tellRebuilt(r *storage.Rebuilt, into string) {
 	}
 	if len(r.Missing) > 0 {
 		fmt.Fprintf(a.out, "%d contents have no bytes: push images that consist of them again.\n", len(r.Missing))
+	}
+	if r.Unclaimed > 0 {
+		fmt.Fprintf(a.out, "%d blobs (%s) belong to nothing that is known: the next collection frees them; to keep them, serve with --gc-interval=0.\n",
+			r.Unclaimed, size(r.UnclaimedBytes))
 	}
 }
 

@@ -340,8 +340,25 @@ func TestRebuild(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "journal.backup")); err != nil {
 		t.Fatal(err)
 	}
-	rebuild("There was no copy of it", "It knows 0 repositories", "3 manifests belonged to no repository")
+	nobodys := filepath.Join(dir, "blobs", "sha256", digest.FromString("nobody's").Encoded())
+	if err := os.WriteFile(nobodys, []byte("nobody's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rebuild("There was no copy of it", "It knows 0 repositories", "3 manifests belonged to no repository", "1 blobs (8 B) belong to nothing")
 	start(t, dir, "--no-tls").want(200, "GET", "/v2/recovered/manifests/"+lost.String(), "")
+}
+
+// TestADataDirectoryWithoutSockets, as some network file systems are: everything else works.
+func TestADataDirectoryWithoutSockets(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "trow.sock", "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, dir, "--no-tls")
+	p.push("app", "v")
+	if !strings.Contains(p.errOut.String(), "going on without the commands") {
+		t.Errorf("the log says nothing of it: %s", p.errOut)
+	}
 }
 
 // TestRetention: rules from a file, what would go and why, what goes, and tags that never change.

@@ -19,7 +19,7 @@ type leases struct {
 
 	mu    sync.Mutex
 	pins  map[key]int                // commits under way
-	used  map[uint64]time.Time       // links: when a client was told of it last; two that collide both live longer
+	used  map[uint64]int64           // links: when a client was told of it last, Unix ns; two that collide both live longer
 	going map[uint64]*sync.WaitGroup // links that the Collector is taking away just now
 }
 
@@ -30,7 +30,7 @@ type linkKey struct {
 
 func newLeases() *leases {
 	return &leases{seed: maphash.MakeSeed(), born: time.Now(), pins: map[key]int{},
-		used: map[uint64]time.Time{}, going: map[uint64]*sync.WaitGroup{}}
+		used: map[uint64]int64{}, going: map[uint64]*sync.WaitGroup{}}
 }
 
 func (l *leases) hash(repo string, k key) uint64 { return maphash.Comparable(l.seed, linkKey{repo, k}) }
@@ -39,7 +39,7 @@ func (l *leases) hash(repo string, k key) uint64 { return maphash.Comparable(l.s
 func (l *leases) use(repo string, k key) {
 	id := l.hash(repo, k)
 	l.mu.Lock()
-	l.used[id] = time.Now()
+	l.used[id] = time.Now().UnixNano()
 	going := l.going[id]
 	l.mu.Unlock()
 	if going != nil {
@@ -56,7 +56,7 @@ func (l *leases) take(repo string, links []key, since time.Time) (free []key, do
 	wait.Add(1)
 	for _, k := range links {
 		id := l.hash(repo, k)
-		if at, ok := l.used[id]; ok && !at.Before(since) || l.going[id] != nil {
+		if at, ok := l.used[id]; ok && at >= since.UnixNano() || l.going[id] != nil {
 			continue
 		}
 		l.going[id] = &wait
@@ -77,7 +77,7 @@ func (l *leases) forget(before time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for id, at := range l.used {
-		if at.Before(before) {
+		if at < before.UnixNano() {
 			delete(l.used, id)
 		}
 	}

@@ -31,6 +31,9 @@ type Rebuilt struct {
 	Restored Stats           // what the journal knows, without what was found
 	Found    []Manifest      // manifests among the blobs that no repo held; they are in Into now
 	Missing  []digest.Digest // what repos hold, and has no bytes: quarantined
+	// Unclaimed counts the blobs that still belong to nothing, and their bytes: the next collection frees them.
+	Unclaimed      int
+	UnclaimedBytes int64
 }
 
 // Rebuild makes a journal that can be read of what is left, on a data directory without a server: of the journal
@@ -59,6 +62,15 @@ func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error
 	for _, m := range r.Found {
 		if err := adopt(ctx, b, x, o.Into, m); err != nil {
 			return nil, err
+		}
+	}
+	for info, err := range b.All(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if !x.held(keyOf(info.Digest)) {
+			r.Unclaimed++
+			r.UnclaimedBytes += info.Size
 		}
 	}
 	r.Missing, err = missing(ctx, b, x)
