@@ -1,0 +1,28 @@
+// Package soak drives the real binary by real HTTP clients for as long as one likes, and judges what they saw: what
+// clients see of tags and manifests must be what one registry that does one thing after the other could have answered,
+// through restarts and crashes. It has tests only.
+//
+// # Words
+//
+//   - history: the operations of a run, with the times of call and return.
+//   - lost: an operation whose answer did not come, or was 5xx. It may have happened, until the process that it was
+//     sent to was dead, or never.
+//
+// # Invariants
+//
+//  1. A test judges only what clients see on the wire.
+//  2. The server runs as it is delivered: TLS and fsync are on.
+//  3. No absolute speed is asserted.
+//
+// # Settings
+//
+// By default everything takes less than a minute. Environment variables make it longer:
+//
+//   - SOAK_TIME (duration, default 4s): how long the clients work; SOAK_TIME=10m wants go test -timeout 1h.
+//   - SOAK_RACE=1: the server is built with the race detector, and any race it finds fails the test.
+//   - SOAK_SEED (a whole number, default: the time): the choices of the clients; each test prints its own.
+//
+// # What it does not do
+//
+// It does not cut the power (storage's crash tests do), and it measures no throughput.
+package soak

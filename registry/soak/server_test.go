@@ -1,0 +1,253 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The settings, as the package comment tells them.
+var settings struct {
+	time time.Duration
+	race bool
+	seed uint64
+}
+
+// binary is the program under test.
+var binary string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		if err := readSettings(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+		dir, err := os.MkdirTemp("", "soak")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+		defer os.RemoveAll(dir)
+		if err := build(filepath.Join(dir, "trow")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+		return m.Run()
+	}())
+}
+
+func readSettings() (err error) {
+	settings.time, settings.seed = 4*time.Second, uint64(time.Now().UnixNano())
+	if v := os.Getenv("SOAK_TIME"); v != "" {
+		if settings.time, err = time.ParseDuration(v); err != nil {
+			return fmt.Errorf("SOAK_TIME: %w", err)
+		}
+	}
+	if v := os.Getenv("SOAK_SEED"); v != "" {
+		if settings.seed, err = strconv.ParseUint(v, 10, 64); err != nil {
+			return fmt.Errorf("SOAK_SEED: %w", err)
+		}
+	}
+	settings.race = os.Getenv("SOAK_RACE") != ""
+	return nil
+}
+
+func build(path string) error {
+	args := []string{"build", "-o", path}
+	if settings.race {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, "trow")...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	binary = path
+	return nil
+}
+
+// random returns the choices of client n of a test.
+func random(n int) *rand.Rand { return rand.New(rand.NewPCG(settings.seed, uint64(n))) }
+
+// server is trow serve on a data directory. It can be stopped, killed and started again on the same address.
+type server struct {
+	t      *testing.T
+	dir    string
+	url    string
+	args   []string
+	pool   *x509.CertPool
+	epoch  time.Time // of the times of a history
+	log    console
+	client *http.Client // for the test's own questions
+
+	mu      sync.Mutex // guards what follows
+	cmd     *exec.Cmd
+	started int     // how many processes there were
+	deaths  []int64 // when each of them was known to be dead, in ns since epoch
+}
+
+// console is what the processes have written, of which only complaints of the race detector and the end are kept.
+type console struct {
+	mu    sync.Mutex
+	tail  []byte
+	races int
+}
+
+func (o *console) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.races += bytes.Count(p, []byte("WARNING: DATA RACE"))
+	if o.tail = append(o.tail, p...); len(o.tail) > 64<<10 && o.races == 0 {
+		o.tail = bytes.Clone(o.tail[len(o.tail)-32<<10:])
+	}
+	return len(p), nil
+}
+
+func (o *console) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return string(o.tail)
+}
+
+// start runs trow serve until the test ends.
+func start(t *testing.T, args ...string) *server {
+	t.Helper()
+	s := &server{t: t, dir: t.TempDir(), epoch: time.Now()}
+	t.Logf("SOAK_SEED=%d", settings.seed)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.url = "https://" + address
+	s.args = append([]string{"serve", "--listen", address, "--data-dir", s.dir, "--log-level", "warn"}, args...)
+	t.Cleanup(func() {
+		if s.process() != nil {
+			s.stop(syscall.SIGTERM)
+		}
+		if s.log.races > 0 {
+			t.Errorf("the race detector found %d races in the server:\n%s", s.log.races, &s.log)
+		}
+	})
+	s.run()
+	return s
+}
+
+// run starts a process and waits until it answers.
+func (s *server) run() {
+	s.t.Helper()
+	cmd := exec.Command(binary, s.args...)
+	cmd.Stdout, cmd.Stderr = &s.log, &s.log
+	for _, e := range os.Environ() { // a setting of this shell is not one of the test
+		if !strings.HasPrefix(e, "TROW_") {
+			cmd.Env = append(cmd.Env, e)
+		}
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.mu.Lock()
+	s.cmd = cmd
+	s.started++
+	s.mu.Unlock()
+	for deadline := time.Now().Add(30 * time.Second); !s.ready(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("the server does not answer:\n%s", &s.log)
+		}
+	}
+}
+
+// ready tells whether the registry answers. At the first answer it learns the CA.
+func (s *server) ready() bool {
+	if s.pool == nil {
+		pem, err := os.ReadFile(filepath.Join(s.dir, "ca.crt"))
+		pool := x509.NewCertPool()
+		if err != nil || !pool.AppendCertsFromPEM(pem) {
+			return false
+		}
+		s.pool = pool
+		s.client = s.newClient(true)
+	}
+	resp, err := s.client.Get(s.url + "/v2/")
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// newClient returns a client with connections of its own. Its requests may take minutes, not forever: a registry
+// that does not answer at all has to fail the test with a sentence.
+func (s *server) newClient(http2 bool) *http.Client {
+	transport := &http.Transport{
+		TLSClientConfig:   &tls.Config{RootCAs: s.pool},
+		ForceAttemptHTTP2: http2,
+		DialContext:       (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
+	}
+	s.t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 3 * time.Minute}
+}
+
+func (s *server) process() *exec.Cmd {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd
+}
+
+// stop ends the process and returns when it is dead. A server that does not end well on SIGTERM fails the test.
+func (s *server) stop(signal syscall.Signal) {
+	s.t.Helper()
+	cmd := s.process()
+	if err := cmd.Process.Signal(signal); err != nil {
+		s.t.Fatalf("%v: %v\n%s", signal, err, &s.log)
+	}
+	err := cmd.Wait()
+	s.mu.Lock()
+	s.deaths = append(s.deaths, s.now())
+	s.cmd = nil
+	s.mu.Unlock()
+	if signal == syscall.SIGTERM && err != nil {
+		s.t.Errorf("after SIGTERM: %v\n%s", err, &s.log)
+	}
+}
+
+// now is the time in nanoseconds since epoch.
+func (s *server) now() int64 { return int64(time.Since(s.epoch)) }
+
+// death returns when the process that lived at a time was dead. It must have died.
+func (s *server) death(after int64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, _ := slices.BinarySearch(s.deaths, after)
+	return s.deaths[n]
+}
+
+// restarts restarts the server n times within the time that ctx has, by turns with SIGKILL and SIGTERM.
+func (s *server) restarts(ctx context.Context, n int, within time.Duration) {
+	s.t.Helper()
+	for i := range n {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(within / time.Duration(n+1)):
+		}
+		s.stop([]syscall.Signal{syscall.SIGKILL, syscall.SIGTERM}[i%2])
+		s.run()
+	}
+}
