@@ -54,6 +54,7 @@ import (
 	"trow/manifests/node"
 	"trow/registry"
 	"trow/registry/admin"
+	"trow/registry/archive"
 	"trow/registry/auth"
 	"trow/registry/retention"
 	"trow/registry/server"
@@ -83,7 +84,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -1433,10 +1434,15 @@ func (a *app) onServer(cmd *cobra.Command, do func(context.Context, *admin.Clien
 		}
 		return do(cmd.Context(), admin.NewClient(c.DataDir))
 	}
+	addServerFlags(cmd)
+	return cmd
+}
+
+// addServerFlags adds the flags that say where the server is.
+func addServerFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringP("config", "c", "", "the server's configuration file, for its data-dir")
 	f.StringP("data-dir", "d", "", "the server's data directory (default: as the server's)")
-	return cmd
 }
 
 // progress calls show with what a job reports.
@@ -1583,6 +1589,122 @@ func (a *app) scrubCommand() *cobra.Command {
 }
 
 // ---- rebuild
+
+func (a *app) exportCommand() *cobra.Command {
+	var repositories []string
+	var base string
+	var prune bool
+	cmd := &cobra.Command{
+		Use:   "export DIRECTORY|-",
+		Short: "Copy everything into a directory, or as a tar to standard output, while the server runs",
+		Long: "export makes an archive that import reads, in the form of an OCI image layout, so that skopeo and others read it as\n" +
+			"well. Into a directory it copies what is not there yet, and what was stopped goes on when it is run again. With - it\n" +
+			"writes a tar stream: trow export - | zstd > backup.tar.zst",
+		Args: cobra.ExactArgs(1),
+	}
+	addServerFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		from, options, _, err := a.archive(cmd, repositories)
+		if err != nil {
+			return err
+		}
+		o := archive.ExportOptions{Options: options, Prune: prune}
+		if base != "" {
+			if o.Have, err = archive.Have(base); err != nil {
+				return fmt.Errorf("--base: %w", err)
+			}
+		}
+		var done archive.Progress
+		if args[0] != "-" {
+			done, err = archive.Export(cmd.Context(), from, args[0], o)
+		} else if prune {
+			return errors.New("--prune is for a directory; a tar stream has only what the registry holds")
+		} else if f, ok := a.out.(*os.File); ok && isTerminal(f) {
+			return errors.New("a terminal cannot show a tar; send it into a file or a pipe")
+		} else {
+			done, err = archive.ExportTar(cmd.Context(), from, a.out, o)
+		}
+		a.tellCopied("Exported", done)
+		return err
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&repositories, "repository", nil, "only repositories of this name, with * and **; may be given more than once")
+	f.StringVar(&base, "base", "", "leave out the blobs that this earlier archive (directory or tar) has")
+	f.BoolVar(&prune, "prune", false, "take out of the directory what the registry does not hold any more")
+	return cmd
+}
+
+func (a *app) importCommand() *cobra.Command {
+	var repositories []string
+	var as string
+	var keep bool
+	cmd := &cobra.Command{
+		Use:   "import DIRECTORY|FILE|-",
+		Short: "Copy an archive, or another registry's data directory, into the running server",
+		Long: "import reads what export has written, any OCI image layout (as a directory, a tar, a tar.gz; - is standard input), and\n" +
+			"the data directories of Distribution (registry:2, registry:3) and of zot; it finds out which it is. What the server\n" +
+			"has already is not copied; run again, an import goes on where it was stopped.",
+		Args: cobra.ExactArgs(1),
+	}
+	addServerFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		to, options, dir, err := a.archive(cmd, repositories)
+		if err != nil {
+			return err
+		}
+		o := archive.ImportOptions{Options: options, As: as, KeepTags: keep, Temp: dir,
+			Form: func(name string) { fmt.Fprintf(a.err, "This is %s.\n", name) }}
+		var done archive.Progress
+		if args[0] == "-" {
+			done, err = archive.ImportTar(cmd.Context(), to, a.in, o)
+		} else {
+			done, err = archive.Import(cmd.Context(), to, args[0], o)
+		}
+		a.tellCopied("Imported", done)
+		return err
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&repositories, "repository", nil, "only repositories of this name, with * and **; may be given more than once")
+	f.StringVar(&as, "as", "", "where a layout that names no repositories goes: repository, or repository:tag")
+	f.BoolVar(&keep, "keep-tags", false, "leave tags that exist here as they are")
+	return cmd
+}
+
+// archive is what export and import have in common: the server, which repositories, what is told on the way.
+func (a *app) archive(cmd *cobra.Command, repositories []string) (r archive.Registry, o archive.Options, dir string, err error) {
+	c, err := loadConfig(cmd)
+	if err != nil {
+		return r, o, "", err
+	}
+	if len(repositories) > 0 {
+		if o.Match, err = retention.Matcher(repositories); err != nil {
+			return r, o, "", err
+		}
+	}
+	o.Problem = func(text string) { fmt.Fprintln(a.err, text) }
+	o.Progress = func(p archive.Progress) {
+		fmt.Fprintf(a.err, "%d of %d manifests and tags, %s copied\n", p.Items, p.TotalItems, size(p.Bytes))
+	}
+	return archive.Registry{HTTP: &admin.NewClient(c.DataDir).HTTP, URL: admin.URL}, o, c.DataDir, nil
+}
+
+func (a *app) tellCopied(verb string, p archive.Progress) {
+	if p == (archive.Progress{}) {
+		return // it did not begin; the error says why
+	}
+	fmt.Fprintf(a.err, "%s %d manifests and %d blobs, %s; %d were there already.\n", verb, p.Manifests, p.Blobs, size(p.Bytes), p.Present)
+	if p.Gone > 0 {
+		fmt.Fprintf(a.err, "%d manifests and tags were deleted meanwhile.\n", p.Gone)
+	}
+	if p.Kept > 0 {
+		fmt.Fprintf(a.err, "%d tags name something else here, and were left as they are.\n", p.Kept)
+	}
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
 
 func (a *app) rebuildCommand() *cobra.Command {
 	into := "recovered"

@@ -288,6 +288,47 @@ func TestCollectAndScrub(t *testing.T) {
 	trow(2, "no server runs on the data directory", "gc")
 }
 
+// TestExportAndImport: a backup, and its way into another server, as a directory and through a pipe.
+func TestExportAndImport(t *testing.T) {
+	from, dir := start(t, t.TempDir(), "--no-tls"), t.TempDir()
+	d := from.push("team/app", "v")
+	from.push("other", "v")
+	trow := func(code int, in, want string, args ...string) (out string) {
+		t.Helper()
+		got, out, errOut := command(t, in, args...)
+		if got != code || !strings.Contains(errOut, want) {
+			t.Errorf("trow %v: code %d, %s; want %d, %s", args, got, errOut, code, want)
+		}
+		return out
+	}
+	archive := filepath.Join(dir, "archive")
+	trow(0, "", "Exported 2 manifests and 3 blobs", "export", archive, "-d", from.dir)
+	trow(0, "", "Exported 0 manifests and 0 blobs, 0 B; 5 were there already", "export", archive, "-d", from.dir)
+	stream := trow(0, "", "Exported 1 manifests and 2 blobs", "export", "-", "-d", from.dir, "--repository=team/**")
+	less := trow(0, "", "Exported 1 manifests and 0 blobs", "export", "-", "-d", from.dir, "--repository=team/**", "--base="+archive)
+	if len(less) >= len(stream) {
+		t.Errorf("%d bytes on top of the archive, %d without it", len(less), len(stream))
+	}
+
+	to := start(t, t.TempDir(), "--no-tls")
+	trow(0, stream, "Imported 1 manifests and 2 blobs", "import", "-", "-d", to.dir)
+	to.want(404, "GET", "/v2/other/manifests/v", "")
+	trow(0, "", "Imported 1 manifests and 2 blobs", "import", archive, "-d", to.dir)
+	for _, repo := range []string{"team/app", "other"} {
+		if got := to.want(200, "GET", "/v2/"+repo+"/manifests/v", ""); got != from.want(200, "GET", "/v2/"+repo+"/manifests/v", "") {
+			t.Errorf("%s is another one", repo)
+		}
+	}
+	if !to.admit("/validate", strings.TrimPrefix(to.url, "http://")+"/team/app@"+d.String()).Allowed {
+		t.Error("what was imported is denied")
+	}
+	trow(2, "", "no server runs on the data directory", "import", archive, "-d", dir)
+	trow(2, "", "is no pattern", "export", archive, "-d", from.dir, "--repository=a b")
+	trow(2, "", "--prune is for a directory", "export", "-", "-d", from.dir, "--prune")
+	trow(2, "", "no archive", "import", t.TempDir(), "-d", to.dir)
+	trow(2, "", "accepts 1 arg", "import")
+}
+
 // TestRebuild: a journal that is lost, with its copy and without.
 func TestRebuild(t *testing.T) {
 	dir := t.TempDir()
@@ -748,13 +789,14 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 
 // imports says what each package may import of ours. Only main knows everybody.
 var imports = map[string][]string{
-	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/admin", "trow/registry/auth", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
+	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/auth", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
 	"admission":           {"trow/storage"},
 	"admission/cluster":   {},
 	"manifests":           {},
 	"manifests/node":      {},
 	"registry":            {"trow/registry/auth", "trow/storage"},
 	"registry/admin":      {},
+	"registry/archive":    {"trow/registry", "trow/storage"},
 	"registry/auth":       {},
 	"registry/retention":  {"trow/storage"},
 	"registry/server":     {},

@@ -157,7 +157,7 @@ func tagParameters(q url.Values) ([]string, error) {
 			with(http.StatusRequestURITooLong)
 	}
 	for _, tag := range tags {
-		if !validTag(tag) {
+		if !ValidTag(tag) {
 			return nil, tagInvalid(tag)
 		}
 	}

@@ -63,7 +63,7 @@ func parseRoute(u *url.URL) (route, error) {
 	if !ok {
 		return route{}, errNoEndpoint
 	}
-	if !validName(r.repo) {
+	if !ValidName(r.repo) {
 		return route{}, nameInvalid(r.repo)
 	}
 	return r, r.checkRef()
@@ -109,7 +109,7 @@ func (r *route) checkRef() error {
 		if strings.Contains(r.ref, ":") {
 			return r.parseDigest()
 		}
-		if !validTag(r.ref) {
+		if !ValidTag(r.ref) {
 			return tagInvalid(r.ref)
 		}
 	case endpointUpload:
@@ -127,9 +127,9 @@ func (r *route) parseDigest() (err error) {
 	return nil
 }
 
-// validName checks a repository's name: elements of lower-case letters and digits, with '.', '_', '__' or any
+// ValidName checks a repository's name: elements of lower-case letters and digits, with '.', '_', '__' or any
 // number of '-' between them, separated by slashes (distribution spec, "Pulling manifests").
-func validName(name string) bool {
+func ValidName(name string) bool {
 	if len(name) > maxName {
 		return false
 	}
@@ -167,8 +167,8 @@ func validElement(s string) bool {
 
 func alphanumeric(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
 
-// validTag checks a tag: [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127} (distribution spec, "Pulling manifests").
-func validTag(s string) bool {
+// ValidTag checks a tag: [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127} (distribution spec, "Pulling manifests").
+func ValidTag(s string) bool {
 	if s == "" || len(s) > maxTag || s[0] == '.' || s[0] == '-' {
 		return false
 	}

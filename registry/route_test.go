@@ -69,11 +69,11 @@ func FuzzName(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if got, want := validName(s), specName.MatchString(s) && len(s) <= maxName && !strings.HasSuffix(s, "\n"); got != want {
-			t.Errorf("validName(%q) is %v, the spec says %v", s, got, want)
+		if got, want := ValidName(s), specName.MatchString(s) && len(s) <= maxName && !strings.HasSuffix(s, "\n"); got != want {
+			t.Errorf("ValidName(%q) is %v, the spec says %v", s, got, want)
 		}
-		if got, want := validTag(s), specTag.MatchString(s) && !strings.HasSuffix(s, "\n"); got != want {
-			t.Errorf("validTag(%q) is %v, the spec says %v", s, got, want)
+		if got, want := ValidTag(s), specTag.MatchString(s) && !strings.HasSuffix(s, "\n"); got != want {
+			t.Errorf("ValidTag(%q) is %v, the spec says %v", s, got, want)
 		}
 	})
 }

@@ -63,7 +63,7 @@ func (r *Registry) mount(req *http.Request, repo, from string, d digest.Digest) 
 		sources = r.options.Index.Holders(d)
 	}
 	for _, source := range sources {
-		if !validName(source) || r.authorize(req, source, auth.Pull) != nil {
+		if !ValidName(source) || r.authorize(req, source, auth.Pull) != nil {
 			continue
 		}
 		if mounted, err := r.mountFrom(req.Context(), source, repo, d); err != nil || mounted {

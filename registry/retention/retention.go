@@ -143,6 +143,12 @@ func patterns(field string, texts []string) (all []*regexp.Regexp, err error) {
 	return all, nil
 }
 
+// Matcher reads patterns of repositories; it tells whether a name matches any of them.
+func Matcher(texts []string) (func(repo string) bool, error) {
+	all, err := patterns("repository", texts)
+	return func(repo string) bool { return anyOf(all, repo) }, err
+}
+
 // pattern reads a pattern with * and **, or a regular expression between slashes. It matches whole names.
 func pattern(text string) (*regexp.Regexp, error) {
 	if inner, ok := strings.CutPrefix(text, "/"); ok && len(inner) > 1 && strings.HasSuffix(inner, "/") {

@@ -1,0 +1,373 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"trow/registry"
+	"trow/storage"
+)
+
+// ImportOptions say what comes out of an archive, and as what.
+type ImportOptions struct {
+	Options
+	// As is where the items of a plain layout go, which names no repositories: repository, or repository:tag if the
+	// layout has but one item.
+	As string
+	// KeepTags leaves tags that exist as they are.
+	KeepTags bool
+	// Temp is a directory for the manifests of a tar stream while it is read.
+	Temp string
+	// Form is told which form the archive was found to have.
+	Form func(name string)
+}
+
+// Import copies an archive into a running registry: a directory in any of the forms, or a tar file of a layout, which
+// may be compressed with gzip. Errors: it is no such thing; those of the file system and of the registry; that there
+// were problems, after everything else was copied.
+func Import(ctx context.Context, to Registry, name string, o ImportOptions) (Progress, error) {
+	i, err := newImporter(to, o)
+	if err != nil {
+		return Progress{}, err
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return Progress{}, err
+	}
+	if !info.IsDir() {
+		f, err := os.Open(name)
+		if err != nil {
+			return Progress{}, err
+		}
+		defer f.Close()
+		return i.end("imported", i.tar(ctx, f, func() (io.Reader, error) {
+			_, err := f.Seek(0, io.SeekStart)
+			return f, err
+		}))
+	}
+	root, err := os.OpenRoot(name)
+	if err != nil {
+		return Progress{}, err
+	}
+	defer root.Close()
+	return i.end("imported", i.directory(ctx, root))
+}
+
+// ImportTar is Import from a stream.
+func ImportTar(ctx context.Context, to Registry, in io.Reader, o ImportOptions) (Progress, error) {
+	i, err := newImporter(to, o)
+	if err != nil {
+		return Progress{}, err
+	}
+	return i.end("imported", i.tar(ctx, in, nil))
+}
+
+// source has the bytes of an import. Errors of open: fs.ErrNotExist, problems.
+type source interface {
+	open(repo string, d digest.Digest) (in io.ReadCloser, size int64, err error)
+}
+
+// incoming are the items of a repository, in the order in which they are pushed.
+type incoming struct {
+	repo  string
+	items []item
+}
+
+type importer struct {
+	tally
+	to      Registry
+	o       ImportOptions
+	as, tag string // of o.As
+}
+
+func newImporter(to Registry, o ImportOptions) (*importer, error) {
+	i := &importer{tally: tally{options: o.Options}, to: to, o: o}
+	i.as, i.tag, _ = strings.Cut(o.As, ":")
+	if o.As != "" && !registry.ValidName(i.as) || i.tag != "" && !registry.ValidTag(i.tag) {
+		return nil, fmt.Errorf("%.150q is no repository or repository:tag", o.As)
+	}
+	return i, nil
+}
+
+func (i *importer) directory(ctx context.Context, root *os.Root) error {
+	f, err := i.recognize(root)
+	if err != nil {
+		return err
+	}
+	if i.o.Form != nil {
+		i.o.Form(f.name())
+	}
+	all, err := f.list()
+	if err != nil {
+		return err
+	}
+	i.expect(all)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for _, r := range all {
+		if i.options.matches(r.repo) {
+			g.Go(func() error { return i.repository(ctx, f, r) })
+		}
+	}
+	return g.Wait()
+}
+
+func (i *importer) expect(all []incoming) {
+	total := 0
+	for _, r := range all {
+		if i.options.matches(r.repo) {
+			total += len(r.items)
+		}
+	}
+	i.add(func(p *Progress) { p.TotalItems = total })
+}
+
+func (i *importer) repository(ctx context.Context, from source, r incoming) error {
+	for _, it := range r.items {
+		if err := i.note(it.name(r.repo), i.item(ctx, from, r.repo, it)); err != nil {
+			return err
+		}
+		i.add(func(p *Progress) { p.Items++ })
+	}
+	return nil
+}
+
+// item pushes an item and all that it consists of.
+func (i *importer) item(ctx context.Context, from source, repo string, it item) error {
+	if err := checkName(repo); err != nil {
+		return err
+	}
+	if it.tag != "" && !registry.ValidTag(it.tag) {
+		return problemf("%.150q is no tag", it.tag)
+	}
+	body, desc, err := i.manifest(ctx, from, repo, it.desc, map[digest.Digest]bool{})
+	if err != nil || it.tag == "" {
+		return err
+	}
+	now, err := i.to.has(ctx, repo, "manifests", it.tag)
+	switch {
+	case err != nil:
+		return err
+	case now == desc.Digest:
+		return nil
+	case now != "" && i.o.KeepTags:
+		i.add(func(p *Progress) { p.Kept++ })
+		return nil
+	}
+	return i.pushed(i.to.putManifest(ctx, repo, it.tag, desc, body))
+}
+
+func checkName(repo string) error {
+	if !registry.ValidName(repo) {
+		return problemf("%.150q is no name of a repository", repo)
+	}
+	return nil
+}
+
+// pushed makes a problem of what the registry refused for its content.
+func (i *importer) pushed(err error) error {
+	if refused(err) {
+		return problem{err}
+	}
+	return err
+}
+
+// manifest pushes a manifest after what it consists of. done has what was seen to; the descriptor comes back with the
+// media type that it has.
+func (i *importer) manifest(ctx context.Context, from source, repo string, desc v1.Descriptor, done map[digest.Digest]bool) ([]byte, v1.Descriptor, error) {
+	if _, err := storage.ParseDigest(desc.Digest.String()); err != nil {
+		return nil, desc, problem{err}
+	}
+	body, err := readManifest(from, repo, desc.Digest)
+	if err != nil {
+		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	var c content
+	_ = json.Unmarshal(body, &c) // what is no JSON has no parts, and the registry decides about it
+	if desc.MediaType, err = mediaType(desc.MediaType, c, body); err != nil {
+		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	for _, child := range c.Manifests {
+		if done[child.Digest] {
+			continue
+		}
+		done[child.Digest] = true
+		if _, _, err := i.manifest(ctx, from, repo, child, done); err != nil {
+			return nil, desc, err
+		}
+	}
+	now, err := i.to.has(ctx, repo, "manifests", desc.Digest.String())
+	if err != nil {
+		return nil, desc, err
+	}
+	if now != "" { // and so all of its blobs: the registry takes nothing that is not whole
+		i.add(func(p *Progress) { p.Present++ })
+		return body, desc, nil
+	}
+	if err := i.blobs(ctx, from, repo, c.blobs()); err != nil {
+		return nil, desc, err
+	}
+	if err := i.pushed(i.to.putManifest(ctx, repo, "", desc, body)); err != nil {
+		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	i.add(func(p *Progress) { p.Manifests++; p.Bytes += int64(len(body)) })
+	return body, desc, nil
+}
+
+// mediaType is what a manifest is pushed as: as its descriptor says, or as it says itself, or as it looks.
+func mediaType(known string, c content, body []byte) (string, error) {
+	if c.SchemaVersion == 1 {
+		return "", problemf("it is of Docker's schema 1, which clients have given up; pull it and push it again with a newer one")
+	}
+	if known != "" {
+		return known, nil
+	}
+	if c.MediaType != "" {
+		return c.MediaType, nil
+	}
+	if m, ok := registry.ReadManifest(body); ok {
+		return m.MediaType, nil
+	}
+	return "", problemf("it has no media type, and looks like none that is known")
+}
+
+// readManifest reads a manifest's bytes and compares them with the digest.
+func readManifest(from source, repo string, d digest.Digest) ([]byte, error) {
+	in, size, err := from.open(repo, d)
+	if missing(err) {
+		return nil, problemf("the archive does not have it")
+	} else if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	if size > maxManifest {
+		return nil, problemf("it has %d bytes, and a manifest has at most %d", size, maxManifest)
+	}
+	var body bytes.Buffer
+	if _, err := body.ReadFrom(verify(in, d, size)); err != nil {
+		return nil, err
+	}
+	return body.Bytes(), nil
+}
+
+func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1.Descriptor) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	seen := map[digest.Digest]bool{}
+	for _, desc := range all {
+		if seen[desc.Digest] {
+			continue
+		}
+		seen[desc.Digest] = true
+		g.Go(func() error {
+			err := i.blob(ctx, repo, desc.Digest, func() (io.ReadCloser, int64, error) { return from.open(repo, desc.Digest) })
+			if missing(err) && elsewhere(desc) {
+				return nil
+			}
+			if missing(err) {
+				err = problemf("the archive does not have it")
+			}
+			if err != nil {
+				return fmt.Errorf("blob %s: %w", desc.Digest, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// elsewhere tells whether content is by its nature not in a registry (image spec, "Non-Distributable Layers").
+func elsewhere(d v1.Descriptor) bool {
+	return len(d.URLs) > 0 || strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
+}
+
+// blob makes a repository hold a blob. Errors: fs.ErrNotExist if neither the archive nor the registry has it.
+func (i *importer) blob(ctx context.Context, repo string, d digest.Digest, open func() (io.ReadCloser, int64, error)) error {
+	if _, err := storage.ParseDigest(d.String()); err != nil {
+		return problem{err}
+	}
+	if err := checkName(repo); err != nil {
+		return err
+	}
+	now, err := i.to.has(ctx, repo, "blobs", d.String())
+	if err != nil {
+		return err
+	}
+	if now != "" {
+		i.add(func(p *Progress) { p.Present++ })
+		return nil
+	}
+	sent, err := i.to.putBlob(ctx, repo, d, open)
+	if err != nil {
+		if missing(err) {
+			return err
+		}
+		return i.pushed(err)
+	}
+	i.add(func(p *Progress) { p.Blobs++; p.Bytes += sent })
+	return nil
+}
+
+// readIndex reads an index.json.
+func readIndex(in io.Reader) (v1.Index, error) {
+	var all v1.Index
+	limited := &io.LimitedReader{R: in, N: maxIndex}
+	err := json.NewDecoder(limited).Decode(&all)
+	if limited.N <= 0 {
+		return all, fmt.Errorf("%s has more than %d bytes", indexFile, maxIndex)
+	}
+	if err != nil {
+		return all, fmt.Errorf("%s is no index of a layout: %w", indexFile, err)
+	}
+	return all, nil
+}
+
+// errAs tells what to do about a layout without names.
+var errAs = errors.New("this layout does not say which repositories its manifests belong to; say it with --as repository, or --as repository:tag")
+
+// sort finds the repository and tag of each entry of an index: in an archive of ours both are named; in a plain layout
+// there is a tag at most, and all goes into one repository.
+func (i *importer) sort(all v1.Index) ([]incoming, error) {
+	var repos []incoming
+	at := map[string]int{}
+	for _, entry := range all.Manifests {
+		it := item{desc: v1.Descriptor{MediaType: entry.MediaType, Digest: entry.Digest, Size: entry.Size}}
+		repo, ours := entry.Annotations[AnnotationRepository]
+		name := entry.Annotations[v1.AnnotationRefName]
+		if ours {
+			it.tag = strings.TrimPrefix(name, repo+":")
+		} else {
+			if repo = i.as; repo == "" {
+				return nil, errAs
+			}
+			it.tag = name[strings.LastIndexByte(name, ':')+1:] // some write the image's whole name
+		}
+		n, ok := at[repo]
+		if !ok {
+			n, at[repo] = len(repos), len(repos)
+			repos = append(repos, incoming{repo: repo})
+		}
+		repos[n].items = append(repos[n].items, it)
+	}
+	if i.tag != "" {
+		if len(all.Manifests) != 1 {
+			return nil, fmt.Errorf("the archive has %d manifests, so a tag for one of them cannot be given with --as", len(all.Manifests))
+		}
+		repos[0].items[0].tag = i.tag
+	}
+	if i.as != "" && slices.ContainsFunc(repos, func(r incoming) bool { return r.repo != i.as }) {
+		return nil, errors.New("this archive says which repositories its manifests belong to; leave --as out")
+	}
+	return repos, nil
+}
