@@ -123,6 +123,8 @@ type config struct {
 	Anonymous     string        `mapstructure:"anonymous"`
 	UploadTimeout time.Duration `mapstructure:"upload-timeout"`
 	MaxUploads    int           `mapstructure:"max-uploads"`
+	MaxRequests   int           `mapstructure:"max-requests"`
+	MaxConns      int           `mapstructure:"max-connections"`
 	Reserve       string        `mapstructure:"reserve"`
 	GCInterval    time.Duration `mapstructure:"gc-interval"`
 	GCGrace       time.Duration `mapstructure:"gc-grace"`
@@ -173,6 +175,8 @@ var settings = []setting{
 	{"anonymous", "", "", "what may be done without a login: pull, push or none (default: push, with a user none)", false},
 	{"upload-timeout", "", 6 * time.Hour, "how long an upload may be idle before it is dropped", false},
 	{"max-uploads", "", 10000, "how many uploads may be open at once; more are answered 429", false},
+	{"max-requests", "", 1000, "how many requests may push at once, and how many others do anything else; more are answered 429", false},
+	{"max-connections", "", 10000, "how many connections there may be; idle ones give way, and if none is, more are answered 503", false},
 	{"reserve", "", "5%,1Gi", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none", false},
 	{"gc-interval", "", time.Hour, "how often what nothing needs any more is collected; 0: never by itself", false},
 	{"gc-grace", "", 6 * time.Hour, "how long a blob that no manifest needs is kept for a push that may come", false},
@@ -331,6 +335,10 @@ func (c *config) check() error {
 		return fmt.Errorf("upload-timeout: %s is too short; at least 1m", c.UploadTimeout)
 	case c.MaxUploads < 1:
 		return fmt.Errorf("max-uploads: %d is too few; at least 1", c.MaxUploads)
+	case c.MaxRequests < 1:
+		return fmt.Errorf("max-requests: %d is too few; at least 1", c.MaxRequests)
+	case c.MaxConns < 1:
+		return fmt.Errorf("max-connections: %d is too few; at least 1", c.MaxConns)
 	case c.GCInterval < 0 || c.GCInterval > 0 && c.GCInterval < time.Second:
 		return fmt.Errorf("gc-interval: %s is too short; at least 1s, or 0 for never", c.GCInterval)
 	case c.GCGrace < time.Second:
@@ -705,7 +713,23 @@ func (s *instance) front() (*server.Server, error) {
 	if s.keeper != nil {
 		config = s.keeper.Config()
 	}
-	return server.New(server.Options{Handler: r, Log: s.log, Registerer: s.metrics, TLSConfig: config, Stall: s.config.StallTimeout})
+	return server.New(server.Options{Handler: r, Log: s.log, Registerer: s.metrics, TLSConfig: config, Stall: s.config.StallTimeout,
+		MaxConnections: s.maxConnections(), Vital: []string{"/validate", "/validate-image"}})
+}
+
+// maxConnections is the setting, or what the process may have open: a connection and a file that goes out on it, beside
+// some for the rest.
+func (s *instance) maxConnections() int {
+	const rest = 100
+	n := s.config.MaxConns
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil || files.Cur >= uint64(2*n+rest) {
+		return n
+	}
+	n = max(1, (int(files.Cur)-rest)/2)
+	s.log.Warn().Int("max-connections", n).Uint64("limit", files.Cur).
+		Msg("fewer connections than the setting allows: the process may have too few files open (ulimit -n)")
+	return n
 }
 
 // registerGauges exports what the index counts, and when certificates end.
@@ -773,7 +797,7 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 	if err != nil {
 		return err
 	}
-	o := registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names,
+	o := registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names, MaxRequests: s.config.MaxRequests,
 		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID}
 	open := o
 	open.Auth = everything

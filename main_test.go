@@ -484,6 +484,48 @@ func TestOpenUploadsAreBounded(t *testing.T) {
 	p.want(202, "POST", "/v2/app/blobs/uploads/", "")
 }
 
+// TestRequestsAreBounded, those that push and the others apart; a verdict is not one of them.
+func TestRequestsAreBounded(t *testing.T) {
+	p := start(t, t.TempDir(), "--no-tls", "--max-requests=1", "--max-connections=50")
+	d := digest.FromString("body")
+	body, hold := io.Pipe()
+	done := make(chan int)
+	go func() {
+		resp, err := http.Post(p.url+"/v2/app/blobs/uploads/?digest="+d.String(), "application/octet-stream", body)
+		if err != nil {
+			t.Error(err)
+			done <- 0
+			return
+		}
+		resp.Body.Close()
+		done <- resp.StatusCode
+	}()
+	if _, err := io.WriteString(hold, "bo"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		status, refused, text := p.do("POST", "/v2/app/blobs/uploads/", "")
+		if status == 429 && refused.Get("Retry-After") == "1" && strings.Contains(text, "TOOMANYREQUESTS") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a second upload: %d %v %s", status, refused, text)
+		}
+	}
+	p.want(200, "GET", "/v2/", "")
+	p.admit("/validate", "trow:31000/app:v")
+	p.want(200, "GET", "/readyz", "")
+	if metrics := p.want(200, "GET", "/metrics", ""); !strings.Contains(metrics, `trow_http_requests_total{code="429",method="POST",route="uploads"}`) ||
+		!strings.Contains(metrics, "\ntrow_http_connections ") {
+		t.Error("the metrics tell neither of what was refused nor of connections")
+	}
+	_, _ = io.WriteString(hold, "dy")
+	hold.Close()
+	if status := <-done; status != 201 {
+		t.Errorf("the first one: %d", status)
+	}
+}
+
 func TestPlainHTTP(t *testing.T) {
 	p := start(t, t.TempDir(), "--no-tls")
 	if !strings.HasPrefix(p.url, "http:") {
@@ -580,6 +622,8 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a word for a truth", nil, "TROW_NO_TLS=maybe", "no-tls"},
 		{"a list of numbers", []string{"--config=" + write("d.yaml", "names: [1]")}, "", "names"},
 		{"a time that is too short", []string{"--upload-timeout=1s"}, "", "upload-timeout"},
+		{"no requests at all", []string{"--max-requests=0"}, "", "max-requests"},
+		{"no connections at all", []string{"--max-connections=-1"}, "", "max-connections"},
 		{"no uploads at all", []string{"--max-uploads=0"}, "", "max-uploads"},
 		{"a reserve without a unit that exists", []string{"--reserve=5%,1GB"}, "", "reserve"},
 		{"a reserve of everything", []string{"--reserve=100%"}, "", "reserve"},

@@ -26,6 +26,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -45,6 +46,9 @@ type Options struct {
 	Check func(ctx context.Context, d digest.Digest) error
 	// Immutable tells whether a tag may never name anything else once it is set, nor end. Optional.
 	Immutable func(repo, tag string) bool
+	// MaxRequests is how many requests may be under way at once: so many that push, and so many others, so that
+	// neither keep the others out. More are refused. 0 means no limit.
+	MaxRequests int
 	// Annotate attaches a fact about the request to its line in the access log; keys are route, repo, ref,
 	// digest, user, code and err. Optional.
 	Annotate func(ctx context.Context, key, value string)
@@ -57,6 +61,8 @@ type Registry struct {
 	options   Options
 	manifests *cache[[]byte]   // bytes of manifests, verified
 	referrers *cache[referrer] // their descriptors in a list of referrers
+
+	pushing, others atomic.Int64 // requests under way
 }
 
 // The caches are bounded by bytes. 16 MiB is about 8,000 manifests of images.
@@ -152,6 +158,15 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	h, ok := handlers[rt.endpoint][req.Method]
 	if !ok {
 		return methodUnsupported(rt.endpoint)
+	}
+	under := &r.others
+	if h.action == auth.Push {
+		under = &r.pushing
+	}
+	defer under.Add(-1)
+	if n := under.Add(1); r.options.MaxRequests > 0 && n > int64(r.options.MaxRequests) {
+		return &fault{code: codeTooManyRequests, header: retryAfter(1),
+			message: "the registry has too many requests at once; nothing was lost, try again in a moment"}
 	}
 	if err := r.authorize(req, rt.repo, h.action); err != nil {
 		return err

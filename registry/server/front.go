@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -23,10 +22,11 @@ type front struct {
 	metrics *metrics
 	stall   time.Duration
 	probes  []string
+	vital   []string
 }
 
 func newFront(o Options, m *metrics) *front {
-	return &front{next: o.Handler, log: o.Log, metrics: m, stall: o.Stall, probes: o.Probes}
+	return &front{next: o.Handler, log: o.Log, metrics: m, stall: o.Stall, probes: o.Probes, vital: o.Vital}
 }
 
 // ServeHTTP gives the request a record, an id and the watched body and ResponseWriter, and afterwards counts
@@ -76,7 +76,9 @@ func (f *front) serve(w *response, r *http.Request, rec *record) (p panicked) {
 			writePanic(w, r, rec.id)
 		}
 	}()
-	f.next.ServeHTTP(w, r)
+	if !f.refuse(w, r) {
+		f.next.ServeHTTP(w, r)
+	}
 	return p
 }
 
@@ -89,15 +91,7 @@ func writePanic(w *response, r *http.Request, id string) {
 			delete(h, key)
 		}
 	}
-	message := "internal error, request " + id
-	contentType, text := "text/plain; charset=utf-8", message+"\n"
-	if r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/") {
-		contentType = "application/json"
-		text = `{"errors":[{"code":"UNKNOWN","message":"` + message + `"}]}` + "\n"
-	}
-	h.Set("Content-Type", contentType)
-	w.WriteHeader(http.StatusInternalServerError)
-	w.Write([]byte(text)) // an error means that the client is gone; w remembers it for the log
+	writeError(w, r, http.StatusInternalServerError, "UNKNOWN", "internal error, request "+id)
 }
 
 // ending is all there is to say about a request when it is over.
@@ -186,6 +180,8 @@ func (f *front) level(e ending) zerolog.Level {
 		return zerolog.ErrorLevel
 	case slices.Contains(f.probes, e.request.URL.Path):
 		return zerolog.DebugLevel
+	case e.request.Context().Value(surplusKey{}) != nil && e.status() == http.StatusServiceUnavailable:
+		return zerolog.DebugLevel // there may be thousands; connections tells of them all
 	case e.clientGone() != nil:
 		return zerolog.InfoLevel
 	case e.cut && e.rec.get("err") != "":

@@ -29,6 +29,9 @@ type metrics struct {
 	sent     prometheus.Counter
 	inFlight prometheus.Gauge
 
+	connections      prometheus.Gauge
+	refused, evicted prometheus.Counter
+
 	// series are those in use, replaced as a whole when one is added: a look-up in the vectors costs three times
 	// as much.
 	series atomic.Pointer[map[seriesKey]series]
@@ -65,6 +68,15 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "trow_http_requests_in_flight", Help: "Requests being answered.",
 		}),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "trow_http_connections", Help: "Connections open.",
+		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trow_http_connections_refused_total", Help: "Connections refused because all others were busy.",
+		}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trow_http_connections_evicted_total", Help: "Idle connections closed to make room for others.",
+		}),
 		routes: map[string]struct{}{},
 	}
 	m.series.Store(&map[seriesKey]series{})
@@ -72,7 +84,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var err error
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.received, m.sent, m.inFlight} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.received, m.sent, m.inFlight, m.connections, m.refused, m.evicted} {
 		err = errors.Join(err, r.Register(c))
 	}
 	return m, err

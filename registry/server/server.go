@@ -17,7 +17,9 @@
 //  3. One line per request in the log, written when the request ends and not kept back. It has the path
 //     without the query and no header, so no credentials.
 //  4. The labels of the metrics have few values, whatever clients send.
-//  5. A body that was begun and not finished breaks the connection, so that a short one never looks whole.
+//  5. Connections are bounded. Those that wait give way to those that come, and what decides whether pods start is
+//     answered even when all are busy.
+//  6. A body that was begun and not finished breaks the connection, so that a short one never looks whole.
 //
 // # The slowest peer that lives
 //
@@ -68,6 +70,12 @@ type Options struct {
 	// be the client that does, or it sends a request into a closed connection.
 	Idle time.Duration
 
+	// MaxConnections is how many connections there may be at once; see [connections]. 0 means no limit.
+	MaxConnections int
+
+	// Vital are the paths that are answered on a connection over the limit too, beside the probes.
+	Vital []string
+
 	// Probes are the paths whose requests are logged at debug. nil means /healthz, /livez, /readyz, /metrics.
 	Probes []string
 }
@@ -109,7 +117,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{http: http.Server{
+	s := &Server{http: http.Server{
 		Handler:           newFront(o, m),
 		TLSConfig:         o.TLSConfig.Clone(), // net/http adds to it
 		ReadHeaderTimeout: headerTimeout,
@@ -122,7 +130,12 @@ func New(o Options) (*Server, error) {
 			MaxReceiveBufferPerConnection: connWindow,
 			WriteByteTimeout:              o.Stall, // the front sees a stream that stalls, this a connection
 		},
-	}}, nil
+	}}
+	if o.MaxConnections > 0 {
+		c := newConnections(o, m)
+		s.http.ConnContext, s.http.ConnState = c.accepted, c.changed
+	}
+	return s, nil
 }
 
 // Handler returns the front without a listener, for tests and for listeners of other kinds.
