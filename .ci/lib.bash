@@ -144,6 +144,7 @@ clients_tools() {
 }
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
+faults_tools() { debian strace; }
 
 # ---- The product
 

@@ -1,6 +1,7 @@
 // Package soak drives the real binary by real HTTP clients for as long as one likes, and judges what they saw: what
 // clients see of tags and manifests must be what one registry that does one thing after the other could have answered,
-// through restarts and crashes. It has tests only.
+// through restarts and crashes; what was acknowledged is there, whole, whoever collects garbage meanwhile and whichever
+// system call fails. It has tests only.
 //
 // # Words
 //
@@ -19,6 +20,9 @@
 // By default everything takes less than a minute. Environment variables make it longer:
 //
 //   - SOAK_TIME (duration, default 4s): how long the clients work; SOAK_TIME=10m wants go test -timeout 1h.
+//   - SOAK_KILLS (default 12): how often TestKill kills the server.
+//   - SOAK_FAULTS (default 1): how often TestSystemCalls goes through all its steps. It is there with -tags faults alone,
+//     since it needs strace and the right to trace.
 //   - SOAK_RACE=1: the server is built with the race detector, and any race it finds fails the test.
 //   - SOAK_SEED (a whole number, default: the time): the choices of the clients; each test prints its own.
 //

@@ -23,9 +23,11 @@ import (
 
 // The settings, as the package comment tells them.
 var settings struct {
-	time time.Duration
-	race bool
-	seed uint64
+	time   time.Duration
+	kills  int
+	rounds int // of faults
+	race   bool
+	seed   uint64
 }
 
 // binary is the program under test.
@@ -53,9 +55,17 @@ func TestMain(m *testing.M) {
 
 func readSettings() (err error) {
 	settings.time, settings.seed = 4*time.Second, uint64(time.Now().UnixNano())
+	settings.kills, settings.rounds = 12, 1
 	if v := os.Getenv("SOAK_TIME"); v != "" {
 		if settings.time, err = time.ParseDuration(v); err != nil {
 			return fmt.Errorf("SOAK_TIME: %w", err)
+		}
+	}
+	for name, n := range map[string]*int{"SOAK_KILLS": &settings.kills, "SOAK_FAULTS": &settings.rounds} {
+		if v := os.Getenv(name); v != "" {
+			if *n, err = strconv.Atoi(v); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
 		}
 	}
 	if v := os.Getenv("SOAK_SEED"); v != "" {
@@ -88,6 +98,7 @@ type server struct {
 	dir    string
 	url    string
 	args   []string
+	under  []string // the command that runs the program; none: it runs by itself
 	pool   *x509.CertPool
 	epoch  time.Time // of the times of a history
 	log    console
@@ -125,7 +136,13 @@ func (o *console) String() string {
 // start runs trow serve until the test ends.
 func start(t *testing.T, args ...string) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir(), epoch: time.Now()}
+	return startOn(t, t.TempDir(), nil, args...)
+}
+
+// startOn is start on a data directory, with a command that runs the program, such as a tracer.
+func startOn(t *testing.T, dir string, under []string, args ...string) *server {
+	t.Helper()
+	s := &server{t: t, dir: dir, epoch: time.Now(), under: under}
 	t.Logf("SOAK_SEED=%d", settings.seed)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -136,6 +153,10 @@ func start(t *testing.T, args ...string) *server {
 		t.Fatal(err)
 	}
 	s.url = "https://" + address
+	if slices.Contains(args, "--no-tls") {
+		s.url = "http://" + address
+		s.pool, s.client = x509.NewCertPool(), s.newClient(false)
+	}
 	s.args = append([]string{"serve", "--listen", address, "--data-dir", s.dir, "--log-level", "warn"}, args...)
 	t.Cleanup(func() {
 		if s.process() != nil {
@@ -152,7 +173,8 @@ func start(t *testing.T, args ...string) *server {
 // run starts a process and waits until it answers.
 func (s *server) run() {
 	s.t.Helper()
-	cmd := exec.Command(binary, s.args...)
+	line := slices.Concat(s.under, []string{binary}, s.args)
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Stdout, cmd.Stderr = &s.log, &s.log
 	for _, e := range os.Environ() { // a setting of this shell is not one of the test
 		if !strings.HasPrefix(e, "TROW_") {
