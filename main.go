@@ -18,6 +18,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/netip"
 	"net/url"
 	"os"
@@ -135,6 +136,7 @@ type config struct {
 	Retention    []retention.Rule `mapstructure:"retention"`
 	StallTimeout time.Duration    `mapstructure:"stall-timeout"`
 	LogLevel     string           `mapstructure:"log-level"`
+	DebugListen  string           `mapstructure:"debug-listen"`
 
 	Webhook          string        `mapstructure:"webhook"`
 	ExemptNamespaces []string      `mapstructure:"exempt-namespaces"`
@@ -186,6 +188,7 @@ var settings = []setting{
 	{"scrub-rate", "", "16Mi", "bytes per second of that reading; 0: as fast as it goes", false},
 	{"stall-timeout", "", time.Minute, "how long a transfer may make no progress before it is cut", false},
 	{"log-level", "", "info", "error, warn, info or debug", false},
+	{"debug-listen", "", "", "address and port of a listener for profiles (/debug/pprof/), best 127.0.0.1:6060; empty: none", false},
 
 	{"webhook", "", "", "in a pod of the manifest: off, audit or enforce; certificates are kept in the Secret then", false},
 	{"exempt-namespaces", "", []string{}, "namespaces whose pods are not judged, beside kube-system and the own one", false},
@@ -503,6 +506,7 @@ type instance struct {
 	journal  *storage.Bolt
 	blobs    *storage.Disk
 	socket   net.Listener     // for administration
+	debug    net.Listener     // for profiles; nil: none
 	keeper   *trowtls.Keeper  // nil without TLS
 	cluster  *cluster.Cluster // nil outside of a cluster
 	metrics  *prometheus.Registry
@@ -549,20 +553,16 @@ func (a *app) serve(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	office := &http.Server{Handler: s.office(), ReadHeaderTimeout: 10 * time.Second}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return front.Serve(s.listener) })
-	if s.socket != nil {
-		g.Go(func() error {
-			if err := office.Serve(s.socket); !errors.Is(err, http.ErrServerClosed) {
-				return err
-			}
-			return nil
-		})
-	}
+	beside := []*http.Server{s.beside(g, s.socket, s.office()), s.beside(g, s.debug, profiles())}
 	g.Go(func() error {
 		<-ctx.Done()
-		return errors.Join(s.stop(front), office.Close())
+		err := s.stop(front)
+		for _, b := range beside {
+			err = errors.Join(err, b.Close())
+		}
+		return err
 	})
 	g.Go(func() error {
 		if err := s.load(ctx, policy, authorizer); err != nil {
@@ -573,6 +573,32 @@ func (a *app) serve(ctx context.Context, c config) error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// beside serves a handler on a listener of its own, if there is one, until the server is closed.
+func (s *instance) beside(g *errgroup.Group, l net.Listener, h http.Handler) *http.Server {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	if l == nil {
+		return server
+	}
+	g.Go(func() error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return server
+}
+
+// profiles is what the debug listener has: whoever reaches it sees into the process, but not its command line, where a
+// password may stand.
+func profiles() http.Handler {
+	r := http.NewServeMux()
+	r.HandleFunc("/debug/pprof/", pprof.Index)
+	r.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	r.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	r.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return r
 }
 
 // open takes hold of everything that can fail at the start: the address, the data, the certificates.
@@ -595,6 +621,11 @@ func (s *instance) open(ctx context.Context) (err error) {
 	}
 	if s.socket, err = admin.Listen(s.config.DataDir); err != nil { // not all file systems have sockets
 		s.log.Warn().Err(err).Msg("going on without the commands gc, retention and scrub")
+	}
+	if s.config.DebugListen != "" {
+		if s.debug, err = net.Listen("tcp", s.config.DebugListen); err != nil {
+			return fmt.Errorf("debug-listen: %w", err)
+		}
 	}
 	if s.config.NoTLS {
 		return nil
@@ -1175,7 +1206,7 @@ func (s *instance) close() {
 			s.log.Error().Err(err).Msg("closing the journal")
 		}
 	}
-	for _, l := range []net.Listener{s.listener, s.socket} {
+	for _, l := range []net.Listener{s.listener, s.socket, s.debug} {
 		if l != nil {
 			l.Close()
 		}
