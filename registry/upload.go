@@ -4,22 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/auth"
 	"trow/storage"
 )
-
-// copyBuffers are what bodies go through on their way to the disk. 256 KiB keeps the number of writes low; a
-// hundred uploads at once take 25 MiB.
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
 // startUpload answers end-4 and end-11: a mount if it is possible, a whole blob in one request, or a session.
 func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, rt route) error {
@@ -133,46 +127,6 @@ func (r *Registry) finish(ctx context.Context, repo string, u storage.Upload, d 
 	}
 	defer release()
 	return r.options.Index.Link(ctx, repo, d, size)
-}
-
-// receive appends a body to an upload: exactly length bytes, or all there is if that is negative. What came
-// before an error is kept: the client can ask how much that is.
-func receive(u storage.Upload, body io.Reader, length int64) error {
-	src := body
-	if length >= 0 {
-		src = io.LimitReader(body, length)
-	}
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
-	n, err := io.CopyBuffer(struct{ io.Writer }{u}, readErrors{src}, *buf)
-	switch bad := (*bodyError)(nil); {
-	case errors.As(err, &bad):
-		return bodyFault(bad.err)
-	case err != nil:
-		return uploadFault(u.ID(), "", err)
-	case length >= 0 && n < length:
-		return bodyFault(io.ErrUnexpectedEOF)
-	case length >= 0:
-		if extra, _ := body.Read((*buf)[:1]); extra > 0 {
-			return &fault{code: codeSizeInvalid, message: "the body is longer than its Content-Range says"}
-		}
-	}
-	return nil
-}
-
-// readErrors marks what goes wrong on the client's side, so that it is not taken for the disk's.
-type readErrors struct{ io.Reader }
-
-type bodyError struct{ err error }
-
-func (e *bodyError) Error() string { return e.err.Error() }
-
-func (r readErrors) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	if err != nil && err != io.EOF {
-		err = &bodyError{err}
-	}
-	return n, err
 }
 
 // contentRange reads the Content-Range of a chunk, first-last, as the spec has it; a stream has none, and

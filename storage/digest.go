@@ -3,6 +3,7 @@ package storage
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -20,9 +21,11 @@ const (
 // maxKey is the length of the longest key: sha512's.
 const maxKey = 1 + 64
 
-// Supported tells whether content may be addressed by the algorithm: sha256 and sha512, which the OCI image
-// spec registers and go-digest computes.
-func Supported(alg digest.Algorithm) bool { return alg == digest.SHA256 || alg == digest.SHA512 }
+// algorithms are those that content may be addressed by: the OCI image spec registers them and go-digest computes them.
+var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA512}
+
+// Supported tells whether content may be addressed by the algorithm: sha256 and sha512.
+func Supported(alg digest.Algorithm) bool { return slices.Contains(algorithms, alg) }
 
 // ParseDigest checks a digest's form: a supported algorithm, a colon, and as many lower-case hex digits as
 // the algorithm has. Errors: ErrDigest.
