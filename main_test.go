@@ -93,7 +93,7 @@ func start(t *testing.T, dir string, args ...string) *process {
 		}
 		pool := x509.NewCertPool()
 		pool.AppendCertsFromPEM(ca)
-		p.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}
+		p.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
 	}
 	t.Cleanup(p.client.CloseIdleConnections)
 	return p

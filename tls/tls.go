@@ -266,13 +266,11 @@ func (k *Keeper) openUser() error {
 	return nil
 }
 
-// Config returns the configuration for a listener: HTTP/2 and HTTP/1.1 over TLS 1.2 or later, and the
-// certificate that holds at the time of each handshake. The caller may change the copy it gets.
+// Config returns the configuration for a listener: TLS 1.2 or later, and the certificate that holds at the time of each handshake. The caller may change the copy it gets.
 func (k *Keeper) Config() *tls.Config {
 	return &tls.Config{
 		// 1.2 because the API servers and container runtimes still in use speak it, and nothing older.
 		MinVersion:     tls.VersionTLS12,
-		NextProtos:     []string{"h2", "http/1.1"},
 		GetCertificate: k.pick,
 	}
 }

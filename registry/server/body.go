@@ -22,8 +22,8 @@ type body struct {
 // isOpen reports whether there may be more to read. A nil body has ended.
 func (b *body) isOpen() bool { return b != nil && !b.ended }
 
-// Read reads under a deadline. Over HTTP/2 it ends with the read. HTTP/1 looks at it only when it reads, and
-// net/http takes it back at the end of the body, before it waits for the connection to close.
+// Read reads under a deadline. net/http takes it back at the end of the body, before it waits for the connection to
+// close.
 func (b *body) Read(p []byte) (int, error) {
 	if b.ended {
 		return b.ReadCloser.Read(p)
@@ -32,9 +32,6 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.bytes += int64(n)
 	if err == nil {
-		if b.w.multi {
-			b.set(time.Time{})
-		}
 		return n, nil
 	}
 	b.ended = true
@@ -48,7 +45,7 @@ func (b *body) Read(p []byte) (int, error) {
 func (b *body) failed(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = errStalled(b.w.stall)
-		if b.w.status == 0 && !b.w.multi {
+		if b.w.status == 0 {
 			b.w.Header().Set("Connection", "close")
 		}
 	}
@@ -59,7 +56,7 @@ func (b *body) failed(err error) error {
 // arm starts the deadline; see response.arm.
 func (b *body) arm() {
 	now := time.Now()
-	if b.w.multi || now.Sub(b.armed) > b.w.stall/4 {
+	if now.Sub(b.armed) > b.w.stall/4 {
 		b.armed = now
 		b.set(now.Add(b.w.stall + b.w.stall/4))
 	}
@@ -67,7 +64,7 @@ func (b *body) arm() {
 
 func (b *body) set(t time.Time) { _ = b.w.rc.SetReadDeadline(t) }
 
-// Close drops what is left. HTTP/1 reads a part of it, so that the connection can be used again.
+// Close drops what is left. net/http reads a part of it, so that the connection can be used again.
 func (b *body) Close() error {
 	if b.isOpen() {
 		b.arm()

@@ -18,12 +18,9 @@ import (
 )
 
 // another returns a client with connections of its own.
-func (r *running) another(t *testing.T, m mode) *http.Client {
+func (r *running) another(t *testing.T) *http.Client {
 	t.Helper()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(!m.h2)
-	protocols.SetHTTP2(m.h2)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: protocols}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
 }
@@ -87,7 +84,7 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 		s := start(t, m, server.Options{Handler: newGate(), MaxConnections: 3, Registerer: reg})
 		var clients []*http.Client
 		for range 10 {
-			c := s.another(t, m)
+			c := s.another(t)
 			clients = append(clients, c)
 			if resp, text := get(t, c, s.url+"/v2/"); resp.StatusCode != 200 || text != "ok" {
 				t.Errorf("%d %s", resp.StatusCode, text)
@@ -110,7 +107,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 		s := start(t, m, server.Options{Handler: g, MaxConnections: 3, Registerer: reg, Vital: []string{"/validate"}})
 		var busy sync.WaitGroup
 		for range 3 {
-			c := s.another(t, m)
+			c := s.another(t)
 			busy.Go(func() {
 				if resp, text := get(t, c, s.url+"/v2/slow"); resp.StatusCode != 200 || text != "ok" {
 					t.Errorf("a busy one: %d %q", resp.StatusCode, text)
@@ -118,7 +115,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 			})
 			<-g.arrived
 		}
-		late := s.another(t, m)
+		late := s.another(t)
 		for range 5 {
 			resp, text := get(t, late, s.url+"/v2/")
 			if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" || !strings.Contains(text, `"code":"TOOMANYREQUESTS"`) ||

@@ -18,20 +18,14 @@ func (l tlsListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &firstByte{Conn: c}, nil
+	return &wire{Conn: c}, nil
 }
 
 // tlsHandshake is the first byte of TLS (RFC 8446, section 5.1). No method of HTTP begins with it.
 const tlsHandshake = 0x16
 
-// firstByte is a connection of which the first byte is looked at. It is read by one goroutine, that of the TLS
-// handshake, which has a deadline.
-type firstByte struct {
-	net.Conn
-	seen bool
-}
-
-func (c *firstByte) Read(p []byte) (int, error) {
+// Read looks at the first byte. The first one to read is the goroutine of the TLS handshake, which has a deadline.
+func (c *wire) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if c.seen || n == 0 {
 		return n, err

@@ -18,9 +18,9 @@ const (
 	// sendfileStep is what is handed to sendfile at once. It needs no deadline of its own size, because a
 	// step that is cut short tells how far it came.
 	sendfileStep = 4 << 20
-	// held is how much net/http keeps back before it writes to the connection (2 KiB over HTTP/1, 4 over
-	// HTTP/2). Nothing up to that can stall before the end of the request, so no deadline is set for it. Should
-	// net/http hold less, a small answer is watched a moment later.
+	// held is how much net/http keeps back before it writes to the connection . Nothing up to that can stall
+	// before the end of the request, so no deadline is set for it. Should net/http hold less, a small answer is watched
+	// a moment later.
 	held = 2 << 10
 )
 
@@ -39,26 +39,30 @@ type response struct {
 	rc    *http.ResponseController
 	stall time.Duration
 	body  *body // nil: the request has none
+	wire  *wire // below TLS; nil: plain
 
 	isHead   bool
-	multi    bool // HTTP/2: a deadline that passes kills the stream even if nobody waits
 	sendfile bool
 
 	status int
 	bytes  int64     // of the body, handed to the connection
 	err    error     // the first that writing gave
-	armed  time.Time // when the write deadline was last set; HTTP/1 only
+	armed  time.Time // when the write deadline was last set
 }
 
 func newResponse(inner http.ResponseWriter, r *http.Request, stall time.Duration) *response {
 	_, from := inner.(io.ReaderFrom)
+	var below *wire
+	if r.TLS != nil {
+		below, _ = r.Context().Value(wireKey{}).(*wire)
+	}
 	return &response{
+		wire:           below,
 		ResponseWriter: inner,
 		rc:             http.NewResponseController(inner),
 		stall:          stall,
 		isHead:         r.Method == http.MethodHead,
-		multi:          r.ProtoMajor > 1,
-		sendfile:       from && r.TLS == nil && r.ProtoMajor == 1,
+		sendfile:       from && r.TLS == nil,
 	}
 }
 
@@ -92,11 +96,24 @@ func (w *response) write(p []byte) (int, error) {
 	if !quick {
 		w.arm()
 	}
-	n, err := w.ResponseWriter.Write(p)
-	if !quick {
-		w.disarm()
-	}
+	n, err := w.pass(p)
 	return n, w.wrote(int64(n), err)
+}
+
+// recordSize is the most that goes into one record of TLS (RFC 8446, section 5.1).
+const recordSize = 16 << 10
+
+// pass writes one piece to net/http. What takes several records goes out at once.
+func (w *response) pass(p []byte) (int, error) {
+	if w.wire == nil || len(p) <= recordSize {
+		return w.ResponseWriter.Write(p)
+	}
+	w.wire.hold()
+	n, err := w.ResponseWriter.Write(p)
+	if ferr := w.wire.flush(); err == nil && ferr != nil {
+		n, err = 0, ferr
+	}
+	return n, err
 }
 
 // begin notes the status of an answer whose handler did not.
@@ -114,7 +131,7 @@ func (w *response) wrote(n int64, err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) || w.multi && time.Since(w.armed) >= w.stall {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = errStalled(w.stall)
 	}
 	// That a status or a HEAD takes no body is the handler's doing, not the client's.
@@ -214,44 +231,33 @@ func (w *response) FlushError() error {
 	w.begin()
 	w.arm()
 	err := w.rc.Flush()
-	w.disarm()
 	if errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	return w.wrote(0, err)
 }
 
-// arm starts the deadline before something is written. Before the first byte of an answer HTTP/1 reads what is
+// arm starts the deadline before something is written. Before the first byte of an answer net/http reads what is
 // left of the request's body, so that needs a deadline as well.
 func (w *response) arm() {
 	now := time.Now()
-	if w.multi || now.Sub(w.armed) > w.stall/4 {
+	if now.Sub(w.armed) > w.stall/4 {
 		w.armed = now
 		w.set(w.stall + w.stall/4) // up to a quarter of it is gone when the next piece starts
 	}
-	if !w.multi && w.body.isOpen() {
+	if w.body.isOpen() {
 		_ = w.rc.SetReadDeadline(now.Add(w.stall))
-	}
-}
-
-// disarm ends the deadline after something was written. HTTP/1 looks at its deadlines only when it reads or
-// writes, so there they may pass.
-func (w *response) disarm() {
-	if w.multi {
-		_ = w.rc.SetWriteDeadline(time.Time{})
 	}
 }
 
 // set sets the write deadline. A connection without deadlines (in tests) is not watched.
 func (w *response) set(d time.Duration) { _ = w.rc.SetWriteDeadline(time.Now().Add(d)) }
 
-// finish sets the deadlines for what net/http does after the handler: it writes what it holds, and HTTP/1 reads
+// finish sets the deadlines for what net/http does after the handler: it writes what it holds, and reads
 // what is left of the request's body. net/http takes them back before the next request.
 func (w *response) finish() {
-	if !w.multi || w.bytes > 0 {
-		w.set(w.stall)
-	}
-	if !w.multi && w.body.isOpen() && w.body.err == nil {
+	w.set(w.stall)
+	if w.body.isOpen() && w.body.err == nil {
 		_ = w.rc.SetReadDeadline(time.Now().Add(w.stall))
 	}
 }

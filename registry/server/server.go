@@ -13,13 +13,20 @@
 //  1. A transfer may take hours, a stall no longer than [Options.Stall]: the deadline is set for each piece
 //     that is read or written, never for a request. It runs only while we wait for the peer: a handler that
 //     works on its own for minutes cuts nobody.
-//  2. A file goes out by sendfile where the connection allows it (plain HTTP/1.1).
+//  2. A file goes out by sendfile where the connection allows it (plain HTTP), and over TLS a piece takes one write, not one for each record.
 //  3. One line per request in the log, written when the request ends and not kept back. It has the path
 //     without the query and no header, so no credentials.
 //  4. The labels of the metrics have few values, whatever clients send.
 //  5. Connections are bounded. Those that wait give way to those that come, and what decides whether pods start is
 //     answered even when all are busy.
 //  6. A body that was begun and not finished breaks the connection, so that a short one never looks whole.
+//
+// # Why HTTP/1.1 alone
+//
+// A layer over HTTP/2 costs a server in Go twice the processor time of one over HTTP/1.1, and a client too: each frame
+// of 16 KiB passes between goroutines and is flow-controlled by itself. containerd, Docker, podman and skopeo do not ask
+// for HTTP/2 of a registry with a CA of its own anyway; crane, oras, regctl and the API server take what is offered, and
+// keep as many connections as they have requests at once.
 //
 // # The slowest peer that lives
 //
@@ -57,8 +64,7 @@ type Options struct {
 	// Registerer gets the metrics trow_http_*. nil: they are counted and not shown.
 	Registerer prometheus.Registerer
 
-	// TLSConfig makes the server speak TLS, with HTTP/2, and lead those who speak plain HTTP to that. nil: plain
-	// HTTP/1.1.
+	// TLSConfig makes the server speak TLS, and lead those who speak plain HTTP to that. nil: plain HTTP.
 	TLSConfig *tls.Config
 
 	// Stall cuts a peer that neither takes nor sends a byte for so long while we wait for it. 0 means 60 s:
@@ -85,14 +91,7 @@ const (
 	// holds connections open for their own sake.
 	headerTimeout = 10 * time.Second
 	// maxHeader is four times the largest bearer token seen in the field, and a tenth of what net/http takes.
-	maxHeader = 64 << 10
-	// maxStreams: a push or a pull has about ten transfers under way, an API server a few dozen reviews.
-	maxStreams = 250
-	// streamWindow lets one upload fill 1 Gbit/s over 16 ms, and connWindow (the most that net/http takes) two of
-	// them on one connection. It is also what a client can make us hold in memory.
-	streamWindow = 2 << 20
-	connWindow   = 4<<20 - 1
-
+	maxHeader    = 64 << 10
 	defaultStall = 60 * time.Second
 	defaultIdle  = 3 * time.Minute
 )
@@ -120,20 +119,23 @@ func New(o Options) (*Server, error) {
 	s := &Server{http: http.Server{
 		Handler:           newFront(o, m),
 		TLSConfig:         o.TLSConfig.Clone(), // net/http adds to it
+		Protocols:         new(http.Protocols),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       o.Idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          log.New(errorLog{o.Log}, "", 0),
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
-			MaxReceiveBufferPerStream:     streamWindow,
-			MaxReceiveBufferPerConnection: connWindow,
-			WriteByteTimeout:              o.Stall, // the front sees a stream that stalls, this a connection
-		},
 	}}
+	s.http.Protocols.SetHTTP1(true)
+	if s.http.TLSConfig != nil {
+		s.http.TLSConfig.DynamicRecordSizingDisabled = true // small records first are for pages, not for layers
+	}
+	s.http.ConnContext = withWire
 	if o.MaxConnections > 0 {
 		c := newConnections(o, m)
-		s.http.ConnContext, s.http.ConnState = c.accepted, c.changed
+		s.http.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+			return c.accepted(withWire(ctx, conn), conn)
+		}
+		s.http.ConnState = c.changed
 	}
 	return s, nil
 }

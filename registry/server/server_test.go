@@ -70,11 +70,11 @@ func (l *lines) request(t *testing.T) map[string]any {
 
 // mode is a way to reach the server.
 type mode struct {
-	name    string
-	tls, h2 bool
+	name string
+	tls  bool
 }
 
-var modes = []mode{{"plain", false, false}, {"TLS", true, false}, {"HTTP2", true, true}}
+var modes = []mode{{"plain", false}, {"TLS", true}}
 
 // each runs a test over every mode at the same time.
 func each(t *testing.T, f func(t *testing.T, m mode)) {
@@ -118,11 +118,8 @@ func start(t *testing.T, m mode, o server.Options) *running {
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(!m.h2)
-	protocols.SetHTTP2(m.h2)
 	transport := &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: protocols, DisableCompression: true,
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true, DisableCompression: true,
 		ExpectContinueTimeout: time.Minute,
 	}
 	t.Cleanup(func() {
@@ -651,8 +648,6 @@ func TestSendfileIsUsedForFiles(t *testing.T) {
 		{"not for a small one", nil, func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, 1000) }, nil, 1000},
 		{"not over TLS", func(r *http.Request, w http.ResponseWriter) { r.TLS = &tls.ConnectionState{} },
 			func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, size) }, nil, size},
-		{"not over HTTP/2", func(r *http.Request, w http.ResponseWriter) { r.ProtoMajor = 2 },
-			func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, size) }, nil, size},
 		{"not without a length", func(r *http.Request, w http.ResponseWriter) { w.Header().Del("Content-Length") },
 			func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, size) }, nil, size},
 		{"not for what is no file", nil, func(w io.Writer, f *os.File) (int64, error) {
@@ -784,9 +779,6 @@ func TestAHeaderHasALimit(t *testing.T) {
 			req, _ := http.NewRequest("GET", s.url, nil)
 			req.Header.Set("Authorization", strings.Repeat("x", size))
 			resp, err := s.client.Do(req)
-			if m.h2 && want == 431 && err != nil {
-				continue // the client knows the limit and does not even ask
-			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -873,12 +865,12 @@ func TestShutdownWaitsAndThenCuts(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		want := "cut"
-		if m.h2 { // one of them is let go in time
+		if m.tls { // one of them is let go in time
 			want = "done"
 			time.AfterFunc(10*time.Millisecond, func() { close(leave) })
 			ctx = t.Context()
 		}
-		if err := s.server.Shutdown(ctx); (err == nil) != m.h2 {
+		if err := s.server.Shutdown(ctx); (err == nil) != m.tls {
 			t.Errorf("Shutdown: %v", err)
 		}
 		if g := <-got; g != want {
@@ -944,7 +936,6 @@ func BenchmarkTransfer(b *testing.B) {
 		for _, method := range []string{"GET", "PUT"} {
 			b.Run(method+"/"+name, func(b *testing.B) {
 				s := httptest.NewUnstartedServer(h)
-				s.EnableHTTP2 = true
 				s.StartTLS()
 				defer s.Close()
 				b.SetBytes(size)

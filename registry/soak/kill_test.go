@@ -20,7 +20,7 @@ func TestKill(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var all sync.WaitGroup
 		for i := range clients {
-			c := &client{s.newClient(i%2 == 0), s.url}
+			c := &client{s.newClient(), s.url}
 			all.Go(func() { w.work(ctx, c, random(1000+n*clients+i)) })
 		}
 		time.Sleep(time.Duration(r.Int64N(int64(150 * time.Millisecond))))

@@ -233,7 +233,7 @@ func (rec *recorder) perform(ctx context.Context, id int, c *client, i input, he
 
 // work is one client until ctx ends. What was lost it often tries once more, as clients do.
 func (rec *recorder) work(ctx context.Context, id int, repo string, r *rand.Rand) {
-	c := &client{rec.newClient(id%2 == 0), rec.url}
+	c := &client{rec.newClient(), rec.url}
 	for ctx.Err() == nil {
 		i := choose(r, repo)
 		// Not with ctx: the end of a round would lose an answer of every client.

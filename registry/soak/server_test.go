@@ -155,7 +155,7 @@ func startOn(t *testing.T, dir string, under []string, args ...string) *server {
 	s.url = "https://" + address
 	if slices.Contains(args, "--no-tls") {
 		s.url = "http://" + address
-		s.pool, s.client = x509.NewCertPool(), s.newClient(false)
+		s.pool, s.client = x509.NewCertPool(), s.newClient()
 	}
 	s.args = append([]string{"serve", "--listen", address, "--data-dir", s.dir, "--log-level", "warn"}, args...)
 	t.Cleanup(func() {
@@ -204,7 +204,7 @@ func (s *server) ready() bool {
 			return false
 		}
 		s.pool = pool
-		s.client = s.newClient(true)
+		s.client = s.newClient()
 	}
 	resp, err := s.client.Get(s.url + "/v2/")
 	if err != nil {
@@ -216,11 +216,10 @@ func (s *server) ready() bool {
 
 // newClient returns a client with connections of its own. Its requests may take minutes, not forever: a registry
 // that does not answer at all has to fail the test with a sentence.
-func (s *server) newClient(http2 bool) *http.Client {
+func (s *server) newClient() *http.Client {
 	transport := &http.Transport{
-		TLSClientConfig:   &tls.Config{RootCAs: s.pool},
-		ForceAttemptHTTP2: http2,
-		DialContext:       (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
+		TLSClientConfig: &tls.Config{RootCAs: s.pool},
+		DialContext:     (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
 	}
 	s.t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 3 * time.Minute}

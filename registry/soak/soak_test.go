@@ -27,7 +27,7 @@ func (w *stock) run(s *server, seed int, d time.Duration) {
 	defer cancel()
 	var all sync.WaitGroup
 	for n := range clients {
-		c := &client{s.newClient(n%2 == 0), s.url}
+		c := &client{s.newClient(), s.url}
 		all.Go(func() { w.work(ctx, c, random(seed+n)) })
 	}
 	all.Wait()
