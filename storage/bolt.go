@@ -83,15 +83,22 @@ func (j *Bolt) lost() error {
 	return nil
 }
 
-// makeDir makes a directory, durably, unless it is there.
+// makeDir makes a directory, durably, unless it is there: also those above it, each of which has its name in the one
+// above.
 func makeDir(dir string) error {
 	if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
 		return nil // its parent may be one that we cannot even read
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	parent := filepath.Dir(dir)
+	if err := makeDir(parent); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		if fi, serr := os.Stat(dir); serr != nil || !fi.IsDir() {
+			return err
+		}
+	}
+	return syncDir(parent)
 }
 
 func hostname() string {
@@ -188,7 +195,7 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
 		if k, _ := tx.Cursor().First(); k != nil {
-			return errForeign
+			return foreign(tx)
 		}
 		for _, name := range [][]byte{bucketMeta, bucketRepos, bucketFacts} {
 			if _, err := tx.CreateBucket(name); err != nil {
@@ -199,7 +206,7 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 	}
 	switch v := parseNumber(meta.Get(keyFormat)); {
 	case v == 0:
-		return errForeign
+		return foreign(tx)
 	case v > Format:
 		return fmt.Errorf("the data is of format %d, and this version knows formats up to %d: use the newer version that wrote it", v, Format)
 	}
@@ -212,6 +219,14 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 		return meta.Put(keyTally, t.bytes())
 	}
 	return nil
+}
+
+// foreign tells another program's file from a journal that has lost its format.
+func foreign(tx *bolt.Tx) error {
+	if tx.Bucket(bucketRepos) == nil && tx.Bucket(bucketFacts) == nil {
+		return errForeign
+	}
+	return fmt.Errorf("%w: nothing says of which format it is", ErrDamaged)
 }
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
