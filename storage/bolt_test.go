@@ -197,6 +197,34 @@ func TestFileIsRewrittenAfterAFailedCommit(t *testing.T) {
 	wantTags(t, openIndex(t, openBolt(t, dir)), "r", want...)
 }
 
+// What a failed commit shows is not durable: whoever asks for the same again, and so for no change, is answered only
+// when it is.
+func TestTheSameAgainAfterAFailedCommitIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	j := openBolt(t, dir)
+	x := openIndex(t, j)
+	for name, row := range map[string]struct {
+		do   func(*storage.Tx) error
+		then error // what the same again is told
+	}{
+		"a push":     {put(1, "v"), nil},
+		"a deletion": {func(tx *storage.Tx) error { return tx.DeleteTag("w") }, storage.ErrNotFound},
+	} {
+		update(t, x, "r", put(0, "w"))
+		old := fileOf(t, dir)
+		failNext(j, syscall.EIO)
+		if err := x.Update(t.Context(), "r", row.do); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s whose commit fails: %v", name, err)
+		}
+		if err := x.Update(t.Context(), "r", row.do); !errors.Is(err, row.then) {
+			t.Errorf("%s again: %v", name, err)
+		}
+		if os.SameFile(old, fileOf(t, dir)) {
+			t.Errorf("%s was not committed again", name)
+		}
+	}
+}
+
 func TestFullDiskNeedsNoRewrite(t *testing.T) {
 	dir := t.TempDir()
 	j := openBolt(t, dir)
