@@ -61,7 +61,11 @@ func OpenBolt(dir string) (*Bolt, error) {
 	if err := j.lost(); err != nil {
 		return nil, err
 	}
-	if err := j.open(lockPatience); err != nil {
+	err := j.open(lockPatience)
+	if errors.Is(err, ErrDamaged) && j.unborn() {
+		err = j.open(lockPatience)
+	}
+	if err != nil {
 		return nil, err
 	}
 	_ = os.Remove(j.path + ".new") // of a rewrite that a crash cut short; only the holder of the lock may
@@ -81,6 +85,33 @@ func (j *Bolt) lost() error {
 		return fmt.Errorf("%s: %w: it is empty or gone; run trow rebuild --data-dir %s", j.path, ErrDamaged, filepath.Dir(j.path))
 	}
 	return nil
+}
+
+// unborn tells whether a damaged file is what a power cut left of a journal in the making, and puts it aside. A new file
+// has four pages, every commit is in a longer one, and all else in the directory comes after the first of them. So
+// nothing was ever kept in it.
+func (j *Bolt) unborn() bool {
+	const newPages = 4
+	for _, later := range []string{ownerFile, backupFile, "blobs"} {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(j.path), later)); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	f, err := os.Open(j.path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || fi.Size() > int64(newPages*os.Getpagesize()) {
+		return false
+	}
+	// Under the lock, lest it is put aside while another process has just begun anew.
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return false
+	}
+	named, err := os.Stat(j.path)
+	return err == nil && os.SameFile(fi, named) && os.Rename(j.path, j.path+".unfinished") == nil
 }
 
 // makeDir makes a directory, durably, unless it is there: also those above it, each of which has its name in the one

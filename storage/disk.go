@@ -77,6 +77,9 @@ type diskWriter struct {
 // OpenDisk opens the blobs in dir, making the directories if there are none.
 func OpenDisk(dir string, o DiskOptions) (*Disk, error) {
 	d := &Disk{dir: dir, options: o, uploads: map[string]*diskUpload{}}
+	if err := makeDir(dir); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
 	for _, sub := range []string{"blobs", "blobs/sha256", "blobs/sha512", "uploads"} {
 		path := filepath.Join(dir, sub)
 		if err := os.MkdirAll(path, 0o700); err != nil {
@@ -292,16 +295,14 @@ func (u *diskUpload) end() error {
 	return f.Close()
 }
 
-// Delete implements Blobs.
+// Delete implements Blobs. It does not wait for the disk: what a power cut brings back belongs to nothing, and is collected
+// again.
 func (k *Disk) Delete(_ context.Context, d digest.Digest) error {
 	path, err := k.path(d)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil {
-		return fileError("blob", err)
-	}
-	return fileError("blob", syncDir(filepath.Dir(path)))
+	return fileError("blob", os.Remove(path))
 }
 
 // All implements Blobs.
