@@ -124,7 +124,8 @@ func TestADamagedJournalIsNamedAndNeverTakenForWhole(t *testing.T) {
 	}
 }
 
-// TestTheJournalIsLostUnderARunningServer: reads go on, writes fail, the process lives and ends.
+// TestTheJournalIsLostUnderARunningServer: reads go on, writes fail, the process lives and ends. The file is cut, which is
+// the same to a memory map as a disk that cannot read (SIGBUS); a disk that really cannot is in device_test.go.
 func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 	dir := t.TempDir()
 	whole, want, _ := written(t)
@@ -143,8 +144,8 @@ func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 		}()
 		select {
 		case err := <-ended:
-			if err == nil {
-				t.Error("a commit to a journal that is gone")
+			if err == nil || !strings.Contains(err.Error(), "a page of it cannot be read") {
+				t.Errorf("a commit to a journal that is gone: %v", err)
 			}
 		case <-time.After(30 * time.Second):
 			t.Fatal("the commit hangs")
