@@ -61,7 +61,11 @@ func OpenBolt(dir string) (*Bolt, error) {
 	if err := j.lost(); err != nil {
 		return nil, err
 	}
-	if err := j.open(lockPatience); err != nil {
+	err := j.open(lockPatience)
+	if errors.Is(err, ErrDamaged) && j.unborn() {
+		err = j.open(lockPatience)
+	}
+	if err != nil {
 		return nil, err
 	}
 	_ = os.Remove(j.path + ".new") // of a rewrite that a crash cut short; only the holder of the lock may
@@ -83,15 +87,49 @@ func (j *Bolt) lost() error {
 	return nil
 }
 
-// makeDir makes a directory, durably, unless it is there.
+// unborn tells whether a damaged file is what a power cut left of a journal in the making, and puts it aside. A new file
+// has four pages, every commit is in a longer one, and all else in the directory comes after the first of them. So
+// nothing was ever kept in it.
+func (j *Bolt) unborn() bool {
+	const newPages = 4
+	for _, later := range []string{ownerFile, backupFile, "blobs"} {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(j.path), later)); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	f, err := os.Open(j.path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || fi.Size() > int64(newPages*os.Getpagesize()) {
+		return false
+	}
+	// Under the lock, lest it is put aside while another process has just begun anew.
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return false
+	}
+	named, err := os.Stat(j.path)
+	return err == nil && os.SameFile(fi, named) && os.Rename(j.path, j.path+".unfinished") == nil
+}
+
+// makeDir makes a directory, durably, unless it is there: also those above it, each of which has its name in the one
+// above.
 func makeDir(dir string) error {
 	if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
 		return nil // its parent may be one that we cannot even read
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	parent := filepath.Dir(dir)
+	if err := makeDir(parent); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		if fi, serr := os.Stat(dir); serr != nil || !fi.IsDir() {
+			return err
+		}
+	}
+	return syncDir(parent)
 }
 
 func hostname() string {
@@ -188,7 +226,7 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
 		if k, _ := tx.Cursor().First(); k != nil {
-			return errForeign
+			return foreign(tx)
 		}
 		for _, name := range [][]byte{bucketMeta, bucketRepos, bucketFacts} {
 			if _, err := tx.CreateBucket(name); err != nil {
@@ -199,7 +237,7 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 	}
 	switch v := parseNumber(meta.Get(keyFormat)); {
 	case v == 0:
-		return errForeign
+		return foreign(tx)
 	case v > Format:
 		return fmt.Errorf("the data is of format %d, and this version knows formats up to %d: use the newer version that wrote it", v, Format)
 	}
@@ -212,6 +250,14 @@ func (j *Bolt) prepare(tx *bolt.Tx) error {
 		return meta.Put(keyTally, t.bytes())
 	}
 	return nil
+}
+
+// foreign tells another program's file from a journal that has lost its format.
+func foreign(tx *bolt.Tx) error {
+	if tx.Bucket(bucketRepos) == nil && tx.Bucket(bucketFacts) == nil {
+		return errForeign
+	}
+	return fmt.Errorf("%w: nothing says of which format it is", ErrDamaged)
 }
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }

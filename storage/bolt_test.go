@@ -97,6 +97,56 @@ func TestBoltRefusesDataThatItDoesNotKnow(t *testing.T) {
 	}
 }
 
+// What a power cut leaves of a journal in the making is no damage: the next start begins anew. Of one that was in use
+// it is.
+func TestAJournalInTheMakingIsBegunAnew(t *testing.T) {
+	dir := t.TempDir()
+	if err := openBolt(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	made, err := os.ReadFile(journalIn(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	noHeads := slices.Concat(make([]byte, 2*os.Getpagesize()), made[2*os.Getpagesize():4*os.Getpagesize()])
+	for name, file := range map[string][]byte{
+		"zeros":                  make([]byte, 4*os.Getpagesize()),
+		"a sector":               make([]byte, 512),
+		"no heads":               noHeads,
+		"heads and nothing else": slices.Concat(made[:2*os.Getpagesize()], make([]byte, 2*os.Getpagesize())),
+	} {
+		for _, beside := range []string{"", "owner", "blobs", "journal.backup"} {
+			dir := t.TempDir()
+			if err := os.WriteFile(journalIn(dir), file, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if beside != "" {
+				if err := os.WriteFile(filepath.Join(dir, beside), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			j, err := storage.OpenBolt(dir)
+			if used := beside != ""; errors.Is(err, storage.ErrDamaged) != used || (j == nil) != used {
+				t.Errorf("%s, beside it %q: %v", name, beside, err)
+			}
+			if j != nil {
+				update(t, openIndex(t, j), "r", put(1, "v"))
+				j.Close()
+			}
+		}
+	}
+	long := make([]byte, 9*os.Getpagesize())
+	if err := os.WriteFile(journalIn(dir), long, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "owner")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := storage.OpenBolt(dir); !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("a longer file without an owner: %v", err)
+	}
+}
+
 func TestDamagedRecordsAreRefused(t *testing.T) {
 	for _, k := range []string{"no zero byte", "repo\x00"} {
 		dir := t.TempDir()
@@ -195,6 +245,34 @@ func TestFileIsRewrittenAfterAFailedCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantTags(t, openIndex(t, openBolt(t, dir)), "r", want...)
+}
+
+// What a failed commit shows is not durable: whoever asks for the same again, and so for no change, is answered only
+// when it is.
+func TestTheSameAgainAfterAFailedCommitIsDurable(t *testing.T) {
+	dir := t.TempDir()
+	j := openBolt(t, dir)
+	x := openIndex(t, j)
+	for name, row := range map[string]struct {
+		do   func(*storage.Tx) error
+		then error // what the same again is told
+	}{
+		"a push":     {put(1, "v"), nil},
+		"a deletion": {func(tx *storage.Tx) error { return tx.DeleteTag("w") }, storage.ErrNotFound},
+	} {
+		update(t, x, "r", put(0, "w"))
+		old := fileOf(t, dir)
+		failNext(j, syscall.EIO)
+		if err := x.Update(t.Context(), "r", row.do); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s whose commit fails: %v", name, err)
+		}
+		if err := x.Update(t.Context(), "r", row.do); !errors.Is(err, row.then) {
+			t.Errorf("%s again: %v", name, err)
+		}
+		if os.SameFile(old, fileOf(t, dir)) {
+			t.Errorf("%s was not committed again", name)
+		}
+	}
 }
 
 func TestFullDiskNeedsNoRewrite(t *testing.T) {

@@ -18,7 +18,11 @@ var ErrDamaged = errors.New("the journal is damaged")
 func guard(do func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if p := recover(); p != nil {
+		switch p := recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }: // a fault at an address; its own text speaks of nil pointers
+			err = fmt.Errorf("%w: a page of it cannot be read, since the disk fails or the file was cut", ErrDamaged)
+		default:
 			err = fmt.Errorf("%w: %v", ErrDamaged, p)
 		}
 	}()

@@ -108,6 +108,7 @@ func TestADamagedJournalIsNamedAndNeverTakenForWhole(t *testing.T) {
 			case err == nil && at < 2*page && reflect.DeepEqual(held, before): // of the two heads the other one
 			case err == nil && !reflect.DeepEqual(held, want):
 				t.Errorf("page %d %s: a part is taken for the whole", at/page, name)
+			case name == "a bit" && err != nil && strings.Contains(err.Error(), "use the newer version"): // a bit of the format's number
 			case err != nil && !errors.Is(err, storage.ErrDamaged):
 				t.Errorf("page %d %s: %v", at/page, name, err)
 			case err != nil && !strings.Contains(err.Error(), "trow rebuild --data-dir"):
@@ -123,7 +124,8 @@ func TestADamagedJournalIsNamedAndNeverTakenForWhole(t *testing.T) {
 	}
 }
 
-// TestTheJournalIsLostUnderARunningServer: reads go on, writes fail, the process lives and ends.
+// TestTheJournalIsLostUnderARunningServer: reads go on, writes fail, the process lives and ends. The file is cut, which is
+// the same to a memory map as a disk that cannot read (SIGBUS); a disk that really cannot is in device_test.go.
 func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 	dir := t.TempDir()
 	whole, want, _ := written(t)
@@ -142,8 +144,8 @@ func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 		}()
 		select {
 		case err := <-ended:
-			if err == nil {
-				t.Error("a commit to a journal that is gone")
+			if err == nil || !strings.Contains(err.Error(), "a page of it cannot be read") {
+				t.Errorf("a commit to a journal that is gone: %v", err)
 			}
 		case <-time.After(30 * time.Second):
 			t.Fatal("the commit hangs")

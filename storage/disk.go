@@ -53,6 +53,9 @@ func OpenDisk(dir string, o DiskOptions) (*Disk, error) {
 	for _, alg := range algorithms {
 		d.syncs[alg] = &syncer{dir: filepath.Join(dir, "blobs", string(alg))}
 	}
+	if err := makeDir(dir); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
 	for _, sub := range []string{"blobs", "blobs/sha256", "blobs/sha512", "uploads"} {
 		path := filepath.Join(dir, sub)
 		if err := os.MkdirAll(path, 0o700); err != nil {
@@ -138,14 +141,13 @@ func (k *Disk) Open(_ context.Context, d digest.Digest) (io.ReadSeekCloser, erro
 	return f, nil
 }
 
-// Delete implements Blobs.
+// Delete implements Blobs. It does not wait for the disk: what a power cut brings back belongs to nothing, and is collected
+// again.
 func (k *Disk) Delete(_ context.Context, d digest.Digest) error {
 	path, err := k.path(d)
 	if err != nil {
 		return err
 	}
-	// Not synced: if a power cut brings the bytes back, they are some that nothing names, and go with the next
-	// collection. Syncing each of thousands would make a collection a matter of the disk's patience.
 	return fileError("blob", os.Remove(path))
 }
 

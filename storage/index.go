@@ -28,6 +28,7 @@ type Index struct {
 	done    sync.WaitGroup
 	stopped chan struct{} // closed when the committer has ended, and no function runs any more
 	needs   int           // the committer's: how many loads there must have been before the next commit
+	unsure  bool          // the committer's: what shows may not be durable, since a commit failed and none has succeeded since
 
 	mu      sync.RWMutex // guards all below
 	state   *state
@@ -302,6 +303,9 @@ func (x *Index) try(group []*change) ([]*change, error) {
 	if err := x.fresh(); err != nil {
 		return group, err
 	}
+	if err := x.ascertain(); err != nil {
+		return group, err
+	}
 	for range rounds {
 		if x.ctx.Err() != nil {
 			return group, fmt.Errorf("index: %w", ErrClosed)
@@ -415,11 +419,25 @@ func (c *change) call(tx *Tx) (err error) {
 // reload asks for a fresh state after a commit that failed with cause: it may have happened all the same.
 func (x *Index) reload(cause error) error {
 	x.options.Warn(fmt.Errorf("commit: %w; loading the state anew", cause))
+	x.unsure = x.unsure || !errors.Is(cause, ErrFull) // nothing of that one shows
 	x.mu.RLock()
 	x.needs = x.loads + 1
 	x.rewatch()
 	x.mu.RUnlock()
 	return errors.Join(fmt.Errorf("commit: %w", cause), x.fresh())
+}
+
+// ascertain makes durable what shows. Whoever tries again after a failed commit may find that there is nothing left to
+// change, and would be told so without a commit of his own.
+func (x *Index) ascertain() error {
+	if !x.unsure {
+		return nil
+	}
+	if _, err := x.journal.Commit(x.ctx); err != nil {
+		return fmt.Errorf("commit again what a failed commit has left: %w", err)
+	}
+	x.unsure = false
+	return nil
 }
 
 // fresh waits for the state that the last failed commit asked for; usually there was none.

@@ -163,7 +163,8 @@ type Update struct {
 type Journal interface {
 	// Commit makes the batches durable, all or nothing, under one new revision; at most one batch per repo.
 	// ErrConflict unless each Base is its repo's last revision. Any other error means that the outcome is
-	// unknown: the caller takes the full state through a new Watch before the next Commit.
+	// unknown: the caller takes the full state through a new Watch before the next Commit. Without a batch it makes
+	// certain that all that a Watch has shown is durable.
 	Commit(ctx context.Context, b ...Batch) (Revision, error)
 	// Watch calls apply with the full state, in parts of which the last says Synced, and then with every
 	// commit, in order and without gaps, one call at a time. It returns apply's error, or ctx's when that

@@ -32,6 +32,7 @@ func Journal(t *testing.T, place func(t *testing.T) (open func() storage.Journal
 		{"a repo that lost its last fact is gone", testLastFact},
 		{"a deletion of what is not there changes nothing", testDeleteNothing},
 		{"names and values may be any bytes", testBytes},
+		{"a commit without a batch changes nothing", testEmpty},
 		{"a restart keeps everything", testJournalRestart},
 		{"of many who commit on one base one wins", testRace},
 	}
@@ -444,6 +445,16 @@ func testBytes(t *testing.T, open func() storage.Journal) {
 	commit(t, j, b, batch("a-b", 0, set("x", "1")), batch("a/b", 0, set("x", "2")), batch("a0", 0, set("x", "3")))
 	wantState(t, j, want)
 	wantState(t, open(), want)
+}
+
+func testEmpty(t *testing.T, open func() storage.Journal) {
+	j := open()
+	first := commit(t, j, batch("r", 0, set("a", "1")))
+	if rev := commit(t, j); rev < first {
+		t.Errorf("revision %d came after %d", rev, first)
+	}
+	commit(t, j, batch("r", first, set("b", "2")))
+	wantState(t, j, facts{"r": {"ta": "1", "tb": "2"}})
 }
 
 func testJournalRestart(t *testing.T, open func() storage.Journal) {
