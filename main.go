@@ -52,6 +52,7 @@ import (
 	"trow/admission/cluster"
 	"trow/manifests"
 	"trow/manifests/node"
+	"trow/manifests/node/credential"
 	"trow/registry"
 	"trow/registry/admin"
 	"trow/registry/archive"
@@ -84,7 +85,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), credential.Command(), a.versionCommand())
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
