@@ -56,6 +56,7 @@ import (
 	"trow/registry/admin"
 	"trow/registry/archive"
 	"trow/registry/auth"
+	"trow/registry/glob"
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
@@ -1701,9 +1702,11 @@ func (a *app) archive(cmd *cobra.Command, repositories []string) (r archive.Regi
 		return r, o, "", err
 	}
 	if len(repositories) > 0 {
-		if o.Match, err = retention.Matcher(repositories); err != nil {
-			return r, o, "", err
+		names, err := glob.Compile(repositories...)
+		if err != nil {
+			return r, o, "", fmt.Errorf("repository: %w", err)
 		}
+		o.Match = names.Match
 	}
 	o.Problem = func(text string) { fmt.Fprintln(a.err, text) }
 	o.Progress = func(p archive.Progress) {
