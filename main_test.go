@@ -833,7 +833,7 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 
 // imports says what each package may import of ours. Only main knows everybody.
 var imports = map[string][]string{
-	".":                         {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/manifests/node/credential", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/auth", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
+	".":                         {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/manifests/node/credential", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/auth", "trow/registry/auth/desk", "trow/registry/glob", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
 	"admission":                 {"trow/storage"},
 	"admission/cluster":         {},
 	"manifests":                 {},
@@ -842,8 +842,10 @@ var imports = map[string][]string{
 	"registry":                  {"trow/registry/auth", "trow/storage"},
 	"registry/admin":            {},
 	"registry/archive":          {"trow/registry", "trow/storage"},
-	"registry/auth":             {},
-	"registry/retention":        {"trow/storage"},
+	"registry/auth":             {"trow/registry/glob"},
+	"registry/auth/desk":        {"trow/registry/admin", "trow/registry/auth", "trow/registry/retention"},
+	"registry/glob":             {},
+	"registry/retention":        {"trow/registry/glob", "trow/storage"},
 	"registry/server":           {},
 	"registry/soak":             {},
 	"storage":                   {},
@@ -854,7 +856,7 @@ var imports = map[string][]string{
 // only says which package alone may import something, and why.
 var only = map[string][]string{
 	"github.com/spf13/viper":                         {"."},
-	"github.com/spf13/cobra":                         {".", "manifests/node/credential"},
+	"github.com/spf13/cobra":                         {".", "manifests/node/credential", "registry/auth/desk"},
 	"go.etcd.io/bbolt":                               {"storage"},
 	"k8s.io/api/admission/v1":                        {".", "admission"},
 	"k8s.io/client-go/kubernetes":                    {"admission/cluster", "manifests/node"},

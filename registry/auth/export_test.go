@@ -2,4 +2,4 @@ package auth
 
 import "golang.org/x/crypto/bcrypt"
 
-func init() { cost = bcrypt.MinCost }
+func init() { ownCost = bcrypt.MinCost }
