@@ -45,6 +45,7 @@ import (
 	"github.com/spf13/viper"
 	"golang.org/x/sync/errgroup"
 	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -146,6 +147,8 @@ type config struct {
 	Webhook          string        `mapstructure:"webhook"`
 	ExemptNamespaces []string      `mapstructure:"exempt-namespaces"`
 	CAOverlap        time.Duration `mapstructure:"ca-overlap"`
+	TokenAudience    string        `mapstructure:"token-audience"`
+	AccessReview     bool          `mapstructure:"access-review"`
 
 	AllowPrefixes         []string `mapstructure:"allow-prefixes"`
 	AllowImages           []string `mapstructure:"allow-images"`
@@ -200,6 +203,8 @@ var settings = []setting{
 	{"webhook", "", "", "in a pod of the manifest: off, audit or enforce; certificates are kept in the Secret then", false},
 	{"exempt-namespaces", "", []string{}, "namespaces whose pods are not judged, beside kube-system and the own one", false},
 	{"ca-overlap", "", 24 * time.Hour, "how long a new CA is told to clients before it signs, and the old one after", false},
+	{"token-audience", "", "", "in a cluster: take ServiceAccounts' tokens of this audience as logins; empty: none", false},
+	{"access-review", "", false, "let RBAC decide what ServiceAccounts may do that no rule decides", false},
 
 	{"allow-prefixes", "", []string{}, "remote images allowed, by host[/path], whole path elements", true},
 	{"allow-images", "", []string{}, "images allowed by host/name[:tag][@digest]", true},
@@ -368,6 +373,10 @@ func (c *config) check() error {
 		return errors.New("webhook: the API server calls with TLS alone; leave no-tls out, or register the webhook yourself")
 	case c.Webhook == "" && len(c.ExemptNamespaces) > 0:
 		return errors.New("exempt-namespaces: without the setting webhook nothing is registered that could leave them out")
+	case c.TokenAudience != strings.TrimSpace(c.TokenAudience) || len(c.TokenAudience) > 256:
+		return fmt.Errorf("token-audience: %.80q is none; the manifest's is %s", c.TokenAudience, cluster.Audience)
+	case c.AccessReview && c.TokenAudience == "":
+		return errors.New("access-review: without the setting token-audience no ServiceAccount can log in; add token-audience: " + cluster.Audience)
 	}
 	if _, err := parseReserve(c.Reserve); err != nil {
 		return err
@@ -709,10 +718,55 @@ func (s *instance) openGuard() (err error) {
 	if err != nil {
 		return err
 	}
-	s.guard, err = auth.New(auth.Options{Dir: filepath.Join(s.config.DataDir, "auth"), User: s.config.User, Password: s.config.Password,
+	options := auth.Options{Dir: filepath.Join(s.config.DataDir, "auth"), User: s.config.User, Password: s.config.Password,
 		Htpasswd: s.config.Htpasswd, Rules: s.config.Rules, PolicyOptions: o, URL: s.config.PublicURL, Name: s.config.Names[0],
-		Annotate: server.Annotate})
+		Annotate: server.Annotate}
+	if s.config.TokenAudience != "" {
+		client, _, err := cluster.Inside()
+		if err != nil {
+			return fmt.Errorf("token-audience: %w; outside of a cluster leave this setting out", err)
+		}
+		r := reviews{cluster.NewReviewer(client, s.config.TokenAudience), s.log}
+		options.Reviewer = r
+		if s.config.AccessReview {
+			options.Accesses = r
+		}
+	}
+	s.guard, err = auth.New(options)
 	return err
+}
+
+// reviews is how the registry asks the cluster: neither knows the other.
+type reviews struct {
+	*cluster.Reviewer
+	log zerolog.Logger
+}
+
+// Review implements auth.Reviewer. A client is told that a token is wrong; the log says why.
+func (r reviews) Review(ctx context.Context, token string) (auth.Identity, error) {
+	user, err := r.Reviewer.Review(ctx, token)
+	switch {
+	case errors.Is(err, cluster.ErrToken):
+		r.log.Info().Err(err).Msg("a ServiceAccount's token is refused")
+		return auth.Identity{}, fmt.Errorf("%w: %w", auth.ErrUnauthorized, err)
+	case err != nil:
+		return auth.Identity{}, r.unavailable(err)
+	}
+	return auth.Identity{Name: user.Username, Groups: user.Groups, Cluster: true}, nil
+}
+
+// Access implements auth.AccessReviewer.
+func (r reviews) Access(ctx context.Context, who auth.Identity, verb, namespace, repository string) (bool, string, error) {
+	allowed, reason, err := r.Reviewer.Access(ctx, authenticationv1.UserInfo{Username: who.Name, Groups: who.Groups}, verb, namespace, repository)
+	if err != nil {
+		return false, "", r.unavailable(err)
+	}
+	return allowed, reason, nil
+}
+
+func (r reviews) unavailable(err error) error {
+	r.log.Warn().Err(err).Msg("whose a token is, or what it is good for, cannot be told now")
+	return fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 }
 
 // authOptions are what holds beside the rules.
@@ -721,7 +775,7 @@ func (c *config) authOptions(loopback bool) (auth.PolicyOptions, error) {
 	if err != nil {
 		return auth.PolicyOptions{}, fmt.Errorf("anonymous: %w", err)
 	}
-	return auth.PolicyOptions{Anonymous: level, AnonymousDelete: loopback}, nil
+	return auth.PolicyOptions{Anonymous: level, AnonymousDelete: loopback, Access: c.AccessReview}, nil
 }
 
 // takeRules takes over the rules of the configuration file when it has changed, and only them.
@@ -2090,7 +2144,8 @@ func (a *app) manifestCommand() *cobra.Command {
 	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a volume that stays; empty: none, the images go with the pod")
 	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass, "of the volume (default: the cluster's default)")
 	f.StringVar(&o.Size, "size", o.Size, "of the volume")
-	f.BoolVar(&o.Login, "login", o.Login, "make a user with a random password, and close the registry to others")
+	f.BoolVar(&o.Login, "login", o.Login, "make a user with a random password, and close the registry to others; ServiceAccounts may pull")
+	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview, "with --login: RBAC decides what ServiceAccounts may pull, push and delete")
 	f.StringVar(&o.Webhook, "webhook", o.Webhook, "off, audit (only warn) or enforce")
 	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil, "namespaces whose pods are not judged, beside kube-system and the own one")
 	f.BoolVar(&noNode, "no-node", false, "leave the nodes alone: no DaemonSet; see trow node --print")

@@ -29,9 +29,9 @@ const (
 const (
 	// maxToken bounds a token; ServiceAccounts' have about 1 KiB.
 	maxToken = 16 << 10
-	// identityLife is how long an identity holds, within the life of its token; endlessLife is for a token that never
-	// ends, which is revoked by deleting what it belongs to.
-	identityLife, endlessLife = 5 * time.Minute, time.Minute
+	// identityLife is how long an identity holds, within the life of its token: an account, or the pod that its token
+	// is bound to, may be deleted at any time.
+	identityLife = time.Minute
 	// accessLife is how long a permission holds.
 	accessLife = 30 * time.Second
 	// refusalLife is how long a refusal holds: whoever has just been let in by somebody does not want to wait.
@@ -113,12 +113,9 @@ func (r *Reviewer) review(ctx context.Context, token string, claims claims) (ans
 	case status.User.Username == "":
 		return refuse("the cluster has no name for it")
 	}
-	now, life := time.Now(), identityLife
-	if claims.Expires == nil {
-		life = endlessLife
-	}
+	now := time.Now()
 	return answer[identity]{value: identity{user: status.User}, good: true,
-		fresh: earlier(now.Add(life), claims.end()), stale: earlier(now.Add(staleLife), claims.end())}, nil
+		fresh: earlier(now.Add(identityLife), claims.end()), stale: earlier(now.Add(staleLife), claims.end())}, nil
 }
 
 // Access returns whether somebody may do something to a repository, and a reason for people. It asks whether the verb
