@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -104,7 +104,7 @@ func (r *Reviewer) review(ctx context.Context, token string, claims claims) (ans
 	}
 	status := said.Status
 	switch {
-	case !status.Authenticated && !slices.Contains(claims.Audiences, r.audience):
+	case !status.Authenticated && !slices.Contains(claims.Audience, r.audience):
 		return refuse("it is not made for the audience %s (kubectl create token NAME --audience=%s)", r.audience, r.audience)
 	case !status.Authenticated:
 		return refuse("the cluster does not know it, or what it belonged to is deleted")
@@ -188,54 +188,31 @@ func unavailable(err error, token string) error {
 	return fmt.Errorf("%w: %.300s", ErrUnavailable, text)
 }
 
-// claims are what a token says of itself. Nobody has verified them: they may make its use shorter, never longer.
-type claims struct {
-	Expires   *float64  `json:"exp"` // seconds of Unix time
-	Audiences audiences `json:"aud"`
-}
+// far is the end of a token that names none: no answer is kept for that long.
+const far = 24 * time.Hour
 
-// audiences is one, or a list.
-type audiences []string
+// claims are what a token says of itself (RFC 7519). Nobody has verified them: they may make its use shorter, never
+// longer.
+type claims struct{ jwt.RegisteredClaims }
 
-// UnmarshalJSON implements json.Unmarshaler.
-func (a *audiences) UnmarshalJSON(b []byte) error {
-	var one string
-	if json.Unmarshal(b, &one) == nil {
-		*a = audiences{one}
-		return nil
-	}
-	return json.Unmarshal(b, (*[]string)(a))
-}
-
-var (
-	errNoJWT    = errors.New("it is no JWT, as ServiceAccounts have them")
-	errTooLarge = fmt.Errorf("it has more than %d bytes", maxToken)
-)
-
-// readClaims reads a JWT's claims (RFC 7519). What is none is not worth a question: an authenticator that is not
-// about JWTs knows no audiences.
+// readClaims reads a token's claims. What is no JWT is not worth a question: an authenticator that is not about JWTs
+// knows no audiences.
 func readClaims(token string) (c claims, err error) {
 	if len(token) > maxToken {
-		return c, errTooLarge
+		return c, fmt.Errorf("it has more than %d bytes", maxToken)
 	}
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return c, errNoJWT
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(payload, &c) != nil {
-		return c, errNoJWT
+	if _, _, err := jwt.NewParser().ParseUnverified(token, &c); err != nil {
+		return c, errors.New("it is no JWT, as ServiceAccounts have them")
 	}
 	return c, nil
 }
 
-// end is when the token ends; one that does not say so ends in a far future.
+// end is when the token ends.
 func (c claims) end() time.Time {
-	const far = 1 << 40
-	if c.Expires == nil || *c.Expires > far {
-		return time.Unix(far, 0)
+	if c.ExpiresAt == nil {
+		return time.Now().Add(far)
 	}
-	return time.Unix(int64(max(*c.Expires, 0)), 0)
+	return c.ExpiresAt.Time
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -22,7 +22,6 @@
 package credential
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,6 +30,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/golang-jwt/jwt/v5"
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	credentialprovider "k8s.io/kubelet/pkg/apis/credentialprovider/v1"
@@ -129,17 +129,10 @@ func hostOf(image string) (string, error) {
 
 // keep is how long the kubelet may keep a token: not at all if it does not say when it ends.
 func keep(token string, now time.Time) time.Duration {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
+	var claims jwt.RegisteredClaims
+	if _, _, err := jwt.NewParser().ParseUnverified(token, &claims); err != nil || claims.ExpiresAt == nil {
 		return 0
 	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	var claims struct {
-		Expires int64 `json:"exp"` // seconds of Unix time
-	}
-	if err != nil || json.Unmarshal(payload, &claims) != nil || claims.Expires <= 0 {
-		return 0
-	}
-	left := time.Unix(claims.Expires, 0).Sub(now) - margin
+	left := claims.ExpiresAt.Sub(now) - margin
 	return max(0, min(left, cacheLife).Truncate(time.Second))
 }
