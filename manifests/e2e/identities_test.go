@@ -35,6 +35,30 @@ func account(ns, name, image, more string) string {
 		pod(ns, name, fmt.Sprintf("  serviceAccountName: %s\n%s", name, more)+containers(image))
 }
 
+// pullSecret is the manifest's, for another namespace.
+func pullSecret(t *testing.T, c *cluster.Cluster, ns string) string {
+	t.Helper()
+	config := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-pull", `--output=jsonpath={.data.\.dockerconfigjson}`)
+	return fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: trow-pull, namespace: %s}\n"+
+		"type: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: %s}\n", ns, config)
+}
+
+// doorman asks the registry from outside.
+type doorman struct {
+	t      *testing.T
+	c      *cluster.Cluster
+	client *http.Client
+}
+
+func newDoorman(t *testing.T, c *cluster.Cluster) *doorman {
+	t.Helper()
+	client, err := registryClient(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &doorman{t, c, client}
+}
+
 // status asks the registry for a manifest with a token of this ServiceAccount for this audience (empty: the API server's).
 func (w *doorman) status(account, audience, manifest string) int {
 	w.t.Helper()
@@ -57,22 +81,6 @@ func (w *doorman) status(account, audience, manifest string) int {
 	return resp.StatusCode
 }
 
-// doorman asks the registry from outside.
-type doorman struct {
-	t      *testing.T
-	c      *cluster.Cluster
-	client *http.Client
-}
-
-func newDoorman(t *testing.T, c *cluster.Cluster) *doorman {
-	t.Helper()
-	client, err := registryClient(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &doorman{t, c, client}
-}
-
 // TestServiceAccounts: pods pull from a closed registry, with a pull secret and with nothing but their ServiceAccounts,
 // which the kubelet has tokens made for.
 func TestServiceAccounts(t *testing.T) {
@@ -92,12 +100,8 @@ func TestServiceAccounts(t *testing.T) {
 	}
 
 	closed(t, c, "--login")
-	secret := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-pull", `--output=jsonpath={.data.\.dockerconfigjson}`)
-	c.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: trow-pull, namespace: identities}\ntype: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: %s}\n---\n", secret)+
-		pod("identities", "secret", "  automountServiceAccountToken: false\n  imagePullSecrets: [{name: trow-pull}]\n"+containers(image+"secret"))+
-		"---\n"+account("identities", "account", image+"account", "")+
-		"---\n"+account("identities", "loopback", "127.0.0.1:31000/team/app:loopback", ""))
-	ready("secret")
+	c.Apply(t, account("identities", "account", image+"account", "")+"---\n"+
+		account("identities", "loopback", "127.0.0.1:31000/team/app:loopback", ""))
 	ready("account")
 	ready("loopback")
 	w := newDoorman(t, c)
@@ -128,8 +132,10 @@ metadata: {name: pull-app, namespace: team}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: pull-app}
 subjects: [{kind: ServiceAccount, name: right, namespace: identities}]
 ---
-`+account("identities", "right", image+"right", "")+"---\n"+account("identities", "none", image+"none", ""))
+`+pullSecret(t, c, "identities")+"---\n"+account("identities", "right", image+"right", "")+"---\n"+account("identities", "none", image+"none", "")+
+		"---\n"+account("identities", "secret", image+"secret", "  imagePullSecrets: [{name: trow-pull}]\n"))
 	ready("right")
+	ready("secret")
 	var told string
 	cluster.Eventually(t, time.Minute, "an account without the right is refused", func() error {
 		told = c.Kubectl(t, "--namespace=identities", "describe", "pod", "none")
