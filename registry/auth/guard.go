@@ -332,7 +332,7 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 	case who.Anonymous() && !s.logins:
 		return fmt.Errorf("%w: %s needs a login, and the registry has no user (start it with --user)", ErrDenied, a)
 	case who.Anonymous() && who.grant != nil:
-		return errScope
+		return errLogin
 	case who.Anonymous():
 		return ErrUnauthorized
 	case a == Pull:
