@@ -966,15 +966,15 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 			g.Go(func() error { repeat(ctx, interval, do); return nil })
 		}
 	}
-	g.Go(func() error { s.guard.Run(ctx, s.guardEvent); return nil })
-	if s.file.path != "" {
-		g.Go(func() error { auth.Follow(ctx, s.file.path, s.file.seen, s.takeRules, s.rulesTaken); return nil })
-	}
 	every(expireEvery, s.expire)
 	every(spaceEvery, s.watchSpace)
 	every(backupEvery, s.backup)
 	every(s.config.GCInterval, s.collect)
 	every(s.config.ScrubInterval, s.scrub)
+	g.Go(func() error { s.guard.Run(ctx, s.guardEvent); return nil })
+	if s.file.path != "" {
+		g.Go(func() error { auth.Follow(ctx, s.file.path, s.file.seen, s.takeRules, s.rulesTaken); return nil })
+	}
 }
 
 // repeat does something now and then, until ctx ends.

@@ -38,6 +38,8 @@ type wire struct {
 	blobs storage.Blobs
 	index *storage.Index
 	notes *sync.Map // what was annotated last, by key
+
+	registry http.Handler
 }
 
 type option func(*registry.Options)
@@ -64,7 +66,8 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 	for _, f := range options {
 		f(&o)
 	}
-	s := httptest.NewServer(registry.New(o))
+	w.registry = registry.New(o)
+	s := httptest.NewServer(w.registry)
 	t.Cleanup(s.Close)
 	w.url = s.URL
 	return w

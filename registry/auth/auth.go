@@ -68,10 +68,11 @@ var (
 	ErrUnavailable = errors.New("who this is cannot be told at the moment; try again")
 )
 
-// Why a token was not taken, for the challenge. Both are an ErrUnauthorized.
+// Why a token was not taken, for the challenge. All are an ErrUnauthorized.
 var (
 	errBadToken = &tokenError{"invalid_token", "the token is not valid (any more); get another one"}
 	errScope    = &tokenError{"insufficient_scope", "the token is not good for this; get one for the scope that is needed"}
+	errLogin    = &tokenError{"insufficient_scope", "log in; without a login this is not allowed"}
 )
 
 // tokenError is an ErrUnauthorized that the challenge has a word for (RFC 6750, section 3.1).

@@ -3,7 +3,6 @@ package auth
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -44,6 +43,7 @@ type Guard struct {
 	owner    *user
 	url      *url.URL
 	fallback string
+	htpasswd []byte // the file as it was at the start
 
 	secret   [32]byte // keys the memory of what was verified
 	throttle *throttle
@@ -114,11 +114,10 @@ func (g *Guard) read() (s *state, err error) {
 	if g.owner, err = newOwner(o.User, o.Password); err != nil {
 		return nil, fmt.Errorf("user: %w", err)
 	}
-	content, err := g.readHtpasswd()
-	if err != nil {
+	if g.htpasswd, err = g.readHtpasswd(); err != nil {
 		return nil, err
 	}
-	if s.users, err = g.parseUsers(content); err != nil {
+	if s.users, err = g.parseUsers(g.htpasswd); err != nil {
 		return nil, err
 	}
 	if s.robots, err = readRobots(g.path(robotsFile)); err != nil {
@@ -191,8 +190,7 @@ func (g *Guard) Run(ctx context.Context, tell func(what string, err error)) {
 	const often = time.Hour
 	var wg sync.WaitGroup
 	if path := g.options.Htpasswd; path != "" {
-		seen, _ := g.readHtpasswd() // New has read it; what was wrong since, Follow finds
-		wg.Go(func() { Follow(ctx, path, seen, g.setUsers, func(err error) { tell("users", err) }) })
+		wg.Go(func() { Follow(ctx, path, g.htpasswd, g.setUsers, func(err error) { tell("users", err) }) })
 	}
 	for t := time.NewTicker(often); ; {
 		select {
@@ -256,14 +254,17 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 	if g.reviewed != nil && foreign(token) {
 		return g.reviewed.identity(r.Context(), token, now)
 	}
-	key := sha256.Sum256([]byte(token))
+	key := sumOf(&g.secret, token)
 	p, ok := s.tokens.get(key, now)
 	if !ok {
 		var err error
-		if p, err = s.verify(token); err != nil {
+		if p, err = s.verify(token, now); err != nil {
 			return nil, err
 		}
 		s.tokens.put(key, p, now)
+	}
+	if p.aud == r.Host { // as it was when the token was made; otherwise it may still mean the same
+		return p.who, nil
 	}
 	if _, host := g.base(r); p.aud != host {
 		return nil, errBadToken
@@ -275,6 +276,9 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 func (g *Guard) basic(r *http.Request, s *state, encoded string) (*Identity, error) {
 	key := sumOf(&g.secret, encoded)
 	if p, ok := s.users.known.get(key, time.Time{}); ok {
+		return p.who, nil
+	}
+	if p, ok := s.tokens.get(key, time.Now()); ok {
 		return p.who, nil
 	}
 	b, err := base64.StdEncoding.DecodeString(encoded)
@@ -292,6 +296,7 @@ var errWrong = fmt.Errorf("%w: user or password is wrong", ErrUnauthorized)
 func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32]byte, name, password string) (*Identity, error) {
 	now := time.Now()
 	if robot := s.robots.find(password, now); robot != nil {
+		s.tokens.put(key, proof{who: robot.who, until: robot.Expires}, now)
 		return robot.who, nil
 	}
 	if g.reviewed != nil && foreign(password) {
@@ -332,7 +337,7 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 	case who.Anonymous() && !s.logins:
 		return fmt.Errorf("%w: %s needs a login, and the registry has no user (start it with --user)", ErrDenied, a)
 	case who.Anonymous() && who.grant != nil:
-		return errScope
+		return errLogin
 	case who.Anonymous():
 		return ErrUnauthorized
 	case a == Pull:

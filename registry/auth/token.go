@@ -99,7 +99,7 @@ var parser = jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.
 	jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(leeway), jwt.WithStrictDecoding())
 
 // verify tells what a token of ours proves.
-func (s *state) verify(token string) (proof, error) {
+func (s *state) verify(token string, now time.Time) (proof, error) {
 	var c claims
 	_, err := parser.ParseWithClaims(token, &c, func(t *jwt.Token) (any, error) {
 		for i := range s.keys {
@@ -112,7 +112,7 @@ func (s *state) verify(token string) (proof, error) {
 	if err != nil || len(c.Audience) != 1 {
 		return proof{}, errBadToken
 	}
-	who, err := s.holder(&c)
+	who, err := s.holder(&c, now)
 	if err != nil {
 		return proof{}, err
 	}
@@ -121,7 +121,7 @@ func (s *state) verify(token string) (proof, error) {
 }
 
 // holder finds whom a token was given to. Who has gone since has nothing of it.
-func (s *state) holder(c *claims) (*Identity, error) {
+func (s *state) holder(c *claims, now time.Time) (*Identity, error) {
 	switch {
 	case c.Subject == "":
 		return &Identity{}, nil
@@ -129,7 +129,7 @@ func (s *state) holder(c *claims) (*Identity, error) {
 		return &Identity{Name: c.Subject, Groups: c.Groups, Cluster: true}, nil
 	case c.Robot != "":
 		name, _ := strings.CutPrefix(c.Subject, robotPrefix)
-		if r := s.robots.byName[name]; r != nil && r.id == c.Robot {
+		if r := s.robots.byName[name]; r != nil && r.id == c.Robot && !r.ended(now) {
 			who := *r.who
 			return &who, nil
 		}
