@@ -46,6 +46,7 @@ import (
 	"github.com/spf13/viper"
 	"golang.org/x/sync/errgroup"
 	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -53,10 +54,13 @@ import (
 	"trow/admission/cluster"
 	"trow/manifests"
 	"trow/manifests/node"
+	"trow/manifests/node/credential"
 	"trow/registry"
 	"trow/registry/admin"
 	"trow/registry/archive"
 	"trow/registry/auth"
+	"trow/registry/auth/desk"
+	"trow/registry/glob"
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
@@ -85,7 +89,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), credential.Command(), a.versionCommand())
+	root.AddCommand(a.desk().Commands()...)
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -121,7 +126,9 @@ type config struct {
 	User          string        `mapstructure:"user"`
 	Password      string        `mapstructure:"password"`
 	PasswordFile  string        `mapstructure:"password-file"`
+	Htpasswd      string        `mapstructure:"htpasswd"`
 	Anonymous     string        `mapstructure:"anonymous"`
+	PublicURL     string        `mapstructure:"public-url"`
 	UploadTimeout time.Duration `mapstructure:"upload-timeout"`
 	MaxUploads    int           `mapstructure:"max-uploads"`
 	MaxRequests   int           `mapstructure:"max-requests"`
@@ -133,6 +140,7 @@ type config struct {
 	ScrubInterval time.Duration `mapstructure:"scrub-interval"`
 	ScrubRate     string        `mapstructure:"scrub-rate"`
 
+	Rules        []auth.Rule      `mapstructure:"rules"`
 	Retention    []retention.Rule `mapstructure:"retention"`
 	StallTimeout time.Duration    `mapstructure:"stall-timeout"`
 	LogLevel     string           `mapstructure:"log-level"`
@@ -141,6 +149,8 @@ type config struct {
 	Webhook          string        `mapstructure:"webhook"`
 	ExemptNamespaces []string      `mapstructure:"exempt-namespaces"`
 	CAOverlap        time.Duration `mapstructure:"ca-overlap"`
+	TokenAudience    string        `mapstructure:"token-audience"`
+	AccessReview     bool          `mapstructure:"access-review"`
 
 	AllowPrefixes         []string `mapstructure:"allow-prefixes"`
 	AllowImages           []string `mapstructure:"allow-images"`
@@ -174,7 +184,10 @@ var settings = []setting{
 	{"user", "u", "", "the user who may do everything", false},
 	{"password", "p", "", "the user's password; other processes may see it, better use --password-file", false},
 	{"password-file", "", "", "file with the user's password", false},
-	{"anonymous", "", "", "what may be done without a login: pull, push or none (default: push, with a user none)", false},
+	{"htpasswd", "", "", "file of further users, with bcrypt hashes (htpasswd -B); read again when it changes", false},
+	{"anonymous", "", "", "what may be done without a login: pull, push or none (default: push, with users none)", false},
+	{"rules", "", []auth.Rule{}, "who may do what, by repository; in the configuration file, read again when it changes", false},
+	{"public-url", "", "", "how clients reach the registry, https://host[:port], if a proxy in front ends TLS or changes the host", false},
 	{"upload-timeout", "", 6 * time.Hour, "how long an upload may be idle before it is dropped", false},
 	{"max-uploads", "", 10000, "how many uploads may be open at once; more are answered 429", false},
 	{"max-requests", "", 1000, "how many requests may push at once, and how many others do anything else; more are answered 429", false},
@@ -193,6 +206,8 @@ var settings = []setting{
 	{"webhook", "", "", "in a pod of the manifest: off, audit or enforce; certificates are kept in the Secret then", false},
 	{"exempt-namespaces", "", []string{}, "namespaces whose pods are not judged, beside kube-system and the own one", false},
 	{"ca-overlap", "", 24 * time.Hour, "how long a new CA is told to clients before it signs, and the old one after", false},
+	{"token-audience", "", "", "in a cluster: take ServiceAccounts' tokens of this audience as logins; empty: none", false},
+	{"access-review", "", false, "let RBAC decide what ServiceAccounts may do that no rule decides", false},
 
 	{"allow-prefixes", "", []string{}, "remote images allowed, by host[/path], whole path elements", true},
 	{"allow-images", "", []string{}, "images allowed by host/name[:tag][@digest]", true},
@@ -257,12 +272,17 @@ func loadConfig(cmd *cobra.Command) (config, error) {
 	return c, c.check()
 }
 
+// configFile is the configuration file's path, empty if there is none.
+func configFile(cmd *cobra.Command) string {
+	if path, _ := cmd.Flags().GetString("config"); path != "" {
+		return path
+	}
+	return os.Getenv("TROW_CONFIG")
+}
+
 // readFile reads the configuration file and names keys that do not exist.
 func readFile(v *viper.Viper, cmd *cobra.Command) error {
-	path, _ := cmd.Flags().GetString("config")
-	if path == "" {
-		path = os.Getenv("TROW_CONFIG")
-	}
+	path := configFile(cmd)
 	if path == "" {
 		return nil
 	}
@@ -356,6 +376,10 @@ func (c *config) check() error {
 		return errors.New("webhook: the API server calls with TLS alone; leave no-tls out, or register the webhook yourself")
 	case c.Webhook == "" && len(c.ExemptNamespaces) > 0:
 		return errors.New("exempt-namespaces: without the setting webhook nothing is registered that could leave them out")
+	case c.TokenAudience != strings.TrimSpace(c.TokenAudience) || len(c.TokenAudience) > 256:
+		return fmt.Errorf("token-audience: %.80q is none; the manifest's is %s", c.TokenAudience, cluster.Audience)
+	case c.AccessReview && c.TokenAudience == "":
+		return errors.New("access-review: without the setting token-audience no ServiceAccount can log in; add token-audience: " + cluster.Audience)
 	}
 	if _, err := parseReserve(c.Reserve); err != nil {
 		return err
@@ -386,11 +410,21 @@ func (c *config) check() error {
 			return fmt.Errorf("password-file: %s is empty", c.PasswordFile)
 		}
 	}
-	if c.Anonymous == "" {
+	return c.checkRules()
+}
+
+// checkRules decides what holds without rules, and finds what contradicts them.
+func (c *config) checkRules() error {
+	if _, err := auth.Compile(c.Rules, auth.PolicyOptions{}); err != nil {
+		return err
+	}
+	switch {
+	case len(c.Rules) > 0 && c.Anonymous != "":
+		return errors.New("anonymous: there are rules, and what they do not allow is denied; say it with a rule of who: [anonymous], or take the rules away")
+	case c.Anonymous == "" && (c.User != "" || c.Htpasswd != "" || len(c.Rules) > 0):
+		c.Anonymous = "none"
+	case c.Anonymous == "":
 		c.Anonymous = "push"
-		if c.User != "" {
-			c.Anonymous = "none"
-		}
 	}
 	return nil
 }
@@ -475,11 +509,13 @@ func (a *app) serveCommand() *cobra.Command {
 		Short: "Run the registry and the webhook",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			file := configFile(cmd)
+			seen, _ := os.ReadFile(file) // the next line says what is wrong with it
 			c, err := loadConfig(cmd)
 			if err != nil {
 				return err
 			}
-			return a.serve(cmd.Context(), c)
+			return a.serve(cmd.Context(), c, &rulesFile{file, seen, func() (config, error) { return loadConfig(cmd) }})
 		},
 	}
 	addSettings(cmd, false)
@@ -501,6 +537,8 @@ const (
 // instance is one running server.
 type instance struct {
 	config   config
+	file     *rulesFile
+	guard    *auth.Guard
 	log      zerolog.Logger
 	listener net.Listener
 	journal  *storage.Bolt
@@ -530,13 +568,20 @@ type parts struct {
 	webhook   *admission.Webhook
 }
 
+// rulesFile is the configuration file of a running server, whose rules are followed.
+type rulesFile struct {
+	path   string // empty: there is none
+	seen   []byte // what was in it at the start
+	reload func() (config, error)
+}
+
 // serve runs until ctx ends.
-func (a *app) serve(ctx context.Context, c config) error {
+func (a *app) serve(ctx context.Context, c config, file *rulesFile) error {
 	level, err := zerolog.ParseLevel(c.LogLevel)
 	if err != nil || level == zerolog.NoLevel {
 		return fmt.Errorf("log-level: %q is none of error, warn, info, debug", c.LogLevel)
 	}
-	s := &instance{config: c, log: zerolog.New(a.err).Level(level).With().Timestamp().Logger(), metrics: prometheus.NewRegistry()}
+	s := &instance{config: c, file: file, log: zerolog.New(a.err).Level(level).With().Timestamp().Logger(), metrics: prometheus.NewRegistry()}
 	defer s.close()
 	if err := s.open(ctx); err != nil {
 		return err
@@ -545,8 +590,7 @@ func (a *app) serve(ctx context.Context, c config) error {
 	if err != nil {
 		return errors.New(oneLine(err))
 	}
-	authorizer, err := s.authorizer()
-	if err != nil {
+	if err := s.openGuard(); err != nil {
 		return err
 	}
 	front, err := s.front()
@@ -565,7 +609,7 @@ func (a *app) serve(ctx context.Context, c config) error {
 		return err
 	})
 	g.Go(func() error {
-		if err := s.load(ctx, policy, authorizer); err != nil {
+		if err := s.load(ctx, policy); err != nil {
 			return err
 		}
 		a.welcome(s)
@@ -692,22 +736,113 @@ func (s *instance) tlsNames() []string {
 }
 
 // loopback tells whether nobody but this machine can reach the listener.
-func (s *instance) loopback() bool {
-	addr, err := netip.ParseAddrPort(s.listener.Addr().String())
-	return err == nil && addr.Addr().Unmap().IsLoopback()
+func (s *instance) loopback() bool { return isLoopback(s.listener.Addr().String()) }
+
+func isLoopback(addr string) bool {
+	a, err := netip.ParseAddrPort(addr)
+	return err == nil && a.Addr().Unmap().IsLoopback()
 }
 
-func (s *instance) authorizer() (auth.Authorizer, error) {
-	level, err := auth.ParseLevel(s.config.Anonymous)
+// openGuard makes what decides who may do what.
+func (s *instance) openGuard() (err error) {
+	o, err := s.config.authOptions(s.loopback())
 	if err != nil {
-		return nil, fmt.Errorf("anonymous: %w", err)
+		return err
 	}
-	b, err := auth.NewBasic(auth.BasicOptions{User: s.config.User, Password: s.config.Password,
-		Anonymous: level, AnonymousDelete: s.loopback()})
+	options := auth.Options{Dir: filepath.Join(s.config.DataDir, "auth"), User: s.config.User, Password: s.config.Password,
+		Htpasswd: s.config.Htpasswd, Rules: s.config.Rules, PolicyOptions: o, URL: s.config.PublicURL, Name: s.config.Names[0],
+		Annotate: server.Annotate}
+	if s.config.TokenAudience != "" {
+		client, _, err := cluster.Inside()
+		if err != nil {
+			return fmt.Errorf("token-audience: %w; outside of a cluster leave this setting out", err)
+		}
+		r := reviews{cluster.NewReviewer(client, s.config.TokenAudience), s.log}
+		options.Reviewer = r
+		if s.config.AccessReview {
+			options.Accesses = r
+		}
+	}
+	s.guard, err = auth.New(options)
+	return err
+}
+
+// reviews is how the registry asks the cluster: neither knows the other.
+type reviews struct {
+	*cluster.Reviewer
+	log zerolog.Logger
+}
+
+// Review implements auth.Reviewer. A client is told that a token is wrong; the log says why.
+func (r reviews) Review(ctx context.Context, token string) (auth.Identity, error) {
+	user, err := r.Reviewer.Review(ctx, token)
+	switch {
+	case errors.Is(err, cluster.ErrToken):
+		r.log.Info().Err(err).Msg("a ServiceAccount's token is refused")
+		return auth.Identity{}, fmt.Errorf("%w: %w", auth.ErrUnauthorized, err)
+	case err != nil:
+		return auth.Identity{}, r.unavailable(err)
+	}
+	return auth.Identity{Name: user.Username, Groups: user.Groups, Cluster: true}, nil
+}
+
+// Access implements auth.AccessReviewer.
+func (r reviews) Access(ctx context.Context, who auth.Identity, verb, namespace, repository string) (bool, string, error) {
+	allowed, reason, err := r.Reviewer.Access(ctx, authenticationv1.UserInfo{Username: who.Name, Groups: who.Groups}, verb, namespace, repository)
 	if err != nil {
-		return nil, fmt.Errorf("user: %w", err)
+		return false, "", r.unavailable(err)
 	}
-	return b, nil
+	return allowed, reason, nil
+}
+
+func (r reviews) unavailable(err error) error {
+	r.log.Warn().Err(err).Msg("whose a token is, or what it is good for, cannot be told now")
+	return fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
+}
+
+// authOptions are what holds beside the rules.
+func (c *config) authOptions(loopback bool) (auth.PolicyOptions, error) {
+	level, err := auth.ParseLevel(c.Anonymous)
+	if err != nil {
+		return auth.PolicyOptions{}, fmt.Errorf("anonymous: %w", err)
+	}
+	return auth.PolicyOptions{Anonymous: level, AnonymousDelete: loopback, Access: c.AccessReview}, nil
+}
+
+// takeRules takes over the rules of the configuration file when it has changed, and only them.
+func (s *instance) takeRules([]byte) error {
+	c, err := s.file.reload()
+	if err != nil {
+		return err
+	}
+	o, err := c.authOptions(s.loopback())
+	if err != nil {
+		return err
+	}
+	return s.guard.SetRules(c.Rules, o)
+}
+
+// rulesTaken logs what came of it.
+func (s *instance) rulesTaken(err error) {
+	if err != nil {
+		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used: the rules before stay")
+		return
+	}
+	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: its rules count from now on, its other settings with the next start")
+}
+
+// guardEvent logs what became of users and keys.
+func (s *instance) guardEvent(what string, err error) {
+	if err != nil {
+		s.log.Error().Err(err).Str("what", what).Msg("who may log in: what was before stays")
+		return
+	}
+	s.log.Info().Str("what", what).Msg("who may log in has changed")
+}
+
+// robotEvent logs what became of a robot.
+func (s *instance) robotEvent(what string, r auth.Robot) {
+	s.log.Info().Str("robot", r.Name).Str("event", what).Msg("token")
 }
 
 // front is the HTTP server with all its routes.
@@ -728,6 +863,8 @@ func (s *instance) front() (*server.Server, error) {
 	r.Handle("/metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}))
 	r.HandleFunc("/validate", s.validate)
 	r.HandleFunc("/validate-image", s.validate)
+	r.HandleFunc(auth.TokenPath, s.guard.ServeToken)
+	r.Handle("/admin/*", s.guard.Protect(auth.Admin, s.office()))
 	r.HandleFunc("/v2", s.registry)
 	r.HandleFunc("/v2/*", s.registry)
 	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) { // also for methods that nobody knows
@@ -812,7 +949,7 @@ func (s *instance) registerGauges() {
 }
 
 // load brings the index up and makes the parts that need it.
-func (s *instance) load(ctx context.Context, policy *admission.Policy, authorizer auth.Authorizer) error {
+func (s *instance) load(ctx context.Context, policy *admission.Policy) error {
 	index, err := storage.OpenIndex(ctx, s.journal, storage.IndexOptions{
 		Progress: func(facts int) { s.log.Info().Int("facts", facts).Msg("loading the index") },
 		Warn:     func(err error) { s.log.Error().Err(err).Msg("storage") },
@@ -824,14 +961,10 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy, authorize
 	if err != nil {
 		return err
 	}
-	everything, err := auth.NewBasic(auth.BasicOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true})
-	if err != nil {
-		return err
-	}
-	o := registry.Options{Blobs: s.blobs, Index: index, Auth: authorizer, Names: s.config.Names, MaxRequests: s.config.MaxRequests,
+	o := registry.Options{Blobs: s.blobs, Index: index, Auth: s.guard, Names: s.config.Names, MaxRequests: s.config.MaxRequests,
 		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID}
 	open := o
-	open.Auth = everything
+	open.Auth = auth.All
 	o.Immutable = keep.Immutable // whom this stops has the socket
 	p := &parts{
 		index:     index,
@@ -869,6 +1002,10 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	every(backupEvery, s.backup)
 	every(s.config.GCInterval, s.collect)
 	every(s.config.ScrubInterval, s.scrub)
+	g.Go(func() error { s.guard.Run(ctx, s.guardEvent); return nil })
+	if s.file.path != "" {
+		g.Go(func() error { auth.Follow(ctx, s.file.path, s.file.seen, s.takeRules, s.rulesTaken); return nil })
+	}
 }
 
 // repeat does something now and then, until ctx ends.
@@ -1065,6 +1202,9 @@ func (s *instance) office() http.Handler {
 	r.Handle("/admin/gc", admin.Job(s.gcJob))
 	r.Handle("/admin/scrub", admin.Job(s.scrubJob))
 	r.Handle("/admin/retention", admin.Job(s.retentionJob))
+	for name, job := range desk.Jobs(s.guard, s.robotEvent) {
+		r.Handle("/admin/"+name, job)
+	}
 	r.Get("/admin/repositories", s.repositories)
 	v2 := func(w http.ResponseWriter, req *http.Request) { s.parts.Load().open.ServeHTTP(w, req) }
 	r.HandleFunc("/v2", v2)
@@ -1227,7 +1367,7 @@ func (a *app) welcome(s *instance) {
 	fmt.Fprintf(&b, "  data         %s (%d repositories, %d tags)\n", s.config.DataDir, stats.Repos, stats.Tags)
 	fmt.Fprintf(&b, "  local names  %s\n", strings.Join(s.config.Names, ", "))
 	fmt.Fprintf(&b, "  may run      %s\n", s.config.allowedText())
-	fmt.Fprintf(&b, "  no login     %s\n", s.config.anonymousText(s.loopback()))
+	fmt.Fprintf(&b, "  no login     %s\n", s.anonymousText())
 	if s.keeper != nil {
 		fmt.Fprintf(&b, "  CA           %s://%s/ca.crt\n               SHA-256 %s\n", scheme, host, s.keeper.Fingerprint())
 	}
@@ -1256,16 +1396,23 @@ func (c *config) allowedText() string {
 	return text
 }
 
-func (c *config) anonymousText(loopback bool) string {
-	switch {
-	case c.Anonymous == "none":
+// anonymousText ends the sentence: no login …
+func (s *instance) anonymousText() string {
+	level, rest := s.config.Anonymous, "needs one"
+	if !s.guard.Logins() {
+		rest = "is for nobody, as there is no user"
+	}
+	switch n := s.guard.Policy().Rules(); {
+	case n > 0:
+		return fmt.Sprintf("is judged by the %d rules of the configuration file; ask with trow can-i", n)
+	case level == "none":
 		return "is needed for nothing: everything needs one"
-	case c.Anonymous == "pull":
-		return "is needed for pulling"
-	case loopback:
+	case level == "pull":
+		return "is needed for pulling; all else " + rest
+	case s.loopback():
 		return "is needed for anything (only this machine can connect)"
 	}
-	return "is needed for pulling and pushing; deleting needs one"
+	return "is needed for pulling and pushing, for anybody who can connect; deleting " + rest
 }
 
 // writeCA puts the CA's certificates where people on this machine find them, and returns that file.
@@ -1475,6 +1622,33 @@ func (a *app) documents(file string) ([]admission.Document, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return docs, nil
+}
+
+// ---- token, can-i, pull-secret
+
+// desk is what the commands about who may do what need.
+func (a *app) desk() desk.Program {
+	return desk.Program{In: a.in, Out: a.out, Err: a.err, Denied: errDenied, Servers: []string{"trow.kube-public:31000", "127.0.0.1:31000"},
+		Client: func(cmd *cobra.Command) func() (*admin.Client, error) {
+			addServerFlags(cmd)
+			return func() (*admin.Client, error) {
+				c, err := loadConfig(cmd)
+				return admin.NewClient(c.DataDir), err
+			}
+		},
+		Policy: func(cmd *cobra.Command) (*auth.Policy, string, error) {
+			c, err := loadConfig(cmd)
+			if err != nil {
+				return nil, "", err
+			}
+			o, err := c.authOptions(isLoopback(c.Listen))
+			if err != nil {
+				return nil, "", err
+			}
+			p, err := auth.Compile(c.Rules, o)
+			return p, c.User, err
+		},
+	}
 }
 
 // ---- gc, scrub
@@ -1732,9 +1906,11 @@ func (a *app) archive(cmd *cobra.Command, repositories []string) (r archive.Regi
 		return r, o, "", err
 	}
 	if len(repositories) > 0 {
-		if o.Match, err = retention.Matcher(repositories); err != nil {
-			return r, o, "", err
+		names, err := glob.Compile(repositories...)
+		if err != nil {
+			return r, o, "", fmt.Errorf("repository: %w", err)
 		}
+		o.Match = names.Match
 	}
 	o.Problem = func(text string) { fmt.Fprintln(a.err, text) }
 	o.Progress = func(p archive.Progress) {
@@ -1999,7 +2175,8 @@ func (a *app) manifestCommand() *cobra.Command {
 	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a volume that stays; empty: none, the images go with the pod")
 	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass, "of the volume (default: the cluster's default)")
 	f.StringVar(&o.Size, "size", o.Size, "of the volume")
-	f.BoolVar(&o.Login, "login", o.Login, "make a user with a random password, and close the registry to others")
+	f.BoolVar(&o.Login, "login", o.Login, "make a user with a random password, and close the registry to others; ServiceAccounts may pull")
+	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview, "with --login: RBAC decides what ServiceAccounts may pull, push and delete")
 	f.StringVar(&o.Webhook, "webhook", o.Webhook, "off, audit (only warn) or enforce")
 	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil, "namespaces whose pods are not judged, beside kube-system and the own one")
 	f.BoolVar(&noNode, "no-node", false, "leave the nodes alone: no DaemonSet; see trow node --print")

@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -14,6 +16,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,8 +27,16 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/rs/zerolog"
 	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
+	"trow/admission/cluster"
+	"trow/registry/auth"
 	"trow/registry/retention"
 )
 
@@ -653,6 +664,9 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a webhook outside of a cluster", []string{"--webhook=enforce"}, "", "outside of a cluster"},
 		{"exempt from nothing", []string{"--exempt-namespaces=a"}, "", "exempt-namespaces"},
 		{"no namespace", []string{"--webhook=audit", "--exempt-namespaces=A_b"}, "", "exempt-namespaces"},
+		{"tokens outside of a cluster", []string{"--token-audience=trow"}, "", "outside of a cluster"},
+		{"an audience that is none", []string{"--token-audience= "}, "", "token-audience"},
+		{"accesses of nobody", []string{"--access-review"}, "", "token-audience: trow"},
 		{"an overlap that is too short", []string{"--ca-overlap=1s"}, "", "ca-overlap"},
 		{"an address that is not one", []string{"--listen=nowhere"}, "", "listen"},
 		{"a flag that does not exist", []string{"--lisen=x"}, "", "lisen"},
@@ -796,6 +810,72 @@ func TestVersionAndManifest(t *testing.T) {
 	}
 }
 
+// TestHowTheRegistryAsksTheCluster: what the API server says becomes what the registry decides by, and the token is not in
+// the log.
+func TestHowTheRegistryAsksTheCluster(t *testing.T) {
+	const account = "system:serviceaccount:team:app"
+	token := func(name string) string {
+		encode := base64.RawURLEncoding.EncodeToString
+		return encode([]byte(`{"alg":"RS256"}`)) + "." + encode([]byte(`{"aud":["trow"],"jti":"`+name+`"}`)) + "." + encode([]byte("signature"))
+	}
+	client := fake.NewClientset()
+	client.PrependReactor("create", "tokenreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		review := a.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview)
+		switch review.Spec.Token {
+		case token("good"):
+			review.Status = authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: []string{"trow"},
+				User: authenticationv1.UserInfo{Username: account, Groups: []string{"system:serviceaccounts"}}}
+		case token("down"):
+			return true, nil, errors.New("connection refused")
+		}
+		return true, review, nil
+	})
+	client.PrependReactor("create", "subjectaccessreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		review := a.(clienttesting.CreateAction).GetObject().(*authorizationv1.SubjectAccessReview)
+		at := review.Spec.ResourceAttributes
+		if at.Name == "down" {
+			return true, nil, errors.New("connection refused")
+		}
+		review.Status.Allowed = review.Spec.User == account && slices.Equal(review.Spec.Groups, []string{"system:serviceaccounts"}) &&
+			at.Verb == "get" && at.Namespace == "team" && at.Name == "back/end"
+		return true, review, nil
+	})
+	var log bytes.Buffer
+	r := reviews{cluster.NewReviewer(client, cluster.Audience), zerolog.New(&log)}
+	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, PolicyOptions: auth.PolicyOptions{Access: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		token, repo string
+		action      auth.Action
+		identify    error
+		authorize   error
+	}{
+		{"good", "team/back/end", auth.Pull, nil, nil},
+		{"good", "team/back/end", auth.Push, nil, auth.ErrDenied},
+		{"good", "team/app", auth.Pull, nil, auth.ErrHidden},
+		{"good", "team/down", auth.Pull, nil, auth.ErrUnavailable},
+		{"bad", "", auth.Login, auth.ErrUnauthorized, nil},
+		{"down", "", auth.Login, auth.ErrUnavailable, nil},
+	} {
+		req := httptest.NewRequest("GET", "/v2/", nil)
+		req.SetBasicAuth("serviceaccount", token(row.token))
+		who, err := guard.Identify(req)
+		if !errors.Is(err, row.identify) || err == nil && who.Name != account {
+			t.Errorf("%+v: %+v, %v", row, who, err)
+		}
+		if err == nil {
+			if err := guard.Authorize(t.Context(), who, row.repo, row.action); !errors.Is(err, row.authorize) {
+				t.Errorf("%+v: %v", row, err)
+			}
+		}
+	}
+	if text := log.String(); !strings.Contains(text, "refused") || !strings.Contains(text, "cannot be told") || strings.Contains(text, strings.Split(token("bad"), ".")[1]) {
+		t.Errorf("the log: %s", text)
+	}
+}
+
 // TestCommandsForAClusterWithoutOne: what there is to do, in one line.
 func TestCommandsForAClusterWithoutOne(t *testing.T) {
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
@@ -833,31 +913,34 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 
 // imports says what each package may import of ours. Only main knows everybody.
 var imports = map[string][]string{
-	".":                   {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/auth", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
-	"admission":           {"trow/storage"},
-	"admission/cluster":   {},
-	"manifests":           {},
-	"manifests/node":      {},
-	"registry":            {"trow/registry/auth", "trow/storage"},
-	"registry/admin":      {},
-	"registry/archive":    {"trow/registry", "trow/storage"},
-	"registry/auth":       {},
-	"registry/retention":  {"trow/storage"},
-	"registry/server":     {},
-	"registry/soak":       {},
-	"storage":             {},
-	"storage/storagetest": {"trow/storage"},
-	"tls":                 {},
+	".":                         {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/manifests/node/credential", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/auth", "trow/registry/auth/desk", "trow/registry/glob", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
+	"admission":                 {"trow/storage"},
+	"admission/cluster":         {},
+	"manifests":                 {},
+	"manifests/node":            {},
+	"manifests/node/credential": {},
+	"registry":                  {"trow/registry/auth", "trow/storage"},
+	"registry/admin":            {},
+	"registry/archive":          {"trow/registry", "trow/storage"},
+	"registry/auth":             {"trow/registry/glob"},
+	"registry/auth/desk":        {"trow/registry/admin", "trow/registry/auth", "trow/registry/retention"},
+	"registry/glob":             {},
+	"registry/retention":        {"trow/registry/glob", "trow/storage"},
+	"registry/server":           {},
+	"registry/soak":             {},
+	"storage":                   {},
+	"storage/storagetest":       {"trow/storage"},
+	"tls":                       {},
 }
 
 // only says which package alone may import something, and why.
 var only = map[string][]string{
 	"github.com/spf13/viper":                         {"."},
-	"github.com/spf13/cobra":                         {"."},
+	"github.com/spf13/cobra":                         {".", "manifests/node/credential", "registry/auth/desk"},
 	"go.etcd.io/bbolt":                               {"storage"},
 	"k8s.io/api/admission/v1":                        {".", "admission"},
 	"k8s.io/client-go/kubernetes":                    {"admission/cluster", "manifests/node"},
-	"github.com/distribution/reference":              {"admission", "manifests"},
+	"github.com/distribution/reference":              {"admission", "manifests", "manifests/node/credential"},
 	"github.com/rs/zerolog":                          {".", "registry/server"},
 	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},
 }

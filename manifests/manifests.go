@@ -55,7 +55,8 @@ type Options struct {
 	Storage      string // StoragePVC or StorageEmpty
 	StorageClass string // empty: the cluster's default
 	Size         string // of the volume, as in 20Gi
-	Login        bool   // makes a user with a random password, and closes the registry to others
+	Login        bool   // makes a user with a random password, and closes the registry to others but ServiceAccounts
+	AccessReview bool   // with Login: RBAC decides what ServiceAccounts may do, who may pull otherwise
 
 	Webhook          string   // off, audit or enforce
 	ExemptNamespaces []string // beside kube-system and Namespace
@@ -77,6 +78,9 @@ type values struct {
 	NodeDirs                     string // for people
 	User, Password, DockerConfig string
 }
+
+// Audience is for whom ServiceAccounts' tokens have to be made.
+func (Options) Audience() string { return "trow" }
 
 // LocalPort is the port of the loopback interface by which nodes reach the registry, beside the node port.
 func (o Options) LocalPort() int { return o.NodePort + 1 }
@@ -169,6 +173,9 @@ func (o *Options) check() error {
 	}
 	if q, err := resource.ParseQuantity(o.Size); err != nil || q.Sign() <= 0 || q.String() != o.Size {
 		wrong("size", "%.80q is no size of a volume, such as 20Gi", o.Size)
+	}
+	if o.AccessReview && !o.Login {
+		wrong("access-review", "there is nothing to decide about where everybody may push; add --login")
 	}
 	if !slices.Contains([]string{"off", "audit", "enforce"}, o.Webhook) {
 		wrong("webhook", "%.80q is none of off, audit, enforce", o.Webhook)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"trow/admission/cluster"
 	"trow/manifests"
 	"trow/manifests/node"
+	"trow/manifests/node/credential"
 )
 
 var update = flag.Bool("update", false, "write trow.yaml anew")
@@ -279,6 +281,57 @@ func TestALoginClosesIt(t *testing.T) {
 	}
 }
 
+// TestServiceAccounts: with a login the server may ask whose a token is, kubelets may have such tokens made, and there
+// is no more than that; without one there is none of it.
+func TestServiceAccounts(t *testing.T) {
+	parts := func(login, access bool) (asks []string, tokens *rbacv1.ClusterRole, binding *rbacv1.ClusterRoleBinding, settings map[string]any) {
+		all := objects(t, render(t, func(o *manifests.Options) { o.Login, o.AccessReview = login, access }))
+		for _, r := range all["ClusterRole/trow"].(*rbacv1.ClusterRole).Rules {
+			if strings.HasPrefix(r.APIGroups[0], "auth") {
+				asks = append(asks, fmt.Sprintf("%s %s.%s", r.Verbs, r.Resources, r.APIGroups[0]))
+			}
+		}
+		tokens, _ = all["ClusterRole/trow-tokens"].(*rbacv1.ClusterRole)
+		binding, _ = all["ClusterRoleBinding/trow-tokens"].(*rbacv1.ClusterRoleBinding)
+		if err := kyaml.Unmarshal([]byte(all["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]), &settings); err != nil {
+			t.Fatal(err)
+		}
+		return asks, tokens, binding, settings
+	}
+	const review, access = "[create] [tokenreviews].authentication.k8s.io", "[create] [subjectaccessreviews].authorization.k8s.io"
+	for _, row := range []struct {
+		login, access bool
+		asks          []string
+	}{{asks: nil}, {login: true, asks: []string{review}}, {login: true, access: true, asks: []string{review, access}}} {
+		asks, tokens, binding, settings := parts(row.login, row.access)
+		if !slices.Equal(asks, row.asks) {
+			t.Errorf("%+v: the server may %v", row, asks)
+		}
+		if told, _ := settings["access-review"].(bool); told != row.access {
+			t.Errorf("%+v: the settings are %v", row, settings)
+		}
+		if !row.login {
+			if tokens != nil || binding != nil || settings["token-audience"] != nil {
+				t.Errorf("%+v: tokens are taken although nobody needs to log in", row)
+			}
+			continue
+		}
+		if r := tokens.Rules; len(r) != 1 || !slices.Equal(r[0].Verbs, []string{"request-serviceaccounts-token-audience"}) || !slices.Equal(r[0].Resources, []string{cluster.Audience}) ||
+			binding.RoleRef.Name != tokens.Name || len(binding.Subjects) != 1 || binding.Subjects[0].Kind != "Group" || binding.Subjects[0].Name != "system:nodes" {
+			t.Errorf("kubelets may: %+v, %+v", r, binding)
+		}
+		if settings["token-audience"] != cluster.Audience || credential.Defaults().Audience != cluster.Audience {
+			t.Errorf("audiences: the settings' %v, the code's %s, the kubelets' %s", settings["token-audience"], cluster.Audience, credential.Defaults().Audience)
+		}
+		names := settings["names"].([]any)
+		for _, name := range names {
+			if own := credential.Defaults().Names; !slices.Contains(own, name.(string)) || len(own) > len(names) {
+				t.Errorf("the kubelets' names are %v, and the registry's %v", own, names)
+			}
+		}
+	}
+}
+
 func TestOptionsThatCannotBeMeant(t *testing.T) {
 	for flag, change := range map[string]func(*manifests.Options){
 		"namespace:":         func(o *manifests.Options) { o.Namespace = "a\nb: c" },
@@ -288,6 +341,7 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 		"storage:":           func(o *manifests.Options) { o.Storage = "disk" },
 		"storage-class:":     func(o *manifests.Options) { o.StorageClass = "A B" },
 		"size:":              func(o *manifests.Options) { o.Size = "20 Gi" },
+		"access-review:":     func(o *manifests.Options) { o.AccessReview = true },
 		"webhook:":           func(o *manifests.Options) { o.Webhook = "on" },
 		"exempt-namespaces:": func(o *manifests.Options) { o.ExemptNamespaces = []string{"a]"} },
 		"node-dir:":          func(o *manifests.Options) { o.NodeDir = []string{"/"} },

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -47,7 +48,11 @@ func (r *Registry) tags(w http.ResponseWriter, req *http.Request, rt route) erro
 	if err != nil {
 		return err
 	}
-	tags, found, err := r.options.Index.Tags(req.Context(), rt.repo, last, n+1)
+	var tags []string
+	found := false
+	if !rt.hidden {
+		tags, found, err = r.options.Index.Tags(req.Context(), rt.repo, last, n+1)
+	}
 	if err != nil {
 		return err
 	}
@@ -63,12 +68,12 @@ func (r *Registry) tags(w http.ResponseWriter, req *http.Request, rt route) erro
 }
 
 // catalog answers Docker's list of repositories.
-func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, _ route) error {
+func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, rt route) error {
 	n, last, err := page(req.URL.Query())
 	if err != nil {
 		return err
 	}
-	repos, err := r.options.Index.Repos(req.Context(), last, n+1)
+	repos, err := r.repos(req.Context(), last, n+1, r.options.Auth.Readable(req.Context(), rt.who))
 	if err != nil {
 		return err
 	}
@@ -77,4 +82,33 @@ func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, _ route) er
 		Repositories []string `json:"repositories"`
 	}{repos})
 	return nil
+}
+
+// repos lists n repositories after the given one that may be read; a nil readable stands for all. It goes on until it
+// has that many, so that a page that is not full is the last one, whatever lies between.
+func (r *Registry) repos(ctx context.Context, after string, n int, readable func(string) bool) ([]string, error) {
+	if readable == nil {
+		return r.options.Index.Repos(ctx, after, n)
+	}
+	list := []string{}
+	for len(list) < n {
+		const piece = 1000
+		next, err := r.options.Index.Repos(ctx, after, piece)
+		if err != nil {
+			return nil, err
+		}
+		for _, repo := range next {
+			if len(list) < n && readable(repo) {
+				list = append(list, repo)
+			}
+		}
+		if len(next) < piece {
+			break
+		}
+		after = next[piece-1]
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
 }

@@ -33,11 +33,8 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, rt ro
 	if _, err := storage.ParseDigest(string(after)); err != nil && after != "" {
 		return digestInvalid(string(after))
 	}
-	found, err := r.options.Index.Referrers(req.Context(), rt.repo, rt.digest, after)
+	found, err := r.referring(req.Context(), rt, after)
 	if err != nil {
-		return err
-	}
-	if found, err = r.addTagged(req.Context(), rt, found, after); err != nil {
 		return err
 	}
 	filter := q.Get("artifactType")
@@ -54,6 +51,18 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, rt ro
 	}
 	write(w, req, http.StatusOK, typeOCIIndex, body)
 	return nil
+}
+
+// referring finds the manifests whose subject is the digest, after the given one.
+func (r *Registry) referring(ctx context.Context, rt route, after digest.Digest) ([]storage.Descriptor, error) {
+	if rt.hidden {
+		return nil, nil
+	}
+	found, err := r.options.Index.Referrers(ctx, rt.repo, rt.digest, after)
+	if err != nil {
+		return nil, err
+	}
+	return r.addTagged(ctx, rt, found, after)
 }
 
 // renderReferrers makes the index. next is the last one in it if there are more.

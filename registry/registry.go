@@ -168,11 +168,19 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 		return &fault{code: codeTooManyRequests, header: retryAfter(1),
 			message: "the registry has too many requests at once; nothing was lost, try again in a moment"}
 	}
-	if err := r.authorize(req, rt.repo, h.action); err != nil {
-		return err
+	if rt.who, err = r.identify(req); err != nil {
+		return r.refusal(req, rt.repo, h.action, err)
+	}
+	err = r.options.Auth.Authorize(ctx, rt.who, rt.repo, h.action)
+	rt.hidden = errors.Is(err, auth.ErrHidden)
+	if err != nil && !rt.hidden {
+		return r.refusal(req, rt.repo, h.action, err)
 	}
 	if err := r.checkNamespace(w, req); err != nil {
 		return err
+	}
+	if rt.hidden {
+		return r.absent(w, req, rt)
 	}
 	return h.serve(r, w, req, rt)
 }
@@ -187,18 +195,42 @@ func methodUnsupported(e endpoint) *fault {
 		header: http.Header{"Allow": {strings.Join(allow, ", ")}}}
 }
 
-// authorize turns what the Authorizer says into faults.
-func (r *Registry) authorize(req *http.Request, repo string, a auth.Action) error {
-	user, err := r.options.Auth.Authorize(req, repo, a)
-	r.annotate(req.Context(), "user", user)
+// identify tells who a request comes from, and notes it. From here on it is in the route.
+func (r *Registry) identify(req *http.Request) (*auth.Identity, error) {
+	who, err := r.options.Auth.Identify(req)
+	if err == nil {
+		r.annotate(req.Context(), "user", who.Name)
+	}
+	return who, err
+}
+
+// refusal turns what the Authorizer says into faults.
+func (r *Registry) refusal(req *http.Request, repo string, a auth.Action, err error) error {
 	switch {
 	case errors.Is(err, auth.ErrUnauthorized):
 		return &fault{code: codeUnauthorized, message: err.Error(),
-			header: http.Header{"Www-Authenticate": {r.options.Auth.Challenge(req, repo, a)}}}
+			header: http.Header{"Www-Authenticate": r.options.Auth.Challenge(req, repo, a, err)}}
 	case errors.Is(err, auth.ErrDenied):
 		return &fault{code: codeDenied, message: err.Error()}
+	case errors.Is(err, auth.ErrBusy):
+		return &fault{code: codeTooManyRequests, message: err.Error(), header: retryAfter(1)}
+	case errors.Is(err, auth.ErrUnavailable):
+		return &fault{code: codeUnknown, status: http.StatusServiceUnavailable, cause: err, header: retryAfter(1), message: auth.ErrUnavailable.Error()}
 	}
 	return err
+}
+
+// absent answers whoever may not know whether the repository is there, as if it were not.
+func (r *Registry) absent(w http.ResponseWriter, req *http.Request, rt route) error {
+	switch rt.endpoint {
+	case endpointManifest:
+		return manifestUnknown(rt.repo, rt.ref)
+	case endpointBlob:
+		return blobUnknown(rt.repo, rt.digest)
+	case endpointReferrers:
+		return r.listReferrers(w, req, rt)
+	}
+	return r.tags(w, req, rt)
 }
 
 // checkNamespace honours ?ns=, by which a client that uses this registry as a mirror says whose repository it

@@ -6,6 +6,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/auth"
 	"trow/storage"
 )
 
@@ -28,12 +29,15 @@ func (e endpoint) String() string {
 	return [...]string{"base", "catalog", "blob", "manifest", "uploads", "upload", "tags", "referrers"}[e]
 }
 
-// route is a path taken apart.
+// route is a path taken apart, and who takes it.
 type route struct {
 	endpoint endpoint
 	repo     string
 	ref      string        // of a manifest: tag or digest; of an upload: its id
 	digest   digest.Digest // of a blob, of referrers, and of a manifest that is named by digest
+
+	who    *auth.Identity // nil until the request is identified
+	hidden bool           // the repository is not for who: it is as if it were not there
 }
 
 const (

@@ -29,7 +29,7 @@ func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, rt rout
 		if err != nil {
 			return digestInvalid(q.Get("mount"))
 		}
-		if mounted, err := r.mount(req, rt.repo, q.Get("from"), d); err != nil || mounted {
+		if mounted, err := r.mount(req.Context(), rt, q.Get("from"), d); err != nil || mounted {
 			return r.created(w, req, rt.repo, d, err)
 		}
 		alg = d.Algorithm()
@@ -51,16 +51,16 @@ func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, rt rout
 
 // mount makes the repo hold a blob that another one holds, if the caller may pull from that. Why it cannot be
 // done is never told: that would tell what other repositories hold.
-func (r *Registry) mount(req *http.Request, repo, from string, d digest.Digest) (bool, error) {
+func (r *Registry) mount(ctx context.Context, rt route, from string, d digest.Digest) (bool, error) {
 	sources := []string{from}
 	if from == "" {
 		sources = r.options.Index.Holders(d)
 	}
 	for _, source := range sources {
-		if !ValidName(source) || r.authorize(req, source, auth.Pull) != nil {
+		if !ValidName(source) || r.options.Auth.Authorize(ctx, rt.who, source, auth.Pull) != nil {
 			continue
 		}
-		if mounted, err := r.mountFrom(req.Context(), source, repo, d); err != nil || mounted {
+		if mounted, err := r.mountFrom(ctx, source, rt.repo, d); err != nil || mounted {
 			return mounted, err
 		}
 	}

@@ -1,5 +1,5 @@
-// Package cluster is what the server asks of the Kubernetes API: to be called for every pod, and to keep its
-// certificates.
+// Package cluster is what the server asks of the Kubernetes API: to be called for every pod, to keep its
+// certificates, and whose a token is.
 //
 // # Words
 //
@@ -8,6 +8,7 @@
 //   - to disarm: to take it away, and to note on the ClusterRole that it is to stay away.
 //   - exempt: a namespace whose pods the API server does not ask about.
 //   - bundle: the certificates that clients are to trust, in PEM; see package tls.
+//   - token: what a ServiceAccount proves its identity with, for one audience; see [Reviewer].
 //
 // # Invariants
 //
@@ -18,10 +19,13 @@
 //  3. The configuration is owned by the ClusterRole of the manifest, so it goes when the manifest goes.
 //  4. It is not disarmed at shutdown: a registry that is down must not open the cluster.
 //  5. Every object is written under the condition that nobody has changed it since it was read.
+//  6. A token is believed if the API server has said so, for our audience, and not after its end. It is neither kept
+//     nor told in an error.
 //
 // # What it does not do
 //
-// It judges no image, makes no certificate, and does not log: it tells its caller what happened.
+// It judges no image, makes no certificate, and does not log: it tells its caller what happened. It does not decide who
+// may do what; it only asks.
 package cluster
 
 import (

@@ -53,12 +53,8 @@ func newTarget(t *testing.T) *target {
 		t.Fatal(err)
 	}
 	t.Cleanup(index.Close)
-	all, err := auth.NewBasic(auth.BasicOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true})
-	if err != nil {
-		t.Fatal(err)
-	}
 	r := &target{T: t, index: index, blobs: &storage.Memory{}}
-	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: all})
+	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: auth.All})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.requests.Add(1)
 		if before := r.before.Load(); before != nil && (*before)(w, req) {

@@ -1,5 +1,84 @@
 package auth
 
-import "golang.org/x/crypto/bcrypt"
+import (
+	"crypto/ed25519"
+	"net/http"
+	"testing"
+	"time"
 
-func init() { cost = bcrypt.MinCost }
+	"github.com/golang-jwt/jwt/v5"
+	"golang.org/x/crypto/bcrypt"
+)
+
+func init() { ownCost = bcrypt.MinCost }
+
+// Key is the key that signs at the moment.
+func (g *Guard) Key() (id string, key ed25519.PrivateKey) {
+	s := g.state.Load()
+	k := s.keys[len(s.keys)-1]
+	return k.ID, k.private()
+}
+
+// Turn is what Run does with the keys at that time.
+func (g *Guard) Turn(now time.Time) error { return g.turn(now) }
+
+// Keys is how many keys there are.
+func (g *Guard) Keys() int { return len(g.state.Load().keys) }
+
+// Sign makes a token with any claims and any method.
+func Sign(t *testing.T, method jwt.SigningMethod, kid string, key any, claims map[string]any) string {
+	t.Helper()
+	token := jwt.NewWithClaims(method, jwt.MapClaims(claims))
+	token.Header["kid"] = kid
+	s, err := token.SignedString(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// CountComparisons counts the work of bcrypt until the test ends, in comparisons of the lowest cost.
+func CountComparisons(t *testing.T) (work func() int) {
+	n, original := 0, compare
+	compare = func(hash, password []byte) error {
+		cost, err := bcrypt.Cost(hash)
+		if err != nil {
+			t.Errorf("%s is no hash: %v", hash, err)
+		}
+		n += 1 << (cost - bcrypt.MinCost)
+		return original(hash, password)
+	}
+	t.Cleanup(func() { compare = original })
+	return func() int { done := n; n = 0; return done }
+}
+
+// SlowComparisons replaces bcrypt until the test ends, for tests with a clock of their own.
+func SlowComparisons(t *testing.T, f func(hash, password []byte) error) {
+	original := compare
+	compare = f
+	t.Cleanup(func() { compare = original })
+}
+
+// Base is the address that a challenge has.
+func (g *Guard) Base(r *http.Request) (scheme, host string) { return g.base(r) }
+
+// Scores is how much the throttle remembers.
+func (g *Guard) Scores() (pairs, addresses int) {
+	g.throttle.mu.Lock()
+	defer g.throttle.mu.Unlock()
+	return len(g.throttle.pairs), len(g.throttle.from)
+}
+
+// The bounds, for tests that go to them.
+const (
+	MaxScores  = maxScores
+	MaxKnown   = maxKnown
+	MaxToken   = maxToken
+	MaxReviews = maxReviews
+)
+
+// Known is how many credentials are remembered.
+func (g *Guard) Known() (users, tokens int) {
+	s := g.state.Load()
+	return len(s.users.known.all), len(s.tokens.all)
+}

@@ -104,7 +104,7 @@ func (d *decision) tags() {
 	for i, t := range all {
 		age := d.now.Sub(time.Unix(t.Time, 0))
 		switch {
-		case i < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), anyOf(d.rule.tags, t.Name), d.policy.Immutable(d.h.Repo, t.Name):
+		case i < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), d.rule.tags.Match(t.Name), d.policy.Immutable(d.h.Repo, t.Name):
 		default:
 			d.whyTag[t.Name] = d.why(age)
 		}

@@ -22,10 +22,11 @@ package retention
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
+
+	"trow/registry/glob"
 )
 
 // Rule is one rule, as the configuration file has it.
@@ -81,10 +82,10 @@ type Policy struct {
 
 type rule struct {
 	Rule
-	repos, tags []*regexp.Regexp
+	repos, tags glob.Set
 }
 
-type tagPattern struct{ repo, tag *regexp.Regexp }
+type tagPattern struct{ repo, tag glob.Set }
 
 // Compile reads rules and the patterns of tags that may never change, repository:tag. Errors name the rule and what
 // is wrong with it.
@@ -102,8 +103,8 @@ func Compile(rules []Rule, immutable []string) (*Policy, error) {
 		if !ok || repo == "" || tag == "" {
 			return nil, fmt.Errorf("immutable-tags: %.80q is not repository:tag; for all tags of all repositories write **:*", text)
 		}
-		r, rerr := pattern(repo)
-		t, terr := pattern(tag)
+		r, rerr := glob.Compile(repo)
+		t, terr := glob.Compile(tag)
 		if rerr != nil || terr != nil {
 			return nil, fmt.Errorf("immutable-tags: %.80q is no pattern", text)
 		}
@@ -122,64 +123,17 @@ func compile(r Rule) (c rule, err error) {
 	case !r.endsTags() && r.DeleteUntagged == 0:
 		return c, fmt.Errorf("it ends nothing; give keep-last, keep-younger, keep-tags or delete-untagged")
 	}
-	if c.repos, err = patterns("repositories", r.Repositories); err != nil {
-		return c, err
+	if c.repos, err = glob.Compile(r.Repositories...); err != nil {
+		return c, fmt.Errorf("repositories: %w", err)
 	}
-	c.tags, err = patterns("keep-tags", r.KeepTags)
-	return c, err
+	if c.tags, err = glob.Compile(r.KeepTags...); err != nil {
+		return c, fmt.Errorf("keep-tags: %w", err)
+	}
+	return c, nil
 }
 
 // endsTags tells whether the rule says what is kept of tags, so that others go.
 func (r *Rule) endsTags() bool { return r.KeepLast > 0 || r.KeepYounger > 0 || len(r.KeepTags) > 0 }
-
-func patterns(field string, texts []string) (all []*regexp.Regexp, err error) {
-	for _, text := range texts {
-		re, err := pattern(text)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", field, err)
-		}
-		all = append(all, re)
-	}
-	return all, nil
-}
-
-// Matcher reads patterns of repositories; it tells whether a name matches any of them.
-func Matcher(texts []string) (func(repo string) bool, error) {
-	all, err := patterns("repository", texts)
-	return func(repo string) bool { return anyOf(all, repo) }, err
-}
-
-// pattern reads a pattern with * and **, or a regular expression between slashes. It matches whole names.
-func pattern(text string) (*regexp.Regexp, error) {
-	if inner, ok := strings.CutPrefix(text, "/"); ok && len(inner) > 1 && strings.HasSuffix(inner, "/") {
-		re, err := regexp.Compile(`^(?:` + strings.TrimSuffix(inner, "/") + `)$`)
-		if err != nil {
-			return nil, fmt.Errorf("%.80q is no regular expression: %w", text, err)
-		}
-		return re, nil
-	}
-	if text == "" || strings.ContainsAny(text, " \t,:@[]{}()^$+\\|") {
-		return nil, fmt.Errorf("%.80q is no pattern: it may have letters, digits, . _ - / and the signs * ** ?", text)
-	}
-	expr := regexp.QuoteMeta(text)
-	for _, sign := range [][2]string{{`\*\*/`, `(?:.*/)?`}, {`\*\*`, `.*`}, {`\*`, `[^/]*`}, {`\?`, `[^/]`}} {
-		expr = strings.ReplaceAll(expr, sign[0], sign[1])
-	}
-	re, err := regexp.Compile(`^` + expr + `$`)
-	if err != nil {
-		return nil, fmt.Errorf("%.80q is no pattern: %w", text, err)
-	}
-	return re, nil
-}
-
-func anyOf(all []*regexp.Regexp, s string) bool {
-	for _, re := range all {
-		if re.MatchString(s) {
-			return true
-		}
-	}
-	return false
-}
 
 // Rules tells whether there is any rule.
 func (p *Policy) Rules() bool { return len(p.rules) > 0 }
@@ -187,7 +141,7 @@ func (p *Policy) Rules() bool { return len(p.rules) > 0 }
 // Immutable tells whether a tag, once set, may never name anything else, nor end.
 func (p *Policy) Immutable(repo, tag string) bool {
 	for _, i := range p.immutable {
-		if i.repo.MatchString(repo) && i.tag.MatchString(tag) {
+		if i.repo.Match(repo) && i.tag.Match(tag) {
 			return true
 		}
 	}
@@ -196,7 +150,7 @@ func (p *Policy) Immutable(repo, tag string) bool {
 
 func (p *Policy) ruleOf(repo string) *rule {
 	for i := range p.rules {
-		if anyOf(p.rules[i].repos, repo) {
+		if p.rules[i].repos.Match(repo) {
 			return &p.rules[i]
 		}
 	}

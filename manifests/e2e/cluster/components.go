@@ -115,6 +115,7 @@ func (c *Cluster) schedulerArgs() []string {
 func (c *Cluster) kubeletArgs() []string {
 	return []string{"kubelet", "--config=" + filepath.Join(c.dir, "kubelet.yaml"), "--kubeconfig=" + c.kubeconfig("kubelet"),
 		"--root-dir=/var/lib/kubelet", "--cert-dir=/var/lib/kubelet/pki",
+		"--image-credential-provider-config=" + c.credentials(), "--image-credential-provider-bin-dir=" + filepath.Dir(trowBinary(c.dir)),
 		"--hostname-override=" + NodeName, "--node-ip=" + NodeIP, "--v=2"}
 }
 
@@ -155,7 +156,12 @@ func (c *Cluster) writeConfigs() error {
 	if err != nil {
 		return err
 	}
+	credentialConfig, err := c.credentialConfig()
+	if err != nil {
+		return err
+	}
 	for path, content := range map[string]string{
+		c.credentials():                          credentialConfig,
 		"/etc/containerd/config.toml":            containerdConfig,
 		"/etc/cni/net.d/10-pods.conflist":        cniConfig(c.dir),
 		filepath.Join(c.dir, "kubelet.yaml"):     c.kubeletConfig(),
@@ -171,6 +177,18 @@ func (c *Cluster) writeConfigs() error {
 		}
 	}
 	return os.Remove("/etc/containerd/certs.d/.created-empty")
+}
+
+// credentials is the path of the kubelet's configuration of credential providers.
+func (c *Cluster) credentials() string { return filepath.Join(c.dir, "credentials.yaml") }
+
+// credentialConfig is that file, as the program under test prints it.
+func (c *Cluster) credentialConfig() (string, error) {
+	out, err := c.Run(trowBinary(c.dir), "credential-provider", "--print-config", "--program="+trowBinary(c.dir), "--file="+c.credentials())
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return out, nil
 }
 
 func (c *Cluster) kubeletConfig() string {

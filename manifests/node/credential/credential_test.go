@@ -1,0 +1,193 @@
+package credential_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	kubelet "k8s.io/kubelet/config/v1"
+	credentialprovider "k8s.io/kubelet/pkg/apis/credentialprovider/v1"
+	"sigs.k8s.io/yaml"
+
+	"trow/manifests/node/credential"
+)
+
+var now = time.Unix(1_800_000_000, 0)
+
+// token is one that ends then.
+func token(claims string) string {
+	return "eyJhbGciOiJSUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2lnbmF0dXJl"
+}
+
+func lasting(d time.Duration) string { return token(fmt.Sprintf(`{"exp":%d}`, now.Add(d).Unix())) }
+
+func request(image, token string) string {
+	return fmt.Sprintf(`{"apiVersion":"credentialprovider.kubelet.k8s.io/v1","kind":"CredentialProviderRequest","image":%q,
+		"serviceAccountToken":%q,"serviceAccountAnnotations":{"a":"b"},"newer":"than this program"}`, image, token)
+}
+
+func TestAnswer(t *testing.T) {
+	for _, row := range []struct {
+		image, token, host string
+		keep               time.Duration
+	}{
+		{"trow.kube-public:31000/team/app", lasting(time.Hour), "trow.kube-public:31000", 5 * time.Minute},
+		{"trow.kube-public:31000/app:1", lasting(3 * time.Minute), "trow.kube-public:31000", 150 * time.Second},
+		{"127.0.0.1:31000/app@sha256:" + strings.Repeat("0", 64), lasting(10 * time.Second), "127.0.0.1:31000", 0},
+		{"localhost:31000/app", lasting(-time.Hour), "localhost:31000", 0},
+		{"[::1]:31000/app", token(`{}`), "[::1]:31000", 0},
+		{"trow:31000/app", "opaque", "trow:31000", 0},
+		{"registry.example.org/app", token(`[`), "registry.example.org", 0},
+		{"registry.example.org/app", "a.!.c", "registry.example.org", 0},
+	} {
+		var out bytes.Buffer
+		if err := credential.Answer(strings.NewReader(request(row.image, row.token)), &out, now); err != nil {
+			t.Errorf("%s: %v", row.image, err)
+			continue
+		}
+		var r credentialprovider.CredentialProviderResponse
+		d := json.NewDecoder(&out)
+		d.DisallowUnknownFields()
+		if err := d.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		want := credentialprovider.AuthConfig{Username: "serviceaccount", Password: row.token}
+		if r.APIVersion != "credentialprovider.kubelet.k8s.io/v1" || r.Kind != "CredentialProviderResponse" || r.CacheKeyType != "Registry" ||
+			r.CacheDuration.Duration != row.keep || len(r.Auth) != 1 || r.Auth[row.host] != want {
+			t.Errorf("%s: %+v, kept for %s", row.image, r, r.CacheDuration.Duration)
+		}
+	}
+}
+
+func TestRequestsThatCannotBeAnswered(t *testing.T) {
+	secret := lasting(time.Hour)
+	good := request("trow.kube-public:31000/app", secret)
+	for name, row := range map[string]struct {
+		in   io.Reader
+		want string
+	}{
+		"nothing":              {strings.NewReader(""), "no JSON"},
+		"no JSON":              {strings.NewReader("{" + secret), "no JSON"},
+		"two":                  {strings.NewReader(good + good), "no JSON"},
+		"a number for a token": {strings.NewReader(strings.Replace(good, `"`+secret+`"`, "1", 1)), "no JSON"},
+		"another version":      {strings.NewReader(strings.Replace(good, "k8s.io/v1", "k8s.io/v1beta1", 1)), "v1beta1"},
+		"another kind":         {strings.NewReader(strings.Replace(good, "ProviderRequest", "ProviderResponse", 1)), "CredentialProviderResponse"},
+		"no token":             {strings.NewReader(request("trow.kube-public:31000/app", "")), "tokenAttributes"},
+		"no image":             {strings.NewReader(request("", secret)), "no image reference"},
+		"no such image":        {strings.NewReader(request("trow.kube-public:31000/A", secret)), "no image reference"},
+		"Docker Hub's":         {strings.NewReader(request("nginx", secret)), "too wide"},
+		"Docker Hub's, whole":  {strings.NewReader(request("docker.io/library/nginx", secret)), "too wide"},
+		"too large":            {io.MultiReader(strings.NewReader(good), strings.NewReader(strings.Repeat(" ", 1<<20))), "more than 1048576 bytes"},
+		"a broken pipe":        {iotest.ErrReader(errors.New("broken pipe")), "broken pipe"},
+	} {
+		var out bytes.Buffer
+		err := credential.Answer(row.in, &out, now)
+		if err == nil || !strings.Contains(err.Error(), row.want) || out.Len() != 0 {
+			t.Errorf("%s: %v, %s", name, err, out.String())
+		}
+		if err != nil && strings.Contains(err.Error(), strings.Split(secret, ".")[1]) {
+			t.Errorf("%s: the token is in the error: %v", name, err)
+		}
+	}
+	if err := credential.Answer(strings.NewReader(good), writer{}, now); err == nil {
+		t.Error("a response that nobody gets is no error")
+	}
+}
+
+// writer writes nothing.
+type writer struct{}
+
+func (writer) Write([]byte) (int, error) { return 0, errors.New("closed") }
+
+// decoded is the kubelet's configuration in a text that --print-config has made.
+func decoded(t *testing.T, text []byte) kubelet.CredentialProvider {
+	t.Helper()
+	var c kubelet.CredentialProviderConfig
+	if err := yaml.UnmarshalStrict(text, &c); err != nil || c.Kind != "CredentialProviderConfig" || len(c.Providers) != 1 {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return c.Providers[0]
+}
+
+func TestWhatTheKubeletIsTold(t *testing.T) {
+	o := credential.Defaults()
+	text, err := credential.Config(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := decoded(t, text)
+	if p.Name != "trow" || !slices.Equal(p.Args, []string{"credential-provider"}) || p.APIVersion != "credentialprovider.kubelet.k8s.io/v1" ||
+		!slices.Equal(p.MatchImages, o.Names) || p.DefaultCacheDuration.Duration != 5*time.Minute {
+		t.Errorf("the provider: %+v", p)
+	}
+	if a := p.TokenAttributes; a == nil || a.ServiceAccountTokenAudience != "trow" || a.CacheType != "Token" || !*a.RequireServiceAccount {
+		t.Errorf("the token: %+v", a)
+	}
+	for _, line := range []string{
+		"#        --image-credential-provider-config=/etc/kubernetes/trow-credential-provider.yaml\n",
+		"#        --image-credential-provider-bin-dir=/usr/local/lib/trow\n",
+		"#        /usr/local/lib/trow/trow\n",
+	} {
+		if !strings.Contains(string(text), line) {
+			t.Errorf("there is no %q in\n%s", line, text)
+		}
+	}
+	text, err = credential.Config(credential.ConfigOptions{Names: []string{"registry.example.org"}, Audience: "https://registry.example.org", Program: "/opt/images", File: "/etc/p.yaml"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := decoded(t, text); p.Name != "images" || p.TokenAttributes.ServiceAccountTokenAudience != "https://registry.example.org" || p.MatchImages[0] != "registry.example.org" {
+		t.Errorf("with other options: %+v", p)
+	}
+}
+
+func TestOptionsThatCannotBeMeant(t *testing.T) {
+	for want, change := range map[string]func(*credential.ConfigOptions){
+		"names: none":     func(o *credential.ConfigOptions) { o.Names = nil },
+		`names: "*.org"`:  func(o *credential.ConfigOptions) { o.Names = []string{"*.org"} },
+		`names: "a/b"`:    func(o *credential.ConfigOptions) { o.Names = []string{"a.b", "a/b"} },
+		"audience:":       func(o *credential.ConfigOptions) { o.Audience = "a\nb" },
+		`program: "trow"`: func(o *credential.ConfigOptions) { o.Program = "trow" },
+		"program: \"A":    func(o *credential.ConfigOptions) { o.Program = "/opt/A" },
+		`file: "/a/../b"`: func(o *credential.ConfigOptions) { o.File = "/a/../b" },
+	} {
+		o := credential.Defaults()
+		change(&o)
+		if _, err := credential.Config(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %s, got %v", want, err)
+		}
+	}
+}
+
+func TestTheCommand(t *testing.T) {
+	run := func(in string, args ...string) (string, error) {
+		var out bytes.Buffer
+		cmd := credential.Command()
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetIn(strings.NewReader(in))
+		cmd.SetOut(&out)
+		cmd.SetArgs(args)
+		err := cmd.Execute()
+		return out.String(), err
+	}
+	if out, err := run(request("trow.kube-public:31000/app", "t")); err != nil || !strings.Contains(out, `"password":"t"`) {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := run("", "--print-config", "--names=a.example:1,b.example:2", "--audience=x"); err != nil || len(decoded(t, []byte(out)).MatchImages) != 2 {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := run("", "--print-config", "--audience=-", "--file=x"); err == nil || out != "" || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := run("", "more"); err == nil {
+		t.Error("an argument is taken")
+	}
+}

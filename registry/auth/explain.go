@@ -1,0 +1,71 @@
+package auth
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Explanation is a decision, in words.
+type Explanation struct {
+	Allowed bool   `json:"allowed"`
+	Why     string `json:"why"`
+}
+
+// Explain decides about any action but Login and says what the decision rests on.
+func (p *Policy) Explain(who *Identity, repo string, a Action) Explanation {
+	v := p.Judge(who, repo, a)
+	return Explanation{v.Allowed, p.why(v)}
+}
+
+func (p *Policy) why(v Verdict) string {
+	switch v.on {
+	case onOwner:
+		return "the user of the setting user may do everything"
+	case onRule:
+		return fmt.Sprintf("rule %d decides: %s", v.Rule, p.rules[v.Rule-1])
+	case onRobot:
+		if v.Allowed {
+			return "the robot's token was made for that, and no rule forbids it"
+		}
+		return "the robot's token was not made for that"
+	case onLevel:
+		return "there are no rules, and the setting anonymous decides for those without a login"
+	case onLogin:
+		return "there are no rules: users may do everything but administer the registry, and accounts of the cluster may pull"
+	case onCluster:
+		return "no rule decides, and the Kubernetes API does"
+	}
+	if len(p.rules) == 0 {
+		return "there are no rules, and the Kubernetes API does not allow it"
+	}
+	return fmt.Sprintf("none of the %d rules allows it", len(p.rules))
+}
+
+// String is the rule in one line.
+func (r rule) String() string {
+	var who, may []string
+	for _, s := range r.who {
+		who = append(who, s.String())
+	}
+	for _, a := range r.may {
+		may = append(may, string(a))
+	}
+	if r.forbids {
+		may = []string{"nothing"}
+	}
+	repos := "all repositories"
+	if !r.everywhere {
+		repos = strings.Join(r.patterns, ", ")
+	}
+	return fmt.Sprintf("%s may %s in %s", strings.Join(who, ", "), strings.Join(may, ", "), repos)
+}
+
+func (s subject) String() string {
+	switch {
+	case s.kind == "serviceaccount":
+		return s.kind + ":" + strings.Replace(strings.TrimPrefix(s.name, serviceAccount), ":", "/", 1)
+	case s.name == "":
+		return s.kind
+	}
+	return s.kind + ":" + s.name
+}

@@ -1,0 +1,219 @@
+package auth_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"trow/registry/auth"
+)
+
+func robot(name, actions, repositories string) auth.Robot {
+	all, err := auth.ParseActions(strings.Split(actions, ","))
+	if err != nil {
+		panic(err)
+	}
+	return auth.Robot{Name: name, Actions: all, Repositories: strings.Fields(repositories)}
+}
+
+func create(t testing.TB, g *auth.Guard, r auth.Robot) string {
+	t.Helper()
+	secret, err := g.CreateRobot(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret
+}
+
+func TestARobotMayDoWhatItWasMadeForAndNoMore(t *testing.T) {
+	dir := t.TempDir()
+	o := auth.Options{Dir: dir, User: "owner", Password: "p", PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}}
+	g := guard(t, o)
+	secret := create(t, g, robot("ci", "pull,push", "team/** shared"))
+	if !regexp.MustCompile(`^trow_[A-Z2-7]{52}$`).MatchString(secret) {
+		t.Errorf("the secret is %s", secret)
+	}
+	file := filepath.Join(dir, "robots.json")
+	b, err := os.ReadFile(file)
+	if err != nil || strings.Contains(string(b), secret) || strings.Contains(string(b), secret[5:]) {
+		t.Errorf("%v: the file has the secret: %s", err, b)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	for range 2 { // and after a restart
+		for _, r := range []func() (string, string){func() (string, string) { return "any", secret }, func() (string, string) { return "", secret }} {
+			user, password := r()
+			for _, row := range []struct {
+				repo string
+				a    auth.Action
+				want string
+			}{{"team/a", auth.Push, "+"}, {"shared", auth.Pull, "+"}, {"other", auth.Pull, "h"}, {"team/a", auth.Delete, "-"}, {"", auth.Catalog, "-"}, {"", auth.Admin, "-"}, {"", auth.Login, "+"}} {
+				name, err := may(g, withLogin(user, password), row.repo, row.a)
+				if name != "robot:ci" || sign(err) != row.want {
+					t.Errorf("%s %s: %s, %v", row.a, row.repo, name, err)
+				}
+				if _, err := may(g, request("Authorization", "Bearer "+secret), row.repo, row.a); sign(err) != row.want {
+					t.Errorf("as a bearer, %s %s: %v", row.a, row.repo, err)
+				}
+			}
+		}
+		g = guard(t, o)
+	}
+}
+
+func TestRulesTakeFromARobotAndNeverAdd(t *testing.T) {
+	g := guard(t, auth.Options{User: "owner", Password: "p", Rules: []auth.Rule{
+		rule("*", "pull push", "open"), rule("robot:ci", "none", "team/secret"), rule("*", "none", "closed"), rule("user:robot:ci", "none", ""), rule("authenticated", "delete", "team/**"),
+	}})
+	secret := create(t, g, robot("ci", "pull,push", "team/** closed"))
+	for _, row := range []struct {
+		repo string
+		a    auth.Action
+		want string
+	}{{"team/a", auth.Push, "+"}, {"team/secret", auth.Pull, "h"}, {"closed", auth.Push, "-"}, {"open", auth.Pull, "h"}, {"team/a", auth.Delete, "-"}} {
+		if _, err := may(g, withLogin("x", secret), row.repo, row.a); sign(err) != row.want {
+			t.Errorf("%s %s: %v, want %s", row.a, row.repo, err, row.want)
+		}
+	}
+}
+
+func TestARobotEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := guard(t, auth.Options{User: "owner", Password: "p"})
+		r := robot("short", "pull", "**")
+		r.Expires = time.Now().Add(2 * time.Minute)
+		secret := create(t, g, r)
+		got := ask(t, g, tokenGET("x", secret, "repository:a:pull"), 200)
+		if got.ExpiresIn > 120 {
+			t.Errorf("a token outlives its robot: %d s", got.ExpiresIn)
+		}
+		for _, req := range []func() error{
+			func() error { _, err := g.Identify(withLogin("x", secret)); return err },
+			func() error { _, err := g.Identify(bearer(got.Token)); return err },
+		} {
+			if err := req(); err != nil {
+				t.Error(err)
+			}
+		}
+		time.Sleep(2*time.Minute + time.Second)
+		if _, err := g.Identify(withLogin("x", secret)); !errors.Is(err, auth.ErrUnauthorized) {
+			t.Errorf("after its end: %v", err)
+		}
+		if _, err := g.Identify(bearer(got.Token)); !errors.Is(err, auth.ErrUnauthorized) {
+			t.Errorf("its token after its end: %v", err)
+		}
+		if len(g.Robots()) != 1 {
+			t.Error("it is not listed any more")
+		}
+	})
+}
+
+func TestARevokedRobotEndsAtOnce(t *testing.T) {
+	g := guard(t, auth.Options{User: "owner", Password: "p"})
+	secret := create(t, g, robot("ci", "pull", "**"))
+	token := ask(t, g, tokenGET("x", secret, "repository:a:pull"), 200).Token
+	if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.RevokeRobot("ci"); err != nil {
+		t.Fatal(err)
+	}
+	again := create(t, g, robot("ci", "pull", "**")) // another one of the name
+	for name, r := range map[string]error{"secret": second(g.Identify(withLogin("x", secret))), "token": second(g.Identify(bearer(token)))} {
+		if !errors.Is(r, auth.ErrUnauthorized) {
+			t.Errorf("its %s: %v", name, r)
+		}
+	}
+	if _, err := g.Identify(withLogin("x", again)); err != nil {
+		t.Error(err)
+	}
+	if err := g.RevokeRobot("none"); err == nil {
+		t.Error("one that does not exist was revoked")
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// TestARobotWhereEverythingIsOpen: its login is taken, and nobody else is asked for one.
+func TestARobotWhereEverythingIsOpen(t *testing.T) {
+	g := guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true}})
+	secret := create(t, g, robot("ci", "pull", "a"))
+	if _, err := may(g, request(), "", auth.Login); err != nil {
+		t.Errorf("login: %v", err)
+	}
+	if _, err := may(g, request(), "x", auth.Delete); err != nil {
+		t.Errorf("anonymous: %v", err)
+	}
+	if user, err := may(g, withLogin("x", secret), "a", auth.Pull); user != "robot:ci" || err != nil {
+		t.Errorf("%q, %v", user, err)
+	}
+	if _, err := may(g, withLogin("x", "y"), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
+		t.Errorf("a wrong login: %v", err)
+	}
+	far := guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	create(t, far, robot("ci", "delete", "a"))
+	if _, err := may(far, request(), "", auth.Login); !errors.Is(err, auth.ErrUnauthorized) {
+		t.Errorf("where deleting needs a login, clients are not asked for one: %v", err)
+	}
+}
+
+func TestRobotsThatCannotBeMeant(t *testing.T) {
+	dir := t.TempDir()
+	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
+	create(t, g, robot("ci", "pull", "**"))
+	past := robot("past", "pull", "**")
+	past.Expires = time.Now().Add(-time.Second)
+	for _, r := range []auth.Robot{robot("", "pull", "**"), robot("A", "pull", "**"), robot("a:b", "pull", "**"), robot("a b", "pull", "**"), robot("ä", "pull", "**"),
+		robot(strings.Repeat("a", 64), "pull", "**"), robot("x", "pull", ""), robot("x", "pull", "a:b"), robot("ci", "pull", "**"), past} {
+		if secret, err := g.CreateRobot(r); err == nil || secret != "" {
+			t.Errorf("%+v was made", r)
+		}
+	}
+	if n := len(g.Robots()); n != 1 {
+		t.Errorf("there are %d", n)
+	}
+	// A file that cannot be understood is not taken for none: it may be all that somebody has.
+	for _, bad := range []string{"", "{", `[{"name":"a","sha256":"x"}]`, `[{"name":"a","sha256":"` + strings.Repeat("00", 32) + `","repositories":["a:b"]}]`} {
+		write(t, filepath.Join(dir, "robots.json"), bad)
+		if _, err := auth.New(auth.Options{Dir: dir, User: "owner", Password: "p"}); err == nil || !strings.Contains(err.Error(), "robots.json") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// TestARobotThatCannotBeKept is none: a secret that was told and does not count after a restart would be worse.
+func TestARobotThatCannotBeKept(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "auth")
+	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if secret, err := g.CreateRobot(robot("ci", "pull", "**")); err == nil || secret != "" || len(g.Robots()) != 0 {
+		t.Errorf("%q, %v", secret, err)
+	}
+}
+
+func TestImpersonate(t *testing.T) {
+	g := guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice")})
+	create(t, g, robot("ci", "pull", "a"))
+	for name, want := range map[string]string{
+		"owner": "everything", "alice": "users may", "": "anonymous", "robot:ci": "robot", "system:serviceaccount:a:b": "users may",
+	} {
+		who, err := g.Impersonate(name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := g.Explain(t.Context(), who, "a", auth.Pull); err != nil || !strings.Contains(e.Why, want) {
+			t.Errorf("%s: %+v, %v", name, e, err)
+		}
+	}
+	if _, err := g.Impersonate("robot:none", nil); err == nil {
+		t.Error("there is a robot that there is not")
+	}
+}

@@ -1,0 +1,216 @@
+package auth_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"trow/registry/auth"
+)
+
+// account is an identity as the Kubernetes API tells it.
+func account(namespace, name string, groups ...string) *auth.Identity {
+	return &auth.Identity{Name: "system:serviceaccount:" + namespace + ":" + name, Cluster: true,
+		Groups: append(groups, "system:serviceaccounts", "system:serviceaccounts:"+namespace, "system:authenticated")}
+}
+
+func policy(t *testing.T, o auth.PolicyOptions, rules ...auth.Rule) *auth.Policy {
+	t.Helper()
+	p, err := auth.Compile(rules, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func rule(who, may, repositories string) auth.Rule {
+	return auth.Rule{Who: strings.Fields(who), May: strings.Fields(may), Repositories: strings.Fields(repositories)}
+}
+
+func TestTheFirstRuleThatNamesAllThreeDecides(t *testing.T) {
+	p := policy(t, auth.PolicyOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true},
+		rule("user:mallory", "none", ""),
+		rule("*", "pull", "*/public public/**"),
+		rule("user:alice group:devs", "pull push", "team-a/**"),
+		rule("namespace:team-b", "none", "team-a/secret"),
+		rule("serviceaccount:team-b/ci", "pull push delete", "team-b/**"),
+		rule("namespace:team-b", "pull", "team-?/**"),
+		rule("authenticated", "catalog", ""),
+		rule("user:root", "admin delete", "**"),
+		rule("anonymous", "none", "**"),
+		rule("user:bob", "push", "bob/app"),
+		rule("user:bob", "none", "bob/**"),
+		rule("user:bob", "pull delete", "bob/**"),
+	)
+	nobody, alice, bob, root := auth.Named("", nil), auth.Named("alice", nil), auth.Named("bob", nil), auth.Named("root", nil)
+	for _, row := range []struct {
+		name string
+		who  *auth.Identity
+		a    auth.Action
+		repo string
+		rule int // negative: it forbids; 0: none decides, which denies
+	}{
+		{"forbidden before it is allowed to all", auth.Named("mallory", nil), auth.Pull, "team-a/public", -1},
+		{"a rule about all repositories forbids the catalog", auth.Named("mallory", nil), auth.Catalog, "", -1},
+		{"everybody", nobody, auth.Pull, "team-a/public", 2},
+		{"everybody, at any depth", nobody, auth.Pull, "public/a/b", 2},
+		{"a pattern ends where it ends", nobody, auth.Pull, "a/b/public", -9},
+		{"a user", alice, auth.Push, "team-a/app", 3},
+		{"a rule that does not name the action leaves it open", alice, auth.Delete, "team-a/app", 0},
+		{"nor another repository", alice, auth.Pull, "team-b/app", 0},
+		{"a group", auth.Named("carol", []string{"devs"}), auth.Push, "team-a/app", 3},
+		{"a group of another name", auth.Named("carol", []string{"devs2"}), auth.Push, "team-a/app", 0},
+		{"a service account", account("team-b", "ci"), auth.Delete, "team-b/app", 5},
+		{"another of its namespace", account("team-b", "web"), auth.Delete, "team-b/app", 0},
+		{"a namespace", account("team-b", "web"), auth.Pull, "team-a/app", 6},
+		{"a hole in what a later rule allows", account("team-b", "web"), auth.Pull, "team-a/secret", -4},
+		{"a namespace of a longer name", account("team-bc", "web"), auth.Pull, "team-a/app", 0},
+		{"a user who is called like an account of the cluster, without the cluster", &auth.Identity{Name: "system:serviceaccount:team-b:ci"}, auth.Pull, "team-b/app", 0},
+		{"the catalog", alice, auth.Catalog, "", 7},
+		{"a hole is none for the catalog", account("team-b", "web"), auth.Catalog, "", 7},
+		{"administration", root, auth.Admin, "", 8},
+		{"of others not", alice, auth.Admin, "", 0},
+		{"anonymous", nobody, auth.Catalog, "", -9},
+		{"push before a hole", bob, auth.Push, "bob/app", 10},
+		{"the hole", bob, auth.Pull, "bob/app", -11},
+		{"what comes after never counts", bob, auth.Delete, "bob/app", -11},
+		{"the settings do not count beside rules", bob, auth.Push, "other", 0},
+	} {
+		got := p.Judge(row.who, row.repo, row.a)
+		if want := max(row.rule, -row.rule); got.Rule != want || got.Allowed != (row.rule > 0) {
+			t.Errorf("%s: %+v, want rule %d", row.name, got, row.rule)
+		}
+	}
+}
+
+func TestRulesThatCannotBeMeant(t *testing.T) {
+	for want, r := range map[string]auth.Rule{
+		"who: say whom":     rule("", "pull", "**"),
+		"who: \"alice\"":    rule("alice", "pull", "**"),
+		"who: \"user:\"":    rule("user:", "pull", "**"),
+		"NAMESPACE/NAME":    rule("serviceaccount:ci", "pull", "**"),
+		"is none of user:":  rule("role:x", "pull", "**"),
+		"may: say what":     rule("*", "", "**"),
+		"may: \"login\"":    rule("*", "login", "**"),
+		"may: \"none\"":     rule("*", "pull none", "**"),
+		"may: \"*\"":        rule("*", "*", "**"),
+		"is no pattern":     rule("*", "pull", "a:b"),
+		"no regular expres": rule("*", "pull", "/(/"),
+	} {
+		_, err := auth.Compile([]auth.Rule{rule("*", "pull", "**"), r}, auth.PolicyOptions{})
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "rules: rule 2: ") {
+			t.Errorf("%+v: %v, want %s", r, err, want)
+		}
+	}
+}
+
+func TestExplanations(t *testing.T) {
+	p := policy(t, auth.PolicyOptions{}, rule("user:alice serviceaccount:a/ci", "pull push", "a/** b"), rule("*", "none", "secret"), rule("authenticated", "catalog", ""))
+	none := policy(t, auth.PolicyOptions{Anonymous: auth.ReadOnly})
+	for _, row := range []struct {
+		p    *auth.Policy
+		who  *auth.Identity
+		repo string
+		a    auth.Action
+		want string
+	}{
+		{p, auth.Named("alice", nil), "a/x", auth.Push, "rule 1 decides: user:alice, serviceaccount:a/ci may pull, push in a/**, b"},
+		{p, auth.Named("", nil), "secret", auth.Push, "rule 2 decides: * may nothing in secret"},
+		{p, auth.Named("x", nil), "", auth.Catalog, "rule 3 decides: authenticated may catalog in all repositories"},
+		{p, auth.Named("x", nil), "x", auth.Pull, "none of the 3 rules allows it"},
+		{p, auth.Owner("x"), "x", auth.Pull, "the user of the setting user may do everything"},
+		{none, auth.Named("", nil), "x", auth.Pull, "there are no rules, and the setting anonymous decides for those without a login"},
+		{none, auth.Named("x", nil), "x", auth.Push, "there are no rules: users may do everything but administer the registry, and accounts of the cluster may pull"},
+	} {
+		if got := row.p.Explain(row.who, row.repo, row.a); got.Why != row.want {
+			t.Errorf("%s, want %s", got.Why, row.want)
+		}
+	}
+}
+
+// accesses is a Kubernetes API that knows what its accounts may do.
+type accesses struct {
+	asked []string
+	err   error
+}
+
+func (a *accesses) Access(_ context.Context, who auth.Identity, verb, namespace, repository string) (bool, string, error) {
+	a.asked = append(a.asked, who.Name+" "+verb+" "+namespace+" "+repository)
+	return namespace == "team-a" && verb != "delete", "RBAC says so", a.err
+}
+
+func TestTheClusterDecidesWhatNoRuleDoes(t *testing.T) {
+	a := &accesses{}
+	o := auth.Options{Htpasswd: htpasswd(t, "alice"), PolicyOptions: auth.PolicyOptions{Access: true}, Accesses: a, Reviewer: &reviewer{}}
+	check := func(g *auth.Guard, who *auth.Identity, repo string, action auth.Action, want string) {
+		t.Helper()
+		if got := sign(g.Authorize(t.Context(), who, repo, action)); got != want {
+			t.Errorf("%s %s %s: %s, want %s", who.Name, action, repo, got, want)
+		}
+	}
+	g := guard(t, o)
+	ci := account("team-a", "ci")
+	check(g, ci, "team-a/app/x", auth.Push, "+")
+	check(g, ci, "team-a/app", auth.Delete, "-")
+	check(g, ci, "team-b/app", auth.Pull, "h")
+	check(g, ci, "app", auth.Pull, "h")
+	check(g, ci, "", auth.Catalog, "-")
+	if want := []string{ci.Name + " update team-a app/x", ci.Name + " delete team-a app", ci.Name + " get team-b app", ci.Name + " get  app", ci.Name + " list  "}; strings.Join(a.asked, "\n") != strings.Join(want, "\n") {
+		t.Errorf("asked %q", a.asked)
+	}
+	a.asked = nil
+	check(g, auth.Named("alice", nil), "team-a/app", auth.Push, "+") // a user of ours, whoever has that name in the cluster
+	check(g, auth.Named("", nil), "team-a/app", auth.Push, "4")
+	o.Rules = []auth.Rule{rule("namespace:team-a", "none", "team-a/secret"), rule("namespace:team-a", "pull", "team-b/app")}
+	o.Dir = t.TempDir()
+	g = guard(t, o)
+	check(g, ci, "team-a/secret", auth.Pull, "h")
+	check(g, ci, "team-b/app", auth.Pull, "+")
+	check(g, auth.Named("alice", nil), "team-a/app", auth.Pull, "h")
+	if len(a.asked) != 0 {
+		t.Errorf("asked %q", a.asked)
+	}
+	check(g, ci, "team-a/app", auth.Pull, "+")
+	if e, err := g.Explain(t.Context(), ci, "team-a/app", auth.Pull); err != nil || !e.Allowed || e.Why != "no rule decides, and the Kubernetes API does: RBAC says so" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	readable := g.Readable(t.Context(), ci)
+	if !readable("team-a/app") || readable("team-a/secret") || readable("team-c/app") || !readable("team-b/app") {
+		t.Error("what is readable is not what may be pulled")
+	}
+	a.err = auth.ErrUnavailable
+	check(g, ci, "team-a/app", auth.Pull, "u")
+	if readable("team-a/app") {
+		t.Error("what nobody could tell is listed")
+	}
+}
+
+func TestAnAccountOfTheClusterMayPullWithoutRules(t *testing.T) {
+	g := guard(t, auth.Options{Reviewer: &reviewer{}})
+	for a, want := range map[auth.Action]string{auth.Pull: "+", auth.Catalog: "+", auth.Push: "-", auth.Delete: "-", auth.Admin: "-"} {
+		if err := g.Authorize(t.Context(), account("a", "b"), "repo", a); sign(err) != want {
+			t.Errorf("%s: %v", a, err)
+		}
+	}
+}
+
+func TestRulesChangeWhileItRuns(t *testing.T) {
+	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice"), Rules: []auth.Rule{rule("user:alice", "pull", "a")}})
+	alice := withLogin("alice", "alice's")
+	if _, err := may(g, alice, "b", auth.Pull); !errors.Is(err, auth.ErrHidden) {
+		t.Error(err)
+	}
+	if err := g.SetRules([]auth.Rule{rule("user:alice", "pull", "b")}, auth.PolicyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := may(g, alice, "b", auth.Pull); err != nil {
+		t.Error(err)
+	}
+	if err := g.SetRules([]auth.Rule{rule("alice", "pull", "a")}, auth.PolicyOptions{}); err == nil {
+		t.Error("a bad rule was taken")
+	}
+	if _, err := may(g, alice, "b", auth.Pull); err != nil {
+		t.Errorf("after a bad rule: %v", err)
+	}
+}

@@ -1,0 +1,412 @@
+package auth_test
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"trow/registry/auth"
+)
+
+// token is an answer of the token endpoint.
+type token struct {
+	Token       string    `json:"token"`
+	AccessToken string    `json:"access_token"`
+	ExpiresIn   int       `json:"expires_in"`
+	IssuedAt    time.Time `json:"issued_at"`
+	Scope       string    `json:"scope"`
+}
+
+// ask sends a request to the token endpoint.
+func ask(t testing.TB, g *auth.Guard, r *http.Request, status int) (answer token) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	g.ServeToken(w, r)
+	if w.Code != status {
+		t.Fatalf("%s %.200s: %d %s, want %d", r.Method, r.URL, w.Code, w.Body, status)
+	}
+	if w.Header().Get("Cache-Control") != "no-store" {
+		t.Error("a token may be cached on the way")
+	}
+	if status == 200 {
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer.Token == "" || answer.AccessToken != answer.Token {
+			t.Fatalf("%v: %s", err, w.Body)
+		}
+		return answer
+	}
+	var e struct {
+		Errors []struct{ Code, Message string }
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || len(e.Errors) != 1 || e.Errors[0].Code == "" || e.Errors[0].Message == "" {
+		t.Errorf("%v: %s", err, w.Body)
+	}
+	if (status == 401) != (w.Header().Get("WWW-Authenticate") != "") {
+		t.Errorf("%d with WWW-Authenticate %q", status, w.Header().Get("WWW-Authenticate"))
+	}
+	return answer
+}
+
+// tokenGET is a request for a token with a login, without one if user is empty.
+func tokenGET(user, password string, scopes ...string) *http.Request {
+	r := httptest.NewRequest("GET", "/token?"+url.Values{"service": {"example.com"}, "scope": scopes}.Encode(), nil)
+	if user != "" {
+		r.SetBasicAuth(user, password)
+	}
+	return r
+}
+
+func tokenPOST(form url.Values) *http.Request {
+	r := httptest.NewRequest("POST", "/token", strings.NewReader(form.Encode()))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	return r
+}
+
+func bearer(token string) *http.Request { return request("Authorization", "Bearer "+token) }
+
+// team is a registry with a public part, a team's, and one that only its owner knows.
+func team(t testing.TB) *auth.Guard {
+	return guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice", "bob"), Rules: []auth.Rule{
+		rule("*", "pull", "public/**"), rule("user:alice", "pull push catalog", "team/**"), rule("user:bob", "pull", "team/**"),
+	}})
+}
+
+func TestATokenIsGoodForItsScopesAndWhatTheRulesAllow(t *testing.T) {
+	g := team(t)
+	got := ask(t, g, tokenGET("alice", "alice's", "repository:team/app:pull,push,delete", "repository:secret:pull repository:public/x:pull", "registry:catalog:*"), 200)
+	if want := "repository:team/app:pull,push repository:public/x:pull registry:catalog:*"; got.Scope != want {
+		t.Errorf("scope %q, want %q", got.Scope, want)
+	}
+	if got.ExpiresIn != 300 || time.Since(got.IssuedAt) > time.Minute {
+		t.Errorf("%+v", got)
+	}
+	for _, row := range []struct {
+		repo string
+		a    auth.Action
+		want string
+	}{
+		{"", auth.Login, "+"}, {"team/app", auth.Pull, "+"}, {"team/app", auth.Push, "+"}, {"public/x", auth.Pull, "+"}, {"", auth.Catalog, "+"},
+		{"team/other", auth.Pull, "4"}, // the rules allow it, the token does not
+		{"team/app", auth.Delete, "-"}, {"secret", auth.Pull, "h"}, {"", auth.Admin, "-"},
+	} {
+		if user, err := may(g, bearer(got.Token), row.repo, row.a); sign(err) != row.want || user != "alice" {
+			t.Errorf("%s %s: %q %v, want %s", row.a, row.repo, user, err, row.want)
+		}
+	}
+	who, err := g.Identify(bearer(got.Token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = g.Authorize(t.Context(), who, "team/other", auth.Pull)
+	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0], `,scope="repository:team/other:pull",error="insufficient_scope"`) {
+		t.Errorf("%q", c)
+	}
+	if readable := g.Readable(t.Context(), who); !readable("team/other") || readable("secret") {
+		t.Error("the catalog is not what the rules say")
+	}
+	// The rules of now count.
+	if err := g.SetRules([]auth.Rule{rule("user:alice", "push", "team/**")}, auth.PolicyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := may(g, bearer(got.Token), "team/app", auth.Pull); !errors.Is(err, auth.ErrHidden) {
+		t.Errorf("after the rule has gone: %v", err)
+	}
+}
+
+func TestAnonymousTokens(t *testing.T) {
+	g := team(t)
+	got := ask(t, g, tokenGET("", "", "repository:public/x:pull,push", "repository:team/app:pull"), 200)
+	if got.Scope != "repository:public/x:pull" {
+		t.Errorf("scope %q", got.Scope)
+	}
+	for repo, want := range map[string]string{"public/x": "+", "team/app": "4", "public/y": "4"} {
+		if user, err := may(g, bearer(got.Token), repo, auth.Pull); user != "" || sign(err) != want {
+			t.Errorf("%s: %q %v", repo, user, err)
+		}
+	}
+	if _, err := may(g, bearer(got.Token), "", auth.Login); err != nil {
+		t.Errorf("who has done the handshake is asked for it again: %v", err)
+	}
+	if got := ask(t, g, tokenGET("", ""), 200); got.Scope != "" {
+		t.Errorf("scope %q", got.Scope)
+	}
+}
+
+func TestWhoGetsATokenAndWhoDoesNot(t *testing.T) {
+	g := team(t)
+	ask(t, g, tokenGET("alice", "alice's"), 200) // docker login
+	ask(t, g, tokenGET("alice", "wrong"), 401)
+	ask(t, g, tokenGET("nobody", "alice's"), 401)
+	form := url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {"alice's"}, "service": {"example.com"}, "client_id": {"c"},
+		"access_type": {"offline"}, "scope": {"repository:team/a:pull repository:team/b:push"}}
+	if got := ask(t, g, tokenPOST(form), 200); got.Scope != "repository:team/a:pull repository:team/b:push" {
+		t.Errorf("scope %q", got.Scope)
+	}
+	form.Set("password", "wrong")
+	ask(t, g, tokenPOST(form), 401)
+	form.Set("username", "ali:ce")
+	ask(t, g, tokenPOST(form), 401)
+	ask(t, g, tokenPOST(url.Values{"grant_type": {"client_credentials"}}), 400)
+	ask(t, g, tokenPOST(nil), 400)
+	ask(t, g, tokenPOST(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {"x"}}), 401)
+	secret, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"team/**"}, Actions: []auth.Action{auth.Pull}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(t, g, tokenPOST(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {secret}, "scope": {"repository:team/a:pull,push"}}), 200); got.Scope != "repository:team/a:pull" {
+		t.Errorf("scope %q", got.Scope)
+	}
+	if got := ask(t, g, tokenGET("alice", "alice's"), 200); ask(t, g, bearerGET(got.Token), 401).Token != "" {
+		t.Error("a token gets a token")
+	}
+	r := tokenGET("", "")
+	r.Method = "DELETE"
+	ask(t, g, r, 405)
+	open := guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	if got := ask(t, open, tokenGET("any", "body", "repository:a:push"), 200); got.Scope != "repository:a:push" {
+		t.Errorf("where everything is open: scope %q", got.Scope)
+	}
+	form.Set("username", "x")
+	ask(t, open, tokenPOST(form), 200)
+}
+
+func bearerGET(token string) *http.Request {
+	r := tokenGET("", "")
+	r.Header.Set("Authorization", "Bearer "+token)
+	return r
+}
+
+// TestHugeForm: what is more than a form can need is not read.
+func TestHugeForm(t *testing.T) {
+	g := team(t)
+	r := tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {strings.Repeat("x", 1<<20)}})
+	ask(t, g, r, 413)
+	ask(t, g, tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {strings.Repeat("x", 60<<10)}}), 401)
+	r = tokenPOST(url.Values{"grant_type": {"password"}})
+	r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+	ask(t, g, r, 400)
+	r = tokenPOST(nil)
+	r.Body = http.NoBody
+	r.Header.Set("Content-Type", "%%%")
+	ask(t, g, r, 400)
+}
+
+func TestScopesWithTricks(t *testing.T) {
+	g := guard(t, auth.Options{User: "owner", Password: "p"})
+	for _, row := range []struct{ ask, want string }{
+		{"repository:a:pull,push repository:../b:*", "repository:a:pull,push"},
+		{"repository:a/../b:pull", ""},
+		{"repository:a:*", "repository:a:pull,push,delete"},
+		{"repository:a:pull,*,x", "repository:a:pull,push,delete"},
+		{"repository:a:pull,pull,pull", "repository:a:pull"},
+		{"repository:a:admin,catalog,login", ""},
+		{"repository:A:pull", ""},
+		{"repository:a b:pull", ""},
+		{"repository:host:5000/a:pull", ""},
+		{"repository::pull", ""},
+		{"repository:a", ""},
+		{"repository", ""},
+		{":", ""},
+		{"::", ""},
+		{"repository(plugin):a:pull", ""},
+		{"registry:catalog:*", "registry:catalog:*"},
+		{"registry:catalog:pull", ""},
+		{"registry:other:*", ""},
+		{"other:a:pull", ""},
+		{"repository:" + strings.Repeat("a", 255) + ":pull", "repository:" + strings.Repeat("a", 255) + ":pull"},
+		{"repository:" + strings.Repeat("a", 256) + ":pull", ""},
+		{"repository:a\x00b:pull", ""},
+		{`repository:a":pull`, ""},
+	} {
+		if got := ask(t, g, tokenGET("owner", "p", row.ask), 200); got.Scope != row.want {
+			t.Errorf("%q: scope %q, want %q", row.ask, got.Scope, row.want)
+		}
+	}
+	var many []string
+	for i := range 10_000 {
+		many = append(many, fmt.Sprintf("repository:%s%d:pull", strings.Repeat("a", 200), i))
+	}
+	got := ask(t, g, tokenGET("owner", "p", strings.Join(many, " ")), 200)
+	if n := strings.Count(got.Scope, "repository:"); len(got.Token) > auth.MaxToken || n == 0 || n > 64 {
+		t.Errorf("10,000 scopes make a token of %d bytes with %d of them", len(got.Token), n)
+	}
+	if _, err := may(g, bearer(got.Token), strings.Repeat("a", 200)+"0", auth.Pull); err != nil {
+		t.Error(err)
+	}
+	got = ask(t, g, tokenGET("owner", "p", many...), 200) // net/http takes fewer parameters, and leaves all of them out
+	if len(got.Token) > auth.MaxToken {
+		t.Errorf("10,000 parameters make a token of %d bytes", len(got.Token))
+	}
+}
+
+// TestTokensThatAreNotTaken: each is a good one, but for what its name says.
+func TestTokensThatAreNotTaken(t *testing.T) {
+	dir := t.TempDir()
+	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
+	good := ask(t, g, tokenGET("owner", "p", "repository:a:pull"), 200).Token
+	kid, key := g.Key()
+	now := time.Now().Unix()
+	claims := func(change map[string]any) map[string]any {
+		c := map[string]any{"iss": "trow", "sub": "owner", "aud": []string{"example.com"}, "iat": now, "nbf": now, "exp": now + 300,
+			"access": []any{map[string]any{"type": "repository", "name": "a", "actions": []string{"pull"}}}}
+		maps.Copy(c, change)
+		maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
+		return c
+	}
+	signed := func(change map[string]any) string {
+		return auth.Sign(t, jwt.SigningMethodEdDSA, kid, key, claims(change))
+	}
+	for name, token := range map[string]string{"the endpoint's": good, "our own": signed(nil)} {
+		if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	_, stranger, _ := ed25519.GenerateKey(nil)
+	parts := strings.Split(good, ".")
+	other := strings.Split(signed(map[string]any{"sub": ""}), ".")
+	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT","kid":"` + kid + `"}`))
+	public := key.Public().(ed25519.PublicKey)
+	for name, token := range map[string]string{
+		"tampered claims":                        parts[0] + "." + other[1] + "." + parts[2],
+		"tampered signature":                     parts[0] + "." + parts[1] + "." + other[2],
+		"no signature":                           parts[0] + "." + parts[1] + ".",
+		"two parts":                              parts[0] + "." + parts[1],
+		"four parts":                             good + ".x",
+		"white space":                            good + "\t",
+		"expired":                                signed(map[string]any{"exp": now - 6}),
+		"without an end":                         signed(map[string]any{"exp": nil}),
+		"not yet valid":                          signed(map[string]any{"nbf": now + 600}),
+		"issued in the future":                   signed(map[string]any{"iat": now + 600}),
+		"wrong audience":                         signed(map[string]any{"aud": []string{"other.example.com"}}),
+		"several audiences":                      signed(map[string]any{"aud": []string{"example.com", "other"}}),
+		"no audience":                            signed(map[string]any{"aud": nil}),
+		"wrong issuer":                           signed(map[string]any{"iss": "https://kubernetes.default.svc"}),
+		"no issuer":                              signed(map[string]any{"iss": nil}),
+		"a user who is none":                     signed(map[string]any{"sub": "nobody"}),
+		"a robot that is none":                   signed(map[string]any{"sub": "robot:ci", "robot": "0123"}),
+		"alg none":                               none + "." + parts[1] + ".",
+		"alg none with the signature":            none + "." + parts[1] + "." + parts[2],
+		"alg HS256 with the public key":          auth.Sign(t, jwt.SigningMethodHS256, kid, []byte(public), claims(nil)),
+		"alg HS256 with the public key, as text": auth.Sign(t, jwt.SigningMethodHS256, kid, []byte(base64.StdEncoding.EncodeToString(public)), claims(nil)),
+		"another key":                            auth.Sign(t, jwt.SigningMethodEdDSA, kid, stranger, claims(nil)),
+		"a key that is not there":                auth.Sign(t, jwt.SigningMethodEdDSA, "x", key, claims(nil)),
+		"oversized":                              signed(map[string]any{"groups": strings.Repeat("x", auth.MaxToken)}),
+		"claims that are none":                   signed(map[string]any{"access": "all"}),
+	} {
+		for range 2 { // not from memory either
+			_, err := may(g, bearer(token), "a", auth.Pull)
+			if !errors.Is(err, auth.ErrUnauthorized) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if c := g.Challenge(request(), "a", auth.Pull, err); !strings.Contains(c[0], `error="invalid_token"`) {
+				t.Errorf("%s: challenge %q", name, c)
+			}
+		}
+	}
+	if _, err := may(g, withLogin("owner", good), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
+		t.Errorf("a token as a password: %v", err)
+	}
+	elsewhere := bearer(good)
+	elsewhere.Host = "other.example.com"
+	if _, err := may(g, elsewhere, "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
+		t.Errorf("a token for another host: %v", err)
+	}
+}
+
+func TestTokensEndWithTheirTime(t *testing.T) {
+	g := guard(t, auth.Options{User: "owner", Password: "p"})
+	kid, key := g.Key()
+	ends := time.Now().Add(-4 * time.Second).Unix() // of which the leeway leaves one
+	token := auth.Sign(t, jwt.SigningMethodEdDSA, kid, key, map[string]any{"iss": "trow", "sub": "owner", "aud": "example.com", "exp": ends})
+	if _, err := g.Identify(bearer(token)); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if _, err := g.Identify(bearer(token)); errors.Is(err, auth.ErrUnauthorized) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it is remembered beyond its end")
+		}
+	}
+}
+
+func TestTheKeysOfTokens(t *testing.T) {
+	dir := t.TempDir()
+	o := auth.Options{Dir: dir, User: "owner", Password: "p"}
+	g := guard(t, o)
+	token := ask(t, g, tokenGET("owner", "p", "repository:a:pull"), 200).Token
+	file := filepath.Join(dir, "token-keys.json")
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", info, err)
+	}
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		t.Fatal(err)
+	}
+	g = guard(t, o)
+	if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	old, _ := g.Key()
+	if err := g.Turn(time.Now().Add(29 * 24 * time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if id, _ := g.Key(); id != old {
+		t.Error("a key has gone too early")
+	}
+	if err := g.Turn(time.Now().Add(31 * 24 * time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if id, _ := g.Key(); id == old || g.Keys() != 2 {
+		t.Errorf("a key of 31 days signs; there are %d", g.Keys())
+	}
+	if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
+		t.Errorf("a token of the old key: %v", err)
+	}
+	if err := g.Turn(time.Now().Add(31*24*time.Hour + time.Hour)); err != nil || g.Keys() != 1 {
+		t.Errorf("%d keys, %v", g.Keys(), err)
+	}
+	if _, err := may(g, bearer(token), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
+		t.Errorf("a token of a key that has gone: %v", err)
+	}
+	for _, bad := range []string{"", "{", "[]", `[{"id":"x","seed":"AA=="}]`, "null"} { // all it costs is new tokens
+		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ask(t, guard(t, o), tokenGET("owner", "p"), 200)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil || !bytes.Contains(b, []byte(`"seed"`)) {
+		t.Errorf("%v: %s", err, b)
+	}
+}
+
+func TestAnAccountWithTooManyGroups(t *testing.T) {
+	r := &reviewer{who: *account("a", "b")}
+	g := guard(t, auth.Options{Reviewer: r})
+	password := clusterToken(`{}`)
+	got := ask(t, g, tokenGET("x", password, "repository:a/b:pull"), 200)
+	who, err := g.Identify(bearer(got.Token))
+	if err != nil || who.Name != "system:serviceaccount:a:b" || len(who.Groups) != 3 || !who.Cluster {
+		t.Errorf("%+v, %v", who, err)
+	}
+	for range 300 {
+		r.who.Groups = append(r.who.Groups, strings.Repeat("g", 30))
+	}
+	ask(t, g, tokenGET("x", clusterToken(`{"sub":"2"}`)), 403)
+	r.err = auth.ErrUnavailable
+	ask(t, g, tokenGET("x", clusterToken(`{"sub":"3"}`)), 503)
+}

@@ -1,0 +1,318 @@
+package registry_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/crypto/bcrypt"
+
+	"trow/registry"
+	"trow/registry/auth"
+)
+
+// guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as main does.
+func guarded(t *testing.T, o auth.Options) (*wire, *auth.Guard) {
+	t.Helper()
+	o.Dir = t.TempDir()
+	g, err := auth.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, func(o *registry.Options) { o.Auth = g })
+	mux := http.NewServeMux()
+	mux.HandleFunc(auth.TokenPath, g.ServeToken)
+	mux.Handle("/v2/", w.registry)
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	w.url = s.URL
+	return w, g
+}
+
+// people writes a htpasswd file of alice and bob, whose passwords are their names.
+func people(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "htpasswd")
+	var text string
+	for _, name := range []string{"alice", "bob"} {
+		hash, err := bcrypt.GenerateFromPassword([]byte(name), bcrypt.MinCost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += name + ":" + string(hash) + "\n"
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// client does the handshake as the clients of registries do.
+type client struct {
+	*wire
+	user, password string
+	perRequest     bool // it looks at each answer's challenge (containerd, oras); otherwise at that of GET /v2/ (docker, skopeo, crane)
+	post           bool // it tries POST first (containerd, regctl)
+	basicLast      bool // it heeds every challenge of GET /v2/, and Basic after Bearer (docker)
+}
+
+var challengeField = regexp.MustCompile(`(\w+)="([^"]*)"`)
+
+// challenges are those of an answer, by scheme.
+func challenges(t *testing.T, h http.Header) map[string]map[string]string {
+	t.Helper()
+	all := map[string]map[string]string{}
+	for _, value := range h.Values("Www-Authenticate") {
+		scheme, rest, _ := strings.Cut(value, " ")
+		fields := map[string]string{}
+		for _, m := range challengeField.FindAllStringSubmatch(rest, -1) {
+			fields[m[1]] = m[2]
+		}
+		all[scheme] = fields
+	}
+	return all
+}
+
+// try sends a request, after the handshake that it takes, and returns the status, or 0 if the client gave up.
+func (c client) try(method, path string, body string, scope string, headers ...string) int {
+	c.Helper()
+	first := "/v2/"
+	if c.perRequest {
+		first = path
+	}
+	probe := c.do(http.MethodGet, first, nil)
+	if c.perRequest {
+		probe = c.do(method, path, []byte(body), headers...)
+	}
+	if probe.status != 401 {
+		if c.perRequest {
+			return probe.status
+		}
+		return c.do(method, path, []byte(body), headers...).status
+	}
+	all := challenges(c.T, probe.header)
+	b, ok := all["Bearer"]
+	if !ok {
+		c.Fatalf("no Bearer in %v", probe.header)
+	}
+	if c.perRequest {
+		scope = b["scope"]
+	}
+	login := ""
+	if token := c.token(b, scope); token != "" {
+		login = "Bearer " + token
+	}
+	if _, basic := all["Basic"]; basic && c.basicLast {
+		if login = ""; c.user != "" {
+			r, _ := http.NewRequest("GET", c.url, nil)
+			r.SetBasicAuth(c.user, c.password)
+			login = r.Header.Get("Authorization")
+		}
+	}
+	if login == "" {
+		return 0
+	}
+	return c.do(method, path, []byte(body), append(headers, "Authorization", login)...).status
+}
+
+// token asks the realm for a token; empty: it was refused.
+func (c client) token(challenge map[string]string, scope string) string {
+	c.Helper()
+	realm, err := url.Parse(challenge["realm"])
+	if err != nil || !realm.IsAbs() || "http://"+realm.Host != c.url || challenge["service"] != realm.Host {
+		c.Fatalf("the challenge is %v, the registry %s", challenge, c.url)
+	}
+	var resp *http.Response
+	if c.post && c.user != "" {
+		resp, err = http.PostForm(realm.String(), url.Values{"grant_type": {"password"}, "username": {c.user}, "password": {c.password},
+			"service": {challenge["service"]}, "scope": {scope}, "client_id": {"test"}})
+	} else {
+		req, _ := http.NewRequestWithContext(c.Context(), "GET", realm.String()+"?"+url.Values{"service": {challenge["service"]}, "scope": strings.Fields(scope), "account": {c.user}}.Encode(), nil)
+		if c.user != "" {
+			req.SetBasicAuth(c.user, c.password)
+		}
+		resp, err = http.DefaultTransport.RoundTrip(req)
+	}
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	var answer struct {
+		Token     string
+		ExpiresIn int `json:"expires_in"`
+	}
+	if resp.StatusCode != 200 {
+		return ""
+	}
+	if err := json.Unmarshal(b, &answer); err != nil || answer.Token == "" || answer.ExpiresIn < 60 {
+		c.Fatalf("%v: %s", err, b)
+	}
+	return answer.Token
+}
+
+// TestTheHandshake in the three set-ups, as each kind of client does it.
+func TestTheHandshake(t *testing.T) {
+	user := auth.Options{Htpasswd: people(t)}
+	anonymous := func(o auth.Options, l auth.Level) auth.Options { o.Anonymous = l; return o }
+	blob := digest.FromString("x").String()
+	for _, setup := range []struct {
+		name string
+		o    auth.Options
+		// what a client without a login, with one, and with a wrong one gets for GET /v2/, a pull, a push, and a delete.
+		// A login that cannot be wrong is not looked at.
+		nobody, alice, wrong [4]int
+	}{
+		{"open", anonymous(auth.Options{}, auth.ReadWrite), [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}},
+		{"anonymous pull, push with a login", anonymous(user, auth.ReadOnly), [4]int{200, 200, 401, 401}, [4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
+		{"everything with a login", anonymous(user, auth.None), [4]int{200, 401, 401, 401}, [4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
+	} {
+		for _, kind := range []struct {
+			name string
+			c    client
+		}{{"ping and GET", client{}}, {"ping, GET, Basic last", client{basicLast: true}}, {"per request and GET", client{perRequest: true}}, {"per request and POST", client{perRequest: true, post: true}}} {
+			t.Run(setup.name+"/"+kind.name, func(t *testing.T) {
+				w, _ := guarded(t, setup.o)
+				for _, caller := range []struct {
+					user, password string
+					want           [4]int
+				}{{"", "", setup.nobody}, {"alice", "alice", setup.alice}, {"alice", "wrong", setup.wrong}} {
+					link(t, w, "app", "x")
+					c := kind.c
+					c.wire, c.user, c.password = w, caller.user, caller.password
+					got := [4]int{c.try("GET", "/v2/", "", ""), c.try("GET", "/v2/app/blobs/"+blob, "", "repository:app:pull"),
+						c.try("POST", "/v2/app/blobs/uploads/", "", "repository:app:pull,push"), c.try("DELETE", "/v2/app/blobs/"+blob, "", "repository:app:delete")}
+					want := caller.want
+					closed := setup.o.Anonymous == auth.None
+					switch {
+					case kind.c.basicLast && caller.user == "" && closed: // it says "no basic auth credentials"
+						want = [4]int{}
+					case kind.c.basicLast && caller.user != "" && caller.password == "wrong" && closed:
+						want = [4]int{401, 401, 401, 401}
+					case kind.c.perRequest && caller.password == "wrong" && setup.o.Anonymous == auth.ReadOnly: // pulls as anybody may
+						want[1] = 200
+					}
+					if got != want {
+						t.Errorf("%q with %q: %v, want %v", caller.user, caller.password, got, want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// link makes a repository hold a blob, without asking anybody.
+func link(t *testing.T, w *wire, repo, content string) {
+	t.Helper()
+	d := digest.FromString(content)
+	u, err := w.blobs.Create(t.Context(), repo, d.Algorithm())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(u, content); err != nil {
+		t.Fatal(err)
+	}
+	size := u.Size()
+	release, err := w.index.Commit(t.Context(), u, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if err := w.index.Link(t.Context(), repo, d, size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRulesOnTheWire: who may not read is not told, who may not write is told so.
+func TestRulesOnTheWire(t *testing.T) {
+	w, _ := guarded(t, auth.Options{User: "owner", Password: "owner", Htpasswd: people(t), Rules: []auth.Rule{
+		{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}},
+		{Who: []string{"user:alice"}, May: []string{"pull", "push", "catalog"}, Repositories: []string{"team/**"}},
+		{Who: []string{"user:bob"}, May: []string{"push"}, Repositories: []string{"drop/**"}},
+	}})
+	for _, repo := range []string{"public/a", "team/a", "secret/a"} {
+		link(t, w, repo, "x")
+	}
+	blob := digest.FromString("x").String()
+	login := func(name string) []string {
+		r, _ := http.NewRequest("GET", "/", nil)
+		r.SetBasicAuth(name, name)
+		return []string{"Authorization", r.Header.Get("Authorization")}
+	}
+	alice, bob, owner := login("alice"), login("bob"), login("owner")
+	w.do("GET", "/v2/team/a/blobs/"+blob, nil).code(401, "UNAUTHORIZED")
+	w.do("GET", "/v2/public/a/blobs/"+blob, nil).is(200)
+	w.do("GET", "/v2/team/a/blobs/"+blob, nil, alice...).is(200)
+	w.do("GET", "/v2/secret/a/blobs/"+blob, nil, alice...).code(404, "BLOB_UNKNOWN")
+	w.do("HEAD", "/v2/secret/a/blobs/"+blob, nil, alice...).is(404)
+	w.do("GET", "/v2/secret/a/manifests/v", nil, alice...).code(404, "MANIFEST_UNKNOWN")
+	w.do("GET", "/v2/secret/a/tags/list", nil, alice...).code(404, "NAME_UNKNOWN")
+	w.do("POST", "/v2/public/a/blobs/uploads/", nil, alice...).code(403, "DENIED")
+	w.do("POST", "/v2/secret/a/blobs/uploads/", nil, alice...).code(403, "DENIED")
+	w.do("DELETE", "/v2/team/a/blobs/"+blob, nil, alice...).code(403, "DENIED")
+	w.do("PUT", "/v2/public/a/manifests/v", []byte("{}"), alice...).code(403, "DENIED")
+	w.do("GET", "/v2/_catalog", nil, bob...).code(403, "DENIED")
+	w.do("GET", "/v2/_catalog", nil).code(401, "UNAUTHORIZED")
+	// A mount needs the right to pull from the source.
+	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=secret/a", nil, alice...).is(202)
+	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=absent", nil, alice...).is(202)
+	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=public/a", nil, alice...).is(201)
+	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob+"&from=team/a", nil, bob...).is(202)
+	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+digest.FromString("y").String(), nil, bob...).is(202)
+	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(201) // found in public/a, or in its likes
+	// An upload belongs to its repository, whoever began it.
+	at := w.do("POST", "/v2/team/a/blobs/uploads/", nil, alice...).is(202).header.Get("Location")
+	w.do("GET", at, nil, bob...).code(403, "DENIED")
+	w.do("PATCH", at, []byte("x"), bob...).code(403, "DENIED")
+	w.do("PATCH", strings.Replace(at, "/team/a/", "/drop/a/", 1), []byte("x"), bob...).code(404, "BLOB_UPLOAD_UNKNOWN")
+	w.do("DELETE", at, nil, alice...).is(204)
+	// The catalog.
+	for _, repo := range []string{"public/p", "team/t", "secret/s"} {
+		w.pushAs(owner, repo)
+	}
+	w.do("GET", "/v2/_catalog", nil, alice...).is(200).equals(`{"repositories":["public/p","team/t"]}`)
+	w.do("GET", "/v2/_catalog?n=1&last=public/p", nil, alice...).is(200).equals(`{"repositories":["team/t"]}`)
+	w.do("GET", "/v2/_catalog", nil, owner...).is(200).equals(`{"repositories":["public/p","secret/s","team/t"]}`)
+}
+
+// pushAs pushes a manifest with a login.
+func (w *wire) pushAs(login []string, repo string) {
+	w.Helper()
+	d := digest.FromString("{}")
+	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), []byte("{}"), login...).is(201)
+	body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[]}`, typeManifest, d)
+	w.do("PUT", "/v2/"+repo+"/manifests/v", []byte(body), append(login, "Content-Type", typeManifest)...).is(201)
+}
+
+// TestBusyAndUnavailable have their own answers, so that a client comes again.
+func TestBusyAndUnavailable(t *testing.T) {
+	a := &clueless{Authorizer: auth.All}
+	w := newWire(t, func(o *registry.Options) { o.Auth = a })
+	for err, want := range map[error]struct {
+		status int
+		code   string
+	}{auth.ErrBusy: {429, "TOOMANYREQUESTS"}, auth.ErrUnavailable: {503, "UNKNOWN"}, fmt.Errorf("%w: dial 10.0.0.1", auth.ErrUnavailable): {503, "UNKNOWN"}} {
+		a.err = err
+		got := w.do("GET", "/v2/a/tags/list", nil).code(want.status, want.code).has("Retry-After", "1")
+		if strings.Contains(string(got.body), "10.0.0.1") {
+			t.Errorf("the cause is told: %s", got.body)
+		}
+	}
+}
+
+// clueless cannot tell who anybody is.
+type clueless struct {
+	auth.Authorizer
+	err error
+}
+
+func (f *clueless) Identify(*http.Request) (*auth.Identity, error) { return nil, f.err }
