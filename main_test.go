@@ -36,6 +36,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"trow/admission/cluster"
+	"trow/manifests/kube/kubetest"
 	"trow/registry/auth"
 	"trow/registry/retention"
 )
@@ -841,7 +842,7 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 		return true, review, nil
 	})
 	var log bytes.Buffer
-	r := reviews{cluster.NewReviewer(client, cluster.Audience), zerolog.New(&log)}
+	r := reviews{cluster.NewReviewer(kubetest.Client(client), cluster.Audience), zerolog.New(&log)}
 	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, PolicyOptions: auth.PolicyOptions{Access: true}})
 	if err != nil {
 		t.Fatal(err)
@@ -915,9 +916,11 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 var imports = map[string][]string{
 	".":                         {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/manifests/node/credential", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/auth", "trow/registry/auth/desk", "trow/registry/glob", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
 	"admission":                 {"trow/storage"},
-	"admission/cluster":         {},
+	"admission/cluster":         {"trow/manifests/kube"},
 	"manifests":                 {},
-	"manifests/node":            {},
+	"manifests/kube":            {},
+	"manifests/kube/kubetest":   {"trow/manifests/kube"},
+	"manifests/node":            {"trow/manifests/kube"},
 	"manifests/node/credential": {},
 	"registry":                  {"trow/registry/auth", "trow/storage"},
 	"registry/admin":            {},
@@ -939,7 +942,7 @@ var only = map[string][]string{
 	"github.com/spf13/cobra":                         {".", "manifests/node/credential", "registry/auth/desk"},
 	"go.etcd.io/bbolt":                               {"storage"},
 	"k8s.io/api/admission/v1":                        {".", "admission"},
-	"k8s.io/client-go/kubernetes":                    {"admission/cluster", "manifests/node"},
+	"k8s.io/client-go/kubernetes":                    {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
 	"github.com/distribution/reference":              {"admission", "manifests", "manifests/node/credential"},
 	"github.com/rs/zerolog":                          {".", "registry/server"},
 	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},

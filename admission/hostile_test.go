@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,9 +31,9 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 		for range tries {
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			begin := time.Now()
+			begin := processorTime(t)
 			post(w, strings.NewReader(body))
-			took = min(took, time.Since(begin))
+			took = min(took, processorTime(t)-begin)
 			runtime.ReadMemStats(&after)
 			bytes = after.TotalAlloc - before.TotalAlloc
 		}
@@ -70,6 +71,16 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 			t.Errorf("%s: took %s, an honest review %s", name, took, honestTime)
 		}
 	}
+}
+
+// processorTime is what the process has used; other processes' load does not show in it.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // TestLargeReviewsWaitForEachOther, and small ones do not wait for them.

@@ -25,6 +25,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"trow/admission/cluster"
+	"trow/manifests/kube/kubetest"
 )
 
 const ns = "kube-public"
@@ -59,7 +60,7 @@ func newWorld(t *testing.T, mode cluster.Mode, more ...runtime.Object) *world {
 			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "disk.csi.test"}}}})
 	w := &world{Clientset: fake.NewClientset(objects...), ca: "CA 1", ready: true}
 	w.optimistic()
-	w.options = cluster.Options{Client: w.Clientset, Namespace: ns, Pod: "trow-0", Mode: mode, Poll: time.Second,
+	w.options = cluster.Options{Client: kubetest.Client(w.Clientset), Namespace: ns, Pod: "trow-0", Mode: mode, Poll: time.Second,
 		CA:    func() []byte { w.mu.Lock(); defer w.mu.Unlock(); return []byte(w.ca) },
 		Ready: func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.ready },
 		Rotate: func(context.Context) error {
@@ -252,7 +253,7 @@ func TestANewBundleReachesEverybody(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
 		w.start(t)
 		w.told()
-		if err := cluster.RotateCA(t.Context(), w.Clientset, ns); err != nil {
+		if err := cluster.RotateCA(t.Context(), kubetest.Client(w.Clientset), ns); err != nil {
 			t.Fatal(err)
 		}
 		if got := w.told(); got != "published" || w.asked != 1 {
@@ -294,14 +295,14 @@ func TestDisarmAndArm(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
 		w.start(t)
 		w.told()
-		found, err := cluster.Disarm(t.Context(), w.Clientset)
+		found, err := cluster.Disarm(t.Context(), kubetest.Client(w.Clientset))
 		if !found || err != nil {
 			t.Fatalf("Disarm: %v, %v", found, err)
 		}
 		if got := w.told(); got != "disarmed" || w.configuration(t) != nil || !strings.Contains(w.c.State().Why, "trow arm") {
 			t.Errorf("after disarm: %q, %+v", got, w.c.State())
 		}
-		if err := cluster.Arm(t.Context(), w.Clientset); err != nil {
+		if err := cluster.Arm(t.Context(), kubetest.Client(w.Clientset)); err != nil {
 			t.Fatal(err)
 		}
 		if got := w.told(); got != "armed" || w.configuration(t) == nil {
@@ -312,10 +313,10 @@ func TestDisarmAndArm(t *testing.T) {
 		if got := w.told(); got != "failed" || w.configuration(t) != nil {
 			t.Errorf("after the manifest was deleted: %q, armed %v", got, w.configuration(t) != nil)
 		}
-		if found, err := cluster.Disarm(t.Context(), w.Clientset); found || err != nil {
+		if found, err := cluster.Disarm(t.Context(), kubetest.Client(w.Clientset)); found || err != nil {
 			t.Errorf("Disarm with nothing there: %v, %v", found, err)
 		}
-		if err := cluster.Arm(t.Context(), w.Clientset); err == nil || !strings.Contains(err.Error(), "apply the manifest") {
+		if err := cluster.Arm(t.Context(), kubetest.Client(w.Clientset)); err == nil || !strings.Contains(err.Error(), "apply the manifest") {
 			t.Errorf("Arm with nothing there: %v", err)
 		}
 	})
@@ -435,7 +436,7 @@ func TestAnErrorIsToldOnce(t *testing.T) {
 
 func TestTheSecretIsSharedByItsVersion(t *testing.T) {
 	w := newWorld(t, cluster.Enforce)
-	s, ctx := cluster.NewSecret(w.Clientset, ns), t.Context()
+	s, ctx := cluster.NewSecret(kubetest.Client(w.Clientset), ns), t.Context()
 	files, version, err := s.Load(ctx)
 	if len(files) != 0 || err != nil {
 		t.Fatalf("%v, %v", files, err)
@@ -453,7 +454,7 @@ func TestTheSecretIsSharedByItsVersion(t *testing.T) {
 	if saved, err := s.Save(ctx, map[string][]byte{"a": []byte("2")}, version); saved || err != nil || string(files["a"]) != "1" {
 		t.Errorf("a save that comes second: %v, %v, %s", saved, err, files)
 	}
-	if _, _, err := cluster.NewSecret(w.Clientset, "elsewhere").Load(ctx); err == nil || !strings.Contains(err.Error(), "elsewhere/trow-tls") {
+	if _, _, err := cluster.NewSecret(kubetest.Client(w.Clientset), "elsewhere").Load(ctx); err == nil || !strings.Contains(err.Error(), "elsewhere/trow-tls") {
 		t.Errorf("without a Secret: %v", err)
 	}
 }

@@ -101,7 +101,7 @@ func (c *Cluster) drivers(ctx context.Context) ([]string, error) {
 	if c.Pod == "" {
 		return nil, nil
 	}
-	pod, err := c.Client.CoreV1().Pods(c.Namespace).Get(ctx, c.Pod, metav1.GetOptions{})
+	pod, err := c.Client.Pods(c.Namespace).Get(ctx, c.Pod, metav1.GetOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -123,11 +123,11 @@ func (c *Cluster) drivers(ctx context.Context) ([]string, error) {
 
 // driver is the CSI driver of a claim's volume, empty if that is of another sort.
 func (c *Cluster) driver(ctx context.Context, claim string) (string, error) {
-	pvc, err := c.Client.CoreV1().PersistentVolumeClaims(c.Namespace).Get(ctx, claim, metav1.GetOptions{})
+	pvc, err := c.Client.PersistentVolumeClaims(c.Namespace).Get(ctx, claim, metav1.GetOptions{})
 	if err != nil || pvc.Spec.VolumeName == "" {
 		return "", err
 	}
-	pv, err := c.Client.CoreV1().PersistentVolumes().Get(ctx, pvc.Spec.VolumeName, metav1.GetOptions{})
+	pv, err := c.Client.PersistentVolumes.Get(ctx, pvc.Spec.VolumeName, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return "", nil
@@ -143,7 +143,7 @@ func (c *Cluster) driver(ctx context.Context, claim string) (string, error) {
 func (c *Cluster) daemonSets(ctx context.Context, visit func(*appsv1.DaemonSet)) error {
 	o := metav1.ListOptions{Limit: pageSize}
 	for {
-		list, err := c.Client.AppsV1().DaemonSets(metav1.NamespaceAll).List(ctx, o)
+		list, err := c.Client.DaemonSets(metav1.NamespaceAll).List(ctx, o)
 		if err != nil {
 			return err
 		}

@@ -11,13 +11,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"trow/manifests/kube"
 )
 
 // Client asks the API server.
-type Client = kubernetes.Interface
+type Client = *kube.Client
 
 // namespaceFile says where a pod is.
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
@@ -34,7 +35,7 @@ func Inside() (Client, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	client, err := kubernetes.NewForConfig(config)
+	client, err := kube.New(config)
 	return client, strings.TrimSpace(string(namespace)), err
 }
 
@@ -47,7 +48,7 @@ func Outside(kubeconfig, context string) (Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return kubernetes.NewForConfig(config)
+	return kube.New(config)
 }
 
 // Disarm takes the configuration away and notes that it is to stay away, for the process to see: until [Arm], or
@@ -57,7 +58,7 @@ func Disarm(ctx context.Context, client Client) (bool, error) {
 	if err := note(ctx, client, string(Off)); err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("ClusterRole %s: %w", Name, err)
 	}
-	err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(ctx, Name, metav1.DeleteOptions{})
+	err := client.WebhookConfigurations.Delete(ctx, Name, metav1.DeleteOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return false, nil
@@ -81,14 +82,14 @@ func Arm(ctx context.Context, client Client) error {
 
 // note writes the annotation that [Cluster.arm] reads; nil takes it away.
 func note(ctx context.Context, client Client, value any) error {
-	_, err := client.RbacV1().ClusterRoles().Patch(ctx, Name, types.MergePatchType, annotate(modeAnnotation, value), metav1.PatchOptions{})
+	_, err := client.ClusterRoles.Patch(ctx, Name, types.MergePatchType, annotate(modeAnnotation, value), metav1.PatchOptions{})
 	return err
 }
 
 // RotateCA asks the process for a new CA. It begins within seconds.
 func RotateCA(ctx context.Context, client Client, namespace string) error {
 	patch := annotate(rotateAnnotation, time.Now().UTC().Format(time.RFC3339))
-	_, err := client.CoreV1().Secrets(namespace).Patch(ctx, SecretName, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err := client.Secrets(namespace).Patch(ctx, SecretName, types.MergePatchType, patch, metav1.PatchOptions{})
 	if err != nil {
 		return fmt.Errorf("%s: %w", NewSecret(client, namespace), err)
 	}

@@ -94,7 +94,7 @@ func (r *Reviewer) Review(ctx context.Context, token string) (authenticationv1.U
 // review is Review without memory.
 func (r *Reviewer) review(ctx context.Context, token string, claims claims) (answer[identity], error) {
 	asked := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{r.audience}}}
-	said, err := r.client.AuthenticationV1().TokenReviews().Create(ctx, asked, metav1.CreateOptions{})
+	said, err := r.client.TokenReviews.Create(ctx, asked, metav1.CreateOptions{})
 	if err != nil {
 		return answer[identity]{}, err
 	}
@@ -145,7 +145,7 @@ func (r *Reviewer) access(ctx context.Context, user authenticationv1.UserInfo, v
 	for key, values := range user.Extra {
 		asked.Spec.Extra[key] = authorizationv1.ExtraValue(values)
 	}
-	said, err := r.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, asked, metav1.CreateOptions{})
+	said, err := r.client.SubjectAccessReviews.Create(ctx, asked, metav1.CreateOptions{})
 	if err != nil {
 		return answer[access]{}, err
 	}

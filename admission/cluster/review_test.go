@@ -20,11 +20,11 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 
 	"trow/admission/cluster"
+	"trow/manifests/kube"
 )
 
 // api is an API server as far as reviews go, at the end of a client's transport: what passes is HTTP, on no network.
@@ -136,7 +136,7 @@ func (a *api) counts() (int, int) {
 // reviewer asks this API server.
 func (a *api) reviewer(t *testing.T) *cluster.Reviewer {
 	t.Helper()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: "https://api.test", Transport: a, QPS: -1})
+	client, err := kube.New(&rest.Config{Host: "https://api.test", Transport: a, QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -517,7 +517,7 @@ func TestReviewsOnANetwork(t *testing.T) {
 	known := lasting(time.Hour)
 	server := httptest.NewTLSServer(newAPI(known))
 	defer server.Close()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
+	client, err := kube.New(&rest.Config{Host: server.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
 	if err != nil {
 		t.Fatal(err)
 	}

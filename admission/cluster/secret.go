@@ -25,7 +25,7 @@ func NewSecret(client Client, namespace string) *Secret {
 func (s *Secret) String() string { return "Secret " + s.namespace + "/" + SecretName }
 
 func (s *Secret) get(ctx context.Context) (*corev1.Secret, error) {
-	secret, err := s.client.CoreV1().Secrets(s.namespace).Get(ctx, SecretName, metav1.GetOptions{})
+	secret, err := s.client.Secrets(s.namespace).Get(ctx, SecretName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("%s: %w", s, errMissing)
 	}
@@ -55,7 +55,7 @@ func (s *Secret) Save(ctx context.Context, files map[string][]byte, version stri
 		secret.Data = map[string][]byte{}
 	}
 	maps.Copy(secret.Data, files)
-	return written(s.client.CoreV1().Secrets(s.namespace).Update(ctx, secret, metav1.UpdateOptions{}))
+	return written(s.client.Secrets(s.namespace).Update(ctx, secret, metav1.UpdateOptions{}))
 }
 
 // written turns a conflict into false.
@@ -81,13 +81,13 @@ func (c *Cluster) rotate(ctx context.Context) error {
 		return err
 	}
 	delete(secret.Annotations, rotateAnnotation)
-	_, err = written(c.Client.CoreV1().Secrets(c.Namespace).Update(ctx, secret, metav1.UpdateOptions{}))
+	_, err = written(c.Client.Secrets(c.Namespace).Update(ctx, secret, metav1.UpdateOptions{}))
 	return err
 }
 
 // publish puts the bundle into the ConfigMap. A conflict is left to the next round.
 func (c *Cluster) publish(ctx context.Context, bundle []byte) error {
-	maps := c.Client.CoreV1().ConfigMaps(c.Namespace)
+	maps := c.Client.ConfigMaps(c.Namespace)
 	m, err := maps.Get(ctx, ConfigMapName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return errMissing

@@ -35,14 +35,14 @@ const (
 
 // arm makes the configuration, or takes it away, or leaves it as it is.
 func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
-	have, err := c.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, Name, metav1.GetOptions{})
+	have, err := c.Client.WebhookConfigurations.Get(ctx, Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		have, err = nil, nil
 	}
 	if err != nil {
 		return err
 	}
-	role, err := c.Client.RbacV1().ClusterRoles().Get(ctx, Name, metav1.GetOptions{})
+	role, err := c.Client.ClusterRoles.Get(ctx, Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return errors.New("the ClusterRole that is to own it is missing; apply the manifest again (trow manifest)")
@@ -64,7 +64,7 @@ func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
 // disarm takes the configuration away.
 func (c *Cluster) disarm(ctx context.Context, have *admissionregistrationv1.ValidatingWebhookConfiguration, why string) error {
 	if have != nil {
-		err := c.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(ctx, Name,
+		err := c.Client.WebhookConfigurations.Delete(ctx, Name,
 			metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &have.UID}})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return err
@@ -83,7 +83,7 @@ func (c *Cluster) ready(ctx context.Context, have *admissionregistrationv1.Valid
 	if have != nil || c.Pod == "" {
 		return true, nil
 	}
-	pod, err := c.Client.CoreV1().Pods(c.Namespace).Get(ctx, c.Pod, metav1.GetOptions{})
+	pod, err := c.Client.Pods(c.Namespace).Get(ctx, c.Pod, metav1.GetOptions{})
 	if err != nil {
 		return false, err
 	}
@@ -99,7 +99,7 @@ func (c *Cluster) write(ctx context.Context, have *admissionregistrationv1.Valid
 		return err
 	}
 	want := c.want(have, role, bundle, mode, why)
-	api := c.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations()
+	api := c.Client.WebhookConfigurations
 	before := c.State()
 	switch {
 	case have == nil:
@@ -268,7 +268,7 @@ func (c *Cluster) watch(ctx context.Context, changed chan<- struct{}) {
 }
 
 func (c *Cluster) watchOnce(ctx context.Context, changed chan<- struct{}) {
-	w, err := c.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Watch(ctx, metav1.ListOptions{
+	w, err := c.Client.WebhookConfigurations.Watch(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, Name).String()})
 	if err != nil {
 		return

@@ -76,7 +76,7 @@ func (n *Node) report(ctx context.Context, kind Kind, err error, format string, 
 	ctx, cancel := context.WithTimeout(ctx, n.times.ask)
 	defer cancel()
 	n.learn(ctx) // kubectl describe shows no Event without the DaemonSet's UID
-	if _, err := n.o.Client.CoreV1().Events(n.o.Namespace).Create(ctx, n.event(e, time.Now()), metav1.CreateOptions{}); err != nil {
+	if _, err := n.o.Client.Events(n.o.Namespace).Create(ctx, n.event(e, time.Now()), metav1.CreateOptions{}); err != nil {
 		n.tell(APIFailed, err, "no Event of Kubernetes for %s", kind)
 	}
 }

@@ -45,17 +45,17 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"trow/manifests/kube"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/client-go/kubernetes"
 )
 
 // Options say which registry it is, and where. Client, Namespace, NodeName, Host and Port are required.
 type Options struct {
 	// Client asks the API server. It needs to get, list and watch ConfigMap trow-ca, to get the DaemonSet, and to
 	// create Events, all in Namespace.
-	Client    kubernetes.Interface
+	Client    *kube.Client
 	Namespace string // of the registry, the ConfigMap and the DaemonSet
 	DaemonSet string // that this process belongs to; empty: trow-node
 	NodeName  string // for the Events

@@ -36,6 +36,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"trow/manifests/kube/kubetest"
 	"trow/manifests/node"
 )
 
@@ -149,7 +150,7 @@ func newWorld(t *testing.T, ca string, dirs ...string) *world {
 		}
 		return false, nil, nil
 	})
-	w.options = node.Options{Client: w.Clientset, Namespace: ns, NodeName: "node-1", Host: "trow.kube-public", Port: 31000, Root: w.root,
+	w.options = node.Options{Client: kubetest.Client(w.Clientset), Namespace: ns, NodeName: "node-1", Host: "trow.kube-public", Port: 31000, Root: w.root,
 		Notify: func(e node.Event) { w.mu.Lock(); defer w.mu.Unlock(); w.events = append(w.events, e) },
 		Listen: w.listen}
 	return w

@@ -49,7 +49,7 @@ func (n *Node) follow(ctx context.Context) {
 // followOnce reads the ConfigMap and follows it until the watch ends. It returns whether it could be read. Only this
 // one object may be listed and watched.
 func (n *Node) followOnce(ctx context.Context) (listed bool, err error) {
-	maps := n.o.Client.CoreV1().ConfigMaps(n.o.Namespace)
+	maps := n.o.Client.ConfigMaps(n.o.Namespace)
 	timeout := int64(watchFor / time.Second)
 	options := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, ConfigMapName).String(), TimeoutSeconds: &timeout}
 	list, err := maps.List(ctx, options)
@@ -145,7 +145,7 @@ func (n *Node) learn(ctx context.Context) bool {
 	if n.uid.Load() != nil {
 		return true
 	}
-	d, err := n.o.Client.AppsV1().DaemonSets(n.o.Namespace).Get(ctx, n.o.DaemonSet, metav1.GetOptions{})
+	d, err := n.o.Client.DaemonSets(n.o.Namespace).Get(ctx, n.o.DaemonSet, metav1.GetOptions{})
 	if err == nil {
 		n.uid.Store(&d.UID)
 	}
@@ -167,7 +167,7 @@ func (n *Node) leave() {
 func (n *Node) uninstalled() (bool, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), n.times.ask)
 	defer cancel()
-	d, err := n.o.Client.AppsV1().DaemonSets(n.o.Namespace).Get(ctx, n.o.DaemonSet, metav1.GetOptions{})
+	d, err := n.o.Client.DaemonSets(n.o.Namespace).Get(ctx, n.o.DaemonSet, metav1.GetOptions{})
 	switch uid := n.uid.Load(); {
 	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
 		return true, err.Error()
