@@ -28,6 +28,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	admissionv1 "k8s.io/api/admission/v1"
 
+	"trow/registry/auth"
 	"trow/registry/retention"
 )
 
@@ -1124,7 +1125,7 @@ func TestReadmeListsTheSettings(t *testing.T) {
 	for _, s := range settings {
 		want := fmt.Sprint(s.value)
 		switch v := s.value.(type) {
-		case []string, []retention.Rule:
+		case []string, []auth.Rule, []retention.Rule:
 			want = ""
 		case time.Duration:
 			want = strings.TrimSuffix(strings.TrimSuffix(v.String(), "0s"), "0m")
