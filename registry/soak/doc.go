@@ -19,6 +19,8 @@
 // By default everything takes less than a minute. Environment variables make it longer:
 //
 //   - SOAK_TIME (duration, default 4s): how long the clients work; SOAK_TIME=10m wants go test -timeout 1h.
+//   - SOAK_LOAD=1: 10,000 idle connections, 1,000 slow uploads and 6,000 aborted transfers instead of a tenth of that. It
+//     takes some minutes, and the right to open 20,000 files.
 //   - SOAK_RACE=1: the server is built with the race detector, and any race it finds fails the test.
 //   - SOAK_SEED (a whole number, default: the time): the choices of the clients; each test prints its own.
 //
