@@ -487,8 +487,8 @@ const (
 	// shutdownTimeout is what requests under way may take after a stop was asked for. Kubernetes kills 30 s
 	// after it asked.
 	shutdownTimeout = 25 * time.Second
-	// expireEvery is how often idle uploads are looked for, at least: a quarter of upload-timeout is no more than they
-	// may be late.
+	// expireEvery is how often idle uploads are looked for, if a quarter of upload-timeout is not shorter: they must not
+	// be later than that.
 	expireEvery = 10 * time.Minute
 	// backupEvery is how old the copy of the journal can get.
 	backupEvery = time.Hour

@@ -26,5 +26,5 @@
 //
 // # What it does not do
 //
-// It does not cut the power (storage's crash tests do), and it measures no throughput.
+// It does not cut the power (storage's TestPowerCuts does), and it measures no throughput.
 package soak

@@ -318,7 +318,7 @@ func (u *slowUploads) upload(i int) error {
 		return err
 	}
 	if a, err = l.answer(); err != nil || a.status != 202 {
-		return fmt.Errorf("PATCH: %v %w", a, errors.Join(err))
+		return fmt.Errorf("PATCH: %v %v", a, err)
 	}
 	d := digest.FromBytes(content).String()
 	if _, err = l.ask(201, "PUT", a.header.Get("Location")+"?digest="+d, nil); err != nil {
