@@ -26,17 +26,19 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// load is how much is done at once.
-var load = struct {
+// sizes is how much is done at once.
+type sizes struct {
 	idle, slow, aborted int
 	slowFor             time.Duration
-}{1000, 150, 450, 3 * time.Second}
-
-func init() {
-	if os.Getenv("SOAK_LOAD") != "" {
-		load.idle, load.slow, load.aborted, load.slowFor = 10_000, 1000, 6000, 30*time.Second
-	}
 }
+
+// load is asked for within a test, so that go test knows that the outcome depends on the variable.
+var load = sync.OnceValue(func() sizes {
+	if os.Getenv("SOAK_LOAD") != "" {
+		return sizes{10_000, 1000, 6000, 30 * time.Second}
+	}
+	return sizes{1000, 150, 450, 3 * time.Second}
+})
 
 // What a connection may cost the server, in bytes. Idle: two buffers of 4 KiB, TLS's buffer of a record (16 KiB) and keys,
 // a stack (8 to 16 KiB), the kernel's part is not the process's. With an upload under way: 256 KiB to copy through besides.
@@ -213,11 +215,11 @@ func noise(r *rand.Rand, size int) []byte {
 
 // TestIdleConnections: as many connections as may be, and a tenth more, that have asked once and now wait.
 func TestIdleConnections(t *testing.T) {
-	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-connections=", load.idle))
+	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-connections=", load().idle))
 	_, alone := s.pushed("load", noise(random(1), 1<<20))
-	before, more := s.usage(), load.idle/10
+	before, more := s.usage(), load().idle/10
 	t.Logf("before: %v", before)
-	lines := make([]*line, load.idle+more)
+	lines := make([]*line, load().idle+more)
 	err := parallel(len(lines), 32, func(i int) (err error) {
 		if lines[i], err = s.dial(); err == nil {
 			_, err = lines[i].ask(200, "GET", "/v2/", nil)
@@ -229,13 +231,13 @@ func TestIdleConnections(t *testing.T) {
 	}
 	_, beside := s.pushed("load", noise(random(2), 1<<20))
 	during := s.usage()
-	each := (during.resident - before.resident) / load.idle
-	t.Logf("%d idle connections: %v; %d KiB each; a push and a pull take %v, alone %v", load.idle, during, each>>10, beside, alone)
+	each := (during.resident - before.resident) / load().idle
+	t.Logf("%d idle connections: %v; %d KiB each; a push and a pull take %v, alone %v", load().idle, during, each>>10, beside, alone)
 	if each > idleCost {
 		t.Errorf("an idle connection takes %d bytes, more than %d", each, idleCost)
 	}
-	if during.files > before.files+load.idle+20 {
-		t.Errorf("%d files are open, and %d connections may be", during.files, load.idle)
+	if during.files > before.files+load().idle+20 {
+		t.Errorf("%d files are open, and %d connections may be", during.files, load().idle)
 	}
 	if m := s.metrics(); m["trow_http_connections_evicted_total"] < float64(more) || m["trow_http_connections_refused_total"] > 0 {
 		t.Errorf("%v were evicted, of %d too many, and %v refused", m["trow_http_connections_evicted_total"], more, m["trow_http_connections_refused_total"])
@@ -250,19 +252,20 @@ func TestIdleConnections(t *testing.T) {
 // and whoever is one too many is told so and when to come again.
 func TestSlowUploads(t *testing.T) {
 	const spare = 10
-	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", load.slow), fmt.Sprint("--max-connections=", load.slow+spare))
+	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", load().slow), fmt.Sprint("--max-connections=", load().slow+spare))
 	big, alone := s.pushed("load", noise(random(1), 8<<20))
 	before := s.usage()
-	u := &slowUploads{server: s, half: make(chan struct{})}
-	u.begun.Add(load.slow)
+	u := &slowUploads{server: s, all: make(chan struct{}), half: make(chan struct{})}
+	u.begun.Add(load().slow)
 	ended := make(chan error, 1)
-	go func() { ended <- parallel(load.slow, load.slow, u.upload) }()
+	go func() { ended <- parallel(load().slow, load().slow, u.upload) }()
 	u.begun.Wait()
-	time.Sleep(load.slowFor / 3)
+	close(u.all)
+	time.Sleep(load().slowFor / 3)
 	least, most := u.progress()
 	during := s.usage()
-	each := (during.resident - before.resident) / load.slow
-	t.Logf("%d slow uploads: %v, before %v; %d KiB each; the slowest has %d bytes, the fastest %d", load.slow, during, before, each>>10, least, most)
+	each := (during.resident - before.resident) / load().slow
+	t.Logf("%d slow uploads: %v, before %v; %d KiB each; the slowest has %d bytes, the fastest %d", load().slow, during, before, each>>10, least, most)
 	if least == 0 || least < most/4 {
 		t.Errorf("the slowest upload has %d bytes, the fastest %d", least, most)
 	}
@@ -282,10 +285,11 @@ func TestSlowUploads(t *testing.T) {
 type slowUploads struct {
 	*server
 	begun sync.WaitGroup
+	all   chan struct{} // closed when all have begun
 	half  chan struct{} // closed when they may end
 }
 
-// upload sends a piece ten times a second, and the rest when it may end.
+// upload begins, waits for the others, sends a piece ten times a second, and the rest when it may end.
 func (u *slowUploads) upload(i int) error {
 	r := random(100 + i)
 	content, piece, at := noise(r, 64<<10), 512, 0
@@ -300,10 +304,10 @@ func (u *slowUploads) upload(i int) error {
 	if err == nil {
 		err = l.begin("PATCH", a.header.Get("Location"), len(content), nil)
 	}
+	first()
+	<-u.all
 	for waiting := true; waiting && err == nil && at+piece < len(content); at += piece {
-		if _, err = l.Write(content[at : at+piece]); at > 0 {
-			first()
-		}
+		_, err = l.Write(content[at : at+piece])
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-u.half:
@@ -334,8 +338,8 @@ func (u *slowUploads) upload(i int) error {
 func (u *slowUploads) progress() (least, most int64) {
 	u.t.Helper()
 	sizes := u.uploads()
-	if len(sizes) != load.slow {
-		u.t.Errorf("%d uploads are open, not %d", len(sizes), load.slow)
+	if len(sizes) != load().slow {
+		u.t.Errorf("%d uploads are open, not %d", len(sizes), load().slow)
 		return 0, 0
 	}
 	return slices.Min(sizes), slices.Max(sizes)
@@ -388,7 +392,7 @@ func (u *slowUploads) wantRefusals(big digest.Digest) {
 		if a, err := http.ReadResponse(l.read, nil); err != nil {
 			t.Fatal(err)
 		} else if a.StatusCode == 503 && a.Header.Get("Retry-After") != "" {
-			t.Logf("connection %d is told 503, Retry-After %s", load.slow+len(busy), a.Header.Get("Retry-After"))
+			t.Logf("connection %d is told 503, Retry-After %s", load().slow+len(busy), a.Header.Get("Retry-After"))
 			return
 		}
 	}
@@ -398,15 +402,15 @@ func (u *slowUploads) wantRefusals(big digest.Digest) {
 // TestAbortedTransfers: clients die in the middle of uploads and downloads. Nothing stays but the uploads that can be taken
 // up again, and those end with upload-timeout.
 func TestAbortedTransfers(t *testing.T) {
-	kept := load.aborted / 3
+	kept := load().aborted / 3
 	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-uploads=", kept+100))
 	content := noise(random(1), 4<<20)
 	d, _ := s.pushed("load", content)
 	before := s.usage()
-	if err := parallel(load.aborted, 48, func(i int) error { return s.aborted(i, content, d) }); err != nil {
+	if err := parallel(load().aborted, 48, func(i int) error { return s.aborted(i, content, d) }); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("after %d aborted transfers: %v, before %v", load.aborted, s.usage(), before)
+	t.Logf("after %d aborted transfers: %v, before %v", load().aborted, s.usage(), before)
 	s.wantNoLeak(before)
 	if now := s.usage(); now.resident > before.resident+48*busyCost+64<<20 {
 		t.Errorf("%d MB are resident, before %d", now.resident>>20, before.resident>>20)
