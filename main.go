@@ -526,7 +526,8 @@ const (
 	// shutdownTimeout is what requests under way may take after a stop was asked for. Kubernetes kills 30 s
 	// after it asked.
 	shutdownTimeout = 25 * time.Second
-	// expireEvery is how often idle uploads are looked for.
+	// expireEvery is how often idle uploads are looked for, if a quarter of upload-timeout is not shorter: they must not
+	// be later than that.
 	expireEvery = 10 * time.Minute
 	// backupEvery is how old the copy of the journal can get.
 	backupEvery = time.Hour
@@ -997,7 +998,7 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 			g.Go(func() error { repeat(ctx, interval, do); return nil })
 		}
 	}
-	every(expireEvery, s.expire)
+	every(min(expireEvery, s.config.UploadTimeout/4), s.expire)
 	every(spaceEvery, s.watchSpace)
 	every(backupEvery, s.backup)
 	every(s.config.GCInterval, s.collect)

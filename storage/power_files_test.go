@@ -4,7 +4,6 @@ package storage_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -302,7 +301,7 @@ func (f *files) same(root string) error {
 			return err
 		}
 		if data, err := os.ReadFile(filepath.Join(root, path)); err != nil || !bytes.Equal(data, n.data) {
-			return fmt.Errorf("%s is not what the trace says, %w", path, errors.Join(err))
+			return fmt.Errorf("%s is not what the trace says, %v", path, err)
 		}
 		return nil
 	})

@@ -313,7 +313,7 @@ func (rec *recording) goesOn(ctx context.Context, w *worker) error {
 		return err
 	}
 	if left, err := os.ReadDir(filepath.Join(w.dir, "uploads")); err != nil || len(left) > 0 {
-		return fmt.Errorf("uploads are left: %v, %w", left, errors.Join(err))
+		return fmt.Errorf("uploads are left: %v, %v", left, err)
 	}
 	return rec.exactly(ctx, w)
 }
@@ -335,7 +335,7 @@ func (rec *recording) exactly(ctx context.Context, w *worker) error {
 	}
 	for info, err := range w.blobs.All(ctx) {
 		if err != nil || !want[info.Digest] {
-			return fmt.Errorf("after a collection there is %s, which nothing holds; %w", info.Digest, errors.Join(err))
+			return fmt.Errorf("after a collection there is %s, which nothing holds; %v", info.Digest, err)
 		}
 		delete(want, info.Digest)
 	}
@@ -369,7 +369,7 @@ func (rec *recording) resumes(ctx context.Context, w *worker) error {
 				return err
 			}
 			if err := u.Commit(ctx, d); found && err != nil || !found && !errors.Is(err, storage.ErrDigest) {
-				return fmt.Errorf("an upload that was taken up: %w", errors.Join(err))
+				return fmt.Errorf("an upload that was taken up: %v", err)
 			}
 		}
 	}
@@ -382,11 +382,11 @@ func unchanged(ctx context.Context, w *worker, held [powerRepos]keeps) error {
 	for n, was := range held {
 		was.after(deed{how: "collect", alg: digest.SHA256})
 		if k, err := keptBy(ctx, w.index, powerRepo(n)); err != nil || k.String() != was.String() {
-			return fmt.Errorf("after another start %s %s; %w", powerRepo(n), difference(was.String(), k.String()), errors.Join(err))
+			return fmt.Errorf("after another start %s %s; %v", powerRepo(n), difference(was.String(), k.String()), err)
 		}
 	}
 	if _, ok, err := w.index.Resolve(ctx, "after", "v"); !ok || err != nil {
-		return fmt.Errorf("what was pushed after the cut is gone; %w", errors.Join(err))
+		return fmt.Errorf("what was pushed after the cut is gone; %v", err)
 	}
 	return nil
 }

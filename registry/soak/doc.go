@@ -23,10 +23,12 @@
 //   - SOAK_KILLS (default 12): how often TestKill kills the server.
 //   - SOAK_FAULTS (default 1): how often TestSystemCalls goes through all its steps. It is there with -tags faults alone,
 //     since it needs strace and the right to trace.
+//   - SOAK_LOAD=1: 10,000 idle connections, 1,000 slow uploads and 6,000 aborted transfers instead of a tenth of that. It
+//     takes some minutes, and the right to open 20,000 files.
 //   - SOAK_RACE=1: the server is built with the race detector, and any race it finds fails the test.
 //   - SOAK_SEED (a whole number, default: the time): the choices of the clients; each test prints its own.
 //
 // # What it does not do
 //
-// It does not cut the power (storage's crash tests do), and it measures no throughput.
+// It does not cut the power (storage's TestPowerCuts does), and it measures no throughput.
 package soak
