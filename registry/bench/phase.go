@@ -31,8 +31,9 @@ func (t *tally) fail(err error) {
 
 // phase runs a scenario with so many connections. Errors: that it cannot be prepared; ctx's.
 func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result, error) {
-	result := r.newResult(s, connections)
+	result, warmup := r.newResult(s, connections), r.options.warmup()
 	if s.prepare != nil {
+		warmup = 0
 		if err := s.prepare(ctx, r, connections); err != nil {
 			result.failed(err)
 			return result, ctx.Err()
@@ -50,7 +51,7 @@ func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result
 			return result, err
 		}
 	}
-	warm := each(operations, func(op operation, t *tally) { t.run(ctx, op, true, r.options.warmup()) })
+	warm := each(operations, func(op operation, t *tally) { t.run(ctx, op, true, warmup) })
 	runtime.GC() // what the preparation left is not the timed part's to clean up
 	before, err := r.sampler.take()
 	if err != nil {
