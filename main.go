@@ -60,6 +60,7 @@ import (
 	"trow/registry/archive"
 	"trow/registry/auth"
 	"trow/registry/auth/desk"
+	"trow/registry/bench"
 	"trow/registry/glob"
 	"trow/registry/retention"
 	"trow/registry/server"
@@ -77,8 +78,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial found by check or damage
-// found by scrub, and 2 for an error, which is told in one line.
+// run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial found by check, damage
+// found by scrub or a scenario failed in bench, and 2 for an error, which is told in one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	a := &app{in: in, out: out, err: errOut}
 	root := &cobra.Command{
@@ -89,7 +90,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(), a.manifestCommand(), a.disarmCommand(), a.armCommand(), a.rotateCommand(), a.nodeCommand(), credential.Command(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.nodeCommand(), credential.Command(),
+		a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(),
+		a.disarmCommand(), a.armCommand(), a.rotateCommand(), bench.Command(), a.versionCommand())
 	root.AddCommand(a.desk().Commands()...)
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -98,7 +101,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	switch err := root.ExecuteContext(ctx); {
 	case err == nil:
 		return 0
-	case errors.Is(err, errDenied), errors.Is(err, errDamaged):
+	case errors.Is(err, errDenied), errors.Is(err, errDamaged), errors.Is(err, bench.ErrFailed):
 		return 1
 	default:
 		fmt.Fprintln(errOut, "trow:", err)

@@ -1,0 +1,150 @@
+package bench
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// dialTimeout is more than TCP's third try takes.
+const dialTimeout = 10 * time.Second
+
+// target is the server that is measured.
+type target struct {
+	url      string // scheme and host, as they were given
+	host     string // of the Host field
+	addr     string // to dial
+	tls      *tls.Config
+	protocol string
+	access   *access
+}
+
+// newTarget checks the address. Errors: what is wrong with it.
+func newTarget(o Options) (*target, error) {
+	u, err := url.Parse(o.URL)
+	if err != nil || u.Host == "" || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("%.100q is no address of a server; write it as https://localhost:8443", o.URL)
+	}
+	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		return nil, fmt.Errorf("%s://%s: the address is scheme, host and port alone; a login is given with --user and --password-file",
+			u.Scheme, u.Host)
+	}
+	t := &target{url: u.Scheme + "://" + u.Host, host: u.Host, protocol: o.Protocol}
+	port := u.Port()
+	if u.Scheme == "https" {
+		if t.tls, err = tlsConfig(o, u.Hostname()); err != nil {
+			return nil, err
+		}
+	}
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	t.addr = net.JoinHostPort(u.Hostname(), port)
+	t.access = newAccess(t, o.User, o.Password)
+	return t, nil
+}
+
+func tlsConfig(o Options, name string) (*tls.Config, error) {
+	c := &tls.Config{ServerName: name, InsecureSkipVerify: o.Insecure, MinVersion: tls.VersionTLS12}
+	if len(o.CA) > 0 {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM(o.CA) {
+			return nil, errors.New("cacert: there is no certificate in the file; it should have PEM")
+		}
+		c.RootCAs = pool
+	}
+	return c, nil
+}
+
+// local tells whether the server is on this machine, by its address.
+func (t *target) local() bool {
+	host, _, _ := net.SplitHostPort(t.addr)
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// dial connects for HTTP/1.1.
+func (t *target) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", t.addr)
+	if err != nil {
+		return nil, err
+	}
+	if t.tls == nil {
+		return raw, nil
+	}
+	c := tls.Client(raw, t.tls)
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// connect returns a caller with a connection of its own. Close it.
+func (t *target) connect(ctx context.Context) *caller {
+	c := &caller{ctx: ctx, target: t}
+	if t.protocol == protocolHTTP2 {
+		c.conn = newMultiplex(ctx, t)
+	} else {
+		c.conn = newWire(ctx, t)
+	}
+	return c
+}
+
+// ping finds out whether there is a registry that lets us in. A server of files is let pass: it has no /v2/.
+func (t *target) ping(ctx context.Context) error {
+	c := t.connect(ctx)
+	defer c.close()
+	resp, err := c.do(&request{method: "GET", path: "/v2/"})
+	switch {
+	case err != nil:
+		return t.explain(err)
+	case resp.status == 200, resp.status == 404:
+		return nil
+	case resp.status/100 == 3:
+		return fmt.Errorf("%s: it leads to %.200s; give that address", t.url, resp.location)
+	}
+	return fmt.Errorf("%s: %w; is it a registry?", t.url, c.refusal("GET", "/v2/", resp))
+}
+
+// explain makes a sentence with a remedy of an error in reaching the server.
+func (t *target) explain(err error) error {
+	unknown, authority := errors.AsType[x509.UnknownAuthorityError](err)
+	host, name := errors.AsType[x509.HostnameError](err)
+	_, plain := errors.AsType[tls.RecordHeaderError](err)
+	_, login := errors.AsType[*loginError](err)
+	dns, lookup := errors.AsType[*net.DNSError](err)
+	switch {
+	case login:
+		return err
+	case authority && unknown.Cert != nil:
+		return fmt.Errorf("%s: its certificate is of a CA that this machine does not trust; give the CA with --cacert "+
+			"(Trow has it at /ca.crt), or trust anything with --insecure", t.url)
+	case name:
+		return fmt.Errorf("%s: its certificate is not for this name (%s); use a name that it has, or --insecure", t.url, host.Error())
+	case plain:
+		return fmt.Errorf("%s: the server speaks no TLS; write http:// instead", t.url)
+	case lookup:
+		return fmt.Errorf("%s: there is no host %s; check the address", t.url, dns.Name)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%s: nothing listens there; check that the server runs, and its port", t.url)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: it does not answer within %s; check the address, and what may be in between", t.url, dialTimeout)
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errMalformed):
+		return fmt.Errorf("%s: what answers there speaks no %s (%w); check the port, and whether it is https", t.url, t.protocol, err)
+	}
+	return fmt.Errorf("%s: %w", t.url, err)
+}
