@@ -28,6 +28,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
+	"golang.org/x/crypto/bcrypt"
 	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -563,6 +564,161 @@ func TestLogin(t *testing.T) {
 	}
 }
 
+// basicAuth is the header of a login.
+func basicAuth(user, password string) []string {
+	return []string{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))}
+}
+
+// TestTokensOfRobots: an administrator at the socket makes one, and it does what it was made for.
+func TestTokensOfRobots(t *testing.T) {
+	dir := t.TempDir()
+	p := start(t, dir, "--user=u", "--password=p", "--anonymous=pull")
+	trow := func(code int, want string, args ...string) (out string) {
+		t.Helper()
+		got, out, errOut := command(t, "", append(args, "--data-dir="+dir)...)
+		if got != code || !strings.Contains(out+errOut, want) {
+			t.Errorf("trow %v: code %d, %s%s; want %d, %s", args, got, out, errOut, code, want)
+		}
+		return out
+	}
+	secret := strings.TrimSpace(trow(0, "robot ci, good until 20", "token", "create", "ci", "--repository=team/**", "--actions=pull,push"))
+	login := basicAuth("any", secret)
+	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", login...)
+	p.want(403, "POST", "/v2/other/blobs/uploads/", "", login...)
+	p.want(403, "DELETE", "/v2/team/app/manifests/v", "", login...)
+	var token struct{ Token string }
+	if err := json.Unmarshal([]byte(p.want(200, "GET", "/token?scope=repository:team/app:pull,push", "", login...)), &token); err != nil {
+		t.Fatal(err)
+	}
+	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)
+	trow(0, "team/**       pull,push", "token", "list")
+	if log := p.errOut.String(); strings.Contains(log, secret) || strings.Contains(log, token.Token) || !strings.Contains(log, `"robot":"ci"`) || !strings.Contains(log, `"user":"robot:ci"`) || !strings.Contains(log, `"event":"created"`) {
+		t.Errorf("the log: %s", log)
+	}
+	trow(0, "yes: the robot's token was made for that", "can-i", "push", "team/app", "--as=robot:ci")
+	trow(1, "no: the robot's token was not made for that", "can-i", "push", "other", "--as=robot:ci")
+	trow(2, `no robot "cd"`, "can-i", "push", "other", "--as=robot:cd")
+	trow(0, "counts no more", "token", "revoke", "ci")
+	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", login...)
+	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)
+	trow(2, `no robot "ci"`, "token", "revoke", "ci")
+	trow(2, "repository", "token", "create", "ci")
+	trow(2, "expires", "token", "create", "ci", "--repository=a", "--expires=soon")
+	trow(2, "actions", "token", "create", "ci", "--repository=a", "--actions=fly")
+	trow(2, "name", "token", "create", "C I", "--repository=a")
+
+	yaml := trow(0, "kind: Secret", "pull-secret", "--namespace=team-a", "--repository=team/**", "--server=registry.example.org:5000", "--server=127.0.0.1:31000")
+	var config struct {
+		Auths map[string]struct{ Username, Password string }
+	}
+	m := regexp.MustCompile(`'?(\{"auths".*\})'?`).FindStringSubmatch(yaml)
+	if m == nil || json.Unmarshal([]byte(m[1]), &config) != nil || len(config.Auths) != 2 || !strings.Contains(yaml, "namespace: team-a") || !strings.Contains(yaml, "type: kubernetes.io/dockerconfigjson") {
+		t.Fatalf("%s", yaml)
+	}
+	one := config.Auths["registry.example.org:5000"]
+	p.want(200, "GET", "/v2/", "", basicAuth(one.Username, one.Password)...)
+	trow(2, "robot \"pull-team-a\" already", "pull-secret", "--namespace=team-a")
+	trow(2, "server", "pull-secret", "--server=a/b")
+	trow(2, "namespace", "pull-secret", "--namespace=A")
+	trow(2, "name", "pull-secret", "--name=A B")
+	code, yaml, _ := command(t, "secret\n", "pull-secret", "--user=u", "--password-file=-")
+	if code != 0 || !strings.Contains(yaml, `"password":"secret"`) {
+		t.Errorf("%d, %s", code, yaml)
+	}
+}
+
+// TestAdministrationOverTLS needs a login that may.
+func TestAdministrationOverTLS(t *testing.T) {
+	p := start(t, t.TempDir(), "--user=u", "--password=p", "--htpasswd="+users(t, "alice"))
+	p.want(401, "POST", "/admin/gc", "")
+	p.want(401, "POST", "/admin/token-create?name=x&repository=**&action=push", "")
+	p.want(403, "POST", "/admin/gc", "", basicAuth("alice", "alice")...)
+	p.want(403, "POST", "/admin/gc", "", append(basicAuth("u", "p"), "Sec-Fetch-Site", "cross-site")...)
+	if answer := p.want(200, "POST", "/admin/gc?dry-run", "", basicAuth("u", "p")...); !strings.Contains(answer, `"done"`) {
+		t.Errorf("%s", answer)
+	}
+	p.want(401, "GET", "/admin/repositories", "")
+	p.want(404, "GET", "/admin/v2/", "", basicAuth("u", "p")...)
+	open := start(t, t.TempDir())
+	open.want(403, "POST", "/admin/gc", "")
+	open.want(200, "GET", "/v2/", "")
+}
+
+// users writes a htpasswd file; everybody's password is his name.
+func users(t *testing.T, names ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "htpasswd")
+	var text string
+	for _, name := range names {
+		hash, err := bcrypt.GenerateFromPassword([]byte(name), bcrypt.MinCost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += name + ":" + string(hash) + "\n"
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestRules are followed while the server runs; can-i tells them.
+func TestRules(t *testing.T) {
+	t.Parallel()
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "trow.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const one = "rules:\n- {who: [user:alice], may: [pull, push], repositories: ['team/**']}\n- {who: '*', may: pull, repositories: ['*/public']}\n"
+	write(one)
+	p := start(t, dir, "--config="+file, "--htpasswd="+users(t, "alice"))
+	if text := p.out.String(); !strings.Contains(text, "judged by the 2 rules") {
+		t.Errorf("the text does not tell of the rules: %s", text)
+	}
+	alice := basicAuth("alice", "alice")
+	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
+	p.want(403, "POST", "/v2/x/public/blobs/uploads/", "", alice...)
+	p.want(404, "GET", "/v2/x/public/manifests/v", "")
+	p.want(401, "GET", "/v2/team/app/manifests/v", "")
+	ask := func(code int, want string, args ...string) {
+		t.Helper()
+		got, out, errOut := command(t, "", append([]string{"can-i"}, args...)...)
+		if got != code || !strings.Contains(out+errOut, want) {
+			t.Errorf("can-i %v: code %d, %s%s; want %d, %s", args, got, out, errOut, code, want)
+		}
+	}
+	for _, where := range []string{"--data-dir=" + dir, "--config=" + file} {
+		ask(0, "yes: rule 1 decides: user:alice may pull, push in team/**", "push", "team/app", "--as=alice", where)
+		ask(1, "no: none of the 2 rules allows it", "delete", "team/app", "--as=alice", where)
+		ask(0, "yes: rule 2", "pull", "x/public", where)
+		ask(1, "no: none", "push", "team-a/app", "--as=system:serviceaccount:team-a:ci", "--as-group=x", where)
+		ask(1, "no: none", "catalog", where)
+		ask(2, "needs a repository", "push", where)
+		ask(2, "about no repository", "admin", "x", where)
+		ask(2, "is none of pull", "fly", "x", where)
+	}
+	ask(2, "the server knows", "pull", "x", "--as=robot:ci", "--config="+file)
+
+	await := func(text string, n int) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); strings.Count(p.errOut.String(), text) < n; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the log does not say %q: %s", text, p.errOut)
+			}
+		}
+	}
+	write("rules: [{who: alice, may: pull}]") // a mistake
+	await("the rules before stay", 1)
+	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
+	write(one + "- {who: user:alice, may: delete, repositories: 'team/**'}\n")
+	await("its rules count from now on", 1)
+	p.want(404, "DELETE", "/v2/team/app/manifests/v", "", alice...)
+	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
+}
+
 func TestASecondServerOnTheSameDataIsRefused(t *testing.T) {
 	t.Parallel()
 	p := start(t, t.TempDir())
@@ -654,6 +810,12 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a password's file that is not there", []string{"--user=u", "--password-file=" + dir + "/none"}, "", "password-file"},
 		{"an empty password's file", []string{"--user=u", "--password-file=" + write("empty", "\n")}, "", "is empty"},
 		{"who may do what, unknown", []string{"--anonymous=all"}, "", "anonymous"},
+		{"users that are not there", []string{"--htpasswd=" + dir + "/none"}, "", "htpasswd"},
+		{"users whose hashes can be guessed", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "", "line 1: it is not name:hash with a bcrypt hash"},
+		{"a rule about nobody", []string{"--config=" + write("w.yaml", "rules: [{may: pull}]")}, "", "rules: rule 1: who"},
+		{"a rule of who may do what with a key that does not exist", []string{"--config=" + write("x.yaml", "rules: [{who: a, may: pull, repos: a}]")}, "", "repos"},
+		{"rules beside a setting that they replace", []string{"--anonymous=pull", "--config=" + write("y.yaml", "rules: [{who: '*', may: pull}]")}, "", "anonymous: there are rules"},
+		{"a public URL that is none", []string{"--public-url=registry.example.org"}, "", "public-url"},
 		{"nobody may do anything", []string{"--anonymous=none"}, "", "no user who could log in"},
 		{"TLS and no TLS", []string{"--no-tls", "--tls-cert=x"}, "", "no-tls"},
 		{"a certificate that is not there", []string{"--tls-cert=" + dir + "/none"}, "", dir + "/none"},
@@ -1042,7 +1204,7 @@ func TestReadmeListsTheSettings(t *testing.T) {
 	for _, s := range settings {
 		want := fmt.Sprint(s.value)
 		switch v := s.value.(type) {
-		case []string, []retention.Rule:
+		case []string, []auth.Rule, []retention.Rule:
 			want = ""
 		case time.Duration:
 			want = strings.TrimSuffix(strings.TrimSuffix(v.String(), "0s"), "0m")

@@ -34,7 +34,8 @@ func ParseLevel(s string) (Level, error) {
 // Rule is one rule, as the configuration file has it.
 type Rule struct {
 	// Who it is about: user:NAME, robot:NAME, group:NAME, serviceaccount:NAMESPACE/NAME, namespace:NAMESPACE (all of
-	// its service accounts), anonymous, authenticated, or * for everybody.
+	// its service accounts), anonymous, authenticated, or * for everybody. A user is one of ours, or, if his name has a
+	// colon, which ours have not, one of the cluster's: the cluster's alice may be somebody else than ours.
 	Who []string `mapstructure:"who"`
 	// May has actions, or none, alone: then it forbids all.
 	May []string `mapstructure:"may"`
@@ -170,7 +171,7 @@ func (s subject) is(who *Identity) bool {
 	case "serviceaccount":
 		return who.Cluster && who.Name == s.name
 	}
-	return who.robot == nil && who.Name == s.name // a user
+	return who.robot == nil && who.Name == s.name && who.Cluster == strings.Contains(s.name, ":") // a user
 }
 
 // decides tells whether the rule is about this. A rule that forbids is about the catalog and the administration only if

@@ -42,6 +42,7 @@ func TestTheFirstRuleThatNamesAllThreeDecides(t *testing.T) {
 		rule("user:bob", "push", "bob/app"),
 		rule("user:bob", "none", "bob/**"),
 		rule("user:bob", "pull delete", "bob/**"),
+		rule("user:oidc:dave", "push", "dave"),
 	)
 	nobody, alice, bob, root := auth.Named("", nil), auth.Named("alice", nil), auth.Named("bob", nil), auth.Named("root", nil)
 	for _, row := range []struct {
@@ -75,6 +76,8 @@ func TestTheFirstRuleThatNamesAllThreeDecides(t *testing.T) {
 		{"push before a hole", bob, auth.Push, "bob/app", 10},
 		{"the hole", bob, auth.Pull, "bob/app", -11},
 		{"what comes after never counts", bob, auth.Delete, "bob/app", -11},
+		{"a user of the cluster", auth.Named("oidc:dave", nil), auth.Push, "dave", 13},
+		{"who is called like one of ours", &auth.Identity{Name: "alice", Cluster: true}, auth.Push, "team-a/app", 0},
 		{"the settings do not count beside rules", bob, auth.Push, "other", 0},
 	} {
 		got := p.Judge(row.who, row.repo, row.a)

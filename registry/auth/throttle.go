@@ -30,8 +30,8 @@ type pair struct {
 // score counts failures in a row.
 type score struct {
 	failures int
-	right    bool // the last one was right
-	waiting  int
+	right    bool // of a pair: the last one was right
+	waiting  int  // how many wait
 	last     time.Time
 }
 
@@ -46,9 +46,10 @@ const (
 	forget = 15 * time.Minute
 	// maxScores bounds both maps; one entry takes about 100 bytes.
 	maxScores = 4096
-	// maxWaiting bounds who waits, for a turn or for the end of a delay, and maxWaitingPair those of one pair: at a
-	// time for 8 guesses, every 4 seconds.
-	maxWaiting     = 256
+	// maxWaiting bounds who waits, for a turn or for the end of a delay; maxWaitingAddr those from one address, so that
+	// others have room; and maxWaitingPair those of one pair: 8 guesses every 4 seconds.
+	maxWaiting     = 512
+	maxWaitingAddr = 64
 	maxWaitingPair = 8
 )
 
@@ -86,11 +87,12 @@ func (t *throttle) line(p pair) (delay time.Duration, lane chan struct{}, ok boo
 	defer t.mu.Unlock()
 	now := time.Now()
 	own, addr := scoreOf(t.pairs, p, now), scoreOf(t.from, p.addr, now)
-	if t.waiting == maxWaiting || own.waiting == maxWaitingPair {
+	if t.waiting == maxWaiting || addr.waiting == maxWaitingAddr || own.waiting == maxWaitingPair {
 		return 0, nil, false
 	}
 	t.waiting++
 	own.waiting++
+	addr.waiting++
 	if n := own.failures - freeFailures; n >= 0 {
 		delay = min(firstDelay<<min(n, 10), maxDelay)
 	}
@@ -105,9 +107,8 @@ func (t *throttle) leave(p pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.waiting--
-	if s := t.pairs[p]; s != nil {
-		s.waiting = max(0, s.waiting-1)
-	}
+	t.pairs[p].waiting-- // they are not forgotten while one waits
+	t.from[p.addr].waiting--
 }
 
 func (t *throttle) count(p pair, right bool) {
