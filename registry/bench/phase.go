@@ -50,7 +50,11 @@ func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result
 			return result, err
 		}
 	}
-	warm := each(operations, func(op operation, t *tally) { t.run(ctx, op, true, r.options.warmup()) })
+	warmup := r.options.warmup()
+	if s.prepare != nil {
+		warmup = 0 // one operation each: what was prepared is for the timed part, and a fifth of the time may use it all up
+	}
+	warm := each(operations, func(op operation, t *tally) { t.run(ctx, op, true, warmup) })
 	runtime.GC() // what the preparation left is not the timed part's to clean up
 	before, err := r.sampler.take()
 	if err != nil {
