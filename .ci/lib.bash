@@ -144,6 +144,7 @@ clients_tools() {
 }
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
+versus_tools() { debian nginx-light; }
 
 # ---- The product
 
