@@ -126,6 +126,9 @@ func (c committed) check(ctx context.Context, measure measurer, out io.Writer) e
 	if err != nil {
 		return err
 	}
+	if n := runtime.NumCPU(); n != c.CPUs {
+		fmt.Fprintf(out, "what is committed was measured on %d cores, and here are %d: the ratios may differ for that alone\n", c.CPUs, n)
+	}
 	var fallen []task
 	for try := range 2 {
 		got, err := measure(ctx, tasks)
