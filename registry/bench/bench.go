@@ -20,6 +20,7 @@
 //     but the end of their digests, is made before.
 //   - Memory and time are bounded: latencies go into a histogram, answers into one buffer per connection, and a
 //     phase ends a minute after its time at the latest.
+//   - Beside a server on the same machine the generator uses at most half of the cores: the rest is the server's.
 //   - The generator measures itself, and says when it and not the server was the limit ([Result.GeneratorBound]).
 //
 // # What it does not do
@@ -35,6 +36,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -163,6 +165,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if o.PopulateOnly {
 		return r.report, nil
 	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(r.report.cores))
 	for _, s := range r.chosen() {
 		if err := r.scenario(ctx, s); err != nil {
 			return r.report, err
@@ -180,7 +183,7 @@ func newRunner(ctx context.Context, o Options) (*runner, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &runner{options: o, target: t, sampler: sampler{pid: o.PID}, report: newReport(o), skipped: map[string]string{}}
+	r := &runner{options: o, target: t, sampler: sampler{pid: o.PID}, report: newReport(o, t.local()), skipped: map[string]string{}}
 	if _, err := r.sampler.server(); err != nil {
 		return nil, err
 	}

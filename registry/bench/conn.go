@@ -147,6 +147,7 @@ func (w *wire) dial() error {
 	c.SetDeadline(w.deadline)
 	w.conn, w.stop = c, context.AfterFunc(w.ctx, func() { c.Close() })
 	w.in.Reset(c)
+	w.resp.conn = c
 	return nil
 }
 

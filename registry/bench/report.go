@@ -23,6 +23,8 @@ type Report struct {
 	CPUs    int       `json:"cpus"` // of the generator's machine
 	Results []Result  `json:"results"`
 	Skipped []Skipped `json:"skipped,omitempty"`
+
+	cores int // that the generator may use
 }
 
 // Skipped is a scenario that the server does not do.
@@ -53,11 +55,16 @@ type Result struct {
 	GeneratorCPU   float64  `json:"generator_cpu_us_per_op"`
 	GeneratorBound bool     `json:"generator_bound"` // the generator's CPU time was the limit, or may have been
 
-	looked bool
+	looked bool // whether the server was looked at
+	cores  int  // that the generator may use
 }
 
-func newReport(o Options) *Report {
-	return &Report{Version: formatVersion, URL: o.URL, Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Results: []Result{}}
+func newReport(o Options, local bool) *Report {
+	cores := runtime.GOMAXPROCS(0)
+	if local {
+		cores = max(1, cores/2)
+	}
+	return &Report{cores: cores, Version: formatVersion, URL: o.URL, Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Results: []Result{}}
 }
 
 func (r *runner) newResult(s scenario, connections int) Result {
@@ -65,7 +72,7 @@ func (r *runner) newResult(s scenario, connections int) Result {
 	if r.options.Protocol == protocolHTTP2 {
 		protocol = "HTTP/2"
 	}
-	return Result{Scenario: s.name, Connections: connections, Protocol: protocol, TLS: r.target.tls != nil, looked: r.sampler.pid != 0}
+	return Result{Scenario: s.name, Connections: connections, Protocol: protocol, TLS: r.target.tls != nil, looked: r.sampler.pid != 0, cores: r.report.cores}
 }
 
 // failed makes a result of a phase that did not begin.
@@ -74,7 +81,7 @@ func (r *Result) failed(err error) {
 	r.FirstError = cmp.Or(r.FirstError, err.Error())
 }
 
-// busy is the share of the machine's CPU time from which the generator is taken for the limit.
+// busy is the share of the CPU time that it may have, from which the generator is taken for the limit.
 const busy = 0.8
 
 // fill adds up what the connections have done between two samples.
@@ -95,7 +102,7 @@ func (r *Result) fill(tallies []*tally, before, after sample) {
 	own, server := after.generator-before.generator, after.server.cpu-before.server.cpu
 	n := float64(max(r.Operations, 1))
 	r.GeneratorCPU = us(own) / n
-	r.GeneratorBound = own.Seconds() > busy*float64(runtime.NumCPU())*r.Seconds || r.looked && own > server
+	r.GeneratorBound = own.Seconds() > busy*float64(r.cores)*r.Seconds || r.looked && own > server
 	if r.looked {
 		cpu := us(server) / n
 		r.ServerCPU, r.ServerRSS, r.ServerPeak = &cpu, &after.server.rss, &after.server.peak
@@ -168,7 +175,7 @@ func (r *Report) WriteTable(out io.Writer) error {
 func (r *Report) writeNotes(out io.Writer, bound bool) error {
 	var b strings.Builder
 	if bound {
-		b.WriteString("\n* the generator used more CPU time than the server, or most of this machine's: the server may do more than that\n")
+		b.WriteString("\n* the generator used more CPU time than the server, or most of what it may use here: the server may do more than that\n")
 	}
 	for _, x := range r.Results {
 		if x.Errors > 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"net"
 )
 
 const (
@@ -16,6 +17,8 @@ const (
 	headBuffer = 16 << 10
 	// maxLines bounds a head and a trailer.
 	maxLines = 256
+	// worthDiscarding is from which size on it pays to treat the rest of a body apart.
+	worthDiscarding = 1 << 20
 	// maxInterim is how many answers may precede the final one (RFC 9110, 15.2).
 	maxInterim = 16
 )
@@ -31,8 +34,9 @@ type response struct {
 	closing   bool   // the connection cannot be used again
 	truncated bool   // body has not all of it
 
-	buf []byte
-	sum hash.Hash // gets the body, if it is set
+	buf  []byte
+	sum  hash.Hash // gets the body, if it is set
+	conn net.Conn  // where large bodies may be discarded; nil: nowhere
 }
 
 var errMalformed = errors.New("the answer is no HTTP/1.1")
@@ -241,6 +245,12 @@ func skipTrailer(in *bufio.Reader) error {
 // take reads n bytes of the body. What does not fit goes over the buffer's beginning, again and again.
 func (r *response) take(in *bufio.Reader, n int64) error {
 	for n > 0 {
+		if n > worthDiscarding && r.sum == nil && r.conn != nil && in.Buffered() == 0 {
+			if ok, err := discard(r.conn, n, r.buf); ok {
+				r.truncated, r.length = true, r.length+n
+				return err
+			}
+		}
 		got, err := r.once(in, n)
 		n -= int64(got)
 		if err != nil && n > 0 {

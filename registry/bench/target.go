@@ -67,6 +67,13 @@ func tlsConfig(o Options, name string) (*tls.Config, error) {
 	return c, nil
 }
 
+// local tells whether the server is on this machine, by its address.
+func (t *target) local() bool {
+	host, _, _ := net.SplitHostPort(t.addr)
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
 // dial connects for HTTP/1.1.
 func (t *target) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
