@@ -33,7 +33,7 @@ func Compare(out io.Writer, names []string, reports []*Report) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "\nRatios are %s through the other; more ops/s, less time and less CPU are better. * bound by the generator\n", names[0])
+	_, err := fmt.Fprintf(out, "\nRatios are %s through the other's; more ops/s, less time and less CPU are better. * bound by the generator\n", names[0])
 	return err
 }
 

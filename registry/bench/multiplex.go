@@ -38,7 +38,9 @@ func (m *multiplex) until(t time.Time) {
 	if m.watch != nil {
 		m.watch.Stop()
 	}
-	m.watch = time.AfterFunc(time.Until(t), m.cancel)
+	if !t.IsZero() {
+		m.watch = time.AfterFunc(time.Until(t), m.cancel)
+	}
 }
 
 func (m *multiplex) close() {
@@ -65,9 +67,12 @@ func (m *multiplex) do(q *request, authorization string, sum hash.Hash) (*respon
 	return &m.resp, m.take(resp, q.method, sum)
 }
 
+// withoutHTTP2 knows how net/http says that a server has no HTTP/2.
 func withoutHTTP2(err error) error {
-	if strings.Contains(err.Error(), "malformed HTTP response") || strings.Contains(err.Error(), "unexpected ALPN protocol") {
-		return fmt.Errorf("the server speaks no HTTP/2 (%w); leave --protocol out", err)
+	for _, sign := range []string{"malformed HTTP response", "unexpected ALPN protocol", "looked like an HTTP/1.1 header", "no application protocol"} {
+		if strings.Contains(err.Error(), sign) {
+			return errors.New("the server speaks no HTTP/2; leave --protocol out")
+		}
 	}
 	return err
 }

@@ -31,8 +31,9 @@ func (t *tally) fail(err error) {
 
 // phase runs a scenario with so many connections. Errors: that it cannot be prepared; ctx's.
 func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result, error) {
-	result := r.newResult(s, connections)
+	result, warmup := r.newResult(s, connections), r.options.warmup()
 	if s.prepare != nil {
+		warmup = 0
 		if err := s.prepare(ctx, r, connections); err != nil {
 			result.failed(err)
 			return result, ctx.Err()
@@ -49,10 +50,6 @@ func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result
 		if operations[i], err = s.start(r, w); err != nil {
 			return result, err
 		}
-	}
-	warmup := r.options.warmup()
-	if s.prepare != nil {
-		warmup = 0 // one operation each: what was prepared is for the timed part, and a fifth of the time may use it all up
 	}
 	warm := each(operations, func(op operation, t *tally) { t.run(ctx, op, true, warmup) })
 	runtime.GC() // what the preparation left is not the timed part's to clean up

@@ -40,7 +40,8 @@ var errExhausted = errors.New("nothing is left")
 type scenario struct {
 	name, about string
 	needs       need
-	// prepare makes what the phase uses up; nil: nothing. It is told for how many connections.
+	// prepare makes what the phase uses up; nil: nothing. It is told for how many connections. So that the timed part
+	// has the most of it, the warm-up is one operation each then.
 	prepare func(ctx context.Context, r *runner, connections int) error
 	// start makes the operation of one connection.
 	start func(r *runner, w *worker) (operation, error)
@@ -431,14 +432,18 @@ type doomed struct {
 	taken   atomic.Int64
 }
 
-// maxDoomed bounds what is made to be deleted: that is the work of a minute for most servers.
-const maxDoomed = 50_000
+const (
+	// maxDoomed bounds what is made to be deleted: that is the work of a minute for most servers.
+	maxDoomed = 50_000
+	// leastDoomed is what each connection makes: one for the warm-up, and some.
+	leastDoomed = 4
+)
 
-// prepareDeletes pushes manifests, for as long as the phase will take with its warm-up, on as many connections.
+// prepareDeletes pushes manifests, for as long as the phase will take, on as many connections.
 func prepareDeletes(ctx context.Context, r *runner, connections int) error {
 	d := &doomed{}
 	r.doomed = d
-	until := time.Now().Add(r.options.Duration + r.options.warmup())
+	until := time.Now().Add(r.options.Duration)
 	if connections == probing {
 		connections, until = 1, time.Now()
 	}
@@ -447,7 +452,7 @@ func prepareDeletes(ctx context.Context, r *runner, connections int) error {
 		if err != nil {
 			return err
 		}
-		for first := true; first || time.Now().Before(until); first = false {
+		for i := 0; i < leastDoomed || time.Now().Before(until); i++ {
 			digest, err := w.pushDoomed(r, image.bytes)
 			if err != nil {
 				return err
