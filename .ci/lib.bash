@@ -145,6 +145,7 @@ clients_tools() {
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
 faults_tools() { debian strace; }
+versus_tools() { debian nginx-light; }
 
 # ---- The product
 

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// syncCalls are those by which a server makes something durable.
+const syncCalls = "fsync,fdatasync,syncfs,sync_file_range"
+
+// syncFigure is how many of them a peer has made, over so many pushes on one connection.
+type syncFigure struct {
+	Peer       string         `json:"peer"`
+	Scenario   string         `json:"scenario"`
+	Operations int            `json:"operations"`
+	Calls      map[string]int `json:"calls"`
+	Failure    string         `json:"failure,omitempty"`
+}
+
+// total is the number of calls per operation.
+func (f syncFigure) total() float64 {
+	n := 0
+	for _, calls := range f.Calls {
+		n += calls
+	}
+	return float64(n) / float64(f.Operations)
+}
+
+// fsyncs counts them for every peer that takes pushes. Errors: that there is no strace; ctx's.
+func (l *laboratory) fsyncs(ctx context.Context) (all []syncFigure, err error) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		return nil, errors.New("fsyncs: there is no strace; apt-get install strace")
+	}
+	for _, scenario := range []string{pushLarge, pushImage} {
+		for _, p := range l.peers {
+			if p.missing != "" || p.cannot(task{scenario: scenario}) != "" {
+				continue
+			}
+			f := syncFigure{Peer: p.name, Scenario: scenario}
+			if err := l.countSyncs(ctx, strace, p, &f); err != nil {
+				f.Failure = err.Error()
+			}
+			if ctx.Err() != nil {
+				return all, ctx.Err()
+			}
+			l.tell("%s of %s: %v in %d operations %s", syncCalls, p.name, f.Calls, f.Operations, f.Failure)
+			all = append(all, f)
+		}
+	}
+	return all, nil
+}
+
+// countSyncs runs a scenario a first time, so that what is made once is there, and then again under strace and through
+// a proxy that counts the pushes: those of the second run's warm-up are made under strace too.
+func (l *laboratory) countSyncs(ctx context.Context, strace string, p *peer, f *syncFigure) error {
+	dir, err := os.MkdirTemp(l.dir, "syncs-")
+	if err != nil {
+		return err
+	}
+	defer syscall.Sync()
+	defer os.RemoveAll(dir)
+	s, err := l.start(ctx, p, dir, false)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	seen, err := newProxy(s)
+	if err != nil {
+		return err
+	}
+	defer seen.close()
+	push := func(url string) error {
+		return l.trowBench(ctx, url, "--scenarios", f.Scenario, "--connections", "1", "--duration", "2s")
+	}
+	if err := push(s.url); err != nil {
+		return err
+	}
+	if f.Calls, err = traced(ctx, strace, s, func() error { return push(seen.url) }); err != nil {
+		return err
+	}
+	if f.Operations = seen.pushed(f.Scenario); f.Operations == 0 {
+		return errors.New("nothing was pushed")
+	}
+	return nil
+}
+
+// traced counts a server's calls while something runs.
+func traced(ctx context.Context, strace string, s *server, run func() error) (map[string]int, error) {
+	summary := filepath.Join(filepath.Dir(s.output), "strace")
+	var told bytes.Buffer
+	cmd := exec.CommandContext(ctx, strace, "-f", "-c", "-e", "trace="+syncCalls, "-o", summary, "-p", s.pid())
+	cmd.Stderr = &told
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	time.Sleep(attachTime)
+	err := run()
+	cmd.Process.Signal(os.Interrupt) // it detaches and writes what it has counted
+	if ended := cmd.Wait(); err == nil && ended != nil && cmd.ProcessState.ExitCode() > 0 {
+		err = fmt.Errorf("strace: %w: %s", ended, lastLine(told.Bytes()))
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(summary)
+	return readSummary(b), err
+}
+
+// attachTime is more than strace takes to attach to all threads of a server that is idle.
+const attachTime = time.Second
+
+// readSummary reads what strace -c writes: lines of share, seconds, µs per call, calls, errors if any, and the name.
+func readSummary(b []byte) map[string]int {
+	calls := map[string]int{}
+	for line := range strings.Lines(string(b)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || fields[len(fields)-1] == "total" {
+			continue
+		}
+		if n, err := strconv.Atoi(fields[3]); err == nil {
+			calls[fields[len(fields)-1]] += n
+		}
+	}
+	return calls
+}

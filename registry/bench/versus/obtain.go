@@ -1,0 +1,180 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// module is a peer that is built from a Go module, once for each version and toolchain.
+type module struct {
+	peer, pkg, version string
+	tags               string
+}
+
+// modules are the peers that Debian does not have.
+var modules = []module{
+	{"distribution", "github.com/distribution/distribution/v3/cmd/registry", "v3.1.2", ""},
+	{"zot", "zotregistry.dev/zot/v2/cmd/zot", "v2.1.21", "containers_image_openpgp"}, // no tag of an extension: its minimal build
+	{"olareg", "github.com/olareg/olareg/cmd/olareg", "v0.2.2", ""},
+}
+
+// buildTime bounds the build of one peer: the largest take minutes on two cores.
+const buildTime = 20 * time.Minute
+
+// obtain finds or builds a peer's program, and says what is missing if it cannot. The error is Trow's alone: without
+// it there is nothing to compare.
+func (l *laboratory) obtain(ctx context.Context, p *peer) error {
+	if reason, out := l.options.without[p.name]; out {
+		p.missing = reason
+		return nil
+	}
+	if path := l.options.binaries[p.name]; path != "" {
+		p.program, p.version = path, "given by --binary"
+		return nil
+	}
+	var err error
+	switch p.name {
+	case nameTrow:
+		return l.buildTrow(ctx, p)
+	case nameLimit:
+		p.program, err = os.Executable()
+	case nameNginx, "docker-registry":
+		err = fromDebian(ctx, p)
+	default:
+		err = l.fromModule(ctx, p)
+	}
+	if err != nil {
+		p.missing = err.Error()
+	}
+	return ctx.Err()
+}
+
+// buildTrow builds the working tree as it is released. The version is the commit's.
+func (l *laboratory) buildTrow(ctx context.Context, p *peer) error {
+	p.program = filepath.Join(l.dir, "trow")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", p.program, ".")
+	cmd.Dir, cmd.Env = l.root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building Trow: %w: %s", err, lastLine(out))
+	}
+	p.version = "working tree"
+	git := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty")
+	git.Dir = l.root
+	if out, err := git.Output(); err == nil {
+		p.version = strings.TrimSpace(string(out))
+	}
+	return nil
+}
+
+// debianVersion is the upstream part of a version: 2.8.2 of 2.8.2+ds1-1.
+var debianVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*`)
+
+// fromDebian finds an installed program.
+func fromDebian(ctx context.Context, p *peer) error {
+	pkg := map[string]string{nameNginx: "nginx-light"}[p.name]
+	if pkg == "" {
+		pkg = p.name
+	}
+	path, err := exec.LookPath(p.name)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + p.name)
+	}
+	if err != nil {
+		return fmt.Errorf("not installed: apt-get install %s", pkg)
+	}
+	p.program = path
+	for _, owner := range []string{pkg, "nginx"} {
+		if out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${Version}", owner).Output(); err == nil {
+			p.version = debianVersion.FindString(string(out))
+			return nil
+		}
+	}
+	p.version = "of " + path
+	return nil
+}
+
+// fromModule builds a program from the Go module proxy, or takes what an earlier run has built.
+func (l *laboratory) fromModule(ctx context.Context, p *peer) error {
+	var m module
+	for _, each := range modules {
+		if each.peer == p.name {
+			m = each
+		}
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(cache, "trow-ci", "bin", runtime.Version(), m.peer+"@"+m.version)
+	p.version, p.program = strings.TrimPrefix(m.version, "v"), filepath.Join(dir, m.peer)
+	if _, err := os.Stat(p.program); err == nil {
+		return nil
+	}
+	l.tell("building %s %s, which may take minutes", m.peer, m.version)
+	ctx, cancel := context.WithTimeout(ctx, buildTime)
+	defer cancel()
+	return m.build(ctx, dir)
+}
+
+// build makes a module of its own that requires the program as a tool. The finished program appears in dir at once.
+func (m module) build(ctx context.Context, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(dir, "build")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte("module versus\n\ngo 1.26\n"), 0o644); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"get", "-tool", m.pkg + "@" + m.version},
+		{"build", "-trimpath", "-tags", m.tags, "-o", m.peer, m.pkg},
+	} {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir, cmd.Env = work, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); ctx.Err() != nil {
+			return fmt.Errorf("go %s did not end within %s", args[0], buildTime)
+		} else if err != nil {
+			return fmt.Errorf("go %s %s: %s", args[0], m.pkg+"@"+m.version, cmp.Or(lastLine(out), err.Error()))
+		}
+	}
+	return os.Rename(filepath.Join(work, m.peer), filepath.Join(dir, m.peer))
+}
+
+// address is that of a server, which says nothing to a reader.
+var address = regexp.MustCompile(`(reading )?https?://\S+: `)
+
+// lastLine is the end of what a command has written, as a reason.
+func lastLine(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	text := address.ReplaceAllString(strings.TrimSpace(lines[len(lines)-1]), "")
+	if len(text) > 300 {
+		text = text[:300] + "…"
+	}
+	return text
+}
+
+// findRoot is the directory of the module that this is in.
+func findRoot(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("go env GOMOD: %w", err)
+	}
+	path := strings.TrimSpace(string(out))
+	if filepath.Base(path) != "go.mod" {
+		return "", errors.New("run it inside the working tree, as go run ./registry/bench/versus")
+	}
+	return filepath.Dir(path), nil
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// The peers that the tables and ratios treat in a way of their own.
+const (
+	nameTrow  = "Trow"
+	nameNginx = "nginx"
+	nameLimit = "limit"
+)
+
+// peer is a server that can be measured.
+type peer struct {
+	name    string
+	version string
+	note    string // what one must know to read its figures
+	program string // its path
+	missing string // why there is none
+	// refuses tells why it cannot do a scenario, "" if it can; nil: a registry, which can do all but give verdicts.
+	refuses func(scenario string) string
+	// launch writes its configuration and returns how to start it.
+	launch func(p place) (command, error)
+}
+
+// place is where a server is to run.
+type place struct {
+	dir    string // for configuration and logs
+	data   string // the store
+	addr   string // host:port, of the loopback
+	secure bool
+	cert   string // files, PEM
+	key    string
+}
+
+// command is what is executed.
+type command struct {
+	args []string
+	env  []string // beside this process's
+}
+
+// cannot tells why a peer has no figure for a task, "" if it should have one.
+func (p *peer) cannot(t task) string {
+	if p.refuses != nil {
+		return p.refuses(t.scenario)
+	}
+	if t.scenario == admission {
+		return "it is a registry alone"
+	}
+	return ""
+}
+
+// bound tells whether it is no registry.
+func (p *peer) bound() bool { return p.name == nameNginx || p.name == nameLimit }
+
+// newPeers are all there are, in the order of the columns.
+func newPeers() []*peer {
+	return []*peer{
+		{name: nameTrow, refuses: func(string) string { return "" }, launch: launchTrow},
+		{name: "docker-registry", launch: launchDistribution},
+		{name: "distribution", launch: launchDistribution},
+		{name: "zot", launch: launchZot, note: "its minimal build, without extensions"},
+		{name: "olareg", launch: launchOlareg},
+		{name: nameNginx, refuses: nginxRefuses, launch: launchNginx, note: "the content as files; a review's body is read from the socket and " +
+			"dropped, and the answer is a text that Trow has answered once"},
+		{name: nameLimit, refuses: limitRefuses, launch: launchLimit,
+			note: "receives, hashes and writes a blob, syncs the file, renames it and syncs the directory, and does nothing else"},
+	}
+}
+
+func launchTrow(p place) (command, error) {
+	args := []string{"serve", "--listen", p.addr, "--data-dir", p.data}
+	if !p.secure {
+		args = append(args, "--no-tls")
+	}
+	return command{args: args}, nil
+}
+
+// launchDistribution is for both of its versions: the second and the third read the same configuration.
+func launchDistribution(p place) (command, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "version: 0.1\nlog: {level: info}\nstorage:\n  filesystem: {rootdirectory: %q}\n  cache: {blobdescriptor: inmemory}\n"+
+		"  delete: {enabled: true}\nhttp:\n  addr: %s\n", p.data, p.addr)
+	if p.secure {
+		fmt.Fprintf(&b, "  tls: {certificate: %q, key: %q}\n", p.cert, p.key)
+	}
+	path := filepath.Join(p.dir, "config.yml")
+	// The third version sends traces to a collector unless it is told that there is none.
+	return command{[]string{"serve", path}, []string{"OTEL_TRACES_EXPORTER=none"}}, os.WriteFile(path, []byte(b.String()), 0o600)
+}
+
+func launchZot(p place) (command, error) {
+	host, port, err := net.SplitHostPort(p.addr)
+	if err != nil {
+		return command{}, err
+	}
+	listen := map[string]any{"address": host, "port": port}
+	if p.secure {
+		listen["tls"] = map[string]string{"cert": p.cert, "key": p.key}
+	}
+	path := filepath.Join(p.dir, "config.json")
+	return command{args: []string{"serve", path}}, writeJSON(path, map[string]any{
+		"distSpecVersion": "1.1.1",
+		"storage":         map[string]string{"rootDirectory": p.data},
+		"http":            listen,
+		"log":             map[string]string{"level": "info"},
+	})
+}
+
+func launchOlareg(p place) (command, error) {
+	host, port, err := net.SplitHostPort(p.addr)
+	args := []string{"serve", "--addr", host, "--port", port, "--dir", p.data, "--api-delete"}
+	if p.secure {
+		args = append(args, "--tls-cert", p.cert, "--tls-key", p.key)
+	}
+	return command{args: args}, err
+}
+
+func limitRefuses(scenario string) string {
+	if scenario != pushLarge {
+		return "it only receives blobs"
+	}
+	return ""
+}
+
+func launchLimit(p place) (command, error) {
+	args := []string{"limit", p.addr, p.data}
+	if p.secure {
+		args = append(args, p.cert, p.key)
+	}
+	return command{args: args}, nil
+}
+
+// nginxReads are the scenarios whose answers are files.
+var nginxReads = []string{"blob-get-64MiB", "blob-get-4KiB", "manifest-get-tag", "manifest-head-tag", "manifest-get-digest", "blob-head-missing"}
+
+func nginxRefuses(scenario string) string {
+	if scenario != admission && !slices.Contains(nginxReads, scenario) {
+		return "it only serves files"
+	}
+	return ""
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}

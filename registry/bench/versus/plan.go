@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The transports.
+const (
+	plain     = "plain" // HTTP/1.1 without TLS
+	overTLS   = "tls"   // HTTP/1.1 over TLS
+	overHTTP2 = "h2"    // HTTP/2 over TLS
+)
+
+// row is what a figure is about.
+type row struct {
+	Scenario    string `json:"scenario"`
+	Connections int    `json:"connections"`
+	Transport   string `json:"transport"`
+}
+
+func (r row) String() string {
+	return fmt.Sprintf("%s c%d %s", r.Scenario, r.Connections, r.Transport)
+}
+
+// task is a call of `trow bench`: one scenario, and a row for each number of connections.
+type task struct {
+	scenario    string
+	transport   string
+	connections []int
+}
+
+func (t task) rows() (rows []row) {
+	for _, c := range t.connections {
+		rows = append(rows, row{t.scenario, c, t.transport})
+	}
+	return rows
+}
+
+func (t task) String() string {
+	return fmt.Sprintf("%s %s c%s", t.scenario, t.transport, t.numbers())
+}
+
+// numbers is the list of connections as the command line has it.
+func (t task) numbers() string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(t.connections), " ", ","), "[]")
+}
+
+// secure tells whether the server speaks TLS.
+func (t task) secure() bool { return t.transport != plain }
+
+// pushes tells whether the store grows by it.
+func (t task) pushes() bool {
+	return slices.Contains([]string{pushLarge, "blob-push-chunked", pushImage, "mount", "manifest-delete"}, t.scenario)
+}
+
+// The scenarios that are more than a name here.
+const (
+	pushLarge = "blob-push-64MiB"
+	pushImage = "image-push-small"
+	admission = "admission"
+)
+
+// everything is the plan of the long run: all scenarios on plain HTTP, where the server itself shows most, and over
+// TLS and HTTP/2 what clusters and the API server do all day.
+var everything = []task{
+	{"manifest-get-tag", plain, []int{1, 8, 64}},
+	{"manifest-head-tag", plain, []int{8}},
+	{"manifest-get-digest", plain, []int{8}},
+	{"blob-get-4KiB", plain, []int{1, 8}},
+	{"blob-get-64MiB", plain, []int{1, 8}},
+	{"blob-head-missing", plain, []int{8}},
+	{"tags-list", plain, []int{8}},
+	{"catalog", plain, []int{8}},
+	{"referrers", plain, []int{8}},
+	{pushLarge, plain, []int{1, 4}},
+	{"blob-push-chunked", plain, []int{1}},
+	{pushImage, plain, []int{1, 8}},
+	{"mount", plain, []int{8}},
+	{"manifest-delete", plain, []int{8}},
+	{"manifest-get-tag", overTLS, []int{1, 8}},
+	{"blob-get-4KiB", overTLS, []int{8}},
+	{"blob-get-64MiB", overTLS, []int{1, 8}},
+	{admission, overTLS, []int{1, 16}},
+	{pushLarge, overTLS, []int{4}},
+	{pushImage, overTLS, []int{8}},
+	{"manifest-get-tag", overHTTP2, []int{8}},
+	{"blob-get-64MiB", overHTTP2, []int{8}},
+	{admission, overHTTP2, []int{16}},
+}
+
+// checked is the plan of the check: what Trow does most and nginx can do too.
+var checked = []task{
+	{"blob-get-64MiB", plain, []int{8}},
+	{"manifest-get-tag", plain, []int{8}},
+	{"blob-get-4KiB", plain, []int{8}},
+	{"blob-get-64MiB", overTLS, []int{8}},
+	{"manifest-get-tag", overTLS, []int{8}},
+	{admission, overTLS, []int{16}},
+}
+
+// choose is what of a plan was asked for. Errors: that a scenario is in none of its tasks.
+func choose(plan []task, only string) ([]task, error) {
+	if only == "" {
+		return plan, nil
+	}
+	var chosen []task
+	for name := range strings.SplitSeq(only, ",") {
+		before := len(chosen)
+		for _, t := range plan {
+			if t.scenario == name {
+				chosen = append(chosen, t)
+			}
+		}
+		if len(chosen) == before {
+			return nil, fmt.Errorf("only: there is no scenario %.40q; trow bench --list has them", name)
+		}
+	}
+	return chosen, nil
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// markdown is the report for people.
+func (r *report) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %d cores, load average %s before and %s after. Medians of %d rounds of %s; scale %s.\n"+
+		"A cell is the throughput and, in brackets, the server's CPU time in µs per operation. The ratios are medians of those of each round:\n"+
+		"above 1 Trow is faster. The bound is nginx where content is read, and limit where a blob is pushed. With * the load's generator\n"+
+		"used more CPU time than the server: the server may do more than that.\n\n",
+		r.Time.Format("2006-01-02"), r.CPUs, r.Load[0], r.Load[1], r.Rounds, r.Duration, r.Scale)
+	r.writeRows(&b)
+	r.writeFailures(&b)
+	r.writeResources(&b)
+	r.writeSyncs(&b)
+	r.writePeers(&b)
+	return b.String()
+}
+
+func tableRow(b *strings.Builder, cells ...string) {
+	b.WriteString("| " + strings.Join(cells, " | ") + " |\n")
+}
+
+// tableHead writes the head of a table: the first columns are words, the rest numbers.
+func tableHead(b *strings.Builder, words int, cells ...string) {
+	tableRow(b, cells...)
+	marks := slices.Repeat([]string{"---"}, words)
+	tableRow(b, append(marks, slices.Repeat([]string{"---:"}, len(cells)-words)...)...)
+}
+
+func (r *report) writeRows(b *strings.Builder) {
+	head := []string{"scenario", "at once", "over", "unit"}
+	for _, p := range r.present() {
+		head = append(head, p.Name)
+	}
+	tableHead(b, 4, append(head, "Trow/bound", "Trow/best registry")...)
+	for _, x := range r.Rows {
+		cells := []string{x.Scenario, strconv.Itoa(x.Connections), x.Transport, unit(x)}
+		for _, p := range r.present() {
+			cells = append(cells, r.cell(p.Name, x))
+		}
+		tableRow(b, append(cells, r.ratio(x, bound(x)), r.ratioToBest(x))...)
+	}
+}
+
+// bound is the name of what no registry can be much better than in a row.
+func bound(x row) string {
+	if x.Scenario == pushLarge {
+		return nameLimit
+	}
+	return nameNginx
+}
+
+// cell is a peer's figures in a row.
+func (r *report) cell(peer string, x row) string {
+	if r.Figures.failure(peer, x) != "" {
+		return "failed"
+	}
+	values := r.Figures.of(peer, x, throughput)
+	if len(values) == 0 {
+		return "–"
+	}
+	text := rate(x, median(values))
+	if r.Figures.limited(peer, x) {
+		text += "*"
+	}
+	if cpu := median(r.Figures.of(peer, x, serverCPU)); !math.IsNaN(cpu) {
+		text += " (" + number(cpu) + ")"
+	}
+	return text
+}
+
+func (r *report) ratio(x row, peer string) string {
+	v := pairedRatio(r.Figures.of(nameTrow, x, throughput), r.Figures.of(peer, x, throughput))
+	if math.IsNaN(v) || r.Figures.failure(peer, x) != "" || r.Figures.failure(nameTrow, x) != "" {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func (r *report) ratioToBest(x row) string {
+	best := r.best(x)
+	if best == "" {
+		return "–"
+	}
+	return r.ratio(x, best) + " " + best
+}
+
+// unit is what a row's throughput is counted in.
+func unit(x row) string {
+	if large(x) {
+		return "MB/s"
+	}
+	return "1/s"
+}
+
+func rate(x row, v float64) string {
+	if large(x) {
+		v /= 1e6
+	}
+	return number(v)
+}
+
+// number writes a figure with three digits that count, and thousands apart.
+func number(v float64) string {
+	switch {
+	case math.IsNaN(v):
+		return "–"
+	case v < 10:
+		return fmt.Sprintf("%.2f", v)
+	case v < 100:
+		return fmt.Sprintf("%.1f", v)
+	}
+	text := fmt.Sprintf("%.0f", v)
+	for i := len(text) - 3; i > 0; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
+}
+
+// writeFailures says what went wrong, once for each peer and scenario.
+func (r *report) writeFailures(b *strings.Builder) {
+	told := map[string]bool{}
+	for _, f := range r.Figures {
+		key := f.Peer + " " + f.Row.Scenario + " " + f.Row.Transport
+		if f.Failure == "" || told[key] {
+			continue
+		}
+		if len(told) == 0 {
+			b.WriteString("\nFailed:\n\n")
+		}
+		told[key] = true
+		fmt.Fprintf(b, "- %s, %s over %s: %s\n", f.Peer, f.Row.Scenario, f.Row.Transport, f.Failure)
+	}
+}
+
+// writeResources writes what a peer needs to be there.
+func (r *report) writeResources(b *strings.Builder) {
+	if len(r.Starts) == 0 {
+		return
+	}
+	b.WriteString("\nStart with all of the content (exec to the first 200 on a HEAD of a tag, files in the page cache), and resident memory:\n\n")
+	tableHead(b, 1, "registry", "start, s", "idle, MB", "at its highest in the rows above, MB")
+	for _, s := range r.Starts {
+		tableRow(b, s.Peer, fmt.Sprintf("%.3f", median(s.Seconds)), number(median(s.Idle)/1e6), number(float64(r.Figures.peak(s.Peer))/1e6))
+	}
+}
+
+func (r *report) writeSyncs(b *strings.Builder) {
+	if len(r.Syncs) == 0 {
+		return
+	}
+	b.WriteString("\nCalls that make something durable (" + strings.ReplaceAll(syncCalls, ",", ", ") + "), one push at a time:\n\n")
+	tableHead(b, 2, "scenario", "server", "calls per push", "pushes")
+	for _, s := range r.Syncs {
+		calls := s.Failure
+		if calls == "" {
+			calls = number(s.total())
+		}
+		tableRow(b, s.Scenario, s.Peer, calls, strconv.Itoa(s.Operations))
+	}
+}
+
+// writePeers says what was measured, and what was not and why.
+func (r *report) writePeers(b *strings.Builder) {
+	b.WriteString("\nMeasured:\n\n")
+	for _, p := range r.present() {
+		fmt.Fprintf(b, "- %s\n", strings.TrimSuffix(strings.TrimSpace(p.Name+" "+p.Version)+": "+p.Note, ": "))
+	}
+	missing := slices.DeleteFunc(slices.Clone(r.Peers), func(p presence) bool { return p.Missing == "" })
+	if len(missing) > 0 {
+		b.WriteString("\nNot measured:\n\n")
+	}
+	for _, p := range missing {
+		fmt.Fprintf(b, "- %s: %s\n", strings.TrimSpace(p.Name+" "+p.Version), p.Missing)
+	}
+}
