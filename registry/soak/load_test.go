@@ -255,7 +255,7 @@ func TestSlowUploads(t *testing.T) {
 	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", load().slow), fmt.Sprint("--max-connections=", load().slow+spare))
 	big, alone := s.pushed("load", noise(random(1), 8<<20))
 	before := s.usage()
-	u := &slowUploads{server: s, all: make(chan struct{}), half: make(chan struct{})}
+	u := &slowUploads{server: s, turn: make(chan struct{}, 16), all: make(chan struct{}), half: make(chan struct{})}
 	u.begun.Add(load().slow)
 	ended := make(chan error, 1)
 	go func() { ended <- parallel(load().slow, load().slow, u.upload) }()
@@ -285,6 +285,7 @@ func TestSlowUploads(t *testing.T) {
 type slowUploads struct {
 	*server
 	begun sync.WaitGroup
+	turn  chan struct{} // so many begin at once: on a busy machine more would take longer than the server waits for a head
 	all   chan struct{} // closed when all have begun
 	half  chan struct{} // closed when they may end
 }
@@ -295,15 +296,11 @@ func (u *slowUploads) upload(i int) error {
 	content, piece, at := noise(r, 64<<10), 512, 0
 	first := sync.OnceFunc(u.begun.Done)
 	defer first()
-	l, err := u.dial()
+	l, err := u.enter(i, len(content))
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	a, err := l.ask(202, "POST", fmt.Sprintf("/v2/slow/%d/blobs/uploads/", i), nil)
-	if err == nil {
-		err = l.begin("PATCH", a.header.Get("Location"), len(content), nil)
-	}
 	first()
 	<-u.all
 	for waiting := true; waiting && err == nil && at+piece < len(content); at += piece {
@@ -321,7 +318,8 @@ func (u *slowUploads) upload(i int) error {
 	if err != nil {
 		return err
 	}
-	if a, err = l.answer(); err != nil || a.status != 202 {
+	a, err := l.answer()
+	if err != nil || a.status != 202 {
 		return fmt.Errorf("PATCH: %v %v", a, err)
 	}
 	d := digest.FromBytes(content).String()
@@ -332,6 +330,24 @@ func (u *slowUploads) upload(i int) error {
 		err = errors.New("another content came back")
 	}
 	return err
+}
+
+// enter begins an upload of size bytes.
+func (u *slowUploads) enter(i, size int) (*line, error) {
+	u.turn <- struct{}{}
+	defer func() { <-u.turn }()
+	l, err := u.dial()
+	if err != nil {
+		return nil, err
+	}
+	a, err := l.ask(202, "POST", fmt.Sprintf("/v2/slow/%d/blobs/uploads/", i), nil)
+	if err == nil {
+		err = l.begin("PATCH", a.header.Get("Location"), size, nil)
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // progress says how far the uploads are, by what is on the disk.
