@@ -37,23 +37,36 @@ type Bolt struct {
 
 // Buckets and keys of the file, part of the data format. Keys of facts: repo, a zero byte, kind, name.
 var (
-	bucketMeta   = []byte("meta")
-	bucketRepos  = []byte("repos") // the revision of each repo
-	bucketFacts  = []byte("facts")
-	keyFormat    = []byte("format")
-	keyRevision  = []byte("revision")
-	keyTally     = []byte("tally")
-	journalFile  = "journal.db"
-	backupFile   = "journal.backup"
-	ownerFile    = "owner"
+	bucketMeta  = []byte("meta")
+	bucketRepos = []byte("repos") // the revision of each repo
+	bucketFacts = []byte("facts")
+	keyFormat   = []byte("format")
+	keyRevision = []byte("revision")
+	keyTally    = []byte("tally")
+	journalFile = "journal.db"
+	backupFile  = "journal.backup"
+	ownerFile   = "owner"
+
+	// unfinishedFile is there from when a rebuild puts a damaged journal aside until all is recorded that was found:
+	// what is in its place until then knows less than it should, and a collection would believe it.
+	unfinishedFile = "rebuild.unfinished"
+
 	lockPatience = 10 * time.Second
 )
 
 var errForeign = errors.New("this bbolt file is not a journal of this registry")
 
 // OpenBolt opens the journal in dir, making it if there is none. Errors: another process has it open (it is
-// named, after waiting 10 s for it to end); the data is of a newer format; ErrDamaged; what the file system says.
+// named, after waiting 10 s for it to end); the data is of a newer format; ErrDamaged, also of one that [Rebuild] has not
+// finished with; what the file system says.
 func OpenBolt(dir string) (*Bolt, error) {
+	if _, err := os.Stat(filepath.Join(dir, unfinishedFile)); err == nil {
+		return nil, fmt.Errorf("%s: %w: a rebuild of it was cut short; run trow rebuild --data-dir %s again", filepath.Join(dir, journalFile), ErrDamaged, dir)
+	}
+	return openBolt(dir)
+}
+
+func openBolt(dir string) (*Bolt, error) {
 	if err := makeDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}

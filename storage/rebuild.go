@@ -38,8 +38,9 @@ type Rebuilt struct {
 
 // Rebuild makes a journal that can be read of what is left, on a data directory without a server: of the journal
 // itself if it is whole, else of the copy that the server has kept beside it, and of the manifests among the blobs.
-// What was changed after the copy was made, such as tags, is not known to anything else. Nothing is deleted. Errors:
-// as OpenBolt; what the file system says.
+// What was changed after the copy was made, such as tags, is not known to anything else. Nothing is deleted. If it fails
+// or is cut short, no server starts on the directory until it is run again, which goes on from where it was. Errors: as
+// OpenBolt; what the file system says.
 func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error) {
 	r := &Rebuilt{}
 	j, x, err := r.open(ctx, dir)
@@ -73,8 +74,22 @@ func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error
 			r.UnclaimedBytes += info.Size
 		}
 	}
-	r.Missing, err = missing(ctx, b, x)
-	return r, err
+	if r.Missing, err = missing(ctx, b, x); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(filepath.Join(dir, unfinishedFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return r, syncDir(dir)
+}
+
+// mark makes an empty file, durably, unless it is there.
+func mark(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), syncDir(filepath.Dir(path)))
 }
 
 // open opens the journal; a damaged one is put aside, and its copy or an empty one takes its place.
@@ -84,6 +99,9 @@ func (r *Rebuilt) open(ctx context.Context, dir string) (*Bolt, *Index, error) {
 		return j, x, err
 	}
 	r.Damage = err.Error()
+	if err := mark(filepath.Join(dir, unfinishedFile)); err != nil {
+		return nil, nil, err
+	}
 	path, backup := filepath.Join(dir, journalFile), filepath.Join(dir, backupFile)
 	r.Aside = path + ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
 	if err := os.Rename(path, r.Aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -136,7 +154,7 @@ func copyFile(from, to string) error {
 }
 
 func openBoth(ctx context.Context, dir string) (*Bolt, *Index, error) {
-	j, err := OpenBolt(dir)
+	j, err := openBolt(dir)
 	if err != nil {
 		return nil, nil, err
 	}
