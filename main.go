@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -57,11 +56,10 @@ import (
 	"trow/manifests/node/credential"
 	"trow/registry"
 	"trow/registry/admin"
-	"trow/registry/archive"
 	"trow/registry/auth"
 	"trow/registry/auth/desk"
 	"trow/registry/bench"
-	"trow/registry/glob"
+	"trow/registry/keep"
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
@@ -90,9 +88,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.nodeCommand(), credential.Command(),
-		a.gcCommand(), a.retentionCommand(), a.scrubCommand(), a.rebuildCommand(), a.exportCommand(), a.importCommand(),
-		a.disarmCommand(), a.armCommand(), a.rotateCommand(), bench.Command(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.nodeCommand(), credential.Command(), bench.Command(), a.versionCommand())
+	root.AddCommand(keep.Program{In: a.in, Out: a.out, Err: a.err, DataDir: dataDir}.Commands()...)
+	root.AddCommand(cluster.Commands(a.out)...)
 	root.AddCommand(a.desk().Commands()...)
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -101,7 +99,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	switch err := root.ExecuteContext(ctx); {
 	case err == nil:
 		return 0
-	case errors.Is(err, errDenied), errors.Is(err, errDamaged), errors.Is(err, bench.ErrFailed):
+	case errors.Is(err, errDenied), errors.Is(err, keep.ErrDamaged), errors.Is(err, bench.ErrFailed):
 		return 1
 	default:
 		fmt.Fprintln(errOut, "trow:", err)
@@ -1260,13 +1258,7 @@ func (s *instance) retentionJob(ctx context.Context, q url.Values, report func(a
 		}
 		report(r)
 	})
-	return retained{n, p.retention.Rules()}, err
-}
-
-// retained is the outcome of a retention.
-type retained struct {
-	Removed int  `json:"removed"`
-	Rules   bool `json:"rules"` // whether there are any
+	return keep.Retained{Removed: n, Rules: p.retention.Rules()}, err
 }
 
 // scrubJob reads everything, as fast as it goes unless told otherwise.
@@ -1280,13 +1272,7 @@ func (s *instance) scrubJob(ctx context.Context, q url.Values, report func(any))
 	}
 	p := s.parts.Load()
 	done, err := p.scrubber.Run(ctx, rate, s.found, func(done storage.Scrubbed) { report(done) })
-	return scrubbed{done, p.index.Damages()}, err
-}
-
-// scrubbed is the outcome of a scrub.
-type scrubbed struct {
-	storage.Scrubbed
-	Damages map[digest.Digest]storage.Damage `json:"damages"`
+	return keep.Found{Scrubbed: done, Damages: p.index.Damages()}, err
 }
 
 // readyz tells whether requests are welcome. With ?verbose it says what that rests on.
@@ -1301,7 +1287,7 @@ func (s *instance) readyz(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "[%s]index loaded\n[%s]not stopping\n", mark[s.parts.Load() != nil], mark[ready || s.parts.Load() == nil])
 		if p := s.parts.Load(); p != nil {
 			if space, err := s.blobs.Space(); err == nil {
-				fmt.Fprintf(w, "[%s]space for uploads: %s free of %s, %s reserved\n", mark[!space.Full()], size(space.Free), size(space.Size), size(space.Reserve))
+				fmt.Fprintf(w, "[%s]space for uploads: %s free of %s, %s reserved\n", mark[!space.Full()], keep.Size(space.Free), keep.Size(space.Size), keep.Size(space.Reserve))
 			}
 			n := p.index.Stats().Quarantined
 			fmt.Fprintf(w, "[%s]content whole: %d quarantined\n", mark[n == 0], n)
@@ -1628,16 +1614,27 @@ func (a *app) documents(file string) ([]admission.Document, error) {
 	return docs, nil
 }
 
+// dataDir adds the flags that say which server a command is about, and returns what finds its data directory.
+func dataDir(cmd *cobra.Command) func() (string, error) {
+	f := cmd.Flags()
+	f.StringP("config", "c", "", "the server's configuration file, for its data-dir")
+	f.StringP("data-dir", "d", "", "the server's data directory (default: as the server's)")
+	return func() (string, error) {
+		c, err := loadConfig(cmd)
+		return c.DataDir, err
+	}
+}
+
 // ---- token, can-i, pull-secret
 
 // desk is what the commands about who may do what need.
 func (a *app) desk() desk.Program {
 	return desk.Program{In: a.in, Out: a.out, Err: a.err, Denied: errDenied, Servers: []string{"trow.kube-public:31000", "127.0.0.1:31000"},
 		Client: func(cmd *cobra.Command) func() (*admin.Client, error) {
-			addServerFlags(cmd)
+			where := dataDir(cmd)
 			return func() (*admin.Client, error) {
-				c, err := loadConfig(cmd)
-				return admin.NewClient(c.DataDir), err
+				dir, err := where()
+				return admin.NewClient(dir), err
 			}
 		},
 		Policy: func(cmd *cobra.Command) (*auth.Policy, string, error) {
@@ -1653,423 +1650,6 @@ func (a *app) desk() desk.Program {
 			return p, c.User, err
 		},
 	}
-}
-
-// ---- gc, scrub
-
-// onServer makes a command that talks to the server of a data directory.
-func (a *app) onServer(cmd *cobra.Command, do func(context.Context, *admin.Client) error) *cobra.Command {
-	cmd.Args = cobra.NoArgs
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := loadConfig(cmd)
-		if err != nil {
-			return err
-		}
-		return do(cmd.Context(), admin.NewClient(c.DataDir))
-	}
-	addServerFlags(cmd)
-	return cmd
-}
-
-// addServerFlags adds the flags that say where the server is.
-func addServerFlags(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringP("config", "c", "", "the server's configuration file, for its data-dir")
-	f.StringP("data-dir", "d", "", "the server's data directory (default: as the server's)")
-}
-
-// progress calls show with what a job reports.
-func progress[T any](show func(T)) func(json.RawMessage) error {
-	return func(b json.RawMessage) error {
-		var v T
-		if err := json.Unmarshal(b, &v); err != nil {
-			return err
-		}
-		show(v)
-		return nil
-	}
-}
-
-func (a *app) gcCommand() *cobra.Command {
-	var dry, now bool
-	var grace string
-	cmd := a.onServer(&cobra.Command{
-		Use:   "gc",
-		Short: "Free the space of what nothing needs any more, while the server runs",
-		Long: "gc takes away blobs that no manifest of their repository needs, and bytes that no repository holds. The server does\n" +
-			"so by itself each gc-interval; this does it now. Pushes and pulls go on meanwhile. Manifests and tags stay: delete\n" +
-			"those that are not needed first.",
-	}, func(ctx context.Context, c *admin.Client) error {
-		q := url.Values{}
-		if dry {
-			q.Set("dry-run", "")
-		}
-		if grace != "" {
-			q.Set("grace", grace)
-		}
-		var done storage.Collected
-		err := c.Run(ctx, "gc", q, progress(func(p storage.Collected) {
-			fmt.Fprintf(a.err, "%d repositories and %d blobs looked at, %s to free\n", p.Repos, p.Blobs, size(p.Freed))
-		}), &done)
-		if err != nil {
-			return err
-		}
-		a.tellCollected(done, dry)
-		return nil
-	})
-	f := cmd.Flags()
-	f.BoolVar(&dry, "dry-run", false, "only tell what would be freed")
-	f.BoolVar(&now, "now", false, "collect now (the default)")
-	f.StringVar(&grace, "grace", "", "instead of gc-grace; a push under way whose blobs go has to begin again")
-	cmd.MarkFlagsMutuallyExclusive("dry-run", "now")
-	return cmd
-}
-
-func (a *app) tellCollected(done storage.Collected, dry bool) {
-	verb := "Freed"
-	if dry {
-		verb = "Would free"
-	}
-	fmt.Fprintf(a.out, "%s %s: %d of %d blobs, after unlinking %d from %d repositories.\n",
-		verb, size(done.Freed), done.Deleted, done.Blobs, done.Unlinked, done.Repos)
-	if done.Waiting {
-		fmt.Fprintln(a.out, "Nothing was unlinked: the server has started less than the grace ago, and a client may rely on blobs that it was told of before.")
-	}
-}
-
-// size writes a number of bytes for people.
-func size(n int64) string {
-	const units = "KMGTPE"
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, unit := float64(n)/(1<<10), 0
-	for v >= 1<<10 {
-		v, unit = v/(1<<10), unit+1
-	}
-	return fmt.Sprintf("%.1f %ciB", v, units[unit])
-}
-
-func (a *app) retentionCommand() *cobra.Command {
-	var dry bool
-	cmd := a.onServer(&cobra.Command{
-		Use:   "retention",
-		Short: "Remove the tags and manifests that have had their time by the setting retention, and tell why",
-		Long: "retention applies the rules of the server's setting retention. The server does so by itself before each collection;\n" +
-			"this does it now, or tells what would go. Their space is freed by the collection that follows: trow gc.",
-	}, func(ctx context.Context, c *admin.Client) error {
-		q := url.Values{}
-		if dry {
-			q.Set("dry-run", "")
-		}
-		var done retained
-		err := c.Run(ctx, "retention", q, progress(func(r retention.Removal) {
-			name := r.Repo + "@" + r.Digest.String()
-			if r.Tag != "" {
-				name = r.Repo + ":" + r.Tag
-			}
-			fmt.Fprintf(a.out, "%s: %s\n", name, r.Why)
-		}), &done)
-		switch {
-		case err != nil:
-			return err
-		case !done.Rules:
-			fmt.Fprintln(a.out, "There are no rules: the setting retention is empty, and everything is kept.")
-		case dry:
-			fmt.Fprintf(a.out, "%d would go.\n", done.Removed)
-		default:
-			fmt.Fprintf(a.out, "%d are gone.\n", done.Removed)
-		}
-		return nil
-	})
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only tell what would go, and why")
-	return cmd
-}
-
-// errDamaged ends a scrub that found damage.
-var errDamaged = errors.New("damaged content was found")
-
-func (a *app) scrubCommand() *cobra.Command {
-	var rate string
-	cmd := a.onServer(&cobra.Command{
-		Use:   "scrub",
-		Short: "Read all content, compare it with its digests, and quarantine what is damaged: exit code 1 if anything is",
-	}, func(ctx context.Context, c *admin.Client) error {
-		q := url.Values{}
-		if rate != "" {
-			q.Set("rate", rate)
-		}
-		var done scrubbed
-		err := c.Run(ctx, "scrub", q, progress(func(p storage.Scrubbed) {
-			fmt.Fprintf(a.err, "%d of %d contents, %s\n", p.Blobs, p.Contents, size(p.Bytes))
-		}), &done)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(a.out, "Read %d contents, %s: %d damaged, %d whole again, %d could not be read.\n",
-			done.Blobs, size(done.Bytes), done.Damaged, done.Healed, done.Failed)
-		for _, d := range slices.Sorted(maps.Keys(done.Damages)) {
-			fmt.Fprintf(a.out, "damaged  %s: %s\n", d, done.Damages[d].Reason)
-		}
-		if len(done.Damages) > 0 {
-			fmt.Fprintln(a.out, "Push images that consist of these again: that heals them.")
-			return errDamaged
-		}
-		return nil
-	})
-	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second, such as 16Mi (default: as fast as it goes)")
-	return cmd
-}
-
-// ---- rebuild
-
-func (a *app) exportCommand() *cobra.Command {
-	var repositories []string
-	var base string
-	var prune bool
-	cmd := &cobra.Command{
-		Use:   "export DIRECTORY|-",
-		Short: "Copy everything into a directory, or as a tar to standard output, while the server runs",
-		Long: "export makes an archive that import reads, in the form of an OCI image layout, so that skopeo and others read it as\n" +
-			"well. Into a directory it copies what is not there yet, and what was stopped goes on when it is run again. With - it\n" +
-			"writes a tar stream: trow export - | zstd > backup.tar.zst",
-		Args: cobra.ExactArgs(1),
-	}
-	addServerFlags(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		from, options, _, err := a.archive(cmd, repositories)
-		if err != nil {
-			return err
-		}
-		o := archive.ExportOptions{Options: options, Prune: prune}
-		if base != "" {
-			if o.Have, err = archive.Have(base); err != nil {
-				return fmt.Errorf("--base: %w", err)
-			}
-		}
-		var done archive.Progress
-		if args[0] != "-" {
-			done, err = archive.Export(cmd.Context(), from, args[0], o)
-		} else if prune {
-			return errors.New("--prune is for a directory; a tar stream has only what the registry holds")
-		} else if f, ok := a.out.(*os.File); ok && isTerminal(f) {
-			return errors.New("a terminal cannot show a tar; send it into a file or a pipe")
-		} else {
-			done, err = archive.ExportTar(cmd.Context(), from, a.out, o)
-		}
-		a.tellCopied("Exported", done)
-		return err
-	}
-	f := cmd.Flags()
-	f.StringSliceVar(&repositories, "repository", nil, "only repositories of this name, with * and **; may be given more than once")
-	f.StringVar(&base, "base", "", "leave out the blobs that this earlier archive (directory or tar) has")
-	f.BoolVar(&prune, "prune", false, "take out of the directory what the registry does not hold any more")
-	return cmd
-}
-
-func (a *app) importCommand() *cobra.Command {
-	var repositories []string
-	var as string
-	var keep bool
-	cmd := &cobra.Command{
-		Use:   "import DIRECTORY|FILE|-",
-		Short: "Copy an archive, or another registry's data directory, into the running server",
-		Long: "import reads what export has written, any OCI image layout (as a directory, a tar, a tar.gz; - is standard input), and\n" +
-			"the data directories of Distribution (registry:2, registry:3) and of zot; it finds out which it is. What the server\n" +
-			"has already is not copied; run again, an import goes on where it was stopped.",
-		Args: cobra.ExactArgs(1),
-	}
-	addServerFlags(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		to, options, dir, err := a.archive(cmd, repositories)
-		if err != nil {
-			return err
-		}
-		o := archive.ImportOptions{Options: options, As: as, KeepTags: keep, Temp: dir,
-			Form: func(name string) { fmt.Fprintf(a.err, "This is %s.\n", name) }}
-		var done archive.Progress
-		if args[0] == "-" {
-			done, err = archive.ImportTar(cmd.Context(), to, a.in, o)
-		} else {
-			done, err = archive.Import(cmd.Context(), to, args[0], o)
-		}
-		a.tellCopied("Imported", done)
-		return err
-	}
-	f := cmd.Flags()
-	f.StringSliceVar(&repositories, "repository", nil, "only repositories of this name, with * and **; may be given more than once")
-	f.StringVar(&as, "as", "", "where a layout that names no repositories goes: repository, or repository:tag")
-	f.BoolVar(&keep, "keep-tags", false, "leave tags that exist here as they are")
-	return cmd
-}
-
-// archive is what export and import have in common: the server, which repositories, what is told on the way.
-func (a *app) archive(cmd *cobra.Command, repositories []string) (r archive.Registry, o archive.Options, dir string, err error) {
-	c, err := loadConfig(cmd)
-	if err != nil {
-		return r, o, "", err
-	}
-	if len(repositories) > 0 {
-		names, err := glob.Compile(repositories...)
-		if err != nil {
-			return r, o, "", fmt.Errorf("repository: %w", err)
-		}
-		o.Match = names.Match
-	}
-	o.Problem = func(text string) { fmt.Fprintln(a.err, text) }
-	o.Progress = func(p archive.Progress) {
-		fmt.Fprintf(a.err, "%d of %d manifests and tags, %s copied\n", p.Items, p.TotalItems, size(p.Bytes))
-	}
-	return archive.Registry{HTTP: &admin.NewClient(c.DataDir).HTTP, URL: admin.URL}, o, c.DataDir, nil
-}
-
-func (a *app) tellCopied(verb string, p archive.Progress) {
-	if p == (archive.Progress{}) {
-		return // it did not begin; the error says why
-	}
-	fmt.Fprintf(a.err, "%s %d manifests and %d blobs, %s; %d were there already.\n", verb, p.Manifests, p.Blobs, size(p.Bytes), p.Present)
-	if p.Gone > 0 {
-		fmt.Fprintf(a.err, "%d manifests and tags were deleted meanwhile.\n", p.Gone)
-	}
-	if p.Kept > 0 {
-		fmt.Fprintf(a.err, "%d tags name something else here, and were left as they are.\n", p.Kept)
-	}
-}
-
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
-func (a *app) rebuildCommand() *cobra.Command {
-	into := "recovered"
-	cmd := &cobra.Command{
-		Use:   "rebuild",
-		Short: "Repair a data directory whose journal is damaged, while no server runs on it",
-		Long: "rebuild puts a damaged journal aside and takes the copy that the server keeps beside it (an hour old at most) in its\n" +
-			"place. Manifests among the blobs that no repository holds then are put into the repository --into, by digest: what\n" +
-			"they were called is not written anywhere else. Nothing is deleted. On a whole journal it does the same without the copy.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
-			if err != nil {
-				return err
-			}
-			r, err := storage.Rebuild(cmd.Context(), c.DataDir, storage.RebuildOptions{Into: into, Parse: registry.ReadManifest,
-				Progress: func(blobs int) { fmt.Fprintf(a.err, "%d blobs looked at\n", blobs) }})
-			if err != nil {
-				return err
-			}
-			a.tellRebuilt(r, into)
-			return nil
-		},
-	}
-	f := cmd.Flags()
-	f.StringP("config", "c", "", "the server's configuration file, for its data-dir")
-	f.StringP("data-dir", "d", "", "the data directory (default: as the server's)")
-	f.StringVar(&into, "into", into, "repository for manifests that no repository holds")
-	return cmd
-}
-
-func (a *app) tellRebuilt(r *storage.Rebuilt, into string) {
-	switch {
-	case r.Damage == "":
-		fmt.Fprintln(a.out, "The journal is whole.")
-	case r.Backup.IsZero():
-		fmt.Fprintf(a.out, "%s\nIt is now %s. There was no copy of it: names of repositories and tags are lost.\n", r.Damage, r.Aside)
-	default:
-		fmt.Fprintf(a.out, "%s\nIt is now %s. Its copy of %s has taken its place: tags that were set, moved or deleted since are as they were then.\n",
-			r.Damage, r.Aside, r.Backup.UTC().Format(time.RFC3339))
-	}
-	fmt.Fprintf(a.out, "It knows %d repositories, %d manifests, %d tags.\n", r.Restored.Repos, r.Restored.Manifests, r.Restored.Tags)
-	for _, m := range r.Found {
-		fmt.Fprintf(a.out, "found    %s@%s (%s)\n", into, m.Digest, m.MediaType)
-	}
-	if len(r.Found) > 0 {
-		fmt.Fprintf(a.out, "%d manifests belonged to no repository; their repositories and tags are not known. Tag or delete them in %s.\n", len(r.Found), into)
-	}
-	for _, d := range r.Missing {
-		fmt.Fprintf(a.out, "missing  %s\n", d)
-	}
-	if len(r.Missing) > 0 {
-		fmt.Fprintf(a.out, "%d contents have no bytes: push images that consist of them again.\n", len(r.Missing))
-	}
-	if r.Unclaimed > 0 {
-		fmt.Fprintf(a.out, "%d blobs (%s) belong to nothing that is known: the next collection frees them; to keep them, serve with --gc-interval=0.\n",
-			r.Unclaimed, size(r.UnclaimedBytes))
-	}
-}
-
-// ---- disarm, arm, rotate-ca
-
-// onCluster makes a command that works on a cluster as kubectl does, with the rights of whoever calls it.
-func (a *app) onCluster(cmd *cobra.Command, do func(context.Context, cluster.Client) error) *cobra.Command {
-	var kubeconfig, kubecontext string
-	cmd.Args = cobra.NoArgs
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		client, err := cluster.Outside(kubeconfig, kubecontext)
-		if err != nil {
-			return errors.New(oneLine(err))
-		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
-		defer cancel()
-		return do(ctx, client)
-	}
-	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "how to reach the cluster (default: KUBECONFIG, then ~/.kube/config)")
-	cmd.Flags().StringVar(&kubecontext, "context", "", "which context of it (default: the current one)")
-	return cmd
-}
-
-func (a *app) disarmCommand() *cobra.Command {
-	return a.onCluster(&cobra.Command{
-		Use:   "disarm",
-		Short: "Take the webhook away from a cluster, until trow arm: every image may run",
-		Long: "disarm deletes the ValidatingWebhookConfiguration and notes on the ClusterRole that it is to stay away.\n" +
-			"It needs no running server, so it is also the way out when nothing starts.",
-	}, func(ctx context.Context, client cluster.Client) error {
-		found, err := cluster.Disarm(ctx, client)
-		if err != nil {
-			return err
-		}
-		if !found {
-			fmt.Fprintln(a.out, "There was no webhook. It stays away until trow arm.")
-			return nil
-		}
-		fmt.Fprintln(a.out, "The webhook is gone: every image may run. It stays away until trow arm.")
-		return nil
-	})
-}
-
-func (a *app) armCommand() *cobra.Command {
-	return a.onCluster(&cobra.Command{
-		Use:   "arm",
-		Short: "Take back trow disarm: the server registers the webhook again",
-	}, func(ctx context.Context, client cluster.Client) error {
-		if err := cluster.Arm(ctx, client); err != nil {
-			return err
-		}
-		fmt.Fprintln(a.out, "The server registers the webhook within seconds, as its setting webhook says.")
-		return nil
-	})
-}
-
-func (a *app) rotateCommand() *cobra.Command {
-	var namespace string
-	cmd := a.onCluster(&cobra.Command{
-		Use:   "rotate-ca",
-		Short: "Replace the CA: nodes and the webhook follow by themselves, workstations have to be told",
-		Long: "rotate-ca asks the server for a new CA. It is told beside the old one first (ConfigMap " + cluster.ConfigMapName + ", /ca.crt),\n" +
-			"signs after the time of the setting ca-overlap, and the old one goes after that time again.",
-	}, func(ctx context.Context, client cluster.Client) error {
-		if err := cluster.RotateCA(ctx, client, namespace); err != nil {
-			return err
-		}
-		fmt.Fprintf(a.out, "The new CA is in ConfigMap %s/%s within seconds; workstations need it before the time of ca-overlap has passed.\n",
-			namespace, cluster.ConfigMapName)
-		return nil
-	})
-	cmd.Flags().StringVar(&namespace, "namespace", "kube-public", "namespace of the registry")
-	return cmd
 }
 
 // ---- node

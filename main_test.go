@@ -1130,6 +1130,7 @@ var imports = map[string][]string{
 	"registry/bench":            {},
 	"registry/bench/versus":     {},
 	"registry/glob":             {},
+	"registry/keep":             {"trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/glob", "trow/registry/retention", "trow/storage"},
 	"registry/retention":        {"trow/registry/glob", "trow/storage"},
 	"registry/server":           {},
 	"registry/soak":             {},
@@ -1141,7 +1142,7 @@ var imports = map[string][]string{
 // only says which package alone may import something, and why.
 var only = map[string][]string{
 	"github.com/spf13/viper":                         {"."},
-	"github.com/spf13/cobra":                         {".", "manifests/node/credential", "registry/auth/desk", "registry/bench"},
+	"github.com/spf13/cobra":                         {".", "admission/cluster", "registry/keep", "manifests/node/credential", "registry/auth/desk", "registry/bench"},
 	"go.etcd.io/bbolt":                               {"storage"},
 	"k8s.io/api/admission/v1":                        {".", "admission"},
 	"k8s.io/client-go/kubernetes":                    {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
