@@ -32,24 +32,30 @@ func (k *known) get(key [32]byte, now time.Time) (proof, bool) {
 	return p, ok && (p.until.IsZero() || now.Before(p.until))
 }
 
-// put remembers. When there is no room, what has ended goes, and then any.
+// put remembers. When there is no room, what has ended goes, of a few that it looks at, and if none has, one of them.
 func (k *known) put(key [32]byte, p proof, now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.all) >= maxKnown {
-		for other, o := range k.all {
-			if !o.until.IsZero() && !now.Before(o.until) {
-				delete(k.all, other)
-			}
-		}
-	}
-	for other := range k.all {
-		if len(k.all) < maxKnown {
-			break
-		}
-		delete(k.all, other)
-	}
+	makeRoom(k.all, maxKnown, func(o proof) bool { return !o.until.IsZero() && !now.Before(o.until) }, func(proof) bool { return true })
 	k.all[key] = p
+}
+
+// makeRoom makes a map smaller than most. It looks at a few entries, which Go chooses anew each time, so that a full map
+// costs no more than another.
+func makeRoom[K comparable, V any](all map[K]V, most int, ended, expendable func(V) bool) {
+	if len(all) < most {
+		return
+	}
+	const few = 16
+	n := 0
+	for key, v := range all {
+		if n++; ended(v) || len(all) >= most && n > few && expendable(v) {
+			delete(all, key)
+		}
+		if n > few && len(all) < most {
+			return
+		}
+	}
 }
 
 // sumOf is the key of credentials. The secret, of this process alone, keeps a dump of the memory from being a list of

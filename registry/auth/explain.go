@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"fmt"
 	"strings"
 )
@@ -40,6 +41,41 @@ func (p *Policy) why(v Verdict) string {
 	}
 	return fmt.Sprintf("none of the %d rules allows it", len(p.rules))
 }
+
+// Explain says what the guard would decide, and why. Errors: ErrUnavailable.
+func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Action) (Explanation, error) {
+	p := g.state.Load().policy
+	v := p.Judge(who, repo, a)
+	if v.on != onNothing || g.options.Accesses == nil || !who.Cluster {
+		return Explanation{v.Allowed, p.why(v)}, nil
+	}
+	allowed, reason, err := g.ask(ctx, who, repo, a)
+	return Explanation{allowed, strings.TrimSuffix(p.why(Verdict{on: onCluster})+": "+reason, ": ")}, err
+}
+
+// Impersonate is the identity of this name, to be asked about: a user, robot:NAME, a name of the cluster's (any with a
+// colon), or nobody. Errors: a robot that does not exist.
+func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
+	s := g.state.Load()
+	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {
+		if r := s.robots.byName[robot]; r != nil {
+			return r.who, nil
+		}
+		return nil, fmt.Errorf("there is no robot %q", robot)
+	}
+	if u, ok := s.users.list[name]; ok && len(groups) == 0 {
+		return u.who, nil
+	}
+	return Named(name, groups), nil
+}
+
+// Named is an identity of which nothing but name and groups is known.
+func Named(name string, groups []string) *Identity {
+	return &Identity{Name: name, Groups: groups, Cluster: strings.Contains(name, ":") || len(groups) > 0}
+}
+
+// Owner is the identity of the user who may do everything, to be asked about.
+func Owner(name string) *Identity { return &Identity{Name: name, owner: true} }
 
 // String is the rule in one line.
 func (r rule) String() string {

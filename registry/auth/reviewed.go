@@ -108,12 +108,7 @@ func (v *reviewed) remembered(key [32]byte, now time.Time, age time.Duration) (*
 func (v *reviewed) remember(key [32]byte, r review) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for other := range v.all {
-		if len(v.all) < maxReviews {
-			break
-		}
-		delete(v.all, other)
-	}
+	makeRoom(v.all, maxReviews, func(o review) bool { return r.at.Sub(o.at) >= oldReview }, func(review) bool { return true })
 	v.all[key] = r
 }
 

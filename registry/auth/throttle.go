@@ -127,7 +127,7 @@ func (t *throttle) count(p pair, right bool) {
 	addr.last = now
 }
 
-// scoreOf finds or makes a score. When there is no room, those who may be forgotten go, and then any nobody waits for.
+// scoreOf finds or makes a score. Those for whom somebody waits stay.
 func scoreOf[K comparable](all map[K]*score, key K, now time.Time) *score {
 	s := all[key]
 	if s != nil && s.waiting == 0 && now.Sub(s.last) > forget {
@@ -136,21 +136,8 @@ func scoreOf[K comparable](all map[K]*score, key K, now time.Time) *score {
 	if s != nil {
 		return s
 	}
-	if len(all) >= maxScores {
-		for k, other := range all {
-			if other.waiting == 0 && now.Sub(other.last) > forget {
-				delete(all, k)
-			}
-		}
-		for k, other := range all {
-			if len(all) < maxScores {
-				break
-			}
-			if other.waiting == 0 {
-				delete(all, k)
-			}
-		}
-	}
+	idle := func(s *score) bool { return s.waiting == 0 }
+	makeRoom(all, maxScores, func(s *score) bool { return idle(s) && now.Sub(s.last) > forget }, idle)
 	s = &score{last: now}
 	all[key] = s
 	return s

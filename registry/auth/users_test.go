@@ -192,14 +192,14 @@ func TestTheMemoryOfGuessesIsBounded(t *testing.T) {
 		}
 		return bcrypt.ErrMismatchedHashAndPassword
 	})
-	for i := range auth.MaxScores + 500 {
+	for i := range auth.MaxScores + 100 {
 		addr := fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255)
 		_, _ = g.Identify(from(withLogin(fmt.Sprint("user", i), "wrong"), addr))
 	}
 	if pairs, addresses := g.Scores(); pairs > auth.MaxScores || addresses > auth.MaxScores {
 		t.Errorf("%d pairs, %d addresses", pairs, addresses)
 	}
-	for i := range auth.MaxKnown + 500 { // as many passwords as nobody has
+	for i := range auth.MaxKnown + 100 { // as many passwords as nobody has
 		if _, err := g.Identify(withLogin("alice", fmt.Sprint("right", i))); err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package desk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -238,10 +239,23 @@ func (p Program) read(cmd *cobra.Command, as string, groups []string, repo strin
 	return policy.Explain(auth.Named(as, groups), repo, a), nil
 }
 
+// secret is a Secret to be printed.
+type secret struct {
+	name, namespace string
+	servers         []string
+}
+
+func (s *secret) flags(cmd *cobra.Command, servers []string) {
+	f := cmd.Flags()
+	f.StringSliceVar(&s.servers, "server", servers, "HOST[:PORT] as in the names of images; may be given more than once")
+	f.StringVar(&s.namespace, "namespace", "default", "namespace of the Secret")
+	f.StringVar(&s.name, "name", "regcred", "name of the Secret")
+}
+
 func (p Program) pullSecret() *cobra.Command {
 	var o order
-	var robot, user, file, name, namespace string
-	var servers []string
+	var s secret
+	var robot, user, file string
 	cmd := &cobra.Command{
 		Use:   "pull-secret",
 		Short: "Print a Secret with which pods pull (imagePullSecrets)",
@@ -252,57 +266,59 @@ func (p Program) pullSecret() *cobra.Command {
 	}
 	client := p.Client(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkSecret(name, namespace, servers); err != nil {
+		if err := s.check(); err != nil {
 			return err
 		}
+		name, password, err := user, "", error(nil)
 		if user != "" {
-			password, err := p.password(file)
-			if err != nil {
-				return err
-			}
-			return p.printSecret(name, namespace, servers, user, password)
+			password, err = p.password(file)
+		} else {
+			name, password, err = p.robot(cmd.Context(), client, &o, cmp.Or(robot, "pull-"+s.namespace))
 		}
-		c, err := client()
 		if err != nil {
 			return err
 		}
-		if robot == "" {
-			robot = "pull-" + namespace
-		}
-		done, err := o.make(cmd.Context(), c, robot)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(p.Err, "The Secret has the token of robot %s, good %s.\n", robot, until(done.Expires))
-		return p.printSecret(name, namespace, servers, robot, done.Secret)
+		return p.print(s, name, password)
 	}
 	o.flags(cmd, []string{"**"}, []string{"pull"}, "never")
+	s.flags(cmd, p.Servers)
 	f := cmd.Flags()
 	f.StringVar(&robot, "robot", "", "name of the robot (default: pull-NAMESPACE)")
 	f.StringVar(&user, "user", "", "take this user's password instead of making a robot")
 	f.StringVar(&file, "password-file", "", "with --user: file with the password; - for standard input")
-	f.StringSliceVar(&servers, "server", p.Servers, "HOST[:PORT] as in the names of images; may be given more than once")
-	f.StringVar(&namespace, "namespace", "default", "namespace of the Secret")
-	f.StringVar(&name, "name", "regcred", "name of the Secret")
 	cmd.MarkFlagsMutuallyExclusive("robot", "user")
 	cmd.MarkFlagsRequiredTogether("user", "password-file")
 	return cmd
 }
 
-// checkSecret finds what cannot be in the Secret.
-func checkSecret(name, namespace string, servers []string) error {
-	if msg := validation.IsDNS1123Subdomain(name); len(msg) > 0 {
-		return fmt.Errorf("name: %.80q: %s", name, msg[0])
+// robot makes a robot for a Secret.
+func (p Program) robot(ctx context.Context, client func() (*admin.Client, error), o *order, name string) (user, password string, err error) {
+	c, err := client()
+	if err != nil {
+		return "", "", err
 	}
-	if msg := validation.IsDNS1123Label(namespace); len(msg) > 0 {
-		return fmt.Errorf("namespace: %.80q: %s", namespace, msg[0])
+	done, err := o.make(ctx, c, name)
+	if err != nil {
+		return "", "", err
 	}
-	if len(servers) == 0 {
+	fmt.Fprintf(p.Err, "The Secret has the token of robot %s, good %s.\n", name, until(done.Expires))
+	return name, done.Secret, nil
+}
+
+// check finds what cannot be in a Secret.
+func (s *secret) check() error {
+	if msg := validation.IsDNS1123Subdomain(s.name); len(msg) > 0 {
+		return fmt.Errorf("name: %.80q: %s", s.name, msg[0])
+	}
+	if msg := validation.IsDNS1123Label(s.namespace); len(msg) > 0 {
+		return fmt.Errorf("namespace: %.80q: %s", s.namespace, msg[0])
+	}
+	if len(s.servers) == 0 {
 		return errors.New("server: name one; images are pulled from it")
 	}
-	for _, s := range servers {
-		if !auth.ValidHost(s) {
-			return fmt.Errorf("server: %.80q is not HOST[:PORT]", s)
+	for _, host := range s.servers {
+		if !auth.ValidHost(host) {
+			return fmt.Errorf("server: %.80q is not HOST[:PORT]", host)
 		}
 	}
 	return nil
@@ -331,11 +347,11 @@ func (p Program) password(file string) (string, error) {
 	return password, nil
 }
 
-// printSecret prints a Secret of type kubernetes.io/dockerconfigjson.
-func (p Program) printSecret(name, namespace string, servers []string, user, password string) error {
+// print prints a Secret of type kubernetes.io/dockerconfigjson.
+func (p Program) print(s secret, user, password string) error {
 	auths := map[string]any{}
-	for _, s := range servers {
-		auths[s] = map[string]string{"username": user, "password": password}
+	for _, host := range s.servers {
+		auths[host] = map[string]string{"username": user, "password": password}
 	}
 	config, err := json.Marshal(map[string]any{"auths": auths})
 	if err != nil {
@@ -343,7 +359,7 @@ func (p Program) printSecret(name, namespace string, servers []string, user, pas
 	}
 	text, err := yaml.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
-		"metadata":   map[string]string{"name": name, "namespace": namespace},
+		"metadata":   map[string]string{"name": s.name, "namespace": s.namespace},
 		"stringData": map[string]string{".dockerconfigjson": string(config)},
 	})
 	if err != nil {
