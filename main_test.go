@@ -782,6 +782,45 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestBench measures this server, whose verdicts on the pods of the bench are that their images are here.
+func TestBench(t *testing.T) {
+	p := start(t, t.TempDir())
+	var out bytes.Buffer
+	bench := func(args ...string) int {
+		out.Reset()
+		return run(t.Context(), append([]string{"bench", "--duration=5ms", "--connections=2"}, args...), nil, &out, io.Discard)
+	}
+	ca := "--cacert=" + filepath.Join(p.dir, "ca.crt")
+	if code := bench(p.url, ca, "--scenarios=admission,manifest-head-tag", "--json=-"); code != 0 {
+		t.Fatalf("code %d: %s", code, &out)
+	}
+	var report struct {
+		Results []struct {
+			Scenario           string
+			Operations, Errors int
+		}
+	}
+	if err := json.Unmarshal(out.Bytes(), &report); err != nil || len(report.Results) != 2 || report.Results[1].Scenario != "admission" ||
+		report.Results[0].Operations < 2 || report.Results[1].Operations < 2 || report.Results[0].Errors+report.Results[1].Errors > 0 {
+		t.Errorf("%s %v", &out, err)
+	}
+	if metrics := p.want(200, "GET", "/metrics", ""); !strings.Contains(metrics, `reviews_total{verdict="allowed"}`) || !strings.Contains(metrics, `reviews_total{verdict="denied"} 0`) {
+		t.Errorf("the verdicts: %s", metrics)
+	}
+	if code := bench(p.url, ca, "--clean"); code != 0 || !strings.HasPrefix(out.String(), "Deleted 100 manifests.") {
+		t.Errorf("code %d: %s", code, &out)
+	}
+	if code := bench(p.url, ca, "--scenarios=manifest-head-tag", "--no-populate"); code != 1 || !strings.Contains(out.String(), "404 Not Found") {
+		t.Errorf("without content: code %d: %s", code, &out)
+	}
+	if code := bench(p.url); code != 2 || out.Len() > 0 {
+		t.Errorf("without the CA: code %d: %s", code, &out)
+	}
+	if code := bench("--list"); code != 0 || strings.Count(out.String(), "\n") != 15 {
+		t.Errorf("code %d: %s", code, &out)
+	}
+}
+
 func TestVersionAndManifest(t *testing.T) {
 	for _, args := range [][]string{{"version"}, {"--version"}} {
 		if code, out, _ := command(t, "", args...); code != 0 || !strings.HasPrefix(out, "trow "+version) {

@@ -122,7 +122,10 @@ func (c *flags) measure(ctx context.Context, out io.Writer) error {
 	if report == nil || c.options.PopulateOnly || len(report.Results)+len(report.Skipped) == 0 {
 		return err
 	}
-	return errors.Join(err, c.write(report, out))
+	if err := c.write(report, out); err != nil {
+		return err
+	}
+	return err
 }
 
 func (c *flags) write(r *Report, out io.Writer) error {

@@ -57,6 +57,7 @@ type content struct {
 	holder       piece
 	referrers    []piece // of images[0]
 	minimal      piece   // what the many repositories hold
+	tags         []string
 }
 
 // newContent makes it from the seed.
@@ -71,6 +72,9 @@ func newContent(o Options) (*content, error) {
 	}
 	c := &content{repo: o.Repository, scale: o.Scale, large: newPiece("", random(o.large)), small: newPiece("", random(smallBlob)),
 		empty: newPiece("", []byte("{}"))}
+	for i := range o.Scale.Tags {
+		c.tags = append(c.tags, fmt.Sprintf("t%05d", i))
+	}
 	for i := range layerCount {
 		c.blobs = append(c.blobs, newPiece("", random(smallBlob+i*(maxLayer-smallBlob)/(layerCount-1))))
 	}
@@ -132,8 +136,7 @@ const (
 	configurationEnd = `"}`
 )
 
-func tagName(i int) string { return fmt.Sprintf("t%05d", i) }
-
+// tagged is what a tag points to.
 func (c *content) tagged(i int) piece { return c.images[i%len(c.images)] }
 
 func (c *content) repoName(i int) string { return fmt.Sprintf("%s/c%05d", c.repo, i) }
@@ -224,7 +227,7 @@ func (c *content) review(registry string) ([]byte, error) {
 	}
 	names := make([]string, 0, 6)
 	for i, container := range []string{"web", "worker", "proxy"} {
-		names = append(names, "IMAGE-"+container, u.Host+"/"+c.repo+":"+tagName(i))
+		names = append(names, "IMAGE-"+container, u.Host+"/"+c.repo+":"+c.tags[i%len(c.tags)])
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, reviewTemplate); err != nil {

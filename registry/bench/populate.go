@@ -30,7 +30,7 @@ func (c *content) stages() []stage {
 		{"blobs' image", needBlobs, 1, func(w *worker, _ int) error { return w.ensureManifest(c.repo, holderTag, c.holder) }},
 		{"layers", needImages, len(c.blobs), func(w *worker, i int) error { return w.ensureBlob(c.repo, c.blobs[i], "") }},
 		{"images", needImages, len(c.images), func(w *worker, i int) error { return w.ensureManifest(c.repo, c.images[i].digest, c.images[i]) }},
-		{"tags", needTags, c.scale.Tags, func(w *worker, i int) error { return w.ensureManifest(c.repo, tagName(i), c.tagged(i)) }},
+		{"tags", needTags, c.scale.Tags, func(w *worker, i int) error { return w.ensureManifest(c.repo, c.tags[i], c.tagged(i)) }},
 		{"referrers", needReferrers, len(c.referrers), func(w *worker, i int) error { return w.pushReferrer(c, i) }},
 		{"repositories", needRepos, c.scale.Repos, func(w *worker, i int) error { return w.pushRepo(c, i) }},
 	}

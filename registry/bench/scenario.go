@@ -133,7 +133,7 @@ func readTags(r *runner, w *worker, method string) operation {
 	base := q.path + "/manifests/"
 	return func(check bool) (int64, error) {
 		i := w.rng.IntN(r.content.scale.Tags)
-		q.path = base + tagName(i)
+		q.path = base + r.content.tags[i]
 		return w.read(q, r.content.tagged(i), check)
 	}
 }
@@ -183,10 +183,10 @@ func listTags(r *runner, w *worker) (operation, error) {
 	base := q.path + "/tags/list?n=" + strconv.Itoa(pageSize) + "&last="
 	return func(check bool) (int64, error) {
 		i := w.behind(r.content.scale.Tags)
-		q.path = base + tagName(i)
+		q.path = base + r.content.tags[i]
 		return w.list(q, check, func(body []byte) error {
 			var page struct{ Tags []string }
-			return pageFault(json.Unmarshal(body, &page), page.Tags, tagName(i+1), r.content.scale.Tags-i-1)
+			return pageFault(json.Unmarshal(body, &page), page.Tags, r.content.tags[min(i+1, len(r.content.tags)-1)], r.content.scale.Tags-i-1)
 		})
 	}, nil
 }

@@ -31,8 +31,8 @@ func WriteStatic(dir string, o Options) error {
 			return err
 		}
 	}
-	for i := range c.scale.Tags {
-		if err := writeFile(filepath.Join(root, "manifests", tagName(i)), c.tagged(i).bytes); err != nil {
+	for i, tag := range c.tags {
+		if err := writeFile(filepath.Join(root, "manifests", tag), c.tagged(i).bytes); err != nil {
 			return err
 		}
 	}
