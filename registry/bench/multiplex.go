@@ -69,7 +69,8 @@ func (m *multiplex) do(q *request, authorization string, sum hash.Hash) (*respon
 
 // withoutHTTP2 knows how net/http says that a server has no HTTP/2.
 func withoutHTTP2(err error) error {
-	for _, sign := range []string{"malformed HTTP response", "unexpected ALPN protocol", "looked like an HTTP/1.1 header", "no application protocol"} {
+	for _, sign := range []string{"malformed HTTP response", "unexpected ALPN protocol", "looked like an HTTP/1.1 header", "no application protocol",
+		"client conn could not be established"} {
 		if strings.Contains(err.Error(), sign) {
 			return errors.New("the server speaks no HTTP/2; leave --protocol out")
 		}

@@ -12,11 +12,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
 // maxBlob bounds what limit takes: it is there for one scenario, whose blobs have 64 MiB.
 const maxBlob = 128 << 20
+
+// buffers are small enough for a core's cache: what was received is hashed and written from there.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
 // limit is what a durable push costs at the least: a server that takes uploads of a POST and a PUT, and does with each
 // what has to be done, and nothing else.
@@ -70,7 +74,9 @@ func (l limit) receive(body io.Reader, digest string) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	sum := sha256.New()
-	if _, err := io.CopyBuffer(io.MultiWriter(f, sum), body, make([]byte, 1<<20)); err != nil {
+	buffer := buffers.Get().(*[]byte)
+	defer buffers.Put(buffer)
+	if _, err := io.CopyBuffer(io.MultiWriter(f, sum), body, *buffer); err != nil {
 		return err
 	}
 	name := hex.EncodeToString(sum.Sum(nil))

@@ -13,8 +13,8 @@ func (r *report) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %d cores, load average %s before and %s after. Medians of %d rounds of %s; scale %s.\n"+
 		"A cell is the throughput and, in brackets, the server's CPU time in µs per operation. The ratios are medians of those of each round:\n"+
-		"above 1 Trow is faster. The bound is nginx where content is read, and limit where a blob is pushed. With * the load's generator\n"+
-		"used more CPU time than the server: the server may do more than that.\n\n",
+		"above 1 Trow is faster. The bound is nginx where content is read, and limit where a blob is pushed; of CPU time Trow takes that many\n"+
+		"times as much as the bound, which holds on a busy machine too. With * the load's generator was the limit: the server may do more.\n\n",
 		r.Time.Format("2006-01-02"), r.CPUs, r.Load[0], r.Load[1], r.Rounds, r.Duration, r.Scale)
 	r.writeRows(&b)
 	r.writeFailures(&b)
@@ -40,13 +40,13 @@ func (r *report) writeRows(b *strings.Builder) {
 	for _, p := range r.present() {
 		head = append(head, p.Name)
 	}
-	tableHead(b, 4, append(head, "Trow/bound", "Trow/best registry")...)
+	tableHead(b, 4, append(head, "Trow/bound", "its CPU time", "Trow/best registry")...)
 	for _, x := range r.Rows {
 		cells := []string{x.Scenario, strconv.Itoa(x.Connections), x.Transport, unit(x)}
 		for _, p := range r.present() {
 			cells = append(cells, r.cell(p.Name, x))
 		}
-		tableRow(b, append(cells, r.ratio(x, bound(x)), r.ratioToBest(x))...)
+		tableRow(b, append(cells, r.ratio(x, bound(x), throughput), r.ratio(x, bound(x), serverCPU), r.ratioToBest(x))...)
 	}
 }
 
@@ -77,8 +77,9 @@ func (r *report) cell(peer string, x row) string {
 	return text
 }
 
-func (r *report) ratio(x row, peer string) string {
-	v := pairedRatio(r.Figures.of(nameTrow, x, throughput), r.Figures.of(peer, x, throughput))
+// ratio is Trow's figure over a peer's.
+func (r *report) ratio(x row, peer string, pick func(figure) float64) string {
+	v := pairedRatio(r.Figures.of(nameTrow, x, pick), r.Figures.of(peer, x, pick))
 	if math.IsNaN(v) || r.Figures.failure(peer, x) != "" || r.Figures.failure(nameTrow, x) != "" {
 		return "–"
 	}
@@ -90,7 +91,7 @@ func (r *report) ratioToBest(x row) string {
 	if best == "" {
 		return "–"
 	}
-	return r.ratio(x, best) + " " + best
+	return r.ratio(x, best, throughput) + " " + best
 }
 
 // unit is what a row's throughput is counted in.
