@@ -66,6 +66,8 @@ type Policy struct {
 	// What no rule can allow again.
 	denyLocal       []prefix
 	denyLocalImages map[string][]Reference // by repository
+
+	references memory // what image strings mean
 }
 
 // k8sPrefixes is where Kubernetes publishes its own images, today and formerly.
@@ -256,7 +258,7 @@ const notContained = " disallowed as not contained in this registry and not in a
 
 // judge decides on one image string. Errors: those of images, which leave it undecided.
 func (p *Policy) judge(ctx context.Context, images Images, s string) (verdict, error) {
-	r, err := ParseReference(s)
+	r, err := p.references.reference(s)
 	if err != nil {
 		invalid := err.(*InvalidError)
 		sentence := "Invalid image reference " + invalid.Quoted + ": " + invalid.Reason
