@@ -16,15 +16,15 @@ import (
 
 // module is a peer that is built from a Go module, once for each version and toolchain.
 type module struct {
-	peer, pkg, version string
-	tags               string
+	peer, path, pkg, version string // pkg is within the module path
+	tags                     string
 }
 
 // modules are the peers that Debian does not have.
 var modules = []module{
-	{"distribution", "github.com/distribution/distribution/v3/cmd/registry", "v3.1.2", ""},
-	{"zot", "zotregistry.dev/zot/v2/cmd/zot", "v2.1.21", "containers_image_openpgp"}, // no tag of an extension: its minimal build
-	{"olareg", "github.com/olareg/olareg/cmd/olareg", "v0.2.2", ""},
+	{"distribution", "github.com/distribution/distribution/v3", "cmd/registry", "v3.1.2", ""},
+	{"zot", "zotregistry.dev/zot/v2", "cmd/zot", "v2.1.21", "containers_image_openpgp"}, // no tag of an extension: its minimal build
+	{"olareg", "github.com/olareg/olareg", "cmd/olareg", "v0.2.2", ""},
 }
 
 // buildTime bounds the build of one peer: the largest take minutes on two cores.
@@ -125,7 +125,8 @@ func (l *laboratory) fromModule(ctx context.Context, p *peer) error {
 	return m.build(ctx, dir)
 }
 
-// build makes a module of its own that requires the program as a tool. The finished program appears in dir at once.
+// build makes a module of its own that requires the program's, and nothing newer: no list of versions is asked for, which
+// not every proxy has of every module. The finished program appears in dir at once.
 func (m module) build(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -135,20 +136,16 @@ func (m module) build(ctx context.Context, dir string) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte("module versus\n\ngo 1.26\n"), 0o644); err != nil {
+	file := "module versus\n\ngo 1.26\n\nrequire " + m.path + " " + m.version + "\n"
+	if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte(file), 0o644); err != nil {
 		return err
 	}
-	for _, args := range [][]string{
-		{"get", "-tool", m.pkg + "@" + m.version},
-		{"build", "-trimpath", "-tags", m.tags, "-o", m.peer, m.pkg},
-	} {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir, cmd.Env = work, append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); ctx.Err() != nil {
-			return fmt.Errorf("go %s did not end within %s", args[0], buildTime)
-		} else if err != nil {
-			return fmt.Errorf("go %s %s: %s", args[0], m.pkg+"@"+m.version, cmp.Or(lastLine(out), err.Error()))
-		}
+	cmd := exec.CommandContext(ctx, "go", "build", "-mod=mod", "-trimpath", "-tags", m.tags, "-o", m.peer, m.path+"/"+m.pkg)
+	cmd.Dir, cmd.Env = work, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); ctx.Err() != nil {
+		return fmt.Errorf("go build did not end within %s", buildTime)
+	} else if err != nil {
+		return fmt.Errorf("go build %s/%s@%s: %s", m.path, m.pkg, m.version, cmp.Or(lastLine(out), err.Error()))
 	}
 	return os.Rename(filepath.Join(work, m.peer), filepath.Join(dir, m.peer))
 }

@@ -223,7 +223,7 @@ func TestWhatCannotBeHadIsTold(t *testing.T) {
 		"zot":             "too large",
 		"olareg":          "",
 		"docker-registry": "not installed: apt-get install docker-registry",
-		"distribution":    `go get github.com/distribution/distribution/v3/cmd/registry@v3.1.2: exec: "go"`,
+		"distribution":    `go build github.com/distribution/distribution/v3/cmd/registry@v3.1.2: exec: "go"`,
 		nameLimit:         "",
 	} {
 		p := &peer{name: name}
