@@ -3,6 +3,7 @@ package registry
 import (
 	"io"
 	"sync"
+	"time"
 
 	"trow/storage"
 )
@@ -94,9 +95,13 @@ func start(dst io.Writer, p []byte) <-chan error {
 	return outcome
 }
 
-// fill reads until p is full or src has no more; its error, io.EOF too, may come with bytes.
+// patience is how long a piece is filled: what comes slowly is not kept back from the disk, where a client that has lost
+// its connection finds it again.
+const patience = 10 * time.Millisecond
+
+// fill reads until p is full, src has no more or patience has passed; its error, io.EOF too, may come with bytes.
 func fill(src io.Reader, p []byte) (n int, err error) {
-	for n < len(p) && err == nil {
+	for begin := time.Now(); n < len(p) && err == nil && (n == 0 || time.Since(begin) < patience); {
 		var m int
 		m, err = src.Read(p[n:])
 		n += m

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"sync"
@@ -24,7 +25,33 @@ const (
 	held = 2 << 10
 )
 
-var buffers = sync.Pool{New: func() any { return new([piece]byte) }}
+// buffers are what is copied through; small ones are for those who take so little at a time that a large one would only
+// be waiting memory.
+var (
+	buffers      = sync.Pool{New: func() any { b := make([]byte, piece); return &b }}
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, recordSize); return &b }}
+)
+
+// large are the turns to keep a whole piece in memory while it is written. Whoever has none, because so many others have
+// one or because he takes his time, is served by records: a thousand slow readers cost a third that way.
+var large = make(turns, 64)
+
+// turns bounds how many do something at once.
+type turns chan struct{}
+
+func (t turns) take() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (t turns) give() { <-t }
+
+// slow is how long a piece may take until its reader counts as slow. A reader of 1 MB/s takes 64 ms.
+const slow = 250 * time.Millisecond
 
 // errStalled is why the front cuts a peer. It is os.ErrDeadlineExceeded for errors.Is.
 type errStalled time.Duration
@@ -105,9 +132,10 @@ const recordSize = 16 << 10
 
 // pass writes one piece to net/http. What takes several records goes out at once.
 func (w *response) pass(p []byte) (int, error) {
-	if w.wire == nil || len(p) <= recordSize {
+	if w.wire == nil || len(p) <= recordSize || !large.take() {
 		return w.ResponseWriter.Write(p)
 	}
+	defer large.give()
 	w.wire.hold()
 	n, err := w.ResponseWriter.Write(p)
 	if ferr := w.wire.flush(); err == nil && ferr != nil {
@@ -201,24 +229,44 @@ func (w *response) send(src *io.LimitedReader) (total int64, err error) {
 	return total, nil
 }
 
-// copy writes src through a buffer of ours.
+// copy writes src through a buffer of ours, which is large as long as the reader is quick.
 func (w *response) copy(src io.Reader) (total int64, err error) {
-	buf := buffers.Get().(*[piece]byte)
-	defer buffers.Put(buf)
+	if large.take() {
+		var quick bool
+		buf := buffers.Get().(*[]byte)
+		total, quick, err = w.through(*buf, src, slow)
+		buffers.Put(buf)
+		large.give()
+		if quick || err != nil {
+			return total, err
+		}
+	}
+	buf := smallBuffers.Get().(*[]byte)
+	defer smallBuffers.Put(buf)
+	rest, _, err := w.through(*buf, src, math.MaxInt64)
+	return total + rest, err
+}
+
+// through writes src through buf, to its end, or until a write has taken longer than patience: then it was not quick.
+func (w *response) through(buf []byte, src io.Reader, patience time.Duration) (total int64, quick bool, err error) {
 	for {
-		n, rerr := src.Read(buf[:])
+		n, rerr := src.Read(buf)
 		if n > 0 {
+			begin := time.Now()
 			m, err := w.write(buf[:n])
 			total += int64(m)
 			if err != nil {
-				return total, err
+				return total, false, err
+			}
+			if rerr == nil && time.Since(begin) > patience {
+				return total, false, nil
 			}
 		}
 		if rerr == io.EOF {
-			return total, nil
+			return total, true, nil
 		}
 		if rerr != nil {
-			return total, rerr
+			return total, false, rerr
 		}
 	}
 }

@@ -415,6 +415,49 @@ func (u *slowUploads) wantRefusals(big digest.Digest) {
 	t.Error("no connection is too many")
 }
 
+// TestSlowDownloads: as many downloads at once as there are slow clients, who take a little at a time. What the server keeps
+// for each is bounded, whatever the blob's size, and others are served beside them.
+func TestSlowDownloads(t *testing.T) {
+	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", 2*load().slow))
+	d, _ := s.pushed("load", noise(random(1), 32<<20))
+	before := s.usage()
+	lines := make([]*line, load().slow)
+	err := parallel(len(lines), 16, func(i int) (err error) {
+		if lines[i], err = s.dial(); err == nil {
+			err = lines[i].begin("GET", "/v2/load/blobs/"+d.String(), 0, nil)
+		}
+		if err == nil {
+			_, err = io.ReadFull(lines[i].read, make([]byte, 64<<10))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	most := s.usage()
+	for end := time.Now().Add(load().slowFor); time.Now().Before(end); {
+		if err := parallel(len(lines), 16, func(i int) error {
+			_, err := io.ReadFull(lines[i].read, make([]byte, 4<<10))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if now := s.usage(); now.resident > most.resident {
+			most = now
+		}
+	}
+	_, beside := s.pushed("load", noise(random(2), 1<<20))
+	each := (most.resident - before.resident) / load().slow
+	t.Logf("%d slow downloads of 32 MiB: %v, before %v; %d KiB each; a push and a pull beside them take %v", load().slow, most, before, each>>10, beside)
+	if each > busyCost {
+		t.Errorf("a download takes %d bytes, more than %d", each, busyCost)
+	}
+	for _, l := range lines {
+		l.abort(true)
+	}
+	s.wantNoLeak(before)
+}
+
 // TestAbortedTransfers: clients die in the middle of uploads and downloads. Nothing stays but the uploads that can be taken
 // up again, and those end with upload-timeout.
 func TestAbortedTransfers(t *testing.T) {
