@@ -110,9 +110,10 @@ func parseLink(v []byte) (size, unix int64, err error) {
 	return size, unix, r.err
 }
 
-func parseTag(v []byte) (d key, unix int64, err error) {
+// parseTag returns a digest that is a part of v.
+func parseTag(v []byte) (d []byte, unix int64, err error) {
 	r := reader{buf: v}
-	d, unix = key(r.key(false)), r.number()
+	d, unix = r.key(false), r.number()
 	return d, unix, r.err
 }
 

@@ -61,10 +61,10 @@ func (x *Index) held(k key) bool {
 func (x *Index) contents() map[key]int64 {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	out := make(map[key]int64, len(x.state.contents))
-	for k, c := range x.state.contents {
-		if c.holds > 0 {
-			out[k] = c.size
+	out := make(map[key]int64, x.state.byDigest.len)
+	for i := range x.state.byDigest.all() {
+		if c := x.state.contents.at(i); c.holds > 0 {
+			out[x.state.keyOf(i).key()] = c.size
 		}
 	}
 	return out
