@@ -116,6 +116,8 @@ func (k key) digest() digest.Digest {
 }
 
 // valid tells whether k has the form that appendKey makes.
-func (k key) valid() bool {
+func (k key) valid() bool { return validKey(k) }
+
+func validKey[K ~string | ~[]byte](k K) bool {
 	return len(k) == shortKey && k[0] == algSHA256 || len(k) == maxKey && k[0] == algSHA512
 }

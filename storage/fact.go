@@ -97,7 +97,7 @@ func (r *reader) bytes() []byte {
 // key reads a digest's binary form; empty only where none is an answer.
 func (r *reader) key(optional bool) []byte {
 	b := r.bytes()
-	if !key(b).valid() && (!optional || len(b) > 0) {
+	if !validKey(b) && (!optional || len(b) > 0) {
 		r.err = errFact
 		return nil
 	}

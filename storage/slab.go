@@ -17,7 +17,6 @@ const slabPage = 1024
 // slab keeps records of one type. Half the size of a pointer suffices to refer to one; those without pointers cost the
 // garbage collector nothing, and growing moves none. What is removed is reused, not given back to the heap.
 type slab[T any] struct {
-	hash  func(id) uint64 // of a record, for the tables that find it; nil if there are none
 	pages []*[slabPage]slot[T]
 	used  id // the highest id that was ever given out
 	free  id // the first of those that are free again
@@ -25,20 +24,19 @@ type slab[T any] struct {
 
 type slot[T any] struct {
 	record T
-	next   id // in the chain of a table's bucket, or of the free ones
+	next   id     // in the chain of a table's bucket, or of the free ones
+	hash   uint32 // by which a table finds it
 }
 
 func (s *slab[T]) slot(i id) *slot[T] { return &s.pages[i/slabPage][i%slabPage] }
 
 func (s *slab[T]) at(i id) *T { return &s.slot(i).record }
 
-func (s *slab[T]) next(i id) id { return s.slot(i).next }
-
 // add keeps a record. Memory ends before the ids do.
 func (s *slab[T]) add(v T) id {
 	i := s.free
 	if i != 0 {
-		s.free = s.next(i)
+		s.free = s.slot(i).next
 	} else {
 		s.used++
 		if i = s.used; int(i/slabPage) == len(s.pages) {
@@ -66,7 +64,7 @@ type table[T any] struct {
 
 // bucket tells where a hash belongs: by as many of its bits as number all buckets, or one less for those that are not
 // split yet.
-func (t *table[T]) bucket(hash uint64) int {
+func (t *table[T]) bucket(hash uint32) int {
 	n := len(t.heads)
 	mask := 1<<bits.Len(uint(n-1)) - 1
 	b := int(hash) & mask
@@ -76,36 +74,52 @@ func (t *table[T]) bucket(hash uint64) int {
 	return b
 }
 
-// first returns the first of the records that may have a hash; the others follow by slab.next.
-func (t *table[T]) first(hash uint64) id {
+// first returns a record with a hash, and next the others after it. Others than the one that is wanted are rare.
+func (t *table[T]) first(hash uint32) id {
 	if len(t.heads) == 0 {
 		return 0
 	}
-	return t.heads[t.bucket(hash)]
+	return t.match(t.heads[t.bucket(hash)], hash)
 }
 
-func (t *table[T]) add(i id) {
+func (t *table[T]) next(i id, hash uint32) id { return t.match(t.slab.slot(i).next, hash) }
+
+func (t *table[T]) match(i id, hash uint32) id {
+	for i != 0 {
+		s := t.slab.slot(i)
+		if s.hash == hash {
+			break
+		}
+		i = s.next
+	}
+	return i
+}
+
+func (t *table[T]) add(i id, hash uint32) {
 	if n := len(t.heads); t.len == n {
 		t.heads = append(t.heads, 0)
 		if n > 0 {
-			t.spread(n &^ (1 << (bits.Len(uint(n)) - 1))) // the bucket that the new one is split from
+			old := &t.heads[n&^(1<<(bits.Len(uint(n))-1))] // the one that the new one is split from
+			chain := *old
+			*old = 0
+			t.spread(chain)
 		}
 	}
 	t.len++
+	t.slab.slot(i).hash = hash
 	t.push(i)
 }
 
 func (t *table[T]) push(i id) {
-	head := &t.heads[t.bucket(t.slab.hash(i))]
-	t.slab.slot(i).next, *head = *head, i
+	s := t.slab.slot(i)
+	head := &t.heads[t.bucket(s.hash)]
+	s.next, *head = *head, i
 }
 
-// spread puts the records of a bucket where they belong now.
-func (t *table[T]) spread(bucket int) {
-	i := t.heads[bucket]
-	t.heads[bucket] = 0
+// spread puts the records of a chain where they belong now.
+func (t *table[T]) spread(i id) {
 	for i != 0 {
-		next := t.slab.next(i)
+		next := t.slab.slot(i).next
 		t.push(i)
 		i = next
 	}
@@ -113,20 +127,16 @@ func (t *table[T]) spread(bucket int) {
 
 // remove takes a record out, which must be in.
 func (t *table[T]) remove(i id) {
-	at := &t.heads[t.bucket(t.slab.hash(i))]
+	at := &t.heads[t.bucket(t.slab.slot(i).hash)]
 	for *at != i {
 		at = &t.slab.slot(*at).next
 	}
-	*at = t.slab.next(i)
+	*at = t.slab.slot(i).next
 	t.len--
 	if last := len(t.heads) - 1; t.len < len(t.heads)/2 {
 		chain := t.heads[last]
 		t.heads = t.heads[:last]
-		for chain != 0 {
-			next := t.slab.next(chain)
-			t.push(chain)
-			chain = next
-		}
+		t.spread(chain)
 		if cap(t.heads) > 4*last {
 			t.heads = slices.Clone(t.heads)
 		}
@@ -137,7 +147,7 @@ func (t *table[T]) remove(i id) {
 func (t *table[T]) all() iter.Seq[id] {
 	return func(yield func(id) bool) {
 		for _, i := range t.heads {
-			for ; i != 0; i = t.slab.next(i) {
+			for ; i != 0; i = t.slab.slot(i).next {
 				if !yield(i) {
 					return
 				}

@@ -90,9 +90,6 @@ func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
 func newState() *state {
 	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(), tails: map[id]sha512Tail{},
 		condemned: map[key]struct{}{}, quarantined: map[key]Damage{}}
-	s.contents.hash = func(i id) uint64 { return s.hashSum(s.contents.at(i).sum[:]) }
-	s.holds.hash = func(i id) uint64 { return s.contents.hash(s.holds.at(i).content) }
-	s.tags.hash = func(i id) uint64 { return maphash.String(s.seed, s.tags.at(i).name) }
 	s.byDigest.slab = &s.contents
 	return s
 }
@@ -304,7 +301,7 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 	i := s.findTag(r, name)
 	if i == 0 {
 		i = s.tags.add(tag{name: strings.Clone(name)})
-		r.tags.add(i)
+		r.tags.add(i, s.hashTag(name))
 		r.order.insert(s.tags.at(i).name)
 		s.stats.Tags++
 	} else {
@@ -358,7 +355,7 @@ func (s *state) hold(r *repo, k []byte) id {
 		c := s.intern(k)
 		s.contents.at(c).holds++
 		i = s.holds.add(hold{content: c})
-		r.holds.add(i)
+		r.holds.add(i, s.hash(k))
 	}
 	return i
 }
@@ -383,7 +380,7 @@ func (s *state) intern(k []byte) id {
 		if len(k) > shortKey {
 			s.tails[c] = sha512Tail(k[shortKey:])
 		}
-		s.byDigest.add(c)
+		s.byDigest.add(c, s.hash(k))
 	}
 	return c
 }
@@ -410,8 +407,9 @@ func (s *state) mediaType(b []byte) string {
 	return t
 }
 
-// hashSum hashes a sum, of sha512 the first half.
-func (s *state) hashSum(sum []byte) uint64 { return maphash.Bytes(s.seed, sum[:shortKey-1]) }
+func (s *state) hash(k []byte) uint32 { return uint32(maphash.Bytes(s.seed, k)) }
+
+func (s *state) hashTag(name string) uint32 { return uint32(maphash.String(s.seed, name)) }
 
 // is tells whether k is a content's digest.
 func (s *state) is(i id, k []byte) bool {
@@ -438,7 +436,8 @@ func (s *state) lookup(k []byte) id {
 	if len(k) == 0 {
 		return 0
 	}
-	for i := s.byDigest.first(s.hashSum(k[1:])); i != 0; i = s.contents.next(i) {
+	hash := s.hash(k)
+	for i := s.byDigest.first(hash); i != 0; i = s.byDigest.next(i, hash) {
 		if s.is(i, k) {
 			return i
 		}
@@ -451,7 +450,8 @@ func (s *state) find(r *repo, k []byte) id {
 	if len(k) == 0 {
 		return 0
 	}
-	for i := r.holds.first(s.hashSum(k[1:])); i != 0; i = s.holds.next(i) {
+	hash := s.hash(k)
+	for i := r.holds.first(hash); i != 0; i = r.holds.next(i, hash) {
 		if s.is(s.holds.at(i).content, k) {
 			return i
 		}
@@ -468,7 +468,8 @@ func (s *state) manifest(r *repo, k []byte) id {
 }
 
 func (s *state) findTag(r *repo, name string) id {
-	for i := r.tags.first(maphash.String(s.seed, name)); i != 0; i = s.tags.next(i) {
+	hash := s.hashTag(name)
+	for i := r.tags.first(hash); i != 0; i = r.tags.next(i, hash) {
 		if s.tags.at(i).name == name {
 			return i
 		}
