@@ -437,6 +437,9 @@ func (j *Bolt) Watch(ctx context.Context, apply func(Update) error) error {
 // loadPart is how many facts of the full state are in memory at once beside what they become.
 const loadPart = 4096
 
+// releaseEvery is the number of facts, about 30 MB of the file, after which the pages that were read are given back.
+const releaseEvery = 32 * loadPart
+
 // load delivers the full state in parts.
 func (j *Bolt) load(apply func(Update) error) error {
 	if j.broke != nil { // bbolt may wait for its own locks for ever
@@ -446,6 +449,7 @@ func (j *Bolt) load(apply func(Update) error) error {
 		l := loading{apply: apply, repos: tx.Bucket(bucketRepos), facts: make([]Fact, 0, loadPart)}
 		meta := tx.Bucket(bucketMeta)
 		want, ok := parseTally(meta.Get(keyTally))
+		defer forgetPages(tx)
 		c := tx.Bucket(bucketFacts).Cursor()
 		for k, v := c.First(); k != nil && l.sum.count <= want.count; k, v = c.Next() { // pages could make a ring
 			if err := l.add(k, v); err != nil {
@@ -454,6 +458,9 @@ func (j *Bolt) load(apply func(Update) error) error {
 			if len(l.facts) == loadPart {
 				if err := l.flush(Update{}); err != nil {
 					return err
+				}
+				if l.sum.count%releaseEvery == 0 {
+					forgetPages(tx)
 				}
 			}
 		}

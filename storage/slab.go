@@ -133,7 +133,8 @@ func (t *table[T]) remove(i id) {
 	}
 	*at = t.slab.slot(i).next
 	t.len--
-	if last := len(t.heads) - 1; t.len < len(t.heads)/2 {
+	for t.len < len(t.heads)/2 { // twice at the most
+		last := len(t.heads) - 1
 		chain := t.heads[last]
 		t.heads = t.heads[:last]
 		t.spread(chain)
