@@ -514,8 +514,11 @@ func (l *loading) text(b []byte) string {
 
 func (l *loading) flush(u Update) error {
 	u.Batches = l.batches
-	l.batches, l.facts = nil, make([]Fact, 0, loadPart)
-	l.names = strings.Builder{}
+	batches, names := len(l.batches), l.names.Len() // the next part will be about as large
+	l.batches, l.facts, l.names = make([]Batch, 0, batches), make([]Fact, 0, loadPart), strings.Builder{}
+	if !u.Synced {
+		l.names.Grow(names)
+	}
 	return l.apply(u)
 }
 

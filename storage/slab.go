@@ -96,18 +96,26 @@ func (t *table[T]) match(i id, hash uint32) id {
 }
 
 func (t *table[T]) add(i id, hash uint32) {
-	if n := len(t.heads); t.len == n {
-		t.heads = append(t.heads, 0)
-		if n > 0 {
-			old := &t.heads[n&^(1<<(bits.Len(uint(n))-1))] // the one that the new one is split from
-			chain := *old
-			*old = 0
-			t.spread(chain)
-		}
+	if t.len == len(t.heads) {
+		t.split()
 	}
 	t.len++
 	t.slab.slot(i).hash = hash
 	t.push(i)
+}
+
+// split adds a bucket, with what belongs into it now of the one that had both before.
+func (t *table[T]) split() {
+	n := len(t.heads)
+	if n == 0 {
+		t.heads = make([]id, 1, 8) // what one image takes
+		return
+	}
+	t.heads = append(t.heads, 0)
+	old := &t.heads[n&^(1<<(bits.Len(uint(n))-1))]
+	chain := *old
+	*old = 0
+	t.spread(chain)
 }
 
 func (t *table[T]) push(i id) {
@@ -134,13 +142,18 @@ func (t *table[T]) remove(i id) {
 	*at = t.slab.slot(i).next
 	t.len--
 	for t.len < len(t.heads)/2 { // twice at the most
-		last := len(t.heads) - 1
-		chain := t.heads[last]
-		t.heads = t.heads[:last]
-		t.spread(chain)
-		if cap(t.heads) > 4*last {
-			t.heads = slices.Clone(t.heads)
-		}
+		t.join()
+	}
+}
+
+// join undoes split.
+func (t *table[T]) join() {
+	last := len(t.heads) - 1
+	chain := t.heads[last]
+	t.heads = t.heads[:last]
+	t.spread(chain)
+	if cap(t.heads) > 4*last {
+		t.heads = slices.Clone(t.heads)
 	}
 }
 

@@ -23,6 +23,7 @@
 //   - SOAK_KILLS (default 12): how often TestKill kills the server.
 //   - SOAK_FAULTS (default 1): how often TestSystemCalls goes through all its steps. It is there with -tags faults alone,
 //     since it needs strace and the right to trace.
+//   - SOAK_TAGS (default 1000): how many tags TestSize starts a server on.
 //   - SOAK_RACE=1: the server is built with the race detector, and any race it finds fails the test.
 //   - SOAK_SEED (a whole number, default: the time): the choices of the clients; each test prints its own.
 //
