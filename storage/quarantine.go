@@ -94,18 +94,6 @@ func (x *Index) heldAmong(first, count, n int) (keys []key) {
 	return keys
 }
 
-// heldContents counts what is held.
-func (x *Index) heldContents() (n int) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	for i := range x.state.byDigest.all() {
-		if x.state.contents.at(i).holds > 0 {
-			n++
-		}
-	}
-	return n
-}
-
 // Names lists all repos, also those without a manifest, as of one moment, in ASCII order.
 func (x *Index) Names() []string {
 	x.mu.RLock()

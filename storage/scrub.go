@@ -40,7 +40,9 @@ type Finding struct {
 // anywhere: so a pass that is always cut short by a restart gets everywhere in the end. found is told of every
 // damage; report, which may be nil, now and then how far it has come. Errors: ctx's; those of the Journal.
 func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding), report func(Scrubbed)) (done Scrubbed, err error) {
-	done.Contents = s.Index.heldContents()
+	for range s.Index.contents(0) {
+		done.Contents++
+	}
 	pace := &pace{rate: rate, began: time.Now()}
 	told := time.Now()
 	for k := range s.Index.contents(rand.IntN(max(1, s.Index.records()))) {
