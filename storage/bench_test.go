@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"runtime"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -151,6 +153,80 @@ func BenchmarkIndexMemory(b *testing.B) {
 		x.Close()
 		measure(b, j, "B/tag", n)
 	})
+}
+
+// registryOf makes a journal of a registry of that many repos and tags, with a manifest of five blobs of its own for
+// every fifth tag, but one for each repo. A hundredth of all is in the first repo, if the others have more than a few.
+func registryOf(b *testing.B, repos, tags int) storage.Journal {
+	b.Helper()
+	j := openBolt(b, b.TempDir())
+	x := openIndex(b, j)
+	defer x.Close()
+	big := max(1, tags/100)
+	for r := range repos {
+		n := big
+		if r > 0 {
+			n = (tags-big)*r/(repos-1) - (tags-big)*(r-1)/(repos-1)
+		}
+		if err := x.Update(b.Context(), benchRepo(r), func(tx *storage.Tx) error { return pushTags(tx, r, n) }); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return j
+}
+
+func pushTags(tx *storage.Tx, r, tags int) (err error) {
+	var m storage.Manifest
+	for i := range tags {
+		if i%5 == 0 {
+			m = storage.Manifest{Digest: digest.FromString(fmt.Sprint("manifest", r, i)), MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 1500}
+			for k := range 5 {
+				d := digest.FromString(fmt.Sprint("own", r, i, k))
+				tx.Link(d, 1<<20)
+				m.Refs = append(m.Refs, d)
+			}
+			err = errors.Join(err, tx.PutManifest(m))
+		}
+		err = errors.Join(err, tx.SetTag(fmt.Sprintf("1.0.%d", i), m.Digest))
+	}
+	return err
+}
+
+// BenchmarkLarge measures loading by processor time too, which is the same on a machine that has other work.
+func BenchmarkLarge(b *testing.B) {
+	for _, size := range []struct{ repos, tags int }{{5000, 10_000}, {1000, 1_000_000}} {
+		b.Run(fmt.Sprintf("repos=%d/tags=%d", size.repos, size.tags), func(b *testing.B) {
+			j := registryOf(b, size.repos, size.tags)
+			b.ReportAllocs()
+			var used time.Duration
+			var memory float64
+			for b.Loop() {
+				b.StopTimer()
+				before, began := heap(), processorTime(b)
+				b.StartTimer()
+				x, err := storage.OpenIndex(b.Context(), j, storage.IndexOptions{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				used += processorTime(b) - began
+				memory += heap() - before
+				x.Close()
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(used.Milliseconds())/float64(b.N), "cpu-ms/op")
+			b.ReportMetric(memory/float64(b.N)/1e6, "heap-MB")
+		})
+	}
+}
+
+// processorTime is what the process has used of all cores.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func BenchmarkLoad(b *testing.B) {

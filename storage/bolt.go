@@ -447,24 +447,33 @@ func (j *Bolt) Watch(ctx context.Context, apply func(Update) error) error {
 	return j.follow(ctx, j.load, apply)
 }
 
-// load delivers the full state in parts of some thousand facts.
+// loadPart is how many facts of the full state are in memory at once beside what they become.
+const loadPart = 4096
+
+// releaseEvery is the number of facts, about 30 MB of the file, after which the pages that were read are given back.
+const releaseEvery = 32 * loadPart
+
+// load delivers the full state in parts.
 func (j *Bolt) load(apply func(Update) error) error {
-	const part = 4096   // facts in memory at once beside the state that they become
 	if j.broke != nil { // bbolt may wait for its own locks for ever
 		return j.broke
 	}
 	err := view(j.db, func(tx *bolt.Tx) error {
-		l := loading{apply: apply, repos: tx.Bucket(bucketRepos)}
+		l := loading{apply: apply, repos: tx.Bucket(bucketRepos), facts: make([]Fact, 0, loadPart)}
 		meta := tx.Bucket(bucketMeta)
 		want, ok := parseTally(meta.Get(keyTally))
+		defer forgetPages(tx)
 		c := tx.Bucket(bucketFacts).Cursor()
 		for k, v := c.First(); k != nil && l.sum.count <= want.count; k, v = c.Next() { // pages could make a ring
 			if err := l.add(k, v); err != nil {
 				return err
 			}
-			if l.count >= part {
+			if len(l.facts) == loadPart {
 				if err := l.flush(Update{}); err != nil {
 					return err
+				}
+				if l.sum.count%releaseEvery == 0 {
+					forgetPages(tx)
 				}
 			}
 		}
@@ -487,7 +496,8 @@ type loading struct {
 	apply   func(Update) error
 	repos   *bolt.Bucket
 	batches []Batch
-	count   int
+	facts   []Fact          // of this part; each batch has a piece of it
+	names   strings.Builder // of this part; all strings are pieces of it
 	sum     tally
 }
 
@@ -500,17 +510,28 @@ func (l *loading) add(k, v []byte) error {
 	}
 	if n := len(l.batches); n == 0 || l.batches[n-1].Repo != string(repo) {
 		base := Revision(parseNumber(l.repos.Get(repo)))
-		l.batches = append(l.batches, Batch{Repo: string(repo), Base: base})
+		l.batches = append(l.batches, Batch{Repo: l.text(repo), Base: base})
 	}
-	b := &l.batches[len(l.batches)-1]
-	b.Facts = append(b.Facts, Fact{Kind(fact[0]), string(fact[1:]), v})
-	l.count++
+	b, n := &l.batches[len(l.batches)-1], len(l.facts)
+	l.facts = append(l.facts, Fact{Kind(fact[0]), l.text(fact[1:]), v})
+	b.Facts = l.facts[n-len(b.Facts) : n+1]
 	return nil
+}
+
+// text is a string of its own that costs no allocation of its own.
+func (l *loading) text(b []byte) string {
+	n := l.names.Len()
+	l.names.Write(b)
+	return l.names.String()[n:]
 }
 
 func (l *loading) flush(u Update) error {
 	u.Batches = l.batches
-	l.batches, l.count = nil, 0
+	batches, names := len(l.batches), l.names.Len() // the next part will be about as large
+	l.batches, l.facts, l.names = make([]Batch, 0, batches), make([]Fact, 0, loadPart), strings.Builder{}
+	if !u.Synced {
+		l.names.Grow(names)
+	}
 	return l.apply(u)
 }
 

@@ -40,7 +40,8 @@ type tally struct {
 // add takes a fact in, or with sign -1 out.
 func (t *tally) add(sign int, k, v []byte) {
 	h := fnv.New64a()
-	_, _ = h.Write(binary.AppendUvarint(nil, uint64(len(k))))
+	var length [binary.MaxVarintLen64]byte
+	_, _ = h.Write(binary.AppendUvarint(length[:0], uint64(len(k))))
 	_, _ = h.Write(k)
 	_, _ = h.Write(v)
 	t.count += uint64(sign)

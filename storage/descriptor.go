@@ -7,12 +7,12 @@ import "github.com/opencontainers/go-digest"
 type Descriptor struct {
 	MediaType string // as pushed
 	Size      int64  // bytes
-	key       key
+	sum       sum
 	damaged   key
 }
 
 // Digest returns the textual form of the manifest's digest.
-func (d Descriptor) Digest() digest.Digest { return d.key.digest() }
+func (d Descriptor) Digest() digest.Digest { return d.sum.key().digest() }
 
 // Damaged names something that the manifest consists of, or the manifest itself, whose bytes were found damaged or
 // missing and that nobody has pushed again since; empty if all is well.

@@ -18,8 +18,30 @@ const (
 	algSHA512 = 2
 )
 
-// maxKey is the length of the longest key: sha512's.
-const maxKey = 1 + 64
+// The lengths of keys: sha256's, and the longest, sha512's.
+const (
+	shortKey = 1 + 32
+	maxKey   = 1 + 64
+)
+
+// sum is a key that has its bytes in itself, so that a look-up can return it without allocating. The zero value is
+// none.
+type sum [maxKey]byte
+
+func sumOf(k key) (s sum) {
+	copy(s[:], k)
+	return s
+}
+
+func (s sum) key() key {
+	switch s[0] {
+	case algSHA256:
+		return key(s[:shortKey])
+	case algSHA512:
+		return key(s[:])
+	}
+	return ""
+}
 
 // algorithms are those that content may be addressed by: the OCI image spec registers them and go-digest computes them.
 var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA512}
@@ -94,6 +116,8 @@ func (k key) digest() digest.Digest {
 }
 
 // valid tells whether k has the form that appendKey makes.
-func (k key) valid() bool {
-	return len(k) == 33 && k[0] == algSHA256 || len(k) == 65 && k[0] == algSHA512
+func (k key) valid() bool { return validKey(k) }
+
+func validKey[K ~string | ~[]byte](k K) bool {
+	return len(k) == shortKey && k[0] == algSHA256 || len(k) == maxKey && k[0] == algSHA512
 }

@@ -97,7 +97,7 @@ func (r *reader) bytes() []byte {
 // key reads a digest's binary form; empty only where none is an answer.
 func (r *reader) key(optional bool) []byte {
 	b := r.bytes()
-	if !key(b).valid() && (!optional || len(b) > 0) {
+	if !validKey(b) && (!optional || len(b) > 0) {
 		r.err = errFact
 		return nil
 	}
@@ -110,9 +110,10 @@ func parseLink(v []byte) (size, unix int64, err error) {
 	return size, unix, r.err
 }
 
-func parseTag(v []byte) (d key, unix int64, err error) {
+// parseTag returns a digest that is a part of v.
+func parseTag(v []byte) (d []byte, unix int64, err error) {
 	r := reader{buf: v}
-	d, unix = key(r.key(false)), r.number()
+	d, unix = r.key(false), r.number()
 	return d, unix, r.err
 }
 

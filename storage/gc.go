@@ -242,9 +242,10 @@ func (x *Index) unneeded(name string, since time.Time) (links []key) {
 	if r == nil {
 		return nil
 	}
-	for k, h := range r.holds {
-		if h.linked && h.refs == 0 && time.Unix(h.since+1, 0).Before(since) { // since has whole seconds
-			links = append(links, k)
+	for i := range r.holds.all() {
+		h := x.state.holds.at(i)
+		if h.linked && h.refs == 0 && time.Unix(int64(h.since)+1, 0).Before(since) { // a moment is whole seconds
+			links = append(links, x.state.keyOf(h.content).key())
 		}
 	}
 	return links
@@ -259,7 +260,7 @@ func (x *Index) vanishing(name string, links []key, count map[key]int32) {
 		return
 	}
 	for _, k := range links {
-		if h := r.holds[k]; h != nil && h.manifest == nil {
+		if h := x.state.find(r, []byte(k)); h != 0 && x.state.holds.at(h).manifest == 0 {
 			count[k]++
 		}
 	}
@@ -269,8 +270,7 @@ func (x *Index) vanishing(name string, links []key, count map[key]int32) {
 func (x *Index) heldBeside(k key, n int32) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	c := x.state.contents[k]
-	return c != nil && c.holds > n
+	return x.state.holders(k) > n
 }
 
 func (x *Index) condemned() []key {

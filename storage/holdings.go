@@ -52,12 +52,13 @@ func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bo
 		x.mu.RUnlock()
 		return h, false, nil
 	}
-	for _, held := range r.holds {
-		if held.manifest != nil {
-			h.Manifests = append(h.Manifests, r.heldManifest(held))
+	for i := range r.holds.all() {
+		held := x.state.holds.at(i)
+		if held.manifest != 0 {
+			h.Manifests = append(h.Manifests, x.state.heldManifest(held))
 		}
 		if held.linked {
-			h.Blobs = append(h.Blobs, HeldBlob{held.key.digest(), held.size, held.since})
+			h.Blobs = append(h.Blobs, HeldBlob{x.state.digest(held.content), x.state.contents.at(held.content).size, int64(held.since)})
 		}
 	}
 	x.mu.RUnlock()
@@ -69,16 +70,17 @@ func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bo
 	return h, true, nil
 }
 
-func (r *repo) heldManifest(h *hold) HeldManifest {
-	m := HeldManifest{Digest: h.key.digest(), MediaType: h.manifest.mediaType, Size: h.size, Time: h.manifest.time}
-	if h.manifest.subject != nil {
-		m.Subject = h.manifest.subject.key.digest()
+func (s *state) heldManifest(h *hold) HeldManifest {
+	m := s.manifests.at(h.manifest)
+	held := HeldManifest{Digest: s.digest(h.content), MediaType: m.mediaType, Size: s.contents.at(h.content).size, Time: int64(m.time)}
+	if m.subject != 0 {
+		held.Subject = s.digest(m.subject)
 	}
-	for _, ref := range h.manifest.refs {
-		m.Refs = append(m.Refs, ref.key.digest())
+	for _, ref := range m.refs {
+		held.Refs = append(held.Refs, s.digest(s.holds.at(ref).content))
 	}
-	for _, name := range h.manifest.tags {
-		m.Tags = append(m.Tags, HeldTag{name, r.tags[name].time})
-	}
-	return m
+	s.tagsOf(m, func(t *tag) { held.Tags = append(held.Tags, HeldTag{t.name, int64(t.time)}) })
+	return held
 }
+
+func (s *state) digest(content id) digest.Digest { return s.keyOf(content).key().digest() }

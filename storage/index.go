@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -459,39 +460,40 @@ func (x *Index) revisionOf(repo string) Revision {
 	return 0
 }
 
-// link, manifest, tagsOf and refersTo are Tx's look at what is committed.
+// linked, manifest, tagsOf and refersTo are Tx's look at what is committed.
 
-func (x *Index) link(repo, d string) *hold {
+func (x *Index) linked(repo, d string) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.state.linkOf(repo, d)
+	return x.state.blobOf(repo, d) != 0
 }
 
 func (x *Index) manifest(repo, ref string) (Descriptor, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if h := x.state.manifestOf(repo, ref); h != nil {
+	if h := x.state.manifestOf(repo, ref); h != 0 {
 		return x.state.descriptor(h), true
 	}
 	return Descriptor{}, false
 }
 
-func (x *Index) tagsOf(repo string, k key) []string {
+func (x *Index) tagsOf(repo string, k key) (names []string) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if r := x.state.repos[repo]; r != nil {
-		if h := r.holds[k]; h != nil && h.manifest != nil {
-			return append([]string(nil), h.manifest.tags...)
+	s := x.state
+	if r := s.repos[repo]; r != nil {
+		if h := s.manifest(r, []byte(k)); h != 0 {
+			s.tagsOf(s.manifests.at(s.holds.at(h).manifest), func(t *tag) { names = append(names, t.name) })
 		}
 	}
-	return nil
+	return names
 }
 
 func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if r := x.state.repos[repo]; r != nil {
-		return r.refersTo(k, skip)
+		return x.state.refersTo(r, k, skip)
 	}
 	return "", false
 }
@@ -541,10 +543,12 @@ func (x *Index) Blob(ctx context.Context, repo string, d digest.Digest) (size in
 func (x *Index) blob(repo, d string) (int64, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if h := x.state.linkOf(repo, d); h != nil && !x.state.isQuarantined(h.key) {
-		return h.size, true
+	s := x.state
+	c := s.blobOf(repo, d)
+	if c == 0 || len(s.quarantined) > 0 && s.isQuarantined(s.keyOf(c).key()) {
+		return 0, false
 	}
-	return 0, false
+	return s.contents.at(c).size, true
 }
 
 // Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in
@@ -584,11 +588,12 @@ func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Dige
 	if r == nil {
 		return nil, nil
 	}
-	list := r.referrers[keyOf(d)]
+	list := r.referrers[x.state.lookup([]byte(keyOf(d)))]
 	out := make([]Descriptor, 0, len(list))
-	for last := keyOf(after); len(list) > 0; list = list[1:] {
-		if list[0].key > last {
-			out = append(out, x.state.descriptor(list[0]))
+	last := sumOf(keyOf(after))
+	for _, h := range list {
+		if d := x.state.descriptor(h); bytes.Compare(d.sum[:], last[:]) > 0 {
+			out = append(out, d)
 		}
 	}
 	return out, nil
@@ -599,11 +604,11 @@ func (x *Index) Holders(d digest.Digest) []string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	var names []string
-	if x.state.contents[keyOf(d)] == nil {
+	if x.state.lookup([]byte(keyOf(d))) == 0 {
 		return nil
 	}
 	for name := range x.state.repos {
-		if x.state.linkOf(name, string(d)) != nil {
+		if x.state.blobOf(name, string(d)) != 0 {
 			names = append(names, name)
 		}
 	}
@@ -619,6 +624,6 @@ func (x *Index) Stats() Stats {
 	if x.state.repos[Store] != nil {
 		s.Repos--
 	}
-	s.Contents, s.Quarantined = len(x.state.contents), len(x.state.quarantined)
+	s.Contents, s.Quarantined = x.state.byDigest.len, len(x.state.quarantined)
 	return s
 }

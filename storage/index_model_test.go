@@ -282,9 +282,9 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 			open := place(t)
 			x := openIndex(t, open())
 			all := model{} // only the committer touches it while updates run
-			updates := 600
+			updates := 1500
 			if name == "bolt" {
-				updates = 150
+				updates = 300
 			}
 			for round := range uint64(3) {
 				var wg sync.WaitGroup

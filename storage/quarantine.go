@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"iter"
 	"maps"
 	"slices"
 
@@ -57,17 +58,40 @@ func (x *Index) held(k key) bool {
 	return x.state.held(k)
 }
 
-// contents lists every digest that is held, with its size in bytes, 0 if none is known: a few dozen bytes each.
-func (x *Index) contents() map[key]int64 {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	out := make(map[key]int64, len(x.state.contents))
-	for k, c := range x.state.contents {
-		if c.holds > 0 {
-			out[k] = c.size
+// contents lists every digest that is held, in no order, beginning with a record of the state and going round. It takes
+// the lock for a step at a time, since there may be millions: what begins to be held meanwhile may be left out, and so
+// may others if the state is loaded anew.
+func (x *Index) contents(first int) iter.Seq[key] {
+	const step = 1024
+	return func(yield func(key) bool) {
+		n := x.records()
+		for at := 0; at < n; at += step {
+			for _, k := range x.heldAmong(first+at, min(step, n-at), n) {
+				if !yield(k) {
+					return
+				}
+			}
 		}
 	}
-	return out
+}
+
+func (x *Index) records() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return int(x.state.contents.used)
+}
+
+// heldAmong lists those that are held of count records from first on, round n.
+func (x *Index) heldAmong(first, count, n int) (keys []key) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for at := range count {
+		i := id((first+at)%n + 1)
+		if i <= x.state.contents.used && x.state.contents.at(i).holds > 0 {
+			keys = append(keys, x.state.keyOf(i).key())
+		}
+	}
+	return keys
 }
 
 // Names lists all repos, also those without a manifest, as of one moment, in ASCII order.

@@ -233,7 +233,7 @@ func adopt(ctx context.Context, b *Disk, x *Index, repo string, m Manifest) erro
 
 // missing quarantines what repos hold and has no bytes.
 func missing(ctx context.Context, b *Disk, x *Index) (gone []digest.Digest, err error) {
-	for k := range x.contents() {
+	for k := range x.contents(0) {
 		d := k.digest()
 		if _, err := b.Stat(ctx, d); !errors.Is(err, ErrNotFound) {
 			if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"slices"
 	"syscall"
 	"time"
 
@@ -41,20 +40,12 @@ type Finding struct {
 // anywhere: so a pass that is always cut short by a restart gets everywhere in the end. found is told of every
 // damage; report, which may be nil, now and then how far it has come. Errors: ctx's; those of the Journal.
 func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding), report func(Scrubbed)) (done Scrubbed, err error) {
-	contents := s.Index.contents()
-	keys := make([]key, 0, len(contents))
-	for k := range contents {
-		keys = append(keys, k)
+	for range s.Index.contents(0) {
+		done.Contents++
 	}
-	slices.Sort(keys)
-	if n := len(keys); n > 0 {
-		at := rand.IntN(n)
-		keys = append(keys[at:], keys[:at]...)
-	}
-	done.Contents = len(keys)
 	pace := &pace{rate: rate, began: time.Now()}
 	told := time.Now()
-	for _, k := range keys {
+	for k := range s.Index.contents(rand.IntN(max(1, s.Index.records()))) {
 		if err := ctx.Err(); err != nil {
 			return done, context.Cause(ctx)
 		}

@@ -1,19 +1,34 @@
 package storage
 
 import (
-	"cmp"
+	"bytes"
+	"hash/maphash"
 	"slices"
+	"strings"
 )
 
 // state is what the journal's facts add up to. It has no lock of its own: the Index's guards it.
+//
+// Why slabs and numbers and not pointers and maps: there are millions of small records. So they take half the memory,
+// and the garbage collector has next to nothing to look at. What leaves the lock is a copy.
+//
+// A digest is a content, once for all repos. What a repo has to do with it is a hold, found by the digest in the
+// repo's own table. A hold that is a manifest has that apart, since most are not.
 type state struct {
 	revision Revision
 	synced   bool // the full state is in
 	repos    map[string]*repo
 	catalog  ordered           // the repos that have a manifest
-	contents map[key]*content  // every digest that is named anywhere, once
 	types    map[string]string // media types, once each
 	stats    Stats
+
+	seed      maphash.Seed // digests and tags are the clients' choice: their places must not be
+	contents  slab[content]
+	byDigest  table[content]    // every digest that is named anywhere
+	tails     map[id]sha512Tail // of contents
+	holds     slab[hold]
+	manifests slab[manifest]
+	tags      slab[tag]
 
 	condemned   map[key]struct{}
 	quarantined map[key]Damage
@@ -21,50 +36,62 @@ type state struct {
 
 // content is a digest that facts name, shared by all of them.
 type content struct {
-	key   key
-	size  int64 // bytes; 0 while it is only referred to
-	holds int32 // of repos
-	names int32 // subjects that point here
+	sum   [shortKey - 1]byte // of sha512 the first half
+	size  int64              // bytes; 0 while it is only referred to
+	holds int32              // of repos
+	names int32              // subjects that point here
 }
+
+// sha512Tail is the half of a sum that content.sum has no room for. Who has none is a sha256.
+type sha512Tail [maxKey - shortKey]byte
 
 // repo is one repository.
 type repo struct {
 	name      string
 	revision  Revision
-	holds     map[key]*hold
-	tags      map[string]tagged
-	order     ordered // the names in tags
+	holds     table[hold]
+	tags      table[tag]
+	order     ordered // the names of tags
 	manifests int
-	referrers map[key][]*hold // by subject, in order of digest
+	referrers map[id][]id // of contents: the holds whose subject it is, in order of digest; nil until there are any
 }
 
-// tagged is what a tag names, and since when.
-type tagged struct {
-	*hold
-	time int64 // Unix seconds
-}
-
-// hold is what a repo has to do with a digest: a link to it as a blob, a manifest, references from its
-// manifests, or several of these.
+// hold is what a repo has to do with a content: a link to it as a blob, a manifest, references from its manifests, or
+// several of these.
 type hold struct {
-	*content
-	manifest *manifest // nil: not a manifest here
-	since    int64     // when it was linked, Unix seconds
-	refs     int32     // manifests of this repo that consist of it
-	linked   bool      // a blob of this repo
+	content  id
+	manifest id     // 0: not a manifest here
+	refs     int32  // manifests of this repo that consist of it
+	since    moment // when it was linked
+	linked   bool   // a blob of this repo
 }
 
 type manifest struct {
 	mediaType string
-	time      int64 // when it was pushed, Unix seconds
-	subject   *content
-	refs      []*hold
-	tags      []string
+	refs      []id   // holds
+	time      moment // when it was pushed
+	subject   id     // a content
+	tags      id     // the first of those that name it
 }
 
+// tag is a name of a manifest. Those of one manifest are a list.
+type tag struct {
+	name        string
+	time        moment // since when it names this one
+	hold        id
+	prev, after id
+}
+
+// moment is a time in Unix seconds, from 1970 to 2106.
+type moment uint32
+
+func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
+
 func newState() *state {
-	return &state{repos: map[string]*repo{}, contents: map[key]*content{}, types: map[string]string{},
+	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(), tails: map[id]sha512Tail{},
 		condemned: map[key]struct{}{}, quarantined: map[key]Damage{}}
+	s.byDigest.slab = &s.contents
+	return s
 }
 
 // apply brings the state up to an update. An error leaves it useless: the journal contradicts itself.
@@ -72,8 +99,8 @@ func (s *state) apply(u Update) error {
 	for _, b := range u.Batches {
 		r := s.repos[b.Repo]
 		if r == nil {
-			r = &repo{name: b.Repo, holds: map[key]*hold{}, tags: map[string]tagged{}, referrers: map[key][]*hold{}}
-			s.repos[b.Repo] = r
+			r = &repo{name: strings.Clone(b.Repo), holds: table[hold]{slab: &s.holds}, tags: table[tag]{slab: &s.tags}}
+			s.repos[r.name] = r
 		}
 		for _, f := range b.Facts {
 			if err := s.applyFact(r, f); err != nil {
@@ -83,7 +110,7 @@ func (s *state) apply(u Update) error {
 		if r.revision = u.Revision; !s.synced {
 			r.revision = b.Base // in the full state: the repo's last revision
 		}
-		if len(r.holds) == 0 && (b.Repo != Store || len(s.condemned)+len(s.quarantined) == 0) {
+		if r.holds.len == 0 && (b.Repo != Store || len(s.condemned)+len(s.quarantined) == 0) {
 			delete(s.repos, b.Repo)
 		}
 	}
@@ -99,19 +126,20 @@ func (s *state) applyFact(r *repo, f Fact) error {
 	if r.name == Store {
 		return s.applyStoreFact(f)
 	}
+	if f.Kind == KindTag {
+		return s.applyTag(r, f.Name, f.Value)
+	}
+	var buf [maxKey]byte
+	k := append(buf[:0], f.Name...)
 	switch {
 	case f.Kind == KindLink && f.Value != nil:
-		return s.link(r, key(f.Name), f.Value)
+		return s.link(r, k, f.Value)
 	case f.Kind == KindLink:
-		s.unlink(r, key(f.Name))
+		s.unlink(r, k)
 	case f.Kind == KindManifest && f.Value != nil:
-		return s.putManifest(r, key(f.Name), f.Value)
+		return s.putManifest(r, k, f.Value)
 	case f.Kind == KindManifest:
-		return s.deleteManifest(r, key(f.Name))
-	case f.Kind == KindTag && f.Value != nil:
-		return s.tag(r, f.Name, f.Value)
-	case f.Kind == KindTag:
-		s.untag(r, f.Name)
+		return s.deleteManifest(r, k)
 	default: // a kind of a later version, which a newer Format would have announced
 		return errFact
 	}
@@ -120,7 +148,7 @@ func (s *state) applyFact(r *repo, f Fact) error {
 
 // applyStoreFact takes in a fact about content itself.
 func (s *state) applyStoreFact(f Fact) (err error) {
-	k := key(f.Name)
+	k := key(strings.Clone(f.Name))
 	switch {
 	case f.Kind == KindCondemned && f.Value != nil:
 		s.condemned[k] = struct{}{}
@@ -136,53 +164,57 @@ func (s *state) applyStoreFact(f Fact) (err error) {
 	return err
 }
 
-func (s *state) link(r *repo, k key, v []byte) error {
+func (s *state) link(r *repo, k, v []byte) error {
 	size, unix, err := parseLink(v)
 	if err != nil {
 		return err
 	}
-	h := s.hold(r, k)
+	h := s.holds.at(s.hold(r, k))
 	if !h.linked {
 		s.stats.Links++
 	}
-	h.size, h.since, h.linked = size, unix, true
+	h.since, h.linked = momentOf(unix), true
+	s.contents.at(h.content).size = size
 	return nil
 }
 
-func (s *state) unlink(r *repo, k key) {
-	if h := r.holds[k]; h != nil && h.linked {
+func (s *state) unlink(r *repo, k []byte) {
+	i := s.find(r, k)
+	if i == 0 {
+		return
+	}
+	if h := s.holds.at(i); h.linked {
 		h.linked = false
 		s.stats.Links--
-		s.release(r, h)
+		s.release(r, i)
 	}
 }
 
-func (s *state) putManifest(r *repo, k key, v []byte) error {
+func (s *state) putManifest(r *repo, k, v []byte) error {
 	f, err := parseManifest(v)
 	if err != nil {
 		return err
 	}
-	h := s.hold(r, k)
-	m := &manifest{mediaType: s.mediaType(f.mediaType), time: f.time, refs: make([]*hold, 0, f.count)}
+	i := s.hold(r, k)
+	m := manifest{mediaType: s.mediaType(f.mediaType), time: momentOf(f.time), refs: make([]id, 0, f.count)}
 	if err := f.eachRef(func(k []byte) {
-		ref := s.hold(r, key(k))
-		ref.refs++
+		ref := s.hold(r, k)
+		s.holds.at(ref).refs++
 		m.refs = append(m.refs, ref)
 	}); err != nil {
 		return err
 	}
-	if old := h.manifest; old != nil { // pushed again, perhaps under another media type
-		m.tags = old.tags
-		s.dropManifest(r, h)
+	h := s.holds.at(i)
+	if h.manifest != 0 { // pushed again, perhaps under another media type
+		m.tags = s.manifests.at(h.manifest).tags
+		s.dropManifest(r, i)
 	}
 	if len(f.subject) > 0 {
-		m.subject = s.intern(key(f.subject))
-		m.subject.names++
-		list := r.referrers[m.subject.key]
-		i, _ := slices.BinarySearchFunc(list, k, byKey)
-		r.referrers[m.subject.key] = slices.Insert(list, i, h)
+		m.subject = s.intern(f.subject)
+		s.refer(r, m.subject, i)
 	}
-	h.size, h.manifest = f.size, m
+	s.contents.at(h.content).size = f.size
+	h.manifest = s.manifests.add(m)
 	s.stats.Manifests++
 	if r.manifests++; r.manifests == 1 {
 		s.catalog.insert(r.name)
@@ -190,113 +222,175 @@ func (s *state) putManifest(r *repo, k key, v []byte) error {
 	return nil
 }
 
-func (s *state) deleteManifest(r *repo, k key) error {
-	h := r.holds[k]
-	if h == nil || h.manifest == nil {
+func (s *state) deleteManifest(r *repo, k []byte) error {
+	m := s.manifest(r, k)
+	if m == 0 {
 		return nil
 	}
-	if len(h.manifest.tags) > 0 {
+	if s.manifests.at(s.holds.at(m).manifest).tags != 0 {
 		return errFact
 	}
-	s.dropManifest(r, h)
-	s.release(r, h)
+	s.dropManifest(r, m)
+	s.release(r, m)
 	return nil
 }
 
 // dropManifest undoes putManifest, but leaves the hold.
-func (s *state) dropManifest(r *repo, h *hold) {
-	m := h.manifest
-	h.manifest = nil
+func (s *state) dropManifest(r *repo, i id) {
+	h := s.holds.at(i)
+	m := s.manifests.at(h.manifest)
 	for _, ref := range m.refs {
-		ref.refs--
+		s.holds.at(ref).refs--
 		s.release(r, ref)
 	}
-	if m.subject != nil {
-		list := r.referrers[m.subject.key]
-		i, _ := slices.BinarySearchFunc(list, h.key, byKey)
-		if list = slices.Delete(list, i, i+1); len(list) == 0 {
-			delete(r.referrers, m.subject.key)
-		} else {
-			r.referrers[m.subject.key] = list
-		}
-		m.subject.names--
-		s.forget(m.subject)
+	if m.subject != 0 {
+		s.unrefer(r, m.subject, i)
 	}
+	s.manifests.remove(h.manifest)
+	h.manifest = 0
 	s.stats.Manifests--
 	if r.manifests--; r.manifests == 0 {
 		s.catalog.remove(r.name)
 	}
 }
 
-func byKey(h *hold, k key) int { return cmp.Compare(h.key, k) }
+// refer notes that the subject of a manifest is a content.
+func (s *state) refer(r *repo, subject, manifest id) {
+	if r.referrers == nil {
+		r.referrers = map[id][]id{}
+	}
+	s.contents.at(subject).names++
+	at := s.referrer(r, subject, manifest)
+	r.referrers[subject] = slices.Insert(r.referrers[subject], at, manifest)
+}
 
-func (s *state) tag(r *repo, name string, v []byte) error {
+func (s *state) unrefer(r *repo, subject, manifest id) {
+	at := s.referrer(r, subject, manifest)
+	if list := slices.Delete(r.referrers[subject], at, at+1); len(list) > 0 {
+		r.referrers[subject] = list
+	} else {
+		delete(r.referrers, subject)
+	}
+	s.contents.at(subject).names--
+	s.forget(subject)
+}
+
+// referrer tells where among the referrers of a subject a manifest is, or would go.
+func (s *state) referrer(r *repo, subject, manifest id) int {
+	want := s.keyOf(s.holds.at(manifest).content)
+	at, _ := slices.BinarySearchFunc(r.referrers[subject], want, func(i id, want sum) int {
+		have := s.keyOf(s.holds.at(i).content)
+		return bytes.Compare(have[:], want[:])
+	})
+	return at
+}
+
+func (s *state) applyTag(r *repo, name string, v []byte) error {
+	if v == nil {
+		s.untag(r, name)
+		return nil
+	}
 	k, unix, err := parseTag(v)
 	if err != nil {
 		return err
 	}
-	h := r.holds[k]
-	if h == nil || h.manifest == nil {
+	h := s.manifest(r, k)
+	if h == 0 {
 		return errFact
 	}
-	if old, ok := r.tags[name]; ok {
-		old.dropTag(name)
-	} else {
-		r.order.insert(name)
+	i := s.findTag(r, name)
+	if i == 0 {
+		i = s.tags.add(tag{name: strings.Clone(name)})
+		r.tags.add(i, s.hashTag(name))
+		r.order.insert(s.tags.at(i).name)
 		s.stats.Tags++
+	} else {
+		s.detach(i)
 	}
-	r.tags[name] = tagged{h, unix}
-	h.manifest.tags = append(h.manifest.tags, name)
+	t, m := s.tags.at(i), s.manifests.at(s.holds.at(h).manifest)
+	t.hold, t.time, t.prev, t.after = h, momentOf(unix), 0, m.tags
+	if m.tags != 0 {
+		s.tags.at(m.tags).prev = i
+	}
+	m.tags = i
 	return nil
 }
 
 func (s *state) untag(r *repo, name string) {
-	if h, ok := r.tags[name]; ok {
-		h.dropTag(name)
-		delete(r.tags, name)
+	if i := s.findTag(r, name); i != 0 {
+		s.detach(i)
+		r.tags.remove(i)
 		r.order.remove(name)
+		s.tags.remove(i)
 		s.stats.Tags--
 	}
 }
 
-func (h *hold) dropTag(name string) {
-	i := slices.Index(h.manifest.tags, name)
-	h.manifest.tags = slices.Delete(h.manifest.tags, i, i+1)
+// detach takes a tag off its manifest's list.
+func (s *state) detach(i id) {
+	t := s.tags.at(i)
+	if t.prev != 0 {
+		s.tags.at(t.prev).after = t.after
+	} else {
+		s.manifests.at(s.holds.at(t.hold).manifest).tags = t.after
+	}
+	if t.after != 0 {
+		s.tags.at(t.after).prev = t.prev
+	}
+}
+
+// tagsOf calls f for every tag that names a manifest.
+func (s *state) tagsOf(m *manifest, f func(*tag)) {
+	for i := m.tags; i != 0; {
+		t := s.tags.at(i)
+		f(t)
+		i = t.after
+	}
 }
 
 // hold returns what r has to do with k, making it up if that is nothing yet.
-func (s *state) hold(r *repo, k key) *hold {
-	h := r.holds[k]
-	if h == nil {
-		h = &hold{content: s.intern(k)}
-		h.content.holds++
-		r.holds[h.key] = h
+func (s *state) hold(r *repo, k []byte) id {
+	i := s.find(r, k)
+	if i == 0 {
+		c := s.intern(k)
+		s.contents.at(c).holds++
+		i = s.holds.add(hold{content: c})
+		r.holds.add(i, s.hash(k))
 	}
-	return h
+	return i
 }
 
 // release drops a hold that has become nothing.
-func (s *state) release(r *repo, h *hold) {
-	if !h.linked && h.manifest == nil && h.refs == 0 {
-		delete(r.holds, h.key)
-		h.content.holds--
-		s.forget(h.content)
+func (s *state) release(r *repo, i id) {
+	h := s.holds.at(i)
+	if h.linked || h.manifest != 0 || h.refs > 0 {
+		return
 	}
+	c := h.content
+	r.holds.remove(i)
+	s.holds.remove(i)
+	s.contents.at(c).holds--
+	s.forget(c)
 }
 
-func (s *state) intern(k key) *content {
-	c := s.contents[k]
-	if c == nil {
-		c = &content{key: k}
-		s.contents[k] = c
+func (s *state) intern(k []byte) id {
+	c := s.lookup(k)
+	if c == 0 {
+		c = s.contents.add(content{sum: [shortKey - 1]byte(k[1:])})
+		if len(k) > shortKey {
+			s.tails[c] = sha512Tail(k[shortKey:])
+		}
+		s.byDigest.add(c, s.hash(k))
 	}
 	return c
 }
 
 // forget drops a content that nothing points to any more.
-func (s *state) forget(c *content) {
-	if c.holds == 0 && c.names == 0 {
-		delete(s.contents, c.key)
+func (s *state) forget(i id) {
+	if c := s.contents.at(i); c.holds == 0 && c.names == 0 {
+		s.byDigest.remove(i)
+		s.contents.remove(i)
+		delete(s.tails, i)
 	}
 }
 
@@ -313,52 +407,120 @@ func (s *state) mediaType(b []byte) string {
 	return t
 }
 
+func (s *state) hash(k []byte) uint32 { return uint32(maphash.Bytes(s.seed, k)) }
+
+func (s *state) hashTag(name string) uint32 { return uint32(maphash.String(s.seed, name)) }
+
+// is tells whether k is a content's digest.
+func (s *state) is(i id, k []byte) bool {
+	if string(s.contents.at(i).sum[:]) != string(k[1:shortKey]) {
+		return false
+	}
+	tail, long := s.tails[i]
+	return !long && len(k) == shortKey || long && string(tail[:]) == string(k[shortKey:])
+}
+
+// keyOf returns a content's digest.
+func (s *state) keyOf(i id) (k sum) {
+	k[0] = algSHA256
+	copy(k[1:], s.contents.at(i).sum[:])
+	if tail, long := s.tails[i]; long {
+		k[0] = algSHA512
+		copy(k[shortKey:], tail[:])
+	}
+	return k
+}
+
+// lookup finds a content; k is nil for a malformed digest.
+func (s *state) lookup(k []byte) id {
+	if len(k) == 0 {
+		return 0
+	}
+	hash := s.hash(k)
+	for i := s.byDigest.first(hash); i != 0; i = s.byDigest.next(i, hash) {
+		if s.is(i, k) {
+			return i
+		}
+	}
+	return 0
+}
+
+// find finds a repo's hold, as lookup does a content. It allocates nothing, nor do the others that find something.
+func (s *state) find(r *repo, k []byte) id {
+	if len(k) == 0 {
+		return 0
+	}
+	hash := s.hash(k)
+	for i := r.holds.first(hash); i != 0; i = r.holds.next(i, hash) {
+		if s.is(s.holds.at(i).content, k) {
+			return i
+		}
+	}
+	return 0
+}
+
+// manifest finds a hold that is a manifest.
+func (s *state) manifest(r *repo, k []byte) id {
+	if i := s.find(r, k); i != 0 && s.holds.at(i).manifest != 0 {
+		return i
+	}
+	return 0
+}
+
+func (s *state) findTag(r *repo, name string) id {
+	hash := s.hashTag(name)
+	for i := r.tags.first(hash); i != 0; i = r.tags.next(i, hash) {
+		if s.tags.at(i).name == name {
+			return i
+		}
+	}
+	return 0
+}
+
 // held tells whether a repo holds k, or a manifest consists of it: its bytes are needed then.
-func (s *state) held(k key) bool {
-	c := s.contents[k]
-	return c != nil && c.holds > 0
-}
+func (s *state) held(k key) bool { return s.holders(k) > 0 }
 
-// manifestOf finds the manifest that ref, a tag or a digest, names. It allocates nothing.
-func (s *state) manifestOf(name, ref string) *hold {
-	r := s.repos[name]
-	if r == nil {
-		return nil
-	}
-	if t, ok := r.tags[ref]; ok {
-		return t.hold
-	}
-	h := r.at(ref)
-	if h == nil || h.manifest == nil {
-		return nil
-	}
-	return h
-}
-
-// linkOf finds the blob that the repo holds under d. It allocates nothing.
-func (s *state) linkOf(name, d string) *hold {
-	r := s.repos[name]
-	if r == nil {
-		return nil
-	}
-	h := r.at(d)
-	if h == nil || !h.linked {
-		return nil
-	}
-	return h
-}
-
-// at finds a digest's hold.
-func (r *repo) at(d string) *hold {
+// holders tells how many repos do.
+func (s *state) holders(k key) int32 {
 	var buf [maxKey]byte
-	return r.holds[key(appendKey(buf[:0], d))]
+	if i := s.lookup(append(buf[:0], k...)); i != 0 {
+		return s.contents.at(i).holds
+	}
+	return 0
+}
+
+// manifestOf finds the manifest that ref, a tag or a digest, names: its hold, or 0.
+func (s *state) manifestOf(name, ref string) id {
+	r := s.repos[name]
+	if r == nil {
+		return 0
+	}
+	if i := s.findTag(r, ref); i != 0 {
+		return s.tags.at(i).hold
+	}
+	var buf [maxKey]byte
+	return s.manifest(r, appendKey(buf[:0], ref))
+}
+
+// blobOf finds the blob that the repo holds under d: its content, or 0.
+func (s *state) blobOf(name, d string) id {
+	r := s.repos[name]
+	if r == nil {
+		return 0
+	}
+	var buf [maxKey]byte
+	if i := s.find(r, appendKey(buf[:0], d)); i != 0 && s.holds.at(i).linked {
+		return s.holds.at(i).content
+	}
+	return 0
 }
 
 // descriptor describes a manifest. It allocates nothing unless something is quarantined.
-func (s *state) descriptor(h *hold) Descriptor {
-	d := Descriptor{MediaType: h.manifest.mediaType, Size: h.size, key: h.key}
+func (s *state) descriptor(i id) Descriptor {
+	h := s.holds.at(i)
+	d := Descriptor{MediaType: s.manifests.at(h.manifest).mediaType, Size: s.contents.at(h.content).size, sum: s.keyOf(h.content)}
 	if len(s.quarantined) > 0 {
-		d.damaged = s.damagedPart(h, map[*hold]bool{})
+		d.damaged = s.damagedPart(i, map[id]bool{})
 	}
 	return d
 }
@@ -372,15 +534,16 @@ func (s *state) isQuarantined(k key) bool {
 }
 
 // damagedPart finds something quarantined among what a manifest consists of, itself first.
-func (s *state) damagedPart(h *hold, seen map[*hold]bool) key {
-	if s.isQuarantined(h.key) {
-		return h.key
+func (s *state) damagedPart(i id, seen map[id]bool) key {
+	h := s.holds.at(i)
+	if k := s.keyOf(h.content).key(); s.isQuarantined(k) {
+		return k
 	}
-	if seen[h] || h.manifest == nil {
+	if seen[i] || h.manifest == 0 {
 		return ""
 	}
-	seen[h] = true
-	for _, ref := range h.manifest.refs {
+	seen[i] = true
+	for _, ref := range s.manifests.at(h.manifest).refs {
 		if k := s.damagedPart(ref, seen); k != "" {
 			return k
 		}
@@ -389,14 +552,19 @@ func (s *state) damagedPart(h *hold, seen map[*hold]bool) key {
 }
 
 // refersTo finds a manifest of the repo that consists of k among others, and that skip does not name.
-func (r *repo) refersTo(k key, skip func(key) bool) (key, bool) {
-	target := r.holds[k]
-	if target == nil || target.refs == 0 {
+func (s *state) refersTo(r *repo, k key, skip func(key) bool) (key, bool) {
+	var buf [maxKey]byte
+	target := s.find(r, append(buf[:0], k...))
+	if target == 0 || s.holds.at(target).refs == 0 {
 		return "", false
 	}
-	for _, h := range r.holds {
-		if h.manifest != nil && !skip(h.key) && slices.Contains(h.manifest.refs, target) {
-			return h.key, true
+	for i := range r.holds.all() {
+		h := s.holds.at(i)
+		if h.manifest == 0 || !slices.Contains(s.manifests.at(h.manifest).refs, target) {
+			continue
+		}
+		if k := s.keyOf(h.content).key(); !skip(k) {
+			return k, true
 		}
 	}
 	return "", false

@@ -87,7 +87,7 @@ func (tx *Tx) Linked(d digest.Digest) bool {
 	if v, ok := tx.fact(KindLink, string(keyOf(d))); ok {
 		return v != nil
 	}
-	return tx.x.link(tx.repo, string(d)) != nil
+	return tx.x.linked(tx.repo, string(d))
 }
 
 // Manifest finds a manifest of the repo by its digest.
@@ -96,7 +96,7 @@ func (tx *Tx) Manifest(d digest.Digest) (Descriptor, bool) { return tx.manifest(
 func (tx *Tx) manifest(k key) (Descriptor, bool) {
 	if v, ok := tx.fact(KindManifest, string(k)); ok {
 		m, err := parseManifest(v)
-		return Descriptor{MediaType: string(m.mediaType), Size: m.size, key: k}, v != nil && err == nil
+		return Descriptor{MediaType: string(m.mediaType), Size: m.size, sum: sumOf(k)}, v != nil && err == nil
 	}
 	return tx.x.manifest(tx.repo, string(k.digest()))
 }
@@ -111,7 +111,7 @@ func (tx *Tx) Tag(name string) (Descriptor, bool) {
 		if v == nil || err != nil {
 			return Descriptor{}, false
 		}
-		return tx.manifest(k)
+		return tx.manifest(key(k))
 	}
 	return tx.x.manifest(tx.repo, name)
 }
@@ -127,7 +127,7 @@ func (tx *Tx) TagsOf(d digest.Digest) []string {
 	slices.Sort(candidates)
 	return slices.DeleteFunc(slices.Compact(candidates), func(name string) bool {
 		at, ok := tx.Tag(name)
-		return !ok || at.key != k
+		return !ok || at.sum.key() != k
 	})
 }
 
@@ -248,10 +248,10 @@ func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if !ok {
 		return fmt.Errorf("manifest %s: %w", d, ErrNotFound)
 	}
-	if old, ok := tx.Tag(name); ok && old.key == at.key {
+	if old, ok := tx.Tag(name); ok && old.sum == at.sum {
 		return nil
 	}
-	tx.set(KindTag, name, tagValue(at.key, tx.now))
+	tx.set(KindTag, name, tagValue(at.sum.key(), tx.now))
 	return nil
 }
 

@@ -25,6 +25,7 @@
 //     since it needs strace and the right to trace.
 //   - SOAK_LOAD=1: 10,000 idle connections, 1,000 slow uploads and 6,000 aborted transfers instead of a tenth of that. It
 //     takes some minutes, and the right to open 20,000 files.
+//   - SOAK_TAGS (default 1000): how many tags TestSize starts a server on.
 //   - SOAK_RACE=1: the server is built with the race detector, and any race it finds fails the test.
 //   - SOAK_SEED (a whole number, default: the time): the choices of the clients; each test prints its own.
 //

@@ -25,6 +25,7 @@ import (
 var settings struct {
 	time   time.Duration
 	kills  int
+	tags   int
 	rounds int // of faults
 	race   bool
 	seed   uint64
@@ -55,13 +56,13 @@ func TestMain(m *testing.M) {
 
 func readSettings() (err error) {
 	settings.time, settings.seed = 4*time.Second, uint64(time.Now().UnixNano())
-	settings.kills, settings.rounds = 12, 1
+	settings.kills, settings.rounds, settings.tags = 12, 1, 1000
 	if v := os.Getenv("SOAK_TIME"); v != "" {
 		if settings.time, err = time.ParseDuration(v); err != nil {
 			return fmt.Errorf("SOAK_TIME: %w", err)
 		}
 	}
-	for name, n := range map[string]*int{"SOAK_KILLS": &settings.kills, "SOAK_FAULTS": &settings.rounds} {
+	for name, n := range map[string]*int{"SOAK_KILLS": &settings.kills, "SOAK_FAULTS": &settings.rounds, "SOAK_TAGS": &settings.tags} {
 		if v := os.Getenv(name); v != "" {
 			if *n, err = strconv.Atoi(v); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -98,7 +99,8 @@ type server struct {
 	dir    string
 	url    string
 	args   []string
-	under  []string // the command that runs the program; none: it runs by itself
+	under  []string      // the command that runs the program; none: it runs by itself
+	wait   time.Duration // for a process to answer
 	pool   *x509.CertPool
 	epoch  time.Time // of the times of a history
 	log    console
@@ -142,7 +144,15 @@ func start(t *testing.T, args ...string) *server {
 // startOn is start on a data directory, with a command that runs the program, such as a tracer.
 func startOn(t *testing.T, dir string, under []string, args ...string) *server {
 	t.Helper()
-	s := &server{t: t, dir: dir, epoch: time.Now(), under: under}
+	s := newServer(t, dir, under, args...)
+	s.run()
+	return s
+}
+
+// newServer is startOn without starting it.
+func newServer(t *testing.T, dir string, under []string, args ...string) *server {
+	t.Helper()
+	s := &server{t: t, dir: dir, epoch: time.Now(), under: under, wait: 30 * time.Second}
 	t.Logf("SOAK_SEED=%d", settings.seed)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -166,7 +176,6 @@ func startOn(t *testing.T, dir string, under []string, args ...string) *server {
 			t.Errorf("the race detector found %d races in the server:\n%s", s.log.races, &s.log)
 		}
 	})
-	s.run()
 	return s
 }
 
@@ -188,7 +197,7 @@ func (s *server) run() {
 	s.cmd = cmd
 	s.started++
 	s.mu.Unlock()
-	for deadline := time.Now().Add(30 * time.Second); !s.ready(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(s.wait); !s.ready(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("the server does not answer:\n%s", &s.log)
 		}
