@@ -54,9 +54,10 @@ func (n *Node) places(local string, bundle []byte) []place {
 }
 
 // hostsTOML is what containerd wants to know of a name. The host tree is for 1.6, which refuses a file without; the
-// server keeps any version from asking the name itself, which nothing on the node resolves.
+// server keeps any version from asking the name itself, which nothing on the node resolves. It is asked again for what
+// the host has not, and needs the CA for that: otherwise an image that is not there would be told as a wrong certificate.
 func hostsTOML(local, ca string) string {
-	return fmt.Sprintf("server = \"https://%[1]s\"\n\n[host.\"https://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = %[2]q\n", local, ca)
+	return fmt.Sprintf("server = \"https://%[1]s\"\nca = %[2]q\n\n[host.\"https://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = %[2]q\n", local, ca)
 }
 
 // registriesConf tells CRI-O where a name is (containers-registries.conf.d(5)).
