@@ -24,45 +24,15 @@ type slot struct {
 
 	doubt []*image // while an operation has no answer: what may be there
 	stays bool     // the tag names something whatever becomes of the operation
-
-	past []moment
-}
-
-// moment is what a slot was from a time on.
-type moment struct {
-	at               time.Time
-	image            *image
-	tagged, stays    bool
-	referrers, doubt []*image
 }
 
 // begin notes what may come of an operation, before it.
 func (s *slot) begin(stays bool, doubt ...*image) {
 	s.doubt, s.stays = doubt, stays
-	s.note()
 }
 
 // end notes that all of it has come.
-func (s *slot) end() {
-	s.doubt = nil
-	s.note()
-}
-
-func (s *slot) note() {
-	s.past = append(s.past, moment{time.Now(), s.image, s.tagged, s.stays, s.referrers, s.doubt})
-}
-
-// when returns the slot as it was known to be at a time.
-func (s *slot) when(t time.Time) *slot {
-	then := &slot{repo: s.repo, tag: s.tag}
-	for _, m := range s.past {
-		if !m.at.Before(t) {
-			break
-		}
-		then.image, then.tagged, then.stays, then.referrers, then.doubt = m.image, m.tagged, m.stays, m.referrers, m.doubt
-	}
-	return then
-}
+func (s *slot) end() { s.doubt = nil }
 
 // image is a manifest with all that belongs to it.
 type image struct {
