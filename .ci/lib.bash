@@ -142,6 +142,11 @@ clients_tools() {
   tool oras oras.land/oras/cmd/oras@v1.3.6
   tool regctl github.com/regclient/regclient/cmd/regctl@v0.11.7
 }
+logins_tools() {
+  clients_tools
+  debian docker.io containerd apache2-utils
+}
+helm_tools() { tool helm helm.sh/helm/v4/cmd/helm@v4.3.1; }
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
 faults_tools() { debian strace; }
@@ -189,7 +194,8 @@ server() {
 SERVER_UNDER=() # a command to start the server under
 
 # ask is curl for the server that was started last, with its CA.
-ask() { curl -sS --cacert "$SERVER_CA" "$@"; }
+ask() { curl -sS --cacert "$SERVER_CA" "${ASK_LOGIN[@]}" "$@"; }
+ASK_LOGIN=() # -u and a login, where one is needed
 
 # stop_server stops the server that was started last, and checks that it ends well. Not to be called by check:
 # only the shell that started the server can wait for it.

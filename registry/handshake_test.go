@@ -210,6 +210,33 @@ func TestTheHandshake(t *testing.T) {
 	}
 }
 
+// TestTheChallengeSaysWhy in words for the user: some clients show them instead of the answer's body.
+func TestTheChallengeSaysWhy(t *testing.T) {
+	w, _ := guarded(t, auth.Options{Htpasswd: people(t), PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}})
+	c := client{wire: w}
+	token := func(c client, scope string) []string {
+		login := challenges(t, c.do("GET", "/v2/", nil).is(401).header)["Bearer"]
+		return []string{"Authorization", "Bearer " + c.token(login, scope)}
+	}
+	anonymous := token(c, "repository:app:pull,push")
+	c.user, c.password = "alice", "alice"
+	elsewhere := token(c, "repository:other:pull,push")
+	for _, row := range []struct {
+		login     []string
+		code, say string
+	}{
+		{nil, "", ""}, // nothing was wrong with what the client sent
+		{anonymous, "insufficient_scope", "log in; without a login this is not allowed"},
+		{elsewhere, "insufficient_scope", "the token is not good for this; get one for the scope that is needed"},
+		{[]string{"Authorization", "Bearer x"}, "invalid_token", "the token is not valid (any more); get another one"},
+	} {
+		got := challenges(t, w.do("POST", "/v2/app/blobs/uploads/", nil, row.login...).code(401, "UNAUTHORIZED").header)["Bearer"]
+		if got["error"] != row.code || got["error_description"] != row.say || got["scope"] != "repository:app:pull,push" {
+			t.Errorf("%q: %v, want %q, %q", row.login, got, row.code, row.say)
+		}
+	}
+}
+
 // link makes a repository hold a blob, without asking anybody.
 func link(t *testing.T, w *wire, repo, content string) {
 	t.Helper()

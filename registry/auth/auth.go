@@ -75,7 +75,8 @@ var (
 	errLogin    = &tokenError{"insufficient_scope", "log in; without a login this is not allowed"}
 )
 
-// tokenError is an ErrUnauthorized that the challenge has a word for (RFC 6750, section 3.1).
+// tokenError is an ErrUnauthorized that the challenge has a word for (RFC 6750, section 3.1). The message is told there
+// between quotes; it has none itself, no backslash, and no comma, at which some clients split.
 type tokenError struct{ code, message string }
 
 func (e *tokenError) Error() string { return ErrUnauthorized.Error() + ": " + e.message }

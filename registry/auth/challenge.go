@@ -17,7 +17,8 @@ const TokenPath = "/token"
 
 // Challenge implements Authorizer. Bearer is for the clients of registries, Basic for all others. But Docker heeds every
 // challenge that it finds on GET /v2/, and without credentials gives up at the second one: so where something is open to
-// all, there is only the first.
+// all, there is only the first. The description is what Docker tells its user: without one it says that he may not, where
+// all that he has to do is to log in.
 func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []string {
 	scheme, host := g.base(r)
 	bearer := `Bearer realm="` + scheme + "://" + host + TokenPath + `",service="` + host + `"`
@@ -25,7 +26,7 @@ func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []s
 		bearer += `,scope="` + scope + `"`
 	}
 	if t := (*tokenError)(nil); errors.As(err, &t) {
-		bearer += `,error="` + t.code + `"`
+		bearer += `,error="` + t.code + `",error_description="` + t.message + `"`
 	}
 	if a == Login && !g.state.Load().policy.closed() {
 		return []string{bearer}

@@ -111,7 +111,7 @@ func TestATokenIsGoodForItsScopesAndWhatTheRulesAllow(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = g.Authorize(t.Context(), who, "team/other", auth.Pull)
-	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0], `,scope="repository:team/other:pull",error="insufficient_scope"`) {
+	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0], `,scope="repository:team/other:pull",error="insufficient_scope",error_description="the token is not good for this; get one for the scope that is needed"`) {
 		t.Errorf("%q", c)
 	}
 	if readable := g.Readable(t.Context(), who); !readable("team/other") || readable("secret") {

@@ -1,0 +1,189 @@
+# shellcheck shell=bash
+# shellcheck source-path=SCRIPTDIR source=lib.bash
+# What the parts share that try real clients: images, how clients are told what to trust, and the commands that mean
+# the same everywhere.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.bash"
+
+work=$CI_WORK/${0##*/} # of this part
+mkdir "$work"
+
+# ---- The images
+
+# hello ARCH builds the program that is in every image.
+hello() {
+  mkdir -p "$work/hello"
+  printf 'package main\n\nfunc main() { println("hello") }\n' >"$work/hello/main.go"
+  CGO_ENABLED=0 GOOS=linux GOARCH=$1 go build -trimpath -o "$work/hello/hello-$1" "$work/hello/main.go"
+}
+
+# own_home: from here on no client finds anything of this machine's user, nor leaves anything with him. To be called
+# after hello, which wants Go's caches.
+own_home() {
+  export HOME=$work/home XDG_CONFIG_HOME=$work/home/.config XDG_CACHE_HOME=$work/home/.cache
+  export XDG_DATA_HOME=$work/home/.local
+  export XDG_RUNTIME_DIR=$work/run TMPDIR=$work/tmp
+  export DOCKER_CONFIG=$work/docker REGISTRY_AUTH_FILE=$work/auth.json REGCTL_CONFIG=$work/regctl.json
+  mkdir -p "$HOME" "$XDG_RUNTIME_DIR" "$TMPDIR" "$DOCKER_CONFIG"
+  mapfile -t own_store < <(store "$work/store")
+  log_out
+}
+
+# blob LAYOUT MEDIATYPE FILE puts a file into an OCI layout and prints its descriptor.
+blob() {
+  local sum
+  sum=$(sha256sum "$3" | cut -d' ' -f1)
+  mkdir -p "$1/blobs/sha256"
+  cp "$3" "$1/blobs/sha256/$sum"
+  jq -nc --arg t "$2" --arg d "sha256:$sum" --argjson s "$(stat -c %s "$3")" '{mediaType: $t, digest: $d, size: $s}'
+}
+
+# root DIR ARCH TEXT makes a root file system: a program and a text that tells one image from another.
+root() {
+  mkdir -p "$1"
+  cp "$work/hello/hello-$2" "$1/hello"
+  printf '%s\n' "$3" >"$1/text"
+}
+
+# layout DIR TEXT ARCH… makes an OCI layout with an image for these platforms, tagged v1.
+layout() {
+  local dir=$1 text=$2 arch diff layer config manifest oci=application/vnd.oci.image tmp=$1.tmp
+  shift 2
+  mkdir -p "$dir" "$tmp"
+  for arch in "$@"; do
+    root "$tmp/$arch" "$arch" "$text"
+    tar -C "$tmp/$arch" -cf "$tmp/layer" hello text
+    diff=sha256:$(sha256sum "$tmp/layer" | cut -d' ' -f1)
+    gzip -n "$tmp/layer"
+    layer=$(blob "$dir" $oci.layer.v1.tar+gzip "$tmp/layer.gz")
+    jq -nc --arg a "$arch" --arg d "$diff" '{architecture: $a, os: "linux", config: {Entrypoint: ["/hello"]},
+      rootfs: {type: "layers", diff_ids: [$d]}}' >"$tmp/config"
+    config=$(blob "$dir" $oci.config.v1+json "$tmp/config")
+    jq -nc --arg t $oci.manifest.v1+json --argjson c "$config" --argjson l "$layer" \
+      '{schemaVersion: 2, mediaType: $t, config: $c, layers: [$l]}' >"$tmp/manifest"
+    manifest=$(blob "$dir" $oci.manifest.v1+json "$tmp/manifest")
+    jq -c --arg a "$arch" '. + {platform: {os: "linux", architecture: $a}}' <<<"$manifest" >>"$tmp/manifests"
+    rm "$tmp/layer.gz"
+  done
+  jq -sc --arg t $oci.index.v1+json '{schemaVersion: 2, mediaType: $t, manifests: .}' "$tmp/manifests" >"$tmp/index"
+  blob "$dir" $oci.index.v1+json "$tmp/index" |
+    jq -c '{schemaVersion: 2, manifests: [. + {annotations: {"org.opencontainers.image.ref.name": "v1"}}]}' \
+      >"$dir/index.json"
+  printf '{"imageLayoutVersion":"1.0.0"}' >"$dir/oci-layout"
+  rm -r "$tmp"
+}
+
+# whole FILE passes if a file's name is the digest of what is in it: …/sha256/0a1b….
+whole() { same "content of $1" "$("$(basename "$(dirname "$1")")sum" "$1" | cut -d' ' -f1)" "$(basename "$1")"; }
+
+# digest_in LAYOUT prints the digest of the image in a layout, after looking at every byte of it. Some clients list
+# an index's children beside it; then the index is the one with a name.
+digest_in() {
+  local f
+  for f in "$1"/blobs/*/*; do
+    whole "$f"
+  done
+  jq -er '[.manifests[] | {digest, name: .annotations["org.opencontainers.image.ref.name"]}]
+    | if length > 1 then map(select(.name)) else . end
+    | if length == 1 then .[0].digest else error("not one image") end' "$1/index.json"
+}
+
+# ---- The clients: how each is told whom to trust, and where to keep what it keeps
+
+# trust makes the clients trust the server that was started last: by a file that podman, skopeo and buildah look for,
+# and by a variable for those written with Go's own TLS.
+trust() {
+  mkdir -p "$HOME/.config/containers/certs.d/$SERVER_HOST"
+  cp "$SERVER_CA" "$HOME/.config/containers/certs.d/$SERVER_HOST/ca.crt"
+  export SSL_CERT_FILE=$SERVER_CA
+}
+
+# store DIR prints options that keep containers/storage in DIR; vfs works on every file system. podman wants a
+# runroot with a short name.
+store() { printf '%s\n' --root "$1/root" --runroot "$CI_WORK/run" --storage-driver vfs; }
+podman() { command podman --tmpdir "$CI_WORK/run/libpod" "$@"; }
+
+# log_out forgets all logins.
+log_out() {
+  printf '{}' >"$REGISTRY_AUTH_FILE"
+  rm -f "$DOCKER_CONFIG/config.json" "$REGCTL_CONFIG"
+}
+
+# ---- CLIENT_login USER PASSWORD
+
+skopeo_login() { skopeo login -u "$1" --password-stdin "$SERVER_HOST" <<<"$2"; }
+podman_login() { podman "${own_store[@]}" login -u "$1" --password-stdin "$SERVER_HOST" <<<"$2"; }
+buildah_login() { buildah "${own_store[@]}" login -u "$1" --password-stdin "$SERVER_HOST" <<<"$2"; }
+crane_login() { crane auth login -u "$1" --password-stdin "$SERVER_HOST" <<<"$2"; }
+oras_login() { oras login -u "$1" --password-stdin "$SERVER_HOST" <<<"$2"; }
+regctl_login() { regctl registry login -u "$1" --pass-stdin "$SERVER_HOST" <<<"$2"; }
+
+# ---- CLIENT_push LAYOUT REFERENCE pushes an image, for those that push a layout as it is.
+
+skopeo_push() { skopeo copy --all --preserve-digests "oci:$1:v1" "docker://$2"; }
+oras_push() { oras cp --from-oci-layout "$1:v1" "$2"; }
+regctl_push() { regctl image copy "ocidir://$1:v1" "$2"; }
+
+# crane pushes a layout's index.json itself, so this is made the image's index.
+crane_push() {
+  local index
+  index=$(digest_in "$1")
+  rm -rf "$1.crane"
+  cp -r "$1" "$1.crane"
+  cp "$1/blobs/${index/://}" "$1.crane/index.json"
+  crane push --index "$1.crane" "$2"
+}
+
+# ---- CLIENT_pull REFERENCE DIR pulls it into DIR and prints the digest of what it got.
+
+# skopeo's dir: keeps a manifest as it came, also Docker's. Its files are named by what is in them.
+skopeo_pull() {
+  local f
+  mkdir -p "$2"
+  skopeo copy --all "docker://$1" "dir:$2/sha256" >&2
+  for f in "$2"/sha256/*.manifest.json; do
+    mv "$f" "${f%.manifest.json}"
+  done
+  for f in "$2"/sha256/*; do
+    [[ $f == */manifest.json || $f == */version ]] || whole "$f"
+  done
+  printf 'sha256:%s\n' "$(sha256sum "$2/sha256/manifest.json" | cut -d' ' -f1)"
+}
+crane_pull() {
+  crane pull --format oci "$1" "$2" >&2
+  digest_in "$2"
+}
+oras_pull() {
+  oras cp --to-oci-layout "$1" "$2:v1" >&2
+  digest_in "$2"
+}
+regctl_pull() {
+  regctl image copy "$1" "ocidir://$2:v1" >&2
+  digest_in "$2"
+}
+
+# podman and buildah pull one platform's image, each time into an empty store, and note the digest of what they asked
+# for, podman beside that of the platform's image. What is in the image is told by its text.
+podman_pull() {
+  local store
+  mapfile -t store < <(store "$2")
+  podman "${store[@]}" pull -q "docker://$1" >&2
+  podman "${store[@]}" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$1" | sed 's/.*@//'
+  cat "$(podman "${store[@]}" image mount "$1")/text" >"$2.text"
+  podman "${store[@]}" image unmount "$1" >&2
+}
+buildah_pull() {
+  local store container
+  mapfile -t store < <(store "$2")
+  container=$(buildah "${store[@]}" from -q --pull-always "docker://$1")
+  buildah "${store[@]}" images --digests --no-trunc --format '{{.Digest}}' "$1"
+  cat "$(buildah "${store[@]}" mount "$container")/text" >"$2.text"
+  buildah "${store[@]}" umount "$container" >&2
+}
+
+# ---- What the registry itself says
+
+# manifest_head REPOSITORY REFERENCE
+manifest_head() { ask -I -H 'Accept: */*' "$SERVER_URL/v2/$1/manifests/$2" | tr -d '\r'; }
+status() { manifest_head "$1" "$2" | sed -n '1s/^[^ ]* \([0-9]*\).*/\1/p'; }
+header() { manifest_head "$2" "$3" | sed -n "s/^$1: //Ip"; }
+digest_of() { header docker-content-digest "$1" "$2"; }
