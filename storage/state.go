@@ -36,6 +36,7 @@ type repo struct {
 	order     ordered // the names in tags
 	manifests int
 	referrers map[key][]*hold // by subject, in order of digest
+	bytes     int64           // of what it holds, each content once; see Index.Bytes
 }
 
 // tagged is what a tag names, and since when.
@@ -76,9 +77,11 @@ func (s *state) apply(u Update) error {
 			s.repos[b.Repo] = r
 		}
 		for _, f := range b.Facts {
+			r.bytes -= r.bytesOf(f)
 			if err := s.applyFact(r, f); err != nil {
 				return damaged(b.Repo, f, err)
 			}
+			r.bytes += r.bytesOf(f)
 		}
 		if r.revision = u.Revision; !s.synced {
 			r.revision = b.Base // in the full state: the repo's last revision
