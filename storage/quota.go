@@ -1,5 +1,11 @@
 package storage
 
+import (
+	"math"
+
+	"github.com/opencontainers/go-digest"
+)
+
 // Quota bounds what some repos hold together, in bytes: of blobs and manifests, each content counted once in each repo
 // that holds it, whoever else holds it.
 type Quota struct {
@@ -58,17 +64,19 @@ func (x *Index) quotasNow() *quotas {
 	return x.quotas
 }
 
-// Excess tells whether the change, as far as it has come, adds more than a quota leaves; the first of them is told. It
-// counts what the earlier changes of the same commit add, so those who push at once do not exceed a quota together.
-// What they take away counts when it is committed. A change that adds nothing exceeds nothing.
-func (tx *Tx) Excess() (e Excess, over bool) { return tx.ExcessOf(tx.added) }
-
-// ExcessOf is Excess, had the change added so many bytes.
-func (tx *Tx) ExcessOf(added int64) (e Excess, over bool) {
+// Excess tells whether d, of size bytes, is more than a quota leaves, beside what the change adds already; the first such
+// quota is told. What the repo holds exceeds nothing. It counts what the earlier changes of the same commit add, so those
+// who push at once do not exceed a quota together; what they take away counts when it is committed. d may be empty: it
+// is not known yet.
+func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	g := tx.growth
-	if added <= 0 || len(g.quotas.all) == 0 {
+	if len(g.quotas.all) == 0 || size <= 0 {
 		return e, false
 	}
+	if _, held := tx.Manifest(d); held || tx.Linked(d) {
+		return e, false
+	}
+	added := tx.added + min(size, math.MaxInt64-tx.added)
 	tx.x.mu.RLock()
 	defer tx.x.mu.RUnlock()
 	for _, i := range g.quotas.ofRepo(tx.repo) {

@@ -27,10 +27,10 @@ var errOver = errors.New("over")
 // link links a blob, unless a quota forbids it.
 func link(i int, size int64) func(*storage.Tx) error {
 	return func(tx *storage.Tx) error {
-		tx.Link(digestOf("blob", i), size)
-		if e, over := tx.Excess(); over {
+		if e, over := tx.Excess(digestOf("blob", i), size); over {
 			return fmt.Errorf("%w: %s: %d used, %d added, of %d", errOver, e.Name, e.Used, e.Added, e.Bytes)
 		}
+		tx.Link(digestOf("blob", i), size)
 		return nil
 	}
 }
@@ -60,9 +60,8 @@ func TestAQuotaIsSharedAndCountsEachContentOncePerRepo(t *testing.T) {
 	update(t, x, "team/b", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
 	used(t, x, 60)
 	if err := x.Update(t.Context(), "team/c", func(tx *storage.Tx) error {
-		m := manifest(41)
-		err := tx.PutManifest(m)
-		if _, over := tx.Excess(); over {
+		err := errors.Join(tx.PutManifest(manifest(40)), put(40, "v")(tx))
+		if _, over := tx.Excess(manifest(1).Digest, 1); over {
 			return errOver
 		}
 		return err

@@ -31,7 +31,7 @@ func (p *Policy) why(v Verdict) string {
 	case onLevel:
 		return "there are no rules, and the setting anonymous decides for those without a login"
 	case onLogin:
-		return "there are no rules: users may do everything but administer the registry, and accounts of the cluster may pull"
+		return "there are no rules: users may do everything but administer the registry, and accounts of the cluster and holders of certificates may pull"
 	case onCluster:
 		return "no rule decides, and the Kubernetes API does"
 	}
@@ -62,6 +62,8 @@ func (r rule) String() string {
 
 func (s subject) String() string {
 	switch {
+	case s.kind == "cert" || s.kind == "cert-group":
+		return s.kind + ":" + strings.NewReplacer("%", "%25", " ", "%20", ",", "%2C").Replace(s.name)
 	case s.kind == "serviceaccount":
 		return s.kind + ":" + strings.Replace(strings.TrimPrefix(s.name, serviceAccount), ":", "/", 1)
 	case s.name == "":

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"trow/registry/audit"
 )
 
 // Options are what a Guard is made of.
@@ -35,6 +38,11 @@ type Options struct {
 	Accesses AccessReviewer
 	// Annotate attaches a fact to the request's line in the access log, for the token endpoint. Optional.
 	Annotate func(ctx context.Context, key, value string)
+	// Certificate returns the certificate that a request's connection has shown, verified and good at the moment; nil:
+	// none. Optional: without it certificates prove nothing.
+	Certificate func(*http.Request) *x509.Certificate
+	// Audit is told of logins that fail, and of what Protect refuses. Optional.
+	Audit func(context.Context, audit.Event)
 }
 
 // Guard is the Authorizer of a server. Make it with [New].
@@ -77,6 +85,9 @@ func New(o Options) (*Guard, error) {
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}
 	}
+	if o.Audit == nil {
+		o.Audit = func(context.Context, audit.Event) {}
+	}
 	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle()}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {
@@ -98,7 +109,7 @@ func New(o Options) (*Guard, error) {
 	}
 	s.settle(g)
 	if !s.logins && s.policy.closed() {
-		return nil, errors.New("user: nothing is allowed without a login, and there is no user who could log in (user, htpasswd)")
+		return nil, errors.New("user: nothing is allowed without a login, and there is no user who could log in (user, htpasswd, client-ca)")
 	}
 	g.state.Store(s)
 	return g, g.turn(time.Now())
@@ -149,7 +160,7 @@ func (g *Guard) parseUsers(content []byte) (*users, error) {
 // settle works out what follows from the parts, and forgets what tokens have proved.
 func (s *state) settle(g *Guard) {
 	s.tokens = newKnown()
-	people := len(s.users.list) > 0 || g.reviewed != nil
+	people := len(s.users.list) > 0 || g.reviewed != nil || g.options.Certificate != nil
 	s.logins = people || len(s.robots.byName) > 0
 	p := s.policy
 	// Where everything is open, a robot's login is taken, but not asked for: clients go on as they did before.
@@ -217,8 +228,17 @@ func (g *Guard) setUsers(content []byte) error {
 // maxHeader bounds an Authorization header: a token, encoded once more as a password.
 const maxHeader = maxToken*4/3 + 1<<10
 
-// Identify implements Authorizer. It is the one place where a request gets its identity.
+// Identify implements Authorizer. It is the one place where a request gets its identity. Credentials in its header count
+// before a certificate.
 func (g *Guard) Identify(r *http.Request) (*Identity, error) {
+	who, err := g.identify(r)
+	if err != nil {
+		g.loginFailed(r, err)
+	}
+	return who, err
+}
+
+func (g *Guard) identify(r *http.Request) (*Identity, error) {
 	s := g.state.Load()
 	if !s.logins { // credentials, which some clients send all the same, mean nothing
 		return nobody, nil
@@ -226,7 +246,7 @@ func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 	given := r.Header["Authorization"]
 	switch {
 	case len(given) == 0:
-		return nobody, nil
+		return g.certified(r), nil
 	case len(given) > 1: // which one counts would depend on who reads it
 		return nil, fmt.Errorf("%w: more than one Authorization header", ErrUnauthorized)
 	case len(given[0]) > maxHeader:
@@ -286,7 +306,7 @@ func (g *Guard) basic(r *http.Request, s *state, encoded string) (*Identity, err
 	if err != nil || !ok {
 		return nil, fmt.Errorf("%w: these are no Basic credentials", ErrUnauthorized)
 	}
-	return g.password(r.Context(), s, address(r), key, name, password)
+	return g.password(r.Context(), s, Address(r), key, name, password)
 }
 
 // errWrong says nothing of which of the two it is.
@@ -312,7 +332,7 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 	who, ok := s.users.login(key, name, password, now)
 	done(ok)
 	if !ok {
-		return nil, errWrong
+		return nil, s.wrong(name)
 	}
 	return who, nil
 }
@@ -358,7 +378,7 @@ func (g *Guard) allows(ctx context.Context, s *state, who *Identity, repo string
 
 // ask asks the Kubernetes API. Only its own identities: a user of ours may have the name of another of the cluster's.
 func (g *Guard) ask(ctx context.Context, who *Identity, repo string, a Action) (allowed bool, reason string, err error) {
-	verb := map[Action]string{Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin"}[a]
+	verb := map[Action]string{Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}[a]
 	namespace, name, ok := strings.Cut(repo, "/")
 	if !ok {
 		namespace, name = "", repo
@@ -377,8 +397,8 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 	return Explanation{allowed, strings.TrimSuffix(p.why(Verdict{on: onCluster})+": "+reason, ": ")}, err
 }
 
-// Impersonate is the identity of this name, to be asked about: a user, robot:NAME, a name of the cluster's (any with a
-// colon), or nobody. Errors: a robot that does not exist.
+// Impersonate is the identity of this name, to be asked about: a user, robot:NAME, cert:CN, a name of the cluster's (any
+// other with a colon), or nobody. Errors: a robot that does not exist.
 func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	s := g.state.Load()
 	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {
@@ -395,6 +415,9 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 
 // Named is an identity of which nothing but name and groups is known.
 func Named(name string, groups []string) *Identity {
+	if strings.HasPrefix(name, certPrefix) {
+		return &Identity{Name: name, cert: true, orgs: groups}
+	}
 	return &Identity{Name: name, Groups: groups, Cluster: strings.Contains(name, ":") || len(groups) > 0}
 }
 
@@ -421,7 +444,9 @@ func (g *Guard) Protect(a Action, next http.Handler) http.Handler {
 		who, err := g.Identify(r)
 		if err == nil {
 			g.options.Annotate(r.Context(), "user", who.Name)
-			err = g.Authorize(r.Context(), who, "", a)
+			if err = g.Authorize(r.Context(), who, "", a); err != nil {
+				g.refused(r, who, a, err)
+			}
 		}
 		if err == nil {
 			next.ServeHTTP(w, r)

@@ -212,7 +212,7 @@ func question(args []string) (a auth.Action, repo string, err error) {
 		return "", "", fmt.Errorf("action: %w", err)
 	}
 	a = all[0]
-	whole := a == auth.Catalog || a == auth.Admin
+	whole := a.Whole()
 	switch {
 	case whole && len(args) == 2:
 		return "", "", fmt.Errorf("%s is about no repository", a)
