@@ -39,6 +39,7 @@ import (
 	"trow/admission/cluster"
 	"trow/manifests/kube/kubetest"
 	"trow/registry/auth"
+	"trow/registry/limit"
 	"trow/registry/retention"
 )
 
@@ -225,7 +226,7 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 	if p.admit("/validate", "trow:31000/k8s-php:1.0.0").Allowed {
 		t.Error("a deleted image is allowed")
 	}
-	if log := p.errOut.String(); !strings.Contains(log, `"verdict":"denied"`) || !strings.Contains(log, `"repo":"k8s-php"`) {
+	if log := p.errOut.String(); !strings.Contains(log, `"event":"verdict","outcome":"denied"`) || !strings.Contains(log, `"repo":"k8s-php"`) {
 		t.Errorf("the log lacks a denial or a request: %s", log)
 	}
 }
@@ -1076,7 +1077,7 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 
 // imports says what each package may import of ours. Only main knows everybody.
 var imports = map[string][]string{
-	".":                         {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/manifests/node/credential", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/auth", "trow/registry/auth/desk", "trow/registry/glob", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
+	".":                         {"trow/admission", "trow/admission/cluster", "trow/manifests", "trow/manifests/node", "trow/manifests/node/credential", "trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/audit", "trow/registry/auth", "trow/registry/auth/desk", "trow/registry/glob", "trow/registry/limit", "trow/registry/retention", "trow/registry/server", "trow/storage", "trow/tls"},
 	"admission":                 {"trow/storage"},
 	"admission/cluster":         {"trow/manifests/kube"},
 	"manifests":                 {},
@@ -1084,12 +1085,14 @@ var imports = map[string][]string{
 	"manifests/kube/kubetest":   {"trow/manifests/kube"},
 	"manifests/node":            {"trow/manifests/kube"},
 	"manifests/node/credential": {},
-	"registry":                  {"trow/registry/auth", "trow/storage"},
+	"registry":                  {"trow/registry/audit", "trow/registry/auth", "trow/registry/limit", "trow/storage"},
 	"registry/admin":            {},
 	"registry/archive":          {"trow/registry", "trow/storage"},
-	"registry/auth":             {"trow/registry/glob"},
+	"registry/audit":            {},
+	"registry/auth":             {"trow/registry/audit", "trow/registry/glob"},
 	"registry/auth/desk":        {"trow/registry/admin", "trow/registry/auth", "trow/registry/retention"},
 	"registry/glob":             {},
+	"registry/limit":            {"trow/registry/auth", "trow/registry/glob", "trow/storage"},
 	"registry/retention":        {"trow/registry/glob", "trow/storage"},
 	"registry/server":           {},
 	"registry/soak":             {},
@@ -1106,7 +1109,7 @@ var only = map[string][]string{
 	"k8s.io/api/admission/v1":                        {".", "admission"},
 	"k8s.io/client-go/kubernetes":                    {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
 	"github.com/distribution/reference":              {"admission", "manifests", "manifests/node/credential"},
-	"github.com/rs/zerolog":                          {".", "registry/server"},
+	"github.com/rs/zerolog":                          {".", "registry/audit", "registry/server"},
 	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},
 }
 
@@ -1207,7 +1210,7 @@ func TestReadmeListsTheSettings(t *testing.T) {
 	for _, s := range settings {
 		want := fmt.Sprint(s.value)
 		switch v := s.value.(type) {
-		case []string, []auth.Rule, []retention.Rule:
+		case []string, []auth.Rule, []retention.Rule, []limit.Rule, []limit.Quota:
 			want = ""
 		case time.Duration:
 			want = strings.TrimSuffix(strings.TrimSuffix(v.String(), "0s"), "0m")

@@ -121,7 +121,7 @@ type Log struct {
 
 // bounded is a kind that has a bound.
 type bounded struct {
-	lines   rate.Limiter
+	lines   *rate.Limiter
 	leftOut int64 // since it was last told
 }
 
@@ -197,9 +197,7 @@ func (l *Log) room(k kind) bool {
 	l.mu.Lock()
 	b := l.kinds[k]
 	if b == nil {
-		b = &bounded{}
-		b.lines.SetLimit(linesPerSecond)
-		b.lines.SetBurst(linesAtOnce)
+		b = &bounded{lines: rate.NewLimiter(linesPerSecond, linesAtOnce)}
 		l.kinds[k] = b
 	}
 	room, left := b.lines.Allow(), b.leftOut
