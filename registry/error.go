@@ -129,7 +129,8 @@ func limitFault(err error) error {
 // overQuota refuses what is more than a quota leaves.
 func overQuota(e storage.Excess) *fault {
 	return &fault{code: codeDenied, message: limit.OverQuota(e),
-		detail: map[string]any{"quota": e.Name, "bytes": e.Bytes, "used": e.Used, "added": e.Added}}
+		detail: map[string]string{"quota": e.Name, "bytes": strconv.FormatInt(e.Bytes, 10),
+			"used": strconv.FormatInt(e.Used, 10), "added": strconv.FormatInt(e.Added, 10)}}
 }
 
 // clip bounds what is told back of what somebody sent.
