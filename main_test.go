@@ -3,8 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -15,6 +19,7 @@ import (
 	"go/token"
 	"io"
 	"io/fs"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -893,6 +898,82 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 	p.want(200, "GET", "/healthz", "")
+}
+
+// TestCertificatesOfClients log in, and call the webhook, each of its own CA.
+func TestCertificatesOfClients(t *testing.T) {
+	t.Parallel()
+	files := t.TempDir()
+	users, show := clientCA(t, filepath.Join(files, "users.pem"))
+	api, showAPI := clientCA(t, filepath.Join(files, "api.pem"))
+	config := filepath.Join(files, "trow.yaml")
+	if err := os.WriteFile(config, []byte("rules:\n- {who: ['cert:build-7'], may: [pull, push], repositories: ['team/**']}\n- {who: ['cert-group:readers'], may: pull}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, t.TempDir(), "--config="+config, "--client-ca="+users, "--validate-client-ca="+api, "--validate-client-names=kube-apiserver")
+	plain := p.client
+	as := func(cert tls.Certificate) {
+		c := plain.Transport.(*http.Transport).TLSClientConfig.Clone()
+		c.Certificates = []tls.Certificate{cert}
+		p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: c, DisableKeepAlives: true}}
+	}
+	p.want(401, "GET", "/v2/", "")
+	as(show("build-7"))
+	p.want(200, "GET", "/v2/", "")
+	p.push("team/app", "v1")
+	p.want(403, "POST", "/v2/other/blobs/uploads/", "")
+	as(show("someone", "readers"))
+	p.want(200, "GET", "/v2/team/app/manifests/v1", "")
+	p.want(403, "DELETE", "/v2/team/app/manifests/v1", "")
+	as(show("alice"))
+	p.want(404, "GET", "/v2/team/app/manifests/v1", "")
+	json := []string{"Content-Type", "application/json"}
+	p.want(401, "POST", "/validate", podReview("nginx"), json...) // a user's certificate is not the API server's
+	as(showAPI("kube-apiserver"))
+	p.want(200, "POST", "/validate", podReview("nginx"), json...)
+	p.want(401, "GET", "/v2/team/app/manifests/v1", "") // nor the other way round
+	as(showAPI("kubelet"))
+	p.want(403, "POST", "/validate", podReview("nginx"), json...)
+	p.client = plain
+	p.want(401, "POST", "/validate", podReview("nginx"), json...)
+	p.want(200, "GET", "/readyz", "")
+	if log := p.errOut.String(); !strings.Contains(log, `"user":"cert:build-7"`) || !strings.Contains(log, `"identity":"certificate"`) {
+		t.Errorf("%s", log)
+	}
+	if code, out, errOut := command(t, "", "can-i", "pull", "x", "--as=cert:y", "--as-group=readers", "--data-dir="+p.dir); code != 0 || !strings.Contains(out, "rule 2 decides: cert-group:readers may pull") {
+		t.Errorf("%d, %s%s", code, out, errOut)
+	}
+}
+
+// clientCA makes a CA, whose certificate is written to a file, and which gives out certificates.
+func clientCA(t *testing.T, path string) (file string, show func(cn string, orgs ...string) tls.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: path}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &key.PublicKey, key)
+	if err == nil {
+		err = os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, func(cn string, orgs ...string) tls.Certificate {
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: cn, Organization: orgs}, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		der, err := x509.CreateCertificate(rand.Reader, c, ca, &own.PublicKey, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: own}
+	}
 }
 
 func TestASecondServerOnTheSameDataIsRefused(t *testing.T) {
