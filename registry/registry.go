@@ -17,7 +17,8 @@
 //
 // # What it does not do
 //
-// It knows nothing of Kubernetes, and it does not decide who may do what: package auth does.
+// It knows nothing of Kubernetes, and it does not decide who may do what (package auth does), nor how much (package limit).
+// It writes nothing down: who did what is told to the program.
 package registry
 
 import (

@@ -30,9 +30,9 @@
 //
 // # What it does not do
 //
-// It does not know what a repository holds. It does not guard the webhook: a verdict reads no secret. It gives no
-// refresh tokens: they would be a second password, one that outlives a change of the first and that nobody lists. Whoever
-// wants a secret that can be revoked makes a robot; its secret is taken as a refresh token as well.
+// It does not know what a repository holds. It does not guard the webhook: who may ask for verdicts package admission
+// decides. It gives no refresh tokens: they would be a second password, one that outlives a change of the first and that
+// nobody lists. Whoever wants a secret that can be revoked makes a robot; its secret is taken as a refresh token as well.
 package auth
 
 import (
