@@ -112,6 +112,7 @@ const (
 type Log struct {
 	out  zerolog.Logger
 	file *file // nil: the program's log
+	hup  chan os.Signal
 
 	mu    sync.Mutex // guards kinds
 	kinds map[kind]*bounded
@@ -139,23 +140,20 @@ func Open(path string, program zerolog.Logger) (*Log, error) {
 		return nil, err
 	}
 	l.out = zerolog.New(l.file).With().Timestamp().Logger()
+	l.hup = make(chan os.Signal, 1)
+	signal.Notify(l.hup, syscall.SIGHUP) // from now on it does not end the program
 	return l, nil
 }
 
 // Run tells what was left out, and opens the file anew at SIGHUP, until ctx ends.
 func (l *Log) Run(ctx context.Context) {
-	hup := make(chan os.Signal, 1)
-	if l.file != nil {
-		signal.Notify(hup, syscall.SIGHUP)
-		defer signal.Stop(hup)
-	}
 	t := time.NewTicker(tellEvery)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-hup:
+		case <-l.hup:
 			l.file.reopen()
 		case <-t.C:
 			l.tell()
@@ -169,6 +167,7 @@ func (l *Log) Close() error {
 	if l.file == nil {
 		return nil
 	}
+	signal.Stop(l.hup)
 	return l.file.close()
 }
 

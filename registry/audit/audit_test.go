@@ -199,7 +199,6 @@ func TestARotatedFileIsLeft(t *testing.T) {
 	wg.Go(func() { l.Run(ctx) })
 	defer wg.Wait()
 	defer cancel()
-	time.Sleep(100 * time.Millisecond) // until it listens
 	if err := os.Rename(path, path+".2"); err != nil {
 		t.Fatal(err)
 	}
