@@ -56,10 +56,12 @@ import (
 	"trow/manifests/node/credential"
 	"trow/registry"
 	"trow/registry/admin"
+	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/auth/desk"
 	"trow/registry/bench"
 	"trow/registry/keep"
+	"trow/registry/limit"
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
@@ -130,6 +132,9 @@ type config struct {
 	Htpasswd      string        `mapstructure:"htpasswd"`
 	Anonymous     string        `mapstructure:"anonymous"`
 	PublicURL     string        `mapstructure:"public-url"`
+	ClientCA      string        `mapstructure:"client-ca"`
+	MetricsLogin  bool          `mapstructure:"metrics-login"`
+	AuditLog      string        `mapstructure:"audit-log"`
 	UploadTimeout time.Duration `mapstructure:"upload-timeout"`
 	MaxUploads    int           `mapstructure:"max-uploads"`
 	MaxRequests   int           `mapstructure:"max-requests"`
@@ -142,6 +147,8 @@ type config struct {
 	ScrubRate     string        `mapstructure:"scrub-rate"`
 
 	Rules        []auth.Rule      `mapstructure:"rules"`
+	Limits       []limit.Rule     `mapstructure:"limits"`
+	Quotas       []limit.Quota    `mapstructure:"quotas"`
 	Retention    []retention.Rule `mapstructure:"retention"`
 	StallTimeout time.Duration    `mapstructure:"stall-timeout"`
 	LogLevel     string           `mapstructure:"log-level"`
@@ -152,6 +159,9 @@ type config struct {
 	CAOverlap        time.Duration `mapstructure:"ca-overlap"`
 	TokenAudience    string        `mapstructure:"token-audience"`
 	AccessReview     bool          `mapstructure:"access-review"`
+	ValidateCA       string        `mapstructure:"validate-client-ca"`
+	ValidateNames    []string      `mapstructure:"validate-client-names"`
+	ValidateToken    string        `mapstructure:"validate-token-file"`
 
 	AllowPrefixes         []string `mapstructure:"allow-prefixes"`
 	AllowImages           []string `mapstructure:"allow-images"`
@@ -189,6 +199,11 @@ var settings = []setting{
 	{"anonymous", "", "", "what may be done without a login: pull, push or none (default: push, with users none)", false},
 	{"rules", "", []auth.Rule{}, "who may do what, by repository; in the configuration file, read again when it changes", false},
 	{"public-url", "", "", "how clients reach the registry, https://host[:port], if a proxy in front ends TLS or changes the host", false},
+	{"client-ca", "", "", "file of CAs (PEM) whose certificates clients may show to log in; reloaded when it changes", false},
+	{"limits", "", []limit.Rule{}, "how much each identity may take; in the configuration file, read again when it changes", false},
+	{"quotas", "", []limit.Quota{}, "how many bytes repositories may hold together; in the configuration file, read again when it changes", false},
+	{"audit-log", "", "", "file for who did what; empty: the ordinary log, in lines with the message audit", false},
+	{"metrics-login", "", false, "let only those see /metrics who may do metrics", false},
 	{"upload-timeout", "", 6 * time.Hour, "how long an upload may be idle before it is dropped", false},
 	{"max-uploads", "", 10000, "how many uploads may be open at once; more are answered 429", false},
 	{"max-requests", "", 1000, "how many requests may push at once, and how many others do anything else; more are answered 429", false},
@@ -209,6 +224,10 @@ var settings = []setting{
 	{"ca-overlap", "", 24 * time.Hour, "how long a new CA is told to clients before it signs, and the old one after", false},
 	{"token-audience", "", "", "in a cluster: take ServiceAccounts' tokens of this audience as logins; empty: none", false},
 	{"access-review", "", false, "let RBAC decide what ServiceAccounts may do that no rule decides", false},
+
+	{"validate-client-ca", "", "", "file of CAs (PEM): whoever calls the webhook must show a certificate of one of them", false},
+	{"validate-client-names", "", []string{}, "common names that such a certificate may have; empty: any", false},
+	{"validate-token-file", "", "", "file with a token that whoever calls the webhook must bring, if he shows no such certificate", false},
 
 	{"allow-prefixes", "", []string{}, "remote images allowed, by host[/path], whole path elements", true},
 	{"allow-images", "", []string{}, "images allowed by host/name[:tag][@digest]", true},
@@ -353,6 +372,12 @@ func (c *config) check() error {
 	switch {
 	case c.NoTLS && (c.TLSCert != "" || c.TLSKey != ""):
 		return errors.New("no-tls: there is nothing to do for tls-cert and tls-key without TLS")
+	case c.NoTLS && (c.ClientCA != "" || c.ValidateCA != ""):
+		return errors.New("no-tls: without TLS nobody can show a certificate; leave client-ca and validate-client-ca out")
+	case c.ValidateCA == "" && len(c.ValidateNames) > 0:
+		return errors.New("validate-client-names: certificates need a CA; add validate-client-ca")
+	case c.AuditLog == "-":
+		return errors.New("audit-log: - is no file; leave it empty, and it goes to the ordinary log, on standard error")
 	case c.Password != "" && c.PasswordFile != "":
 		return errors.New("password-file: there is a password already; give one of the two")
 	case c.UploadTimeout < time.Minute:
@@ -419,10 +444,16 @@ func (c *config) checkRules() error {
 	if _, err := auth.Compile(c.Rules, auth.PolicyOptions{}); err != nil {
 		return err
 	}
+	if err := limit.Check(c.Limits); err != nil {
+		return err
+	}
+	if _, err := limit.Quotas(c.Quotas); err != nil {
+		return err
+	}
 	switch {
 	case len(c.Rules) > 0 && c.Anonymous != "":
 		return errors.New("anonymous: there are rules, and what they do not allow is denied; say it with a rule of who: [anonymous], or take the rules away")
-	case c.Anonymous == "" && (c.User != "" || c.Htpasswd != "" || len(c.Rules) > 0):
+	case c.Anonymous == "" && (c.User != "" || c.Htpasswd != "" || c.ClientCA != "" || len(c.Rules) > 0):
 		c.Anonymous = "none"
 	case c.Anonymous == "":
 		c.Anonymous = "push"
@@ -538,19 +569,23 @@ const (
 
 // instance is one running server.
 type instance struct {
-	config   config
-	file     *rulesFile
-	guard    *auth.Guard
-	log      zerolog.Logger
-	listener net.Listener
-	journal  *storage.Bolt
-	blobs    *storage.Disk
-	socket   net.Listener     // for administration
-	debug    net.Listener     // for profiles; nil: none
-	keeper   *trowtls.Keeper  // nil without TLS
-	cluster  *cluster.Cluster // nil outside of a cluster
-	metrics  *prometheus.Registry
-	verdicts *prometheus.CounterVec
+	config      config
+	file        *rulesFile
+	guard       *auth.Guard
+	limits      limit.Limits
+	auditLog    *audit.Log
+	callers     *admission.Callers // nil: everybody may call the webhook
+	callerToken []byte             // what the token's file held at the start
+	log         zerolog.Logger
+	listener    net.Listener
+	journal     *storage.Bolt
+	blobs       *storage.Disk
+	socket      net.Listener     // for administration
+	debug       net.Listener     // for profiles; nil: none
+	keeper      *trowtls.Keeper  // nil without TLS
+	cluster     *cluster.Cluster // nil outside of a cluster
+	metrics     *prometheus.Registry
+	verdicts    *prometheus.CounterVec
 
 	parts atomic.Pointer[parts] // nil until the index is loaded
 	ready atomic.Bool
@@ -606,6 +641,9 @@ func (a *app) serve(ctx context.Context, c config, file *rulesFile) error {
 		return errors.New(oneLine(err))
 	}
 	if err := s.openGuard(); err != nil {
+		return err
+	}
+	if err := s.openCallers(); err != nil {
 		return err
 	}
 	front, err := s.front()
@@ -681,6 +719,12 @@ func (s *instance) open(ctx context.Context) (err error) {
 	if s.socket, err = admin.Listen(s.config.DataDir); err != nil { // not all file systems have sockets
 		s.log.Warn().Err(err).Msg("going on without the commands gc, retention and scrub")
 	}
+	if s.auditLog, err = audit.Open(s.config.AuditLog, s.log); err != nil {
+		return fmt.Errorf("audit-log: %w", err)
+	}
+	if err := s.limits.Set(s.config.Limits); err != nil {
+		return err
+	}
 	if s.config.DebugListen != "" {
 		if s.debug, err = net.Listen("tcp", s.config.DebugListen); err != nil {
 			return fmt.Errorf("debug-listen: %w", err)
@@ -694,7 +738,8 @@ func (s *instance) open(ctx context.Context) (err error) {
 
 // openCertificates reads the certificates: in a cluster from the Secret, elsewhere from the data directory.
 func (s *instance) openCertificates(ctx context.Context) error {
-	o := trowtls.Options{Names: s.tlsNames(), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey, Overlap: s.config.CAOverlap}
+	o := trowtls.Options{Names: s.tlsNames(), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey, Overlap: s.config.CAOverlap,
+		ClientCA: s.config.ClientCA, CallerCA: s.config.ValidateCA}
 	if s.config.Webhook == "" {
 		store, err := trowtls.OpenDir(filepath.Join(s.config.DataDir, "tls"))
 		if err != nil {
@@ -766,7 +811,10 @@ func (s *instance) openGuard() (err error) {
 	}
 	options := auth.Options{Dir: filepath.Join(s.config.DataDir, "auth"), User: s.config.User, Password: s.config.Password,
 		Htpasswd: s.config.Htpasswd, Rules: s.config.Rules, PolicyOptions: o, URL: s.config.PublicURL, Name: s.config.Names[0],
-		Annotate: server.Annotate}
+		Annotate: server.Annotate, Audit: s.record}
+	if s.config.ClientCA != "" {
+		options.Certificate = func(r *http.Request) *x509.Certificate { return s.keeper.Certificate(r, trowtls.ForClient) }
+	}
 	if s.config.TokenAudience != "" {
 		client, _, err := cluster.Inside()
 		if err != nil {
@@ -780,6 +828,40 @@ func (s *instance) openGuard() (err error) {
 	}
 	s.guard, err = auth.New(options)
 	return err
+}
+
+// openCallers makes what decides who may call the webhook, if anything does.
+func (s *instance) openCallers() error {
+	if s.config.ValidateCA == "" && s.config.ValidateToken == "" {
+		return nil
+	}
+	s.callers = &admission.Callers{Names: s.config.ValidateNames, Refused: func(r *http.Request, why string) {
+		s.record(r.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied, Kind: "unknown", From: audit.From(r), Action: "validate", Reason: why})
+	}}
+	if s.config.ValidateCA != "" {
+		s.callers.Certificate = func(r *http.Request) *x509.Certificate { return s.keeper.Certificate(r, trowtls.ForCaller) }
+	}
+	if s.config.ValidateToken == "" {
+		return nil
+	}
+	token, err := os.ReadFile(s.config.ValidateToken)
+	if err == nil {
+		err = s.callers.SetToken(token)
+	}
+	if err != nil {
+		return fmt.Errorf("validate-token-file: %w", err)
+	}
+	s.callerToken = token
+	return nil
+}
+
+// fromKey finds the address of a webhook's caller in its context.
+type fromKey struct{}
+
+// record writes an event into the audit log.
+func (s *instance) record(ctx context.Context, e audit.Event) {
+	e.Request = server.RequestID(ctx)
+	s.auditLog.Write(e)
 }
 
 // reviews is how the registry asks the cluster: neither knows the other.
@@ -824,7 +906,7 @@ func (c *config) authOptions(loopback bool) (auth.PolicyOptions, error) {
 	return auth.PolicyOptions{Anonymous: level, AnonymousDelete: loopback, Access: c.AccessReview}, nil
 }
 
-// takeRules takes over the rules of the configuration file when it has changed, and only them.
+// takeRules takes over rules, limits and quotas of the configuration file when it has changed, and only them.
 func (s *instance) takeRules([]byte) error {
 	c, err := s.file.reload()
 	if err != nil {
@@ -834,7 +916,17 @@ func (s *instance) takeRules([]byte) error {
 	if err != nil {
 		return err
 	}
-	return s.guard.SetRules(c.Rules, o)
+	quotas, err := limit.Quotas(c.Quotas)
+	if err == nil {
+		err = s.guard.SetRules(c.Rules, o)
+	}
+	if err == nil {
+		err = s.limits.Set(c.Limits)
+	}
+	if err == nil {
+		s.parts.Load().index.SetQuotas(quotas)
+	}
+	return err
 }
 
 // rulesTaken logs what came of it.
@@ -843,7 +935,7 @@ func (s *instance) rulesTaken(err error) {
 		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used: the rules before stay")
 		return
 	}
-	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: its rules count from now on, its other settings with the next start")
+	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: its rules count from now on, as do its limits and quotas, and its other settings with the next start")
 }
 
 // guardEvent logs what became of users and keys.
@@ -875,9 +967,16 @@ func (s *instance) front() (*server.Server, error) {
 	r.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	r.Get("/readyz", s.readyz)
 	r.Get("/ca.crt", s.caCertificate)
-	r.Handle("/metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}))
-	r.HandleFunc("/validate", s.validate)
-	r.HandleFunc("/validate-image", s.validate)
+	metrics, validate := promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}), http.Handler(http.HandlerFunc(s.validate))
+	if s.config.MetricsLogin {
+		metrics = s.guard.Protect(auth.Metrics, metrics)
+	}
+	if s.callers != nil {
+		validate = s.callers.Protect(validate)
+	}
+	r.Handle("/metrics", metrics)
+	r.Handle("/validate", validate)
+	r.Handle("/validate-image", validate)
 	r.HandleFunc(auth.TokenPath, s.guard.ServeToken)
 	r.Handle("/admin/*", s.guard.Protect(auth.Admin, s.office()))
 	r.HandleFunc("/v2", s.registry)
@@ -953,6 +1052,12 @@ func (s *instance) registerGauges() {
 		gauge("trow_tls_certificate_not_after_seconds", "When the own server certificate ends, Unix time.",
 			func() float64 { return float64(s.keeper.NotAfter(trowtls.Leaf).Unix()) })
 	}
+	s.metrics.MustRegister(quotaMetrics{s})
+	counter := func(name, help string, value func() int64) {
+		s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value()) }))
+	}
+	counter("trow_audit_left_out_total", "Events that got no line in the audit log, since there were too many of a kind.", s.auditLog.LeftOut)
+	counter("trow_audit_failed_total", "Lines of the audit log that could not be written.", s.auditLog.Failed)
 	if s.cluster != nil {
 		gauge("trow_webhook_enforcing", "1 if no pod starts without the webhook's consent, else 0.", func() float64 {
 			if s.cluster.State().Mode == cluster.Enforce {
@@ -960,6 +1065,30 @@ func (s *instance) registerGauges() {
 			}
 			return 0
 		})
+	}
+}
+
+// quotaMetrics tells how full quotas are, by their number in the setting.
+type quotaMetrics struct{ *instance }
+
+var (
+	quotaUsed  = prometheus.NewDesc("trow_quota_used_bytes", "What the repositories of a quota hold.", []string{"quota"}, nil)
+	quotaBytes = prometheus.NewDesc("trow_quota_bytes", "What they may hold.", []string{"quota"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (q quotaMetrics) Describe(to chan<- *prometheus.Desc) { to <- quotaUsed; to <- quotaBytes }
+
+// Collect implements prometheus.Collector.
+func (q quotaMetrics) Collect(to chan<- prometheus.Metric) {
+	p := q.parts.Load()
+	if p == nil {
+		return
+	}
+	for i, u := range p.index.Quotas() {
+		number := strconv.Itoa(i + 1)
+		to <- prometheus.MustNewConstMetric(quotaUsed, prometheus.GaugeValue, float64(u.Used), number)
+		to <- prometheus.MustNewConstMetric(quotaBytes, prometheus.GaugeValue, float64(u.Bytes), number)
 	}
 }
 
@@ -976,10 +1105,16 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy) error {
 	if err != nil {
 		return err
 	}
+	quotas, err := limit.Quotas(s.config.Quotas)
+	if err != nil {
+		return err
+	}
+	index.SetQuotas(quotas)
 	o := registry.Options{Blobs: s.blobs, Index: index, Auth: s.guard, Names: s.config.Names, MaxRequests: s.config.MaxRequests,
-		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID}
+		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID, Limits: &s.limits, Audit: s.record}
 	open := o
-	open.Auth = auth.All
+	open.Auth, open.Limits, open.NoQuotas = auth.All, nil, true
+	open.Audit = func(ctx context.Context, e audit.Event) { e.Kind = "socket"; s.record(ctx, e) }
 	o.Immutable = keep.Immutable // whom this stops has the socket
 	p := &parts{
 		index:     index,
@@ -1018,6 +1153,13 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	every(s.config.GCInterval, s.collect)
 	every(s.config.ScrubInterval, s.scrub)
 	g.Go(func() error { s.guard.Run(ctx, s.guardEvent); return nil })
+	g.Go(func() error { s.auditLog.Run(ctx); return nil })
+	if s.callerToken != nil {
+		g.Go(func() error {
+			auth.Follow(ctx, s.config.ValidateToken, s.callerToken, s.callers.SetToken, func(err error) { s.guardEvent("the webhook's token", err) })
+			return nil
+		})
+	}
 	if s.file.path != "" {
 		g.Go(func() error { auth.Follow(ctx, s.file.path, s.file.seen, s.takeRules, s.rulesTaken); return nil })
 	}
@@ -1070,6 +1212,11 @@ func (s *instance) collect(ctx context.Context) {
 // removed logs what went by a rule.
 func (s *instance) removed(r retention.Removal) {
 	s.log.Info().Str("repo", r.Repo).Str("tag", r.Tag).Stringer("digest", r.Digest).Str("why", r.Why).Msg("removed by retention")
+	e := audit.Event{What: audit.Delete, Outcome: audit.OK, Kind: "retention", Action: string(auth.Delete), Repo: r.Repo, Digest: r.Digest.String(), Reason: r.Why}
+	if r.Tag != "" {
+		e.Tags = []string{r.Tag}
+	}
+	s.auditLog.Write(e)
 }
 
 func (s *instance) countCollected(ctx context.Context, done storage.Collected, err error) {
@@ -1158,22 +1305,25 @@ func (s *instance) clusterEvent(e cluster.Event) {
 // audit tells whether the webhook denies nothing for the time being.
 func (s *instance) audit() bool { return s.cluster != nil && s.cluster.State().Mode == cluster.Audit }
 
-// observe counts and logs a verdict.
-func (s *instance) observe(d admission.Decision) {
-	verdict := "allowed"
-	line := s.log.Debug()
+// observe counts a verdict, and writes it down: what failed in the log, all in the audit log.
+func (s *instance) observe(ctx context.Context, d admission.Decision) {
+	verdict, line := audit.Allowed, s.log.Debug()
 	switch {
 	case d.Err != nil:
 		verdict, line = "error", s.log.Error().Err(d.Err)
 	case !d.Allowed:
-		verdict, line = "denied", s.log.Info()
+		verdict = audit.Denied
 	case d.Skipped != "":
-		verdict = "skipped"
+		verdict = audit.Skipped
 	case len(d.Denied) > 0:
-		verdict, line = "warned", s.log.Info()
+		verdict = audit.Warned
 	}
-	s.verdicts.WithLabelValues(verdict).Inc()
-	line.Str("verdict", verdict).Str("kind", d.Kind).Str("namespace", d.Namespace).Str("name", d.Name).
+	from, _ := ctx.Value(fromKey{}).(string)
+	s.record(ctx, audit.Event{What: audit.Verdict, Outcome: verdict, User: d.User, Kind: "cluster", From: from, Action: "validate", Reason: d.Skipped,
+		Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name, Operation: d.Operation, UID: d.UID, DryRun: d.DryRun,
+			Images: d.Images, Denied: d.Denied}})
+	s.verdicts.WithLabelValues(string(verdict)).Inc()
+	line.Str("verdict", string(verdict)).Str("kind", d.Kind).Str("namespace", d.Namespace).Str("name", d.Name).
 		Str("operation", d.Operation).Str("user", d.User).Str("uid", d.UID).Bool("dryRun", d.DryRun).
 		Strs("denied", d.Denied).Strs("images", d.Images).Msg("admission")
 }
@@ -1195,7 +1345,7 @@ func (s *instance) registry(w http.ResponseWriter, r *http.Request) {
 func (s *instance) validate(w http.ResponseWriter, r *http.Request) {
 	server.Annotate(r.Context(), "route", "validate")
 	if p := s.parts.Load(); p != nil {
-		p.webhook.ServeHTTP(w, r)
+		p.webhook.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), fromKey{}, audit.From(r))))
 		return
 	}
 	w.Header().Set("Retry-After", "1")
@@ -1349,6 +1499,11 @@ func (s *instance) close() {
 			s.log.Error().Err(err).Msg("closing the journal")
 		}
 	}
+	if s.auditLog != nil {
+		if err := s.auditLog.Close(); err != nil {
+			s.log.Error().Err(err).Msg("closing the audit log")
+		}
+	}
 	for _, l := range []net.Listener{s.listener, s.socket, s.debug} {
 		if l != nil {
 			l.Close()
@@ -1450,7 +1605,7 @@ var errDenied = errors.New("denied")
 
 func (a *app) checkCommand() *cobra.Command {
 	var files []string
-	var data, url, ca string
+	var data, url, ca, token string
 	cmd := &cobra.Command{
 		Use:   "check -f FILE",
 		Short: "Tell what the webhook would say of manifests: exit code 1 if it denies one",
@@ -1462,7 +1617,7 @@ func (a *app) checkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			judge, done, err := a.judge(cmd.Context(), c, data, url, ca)
+			judge, done, err := a.judge(cmd.Context(), c, data, url, ca, token)
 			if err != nil {
 				return err
 			}
@@ -1475,6 +1630,7 @@ func (a *app) checkCommand() *cobra.Command {
 	f.StringVar(&data, "data", "", "data directory of a server that is stopped")
 	f.StringVar(&url, "server", "", "URL of a running server")
 	f.StringVar(&ca, "cacert", "", "file with the CA's certificate (PEM) that the server's is checked against")
+	f.StringVar(&token, "token-file", "", "with --server: file with the token of the server's setting validate-token-file")
 	cmd.MarkFlagsMutuallyExclusive("data", "server")
 	cmd.MarkFlagsOneRequired("data", "server")
 	_ = cmd.MarkFlagRequired("filename")
@@ -1485,9 +1641,9 @@ func (a *app) checkCommand() *cobra.Command {
 // judge is who answers a review.
 type judge func(context.Context, *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error)
 
-func (a *app) judge(ctx context.Context, c config, data, url, ca string) (judge, func(), error) {
+func (a *app) judge(ctx context.Context, c config, data, url, ca, token string) (judge, func(), error) {
 	if url != "" {
-		j, err := remoteJudge(url, ca)
+		j, err := remoteJudge(url, ca, token)
 		return j, func() {}, err
 	}
 	if _, err := os.Stat(data); err != nil {
@@ -1515,7 +1671,7 @@ func (a *app) judge(ctx context.Context, c config, data, url, ca string) (judge,
 }
 
 // remoteJudge asks a server.
-func remoteJudge(url, ca string) (judge, error) {
+func remoteJudge(url, ca, tokenFile string) (judge, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if ca != "" {
 		pem, err := os.ReadFile(ca)
@@ -1527,13 +1683,20 @@ func remoteJudge(url, ca string) (judge, error) {
 			return nil, fmt.Errorf("cacert: %s has no certificate in PEM", ca)
 		}
 	}
+	var token []byte
+	if tokenFile != "" {
+		var err error
+		if token, err = os.ReadFile(tokenFile); err != nil {
+			return nil, fmt.Errorf("token-file: %w", err)
+		}
+	}
 	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment}}
 	return func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
-		return ask(ctx, client, strings.TrimRight(url, "/")+"/validate", r)
+		return ask(ctx, client, strings.TrimRight(url, "/")+"/validate", string(bytes.TrimSpace(token)), r)
 	}, nil
 }
 
-func ask(ctx context.Context, client *http.Client, url string, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
+func ask(ctx context.Context, client *http.Client, url, token string, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
@@ -1543,6 +1706,9 @@ func ask(ctx context.Context, client *http.Client, url string, r *admissionv1.Ad
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)

@@ -3,8 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -15,6 +19,7 @@ import (
 	"go/token"
 	"io"
 	"io/fs"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -39,6 +44,7 @@ import (
 	"trow/admission/cluster"
 	"trow/manifests/kube/kubetest"
 	"trow/registry/auth"
+	"trow/registry/limit"
 	"trow/registry/retention"
 )
 
@@ -225,7 +231,7 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 	if p.admit("/validate", "trow:31000/k8s-php:1.0.0").Allowed {
 		t.Error("a deleted image is allowed")
 	}
-	if log := p.errOut.String(); !strings.Contains(log, `"verdict":"denied"`) || !strings.Contains(log, `"repo":"k8s-php"`) {
+	if log := p.errOut.String(); !strings.Contains(log, `"event":"verdict","outcome":"denied"`) || !strings.Contains(log, `"repo":"k8s-php"`) {
 		t.Errorf("the log lacks a denial or a request: %s", log)
 	}
 }
@@ -720,6 +726,256 @@ func TestRules(t *testing.T) {
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
 }
 
+// audited reads the lines of an audit log.
+func audited(t *testing.T, path string) (all []map[string]any) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var one map[string]any
+		if err := json.Unmarshal([]byte(line), &one); err != nil || one["message"] != "audit" || one["time"] == nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// TestTheAuditLog: who did what, by every way in, and no secret in it or in any other log.
+func TestTheAuditLog(t *testing.T) {
+	t.Parallel()
+	const canary = "CANARY-pa55word"
+	dir, files := t.TempDir(), t.TempDir()
+	log, token := filepath.Join(files, "audit.log"), filepath.Join(files, "token")
+	if err := os.WriteFile(token, []byte(canary+"-of-the-webhook\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, dir, "--user=root", "--password="+canary, "--htpasswd="+users(t, "alice"), "--audit-log="+log, "--validate-token-file="+token, "--log-level=debug", "--metrics-login")
+	_, secret, _ := command(t, "", "token", "create", "ci", "--repository=team/**", "--actions=pull,push", "--data-dir="+dir)
+	secret = strings.TrimSpace(secret)
+	robot, owner := basicAuth("x", secret), basicAuth("root", canary)
+	push := func(status int, login []string, repo string) {
+		t.Helper()
+		config := "{}"
+		if code, _, _ := p.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(config).String(), config, login...); code != status {
+			t.Errorf("a blob: %d, want %d", code, status)
+		}
+		manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":2},"layers":[]}`, manifestType, digest.FromString(config))
+		p.want(status, "PUT", "/v2/"+repo+"/manifests/v1", manifest, append([]string{"Content-Type", manifestType}, login...)...)
+	}
+	push(201, robot, "team/app")
+	push(403, robot, "other")
+	p.want(401, "GET", "/v2/", "", basicAuth("root", canary+"-wrong")...)
+	p.want(401, "GET", "/v2/", "", basicAuth(canary, "x")...)
+	p.want(401, "GET", "/v2/", "", "Authorization", "Bearer "+canary)
+	p.want(401, "GET", "/token?account="+canary, "", basicAuth("alice", canary)...)
+	p.want(401, "POST", "/token", "grant_type=password&username=alice&password="+canary, "Content-Type", "application/x-www-form-urlencoded")
+	p.want(403, "POST", "/admin/gc", "", basicAuth("alice", "alice")...)
+	p.want(401, "GET", "/metrics", "")
+	p.want(403, "GET", "/metrics", "", robot...)
+	if text := p.want(200, "GET", "/metrics", "", basicAuth("alice", "alice")...); !strings.Contains(text, "trow_audit_left_out_total 0") || !strings.Contains(text, "trow_audit_failed_total 0") {
+		t.Errorf("%s", text)
+	}
+	review := podReview("nginx")
+	p.want(401, "POST", "/validate", review, "Content-Type", "application/json", "Authorization", "Bearer "+canary)
+	p.want(401, "POST", "/validate-image", review, "Content-Type", "application/json")
+	p.want(200, "POST", "/validate", review, "Content-Type", "application/json", "Authorization", "Bearer "+canary+"-of-the-webhook")
+	p.want(200, "GET", "/readyz", "")
+	pods := filepath.Join(files, "pods.yaml")
+	if err := os.WriteFile(pods, []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{image: nginx}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := []string{"check", "-f", pods, "--server=" + p.url, "--cacert=" + filepath.Join(dir, "ca.crt")}
+	if code, _, errOut := command(t, "", check...); code != 2 || !strings.Contains(errOut, "for the API server") {
+		t.Errorf("check without the token: %d, %s", code, errOut)
+	}
+	if code, out, errOut := command(t, "", append(check, "--token-file="+token)...); code != 1 || !strings.Contains(out, "1 denied") {
+		t.Errorf("check with the token: %d, %s%s", code, out, errOut)
+	}
+	p.want(202, "DELETE", "/v2/team/app/manifests/v1", "", owner...)
+	layout := filepath.Join(files, "layout")
+	push(201, owner, "back/up")
+	if code, _, errOut := command(t, "", "export", layout, "--data-dir="+dir); code != 0 {
+		t.Fatal(errOut)
+	}
+	p.want(202, "DELETE", "/v2/back/up/manifests/v1", "", owner...)
+	if code, _, errOut := command(t, "", "import", layout, "--data-dir="+dir); code != 0 {
+		t.Fatal(errOut)
+	}
+	var got []string
+	for _, e := range audited(t, log) {
+		text := ""
+		for _, key := range []string{"event", "outcome", "identity", "user", "action", "repo", "tags", "kind", "name"} {
+			if e[key] != nil {
+				text += fmt.Sprint(e[key]) + " "
+			}
+		}
+		if e["from"] != "127.0.0.1" && e["identity"] != "socket" || e["req"] == nil && e["identity"] != "socket" {
+			t.Errorf("no address or no request: %v", e)
+		}
+		got = append(got, strings.TrimSpace(text))
+	}
+	want := []string{
+		"push ok robot robot:ci push team/app [v1]",
+		"request denied robot robot:ci push other",
+		"request denied robot robot:ci push other [v1]",
+		"login failed user root",
+		"login failed unknown", "login failed unknown",
+		"login failed user alice", "login failed user alice",
+		"request denied user alice admin",
+		"request denied robot robot:ci metrics",
+		"request denied unknown validate", "request denied unknown validate",
+		"verdict denied cluster me validate Pod p",
+		"request denied unknown validate",
+		"verdict denied cluster validate Pod a",
+		"delete ok user root delete team/app [v1]",
+		"push ok user root push back/up [v1]",
+		"delete ok user root delete back/up [v1]",
+		"push ok socket push back/up [v1]",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the log has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"the audit log": string(b), "the ordinary log": p.errOut.String(), "the output": p.out.String()} {
+		for _, s := range []string{canary, secret, base64.StdEncoding.EncodeToString([]byte(canary))[:12]} {
+			if strings.Contains(text, s) {
+				t.Errorf("%s has a secret", name)
+			}
+		}
+	}
+	if info, err := os.Stat(log); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// TestLimitsAndQuotasAreFollowed while the server runs, as rules are; a mistake in one changes none.
+func TestLimitsAndQuotasAreFollowed(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "trow.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("quotas: [{repositories: ['team/**'], bytes: 1Ki}]\nlimits: [{who: ['user:alice'], requests: 1000, push-rate: 1Mi, uploads: 3}]\n")
+	p := start(t, t.TempDir(), "--config="+file, "--htpasswd="+users(t, "alice"))
+	alice := basicAuth("alice", "alice")
+	blob := func(status int, n int) string {
+		t.Helper()
+		content := strings.Repeat("x", n)
+		return p.want(status, "POST", "/v2/team/app/blobs/uploads/?digest="+digest.FromString(content).String(), content, alice...)
+	}
+	blob(201, 1000)
+	if text := blob(403, 25); !strings.Contains(text, "the quota of the repositories team/** is 1KiB (setting quotas); they hold 1000 bytes, and this would add 25 bytes") {
+		t.Errorf("%s", text)
+	}
+	if text := p.want(200, "GET", "/metrics", ""); !strings.Contains(text, `trow_quota_used_bytes{quota="1"} 1000`) || !strings.Contains(text, `trow_quota_bytes{quota="1"} 1024`) {
+		t.Errorf("%s", text)
+	}
+	await := func(text string) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !strings.Contains(p.errOut.String(), text); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the log does not say %q: %s", text, p.errOut)
+			}
+		}
+	}
+	write("quotas: [{repositories: ['team/**'], bytes: 1Mi}]\nlimits: [{who: ['user:alice'], requests: -1}]\n")
+	await("the rules before stay")
+	blob(403, 25)
+	write("quotas: [{repositories: ['team/**'], bytes: 1Mi}]\nlimits: [{who: ['user:alice'], requests: 1, burst: 2}]\n")
+	await("as do its limits and quotas")
+	blob(201, 25)
+	blob(201, 26)
+	if text := blob(429, 27); !strings.Contains(text, "alice may have 1 requests per second, and not more (setting limits, limit 1: requests)") {
+		t.Errorf("%s", text)
+	}
+	p.want(200, "GET", "/healthz", "")
+}
+
+// TestCertificatesOfClients log in, and call the webhook, each of its own CA.
+func TestCertificatesOfClients(t *testing.T) {
+	t.Parallel()
+	files := t.TempDir()
+	users, show := clientCA(t, filepath.Join(files, "users.pem"))
+	api, showAPI := clientCA(t, filepath.Join(files, "api.pem"))
+	config := filepath.Join(files, "trow.yaml")
+	if err := os.WriteFile(config, []byte("rules:\n- {who: ['cert:build-7'], may: [pull, push], repositories: ['team/**']}\n- {who: ['cert-group:readers'], may: pull}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, t.TempDir(), "--config="+config, "--client-ca="+users, "--validate-client-ca="+api, "--validate-client-names=kube-apiserver")
+	plain := p.client
+	as := func(cert tls.Certificate) {
+		c := plain.Transport.(*http.Transport).TLSClientConfig.Clone()
+		c.Certificates = []tls.Certificate{cert}
+		p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: c, DisableKeepAlives: true}}
+	}
+	p.want(401, "GET", "/v2/", "")
+	as(show("build-7"))
+	p.want(200, "GET", "/v2/", "")
+	p.push("team/app", "v1")
+	p.want(403, "POST", "/v2/other/blobs/uploads/", "")
+	as(show("someone", "readers"))
+	p.want(200, "GET", "/v2/team/app/manifests/v1", "")
+	p.want(403, "DELETE", "/v2/team/app/manifests/v1", "")
+	as(show("alice"))
+	p.want(404, "GET", "/v2/team/app/manifests/v1", "")
+	json := []string{"Content-Type", "application/json"}
+	p.want(401, "POST", "/validate", podReview("nginx"), json...) // a user's certificate is not the API server's
+	as(showAPI("kube-apiserver"))
+	p.want(200, "POST", "/validate", podReview("nginx"), json...)
+	p.want(401, "GET", "/v2/team/app/manifests/v1", "") // nor the other way round
+	as(showAPI("kubelet"))
+	p.want(403, "POST", "/validate", podReview("nginx"), json...)
+	p.client = plain
+	p.want(401, "POST", "/validate", podReview("nginx"), json...)
+	p.want(200, "GET", "/readyz", "")
+	if log := p.errOut.String(); !strings.Contains(log, `"user":"cert:build-7"`) || !strings.Contains(log, `"identity":"certificate"`) {
+		t.Errorf("%s", log)
+	}
+	if code, out, errOut := command(t, "", "can-i", "pull", "x", "--as=cert:y", "--as-group=readers", "--data-dir="+p.dir); code != 0 || !strings.Contains(out, "rule 2 decides: cert-group:readers may pull") {
+		t.Errorf("%d, %s%s", code, out, errOut)
+	}
+}
+
+// clientCA makes a CA, whose certificate is written to a file, and which gives out certificates.
+func clientCA(t *testing.T, path string) (file string, show func(cn string, orgs ...string) tls.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: path}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &key.PublicKey, key)
+	if err == nil {
+		err = os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, func(cn string, orgs ...string) tls.Certificate {
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: cn, Organization: orgs}, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		der, err := x509.CreateCertificate(rand.Reader, c, ca, &own.PublicKey, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: own}
+	}
+}
+
 func TestASecondServerOnTheSameDataIsRefused(t *testing.T) {
 	t.Parallel()
 	p := start(t, t.TempDir())
@@ -830,6 +1086,20 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"tokens outside of a cluster", []string{"--token-audience=trow"}, "", "outside of a cluster"},
 		{"an audience that is none", []string{"--token-audience= "}, "", "token-audience"},
 		{"accesses of nobody", []string{"--access-review"}, "", "token-audience: trow"},
+		{"an audit log that is no file", []string{"--audit-log=-"}, "", "audit-log"},
+		{"an audit log in a directory that is not there", []string{"--audit-log=" + dir + "/none/a"}, "", "audit-log"},
+		{"a limit of nobody", []string{"--config=" + write("l1.yaml", "limits: [{requests: 1}]")}, "", "limits: limit 1: who"},
+		{"a limit with a key that does not exist", []string{"--config=" + write("l2.yaml", "limits: [{who: '*', request: 1}]")}, "", "request"},
+		{"a limit with a size that is none", []string{"--config=" + write("l3.yaml", "limits: [{who: '*', pull-rate: fast}]")}, "", "is no number of bytes"},
+		{"a limit of those who are one address", []string{"--config=" + write("l4.yaml", "limits: [{who: anonymous, requests: 1}]")}, "", "by-address"},
+		{"a quota of nothing", []string{"--config=" + write("q1.yaml", "quotas: [{bytes: 1Gi}]")}, "", "quotas: quota 1"},
+		{"a quota without bytes", []string{"--config=" + write("q2.yaml", "quotas: [{repositories: a}]")}, "", "quotas: quota 1: bytes"},
+		{"certificates without TLS", []string{"--client-ca=x", "--no-tls"}, "", "no-tls"},
+		{"a client CA that is not there", []string{"--client-ca=" + dir + "/none"}, "", dir + "/none"},
+		{"a client CA that is none", []string{"--validate-client-ca=" + write("nonsense.pem", "x")}, "", "nonsense.pem: it has no certificate"},
+		{"names of callers without a CA", []string{"--validate-client-names=x"}, "", "validate-client-ca"},
+		{"a caller's token that is too short", []string{"--validate-token-file=" + write("short", "x")}, "", "validate-token-file: the file has one line"},
+		{"a caller's token that is not there", []string{"--validate-token-file=" + dir + "/none"}, "", "validate-token-file"},
 		{"an overlap that is too short", []string{"--ca-overlap=1s"}, "", "ca-overlap"},
 		{"an address that is not one", []string{"--listen=nowhere"}, "", "listen"},
 		{"a flag that does not exist", []string{"--lisen=x"}, "", "lisen"},
@@ -1122,15 +1392,17 @@ var imports = map[string][]string{
 	"manifests/kube/kubetest":   {"trow/manifests/kube"},
 	"manifests/node":            {"trow/manifests/kube"},
 	"manifests/node/credential": {},
-	"registry":                  {"trow/registry/auth", "trow/storage"},
+	"registry":                  {"trow/registry/audit", "trow/registry/auth", "trow/registry/limit", "trow/storage"},
 	"registry/admin":            {},
 	"registry/archive":          {"trow/registry", "trow/storage"},
-	"registry/auth":             {"trow/registry/glob"},
+	"registry/audit":            {},
+	"registry/auth":             {"trow/registry/audit", "trow/registry/glob"},
 	"registry/auth/desk":        {"trow/registry/admin", "trow/registry/auth", "trow/registry/retention"},
 	"registry/bench":            {},
 	"registry/bench/versus":     {},
 	"registry/glob":             {},
 	"registry/keep":             {"trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/glob", "trow/registry/retention", "trow/storage"},
+	"registry/limit":            {"trow/registry/auth", "trow/registry/glob", "trow/storage"},
 	"registry/retention":        {"trow/registry/glob", "trow/storage"},
 	"registry/server":           {},
 	"registry/soak":             {},
@@ -1147,7 +1419,7 @@ var only = map[string][]string{
 	"k8s.io/api/admission/v1":                        {".", "admission"},
 	"k8s.io/client-go/kubernetes":                    {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
 	"github.com/distribution/reference":              {"admission", "manifests", "manifests/node/credential"},
-	"github.com/rs/zerolog":                          {".", "registry/server"},
+	"github.com/rs/zerolog":                          {".", "registry/audit", "registry/server"},
 	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},
 }
 
@@ -1248,7 +1520,7 @@ func TestReadmeListsTheSettings(t *testing.T) {
 	for _, s := range settings {
 		want := fmt.Sprint(s.value)
 		switch v := s.value.(type) {
-		case []string, []auth.Rule, []retention.Rule:
+		case []string, []auth.Rule, []retention.Rule, []limit.Rule, []limit.Quota:
 			want = ""
 		case time.Duration:
 			want = strings.TrimSuffix(strings.TrimSuffix(v.String(), "0s"), "0m")

@@ -23,7 +23,8 @@
 // # What it does not do
 //
 // It changes no object and asks no other registry. It checks names, not origins: a node may be configured to
-// pull docker.io from a mirror, or have an image in its cache. It does not know who calls, and does not log.
+// pull docker.io from a mirror, or have an image in its cache. It does not log.
+// Who may call it is decided before it is asked, by [Callers], if at all.
 package admission
 
 import (
@@ -88,7 +89,7 @@ type Options struct {
 
 	// Observe, if set, is called once for every review that was judged or that the webhook failed to judge,
 	// before the answer goes out, also concurrently. It is not told of requests that are refused as malformed.
-	Observe func(Decision)
+	Observe func(context.Context, Decision)
 }
 
 // Decision is what became of a review.
@@ -117,7 +118,7 @@ type Webhook struct {
 	policy           *Policy
 	enforceTemplates bool
 	audit            func() bool
-	observe          func(Decision)
+	observe          func(context.Context, Decision)
 	large            chan struct{} // a place for each large review under way
 }
 
@@ -129,7 +130,7 @@ func New(o Options) *Webhook {
 		w.audit = func() bool { return false }
 	}
 	if w.observe == nil {
-		w.observe = func(Decision) {}
+		w.observe = func(context.Context, Decision) {}
 	}
 	return w
 }
@@ -160,11 +161,11 @@ func (w *Webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		default:
 			err := fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 			fail(rw, d.UID, err)
-			w.report(d, err)
+			w.report(r.Context(), d, err)
 		}
 	}()
 	answer, err := w.serve(rw, r, &d)
-	w.report(d, err)
+	w.report(r.Context(), d, err)
 	if err != nil {
 		fail(rw, d.UID, err)
 		return
@@ -221,14 +222,14 @@ func fail(rw http.ResponseWriter, uid string, err error) {
 }
 
 // report tells Observe what became of a review, unless it was malformed.
-func (w *Webhook) report(d Decision, err error) {
+func (w *Webhook) report(ctx context.Context, d Decision, err error) {
 	if _, ok := errors.AsType[*httpError](err); ok {
 		return
 	}
 	if err != nil {
 		d.Allowed, d.Err = false, err
 	}
-	w.observe(d)
+	w.observe(ctx, d)
 }
 
 // Judge decides on one request without HTTP, and calls Observe as ServeHTTP does. Errors: what is malformed
@@ -240,7 +241,7 @@ func (w *Webhook) Judge(ctx context.Context, r *admissionv1.AdmissionRequest) (*
 	}
 	var d Decision
 	response, err := w.judge(ctx, q, &d)
-	w.report(d, err)
+	w.report(ctx, d, err)
 	return response, err
 }
 

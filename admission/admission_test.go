@@ -3,6 +3,7 @@ package admission_test
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -418,7 +419,7 @@ func TestWhatTheRegistryCannotTellIsAFailedCallAndNoDenial(t *testing.T) {
 			reg.resolve = resolve
 			w := admission.New(admission.Options{
 				Images: reg, Policy: newPolicy(t, admission.PolicyOptions{DisallowLocalImages: []string{"app:2"}}),
-				Observe: func(d admission.Decision) { seen = append(seen, d) },
+				Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
 			})
 			rec := post(w, strings.NewReader(reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)))
 			if rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "u-1") || strings.Contains(rec.Body.String(), "silent") {
@@ -436,7 +437,7 @@ func TestAPanicIsAFailedCallThatNamesTheReview(t *testing.T) {
 	reg := newRegistry(t, held)
 	reg.resolve = func(string, string) error { panic("boom") }
 	w := admission.New(admission.Options{
-		Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}), Observe: func(d admission.Decision) { seen = append(seen, d) },
+		Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}), Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
 	})
 	body := reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)
 	rec := post(w, strings.NewReader(body))
@@ -696,7 +697,7 @@ func TestAudit(t *testing.T) {
 	var seen admission.Decision
 	w := admission.New(admission.Options{
 		Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{}),
-		Audit: func() bool { return audit }, Observe: func(d admission.Decision) { seen = d },
+		Audit: func() bool { return audit }, Observe: func(_ context.Context, d admission.Decision) { seen = d },
 	})
 	review := reviewOf(t, "", "Pod", object{"spec": object{"containers": []object{{"image": "docker.io/nginx"}}}}, nil)
 	r := answer(t, w, review)

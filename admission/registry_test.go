@@ -98,7 +98,7 @@ func newWebhook(tb testing.TB, o admission.PolicyOptions) (*admission.Webhook, *
 	return admission.New(admission.Options{
 		Images:  newRegistry(tb, held),
 		Policy:  newPolicy(tb, o),
-		Observe: func(d admission.Decision) { seen = append(seen, d) },
+		Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
 	}), &seen
 }
 

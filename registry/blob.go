@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"trow/registry/audit"
+	"trow/registry/auth"
 	"trow/storage"
 )
 
@@ -155,6 +157,7 @@ func (r *Registry) deleteBlob(w http.ResponseWriter, req *http.Request, rt route
 	if err != nil {
 		return err
 	}
+	r.audit(req, rt, auth.Delete, audit.Event{What: audit.Delete, Digest: rt.ref})
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }

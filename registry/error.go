@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/limit"
 	"trow/storage"
 )
 
@@ -114,6 +115,22 @@ func manifestUnknown(repo, ref string) *fault {
 func uploadUnknown(id string) *fault {
 	return &fault{code: codeUploadUnknown, detail: map[string]string{"upload": clip(id)},
 		message: "no such upload here: it was completed, cancelled or idle for too long; begin a new one"}
+}
+
+// limitFault is what somebody is told who has come to a limit of his own.
+func limitFault(err error) error {
+	var e *limit.Exceeded
+	if !errors.As(err, &e) {
+		return err
+	}
+	return &fault{code: codeTooManyRequests, message: e.Error(), header: retryAfter(e.RetryAfter)}
+}
+
+// overQuota refuses what is more than a quota leaves.
+func overQuota(e storage.Excess) *fault {
+	return &fault{code: codeDenied, message: limit.OverQuota(e),
+		detail: map[string]string{"quota": e.Name, "bytes": strconv.FormatInt(e.Bytes, 10),
+			"used": strconv.FormatInt(e.Used, 10), "added": strconv.FormatInt(e.Added, 10)}}
 }
 
 // clip bounds what is told back of what somebody sent.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/audit"
+	"trow/registry/auth"
 	"trow/storage"
 )
 
@@ -133,6 +135,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, rt rout
 		return err
 	}
 	r.annotate(req.Context(), "digest", p.digest.String())
+	r.audit(req, rt, auth.Push, audit.Event{What: audit.Push, Tags: p.tags, Digest: p.digest.String()})
 	h := w.Header()
 	h.Set("Location", "/v2/"+p.repo+"/manifests/"+p.digest.String())
 	h.Set("Docker-Content-Digest", p.digest.String())
@@ -260,7 +263,7 @@ func (r *Registry) admissible(tx *storage.Tx, p push, ref string) error {
 		}
 	}
 	if len(missing) == 0 {
-		return nil
+		return r.withinQuota(tx, p.digest, int64(len(p.body)))
 	}
 	missing[0].more = missing[1:]
 	return missing[0]
@@ -281,8 +284,10 @@ func (r *Registry) store(ctx context.Context, repo string, d digest.Digest, body
 // deleteManifest answers end-9: of a tag, the tag alone; of a digest, the manifest and its tags.
 func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, rt route) error {
 	allowed := conditions(req.Header)
+	gone := audit.Event{What: audit.Delete}
 	err := r.options.Index.Update(req.Context(), rt.repo, func(tx *storage.Tx) error {
 		if rt.digest != "" {
+			gone.Digest, gone.Tags = rt.ref, tx.TagsOf(rt.digest)
 			return r.deleteByDigest(tx, rt, allowed)
 		}
 		current, exists := tx.Tag(rt.ref)
@@ -295,11 +300,13 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, rt r
 		if r.options.Immutable(rt.repo, rt.ref) {
 			return immutableTag(rt.ref, current.Digest())
 		}
+		gone.Digest, gone.Tags = current.Digest().String(), []string{rt.ref}
 		return tx.DeleteTag(rt.ref)
 	})
 	if err != nil {
 		return err
 	}
+	r.audit(req, rt, auth.Delete, gone)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }

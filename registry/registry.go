@@ -17,7 +17,8 @@
 //
 // # What it does not do
 //
-// It knows nothing of Kubernetes, and it does not decide who may do what: package auth does.
+// It knows nothing of Kubernetes, and it does not decide who may do what (package auth does), nor how much (package limit).
+// It writes nothing down: who did what is told to the program.
 package registry
 
 import (
@@ -30,7 +31,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/audit"
 	"trow/registry/auth"
+	"trow/registry/limit"
 	"trow/storage"
 )
 
@@ -49,11 +52,18 @@ type Options struct {
 	// MaxRequests is how many requests may be under way at once: so many that push, and so many others, so that
 	// neither keep the others out. More are refused. 0 means no limit.
 	MaxRequests int
+	// Limits bound what each identity may take. Optional.
+	Limits *limit.Limits
+	// NoQuotas: pushes are taken whatever the Index's quotas say.
+	NoQuotas bool
 	// Annotate attaches a fact about the request to its line in the access log; keys are route, repo, ref,
 	// digest, user, code and err. Optional.
 	Annotate func(ctx context.Context, key, value string)
 	// RequestID names a request towards the client and in the log. Optional.
 	RequestID func(ctx context.Context) string
+	// Audit is told of each manifest that is pushed, of all that is deleted, and of who is refused. Failed logins the
+	// Authorizer tells. Optional.
+	Audit func(context.Context, audit.Event)
 }
 
 // Registry serves everything under /v2. Make it with [New].
@@ -81,6 +91,9 @@ func New(o Options) *Registry {
 	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}
+	}
+	if o.Audit == nil {
+		o.Audit = func(context.Context, audit.Event) {}
 	}
 	return &Registry{options: o, manifests: newCache[[]byte](manifestCacheSize), referrers: newCache[referrer](referrerCacheSize)}
 }
@@ -145,7 +158,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// serve parses, authorizes and dispatches.
+// serve parses, and finds the handler.
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	rt, err := parseRoute(req.URL)
 	if err != nil {
@@ -171,18 +184,31 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if rt.who, err = r.identify(req); err != nil {
 		return r.refusal(req, rt.repo, h.action, err)
 	}
-	err = r.options.Auth.Authorize(ctx, rt.who, rt.repo, h.action)
+	pass, err := r.options.Limits.Enter(rt.who, req, rt.uploads(req.Method))
+	if err != nil {
+		return limitFault(err)
+	}
+	defer pass.Leave()
+	w, req = pass.Shape(w, req)
+	rt.hidden, err = r.handle(w, req, rt, h)
+	r.auditRefusal(req, rt, h.action, err)
+	return err
+}
+
+// handle authorizes and dispatches.
+func (r *Registry) handle(w http.ResponseWriter, req *http.Request, rt route, h handler) (hidden bool, err error) {
+	err = r.options.Auth.Authorize(req.Context(), rt.who, rt.repo, h.action)
 	rt.hidden = errors.Is(err, auth.ErrHidden)
 	if err != nil && !rt.hidden {
-		return r.refusal(req, rt.repo, h.action, err)
+		return false, r.refusal(req, rt.repo, h.action, err)
 	}
 	if err := r.checkNamespace(w, req); err != nil {
-		return err
+		return rt.hidden, err
 	}
 	if rt.hidden {
-		return r.absent(w, req, rt)
+		return true, r.absent(w, req, rt)
 	}
-	return h.serve(r, w, req, rt)
+	return false, h.serve(r, w, req, rt)
 }
 
 func methodUnsupported(e endpoint) *fault {

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"net/http"
 	"net/url"
 	"strings"
 
@@ -38,6 +39,11 @@ type route struct {
 
 	who    *auth.Identity // nil until the request is identified
 	hidden bool           // the repository is not for who: it is as if it were not there
+}
+
+// uploads tells whether a request brings, or may bring, bytes of a blob.
+func (r *route) uploads(method string) bool {
+	return r.endpoint == endpointUploads || r.endpoint == endpointUpload && (method == http.MethodPatch || method == http.MethodPut)
 }
 
 const (

@@ -36,6 +36,9 @@ func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, rt rout
 	} else if q.Has("digest") {
 		return r.singlePost(w, req, rt.repo, q.Get("digest"))
 	}
+	if err := r.roomFor(rt.repo, "", 0, req); err != nil {
+		return err
+	}
 	u, err := r.options.Blobs.Create(req.Context(), rt.repo, alg)
 	if err != nil {
 		return err
@@ -78,7 +81,7 @@ func (r *Registry) mountFrom(ctx context.Context, source, repo string, d digest.
 	if err != nil || !ok {
 		return false, err
 	}
-	return true, r.options.Index.Link(ctx, repo, d, size)
+	return true, r.link(ctx, repo, d, size)
 }
 
 // created answers that a blob is there.
@@ -108,6 +111,9 @@ func (r *Registry) singlePost(w http.ResponseWriter, req *http.Request, repo, pr
 	if err != nil {
 		return digestInvalid(promised)
 	}
+	if err := r.roomFor(repo, d, 0, req); err != nil {
+		return err
+	}
 	u, err := r.options.Blobs.Create(req.Context(), repo, d.Algorithm())
 	if err != nil {
 		return err
@@ -121,12 +127,16 @@ func (r *Registry) singlePost(w http.ResponseWriter, req *http.Request, repo, pr
 // finish makes an upload a blob of the repo.
 func (r *Registry) finish(ctx context.Context, repo string, u storage.Upload, d digest.Digest) error {
 	id, size := u.ID(), u.Size()
+	look := func(tx *storage.Tx) error { return r.withinQuota(tx, d, size) }
+	if err := r.options.Index.View(repo, look); err != nil { // what is refused leaves no bytes
+		return errors.Join(err, u.Cancel())
+	}
 	release, err := r.options.Index.Commit(ctx, u, d)
 	if err != nil {
 		return uploadFault(id, d, err)
 	}
 	defer release()
-	return r.options.Index.Link(ctx, repo, d, size)
+	return r.link(ctx, repo, d, size)
 }
 
 // contentRange reads the Content-Range of a chunk, first-last, as the spec has it; a stream has none, and
@@ -151,8 +161,8 @@ func contentRange(req *http.Request) (offset, length int64, err error) {
 	return start, length, nil
 }
 
-// resume finds the upload for a chunk or a stream.
-func (r *Registry) resume(req *http.Request, rt route) (u storage.Upload, length int64, err error) {
+// resume finds the upload for a chunk or a stream. d is what it is to become, if that is known.
+func (r *Registry) resume(req *http.Request, rt route, d digest.Digest) (u storage.Upload, length int64, err error) {
 	offset, length, err := contentRange(req)
 	if err != nil {
 		return nil, 0, err
@@ -163,6 +173,9 @@ func (r *Registry) resume(req *http.Request, rt route) (u storage.Upload, length
 	}
 	if err != nil {
 		return nil, 0, uploadFault(rt.ref, "", err)
+	}
+	if err := r.roomFor(rt.repo, d, u.Size(), req); err != nil {
+		return nil, 0, errors.Join(err, u.Close())
 	}
 	return u, length, nil
 }
@@ -185,7 +198,7 @@ func (r *Registry) outOfOrder(ctx context.Context, rt route, cause error) error 
 
 // patchUpload answers end-5, with a chunk or a stream.
 func (r *Registry) patchUpload(w http.ResponseWriter, req *http.Request, rt route) error {
-	u, length, err := r.resume(req, rt)
+	u, length, err := r.resume(req, rt, "")
 	if err != nil {
 		return err
 	}
@@ -206,7 +219,7 @@ func (r *Registry) putUpload(w http.ResponseWriter, req *http.Request, rt route)
 	if err != nil {
 		return digestInvalid(promised)
 	}
-	u, length, err := r.resume(req, rt)
+	u, length, err := r.resume(req, rt, d)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type Index struct {
 	loads   int                // how often a full state came in
 	rewatch context.CancelFunc // ends the current Watch, so that a fresh state comes in
 	broken  error              // why the last Watch ended
+	quotas  *quotas
 }
 
 // IndexOptions are an Index's options; all have defaults.
@@ -80,7 +81,7 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	x := &Index{journal: j, options: o, leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(), changed: make(chan struct{}), stopped: make(chan struct{})}
+	x := &Index{journal: j, options: o, leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(), quotas: newQuotas(nil), changed: make(chan struct{}), stopped: make(chan struct{})}
 	x.ctx, x.close = context.WithCancel(context.WithoutCancel(ctx))
 	x.done.Go(x.follow)
 	if err := x.awaitLoad(ctx, 1); err != nil {
@@ -145,7 +146,7 @@ func (x *Index) loader() func(Update) error {
 			x.mu.Lock()
 			defer x.mu.Unlock()
 			defer x.wake()
-			return fresh.apply(u)
+			return x.quotas.apply(fresh, u)
 		}
 		if err := fresh.apply(u); err != nil {
 			return err
@@ -160,6 +161,7 @@ func (x *Index) loader() func(Update) error {
 		if u.Synced {
 			x.mu.Lock()
 			x.state, x.broken = fresh, nil
+			x.quotas.recount(fresh)
 			x.loads++
 			x.wake()
 			x.mu.Unlock()
@@ -256,7 +258,7 @@ func (x *Index) update(ctx context.Context, repo string, fn func(*Tx) error) err
 // View calls fn with the repo as it is, without waiting for changes under way. What fn changes is dropped. It
 // serves to see beforehand what an Update would probably say: a miss in it is not confirmed with the Journal.
 func (x *Index) View(repo string, fn func(*Tx) error) error {
-	return fn(&Tx{x: x, repo: repo})
+	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.quotasNow()}})
 }
 
 // committer is the one that calls Journal.Commit.
@@ -380,13 +382,14 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 	var order []string
 	pending := map[string]overlay{}
 	bases = map[string]Revision{}
+	grown := &growth{quotas: x.quotasNow()}
 	for _, c := range group {
 		if _, ok := bases[c.repo]; !ok {
 			bases[c.repo] = x.revisionOf(c.repo)
 			order = append(order, c.repo)
 			pending[c.repo] = overlay{}
 		}
-		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], store: pending[Store], now: time.Now().Unix()}
+		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], store: pending[Store], growth: grown, now: time.Now().Unix()}
 		c.rests = len(tx.pending) > 0
 		if c.err = c.call(tx); c.err == nil {
 			c.err = tx.refused
@@ -394,6 +397,7 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 		c.quiet = c.err != nil || len(tx.own) == 0
 		if c.err == nil {
 			maps.Copy(pending[c.repo], tx.own)
+			grown.add(c.repo, tx.added)
 		}
 	}
 	for _, repo := range order {

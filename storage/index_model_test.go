@@ -32,6 +32,18 @@ func (r *modelRepo) clone() *modelRepo {
 	return &modelRepo{maps.Clone(r.links), maps.Clone(r.manifests), maps.Clone(r.tags)}
 }
 
+func (r *modelRepo) bytes() (n int64) {
+	for _, size := range r.links {
+		n += size
+	}
+	for d, m := range r.manifests {
+		if _, twice := r.links[d]; !twice {
+			n += m.Size
+		}
+	}
+	return n
+}
+
 func (r *modelRepo) tagsOf(d digest.Digest) []string {
 	tags := []string{}
 	for name, at := range r.tags {
@@ -195,6 +207,17 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 		u.wantRepo(t, x, repo, m)
 	}
 	stats.Contents = len(named)
+	for _, q := range x.Quotas() {
+		var want int64
+		for _, repo := range u.repos {
+			if q.Match(repo) {
+				want += all[repo].clone().bytes()
+			}
+		}
+		if q.Used != want {
+			t.Errorf("quota %s: %d used, want %d", q.Name, q.Used, want)
+		}
+	}
 	if got := x.Stats(); got != stats {
 		t.Errorf("Stats: %+v, want %+v", got, stats)
 	}
@@ -218,6 +241,9 @@ func (u *universe) wantRepo(t *testing.T, x *storage.Index, repo string, m *mode
 	t.Helper()
 	ctx := t.Context()
 	names := slices.Sorted(maps.Keys(m.tags))
+	if got := x.Bytes(repo); got != m.bytes() {
+		t.Errorf("Bytes(%s): %d, want %d", repo, got, m.bytes())
+	}
 	got, found, err := x.Tags(ctx, repo, "", -1)
 	if err != nil || found != (len(m.links)+len(m.manifests) > 0) || !slices.Equal(got, names) {
 		t.Errorf("Tags(%s): %v, %v, %v; want %v", repo, got, found, err, names)
@@ -281,6 +307,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 			u := newUniverse(rand.New(rand.NewPCG(seed, 0)))
 			open := place(t)
 			x := openIndex(t, open())
+			x.SetQuotas(modelQuotas)
 			all := model{} // only the committer touches it while updates run
 			updates := 1500
 			if name == "bolt" {
@@ -297,6 +324,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				u.thin(t, rand.New(rand.NewPCG(seed, 50+round)), x, all)
 				x.Close()
 				x = openIndex(t, open())
+				x.SetQuotas(modelQuotas)
 				u.wantIndex(t, x, all)
 			}
 			for repo := range all { // and everything, of which nothing must remain

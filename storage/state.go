@@ -54,6 +54,7 @@ type repo struct {
 	order     ordered // the names of tags
 	manifests int
 	referrers map[id][]id // of contents: the holds whose subject it is, in order of digest; nil until there are any
+	bytes     int64       // of what it holds, each content once; see Index.Bytes
 }
 
 // hold is what a repo has to do with a content: a link to it as a blob, a manifest, references from its manifests, or
@@ -173,9 +174,19 @@ func (s *state) link(r *repo, k, v []byte) error {
 	if !h.linked {
 		s.stats.Links++
 	}
+	before := s.weight(h)
 	h.since, h.linked = momentOf(unix), true
 	s.contents.at(h.content).size = size
+	r.bytes += s.weight(h) - before
 	return nil
+}
+
+// weight is what a hold counts for in the bytes of its repo.
+func (s *state) weight(h *hold) int64 {
+	if !h.linked && h.manifest == 0 {
+		return 0
+	}
+	return s.contents.at(h.content).size
 }
 
 func (s *state) unlink(r *repo, k []byte) {
@@ -184,7 +195,9 @@ func (s *state) unlink(r *repo, k []byte) {
 		return
 	}
 	if h := s.holds.at(i); h.linked {
+		before := s.weight(h)
 		h.linked = false
+		r.bytes += s.weight(h) - before
 		s.stats.Links--
 		s.release(r, i)
 	}
@@ -205,6 +218,7 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 		return err
 	}
 	h := s.holds.at(i)
+	before := s.weight(h)
 	if h.manifest != 0 { // pushed again, perhaps under another media type
 		m.tags = s.manifests.at(h.manifest).tags
 		s.dropManifest(r, i)
@@ -215,6 +229,7 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 	}
 	s.contents.at(h.content).size = f.size
 	h.manifest = s.manifests.add(m)
+	r.bytes += s.weight(h) - before
 	s.stats.Manifests++
 	if r.manifests++; r.manifests == 1 {
 		s.catalog.insert(r.name)
@@ -230,7 +245,10 @@ func (s *state) deleteManifest(r *repo, k []byte) error {
 	if s.manifests.at(s.holds.at(m).manifest).tags != 0 {
 		return errFact
 	}
+	h := s.holds.at(m)
+	before := s.weight(h)
 	s.dropManifest(r, m)
+	r.bytes += s.weight(h) - before
 	s.release(r, m)
 	return nil
 }

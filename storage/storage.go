@@ -14,6 +14,7 @@
 //   - condemned: bytes that the [Collector] is about to delete. Nothing can begin to name them until it has.
 //   - quarantined: content whose bytes were found damaged or missing. It is not told to be there, until pushed again.
 //   - pin, lease: what keeps the Collector off content that somebody is about to name; see [Index.Pin], [Index.Lease].
+//   - quota: how many bytes some repos may hold together; whoever changes them asks, see [Tx.Excess].
 //   - revision: the number of a commit in the Journal. A batch: the changes to one repo in a commit.
 //
 // # Invariants

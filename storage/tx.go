@@ -17,6 +17,8 @@ type Tx struct {
 	pending overlay // of the earlier members of the commit
 	own     overlay
 	store   overlay // what earlier members of the commit change about content itself
+	growth  *growth // what the earlier members of the commit add to quotas
+	added   int64   // bytes that this change adds to the repo
 	now     int64
 	refused error // a condemnedError: the commit cannot be, whatever the function says
 }
@@ -164,6 +166,9 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 	}
 	if !tx.Linked(d) {
 		tx.begin(keyOf(d))
+		if _, held := tx.Manifest(d); !held {
+			tx.added += size
+		}
 		tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
 	}
 }
@@ -218,8 +223,12 @@ func (tx *Tx) PutManifest(m Manifest) error {
 	}
 	k := keyOf(m.Digest)
 	m.Time = tx.now
-	if at, ok := tx.manifest(k); ok && at.MediaType == m.MediaType {
+	at, held := tx.manifest(k)
+	if held && at.MediaType == m.MediaType {
 		return nil // the same bytes under the same type: nothing about it can have changed
+	}
+	if !held && !tx.Linked(m.Digest) {
+		tx.added += m.Size
 	}
 	tx.begin(k)
 	tx.set(KindManifest, string(k), manifestValue(m))

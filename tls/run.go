@@ -14,8 +14,8 @@ const (
 	Published Kind = "published" // CA: a new one is in the bundle, and will sign after the overlap
 	Renewed   Kind = "renewed"   // CA, Leaf: a new one signs, is served from now on
 	Retired   Kind = "retired"   // CA: an old one is no longer in the bundle
-	Reloaded  Kind = "reloaded"  // User: the files changed, and the new pair is served from now on
-	Rejected  Kind = "rejected"  // User: the files changed, and cannot be used (Err); the pair before is served on
+	Reloaded  Kind = "reloaded"  // User, Clients: the files changed, and the new pair is served from now on
+	Rejected  Kind = "rejected"  // User, Clients: the files changed, and cannot be used (Err); the pair before is served on
 	Failed    Kind = "failed"    // CA, Leaf: what was due could not be done (Err); the next try is in an hour
 	Ending    Kind = "ending"    // User: it has ended (Err)
 )
@@ -43,7 +43,7 @@ const (
 func (k *Keeper) Run(ctx context.Context, notify func(Event)) error {
 	t := time.NewTicker(k.poll)
 	defer t.Stop()
-	w := watch{Keeper: k, notify: notify, last: k.userSeen, seen: k.userSeen, told: k.ca.Load(), toldLeaf: k.leaf.Load()}
+	w := watch{Keeper: k, notify: notify, last: k.userSeen, seen: k.userSeen, told: k.ca.Load(), toldLeaf: k.leaf.Load(), clients: newFollower(k.clients.Load())}
 	for {
 		w.look(ctx, time.Now())
 		select {
@@ -62,6 +62,8 @@ type watch struct {
 	last userPEM // what the user's files held at the last look
 	seen userPEM // what they held when they were last acted upon
 
+	clients follower
+
 	told     *authority       // what was told of
 	toldLeaf *tls.Certificate // what was told of
 
@@ -73,6 +75,7 @@ type watch struct {
 func (w *watch) look(ctx context.Context, now time.Time) {
 	w.follow(ctx, now)
 	w.reload(now)
+	w.reloadClients()
 	if !now.Before(w.nextEnds) {
 		w.nextEnds = now.Add(remind)
 		w.tellEnds(now)

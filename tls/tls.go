@@ -8,6 +8,8 @@
 //   - bundle: the certificates of all CAs that clients are to trust: one, and during a rotation two.
 //   - leaf: the pair that we serve, signed by the CA, for the names the caller wants.
 //   - user: a pair that the user brings, served beside the leaf and never instead of it.
+//   - client CAs: those whose certificates clients may show, for a purpose each: to say who they are, or that they are the
+//     API server. A certificate that was verified for one purpose proves nothing for another.
 //   - names: the DNS names and IP addresses the leaf is for.
 //   - [Store]: where CA and leaf are kept: a directory, or what the caller brings.
 //   - rotation: a new CA takes the place of the old one. First it is told to everybody beside the old one, then it
@@ -27,6 +29,9 @@
 //  6. A file is written whole or not at all: temporary file, fsync, rename, fsync of the directory.
 //  7. What is served is kept: nothing that is new is used before the store has it. Processes that share a store
 //     serve leaves of the same CA.
+//  8. Nobody needs a certificate to connect; one that cannot be verified ends the handshake. When the client CAs change,
+//     no session is resumed that was begun before, and what a standing connection has shown counts only as long as its CA
+//     is one of them.
 //
 // # What it does not do
 //
@@ -64,6 +69,10 @@ type Options struct {
 	// none. KeyFile empty: CertFile holds the key as well.
 	CertFile, KeyFile string
 
+	// ClientCA and CallerCA are files of CAs' certificates in PEM, whose clients may show certificates: users of the
+	// registry, and who calls the webhook. Empty: none may. They are followed as the user's files are.
+	ClientCA, CallerCA string
+
 	// Poll is how often Run looks at the user's files, at the store and at the age of the certificates. 0 means
 	// 5 s: a look costs a few small reads, and nobody waits longer than that for a certificate.
 	Poll time.Duration
@@ -85,6 +94,8 @@ const (
 	CA   Cert = "ca"
 	Leaf Cert = "leaf"
 	User Cert = "user"
+	// Clients are the certificates of the client CAs.
+	Clients Cert = "clients"
 )
 
 const (
@@ -111,6 +122,9 @@ type Keeper struct {
 	user     atomic.Pointer[tls.Certificate] // nil: there is none
 	userFile userFiles
 	userSeen userPEM // what user was made of; used by Open, then by Run alone
+
+	clientFiles clientFiles
+	clients     atomic.Pointer[clientCAs] // nil: nobody is asked for a certificate
 }
 
 // Open reads the pairs in the store and makes what is missing: the CA, the leaf. It makes a new leaf when the old
@@ -125,7 +139,7 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 		return nil, err
 	}
 	k := &Keeper{store: store, names: names, poll: o.Poll, overlap: o.Overlap, published: o.Published,
-		userFile: userFiles{cert: o.CertFile, key: o.KeyFile}}
+		userFile: userFiles{cert: o.CertFile, key: o.KeyFile}, clientFiles: clientFiles{o.ClientCA, o.CallerCA}}
 	if k.poll <= 0 {
 		k.poll = defaultPoll
 	}
@@ -136,6 +150,9 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 		k.published = func([]byte) bool { return true }
 	}
 	if err := k.settle(ctx, time.Now(), false); err != nil {
+		return nil, err
+	}
+	if err := k.openClients(); err != nil {
 		return nil, err
 	}
 	return k, k.openUser()
@@ -268,11 +285,15 @@ func (k *Keeper) openUser() error {
 
 // Config returns the configuration for a listener: TLS 1.2 or later, and the certificate that holds at the time of each handshake. The caller may change the copy it gets.
 func (k *Keeper) Config() *tls.Config {
-	return &tls.Config{
+	c := &tls.Config{
 		// 1.2 because the API servers and container runtimes still in use speak it, and nothing older.
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: k.pick,
 	}
+	if k.clients.Load() != nil {
+		k.askClients(c)
+	}
+	return c
 }
 
 // pick chooses the pair for one handshake; invariant 3.
@@ -299,8 +320,12 @@ func (k *Keeper) Fingerprint() string {
 	return strings.ReplaceAll(fmt.Sprintf("% X", sum), " ", ":")
 }
 
-// NotAfter returns the time at which a certificate ends, and the zero time if there is no such certificate.
+// NotAfter returns the time at which a certificate ends, of the client CAs the first, and the zero time if there is no
+// such certificate.
 func (k *Keeper) NotAfter(c Cert) time.Time {
+	if c == Clients {
+		return k.clients.Load().notAfter()
+	}
 	pair := map[Cert]*tls.Certificate{CA: &k.ca.Load().signer, Leaf: k.leaf.Load(), User: k.user.Load()}[c]
 	if pair == nil {
 		return time.Time{}

@@ -2,12 +2,12 @@
 //
 // # Words
 //
-//   - identity: who a request comes from, as far as it proves that: a user, a robot, an account of the cluster, or
-//     nobody (anonymous).
+//   - identity: who a request comes from, as far as it proves that: a user, a robot, an account of the cluster, the holder
+//     of a certificate, or nobody (anonymous).
 //   - user: the one of the settings, who may do everything, and those of the htpasswd file.
 //   - robot: a secret with a name, for a machine. It may do what it was made for, until it ends or is revoked.
 //   - action: what is to be done to a repository: pull, push, delete; or to the registry: list the catalog, administer
-//     it; or just log in.
+//     it, see its metrics; or just log in.
 //   - rule: says what somebody may do to some repositories.
 //   - token: what the token endpoint gives in exchange for credentials, or for none (a JWT, signed with Ed25519). Its
 //     scopes say what it is good for.
@@ -26,25 +26,27 @@
 //     ("may: none" names every action, and forbids). What none decides is denied, once there is a rule.
 //  6. A robot's rights are its own: a rule can take from them, and never adds to them.
 //  7. A file that has become bad changes nothing but the log.
+//  8. Users, robots, accounts of the cluster and certificates are different people, whatever their names.
 //
 // # What it does not do
 //
-// It does not know what a repository holds. It does not guard the webhook: a verdict reads no secret. It gives no
-// refresh tokens: they would be a second password, one that outlives a change of the first and that nobody lists. Whoever
-// wants a secret that can be revoked makes a robot; its secret is taken as a refresh token as well.
+// It does not know what a repository holds. It does not guard the webhook: who may ask for verdicts package admission
+// decides. It gives no refresh tokens: they would be a second password, one that outlives a change of the first and that
+// nobody lists. Whoever wants a secret that can be revoked makes a robot; its secret is taken as a refresh token as well.
 package auth
 
 import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 )
 
 // Action is what a request wants to do.
 type Action string
 
-// The actions. Cancelling an upload belongs to Push, as pushing clients do it. Catalog and Admin are about no
-// repository.
+// The actions. Cancelling an upload belongs to Push, as pushing clients do it. Catalog, Admin and Metrics are about
+// no repository.
 const (
 	Login   Action = "login" // GET /v2/: tells a client whether to bring credentials
 	Pull    Action = "pull"
@@ -52,7 +54,11 @@ const (
 	Delete  Action = "delete"
 	Catalog Action = "catalog"
 	Admin   Action = "admin"
+	Metrics Action = "metrics"
 )
+
+// Whole tells whether an action is about the registry and not about a repository.
+func (a Action) Whole() bool { return a == Catalog || a == Admin || a == Metrics }
 
 // Errors of an Authorizer, wrapped with a reason that the client is told.
 var (
@@ -86,7 +92,7 @@ func (e *tokenError) Unwrap() error { return ErrUnauthorized }
 // Identity is who a request comes from. It is made by an Authorizer or a Reviewer alone, and never changes.
 type Identity struct {
 	// Name is empty for anonymous. Names of robots begin with "robot:", those of service accounts are
-	// "system:serviceaccount:<namespace>:<name>"; a user's has no colon.
+	// "system:serviceaccount:<namespace>:<name>", those of certificates begin with "cert:"; a user's has no colon.
 	Name string
 	// Groups are those that the Kubernetes API has told.
 	Groups []string
@@ -94,6 +100,8 @@ type Identity struct {
 	Cluster bool
 
 	owner bool     // the user of the settings
+	cert  bool     // a certificate has proved the name
+	orgs  []string // its organizations
 	robot *robot   // nil: it is none
 	grant *grant   // what the token is good for; nil: there was none
 	_     struct{} // so that others name the fields
@@ -105,12 +113,27 @@ var nobody = &Identity{}
 // Anonymous tells whether the request has proved no name.
 func (i *Identity) Anonymous() bool { return i.Name == "" }
 
+// Kind is what an identity is: anonymous, user, robot, cluster or certificate.
+func (i *Identity) Kind() string {
+	switch {
+	case i.Anonymous():
+		return "anonymous"
+	case i.robot != nil || strings.HasPrefix(i.Name, robotPrefix):
+		return "robot"
+	case i.cert:
+		return "certificate"
+	case i.Cluster:
+		return "cluster"
+	}
+	return "user"
+}
+
 // Authorizer decides whether a request may do an action to a repository. Implementations are safe for concurrent use.
 type Authorizer interface {
 	// Identify tells who a request comes from; it reads nothing but its headers. Errors: ErrUnauthorized, ErrBusy,
 	// ErrUnavailable.
 	Identify(r *http.Request) (*Identity, error)
-	// Authorize tells whether who may do that; repo is empty for Login, Catalog and Admin. Errors: ErrUnauthorized,
+	// Authorize tells whether who may do that; repo is empty for Login, Catalog, Admin and Metrics. Errors: ErrUnauthorized,
 	// ErrDenied, ErrHidden (Pull alone), ErrUnavailable.
 	Authorize(ctx context.Context, who *Identity, repo string, a Action) error
 	// Readable tells from which repositories who may pull, whatever his token is good for. nil: from all.

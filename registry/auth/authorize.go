@@ -49,7 +49,7 @@ func (g *Guard) allows(ctx context.Context, s *state, who *Identity, repo string
 
 // ask asks the Kubernetes API. Only its own identities: a user of ours may have the name of another of the cluster's.
 func (g *Guard) ask(ctx context.Context, who *Identity, repo string, a Action) (allowed bool, reason string, err error) {
-	verb := map[Action]string{Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin"}[a]
+	verb := map[Action]string{Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}[a]
 	namespace, name, ok := strings.Cut(repo, "/")
 	if !ok {
 		namespace, name = "", repo
@@ -80,7 +80,9 @@ func (g *Guard) Protect(a Action, next http.Handler) http.Handler {
 		who, err := g.Identify(r)
 		if err == nil {
 			g.options.Annotate(r.Context(), "user", who.Name)
-			err = g.Authorize(r.Context(), who, "", a)
+			if err = g.Authorize(r.Context(), who, "", a); err != nil {
+				g.refused(r, who, a, err)
+			}
 		}
 		if err == nil {
 			next.ServeHTTP(w, r)

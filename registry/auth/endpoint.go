@@ -76,6 +76,7 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 		who, err := g.Identify(r)
 		if err == nil && who.grant != nil { // or a token would live for ever
 			err = errBadToken
+			g.loginFailed(r, err)
 		}
 		return who, r.URL.Query()["scope"], err
 	case http.MethodPost:
@@ -87,6 +88,9 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 			return nil, nil, errForm
 		}
 		who, err := g.granted(r)
+		if err != nil {
+			g.loginFailed(r, err)
+		}
 		return who, r.PostForm["scope"], err
 	}
 	w.Header().Set("Allow", "GET, POST")
@@ -110,7 +114,7 @@ func (g *Guard) granted(r *http.Request) (*Identity, error) {
 		if p, ok := s.users.known.get(key, time.Time{}); ok {
 			return p.who, nil
 		}
-		return g.password(r.Context(), s, address(r), key, name, password)
+		return g.password(r.Context(), s, Address(r), key, name, password)
 	case "refresh_token":
 		if robot := s.robots.find(form.Get("refresh_token"), time.Now()); robot != nil {
 			return robot.who, nil

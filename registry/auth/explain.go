@@ -32,7 +32,7 @@ func (p *Policy) why(v Verdict) string {
 	case onLevel:
 		return "there are no rules, and the setting anonymous decides for those without a login"
 	case onLogin:
-		return "there are no rules: users may do everything but administer the registry, and accounts of the cluster may pull"
+		return "there are no rules: users may do everything but administer the registry, and accounts of the cluster and holders of certificates may pull"
 	case onCluster:
 		return "no rule decides, and the Kubernetes API does"
 	}
@@ -53,8 +53,8 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 	return Explanation{allowed, strings.TrimSuffix(p.why(Verdict{on: onCluster})+": "+reason, ": ")}, err
 }
 
-// Impersonate is the identity of this name, to be asked about: a user, robot:NAME, a name of the cluster's (any with a
-// colon), or nobody. Errors: a robot that does not exist.
+// Impersonate is the identity of this name, to be asked about: a user, robot:NAME, cert:CN, a name of the cluster's (any
+// other with a colon), or nobody. Errors: a robot that does not exist.
 func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	s := g.state.Load()
 	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {
@@ -71,6 +71,9 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 
 // Named is an identity of which nothing but name and groups is known.
 func Named(name string, groups []string) *Identity {
+	if strings.HasPrefix(name, certPrefix) {
+		return &Identity{Name: name, cert: true, orgs: groups}
+	}
 	return &Identity{Name: name, Groups: groups, Cluster: strings.Contains(name, ":") || len(groups) > 0}
 }
 
@@ -98,6 +101,8 @@ func (r rule) String() string {
 
 func (s subject) String() string {
 	switch {
+	case s.kind == "cert" || s.kind == "cert-group":
+		return s.kind + ":" + strings.NewReplacer("%", "%25", " ", "%20", ",", "%2C").Replace(s.name)
 	case s.kind == "serviceaccount":
 		return s.kind + ":" + strings.Replace(strings.TrimPrefix(s.name, serviceAccount), ":", "/", 1)
 	case s.name == "":

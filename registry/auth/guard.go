@@ -3,12 +3,16 @@ package auth
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"trow/registry/audit"
 )
 
 // Options are what a Guard is made of.
@@ -31,6 +35,11 @@ type Options struct {
 	Accesses AccessReviewer
 	// Annotate attaches a fact to the request's line in the access log, for the token endpoint. Optional.
 	Annotate func(ctx context.Context, key, value string)
+	// Certificate returns the certificate that a request's connection has shown, verified and good at the moment; nil:
+	// none. Optional: without it certificates prove nothing.
+	Certificate func(*http.Request) *x509.Certificate
+	// Audit is told of logins that fail, and of what Protect refuses. Optional.
+	Audit func(context.Context, audit.Event)
 }
 
 // Guard is the Authorizer of a server. Make it with [New].
@@ -73,6 +82,9 @@ func New(o Options) (*Guard, error) {
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}
 	}
+	if o.Audit == nil {
+		o.Audit = func(context.Context, audit.Event) {}
+	}
 	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle()}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {
@@ -94,7 +106,7 @@ func New(o Options) (*Guard, error) {
 	}
 	s.settle(g)
 	if !s.logins && s.policy.closed() {
-		return nil, errors.New("user: nothing is allowed without a login, and there is no user who could log in (user, htpasswd)")
+		return nil, errors.New("user: nothing is allowed without a login, and there is no user who could log in (user, htpasswd, client-ca)")
 	}
 	g.state.Store(s)
 	return g, g.turn(time.Now())
@@ -145,7 +157,7 @@ func (g *Guard) parseUsers(content []byte) (*users, error) {
 // settle works out what follows from the parts, and forgets what tokens have proved.
 func (s *state) settle(g *Guard) {
 	s.tokens = newKnown()
-	people := len(s.users.list) > 0 || g.reviewed != nil
+	people := len(s.users.list) > 0 || g.reviewed != nil || g.options.Certificate != nil
 	s.logins = people || len(s.robots.byName) > 0
 	p := s.policy
 	// Where everything is open, a robot's login is taken, but not asked for: clients go on as they did before.

@@ -13,8 +13,17 @@ import (
 // maxHeader bounds an Authorization header: a token, encoded once more as a password.
 const maxHeader = maxToken*4/3 + 1<<10
 
-// Identify implements Authorizer. It is the one place where a request gets its identity.
+// Identify implements Authorizer. It is the one place where a request gets its identity. Credentials in its header count
+// before a certificate.
 func (g *Guard) Identify(r *http.Request) (*Identity, error) {
+	who, err := g.identify(r)
+	if err != nil {
+		g.loginFailed(r, err)
+	}
+	return who, err
+}
+
+func (g *Guard) identify(r *http.Request) (*Identity, error) {
 	s := g.state.Load()
 	if !s.logins { // credentials, which some clients send all the same, mean nothing
 		return nobody, nil
@@ -22,7 +31,7 @@ func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 	given := r.Header["Authorization"]
 	switch {
 	case len(given) == 0:
-		return nobody, nil
+		return g.certified(r), nil
 	case len(given) > 1: // which one counts would depend on who reads it
 		return nil, fmt.Errorf("%w: more than one Authorization header", ErrUnauthorized)
 	case len(given[0]) > maxHeader:
@@ -82,7 +91,7 @@ func (g *Guard) basic(r *http.Request, s *state, encoded string) (*Identity, err
 	if err != nil || !ok {
 		return nil, fmt.Errorf("%w: these are no Basic credentials", ErrUnauthorized)
 	}
-	return g.password(r.Context(), s, address(r), key, name, password)
+	return g.password(r.Context(), s, Address(r), key, name, password)
 }
 
 // errWrong says nothing of which of the two it is.
@@ -108,7 +117,7 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 	who, ok := s.users.login(key, name, password, now)
 	done(ok)
 	if !ok {
-		return nil, errWrong
+		return nil, s.wrong(name)
 	}
 	return who, nil
 }

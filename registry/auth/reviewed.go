@@ -65,8 +65,8 @@ func (v *reviewed) identity(ctx context.Context, token string, now time.Time) (*
 	switch {
 	case err == nil:
 		who.Cluster = true
-		who.owner, who.robot, who.grant = false, nil, nil
-		if strings.HasPrefix(who.Name, robotPrefix) || who.Name == "" {
+		who.owner, who.cert, who.orgs, who.robot, who.grant = false, false, nil, nil, nil
+		if strings.HasPrefix(who.Name, robotPrefix) || strings.HasPrefix(who.Name, certPrefix) || who.Name == "" {
 			return nil, errWrong
 		}
 		v.remember(key, review{&who, now, endOf(token)})

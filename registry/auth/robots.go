@@ -49,7 +49,7 @@ type robot struct {
 
 // may tells what the robot was made for.
 func (r *robot) may(repo string, a Action) bool {
-	return slices.Contains(r.Actions, a) && (a == Catalog || a == Admin || r.repos.Match(repo))
+	return slices.Contains(r.Actions, a) && (a.Whole() || r.repos.Match(repo))
 }
 
 func (r *robot) ended(now time.Time) bool { return !r.Expires.IsZero() && !now.Before(r.Expires) }

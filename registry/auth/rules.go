@@ -2,6 +2,7 @@ package auth
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -34,7 +35,8 @@ func ParseLevel(s string) (Level, error) {
 // Rule is one rule, as the configuration file has it.
 type Rule struct {
 	// Who it is about: user:NAME, robot:NAME, group:NAME, serviceaccount:NAMESPACE/NAME, namespace:NAMESPACE (all of
-	// its service accounts), anonymous, authenticated, or * for everybody. A user is one of ours, or, if his name has a
+	// its service accounts), cert:CN, cert-group:O (of a certificate; %20 is a space, %2C a comma), anonymous,
+	// authenticated, or * for everybody. A user is one of ours, or, if his name has a
 	// colon, which ours have not, one of the cluster's: the cluster's alice may be somebody else than ours.
 	Who []string `mapstructure:"who"`
 	// May has actions, or none, alone: then it forbids all.
@@ -58,7 +60,7 @@ type PolicyOptions struct {
 
 // rule is a Rule, read.
 type rule struct {
-	who        []subject
+	who        Who
 	may        []Action
 	forbids    bool
 	everywhere bool // it is about all repositories
@@ -83,15 +85,8 @@ func Compile(rules []Rule, o PolicyOptions) (*Policy, error) {
 }
 
 func compile(r Rule) (c rule, err error) {
-	if len(r.Who) == 0 {
-		return c, fmt.Errorf("who: say whom it is about; * is everybody")
-	}
-	for _, text := range r.Who {
-		s, err := parseSubject(text)
-		if err != nil {
-			return c, fmt.Errorf("who: %w", err)
-		}
-		c.who = append(c.who, s)
+	if c.who, err = ParseWho(r.Who); err != nil {
+		return c, err
 	}
 	if c.may, c.forbids, err = parseMay(r.May); err != nil {
 		return c, fmt.Errorf("may: %w", err)
@@ -104,6 +99,32 @@ func compile(r Rule) (c rule, err error) {
 	return c, nil
 }
 
+// Who is a number of subjects: those whom a rule, or whatever else has a who, is about.
+type Who []subject
+
+// ParseWho reads subjects as a Rule has them. Errors name the one that is none; none at all is one, too.
+func ParseWho(texts []string) (all Who, err error) {
+	if len(texts) == 0 {
+		return nil, fmt.Errorf("who: say whom it is about; * is everybody")
+	}
+	for _, text := range texts {
+		s, err := parseSubject(text)
+		if err != nil {
+			return nil, fmt.Errorf("who: %w", err)
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// Means tells whether one of the subjects is this identity.
+func (w Who) Means(who *Identity) bool {
+	return slices.ContainsFunc(w, func(s subject) bool { return s.is(who) })
+}
+
+// Everybody tells whether one of the subjects is *.
+func (w Who) Everybody() bool { return slices.Contains(w, subject{kind: "*"}) }
+
 func parseSubject(text string) (subject, error) {
 	if text == "*" || text == "anonymous" || text == "authenticated" {
 		return subject{kind: text}, nil
@@ -115,6 +136,12 @@ func parseSubject(text string) (subject, error) {
 			return subject{}, fmt.Errorf("%.80q has no name", text)
 		}
 		return subject{kind, name}, nil
+	case "cert", "cert-group":
+		plain, err := url.PathUnescape(name)
+		if err != nil || plain == "" {
+			return subject{}, fmt.Errorf("%.80q has no name", text)
+		}
+		return subject{kind, plain}, nil
 	case "serviceaccount":
 		namespace, account, ok := strings.Cut(name, "/")
 		if !ok || namespace == "" || account == "" {
@@ -122,7 +149,7 @@ func parseSubject(text string) (subject, error) {
 		}
 		return subject{kind, serviceAccount + namespace + ":" + account}, nil
 	}
-	return subject{}, fmt.Errorf("%.80q is none of user:, robot:, group:, serviceaccount:, namespace: with a name, anonymous, authenticated, *", text)
+	return subject{}, fmt.Errorf("%.80q is none of user:, robot:, group:, serviceaccount:, namespace:, cert:, cert-group: with a name, anonymous, authenticated, *", text)
 }
 
 // serviceAccount begins the names of service accounts.
@@ -137,17 +164,17 @@ func parseMay(texts []string) (may []Action, forbids bool, err error) {
 	return may, false, err
 }
 
-// ParseActions reads actions: pull, push, delete, catalog, admin. Errors: one that is none, and none at all.
+// ParseActions reads actions: pull, push, delete, catalog, admin, metrics. Errors: one that is none, and none at all.
 func ParseActions(texts []string) (all []Action, err error) {
 	for _, text := range texts {
 		a := Action(text)
-		if !slices.Contains([]Action{Pull, Push, Delete, Catalog, Admin}, a) {
-			return nil, fmt.Errorf("%.40q is none of pull, push, delete, catalog, admin", text)
+		if !slices.Contains([]Action{Pull, Push, Delete, Catalog, Admin, Metrics}, a) {
+			return nil, fmt.Errorf("%.40q is none of pull, push, delete, catalog, admin, metrics", text)
 		}
 		all = append(all, a)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("say what: pull, push, delete, catalog, admin; or none, alone, to forbid everything")
+		return nil, fmt.Errorf("say what: pull, push, delete, catalog, admin, metrics; or none, alone, to forbid everything")
 	}
 	return all, nil
 }
@@ -170,17 +197,21 @@ func (s subject) is(who *Identity) bool {
 		return ok && who.Cluster && strings.HasPrefix(rest, ":")
 	case "serviceaccount":
 		return who.Cluster && who.Name == s.name
+	case "cert":
+		return who.cert && who.Name == certPrefix+s.name
+	case "cert-group":
+		return who.cert && slices.Contains(who.orgs, s.name)
 	}
-	return who.robot == nil && who.Name == s.name && who.Cluster == strings.Contains(s.name, ":") // a user
+	return who.robot == nil && !who.cert && who.Name == s.name && who.Cluster == strings.Contains(s.name, ":") // a user
 }
 
 // decides tells whether the rule is about this. A rule that forbids is about the catalog and the administration only if
 // it is about all repositories; otherwise one that hides a single repository would take the catalog away.
 func (r *rule) decides(who *Identity, repo string, a Action) bool {
 	switch {
-	case !slices.ContainsFunc(r.who, func(s subject) bool { return s.is(who) }):
+	case !r.who.Means(who):
 		return false
-	case a == Catalog || a == Admin:
+	case a.Whole():
 		return r.forbids && r.everywhere || slices.Contains(r.may, a)
 	}
 	return (r.forbids || slices.Contains(r.may, a)) && (r.everywhere || r.repos.Match(repo))
@@ -230,7 +261,7 @@ func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 		return Verdict{on: onLevel}
 	case who.Cluster && p.Access:
 		return Verdict{}
-	case who.Cluster: // any pod can prove that it is of the cluster; that is not what lets people push
+	case who.Cluster || who.cert: // many can prove that they are of the cluster, or of the firm; that is not what lets people push
 		return Verdict{Allowed: a == Pull || a == Catalog, on: onLogin}
 	}
 	return Verdict{Allowed: a != Admin, on: onLogin}
@@ -260,7 +291,7 @@ func (p *Policy) closed() bool {
 		return p.Anonymous == None
 	}
 	return !slices.ContainsFunc(p.rules, func(r rule) bool {
-		return !r.forbids && slices.ContainsFunc(r.who, func(s subject) bool { return s.is(nobody) })
+		return !r.forbids && r.who.Means(nobody)
 	})
 }
 

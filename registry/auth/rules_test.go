@@ -124,7 +124,7 @@ func TestExplanations(t *testing.T) {
 		{p, auth.Named("x", nil), "x", auth.Pull, "none of the 3 rules allows it"},
 		{p, auth.Owner("x"), "x", auth.Pull, "the user of the setting user may do everything"},
 		{none, auth.Named("", nil), "x", auth.Pull, "there are no rules, and the setting anonymous decides for those without a login"},
-		{none, auth.Named("x", nil), "x", auth.Push, "there are no rules: users may do everything but administer the registry, and accounts of the cluster may pull"},
+		{none, auth.Named("x", nil), "x", auth.Push, "there are no rules: users may do everything but administer the registry, and accounts of the cluster and holders of certificates may pull"},
 	} {
 		if got := row.p.Explain(row.who, row.repo, row.a); got.Why != row.want {
 			t.Errorf("%s, want %s", got.Why, row.want)

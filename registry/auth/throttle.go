@@ -143,8 +143,8 @@ func scoreOf[K comparable](all map[K]*score, key K, now time.Time) *score {
 	return s
 }
 
-// address is where a request comes from; of IPv6 the network, since a host has as many addresses as it likes.
-func address(r *http.Request) netip.Addr {
+// Address is where a request comes from; of IPv6 the network, since a host has as many addresses as it likes.
+func Address(r *http.Request) netip.Addr {
 	a, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}

@@ -38,6 +38,8 @@ type claims struct {
 	Robot   string   `json:"robot,omitempty"`   // which of that name
 	Cluster bool     `json:"cluster,omitempty"` // an account of the cluster
 	Groups  []string `json:"groups,omitempty"`  // its groups
+	Cert    bool     `json:"cert,omitempty"`    // the holder of a certificate
+	Orgs    []string `json:"orgs,omitempty"`    // its organizations
 	Access  []access `json:"access"`
 }
 
@@ -51,7 +53,7 @@ func (g *grant) has(repo string, a Action) bool {
 	switch a {
 	case Catalog:
 		return g.catalog
-	case Admin: // no scope is for that
+	case Admin, Metrics: // no scope is for that
 		return false
 	}
 	return slices.Contains(g.repos[repo], a)
@@ -78,7 +80,7 @@ func (s *state) issue(who *Identity, host string, all []access, now time.Time) (
 	key := &s.keys[len(s.keys)-1]
 	ends = now.Add(tokenLife)
 	c := claims{RegisteredClaims: jwt.RegisteredClaims{Issuer: issuer, Subject: who.Name, Audience: jwt.ClaimStrings{host}},
-		Cluster: who.Cluster, Groups: who.Groups, Access: all}
+		Cluster: who.Cluster, Groups: who.Groups, Cert: who.cert, Orgs: who.orgs, Access: all}
 	if r := who.robot; r != nil {
 		c.Robot = r.id
 		if !r.Expires.IsZero() && r.Expires.Before(ends) {
@@ -127,6 +129,8 @@ func (s *state) holder(c *claims, now time.Time) (*Identity, error) {
 		return &Identity{}, nil
 	case c.Cluster:
 		return &Identity{Name: c.Subject, Groups: c.Groups, Cluster: true}, nil
+	case c.Cert:
+		return &Identity{Name: c.Subject, cert: true, orgs: c.Orgs}, nil
 	case c.Robot != "":
 		name, _ := strings.CutPrefix(c.Subject, robotPrefix)
 		if r := s.robots.byName[name]; r != nil && r.id == c.Robot && !r.ended(now) {

@@ -58,7 +58,7 @@ type order struct {
 func (o *order) flags(cmd *cobra.Command, repositories, actions []string, expires string) {
 	f := cmd.Flags()
 	f.StringSliceVar(&o.repositories, "repository", repositories, "repositories it is for, with * and **; may be given more than once")
-	f.StringSliceVar(&o.actions, "actions", actions, "what it may do there: pull, push, delete, catalog, admin")
+	f.StringSliceVar(&o.actions, "actions", actions, "what it may do there: pull, push, delete, catalog, admin, metrics")
 	f.StringVar(&o.expires, "expires", expires, "when it ends: 90d, 12h, or never")
 }
 
@@ -171,7 +171,7 @@ func (p Program) canI() *cobra.Command {
 		Use:   "can-i ACTION [REPOSITORY]",
 		Short: "Tell whether somebody may do something, and which rule decides: exit code 1 if not",
 		Long: "can-i asks the running server, or with --config reads the rules of a configuration file. ACTION is pull, push,\n" +
-			"delete, or, without a repository, catalog or admin. --as is a user, robot:NAME, or system:serviceaccount:NAMESPACE:NAME;\n" +
+			"delete, or, without a repository, catalog, admin or metrics. --as is a user, robot:NAME, cert:CN, or system:serviceaccount:NAMESPACE:NAME;\n" +
 			"without it somebody without a login is meant.",
 		Args: cobra.RangeArgs(1, 2),
 	}
@@ -213,7 +213,7 @@ func question(args []string) (a auth.Action, repo string, err error) {
 		return "", "", fmt.Errorf("action: %w", err)
 	}
 	a = all[0]
-	whole := a == auth.Catalog || a == auth.Admin
+	whole := a.Whole()
 	switch {
 	case whole && len(args) == 2:
 		return "", "", fmt.Errorf("%s is about no repository", a)

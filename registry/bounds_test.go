@@ -1,0 +1,311 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry"
+	"trow/registry/audit"
+	"trow/registry/auth"
+	"trow/registry/limit"
+	"trow/storage"
+)
+
+// strict knows alice and bob by a header; bob may do nothing, but is told so of what he may not pull from open/.
+type strict struct{ auth.Authorizer }
+
+func (strict) Identify(r *http.Request) (*auth.Identity, error) {
+	if r.Header.Get("X-User") == "nobody knows" {
+		return nil, auth.ErrUnauthorized
+	}
+	return auth.Named(r.Header.Get("X-User"), nil), nil
+}
+
+func (strict) Authorize(_ context.Context, who *auth.Identity, repo string, a auth.Action) error {
+	switch {
+	case who.Anonymous():
+		return auth.ErrUnauthorized
+	case who.Name == "alice":
+		return nil
+	case who.Name == "scoped":
+		return fmt.Errorf("%w: the token is not good for this", auth.ErrUnauthorized)
+	case a == auth.Pull:
+		return auth.ErrHidden
+	}
+	return fmt.Errorf("%w: bob may not %s here", auth.ErrDenied, a)
+}
+
+// events collects what is told, as lines.
+type events struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (e *events) audit(_ context.Context, a audit.Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.all = append(e.all, fmt.Sprintf("%s %s %s/%s %s %s %s %v %.14s %.30s", a.What, a.Outcome, a.Kind, a.User, a.From, a.Action, a.Repo, a.Tags, a.Digest, a.Reason))
+}
+
+func (e *events) want(t *testing.T, want ...string) {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !slices.Equal(e.all, want) {
+		t.Errorf("told:\n%s\nwant:\n%s", strings.Join(e.all, "\n"), strings.Join(want, "\n"))
+	}
+	e.all = nil
+}
+
+// image is the manifest of an image without layers; its config is pushed.
+func (w *wire) image(repo string, config string, headers ...string) (manifest []byte) {
+	w.Helper()
+	d := digest.FromString(config)
+	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), []byte(config), headers...).is(201)
+	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[]}`,
+		typeManifest, d, len(config))
+}
+
+func TestChangesAndRefusalsAreTold(t *testing.T) {
+	e := &events{}
+	w := newWire(t, func(o *registry.Options) {
+		o.Auth, o.Audit = strict{auth.All}, e.audit
+		o.Immutable = func(_, tag string) bool { return tag == "fixed" }
+	})
+	alice, bob := []string{"X-User", "alice"}, []string{"X-User", "bob"}
+	m := w.image("a/b", "{}", alice...)
+	d := digest.FromBytes(m)
+	put := append([]string{"Content-Type", typeManifest}, alice...)
+	w.do("PUT", "/v2/a/b/manifests/v1", m, put...).is(201)
+	w.do("PUT", "/v2/a/b/manifests/"+d.String()+"?tag=v2&tag=fixed", m, put...).is(201)
+	short := d.String()[:14]
+	e.want(t, "push ok user/alice 127.0.0.1 push a/b [v1] "+short+" ",
+		"push ok user/alice 127.0.0.1 push a/b [v2 fixed] "+short+" ")
+
+	w.do("PUT", "/v2/a/b/manifests/v1", []byte("garbage"), put...).is(400) // nothing was changed, and nobody refused
+	w.do("GET", "/v2/a/b/manifests/v1", nil, alice...).is(200)
+	w.do("GET", "/v2/a/b/manifests/v1", nil).is(401) // is asked for credentials
+	w.do("GET", "/v2/a/b/manifests/v1", nil, "X-User", "nobody knows").is(401)
+	e.want(t)
+
+	w.do("GET", "/v2/a/b/manifests/v1", nil, bob...).is(404)
+	w.do("GET", "/v2/a/b/blobs/"+digest.FromString("{}").String(), nil, bob...).is(404)
+	w.do("PUT", "/v2/a/b/manifests/v9", m, append([]string{"Content-Type", typeManifest}, bob...)...).is(403)
+	w.do("POST", "/v2/a/b/blobs/uploads/", nil, "X-User", "scoped").is(401)
+	w.do("DELETE", "/v2/a/b/manifests/fixed", nil, alice...).is(403)
+	e.want(t, "request hidden user/bob 127.0.0.1 pull a/b [v1]  ",
+		"request hidden user/bob 127.0.0.1 pull a/b [] "+digest.FromString("{}").String()[:14]+" ",
+		"request denied user/bob 127.0.0.1 push a/b [v9]  requested access to the resour",
+		"request denied user/scoped 127.0.0.1 push a/b []  authentication required: the t",
+		"request denied user/alice 127.0.0.1 delete a/b [fixed]  tag fixed is immutable (the re")
+
+	w.do("DELETE", "/v2/a/b/manifests/v1", nil, alice...).is(202)
+	w.do("DELETE", "/v2/a/b/manifests/v1", nil, alice...).is(404)
+	e.want(t, "delete ok user/alice 127.0.0.1 delete a/b [v1] "+short+" ")
+
+	m2 := w.image("x", "{ }", alice...)
+	w.do("PUT", "/v2/x/manifests/t", m2, put...).is(201)
+	w.do("DELETE", "/v2/x/manifests/"+digest.FromBytes(m2).String(), nil, alice...).is(202)
+	w.do("DELETE", "/v2/x/blobs/"+digest.FromString("{ }").String(), nil, alice...).is(202)
+	short = digest.FromBytes(m2).String()[:14]
+	e.want(t, "push ok user/alice 127.0.0.1 push x [t] "+short+" ",
+		"delete ok user/alice 127.0.0.1 delete x [t] "+short+" ",
+		"delete ok user/alice 127.0.0.1 delete x [] "+digest.FromString("{ }").String()[:14]+" ")
+}
+
+func TestWhoComesToALimitIsToldWhich(t *testing.T) {
+	limits := &limit.Limits{}
+	w := newWire(t, func(o *registry.Options) { o.Auth, o.Limits = strict{auth.All}, limits })
+	if err := limits.Set([]limit.Rule{{Who: []string{"user:alice"}, Requests: 1, Burst: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		w.do("GET", "/v2/", nil, "X-User", "alice").is(200)
+	}
+	a := w.do("GET", "/v2/", nil, "X-User", "alice").is(429)
+	if after, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || after < 1 || after > 2 {
+		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+	}
+	if e := a.errors()[0]; e.Code != "TOOMANYREQUESTS" || !strings.Contains(e.Message, "alice may have 1 requests per second") || !strings.Contains(e.Message, "setting limits, limit 1: requests") {
+		t.Errorf("%+v", e)
+	}
+	w.do("GET", "/v2/", nil, "X-User", "someone").is(403) // others go on
+
+	if err := limits.Set([]limit.Rule{{Who: []string{"user:alice"}, Uploads: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	body, feed := io.Pipe()
+	done := make(chan *answer)
+	start := w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice").is(202)
+	go func() { done <- w.send("PATCH", start.header.Get("Location"), body, "X-User", "alice") }()
+	if _, err := feed.Write([]byte("half")); err != nil {
+		t.Fatal(err)
+	}
+	for { // until the server has begun with it
+		if a := w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice"); a.status == 429 {
+			break
+		}
+	}
+	w.do("GET", "/v2/a/tags/list", nil, "X-User", "alice").is(404)
+	feed.Close()
+	(<-done).is(202)
+	w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice").is(202)
+}
+
+// TestARateChangesNoByte of what goes in and out, whatever way it takes.
+func TestARateChangesNoByte(t *testing.T) {
+	limits := &limit.Limits{}
+	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: 64 << 20, PushRate: 64 << 20}}); err != nil {
+		t.Fatal(err)
+	}
+	blobs, err := storage.OpenDisk(t.TempDir(), storage.DiskOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := serve(t, blobs, &storage.MemoryJournal{}, func(o *registry.Options) { o.Auth, o.Limits = strict{auth.All}, limits })
+	content := bytes.Repeat([]byte("0123456789abcde\n"), 5<<16)
+	d := digest.FromBytes(content)
+	w.do("POST", "/v2/a/blobs/uploads/?digest="+d.String(), content, "X-User", "alice").is(201)
+	if a := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice").is(200); !bytes.Equal(a.body, content) {
+		t.Error("the blob has changed")
+	}
+	if a := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice", "Range", "bytes=7-3000000").is(206); !bytes.Equal(a.body, content[7:3000001]) {
+		t.Error("a part of the blob has changed")
+	}
+}
+
+func quotas(t *testing.T, w *wire, all ...limit.Quota) {
+	t.Helper()
+	read, err := limit.Quotas(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.index.SetQuotas(read)
+}
+
+// over expects that a push is refused by a quota.
+func (a *answer) over() {
+	a.t.Helper()
+	e := a.is(403).errors()[0]
+	if e.Code != "DENIED" || !strings.Contains(e.Message, "the quota of the repositories team/** is") || !strings.Contains(e.Message, "(setting quotas); they hold") {
+		a.t.Errorf("%.80s: %+v", a.what, e)
+	}
+}
+
+// bytesKept counts what there is of blobs.
+func (w *wire) bytesKept() (n int64) {
+	w.Helper()
+	for b, err := range w.blobs.All(w.Context()) {
+		if err != nil {
+			w.Fatal(err)
+		}
+		n += b.Size
+	}
+	return n
+}
+
+func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
+	w := newWire(t)
+	m := w.image("team/a", "{}")
+	size := int64(len(m) + 2)
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: limit.Size(size + 100)})
+	put := []string{"Content-Type", typeManifest}
+	w.do("PUT", "/v2/team/a/manifests/v1", m, put...).is(201)
+	kept := w.bytesKept()
+
+	large := bytes.Repeat([]byte("x"), 101)
+	d := digest.FromBytes(large)
+	w.do("POST", "/v2/team/b/blobs/uploads/?digest="+d.String(), large).over()
+	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
+	w.do("PATCH", at, large).over()                                                       // before it is read: its length is known
+	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).is(202)              // unknown
+	w.do("PUT", at+"?digest="+d.String(), nil).over()                                     // but here it is
+	w.do("POST", "/v2/other/blobs/uploads/?digest="+d.String(), large).is(201)            // no quota of that repository
+	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+d.String()+"&from=other", nil).over() // a mount brings no bytes, and they count all the same
+	if got := w.bytesKept(); got != kept+101 {
+		t.Errorf("what was refused has left bytes: %d before, %d now, of which 101 are another's", kept, got)
+	}
+	m2 := w.image("team/a", "{ }") // 3 bytes fit; with it another manifest does not
+	w.do("PUT", "/v2/team/a/manifests/v2", m2, put...).over()
+	w.do("PUT", "/v2/team/a/manifests/v3", m, put...).is(201) // nothing is added
+	w.do("POST", "/v2/team/a/blobs/uploads/?digest="+digest.FromString("{}").String(), []byte("{}")).is(201)
+
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: 1}) // less than there is
+	w.do("POST", "/v2/team/a/blobs/uploads/", nil).over()
+	w.do("PUT", "/v2/team/a/manifests/v4", m, put...).is(201)
+	w.do("DELETE", "/v2/team/a/manifests/"+digest.FromBytes(m).String(), nil).is(202)
+	w.do("DELETE", "/v2/team/a/blobs/"+digest.FromString("{}").String(), nil).is(202)
+	w.do("DELETE", "/v2/team/a/blobs/"+digest.FromString("{ }").String(), nil).is(202)
+	if used := w.index.Quotas()[0].Used; used != 0 {
+		t.Errorf("%d bytes are used of nothing", used)
+	}
+}
+
+func TestWhoHasTheSocketIsNotBoundedByQuotas(t *testing.T) {
+	w := newWire(t, func(o *registry.Options) { o.NoQuotas = true })
+	quotas(t, w, limit.Quota{Repositories: []string{"**"}, Bytes: 1})
+	w.do("PUT", "/v2/team/a/manifests/v1", w.image("team/a", "{}"), "Content-Type", typeManifest).is(201)
+}
+
+// TestThoseWhoPushAtOnceDoNotExceedAQuota: many clients, many repositories, blobs of a size.
+func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
+	const size, room, clients = 1000, 25, 16
+	w := newWire(t)
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: size * room})
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	taken := map[int]int{}
+	for c := range clients {
+		wg.Go(func() {
+			for i := range 10 {
+				content := bytes.Repeat([]byte{byte(c), byte(i)}, size/2)
+				a := w.do("POST", fmt.Sprintf("/v2/team/%d/blobs/uploads/?digest=%s", c%5, digest.FromBytes(content)), content)
+				mu.Lock()
+				taken[a.status]++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if taken[201] != room || taken[403] != clients*10-room || w.index.Quotas()[0].Used != size*room {
+		t.Errorf("%v, %d bytes used; want %d taken", taken, w.index.Quotas()[0].Used, room)
+	}
+}
+
+// TestAQuotaHoldsWithinTheChangeItself: what was looked up before others pushed decides nothing.
+func TestAQuotaHoldsWithinTheChangeItself(t *testing.T) {
+	w := newWire(t)
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: 10})
+	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
+	body := &hook{Reader: strings.NewReader("12345678"), at: func() { // while the bytes come, another takes the room
+		w.do("POST", "/v2/team/c/blobs/uploads/?digest="+digest.FromString("abcdef").String(), []byte("abcdef")).is(201)
+	}}
+	w.send("PUT", at+"?digest="+digest.FromString("12345678").String(), body).over()
+	if used := w.index.Quotas()[0].Used; used != 6 {
+		t.Errorf("%d used, want 6", used)
+	}
+}
+
+// hook calls a function before its first byte.
+type hook struct {
+	io.Reader
+	at func()
+}
+
+func (h *hook) Read(p []byte) (int, error) {
+	if h.at != nil {
+		h.at()
+		h.at = nil
+	}
+	return h.Reader.Read(p)
+}

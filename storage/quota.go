@@ -1,0 +1,187 @@
+package storage
+
+import (
+	"math"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Quota bounds what some repos hold together, in bytes: of blobs and manifests, each content counted once in each repo
+// that holds it, whoever else holds it.
+type Quota struct {
+	Name  string                 // for people
+	Match func(repo string) bool // which repos it is about; quick, and always the same
+	Bytes int64
+}
+
+// Usage is a Quota, and what its repos hold.
+type Usage struct {
+	Quota
+	Used int64 // bytes
+}
+
+// Excess is what a change would add to more than a Quota leaves.
+type Excess struct {
+	Usage       // before the change
+	Added int64 // bytes
+}
+
+// SetQuotas puts quotas in the place of those before. It counts anew, once; from then on each change is counted.
+func (x *Index) SetQuotas(all []Quota) {
+	q := newQuotas(all)
+	if len(all) > 0 {
+		for _, repo := range x.Names() { // beforehand: nobody is to wait for the patterns
+			q.of[repo] = q.match(repo)
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	q.recount(x.state)
+	x.quotas = q
+}
+
+// Quotas lists the quotas in their order, with what is used of them.
+func (x *Index) Quotas() []Usage {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	all := make([]Usage, len(x.quotas.all))
+	for i, q := range x.quotas.all {
+		all[i] = Usage{q, x.quotas.used[i]}
+	}
+	return all
+}
+
+// Bytes is what a repo holds, of blobs and manifests, each content counted once.
+func (x *Index) Bytes(repo string) int64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.state.bytes(repo)
+}
+
+func (x *Index) quotasNow() *quotas {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.quotas
+}
+
+// Excess tells whether d, of size bytes, is more than a quota leaves, beside what the change adds already; the first such
+// quota is told. What the repo holds exceeds nothing. It counts what the earlier changes of the same commit add, so those
+// who push at once do not exceed a quota together; what they take away counts when it is committed. d may be empty: it
+// is not known yet.
+func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
+	g := tx.growth
+	if len(g.quotas.all) == 0 || size <= 0 {
+		return e, false
+	}
+	if _, held := tx.Manifest(d); held || tx.Linked(d) {
+		return e, false
+	}
+	added := tx.added + min(size, math.MaxInt64-tx.added)
+	tx.x.mu.RLock()
+	defer tx.x.mu.RUnlock()
+	for _, i := range g.quotas.ofRepo(tx.repo) {
+		used := g.quotas.used[i]
+		if len(g.grown) > 0 {
+			used += g.grown[i]
+		}
+		if q := g.quotas.all[i]; used > q.Bytes-added {
+			return Excess{Usage{q, used}, added}, true
+		}
+	}
+	return e, false
+}
+
+// quotas keeps what is used of each quota. The Index's lock guards it.
+type quotas struct {
+	all  []Quota
+	used []int64          // of each
+	of   map[string][]int // which of them each repo that exists counts for
+}
+
+func newQuotas(all []Quota) *quotas {
+	return &quotas{all: all, used: make([]int64, len(all)), of: map[string][]int{}}
+}
+
+func (q *quotas) match(repo string) (of []int) {
+	for i := range q.all {
+		if q.all[i].Match(repo) {
+			of = append(of, i)
+		}
+	}
+	return of
+}
+
+// ofRepo is match, remembered for repos that exist.
+func (q *quotas) ofRepo(repo string) []int {
+	if of, ok := q.of[repo]; ok {
+		return of
+	}
+	return q.match(repo)
+}
+
+// recount counts a state from the beginning.
+func (q *quotas) recount(s *state) {
+	if len(q.all) == 0 {
+		return
+	}
+	clear(q.used)
+	of := make(map[string][]int, len(s.repos))
+	for repo, r := range s.repos {
+		of[repo] = q.ofRepo(repo)
+		for _, i := range of[repo] {
+			q.used[i] += r.bytes
+		}
+	}
+	q.of = of
+}
+
+// apply brings the state up to an update, and counts what that changes.
+func (q *quotas) apply(s *state, u Update) error {
+	if len(q.all) == 0 {
+		return s.apply(u)
+	}
+	before := make(map[string]int64, len(u.Batches))
+	for _, b := range u.Batches {
+		before[b.Repo] = s.bytes(b.Repo)
+	}
+	if err := s.apply(u); err != nil {
+		return err
+	}
+	for repo, bytes := range before {
+		of := q.ofRepo(repo)
+		for _, i := range of {
+			q.used[i] += s.bytes(repo) - bytes
+		}
+		if s.repos[repo] == nil {
+			delete(q.of, repo)
+		} else {
+			q.of[repo] = of
+		}
+	}
+	return nil
+}
+
+// growth is what the changes of one commit add to quotas. The committer alone uses it.
+type growth struct {
+	quotas *quotas // as they were when the commit was begun
+	grown  []int64 // bytes, for each of them; empty: nothing
+}
+
+func (g *growth) add(repo string, bytes int64) {
+	if bytes == 0 || len(g.quotas.all) == 0 {
+		return
+	}
+	if g.grown == nil {
+		g.grown = make([]int64, len(g.quotas.all))
+	}
+	for _, i := range g.quotas.match(repo) {
+		g.grown[i] += bytes
+	}
+}
+
+func (s *state) bytes(repo string) int64 {
+	if r := s.repos[repo]; r != nil {
+		return r.bytes
+	}
+	return 0
+}

@@ -1,0 +1,118 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"trow/storage"
+)
+
+// modelQuotas overlap, and one is about nothing.
+var modelQuotas = []storage.Quota{
+	{Name: "all", Match: func(string) bool { return true }, Bytes: 1 << 40},
+	{Name: "some", Match: func(repo string) bool { return repo == "repo/1" || repo == "repo/3" }, Bytes: 1 << 40},
+	{Name: "none", Match: func(string) bool { return false }},
+}
+
+func team(bytes int64) []storage.Quota {
+	return []storage.Quota{{Name: "team", Match: func(repo string) bool { return strings.HasPrefix(repo, "team/") }, Bytes: bytes}}
+}
+
+var errOver = errors.New("over")
+
+// link links a blob, unless a quota forbids it.
+func link(i int, size int64) func(*storage.Tx) error {
+	return func(tx *storage.Tx) error {
+		if e, over := tx.Excess(digestOf("blob", i), size); over {
+			return fmt.Errorf("%w: %s: %d used, %d added, of %d", errOver, e.Name, e.Used, e.Added, e.Bytes)
+		}
+		tx.Link(digestOf("blob", i), size)
+		return nil
+	}
+}
+
+func used(t *testing.T, x *storage.Index, want int64) {
+	t.Helper()
+	if got := x.Quotas()[0].Used; got != want {
+		t.Errorf("%d used, want %d", got, want)
+	}
+}
+
+func TestAQuotaIsSharedAndCountsEachContentOncePerRepo(t *testing.T) {
+	x := openIndex(t, &storage.MemoryJournal{})
+	x.SetQuotas(team(100))
+	update(t, x, "team/a", link(1, 40))
+	update(t, x, "team/a", link(1, 40)) // the same again
+	used(t, x, 40)
+	update(t, x, "team/b", link(1, 40)) // in another repository it counts once more
+	used(t, x, 80)
+	update(t, x, "other", link(2, 1000)) // which the quota is not about
+	err := x.Update(t.Context(), "team/b", link(2, 21))
+	if !errors.Is(err, errOver) || !strings.Contains(err.Error(), "team: 80 used, 21 added, of 100") {
+		t.Errorf("one byte too many: %v", err)
+	}
+	update(t, x, "team/b", link(2, 20)) // to the last byte
+	used(t, x, 100)
+	update(t, x, "team/b", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
+	used(t, x, 60)
+	if err := x.Update(t.Context(), "team/c", func(tx *storage.Tx) error {
+		err := errors.Join(tx.PutManifest(manifest(40)), put(40, "v")(tx))
+		if _, over := tx.Excess(manifest(1).Digest, 1); over {
+			return errOver
+		}
+		return err
+	}); !errors.Is(err, errOver) {
+		t.Errorf("a manifest too many: %v", err)
+	}
+	x.SetQuotas(team(50)) // less than there is: nothing more, and deletes go on
+	used(t, x, 60)
+	if err := x.Update(t.Context(), "team/a", link(3, 1)); !errors.Is(err, errOver) {
+		t.Errorf("over a quota that was lowered: %v", err)
+	}
+	update(t, x, "team/a", link(1, 40)) // which it has
+	update(t, x, "team/a", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
+	used(t, x, 20)
+	if x.SetQuotas(nil); len(x.Quotas()) != 0 {
+		t.Error("quotas that are gone are told of")
+	}
+	update(t, x, "team/a", link(3, 1<<40))
+}
+
+func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
+	x := openIndex(t, &storage.MemoryJournal{})
+	x.SetQuotas(team(1000))
+	held := make(chan struct{})
+	go x.Update(context.Background(), "hold", func(*storage.Tx) error { <-held; return nil }) // so that the rest is one commit
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			if err := x.Update(t.Context(), fmt.Sprint("team/", i%7), link(i, 10)); err != nil && !errors.Is(err, errOver) {
+				t.Error(err)
+			}
+		})
+	}
+	close(held)
+	wg.Wait()
+	used(t, x, 1000)
+}
+
+func TestQuotasAreCountedAnewWithAFreshState(t *testing.T) {
+	j := &storage.MemoryJournal{}
+	x := openIndex(t, j)
+	update(t, x, "team/a", link(1, 40))
+	update(t, x, "team/a", put(7, "v"))
+	x.SetQuotas(team(100))
+	used(t, x, 47)
+	y := openIndex(t, j)
+	y.SetQuotas(team(100))
+	used(t, y, 47)
+	update(t, y, "team/a", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
+	used(t, y, 40)
+	if y.Bytes("team/a") != 40 || y.Bytes("nowhere") != 0 {
+		t.Errorf("team/a holds %d bytes, a repository that is not there %d", y.Bytes("team/a"), y.Bytes("nowhere"))
+	}
+}
