@@ -54,7 +54,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, rt rout
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	body, err := r.manifest(req.Context(), d)
+	body, err := r.content(req.Context(), d)
 	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrDigest) {
 		rt.digest = d
 		return r.missing(req.Context(), rt, manifestUnknown(rt.repo, rt.ref))
@@ -82,25 +82,25 @@ func matches(h http.Header, name, etag string) bool {
 	return false
 }
 
-// manifest returns a manifest's bytes, from memory if they were asked for lately. They are verified when they
-// are read, since memory would keep damage alive.
-func (r *Registry) manifest(ctx context.Context, d digest.Digest) ([]byte, error) {
-	if body, ok := r.manifests.get(d); ok {
+// content returns the bytes of a manifest or a small blob, from memory if they were asked for lately. They are verified
+// when they are read, since memory would keep damage alive.
+func (r *Registry) content(ctx context.Context, d digest.Digest) ([]byte, error) {
+	if body, ok := r.contents.get(d); ok {
 		return body, nil
 	}
 	f, err := r.options.Blobs.Open(ctx, d)
 	if err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", d, err)
+		return nil, fmt.Errorf("content %s: %w", d, err)
 	}
 	defer f.Close()
 	body, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
 	if err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", d, err)
+		return nil, fmt.Errorf("content %s: %w", d, err)
 	}
 	if d.Algorithm().FromBytes(body) != d {
-		return nil, fmt.Errorf("manifest %s: the stored bytes are damaged: %w", d, storage.ErrDigest)
+		return nil, fmt.Errorf("content %s: the stored bytes are damaged: %w", d, storage.ErrDigest)
 	}
-	r.manifests.put(d, body, len(body))
+	r.contents.put(d, body, len(body))
 	return body, nil
 }
 
@@ -223,7 +223,7 @@ func (r *Registry) push(ctx context.Context, p push, ref string) error {
 		return err
 	}
 	defer release()
-	r.manifests.remove(p.digest) // pushing again heals damage
+	r.contents.remove(p.digest) // pushing again heals damage
 	return r.options.Index.Update(ctx, p.repo, func(tx *storage.Tx) error {
 		if err := r.admissible(tx, p, ref); err != nil {
 			return err

@@ -98,7 +98,7 @@ func (r *Registry) referrer(ctx context.Context, m storage.Descriptor) (referrer
 	if ref, ok := r.referrers.get(d); ok {
 		return ref, nil
 	}
-	body, err := r.manifest(ctx, d)
+	body, err := r.content(ctx, d)
 	if err != nil {
 		return referrer{}, err
 	}
@@ -128,7 +128,7 @@ func (r *Registry) addTagged(ctx context.Context, rt route, found []storage.Desc
 	if err != nil || !ok || m.MediaType != typeOCIIndex {
 		return found, err
 	}
-	body, err := r.manifest(ctx, m.Digest())
+	body, err := r.content(ctx, m.Digest())
 	if err != nil {
 		return nil, err
 	}

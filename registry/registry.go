@@ -69,7 +69,7 @@ type Options struct {
 // Registry serves everything under /v2. Make it with [New].
 type Registry struct {
 	options   Options
-	manifests *cache[[]byte]   // bytes of manifests, verified
+	contents  *cache[[]byte]   // bytes of manifests and small blobs, verified
 	referrers *cache[referrer] // their descriptors in a list of referrers
 
 	pushing, others atomic.Int64 // requests under way
@@ -77,7 +77,7 @@ type Registry struct {
 
 // The caches are bounded by bytes. 16 MiB is about 8,000 manifests of images.
 const (
-	manifestCacheSize = 16 << 20
+	contentCacheSize  = 16 << 20
 	referrerCacheSize = 4 << 20
 )
 
@@ -95,7 +95,7 @@ func New(o Options) *Registry {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
-	return &Registry{options: o, manifests: newCache[[]byte](manifestCacheSize), referrers: newCache[referrer](referrerCacheSize)}
+	return &Registry{options: o, contents: newCache[[]byte](contentCacheSize), referrers: newCache[referrer](referrerCacheSize)}
 }
 
 func (r *Registry) annotate(ctx context.Context, key, value string) {
