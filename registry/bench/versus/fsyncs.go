@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// syncCalls are those by which a server makes something durable.
-const syncCalls = "fsync,fdatasync,syncfs,sync_file_range"
+// syncCalls are those by which a server makes something durable. sync_file_range is none of them: it only asks the kernel
+// to begin to write (sync_file_range(2), "Warning").
+const syncCalls = "fsync,fdatasync,syncfs"
 
 // syncFigure is how many of them a peer has made, over so many pushes on one connection.
 type syncFigure struct {

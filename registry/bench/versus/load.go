@@ -99,9 +99,6 @@ func (l *laboratory) load(ctx context.Context, s *server, t task, duration time.
 		return nil, err
 	}
 	args := append(l.target(s), "--scenarios", t.scenario, "--connections", t.numbers(), "--duration", duration.String(), "--pid", s.pid(), "--json", path)
-	if t.transport == overHTTP2 {
-		args = append(args, "--protocol", "h2")
-	}
 	if !t.pushes() {
 		args = append(args, "--no-populate")
 	}

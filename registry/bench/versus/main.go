@@ -10,7 +10,7 @@
 //   - peer: a server that is measured, Trow among them.
 //   - bound: what no registry can be much better than: nginx, which serves the content as files, and limit, which
 //     receives, hashes, writes and syncs a blob and does nothing else.
-//   - row: a scenario of `trow bench` with a number of connections and a transport (plain, tls, h2).
+//   - row: a scenario of `trow bench` with a number of connections and a transport (plain, tls).
 //   - round: every peer once, one after the other. A row has several rounds, so what else the machine does hits all.
 //   - paired ratio: Trow's figure of a round over the peer's of the same round. The median of these is what is told.
 //
