@@ -621,11 +621,25 @@ const gcPercent = 50
 // there would be a collection for every few hundred requests without it.
 const ballast = 32 << 20
 
+// memoryLimit is up to where the heap may grow before garbage is collected at any cost: nine tenths of what the control
+// group of the process, such as a pod's container, may have (memory.max of cgroup v2, a number of bytes or "max"). Where
+// there is no such file, there is no limit.
+func memoryLimit(text []byte, err error) int64 {
+	n, perr := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil || perr != nil || n <= 0 {
+		return math.MaxInt64
+	}
+	return n / 10 * 9
+}
+
 // serve runs until ctx ends.
 func (a *app) serve(ctx context.Context, c config, file *rulesFile) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 		defer runtime.KeepAlive(make([]byte, ballast))
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit(os.ReadFile("/sys/fs/cgroup/memory.max")))
 	}
 	level, err := zerolog.ParseLevel(c.LogLevel)
 	if err != nil || level == zerolog.NoLevel {

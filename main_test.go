@@ -18,6 +18,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"math"
 	"io/fs"
 	"math/big"
 	"net/http"
@@ -1226,6 +1227,18 @@ func TestCheck(t *testing.T) {
 	}
 	if code, _, errOut := command(t, "a: [", "check", "-f", "-", "--data", p.dir); code != 2 || !strings.Contains(errOut, "document 1") {
 		t.Errorf("bad YAML: code %d: %s", code, errOut)
+	}
+}
+
+// TestTheMemoryLimitIsThatOfTheContainer reads the file as the kernel writes it.
+func TestTheMemoryLimitIsThatOfTheContainer(t *testing.T) {
+	for text, want := range map[string]int64{"1073741820\n": 966367638, "max\n": math.MaxInt64, "": math.MaxInt64, "0": math.MaxInt64, "-1": math.MaxInt64} {
+		if got := memoryLimit([]byte(text), nil); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	if got := memoryLimit(nil, os.ErrNotExist); got != math.MaxInt64 {
+		t.Errorf("without the file: %d", got)
 	}
 }
 

@@ -500,7 +500,7 @@ func (s *server) aborted(i int, content []byte, d digest.Digest) error {
 	if err := l.begin("GET", "/v2/load/blobs/"+d.String(), 0, nil); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(l.read, part[:min(len(part), 8<<10)])
+	_, err = io.ReadFull(l.read, make([]byte, min(len(part), 8<<10)))
 	return err
 }
 
