@@ -8,53 +8,157 @@ import (
 
 // object is what is read of a pod and of every kind of workload: their union, of which kind says what counts.
 type object struct {
-	Metadata metadata    `json:"metadata"`
-	Spec     spec        `json:"spec"`
-	Template podTemplate `json:"template"` // of a PodTemplate
+	Metadata metadata
+	Spec     spec
+	Template podTemplate // of a PodTemplate
 }
 
 type metadata struct {
-	Name              string  `json:"name"`
-	GenerateName      string  `json:"generateName"`
-	DeletionTimestamp *string `json:"deletionTimestamp"`
-	Annotations       struct {
-		Mirror *string `json:"kubernetes.io/config.mirror"`
-	} `json:"annotations"`
-	OwnerReferences []struct {
-		Controller bool `json:"controller"`
-	} `json:"ownerReferences"`
+	Name         string
+	GenerateName string
+	Deleting     bool // it has a deletionTimestamp
+	Mirror       bool // it has the annotation of mirror pods
+	// Controlled: a controller made it; nobody reads warnings about those. Anybody can write an owner reference, so nothing
+	// else may depend on it.
+	Controlled bool
 }
 
 type spec struct {
 	podSpec                 // of a Pod
-	Template    podTemplate `json:"template"` // of most workloads
-	JobTemplate struct {
-		Spec struct {
-			Template podTemplate `json:"template"`
-		} `json:"spec"`
-	} `json:"jobTemplate"` // of a CronJob
+	Template    podTemplate // of most workloads
+	JobTemplate podTemplate // of a CronJob: its spec.template
 }
 
 type podTemplate struct {
-	Spec podSpec `json:"spec"`
+	Spec podSpec
 }
 
 type podSpec struct {
-	Containers          []container `json:"containers"`
-	InitContainers      []container `json:"initContainers"`
-	EphemeralContainers []container `json:"ephemeralContainers"`
-	Volumes             []volume    `json:"volumes"`
+	Containers          []container
+	InitContainers      []container
+	EphemeralContainers []container
+	Volumes             []volume
 }
 
 type container struct {
-	Image string `json:"image"`
+	Image string
 }
 
 // volume is a volume of a pod. One with an image is mounted from it (KEP-4639).
 type volume struct {
-	Image *struct {
-		Reference string `json:"reference"`
-	} `json:"image"`
+	Image *string // its reference
+}
+
+func (o *object) read(s *scanner) {
+	for ok := s.object(); ok; ok = s.next() {
+		switch string(s.name) {
+		case "metadata":
+			o.Metadata.read(s)
+		case "spec":
+			o.Spec.read(s)
+		case "template":
+			o.Template.read(s)
+		default:
+			s.skip()
+		}
+	}
+}
+
+func (m *metadata) read(s *scanner) {
+	for ok := s.object(); ok; ok = s.next() {
+		switch string(s.name) {
+		case "name":
+			m.Name = s.string()
+		case "generateName":
+			m.GenerateName = s.string()
+		case "deletionTimestamp":
+			m.Deleting = s.isSet()
+		case "annotations":
+			if s.find("kubernetes.io/config.mirror") {
+				s.string() // null, too, is there
+				m.Mirror = true
+				s.rest()
+			}
+		case "ownerReferences":
+			for ok := s.array(); ok; ok = s.next() {
+				if s.find("controller") {
+					m.Controlled = s.bool() || m.Controlled
+					s.rest()
+				}
+			}
+		default:
+			s.skip()
+		}
+	}
+}
+
+func (p *spec) read(s *scanner) {
+	for ok := s.object(); ok; ok = s.next() {
+		switch string(s.name) {
+		case "template":
+			p.Template.read(s)
+		case "jobTemplate":
+			if s.find("spec") {
+				if s.find("template") {
+					p.JobTemplate.read(s)
+					s.rest()
+				}
+				s.rest()
+			}
+		default:
+			p.podSpec.readMember(s)
+		}
+	}
+}
+
+func (t *podTemplate) read(s *scanner) {
+	if s.find("spec") {
+		t.Spec.read(s)
+		s.rest()
+	}
+}
+
+func (p *podSpec) read(s *scanner) {
+	for ok := s.object(); ok; ok = s.next() {
+		p.readMember(s)
+	}
+}
+
+// readMember reads the value of a member of a pod's spec.
+func (p *podSpec) readMember(s *scanner) {
+	switch string(s.name) {
+	case "containers":
+		p.Containers = list(s, (*container).read)
+	case "initContainers":
+		p.InitContainers = list(s, (*container).read)
+	case "ephemeralContainers":
+		p.EphemeralContainers = list(s, (*container).read)
+	case "volumes":
+		p.Volumes = list(s, (*volume).read)
+	default:
+		s.skip()
+	}
+}
+
+func (c *container) read(s *scanner) {
+	if s.find("image") {
+		c.Image = s.string()
+		s.rest()
+	}
+}
+
+func (v *volume) read(s *scanner) {
+	if !s.find("image") {
+		return
+	}
+	if !s.null() {
+		v.Image = new(string)
+		if s.find("reference") {
+			*v.Image = s.string()
+			s.rest()
+		}
+	}
+	s.rest()
 }
 
 // kind says where an object of a kind has its images.
@@ -67,7 +171,7 @@ type kind struct {
 
 func specOfPod(o *object) *podSpec         { return &o.Spec.podSpec }
 func specOfWorkload(o *object) *podSpec    { return &o.Spec.Template.Spec }
-func specOfCronJob(o *object) *podSpec     { return &o.Spec.JobTemplate.Spec.Template.Spec }
+func specOfCronJob(o *object) *podSpec     { return &o.Spec.JobTemplate.Spec }
 func specOfPodTemplate(o *object) *podSpec { return &o.Template.Spec }
 
 // kinds has the kinds that are judged. All others pass.
@@ -133,20 +237,9 @@ func (s *podSpec) images() iter.Seq2[place, string] {
 			}
 		}
 		for i, v := range s.Volumes {
-			if v.Image != nil && !yield(place{"volumes", i, "image.reference"}, v.Image.Reference) {
+			if v.Image != nil && !yield(place{"volumes", i, "image.reference"}, *v.Image) {
 				return
 			}
 		}
 	}
-}
-
-// controlled tells whether a controller made the object. Nobody reads warnings about those. Anybody can
-// write an owner reference, so nothing else may depend on it.
-func (m *metadata) controlled() bool {
-	for _, r := range m.OwnerReferences {
-		if r.Controller {
-			return true
-		}
-	}
-	return false
 }

@@ -52,7 +52,7 @@ func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissio
 	d.Denied, d.Images = f.sentences, f.digests
 	d.Allowed = len(f.sentences) == 0 || k.template && !w.enforceTemplates || w.audit()
 	var warn warnings
-	if !q.Object.Metadata.controlled() {
+	if !q.Object.Metadata.Controlled {
 		if d.Allowed {
 			warn.addCut(f.sentences)
 		}
@@ -65,7 +65,7 @@ func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissio
 func (q *request) decision() Decision {
 	d := Decision{
 		UID: q.UID, Namespace: q.Namespace, Name: q.Name, Kind: q.Kind.Kind,
-		Operation: q.Operation, SubResource: q.SubResource, User: q.UserInfo.Username, DryRun: q.DryRun,
+		Operation: q.Operation, SubResource: q.SubResource, User: q.User, DryRun: q.DryRun,
 	}
 	if d.Name == "" && q.Object != nil {
 		d.Name = q.Object.Metadata.Name
@@ -85,10 +85,10 @@ func (q *request) exempt(k kind) string {
 		return "nothing starts"
 	case q.Object == nil:
 		return ""
-	case q.Operation == "UPDATE" && q.Object.Metadata.DeletionTimestamp != nil:
+	case q.Operation == "UPDATE" && q.Object.Metadata.Deleting:
 		return "being deleted" // its finalizers must be removable
-	case !k.template && q.Object.Metadata.Annotations.Mirror != nil &&
-		slices.Contains(q.UserInfo.Groups, "system:nodes"): // anybody can write the annotation
+	case !k.template && q.Object.Metadata.Mirror &&
+		slices.Contains(q.Groups, "system:nodes"): // anybody can write the annotation
 		return "mirror pod" // the kubelet runs it already, from a file of the node
 	}
 	return ""

@@ -1,9 +1,6 @@
 package admission
 
 import (
-	"errors"
-
-	"github.com/go-json-experiment/json"
 	admissionv1 "k8s.io/api/admission/v1"
 )
 
@@ -13,52 +10,50 @@ const maxUID = 256
 // supported are the versions of AdmissionReview. They do not differ in what is read and answered.
 var supported = map[string]bool{"admission.k8s.io/v1": true, "admission.k8s.io/v1beta1": true}
 
-// review is what is read of an AdmissionReview. Member names are compared exactly, and what is not read must
-// be valid JSON all the same, without duplicate names and invalid UTF-8: nobody may understand another
-// object than the API server does.
+// review is what is read of an AdmissionReview.
 type review struct {
-	APIVersion string   `json:"apiVersion"`
-	Kind       string   `json:"kind"`
-	Request    *request `json:"request"`
+	APIVersion string
+	Kind       string
+	Request    *request
 }
 
 type request struct {
-	header
-	Object    *object `json:"object"`
-	OldObject *object `json:"oldObject"`
-}
-
-// header is a request without its objects.
-type header struct {
-	UID         string    `json:"uid"`
-	Kind        groupKind `json:"kind"`
-	SubResource string    `json:"subResource"`
-	Name        string    `json:"name"`
-	Namespace   string    `json:"namespace"`
-	Operation   string    `json:"operation"`
-	UserInfo    struct {
-		Username string   `json:"username"`
-		Groups   []string `json:"groups"`
-	} `json:"userInfo"`
-	DryRun bool `json:"dryRun"`
+	UID         string
+	Kind        groupKind
+	SubResource string
+	Name        string
+	Namespace   string
+	Operation   string
+	User        string
+	Groups      []string
+	DryRun      bool
+	Object      *object
+	OldObject   *object
 }
 
 // groupKind names a kind. Versions of a kind do not differ in what is read here.
 type groupKind struct {
-	Group string `json:"group"`
-	Kind  string `json:"kind"`
+	Group string
+	Kind  string
 }
 
 // decodeReview reads a review's body. Errors: *httpError.
 func decodeReview(body []byte) (*review, error) {
 	var v review
-	err := json.Unmarshal(body, &v)
-	if _, ok := errors.AsType[*json.SemanticError](err); ok {
-		err = decodeForeign(body, &v, err)
+	s := newScanner(body)
+	defer s.free()
+	odd := v.read(s)
+	s.end()
+	if s.fault == nil && odd != nil {
+		if _, judged := kinds[v.Request.Kind]; judged {
+			s.fault = odd
+		} else { // an object of another kind need not have the form of those that are judged
+			v.Request.Object, v.Request.OldObject = nil, nil
+		}
 	}
 	switch {
-	case err != nil:
-		return nil, malformed("the body is no AdmissionReview: %s", quote(err.Error()))
+	case s.fault != nil:
+		return nil, malformed("the body is no AdmissionReview: %s", quote(s.fault.Error()))
 	case !supported[v.APIVersion] || v.Kind != "AdmissionReview":
 		return nil, malformed("the body is %s %s; expected an AdmissionReview of admission.k8s.io/v1 or v1beta1",
 			quote(v.APIVersion), quote(v.Kind))
@@ -72,36 +67,109 @@ func decodeReview(body []byte) (*review, error) {
 	return &v, nil
 }
 
-// decodeForeign reads a review whose object does not have the form of those that are judged, which is as it
-// should be if it is of another kind. Otherwise it returns err.
-func decodeForeign(body []byte, v *review, err error) error {
-	var foreign struct {
-		APIVersion string  `json:"apiVersion"`
-		Kind       string  `json:"kind"`
-		Request    *header `json:"request"`
+// read reads a review. What is not of the expected type within the objects is no fault of the text: it is returned.
+func (v *review) read(s *scanner) (odd *fault) {
+	for ok := s.object(); ok; ok = s.next() {
+		switch string(s.name) {
+		case "apiVersion":
+			v.APIVersion = s.string()
+		case "kind":
+			v.Kind = s.string()
+		case "request":
+			if !s.null() {
+				v.Request = &request{}
+				odd = v.Request.read(s)
+			}
+		default:
+			s.skip()
+		}
 	}
-	if json.Unmarshal(body, &foreign) != nil || foreign.Request == nil {
-		return err
+	return odd
+}
+
+func (q *request) read(s *scanner) (odd *fault) {
+	for ok := s.object(); ok; ok = s.next() {
+		switch string(s.name) {
+		case "uid":
+			q.UID = s.string()
+		case "kind":
+			q.Kind.read(s)
+		case "subResource":
+			q.SubResource = s.string()
+		case "name":
+			q.Name = s.string()
+		case "namespace":
+			q.Namespace = s.string()
+		case "operation":
+			q.Operation = s.string()
+		case "userInfo":
+			q.readUser(s)
+		case "dryRun":
+			q.DryRun = s.bool()
+		case "object":
+			q.Object = readObject(s, &odd)
+		case "oldObject":
+			q.OldObject = readObject(s, &odd)
+		default:
+			s.skip()
+		}
 	}
-	if _, judged := kinds[foreign.Request.Kind]; judged {
-		return err
+	return odd
+}
+
+func (k *groupKind) read(s *scanner) {
+	for ok := s.object(); ok; ok = s.next() {
+		switch string(s.name) {
+		case "group":
+			k.Group = s.string()
+		case "kind":
+			k.Kind = s.string()
+		default:
+			s.skip()
+		}
 	}
-	*v = review{APIVersion: foreign.APIVersion, Kind: foreign.Kind, Request: &request{header: *foreign.Request}}
-	return nil
+}
+
+func (q *request) readUser(s *scanner) {
+	for ok := s.object(); ok; ok = s.next() {
+		switch string(s.name) {
+		case "username":
+			q.User = s.string()
+		case "groups":
+			q.Groups = list(s, func(group *string, s *scanner) { *group = s.string() })
+		default:
+			s.skip()
+		}
+	}
+}
+
+// readObject reads an object, nil if there is none. odd takes what is not of the expected type in it.
+func readObject(s *scanner, odd **fault) *object {
+	if s.null() {
+		return nil
+	}
+	before := s.fault
+	o := &object{}
+	o.read(s)
+	if s.fault != before && !s.fault.fatal {
+		*odd, s.fault = s.fault, before
+	}
+	return o
 }
 
 // requestOf is a request as the API's types have it. Errors: *httpError.
 func requestOf(r *admissionv1.AdmissionRequest) (*request, error) {
-	q := &request{header: header{
+	q := &request{
 		UID:         string(r.UID),
 		Kind:        groupKind{r.Kind.Group, r.Kind.Kind},
 		SubResource: r.SubResource,
 		Name:        r.Name,
 		Namespace:   r.Namespace,
 		Operation:   string(r.Operation),
+		User:        r.UserInfo.Username,
+		Groups:      r.UserInfo.Groups,
 		DryRun:      r.DryRun != nil && *r.DryRun,
-	}}
-	q.UserInfo.Username, q.UserInfo.Groups = r.UserInfo.Username, r.UserInfo.Groups
+	}
 	if _, judged := kinds[q.Kind]; !judged {
 		return q, nil
 	}
@@ -118,9 +186,15 @@ func decodeObject(raw []byte) (*object, error) {
 	if len(raw) == 0 {
 		return nil, nil
 	}
-	var o *object
-	if err := json.Unmarshal(raw, &o); err != nil {
-		return nil, malformed("the object is malformed: %s", quote(err.Error()))
+	s := newScanner(raw)
+	defer s.free()
+	var odd *fault
+	o := readObject(s, &odd)
+	if s.end(); s.fault == nil {
+		s.fault = odd
+	}
+	if s.fault != nil {
+		return nil, malformed("the object is malformed: %s", quote(s.fault.Error()))
 	}
 	return o, nil
 }
