@@ -850,7 +850,7 @@ func (s *instance) openCallers() error {
 		return nil
 	}
 	s.callers = &admission.Callers{Names: s.config.ValidateNames, Refused: func(r *http.Request, why string) {
-		s.record(r.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied, Kind: "unknown", From: audit.From(r), Action: "validate", Reason: why})
+		s.record(r.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied, Kind: "unknown", From: audit.From(r.RemoteAddr), Action: "validate", Reason: why})
 	}}
 	if s.config.ValidateCA != "" {
 		s.callers.Certificate = func(r *http.Request) *x509.Certificate { return s.keeper.Certificate(r, trowtls.ForCaller) }
@@ -868,9 +868,6 @@ func (s *instance) openCallers() error {
 	s.callerToken = token
 	return nil
 }
-
-// fromKey finds the address of a webhook's caller in its context.
-type fromKey struct{}
 
 // record writes an event into the audit log.
 func (s *instance) record(ctx context.Context, e audit.Event) {
@@ -1332,8 +1329,7 @@ func (s *instance) observe(ctx context.Context, d admission.Decision) {
 	case len(d.Denied) > 0:
 		verdict = audit.Warned
 	}
-	from, _ := ctx.Value(fromKey{}).(string)
-	s.record(ctx, audit.Event{What: audit.Verdict, Outcome: verdict, User: d.User, Kind: "cluster", From: from, Action: "validate", Reason: d.Skipped,
+	s.record(ctx, audit.Event{What: audit.Verdict, Outcome: verdict, User: d.User, Kind: "cluster", From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped,
 		Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name, Operation: d.Operation, UID: d.UID, DryRun: d.DryRun,
 			Images: d.Images, Denied: d.Denied}})
 	s.verdicts.WithLabelValues(string(verdict)).Inc()
@@ -1359,7 +1355,7 @@ func (s *instance) registry(w http.ResponseWriter, r *http.Request) {
 func (s *instance) validate(w http.ResponseWriter, r *http.Request) {
 	server.Annotate(r.Context(), "route", "validate")
 	if p := s.parts.Load(); p != nil {
-		p.webhook.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), fromKey{}, audit.From(r))))
+		p.webhook.ServeHTTP(w, r)
 		return
 	}
 	w.Header().Set("Retry-After", "1")

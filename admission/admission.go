@@ -59,9 +59,9 @@ const (
 	// of empty things; those that the API server sends of real pods are a tenth of maxKept.
 	maxLarge = 4
 
-	// maxTime bounds what the registry may take to answer about one object. The API server waits 10 s unless
-	// told otherwise.
-	maxTime = 10 * time.Second
+	// maxWait bounds how long a large review waits for its turn. The API server waits 10 s for an answer unless told
+	// otherwise, and when it goes, the request's context ends.
+	maxWait = 10 * time.Second
 )
 
 // Images is what the webhook asks of the registry. Implementations are safe for concurrent use.
@@ -184,13 +184,13 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 	if !isJSON(r.Header.Get("Content-Type")) {
 		return nil, &httpError{http.StatusUnsupportedMediaType, "an AdmissionReview is of type application/json"}
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), maxTime)
-	defer cancel()
 	if r.ContentLength < 0 || r.ContentLength > maxKept {
+		turn, cancel := context.WithTimeout(r.Context(), maxWait)
+		defer cancel()
 		select {
 		case w.large <- struct{}{}:
 			defer func() { <-w.large }()
-		case <-ctx.Done():
+		case <-turn.Done():
 			return nil, &httpError{http.StatusServiceUnavailable, "too many large AdmissionReviews are under way; try again"}
 		}
 	}
@@ -198,7 +198,7 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 	if err != nil {
 		return nil, err
 	}
-	response, err := w.judge(ctx, review.Request, d)
+	response, err := w.judge(r.Context(), review.Request, d)
 	if err != nil {
 		return nil, err
 	}

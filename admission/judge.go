@@ -96,7 +96,7 @@ func (q *request) exempt(k kind) string {
 
 // find judges the images of an object, those aside that it had before.
 func (w *Webhook) find(ctx context.Context, q *request, k kind) (*findings, error) {
-	f := &findings{}
+	f := &findings{verdicts: make([]verdict, 0, 4)}
 	known := q.known(k) // index of the verdict, -1 for an image that the object had before
 	for p, image := range k.images(q.Object) {
 		n, judged := known[image]

@@ -13,7 +13,7 @@ func (r *Registry) audit(req *http.Request, rt route, a auth.Action, e audit.Eve
 	if e.Outcome == "" {
 		e.Outcome = audit.OK
 	}
-	e.User, e.Kind, e.From = rt.who.Name, rt.who.Kind(), audit.From(req)
+	e.User, e.Kind, e.From = rt.who.Name, rt.who.Kind(), audit.From(req.RemoteAddr)
 	e.Action, e.Repo = string(a), rt.repo
 	r.options.Audit(req.Context(), e)
 }

@@ -110,9 +110,9 @@ func (k key) digest() digest.Digest {
 	if k[0] == algSHA512 {
 		alg = digest.SHA512
 	}
-	buf := make([]byte, 0, len(alg)+1+2*len(k))
-	buf = append(append(buf, alg...), ':')
-	return digest.Digest(hex.AppendEncode(buf, []byte(k[1:])))
+	var room [len(digest.SHA512) + 1 + 2*maxKey]byte
+	text := append(append(room[:0], alg...), ':')
+	return digest.Digest(hex.AppendEncode(text, []byte(k[1:])))
 }
 
 // valid tells whether k has the form that appendKey makes.

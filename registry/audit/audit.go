@@ -28,7 +28,6 @@ package audit
 import (
 	"context"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"strings"
@@ -273,9 +272,9 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:maxReason], "") + "…"
 }
 
-// From is the address that a request comes from.
-func From(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+// From is the address without the port that a request's RemoteAddr has.
+func From(remoteAddr string) string {
+	host, _, err := net.SplitHostPort(remoteAddr)
 	if err != nil {
 		return ""
 	}

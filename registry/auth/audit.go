@@ -28,7 +28,7 @@ func (g *Guard) loginFailed(r *http.Request, err error) {
 	if !errors.Is(err, ErrUnauthorized) && !errors.Is(err, ErrBusy) {
 		return // it cannot be told whose they are, or nobody listens any more
 	}
-	e := audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "unknown", From: audit.From(r), Reason: err.Error()}
+	e := audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "unknown", From: audit.From(r.RemoteAddr), Reason: err.Error()}
 	if known := (*loginError)(nil); errors.As(err, &known) {
 		e.User, e.Kind = known.user, "user"
 	}
@@ -42,5 +42,5 @@ func (g *Guard) refused(r *http.Request, who *Identity, a Action, err error) {
 		return
 	}
 	g.options.Audit(r.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied, User: who.Name, Kind: who.Kind(),
-		From: audit.From(r), Action: string(a), Reason: err.Error()})
+		From: audit.From(r.RemoteAddr), Action: string(a), Reason: err.Error()})
 }

@@ -33,7 +33,7 @@ func newFront(o Options, m *metrics) *front {
 // and logs it.
 func (f *front) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	rec := newRecord(r.Context())
+	rec := newRecord(r)
 	w := newResponse(inner, r, f.stall)
 	outer := r
 	r = r.WithContext(rec)

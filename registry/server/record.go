@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync"
 )
@@ -13,6 +14,7 @@ type record struct {
 	context.Context
 
 	id     string
+	remote string
 	header [1]string // the id once more: the value of the response's header, without an allocation
 
 	mu     sync.Mutex // guards what follows: a handler may annotate from several goroutines
@@ -42,11 +44,20 @@ func recordOf(ctx context.Context) *record {
 	return r
 }
 
-func newRecord(ctx context.Context) *record {
-	r := &record{Context: ctx, id: newID()}
+func newRecord(req *http.Request) *record {
+	r := &record{Context: req.Context(), id: newID(), remote: req.RemoteAddr}
 	r.header[0] = r.id
 	r.fields = r.room[:0]
 	return r
+}
+
+// RemoteAddr returns the address and port that the request that ctx belongs to comes from. Empty if ctx is not of a
+// request.
+func RemoteAddr(ctx context.Context) string {
+	if r := recordOf(ctx); r != nil {
+		return r.remote
+	}
+	return ""
 }
 
 const (
