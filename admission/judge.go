@@ -96,8 +96,8 @@ func (q *request) exempt(k kind) string {
 
 // find judges the images of an object, those aside that it had before.
 func (w *Webhook) find(ctx context.Context, q *request, k kind) (*findings, error) {
-	f := &findings{verdicts: make([]verdict, 0, 4)}
-	known := q.known(k) // index of the verdict, -1 for an image that the object had before
+	f := &findings{verdicts: make([]verdict, 0, 4)} // most objects have no more
+	known := q.known(k)                             // index of the verdict, -1 for an image that the object had before
 	for p, image := range k.images(q.Object) {
 		n, judged := known[image]
 		if n < 0 {
@@ -108,11 +108,11 @@ func (w *Webhook) find(ctx context.Context, q *request, k kind) (*findings, erro
 				f.deny(k, p, fmt.Sprintf("More than %d different images in one object", maxImages))
 				break
 			}
-			v, err := w.policy.judge(ctx, w.images, image)
-			if err != nil {
+			f.verdicts = append(f.verdicts, verdict{image: image})
+			if err := w.policy.judge(ctx, w.images, &f.verdicts[n]); err != nil {
 				return nil, fmt.Errorf("resolve %s: %w", image, err)
 			}
-			known[image], f.verdicts = n, append(f.verdicts, v)
+			known[image] = n
 		}
 		if v := &f.verdicts[n]; !v.allowed {
 			f.deny(k, p, v.sentence)
@@ -153,15 +153,17 @@ func (f *findings) deny(k kind, p place, sentence string) {
 
 // digests lists images, each with its digest if the registry holds it. Invalid ones are left out.
 func digests(verdicts []verdict) []string {
-	var list []string
+	list := make([]string, 0, len(verdicts))
 	size := 0
-	for i, v := range verdicts {
+	for i := range verdicts {
+		v := &verdicts[i]
 		if v.ref == (Reference{}) {
 			continue
 		}
 		image := v.image
 		if v.present && v.ref.Digest == "" {
-			image += "@" + v.manifest.Digest().String()
+			var room [256]byte
+			image = string(v.manifest.AppendDigest(append(append(room[:0], image...), '@')))
 		}
 		if size += len(image) + 1; size > maxAudit {
 			return append(list, fmt.Sprintf("and %d more", len(verdicts)-i))

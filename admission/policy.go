@@ -256,21 +256,19 @@ type verdict struct {
 
 const notContained = " disallowed as not contained in this registry and not in allow list"
 
-// judge decides on one image string. Errors: those of images, which leave it undecided.
-func (p *Policy) judge(ctx context.Context, images Images, s string) (verdict, error) {
-	r, err := p.references.reference(s)
-	if err != nil {
+// judge decides on the image of a verdict. Errors: those of images, which leave it undecided.
+func (p *Policy) judge(ctx context.Context, images Images, v *verdict) error {
+	var err error
+	if v.ref, err = p.references.reference(v.image); err != nil {
 		invalid := err.(*InvalidError)
-		sentence := "Invalid image reference " + invalid.Quoted + ": " + invalid.Reason
-		return verdict{image: s, sentence: sentence}, nil
+		v.sentence = "Invalid image reference " + invalid.Quoted + ": " + invalid.Reason
+		return nil
 	}
-	v := verdict{image: s, ref: r, local: p.Local(r)}
-	if v.local {
-		err = p.judgeLocal(ctx, images, &v)
-	} else {
-		p.judgeRemote(&v)
+	if v.local = p.Local(v.ref); v.local {
+		return p.judgeLocal(ctx, images, v)
 	}
-	return v, err
+	p.judgeRemote(v)
+	return nil
 }
 
 func (p *Policy) judgeRemote(v *verdict) {

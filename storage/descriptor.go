@@ -12,7 +12,10 @@ type Descriptor struct {
 }
 
 // Digest returns the textual form of the manifest's digest.
-func (d Descriptor) Digest() digest.Digest { return d.sum.key().digest() }
+func (d Descriptor) Digest() digest.Digest { return d.sum.digest() }
+
+// AppendDigest appends the manifest's digest to b.
+func (d *Descriptor) AppendDigest(b []byte) []byte { return d.sum.appendDigest(b) }
 
 // Damaged names something that the manifest consists of, or the manifest itself, whose bytes were found damaged or
 // missing and that nobody has pushed again since; empty if all is well.

@@ -102,17 +102,22 @@ func nibble(c byte) byte {
 func keyOf(d digest.Digest) key { return key(appendKey(make([]byte, 0, maxKey), string(d))) }
 
 // digest returns the textual form.
-func (k key) digest() digest.Digest {
-	if len(k) == 0 {
-		return ""
-	}
-	alg := digest.SHA256
-	if k[0] == algSHA512 {
-		alg = digest.SHA512
-	}
+func (k key) digest() digest.Digest { return sumOf(k).digest() }
+
+func (s sum) digest() digest.Digest {
 	var room [len(digest.SHA512) + 1 + 2*maxKey]byte
-	text := append(append(room[:0], alg...), ':')
-	return digest.Digest(hex.AppendEncode(text, []byte(k[1:])))
+	return digest.Digest(s.appendDigest(room[:0]))
+}
+
+// appendDigest appends the textual form; nothing of the zero value.
+func (s *sum) appendDigest(b []byte) []byte {
+	switch s[0] {
+	case algSHA256:
+		return hex.AppendEncode(append(b, digest.SHA256+":"...), s[1:shortKey])
+	case algSHA512:
+		return hex.AppendEncode(append(b, digest.SHA512+":"...), s[1:])
+	}
+	return b
 }
 
 // valid tells whether k has the form that appendKey makes.

@@ -83,4 +83,4 @@ func (s *state) heldManifest(h *hold) HeldManifest {
 	return held
 }
 
-func (s *state) digest(content id) digest.Digest { return s.keyOf(content).key().digest() }
+func (s *state) digest(content id) digest.Digest { return s.keyOf(content).digest() }

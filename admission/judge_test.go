@@ -1,0 +1,66 @@
+package admission
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+)
+
+// BenchmarkDecide is the decision alone: a pod with three containers, whose images are among 100,000 of the registry. The
+// review has been read, and the answer is not written.
+func BenchmarkDecide(b *testing.B) {
+	const repos, tags = 100, 1000
+	x, err := storage.OpenIndex(b.Context(), &storage.MemoryJournal{}, storage.IndexOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(x.Close)
+	for r := range repos {
+		err := x.Update(b.Context(), fmt.Sprintf("team/app-%d", r), func(tx *storage.Tx) error {
+			for i := range tags {
+				content := fmt.Sprint(r, i)
+				m := storage.Manifest{Digest: digest.FromString(content), MediaType: "application/vnd.oci.image.manifest.v1+json", Size: int64(len(content))}
+				if err := tx.PutManifest(m); err != nil {
+					return err
+				}
+				if err := tx.SetTag(fmt.Sprintf("1.0.%d", i), m.Digest); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	policy, err := NewPolicy(PolicyOptions{Names: []string{"trow.kube-public:31000"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := New(Options{Images: x, Policy: policy})
+	requests := make([]request, 300) // spread over the index, so that the processor's caches do not help
+	for i := range requests {
+		o := &object{}
+		for c := range 3 {
+			image := fmt.Sprintf("trow.kube-public:31000/team/app-%d:1.0.%d", (i*37+c)%repos, (i*7919+c)%tags)
+			o.Spec.Containers = append(o.Spec.Containers, container{image})
+		}
+		requests[i] = request{UID: "u", Kind: groupKind{"", "Pod"}, Operation: "CREATE", Object: o}
+	}
+	for name, n := range map[string]int{"one pod": 1, "300 pods": len(requests)} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				f, err := w.find(b.Context(), &requests[i%n], kinds[groupKind{"", "Pod"}])
+				if err != nil || len(f.verdicts) != 3 || !f.verdicts[0].allowed {
+					b.Fatal(f, err)
+				}
+				i++
+			}
+		})
+	}
+}
