@@ -9,22 +9,25 @@ import (
 	"strings"
 )
 
-// tlsListener is what a server that speaks TLS listens on. A client that speaks plain HTTP is told where to go:
-// containerd takes it for granted that 127.0.0.1 with a port speaks that, and follows. Nothing is served in plain.
-type tlsListener struct{ net.Listener }
+// wires is what a server listens on. If it speaks TLS, a client that speaks plain HTTP is told where to go: containerd
+// takes it for granted that 127.0.0.1 with a port speaks that, and follows. Nothing is served in plain then.
+type wires struct {
+	net.Listener
+	plain bool
+}
 
-func (l tlsListener) Accept() (net.Conn, error) {
+func (l wires) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return &wire{Conn: c}, nil
+	return &wire{Conn: c, seen: l.plain}, nil
 }
 
 // tlsHandshake is the first byte of TLS (RFC 8446, section 5.1). No method of HTTP begins with it.
 const tlsHandshake = 0x16
 
-// Read looks at the first byte. The first one to read is the goroutine of the TLS handshake, which has a deadline.
+// Read looks at the first byte, unless plain HTTP is spoken. The first one to read is the goroutine of the TLS handshake, which has a deadline.
 func (c *wire) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if c.seen || n == 0 {

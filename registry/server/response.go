@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -66,9 +67,10 @@ type response struct {
 	rc    *http.ResponseController
 	stall time.Duration
 	body  *body // nil: the request has none
-	wire  *wire // below TLS; nil: plain
+	wire  *wire // nil in tests that have no connection
 
 	isHead   bool
+	isTLS    bool
 	sendfile bool
 
 	status int
@@ -79,16 +81,14 @@ type response struct {
 
 func newResponse(inner http.ResponseWriter, r *http.Request, stall time.Duration) *response {
 	_, from := inner.(io.ReaderFrom)
-	var below *wire
-	if r.TLS != nil {
-		below, _ = r.Context().Value(wireKey{}).(*wire)
-	}
+	below, _ := r.Context().Value(wireKey{}).(*wire)
 	return &response{
 		wire:           below,
 		ResponseWriter: inner,
 		rc:             http.NewResponseController(inner),
 		stall:          stall,
 		isHead:         r.Method == http.MethodHead,
+		isTLS:          r.TLS != nil,
 		sendfile:       from && r.TLS == nil,
 	}
 }
@@ -130,18 +130,32 @@ func (w *response) write(p []byte) (int, error) {
 // recordSize is the most that goes into one record of TLS (RFC 8446, section 5.1).
 const recordSize = 16 << 10
 
-// pass writes one piece to net/http. What takes several records goes out at once.
+// pass writes one piece to net/http. What takes several records goes out at once, and so does a small body with the
+// header before it, which net/http would divide.
 func (w *response) pass(p []byte) (int, error) {
-	if w.wire == nil || len(p) <= recordSize || !large.take() {
+	records := w.isTLS && len(p) > recordSize
+	small := !w.isHead && w.bytes == 0 && len(p) > held && len(p) <= recordSize && w.promised() == int64(len(p))
+	if w.wire == nil || !records && !small || !large.take() {
 		return w.ResponseWriter.Write(p)
 	}
 	defer large.give()
 	w.wire.hold()
 	n, err := w.ResponseWriter.Write(p)
+	if small && err == nil {
+		err = w.rc.Flush()
+	}
 	if ferr := w.wire.flush(); err == nil && ferr != nil {
 		n, err = 0, ferr
 	}
 	return n, err
+}
+
+// promised is the length of the body that the header tells, -1 if it tells none.
+func (w *response) promised() int64 {
+	if n, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64); err == nil {
+		return n
+	}
+	return -1
 }
 
 // begin notes the status of an answer whose handler did not.

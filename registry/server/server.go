@@ -146,11 +146,11 @@ func (s *Server) Handler() http.Handler { return s.http.Handler }
 // Serve answers on l until Shutdown, and closes l. It returns nil after Shutdown, and then at once: requests
 // under way go on, Shutdown waits for them. Errors: what the listener reports.
 func (s *Server) Serve(l net.Listener) error {
-	serve := s.http.Serve
+	serve := func() error { return s.http.Serve(wires{l, true}) }
 	if s.http.TLSConfig != nil {
-		serve = func(l net.Listener) error { return s.http.ServeTLS(tlsListener{l}, "", "") }
+		serve = func() error { return s.http.ServeTLS(wires{l, false}, "", "") }
 	}
-	if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -1,13 +1,16 @@
 package server_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -178,5 +181,74 @@ func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestASmallAnswerGoesOutWhole: header and body take one write, whatever net/http has room for; also after each other on
+// one connection, and for HEAD.
+func TestASmallAnswerGoesOutWhole(t *testing.T) {
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS() // for its certificate
+	defer cert.Close()
+	for scheme, config := range map[string]*tls.Config{"http": nil, "https": {Certificates: cert.TLS.Certificates}} {
+		t.Run(scheme, func(t *testing.T) {
+			s, err := server.New(server.Options{
+				Log: zerolog.Nop(), TLSConfig: config,
+				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					size, _ := strconv.Atoi(r.URL.Path[1:])
+					w.Header().Set("Content-Type", "application/octet-stream")
+					w.Header().Set("Content-Length", strconv.Itoa(size))
+					_, _ = w.Write(bytes.Repeat([]byte{byte(size)}, size))
+				}),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			counted := &countingListener{Listener: l}
+			served := make(chan error, 1)
+			go func() { served <- s.Serve(counted) }()
+			transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+			client := &http.Client{Transport: transport}
+			ask := func(method string, size int) {
+				r, err := http.NewRequestWithContext(t.Context(), method, fmt.Sprintf("%s://%s/%d", scheme, l.Addr(), size), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := client.Do(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				got, err := io.ReadAll(resp.Body)
+				want := bytes.Repeat([]byte{byte(size)}, size)
+				if method == http.MethodHead {
+					want = nil
+				}
+				if err != nil || !bytes.Equal(got, want) || resp.ContentLength != int64(size) {
+					t.Errorf("%s %d: %d bytes of %d, %v", method, size, len(got), resp.ContentLength, err)
+				}
+			}
+			ask(http.MethodGet, 1) // the handshake
+			for _, size := range []int{0, 1, 2 << 10, 2<<10 + 1, 4 << 10, 16 << 10} {
+				for _, method := range []string{http.MethodGet, http.MethodHead} {
+					before := counted.writes.Load()
+					ask(method, size)
+					if n := counted.writes.Load() - before; n != 1 {
+						t.Errorf("%s %d: %d writes", method, size, n)
+					}
+				}
+			}
+			transport.CloseIdleConnections()
+			if err := s.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
