@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,7 +42,14 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, rt ro
 	if filter != "" {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
-	body, next, err := r.renderReferrers(req.Context(), found, filter)
+	body := lists.Get().(*bytes.Buffer)
+	defer func() {
+		if body.Cap() <= maxListKept {
+			body.Reset()
+			lists.Put(body)
+		}
+	}()
+	next, err := r.renderReferrers(req.Context(), body, found, filter)
 	if err != nil {
 		return err
 	}
@@ -49,7 +57,7 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, rt ro
 		q.Set("last", next.String())
 		w.Header().Set("Link", "</v2/"+rt.repo+"/referrers/"+rt.ref+"?"+q.Encode()+`>; rel="next"`)
 	}
-	write(w, req, http.StatusOK, typeOCIIndex, body)
+	write(w, req, http.StatusOK, typeOCIIndex, body.Bytes())
 	return nil
 }
 
@@ -65,15 +73,19 @@ func (r *Registry) referring(ctx context.Context, rt route, after digest.Digest)
 	return r.addTagged(ctx, rt, found, after)
 }
 
+// lists keeps the buffers that lists were made in, up to maxListKept bytes each.
+var lists = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+const maxListKept = 256 << 10
+
 // renderReferrers makes the index. next is the last one in it if there are more.
-func (r *Registry) renderReferrers(ctx context.Context, found []storage.Descriptor, filter string) (body []byte, next digest.Digest, err error) {
-	var buf bytes.Buffer
+func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, found []storage.Descriptor, filter string) (next digest.Digest, err error) {
 	buf.WriteString(`{"schemaVersion":2,"mediaType":"` + typeOCIIndex + `","manifests":[`)
 	empty := true
 	for i, m := range found {
 		ref, err := r.referrer(ctx, m)
 		if err != nil {
-			return nil, "", err
+			return "", err
 		}
 		if filter != "" && filter != ref.artifactType {
 			continue
@@ -89,15 +101,15 @@ func (r *Registry) renderReferrers(ctx context.Context, found []storage.Descript
 		empty = false
 	}
 	buf.WriteString("]}")
-	return buf.Bytes(), next, nil
+	return next, nil
 }
 
 // referrer describes a manifest as the list has it.
 func (r *Registry) referrer(ctx context.Context, m storage.Descriptor) (referrer, error) {
-	d := m.Digest()
-	if ref, ok := r.referrers.get(d); ok {
+	if ref, ok := r.referrers.get(m); ok {
 		return ref, nil
 	}
+	d := m.Digest()
 	body, err := r.content(ctx, d)
 	if err != nil {
 		return referrer{}, err
@@ -116,7 +128,7 @@ func (r *Registry) referrer(ctx context.Context, m storage.Descriptor) (referrer
 		return referrer{}, fmt.Errorf("referrer %s: %w", d, err)
 	}
 	ref := referrer{artifact, js}
-	r.referrers.put(d, ref, len(js)+len(artifact))
+	r.referrers.put(m, ref, len(js)+len(artifact))
 	return ref, nil
 }
 

@@ -69,8 +69,8 @@ type Options struct {
 // Registry serves everything under /v2. Make it with [New].
 type Registry struct {
 	options   Options
-	contents  *cache[[]byte]   // bytes of manifests and small blobs, verified
-	referrers *cache[referrer] // their descriptors in a list of referrers
+	contents  *cache[digest.Digest, []byte]        // bytes of manifests and small blobs, verified
+	referrers *cache[storage.Descriptor, referrer] // their descriptors in a list of referrers
 
 	pushing, others atomic.Int64 // requests under way
 }
@@ -95,7 +95,7 @@ func New(o Options) *Registry {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
-	return &Registry{options: o, contents: newCache[[]byte](contentCacheSize), referrers: newCache[referrer](referrerCacheSize)}
+	return &Registry{options: o, contents: newCache[digest.Digest, []byte](contentCacheSize), referrers: newCache[storage.Descriptor, referrer](referrerCacheSize)}
 }
 
 func (r *Registry) annotate(ctx context.Context, key, value string) {

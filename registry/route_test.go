@@ -148,7 +148,7 @@ func FuzzManifest(f *testing.F) {
 }
 
 func TestCacheIsBoundedAndForgetsTheOldest(t *testing.T) {
-	c := newCache[int](10 * 1256)
+	c := newCache[digest.Digest, int](10 * 1256)
 	key := func(i int) digest.Digest { return digest.Digest(strconv.Itoa(i)) }
 	for i := range 10 {
 		c.put(key(i), i, 1000)

@@ -31,7 +31,8 @@ func (c *content) stages() []stage {
 		{"layers", needImages, len(c.blobs), func(w *worker, i int) error { return w.ensureBlob(c.repo, c.blobs[i], "") }},
 		{"images", needImages, len(c.images), func(w *worker, i int) error { return w.ensureManifest(c.repo, c.images[i].digest, c.images[i]) }},
 		{"tags", needTags, c.scale.Tags, func(w *worker, i int) error { return w.ensureManifest(c.repo, c.tags[i], c.tagged(i)) }},
-		{"referrers", needReferrers, len(c.referrers), func(w *worker, i int) error { return w.pushReferrer(c, i) }},
+		{"referrers' config", needReferrers, 1, func(w *worker, _ int) error { return w.ensureBlob(c.repo, c.empty, "") }},
+		{"referrers", needReferrers, len(c.referrers), func(w *worker, i int) error { return w.ensureManifest(c.repo, c.referrers[i].digest, c.referrers[i]) }},
 		{"repositories", needRepos, c.scale.Repos, func(w *worker, i int) error { return w.pushRepo(c, i) }},
 	}
 }
@@ -154,16 +155,6 @@ func (w *worker) ensureManifest(repo, ref string, p piece) error {
 		return err
 	}
 	return w.putManifest(repo, ref, p.mediaType, p.bytes)
-}
-
-// pushReferrer refers to the first image.
-func (w *worker) pushReferrer(c *content, i int) error {
-	if i == 0 {
-		if err := w.ensureBlob(c.repo, c.empty, ""); err != nil {
-			return err
-		}
-	}
-	return w.ensureManifest(c.repo, c.referrers[i].digest, c.referrers[i])
 }
 
 // pushRepo makes one of the many repositories.

@@ -130,18 +130,18 @@ func (w *response) write(p []byte) (int, error) {
 // recordSize is the most that goes into one record of TLS (RFC 8446, section 5.1).
 const recordSize = 16 << 10
 
-// pass writes one piece to net/http. What takes several records goes out at once, and so does a small body with the
-// header before it, which net/http would divide.
+// pass writes one piece to net/http. What takes several records goes out at once, and so does a body of one piece with
+// the header before it, which net/http would divide.
 func (w *response) pass(p []byte) (int, error) {
 	records := w.isTLS && len(p) > recordSize
-	small := !w.isHead && w.bytes == 0 && len(p) > held && len(p) <= recordSize && w.promised() == int64(len(p))
-	if w.wire == nil || !records && !small || !large.take() {
+	whole := !w.isHead && w.bytes == 0 && len(p) > held && w.promised() == int64(len(p))
+	if w.wire == nil || !records && !whole || !large.take() {
 		return w.ResponseWriter.Write(p)
 	}
 	defer large.give()
 	w.wire.hold()
 	n, err := w.ResponseWriter.Write(p)
-	if small && err == nil {
+	if whole && err == nil {
 		err = w.rc.Flush()
 	}
 	if ferr := w.wire.flush(); err == nil && ferr != nil {

@@ -233,7 +233,7 @@ func TestASmallAnswerGoesOutWhole(t *testing.T) {
 				}
 			}
 			ask(http.MethodGet, 1) // the handshake
-			for _, size := range []int{0, 1, 2 << 10, 2<<10 + 1, 4 << 10, 16 << 10} {
+			for _, size := range []int{0, 1, 2 << 10, 2<<10 + 1, 4 << 10, 16 << 10, 64 << 10} {
 				for _, method := range []string{http.MethodGet, http.MethodHead} {
 					before := counted.writes.Load()
 					ask(method, size)
