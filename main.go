@@ -563,6 +563,8 @@ const (
 	expireEvery = 10 * time.Minute
 	// backupEvery is how old the copy of the journal can get.
 	backupEvery = time.Hour
+	// settle is how long a start waits with what can wait, so that it is all there for those who have waited for it.
+	settle = time.Minute
 	// spaceEvery is how often the free space is looked at for the log; uploads look for themselves.
 	spaceEvery = 5 * time.Second
 )
@@ -1153,16 +1155,16 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	if s.cluster != nil {
 		g.Go(func() error { return s.cluster.Run(ctx) })
 	}
-	every := func(interval time.Duration, do func(context.Context)) {
+	every := func(interval, first time.Duration, do func(context.Context)) {
 		if interval > 0 {
-			g.Go(func() error { repeat(ctx, interval, do); return nil })
+			g.Go(func() error { repeat(ctx, interval, first, do); return nil })
 		}
 	}
-	every(min(expireEvery, s.config.UploadTimeout/4), s.expire)
-	every(spaceEvery, s.watchSpace)
-	every(backupEvery, s.backup)
-	every(s.config.GCInterval, s.collect)
-	every(s.config.ScrubInterval, s.scrub)
+	every(min(expireEvery, s.config.UploadTimeout/4), 0, s.expire)
+	every(spaceEvery, 0, s.watchSpace)
+	every(backupEvery, settle, s.backup)
+	every(s.config.GCInterval, settle, s.collect)
+	every(s.config.ScrubInterval, settle, s.scrub)
 	g.Go(func() error { s.guard.Run(ctx, s.guardEvent); return nil })
 	g.Go(func() error { s.auditLog.Run(ctx); return nil })
 	if s.callerToken != nil {
@@ -1176,17 +1178,19 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	}
 }
 
-// repeat does something now and then, until ctx ends.
-func repeat(ctx context.Context, interval time.Duration, do func(context.Context)) {
-	t := time.NewTicker(interval)
+// repeat does something now and then, until ctx ends: for the first time after first, or an interval that is shorter.
+func repeat(ctx context.Context, interval, first time.Duration, do func(context.Context)) {
+	t := time.NewTimer(min(first, interval))
 	defer t.Stop()
 	for {
-		do(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
+		start := time.Now()
+		do(ctx)
+		t.Reset(interval - time.Since(start)) // at once if it took longer
 	}
 }
 

@@ -459,28 +459,13 @@ func (j *Bolt) load(apply func(Update) error) error {
 		return j.broke
 	}
 	err := view(j.db, func(tx *bolt.Tx) error {
-		l := loading{apply: apply, repos: tx.Bucket(bucketRepos), facts: make([]Fact, 0, loadPart)}
-		meta := tx.Bucket(bucketMeta)
-		want, ok := parseTally(meta.Get(keyTally))
 		defer forgetPages(tx)
-		c := tx.Bucket(bucketFacts).Cursor()
-		for k, v := c.First(); k != nil && l.sum.count <= want.count; k, v = c.Next() { // pages could make a ring
-			if err := l.add(k, v); err != nil {
-				return err
-			}
-			if len(l.facts) == loadPart {
-				if err := l.flush(Update{}); err != nil {
-					return err
-				}
-				if l.sum.count%releaseEvery == 0 {
-					forgetPages(tx)
-				}
-			}
+		deliver, wait := behind(apply)
+		err := read(tx, deliver)
+		if applied := wait(); err == nil {
+			err = applied
 		}
-		if !ok || want != l.sum {
-			return fmt.Errorf("%w: it has %d facts, and not the %d that were written", ErrDamaged, l.sum.count, want.count)
-		}
-		return l.flush(Update{Revision: Revision(parseNumber(meta.Get(keyRevision))), Synced: true})
+		return err
 	})
 	if errors.Is(err, errFact) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -491,9 +476,66 @@ func (j *Bolt) load(apply func(Update) error) error {
 	return err
 }
 
+// behind calls apply in a goroutine of its own, so that one processor reads what the other applies. wait has to be called
+// in the end. Errors: apply's, of deliver or else of wait.
+func behind(apply func(Update) error) (deliver func(Update) error, wait func() error) {
+	updates, done := make(chan Update), make(chan struct{})
+	var failed error
+	go func() {
+		defer close(done)
+		failed = guard(func() error {
+			for u := range updates {
+				if err := apply(u); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}()
+	deliver = func(u Update) error {
+		select {
+		case updates <- u:
+			return nil
+		case <-done:
+			return failed
+		}
+	}
+	wait = func() error {
+		close(updates)
+		<-done
+		return failed
+	}
+	return deliver, wait
+}
+
+// read delivers the full state of a transaction.
+func read(tx *bolt.Tx, deliver func(Update) error) error {
+	l := loading{deliver: deliver, repos: tx.Bucket(bucketRepos), facts: make([]Fact, 0, loadPart)}
+	meta := tx.Bucket(bucketMeta)
+	want, ok := parseTally(meta.Get(keyTally))
+	c := tx.Bucket(bucketFacts).Cursor()
+	for k, v := c.First(); k != nil && l.sum.count <= want.count; k, v = c.Next() { // pages could make a ring
+		if err := l.add(k, v); err != nil {
+			return err
+		}
+		if len(l.facts) == loadPart {
+			if err := l.flush(Update{}); err != nil {
+				return err
+			}
+			if l.sum.count%releaseEvery == 0 {
+				forgetPages(tx)
+			}
+		}
+	}
+	if !ok || want != l.sum {
+		return fmt.Errorf("%w: it has %d facts, and not the %d that were written", ErrDamaged, l.sum.count, want.count)
+	}
+	return l.flush(Update{Revision: Revision(parseNumber(meta.Get(keyRevision))), Synced: true})
+}
+
 // loading gathers the full state into updates.
 type loading struct {
-	apply   func(Update) error
+	deliver func(Update) error
 	repos   *bolt.Bucket
 	batches []Batch
 	facts   []Fact          // of this part; each batch has a piece of it
@@ -532,7 +574,7 @@ func (l *loading) flush(u Update) error {
 	if !u.Synced {
 		l.names.Grow(names)
 	}
-	return l.apply(u)
+	return l.deliver(u)
 }
 
 // Head implements Journal.

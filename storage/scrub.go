@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"syscall"
 	"time"
 
@@ -124,6 +125,9 @@ func (s *Scrubber) quarantine(ctx context.Context, d digest.Digest, damage strin
 	return &Finding{Digest: d, Reason: damage}, n, nil
 }
 
+// scrubBuffers are what contents are read through.
+var scrubBuffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
 // read compares a content with its digest; damage says what is wrong with it. Errors: what says nothing about the
 // content.
 func (s *Scrubber) read(ctx context.Context, d digest.Digest, pace *pace) (damage string, n int64, err error) {
@@ -133,7 +137,9 @@ func (s *Scrubber) read(ctx context.Context, d digest.Digest, pace *pace) (damag
 	}
 	defer r.Close()
 	h := d.Algorithm().Hash()
-	n, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{pace.reader(ctx, r)}, make([]byte, 256<<10))
+	buf := scrubBuffers.Get().(*[256 << 10]byte)
+	defer scrubBuffers.Put(buf)
+	n, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{pace.reader(ctx, r)}, buf[:])
 	if err != nil {
 		damage, _, err = unreadable(err)
 		return damage, n, err
