@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -90,6 +91,20 @@ func build(path string) error {
 	return nil
 }
 
+// depend tells go test what a result depends on besides the test itself, or it takes an older one for it: the program's
+// source, and the settings. It notices what is looked at while tests run.
+var depend = sync.OnceValue(func() error {
+	for _, name := range []string{"SOAK_TIME", "SOAK_KILLS", "SOAK_FAULTS", "SOAK_TAGS", "SOAK_SEED", "SOAK_RACE"} {
+		os.Getenv(name)
+	}
+	return filepath.WalkDir(filepath.Join("..", ".."), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && (strings.HasSuffix(path, ".go") || strings.HasPrefix(d.Name(), "go.")) {
+			_, err = os.Stat(path)
+		}
+		return err
+	})
+})
+
 // random returns the choices of client n of a test.
 func random(n int) *rand.Rand { return rand.New(rand.NewPCG(settings.seed, uint64(n))) }
 
@@ -152,6 +167,9 @@ func startOn(t *testing.T, dir string, under []string, args ...string) *server {
 // newServer is startOn without starting it.
 func newServer(t *testing.T, dir string, under []string, args ...string) *server {
 	t.Helper()
+	if err := depend(); err != nil {
+		t.Fatal(err)
+	}
 	s := &server{t: t, dir: dir, epoch: time.Now(), under: under, wait: 30 * time.Second}
 	t.Logf("SOAK_SEED=%d", settings.seed)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
