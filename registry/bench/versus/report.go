@@ -104,6 +104,14 @@ func large(r row) bool {
 	return strings.Contains(r.Scenario, "64MiB") || r.Scenario == "blob-push-chunked"
 }
 
+// p99 is the time in µs that 99 of 100 operations took at most.
+func p99(f figure) float64 {
+	if f.Failure != "" || f.Result == nil || f.Result.P99 == 0 {
+		return math.NaN()
+	}
+	return f.Result.P99
+}
+
 func serverCPU(f figure) float64 {
 	if f.Failure != "" || f.Result == nil || f.Result.ServerCPU == nil {
 		return math.NaN()

@@ -14,7 +14,8 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "%s, %d cores, load average %s before and %s after. Medians of %d rounds of %s; scale %s.\n"+
 		"A cell is the throughput and, in brackets, the server's CPU time in µs per operation. The ratios are medians of those of each round:\n"+
 		"above 1 Trow is faster. The bound is nginx where content is read, and limit where a blob is pushed; of CPU time Trow takes that many\n"+
-		"times as much as the bound, which holds on a busy machine too. With * the load's generator was the limit: the server may do more.\n\n",
+		"times as much as the bound, which holds on a busy machine too. Within its p99, in ms, Trow has done 99 of 100 operations; in brackets\n"+
+		"that over the bound's. With * the load's generator was the limit: the server may do more.\n\n",
 		r.Time.Format("2006-01-02"), r.CPUs, r.Load[0], r.Load[1], r.Rounds, r.Duration, r.Scale)
 	r.writeRows(&b)
 	r.writeFailures(&b)
@@ -40,13 +41,13 @@ func (r *report) writeRows(b *strings.Builder) {
 	for _, p := range r.present() {
 		head = append(head, p.Name)
 	}
-	tableHead(b, 4, append(head, "Trow/bound", "its CPU time", "Trow/best registry")...)
+	tableHead(b, 4, append(head, "Trow/bound", "its CPU time", "its p99", "Trow/best registry")...)
 	for _, x := range r.Rows {
 		cells := []string{x.Scenario, strconv.Itoa(x.Connections), x.Transport, unit(x)}
 		for _, p := range r.present() {
 			cells = append(cells, r.cell(p.Name, x))
 		}
-		tableRow(b, append(cells, r.ratio(x, bound(x), throughput), r.ratio(x, bound(x), serverCPU), r.ratioToBest(x))...)
+		tableRow(b, append(cells, r.ratio(x, bound(x), throughput), r.ratio(x, bound(x), serverCPU), r.tail(x), r.ratioToBest(x))...)
 	}
 }
 
@@ -84,6 +85,15 @@ func (r *report) ratio(x row, peer string, pick func(figure) float64) string {
 		return "–"
 	}
 	return fmt.Sprintf("%.2f", v)
+}
+
+// tail is within what time Trow has done 99 of 100 operations, in ms, and that over the bound's.
+func (r *report) tail(x row) string {
+	text := number(median(r.Figures.of(nameTrow, x, p99)) / 1e3)
+	if v := r.ratio(x, bound(x), p99); v != "–" {
+		text += " (" + v + ")"
+	}
+	return text
 }
 
 func (r *report) ratioToBest(x row) string {
