@@ -2,6 +2,7 @@ package admission_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"runtime"
 	"strings"
@@ -24,6 +25,14 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 	fill := func(prefix, unit, suffix string) string {
 		return prefix + strings.TrimSuffix(strings.Repeat(unit, size/len(unit)), ",") + suffix
 	}
+	var names, prefixes strings.Builder // as many as there is room for, and long ones that differ in the end alone
+	for i := 0; names.Len() < size; i++ {
+		fmt.Fprintf(&names, `"%x":0,`, i)
+	}
+	for i := 0; prefixes.Len() < size; i++ {
+		fmt.Fprintf(&prefixes, `"%s%x":0,`, strings.Repeat("a", 1000), i)
+	}
+	members := func(list string) string { return "{" + strings.TrimSuffix(list, ",") + "}" }
 	mark := review(`{"x":"HERE"}`)
 	around := func(filling string) string { return strings.Replace(mark, `"HERE"`, filling, 1) }
 	cost := func(body string, tries int) (bytes uint64, took time.Duration) {
@@ -56,6 +65,9 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 		"escapes":             around(fill(`"`, `\u0000`, `"`)),
 		"invalid UTF-8":       around(`"` + strings.Repeat("\xff", size) + `"`),
 		"the same name":       around(fill(`{`, `"a":0,`, `}`)),
+		"many names":          around(members(names.String())),
+		"long names":          around(members(prefixes.String())),
+		"escaped names":       around(members(strings.ReplaceAll(names.String(), `:0,"`, `:0,"a`))),
 		"white space":         around(strings.Repeat(" ", size) + "0"),
 		"groups":              strings.Replace(mark, `"username":"alice"`, fill(`"groups":[`, `"",`, "]"), 1),
 		"owners":              strings.Replace(mark, `"spec":`, fill(`"metadata":{"ownerReferences":[`, "{},", `]},"spec":`), 1),
