@@ -220,6 +220,10 @@ func (w *response) sendable(src *io.LimitedReader) bool {
 // wakes a waiting writer only when there is room for many.
 func (w *response) send(src *io.LimitedReader) (total int64, err error) {
 	w.armed = time.Time{} // the deadline is another one from here on
+	if w.wire != nil {
+		cork(w.wire.Conn, true)
+		defer cork(w.wire.Conn, false)
+	}
 	for stalls := 0; src.N > 0; {
 		w.set(w.stall / 2)
 		step := io.LimitedReader{R: src.R, N: min(src.N, sendfileStep)}
