@@ -248,12 +248,12 @@ func (s *scanner) next() bool {
 		return false
 	}
 	s.at++
-	if name, ok := duplicate(s.names[f.outer:]); ok {
-		s.fail("duplicate name %q", name[:min(len(name), maxPath)])
-		return false
-	}
+	name, twice := duplicate(s.names[f.outer:])
 	s.names = s.names[:f.outer]
 	s.open = s.open[:len(s.open)-1]
+	if twice {
+		s.fail("duplicate name %q", name[:min(len(name), maxPath)])
+	}
 	return false
 }
 
