@@ -10,11 +10,15 @@ import (
 // TestWhatIsRememberedIsWhatIsParsed: also by many at once, and when there is more than there is room for.
 func TestWhatIsRememberedIsWhatIsParsed(t *testing.T) {
 	var m memory
-	var all sync.WaitGroup
+	var group sync.WaitGroup
 	for n := range 4 {
-		all.Go(func() {
+		group.Go(func() {
 			for i := range 3 * maxMemory {
-				for _, s := range []string{"nginx", fmt.Sprintf("host.example/app:%d", i), fmt.Sprintf("UPPER/%d/%d", n, i), strings.Repeat("a", i%2000)} {
+				all := []string{"nginx", fmt.Sprintf("host.example/app:%d", i), fmt.Sprintf("UPPER/%d/%d", n, i)}
+				if i%50 == 0 { // they take long
+					all = append(all, strings.Repeat("a", i%2000))
+				}
+				for _, s := range all {
 					want, wantErr := ParseReference(s)
 					got, err := m.reference(s)
 					if got != want || fmt.Sprint(err) != fmt.Sprint(wantErr) {
@@ -25,7 +29,7 @@ func TestWhatIsRememberedIsWhatIsParsed(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	group.Wait()
 	if n := len(m.fresh) + len(m.old); n > 2*maxMemory {
 		t.Errorf("%d are remembered, of %d", n, 2*maxMemory)
 	}
