@@ -458,14 +458,15 @@ func (j *Bolt) load(apply func(Update) error) error {
 	if j.broke != nil { // bbolt may wait for its own locks for ever
 		return j.broke
 	}
-	err := view(j.db, func(tx *bolt.Tx) error {
+	err := view(j.db, func(tx *bolt.Tx) (err error) {
 		defer forgetPages(tx)
 		deliver, wait := behind(apply)
-		err := read(tx, deliver)
-		if applied := wait(); err == nil {
-			err = applied
-		}
-		return err
+		defer func() { // also of a panic: nothing may be applied beyond the transaction
+			if applied := wait(); err == nil {
+				err = applied
+			}
+		}()
+		return read(tx, deliver)
 	})
 	if errors.Is(err, errFact) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
