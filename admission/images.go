@@ -72,7 +72,10 @@ func (m *metadata) read(s *scanner) {
 		case "generateName":
 			m.GenerateName = s.string()
 		case "deletionTimestamp":
-			m.Deleting = s.isSet()
+			if !s.null() {
+				s.string()
+				m.Deleting = true
+			}
 		case "annotations":
 			if s.find("kubernetes.io/config.mirror") {
 				s.string() // null, too, is there

@@ -338,16 +338,6 @@ func (s *scanner) string() string {
 	return string(s.quoted())
 }
 
-// isSet reads a string, and tells whether there is one.
-func (s *scanner) isSet() bool {
-	if s.peek() != '"' {
-		s.mismatch("a string")
-		return false
-	}
-	s.quoted()
-	return true
-}
-
 // bool reads a boolean.
 func (s *scanner) bool() bool {
 	switch s.peek() {

@@ -26,6 +26,12 @@ type countingListener struct {
 	writes atomic.Int64
 }
 
+// on counts on a listener.
+func (l *countingListener) on(inner net.Listener) net.Listener {
+	l.Listener = inner
+	return l
+}
+
 func (l *countingListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
@@ -44,6 +50,39 @@ func (c countingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// serveOn serves on a listener, over TLS or not, until stop, which has to be called when nobody asks any more. Its address
+// is a URL.
+func serveOn(t *testing.T, isTLS bool, wrap func(net.Listener) net.Listener, handler http.HandlerFunc) (url string, stop func()) {
+	t.Helper()
+	o := server.Options{Log: zerolog.Nop(), Handler: handler}
+	scheme := "http"
+	if isTLS {
+		cert := httptest.NewUnstartedServer(nil)
+		cert.StartTLS() // for its certificate
+		defer cert.Close()
+		scheme, o.TLSConfig = "https", &tls.Config{Certificates: cert.TLS.Certificates}
+	}
+	s, err := server.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(wrap(l)) }()
+	return scheme + "://" + l.Addr().String(), func() {
+		t.Helper()
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestRecordsOfTLSGoOutTogether: a large answer over TLS takes one write for each piece of 64 KiB, not one for each record
 // of 16; it comes whole, also when several are under way; and who would like HTTP/2 gets HTTP/1.1.
 func TestRecordsOfTLSGoOutTogether(t *testing.T) {
@@ -52,33 +91,17 @@ func TestRecordsOfTLSGoOutTogether(t *testing.T) {
 	for i, r := 0, rand.New(rand.NewPCG(1, 2)); i < size; i++ {
 		content[i] = byte(r.Uint32())
 	}
-	cert := httptest.NewUnstartedServer(nil)
-	cert.StartTLS() // for its certificate
-	defer cert.Close()
-	s, err := server.New(server.Options{
-		Log:       zerolog.Nop(),
-		TLSConfig: &tls.Config{Certificates: cert.TLS.Certificates},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", "application/octet-stream")
-			_, _ = w.Write(content)
-		}),
+	counted := &countingListener{}
+	url, stop := serveOn(t, true, counted.on, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/octet-stream")
+		_, _ = w.Write(content)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	counted := &countingListener{Listener: l}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(counted) }()
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
 	const clients = 4
 	var all sync.WaitGroup
 	for range clients {
 		all.Go(func() {
-			resp, err := (&http.Client{Transport: transport}).Get("https://" + l.Addr().String())
+			resp, err := (&http.Client{Transport: transport}).Get(url)
 			if err != nil {
 				t.Error(err)
 				return
@@ -95,12 +118,7 @@ func TestRecordsOfTLSGoOutTogether(t *testing.T) {
 	}
 	all.Wait()
 	transport.CloseIdleConnections()
-	if err := s.Shutdown(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
+	stop()
 	// A piece each, and for each connection the handshake, the header and the end.
 	if n, most := counted.writes.Load(), int64(clients*(size>>16+12)); n > most {
 		t.Errorf("%d writes, want at most %d", n, most)
@@ -126,6 +144,12 @@ type cuttingListener struct {
 	left atomic.Int64
 }
 
+// on cuts on a listener.
+func (l *cuttingListener) on(inner net.Listener) net.Listener {
+	l.Listener = inner
+	return l
+}
+
 func (l *cuttingListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
@@ -136,33 +160,17 @@ func (l *cuttingListener) Accept() (net.Conn, error) {
 
 // TestAPieceThatFailsOverTLSEndsTheConnection: the handler hears of it, and nothing follows half a record.
 func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
-	cert := httptest.NewUnstartedServer(nil)
-	cert.StartTLS() // for its certificate
-	defer cert.Close()
 	heard := make(chan error, 2)
-	s, err := server.New(server.Options{
-		Log:       zerolog.Nop(),
-		TLSConfig: &tls.Config{Certificates: cert.TLS.Certificates},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			for range 2 {
-				_, err := w.Write(make([]byte, 1<<20))
-				heard <- err
-			}
-		}),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cutting := &cuttingListener{Listener: l}
+	cutting := &cuttingListener{}
 	cutting.left.Store(300 << 10)
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(cutting) }()
+	url, stop := serveOn(t, true, cutting.on, func(w http.ResponseWriter, r *http.Request) {
+		for range 2 {
+			_, err := w.Write(make([]byte, 1<<20))
+			heard <- err
+		}
+	})
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	resp, err := (&http.Client{Transport: transport}).Get("https://" + l.Addr().String())
+	resp, err := (&http.Client{Transport: transport}).Get(url)
 	if err == nil {
 		_, err = io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()
@@ -176,45 +184,25 @@ func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
 		}
 	}
 	transport.CloseIdleConnections()
-	if err := s.Shutdown(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
+	stop()
 }
 
 // TestASmallAnswerGoesOutWhole: header and body take one write, whatever net/http has room for; also after each other on
 // one connection, and for HEAD.
 func TestASmallAnswerGoesOutWhole(t *testing.T) {
-	cert := httptest.NewUnstartedServer(nil)
-	cert.StartTLS() // for its certificate
-	defer cert.Close()
-	for scheme, config := range map[string]*tls.Config{"http": nil, "https": {Certificates: cert.TLS.Certificates}} {
-		t.Run(scheme, func(t *testing.T) {
-			s, err := server.New(server.Options{
-				Log: zerolog.Nop(), TLSConfig: config,
-				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					size, _ := strconv.Atoi(r.URL.Path[1:])
-					w.Header().Set("Content-Type", "application/octet-stream")
-					w.Header().Set("Content-Length", strconv.Itoa(size))
-					_, _ = w.Write(bytes.Repeat([]byte{byte(size)}, size))
-				}),
+	for name, isTLS := range map[string]bool{"plain": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			counted := &countingListener{}
+			url, stop := serveOn(t, isTLS, counted.on, func(w http.ResponseWriter, r *http.Request) {
+				size, _ := strconv.Atoi(r.URL.Path[1:])
+				w.Header().Set("Content-Type", "application/octet-stream")
+				w.Header().Set("Content-Length", strconv.Itoa(size))
+				_, _ = w.Write(bytes.Repeat([]byte{byte(size)}, size))
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			counted := &countingListener{Listener: l}
-			served := make(chan error, 1)
-			go func() { served <- s.Serve(counted) }()
 			transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 			client := &http.Client{Transport: transport}
 			ask := func(method string, size int) {
-				r, err := http.NewRequestWithContext(t.Context(), method, fmt.Sprintf("%s://%s/%d", scheme, l.Addr(), size), nil)
+				r, err := http.NewRequestWithContext(t.Context(), method, fmt.Sprintf("%s/%d", url, size), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -243,12 +231,7 @@ func TestASmallAnswerGoesOutWhole(t *testing.T) {
 				}
 			}
 			transport.CloseIdleConnections()
-			if err := s.Shutdown(t.Context()); err != nil {
-				t.Error(err)
-			}
-			if err := <-served; err != nil {
-				t.Error(err)
-			}
+			stop()
 		})
 	}
 }
