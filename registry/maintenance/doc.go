@@ -1,0 +1,2 @@
+// Package maintenance owns the data directory of a server and the work on it that goes on beside the requests.
+package maintenance
