@@ -1,8 +1,18 @@
 package maintenance
 
 import (
-	"github.com/opencontainers/go-digest"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
 
+	"github.com/opencontainers/go-digest"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"trow/registry/admin"
+	"trow/registry/retention"
 	"trow/storage"
 )
 
@@ -16,4 +26,81 @@ type Retained struct {
 type Found struct {
 	storage.Scrubbed
 	Damages map[digest.Digest]storage.Damage `json:"damages"` // all that is known, not only what this scrub found
+}
+
+// Jobs are what an administrator can ask for, by the last element of their path below /admin/. Load must have returned
+// before one is called.
+func (d *Data) Jobs() map[string]http.Handler {
+	return map[string]http.Handler{
+		"gc":           admin.Job(d.gcJob),
+		"scrub":        admin.Job(d.scrubJob),
+		"retention":    admin.Job(d.retentionJob),
+		"repositories": http.HandlerFunc(d.listRepositories),
+	}
+}
+
+// listRepositories answers with what each repository holds, a line of JSON for each.
+func (d *Data) listRepositories(w http.ResponseWriter, req *http.Request) {
+	if req.Method != http.MethodGet && req.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "method not allowed; allowed: GET, HEAD", http.StatusMethodNotAllowed)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	index, out := d.loaded.Load().index, json.NewEncoder(w)
+	for _, name := range index.Names() {
+		held, found, err := index.Holdings(req.Context(), name)
+		if err == nil && found {
+			err = out.Encode(held)
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler) // a clean end would make a short list look complete
+		}
+	}
+}
+
+// gcJob collects, with a grace of its own if one is given.
+func (d *Data) gcJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
+	c := d.loaded.Load().collector
+	grace := c.Grace
+	if text := q.Get("grace"); text != "" {
+		var err error
+		if grace, err = time.ParseDuration(text); err != nil || grace < 0 {
+			return nil, fmt.Errorf("grace: %.40q is not a valid duration; write it as 30m or 6h", text)
+		}
+	}
+	dry := q.Has("dry-run")
+	done, err := c.RunWith(ctx, grace, dry, func(done storage.Collected) { report(done) })
+	if !dry {
+		d.countCollected(ctx, done, err)
+	}
+	return done, err
+}
+
+// retentionJob applies the rules, and reports each removal.
+func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
+	l, n := d.loaded.Load(), 0
+	dry := q.Has("dry-run")
+	err := l.retention.Apply(ctx, l.index, dry, func(r retention.Removal) {
+		n++
+		if !dry {
+			d.removed(r)
+		}
+		report(r)
+	})
+	return Retained{Removed: n, Rules: l.retention.Rules()}, err
+}
+
+// scrubJob reads everything, as fast as possible unless a rate is given.
+func (d *Data) scrubJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
+	var rate resource.Quantity
+	if text := q.Get("rate"); text != "" {
+		var err error
+		if rate, err = resource.ParseQuantity(text); err != nil || rate.Sign() < 0 {
+			return nil, fmt.Errorf("rate: %.40q is not a number of bytes; write it as 500Mi or 2Gi", text)
+		}
+	}
+	l := d.loaded.Load()
+	done, err := l.scrubber.Run(ctx, rate.Value(), d.found, func(done storage.Scrubbed) { report(done) })
+	return Found{Scrubbed: done, Damages: l.index.Damages()}, err
 }

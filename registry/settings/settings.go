@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -161,8 +162,8 @@ func readFile(v *viper.Viper, all *pflag.FlagSet, path string) error {
 	if err := v.ReadInConfig(); err != nil {
 		return fmt.Errorf("configuration file %s: %s", path, oneLine(err))
 	}
-	for key := range v.AllSettings() {
-		if all.Lookup(key) == nil {
+	for _, key := range slices.Sorted(slices.Values(v.AllKeys())) {
+		if f := all.Lookup(key); f == nil {
 			return fmt.Errorf("configuration file %s: unknown setting %q; trow serve --help lists the settings", path, key)
 		}
 	}

@@ -1,0 +1,264 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"trow/registry/audit"
+	"trow/registry/retention"
+	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/disk"
+)
+
+// Data is the data directory of a running server. Make it with [Open], then call [Data.Load] once, and [Data.Run].
+type Data struct {
+	options Options
+	log     zerolog.Logger
+	journal *bolt.Journal
+	blobs   *disk.Blobs
+
+	loaded atomic.Pointer[loaded] // nil until Load has returned
+	full   bool                   // uploads are refused, and the log has said so; used by one loop
+
+	collected, freed prometheus.Counter
+}
+
+// loaded is what works on the index.
+type loaded struct {
+	index     *storage.Index
+	retention *retention.Policy
+	collector *storage.Collector
+	scrubber  *storage.Scrubber
+}
+
+// Open locks the data directory and opens what is in it. The caller closes Data. Errors: another process uses the
+// directory; the journal is damaged, with the remedy; those of the file system.
+func Open(o Options) (*Data, error) {
+	if o.Audit == nil {
+		o.Audit = func(audit.Event) {}
+	}
+	d := &Data{options: o, log: o.Log,
+		collected: prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_deleted_total", Help: "Blobs that were collected."}),
+		freed:     prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_freed_bytes_total", Help: "Bytes that were collected."}),
+	}
+	var err error
+	if d.journal, err = bolt.Open(o.DataDir); err != nil { // first: it holds the lock of the directory
+		return nil, err
+	}
+	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads}); err != nil {
+		return nil, errors.Join(err, d.journal.Close())
+	}
+	return d, nil
+}
+
+// Blobs is the content in the directory.
+func (d *Data) Blobs() storage.Blobs { return d.blobs }
+
+// Load loads the index and finishes the deletions that a crash interrupted. Errors: those of the journal.
+func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storage.Quota) (*storage.Index, error) {
+	index, err := storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
+		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
+		Warn:     func(err error) { d.log.Error().Err(err).Msg("storage") },
+	})
+	if err != nil {
+		return nil, err
+	}
+	index.SetQuotas(quotas)
+	l := &loaded{index: index, retention: keep,
+		collector: &storage.Collector{Blobs: d.blobs, Index: index, Grace: d.options.GCGrace},
+		scrubber:  &storage.Scrubber{Blobs: d.blobs, Index: index}}
+	if err := l.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
+		d.log.Error().Err(err).Msg("finishing the last collection")
+	}
+	d.loaded.Store(l)
+	return index, nil
+}
+
+// Close closes the index and releases the directory. No request may be under way.
+func (d *Data) Close() {
+	if l := d.loaded.Load(); l != nil {
+		l.index.Close()
+	}
+	if err := d.journal.Close(); err != nil {
+		d.log.Error().Err(err).Msg("closing the journal")
+	}
+}
+
+const (
+	// expireInterval is the time between two looks for idle uploads, unless a quarter of upload-timeout is shorter: an
+	// upload must not stay much longer than that.
+	expireInterval = 10 * time.Minute
+	// backupInterval is the greatest age of the copy of the journal.
+	backupInterval = time.Hour
+	// startDelay is the time after the start before work begins that can wait; invariant 2.
+	startDelay = time.Minute
+	// spaceInterval is the time between two looks at the free space for the log. Uploads look themselves.
+	spaceInterval = 5 * time.Second
+)
+
+// Run does the work that is due, until ctx is done. Load must have returned.
+func (d *Data) Run(ctx context.Context) error {
+	o := d.options
+	g := &errgroup.Group{}
+	every := func(interval, first time.Duration, do func(context.Context)) {
+		if interval > 0 {
+			g.Go(func() error { repeat(ctx, interval, first, do); return nil })
+		}
+	}
+	every(min(expireInterval, o.UploadTimeout/4), 0, d.expire)
+	every(spaceInterval, 0, d.watchSpace)
+	every(backupInterval, startDelay, d.backup)
+	every(o.GCInterval, startDelay, d.collect)
+	every(o.ScrubInterval, startDelay, d.scrub)
+	return g.Wait()
+}
+
+// repeat calls do at intervals until ctx is done, for the first time after first or after an interval, whichever is
+// shorter.
+func repeat(ctx context.Context, interval, first time.Duration, do func(context.Context)) {
+	t := time.NewTimer(min(first, interval))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		start := time.Now()
+		do(ctx)
+		t.Reset(interval - time.Since(start)) // at once if it took longer
+	}
+}
+
+// backup copies the journal, for trow rebuild.
+func (d *Data) backup(context.Context) {
+	if err := d.journal.Backup(); err != nil {
+		d.log.Error().Err(err).Msg("storage")
+	}
+}
+
+// expire drops idle uploads.
+func (d *Data) expire(ctx context.Context) {
+	freed, err := d.blobs.Expire(ctx, time.Now().Add(-d.options.UploadTimeout))
+	switch {
+	case err != nil && ctx.Err() == nil:
+		d.log.Error().Err(err).Msg("looking for idle uploads")
+	case freed > 0:
+		d.log.Info().Int64("bytes", freed).Msg("dropped idle uploads")
+	}
+}
+
+// watchSpace logs once that uploads are refused because the disk is full, and once that they are accepted again.
+func (d *Data) watchSpace(context.Context) {
+	space, err := d.blobs.Space()
+	switch {
+	case err != nil:
+		d.log.Error().Err(err).Msg("looking at the free space")
+	case space.Full() && !d.full:
+		d.full = true
+		d.log.Error().Int64("free", space.Free).Int64("reserve", space.Reserve).
+			Msg("the storage is full: uploads are refused, everything else continues; delete tags, or enlarge the volume")
+	case !space.Full() && d.full:
+		d.full = false
+		d.log.Info().Int64("free", space.Free).Msg("there is space again: uploads are accepted")
+	}
+}
+
+// SpaceCheck is a line of /readyz?verbose: ok reports whether there is space for uploads.
+func (d *Data) SpaceCheck() (ok bool, text string) {
+	space, err := d.blobs.Space()
+	if err != nil {
+		return false, "space for uploads: unknown"
+	}
+	return !space.Full(), fmt.Sprintf("space for uploads: %s free of %s, %s reserved",
+		size(space.Free), size(space.Size), size(space.Reserve))
+}
+
+// ContentCheck is a line of /readyz?verbose: ok reports whether no content is known to be damaged.
+func (d *Data) ContentCheck() (ok bool, text string) {
+	l := d.loaded.Load()
+	if l == nil {
+		return false, "content whole: the index is not loaded"
+	}
+	n := l.index.Stats().Quarantined
+	return n == 0, fmt.Sprintf("content whole: %d quarantined", n)
+}
+
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// collect applies the retention rules, then frees what nothing needs: in this order, so that one run frees the space
+// of what the rules remove.
+func (d *Data) collect(ctx context.Context) {
+	l := d.loaded.Load()
+	if err := l.retention.Apply(ctx, l.index, false, d.removed); err != nil && ctx.Err() == nil {
+		d.log.Error().Err(err).Msg("retention")
+	}
+	done, err := l.collector.Run(ctx, false, nil)
+	d.countCollected(ctx, done, err)
+}
+
+// removed logs a removal by retention.
+func (d *Data) removed(r retention.Removal) {
+	d.log.Info().Str("repo", r.Repo).Str("tag", r.Tag).Stringer("digest", r.Digest).Str("why", r.Why).Msg("removed by retention")
+	e := audit.Event{What: audit.Delete, Outcome: audit.OK, Kind: "retention", Action: "delete", Repo: r.Repo,
+		Digest: r.Digest.String(), Reason: r.Why}
+	if r.Tag != "" {
+		e.Tags = []string{r.Tag}
+	}
+	d.options.Audit(e)
+}
+
+func (d *Data) countCollected(ctx context.Context, done storage.Collected, err error) {
+	d.collected.Add(float64(done.Deleted))
+	d.freed.Add(float64(done.Freed))
+	line := d.log.Debug()
+	switch {
+	case err != nil && ctx.Err() == nil:
+		line = d.log.Error().Err(err)
+	case done.Unlinked+done.Deleted > 0:
+		line = d.log.Info()
+	}
+	line.Int("unlinked", done.Unlinked).Int("deleted", done.Deleted).Int64("freed", done.Freed).Msg("collected")
+}
+
+// scrub reads all content and compares it with its digests.
+func (d *Data) scrub(ctx context.Context) {
+	done, err := d.loaded.Load().scrubber.Run(ctx, d.options.ScrubRate.Value(), d.found, nil)
+	if err != nil && ctx.Err() == nil {
+		d.log.Error().Err(err).Msg("scrub")
+		return
+	}
+	d.log.Info().Int("blobs", done.Blobs).Int64("bytes", done.Bytes).Int("damaged", done.Damaged).Int("failed", done.Failed).Msg("scrubbed")
+}
+
+// found logs what a scrub has found.
+func (d *Data) found(f storage.Finding) {
+	switch {
+	case f.Err != nil:
+		d.log.Error().Err(f.Err).Stringer("digest", f.Digest).Msg("content cannot be read; the next scrub tries again")
+	case f.Reason != "":
+		d.log.Error().Stringer("digest", f.Digest).Str("why", f.Reason).Msg("damaged content: quarantined until it is pushed again")
+	default:
+		d.log.Info().Stringer("digest", f.Digest).Msg("content is intact again")
+	}
+}
+
+// Check reads content that a pull did not find as it should be, and quarantines it if it is damaged. Errors: the content
+// could not be checked.
+func (d *Data) Check(ctx context.Context, dgst digest.Digest) error {
+	f, err := d.loaded.Load().scrubber.Check(ctx, dgst)
+	if f != nil {
+		d.found(*f)
+	}
+	return err
+}

@@ -1,0 +1,70 @@
+package maintenance
+
+import (
+	"math"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"trow/storage"
+)
+
+func gauge(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	repositories = gauge("trow_index_repositories", "Repositories that hold anything.")
+	manifests    = gauge("trow_index_manifests", "Manifests, counted in each repository.")
+	tags         = gauge("trow_index_tags", "Tags.")
+	blobs        = gauge("trow_index_blobs", "Blobs, counted in each repository that holds them.")
+	quarantined  = gauge("trow_index_quarantined", "Contents whose bytes were found damaged or missing, and that no client has pushed again.")
+	sizeBytes    = gauge("trow_storage_size_bytes", "Size of the file system with the data.")
+	freeBytes    = gauge("trow_storage_free_bytes", "Free space of the file system with the data.")
+	reserveBytes = gauge("trow_storage_reserve_bytes", "Space that uploads leave free: below, they are refused.")
+	uploadsOpen  = gauge("trow_uploads_open", "Uploads that are open.")
+	quotaUsed    = gauge("trow_quota_used_bytes", "Bytes that the repositories of a quota hold.", "quota")
+	quotaBytes   = gauge("trow_quota_bytes", "Bytes that the repositories of a quota may hold.", "quota")
+)
+
+// Describe implements prometheus.Collector.
+func (d *Data) Describe(to chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{repositories, manifests, tags, blobs, quarantined,
+		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes} {
+		to <- desc
+	}
+	d.collected.Describe(to)
+	d.freed.Describe(to)
+}
+
+// Collect implements prometheus.Collector.
+func (d *Data) Collect(to chan<- prometheus.Metric) {
+	send := func(desc *prometheus.Desc, value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	var stats storage.Stats // zero until the index is loaded
+	if l := d.loaded.Load(); l != nil {
+		stats = l.index.Stats()
+		for i, u := range l.index.Quotas() {
+			number := strconv.Itoa(i + 1) // as in the setting; names would be labels without a bound
+			send(quotaUsed, float64(u.Used), number)
+			send(quotaBytes, float64(u.Bytes), number)
+		}
+	}
+	send(repositories, float64(stats.Repos))
+	send(manifests, float64(stats.Manifests))
+	send(tags, float64(stats.Tags))
+	send(blobs, float64(stats.Links))
+	send(quarantined, float64(stats.Quarantined))
+
+	size, free, reserve := math.NaN(), math.NaN(), math.NaN()
+	if space, err := d.blobs.Space(); err == nil {
+		size, free, reserve = float64(space.Size), float64(space.Free), float64(space.Reserve)
+	}
+	send(sizeBytes, size)
+	send(freeBytes, free)
+	send(reserveBytes, reserve)
+	send(uploadsOpen, float64(d.blobs.Uploads()))
+	d.collected.Collect(to)
+	d.freed.Collect(to)
+}

@@ -1,0 +1,124 @@
+package maintenance
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"trow/registry/audit"
+)
+
+// Options are the settings of the data directory and of the work on it.
+type Options struct {
+	DataDir       string
+	Reserve       Reserve // space that uploads leave free
+	MaxUploads    int
+	UploadTimeout time.Duration
+	GCInterval    time.Duration // 0: never automatically
+	GCGrace       time.Duration
+	ScrubInterval time.Duration          // 0: never automatically
+	ScrubRate     resource.QuantityValue // bytes per second; 0: as fast as possible
+
+	// Log and Audit are set by the program. Audit is called for each tag or manifest that retention removes.
+	Log   zerolog.Logger
+	Audit func(audit.Event)
+}
+
+// AddFlags registers the settings.
+func (o *Options) AddFlags(fs *pflag.FlagSet) {
+	o.ScrubRate = resource.QuantityValue{Quantity: resource.MustParse("16Mi")}
+	_ = o.Reserve.Set("5%,1Gi") // valid
+	AddDataDirFlag(fs, &o.DataDir)
+	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none")
+	fs.IntVar(&o.MaxUploads, "max-uploads", 10000, "uploads that may be open at once; further ones are answered 429")
+	fs.DurationVar(&o.UploadTimeout, "upload-timeout", 6*time.Hour, "time after which an idle upload is dropped")
+	fs.DurationVar(&o.GCInterval, "gc-interval", time.Hour, "time between two garbage collections; 0: never automatically")
+	fs.DurationVar(&o.GCGrace, "gc-grace", 6*time.Hour,
+		"time for which a blob without a manifest is kept, for a push that is under way")
+	fs.DurationVar(&o.ScrubInterval, "scrub-interval", 7*24*time.Hour,
+		"time between two reads of all content to compare it with its digests; 0: never automatically")
+	fs.Var(&o.ScrubRate, "scrub-rate", "bytes per second that a scrub reads; 0: as fast as possible")
+}
+
+// AddDataDirFlag registers the setting data-dir alone, for commands that act on a server's data directory.
+func AddDataDirFlag(fs *pflag.FlagSet, dir *string) {
+	fs.StringVarP(dir, "data-dir", "d", "./data", "data directory of the server")
+}
+
+// Validate reports the first invalid setting.
+func (o *Options) Validate() error {
+	switch {
+	case o.DataDir == "":
+		return fmt.Errorf("data-dir: it is empty; want a directory")
+	case o.UploadTimeout < time.Minute:
+		return fmt.Errorf("upload-timeout: %s is too short; want at least 1m", o.UploadTimeout)
+	case o.MaxUploads < 1:
+		return fmt.Errorf("max-uploads: %d is too low; want at least 1", o.MaxUploads)
+	case o.GCInterval < 0 || o.GCInterval > 0 && o.GCInterval < time.Second:
+		return fmt.Errorf("gc-interval: %s is too short; want at least 1s, or 0 for never", o.GCInterval)
+	case o.GCGrace < time.Second:
+		return fmt.Errorf("gc-grace: %s is too short; want at least 1s, and minutes where clients push", o.GCGrace)
+	case o.ScrubInterval < 0 || o.ScrubInterval > 0 && o.ScrubInterval < time.Minute:
+		return fmt.Errorf("scrub-interval: %s is too short; want at least 1m, or 0 for never", o.ScrubInterval)
+	case o.ScrubRate.Sign() < 0:
+		return fmt.Errorf("scrub-rate: %s is negative; want bytes per second, such as 16Mi", &o.ScrubRate)
+	}
+	return nil
+}
+
+// Reserve is a list of sizes and percentages of a file system, of which the smallest counts: "5%,1Gi". It is a
+// pflag.Value.
+type Reserve struct {
+	text     string
+	percents []int64
+	sizes    []int64
+}
+
+// String returns the list as it was set.
+func (r *Reserve) String() string { return r.text }
+
+// Type names the value in error messages.
+func (r *Reserve) Type() string {
+	return "reserve (sizes and percentages from 0% to 50%, such as 5%,1Gi)"
+}
+
+// Set parses a list. Percentages are whole numbers from 0 to 50.
+func (r *Reserve) Set(text string) error {
+	next := Reserve{text: text}
+	for part := range strings.SplitSeq(text, ",") {
+		part = strings.TrimSpace(part)
+		if number, ok := strings.CutSuffix(part, "%"); ok {
+			n, err := strconv.Atoi(number)
+			if err != nil || n < 0 || n > 50 {
+				return fmt.Errorf("%.40q is not a percentage from 0%% to 50%%", part)
+			}
+			next.percents = append(next.percents, int64(n))
+			continue
+		}
+		q, err := resource.ParseQuantity(part)
+		if err != nil || q.Sign() < 0 {
+			return fmt.Errorf("%.40q is not a number of bytes; write it as 500Mi or 2Gi", part)
+		}
+		next.sizes = append(next.sizes, q.Value())
+	}
+	*r = next
+	return nil
+}
+
+// Of returns the reserve of a file system of size bytes.
+func (r *Reserve) Of(size int64) int64 {
+	all := slices.Clone(r.sizes)
+	for _, p := range r.percents {
+		all = append(all, size/100*p)
+	}
+	if len(all) == 0 {
+		return 0
+	}
+	return slices.Min(all)
+}
