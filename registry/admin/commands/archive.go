@@ -10,6 +10,7 @@ import (
 
 	"trow/registry/admin"
 	"trow/registry/archive"
+	"trow/registry/client"
 	"trow/registry/glob"
 )
 
@@ -49,7 +50,7 @@ func (p Program) exportCommand() *cobra.Command {
 const repositoryUsage = "only these repositories; * matches within a path element, ** across them; may be repeated"
 
 // export exports into a directory, or to standard output if to is "-".
-func export(cmd *cobra.Command, from archive.Registry, to string, o archive.ExportOptions) error {
+func export(cmd *cobra.Command, from *client.Client, to string, o archive.ExportOptions) error {
 	var done archive.Progress
 	var err error
 	if to != "-" {
@@ -109,14 +110,14 @@ func (p Program) importCommand() *cobra.Command {
 // server returns what export and import have in common: the running server, which repositories to copy, and where to
 // print problems and progress. dir is the server's data directory.
 func server(cmd *cobra.Command, dataDir func() (string, error), repositories []string) (
-	r archive.Registry, o archive.Options, dir string, err error) {
+	c *client.Client, o archive.Options, dir string, err error) {
 	if dir, err = dataDir(); err != nil {
-		return r, o, "", err
+		return nil, o, "", err
 	}
 	if len(repositories) > 0 {
 		names, err := glob.Compile(repositories...)
 		if err != nil {
-			return r, o, "", fmt.Errorf("repository: %w", err)
+			return nil, o, "", fmt.Errorf("repository: %w", err)
 		}
 		o.Match = names.Match
 	}
@@ -126,7 +127,8 @@ func server(cmd *cobra.Command, dataDir func() (string, error), repositories []s
 		fmt.Fprintf(w, "%d of %s, copied %s\n",
 			now.Items, count(now.TotalItems, "manifest or tag", "manifests and tags"), size(now.Bytes))
 	}
-	return archive.Registry{HTTP: &admin.NewClient(dir).HTTP, URL: admin.URL}, o, dir, nil
+	c, err = client.New(client.Options{URL: admin.URL, HTTP: &admin.NewClient(dir).HTTP})
+	return c, o, dir, err
 }
 
 func printCopied(w io.Writer, verb string, done archive.Progress) {

@@ -154,7 +154,9 @@ func answer(done string, progress ...string) admin.Job {
 	}
 }
 
-func fails(context.Context, url.Values, func(any)) (any, error) { return nil, errors.New("the disk is full") }
+func fails(context.Context, url.Values, func(any)) (any, error) {
+	return nil, errors.New("the disk is full")
+}
 
 func TestGC(t *testing.T) {
 	s := newServer(t, map[string]admin.Job{"gc": answer(
