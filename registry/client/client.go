@@ -132,7 +132,7 @@ func retryAfter(resp *http.Response) time.Duration {
 // status. Errors: those of the connection; that there are no credentials (see [Error]).
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.auth.Do(req)
-	return resp, c.convert(err)
+	return resp, convert(err)
 }
 
 // do is Do for an answer that must have one of the statuses. Errors: *Error for any other status.
@@ -169,72 +169,25 @@ func (c *Client) url(repo, kind, ref string) string {
 // such manifest.
 func (c *Client) Resolve(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
 	desc, err := c.repository(repo).Manifests().Resolve(ctx, ref)
-	return desc, c.convert(err)
+	return desc, convert(err)
 }
 
 // Manifest opens a manifest. The caller closes it. Errors: as Resolve.
 func (c *Client) Manifest(ctx context.Context, repo, ref string) (v1.Descriptor, io.ReadCloser, error) {
 	desc, body, err := c.repository(repo).Manifests().FetchReference(ctx, ref)
-	return desc, body, c.convert(err)
+	return desc, body, convert(err)
 }
 
 // ResolveBlob returns the descriptor of a blob. Errors: as Resolve.
 func (c *Client) ResolveBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	desc, err := c.repository(repo).Blobs().Resolve(ctx, d.String())
-	return desc, c.convert(err)
+	return desc, convert(err)
 }
 
 // Blob opens a blob of known size. The caller closes it. Errors: as Resolve; that it has another size.
 func (c *Client) Blob(ctx context.Context, repo string, d digest.Digest, size int64) (io.ReadCloser, error) {
 	body, err := c.repository(repo).Blobs().Fetch(ctx, v1.Descriptor{Digest: d, Size: size})
-	return body, c.convert(err)
-}
-
-// Authorization returns the header Authorization that answers a challenge, for those who send their requests by other
-// means: it logs in, or fetches a token for these actions (pull, push, delete) in a repository and for what the challenge
-// asks for. refused is the header that the registry has just refused, empty if there was none. Errors: *Error with
-// status 401 if there are no credentials, or if the same header is all there is; those of the token server.
-func (c *Client) Authorization(ctx context.Context, repo string, actions []string, challenge, refused string) (string, error) {
-	req, err := http.NewRequestWithContext(auth.AppendRepositoryScope(ctx, c.reference(repo), actions...),
-		http.MethodGet, c.URL()+"/v2/", nil)
-	if err != nil {
-		return "", err
-	}
-	// The library logs in only for requests that it sends itself. This request goes to a transport that answers it with
-	// the challenge until it comes with a new header; requests to the token server take the ordinary way.
-	http := *c.auth.Client
-	login := *c.auth
-	http.Transport = &challenger{base: http.Transport, url: req.URL.String(), challenge: challenge, refused: refused}
-	login.Client = &http
-	resp, err := login.Do(req)
-	if err != nil {
-		return "", c.convert(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode == unauthorized {
-		return "", readError(resp)
-	}
-	return resp.Request.Header.Get("Authorization"), nil
-}
-
-const unauthorized = http.StatusUnauthorized
-
-// challenger answers requests for url with a challenge, unless they have a header that has not been refused.
-type challenger struct {
-	base                    http.RoundTripper
-	url, challenge, refused string
-}
-
-func (c *challenger) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.String() != c.url {
-		return c.base.RoundTrip(req)
-	}
-	resp := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody, Request: req}
-	if header := req.Header.Get("Authorization"); header == "" || header == c.refused {
-		resp.StatusCode = unauthorized
-		resp.Header.Set("WWW-Authenticate", c.challenge)
-	}
-	return resp, nil
+	return body, convert(err)
 }
 
 // unwrapURL removes the URL from an error of net/http, which can hold what a log must not, and does not help.

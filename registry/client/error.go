@@ -55,7 +55,7 @@ func newError(status int, errs errcode.Errors) *Error {
 }
 
 // convert turns an error of the library into one of this package.
-func (c *Client) convert(err error) error {
+func convert(err error) error {
 	if err == nil {
 		return nil
 	}
