@@ -14,7 +14,7 @@ const (
 	JobCreateRobot = "token-create"
 	JobRevokeRobot = "token-revoke"
 	JobListRobots  = "token-list"
-	JobCanI        = "can-i"
+	JobExplain        = "can-i"
 )
 
 // CreatedRobot is the outcome of the job that creates a robot. The secret is not stored: it cannot be shown again.
@@ -48,7 +48,7 @@ func Jobs(g *Guard, notify func(what string, r Robot)) map[string]admin.Job {
 			return r, nil
 		},
 		JobListRobots: func(context.Context, url.Values, func(any)) (any, error) { return g.Robots(), nil },
-		JobCanI: func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
+		JobExplain: func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
 			who, err := g.Impersonate(q.Get("as"), q["group"])
 			if err != nil {
 				return nil, err

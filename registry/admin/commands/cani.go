@@ -82,7 +82,7 @@ func askServer(cmd *cobra.Command, connect connector, q question) (answer auth.E
 	if err != nil {
 		return answer, err
 	}
-	return answer, runQuietly(cmd.Context(), c, auth.JobCanI, url.Values{"action": {string(q.action)},
+	return answer, runQuietly(cmd.Context(), c, auth.JobExplain, url.Values{"action": {string(q.action)},
 		"repository": {q.repository}, "as": {q.as}, "group": q.groups}, &answer)
 }
 
