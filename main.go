@@ -34,6 +34,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/go-chi/chi/v5"
 	"github.com/go-viper/mapstructure/v2"
 	"github.com/opencontainers/go-digest"
@@ -56,12 +57,12 @@ import (
 	"trow/manifests/node/credential"
 	"trow/registry"
 	"trow/registry/admin"
+	"trow/registry/admin/commands"
 	"trow/registry/audit"
 	"trow/registry/auth"
-	"trow/registry/auth/desk"
 	"trow/registry/bench"
-	"trow/registry/keep"
 	"trow/registry/limit"
+	"trow/registry/maintenance"
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
@@ -91,9 +92,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.nodeCommand(), credential.Command(), bench.Command(), a.versionCommand())
-	root.AddCommand(keep.Program{In: a.in, Out: a.out, Err: a.err, DataDir: dataDir}.Commands()...)
 	root.AddCommand(cluster.Commands(a.out)...)
-	root.AddCommand(a.desk().Commands()...)
+	root.AddCommand(program().Commands()...)
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -101,7 +101,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	switch err := root.ExecuteContext(ctx); {
 	case err == nil:
 		return 0
-	case errors.Is(err, errDenied), errors.Is(err, keep.ErrDamaged), errors.Is(err, bench.ErrFailed):
+	case errors.Is(err, errDenied), errors.Is(err, commands.ErrDenied), errors.Is(err, commands.ErrDamaged), errors.Is(err, bench.ErrFailed):
 		return 1
 	default:
 		fmt.Fprintln(errOut, "trow:", err)
@@ -1381,7 +1381,7 @@ func (s *instance) office() http.Handler {
 	r.Handle("/admin/gc", admin.Job(s.gcJob))
 	r.Handle("/admin/scrub", admin.Job(s.scrubJob))
 	r.Handle("/admin/retention", admin.Job(s.retentionJob))
-	for name, job := range desk.Jobs(s.guard, s.robotEvent) {
+	for name, job := range auth.Jobs(s.guard, s.robotEvent) {
 		r.Handle("/admin/"+name, job)
 	}
 	r.Get("/admin/repositories", s.repositories)
@@ -1435,7 +1435,7 @@ func (s *instance) retentionJob(ctx context.Context, q url.Values, report func(a
 		}
 		report(r)
 	})
-	return keep.Retained{Removed: n, Rules: p.retention.Rules()}, err
+	return maintenance.Retained{Removed: n, Rules: p.retention.Rules()}, err
 }
 
 // scrubJob reads everything, as fast as it goes unless told otherwise.
@@ -1449,7 +1449,7 @@ func (s *instance) scrubJob(ctx context.Context, q url.Values, report func(any))
 	}
 	p := s.parts.Load()
 	done, err := p.scrubber.Run(ctx, rate, s.found, func(done storage.Scrubbed) { report(done) })
-	return keep.Found{Scrubbed: done, Damages: p.index.Damages()}, err
+	return maintenance.Found{Scrubbed: done, Damages: p.index.Damages()}, err
 }
 
 // readyz tells whether requests are welcome. With ?verbose it says what that rests on.
@@ -1464,7 +1464,7 @@ func (s *instance) readyz(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "[%s]index loaded\n[%s]not stopping\n", mark[s.parts.Load() != nil], mark[ready || s.parts.Load() == nil])
 		if p := s.parts.Load(); p != nil {
 			if space, err := s.blobs.Space(); err == nil {
-				fmt.Fprintf(w, "[%s]space for uploads: %s free of %s, %s reserved\n", mark[!space.Full()], keep.Size(space.Free), keep.Size(space.Size), keep.Size(space.Reserve))
+				fmt.Fprintf(w, "[%s]space for uploads: %s free of %s, %s reserved\n", mark[!space.Full()], humanize.IBytes(uint64(space.Free)), humanize.IBytes(uint64(space.Size)), humanize.IBytes(uint64(space.Reserve)))
 			}
 			n := p.index.Stats().Quarantined
 			fmt.Fprintf(w, "[%s]content whole: %d quarantined\n", mark[n == 0], n)
@@ -1820,16 +1820,9 @@ func dataDir(cmd *cobra.Command) func() (string, error) {
 
 // ---- token, can-i, pull-secret
 
-// desk is what the commands about who may do what need.
-func (a *app) desk() desk.Program {
-	return desk.Program{In: a.in, Out: a.out, Err: a.err, Denied: errDenied, Servers: []string{"trow.kube-public:31000", "127.0.0.1:31000"},
-		Client: func(cmd *cobra.Command) func() (*admin.Client, error) {
-			where := dataDir(cmd)
-			return func() (*admin.Client, error) {
-				dir, err := where()
-				return admin.NewClient(dir), err
-			}
-		},
+// program is what the commands need from the program.
+func program() commands.Program {
+	return commands.Program{Servers: []string{"trow.kube-public:31000", "127.0.0.1:31000"}, DataDir: dataDir,
 		Policy: func(cmd *cobra.Command) (*auth.Policy, string, error) {
 			c, err := loadConfig(cmd)
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"trow/registry/client"
 	"trow/storage"
 )
 
@@ -28,7 +29,7 @@ type ExportOptions struct {
 // Export copies a running registry into a directory, which is made if it is not there. If an archive is there, only
 // what is new is copied. Errors: the directory holds other things; those of the file system and of the registry; that
 // there were problems, after everything else was copied.
-func Export(ctx context.Context, from Registry, dir string, o ExportOptions) (Progress, error) {
+func Export(ctx context.Context, from *client.Client, dir string, o ExportOptions) (Progress, error) {
 	w, err := openDirectory(dir)
 	if err != nil {
 		return Progress{}, err
@@ -38,7 +39,7 @@ func Export(ctx context.Context, from Registry, dir string, o ExportOptions) (Pr
 }
 
 // ExportTar is Export as a tar stream, which has everything.
-func ExportTar(ctx context.Context, from Registry, out io.Writer, o ExportOptions) (Progress, error) {
+func ExportTar(ctx context.Context, from *client.Client, out io.Writer, o ExportOptions) (Progress, error) {
 	return export(ctx, from, newTarWriter(out), o)
 }
 
@@ -73,7 +74,7 @@ type outgoing struct {
 
 type exporter struct {
 	tally
-	from  Registry
+	from  remote
 	to    writer
 	have  func(digest.Digest) bool
 	sizes map[digest.Digest]int64 // of blobs; also what makes one string of all copies of a digest
@@ -81,8 +82,8 @@ type exporter struct {
 	keep  map[digest.Digest]struct{} // what is in the archive
 }
 
-func export(ctx context.Context, from Registry, to writer, o ExportOptions) (Progress, error) {
-	e := &exporter{tally: tally{options: o.Options}, from: from, to: to, have: o.Have,
+func export(ctx context.Context, from *client.Client, to writer, o ExportOptions) (Progress, error) {
+	e := &exporter{tally: tally{options: o.Options}, from: remote{from}, to: to, have: o.Have,
 		sizes: map[digest.Digest]int64{}, keep: map[digest.Digest]struct{}{}}
 	if e.have == nil {
 		e.have = func(digest.Digest) bool { return false }
@@ -199,14 +200,14 @@ func (e *exporter) item(ctx context.Context, i *outgoing) error {
 		}
 	}
 	for _, d := range manifests {
-		if err := e.copy(ctx, i.repo, "manifests", d, i.parts[d].Size); err != nil {
+		if err := e.copy(ctx, i.repo, manifestKind, d, i.parts[d].Size); err != nil {
 			return e.lost(ctx, i, err)
 		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(e.to.concurrency())
 	for _, d := range blobs {
-		g.Go(func() error { return e.copy(gctx, i.repo, "blobs", d, e.sizes[d]) })
+		g.Go(func() error { return e.copy(gctx, i.repo, blobKind, d, e.sizes[d]) })
 	}
 	if err := g.Wait(); err != nil {
 		return e.lost(ctx, i, err)
@@ -220,7 +221,7 @@ func (e *exporter) lost(ctx context.Context, i *outgoing, err error) error {
 	if i.lost = missing(err) || errors.As(err, &p); !missing(err) {
 		return err
 	}
-	now, herr := e.from.has(ctx, i.repo, "manifests", i.desc.Digest.String())
+	now, herr := e.from.manifest(ctx, i.repo, i.desc.Digest.String())
 	if herr != nil {
 		return herr
 	}
@@ -232,18 +233,18 @@ func (e *exporter) lost(ctx context.Context, i *outgoing, err error) error {
 }
 
 // copy copies one blob or manifest, unless it is there already.
-func (e *exporter) copy(ctx context.Context, repo, kind string, d digest.Digest, size int64) error {
+func (e *exporter) copy(ctx context.Context, repo string, k kind, d digest.Digest, size int64) error {
 	e.mu.Lock()
 	_, copied := e.keep[d]
 	e.mu.Unlock()
 	if copied {
 		return nil
 	}
-	if e.to.has(d, size) || kind == "blobs" && e.have(d) {
+	if e.to.has(d, size) || k == blobKind && e.have(d) {
 		e.add(func(p *Progress) { p.Present++; e.keep[d] = struct{}{} })
 		return nil
 	}
-	in, err := e.from.get(ctx, repo, kind, d)
+	in, err := e.from.get(ctx, repo, k, d, size)
 	if err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
@@ -254,7 +255,7 @@ func (e *exporter) copy(ctx context.Context, repo, kind string, d digest.Digest,
 	e.add(func(p *Progress) {
 		e.keep[d] = struct{}{}
 		p.Bytes += size
-		if kind == "blobs" {
+		if k == blobKind {
 			p.Blobs++
 		} else {
 			p.Manifests++

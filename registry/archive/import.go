@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"trow/registry"
+	"trow/registry/client"
 	"trow/storage"
 )
 
@@ -36,7 +37,7 @@ type ImportOptions struct {
 // Import copies an archive into a running registry: a directory in any of the forms, or a tar file of a layout, which
 // may be compressed with gzip. Errors: it is no such thing; those of the file system and of the registry; that there
 // were problems, after everything else was copied.
-func Import(ctx context.Context, to Registry, name string, o ImportOptions) (Progress, error) {
+func Import(ctx context.Context, to *client.Client, name string, o ImportOptions) (Progress, error) {
 	i, err := newImporter(to, o)
 	if err != nil {
 		return Progress{}, err
@@ -65,7 +66,7 @@ func Import(ctx context.Context, to Registry, name string, o ImportOptions) (Pro
 }
 
 // ImportTar is Import from a stream.
-func ImportTar(ctx context.Context, to Registry, in io.Reader, o ImportOptions) (Progress, error) {
+func ImportTar(ctx context.Context, to *client.Client, in io.Reader, o ImportOptions) (Progress, error) {
 	i, err := newImporter(to, o)
 	if err != nil {
 		return Progress{}, err
@@ -86,13 +87,13 @@ type incoming struct {
 
 type importer struct {
 	tally
-	to      Registry
+	to      remote
 	o       ImportOptions
 	as, tag string // of o.As
 }
 
-func newImporter(to Registry, o ImportOptions) (*importer, error) {
-	i := &importer{tally: tally{options: o.Options}, to: to, o: o}
+func newImporter(to *client.Client, o ImportOptions) (*importer, error) {
+	i := &importer{tally: tally{options: o.Options}, to: remote{to}, o: o}
 	i.as, i.tag, _ = strings.Cut(o.As, ":")
 	if o.As != "" && !registry.ValidName(i.as) || i.tag != "" && !registry.ValidTag(i.tag) {
 		return nil, fmt.Errorf("%.150q is no repository or repository:tag", o.As)
@@ -155,7 +156,7 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 	if err != nil || it.tag == "" {
 		return err
 	}
-	now, err := i.to.has(ctx, repo, "manifests", it.tag)
+	now, err := i.to.manifest(ctx, repo, it.tag)
 	switch {
 	case err != nil:
 		return err
@@ -165,7 +166,7 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 		i.add(func(p *Progress) { p.Kept++ })
 		return nil
 	}
-	return i.pushed(i.to.putManifest(ctx, repo, it.tag, desc, body))
+	return i.pushed(i.to.PushManifest(ctx, repo, it.tag, desc, body))
 }
 
 func checkName(repo string) error {
@@ -207,7 +208,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 			return nil, desc, err
 		}
 	}
-	now, err := i.to.has(ctx, repo, "manifests", desc.Digest.String())
+	now, err := i.to.manifest(ctx, repo, desc.Digest.String())
 	if err != nil {
 		return nil, desc, err
 	}
@@ -218,7 +219,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	if err := i.blobs(ctx, from, repo, c.blobs()); err != nil {
 		return nil, desc, err
 	}
-	if err := i.pushed(i.to.putManifest(ctx, repo, "", desc, body)); err != nil {
+	if err := i.pushed(i.to.PushManifest(ctx, repo, "", desc, body)); err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
 	i.add(func(p *Progress) { p.Manifests++; p.Bytes += int64(len(body)) })
@@ -293,22 +294,22 @@ func elsewhere(d v1.Descriptor) bool {
 }
 
 // blob makes a repository hold a blob. Errors: fs.ErrNotExist if neither the archive nor the registry has it.
-func (i *importer) blob(ctx context.Context, repo string, d digest.Digest, open func() (io.ReadCloser, int64, error)) error {
+func (i *importer) blob(ctx context.Context, repo string, d digest.Digest, open client.Open) error {
 	if _, err := storage.ParseDigest(d.String()); err != nil {
 		return problem{err}
 	}
 	if err := checkName(repo); err != nil {
 		return err
 	}
-	now, err := i.to.has(ctx, repo, "blobs", d.String())
+	held, err := i.to.hasBlob(ctx, repo, d)
 	if err != nil {
 		return err
 	}
-	if now != "" {
+	if held {
 		i.add(func(p *Progress) { p.Present++ })
 		return nil
 	}
-	sent, err := i.to.putBlob(ctx, repo, d, open)
+	sent, err := i.to.PushBlob(ctx, repo, d, open)
 	if err != nil {
 		if missing(err) {
 			return err

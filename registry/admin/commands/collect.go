@@ -1,0 +1,154 @@
+package commands
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"trow/registry/admin"
+	"trow/registry/maintenance"
+	"trow/registry/retention"
+	"trow/storage"
+)
+
+func (p Program) gcCommand() *cobra.Command {
+	var dryRun, now bool
+	var grace string
+	cmd := p.onServer(&cobra.Command{
+		Use:   "gc",
+		Short: "Free the space of unused content, while the server runs",
+		Long: "gc deletes blobs that no manifest of their repository refers to, and content that no repository holds. The\n" +
+			"server does this automatically every gc-interval; gc does it now. Pushes and pulls continue meanwhile. gc keeps\n" +
+			"all manifests and tags: first delete those that you do not need.",
+		Args: cobra.NoArgs,
+	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
+		q := dryRunQuery(dryRun)
+		if grace != "" {
+			q.Set("grace", grace)
+		}
+		var done storage.Collected
+		err := c.Run(cmd.Context(), "gc", q, progress(func(now storage.Collected) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s and %s; %s to free\n",
+				count(now.Repos, "repository", ""), count(now.Blobs, "blob", ""), size(now.Freed))
+		}), &done)
+		if err != nil {
+			return err
+		}
+		printCollected(cmd.OutOrStdout(), done, dryRun)
+		return nil
+	})
+	f := cmd.Flags()
+	f.BoolVar(&dryRun, "dry-run", false, "only report what would be freed")
+	f.StringVar(&grace, "grace", "", "use this instead of gc-grace, such as 10m; "+
+		"pushes in progress that lose blobs have to start again")
+	// Scripts of earlier versions use --now. It has always been the default.
+	f.BoolVar(&now, "now", false, "collect now (the default)")
+	_ = f.MarkHidden("now") // the flag exists
+	cmd.MarkFlagsMutuallyExclusive("dry-run", "now")
+	return cmd
+}
+
+// dryRunQuery is the query of a job that can also only report what it would do.
+func dryRunQuery(dryRun bool) url.Values {
+	q := url.Values{}
+	if dryRun {
+		q.Set("dry-run", "")
+	}
+	return q
+}
+
+func printCollected(w io.Writer, done storage.Collected, dryRun bool) {
+	freed, deleted, unlinked := "Freed", "deleted", "unlinked"
+	if dryRun {
+		freed, deleted, unlinked = "Would free", "would delete", "would unlink"
+	}
+	fmt.Fprintf(w, "%s %s: %s %d of %s; %s %d in %s.\n", freed, size(done.Freed),
+		deleted, done.Deleted, count(done.Blobs, "blob", ""), unlinked, done.Unlinked, count(done.Repos, "repository", ""))
+	if done.Waiting {
+		fmt.Fprintln(w, "Unlinked nothing: the server has run for less than the grace period, "+
+			"and clients may still rely on blobs that it reported to them before it started.")
+	}
+}
+
+func (p Program) retentionCommand() *cobra.Command {
+	var dryRun bool
+	cmd := p.onServer(&cobra.Command{
+		Use:   "retention",
+		Short: "Remove the tags and manifests that the setting retention does not keep, and say why",
+		Long: "retention applies the rules of the server's setting retention. The server does this automatically before each\n" +
+			"collection; retention does it now. The next collection frees the space: trow gc.",
+		Args: cobra.NoArgs,
+	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
+		var done maintenance.Retained
+		out := cmd.OutOrStdout()
+		err := c.Run(cmd.Context(), "retention", dryRunQuery(dryRun), progress(func(r retention.Removal) {
+			name := r.Repo + "@" + r.Digest.String()
+			if r.Tag != "" {
+				name = r.Repo + ":" + r.Tag
+			}
+			fmt.Fprintf(out, "%s: %s\n", name, r.Why)
+		}), &done)
+		if err != nil {
+			return err
+		}
+		printRetained(out, done, dryRun)
+		return nil
+	})
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only report what would be removed, and why")
+	return cmd
+}
+
+func printRetained(w io.Writer, done maintenance.Retained, dryRun bool) {
+	removed := count(done.Removed, "tag or manifest", "tags and manifests")
+	switch {
+	case !done.Rules:
+		fmt.Fprintln(w, "No rules: the setting retention is empty, so everything is kept.")
+	case dryRun:
+		fmt.Fprintf(w, "Would remove %s.\n", removed)
+	default:
+		fmt.Fprintf(w, "Removed %s.\n", removed)
+	}
+}
+
+func (p Program) scrubCommand() *cobra.Command {
+	var rate string
+	cmd := p.onServer(&cobra.Command{
+		Use:   "scrub",
+		Short: "Compare all content with its digests and quarantine damaged content; exit code 1 if there is any",
+		Args:  cobra.NoArgs,
+	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
+		q := url.Values{}
+		if rate != "" {
+			q.Set("rate", rate)
+		}
+		var done maintenance.Found
+		err := c.Run(cmd.Context(), "scrub", q, progress(func(now storage.Scrubbed) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Read %d of %s, %s\n",
+				now.Blobs, count(now.Contents, "blob or manifest", "blobs and manifests"), size(now.Bytes))
+		}), &done)
+		if err != nil {
+			return err
+		}
+		return printScrubbed(cmd.OutOrStdout(), done)
+	})
+	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second, such as 16Mi (default: no limit)")
+	return cmd
+}
+
+// printScrubbed prints the outcome of a scrub. Errors: [ErrDamaged] if any damage is known.
+func printScrubbed(w io.Writer, done maintenance.Found) error {
+	fmt.Fprintf(w, "Read %s, %s: %d damaged, %d healed, %d unreadable.\n",
+		count(done.Blobs, "blob or manifest", "blobs and manifests"), size(done.Bytes), done.Damaged, done.Healed, done.Failed)
+	for _, d := range slices.Sorted(maps.Keys(done.Damages)) {
+		fmt.Fprintf(w, "damaged  %s: %s\n", d, done.Damages[d].Reason)
+	}
+	if len(done.Damages) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w, "To repair them, push the images that contain them again.")
+	return ErrDamaged
+}

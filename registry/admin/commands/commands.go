@@ -1,0 +1,114 @@
+// Package commands has the commands with which an administrator operates a registry: gc, retention, scrub, rebuild,
+// export, import, token, can-i and pull-secret.
+//
+// # Words
+//
+//   - collect, scrub, rebuild: as in package storage; archive as in package archive; robot and rule as in package auth.
+//   - job: as in package admin: work that the running server does for a command.
+//
+// # Invariants
+//
+//   - Every command but rebuild, and can-i with --config, talks to the running server, which keeps serving meanwhile.
+//     rebuild works on a data directory that no server uses.
+//   - The job names, their parameters and their JSON are those of earlier versions: an older command works with a newer
+//     server.
+//   - The secret of a robot is printed once and written nowhere.
+//   - Results go to standard output, progress and remarks to standard error.
+//
+// # What it does not do
+//
+// It never opens the storage of a running server, decides nothing about access, and reads no settings: the program
+// passes in what it needs.
+package commands
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/url"
+
+	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
+	"github.com/spf13/cobra"
+
+	"trow/registry/admin"
+	"trow/registry/auth"
+)
+
+// These errors mean that a command worked and that its answer is no. The exit code is 1 for them, and 2 for others.
+var (
+	ErrDamaged = errors.New("damaged content found")
+	ErrDenied  = errors.New("denied")
+)
+
+// Program is what the commands need from the program that they are part of.
+type Program struct {
+	// DataDir adds the flags that name the server to a command (--config, --data-dir), and returns the function that
+	// finds its data directory when the command runs.
+	DataDir func(cmd *cobra.Command) func() (string, error)
+	// Policy returns the rules of the configuration file that --config names, and the name of the user who may do
+	// everything, empty if there is none.
+	Policy func(cmd *cobra.Command) (p *auth.Policy, owner string, err error)
+	// Servers are the host[:port] under which nodes reach the registry.
+	Servers []string
+}
+
+// Commands returns all commands of the package.
+func (p Program) Commands() []*cobra.Command {
+	return []*cobra.Command{
+		p.gcCommand(), p.retentionCommand(), p.scrubCommand(), p.rebuildCommand(),
+		p.exportCommand(), p.importCommand(),
+		p.tokenCommand(), p.canICommand(), p.pullSecretCommand(),
+	}
+}
+
+// connector returns a client of the server that the flags of a command name.
+type connector func() (*admin.Client, error)
+
+// connect adds the flags that name the server to cmd.
+func (p Program) connect(cmd *cobra.Command) connector {
+	dataDir := p.DataDir(cmd)
+	return func() (*admin.Client, error) {
+		dir, err := dataDir()
+		if err != nil {
+			return nil, err
+		}
+		return admin.NewClient(dir), nil
+	}
+}
+
+// onServer makes cmd call run with a client of the server.
+func (p Program) onServer(cmd *cobra.Command, run func(*cobra.Command, []string, *admin.Client) error) *cobra.Command {
+	connect := p.connect(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := connect()
+		if err != nil {
+			return err
+		}
+		return run(cmd, args, c)
+	}
+	return cmd
+}
+
+// progress decodes what a job reports and calls show with it.
+func progress[T any](show func(T)) func(json.RawMessage) error {
+	return func(b json.RawMessage) error {
+		var v T
+		if err := json.Unmarshal(b, &v); err != nil {
+			return err
+		}
+		show(v)
+		return nil
+	}
+}
+
+// runQuietly runs a job that reports no progress and stores its outcome in done.
+func runQuietly(ctx context.Context, c *admin.Client, job string, q url.Values, done any) error {
+	return c.Run(ctx, job, q, func(json.RawMessage) error { return nil }, done)
+}
+
+// count is a number of things in English: 1 blob, 2 blobs.
+func count(n int, singular, plural string) string { return english.Plural(n, singular, plural) }
+
+// size is a number of bytes as people read it: 16 MiB.
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -1,0 +1,144 @@
+package commands
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/yaml"
+
+	"trow/registry/auth"
+)
+
+// secret describes the Secret to print.
+type secret struct {
+	name, namespace string
+	servers         []string
+}
+
+func (s *secret) addFlags(cmd *cobra.Command, servers []string) {
+	f := cmd.Flags()
+	f.StringSliceVar(&s.servers, "server", servers, "HOST[:PORT] as in image names; may be repeated")
+	f.StringVar(&s.namespace, "namespace", "default", "namespace of the Secret")
+	f.StringVar(&s.name, "name", "regcred", "name of the Secret")
+}
+
+func (p Program) pullSecretCommand() *cobra.Command {
+	var o order
+	var s secret
+	var robot, user, file string
+	cmd := &cobra.Command{
+		Use:   "pull-secret",
+		Short: "Print a Secret with which pods pull images (imagePullSecrets)",
+		Long: "pull-secret creates a robot that may pull, and prints a Secret with its token:\n" +
+			"  trow pull-secret --namespace team-a --repository 'team-a/**' | kubectl apply -f -\n" +
+			"With --user it creates no robot; the Secret has the password of that user.",
+		Args: cobra.NoArgs,
+	}
+	connect := p.connect(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		// Validate first: a robot that was created for a Secret that cannot be printed would be of no use.
+		if err := s.validate(); err != nil {
+			return err
+		}
+		if user != "" {
+			password, err := readPassword(cmd.InOrStdin(), file)
+			if err != nil {
+				return err
+			}
+			return s.print(cmd.OutOrStdout(), user, password)
+		}
+		c, err := connect()
+		if err != nil {
+			return err
+		}
+		name := cmp.Or(robot, "pull-"+s.namespace)
+		done, err := o.create(cmd.Context(), c, name)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "The Secret has the token of robot %s, %s.\n", name, validity(done.Expires))
+		return s.print(cmd.OutOrStdout(), name, done.Secret)
+	}
+	o.addFlags(cmd, []string{"**"}, []string{"pull"}, "never")
+	s.addFlags(cmd, p.Servers)
+	f := cmd.Flags()
+	f.StringVar(&robot, "robot", "", "name of the robot (default: pull-NAMESPACE)")
+	f.StringVar(&user, "user", "", "use the password of this user instead of creating a robot")
+	f.StringVar(&file, "password-file", "", "with --user: file with the password; - for standard input")
+	cmd.MarkFlagsMutuallyExclusive("robot", "user")
+	cmd.MarkFlagsRequiredTogether("user", "password-file")
+	return cmd
+}
+
+// validate reports what Kubernetes would not accept in the Secret.
+func (s *secret) validate() error {
+	if msg := validation.IsDNS1123Subdomain(s.name); len(msg) > 0 {
+		return fmt.Errorf("name: %.80q: %s", s.name, msg[0])
+	}
+	if msg := validation.IsDNS1123Label(s.namespace); len(msg) > 0 {
+		return fmt.Errorf("namespace: %.80q: %s", s.namespace, msg[0])
+	}
+	if len(s.servers) == 0 {
+		return errors.New("server: empty; want the HOST[:PORT] that images are pulled from")
+	}
+	for _, host := range s.servers {
+		if !auth.ValidHost(host) {
+			return fmt.Errorf("server: %.80q is not a valid HOST[:PORT]", host)
+		}
+	}
+	return nil
+}
+
+// readPassword reads a password as the server does: without the line break at its end.
+func readPassword(in io.Reader, file string) (string, error) {
+	const max = 64 << 10 // bytes; a larger file was named by mistake
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return "", fmt.Errorf("password-file: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, max+1))
+	if err != nil {
+		return "", fmt.Errorf("password-file: %w", err)
+	}
+	if len(b) > max {
+		return "", fmt.Errorf("password-file: %s has more than %d bytes", file, max)
+	}
+	password := strings.TrimRight(string(b), "\r\n")
+	if password == "" {
+		return "", fmt.Errorf("password-file: %s is empty", file)
+	}
+	return password, nil
+}
+
+// print prints the Secret, of type kubernetes.io/dockerconfigjson.
+func (s *secret) print(w io.Writer, user, password string) error {
+	auths := map[string]any{}
+	for _, host := range s.servers {
+		auths[host] = map[string]string{"username": user, "password": password}
+	}
+	config, err := json.Marshal(map[string]any{"auths": auths})
+	if err != nil {
+		return err
+	}
+	text, err := yaml.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+		"metadata":   map[string]string{"name": s.name, "namespace": s.namespace},
+		"stringData": map[string]string{".dockerconfigjson": string(config)},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}

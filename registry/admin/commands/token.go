@@ -1,0 +1,135 @@
+package commands
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"trow/registry/admin"
+	"trow/registry/auth"
+	"trow/registry/retention"
+)
+
+func (p Program) tokenCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "token", Short: "Create, list and revoke tokens for machines (robots)"}
+	cmd.AddCommand(p.createCommand(), p.listCommand(), p.revokeCommand())
+	return cmd
+}
+
+// order describes a new robot, as the flags do.
+type order struct {
+	repositories, actions []string
+	expires               string
+}
+
+func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, expires string) {
+	f := cmd.Flags()
+	f.StringSliceVar(&o.repositories, "repository", repositories,
+		"repositories that the token is for; * matches within a path element, ** across them; may be repeated")
+	f.StringSliceVar(&o.actions, "actions", actions, "allowed actions: pull, push, delete, catalog, admin, metrics")
+	f.StringVar(&o.expires, "expires", expires, "lifetime: 90d, 12h, or never")
+}
+
+// create asks the server to create the robot.
+func (o *order) create(ctx context.Context, c *admin.Client, name string) (done auth.CreatedRobot, err error) {
+	q := url.Values{"name": {name}, "repository": o.repositories, "action": o.actions}
+	if o.expires != "never" {
+		var life retention.Duration
+		if err := life.UnmarshalText([]byte(o.expires)); err != nil || life == 0 {
+			return done, fmt.Errorf("expires: %.40q is not a valid duration; want 90d, 12h or never", o.expires)
+		}
+		q.Set("expires", time.Now().Add(time.Duration(life)).UTC().Format(time.RFC3339))
+	}
+	return done, runQuietly(ctx, c, auth.JobCreateRobot, q, &done)
+}
+
+func (p Program) createCommand() *cobra.Command {
+	var o order
+	cmd := p.onServer(&cobra.Command{
+		Use:   "create NAME --repository PATTERN --actions pull,push",
+		Short: "Create a token and print it; it cannot be shown again",
+		Long: "create makes a robot with its own token. The token is a password for any user name:\n" +
+			"  trow token create ci --repository 'team-a/**' --actions pull,push |\n" +
+			"    docker login --username ci --password-stdin HOST\n" +
+			"The robot may do what --repository and --actions say and nothing else, even where clients without a login may do\n" +
+			"more.",
+		Args: cobra.ExactArgs(1),
+	}, func(cmd *cobra.Command, args []string, c *admin.Client) error {
+		done, err := o.create(cmd.Context(), c, args[0])
+		if err != nil {
+			return err
+		}
+		// The token alone goes to standard output, so that it can be piped into docker login.
+		fmt.Fprintln(cmd.OutOrStdout(), done.Secret)
+		fmt.Fprintf(cmd.ErrOrStderr(), "Token of robot %s, %s. It cannot be shown again.\n", done.Name, validity(done.Expires))
+		return nil
+	})
+	o.addFlags(cmd, nil, []string{"pull"}, "90d")
+	_ = cmd.MarkFlagRequired("repository") // the flag exists
+	return cmd
+}
+
+// validity says how long a token is valid. Zero: it does not expire.
+func validity(expires time.Time) string {
+	if expires.IsZero() {
+		return "valid until revoked"
+	}
+	return "valid until " + expires.Format(time.RFC3339)
+}
+
+func (p Program) listCommand() *cobra.Command {
+	return p.onServer(&cobra.Command{
+		Use:   "list",
+		Short: "List the robots, what they may do, and when their tokens expire",
+		Args:  cobra.NoArgs,
+	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
+		var all []auth.Robot
+		if err := runQuietly(cmd.Context(), c, auth.JobListRobots, nil, &all); err != nil {
+			return err
+		}
+		return printRobots(cmd.OutOrStdout(), all)
+	})
+}
+
+func printRobots(out io.Writer, all []auth.Robot) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tREPOSITORIES\tACTIONS\tCREATED\tVALIDITY")
+	for _, r := range all {
+		valid := validity(r.Expires)
+		if !r.Expires.IsZero() && time.Now().After(r.Expires) {
+			valid = "expired " + r.Expires.Format(time.RFC3339)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.Name, strings.Join(r.Repositories, ","), joinActions(r.Actions),
+			r.Created.Format(time.RFC3339), valid)
+	}
+	return w.Flush()
+}
+
+func joinActions(all []auth.Action) string {
+	var texts []string
+	for _, a := range all {
+		texts = append(texts, string(a))
+	}
+	return strings.Join(texts, ",")
+}
+
+func (p Program) revokeCommand() *cobra.Command {
+	return p.onServer(&cobra.Command{
+		Use:   "revoke NAME",
+		Short: "Delete a robot; its token stops working at once",
+		Args:  cobra.ExactArgs(1),
+	}, func(cmd *cobra.Command, args []string, c *admin.Client) error {
+		var done auth.Robot
+		if err := runQuietly(cmd.Context(), c, auth.JobRevokeRobot, url.Values{"name": args}, &done); err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "Robot %s revoked.\n", done.Name)
+		return nil
+	})
+}

@@ -1,0 +1,72 @@
+package client
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+
+	"oras.land/oras-go/v2/errdef"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"trow/registry/ocierror"
+)
+
+// Error is an answer of the registry that is not a success.
+type Error struct {
+	Status  int           // of HTTP
+	Code    ocierror.Code // of the first error in the answer; empty if the answer is not in the OCI form
+	Message string        // likewise
+}
+
+func (e *Error) Error() string {
+	if e.Code == "" && e.Message == "" {
+		return fmt.Sprintf("registry: %d %s", e.Status, http.StatusText(e.Status))
+	}
+	return fmt.Sprintf("registry: %s: %s", e.Code, e.Message)
+}
+
+// Is makes a 404 an fs.ErrNotExist.
+func (e *Error) Is(target error) bool {
+	return target == fs.ErrNotExist && e.Status == http.StatusNotFound
+}
+
+// readError reads the error in an answer.
+func readError(resp *http.Response) *Error {
+	const max = 64 << 10 // bytes of an answer; messages have some hundred
+	var body struct {
+		Errors errcode.Errors `json:"errors"`
+	}
+	if json.NewDecoder(io.LimitReader(resp.Body, max)).Decode(&body) != nil {
+		body.Errors = nil
+	}
+	return newError(resp.StatusCode, body.Errors)
+}
+
+func newError(status int, errs errcode.Errors) *Error {
+	e := &Error{Status: status}
+	if len(errs) > 0 {
+		e.Code, e.Message = ocierror.Code(errs[0].Code), errs[0].Message
+	}
+	return e
+}
+
+// convert turns an error of the library into one of this package.
+func convert(err error) error {
+	if err == nil {
+		return nil
+	}
+	if resp, ok := errors.AsType[*errcode.ErrorResponse](err); ok {
+		return newError(resp.StatusCode, resp.Errors)
+	}
+	switch {
+	case errors.Is(err, errdef.ErrNotFound):
+		return &Error{Status: http.StatusNotFound}
+	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		return &Error{Status: http.StatusUnauthorized, Code: ocierror.Unauthorized, Message: "login required"}
+	}
+	return unwrapURL(err)
+}
