@@ -614,35 +614,9 @@ type rulesFile struct {
 	reload func() (config, error)
 }
 
-// gcPercent is how much garbage the heap may have beside what is in use, unless the environment says it (GOGC). What is
-// in use is the index for the most part: it lives long, and has few pointers to follow, so that a collection is cheap;
-// and twice its size would be a lot of memory for the little garbage that requests make.
-const gcPercent = 50
-
-// ballast is how much counts as in use besides. Nobody ever touches it, so that it takes no memory; with a small index
-// there would be a collection for every few hundred requests without it.
-const ballast = 32 << 20
-
-// memoryLimit is up to where the heap may grow before garbage is collected at any cost: nine tenths of what the control
-// group of the process, such as a pod's container, may have (memory.max of cgroup v2, a number of bytes or "max"). Where
-// there is no such file, there is no limit.
-func memoryLimit(text []byte, err error) int64 {
-	n, perr := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
-	if err != nil || perr != nil || n <= 0 {
-		return math.MaxInt64
-	}
-	return n / 10 * 9
-}
-
 // serve runs until ctx ends.
 func (a *app) serve(ctx context.Context, c config, file *rulesFile) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-		defer runtime.KeepAlive(make([]byte, ballast))
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit(os.ReadFile("/sys/fs/cgroup/memory.max")))
-	}
+	defer server.TuneMemory()()
 	level, err := zerolog.ParseLevel(c.LogLevel)
 	if err != nil || level == zerolog.NoLevel {
 		return fmt.Errorf("log-level: %q is none of error, warn, info, debug", c.LogLevel)
@@ -1008,23 +982,8 @@ func (s *instance) front() (*server.Server, error) {
 	if s.keeper != nil {
 		config = s.keeper.Config()
 	}
-	return server.New(server.Options{Handler: r, Log: s.log, Registerer: s.metrics, TLSConfig: config, Stall: s.config.StallTimeout,
-		MaxConnections: s.maxConnections(), Vital: []string{"/validate", "/validate-image"}})
-}
-
-// maxConnections is the setting, or what the process may have open: a connection and a file that goes out on it, beside
-// some for the rest.
-func (s *instance) maxConnections() int {
-	const rest = 100
-	n := s.config.MaxConns
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil || files.Cur >= uint64(2*n+rest) {
-		return n
-	}
-	n = max(1, (int(files.Cur)-rest)/2)
-	s.log.Warn().Int("max-connections", n).Uint64("limit", files.Cur).
-		Msg("fewer connections than the setting allows: the process may have too few files open (ulimit -n)")
-	return n
+	return server.New(server.Options{Handler: r, Log: s.log, Registerer: s.metrics, TLSConfig: config, StallTimeout: s.config.StallTimeout,
+		MaxConnections: s.config.MaxConns, Vital: []string{"/validate", "/validate-image"}})
 }
 
 // registerGauges exports what the index counts, and when certificates end.

@@ -19,7 +19,6 @@ import (
 	"go/token"
 	"io"
 	"io/fs"
-	"math"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -1228,18 +1227,6 @@ func TestCheck(t *testing.T) {
 	}
 	if code, _, errOut := command(t, "a: [", "check", "-f", "-", "--data", p.dir); code != 2 || !strings.Contains(errOut, "document 1") {
 		t.Errorf("bad YAML: code %d: %s", code, errOut)
-	}
-}
-
-// TestTheMemoryLimitIsThatOfTheContainer reads the file as the kernel writes it.
-func TestTheMemoryLimitIsThatOfTheContainer(t *testing.T) {
-	for text, want := range map[string]int64{"1073741820\n": 966367638, "max\n": math.MaxInt64, "": math.MaxInt64, "0": math.MaxInt64, "-1": math.MaxInt64} {
-		if got := memoryLimit([]byte(text), nil); got != want {
-			t.Errorf("%q: %d, want %d", text, got, want)
-		}
-	}
-	if got := memoryLimit(nil, os.ErrNotExist); got != math.MaxInt64 {
-		t.Errorf("without the file: %d", got)
 	}
 }
 

@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// body is a request's body that cuts a peer who stalls. Nothing is read, and no 100 Continue sent, before the
-// handler reads.
+// body is the body of a request. It cuts off a client that stalls. Nothing is read, and no 100 Continue is sent, before
+// the handler reads.
 type body struct {
 	io.ReadCloser
 	w *response
 
 	bytes int64
-	err   error // the first that reading gave, but for io.EOF
-	ended bool  // it was read to its end, or failed
-	armed time.Time
+	err   error     // the first error of reading, except io.EOF
+	ended bool      // the body was read to its end, or reading failed
+	armed time.Time // when the read deadline was last set
 }
 
-// isOpen reports whether there may be more to read. A nil body has ended.
+// isOpen reports whether there may be more to read, which is never so in a nil body.
 func (b *body) isOpen() bool { return b != nil && !b.ended }
 
-// Read reads under a deadline. net/http takes it back at the end of the body, before it waits for the connection to
-// close.
+// Read reads under a deadline. net/http removes the deadline at the end of the body, before it waits for the connection
+// to close.
 func (b *body) Read(p []byte) (int, error) {
 	if b.ended {
 		return b.ReadCloser.Read(p)
@@ -41,10 +41,11 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// failed notes why the body ended early. The deadline stays, so that net/http does not wait for the rest.
+// failed keeps the reason why the body ended early. The deadline stays, so that net/http does not wait for the rest.
 func (b *body) failed(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = errStalled(b.w.stall)
+		// Without an answer yet, it can announce that no request may follow on this connection.
 		if b.w.status == 0 {
 			b.w.Header().Set("Connection", "close")
 		}
@@ -53,7 +54,8 @@ func (b *body) failed(err error) error {
 	return err
 }
 
-// arm starts the deadline; see response.arm.
+// arm sets the deadline before a read. A deadline that is recent enough stays, because setting it for each read would
+// cost a system call; see response.arm.
 func (b *body) arm() {
 	now := time.Now()
 	if now.Sub(b.armed) > b.w.stall/4 {
@@ -64,7 +66,7 @@ func (b *body) arm() {
 
 func (b *body) set(t time.Time) { _ = b.w.rc.SetReadDeadline(t) }
 
-// Close drops what is left. net/http reads a part of it, so that the connection can be used again.
+// Close drops the rest of the body. net/http reads a part of it, so that the connection can be used again.
 func (b *body) Close() error {
 	if b.isOpen() {
 		b.arm()

@@ -7,155 +7,161 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"trow/registry/ocierror"
 )
 
-// connections keeps the number of connections within a limit. When one more comes, the one that has been idle the
-// longest goes. If all are busy, some more are taken, and told that they are too many: on those only what is vital is
-// answered, and they end with their first answer. Beyond these, connections are closed without a word.
+// connections keeps the number of connections within a limit. When a new one comes, the one that has been idle the
+// longest is closed. If all are busy, up to maxSurplus more are accepted: on these surplus connections only probes and
+// vital paths are answered, other requests get a 503, and they end with their first answer. Beyond these, connections
+// are closed without an answer.
 type connections struct {
 	max     int
 	log     zerolog.Logger
 	metrics *metrics
 
-	mu      sync.Mutex
-	all     map[net.Conn]*connection
-	idle    *list.List // of *connection, the one that has been idle the longest first
-	surplus int        // how many are over the limit
-	warned  time.Time
+	mu      sync.Mutex // guards what follows
+	all     map[net.Conn]*place
+	idle    *list.List // of *place, the one that has been idle the longest first
+	surplus int        // number of surplus connections
+	warned  time.Time  // when the log was last warned
 }
 
-type connection struct {
+// place is what connections knows of one connection.
+type place struct {
 	conn    net.Conn
 	surplus bool
-	idle    *list.Element // nil: busy
+	idle    *list.Element // nil: the connection is busy
 }
 
-// maxSurplus is how many connections are told that they are too many, at once: enough that a client that comes again
-// after a second is told so as well, and few enough to cost nothing.
+// maxSurplus is the largest number of surplus connections: enough that a client that retries after a second gets a 503
+// again, and few enough to cost nothing.
 const maxSurplus = 128
 
-// surplusKey marks the context of a connection's requests.
+// surplusKey marks the context of a surplus connection's requests.
 type surplusKey struct{}
 
-func newConnections(o Options, m *metrics) *connections {
-	return &connections{max: o.MaxConnections, log: o.Log, metrics: m, all: map[net.Conn]*connection{}, idle: list.New()}
+func newConnections(limit int, log zerolog.Logger, m *metrics) *connections {
+	return &connections{max: limit, log: log, metrics: m, all: map[net.Conn]*place{}, idle: list.New()}
 }
 
-// accepted is http.Server.ConnContext: it is called for each connection, one after the other, before anything is read.
-func (c *connections) accepted(ctx context.Context, conn net.Conn) context.Context {
+// accept is http.Server.ConnContext: it is called for each connection, one after the other, before anything is read.
+func (c *connections) accept(ctx context.Context, conn net.Conn) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	this := &connection{conn: conn}
+	p := &place{conn: conn}
 	if over := len(c.all) - c.surplus - c.max; over >= 0 && !c.evict() {
-		this.surplus = true
+		p.surplus = true
 		c.metrics.refused.Inc()
 		c.warn()
 		if c.surplus == maxSurplus {
-			abandon(conn)
-			return ctx
+			abort(conn)
+			return ctx // without a place: changed ignores it
 		}
 		c.surplus++
 		ctx = context.WithValue(ctx, surplusKey{}, true)
 	}
-	c.all[conn] = this
+	c.all[conn] = p
 	c.metrics.connections.Set(float64(len(c.all)))
 	return ctx
 }
 
-// evict closes the connection that has been idle the longest, if one is.
+// evict closes the connection that has been idle the longest. It reports whether there was one. The caller holds mu.
 func (c *connections) evict() bool {
 	first := c.idle.Front()
 	if first == nil {
 		return false
 	}
-	this := first.Value.(*connection)
-	c.forget(this)
-	abandon(this.conn)
+	p := first.Value.(*place)
+	c.remove(p)
+	abort(p.conn)
 	c.metrics.evicted.Inc()
 	return true
 }
 
-// abandon closes a connection at once: TLS would say goodbye first, and might wait for that.
-func abandon(conn net.Conn) {
+// abort closes a connection at once. A tls.Conn would first send an alert, and might wait for that.
+func abort(conn net.Conn) {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	_ = conn.Close() // it is over either way
+	_ = conn.Close() // the connection is over even if this fails
 }
 
-// warn tells once a minute. The caller holds mu.
+// warn logs at most once a minute. The caller holds mu.
 func (c *connections) warn() {
 	if time.Since(c.warned) < time.Minute {
 		return
 	}
 	c.warned = time.Now()
-	c.log.Warn().Int("limit", c.max).Msg("all connections are busy and more come: they are refused; see max-connections")
+	c.log.Warn().Int("limit", c.max).Msg("all connections are busy; new ones are refused: see max-connections")
 }
 
 // changed is http.Server.ConnState.
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	this := c.all[conn]
-	if this == nil {
-		return // evicted
+	p := c.all[conn]
+	if p == nil {
+		return // it was evicted, or never had a place
 	}
 	switch state {
 	case http.StateClosed, http.StateHijacked:
-		c.forget(this)
+		c.remove(p)
 		c.metrics.connections.Set(float64(len(c.all)))
 	case http.StateIdle:
-		if this.idle == nil && !this.surplus { // that one ends by itself, and makes no room
-			this.idle = c.idle.PushBack(this)
+		// A surplus connection is about to end, and closing it would make no room.
+		if p.idle == nil && !p.surplus {
+			p.idle = c.idle.PushBack(p)
 		}
 	default:
-		c.busy(this)
+		c.setBusy(p)
 	}
 }
 
-func (c *connections) busy(this *connection) {
-	if this.idle != nil {
-		c.idle.Remove(this.idle)
-		this.idle = nil
+// setBusy takes a connection off the list of idle ones. The caller holds mu.
+func (c *connections) setBusy(p *place) {
+	if p.idle != nil {
+		c.idle.Remove(p.idle)
+		p.idle = nil
 	}
 }
 
-func (c *connections) forget(this *connection) {
-	c.busy(this)
-	delete(c.all, this.conn)
-	if this.surplus {
+// remove gives up the place of a connection. The caller holds mu.
+func (c *connections) remove(p *place) {
+	c.setBusy(p)
+	delete(c.all, p.conn)
+	if p.surplus {
 		c.surplus--
 	}
 }
 
-// refuse answers a request on a connection that is too many, unless it is vital. Either way the connection ends with
-// the answer.
-func (f *front) refuse(w *response, r *http.Request) (refused bool) {
+// refuse answers a request on a surplus connection, unless its path is a probe or vital. In both cases the connection
+// ends with the answer.
+func (a *accessLog) refuse(w *response, r *http.Request) (refused bool) {
 	if r.Context().Value(surplusKey{}) == nil {
 		return false
 	}
 	w.Header().Set("Connection", "close")
-	if slices.Contains(f.probes, r.URL.Path) || slices.Contains(f.vital, r.URL.Path) {
+	if slices.Contains(probePaths, r.URL.Path) || slices.Contains(a.vital, r.URL.Path) {
 		return false
 	}
-	w.Header().Set("Retry-After", "1")
-	writeError(w, r, http.StatusServiceUnavailable, "TOOMANYREQUESTS", "all connections of the registry are busy; try again in a moment")
+	writeError(w, r, &ocierror.Error{Code: ocierror.TooManyRequests, Status: http.StatusServiceUnavailable,
+		Message: "all connections to the registry are busy; retry in a moment", Header: ocierror.RetryAfter(1)})
 	return true
 }
 
-// writeError answers with a sentence, under /v2 in the form of the distribution spec.
-func writeError(w *response, r *http.Request, status int, code, message string) {
-	contentType, text := "text/plain; charset=utf-8", message+"\n"
-	if r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/") {
-		contentType = "application/json"
-		text = `{"errors":[{"code":"` + code + `","message":"` + message + `"}]}` + "\n"
+// writeError answers with an error, in the form of the specification below /v2, and as text elsewhere.
+func writeError(w http.ResponseWriter, r *http.Request, e *ocierror.Error) {
+	if ocierror.IsPath(r.URL.Path) {
+		ocierror.Write(w, r, e)
+		return
 	}
-	w.Header().Set("Content-Type", contentType)
-	w.WriteHeader(status)
-	w.Write([]byte(text)) // an error means that the client is gone; w remembers it for the log
+	for name, values := range e.Header {
+		w.Header()[name] = values
+	}
+	http.Error(w, e.Message, e.HTTPStatus())
 }

@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// cork makes the kernel send full segments alone until it is taken off; then it sends the rest (tcp(7), TCP_CORK). What
-// comes by sendfile costs both ends less that way. Whatever goes wrong, it is no more than a saving that is not made.
+// cork makes the kernel send only full segments until cork is called with on=false; then it sends the rest (tcp(7),
+// TCP_CORK). Sending a file costs both ends less that way. Errors are ignored, because it only saves work.
 func cork(c net.Conn, on bool) {
 	t, ok := c.(*net.TCPConn)
 	if !ok {

@@ -4,4 +4,5 @@ package server
 
 import "net"
 
+// cork does nothing where the kernel does not have TCP_CORK.
 func cork(net.Conn, bool) {}

@@ -12,14 +12,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// other is the label of everything that is not in a known set.
+// other is the value of a label for everything outside of a known set.
 const other = "other"
 
-// maxRoutes bounds the routes, should a handler annotate with something that clients choose. The program has
-// about a dozen.
+// maxRoutes bounds the number of routes, in case a handler annotates with something that clients choose. The program
+// has about a dozen routes.
 const maxRoutes = 64
 
-// buckets of the duration in seconds: a cached manifest, a file, a push of a manifest with its fsyncs, layers.
+// buckets are those of the duration in seconds: for a cached manifest, a file, a push of a manifest with its fsyncs,
+// layers.
 var buckets = []float64{.0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5, 30, 120, 600}
 
 type metrics struct {
@@ -32,12 +33,12 @@ type metrics struct {
 	connections      prometheus.Gauge
 	refused, evicted prometheus.Counter
 
-	// series are those in use, replaced as a whole when one is added: a look-up in the vectors costs three times
-	// as much.
+	// series are those in use. The map is replaced as a whole when one is added, so that it can be read without a lock.
+	// A look-up in the vectors would cost three times as much.
 	series atomic.Pointer[map[seriesKey]series]
 
 	mu     sync.Mutex          // guards routes, and adding to series
-	routes map[string]struct{} // those seen so far
+	routes map[string]struct{} // those seen so far, at most maxRoutes
 }
 
 type seriesKey struct {
@@ -56,7 +57,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "trow_http_requests_total", Help: "Requests answered.",
 		}, []string{"method", "route", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "trow_http_request_duration_seconds", Help: "Time from a request's headers to the end of its answer.",
+			Name: "trow_http_request_duration_seconds", Help: "Time from the headers of a request to the end of its answer.",
 			Buckets: buckets,
 		}, []string{"method", "route"}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
@@ -69,7 +70,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "trow_http_requests_in_flight", Help: "Requests being answered.",
 		}),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "trow_http_connections", Help: "Connections open.",
+			Name: "trow_http_connections", Help: "Open connections.",
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trow_http_connections_refused_total", Help: "Connections refused because all others were busy.",
@@ -84,7 +85,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var err error
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.received, m.sent, m.inFlight, m.connections, m.refused, m.evicted} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.received, m.sent, m.inFlight, m.connections,
+		m.refused, m.evicted} {
 		err = errors.Join(err, r.Register(c))
 	}
 	return m, err
@@ -99,7 +101,7 @@ func (m *metrics) count(method, route string, status int, in, out int64, took ti
 	m.sent.Add(float64(out))
 }
 
-// of returns the series of a request, with labels out of bounded sets.
+// of returns the series of a request. Its labels come from bounded sets (invariant 4).
 func (m *metrics) of(method, route string, status int) series {
 	key := seriesKey{knownMethod(method), route, status}
 	if key.route == "" {
@@ -113,7 +115,7 @@ func (m *metrics) of(method, route string, status int) series {
 	return m.add(key)
 }
 
-// add makes a series, or finds the one that takes in what is not known. The caller holds mu.
+// add makes a series, or finds the one for unknown values. The caller holds mu.
 func (m *metrics) add(key seriesKey) series {
 	key.route = m.knownRoute(key.route)
 	code := other
@@ -124,7 +126,7 @@ func (m *metrics) add(key seriesKey) series {
 		requests: m.requests.WithLabelValues(key.method, key.route, code),
 		duration: m.duration.WithLabelValues(key.method, key.route),
 	}
-	if code != other { // what is not known must not grow the map
+	if code != other { // unknown statuses must not grow the map
 		all := maps.Clone(*m.series.Load())
 		all[key] = s
 		m.series.Store(&all)
@@ -132,15 +134,17 @@ func (m *metrics) add(key seriesKey) series {
 	return s
 }
 
+// knownMethod returns the method, or other if it is not a method of HTTP that clients use.
 func knownMethod(method string) string {
 	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+		http.MethodOptions:
 		return method
 	}
 	return other
 }
 
-// knownRoute lets the first maxRoutes routes that are words through. The caller holds mu.
+// knownRoute returns the route if it is one of the first maxRoutes that are words, else other. The caller holds mu.
 func (m *metrics) knownRoute(route string) string {
 	if !isWord(route) {
 		return other

@@ -8,19 +8,19 @@ import (
 	"sync"
 )
 
-// record is what the front knows of one request. It is the request's context itself, which saves an allocation
-// and makes looking it up one comparison.
+// record is what the access log knows of one request. It is the request's context itself, which saves an allocation
+// and makes a look-up one comparison.
 type record struct {
 	context.Context
 
 	id     string
 	remote string
-	header [1]string // the id once more: the value of the response's header, without an allocation
+	header [1]string // the id again, as the value of the response's header without an allocation
 
-	mu     sync.Mutex // guards what follows: a handler may annotate from several goroutines
+	mu     sync.Mutex // guards what follows, because a handler may annotate from several goroutines
 	route  string
 	fields []field
-	room   [6]field // for fields: as many as there are fixed ones besides route
+	room   [6]field // the memory of fields: as many as there are fixed keys besides route
 }
 
 // field is one annotation.
@@ -51,7 +51,7 @@ func newRecord(req *http.Request) *record {
 	return r
 }
 
-// RemoteAddr returns the address and port that the request that ctx belongs to comes from. Empty if ctx is not of a
+// RemoteAddr returns the address and port of the client whose request ctx belongs to. Empty if ctx does not belong to a
 // request.
 func RemoteAddr(ctx context.Context) string {
 	if r := recordOf(ctx); r != nil {
@@ -61,14 +61,14 @@ func RemoteAddr(ctx context.Context) string {
 }
 
 const (
-	// idLength characters of 5 bits: among a billion requests two of the same id are about an even chance, and
-	// nobody searches more than a day's.
+	// idLength characters of 5 bits: among a billion requests the chance of two with the same id is about even, and
+	// people search the requests of a day.
 	idLength = 12
-	// idDigits has no letters that look like others (i, l, o, u), as an id is read out on the telephone.
+	// idDigits has no letters that look like others (i, l, o, u), because people read ids to each other.
 	idDigits = "0123456789abcdefghjkmnpqrstvwxyz"
 )
 
-// newID makes a request's id. It has to be unlikely to come twice, not hard to guess.
+// newID makes the id of a request. It must be unlikely to occur twice; it need not be hard to guess.
 func newID() string {
 	var b [idLength]byte
 	n := rand.Uint64()
@@ -79,8 +79,8 @@ func newID() string {
 	return string(b[:])
 }
 
-// RequestID returns the id of the request that ctx belongs to: what the response has as X-Request-Id and the
-// access log as req. Empty if ctx is not of a request.
+// RequestID returns the id of the request that ctx belongs to: the X-Request-Id of the response, and req in the access
+// log. Empty if ctx does not belong to a request.
 func RequestID(ctx context.Context) string {
 	if r := recordOf(ctx); r != nil {
 		return r.id
@@ -91,15 +91,15 @@ func RequestID(ctx context.Context) string {
 const (
 	// maxFields bounds the annotations of a request, in case a handler annotates in a loop.
 	maxFields = 16
-	// maxValue bounds an annotation and the path in bytes: a repository's name and a digest fit, and a line can
-	// be read.
+	// maxValue bounds an annotation and the path in bytes: a repository's name and a digest fit, and a line remains
+	// readable.
 	maxValue = 512
 )
 
-// Annotate adds a fact to the access log's line for the request that ctx belongs to, or replaces one. Keys are
-// those of the fixed fields: user repo ref digest code err. The key "route" is the label of the metrics; its
-// values must be few, lower-case words. A value longer than 512 bytes is cut; more than 16 keys, an empty
-// value, and what comes after the request's end are left out. Without a request in ctx nothing happens.
+// Annotate adds a field to the access log's line for the request that ctx belongs to, or replaces it. The keys are the
+// fixed fields user, repo, ref, digest, code and err, and others. The key "route" is the label of the metrics; its
+// values must be few, lower-case words. A value is clipped after 512 bytes. More than 16 keys, an empty value, and a
+// call after the end of the request have no effect, nor has one without a request in ctx.
 func Annotate(ctx context.Context, key, value string) {
 	r := recordOf(ctx)
 	if r == nil || value == "" {
@@ -111,10 +111,10 @@ func Annotate(ctx context.Context, key, value string) {
 		r.route = value
 		return
 	}
-	r.set(field{key, cut(value)})
+	r.set(field{key, clip(value)})
 }
 
-// set adds or replaces a field. The caller holds mu.
+// set adds or replaces a field, within maxFields. The caller holds mu.
 func (r *record) set(f field) {
 	for i := range r.fields {
 		if r.fields[i].key == f.key {
@@ -142,8 +142,8 @@ func (r *record) get(key string) string {
 	return ""
 }
 
-// cut bounds a value for the log. It copies what it keeps: the rest must not stay in memory for its sake.
-func cut(s string) string {
+// clip bounds a value for the log. It copies what it keeps, so that the rest does not stay in memory.
+func clip(s string) string {
 	if len(s) <= maxValue {
 		return s
 	}

@@ -1,48 +1,51 @@
-// Package server is the HTTP server in front of everything: registry, webhook, health and metrics.
+// Package server is the HTTP server around everything else: registry, webhook, probes and metrics.
 //
 // # Words
 //
-//   - front: the outermost handler and the outermost ResponseWriter, around the handler of the program.
-//   - record: what the front knows of one request; it is in the request's context.
+//   - access log: the outermost handler and the outermost ResponseWriter, around the handler of the program.
+//   - record: what the access log knows of one request; it is in the request's context.
 //   - annotation: a fact that a handler adds to its record with [Annotate], for the access log.
-//   - route: the annotation that the metrics have as a label: "manifest", "blob", "validate".
-//   - stall: a time in which not one byte moves though we wait for the peer.
+//   - route: the annotation that is a label of the metrics: "manifest", "blob", "validate".
+//   - stall: a time in which not one byte moves although the server waits for the client.
+//   - piece: the 64 KiB that are written under one deadline.
+//   - surplus connection: one over the limit. Only probes and vital paths are answered on it, and it ends with its
+//     first answer.
 //
 // # Invariants
 //
-//  1. A transfer may take hours, a stall no longer than [Options.Stall]: the deadline is set for each piece
-//     that is read or written, never for a request. It runs only while we wait for the peer: a handler that
-//     works on its own for minutes cuts nobody.
-//  2. A file goes out by sendfile where the connection allows it (plain HTTP), and over TLS a piece takes one write, not one for each record.
-//  3. One line per request in the log, written when the request ends and not kept back. It has the path
-//     without the query and no header, so no credentials.
+//  1. A transfer may take hours, a stall no longer than [Options.StallTimeout]: the deadline is set for each piece that
+//     is read or written, never for a request. It runs only while the server waits for the client: a handler that works
+//     for minutes cuts no connection.
+//  2. A file is sent with sendfile where the connection allows it (plain HTTP). Over TLS, a piece takes one write, not
+//     one for each record.
+//  3. Each request has one line in the log, written when it ends and not held back. The line contains the path without
+//     the query and no header, so no credentials.
 //  4. The labels of the metrics have few values, whatever clients send.
-//  5. Connections are bounded. Those that wait give way to those that come, and what decides whether pods start is
-//     answered even when all are busy.
-//  6. A body that was begun and not finished breaks the connection, so that a short one never looks whole.
+//  5. The number of connections is bounded. Idle connections make room for new ones, and what decides whether pods
+//     start is answered even when all connections are busy.
+//  6. A body that was started and not finished breaks the connection, so that a client never takes it for complete.
 //
 // # Why HTTP/1.1 alone
 //
 // A layer over HTTP/2 costs a server in Go twice the processor time of one over HTTP/1.1, and a client too: each frame
-// of 16 KiB passes between goroutines and is flow-controlled by itself. containerd, Docker, podman and skopeo do not ask
-// for HTTP/2 of a registry with a CA of its own anyway; crane, oras, regctl and the API server take what is offered, and
-// keep as many connections as they have requests at once.
+// of 16 KiB passes between goroutines and has its own flow control. containerd, Docker, podman and skopeo do not ask
+// for HTTP/2 of a registry with its own CA anyway; crane, oras, regctl and the API server take what is offered, and
+// open as many connections as they have requests at once.
 //
-// # The slowest peer that lives
+// # The slowest client that is not cut
 //
-// A piece is 64 KiB, so over a minute of stall one kilobyte per second is enough. With sendfile any byte is. A
-// peer that reads slowly after it was fast needs more for a while: the kernel lets a writer go on when a third of
-// the send buffer is free, and that buffer grows to 4 MiB (23 kB/s).
+// A piece is 64 KiB, so with a stall timeout of a minute one kilobyte per second is enough. With sendfile any byte is
+// enough. A client that reads slowly after it was fast needs more for a while: the kernel wakes a writer when a third
+// of the send buffer is free, and that buffer grows to 4 MiB (23 kB/s).
 //
 // # What it does not do
 //
-// It knows no path but those of the probes, no OCI error but the one for a panic, and decides nothing about who
-// may do what. It does not limit the size of a body: handlers know what they expect.
+// It knows no path except those of the probes, and decides nothing about who may do what. It does not limit the size of
+// a body: handlers know what they expect.
 package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"log"
 	"net"
@@ -50,75 +53,47 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 )
 
-// Options say what to serve. Handler must be set; the zero value of the rest works.
-type Options struct {
-	Handler http.Handler
-
-	// Log gets the access log. Its writer gets each line at once.
-	Log zerolog.Logger
-
-	// Registerer gets the metrics trow_http_*. nil: they are counted and not shown.
-	Registerer prometheus.Registerer
-
-	// TLSConfig makes the server speak TLS, and lead those who speak plain HTTP to that. nil: plain HTTP.
-	TLSConfig *tls.Config
-
-	// Stall cuts a peer that neither takes nor sends a byte for so long while we wait for it. 0 means 60 s:
-	// longer than TCP needs to get over a lost route or a moved pod, and a pull that waits longer has failed for
-	// whoever looks at it.
-	Stall time.Duration
-
-	// Idle closes a connection without a request. 0 means 3 min: the usual client lets go after 90 s, and it must
-	// be the client that does, or it sends a request into a closed connection.
-	Idle time.Duration
-
-	// MaxConnections is how many connections there may be at once; see [connections]. 0 means no limit.
-	MaxConnections int
-
-	// Vital are the paths that are answered on a connection over the limit too, beside the probes.
-	Vital []string
-
-	// Probes are the paths whose requests are logged at debug. nil means /healthz, /livez, /readyz, /metrics.
-	Probes []string
-}
-
 const (
-	// headerTimeout bounds the TLS handshake and the headers of a request, which are small: who needs longer
-	// holds connections open for their own sake.
+	// headerTimeout bounds the TLS handshake and the headers of a request, which are small. A client that needs longer
+	// only holds connections open.
 	headerTimeout = 10 * time.Second
-	// maxHeader is four times the largest bearer token seen in the field, and a tenth of what net/http takes.
-	maxHeader    = 64 << 10
-	defaultStall = 60 * time.Second
-	defaultIdle  = 3 * time.Minute
+	// maxHeader is four times the largest bearer token seen in the field, and a tenth of what net/http accepts.
+	maxHeader           = 64 << 10
+	defaultStallTimeout = 60 * time.Second
+	defaultIdle         = 3 * time.Minute
+	// shutdownTimeout is how long requests under way may take after the server was asked to stop. Kubernetes kills the
+	// process 30 s after it asked.
+	shutdownTimeout = 25 * time.Second
 )
+
+// probePaths are the paths whose requests are logged at debug, and answered on surplus connections.
+var probePaths = []string{"/healthz", "/livez", "/readyz", "/metrics"}
 
 // Server serves one handler on any number of listeners. Make one with [New].
 type Server struct {
-	http http.Server
+	http   http.Server
+	log    zerolog.Logger
+	probes *Probes // nil: there are none
 }
 
-// New makes a server. Errors: the metrics' names are taken in o.Registerer.
+// New makes a server. Errors: the names of the metrics are taken in o.Registerer.
 func New(o Options) (*Server, error) {
-	if o.Stall <= 0 {
-		o.Stall = defaultStall
+	if o.StallTimeout <= 0 {
+		o.StallTimeout = defaultStallTimeout
 	}
 	if o.Idle <= 0 {
 		o.Idle = defaultIdle
-	}
-	if o.Probes == nil {
-		o.Probes = []string{"/healthz", "/livez", "/readyz", "/metrics"}
 	}
 	m, err := newMetrics(o.Registerer)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{http: http.Server{
-		Handler:           newFront(o, m),
-		TLSConfig:         o.TLSConfig.Clone(), // net/http adds to it
+	s := &Server{log: o.Log, probes: o.Probes, http: http.Server{
+		Handler:           newAccessLog(o, m),
+		TLSConfig:         o.TLSConfig.Clone(), // because net/http changes it
 		Protocols:         new(http.Protocols),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       o.Idle,
@@ -127,28 +102,58 @@ func New(o Options) (*Server, error) {
 	}}
 	s.http.Protocols.SetHTTP1(true)
 	if s.http.TLSConfig != nil {
-		s.http.TLSConfig.DynamicRecordSizingDisabled = true // small records first are for pages, not for layers
+		// Small records at the start of an answer are good for web pages, not for layers.
+		s.http.TLSConfig.DynamicRecordSizingDisabled = true
 	}
-	s.http.ConnContext = withWire
+	s.http.ConnContext = withConn
 	if o.MaxConnections > 0 {
-		c := newConnections(o, m)
+		c := newConnections(connectionLimit(o.MaxConnections, o.Log), o.Log, m)
 		s.http.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-			return c.accepted(withWire(ctx, conn), conn)
+			return c.accept(withConn(ctx, conn), conn)
 		}
 		s.http.ConnState = c.changed
 	}
 	return s, nil
 }
 
-// Handler returns the front without a listener, for tests and for listeners of other kinds.
+// Handler returns the outermost handler, for tests and for listeners of other kinds.
 func (s *Server) Handler() http.Handler { return s.http.Handler }
 
-// Serve answers on l until Shutdown, and closes l. It returns nil after Shutdown, and then at once: requests
-// under way go on, Shutdown waits for them. Errors: what the listener reports.
+// Run serves on l until ctx is done, and then stops: the probes report that the server is not ready, and requests under
+// way have 25 s to end before they are cut off. Run closes l. Errors: those of the listener, after the same stop.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() {
+		served <- s.Serve(l)
+		cancel() // a listener that failed stops the server as well
+	}()
+	<-ctx.Done()
+	s.stop()
+	return <-served
+}
+
+// stop ends the serving.
+func (s *Server) stop() {
+	// The probes come first, so that Kubernetes sends no further requests while the listener closes.
+	if s.probes != nil {
+		s.probes.Stop()
+	}
+	s.log.Info().Msg("stopping")
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		s.log.Warn().Err(err).Msg("requests were cut off")
+	}
+}
+
+// Serve answers on l until Shutdown, and closes l. After Shutdown it returns nil at once: requests under way go on, and
+// Shutdown waits for them. Errors: those of the listener.
 func (s *Server) Serve(l net.Listener) error {
-	serve := func() error { return s.http.Serve(wires{l, true}) }
+	serve := func() error { return s.http.Serve(listener{l, false}) }
 	if s.http.TLSConfig != nil {
-		serve = func() error { return s.http.ServeTLS(wires{l, false}, "", "") }
+		serve = func() error { return s.http.ServeTLS(listener{l, true}, "", "") }
 	}
 	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -156,8 +161,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown takes no more connections and waits for the requests under way. When ctx is done first it cuts them
-// and returns ctx's error.
+// Shutdown accepts no more connections and waits for the requests under way. If ctx is done first, it cuts them off and
+// returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if err != nil {
@@ -166,8 +171,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// errorLog takes what net/http has to say: at debug, because it is about clients (failed handshakes, garbage).
-// A panic is ours; one in a handler does not get here, the front recovers it.
+// errorLog logs the messages of net/http, at debug because they are about clients (failed handshakes, garbage). A panic
+// is a mistake of the program; those of handlers do not get here, because the access log recovers them.
 type errorLog struct {
 	log zerolog.Logger
 }

@@ -186,7 +186,7 @@ func TestAStalledReaderIsCut(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		var err error
 		f := bigFile(t, large)
-		s := start(t, m, server.Options{Stall: 200 * time.Millisecond, Handler: serveFile(f, &err)})
+		s := start(t, m, server.Options{StallTimeout: 200 * time.Millisecond, Handler: serveFile(f, &err)})
 		resp, e := s.client.Get(s.url + "/v2/")
 		if e != nil {
 			t.Fatal(e)
@@ -210,7 +210,7 @@ func TestASlowReaderLives(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		err := errors.New("not called")
 		f := bigFile(t, large)
-		s := start(t, m, server.Options{Stall: 2 * time.Second, Handler: serveFile(f, &err)})
+		s := start(t, m, server.Options{StallTimeout: 2 * time.Second, Handler: serveFile(f, &err)})
 		resp, e := s.client.Get(s.url + "/v2/")
 		if e != nil {
 			t.Fatal(e)
@@ -255,7 +255,7 @@ func (d *drip) Read(p []byte) (int, error) {
 func TestAStalledUploadIsCut(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		var err error
-		s := start(t, m, server.Options{Stall: 200 * time.Millisecond, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, server.Options{StallTimeout: 200 * time.Millisecond, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, err = io.Copy(io.Discard, r.Body)
 			w.WriteHeader(http.StatusBadRequest)
 		})})
@@ -279,7 +279,7 @@ func TestAStalledUploadIsCut(t *testing.T) {
 
 func TestASlowUploadLives(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
-		s := start(t, m, server.Options{Stall: 300 * time.Millisecond, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, server.Options{StallTimeout: 300 * time.Millisecond, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			b, err := io.ReadAll(r.Body)
 			fmt.Fprint(w, string(b), err)
 		})})
@@ -296,7 +296,7 @@ func TestAHandlerMayTakeItsTime(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		const stall = 50 * time.Millisecond
 		work := func() { time.Sleep(4 * stall) }
-		s := start(t, m, server.Options{Stall: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, server.Options{StallTimeout: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.ReadFull(r.Body, make([]byte, 2))
 			work()
 			n, err := io.Copy(io.Discard, r.Body)
@@ -318,7 +318,7 @@ func TestAHandlerMayTakeItsTime(t *testing.T) {
 func TestAnUnreadBodyDoesNotCutTheAnswer(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		const stall = 50 * time.Millisecond
-		s := start(t, m, server.Options{Stall: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, server.Options{StallTimeout: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/close" {
 				r.Body.Close()
 			}
@@ -337,7 +337,7 @@ func TestAnUnreadBodyDoesNotCutTheAnswer(t *testing.T) {
 func TestAKeptConnectionOutlivesStall(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		const stall = 50 * time.Millisecond
-		s := start(t, m, server.Options{Stall: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, server.Options{StallTimeout: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/read" {
 				io.Copy(io.Discard, r.Body)
 			}

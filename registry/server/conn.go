@@ -1,0 +1,107 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"sync"
+)
+
+// conn is the connection below net/http or TLS. They write as much as they have room for: 4 KiB, or a record of 16 KiB.
+// conn sends what belongs together with one call, which costs the kernel and the client less processor time.
+type conn struct {
+	net.Conn
+	checked bool // the first byte was checked, or need not be; used by the reading goroutine alone
+
+	mu   sync.Mutex  // guards what follows, and puts writes in sequence
+	held *sendBuffer // nil: what is written is sent at once
+	err  error       // of a flush. Part of a record may have been sent, so nothing may follow it
+}
+
+// sendBuffer holds back what is written.
+type sendBuffer struct{ b []byte }
+
+// sendBufferSize has room for a piece in TLS records. Each record has an overhead of at most 22 bytes (RFC 8446,
+// section 5.2), and what was written before the piece may have started another one.
+const sendBufferSize = piece + 8<<10
+
+var sendBuffers = sync.Pool{New: func() any { return &sendBuffer{make([]byte, 0, sendBufferSize)} }}
+
+// Write holds p back until flush, between hold and flush and if there is room for it.
+func (c *conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return 0, c.err
+	}
+	if c.held == nil {
+		return c.Conn.Write(p)
+	}
+	if len(c.held.b)+len(p) <= cap(c.held.b) {
+		c.held.b = append(c.held.b, p...)
+		return len(p), nil
+	}
+	// There is no room: what is held goes first, so that the bytes keep their order.
+	if err := c.send(); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// hold makes writes wait until flush.
+func (c *conn) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = sendBuffers.Get().(*sendBuffer)
+}
+
+// flush sends what was held back, and ends the holding. Errors: those of the connection.
+func (c *conn) flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.send()
+	sendBuffers.Put(c.held)
+	c.held = nil
+	return err
+}
+
+// send writes what is held. The caller holds mu.
+func (c *conn) send() error {
+	if len(c.held.b) == 0 {
+		return nil
+	}
+	_, c.err = c.Conn.Write(c.held.b)
+	c.held.b = c.held.b[:0]
+	return c.err
+}
+
+// ReadFrom lets the kernel send a file.
+func (c *conn) ReadFrom(src io.Reader) (int64, error) {
+	if to, ok := c.Conn.(io.ReaderFrom); ok {
+		return to.ReadFrom(src)
+	}
+	return io.Copy(struct{ io.Writer }{c.Conn}, src)
+}
+
+// CloseWrite reports to the client that nothing follows; net/http then waits for what the client still sends.
+func (c *conn) CloseWrite() error {
+	if to, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return to.CloseWrite()
+	}
+	return nil
+}
+
+// connKey finds the conn of a request in its context.
+type connKey struct{}
+
+// withConn is http.Server.ConnContext: it adds the conn to the context of the connection's requests.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if c, ok := c.(*conn); ok {
+		return context.WithValue(ctx, connKey{}, c)
+	}
+	return ctx
+}

@@ -1,0 +1,34 @@
+package server
+
+import (
+	"syscall"
+
+	"github.com/rs/zerolog"
+)
+
+// otherFiles is the number of open files that are not connections or served on them: the journal, the log, uploads.
+const otherFiles = 100
+
+// connectionLimit returns the number of connections that may be open: want, or fewer if the process may not open enough
+// files, which is logged.
+func connectionLimit(want int, log zerolog.Logger) int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return want
+	}
+	n := connectionsWith(files.Cur, want)
+	if n < want {
+		log.Warn().Int("max-connections", n).Uint64("limit", files.Cur).
+			Msg("max-connections lowered: open-file limit too low (ulimit -n)")
+	}
+	return n
+}
+
+// connectionsWith returns how many connections, at most want, fit into a limit of open files: each takes two, itself
+// and the file that is sent on it.
+func connectionsWith(files uint64, want int) int {
+	if files >= uint64(2*want+otherFiles) {
+		return want
+	}
+	return max(1, (int(files)-otherFiles)/2)
+}

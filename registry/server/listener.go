@@ -1,0 +1,77 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net"
+	"net/http"
+
+	"trow/registry/ocierror"
+)
+
+// listener makes conns of the connections that it accepts. If the server speaks TLS, a client that speaks plain HTTP is
+// redirected: containerd assumes that 127.0.0.1 with a port speaks plain HTTP, and follows the redirect. Nothing else
+// is served in plain then.
+type listener struct {
+	net.Listener
+	tls bool
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: c, checked: !l.tls}, nil
+}
+
+// tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1). No HTTP method starts with it.
+const tlsHandshake = 0x16
+
+// Read checks the first byte of the connection, unless plain HTTP is spoken. The first to read is the goroutine of the
+// TLS handshake, which has a deadline.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.checked || n == 0 {
+		return n, err
+	}
+	c.checked = true
+	// Everything that does not look like an HTTP method goes on to TLS, which reports what is wrong with it.
+	if p[0] == tlsHandshake || p[0] < 'A' || p[0] > 'Z' {
+		return n, err
+	}
+	answerPlain(c.Conn, p[:n])
+	return 0, io.EOF
+}
+
+// answerPlain answers one request in plain HTTP whose first bytes were read: with a redirect, or an error where a
+// client would not follow one.
+func answerPlain(c net.Conn, first []byte) {
+	in := io.LimitReader(c, maxHeader) // the same bound as for other requests
+	r, err := http.ReadRequest(bufio.NewReader(io.MultiReader(bytes.NewReader(first), in)))
+	if err != nil {
+		return
+	}
+	answer := http.Response{ProtoMajor: 1, ProtoMinor: 1, Request: r, Close: true, Header: http.Header{}}
+	if (r.Method == http.MethodGet || r.Method == http.MethodHead) && r.Host != "" {
+		answer.StatusCode = http.StatusTemporaryRedirect
+		answer.Header.Set("Location", "https://"+r.Host+r.URL.RequestURI())
+	} else {
+		setPlainError(&answer)
+	}
+	_ = answer.Write(c) // on an error the client has gone
+}
+
+// setPlainError makes the answer an error, in the form of the specification below /v2, and as text elsewhere.
+func setPlainError(answer *http.Response) {
+	const message = "this port speaks TLS only: use https"
+	contentType, body := "text/plain; charset=utf-8", []byte(message+"\n")
+	e := &ocierror.Error{Code: ocierror.Unsupported, Message: message, Status: http.StatusBadRequest}
+	if ocierror.IsPath(answer.Request.URL.Path) {
+		contentType, body = "application/json", e.Body()
+	}
+	answer.StatusCode = e.HTTPStatus()
+	answer.Header.Set("Content-Type", contentType)
+	answer.ContentLength, answer.Body = int64(len(body)), io.NopCloser(bytes.NewReader(body))
+}

@@ -1,0 +1,46 @@
+package server
+
+import (
+	"math"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
+
+const (
+	// gcPercent is how much garbage the heap may have, in percent of what is in use. Most of what is in use is the
+	// index: it lives long and has few pointers to follow, so that a collection is cheap; and Go's default, twice the
+	// size of the index, would be a lot of memory for the little garbage that requests make.
+	gcPercent = 50
+	// ballast counts as in use in addition. It is never touched, so it takes no memory. Without it, a server with a
+	// small index would collect garbage every few hundred requests.
+	ballast = 32 << 20
+	// cgroupLimit is the memory limit of the control group, such as a pod's container, in cgroup v2.
+	cgroupLimit = "/sys/fs/cgroup/memory.max"
+)
+
+// TuneMemory sets up the garbage collector for a server that holds an index. The environment variables GOGC and
+// GOMEMLIMIT take precedence. The effect lasts until the caller calls release.
+func TuneMemory() (release func()) {
+	var b []byte
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+		b = make([]byte, ballast)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit(os.ReadFile(cgroupLimit)))
+	}
+	return func() { runtime.KeepAlive(b) } // until here the collector must count b
+}
+
+// memoryLimit is the size that the heap may reach before garbage is collected at any cost: nine tenths of the limit of
+// the control group, whose file contains a number of bytes or "max". Without such a file there is no limit.
+func memoryLimit(text []byte, err error) int64 {
+	n, perr := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil || perr != nil || n <= 0 {
+		return math.MaxInt64
+	}
+	return n / 10 * 9
+}

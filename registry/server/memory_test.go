@@ -1,0 +1,30 @@
+package server
+
+import (
+	"math"
+	"os"
+	"testing"
+)
+
+func TestMemoryLimitIsThatOfTheContainer(t *testing.T) {
+	for text, want := range map[string]int64{
+		"1073741820\n": 966367638, "max\n": math.MaxInt64, "": math.MaxInt64, "0": math.MaxInt64, "-1": math.MaxInt64,
+	} {
+		if got := memoryLimit([]byte(text), nil); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	if got := memoryLimit(nil, os.ErrNotExist); got != math.MaxInt64 {
+		t.Errorf("without the file: %d", got)
+	}
+}
+
+func TestConnectionsFitIntoTheOpenFileLimit(t *testing.T) {
+	for files, want := range map[uint64]int{
+		1 << 20: 10000, 20100: 10000, 20098: 9999, 1024: 462, 100: 1, 0: 1, math.MaxUint64: 10000,
+	} {
+		if got := connectionsWith(files, 10000); got != want {
+			t.Errorf("%d files: %d connections, want %d", files, got, want)
+		}
+	}
+}

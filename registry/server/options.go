@@ -1,0 +1,117 @@
+package server
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
+)
+
+// Options are the settings of the server, and what the program adds to them.
+type Options struct {
+	// Listen is the address and port to listen on.
+	Listen string
+	// MaxConnections is the number of connections that may be open at once; see [connections]. 0 means no limit. It is
+	// lowered if the process may not open as many files.
+	MaxConnections int
+	// StallTimeout is how long a client may neither take nor send a byte while the server waits for it; then its
+	// connection is closed. 0 means 60 s: longer than TCP needs to get over a lost route or a moved pod. A pull that
+	// waits longer has failed for the person who looks at it.
+	StallTimeout time.Duration
+	// LogLevel is the lowest level that is logged: error, warn, info or debug.
+	LogLevel string
+	// DebugListen is the address and port of the listener for profiles. Empty: there is none.
+	DebugListen string
+	// MetricsLogin protects /metrics by a login. The program applies it, because the server does not know logins.
+	MetricsLogin bool
+
+	// The fields below are set by the program. Handler must be set; the zero value of the others works.
+
+	// Handler answers the requests.
+	Handler http.Handler
+	// Log gets the access log, one line per request, and the lines of Run. Its writer must not hold lines back.
+	Log zerolog.Logger
+	// Registerer gets the metrics trow_http_*. nil: they are counted, but not exported.
+	Registerer prometheus.Registerer
+	// TLSConfig makes the server speak TLS and redirect plain HTTP to it. nil: the server speaks plain HTTP.
+	TLSConfig *tls.Config
+	// Idle is how long a connection may stay open without a request. 0 means 3 min: most clients close an idle
+	// connection after 90 s. The client must be the first to close, or it sends a request into a closed connection.
+	Idle time.Duration
+	// Vital are the paths that are answered on connections over the limit too, in addition to the probes.
+	Vital []string
+	// Probes learns that the server stops. nil: there are no probes.
+	Probes *Probes
+}
+
+// AddFlags registers the settings as flags.
+func (o *Options) AddFlags(fs *pflag.FlagSet) {
+	fs.StringVarP(&o.Listen, "listen", "l", ":8443", "address and port to listen on")
+	fs.IntVar(&o.MaxConnections, "max-connections", 10000, "number of connections that may be open at once; when a "+
+		"new one comes, an idle one is closed, and if none is idle, the new one is answered 503")
+	fs.DurationVar(&o.StallTimeout, "stall-timeout", time.Minute,
+		"how long a transfer may make no progress before its connection is closed")
+	fs.StringVar(&o.LogLevel, "log-level", "info", "lowest level that is logged: error, warn, info or debug")
+	fs.StringVar(&o.DebugListen, "debug-listen", "", "address and port of a listener for profiles (/debug/pprof/), "+
+		"preferably 127.0.0.1:6060; empty: none")
+	fs.BoolVar(&o.MetricsLogin, "metrics-login", false,
+		"serve /metrics only to clients whose rules allow metrics")
+}
+
+// Validate reports the first invalid setting.
+func (o *Options) Validate() error {
+	switch {
+	case o.MaxConnections < 1:
+		return fmt.Errorf("max-connections: %d is too low; want at least 1", o.MaxConnections)
+	case o.StallTimeout < time.Second:
+		return fmt.Errorf("stall-timeout: %s is too short; want at least 1s", o.StallTimeout)
+	}
+	_, err := o.level()
+	return err
+}
+
+// Logger returns the program's logger, which writes lines of JSON to w. Errors: log-level is invalid.
+func (o *Options) Logger(w io.Writer) (zerolog.Logger, error) {
+	level, err := o.level()
+	if err != nil {
+		return zerolog.Nop(), err
+	}
+	return zerolog.New(w).Level(level).With().Timestamp().Logger(), nil
+}
+
+func (o *Options) level() (zerolog.Level, error) {
+	level, err := zerolog.ParseLevel(o.LogLevel)
+	if err != nil || level == zerolog.NoLevel {
+		return level, fmt.Errorf("log-level: %q: want error, warn, info or debug", o.LogLevel)
+	}
+	return level, nil
+}
+
+// OpenListeners opens the listener of the server and the one for profiles, which is nil if DebugListen is empty. The
+// caller closes both. Errors name the setting.
+func (o *Options) OpenListeners() (l, debug net.Listener, err error) {
+	if l, err = net.Listen("tcp", o.Listen); err != nil {
+		return nil, nil, fmt.Errorf("listen: %w", err)
+	}
+	if o.DebugListen == "" {
+		return l, nil, nil
+	}
+	if debug, err = net.Listen("tcp", o.DebugListen); err != nil {
+		_ = l.Close() // nothing was accepted on it yet
+		return nil, nil, fmt.Errorf("debug-listen: %w", err)
+	}
+	return l, debug, nil
+}
+
+// Loopback reports whether only this machine can connect to an address, which has the form IP:port.
+func Loopback(address string) bool {
+	a, err := netip.ParseAddrPort(address)
+	return err == nil && a.Addr().Unmap().IsLoopback()
+}
