@@ -47,11 +47,11 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"trow/admission"
 	"trow/admission/cluster"
 	"trow/manifests"
+	"trow/manifests/kube"
 	"trow/manifests/node"
 	"trow/manifests/node/credential"
 	"trow/registry"
@@ -90,9 +90,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.nodeCommand(), credential.Command(), bench.Command(), a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.checkCommand(), manifests.Command(version), node.Command(), credential.Command(), bench.Command(), a.versionCommand())
 	root.AddCommand(keep.Program{In: a.in, Out: a.out, Err: a.err, DataDir: dataDir}.Commands()...)
-	root.AddCommand(cluster.Commands(a.out)...)
+	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(a.desk().Commands()...)
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -400,12 +400,6 @@ func (c *config) check() error {
 		return fmt.Errorf("ca-overlap: %s is too short; at least 10s", c.CAOverlap)
 	case c.Webhook != "" && c.NoTLS:
 		return errors.New("webhook: the API server calls with TLS alone; leave no-tls out, or register the webhook yourself")
-	case c.Webhook == "" && len(c.ExemptNamespaces) > 0:
-		return errors.New("exempt-namespaces: without the setting webhook nothing is registered that could leave them out")
-	case c.TokenAudience != strings.TrimSpace(c.TokenAudience) || len(c.TokenAudience) > 256:
-		return fmt.Errorf("token-audience: %.80q is none; the manifest's is %s", c.TokenAudience, cluster.Audience)
-	case c.AccessReview && c.TokenAudience == "":
-		return errors.New("access-review: without the setting token-audience no ServiceAccount can log in; add token-audience: " + cluster.Audience)
 	}
 	if _, err := parseReserve(c.Reserve); err != nil {
 		return err
@@ -416,15 +410,9 @@ func (c *config) check() error {
 	if _, err := retention.Compile(c.Retention, c.Immutable); err != nil {
 		return err
 	}
-	if c.Webhook != "" {
-		if _, err := cluster.ParseMode(c.Webhook); err != nil {
-			return fmt.Errorf("webhook: %w", err)
-		}
-	}
-	for _, n := range c.ExemptNamespaces {
-		if msg := validation.IsDNS1123Label(n); len(msg) > 0 {
-			return fmt.Errorf("exempt-namespaces: %.80q: %s", n, msg[0])
-		}
+	o := c.clusterOptions()
+	if err := o.Validate(); err != nil {
+		return err
 	}
 	if c.PasswordFile != "" {
 		b, err := os.ReadFile(c.PasswordFile)
@@ -764,23 +752,24 @@ func (s *instance) openCertificates(ctx context.Context) error {
 		s.keeper, err = trowtls.Open(ctx, store, o)
 		return err
 	}
-	client, namespace, err := cluster.Inside()
-	if err != nil {
-		return fmt.Errorf("webhook: %w; outside of a cluster leave this setting out", err)
-	}
-	pod, err := os.Hostname()
-	if err != nil {
+	clusterOptions := s.config.clusterOptions()
+	clusterOptions.Log, clusterOptions.Ready = s.log, s.ready.Load
+	clusterOptions.CA = func() []byte { return s.keeper.CA() }
+	clusterOptions.Rotate = func(ctx context.Context) error { return s.keeper.Rotate(ctx) }
+	var secret *cluster.Secret
+	var err error
+	if s.cluster, secret, err = cluster.Open(clusterOptions); err != nil {
 		return err
 	}
-	s.cluster = cluster.New(cluster.Options{Client: client, Namespace: namespace, Pod: pod,
-		Mode: cluster.Mode(s.config.Webhook), Exempt: s.config.ExemptNamespaces, Notify: s.clusterEvent, Ready: s.ready.Load,
-		CA:     func() []byte { return s.keeper.CA() },
-		Rotate: func(ctx context.Context) error { return s.keeper.Rotate(ctx) }})
 	o.Published = s.cluster.Published
 	return s.await(ctx, func() (err error) {
-		s.keeper, err = trowtls.Open(ctx, cluster.NewSecret(client, namespace), o)
+		s.keeper, err = trowtls.Open(ctx, secret, o)
 		return err
 	})
+}
+
+func (c *config) clusterOptions() cluster.Options {
+	return cluster.Options{Webhook: c.Webhook, ExemptNamespaces: c.ExemptNamespaces, TokenAudience: c.TokenAudience, AccessReview: c.AccessReview}
 }
 
 // await tries until it succeeds. After a power cut the API server may take longer to come back than this process,
@@ -832,11 +821,13 @@ func (s *instance) openGuard() (err error) {
 		options.Certificate = func(r *http.Request) *x509.Certificate { return s.keeper.Certificate(r, trowtls.ForClient) }
 	}
 	if s.config.TokenAudience != "" {
-		client, _, err := cluster.Inside()
+		o := s.config.clusterOptions()
+		o.Log = s.log
+		reviewer, err := cluster.OpenReviewer(o)
 		if err != nil {
-			return fmt.Errorf("token-audience: %w; outside of a cluster leave this setting out", err)
+			return err
 		}
-		r := reviews{cluster.NewReviewer(client, s.config.TokenAudience), s.log}
+		r := reviews{reviewer}
 		options.Reviewer = r
 		if s.config.AccessReview {
 			options.Accesses = r
@@ -878,20 +869,16 @@ func (s *instance) record(ctx context.Context, e audit.Event) {
 }
 
 // reviews is how the registry asks the cluster: neither knows the other.
-type reviews struct {
-	*cluster.Reviewer
-	log zerolog.Logger
-}
+type reviews struct{ *cluster.Reviewer }
 
-// Review implements auth.Reviewer. A client is told that a token is wrong; the log says why.
+// Review implements auth.Reviewer.
 func (r reviews) Review(ctx context.Context, token string) (auth.Identity, error) {
-	user, err := r.Reviewer.Review(ctx, token)
+	user, ok, why, err := r.Reviewer.Review(ctx, token)
 	switch {
-	case errors.Is(err, cluster.ErrToken):
-		r.log.Info().Err(err).Msg("a ServiceAccount's token is refused")
-		return auth.Identity{}, fmt.Errorf("%w: %w", auth.ErrUnauthorized, err)
 	case err != nil:
-		return auth.Identity{}, r.unavailable(err)
+		return auth.Identity{}, fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
+	case !ok:
+		return auth.Identity{}, fmt.Errorf("%w: %s", auth.ErrUnauthorized, why)
 	}
 	return auth.Identity{Name: user.Username, Groups: user.Groups, Cluster: true}, nil
 }
@@ -900,14 +887,9 @@ func (r reviews) Review(ctx context.Context, token string) (auth.Identity, error
 func (r reviews) Access(ctx context.Context, who auth.Identity, verb, namespace, repository string) (bool, string, error) {
 	allowed, reason, err := r.Reviewer.Access(ctx, authenticationv1.UserInfo{Username: who.Name, Groups: who.Groups}, verb, namespace, repository)
 	if err != nil {
-		return false, "", r.unavailable(err)
+		return false, "", fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 	}
 	return allowed, reason, nil
-}
-
-func (r reviews) unavailable(err error) error {
-	r.log.Warn().Err(err).Msg("whose a token is, or what it is good for, cannot be told now")
-	return fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
 }
 
 // authOptions are what holds beside the rules.
@@ -1071,14 +1053,7 @@ func (s *instance) registerGauges() {
 	}
 	counter("trow_audit_left_out_total", "Events that got no line in the audit log, since there were too many of a kind.", s.auditLog.LeftOut)
 	counter("trow_audit_failed_total", "Lines of the audit log that could not be written.", s.auditLog.Failed)
-	if s.cluster != nil {
-		gauge("trow_webhook_enforcing", "1 if no pod starts without the webhook's consent, else 0.", func() float64 {
-			if s.cluster.State().Mode == cluster.Enforce {
-				return 1
-			}
-			return 0
-		})
-	}
+	s.metrics.MustRegister(s.cluster)
 }
 
 // quotaMetrics tells how full quotas are, by their number in the setting.
@@ -1302,23 +1277,8 @@ func (s *instance) certificateEvent(e trowtls.Event) {
 	}
 }
 
-// clusterEvent logs what happened in the cluster.
-func (s *instance) clusterEvent(e cluster.Event) {
-	line := s.log.Info()
-	switch e.Kind {
-	case cluster.Failed:
-		line = s.log.Error().Err(e.Err)
-	case cluster.HeldBack, cluster.Risk, cluster.Restored:
-		line = s.log.Warn()
-	}
-	if e.Why != "" {
-		line.Str("why", e.Why)
-	}
-	line.Str("event", string(e.Kind)).Str("mode", string(e.Mode)).Msg("webhook")
-}
-
 // audit tells whether the webhook denies nothing for the time being.
-func (s *instance) audit() bool { return s.cluster != nil && s.cluster.State().Mode == cluster.Audit }
+func (s *instance) audit() bool { return !s.cluster.Denies() }
 
 // observe counts a verdict, and writes it down: what failed in the log, all in the audit log.
 func (s *instance) observe(ctx context.Context, d admission.Decision) {
@@ -1470,8 +1430,8 @@ func (s *instance) readyz(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "[%s]content whole: %d quarantined\n", mark[n == 0], n)
 		}
 		if s.cluster != nil {
-			state := s.cluster.State()
-			fmt.Fprintf(w, "[%s]webhook %s %s\n", mark[state.Mode == cluster.Mode(s.config.Webhook)], state.Mode, state.Why)
+			ok, text := s.cluster.Check()
+			fmt.Fprintf(w, "[%s]%s\n", mark[ok], text)
 		}
 	}
 	if !ready {
@@ -1603,7 +1563,7 @@ func (s *instance) firstSteps(scheme, host string) string {
 			"  skopeo copy --dest-tls-verify=false docker://docker.io/library/nginx:1.21.0 docker://" + host + "/nginx:1.21.0\n"
 	}
 	if s.cluster != nil {
-		return "Push to " + s.config.Names[0] + " from a machine that trusts the CA (ConfigMap " + cluster.ConfigMapName + ").\n"
+		return "Push to " + s.config.Names[0] + " from a machine that trusts the CA (ConfigMap " + kube.ConfigMapName + ").\n"
 	}
 	ca := s.writeCA()
 	return "Trust it (podman, skopeo, buildah; for docker the directory is /etc/docker/certs.d):\n" +
@@ -1843,122 +1803,6 @@ func (a *app) desk() desk.Program {
 			return p, c.User, err
 		},
 	}
-}
-
-// ---- node
-
-func (a *app) nodeCommand() *cobra.Command {
-	o := node.Options{Host: "trow.kube-public", Port: 31000, Root: "/host", NodeName: os.Getenv("NODE_NAME")}
-	var flavour, ca string
-	cmd := &cobra.Command{
-		Use:   "node",
-		Short: "Make this machine reach and trust the registry (in the manifest's DaemonSet)",
-		Long: "node listens on loopback, leads to the registry, and tells the container runtime so.\n" +
-			"With --print it only prints what to do by hand, where a DaemonSet may not write to the node.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if flavour != "" {
-				return a.printNode(flavour, ca, o)
-			}
-			return a.node(cmd.Context(), o)
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&o.Host, "host", o.Host, "name of the registry in image names")
-	f.IntVar(&o.Port, "port", o.Port, "node port of the registry; the next one is listened on as well")
-	f.StringVar(&o.Root, "root", o.Root, "where the node's directories are mounted")
-	f.StringVar(&flavour, "print", "", "print what to do by hand: "+strings.Join(node.Flavours(), ", "))
-	f.StringVar(&ca, "ca", "", "with --print: file with the CA's certificate (ca.crt of ConfigMap "+cluster.ConfigMapName+"); - for standard input")
-	return cmd
-}
-
-// node runs until ctx ends.
-func (a *app) node(ctx context.Context, o node.Options) (err error) {
-	log := zerolog.New(a.err).With().Timestamp().Str("node", o.NodeName).Logger()
-	if o.Client, o.Namespace, err = cluster.Inside(); err != nil {
-		return fmt.Errorf("%w; trow node runs in a pod of the manifest, and --print tells what to do by hand", err)
-	}
-	if host, port := os.Getenv("TROW_SERVICE_HOST"), os.Getenv("TROW_SERVICE_PORT"); host != "" && port != "" {
-		o.Service = net.JoinHostPort(host, port)
-	}
-	o.Notify = func(e node.Event) {
-		line := log.Info()
-		if e.Warning() {
-			line = log.Warn()
-		}
-		if e.Err != nil {
-			line.Err(e.Err)
-		}
-		line.Str("event", string(e.Kind)).Str("what", e.Message).Msg("node")
-	}
-	n, err := node.New(o)
-	if err != nil {
-		return err
-	}
-	return n.Run(ctx)
-}
-
-func (a *app) printNode(flavour, file string, o node.Options) error {
-	in := a.in
-	switch file {
-	case "":
-		return errors.New("ca: the CA's certificate is needed: kubectl -n kube-public get configmap " + cluster.ConfigMapName +
-			` -o jsonpath='{.data.ca\.crt}' | trow node --print ` + flavour + " --ca -")
-	case "-":
-	default:
-		f, err := os.Open(file)
-		if err != nil {
-			return fmt.Errorf("ca: %w", err)
-		}
-		defer f.Close()
-		in = f
-	}
-	pem, err := io.ReadAll(io.LimitReader(in, 1<<20))
-	if err != nil {
-		return fmt.Errorf("ca: %w", err)
-	}
-	text, err := node.Print(flavour, node.PrintOptions{Host: o.Host, Port: o.Port, CA: string(pem)})
-	if err != nil {
-		return err
-	}
-	_, err = io.WriteString(a.out, text)
-	return err
-}
-
-// ---- manifest, version
-
-func (a *app) manifestCommand() *cobra.Command {
-	o := manifests.Defaults(version)
-	noNode := false
-	cmd := &cobra.Command{
-		Use:   "manifest",
-		Short: "Print the Kubernetes manifest that installs Trow",
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			o.Node = !noNode
-			text, err := manifests.Render(o)
-			if err != nil {
-				return errors.New(oneLine(err))
-			}
-			_, err = a.out.Write(text)
-			return err
-		},
-	}
-	f := cmd.Flags()
-	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace; made unless it is kube-public")
-	f.StringVar(&o.Host, "host", o.Host, "name of the registry on nodes and workstations (default trow.<namespace>)")
-	f.IntVar(&o.NodePort, "node-port", o.NodePort, "port of the registry on every node")
-	f.StringVar(&o.Image, "image", o.Image, "Trow's own image, from a place that the nodes can pull from")
-	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a volume that stays; empty: none, the images go with the pod")
-	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass, "of the volume (default: the cluster's default)")
-	f.StringVar(&o.Size, "size", o.Size, "of the volume")
-	f.BoolVar(&o.Login, "login", o.Login, "make a user with a random password, and close the registry to others; ServiceAccounts may pull")
-	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview, "with --login: RBAC decides what ServiceAccounts may pull, push and delete")
-	f.StringVar(&o.Webhook, "webhook", o.Webhook, "off, audit (only warn) or enforce")
-	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil, "namespaces whose pods are not judged, beside kube-system and the own one")
-	f.BoolVar(&noNode, "no-node", false, "leave the nodes alone: no DaemonSet; see trow node --print")
-	f.StringSliceVar(&o.NodeDir, "node-dir", o.NodeDir, "directories of the nodes in which runtimes look for registries")
-	return cmd
 }
 
 func (a *app) versionCommand() *cobra.Command {
