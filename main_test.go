@@ -42,6 +42,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"trow/admission/cluster"
+	"trow/manifests/kube"
 	"trow/manifests/kube/kubetest"
 	"trow/registry/auth"
 	"trow/registry/limit"
@@ -1081,10 +1082,10 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a default that does not exist", []string{"--default=Perhaps"}, "", "default"},
 		{"a webhook that does not exist", []string{"--webhook=on"}, "", "webhook"},
 		{"a webhook without TLS", []string{"--webhook=enforce", "--no-tls"}, "", "TLS alone"},
-		{"a webhook outside of a cluster", []string{"--webhook=enforce"}, "", "outside of a cluster"},
+		{"a webhook outside of a cluster", []string{"--webhook=enforce"}, "", "outside a cluster"},
 		{"exempt from nothing", []string{"--exempt-namespaces=a"}, "", "exempt-namespaces"},
 		{"no namespace", []string{"--webhook=audit", "--exempt-namespaces=A_b"}, "", "exempt-namespaces"},
-		{"tokens outside of a cluster", []string{"--token-audience=trow"}, "", "outside of a cluster"},
+		{"tokens outside of a cluster", []string{"--token-audience=trow"}, "", "outside a cluster"},
 		{"an audience that is none", []string{"--token-audience= "}, "", "token-audience"},
 		{"accesses of nobody", []string{"--access-review"}, "", "token-audience: trow"},
 		{"an audit log that is no file", []string{"--audit-log=-"}, "", "audit-log"},
@@ -1314,7 +1315,7 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 		return true, review, nil
 	})
 	var log bytes.Buffer
-	r := reviews{cluster.NewReviewer(kubetest.Client(client), cluster.Audience), zerolog.New(&log)}
+	r := reviews{cluster.NewReviewer(kubetest.Client(client), kube.Audience, zerolog.New(&log))}
 	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, PolicyOptions: auth.PolicyOptions{Access: true}})
 	if err != nil {
 		t.Fatal(err)
@@ -1344,7 +1345,7 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 			}
 		}
 	}
-	if text := log.String(); !strings.Contains(text, "refused") || !strings.Contains(text, "cannot be told") || strings.Contains(text, strings.Split(token("bad"), ".")[1]) {
+	if text := log.String(); !strings.Contains(text, "refused") || !strings.Contains(text, "cannot review") || strings.Contains(text, strings.Split(token("bad"), ".")[1]) {
 		t.Errorf("the log: %s", text)
 	}
 }

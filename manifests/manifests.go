@@ -32,6 +32,8 @@ import (
 	"github.com/distribution/reference"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"trow/manifests/kube"
 )
 
 //go:embed trow.yaml.tmpl
@@ -67,7 +69,7 @@ type Options struct {
 
 // Defaults are the options of trow.yaml. The image is the one of a release.
 func Defaults(version string) Options {
-	return Options{Namespace: "kube-public", NodePort: 31000, Image: "trow:" + version, Storage: StoragePVC, Size: "20Gi",
+	return Options{Namespace: kube.DefaultNamespace, NodePort: kube.DefaultNodePort, Image: "trow:" + version, Storage: StoragePVC, Size: "20Gi",
 		Webhook: "enforce", Node: true, NodeDir: []string{"/etc", "/var/lib/rancher"}}
 }
 
@@ -79,8 +81,8 @@ type values struct {
 	User, Password, DockerConfig string
 }
 
-// Audience is for whom ServiceAccounts' tokens have to be made.
-func (Options) Audience() string { return "trow" }
+// Audience is the audience for which ServiceAccount tokens must be issued.
+func (Options) Audience() string { return kube.Audience }
 
 // LocalPort is the port of the loopback interface by which nodes reach the registry, beside the node port.
 func (o Options) LocalPort() int { return o.NodePort + 1 }
@@ -88,7 +90,7 @@ func (o Options) LocalPort() int { return o.NodePort + 1 }
 // Render makes the manifest. Errors: every option that cannot be meant, by the name of its flag.
 func Render(o Options) ([]byte, error) {
 	if o.Host == "" {
-		o.Host = "trow." + o.Namespace
+		o.Host = kube.DefaultHost(o.Namespace)
 	}
 	if err := o.check(); err != nil {
 		return nil, err
@@ -104,20 +106,12 @@ func Render(o Options) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// names are the local names: those of the node port. On a node, loopback with that port leads here.
-func (o *Options) names() []string {
-	var names []string
-	for _, host := range []string{o.Host, "trow." + o.Namespace, "trow", "localhost", "127.0.0.1", "[::1]"} {
-		if name := fmt.Sprintf("%s:%d", host, o.NodePort); !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
+// names returns the local names: those with the node port. On a node, loopback with that port leads to the registry.
+func (o *Options) names() []string { return kube.RegistryNames(o.Host, o.Namespace, o.NodePort) }
 
-// tlsNames are what the API server and pods call the Service.
+// tlsNames returns the names by which the API server and pods reach the Service.
 func (o *Options) tlsNames() []string {
-	service := "trow." + o.Namespace + ".svc"
+	service := kube.ServiceHost(o.Namespace)
 	return []string{o.Host, service, service + ".cluster.local"}
 }
 

@@ -18,9 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 	kyaml "sigs.k8s.io/yaml"
 
-	"trow/admission/cluster"
 	"trow/manifests"
-	"trow/manifests/node"
+	"trow/manifests/kube"
 	"trow/manifests/node/credential"
 )
 
@@ -134,23 +133,20 @@ func TestTheManifestIsWhatTheServerExpects(t *testing.T) {
 // TestTheNamesAreThoseOfTheCode: what the manifest makes is what the code looks for.
 func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 	all := objects(t, render(t, nil))
-	if node.ConfigMapName != cluster.ConfigMapName || node.CAKey != cluster.CAKey {
-		t.Error("nodes read another ConfigMap than the server writes")
-	}
-	for _, key := range []string{"ClusterRole/" + cluster.Name, "Service/" + cluster.Name, "Secret/" + cluster.SecretName, "ConfigMap/" + cluster.ConfigMapName, "DaemonSet/" + node.DaemonSetName} {
+	for _, key := range []string{"ClusterRole/" + kube.Name, "Service/" + kube.Name, "Secret/" + kube.SecretName, "ConfigMap/" + kube.ConfigMapName, "DaemonSet/" + kube.DaemonSetName} {
 		if all[key] == nil {
 			t.Errorf("there is no %s", key)
 		}
 	}
-	if len(all["Secret/"+cluster.SecretName].(*corev1.Secret).Data) != 0 || len(all["ConfigMap/"+cluster.ConfigMapName].(*corev1.ConfigMap).Data) != 0 {
+	if len(all["Secret/"+kube.SecretName].(*corev1.Secret).Data) != 0 || len(all["ConfigMap/"+kube.ConfigMapName].(*corev1.ConfigMap).Data) != 0 {
 		t.Error("the manifest has what the server is to fill in: applying it again would take that away")
 	}
-	if all["Service/trow"].(*corev1.Service).Spec.Ports[0].Port != cluster.Port {
+	if all["Service/trow"].(*corev1.Service).Spec.Ports[0].Port != kube.ServicePort {
 		t.Error("the API server calls another port")
 	}
 	pod := all["StatefulSet/trow"].GetName() + "-0"
 	role := all["Role/trow"].(*rbacv1.Role)
-	for resource, names := range map[string][]string{"secrets": {cluster.SecretName}, "configmaps": {cluster.ConfigMapName}, "pods": {pod}, "persistentvolumeclaims": {"data-" + pod}} {
+	for resource, names := range map[string][]string{"secrets": {kube.SecretName}, "configmaps": {kube.ConfigMapName}, "pods": {pod}, "persistentvolumeclaims": {"data-" + pod}} {
 		if i := slices.IndexFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return r.Resources[0] == resource }); i < 0 || !slices.Equal(role.Rules[i].ResourceNames, names) {
 			t.Errorf("the server may see other %s than %s", resource, names)
 		}
@@ -316,12 +312,12 @@ func TestServiceAccounts(t *testing.T) {
 			}
 			continue
 		}
-		if r := tokens.Rules; len(r) != 1 || !slices.Equal(r[0].Verbs, []string{"request-serviceaccounts-token-audience"}) || !slices.Equal(r[0].Resources, []string{cluster.Audience}) ||
+		if r := tokens.Rules; len(r) != 1 || !slices.Equal(r[0].Verbs, []string{"request-serviceaccounts-token-audience"}) || !slices.Equal(r[0].Resources, []string{kube.Audience}) ||
 			binding.RoleRef.Name != tokens.Name || len(binding.Subjects) != 1 || binding.Subjects[0].Kind != "Group" || binding.Subjects[0].Name != "system:nodes" {
 			t.Errorf("kubelets may: %+v, %+v", r, binding)
 		}
-		if settings["token-audience"] != cluster.Audience || credential.Defaults().Audience != cluster.Audience {
-			t.Errorf("audiences: the settings' %v, the code's %s, the kubelets' %s", settings["token-audience"], cluster.Audience, credential.Defaults().Audience)
+		if settings["token-audience"] != kube.Audience || credential.Defaults().Audience != kube.Audience {
+			t.Errorf("audiences: the settings' %v, the code's %s, the kubelets' %s", settings["token-audience"], kube.Audience, credential.Defaults().Audience)
 		}
 		names := settings["names"].([]any)
 		for _, name := range names {

@@ -1,31 +1,30 @@
-// Package cluster is what the server asks of the Kubernetes API: to be called for every pod, to keep its
-// certificates, and whose a token is.
+// Package cluster is the server's side of the Kubernetes API: it registers the webhook, keeps the server's certificates
+// in a Secret, publishes the CA, and has ServiceAccount tokens reviewed.
 //
 // # Words
 //
-//   - configuration: the ValidatingWebhookConfiguration, by which the API server knows whom to ask about pods.
-//   - to arm: to make that configuration. [Mode] says how: enforce has failurePolicy Fail, audit denies nothing.
-//   - to disarm: to take it away, and to note on the ClusterRole that it is to stay away.
-//   - exempt: a namespace whose pods the API server does not ask about.
-//   - bundle: the certificates that clients are to trust, in PEM; see package tls.
-//   - token: what a ServiceAccount proves its identity with, for one audience; see [Reviewer].
+//   - configuration: the ValidatingWebhookConfiguration, which tells the API server where to send reviews of pods.
+//   - to arm: to create that configuration. [Mode] says how: enforce has failurePolicy Fail; audit denies nothing.
+//   - to disarm: to delete it, and to note on the ClusterRole that it must not be created again.
+//   - exempt: a namespace whose pods the API server does not send for review.
+//   - bundle: the CA certificates that clients trust, in PEM; see package tls.
+//   - token: a ServiceAccount's proof of identity, issued for one audience; see [Reviewer].
 //
 // # Invariants
 //
-//  1. Nothing is armed before the pod is ready: a Fail that nobody answers stops the cluster.
-//  2. Nothing is armed with Fail while what this pod itself needs in order to start could be denied, or could not
-//     be asked about: its own namespace, kube-system, nodes' system-node-critical DaemonSets, its volume's driver.
-//     What is armed with Fail already stays so, since otherwise whoever may make a DaemonSet could disarm it.
-//  3. The configuration is owned by the ClusterRole of the manifest, so it goes when the manifest goes.
-//  4. It is not disarmed at shutdown: a registry that is down must not open the cluster.
-//  5. Every object is written under the condition that nobody has changed it since it was read.
-//  6. A token is believed if the API server has said so, for our audience, and not after its end. It is neither kept
-//     nor told in an error.
+//  1. The webhook is armed only after the pod is ready: with failurePolicy Fail and no server, no pod starts.
+//  2. The webhook is not armed with Fail while it could block something that this pod needs in order to start: pods in
+//     its own namespace, in kube-system, of DaemonSets of class system-node-critical, of its volume's driver. A
+//     configuration that already has Fail keeps it; otherwise anyone who may create a DaemonSet could disarm it.
+//  3. The ClusterRole of the manifest owns the configuration, so that deleting the manifest deletes it.
+//  4. Shutting down does not disarm: a registry that is down must not open the cluster.
+//  5. Each write of an object is conditional on its not having changed since it was read.
+//  6. A token is accepted only if the API server has accepted it for our audience, and not after it expires. Tokens are
+//     neither kept nor part of an error or a log line.
 //
 // # What it does not do
 //
-// It judges no image, makes no certificate, and does not log: it tells its caller what happened. It does not decide who
-// may do what; it only asks.
+// It does not judge images or issue certificates. It does not decide what an identity may do; it only asks.
 package cluster
 
 import (
@@ -33,24 +32,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
-// Names of objects in the cluster. The manifest has the same.
+// Annotations.
 const (
-	Name          = "trow"     // the configuration, the ClusterRole, the Service
-	SecretName    = "trow-tls" // CA and leaf
-	ConfigMapName = "trow-ca"  // the bundle, for nodes and whoever else wants to trust the registry
-	CAKey         = "ca.crt"   // of the ConfigMap
-
-	// modeAnnotation is on the ClusterRole, where applying the manifest again leaves it alone: "off" disarms. On
-	// the configuration it says how it is armed.
+	// modeAnnotation on the ClusterRole disarms if it is "off"; applying the manifest again does not touch it. On the
+	// configuration it says in which mode the webhook is armed.
 	modeAnnotation = "trow.io/webhook"
-	// whyAnnotation is on a configuration that is held back, and says why.
+	// whyAnnotation on a configuration that is held back gives the reason.
 	whyAnnotation = "trow.io/held-back"
-	// rotateAnnotation on the Secret asks for a new CA.
+	// rotateAnnotation on the Secret requests a new CA.
 	rotateAnnotation = "trow.io/rotate-ca"
 )
 
@@ -59,119 +55,95 @@ type Mode string
 
 // The modes.
 const (
-	Off     Mode = "off"     // not at all
-	Audit   Mode = "audit"   // it is asked, and nothing is denied
-	Enforce Mode = "enforce" // it is asked, and without its consent no pod starts
+	Off     Mode = "off"     // not registered
+	Audit   Mode = "audit"   // registered; it denies nothing
+	Enforce Mode = "enforce" // registered; without its approval no pod starts
 )
 
-// ParseMode reads a mode. Error: it is none.
-func ParseMode(s string) (Mode, error) {
-	if m := Mode(s); slices.Contains([]Mode{Off, Audit, Enforce}, m) {
-		return m, nil
-	}
-	return "", fmt.Errorf("%.80q is none of off, audit, enforce", s)
-}
-
-// Options say what is to be kept in the cluster. All but Exempt, Pod and Poll are required.
-type Options struct {
-	Client    Client
-	Namespace string // of the Service, the Secret and the ConfigMap
-	Pod       string // the process's own, whose readiness and volumes count; empty: Ready alone counts
-
-	Mode   Mode
-	Exempt []string // namespaces beside kube-system and the own one
-
-	CA     func() []byte                   // the bundle as it is now
-	Ready  func() bool                     // whether reviews would be answered
-	Rotate func(ctx context.Context) error // begins the rotation of the CA
-
-	// Notify is told what has changed; from one goroutine.
-	Notify func(Event)
-
-	// Poll is how often everything is compared with what it should be. 0 means 5 s. A change of the
-	// configuration by somebody else is seen at once.
-	Poll time.Duration
-}
-
-// Kind is what happened.
-type Kind string
-
-// The kinds of events.
+// Events, as they are logged. An event of kind failed has an error; the same error is logged once.
 const (
-	Armed    Kind = "armed"     // the configuration is there; Mode tells how
-	HeldBack Kind = "held back" // it is in audit although it should enforce; Why tells the reason
-	Risk     Kind = "risk"      // it enforces although it would be held back now; Why tells the reason
-	Restored Kind = "restored"  // somebody had changed or deleted the configuration
-	Disarmed Kind = "disarmed"  // the configuration is not there, and is to stay away
-	Told     Kind = "published" // the bundle has changed, and is in the ConfigMap and the configuration
-	Failed   Kind = "failed"    // Err: told once for as long as it is the same
+	armed     = "armed"     // the configuration exists
+	heldBack  = "held back" // it is in audit mode although it should enforce; "why" has the reason
+	risk      = "risk"      // it enforces, but would not be armed with Fail now; "why" has the reason
+	restored  = "restored"  // another client had changed or deleted the configuration
+	disarmed  = "disarmed"  // the configuration does not exist, and will not be created
+	published = "published" // the bundle has changed, and is in the ConfigMap and the configuration
+	failed    = "failed"
 )
 
-// Event tells what [Cluster.Run] did or found.
-type Event struct {
-	Kind Kind
-	Mode Mode   // in force after it
-	Why  string // see the kinds
-	Err  error  // of Failed alone
-}
-
-// State is how things stand.
+// State is the current state of the webhook.
 type State struct {
 	Mode Mode   // in force: Off until it is armed
-	Why  string // why that is not the one that was asked for; empty: it is
+	Why  string // why Mode is not the mode of the settings; empty if it is
 }
 
-// Cluster keeps the objects in the cluster as they should be. Make one with [New]. Safe for concurrent use.
+// Cluster reconciles the objects in the cluster. Make one with [Open]. It is safe for concurrent use. A nil *Cluster
+// stands for a server outside a cluster; Run, Denies, Describe and Collect accept it.
 type Cluster struct {
-	Options
+	o Options
 
-	mu        sync.Mutex
+	mu        sync.Mutex // guards state and published
 	state     State
-	published []byte // the bundle that everybody has been told of
+	published []byte // the bundle that the last complete pass has written everywhere
 
-	known   bool      // whether anything is known of the configuration
-	failed  string    // the error told last
-	risk    string    // the risk told last
-	danger  string    // what deadlock found
-	checked time.Time // when
+	// Used by Run alone.
+	known      bool      // whether state comes from the cluster
+	lastError  string    // the error logged last
+	lastRisk   string    // the risk logged last
+	blocking   string    // result of the last search for deadlocks
+	searchedAt time.Time // time of that search
 }
 
-// New makes a Cluster. It asks nothing yet.
+// New makes a Cluster. It sends no request yet. Client, Namespace, CA, Ready and Rotate of o must be set.
 func New(o Options) *Cluster {
 	if o.Poll <= 0 {
 		o.Poll = 5 * time.Second
 	}
 	why := "not ready yet"
-	if o.Mode == Off {
+	if o.mode() == Off {
 		why = ""
 	}
-	return &Cluster{Options: o, state: State{Mode: Off, Why: why}}
+	return &Cluster{o: o, state: State{Mode: Off, Why: why}}
 }
 
-// State returns how things stand.
+// State returns the current state.
 func (c *Cluster) State() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state
 }
 
-// Published tells whether a bundle is what everybody has been told of; see package tls.
+// Denies reports whether denials of the webhook take effect: not while it is in audit mode. It is true for nil, where
+// the webhook was registered by hand.
+func (c *Cluster) Denies() bool { return c == nil || c.State().Mode != Audit }
+
+// Check reports whether the webhook is in the mode of the settings, and describes its state in one line, for the
+// readiness endpoint. c must not be nil.
+func (c *Cluster) Check() (ok bool, text string) {
+	s := c.State()
+	return s.Mode == c.o.mode(), strings.TrimSpace(fmt.Sprintf("webhook %s %s", s.Mode, s.Why))
+}
+
+// Published reports whether a bundle is the one that all clients in the cluster have; see package tls.
 func (c *Cluster) Published(bundle []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return bytes.Equal(bundle, c.published)
 }
 
-// Run keeps everything as it should be until ctx is done; then it returns nil. Run must be called once.
+// Run reconciles the objects until ctx is done; then it returns nil. It must be called once.
 func (c *Cluster) Run(ctx context.Context) error {
+	if c == nil {
+		return nil
+	}
 	changed := make(chan struct{}, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { c.watch(ctx, changed) })
 	defer wg.Wait()
-	t := time.NewTicker(c.Poll)
+	t := time.NewTicker(c.o.Poll)
 	defer t.Stop()
 	for {
-		c.tell(ctx, c.settle(ctx))
+		c.logError(ctx, c.reconcile(ctx))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -181,59 +153,73 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 }
 
-// callTimeout bounds what one round may take of the API server's time.
-const callTimeout = 30 * time.Second
+// reconcileTimeout bounds one pass, so that a hanging API server does not stop Run for longer.
+const reconcileTimeout = 30 * time.Second
 
-// settle makes everything as it should be, once.
-func (c *Cluster) settle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+// reconcile runs one pass: CA rotation, ConfigMap, webhook configuration.
+func (c *Cluster) reconcile(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout)
 	defer cancel()
 	if err := c.rotate(ctx); err != nil {
-		return fmt.Errorf("the certificates' Secret: %w", err)
+		return fmt.Errorf("Secret of the certificates: %w", err)
 	}
-	bundle := c.CA()
+	// One bundle for the whole pass: it counts as published only if each write of the pass had it.
+	bundle := c.o.CA()
 	if err := c.publish(ctx, bundle); err != nil {
-		return fmt.Errorf("the CA's ConfigMap: %w", err)
+		return fmt.Errorf("ConfigMap of the CA: %w", err)
 	}
 	if err := c.arm(ctx, bundle); err != nil {
-		return fmt.Errorf("the webhook's configuration: %w", err)
+		return fmt.Errorf("webhook configuration: %w", err)
 	}
 	c.mu.Lock()
-	news := c.published != nil && !bytes.Equal(c.published, bundle)
+	changed := c.published != nil && !bytes.Equal(c.published, bundle)
 	c.published = bundle
 	c.mu.Unlock()
-	if news {
-		c.notify(Told, "")
+	if changed {
+		c.log(published, "")
 	}
 	return nil
 }
 
-// tell tells of an error once.
-func (c *Cluster) tell(ctx context.Context, err error) {
+// logError logs an error of a pass, once for as long as it stays the same.
+func (c *Cluster) logError(ctx context.Context, err error) {
 	switch {
 	case err == nil:
-		c.failed = ""
-	case ctx.Err() == nil && err.Error() != c.failed:
-		c.failed = err.Error()
-		c.Notify(Event{Kind: Failed, Mode: c.State().Mode, Err: err})
+		c.lastError = ""
+	case ctx.Err() == nil && err.Error() != c.lastError:
+		c.lastError = err.Error()
+		c.line(c.o.Log.Error().Err(err), failed, "")
 	}
 }
 
-func (c *Cluster) notify(kind Kind, why string) {
-	c.Notify(Event{Kind: kind, Mode: c.State().Mode, Why: why})
+// log logs an event, with the mode in force after it.
+func (c *Cluster) log(event, why string) {
+	line := c.o.Log.Info()
+	switch event {
+	case heldBack, risk, restored:
+		line = c.o.Log.Warn()
+	}
+	c.line(line, event, why)
 }
 
-// set notes how things stand, and tells it if it is new.
-func (c *Cluster) set(kind Kind, mode Mode, why string) {
+func (c *Cluster) line(line *zerolog.Event, event, why string) {
+	if why != "" {
+		line.Str("why", why)
+	}
+	line.Str("event", event).Str("mode", string(c.State().Mode)).Msg("webhook")
+}
+
+// set sets the state, and logs the event if the state has changed.
+func (c *Cluster) set(event string, mode Mode, why string) {
 	c.mu.Lock()
 	s := State{Mode: mode, Why: why}
-	news := s != c.state || !c.known
+	changed := s != c.state || !c.known
 	c.state, c.known = s, true
 	c.mu.Unlock()
-	if news {
-		c.notify(kind, why)
+	if changed {
+		c.log(event, why)
 	}
 }
 
-// errMissing is an object that the manifest has and the cluster has not.
-var errMissing = errors.New("it is missing; apply the manifest again (trow manifest)")
+// errMissing is the error for an object of the manifest that the cluster does not have.
+var errMissing = errors.New("not found; apply the manifest again (trow manifest)")

@@ -1,8 +1,11 @@
 package cluster_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +14,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
+	typed "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	clienttesting "k8s.io/client-go/testing"
 
 	"trow/admission/cluster"
@@ -30,20 +37,27 @@ import (
 
 const ns = "kube-public"
 
-// world is a cluster in which the manifest was applied, and one process.
+// world is a cluster in which the manifest was applied, and one server.
 type world struct {
 	*fake.Clientset
 	options cluster.Options
 	c       *cluster.Cluster
 
-	mu     sync.Mutex
-	ca     string
-	ready  bool
-	events []cluster.Event
-	asked  int // rotations
+	mu        sync.Mutex // guards the rest
+	ca        string
+	ready     bool
+	log       bytes.Buffer
+	rotations int
 }
 
-// newWorld has the objects of the manifest, a ready pod with a claim, and what else is given.
+// Write implements io.Writer for the log.
+func (w *world) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.log.Write(b)
+}
+
+// newWorld has the objects of the manifest, a ready pod with a claim, and the objects that are given.
 func newWorld(t *testing.T, mode cluster.Mode, more ...runtime.Object) *world {
 	t.Helper()
 	objects := append(more,
@@ -53,30 +67,31 @@ func newWorld(t *testing.T, mode cluster.Mode, more ...runtime.Object) *world {
 		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-0"},
 			Spec: corev1.PodSpec{Volumes: []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
 				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data-trow-0"}}}}},
-			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}},
+			Status: corev1.PodStatus{Conditions: []corev1.PodCondition{
+				{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}},
 		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "data-trow-0"},
 			Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "pv"}},
 		&corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}, Spec: corev1.PersistentVolumeSpec{
 			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "disk.csi.test"}}}})
 	w := &world{Clientset: fake.NewClientset(objects...), ca: "CA 1", ready: true}
 	w.optimistic()
-	w.options = cluster.Options{Client: kubetest.Client(w.Clientset), Namespace: ns, Pod: "trow-0", Mode: mode, Poll: time.Second,
+	w.options = cluster.Options{Webhook: string(mode), Client: kubetest.Client(w.Clientset), Namespace: ns, Pod: "trow-0",
+		Poll: time.Second, Log: zerolog.New(w),
 		CA:    func() []byte { w.mu.Lock(); defer w.mu.Unlock(); return []byte(w.ca) },
 		Ready: func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.ready },
 		Rotate: func(context.Context) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.asked++
+			w.rotations++
 			w.ca = "CA 2"
 			return nil
 		},
-		Notify: func(e cluster.Event) { w.mu.Lock(); defer w.mu.Unlock(); w.events = append(w.events, e) },
 	}
 	return w
 }
 
-// optimistic makes the clientset give objects a resourceVersion, and refuse an update with another, as the API
-// server does. The clientset alone does not look at it.
+// optimistic makes the clientset give each object a resourceVersion, and refuse an update with another one, as the API
+// server does. The clientset alone ignores it.
 func (w *world) optimistic() {
 	var mu sync.Mutex
 	versions, last := map[string]string{}, 0
@@ -93,7 +108,8 @@ func (w *world) optimistic() {
 		}
 		key := a.GetResource().Resource + "/" + object.GetName()
 		if a.GetVerb() == "update" && object.GetResourceVersion() != versions[key] {
-			return true, nil, apierrors.NewConflict(schema.GroupResource{Resource: a.GetResource().Resource}, object.GetName(), errors.New("changed"))
+			resource := schema.GroupResource{Resource: a.GetResource().Resource}
+			return true, nil, apierrors.NewConflict(resource, object.GetName(), errors.New("changed"))
 		}
 		last++
 		object.SetResourceVersion(strconv.Itoa(last))
@@ -102,7 +118,7 @@ func (w *world) optimistic() {
 	})
 }
 
-// start runs the process within a synctest bubble.
+// start runs the server within a synctest bubble.
 func (w *world) start(t *testing.T) {
 	t.Helper()
 	w.c = cluster.New(w.options)
@@ -117,18 +133,34 @@ func (w *world) start(t *testing.T) {
 	})
 }
 
-// told lets some rounds pass and returns the kinds of the events told since.
-func (w *world) told() string {
+// logged lets some passes run and returns the events logged since the last call.
+func (w *world) logged(t *testing.T) string {
+	t.Helper()
 	time.Sleep(2500 * time.Millisecond)
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var kinds []string
-	for _, e := range w.events {
-		kinds = append(kinds, string(e.Kind))
+	var events []string
+	for line := range strings.Lines(w.log.String()) {
+		var e struct{ Level, Event, Mode, Why, Error, Message string }
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		level := "info"
+		switch e.Event {
+		case "held back", "risk", "restored":
+			level = "warn"
+		case "failed":
+			level = "error"
+		}
+		if e.Message != "webhook" || e.Level != level || e.Mode == "" || (e.Error != "") != (e.Event == "failed") ||
+			(e.Why != "") != (w.c.State().Why != "" || e.Event == "risk") && e.Event != "failed" {
+			t.Errorf("logged %s", line)
+		}
+		events = append(events, e.Event)
 	}
-	w.events = nil
-	return strings.Join(kinds, ", ")
+	w.log.Reset()
+	return strings.Join(events, ", ")
 }
 
 func (w *world) configuration(t *testing.T) *admissionregistrationv1.ValidatingWebhookConfiguration {
@@ -149,7 +181,7 @@ func (w *world) set(change func()) {
 	change()
 }
 
-// bubble runs a test with a clock of its own.
+// bubble runs a test with a fake clock.
 func bubble(t *testing.T, f func(*testing.T)) { synctest.Test(t, f) }
 
 func TestItIsArmedOnceThePodIsReady(t *testing.T) {
@@ -161,7 +193,7 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 		w.CoreV1().Pods(ns).UpdateStatus(t.Context(), pod, metav1.UpdateOptions{})
 		w.start(t)
 		for i := range 2 {
-			if got := w.told(); got != "" || w.configuration(t) != nil || w.c.State().Why == "" {
+			if got := w.logged(t); got != "" || w.configuration(t) != nil || w.c.State().Why == "" {
 				t.Fatalf("step %d: %q, armed %v, state %+v", i, got, w.configuration(t) != nil, w.c.State())
 			}
 			w.set(func() { w.ready = true })
@@ -169,7 +201,7 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 		pod, _ = w.CoreV1().Pods(ns).Get(t.Context(), "trow-0", metav1.GetOptions{})
 		pod.Status.Conditions[0].Status = corev1.ConditionTrue
 		w.Tracker().Update(corev1.SchemeGroupVersion.WithResource("pods"), pod, ns)
-		if got := w.told(); got != "armed" || (w.c.State() != cluster.State{Mode: cluster.Enforce}) {
+		if got := w.logged(t); got != "armed" || (w.c.State() != cluster.State{Mode: cluster.Enforce}) {
 			t.Fatalf("ready: %q, %+v", got, w.c.State())
 		}
 		v := w.configuration(t)
@@ -188,22 +220,19 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 		if *workloads.FailurePolicy != admissionregistrationv1.Ignore || workloads.Name != "workloads.trow.io" {
 			t.Errorf("%+v", workloads)
 		}
-		if got := w.told(); got != "" {
-			t.Errorf("and then %q", got)
+		if got := w.logged(t); got != "" {
+			t.Errorf("then %q", got)
 		}
 		for _, a := range w.Actions() {
 			if a.GetVerb() == "update" && a.GetResource().Resource == "validatingwebhookconfigurations" {
-				t.Error("what is as it should be is written again")
+				t.Error("a configuration that is as it should be is written again")
 			}
 		}
 	})
 }
 
-func TestDriftIsPutRight(t *testing.T) {
-	api := func(w *world) interface {
-		Update(context.Context, *admissionregistrationv1.ValidatingWebhookConfiguration, metav1.UpdateOptions) (*admissionregistrationv1.ValidatingWebhookConfiguration, error)
-		Delete(context.Context, string, metav1.DeleteOptions) error
-	} {
+func TestDriftIsCorrected(t *testing.T) {
+	api := func(w *world) typed.ValidatingWebhookConfigurationInterface {
 		return w.AdmissionregistrationV1().ValidatingWebhookConfigurations()
 	}
 	for name, drift := range map[string]func(*testing.T, *world){
@@ -228,64 +257,70 @@ func TestDriftIsPutRight(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t, cluster.Enforce)
-				w.options.Poll = time.Hour // so that it is the watch that sees it
+				w.options.Poll = time.Hour // so that only the watch can notice
 				w.start(t)
 				time.Sleep(2 * time.Hour)
-				if got := w.told(); got != "armed" {
-					t.Fatalf("told %q", got)
+				if got := w.logged(t); got != "armed" {
+					t.Fatalf("logged %q", got)
 				}
 				want := w.configuration(t)
 				drift(t, w)
-				if got := w.told(); got != "restored" {
-					t.Errorf("told %q", got)
+				if got := w.logged(t); got != "restored" {
+					t.Errorf("logged %q", got)
 				}
 				got := w.configuration(t)
 				if got == nil || !equality.Semantic.DeepEqual(got.Webhooks, want.Webhooks) || len(got.OwnerReferences) != 1 {
-					t.Error("not as it was")
+					t.Error("the configuration is not as it was")
 				}
 			})
 		})
 	}
 }
 
-func TestANewBundleReachesEverybody(t *testing.T) {
+func TestANewBundleIsPublished(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
 		w.start(t)
-		w.told()
+		w.logged(t)
 		if err := cluster.RotateCA(t.Context(), kubetest.Client(w.Clientset), ns); err != nil {
 			t.Fatal(err)
 		}
-		if got := w.told(); got != "published" || w.asked != 1 {
-			t.Errorf("told %q, %d rotations", got, w.asked)
+		if got := w.logged(t); got != "published" || w.rotations != 1 {
+			t.Errorf("logged %q, %d rotations", got, w.rotations)
 		}
 		m, _ := w.CoreV1().ConfigMaps(ns).Get(t.Context(), "trow-ca", metav1.GetOptions{})
 		s, _ := w.CoreV1().Secrets(ns).Get(t.Context(), "trow-tls", metav1.GetOptions{})
-		if m.Data["ca.crt"] != "CA 2" || string(w.configuration(t).Webhooks[0].ClientConfig.CABundle) != "CA 2" || !w.c.Published([]byte("CA 2")) || w.c.Published([]byte("CA 1")) {
-			t.Errorf("the ConfigMap has %v", m.Data)
+		inWebhook := string(w.configuration(t).Webhooks[0].ClientConfig.CABundle)
+		if m.Data["ca.crt"] != "CA 2" || inWebhook != "CA 2" {
+			t.Errorf("the ConfigMap has %v, the configuration %q", m.Data, inWebhook)
+		}
+		if !w.c.Published([]byte("CA 2")) || w.c.Published([]byte("CA 1")) {
+			t.Error("Published is wrong")
 		}
 		if len(s.Annotations) != 0 {
-			t.Errorf("the request stays: %v", s.Annotations)
+			t.Errorf("the annotation with the request stays: %v", s.Annotations)
 		}
 	})
 }
 
-func TestAModeThatDeniesNothing(t *testing.T) {
+func TestModesThatDenyNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Audit, critical("elsewhere"))
 		w.start(t)
-		if got := w.told(); got != "armed" || w.c.State().Mode != cluster.Audit || *w.configuration(t).Webhooks[0].FailurePolicy != admissionregistrationv1.Ignore {
+		if got := w.logged(t); got != "armed" || w.c.State().Mode != cluster.Audit || w.c.Denies() ||
+			*w.configuration(t).Webhooks[0].FailurePolicy != admissionregistrationv1.Ignore {
 			t.Errorf("audit: %q, %+v", got, w.c.State())
 		}
 	})
 	bubble(t, func(t *testing.T) {
-		w := newWorld(t, cluster.Off, &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "trow"}})
+		w := newWorld(t, cluster.Off,
+			&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "trow"}})
 		w.start(t)
-		if got := w.told(); got != "disarmed" || w.configuration(t) != nil || (w.c.State() != cluster.State{Mode: cluster.Off}) {
+		if got := w.logged(t); got != "disarmed" || w.configuration(t) != nil || (w.c.State() != cluster.State{Mode: cluster.Off}) {
 			t.Errorf("off: %q, %+v", got, w.c.State())
 		}
 		if m, _ := w.CoreV1().ConfigMaps(ns).Get(t.Context(), "trow-ca", metav1.GetOptions{}); m.Data["ca.crt"] != "CA 1" {
-			t.Error("without a webhook nodes are not told the CA")
+			t.Error("without a webhook the CA is not published")
 		}
 	})
 }
@@ -294,30 +329,31 @@ func TestDisarmAndArm(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
 		w.start(t)
-		w.told()
+		w.logged(t)
 		found, err := cluster.Disarm(t.Context(), kubetest.Client(w.Clientset))
 		if !found || err != nil {
 			t.Fatalf("Disarm: %v, %v", found, err)
 		}
-		if got := w.told(); got != "disarmed" || w.configuration(t) != nil || !strings.Contains(w.c.State().Why, "trow arm") {
+		if got := w.logged(t); got != "disarmed" || w.configuration(t) != nil || !strings.Contains(w.c.State().Why, "trow arm") {
 			t.Errorf("after disarm: %q, %+v", got, w.c.State())
 		}
 		if err := cluster.Arm(t.Context(), kubetest.Client(w.Clientset)); err != nil {
 			t.Fatal(err)
 		}
-		if got := w.told(); got != "armed" || w.configuration(t) == nil {
+		if got := w.logged(t); got != "armed" || w.configuration(t) == nil {
 			t.Errorf("after arm: %q", got)
 		}
 		w.RbacV1().ClusterRoles().Delete(t.Context(), "trow", metav1.DeleteOptions{})
 		w.AdmissionregistrationV1().ValidatingWebhookConfigurations().Delete(t.Context(), "trow", metav1.DeleteOptions{})
-		if got := w.told(); got != "failed" || w.configuration(t) != nil {
+		if got := w.logged(t); got != "failed" || w.configuration(t) != nil {
 			t.Errorf("after the manifest was deleted: %q, armed %v", got, w.configuration(t) != nil)
 		}
 		if found, err := cluster.Disarm(t.Context(), kubetest.Client(w.Clientset)); found || err != nil {
-			t.Errorf("Disarm with nothing there: %v, %v", found, err)
+			t.Errorf("Disarm without the manifest: %v, %v", found, err)
 		}
-		if err := cluster.Arm(t.Context(), kubetest.Client(w.Clientset)); err == nil || !strings.Contains(err.Error(), "apply the manifest") {
-			t.Errorf("Arm with nothing there: %v", err)
+		err = cluster.Arm(t.Context(), kubetest.Client(w.Clientset))
+		if err == nil || !strings.Contains(err.Error(), "apply the manifest") {
+			t.Errorf("Arm without the manifest: %v", err)
 		}
 	})
 }
@@ -331,7 +367,7 @@ func critical(namespace string) *appsv1.DaemonSet {
 	return daemonSet(namespace, "network", corev1.PodSpec{PriorityClassName: "system-node-critical"})
 }
 
-// csi is the DaemonSet of a volume driver, which tells the kubelet of itself in a directory of the node.
+// csi is the DaemonSet of a volume driver, which registers with the kubelet in a directory of the node.
 func csi(namespace string, args ...string) *appsv1.DaemonSet {
 	return daemonSet(namespace, "csi-node", corev1.PodSpec{
 		Volumes: []corev1.Volume{{Name: "registration", VolumeSource: corev1.VolumeSource{
@@ -339,7 +375,7 @@ func csi(namespace string, args ...string) *appsv1.DaemonSet {
 		Containers: []corev1.Container{{Name: "registrar", Args: args}}})
 }
 
-// TestTheClusterIsNotDeadlocked: what this registry needs in order to start must start without it.
+// TestTheClusterIsNotDeadlocked checks that what the registry needs in order to start can start without it.
 func TestTheClusterIsNotDeadlocked(t *testing.T) {
 	ours := "--kubelet-registration-path=/var/lib/kubelet/plugins/disk.csi.test/csi.sock"
 	other := "--kubelet-registration-path=/var/lib/kubelet/plugins/file.csi.test/csi.sock"
@@ -348,27 +384,28 @@ func TestTheClusterIsNotDeadlocked(t *testing.T) {
 		exempt []string
 		why    string // empty: it enforces
 	}{
-		"nothing there":                      {},
-		"network in an exempt namespace":     {sets: []runtime.Object{critical("kube-system"), critical(ns)}},
-		"network elsewhere":                  {sets: []runtime.Object{critical("calico-system")}, why: "calico-system"},
-		"network elsewhere, exempt":          {sets: []runtime.Object{critical("calico-system")}, exempt: []string{"calico-system"}},
-		"the volume's driver":                {sets: []runtime.Object{csi("longhorn-system", ours)}, why: "longhorn-system"},
-		"the volume's driver, exempt":        {sets: []runtime.Object{csi("longhorn-system", ours)}, exempt: []string{"longhorn-system"}},
-		"another volume's driver":            {sets: []runtime.Object{csi("disks", ours), csi("files", other)}, exempt: []string{"disks"}},
-		"drivers that do not tell names":     {sets: []runtime.Object{csi("files", other)}, why: "files"},
-		"a DaemonSet that nobody waits for":  {sets: []runtime.Object{daemonSet("logs", "logs", corev1.PodSpec{})}},
-		"two of them, and one is not exempt": {sets: []runtime.Object{critical("a"), critical("b")}, exempt: []string{"a"}, why: "exempt-namespaces: b"},
+		"no DaemonSets":                       {},
+		"network in an exempt namespace":      {sets: []runtime.Object{critical("kube-system"), critical(ns)}},
+		"network elsewhere":                   {sets: []runtime.Object{critical("calico-system")}, why: "calico-system"},
+		"network elsewhere, exempt":           {sets: []runtime.Object{critical("calico-system")}, exempt: []string{"calico-system"}},
+		"the volume's driver":                 {sets: []runtime.Object{csi("longhorn-system", ours)}, why: "longhorn-system"},
+		"the volume's driver, exempt":         {sets: []runtime.Object{csi("longhorn-system", ours)}, exempt: []string{"longhorn-system"}},
+		"another volume's driver":             {sets: []runtime.Object{csi("disks", ours), csi("files", other)}, exempt: []string{"disks"}},
+		"drivers that do not name themselves": {sets: []runtime.Object{csi("files", other)}, why: "files"},
+		"a DaemonSet that is not needed":      {sets: []runtime.Object{daemonSet("logs", "logs", corev1.PodSpec{})}},
+		"two, of which one is not exempt":     {sets: []runtime.Object{critical("a"), critical("b")}, exempt: []string{"a"}, why: "exempt-namespaces: b"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t, cluster.Enforce, tt.sets...)
-				w.options.Exempt = tt.exempt
+				w.options.ExemptNamespaces = tt.exempt
 				w.start(t)
-				got, state := w.told(), w.c.State()
+				got, state := w.logged(t), w.c.State()
 				switch {
 				case tt.why == "" && (got != "armed" || state != cluster.State{Mode: cluster.Enforce}):
 					t.Errorf("%q, %+v", got, state)
-				case tt.why != "" && (got != "held back" || state.Mode != cluster.Audit || !strings.Contains(state.Why, tt.why) || !strings.Contains(state.Why, "exempt-namespaces")):
+				case tt.why != "" && (got != "held back" || state.Mode != cluster.Audit || !strings.Contains(state.Why, tt.why) ||
+					!strings.Contains(state.Why, "exempt-namespaces")):
 					t.Errorf("%q, %+v", got, state)
 				case tt.why != "" && w.configuration(t).Annotations["trow.io/held-back"] != state.Why:
 					t.Errorf("the configuration does not say why: %v", w.configuration(t).Annotations)
@@ -378,33 +415,34 @@ func TestTheClusterIsNotDeadlocked(t *testing.T) {
 	}
 }
 
-// TestWhatEnforcesStaysSo: else whoever may make a DaemonSet could disarm the webhook.
-func TestWhatEnforcesStaysSo(t *testing.T) {
+// TestEnforceModeIsKept, because otherwise a user who may create a DaemonSet could disarm the webhook.
+func TestEnforceModeIsKept(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
 		w.start(t)
-		w.told()
+		w.logged(t)
 		w.AppsV1().DaemonSets("evil").Create(t.Context(), critical("evil"), metav1.CreateOptions{})
 		time.Sleep(2 * time.Minute)
-		if got := w.told(); got != "risk" || w.c.State().Mode != cluster.Enforce {
+		if got := w.logged(t); got != "risk" || w.c.State().Mode != cluster.Enforce {
 			t.Errorf("%q, %+v", got, w.c.State())
 		}
 		w.start(t) // as after a restart
-		if got := w.told(); w.c.State().Mode != cluster.Enforce || got != "armed, risk" {
+		if got := w.logged(t); w.c.State().Mode != cluster.Enforce || got != "armed, risk" {
 			t.Errorf("after a restart: %q, %+v", got, w.c.State())
 		}
 	})
 }
 
-// TestWhatHeldItBackIsGone: then it enforces, unasked.
-func TestWhatHeldItBackIsGone(t *testing.T) {
+// TestItEnforcesOnceNothingHoldsItBack, without a restart.
+func TestItEnforcesOnceNothingHoldsItBack(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce, critical("calico-system"))
 		w.start(t)
-		w.told()
+		w.logged(t)
 		w.AppsV1().DaemonSets("calico-system").Delete(t.Context(), "network", metav1.DeleteOptions{})
 		time.Sleep(2 * time.Minute)
-		if got := w.told(); got != "armed" || *w.configuration(t).Webhooks[0].FailurePolicy != admissionregistrationv1.Fail {
+		if got := w.logged(t); got != "armed" ||
+			*w.configuration(t).Webhooks[0].FailurePolicy != admissionregistrationv1.Fail {
 			t.Errorf("%q, %+v", got, w.c.State())
 		}
 		if note := w.configuration(t).Annotations["trow.io/held-back"]; note != "" {
@@ -413,28 +451,28 @@ func TestWhatHeldItBackIsGone(t *testing.T) {
 	})
 }
 
-func TestAnErrorIsToldOnce(t *testing.T) {
+func TestAnErrorIsLoggedOnce(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
 		fails := true
 		w.PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			return fails, nil, errors.New("the API server is on fire")
+			return fails, nil, errors.New("the API server is broken")
 		})
 		w.start(t)
 		time.Sleep(time.Minute)
-		if got := w.told(); got != "failed" {
-			t.Errorf("told %q", got)
+		if got := w.logged(t); got != "failed" {
+			t.Errorf("logged %q", got)
 		}
 		w.set(func() { fails = false })
-		if got := w.told(); got != "armed" {
+		if got := w.logged(t); got != "armed" {
 			t.Errorf("then %q", got)
 		}
 	})
 }
 
-func TestTheSecretIsSharedByItsVersion(t *testing.T) {
+func TestASecretIsSavedOnlyOverItsVersion(t *testing.T) {
 	w := newWorld(t, cluster.Enforce)
 	s, ctx := cluster.NewSecret(kubetest.Client(w.Clientset), ns), t.Context()
 	files, version, err := s.Load(ctx)
@@ -449,23 +487,104 @@ func TestTheSecretIsSharedByItsVersion(t *testing.T) {
 	}
 	files, version, _ = s.Load(ctx)
 	w.PrependReactor("update", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
-		return true, nil, apierrors.NewConflict(schema.GroupResource{Resource: "secrets"}, "trow-tls", errors.New("changed"))
+		resource := schema.GroupResource{Resource: "secrets"}
+		return true, nil, apierrors.NewConflict(resource, "trow-tls", errors.New("changed"))
 	})
-	if saved, err := s.Save(ctx, map[string][]byte{"a": []byte("2")}, version); saved || err != nil || string(files["a"]) != "1" {
-		t.Errorf("a save that comes second: %v, %v, %s", saved, err, files)
+	saved, err := s.Save(ctx, map[string][]byte{"a": []byte("2")}, version)
+	if saved || err != nil || string(files["a"]) != "1" {
+		t.Errorf("a save that loses a race: %v, %v, %s", saved, err, files)
 	}
-	if _, _, err := cluster.NewSecret(kubetest.Client(w.Clientset), "elsewhere").Load(ctx); err == nil || !strings.Contains(err.Error(), "elsewhere/trow-tls") {
+	_, _, err = cluster.NewSecret(kubetest.Client(w.Clientset), "elsewhere").Load(ctx)
+	if err == nil || !strings.Contains(err.Error(), "elsewhere/trow-tls") {
 		t.Errorf("without a Secret: %v", err)
 	}
 }
 
-func TestModes(t *testing.T) {
-	for _, s := range []string{"off", "audit", "enforce"} {
-		if m, err := cluster.ParseMode(s); string(m) != s || err != nil {
-			t.Errorf("%s: %v, %v", s, m, err)
+func TestSettings(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want string // part of the error; empty: there is none
+	}{
+		{nil, ""},
+		{[]string{"--webhook=off"}, ""},
+		{[]string{"--webhook=audit", "--exempt-namespaces=a,b", "--token-audience=trow", "--access-review"}, ""},
+		{[]string{"--webhook=on"}, `webhook: "on": want one of off, audit, enforce`},
+		{[]string{"--exempt-namespaces=a"}, "exempt-namespaces requires webhook"},
+		{[]string{"--webhook=enforce", "--exempt-namespaces=A"}, `exempt-namespaces: "A"`},
+		{[]string{"--token-audience= trow"}, `token-audience: " trow"`},
+		{[]string{"--token-audience=" + strings.Repeat("a", 257)}, "token-audience:"},
+		{[]string{"--access-review"}, "access-review requires token-audience"},
+	} {
+		var o cluster.Options
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		o.AddFlags(fs)
+		if err := fs.Parse(tt.args); err != nil {
+			t.Fatal(err)
+		}
+		err := o.Validate()
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%v: %v, want %q", tt.args, err, tt.want)
 		}
 	}
-	if _, err := cluster.ParseMode("on"); err == nil {
-		t.Error("on is a mode")
+}
+
+func TestOutsideACluster(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	c, secret, err := cluster.Open(cluster.Options{})
+	if c != nil || secret != nil || err != nil {
+		t.Errorf("without the setting: %v, %v, %v", c, secret, err)
 	}
+	if r, err := cluster.OpenReviewer(cluster.Options{Webhook: "audit"}); r != nil || err != nil {
+		t.Errorf("without an audience: %v, %v", r, err)
+	}
+	if _, _, err := cluster.Open(cluster.Options{Webhook: "audit"}); err == nil || !strings.HasPrefix(err.Error(), "webhook: ") {
+		t.Errorf("the webhook: %v", err)
+	}
+	_, err = cluster.OpenReviewer(cluster.Options{TokenAudience: "trow"})
+	if err == nil || !strings.HasPrefix(err.Error(), "token-audience: ") {
+		t.Errorf("the audience: %v", err)
+	}
+	if err := c.Run(t.Context()); err != nil || !c.Denies() {
+		t.Errorf("no cluster: %v, denies %v", err, c.Denies())
+	}
+	if got := metrics(t, c); got != "" {
+		t.Errorf("metrics without a cluster: %s", got)
+	}
+}
+
+// metrics returns the metrics of a Cluster as name and value.
+func metrics(t *testing.T, c *cluster.Cluster) (text string) {
+	t.Helper()
+	r := prometheus.NewPedanticRegistry()
+	r.MustRegister(c)
+	all, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		text += fmt.Sprintf("%s %g", f.GetName(), f.GetMetric()[0].GetGauge().GetValue())
+	}
+	return text
+}
+
+func TestTheStateForPeopleAndMonitoring(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, cluster.Enforce, critical("calico-system"))
+		check := func(ok, denies bool, text, metric string) {
+			t.Helper()
+			gotOK, got := w.c.Check()
+			if gotOK != ok || !strings.HasPrefix(got, text) || w.c.Denies() != denies || metrics(t, w.c) != metric {
+				t.Errorf("%v %q, denies %v, %s; want %v %q, %v, %s", gotOK, got, w.c.Denies(), metrics(t, w.c), ok, text, denies, metric)
+			}
+		}
+		w.start(t)
+		check(false, true, "webhook off not ready yet", "trow_webhook_enforcing 0")
+		w.logged(t)
+		check(false, false, "webhook audit nodes or the registry's volume need DaemonSet calico-system/network",
+			"trow_webhook_enforcing 0")
+		w.AppsV1().DaemonSets("calico-system").Delete(t.Context(), "network", metav1.DeleteOptions{})
+		time.Sleep(2 * time.Minute)
+		w.logged(t)
+		check(true, true, "webhook enforce", "trow_webhook_enforcing 1")
+	})
 }

@@ -14,40 +14,40 @@ import (
 )
 
 const (
-	// nodeCritical is the priority class of what a node needs before anything else runs on it: networks, proxies,
-	// volume drivers.
+	// nodeCritical is the priority class of pods that a node needs before any other runs: networks, proxies, volume
+	// drivers.
 	nodeCritical = "system-node-critical"
-	// registrations is where the kubelet finds the drivers of volumes (CSI) on its node.
+	// registrations is part of the path where the kubelet finds the volume drivers (CSI) of its node.
 	registrations = "/plugins_registry"
-	// checkEvery is how long an answer holds: a list of all DaemonSets is no small question.
-	checkEvery = time.Minute
-	// pageSize bounds a list's answer.
+	// searchEvery is the time between two searches: each lists all DaemonSets of the cluster.
+	searchEvery = time.Minute
+	// pageSize bounds a page of a list.
 	pageSize = 500
 )
 
-// deadlock says why Fail would be dangerous, "" if it is not: somebody on whom this process depends to start would
-// wait for this process to be asked, and the setting that helps. Everything may be down at once, after a power
-// cut; what is needed by the pod of this process must then start without it.
+// deadlock returns why failurePolicy Fail would be dangerous, and the setting that helps; empty if it would not be. After
+// a power cut everything is down at the same time. What this pod needs in order to start must then start without it:
+// with Fail, its pods would wait for a review that this pod cannot answer yet.
 //
-// Whoever is about to arm asks afresh.
-func (c *Cluster) deadlock(ctx context.Context, afresh bool) (string, error) {
-	if now := time.Now(); afresh || now.After(c.checked.Add(checkEvery)) {
+// The result is cached; fresh forces a search, for a caller that is about to arm.
+func (c *Cluster) deadlock(ctx context.Context, fresh bool) (string, error) {
+	if now := time.Now(); fresh || now.After(c.searchedAt.Add(searchEvery)) {
 		why, err := c.search(ctx)
 		if err != nil {
 			return "", err
 		}
-		c.checked, c.danger = now, why
+		c.searchedAt, c.blocking = now, why
 	}
-	return c.danger, nil
+	return c.blocking, nil
 }
 
-// search is deadlock, without memory.
+// search is deadlock without the cache.
 func (c *Cluster) search(ctx context.Context) (string, error) {
 	drivers, err := c.drivers(ctx)
 	if err != nil {
 		return "", err
 	}
-	needed := map[string]string{} // namespace → a DaemonSet in it that must start first
+	needed := map[string]string{} // namespace -> a DaemonSet in it that must start first
 	var registrars []*appsv1.DaemonSet
 	found := map[string]bool{}
 	err = c.daemonSets(ctx, func(d *appsv1.DaemonSet) {
@@ -69,7 +69,7 @@ func (c *Cluster) search(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(found) < len(drivers) { // a driver that keeps its name to itself: any of them may be it
+	if len(found) < len(drivers) { // no DaemonSet mentions the driver by name, so any of them may be the driver
 		for _, d := range registrars {
 			needed[d.Namespace] = d.Name
 		}
@@ -77,7 +77,7 @@ func (c *Cluster) search(ctx context.Context) (string, error) {
 	return c.complain(needed), nil
 }
 
-// complain names the namespaces that are not exempt and should be.
+// complain names the namespaces that should be exempt and are not.
 func (c *Cluster) complain(needed map[string]string) string {
 	exempt := c.exempt()
 	var missing, because []string
@@ -92,16 +92,16 @@ func (c *Cluster) complain(needed map[string]string) string {
 	}
 	slices.Sort(missing)
 	slices.Sort(because)
-	return fmt.Sprintf("nodes or this registry's volume need %s, which could not start while this registry is down; "+
+	return fmt.Sprintf("nodes or the registry's volume need %s, whose pods could not start while the registry is down; "+
 		"add to the setting exempt-namespaces: %s", strings.Join(because, ", "), strings.Join(missing, ", "))
 }
 
-// drivers are the CSI drivers of the volumes of this process's pod.
+// drivers returns the CSI drivers of the volumes of this pod.
 func (c *Cluster) drivers(ctx context.Context) ([]string, error) {
-	if c.Pod == "" {
+	if c.o.Pod == "" {
 		return nil, nil
 	}
-	pod, err := c.Client.Pods(c.Namespace).Get(ctx, c.Pod, metav1.GetOptions{})
+	pod, err := c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -121,13 +121,13 @@ func (c *Cluster) drivers(ctx context.Context) ([]string, error) {
 	return drivers, nil
 }
 
-// driver is the CSI driver of a claim's volume, empty if that is of another sort.
+// driver returns the CSI driver of a claim's volume, empty if the volume is of another kind.
 func (c *Cluster) driver(ctx context.Context, claim string) (string, error) {
-	pvc, err := c.Client.PersistentVolumeClaims(c.Namespace).Get(ctx, claim, metav1.GetOptions{})
+	pvc, err := c.o.Client.PersistentVolumeClaims(c.o.Namespace).Get(ctx, claim, metav1.GetOptions{})
 	if err != nil || pvc.Spec.VolumeName == "" {
 		return "", err
 	}
-	pv, err := c.Client.PersistentVolumes.Get(ctx, pvc.Spec.VolumeName, metav1.GetOptions{})
+	pv, err := c.o.Client.PersistentVolumes.Get(ctx, pvc.Spec.VolumeName, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return "", nil
@@ -139,11 +139,11 @@ func (c *Cluster) driver(ctx context.Context, claim string) (string, error) {
 	return pv.Spec.CSI.Driver, nil
 }
 
-// daemonSets calls visit for all of the cluster.
+// daemonSets calls visit for each DaemonSet of the cluster.
 func (c *Cluster) daemonSets(ctx context.Context, visit func(*appsv1.DaemonSet)) error {
 	o := metav1.ListOptions{Limit: pageSize}
 	for {
-		list, err := c.Client.DaemonSets(metav1.NamespaceAll).List(ctx, o)
+		list, err := c.o.Client.DaemonSets(metav1.NamespaceAll).List(ctx, o)
 		if err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ func (c *Cluster) daemonSets(ctx context.Context, visit func(*appsv1.DaemonSet))
 	}
 }
 
-// mentions tells whether a pod is given this text: in a path of the node, in an argument or in a variable.
+// mentions reports whether a pod spec has this text in a host path, an argument or a variable.
 func mentions(spec *corev1.PodSpec, text string) bool {
 	for _, v := range spec.Volumes {
 		if v.HostPath != nil && strings.Contains(v.HostPath.Path, text) {
@@ -164,8 +164,9 @@ func mentions(spec *corev1.PodSpec, text string) bool {
 		}
 	}
 	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
-		if slices.ContainsFunc(slices.Concat(c.Command, c.Args), func(s string) bool { return strings.Contains(s, text) }) ||
-			slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return strings.Contains(e.Value, text) }) {
+		contains := func(s string) bool { return strings.Contains(s, text) }
+		if slices.ContainsFunc(slices.Concat(c.Command, c.Args), contains) ||
+			slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return contains(e.Value) }) {
 			return true
 		}
 	}

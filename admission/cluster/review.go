@@ -10,150 +10,166 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/rs/zerolog"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"trow/manifests/kube"
 )
 
-// Audience is for whom ServiceAccounts' tokens have to be made, unless the settings say otherwise: a token that is
-// made for somebody else, the API server say, is of no use here, and one for here is of no use elsewhere.
-const Audience = "trow"
-
-// What the API server is asked about repositories: the rules of RBAC name them as if they were objects.
+// Repositories are objects of this group and resource in rules of RBAC, although no such objects exist.
 const (
 	AccessGroup    = "trow.io"
 	AccessResource = "repositories"
 )
 
 const (
-	// maxToken bounds a token; ServiceAccounts' have about 1 KiB.
+	// maxToken bounds a token; ServiceAccount tokens have about 1 KiB.
 	maxToken = 16 << 10
-	// identityLife is how long an identity holds, within the life of its token: an account, or the pod that its token
-	// is bound to, may be deleted at any time.
+	// identityLife is how long an identity is believed after the question was sent: an account, or the pod that its
+	// token is bound to, may be deleted at any time.
 	identityLife = time.Minute
-	// accessLife is how long a permission holds.
+	// accessLife is how long a permission is believed.
 	accessLife = 30 * time.Second
-	// refusalLife is how long a refusal holds: whoever has just been let in by somebody does not want to wait.
+	// refusalLife is how long a refusal is believed. It is short because users try again once they got access.
 	refusalLife = 10 * time.Second
-	// staleLife is how long both hold while the API server cannot be asked, within the life of the token.
+	// staleLife is how long identities and permissions are believed while the API server does not answer.
 	staleLife = time.Hour
 )
 
-// ErrToken is a token that says nobody's name: the error says why, and never has any of the token in it.
-var ErrToken = errors.New("the token is not valid here")
+// ErrUnavailable means that the API server did not answer a review.
+var ErrUnavailable = errors.New("Kubernetes API unavailable")
 
-// ErrUnavailable: whether a token is valid, or something allowed, cannot be told now.
-var ErrUnavailable = errors.New("the Kubernetes API server cannot be asked")
-
-// Reviewer asks the API server whose a token is, and what somebody may do. It keeps answers for a while; while the
-// server does not answer, those it has given for an hour at most. Make one with [NewReviewer]. Safe for concurrent use.
+// Reviewer asks the API server who a token belongs to, and what an identity may do. It caches answers: identities for a
+// minute, permissions for 30 seconds, refusals for 10 seconds; while the API server does not answer, identities and
+// permissions for an hour. No answer outlives its token. It logs refused tokens and failed questions. Make one with
+// [OpenReviewer] or [NewReviewer]. It is safe for concurrent use.
 type Reviewer struct {
-	client     Client
+	client     *kube.Client
 	audience   string
-	identities *memory[identity]
-	accesses   *memory[access]
+	log        zerolog.Logger
+	identities *cache[identity]
+	accesses   *cache[access]
 }
 
-// identity is whose a token is, or why it is nobody's.
+// identity is the owner of a token, or why the token is refused.
 type identity struct {
 	user authenticationv1.UserInfo
-	err  error
+	why  string // empty: the token is accepted
 }
 
-// access is whether something is allowed, and why.
+// access says whether an action is allowed, and why.
 type access struct {
 	allowed bool
 	reason  string
 }
 
-// NewReviewer makes a Reviewer for tokens of this audience. Its client has to be allowed to create TokenReviews, and
-// for Access SubjectAccessReviews.
-func NewReviewer(client Client, audience string) *Reviewer {
-	return &Reviewer{client: client, audience: audience, identities: newMemory[identity](), accesses: newMemory[access]()}
+// NewReviewer makes a Reviewer for tokens of this audience. The client needs the right to create TokenReviews, and for
+// Access SubjectAccessReviews.
+func NewReviewer(client *kube.Client, audience string, log zerolog.Logger) *Reviewer {
+	return &Reviewer{client: client, audience: audience, log: log,
+		identities: newCache[identity](), accesses: newCache[access]()}
 }
 
-// Review returns whose a token is. Errors: ErrToken, ErrUnavailable.
-func (r *Reviewer) Review(ctx context.Context, token string) (authenticationv1.UserInfo, error) {
-	claims, err := readClaims(token)
-	switch {
-	case err != nil:
-		return authenticationv1.UserInfo{}, fmt.Errorf("%w: %w", ErrToken, err)
-	case !time.Now().Before(claims.end()):
-		return authenticationv1.UserInfo{}, fmt.Errorf("%w: it has expired", ErrToken)
+// Review returns the owner of a token. ok is false if the token is refused; why has the reason, without any part of the
+// token. Error: ErrUnavailable.
+func (r *Reviewer) Review(ctx context.Context, token string) (user authenticationv1.UserInfo, ok bool, why string,
+	err error) {
+	key := r.identities.key(token)
+	claims, why := readClaims(token)
+	if why == "" && !time.Now().Before(claims.end()) {
+		why = "it has expired"
 	}
-	id, err := r.identities.get(ctx, r.identities.key(token), func(ctx context.Context) (answer[identity], error) {
+	if why != "" {
+		// It is cached, although there was no question to ask, so that a client that tries again does not flood the log.
+		if r.identities.refuse(key, identity{why: why}, refusalLife) {
+			r.logRefusal(why)
+		}
+		return user, false, why, nil
+	}
+	id, err := r.identities.get(ctx, key, func(ctx context.Context) (answer[identity], error) {
 		return r.review(ctx, token, claims)
 	})
 	if err != nil {
-		return authenticationv1.UserInfo{}, unavailable(err, token)
+		return user, false, "", r.unavailable(ctx, r.identities.warningDue, err, token, "cannot review token")
 	}
-	return id.user, id.err
+	return id.user, id.why == "", id.why, nil
 }
 
-// review is Review without memory.
+// review is Review without the cache.
 func (r *Reviewer) review(ctx context.Context, token string, claims claims) (answer[identity], error) {
-	asked := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{r.audience}}}
-	said, err := r.client.TokenReviews.Create(ctx, asked, metav1.CreateOptions{})
+	// Lifetimes count from before the question: the account may be deleted while the answer is on its way.
+	now := time.Now()
+	question := &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{r.audience}}}
+	reply, err := r.client.TokenReviews.Create(ctx, question, metav1.CreateOptions{})
 	if err != nil {
 		return answer[identity]{}, err
 	}
-	refuse := func(format string, args ...any) (answer[identity], error) {
-		err := fmt.Errorf("%w: "+format, append([]any{ErrToken}, args...)...)
-		return answer[identity]{value: identity{err: err}, fresh: time.Now().Add(refusalLife)}, nil
-	}
-	status := said.Status
+	why, status := "", reply.Status
 	switch {
 	case !status.Authenticated && !slices.Contains(claims.Audience, r.audience):
-		return refuse("it is not made for the audience %s (kubectl create token NAME --audience=%s)", r.audience, r.audience)
+		why = fmt.Sprintf("it was not issued for the audience %s (kubectl create token NAME --audience=%s)",
+			r.audience, r.audience)
 	case !status.Authenticated:
-		return refuse("the cluster does not know it, or what it belonged to is deleted")
-	case !slices.Contains(status.Audiences, r.audience): // an authenticator that does not heed audiences names none
-		return refuse("the cluster does not say that it is made for the audience %s", r.audience)
+		why = "the cluster does not know it, or its ServiceAccount or pod was deleted"
+	case !slices.Contains(status.Audiences, r.audience): // an authenticator that ignores audiences returns none
+		why = "the cluster does not confirm that it was issued for the audience " + r.audience
 	case status.User.Username == "":
-		return refuse("the cluster has no name for it")
+		why = "the cluster has no name for its owner"
 	}
-	now := time.Now()
+	if why != "" {
+		r.logRefusal(why)
+		return answer[identity]{value: identity{why: why}, fresh: time.Now().Add(refusalLife)}, nil
+	}
 	return answer[identity]{value: identity{user: status.User}, good: true,
 		fresh: earlier(now.Add(identityLife), claims.end()), stale: earlier(now.Add(staleLife), claims.end())}, nil
 }
 
-// Access returns whether somebody may do something to a repository, and a reason for people. It asks whether the verb
-// (get to pull, update to push, delete) is allowed on the object of this name and namespace, of resource repositories
-// of group trow.io. No such object need exist; without a namespace it is the whole cluster's, without a name it is all
-// of them. Error: ErrUnavailable.
-func (r *Reviewer) Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, name string) (bool, string, error) {
+// Access reports whether an identity may do something to a repository, and the reason, for people. It asks whether the
+// verb (get to pull, update to push, delete) is allowed on the object of this name and namespace, of resource
+// repositories in group trow.io. Without a namespace the object is cluster-wide; without a name it is all of them.
+// Error: ErrUnavailable.
+func (r *Reviewer) Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (
+	allowed bool, reason string, err error) {
 	who, err := json.Marshal(user)
 	if err != nil {
 		return false, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	a, err := r.accesses.get(ctx, r.accesses.key(string(who), verb, namespace, name), func(ctx context.Context) (answer[access], error) {
-		return r.access(ctx, user, verb, namespace, name)
+	key := r.accesses.key(string(who), verb, namespace, repository)
+	a, err := r.accesses.get(ctx, key, func(ctx context.Context) (answer[access], error) {
+		return r.access(ctx, user, verb, namespace, repository)
 	})
 	if err != nil {
-		return false, "", unavailable(err, "")
+		return false, "", r.unavailable(ctx, r.accesses.warningDue, err, "", "cannot review access")
 	}
 	return a.allowed, a.reason, nil
 }
 
-// access is Access without memory.
-func (r *Reviewer) access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, name string) (answer[access], error) {
-	asked := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+// access is Access without the cache.
+func (r *Reviewer) access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, name string) (
+	answer[access], error) {
+	now := time.Now()
+	question := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User: user.Username, UID: user.UID, Groups: user.Groups, Extra: map[string]authorizationv1.ExtraValue{},
 		ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: verb,
 			Group: AccessGroup, Version: "*", Resource: AccessResource, Name: name}}}
 	for key, values := range user.Extra {
-		asked.Spec.Extra[key] = authorizationv1.ExtraValue(values)
+		question.Spec.Extra[key] = authorizationv1.ExtraValue(values)
 	}
-	said, err := r.client.SubjectAccessReviews.Create(ctx, asked, metav1.CreateOptions{})
+	reply, err := r.client.SubjectAccessReviews.Create(ctx, question, metav1.CreateOptions{})
 	if err != nil {
 		return answer[access]{}, err
 	}
-	now, status := time.Now(), said.Status
+	status := reply.Status
 	if status.Allowed && !status.Denied {
-		return answer[access]{value: access{true, status.Reason}, good: true, fresh: now.Add(accessLife), stale: now.Add(staleLife)}, nil
+		return answer[access]{value: access{true, status.Reason}, good: true,
+			fresh: now.Add(accessLife), stale: now.Add(staleLife)}, nil
 	}
-	return answer[access]{value: access{false, refusal(user.Username, verb, namespace, name, status.Reason)}, fresh: now.Add(refusalLife)}, nil
+	return answer[access]{value: access{false, refusal(user.Username, verb, namespace, name, status.Reason)},
+		fresh: time.Now().Add(refusalLife)}, nil
 }
 
 // refusal says what is not allowed, in the words that a rule of RBAC would need.
@@ -171,15 +187,30 @@ func refusal(user, verb, namespace, name, why string) string {
 	return text
 }
 
-// unavailable says why there is no answer. The API server may repeat the question in its own, so only the code of that
-// is told.
-func unavailable(err error, token string) error {
+func (r *Reviewer) logRefusal(why string) {
+	r.log.Info().Str(zerolog.ErrorFieldName, why).Msg("ServiceAccount token refused")
+}
+
+// unavailable returns why there is no answer, and logs it with this message if due says so.
+func (r *Reviewer) unavailable(ctx context.Context, due func() bool, err error, token, message string) error {
+	err = reasonOf(err, token)
+	// That a client has gone says nothing about the API server.
+	if ctx.Err() == nil && due() {
+		r.log.Warn().Err(err).Msg(message)
+	}
+	return err
+}
+
+// reasonOf turns an error of the client into ErrUnavailable. The API server may repeat the question, with the token, in
+// its message, so only the code of a status is passed on.
+func reasonOf(err error, token string) error {
 	var status apierrors.APIStatus
 	switch {
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("%w: this server may not; apply the manifest again that trow manifest makes with the same settings (its ClusterRole)", ErrUnavailable)
+		return fmt.Errorf("%w: the server has no right to ask; apply the manifest again, made by trow manifest with the "+
+			"same settings (its ClusterRole)", ErrUnavailable)
 	case errors.As(err, &status):
-		return fmt.Errorf("%w: it answers %d %s", ErrUnavailable, status.Status().Code, status.Status().Reason)
+		return fmt.Errorf("%w: it answered %d %s", ErrUnavailable, status.Status().Code, status.Status().Reason)
 	}
 	text := err.Error()
 	if token != "" {
@@ -188,26 +219,26 @@ func unavailable(err error, token string) error {
 	return fmt.Errorf("%w: %.300s", ErrUnavailable, text)
 }
 
-// far is the end of a token that names none: no answer is kept for that long.
+// far is the life of a token that names no end: longer than any answer is cached.
 const far = 24 * time.Hour
 
-// claims are what a token says of itself (RFC 7519). Nobody has verified them: they may make its use shorter, never
-// longer.
+// claims are what a token says about itself (RFC 7519). They are not verified here, so they may shorten the use of an
+// answer, but never lengthen it.
 type claims struct{ jwt.RegisteredClaims }
 
-// readClaims reads a token's claims. What is no JWT is not worth a question: an authenticator that is not about JWTs
-// knows no audiences.
-func readClaims(token string) (c claims, err error) {
+// readClaims returns the claims of a token, or why it has none. A text that is not a JWT is not sent to the API server:
+// an authenticator for other tokens ignores audiences.
+func readClaims(token string) (c claims, why string) {
 	if len(token) > maxToken {
-		return c, fmt.Errorf("it has more than %d bytes", maxToken)
+		return c, fmt.Sprintf("it has more than %d bytes", maxToken)
 	}
 	if _, _, err := jwt.NewParser().ParseUnverified(token, &c); err != nil {
-		return c, errors.New("it is no JWT, as ServiceAccounts have them")
+		return c, "it is not a JWT, as ServiceAccount tokens are"
 	}
-	return c, nil
+	return c, ""
 }
 
-// end is when the token ends.
+// end returns when the token expires.
 func (c claims) end() time.Time {
 	if c.ExpiresAt == nil {
 		return time.Now().Add(far)

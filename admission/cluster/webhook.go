@@ -15,44 +15,37 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/utils/ptr"
+
+	"trow/manifests/kube"
 )
 
-// What the configuration says.
-const (
-	// WebhookName is what the API server calls the webhook in front of its sentences.
-	WebhookName = "validator.trow.io"
-	// WorkloadsName is the entry for objects that pods are made from. It only warns, unless asked otherwise, and
-	// never stops anything by its absence.
-	WorkloadsName = "workloads.trow.io"
+// timeout is how long the API server waits for a verdict, in seconds. A verdict takes a fraction of a millisecond; the
+// rest is for a server that has just restarted.
+const timeout = 5
 
-	// Path and Port are where the API server calls, at the Service.
-	Path = "/validate"
-	Port = 443
+// configuration is short for the type of the webhook configuration.
+type configuration = admissionregistrationv1.ValidatingWebhookConfiguration
 
-	// timeout is what the API server waits for a verdict, in seconds. It takes a fraction of a millisecond.
-	timeout = 5
-)
-
-// arm makes the configuration, or takes it away, or leaves it as it is.
+// arm creates, updates or deletes the configuration, or leaves it as it is.
 func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
-	have, err := c.Client.WebhookConfigurations.Get(ctx, Name, metav1.GetOptions{})
+	have, err := c.o.Client.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		have, err = nil, nil
 	}
 	if err != nil {
 		return err
 	}
-	role, err := c.Client.ClusterRoles.Get(ctx, Name, metav1.GetOptions{})
+	role, err := c.o.Client.ClusterRoles.Get(ctx, kube.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return errors.New("the ClusterRole that is to own it is missing; apply the manifest again (trow manifest)")
+		return errors.New("ClusterRole " + kube.Name + ", its owner, not found; apply the manifest again (trow manifest)")
 	case err != nil:
 		return err
 	case role.DeletionTimestamp != nil:
-		return nil // the manifest is being deleted
+		return nil // the manifest is being deleted, and the configuration with it
 	case role.Annotations[modeAnnotation] == string(Off):
-		return c.disarm(ctx, have, "trow disarm was run; trow arm takes that back")
-	case c.Mode == Off:
+		return c.disarm(ctx, have, "trow disarm was run; trow arm undoes it")
+	case c.o.mode() == Off:
 		return c.disarm(ctx, have, "")
 	}
 	if ready, err := c.ready(ctx, have); !ready || err != nil {
@@ -61,29 +54,30 @@ func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
 	return c.write(ctx, have, role, bundle)
 }
 
-// disarm takes the configuration away.
-func (c *Cluster) disarm(ctx context.Context, have *admissionregistrationv1.ValidatingWebhookConfiguration, why string) error {
+// disarm deletes the configuration.
+func (c *Cluster) disarm(ctx context.Context, have *configuration, why string) error {
 	if have != nil {
-		err := c.Client.WebhookConfigurations.Delete(ctx, Name,
+		// By UID, so that a configuration that was created in the meantime is looked at first.
+		err := c.o.Client.WebhookConfigurations.Delete(ctx, kube.Name,
 			metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &have.UID}})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return err
 		}
 	}
-	c.set(Disarmed, Off, why)
+	c.set(disarmed, Off, why)
 	return nil
 }
 
-// ready tells whether the API server would find somebody to ask: invariant 1. Where there is a configuration it
-// asks already.
-func (c *Cluster) ready(ctx context.Context, have *admissionregistrationv1.ValidatingWebhookConfiguration) (bool, error) {
-	if !c.Ready() {
+// ready reports whether the API server would get answers: invariant 1. Where there is a configuration, the API server
+// sends reviews already, so the pod's own readiness is not waited for.
+func (c *Cluster) ready(ctx context.Context, have *configuration) (bool, error) {
+	if !c.o.Ready() {
 		return false, nil
 	}
-	if have != nil || c.Pod == "" {
+	if have != nil || c.o.Pod == "" {
 		return true, nil
 	}
-	pod, err := c.Client.Pods(c.Namespace).Get(ctx, c.Pod, metav1.GetOptions{})
+	pod, err := c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
 	if err != nil {
 		return false, err
 	}
@@ -92,14 +86,14 @@ func (c *Cluster) ready(ctx context.Context, have *admissionregistrationv1.Valid
 	}), nil
 }
 
-// write brings the configuration into the form that it should have.
-func (c *Cluster) write(ctx context.Context, have *admissionregistrationv1.ValidatingWebhookConfiguration, role *rbacv1.ClusterRole, bundle []byte) error {
+// write creates or updates the configuration.
+func (c *Cluster) write(ctx context.Context, have *configuration, role *rbacv1.ClusterRole, bundle []byte) error {
 	mode, why, err := c.decide(ctx, have)
 	if err != nil {
 		return err
 	}
 	want := c.want(have, role, bundle, mode, why)
-	api := c.Client.WebhookConfigurations
+	api := c.o.Client.WebhookConfigurations
 	before := c.State()
 	switch {
 	case have == nil:
@@ -107,39 +101,41 @@ func (c *Cluster) write(ctx context.Context, have *admissionregistrationv1.Valid
 	case !equality.Semantic.DeepEqual(have, want):
 		_, err = api.Update(ctx, want, metav1.UpdateOptions{})
 	default:
-		c.arrived(mode, why)
+		c.record(mode, why)
 		return nil
 	}
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		return nil // somebody else writes it too; the next round looks at what came out
+		return nil // another client writes it as well; the next pass looks at the result
 	}
 	if err != nil {
 		return err
 	}
+	// Neither the mode nor the bundle has changed, so another client must have changed the configuration.
 	if before.Mode == mode && c.Published(bundle) {
-		c.notify(Restored, "")
+		c.log(restored, "")
 	}
-	c.arrived(mode, why)
+	c.record(mode, why)
 	return nil
 }
 
-func (c *Cluster) arrived(mode Mode, why string) {
-	if mode != c.Mode {
-		c.set(HeldBack, mode, why)
+// record notes the mode in force, and logs it if it is new.
+func (c *Cluster) record(mode Mode, why string) {
+	if mode != c.o.mode() {
+		c.set(heldBack, mode, why)
 		return
 	}
-	c.set(Armed, mode, "")
-	if why != c.risk {
-		if c.risk = why; why != "" {
-			c.notify(Risk, why)
+	c.set(armed, mode, "")
+	if why != c.lastRisk {
+		if c.lastRisk = why; why != "" {
+			c.log(risk, why)
 		}
 	}
 }
 
-// decide says how to arm, and what speaks against it: invariant 2.
-func (c *Cluster) decide(ctx context.Context, have *admissionregistrationv1.ValidatingWebhookConfiguration) (Mode, string, error) {
-	if c.Mode != Enforce {
-		return c.Mode, "", nil
+// decide returns the mode to arm in, and what is wrong with failurePolicy Fail: invariant 2.
+func (c *Cluster) decide(ctx context.Context, have *configuration) (Mode, string, error) {
+	if c.o.mode() != Enforce {
+		return c.o.mode(), "", nil
 	}
 	why, err := c.deadlock(ctx, have == nil)
 	if err != nil || why == "" || enforces(have) {
@@ -148,31 +144,33 @@ func (c *Cluster) decide(ctx context.Context, have *admissionregistrationv1.Vali
 	return Audit, why, nil
 }
 
-// enforces tells whether a configuration has the API server refuse pods that it cannot ask about.
-func enforces(have *admissionregistrationv1.ValidatingWebhookConfiguration) bool {
+// enforces reports whether a configuration makes the API server refuse pods that it cannot have reviewed.
+func enforces(have *configuration) bool {
 	return have != nil && slices.ContainsFunc(have.Webhooks, func(w admissionregistrationv1.ValidatingWebhook) bool {
-		return w.Name == WebhookName && w.FailurePolicy != nil && *w.FailurePolicy == admissionregistrationv1.Fail
+		return w.Name == kube.WebhookName && w.FailurePolicy != nil && *w.FailurePolicy == admissionregistrationv1.Fail
 	})
 }
 
-// want is the configuration as it should be. What others have added to its metadata stays.
-func (c *Cluster) want(have *admissionregistrationv1.ValidatingWebhookConfiguration, role *rbacv1.ClusterRole, bundle []byte, mode Mode, why string) *admissionregistrationv1.ValidatingWebhookConfiguration {
-	want := &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: Name}}
+// want returns the configuration as it should be. What other clients have added to its metadata stays.
+func (c *Cluster) want(have *configuration, role *rbacv1.ClusterRole, bundle []byte, mode Mode,
+	why string) *configuration {
+	want := &configuration{ObjectMeta: metav1.ObjectMeta{Name: kube.Name}}
 	if have != nil {
 		want = have.DeepCopy()
 	}
-	want.Labels = with(want.Labels, "app.kubernetes.io/name", Name)
+	want.Labels = with(want.Labels, "app.kubernetes.io/name", kube.Name)
 	want.Annotations = with(want.Annotations, modeAnnotation, string(mode))
 	want.Annotations = with(want.Annotations, whyAnnotation, why)
 	if mode == Enforce {
 		delete(want.Annotations, whyAnnotation)
 	}
-	want.OwnerReferences = []metav1.OwnerReference{{APIVersion: "rbac.authorization.k8s.io/v1", Kind: "ClusterRole", Name: role.Name, UID: role.UID}}
+	want.OwnerReferences = []metav1.OwnerReference{{
+		APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRole", Name: role.Name, UID: role.UID}}
 	want.Webhooks = c.webhooks(bundle, mode)
 	return want
 }
 
-// with is m with a key, or without it if the value is empty.
+// with returns a copy of m with a key, or without it if the value is empty.
 func with(m map[string]string, key, value string) map[string]string {
 	m = maps.Clone(m)
 	if value == "" {
@@ -186,33 +184,37 @@ func with(m map[string]string, key, value string) map[string]string {
 	return m
 }
 
-// imagesChanged keeps updates away that touch no image: most of them, and those of old pods whose images have
-// been deleted since, which must still lose their finalizers. An empty field of the request is not there at all, and
-// to read it would be an error, which refuses the request.
-const imagesChanged = `request.operation != 'UPDATE' || has(request.subResource) && request.subResource == 'ephemeralcontainers' || ` +
+// imagesChanged excludes updates that change no image. Most updates do not, and a pod whose image was deleted from the
+// registry must still lose its finalizers. An empty field of the request is absent, and reading an absent field is an
+// error that refuses the request; hence has().
+const imagesChanged = `request.operation != 'UPDATE' || ` +
+	`has(request.subResource) && request.subResource == 'ephemeralcontainers' || ` +
 	`object.spec.containers.map(c, c.image) != oldObject.spec.containers.map(c, c.image) || ` +
 	`(has(object.spec.initContainers) ? object.spec.initContainers.map(c, c.image) : []) != ` +
 	`(has(oldObject.spec.initContainers) ? oldObject.spec.initContainers.map(c, c.image) : [])`
 
-// notByNodes keeps mirror pods away: the kubelet has started those before it tells of them, and may make no
+// notByNodes excludes mirror pods: the kubelet has started them before it creates them in the API, and it may create no
 // others.
 const notByNodes = `!(has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups)`
 
-// webhooks are the entries. Every field is set, those with defaults too, so that what the API server keeps is
-// equal to them.
+// webhooks returns the entries of the configuration. They have every field set, even those with defaults, so that they
+// equal what the API server stores; otherwise each pass would write them again.
 func (c *Cluster) webhooks(bundle []byte, mode Mode) []admissionregistrationv1.ValidatingWebhook {
-	entry := func(name string, policy admissionregistrationv1.FailurePolicyType, rules []admissionregistrationv1.RuleWithOperations, conditions []admissionregistrationv1.MatchCondition) admissionregistrationv1.ValidatingWebhook {
+	entry := func(name string, policy admissionregistrationv1.FailurePolicyType,
+		rules []admissionregistrationv1.RuleWithOperations,
+		conditions []admissionregistrationv1.MatchCondition) admissionregistrationv1.ValidatingWebhook {
 		return admissionregistrationv1.ValidatingWebhook{
 			Name: name,
 			ClientConfig: admissionregistrationv1.WebhookClientConfig{
 				Service: &admissionregistrationv1.ServiceReference{
-					Namespace: c.Namespace, Name: Name, Path: ptr.To(Path), Port: ptr.To[int32](Port)},
+					Namespace: c.o.Namespace, Name: kube.Name, Path: ptr.To(kube.WebhookPath),
+					Port: ptr.To[int32](kube.ServicePort)},
 				CABundle: bundle,
 			},
 			Rules:         rules,
 			FailurePolicy: &policy,
 			MatchPolicy:   ptr.To(admissionregistrationv1.Equivalent),
-			// This label is set by the API server, so nobody can opt out by labelling a namespace.
+			// The API server sets this label, so no user can opt out by labelling a namespace.
 			NamespaceSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{
 				Key: corev1.LabelMetadataName, Operator: metav1.LabelSelectorOpNotIn, Values: c.exempt()}}},
 			ObjectSelector:          &metav1.LabelSelector{},
@@ -228,14 +230,14 @@ func (c *Cluster) webhooks(bundle []byte, mode Mode) []admissionregistrationv1.V
 	}
 	create, update := admissionregistrationv1.Create, admissionregistrationv1.Update
 	return []admissionregistrationv1.ValidatingWebhook{
-		entry(WebhookName, policy, []admissionregistrationv1.RuleWithOperations{
+		entry(kube.WebhookName, policy, []admissionregistrationv1.RuleWithOperations{
 			rule("", "v1", []string{"pods"}, create, update),
 			rule("", "v1", []string{"pods/ephemeralcontainers"}, update),
 		}, []admissionregistrationv1.MatchCondition{
 			{Name: "images-changed", Expression: imagesChanged},
 			{Name: "not-by-nodes", Expression: notByNodes},
 		}),
-		entry(WorkloadsName, admissionregistrationv1.Ignore, []admissionregistrationv1.RuleWithOperations{
+		entry(kube.WorkloadsName, admissionregistrationv1.Ignore, []admissionregistrationv1.RuleWithOperations{
 			rule("apps", "v1", []string{"deployments", "statefulsets", "daemonsets", "replicasets"}, create, update),
 			rule("batch", "v1", []string{"jobs", "cronjobs"}, create, update),
 			rule("", "v1", []string{"replicationcontrollers", "podtemplates"}, create, update),
@@ -243,33 +245,35 @@ func (c *Cluster) webhooks(bundle []byte, mode Mode) []admissionregistrationv1.V
 	}
 }
 
-func rule(group, version string, resources []string, ops ...admissionregistrationv1.OperationType) admissionregistrationv1.RuleWithOperations {
+func rule(group, version string, resources []string,
+	ops ...admissionregistrationv1.OperationType) admissionregistrationv1.RuleWithOperations {
 	return admissionregistrationv1.RuleWithOperations{Operations: ops, Rule: admissionregistrationv1.Rule{
 		APIGroups: []string{group}, APIVersions: []string{version}, Resources: resources,
 		Scope: ptr.To(admissionregistrationv1.NamespacedScope)}}
 }
 
-// exempt are the namespaces that are not asked about.
+// exempt returns the namespaces whose pods are not reviewed, sorted.
 func (c *Cluster) exempt() []string {
-	list := append([]string{metav1.NamespaceSystem, c.Namespace}, c.Exempt...)
+	list := append([]string{metav1.NamespaceSystem, c.o.Namespace}, c.o.ExemptNamespaces...)
 	slices.Sort(list)
 	return slices.Compact(list)
 }
 
-// watch says so on changed when somebody has touched the configuration. What it misses, the next round sees.
+// watch signals on changed when any client has changed the configuration. A pass every Poll finds what it misses.
 func (c *Cluster) watch(ctx context.Context, changed chan<- struct{}) {
 	for ctx.Err() == nil {
 		c.watchOnce(ctx, changed)
 		select {
 		case <-ctx.Done():
-		case <-time.After(c.Poll):
+		case <-time.After(c.o.Poll):
 		}
 	}
 }
 
+// watchOnce watches until the watch ends.
 func (c *Cluster) watchOnce(ctx context.Context, changed chan<- struct{}) {
-	w, err := c.Client.WebhookConfigurations.Watch(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, Name).String()})
+	w, err := c.o.Client.WebhookConfigurations.Watch(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, kube.Name).String()})
 	if err != nil {
 		return
 	}
@@ -285,7 +289,7 @@ func (c *Cluster) watchOnce(ctx context.Context, changed chan<- struct{}) {
 		}
 		select {
 		case changed <- struct{}{}:
-		default: // it will look anyway
+		default: // a signal is pending already
 		}
 	}
 }

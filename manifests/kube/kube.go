@@ -1,18 +1,24 @@
-// Package kube is a client of the Kubernetes API for the kinds that the program has to do with, and no others.
+// Package kube is a client of the Kubernetes API for the kinds that this program uses, and the names of the program's
+// objects in a cluster.
 //
 // # Why
 //
-// client-go's clientset knows every kind there is, with all that encodes and registers it: a third of the program, of which
-// a good part is touched at each start. What it is made of (a REST client, and gentype, which makes a typed client of
-// that) is used here with a scheme of our few kinds. The methods are the clientset's, so that its fake serves in tests.
+// The clientset of client-go knows every kind, with everything that encodes and registers it: a third of the program, a
+// good part of which is loaded at each start. This package uses the parts that the clientset is made of (a REST client,
+// and gentype, which makes a typed client from it) with a scheme of our few kinds. The methods are those of the
+// clientset, so that its fake works in tests.
 //
 // # Words
 //
-//   - resource: the objects of one kind, of one namespace or of the cluster.
+//   - resource: the objects of one kind, in one namespace or in the cluster.
+//
+// # Invariants
+//
+//   - Each name that the manifest and the code have to agree on is written once, in names.go.
 //
 // # What it does not do
 //
-// It caches nothing and has no informers: what is watched is one object at a time.
+// It has no cache and no informers: the program watches one object at a time.
 package kube
 
 import (
@@ -36,28 +42,30 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Creator makes objects. Errors: those of k8s.io/apimachinery/pkg/api/errors, and of the connection.
+// Creator creates objects. Errors: those of k8s.io/apimachinery/pkg/api/errors, and of the connection.
 type Creator[T any] interface {
 	Create(ctx context.Context, object T, o metav1.CreateOptions) (T, error)
 }
 
-// Resource is the objects of one kind; see [Creator] for errors.
+// Resource is the objects of one kind. Errors: see [Creator].
 type Resource[T any] interface {
 	Creator[T]
 	Get(ctx context.Context, name string, o metav1.GetOptions) (T, error)
 	Update(ctx context.Context, object T, o metav1.UpdateOptions) (T, error)
-	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, o metav1.PatchOptions, subresources ...string) (T, error)
+	Patch(ctx context.Context, name string, pt types.PatchType, data []byte, o metav1.PatchOptions,
+		subresources ...string) (T, error)
 	Delete(ctx context.Context, name string, o metav1.DeleteOptions) error
 	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
 }
 
-// Lister is a Resource that is listed, too.
+// Lister is a Resource that can be listed as well.
 type Lister[T, L any] interface {
 	Resource[T]
 	List(ctx context.Context, o metav1.ListOptions) (L, error)
 }
 
-// Client has a Resource for each kind; a namespace is given where the kind has one. It is safe for concurrent use.
+// Client has a Resource for each kind; where a kind has namespaces, it is a function of the namespace. It is safe for
+// concurrent use. Make one with [InCluster], [FromKubeconfig] or [New].
 type Client struct {
 	ConfigMaps             func(namespace string) Lister[*corev1.ConfigMap, *corev1.ConfigMapList]
 	Events                 func(namespace string) Creator[*corev1.Event]
@@ -80,22 +88,24 @@ func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme,
 		admissionregistrationv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme} {
-		utilruntime.Must(add(s)) // our own choice of kinds
+		utilruntime.Must(add(s)) // it fails only if two kinds of ours have the same name
 	}
 	metav1.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
 	return s
 }
 
-// New makes a client. Errors: what is wrong with the configuration.
+// New makes a client from a configuration. Errors: what is wrong with the configuration.
 func New(config *rest.Config) (*Client, error) {
 	groups := map[schema.GroupVersion]rest.Interface{}
 	codecs := serializer.NewCodecFactory(scheme)
+	// One HTTP client for all groups, so that they share connections.
 	httpClient, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
-	for _, gv := range []schema.GroupVersion{corev1.SchemeGroupVersion, appsv1.SchemeGroupVersion, rbacv1.SchemeGroupVersion,
-		admissionregistrationv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion, authorizationv1.SchemeGroupVersion} {
+	for _, gv := range []schema.GroupVersion{corev1.SchemeGroupVersion, appsv1.SchemeGroupVersion,
+		rbacv1.SchemeGroupVersion, admissionregistrationv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion,
+		authorizationv1.SchemeGroupVersion} {
 		c := rest.CopyConfig(config)
 		c.GroupVersion, c.NegotiatedSerializer, c.APIPath = &gv, codecs.WithoutConversion(), "/apis"
 		if gv.Group == "" {
@@ -108,19 +118,26 @@ func New(config *rest.Config) (*Client, error) {
 	return assemble(groups), nil
 }
 
+// assemble makes the typed clients from the REST clients of the groups.
 func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 	parameters := runtime.NewParameterCodec(scheme)
 	core, apps := groups[corev1.SchemeGroupVersion], groups[appsv1.SchemeGroupVersion]
+	rbac := groups[rbacv1.SchemeGroupVersion]
+	admission := groups[admissionregistrationv1.SchemeGroupVersion]
+	authentication := groups[authenticationv1.SchemeGroupVersion]
+	authorization := groups[authorizationv1.SchemeGroupVersion]
 	return &Client{
 		ConfigMaps: func(ns string) Lister[*corev1.ConfigMap, *corev1.ConfigMapList] {
-			return gentype.NewClientWithList("configmaps", core, parameters, ns, func() *corev1.ConfigMap { return &corev1.ConfigMap{} },
+			return gentype.NewClientWithList("configmaps", core, parameters, ns,
+				func() *corev1.ConfigMap { return &corev1.ConfigMap{} },
 				func() *corev1.ConfigMapList { return &corev1.ConfigMapList{} })
 		},
 		Events: func(ns string) Creator[*corev1.Event] {
 			return gentype.NewClient("events", core, parameters, ns, func() *corev1.Event { return &corev1.Event{} })
 		},
 		PersistentVolumeClaims: func(ns string) Resource[*corev1.PersistentVolumeClaim] {
-			return gentype.NewClient("persistentvolumeclaims", core, parameters, ns, func() *corev1.PersistentVolumeClaim { return &corev1.PersistentVolumeClaim{} })
+			return gentype.NewClient("persistentvolumeclaims", core, parameters, ns,
+				func() *corev1.PersistentVolumeClaim { return &corev1.PersistentVolumeClaim{} })
 		},
 		Pods: func(ns string) Resource[*corev1.Pod] {
 			return gentype.NewClient("pods", core, parameters, ns, func() *corev1.Pod { return &corev1.Pod{} })
@@ -129,19 +146,21 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 			return gentype.NewClient("secrets", core, parameters, ns, func() *corev1.Secret { return &corev1.Secret{} })
 		},
 		DaemonSets: func(ns string) Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList] {
-			return gentype.NewClientWithList("daemonsets", apps, parameters, ns, func() *appsv1.DaemonSet { return &appsv1.DaemonSet{} },
+			return gentype.NewClientWithList("daemonsets", apps, parameters, ns,
+				func() *appsv1.DaemonSet { return &appsv1.DaemonSet{} },
 				func() *appsv1.DaemonSetList { return &appsv1.DaemonSetList{} })
 		},
-		PersistentVolumes: gentype.NewClient("persistentvolumes", core, parameters, "", func() *corev1.PersistentVolume { return &corev1.PersistentVolume{} }),
-		ClusterRoles: gentype.NewClient("clusterroles", groups[rbacv1.SchemeGroupVersion], parameters, "",
+		PersistentVolumes: gentype.NewClient("persistentvolumes", core, parameters, "",
+			func() *corev1.PersistentVolume { return &corev1.PersistentVolume{} }),
+		ClusterRoles: gentype.NewClient("clusterroles", rbac, parameters, "",
 			func() *rbacv1.ClusterRole { return &rbacv1.ClusterRole{} }),
-		WebhookConfigurations: gentype.NewClient("validatingwebhookconfigurations", groups[admissionregistrationv1.SchemeGroupVersion], parameters, "",
+		WebhookConfigurations: gentype.NewClient("validatingwebhookconfigurations", admission, parameters, "",
 			func() *admissionregistrationv1.ValidatingWebhookConfiguration {
 				return &admissionregistrationv1.ValidatingWebhookConfiguration{}
 			}),
-		TokenReviews: gentype.NewClient("tokenreviews", groups[authenticationv1.SchemeGroupVersion], parameters, "",
+		TokenReviews: gentype.NewClient("tokenreviews", authentication, parameters, "",
 			func() *authenticationv1.TokenReview { return &authenticationv1.TokenReview{} }),
-		SubjectAccessReviews: gentype.NewClient("subjectaccessreviews", groups[authorizationv1.SchemeGroupVersion], parameters, "",
+		SubjectAccessReviews: gentype.NewClient("subjectaccessreviews", authorization, parameters, "",
 			func() *authorizationv1.SubjectAccessReview { return &authorizationv1.SubjectAccessReview{} }),
 	}
 }

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,7 +22,7 @@ import (
 	"trow/manifests/kube"
 )
 
-// answers is an API server that knows some requests, and tells which it got.
+// answers is an API server that knows the answers to some requests. To any other it answers 404, naming the request.
 type answers map[string]any
 
 func (a answers) start(t *testing.T) *kube.Client {
@@ -49,45 +52,54 @@ func (a answers) start(t *testing.T) *kube.Client {
 	return c
 }
 
-// TestEveryKindIsAskedForAtItsPlace: path and group of each kind are the API's, and what comes is decoded.
-func TestEveryKindIsAskedForAtItsPlace(t *testing.T) {
+// TestEachKindHasTheRightPath checks path and group of each kind, and that answers are decoded.
+func TestEachKindHasTheRightPath(t *testing.T) {
 	object := func(apiVersion, kind string) string {
 		return fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"name":"x","uid":"u"}}`, apiVersion, kind)
 	}
+	const rbac, admission = "rbac.authorization.k8s.io/v1", "admissionregistration.k8s.io/v1"
+	const webhooks = "ValidatingWebhookConfiguration"
 	c := answers{
-		"GET /api/v1/namespaces/ns/configmaps/x":                                          object("v1", "ConfigMap"),
-		"GET /api/v1/namespaces/ns/persistentvolumeclaims/x":                              object("v1", "PersistentVolumeClaim"),
-		"GET /api/v1/namespaces/ns/pods/x":                                                object("v1", "Pod"),
-		"GET /api/v1/namespaces/ns/secrets/x":                                             object("v1", "Secret"),
-		"GET /api/v1/persistentvolumes/x":                                                 object("v1", "PersistentVolume"),
-		"GET /apis/apps/v1/namespaces/ns/daemonsets/x":                                    object("apps/v1", "DaemonSet"),
-		"GET /apis/rbac.authorization.k8s.io/v1/clusterroles/x":                           object("rbac.authorization.k8s.io/v1", "ClusterRole"),
-		"GET /apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/x":     object("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
-		"POST /apis/authentication.k8s.io/v1/tokenreviews":                                `{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","status":{"authenticated":true}}`,
-		"POST /apis/authorization.k8s.io/v1/subjectaccessreviews":                         object("authorization.k8s.io/v1", "SubjectAccessReview"),
-		"POST /api/v1/namespaces/ns/events":                                               object("v1", "Event"),
-		"GET /apis/apps/v1/daemonsets?limit=5":                                            `{"apiVersion":"apps/v1","kind":"DaemonSetList","items":[{"metadata":{"name":"x"}}]}`,
-		"GET /api/v1/namespaces/ns/configmaps?fieldSelector=metadata.name%3Dx&watch=true": `{"type":"ADDED","object":` + object("v1", "ConfigMap") + "}\n",
-		"PATCH /apis/rbac.authorization.k8s.io/v1/clusterroles/x":                         object("rbac.authorization.k8s.io/v1", "ClusterRole"),
-		"DELETE /apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/x":  `{"apiVersion":"v1","kind":"Status","status":"Success"}`,
-		"PUT /api/v1/namespaces/ns/secrets/x":                                             object("v1", "Secret"),
+		"GET /api/v1/namespaces/ns/configmaps/x":             object("v1", "ConfigMap"),
+		"GET /api/v1/namespaces/ns/persistentvolumeclaims/x": object("v1", "PersistentVolumeClaim"),
+		"GET /api/v1/namespaces/ns/pods/x":                   object("v1", "Pod"),
+		"GET /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
+		"PUT /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
+		"POST /api/v1/namespaces/ns/events":                  object("v1", "Event"),
+		"GET /api/v1/persistentvolumes/x":                    object("v1", "PersistentVolume"),
+		"GET /apis/apps/v1/namespaces/ns/daemonsets/x":       object("apps/v1", "DaemonSet"),
+		"GET /apis/apps/v1/daemonsets?limit=5": `{"apiVersion":"apps/v1","kind":"DaemonSetList",
+			"items":[{"metadata":{"name":"x"}}]}`,
+		"GET /apis/" + rbac + "/clusterroles/x":                         object(rbac, "ClusterRole"),
+		"PATCH /apis/" + rbac + "/clusterroles/x":                       object(rbac, "ClusterRole"),
+		"GET /apis/" + admission + "/validatingwebhookconfigurations/x": object(admission, webhooks),
+		"DELETE /apis/" + admission + "/validatingwebhookconfigurations/x": `{"apiVersion":"v1","kind":"Status",
+			"status":"Success"}`,
+		"POST /apis/authentication.k8s.io/v1/tokenreviews": `{"apiVersion":"authentication.k8s.io/v1",
+			"kind":"TokenReview","status":{"authenticated":true}}`,
+		"POST /apis/authorization.k8s.io/v1/subjectaccessreviews": object("authorization.k8s.io/v1", "SubjectAccessReview"),
+		"GET /api/v1/namespaces/ns/configmaps?fieldSelector=metadata.name%3Dx&watch=true": `{"type":"ADDED","object":` +
+			object("v1", "ConfigMap") + "}\n",
 	}.start(t)
 	ctx := t.Context()
 	get := metav1.GetOptions{}
 	for name, ask := range map[string]func() (metav1.Object, error){
-		"ConfigMap":             func() (metav1.Object, error) { return c.ConfigMaps("ns").Get(ctx, "x", get) },
-		"PersistentVolumeClaim": func() (metav1.Object, error) { return c.PersistentVolumeClaims("ns").Get(ctx, "x", get) },
-		"Pod":                   func() (metav1.Object, error) { return c.Pods("ns").Get(ctx, "x", get) },
-		"Secret":                func() (metav1.Object, error) { return c.Secrets("ns").Get(ctx, "x", get) },
-		"PersistentVolume":      func() (metav1.Object, error) { return c.PersistentVolumes.Get(ctx, "x", get) },
-		"DaemonSet":             func() (metav1.Object, error) { return c.DaemonSets("ns").Get(ctx, "x", get) },
-		"ClusterRole":           func() (metav1.Object, error) { return c.ClusterRoles.Get(ctx, "x", get) },
-		"webhook":               func() (metav1.Object, error) { return c.WebhookConfigurations.Get(ctx, "x", get) },
+		"ConfigMap": func() (metav1.Object, error) { return c.ConfigMaps("ns").Get(ctx, "x", get) },
+		"PersistentVolumeClaim": func() (metav1.Object, error) {
+			return c.PersistentVolumeClaims("ns").Get(ctx, "x", get)
+		},
+		"Pod":              func() (metav1.Object, error) { return c.Pods("ns").Get(ctx, "x", get) },
+		"Secret":           func() (metav1.Object, error) { return c.Secrets("ns").Get(ctx, "x", get) },
+		"PersistentVolume": func() (metav1.Object, error) { return c.PersistentVolumes.Get(ctx, "x", get) },
+		"DaemonSet":        func() (metav1.Object, error) { return c.DaemonSets("ns").Get(ctx, "x", get) },
+		"ClusterRole":      func() (metav1.Object, error) { return c.ClusterRoles.Get(ctx, "x", get) },
+		"webhook":          func() (metav1.Object, error) { return c.WebhookConfigurations.Get(ctx, "x", get) },
 		"patched ClusterRole": func() (metav1.Object, error) {
 			return c.ClusterRoles.Patch(ctx, "x", types.MergePatchType, []byte("{}"), metav1.PatchOptions{})
 		},
 		"updated Secret": func() (metav1.Object, error) {
-			return c.Secrets("ns").Update(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, metav1.UpdateOptions{})
+			secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "x"}}
+			return c.Secrets("ns").Update(ctx, secret, metav1.UpdateOptions{})
 		},
 		"created Event": func() (metav1.Object, error) {
 			return c.Events("ns").Create(ctx, &corev1.Event{}, metav1.CreateOptions{})
@@ -97,10 +109,12 @@ func TestEveryKindIsAskedForAtItsPlace(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, o, err)
 		}
 	}
-	if r, err := c.TokenReviews.Create(ctx, &authenticationv1.TokenReview{}, metav1.CreateOptions{}); err != nil || !r.Status.Authenticated {
+	r, err := c.TokenReviews.Create(ctx, &authenticationv1.TokenReview{}, metav1.CreateOptions{})
+	if err != nil || !r.Status.Authenticated {
 		t.Errorf("TokenReview: %+v, %v", r, err)
 	}
-	if l, err := c.DaemonSets("").List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(l.Items) != 1 || l.Items[0].Name != "x" {
+	l, err := c.DaemonSets("").List(ctx, metav1.ListOptions{Limit: 5})
+	if err != nil || len(l.Items) != 1 || l.Items[0].Name != "x" {
 		t.Errorf("list: %+v, %v", l, err)
 	}
 	if err := c.WebhookConfigurations.Delete(ctx, "x", metav1.DeleteOptions{}); err != nil {
@@ -116,14 +130,50 @@ func TestEveryKindIsAskedForAtItsPlace(t *testing.T) {
 	}
 }
 
-// TestErrorsAreThoseOfTheAPI: who asks can tell what is not there from what went wrong.
+// TestErrorsAreThoseOfTheAPI: a caller can tell a missing object from a failed request.
 func TestErrorsAreThoseOfTheAPI(t *testing.T) {
 	c := answers{}.start(t)
 	_, err := c.Secrets("ns").Get(t.Context(), "gone", metav1.GetOptions{})
 	if !apierrors.IsNotFound(err) || !strings.Contains(err.Error(), "/api/v1/namespaces/ns/secrets/gone") {
 		t.Errorf("%v", err)
 	}
-	if _, err := kube.New(&rest.Config{Host: "https://x", TLSClientConfig: rest.TLSClientConfig{CAData: []byte("no certificate")}}); err == nil {
-		t.Error("a CA that is none is taken")
+	invalid := rest.TLSClientConfig{CAData: []byte("no certificate")}
+	if _, err := kube.New(&rest.Config{Host: "https://x", TLSClientConfig: invalid}); err == nil {
+		t.Error("an invalid CA is accepted")
+	}
+}
+
+func TestRegistryNames(t *testing.T) {
+	got := kube.RegistryNames(kube.DefaultHost("kube-public"), "kube-public", 31000)
+	want := []string{"trow.kube-public:31000", "trow:31000", "localhost:31000", "127.0.0.1:31000", "[::1]:31000"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	got = kube.RegistryNames("registry.example.org", "images", 30500)
+	if len(got) != 6 || got[0] != "registry.example.org:30500" || got[1] != "trow.images:30500" {
+		t.Errorf("with a host of its own: %q", got)
+	}
+}
+
+func TestConnecting(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	if _, _, err := kube.InCluster(); err == nil {
+		t.Error("InCluster connects outside a cluster")
+	}
+	file := filepath.Join(t.TempDir(), "config")
+	if _, err := kube.FromKubeconfig(file, ""); err == nil {
+		t.Error("FromKubeconfig connects without a file")
+	}
+	config := `{"apiVersion":"v1","kind":"Config","current-context":"a",
+		"clusters":[{"name":"c","cluster":{"server":"https://a.example"}}],
+		"contexts":[{"name":"a","context":{"cluster":"c"}}]}`
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := kube.FromKubeconfig(file, ""); err != nil || c == nil {
+		t.Errorf("the current context: %v", err)
+	}
+	if _, err := kube.FromKubeconfig(file, "b"); err == nil {
+		t.Error("a context that does not exist is accepted")
 	}
 }

@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"trow/manifests/kube"
 )
 
 // Kind is what happened. It is the reason of the Event of Kubernetes, where one is made.
@@ -119,13 +121,13 @@ func (n *Node) event(e Event, at time.Time) *corev1.Event {
 		Type:                public[e.Kind],
 		Reason:              string(e.Kind),
 		Message:             cut("node "+n.o.NodeName+": "+e.text(), maxMessage),
-		Source:              corev1.EventSource{Component: DaemonSetName, Host: n.o.NodeName},
+		Source:              corev1.EventSource{Component: kube.DaemonSetName, Host: n.o.NodeName},
 		FirstTimestamp:      metav1.NewTime(at),
 		LastTimestamp:       metav1.NewTime(at),
 		Count:               1,
 		EventTime:           metav1.NewMicroTime(at),
 		Action:              "Configure",
-		ReportingController: DaemonSetName,
+		ReportingController: kube.DaemonSetName,
 		ReportingInstance:   cut(n.o.NodeName, maxInstance),
 	}
 }

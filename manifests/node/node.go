@@ -45,10 +45,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"trow/manifests/kube"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"trow/manifests/kube"
 )
 
 // Options say which registry it is, and where. Client, Namespace, NodeName, Host and Port are required.
@@ -81,16 +82,8 @@ type Options struct {
 	Listen func(network, address string) (net.Listener, error)
 }
 
-// Names of objects in the cluster. The manifest has the same.
-const (
-	ConfigMapName = "trow-ca"   // has the bundle
-	CAKey         = "ca.crt"    // in the ConfigMap
-	DaemonSetName = "trow-node" // that this process belongs to, unless the options say another
-
-	serviceName = "trow"
-	servicePort = "443"
-	defaultRoot = "/host"
-)
+// defaultRoot is where the manifest mounts the directories of the node.
+const defaultRoot = "/host"
 
 // times are how long things take. Tests have others.
 type times struct {
@@ -148,7 +141,7 @@ func New(o Options) (*Node, error) {
 		o.LocalPort = o.Port + 1
 	}
 	if o.DaemonSet == "" {
-		o.DaemonSet = DaemonSetName
+		o.DaemonSet = kube.DaemonSetName
 	}
 	if o.Root == "" {
 		o.Root = defaultRoot
@@ -167,7 +160,7 @@ func New(o Options) (*Node, error) {
 	if o.Service != "" {
 		n.targets = append(n.targets, o.Service)
 	}
-	n.targets = append(n.targets, net.JoinHostPort(n.serverName(), servicePort))
+	n.targets = append(n.targets, net.JoinHostPort(n.serverName(), strconv.Itoa(kube.ServicePort)))
 	return n, nil
 }
 
@@ -222,7 +215,7 @@ func isPort(s string) bool {
 func (n *Node) name() string { return net.JoinHostPort(n.o.Host, strconv.Itoa(n.o.Port)) }
 
 // serverName is whom the registry's certificate has to be for.
-func (n *Node) serverName() string { return serviceName + "." + n.o.Namespace + ".svc" }
+func (n *Node) serverName() string { return kube.ServiceHost(n.o.Namespace) }
 
 // Run serves until ctx is done. Then it takes no more connections, lets transfers finish, takes the node's files away
 // if it is being uninstalled, and returns nil. Error: none of the local port's addresses could be listened on.
@@ -280,7 +273,7 @@ func (n *Node) Ready() error {
 	}
 	switch {
 	case n.bundle.Load() == nil:
-		missing = append(missing, fmt.Sprintf("ConfigMap %s of namespace %s has told no CA yet", ConfigMapName, n.o.Namespace))
+		missing = append(missing, fmt.Sprintf("ConfigMap %s of namespace %s has told no CA yet", kube.ConfigMapName, n.o.Namespace))
 	case !n.synced.Load():
 		missing = append(missing, "the runtime has not been told yet")
 	}

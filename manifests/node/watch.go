@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"trow/manifests/kube"
 )
 
 // watchFor bounds a watch: then it is listed anew, whatever was lost.
@@ -32,7 +34,7 @@ func (n *Node) follow(ctx context.Context) {
 			failed = ""
 		case err.Error() != failed: // once, until it is over or another
 			failed = err.Error()
-			n.tell(APIFailed, err, "following ConfigMap %s", ConfigMapName)
+			n.tell(APIFailed, err, "following ConfigMap %s", kube.ConfigMapName)
 		}
 		if listed {
 			wait = n.times.backoff
@@ -51,7 +53,7 @@ func (n *Node) follow(ctx context.Context) {
 func (n *Node) followOnce(ctx context.Context) (listed bool, err error) {
 	maps := n.o.Client.ConfigMaps(n.o.Namespace)
 	timeout := int64(watchFor / time.Second)
-	options := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, ConfigMapName).String(), TimeoutSeconds: &timeout}
+	options := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, kube.ConfigMapName).String(), TimeoutSeconds: &timeout}
 	list, err := maps.List(ctx, options)
 	if err != nil {
 		return false, err
@@ -84,13 +86,13 @@ func (n *Node) followOnce(ctx context.Context) (listed bool, err error) {
 
 // take makes the ConfigMap's bundle ours. An empty one has not been filled in yet.
 func (n *Node) take(ctx context.Context, m *corev1.ConfigMap) {
-	text := m.Data[CAKey]
-	if m.Name != ConfigMapName || text == "" {
+	text := m.Data[kube.CAKey]
+	if m.Name != kube.ConfigMapName || text == "" {
 		return
 	}
 	bundle, pool, err := parseBundle(text)
 	if err != nil {
-		n.report(ctx, BadBundle, err, "%s of ConfigMap %s cannot be used", CAKey, ConfigMapName)
+		n.report(ctx, BadBundle, err, "%s of ConfigMap %s cannot be used", kube.CAKey, kube.ConfigMapName)
 		return
 	}
 	if old := n.bundle.Load(); old != nil && bytes.Equal(*old, bundle) {
@@ -98,7 +100,7 @@ func (n *Node) take(ctx context.Context, m *corev1.ConfigMap) {
 	}
 	n.upstream.trust(n.transport(pool))
 	n.bundle.Store(&bundle)
-	n.tell(Trusts, nil, "the bundle of ConfigMap %s is in use", ConfigMapName)
+	n.tell(Trusts, nil, "the bundle of ConfigMap %s is in use", kube.ConfigMapName)
 	select {
 	case n.changed <- struct{}{}:
 	default: // it is going to look

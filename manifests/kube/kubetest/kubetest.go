@@ -1,19 +1,15 @@
-// Package kubetest makes a client of client-go's clientset, of which there is a fake for tests.
+// Package kubetest makes a kube.Client from a clientset of client-go, so that tests can use the clientset's fake.
 package kubetest
 
 import (
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
-	authenticationv1 "k8s.io/api/authentication/v1"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"trow/manifests/kube"
 )
 
-// Client asks a clientset.
+// Client returns a client that sends its requests to a clientset.
 func Client(c kubernetes.Interface) *kube.Client {
 	return &kube.Client{
 		ConfigMaps: func(ns string) kube.Lister[*corev1.ConfigMap, *corev1.ConfigMapList] {
@@ -28,10 +24,10 @@ func Client(c kubernetes.Interface) *kube.Client {
 		DaemonSets: func(ns string) kube.Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList] {
 			return c.AppsV1().DaemonSets(ns)
 		},
-		PersistentVolumes:     kube.Resource[*corev1.PersistentVolume](c.CoreV1().PersistentVolumes()),
-		ClusterRoles:          kube.Resource[*rbacv1.ClusterRole](c.RbacV1().ClusterRoles()),
-		WebhookConfigurations: kube.Resource[*admissionregistrationv1.ValidatingWebhookConfiguration](c.AdmissionregistrationV1().ValidatingWebhookConfigurations()),
-		TokenReviews:          kube.Creator[*authenticationv1.TokenReview](c.AuthenticationV1().TokenReviews()),
-		SubjectAccessReviews:  kube.Creator[*authorizationv1.SubjectAccessReview](c.AuthorizationV1().SubjectAccessReviews()),
+		PersistentVolumes:     c.CoreV1().PersistentVolumes(),
+		ClusterRoles:          c.RbacV1().ClusterRoles(),
+		WebhookConfigurations: c.AdmissionregistrationV1().ValidatingWebhookConfigurations(),
+		TokenReviews:          c.AuthenticationV1().TokenReviews(),
+		SubjectAccessReviews:  c.AuthorizationV1().SubjectAccessReviews(),
 	}
 }

@@ -12,6 +12,8 @@ import (
 	kubelet "k8s.io/kubelet/config/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
+
+	"trow/manifests/kube"
 )
 
 // ConfigOptions say what a node is told. [Defaults] has those of the manifest.
@@ -22,10 +24,14 @@ type ConfigOptions struct {
 	File     string   // where the configuration is put
 }
 
-// Defaults fit trow.yaml.
+// Defaults returns the options for trow.yaml.
 func Defaults() ConfigOptions {
-	return ConfigOptions{Audience: "trow", Program: "/usr/local/lib/trow/trow", File: "/etc/kubernetes/trow-credential-provider.yaml",
-		Names: []string{"trow.kube-public:31000", "trow:31000", "localhost:31000", "127.0.0.1:31000", "[::1]:31000"}}
+	return ConfigOptions{
+		Names:    kube.RegistryNames(kube.DefaultHost(kube.DefaultNamespace), kube.DefaultNamespace, kube.DefaultNodePort),
+		Audience: kube.Audience,
+		Program:  "/usr/local/lib/trow/trow",
+		File:     "/etc/kubernetes/trow-credential-provider.yaml",
+	}
 }
 
 const steps = `# How pods pull with their ServiceAccounts alone. On each node, with Kubernetes 1.34 or later:

@@ -1,0 +1,113 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"trow/manifests/kube"
+)
+
+// Options are the settings of a server in a cluster.
+type Options struct {
+	Webhook          string   // a Mode; empty: the webhook was not registered by this program
+	ExemptNamespaces []string // beside kube-system and the server's own
+	TokenAudience    string   // accept ServiceAccount tokens of this audience; empty: none
+	AccessReview     bool     // whether RBAC decides what ServiceAccounts may do
+
+	// The rest is set by the program. Open and OpenReviewer set Client, Namespace and Pod if Client is nil.
+
+	Client    *kube.Client
+	Namespace string // of the Service, the Secret and the ConfigMap
+	Pod       string // of this process, for its readiness and its volumes; empty: Ready alone counts
+
+	CA     func() []byte                   // returns the current bundle
+	Ready  func() bool                     // reports whether the server would answer a review
+	Rotate func(ctx context.Context) error // starts a rotation of the CA
+
+	Log zerolog.Logger
+
+	// Poll is the time between two passes. 0 means 5 s. A watch reports changes of the configuration at once.
+	Poll time.Duration
+}
+
+// AddFlags registers the settings as flags.
+func (o *Options) AddFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.Webhook, "webhook", "", "in a pod of the manifest: off, audit (only warn) or enforce; the certificates "+
+		"are in Secret "+kube.SecretName+" then; empty: not in a cluster")
+	fs.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil,
+		"namespaces whose pods are not reviewed, beside kube-system and the registry's own")
+	fs.StringVar(&o.TokenAudience, "token-audience", "",
+		"in a cluster: accept ServiceAccount tokens of this audience as logins; empty: none")
+	fs.BoolVar(&o.AccessReview, "access-review", false,
+		"let RBAC decide what ServiceAccounts may do where no rule decides")
+}
+
+// Validate reports the first invalid setting.
+func (o *Options) Validate() error {
+	switch {
+	case o.Webhook != "" && !slices.Contains([]Mode{Off, Audit, Enforce}, o.mode()):
+		return fmt.Errorf("webhook: %.80q: want one of off, audit, enforce", o.Webhook)
+	case o.Webhook == "" && len(o.ExemptNamespaces) > 0:
+		return errors.New("exempt-namespaces requires webhook: without it no webhook is registered")
+	case o.TokenAudience != strings.TrimSpace(o.TokenAudience) || len(o.TokenAudience) > 256:
+		return fmt.Errorf("token-audience: %.80q is not a valid audience; that of the manifest is %s",
+			o.TokenAudience, kube.Audience)
+	case o.AccessReview && o.TokenAudience == "":
+		return errors.New("access-review requires token-audience: without it no ServiceAccount can log in; add " +
+			"token-audience: " + kube.Audience)
+	}
+	for _, n := range o.ExemptNamespaces {
+		if msg := validation.IsDNS1123Label(n); len(msg) > 0 {
+			return fmt.Errorf("exempt-namespaces: %.80q: %s", n, msg[0])
+		}
+	}
+	return nil
+}
+
+func (o *Options) mode() Mode { return Mode(o.Webhook) }
+
+// Open connects to the API server of the cluster that this process runs in, and returns the Cluster and the Secret that
+// holds the server's certificates. Both are nil if the setting webhook is empty. It sends no request yet. Error: this
+// process does not run in a pod.
+func Open(o Options) (*Cluster, *Secret, error) {
+	if o.Webhook == "" {
+		return nil, nil, nil
+	}
+	if err := o.connect("webhook"); err != nil {
+		return nil, nil, err
+	}
+	return New(o), NewSecret(o.Client, o.Namespace), nil
+}
+
+// OpenReviewer returns a Reviewer for the API server of the cluster that this process runs in, nil if the setting
+// token-audience is empty. It sends no request yet. Error: this process does not run in a pod.
+func OpenReviewer(o Options) (*Reviewer, error) {
+	if o.TokenAudience == "" {
+		return nil, nil
+	}
+	if err := o.connect("token-audience"); err != nil {
+		return nil, err
+	}
+	return NewReviewer(o.Client, o.TokenAudience, o.Log), nil
+}
+
+// connect sets Client, Namespace and Pod, if the program has not set a client. key is the setting that needs them.
+func (o *Options) connect(key string) (err error) {
+	if o.Client != nil {
+		return nil
+	}
+	if o.Client, o.Namespace, err = kube.InCluster(); err != nil {
+		return fmt.Errorf("%s: %w; outside a cluster leave this setting empty", key, err)
+	}
+	o.Pod, err = os.Hostname() // the host name of a pod that is not on the host's network is its name
+	return err
+}

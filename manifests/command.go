@@ -1,0 +1,48 @@
+package manifests
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Command returns trow manifest, for the image of this version.
+func Command(version string) *cobra.Command {
+	o := Defaults(version)
+	noNode := false
+	cmd := &cobra.Command{
+		Use:   "manifest",
+		Short: "Print the Kubernetes manifest that installs Trow",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Node = !noNode
+			text, err := Render(o)
+			if err != nil {
+				return errors.New(strings.Join(strings.Fields(err.Error()), " ")) // a command's error has one line
+			}
+			_, err = cmd.OutOrStdout().Write(text)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace; the manifest creates it unless it is kube-public")
+	f.StringVar(&o.Host, "host", o.Host, "name of the registry on nodes and workstations (default trow.<namespace>)")
+	f.IntVar(&o.NodePort, "node-port", o.NodePort, "port of the registry on each node")
+	f.StringVar(&o.Image, "image", o.Image, "image of Trow itself, from a registry that the nodes can pull from")
+	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a persistent volume; empty: none, images are lost with the pod")
+	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass,
+		"StorageClass of the volume (default: the cluster's default)")
+	f.StringVar(&o.Size, "size", o.Size, "size of the volume")
+	f.BoolVar(&o.Login, "login", o.Login,
+		"create a user with a random password, and close the registry to others; ServiceAccounts may pull")
+	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview,
+		"with --login: let RBAC decide what ServiceAccounts may pull, push and delete")
+	f.StringVar(&o.Webhook, "webhook", o.Webhook, "off, audit (only warn) or enforce")
+	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil,
+		"namespaces whose pods are not reviewed, beside kube-system and the registry's own")
+	f.BoolVar(&noNode, "no-node", false, "do not change the nodes: no DaemonSet; see trow node --print")
+	f.StringSliceVar(&o.NodeDir, "node-dir", o.NodeDir,
+		"directories of the nodes that container runtimes read registry configuration from")
+	return cmd
+}

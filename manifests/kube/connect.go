@@ -1,0 +1,42 @@
+package kube
+
+import (
+	"os"
+	"strings"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// namespaceFile holds the namespace of the pod. The kubelet mounts it beside the ServiceAccount's token.
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// InCluster connects with the ServiceAccount of the pod that this process runs in, and returns the pod's namespace.
+// Error: the process does not run in a pod, or the pod has no token.
+func InCluster() (*Client, string, error) {
+	config, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, "", err
+	}
+	// No rate limit in the client: it would delay pulls that wait for a token review. cluster.Reviewer has its own.
+	config.QPS = -1
+	namespace, err := os.ReadFile(namespaceFile)
+	if err != nil {
+		return nil, "", err
+	}
+	client, err := New(config)
+	return client, strings.TrimSpace(string(namespace)), err
+}
+
+// FromKubeconfig connects as kubectl does: with this kubeconfig (empty: KUBECONFIG, then ~/.kube/config) and this
+// context of it (empty: the current one). Errors: those of reading and understanding the file.
+func FromKubeconfig(kubeconfig, context string) (*Client, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	overrides := &clientcmd.ConfigOverrides{CurrentContext: context}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	return New(config)
+}

@@ -1,0 +1,63 @@
+package kube
+
+import (
+	"net"
+	"slices"
+	"strconv"
+)
+
+// Names of the objects that the manifest creates, the server fills in, and nodes and commands read. The manifest's
+// template spells them out, so that it can be read by itself; a test compares the two.
+const (
+	// Name is the name of the Service, the StatefulSet, the ClusterRole and the webhook configuration.
+	Name = "trow"
+	// SecretName is the Secret with the CA and the server certificate.
+	SecretName = "trow-tls"
+	// ConfigMapName is the ConfigMap with the bundle: the CA certificates that clients trust. CAKey is its key.
+	ConfigMapName = "trow-ca"
+	CAKey         = "ca.crt"
+	// DaemonSetName is the DaemonSet of trow node.
+	DaemonSetName = "trow-node"
+	// ServicePort is the port of the Service.
+	ServicePort = 443
+)
+
+// The defaults of the manifest.
+const (
+	// DefaultNamespace exists in each cluster, and no user can delete it.
+	DefaultNamespace = "kube-public"
+	// DefaultNodePort is the registry's port on each node.
+	DefaultNodePort = 31000
+	// Audience is the audience for which ServiceAccount tokens must be issued: the API server issues tokens for one
+	// audience, so that a token for another service is of no use here, and one for here is of no use elsewhere.
+	Audience = "trow"
+)
+
+// Names of the webhook.
+const (
+	// WebhookName is the webhook that judges pods. The API server puts it in front of each denial.
+	WebhookName = "validator.trow.io"
+	// WorkloadsName is the webhook that judges objects with pod templates. It only warns, unless a setting says
+	// otherwise, and its absence never blocks a request.
+	WorkloadsName = "workloads.trow.io"
+	// WebhookPath is the path of the Service to which the API server sends reviews.
+	WebhookPath = "/validate"
+)
+
+// DefaultHost is the registry's name in image names, without the port.
+func DefaultHost(namespace string) string { return Name + "." + namespace }
+
+// ServiceHost is the name of the Service in the cluster's DNS; the server certificate is valid for it.
+func ServiceHost(namespace string) string { return Name + "." + namespace + ".svc" }
+
+// RegistryNames returns the host:port pairs by which image names may refer to the registry on a node: host and the
+// Service's short names, and loopback, all with the node port. An IPv6 address is in brackets.
+func RegistryNames(host, namespace string, nodePort int) []string {
+	var names []string
+	for _, h := range []string{host, DefaultHost(namespace), Name, "localhost", "127.0.0.1", "::1"} {
+		if name := net.JoinHostPort(h, strconv.Itoa(nodePort)); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
