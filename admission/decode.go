@@ -82,8 +82,9 @@ func elements[T any](dec *jsontext.Decoder, next func(T)) error {
 	if _, err := dec.ReadToken(); err != nil {
 		return err
 	}
+	var element, zero T // one for all: a million empty elements must not be a million allocations
 	for dec.PeekKind() != ']' {
-		var element T
+		element = zero
 		if err := json.UnmarshalDecode(dec, &element); err != nil { // also where the input is broken
 			return err
 		}
@@ -91,6 +92,20 @@ func elements[T any](dec *jsontext.Decoder, next func(T)) error {
 	}
 	_, err := dec.ReadToken()
 	return err
+}
+
+// list is an array of which all elements are kept.
+type list[T any] []T
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (l *list[T]) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	*l = nil
+	return elements(dec, func(e T) {
+		if len(*l) == cap(*l) { // append alone would allocate five times the size of a long list in all
+			*l = slices.Grow(*l, max(len(*l), 4))
+		}
+		*l = append(*l, e)
+	})
 }
 
 // span is where the text of a value is in the input.
@@ -105,6 +120,10 @@ func (s *span) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 
 // of returns the text of the value in the input.
 func (s span) of(input []byte) []byte { return input[s.start:s.end] }
+
+// checked are the options for a text that span has read. All its names have been compared and its UTF-8 checked, and a
+// second time would double what a hostile review costs.
+var checked = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
 // decodeReview decodes the body of a review. The result shares no memory with the body. Errors: *httpError.
 //
@@ -127,7 +146,7 @@ func decodeReview(body []byte) (*review, error) {
 		return nil, malformed("the uid is longer than %d bytes", maxUID)
 	}
 	q := v.Request
-	if err := q.decodeObjects(q.ObjectAt.of(body), q.OldObjectAt.of(body)); err != nil {
+	if err := q.decodeObjects(q.ObjectAt.of(body), q.OldObjectAt.of(body), checked); err != nil {
 		return nil, malformed("the body is no AdmissionReview: %s", err)
 	}
 	return &v, nil
@@ -145,7 +164,7 @@ func requestOf(r *admissionv1.AdmissionRequest) (*request, error) {
 		User:        user{r.UserInfo.Username, member(slices.Contains(r.UserInfo.Groups, nodeGroup))},
 		DryRun:      r.DryRun != nil && *r.DryRun,
 	}
-	if err := q.decodeObjects(r.Object.Raw, r.OldObject.Raw); err != nil {
+	if err := q.decodeObjects(r.Object.Raw, r.OldObject.Raw, json.DefaultOptionsV2()); err != nil {
 		return nil, malformed("the object is malformed: %s", err)
 	}
 	return q, nil
@@ -153,7 +172,7 @@ func requestOf(r *admissionv1.AdmissionRequest) (*request, error) {
 
 // decodeObjects decodes as much of the objects as the verdict depends on: nothing starts with a DELETE or a CONNECT,
 // only an UPDATE has images that were there before, and kinds without images are only named in the Decision.
-func (q *request) decodeObjects(object, oldObject []byte) (err error) {
+func (q *request) decodeObjects(object, oldObject []byte, o json.Options) (err error) {
 	k, judged := kinds[q.Kind]
 	if !judged {
 		if q.Name == "" {
@@ -164,18 +183,18 @@ func (q *request) decodeObjects(object, oldObject []byte) (err error) {
 	if q.Operation == "DELETE" || q.Operation == "CONNECT" {
 		return nil
 	}
-	if q.Object, err = decodeObject(k, "request.object", object); err == nil && q.Operation == "UPDATE" {
-		q.OldObject, err = decodeObject(k, "request.oldObject", oldObject)
+	if q.Object, err = decodeObject(k, "request.object", object, o); err == nil && q.Operation == "UPDATE" {
+		q.OldObject, err = decodeObject(k, "request.oldObject", oldObject, o)
 	}
 	return err
 }
 
 // decodeObject decodes an object of a kind that is judged; nil if there is none. path is where it is in the review.
-func decodeObject(k kind, path string, text []byte) (*object, error) {
+func decodeObject(k kind, path string, text []byte, opts json.Options) (*object, error) {
 	if len(text) == 0 {
 		return nil, nil
 	}
-	o, err := k.decode(text)
+	o, err := k.decode(text, opts)
 	if err != nil {
 		return nil, errors.New(fault(path, err))
 	}

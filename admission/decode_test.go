@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	admissionv1 "k8s.io/api/admission/v1"
 	appsv1 "k8s.io/api/apps/v1"
@@ -170,7 +171,7 @@ func compareObject(t *testing.T, kind groupKind, raw []byte, valid bool) bool {
 	if len(raw) == 0 || string(raw) == "null" {
 		return true
 	}
-	got, err := decodeObject(kinds[kind], "", raw)
+	got, err := decodeObject(kinds[kind], "", raw, jsonv2.DefaultOptionsV2())
 	want := decodeObjectWithAPI(kind, raw)
 	switch {
 	case want == nil:
@@ -442,11 +443,11 @@ func TestFaultsNameThePath(t *testing.T) {
 		start + `"object":{"spec":{"containers":{}}}}}`:                `"request.object.spec.containers: an object instead of an array"`,
 		start + `"object":{"metadata":{"ownerReferences":{}}}}}`:       `"request.object.metadata.ownerReferences: an object instead of an array"`,
 		start + `"object":{"metadata":{"ownerReferences":[{},7]}}}}`:   `"request.object.metadata.ownerReferences[1]: a number instead of an object"`,
-		start + `"object":7}}`:                                         `"request.object: a number instead of an object"`,
-		start + `"userInfo":{"groups":[true]}}}`:                       `"request.userInfo.groups[0]: a boolean instead of a string"`,
-		start + `"dryRun":"true"}}`:                                    `"request.dryRun: a string instead of a boolean"`,
-		`{"` + strings.Repeat("n", 1000) + `":{"b":x}}`:                `"nnn`,
-		strings.Repeat(`{"`+strings.Repeat("n", 90)+`":`, 10):          `"nnn`,
+		start + `"object":7}}`:                                `"request.object: a number instead of an object"`,
+		start + `"userInfo":{"groups":[true]}}}`:              `"request.userInfo.groups[0]: a boolean instead of a string"`,
+		start + `"dryRun":"true"}}`:                           `"request.dryRun: a string instead of a boolean"`,
+		`{"` + strings.Repeat("n", 1000) + `":{"b":x}}`:       `"nnn`,
+		strings.Repeat(`{"`+strings.Repeat("n", 90)+`":`, 10): `"nnn`,
 	} {
 		_, err := decodeReview([]byte(body))
 		if err == nil {

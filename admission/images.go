@@ -85,10 +85,10 @@ func (o *workload) object() *object    { return &object{o.Metadata, o.Spec.Templ
 func (o *cronJob) object() *object     { return &object{o.Metadata, o.Spec.JobTemplate.Spec.Template.Spec} }
 
 type podSpec struct {
-	Containers          []container `json:"containers"`
-	InitContainers      []container `json:"initContainers"`
-	EphemeralContainers []container `json:"ephemeralContainers"`
-	Volumes             []volume    `json:"volumes"`
+	Containers          list[container] `json:"containers"`
+	InitContainers      list[container] `json:"initContainers"`
+	EphemeralContainers list[container] `json:"ephemeralContainers"`
+	Volumes             list[volume]    `json:"volumes"`
 }
 
 type container struct {
@@ -106,7 +106,7 @@ type volume struct {
 type kind struct {
 	resource string
 	at       string // path of the pod spec
-	decode   func(text []byte, o ...json.Options) (*object, error)
+	decode   func(text []byte, o json.Options) (*object, error)
 	template bool // pods are made from it
 }
 
@@ -127,9 +127,9 @@ var kinds = map[groupKind]kind{
 func decodeAs[T any, P interface {
 	*T
 	object() *object
-}](text []byte, o ...json.Options) (*object, error) {
+}](text []byte, o json.Options) (*object, error) {
 	var shape P
-	if err := json.Unmarshal(text, &shape, o...); err != nil || shape == nil {
+	if err := json.Unmarshal(text, &shape, o); err != nil || shape == nil {
 		return nil, err
 	}
 	return shape.object(), nil
