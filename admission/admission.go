@@ -55,7 +55,7 @@ const (
 	// maxKept bounds the buffers that are kept for later bodies, in bytes. Nearly all reviews are smaller.
 	maxKept = 256 << 10
 
-	// maxLarge bounds the reviews larger than maxKept that are under way. Each may take 32 times its size when it is made
+	// maxLarge bounds the reviews larger than maxKept that are under way. Each may take 20 times its size when it is made
 	// of empty things; those that the API server sends of real pods are a tenth of maxKept.
 	maxLarge = 4
 

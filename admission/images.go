@@ -4,190 +4,135 @@ import (
 	"iter"
 	"strconv"
 	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
-// object is what is read of a pod and of every kind of workload: their union, of which kind says what counts.
+// object is what is decoded of a pod, or of a workload with a template for pods.
 type object struct {
 	Metadata metadata
-	Spec     spec
-	Template podTemplate // of a PodTemplate
+	Pod      podSpec // or that of the template
 }
 
 type metadata struct {
-	Name         string
-	GenerateName string
-	Deleting     bool // it has a deletionTimestamp
-	Mirror       bool // it has the annotation of mirror pods
-	// Controlled: a controller made it; nobody reads warnings about those. Anybody can write an owner reference, so nothing
-	// else may depend on it.
-	Controlled bool
+	Name         string  `json:"name"`
+	GenerateName string  `json:"generateName"`
+	Deleted      *string `json:"deletionTimestamp"`
+	Annotations  struct {
+		Mirror present `json:"kubernetes.io/config.mirror"` // the kubelet sets it on mirror pods
+	} `json:"annotations"`
+	Controlled controlled `json:"ownerReferences"`
 }
 
-type spec struct {
-	podSpec                 // of a Pod
-	Template    podTemplate // of most workloads
-	JobTemplate podTemplate // of a CronJob: its spec.template
+// present reports whether there is a member whose value is a string. null is the empty string.
+type present bool
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (p *present) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	*p = true
+	var text string
+	return json.UnmarshalDecode(dec, &text)
 }
 
-type podTemplate struct {
-	Spec podSpec
+// controlled reports whether one of the owners of an object is a controller, which made it. Nobody reads warnings about
+// such objects. Nothing else may depend on it, because any user can write an owner reference.
+type controlled bool
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (c *controlled) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	type owner struct {
+		Controller bool `json:"controller"`
+	}
+	*c = false
+	return elements(dec, func(o owner) { *c = *c || controlled(o.Controller) })
 }
+
+// The shapes of the kinds. They differ in where the spec of the pods is.
+type (
+	pod struct {
+		Metadata metadata `json:"metadata"`
+		Spec     podSpec  `json:"spec"`
+	}
+	podTemplate struct {
+		Metadata metadata `json:"metadata"`
+		Template template `json:"template"`
+	}
+	workload struct {
+		Metadata metadata `json:"metadata"`
+		Spec     struct {
+			Template template `json:"template"`
+		} `json:"spec"`
+	}
+	cronJob struct {
+		Metadata metadata `json:"metadata"`
+		Spec     struct {
+			JobTemplate struct {
+				Spec struct {
+					Template template `json:"template"`
+				} `json:"spec"`
+			} `json:"jobTemplate"`
+		} `json:"spec"`
+	}
+	template struct {
+		Spec podSpec `json:"spec"`
+	}
+)
+
+func (o *pod) object() *object         { return &object{o.Metadata, o.Spec} }
+func (o *podTemplate) object() *object { return &object{o.Metadata, o.Template.Spec} }
+func (o *workload) object() *object    { return &object{o.Metadata, o.Spec.Template.Spec} }
+func (o *cronJob) object() *object     { return &object{o.Metadata, o.Spec.JobTemplate.Spec.Template.Spec} }
 
 type podSpec struct {
-	Containers          []container
-	InitContainers      []container
-	EphemeralContainers []container
-	Volumes             []volume
+	Containers          list[container] `json:"containers"`
+	InitContainers      list[container] `json:"initContainers"`
+	EphemeralContainers list[container] `json:"ephemeralContainers"`
+	Volumes             list[volume]    `json:"volumes"`
 }
 
 type container struct {
-	Image string
+	Image string `json:"image"`
 }
 
-// volume is a volume of a pod. One with an image is mounted from it (KEP-4639).
+// volume is a volume of a pod. The content of a volume with an image comes from that image (KEP-4639).
 type volume struct {
-	Image *string // its reference
+	Image *struct {
+		Reference string `json:"reference"`
+	} `json:"image"`
 }
 
-func (o *object) read(s *scanner) {
-	for ok := s.object(); ok; ok = s.next() {
-		switch string(s.name) {
-		case "metadata":
-			o.Metadata.read(s)
-		case "spec":
-			o.Spec.read(s)
-		case "template":
-			o.Template.read(s)
-		default:
-			s.skip()
-		}
-	}
-}
-
-func (m *metadata) read(s *scanner) {
-	for ok := s.object(); ok; ok = s.next() {
-		switch string(s.name) {
-		case "name":
-			m.Name = s.string()
-		case "generateName":
-			m.GenerateName = s.string()
-		case "deletionTimestamp":
-			if !s.null() {
-				s.string()
-				m.Deleting = true
-			}
-		case "annotations":
-			if s.find("kubernetes.io/config.mirror") {
-				s.string() // null, too, is there
-				m.Mirror = true
-				s.rest()
-			}
-		case "ownerReferences":
-			for ok := s.array(); ok; ok = s.next() {
-				if s.find("controller") {
-					m.Controlled = s.bool() || m.Controlled
-					s.rest()
-				}
-			}
-		default:
-			s.skip()
-		}
-	}
-}
-
-func (p *spec) read(s *scanner) {
-	for ok := s.object(); ok; ok = s.next() {
-		switch string(s.name) {
-		case "template":
-			p.Template.read(s)
-		case "jobTemplate":
-			if s.find("spec") {
-				if s.find("template") {
-					p.JobTemplate.read(s)
-					s.rest()
-				}
-				s.rest()
-			}
-		default:
-			p.podSpec.readMember(s)
-		}
-	}
-}
-
-func (t *podTemplate) read(s *scanner) {
-	if s.find("spec") {
-		t.Spec.read(s)
-		s.rest()
-	}
-}
-
-func (p *podSpec) read(s *scanner) {
-	for ok := s.object(); ok; ok = s.next() {
-		p.readMember(s)
-	}
-}
-
-// readMember reads the value of a member of a pod's spec.
-func (p *podSpec) readMember(s *scanner) {
-	switch string(s.name) {
-	case "containers":
-		p.Containers = list(s, (*container).read)
-	case "initContainers":
-		p.InitContainers = list(s, (*container).read)
-	case "ephemeralContainers":
-		p.EphemeralContainers = list(s, (*container).read)
-	case "volumes":
-		p.Volumes = list(s, (*volume).read)
-	default:
-		s.skip()
-	}
-}
-
-func (c *container) read(s *scanner) {
-	if s.find("image") {
-		c.Image = s.string()
-		s.rest()
-	}
-}
-
-func (v *volume) read(s *scanner) {
-	if !s.find("image") {
-		return
-	}
-	if !s.null() {
-		v.Image = new(string)
-		if s.find("reference") {
-			*v.Image = s.string()
-			s.rest()
-		}
-	}
-	s.rest()
-}
-
-// kind says where an object of a kind has its images.
+// kind says how to find the images in an object of a kind.
 type kind struct {
 	resource string
 	at       string // path of the pod spec
-	spec     func(*object) *podSpec
+	decode   func(text []byte, o json.Options) (*object, error)
 	template bool // pods are made from it
 }
 
-func specOfPod(o *object) *podSpec         { return &o.Spec.podSpec }
-func specOfWorkload(o *object) *podSpec    { return &o.Spec.Template.Spec }
-func specOfCronJob(o *object) *podSpec     { return &o.Spec.JobTemplate.Spec }
-func specOfPodTemplate(o *object) *podSpec { return &o.Template.Spec }
-
 // kinds has the kinds that are judged. All others pass.
 var kinds = map[groupKind]kind{
-	{"", "Pod"}:                   {"pods", "spec", specOfPod, false},
-	{"", "PodTemplate"}:           {"podtemplates", "template.spec", specOfPodTemplate, true},
-	{"", "ReplicationController"}: {"replicationcontrollers", "spec.template.spec", specOfWorkload, true},
-	{"apps", "Deployment"}:        {"deployments", "spec.template.spec", specOfWorkload, true},
-	{"apps", "ReplicaSet"}:        {"replicasets", "spec.template.spec", specOfWorkload, true},
-	{"apps", "StatefulSet"}:       {"statefulsets", "spec.template.spec", specOfWorkload, true},
-	{"apps", "DaemonSet"}:         {"daemonsets", "spec.template.spec", specOfWorkload, true},
-	{"batch", "Job"}:              {"jobs", "spec.template.spec", specOfWorkload, true},
-	{"batch", "CronJob"}:          {"cronjobs", "spec.jobTemplate.spec.template.spec", specOfCronJob, true},
+	{"", "Pod"}:                   {"pods", "spec", decodeAs[pod], false},
+	{"", "PodTemplate"}:           {"podtemplates", "template.spec", decodeAs[podTemplate], true},
+	{"", "ReplicationController"}: {"replicationcontrollers", "spec.template.spec", decodeAs[workload], true},
+	{"apps", "Deployment"}:        {"deployments", "spec.template.spec", decodeAs[workload], true},
+	{"apps", "ReplicaSet"}:        {"replicasets", "spec.template.spec", decodeAs[workload], true},
+	{"apps", "StatefulSet"}:       {"statefulsets", "spec.template.spec", decodeAs[workload], true},
+	{"apps", "DaemonSet"}:         {"daemonsets", "spec.template.spec", decodeAs[workload], true},
+	{"batch", "Job"}:              {"jobs", "spec.template.spec", decodeAs[workload], true},
+	{"batch", "CronJob"}:          {"cronjobs", "spec.jobTemplate.spec.template.spec", decodeAs[cronJob], true},
+}
+
+// decodeAs decodes an object of a shape; nil for null.
+func decodeAs[T any, P interface {
+	*T
+	object() *object
+}](text []byte, o json.Options) (*object, error) {
+	var shape P
+	if err := json.Unmarshal(text, &shape, o); err != nil || shape == nil {
+		return nil, err
+	}
+	return shape.object(), nil
 }
 
 // place is where a pod spec has an image.
@@ -206,7 +151,7 @@ func (k kind) field(p place) string {
 // somebody else to fill in when the pod is made; those are left out.
 func (k kind) images(o *object) iter.Seq2[place, string] {
 	return func(yield func(place, string) bool) {
-		for p, image := range k.spec(o).images() {
+		for p, image := range o.Pod.images() {
 			if k.template && isOpen(image) {
 				continue
 			}
@@ -240,7 +185,7 @@ func (s *podSpec) images() iter.Seq2[place, string] {
 			}
 		}
 		for i, v := range s.Volumes {
-			if v.Image != nil && !yield(place{"volumes", i, "image.reference"}, *v.Image) {
+			if v.Image != nil && !yield(place{"volumes", i, "image.reference"}, v.Image.Reference) {
 				return
 			}
 		}

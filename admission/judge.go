@@ -37,8 +37,12 @@ type findings struct {
 // or what kept the registry from answering.
 func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissionv1.AdmissionResponse, error) {
 	*d = q.decision()
-	k := kinds[q.Kind]
-	if d.Skipped = q.exempt(k); d.Skipped != "" {
+	k, judged := kinds[q.Kind]
+	d.Skipped = "kind without images"
+	if judged {
+		d.Skipped = q.exempt(k)
+	}
+	if d.Skipped != "" {
 		d.Allowed = true
 		return respond(d, nil, nil), nil
 	}
@@ -65,7 +69,7 @@ func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissio
 func (q *request) decision() Decision {
 	d := Decision{
 		UID: q.UID, Namespace: q.Namespace, Name: q.Name, Kind: q.Kind.Kind,
-		Operation: q.Operation, SubResource: q.SubResource, User: q.User, DryRun: q.DryRun,
+		Operation: q.Operation, SubResource: q.SubResource, User: q.User.Name, DryRun: q.DryRun,
 	}
 	if d.Name == "" && q.Object != nil {
 		d.Name = q.Object.Metadata.Name
@@ -79,16 +83,13 @@ func (q *request) decision() Decision {
 // exempt names the reason not to judge a request's images, "" if there is none.
 func (q *request) exempt(k kind) string {
 	switch {
-	case k.spec == nil:
-		return "kind without images"
 	case q.Operation == "DELETE" || q.Operation == "CONNECT":
 		return "nothing starts"
 	case q.Object == nil:
 		return ""
-	case q.Operation == "UPDATE" && q.Object.Metadata.Deleting:
+	case q.Operation == "UPDATE" && q.Object.Metadata.Deleted != nil:
 		return "being deleted" // its finalizers must be removable
-	case !k.template && q.Object.Metadata.Mirror &&
-		slices.Contains(q.Groups, "system:nodes"): // anybody can write the annotation
+	case !k.template && bool(q.Object.Metadata.Annotations.Mirror && present(q.User.IsNode)): // any user can write the annotation
 		return "mirror pod" // the kubelet runs it already, from a file of the node
 	}
 	return ""

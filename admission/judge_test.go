@@ -46,7 +46,7 @@ func BenchmarkDecide(b *testing.B) {
 		o := &object{}
 		for c := range 3 {
 			image := fmt.Sprintf("trow.kube-public:31000/team/app-%d:1.0.%d", (i*37+c)%repos, (i*7919+c)%tags)
-			o.Spec.Containers = append(o.Spec.Containers, container{image})
+			o.Pod.Containers = append(o.Pod.Containers, container{image})
 		}
 		requests[i] = request{UID: "u", Kind: groupKind{"", "Pod"}, Operation: "CREATE", Object: o}
 	}

@@ -177,12 +177,15 @@ func withoutDefaultPort(domain string) string {
 }
 
 // quote makes any string safe to print in a sentence: in quotes, ASCII, bounded.
-func quote(s string) string {
-	if len(s) <= maxQuoted {
+func quote(s string) string { return quoteUpTo(maxQuoted, s) }
+
+// quoteUpTo is [quote] with a bound of its own, in bytes.
+func quoteUpTo(max int, s string) string {
+	if len(s) <= max {
 		return strconv.QuoteToASCII(s)
 	}
-	cut := maxQuoted
-	for cut > maxQuoted-utf8.UTFMax && !utf8.RuneStart(s[cut]) {
+	cut := max
+	for cut > max-utf8.UTFMax && !utf8.RuneStart(s[cut]) { // do not cut a character in two
 		cut--
 	}
 	return strconv.QuoteToASCII(s[:cut]) + "..."

@@ -2,13 +2,10 @@ package admission
 
 import (
 	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,191 +21,18 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// The reviews of libraryReview are what is read of a review in the form that a library reads: it compares names exactly,
-// and takes no duplicate names and no invalid UTF-8.
-type (
-	libraryHeader struct {
-		UID  string `json:"uid"`
-		Kind struct {
-			Group string `json:"group"`
-			Kind  string `json:"kind"`
-		} `json:"kind"`
-		SubResource string `json:"subResource"`
-		Name        string `json:"name"`
-		Namespace   string `json:"namespace"`
-		Operation   string `json:"operation"`
-		UserInfo    struct {
-			Username string   `json:"username"`
-			Groups   []string `json:"groups"`
-		} `json:"userInfo"`
-		DryRun bool `json:"dryRun"`
-	}
-	libraryRequest struct {
-		libraryHeader
-		Object    *libraryObject `json:"object"`
-		OldObject *libraryObject `json:"oldObject"`
-	}
-	libraryReview struct {
-		APIVersion string          `json:"apiVersion"`
-		Kind       string          `json:"kind"`
-		Request    *libraryRequest `json:"request"`
-	}
-	libraryForeign struct {
-		APIVersion string         `json:"apiVersion"`
-		Kind       string         `json:"kind"`
-		Request    *libraryHeader `json:"request"`
-	}
-	libraryObject struct {
-		Metadata struct {
-			Name              string  `json:"name"`
-			GenerateName      string  `json:"generateName"`
-			DeletionTimestamp *string `json:"deletionTimestamp"`
-			Annotations       struct {
-				Mirror aString `json:"kubernetes.io/config.mirror"`
-			} `json:"annotations"`
-			OwnerReferences []struct {
-				Controller bool `json:"controller"`
-			} `json:"ownerReferences"`
-		} `json:"metadata"`
-		Spec struct {
-			libraryPod
-			Template    libraryTemplate `json:"template"`
-			JobTemplate struct {
-				Spec struct {
-					Template libraryTemplate `json:"template"`
-				} `json:"spec"`
-			} `json:"jobTemplate"`
-		} `json:"spec"`
-		Template libraryTemplate `json:"template"`
-	}
-	libraryTemplate struct {
-		Spec libraryPod `json:"spec"`
-	}
-	libraryPod struct {
-		Containers          []libraryContainer `json:"containers"`
-		InitContainers      []libraryContainer `json:"initContainers"`
-		EphemeralContainers []libraryContainer `json:"ephemeralContainers"`
-		Volumes             []struct {
-			Image *struct {
-				Reference string `json:"reference"`
-			} `json:"image"`
-		} `json:"volumes"`
-	}
-	libraryContainer struct {
-		Image string `json:"image"`
-	}
-)
-
-// aString is true if there is a string or null, as of an annotation: null is an empty one.
-type aString bool
-
-func (a *aString) UnmarshalJSON(b []byte) error {
-	if b[0] != '"' && b[0] != 'n' {
-		return errors.New("no string")
-	}
-	*a = true
-	return nil
-}
-
-// decodeWithLibrary is decodeReview by a library.
-func decodeWithLibrary(body []byte) (*review, error) {
-	var l libraryReview
-	err := jsonv2.Unmarshal(body, &l)
-	if _, ok := errors.AsType[*jsonv2.SemanticError](err); ok {
-		var f libraryForeign
-		if jsonv2.Unmarshal(body, &f) != nil || f.Request == nil || isJudged(groupKind(f.Request.Kind)) {
-			return nil, err
-		}
-		l, err = libraryReview{f.APIVersion, f.Kind, &libraryRequest{libraryHeader: *f.Request}}, nil
-	}
-	switch {
-	case err != nil:
-		return nil, err
-	case !supported[l.APIVersion] || l.Kind != "AdmissionReview" || l.Request == nil || l.Request.UID == "" || len(l.Request.UID) > maxUID:
-		return nil, errors.New("it is no review")
-	}
-	q := l.Request
-	return &review{APIVersion: l.APIVersion, Kind: l.Kind, Request: &request{
-		UID: q.UID, Kind: groupKind(q.Kind), SubResource: q.SubResource, Name: q.Name, Namespace: q.Namespace, Operation: q.Operation,
-		User: q.UserInfo.Username, Groups: q.UserInfo.Groups, DryRun: q.DryRun, Object: q.Object.object(), OldObject: q.OldObject.object(),
-	}}, nil
-}
-
 func isJudged(k groupKind) bool {
 	_, ok := kinds[k]
 	return ok
 }
 
-func (l *libraryObject) object() *object {
-	if l == nil {
-		return nil
-	}
-	m := &l.Metadata
-	o := &object{Metadata: metadata{
-		Name: m.Name, GenerateName: m.GenerateName, Deleting: m.DeletionTimestamp != nil, Mirror: bool(m.Annotations.Mirror),
-	}}
-	for _, r := range m.OwnerReferences {
-		o.Metadata.Controlled = o.Metadata.Controlled || r.Controller
-	}
-	o.Spec.podSpec = l.Spec.libraryPod.spec()
-	o.Spec.Template.Spec = l.Spec.Template.Spec.spec()
-	o.Spec.JobTemplate.Spec = l.Spec.JobTemplate.Spec.Template.Spec.spec()
-	o.Template.Spec = l.Template.Spec.spec()
-	return o
-}
-
-func (l libraryPod) spec() podSpec {
-	containers := func(list []libraryContainer) (to []container) {
-		for _, c := range list {
-			to = append(to, container(c))
-		}
-		return to
-	}
-	p := podSpec{containers(l.Containers), containers(l.InitContainers), containers(l.EphemeralContainers), nil}
-	for _, v := range l.Volumes {
-		var to volume
-		if v.Image != nil {
-			to.Image = &v.Image.Reference
-		}
-		p.Volumes = append(p.Volumes, to)
-	}
-	return p
-}
-
-// compareWithLibrary checks that a body is read and refused as the library does it.
-func compareWithLibrary(t *testing.T, body []byte) *review {
-	t.Helper()
-	got, err := decodeReview(body)
-	want, wantErr := decodeWithLibrary(body)
-	if (err == nil) != (wantErr == nil) {
-		t.Fatalf("decoded with %v, by the library with %v:\n%q", err, wantErr, body)
-	}
-	if err != nil {
-		return nil
-	}
-	if !slices.Equal(got.Request.Groups, want.Request.Groups) {
-		t.Fatalf("groups %q, by the library %q:\n%q", got.Request.Groups, want.Request.Groups, body)
-	}
-	g := *got.Request
-	g.Groups = want.Request.Groups // nil or empty
-	if !reflect.DeepEqual(&g, want.Request) {
-		t.Fatalf("got %s\nby the library %s\n%q", show(&g), show(want.Request), body)
-	}
-	return got
-}
-
-func show(v any) string {
-	b, _ := json.Marshal(v)
-	return string(b)
-}
-
-// apiObject is what is read of an object, in the API's types.
+// apiObject is what is decoded of an object, in the API's types.
 type apiObject struct {
 	meta *metav1.ObjectMeta
 	pod  *corev1.PodSpec
 }
 
-// decodeWithAPI reads a body as the API server reads its objects. It is nil if it can not.
+// decodeWithAPI decodes a body as the API server decodes its objects. It returns nil if that fails.
 func decodeWithAPI(body []byte) *admissionv1.AdmissionReview {
 	var v admissionv1.AdmissionReview
 	if _, err := kjson.UnmarshalStrict(body, &v); err != nil || v.Request == nil {
@@ -290,54 +114,74 @@ func (o *apiObject) summary() string {
 	return fmt.Sprintf("%q %q %t %t %t %q", m.Name, m.GenerateName, m.DeletionTimestamp != nil, mirror, metav1.GetControllerOfNoCopy(&metav1.ObjectMeta{OwnerReferences: m.OwnerReferences}) != nil, o.images())
 }
 
-func (o *object) summary(k groupKind) string {
+func (o *object) summary() string {
 	m := &o.Metadata
 	var images []string
-	for _, image := range kinds[k].spec(o).images() {
+	for _, image := range o.Pod.images() {
 		images = append(images, image)
 	}
-	return fmt.Sprintf("%q %q %t %t %t %q", m.Name, m.GenerateName, m.Deleting, m.Mirror, m.Controlled, images)
+	return fmt.Sprintf("%q %q %t %t %t %q",
+		m.Name, m.GenerateName, m.Deleted != nil, bool(m.Annotations.Mirror), bool(m.Controlled), images)
 }
 
-// compareWithAPI checks that what was read of a body is what the API's types have; understood tells whether they can hold
-// it all.
-func compareWithAPI(t *testing.T, v *review, body []byte) (understood bool) {
+func (q *request) summary() string {
+	return fmt.Sprintf("%q %q %q %q %q %q %q %t %q %t",
+		q.UID, q.Kind, q.SubResource, q.Name, q.Namespace, q.User.Name, q.Operation, q.DryRun, q.Kind, bool(q.User.IsNode))
+}
+
+// decodeAndCompare decodes a body, and checks that the result is what the API's types have, and that nothing is refused
+// that they accept. understood reports whether the API's types can hold the whole review.
+func decodeAndCompare(t *testing.T, body []byte) (v *review, understood bool) {
 	t.Helper()
+	v, err := decodeReview(body)
 	api := decodeWithAPI(body)
-	if v == nil || api == nil {
+	if api == nil {
+		return v, false
+	}
+	r := api.Request
+	kind := groupKind{r.Kind.Group, r.Kind.Kind}
+	accepted := jsontext.Value(body).IsValid() && supported[api.APIVersion] && api.Kind == "AdmissionReview" &&
+		r.UID != "" && len(r.UID) <= maxUID
+	if v != nil {
+		want := request{
+			UID: string(r.UID), Kind: kind, SubResource: r.SubResource, Name: r.Name, Namespace: r.Namespace,
+			User:      user{r.UserInfo.Username, member(slices.Contains(r.UserInfo.Groups, nodeGroup))},
+			Operation: string(r.Operation), DryRun: r.DryRun != nil && *r.DryRun,
+		}
+		if got := v.Request.summary(); got != want.summary() || v.APIVersion != api.APIVersion || v.Kind != api.Kind {
+			t.Fatalf("got %s\nthe API's types have %s\n%q", got, want.summary(), body)
+		}
+	}
+	if isJudged(kind) {
+		understood = true
+		for _, raw := range [][]byte{r.Object.Raw, r.OldObject.Raw} {
+			understood = compareObject(t, kind, raw, v != nil) && understood
+		}
+	}
+	if v == nil && accepted && (understood || !isJudged(kind)) {
+		t.Fatalf("%v, and the API's types accept it\n%q", err, body)
+	}
+	return v, understood && v != nil
+}
+
+// compareObject decodes an object of a kind that is judged, and checks that the result is what the API's type has. valid
+// means that the text is part of a review that was accepted. It reports whether the API's type can hold the object.
+func compareObject(t *testing.T, kind groupKind, raw []byte, valid bool) bool {
+	t.Helper()
+	if len(raw) == 0 || string(raw) == "null" {
+		return true
+	}
+	got, err := decodeObject(kinds[kind], "", raw, jsonv2.DefaultOptionsV2())
+	want := decodeObjectWithAPI(kind, raw)
+	switch {
+	case want == nil:
 		return false
+	case err != nil && valid:
+		t.Fatalf("%v, and the API's type accepts it\n%q", err, raw)
+	case err == nil && got.summary() != want.summary():
+		t.Fatalf("got %s\nthe API's type has %s\n%q", got.summary(), want.summary(), raw)
 	}
-	q, r := v.Request, api.Request
-	got := fmt.Sprintf("%q %q %q %q %q %q %q %q %q %t", v.APIVersion, v.Kind, q.UID, q.Kind, q.SubResource, q.Name, q.Namespace, q.User, q.Operation, q.DryRun)
-	want := fmt.Sprintf("%q %q %q %q %q %q %q %q %q %t", api.APIVersion, api.Kind, string(r.UID), groupKind{r.Kind.Group, r.Kind.Kind},
-		r.SubResource, r.Name, r.Namespace, r.UserInfo.Username, string(r.Operation), r.DryRun != nil && *r.DryRun)
-	if got != want || !slices.Equal(q.Groups, r.UserInfo.Groups) {
-		t.Fatalf("got %s %q\nthe API's types have %s %q\n%q", got, q.Groups, want, r.UserInfo.Groups, body)
-	}
-	if !isJudged(q.Kind) {
-		return false
-	}
-	understood = true
-	for _, o := range []struct {
-		got *object
-		raw []byte
-	}{{q.Object, r.Object.Raw}, {q.OldObject, r.OldObject.Raw}} {
-		if o.got == nil {
-			if len(o.raw) > 0 && string(o.raw) != "null" {
-				t.Fatalf("an object was not seen\n%q", body)
-			}
-			continue
-		}
-		want := decodeObjectWithAPI(q.Kind, o.raw)
-		if want == nil {
-			understood = false
-			continue
-		}
-		if got, want := o.got.summary(q.Kind), want.summary(); got != want {
-			t.Fatalf("got %s\nthe API's types have %s\n%q", got, want, body)
-		}
-	}
-	return understood
+	return true
 }
 
 // reviews are those of testdata, and some that are made to be read wrongly.
@@ -389,11 +233,11 @@ func reviews(tb testing.TB) (list [][]byte) {
 	return list
 }
 
-func FuzzScanner(f *testing.F) {
+func FuzzDecodeReview(f *testing.F) {
 	for _, body := range reviews(f) {
 		f.Add(body)
 	}
-	f.Fuzz(func(t *testing.T, body []byte) { compareWithAPI(t, compareWithLibrary(t, body), body) })
+	f.Fuzz(func(t *testing.T, body []byte) { decodeAndCompare(t, body) })
 }
 
 // tree is a JSON value that can be bent.
@@ -535,18 +379,17 @@ func (n *tree) bend(r *rand.Rand) {
 	}
 }
 
-// TestReviewsAreReadAsOthersReadThem: reviews are bent in many ways, and read by the scanner, by a library and into the
-// API's types.
-func TestReviewsAreReadAsOthersReadThem(t *testing.T) {
+// TestReviewsAreDecodedAsTheAPIServerDoes changes reviews in many ways, and decodes each into our types and the API's.
+func TestReviewsAreDecodedAsTheAPIServerDoes(t *testing.T) {
 	var whole []*tree
 	for _, body := range reviews(t) {
-		compareWithAPI(t, compareWithLibrary(t, body), body)
+		decodeAndCompare(t, body)
 		if jsontext.Value(body).IsValid() {
 			whole = append(whole, parse(t, jsontext.NewDecoder(bytes.NewReader(body))))
 		}
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	read, understood := 0, 0
+	accepted, understood := 0, 0
 	const tries = 4_000
 	for range tries {
 		n := whole[r.IntN(len(whole))].clone()
@@ -555,60 +398,62 @@ func TestReviewsAreReadAsOthersReadThem(t *testing.T) {
 		}
 		var b bytes.Buffer
 		n.write(&b, r)
-		v := compareWithLibrary(t, b.Bytes())
+		v, ok := decodeAndCompare(t, b.Bytes())
 		if v != nil {
-			read++
+			accepted++
 		}
-		if compareWithAPI(t, v, b.Bytes()) {
+		if ok {
 			understood++
 		}
 	}
-	t.Logf("of %d, %d were reviews, and %d good for the API's types", tries, read, understood)
-	if read < tries/5 || understood < tries/10 || read == tries {
-		t.Errorf("of %d, %d were reviews, and %d good for the API's types", tries, read, understood)
+	t.Logf("of %d, %d were accepted, and %d fit into the API's types", tries, accepted, understood)
+	if accepted < tries/5 || understood < tries/10 || accepted == tries {
+		t.Errorf("of %d, %d were accepted, and %d fit into the API's types", tries, accepted, understood)
 	}
 }
 
-// TestDepth: as many levels as the library takes, and no more.
+// TestDepth checks that nesting is bounded, so that no review can exhaust the stack.
 func TestDepth(t *testing.T) {
-	for _, depth := range []int{9_990, 9_998, 9_999, 10_000, 10_001, 20_000} {
+	for depth, accepted := range map[int]bool{9_998: true, 10_001: false, 100_000: false} {
 		for _, unit := range []string{`[]`, `{"":}`} {
 			open, end := unit[:len(unit)-1], unit[len(unit)-1:]
-			body := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","x":` + strings.Repeat(open, depth) + "0" + strings.Repeat(end, depth) + `,"request":{"uid":"u"}}`
-			compareWithLibrary(t, []byte(body))
+			body := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","x":` + strings.Repeat(open, depth) + "0" +
+				strings.Repeat(end, depth) + `,"request":{"uid":"u"}}`
+			if _, err := decodeReview([]byte(body)); (err == nil) != accepted {
+				t.Errorf("%d levels of %s: %v", depth, unit, err)
+			}
 		}
 	}
 }
 
-// TestFaultsNameThePlace, wherever it is.
-func TestFaultsNameThePlace(t *testing.T) {
+func TestFaultsNameThePath(t *testing.T) {
 	const start = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","kind":{"kind":"Pod"},`
-	const end = "\x00" // nothing follows
 	for body, want := range map[string]string{
-		``:                             "it ends early, before a value",
-		`{`:                            "it ends early, before a name",
-		`[]`:                           "an array instead of an object",
-		`{} x`:                         "'x' at byte 3, instead of the end",
-		`{"a":[0,{"b":1x}]}`:           "'x' at byte 14, instead of a comma or '}', at a[1].b",
-		`{"a":{"b":"x` + "\n" + `"}}`:  "at a.b",
-		`{"a":{"b":"x`:                 "it ends early, in the string that starts at byte 10, at a.b",
-		`{"a":{"b":"` + "\xff" + `"}}`: "UTF-8",
-		start + `"object":{"spec":{"containers":[{},{"image":7}]}}}}`:  "a number instead of a string, at request.object.spec.containers[1].image",
-		start + `"object":{"spec":{"containers":[{},{"a":1,"a":2}]}}}`: `duplicate name "a", at request.object.spec.containers[1]` + end,
-		start + `"dryRun":"true"}}`:                                    "a string instead of a boolean, at request.dryRun",
-		`{"` + strings.Repeat("n", 1000) + `":{"b":x}}`:                "instead of a value, at nnn",
+		``:                             `"unexpected EOF`,
+		`{`:                            `"unexpected EOF`,
+		`[]`:                           `"an array instead of an object"`,
+		`{} x`:                         `"invalid character 'x' after top-level value at byte 3"`,
+		`{"a":[0,{"b":1x}]}`:           `"a[1]: invalid character 'x' after object value`,
+		`{"a":{"b":"x` + "\n" + `"}}`:  `"a.b: invalid character '\\n' `,
+		`{"a":{"b":"x`:                 `"a.b: unexpected EOF`,
+		`{"a":{"b":"` + "\xff" + `"}}`: `"a.b: invalid UTF-8`,
+		start + `"object":{"spec":{"containers":[{},{"image":7}]}}}}`: `"request.object.spec.containers[1].image: ` +
+			`a number instead of a string"`,
+		start + `"object":{"spec":{"containers":[{},{"a":1,"a":2}]}}}`: `"request.object.spec.containers[1].a: duplicate object member name`,
+		start + `"object":{"spec":{"containers":{}}}}}`:                `"request.object.spec.containers: an object instead of an array"`,
+		start + `"object":{"metadata":{"ownerReferences":{}}}}}`:       `"request.object.metadata.ownerReferences: an object instead of an array"`,
+		start + `"object":{"metadata":{"ownerReferences":[{},7]}}}}`:   `"request.object.metadata.ownerReferences[1]: a number instead of an object"`,
+		start + `"object":7}}`:                                `"request.object: a number instead of an object"`,
+		start + `"userInfo":{"groups":[true]}}}`:              `"request.userInfo.groups[0]: a boolean instead of a string"`,
+		start + `"dryRun":"true"}}`:                           `"request.dryRun: a string instead of a boolean"`,
+		`{"` + strings.Repeat("n", 1000) + `":{"b":x}}`:       `"nnn`,
+		strings.Repeat(`{"`+strings.Repeat("n", 90)+`":`, 10): `"nnn`,
 	} {
-		s := newScanner([]byte(body))
-		var v review
-		odd := v.read(s)
-		s.end()
-		if s.fault == nil {
-			s.fault = odd
-		}
-		if s.fault == nil {
-			t.Errorf("%.100s: no fault", body)
-		} else if text := s.fault.Error(); !strings.Contains(text+end, want) || len(text) > 600 {
-			t.Errorf("%.100s: %q, want %q", body, text, want)
+		_, err := decodeReview([]byte(body))
+		if err == nil {
+			t.Errorf("%.100s: no error", body)
+		} else if text := err.Error(); !strings.Contains(text, want) || len(text) > 600 {
+			t.Errorf("%.100s: %s, want %s", body, text, want)
 		}
 	}
 }
