@@ -322,7 +322,7 @@ func (w *wire) pushAs(login []string, repo string) {
 
 // TestBusyAndUnavailable have their own answers, so that a client comes again.
 func TestBusyAndUnavailable(t *testing.T) {
-	a := &clueless{Authorizer: auth.All}
+	a := &clueless{Authorizer: open{}}
 	w := newWire(t, func(o *registry.Options) { o.Auth = a })
 	for err, want := range map[error]struct {
 		status int

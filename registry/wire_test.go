@@ -44,6 +44,14 @@ type wire struct {
 
 type option func(*registry.Options)
 
+// open is an Authorizer that lets anonymous clients do everything.
+type open struct{}
+
+func (open) Identify(*http.Request) (*auth.Identity, error)                       { return &auth.Identity{}, nil }
+func (open) Authorize(context.Context, *auth.Identity, string, auth.Action) error { return nil }
+func (open) Readable(context.Context, *auth.Identity) func(string) bool           { return nil }
+func (open) Challenge(*http.Request, string, auth.Action, error) []string         { return nil }
+
 // newWire runs a registry over memory.
 func newWire(t *testing.T, options ...option) *wire {
 	return serve(t, &storage.Memory{}, &storage.MemoryJournal{}, options...)
@@ -58,7 +66,7 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 	t.Cleanup(index.Close)
 	w := &wire{T: t, blobs: blobs, index: index, notes: &sync.Map{}}
 	scrubber := &storage.Scrubber{Blobs: blobs, Index: index}
-	o := registry.Options{Blobs: blobs, Index: index, Auth: auth.All,
+	o := registry.Options{Blobs: blobs, Index: index, Auth: open{},
 		Check:     func(ctx context.Context, d digest.Digest) error { _, err := scrubber.Check(ctx, d); return err },
 		Names:     []string{"trow.kube-public:31000"},
 		Annotate:  func(_ context.Context, key, value string) { w.notes.Store(key, value) },
@@ -919,7 +927,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 }
 
 func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
-	a := &rules{Authorizer: auth.All, deny: "secret", err: auth.ErrHidden}
+	a := &rules{Authorizer: open{}, deny: "secret", err: auth.ErrHidden}
 	w := newWire(t, func(o *registry.Options) { o.Auth = a })
 	a.deny = ""
 	d := w.pushBlob("secret", []byte("x")).String()
@@ -934,7 +942,7 @@ func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
 // TestWhatIsHiddenIsAsIfItWereNotThere compares every answer about a repository that is not for the client with that
 // about one that does not exist.
 func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
-	a := &rules{Authorizer: auth.All, deny: "", err: auth.ErrHidden}
+	a := &rules{Authorizer: open{}, deny: "", err: auth.ErrHidden}
 	w := newWire(t, func(o *registry.Options) { o.Auth = a })
 	body, d := w.pushImage("secret", "v", "x")
 	blob := w.pushBlob("secret", []byte("x")).String()
@@ -960,7 +968,7 @@ func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
 
 // TestTheCatalogListsWhatMayBeRead pages through a catalog in which most is not for the client.
 func TestTheCatalogListsWhatMayBeRead(t *testing.T) {
-	a := &rules{Authorizer: auth.All}
+	a := &rules{Authorizer: open{}}
 	w := newWire(t, func(o *registry.Options) { o.Auth = a })
 	var mine []string
 	for i := range 120 {
