@@ -14,13 +14,12 @@ const immutable = "max-age=31536000, immutable"
 
 // getBlob answers end-2, GET and HEAD.
 func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) error {
-	ctx := req.Context()
-	b, err := r.blob(ctx, c.repo, c.digest)
+	b, err := r.blob(req.Context(), c.repo, c.digest)
 	if err == nil && req.Method == http.MethodHead {
 		// A client that learns that the blob is here will not push it, and will refer to it later. The lease keeps the
 		// Collector off. It comes before the second look: what that finds, the Collector leaves alone.
 		r.options.Index.Lease(c.repo, c.digest)
-		b, err = r.blob(ctx, c.repo, c.digest)
+		b, err = r.blob(req.Context(), c.repo, c.digest)
 	}
 	if err != nil {
 		return err
@@ -43,15 +42,19 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 	if !satisfiable {
 		return rangeInvalid(b.size)
 	}
-	content, err := r.openBlob(ctx, b, part)
+	return r.sendBlob(w, req, b, part, ranged)
+}
+
+// sendBlob answers with a part of a blob.
+func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, b blob, part span, ranged bool) error {
+	content, err := r.openBlob(req.Context(), b, part)
 	if err != nil {
 		return err
 	}
 	defer content.Close()
-	// Status after the last step that can fail with an answer.
-	writeBlobHeader(w, part, ranged, b.size)
+	writeBlobHeader(w, part, ranged, b.size) // after the last step that can fail with an answer
 	if _, err := content.WriteTo(w); err != nil {
-		r.annotate(ctx, "err", err.Error())
+		r.annotate(req.Context(), "err", err.Error())
 		panic(http.ErrAbortHandler) // a clean end would make a truncated body look complete
 	}
 	return nil
@@ -72,8 +75,8 @@ func writeBlobHeader(w http.ResponseWriter, part span, ranged bool, size int64) 
 	w.WriteHeader(http.StatusPartialContent)
 }
 
-// matches reports whether the values of a header that lists entity tags (If-Match, If-None-Match; RFC 9110, section 13.1)
-// include etag.
+// matches reports whether the values of a header that lists entity tags (If-Match, If-None-Match; RFC 9110, section
+// 13.1) include etag.
 func matches(values []string, etag string) bool {
 	for _, v := range values {
 		for tag := range strings.SplitSeq(v, ",") {
@@ -88,8 +91,8 @@ func matches(values []string, etag string) bool {
 // span is a part of a blob, in bytes.
 type span struct{ start, length int64 }
 
-// requestedRange parses Range and If-Range (RFC 9110, sections 14.2 and 13.1.5). For several ranges, and for a Range that
-// it cannot parse, it returns the whole blob, as the RFC allows.
+// requestedRange parses Range and If-Range (RFC 9110, sections 14.2 and 13.1.5). For several ranges, and for a Range
+// that it cannot parse, it returns the whole blob, as the RFC allows.
 func requestedRange(h http.Header, etag string, size int64) (part span, ranged, satisfiable bool) {
 	whole := span{0, size}
 	if since := h.Get("If-Range"); since != "" && since != etag {

@@ -80,7 +80,8 @@ func blobUnknown(repo string, d digest.Digest) *ocierror.Error {
 func rangeInvalid(size int64) *ocierror.Error {
 	n := strconv.FormatInt(size, 10)
 	return &ocierror.Error{Code: ocierror.SizeInvalid, Status: http.StatusRequestedRangeNotSatisfiable,
-		Header: http.Header{"Content-Range": {"bytes */" + n}}, Message: "the range is outside of the blob, which has " + n + " bytes"}
+		Header:  http.Header{"Content-Range": {"bytes */" + n}},
+		Message: "the range is outside of the blob, which has " + n + " bytes"}
 }
 
 func manifestUnknown(repo, ref string) *ocierror.Error {
@@ -250,8 +251,8 @@ func refuse(w http.ResponseWriter, req *http.Request, e *ocierror.Error) {
 	}
 }
 
-// These bound what is read of a body after its request was refused: long enough for a client that is slow to notice, and
-// not so much that it pays to send bodies that are refused.
+// These bound what is read of a body after its request was refused: long enough for a client that is slow to notice,
+// and not so much that it pays to send bodies that are refused.
 const (
 	drainTime  = 10 * time.Second
 	drainBytes = 256 << 20

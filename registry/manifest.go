@@ -133,8 +133,8 @@ type conditions struct{ match, noneMatch []string }
 
 func conditionsOf(h http.Header) conditions { return conditions{h["If-Match"], h["If-None-Match"]} }
 
-// check refuses a write whose conditions do not hold. current is what the request addresses; exists is false if there is
-// no such manifest.
+// check refuses a write whose conditions do not hold. current is what the request addresses; exists is false if there
+// is no such manifest.
 func (c conditions) check(current digest.Digest, exists bool) error {
 	etag := `"` + current.String() + `"`
 	switch {

@@ -33,8 +33,8 @@ type descriptor struct {
 	BlobSum     string            `json:"blobSum,omitempty"` // Docker's schema 1
 }
 
-// descriptors is a list of descriptors. Of those without a digest it keeps the first alone. That is enough to refuse the
-// manifest, and bounds the memory: a manifest of 4 MiB can have a million of them.
+// descriptors is a list of descriptors. Of those without a digest it keeps the first alone. That is enough to refuse
+// the manifest, and bounds the memory: a manifest of 4 MiB can have a million of them.
 type descriptors []descriptor
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -154,8 +154,8 @@ func parseManifest(contentType string, body []byte) (parsed, error) {
 	return p, nil
 }
 
-// typeOf returns the media type: the Content-Type without its parameters, or what the body says if there is none. A body
-// with another type is refused, because a client that pulls the manifest could believe either.
+// typeOf returns the media type: the Content-Type without its parameters, or what the body says if there is none. A
+// body with another type is refused, because a client that pulls the manifest could believe either.
 func typeOf(contentType string, c content, decodeErr error) (string, error) {
 	mediaType := strings.ToLower(strings.TrimSpace(contentType))
 	if t, _, err := mime.ParseMediaType(contentType); err == nil {
@@ -244,8 +244,8 @@ func (p *parsed) setSubject(subject *descriptor) error {
 	return nil
 }
 
-// parseOther records what a manifest of any other type seems to consist of, so that the Collector does not delete it. The
-// repository need not hold any of it.
+// parseOther records what a manifest of any other type seems to consist of, so that the Collector does not delete it.
+// The repository need not hold any of it.
 func (p *parsed) parseOther(c content) {
 	all := slices.Concat(c.Layers, c.Manifests, c.Blobs, c.FSLayers)
 	if c.Config != nil {
@@ -261,8 +261,8 @@ func (p *parsed) parseOther(c content) {
 	_ = p.setSubject(c.Subject) // an invalid subject is ignored, like the rest of an unknown type
 }
 
-// ReadManifest parses stored content as a manifest of one of the known types, for a repair that has lost the facts about
-// it. ok is false if it is not such a manifest. The caller sets Digest and Size.
+// ReadManifest parses stored content as a manifest of one of the known types, for a repair that has lost the facts
+// about it. ok is false if it is not such a manifest. The caller sets Digest and Size.
 func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
 	p, err := parseManifest("", content)
 	switch p.mediaType {

@@ -50,8 +50,8 @@ func (r *Registry) push(ctx context.Context, p *push) error {
 	})
 }
 
-// foresee refuses a push that the repository cannot accept, so that it leaves no bytes. A View is quick but may miss what
-// another process has just committed: so an Update, which confirms that with the Journal, has the last word.
+// foresee refuses a push that the repository cannot accept, so that it leaves no bytes. A View is quick but may miss
+// what another process has just committed: so an Update, which confirms that with the Journal, has the last word.
 func (r *Registry) foresee(ctx context.Context, p *push) error {
 	look := func(tx *storage.Tx) error { return r.admissible(tx, p) }
 	if r.options.Index.View(p.repo, look) == nil {
@@ -60,9 +60,9 @@ func (r *Registry) foresee(ctx context.Context, p *push) error {
 	return r.options.Index.Update(ctx, p.repo, look)
 }
 
-// admissible reports why the repository, as tx sees it, cannot accept the manifest. It runs up to three times for a push:
-// in a View, before bytes are stored for a push that is refused; in an Update, if the View refuses, to confirm that; and
-// in the Update that records the manifest, because the repository changes meanwhile. Only the last decides.
+// admissible reports why the repository, as tx sees it, cannot accept the manifest. It runs up to three times for a
+// push: in a View, before bytes are stored for a push that is refused; in an Update, if the View refuses, to confirm
+// that; and in the Update that records the manifest, because the repository changes meanwhile. Only the last decides.
 func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	current, exists := tx.Manifest(p.digest)
 	if p.tag != "" {

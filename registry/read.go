@@ -158,8 +158,8 @@ func isLost(err error) bool {
 	return errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrDigest)
 }
 
-// lost returns unknown for content whose bytes are not there although the repository holds it. Either a deletion came in
-// between, or the bytes are lost: Check finds out, and records it. Pushing the content again helps in both cases.
+// lost returns unknown for content whose bytes are not there although the repository holds it. Either a deletion came
+// in between, or the bytes are lost: Check finds out, and records it. Pushing the content again helps in both cases.
 func (r *Registry) lost(ctx context.Context, d digest.Digest, unknown *ocierror.Error) error {
 	unknown.Cause = r.options.Check(ctx, d) // for the log: the client's answer does not depend on it
 	return unknown

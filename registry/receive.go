@@ -46,8 +46,8 @@ func receive(u storage.Upload, body io.Reader, length int64) error {
 	return nil
 }
 
-// pump writes all of src to dst. It reads a piece while it writes the one before, so that network and disk do not wait for
-// each other. It returns how many bytes it read, and the errors of both sides separately.
+// pump writes all of src to dst. It reads a piece while it writes the one before, so that network and disk do not
+// wait for each other. It returns how many bytes it read, and the errors of both sides separately.
 func pump(dst io.Writer, src io.Reader) (n int64, rerr, werr error) {
 	piece := pieces.Get().(*[]byte)
 	defer func() { pieces.Put(piece) }()

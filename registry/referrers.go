@@ -149,8 +149,8 @@ func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descript
 	return ref, nil
 }
 
-// decoded reads and decodes a manifest that a list is made of. Its errors are the registry's own: the client has not asked
-// for this manifest.
+// decoded reads and decodes a manifest that a list is made of. Its errors are the registry's own: the client has not
+// asked for this manifest.
 func (r *Registry) decoded(ctx context.Context, repo string, m storage.Descriptor) (content, error) {
 	d := m.Digest()
 	body, err := r.manifestBytes(ctx, manifest{m, d, repo, d.String()})
@@ -164,9 +164,9 @@ func (r *Registry) decoded(ctx context.Context, repo string, m storage.Descripto
 	return c, nil
 }
 
-// addTagged adds the manifests that an index under the fallback tag lists (distribution spec, "Referrers Tag Schema"), if
-// the repository holds them and found does not have them yet. Clients keep such an index for registries without a list of
-// referrers, and copy it to this one.
+// addTagged adds the manifests that an index under the fallback tag lists (distribution spec, "Referrers Tag
+// Schema"), if the repository holds them and found does not have them yet. Clients keep such an index for registries
+// without a list of referrers, and copy it to this one.
 func (r *Registry) addTagged(ctx context.Context, repo string, subject, after digest.Digest,
 	found []storage.Descriptor) ([]storage.Descriptor, error) {
 	index, ok, err := r.options.Index.Resolve(ctx, repo, fallbackTag(subject))

@@ -3,7 +3,8 @@
 //
 // # Words
 //
-// The words are those of the specification: repository (repo), tag, digest, blob, manifest, referrer, subject. In addition:
+// The words are those of the specification: repository (repo), tag, digest, blob, manifest, referrer, subject. In
+// addition:
 //
 //   - ref: a tag or a digest.
 //   - upload: a blob that is being pushed. A session is an upload as one request holds it.
@@ -18,12 +19,12 @@
 //   - Every answer under /v2 that is not a success has the JSON body of the specification.
 //   - Status and headers are sent after the last step that can fail with an answer. A failure after that breaks the
 //     connection, so that a truncated body never looks complete.
-//   - All content is read through [Registry.manifest], [Registry.manifestBytes], [Registry.blob] and [Registry.openBlob].
+//   - All content is read through manifest, manifestBytes, blob and openBlob (read.go).
 //
 // # What it does not do
 //
-// It knows nothing of Kubernetes. It does not decide who may do what (package auth) or how much (package limit). It writes
-// no log: it reports who did what to Options.Audit and Options.Annotate.
+// It knows nothing of Kubernetes. It does not decide who may do what (package auth) or how much (package limit). It
+// writes no log: it reports who did what to Options.Audit and Options.Annotate.
 package registry
 
 import (
@@ -110,8 +111,8 @@ func (r *Registry) annotate(ctx context.Context, key, value string) {
 	}
 }
 
-// call is one request on its way through the registry. It travels by pointer, and each step fills in its part: serve the
-// route and the action, identify the identity, handle the verdict.
+// call is one request on its way through the registry. It travels by pointer, and each step fills in its part: serve
+// the route and the action, identify the identity, handle the verdict.
 type call struct {
 	route
 	action auth.Action
@@ -218,8 +219,8 @@ func (r *Registry) placesFor(a auth.Action) *atomic.Int64 {
 	return &r.others
 }
 
-// unlimited reports whether a request gets a place although all are taken. It leaves out the credentials: verifying them
-// is what an overloaded registry must not do, and the one identity without limits, the socket's, has none.
+// unlimited reports whether a request gets a place although all are taken. It leaves out the credentials: verifying
+// them is what an overloaded registry must not do, and the one identity without limits, the socket's, has none.
 func (r *Registry) unlimited(req *http.Request) bool {
 	bare := *req
 	bare.Header = http.Header{}

@@ -57,9 +57,9 @@ const (
 	maxUploadID = 64
 )
 
-// parseRoute parses a URL's path from the right, because a repository's name may contain any word of the API. No other
-// code parses paths. Errors: NAME_INVALID, DIGEST_INVALID, MANIFEST_INVALID for a tag, BLOB_UPLOAD_UNKNOWN, and 404 for a
-// path that is not part of the API.
+// parseRoute parses a URL's path from the right, because a repository's name may contain any word of the API. No
+// other code parses paths. Errors: NAME_INVALID, DIGEST_INVALID, MANIFEST_INVALID for a tag, BLOB_UPLOAD_UNKNOWN, and
+// 404 for a path that is not part of the API.
 func parseRoute(u *url.URL) (route, error) {
 	path := u.Path
 	switch path {
@@ -144,8 +144,8 @@ func parseDigest(s string) (digest.Digest, error) {
 	return d, nil
 }
 
-// ValidName reports whether name can be a repository's: elements of lower-case letters and digits, with '.', '_', '__' or
-// any number of '-' between them, separated by slashes (distribution spec, "Pulling manifests").
+// ValidName reports whether name can be a repository's: elements of lower-case letters and digits, with '.', '_',
+// '__' or any number of '-' between them, separated by slashes (distribution spec, "Pulling manifests").
 func ValidName(name string) bool {
 	if len(name) > maxName {
 		return false

@@ -65,7 +65,8 @@ type chunk struct {
 }
 
 // openSession starts an upload for later requests, and returns its ID.
-func (r *Registry) openSession(ctx context.Context, c *call, alg digest.Algorithm, coming int64) (id string, err error) {
+func (r *Registry) openSession(ctx context.Context, c *call, alg digest.Algorithm, coming int64) (
+	id string, err error) {
 	if err := r.roomFor(c.who, c.repo, "", 0, coming); err != nil {
 		return "", err
 	}
@@ -186,8 +187,8 @@ func (r *Registry) mountFrom(ctx context.Context, c *call, source string, d dige
 	return true, r.link(ctx, c, d, size)
 }
 
-// resumeAt continues the call's upload at offset. If it does not end there, the error says where, so that the client need
-// not ask.
+// resumeAt continues the call's upload at offset. If it does not end there, the error says where, so that the client
+// need not ask.
 func (r *Registry) resumeAt(ctx context.Context, c *call, offset int64) (*session, error) {
 	s, err := r.resume(ctx, c.repo, c.ref, offset)
 	if !errors.Is(err, storage.ErrOffset) {

@@ -61,8 +61,8 @@ func (r *Registry) answerCreated(w http.ResponseWriter, req *http.Request, c *ca
 	return nil
 }
 
-// setProgress sets the headers that say where an upload is and how many bytes of it are here. The location has no host, so
-// that it is right behind any proxy. The spec has no range for an empty upload; clients parse 0-0.
+// setProgress sets the headers that say where an upload is and how many bytes of it are here. The location has no
+// host, so that it is right behind any proxy. The spec has no range for an empty upload; clients parse 0-0.
 func setProgress(h http.Header, repo, id string, size int64) {
 	h.Set("Location", "/v2/"+repo+"/blobs/uploads/"+id)
 	h.Set("Docker-Upload-UUID", id)
@@ -76,8 +76,8 @@ func chunkOf(req *http.Request) (chunk, error) {
 }
 
 // contentRange parses the Content-Range of a chunk, first-last in the form of the spec. bodyLength is negative if the
-// request does not say it. Without a Content-Range the body is a stream: it starts where the upload ends, and its length
-// is unknown.
+// request does not say it. Without a Content-Range the body is a stream: it starts where the upload ends, and its
+// length is unknown.
 func contentRange(v string, bodyLength int64) (offset, length int64, err error) {
 	if v == "" {
 		return -1, -1, nil
