@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 )
 
 func TestBlobsAreOfTheirRepositoryAlone(t *testing.T) {
@@ -103,4 +105,36 @@ func TestOnDisk(t *testing.T) {
 	w2.pushBlob("b", big) // heals it everywhere
 	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).is(200).equals(string(big))
 	w2.do("PUT", "/v2/a/manifests/w", whole, "Content-Type", typeManifest).is(201)
+}
+
+// TestLostBytesAreNotCached: the answer for a digest whose bytes are lost must not be kept by caches, and a list that needs
+// them fails instead of leaving a referrer out. The damage is recorded either way.
+func TestLostBytesAreNotCached(t *testing.T) {
+	dir := t.TempDir()
+	blobs, journal, _ := engines(t, dir)
+	w := serve(t, blobs, journal)
+	body, d := w.pushImage("a", "v", "x")
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	signature := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[],"subject":%s}`,
+		typeManifest, desc("x/y", config), desc(typeManifest, body))
+	w.do("PUT", "/v2/a/manifests/signature", signature, "Content-Type", typeManifest).is(201)
+	small, big := digest.FromString("layer x"), w.pushBlob("a", random(t, 1<<20))
+	lost := []digest.Digest{d, small, big, digest.FromBytes(signature)}
+	for _, d := range lost {
+		if err := os.Remove(filepath.Join(dir, "blobs", "sha256", d.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w = serve(t, blobs, journal) // without the cache
+	none := []string{"Cache-Control", ""}
+	w.do("GET", "/v2/a/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN").has(none...).has("ETag", "")
+	w.do("GET", "/v2/a/blobs/"+small.String(), nil).code(404, "BLOB_UNKNOWN").has(none...)
+	w.do("GET", "/v2/a/blobs/"+big.String(), nil).code(404, "BLOB_UNKNOWN").has(none...)
+	w.do("GET", "/v2/a/referrers/"+d.String(), nil).code(500, "UNKNOWN")
+	for _, d := range lost {
+		if !w.index.Quarantined(d) {
+			t.Errorf("the damage of %s is not recorded", d)
+		}
+	}
 }

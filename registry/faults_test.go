@@ -3,11 +3,13 @@ package registry_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -133,12 +135,14 @@ func injectFault(t *testing.T, f flow, method string, n int, after bool, err err
 	}
 	var fired bool
 	t.Run(fmt.Sprintf("%s/%s %d/%v/%v", f.name, method, n, after, errors.Is(err, storage.ErrFull)), func(t *testing.T) {
-		w := serve(t, storagetest.FailBlobs{Blobs: memory, Fault: ofBlobs}, storagetest.FailJournal{Journal: journal, Fault: ofJournal})
+		uploads := &endings{Blobs: storagetest.FailBlobs{Blobs: memory, Fault: ofBlobs}}
+		w := serve(t, uploads, storagetest.FailJournal{Journal: journal, Fault: ofJournal})
 		furnish(w)
 		for _, fault := range []*storagetest.Fault{ofBlobs, ofJournal} {
 			fault.N = fault.Calls() + n
 		}
 		a := f.run(w)
+		uploads.want(t)
 		if fired = ofBlobs.Fired() || ofJournal.Fired(); !fired {
 			return
 		}
@@ -155,6 +159,70 @@ func injectFault(t *testing.T, f flow, method string, n int, after bool, err err
 		}
 	})
 	return fired
+}
+
+// endings checks that every request ends the uploads that it creates or resumes.
+type endings struct {
+	storage.Blobs
+	mu   sync.Mutex // guards open
+	open map[*ending]string
+}
+
+type ending struct {
+	storage.Upload
+	of *endings
+}
+
+func (e *endings) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+	return e.track(e.Blobs.Create(ctx, repo, alg))
+}
+
+func (e *endings) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
+	return e.track(e.Blobs.Resume(ctx, repo, id, offset))
+}
+
+func (e *endings) track(u storage.Upload, err error) (storage.Upload, error) {
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.open == nil {
+		e.open = map[*ending]string{}
+	}
+	tracked := &ending{u, e}
+	e.open[tracked] = u.ID()
+	return tracked, nil
+}
+
+func (u *ending) ended() {
+	u.of.mu.Lock()
+	defer u.of.mu.Unlock()
+	delete(u.of.open, u)
+}
+
+func (u *ending) Commit(ctx context.Context, d digest.Digest) error {
+	u.ended()
+	return u.Upload.Commit(ctx, d)
+}
+
+func (u *ending) Cancel() error {
+	u.ended()
+	return u.Upload.Cancel()
+}
+
+func (u *ending) Close() error {
+	u.ended()
+	return u.Upload.Close()
+}
+
+func (e *endings) want(t *testing.T) {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.open) > 0 {
+		t.Errorf("the requests have left %d uploads neither committed, cancelled nor closed", len(e.open))
+	}
 }
 
 // wantHonest compares an answer with what the registry shows after a restart.

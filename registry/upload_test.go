@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"trow/registry/limit"
 )
 
 func (w *server) begin(repo string) string {
@@ -149,5 +151,38 @@ func TestMounts(t *testing.T) {
 		if a.header.Get("Location") == "" {
 			t.Errorf("%s: no session", q)
 		}
+	}
+}
+
+// TestEveryUploadIsEnded by the request that has it, also when the client errs.
+func TestEveryUploadIsEnded(t *testing.T) {
+	memory, journal := inMemory()
+	uploads := &endings{Blobs: memory}
+	w := serve(t, uploads, journal)
+	wrong := digest.FromString("other").String()
+	l := w.begin("a")
+	for _, run := range []func(){
+		func() { w.do("GET", l, nil).is(204) },
+		func() { w.do("PATCH", l, []byte("abc")).is(202) },
+		func() { w.do("PATCH", l, []byte("abc"), "Content-Range", "0-2").is(416) },
+		func() { w.do("PATCH", l, []byte("abc"), "Content-Range", "3-4").is(400) },
+		func() {
+			body := struct{ io.Reader }{strings.NewReader("abcdef")}
+			w.send("PATCH", l, body, "Content-Range", "3-5").is(400)
+		},
+		func() { w.do("PUT", l+"?digest="+wrong, nil).is(400) },
+		func() { w.do("DELETE", w.begin("a"), nil).is(204) },
+		func() { w.do("POST", "/v2/a/blobs/uploads/?digest="+wrong, []byte("abc")).is(400) },
+		func() { w.do("PUT", "/v2/a/manifests/v", []byte("text"), "Content-Type", "text/plain").is(201) },
+		func() {
+			quotas(t, w, limit.Quota{Repositories: []string{"**"}, Bytes: 20})
+			l := w.begin("a")
+			w.do("PATCH", l, bytes.Repeat([]byte("x"), 30)).is(403)
+			w.send("PATCH", l, struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 30))}).is(202)
+			w.do("PUT", l+"?digest="+digest.FromString(strings.Repeat("x", 30)).String(), nil).is(403)
+		},
+	} {
+		run()
+		uploads.want(t)
 	}
 }
