@@ -603,7 +603,6 @@ type parts struct {
 	collector *storage.Collector
 	scrubber  *storage.Scrubber
 	registry  *registry.Registry
-	open      *registry.Registry // the same for whoever may do everything
 	webhook   *admission.Webhook
 }
 
@@ -1084,9 +1083,6 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy) error {
 	index.SetQuotas(quotas)
 	o := registry.Options{Blobs: s.blobs, Index: index, Auth: s.guard, Names: s.config.Names, MaxRequests: s.config.MaxRequests,
 		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID, Limits: &s.limits, Audit: s.record}
-	open := o
-	open.Auth, open.Limits, open.NoQuotas = auth.All, nil, true
-	open.Audit = func(ctx context.Context, e audit.Event) { e.Kind = "socket"; s.record(ctx, e) }
 	o.Immutable = keep.Immutable // whom this stops has the socket
 	p := &parts{
 		index:     index,
@@ -1094,7 +1090,6 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy) error {
 		collector: &storage.Collector{Blobs: s.blobs, Index: index, Grace: s.config.GCGrace},
 		scrubber:  &storage.Scrubber{Blobs: s.blobs, Index: index},
 		registry:  registry.New(o),
-		open:      registry.New(open),
 		webhook: admission.New(admission.Options{Images: index, Policy: policy,
 			EnforceTemplates: s.config.EnforceTemplates, Audit: s.audit, Observe: s.observe}),
 	}
@@ -1307,10 +1302,7 @@ func (s *instance) registry(w http.ResponseWriter, r *http.Request) {
 		p.registry.ServeHTTP(w, r)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Retry-After", "1")
-	w.WriteHeader(http.StatusServiceUnavailable)
-	io.WriteString(w, `{"errors":[{"code":"UNKNOWN","message":"the registry is loading its index; try again in a moment"}]}`)
+	registry.Loading.ServeHTTP(w, r)
 }
 
 // validate serves the webhook. While the index is loading nothing is known, and so nothing is denied: a failed
@@ -1344,7 +1336,9 @@ func (s *instance) office() http.Handler {
 		r.Handle("/admin/"+name, job)
 	}
 	r.Get("/admin/repositories", s.repositories)
-	v2 := func(w http.ResponseWriter, req *http.Request) { s.parts.Load().open.ServeHTTP(w, req) }
+	v2 := func(w http.ResponseWriter, req *http.Request) {
+		s.parts.Load().registry.ServeHTTP(w, req.WithContext(auth.WithSocket(req.Context())))
+	}
 	r.HandleFunc("/v2", v2)
 	r.HandleFunc("/v2/*", v2)
 	return r

@@ -1,38 +1,43 @@
 package registry
 
 import (
-	"errors"
 	"net/http"
 
 	"trow/registry/audit"
 	"trow/registry/auth"
+	"trow/registry/ocierror"
 )
 
-// audit tells of something that was done.
-func (r *Registry) audit(req *http.Request, rt route, a auth.Action, e audit.Event) {
+// audit reports something that a call did, or that it was refused.
+func (r *Registry) audit(req *http.Request, c *call, e audit.Event) {
 	if e.Outcome == "" {
 		e.Outcome = audit.OK
 	}
-	e.User, e.Kind, e.From = rt.who.Name, rt.who.Kind(), audit.From(req.RemoteAddr)
-	e.Action, e.Repo = string(a), rt.repo
+	e.User, e.Kind, e.From = c.who.Name, c.who.Kind(), audit.From(req.RemoteAddr)
+	e.Action, e.Repo = string(c.action), c.repo
 	r.options.Audit(req.Context(), e)
 }
 
-// auditRefusal tells of a request that was refused to whom we know. That somebody is asked for credentials who brought
-// none is nothing to tell of.
-func (r *Registry) auditRefusal(req *http.Request, rt route, a auth.Action, err error) {
-	e := audit.Event{What: audit.Request, Outcome: audit.Denied, Digest: rt.digest.String()}
-	if rt.endpoint == endpointManifest && rt.digest == "" {
-		e.Tags = []string{rt.ref}
+// auditRefusal reports a call that err refuses to a known identity. A client without credentials that is asked for some
+// is not reported: every login starts that way.
+func (r *Registry) auditRefusal(req *http.Request, c *call, err error) {
+	e := audit.Event{What: audit.Request, Outcome: audit.Denied, Digest: c.digest.String()}
+	if c.endpoint == endpointManifest && c.digest == "" {
+		e.Tags = []string{c.ref}
 	}
-	var f *fault
 	switch {
-	case rt.hidden:
+	case c.hidden:
 		e.Outcome = audit.Hidden
-	case errors.As(err, &f) && (f.code == codeDenied || f.code == codeUnauthorized && !rt.who.Anonymous()):
-		e.Reason = f.message
-	default:
+	case !refuses(err, c.who):
 		return
+	default:
+		e.Reason = ocierror.As(err).Message
 	}
-	r.audit(req, rt, a, e)
+	r.audit(req, c, e)
+}
+
+// refuses reports whether err denies something to who.
+func refuses(err error, who *auth.Identity) bool {
+	e := ocierror.As(err)
+	return e != nil && (e.Code == ocierror.Denied || e.Code == ocierror.Unauthorized && !who.Anonymous())
 }

@@ -1,58 +1,69 @@
 package registry
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
 
 	"trow/registry/audit"
-	"trow/registry/auth"
 	"trow/storage"
 )
 
+// immutable is the Cache-Control of content that is addressed by digest: a year, the longest that caches honour.
+const immutable = "max-age=31536000, immutable"
+
 // getBlob answers end-2, GET and HEAD.
-func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, rt route) error {
-	size, ok, err := r.options.Index.Blob(req.Context(), rt.repo, rt.digest)
-	if ok && req.Method == http.MethodHead { // who is told that it is here will not push it
-		r.options.Index.Lease(rt.repo, rt.digest)
-		size, ok, err = r.options.Index.Blob(req.Context(), rt.repo, rt.digest)
+func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) error {
+	b, err := r.blob(req.Context(), c.repo, c.digest)
+	if err == nil && req.Method == http.MethodHead {
+		// A client that learns that the blob is here will not push it, and will refer to it later. The lease keeps the
+		// Collector off. It comes before the second look: what that finds, the Collector leaves alone.
+		r.options.Index.Lease(c.repo, c.digest)
+		b, err = r.blob(req.Context(), c.repo, c.digest)
 	}
 	if err != nil {
 		return err
 	}
-	if !ok {
-		return blobUnknown(rt.repo, rt.digest)
-	}
-	etag := `"` + rt.ref + `"`
+	etag := `"` + c.ref + `"`
 	h := w.Header()
-	h.Set("Docker-Content-Digest", rt.ref)
+	h.Set("Docker-Content-Digest", c.ref)
 	h.Set("ETag", etag)
-	h.Set("Cache-Control", immutable)
 	h.Set("Accept-Ranges", "bytes")
-	if matches(req.Header, "If-None-Match", etag) {
+	if matches(req.Header["If-None-Match"], etag) {
+		h.Set("Cache-Control", immutable)
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	if req.Method == http.MethodHead { // a range is defined for GET alone
-		blobHeader(w, span{0, size}, false, size)
+	if req.Method == http.MethodHead { // ranges are defined for GET alone
+		writeBlobHeader(w, span{0, b.size}, false, b.size)
 		return nil
 	}
-	part, ranged, satisfiable := requestedRange(req, etag, size)
+	part, ranged, satisfiable := requestedRange(req.Header, etag, b.size)
 	if !satisfiable {
-		return &fault{code: codeSizeInvalid, status: http.StatusRequestedRangeNotSatisfiable,
-			message: "the blob has " + strconv.FormatInt(size, 10) + " bytes; the range asks for others",
-			header:  http.Header{"Content-Range": {"bytes */" + strconv.FormatInt(size, 10)}}}
+		return rangeInvalid(b.size)
 	}
-	return r.sendBlob(w, req, rt, part, ranged, size)
+	return r.sendBlob(w, req, b, part, ranged)
 }
 
-// blobHeader sends status and headers of the whole blob or a part.
-func blobHeader(w http.ResponseWriter, part span, ranged bool, size int64) {
+// sendBlob answers with a part of a blob.
+func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, b blob, part span, ranged bool) error {
+	content, err := r.openBlob(req.Context(), b, part)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	writeBlobHeader(w, part, ranged, b.size) // after the last step that can fail with an answer
+	if _, err := content.WriteTo(w); err != nil {
+		r.annotate(req.Context(), "err", err.Error())
+		panic(http.ErrAbortHandler) // a clean end would make a truncated body look complete
+	}
+	return nil
+}
+
+// writeBlobHeader sends status and headers of a blob of size bytes, or of a part of it.
+func writeBlobHeader(w http.ResponseWriter, part span, ranged bool, size int64) {
 	h := w.Header()
+	h.Set("Cache-Control", immutable)
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("Content-Length", strconv.FormatInt(part.length, 10))
 	if !ranged {
@@ -64,77 +75,37 @@ func blobHeader(w http.ResponseWriter, part span, ranged bool, size int64) {
 	w.WriteHeader(http.StatusPartialContent)
 }
 
-// smallBlob is up to which size, in bytes, a blob is kept in memory as manifests are: configs of images are, which every
-// node asks for, and opening a file would be half of the work.
-const smallBlob = 16 << 10
-
-// sendBlob sends a part of a blob or all of it.
-func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, rt route, part span, ranged bool, size int64) error {
-	if size > smallBlob {
-		return r.sendFile(w, req, rt, part, ranged, size)
-	}
-	body, err := r.content(req.Context(), rt.digest)
-	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrDigest) {
-		return r.missing(req.Context(), rt, blobUnknown(rt.repo, rt.digest))
-	}
-	if err == nil && int64(len(body)) != size {
-		err = fmt.Errorf("blob %s has %d bytes, and was recorded with %d", rt.digest, len(body), size)
-	}
-	if err != nil {
-		return err
-	}
-	blobHeader(w, part, ranged, size)
-	_, _ = w.Write(body[part.start : part.start+part.length]) // a client that has gone is not our concern
-	return nil
-}
-
-// sendFile copies from the file to the client; on plain HTTP the kernel does it (sendfile).
-func (r *Registry) sendFile(w http.ResponseWriter, req *http.Request, rt route, part span, ranged bool, size int64) error {
-	f, err := r.options.Blobs.Open(req.Context(), rt.digest)
-	if errors.Is(err, storage.ErrNotFound) {
-		return r.missing(req.Context(), rt, blobUnknown(rt.repo, rt.digest))
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if part.start > 0 {
-		if _, err := f.Seek(part.start, io.SeekStart); err != nil {
-			return err
+// matches reports whether the values of a header that lists entity tags (If-Match, If-None-Match; RFC 9110, section
+// 13.1) include etag.
+func matches(values []string, etag string) bool {
+	for _, v := range values {
+		for tag := range strings.SplitSeq(v, ",") {
+			if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
+				return true
+			}
 		}
 	}
-	blobHeader(w, part, ranged, size)
-	if _, err := io.CopyN(w, f, part.length); err != nil {
-		r.annotate(req.Context(), "err", err.Error())
-		panic(http.ErrAbortHandler) // a clean end would make a short body look whole
-	}
-	return nil
-}
-
-// missing is for bytes that are not there although the repository holds them: somebody has just deleted the fact,
-// or the bytes are lost, which a check makes known. The client may push them again either way.
-func (r *Registry) missing(ctx context.Context, rt route, unknown *fault) error {
-	return errors.Join(unknown, r.options.Check(ctx, rt.digest))
+	return false
 }
 
 // span is a part of a blob, in bytes.
 type span struct{ start, length int64 }
 
-// requestedRange reads Range and If-Range (RFC 9110, sections 14.2 and 13.1.5). A request for several ranges is
-// answered with the whole blob, as is one that cannot be understood; both are in the RFC.
-func requestedRange(req *http.Request, etag string, size int64) (part span, ranged, satisfiable bool) {
+// requestedRange parses Range and If-Range (RFC 9110, sections 14.2 and 13.1.5). For several ranges, and for a Range
+// that it cannot parse, it returns the whole blob, as the RFC allows.
+func requestedRange(h http.Header, etag string, size int64) (part span, ranged, satisfiable bool) {
 	whole := span{0, size}
-	if since := req.Header.Get("If-Range"); since != "" && since != etag {
+	if since := h.Get("If-Range"); since != "" && since != etag {
 		return whole, false, true
 	}
-	spec, ok := strings.CutPrefix(req.Header.Get("Range"), "bytes=")
+	spec, ok := strings.CutPrefix(h.Get("Range"), "bytes=")
 	if !ok {
 		return whole, false, true
 	}
 	return parseRange(spec, size)
 }
 
-// parseRange reads first-last, first- or -length.
+// parseRange parses first-last, first- or -length.
 func parseRange(spec string, size int64) (part span, ranged, satisfiable bool) {
 	whole := span{0, size}
 	first, last, ok := strings.Cut(strings.TrimSpace(spec), "-")
@@ -155,11 +126,12 @@ func parseRange(spec string, size int64) (part span, ranged, satisfiable bool) {
 	return span{start, end - start + 1}, true, true
 }
 
+// digits reports whether s has no other characters than digits.
 func digits(s string) bool {
 	return strings.Trim(s, "0123456789") == ""
 }
 
-// number reads digits; what is too large for any blob is as good as the largest number.
+// number parses digits. For a number that is too large it returns the largest, which exceeds the size of any blob.
 func number(s string) int64 {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {
@@ -168,21 +140,21 @@ func number(s string) int64 {
 	return n
 }
 
-// deleteBlob answers end-10. The bytes stay until nothing in the whole registry names them.
-func (r *Registry) deleteBlob(w http.ResponseWriter, req *http.Request, rt route) error {
-	err := r.options.Index.Update(req.Context(), rt.repo, func(tx *storage.Tx) error {
-		if !tx.Linked(rt.digest) {
-			return blobUnknown(rt.repo, rt.digest)
+// deleteBlob answers end-10. The bytes stay until no repository and no manifest names them; the Collector deletes them.
+func (r *Registry) deleteBlob(w http.ResponseWriter, req *http.Request, c *call) error {
+	err := r.options.Index.Update(req.Context(), c.repo, func(tx *storage.Tx) error {
+		if !tx.Linked(c.digest) {
+			return blobUnknown(c.repo, c.digest)
 		}
-		if by, ok := tx.ReferredBy(rt.digest); ok {
+		if by, ok := tx.ReferredBy(c.digest); ok {
 			return inUse("blob", by)
 		}
-		return tx.Unlink(rt.digest)
+		return tx.Unlink(c.digest)
 	})
 	if err != nil {
 		return err
 	}
-	r.audit(req, rt, auth.Delete, audit.Event{What: audit.Delete, Digest: rt.ref})
+	r.audit(req, c, audit.Event{What: audit.Delete, Digest: c.ref})
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }

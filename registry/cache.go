@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// cache keeps what was made of content, by what names that, so that it is never stale. It is bounded by bytes: what was
-// not asked for the longest goes first.
+// cache keeps values that were derived from content, under a key that identifies that content, so that no value is ever
+// stale. It is bounded by bytes and evicts the least recently used value first.
 type cache[K comparable, V any] struct {
 	limit int
 
 	mu    sync.Mutex // guards all below
 	used  int
-	order list.List // of *cached[K, V], the freshest in front
+	order list.List // of *cached[K, V], the most recently used in front
 	items map[K]*list.Element
 }
 
@@ -37,7 +37,7 @@ func (c *cache[K, V]) get(k K) (v V, ok bool) {
 	return e.Value.(*cached[K, V]).value, true
 }
 
-// put keeps a value of size bytes, unless it is so large that it would displace too many others.
+// put keeps a value of size bytes, unless it is so large that it would evict too many others.
 func (c *cache[K, V]) put(k K, v V, size int) {
 	const overhead = 256 // of an entry: key, list element, map slot
 	size += overhead
@@ -48,20 +48,21 @@ func (c *cache[K, V]) put(k K, v V, size int) {
 	}
 	c.items[k] = c.order.PushFront(&cached[K, V]{k, v, size})
 	for c.used += size; c.used > c.limit; {
-		c.drop(c.order.Back())
+		c.evict(c.order.Back())
 	}
 }
 
-// remove forgets a value.
+// remove deletes a value, if there is one.
 func (c *cache[K, V]) remove(k K) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.items[k]; ok {
-		c.drop(e)
+		c.evict(e)
 	}
 }
 
-func (c *cache[K, V]) drop(e *list.Element) {
+// evict deletes an element. The caller holds mu.
+func (c *cache[K, V]) evict(e *list.Element) {
 	item := c.order.Remove(e).(*cached[K, V])
 	delete(c.items, item.key)
 	c.used -= item.size

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,251 +15,275 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/limit"
+	"trow/registry/ocierror"
 	"trow/storage"
 )
 
-// code is an error code of the distribution spec ("Error Codes"). UNKNOWN is Docker's, for 5xx.
-type code string
+// The constructors of all errors that a client can get from the registry; package ocierror defines their form.
 
-const (
-	codeBlobUnknown         code = "BLOB_UNKNOWN"
-	codeUploadInvalid       code = "BLOB_UPLOAD_INVALID"
-	codeUploadUnknown       code = "BLOB_UPLOAD_UNKNOWN"
-	codeDigestInvalid       code = "DIGEST_INVALID"
-	codeManifestBlobUnknown code = "MANIFEST_BLOB_UNKNOWN"
-	codeManifestInvalid     code = "MANIFEST_INVALID"
-	codeManifestUnknown     code = "MANIFEST_UNKNOWN"
-	codeNameInvalid         code = "NAME_INVALID"
-	codeNameUnknown         code = "NAME_UNKNOWN"
-	codeSizeInvalid         code = "SIZE_INVALID"
-	codeUnauthorized        code = "UNAUTHORIZED"
-	codeDenied              code = "DENIED"
-	codeUnsupported         code = "UNSUPPORTED"
-	codeTooManyRequests     code = "TOOMANYREQUESTS"
-	codeUnknown             code = "UNKNOWN"
-)
+var errNoEndpoint = &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusNotFound,
+	Message: "the OCI distribution API has no such path"}
 
-// status is the one table of what a code means in HTTP. Where a case needs another status, the fault says so.
-var status = map[code]int{
-	codeBlobUnknown:         http.StatusNotFound,
-	codeUploadInvalid:       http.StatusBadRequest,
-	codeUploadUnknown:       http.StatusNotFound,
-	codeDigestInvalid:       http.StatusBadRequest,
-	codeManifestBlobUnknown: http.StatusNotFound,
-	codeManifestInvalid:     http.StatusBadRequest,
-	codeManifestUnknown:     http.StatusNotFound,
-	codeNameInvalid:         http.StatusBadRequest,
-	codeNameUnknown:         http.StatusNotFound,
-	codeSizeInvalid:         http.StatusBadRequest,
-	codeUnauthorized:        http.StatusUnauthorized,
-	codeDenied:              http.StatusForbidden,
-	codeUnsupported:         http.StatusMethodNotAllowed,
-	codeTooManyRequests:     http.StatusTooManyRequests,
-	codeUnknown:             http.StatusInternalServerError,
-}
-
-// fault is an error that a client is told, in the spec's form.
-type fault struct {
-	code    code
-	status  int // 0: as the table says
-	message string
-	detail  any
-	more    []*fault    // told in the same answer
-	header  http.Header // beside the body
-	cause   error       // for the log alone
-}
-
-func (f *fault) Error() string {
-	if f.cause != nil {
-		return fmt.Sprintf("%s: %s: %v", f.code, f.message, f.cause)
+func methodUnsupported(e endpoint) *ocierror.Error {
+	var methods []string
+	for method := range handlers[e] {
+		methods = append(methods, method)
 	}
-	return fmt.Sprintf("%s: %s", f.code, f.message)
+	slices.Sort(methods)
+	allowed := strings.Join(methods, ", ")
+	return &ocierror.Error{Code: ocierror.Unsupported, Header: http.Header{"Allow": {allowed}},
+		Message: "method not allowed; allowed: " + allowed}
 }
 
-func (f *fault) Unwrap() error { return f.cause }
-
-func (f *fault) with(status int) *fault { f.status = status; return f }
-
-var errNoEndpoint = &fault{code: codeUnsupported, status: http.StatusNotFound,
-	message: "no endpoint of the OCI distribution API has this path"}
-
-func nameInvalid(name string) *fault {
-	return &fault{code: codeNameInvalid, detail: map[string]string{"name": clip(name)},
-		message: "a repository's name has at most 255 characters: lower-case letters and digits, with '.', '_', '__' or '-' between them, in elements separated by '/'"}
+func nameInvalid(name string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.NameInvalid, Detail: map[string]string{"name": ocierror.Clip(name)},
+		Message: "invalid repository name; want at most 255 characters: elements of lower-case letters and digits, " +
+			"separated by '/', with '.', '_', '__' or '-' only inside an element"}
 }
 
-func tagInvalid(tag string) *fault {
-	return &fault{code: codeManifestInvalid, detail: map[string]string{"tag": clip(tag)},
-		message: "a tag has at most 128 characters: letters, digits, '_', '.', '-', and does not begin with '.' or '-'"}
+func nameUnknown(repo string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"name": repo},
+		Message: "repository not found"}
 }
 
-func digestInvalid(d string) *fault {
-	return &fault{code: codeDigestInvalid, detail: map[string]string{"digest": clip(d)},
-		message: "a digest is sha256:<64 hex digits> or sha512:<128 hex digits>, in lower case"}
+func namespaceUnknown(ns string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"ns": ocierror.Clip(ns)},
+		Message: "this registry is not a mirror of the one in ?ns=; if that is a name of this registry, add it to --names"}
 }
 
-func digestMismatch(promised digest.Digest, cause error) *fault {
-	return &fault{code: codeDigestInvalid, cause: cause, detail: map[string]string{"digest": promised.String()},
-		message: "the content does not have the digest that was promised; nothing was stored, push it again"}
+func tagInvalid(tag string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestInvalid, Detail: map[string]string{"tag": ocierror.Clip(tag)},
+		Message: "invalid tag; want at most 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"}
 }
 
-func blobUnknown(repo string, d digest.Digest) *fault {
-	return &fault{code: codeBlobUnknown, detail: map[string]string{"name": repo, "digest": d.String()},
-		message: "the repository does not hold this blob"}
+func tooManyTags() *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusRequestURITooLong,
+		Message: fmt.Sprintf("too many tags; want at most %d in one request", maxTags)}
 }
 
-func manifestUnknown(repo, ref string) *fault {
-	return &fault{code: codeManifestUnknown, detail: map[string]string{"name": repo, "reference": ref},
-		message: "the repository does not hold a manifest of this tag or digest"}
+func digestInvalid(d string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.DigestInvalid, Detail: map[string]string{"digest": ocierror.Clip(d)},
+		Message: "invalid digest; want sha256:<64 hex digits> or sha512:<128 hex digits>, in lower case"}
 }
 
-func uploadUnknown(id string) *fault {
-	return &fault{code: codeUploadUnknown, detail: map[string]string{"upload": clip(id)},
-		message: "no such upload here: it was completed, cancelled or idle for too long; begin a new one"}
+func digestMismatch(want digest.Digest, cause error) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.DigestInvalid, Cause: cause, Detail: map[string]string{"digest": want.String()},
+		Message: "the content does not match the digest; nothing was stored, push it again"}
 }
 
-// limitFault is what somebody is told who has come to a limit of his own.
-func limitFault(err error) error {
-	var e *limit.Exceeded
-	if !errors.As(err, &e) {
-		return err
+func blobUnknown(repo string, d digest.Digest) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.BlobUnknown,
+		Detail:  map[string]string{"name": repo, "digest": d.String()},
+		Message: "blob not found in this repository"}
+}
+
+func rangeInvalid(size int64) *ocierror.Error {
+	n := strconv.FormatInt(size, 10)
+	return &ocierror.Error{Code: ocierror.SizeInvalid, Status: http.StatusRequestedRangeNotSatisfiable,
+		Header:  http.Header{"Content-Range": {"bytes */" + n}},
+		Message: "the range is outside of the blob, which has " + n + " bytes"}
+}
+
+func manifestUnknown(repo, ref string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestUnknown,
+		Detail:  map[string]string{"name": repo, "reference": ref},
+		Message: "manifest not found: the repository does not have this tag or digest"}
+}
+
+func manifestInvalid(format string, args ...any) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestInvalid, Message: fmt.Sprintf(format, args...)}
+}
+
+func manifestTooLarge() *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusRequestEntityTooLarge,
+		Message: fmt.Sprintf("manifest too large; want at most %d bytes", maxManifest)}
+}
+
+// partMissing refuses a manifest because the repository does not hold d, or not intact.
+func partMissing(d digest.Digest) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestBlobUnknown, Detail: map[string]string{"digest": d.String()},
+		Message: "the manifest refers to content that the repository does not hold; push that first"}
+}
+
+// conditionFailed reports that If-Match or If-None-Match of a write does not hold. current is empty if what the request
+// addresses does not exist.
+func conditionFailed(current digest.Digest) *ocierror.Error {
+	state := "the manifest does not exist"
+	if current != "" {
+		state = "the manifest is now " + current.String()
 	}
-	return &fault{code: codeTooManyRequests, message: e.Error(), header: retryAfter(e.RetryAfter)}
+	return &ocierror.Error{Code: ocierror.Denied, Status: http.StatusPreconditionFailed,
+		Message: "precondition failed: " + state}
 }
 
-// overQuota refuses what is more than a quota leaves.
-func overQuota(e storage.Excess) *fault {
-	return &fault{code: codeDenied, message: limit.OverQuota(e),
-		detail: map[string]string{"quota": e.Name, "bytes": strconv.FormatInt(e.Bytes, 10),
-			"used": strconv.FormatInt(e.Used, 10), "added": strconv.FormatInt(e.Added, 10)}}
+// immutableTag refuses to move or delete a tag that must not change.
+func immutableTag(tag string, at digest.Digest) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Denied, Detail: map[string]string{"tag": tag, "digest": at.String()},
+		Message: "tag " + tag + " is immutable (setting immutable-tags) and names " + at.String() + "; push another tag"}
 }
 
-// clip bounds what is told back of what somebody sent.
-func clip(s string) string {
-	const most = 300
-	if len(s) > most {
-		return strings.ToValidUTF8(s[:most], "") + "…"
-	}
-	return s
+// inUse refuses to delete a part of a manifest that the repository holds: pulls of that manifest would fail.
+func inUse(what string, by digest.Digest) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Unsupported, Detail: map[string]string{"manifest": by.String()},
+		Message: "this " + what + " is part of manifest " + by.String() + " in the same repository; delete that one first"}
 }
 
-// internal is what a client is told of errors that are not its own. The cause goes to the log.
-func internal(err error) *fault {
-	switch {
-	case errors.Is(err, storage.ErrFull):
-		return &fault{code: codeUnknown, status: http.StatusInsufficientStorage, cause: err, header: retryAfter(60),
-			message: "the registry's storage is full; nothing was lost, try again when its administrator has made room"}
-	case errors.Is(err, storage.ErrBusy):
-		return &fault{code: codeTooManyRequests, cause: err, header: retryAfter(5),
-			message: "too many uploads are open; nothing was lost, try again in a moment"}
-	case errors.Is(err, storage.ErrClosed):
-		return &fault{code: codeUnknown, status: http.StatusServiceUnavailable, cause: err, header: retryAfter(5),
-			message: "the registry is stopping; try again"}
-	}
-	return &fault{code: codeUnknown, cause: err, message: "internal error"}
+func uploadUnknown(id string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.UploadUnknown, Detail: map[string]string{"upload": ocierror.Clip(id)},
+		Message: "upload not found: it was completed, cancelled or idle for too long; start a new one"}
 }
 
-func retryAfter(seconds int) http.Header {
-	return http.Header{"Retry-After": {strconv.Itoa(seconds)}}
-}
-
-// uploadFault gives an error of an upload its code.
-func uploadFault(id string, d digest.Digest, err error) error {
+// uploadError gives an error of an upload its code. d is the digest that the upload was to have.
+func uploadError(id string, d digest.Digest, err error) error {
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
 		return uploadUnknown(id)
 	case errors.Is(err, storage.ErrDigest):
 		return digestMismatch(d, err)
 	case errors.Is(err, storage.ErrClosed):
-		return &fault{code: codeUploadInvalid, status: http.StatusConflict, cause: err,
-			message: "another request has taken this upload over; ask for its status and go on from there"}
+		return &ocierror.Error{Code: ocierror.UploadInvalid, Status: http.StatusConflict, Cause: err,
+			Message: "another request has taken over this upload; ask for its status and continue from there"}
 	}
 	return err
 }
 
-// wireError is the form of one error on the wire.
-type wireError struct {
-	Code    code   `json:"code"`
-	Message string `json:"message"`
-	Detail  any    `json:"detail,omitempty"`
+// chunkOutOfOrder refuses a chunk that does not start where the upload ends. header says where that is.
+func chunkOutOfOrder(header http.Header, cause error) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.UploadInvalid, Status: http.StatusRequestedRangeNotSatisfiable, Cause: cause,
+		Header: header, Message: "the chunk does not start where the upload ends; see the Range header"}
 }
 
-// writeError is the one place that turns an error into an answer.
+func contentRangeInvalid() *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.UploadInvalid, Status: http.StatusRequestedRangeNotSatisfiable,
+		Message: "invalid Content-Range; want <first>-<last>, in bytes, both included"}
+}
+
+func sizeInvalid(format string, args ...any) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.SizeInvalid, Message: fmt.Sprintf(format, args...)}
+}
+
+// bodyEnded is the error for a body that ends before its Content-Length, or stalls.
+func bodyEnded(cause error) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.SizeInvalid, Cause: cause, Message: "the body ended early; send it again"}
+}
+
+// tooManyRequests refuses a request because as many as Options.MaxRequests are under way.
+func tooManyRequests() *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.TooManyRequests, Header: ocierror.RetryAfter(1),
+		Message: "the registry is busy with too many requests; retry in a moment"}
+}
+
+// limitError gives an error of package limit its code.
+func limitError(err error) error {
+	var e *limit.Exceeded
+	if !errors.As(err, &e) {
+		return err
+	}
+	return &ocierror.Error{Code: ocierror.TooManyRequests, Message: e.Error(), Header: ocierror.RetryAfter(e.RetryAfter)}
+}
+
+// overQuota refuses content that is larger than what a quota leaves.
+func overQuota(e storage.Excess) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Denied, Message: limit.OverQuota(e),
+		Detail: map[string]string{"quota": e.Name, "bytes": strconv.FormatInt(e.Bytes, 10),
+			"used": strconv.FormatInt(e.Used, 10), "added": strconv.FormatInt(e.Added, 10)}}
+}
+
+// internal returns what a client gets for an error that has no form for clients. The cause goes to the log alone.
+func internal(err error) *ocierror.Error {
+	switch {
+	case errors.Is(err, storage.ErrFull):
+		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusInsufficientStorage, Cause: err,
+			Header: ocierror.RetryAfter(60), Message: "the registry's storage is full; its administrator must make room"}
+	case errors.Is(err, storage.ErrBusy):
+		return &ocierror.Error{Code: ocierror.TooManyRequests, Cause: err,
+			Header: ocierror.RetryAfter(5), Message: "too many uploads are open; retry in a moment"}
+	case errors.Is(err, storage.ErrClosed):
+		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusServiceUnavailable, Cause: err,
+			Header: ocierror.RetryAfter(5), Message: "the registry is stopping; retry"}
+	}
+	return &ocierror.Error{Code: ocierror.Unknown, Cause: err, Message: "internal error"}
+}
+
+// Loading answers requests to /v2 while the index is loading and no Registry can serve them yet.
+var Loading http.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	refuse(w, req, &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusServiceUnavailable,
+		Header: ocierror.RetryAfter(1), Message: "the registry is loading its index; retry in a moment"})
+})
+
+// writeError is the one place where the registry turns an error into an answer.
 func (r *Registry) writeError(w http.ResponseWriter, req *http.Request, err error) {
-	if req.Context().Err() != nil && errors.Is(err, context.Cause(req.Context())) {
-		panic(http.ErrAbortHandler) // nobody listens any more
+	ctx := req.Context()
+	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		panic(http.ErrAbortHandler) // the client has gone: an answer would only look like a failure in the log
 	}
-	var f *fault
-	if !errors.As(err, &f) {
-		f = internal(err)
+	e := ocierror.As(err)
+	if e == nil {
+		e = internal(err)
 	}
-	at := f.status
-	if at == 0 {
-		at = status[f.code]
+	r.annotate(ctx, "code", string(e.Code))
+	if e.HTTPStatus() >= 500 || e.Cause != nil {
+		r.annotate(ctx, "err", err.Error())
 	}
-	r.annotate(req.Context(), "code", string(f.code))
-	message := f.message
-	if at >= 500 || f.cause != nil {
-		r.annotate(req.Context(), "err", err.Error())
+	if e.HTTPStatus() >= 500 && r.options.RequestID != nil {
+		named := *e // a copy, because some errors are shared by all requests
+		named.Message += " (request " + r.options.RequestID(ctx) + ")"
+		e = &named
 	}
-	if at >= 500 && r.options.RequestID != nil {
-		message += " (request " + r.options.RequestID(req.Context()) + ")"
-	}
-	body := struct {
-		Errors []wireError `json:"errors"`
-	}{[]wireError{{f.code, message, f.detail}}}
-	for _, m := range f.more {
-		body.Errors = append(body.Errors, wireError{m.code, m.message, m.detail})
-	}
-	for name, values := range f.header {
-		w.Header()[name] = values
-	}
+	refuse(w, req, e)
+}
+
+// refuse answers with an error, also a client that is still sending its body.
+func refuse(w http.ResponseWriter, req *http.Request, e *ocierror.Error) {
 	if req.ContentLength == 0 {
-		writeJSON(w, req, at, "application/json", body)
+		ocierror.Write(w, req, e)
 		return
 	}
-	// A client that is sending a body looks for the answer when it has sent it. If we closed the connection now, the
-	// reset would overtake the answer. (HTTP/2 has a way to say so; an error of these calls changes nothing.)
+	// A client looks for the answer when it has sent its body. Closing the connection now would reset it, and the reset
+	// overtakes the answer. So the answer goes out first, and then the body is read. HTTP/2 has its own way to stop the
+	// client; there these calls fail, which changes nothing.
 	c := http.NewResponseController(w)
 	_ = c.EnableFullDuplex()
-	writeJSON(w, req, at, "application/json", body)
+	ocierror.Write(w, req, e)
 	_ = c.Flush()
 	if req.ProtoMajor == 1 {
-		linger(req.Body)
+		drainBody(req.Body)
 	}
 }
 
-// linger reads what is left of a body, for a while.
-func linger(body io.Reader) {
+// These bound what is read of a body after its request was refused: long enough for a client that is slow to notice,
+// and not so much that it pays to send bodies that are refused.
+const (
+	drainTime  = 10 * time.Second
+	drainBytes = 256 << 20
+)
+
+// drainBody reads the rest of a body, up to drainBytes or for drainTime.
+func drainBody(body io.Reader) {
 	const piece = 1 << 20
-	for end, n := time.Now().Add(lingerTime), 0; n < lingerBytes/piece && time.Now().Before(end); n++ {
+	for end, n := time.Now().Add(drainTime), 0; n < drainBytes/piece && time.Now().Before(end); n++ {
 		if _, err := io.CopyN(io.Discard, body, piece); err != nil {
 			return
 		}
 	}
 }
 
-// What is read of a body after its request was refused, so that the client gets to the answer.
-const (
-	lingerTime  = 10 * time.Second
-	lingerBytes = 256 << 20
-)
-
-// writeJSON answers with a body that is small enough to be made whole before anything is sent.
-func writeJSON(w http.ResponseWriter, req *http.Request, status int, contentType string, v any) {
+// writeJSON answers with v in JSON. v is of a type of this package, small enough to be encoded before anything is sent.
+func writeJSON(w http.ResponseWriter, req *http.Request, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		panic(fmt.Sprintf("registry: encode %T: %v", v, err)) // our own types: they encode
+		panic(fmt.Sprintf("registry: encode %T: %v", v, err)) // a mistake in this package
 	}
-	write(w, req, status, contentType, body)
+	write(w, req, "application/json", body)
 }
 
-func write(w http.ResponseWriter, req *http.Request, status int, contentType string, body []byte) {
+// write answers with a body that is in memory.
+func write(w http.ResponseWriter, req *http.Request, contentType string, body []byte) {
 	h := w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
+	w.WriteHeader(http.StatusOK)
 	if req.Method != http.MethodHead {
-		_, _ = w.Write(body) // a client that has gone is not our concern
+		_, _ = w.Write(body) // fails only if the client has gone
 	}
 }

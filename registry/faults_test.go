@@ -3,11 +3,13 @@ package registry_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -21,8 +23,8 @@ import (
 // success promises.
 type flow struct {
 	name  string
-	run   func(w *wire) *answer
-	holds func(w *wire) bool
+	run   func(w *server) *answer
+	holds func(w *server) bool
 }
 
 var (
@@ -31,12 +33,12 @@ var (
 	flowOther = []byte("a blob of another repository")
 )
 
-func (w *wire) shows(path string, want []byte) bool {
+func (w *server) shows(path string, want []byte) bool {
 	a := w.do("GET", path, nil)
 	return a.status == 200 && bytes.Equal(a.body, want)
 }
 
-func (w *wire) lacks(path string) bool { return w.do("GET", path, nil).status == 404 }
+func (w *server) lacks(path string) bool { return w.do("GET", path, nil).status == 404 }
 
 // flows are all ways to write. The repository a has an image v of a config and a layer, an index i of that, and a
 // blob that nothing needs; b has a blob.
@@ -45,12 +47,12 @@ func flows() []flow {
 	imageDigest := digest.FromBytes(image).String()
 	unused := digest.FromString("unused").String()
 	v := digest.FromBytes(firstImage()).String()
-	put := func(ref string, body []byte) func(*wire) *answer {
-		return func(w *wire) *answer {
+	put := func(ref string, body []byte) func(*server) *answer {
+		return func(w *server) *answer {
 			return w.do("PUT", "/v2/a/manifests/"+ref, body, "Content-Type", typeManifest)
 		}
 	}
-	session := func(w *wire, chunks ...string) *answer {
+	session := func(w *server, chunks ...string) *answer {
 		a := w.do("POST", "/v2/a/blobs/uploads/", nil)
 		for _, chunk := range chunks {
 			if a.status != 202 {
@@ -63,31 +65,33 @@ func flows() []flow {
 		}
 		return w.do("PUT", a.header.Get("Location")+"?digest="+flowDone.String(), nil)
 	}
-	blob := func(w *wire) bool { return w.shows("/v2/a/blobs/"+flowDone.String(), flowBlob) }
+	blob := func(w *server) bool { return w.shows("/v2/a/blobs/"+flowDone.String(), flowBlob) }
 	return []flow{
-		{"a blob at once", func(w *wire) *answer {
+		{"a blob at once", func(w *server) *answer {
 			return w.do("POST", "/v2/a/blobs/uploads/?digest="+flowDone.String(), flowBlob)
 		}, blob},
-		{"a blob in chunks", func(w *wire) *answer { return session(w, "a new", " blob") }, blob},
-		{"a mount", func(w *wire) *answer {
+		{"a blob in chunks", func(w *server) *answer { return session(w, "a new", " blob") }, blob},
+		{"a mount", func(w *server) *answer {
 			return w.do("POST", "/v2/a/blobs/uploads/?from=b&mount="+digest.FromBytes(flowOther).String(), nil)
-		}, func(w *wire) bool { return w.shows("/v2/a/blobs/"+digest.FromBytes(flowOther).String(), flowOther) }},
-		{"a manifest by tag", put("new", image), func(w *wire) bool { return w.shows("/v2/a/manifests/new", image) }},
-		{"a manifest by digest", put(imageDigest, image), func(w *wire) bool { return w.shows("/v2/a/manifests/"+imageDigest, image) }},
-		{"a tag that moves", put("v", image), func(w *wire) bool { return w.shows("/v2/a/manifests/v", image) }},
-		{"the end of a tag", func(w *wire) *answer { return w.do("DELETE", "/v2/a/manifests/v", nil) },
-			func(w *wire) bool { return w.lacks("/v2/a/manifests/v") && w.shows("/v2/a/manifests/"+v, firstImage()) }},
-		{"the end of a manifest", func(w *wire) *answer { return w.do("DELETE", "/v2/a/manifests/i", nil) },
-			func(w *wire) bool { return w.lacks("/v2/a/manifests/i") }},
-		{"the end of a blob", func(w *wire) *answer { return w.do("DELETE", "/v2/a/blobs/"+unused, nil) },
-			func(w *wire) bool { return w.lacks("/v2/a/blobs/" + unused) }},
+		}, func(w *server) bool { return w.shows("/v2/a/blobs/"+digest.FromBytes(flowOther).String(), flowOther) }},
+		{"a manifest by tag", put("new", image), func(w *server) bool { return w.shows("/v2/a/manifests/new", image) }},
+		{"a manifest by digest", put(imageDigest, image), func(w *server) bool { return w.shows("/v2/a/manifests/"+imageDigest, image) }},
+		{"a tag that moves", put("v", image), func(w *server) bool { return w.shows("/v2/a/manifests/v", image) }},
+		{"the end of a tag", func(w *server) *answer { return w.do("DELETE", "/v2/a/manifests/v", nil) },
+			func(w *server) bool {
+				return w.lacks("/v2/a/manifests/v") && w.shows("/v2/a/manifests/"+v, firstImage())
+			}},
+		{"the end of a manifest", func(w *server) *answer { return w.do("DELETE", "/v2/a/manifests/i", nil) },
+			func(w *server) bool { return w.lacks("/v2/a/manifests/i") }},
+		{"the end of a blob", func(w *server) *answer { return w.do("DELETE", "/v2/a/blobs/"+unused, nil) },
+			func(w *server) bool { return w.lacks("/v2/a/blobs/" + unused) }},
 	}
 }
 
 func firstImage() []byte { return image([]byte("c0"), []byte("l0")) }
 
 // furnish makes what the flows begin with.
-func furnish(w *wire) {
+func furnish(w *server) {
 	for _, b := range []string{"c0", "l0", "unused"} {
 		w.pushBlob("a", []byte(b))
 	}
@@ -121,7 +125,7 @@ func TestNoFaultIsToldAsASuccess(t *testing.T) {
 // injectFault returns whether the fault has happened.
 func injectFault(t *testing.T, f flow, method string, n int, after bool, err error) bool {
 	t.Helper()
-	memory, journal := new(storage.Memory), new(storage.MemoryJournal)
+	memory, journal := inMemory()
 	ofBlobs := &storagetest.Fault{Method: method, After: after, Err: err}
 	ofJournal := &storagetest.Fault{Method: method, After: after, Err: err}
 	if method == "Journal" { // Commit is a name of both
@@ -131,12 +135,14 @@ func injectFault(t *testing.T, f flow, method string, n int, after bool, err err
 	}
 	var fired bool
 	t.Run(fmt.Sprintf("%s/%s %d/%v/%v", f.name, method, n, after, errors.Is(err, storage.ErrFull)), func(t *testing.T) {
-		w := serve(t, storagetest.FailBlobs{Blobs: memory, Fault: ofBlobs}, storagetest.FailJournal{Journal: journal, Fault: ofJournal})
+		uploads := &endings{Blobs: storagetest.FailBlobs{Blobs: memory, Fault: ofBlobs}}
+		w := serve(t, uploads, storagetest.FailJournal{Journal: journal, Fault: ofJournal})
 		furnish(w)
 		for _, fault := range []*storagetest.Fault{ofBlobs, ofJournal} {
 			fault.N = fault.Calls() + n
 		}
 		a := f.run(w)
+		uploads.want(t)
 		if fired = ofBlobs.Fired() || ofJournal.Fired(); !fired {
 			return
 		}
@@ -155,8 +161,72 @@ func injectFault(t *testing.T, f flow, method string, n int, after bool, err err
 	return fired
 }
 
+// endings checks that every request ends the uploads that it creates or resumes.
+type endings struct {
+	storage.Blobs
+	mu   sync.Mutex // guards open
+	open map[*ending]string
+}
+
+type ending struct {
+	storage.Upload
+	of *endings
+}
+
+func (e *endings) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+	return e.track(e.Blobs.Create(ctx, repo, alg))
+}
+
+func (e *endings) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
+	return e.track(e.Blobs.Resume(ctx, repo, id, offset))
+}
+
+func (e *endings) track(u storage.Upload, err error) (storage.Upload, error) {
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.open == nil {
+		e.open = map[*ending]string{}
+	}
+	tracked := &ending{u, e}
+	e.open[tracked] = u.ID()
+	return tracked, nil
+}
+
+func (u *ending) ended() {
+	u.of.mu.Lock()
+	defer u.of.mu.Unlock()
+	delete(u.of.open, u)
+}
+
+func (u *ending) Commit(ctx context.Context, d digest.Digest) error {
+	u.ended()
+	return u.Upload.Commit(ctx, d)
+}
+
+func (u *ending) Cancel() error {
+	u.ended()
+	return u.Upload.Cancel()
+}
+
+func (u *ending) Close() error {
+	u.ended()
+	return u.Upload.Close()
+}
+
+func (e *endings) want(t *testing.T) {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.open) > 0 {
+		t.Errorf("the requests have left %d uploads neither committed, cancelled nor closed", len(e.open))
+	}
+}
+
 // wantHonest compares an answer with what the registry shows after a restart.
-func wantHonest(t *testing.T, restarted *wire, f flow, a *answer) {
+func wantHonest(t *testing.T, restarted *server, f flow, a *answer) {
 	t.Helper()
 	restarted.T = t
 	if a.status < 300 {
@@ -179,7 +249,8 @@ func wantHonest(t *testing.T, restarted *wire, f flow, a *answer) {
 // not reset under it.
 func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 	fault := &storagetest.Fault{Method: "Create", N: 1, Err: fmt.Errorf("%w: %w", storage.ErrFull, syscall.ENOSPC)}
-	w := serve(t, storagetest.FailBlobs{Blobs: new(storage.Memory), Fault: fault}, new(storage.MemoryJournal))
+	memory, journal := inMemory()
+	w := serve(t, storagetest.FailBlobs{Blobs: memory, Fault: fault}, journal)
 	conn, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
 	if err != nil {
 		t.Fatal(err)

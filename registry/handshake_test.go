@@ -18,17 +18,18 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/storage"
 )
 
 // guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as main does.
-func guarded(t *testing.T, o auth.Options) (*wire, *auth.Guard) {
+func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	t.Helper()
 	o.Dir = t.TempDir()
 	g, err := auth.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWire(t, func(o *registry.Options) { o.Auth = g })
+	w := newServer(t, func(o *registry.Options) { o.Auth = g })
 	mux := http.NewServeMux()
 	mux.HandleFunc(auth.TokenPath, g.ServeToken)
 	mux.Handle("/v2/", w.registry)
@@ -58,7 +59,7 @@ func people(t *testing.T) string {
 
 // client does the handshake as the clients of registries do.
 type client struct {
-	*wire
+	*server
 	user, password string
 	perRequest     bool // it looks at each answer's challenge (containerd, oras); otherwise at that of GET /v2/ (docker, skopeo, crane)
 	post           bool // it tries POST first (containerd, regctl)
@@ -188,7 +189,7 @@ func TestTheHandshake(t *testing.T) {
 				}{{"", "", setup.nobody}, {"alice", "alice", setup.alice}, {"alice", "wrong", setup.wrong}} {
 					link(t, w, "app", "x")
 					c := kind.c
-					c.wire, c.user, c.password = w, caller.user, caller.password
+					c.server, c.user, c.password = w, caller.user, caller.password
 					got := [4]int{c.try("GET", "/v2/", "", ""), c.try("GET", "/v2/app/blobs/"+blob, "", "repository:app:pull"),
 						c.try("POST", "/v2/app/blobs/uploads/", "", "repository:app:pull,push"), c.try("DELETE", "/v2/app/blobs/"+blob, "", "repository:app:delete")}
 					want := caller.want
@@ -213,7 +214,7 @@ func TestTheHandshake(t *testing.T) {
 // TestTheChallengeSaysWhy in words for the user: some clients show them instead of the answer's body.
 func TestTheChallengeSaysWhy(t *testing.T) {
 	w, _ := guarded(t, auth.Options{Htpasswd: people(t), PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}})
-	c := client{wire: w}
+	c := client{server: w}
 	token := func(c client, scope string) []string {
 		login := challenges(t, c.do("GET", "/v2/", nil).is(401).header)["Bearer"]
 		return []string{"Authorization", "Bearer " + c.token(login, scope)}
@@ -237,8 +238,8 @@ func TestTheChallengeSaysWhy(t *testing.T) {
 	}
 }
 
-// link makes a repository hold a blob, without asking anybody.
-func link(t *testing.T, w *wire, repo, content string) {
+// link makes a repository hold a blob, without a request.
+func link(t *testing.T, w *server, repo, content string) {
 	t.Helper()
 	d := digest.FromString(content)
 	u, err := w.blobs.Create(t.Context(), repo, d.Algorithm())
@@ -254,7 +255,11 @@ func link(t *testing.T, w *wire, repo, content string) {
 		t.Fatal(err)
 	}
 	defer release()
-	if err := w.index.Link(t.Context(), repo, d, size); err != nil {
+	err = w.index.Update(t.Context(), repo, func(tx *storage.Tx) error {
+		tx.Link(d, size)
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -312,7 +317,7 @@ func TestRulesOnTheWire(t *testing.T) {
 }
 
 // pushAs pushes a manifest with a login.
-func (w *wire) pushAs(login []string, repo string) {
+func (w *server) pushAs(login []string, repo string) {
 	w.Helper()
 	d := digest.FromString("{}")
 	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), []byte("{}"), login...).is(201)
@@ -322,8 +327,8 @@ func (w *wire) pushAs(login []string, repo string) {
 
 // TestBusyAndUnavailable have their own answers, so that a client comes again.
 func TestBusyAndUnavailable(t *testing.T) {
-	a := &clueless{Authorizer: auth.All}
-	w := newWire(t, func(o *registry.Options) { o.Auth = a })
+	a := &clueless{Authorizer: open{}}
+	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	for err, want := range map[error]struct {
 		status int
 		code   string

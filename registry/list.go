@@ -5,94 +5,99 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+
+	"trow/registry/ocierror"
 )
 
-// maxPage bounds a list. Who asks for more gets this many and a link to the rest.
+// maxPage bounds a list. A client that asks for more gets a link to the rest.
 const maxPage = 10_000
 
-// page reads n and last of a list. Without n it is as long as can be.
-func page(q url.Values) (n int, last string, err error) {
-	last = q.Get("last")
+// page is the part of a list that a client asks for: at most n entries after last.
+type page struct {
+	n    int
+	last string
+}
+
+// parsePage parses n and last. Without n a page has maxPage entries.
+func parsePage(q url.Values) (page, error) {
+	last := q.Get("last")
 	if !q.Has("n") {
-		return maxPage, last, nil
+		return page{maxPage, last}, nil
 	}
 	v := q.Get("n")
 	if v == "" || !digits(v) {
-		return 0, "", (&fault{code: codeUnsupported, message: "n is the number of results asked for, 0 or more",
-			detail: map[string]string{"n": clip(v)}}).with(http.StatusBadRequest)
+		return page{}, &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusBadRequest,
+			Detail:  map[string]string{"n": ocierror.Clip(v)},
+			Message: "n: want the number of results, 0 or more"}
 	}
-	return int(min(number(v), maxPage)), last, nil
+	return page{int(min(number(v), maxPage)), last}, nil
 }
 
-// link points to the next page (distribution spec, end-8b; RFC 8288).
-func link(w http.ResponseWriter, path string, n int, last string) {
-	q := url.Values{"n": {strconv.Itoa(n)}, "last": {last}}
-	w.Header().Set("Link", "<"+path+"?"+q.Encode()+`>; rel="next"`)
-}
-
-// turnPage cuts a list that was asked for with one entry more than the page has.
-func turnPage(w http.ResponseWriter, path string, n int, list []string) []string {
-	if len(list) <= n {
+// cut shortens a list of up to n+1 entries to the page, and links to the next page if there is one (distribution spec,
+// end-8b; RFC 8288). A page of no entries has no link: it would lead to the same page.
+func (p page) cut(h http.Header, path string, list []string) []string {
+	if len(list) <= p.n {
 		return list
 	}
-	list = list[:n]
-	if n > 0 {
-		link(w, path, n, list[n-1])
+	list = list[:p.n]
+	if p.n > 0 {
+		setNextLink(h, path, url.Values{"n": {strconv.Itoa(p.n)}, "last": {list[p.n-1]}})
 	}
 	return list
 }
 
+// setNextLink sets the link to the next page.
+func setNextLink(h http.Header, path string, q url.Values) {
+	h.Set("Link", "<"+path+"?"+q.Encode()+`>; rel="next"`)
+}
+
 // tags answers end-8.
-func (r *Registry) tags(w http.ResponseWriter, req *http.Request, rt route) error {
-	n, last, err := page(req.URL.Query())
+func (r *Registry) tags(w http.ResponseWriter, req *http.Request, c *call) error {
+	p, err := parsePage(req.URL.Query())
 	if err != nil {
 		return err
 	}
-	var tags []string
-	found := false
-	if !rt.hidden {
-		tags, found, err = r.options.Index.Tags(req.Context(), rt.repo, last, n+1)
-	}
+	tags, found, err := r.options.Index.Tags(req.Context(), c.repo, p.last, p.n+1)
 	if err != nil {
 		return err
 	}
 	if !found {
-		return &fault{code: codeNameUnknown, message: "no repository of this name", detail: map[string]string{"name": rt.repo}}
+		return nameUnknown(c.repo)
 	}
-	tags = turnPage(w, "/v2/"+rt.repo+"/tags/list", n, tags)
-	writeJSON(w, req, http.StatusOK, "application/json", struct {
+	tags = p.cut(w.Header(), "/v2/"+c.repo+"/tags/list", tags)
+	writeJSON(w, req, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
-	}{rt.repo, tags})
+	}{c.repo, tags})
 	return nil
 }
 
 // catalog answers Docker's list of repositories.
-func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, rt route) error {
-	n, last, err := page(req.URL.Query())
+func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, c *call) error {
+	p, err := parsePage(req.URL.Query())
 	if err != nil {
 		return err
 	}
-	repos, err := r.repos(req.Context(), last, n+1, r.options.Auth.Readable(req.Context(), rt.who))
+	repos, err := r.repos(req.Context(), p.last, p.n+1, r.options.Auth.Readable(req.Context(), c.who))
 	if err != nil {
 		return err
 	}
-	repos = turnPage(w, "/v2/_catalog", n, repos)
-	writeJSON(w, req, http.StatusOK, "application/json", struct {
+	repos = p.cut(w.Header(), "/v2/_catalog", repos)
+	writeJSON(w, req, struct {
 		Repositories []string `json:"repositories"`
 	}{repos})
 	return nil
 }
 
-// repos lists n repositories after the given one that may be read; a nil readable stands for all. It goes on until it
-// has that many, so that a page that is not full is the last one, whatever lies between.
+// repos returns up to n repositories after the given one that are readable; a nil readable means all. It searches until
+// it has n, so that only the last page is not full, however many repositories between are not readable.
 func (r *Registry) repos(ctx context.Context, after string, n int, readable func(string) bool) ([]string, error) {
 	if readable == nil {
 		return r.options.Index.Repos(ctx, after, n)
 	}
-	list := []string{}
+	list := []string{} // not nil, which JSON would show as null
 	for len(list) < n {
-		const piece = 1000
+		const piece = 1000 // at a time, since the Index is locked meanwhile
 		next, err := r.options.Index.Repos(ctx, after, piece)
 		if err != nil {
 			return nil, err
@@ -106,7 +111,7 @@ func (r *Registry) repos(ctx context.Context, after string, n int, readable func
 			break
 		}
 		after = next[piece-1]
-		if err := ctx.Err(); err != nil {
+		if err := ctx.Err(); err != nil { // the client has gone
 			return nil, err
 		}
 	}

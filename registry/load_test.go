@@ -20,26 +20,11 @@ import (
 	"trow/storage"
 )
 
-// engines opens the embedded engines on a directory until the test ends.
-func engines(t *testing.T, dir string) (*storage.Disk, *storage.Bolt) {
-	t.Helper()
-	journal, err := storage.OpenBolt(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { journal.Close() })
-	blobs, err := storage.OpenDisk(dir, storage.DiskOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return blobs, journal
-}
-
 // onDisk is a registry over the embedded engines.
-func onDisk(t *testing.T) (w *wire, dir string) {
+func onDisk(t *testing.T) (w *server, dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	blobs, journal := engines(t, dir)
+	blobs, journal, _ := engines(t, dir)
 	return serve(t, blobs, journal), dir
 }
 
@@ -113,7 +98,7 @@ func TestAnInterruptedUploadGoesOnAfterARestart(t *testing.T) {
 	d := digest.FromBytes(content).String()
 	var location string
 	for i := range 3 {
-		blobs, journal := engines(t, dir)
+		blobs, journal, closeJournal := engines(t, dir)
 		w := serve(t, blobs, journal)
 		if i == 0 {
 			location = w.begin("a")
@@ -126,7 +111,7 @@ func TestAnInterruptedUploadGoesOnAfterARestart(t *testing.T) {
 			w.do("GET", "/v2/a/blobs/"+d, nil).is(200).equals(string(content))
 		}
 		w.index.Close()
-		if err := journal.Close(); err != nil {
+		if err := closeJournal(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -220,8 +205,9 @@ func (f *failing) Resume(ctx context.Context, repo, id string, offset int64) (st
 }
 
 func TestWhatAClientIsToldWhenTheStorageFails(t *testing.T) {
-	blobs := &failing{Blobs: &storage.Memory{}}
-	w := serve(t, blobs, &storage.MemoryJournal{})
+	memory, journal := inMemory()
+	blobs := &failing{Blobs: memory}
+	w := serve(t, blobs, journal)
 	d := w.pushBlob("a", []byte("x")).String()
 	body, m := w.pushImage("a", "v", "x")
 	l := w.begin("a")

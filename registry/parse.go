@@ -10,10 +10,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/ocierror"
 	"trow/storage"
 )
 
-// The media types whose form is known. Others are taken as they are.
+// The media types whose form the registry knows. It accepts all others as they are.
 const (
 	typeOCIManifest    = "application/vnd.oci.image.manifest.v1+json"
 	typeOCIIndex       = "application/vnd.oci.image.index.v1+json"
@@ -21,19 +22,19 @@ const (
 	typeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
-// descriptor is what is read of an OCI descriptor (image spec, "Content Descriptors").
+// descriptor has the fields of an OCI descriptor that the registry uses (image spec, "Content Descriptors").
 type descriptor struct {
-	MediaType string            `json:"mediaType,omitempty"`
-	Digest    string            `json:"digest,omitempty"`
-	Size      int64             `json:"size,omitempty"`
-	URLs      anything          `json:"urls,omitempty"`
-	Artifact  string            `json:"artifactType,omitempty"`
-	Notes     map[string]string `json:"annotations,omitempty"`
-	BlobSum   string            `json:"blobSum,omitempty"` // Docker's schema 1
+	MediaType   string            `json:"mediaType,omitempty"`
+	Digest      string            `json:"digest,omitempty"`
+	Size        int64             `json:"size,omitempty"`
+	URLs        nonEmpty          `json:"urls,omitempty"`
+	Artifact    string            `json:"artifactType,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	BlobSum     string            `json:"blobSum,omitempty"` // Docker's schema 1
 }
 
-// descriptors is a list of them. Of those that name nothing, which a manifest of 4 MiB could have a million of, it
-// keeps the first alone: that is enough to refuse a manifest for it.
+// descriptors is a list of descriptors. Of those without a digest it keeps the first alone. That is enough to refuse
+// the manifest, and bounds the memory: a manifest of 4 MiB can have a million of them.
 type descriptors []descriptor
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
@@ -43,25 +44,25 @@ func (l *descriptors) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 		*l = descriptors{}
 	}
 	empty := false
-	var d descriptor // one for all: a million empty ones must not be a million allocations
+	var d descriptor // one for all, so that a million empty ones are not a million allocations
 	return elements(dec, func() error {
 		d = descriptor{}
 		if err := json.UnmarshalDecode(dec, &d); err != nil {
 			return err
 		}
-		if named := d.Digest != "" || d.BlobSum != ""; named || !empty {
+		if hasDigest := d.Digest != "" || d.BlobSum != ""; hasDigest || !empty {
 			*l = append(*l, d)
-			empty = empty || !named
+			empty = empty || !hasDigest
 		}
 		return nil
 	})
 }
 
-// anything tells whether a list of text has any element.
-type anything bool
+// nonEmpty reports whether a list of strings has an element.
+type nonEmpty bool
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (a *anything) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+func (a *nonEmpty) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	*a = false
 	var text string
 	return elements(dec, func() error {
@@ -70,7 +71,7 @@ func (a *anything) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	})
 }
 
-// elements calls next for each element of an array; null is an empty one.
+// elements calls next for each element of an array. null counts as an empty array.
 func elements(dec *jsontext.Decoder, next func() error) error {
 	switch kind := dec.PeekKind(); kind {
 	case 'n':
@@ -80,13 +81,13 @@ func elements(dec *jsontext.Decoder, next func() error) error {
 		if err := dec.SkipValue(); err != nil {
 			return err
 		}
-		return fmt.Errorf("an array is expected, not %v", kind)
+		return fmt.Errorf("want an array, not %v", kind)
 	}
 	if _, err := dec.ReadToken(); err != nil {
 		return err
 	}
 	for dec.PeekKind() != ']' {
-		if dec.PeekKind() == 0 { // the input is broken, and says so when it is read
+		if dec.PeekKind() == 0 { // invalid input; reading it returns the error
 			_, err := dec.ReadToken()
 			return err
 		}
@@ -98,7 +99,7 @@ func elements(dec *jsontext.Decoder, next func() error) error {
 	return err
 }
 
-// content is what is read of a manifest, of whatever type: the union of what the known ones have.
+// content has the fields of a manifest that the registry uses: the union of those of all known types.
 type content struct {
 	SchemaVersion int               `json:"schemaVersion"`
 	MediaType     string            `json:"mediaType"`
@@ -112,33 +113,29 @@ type content struct {
 	Annotations   map[string]string `json:"annotations"`
 }
 
-// parsed is a manifest as the registry sees it.
+// parsed is what the registry must know about a manifest.
 type parsed struct {
 	mediaType string
 	subject   digest.Digest
-	needs     []digest.Digest // must be held, as a blob or a manifest, when the manifest is taken
-	refs      []digest.Digest // all that it consists of, also what may be elsewhere
-	elsewhere []digest.Digest // layers that are fetched from other places (urls)
+	needs     []digest.Digest // the repository must hold these, as blobs or manifests, to accept the manifest
+	refs      []digest.Digest // everything that it consists of, including elsewhere
+	elsewhere []digest.Digest // layers that clients get from other places (urls)
 }
 
-func manifestInvalid(format string, args ...any) *fault {
-	return &fault{code: codeManifestInvalid, message: fmt.Sprintf(format, args...)}
-}
-
-// decodeManifest reads a manifest's JSON. Names that come twice, invalid UTF-8 and numbers out of range are
-// errors: two clients would read such a manifest differently.
+// decodeManifest decodes a manifest's JSON. It refuses duplicate names, invalid UTF-8 and numbers out of range, because
+// different clients would understand such a manifest differently.
 func decodeManifest(body []byte) (content, error) {
 	var c content
 	err := json.Unmarshal(body, &c)
 	return c, err
 }
 
-// parseManifest understands a manifest that was sent as contentType. It is a pure function of its arguments.
+// parseManifest parses a manifest that was pushed as contentType. It is a pure function. Errors: MANIFEST_INVALID.
 func parseManifest(contentType string, body []byte) (parsed, error) {
 	c, err := decodeManifest(body)
-	mediaType, ferr := typeOf(contentType, c, err)
-	if ferr != nil {
-		return parsed{}, ferr
+	mediaType, terr := typeOf(contentType, c, err)
+	if terr != nil {
+		return parsed{}, terr
 	}
 	p := parsed{mediaType: mediaType}
 	switch mediaType {
@@ -147,17 +144,18 @@ func parseManifest(contentType string, body []byte) (parsed, error) {
 			return p, manifestInvalid("the manifest is not valid JSON: %v", brief(err))
 		}
 		if c.SchemaVersion != 2 {
-			return p, manifestInvalid("schemaVersion is %d, and must be 2", c.SchemaVersion)
+			return p, manifestInvalid("schemaVersion is %d; want 2", c.SchemaVersion)
 		}
-		return p, p.known(c)
+		return p, p.parseKnown(c)
 	}
-	if err == nil {
-		p.unknown(c)
+	if err == nil { // a manifest of another type need not be JSON
+		p.parseOther(c)
 	}
 	return p, nil
 }
 
-// typeOf decides on the media type: what the client says, without parameters; the body must not contradict.
+// typeOf returns the media type: the Content-Type without its parameters, or what the body says if there is none. A
+// body with another type is refused, because a client that pulls the manifest could believe either.
 func typeOf(contentType string, c content, decodeErr error) (string, error) {
 	mediaType := strings.ToLower(strings.TrimSpace(contentType))
 	if t, _, err := mime.ParseMediaType(contentType); err == nil {
@@ -174,22 +172,27 @@ func typeOf(contentType string, c content, decodeErr error) (string, error) {
 		return typeOCIManifest, nil
 	case mediaType == "":
 		return "", manifestInvalid("the manifest has neither a Content-Type nor a mediaType")
-	case len(mediaType) > maxName || strings.ContainsFunc(mediaType, func(r rune) bool { return r <= ' ' || r > '~' }):
+	case len(mediaType) > maxName || strings.ContainsFunc(mediaType, notVisible): // it becomes a header
 		return "", manifestInvalid("the Content-Type is not a media type")
 	case c.MediaType != "" && !strings.EqualFold(c.MediaType, mediaType):
-		return "", manifestInvalid("Content-Type is %q, but the manifest says mediaType %q", mediaType, clip(c.MediaType))
+		return "", manifestInvalid("Content-Type is %q, but the manifest's mediaType is %q", mediaType,
+			ocierror.Clip(c.MediaType))
 	}
 	return mediaType, nil
 }
 
-// known takes a manifest or index of one of the known types.
-func (p *parsed) known(c content) error {
+// notVisible reports whether a character is not a visible one of ASCII.
+func notVisible(r rune) bool { return r <= ' ' || r > '~' }
+
+// parseKnown parses a manifest or an index of one of the known types.
+func (p *parsed) parseKnown(c content) error {
 	image := p.mediaType == typeOCIManifest || p.mediaType == typeDockerManifest
 	if image && c.Config == nil {
-		return manifestInvalid("an image manifest must have a config")
+		return manifestInvalid("config is missing; an image manifest must have one")
 	}
 	if image && c.Manifests != nil || !image && (c.Layers != nil || c.Config != nil) {
-		return manifestInvalid("a manifest has either layers or manifests: of which kind it is must not be in doubt")
+		// Clients that look at different fields would take it for different things (CVE-2021-41190).
+		return manifestInvalid("want either config and layers or manifests, not both")
 	}
 	if image {
 		if err := p.need("config", *c.Config); err != nil {
@@ -205,14 +208,14 @@ func (p *parsed) known(c content) error {
 			return err
 		}
 	}
-	return p.refersTo(c.Subject)
+	return p.setSubject(c.Subject)
 }
 
-// need notes a part of the manifest.
+// need records a part of the manifest.
 func (p *parsed) need(where string, d descriptor) error {
 	parsed, err := storage.ParseDigest(d.Digest)
 	if err != nil || d.Size < 0 {
-		return manifestInvalid("%s: a descriptor must have a digest, sha256 or sha512, and a size that is not negative", where)
+		return manifestInvalid("%s: want a descriptor with a sha256 or sha512 digest and a size of 0 or more", where)
 	}
 	p.refs = append(p.refs, parsed)
 	if foreign(d) {
@@ -223,26 +226,27 @@ func (p *parsed) need(where string, d descriptor) error {
 	return nil
 }
 
-// foreign tells whether content is by its nature not in a registry (image spec, "Non-Distributable Layers").
+// foreign reports whether content is not meant to be in a registry (image spec, "Non-Distributable Layers").
 func foreign(d descriptor) bool {
-	return bool(d.URLs) || strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
+	return bool(d.URLs) || strings.Contains(d.MediaType, ".nondistributable.") ||
+		strings.Contains(d.MediaType, ".foreign.")
 }
 
-func (p *parsed) refersTo(subject *descriptor) error {
+func (p *parsed) setSubject(subject *descriptor) error {
 	if subject == nil {
 		return nil
 	}
 	d, err := storage.ParseDigest(subject.Digest)
 	if err != nil {
-		return manifestInvalid("subject: a descriptor must have a digest, sha256 or sha512")
+		return manifestInvalid("subject: want a descriptor with a sha256 or sha512 digest")
 	}
 	p.subject = d
 	return nil
 }
 
-// unknown takes what a manifest of any other type seems to consist of, so that it is kept alive; nothing of
-// it is required.
-func (p *parsed) unknown(c content) {
+// parseOther records what a manifest of any other type seems to consist of, so that the Collector does not delete it.
+// The repository need not hold any of it.
+func (p *parsed) parseOther(c content) {
 	all := slices.Concat(c.Layers, c.Manifests, c.Blobs, c.FSLayers)
 	if c.Config != nil {
 		all = append(all, *c.Config)
@@ -254,11 +258,11 @@ func (p *parsed) unknown(c content) {
 			}
 		}
 	}
-	_ = p.refersTo(c.Subject) // a malformed one is none
+	_ = p.setSubject(c.Subject) // an invalid subject is ignored, like the rest of an unknown type
 }
 
-// ReadManifest reads stored content as a manifest of one of the known types, for a repair that has lost the facts about
-// it. Digest and Size are left to the caller.
+// ReadManifest parses stored content as a manifest of one of the known types, for a repair that has lost the facts
+// about it. ok is false if it is not such a manifest. The caller sets Digest and Size.
 func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
 	p, err := parseManifest("", content)
 	switch p.mediaType {
@@ -268,5 +272,5 @@ func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
 	return storage.Manifest{}, false
 }
 
-// brief bounds a decoder's error, which may quote what was sent.
-func brief(err error) string { return clip(err.Error()) }
+// brief bounds the text of a decoder's error, which may quote the client's input.
+func brief(err error) string { return ocierror.Clip(err.Error()) }

@@ -1,18 +1,18 @@
 package registry
 
 import (
-	"context"
 	"math"
-	"net/http"
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/auth"
 	"trow/storage"
 )
 
-// withinQuota refuses d, of size bytes, if a quota has no room for it. d may be empty: it is not known yet.
-func (r *Registry) withinQuota(tx *storage.Tx, d digest.Digest, size int64) error {
-	if r.options.NoQuotas {
+// withinQuota refuses content d, of size bytes, if it does not fit into a quota. d is empty if it is not known yet. It
+// decides only inside the Update that names the content: there no other push can take the room meanwhile.
+func withinQuota(tx *storage.Tx, who *auth.Identity, d digest.Digest, size int64) error {
+	if who.Unlimited() {
 		return nil
 	}
 	if e, over := tx.Excess(d, size); over {
@@ -21,23 +21,16 @@ func (r *Registry) withinQuota(tx *storage.Tx, d digest.Digest, size int64) erro
 	return nil
 }
 
-// roomFor refuses an upload that a quota has no room for, before its bytes are read or made a blob: have bytes are there,
-// and the request announces more, or not. The change that names the blob decides, since others push meanwhile.
-func (r *Registry) roomFor(repo string, d digest.Digest, have int64, req *http.Request) error {
-	coming := min(max(req.ContentLength, 0), math.MaxInt64-have)
+// roomFor refuses an upload that does not fit into a quota as it is now: have bytes of it are here, and coming ones are
+// announced. It only saves work, because quotas fill up meanwhile, and it is asked where that work begins:
+//
+//   - before a session is opened, so that a full quota takes no sessions;
+//   - before the body of a chunk is read, because a layer can have gigabytes;
+//   - before complete bytes become a blob, because what was not announced is known only then, and only the Collector
+//     would delete the blob again.
+func (r *Registry) roomFor(who *auth.Identity, repo string, d digest.Digest, have, coming int64) error {
+	coming = min(max(coming, 0), math.MaxInt64-have)
 	return r.options.Index.View(repo, func(tx *storage.Tx) error {
-		return r.withinQuota(tx, d, max(have+coming, 1)) // hardly anybody pushes less than a byte
-	})
-}
-
-// link records that the repo holds a blob, which the caller has pinned or just committed.
-func (r *Registry) link(ctx context.Context, repo string, d digest.Digest, size int64) error {
-	r.options.Index.Lease(repo, d)
-	return r.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
-		if err := r.withinQuota(tx, d, size); err != nil {
-			return err
-		}
-		tx.Link(d, size)
-		return nil
+		return withinQuota(tx, who, d, max(have+coming, 1)) // 0 bytes fit always, but an upload rarely stays empty
 	})
 }

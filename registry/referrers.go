@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -16,8 +17,8 @@ import (
 	"trow/storage"
 )
 
-// maxReferrers bounds the bytes of one list of referrers, which carry annotations of any size. The rest is
-// linked to.
+// maxReferrers bounds a list of referrers, in bytes, because their annotations can have any size. The list links to the
+// rest.
 const maxReferrers = 2 << 20
 
 // referrer is a manifest's descriptor in the list of its subject's referrers.
@@ -26,71 +27,90 @@ type referrer struct {
 	json         []byte
 }
 
-// listReferrers answers end-12: an image index of the manifests whose subject is the digest. Also for a
-// digest or a repository that is not there, whose list is empty.
-func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, rt route) error {
-	q := req.URL.Query()
-	after := digest.Digest(q.Get("last"))
-	if _, err := storage.ParseDigest(string(after)); err != nil && after != "" {
-		return digestInvalid(string(after))
-	}
-	found, err := r.referring(req.Context(), rt, after)
-	if err != nil {
-		return err
-	}
-	filter := q.Get("artifactType")
-	if filter != "" {
-		w.Header().Set("OCI-Filters-Applied", "artifactType")
-	}
-	body := lists.Get().(*bytes.Buffer)
-	defer func() {
-		if body.Cap() <= maxListKept {
-			body.Reset()
-			lists.Put(body)
-		}
-	}()
-	next, err := r.renderReferrers(req.Context(), body, found, filter)
-	if err != nil {
-		return err
-	}
-	if next != "" {
-		q.Set("last", next.String())
-		w.Header().Set("Link", "</v2/"+rt.repo+"/referrers/"+rt.ref+"?"+q.Encode()+`>; rel="next"`)
-	}
-	write(w, req, http.StatusOK, typeOCIIndex, body.Bytes())
-	return nil
+// referrersQuery is what a client asks for: referrers after a digest, of one artifact type if that is not empty.
+type referrersQuery struct {
+	values       url.Values
+	after        digest.Digest
+	artifactType string
 }
 
-// referring finds the manifests whose subject is the digest, after the given one.
-func (r *Registry) referring(ctx context.Context, rt route, after digest.Digest) ([]storage.Descriptor, error) {
-	if rt.hidden {
-		return nil, nil
+func parseReferrersQuery(q url.Values) (referrersQuery, error) {
+	after := q.Get("last")
+	if after != "" {
+		if _, err := parseDigest(after); err != nil {
+			return referrersQuery{}, err
+		}
 	}
-	found, err := r.options.Index.Referrers(ctx, rt.repo, rt.digest, after)
+	return referrersQuery{q, digest.Digest(after), q.Get("artifactType")}, nil
+}
+
+// listReferrers answers end-12: an image index of the manifests whose subject is the digest. The list of a digest or a
+// repository that does not exist is empty.
+func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, c *call) error {
+	q, err := parseReferrersQuery(req.URL.Query())
+	if err != nil {
+		return err
+	}
+	found, err := r.referrersOf(req.Context(), c.repo, c.digest, q.after)
+	if err != nil {
+		return err
+	}
+	return r.writeReferrers(w, req, c, q, found)
+}
+
+// referrersOf returns the manifests of the repo whose subject is d, after the given one, in the order of their digests.
+func (r *Registry) referrersOf(ctx context.Context, repo string, d, after digest.Digest) ([]storage.Descriptor, error) {
+	found, err := r.options.Index.Referrers(ctx, repo, d, after)
 	if err != nil {
 		return nil, err
 	}
-	return r.addTagged(ctx, rt, found, after)
+	return r.addTagged(ctx, repo, d, after, found)
 }
 
-// lists keeps the buffers that lists were made in, up to maxListKept bytes each.
+// lists keeps the buffers in which lists were rendered, up to maxListKept bytes each.
 var lists = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 const maxListKept = 256 << 10
 
-// renderReferrers makes the index. next is the last one in it if there are more.
-func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, found []storage.Descriptor, filter string) (next digest.Digest, err error) {
+// writeReferrers answers with the list of the manifests found.
+func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *call, q referrersQuery,
+	found []storage.Descriptor) error {
+	body := lists.Get().(*bytes.Buffer)
+	defer func() {
+		if body.Cap() <= maxListKept { // one large list must not keep its memory
+			body.Reset()
+			lists.Put(body)
+		}
+	}()
+	if q.artifactType != "" {
+		w.Header().Set("OCI-Filters-Applied", "artifactType")
+	}
+	next, err := r.renderReferrers(req.Context(), body, c.repo, found, q.artifactType)
+	if err != nil {
+		return err
+	}
+	if next != "" {
+		q.values.Set("last", next.String())
+		setNextLink(w.Header(), "/v2/"+c.repo+"/referrers/"+c.ref, q.values)
+	}
+	write(w, req, typeOCIIndex, body.Bytes())
+	return nil
+}
+
+// renderReferrers writes the image index to buf. next is the last manifest in it if there are more.
+func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo string, found []storage.Descriptor,
+	artifactType string) (next digest.Digest, err error) {
 	buf.WriteString(`{"schemaVersion":2,"mediaType":"` + typeOCIIndex + `","manifests":[`)
 	empty := true
 	for i, m := range found {
-		ref, err := r.referrer(ctx, m)
+		ref, err := r.referrer(ctx, repo, m)
 		if err != nil {
 			return "", err
 		}
-		if filter != "" && filter != ref.artifactType {
+		if artifactType != "" && artifactType != ref.artifactType {
 			continue
 		}
-		if !empty && buf.Len()+len(ref.json) > maxReferrers {
+		if !empty && buf.Len()+len(ref.json) > maxReferrers { // the first always fits: otherwise there would be no progress
 			next = found[i-1].Digest()
 			break
 		}
@@ -104,26 +124,23 @@ func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, found
 	return next, nil
 }
 
-// referrer describes a manifest as the list has it.
-func (r *Registry) referrer(ctx context.Context, m storage.Descriptor) (referrer, error) {
+// referrer returns a manifest's descriptor in the list. If its content is lost the whole list fails: a list without it
+// would say that, for example, an image has no signature.
+func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descriptor) (referrer, error) {
 	if ref, ok := r.referrers.get(m); ok {
 		return ref, nil
 	}
 	d := m.Digest()
-	body, err := r.content(ctx, d)
+	c, err := r.decoded(ctx, repo, m)
 	if err != nil {
 		return referrer{}, err
-	}
-	c, err := decodeManifest(body)
-	if err != nil {
-		return referrer{}, fmt.Errorf("referrer %s: %w", d, err)
 	}
 	artifact := c.Artifact
 	if artifact == "" && c.Config != nil {
 		artifact = c.Config.MediaType
 	}
-	desc := descriptor{MediaType: m.MediaType, Digest: d.String(), Size: m.Size, Artifact: artifact, Notes: c.Annotations}
-	js, err := json.Marshal(desc)
+	js, err := json.Marshal(descriptor{MediaType: m.MediaType, Digest: d.String(), Size: m.Size,
+		Artifact: artifact, Annotations: c.Annotations})
 	if err != nil {
 		return referrer{}, fmt.Errorf("referrer %s: %w", d, err)
 	}
@@ -132,19 +149,31 @@ func (r *Registry) referrer(ctx context.Context, m storage.Descriptor) (referrer
 	return ref, nil
 }
 
-// addTagged adds what an index under the fallback tag lists (distribution spec, "Referrers Tag Schema"), as far
-// as the repository holds it and its subject has not listed it already. Clients keep such an index with
-// registries that had no list of referrers.
-func (r *Registry) addTagged(ctx context.Context, rt route, found []storage.Descriptor, after digest.Digest) ([]storage.Descriptor, error) {
-	m, ok, err := r.options.Index.Resolve(ctx, rt.repo, fallbackTag(rt.digest))
-	if err != nil || !ok || m.MediaType != typeOCIIndex {
-		return found, err
-	}
-	body, err := r.content(ctx, m.Digest())
+// decoded reads and decodes a manifest that a list is made of. Its errors are the registry's own: the client has not
+// asked for this manifest.
+func (r *Registry) decoded(ctx context.Context, repo string, m storage.Descriptor) (content, error) {
+	d := m.Digest()
+	body, err := r.manifestBytes(ctx, manifest{m, d, repo, d.String()})
 	if err != nil {
-		return nil, err
+		return content{}, internal(fmt.Errorf("referrers: manifest %s: %w", d, err))
 	}
 	c, err := decodeManifest(body)
+	if err != nil {
+		return content{}, fmt.Errorf("referrers: manifest %s: %w", d, err)
+	}
+	return c, nil
+}
+
+// addTagged adds the manifests that an index under the fallback tag lists (distribution spec, "Referrers Tag
+// Schema"), if the repository holds them and found does not have them yet. Clients keep such an index for registries
+// without a list of referrers, and copy it to this one.
+func (r *Registry) addTagged(ctx context.Context, repo string, subject, after digest.Digest,
+	found []storage.Descriptor) ([]storage.Descriptor, error) {
+	index, ok, err := r.options.Index.Resolve(ctx, repo, fallbackTag(subject))
+	if err != nil || !ok || index.MediaType != typeOCIIndex {
+		return found, err
+	}
+	c, err := r.decoded(ctx, repo, index)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +186,7 @@ func (r *Registry) addTagged(ctx context.Context, rt route, found []storage.Desc
 		if err != nil || d <= after {
 			continue
 		}
-		m, ok, err := r.options.Index.Resolve(ctx, rt.repo, d.String())
+		m, ok, err := r.options.Index.Resolve(ctx, repo, d.String())
 		if err != nil {
 			return nil, err
 		}
@@ -166,13 +195,14 @@ func (r *Registry) addTagged(ctx context.Context, rt route, found []storage.Desc
 			found = append(found, m)
 		}
 	}
+	// Pages continue after a digest, so the two lists must become one order.
 	slices.SortFunc(found, func(a, b storage.Descriptor) int { return cmp.Compare(a.Digest(), b.Digest()) })
 	return found, nil
 }
 
 // fallbackTag is the tag under which clients keep the referrers of d.
 func fallbackTag(d digest.Digest) string {
-	const most = 64 // characters of the hash
+	const maxHash = 64 // the spec truncates the hash to so many characters
 	encoded := d.Encoded()
-	return strings.ToLower(d.Algorithm().String()) + "-" + encoded[:min(len(encoded), most)]
+	return strings.ToLower(d.Algorithm().String()) + "-" + encoded[:min(len(encoded), maxHash)]
 }

@@ -1,24 +1,30 @@
-// Package registry is the OCI distribution API over storage: https://github.com/opencontainers/distribution-spec,
-// version 1.1.1 and what its main branch has since added, and Docker's catalog.
+// Package registry serves the OCI distribution API over storage: version 1.1.1 of
+// https://github.com/opencontainers/distribution-spec, what its main branch has added since, and Docker's catalog.
 //
 // # Words
 //
-// As the spec has them: repository (repo), tag, digest, blob, manifest, referrer, subject; ref is a tag or a
-// digest. An upload is a blob in the making. A fault is an error that a client is told.
+// The words are those of the specification: repository (repo), tag, digest, blob, manifest, referrer, subject. In
+// addition:
+//
+//   - ref: a tag or a digest.
+//   - upload: a blob that is being pushed. A session is an upload as one request holds it.
+//   - call: one request, with what it addresses, who sent it and what was decided about it.
+//   - place: the right to be under way; Options.MaxRequests bounds how many there are.
 //
 // # Invariants
 //
-//   - A request is parsed, authorized and only then acted upon; nothing is read of a body before that.
-//   - Bytes are stored and returned exactly as they came, under the media type they came with.
-//   - A manifest is taken only if the repository holds all that it consists of, a subject excepted.
-//   - Every answer under /v2 that is not a success has the spec's JSON body.
-//   - Status and headers go out after the last thing that can fail. What fails later breaks the connection, so
-//     that a short body never looks whole.
+//   - A request is parsed, then authorized, then carried out. Nothing of its body is read before it is authorized.
+//   - Content is stored and returned byte for byte as pushed, with the media type it was pushed with.
+//   - A manifest is accepted only if the repository holds everything it consists of, except its subject.
+//   - Every answer under /v2 that is not a success has the JSON body of the specification.
+//   - Status and headers are sent after the last step that can fail with an answer. A failure after that breaks the
+//     connection, so that a truncated body never looks complete.
+//   - All content is read through manifest, manifestBytes, blob and openBlob (read.go).
 //
 // # What it does not do
 //
-// It knows nothing of Kubernetes, and it does not decide who may do what (package auth does), nor how much (package limit).
-// It writes nothing down: who did what is told to the program.
+// It knows nothing of Kubernetes. It does not decide who may do what (package auth) or how much (package limit). It
+// writes no log: it reports who did what to Options.Audit and Options.Annotate.
 package registry
 
 import (
@@ -34,54 +40,53 @@ import (
 	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/limit"
+	"trow/registry/ocierror"
 	"trow/storage"
 )
 
-// Options are what a Registry is made of.
+// Options are the parts that a Registry consists of.
 type Options struct {
 	Blobs storage.Blobs
 	Index *storage.Index
 	Auth  auth.Authorizer
-	// Names are the host[:port] under which this registry is known. A pull that says by ?ns= that it is meant
-	// for another one is not answered with what happens to have the same name here.
+	// Names are the host[:port] under which clients know this registry. A pull with another name in ?ns= gets 404,
+	// because it is meant for another registry, whose repositories may have the same names.
 	Names []string
-	// Check is told of content whose bytes were not found as they should be; it looks into it. Optional.
+	// Check verifies the bytes of content that could not be read as recorded, and records the damage. Optional.
 	Check func(ctx context.Context, d digest.Digest) error
-	// Immutable tells whether a tag may never name anything else once it is set, nor end. Optional.
+	// Immutable reports whether a tag must not be moved or deleted once it exists. Optional.
 	Immutable func(repo, tag string) bool
-	// MaxRequests is how many requests may be under way at once: so many that push, and so many others, so that
-	// neither keep the others out. More are refused. 0 means no limit.
+	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
+	// keeps the others out. 0 means no limit.
 	MaxRequests int
-	// Limits bound what each identity may take. Optional.
+	// Limits bound the requests and bytes of each identity. Optional.
 	Limits *limit.Limits
-	// NoQuotas: pushes are taken whatever the Index's quotas say.
-	NoQuotas bool
-	// Annotate attaches a fact about the request to its line in the access log; keys are route, repo, ref,
-	// digest, user, code and err. Optional.
+	// Annotate adds a fact to the request's line in the access log; the keys are route, repo, ref, digest, user, code
+	// and err. Optional.
 	Annotate func(ctx context.Context, key, value string)
-	// RequestID names a request towards the client and in the log. Optional.
+	// RequestID returns the name of a request, for the client and the log. Optional.
 	RequestID func(ctx context.Context) string
-	// Audit is told of each manifest that is pushed, of all that is deleted, and of who is refused. Failed logins the
-	// Authorizer tells. Optional.
+	// Audit receives each push of a manifest, each deletion and each refusal. The Authorizer reports failed logins.
+	// Optional.
 	Audit func(context.Context, audit.Event)
 }
 
-// Registry serves everything under /v2. Make it with [New].
+// Registry serves all paths under /v2. Make it with [New].
 type Registry struct {
 	options   Options
-	contents  *cache[digest.Digest, []byte]        // bytes of manifests and small blobs, verified
-	referrers *cache[storage.Descriptor, referrer] // their descriptors in a list of referrers
+	contents  *cache[digest.Digest, []byte]        // verified bytes of manifests and small blobs
+	referrers *cache[storage.Descriptor, referrer] // how manifests appear in lists of referrers
 
 	pushing, others atomic.Int64 // requests under way
 }
 
-// The caches are bounded by bytes. 16 MiB is about 8,000 manifests of images.
+// The caches are bounded by bytes. 16 MiB hold about 8,000 manifests of images.
 const (
 	contentCacheSize  = 16 << 20
 	referrerCacheSize = 4 << 20
 )
 
-// New makes a Registry.
+// New returns a Registry that serves what o.Index and o.Blobs hold.
 func New(o Options) *Registry {
 	if o.Check == nil {
 		o.Check = func(context.Context, digest.Digest) error { return nil }
@@ -95,7 +100,9 @@ func New(o Options) *Registry {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
-	return &Registry{options: o, contents: newCache[digest.Digest, []byte](contentCacheSize), referrers: newCache[storage.Descriptor, referrer](referrerCacheSize)}
+	return &Registry{options: o,
+		contents:  newCache[digest.Digest, []byte](contentCacheSize),
+		referrers: newCache[storage.Descriptor, referrer](referrerCacheSize)}
 }
 
 func (r *Registry) annotate(ctx context.Context, key, value string) {
@@ -104,13 +111,22 @@ func (r *Registry) annotate(ctx context.Context, key, value string) {
 	}
 }
 
+// call is one request on its way through the registry. It travels by pointer, and each step fills in its part: serve
+// the route and the action, identify the identity, handle the verdict.
+type call struct {
+	route
+	action auth.Action
+	who    *auth.Identity // nil until the request is identified
+	hidden bool           // who must not learn whether the repository exists
+}
+
 // handler answers one method of one endpoint.
 type handler struct {
 	action auth.Action
-	serve  func(*Registry, http.ResponseWriter, *http.Request, route) error
+	serve  func(*Registry, http.ResponseWriter, *http.Request, *call) error
 }
 
-// handlers is the API: endpoint, method, what it takes to be allowed, what happens.
+// handlers is the API: endpoint, method, what the client must be allowed to do, and what answers.
 var handlers = map[endpoint]map[string]handler{
 	endpointBase: {
 		http.MethodGet:  {auth.Login, (*Registry).base},
@@ -152,13 +168,13 @@ var handlers = map[endpoint]map[string]handler{
 
 // ServeHTTP answers a request to a path under /v2.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0") // legacy, but old tools look for it
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0") // legacy, but old clients look for it
 	if err := r.serve(w, req); err != nil {
 		r.writeError(w, req, err)
 	}
 }
 
-// serve parses, and finds the handler.
+// serve parses the request, finds its handler, and takes the steps that all requests share.
 func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	rt, err := parseRoute(req.URL)
 	if err != nil {
@@ -172,95 +188,105 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if !ok {
 		return methodUnsupported(rt.endpoint)
 	}
-	under := &r.others
-	if h.action == auth.Push {
-		under = &r.pushing
+	c := &call{route: rt, action: h.action}
+
+	// The place comes first: verifying credentials can take long, and so counts as being under way.
+	places := r.placesFor(c.action)
+	defer places.Add(-1)
+	if n := places.Add(1); r.options.MaxRequests > 0 && n > int64(r.options.MaxRequests) && !r.unlimited(req) {
+		return tooManyRequests()
 	}
-	defer under.Add(-1)
-	if n := under.Add(1); r.options.MaxRequests > 0 && n > int64(r.options.MaxRequests) {
-		return &fault{code: codeTooManyRequests, header: retryAfter(1),
-			message: "the registry has too many requests at once; nothing was lost, try again in a moment"}
+	if c.who, err = r.options.Auth.Identify(req); err != nil {
+		return r.refusal(req, c, err)
 	}
-	if rt.who, err = r.identify(req); err != nil {
-		return r.refusal(req, rt.repo, h.action, err)
-	}
-	pass, err := r.options.Limits.Enter(rt.who, req, rt.uploads(req.Method))
+	r.annotate(ctx, "user", c.who.Name)
+	pass, err := r.options.Limits.Enter(c.who, auth.Address(req), rt.uploads(req.Method))
 	if err != nil {
-		return limitFault(err)
+		return limitError(err)
 	}
 	defer pass.Leave()
 	w, req = pass.Shape(w, req)
-	rt.hidden, err = r.handle(w, req, rt, h)
-	r.auditRefusal(req, rt, h.action, err)
+	err = r.handle(w, req, c, h)
+	r.auditRefusal(req, c, err)
 	return err
 }
 
-// handle authorizes and dispatches.
-func (r *Registry) handle(w http.ResponseWriter, req *http.Request, rt route, h handler) (hidden bool, err error) {
-	err = r.options.Auth.Authorize(req.Context(), rt.who, rt.repo, h.action)
-	rt.hidden = errors.Is(err, auth.ErrHidden)
-	if err != nil && !rt.hidden {
-		return false, r.refusal(req, rt.repo, h.action, err)
+// placesFor returns the count of the requests that share places with one of this action.
+func (r *Registry) placesFor(a auth.Action) *atomic.Int64 {
+	if a == auth.Push {
+		return &r.pushing
 	}
+	return &r.others
+}
+
+// unlimited reports whether a request gets a place although all are taken. It leaves out the credentials: verifying
+// them is what an overloaded registry must not do, and the one identity without limits, the socket's, has none.
+func (r *Registry) unlimited(req *http.Request) bool {
+	bare := *req
+	bare.Header = http.Header{}
+	who, err := r.options.Auth.Identify(&bare)
+	return err == nil && who.Unlimited()
+}
+
+// handle authorizes a call and calls its handler. It alone decides what hidden means.
+func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h handler) error {
+	err := r.options.Auth.Authorize(req.Context(), c.who, c.repo, c.action)
+	c.hidden = errors.Is(err, auth.ErrHidden)
+	if err != nil && !c.hidden {
+		return r.refusal(req, c, err)
+	}
+	// Also for a hidden repository: its answer must not differ from that of one that does not exist.
 	if err := r.checkNamespace(w, req); err != nil {
-		return rt.hidden, err
+		return err
 	}
-	if rt.hidden {
-		return true, r.absent(w, req, rt)
+	if c.hidden {
+		return r.absent(w, req, c)
 	}
-	return false, h.serve(r, w, req, rt)
+	return h.serve(r, w, req, c)
 }
 
-func methodUnsupported(e endpoint) *fault {
-	var allow []string
-	for method := range handlers[e] {
-		allow = append(allow, method)
-	}
-	slices.Sort(allow)
-	return &fault{code: codeUnsupported, message: "this path does not know the method; it knows " + strings.Join(allow, ", "),
-		header: http.Header{"Allow": {strings.Join(allow, ", ")}}}
-}
-
-// identify tells who a request comes from, and notes it. From here on it is in the route.
-func (r *Registry) identify(req *http.Request) (*auth.Identity, error) {
-	who, err := r.options.Auth.Identify(req)
-	if err == nil {
-		r.annotate(req.Context(), "user", who.Name)
-	}
-	return who, err
-}
-
-// refusal turns what the Authorizer says into faults.
-func (r *Registry) refusal(req *http.Request, repo string, a auth.Action, err error) error {
+// refusal turns an error of the Authorizer into what the client gets.
+func (r *Registry) refusal(req *http.Request, c *call, err error) error {
 	switch {
 	case errors.Is(err, auth.ErrUnauthorized):
-		return &fault{code: codeUnauthorized, message: err.Error(),
-			header: http.Header{"Www-Authenticate": r.options.Auth.Challenge(req, repo, a, err)}}
+		challenge := r.options.Auth.Challenge(req, c.repo, c.action, err)
+		return &ocierror.Error{Code: ocierror.Unauthorized, Message: err.Error(),
+			Header: http.Header{"Www-Authenticate": challenge}}
 	case errors.Is(err, auth.ErrDenied):
-		return &fault{code: codeDenied, message: err.Error()}
+		return &ocierror.Error{Code: ocierror.Denied, Message: err.Error()}
 	case errors.Is(err, auth.ErrBusy):
-		return &fault{code: codeTooManyRequests, message: err.Error(), header: retryAfter(1)}
+		return &ocierror.Error{Code: ocierror.TooManyRequests, Message: err.Error(), Header: ocierror.RetryAfter(1)}
 	case errors.Is(err, auth.ErrUnavailable):
-		return &fault{code: codeUnknown, status: http.StatusServiceUnavailable, cause: err, header: retryAfter(1), message: auth.ErrUnavailable.Error()}
+		// Not err's own text: it may name machines of the cluster.
+		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusServiceUnavailable, Cause: err,
+			Header: ocierror.RetryAfter(1), Message: auth.ErrUnavailable.Error()}
 	}
 	return err
 }
 
-// absent answers whoever may not know whether the repository is there, as if it were not.
-func (r *Registry) absent(w http.ResponseWriter, req *http.Request, rt route) error {
-	switch rt.endpoint {
+// absent answers about a hidden repository exactly as the handlers answer about one that does not exist. Only pulls are
+// hidden, so the endpoints here are those with the action Pull.
+func (r *Registry) absent(w http.ResponseWriter, req *http.Request, c *call) error {
+	switch c.endpoint {
 	case endpointManifest:
-		return manifestUnknown(rt.repo, rt.ref)
+		return manifestUnknown(c.repo, c.ref)
 	case endpointBlob:
-		return blobUnknown(rt.repo, rt.digest)
+		return blobUnknown(c.repo, c.digest)
 	case endpointReferrers:
-		return r.listReferrers(w, req, rt)
+		q, err := parseReferrersQuery(req.URL.Query())
+		if err != nil {
+			return err
+		}
+		return r.writeReferrers(w, req, c, q, nil)
 	}
-	return r.tags(w, req, rt)
+	if _, err := parsePage(req.URL.Query()); err != nil {
+		return err
+	}
+	return nameUnknown(c.repo)
 }
 
-// checkNamespace honours ?ns=, by which a client that uses this registry as a mirror says whose repository it
-// means (distribution spec, "Registry Proxying"). Ours are those that are pushed here.
+// checkNamespace honours ?ns=, in which a client that uses this registry as a mirror names the registry that it means
+// (distribution spec, "Registry Proxying").
 func (r *Registry) checkNamespace(w http.ResponseWriter, req *http.Request) error {
 	if req.URL.RawQuery == "" || req.Method != http.MethodGet && req.Method != http.MethodHead {
 		return nil
@@ -270,25 +296,14 @@ func (r *Registry) checkNamespace(w http.ResponseWriter, req *http.Request) erro
 		return nil
 	}
 	if !slices.Contains(r.options.Names, strings.ToLower(ns)) {
-		return &fault{code: codeNameUnknown, detail: map[string]string{"ns": clip(ns)},
-			message: "this registry is no mirror of that one; if it is a name of this registry, add it to --names"}
+		return namespaceUnknown(ns)
 	}
 	w.Header().Set("OCI-Namespace", ns)
 	return nil
 }
 
-// base answers end-1: yes, this is a registry.
-func (r *Registry) base(w http.ResponseWriter, req *http.Request, _ route) error {
-	write(w, req, http.StatusOK, "application/json", []byte("{}"))
+// base answers end-1: the API is here.
+func (r *Registry) base(w http.ResponseWriter, req *http.Request, _ *call) error {
+	write(w, req, "application/json", []byte("{}"))
 	return nil
-}
-
-// warn adds a warning, which clients show to their users (distribution spec, "Warnings"; RFC 7234, 5.5).
-func warn(w http.ResponseWriter, text string) {
-	const most = 512 // of 4096 bytes that all warnings of an answer may have
-	if len(text) > most {
-		text = text[:most]
-	}
-	text = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\r", " ", "\n", " ").Replace(text)
-	w.Header().Add("Warning", `299 - "`+text+`"`)
 }

@@ -7,12 +7,11 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"trow/registry/auth"
 	"trow/storage"
 )
 
-// endpoint is what a path addresses, independent of the method. The end-N are the rows of the distribution
-// spec's table of endpoints.
+// endpoint is what a path addresses, whatever the method. The end-N are the rows in the distribution spec's table of
+// endpoints.
 type endpoint int
 
 const (
@@ -30,33 +29,37 @@ func (e endpoint) String() string {
 	return [...]string{"base", "catalog", "blob", "manifest", "uploads", "upload", "tags", "referrers"}[e]
 }
 
-// route is a path taken apart, and who takes it.
+// route is a parsed path.
 type route struct {
 	endpoint endpoint
 	repo     string
-	ref      string        // of a manifest: tag or digest; of an upload: its id
-	digest   digest.Digest // of a blob, of referrers, and of a manifest that is named by digest
-
-	who    *auth.Identity // nil until the request is identified
-	hidden bool           // the repository is not for who: it is as if it were not there
+	ref      string        // of a manifest: its tag or digest; of an upload: its ID
+	digest   digest.Digest // of a blob, of referrers, and of a manifest that is addressed by digest
 }
 
-// uploads tells whether a request brings, or may bring, bytes of a blob.
+// uploads reports whether a request can bring bytes of a blob.
 func (r *route) uploads(method string) bool {
-	return r.endpoint == endpointUploads || r.endpoint == endpointUpload && (method == http.MethodPatch || method == http.MethodPut)
+	switch r.endpoint {
+	case endpointUploads:
+		return true
+	case endpointUpload:
+		return method == http.MethodPatch || method == http.MethodPut
+	}
+	return false
 }
 
 const (
-	// maxName bounds a repository's name; clients bound host, slash and name together likewise
-	// (distribution spec, "Pulling manifests").
+	// maxName bounds a repository's name. Many clients allow 255 characters for host and name together (distribution
+	// spec, "Pulling manifests").
 	maxName = 255
 	maxTag  = 128
-	// maxUploadID bounds the id of an upload before anybody looks it up.
+	// maxUploadID bounds the ID of an upload before the engine looks it up; ours are UUIDs.
 	maxUploadID = 64
 )
 
-// parseRoute takes a URL's path apart, from the right, since any word is legal in a name. It is the only code
-// that understands paths. Errors: NAME_INVALID, DIGEST_INVALID, a 404 for what is no endpoint.
+// parseRoute parses a URL's path from the right, because a repository's name may contain any word of the API. No
+// other code parses paths. Errors: NAME_INVALID, DIGEST_INVALID, MANIFEST_INVALID for a tag, BLOB_UPLOAD_UNKNOWN, and
+// 404 for a path that is not part of the API.
 func parseRoute(u *url.URL) (route, error) {
 	path := u.Path
 	switch path {
@@ -66,7 +69,7 @@ func parseRoute(u *url.URL) (route, error) {
 		return route{endpoint: endpointCatalog}, nil
 	}
 	rest, ok := strings.CutPrefix(path, "/v2/")
-	if !ok || strings.Contains(strings.ToLower(u.RawPath), "%2f") { // an escaped slash would move the borders
+	if !ok || strings.Contains(strings.ToLower(u.RawPath), "%2f") { // an escaped slash would move the boundaries
 		return route{}, errNoEndpoint
 	}
 	r, ok := split(rest)
@@ -79,12 +82,12 @@ func parseRoute(u *url.URL) (route, error) {
 	return r, r.checkRef()
 }
 
-// split finds the endpoint's words in what follows /v2/.
+// split finds the endpoint's words in what follows /v2/. It does not check name and ref.
 func split(rest string) (route, bool) {
 	if repo, ok := strings.CutSuffix(rest, "/tags/list"); ok {
 		return route{endpoint: endpointTags, repo: repo}, true
 	}
-	if repo, ok := strings.CutSuffix(rest, "/blobs/uploads"); ok { // the slash at the end is often forgotten
+	if repo, ok := strings.CutSuffix(rest, "/blobs/uploads"); ok { // some clients omit the final slash
 		return route{endpoint: endpointUploads, repo: repo}, true
 	}
 	i := strings.LastIndexByte(rest, '/')
@@ -110,14 +113,16 @@ func split(rest string) (route, bool) {
 	return route{}, false
 }
 
-// checkRef checks the last word.
+// checkRef checks the last element of the path, and parses it if it is a digest.
 func (r *route) checkRef() error {
+	var err error
 	switch r.endpoint {
 	case endpointBlob, endpointReferrers:
-		return r.parseDigest()
+		r.digest, err = parseDigest(r.ref)
 	case endpointManifest:
-		if strings.Contains(r.ref, ":") {
-			return r.parseDigest()
+		if strings.Contains(r.ref, ":") { // no tag has a colon
+			r.digest, err = parseDigest(r.ref)
+			return err
 		}
 		if !ValidTag(r.ref) {
 			return tagInvalid(r.ref)
@@ -127,18 +132,20 @@ func (r *route) checkRef() error {
 			return uploadUnknown(r.ref)
 		}
 	}
-	return nil
+	return err
 }
 
-func (r *route) parseDigest() (err error) {
-	if r.digest, err = storage.ParseDigest(r.ref); err != nil {
-		return digestInvalid(r.ref)
+// parseDigest parses a digest of the path or the query. Errors: DIGEST_INVALID.
+func parseDigest(s string) (digest.Digest, error) {
+	d, err := storage.ParseDigest(s)
+	if err != nil {
+		return "", digestInvalid(s)
 	}
-	return nil
+	return d, nil
 }
 
-// ValidName checks a repository's name: elements of lower-case letters and digits, with '.', '_', '__' or any
-// number of '-' between them, separated by slashes (distribution spec, "Pulling manifests").
+// ValidName reports whether name can be a repository's: elements of lower-case letters and digits, with '.', '_',
+// '__' or any number of '-' between them, separated by slashes (distribution spec, "Pulling manifests").
 func ValidName(name string) bool {
 	if len(name) > maxName {
 		return false
@@ -165,7 +172,7 @@ func validElement(s string) bool {
 			continue
 		}
 		from := i
-		for !alphanumeric(s[i]) { // the last one is
+		for !alphanumeric(s[i]) { // ends, because the last character is alphanumeric
 			i++
 		}
 		if sep := s[from:i]; sep != "." && sep != "_" && sep != "__" && strings.Trim(sep, "-") != "" {
@@ -177,7 +184,7 @@ func validElement(s string) bool {
 
 func alphanumeric(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
 
-// ValidTag checks a tag: [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127} (distribution spec, "Pulling manifests").
+// ValidTag reports whether s can be a tag: [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127} (distribution spec, "Pulling manifests").
 func ValidTag(s string) bool {
 	if s == "" || len(s) > maxTag || s[0] == '.' || s[0] == '-' {
 		return false

@@ -113,9 +113,11 @@ var nobody = &Identity{}
 // Anonymous tells whether the request has proved no name.
 func (i *Identity) Anonymous() bool { return i.Name == "" }
 
-// Kind is what an identity is: anonymous, user, robot, cluster or certificate.
+// Kind is what an identity is: socket, anonymous, user, robot, cluster or certificate.
 func (i *Identity) Kind() string {
 	switch {
+	case i == Socket:
+		return "socket"
 	case i.Anonymous():
 		return "anonymous"
 	case i.robot != nil || strings.HasPrefix(i.Name, robotPrefix):

@@ -16,6 +16,9 @@ const maxHeader = maxToken*4/3 + 1<<10
 // Identify implements Authorizer. It is the one place where a request gets its identity. Credentials in its header count
 // before a certificate.
 func (g *Guard) Identify(r *http.Request) (*Identity, error) {
+	if onSocket(r.Context()) {
+		return Socket, nil
+	}
 	who, err := g.identify(r)
 	if err != nil {
 		g.loginFailed(r, err)

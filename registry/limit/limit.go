@@ -169,10 +169,10 @@ type Pass struct {
 	upload   bool
 }
 
-// Enter counts a request of who's; upload says whether it brings bytes of a blob. The caller calls Leave when the
+// Enter counts a request of who from addr; upload says whether it brings bytes of a blob. The caller calls Leave when the
 // request ends. Errors: *Exceeded.
-func (l *Limits) Enter(who *auth.Identity, r *http.Request, upload bool) (*Pass, error) {
-	if l == nil {
+func (l *Limits) Enter(who *auth.Identity, addr netip.Addr, upload bool) (*Pass, error) {
+	if l == nil || who.Unlimited() {
 		return nil, nil
 	}
 	a := l.now.Load()
@@ -185,7 +185,7 @@ func (l *Limits) Enter(who *auth.Identity, r *http.Request, upload bool) (*Pass,
 	}
 	h := holder{kind: who.Kind(), name: who.Name}
 	if who.Anonymous() {
-		h.addr = auth.Address(r)
+		h.addr = addr
 	}
 	return a.enter(limit, h, upload, time.Now())
 }

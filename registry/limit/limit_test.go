@@ -45,7 +45,7 @@ var home = from("10.0.0.1:1234")
 func enter(t *testing.T, l *limit.Limits, who *auth.Identity, r *http.Request, n int) (through int) {
 	t.Helper()
 	for range n {
-		p, err := l.Enter(who, r, false)
+		p, err := l.Enter(who, auth.Address(r), false)
 		var e *limit.Exceeded
 		if err != nil && (!errors.As(err, &e) || e.RetryAfter < 1) {
 			t.Errorf("%v", err)
@@ -105,7 +105,7 @@ func TestEachIdentityHasItsOwnRequests(t *testing.T) {
 		if n := enter(t, l, alice, home, 20); n != 5 {
 			t.Errorf("alice: %d a second later, want 5", n)
 		}
-		_, err := l.Enter(alice, home, false)
+		_, err := l.Enter(alice, auth.Address(home), false)
 		if err == nil || !strings.Contains(err.Error(), "alice may have 5 requests per second, and not more (setting limits, limit 2: requests)") {
 			t.Errorf("%v", err)
 		}
@@ -139,24 +139,24 @@ func TestThoseWithoutALoginHaveALimitOnlyByAddress(t *testing.T) {
 
 func TestUploadsAtOnceAreBounded(t *testing.T) {
 	l := set(t, limit.Rule{Who: []string{"*"}, Uploads: 2})
-	one, err1 := l.Enter(alice, home, true)
-	two, err2 := l.Enter(alice, home, true)
+	one, err1 := l.Enter(alice, auth.Address(home), true)
+	two, err2 := l.Enter(alice, auth.Address(home), true)
 	if err1 != nil || err2 != nil {
 		t.Fatal(err1, err2)
 	}
-	if _, err := l.Enter(alice, home, true); err == nil || !strings.Contains(err.Error(), "2 uploads under way at once, and not more (setting limits, limit 1: uploads)") {
+	if _, err := l.Enter(alice, auth.Address(home), true); err == nil || !strings.Contains(err.Error(), "2 uploads under way at once, and not more (setting limits, limit 1: uploads)") {
 		t.Errorf("a third one: %v", err)
 	}
-	if _, err := l.Enter(alice, home, false); err != nil {
+	if _, err := l.Enter(alice, auth.Address(home), false); err != nil {
 		t.Errorf("what is no upload: %v", err)
 	}
-	if p, err := l.Enter(bob, home, true); err != nil {
+	if p, err := l.Enter(bob, auth.Address(home), true); err != nil {
 		t.Errorf("bob's: %v", err)
 	} else {
 		p.Leave()
 	}
 	one.Leave()
-	if _, err := l.Enter(alice, home, true); err != nil {
+	if _, err := l.Enter(alice, auth.Address(home), true); err != nil {
 		t.Errorf("after one has ended: %v", err)
 	}
 	two.Leave()
@@ -165,19 +165,19 @@ func TestUploadsAtOnceAreBounded(t *testing.T) {
 // TestTheMemoryIsBounded, whoever comes; who has uploads under way is not forgotten.
 func TestTheMemoryIsBounded(t *testing.T) {
 	l := set(t, limit.Rule{Who: []string{"*"}, ByAddress: true, Requests: 1, Burst: 1, Uploads: 1})
-	busy, err := l.Enter(alice, home, true)
+	busy, err := l.Enter(alice, auth.Address(home), true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 * limit.MaxAccounts {
-		if _, err := l.Enter(nobody, from(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)), false); err != nil {
+		if _, err := l.Enter(nobody, auth.Address(from(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255))), false); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if n := l.Accounts(); n != limit.MaxAccounts {
 		t.Errorf("%d accounts, want %d", n, limit.MaxAccounts)
 	}
-	if _, err := l.Enter(alice, home, true); err == nil {
+	if _, err := l.Enter(alice, auth.Address(home), true); err == nil {
 		t.Error("alice's upload is forgotten")
 	}
 	busy.Leave()
@@ -189,7 +189,7 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := set(t, limit.Rule{Who: []string{"*"}, PullRate: rate, PushRate: rate})
 		push, start := httptest.NewRequest("PUT", "/v2/", bytes.NewReader(content)), time.Now()
-		p, err := l.Enter(alice, push, true)
+		p, err := l.Enter(alice, auth.Address(push), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +202,7 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 3 { // connections share the rate
 			wg.Go(func() {
-				p, err := l.Enter(alice, home, false)
+				p, err := l.Enter(alice, auth.Address(home), false)
 				if err != nil {
 					t.Error(err)
 				}
@@ -220,7 +220,7 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 			t.Errorf("three pulls of 1 MiB at 1 MiB/s: %v", took)
 		}
 		start = time.Now()
-		p, _ = l.Enter(bob, home, false)
+		p, _ = l.Enter(bob, auth.Address(home), false)
 		w, _ := p.Shape(httptest.NewRecorder(), home)
 		if n, err := w.Write(content); n != size || err != nil || time.Since(start) < 2500*time.Millisecond {
 			t.Errorf("written by one call: %d, %v, %v", n, err, time.Since(start))
@@ -232,7 +232,7 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 func TestNothingIsWrappedWithoutARate(t *testing.T) {
 	for name, l := range map[string]*limit.Limits{"none": nil, "empty": {}, "others": set(t, limit.Rule{Who: []string{"user:bob"}, PullRate: 1 << 20}),
 		"requests alone": set(t, limit.Rule{Who: []string{"*"}, Requests: 1000})} {
-		p, err := l.Enter(alice, home, true)
+		p, err := l.Enter(alice, auth.Address(home), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -264,7 +264,7 @@ func (s *steps) ReadFrom(r io.Reader) (int64, error) {
 
 func TestAFileIsHandedOnInLargeSteps(t *testing.T) {
 	l := set(t, limit.Rule{Who: []string{"*"}, PullRate: 1 << 30})
-	p, err := l.Enter(alice, home, false)
+	p, err := l.Enter(alice, auth.Address(home), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +328,7 @@ func BenchmarkEnter(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				p, _ := l.Enter(alice, home, true)
+				p, _ := l.Enter(alice, auth.Address(home), true)
 				p.Leave()
 			}
 		})

@@ -1,0 +1,140 @@
+package registry_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+func TestBlobsAreOfTheirRepositoryAlone(t *testing.T) {
+	w := newServer(t)
+	d := w.pushBlob("secret/a", []byte("x"))
+	w.do("GET", "/v2/other/blobs/"+d.String(), nil).code(404, "BLOB_UNKNOWN")
+	w.do("HEAD", "/v2/other/blobs/"+d.String(), nil).is(404)
+	w.do("GET", "/v2/secret/a/blobs/"+d.String(), nil).is(200).equals("x")
+	w.do("GET", "/v2/secret/a/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN") // a blob is no manifest
+}
+
+func TestBlobHeadersAndRanges(t *testing.T) {
+	w := newServer(t)
+	content := random(t, 2048)
+	d := w.pushBlob("a", content)
+	path := "/v2/a/blobs/" + d.String()
+	all := []string{"Content-Type", "application/octet-stream", "Docker-Content-Digest", d.String(), "ETag", `"` + d.String() + `"`,
+		"Accept-Ranges", "bytes", "Cache-Control", "max-age=31536000, immutable", "Content-Encoding", ""}
+	w.do("GET", path, nil, "Accept-Encoding", "zstd, gzip").is(200).has(all...).has("Content-Length", "2048").equals(string(content))
+	w.do("HEAD", path, nil).is(200).has(all...).has("Content-Length", "2048")
+	w.do("GET", path, nil, "If-None-Match", `"`+d.String()+`"`).is(304).equals("")
+	for _, row := range []struct {
+		header   string
+		status   int
+		from, to int
+	}{
+		{"bytes=500-1499", 206, 500, 1500},
+		{"bytes=500-", 206, 500, 2048},
+		{"bytes=-500", 206, 1548, 2048},
+		{"bytes=2000-5000", 206, 2000, 2048},
+		{"bytes=0-0", 206, 0, 1},
+		{"bytes=0-", 206, 0, 2048},
+		{"bytes=-5000", 206, 0, 2048},
+		{"bytes=0-99999999999999999999999999", 206, 0, 2048},
+		{"bytes= 1-2", 206, 1, 3},
+		{"bytes=500-0", 416, 0, 0},
+		{"bytes=2048-", 416, 0, 0},
+		{"bytes=5000-10000", 416, 0, 0},
+		{"bytes=99999999999999999999999999-", 416, 0, 0},
+		{"bytes=-0", 416, 0, 0},
+		{"bytes=0-1,5-6", 200, 0, 2048}, // several: the whole is a right answer
+		{"bytes=x-y", 200, 0, 2048},     // what cannot be understood is ignored
+		{"bytes=-", 200, 0, 2048},
+		{"bytes=--5", 200, 0, 2048},
+		{"bytes=+1-2", 200, 0, 2048},
+		{"lines=1-2", 200, 0, 2048},
+	} {
+		a := w.do("GET", path, nil, "Range", row.header).is(row.status)
+		w.do("HEAD", path, nil, "Range", row.header).is(200).has("Content-Length", "2048") // a range is for GET
+		switch row.status {
+		case 416:
+			a.code(416, "SIZE_INVALID").has("Content-Range", "bytes */2048")
+		case 206:
+			a.has("Content-Range", fmt.Sprintf("bytes %d-%d/2048", row.from, row.to-1), "Content-Length", fmt.Sprint(row.to-row.from))
+			fallthrough
+		default:
+			a.equals(string(content[row.from:row.to]))
+		}
+	}
+	w.do("GET", path, nil, "Range", "bytes=0-1", "If-Range", `"`+d.String()+`"`).is(206)
+	w.do("GET", path, nil, "Range", "bytes=0-1", "If-Range", `"other"`).is(200)
+	empty := w.pushBlob("a", nil)
+	w.do("GET", "/v2/a/blobs/"+empty.String(), nil).is(200).has("Content-Length", "0").equals("")
+	w.do("GET", "/v2/a/blobs/"+empty.String(), nil, "Range", "bytes=0-").is(416)
+}
+
+func TestOnDisk(t *testing.T) {
+	dir := t.TempDir()
+	blobs, journal, _ := engines(t, dir)
+	w := serve(t, blobs, journal)
+	body, d := w.pushImage("a", "v", "x")
+	big := random(t, 10<<20)
+	bd := w.pushBlob("a", big)
+	w.do("GET", "/v2/a/blobs/"+bd.String(), nil, "Range", "bytes=5000000-").is(206).equals(string(big[5000000:]))
+
+	file := filepath.Join(dir, "blobs", "sha256", d.Encoded())
+	if err := os.WriteFile(file, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w2 := serve(t, blobs, journal) // without the cache
+	w2.do("GET", "/v2/a/manifests/v", nil).code(404, "MANIFEST_UNKNOWN")
+	w2.do("HEAD", "/v2/a/manifests/v", nil).is(404)
+	w2.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201)
+	w2.do("GET", "/v2/a/manifests/v", nil).is(200).equals(string(body))
+
+	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", bd.Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).code(404, "BLOB_UNKNOWN")
+	w2.do("HEAD", "/v2/a/blobs/"+bd.String(), nil).is(404)
+	w2.do("POST", "/v2/b/blobs/uploads/?from=a&mount="+bd.String(), nil).is(202)
+	config := []byte("{}")
+	w2.pushBlob("a", config)
+	whole := image(config, big) // a manifest with a layer that is lost
+	w2.do("PUT", "/v2/a/manifests/w", whole, "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
+	w2.pushBlob("b", big) // heals it everywhere
+	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).is(200).equals(string(big))
+	w2.do("PUT", "/v2/a/manifests/w", whole, "Content-Type", typeManifest).is(201)
+}
+
+// TestLostBytesAreNotCached: the answer for a digest whose bytes are lost must not be kept by caches, and a list that needs
+// them fails instead of leaving a referrer out. The damage is recorded either way.
+func TestLostBytesAreNotCached(t *testing.T) {
+	dir := t.TempDir()
+	blobs, journal, _ := engines(t, dir)
+	w := serve(t, blobs, journal)
+	body, d := w.pushImage("a", "v", "x")
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	signature := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[],"subject":%s}`,
+		typeManifest, desc("x/y", config), desc(typeManifest, body))
+	w.do("PUT", "/v2/a/manifests/signature", signature, "Content-Type", typeManifest).is(201)
+	small, big := digest.FromString("layer x"), w.pushBlob("a", random(t, 1<<20))
+	lost := []digest.Digest{d, small, big, digest.FromBytes(signature)}
+	for _, d := range lost {
+		if err := os.Remove(filepath.Join(dir, "blobs", "sha256", d.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w = serve(t, blobs, journal) // without the cache
+	none := []string{"Cache-Control", ""}
+	w.do("GET", "/v2/a/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN").has(none...).has("ETag", "")
+	w.do("GET", "/v2/a/blobs/"+small.String(), nil).code(404, "BLOB_UNKNOWN").has(none...)
+	w.do("GET", "/v2/a/blobs/"+big.String(), nil).code(404, "BLOB_UNKNOWN").has(none...)
+	w.do("GET", "/v2/a/referrers/"+d.String(), nil).code(500, "UNKNOWN")
+	for _, d := range lost {
+		if !w.index.Quarantined(d) {
+			t.Errorf("the damage of %s is not recorded", d)
+		}
+	}
+}

@@ -1,0 +1,29 @@
+package registry_test
+
+import (
+	"testing"
+
+	"trow/storage"
+)
+
+// This file is where the tests open storage engines.
+
+// inMemory returns empty engines in memory.
+func inMemory() (storage.Blobs, storage.Journal) {
+	return &storage.Memory{}, &storage.MemoryJournal{}
+}
+
+// engines opens the embedded engines on a directory until the test ends. close closes the journal earlier.
+func engines(t *testing.T, dir string) (b storage.Blobs, j storage.Journal, close func() error) {
+	t.Helper()
+	journal, err := storage.OpenBolt(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { journal.Close() })
+	blobs, err := storage.OpenDisk(dir, storage.DiskOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return blobs, journal, journal.Close
+}

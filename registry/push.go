@@ -1,0 +1,120 @@
+package registry
+
+import (
+	"context"
+	"errors"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/auth"
+	"trow/registry/ocierror"
+	"trow/storage"
+)
+
+// push is a manifest that a client pushes.
+type push struct {
+	repo       string
+	who        *auth.Identity
+	tag        string // that the request addresses; empty if it addresses the digest
+	tags       []string
+	digest     digest.Digest
+	parsed     parsed
+	body       []byte
+	conditions conditions
+}
+
+// push makes a manifest durable, then visible. Bytes come before facts: a fact must never outlive its bytes.
+func (r *Registry) push(ctx context.Context, p *push) error {
+	if p.digest.Algorithm().FromBytes(p.body) != p.digest {
+		return digestMismatch(p.digest, nil)
+	}
+	if err := r.foresee(ctx, p); err != nil {
+		return err
+	}
+	release, err := r.store(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer release()             // until the facts are committed, the Collector must leave the bytes alone
+	r.contents.remove(p.digest) // pushing again repairs damaged content: read it from the disk next time
+	return r.options.Index.Update(ctx, p.repo, func(tx *storage.Tx) error {
+		if err := r.admissible(tx, p); err != nil {
+			return err
+		}
+		err := tx.PutManifest(storage.Manifest{Digest: p.digest, MediaType: p.parsed.mediaType,
+			Size: int64(len(p.body)), Subject: p.parsed.subject, Refs: p.parsed.refs})
+		for _, tag := range p.tags {
+			err = errors.Join(err, tx.SetTag(tag, p.digest))
+		}
+		return err
+	})
+}
+
+// foresee refuses a push that the repository cannot accept, so that it leaves no bytes. A View is quick but may miss
+// what another process has just committed: so an Update, which confirms that with the Journal, has the last word.
+func (r *Registry) foresee(ctx context.Context, p *push) error {
+	look := func(tx *storage.Tx) error { return r.admissible(tx, p) }
+	if r.options.Index.View(p.repo, look) == nil {
+		return nil
+	}
+	return r.options.Index.Update(ctx, p.repo, look)
+}
+
+// admissible reports why the repository, as tx sees it, cannot accept the manifest. It runs up to three times for a
+// push: in a View, before bytes are stored for a push that is refused; in an Update, if the View refuses, to confirm
+// that; and in the Update that records the manifest, because the repository changes meanwhile. Only the last decides.
+func (r *Registry) admissible(tx *storage.Tx, p *push) error {
+	current, exists := tx.Manifest(p.digest)
+	if p.tag != "" {
+		current, exists = tx.Tag(p.tag)
+	}
+	if err := p.conditions.check(current.Digest(), exists); err != nil {
+		return err
+	}
+	for _, tag := range p.tags {
+		if at, ok := tx.Tag(tag); ok && at.Digest() != p.digest && r.isImmutable(p.who, p.repo, tag) {
+			return immutableTag(tag, at.Digest())
+		}
+	}
+	if err := missingParts(tx, p.parsed.needs); err != nil {
+		return err
+	}
+	return withinQuota(tx, p.who, p.digest, int64(len(p.body)))
+}
+
+// missingParts reports which of the needed parts the repository does not hold intact, at most maxMissing.
+func missingParts(tx *storage.Tx, needs []digest.Digest) error {
+	var missing []*ocierror.Error
+	for _, d := range needs {
+		if tx.Whole(d) {
+			continue
+		}
+		if missing = append(missing, partMissing(d)); len(missing) == maxMissing {
+			break
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	missing[0].More = missing[1:]
+	return missing[0]
+}
+
+// isImmutable reports whether who must not move or delete a tag.
+func (r *Registry) isImmutable(who *auth.Identity, repo, tag string) bool {
+	return !who.Unlimited() && r.options.Immutable(repo, tag)
+}
+
+// store makes a manifest's bytes durable. The Collector leaves them alone until release is called.
+func (r *Registry) store(ctx context.Context, p *push) (release func(), err error) {
+	s, err := r.create(ctx, p.repo, p.digest.Algorithm())
+	if err != nil {
+		return nil, err
+	}
+	defer s.end(&err)
+	s.drop = true // no client knows of this session
+	if _, err := s.Write(p.body); err != nil {
+		return nil, err
+	}
+	return s.commit(ctx, p.digest)
+}

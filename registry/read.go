@@ -1,0 +1,166 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/ocierror"
+	"trow/storage"
+)
+
+// This file is how all content is read. It knows nothing of HTTP.
+
+// smallBlob is the size in bytes up to which a blob is kept in memory like a manifest. It covers the configs of images,
+// which every node pulls; opening the file would be half of the work.
+const smallBlob = 16 << 10
+
+// manifest is a manifest that a repository holds.
+type manifest struct {
+	storage.Descriptor
+	digest    digest.Digest
+	repo, ref string // as it was asked for
+}
+
+// manifest finds the manifest that ref, a tag or a digest, names in repo. Errors: MANIFEST_UNKNOWN, also for one whose
+// own bytes are known to be damaged. One with a damaged part is returned: a client may hold that part already.
+func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, error) {
+	m, ok, err := r.options.Index.Resolve(ctx, repo, ref)
+	if err != nil {
+		return manifest{}, err
+	}
+	if !ok {
+		return manifest{}, manifestUnknown(repo, ref)
+	}
+	d := m.Digest()
+	if m.Damaged() == d {
+		return manifest{}, manifestUnknown(repo, ref)
+	}
+	return manifest{m, d, repo, ref}, nil
+}
+
+// manifestBytes returns a manifest's content. Errors: MANIFEST_UNKNOWN if its bytes are missing or damaged.
+func (r *Registry) manifestBytes(ctx context.Context, m manifest) ([]byte, error) {
+	body, err := r.content(ctx, m.digest)
+	if isLost(err) {
+		return nil, r.lost(ctx, m.digest, manifestUnknown(m.repo, m.ref))
+	}
+	return body, err
+}
+
+// blob is a blob that a repository holds.
+type blob struct {
+	repo   string
+	digest digest.Digest
+	size   int64
+}
+
+// blob finds a blob in repo. Errors: BLOB_UNKNOWN, also for one whose bytes are known to be damaged.
+func (r *Registry) blob(ctx context.Context, repo string, d digest.Digest) (blob, error) {
+	size, ok, err := r.options.Index.Blob(ctx, repo, d)
+	if err != nil {
+		return blob{}, err
+	}
+	if !ok {
+		return blob{}, blobUnknown(repo, d)
+	}
+	return blob{repo, d, size}, nil
+}
+
+// openBlob opens a part of a blob; the caller closes it. After that only the copying can fail. Errors: BLOB_UNKNOWN if
+// the bytes are missing or, for a small blob, damaged.
+func (r *Registry) openBlob(ctx context.Context, b blob, part span) (*blobPart, error) {
+	if b.size <= smallBlob {
+		return r.smallPart(ctx, b, part)
+	}
+	f, err := r.options.Blobs.Open(ctx, b.digest)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil, r.lost(ctx, b.digest, blobUnknown(b.repo, b.digest))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if part.start > 0 {
+		if _, err := f.Seek(part.start, io.SeekStart); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return &blobPart{file: f, length: part.length}, nil
+}
+
+// smallPart is openBlob for a blob that fits into memory.
+func (r *Registry) smallPart(ctx context.Context, b blob, part span) (*blobPart, error) {
+	body, err := r.content(ctx, b.digest)
+	if isLost(err) {
+		return nil, r.lost(ctx, b.digest, blobUnknown(b.repo, b.digest))
+	}
+	if err == nil && int64(len(body)) != b.size { // part was computed from the recorded size
+		err = fmt.Errorf("blob %s has %d bytes, but %d are recorded", b.digest, len(body), b.size)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &blobPart{memory: body[part.start : part.start+part.length]}, nil
+}
+
+// blobPart is an open part of a blob: bytes in memory, or a file at the part's first byte.
+type blobPart struct {
+	memory []byte
+	file   io.ReadSeekCloser
+	length int64 // of the part, if it is in file
+}
+
+// WriteTo implements io.WriterTo. It fails if the file ends early.
+func (p *blobPart) WriteTo(w io.Writer) (int64, error) {
+	if p.file == nil {
+		n, err := w.Write(p.memory)
+		return int64(n), err
+	}
+	return io.CopyN(w, p.file, p.length) // of an *os.File: the kernel copies it to a plain TCP connection (sendfile)
+}
+
+// Close closes the file, if there is one.
+func (p *blobPart) Close() error {
+	if p.file == nil {
+		return nil
+	}
+	return p.file.Close()
+}
+
+// content returns the bytes of a manifest or a small blob, from memory if they were read lately. They are verified when
+// they are read from the disk: otherwise the cache would go on serving damaged bytes after the disk was repaired.
+// Errors: ErrNotFound, ErrDigest for damaged bytes.
+func (r *Registry) content(ctx context.Context, d digest.Digest) ([]byte, error) {
+	if body, ok := r.contents.get(d); ok {
+		return body, nil
+	}
+	f, err := r.options.Blobs.Open(ctx, d)
+	if err != nil {
+		return nil, fmt.Errorf("content %s: %w", d, err)
+	}
+	defer f.Close()
+	body, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
+	if err != nil {
+		return nil, fmt.Errorf("content %s: %w", d, err)
+	}
+	if d.Algorithm().FromBytes(body) != d {
+		return nil, fmt.Errorf("content %s: the stored bytes are damaged: %w", d, storage.ErrDigest)
+	}
+	r.contents.put(d, body, len(body))
+	return body, nil
+}
+
+// isLost reports whether err says that recorded bytes are missing or damaged.
+func isLost(err error) bool {
+	return errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrDigest)
+}
+
+// lost returns unknown for content whose bytes are not there although the repository holds it. Either a deletion came
+// in between, or the bytes are lost: Check finds out, and records it. Pushing the content again helps in both cases.
+func (r *Registry) lost(ctx context.Context, d digest.Digest, unknown *ocierror.Error) error {
+	unknown.Cause = r.options.Check(ctx, d) // for the log: the client's answer does not depend on it
+	return unknown
+}
