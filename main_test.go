@@ -1401,7 +1401,6 @@ var imports = map[string][]string{
 	"registry/auth":             {"trow/registry/audit", "trow/registry/glob"},
 	"registry/auth/desk":        {"trow/registry/admin", "trow/registry/auth", "trow/registry/retention"},
 	"registry/bench":            {},
-	"registry/bench/versus":     {},
 	"registry/glob":             {},
 	"registry/keep":             {"trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/glob", "trow/registry/retention", "trow/storage"},
 	"registry/limit":            {"trow/registry/auth", "trow/registry/glob", "trow/storage"},

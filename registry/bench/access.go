@@ -75,9 +75,9 @@ func (a *access) refused() error {
 	return a.errorf("it refuses user %.60q; check the user, the password's file, and what that user may do", a.user)
 }
 
-// learn does what a 401 asks for. used is the header that was refused. Errors: that there is no login, or that the
+// answer does what a 401 asks for. used is the header that was refused. Errors: that there is no login, or that the
 // server of tokens gives none.
-func (a *access) learn(ctx context.Context, repo, challenges, used string) error {
+func (a *access) answer(ctx context.Context, repo, challenges, used string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if g := a.grants[repo]; g != nil && g.header != used {

@@ -51,7 +51,7 @@ func (r *runner) reposBelow(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer w.close()
-	w.conn.until(time.Time{})
+	w.conn.setDeadline(time.Time{})
 	base := r.content.repo
 	repos := []string{base}
 	for last := base; ; {

@@ -46,7 +46,7 @@ func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result
 			return result, err
 		}
 		defer w.close()
-		w.conn.until(time.Now().Add(r.options.warmup() + r.options.Duration + overtime))
+		w.conn.setDeadline(time.Now().Add(r.options.warmup() + r.options.Duration + overtime))
 		if operations[i], err = s.start(r, w); err != nil {
 			return result, err
 		}
@@ -124,7 +124,7 @@ func (r *runner) parallel(ctx context.Context, connections int, run func(*worker
 				return
 			}
 			defer w.close()
-			w.conn.until(time.Time{})
+			w.conn.setDeadline(time.Time{})
 			if err := run(w); err != nil {
 				cancel(err)
 			}

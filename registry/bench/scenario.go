@@ -61,7 +61,7 @@ func (r *runner) newWorker(ctx context.Context, n int) (*worker, error) {
 		return nil, err
 	}
 	w := &worker{caller: r.target.connect(ctx), rng: rand.New(rand.NewPCG(r.options.Seed, uint64(n)))}
-	w.conn.until(time.Now().Add(overtime))
+	w.conn.setDeadline(time.Now().Add(overtime))
 	return w, nil
 }
 
@@ -120,6 +120,7 @@ func (w *worker) read(q *request, p piece, check bool) (int64, error) {
 
 func getBlob(r *runner, w *worker, p piece) operation {
 	q := r.request("GET", "/blobs/"+p.digest)
+	q.stream = len(p.bytes) > smallBlob
 	return func(check bool) (int64, error) { return w.read(q, p, check) }
 }
 
@@ -165,7 +166,7 @@ func (w *worker) list(q *request, check bool, look func(body []byte) error) (int
 	if err != nil {
 		return 0, err
 	}
-	if check && !resp.truncated {
+	if check {
 		if err := look(resp.body); err != nil {
 			return 0, fmt.Errorf("%s: %w", q.path, err)
 		}

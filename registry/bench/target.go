@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/url"
 	"strings"
@@ -53,7 +52,9 @@ func newTarget(o Options) (*target, error) {
 }
 
 func tlsConfig(o Options, name string) (*tls.Config, error) {
-	c := &tls.Config{ServerName: name, InsecureSkipVerify: o.Insecure, MinVersion: tls.VersionTLS12}
+	c := &tls.Config{ServerName: name, InsecureSkipVerify: o.Insecure, MinVersion: tls.VersionTLS12,
+		// Connections after the first resume its session: the server is not measured by its handshakes.
+		ClientSessionCache: tls.NewLRUClientSessionCache(0)}
 	if len(o.CA) > 0 {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
@@ -97,9 +98,9 @@ func (t *target) dial(ctx context.Context) (net.Conn, error) {
 func (t *target) connect(ctx context.Context) *caller {
 	c := &caller{ctx: ctx, target: t}
 	if t.protocol == protocolHTTP2 {
-		c.conn = newMultiplex(ctx, t)
+		c.conn = newHTTP2(ctx, t)
 	} else {
-		c.conn = newWire(ctx, t)
+		c.conn = newHTTP1(ctx, t)
 	}
 	return c
 }
@@ -143,7 +144,7 @@ func (t *target) explain(err error) error {
 		return fmt.Errorf("%s: nothing listens there; check that the server runs, and its port", t.url)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: it does not answer within %s; check the address, and what may be in between", t.url, dialTimeout)
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errMalformed):
+	case errors.Is(err, errMalformed) || errors.Is(err, errNoAnswer) || errors.Is(err, errShort):
 		return fmt.Errorf("%s: what answers there speaks no %s (%w); check the port, and whether it is https", t.url, t.protocol, err)
 	}
 	return fmt.Errorf("%s: %w", t.url, err)

@@ -76,7 +76,10 @@ func TestAFailureOfTrowFailsTheRun(t *testing.T) {
 
 func TestPublish(t *testing.T) {
 	root := t.TempDir()
-	readme, raw := filepath.Join(root, "README.md"), filepath.Join(root, "raw.json")
+	readme, raw := filepath.Join(root, filepath.FromSlash(readmeFile)), filepath.Join(root, "raw.json")
+	if err := os.MkdirAll(filepath.Dir(readme), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(readme, []byte("before\n"+beginMark+"old\n"+endMark+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

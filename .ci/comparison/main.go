@@ -1,9 +1,12 @@
-// Command versus measures Trow side by side with other registries, with a server of static files, and with the least
-// that a durable push can cost. It says where Trow stands, also where that is behind.
+// Command comparison measures Trow beside other registries, beside a server of static files, and beside the minimum
+// that a durable push can cost. It reports all results, also those in which Trow is slower.
 //
-//	go run ./registry/bench/versus                      # everything: half an hour, Markdown on stdout
-//	go run ./registry/bench/versus --readme --json FILE # the same, into README.md, and all raw figures into FILE
-//	go run ./registry/bench/versus --check FILE         # Trow and nginx alone, against the figures in FILE
+//	cd .ci/comparison
+//	go run .                         # everything: half an hour; prints Markdown
+//	go run . --readme --json FILE    # also writes the tables into registry/bench/README.md, and raw figures into FILE
+//	go run . --check committed.json  # Trow and nginx only; compares with the ratios in committed.json
+//
+// It is a module of its own: it imports nothing of Trow's, and runs Trow and `trow bench` as programs.
 //
 // # Words
 //
@@ -51,7 +54,7 @@ func main() {
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 	case err != nil:
-		fmt.Fprintln(os.Stderr, "versus:", err)
+		fmt.Fprintln(os.Stderr, "comparison:", err)
 		os.Exit(1)
 	}
 }
@@ -74,11 +77,11 @@ type options struct {
 }
 
 // committedFile is what --commit writes and the CI checks.
-const committedFile = "registry/bench/versus/committed.json"
+const committedFile = ".ci/comparison/committed.json"
 
 func parse(args []string, errOut io.Writer) (options, error) {
 	o := options{without: reasons{}, binaries: pairs{}}
-	f := flag.NewFlagSet("versus", flag.ContinueOnError)
+	f := flag.NewFlagSet("comparison", flag.ContinueOnError)
 	f.SetOutput(errOut)
 	f.IntVar(&o.rounds, "rounds", 3, "how often every peer is measured in every row")
 	f.DurationVar(&o.duration, "duration", 2*time.Second, "of one measurement")
@@ -90,7 +93,7 @@ func parse(args []string, errOut io.Writer) (options, error) {
 	f.Var(o.binaries, "binary", "`PEER=PATH` of a program to take instead of building one; may be repeated")
 	f.StringVar(&o.dir, "dir", "/var/tmp", "where the stores are made, on a disk")
 	f.StringVar(&o.json, "json", "", "`FILE` for all raw figures")
-	f.BoolVar(&o.readme, "readme", false, "write the tables into README.md")
+	f.BoolVar(&o.readme, "readme", false, "write the tables into "+readmeFile)
 	f.StringVar(&o.check, "check", "", "compare Trow with nginx, and that with the figures in `FILE`")
 	f.BoolVar(&o.commit, "commit", false, "measure what --check does, and write "+committedFile)
 	if err := f.Parse(args); err != nil {
@@ -169,7 +172,7 @@ func publish(r *report, o options, root string, out io.Writer) error {
 		}
 	}
 	if o.readme {
-		if err := rewriteReadme(filepath.Join(root, "README.md"), text); err != nil {
+		if err := rewriteReadme(filepath.Join(root, filepath.FromSlash(readmeFile)), text); err != nil {
 			return err
 		}
 	}

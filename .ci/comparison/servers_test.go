@@ -243,3 +243,23 @@ func TestWhatCannotBeHadIsTold(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTheRootIsFound(t *testing.T) {
+	root := t.TempDir()
+	inner := filepath.Join(root, ".ci", "comparison")
+	if err := os.MkdirAll(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(inner)
+	if got, err := findRoot(); err == nil {
+		t.Errorf("found %s without a go.mod", got)
+	}
+	for dir, module := range map[string]string{root: "module trow\n", inner: "module trow/comparison\n"} {
+		if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte(module), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := findRoot(); err != nil || got != root {
+		t.Errorf("found %q, %v; want %s", got, err, root)
+	}
+}

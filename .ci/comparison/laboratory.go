@@ -27,11 +27,11 @@ type laboratory struct {
 
 // newLaboratory finds the peers and builds Trow. Errors: what keeps it from measuring at all.
 func newLaboratory(ctx context.Context, o options, errOut io.Writer) (*laboratory, error) {
-	root, err := findRoot(ctx)
+	root, err := findRoot()
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(o.dir, "versus")
+	dir, err := os.MkdirTemp(o.dir, "comparison")
 	if err != nil {
 		return nil, fmt.Errorf("dir: %w; give a directory on a disk", err)
 	}

@@ -26,7 +26,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b 
 // what has to be done, and nothing else.
 type limit struct{ dir string }
 
-// serveLimit is `versus limit ADDRESS DIRECTORY [CERTIFICATE KEY]`. It ends with ctx.
+// serveLimit is `comparison limit ADDRESS DIRECTORY [CERTIFICATE KEY]`. It ends with ctx.
 func serveLimit(ctx context.Context, args []string, errOut io.Writer) error {
 	if len(args) != 2 && len(args) != 4 {
 		return errors.New("limit: the arguments are ADDRESS DIRECTORY [CERTIFICATE KEY]")

@@ -9,14 +9,13 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"trow/registry/bench"
 )
 
 // The program under test starts servers and the generator of the load as processes. Here all of them are the test's
@@ -68,7 +67,7 @@ func stubBench(args []string) error {
 	if err := f.Parse(args[1:]); err != nil {
 		return err
 	}
-	note, err := os.OpenFile(os.Getenv("VERSUS_TEST_NOTES"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	note, err := os.OpenFile(os.Getenv("COMPARISON_TEST_NOTES"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -94,7 +93,7 @@ func stubBench(args []string) error {
 func stubLaboratory(t *testing.T, peers ...*peer) (*laboratory, string) {
 	t.Helper()
 	notes := filepath.Join(t.TempDir(), "notes")
-	t.Setenv("VERSUS_TEST_NOTES", notes)
+	t.Setenv("COMPARISON_TEST_NOTES", notes)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -230,13 +229,20 @@ func TestTheCheckNeedsBothServers(t *testing.T) {
 	}
 }
 
+// TestEveryScenarioOfThePlansExists asks the program itself: this module imports nothing of Trow's.
 func TestEveryScenarioOfThePlansExists(t *testing.T) {
-	var b strings.Builder
-	if err := bench.List(&b); err != nil {
+	root, err := findRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := exec.CommandContext(t.Context(), "go", "run", ".", "bench", "--list")
+	list.Dir = root
+	out, err := list.Output()
+	if err != nil {
 		t.Fatal(err)
 	}
 	known := map[string]bool{}
-	for line := range strings.Lines(b.String()) {
+	for line := range strings.Lines(string(out)) {
 		known[strings.Fields(line)[0]] = true
 	}
 	planned := map[string]bool{}

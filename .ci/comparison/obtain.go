@@ -136,7 +136,7 @@ func (m module) build(ctx context.Context, dir string) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	file := "module versus\n\ngo 1.26\n\nrequire " + m.path + " " + m.version + "\n"
+	file := "module comparison\n\ngo 1.26\n\nrequire " + m.path + " " + m.version + "\n"
 	if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte(file), 0o644); err != nil {
 		return err
 	}
@@ -163,15 +163,25 @@ func lastLine(out []byte) string {
 	return text
 }
 
-// findRoot is the directory of the module that this is in.
-func findRoot(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+// product is the line by which the root's go.mod is recognized.
+const product = "module trow\n"
+
+// findRoot returns the root of Trow's working tree: the nearest directory above the current one whose go.mod is Trow's.
+// The comparison has a go.mod too, so the nearest go.mod would be the wrong one.
+func findRoot() (string, error) {
+	dir, err := os.Getwd()
 	if err != nil {
-		return "", fmt.Errorf("go env GOMOD: %w", err)
+		return "", err
 	}
-	path := strings.TrimSpace(string(out))
-	if filepath.Base(path) != "go.mod" {
-		return "", errors.New("run it inside the working tree, as go run ./registry/bench/versus")
+	for {
+		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.HasPrefix(string(b), product) {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("not inside Trow's working tree; run it as: cd .ci/comparison && go run .")
+		}
+		dir = parent
 	}
-	return filepath.Dir(path), nil
 }

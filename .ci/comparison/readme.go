@@ -6,10 +6,13 @@ import (
 	"strings"
 )
 
-// The lines that the tables stand between.
+// readmeFile is the file that --readme rewrites, below the repository's root.
+const readmeFile = "registry/bench/README.md"
+
+// The tables are between these two lines.
 const (
-	beginMark = "<!-- versus:begin -->\n"
-	endMark   = "<!-- versus:end -->\n"
+	beginMark = "<!-- comparison:begin -->\n"
+	endMark   = "<!-- comparison:end -->\n"
 )
 
 // rewriteReadme puts the tables into a file. Errors: that the file does not have the two lines, once each, in order.

@@ -1,0 +1,3 @@
+module trow/comparison
+
+go 1.26
