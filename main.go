@@ -44,12 +44,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/viper"
 	"golang.org/x/sync/errgroup"
-	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"trow/admission"
+	"trow/admission/check"
 	"trow/admission/cluster"
 	"trow/manifests"
 	"trow/manifests/node"
@@ -90,7 +90,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       versionLine(),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(a.serveCommand(), a.checkCommand(), a.manifestCommand(), a.nodeCommand(), credential.Command(), bench.Command(), a.versionCommand())
+	checkCommand := check.Command(check.Program{Policy: policySettings})
+	checkCommand.Flags().StringP("config", "c", "", "configuration file (YAML); its keys are the names of the flags")
+	root.AddCommand(a.serveCommand(), checkCommand, a.manifestCommand(), a.nodeCommand(), credential.Command(), bench.Command(), a.versionCommand())
 	root.AddCommand(keep.Program{In: a.in, Out: a.out, Err: a.err, DataDir: dataDir}.Commands()...)
 	root.AddCommand(cluster.Commands(a.out)...)
 	root.AddCommand(a.desk().Commands()...)
@@ -101,7 +103,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	switch err := root.ExecuteContext(ctx); {
 	case err == nil:
 		return 0
-	case errors.Is(err, errDenied), errors.Is(err, keep.ErrDamaged), errors.Is(err, bench.ErrFailed):
+	case errors.Is(err, errDenied), errors.Is(err, check.ErrDenied), errors.Is(err, keep.ErrDamaged), errors.Is(err, bench.ErrFailed):
 		return 1
 	default:
 		fmt.Fprintln(errOut, "trow:", err)
@@ -519,7 +521,7 @@ func (c *config) policyOptions() admission.PolicyOptions {
 		Names: c.Names, AllowPrefixes: c.AllowPrefixes, AllowImages: c.AllowImages,
 		AllowDockerOfficial: c.AllowDockerOfficial, DenyK8sImages: c.DenyK8sImages,
 		DisallowLocalPrefixes: c.DisallowLocalPrefixes, DisallowLocalImages: c.DisallowLocalImages,
-		Default: c.Default, Allow: c.Allow, Deny: c.Deny,
+		Default: c.Default, Allow: c.Allow, Deny: c.Deny, EnforceTemplates: c.EnforceTemplates,
 	}
 }
 
@@ -571,23 +573,22 @@ const (
 
 // instance is one running server.
 type instance struct {
-	config      config
-	file        *rulesFile
-	guard       *auth.Guard
-	limits      limit.Limits
-	auditLog    *audit.Log
-	callers     *admission.Callers // nil: everybody may call the webhook
-	callerToken []byte             // what the token's file held at the start
-	log         zerolog.Logger
-	listener    net.Listener
-	journal     *storage.Bolt
-	blobs       *storage.Disk
-	socket      net.Listener     // for administration
-	debug       net.Listener     // for profiles; nil: none
-	keeper      *trowtls.Keeper  // nil without TLS
-	cluster     *cluster.Cluster // nil outside of a cluster
-	metrics     *prometheus.Registry
-	verdicts    *prometheus.CounterVec
+	config   config
+	file     *rulesFile
+	guard    *auth.Guard
+	limits   limit.Limits
+	auditLog *audit.Log
+	callers  *admission.Callers // nil: everybody may call the webhook
+	log      zerolog.Logger
+	listener net.Listener
+	journal  *storage.Bolt
+	blobs    *storage.Disk
+	socket   net.Listener     // for administration
+	debug    net.Listener     // for profiles; nil: none
+	keeper   *trowtls.Keeper  // nil without TLS
+	cluster  *cluster.Cluster // nil outside of a cluster
+	metrics  *prometheus.Registry
+	verdicts *prometheus.CounterVec
 
 	parts atomic.Pointer[parts] // nil until the index is loaded
 	ready atomic.Bool
@@ -851,24 +852,15 @@ func (s *instance) openCallers() error {
 	if s.config.ValidateCA == "" && s.config.ValidateToken == "" {
 		return nil
 	}
-	s.callers = &admission.Callers{Names: s.config.ValidateNames, Refused: func(r *http.Request, why string) {
+	o := admission.CallersOptions{Names: s.config.ValidateNames, TokenFile: s.config.ValidateToken, Log: s.log, Refused: func(r *http.Request, why string) {
 		s.record(r.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied, Kind: "unknown", From: audit.From(r.RemoteAddr), Action: "validate", Reason: why})
 	}}
 	if s.config.ValidateCA != "" {
-		s.callers.Certificate = func(r *http.Request) *x509.Certificate { return s.keeper.Certificate(r, trowtls.ForCaller) }
+		o.Certificate = func(r *http.Request) *x509.Certificate { return s.keeper.Certificate(r, trowtls.ForCaller) }
 	}
-	if s.config.ValidateToken == "" {
-		return nil
-	}
-	token, err := os.ReadFile(s.config.ValidateToken)
-	if err == nil {
-		err = s.callers.SetToken(token)
-	}
-	if err != nil {
-		return fmt.Errorf("validate-token-file: %w", err)
-	}
-	s.callerToken = token
-	return nil
+	var err error
+	s.callers, err = admission.NewCallers(o)
+	return err
 }
 
 // record writes an event into the audit log.
@@ -1136,8 +1128,7 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy) error {
 		scrubber:  &storage.Scrubber{Blobs: s.blobs, Index: index},
 		registry:  registry.New(o),
 		open:      registry.New(open),
-		webhook: admission.New(admission.Options{Images: index, Policy: policy,
-			EnforceTemplates: s.config.EnforceTemplates, Audit: s.audit, Observe: s.observe}),
+		webhook:   admission.New(admission.Options{Images: index, Policy: policy, Audit: s.audit, Observe: s.observe}),
 	}
 	if err := p.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
 		s.log.Error().Err(err).Msg("finishing the last collection")
@@ -1167,12 +1158,7 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	every(s.config.ScrubInterval, settle, s.scrub)
 	g.Go(func() error { s.guard.Run(ctx, s.guardEvent); return nil })
 	g.Go(func() error { s.auditLog.Run(ctx); return nil })
-	if s.callerToken != nil {
-		g.Go(func() error {
-			auth.Follow(ctx, s.config.ValidateToken, s.callerToken, s.callers.SetToken, func(err error) { s.guardEvent("the webhook's token", err) })
-			return nil
-		})
-	}
+	g.Go(func() error { return s.callers.Run(ctx) })
 	if s.file.path != "" {
 		g.Go(func() error { auth.Follow(ctx, s.file.path, s.file.seen, s.takeRules, s.rulesTaken); return nil })
 	}
@@ -1617,194 +1603,10 @@ func (s *instance) firstSteps(scheme, host string) string {
 // errDenied ends a check that found an image that may not run.
 var errDenied = errors.New("denied")
 
-func (a *app) checkCommand() *cobra.Command {
-	var files []string
-	var data, url, ca, token string
-	cmd := &cobra.Command{
-		Use:   "check -f FILE",
-		Short: "Tell what the webhook would say of manifests: exit code 1 if it denies one",
-		Long: "check judges every pod and workload in the files as the webhook would, by the images in a data directory\n" +
-			"(--data, of a server that is stopped) or by asking a server (--server, whose settings count then).",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd)
-			if err != nil {
-				return err
-			}
-			judge, done, err := a.judge(cmd.Context(), c, data, url, ca, token)
-			if err != nil {
-				return err
-			}
-			defer done()
-			return a.check(cmd.Context(), files, judge)
-		},
-	}
-	f := cmd.Flags()
-	f.StringSliceVarP(&files, "filename", "f", nil, "file with manifests, YAML or JSON; - for standard input")
-	f.StringVar(&data, "data", "", "data directory of a server that is stopped")
-	f.StringVar(&url, "server", "", "URL of a running server")
-	f.StringVar(&ca, "cacert", "", "file with the CA's certificate (PEM) that the server's is checked against")
-	f.StringVar(&token, "token-file", "", "with --server: file with the token of the server's setting validate-token-file")
-	cmd.MarkFlagsMutuallyExclusive("data", "server")
-	cmd.MarkFlagsOneRequired("data", "server")
-	_ = cmd.MarkFlagRequired("filename")
-	addSettings(cmd, true)
-	return cmd
-}
-
-// judge is who answers a review.
-type judge func(context.Context, *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error)
-
-func (a *app) judge(ctx context.Context, c config, data, url, ca, token string) (judge, func(), error) {
-	if url != "" {
-		j, err := remoteJudge(url, ca, token)
-		return j, func() {}, err
-	}
-	if _, err := os.Stat(data); err != nil {
-		return nil, nil, fmt.Errorf("data: %w", err)
-	}
-	c.nameList("8443")
-	policy, err := admission.NewPolicy(c.policyOptions())
-	if err != nil {
-		return nil, nil, errors.New(oneLine(err))
-	}
-	journal, err := storage.OpenBolt(data)
-	if err != nil {
-		return nil, nil, err
-	}
-	index, err := storage.OpenIndex(ctx, journal, storage.IndexOptions{})
-	if err != nil {
-		journal.Close()
-		return nil, nil, err
-	}
-	// A check asks what would run, so workloads count as their pods do.
-	w := admission.New(admission.Options{Images: index, Policy: policy, EnforceTemplates: true})
-	return func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
-		return w.Judge(ctx, r.Request)
-	}, func() { index.Close(); journal.Close() }, nil
-}
-
-// remoteJudge asks a server.
-func remoteJudge(url, ca, tokenFile string) (judge, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if ca != "" {
-		pem, err := os.ReadFile(ca)
-		if err != nil {
-			return nil, fmt.Errorf("cacert: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("cacert: %s has no certificate in PEM", ca)
-		}
-	}
-	var token []byte
-	if tokenFile != "" {
-		var err error
-		if token, err = os.ReadFile(tokenFile); err != nil {
-			return nil, fmt.Errorf("token-file: %w", err)
-		}
-	}
-	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: config, Proxy: http.ProxyFromEnvironment}}
-	return func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
-		return ask(ctx, client, strings.TrimRight(url, "/")+"/validate", string(bytes.TrimSpace(token)), r)
-	}, nil
-}
-
-func ask(ctx context.Context, client *http.Client, url, token string, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("server: %s: %.200s", resp.Status, strings.TrimSpace(string(answer)))
-	}
-	var review admissionv1.AdmissionReview
-	if err := json.Unmarshal(answer, &review); err != nil || review.Response == nil {
-		return nil, fmt.Errorf("server: %s does not answer as a webhook does", url)
-	}
-	return review.Response, nil
-}
-
-// check prints a line for each object, and what there is to say about it.
-func (a *app) check(ctx context.Context, files []string, judge judge) error {
-	denied, checked := 0, 0
-	for _, file := range files {
-		docs, err := a.documents(file)
-		if err != nil {
-			return err
-		}
-		for _, d := range docs {
-			where := fmt.Sprintf("%s:%d %s/%s", file, d.Line, d.Kind, d.Name)
-			if d.Review == nil {
-				fmt.Fprintf(a.out, "skipped  %s: has no images\n", where)
-				continue
-			}
-			resp, err := judge(ctx, d.Review)
-			if err != nil {
-				return fmt.Errorf("%s: %w", where, err)
-			}
-			checked++
-			if !a.tell(where, resp) {
-				denied++
-			}
-		}
-	}
-	fmt.Fprintf(a.out, "%d checked, %d denied\n", checked, denied)
-	if denied > 0 {
-		return errDenied
-	}
-	return nil
-}
-
-// tell prints a verdict. A server that does not enforce templates answers with warnings for what its pods
-// would be denied for; these count here.
-func (a *app) tell(where string, resp *admissionv1.AdmissionResponse) (allowed bool) {
-	allowed = resp.Allowed && resp.AuditAnnotations["decision"] != "warned"
-	if allowed {
-		fmt.Fprintf(a.out, "allowed  %s\n", where)
-	} else if resp.Result != nil && resp.Result.Message != "" {
-		fmt.Fprintf(a.out, "denied   %s: %s\n", where, resp.Result.Message)
-	} else {
-		fmt.Fprintf(a.out, "denied   %s\n", where)
-	}
-	for _, w := range resp.Warnings {
-		fmt.Fprintf(a.out, "         %s\n", w)
-	}
-	return allowed
-}
-
-func (a *app) documents(file string) ([]admission.Document, error) {
-	in := a.in
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	docs, err := admission.ReadDocuments(in)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return docs, nil
+// policySettings are those of check.
+func policySettings(cmd *cobra.Command) (admission.PolicyOptions, error) {
+	c, err := loadConfig(cmd)
+	return c.policyOptions(), err
 }
 
 // dataDir adds the flags that say which server a command is about, and returns what finds its data directory.

@@ -281,7 +281,7 @@ func TestTemplatesWarnOrDeny(t *testing.T) {
 				t.Errorf("observed %+v", d)
 			}
 			w = admission.New(admission.Options{
-				Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{}), EnforceTemplates: true,
+				Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{EnforceTemplates: true}),
 			})
 			r = answer(t, w, body)
 			if r.Allowed || r.Result.Details.Causes[0].Field != tt.field+".containers[3].image" || len(r.Warnings) > 0 {
@@ -444,7 +444,7 @@ func TestAPanicIsAFailedCallThatNamesTheReview(t *testing.T) {
 	if rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "u-1") || strings.Contains(rec.Body.String(), "boom") {
 		t.Errorf("status %d: %s", rec.Code, rec.Body)
 	}
-	if len(seen) != 1 || !strings.Contains(seen[0].Err.Error(), "boom") || !strings.Contains(seen[0].Err.Error(), "judge") {
+	if len(seen) != 1 || !strings.Contains(seen[0].Err.Error(), "boom") || !strings.Contains(seen[0].Err.Error(), "Decide") {
 		t.Errorf("observed %+v", seen)
 	}
 
@@ -599,14 +599,14 @@ func TestJudgeRefusesObjectsThatAreMalformed(t *testing.T) {
 	bad := runtime.RawExtension{Raw: []byte(`{"spec":{},"spec":{}}`)}
 	for _, r := range []admissionv1.AdmissionRequest{{Object: bad}, {Object: good, OldObject: bad}, {}} {
 		r.Kind, r.Operation = pod, admissionv1.Update
-		if response, err := w.Judge(t.Context(), &r); err == nil || response != nil || !strings.Contains(err.Error(), "object") {
+		if response, err := w.Review(t.Context(), &r); err == nil || response != nil || !strings.Contains(err.Error(), "object") {
 			t.Errorf("got %+v, %v", response, err)
 		}
 	}
 	if len(*seen) > 0 {
 		t.Errorf("observed %v", *seen)
 	}
-	r, err := w.Judge(t.Context(), &admissionv1.AdmissionRequest{Kind: metav1.GroupVersionKind{Kind: "X"}, Object: bad})
+	r, err := w.Review(t.Context(), &admissionv1.AdmissionRequest{Kind: metav1.GroupVersionKind{Kind: "X"}, Object: bad})
 	if err != nil || !r.Allowed {
 		t.Errorf("another kind: %+v, %v", r, err)
 	}
