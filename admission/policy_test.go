@@ -14,7 +14,7 @@ import (
 // messageFor judges a pod with one image and returns the denial's message, "" if it is allowed.
 func messageFor(t *testing.T, w *admission.Webhook, image string) string {
 	t.Helper()
-	return judgePod(t, w, podOf(image)).message()
+	return reviewPod(t, w, podOf(image)).message()
 }
 
 type response struct{ *admissionv1.AdmissionResponse }
@@ -26,7 +26,7 @@ func (r response) message() string {
 	return r.Result.Message
 }
 
-func judgePod(t *testing.T, w *admission.Webhook, pod object) response {
+func reviewPod(t *testing.T, w *admission.Webhook, pod object) response {
 	t.Helper()
 	r, err := w.Review(t.Context(), &admissionv1.AdmissionRequest{
 		UID: "u", Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Operation: admissionv1.Create,
