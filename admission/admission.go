@@ -43,8 +43,6 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"trow/storage"
 )
 
 const (
@@ -64,24 +62,10 @@ const (
 	maxWait = 10 * time.Second
 )
 
-// Images is what the webhook asks of the registry. Implementations are safe for concurrent use.
-type Images interface {
-	// Resolve looks a manifest up. ref is a tag or a digest; a digest has to be one of this repo. An error
-	// means that it cannot be known whether the manifest is there.
-	Resolve(ctx context.Context, repo, ref string) (storage.Descriptor, bool, error)
-	// Tags lists up to n tags of the repo in lexical order, starting behind after ("" for the first). found
-	// tells whether there is such a repo.
-	Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error)
-}
-
 // Options configures a Webhook.
 type Options struct {
 	Images Images  // required
 	Policy *Policy // required
-
-	// EnforceTemplates denies workloads for the images of their templates. Otherwise they are allowed with
-	// warnings, and it is their pods that are denied.
-	EnforceTemplates bool
 
 	// Audit, if set, is asked for each object whether it is to be allowed in any case: with warnings, and with
 	// what it would be denied for in the Decision.
@@ -108,23 +92,25 @@ type Decision struct {
 	Denied  []string // the sentences, as told. On an object that was allowed they are warnings
 	Images  []string // the images judged, each with its digest if the registry holds it; bounded
 
+	// Verdicts are the verdicts on the images, at most 256. They are shared: do not change them.
+	Verdicts []Verdict
+
 	// Err is why the call failed: HTTP status 500 and no verdict. Of a panic it has the stack.
 	Err error
 }
 
 // Webhook answers AdmissionReviews. It is safe for concurrent use.
 type Webhook struct {
-	images           Images
-	policy           *Policy
-	enforceTemplates bool
-	audit            func() bool
-	observe          func(context.Context, Decision)
-	large            chan struct{} // a place for each large review under way
+	images  Images
+	policy  *Policy
+	audit   func() bool
+	observe func(context.Context, Decision)
+	large   chan struct{} // a place for each large review under way
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
-	w := &Webhook{images: o.Images, policy: o.Policy, enforceTemplates: o.EnforceTemplates, audit: o.Audit, observe: o.Observe,
+	w := &Webhook{images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe,
 		large: make(chan struct{}, maxLarge)}
 	if w.audit == nil {
 		w.audit = func() bool { return false }
@@ -198,7 +184,7 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 	if err != nil {
 		return nil, err
 	}
-	response, err := w.judge(r.Context(), review.Request, d)
+	response, err := w.review(r.Context(), review.Request, d)
 	if err != nil {
 		return nil, err
 	}
@@ -232,15 +218,15 @@ func (w *Webhook) report(ctx context.Context, d Decision, err error) {
 	w.observe(ctx, d)
 }
 
-// Judge decides on one request without HTTP, and calls Observe as ServeHTTP does. Errors: what is malformed
+// Review decides on one request without HTTP, and calls Observe as ServeHTTP does. Errors: what is malformed
 // about the request, or what kept the registry from answering.
-func (w *Webhook) Judge(ctx context.Context, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
+func (w *Webhook) Review(ctx context.Context, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
 	q, err := requestOf(r)
 	if err != nil {
 		return nil, err
 	}
 	var d Decision
-	response, err := w.judge(ctx, q, &d)
+	response, err := w.review(ctx, q, &d)
 	w.report(ctx, d, err)
 	return response, err
 }
@@ -284,3 +270,10 @@ func readReview(rw http.ResponseWriter, r *http.Request) (*review, error) {
 	}
 	return decodeReview(buf.Bytes())
 }
+
+// Loading answers in place of the webhook until the index is loaded. Until then it is not known what the registry
+// holds, so nothing is denied: a failed call leaves the decision to the failurePolicy of the webhook.
+var Loading http.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Retry-After", "1")
+	http.Error(w, "the registry is loading its index; retry in a moment", http.StatusServiceUnavailable)
+})

@@ -173,7 +173,7 @@ func TestTheOldVersionIsAnsweredInItsOwn(t *testing.T) {
 
 func TestAllBadImagesAreToldInOneAnswer(t *testing.T) {
 	w, _ := newWebhook(t, admission.PolicyOptions{})
-	r := judgePod(t, w, podOf("nginx", host+"/app:1", host+"/app:9", "nginx:2", "nginx"))
+	r := reviewPod(t, w, podOf("nginx", host+"/app:1", host+"/app:9", "nginx:2", "nginx"))
 	if want := remote("docker.io/nginx") + "; " + local(host+"/app:9"); r.message() != want {
 		t.Errorf("got  %s\nwant %s", r.message(), want)
 	}
@@ -281,7 +281,7 @@ func TestTemplatesWarnOrDeny(t *testing.T) {
 				t.Errorf("observed %+v", d)
 			}
 			w = admission.New(admission.Options{
-				Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{}), EnforceTemplates: true,
+				Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{EnforceTemplates: true}),
 			})
 			r = answer(t, w, body)
 			if r.Allowed || r.Result.Details.Causes[0].Field != tt.field+".containers[3].image" || len(r.Warnings) > 0 {
@@ -343,7 +343,7 @@ func TestWarningsHelp(t *testing.T) {
 				images[image] = content
 			}
 			w := admission.New(admission.Options{Images: newRegistry(t, images), Policy: newPolicy(t, tt.options)})
-			r := judgePod(t, w, podOf(tt.images...))
+			r := reviewPod(t, w, podOf(tt.images...))
 			verifyWarnings(t, r.Warnings)
 			if !slices.Equal(r.Warnings, tt.warnings) {
 				t.Errorf("got  %q\nwant %q", r.Warnings, tt.warnings)
@@ -358,7 +358,7 @@ func TestADamagedImageIsAllowedWithAWarning(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := admission.New(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
-	r := judgePod(t, w, podOf(host+"/app:1", host+"/app:2"))
+	r := reviewPod(t, w, podOf(host+"/app:1", host+"/app:2"))
 	if want := []string{"damaged here, push it again: " + host + "/app:1"}; !r.Allowed || !slices.Equal(r.Warnings, want) {
 		t.Errorf("allowed %v with %q, want %q", r.Allowed, r.Warnings, want)
 	}
@@ -368,7 +368,7 @@ func TestAControllersObjectsGetNoWarningsButTheDenial(t *testing.T) {
 	pod := podOf(host+"/app:3", "nginx")
 	pod["metadata"] = object{"generateName": "web-", "ownerReferences": []any{object{"kind": "X"}, object{"kind": "ReplicaSet", "controller": true}}}
 	w, seen := newWebhook(t, admission.PolicyOptions{})
-	r := judgePod(t, w, pod)
+	r := reviewPod(t, w, pod)
 	if r.Allowed || len(r.Warnings) > 0 || !strings.Contains(r.message(), remote("docker.io/nginx")) {
 		t.Errorf("got %+v", r)
 	}
@@ -381,7 +381,7 @@ func TestHintsAreLeftOutWhenTheRegistryCannotTell(t *testing.T) {
 	reg := newRegistry(t, held)
 	reg.tags = func() error { return errors.New("busy") }
 	w := admission.New(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
-	r := judgePod(t, w, podOf(host+"/app:3"))
+	r := reviewPod(t, w, podOf(host+"/app:3"))
 	if r.Allowed || !slices.Equal(r.Warnings, []string{"push it: docker push " + host + "/app:3"}) {
 		t.Errorf("got %+v", r)
 	}
@@ -390,7 +390,7 @@ func TestHintsAreLeftOutWhenTheRegistryCannotTell(t *testing.T) {
 func TestAuditAnnotationsTellDecisionAndDigests(t *testing.T) {
 	w, seen := newWebhook(t, admission.PolicyOptions{AllowDockerOfficial: true})
 	pinned := host + "/app@" + digestOf("app one")
-	r := judgePod(t, w, podOf(host+"/app:1", "nginx", pinned, "NoImage"))
+	r := reviewPod(t, w, podOf(host+"/app:1", "nginx", pinned, "NoImage"))
 	want := map[string]string{
 		"decision": "denied",
 		"images":   host + "/app:1@" + digestOf("app one") + " nginx " + pinned,
@@ -444,7 +444,7 @@ func TestAPanicIsAFailedCallThatNamesTheReview(t *testing.T) {
 	if rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "u-1") || strings.Contains(rec.Body.String(), "boom") {
 		t.Errorf("status %d: %s", rec.Code, rec.Body)
 	}
-	if len(seen) != 1 || !strings.Contains(seen[0].Err.Error(), "boom") || !strings.Contains(seen[0].Err.Error(), "judge") {
+	if len(seen) != 1 || !strings.Contains(seen[0].Err.Error(), "boom") || !strings.Contains(seen[0].Err.Error(), "Decide") {
 		t.Errorf("observed %+v", seen)
 	}
 
@@ -584,10 +584,10 @@ func TestAPodWithMoreImagesThanAreJudgedIsDenied(t *testing.T) {
 	for i := range 257 {
 		images = append(images, fmt.Sprintf("quay.io/x:%d", i))
 	}
-	if r := judgePod(t, w, podOf(images[:256]...)); !r.Allowed {
+	if r := reviewPod(t, w, podOf(images[:256]...)); !r.Allowed {
 		t.Errorf("256: %s", r.message())
 	}
-	if r := judgePod(t, w, podOf(images...)); r.message() != "More than 256 different images in one object" {
+	if r := reviewPod(t, w, podOf(images...)); r.message() != "More than 256 different images in one object" {
 		t.Errorf("257: %q", r.message())
 	}
 }
@@ -599,14 +599,14 @@ func TestJudgeRefusesObjectsThatAreMalformed(t *testing.T) {
 	bad := runtime.RawExtension{Raw: []byte(`{"spec":{},"spec":{}}`)}
 	for _, r := range []admissionv1.AdmissionRequest{{Object: bad}, {Object: good, OldObject: bad}, {}} {
 		r.Kind, r.Operation = pod, admissionv1.Update
-		if response, err := w.Judge(t.Context(), &r); err == nil || response != nil || !strings.Contains(err.Error(), "object") {
+		if response, err := w.Review(t.Context(), &r); err == nil || response != nil || !strings.Contains(err.Error(), "object") {
 			t.Errorf("got %+v, %v", response, err)
 		}
 	}
 	if len(*seen) > 0 {
 		t.Errorf("observed %v", *seen)
 	}
-	r, err := w.Judge(t.Context(), &admissionv1.AdmissionRequest{Kind: metav1.GroupVersionKind{Kind: "X"}, Object: bad})
+	r, err := w.Review(t.Context(), &admissionv1.AdmissionRequest{Kind: metav1.GroupVersionKind{Kind: "X"}, Object: bad})
 	if err != nil || !r.Allowed {
 		t.Errorf("another kind: %+v, %v", r, err)
 	}

@@ -1,104 +1,80 @@
 package admission
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math"
 	"strings"
 
 	"github.com/distribution/reference"
-
-	"trow/storage"
+	lru "github.com/hashicorp/golang-lru/v2"
 )
-
-// PolicyOptions says which images may run. The zero value allows Kubernetes' own images and nothing else.
-//
-// A prefix is host[:port][/path][/]: quay.io/team covers quay.io/team and quay.io/team/x but not
-// quay.io/team-other; with a trailing slash only what lies beneath. The host is exact. On Docker Hub a path
-// of one component is both a user and an official image: docker.io/nginx covers both.
-//
-// An image is host/repo[:tag][@digest]; without tag and digest it is the tag latest. It means what is
-// written: a tag is satisfied neither by another tag nor by a digest, and a digest only by that digest,
-// whatever tag stands beside it.
-//
-// A rule whose host is one of Names holds for all of Names.
-type PolicyOptions struct {
-	// Names are the local names, host[:port] each: an image of such a host is in this registry or nowhere.
-	// Compared exactly but for the case of letters; a name without a port means the host without a port.
-	Names []string
-
-	// AllowPrefixes and AllowImages allow images that the registry does not hold.
-	AllowPrefixes []string
-	AllowImages   []string
-
-	// AllowDockerOfficial allows the official images of Docker Hub, those under docker.io/library/, and no
-	// other image of Docker Hub.
-	AllowDockerOfficial bool
-
-	// DenyK8sImages takes away that images under registry.k8s.io/ and k8s.gcr.io/ are allowed.
-	DenyK8sImages bool
-
-	// DisallowLocalPrefixes and DisallowLocalImages deny local images even if the registry holds them; no
-	// other rule can allow them again. Both are accepted with and without a local name in front. An image
-	// that is disallowed by its tag is denied under every tag and digest of its repository that has the same
-	// manifest (but not as a part of an index, and not as a copy in another repository).
-	DisallowLocalPrefixes []string
-	DisallowLocalImages   []string
-
-	// Default is "Deny", also when empty, or "Allow". It concerns remote images that no rule names.
-	Default string
-
-	// Allow and Deny are prefixes. The longest one that covers an image rules, AllowPrefixes included; Deny
-	// does if two are equally long. An entry of AllowImages is longer than any prefix.
-	Allow []string
-	Deny  []string
-}
 
 // Policy decides which images may run. It is immutable and safe for concurrent use.
 type Policy struct {
 	names        map[string]bool // local names in lower case
 	allow        []prefix
 	deny         []prefix
-	allowImages  map[Reference]bool // by key
-	allowUnruled bool               // remote images that no rule names
+	allowImages  map[Reference]Rule // by key
+	allowUnruled bool               // remote images that no rule covers
 
 	// What no rule can allow again.
 	denyLocal       []prefix
-	denyLocalImages map[string][]Reference // by repository
+	denyLocalImages map[string][]deniedImage // by repository
 
-	references memory // what image strings mean
+	enforceTemplates bool
+	summary          string
+
+	parsed *lru.Cache[string, Reference] // see parse
 }
+
+// deniedImage is an image of disallow-local-images.
+type deniedImage struct {
+	Reference
+	rule Rule
+}
+
+// maxParsed bounds the references that are kept. With maxReference bytes each they take 2 MiB at most; real ones take a
+// quarter of that.
+const maxParsed = 2048
+
+// dockerOfficial is where Docker Hub has its official images.
+const dockerOfficial = hub + "/" + official
 
 // k8sPrefixes is where Kubernetes publishes its own images, today and formerly.
 var k8sPrefixes = []string{"registry.k8s.io/", "k8s.gcr.io/"}
 
-// NewPolicy checks the options. An error names every entry that cannot be meant, each with the setting's key
-// and the remedy.
+// NewPolicy compiles a policy. The error names every invalid entry, a line each, with the key of the setting and the
+// remedy.
 func NewPolicy(o PolicyOptions) (*Policy, error) {
-	p := &Policy{
-		names:           map[string]bool{},
-		allowImages:     map[Reference]bool{},
-		denyLocalImages: map[string][]Reference{},
-		allowUnruled:    strings.EqualFold(o.Default, "Allow"),
+	parsed, err := lru.New[string, Reference](maxParsed)
+	if err != nil {
+		return nil, err
 	}
-	named := each("names", o.Names, p.addName) // before the rules, which may name a local host
-	err := errors.Join(named,
+	p := &Policy{
+		names:            map[string]bool{},
+		allowImages:      map[Reference]Rule{},
+		denyLocalImages:  map[string][]deniedImage{},
+		allowUnruled:     strings.EqualFold(o.Default, "Allow"),
+		enforceTemplates: o.EnforceTemplates,
+		summary:          o.summary(),
+		parsed:           parsed,
+	}
+	named := each("names", o.Names, p.addName) // first, because rules may name a local host
+	err = errors.Join(named,
 		each("allow-prefixes", o.AllowPrefixes, p.prefixAdder(&p.allow)),
 		each("allow-images", o.AllowImages, p.addAllowImage),
 		each("disallow-local-prefixes", o.DisallowLocalPrefixes, p.addDenyLocal),
 		each("disallow-local-images", o.DisallowLocalImages, p.addDenyLocalImage),
 		each("allow", o.Allow, p.prefixAdder(&p.allow)),
 		each("deny", o.Deny, p.prefixAdder(&p.deny)),
+		o.checkDefault(),
 	)
-	if o.Default != "" && !p.allowUnruled && !strings.EqualFold(o.Default, "Deny") {
-		err = errors.Join(err, fmt.Errorf("default: %s is neither Allow nor Deny", quote(o.Default)))
-	}
 	if o.AllowDockerOfficial {
-		p.allow = append(p.allow, prefix{host: hub, path: strings.TrimSuffix(official, "/"), beneath: true})
+		err = errors.Join(err, each("allow-docker-official", []string{dockerOfficial}, p.prefixAdder(&p.allow)))
 	}
 	if !o.DenyK8sImages {
-		err = errors.Join(err, each("k8s", k8sPrefixes, p.prefixAdder(&p.allow)))
+		err = errors.Join(err, each("deny-k8s-images", k8sPrefixes, p.prefixAdder(&p.allow)))
 	}
 	if err != nil {
 		return nil, err
@@ -106,22 +82,39 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 	return p, nil
 }
 
+// Summary says in one line which images may run.
+func (p *Policy) Summary() string { return p.summary }
+
+// parse is [ParseReference] with a cache: the pods of a cluster name the same few images, and parsing one costs as much
+// as all the rest of a verdict. A reference means the same for ever, so no entry is ever stale. Strings that are not
+// references are not kept. Errors: *InvalidError.
+func (p *Policy) parse(image string) (Reference, error) {
+	if r, ok := p.parsed.Get(image); ok {
+		return r, nil
+	}
+	r, err := ParseReference(image)
+	if err == nil {
+		p.parsed.Add(image, r)
+	}
+	return r, err
+}
+
 // Local tells whether the reference means an image of this registry, by the local names.
 func (p *Policy) Local(r Reference) bool { return p.names[r.Domain] }
 
-// each adds the entries of a list, and puts the setting's key and the entry in front of what is wrong.
-func each(key string, list []string, add func(string) error) error {
+// each adds the entries of a list as rules. Errors name the key of the setting and the entry.
+func each(key string, list []string, add func(Rule) error) error {
 	var errs []error
 	for _, s := range list {
-		if err := add(s); err != nil {
+		if err := add(Rule{key, s}); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %s: %w", key, quote(s), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (p *Policy) addName(s string) error {
-	name := strings.ToLower(s)
+func (p *Policy) addName(rule Rule) error {
+	name := strings.ToLower(rule.Entry)
 	if !looksLikeHost(name) {
 		return fmt.Errorf("an image %s/app is one of Docker Hub; give the name with its port or domain", name)
 	}
@@ -135,12 +128,13 @@ func (p *Policy) addName(s string) error {
 	return nil
 }
 
-func (p *Policy) prefixAdder(list *[]prefix) func(string) error {
-	return func(s string) error {
-		x, err := parsePrefix(s)
+func (p *Policy) prefixAdder(list *[]prefix) func(Rule) error {
+	return func(rule Rule) error {
+		x, err := parsePrefix(rule.Entry)
 		if err != nil {
 			return err
 		}
+		x.rule = rule
 		if p.names[x.host] {
 			x.host = self
 		}
@@ -149,20 +143,20 @@ func (p *Policy) prefixAdder(list *[]prefix) func(string) error {
 	}
 }
 
-func (p *Policy) addAllowImage(s string) error {
-	r, err := ParseReference(s)
+func (p *Policy) addAllowImage(rule Rule) error {
+	r, err := ParseReference(rule.Entry)
 	if err != nil {
 		return errors.New(err.(*InvalidError).Reason)
 	}
 	if r.Short {
-		return fmt.Errorf("it names no host; write docker.io/%s", s)
+		return fmt.Errorf("it names no host; write docker.io/%s", rule.Entry)
 	}
-	p.allowImages[p.subject(r).key()] = true
+	p.allowImages[p.subject(r).key()] = rule
 	return nil
 }
 
-func (p *Policy) addDenyLocal(s string) error {
-	rest, err := p.withoutLocalName(s)
+func (p *Policy) addDenyLocal(rule Rule) error {
+	rest, err := p.withoutLocalName(rule.Entry)
 	if err != nil {
 		return err
 	}
@@ -170,13 +164,13 @@ func (p *Policy) addDenyLocal(s string) error {
 	if err != nil {
 		return err
 	}
-	x.host = self
+	x.host, x.rule = self, rule
 	p.denyLocal = append(p.denyLocal, x)
 	return nil
 }
 
-func (p *Policy) addDenyLocalImage(s string) error {
-	rest, err := p.withoutLocalName(s)
+func (p *Policy) addDenyLocalImage(rule Rule) error {
+	rest, err := p.withoutLocalName(rule.Entry)
 	if err != nil {
 		return err
 	}
@@ -184,7 +178,7 @@ func (p *Policy) addDenyLocalImage(s string) error {
 	if err != nil {
 		return errors.New(err.(*InvalidError).Reason)
 	}
-	p.denyLocalImages[r.Path] = append(p.denyLocalImages[r.Path], r)
+	p.denyLocalImages[r.Path] = append(p.denyLocalImages[r.Path], deniedImage{r, rule})
 	return nil
 }
 
@@ -220,114 +214,34 @@ const (
 	deniedByRule
 )
 
-// rule asks the rules for what concerns a subject: the longest prefix, Deny when two are equally long.
-func (p *Policy) rule(r Reference) ruling {
-	allow := longest(p.allow, r)
-	if p.allowImages[r.key()] {
-		allow = math.MaxInt
+// ruling returns what the rules say of a subject, and which of them decided: the longest prefix, or the one that denies
+// when two are equally long.
+func (p *Policy) ruling(r Reference) (ruling, Rule) {
+	allow, allowRule := longest(p.allow, r)
+	if rule, ok := p.allowImages[r.key()]; ok {
+		allow, allowRule = math.MaxInt, rule
 	}
-	deny := longest(p.deny, r)
-	// host:443 is host. A rule that allows has to be exact, one that denies must not be got around.
+	deny, denyRule := longest(p.deny, r)
+	// host:443 is host. A rule that allows must match exactly; a rule that denies must not be evaded by writing the port.
 	if r.Domain != self {
 		r.Domain = withoutDefaultPort(r.Domain)
-		deny = max(deny, longest(p.deny, r))
+		if n, rule := longest(p.deny, r); n > deny {
+			deny, denyRule = n, rule
+		}
 	}
 	switch {
 	case deny > 0 && deny >= allow:
-		return deniedByRule
+		return deniedByRule, denyRule
 	case allow > 0:
-		return allowedByRule
+		return allowedByRule, allowRule
 	}
-	return unruled
+	return unruled, Rule{}
 }
 
-// verdict is the decision on one image.
-type verdict struct {
-	image    string // as written
-	ref      Reference
-	local    bool
-	ruled    bool // a rule allows it
-	allowed  bool
-	present  bool               // the registry holds it
-	absent   bool               // the registry was asked and does not hold it; never both
-	manifest storage.Descriptor // if present
-	sentence string             // why it is denied
-}
-
-const notContained = " disallowed as not contained in this registry and not in allow list"
-
-// judge decides on the image of a verdict. Errors: those of images, which leave it undecided.
-func (p *Policy) judge(ctx context.Context, images Images, v *verdict) error {
-	var err error
-	if v.ref, err = p.references.reference(v.image); err != nil {
-		invalid := err.(*InvalidError)
-		v.sentence = "Invalid image reference " + invalid.Quoted + ": " + invalid.Reason
-		return nil
+// reasonOf returns the reason that a rule gives to allow an image.
+func reasonOf(rule Rule) Reason {
+	if rule.Setting == "deny-k8s-images" { // which allows these prefixes by being off
+		return K8sImages
 	}
-	if v.local = p.Local(v.ref); v.local {
-		return p.judgeLocal(ctx, images, v)
-	}
-	p.judgeRemote(v)
-	return nil
-}
-
-func (p *Policy) judgeRemote(v *verdict) {
-	switch p.rule(v.ref) {
-	case deniedByRule:
-		v.sentence = "Remote image " + v.ref.Name() + " on deny list"
-	case allowedByRule:
-		v.allowed, v.ruled = true, true
-	default:
-		v.allowed = p.allowUnruled
-		if !v.allowed {
-			v.sentence = "Remote image " + v.ref.Name() + notContained
-		}
-	}
-}
-
-func (p *Policy) judgeLocal(ctx context.Context, images Images, v *verdict) error {
-	subject := p.subject(v.ref)
-	ruling := p.rule(subject)
-	denied := ruling == deniedByRule || longest(p.denyLocal, subject) > 0
-	if !denied {
-		var err error
-		if v.manifest, v.present, err = images.Resolve(ctx, v.ref.Path, v.ref.Ref()); err != nil {
-			return err
-		}
-		v.absent = !v.present
-		if denied, err = p.deniesManifest(ctx, images, v); err != nil {
-			return err
-		}
-	}
-	v.ruled = ruling == allowedByRule
-	switch {
-	case denied:
-		v.sentence = "Local image " + v.image + " on deny list"
-	case v.present || v.ruled:
-		v.allowed = true
-	default:
-		v.sentence = "Local image " + v.image + notContained
-	}
-	return nil
-}
-
-// deniesManifest tells whether one of the disallowed images of the repository is this one, by its name or
-// because its tag has the same manifest.
-func (p *Policy) deniesManifest(ctx context.Context, images Images, v *verdict) (bool, error) {
-	for _, r := range p.denyLocalImages[v.ref.Path] {
-		if r.Ref() == v.ref.Ref() {
-			return true, nil
-		}
-		if !v.present {
-			continue
-		}
-		d, found, err := images.Resolve(ctx, r.Path, r.Ref())
-		if err != nil {
-			return false, err
-		}
-		if found && d.Digest() == v.manifest.Digest() {
-			return true, nil
-		}
-	}
-	return false, nil
+	return Reason(rule.Setting)
 }

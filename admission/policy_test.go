@@ -14,7 +14,7 @@ import (
 // messageFor judges a pod with one image and returns the denial's message, "" if it is allowed.
 func messageFor(t *testing.T, w *admission.Webhook, image string) string {
 	t.Helper()
-	return judgePod(t, w, podOf(image)).message()
+	return reviewPod(t, w, podOf(image)).message()
 }
 
 type response struct{ *admissionv1.AdmissionResponse }
@@ -26,9 +26,9 @@ func (r response) message() string {
 	return r.Result.Message
 }
 
-func judgePod(t *testing.T, w *admission.Webhook, pod object) response {
+func reviewPod(t *testing.T, w *admission.Webhook, pod object) response {
 	t.Helper()
-	r, err := w.Judge(t.Context(), &admissionv1.AdmissionRequest{
+	r, err := w.Review(t.Context(), &admissionv1.AdmissionRequest{
 		UID: "u", Kind: metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}, Operation: admissionv1.Create,
 		Object: runtime.RawExtension{Raw: encode(t, pod)},
 	})
@@ -296,7 +296,7 @@ func TestSettingsThatCannotBeMeantAreRefused(t *testing.T) {
 		{"a local prefix with a tag", admission.PolicyOptions{DisallowLocalPrefixes: []string{"x:1"}}, "neither tag nor digest"},
 		{"a local image of another host", admission.PolicyOptions{DisallowLocalImages: []string{"trow:5000/x"}}, "is not one of names"},
 		{"a local image that is none", admission.PolicyOptions{DisallowLocalImages: []string{"X"}}, `disallow-local-images: "X": repository names`},
-		{"a default that is none", admission.PolicyOptions{Default: "maybe"}, `default: "maybe" is neither Allow nor Deny`},
+		{"a default that is none", admission.PolicyOptions{Default: "maybe"}, `default: "maybe": want Allow or Deny`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.options.Names == nil {

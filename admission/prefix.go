@@ -18,6 +18,7 @@ type prefix struct {
 	host    string // canonical, or self
 	path    string // without slashes at the ends; "" for the whole host
 	beneath bool
+	rule    Rule // where it comes from
 }
 
 // parsePrefix reads host[:port][/path][/].
@@ -84,11 +85,13 @@ func (p prefix) coversPath(path string) bool {
 	return ok && (rest == "" && !p.beneath || strings.HasPrefix(rest, "/"))
 }
 
-// longest returns the most that one of the prefixes covers of the reference, 0 if none covers it.
-func longest(list []prefix, r Reference) int {
-	n := 0
-	for _, p := range list {
-		n = max(n, p.covers(r))
+// longest returns the most that one of the prefixes covers of the reference, and its rule; 0 if none covers it. Of
+// equally long ones it is the first.
+func longest(list []prefix, r Reference) (n int, rule Rule) {
+	for i := range list {
+		if m := list[i].covers(r); m > n {
+			n, rule = m, list[i].rule
+		}
 	}
-	return n
+	return n, rule
 }

@@ -55,8 +55,8 @@ func BenchmarkDecide(b *testing.B) {
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				f, err := w.find(b.Context(), &requests[i%n], kinds[groupKind{"", "Pod"}])
-				if err != nil || len(f.verdicts) != 3 || !f.verdicts[0].allowed {
+				f, err := w.decideAll(b.Context(), &requests[i%n], kinds[groupKind{"", "Pod"}])
+				if err != nil || len(f.verdicts) != 3 || !f.verdicts[0].Allowed {
 					b.Fatal(f, err)
 				}
 				i++

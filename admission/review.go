@@ -17,25 +17,25 @@ const (
 	// that has more is denied. As long as can be, they take the parser about 0.1 s.
 	maxImages = 256
 
-	// maxTold bounds the sentences, and the causes, of one answer.
-	maxTold = 20
+	// maxSentences bounds the sentences, the causes and the images with hints of one answer.
+	maxSentences = 20
 
 	// maxAudit bounds the audit annotation that lists images, in bytes.
 	maxAudit = 4096
 )
 
-// findings is what was learnt about the images of an object.
+// findings is what was found out about the images of an object.
 type findings struct {
-	verdicts  []verdict // one per image, in the order of the object
+	verdicts  []Verdict // one per image, in the order of the object
 	causes    []metav1.StatusCause
-	sentences []string // at most maxTold, and a last one that counts the others
-	untold    int      // images denied whose sentence was not told
+	sentences []string // at most maxSentences, and a last one that counts the others
+	omitted   int      // images denied whose sentence is not among them
 	digests   []string // see [Decision.Images]
 }
 
-// judge decides on a request and fills d in as far as it comes. Errors: *httpError for a malformed request,
-// or what kept the registry from answering.
-func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissionv1.AdmissionResponse, error) {
+// review decides on a request, and fills in d as far as it gets. Errors: *httpError for a malformed request, or why the
+// registry could not be asked.
+func (w *Webhook) review(ctx context.Context, q *request, d *Decision) (*admissionv1.AdmissionResponse, error) {
 	*d = q.decision()
 	k, judged := kinds[q.Kind]
 	d.Skipped = "kind without images"
@@ -49,18 +49,18 @@ func (w *Webhook) judge(ctx context.Context, q *request, d *Decision) (*admissio
 	if q.Object == nil {
 		return nil, malformed("the request has no object")
 	}
-	f, err := w.find(ctx, q, k)
+	f, err := w.decideAll(ctx, q, k)
 	if err != nil {
 		return nil, err
 	}
-	d.Denied, d.Images = f.sentences, f.digests
-	d.Allowed = len(f.sentences) == 0 || k.template && !w.enforceTemplates || w.audit()
+	d.Denied, d.Images, d.Verdicts = f.sentences, f.digests, f.verdicts
+	d.Allowed = len(f.sentences) == 0 || k.template && !w.policy.enforceTemplates || w.audit()
 	var warn warnings
 	if !q.Object.Metadata.Controlled {
 		if d.Allowed {
 			warn.addCut(f.sentences)
 		}
-		w.hint(ctx, &warn, f.verdicts)
+		warn.addHints(f.verdicts)
 	}
 	return respond(d, f.causes, warn.texts), nil
 }
@@ -95,32 +95,33 @@ func (q *request) exempt(k kind) string {
 	return ""
 }
 
-// find judges the images of an object, those aside that it had before.
-func (w *Webhook) find(ctx context.Context, q *request, k kind) (*findings, error) {
-	f := &findings{verdicts: make([]verdict, 0, 4)} // most objects have no more
+// decideAll decides on the images of an object, except those that it had before.
+func (w *Webhook) decideAll(ctx context.Context, q *request, k kind) (*findings, error) {
+	f := &findings{verdicts: make([]Verdict, 0, 4)} // most objects have no more
 	known := q.known(k)                             // index of the verdict, -1 for an image that the object had before
 	for p, image := range k.images(q.Object) {
-		n, judged := known[image]
+		n, decided := known[image]
 		if n < 0 {
 			continue
 		}
-		if !judged {
+		if !decided {
 			if n = len(f.verdicts); n == maxImages {
 				f.deny(k, p, fmt.Sprintf("More than %d different images in one object", maxImages))
 				break
 			}
-			f.verdicts = append(f.verdicts, verdict{image: image})
-			if err := w.policy.judge(ctx, w.images, &f.verdicts[n]); err != nil {
-				return nil, fmt.Errorf("resolve %s: %w", image, err)
+			v := w.policy.Decide(ctx, w.images, image)
+			if v.Err != nil { // never a denial: the API server's failurePolicy decides then
+				return nil, fmt.Errorf("resolve %s: %w", image, v.Err)
 			}
+			f.verdicts = append(f.verdicts, v)
 			known[image] = n
 		}
-		if v := &f.verdicts[n]; !v.allowed {
-			f.deny(k, p, v.sentence)
+		if v := &f.verdicts[n]; !v.Allowed {
+			f.deny(k, p, v.Sentence)
 		}
 	}
-	if f.untold > 0 {
-		f.sentences = append(f.sentences, fmt.Sprintf("and %d more", f.untold))
+	if f.omitted > 0 {
+		f.sentences = append(f.sentences, fmt.Sprintf("and %d more", f.omitted))
 	}
 	f.digests = digests(f.verdicts)
 	return f, nil
@@ -139,32 +140,31 @@ func (q *request) known(k kind) map[string]int {
 
 // deny records a sentence, and the place it is about, as far as there is room.
 func (f *findings) deny(k kind, p place, sentence string) {
-	if len(f.causes) < maxTold {
+	if len(f.causes) < maxSentences {
 		cause := metav1.StatusCause{Type: metav1.CauseTypeForbidden, Message: sentence, Field: k.field(p)}
 		f.causes = append(f.causes, cause)
 	}
 	switch {
 	case slices.Contains(f.sentences, sentence):
-	case len(f.sentences) < maxTold:
+	case len(f.sentences) < maxSentences:
 		f.sentences = append(f.sentences, sentence)
 	default:
-		f.untold++
+		f.omitted++
 	}
 }
 
 // digests lists images, each with its digest if the registry holds it. Invalid ones are left out.
-func digests(verdicts []verdict) []string {
+func digests(verdicts []Verdict) []string {
 	list := make([]string, 0, len(verdicts))
 	size := 0
 	for i := range verdicts {
 		v := &verdicts[i]
-		if v.ref == (Reference{}) {
+		if v.Reason == InvalidReference {
 			continue
 		}
-		image := v.image
-		if v.present && v.ref.Digest == "" {
-			var room [256]byte
-			image = string(v.manifest.AppendDigest(append(append(room[:0], image...), '@')))
+		image := v.Image
+		if v.Digest != "" && v.Reference.Digest == "" {
+			image += "@" + v.Digest.String()
 		}
 		if size += len(image) + 1; size > maxAudit {
 			return append(list, fmt.Sprintf("and %d more", len(verdicts)-i))
@@ -199,13 +199,8 @@ func respond(d *Decision, causes []metav1.StatusCause, warnings []string) *admis
 
 // label is the decision in the words of the audit annotation.
 func (d *Decision) label() string {
-	switch {
-	case d.Skipped != "":
-		return "skipped: " + d.Skipped
-	case !d.Allowed:
-		return "denied"
-	case len(d.Denied) > 0:
-		return "warned"
+	if d.Skipped != "" {
+		return OutcomeSkipped + ": " + d.Skipped
 	}
-	return "allowed"
+	return d.Outcome()
 }

@@ -95,7 +95,7 @@ func TestADocumentIsJudgedLikeAPodThatIsCreated(t *testing.T) {
 		if r := answer(t, w, string(encode(t, review))); r.Allowed != allowed {
 			t.Errorf("over HTTP %s: %+v", describe(docs[i]), r)
 		}
-		r, err := w.Judge(t.Context(), review.Request)
+		r, err := w.Review(t.Context(), review.Request)
 		if err != nil || r.Allowed != allowed || r.UID != review.Request.UID {
 			t.Errorf("%s: %+v, %v", describe(docs[i]), r, err)
 		}

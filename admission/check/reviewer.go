@@ -1,0 +1,138 @@
+package check
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	admissionv1 "k8s.io/api/admission/v1"
+
+	"trow/admission"
+	"trow/storage"
+)
+
+const (
+	// serverPort is the default port of a server, which completes the local names.
+	serverPort = "8443"
+
+	// askTimeout bounds a call to a server. The webhook answers in milliseconds; the rest is for slow networks.
+	askTimeout = 30 * time.Second
+
+	// maxAnswer bounds the answer of a server, in bytes. The webhook's have less than 128 KiB.
+	maxAnswer = 1 << 20
+)
+
+// newLocal returns a reviewer over a data directory, and what closes it. It holds the lock of the journal until then.
+func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions) (reviewer, func(), error) {
+	// Opening a journal creates one: a wrong path must not.
+	if _, err := os.Stat(dir); err != nil {
+		return nil, nil, fmt.Errorf("data-dir: %w", err)
+	}
+	settings.Complete(serverPort, os.Getenv("KUBERNETES_SERVICE_HOST") != "")
+	settings.EnforceTemplates = true // invariant 1
+	policy, err := admission.NewPolicy(settings)
+	if err != nil {
+		return nil, nil, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	journal, err := storage.OpenBolt(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	index, err := storage.OpenIndex(ctx, journal, storage.IndexOptions{})
+	if err != nil {
+		return nil, nil, errors.Join(err, journal.Close())
+	}
+	w := admission.New(admission.Options{Images: index, Policy: policy})
+	review := func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
+		return w.Review(ctx, r.Request)
+	}
+	return review, func() { index.Close(); journal.Close() }, nil
+}
+
+// newRemote returns a reviewer that asks a server.
+func newRemote(url, ca, tokenFile string) (reviewer, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if ca != "" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return nil, fmt.Errorf("cacert: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("cacert: %s contains no certificate in PEM", ca)
+		}
+	}
+	var token []byte
+	if tokenFile != "" {
+		var err error
+		if token, err = os.ReadFile(tokenFile); err != nil {
+			return nil, fmt.Errorf("token-file: %w", err)
+		}
+	}
+	c := client{
+		url:   strings.TrimRight(url, "/") + "/validate",
+		token: string(bytes.TrimSpace(token)),
+		http: &http.Client{Timeout: askTimeout, Transport: &http.Transport{
+			TLSClientConfig: config, Proxy: http.ProxyFromEnvironment,
+		}},
+	}
+	return c.ask, nil
+}
+
+// client calls the webhook of a server.
+type client struct {
+	url   string
+	token string // empty: none
+	http  *http.Client
+}
+
+// ask sends a review and returns the answer. Errors start with "server".
+func (c *client) ask(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := c.post(ctx, body)
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	var review admissionv1.AdmissionReview
+	if err := json.Unmarshal(answer, &review); err != nil || review.Response == nil {
+		return nil, fmt.Errorf("server: %s does not answer as a webhook does", c.url)
+	}
+	return review.Response, nil
+}
+
+// post sends a body and returns that of the answer, whose status must be 200.
+func (c *client) post(ctx context.Context, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %.200s", resp.Status, strings.TrimSpace(string(answer)))
+	}
+	return answer, nil
+}

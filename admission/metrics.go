@@ -1,0 +1,49 @@
+package admission
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// The outcomes of a review, as metrics, the log and audit annotations name them.
+const (
+	OutcomeAllowed = "allowed"
+	OutcomeWarned  = "warned" // allowed, although an image is not
+	OutcomeDenied  = "denied"
+	OutcomeSkipped = "skipped" // allowed without a look at its images
+	OutcomeError   = "error"   // no answer
+)
+
+// Outcome returns what became of the review, one of the constants above.
+func (d *Decision) Outcome() string {
+	switch {
+	case d.Err != nil:
+		return OutcomeError
+	case !d.Allowed:
+		return OutcomeDenied
+	case d.Skipped != "":
+		return OutcomeSkipped
+	case len(d.Denied) > 0:
+		return OutcomeWarned
+	}
+	return OutcomeAllowed
+}
+
+// Metrics counts reviews. It is a prometheus.Collector, and safe for concurrent use.
+type Metrics struct {
+	*prometheus.CounterVec
+}
+
+// NewMetrics returns metrics in which all counts are 0: a series that appears with the first denial would hide it from
+// rate().
+func NewMetrics() *Metrics {
+	m := &Metrics{prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "trow_admission_reviews_total",
+		Help: "Admission reviews answered, by verdict: allowed, warned (allowed, although an image is not), denied, " +
+			"skipped (no image was judged), error.",
+	}, []string{"verdict"})}
+	for _, outcome := range []string{OutcomeAllowed, OutcomeWarned, OutcomeDenied, OutcomeSkipped, OutcomeError} {
+		m.WithLabelValues(outcome)
+	}
+	return m
+}
+
+// Observe counts a review.
+func (m *Metrics) Observe(d Decision) { m.WithLabelValues(d.Outcome()).Inc() }

@@ -1,0 +1,49 @@
+package admission_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"trow/admission"
+)
+
+func TestMetricsCountEveryOutcomeFromZero(t *testing.T) {
+	m, reg := admission.NewMetrics(), prometheus.NewRegistry()
+	reg.MustRegister(m)
+	counts := func() string {
+		families, err := reg.Gather()
+		if err != nil || len(families) != 1 || families[0].GetName() != "trow_admission_reviews_total" {
+			t.Fatal(families, err)
+		}
+		var b strings.Builder
+		for _, series := range families[0].GetMetric() {
+			fmt.Fprintf(&b, "%s %v ", series.GetLabel()[0].GetValue(), series.GetCounter().GetValue())
+		}
+		return b.String()
+	}
+	if got := counts(); got != "allowed 0 denied 0 error 0 skipped 0 warned 0 " {
+		t.Errorf("at first: %s", got)
+	}
+	for _, d := range []admission.Decision{
+		{Allowed: true}, {Allowed: true, Skipped: "x"}, {Allowed: true, Denied: []string{"x"}}, {Denied: []string{"x"}},
+		{Err: errors.New("x")}, {Err: errors.New("x")},
+	} {
+		m.Observe(d)
+	}
+	if got := counts(); got != "allowed 1 denied 1 error 2 skipped 1 warned 1 " {
+		t.Errorf("then: %s", got)
+	}
+}
+
+func TestLoadingIsAFailedCall(t *testing.T) {
+	rec := post(admission.Loading, strings.NewReader("{}"))
+	if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") != "1" ||
+		!strings.Contains(rec.Body.String(), "loading") {
+		t.Errorf("status %d, %v: %s", rec.Code, rec.Header(), rec.Body)
+	}
+}

@@ -1,0 +1,38 @@
+package admission
+
+import (
+	"net"
+	"slices"
+	"strings"
+)
+
+// tutorialPort is the port of the registry on every node, with the manifest as it is.
+const tutorialPort = "31000"
+
+// DefaultNames returns the local names of a registry that listens on port: the names that the manifest and the tutorial
+// use, and those of this machine. Inside a cluster, loopback with the listening port is not a local name: on a node any
+// program may listen there.
+func DefaultNames(port string, inCluster bool) []string {
+	names := []string{"trow.kube-public:" + tutorialPort, "trow:" + tutorialPort}
+	ports := []string{tutorialPort}
+	if !inCluster && port != tutorialPort {
+		ports = append(ports, port)
+	}
+	for _, p := range ports {
+		for _, host := range []string{"localhost", "127.0.0.1", "::1"} {
+			names = append(names, net.JoinHostPort(host, p))
+		}
+	}
+	return names
+}
+
+// Complete sets Names to [DefaultNames] if there are none, and folds them to lower case, in which hosts are compared.
+func (o *PolicyOptions) Complete(port string, inCluster bool) {
+	if len(o.Names) == 0 {
+		o.Names = DefaultNames(port, inCluster)
+	}
+	o.Names = slices.Clone(o.Names) // it may be the list that a flag owns
+	for i, name := range o.Names {
+		o.Names[i] = strings.ToLower(name)
+	}
+}

@@ -1,0 +1,115 @@
+package admission
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// PolicyOptions says which images may run. The zero value allows Kubernetes' own images and nothing else.
+//
+// A prefix is host[:port][/path][/]: quay.io/team covers quay.io/team and quay.io/team/x but not
+// quay.io/team-other; with a trailing slash only what lies beneath. The host is exact. On Docker Hub a path
+// of one component is both a user and an official image: docker.io/nginx covers both.
+//
+// An image is host/repo[:tag][@digest]; without tag and digest it is the tag latest. It means what is
+// written: a tag is satisfied neither by another tag nor by a digest, and a digest only by that digest,
+// whatever tag stands beside it.
+//
+// A rule whose host is one of Names holds for all of Names.
+type PolicyOptions struct {
+	// Names are the local names, host[:port] each: an image of such a host is in this registry or nowhere.
+	// Compared exactly but for the case of letters; a name without a port means the host without a port.
+	Names []string
+
+	// AllowPrefixes and AllowImages allow images that the registry does not hold.
+	AllowPrefixes []string
+	AllowImages   []string
+
+	// AllowDockerOfficial allows the official images of Docker Hub, those under docker.io/library/, and no
+	// other image of Docker Hub.
+	AllowDockerOfficial bool
+
+	// DenyK8sImages takes away that images under registry.k8s.io/ and k8s.gcr.io/ are allowed.
+	DenyK8sImages bool
+
+	// DisallowLocalPrefixes and DisallowLocalImages deny local images even if the registry holds them; no
+	// other rule can allow them again. Both are accepted with and without a local name in front. An image
+	// that is disallowed by its tag is denied under every tag and digest of its repository that has the same
+	// manifest (but not as a part of an index, and not as a copy in another repository).
+	DisallowLocalPrefixes []string
+	DisallowLocalImages   []string
+
+	// Default is "Deny", also when empty, or "Allow". It concerns remote images that no rule names.
+	Default string
+
+	// Allow and Deny are prefixes. The longest one that covers an image rules, AllowPrefixes included; Deny
+	// does if two are equally long. An entry of AllowImages is longer than any prefix.
+	Allow []string
+	Deny  []string
+
+	// EnforceTemplates denies workloads for the images of their templates. Otherwise they are allowed with warnings, and
+	// their pods are denied.
+	EnforceTemplates bool
+}
+
+// AddFlags registers the settings as flags.
+func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
+	fs.StringSliceVarP(&o.Names, "names", "n", nil,
+		"local names, host[:port]: images of these hosts are looked up in this registry (default: see README)")
+	fs.StringSliceVar(&o.AllowPrefixes, "allow-prefixes", nil, "remote images to allow, by host[/path]; whole path components")
+	fs.StringSliceVar(&o.AllowImages, "allow-images", nil, "images to allow, by host/name[:tag][@digest]")
+	fs.BoolVar(&o.AllowDockerOfficial, "allow-docker-official", false,
+		"allow the official images of Docker Hub (docker.io/library/)")
+	fs.BoolVar(&o.DenyK8sImages, "deny-k8s-images", false, "do not allow registry.k8s.io/ and k8s.gcr.io/")
+	fs.StringSliceVar(&o.DisallowLocalPrefixes, "disallow-local-prefixes", nil,
+		"local images to deny although the registry holds them, by prefix")
+	fs.StringSliceVar(&o.DisallowLocalImages, "disallow-local-images", nil,
+		"local images to deny although the registry holds them, by name[:tag]")
+	fs.StringVar(&o.Default, "default", "Deny", "Deny or Allow remote images that no rule covers")
+	fs.StringSliceVar(&o.Allow, "allow", nil, "prefixes to allow; the longest of allow and deny wins")
+	fs.StringSliceVar(&o.Deny, "deny", nil, "prefixes to deny; deny wins over an equally long allow")
+	fs.BoolVar(&o.EnforceTemplates, "enforce-templates", false,
+		"deny workloads whose pods would be denied; otherwise they are allowed with a warning")
+}
+
+// Validate reports every invalid entry, a line each. Without names it checks default alone: the default names depend on
+// the port of the listener (see [PolicyOptions.Complete]), and entries may start with a name.
+func (o *PolicyOptions) Validate() error {
+	if len(o.Names) == 0 {
+		return o.checkDefault()
+	}
+	_, err := NewPolicy(*o)
+	return err
+}
+
+func (o *PolicyOptions) checkDefault() error {
+	if o.Default == "" || strings.EqualFold(o.Default, "Allow") || strings.EqualFold(o.Default, "Deny") {
+		return nil
+	}
+	return fmt.Errorf("default: %s: want Allow or Deny", quote(o.Default))
+}
+
+// summary says in one line which images may run.
+func (o *PolicyOptions) summary() string {
+	text := "images that this registry holds"
+	rules := slices.Concat(o.AllowPrefixes, o.AllowImages, o.Allow)
+	if o.AllowDockerOfficial {
+		rules = append(rules, dockerOfficial)
+	}
+	if !o.DenyK8sImages {
+		rules = append(rules, k8sPrefixes...)
+	}
+	if strings.EqualFold(o.Default, "Allow") {
+		rules = append(rules, "all other remote images (default: Allow)")
+	}
+	if len(rules) > 0 {
+		text += "; and " + strings.Join(rules, ", ")
+	}
+	if denied := slices.Concat(o.DisallowLocalPrefixes, o.DisallowLocalImages, o.Deny); len(denied) > 0 {
+		text += "; never " + strings.Join(denied, ", ")
+	}
+	return text
+}

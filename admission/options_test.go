@@ -1,0 +1,92 @@
+package admission_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"trow/admission"
+)
+
+func TestFlagsSetTheOptions(t *testing.T) {
+	var o admission.PolicyOptions
+	var c admission.CallersOptions
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	o.AddFlags(fs)
+	c.AddFlags(fs)
+	if o.Default != "Deny" || o.Names != nil || o.EnforceTemplates {
+		t.Errorf("defaults: %+v", o)
+	}
+	err := fs.Parse(strings.Fields("-n a.b,c:1 --allow-prefixes=p --allow-images=i --allow-docker-official --deny-k8s-images " +
+		"--disallow-local-prefixes=dp --disallow-local-images=di --default=Allow --allow=a --deny=d --enforce-templates " +
+		"--validate-client-names=n --validate-token-file=f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists := slices.Concat(o.Names, o.AllowPrefixes, o.AllowImages, o.DisallowLocalPrefixes, o.DisallowLocalImages,
+		o.Allow, o.Deny, c.Names)
+	if got := strings.Join(lists, " "); got != "a.b c:1 p i dp di a d n" {
+		t.Errorf("lists: %s", got)
+	}
+	if !o.AllowDockerOfficial || !o.DenyK8sImages || !o.EnforceTemplates || o.Default != "Allow" || c.TokenFile != "f" {
+		t.Errorf("got %+v, %+v", o, c)
+	}
+}
+
+func TestValidateNamesTheSetting(t *testing.T) {
+	for want, o := range map[string]admission.PolicyOptions{
+		`default: "x": want Allow or Deny`: {Default: "x"},
+		"":                                 {Default: "deny", DisallowLocalPrefixes: []string{"other:1/x"}}, // may be a default name
+		`disallow-local-prefixes: "other:1/x": "other:1" is not one of names`: {Names: localNames,
+			DisallowLocalPrefixes: []string{"other:1/x"}},
+	} {
+		switch err := o.Validate(); {
+		case want == "" && err != nil, want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+func TestDefaultNamesDependOnPortAndPlace(t *testing.T) {
+	for _, tt := range []struct {
+		port      string
+		inCluster bool
+		want      string
+	}{
+		{"8443", false, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000 " +
+			"localhost:8443 127.0.0.1:8443 [::1]:8443"},
+		{"31000", false, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000"},
+		{"8443", true, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000"},
+	} {
+		var o admission.PolicyOptions
+		o.Complete(tt.port, tt.inCluster)
+		if got := strings.Join(o.Names, " "); got != tt.want {
+			t.Errorf("%s, %v: %s", tt.port, tt.inCluster, got)
+		}
+		newPolicy(t, o) // they are valid
+	}
+	given := []string{"Trow.Example:5000"}
+	o := admission.PolicyOptions{Names: given}
+	if o.Complete("8443", false); !slices.Equal(o.Names, []string{"trow.example:5000"}) || given[0] != "Trow.Example:5000" {
+		t.Errorf("%q, given %q", o.Names, given)
+	}
+}
+
+func TestSummarySaysWhatMayRun(t *testing.T) {
+	for want, o := range map[string]admission.PolicyOptions{
+		"images that this registry holds; and registry.k8s.io/, k8s.gcr.io/": {},
+		"images that this registry holds":                                    {DenyK8sImages: true},
+		"images that this registry holds; and quay.io, docker.io/x:1, gcr.io, docker.io/library/, " +
+			"all other remote images (default: Allow); never app, app:1, quay.io/x": {
+			AllowPrefixes: []string{"quay.io"}, AllowImages: []string{"docker.io/x:1"}, Allow: []string{"gcr.io"},
+			AllowDockerOfficial: true, DenyK8sImages: true, Default: "allow",
+			DisallowLocalPrefixes: []string{"app"}, DisallowLocalImages: []string{"app:1"}, Deny: []string{"quay.io/x"},
+		},
+	} {
+		if got := newPolicy(t, o).Summary(); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}

@@ -1,0 +1,222 @@
+package admission
+
+import (
+	"context"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+)
+
+// Images is what a decision asks of the registry; *storage.Index satisfies it. Implementations must be safe for
+// concurrent use. If one also has the method Tags of *storage.Index, hints list the tags that exist.
+type Images interface {
+	// Resolve looks up a manifest. ref is a tag or a digest; a digest must be one of this repo. An error means that it
+	// cannot be known whether the registry holds the manifest.
+	Resolve(ctx context.Context, repo, ref string) (storage.Descriptor, bool, error)
+}
+
+// lister is what Images may implement as well.
+type lister interface {
+	Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error)
+}
+
+// Reason is why an image is allowed or denied, for programs. The set is closed.
+type Reason string
+
+// The reasons to allow an image.
+const (
+	Held                Reason = "held"                  // the registry holds it
+	AllowPrefixes       Reason = "allow-prefixes"        // the setting of this name has a prefix of it
+	AllowImages         Reason = "allow-images"          // the setting of this name has the image
+	AllowDockerOfficial Reason = "allow-docker-official" // it is an official image, and the setting of this name is on
+	Allow               Reason = "allow"                 // the setting of this name has a prefix of it
+	K8sImages           Reason = "k8s-images"            // it is one of Kubernetes, and deny-k8s-images is off
+	DefaultAllow        Reason = "default-allow"         // it is remote, no rule covers it, and default is Allow
+)
+
+// The reasons not to allow an image.
+const (
+	NotHeld          Reason = "not-held"          // it is local, the registry does not hold it, and no rule allows it
+	NotAllowed       Reason = "not-allowed"       // it is remote, no rule covers it, and default is Deny
+	OnDenyList       Reason = "on-deny-list"      // a rule denies it
+	InvalidReference Reason = "invalid-reference" // it is not an image reference
+	Unavailable      Reason = "unavailable"       // the registry could not say whether it holds it; see Verdict.Err
+)
+
+// Rule is the rule that decided. The zero value means that none did.
+type Rule struct {
+	Setting string // the key, as in allow-prefixes
+	Entry   string // the entry of that list, as written, or the value
+}
+
+// Verdict is the decision on one image.
+type Verdict struct {
+	Image     string    // as written
+	Reference Reference // what the image means; zero if it is not a reference
+	Local     bool      // the image names a host of this registry
+	Allowed   bool
+	Reason    Reason
+	Rule      Rule
+	Digest    digest.Digest // of the manifest, if the image is local and the registry holds it
+	Sentence  string        // why it is denied, for people; empty if it is allowed
+	Hints     []string      // what to do about it, for people, one line each
+
+	// Err is why the registry could not be asked. Then Reason is Unavailable, and Allowed is false although the image
+	// may be fine: report a failure, not a denial.
+	Err error
+}
+
+const notContained = " disallowed as not contained in this registry and not in allow list"
+
+// Decide decides whether an image may run. reference is the image as a pod names it. Every part of the program that
+// has to know asks this function.
+func (p *Policy) Decide(ctx context.Context, images Images, reference string) Verdict {
+	v := Verdict{Image: reference}
+	var err error
+	if v.Reference, err = p.parse(reference); err != nil {
+		invalid := err.(*InvalidError)
+		v.deny(InvalidReference, Rule{}, "Invalid image reference "+invalid.Quoted+": "+invalid.Reason)
+		return v
+	}
+	if v.Local = p.Local(v.Reference); v.Local {
+		p.decideLocal(ctx, images, &v)
+	} else {
+		p.decideRemote(&v)
+	}
+	return v
+}
+
+func (v *Verdict) allow(why Reason, rule Rule) { v.Allowed, v.Reason, v.Rule = true, why, rule }
+
+func (v *Verdict) deny(why Reason, rule Rule, sentence string) {
+	v.Reason, v.Rule, v.Sentence = why, rule, sentence
+}
+
+// fail leaves the image undecided.
+func (v *Verdict) fail(err error) { v.Reason, v.Err = Unavailable, err }
+
+func (v *Verdict) decided() bool { return v.Reason != "" }
+
+func (p *Policy) decideRemote(v *Verdict) {
+	ruling, rule := p.ruling(v.Reference)
+	switch {
+	case ruling == deniedByRule:
+		v.deny(OnDenyList, rule, "Remote image "+v.Reference.Name()+" on deny list")
+	case ruling == allowedByRule:
+		v.allow(reasonOf(rule), rule)
+		if name := v.Reference.familiar(); v.Reference.Short {
+			v.hint(name + " names no host: CRI-O may pull it from elsewhere; write " + hub + "/" + name)
+		}
+	case p.allowUnruled:
+		v.allow(DefaultAllow, Rule{"default", "Allow"})
+	default:
+		v.deny(NotAllowed, Rule{"default", "Deny"}, "Remote image "+v.Reference.Name()+notContained)
+	}
+}
+
+func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
+	subject := p.subject(v.Reference)
+	ruling, rule := p.ruling(subject)
+	// Rules that deny by name come first: for them the registry need not be asked, so they hold even when it cannot be.
+	if ruling == deniedByRule {
+		v.denyLocal(rule)
+		return
+	}
+	if n, rule := longest(p.denyLocal, subject); n > 0 {
+		v.denyLocal(rule)
+		return
+	}
+	m, held, err := images.Resolve(ctx, v.Reference.Path, v.Reference.Ref())
+	if err != nil {
+		v.fail(err)
+		return
+	}
+	if held {
+		v.Digest = m.Digest()
+	}
+	if p.denyManifest(ctx, images, v); v.decided() {
+		return
+	}
+	switch {
+	case held:
+		v.allow(Held, Rule{})
+		if m.Damaged() != "" {
+			v.hint("damaged here, push it again: " + v.Image) // a node may have it in its cache all the same
+		}
+		return
+	case ruling == allowedByRule:
+		v.allow(reasonOf(rule), rule)
+	default:
+		v.deny(NotHeld, Rule{}, "Local image "+v.Image+notContained)
+	}
+	v.hintAbsent(ctx, images)
+}
+
+func (v *Verdict) denyLocal(rule Rule) {
+	v.deny(OnDenyList, rule, "Local image "+v.Image+" on deny list")
+}
+
+// denyManifest denies the image if it is one of the disallowed images of its repository: by its name, or because that
+// name has the same manifest.
+func (p *Policy) denyManifest(ctx context.Context, images Images, v *Verdict) {
+	for _, denied := range p.denyLocalImages[v.Reference.Path] {
+		if denied.Ref() == v.Reference.Ref() {
+			v.denyLocal(denied.rule)
+			return
+		}
+		if v.Digest == "" {
+			continue
+		}
+		m, held, err := images.Resolve(ctx, denied.Path, denied.Ref())
+		if err != nil {
+			v.fail(err)
+			return
+		}
+		if held && m.Digest() == v.Digest {
+			v.denyLocal(denied.rule)
+			return
+		}
+	}
+}
+
+func (v *Verdict) hint(text string) { v.Hints = append(v.Hints, text) }
+
+// hintAbsent says how to get a local image that the registry does not hold. Hints are a courtesy: errors of the
+// registry leave them out.
+func (v *Verdict) hintAbsent(ctx context.Context, images Images) {
+	r := v.Reference
+	if r.Digest == "" {
+		v.hint("push it: docker push " + v.Image)
+	} else if r.Tag != "" {
+		if m, held, err := images.Resolve(ctx, r.Path, r.Tag); err == nil && held {
+			v.hint(r.Path + ":" + r.Tag + " is here as " + m.Digest().String())
+		}
+	}
+	l, ok := images.(lister)
+	if !ok {
+		return
+	}
+	tags, found, err := l.Tags(ctx, r.Path, "", maxTags+1)
+	if text := tagList(r.Path, tags); err == nil && found && text != "" {
+		v.hint(text)
+	}
+}
+
+// tagList lists tags, as many as fit into a warning; more than maxTags stand for many. It returns "" if none fits.
+func tagList(repo string, tags []string) string {
+	const sep, more = ", ", "..."
+	text := ""
+	for i, tag := range tags {
+		if i == maxTags || len("tags of "+repo+" here: "+text+tag+sep+more) > maxWarning {
+			text += more
+			break
+		}
+		text += tag + sep
+	}
+	if text == "" || text == more {
+		return ""
+	}
+	return "tags of " + repo + " here: " + strings.TrimSuffix(text, sep)
+}

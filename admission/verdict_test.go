@@ -1,0 +1,104 @@
+package admission_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"trow/admission"
+)
+
+// TestVerdictsNameReasonAndRule has a case for each Reason.
+func TestVerdictsNameReasonAndRule(t *testing.T) {
+	options := admission.PolicyOptions{
+		AllowPrefixes:         []string{"quay.io", "QUAY.io/team/"}, // entries are reported as written
+		AllowImages:           []string{"ghcr.io/one:1", host + "/soon:1"},
+		AllowDockerOfficial:   true,
+		DisallowLocalPrefixes: []string{"team"},
+		DisallowLocalImages:   []string{"nginx:1.21.0"},
+		Allow:                 []string{"gcr.io/", "gcr.io/distroless"},
+		Deny:                  []string{"quay.io/evil", "docker.io/redis"},
+	}
+	type rule = admission.Rule
+	for _, tt := range []struct {
+		image   string
+		allowed bool
+		reason  admission.Reason
+		rule    rule
+		digest  string
+	}{
+		{host + "/app:1", true, admission.Held, rule{}, "app one"},
+		{"quay.io/x", true, admission.AllowPrefixes, rule{"allow-prefixes", "quay.io"}, ""},
+		{"quay.io/team/x", true, admission.AllowPrefixes, rule{"allow-prefixes", "QUAY.io/team/"}, ""},
+		{"ghcr.io/one:1", true, admission.AllowImages, rule{"allow-images", "ghcr.io/one:1"}, ""},
+		{"trow:31000/soon:1", true, admission.AllowImages, rule{"allow-images", host + "/soon:1"}, ""},
+		{"nginx", true, admission.AllowDockerOfficial, rule{"allow-docker-official", "docker.io/library/"}, ""},
+		{"gcr.io/distroless/static", true, admission.Allow, rule{"allow", "gcr.io/distroless"}, ""},
+		{"registry.k8s.io/pause:3.10", true, admission.K8sImages, rule{"deny-k8s-images", "registry.k8s.io/"}, ""},
+		{host + "/app:9", false, admission.NotHeld, rule{}, ""},
+		{"ghcr.io/one:2", false, admission.NotAllowed, rule{"default", "Deny"}, ""},
+		{"quay.io/evil/x", false, admission.OnDenyList, rule{"deny", "quay.io/evil"}, ""},
+		{"redis", false, admission.OnDenyList, rule{"deny", "docker.io/redis"}, ""},
+		{host + "/team/app:1", false, admission.OnDenyList, rule{"disallow-local-prefixes", "team"}, ""},
+		{host + "/nginx:1.21.0", false, admission.OnDenyList, rule{"disallow-local-images", "nginx:1.21.0"}, "nginx"},
+		{"NGINX", false, admission.InvalidReference, rule{}, ""},
+	} {
+		v := newPolicy(t, options).Decide(t.Context(), newRegistry(t, held), tt.image)
+		if v.Image != tt.image || v.Allowed != tt.allowed || v.Reason != tt.reason || v.Rule != tt.rule || v.Err != nil {
+			t.Errorf("%s: %+v", tt.image, v)
+		}
+		if (v.Sentence == "") != v.Allowed {
+			t.Errorf("%s: allowed is %v, and the sentence is %q", tt.image, v.Allowed, v.Sentence)
+		}
+		if want := digestOf(tt.digest); tt.digest == "" && v.Digest != "" || tt.digest != "" && v.Digest.String() != want {
+			t.Errorf("%s: the digest is %q", tt.image, v.Digest)
+		}
+		if tt.reason != admission.InvalidReference && v.Reference.String() == "" {
+			t.Errorf("%s has no reference", tt.image)
+		}
+	}
+	v := newPolicy(t, admission.PolicyOptions{Default: "allow"}).Decide(t.Context(), newRegistry(t, held), "quay.io/x")
+	if !v.Allowed || v.Reason != admission.DefaultAllow || v.Rule != (rule{"default", "Allow"}) {
+		t.Errorf("default Allow: %+v", v)
+	}
+}
+
+func TestWhatCannotBeKnownIsNoDenial(t *testing.T) {
+	reg := newRegistry(t, held)
+	broken := errors.New("broken")
+	reg.resolve = func(string, string) error { return broken }
+	p := newPolicy(t, admission.PolicyOptions{DisallowLocalPrefixes: []string{"team"}})
+	v := p.Decide(t.Context(), reg, host+"/app:1")
+	if v.Allowed || v.Reason != admission.Unavailable || !errors.Is(v.Err, broken) || v.Sentence != "" || v.Hints != nil {
+		t.Errorf("%+v", v)
+	}
+	// A rule that denies by name holds all the same.
+	if v := p.Decide(t.Context(), reg, host+"/team/app:1"); v.Err != nil || v.Reason != admission.OnDenyList {
+		t.Errorf("%+v", v)
+	}
+}
+
+// onlyResolve has the one method that a decision needs.
+type onlyResolve struct{ admission.Images }
+
+func TestHintsNeedNoList(t *testing.T) {
+	p, reg := newPolicy(t, admission.PolicyOptions{}), newRegistry(t, held)
+	with := p.Decide(t.Context(), reg, host+"/app:9")
+	without := p.Decide(t.Context(), onlyResolve{reg}, host+"/app:9")
+	if want := []string{"push it: docker push " + host + "/app:9"}; !slices.Equal(without.Hints, want) {
+		t.Errorf("without Tags: %q", without.Hints)
+	}
+	if len(with.Hints) != 2 || with.Hints[1] != "tags of app here: 1, 2, stable" {
+		t.Errorf("with Tags: %q", with.Hints)
+	}
+}
+
+// TestADecisionCarriesTheVerdicts that the webhook has decided by.
+func TestADecisionCarriesTheVerdicts(t *testing.T) {
+	w, seen := newWebhook(t, admission.PolicyOptions{})
+	reviewPod(t, w, podOf(host+"/app:1", "nginx", "nginx"))
+	vs := (*seen)[0].Verdicts
+	if len(vs) != 2 || vs[0].Reason != admission.Held || vs[1].Reason != admission.NotAllowed {
+		t.Errorf("%+v", vs)
+	}
+}
