@@ -1,19 +1,19 @@
-// Package manifests makes what brings Trow onto a cluster: one Kubernetes manifest.
+// Package manifests makes the Kubernetes manifest that installs Trow on a cluster.
 //
 // # Words
 //
-//   - manifest: the YAML of all objects, in the order in which they are to be applied. trow.yaml in this folder is
-//     the one that the default options make.
-//   - host: the name by which the registry is known on nodes and workstations, without a port.
+//   - manifest: the YAML of all objects, in the order in which they have to be applied. trow.yaml in this folder is the
+//     manifest of the default options.
+//   - host: the name of the registry on nodes and workstations, without a port.
 //
 // # Invariants
 //
-//  1. The same options make the same bytes, a password aside. A test compares trow.yaml with them.
-//  2. Nothing that a user gives gets into the YAML unchecked.
+//  1. The same options make the same bytes, apart from the password. A test compares trow.yaml with the defaults.
+//  2. No option of a user gets into the YAML unchecked.
 //
 // # What it does not do
 //
-// It does not talk to a cluster, and it does not know the settings of the server but for those it sets.
+// It does not connect to a cluster. Of the settings of the server it knows only those that it sets.
 package manifests
 
 import (
@@ -39,41 +39,42 @@ import (
 //go:embed trow.yaml.tmpl
 var source string
 
-// The delimiters are not those of Go's templates, which YAML flow mappings are full of.
+// The delimiters are not the default ones, {{ and }}, which occur in flow mappings of YAML.
 var parsed = template.Must(template.New("trow.yaml").Delims("[[", "]]").Option("missingkey=error").Parse(source))
 
-// Where a volume comes from.
+// Values of Options.Storage.
 const (
-	StoragePVC   = "pvc"   // a volume that outlives the manifest
-	StorageEmpty = "empty" // an emptyDir
+	StoragePVC   = "pvc"   // a persistent volume, which stays when the manifest is deleted
+	StorageEmpty = "empty" // an emptyDir, which is deleted with the pod
 )
 
-// Options say what the manifest is to be like. [Defaults] has those of trow.yaml.
+// Options are the options of the manifest. [Defaults] has those of trow.yaml.
 type Options struct {
-	Namespace    string // created unless it is kube-public, which each cluster has and nobody can delete
+	Namespace    string // created unless it is kube-public, which exists in each cluster
 	Host         string // empty: trow.<namespace>
 	NodePort     int    // 30000 to 32767, unless the cluster has another range
 	Image        string // as nodes pull it; not from this registry
 	Storage      string // StoragePVC or StorageEmpty
 	StorageClass string // empty: the cluster's default
 	Size         string // of the volume, as in 20Gi
-	Login        bool   // makes a user with a random password, and closes the registry to others but ServiceAccounts
-	AccessReview bool   // with Login: RBAC decides what ServiceAccounts may do, who may pull otherwise
+	Login        bool   // creates a user with a random password; without a login, only ServiceAccounts may pull
+	AccessReview bool   // with Login: RBAC decides what ServiceAccounts may do; otherwise they may pull
 
 	Webhook          string   // off, audit or enforce
 	ExemptNamespaces []string // beside kube-system and Namespace
 
-	Node    bool     // with the DaemonSet that tells the nodes' runtimes
-	NodeDir []string // directories of the nodes in which runtimes keep their configuration
+	Node    bool     // with the DaemonSet that configures the nodes' container runtimes
+	NodeDir []string // directories of the nodes that the DaemonSet may write to
 }
 
-// Defaults are the options of trow.yaml. The image is the one of a release.
+// Defaults returns the options of trow.yaml. version is the tag of the image.
 func Defaults(version string) Options {
-	return Options{Namespace: kube.DefaultNamespace, NodePort: kube.DefaultNodePort, Image: "trow:" + version, Storage: StoragePVC, Size: "20Gi",
-		Webhook: "enforce", Node: true, NodeDir: []string{"/etc", "/var/lib/rancher"}}
+	return Options{Namespace: kube.DefaultNamespace, NodePort: kube.DefaultNodePort, Image: "trow:" + version,
+		Storage: StoragePVC, Size: "20Gi", Webhook: "enforce", Node: true,
+		NodeDir: []string{"/etc", "/var/lib/rancher"}}
 }
 
-// values are what the template is filled with.
+// values is the data of the template.
 type values struct {
 	Options
 	Names, TLSNames, Exempt      string // YAML lists
@@ -84,15 +85,15 @@ type values struct {
 // Audience is the audience for which ServiceAccount tokens must be issued.
 func (Options) Audience() string { return kube.Audience }
 
-// LocalPort is the port of the loopback interface by which nodes reach the registry, beside the node port.
+// LocalPort returns the port on loopback where trow node listens.
 func (o Options) LocalPort() int { return o.NodePort + 1 }
 
-// Render makes the manifest. Errors: every option that cannot be meant, by the name of its flag.
+// Render returns the manifest. Errors: each invalid option, by the name of its flag.
 func Render(o Options) ([]byte, error) {
 	if o.Host == "" {
 		o.Host = kube.DefaultHost(o.Namespace)
 	}
-	if err := o.check(); err != nil {
+	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	v := values{Options: o, Names: list(o.names()), TLSNames: list(o.tlsNames()),
@@ -115,32 +116,33 @@ func (o *Options) tlsNames() []string {
 	return []string{o.Host, service, service + ".cluster.local"}
 }
 
-// list is a YAML list on one line.
+// list returns a YAML list on one line.
 func list(items []string) string {
-	b, err := json.Marshal(append([]string{}, items...)) // JSON is YAML, and quotes what has to be
+	b, err := json.Marshal(append([]string{}, items...)) // JSON is YAML, with each string quoted; never null
 	if err != nil {
-		panic(err) // strings encode
+		panic(err) // impossible: strings can be encoded
 	}
 	return strings.ReplaceAll(string(b), ",", ", ")
 }
 
-// dockerConfig is the content of a pull secret (kubernetes.io/dockerconfigjson).
+// dockerConfig returns the content of a pull secret (kubernetes.io/dockerconfigjson).
 func dockerConfig(registry, user, password string) string {
-	b, err := json.Marshal(map[string]any{"auths": map[string]any{registry: map[string]string{"username": user, "password": password}}})
+	login := map[string]string{"username": user, "password": password}
+	b, err := json.Marshal(map[string]any{"auths": map[string]any{registry: login}})
 	if err != nil {
-		panic(err) // strings encode
+		panic(err) // impossible: strings can be encoded
 	}
 	return string(b)
 }
 
-// imageChars keeps an image from being anything but a plain YAML scalar.
+// imageChars has the characters of image references, none of which has a meaning in YAML.
 var imageChars = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$`)
 
-// nodeDir is a path that is not /: the whole of it would have every volume of the node in it.
+// nodeDir matches paths except /, which would mount the whole node, with the volumes of all pods.
 var nodeDir = regexp.MustCompile(`^(/[a-zA-Z0-9._-]+)+$`)
 
-// check finds what cannot be meant.
-func (o *Options) check() error {
+// validate reports each invalid option.
+func (o *Options) validate() error {
 	var errs []error
 	wrong := func(flag, format string, args ...any) {
 		errs = append(errs, fmt.Errorf(flag+": "+format, args...))
@@ -151,28 +153,28 @@ func (o *Options) check() error {
 	if msg := validation.IsDNS1123Subdomain(o.Host); len(msg) > 0 {
 		wrong("host", "%.80q: %s", o.Host, msg[0])
 	} else if !strings.Contains(o.Host, ".") {
-		wrong("host", "%.80q: a name without a dot and a port is taken for one of Docker Hub's by some; use one with a dot", o.Host)
+		wrong("host", "%.80q: some clients take a name without a dot for one of Docker Hub; use a name with a dot", o.Host)
 	}
 	if o.NodePort < 1 || o.NodePort > 65534 {
-		wrong("node-port", "%d is no port; node ports usually are 30000 to 32767", o.NodePort)
+		wrong("node-port", "%d is not a valid port; node ports usually are 30000 to 32767", o.NodePort)
 	}
 	if _, err := reference.ParseNormalizedNamed(o.Image); err != nil || !imageChars.MatchString(o.Image) {
-		wrong("image", "%.80q is no image reference", o.Image)
+		wrong("image", "%.80q is not a valid image reference", o.Image)
 	}
 	if o.Storage != StoragePVC && o.Storage != StorageEmpty {
-		wrong("storage", "%.80q is neither pvc nor empty", o.Storage)
+		wrong("storage", "%.80q: want pvc or empty", o.Storage)
 	}
 	if o.StorageClass != "" && (o.Storage != StoragePVC || len(validation.IsDNS1123Subdomain(o.StorageClass)) > 0) {
-		wrong("storage-class", "%.80q: it must be the name of a StorageClass, with --storage pvc", o.StorageClass)
+		wrong("storage-class", "%.80q: want the name of a StorageClass, with --storage pvc", o.StorageClass)
 	}
 	if q, err := resource.ParseQuantity(o.Size); err != nil || q.Sign() <= 0 || q.String() != o.Size {
-		wrong("size", "%.80q is no size of a volume, such as 20Gi", o.Size)
+		wrong("size", "%.80q is not a valid size of a volume, such as 20Gi", o.Size)
 	}
 	if o.AccessReview && !o.Login {
-		wrong("access-review", "there is nothing to decide about where everybody may push; add --login")
+		wrong("access-review", "requires --login: without a login any client may push")
 	}
 	if !slices.Contains([]string{"off", "audit", "enforce"}, o.Webhook) {
-		wrong("webhook", "%.80q is none of off, audit, enforce", o.Webhook)
+		wrong("webhook", "%.80q: want one of off, audit, enforce", o.Webhook)
 	}
 	for _, n := range o.ExemptNamespaces {
 		if msg := validation.IsDNS1123Label(n); len(msg) > 0 {
@@ -181,7 +183,7 @@ func (o *Options) check() error {
 	}
 	for _, dir := range o.NodeDir {
 		if !nodeDir.MatchString(dir) || path.Clean(dir) != dir {
-			wrong("node-dir", "%.80q is no directory below / of a node", dir)
+			wrong("node-dir", "%.80q: want an absolute path of a directory of the node, not /", dir)
 		}
 	}
 	return errors.Join(errs...)

@@ -12,7 +12,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// The directories of containerd where no distribution of Kubernetes has its own.
+// The directories of containerd, unless a distribution of Kubernetes brings its own containerd.
 const (
 	containerdName   = "containerd"
 	containerdParent = "etc/containerd"
@@ -20,7 +20,7 @@ const (
 	containerdConfig = "etc/containerd/config.toml"
 )
 
-// distributions have a containerd of their own, which they tell to look into certs.d.
+// distributions bring their own containerd, which they configure to read certs.d.
 var distributions = []struct{ name, parent string }{
 	{"k3s", "var/lib/rancher/k3s/agent/etc/containerd"},
 	{"RKE2", "var/lib/rancher/rke2/agent/etc/containerd"},
@@ -29,7 +29,7 @@ var distributions = []struct{ name, parent string }{
 
 const crioParent = "etc/crio"
 
-// places are all that a node may have. local is host:port of the local port.
+// places returns the places of all runtimes that a node may have. local is host:port of the local port.
 func (n *Node) places(local string, bundle []byte) []place {
 	ca := file{"ca.crt", string(bundle)}
 	containerd := func(runtime, parent string) place {
@@ -45,28 +45,43 @@ func (n *Node) places(local string, bundle []byte) []place {
 		return place{runtime: runtime, parent: parent, dir: path.Join(dir, name), named: true, files: []file{ca}}
 	}
 	all = append(all, certs("Docker", "etc/docker", "etc/docker/certs.d", n.name()))
-	for _, name := range []string{n.name(), local, fmt.Sprintf("%s:%d", strings.TrimSuffix(local, fmt.Sprintf(":%d", n.o.LocalPort)), n.o.Port)} {
+	loopback := strings.TrimSuffix(local, fmt.Sprintf(":%d", n.o.LocalPort))
+	for _, name := range []string{n.name(), local, fmt.Sprintf("%s:%d", loopback, n.o.Port)} {
 		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
 	}
 	return append(all, place{runtime: "CRI-O", parent: crioParent, dir: "etc/containers/registries.conf.d",
-		files:  []file{{"50-trow.conf", registriesConf(n.name(), local)}},
-		reload: fmt.Sprintf("CRI-O finds %s after systemctl reload crio; until then use %s/… names", n.name(), local)})
+		files: []file{{"50-trow.conf", registriesConf(n.name(), local)}},
+		reload: fmt.Sprintf("run systemctl reload crio, so that CRI-O finds %s; until then use %s/… names",
+			n.name(), local)})
 }
 
-// hostsTOML is what containerd wants to know of a name. The host tree is for 1.6, which refuses a file without; the
-// server keeps any version from asking the name itself, which nothing on the node resolves. It is asked again for what
-// the host has not, and needs the CA for that: otherwise an image that is not there would be told as a wrong certificate.
+// hostsTOML returns containerd's configuration of a name. The host table is for containerd 1.6, which refuses a file
+// without one. The server key keeps each version from connecting to the name itself, which the node cannot resolve.
+// When the host does not have an image, containerd asks the server as well; without the CA there, it would report a
+// wrong certificate instead of a missing image.
 func hostsTOML(local, ca string) string {
-	return fmt.Sprintf("server = \"https://%[1]s\"\nca = %[2]q\n\n[host.\"https://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = %[2]q\n", local, ca)
+	return fmt.Sprintf(`server = "https://%[1]s"
+ca = %[2]q
+
+[host."https://%[1]s"]
+  capabilities = ["pull", "resolve"]
+  ca = %[2]q
+`, local, ca)
 }
 
-// registriesConf tells CRI-O where a name is (containers-registries.conf.d(5)).
+// registriesConf returns CRI-O's configuration of a name (containers-registries.conf.d(5)).
 func registriesConf(name, local string) string {
-	return fmt.Sprintf("[[registry]]\nprefix = %[1]q\nlocation = %[1]q\n\n[[registry.mirror]]\nlocation = %[2]q\n", name, local)
+	return fmt.Sprintf(`[[registry]]
+prefix = %[1]q
+location = %[1]q
+
+[[registry.mirror]]
+location = %[2]q
+`, name, local)
 }
 
-// checkContainerd returns what a person has to add to containerd's configuration, nil: nothing, or the kubelet has
-// another runtime.
+// checkContainerd returns what an administrator has to add to containerd's configuration; nil: nothing, or the kubelet
+// uses another runtime.
 func (n *Node) checkContainerd(root *os.Root) error {
 	if n.o.RuntimeVersion != "" && !strings.HasPrefix(n.o.RuntimeVersion, "containerd://") {
 		return nil
@@ -85,27 +100,28 @@ func (n *Node) checkContainerd(root *os.Root) error {
 	}
 	c, err := readConfig(root)
 	if err != nil {
-		return fmt.Errorf("/%s cannot be understood, so whether containerd looks into /%s is unknown: %w", containerdConfig, containerdCerts, err)
+		return fmt.Errorf("cannot parse /%s to find out whether containerd reads /%s: %w", containerdConfig,
+			containerdCerts, err)
 	}
 	why := c.missing(parseVersion(n.o.RuntimeVersion))
 	if why == "" {
 		return nil
 	}
-	return fmt.Errorf("%s. To use %s/… names, have these two lines in /%s, then restart containerd:\n%s\nUntil then use 127.0.0.1:%d/… names",
-		why, n.name(), containerdConfig, c.lines(), n.o.Port)
+	return fmt.Errorf("%s. To use %s/… names, add these two lines to /%s, then restart containerd:\n%s\n"+
+		"Until then use 127.0.0.1:%d/… names", why, n.name(), containerdConfig, c.lines(), n.o.Port)
 }
 
-// criConfig is what containerd's configuration says of registries.
+// criConfig is what containerd's configuration says about registries.
 type criConfig struct {
 	version int64  // of the format
 	path    string // config_path
-	legacy  bool   // mirrors are set in the configuration itself, which excludes config_path
-	local   bool   // images are pulled by the plugin itself, not by the transfer service
-	off     bool   // the plugin that serves the kubelet is disabled
+	legacy  bool   // whether mirrors are set in the configuration itself, which excludes config_path
+	local   bool   // whether the plugin pulls images itself, not the transfer service
+	off     bool   // whether the plugin that serves the kubelet is disabled
 }
 
-// readConfig reads containerd's configuration and the files that it imports, as containerd does: the last one that
-// says something counts. No file is an empty one.
+// readConfig reads containerd's configuration and the files that it imports, as containerd does: the last file with a
+// setting wins. A missing file counts as empty.
 func readConfig(root *os.Root) (criConfig, error) {
 	c := criConfig{}
 	var main struct {
@@ -113,7 +129,7 @@ func readConfig(root *os.Root) (criConfig, error) {
 	}
 	b, err := root.ReadFile(containerdConfig)
 	if errors.Is(err, fs.ErrNotExist) {
-		c.version = 2 // what every version understands
+		c.version = 2 // which each version of containerd understands
 		return c, nil
 	}
 	if err == nil {
@@ -146,7 +162,7 @@ func readConfig(root *os.Root) (criConfig, error) {
 	return c, nil
 }
 
-// merge takes over what one file says.
+// merge takes over the settings of one file.
 func (c *criConfig) merge(b []byte) error {
 	var all map[string]any
 	if err := toml.Unmarshal(b, &all); err != nil {
@@ -160,15 +176,19 @@ func (c *criConfig) merge(b []byte) error {
 		c.version = version
 	}
 	disabled, _ := all["disabled_plugins"].([]any)
-	c.off = c.off || slices.Contains(disabled, any("cri")) || slices.Contains(disabled, any("io.containerd.grpc.v1.cri"))
+	c.off = c.off || slices.Contains(disabled, any("cri")) ||
+		slices.Contains(disabled, any("io.containerd.grpc.v1.cri"))
 
 	cri := table(all, "plugins", pluginOf(version))
 	registry := table(cri, "registry")
 	if p, ok := registry["config_path"].(string); ok {
 		c.path = p
 	}
-	c.legacy = c.legacy || len(table(registry, "mirrors")) > 0 || len(table(registry, "configs")) > 0 || len(table(registry, "auths")) > 0
-	for _, t := range []map[string]any{cri, table(cri, "containerd")} { // version 2 has some of them there
+	for _, key := range []string{"mirrors", "configs", "auths"} {
+		c.legacy = c.legacy || len(table(registry, key)) > 0
+	}
+	// Each of these settings makes containerd pull images with the plugin. Version 2 has some of them in a sub-table.
+	for _, t := range []map[string]any{cri, table(cri, "containerd")} {
 		downloads, set := t["max_concurrent_downloads"].(int64)
 		c.local = c.local || t["use_local_image_pull"] == true || t["discard_unpacked_layers"] == true ||
 			t["image_pull_with_sync_fs"] == true || set && downloads != 3
@@ -176,7 +196,7 @@ func (c *criConfig) merge(b []byte) error {
 	return nil
 }
 
-// pluginOf is the name of the plugin that pulls images, by the version of the format.
+// pluginOf returns the name of the plugin that pulls images, by the version of the format.
 func pluginOf(version int64) string {
 	switch {
 	case version >= 3:
@@ -187,7 +207,7 @@ func pluginOf(version int64) string {
 	return "cri"
 }
 
-// table goes down a tree of tables; what is not there is empty.
+// table descends a tree of tables; a missing table is empty.
 func table(t map[string]any, keys ...string) map[string]any {
 	for _, key := range keys {
 		t, _ = t[key].(map[string]any)
@@ -204,7 +224,7 @@ func (r release) before(major, minor int) bool {
 	return r[0] < major || r[0] == major && r[1] < minor
 }
 
-// parseVersion reads the version of a node's status: containerd://1.7.27-k3s1.
+// parseVersion parses the version in a node's status: containerd://1.7.27-k3s1.
 func parseVersion(s string) (r release) {
 	if s, ok := strings.CutPrefix(s, "containerd://"); ok {
 		if _, err := fmt.Sscanf(strings.TrimPrefix(s, "v"), "%d.%d", &r[0], &r[1]); err != nil {
@@ -214,10 +234,10 @@ func parseVersion(s string) (r release) {
 	return r
 }
 
-// missing says why containerd does not look into our directory, "" if it does.
+// missing returns why containerd does not read our directory, "" if it does.
 //
-// From 2.1 on images are pulled by the transfer service unless some settings keep it from that, and it takes a list of
-// directories for the name of one: up to 2.4 at least. From 2.2 on a list is what is set if nothing else is.
+// From 2.1 on, the transfer service pulls images, unless some settings prevent that. It takes a list of directories for
+// the name of one directory, up to 2.4 at least. From 2.2 on, the default of config_path is a list.
 func (c criConfig) missing(r release) string {
 	ours := "/" + containerdCerts
 	dirs := strings.Split(c.path, ":")
@@ -228,24 +248,26 @@ func (c criConfig) missing(r release) string {
 	case listed && (len(dirs) == 1 || c.local || r.known() && r.before(2, 1)):
 		return ""
 	case listed && r.known():
-		return fmt.Sprintf("this containerd (%d.%d) takes config_path = %q for the name of one directory", r[0], r[1], c.path)
+		return fmt.Sprintf("this containerd (%d.%d) reads config_path = %q as the name of one directory", r[0], r[1], c.path)
 	case listed:
-		return fmt.Sprintf("containerd from 2.1 on takes config_path = %q for the name of one directory", c.path)
+		return fmt.Sprintf("containerd from 2.1 on reads config_path = %q as the name of one directory", c.path)
 	case c.path != "":
-		return fmt.Sprintf("containerd looks for registries in config_path = %q, and not in %s", c.path, ours)
+		return fmt.Sprintf("containerd reads config_path = %q, not %s", c.path, ours)
 	case c.legacy:
-		return fmt.Sprintf("containerd does not look into %s: its configuration has registry.mirrors, configs or auths, which have to go before config_path can be set", ours)
+		return fmt.Sprintf("containerd does not read %s: its configuration has registry.mirrors, configs or auths; "+
+			"remove them before setting config_path", ours)
 	case c.local && r.known() && !r.before(2, 2):
 		return ""
 	case c.local && !r.known():
-		return fmt.Sprintf("containerd before 2.2 does not look into %s: config_path is not set", ours)
+		return fmt.Sprintf("containerd before 2.2 does not read %s: config_path is not set", ours)
 	case r.known() && !r.before(2, 2):
-		return fmt.Sprintf("this containerd (%d.%d) does not look into %s: config_path is not set, and it takes the list that is its default for the name of one directory", r[0], r[1], ours)
+		return fmt.Sprintf("this containerd (%d.%d) does not read %s: config_path is not set, and it reads its default, "+
+			"a list, as the name of one directory", r[0], r[1], ours)
 	}
-	return fmt.Sprintf("containerd does not look into %s: config_path is not set", ours)
+	return fmt.Sprintf("containerd does not read %s: config_path is not set", ours)
 }
 
-// lines are what is missing in the configuration.
+// lines returns the lines that are missing in the configuration.
 func (c criConfig) lines() string {
 	if c.version < 2 {
 		return fmt.Sprintf("[plugins.cri.registry]\n  config_path = %q", "/"+containerdCerts)

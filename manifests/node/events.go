@@ -12,56 +12,64 @@ import (
 	"trow/manifests/kube"
 )
 
-// Kind is what happened. It is the reason of the Event of Kubernetes, where one is made.
+// Kind says what happened. It is the reason of the Kubernetes Event, if there is one.
 type Kind string
 
 // The kinds of events.
 const (
 	Listening   Kind = "Listening"         // on an address of the node
-	NotListens  Kind = "NotListening"      // on one of them; the rest works
-	Trusts      Kind = "BundleChanged"     // the bundle is another from now on
-	BadBundle   Kind = "BadBundle"         // the ConfigMap's cannot be used; the one before is
-	APIFailed   Kind = "APIFailed"         // the API server does not answer, or refuses; tried again
+	NotListens  Kind = "NotListening"      // on one of these addresses; the others work
+	Trusts      Kind = "BundleChanged"     // a new bundle is in use
+	BadBundle   Kind = "BadBundle"         // the ConfigMap's bundle is invalid; the previous one stays in use
+	APIFailed   Kind = "APIFailed"         // the API server does not answer, or refuses; retried
 	Written     Kind = "FileWritten"       // a file of the node
 	Removed     Kind = "FileRemoved"       // a file of the node
-	Kept        Kind = "FilesKept"         // at the end: this is no uninstallation
-	Foreign     Kind = "ForeignFile"       // somebody else's file is where ours would be; it stays
-	FileFailed  Kind = "FileFailed"        // a file of the node could not be read, written or removed; tried again
+	Kept        Kind = "FilesKept"         // at the end: Trow is not being uninstalled
+	Foreign     Kind = "ForeignFile"       // a foreign file is in the place of ours; it stays
+	FileFailed  Kind = "FileFailed"        // a file of the node could not be read, written or removed; retried
 	ConfigPath  Kind = "ConfigPathMissing" // containerd does not look where we write
-	Reload      Kind = "ReloadNeeded"      // CRI-O reads what we wrote when it is told to
-	NodeReady   Kind = "NodeReady"         // the runtimes of the node have been told
-	Unreachable Kind = "Unreachable"       // the registry, by each of its addresses
-	Reachable   Kind = "Reachable"         // it is again
+	Reload      Kind = "ReloadNeeded"      // CRI-O reads our files only after a reload
+	NodeReady   Kind = "NodeReady"         // the runtimes of the node are configured
+	Unreachable Kind = "Unreachable"       // none of the registry's addresses can be reached
+	Reachable   Kind = "Reachable"         // one can be reached again
 )
 
-// public says which kinds become Events of Kubernetes, and of which type: those that somebody has to act upon, and
-// the good end.
+// public has the kinds that become Kubernetes Events, with their type: those that need an administrator, and the final
+// success.
 var public = map[Kind]string{
-	BadBundle: corev1.EventTypeWarning, Foreign: corev1.EventTypeWarning, FileFailed: corev1.EventTypeWarning,
-	ConfigPath: corev1.EventTypeWarning, Reload: corev1.EventTypeWarning, NodeReady: corev1.EventTypeNormal,
+	BadBundle:  corev1.EventTypeWarning,
+	Foreign:    corev1.EventTypeWarning,
+	FileFailed: corev1.EventTypeWarning,
+	ConfigPath: corev1.EventTypeWarning,
+	Reload:     corev1.EventTypeWarning,
+	NodeReady:  corev1.EventTypeNormal,
 }
 
-// Event tells what [Node.Run] did or found.
+// Event is what [Node.Run] did or found.
 type Event struct {
 	Kind    Kind
 	Message string
 	Err     error // the cause, nil if there is none
 }
 
-// Warning reports whether somebody should look at it.
+// Warning reports whether the event is a problem.
 func (e Event) Warning() bool {
-	return public[e.Kind] == corev1.EventTypeWarning || e.Kind == NotListens || e.Kind == APIFailed || e.Kind == Unreachable
+	switch e.Kind {
+	case NotListens, APIFailed, Unreachable:
+		return true
+	}
+	return public[e.Kind] == corev1.EventTypeWarning
 }
 
 const (
-	// again is when the same Event of Kubernetes may be made once more: the API server keeps them for an hour.
+	// again is when the same Kubernetes Event may be created once more: the API server keeps Events for an hour.
 	again = time.Hour
-	// maxMessage and maxInstance are what the API server accepts of an Event's text and of its reporter's name.
+	// maxMessage and maxInstance are the limits of the API server for the text and the reporter of an Event.
 	maxMessage, maxInstance = 1024, 128
 )
 
-// tell tells the caller.
-func (n *Node) tell(kind Kind, err error, format string, args ...any) Event {
+// notify passes an event to the caller.
+func (n *Node) notify(kind Kind, err error, format string, args ...any) Event {
 	e := Event{Kind: kind, Message: fmt.Sprintf(format, args...), Err: err}
 	n.notifyMu.Lock()
 	defer n.notifyMu.Unlock()
@@ -69,24 +77,26 @@ func (n *Node) tell(kind Kind, err error, format string, args ...any) Event {
 	return e
 }
 
-// report tells the caller, and those who watch the cluster.
+// report passes an event to the caller, and creates a Kubernetes Event if its kind is public.
 func (n *Node) report(ctx context.Context, kind Kind, err error, format string, args ...any) {
-	e := n.tell(kind, err, format, args...)
+	e := n.notify(kind, err, format, args...)
 	if public[kind] == "" || !n.due(e, time.Now()) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.times.ask)
 	defer cancel()
-	n.learn(ctx) // kubectl describe shows no Event without the DaemonSet's UID
-	if _, err := n.o.Client.Events(n.o.Namespace).Create(ctx, n.event(e, time.Now()), metav1.CreateOptions{}); err != nil {
-		n.tell(APIFailed, err, "no Event of Kubernetes for %s", kind)
+	n.learnUID(ctx) // without the DaemonSet's UID, kubectl describe does not show the Event
+	_, err = n.o.Client.Events(n.o.Namespace).Create(ctx, n.event(e, time.Now()), metav1.CreateOptions{})
+	if err != nil {
+		n.notify(APIFailed, err, "cannot create a Kubernetes Event for %s", kind)
 	}
 }
 
-// due reports whether the same Event was not made lately, and notes it.
+// due reports whether the same Event was not created within the last hour, and counts it as created.
 func (n *Node) due(e Event, now time.Time) bool {
 	n.eventsMu.Lock()
 	defer n.eventsMu.Unlock()
+	// Old entries go here, so that the map holds one hour of Events at most.
 	for key, at := range n.posted {
 		if now.Sub(at) >= again {
 			delete(n.posted, key)
@@ -100,7 +110,7 @@ func (n *Node) due(e Event, now time.Time) bool {
 	return true
 }
 
-// text is message and cause.
+// text returns the message with the cause.
 func (e Event) text() string {
 	if e.Err == nil {
 		return e.Message
@@ -108,14 +118,17 @@ func (e Event) text() string {
 	return e.Message + ": " + e.Err.Error()
 }
 
-// event is about the DaemonSet, so that kubectl describe shows those of all nodes; the Node is named beside it.
+// event makes a Kubernetes Event. It is about the DaemonSet, whose kubectl describe shows the Events of all nodes; the
+// Node is the related object.
 func (n *Node) event(e Event, at time.Time) *corev1.Event {
-	object := corev1.ObjectReference{APIVersion: "apps/v1", Kind: "DaemonSet", Namespace: n.o.Namespace, Name: n.o.DaemonSet}
+	object := corev1.ObjectReference{APIVersion: "apps/v1", Kind: "DaemonSet",
+		Namespace: n.o.Namespace, Name: n.o.DaemonSet}
 	if uid := n.uid.Load(); uid != nil {
 		object.UID = *uid
 	}
 	return &corev1.Event{
-		ObjectMeta:          metav1.ObjectMeta{Namespace: n.o.Namespace, Name: fmt.Sprintf("%.200s.%x%08x", n.o.DaemonSet, at.UnixNano(), rand.Uint32())},
+		ObjectMeta: metav1.ObjectMeta{Namespace: n.o.Namespace,
+			Name: fmt.Sprintf("%.200s.%x%08x", n.o.DaemonSet, at.UnixNano(), rand.Uint32())},
 		InvolvedObject:      object,
 		Related:             &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: n.o.NodeName},
 		Type:                public[e.Kind],
@@ -132,6 +145,7 @@ func (n *Node) event(e Event, at time.Time) *corev1.Event {
 	}
 }
 
+// cut returns at most this number of bytes of s.
 func cut(s string, most int) string {
 	if len(s) <= most {
 		return s

@@ -5,28 +5,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strings"
 	"time"
+
+	"trow/storage/files"
 )
 
 const (
-	// marker begins every file of ours, and the rest of its first line is for people. In front of a certificate it
-	// is explanatory text (RFC 7468, section 2), which the runtimes' parsers skip. It never changes: what begins
-	// otherwise is foreign.
+	// marker starts each file of ours; the rest of its first line is for people. In front of a certificate it is
+	// explanatory text (RFC 7468, section 2), which the parsers of runtimes skip. It must never change: a file that
+	// starts otherwise is foreign.
 	marker     = "# Written by trow node"
 	markerLine = marker + "; removed when Trow is uninstalled\n"
-	// tempSuffix ends the name of a file that is being written. Runtimes look for .crt, .cert, .key, .toml, .conf.
-	tempSuffix = ".trow-tmp"
+	// olderTempSuffix ended the names of temporary files before version 0.2. A crash may have left one.
+	olderTempSuffix = ".trow-tmp"
 	// maxFile is more than any file of ours has.
 	maxFile = 1 << 20
 )
 
-// keepFiles writes the node's files when the bundle has changed, and looks after them until ctx is done.
+// keepFiles writes the node's files when the bundle has changed, and checks them regularly, until ctx is done.
 func (n *Node) keepFiles(ctx context.Context) {
 	t := time.NewTicker(n.times.recheck)
 	defer t.Stop()
@@ -44,7 +45,7 @@ func (n *Node) keepFiles(ctx context.Context) {
 	}
 }
 
-// writeFiles makes the node's files what they should be, and tells what is in the way.
+// writeFiles writes the node's files where they are not as they should be, and reports problems.
 func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 	root, err := os.OpenRoot(n.o.Root)
 	if n.problem(ctx, n.o.Root, FileFailed, err); err != nil {
@@ -61,17 +62,17 @@ func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 		done = slices.DeleteFunc(done, func(runtime string) bool { return runtime == containerdName })
 	}
 	n.problem(ctx, containerdConfig, ConfigPath, err)
-	text := fmt.Sprintf("%s: told to find %s at %s", strings.Join(done, ", "), n.name(), n.local())
-	if len(done) > 0 && n.told[""] != text {
-		n.told[""] = text
+	text := fmt.Sprintf("%s: configured to find %s at %s", strings.Join(done, ", "), n.name(), n.local())
+	if len(done) > 0 && n.lastReported[""] != text {
+		n.lastReported[""] = text
 		n.report(ctx, NodeReady, nil, "%s", text)
 	}
 }
 
-// writePlace reports whether the runtime is there and has what it needs.
+// writePlace reports whether the runtime exists on the node and has what it needs.
 func (n *Node) writePlace(ctx context.Context, root *os.Root, p *place) bool {
-	there, err := isDir(root, p.parent)
-	if err == nil && !there {
+	exists, err := isDir(root, p.parent)
+	if err == nil && !exists {
 		return false
 	}
 	var written []string
@@ -79,7 +80,7 @@ func (n *Node) writePlace(ctx context.Context, root *os.Root, p *place) bool {
 		written, err = p.write(root)
 	}
 	for _, file := range written {
-		n.tell(Written, nil, "/%s", file)
+		n.notify(Written, nil, "/%s", file)
 	}
 	kind := FileFailed
 	if errors.As(err, new(foreignError)) {
@@ -92,26 +93,26 @@ func (n *Node) writePlace(ctx context.Context, root *os.Root, p *place) bool {
 	return err == nil
 }
 
-// problem tells of what is wrong with a path, once until it is over or another. nil: nothing is.
+// problem reports the problem of a path, once until it is solved or another takes its place. nil: there is none.
 func (n *Node) problem(ctx context.Context, path string, kind Kind, err error) {
 	if err == nil {
-		delete(n.told, path)
+		delete(n.lastReported, path)
 		return
 	}
-	if text := string(kind) + err.Error(); n.told[path] != text {
-		n.told[path] = text
+	if text := string(kind) + err.Error(); n.lastReported[path] != text {
+		n.lastReported[path] = text
 		n.report(ctx, kind, nil, "%v", err)
 	}
 }
 
-// removeFiles takes away what is ours, by either address of the local port: it may have been the other one once.
+// removeFiles removes our files for both addresses of the local port: an earlier run may have used the other one.
 func (n *Node) removeFiles() {
 	root, err := os.OpenRoot(n.o.Root)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
 	if err != nil {
-		n.tell(FileFailed, err, "the node's files cannot be removed")
+		n.notify(FileFailed, err, "cannot remove the node's files")
 		return
 	}
 	defer root.Close()
@@ -119,10 +120,10 @@ func (n *Node) removeFiles() {
 		for _, p := range n.places(fmt.Sprintf("%s:%d", loopback, n.o.LocalPort), nil) {
 			removed, err := p.remove(root)
 			for _, file := range removed {
-				n.tell(Removed, nil, "/%s", file)
+				n.notify(Removed, nil, "/%s", file)
 			}
 			if err != nil && !errors.As(err, new(foreignError)) {
-				n.tell(FileFailed, err, "/%s cannot be removed", p.dir)
+				n.notify(FileFailed, err, "cannot remove /%s", p.dir)
 			}
 		}
 	}
@@ -130,51 +131,82 @@ func (n *Node) removeFiles() {
 
 // place is a directory and our files in it, which belong together. Paths are below the root, without a leading slash.
 type place struct {
-	runtime string // for people
-	parent  string // is there if the runtime is
+	runtime string // its name, for people
+	parent  string // a directory that exists if the runtime does
 	dir     string
-	files   []file // in the order in which they are written
-	named   bool   // the directory is for our name: it goes when nothing is left in it
-	alone   bool   // our files would take the place of others in the directory
-	reload  string // what to do once a file was written, for people
+	files   []file // in the order of writing
+	named   bool   // whether the directory is for our name alone: it is removed when it is empty
+	alone   bool   // whether our files replace other files of the directory, as far as the runtime is concerned
+	reload  string // what to do after a file was written, for people
 }
 
 type file struct {
 	name, content string
 }
 
-// foreignError says which file is not ours.
+// foreignError names a foreign file.
 type foreignError struct{ path string }
 
 func (e foreignError) Error() string {
-	return fmt.Sprintf("/%s was not written by trow node and stays as it is; nothing is written beside it", e.path)
+	return fmt.Sprintf("/%s was not written by trow node; it is kept, and nothing is written beside it", e.path)
 }
 
-// write writes what is not there yet, and returns the paths. Error: foreignError, and nothing was written.
+// write writes the files that are missing or differ, and returns their paths. Error: foreignError, in which case
+// nothing was written; those of the file system.
 func (p *place) write(root *os.Root) (written []string, err error) {
 	have, err := p.read(root)
 	if err != nil {
 		return nil, err
 	}
-	if p.alone && have[len(have)-1] == nil {
-		if err := p.checkAlone(root); err != nil {
-			return nil, err
-		}
-	}
+	checked := false
 	for i, f := range p.files {
 		want := []byte(markerLine + f.content)
 		if bytes.Equal(have[i], want) {
 			continue
 		}
-		if err := writeFile(root, p.dir, f.name, want); err != nil {
+		if !checked {
+			if err := p.prepare(root, have[len(have)-1] == nil); err != nil {
+				return nil, err
+			}
+			checked = true
+		}
+		// Anyone may read it: it holds no secret, and some runtimes do not run as root.
+		name := path.Join(p.dir, f.name)
+		if err := files.Write(root, name, want, 0o644); err != nil {
 			return written, err
 		}
-		written = append(written, path.Join(p.dir, f.name))
+		written = append(written, name)
 	}
 	return written, nil
 }
 
-// read returns the content of the files; nil: it is not there. Error: foreignError.
+// prepare creates the directory, and removes what a crash left in it. first reports whether the last file, which makes
+// the runtime read the others, does not exist yet; then a foreign file in the directory is an error.
+func (p *place) prepare(root *os.Root, first bool) error {
+	if err := root.MkdirAll(p.dir, 0o755); err != nil {
+		return err
+	}
+	if err := p.sweep(root); err != nil {
+		return err
+	}
+	if p.alone && first {
+		return p.checkAlone(root)
+	}
+	return nil
+}
+
+// sweep removes the temporary files that a crash left.
+func (p *place) sweep(root *os.Root) error {
+	for _, f := range p.files {
+		older := path.Join(p.dir, "."+f.name+olderTempSuffix)
+		if err := root.Remove(older); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return files.Sweep(root, p.dir)
+}
+
+// read returns the contents of the files, nil for a file that does not exist. Error: foreignError.
 func (p *place) read(root *os.Root) ([][]byte, error) {
 	have := make([][]byte, len(p.files))
 	for i, f := range p.files {
@@ -193,27 +225,27 @@ func (p *place) read(root *os.Root) ([][]byte, error) {
 	return have, nil
 }
 
-// checkAlone finds a file that would not be looked at any more. Error: foreignError.
+// checkAlone looks for a file that the runtime would no longer read. Error: foreignError.
 func (p *place) checkAlone(root *os.Root) error {
 	entries, err := fs.ReadDir(root.FS(), p.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err != nil {
+		return err
 	}
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), tempSuffix) && !slices.ContainsFunc(p.files, func(f file) bool { return f.name == e.Name() }) {
+		if !slices.ContainsFunc(p.files, func(f file) bool { return f.name == e.Name() }) {
 			return foreignError{path.Join(p.dir, e.Name())}
 		}
 	}
-	return err
+	return nil
 }
 
-// remove removes the files, the last one written first, and the directory if it was made for them. It returns the
-// paths of what it removed.
+// remove removes the files and, if it is for our name alone, the directory. It returns the paths that it removed.
 func (p *place) remove(root *os.Root) (removed []string, err error) {
 	have, err := p.read(root)
 	if err != nil {
 		return nil, err
 	}
+	// The file written last goes first: it makes the runtime read the others.
 	for i, f := range slices.Backward(p.files) {
 		if have[i] == nil {
 			continue
@@ -227,13 +259,17 @@ func (p *place) remove(root *os.Root) (removed []string, err error) {
 	if len(removed) == 0 {
 		return nil, nil
 	}
-	if p.named && root.Remove(p.dir) == nil { // otherwise somebody else has something in it
-		return removed, syncDir(root, path.Dir(p.dir))
+	if err := p.sweep(root); err != nil {
+		return removed, err
 	}
-	return removed, syncDir(root, p.dir)
+	if p.named && root.Remove(p.dir) == nil { // fails if a foreign file is in it
+		return removed, files.SyncDirIn(root, path.Dir(p.dir))
+	}
+	return removed, files.SyncDirIn(root, p.dir)
 }
 
-// isDir reports whether there is such a directory. Error: it cannot be said, as of a link that leads out of the root.
+// isDir reports whether a directory exists. Error: it cannot be found out, for example because a link leads out of
+// root.
 func isDir(root *os.Root, name string) (bool, error) {
 	info, err := root.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -242,53 +278,14 @@ func isDir(root *os.Root, name string) (bool, error) {
 	return err == nil && info.IsDir(), err
 }
 
-// readFile reads a file. What is no plain file is read as empty: it is not ours.
+// readFile reads a file. It returns no content for one that cannot be ours: a link, a directory, a large file.
 func readFile(root *os.Root, name string) ([]byte, error) {
 	info, err := root.Lstat(name)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
+	if !info.Mode().IsRegular() || info.Size() > maxFile {
 		return []byte{}, nil
 	}
-	f, err := root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxFile))
-}
-
-// writeFile puts a file into its place whole; invariant 4. Everybody may read it: it holds no secret, and runtimes
-// without root exist.
-func writeFile(root *os.Root, dir, name string, content []byte) error {
-	if err := root.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	temp := path.Join(dir, "."+name+tempSuffix)
-	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) { // a crash may have left it
-		return err
-	}
-	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
-	if err == nil {
-		err = root.Rename(temp, path.Join(dir, name))
-	}
-	if err != nil {
-		return errors.Join(err, root.Remove(temp))
-	}
-	return syncDir(root, dir)
-}
-
-// syncDir makes what happened in a directory last.
-func syncDir(root *os.Root, dir string) error {
-	d, err := root.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return files.ReadIn(root, name, maxFile)
 }

@@ -14,34 +14,35 @@ import (
 )
 
 const (
-	// maxConns bounds the connections at once; more wait in the kernel's queue. A node pulls a few images at once, a
-	// few layers each.
+	// maxConns bounds the open connections; more wait in the kernel's queue. A node pulls a few images at a time, a few
+	// layers each.
 	maxConns = 512
-	// handshake is the first byte of TLS (RFC 8446, section 5.1: content type handshake). No method of HTTP begins
-	// with it.
+	// handshake is the first byte of TLS (RFC 8446, section 5.1: content type handshake). No method of HTTP starts with
+	// it.
 	handshake = 0x16
-	// chunk is what a pipe moves before it renews its deadlines; small against what moves within the idle time.
+	// chunk is how many bytes a pipe moves before it renews its deadlines: few, compared with the idle time.
 	chunk = 1 << 20
 )
 
-// listen opens the listeners. Error: there is none for the local port.
+// listen opens the listeners. Error: it could not listen on any address of the local port.
 func (n *Node) listen() ([]net.Listener, error) {
 	var all []net.Listener
 	var errs []error
 	for _, port := range []int{n.o.LocalPort, n.o.Port} {
-		for _, ip := range []struct{ network, address, url string }{{"tcp4", "127.0.0.1", "127.0.0.1"}, {"tcp6", "::1", "[::1]"}} {
+		for _, ip := range []struct{ network, address, url string }{
+			{"tcp4", "127.0.0.1", "127.0.0.1"}, {"tcp6", "::1", "[::1]"}} {
 			address := net.JoinHostPort(ip.address, strconv.Itoa(port))
 			l, err := n.o.Listen(ip.network, address)
 			if err != nil {
 				errs = append(errs, err)
-				n.tell(NotListens, err, "not listening on %s", address)
+				n.notify(NotListens, err, "cannot listen on %s", address)
 				continue
 			}
-			if n.loopback == "" {
+			if n.loopback == "" { // the first address of the local port
 				n.loopback = ip.url
 			}
 			all = append(all, l)
-			n.tell(Listening, nil, "listening on %s", address)
+			n.notify(Listening, nil, "listening on %s", address)
 		}
 		if len(all) == 0 {
 			return nil, fmt.Errorf("local port %d: %w", port, errors.Join(errs...))
@@ -50,12 +51,13 @@ func (n *Node) listen() ([]net.Listener, error) {
 	return all, nil
 }
 
-// local is the address that runtimes are told.
+// local returns the address that runtimes are configured with.
 func (n *Node) local() string { return fmt.Sprintf("%s:%d", n.loopback, n.o.LocalPort) }
 
-// accept takes connections until the listener is closed.
+// accept accepts connections until the listener is closed.
 func (n *Node) accept(l net.Listener, http *handover) {
 	for {
+		// A slot first: connections beyond the limit wait in the kernel, and cost no memory here.
 		select {
 		case n.slots <- struct{}{}:
 		case <-n.closing:
@@ -67,20 +69,20 @@ func (n *Node) accept(l net.Listener, http *handover) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			select { // out of files, or the like: it passes
+			select { // out of file descriptors, or the like: try again
 			case <-time.After(100 * time.Millisecond):
 			case <-n.closing:
 			}
 			continue
 		}
-		go n.sort(&conn{Conn: c, idle: n.times.idle, release: func() { <-n.slots }}, http)
+		go n.dispatch(&conn{Conn: c, idle: n.times.idle, release: func() { <-n.slots }}, http)
 	}
 }
 
-// conn is a connection of the node's. It gives its slot back when it is closed.
+// conn is a connection of a client on the node. Close releases its slot.
 type conn struct {
 	net.Conn
-	head    []byte // read already
+	head    []byte // bytes that dispatch has read
 	idle    time.Duration
 	release func()
 	closed  atomic.Bool
@@ -95,7 +97,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// Write gives a client the idle time to take what it is sent.
+// Write gives the client the idle time to receive the data.
 func (c *conn) Write(b []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(c.idle)); err != nil {
 		return 0, err
@@ -111,14 +113,15 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// sort looks at the first byte: TLS is piped, the rest is HTTP.
-func (n *Node) sort(c *conn, http *handover) {
-	if peer, err := netip.ParseAddrPort(c.RemoteAddr().String()); err != nil || !peer.Addr().Unmap().IsLoopback() {
+// dispatch looks at the first byte: TLS is piped, the rest is HTTP.
+func (n *Node) dispatch(c *conn, http *handover) {
+	peer, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil || !peer.Addr().Unmap().IsLoopback() { // invariant 1
 		c.Close()
 		return
 	}
 	b := make([]byte, 4096)
-	_ = c.SetReadDeadline(time.Now().Add(n.times.first)) // a connection that has no deadlines fails at the read
+	_ = c.SetReadDeadline(time.Now().Add(n.times.first)) // if this fails, the read fails as well
 	k, err := c.Conn.Read(b)
 	if err != nil || k == 0 {
 		c.Close()
@@ -132,7 +135,7 @@ func (n *Node) sort(c *conn, http *handover) {
 	}
 }
 
-// dial connects to the registry: to the address that answered last, then to the others. Error: none answers.
+// dial connects to the registry: to the address that was reached last, then to the others. Error: none was reached.
 func (n *Node) dial(ctx context.Context) (net.Conn, error) {
 	d := net.Dialer{Timeout: n.times.dial}
 	first := int(n.good.Load())
@@ -143,41 +146,41 @@ func (n *Node) dial(ctx context.Context) (net.Conn, error) {
 		if err == nil {
 			n.good.Store(int32(at))
 			if n.lost.Swap(false) {
-				n.tell(Reachable, nil, "the registry is at %s", n.targets[at])
+				n.notify(Reachable, nil, "registry reached at %s", n.targets[at])
 			}
 			return c, nil
 		}
 		errs = append(errs, err)
 	}
 	err := errors.Join(errs...)
-	if ctx.Err() == nil && !n.lost.Swap(true) { // once, until it is over
-		n.tell(Unreachable, err, "the registry does not answer")
+	if ctx.Err() == nil && !n.lost.Swap(true) { // once, until the registry is reached again
+		n.notify(Unreachable, err, "cannot reach the registry")
 	}
 	return nil, err
 }
 
-// pipe is a connection of the node's and the one to the registry that goes with it.
+// pipe is a connection of a client and the one to the registry that belongs to it.
 type pipe struct {
 	node *Node
 	ends [2]net.Conn
-	last atomic.Int64 // when something was last seen to have moved, in nanoseconds since 1970
+	last atomic.Int64 // when a byte was last seen to move, in nanoseconds since 1970
 }
 
-// pipe moves bytes both ways until both ends have said all, or nothing has moved for the idle time. The client is
-// told of nothing but the end: what it speaks is not ours.
+// pipe moves bytes in both directions until both ends have closed, or no byte has moved for the idle time. On an error
+// it closes the client's connection without a message: within TLS it cannot send any.
 func (n *Node) pipe(c *conn) {
 	defer c.Close()
-	to, err := n.dial(context.Background()) // it ends by its time
+	to, err := n.dial(context.Background()) // the time limit of dial ends it
 	if err != nil {
 		return
 	}
 	defer to.Close()
 	p := &pipe{node: n, ends: [2]net.Conn{c.Conn, to}}
 	p.move()
-	if !n.keep(p) {
+	if !n.addPipe(p) {
 		return
 	}
-	defer n.forget(p)
+	defer n.removePipe(p)
 	_ = to.SetWriteDeadline(time.Now().Add(n.times.first))
 	if _, err := to.Write(c.head); err != nil {
 		return
@@ -188,8 +191,8 @@ func (n *Node) pipe(c *conn) {
 	<-done
 }
 
-// copy moves bytes one way and passes the end on. Both ends are TCP, so the kernel moves them by itself; what it has
-// moved is seen at the end of a chunk, or after half of the idle time.
+// copy moves bytes in one direction, and passes on that the source has closed. Both ends are TCP, so the kernel moves
+// the bytes (splice). This function sees them at the end of a chunk, or after half of the idle time.
 func (p *pipe) copy(to, from net.Conn) {
 	for {
 		until := p.arm(to, from)
@@ -203,7 +206,7 @@ func (p *pipe) copy(to, from net.Conn) {
 			return
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(until) && !p.silent():
-			// It was the reading that took long, and something moves, be it the other way.
+			// The read timed out, but bytes move in at least one direction: go on.
 		default:
 			p.stop()
 			return
@@ -213,24 +216,24 @@ func (p *pipe) copy(to, from net.Conn) {
 
 func (p *pipe) move() { p.last.Store(time.Now().UnixNano()) }
 
-// silent reports whether nothing has moved for the idle time, either way.
+// silent reports whether no byte has moved in either direction for the idle time.
 func (p *pipe) silent() bool { return time.Since(time.Unix(0, p.last.Load())) >= p.node.idle() }
 
-// arm sets the deadlines of one way. Reading has half of the time that writing has, which tells which of the two took
-// too long; it returns the end of the latter.
+// arm sets the deadlines of one direction, and returns the one for writing. Reading has half the time of writing, so
+// that a timeout before that deadline means that reading took too long.
 func (p *pipe) arm(to, from net.Conn) time.Time {
 	for {
 		idle := p.node.idle()
 		now := time.Now()
 		_ = from.SetReadDeadline(now.Add(idle / 2))
 		_ = to.SetWriteDeadline(now.Add(idle))
-		if idle == p.node.idle() { // otherwise drainPipes has come in between
+		if idle == p.node.idle() { // otherwise drainPipes has shortened it in the meantime
 			return now.Add(idle)
 		}
 	}
 }
 
-// stop ends both ways.
+// stop closes both ends.
 func (p *pipe) stop() {
 	for _, c := range p.ends {
 		c.Close()
@@ -239,11 +242,11 @@ func (p *pipe) stop() {
 
 func closeWrite(c net.Conn) {
 	if t, ok := c.(interface{ CloseWrite() error }); ok {
-		_ = t.CloseWrite() // it is closed soon
+		_ = t.CloseWrite() // on an error the connection is closed soon anyway
 	}
 }
 
-// idle is how long a pipe may be silent.
+// idle returns how long a pipe may be silent.
 func (n *Node) idle() time.Duration {
 	if n.draining.Load() {
 		return n.times.quiet
@@ -251,8 +254,8 @@ func (n *Node) idle() time.Duration {
 	return n.times.idle
 }
 
-// keep notes a pipe. It returns false when it is too late for a new one.
-func (n *Node) keep(p *pipe) bool {
+// addPipe registers a pipe. It reports false while draining, when no new pipe may start.
+func (n *Node) addPipe(p *pipe) bool {
 	n.pipesMu.Lock()
 	defer n.pipesMu.Unlock()
 	if n.draining.Load() {
@@ -262,13 +265,13 @@ func (n *Node) keep(p *pipe) bool {
 	return true
 }
 
-func (n *Node) forget(p *pipe) {
+func (n *Node) removePipe(p *pipe) {
 	n.pipesMu.Lock()
 	defer n.pipesMu.Unlock()
 	delete(n.pipes, p)
 }
 
-// each calls f for each pipe and returns how many there are.
+// each calls f for each pipe and returns the number of pipes.
 func (n *Node) each(f func(*pipe)) int {
 	n.pipesMu.Lock()
 	defer n.pipesMu.Unlock()
@@ -278,10 +281,12 @@ func (n *Node) each(f func(*pipe)) int {
 	return len(n.pipes)
 }
 
-// drainPipes has each pipe look at the clock anew: one that is silent ends soon.
+// drainPipes shortens the idle time of each pipe, so that a silent one ends soon.
 func (n *Node) drainPipes() {
-	n.each((*pipe).move) // before the time is short: what moves has to be seen to move first
+	// Each pipe counts as active now: one that is active will have moved bytes within the short idle time.
+	n.each((*pipe).move)
 	n.draining.Store(true)
+	// A deadline in the past wakes up each read, and copy sets the new, short deadline.
 	n.each(func(p *pipe) {
 		for _, c := range p.ends {
 			_ = c.SetReadDeadline(time.Now())
@@ -289,10 +294,10 @@ func (n *Node) drainPipes() {
 	})
 }
 
-// waitForPipes waits until there are none, and ends them when ctx is done.
+// waitForPipes waits until no pipe is left, and stops the rest when ctx is done.
 func (n *Node) waitForPipes(ctx context.Context) {
 	for n.each(func(*pipe) {}) > 0 {
-		if !sleep(ctx, 20*time.Millisecond) { // at the end of the process: a look costs nothing
+		if !sleep(ctx, 20*time.Millisecond) { // polling is good enough at the end of the process
 			n.each((*pipe).stop)
 			return
 		}

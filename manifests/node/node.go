@@ -1,37 +1,38 @@
-// Package node lets the container runtime of one machine reach and trust the registry. The runtime knows neither
-// the cluster's DNS nor our CA; a pod of a DaemonSet on each node makes up for both.
+// Package node makes the container runtime of one node reach and trust the registry. The runtime knows neither the
+// cluster's DNS nor our CA; a pod of a DaemonSet on each node makes up for both.
 //
 // # Words
 //
-//   - name: host:port, as image names begin: trow.kube-public:31000. The port is the Service's node port.
-//   - local port: the port of the loopback interface on which this package listens, beside the name's own.
-//   - bundle: the certificates that the runtime is to trust, in PEM, from ConfigMap trow-ca.
-//   - pipe: a connection that is TLS; its bytes pass unread. What is not TLS is HTTP, and is proxied.
-//   - place: a directory of the node in which a runtime looks for what belongs to a name.
-//   - ours, foreign: a file that begins with our marker, and one that does not.
+//   - name: host:port, as image names start: trow.kube-public:31000. The port is the node port of the Service.
+//   - local port: the port on loopback on which this package listens, beside the port of the name.
+//   - bundle: the CA certificates that the runtime has to trust, in PEM, from ConfigMap trow-ca.
+//   - pipe: a TLS connection; its bytes are passed on unread. A connection that is not TLS is HTTP, and is proxied.
+//   - place: a directory of the node in which a runtime looks for the configuration of a name.
+//   - ours, foreign: a file that starts with our marker, and one that does not.
 //
 // # Invariants
 //
-//  1. Only the node itself is served: peers are loopback addresses. Where a connection goes is settled by the options
-//     alone, never by what a client sends.
-//  2. HTTP goes on as TLS that is verified against the bundle, or not at all.
-//  3. A foreign file is neither changed nor removed, and a runtime's own configuration is not edited: what people
-//     have to do themselves is told them by an Event of Kubernetes.
-//  4. A file is written whole or not at all: temporary file, fsync, rename, fsync of the directory.
+//  1. Only the node itself is served: peers have loopback addresses. The options alone decide where a connection goes,
+//     never the data that a client sends.
+//  2. HTTP is passed on over TLS that is verified against the bundle, or not at all.
+//  3. Foreign files are neither changed nor removed, and the runtime's own configuration is not edited. A Kubernetes
+//     Event says what an administrator has to do.
+//  4. A file is written whole or not at all; see package storage/files.
 //  5. No symbolic link leads out of the directories that the options name.
-//  6. A bundle that cannot be read leaves the one before it in place.
-//  7. The files go when, at the end, the DaemonSet is known to be gone or going. Without an answer they stay.
+//  6. A bundle that cannot be parsed leaves the previous one in use.
+//  7. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
 //
 // # What it does not do
 //
-// It does not log: it tells its caller what happened. It pulls nothing and authenticates nobody. It restarts no
-// runtime. It does not clean up after a change of the host or the port: files of the name before stay. It does not
-// write to k0s, whose containerd looks into no such directory unless it is told to.
+// It does not log, but notifies its caller. It does not pull images or authenticate clients. It does not restart a
+// runtime. It does not clean up after a change of the host or the port: the files of the previous name stay. It does
+// not write to k0s, whose containerd reads no such directory unless it is configured to.
 //
 // # Why
 //
-// Node ports on loopback depend on the mode of kube-proxy and get rarer; a listener on the network of the host works
-// with each of them. The local port is another than the node port because kube-proxy may catch the latter.
+// Whether node ports are reachable on loopback depends on the mode of kube-proxy, and fewer modes support it; a
+// listener on the host's network works with each of them. The local port differs from the node port because kube-proxy
+// may intercept the latter.
 package node
 
 import (
@@ -52,30 +53,30 @@ import (
 	"trow/manifests/kube"
 )
 
-// Options say which registry it is, and where. Client, Namespace, NodeName, Host and Port are required.
+// Options say which registry this is, and where it is. Client, Namespace, NodeName, Host and Port are required.
 type Options struct {
-	// Client asks the API server. It needs to get, list and watch ConfigMap trow-ca, to get the DaemonSet, and to
-	// create Events, all in Namespace.
+	// Client needs the rights to get, list and watch ConfigMap trow-ca, to get the DaemonSet, and to create Events, all
+	// in Namespace.
 	Client    *kube.Client
 	Namespace string // of the registry, the ConfigMap and the DaemonSet
-	DaemonSet string // that this process belongs to; empty: trow-node
+	DaemonSet string // of this process; empty: trow-node
 	NodeName  string // for the Events
 
 	Host      string // the registry's name on nodes, a DNS name
 	Port      int    // its node port
 	LocalPort int    // 0: Port + 1
 
-	// Service is the registry's address, host:port; it is tried before the Service's name in DNS. Empty: DNS alone.
+	// Service is the address of the registry, host:port. It is tried before the Service's DNS name. Empty: DNS alone.
 	Service string
 
 	// Root is where the node's directories are mounted. Empty: /host.
 	Root string
 
-	// RuntimeVersion is that of the node's status, such as containerd://1.7.27. Empty: unknown; advice then names
-	// the versions that it is for.
+	// RuntimeVersion is the one of the node's status, such as containerd://1.7.27. Empty: unknown; advice then says
+	// which versions it applies to.
 	RuntimeVersion string
 
-	// Notify is told what happens, one event at a time. nil: nobody.
+	// Notify is called with each event, one at a time. nil: events are dropped.
 	Notify func(Event)
 
 	// Listen opens the listeners; for tests. nil: net.Listen.
@@ -85,23 +86,24 @@ type Options struct {
 // defaultRoot is where the manifest mounts the directories of the node.
 const defaultRoot = "/host"
 
-// times are how long things take. Tests have others.
+// times are time limits and intervals. Tests have shorter ones.
 type times struct {
-	recheck  time.Duration // between two looks at the node's files: a file that somebody removed comes back
-	first    time.Duration // until a connection's first byte, and for the headers of a request
-	idle     time.Duration // without a byte: a push may wait this long for a slow disk
-	dial     time.Duration // for each address: both are one hop away
-	grace    time.Duration // for transfers at the end; less than the pod's terminationGracePeriodSeconds of 30
-	quiet    time.Duration // at the end, a pipe without a byte for so long has nothing left to transfer
-	ask      time.Duration // for an answer of the API server, at the end and for an Event
-	backoff  time.Duration // after the first failure to follow the ConfigMap
-	backoffs time.Duration // at most
+	recheck    time.Duration // between two checks of the node's files: a file that was removed is written again
+	first      time.Duration // until a connection's first byte, and for the headers of a request
+	idle       time.Duration // without a byte: a push may wait this long for a slow disk
+	dial       time.Duration // for each address: both are one hop away
+	grace      time.Duration // for transfers at the end; less than the pod's terminationGracePeriodSeconds of 30
+	quiet      time.Duration // at the end, a pipe without a byte for this long has nothing left to transfer
+	ask        time.Duration // for an answer of the API server, at the end and for an Event
+	backoff    time.Duration // after the first failure to follow the ConfigMap
+	maxBackoff time.Duration // after many
 }
 
 func defaultTimes() times {
 	return times{
 		recheck: time.Minute, first: 10 * time.Second, idle: 10 * time.Minute, dial: 2 * time.Second,
-		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second, backoff: time.Second, backoffs: 30 * time.Second,
+		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second,
+		backoff: time.Second, maxBackoff: 30 * time.Second,
 	}
 }
 
@@ -110,32 +112,33 @@ type Node struct {
 	o     Options
 	times times
 
-	notifyMu sync.Mutex // one event at a time
+	notifyMu sync.Mutex // serializes calls of Notify
 	eventsMu sync.Mutex // guards posted
 	posted   map[string]time.Time
-	told     map[string]string // by path: the problem last told; by "": the success; used by keepFiles alone
+	// lastReported has the last problem by path, and the last success by "". Used by keepFiles alone.
+	lastReported map[string]string
 
 	targets []string     // addresses of the registry
-	good    atomic.Int32 // index of the target that answered last
-	lost    atomic.Bool  // none of them answered last
+	good    atomic.Int32 // index of the target that was reached last
+	lost    atomic.Bool  // whether the last attempt reached none of them
 
-	loopback string        // of the local port, as URLs have it: 127.0.0.1 or [::1]; set before anything runs
+	loopback string        // address of the local port, as in URLs: 127.0.0.1 or [::1]; set before anything runs
 	slots    chan struct{} // one for each connection
-	closing  chan struct{} // closed when no connection is taken any more
+	closing  chan struct{} // closed when no more connections are accepted
 	draining atomic.Bool
 	pipesMu  sync.Mutex // guards pipes
 	pipes    map[*pipe]struct{}
 
 	upstream upstream
 	bundle   atomic.Pointer[[]byte] // nil: unknown
-	changed  chan struct{}          // has one element when the bundle has changed
+	changed  chan struct{}          // has an element after the bundle has changed
 
 	uid       atomic.Pointer[types.UID] // of the DaemonSet; nil: unknown
 	listening atomic.Bool
-	synced    atomic.Bool // every place was written, or its problem told
+	synced    atomic.Bool // each place was written, or its problem reported
 }
 
-// New checks the options. Errors: every option that cannot be meant.
+// New makes a Node. Errors: each invalid option.
 func New(o Options) (*Node, error) {
 	if o.LocalPort == 0 {
 		o.LocalPort = o.Port + 1
@@ -152,11 +155,12 @@ func New(o Options) (*Node, error) {
 	if o.Listen == nil {
 		o.Listen = net.Listen
 	}
-	if err := o.check(); err != nil {
+	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{o: o, times: defaultTimes(), posted: map[string]time.Time{}, told: map[string]string{},
-		slots: make(chan struct{}, maxConns), closing: make(chan struct{}), pipes: map[*pipe]struct{}{}, changed: make(chan struct{}, 1)}
+	n := &Node{o: o, times: defaultTimes(), posted: map[string]time.Time{}, lastReported: map[string]string{},
+		slots: make(chan struct{}, maxConns), closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
+		changed: make(chan struct{}, 1)}
 	if o.Service != "" {
 		n.targets = append(n.targets, o.Service)
 	}
@@ -164,12 +168,12 @@ func New(o Options) (*Node, error) {
 	return n, nil
 }
 
-// check finds what cannot be meant.
-func (o *Options) check() error {
+// validate reports each invalid option.
+func (o *Options) validate() error {
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if o.Client == nil {
-		wrong("no client of the API server")
+		wrong("client is not set")
 	}
 	if msg := validation.IsDNS1123Label(o.Namespace); len(msg) > 0 {
 		wrong("namespace %.80q: %s", o.Namespace, msg[0])
@@ -191,17 +195,17 @@ func (o *Options) check() error {
 	return errors.Join(errs...)
 }
 
-// checkName checks what becomes part of paths and of configuration files.
+// checkName checks the options that become part of paths and configuration files.
 func checkName(host string, port, localPort int) error {
 	var errs []error
 	if msg := validation.IsDNS1123Subdomain(host); len(msg) > 0 {
 		errs = append(errs, fmt.Errorf("host %.80q: %s", host, msg[0]))
 	}
 	if port < 1 || port > 65535 {
-		errs = append(errs, fmt.Errorf("port %d is none", port))
+		errs = append(errs, fmt.Errorf("port %d: want 1 to 65535", port))
 	}
 	if localPort < 1 || localPort > 65535 || localPort == port {
-		errs = append(errs, fmt.Errorf("local port %d is none, or the port", localPort))
+		errs = append(errs, fmt.Errorf("local port %d: want 1 to 65535, and not the port", localPort))
 	}
 	return errors.Join(errs...)
 }
@@ -211,14 +215,14 @@ func isPort(s string) bool {
 	return err == nil && p > 0
 }
 
-// name is what image names begin with.
+// name returns the prefix of image names.
 func (n *Node) name() string { return net.JoinHostPort(n.o.Host, strconv.Itoa(n.o.Port)) }
 
-// serverName is whom the registry's certificate has to be for.
+// serverName returns the name that the registry's certificate must be valid for.
 func (n *Node) serverName() string { return kube.ServiceHost(n.o.Namespace) }
 
-// Run serves until ctx is done. Then it takes no more connections, lets transfers finish, takes the node's files away
-// if it is being uninstalled, and returns nil. Error: none of the local port's addresses could be listened on.
+// Run serves until ctx is done. Then it accepts no more connections, lets transfers finish, removes the node's files if
+// Trow is being uninstalled, and returns nil. Error: it could not listen on any address of the local port.
 func (n *Node) Run(ctx context.Context) error {
 	listeners, err := n.listen()
 	if err != nil {
@@ -227,7 +231,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.listening.Store(true)
 	server, conns := n.server()
 	var serving, following sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(conns) }) // it ends when it is shut down
+	serving.Go(func() { _ = server.Serve(conns) }) // returns after Shutdown
 	for _, l := range listeners {
 		serving.Go(func() { n.accept(l, conns) })
 	}
@@ -236,6 +240,7 @@ func (n *Node) Run(ctx context.Context) error {
 	following.Go(func() { n.keepFiles(ctx) })
 
 	<-ctx.Done()
+	// The order: not ready, no new connections, the old ones finish, and the files go last, when no pull needs them.
 	n.listening.Store(false)
 	close(n.closing)
 	for _, l := range listeners {
@@ -248,7 +253,7 @@ func (n *Node) Run(ctx context.Context) error {
 	return nil
 }
 
-// drain lets transfers finish, for as long as there is time.
+// drain lets transfers finish, within the grace time.
 func (n *Node) drain(server *http.Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), n.times.grace)
 	defer cancel()
@@ -264,18 +269,18 @@ func (n *Node) drain(server *http.Server) {
 	n.upstream.close()
 }
 
-// Ready returns what is still missing until the runtime of the node can reach and trust the registry, nil: nothing.
-// A place that could not be written is not missing: people were told of it.
+// Ready returns what is still missing before the runtime of the node can reach and trust the registry; nil: nothing. A
+// place that could not be written does not count, because an Event has reported it.
 func (n *Node) Ready() error {
 	var missing []string
 	if !n.listening.Load() {
-		missing = append(missing, "it does not listen")
+		missing = append(missing, "not listening")
 	}
 	switch {
 	case n.bundle.Load() == nil:
-		missing = append(missing, fmt.Sprintf("ConfigMap %s of namespace %s has told no CA yet", kube.ConfigMapName, n.o.Namespace))
+		missing = append(missing, fmt.Sprintf("ConfigMap %s/%s has no CA yet", n.o.Namespace, kube.ConfigMapName))
 	case !n.synced.Load():
-		missing = append(missing, "the runtime has not been told yet")
+		missing = append(missing, "runtime not configured yet")
 	}
 	if len(missing) > 0 {
 		return errors.New(strings.Join(missing, "; "))

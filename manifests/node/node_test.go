@@ -46,7 +46,7 @@ const (
 	mark = "# Written by trow node"
 )
 
-// authority is a CA and a certificate of the registry's by it.
+// authority is a CA with a server certificate for the registry.
 type authority struct {
 	pem  string
 	leaf tls.Certificate
@@ -58,7 +58,8 @@ func makeAuthority(t *testing.T) *authority {
 	now := time.Now()
 	caKey, leafKey := key(t), key(t)
 	ca := &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "CA " + rand.Text()},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
 	if err != nil {
 		t.Fatal(err)
@@ -69,8 +70,9 @@ func makeAuthority(t *testing.T) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &authority{pool: x509.NewCertPool(), leaf: tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey},
-		pem: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}))}
+	a := &authority{pool: x509.NewCertPool(),
+		leaf: tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey},
+		pem:  string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}))}
 	a.pool.AppendCertsFromPEM([]byte(a.pem))
 	return a
 }
@@ -84,20 +86,20 @@ func key(t *testing.T) *ecdsa.PrivateKey {
 	return k
 }
 
-// registry is a server as the Service would lead to, whose certificate may change.
+// registry is a server whose certificate may change.
 type registry struct {
 	*httptest.Server
-	mu  sync.Mutex
-	now *authority
+	mu      sync.Mutex // guards current
+	current *authority
 }
 
 func startRegistry(t *testing.T, ca *authority, h http.HandlerFunc) *registry {
 	t.Helper()
-	r := &registry{Server: httptest.NewUnstartedServer(h), now: ca}
+	r := &registry{Server: httptest.NewUnstartedServer(h), current: ca}
 	r.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return &r.now.leaf, nil
+		return &r.current.leaf, nil
 	}}
 	r.Config.ErrorLog = nil
 	r.StartTLS()
@@ -117,24 +119,25 @@ type world struct {
 	change  func(*node.Node)
 
 	watching chan struct{} // has an element for each watch
-	mu       sync.Mutex
+	mu       sync.Mutex    // guards the next two
 	events   []node.Event
-	bound    map[string]net.Addr // by what was asked for
+	bound    map[string]net.Addr // actual addresses, by the requested ones
 	refuse   func(address string) bool
 	cancel   context.CancelFunc
 	ended    chan error
 }
 
-// newWorld has the objects of the manifest and, on the node, these directories.
+// newWorld has the objects of the manifest, and these directories on the node.
 func newWorld(t *testing.T, ca string, dirs ...string) *world {
 	t.Helper()
-	w := &world{T: t, root: t.TempDir(), bound: map[string]net.Addr{}, watching: make(chan struct{}, 100), change: func(*node.Node) {}}
+	w := &world{T: t, root: t.TempDir(), bound: map[string]net.Addr{}, watching: make(chan struct{}, 100),
+		change: func(*node.Node) {}}
 	for _, dir := range dirs {
 		w.mkdir(dir)
 	}
 	w.Clientset = fake.NewClientset(
-		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-ca"}, Data: map[string]string{"ca.crt": ca}},
-		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "kube-root-ca.crt"}, Data: map[string]string{"ca.crt": "another"}},
+		configMap("trow-ca", ca),
+		configMap("kube-root-ca.crt", "another"),
 		&appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-node", UID: "uid-1"}})
 	w.PrependWatchReactor("configmaps", func(a clienttesting.Action) (bool, watch.Interface, error) {
 		if got := a.(clienttesting.WatchAction).GetWatchRestrictions().Fields.String(); got != "metadata.name=trow-ca" {
@@ -150,13 +153,20 @@ func newWorld(t *testing.T, ca string, dirs ...string) *world {
 		}
 		return false, nil, nil
 	})
-	w.options = node.Options{Client: kubetest.Client(w.Clientset), Namespace: ns, NodeName: "node-1", Host: "trow.kube-public", Port: 31000, Root: w.root,
+	w.options = node.Options{Client: kubetest.Client(w.Clientset), Namespace: ns, NodeName: "node-1",
+		Host: "trow.kube-public", Port: 31000, Root: w.root,
 		Notify: func(e node.Event) { w.mu.Lock(); defer w.mu.Unlock(); w.events = append(w.events, e) },
 		Listen: w.listen}
 	return w
 }
 
-// listen opens another port than is asked for: the real one may be in use where tests run.
+// configMap returns a ConfigMap with a bundle.
+func configMap(name, bundle string) *corev1.ConfigMap {
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
+		Data: map[string]string{"ca.crt": bundle}}
+}
+
+// listen opens a free port instead of the requested one, which may be in use where tests run.
 func (w *world) listen(network, address string) (net.Listener, error) {
 	if w.refuse != nil && w.refuse(address) {
 		return nil, errors.New("in use")
@@ -202,14 +212,14 @@ func (w *world) until(what string, ok func() bool) {
 	w.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.Fatalf("it never came to this: %s; events: %v", what, w.all())
+			w.Fatalf("timed out waiting until %s; events: %v", what, w.all())
 		}
 	}
 }
 
 func (w *world) ready() *world {
 	w.Helper()
-	w.until("ready", func() bool { return w.n.Ready() == nil })
+	w.until("it is ready", func() bool { return w.n.Ready() == nil })
 	return w
 }
 
@@ -219,8 +229,8 @@ func (w *world) all() []node.Event {
 	return slices.Clone(w.events)
 }
 
-// told returns the texts of the events of a kind.
-func (w *world) told(kind node.Kind) (texts []string) {
+// reported returns the messages of the events of a kind.
+func (w *world) reported(kind node.Kind) (texts []string) {
 	for _, e := range w.all() {
 		if e.Kind == kind {
 			texts = append(texts, e.Message)
@@ -229,7 +239,7 @@ func (w *world) told(kind node.Kind) (texts []string) {
 	return texts
 }
 
-// published are the Events of Kubernetes of a reason.
+// published returns the Kubernetes Events with this reason.
 func (w *world) published(kind node.Kind) (found []corev1.Event) {
 	w.Helper()
 	list, err := w.CoreV1().Events(ns).List(w.Context(), metav1.ListOptions{})
@@ -246,16 +256,21 @@ func (w *world) published(kind node.Kind) (found []corev1.Event) {
 
 func (w *world) url() string { return "http://" + w.address("127.0.0.1:31001") }
 
-func (w *world) address(asked string) string {
+func (w *world) address(requested string) string {
 	w.Helper()
 	var a net.Addr
-	w.until("listening on "+asked, func() bool { w.mu.Lock(); defer w.mu.Unlock(); a = w.bound[asked]; return a != nil })
+	w.until("it listens on "+requested, func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		a = w.bound[requested]
+		return a != nil
+	})
 	return a.String()
 }
 
 func (w *world) publish(ca string) {
 	w.Helper()
-	_, err := w.CoreV1().ConfigMaps(ns).Update(w.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-ca"}, Data: map[string]string{"ca.crt": ca}}, metav1.UpdateOptions{})
+	_, err := w.CoreV1().ConfigMaps(ns).Update(w.Context(), configMap("trow-ca", ca), metav1.UpdateOptions{})
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -276,7 +291,7 @@ func (w *world) put(file, content string) {
 	}
 }
 
-// file returns the content of a file, "" if it is not there.
+// file returns the content of a file, "" if it does not exist.
 func (w *world) file(file string) string {
 	w.Helper()
 	b, err := os.ReadFile(filepath.Join(w.root, file))
@@ -286,7 +301,7 @@ func (w *world) file(file string) string {
 	return string(b)
 }
 
-// get asks over plain HTTP, with connections of its own.
+// get sends a GET over plain HTTP, on a new connection.
 func (w *world) get(url string, change ...func(*http.Request)) (int, http.Header, string) {
 	w.Helper()
 	r, err := http.NewRequestWithContext(w.Context(), "GET", url, nil)
@@ -312,11 +327,14 @@ func (w *world) get(url string, change ...func(*http.Request)) (int, http.Header
 
 func TestTLSIsPipedUntouched(t *testing.T) {
 	ca := makeAuthority(t)
-	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %s", r.Host, r.TLS.ServerName) })
+	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s", r.Host, r.TLS.ServerName)
+	})
 	w := newWorld(t, "").start(r.address()) // without a bundle
 	for _, asked := range []string{"127.0.0.1:31001", "127.0.0.1:31000"} {
 		dialer := &net.Dialer{}
-		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"},
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+			TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"},
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return dialer.DialContext(ctx, "tcp", w.address(asked))
 			}}}
@@ -335,7 +353,7 @@ func TestTLSIsPipedUntouched(t *testing.T) {
 	}
 }
 
-func TestEachEndOfAPipeMayEndFirst(t *testing.T) {
+func TestEachEndOfAPipeMayCloseFirst(t *testing.T) {
 	for _, first := range []string{"the client", "the registry"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -367,12 +385,12 @@ func TestEachEndOfAPipeMayEndFirst(t *testing.T) {
 		write(t, ends[0], []byte("that is all"))
 		ends[0].(*net.TCPConn).CloseWrite()
 		if got, err := io.ReadAll(ends[1]); err != nil || !strings.HasSuffix(string(got), "that is all") {
-			t.Errorf("%s ended first: the other end read %q, %v", first, got, err)
+			t.Errorf("%s closed first: the other end read %q, %v", first, got, err)
 		}
 		go write(t, ends[1], long)
 		got := make([]byte, len(long))
 		if _, err := io.ReadFull(ends[0], got); err != nil || !bytes.Equal(got, long) {
-			t.Errorf("%s ended first: what came after: %v", first, err)
+			t.Errorf("%s closed first: the bytes in the other direction: %v", first, err)
 		}
 	}
 }
@@ -404,7 +422,7 @@ func TestASilentPipeEndsAndABusyOneDoesNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	// One way only, for several idle times: the other way is silent, and must not end it.
+	// In one direction only, for several idle times: the silence of the other direction must not end the pipe.
 	ticks := time.NewTicker(idle / 6)
 	defer ticks.Stop()
 	for range 24 {
@@ -421,20 +439,20 @@ func TestASilentPipeEndsAndABusyOneDoesNot(t *testing.T) {
 	}
 }
 
-func TestAConnectionThatSaysNothingEnds(t *testing.T) {
+func TestAConnectionWithoutARequestEnds(t *testing.T) {
 	w := newWorld(t, "")
 	w.change = func(n *node.Node) { node.Impatient(n, time.Minute, 50*time.Millisecond) }
 	w.start("127.0.0.1:1")
-	for _, said := range []string{"", "GET / HTTP/1.1\r\nX: "} {
+	for _, sent := range []string{"", "GET / HTTP/1.1\r\nX: "} {
 		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		write(t, c, []byte(said))
+		write(t, c, []byte(sent))
 		c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("after %q it stays open", said)
+			t.Errorf("after %q the connection stays open", sent)
 		}
 	}
 }
@@ -458,7 +476,8 @@ func TestHTTPIsProxied(t *testing.T) {
 	if status != http.StatusAccepted || header.Get("Location") != "/v2/app/blobs/uploads/1?_state=a" {
 		t.Errorf("status %d, headers %v", status, header)
 	}
-	if got.Host != "127.0.0.1:31000" || got.RequestURI != "/v2/app/manifests/a%2Fb?ns=docker.io&x=1;y" || got.Header.Get("Authorization") != "Basic abc" {
+	if got.Host != "127.0.0.1:31000" || got.RequestURI != "/v2/app/manifests/a%2Fb?ns=docker.io&x=1;y" ||
+		got.Header.Get("Authorization") != "Basic abc" {
 		t.Errorf("the registry got %s %s %v", got.Host, got.RequestURI, got.Header)
 	}
 	for _, h := range []string{"X-Forwarded-Proto", "X-Forwarded-For", "X-Forwarded-Host", "Accept-Encoding"} {
@@ -468,17 +487,20 @@ func TestHTTPIsProxied(t *testing.T) {
 	}
 }
 
-func TestTheClientDoesNotSayWhereItGoes(t *testing.T) {
+func TestAClientCannotChooseTheDestination(t *testing.T) {
 	ca := makeAuthority(t)
 	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "the registry") })
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it went elsewhere") }))
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		t.Error("a request was sent elsewhere")
+	}))
 	defer elsewhere.Close()
+	address := elsewhere.Listener.Addr().String()
 	t.Setenv("HTTPS_PROXY", elsewhere.URL)
 	w := newWorld(t, ca.pem).start(r.address()).ready()
 	for request, want := range map[string]string{
-		"GET " + elsewhere.URL + "/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":                      "the registry",
-		"GET /v2/ HTTP/1.1\r\nHost: " + elsewhere.Listener.Addr().String() + "\r\nConnection: close\r\n\r\n":  "the registry",
-		"CONNECT " + elsewhere.Listener.Addr().String() + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n": "405",
+		"GET " + elsewhere.URL + "/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n": "the registry",
+		"GET /v2/ HTTP/1.1\r\nHost: " + address + "\r\nConnection: close\r\n\r\n":        "the registry",
+		"CONNECT " + address + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":       "405",
 	} {
 		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
 		if err != nil {
@@ -495,14 +517,16 @@ func TestTheClientDoesNotSayWhereItGoes(t *testing.T) {
 
 func TestHTTPIsRefusedWithoutATrustedRegistry(t *testing.T) {
 	ca, other := makeAuthority(t), makeAuthority(t)
-	r := startRegistry(t, other, func(http.ResponseWriter, *http.Request) { t.Error("a request reached what is not the registry") })
+	r := startRegistry(t, other, func(http.ResponseWriter, *http.Request) {
+		t.Error("a request reached an impostor of the registry")
+	})
 	for what, c := range map[string]struct {
 		ca, target string
 		status     int
 	}{
 		"no bundle yet":     {"", r.address(), 503},
-		"another's CA":      {ca.pem, r.address(), 502},
-		"nobody answers":    {ca.pem, "127.0.0.1:1", 502},
+		"another CA":        {ca.pem, r.address(), 502},
+		"no registry":       {ca.pem, "127.0.0.1:1", 502},
 		"a broken bundle":   {"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", r.address(), 503},
 		"a key, not a cert": {"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", r.address(), 503},
 	} {
@@ -511,16 +535,17 @@ func TestHTTPIsRefusedWithoutATrustedRegistry(t *testing.T) {
 			w.ready()
 		}
 		status, header, body := w.get(w.url() + "/v2/")
-		if status != c.status || !strings.HasPrefix(body, `{"errors":[{"code":"UNAVAILABLE","message":"`) || header.Get("Retry-After") == "" {
+		if status != c.status || header.Get("Retry-After") != "5" ||
+			!strings.HasPrefix(body, `{"errors":[{"code":"UNAVAILABLE","message":"`) {
 			t.Errorf("%s: %d %v %s", what, status, header, body)
 		}
 		if strings.Contains(what, "a ") {
-			w.until("told of the bundle", func() bool { return len(w.published(node.BadBundle)) == 1 })
+			w.until("the invalid bundle is reported", func() bool { return len(w.published(node.BadBundle)) == 1 })
 		}
 	}
 }
 
-func TestUnreachableIsToldOnceAndWhenItIsOver(t *testing.T) {
+func TestAnUnreachableRegistryIsReportedOnce(t *testing.T) {
 	ca := makeAuthority(t)
 	r := startRegistry(t, ca, func(http.ResponseWriter, *http.Request) {})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -543,8 +568,8 @@ func TestUnreachableIsToldOnceAndWhenItIsOver(t *testing.T) {
 	if status, _, _ := w.get(w.url() + "/v2/"); status != 200 {
 		t.Errorf("status %d", status)
 	}
-	if a, b := len(w.told(node.Unreachable)), len(w.told(node.Reachable)); a != 1 || b != 1 {
-		t.Errorf("told %d and %d times", a, b)
+	if a, b := len(w.reported(node.Unreachable)), len(w.reported(node.Reachable)); a != 1 || b != 1 {
+		t.Errorf("reported %d and %d times", a, b)
 	}
 }
 
@@ -557,7 +582,7 @@ func TestTheNextAddressIsTried(t *testing.T) {
 	}
 }
 
-// zeros reads as many zeros as it says.
+// zeros is a reader of this number of zeros.
 type zeros int64
 
 func (z *zeros) Read(b []byte) (int, error) {
@@ -581,7 +606,7 @@ func TestLargeBodiesStreamBothWays(t *testing.T) {
 			return
 		}
 		n, err := io.CopyN(io.Discard, r.Body, size/2)
-		close(half) // the client sends the rest only now: nobody waits for the whole
+		close(half) // the client sends the rest only now, so the proxy must not wait for all of it
 		rest, err2 := io.Copy(io.Discard, r.Body)
 		fmt.Fprint(w, n+rest, err, err2)
 	})
@@ -647,26 +672,27 @@ func TestANewCAIsFollowed(t *testing.T) {
 	w := newWorld(t, old.pem, "etc/docker").start(r.address()).ready()
 	<-w.watching
 	r.mu.Lock()
-	r.now = next
+	r.current = next
 	r.mu.Unlock()
 	r.CloseClientConnections()
 	if status, _, _ := w.get(w.url() + "/v2/"); status != 502 {
-		t.Errorf("with the new CA unknown: %d", status)
+		t.Errorf("with an unknown CA: %d", status)
 	}
-	w.publish("-----BEGIN CERTIFICATE-----\nnot one") // leaves the old one in place
-	w.until("told of the bad one", func() bool { return len(w.told(node.BadBundle)) == 1 })
+	w.publish("-----BEGIN CERTIFICATE-----\nnot one") // leaves the old one in use
+	w.until("the invalid bundle is reported", func() bool { return len(w.reported(node.BadBundle)) == 1 })
 	w.publish("# both\n" + old.pem + "\n" + next.pem)
 	const file = "etc/docker/certs.d/" + name + "/ca.crt"
 	w.until("the file has both", func() bool { return strings.Count(w.file(file), "BEGIN CERTIFICATE") == 2 })
 	if status, _, _ := w.get(w.url() + "/v2/"); status != 200 {
 		t.Errorf("with both CAs: %d", status)
 	}
-	if !x509.NewCertPool().AppendCertsFromPEM([]byte(w.file(file))) || w.file(file) != mark+"; removed when Trow is uninstalled\n"+old.pem+next.pem {
+	want := mark + "; removed when Trow is uninstalled\n" + old.pem + next.pem
+	if !x509.NewCertPool().AppendCertsFromPEM([]byte(w.file(file))) || w.file(file) != want {
 		t.Errorf("the file: %s", w.file(file))
 	}
 }
 
-func TestTheConfigMapIsListedAnew(t *testing.T) {
+func TestTheConfigMapIsListedAgainAfterErrors(t *testing.T) {
 	ca := makeAuthority(t)
 	w := newWorld(t, ca.pem)
 	var mu sync.Mutex
@@ -680,8 +706,8 @@ func TestTheConfigMapIsListedAnew(t *testing.T) {
 		return false, nil, nil
 	})
 	w.start("127.0.0.1:1").ready()
-	if told := w.told(node.APIFailed); len(told) != 1 {
-		t.Errorf("three failures for the same reason were told %d times", len(told))
+	if got := w.reported(node.APIFailed); len(got) != 1 {
+		t.Errorf("three failures with the same error were reported %d times", len(got))
 	}
 }
 
@@ -701,7 +727,7 @@ func TestProbesAreAnswered(t *testing.T) {
 	}
 }
 
-// peer is a connection from elsewhere.
+// peer is a connection from another machine.
 type peer struct{ net.Conn }
 
 func (peer) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 1} }
@@ -725,14 +751,14 @@ func TestOnlyTheNodeIsServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.Write([]byte("GET /livez HTTP/1.0\r\n\r\n"))
+	c.Write([]byte("GET /livez HTTP/1.0\r\n\r\n")) // may fail: the connection is closed
 	c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if b, err := io.ReadAll(c); len(b) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("a peer from elsewhere was answered %q, %v", b, err)
+		t.Errorf("another machine got the answer %q, %v", b, err)
 	}
 }
 
-func TestPortsThatAreTaken(t *testing.T) {
+func TestPortsInUse(t *testing.T) {
 	for what, c := range map[string]struct {
 		refused string
 		fails   bool
@@ -754,7 +780,8 @@ func TestPortsThatAreTaken(t *testing.T) {
 			continue
 		}
 		w.ready()
-		if len(w.told(node.NotListens)) != 2 || !strings.Contains(w.file("etc/containerd/certs.d/"+name+"/hosts.toml"), `server = "https://`+c.local+`"`) {
+		hosts := w.file("etc/containerd/certs.d/" + name + "/hosts.toml")
+		if len(w.reported(node.NotListens)) != 2 || !strings.Contains(hosts, `server = "https://`+c.local+`"`) {
 			t.Errorf("%s: %v", what, w.all())
 		}
 	}
@@ -762,17 +789,17 @@ func TestPortsThatAreTaken(t *testing.T) {
 
 func TestTransfersFinishAtTheEnd(t *testing.T) {
 	ca := makeAuthority(t)
-	begun, more := make(chan struct{}, 2), make(chan struct{})
+	started, more := make(chan struct{}, 2), make(chan struct{})
 	r := startRegistry(t, ca, func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "one")
 		http.NewResponseController(w).Flush()
-		begun <- struct{}{}
+		started <- struct{}{}
 		<-more
 		fmt.Fprintln(w, "two")
 	})
 	w := newWorld(t, ca.pem)
 	w.start(r.address()).ready()
-	silent, err := net.Dial("tcp", w.address("127.0.0.1:31001")) // a pipe that is kept for later must not hold up the end
+	silent, err := net.Dial("tcp", w.address("127.0.0.1:31001")) // an idle pipe must not delay the end
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -782,7 +809,8 @@ func TestTransfersFinishAtTheEnd(t *testing.T) {
 	answer := make(chan string, 2)
 	for _, scheme := range []string{"http", "https"} {
 		go func() {
-			client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"}}}
+			client := &http.Client{Transport: &http.Transport{
+				TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"}}}
 			resp, err := client.Get(scheme + "://" + w.address("127.0.0.1:31001"))
 			if err != nil {
 				answer <- err.Error()
@@ -795,14 +823,14 @@ func TestTransfersFinishAtTheEnd(t *testing.T) {
 	}
 	for range 2 {
 		select {
-		case <-begun:
+		case <-started:
 		case a := <-answer:
 			close(more)
-			t.Fatalf("it did not begin: %s", a)
+			t.Fatalf("the transfer did not start: %s", a)
 		}
 	}
 	w.cancel()
-	w.until("nobody is let in", func() bool {
+	w.until("it accepts no more connections", func() bool {
 		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
 		if err == nil {
 			c.Close()
@@ -812,44 +840,49 @@ func TestTransfersFinishAtTheEnd(t *testing.T) {
 	close(more)
 	for range 2 {
 		if a := <-answer; !strings.Contains(a, "one\ntwo\n") || strings.Contains(a, "EOF") {
-			t.Errorf("a transfer under way got %q", a)
+			t.Errorf("a transfer in progress got %q", a)
 		}
 	}
 	start := time.Now()
 	if err := w.stop(); err != nil || time.Since(start) > 2*time.Second {
-		t.Errorf("it ended with %v after %v", err, time.Since(start))
+		t.Errorf("Run returned %v after %v", err, time.Since(start))
 	}
 }
 
-func TestWhatHappensToTheFilesAtTheEnd(t *testing.T) {
+func TestFilesAreRemovedOnlyWhenUninstalled(t *testing.T) {
 	resource := schema.GroupResource{Group: "apps", Resource: "daemonsets"}
+	now := metav1.Now()
 	answer := func(err error) func(*world) {
 		return func(w *world) {
-			w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, err })
+			w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+				return true, nil, err
+			})
 		}
 	}
 	set := func(change func(*appsv1.DaemonSet)) func(*world) {
 		return func(w *world) {
 			d := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-node", UID: "uid-1"}}
 			change(d)
-			w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) { return true, d, nil })
+			w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+				return true, d, nil
+			})
 		}
 	}
 	for what, c := range map[string]struct {
 		change func(*world)
-		early  bool // it is so from the beginning
+		early  bool // whether it is so from the start
 		gone   bool
 	}{
-		"it is there":                  {func(*world) {}, false, false},
-		"it is gone":                   {answer(apierrors.NewNotFound(resource, "trow-node")), false, true},
-		"it is being deleted":          {set(func(d *appsv1.DaemonSet) { d.DeletionTimestamp = &metav1.Time{Time: time.Now()} }), false, true},
-		"another is there":             {set(func(d *appsv1.DaemonSet) { d.UID = "uid-2" }), false, true},
-		"the rights are gone":          {answer(apierrors.NewForbidden(resource, "trow-node", errors.New("no"))), false, true},
-		"the account is gone":          {answer(apierrors.NewUnauthorized("no")), false, true},
-		"the API server is broken":     {answer(apierrors.NewInternalError(errors.New("down"))), false, false},
-		"the API server is not there":  {answer(errors.New("dial tcp: connection refused")), false, false},
-		"it answers too late":          {answer(context.DeadlineExceeded), false, false},
-		"which it was was never known": {answer(apierrors.NewInternalError(errors.New("down"))), true, false},
+		"the DaemonSet exists":      {func(*world) {}, false, false},
+		"it is deleted":             {answer(apierrors.NewNotFound(resource, "trow-node")), false, true},
+		"it is being deleted":       {set(func(d *appsv1.DaemonSet) { d.DeletionTimestamp = &now }), false, true},
+		"another one exists":        {set(func(d *appsv1.DaemonSet) { d.UID = "uid-2" }), false, true},
+		"the rights are deleted":    {answer(apierrors.NewForbidden(resource, "trow-node", errors.New("no"))), false, true},
+		"the account is deleted":    {answer(apierrors.NewUnauthorized("no")), false, true},
+		"the API server is broken":  {answer(apierrors.NewInternalError(errors.New("down"))), false, false},
+		"the API server is down":    {answer(errors.New("dial tcp: connection refused")), false, false},
+		"it answers too late":       {answer(context.DeadlineExceeded), false, false},
+		"its UID was never learned": {answer(apierrors.NewInternalError(errors.New("down"))), true, false},
 	} {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio")
@@ -860,29 +893,34 @@ func TestWhatHappensToTheFilesAtTheEnd(t *testing.T) {
 			}
 			w.start("127.0.0.1:1").ready()
 			if !c.early {
-				w.until("it knows its DaemonSet", func() bool {
-					return slices.ContainsFunc(w.Actions(), func(a clienttesting.Action) bool { return a.Matches("get", "daemonsets") })
+				w.until("it asks for its DaemonSet", func() bool {
+					return slices.ContainsFunc(w.Actions(), func(a clienttesting.Action) bool {
+						return a.Matches("get", "daemonsets")
+					})
 				})
-				w.until("events", func() bool { return len(w.published(node.NodeReady)) == 1 })
+				w.until("it is ready", func() bool { return len(w.published(node.NodeReady)) == 1 })
 				c.change(w)
 			}
 			if err := w.stop(); err != nil {
 				t.Fatal(err)
 			}
-			for _, file := range []string{"etc/containerd/certs.d/" + name + "/hosts.toml", "etc/containerd/certs.d/" + name + "/ca.crt",
-				"etc/docker/certs.d/" + name + "/ca.crt", "etc/containers/certs.d/" + name + "/ca.crt", "etc/containers/registries.conf.d/50-trow.conf"} {
-				if there := w.file(file) != ""; there == c.gone {
-					t.Errorf("%s is there: %v", file, there)
+			for _, file := range []string{
+				"etc/containerd/certs.d/" + name + "/hosts.toml", "etc/containerd/certs.d/" + name + "/ca.crt",
+				"etc/docker/certs.d/" + name + "/ca.crt", "etc/containers/certs.d/" + name + "/ca.crt",
+				"etc/containers/registries.conf.d/50-trow.conf"} {
+				if exists := w.file(file) != ""; exists == c.gone {
+					t.Errorf("%s exists: %v", file, exists)
 				}
 			}
-			if _, err := os.Stat(filepath.Join(w.root, "etc/containerd/certs.d", name)); errors.Is(err, os.ErrNotExist) != c.gone {
+			_, err := os.Stat(filepath.Join(w.root, "etc/containerd/certs.d", name))
+			if errors.Is(err, os.ErrNotExist) != c.gone {
 				t.Errorf("the directory: %v", err)
 			}
 			if w.file(foreign) != "mine" {
-				t.Error("the foreign file is gone")
+				t.Error("the foreign file was removed")
 			}
-			if kept := len(w.told(node.Kept)) == 1; kept == c.gone {
-				t.Errorf("told: %v", w.all())
+			if kept := len(w.reported(node.Kept)) == 1; kept == c.gone {
+				t.Errorf("reported: %v", w.all())
 			}
 		})
 	}
@@ -890,18 +928,20 @@ func TestWhatHappensToTheFilesAtTheEnd(t *testing.T) {
 
 func TestEventsNameTheNodeAndTheDaemonSet(t *testing.T) {
 	w := newWorld(t, makeAuthority(t).pem, "etc/docker").start("127.0.0.1:1").ready()
-	w.until("an Event", func() bool { return len(w.published(node.NodeReady)) == 1 })
+	w.until("an Event is created", func() bool { return len(w.published(node.NodeReady)) == 1 })
 	e := w.published(node.NodeReady)[0]
-	if o := e.InvolvedObject; o.Kind != "DaemonSet" || o.Name != "trow-node" || o.Namespace != ns || o.APIVersion != "apps/v1" {
-		t.Errorf("it is about %v", o)
+	o := e.InvolvedObject
+	if o.Kind != "DaemonSet" || o.Name != "trow-node" || o.Namespace != ns || o.APIVersion != "apps/v1" {
+		t.Errorf("the Event is about %v", o)
 	}
-	if e.Namespace != ns || e.Related.Kind != "Node" || e.Related.Name != "node-1" || e.Type != "Normal" || e.ReportingController != "trow-node" ||
-		e.ReportingInstance != "node-1" || e.Action == "" || e.EventTime.IsZero() || !strings.Contains(e.Message, "node-1") || len(e.Message) > 1024 {
+	if e.Namespace != ns || e.Related.Kind != "Node" || e.Related.Name != "node-1" || e.Type != "Normal" ||
+		e.ReportingController != "trow-node" || e.ReportingInstance != "node-1" || e.Action == "" ||
+		e.EventTime.IsZero() || !strings.Contains(e.Message, "node-1") || len(e.Message) > 1024 {
 		t.Errorf("%+v", e)
 	}
 }
 
-func TestTheSameEventIsMadeOnceAnHour(t *testing.T) {
+func TestTheSameEventIsCreatedOnceAnHour(t *testing.T) {
 	n, err := node.New(newWorld(t, "").options)
 	if err != nil {
 		t.Fatal(err)
@@ -912,29 +952,30 @@ func TestTheSameEventIsMadeOnceAnHour(t *testing.T) {
 		e    node.Event
 		at   time.Duration
 		want bool
-	}{{a, 0, true}, {a, time.Minute, false}, {b, time.Minute, true}, {a, 59 * time.Minute, false}, {a, time.Hour, true}, {a, time.Hour, false}} {
+	}{{a, 0, true}, {a, time.Minute, false}, {b, time.Minute, true},
+		{a, 59 * time.Minute, false}, {a, time.Hour, true}, {a, time.Hour, false}} {
 		if got := node.Due(n, c.e, now.Add(c.at)); got != c.want {
 			t.Errorf("%d: %v after %v: %v", i, c.e, c.at, got)
 		}
 	}
 }
 
-func TestARefusedEventIsNoFailure(t *testing.T) {
+func TestARefusedEventIsNotFatal(t *testing.T) {
 	w := newWorld(t, makeAuthority(t).pem, "etc/docker")
 	w.PrependReactor("create", "events", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "", errors.New("no"))
 	})
 	w.start("127.0.0.1:1").ready()
-	w.until("told", func() bool { return len(w.told(node.APIFailed)) == 1 })
+	w.until("the refusal is reported", func() bool { return len(w.reported(node.APIFailed)) == 1 })
 	if w.file("etc/docker/certs.d/"+name+"/ca.crt") == "" {
 		t.Error("nothing was written")
 	}
 }
 
-func TestNewRefusesWhatCannotBeMeant(t *testing.T) {
+func TestNewRefusesInvalidOptions(t *testing.T) {
 	good := newWorld(t, "").options
 	for what, change := range map[string]func(*node.Options){
-		"no client":                 func(o *node.Options) { o.Client = nil },
+		"client is not set":         func(o *node.Options) { o.Client = nil },
 		`namespace "A"`:             func(o *node.Options) { o.Namespace = "A" },
 		`host "../etc"`:             func(o *node.Options) { o.Host = "../etc" },
 		`host "a/b"`:                func(o *node.Options) { o.Host = "a/b" },

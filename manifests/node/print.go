@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// PrintOptions say what a snippet is for. All but LocalPort are required.
+// PrintOptions say which registry a snippet is for. All but LocalPort are required.
 type PrintOptions struct {
 	Host      string // of the registry, as image names have it
 	Port      int    // its node port
@@ -19,13 +19,13 @@ type PrintOptions struct {
 	CA        string // the bundle
 }
 
-// printed is PrintOptions in the forms that snippets need.
+// printed has the PrintOptions in the forms that snippets need.
 type printed struct {
 	name, local, loopback string // host:port
 	ca, base64            string
 }
 
-// flavours are the platforms that can be told by hand, each in its own language.
+// flavours are the platforms that can be configured by hand, each in its own format.
 var flavours = map[string]func(printed) string{
 	"bottlerocket": printBottlerocket,
 	"containerd":   printContainerd,
@@ -37,16 +37,16 @@ var flavours = map[string]func(printed) string{
 	"talos":        printTalos,
 }
 
-// Flavours are what [Print] knows, in the order of the alphabet.
+// Flavours returns the platforms that [Print] knows, sorted.
 func Flavours() []string { return slices.Sorted(maps.Keys(flavours)) }
 
-// Print makes what an administrator gives to a platform on whose nodes trow node may write no files. trow node has to
-// run there nevertheless: it is what listens on loopback. Errors: an unknown flavour, with those that are known; what
-// cannot be meant; a bundle that cannot be read.
+// Print returns the configuration of a platform on whose nodes trow node must not write files, for an administrator to
+// apply. trow node has to run there nevertheless, because it listens on loopback. Errors: an unknown flavour, with the
+// known ones; an invalid option; an invalid bundle.
 func Print(flavour string, o PrintOptions) (string, error) {
 	f, ok := flavours[flavour]
 	if !ok {
-		return "", fmt.Errorf("print: %.80q is none of %s", flavour, strings.Join(Flavours(), ", "))
+		return "", fmt.Errorf("print: %.80q: want one of %s", flavour, strings.Join(Flavours(), ", "))
 	}
 	if o.LocalPort == 0 {
 		o.LocalPort = o.Port + 1
@@ -60,29 +60,29 @@ func Print(flavour string, o PrintOptions) (string, error) {
 	}
 	port := strconv.Itoa(o.Port)
 	return f(printed{
-		name: net.JoinHostPort(o.Host, port), local: fmt.Sprintf("127.0.0.1:%d", o.LocalPort), loopback: "127.0.0.1:" + port,
-		ca: string(ca), base64: base64.StdEncoding.EncodeToString(ca),
+		name: net.JoinHostPort(o.Host, port), local: fmt.Sprintf("127.0.0.1:%d", o.LocalPort),
+		loopback: "127.0.0.1:" + port, ca: string(ca), base64: base64.StdEncoding.EncodeToString(ca),
 	}), nil
 }
 
-// script is the shell's way to write a file. Nothing in the content is expanded.
+// script returns shell commands that write a file. The shell expands nothing in the content.
 func script(name, content string) string {
 	return fmt.Sprintf("install -d '%s'\ncat > '%s' <<'EOF'\n%sEOF\n", path.Dir(name), name, content)
 }
 
 func printContainerd(p printed) string {
 	dir := "/" + containerdCerts + "/" + p.name
-	return `# containerd: run this as root on each node. Nothing has to be restarted, provided that containerd's configuration,
-# /etc/containerd/config.toml, has config_path = "/etc/containerd/certs.d" (with version = 2 under
-# [plugins."io.containerd.grpc.v1.cri".registry], from version = 3 on under
-# [plugins."io.containerd.cri.v1.images".registry]). If that has to be added: systemctl restart containerd.
+	return `# containerd: run this as root on each node. No restart is needed if containerd's configuration,
+# /etc/containerd/config.toml, has config_path = "/etc/containerd/certs.d": with version = 2 in
+# [plugins."io.containerd.grpc.v1.cri".registry], from version = 3 on in
+# [plugins."io.containerd.cri.v1.images".registry]. After adding it: systemctl restart containerd.
 ` + script(dir+"/ca.crt", p.ca) + script(dir+"/hosts.toml", hostsTOML(p.local, dir+"/ca.crt"))
 }
 
 func printDocker(p printed) string {
 	host, _, _ := strings.Cut(p.name, ":")
-	return `# Docker: run this as root on each node. Nothing has to be restarted. Docker cannot be told where a name is, so it has to
-# be in /etc/hosts; ` + p.loopback + `/… names work without that.
+	return `# Docker: run this as root on each node. No restart is needed. Docker cannot map a name to an address, so the
+# name has to be in /etc/hosts; ` + p.loopback + `/… names work without that.
 ` + script("/etc/docker/certs.d/"+p.name+"/ca.crt", p.ca) +
 		fmt.Sprintf("grep -qw '%[1]s' /etc/hosts || echo '127.0.0.1 %[1]s' >> /etc/hosts\n", host)
 }
@@ -92,13 +92,14 @@ func printCRIO(p printed) string {
 	for _, name := range []string{p.name, p.local, p.loopback} {
 		text += script("/etc/containers/certs.d/"+name+"/ca.crt", p.ca)
 	}
-	return text + script("/etc/containers/registries.conf.d/50-trow.conf", registriesConf(p.name, p.local)) + "systemctl reload crio\n"
+	return text + script("/etc/containers/registries.conf.d/50-trow.conf", registriesConf(p.name, p.local)) +
+		"systemctl reload crio\n"
 }
 
 func printRancher(p printed, product, service string) string {
 	ca := "/etc/rancher/" + product + "/trow-ca.crt"
-	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, add the entries to it instead.
-# It is read at the start: then restart ` + service + `.
+	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, add the entries to it.
+# It is read at start: restart ` + service + ` afterwards.
 ` + script(ca, p.ca) + script("/etc/rancher/"+product+"/registries.yaml", fmt.Sprintf(`mirrors:
   %[1]q:
     endpoint:
@@ -111,9 +112,9 @@ configs:
 }
 
 func printTalos(p printed) string {
-	return fmt.Sprintf(`# Talos: a patch of the machine configuration of each node. Nothing has to be restarted.
+	return fmt.Sprintf(`# Talos: a patch of the machine configuration of each node. No restart is needed.
 #   talosctl -n NODES patch machineconfig --patch @THIS-FILE
-# Where there are documents RegistryMirrorConfig and RegistryTLSConfig (Talos 1.12 and later), write the same as these.
+# If there are documents RegistryMirrorConfig and RegistryTLSConfig (Talos 1.12 and later), put the same values there.
 machine:
   registries:
     mirrors:
@@ -128,8 +129,8 @@ machine:
 }
 
 func printBottlerocket(p printed) string {
-	return fmt.Sprintf(`# Bottlerocket: user data of the nodes, or on a node that runs: apiclient apply < THIS-FILE. Nothing has to be
-# restarted. mirrors takes the place of the whole list: keep those that you have.
+	return fmt.Sprintf(`# Bottlerocket: user data of the nodes; on a running node: apiclient apply < THIS-FILE.
+# No restart is needed. This replaces the whole list of mirrors: add yours to it.
 [[settings.container-registry.mirrors]]
 registry = %q
 endpoint = ["https://%s"]
@@ -142,9 +143,10 @@ trusted = true
 
 func printOpenShift(p printed) string {
 	ca := "    " + strings.ReplaceAll(strings.TrimSuffix(p.ca, "\n"), "\n", "\n    ")
-	key := func(name string) string { return strings.ReplaceAll(name, ":", "..") } // a key has no colons
-	return fmt.Sprintf(`# OpenShift: oc apply --server-side -f THIS-FILE. The machine config operator then updates the nodes one by one. Where
-# image.config.openshift.io/cluster names another additionalTrustedCA, add the keys to that ConfigMap instead.
+	key := func(name string) string { return strings.ReplaceAll(name, ":", "..") } // a key must not have colons
+	return fmt.Sprintf(`# OpenShift: oc apply --server-side -f THIS-FILE. The machine config operator then updates one node after
+# the other.
+# If image.config.openshift.io/cluster names another additionalTrustedCA, add the keys to that ConfigMap instead.
 # The DaemonSet needs the host's network: oc adm policy add-scc-to-user privileged -z trow-node -n NAMESPACE
 apiVersion: v1
 kind: ConfigMap

@@ -13,7 +13,7 @@ import (
 	"trow/manifests/node"
 )
 
-// written are the files that a script writes, by their path.
+// written returns the files that a script writes, by path.
 func written(t *testing.T, script string) map[string]string {
 	t.Helper()
 	files := map[string]string{}
@@ -21,7 +21,7 @@ func written(t *testing.T, script string) map[string]string {
 		files[m[1]] = m[2]
 	}
 	if len(files) == 0 {
-		t.Fatalf("it writes no file: %s", script)
+		t.Fatalf("the script writes no file: %s", script)
 	}
 	return files
 }
@@ -38,7 +38,7 @@ func snippet(t *testing.T, flavour, ca string) string {
 	return s
 }
 
-// at goes down a tree that was decoded.
+// at descends a decoded tree.
 func at(v any, keys ...any) any {
 	for _, key := range keys {
 		switch key := key.(type) {
@@ -75,7 +75,7 @@ func fromYAML(b []byte, v any) error { return yaml.Unmarshal(b, v) }
 
 const local = "127.0.0.1:31001"
 
-func TestPrintedSnippetsSayWhatTheyShould(t *testing.T) {
+func TestPrintedSnippets(t *testing.T) {
 	ca := makeAuthority(t).pem
 	in64 := base64.StdEncoding.EncodeToString([]byte(ca))
 
@@ -84,8 +84,9 @@ func TestPrintedSnippetsSayWhatTheyShould(t *testing.T) {
 	same(t, "talos", at(talos, "machine", "registries", "config", local, "tls", "ca"), in64)
 
 	bottlerocket := decode(t, toml.Unmarshal, snippet(t, "bottlerocket", ca))
-	same(t, "bottlerocket", at(bottlerocket, "settings", "container-registry", "mirrors", 0, "registry"), name)
-	same(t, "bottlerocket", at(bottlerocket, "settings", "container-registry", "mirrors", 0, "endpoint", 0), "https://"+local)
+	mirror := at(bottlerocket, "settings", "container-registry", "mirrors", 0)
+	same(t, "bottlerocket", at(mirror, "registry"), name)
+	same(t, "bottlerocket", at(mirror, "endpoint", 0), "https://"+local)
 	same(t, "bottlerocket", at(bottlerocket, "settings", "pki", "trow", "data"), in64)
 	if at(bottlerocket, "settings", "pki", "trow", "trusted") != true {
 		t.Error("bottlerocket: not trusted")
@@ -127,24 +128,26 @@ func TestPrintedOpenShiftObjects(t *testing.T) {
 			t.Errorf("%s: %q", key, text)
 		}
 	}
-	same(t, "Image", at(objects["Image"], "spec", "additionalTrustedCA", "name"), at(objects["ConfigMap"], "metadata", "name").(string))
+	configMap, _ := at(objects["ConfigMap"], "metadata", "name").(string)
+	same(t, "Image", at(objects["Image"], "spec", "additionalTrustedCA", "name"), configMap)
 	same(t, "tags", at(objects["ImageTagMirrorSet"], "spec", "imageTagMirrors", 0, "source"), name)
 	same(t, "tags", at(objects["ImageTagMirrorSet"], "spec", "imageTagMirrors", 0, "mirrors", 0), local)
 	same(t, "digests", at(objects["ImageDigestMirrorSet"], "spec", "imageDigestMirrors", 0, "mirrors", 0), local)
 }
 
-func TestPrintRefusesWhatCannotBeMeant(t *testing.T) {
+func TestPrintRefusesInvalidOptions(t *testing.T) {
 	ca := makeAuthority(t).pem
 	for _, flavour := range node.Flavours() {
 		if _, err := node.Print(flavour, node.PrintOptions{Host: "a'b", Port: 31000, CA: ca}); err == nil {
-			t.Errorf("%s: printed a host that is none", flavour)
+			t.Errorf("%s: printed an invalid host", flavour)
 		}
 		if _, err := node.Print(flavour, node.PrintOptions{Host: "trow.a", Port: 31000, CA: "EOF"}); err == nil {
-			t.Errorf("%s: printed a bundle that is none", flavour)
+			t.Errorf("%s: printed an invalid bundle", flavour)
 		}
 	}
 	_, err := node.Print("windows", node.PrintOptions{Host: "trow.a", Port: 31000, CA: ca})
-	if err == nil || !strings.Contains(err.Error(), "bottlerocket, containerd, crio, docker, k3s, openshift, rke2, talos") {
+	const known = "want one of bottlerocket, containerd, crio, docker, k3s, openshift, rke2, talos"
+	if err == nil || !strings.Contains(err.Error(), known) {
 		t.Error(err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"io"
 	"log"
@@ -14,48 +13,51 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"trow/registry/ocierror"
 )
 
 const (
-	// keepIdle is for connections that may be used again, on both sides: the layers of an image follow each other.
+	// keepIdle is how long idle connections are kept on both sides: the layers of an image follow each other.
 	keepIdle = time.Minute
-	// maxHeader is more than any client of a registry sends; tokens are a few KiB.
+	// maxHeader bounds the headers of a request. Those of registry clients are smaller; tokens have a few KiB.
 	maxHeader = 64 << 10
-	// spare is how many connections to the registry are kept for use again.
-	spare = 16
+	// maxIdle bounds the idle connections to the registry.
+	maxIdle = 16
 )
 
-// errNoCA is the answer as long as the registry could not be told from an impostor.
-var errNoCA = errors.New("this node does not know the registry's CA yet")
+// errNoCA is the answer while this node cannot verify the registry's certificate.
+var errNoCA = errors.New("this node does not know the registry's CA yet; retry")
 
-// upstream sends requests to the registry, over connections that trust the bundle as it is now. Those under way keep
-// the connection they have.
+// upstream sends requests to the registry, over connections that trust the current bundle. Requests in progress keep
+// their connection when the bundle changes.
 type upstream struct {
-	now atomic.Pointer[http.Transport]
+	current atomic.Pointer[http.Transport] // nil: no bundle yet
 }
 
 func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
-	t := u.now.Load()
+	t := u.current.Load()
 	if t == nil {
 		return nil, errNoCA
 	}
 	return t.RoundTrip(r)
 }
 
-func (u *upstream) trust(t *http.Transport) {
-	if old := u.now.Swap(t); old != nil {
+// use replaces the transport.
+func (u *upstream) use(t *http.Transport) {
+	if old := u.current.Swap(t); old != nil {
 		old.CloseIdleConnections()
 	}
 }
 
 func (u *upstream) close() {
-	if t := u.now.Load(); t != nil {
+	if t := u.current.Load(); t != nil {
 		t.CloseIdleConnections()
 	}
 }
 
-// transport connects to the registry and to nobody else: the address of a request is not looked at, and neither are
-// the proxies of the environment.
+// transport returns a transport that connects to the registry alone: it ignores the address of a request, and the
+// proxies of the environment.
 func (n *Node) transport(trusted *x509.CertPool) *http.Transport {
 	return &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -68,20 +70,20 @@ func (n *Node) transport(trusted *x509.CertPool) *http.Transport {
 		TLSClientConfig:       &tls.Config{RootCAs: trusted, ServerName: n.serverName(), MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:   n.times.first,
 		ExpectContinueTimeout: time.Second, // as in http.DefaultTransport
-		MaxIdleConnsPerHost:   spare,
+		MaxIdleConnsPerHost:   maxIdle,
 		IdleConnTimeout:       keepIdle,
-		DisableCompression:    true, // what the client asks for and gets is what it is
+		DisableCompression:    true, // otherwise it would change the headers and the content
 	}
 }
 
-// patient is a connection that ends when nothing has moved on it, either way, for the idle time.
+// patient is a connection that ends after no byte has moved in either direction for the idle time.
 type patient struct {
 	net.Conn
 	idle time.Duration
 }
 
 func (p *patient) Read(b []byte) (int, error) {
-	_ = p.SetDeadline(time.Now().Add(p.idle)) // a closed connection fails at the read
+	_ = p.SetDeadline(time.Now().Add(p.idle)) // if this fails, the read fails as well
 	return p.Conn.Read(b)
 }
 
@@ -90,29 +92,31 @@ func (p *patient) Write(b []byte) (int, error) {
 	return p.Conn.Write(b)
 }
 
-// server serves HTTP on the connections that are handed over to it.
+// server returns a server and its listener, to which dispatch hands over connections.
 func (n *Node) server() (*http.Server, *handover) {
 	quiet := log.New(io.Discard, "", 0)
 	proxy := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { // X-Forwarded-… of the client are gone by now
+		// ReverseProxy has removed the client's X-Forwarded-… headers before it calls Rewrite.
+		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "https", n.serverName()
 			r.Out.URL.RawQuery = r.In.URL.RawQuery
-			r.Out.Host = r.In.Host // the registry knows itself by the name that the client uses
+			r.Out.Host = r.In.Host // the registry answers for the name that the client uses
 		},
 		Transport:     &n.upstream,
 		FlushInterval: -1,
 		ErrorLog:      quiet,
 		ErrorHandler:  fail,
 	}
-	return &http.Server{Handler: n.handler(proxy), ErrorLog: quiet, ReadHeaderTimeout: n.times.first, IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader},
-		&handover{conns: make(chan net.Conn), done: make(chan struct{})}
+	server := &http.Server{Handler: n.handler(proxy), ErrorLog: quiet, ReadHeaderTimeout: n.times.first,
+		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader}
+	return server, &handover{conns: make(chan net.Conn), done: make(chan struct{})}
 }
 
 // handler answers the kubelet's probes and passes everything else on.
 func (n *Node) handler(proxy http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case r.Method == http.MethodConnect: // we lead to one place only
+		case r.Method == http.MethodConnect: // invariant 1
 			w.WriteHeader(http.StatusMethodNotAllowed)
 		case r.URL.Path == "/livez":
 			_, _ = io.WriteString(w, "ok\n")
@@ -129,7 +133,7 @@ func (n *Node) handler(proxy http.Handler) http.Handler {
 	})
 }
 
-// body gives a client the idle time for each part of what it sends.
+// body gives the client the idle time for each read of its body.
 type body struct {
 	io.ReadCloser
 	conn *http.ResponseController
@@ -140,32 +144,29 @@ func (b *body) Read(p []byte) (int, error) {
 	_ = b.conn.SetReadDeadline(time.Now().Add(b.idle))
 	k, err := b.ReadCloser.Read(p)
 	if err != nil {
-		_ = b.conn.SetReadDeadline(time.Time{}) // the answer may take longer
+		_ = b.conn.SetReadDeadline(time.Time{}) // the time limit is for the body alone, not for the answer
 	}
 	return k, err
 }
 
-// fail is what a client is told when the registry is not there to answer: the form is that of the distribution spec
-// ("Error Codes"), the code Docker's.
-func fail(w http.ResponseWriter, _ *http.Request, err error) {
-	status, message := http.StatusBadGateway, "this node cannot reach the registry, or does not trust it"
+// fail answers a request that could not be passed on, in the form of the distribution specification.
+func fail(w http.ResponseWriter, r *http.Request, err error) {
+	e := &ocierror.Error{Code: ocierror.Unavailable, Status: http.StatusBadGateway, Header: ocierror.RetryAfter(5),
+		Message: "this node cannot reach the registry, or does not trust its certificate"}
 	if errors.Is(err, errNoCA) {
-		status, message = http.StatusServiceUnavailable, err.Error()
+		e.Status, e.Message = http.StatusServiceUnavailable, err.Error()
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Retry-After", "5")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"errors": []any{map[string]string{"code": "UNAVAILABLE", "message": message}}}) // the client may be gone
+	ocierror.Write(w, r, e)
 }
 
-// handover is the listener of those who have accepted their connections elsewhere.
+// handover is a net.Listener for connections that were accepted elsewhere.
 type handover struct {
 	conns chan net.Conn
 	done  chan struct{}
 	once  sync.Once
 }
 
-// give hands over a connection, or closes it if nobody takes any more.
+// give hands over a connection, or closes it if the listener is closed.
 func (h *handover) give(c net.Conn) {
 	select {
 	case h.conns <- c:

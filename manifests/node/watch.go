@@ -19,10 +19,10 @@ import (
 	"trow/manifests/kube"
 )
 
-// watchFor bounds a watch: then it is listed anew, whatever was lost.
+// watchFor bounds a watch. The list after it makes up for any change that the watch has missed.
 const watchFor = 5 * time.Minute
 
-// follow keeps the bundle as the ConfigMap has it, until ctx is done.
+// follow takes over the bundle of the ConfigMap whenever it changes, until ctx is done.
 func (n *Node) follow(ctx context.Context) {
 	wait := n.times.backoff
 	for failed := ""; ctx.Err() == nil; {
@@ -32,37 +32,38 @@ func (n *Node) follow(ctx context.Context) {
 			return
 		case err == nil:
 			failed = ""
-		case err.Error() != failed: // once, until it is over or another
+		case err.Error() != failed: // each error once, until it is over
 			failed = err.Error()
-			n.tell(APIFailed, err, "following ConfigMap %s", kube.ConfigMapName)
+			n.notify(APIFailed, err, "cannot follow ConfigMap %s", kube.ConfigMapName)
 		}
 		if listed {
 			wait = n.times.backoff
 		}
-		if !sleep(ctx, wait+rand.N(wait/2+1)) { // not all nodes at once
+		if !sleep(ctx, wait+rand.N(wait/2+1)) { // the nodes must not ask all at the same time
 			return
 		}
 		if !listed {
-			wait = min(2*wait, n.times.backoffs)
+			wait = min(2*wait, n.times.maxBackoff)
 		}
 	}
 }
 
-// followOnce reads the ConfigMap and follows it until the watch ends. It returns whether it could be read. Only this
-// one object may be listed and watched.
+// followOnce reads the ConfigMap and follows it until the watch ends. listed reports whether it could be read. The
+// field selector is required: RBAC allows to list and watch this one object only.
 func (n *Node) followOnce(ctx context.Context) (listed bool, err error) {
-	maps := n.o.Client.ConfigMaps(n.o.Namespace)
+	configMaps := n.o.Client.ConfigMaps(n.o.Namespace)
 	timeout := int64(watchFor / time.Second)
-	options := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, kube.ConfigMapName).String(), TimeoutSeconds: &timeout}
-	list, err := maps.List(ctx, options)
+	options := metav1.ListOptions{TimeoutSeconds: &timeout,
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, kube.ConfigMapName).String()}
+	list, err := configMaps.List(ctx, options)
 	if err != nil {
 		return false, err
 	}
 	for i := range list.Items {
-		n.take(ctx, &list.Items[i])
+		n.useBundle(ctx, &list.Items[i])
 	}
 	options.ResourceVersion = list.ResourceVersion
-	w, err := maps.Watch(ctx, options)
+	w, err := configMaps.Watch(ctx, options)
 	if err != nil {
 		return true, err
 	}
@@ -77,38 +78,38 @@ func (n *Node) followOnce(ctx context.Context) (listed bool, err error) {
 				return true, nil
 			case e.Type == watch.Error:
 				return true, apierrors.FromObject(e.Object)
-			case is && e.Type != watch.Deleted: // one that is gone may come back: the bundle stays
-				n.take(ctx, m)
+			case is && e.Type != watch.Deleted: // a deleted ConfigMap may come back: keep the bundle
+				n.useBundle(ctx, m)
 			}
 		}
 	}
 }
 
-// take makes the ConfigMap's bundle ours. An empty one has not been filled in yet.
-func (n *Node) take(ctx context.Context, m *corev1.ConfigMap) {
+// useBundle puts the bundle of a ConfigMap into use. The server has not filled in an empty one yet.
+func (n *Node) useBundle(ctx context.Context, m *corev1.ConfigMap) {
 	text := m.Data[kube.CAKey]
 	if m.Name != kube.ConfigMapName || text == "" {
 		return
 	}
 	bundle, pool, err := parseBundle(text)
 	if err != nil {
-		n.report(ctx, BadBundle, err, "%s of ConfigMap %s cannot be used", kube.CAKey, kube.ConfigMapName)
+		n.report(ctx, BadBundle, err, "%s of ConfigMap %s is invalid", kube.CAKey, kube.ConfigMapName)
 		return
 	}
 	if old := n.bundle.Load(); old != nil && bytes.Equal(*old, bundle) {
 		return
 	}
-	n.upstream.trust(n.transport(pool))
+	n.upstream.use(n.transport(pool))
 	n.bundle.Store(&bundle)
-	n.tell(Trusts, nil, "the bundle of ConfigMap %s is in use", kube.ConfigMapName)
+	n.notify(Trusts, nil, "trusting the CA certificates of ConfigMap %s", kube.ConfigMapName)
 	select {
 	case n.changed <- struct{}{}:
-	default: // it is going to look
+	default: // a signal is pending already
 	}
 }
 
-// parseBundle reads one or more certificates and returns them without whatever stood between them. Errors: what is
-// no certificate.
+// parseBundle parses one or more certificates, and returns them without the text between them. Errors: a block that is
+// not a valid certificate; no certificate.
 func parseBundle(text string) ([]byte, *x509.CertPool, error) {
 	var out []byte
 	pool := x509.NewCertPool()
@@ -118,7 +119,7 @@ func parseBundle(text string) ([]byte, *x509.CertPool, error) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, nil, fmt.Errorf("it holds a %.40s where a certificate belongs", block.Type)
+			return nil, nil, fmt.Errorf("PEM block %.40s is not a certificate", block.Type)
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
@@ -128,22 +129,22 @@ func parseBundle(text string) ([]byte, *x509.CertPool, error) {
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})...)
 	}
 	if len(out) == 0 {
-		return nil, nil, errors.New("it holds no certificate in PEM")
+		return nil, nil, errors.New("no certificate in PEM")
 	}
 	return out, pool, nil
 }
 
-// identify learns which DaemonSet this process belongs to.
+// identify finds out the UID of the DaemonSet of this process.
 func (n *Node) identify(ctx context.Context) {
-	for wait := n.times.backoff; ; wait = min(2*wait, n.times.backoffs) {
-		if n.learn(ctx) || !sleep(ctx, wait) {
+	for wait := n.times.backoff; ; wait = min(2*wait, n.times.maxBackoff) {
+		if n.learnUID(ctx) || !sleep(ctx, wait) {
 			return
 		}
 	}
 }
 
-// learn reports whether it is known which DaemonSet this process is of; it asks if it is not.
-func (n *Node) learn(ctx context.Context) bool {
+// learnUID reports whether the UID of the DaemonSet is known. It asks if it is not.
+func (n *Node) learnUID(ctx context.Context) bool {
 	if n.uid.Load() != nil {
 		return true
 	}
@@ -154,18 +155,18 @@ func (n *Node) learn(ctx context.Context) bool {
 	return err == nil
 }
 
-// leave takes the files away if this is an uninstallation.
+// leave removes the files if Trow is being uninstalled: invariant 7.
 func (n *Node) leave() {
 	gone, why := n.uninstalled()
 	if !gone {
-		n.tell(Kept, nil, "the node's files stay: %s", why)
+		n.notify(Kept, nil, "keeping the node's files: %s", why)
 		return
 	}
 	n.removeFiles()
 }
 
-// uninstalled reports whether the DaemonSet is gone or going, and why that is believed. Its rights go along with it:
-// a refusal is an answer.
+// uninstalled reports whether the DaemonSet is deleted or being deleted, and how this is known. Deleting the manifest
+// deletes the rights of this process as well, so that a refusal is an answer.
 func (n *Node) uninstalled() (bool, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), n.times.ask)
 	defer cancel()
@@ -174,16 +175,16 @@ func (n *Node) uninstalled() (bool, string) {
 	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
 		return true, err.Error()
 	case err != nil:
-		return false, fmt.Sprintf("the API server does not say whether DaemonSet %s is gone: %v", n.o.DaemonSet, err)
+		return false, fmt.Sprintf("cannot find out whether DaemonSet %s was deleted: %v", n.o.DaemonSet, err)
 	case d.DeletionTimestamp != nil:
-		return true, "it is being deleted"
+		return true, "the DaemonSet is being deleted"
 	case uid != nil && d.UID != *uid:
-		return true, "another has its name"
+		return true, "another DaemonSet has its name"
 	}
-	return false, fmt.Sprintf("DaemonSet %s is there", n.o.DaemonSet)
+	return false, fmt.Sprintf("DaemonSet %s exists", n.o.DaemonSet)
 }
 
-// sleep waits, and reports whether ctx is not done.
+// sleep waits for d. It reports false, early, if ctx is done.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -16,12 +16,12 @@ import (
 	"trow/manifests/kube"
 )
 
-// ConfigOptions say what a node is told. [Defaults] has those of the manifest.
+// ConfigOptions say what the configuration of a node has to be. [Defaults] has those for the manifest.
 type ConfigOptions struct {
 	Names    []string // of the registry in image names, host[:port]
 	Audience string   // the server's setting token-audience
-	Program  string   // where this program is put on the nodes; its name there is the provider's
-	File     string   // where the configuration is put
+	Program  string   // path of this program on the nodes; its base name is the provider's name
+	File     string   // path of the configuration on the nodes
 }
 
 // Defaults returns the options for trow.yaml.
@@ -34,26 +34,26 @@ func Defaults() ConfigOptions {
 	}
 }
 
-const steps = `# How pods pull with their ServiceAccounts alone. On each node, with Kubernetes 1.34 or later:
+const steps = `# Lets pods pull with nothing but their ServiceAccounts. On each node, with Kubernetes 1.34 or later:
 #
-#   1. Put the program trow, as root's and executable, to
+#   1. Copy the program trow, owned by root and executable, to
 #        %[1]s
 #      It is in the image: id=$(docker create TROW-IMAGE) && docker cp $id:/trow . && docker rm $id
-#   2. Put this text to
+#   2. Write this text to
 #        %[2]s
-#   3. Add two flags to the kubelet's, and restart it:
+#   3. Add two flags to the kubelet, and restart it:
 #        --image-credential-provider-config=%[2]s
 #        --image-credential-provider-bin-dir=%[3]s
-#      If it has them already, put the program into that directory and the provider below into that file.
+#      If it has these flags already, put the program into that directory, and add the provider below to that file.
 #
-# The server's setting token-audience has to be %[4]s, and nodes need to be allowed to ask for such tokens: the
-# manifest of trow manifest --login has both.
+# The server's setting token-audience must be %[4]s, and nodes need the right to request such tokens; the manifest of
+# trow manifest --login sets up both.
 `
 
-// Config is the kubelet's configuration for the provider, in YAML, with the steps to install it as comments. Errors:
-// every option that cannot be meant, by the name of its flag.
+// Config returns the kubelet's configuration of the provider, in YAML, with the steps to install it as comments.
+// Errors: each invalid option, by the name of its flag.
 func Config(o ConfigOptions) ([]byte, error) {
-	if err := o.check(); err != nil {
+	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	text, err := yaml.Marshal(kubelet.CredentialProviderConfig{
@@ -75,31 +75,31 @@ func Config(o ConfigOptions) ([]byte, error) {
 }
 
 var (
-	// plainPath is an absolute one that neither YAML's comments nor a shell can take for something else.
+	// plainPath matches absolute paths that need no quotes in a shell and cannot end a comment of YAML.
 	plainPath = regexp.MustCompile(`^(/[a-zA-Z0-9._-]+)+$`)
-	// plainWord is an audience; those of Kubernetes are often URLs.
+	// plainWord matches audiences; those of Kubernetes are often URLs.
 	plainWord = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:/-]*$`)
-	// address is an IPv6 address or a name, with a port or without.
+	// address matches a host name or an IP address, with or without a port.
 	address = regexp.MustCompile(`^(\[[0-9a-fA-F:]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
 )
 
-// check finds what cannot be meant.
-func (o *ConfigOptions) check() error {
+// validate reports each invalid option.
+func (o *ConfigOptions) validate() error {
 	var errs []error
 	if len(o.Names) == 0 {
-		errs = append(errs, errors.New("names: none is given, and so no image would match"))
+		errs = append(errs, errors.New("names: empty; no image would match"))
 	}
 	for _, name := range o.Names {
 		if !address.MatchString(name) {
-			errs = append(errs, fmt.Errorf("names: %.80q is no host[:port]; a pattern would give tokens to others", name))
+			errs = append(errs, fmt.Errorf("names: %.80q: want host[:port]; a pattern would send tokens to other hosts", name))
 		}
 	}
 	if !plainWord.MatchString(o.Audience) {
-		errs = append(errs, fmt.Errorf("audience: %.80q is none", o.Audience))
+		errs = append(errs, fmt.Errorf("audience: %.80q is not a valid audience", o.Audience))
 	}
 	for _, p := range []struct{ flag, path string }{{"program", o.Program}, {"file", o.File}} {
 		if !plainPath.MatchString(p.path) || path.Clean(p.path) != p.path {
-			errs = append(errs, fmt.Errorf("%s: %.80q is no path from / on", p.flag, p.path))
+			errs = append(errs, fmt.Errorf("%s: %.80q: want an absolute path", p.flag, p.path))
 		}
 	}
 	if msgs := validation.IsDNS1123Subdomain(path.Base(o.Program)); len(msgs) > 0 {

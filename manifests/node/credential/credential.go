@@ -1,24 +1,25 @@
-// Package credential is how pods pull with their ServiceAccount alone: a program that the kubelet of a node runs before
-// it pulls, and that turns the pod's token into credentials for the registry.
+// Package credential lets pods pull with nothing but their ServiceAccount. It is a program that the kubelet of a node
+// runs before it pulls an image, and that turns a token of the pod's ServiceAccount into credentials for the registry.
 //
 // # Words
 //
-//   - provider: such a program, in the kubelet's words a credential provider plugin (exec). It reads a request from
+//   - provider: such a program. The kubelet calls it a credential provider plugin (exec). It reads a request from
 //     standard input and writes a response to standard output.
-//   - token: the ServiceAccount's, which the kubelet has made for the pod and for our audience.
-//   - audience: for whom a token is made. That of the configuration has to be the server's setting token-audience, and
-//     nodes have to be allowed to ask for it; trow manifest --login has both.
-//   - host: the registry in an image's name, host[:port].
+//   - token: a token of the ServiceAccount, which the kubelet requests for the pod and for our audience.
+//   - audience: the service that a token is for. It must equal the server's setting token-audience, and nodes need the
+//     right to request tokens for it; trow manifest --login sets up both.
+//   - host: the registry in an image name, host[:port].
 //
 // # Invariants
 //
-//  1. The token goes to the host of the image that it was made for, and nowhere else; never into an error.
-//  2. The kubelet does not keep the credentials longer than the token is good.
+//  1. The token is sent to the host of the image that it was requested for, and to no other. It is never part of an
+//     error.
+//  2. The kubelet does not cache the credentials for longer than the token is valid.
 //
 // # What it does not do
 //
-// It asks nobody: the registry has the token reviewed. It reads no files, and puts nothing on a node: what to do there is
-// told by --print-config.
+// It does not verify the token: the registry has it reviewed. It neither reads nor writes files; --print-config prints
+// how to install it on a node.
 package credential
 
 import (
@@ -37,11 +38,11 @@ import (
 )
 
 const (
-	// User is the name beside a token. The registry does not look at it: the token has a name of its own.
+	// User is the user name sent with a token. The registry ignores it, because the token has a name of its own.
 	User = "serviceaccount"
-	// maxRequest bounds a request: a token, and the annotations of a ServiceAccount, of which Kubernetes takes 256 KiB.
+	// maxRequest bounds a request: a token, and the annotations of a ServiceAccount, up to 256 KiB in Kubernetes.
 	maxRequest = 1 << 20
-	// cacheLife is how long the kubelet keeps credentials; margin, how long before the token's end it stops.
+	// cacheLife is how long the kubelet caches credentials; margin is how long before the token expires it stops.
 	cacheLife, margin = 5 * time.Minute, 30 * time.Second
 
 	apiVersion   = "credentialprovider.kubelet.k8s.io/v1"
@@ -49,21 +50,21 @@ const (
 	responseKind = "CredentialProviderResponse"
 )
 
-// Command is trow credential-provider.
+// Command returns trow credential-provider.
 func Command() *cobra.Command {
 	o := Defaults()
 	printed := false
 	cmd := &cobra.Command{
 		Use:   "credential-provider",
-		Short: "Pull with the pod's ServiceAccount: the kubelet runs this on a node",
-		Long: "credential-provider answers the kubelet's question for credentials with the token of the pod's ServiceAccount.\n" +
-			"With --print-config it prints how a node is told of it.",
+		Short: "Pull images with the pod's ServiceAccount (the kubelet of a node runs this)",
+		Long: "credential-provider answers the kubelet's requests for credentials with a token of the pod's ServiceAccount.\n" +
+			"With --print-config it prints how to install it on a node.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if printed {
 				text, err := Config(o)
 				if err != nil {
-					return errors.New(strings.Join(strings.Fields(err.Error()), " ")) // commands fail with one line
+					return errors.New(strings.Join(strings.Fields(err.Error()), " ")) // a command's error has one line
 				}
 				_, err = cmd.OutOrStdout().Write(text)
 				return err
@@ -72,35 +73,38 @@ func Command() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&printed, "print-config", false, "print the kubelet's configuration for it, and what else to do on each node")
+	f.BoolVar(&printed, "print-config", false,
+		"print the kubelet's configuration of this program, and the steps to install it on a node")
 	f.StringSliceVar(&o.Names, "names", o.Names, "with --print-config: names of the registry in image names, host[:port]")
 	f.StringVar(&o.Audience, "audience", o.Audience, "with --print-config: the server's setting token-audience")
-	f.StringVar(&o.Program, "program", o.Program, "with --print-config: where this program is put on the nodes")
-	f.StringVar(&o.File, "file", o.File, "with --print-config: where the configuration is put")
+	f.StringVar(&o.Program, "program", o.Program, "with --print-config: path of this program on the nodes")
+	f.StringVar(&o.File, "file", o.File, "with --print-config: path of the configuration on the nodes")
 	return cmd
 }
 
-// Answer reads one request and writes the response to it. Errors say what is wrong with the request; the kubelet logs
-// them, and pulls without credentials.
+// Answer reads a request and writes the response. Errors say what is wrong with the request; the kubelet logs them, and
+// pulls without credentials.
 func Answer(in io.Reader, out io.Writer, now time.Time) error {
 	body, err := io.ReadAll(io.LimitReader(in, maxRequest+1))
 	switch {
 	case err != nil:
-		return fmt.Errorf("the request: %w", err)
+		return fmt.Errorf("request: %w", err)
 	case len(body) > maxRequest:
-		return fmt.Errorf("the request has more than %d bytes", maxRequest)
+		return fmt.Errorf("request: more than %d bytes", maxRequest)
 	}
 	var r credentialprovider.CredentialProviderRequest
 	if err := json.Unmarshal(body, &r); err != nil {
-		return errors.New("the request is no JSON of a " + requestKind + "; the kubelet runs this program, --print-config tells how")
+		// Without err, which may repeat a part of the request, and so of the token.
+		return errors.New("request: not the JSON of a " + requestKind +
+			"; the kubelet runs this program, see --print-config")
 	}
 	if r.APIVersion != apiVersion || r.Kind != requestKind {
-		return fmt.Errorf("the request is %.80q of %.80q, and only %s of %s is understood; the kubelet's configuration says which it sends",
+		return fmt.Errorf("request: %.80q of %.80q; want %s of %s, which the kubelet's configuration has to name",
 			r.Kind, r.APIVersion, requestKind, apiVersion)
 	}
 	if r.ServiceAccountToken == "" {
-		return errors.New("the kubelet has sent no token of a ServiceAccount: its configuration needs tokenAttributes as " +
-			"--print-config prints them, and Kubernetes 1.34 or later")
+		return errors.New("request: no ServiceAccount token; the kubelet's configuration needs the tokenAttributes that " +
+			"--print-config prints, and Kubernetes 1.34 or later")
 	}
 	host, err := hostOf(r.Image)
 	if err != nil {
@@ -109,26 +113,27 @@ func Answer(in io.Reader, out io.Writer, now time.Time) error {
 	return json.NewEncoder(out).Encode(credentialprovider.CredentialProviderResponse{
 		TypeMeta:      metav1.TypeMeta{APIVersion: apiVersion, Kind: responseKind},
 		CacheKeyType:  credentialprovider.RegistryPluginCacheKeyType,
-		CacheDuration: &metav1.Duration{Duration: keep(r.ServiceAccountToken, now)},
+		CacheDuration: &metav1.Duration{Duration: cacheFor(r.ServiceAccountToken, now)},
 		Auth:          map[string]credentialprovider.AuthConfig{host: {Username: User, Password: r.ServiceAccountToken}},
 	})
 }
 
-// hostOf is the registry of an image. An image that names none is Docker Hub's, which has no use for the token.
+// hostOf returns the registry of an image. Docker Hub, the registry of images that name none, must not get the token.
 func hostOf(image string) (string, error) {
 	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
-		return "", fmt.Errorf("the image %.200q is no image reference", image)
+		return "", fmt.Errorf("image %.200q: not a valid image reference", image)
 	}
 	host := reference.Domain(named)
 	if host == "docker.io" {
-		return "", fmt.Errorf("the image %.200q is not this registry's: matchImages of the kubelet's configuration are too wide", image)
+		return "", fmt.Errorf("image %.200q: not of this registry; matchImages in the kubelet's configuration are too wide",
+			image)
 	}
 	return host, nil
 }
 
-// keep is how long the kubelet may keep a token: not at all if it does not say when it ends.
-func keep(token string, now time.Time) time.Duration {
+// cacheFor returns how long the kubelet may cache a token: not at all if the token does not say when it expires.
+func cacheFor(token string, now time.Time) time.Duration {
 	var claims jwt.RegisteredClaims
 	if _, _, err := jwt.NewParser().ParseUnverified(token, &claims); err != nil || claims.ExpiresAt == nil {
 		return 0

@@ -22,7 +22,7 @@ import (
 
 var now = time.Unix(1_800_000_000, 0)
 
-// token is one that ends then.
+// token returns a token with these claims.
 func token(claims string) string {
 	return "eyJhbGciOiJSUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2lnbmF0dXJl"
 }
@@ -60,8 +60,8 @@ func TestAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := credentialprovider.AuthConfig{Username: "serviceaccount", Password: row.token}
-		if r.APIVersion != "credentialprovider.kubelet.k8s.io/v1" || r.Kind != "CredentialProviderResponse" || r.CacheKeyType != "Registry" ||
-			r.CacheDuration.Duration != row.keep || len(r.Auth) != 1 || r.Auth[row.host] != want {
+		if r.APIVersion != "credentialprovider.kubelet.k8s.io/v1" || r.Kind != "CredentialProviderResponse" ||
+			r.CacheKeyType != "Registry" || r.CacheDuration.Duration != row.keep || len(r.Auth) != 1 || r.Auth[row.host] != want {
 			t.Errorf("%s: %+v, kept for %s", row.image, r, r.CacheDuration.Duration)
 		}
 	}
@@ -74,15 +74,15 @@ func TestRequestsThatCannotBeAnswered(t *testing.T) {
 		in   io.Reader
 		want string
 	}{
-		"nothing":              {strings.NewReader(""), "no JSON"},
-		"no JSON":              {strings.NewReader("{" + secret), "no JSON"},
-		"two":                  {strings.NewReader(good + good), "no JSON"},
-		"a number for a token": {strings.NewReader(strings.Replace(good, `"`+secret+`"`, "1", 1)), "no JSON"},
+		"nothing":              {strings.NewReader(""), "not the JSON"},
+		"no JSON":              {strings.NewReader("{" + secret), "not the JSON"},
+		"two":                  {strings.NewReader(good + good), "not the JSON"},
+		"a number for a token": {strings.NewReader(strings.Replace(good, `"`+secret+`"`, "1", 1)), "not the JSON"},
 		"another version":      {strings.NewReader(strings.Replace(good, "k8s.io/v1", "k8s.io/v1beta1", 1)), "v1beta1"},
 		"another kind":         {strings.NewReader(strings.Replace(good, "ProviderRequest", "ProviderResponse", 1)), "CredentialProviderResponse"},
 		"no token":             {strings.NewReader(request("trow.kube-public:31000/app", "")), "tokenAttributes"},
-		"no image":             {strings.NewReader(request("", secret)), "no image reference"},
-		"no such image":        {strings.NewReader(request("trow.kube-public:31000/A", secret)), "no image reference"},
+		"no image":             {strings.NewReader(request("", secret)), "not a valid image reference"},
+		"no such image":        {strings.NewReader(request("trow.kube-public:31000/A", secret)), "not a valid image reference"},
 		"Docker Hub's":         {strings.NewReader(request("nginx", secret)), "too wide"},
 		"Docker Hub's, whole":  {strings.NewReader(request("docker.io/library/nginx", secret)), "too wide"},
 		"too large":            {io.MultiReader(strings.NewReader(good), strings.NewReader(strings.Repeat(" ", 1<<20))), "more than 1048576 bytes"},
@@ -98,16 +98,16 @@ func TestRequestsThatCannotBeAnswered(t *testing.T) {
 		}
 	}
 	if err := credential.Answer(strings.NewReader(good), writer{}, now); err == nil {
-		t.Error("a response that nobody gets is no error")
+		t.Error("a response that cannot be written is not an error")
 	}
 }
 
-// writer writes nothing.
+// writer fails.
 type writer struct{}
 
 func (writer) Write([]byte) (int, error) { return 0, errors.New("closed") }
 
-// decoded is the kubelet's configuration in a text that --print-config has made.
+// decoded returns the provider in the output of --print-config.
 func decoded(t *testing.T, text []byte) kubelet.CredentialProvider {
 	t.Helper()
 	var c kubelet.CredentialProviderConfig
@@ -117,18 +117,20 @@ func decoded(t *testing.T, text []byte) kubelet.CredentialProvider {
 	return c.Providers[0]
 }
 
-func TestWhatTheKubeletIsTold(t *testing.T) {
+func TestTheKubeletsConfiguration(t *testing.T) {
 	o := credential.Defaults()
 	text, err := credential.Config(o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := decoded(t, text)
-	if p.Name != "trow" || !slices.Equal(p.Args, []string{"credential-provider"}) || p.APIVersion != "credentialprovider.kubelet.k8s.io/v1" ||
-		!slices.Equal(p.MatchImages, o.Names) || p.DefaultCacheDuration.Duration != 5*time.Minute {
+	if p.Name != "trow" || !slices.Equal(p.Args, []string{"credential-provider"}) ||
+		p.APIVersion != "credentialprovider.kubelet.k8s.io/v1" || !slices.Equal(p.MatchImages, o.Names) ||
+		p.DefaultCacheDuration.Duration != 5*time.Minute {
 		t.Errorf("the provider: %+v", p)
 	}
-	if a := p.TokenAttributes; a == nil || a.ServiceAccountTokenAudience != "trow" || a.CacheType != "Token" || !*a.RequireServiceAccount {
+	a := p.TokenAttributes
+	if a == nil || a.ServiceAccountTokenAudience != "trow" || a.CacheType != "Token" || !*a.RequireServiceAccount {
 		t.Errorf("the token: %+v", a)
 	}
 	for _, line := range []string{
@@ -137,21 +139,24 @@ func TestWhatTheKubeletIsTold(t *testing.T) {
 		"#        /usr/local/lib/trow/trow\n",
 	} {
 		if !strings.Contains(string(text), line) {
-			t.Errorf("there is no %q in\n%s", line, text)
+			t.Errorf("%q is missing in\n%s", line, text)
 		}
 	}
-	text, err = credential.Config(credential.ConfigOptions{Names: []string{"registry.example.org"}, Audience: "https://registry.example.org", Program: "/opt/images", File: "/etc/p.yaml"})
-	if err != nil {
+	o = credential.ConfigOptions{Names: []string{"registry.example.org"}, Audience: "https://registry.example.org",
+		Program: "/opt/images", File: "/etc/p.yaml"}
+	if text, err = credential.Config(o); err != nil {
 		t.Fatal(err)
 	}
-	if p := decoded(t, text); p.Name != "images" || p.TokenAttributes.ServiceAccountTokenAudience != "https://registry.example.org" || p.MatchImages[0] != "registry.example.org" {
+	p = decoded(t, text)
+	if p.Name != "images" || p.TokenAttributes.ServiceAccountTokenAudience != o.Audience ||
+		p.MatchImages[0] != "registry.example.org" {
 		t.Errorf("with other options: %+v", p)
 	}
 }
 
-func TestOptionsThatCannotBeMeant(t *testing.T) {
+func TestInvalidOptions(t *testing.T) {
 	for want, change := range map[string]func(*credential.ConfigOptions){
-		"names: none":     func(o *credential.ConfigOptions) { o.Names = nil },
+		"names: empty":    func(o *credential.ConfigOptions) { o.Names = nil },
 		`names: "*.org"`:  func(o *credential.ConfigOptions) { o.Names = []string{"*.org"} },
 		`names: "a/b"`:    func(o *credential.ConfigOptions) { o.Names = []string{"a.b", "a/b"} },
 		"audience:":       func(o *credential.ConfigOptions) { o.Audience = "a\nb" },
@@ -178,16 +183,19 @@ func TestTheCommand(t *testing.T) {
 		err := cmd.Execute()
 		return out.String(), err
 	}
-	if out, err := run(request("trow.kube-public:31000/app", "t")); err != nil || !strings.Contains(out, `"password":"t"`) {
+	out, err := run(request("trow.kube-public:31000/app", "t"))
+	if err != nil || !strings.Contains(out, `"password":"t"`) {
 		t.Errorf("%v: %s", err, out)
 	}
-	if out, err := run("", "--print-config", "--names=a.example:1,b.example:2", "--audience=x"); err != nil || len(decoded(t, []byte(out)).MatchImages) != 2 {
+	out, err = run("", "--print-config", "--names=a.example:1,b.example:2", "--audience=x")
+	if err != nil || len(decoded(t, []byte(out)).MatchImages) != 2 {
 		t.Errorf("%v: %s", err, out)
 	}
-	if out, err := run("", "--print-config", "--audience=-", "--file=x"); err == nil || out != "" || strings.Contains(err.Error(), "\n") {
+	out, err = run("", "--print-config", "--audience=-", "--file=x")
+	if err == nil || out != "" || strings.Contains(err.Error(), "\n") {
 		t.Errorf("%v: %s", err, out)
 	}
 	if _, err := run("", "more"); err == nil {
-		t.Error("an argument is taken")
+		t.Error("an argument is accepted")
 	}
 }
