@@ -727,7 +727,8 @@ func (s *instance) open(ctx context.Context) (err error) {
 
 // openCertificates reads the certificates: in a cluster from the Secret, elsewhere from the data directory.
 func (s *instance) openCertificates(ctx context.Context) error {
-	o := trowtls.Options{Names: s.tlsNames(), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey, Overlap: s.config.CAOverlap,
+	o := trowtls.Options{Names: append(trowtls.DefaultNames(), s.config.Names...), ExtraNames: s.config.TLSNames, Log: s.log,
+		CAFile: filepath.Join(s.config.DataDir, "ca.crt"), CertFile: s.config.TLSCert, KeyFile: s.config.TLSKey, Overlap: s.config.CAOverlap,
 		ClientCA: s.config.ClientCA, CallerCA: s.config.ValidateCA}
 	if s.config.Webhook == "" {
 		store, err := trowtls.OpenDir(filepath.Join(s.config.DataDir, "tls"))
@@ -750,38 +751,9 @@ func (s *instance) openCertificates(ctx context.Context) error {
 		CA:     func() []byte { return s.keeper.CA() },
 		Rotate: func(ctx context.Context) error { return s.keeper.Rotate(ctx) }})
 	o.Published = s.cluster.Published
-	return s.await(ctx, func() (err error) {
-		s.keeper, err = trowtls.Open(ctx, cluster.NewSecret(client, namespace), o)
-		return err
-	})
-}
-
-// await tries until it succeeds. After a power cut the API server may take longer to come back than this process,
-// and a process that ends instead is started again later and later.
-func (s *instance) await(ctx context.Context, try func() error) error {
-	told := ""
-	for {
-		err := try()
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		if err.Error() != told {
-			told = err.Error()
-			s.log.Warn().Err(err).Msg("waiting for the certificates")
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// tlsNames are the names of the own certificate: those by which a client may reach us.
-func (s *instance) tlsNames() []string {
-	names := []string{"localhost", "127.0.0.1", "::1",
-		"trow", "trow.kube-public", "trow.kube-public.svc", "trow.kube-public.svc.cluster.local"}
-	names = append(names, s.config.Names...)
-	return append(names, s.config.TLSNames...)
+	o.Wait = true
+	s.keeper, err = trowtls.Open(ctx, cluster.NewSecret(client, namespace), o)
+	return err
 }
 
 // loopback tells whether nobody but this machine can reach the listener.
@@ -1020,8 +992,7 @@ func (s *instance) registerGauges() {
 	s.freed = prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_freed_bytes_total", Help: "Bytes that were collected."})
 	s.metrics.MustRegister(s.collected, s.freed)
 	if s.keeper != nil {
-		gauge("trow_tls_certificate_not_after_seconds", "When the own server certificate ends, Unix time.",
-			func() float64 { return float64(s.keeper.NotAfter(trowtls.Leaf).Unix()) })
+		s.metrics.MustRegister(s.keeper)
 	}
 	s.metrics.MustRegister(quotaMetrics{s})
 	counter := func(name, help string, value func() int64) {
@@ -1104,7 +1075,7 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy) error {
 // loops are what goes on beside the requests.
 func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	if s.keeper != nil {
-		g.Go(func() error { return s.keeper.Run(ctx, s.certificateEvent) })
+		g.Go(func() error { return s.keeper.Run(ctx) })
 	}
 	if s.cluster != nil {
 		g.Go(func() error { return s.cluster.Run(ctx) })
@@ -1241,18 +1212,6 @@ func (s *instance) expire(ctx context.Context) {
 		s.log.Error().Err(err).Msg("looking for idle uploads")
 	case freed > 0:
 		s.log.Info().Int64("bytes", freed).Msg("dropped idle uploads")
-	}
-}
-
-// certificateEvent logs what happened to a certificate.
-func (s *instance) certificateEvent(e trowtls.Event) {
-	line := s.log.Info()
-	if e.Err != nil {
-		line = s.log.Warn().Err(e.Err)
-	}
-	line.Str("certificate", string(e.Cert)).Str("event", string(e.Kind)).Time("until", e.NotAfter).Msg("certificate")
-	if e.Cert == trowtls.CA {
-		s.writeCA()
 	}
 }
 
@@ -1540,15 +1499,6 @@ func (s *instance) anonymousText() string {
 	return "is needed for pulling and pushing, for anybody who can connect; deleting " + rest
 }
 
-// writeCA puts the CA's certificates where people on this machine find them, and returns that file.
-func (s *instance) writeCA() string {
-	ca := filepath.Join(s.config.DataDir, "ca.crt")
-	if err := os.WriteFile(ca, s.keeper.CA(), 0o644); err != nil {
-		s.log.Warn().Err(err).Msg("writing the CA's certificate for clients")
-	}
-	return ca
-}
-
 // firstSteps are the commands to trust the registry and to push a first image.
 func (s *instance) firstSteps(scheme, host string) string {
 	if scheme == "http" {
@@ -1558,7 +1508,7 @@ func (s *instance) firstSteps(scheme, host string) string {
 	if s.cluster != nil {
 		return "Push to " + s.config.Names[0] + " from a machine that trusts the CA (ConfigMap " + cluster.ConfigMapName + ").\n"
 	}
-	ca := s.writeCA()
+	ca := filepath.Join(s.config.DataDir, "ca.crt")
 	return "Trust it (podman, skopeo, buildah; for docker the directory is /etc/docker/certs.d):\n" +
 		"  sudo mkdir -p /etc/containers/certs.d/" + host + " && sudo cp " + ca + " /etc/containers/certs.d/" + host + "/\n" +
 		"Push a first image:\n" +

@@ -15,39 +15,40 @@ import (
 const (
 	caFile = "ca.pem"
 
-	// headerPublished and headerRetired mark, in the CA's file, the certificates beside the one that signs, and
-	// since when they are that.
+	// headerPublished and headerRetired mark, in the CA's file, the certificates other than the one that signs. Their
+	// value is the time of that step of the rotation.
 	headerPublished = "Trow-Published"
 	headerRetired   = "Trow-Retired"
 
-	// caLife: see the package comment, "Why".
+	// caLife is explained in the package comment, under "Why".
 	caLife = 10 * 365 * 24 * time.Hour
-	// lastYear is when a CA is replaced unasked: to bring a new one to every machine takes its time.
+	// lastYear is the time before its end in which a CA is rotated automatically. It is long because people may have to
+	// bring the new CA to every machine.
 	lastYear = 365 * 24 * time.Hour
-	// defaultOverlap: see [Options.Overlap].
+	// defaultOverlap is explained at [Options.Overlap].
 	defaultOverlap = 24 * time.Hour
 )
 
-// caRemedy ends every error about the CA's file; invariant 1.
-const caRemedy = "restore it from a backup; or move it away to have a new CA made, which every node and " +
-	"workstation must then be told to trust"
+// caRemedy ends every error about the CA's file (invariant 1).
+const caRemedy = "restore it from a backup; or move it away, then a new CA is made, which every node and workstation " +
+	"must be set up to trust"
 
-// authority is the CA that signs and, while one takes the place of another, those beside it. It is not changed
-// once it is made. Its file has all of them, the one that signs first.
+// authority is the CA that signs and, during a rotation, the others in the bundle. It is immutable. Its file contains
+// all of them, the one that signs first.
 type authority struct {
 	signer tls.Certificate
-	next   *tls.Certificate // told to everybody, and not used yet; nil: none
-	since  time.Time        // of next
-	old    []retired        // not used any more, and still told to everybody
+	next   *tls.Certificate // published, and does not sign yet; nil: there is none
+	since  time.Time        // when next was published
+	old    []oldCA          // no longer sign, and are still published
 }
 
-// retired is a CA without its key.
-type retired struct {
+// oldCA is a CA that no longer signs, without its key.
+type oldCA struct {
 	cert  *x509.Certificate
 	since time.Time
 }
 
-// bundle is the certificates of all, in PEM, the one that signs first: what a client needs in order to trust us.
+// bundle returns the certificates of all CAs in PEM, the one that signs first: what a client needs to trust the server.
 func (a *authority) bundle() []byte {
 	out := pemCert(a.signer.Certificate[0], nil)
 	if a.next != nil {
@@ -59,25 +60,29 @@ func (a *authority) bundle() []byte {
 	return out
 }
 
-// step returns what an authority is to become now: itself, if nothing is due. rotate asks for a new CA. published
-// tells whether a bundle has reached those who trust us.
-func (a *authority) step(now time.Time, overlap time.Duration, rotate bool, published func([]byte) bool) (*authority, error) {
+// step returns the authority after the step of a rotation that is due now, or a itself if none is. rotate starts a
+// rotation. published reports whether a bundle has reached the clients.
+func (a *authority) step(now time.Time, overlap time.Duration, rotate bool, published func([]byte) bool) (*authority,
+	error) {
 	b := *a
 	b.old = nil
+	// The last step: an old CA leaves the bundle when no leaf of it can be in use any more.
 	for _, r := range a.old {
-		if now.Before(r.since.Add(overlap)) && holds(r.cert, now) == nil {
+		if now.Before(r.since.Add(overlap)) && validAt(r.cert, now) == nil {
 			b.old = append(b.old, r)
 		}
 	}
-	switch ended := holds(a.signer.Leaf, now) != nil; {
-	case a.next == nil && (rotate || holds(a.signer.Leaf, now.Add(lastYear)) != nil) && !ended:
+	switch ended := validAt(a.signer.Leaf, now) != nil; {
+	// The first step: a new CA enters the bundle. After the end of the old one it is too late for a rotation.
+	case a.next == nil && (rotate || validAt(a.signer.Leaf, now.Add(lastYear)) != nil) && !ended:
 		next, err := makeCA(now)
 		if err != nil {
 			return nil, err
 		}
 		b.next, b.since = next, now
+	// The second step: the new CA signs. Clients must know it by then, unless the old one has expired anyway.
 	case a.next != nil && (ended || !now.Before(a.since.Add(overlap)) && published(a.bundle())):
-		b.old = append(b.old, retired{a.signer.Leaf, now})
+		b.old = append(b.old, oldCA{a.signer.Leaf, now})
 		b.signer, b.next = *a.next, nil
 	case len(b.old) == len(a.old):
 		return a, nil
@@ -85,7 +90,7 @@ func (a *authority) step(now time.Time, overlap time.Duration, rotate bool, publ
 	return &b, nil
 }
 
-// encode is the content of the CA's file.
+// encode returns the content of the CA's file.
 func (a *authority) encode() ([]byte, error) {
 	out, err := pemPair(&a.signer, nil)
 	if err != nil {
@@ -99,12 +104,14 @@ func (a *authority) encode() ([]byte, error) {
 		out = append(out, next...)
 	}
 	for _, r := range a.old {
-		out = append(out, pemCert(r.cert.Raw, map[string]string{headerRetired: r.since.UTC().Format(time.RFC3339)})...)
+		headers := map[string]string{headerRetired: r.since.UTC().Format(time.RFC3339)}
+		out = append(out, pemCert(r.cert.Raw, headers)...)
 	}
 	return out, nil
 }
 
-// parseAuthority reads the content of the CA's file. Errors: the first thing that is wrong with it.
+// parseAuthority reads the content of the CA's file. It is strict, because a CA that is misread would be replaced on
+// each client (invariant 1). Errors: the first thing that is wrong with the file.
 func parseAuthority(b []byte) (*authority, error) {
 	a := new(authority)
 	for first := true; ; first = false {
@@ -114,11 +121,11 @@ func parseAuthority(b []byte) (*authority, error) {
 		}
 		switch {
 		case entry.cert == nil && first:
-			return nil, errors.New("it holds no certificate")
+			return nil, errors.New("it contains no certificate")
 		case entry.cert == nil:
 			return a, nil
 		case !entry.since.IsZero() && entry.key == nil:
-			a.old = append(a.old, retired{entry.cert, entry.since})
+			a.old = append(a.old, oldCA{entry.cert, entry.since})
 			continue
 		}
 		pair, err := entry.pair()
@@ -131,37 +138,37 @@ func parseAuthority(b []byte) (*authority, error) {
 		case !first && a.next == nil && !entry.since.IsZero():
 			a.next, a.since = pair, entry.since
 		default:
-			return nil, errors.New("it holds more certificates than belong there")
+			return nil, errors.New("it contains a certificate too many")
 		}
 	}
 }
 
-// caEntry is a certificate in the CA's file, and what belongs to it.
+// caEntry is a certificate in the CA's file, with its headers and its key.
 type caEntry struct {
-	cert  *x509.Certificate // nil: the file has ended
-	since time.Time         // of one that does not sign
+	cert  *x509.Certificate // nil: the end of the file
+	since time.Time         // zero: the one that signs
 	key   *pem.Block        // nil: there is none
 	err   error
 }
 
-// read reads an entry from the beginning of b and returns the rest.
+// read reads an entry from the start of b and returns the rest.
 func (e *caEntry) read(b []byte) []byte {
 	block, rest := pem.Decode(b)
 	if block == nil {
 		if len(bytes.TrimSpace(b)) > 0 {
-			e.err = errors.New("it holds something that is not PEM")
+			e.err = errors.New("it contains something that is not PEM")
 		}
 		return nil
 	}
 	if block.Type != blockCert {
-		e.err = fmt.Errorf("it holds a %s where a certificate belongs", block.Type)
+		e.err = fmt.Errorf("it contains a %s in place of a certificate", block.Type)
 		return nil
 	}
 	if e.cert, e.err = x509.ParseCertificate(block.Bytes); e.err != nil {
 		return nil
 	}
 	if !e.cert.IsCA || e.cert.KeyUsage&x509.KeyUsageCertSign == 0 {
-		e.err = errors.New("it may not sign certificates")
+		e.err = errors.New("its certificate is not a CA's: it may not sign certificates")
 		return nil
 	}
 	for _, header := range []string{headerPublished, headerRetired} {
@@ -177,7 +184,7 @@ func (e *caEntry) read(b []byte) []byte {
 	return rest
 }
 
-// pair puts certificate and key together.
+// pair returns certificate and key together. Errors: there is no key, or one that does not match.
 func (e *caEntry) pair() (*tls.Certificate, error) {
 	if e.key == nil {
 		return nil, errors.New("the key is missing")
@@ -198,7 +205,7 @@ func newAuthority(now time.Time) (*authority, error) {
 // makeCA makes a CA.
 func makeCA(now time.Time) (*tls.Certificate, error) {
 	pair, err := makePair(&x509.Certificate{
-		// Eight digits tell two CAs of one cluster apart in a list of trusted roots; nothing depends on them.
+		// Eight digits distinguish two CAs of one cluster in a list of trusted roots; nothing depends on them.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("Trow CA %08x", rand.Uint32())},
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(caLife),

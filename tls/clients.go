@@ -14,50 +14,44 @@ import (
 	"time"
 )
 
-// Purpose is what a client's certificate is shown for.
+// Purpose is what a client presents a certificate for.
 type Purpose int
 
-// The purposes: to say who a user of the registry is, and that the caller of the webhook is the API server.
+// The purposes: to log in to the registry, and to prove that the caller of the webhook is the API server.
 const (
 	ForClient Purpose = iota
 	ForCaller
 )
 
-// clientFiles are the client CAs on disk, by purpose. Empty: there are none.
-type clientFiles [2]string
-
-// clientCAs are the client CAs. They never change; other files make new ones.
+// clientCAs are the client CAs. They never change; new content of the files makes new ones.
 type clientCAs struct {
-	read  clientPEM
-	roots [2][]*x509.Certificate
-	pool  *x509.CertPool // of all purposes
-	mark  []byte         // of these, in the sessions that begin with them
+	roots [2][]*x509.Certificate // by purpose
+	pool  *x509.CertPool         // of all purposes
+	mark  []byte                 // identifies these CAs in the sessions that are started with them
 }
 
-// clientPEM is what the files held. Strings, so that two of them compare.
-type clientPEM [2]string
-
-func (f clientFiles) read() (p clientPEM, err error) {
-	for i, path := range f {
-		if path == "" {
-			continue
+// clientSource is the source of the client CAs, whose files are given by purpose.
+func (k *Keeper) clientSource(paths [2]string) *source {
+	apply := func(contents [][]byte) error {
+		c, err := parseClientCAs(paths, contents)
+		if err == nil {
+			k.clients.Store(c)
 		}
-		if p[i], err = readFile(path); err != nil {
-			return p, err
-		}
+		return err
 	}
-	return p, nil
+	return &source{cert: Clients, what: "the client CA", paths: paths[:], apply: apply}
 }
 
-// parse reads the certificates. Errors: a file that has none; one that is no CA's.
-func (f clientFiles) parse(p clientPEM) (*clientCAs, error) {
-	c := &clientCAs{read: p, pool: x509.NewCertPool()}
+// parseClientCAs reads the certificates. Errors, with the name of the file: it contains none, or one that is not a
+// CA's.
+func parseClientCAs(paths [2]string, contents [][]byte) (*clientCAs, error) {
+	c := &clientCAs{pool: x509.NewCertPool()}
 	sum := sha256.New()
-	for i, path := range f {
+	for i, path := range paths {
 		if path == "" {
 			continue
 		}
-		roots, err := parseRoots([]byte(p[i]))
+		roots, err := parseRoots(contents[i])
 		if err != nil {
 			return nil, fmt.Errorf("the client CA %s: %w", filepath.Clean(path), err)
 		}
@@ -77,8 +71,8 @@ func parseRoots(text []byte) (roots []*x509.Certificate, err error) {
 		if block, text = pem.Decode(text); block == nil {
 			break
 		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("it has a %s; certificates alone belong there", block.Type)
+		if block.Type != blockCert {
+			return nil, fmt.Errorf("it contains a %s; want certificates only", block.Type)
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		switch {
@@ -90,39 +84,23 @@ func parseRoots(text []byte) (roots []*x509.Certificate, err error) {
 		roots = append(roots, c)
 	}
 	if len(roots) == 0 {
-		return nil, errors.New("it has no certificate in PEM")
+		return nil, errors.New("it contains no certificate in PEM")
 	}
 	return roots, nil
 }
 
-// openClients reads the client CAs for the first time, if there are any.
-func (k *Keeper) openClients() error {
-	if k.clientFiles == (clientFiles{}) {
-		return nil
-	}
-	p, err := k.clientFiles.read()
-	if err != nil {
-		return fmt.Errorf("the client CA: %w", err)
-	}
-	c, err := k.clientFiles.parse(p)
-	if err != nil {
-		return err
-	}
-	k.clients.Store(c)
-	return nil
-}
-
-// askClients makes a configuration ask for certificates of the client CAs of the time. What a session was begun with is
-// noted in its ticket, and a ticket of other client CAs is not taken: then there is a whole handshake.
-func (k *Keeper) askClients(c *tls.Config) {
-	tickets := &tls.Config{} // its keys seal the tickets, and are changed each day
+// requestClientCerts makes a configuration ask clients for certificates of the client CAs, those at the time of the
+// handshake. The ticket of a session contains their mark. A ticket with another mark is not accepted, so that a session
+// is not resumed after the client CAs have changed (invariant 8): there is a full handshake instead.
+func (k *Keeper) requestClientCerts(c *tls.Config) {
+	tickets := &tls.Config{} // its keys encrypt the tickets; crypto/tls replaces them each day
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		now := k.clients.Load()
 		return &tls.Config{
-			MinVersion:                  tls.VersionTLS12,
+			MinVersion:                  minVersion,
 			GetCertificate:              k.pick,
-			NextProtos:                  []string{"http/1.1"}, // as the server has it, whose own configuration this replaces
-			DynamicRecordSizingDisabled: true,
+			NextProtos:                  []string{"http/1.1"}, // this replaces the server's own configuration
+			DynamicRecordSizingDisabled: true,                 // likewise
 			ClientAuth:                  tls.VerifyClientCertIfGiven,
 			ClientCAs:                   now.pool,
 			WrapSession: func(state tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
@@ -131,7 +109,7 @@ func (k *Keeper) askClients(c *tls.Config) {
 			},
 			UnwrapSession: func(ticket []byte, state tls.ConnectionState) (*tls.SessionState, error) {
 				session, err := tickets.DecryptTicket(ticket, state)
-				if session == nil || !slices.ContainsFunc(session.Extra, func(b []byte) bool { return bytes.Equal(b, now.mark) }) {
+				if session == nil || !hasMark(session, now.mark) {
 					return nil, err
 				}
 				return session, err
@@ -140,17 +118,26 @@ func (k *Keeper) askClients(c *tls.Config) {
 	}
 }
 
-// Certificate is what the client of a request has shown for a purpose. nil: nothing, or nothing that is good now: its CA
-// may have gone, or its time be over, while the connection stands.
+func hasMark(session *tls.SessionState, mark []byte) bool {
+	return slices.ContainsFunc(session.Extra, func(b []byte) bool { return bytes.Equal(b, mark) })
+}
+
+// Certificate returns the certificate that the client of a request has presented for a purpose. It returns nil if there
+// is none, or none that is valid now: its CA may have been removed, or it may have expired, since the connection was
+// opened.
 func (k *Keeper) Certificate(r *http.Request, p Purpose) *x509.Certificate {
+	if k == nil {
+		return nil
+	}
 	c := k.clients.Load()
 	if c == nil || r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return nil
 	}
 	leaf := r.TLS.VerifiedChains[0][0]
-	if holds(leaf, time.Now()) != nil {
+	if validAt(leaf, time.Now()) != nil {
 		return nil
 	}
+	// The handshake verified against the CAs of all purposes, so the purpose is checked here.
 	for _, chain := range r.TLS.VerifiedChains {
 		if slices.ContainsFunc(c.roots[p], chain[len(chain)-1].Equal) {
 			return leaf
@@ -159,47 +146,7 @@ func (k *Keeper) Certificate(r *http.Request, p Purpose) *x509.Certificate {
 	return nil
 }
 
-// follower follows the client CAs' files.
-type follower struct {
-	last clientPEM // what they held at the last look
-	seen clientPEM // what they held when they were last acted upon
-}
-
-func newFollower(c *clientCAs) (f follower) {
-	if c != nil {
-		f.last, f.seen = c.read, c.read
-	}
-	return f
-}
-
-// reloadClients takes over client CAs that have changed, as reload does with the user's pair.
-func (w *watch) reloadClients() {
-	if w.clientFiles == (clientFiles{}) {
-		return
-	}
-	p, err := w.clientFiles.read()
-	if err != nil {
-		p = clientPEM{err.Error()} // so that the same error twice is the same
-	}
-	settled := p == w.clients.last
-	w.clients.last = p
-	if p == w.clients.seen || !settled {
-		return
-	}
-	w.clients.seen = p
-	var c *clientCAs
-	if err == nil {
-		c, err = w.clientFiles.parse(p)
-	}
-	if err != nil {
-		w.tell(Rejected, Clients, err)
-		return
-	}
-	w.Keeper.clients.Store(c)
-	w.tell(Reloaded, Clients, nil)
-}
-
-// notAfter is when the first of them ends.
+// notAfter is the end of the client CA that ends first.
 func (c *clientCAs) notAfter() (first time.Time) {
 	if c == nil {
 		return first

@@ -25,7 +25,7 @@ import (
 	trowtls "trow/tls"
 )
 
-// clientCA is a CA whose certificates clients show.
+// clientCA is a CA whose certificates clients present.
 type clientCA struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -33,11 +33,11 @@ type clientCA struct {
 
 func newClientCA(t *testing.T, name string) clientCA {
 	t.Helper()
-	return sign(t, clientCA{}, &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, NotAfter: time.Now().Add(day)})
+	return sign(t, clientCA{}, &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, NotAfter: time.Now().Add(day)})
 }
 
-// sign makes a certificate; without a parent it signs itself.
+// sign makes a certificate; without a parent it is self-signed.
 func sign(t *testing.T, parent clientCA, template *x509.Certificate) clientCA {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -59,7 +59,7 @@ func sign(t *testing.T, parent clientCA, template *x509.Certificate) clientCA {
 	return clientCA{cert, key}
 }
 
-// client makes a client's certificate that ends after so long.
+// client makes a client's certificate that expires after life.
 func (c clientCA) client(t *testing.T, cn string, life time.Duration) tls.Certificate {
 	t.Helper()
 	one := sign(t, c, &x509.Certificate{Subject: pkix.Name{CommonName: cn}, NotAfter: time.Now().Add(life),
@@ -79,8 +79,8 @@ func write(t *testing.T, path string, all ...clientCA) string {
 	return path
 }
 
-// asked is a server that tells what clients have shown.
-func asked(t *testing.T, k *trowtls.Keeper) (url string) {
+// serve starts a server that answers with what the client has presented.
+func serve(t *testing.T, k keeper) (url string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -93,7 +93,8 @@ func asked(t *testing.T, k *trowtls.Keeper) (url string) {
 		return c.Subject.CommonName
 	}
 	s := &http.Server{TLSConfig: k.Config(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "client %s, caller %s, resumed %v", name(k.Certificate(r, trowtls.ForClient)), name(k.Certificate(r, trowtls.ForCaller)), r.TLS.DidResume)
+		fmt.Fprintf(w, "client %s, caller %s, resumed %v", name(k.Certificate(r, trowtls.ForClient)),
+			name(k.Certificate(r, trowtls.ForCaller)), r.TLS.DidResume)
 	})}
 	s.ErrorLog = log.New(io.Discard, "", 0)
 	go s.ServeTLS(l, "", "")
@@ -101,11 +102,12 @@ func asked(t *testing.T, k *trowtls.Keeper) (url string) {
 	return "https://" + l.Addr().String()
 }
 
-// shows makes a client that shows a certificate, whoever is asked for, and begins each request on a connection of its own
-// unless it keeps them.
-func shows(t *testing.T, k *trowtls.Keeper, version uint16, keep bool, cert ...tls.Certificate) *http.Client {
+// shows makes a client that presents a certificate, whichever CAs the server asks for. Each request has its own
+// connection unless keep is set.
+func shows(t *testing.T, k keeper, version uint16, keep bool, cert ...tls.Certificate) *http.Client {
 	t.Helper()
-	c := &tls.Config{RootCAs: pool(k.CA()), MaxVersion: version, ClientSessionCache: tls.NewLRUClientSessionCache(8)}
+	c := &tls.Config{RootCAs: pool(k.CA()), MaxVersion: version,
+		ClientSessionCache: tls.NewLRUClientSessionCache(8)}
 	if len(cert) > 0 {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert[0], nil }
 	}
@@ -134,54 +136,59 @@ func versions(t *testing.T, f func(t *testing.T, version uint16)) {
 
 func TestClientsNeedNoCertificateAndEachPurposeHasItsOwnCAs(t *testing.T) {
 	versions(t, func(t *testing.T, v uint16) {
-		users, api, other := newClientCA(t, "users"), newClientCA(t, "api"), newClientCA(t, "users") // of the same name
+		users, api := newClientCA(t, "users"), newClientCA(t, "api")
+		other := newClientCA(t, "users") // with the same name
 		dir := t.TempDir()
-		k := open(t, t.TempDir(), trowtls.Options{ClientCA: write(t, dir+"/users", users), CallerCA: write(t, dir+"/api", api)})
-		url := asked(t, k)
+		k := open(t, t.TempDir(),
+			trowtls.Options{ClientCA: write(t, dir+"/users", users), CallerCA: write(t, dir+"/api", api)})
+		url := serve(t, k)
 		for name, row := range map[string]struct {
 			c    *http.Client
 			want string
 		}{
-			"no certificate":        {shows(t, k, v, false), "client -, caller -, resumed false"},
-			"a user's":              {shows(t, k, v, false, users.client(t, "alice", day)), "client alice, caller -, resumed false"},
-			"the API server's":      {shows(t, k, v, false, api.client(t, "kube-apiserver", day)), "client -, caller kube-apiserver, resumed false"},
-			"of a CA of that name":  {shows(t, k, v, false, other.client(t, "alice", day)), "error"},
-			"one that has ended":    {shows(t, k, v, false, users.client(t, "alice", -time.Minute)), "error"},
-			"one that is no client": {shows(t, k, v, false, serverOnly(t, users)), "error"},
+			"no certificate": {shows(t, k, v, false), "client -, caller -, resumed false"},
+			"a user's":       {shows(t, k, v, false, users.client(t, "alice", day)), "client alice, caller -, resumed false"},
+			"the API server's": {shows(t, k, v, false, api.client(t, "kube-apiserver", day)),
+				"client -, caller kube-apiserver, resumed false"},
+			"of another CA with that name": {shows(t, k, v, false, other.client(t, "alice", day)), "error"},
+			"an expired one":               {shows(t, k, v, false, users.client(t, "alice", -time.Minute)), "error"},
+			"one for servers only":         {shows(t, k, v, false, serverOnly(t, users)), "error"},
 		} {
 			if got := get(row.c, url); got != row.want {
 				t.Errorf("%s: %s, want %s", name, got, row.want)
 			}
 		}
 		both := open(t, t.TempDir(), trowtls.Options{ClientCA: dir + "/users", CallerCA: dir + "/users"})
-		if got := get(shows(t, both, v, false, users.client(t, "x", day)), asked(t, both)); got != "client x, caller x, resumed false" {
+		got := get(shows(t, both, v, false, users.client(t, "x", day)), serve(t, both))
+		if got != "client x, caller x, resumed false" {
 			t.Errorf("one CA for both: %s", got)
 		}
 		none := open(t, t.TempDir(), trowtls.Options{})
-		if got := get(shows(t, none, v, false, users.client(t, "x", day)), asked(t, none)); got != "client -, caller -, resumed false" {
+		got = get(shows(t, none, v, false, users.client(t, "x", day)), serve(t, none))
+		if got != "client -, caller -, resumed false" {
 			t.Errorf("without client CAs: %s", got)
 		}
 	})
 }
 
 func serverOnly(t *testing.T, ca clientCA) tls.Certificate {
-	one := sign(t, ca, &x509.Certificate{Subject: pkix.Name{CommonName: "alice"}, NotAfter: time.Now().Add(day), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	one := sign(t, ca, &x509.Certificate{Subject: pkix.Name{CommonName: "alice"}, NotAfter: time.Now().Add(day),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	return tls.Certificate{Certificate: [][]byte{one.cert.Raw}, PrivateKey: one.key}
 }
 
-// TestAClientCAThatGoesTakesItsSessionsAlong: those that are resumed, and what standing connections have shown.
-func TestAClientCAThatGoesTakesItsSessionsAlong(t *testing.T) {
+// TestARemovedClientCADoesNotCount: neither in sessions that are resumed, nor on open connections.
+func TestARemovedClientCADoesNotCount(t *testing.T) {
 	versions(t, func(t *testing.T, v uint16) {
 		old, next := newClientCA(t, "old"), newClientCA(t, "next")
 		file := write(t, filepath.Join(t.TempDir(), "ca"), old)
 		k := open(t, t.TempDir(), trowtls.Options{ClientCA: file, Poll: 10 * time.Millisecond})
-		e := &events{}
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		defer cancel()
-		wg.Go(func() { k.Run(ctx, e.add) })
-		url := asked(t, k)
+		wg.Go(func() { k.Run(ctx) })
+		url := serve(t, k)
 		alice, bob, plain := old.client(t, "alice", day), next.client(t, "bob", day), shows(t, k, v, false)
 		c, standing := shows(t, k, v, false, alice), shows(t, k, v, true, alice)
 		for _, want := range []string{"client alice, caller -, resumed false", "client alice, caller -, resumed true"} {
@@ -194,27 +201,27 @@ func TestAClientCAThatGoesTakesItsSessionsAlong(t *testing.T) {
 			t.Errorf("without a certificate: %s", got)
 		}
 		get(standing, url)
-		become := func(want string) {
+		await := func(want string) {
 			t.Helper()
 			for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-				if list := e.take(); len(list) > 0 {
-					if got := string(list[0].Kind) + " " + string(list[0].Cert); got != want {
-						t.Errorf("%s, want %s: %v", got, want, list[0].Err)
+				if list := k.log.take(); len(list) > 0 {
+					if got := list[0].String(); got != want {
+						t.Errorf("%s, want %s: %v", got, want, list[0].Error)
 					}
 					return
 				}
 				if time.Now().After(end) {
-					t.Fatalf("nothing was told, want %s", want)
+					t.Fatalf("nothing was logged, want %s", want)
 				}
 			}
 		}
-		write(t, file, old, next) // beside it
-		become("reloaded clients")
+		write(t, file, old, next) // both
+		await("reloaded clients")
 		if got := get(c, url); got != "client alice, caller -, resumed false" {
-			t.Errorf("beside a new CA: %s", got)
+			t.Errorf("with both CAs: %s", got)
 		}
 		if got := get(standing, url); got != "client alice, caller -, resumed false" {
-			t.Errorf("beside a new CA, standing: %s", got)
+			t.Errorf("with both CAs, on an open connection: %s", got)
 		}
 		if got := get(shows(t, k, v, false, bob), url); got != "client bob, caller -, resumed false" {
 			t.Errorf("bob: %s", got)
@@ -222,20 +229,20 @@ func TestAClientCAThatGoesTakesItsSessionsAlong(t *testing.T) {
 		if err := os.WriteFile(file, []byte("garbage"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		become("rejected clients")
+		await("rejected clients")
 		if got := get(c, url); got != "client alice, caller -, resumed true" {
-			t.Errorf("after a file that is none: %s", got)
+			t.Errorf("after an invalid file: %s", got)
 		}
-		write(t, file, next) // in its place
-		become("reloaded clients")
+		write(t, file, next) // the new one only
+		await("reloaded clients")
 		if got := get(c, url); got != "error" {
-			t.Errorf("a session that is resumed: %s", got)
+			t.Errorf("a session of the old CA: %s", got)
 		}
 		if got := get(standing, url); got != "client -, caller -, resumed false" {
-			t.Errorf("a connection that stands: %s", got)
+			t.Errorf("an open connection: %s", got)
 		}
 		if got := get(plain, url); got != "client -, caller -, resumed false" {
-			t.Errorf("without a certificate, in the end: %s", got)
+			t.Errorf("without a certificate, at the end: %s", got)
 		}
 		if ends := k.NotAfter(trowtls.Clients); !ends.Equal(next.cert.NotAfter) {
 			t.Errorf("the CA ends at %v, want %v", ends, next.cert.NotAfter)
@@ -243,28 +250,31 @@ func TestAClientCAThatGoesTakesItsSessionsAlong(t *testing.T) {
 	})
 }
 
-// TestACertificateEndsOnAStandingConnection, not only at the next handshake.
-func TestACertificateEndsOnAStandingConnection(t *testing.T) {
+// TestACertificateExpiresOnAnOpenConnection, not only at the next handshake.
+func TestACertificateExpiresOnAnOpenConnection(t *testing.T) {
 	ca := newClientCA(t, "users")
 	k := open(t, t.TempDir(), trowtls.Options{ClientCA: write(t, filepath.Join(t.TempDir(), "ca"), ca)})
-	url := asked(t, k)
-	c := shows(t, k, tls.VersionTLS13, true, ca.client(t, "alice", 2*time.Second)) // certificates count seconds
+	url := serve(t, k)
+	c := shows(t, k, tls.VersionTLS13, true, ca.client(t, "alice", 2*time.Second)) // certificates have seconds
 	if got := get(c, url); got != "client alice, caller -, resumed false" {
 		t.Fatal(got)
 	}
 	time.Sleep(2100 * time.Millisecond)
 	if got := get(c, url); got != "client -, caller -, resumed false" {
-		t.Errorf("after its end: %s", got)
+		t.Errorf("after it has expired: %s", got)
 	}
 }
 
 func TestABadClientCAIsAnErrorThatNamesTheFile(t *testing.T) {
 	ca := newClientCA(t, "users")
 	dir := t.TempDir()
-	leaf := clientCA{cert: sign(t, ca, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Now().Add(day)}).cert}
+	leaf := sign(t, ca, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Now().Add(day)})
 	files := map[string]string{
-		"no certificate in PEM": "", "no certificate": "hello", "certificates alone": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-		"malformed": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "is not a CA's": string(read(t, write(t, dir+"/leaf", leaf))),
+		"no certificate in PEM": "",
+		"no certificate":        "hello",
+		"certificates only":     "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+		"malformed":             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+		"is not a CA's":         string(read(t, write(t, dir+"/leaf", leaf))),
 	}
 	for want, text := range files {
 		path := filepath.Join(dir, "ca.pem")
@@ -273,12 +283,14 @@ func TestABadClientCAIsAnErrorThatNamesTheFile(t *testing.T) {
 		}
 		for _, o := range []trowtls.Options{{ClientCA: path}, {CallerCA: path}} {
 			o.Names = wanted
-			if _, err := openDir(t.TempDir(), o); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "ca.pem") {
+			_, err := openDir(t.TempDir(), o)
+			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "ca.pem") {
 				t.Errorf("%q: %v, want %q", text, err, want)
 			}
 		}
 	}
-	if _, err := openDir(t.TempDir(), trowtls.Options{Names: wanted, ClientCA: dir + "/none"}); err == nil || !strings.Contains(err.Error(), "/none") {
-		t.Errorf("a file that is not there: %v", err)
+	_, err := openDir(t.TempDir(), trowtls.Options{Names: wanted, ClientCA: dir + "/none"})
+	if err == nil || !strings.Contains(err.Error(), "/none") {
+		t.Errorf("a missing file: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package tls
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,7 +11,7 @@ import (
 	"strings"
 )
 
-// names are what a leaf is for, sorted and without duplicates, so that two lists of the same names are equal.
+// names are the names of a leaf, sorted and without duplicates, so that they can be compared.
 type names struct {
 	dns []string
 	ips []string // in the form of netip.Addr.String
@@ -19,7 +20,7 @@ type names struct {
 // maxName is the length of the longest DNS name (RFC 1035, section 2.3.4: 255 octets on the wire).
 const maxName = 253
 
-// parseNames sorts the wanted names into DNS names and IP addresses.
+// parseNames divides names into DNS names and IP addresses. Errors: there is no name; one is invalid, with that name.
 func parseNames(wanted []string) (names, error) {
 	var n names
 	for _, w := range wanted {
@@ -35,12 +36,12 @@ func parseNames(wanted []string) (names, error) {
 		n.dns = append(n.dns, host)
 	}
 	if len(n.dns)+len(n.ips) == 0 {
-		return names{}, fmt.Errorf("no names given for the certificate")
+		return names{}, errors.New("the server's certificate needs at least one name")
 	}
 	return n.sorted(), nil
 }
 
-// cutPort takes the port off host:port and the brackets off an IPv6 address.
+// cutPort removes the port of host:port, and the brackets of an IPv6 address.
 func cutPort(s string) string {
 	if host, port, err := net.SplitHostPort(s); err == nil {
 		if _, err := strconv.ParseUint(port, 10, 16); err == nil {
@@ -53,7 +54,7 @@ func cutPort(s string) string {
 	return s
 }
 
-// checkDNS says what keeps a name from being a host's. An underscore is let through: DNS allows it, clients
+// checkDNS returns an error if a name is not a valid host name. An underscore is accepted: DNS allows it, clients
 // accept it, and some clusters use it.
 func checkDNS(name string) error {
 	if len(name) > maxName {
@@ -65,25 +66,25 @@ func checkDNS(name string) error {
 		}
 	}
 	if last := name[strings.LastIndexByte(name, '.')+1:]; strings.Trim(last, "0123456789") == "" {
-		return fmt.Errorf("not an IP address, and no host name ends in a number")
+		return errors.New("neither an IP address nor a host name: a host name does not end in a number")
 	}
 	return nil
 }
 
-// checkLabel checks what stands between two dots (RFC 1123, section 2.1: letters, digits, hyphens within; at
-// most 63).
+// checkLabel checks the part between two dots (RFC 1123, section 2.1: letters, digits, and hyphens except at the ends;
+// at most 63 characters).
 func checkLabel(label string) error {
 	switch {
 	case label == "":
-		return fmt.Errorf("not a host name or IP address: an empty part")
+		return errors.New("not a host name or IP address: a part is empty")
 	case len(label) > 63:
-		return fmt.Errorf("not a host name: a part is longer than 63 characters")
+		return errors.New("not a host name: a part is longer than 63 characters")
 	case label[0] == '-' || label[len(label)-1] == '-':
-		return fmt.Errorf("not a host name: a part begins or ends with a hyphen")
+		return errors.New("not a host name: a part starts or ends with a hyphen")
 	}
 	for _, c := range label {
 		if c > 0x7f {
-			return fmt.Errorf("not a host name: write it in its ASCII form (xn--…)")
+			return errors.New("not a host name: use its ASCII form (xn--…)")
 		}
 		if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
 			return fmt.Errorf("not a host name or IP address: %q is not allowed", c)
@@ -92,7 +93,7 @@ func checkLabel(label string) error {
 	return nil
 }
 
-// namesOf returns the names that a certificate is for.
+// namesOf returns the names of a certificate.
 func namesOf(c *x509.Certificate) names {
 	n := names{dns: slices.Clone(c.DNSNames)}
 	for _, ip := range c.IPAddresses {
@@ -103,7 +104,7 @@ func namesOf(c *x509.Certificate) names {
 	return n.sorted()
 }
 
-// addrs returns the IP addresses in the form that x509 takes.
+// addrs returns the IP addresses in the form of package x509.
 func (n names) addrs() []net.IP {
 	var out []net.IP
 	for _, s := range n.ips {

@@ -21,45 +21,46 @@ const (
 )
 
 const (
-	// leafLife is short enough that no client calls it too long, long enough that a server may be switched
-	// off for a month and still come back with a certificate that holds.
+	// leafLife is short enough that no client rejects it as too long, and long enough that a server may be switched off
+	// for a month and still have a valid certificate.
 	leafLife = 90 * 24 * time.Hour
-	// backdate puts the beginning of a certificate into the past, for clients whose clocks are late.
+	// backdate puts the start of a certificate into the past, for clients whose clocks are slow.
 	backdate = time.Hour
 )
 
-// parseLeaf reads the content of the leaf's file, nil if that is no pair.
+// parseLeaf reads the content of the leaf's file. It returns nil if that is not a valid pair.
 func parseLeaf(b []byte) *tls.Certificate {
 	pair, err := tls.X509KeyPair(b, b)
 	if err != nil {
-		return nil // invariant 2
+		return nil // then a new one is made (invariant 2)
 	}
 	return &pair
 }
 
-// serves reports whether a leaf is there, of this CA, for just these names, and not due.
-func serves(leaf *tls.Certificate, ca *x509.Certificate, n names, now time.Time) bool {
-	return leaf != nil && leaf.Leaf.CheckSignatureFrom(ca) == nil && namesOf(leaf.Leaf).equal(n) && !due(leaf.Leaf, ca, now)
+// usable reports whether there is a leaf, of this CA, for exactly these names, and not due for renewal.
+func usable(leaf *tls.Certificate, ca *x509.Certificate, n names, now time.Time) bool {
+	return leaf != nil && leaf.Leaf.CheckSignatureFrom(ca) == nil && namesOf(leaf.Leaf).equal(n) &&
+		!due(leaf.Leaf, ca, now)
 }
 
-// due reports whether a leaf is to be renewed: past two thirds of its life, which leaves a month in which the
-// renewal may fail. A leaf that ends with its CA is not: a new one would end at the same time.
+// due reports whether a leaf must be renewed: past two thirds of its life, which leaves a month in which the renewal
+// may fail. A leaf that ends with its CA is never due: a new one would end at the same time.
 func due(leaf, ca *x509.Certificate, now time.Time) bool {
 	if now.Before(leaf.NotBefore) {
-		return true // the clock was wrong when it was made, or is now
+		return true // the clock was wrong when it was made, or is wrong now
 	}
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
 	return now.After(leaf.NotBefore.Add(life/3*2)) && leaf.NotAfter.Before(ca.NotAfter)
 }
 
-// makeLeaf makes a leaf.
+// makeLeaf makes a leaf, which does not outlive its CA.
 func makeLeaf(ca *tls.Certificate, n names, now time.Time) (*tls.Certificate, error) {
 	end := now.Add(leafLife)
 	if end.After(ca.Leaf.NotAfter) {
 		end = ca.Leaf.NotAfter
 	}
 	pair, err := makePair(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: "Trow"}, // for people; clients look at the names below alone
+		Subject:     pkix.Name{CommonName: "Trow"}, // for people; clients only look at the names below
 		NotBefore:   now.Add(-backdate),
 		NotAfter:    end,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -73,8 +74,8 @@ func makeLeaf(ca *tls.Certificate, n names, now time.Time) (*tls.Certificate, er
 	return pair, nil
 }
 
-// makePair makes a key and has the certificate signed by ca (nil: by itself). P-256 because every client has it
-// and its handshakes are the cheapest.
+// makePair makes a key, and a certificate that ca signs; if ca is nil it is self-signed. The key is P-256, because
+// every client supports it and its handshakes are the cheapest.
 func makePair(template *x509.Certificate, ca *tls.Certificate) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -95,13 +96,14 @@ func makePair(template *x509.Certificate, ca *tls.Certificate) (*tls.Certificate
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: cert}, nil
 }
 
-// pemPair is certificate and key in PEM, the certificate with these headers.
+// pemPair returns certificate and key in PEM, the certificate with these headers.
 func pemPair(pair *tls.Certificate, headers map[string]string) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
 	if err != nil {
 		return nil, err
 	}
-	return append(pemCert(pair.Certificate[0], headers), pem.EncodeToMemory(&pem.Block{Type: blockKey, Bytes: der})...), nil
+	key := pem.EncodeToMemory(&pem.Block{Type: blockKey, Bytes: der})
+	return append(pemCert(pair.Certificate[0], headers), key...), nil
 }
 
 func pemCert(der []byte, headers map[string]string) []byte {

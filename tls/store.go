@@ -9,58 +9,41 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"trow/storage/files"
 )
 
 // Store keeps the pairs: bytes in PEM by name ("ca.pem", "leaf.pem"). Safe for concurrent use.
 type Store interface {
-	// Load returns all that is kept, and its version. Nothing kept is an empty map and no error.
-	Load(ctx context.Context) (files map[string][]byte, version string, err error)
-	// Save keeps these files in place of those of that version, durably. false without an error: the version
-	// has passed, nothing was saved, and the caller loads again. A store that has no other writer may have one
-	// version for ever.
-	Save(ctx context.Context, files map[string][]byte, version string) (bool, error)
-	// String says where this is, for people who have to go there.
+	// Load returns all that is kept, and its version. An empty store is an empty map and no error.
+	Load(ctx context.Context) (pairs map[string][]byte, version string, err error)
+	// Save durably replaces what is kept, if it still has that version. It returns false without an error if it has
+	// another version: then nothing was saved, and the caller loads again. A store that has no other writer may always
+	// have the same version.
+	Save(ctx context.Context, pairs map[string][]byte, version string) (bool, error)
+	// String says where the store is, for people who have to go there.
 	String() string
 }
 
-// Dir is a [Store] in a directory, mode 0700, with files of mode 0600. It has no versions: the caller sees to it
-// that one process at a time uses the directory.
+// Dir is a [Store] in a directory, mode 0700, with files of mode 0600. It has no versions: the caller makes sure that
+// only one process at a time uses the directory.
 type Dir string
 
-// tempPrefix marks what a save has not finished. A crash leaves such files behind; OpenDir removes them.
-const tempPrefix = ".tmp-"
-
-// maxPEM bounds what is read from a file that should hold a pair: a key, a certificate and a chain are about
-// 10 KiB. It keeps a path given by mistake (a device, a layer) from filling the memory.
-const maxPEM = 1 << 20
-
-// OpenDir makes the directory if need be, closes it to others, and removes what a crash left behind. Errors:
-// whatever the file system reports.
+// OpenDir creates the directory if it does not exist, takes the access of others away, and removes what a crash left
+// behind. Errors: those of the file system.
 func OpenDir(path string) (Dir, error) {
-	left, err := sweep(path)
+	root, err := files.OpenDir(path)
 	if err != nil {
 		return "", fmt.Errorf("certificates: %w", err)
 	}
-	for _, f := range left {
-		if err := os.Remove(f); err != nil {
-			return "", fmt.Errorf("certificates: %w", err)
-		}
-	}
-	return Dir(path), syncDir(filepath.Dir(path))
+	restrict(path, 0o700)
+	// The directory may be new: its name must be durable before there is a CA in it.
+	return Dir(path), errors.Join(root.Close(), files.SyncDir(filepath.Dir(path)))
 }
 
-// sweep makes the directory and lists what a crash left in it.
-func sweep(path string) ([]string, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, err
-	}
-	tighten(path, 0o700)
-	return filepath.Glob(filepath.Join(path, tempPrefix+"*"))
-}
-
-// tighten takes a mode that others may read away from what holds keys. That it fails is no error: Kubernetes
-// gives a volume to a group (fsGroup), and then its owner is somebody else.
-func tighten(path string, mode fs.FileMode) {
+// restrict takes the rights beyond mode away from a file that contains keys. It ignores errors: Kubernetes gives a
+// volume to a group (fsGroup), and then this process may not be the owner.
+func restrict(path string, mode fs.FileMode) {
 	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&^mode != 0 {
 		_ = os.Chmod(path, mode) // see above
 	}
@@ -72,68 +55,41 @@ func (d Dir) path(name string) string { return filepath.Join(string(d), name) }
 
 // Load reads the files.
 func (d Dir) Load(context.Context) (map[string][]byte, string, error) {
-	files := map[string][]byte{}
+	pairs := map[string][]byte{}
 	for _, name := range []string{caFile, leafFile} {
-		tighten(d.path(name), 0o600)
-		s, err := readFile(d.path(name))
+		restrict(d.path(name), 0o600)
+		b, err := files.Read(d.path(name), files.MaxSize)
 		switch {
 		case err == nil:
-			files[name] = []byte(s)
+			pairs[name] = b
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, "", err
 		}
 	}
-	return files, "", nil
+	return pairs, "", nil
 }
 
-// Save writes the files, in the order of their names, so that the CA is there before a leaf of it.
-func (d Dir) Save(_ context.Context, files map[string][]byte, _ string) (bool, error) {
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if old, err := readFile(d.path(name)); err == nil && old == string(files[name]) {
+// Save writes the files that have changed.
+func (d Dir) Save(ctx context.Context, pairs map[string][]byte, _ string) (bool, error) {
+	kept, _, err := d.Load(ctx)
+	if err != nil {
+		return false, err
+	}
+	// The root is not kept open: the directory may be replaced, for example by a restored backup.
+	root, err := os.OpenRoot(string(d))
+	if err != nil {
+		return false, err
+	}
+	defer root.Close()
+	// In the order of their names, so that after a crash between the two writes there is the CA and not the leaf: a
+	// missing leaf is made again, but a leaf without its CA is useless.
+	for _, name := range slices.Sorted(maps.Keys(pairs)) {
+		if old, ok := kept[name]; ok && string(old) == string(pairs[name]) {
 			continue
 		}
-		if err := d.save(name, files[name]); err != nil {
+		if err := files.Write(root, name, pairs[name], 0o600); err != nil {
 			return false, err
 		}
 	}
 	return true, nil
-}
-
-// save makes b the bytes of a name, durably: after a crash at any point the name holds the old or the new.
-func (d Dir) save(name string, b []byte) error {
-	f, err := os.CreateTemp(string(d), tempPrefix+"*") // with mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), d.path(name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(string(d))
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// readFile reads a file of at most maxPEM bytes.
-func readFile(path string) (string, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxPEM {
-		return "", fmt.Errorf("%s: not a file of at most %d bytes", path, maxPEM)
-	}
-	b, err := os.ReadFile(path)
-	return string(b), err
 }

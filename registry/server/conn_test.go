@@ -26,7 +26,7 @@ type countingListener struct {
 	writes atomic.Int64
 }
 
-// on counts on a listener.
+// on makes the listener count the writes on the connections of another one.
 func (l *countingListener) on(inner net.Listener) net.Listener {
 	l.Listener = inner
 	return l
@@ -50,9 +50,10 @@ func (c countingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// serveOn serves on a listener, over TLS or not, until stop, which has to be called when nobody asks any more. Its address
-// is a URL.
-func serveOn(t *testing.T, isTLS bool, wrap func(net.Listener) net.Listener, handler http.HandlerFunc) (url string, stop func()) {
+// serveOn serves on a listener, over TLS or not, until stop is called after the last request. It returns its address as
+// a URL.
+func serveOn(t *testing.T, isTLS bool, wrap func(net.Listener) net.Listener, handler http.HandlerFunc) (url string,
+	stop func()) {
 	t.Helper()
 	o := server.Options{Log: zerolog.Nop(), Handler: handler}
 	scheme := "http"
@@ -83,9 +84,9 @@ func serveOn(t *testing.T, isTLS bool, wrap func(net.Listener) net.Listener, han
 	}
 }
 
-// TestRecordsOfTLSGoOutTogether: a large answer over TLS takes one write for each piece of 64 KiB, not one for each record
-// of 16; it comes whole, also when several are under way; and who would like HTTP/2 gets HTTP/1.1.
-func TestRecordsOfTLSGoOutTogether(t *testing.T) {
+// TestTLSRecordsAreSentTogether: a large answer over TLS takes one write for each piece of 64 KiB, not one for each
+// record of 16 KiB; it arrives intact, also when several are under way; and a client that prefers HTTP/2 gets HTTP/1.1.
+func TestTLSRecordsAreSentTogether(t *testing.T) {
 	const size = 4<<20 + 12345
 	content := make([]byte, size)
 	for i, r := 0, rand.New(rand.NewPCG(1, 2)); i < size; i++ {
@@ -109,7 +110,7 @@ func TestRecordsOfTLSGoOutTogether(t *testing.T) {
 			defer resp.Body.Close()
 			got, err := io.ReadAll(resp.Body)
 			if err != nil || sha256.Sum256(got) != sha256.Sum256(content) {
-				t.Errorf("%d bytes came, of %d, and err %v", len(got), size, err)
+				t.Errorf("%d of %d bytes arrived, err %v", len(got), size, err)
 			}
 			if resp.ProtoMajor != 1 {
 				t.Errorf("the answer came over %s", resp.Proto)
@@ -119,13 +120,13 @@ func TestRecordsOfTLSGoOutTogether(t *testing.T) {
 	all.Wait()
 	transport.CloseIdleConnections()
 	stop()
-	// A piece each, and for each connection the handshake, the header and the end.
+	// One for each piece, and for each connection the handshake, the header and the end.
 	if n, most := counted.writes.Load(), int64(clients*(size>>16+12)); n > most {
 		t.Errorf("%d writes, want at most %d", n, most)
 	}
 }
 
-// cuttingConn takes only so many bytes and then fails.
+// cuttingConn writes a limited number of bytes and then fails.
 type cuttingConn struct {
 	net.Conn
 	left *atomic.Int64
@@ -144,7 +145,7 @@ type cuttingListener struct {
 	left atomic.Int64
 }
 
-// on cuts on a listener.
+// on makes the listener limit the bytes on the connections of another one.
 func (l *cuttingListener) on(inner net.Listener) net.Listener {
 	l.Listener = inner
 	return l
@@ -158,15 +159,15 @@ func (l *cuttingListener) Accept() (net.Conn, error) {
 	return cuttingConn{c, &l.left}, nil
 }
 
-// TestAPieceThatFailsOverTLSEndsTheConnection: the handler hears of it, and nothing follows half a record.
+// TestAPieceThatFailsOverTLSEndsTheConnection: the handler gets an error, and nothing follows half a record.
 func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
-	heard := make(chan error, 2)
+	got := make(chan error, 2)
 	cutting := &cuttingListener{}
 	cutting.left.Store(300 << 10)
 	url, stop := serveOn(t, true, cutting.on, func(w http.ResponseWriter, r *http.Request) {
 		for range 2 {
 			_, err := w.Write(make([]byte, 1<<20))
-			heard <- err
+			got <- err
 		}
 	})
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
@@ -176,10 +177,10 @@ func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
 		resp.Body.Close()
 	}
 	if err == nil {
-		t.Error("the client took a short answer for whole")
+		t.Error("the client took a short answer for complete")
 	}
 	for n := range 2 {
-		if err := <-heard; err == nil {
+		if err := <-got; err == nil {
 			t.Errorf("write %d: no error", n)
 		}
 	}
@@ -187,9 +188,9 @@ func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
 	stop()
 }
 
-// TestASmallAnswerGoesOutWhole: header and body take one write, whatever net/http has room for; also after each other on
-// one connection, and for HEAD.
-func TestASmallAnswerGoesOutWhole(t *testing.T) {
+// TestASmallAnswerTakesOneWrite: header and body are sent together, whatever the buffers of net/http have room for;
+// also one after the other on one connection, and for HEAD.
+func TestASmallAnswerTakesOneWrite(t *testing.T) {
 	for name, isTLS := range map[string]bool{"plain": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
 			counted := &countingListener{}

@@ -17,7 +17,7 @@ import (
 	"trow/registry/server"
 )
 
-// another returns a client with connections of its own.
+// another returns a client with its own connections.
 func (r *running) another(t *testing.T) *http.Client {
 	t.Helper()
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
@@ -25,7 +25,7 @@ func (r *running) another(t *testing.T) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// wantCount waits for metrics, which change a moment after the client has its answer.
+// wantCount waits until the metrics have these values. They change a moment after the client has its answer.
 func wantCount(t *testing.T, reg *prometheus.Registry, want map[string]float64) {
 	t.Helper()
 	got := map[string]float64{}
@@ -43,10 +43,10 @@ func wantCount(t *testing.T, reg *prometheus.Registry, want map[string]float64) 
 			return
 		}
 	}
-	t.Errorf("the metrics say %v, not %v", got, want)
+	t.Errorf("the metrics are %v, want %v", got, want)
 }
 
-// gate answers at once, or, at /v2/slow, when it is opened.
+// gate is a handler that answers at once, except for /v2/slow, which it answers when it is opened.
 type gate struct {
 	arrived chan struct{}
 	open    chan struct{}
@@ -77,8 +77,8 @@ func get(t *testing.T, c *http.Client, url string) (*http.Response, string) {
 	return resp, string(b)
 }
 
-// Any number of clients that keep their connections are served with a few.
-func TestIdleConnectionsGiveWay(t *testing.T) {
+// TestIdleConnectionsMakeRoom: any number of clients that keep their connections are served with a few.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		reg := prometheus.NewRegistry()
 		s := start(t, m, server.Options{Handler: newGate(), MaxConnections: 3, Registerer: reg})
@@ -90,8 +90,9 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 				t.Errorf("%d %s", resp.StatusCode, text)
 			}
 		}
-		wantCount(t, reg, map[string]float64{"trow_http_connections": 3, "trow_http_connections_evicted_total": 7, "trow_http_connections_refused_total": 0})
-		for _, c := range clients { // those whose connection is gone connect again
+		wantCount(t, reg, map[string]float64{"trow_http_connections": 3, "trow_http_connections_evicted_total": 7,
+			"trow_http_connections_refused_total": 0})
+		for _, c := range clients { // those whose connection was closed connect again
 			if resp, _ := get(t, c, s.url+"/v2/"); resp.StatusCode != 200 {
 				t.Error(resp.StatusCode)
 			}
@@ -99,8 +100,8 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 	})
 }
 
-// When all are busy, the next ones are told so in the protocol's form; what is vital is answered all the same; and who
-// was busy is not disturbed.
+// TestBusyConnectionsStay: when all are busy, further requests get a 503 in the form of the specification, vital paths
+// are answered, and the busy connections are not disturbed.
 func TestBusyConnectionsStay(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		g, reg := newGate(), prometheus.NewRegistry()
@@ -118,11 +119,13 @@ func TestBusyConnectionsStay(t *testing.T) {
 		late := s.another(t)
 		for range 5 {
 			resp, text := get(t, late, s.url+"/v2/")
-			if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" || !strings.Contains(text, `"code":"TOOMANYREQUESTS"`) ||
+			if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" ||
+				!strings.Contains(text, `"code":"TOOMANYREQUESTS"`) ||
 				resp.Header.Get("Content-Type") != "application/json" {
-				t.Errorf("one too many: %d %v %s", resp.StatusCode, resp.Header, text)
+				t.Errorf("one over the limit: %d %v %s", resp.StatusCode, resp.Header, text)
 			}
-			if resp, text := get(t, late, s.url+"/other"); resp.StatusCode != 503 || strings.Contains(text, "{") {
+			if resp, text := get(t, late, s.url+"/other"); resp.StatusCode != 503 || strings.Contains(text, "{") ||
+				resp.Header.Get("Retry-After") != "1" {
 				t.Errorf("another path: %d %s", resp.StatusCode, text)
 			}
 			for _, path := range []string{"/validate", "/readyz", "/metrics"} {
@@ -146,7 +149,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 	})
 }
 
-// A thousand connections that say nothing leave no more behind than the limit and those that are told about it.
+// TestAFloodOfConnections: of a thousand silent connections no more stay open than the limit and the surplus.
 func TestAFloodOfConnections(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		g, reg := newGate(), prometheus.NewRegistry()
@@ -167,9 +170,10 @@ func TestAFloodOfConnections(t *testing.T) {
 			select {
 			case <-closed:
 			case <-time.After(30 * time.Second):
-				t.Fatal("they stay open")
+				t.Fatal("too many stay open")
 			}
 		}
-		wantCount(t, reg, map[string]float64{"trow_http_connections": 5 + 128, "trow_http_connections_refused_total": 1000 - 5})
+		wantCount(t, reg, map[string]float64{"trow_http_connections": 5 + 128,
+			"trow_http_connections_refused_total": 1000 - 5})
 	})
 }

@@ -59,7 +59,8 @@ func TestTheLoggerHasTheLevelOfTheSetting(t *testing.T) {
 	}
 	log.Info().Msg("one")
 	log.Warn().Msg("two")
-	if got := b.String(); strings.Contains(got, "one") || !strings.Contains(got, "two") || !strings.Contains(got, `"time"`) {
+	got := b.String()
+	if strings.Contains(got, "one") || !strings.Contains(got, "two") || !strings.Contains(got, `"time"`) {
 		t.Errorf("the log is %s", got)
 	}
 	o = options(t, "--log-level=loud")

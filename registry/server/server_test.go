@@ -27,7 +27,7 @@ import (
 	"trow/registry/server"
 )
 
-// lines is a log that tests read.
+// lines is a log that a test reads.
 type lines struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -54,7 +54,7 @@ func (l *lines) all(t *testing.T) (out []map[string]any) {
 	return out
 }
 
-// request waits for the line of a request: the client has its answer before the line is written.
+// request waits for the line of a request, which is written after the client has its answer.
 func (l *lines) request(t *testing.T) map[string]any {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -131,7 +131,8 @@ func start(t *testing.T, m mode, o server.Options) *running {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	r.server, r.addr, r.url, r.client = s, l.Addr().String(), scheme+"://"+l.Addr().String(), &http.Client{Transport: transport}
+	r.server, r.addr, r.client = s, l.Addr().String(), &http.Client{Transport: transport}
+	r.url = scheme + "://" + r.addr
 	return r
 }
 
@@ -153,7 +154,7 @@ func (r *running) do(t *testing.T, method, path string, body io.Reader) (*http.R
 	return resp, string(b)
 }
 
-// bigFile returns a file of n bytes, without the bytes.
+// bigFile returns a sparse file of n bytes.
 func bigFile(t *testing.T, n int64) *os.File {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "layer"))
@@ -179,7 +180,7 @@ func serveFile(f *os.File, err *error) http.HandlerFunc {
 	}
 }
 
-// more than the sockets' buffers of both sides hold
+// large is more bytes than the socket buffers of both sides hold.
 const large = 48 << 20
 
 func TestAStalledReaderIsCut(t *testing.T) {
@@ -205,8 +206,9 @@ func TestAStalledReaderIsCut(t *testing.T) {
 	})
 }
 
-// TestASlowReaderLives: a step of sendfile takes longer than its deadline, and the whole longer than Stall.
-func TestASlowReaderLives(t *testing.T) {
+// TestASlowReaderIsNotCut: a step of sendfile takes longer than its deadline, and the whole answer longer than
+// StallTimeout.
+func TestASlowReaderIsNotCut(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		err := errors.New("not called")
 		f := bigFile(t, large)
@@ -235,7 +237,7 @@ func TestASlowReaderLives(t *testing.T) {
 	})
 }
 
-// drip is a body that gives n bytes one by one, and then ends with err.
+// drip is a body of n bytes that are read one by one. After them it returns the error of end.
 type drip struct {
 	n     int
 	pause time.Duration
@@ -255,10 +257,11 @@ func (d *drip) Read(p []byte) (int, error) {
 func TestAStalledUploadIsCut(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		var err error
-		s := start(t, m, server.Options{StallTimeout: 200 * time.Millisecond, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler := func(w http.ResponseWriter, r *http.Request) {
 			_, err = io.Copy(io.Discard, r.Body)
 			w.WriteHeader(http.StatusBadRequest)
-		})})
+		}
+		s := start(t, m, server.Options{StallTimeout: 200 * time.Millisecond, Handler: http.HandlerFunc(handler)})
 		done := make(chan struct{})
 		body := &drip{n: 3, end: func() error { <-done; return io.ErrUnexpectedEOF }}
 		go func() {
@@ -277,12 +280,13 @@ func TestAStalledUploadIsCut(t *testing.T) {
 	})
 }
 
-func TestASlowUploadLives(t *testing.T) {
+func TestASlowUploadIsNotCut(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
-		s := start(t, m, server.Options{StallTimeout: 300 * time.Millisecond, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler := func(w http.ResponseWriter, r *http.Request) {
 			b, err := io.ReadAll(r.Body)
 			fmt.Fprint(w, string(b), err)
-		})})
+		}
+		s := start(t, m, server.Options{StallTimeout: 300 * time.Millisecond, Handler: http.HandlerFunc(handler)})
 		body := &drip{n: 20, pause: 50 * time.Millisecond, end: func() error { return io.EOF }}
 		if _, got := s.do(t, "PUT", "/v2/", io.NopCloser(body)); got != strings.Repeat("x", 20)+"<nil>" {
 			t.Errorf("got %q", got)
@@ -290,13 +294,13 @@ func TestASlowUploadLives(t *testing.T) {
 	})
 }
 
-// TestAHandlerMayTakeItsTime: between two reads, after the body, between two writes. Only waiting for the peer
-// counts.
+// TestAHandlerMayTakeItsTime: between two reads, after the body, between two writes. Only the time in which the server
+// waits for the client counts.
 func TestAHandlerMayTakeItsTime(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		const stall = 50 * time.Millisecond
 		work := func() { time.Sleep(4 * stall) }
-		s := start(t, m, server.Options{StallTimeout: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, stalling(stall, func(w http.ResponseWriter, r *http.Request) {
 			io.ReadFull(r.Body, make([]byte, 2))
 			work()
 			n, err := io.Copy(io.Discard, r.Body)
@@ -305,7 +309,7 @@ func TestAHandlerMayTakeItsTime(t *testing.T) {
 			w.(http.Flusher).Flush()
 			work()
 			fmt.Fprint(w, r.Context().Err())
-		})})
+		}))
 		_, got := s.do(t, "PUT", "/v2/", strings.NewReader("four"))
 		if want := "2 <nil> <nil>" + strings.Repeat(".", 3<<10) + "<nil>"; got != want {
 			t.Errorf("got %q", strings.ReplaceAll(got, ".", ""))
@@ -313,19 +317,19 @@ func TestAHandlerMayTakeItsTime(t *testing.T) {
 	})
 }
 
-// TestAnUnreadBodyDoesNotCutTheAnswer: HTTP/1 reads what is left of a body before the answer, and then watches the
+// TestAnUnreadBodyDoesNotCutTheAnswer: net/http reads the rest of a body before the answer, and then watches the
 // connection.
 func TestAnUnreadBodyDoesNotCutTheAnswer(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		const stall = 50 * time.Millisecond
-		s := start(t, m, server.Options{StallTimeout: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, stalling(stall, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/close" {
 				r.Body.Close()
 			}
 			fmt.Fprint(w, strings.Repeat(".", 5<<10))
 			time.Sleep(4 * stall)
 			fmt.Fprint(w, r.Context().Err())
-		})})
+		}))
 		for _, path := range []string{"/", "/close", "/"} {
 			if _, got := s.do(t, "PUT", path, strings.NewReader("body")); got != strings.Repeat(".", 5<<10)+"<nil>" {
 				t.Errorf("%s: got %q", path, strings.Trim(got, "."))
@@ -334,24 +338,30 @@ func TestAnUnreadBodyDoesNotCutTheAnswer(t *testing.T) {
 	})
 }
 
-func TestAKeptConnectionOutlivesStall(t *testing.T) {
+func TestAnIdleConnectionOutlivesTheStallTimeout(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		const stall = 50 * time.Millisecond
-		s := start(t, m, server.Options{StallTimeout: stall, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := start(t, m, stalling(stall, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/read" {
 				io.Copy(io.Discard, r.Body)
 			}
 			w.Header().Set("Remote", r.RemoteAddr)
 			w.Write(make([]byte, 100<<10))
-		})})
+		}))
 		first, _ := s.do(t, "PUT", "/read", strings.NewReader("body"))
 		for _, path := range []string{"/read", "/unread", "/read"} {
 			time.Sleep(4 * stall)
-			if next, _ := s.do(t, "PUT", path, strings.NewReader("body")); next.Header.Get("Remote") != first.Header.Get("Remote") {
+			next, _ := s.do(t, "PUT", path, strings.NewReader("body"))
+			if next.Header.Get("Remote") != first.Header.Get("Remote") {
 				t.Errorf("%s: another connection", path)
 			}
 		}
 	})
+}
+
+// stalling returns the options of a server with a short stall timeout.
+func stalling(timeout time.Duration, h http.HandlerFunc) server.Options {
+	return server.Options{StallTimeout: timeout, Handler: h}
 }
 
 func TestContinueIsSentWhenTheHandlerReads(t *testing.T) {
@@ -390,10 +400,12 @@ func TestPanics(t *testing.T) {
 		panic("boom")
 	}
 	for _, c := range []struct{ name, path, body, typ string }{
-		{"under /v2 the answer is an OCI error", "/v2/x/blobs/", `^{"errors":\[{"code":"UNKNOWN","message":"internal error, request ([0-9a-z]{12})"}\]}\n$`, "application/json"},
-		{"elsewhere it is plain text", "/validate", "^internal error, request ([0-9a-z]{12})\n$", "text/plain; charset=utf-8"},
-		{"what is begun is cut", "/v2/late", "", ""},
-		{"a wanted cut is no error", "/v2/abort", "", ""},
+		{"under /v2 the answer is an OCI error", "/v2/x/blobs/",
+			`^{"errors":\[{"code":"UNKNOWN","message":"internal error, request ([0-9a-z]{12})"}\]}\n$`, "application/json"},
+		{"elsewhere it is plain text", "/validate",
+			"^internal error, request ([0-9a-z]{12})\n$", "text/plain; charset=utf-8"},
+		{"an answer that was started is cut", "/v2/late", "", ""},
+		{"an intended cut is not an error", "/v2/abort", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			each(t, func(t *testing.T, m mode) {
@@ -405,13 +417,14 @@ func TestPanics(t *testing.T) {
 					resp.Body.Close()
 				}
 				line := s.log.request(t)
-				if c.name == "a wanted cut is no error" {
+				if c.name == "an intended cut is not an error" {
 					if err == nil || line["level"] != "info" || line["stack"] != nil || line["status"] != 499.0 {
 						t.Errorf("%v, line %v", err, line)
 					}
 					return
 				}
-				if line["level"] != "error" || line["err"] != "panic: boom" || !strings.Contains(line["stack"].(string), "server_test.go") {
+				if line["level"] != "error" || line["err"] != "panic: boom" ||
+					!strings.Contains(line["stack"].(string), "server_test.go") {
 					t.Errorf("line %v", line)
 				}
 				if n := len(s.log.all(t)); n != 1 {
@@ -424,7 +437,8 @@ func TestPanics(t *testing.T) {
 					return
 				}
 				match := regexp.MustCompile(c.body).FindSubmatch(body)
-				if err != nil || resp.StatusCode != 500 || match == nil || string(match[1]) != line["req"] || resp.Header.Get("X-Request-Id") != line["req"] {
+				if err != nil || resp.StatusCode != 500 || match == nil || string(match[1]) != line["req"] ||
+					resp.Header.Get("X-Request-Id") != line["req"] {
 					t.Errorf("%v, %v %q, line %v", err, resp, body, line)
 				}
 				if resp.Header.Get("Content-Type") != c.typ || resp.Header.Get("ETag") != "" {
@@ -444,7 +458,8 @@ func TestTheLine(t *testing.T) {
 	}{
 		{"has the fixed fields", "/v2/app/manifests/1?token=secret", func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, "hello")
-		}, map[string]any{"level": "info", "method": "GET", "path": "/v2/app/manifests/1", "status": 200.0, "bytes": 5.0, "err": nil, "user": nil}},
+		}, map[string]any{"level": "info", "method": "GET", "path": "/v2/app/manifests/1", "status": 200.0, "bytes": 5.0,
+			"err": nil, "user": nil}},
 		{"has what the handler adds", "/", func(w http.ResponseWriter, r *http.Request) {
 			server.Annotate(r.Context(), "repo", "wrong")
 			server.Annotate(r.Context(), "repo", "app")
@@ -455,26 +470,27 @@ func TestTheLine(t *testing.T) {
 				server.Annotate(r.Context(), fmt.Sprint("key", i), "x")
 			}
 			w.WriteHeader(http.StatusNotFound)
-		}, map[string]any{"level": "info", "status": 404.0, "repo": "app", "user": nil, "route": nil, "err": long[:512] + "…", "key99": nil}},
+		}, map[string]any{"level": "info", "status": 404.0, "repo": "app", "user": nil, "route": nil,
+			"err": long[:512] + "…", "key99": nil}},
 		{"of a failure is an error", "/v2/", func(w http.ResponseWriter, r *http.Request) {
 			server.Annotate(r.Context(), "err", "disk on fire")
 			w.WriteHeader(http.StatusInternalServerError)
 			w.WriteHeader(http.StatusOK)
 		}, map[string]any{"level": "error", "status": 500.0, "err": "disk on fire"}},
-		{"of a body broken off by us is a warning", "/v2/", func(w http.ResponseWriter, r *http.Request) {
+		{"of an answer that the handler aborted is a warning", "/v2/", func(w http.ResponseWriter, r *http.Request) {
 			server.Annotate(r.Context(), "err", "disk on fire")
 			w.Write(make([]byte, 1<<10))
 			panic(http.ErrAbortHandler)
 		}, map[string]any{"level": "warn", "status": 200.0, "err": "disk on fire"}},
 		{"of a probe is debug", "/readyz", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) },
 			map[string]any{"level": "debug", "status": 503.0}},
-		{"has no status that was not the answer's", "/", func(w http.ResponseWriter, r *http.Request) {
+		{"has the status of the answer, not of what came before", "/", func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusEarlyHints)
 			w.WriteHeader(http.StatusAccepted)
 		}, map[string]any{"status": 202.0}},
-		{"has an end", "/" + strings.Repeat("a", 4000), func(w http.ResponseWriter, r *http.Request) {},
+		{"is bounded", "/" + strings.Repeat("a", 4000), func(w http.ResponseWriter, r *http.Request) {},
 			map[string]any{"path": "/" + strings.Repeat("a", 511) + "…", "status": 200.0, "bytes": 0.0}},
-		{"does not blame the client for the handler", "/", func(w http.ResponseWriter, r *http.Request) {
+		{"does not report a mistake of the handler as the client's", "/", func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusNotModified)
 			io.WriteString(w, "no body is allowed")
 		}, map[string]any{"status": 304.0, "err": nil}},
@@ -504,7 +520,7 @@ func TestTheLine(t *testing.T) {
 	}
 }
 
-func TestAClientThatGoesIsNoError(t *testing.T) {
+func TestAClientThatGoesAwayIsNotAnError(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		entered := make(chan struct{})
 		s := start(t, m, server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -527,7 +543,7 @@ func TestAClientThatGoesIsNoError(t *testing.T) {
 	})
 }
 
-func TestTheRequestIDIsOurs(t *testing.T) {
+func TestTheServerMakesTheRequestID(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		s := start(t, m, server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
@@ -551,7 +567,7 @@ func TestTheRequestIDIsOurs(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	s, err := server.New(server.Options{Registerer: reg, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		server.Annotate(r.Context(), "route", strings.TrimPrefix(r.URL.Path, "/"))
 		io.Copy(io.Discard, r.Body)
 		switch r.URL.Path {
@@ -562,7 +578,8 @@ func TestMetrics(t *testing.T) {
 		default:
 			io.WriteString(w, "12345")
 		}
-	})})
+	})
+	s, err := server.New(server.Options{Registerer: reg, Handler: handler})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -570,7 +587,8 @@ func TestMetrics(t *testing.T) {
 		defer func() { recover() }()
 		s.Handler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(method, path, strings.NewReader("123")))
 	}
-	for _, r := range []string{"GET /manifest", "GET /manifest", "BREW /manifest", "HEAD /manifest", "PUT /abort", "GET /odd", "GET /", "GET /Not-A-Word"} {
+	for _, r := range []string{"GET /manifest", "GET /manifest", "BREW /manifest", "HEAD /manifest", "PUT /abort",
+		"GET /odd", "GET /", "GET /Not-A-Word"} {
 		method, path, _ := strings.Cut(r, " ")
 		do(method, path)
 	}
@@ -593,8 +611,8 @@ trow_http_response_bytes_total 25
 # TYPE trow_http_requests_in_flight gauge
 trow_http_requests_in_flight 0
 `
-	err = testutil.GatherAndCompare(reg, strings.NewReader(want), "trow_http_requests_total", "trow_http_request_bytes_total",
-		"trow_http_response_bytes_total", "trow_http_requests_in_flight")
+	err = testutil.GatherAndCompare(reg, strings.NewReader(want), "trow_http_requests_total",
+		"trow_http_request_bytes_total", "trow_http_response_bytes_total", "trow_http_requests_in_flight")
 	if err != nil {
 		t.Error(err)
 	}
@@ -605,15 +623,15 @@ trow_http_requests_in_flight 0
 		t.Errorf("%d series", n)
 	}
 	if _, err := server.New(server.Options{Registerer: reg}); err == nil {
-		t.Error("metrics are registered twice")
+		t.Error("metrics can be registered twice")
 	}
 }
 
-// recorder is a ResponseWriter of HTTP/1.1 that notes how it is written to.
+// recorder is a ResponseWriter of HTTP/1.1 that records how it is written to.
 type recorder struct {
 	*httptest.ResponseRecorder
-	from []string // the sources that ReadFrom got
-	err  error    // for Write and ReadFrom
+	from []string // the sources of ReadFrom
+	err  error    // of Write and ReadFrom
 }
 
 func (r *recorder) Write(p []byte) (int, error) {
@@ -634,6 +652,7 @@ func (r *recorder) ReadFrom(src io.Reader) (int64, error) {
 
 func TestSendfileIsUsedForFiles(t *testing.T) {
 	const size = 9 << 20
+	step := func(n int) string { return fmt.Sprintf("*io.LimitedReader of *os.File, %d", n) }
 	for _, c := range []struct {
 		name   string
 		change func(r *http.Request, w http.ResponseWriter)
@@ -642,15 +661,15 @@ func TestSendfileIsUsedForFiles(t *testing.T) {
 		n      int64
 	}{
 		{"in steps", nil, func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, size-1) },
-			[]string{"*io.LimitedReader of *os.File, 4194304", "*io.LimitedReader of *os.File, 4194304", "*io.LimitedReader of *os.File, 1048575"}, size - 1},
+			[]string{step(4 << 20), step(4 << 20), step(1<<20 - 1)}, size - 1},
 		{"to its end", nil, func(w io.Writer, f *os.File) (int64, error) { return w.(io.ReaderFrom).ReadFrom(f) },
-			[]string{"*io.LimitedReader of *os.File, 4194304", "*io.LimitedReader of *os.File, 4194304", "*io.LimitedReader of *os.File, 4194304"}, size},
+			[]string{step(4 << 20), step(4 << 20), step(4 << 20)}, size},
 		{"not for a small one", nil, func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, 1000) }, nil, 1000},
 		{"not over TLS", func(r *http.Request, w http.ResponseWriter) { r.TLS = &tls.ConnectionState{} },
 			func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, size) }, nil, size},
 		{"not without a length", func(r *http.Request, w http.ResponseWriter) { w.Header().Del("Content-Length") },
 			func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, size) }, nil, size},
-		{"not for what is no file", nil, func(w io.Writer, f *os.File) (int64, error) {
+		{"not for other sources", nil, func(w io.Writer, f *os.File) (int64, error) {
 			return io.CopyN(w, io.MultiReader(f), size)
 		}, nil, size},
 	} {
@@ -664,11 +683,12 @@ func TestSendfileIsUsedForFiles(t *testing.T) {
 				c.change(r, w)
 			}
 			log := &lines{}
-			s, _ := server.New(server.Options{Log: zerolog.New(log), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handler := func(w http.ResponseWriter, r *http.Request) {
 				if n, err := c.copy(w, f); n != c.n || err != nil {
 					t.Errorf("copied %d, %v", n, err)
 				}
-			})})
+			}
+			s, _ := server.New(server.Options{Log: zerolog.New(log), Handler: http.HandlerFunc(handler)})
 			s.Handler().ServeHTTP(w, r)
 			if fmt.Sprint(w.from) != fmt.Sprint(c.want) {
 				t.Errorf("ReadFrom got\n%q, want\n%q", w.from, c.want)
@@ -677,13 +697,14 @@ func TestSendfileIsUsedForFiles(t *testing.T) {
 				t.Errorf("line %v", line)
 			}
 			if at, _ := f.Seek(0, io.SeekCurrent); at != c.n {
-				t.Errorf("the file stands at %d", at)
+				t.Errorf("the file is at offset %d", at)
 			}
 		})
 	}
 }
 
-// slowly is a connection that takes so many bytes of a file per deadline, and loses some that it has read.
+// slowly is a connection that sends the next number of takes until each deadline, and loses some bytes that it has
+// read.
 type slowly struct {
 	*recorder
 	takes []int64
@@ -697,7 +718,7 @@ func (s *slowly) ReadFrom(src io.Reader) (int64, error) {
 	return n, os.ErrDeadlineExceeded
 }
 
-func TestAStepCutShortIsSlowAndNotStalled(t *testing.T) {
+func TestAnInterruptedStepIsSlowAndNotStalled(t *testing.T) {
 	const size = 1 << 20
 	for _, c := range []struct {
 		name  string
@@ -746,12 +767,14 @@ func TestErrorsOfWritingReachTheHandler(t *testing.T) {
 		},
 	} {
 		log := &lines{}
-		s, _ := server.New(server.Options{Log: zerolog.New(log), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler := func(w http.ResponseWriter, r *http.Request) {
 			if n, err := copy(w); n != 0 || !errors.Is(err, gone) {
 				t.Errorf("%s: %d, %v", name, n, err)
 			}
-		})})
-		s.Handler().ServeHTTP(&recorder{ResponseRecorder: httptest.NewRecorder(), err: gone}, httptest.NewRequest("GET", "/", nil))
+		}
+		s, _ := server.New(server.Options{Log: zerolog.New(log), Handler: http.HandlerFunc(handler)})
+		w := &recorder{ResponseRecorder: httptest.NewRecorder(), err: gone}
+		s.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
 		if line := log.request(t); line["err"] != "connection reset" || line["level"] != "info" {
 			t.Errorf("%s: line %v", name, line)
 		}
@@ -760,19 +783,20 @@ func TestErrorsOfWritingReachTheHandler(t *testing.T) {
 
 func TestAnErrorOfTheSourceIsTheHandlers(t *testing.T) {
 	log := &lines{}
-	s, _ := server.New(server.Options{Log: zerolog.New(log), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	handler := func(w http.ResponseWriter, r *http.Request) {
 		source := io.MultiReader(strings.NewReader("abc"), &drip{end: func() error { return os.ErrClosed }})
 		if n, err := io.Copy(w, source); n != 3 || err != os.ErrClosed {
 			t.Errorf("%d, %v", n, err)
 		}
-	})})
+	}
+	s, _ := server.New(server.Options{Log: zerolog.New(log), Handler: http.HandlerFunc(handler)})
 	s.Handler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 	if line := log.request(t); line["err"] != nil {
 		t.Errorf("line %v", line)
 	}
 }
 
-func TestAHeaderHasALimit(t *testing.T) {
+func TestTheHeaderIsBounded(t *testing.T) {
 	each(t, func(t *testing.T, m mode) {
 		s := start(t, m, server.Options{Handler: http.NotFoundHandler()})
 		for size, want := range map[int]int{32 << 10: 404, 128 << 10: 431} {
@@ -790,7 +814,7 @@ func TestAHeaderHasALimit(t *testing.T) {
 	})
 }
 
-func TestNoiseOfConnectionsIsDebug(t *testing.T) {
+func TestGarbageOnConnectionsIsLoggedAtDebug(t *testing.T) {
 	s := start(t, modes[1], server.Options{Handler: http.NotFoundHandler()})
 	c, err := net.Dial("tcp", s.addr)
 	if err != nil {
@@ -805,8 +829,8 @@ func TestNoiseOfConnectionsIsDebug(t *testing.T) {
 	}
 }
 
-// TestPlainHTTPIsLedToTLS, and gets nothing else: whoever follows arrives at the same path.
-func TestPlainHTTPIsLedToTLS(t *testing.T) {
+// TestPlainHTTPIsRedirectedToTLS, and nothing is served in plain. A client that follows arrives at the same path.
+func TestPlainHTTPIsRedirectedToTLS(t *testing.T) {
 	s := start(t, modes[1], server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil {
 			t.Error("something is served in plain")
@@ -819,8 +843,9 @@ func TestPlainHTTPIsLedToTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := s.url + "/v2/a%2Fb/manifests/1?ns=x"; resp.StatusCode != http.StatusTemporaryRedirect || resp.Header.Get("Location") != want {
-			t.Errorf("%s: %s, Location %q, want %q", method, resp.Status, resp.Header.Get("Location"), want)
+		location, want := resp.Header.Get("Location"), s.url+"/v2/a%2Fb/manifests/1?ns=x"
+		if resp.StatusCode != http.StatusTemporaryRedirect || location != want {
+			t.Errorf("%s: %s, Location %q, want %q", method, resp.Status, location, want)
 		}
 	}
 	resp, err := s.client.Get("http://" + s.addr + "/v2/?a=b")
@@ -865,7 +890,7 @@ func TestShutdownWaitsAndThenCuts(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		want := "cut"
-		if m.tls { // one of them is let go in time
+		if m.tls { // over TLS the request ends in time
 			want = "done"
 			time.AfterFunc(10*time.Millisecond, func() { close(leave) })
 			ctx = t.Context()
@@ -888,17 +913,17 @@ func TestServeReportsTheListenersError(t *testing.T) {
 	}
 }
 
-// none is a ResponseWriter that costs nothing.
-type none struct{ header http.Header }
+// discard is a ResponseWriter that costs nothing.
+type discard struct{ header http.Header }
 
-func (n none) Header() http.Header                { return n.header }
-func (n none) Write(p []byte) (int, error)        { return len(p), nil }
-func (n none) WriteHeader(int)                    {}
-func (n none) SetWriteDeadline(t time.Time) error { return nil }
-func (n none) SetReadDeadline(t time.Time) error  { return nil }
+func (d discard) Header() http.Header                { return d.header }
+func (d discard) Write(p []byte) (int, error)        { return len(p), nil }
+func (d discard) WriteHeader(int)                    {}
+func (d discard) SetWriteDeadline(t time.Time) error { return nil }
+func (d discard) SetReadDeadline(t time.Time) error  { return nil }
 
-// BenchmarkFront is what the front adds to a request: record, log line, metrics.
-func BenchmarkFront(b *testing.B) {
+// BenchmarkAccessLog measures what the access log adds to a request: record, log line, metrics.
+func BenchmarkAccessLog(b *testing.B) {
 	for name, annotate := range map[string]bool{"bare": false, "annotated": true} {
 		b.Run(name, func(b *testing.B) {
 			s, _ := server.New(server.Options{
@@ -912,7 +937,7 @@ func BenchmarkFront(b *testing.B) {
 					}
 				}),
 			})
-			r, w, h := httptest.NewRequest("GET", "/v2/library/nginx/manifests/1.27", nil), none{http.Header{}}, s.Handler()
+			r, w, h := httptest.NewRequest("GET", "/v2/library/nginx/manifests/1.27", nil), discard{http.Header{}}, s.Handler()
 			b.ReportAllocs()
 			for b.Loop() {
 				h.ServeHTTP(w, r)
@@ -921,7 +946,7 @@ func BenchmarkFront(b *testing.B) {
 	}
 }
 
-// BenchmarkTransfer moves 64 MiB one way over loopback, with the front and without.
+// BenchmarkTransfer moves 64 MiB in one direction over loopback, with the access log and without.
 func BenchmarkTransfer(b *testing.B) {
 	const size = 64 << 20
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -931,8 +956,8 @@ func BenchmarkTransfer(b *testing.B) {
 		}
 		io.CopyN(w, zeros{}, size)
 	})
-	front, _ := server.New(server.Options{Handler: handler})
-	for name, h := range map[string]http.Handler{"front": front.Handler(), "bare": handler} {
+	logged, _ := server.New(server.Options{Handler: handler})
+	for name, h := range map[string]http.Handler{"log": logged.Handler(), "bare": handler} {
 		for _, method := range []string{"GET", "PUT"} {
 			b.Run(method+"/"+name, func(b *testing.B) {
 				s := httptest.NewUnstartedServer(h)
