@@ -177,7 +177,8 @@ func fill(r *target) {
 	r.must("PUT", "/v2/other/manifests/"+digest.FromBytes(unknown).String(), "application/x-mine", unknown)
 	long := digest.SHA512.FromBytes(shared)
 	r.must("POST", "/v2/other/blobs/uploads/?digest="+long.String(), "application/octet-stream", shared)
-	m := v1.Manifest{MediaType: typeManifest, Config: v1.Descriptor{MediaType: "x/y", Digest: long, Size: int64(len(shared))}}
+	m := v1.Manifest{MediaType: typeManifest, Config: v1.Descriptor{MediaType: "x/y", Digest: long,
+		Size: int64(len(shared))}}
 	m.SchemaVersion = 2
 	body, _ := json.Marshal(m)
 	r.must("PUT", "/v2/other/manifests/"+digest.SHA512.FromBytes(body).String()+"?tag=long", typeManifest, body)
@@ -334,7 +335,8 @@ func TestAnotherExportCopiesOnlyWhatIsNew(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()
 	fill(from)
 	first := export(t, from, dir, archive.ExportOptions{})
-	if again := export(t, from, dir, archive.ExportOptions{}); again.Bytes != 0 || again.Present != first.Manifests+first.Blobs {
+	if again := export(t, from, dir, archive.ExportOptions{}); again.Bytes != 0 ||
+		again.Present != first.Manifests+first.Blobs {
 		t.Errorf("a second export of the same: %+v after %+v", again, first)
 	}
 	from.image("new", "v1", nil, layer(77, 3000))
@@ -567,7 +569,8 @@ func TestPlainLayouts(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "--as") {
 		t.Errorf("without As: %v", err)
 	}
-	_, err = archive.ImportTar(t.Context(), to.Client, bytes.NewReader(tarOf(t, dir)), archive.ImportOptions{Temp: t.TempDir()})
+	_, err = archive.ImportTar(t.Context(), to.Client, bytes.NewReader(tarOf(t, dir)),
+		archive.ImportOptions{Temp: t.TempDir()})
 	if err == nil || !strings.Contains(err.Error(), "--as") {
 		t.Errorf("a pipe with blobs before manifests: %v", err)
 	}
@@ -657,14 +660,16 @@ func TestImportOfDamage(t *testing.T) {
 				}
 				to := newTarget(t)
 				var reported []string
-				o := archive.ImportOptions{Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}, Temp: t.TempDir()}
+				o := archive.ImportOptions{Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }},
+					Temp: t.TempDir()}
 				at := dir
 				if form == "tar" {
 					at = filepath.Join(t.TempDir(), "a.tar")
 					write(t, at, tarOf(t, dir))
 				}
 				done, err := archive.Import(t.Context(), to.Client, at, o)
-				if err == nil || done.Problems != 1 || len(reported) != 1 || !strings.HasPrefix(reported[0], "bad:v1: ") || !strings.Contains(reported[0], blob.String()) {
+				if err == nil || done.Problems != 1 || len(reported) != 1 || !strings.HasPrefix(reported[0], "bad:v1: ") ||
+					!strings.Contains(reported[0], blob.String()) {
 					t.Errorf("%s: %v, %+v, %q", form, err, done, reported)
 				}
 				if status, _ := to.send("HEAD", "/v2/bad/manifests/"+bad.Digest.String(), "", nil); status != 404 {
@@ -708,7 +713,8 @@ func TestExportOfDamage(t *testing.T) {
 				} else {
 					_, err = archive.Export(t.Context(), from.Client, dir, o)
 				}
-				if err == nil || len(reported) != 1 || !strings.HasPrefix(reported[0], "bad:v1: ") || !strings.Contains(reported[0], blob.String()) {
+				if err == nil || len(reported) != 1 || !strings.HasPrefix(reported[0], "bad:v1: ") ||
+					!strings.Contains(reported[0], blob.String()) {
 					t.Errorf("%v, %q", err, reported)
 				}
 				if form == "tar" {
@@ -717,7 +723,9 @@ func TestExportOfDamage(t *testing.T) {
 					t.Error(err)
 				}
 				notBad := func(all []storage.Holdings) []storage.Holdings {
-					return slices.DeleteFunc(timeless(all), func(h storage.Holdings) bool { return h.Repo == "bad" && len(h.Manifests) < 2 })
+					return slices.DeleteFunc(timeless(all), func(h storage.Holdings) bool {
+						return h.Repo == "bad" && len(h.Manifests) < 2
+					})
 				}
 				if want, got := notBad(from.holdings()), notBad(to.holdings()); !reflect.DeepEqual(want, got) {
 					t.Errorf("the archive has %+v, want %+v", got, want)
@@ -744,10 +752,11 @@ func TestHostileArchives(t *testing.T) {
 		"repository's query": entry("a?x=", "a?x=:v1", d),
 		"tag":                entry("a", "a:../../x", d),
 		"tag's query":        entry("a", "a:v1&x=y", d),
-		"digest":             entry("a", "a:v1", func() v1.Descriptor { other.Digest = "sha256:../../../../etc/passwd"; return other }()),
-		"no digest":          entry("a", "a:v1", v1.Descriptor{MediaType: typeManifest}),
-		"no JSON":            []byte("{"),
-		"nothing":            nil,
+		"digest": entry("a", "a:v1",
+			func() v1.Descriptor { other.Digest = "sha256:../../../../etc/passwd"; return other }()),
+		"no digest": entry("a", "a:v1", v1.Descriptor{MediaType: typeManifest}),
+		"no JSON":   []byte("{"),
+		"nothing":   nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -791,15 +800,16 @@ func TestWhatIsNotAnArchiveIsRefused(t *testing.T) {
 		t.Error("exported into a directory with other files")
 	}
 	cut := exportTar(t, func() *target { from := newTarget(t); fill(from); return from }(), archive.ExportOptions{})
-	if _, err := archive.ImportTar(t.Context(), to.Client, bytes.NewReader(cut[:len(cut)/2]), archive.ImportOptions{Temp: t.TempDir()}); err == nil {
+	half := bytes.NewReader(cut[:len(cut)/2])
+	if _, err := archive.ImportTar(t.Context(), to.Client, half, archive.ImportOptions{Temp: t.TempDir()}); err == nil {
 		t.Error("imported half an archive")
 	}
 }
 
 // ---- Data directories of other registries
 
-// TestDistribution imports a data directory of Distribution's filesystem driver, whose layout is described in the package
-// comment of its registry/storage.
+// TestDistribution imports a data directory of Distribution's filesystem driver, whose layout is described in the
+// package comment of its registry/storage.
 func TestDistribution(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()
 	fill(from)
@@ -814,7 +824,8 @@ func TestDistribution(t *testing.T) {
 	_, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{Form: func(s string) { form = s },
 		Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}})
 	slices.Sort(reported)
-	if err == nil || len(reported) != 3 || !strings.HasPrefix(reported[0], "old:torn: ") || !strings.HasPrefix(reported[1], "old:v1: ") ||
+	if err == nil || len(reported) != 3 || !strings.HasPrefix(reported[0], "old:torn: ") ||
+		!strings.HasPrefix(reported[1], "old:v1: ") ||
 		!strings.Contains(reported[1], "schema 1") || !strings.Contains(form, "Distribution") {
 		t.Errorf("%v, %q, %q", err, reported, form)
 	}
@@ -829,7 +840,8 @@ func TestDistribution(t *testing.T) {
 	wantSame(t, from, to)
 }
 
-// asDistribution writes what a registry holds in the form of Distribution. Distribution cannot hold unknown media types.
+// asDistribution writes what a registry holds in the form of Distribution. Distribution cannot hold unknown media
+// types.
 func asDistribution(t *testing.T, from *target, dir string) {
 	t.Helper()
 	for _, h := range from.holdings() {
@@ -854,7 +866,8 @@ func asDistribution(t *testing.T, from *target, dir string) {
 
 func asBlob(t *testing.T, dir string, d digest.Digest, body []byte) {
 	t.Helper()
-	write(t, filepath.Join(dir, "docker/registry/v2/blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded(), "data"), body)
+	at := filepath.Join(dir, "docker/registry/v2/blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
+	write(t, filepath.Join(at, "data"), body)
 }
 
 func asRevision(t *testing.T, dir, repo string, body []byte, tags ...string) {

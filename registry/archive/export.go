@@ -26,9 +26,9 @@ type ExportOptions struct {
 	Prune bool
 }
 
-// Export copies a running registry into a directory, which it creates if needed. If the directory holds an archive, only
-// new content is copied. Errors: the directory holds other files; those of the file system and of the registry; that
-// there were problems, after everything else was copied.
+// Export copies a running registry into a directory, which it creates if needed. If the directory holds an archive,
+// only new content is copied. Errors: the directory holds other files; those of the file system and of the registry;
+// that there were problems, after everything else was copied.
 func Export(ctx context.Context, from *client.Client, dir string, o ExportOptions) (Progress, error) {
 	w, err := openDirectory(dir)
 	if err != nil {

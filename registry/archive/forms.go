@@ -50,8 +50,8 @@ func (i *importer) detectForm(root *os.Root) (form, error) {
 	return l, nil
 }
 
-// open opens a regular file. It looks at the file first, because opening a named pipe would block. A file that cannot be
-// read is a problem: other files may be readable.
+// open opens a regular file. It looks at the file first, because opening a named pipe would block. A file that cannot
+// be read is a problem: other files may be readable.
 func open(root *os.Root, name string) (io.ReadCloser, int64, error) {
 	info, err := root.Stat(name)
 	if missing(err) {

@@ -231,7 +231,8 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	return body, desc, nil
 }
 
-// mediaType returns the media type of a manifest: that of its descriptor, or that in the manifest, or what it looks like.
+// mediaType returns the media type of a manifest: that of its descriptor, or that in the manifest, or what it looks
+// like.
 func mediaType(known string, c content, body []byte) (string, error) {
 	if c.SchemaVersion == 1 {
 		return "", problemf("Docker's schema 1 is not supported; pull the image and push it again with a current client")
@@ -300,7 +301,8 @@ func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1
 
 // isForeign reports whether content need not be in a registry (image spec, "Non-Distributable Layers").
 func isForeign(d v1.Descriptor) bool {
-	return len(d.URLs) > 0 || strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
+	return len(d.URLs) > 0 ||
+		strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
 }
 
 // blob makes a repository hold a blob. Errors: fs.ErrNotExist if neither the archive nor the registry has it.

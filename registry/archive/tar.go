@@ -53,8 +53,8 @@ func eachFile(in io.Reader, do func(name string, size int64, in io.Reader) error
 
 // stream is an import of a tar. It reads the tar once: content that may be a manifest goes into a temporary file (the
 // spool), and all other content is pushed at once, to the repository of the first item that needs it. Items are pushed
-// in their order, each as soon as the first blob of a later item shows that all of its own content must have come. Items
-// for which that was too early follow at the end.
+// in their order, each as soon as the first blob of a later item shows that all of its own content must have come.
+// Items for which that was too early follow at the end.
 type stream struct {
 	*importer
 	spool *spool
@@ -151,8 +151,8 @@ func (s *stream) readPostponed(ctx context.Context, in io.Reader) error {
 	})
 }
 
-// setItems reads the items from an index.json. They replace those of an earlier index.json: an export that could not copy some items
-// writes a second one.
+// setItems reads the items from an index.json. They replace those of an earlier index.json: an export that could not
+// copy some items writes a second one.
 func (s *stream) setItems(in io.Reader) error {
 	all, err := readIndex(in)
 	if err != nil {
@@ -185,8 +185,8 @@ func (s *stream) setItems(in io.Reader) error {
 	return nil
 }
 
-// claim records that the nth item needs some content, and what that content consists of, as far as it has been read. The
-// first item that claims it gets it.
+// claim records that the nth item needs some content, and what that content consists of, as far as it has been read.
+// The first item that claims it gets it.
 func (s *stream) claim(d digest.Digest, n int) {
 	if _, ok := s.first[d]; ok {
 		return
