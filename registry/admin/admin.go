@@ -1,23 +1,25 @@
-// Package admin is how the commands of an administrator reach a running server: HTTP over a unix socket in the data
-// directory, which nobody but the server's own user can open.
+// Package admin connects the commands of an administrator to a running server: HTTP over a unix socket in the data
+// directory, which only the user of the server can open.
 //
 // # Words
 //
-//   - job: something that takes its time and tells how far it has come, such as a collection.
-//   - event: a line of a job's answer: progress, or its end.
+//   - job: work of the server that can take long and reports its progress, such as a collection.
+//   - event: one line of the answer to a job: progress, or the end.
 //
 // # Invariants
 //
 //   - Only the owner of the data directory (and root) can connect: the socket has mode 0600 from the moment it exists.
-//   - A job's answer ends with an event that says done or error. What ends without one was cut off.
-//   - Whoever hangs up ends the job.
+//   - The answer to a job ends with an event that has done or error. An answer without one was cut off.
+//   - A job ends when its client disconnects.
+//   - The events' JSON stays as it is: an older client works with a newer server, and the other way round.
 //
 // # What it does not do
 //
-// It knows no job by itself: the program names them.
+// It defines no jobs, and it does not route requests: the program does both.
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,11 +36,11 @@ import (
 // socket is the socket's name in the data directory.
 const socket = "trow.sock"
 
-// Job does something and reports on the way; what it returns is told at the end. Its parameters are those of the
-// request's query.
+// Job is the work of the server for one request. It gets the query of the URL, calls report with its progress, as often
+// as it likes, and returns its outcome. Both are sent as JSON. ctx is done when the client has disconnected.
 type Job func(ctx context.Context, q url.Values, report func(progress any)) (done any, err error)
 
-// event is one line of an answer.
+// event is one line of an answer: JSON with exactly one of the fields.
 type event struct {
 	Progress any    `json:"progress,omitempty"`
 	Done     any    `json:"done,omitempty"`
@@ -49,26 +51,28 @@ type event struct {
 func (j Job) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		http.Error(w, "a job is begun with POST", http.StatusMethodNotAllowed)
+		http.Error(w, "method not allowed; allowed: POST", http.StatusMethodNotAllowed)
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
-	tell := func(e event) {
+	send := func(e event) {
+		// Each event is flushed, so that the client sees the progress, and the job a client that has disconnected.
 		if err := errors.Join(json.NewEncoder(w).Encode(e), http.NewResponseController(w).Flush()); err != nil {
-			cancel(fmt.Errorf("nobody listens any more: %w", err))
+			cancel(fmt.Errorf("the client has disconnected: %w", err))
 		}
 	}
-	done, err := j(ctx, req.URL.Query(), func(progress any) { tell(event{Progress: progress}) })
+	done, err := j(ctx, req.URL.Query(), func(progress any) { send(event{Progress: progress}) })
 	if err != nil {
-		tell(event{Error: err.Error()})
+		send(event{Error: err.Error()})
 		return
 	}
-	tell(event{Done: done})
+	send(event{Done: done})
 }
 
-// Listen opens the socket in a data directory that the caller has locked: what an earlier process left there goes.
+// Listen opens the socket in a data directory. The caller must have locked the directory, because Listen replaces a
+// socket that it finds there: that of an earlier process. The caller closes the listener.
 func Listen(dir string) (net.Listener, error) {
 	path, done, err := shortPath(dir)
 	if err != nil {
@@ -79,7 +83,7 @@ func Listen(dir string) (net.Listener, error) {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		// Before it is bound, so that there is no moment in which others could connect (Linux, unix(7)).
+		// The mode is set before bind creates the file, so that others can never connect (Linux, unix(7)).
 		cerr := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) })
 		return errors.Join(err, cerr)
 	}}
@@ -87,15 +91,16 @@ func Listen(dir string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // by the short path, which means nothing then
+	// Close would remove the socket by its short path, which may name another file by then.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	return l, nil
 }
 
-// shortPath is a name of the socket that fits into an address (107 bytes), however deep the directory lies. It is
-// good until done is called.
+// shortPath returns a path of the socket that fits into an address, however long the path of the directory is. It is
+// valid until done is called.
 func shortPath(dir string) (path string, done func(), err error) {
-	const most = 107
-	if path = filepath.Join(dir, socket); len(path) <= most {
+	const max = 107 // bytes: sun_path without its final NUL (Linux, unix(7))
+	if path = filepath.Join(dir, socket); len(path) <= max {
 		return path, func() {}, nil
 	}
 	f, err := os.Open(dir)
@@ -105,15 +110,15 @@ func shortPath(dir string) (path string, done func(), err error) {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), socket), func() { f.Close() }, nil
 }
 
-// Client talks to the server of a data directory.
+// Client is a client of the server that uses a data directory.
 type Client struct {
-	HTTP http.Client // dials the socket, whatever the URL's host
+	HTTP http.Client // connects to the socket, whatever the host of the URL is
 }
 
-// URL is what a Client's URLs begin with.
+// URL is the scheme and host of the URLs for a Client. The host is never looked up.
 const URL = "http://trow"
 
-// NewClient makes a client. It connects when it is used.
+// NewClient returns a client of the server that uses dir. It connects when it is used.
 func NewClient(dir string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		path, done, err := shortPath(dir)
@@ -123,42 +128,44 @@ func NewClient(dir string) *Client {
 		defer done()
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("no server runs on the data directory %s; start one, or name its directory with --data-dir", dir)
+			return nil, fmt.Errorf("no server runs on the data directory %s; "+
+				"start one, or set --data-dir to the directory of a running one", dir)
 		}
 		return conn, err
 	}
 	return &Client{HTTP: http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 16}}}
 }
 
-// Run runs a job of the server. progress is called with what it reports, as JSON; done, a pointer, is filled with
-// what it returns. Errors: the job's; that no server runs.
-func (c *Client) Run(ctx context.Context, job string, q url.Values, progress func(json.RawMessage) error, done any) error {
+// Run runs a job of the server and waits for its end. It calls progress with the JSON of each report, and decodes the
+// outcome into done, which is a pointer. Errors: the job's; progress's; that no server runs; that the server ended
+// before the job did.
+func (c *Client) Run(ctx context.Context, job string, q url.Values,
+	progress func(json.RawMessage) error, done any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, URL+"/admin/"+job+"?"+q.Encode(), nil)
 	if err != nil {
 		return err
 	}
 	resp, err := c.HTTP.Do(req)
 	if err != nil {
-		return plain(err)
+		return unwrapURL(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return fmt.Errorf("the server says %s: %s", resp.Status, body)
+		return fmt.Errorf("server: %s: %s", resp.Status, bytes.TrimSpace(body))
 	}
 	return follow(resp.Body, progress, done)
 }
 
-// plain leaves out the URL, which says nothing to anybody.
-func plain(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
+// unwrapURL removes the URL from an error of net/http: its host is made up.
+func unwrapURL(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		return u.Err
 	}
 	return err
 }
 
-// follow reads a job's answer to its end.
+// follow reads the events of a job to the last.
 func follow(body io.Reader, progress func(json.RawMessage) error, done any) error {
 	for in := json.NewDecoder(body); ; {
 		var e struct {
@@ -166,7 +173,7 @@ func follow(body io.Reader, progress func(json.RawMessage) error, done any) erro
 			Error          string
 		}
 		if err := in.Decode(&e); err != nil {
-			return fmt.Errorf("the server ended before the job did: %w", err)
+			return fmt.Errorf("the server closed the connection before the job ended: %w", err)
 		}
 		switch {
 		case e.Error != "":

@@ -16,7 +16,7 @@ import (
 	"trow/registry/admin"
 )
 
-// start serves jobs on the socket in dir.
+// start serves jobs on the socket in dir and returns a client.
 func start(t *testing.T, dir string, jobs map[string]admin.Job) *admin.Client {
 	t.Helper()
 	l, err := admin.Listen(dir)
@@ -44,19 +44,21 @@ func count(_ context.Context, q url.Values, report func(any)) (any, error) {
 }
 
 func TestJobs(t *testing.T) {
-	deep := filepath.Join(t.TempDir(), strings.Repeat("deep/", 40)) // more than an address takes
+	deep := filepath.Join(t.TempDir(), strings.Repeat("deep/", 40)) // longer than the address of a socket can be
 	if err := os.MkdirAll(deep, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for _, dir := range []string{t.TempDir(), deep} {
 		c := start(t, dir, map[string]admin.Job{"count": count})
-		var told []string
-		progress := func(b json.RawMessage) error { told = append(told, string(b)); return nil }
+		var reported []string
+		progress := func(b json.RawMessage) error { reported = append(reported, string(b)); return nil }
 		var done struct{ Sum int }
-		if err := c.Run(t.Context(), "count", nil, progress, &done); err != nil || done.Sum != 3 || strings.Join(told, "") != "012" {
-			t.Errorf("%v, %v, %v", told, done, err)
+		err := c.Run(t.Context(), "count", nil, progress, &done)
+		if err != nil || done.Sum != 3 || strings.Join(reported, "") != "012" {
+			t.Errorf("%v, %v, %v", reported, done, err)
 		}
-		if err := c.Run(t.Context(), "count", url.Values{"fail": {""}}, progress, &done); err == nil || err.Error() != "it failed" {
+		err = c.Run(t.Context(), "count", url.Values{"fail": {""}}, progress, &done)
+		if err == nil || err.Error() != "it failed" {
 			t.Errorf("a job that fails: %v", err)
 		}
 		if err := c.Run(t.Context(), "other", nil, progress, &done); err == nil || !strings.Contains(err.Error(), "404") {
@@ -73,7 +75,7 @@ func TestJobs(t *testing.T) {
 	}
 }
 
-func TestTheSocketOfADeadProcessIsNoObstacle(t *testing.T) {
+func TestListenReplacesTheSocketOfADeadProcess(t *testing.T) {
 	dir := t.TempDir()
 	if l, err := admin.Listen(dir); err != nil {
 		t.Fatal(err)
@@ -81,8 +83,9 @@ func TestTheSocketOfADeadProcessIsNoObstacle(t *testing.T) {
 		t.Fatal(err)
 	}
 	var done struct{ Sum int }
-	if err := admin.NewClient(dir).Run(t.Context(), "count", nil, nil, &done); err == nil || !strings.Contains(err.Error(), "no server runs") {
-		t.Errorf("nobody listens: %v", err)
+	err := admin.NewClient(dir).Run(t.Context(), "count", nil, nil, &done)
+	if err == nil || !strings.Contains(err.Error(), "no server runs") {
+		t.Errorf("without a listener: %v", err)
 	}
 	c := start(t, dir, map[string]admin.Job{"count": count})
 	if err := c.Run(t.Context(), "count", nil, func(json.RawMessage) error { return nil }, &done); err != nil {
@@ -96,32 +99,32 @@ func TestNoServer(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := admin.Listen(filepath.Join(t.TempDir(), "missing")); err == nil {
-		t.Error("a socket in a directory that does not exist")
+		t.Error("opened a socket in a directory that does not exist")
 	}
 }
 
-// TestWhoHangsUpEndsTheJob and does not leave it running for nobody.
-func TestWhoHangsUpEndsTheJob(t *testing.T) {
+func TestAJobEndsWhenItsClientDisconnects(t *testing.T) {
 	ended := make(chan error, 1)
-	c := start(t, t.TempDir(), map[string]admin.Job{"wait": func(ctx context.Context, _ url.Values, report func(any)) (any, error) {
-		report("begun")
+	wait := func(ctx context.Context, _ url.Values, report func(any)) (any, error) {
+		report("started")
 		<-ctx.Done()
 		ended <- context.Cause(ctx)
 		return nil, ctx.Err()
-	}})
+	}
+	c := start(t, t.TempDir(), map[string]admin.Job{"wait": wait})
 	ctx, cancel := context.WithCancel(t.Context())
 	err := c.Run(ctx, "wait", nil, func(json.RawMessage) error { cancel(); return nil }, nil)
 	if err == nil {
-		t.Error("an answer without an end was taken for whole")
+		t.Error("an answer without an end was accepted")
 	}
 	select {
 	case <-ended:
 	case <-time.After(10 * time.Second):
-		t.Error("the job goes on for nobody")
+		t.Error("the job continues without a client")
 	}
 }
 
-// TestAServerThatDiesDuringAJob is told apart from the job's end.
+// A server that dies during a job is not taken for the end of the job.
 func TestAServerThatDiesDuringAJob(t *testing.T) {
 	dir := t.TempDir()
 	l, err := admin.Listen(dir)
@@ -138,7 +141,7 @@ func TestAServerThatDiesDuringAJob(t *testing.T) {
 		conn.(*net.UnixConn).Close()
 	}()
 	err = admin.NewClient(dir).Run(t.Context(), "gc", nil, func(json.RawMessage) error { return nil }, nil)
-	if err == nil || !strings.Contains(err.Error(), "before the job did") {
+	if err == nil || !strings.Contains(err.Error(), "before the job ended") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,37 +1,37 @@
-// Package archive copies a running registry into an archive and archives into a running registry: for backups, and
-// for those who come from somewhere else.
+// Package archive exports a running registry into an archive, and imports archives and the data directories of other
+// registries into a running registry: for backups, and for migrations.
 //
 // # Words
 //
-//   - archive: an OCI image layout (image spec, "OCI Image Layout Specification") with what a registry has and a
-//     layout has not: which repository a manifest belongs to. It is a directory, or the tar of one.
-//   - item: a manifest of a repository, with the tag that it is known by or without.
-//   - problem: what keeps one item from being copied. The others are copied all the same.
-//   - form: how an archive lies there: ours, a plain layout, the data directory of Distribution or of zot.
+//   - archive: an OCI image layout (image spec, "OCI Image Layout Specification") that also records which repository
+//     each manifest belongs to, which a layout does not. It is a directory, or the tar of one.
+//   - item: a manifest of a repository, with the tag that names it, or without.
+//   - problem: an error that keeps one item from being copied. The other items are copied all the same.
+//   - form: what kind of archive it is: ours, a plain layout, the data directory of Distribution or of zot.
 //
 // # The archive
 //
-// Each entry of index.json is an item, with the annotations [AnnotationRepository] and, for a tag, the image spec's
-// org.opencontainers.image.ref.name, which is repository:tag, so that skopeo and its like find it. The items of a
-// repository lie in the order in which they were pushed. Children of an index are not listed beside it. In a tar,
-// index.json comes first, then for each item its manifests and then its blobs, so that an import needs neither a
-// second pass nor space; if something went away while it was exported, another index.json follows, and as ever with
-// tar the later one counts.
+// Each entry of index.json is an item, with the annotation [AnnotationRepository] and, for a tag, the image spec's
+// org.opencontainers.image.ref.name with the value repository:tag, so that skopeo and similar tools find it. The items
+// of a repository are in the order in which they were pushed. Children of an index have no entry of their own. In a
+// tar, index.json comes first, then for each item its manifests and then its blobs, so that an import needs neither a
+// second pass nor much disk space. If content disappeared during the export, a second index.json follows; as always in
+// a tar, the later file wins.
 //
 // # Invariants
 //
-//   - Bytes go into an archive only as what their digest says, and index.json names only what is whole.
-//   - A directory is whole or of the export before, whenever an export is stopped; what was copied is not copied
-//     again.
-//   - An import pushes blobs before manifests, children before an index, and a tag when all of it is there. Run again,
-//     it goes on where it was stopped.
-//   - Nothing that stands in an archive leads to a file outside of it, nor to a URL outside of /v2/.
+//   - Bytes enter an archive only if they match their digest, and index.json names only items that are complete.
+//   - Whenever an export stops, a directory holds the complete archive of this export or of the previous one. The next
+//     export does not copy again what is there.
+//   - An import pushes blobs before manifests, children before an index, and a tag when everything that it needs is
+//     there. Run again, it continues where it stopped.
+//   - No text in an archive leads to a file outside of it, or to a URL outside of /v2/.
 //   - Memory grows with the number of manifests and blobs, never with their size.
 //
 // # What it does not do
 //
-// Blobs that no manifest refers to are not exported. Times are not kept, only their order: ages begin anew with an
-// import. Docker's manifests of schema 1 are not imported.
+// It does not export blobs that no manifest refers to. It keeps the order of times, not the times: after an import all
+// content is new. It does not import Docker's schema 1 manifests.
 package archive
 
 import (
@@ -55,29 +55,32 @@ const (
 	blobsDir   = v1.ImageBlobsDir
 )
 
+// algorithms are the digest algorithms whose content a layout may hold; each has a directory below blobsDir.
+var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA512}
+
 const (
-	// maxManifest is the size up to which content may be a manifest: what the registry takes.
+	// maxManifest is the largest content that may be a manifest: the limit of the registry.
 	maxManifest = 4 << 20
-	// maxIndex bounds index.json: a million tags take 400 MiB.
+	// maxIndex bounds index.json. A million tags take 400 MiB.
 	maxIndex = 1 << 30
-	// parallel is how many copies are under way at once.
+	// parallel is the number of simultaneous copies. More do not help: the disk or the network is the limit.
 	parallel = 4
 )
 
-// Progress is how far a copy has come. Total numbers that are not known are 0.
+// Progress is how far a copy has come. Totals that are not known yet are 0.
 type Progress struct {
 	Items, TotalItems int
 	Manifests, Blobs  int   // copied
 	Bytes             int64 // copied
-	Present           int   // manifests and blobs that were there already
-	Gone              int   // items that were deleted while they were exported
-	Kept              int   // tags that were left as they were, as asked
+	Present           int   // manifests and blobs that did not have to be copied
+	Gone              int   // items that were deleted during the export
+	Kept              int   // tags that were not moved, because of KeepTags
 	Problems          int
 }
 
 // Options are what an export and an import have in common. Every field is optional.
 type Options struct {
-	Match    func(repo string) bool // which repositories; nil: all
+	Match    func(repo string) bool // selects repositories; nil: all
 	Progress func(Progress)         // called about once a second
 	Problem  func(text string)      // called with each problem
 }
@@ -91,53 +94,57 @@ func (p problem) Unwrap() error { return p.error }
 
 func problemf(format string, args ...any) error { return problem{fmt.Errorf(format, args...)} }
 
-// tally counts, and tells about it.
-type tally struct {
-	options Options
-	mu      sync.Mutex
-	now     Progress
-	told    time.Time
-}
-
-// add changes the figures.
-func (t *tally) add(change func(*Progress)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	change(&t.now)
-	if t.told.IsZero() {
-		t.told = time.Now()
-	}
-	if t.options.Progress != nil && time.Since(t.told) >= time.Second {
-		t.told = time.Now()
-		t.options.Progress(t.now)
-	}
-}
-
-// note tells a problem and takes it for done; any other error is returned.
-func (t *tally) note(where string, err error) error {
+func isProblem(err error) bool {
 	var p problem
-	if err == nil || !errors.As(err, &p) {
+	return errors.As(err, &p)
+}
+
+// counter counts what is copied and reports it. It is safe for concurrent use.
+type counter struct {
+	options      Options
+	mu           sync.Mutex // guards the fields below
+	now          Progress
+	lastReported time.Time
+}
+
+// add changes the counts.
+func (c *counter) add(change func(*Progress)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.now)
+	if c.lastReported.IsZero() {
+		c.lastReported = time.Now()
+	}
+	if c.options.Progress != nil && time.Since(c.lastReported) >= time.Second {
+		c.lastReported = time.Now()
+		c.options.Progress(c.now)
+	}
+}
+
+// report reports a problem and returns nil, so that the copy continues. It returns any other error.
+func (c *counter) report(where string, err error) error {
+	if err == nil || !isProblem(err) {
 		return err
 	}
-	t.add(func(n *Progress) { n.Problems++ })
-	if t.options.Problem != nil {
-		t.options.Problem(where + ": " + err.Error())
+	c.add(func(n *Progress) { n.Problems++ })
+	if c.options.Problem != nil {
+		c.options.Problem(where + ": " + err.Error())
 	}
 	return nil
 }
 
-// end is what a copy returns. Errors: err; that there were problems.
-func (t *tally) end(verb string, err error) (Progress, error) {
-	if err == nil && t.now.Problems > 0 {
-		err = fmt.Errorf("%d of %d manifests and tags could not be %s; the rest is", t.now.Problems, t.now.TotalItems, verb)
+// end returns the outcome of a copy. Errors: err; that there were problems.
+func (c *counter) end(verb string, err error) (Progress, error) {
+	if err == nil && c.now.Problems > 0 {
+		err = fmt.Errorf("%d of %d manifests and tags could not be %s", c.now.Problems, c.now.TotalItems, verb)
 	}
-	return t.now, err
+	return c.now, err
 }
 
 // item is a manifest of a repository.
 type item struct {
 	desc v1.Descriptor // without annotations
-	tag  string        // empty: known by its digest
+	tag  string        // empty: named by its digest alone
 }
 
 func (i item) name(repo string) string {
@@ -147,10 +154,10 @@ func (i item) name(repo string) string {
 	return repo + ":" + i.tag
 }
 
-// blobPath is where a layout has its content.
+// blobPath returns the path of content in a layout.
 func blobPath(d digest.Digest) string {
 	return blobsDir + "/" + d.Algorithm().String() + "/" + d.Encoded()
 }
 
-// missing tells that an archive has not what it should.
+// missing reports whether err says that an archive or a registry does not have some content.
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

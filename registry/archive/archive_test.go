@@ -37,7 +37,7 @@ const (
 	typeIndex    = v1.MediaTypeImageIndex
 )
 
-// target is a running registry over memory.
+// target is a running registry with its content in memory.
 type target struct {
 	*testing.T
 	*client.Client
@@ -45,7 +45,7 @@ type target struct {
 	index    *storage.Index
 	blobs    *storage.Memory
 	requests atomic.Int64
-	before   atomic.Pointer[func(w http.ResponseWriter, req *http.Request) (answered bool)]
+	before   atomic.Pointer[func(w http.ResponseWriter, req *http.Request) (answered bool)] // intercepts requests
 }
 
 func newTarget(t *testing.T) *target {
@@ -160,8 +160,8 @@ func layer(seed uint64, n int) []byte {
 	return b
 }
 
-// furnish fills a registry with one of everything.
-func furnish(r *target) {
+// fill fills a registry with one of everything.
+func fill(r *target) {
 	shared := layer(1, 1<<20)
 	for n := range 3 {
 		r.image("team/app", fmt.Sprintf("v%d", n), nil, shared, layer(uint64(10+n), 5000))
@@ -173,11 +173,12 @@ func furnish(r *target) {
 	r.image("other", "v0", nil, shared, []byte{})
 	r.must("PUT", "/v2/other/manifests/again", typeManifest, r.get("other", "v0"))
 	r.image("other", "", nil, layer(30, 1000)) // untagged
-	unknown := []byte("no JSON at all")
+	unknown := []byte("not JSON")
 	r.must("PUT", "/v2/other/manifests/"+digest.FromBytes(unknown).String(), "application/x-mine", unknown)
 	long := digest.SHA512.FromBytes(shared)
 	r.must("POST", "/v2/other/blobs/uploads/?digest="+long.String(), "application/octet-stream", shared)
-	m := v1.Manifest{MediaType: typeManifest, Config: v1.Descriptor{MediaType: "x/y", Digest: long, Size: int64(len(shared))}}
+	m := v1.Manifest{MediaType: typeManifest, Config: v1.Descriptor{MediaType: "x/y", Digest: long,
+		Size: int64(len(shared))}}
 	m.SchemaVersion = 2
 	body, _ := json.Marshal(m)
 	r.must("PUT", "/v2/other/manifests/"+digest.SHA512.FromBytes(body).String()+"?tag=long", typeManifest, body)
@@ -192,12 +193,12 @@ func (r *target) get(repo, ref string) []byte {
 	return body
 }
 
-// wantSame compares what two registries hold, all but the times, and reads every byte of the second.
+// wantSame compares what two registries hold, except for times, and reads every byte of the second.
 func wantSame(t *testing.T, from, to *target) {
 	t.Helper()
 	want, got := timeless(from.holdings()), timeless(to.holdings())
 	if !reflect.DeepEqual(want, got) {
-		t.Fatalf("it holds\n%+v\nand not\n%+v", got, want)
+		t.Fatalf("holds\n%+v\nwant\n%+v", got, want)
 	}
 	for _, h := range to.holdings() {
 		for _, b := range h.Blobs {
@@ -262,7 +263,7 @@ func importTar(t *testing.T, to *target, in []byte, o archive.ImportOptions) arc
 
 func TestRoundTrip(t *testing.T) {
 	from := newTarget(t)
-	furnish(from)
+	fill(from)
 	ways := map[string]func(t *testing.T, to *target) (archive.Progress, error){
 		"directory": func(t *testing.T, to *target) (archive.Progress, error) {
 			dir := t.TempDir()
@@ -300,7 +301,7 @@ func TestRoundTrip(t *testing.T) {
 			}
 			wantSame(t, from, to)
 			if done.Items != done.TotalItems || done.Items < 9 || done.Manifests == 0 || done.Blobs == 0 {
-				t.Errorf("told: %+v", done)
+				t.Errorf("reported progress: %+v", done)
 			}
 		})
 	}
@@ -332,9 +333,10 @@ func write(t *testing.T, name string, content []byte) {
 
 func TestAnotherExportCopiesOnlyWhatIsNew(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()
-	furnish(from)
+	fill(from)
 	first := export(t, from, dir, archive.ExportOptions{})
-	if again := export(t, from, dir, archive.ExportOptions{}); again.Bytes != 0 || again.Present != first.Manifests+first.Blobs {
+	if again := export(t, from, dir, archive.ExportOptions{}); again.Bytes != 0 ||
+		again.Present != first.Manifests+first.Blobs {
 		t.Errorf("a second export of the same: %+v after %+v", again, first)
 	}
 	from.image("new", "v1", nil, layer(77, 3000))
@@ -352,10 +354,10 @@ func TestAnotherExportCopiesOnlyWhatIsNew(t *testing.T) {
 	}
 }
 
-// A tar on top of another one has only what is new, and can be imported where the first has been.
+// A tar on top of another one has only new content. It can be imported where the first one was.
 func TestATarOnTopOfAnother(t *testing.T) {
 	from, to := newTarget(t), newTarget(t)
-	furnish(from)
+	fill(from)
 	name := filepath.Join(t.TempDir(), "first.tar")
 	write(t, name, exportTar(t, from, archive.ExportOptions{}))
 	from.image("team/app", "v9", nil, layer(1, 1<<20), layer(99, 2000))
@@ -365,48 +367,48 @@ func TestATarOnTopOfAnother(t *testing.T) {
 	}
 	second := exportTar(t, from, archive.ExportOptions{Have: have})
 	if len(second) > 100<<10 {
-		t.Errorf("the second has %d bytes", len(second))
+		t.Errorf("the second tar has %d bytes", len(second))
 	}
 	if _, err := archive.Import(t.Context(), to.Client, name, archive.ImportOptions{Temp: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
 	importTar(t, to, second, archive.ImportOptions{})
 	wantSame(t, from, to)
-	var told []string
+	var reported []string
 	_, err = archive.ImportTar(t.Context(), newTarget(t).Client, bytes.NewReader(second), archive.ImportOptions{
-		Options: archive.Options{Problem: func(s string) { told = append(told, s) }}, Temp: t.TempDir()})
-	if err == nil || len(told) == 0 || !strings.Contains(told[0], "the archive does not have it") {
-		t.Errorf("the second alone: %v, %q", err, told)
+		Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}, Temp: t.TempDir()})
+	if err == nil || len(reported) == 0 || !strings.Contains(reported[0], "the archive does not have it") {
+		t.Errorf("the second tar alone: %v, %q", err, reported)
 	}
 }
 
-func TestPruneTakesOutWhatIsGone(t *testing.T) {
+func TestPruneDeletesWhatTheRegistryNoLongerHolds(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()
-	furnish(from)
+	fill(from)
 	gone := from.image("gone", "v1", nil, layer(50, 3000))
 	export(t, from, dir, archive.ExportOptions{})
 	file := filepath.Join(dir, "blobs", "sha256", gone.Digest.Encoded())
 	from.must("DELETE", "/v2/gone/manifests/"+gone.Digest.String(), "", nil)
 	export(t, from, dir, archive.ExportOptions{})
 	if _, err := os.Stat(file); err != nil {
-		t.Error("an export without --prune has taken it out:", err)
+		t.Error("an export without Prune deleted it:", err)
 	}
 	export(t, from, dir, archive.ExportOptions{Prune: true})
 	if _, err := os.Stat(file); !os.IsNotExist(err) {
-		t.Error("it is still there:", err)
+		t.Error("still in the archive:", err)
 	}
 	to := newTarget(t)
 	if _, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if slices.Contains(to.index.Names(), "gone") {
-		t.Error("what is gone was imported")
+		t.Error("a deleted image was imported")
 	}
 }
 
-func TestOnlySomeRepositories(t *testing.T) {
+func TestMatchSelectsRepositories(t *testing.T) {
 	from, to := newTarget(t), newTarget(t)
-	furnish(from)
+	fill(from)
 	only := archive.Options{Match: func(repo string) bool { return repo == "other" }}
 	importTar(t, to, exportTar(t, from, archive.ExportOptions{Options: only}), archive.ImportOptions{})
 	if got := to.index.Names(); !slices.Equal(got, []string{"other"}) {
@@ -419,12 +421,12 @@ func TestOnlySomeRepositories(t *testing.T) {
 	}
 }
 
-// Whatever is deleted while an export runs, the archive is whole.
-func TestDeletedMeanwhile(t *testing.T) {
+// Whatever is deleted during an export, the archive is complete.
+func TestContentThatIsDeletedDuringAnExport(t *testing.T) {
 	for _, form := range []string{"directory", "tar"} {
 		t.Run(form, func(t *testing.T) {
 			from, to := newTarget(t), newTarget(t)
-			furnish(from)
+			fill(from)
 			victim := from.image("victim", "v1", nil, layer(60, 4000))
 			v2 := from.image("victim", "v2", nil, layer(61, 4000))
 			from.intercept(func(_ http.ResponseWriter, req *http.Request) bool {
@@ -451,20 +453,20 @@ func TestDeletedMeanwhile(t *testing.T) {
 				}
 			}
 			if done.Gone != 1 || done.Problems != 0 {
-				t.Errorf("told: %+v", done)
+				t.Errorf("reported progress: %+v", done)
 			}
 			to.wantContent("victim", "manifests", v2.Digest)
 			if status, _ := to.send("HEAD", "/v2/victim/manifests/v1", "", nil); status != 404 {
-				t.Errorf("what was deleted meanwhile: %d", status)
+				t.Errorf("the deleted image: status %d", status)
 			}
 		})
 	}
 }
 
-// An export that is stopped anywhere goes on, and nothing half is ever named.
-func TestStoppedAnywhere(t *testing.T) {
+// An export that is stopped at any request continues when it runs again, and no file is ever incomplete.
+func TestACopyThatIsStoppedAtAnyRequestContinues(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()
-	furnish(from)
+	fill(from)
 	for stop := int64(1); ; stop++ {
 		ctx, cancel := context.WithCancel(t.Context())
 		from.requests.Store(0)
@@ -479,7 +481,7 @@ func TestStoppedAnywhere(t *testing.T) {
 		if err == nil {
 			break
 		}
-		wantWholeFiles(t, dir)
+		wantIntactFiles(t, dir)
 	}
 	to := newTarget(t)
 	for stop := int64(1); ; stop++ {
@@ -502,7 +504,7 @@ func TestStoppedAnywhere(t *testing.T) {
 	wantSame(t, from, to)
 }
 
-func wantWholeFiles(t *testing.T, dir string) {
+func wantIntactFiles(t *testing.T, dir string) {
 	t.Helper()
 	err := fs.WalkDir(os.DirFS(dir), "blobs", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -511,7 +513,7 @@ func wantWholeFiles(t *testing.T, dir string) {
 		body, err := os.ReadFile(filepath.Join(dir, path))
 		want := digest.Digest(filepath.Base(filepath.Dir(path)) + ":" + d.Name())
 		if err == nil && want.Algorithm().FromBytes(body) != want {
-			t.Errorf("%s is not what its name says", path)
+			t.Errorf("%s does not match the digest in its name", path)
 		}
 		return err
 	})
@@ -520,7 +522,7 @@ func wantWholeFiles(t *testing.T, dir string) {
 	}
 }
 
-// What a plain tool writes: no repositories, names as tags or as whole names.
+// Layouts of other tools: no repositories, and tags or whole names of images as names.
 func TestPlainLayouts(t *testing.T) {
 	from := newTarget(t)
 	d := from.image("a", "v1", nil, layer(3, 8<<10), layer(4, 5<<20))
@@ -551,7 +553,7 @@ func TestPlainLayouts(t *testing.T) {
 					return
 				}
 				if got := to.get("team/b", want); digest.FromBytes(got) != d.Digest {
-					t.Error("the tag names something else")
+					t.Error("the tag names another manifest")
 				}
 			})
 		}
@@ -561,29 +563,30 @@ func TestPlainLayouts(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := to.get("b", "mine"); digest.FromBytes(got) != d.Digest {
-		t.Error("the tag given names something else")
+		t.Error("the tag of As names another manifest")
 	}
 	_, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{})
 	if err == nil || !strings.Contains(err.Error(), "--as") {
-		t.Errorf("without --as: %v", err)
+		t.Errorf("without As: %v", err)
 	}
-	_, err = archive.ImportTar(t.Context(), to.Client, bytes.NewReader(tarOf(t, dir)), archive.ImportOptions{Temp: t.TempDir()})
+	_, err = archive.ImportTar(t.Context(), to.Client, bytes.NewReader(tarOf(t, dir)),
+		archive.ImportOptions{Temp: t.TempDir()})
 	if err == nil || !strings.Contains(err.Error(), "--as") {
-		t.Errorf("a pipe in the wrong order: %v", err)
+		t.Errorf("a pipe with blobs before manifests: %v", err)
 	}
 	if _, err := archive.Export(t.Context(), from.Client, dir, archive.ExportOptions{}); err == nil {
-		t.Error("another one's layout was written over")
+		t.Error("the layout of another program was overwritten")
 	}
 }
 
 func TestKeepTags(t *testing.T) {
 	from, to := newTarget(t), newTarget(t)
-	furnish(from)
+	fill(from)
 	mine := to.image("other", "again", nil, layer(70, 100))
 	tarball := exportTar(t, from, archive.ExportOptions{})
 	done := importTar(t, to, tarball, archive.ImportOptions{KeepTags: true})
 	if got := to.get("other", "again"); digest.FromBytes(got) != mine.Digest || done.Kept != 1 {
-		t.Errorf("the tag was moved; told: %+v", done)
+		t.Errorf("KeepTags moved the tag; reported: %+v", done)
 	}
 	importTar(t, to, tarball, archive.ImportOptions{})
 	if got := to.get("other", "again"); !bytes.Equal(got, from.get("other", "again")) {
@@ -591,10 +594,10 @@ func TestKeepTags(t *testing.T) {
 	}
 }
 
-// A busy registry is asked again.
-func TestBusy(t *testing.T) {
+// An import retries while the registry is busy.
+func TestABusyRegistryIsAskedAgain(t *testing.T) {
 	from, to := newTarget(t), newTarget(t)
-	furnish(from)
+	fill(from)
 	var refused atomic.Bool
 	to.intercept(func(w http.ResponseWriter, req *http.Request) bool {
 		if req.Method == "POST" && refused.CompareAndSwap(false, true) {
@@ -606,15 +609,15 @@ func TestBusy(t *testing.T) {
 	})
 	importTar(t, to, exportTar(t, from, archive.ExportOptions{}), archive.ImportOptions{})
 	if !refused.Load() {
-		t.Error("nothing was refused")
+		t.Error("the registry refused nothing")
 	}
 	wantSame(t, from, to)
 }
 
-// A full registry ends the import at once: nothing else would do better.
-func TestFull(t *testing.T) {
+// A full registry ends the import at once: other items would fail as well.
+func TestAFullRegistryEndsTheImport(t *testing.T) {
 	from, to := newTarget(t), newTarget(t)
-	furnish(from)
+	fill(from)
 	to.intercept(func(w http.ResponseWriter, req *http.Request) bool {
 		if req.Method == "PUT" {
 			w.WriteHeader(http.StatusInsufficientStorage)
@@ -629,46 +632,48 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// One damaged blob costs the items that need it, and they are named.
-func TestDamage(t *testing.T) {
+// A damaged blob costs only the items that need it; each is reported.
+func TestImportOfDamage(t *testing.T) {
 	from := newTarget(t)
-	furnish(from)
+	fill(from)
 	bad := from.image("bad", "v1", nil, layer(80, 9000))
 	blob := digest.FromBytes(layer(80, 9000))
 	whole := t.TempDir()
 	export(t, from, whole, archive.ExportOptions{})
-	spoils := map[string]func(t *testing.T, file string){
+	ways := map[string]func(t *testing.T, file string){
 		"flipped":  func(t *testing.T, file string) { write(t, file, layer(81, 9000)) },
 		"short":    func(t *testing.T, file string) { write(t, file, layer(80, 9000)[:5000]) },
 		"missing":  func(t *testing.T, file string) { _ = os.Remove(file) },
 		"a link":   func(t *testing.T, file string) { _ = os.Remove(file); _ = os.Symlink("/etc/passwd", file) },
 		"a folder": func(t *testing.T, file string) { _ = os.Remove(file); _ = os.Mkdir(file, 0o755) },
 	}
-	for name, spoil := range spoils {
+	for name, damage := range ways {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			if err := os.CopyFS(dir, os.DirFS(whole)); err != nil {
 				t.Fatal(err)
 			}
-			spoil(t, filepath.Join(dir, "blobs", "sha256", blob.Encoded()))
+			damage(t, filepath.Join(dir, "blobs", "sha256", blob.Encoded()))
 			for _, form := range []string{"directory", "tar"} {
 				if form == "tar" && name == "a link" {
 					continue
 				}
 				to := newTarget(t)
-				var told []string
-				o := archive.ImportOptions{Options: archive.Options{Problem: func(s string) { told = append(told, s) }}, Temp: t.TempDir()}
+				var reported []string
+				o := archive.ImportOptions{Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }},
+					Temp: t.TempDir()}
 				at := dir
 				if form == "tar" {
 					at = filepath.Join(t.TempDir(), "a.tar")
 					write(t, at, tarOf(t, dir))
 				}
 				done, err := archive.Import(t.Context(), to.Client, at, o)
-				if err == nil || done.Problems != 1 || len(told) != 1 || !strings.HasPrefix(told[0], "bad:v1: ") || !strings.Contains(told[0], blob.String()) {
-					t.Errorf("%s: %v, %+v, %q", form, err, done, told)
+				if err == nil || done.Problems != 1 || len(reported) != 1 || !strings.HasPrefix(reported[0], "bad:v1: ") ||
+					!strings.Contains(reported[0], blob.String()) {
+					t.Errorf("%s: %v, %+v, %q", form, err, done, reported)
 				}
 				if status, _ := to.send("HEAD", "/v2/bad/manifests/"+bad.Digest.String(), "", nil); status != 404 {
-					t.Errorf("%s: the manifest answers %d", form, status)
+					t.Errorf("%s: the incomplete manifest: status %d", form, status)
 				}
 				if got, want := len(to.holdings()), len(from.holdings())-1; got < want {
 					t.Errorf("%s: %d repositories of %d", form, got, want)
@@ -678,13 +683,13 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// Damage in the registry: the export names it, leaves out what is not whole, and has all the rest.
+// Damage in the registry: the export reports it, leaves out the incomplete items, and has all others.
 func TestExportOfDamage(t *testing.T) {
 	for _, form := range []string{"directory", "tar"} {
 		for _, how := range []string{"gone", "other bytes"} {
 			t.Run(form+" "+how, func(t *testing.T) {
 				from, to := newTarget(t), newTarget(t)
-				furnish(from)
+				fill(from)
 				from.image("bad", "v1", nil, layer(80, 9000))
 				blob := digest.FromBytes(layer(80, 9000))
 				from.intercept(func(w http.ResponseWriter, req *http.Request) bool {
@@ -698,8 +703,8 @@ func TestExportOfDamage(t *testing.T) {
 					}
 					return true
 				})
-				var told []string
-				o := archive.ExportOptions{Options: archive.Options{Problem: func(s string) { told = append(told, s) }}}
+				var reported []string
+				o := archive.ExportOptions{Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}}
 				dir := t.TempDir()
 				var out bytes.Buffer
 				var err error
@@ -708,8 +713,9 @@ func TestExportOfDamage(t *testing.T) {
 				} else {
 					_, err = archive.Export(t.Context(), from.Client, dir, o)
 				}
-				if err == nil || len(told) != 1 || !strings.HasPrefix(told[0], "bad:v1: ") || !strings.Contains(told[0], blob.String()) {
-					t.Errorf("%v, %q", err, told)
+				if err == nil || len(reported) != 1 || !strings.HasPrefix(reported[0], "bad:v1: ") ||
+					!strings.Contains(reported[0], blob.String()) {
+					t.Errorf("%v, %q", err, reported)
 				}
 				if form == "tar" {
 					importTar(t, to, out.Bytes(), archive.ImportOptions{})
@@ -717,18 +723,20 @@ func TestExportOfDamage(t *testing.T) {
 					t.Error(err)
 				}
 				notBad := func(all []storage.Holdings) []storage.Holdings {
-					return slices.DeleteFunc(timeless(all), func(h storage.Holdings) bool { return h.Repo == "bad" && len(h.Manifests) < 2 })
+					return slices.DeleteFunc(timeless(all), func(h storage.Holdings) bool {
+						return h.Repo == "bad" && len(h.Manifests) < 2
+					})
 				}
 				if want, got := notBad(from.holdings()), notBad(to.holdings()); !reflect.DeepEqual(want, got) {
-					t.Errorf("it has %+v", got)
+					t.Errorf("the archive has %+v, want %+v", got, want)
 				}
 			})
 		}
 	}
 }
 
-// Archives that want out of where they belong.
-func TestHostile(t *testing.T) {
+// Archives with names that lead out of the archive, or out of /v2/.
+func TestHostileArchives(t *testing.T) {
 	from := newTarget(t)
 	d := from.image("a", "v1", nil, layer(3, 300))
 	good := t.TempDir()
@@ -744,10 +752,11 @@ func TestHostile(t *testing.T) {
 		"repository's query": entry("a?x=", "a?x=:v1", d),
 		"tag":                entry("a", "a:../../x", d),
 		"tag's query":        entry("a", "a:v1&x=y", d),
-		"digest":             entry("a", "a:v1", func() v1.Descriptor { other.Digest = "sha256:../../../../etc/passwd"; return other }()),
-		"no digest":          entry("a", "a:v1", v1.Descriptor{MediaType: typeManifest}),
-		"no JSON":            []byte("{"),
-		"nothing":            nil,
+		"digest": entry("a", "a:v1",
+			func() v1.Descriptor { other.Digest = "sha256:../../../../etc/passwd"; return other }()),
+		"no digest": entry("a", "a:v1", v1.Descriptor{MediaType: typeManifest}),
+		"no JSON":   []byte("{"),
+		"nothing":   nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -768,18 +777,18 @@ func TestHostile(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "a.tar")
 			write(t, file, tarOf(t, dir))
 			if _, err := archive.Import(t.Context(), to.Client, file, archive.ImportOptions{Temp: t.TempDir()}); err == nil {
-				t.Error("no error of the tar")
+				t.Error("no error for the tar")
 			}
 		})
 	}
 }
 
-func TestWhatIsNoArchive(t *testing.T) {
+func TestWhatIsNotAnArchiveIsRefused(t *testing.T) {
 	to := newTarget(t)
 	trow, empty, text := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "a.txt")
 	write(t, filepath.Join(trow, "journal.db"), []byte("x"))
-	write(t, text, []byte(strings.Repeat("no tar", 200)))
-	for name, want := range map[string]string{trow: "data directory of a Trow", empty: "no archive", text: "no tar"} {
+	write(t, text, []byte(strings.Repeat("not a tar ", 100)))
+	for name, want := range map[string]string{trow: "data directory of Trow", empty: "not an archive", text: "not a tar"} {
 		_, err := archive.Import(t.Context(), to.Client, name, archive.ImportOptions{Temp: t.TempDir()})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
@@ -788,35 +797,37 @@ func TestWhatIsNoArchive(t *testing.T) {
 	full := t.TempDir()
 	write(t, filepath.Join(full, "thesis.doc"), []byte("x"))
 	if _, err := archive.Export(t.Context(), to.Client, full, archive.ExportOptions{}); err == nil {
-		t.Error("an export into a directory with other things in it")
+		t.Error("exported into a directory with other files")
 	}
-	cut := exportTar(t, func() *target { from := newTarget(t); furnish(from); return from }(), archive.ExportOptions{})
-	if _, err := archive.ImportTar(t.Context(), to.Client, bytes.NewReader(cut[:len(cut)/2]), archive.ImportOptions{Temp: t.TempDir()}); err == nil {
-		t.Error("half an archive")
+	cut := exportTar(t, func() *target { from := newTarget(t); fill(from); return from }(), archive.ExportOptions{})
+	half := bytes.NewReader(cut[:len(cut)/2])
+	if _, err := archive.ImportTar(t.Context(), to.Client, half, archive.ImportOptions{Temp: t.TempDir()}); err == nil {
+		t.Error("imported half an archive")
 	}
 }
 
-// ---- Others' data directories
+// ---- Data directories of other registries
 
-// TestDistribution imports what Distribution's filesystem driver leaves: its layout is described in the package comment
-// of its registry/storage.
+// TestDistribution imports a data directory of Distribution's filesystem driver, whose layout is described in the
+// package comment of its registry/storage.
 func TestDistribution(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()
-	furnish(from)
+	fill(from)
 	asDistribution(t, from, dir)
 	base := filepath.Join(dir, "docker", "registry", "v2", "repositories")
 	schema1 := []byte(`{"schemaVersion":1,"name":"old","fsLayers":[]}`)
 	asRevision(t, dir, "old", schema1, "v1")
 	write(t, filepath.Join(base, "old", "_manifests", "tags", "torn", "current", "link"), nil)
 	to := newTarget(t)
-	var told []string
+	var reported []string
 	var form string
 	_, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{Form: func(s string) { form = s },
-		Options: archive.Options{Problem: func(s string) { told = append(told, s) }}})
-	slices.Sort(told)
-	if err == nil || len(told) != 3 || !strings.HasPrefix(told[0], "old:torn: ") || !strings.HasPrefix(told[1], "old:v1: ") ||
-		!strings.Contains(told[1], "schema 1") || !strings.Contains(form, "Distribution") {
-		t.Errorf("%v, %q, %q", err, told, form)
+		Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}})
+	slices.Sort(reported)
+	if err == nil || len(reported) != 3 || !strings.HasPrefix(reported[0], "old:torn: ") ||
+		!strings.HasPrefix(reported[1], "old:v1: ") ||
+		!strings.Contains(reported[1], "schema 1") || !strings.Contains(form, "Distribution") {
+		t.Errorf("%v, %q, %q", err, reported, form)
 	}
 	wantSame(t, from, to)
 	to = newTarget(t)
@@ -829,7 +840,8 @@ func TestDistribution(t *testing.T) {
 	wantSame(t, from, to)
 }
 
-// asDistribution writes what a registry holds as Distribution does. What has no known type it cannot hold.
+// asDistribution writes what a registry holds in the form of Distribution. Distribution cannot hold unknown media
+// types.
 func asDistribution(t *testing.T, from *target, dir string) {
 	t.Helper()
 	for _, h := range from.holdings() {
@@ -854,7 +866,8 @@ func asDistribution(t *testing.T, from *target, dir string) {
 
 func asBlob(t *testing.T, dir string, d digest.Digest, body []byte) {
 	t.Helper()
-	write(t, filepath.Join(dir, "docker/registry/v2/blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded(), "data"), body)
+	at := filepath.Join(dir, "docker/registry/v2/blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
+	write(t, filepath.Join(at, "data"), body)
 }
 
 func asRevision(t *testing.T, dir, repo string, body []byte, tags ...string) {
@@ -873,10 +886,10 @@ func asRevisionOf(t *testing.T, dir, repo string, d digest.Digest, body []byte, 
 	}
 }
 
-// TestZot imports a tree of layouts, in which a blob that another repository has is an empty file, or none.
+// TestZot imports a tree of layouts, in which a blob that another repository has is an empty file or missing.
 func TestZot(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()
-	furnish(from)
+	fill(from)
 	asZot(t, from, dir)
 	write(t, filepath.Join(dir, "_trivy", "db", "index.json"), []byte("nothing of ours"))
 	write(t, filepath.Join(dir, "team/app", ".uploads", "x"), []byte("half"))
@@ -901,7 +914,7 @@ func asZot(t *testing.T, from *target, dir string) {
 		for _, b := range h.Blobs {
 			_, content[b.Digest] = from.send("GET", "/v2/"+h.Repo+"/blobs/"+b.Digest.String(), "", nil)
 			if n > 0 && seen[b.Digest] {
-				content[b.Digest] = nil // the stand-in
+				content[b.Digest] = nil // as zot leaves it after deduplication
 			}
 			seen[b.Digest] = true
 		}

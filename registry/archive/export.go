@@ -3,7 +3,6 @@ package archive
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -20,15 +19,16 @@ import (
 // ExportOptions say what goes into an archive.
 type ExportOptions struct {
 	Options
-	// Have tells what need not go in, because an earlier archive has it: see [Have]. Manifests always go in.
+	// Have reports whether an earlier archive has a blob, which is then left out: see [Have]. Manifests are never left
+	// out.
 	Have func(d digest.Digest) bool
-	// Prune takes out of a directory what the registry does not hold any more.
+	// Prune deletes from a directory what the registry no longer holds.
 	Prune bool
 }
 
-// Export copies a running registry into a directory, which is made if it is not there. If an archive is there, only
-// what is new is copied. Errors: the directory holds other things; those of the file system and of the registry; that
-// there were problems, after everything else was copied.
+// Export copies a running registry into a directory, which it creates if needed. If the directory holds an archive,
+// only new content is copied. Errors: the directory holds other files; those of the file system and of the registry;
+// that there were problems, after everything else was copied.
 func Export(ctx context.Context, from *client.Client, dir string, o ExportOptions) (Progress, error) {
 	w, err := openDirectory(dir)
 	if err != nil {
@@ -38,52 +38,53 @@ func Export(ctx context.Context, from *client.Client, dir string, o ExportOption
 	return export(ctx, from, w, o)
 }
 
-// ExportTar is Export as a tar stream, which has everything.
+// ExportTar is [Export] to a tar stream, which always gets everything.
 func ExportTar(ctx context.Context, from *client.Client, out io.Writer, o ExportOptions) (Progress, error) {
 	return export(ctx, from, newTarWriter(out), o)
 }
 
-// writer is an archive in the making.
+// writer writes an archive.
 type writer interface {
-	// has tells whether content is there already.
+	// has reports whether the archive has some content already.
 	has(d digest.Digest, size int64) bool
-	// write copies content. It is called at once from as many goroutines as concurrency says.
+	// write copies content. As many goroutines call it at once as concurrency returns.
 	write(ctx context.Context, d digest.Digest, size int64, from io.Reader) error
 	concurrency() int
-	// begin and end get the items; those of end are fewer if some could not be copied (changed).
+	// begin and end get the items, before and after the content is written. changed reports whether items are missing
+	// at the end because they could not be copied.
 	begin(all v1.Index) error
 	end(all v1.Index, changed bool) error
-	// prune takes away all but what is kept.
+	// prune deletes all content but keep.
 	prune(keep map[digest.Digest]struct{}) error
 }
 
-// held is a manifest that the registry holds in one repository.
-type held struct {
+// heldManifest is a manifest in one repository.
+type heldManifest struct {
 	storage.HeldManifest
-	blobs    []digest.Digest // of Refs, what the repository holds as a blob
-	children []digest.Digest // of Refs, what it holds as a manifest
+	blobs    []digest.Digest // of Refs, those that the repository holds as blobs
+	children []digest.Digest // of Refs, those that it holds as manifests
 }
 
-// outgoing is an item to export, with the repository's manifests in which it finds its parts.
+// outgoing is an item to export, with the manifests of its repository, among which are its children.
 type outgoing struct {
 	item
-	repo  string
-	parts map[digest.Digest]*held
-	lost  bool
+	repo      string
+	manifests map[digest.Digest]*heldManifest
+	lost      bool // it could not be copied
 }
 
 type exporter struct {
-	tally
+	counter
 	from  remote
 	to    writer
 	have  func(digest.Digest) bool
-	sizes map[digest.Digest]int64 // of blobs; also what makes one string of all copies of a digest
+	sizes map[digest.Digest]int64 // of blobs; its keys are also the one copy of each digest's text in memory
 	items []*outgoing
-	keep  map[digest.Digest]struct{} // what is in the archive
+	keep  map[digest.Digest]struct{} // the content of the archive; guarded by counter.mu
 }
 
 func export(ctx context.Context, from *client.Client, to writer, o ExportOptions) (Progress, error) {
-	e := &exporter{tally: tally{options: o.Options}, from: remote{from}, to: to, have: o.Have,
+	e := &exporter{counter: counter{options: o.Options}, from: remote{from}, to: to, have: o.Have,
 		sizes: map[digest.Digest]int64{}, keep: map[digest.Digest]struct{}{}}
 	if e.have == nil {
 		e.have = func(digest.Digest) bool { return false }
@@ -106,18 +107,19 @@ func (e *exporter) run(ctx context.Context, prune bool) error {
 		return err
 	}
 	for _, i := range e.items {
-		if err := e.note(i.name(i.repo), e.item(ctx, i)); err != nil {
+		if err := e.report(i.name(i.repo), e.copyItem(ctx, i)); err != nil {
 			return err
 		}
 		e.add(func(p *Progress) { p.Items++ })
 	}
+	// Prune comes last: until the new index is durable, the old one may still name what prune deletes.
 	if err := e.to.end(e.index(), e.now.Gone+e.now.Problems > 0); err != nil || !prune {
 		return err
 	}
 	return e.to.prune(e.keep)
 }
 
-// list takes up the items of a repository: every tag, and the untagged manifests that no index has as a child, in the
+// list adds the items of a repository: every tag, and every untagged manifest that is not a child of an index, in the
 // order of their times.
 func (e *exporter) list(h storage.Holdings) {
 	blobs := map[digest.Digest]digest.Digest{}
@@ -125,20 +127,20 @@ func (e *exporter) list(h storage.Holdings) {
 		e.sizes[b.Digest] = b.Size
 		blobs[b.Digest] = b.Digest
 	}
-	parts, isChild := map[digest.Digest]*held{}, map[digest.Digest]bool{}
+	manifests, isChild := map[digest.Digest]*heldManifest{}, map[digest.Digest]bool{}
 	for _, m := range h.Manifests {
-		parts[m.Digest] = &held{HeldManifest: m}
+		manifests[m.Digest] = &heldManifest{HeldManifest: m}
 	}
-	for _, m := range parts {
+	for _, m := range manifests {
 		for _, ref := range m.Refs {
-			if child := parts[ref]; child != nil {
+			if child := manifests[ref]; child != nil {
 				m.children = append(m.children, child.Digest)
 				isChild[ref] = true
 			} else if b, ok := blobs[ref]; ok {
 				m.blobs = append(m.blobs, b)
 			}
 		}
-		m.Refs = nil
+		m.Refs = nil // each is a string of its own; blobs and children share theirs
 	}
 	type timed struct {
 		*outgoing
@@ -148,10 +150,10 @@ func (e *exporter) list(h storage.Holdings) {
 	for _, m := range h.Manifests {
 		desc := v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}
 		for _, tag := range m.Tags {
-			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, parts: parts}, tag.Time})
+			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, manifests: manifests}, tag.Time})
 		}
 		if len(m.Tags) == 0 && !isChild[m.Digest] {
-			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, parts: parts}, m.Time})
+			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, manifests: manifests}, m.Time})
 		}
 	}
 	slices.SortFunc(all, func(a, b timed) int {
@@ -162,9 +164,10 @@ func (e *exporter) list(h storage.Holdings) {
 	}
 }
 
-// index is index.json for what has not been lost.
+// index returns index.json, without the items that could not be copied.
 func (e *exporter) index() v1.Index {
-	all := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}}
+	all := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex,
+		Manifests: []v1.Descriptor{}}
 	for _, i := range e.items {
 		if i.lost {
 			continue
@@ -179,28 +182,33 @@ func (e *exporter) index() v1.Index {
 	return all
 }
 
-// item copies all that an item consists of: its manifests from the top, then the blobs.
-func (e *exporter) item(ctx context.Context, i *outgoing) error {
-	manifests := []digest.Digest{i.desc.Digest}
+// parts returns the digests of everything that an item consists of: its manifests, from the top, and their blobs.
+func (i *outgoing) parts() (manifests, blobs []digest.Digest) {
+	manifests = []digest.Digest{i.desc.Digest}
 	seen := map[digest.Digest]bool{i.desc.Digest: true}
-	var blobs []digest.Digest
-	for n := 0; n < len(manifests); n++ {
-		m := i.parts[manifests[n]]
-		for _, child := range m.children {
-			if !seen[child] {
-				seen[child] = true
-				manifests = append(manifests, child)
+	addNew := func(to []digest.Digest, all []digest.Digest) []digest.Digest {
+		for _, d := range all {
+			if !seen[d] {
+				seen[d] = true
+				to = append(to, d)
 			}
 		}
-		for _, b := range m.blobs {
-			if !seen[b] {
-				seen[b] = true
-				blobs = append(blobs, b)
-			}
-		}
+		return to
 	}
+	for n := 0; n < len(manifests); n++ { // manifests grows in the loop
+		m := i.manifests[manifests[n]]
+		manifests = addNew(manifests, m.children)
+		blobs = addNew(blobs, m.blobs)
+	}
+	return manifests, blobs
+}
+
+// copyItem copies everything that an item consists of. The manifests come first, because the import of a tar learns
+// from them which item needs a blob.
+func (e *exporter) copyItem(ctx context.Context, i *outgoing) error {
+	manifests, blobs := i.parts()
 	for _, d := range manifests {
-		if err := e.copy(ctx, i.repo, manifestKind, d, i.parts[d].Size); err != nil {
+		if err := e.copy(ctx, i.repo, manifestKind, d, i.manifests[d].Size); err != nil {
 			return e.lost(ctx, i, err)
 		}
 	}
@@ -215,10 +223,9 @@ func (e *exporter) item(ctx context.Context, i *outgoing) error {
 	return nil
 }
 
-// lost leaves an item out that could not be copied. That is no problem if it was deleted meanwhile.
+// lost leaves out an item that could not be copied. If it was deleted meanwhile, that is not a problem.
 func (e *exporter) lost(ctx context.Context, i *outgoing, err error) error {
-	var p problem
-	if i.lost = missing(err) || errors.As(err, &p); !missing(err) {
+	if i.lost = missing(err) || isProblem(err); !missing(err) {
 		return err
 	}
 	now, herr := e.from.manifest(ctx, i.repo, i.desc.Digest.String())
@@ -229,10 +236,10 @@ func (e *exporter) lost(ctx context.Context, i *outgoing, err error) error {
 		e.add(func(p *Progress) { p.Gone++ })
 		return nil
 	}
-	return problemf("the registry lacks a part of it, maybe for damage that trow scrub tells of: %w", err)
+	return problemf("the registry lacks a part of it; run trow scrub to look for damage: %w", err)
 }
 
-// copy copies one blob or manifest, unless it is there already.
+// copy copies one blob or manifest, unless the archive has it.
 func (e *exporter) copy(ctx context.Context, repo string, k kind, d digest.Digest, size int64) error {
 	e.mu.Lock()
 	_, copied := e.keep[d]

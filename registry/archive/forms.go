@@ -17,27 +17,27 @@ import (
 	"trow/storage"
 )
 
-// form is a directory with manifests and blobs.
+// form is a directory in one of the forms that can be imported.
 type form interface {
 	source
-	name() string
-	list() ([]incoming, error)
+	name() string              // for people
+	list() ([]incoming, error) // all items
 }
 
-// recognize finds out what lies in a directory.
-func (i *importer) recognize(root *os.Root) (form, error) {
+// detectForm returns the form of a directory.
+func (i *importer) detectForm(root *os.Root) (form, error) {
 	const distributionDir = "docker/registry/v2"
-	there := func(name string) bool { _, err := root.Stat(name); return err == nil }
+	exists := func(name string) bool { _, err := root.Stat(name); return err == nil }
 	switch {
-	case there("journal.db"):
-		return nil, errors.New("this is the data directory of a Trow; start a server on it and export from that")
-	case there(indexFile):
+	case exists("journal.db"):
+		return nil, errors.New("this is a data directory of Trow; start a server on it, and export from that")
+	case exists(indexFile):
 		return &layouts{root: root, importer: i, form: "an OCI image layout", dirs: map[string]string{"": "."}}, nil
-	case there(layoutFile):
-		return nil, errors.New("this archive has no index.json: its export was stopped; run it again")
-	case there(distributionDir):
+	case exists(layoutFile):
+		return nil, errors.New("this archive has no index.json: its export did not finish; run it again")
+	case exists(distributionDir):
 		return &distribution{root: root, base: distributionDir}, nil
-	case there("repositories") && there("blobs"):
+	case exists("repositories") && exists("blobs"):
 		return &distribution{root: root, base: "."}, nil
 	}
 	l := &layouts{root: root, form: "a data directory of zot", dirs: map[string]string{}}
@@ -45,13 +45,13 @@ func (i *importer) recognize(root *os.Root) (form, error) {
 		return nil, err
 	}
 	if len(l.dirs) == 0 {
-		return nil, errors.New("this is no archive: neither an OCI image layout, nor a data directory of Distribution or of zot")
+		return nil, errors.New("not an archive: want an OCI image layout, or a data directory of Distribution or zot")
 	}
 	return l, nil
 }
 
-// open opens a regular file. Anything else, a named pipe for one, would keep us waiting. What cannot be read is a
-// problem, for the next file may be well.
+// open opens a regular file. It looks at the file first, because opening a named pipe would block. A file that cannot
+// be read is a problem: other files may be readable.
 func open(root *os.Root, name string) (io.ReadCloser, int64, error) {
 	info, err := root.Stat(name)
 	if missing(err) {
@@ -70,7 +70,7 @@ func open(root *os.Root, name string) (io.ReadCloser, int64, error) {
 	return file{f}, info.Size(), nil
 }
 
-// file is a file whose errors are problems.
+// file is a file whose read errors are problems.
 type file struct{ f *os.File }
 
 func (f file) Close() error { return f.f.Close() }
@@ -83,18 +83,19 @@ func (f file) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// layouts is one OCI image layout, or a tree of them: zot's data directory has one for each repository.
+// layouts is one OCI image layout, or a tree of them: a data directory of zot has one for each repository.
 type layouts struct {
 	root *os.Root
 	form string
-	dirs map[string]string // repository to directory; "" stands for all repositories
+	dirs map[string]string // directories by repository; "" is the one directory of all repositories
 
-	importer *importer // of a single layout: knows which repository its items belong to
+	importer *importer // of a single layout: groups its items by repository; nil: a tree
 }
 
 func (l *layouts) name() string { return l.form }
 
-// find takes up the layouts in a directory. zot's own directories begin with . or _, as no repository does.
+// find adds the layouts in and below a directory. The names of zot's own directories start with . or _, which those of
+// repositories cannot.
 func (l *layouts) find(dir string) error {
 	entries, err := fs.ReadDir(l.root.FS(), dir)
 	if err != nil {
@@ -125,7 +126,7 @@ func (l *layouts) list() (all []incoming, err error) {
 			return nil, fmt.Errorf("%s: %w", dir, err)
 		}
 		if l.importer != nil {
-			return l.importer.sort(index)
+			return l.importer.group(index)
 		}
 		in := incoming{repo: repo}
 		for _, entry := range index.Manifests {
@@ -147,18 +148,18 @@ func (l *layouts) index(dir string) (v1.Index, error) {
 	return readIndex(f)
 }
 
-// open looks into the repository's own layout, and then into the others: where zot keeps only one copy of a blob, the
-// other repositories have an empty file or none.
+// open opens a blob in the layout of its repository, or else in another one: zot can keep one copy of a blob for all
+// repositories, and then the others have an empty file or none.
 func (l *layouts) open(repo string, d digest.Digest) (io.ReadCloser, int64, error) {
 	if dir, ok := l.dirs[""]; ok {
 		return open(l.root, path.Join(dir, blobPath(d)))
 	}
-	f, size, err := l.filled(l.dirs[repo], d)
+	f, size, err := l.openFilled(l.dirs[repo], d)
 	for _, dir := range append([]string{"_blobstore"}, l.sorted()...) {
 		if !missing(err) {
 			break
 		}
-		f, size, err = l.filled(dir, d)
+		f, size, err = l.openFilled(dir, d)
 	}
 	return f, size, err
 }
@@ -171,8 +172,8 @@ func (l *layouts) sorted() (dirs []string) {
 	return dirs
 }
 
-// filled opens a blob that is not an empty stand-in for one.
-func (l *layouts) filled(dir string, d digest.Digest) (io.ReadCloser, int64, error) {
+// openFilled opens a blob. An empty file is fs.ErrNotExist, unless the digest is that of no bytes.
+func (l *layouts) openFilled(dir string, d digest.Digest) (io.ReadCloser, int64, error) {
 	f, size, err := open(l.root, path.Join(dir, blobPath(d)))
 	if err == nil && size == 0 && d != d.Algorithm().FromBytes(nil) {
 		return nil, 0, errors.Join(fs.ErrNotExist, f.Close())
@@ -180,7 +181,7 @@ func (l *layouts) filled(dir string, d digest.Digest) (io.ReadCloser, int64, err
 	return f, size, err
 }
 
-// distribution is the data directory of Distribution, which others have taken over (its "filesystem" driver).
+// distribution is a data directory of Distribution (its "filesystem" driver), which other registries use as well.
 type distribution struct {
 	root *os.Root
 	base string
@@ -222,8 +223,8 @@ func (s *distribution) list() (all []incoming, err error) {
 func (s *distribution) repository(repo string) (incoming, error) {
 	in := incoming{repo: repo}
 	dir := path.Join(s.base, "repositories", repo, "_manifests")
-	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
-		err := s.each(path.Join(dir, "revisions", alg.String()), func(hex string) {
+	for _, alg := range algorithms {
+		err := s.eachName(path.Join(dir, "revisions", alg.String()), func(hex string) {
 			if d, ok := s.link(path.Join(dir, "revisions", alg.String(), hex, "link")); ok {
 				in.items = append(in.items, item{desc: v1.Descriptor{Digest: d}})
 			}
@@ -233,9 +234,9 @@ func (s *distribution) repository(repo string) (incoming, error) {
 		}
 	}
 	var tags []timedTag
-	err := s.each(path.Join(dir, "tags"), func(tag string) {
+	err := s.eachName(path.Join(dir, "tags"), func(tag string) {
 		name := path.Join(dir, "tags", tag, "current", "link")
-		d, _ := s.link(name) // an empty link file, which a crash leaves, becomes a problem that has the tag's name
+		d, _ := s.link(name) // a crash leaves empty link files: without a digest the tag becomes a problem
 		if info, err := s.root.Stat(name); err == nil {
 			tags = append(tags, timedTag{item{v1.Descriptor{Digest: d}, tag}, info.ModTime().UnixNano()})
 		}
@@ -252,8 +253,8 @@ type timedTag struct {
 	time int64
 }
 
-// each calls do with the names in a directory, of which there need be none.
-func (s *distribution) each(dir string, do func(name string)) error {
+// eachName calls do with the names in a directory, which need not exist.
+func (s *distribution) eachName(dir string, do func(name string)) error {
 	entries, err := fs.ReadDir(s.root.FS(), dir)
 	if err != nil && !missing(err) {
 		return err
@@ -264,11 +265,11 @@ func (s *distribution) each(dir string, do func(name string)) error {
 	return nil
 }
 
-// link reads a link file: a digest.
+// link reads the digest in a link file.
 func (s *distribution) link(name string) (digest.Digest, bool) {
 	f, _, err := open(s.root, name)
 	if err != nil {
-		return "", false // deleted
+		return "", false // the revision was deleted
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, 200))

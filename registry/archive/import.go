@@ -20,23 +20,23 @@ import (
 	"trow/storage"
 )
 
-// ImportOptions say what comes out of an archive, and as what.
+// ImportOptions say what is imported from an archive, and under which names.
 type ImportOptions struct {
 	Options
-	// As is where the items of a plain layout go, which names no repositories: repository, or repository:tag if the
-	// layout has but one item.
+	// As is the destination of the items of a plain layout, which names no repositories: repository, or repository:tag
+	// if the layout has exactly one item.
 	As string
-	// KeepTags leaves tags that exist as they are.
+	// KeepTags does not move tags that exist.
 	KeepTags bool
-	// Temp is a directory for the manifests of a tar stream while it is read.
+	// Temp is a directory for a temporary file with the manifests of a tar.
 	Temp string
-	// Form is told which form the archive was found to have.
+	// Form is called with the form of the archive. Optional.
 	Form func(name string)
 }
 
-// Import copies an archive into a running registry: a directory in any of the forms, or a tar file of a layout, which
-// may be compressed with gzip. Errors: it is no such thing; those of the file system and of the registry; that there
-// were problems, after everything else was copied.
+// Import copies an archive into a running registry: a directory of any form, or the tar file of a layout, which may be
+// compressed with gzip. Errors: it has none of the forms; those of the file system and of the registry; that there were
+// problems, after everything else was copied.
 func Import(ctx context.Context, to *client.Client, name string, o ImportOptions) (Progress, error) {
 	i, err := newImporter(to, o)
 	if err != nil {
@@ -65,7 +65,7 @@ func Import(ctx context.Context, to *client.Client, name string, o ImportOptions
 	return i.end("imported", i.directory(ctx, root))
 }
 
-// ImportTar is Import from a stream.
+// ImportTar is [Import] from a tar stream.
 func ImportTar(ctx context.Context, to *client.Client, in io.Reader, o ImportOptions) (Progress, error) {
 	i, err := newImporter(to, o)
 	if err != nil {
@@ -74,35 +74,35 @@ func ImportTar(ctx context.Context, to *client.Client, in io.Reader, o ImportOpt
 	return i.end("imported", i.tar(ctx, in, nil))
 }
 
-// source has the bytes of an import. Errors of open: fs.ErrNotExist, problems.
+// source is where an import reads content. Errors of open: fs.ErrNotExist; problems.
 type source interface {
 	open(repo string, d digest.Digest) (in io.ReadCloser, size int64, err error)
 }
 
-// incoming are the items of a repository, in the order in which they are pushed.
+// incoming has the items of a repository in the order in which they are pushed.
 type incoming struct {
 	repo  string
 	items []item
 }
 
 type importer struct {
-	tally
+	counter
 	to      remote
 	o       ImportOptions
-	as, tag string // of o.As
+	as, tag string // the parts of o.As
 }
 
 func newImporter(to *client.Client, o ImportOptions) (*importer, error) {
-	i := &importer{tally: tally{options: o.Options}, to: remote{to}, o: o}
+	i := &importer{counter: counter{options: o.Options}, to: remote{to}, o: o}
 	i.as, i.tag, _ = strings.Cut(o.As, ":")
 	if o.As != "" && !registry.ValidName(i.as) || i.tag != "" && !registry.ValidTag(i.tag) {
-		return nil, fmt.Errorf("%.150q is no repository or repository:tag", o.As)
+		return nil, fmt.Errorf("as: %.150q is not a valid repository or repository:tag", o.As)
 	}
 	return i, nil
 }
 
 func (i *importer) directory(ctx context.Context, root *os.Root) error {
-	f, err := i.recognize(root)
+	f, err := i.detectForm(root)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	if err != nil {
 		return err
 	}
-	i.expect(all)
+	i.setTotal(all)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for _, r := range all {
@@ -124,7 +124,8 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	return g.Wait()
 }
 
-func (i *importer) expect(all []incoming) {
+// setTotal sets the number of items to import.
+func (i *importer) setTotal(all []incoming) {
 	total := 0
 	for _, r := range all {
 		if i.options.matches(r.repo) {
@@ -134,9 +135,10 @@ func (i *importer) expect(all []incoming) {
 	i.add(func(p *Progress) { p.TotalItems = total })
 }
 
+// repository imports the items of a repository one after the other, so that their order is kept.
 func (i *importer) repository(ctx context.Context, from source, r incoming) error {
 	for _, it := range r.items {
-		if err := i.note(it.name(r.repo), i.item(ctx, from, r.repo, it)); err != nil {
+		if err := i.report(it.name(r.repo), i.item(ctx, from, r.repo, it)); err != nil {
 			return err
 		}
 		i.add(func(p *Progress) { p.Items++ })
@@ -144,13 +146,14 @@ func (i *importer) repository(ctx context.Context, from source, r incoming) erro
 	return nil
 }
 
-// item pushes an item and all that it consists of.
+// item pushes an item and everything that it consists of. The tag comes last, so that it never names a manifest that is
+// incomplete.
 func (i *importer) item(ctx context.Context, from source, repo string, it item) error {
 	if err := checkName(repo); err != nil {
 		return err
 	}
 	if it.tag != "" && !registry.ValidTag(it.tag) {
-		return problemf("%.150q is no tag", it.tag)
+		return problemf("%.150q is not a valid tag", it.tag)
 	}
 	body, desc, err := i.manifest(ctx, from, repo, it.desc, map[digest.Digest]bool{})
 	if err != nil || it.tag == "" {
@@ -166,27 +169,29 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 		i.add(func(p *Progress) { p.Kept++ })
 		return nil
 	}
-	return i.pushed(i.to.PushManifest(ctx, repo, it.tag, desc, body))
+	return pushed(i.to.PushManifest(ctx, repo, it.tag, desc, body))
 }
 
+// checkName keeps names of an archive that are not valid out of URLs.
 func checkName(repo string) error {
 	if !registry.ValidName(repo) {
-		return problemf("%.150q is no name of a repository", repo)
+		return problemf("%.150q is not a valid repository", repo)
 	}
 	return nil
 }
 
-// pushed makes a problem of what the registry refused for its content.
-func (i *importer) pushed(err error) error {
+// pushed makes a problem of an error with which the registry refused some content.
+func pushed(err error) error {
 	if refused(err) {
 		return problem{err}
 	}
 	return err
 }
 
-// manifest pushes a manifest after what it consists of. done has what was seen to; the descriptor comes back with the
-// media type that it has.
-func (i *importer) manifest(ctx context.Context, from source, repo string, desc v1.Descriptor, done map[digest.Digest]bool) ([]byte, v1.Descriptor, error) {
+// manifest pushes a manifest after everything that it consists of. done has the children that were pushed already. It
+// returns the descriptor with the media type under which the manifest was pushed.
+func (i *importer) manifest(ctx context.Context, from source, repo string, desc v1.Descriptor,
+	done map[digest.Digest]bool) ([]byte, v1.Descriptor, error) {
 	if _, err := storage.ParseDigest(desc.Digest.String()); err != nil {
 		return nil, desc, problem{err}
 	}
@@ -195,7 +200,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
 	var c content
-	_ = json.Unmarshal(body, &c) // what is no JSON has no parts, and the registry decides about it
+	_ = json.Unmarshal(body, &c) // without JSON it has no parts, and the registry decides whether to accept it
 	if desc.MediaType, err = mediaType(desc.MediaType, c, body); err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
@@ -212,24 +217,25 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	if err != nil {
 		return nil, desc, err
 	}
-	if now != "" { // and so all of its blobs: the registry takes nothing that is not whole
+	if now != "" { // then the repository holds its blobs too: the registry accepts no incomplete manifest
 		i.add(func(p *Progress) { p.Present++ })
 		return body, desc, nil
 	}
 	if err := i.blobs(ctx, from, repo, c.blobs()); err != nil {
 		return nil, desc, err
 	}
-	if err := i.pushed(i.to.PushManifest(ctx, repo, "", desc, body)); err != nil {
+	if err := pushed(i.to.PushManifest(ctx, repo, "", desc, body)); err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
 	i.add(func(p *Progress) { p.Manifests++; p.Bytes += int64(len(body)) })
 	return body, desc, nil
 }
 
-// mediaType is what a manifest is pushed as: as its descriptor says, or as it says itself, or as it looks.
+// mediaType returns the media type of a manifest: that of its descriptor, or that in the manifest, or what it looks
+// like.
 func mediaType(known string, c content, body []byte) (string, error) {
 	if c.SchemaVersion == 1 {
-		return "", problemf("it is of Docker's schema 1, which clients have given up; pull it and push it again with a newer one")
+		return "", problemf("Docker's schema 1 is not supported; pull the image and push it again with a current client")
 	}
 	if known != "" {
 		return known, nil
@@ -240,20 +246,20 @@ func mediaType(known string, c content, body []byte) (string, error) {
 	if m, ok := registry.ReadManifest(body); ok {
 		return m.MediaType, nil
 	}
-	return "", problemf("it has no media type, and looks like none that is known")
+	return "", problemf("it has no media type and has the form of no known one")
 }
 
-// readManifest reads a manifest's bytes and compares them with the digest.
+// readManifest reads a manifest and compares it with its digest.
 func readManifest(from source, repo string, d digest.Digest) ([]byte, error) {
 	in, size, err := from.open(repo, d)
 	if missing(err) {
-		return nil, problemf("the archive does not have it")
+		return nil, errNotInArchive
 	} else if err != nil {
 		return nil, err
 	}
 	defer in.Close()
 	if size > maxManifest {
-		return nil, problemf("it has %d bytes, and a manifest has at most %d", size, maxManifest)
+		return nil, problemf("it has %d bytes; a manifest has at most %d", size, maxManifest)
 	}
 	var body bytes.Buffer
 	if _, err := body.ReadFrom(verify(in, d, size)); err != nil {
@@ -262,6 +268,9 @@ func readManifest(from source, repo string, d digest.Digest) ([]byte, error) {
 	return body.Bytes(), nil
 }
 
+var errNotInArchive = problemf("the archive does not have it")
+
+// blobs pushes the blobs of a manifest.
 func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1.Descriptor) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
@@ -272,12 +281,14 @@ func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1
 		}
 		seen[desc.Digest] = true
 		g.Go(func() error {
-			err := i.blob(ctx, repo, desc.Digest, func() (io.ReadCloser, int64, error) { return from.open(repo, desc.Digest) })
-			if missing(err) && elsewhere(desc) {
+			err := i.blob(ctx, repo, desc.Digest, func() (io.ReadCloser, int64, error) {
+				return from.open(repo, desc.Digest)
+			})
+			if missing(err) && isForeign(desc) {
 				return nil
 			}
 			if missing(err) {
-				err = problemf("the archive does not have it")
+				err = errNotInArchive
 			}
 			if err != nil {
 				return fmt.Errorf("blob %s: %w", desc.Digest, err)
@@ -288,9 +299,10 @@ func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1
 	return g.Wait()
 }
 
-// elsewhere tells whether content is by its nature not in a registry (image spec, "Non-Distributable Layers").
-func elsewhere(d v1.Descriptor) bool {
-	return len(d.URLs) > 0 || strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
+// isForeign reports whether content need not be in a registry (image spec, "Non-Distributable Layers").
+func isForeign(d v1.Descriptor) bool {
+	return len(d.URLs) > 0 ||
+		strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign.")
 }
 
 // blob makes a repository hold a blob. Errors: fs.ErrNotExist if neither the archive nor the registry has it.
@@ -314,7 +326,7 @@ func (i *importer) blob(ctx context.Context, repo string, d digest.Digest, open 
 		if missing(err) {
 			return err
 		}
-		return i.pushed(err)
+		return pushed(err)
 	}
 	i.add(func(p *Progress) { p.Blobs++; p.Bytes += sent })
 	return nil
@@ -329,17 +341,17 @@ func readIndex(in io.Reader) (v1.Index, error) {
 		return all, fmt.Errorf("%s has more than %d bytes", indexFile, maxIndex)
 	}
 	if err != nil {
-		return all, fmt.Errorf("%s is no index of a layout: %w", indexFile, err)
+		return all, fmt.Errorf("%s is not a valid image index: %w", indexFile, err)
 	}
 	return all, nil
 }
 
-// errAs tells what to do about a layout without names.
-var errAs = errors.New("this layout does not say which repositories its manifests belong to; say it with --as repository, or --as repository:tag")
+var errAs = errors.New("this layout does not name the repositories of its manifests; " +
+	"name one with --as repository, or --as repository:tag")
 
-// sort finds the repository and tag of each entry of an index: in an archive of ours both are named; in a plain layout
-// there is a tag at most, and all goes into one repository.
-func (i *importer) sort(all v1.Index) ([]incoming, error) {
+// group returns the entries of an index by repository. An archive of ours names repository and tag of each; a plain
+// layout has only tags, and all of its entries go into one repository.
+func (i *importer) group(all v1.Index) ([]incoming, error) {
 	var repos []incoming
 	at := map[string]int{}
 	for _, entry := range all.Manifests {
@@ -352,7 +364,7 @@ func (i *importer) sort(all v1.Index) ([]incoming, error) {
 			if repo = i.as; repo == "" {
 				return nil, errAs
 			}
-			it.tag = name[strings.LastIndexByte(name, ':')+1:] // some write the image's whole name
+			it.tag = name[strings.LastIndexByte(name, ':')+1:] // some tools write the whole name of the image
 		}
 		n, ok := at[repo]
 		if !ok {
@@ -363,12 +375,12 @@ func (i *importer) sort(all v1.Index) ([]incoming, error) {
 	}
 	if i.tag != "" {
 		if len(all.Manifests) != 1 {
-			return nil, fmt.Errorf("the archive has %d manifests, so a tag for one of them cannot be given with --as", len(all.Manifests))
+			return nil, fmt.Errorf("as: a tag needs an archive with one manifest, and this one has %d", len(all.Manifests))
 		}
 		repos[0].items[0].tag = i.tag
 	}
 	if i.as != "" && slices.ContainsFunc(repos, func(r incoming) bool { return r.repo != i.as }) {
-		return nil, errors.New("this archive says which repositories its manifests belong to; leave --as out")
+		return nil, errors.New("as: this archive names the repositories of its manifests; omit --as")
 	}
 	return repos, nil
 }

@@ -9,7 +9,6 @@ import (
 	"net/http"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"trow/registry/client"
 	"trow/storage"
@@ -94,23 +93,4 @@ func refused(err error) bool {
 		return true
 	}
 	return false
-}
-
-// content is what is read of a manifest or index of any type.
-type content struct {
-	SchemaVersion int             `json:"schemaVersion"`
-	MediaType     string          `json:"mediaType"`
-	Config        *v1.Descriptor  `json:"config"`
-	Layers        []v1.Descriptor `json:"layers"`
-	Manifests     []v1.Descriptor `json:"manifests"`
-	Blobs         []v1.Descriptor `json:"blobs"` // OCI artifact manifests
-}
-
-// blobs are the descriptors of what is no manifest.
-func (c *content) blobs() []v1.Descriptor {
-	all := append(c.Layers[:len(c.Layers):len(c.Layers)], c.Blobs...)
-	if c.Config != nil {
-		all = append(all, *c.Config)
-	}
-	return all
 }

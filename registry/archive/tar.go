@@ -18,7 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// uncompressed is a tar stream that may have been compressed with gzip.
+// uncompressed returns a tar stream that may be compressed with gzip.
 func uncompressed(in io.Reader) (io.Reader, error) {
 	b := bufio.NewReaderSize(in, 1<<20)
 	head, _ := b.Peek(4)
@@ -26,12 +26,12 @@ func uncompressed(in io.Reader) (io.Reader, error) {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		return gzip.NewReader(b)
 	case bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		return nil, errors.New("the archive is compressed with zstd; pipe it through zstd -d, and import from -")
+		return nil, errors.New("the archive is compressed with zstd; decompress it: zstd -dc FILE | trow import -")
 	}
 	return b, nil
 }
 
-// eachFile calls do with the regular files of a tar stream.
+// eachFile calls do with each regular file of a tar stream.
 func eachFile(in io.Reader, do func(name string, size int64, in io.Reader) error) error {
 	t := tar.NewReader(in)
 	for {
@@ -40,7 +40,7 @@ func eachFile(in io.Reader, do func(name string, size int64, in io.Reader) error
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("the archive is no tar, or ends early: %w", err)
+			return fmt.Errorf("the archive is not a tar file, or it is cut off: %w", err)
 		}
 		if h.Typeflag != tar.TypeReg {
 			continue
@@ -51,9 +51,10 @@ func eachFile(in io.Reader, do func(name string, size int64, in io.Reader) error
 	}
 }
 
-// stream is an import of a tar, which is read once: what may be a manifest is kept in a file, the rest is pushed as it
-// comes, to the repository of the first item that needs it. So the items can be pushed in their order, each as soon as
-// the first blob of a later one shows that it must be there; those for which that was too early follow at the end.
+// stream is an import of a tar. It reads the tar once: content that may be a manifest goes into a temporary file (the
+// spool), and all other content is pushed at once, to the repository of the first item that needs it. Items are pushed
+// in their order, each as soon as the first blob of a later item shows that all of its own content must have come.
+// Items for which that was too early follow at the end.
 type stream struct {
 	*importer
 	spool *spool
@@ -61,20 +62,22 @@ type stream struct {
 	first map[digest.Digest]int  // of content: the first item that needs it
 	roots map[digest.Digest]bool // the manifests of the items, whatever they look like
 	next  int                    // the first item that has not been pushed
-	late  []digest.Digest        // blobs that came before it was known whose they are
-	twice bool                   // the archive can be read again, for those
+	// postponed are blobs that came before it was known which repository needs them.
+	postponed []digest.Digest
+	twice     bool // the archive can be read a second time, for the postponed blobs
 }
 
+// streamed is an item of a stream.
 type streamed struct {
 	repo string
 	item
-	done bool
+	done bool // it was pushed
 }
 
-var errLate = errors.New("the blobs of this archive come before it is known whose they are; " +
+var errPostponed = errors.New("in this archive blobs come before the manifests that need them; " +
 	"import it from a file instead of a pipe, or name a repository with --as")
 
-// tar imports a tar stream. again, if there is one, begins it anew.
+// tar imports a tar stream. again, if it is not nil, returns the stream from its start.
 func (i *importer) tar(ctx context.Context, in io.Reader, again func() (io.Reader, error)) error {
 	spool, err := newSpool(i.o.Temp)
 	if err != nil {
@@ -86,20 +89,21 @@ func (i *importer) tar(ctx context.Context, in io.Reader, again func() (io.Reade
 		return err
 	}
 	if s.items == nil {
-		return errors.New("the archive is no OCI image layout: it has no " + indexFile)
+		return errors.New("the archive is not an OCI image layout: it has no " + indexFile)
 	}
-	if needed := func(d digest.Digest) bool { _, ok := s.first[d]; return ok }; slices.ContainsFunc(s.late, needed) {
+	needed := func(d digest.Digest) bool { _, ok := s.first[d]; return ok }
+	if slices.ContainsFunc(s.postponed, needed) {
 		if again == nil {
-			return errLate
+			return errPostponed
 		}
 		if in, err = again(); err == nil {
-			err = s.readLate(ctx, in)
+			err = s.readPostponed(ctx, in)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return s.rest(ctx)
+	return s.pushRest(ctx)
 }
 
 func (s *stream) read(ctx context.Context, in io.Reader) error {
@@ -109,51 +113,52 @@ func (s *stream) read(ctx context.Context, in io.Reader) error {
 	}
 	return eachFile(in, func(name string, size int64, in io.Reader) error {
 		if name == indexFile {
-			return s.index(in)
+			return s.setItems(in)
 		}
-		d, ok := digestOf(name)
+		d, ok := parseBlobPath(name)
 		if !ok {
 			return nil
 		}
 		b := bufio.NewReaderSize(in, 16)
 		head, _ := b.Peek(1)
 		if size <= maxManifest && (s.roots[d] || bytes.HasPrefix(head, []byte("{"))) {
-			return s.keep(d, size, b)
+			return s.spoolManifest(d, size, b)
 		}
-		return s.blob(ctx, d, size, b)
+		return s.streamBlob(ctx, d, size, b)
 	})
 }
 
-// readLate pushes the blobs that came too early the first time.
-func (s *stream) readLate(ctx context.Context, in io.Reader) error {
+// readPostponed reads the archive a second time and pushes the blobs that came too early the first time.
+func (s *stream) readPostponed(ctx context.Context, in io.Reader) error {
 	in, err := uncompressed(in)
 	if err != nil {
 		return err
 	}
-	late := map[digest.Digest]bool{}
-	for _, d := range s.late {
-		late[d] = true
+	postponed := map[digest.Digest]bool{}
+	for _, d := range s.postponed {
+		postponed[d] = true
 	}
 	return eachFile(in, func(name string, size int64, in io.Reader) error {
-		d, ok := digestOf(name)
+		d, ok := parseBlobPath(name)
 		n, needed := s.first[d]
-		if !ok || !late[d] || !needed {
+		if !ok || !postponed[d] || !needed {
 			return nil
 		}
 		if s.roots[d] && size <= maxManifest {
-			return s.keep(d, size, in)
+			return s.spoolManifest(d, size, in)
 		}
-		return s.push(ctx, s.items[n].repo, d, size, in)
+		return s.pushBlob(ctx, s.items[n].repo, d, size, in)
 	})
 }
 
-// index takes up the items. What an earlier index said counts no more.
-func (s *stream) index(in io.Reader) error {
+// setItems reads the items from an index.json. They replace those of an earlier index.json: an export that could not
+// copy some items writes a second one.
+func (s *stream) setItems(in io.Reader) error {
 	all, err := readIndex(in)
 	if err != nil {
 		return err
 	}
-	repos, err := s.sort(all)
+	repos, err := s.group(all)
 	if err != nil {
 		return err
 	}
@@ -176,11 +181,12 @@ func (s *stream) index(in io.Reader) error {
 			}
 		}
 	}
-	s.expect(repos)
+	s.setTotal(repos)
 	return nil
 }
 
-// claim notes which item needs content first, and what that content needs, as far as it has come.
+// claim records that the nth item needs some content, and what that content consists of, as far as it has been read.
+// The first item that claims it gets it.
 func (s *stream) claim(d digest.Digest, n int) {
 	if _, ok := s.first[d]; ok {
 		return
@@ -201,11 +207,11 @@ func (s *stream) claimParts(body []byte, n int) {
 	}
 }
 
-// keep puts what may be a manifest into the spool.
-func (s *stream) keep(d digest.Digest, size int64, in io.Reader) error {
+// spoolManifest puts content that may be a manifest into the spool.
+func (s *stream) spoolManifest(d digest.Digest, size int64, in io.Reader) error {
 	body := make([]byte, size)
 	if _, err := io.ReadFull(in, body); err != nil {
-		return fmt.Errorf("the archive ends early: %w", err)
+		return fmt.Errorf("the archive is cut off: %w", err)
 	}
 	if err := s.spool.write(d, body); err != nil {
 		return err
@@ -216,51 +222,50 @@ func (s *stream) keep(d digest.Digest, size int64, in io.Reader) error {
 	return nil
 }
 
-// blob pushes a blob as it comes.
-func (s *stream) blob(ctx context.Context, d digest.Digest, size int64, in io.Reader) error {
+// streamBlob pushes a blob while it is read.
+func (s *stream) streamBlob(ctx context.Context, d digest.Digest, size int64, in io.Reader) error {
 	n, known := s.first[d]
 	switch {
 	case known:
-		if err := s.before(ctx, n); err != nil {
+		if err := s.pushBefore(ctx, n); err != nil {
 			return err
 		}
-		return s.push(ctx, s.items[n].repo, d, size, in)
+		return s.pushBlob(ctx, s.items[n].repo, d, size, in)
 	case s.as != "" && s.options.matches(s.as):
-		return s.push(ctx, s.as, d, size, in)
+		return s.pushBlob(ctx, s.as, d, size, in)
 	case s.items == nil && !s.twice:
-		return errLate
+		return errPostponed
 	}
-	s.late = append(s.late, d) // or nobody needs it: it belongs to what was not asked for, or to what went away
+	// If no item needs it in the end, it belongs to a repository that is not imported, or to a deleted item.
+	s.postponed = append(s.postponed, d)
 	return nil
 }
 
-// push pushes a blob. What is damaged becomes a problem of the items that lack it.
-func (s *stream) push(ctx context.Context, repo string, d digest.Digest, size int64, in io.Reader) error {
+// pushBlob pushes a blob. Damage is not reported here: the items that lack the blob become problems later.
+func (s *stream) pushBlob(ctx context.Context, repo string, d digest.Digest, size int64, in io.Reader) error {
 	read := false
 	err := s.importer.blob(ctx, repo, d, func() (io.ReadCloser, int64, error) {
-		if read {
-			return nil, 0, errors.New("the registry is too busy; import again later, it goes on where it was stopped")
+		if read { // the stream cannot go back
+			return nil, 0, errors.New("the registry is too busy; import again later to continue where the import stopped")
 		}
 		read = true
 		return io.NopCloser(in), size, nil
 	})
-	var p problem
-	if errors.As(err, &p) {
+	if isProblem(err) {
 		return nil
 	}
 	return err
 }
 
-// before pushes the items before the nth.
-func (s *stream) before(ctx context.Context, n int) error {
+// pushBefore pushes the items before the nth. An item that lacks content is not reported yet: the content may follow.
+func (s *stream) pushBefore(ctx context.Context, n int) error {
 	for ; s.next < n; s.next++ {
 		it := &s.items[s.next]
 		if it.done {
 			continue
 		}
 		err := s.importer.item(ctx, s.spool, it.repo, it.item)
-		var p problem
-		if err != nil && !errors.As(err, &p) {
+		if err != nil && !isProblem(err) {
 			return err
 		}
 		if it.done = err == nil; it.done {
@@ -270,8 +275,8 @@ func (s *stream) before(ctx context.Context, n int) error {
 	return nil
 }
 
-// rest pushes the items that are left, of which what lacks something now will lack it for ever.
-func (s *stream) rest(ctx context.Context) error {
+// pushRest pushes the items that are left, after the whole tar has been read. What they lack now is missing.
+func (s *stream) pushRest(ctx context.Context) error {
 	for _, it := range s.items {
 		if it.done {
 			continue
@@ -283,24 +288,25 @@ func (s *stream) rest(ctx context.Context) error {
 	return nil
 }
 
-// spool keeps small content in a file that nobody else sees.
+// spool keeps small content in a temporary file.
 type spool struct {
 	file *os.File
 	at   map[digest.Digest]*io.SectionReader
 	end  int64
 }
 
+// newSpool creates the file in dir and removes its name at once, so that it disappears with the process.
 func newSpool(dir string) (*spool, error) {
 	f, err := os.CreateTemp(dir, ".import-*")
 	if err != nil {
-		return nil, fmt.Errorf("no file for the manifests of the archive: %w", err)
+		return nil, fmt.Errorf("cannot create a temporary file for manifests: %w", err)
 	}
 	return &spool{file: f, at: map[digest.Digest]*io.SectionReader{}}, os.Remove(f.Name())
 }
 
 func (s *spool) write(d digest.Digest, body []byte) error {
 	if _, err := s.file.WriteAt(body, s.end); err != nil {
-		return fmt.Errorf("no space for the manifests of the archive: %w", err)
+		return fmt.Errorf("cannot write the temporary file for manifests: %w", err)
 	}
 	s.at[d] = io.NewSectionReader(s.file, s.end, int64(len(body)))
 	s.end += int64(len(body))

@@ -9,36 +9,35 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"trow/storage"
+	"trow/storage/files"
 )
 
-// verified reads content to its end and no further: a problem if it is not what its digest says.
-type verified struct {
-	in     io.Reader
-	left   int64
-	digest digest.Digest
-	sum    digest.Verifier
+// verifier reads exactly the content of a digest: other bytes, or another number of them, are a problem.
+type verifier struct {
+	in   io.Reader
+	left int64
+	sum  digest.Verifier
 }
 
-func verify(in io.Reader, d digest.Digest, size int64) *verified {
-	return &verified{in: in, left: size, digest: d, sum: d.Verifier()}
+func verify(in io.Reader, d digest.Digest, size int64) *verifier {
+	return &verifier{in: in, left: size, sum: d.Verifier()}
 }
 
-func (v *verified) Read(p []byte) (int, error) {
+func (v *verifier) Read(p []byte) (int, error) {
 	if v.left == 0 {
-		return 0, v.check()
+		return 0, v.finish()
 	}
 	n, err := v.in.Read(p[:min(int64(len(p)), v.left)])
 	v.left -= int64(n)
-	_, _ = v.sum.Write(p[:n])
+	_, _ = v.sum.Write(p[:n]) // a hash returns no error
 	if errors.Is(err, io.EOF) && v.left > 0 {
-		return n, problemf("it is %d bytes shorter than recorded", v.left)
+		return n, problemf("the content is %d bytes shorter than recorded", v.left)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return n, err
@@ -46,22 +45,26 @@ func (v *verified) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (v *verified) check() error {
+// finish returns io.EOF if all content has been read and matches its digest.
+func (v *verifier) finish() error {
 	if n, _ := v.in.Read(make([]byte, 1)); n > 0 {
-		return problemf("it is longer than recorded")
+		return problemf("the content is longer than recorded")
 	}
 	if !v.sum.Verified() {
-		return problemf("its bytes are damaged: they are not what the digest says")
+		return problemf("the content is damaged: it does not match its digest")
 	}
 	return io.EOF
 }
 
 // directory is an archive in a directory.
-type directory struct{ root *os.Root }
+type directory struct {
+	root *os.Root
+	mode fs.FileMode // of new files
+}
 
 var layoutVersion = []byte(`{"imageLayoutVersion":"` + v1.ImageLayoutVersion + `"}`)
 
-// openDirectory makes a directory an archive, or takes up the one that is there.
+// openDirectory opens the archive in a directory, and creates both if needed.
 func openDirectory(dir string) (*directory, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -77,6 +80,7 @@ func openDirectory(dir string) (*directory, error) {
 	return w, nil
 }
 
+// prepare makes the directory a layout without blobs, if it is not one yet.
 func (w *directory) prepare(dir string) error {
 	if _, err := w.root.Stat(layoutFile); errors.Is(err, fs.ErrNotExist) {
 		entries, err := fs.ReadDir(w.root.FS(), ".")
@@ -84,27 +88,35 @@ func (w *directory) prepare(dir string) error {
 			return err
 		}
 		if len(entries) > 0 {
-			return fmt.Errorf("%s has other things in it and no archive; name a new directory or an empty one", dir)
+			return fmt.Errorf("%s is not empty and holds no archive; use a new or an empty directory", dir)
 		}
 	} else if err != nil {
 		return err
 	}
-	if err := w.own(dir); err != nil {
+	if err := w.checkOwner(dir); err != nil {
 		return err
 	}
-	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
-		if err := w.root.MkdirAll(blobsDir+"/"+alg.String(), 0o755); err != nil {
+	for _, alg := range algorithms {
+		name := blobsDir + "/" + alg.String()
+		if err := w.root.MkdirAll(name, 0o755); err != nil {
+			return err
+		}
+		// An export that was killed leaves temporary files, which can be as large as blobs.
+		if err := files.Sweep(w.root, name); err != nil {
 			return err
 		}
 	}
-	return w.replace(layoutFile, func(f *os.File) error {
-		_, err := f.Write(layoutVersion)
+	info, err := w.root.Stat(blobsDir)
+	if err != nil {
 		return err
-	})
+	}
+	// Files are as readable as the directory: so the umask with which that was created holds for them too.
+	w.mode = info.Mode().Perm() & 0o666
+	return files.Write(w.root, layoutFile, layoutVersion, w.mode)
 }
 
-// own makes sure that no index of somebody else's is replaced.
-func (w *directory) own(dir string) error {
+// checkOwner returns an error if another program made the layout, whose index an export would replace.
+func (w *directory) checkOwner(dir string) error {
 	f, _, err := open(w.root, indexFile)
 	if missing(err) {
 		return nil
@@ -118,37 +130,23 @@ func (w *directory) own(dir string) error {
 	}
 	for _, entry := range all.Manifests {
 		if _, ours := entry.Annotations[AnnotationRepository]; !ours {
-			return fmt.Errorf("%s is a layout that something else has made; name a new directory or an empty one", dir)
+			return fmt.Errorf("%s holds a layout of another program; use a new or an empty directory", dir)
 		}
 	}
 	return nil
 }
 
-// replace writes a file so that there is always the old one or the new one, whole.
-func (w *directory) replace(name string, write func(*os.File) error) (err error) {
-	temp := path.Join(path.Dir(name), ".new-"+path.Base(name))
-	f, err := w.root.Create(temp)
-	if err != nil {
-		return err
-	}
-	if err = errors.Join(write(f), f.Sync(), f.Close()); err == nil {
-		err = w.root.Rename(temp, name)
-	}
-	if err != nil {
-		_ = w.root.Remove(temp) // what remains is the error that counts
-	}
-	return err
-}
-
 func (w *directory) concurrency() int { return parallel }
 
+// has compares the size alone: to read all content would make each export as slow as the first. A file gets its name
+// only after its content was verified.
 func (w *directory) has(d digest.Digest, size int64) bool {
 	info, err := w.root.Lstat(blobPath(d))
 	return err == nil && info.Mode().IsRegular() && info.Size() == size
 }
 
 func (w *directory) write(_ context.Context, d digest.Digest, size int64, from io.Reader) error {
-	return w.replace(blobPath(d), func(f *os.File) error {
+	return files.WriteFrom(w.root, blobPath(d), w.mode, func(f io.Writer) error {
 		_, err := io.Copy(f, verify(from, d, size))
 		return err
 	})
@@ -156,30 +154,22 @@ func (w *directory) write(_ context.Context, d digest.Digest, size int64, from i
 
 func (w *directory) begin(v1.Index) error { return nil }
 
-// end makes the names of the blobs durable before the index that names them, and then that.
+// end writes the index. The names of all blobs must be durable before the index that names them: also those of an
+// earlier export that was cut short.
 func (w *directory) end(all v1.Index, _ bool) error {
-	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
-		if err := w.sync(blobsDir + "/" + alg.String()); err != nil {
+	for _, alg := range algorithms {
+		if err := files.SyncDirIn(w.root, blobsDir+"/"+alg.String()); err != nil {
 			return err
 		}
 	}
-	if err := w.sync(blobsDir); err != nil {
+	if err := files.SyncDirIn(w.root, blobsDir); err != nil {
 		return err
 	}
-	err := w.replace(indexFile, func(f *os.File) error { return json.NewEncoder(f).Encode(all) })
-	return errors.Join(err, w.sync("."))
-}
-
-func (w *directory) sync(name string) error {
-	f, err := w.root.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return files.WriteFrom(w.root, indexFile, w.mode, func(f io.Writer) error { return json.NewEncoder(f).Encode(all) })
 }
 
 func (w *directory) prune(keep map[digest.Digest]struct{}) error {
-	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
+	for _, alg := range algorithms {
 		dir := blobsDir + "/" + alg.String()
 		entries, err := fs.ReadDir(w.root.FS(), dir)
 		if err != nil {
@@ -197,7 +187,7 @@ func (w *directory) prune(keep map[digest.Digest]struct{}) error {
 	return nil
 }
 
-// tarWriter is an archive as a stream.
+// tarWriter is an archive as a tar stream.
 type tarWriter struct{ *tar.Writer }
 
 func newTarWriter(out io.Writer) *tarWriter { return &tarWriter{tar.NewWriter(out)} }
@@ -207,39 +197,40 @@ func (w *tarWriter) has(digest.Digest, int64) bool          { return false }
 func (w *tarWriter) prune(map[digest.Digest]struct{}) error { return nil }
 
 func (w *tarWriter) begin(all v1.Index) error {
-	if err := w.file(layoutFile, layoutVersion); err != nil {
+	if err := w.writeFile(layoutFile, layoutVersion); err != nil {
 		return err
 	}
-	return w.index(all)
+	return w.writeIndex(all)
 }
 
 func (w *tarWriter) end(all v1.Index, changed bool) error {
 	if changed {
-		if err := w.index(all); err != nil {
+		if err := w.writeIndex(all); err != nil { // the later one of two index.json wins
 			return err
 		}
 	}
 	return w.Close()
 }
 
-func (w *tarWriter) index(all v1.Index) error {
+func (w *tarWriter) writeIndex(all v1.Index) error {
 	body, err := json.Marshal(all)
 	if err != nil {
 		return err
 	}
-	return w.file(indexFile, body)
+	return w.writeFile(indexFile, body)
 }
 
-func (w *tarWriter) file(name string, body []byte) error {
-	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(body))}); err != nil {
+func (w *tarWriter) writeFile(name string, body []byte) error {
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(body))}
+	if err := w.WriteHeader(h); err != nil {
 		return err
 	}
 	_, err := w.Write(body)
 	return err
 }
 
-// write is what cannot be taken back: content that ends early ends the stream, and damaged content stays in it, named by
-// no index that counts.
+// write writes content to a stream, which cannot be undone. If the content is too short, the stream cannot continue:
+// that error is not a problem. Damaged content of the right size stays in the stream, but the index does not name it.
 func (w *tarWriter) write(_ context.Context, d digest.Digest, size int64, from io.Reader) error {
 	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: blobPath(d), Mode: 0o644, Size: size})
 	if err != nil {
@@ -247,19 +238,20 @@ func (w *tarWriter) write(_ context.Context, d digest.Digest, size int64, from i
 	}
 	in := verify(from, d, size)
 	if _, err = io.Copy(w, in); err != nil && in.left > 0 {
-		return fmt.Errorf("the archive cannot be ended, begin again: %v", err)
+		return fmt.Errorf("the tar stream cannot continue; export again: %v", err) // %v, so that it is not a problem
 	}
 	return err
 }
 
-// Have tells which content an archive has, for an export that goes on top of it: a directory, or a tar file.
+// Have returns a function that reports whether an archive (a directory or a tar file) has some content, for an export
+// that leaves that out.
 func Have(name string) (func(digest.Digest) bool, error) {
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err
 	}
 	if info.IsDir() {
-		root, err := os.OpenRoot(name)
+		root, err := os.OpenRoot(name) // open until the process ends
 		if err != nil {
 			return nil, err
 		}
@@ -279,7 +271,7 @@ func Have(name string) (func(digest.Digest) bool, error) {
 	}
 	all := map[digest.Digest]struct{}{}
 	err = eachFile(in, func(name string, _ int64, _ io.Reader) error {
-		if d, ok := digestOf(name); ok {
+		if d, ok := parseBlobPath(name); ok {
 			all[d] = struct{}{}
 		}
 		return nil
@@ -287,8 +279,8 @@ func Have(name string) (func(digest.Digest) bool, error) {
 	return func(d digest.Digest) bool { _, ok := all[d]; return ok }, err
 }
 
-// digestOf reads a blob's path in a layout.
-func digestOf(name string) (digest.Digest, bool) {
+// parseBlobPath is the inverse of blobPath.
+func parseBlobPath(name string) (digest.Digest, bool) {
 	alg, hex, ok := strings.Cut(strings.TrimPrefix(name, blobsDir+"/"), "/")
 	d, err := storage.ParseDigest(alg + ":" + hex)
 	return d, ok && err == nil && strings.HasPrefix(name, blobsDir+"/")

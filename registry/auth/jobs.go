@@ -14,7 +14,7 @@ const (
 	JobCreateRobot = "token-create"
 	JobRevokeRobot = "token-revoke"
 	JobListRobots  = "token-list"
-	JobExplain        = "can-i"
+	JobExplain     = "can-i"
 )
 
 // CreatedRobot is the outcome of the job that creates a robot. The secret is not stored: it cannot be shown again.

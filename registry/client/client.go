@@ -4,14 +4,14 @@
 // # Words
 //
 //   - descriptor, manifest, blob, tag, mount, session: as in the OCI specifications.
-//   - challenge: the header WWW-Authenticate of an answer with status 401. It names the way to log in: Basic, or a token
-//     from a token server (Bearer).
+//   - challenge: the header WWW-Authenticate of an answer with status 401. It names the way to log in: Basic, or a
+//     token from a token server (Bearer).
 //   - busy: an answer with status 429 or 503, which may carry Retry-After.
 //
 // # Invariants
 //
-//  1. Credentials and tokens are sent to the registry's host and to the token server that its challenge names, and to no
-//     other host; never over plain HTTP if the registry was reached over TLS.
+//  1. Credentials and tokens are sent to the registry's host and to the token server that its challenge names, and to
+//     no other host; never over plain HTTP if the registry was reached over TLS.
 //  2. A blob is streamed with its size as Content-Length. It is never held in memory.
 //  3. The reader of a blob is not used after PushBlob has returned, although net/http may read a request's body for a
 //     moment longer.
@@ -26,10 +26,10 @@
 // # Why oras-go
 //
 // Both oras-go v2 (registry/remote 2.7.0) and cue-labs ociregistry (ociclient, v0.0.0-20251212221603) were tried, with
-// one program each that pushes, fetches, resolves, lists and mounts. They add no module that is not in go.mod anyway. The
-// binary (CGO_ENABLED=0 go build -trimpath -ldflags="-s -w") grows from 31,535,266 bytes by 274,432 with oras-go, and by
-// 245,760 with ociregistry. Both take any http.RoundTripper, so the unix socket needs nothing special; both stream a blob
-// of known size with a Content-Length; both fetch and cache tokens. What decided:
+// one program each that pushes, fetches, resolves, lists and mounts. They add no module that is not in go.mod anyway.
+// The binary (CGO_ENABLED=0 go build -trimpath -ldflags="-s -w") grows from 31,535,266 bytes by 274,432 with oras-go,
+// and by 245,760 with ociregistry. Both take any http.RoundTripper, so the unix socket needs nothing special; both
+// stream a blob of known size with a Content-Length; both fetch and cache tokens. What decided:
 //
 //   - oras-go retries by a policy that can read Retry-After; ociregistry does not retry.
 //   - oras-go bounds where a password goes: no token server on an internal address, no downgrade from TLS, no
@@ -127,9 +127,9 @@ func retryAfter(resp *http.Response) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// Do sends a request to the registry. It adds the credentials that the registry asks for, and retries while the registry
-// is busy if the body can be read again (http.Request.GetBody). The caller closes the body of the answer, whatever its
-// status. Errors: those of the connection; that there are no credentials (see [Error]).
+// Do sends a request to the registry. It adds the credentials that the registry asks for, and retries while the
+// registry is busy if the body can be read again (http.Request.GetBody). The caller closes the body of the answer,
+// whatever its status. Errors: those of the connection; that there are no credentials (see [Error]).
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.auth.Do(req)
 	return resp, convert(err)

@@ -82,7 +82,8 @@ func content(text string) client.Open {
 }
 
 func TestOnlyAWholeURLIsTaken(t *testing.T) {
-	for _, url := range []string{"", "registry.example", "registry.example:5000", "ftp://registry.example", "https://", "https://a/b", "https://a b"} {
+	for _, url := range []string{"", "registry.example", "registry.example:5000", "ftp://registry.example", "https://",
+		"https://a/b", "https://a b"} {
 		if _, err := client.New(client.Options{URL: url}); err == nil {
 			t.Errorf("%q was taken", url)
 		}
@@ -120,7 +121,8 @@ func TestReading(t *testing.T) {
 	c, ctx := f.client(client.Options{}), t.Context()
 	want := v1.Descriptor{MediaType: "application/x-mine", Digest: d, Size: int64(len(body))}
 	for _, ref := range []string{"v1", d.String()} {
-		if got, err := c.Resolve(ctx, "a/b", ref); err != nil || got.Digest != want.Digest || got.MediaType != want.MediaType {
+		if got, err := c.Resolve(ctx, "a/b", ref); err != nil || got.Digest != want.Digest ||
+			got.MediaType != want.MediaType {
 			t.Errorf("Resolve %s: %+v, %v", ref, got, err)
 		}
 		got, r, err := c.Manifest(ctx, "a/b", ref)
@@ -164,7 +166,9 @@ func read(t *testing.T, r io.ReadCloser) string {
 
 func TestAnErrorHasTheCodeOfTheAnswer(t *testing.T) {
 	for want, answer := range map[string]http.HandlerFunc{
-		"registry: DENIED: because": func(w http.ResponseWriter, req *http.Request) { errorBody(w, req, ocierror.Denied, 507) },
+		"registry: DENIED: because": func(w http.ResponseWriter, req *http.Request) {
+			errorBody(w, req, ocierror.Denied, 507)
+		},
 		"registry: 507 Insufficient Storage": func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(507)
 			io.WriteString(w, "no JSON")
@@ -212,7 +216,8 @@ func TestPushBlob(t *testing.T) {
 			w.WriteHeader(http.StatusAccepted)
 		case req.Method == http.MethodPut:
 			body, _ := io.ReadAll(req.Body)
-			if d := digest.FromBytes(body).String(); req.URL.Query().Get("digest") != d || req.ContentLength != int64(len(body)) {
+			if d := digest.FromBytes(body).String(); req.URL.Query().Get("digest") != d ||
+				req.ContentLength != int64(len(body)) {
 				t.Errorf("%s: got %q with Content-Length %d", req.URL, body, req.ContentLength)
 			}
 			w.WriteHeader(http.StatusCreated)
@@ -254,7 +259,8 @@ func TestNothingIsSentToAnotherHost(t *testing.T) {
 		}
 	})
 	c := f.client(client.Options{Username: "u", Password: "secret"})
-	if _, err := c.PushBlob(t.Context(), "a", digest.FromString("x"), unused); err == nil || !strings.Contains(err.Error(), "another host") {
+	if _, err := c.PushBlob(t.Context(), "a", digest.FromString("x"), unused); err == nil ||
+		!strings.Contains(err.Error(), "another host") {
 		t.Errorf("a Location on another host: %v", err)
 	}
 	other.want()
@@ -282,7 +288,9 @@ func TestTheContentIsNotReadAfterPushBlobHasReturned(t *testing.T) {
 	c := f.client(client.Options{})
 	for range 20 {
 		r := &owned{T: t}
-		_, err := c.PushBlob(t.Context(), "a", digest.FromString("x"), func() (io.ReadCloser, int64, error) { return r, 1 << 40, nil })
+		_, err := c.PushBlob(t.Context(), "a", digest.FromString("x"), func() (io.ReadCloser, int64, error) {
+			return r, 1 << 40, nil
+		})
 		r.mine.Lock() // a data race if a read is under way
 		r.back = true
 		r.mine.Unlock()
@@ -331,20 +339,21 @@ func TestABusyRegistryIsAskedAgain(t *testing.T) {
 		start := time.Now()
 		var asked []string
 		busyFor := map[string]int{http.MethodPost: 2, http.MethodPut: 1}
-		c, err := client.New(client.Options{URL: "http://registry", HTTP: &http.Client{Transport: transport(func(req *http.Request) *http.Response {
-			asked = append(asked, fmt.Sprintf("%s after %s", req.Method, time.Since(start)))
-			resp := &http.Response{StatusCode: http.StatusCreated, Header: http.Header{}}
-			if req.Method == http.MethodPost {
-				resp.StatusCode = http.StatusAccepted
-				resp.Header.Set("Location", "/v2/a/blobs/uploads/1")
-			}
-			if busyFor[req.Method] > 0 {
-				busyFor[req.Method]--
-				resp.StatusCode = http.StatusServiceUnavailable
-				resp.Header.Set("Retry-After", "7")
-			}
-			return resp
-		})}})
+		c, err := client.New(client.Options{URL: "http://registry",
+			HTTP: &http.Client{Transport: transport(func(req *http.Request) *http.Response {
+				asked = append(asked, fmt.Sprintf("%s after %s", req.Method, time.Since(start)))
+				resp := &http.Response{StatusCode: http.StatusCreated, Header: http.Header{}}
+				if req.Method == http.MethodPost {
+					resp.StatusCode = http.StatusAccepted
+					resp.Header.Set("Location", "/v2/a/blobs/uploads/1")
+				}
+				if busyFor[req.Method] > 0 {
+					busyFor[req.Method]--
+					resp.StatusCode = http.StatusServiceUnavailable
+					resp.Header.Set("Retry-After", "7")
+				}
+				return resp
+			})}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -354,7 +363,8 @@ func TestABusyRegistryIsAskedAgain(t *testing.T) {
 			return content("x")()
 		})
 		// The content that was refused goes to a new session, because the old one may have got some of it.
-		want := []string{"POST after 0s", "POST after 7s", "POST after 14s", "PUT after 14s", "POST after 21s", "PUT after 21s"}
+		want := []string{"POST after 0s", "POST after 7s", "POST after 14s", "PUT after 14s", "POST after 21s",
+			"PUT after 21s"}
 		if err != nil || sent != 1 || opened != 2 || !slices.Equal(asked, want) {
 			t.Errorf("sent %d, opened %d times, %v; requests %v, want %v", sent, opened, err, asked, want)
 		}
@@ -364,10 +374,11 @@ func TestABusyRegistryIsAskedAgain(t *testing.T) {
 func TestARegistryThatStaysBusyIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
-		c, err := client.New(client.Options{URL: "http://registry", HTTP: &http.Client{Transport: transport(func(*http.Request) *http.Response {
-			n++
-			return &http.Response{StatusCode: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"3600"}}}
-		})}})
+		c, err := client.New(client.Options{URL: "http://registry",
+			HTTP: &http.Client{Transport: transport(func(*http.Request) *http.Response {
+				n++
+				return &http.Response{StatusCode: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"3600"}}}
+			})}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -435,14 +446,16 @@ func TestTokens(t *testing.T) {
 			t.Errorf("PushBlob: %v", err)
 		}
 	}
-	get, post, put := "GET /v2/a/blobs/"+d.String(), "POST /v2/a/blobs/uploads/?mount="+strings.Replace(d.String(), ":", "%3A", 1),
-		"PUT /v2/a/blobs/uploads/1?digest="+strings.Replace(d.String(), ":", "%3A", 1)
+	escaped := strings.Replace(d.String(), ":", "%3A", 1)
+	get, post := "GET /v2/a/blobs/"+d.String(), "POST /v2/a/blobs/uploads/?mount="+escaped
+	put := "PUT /v2/a/blobs/uploads/1?digest=" + escaped
 	f.want(get, "GET /token?scope=repository%3Aa%3Apull&service=s", get,
 		post, "GET /token?scope=repository%3Aa%3Apull%2Cpush&service=s", post, put,
 		get, post, put) // the second time with the tokens of the first
 
 	var e *client.Error
-	if _, err := f.client(client.Options{Username: "u", Password: "wrong"}).Blob(t.Context(), "a", d, 1); !errors.As(err, &e) || e.Status != 401 {
+	_, err := f.client(client.Options{Username: "u", Password: "wrong"}).Blob(t.Context(), "a", d, 1)
+	if !errors.As(err, &e) || e.Status != 401 {
 		t.Errorf("a wrong password: %v", err)
 	}
 }
@@ -501,7 +514,8 @@ func TestAuthorization(t *testing.T) {
 		}
 	}
 	f.want("GET /token?scope=repository%3Aa%3Apull&service=s", "GET /token?scope=repository%3Aa%3Apull&service=s")
-	if got, err := c.Authorization(ctx, "a", []string{"pull", "push"}, bearer, ""); err != nil || got != "Bearer repository:a:pull,push" {
+	if got, err := c.Authorization(ctx, "a", []string{"pull", "push"}, bearer, ""); err != nil ||
+		got != "Bearer repository:a:pull,push" {
 		t.Errorf("with more actions: %q, %v", got, err)
 	}
 	const basic = "Basic dTpw"
@@ -513,7 +527,8 @@ func TestAuthorization(t *testing.T) {
 	if _, err := c.Authorization(ctx, "a", nil, `Basic realm="trow"`, basic); !errors.As(err, &e) || e.Status != 401 {
 		t.Errorf("a password that was refused: %v", err)
 	}
-	if _, err := f.client(client.Options{}).Authorization(ctx, "a", nil, "Basic", ""); !errors.As(err, &e) || e.Status != 401 {
+	if _, err := f.client(client.Options{}).Authorization(ctx, "a", nil, "Basic", ""); !errors.As(err, &e) ||
+		e.Status != 401 {
 		t.Errorf("without a login: %v", err)
 	}
 }
@@ -524,13 +539,15 @@ func TestAUnixSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) })}
+	created := func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) }
+	s := &http.Server{Handler: http.HandlerFunc(created)}
 	go s.Serve(l)
 	defer s.Close()
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
-	c, err := client.New(client.Options{URL: "http://trow", HTTP: &http.Client{Transport: &http.Transport{DialContext: dial}}})
+	c, err := client.New(client.Options{URL: "http://trow",
+		HTTP: &http.Client{Transport: &http.Transport{DialContext: dial}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,8 +44,8 @@ func (c *Client) PushManifest(ctx context.Context, repo, tag string, desc v1.Des
 type Open func() (content io.ReadCloser, size int64, err error)
 
 // PushBlob makes a repository hold a blob. If the registry cannot mount it from another of its repositories, PushBlob
-// sends what open returns; it calls open again when it has to start over. It returns the number of bytes sent, 0 after a
-// mount. Errors: *Error; an error of open, as it is.
+// sends what open returns; it calls open again when it has to start over. It returns the number of bytes sent, 0 after
+// a mount. Errors: *Error; an error of open, as it is.
 func (c *Client) PushBlob(ctx context.Context, repo string, d digest.Digest, open Open) (sent int64, err error) {
 	ctx = c.pushing(ctx, repo)
 	for range maxRetries {
@@ -93,8 +93,8 @@ type session struct {
 	authorization string // the header with which it was opened
 }
 
-// mount asks for a blob that the registry may have in any of its repositories (end-11). It returns nil if the repository
-// holds the blob now, and otherwise the session to send it to.
+// mount asks for a blob that the registry may have in any of its repositories (end-11). It returns nil if the
+// repository holds the blob now, and otherwise the session to send it to.
 func (c *Client) mount(ctx context.Context, repo string, d digest.Digest) (*session, error) {
 	at := c.url(repo, "blobs", "uploads/") + "?mount=" + url.QueryEscape(d.String())
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, at, nil)

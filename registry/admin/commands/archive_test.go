@@ -65,7 +65,8 @@ func (s *server) push(repo string) {
 	blob := []byte("the config of " + repo)
 	d := digest.FromBytes(blob)
 	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest,
-		Config: v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: d, Size: int64(len(blob))}, Layers: []v1.Descriptor{}}
+		Config: v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: d, Size: int64(len(blob))},
+		Layers: []v1.Descriptor{}}
 	m.SchemaVersion = 2
 	body, err := json.Marshal(m)
 	if err != nil {
@@ -75,7 +76,8 @@ func (s *server) push(repo string) {
 	if status := s.request("POST", upload, "application/octet-stream", blob); status != http.StatusCreated {
 		s.Fatalf("the blob of %s: status %d", repo, status)
 	}
-	if status := s.request("PUT", "/v2/"+repo+"/manifests/v", v1.MediaTypeImageManifest, body); status != http.StatusCreated {
+	status := s.request("PUT", "/v2/"+repo+"/manifests/v", v1.MediaTypeImageManifest, body)
+	if status != http.StatusCreated {
 		s.Fatalf("the manifest of %s: status %d", repo, status)
 	}
 }
@@ -98,12 +100,14 @@ func TestExportAndImport(t *testing.T) {
 	from.wantStderr("Exported 2 manifests and 2 blobs, ", true, "", "export", dir)
 	from.wantStderr("Exported 0 manifests and 0 blobs, 0 B; 4 already there.\n", true, "", "export", dir)
 	stream := from.wantStderr("Exported 1 manifest and 1 blob, ", true, "", "export", "-", "--repository=team/**")
-	less := from.wantStderr("Exported 1 manifest and 0 blobs, ", true, "", "export", "-", "--repository=team/**", "--base="+dir)
+	less := from.wantStderr("Exported 1 manifest and 0 blobs, ", true, "", "export", "-", "--repository=team/**",
+		"--base="+dir)
 	if len(less) >= len(stream) {
 		t.Errorf("the tar on top of an archive has %d bytes, the one with everything %d", len(less), len(stream))
 	}
 
-	to.wantStderr("Importing the tar of an OCI image layout.\nImported 1 manifest and 1 blob, ", true, stream, "import", "-")
+	to.wantStderr("Importing the tar of an OCI image layout.\nImported 1 manifest and 1 blob, ", true, stream,
+		"import", "-")
 	if status := to.request("HEAD", "/v2/other/manifests/v", "", nil); status != http.StatusNotFound {
 		t.Errorf("a repository that was not exported: status %d", status)
 	}
@@ -121,7 +125,8 @@ func TestImportNamesWhatItCannotCopy(t *testing.T) {
 	from.push("bad")
 	dir := t.TempDir()
 	from.wantStderr("Exported 2", true, "", "export", dir)
-	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", digest.FromString("the config of bad").Encoded())); err != nil {
+	missing := digest.FromString("the config of bad")
+	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", missing.Encoded())); err != nil {
 		t.Fatal(err)
 	}
 	to.wantStderr("bad:v: ", false, "", "import", dir)
@@ -140,7 +145,8 @@ func TestExportAndImportWithArgumentsThatAreWrong(t *testing.T) {
 	s.wantError("archive", "import", dir)
 	s.wantError("accepts 1 arg", "export")
 	s.wantError("accepts 1 arg", "import")
-	if _, errOut, err := run(t, t.TempDir(), "", "export", filepath.Join(dir, "a")); err == nil || strings.Contains(errOut, "Exported") {
+	_, errOut, err := run(t, t.TempDir(), "", "export", filepath.Join(dir, "a"))
+	if err == nil || strings.Contains(errOut, "Exported") {
 		t.Errorf("without a server: error %v, %s", err, errOut)
 	}
 }

@@ -79,8 +79,8 @@ func (p Program) retentionCommand() *cobra.Command {
 	cmd := p.onServer(&cobra.Command{
 		Use:   "retention",
 		Short: "Remove the tags and manifests that the setting retention does not keep, and say why",
-		Long: "retention applies the rules of the server's setting retention. The server does this automatically before each\n" +
-			"collection; retention does it now. The next collection frees the space: trow gc.",
+		Long: "retention applies the rules of the server's setting retention. The server does this automatically before\n" +
+			"each collection; retention does it now. The next collection frees the space: trow gc.",
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
 		var done maintenance.Retained
@@ -141,8 +141,9 @@ func (p Program) scrubCommand() *cobra.Command {
 
 // printScrubbed prints the outcome of a scrub. Errors: [ErrDamaged] if any damage is known.
 func printScrubbed(w io.Writer, done maintenance.Found) error {
+	read := count(done.Blobs, "blob or manifest", "blobs and manifests")
 	fmt.Fprintf(w, "Read %s, %s: %d damaged, %d healed, %d unreadable.\n",
-		count(done.Blobs, "blob or manifest", "blobs and manifests"), size(done.Bytes), done.Damaged, done.Healed, done.Failed)
+		read, size(done.Bytes), done.Damaged, done.Healed, done.Failed)
 	for _, d := range slices.Sorted(maps.Keys(done.Damages)) {
 		fmt.Fprintf(w, "damaged  %s: %s\n", d, done.Damages[d].Reason)
 	}

@@ -16,9 +16,9 @@ func (p Program) rebuildCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild",
 		Short: "Repair a data directory whose journal is damaged, while no server uses it",
-		Long: "rebuild moves a damaged journal aside and replaces it with the backup that the server makes every hour. It puts\n" +
-			"manifests that no repository holds into the repository --into, by digest: their names are not stored anywhere\n" +
-			"else. It deletes nothing. If the journal is intact, rebuild keeps it and only looks for such manifests.",
+		Long: "rebuild moves a damaged journal aside and replaces it with the backup that the server makes every hour. It\n" +
+			"puts manifests that no repository holds into the repository --into, by digest: their names are not stored\n" +
+			"anywhere else. It deletes nothing. If the journal is intact, rebuild keeps it and only looks for such manifests.",
 		Args: cobra.NoArgs,
 	}
 	dataDir := p.DataDir(cmd)
@@ -44,7 +44,8 @@ func printRebuilt(w io.Writer, r *storage.Rebuilt, into string) {
 	case r.Damage == "":
 		fmt.Fprintln(w, "The journal is intact.")
 	case r.Backup.IsZero():
-		fmt.Fprintf(w, "%s\nMoved it to %s. There was no backup: the names of repositories and tags are lost.\n", r.Damage, r.Aside)
+		fmt.Fprintf(w, "%s\nMoved it to %s. There was no backup: the names of repositories and tags are lost.\n",
+			r.Damage, r.Aside)
 	default:
 		fmt.Fprintf(w, "%s\nMoved it to %s. Restored the backup of %s: later changes of tags are lost.\n",
 			r.Damage, r.Aside, r.Backup.UTC().Format(time.RFC3339))
@@ -55,7 +56,8 @@ func printRebuilt(w io.Writer, r *storage.Rebuilt, into string) {
 		fmt.Fprintf(w, "found    %s@%s (%s)\n", into, m.Digest, m.MediaType)
 	}
 	if n := len(r.Found); n > 0 {
-		fmt.Fprintf(w, "Found %s that no repository held; put into %s. Tag or delete what is there.\n", count(n, "manifest", ""), into)
+		fmt.Fprintf(w, "Found %s that no repository held; put into %s. Tag or delete what is there.\n",
+			count(n, "manifest", ""), into)
 	}
 	for _, d := range r.Missing {
 		fmt.Fprintf(w, "missing  %s\n", d)
@@ -65,7 +67,8 @@ func printRebuilt(w io.Writer, r *storage.Rebuilt, into string) {
 			count(n, "blob or manifest is", "blobs and manifests are"))
 	}
 	if r.Unclaimed > 0 {
-		fmt.Fprintf(w, "%s (%s) unused: the next collection deletes them. To keep them, run trow serve with --gc-interval=0.\n",
+		fmt.Fprintf(w, "%s (%s) unused: the next collection deletes them. "+
+			"To keep them, run trow serve with --gc-interval=0.\n",
 			count(r.Unclaimed, "blob is", "blobs are"), size(r.UnclaimedBytes))
 	}
 }

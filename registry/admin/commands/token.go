@@ -57,8 +57,8 @@ func (p Program) createCommand() *cobra.Command {
 		Long: "create makes a robot with its own token. The token is a password for any user name:\n" +
 			"  trow token create ci --repository 'team-a/**' --actions pull,push |\n" +
 			"    docker login --username ci --password-stdin HOST\n" +
-			"The robot may do what --repository and --actions say and nothing else, even where clients without a login may do\n" +
-			"more.",
+			"The robot may do what --repository and --actions say and nothing else, even where clients without a login\n" +
+			"may do more.",
 		Args: cobra.ExactArgs(1),
 	}, func(cmd *cobra.Command, args []string, c *admin.Client) error {
 		done, err := o.create(cmd.Context(), c, args[0])
@@ -67,7 +67,8 @@ func (p Program) createCommand() *cobra.Command {
 		}
 		// The token alone goes to standard output, so that it can be piped into docker login.
 		fmt.Fprintln(cmd.OutOrStdout(), done.Secret)
-		fmt.Fprintf(cmd.ErrOrStderr(), "Token of robot %s, %s. It cannot be shown again.\n", done.Name, validity(done.Expires))
+		fmt.Fprintf(cmd.ErrOrStderr(), "Token of robot %s, %s. It cannot be shown again.\n", done.Name,
+			validity(done.Expires))
 		return nil
 	})
 	o.addFlags(cmd, nil, []string{"pull"}, "90d")
