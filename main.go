@@ -65,6 +65,7 @@ import (
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
+	"trow/storage/files"
 	trowtls "trow/tls"
 )
 
@@ -285,7 +286,7 @@ func loadConfig(cmd *cobra.Command) (config, error) {
 		return config{}, err
 	}
 	var c config
-	hooks := mapstructure.ComposeDecodeHookFunc(splitLists, mapstructure.StringToTimeDurationHookFunc(), mapstructure.TextUnmarshallerHookFunc())
+	hooks := mapstructure.ComposeDecodeHookFunc(splitLists, quantities, mapstructure.StringToTimeDurationHookFunc(), mapstructure.TextUnmarshallerHookFunc())
 	if err := v.UnmarshalExact(&c, viper.DecodeHook(hooks)); err != nil {
 		return config{}, fmt.Errorf("settings: %s", oneLine(err))
 	}
@@ -363,6 +364,14 @@ func splitLists(_, to reflect.Type, v any) (any, error) {
 		return v, nil
 	}
 	return strings.FieldsFunc(strings.Join(text, ","), func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' }), nil
+}
+
+// quantities makes numbers of bytes.
+func quantities(_, to reflect.Type, v any) (any, error) {
+	if to != reflect.TypeFor[resource.Quantity]() {
+		return v, nil
+	}
+	return resource.ParseQuantity(fmt.Sprint(v))
 }
 
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
@@ -444,10 +453,7 @@ func (c *config) checkRules() error {
 	if _, err := auth.Compile(c.Rules, auth.PolicyOptions{}); err != nil {
 		return err
 	}
-	if err := limit.Check(c.Limits); err != nil {
-		return err
-	}
-	if _, err := limit.Quotas(c.Quotas); err != nil {
+	if err := (&limit.Options{Limits: c.Limits, Quotas: c.Quotas, MaxRequests: c.MaxRequests}).Validate(); err != nil {
 		return err
 	}
 	switch {
@@ -735,7 +741,7 @@ func (s *instance) open(ctx context.Context) (err error) {
 	if s.socket, err = admin.Listen(s.config.DataDir); err != nil { // not all file systems have sockets
 		s.log.Warn().Err(err).Msg("going on without the commands gc, retention and scrub")
 	}
-	if s.auditLog, err = audit.Open(s.config.AuditLog, s.log); err != nil {
+	if s.auditLog, err = audit.Open(audit.Options{AuditLog: s.config.AuditLog, RequestID: server.RequestID}, s.log); err != nil {
 		return fmt.Errorf("audit-log: %w", err)
 	}
 	if err := s.limits.Set(s.config.Limits); err != nil {
@@ -821,12 +827,8 @@ func isLoopback(addr string) bool {
 
 // openGuard makes what decides who may do what.
 func (s *instance) openGuard() (err error) {
-	o, err := s.config.authOptions(s.loopback())
-	if err != nil {
-		return err
-	}
 	options := auth.Options{Dir: filepath.Join(s.config.DataDir, "auth"), User: s.config.User, Password: s.config.Password,
-		Htpasswd: s.config.Htpasswd, Rules: s.config.Rules, PolicyOptions: o, URL: s.config.PublicURL, Name: s.config.Names[0],
+		Htpasswd: s.config.Htpasswd, Rules: s.config.Rules, Loopback: s.loopback(), Log: s.log, PublicURL: s.config.PublicURL, Name: s.config.Names[0],
 		Annotate: server.Annotate, Audit: s.record}
 	if s.config.ClientCA != "" {
 		options.Certificate = func(r *http.Request) *x509.Certificate { return s.keeper.Certificate(r, trowtls.ForClient) }
@@ -836,11 +838,14 @@ func (s *instance) openGuard() (err error) {
 		if err != nil {
 			return fmt.Errorf("token-audience: %w; outside of a cluster leave this setting out", err)
 		}
-		r := reviews{cluster.NewReviewer(client, s.config.TokenAudience), s.log}
+		r := reviews{cluster.NewReviewer(client, s.config.TokenAudience)}
 		options.Reviewer = r
 		if s.config.AccessReview {
 			options.Accesses = r
 		}
+	}
+	if len(s.config.Rules) == 0 {
+		options.Anonymous = s.config.Anonymous
 	}
 	s.guard, err = auth.New(options)
 	return err
@@ -873,41 +878,19 @@ func (s *instance) openCallers() error {
 
 // record writes an event into the audit log.
 func (s *instance) record(ctx context.Context, e audit.Event) {
-	e.Request = server.RequestID(ctx)
-	s.auditLog.Write(e)
+	s.auditLog.Record(ctx, e)
 }
 
 // reviews is how the registry asks the cluster: neither knows the other.
-type reviews struct {
-	*cluster.Reviewer
-	log zerolog.Logger
-}
+type reviews struct{ *cluster.Reviewer }
 
 // Review implements auth.Reviewer. A client is told that a token is wrong; the log says why.
-func (r reviews) Review(ctx context.Context, token string) (auth.Identity, error) {
+func (r reviews) Review(ctx context.Context, token string) (authenticationv1.UserInfo, bool, string, error) {
 	user, err := r.Reviewer.Review(ctx, token)
-	switch {
-	case errors.Is(err, cluster.ErrToken):
-		r.log.Info().Err(err).Msg("a ServiceAccount's token is refused")
-		return auth.Identity{}, fmt.Errorf("%w: %w", auth.ErrUnauthorized, err)
-	case err != nil:
-		return auth.Identity{}, r.unavailable(err)
+	if errors.Is(err, cluster.ErrToken) {
+		return authenticationv1.UserInfo{}, false, err.Error(), nil
 	}
-	return auth.Identity{Name: user.Username, Groups: user.Groups, Cluster: true}, nil
-}
-
-// Access implements auth.AccessReviewer.
-func (r reviews) Access(ctx context.Context, who auth.Identity, verb, namespace, repository string) (bool, string, error) {
-	allowed, reason, err := r.Reviewer.Access(ctx, authenticationv1.UserInfo{Username: who.Name, Groups: who.Groups}, verb, namespace, repository)
-	if err != nil {
-		return false, "", r.unavailable(err)
-	}
-	return allowed, reason, nil
-}
-
-func (r reviews) unavailable(err error) error {
-	r.log.Warn().Err(err).Msg("whose a token is, or what it is good for, cannot be told now")
-	return fmt.Errorf("%w: %w", auth.ErrUnavailable, err)
+	return user, err == nil, "", err
 }
 
 // authOptions are what holds beside the rules.
@@ -925,13 +908,13 @@ func (s *instance) takeRules([]byte) error {
 	if err != nil {
 		return err
 	}
-	o, err := c.authOptions(s.loopback())
-	if err != nil {
-		return err
-	}
 	quotas, err := limit.Quotas(c.Quotas)
+	anonymous := c.Anonymous
+	if len(c.Rules) > 0 {
+		anonymous = ""
+	}
 	if err == nil {
-		err = s.guard.SetRules(c.Rules, o)
+		err = s.guard.SetRules(c.Rules, anonymous)
 	}
 	if err == nil {
 		err = s.limits.Set(c.Limits)
@@ -958,11 +941,6 @@ func (s *instance) guardEvent(what string, err error) {
 		return
 	}
 	s.log.Info().Str("what", what).Msg("who may log in has changed")
-}
-
-// robotEvent logs what became of a robot.
-func (s *instance) robotEvent(what string, r auth.Robot) {
-	s.log.Info().Str("robot", r.Name).Str("event", what).Msg("token")
 }
 
 // front is the HTTP server with all its routes.
@@ -1066,11 +1044,7 @@ func (s *instance) registerGauges() {
 			func() float64 { return float64(s.keeper.NotAfter(trowtls.Leaf).Unix()) })
 	}
 	s.metrics.MustRegister(quotaMetrics{s})
-	counter := func(name, help string, value func() int64) {
-		s.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value()) }))
-	}
-	counter("trow_audit_left_out_total", "Events that got no line in the audit log, since there were too many of a kind.", s.auditLog.LeftOut)
-	counter("trow_audit_failed_total", "Lines of the audit log that could not be written.", s.auditLog.Failed)
+	s.metrics.MustRegister(s.auditLog)
 	if s.cluster != nil {
 		gauge("trow_webhook_enforcing", "1 if no pod starts without the webhook's consent, else 0.", func() float64 {
 			if s.cluster.State().Mode == cluster.Enforce {
@@ -1126,7 +1100,7 @@ func (s *instance) load(ctx context.Context, policy *admission.Policy) error {
 	o := registry.Options{Blobs: s.blobs, Index: index, Auth: s.guard, Names: s.config.Names, MaxRequests: s.config.MaxRequests,
 		Check: s.lookInto, Annotate: server.Annotate, RequestID: server.RequestID, Limits: &s.limits, Audit: s.record}
 	open := o
-	open.Auth, open.Limits, open.NoQuotas = auth.All, nil, true
+	open.Limits, open.NoQuotas = nil, true
 	open.Audit = func(ctx context.Context, e audit.Event) { e.Kind = "socket"; s.record(ctx, e) }
 	o.Immutable = keep.Immutable // whom this stops has the socket
 	p := &parts{
@@ -1165,16 +1139,16 @@ func (s *instance) loops(ctx context.Context, g *errgroup.Group) {
 	every(backupEvery, settle, s.backup)
 	every(s.config.GCInterval, settle, s.collect)
 	every(s.config.ScrubInterval, settle, s.scrub)
-	g.Go(func() error { s.guard.Run(ctx, s.guardEvent); return nil })
-	g.Go(func() error { s.auditLog.Run(ctx); return nil })
+	g.Go(func() error { return s.guard.Run(ctx) })
+	g.Go(func() error { return s.auditLog.Run(ctx) })
 	if s.callerToken != nil {
 		g.Go(func() error {
-			auth.Follow(ctx, s.config.ValidateToken, s.callerToken, s.callers.SetToken, func(err error) { s.guardEvent("the webhook's token", err) })
+			files.Follow(ctx, s.config.ValidateToken, s.callerToken, s.callers.SetToken, func(err error) { s.guardEvent("the webhook's token", err) })
 			return nil
 		})
 	}
 	if s.file.path != "" {
-		g.Go(func() error { auth.Follow(ctx, s.file.path, s.file.seen, s.takeRules, s.rulesTaken); return nil })
+		g.Go(func() error { files.Follow(ctx, s.file.path, s.file.seen, s.takeRules, s.rulesTaken); return nil })
 	}
 }
 
@@ -1231,7 +1205,7 @@ func (s *instance) removed(r retention.Removal) {
 	if r.Tag != "" {
 		e.Tags = []string{r.Tag}
 	}
-	s.auditLog.Write(e)
+	s.auditLog.Record(context.Background(), e)
 }
 
 func (s *instance) countCollected(ctx context.Context, done storage.Collected, err error) {
@@ -1381,11 +1355,13 @@ func (s *instance) office() http.Handler {
 	r.Handle("/admin/gc", admin.Job(s.gcJob))
 	r.Handle("/admin/scrub", admin.Job(s.scrubJob))
 	r.Handle("/admin/retention", admin.Job(s.retentionJob))
-	for name, job := range desk.Jobs(s.guard, s.robotEvent) {
+	for name, job := range s.guard.Jobs() {
 		r.Handle("/admin/"+name, job)
 	}
 	r.Get("/admin/repositories", s.repositories)
-	v2 := func(w http.ResponseWriter, req *http.Request) { s.parts.Load().open.ServeHTTP(w, req) }
+	v2 := func(w http.ResponseWriter, req *http.Request) {
+		s.parts.Load().open.ServeHTTP(w, req.WithContext(auth.WithSocket(req.Context())))
+	}
 	r.HandleFunc("/v2", v2)
 	r.HandleFunc("/v2/*", v2)
 	return r
@@ -1539,7 +1515,7 @@ func (a *app) welcome(s *instance) {
 	fmt.Fprintf(&b, "  data         %s (%d repositories, %d tags)\n", s.config.DataDir, stats.Repos, stats.Tags)
 	fmt.Fprintf(&b, "  local names  %s\n", strings.Join(s.config.Names, ", "))
 	fmt.Fprintf(&b, "  may run      %s\n", s.config.allowedText())
-	fmt.Fprintf(&b, "  no login     %s\n", s.anonymousText())
+	fmt.Fprintf(&b, "  no login     %s\n", s.guard.Summary())
 	if s.keeper != nil {
 		fmt.Fprintf(&b, "  CA           %s://%s/ca.crt\n               SHA-256 %s\n", scheme, host, s.keeper.Fingerprint())
 	}
@@ -1566,25 +1542,6 @@ func (c *config) allowedText() string {
 		text += "; never " + strings.Join(denied, ", ")
 	}
 	return text
-}
-
-// anonymousText ends the sentence: no login …
-func (s *instance) anonymousText() string {
-	level, rest := s.config.Anonymous, "needs one"
-	if !s.guard.Logins() {
-		rest = "is for nobody, as there is no user"
-	}
-	switch n := s.guard.Policy().Rules(); {
-	case n > 0:
-		return fmt.Sprintf("is judged by the %d rules of the configuration file; ask with trow can-i", n)
-	case level == "none":
-		return "is needed for nothing: everything needs one"
-	case level == "pull":
-		return "is needed for pulling; all else " + rest
-	case s.loopback():
-		return "is needed for anything (only this machine can connect)"
-	}
-	return "is needed for pulling and pushing, for anybody who can connect; deleting " + rest
 }
 
 // writeCA puts the CA's certificates where people on this machine find them, and returns that file.

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"trow/registry"
 	"trow/registry/audit"
@@ -79,7 +80,7 @@ func (w *wire) image(repo string, config string, headers ...string) (manifest []
 func TestChangesAndRefusalsAreTold(t *testing.T) {
 	e := &events{}
 	w := newWire(t, func(o *registry.Options) {
-		o.Auth, o.Audit = strict{auth.All}, e.audit
+		o.Auth, o.Audit = strict{anyone{}}, e.audit
 		o.Immutable = func(_, tag string) bool { return tag == "fixed" }
 	})
 	alice, bob := []string{"X-User", "alice"}, []string{"X-User", "bob"}
@@ -125,7 +126,7 @@ func TestChangesAndRefusalsAreTold(t *testing.T) {
 
 func TestWhoComesToALimitIsToldWhich(t *testing.T) {
 	limits := &limit.Limits{}
-	w := newWire(t, func(o *registry.Options) { o.Auth, o.Limits = strict{auth.All}, limits })
+	w := newWire(t, func(o *registry.Options) { o.Auth, o.Limits = strict{anyone{}}, limits })
 	if err := limits.Set([]limit.Rule{{Who: []string{"user:alice"}, Requests: 1, Burst: 2}}); err != nil {
 		t.Fatal(err)
 	}
@@ -165,14 +166,14 @@ func TestWhoComesToALimitIsToldWhich(t *testing.T) {
 // TestARateChangesNoByte of what goes in and out, whatever way it takes.
 func TestARateChangesNoByte(t *testing.T) {
 	limits := &limit.Limits{}
-	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: 64 << 20, PushRate: 64 << 20}}); err != nil {
+	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: quantity(64 << 20), PushRate: quantity(64 << 20)}}); err != nil {
 		t.Fatal(err)
 	}
 	blobs, err := storage.OpenDisk(t.TempDir(), storage.DiskOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := serve(t, blobs, &storage.MemoryJournal{}, func(o *registry.Options) { o.Auth, o.Limits = strict{auth.All}, limits })
+	w := serve(t, blobs, &storage.MemoryJournal{}, func(o *registry.Options) { o.Auth, o.Limits = strict{anyone{}}, limits })
 	content := bytes.Repeat([]byte("0123456789abcde\n"), 5<<16)
 	d := digest.FromBytes(content)
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d.String(), content, "X-User", "alice").is(201)
@@ -183,6 +184,9 @@ func TestARateChangesNoByte(t *testing.T) {
 		t.Error("a part of the blob has changed")
 	}
 }
+
+// quantity returns a number of bytes.
+func quantity(n int64) resource.Quantity { return *resource.NewQuantity(n, resource.BinarySI) }
 
 func quotas(t *testing.T, w *wire, all ...limit.Quota) {
 	t.Helper()
@@ -218,7 +222,7 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	w := newWire(t)
 	m := w.image("team/a", "{}")
 	size := int64(len(m) + 2)
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: limit.Size(size + 100)})
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(size + 100)})
 	put := []string{"Content-Type", typeManifest}
 	w.do("PUT", "/v2/team/a/manifests/v1", m, put...).is(201)
 	kept := w.bytesKept()
@@ -240,7 +244,7 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	w.do("PUT", "/v2/team/a/manifests/v3", m, put...).is(201) // nothing is added
 	w.do("POST", "/v2/team/a/blobs/uploads/?digest="+digest.FromString("{}").String(), []byte("{}")).is(201)
 
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: 1}) // less than there is
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(1)}) // less than there is
 	w.do("POST", "/v2/team/a/blobs/uploads/", nil).over()
 	w.do("PUT", "/v2/team/a/manifests/v4", m, put...).is(201)
 	w.do("DELETE", "/v2/team/a/manifests/"+digest.FromBytes(m).String(), nil).is(202)
@@ -253,7 +257,7 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 
 func TestWhoHasTheSocketIsNotBoundedByQuotas(t *testing.T) {
 	w := newWire(t, func(o *registry.Options) { o.NoQuotas = true })
-	quotas(t, w, limit.Quota{Repositories: []string{"**"}, Bytes: 1})
+	quotas(t, w, limit.Quota{Repositories: []string{"**"}, Bytes: quantity(1)})
 	w.do("PUT", "/v2/team/a/manifests/v1", w.image("team/a", "{}"), "Content-Type", typeManifest).is(201)
 }
 
@@ -261,7 +265,7 @@ func TestWhoHasTheSocketIsNotBoundedByQuotas(t *testing.T) {
 func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
 	const size, room, clients = 1000, 25, 16
 	w := newWire(t)
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: size * room})
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(size * room)})
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	taken := map[int]int{}
@@ -285,7 +289,7 @@ func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
 // TestAQuotaHoldsWithinTheChangeItself: what was looked up before others pushed decides nothing.
 func TestAQuotaHoldsWithinTheChangeItself(t *testing.T) {
 	w := newWire(t)
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: 10})
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(10)})
 	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
 	body := &hook{Reader: strings.NewReader("12345678"), at: func() { // while the bytes come, another takes the room
 		w.do("POST", "/v2/team/c/blobs/uploads/?digest="+digest.FromString("abcdef").String(), []byte("abcdef")).is(201)

@@ -184,7 +184,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if rt.who, err = r.identify(req); err != nil {
 		return r.refusal(req, rt.repo, h.action, err)
 	}
-	pass, err := r.options.Limits.Enter(rt.who, req, rt.uploads(req.Method))
+	pass, err := r.options.Limits.Enter(rt.who, auth.Address(req), rt.uploads(req.Method))
 	if err != nil {
 		return limitFault(err)
 	}

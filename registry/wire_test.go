@@ -58,7 +58,7 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 	t.Cleanup(index.Close)
 	w := &wire{T: t, blobs: blobs, index: index, notes: &sync.Map{}}
 	scrubber := &storage.Scrubber{Blobs: blobs, Index: index}
-	o := registry.Options{Blobs: blobs, Index: index, Auth: auth.All,
+	o := registry.Options{Blobs: blobs, Index: index, Auth: anyone{},
 		Check:     func(ctx context.Context, d digest.Digest) error { _, err := scrubber.Check(ctx, d); return err },
 		Names:     []string{"trow.kube-public:31000"},
 		Annotate:  func(_ context.Context, key, value string) { w.notes.Store(key, value) },
@@ -889,7 +889,7 @@ func TestNamespaceOfAMirror(t *testing.T) {
 }
 
 func TestWhoMayDoWhat(t *testing.T) {
-	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä", PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}})
+	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä", Anonymous: "pull"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -909,7 +909,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v", []byte("{}")).code(401, "UNAUTHORIZED")
 	w.do("DELETE", "/v2/a/blobs/"+d, nil, login...).is(202)
 
-	none, err := auth.New(auth.Options{Dir: t.TempDir(), PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	none, err := auth.New(auth.Options{Dir: t.TempDir(), Anonymous: "push"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -919,7 +919,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 }
 
 func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
-	a := &rules{Authorizer: auth.All, deny: "secret", err: auth.ErrHidden}
+	a := &rules{Authorizer: anyone{}, deny: "secret", err: auth.ErrHidden}
 	w := newWire(t, func(o *registry.Options) { o.Auth = a })
 	a.deny = ""
 	d := w.pushBlob("secret", []byte("x")).String()
@@ -934,7 +934,7 @@ func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
 // TestWhatIsHiddenIsAsIfItWereNotThere compares every answer about a repository that is not for the client with that
 // about one that does not exist.
 func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
-	a := &rules{Authorizer: auth.All, deny: "", err: auth.ErrHidden}
+	a := &rules{Authorizer: anyone{}, deny: "", err: auth.ErrHidden}
 	w := newWire(t, func(o *registry.Options) { o.Auth = a })
 	body, d := w.pushImage("secret", "v", "x")
 	blob := w.pushBlob("secret", []byte("x")).String()
@@ -960,7 +960,7 @@ func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
 
 // TestTheCatalogListsWhatMayBeRead pages through a catalog in which most is not for the client.
 func TestTheCatalogListsWhatMayBeRead(t *testing.T) {
-	a := &rules{Authorizer: auth.All}
+	a := &rules{Authorizer: anyone{}}
 	w := newWire(t, func(o *registry.Options) { o.Auth = a })
 	var mine []string
 	for i := range 120 {

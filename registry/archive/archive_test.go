@@ -54,7 +54,11 @@ func newTarget(t *testing.T) *target {
 	}
 	t.Cleanup(index.Close)
 	r := &target{T: t, index: index, blobs: &storage.Memory{}}
-	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: auth.All})
+	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Loopback: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: guard})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.requests.Add(1)
 		if before := r.before.Load(); before != nil && (*before)(w, req) {

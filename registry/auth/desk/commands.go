@@ -19,7 +19,7 @@ import (
 
 	"trow/registry/admin"
 	"trow/registry/auth"
-	"trow/registry/retention"
+	"trow/registry/settings"
 )
 
 // Program is what the commands need of the program that they are part of.
@@ -66,7 +66,7 @@ func (o *order) flags(cmd *cobra.Command, repositories, actions []string, expire
 func (o *order) make(ctx context.Context, c *admin.Client, name string) (done created, err error) {
 	q := url.Values{"name": {name}, "repository": o.repositories, "action": o.actions}
 	if o.expires != "never" {
-		var life retention.Duration
+		var life settings.Duration
 		if err := life.UnmarshalText([]byte(o.expires)); err != nil || life == 0 {
 			return done, fmt.Errorf("expires: %.40q is no time; write it as 90d or 12h, or never", o.expires)
 		}
