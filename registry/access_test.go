@@ -25,7 +25,7 @@ func TestNamespaceOfAMirror(t *testing.T) {
 }
 
 func TestWhoMayDoWhat(t *testing.T) {
-	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä", PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}})
+	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä", Anonymous: "pull"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v", []byte("{}")).code(401, "UNAUTHORIZED")
 	w.do("DELETE", "/v2/a/blobs/"+d, nil, login...).is(202)
 
-	none, err := auth.New(auth.Options{Dir: t.TempDir(), PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	none, err := auth.New(auth.Options{Dir: t.TempDir(), Anonymous: "push"})
 	if err != nil {
 		t.Fatal(err)
 	}

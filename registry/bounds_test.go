@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"trow/registry"
 	"trow/registry/audit"
@@ -164,7 +165,7 @@ func TestWhoComesToALimitIsToldWhich(t *testing.T) {
 // TestARateChangesNoByte of what goes in and out, whatever way it takes.
 func TestARateChangesNoByte(t *testing.T) {
 	limits := &limit.Limits{}
-	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: 64 << 20, PushRate: 64 << 20}}); err != nil {
+	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: quantity(64 << 20), PushRate: quantity(64 << 20)}}); err != nil {
 		t.Fatal(err)
 	}
 	blobs, journal, _ := engines(t, t.TempDir()) // the way out of a file differs from that out of memory
@@ -179,6 +180,9 @@ func TestARateChangesNoByte(t *testing.T) {
 		t.Error("a part of the blob has changed")
 	}
 }
+
+// quantity returns a number of bytes.
+func quantity(n int64) resource.Quantity { return *resource.NewQuantity(n, resource.BinarySI) }
 
 func quotas(t *testing.T, w *server, all ...limit.Quota) {
 	t.Helper()
@@ -214,7 +218,7 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	w := newServer(t)
 	m := w.image("team/a", "{}")
 	size := int64(len(m) + 2)
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: limit.Size(size + 100)})
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(size + 100)})
 	put := []string{"Content-Type", typeManifest}
 	w.do("PUT", "/v2/team/a/manifests/v1", m, put...).is(201)
 	kept := w.bytesKept()
@@ -236,7 +240,7 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	w.do("PUT", "/v2/team/a/manifests/v3", m, put...).is(201) // nothing is added
 	w.do("POST", "/v2/team/a/blobs/uploads/?digest="+digest.FromString("{}").String(), []byte("{}")).is(201)
 
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: 1}) // less than there is
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(1)}) // less than there is
 	w.do("POST", "/v2/team/a/blobs/uploads/", nil).over()
 	w.do("PUT", "/v2/team/a/manifests/v4", m, put...).is(201)
 	w.do("DELETE", "/v2/team/a/manifests/"+digest.FromBytes(m).String(), nil).is(202)
@@ -251,7 +255,7 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
 	const size, room, clients = 1000, 25, 16
 	w := newServer(t)
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: size * room})
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(int64(size) * room)})
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	taken := map[int]int{}
@@ -275,7 +279,7 @@ func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
 // TestAQuotaHoldsWithinTheChangeItself: what was looked up before others pushed decides nothing.
 func TestAQuotaHoldsWithinTheChangeItself(t *testing.T) {
 	w := newServer(t)
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: 10})
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(10)})
 	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
 	body := &hook{Reader: strings.NewReader("12345678"), at: func() { // while the bytes come, another takes the room
 		w.do("POST", "/v2/team/c/blobs/uploads/?digest="+digest.FromString("abcdef").String(), []byte("abcdef")).is(201)

@@ -77,7 +77,7 @@ func TestTheSocketHasNoLimits(t *testing.T) {
 
 func TestTheSocketHasNoQuotas(t *testing.T) {
 	network, socket := withSocket(t)
-	quotas(t, network, limit.Quota{Repositories: []string{"**"}, Bytes: 1})
+	quotas(t, network, limit.Quota{Repositories: []string{"**"}, Bytes: quantity(1)})
 	socket.pushImage("team/a", "v1", "x")
 	at := socket.begin("team/a")
 	socket.do("PATCH", at, []byte("chunk")).is(202)

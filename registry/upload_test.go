@@ -175,7 +175,7 @@ func TestEveryUploadIsEnded(t *testing.T) {
 		func() { w.do("POST", "/v2/a/blobs/uploads/?digest="+wrong, []byte("abc")).is(400) },
 		func() { w.do("PUT", "/v2/a/manifests/v", []byte("text"), "Content-Type", "text/plain").is(201) },
 		func() {
-			quotas(t, w, limit.Quota{Repositories: []string{"**"}, Bytes: 20})
+			quotas(t, w, limit.Quota{Repositories: []string{"**"}, Bytes: quantity(20)})
 			l := w.begin("a")
 			w.do("PATCH", l, bytes.Repeat([]byte("x"), 30)).is(403)
 			w.send("PATCH", l, struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 30))}).is(202)

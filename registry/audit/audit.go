@@ -1,43 +1,48 @@
-// Package audit writes down who did what to the registry, and who tried: a line of JSON for each failed login, change,
-// refusal and verdict.
+// Package audit records who changed the registry, and who tried to: a line of JSON for each failed login, change, refusal
+// and verdict.
 //
 // # Words
 //
-//   - event: what is written down.
-//   - kind: what happened, and how it ended: "login failed", "push ok". Lines of a kind are bounded, but for what has
-//     changed something.
-//   - left out: an event that got no line.
+//   - event: something that is recorded.
+//   - kind: what happened and its outcome: "login failed", "push ok". The lines of a kind are bounded, except for those
+//     of changes.
+//   - left out: not recorded, because there were too many lines of the kind.
 //
 // # Invariants
 //
-//  1. A push and a delete that were done have a line each, always.
-//  2. Of every other kind there are at most 10 lines a second (and 100 at once), however many try. Another line tells
-//     how many were left out.
-//  3. No line has a secret: events have no room for one, and of a login that failed no name is told but that of a user
-//     who exists, since people type passwords where names belong.
-//  4. A line that cannot be written ends no request. It is counted, and the program's own log tells, once a minute.
-//  5. The file is the owner's alone. When it is renamed or removed, as those who rotate logs do, the next line goes into
-//     a new one.
+//  1. Each successful push and delete has a line.
+//  2. Of every other kind there are at most 10 lines a second (and 100 at once). A further line reports how many events
+//     were left out.
+//  3. No line contains a secret: events have no field for one, and a failed login names only users who exist, because
+//     people type passwords where names belong.
+//  4. A line that cannot be written does not fail a request. It is counted, and reported in the program's log once a
+//     minute.
+//  5. Only the owner can read the file. When it was renamed or removed, as by logrotate, the next line goes into a new
+//     file.
 //
 // # What it does not do
 //
-// It removes no old file and limits no file's size: logrotate does. It syncs no line to the disk: a power cut may take
-// the last seconds. It does not know what is allowed.
+// It does not remove old files or limit their size: logrotate does. It does not sync lines to the disk: a power cut may
+// lose those of the last seconds. It does not know what is allowed.
 package audit
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
 	"golang.org/x/time/rate"
+
+	"trow/registry/ocierror"
 )
 
 // What happened.
@@ -52,33 +57,33 @@ const (
 	Verdict What = "verdict"
 )
 
-// Outcome is how it ended.
+// Outcome is how an event ended.
 type Outcome string
 
 // The outcomes.
 const (
 	OK      Outcome = "ok"
 	Failed  Outcome = "failed"  // of a login, and of a verdict that could not be made
-	Denied  Outcome = "denied"  // told so
-	Hidden  Outcome = "hidden"  // told that it is not there
+	Denied  Outcome = "denied"  // the answer said so
+	Hidden  Outcome = "hidden"  // the answer was that it does not exist
 	Allowed Outcome = "allowed" // a verdict
 	Warned  Outcome = "warned"  // a verdict: allowed, with warnings
-	Skipped Outcome = "skipped" // a verdict: no image was judged
+	Skipped Outcome = "skipped" // a verdict: no image was examined
 )
 
-// Event is what is written down. What is empty is left out.
+// Event is something that is recorded. Empty fields get no key in the line.
 type Event struct {
 	What    What
 	Outcome Outcome
-	User    string // who it was, as far as that is proved; of a failed login: whose it would have been
+	User    string // the name that was proved; of a failed login: the name of the user, if there is such a user
 	Kind    string // what User is: user, robot, cluster, certificate, anonymous, unknown, socket, retention
-	From    string // the address
-	Action  string // what was wanted: pull, push, delete, catalog, admin, metrics, validate
+	From    string // the client's address
+	Action  string // what was requested: pull, push, delete, catalog, admin, metrics, validate
 	Repo    string
 	Tags    []string
 	Digest  string
 	Reason  string
-	Request string // its id, as in the access log
+	Request string // the request's id in the access log; Record sets it
 	Object  Object
 }
 
@@ -90,28 +95,28 @@ type Object struct {
 	Images, Denied                   []string
 }
 
-// kind is what is bounded together.
+// kind is the unit in which lines are bounded.
 type kind struct {
 	what    What
 	outcome Outcome
 }
 
 const (
-	// linesPerSecond and linesAtOnce bound the lines of a kind: 10 a second are 300 MB a day at most.
+	// linesPerSecond and linesAtOnce bound the lines of a kind: 10 a second are at most 300 MB a day.
 	linesPerSecond = 10
 	linesAtOnce    = 100
-	// tellEvery is how often it is told what was left out.
-	tellEvery = 10 * time.Second
-	// maxReason bounds a reason, maxTags what is told of a push's tags; both far beyond what is usual.
-	maxReason = 300
-	maxTags   = 100
+	// reportInterval is how often it is reported what was left out.
+	reportInterval = 10 * time.Second
+	// maxTags bounds the lists of a line, far above what is usual.
+	maxTags = 100
 )
 
-// Log writes events. Make it with [Open]. Safe for concurrent use.
+// Log records events. Make it with [Open]. Safe for concurrent use. It is a prometheus.Collector.
 type Log struct {
-	out  zerolog.Logger
-	file *file // nil: the program's log
-	hup  chan os.Signal
+	out       zerolog.Logger
+	file      *file // nil: lines go to the program's log
+	hup       chan os.Signal
+	requestID func(context.Context) string
 
 	mu    sync.Mutex // guards kinds
 	kinds map[kind]*bounded
@@ -122,47 +127,72 @@ type Log struct {
 // bounded is a kind that has a bound.
 type bounded struct {
 	lines   *rate.Limiter
-	leftOut int64 // since it was last told
+	leftOut int64 // since the last report
 }
 
-// Open opens the log: a file at this path, or, if that is empty, the program's log. Errors: a file that cannot be
-// opened or is no regular one.
-func Open(path string, program zerolog.Logger) (*Log, error) {
-	l := &Log{out: program, kinds: map[kind]*bounded{}}
-	if path == "" {
+// Options are the settings, and then what the program sets.
+type Options struct {
+	AuditLog string // a file; empty: the program's log
+
+	// RequestID returns the id of a request in the access log. Optional.
+	RequestID func(context.Context) string
+}
+
+// AddFlags registers the setting as a flag.
+func (o *Options) AddFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.AuditLog, "audit-log", "",
+		"file that records who did what; empty: lines with the message audit in the ordinary log")
+}
+
+// Validate reports an invalid setting.
+func (o *Options) Validate() error {
+	if o.AuditLog == "-" {
+		return errors.New("audit-log: - is not a file; leave the setting empty for the ordinary log on standard error")
+	}
+	return nil
+}
+
+// Open opens the log: the file of the options, or the program's log. The caller closes it. Errors: the file cannot be
+// opened, or is not a regular file.
+func Open(o Options, program zerolog.Logger) (*Log, error) {
+	l := &Log{out: program, requestID: o.RequestID, kinds: map[kind]*bounded{}}
+	if l.requestID == nil {
+		l.requestID = func(context.Context) string { return "" }
+	}
+	if o.AuditLog == "" {
 		return l, nil
 	}
 	var err error
-	if l.file, err = openFile(path, func(err error) {
-		program.Error().Err(err).Msg("the audit log cannot be written; requests go on")
+	if l.file, err = openFile(o.AuditLog, func(err error) {
+		program.Error().Err(err).Msg("audit log cannot be written; requests go on")
 	}); err != nil {
 		return nil, err
 	}
 	l.out = zerolog.New(l.file).With().Timestamp().Logger()
 	l.hup = make(chan os.Signal, 1)
-	signal.Notify(l.hup, syscall.SIGHUP) // from now on it does not end the program
+	signal.Notify(l.hup, syscall.SIGHUP) // from now on it does not terminate the program
 	return l, nil
 }
 
-// Run tells what was left out, and opens the file anew at SIGHUP, until ctx ends.
-func (l *Log) Run(ctx context.Context) {
-	t := time.NewTicker(tellEvery)
+// Run reports what was left out, and reopens the file at SIGHUP, until ctx is done.
+func (l *Log) Run(ctx context.Context) error {
+	t := time.NewTicker(reportInterval)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
-		case <-l.hup:
+			return nil
+		case <-l.hup: // nil without a file: blocks
 			l.file.reopen()
 		case <-t.C:
-			l.tell()
+			l.reportLeftOut()
 		}
 	}
 }
 
-// Close tells what was left out, and closes the file.
+// Close reports what was left out, and closes the file.
 func (l *Log) Close() error {
-	l.tell()
+	l.reportLeftOut()
 	if l.file == nil {
 		return nil
 	}
@@ -170,10 +200,10 @@ func (l *Log) Close() error {
 	return l.file.close()
 }
 
-// LeftOut is how many events got no line; Failed how many lines could not be written.
+// LeftOut returns how many events were left out.
 func (l *Log) LeftOut() int64 { return l.leftOut.Load() }
 
-// Failed is how many lines could not be written.
+// Failed returns how many lines could not be written.
 func (l *Log) Failed() int64 {
 	if l.file == nil {
 		return 0
@@ -181,16 +211,32 @@ func (l *Log) Failed() int64 {
 	return l.file.failed.Load()
 }
 
-// Write writes an event down, or counts it.
-func (l *Log) Write(e Event) {
+var (
+	leftOutDesc = prometheus.NewDesc("trow_audit_left_out_total",
+		"Events that are not in the audit log, because there were too many of their kind.", nil, nil)
+	failedDesc = prometheus.NewDesc("trow_audit_failed_total", "Lines of the audit log that could not be written.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (l *Log) Describe(to chan<- *prometheus.Desc) { to <- leftOutDesc; to <- failedDesc }
+
+// Collect implements prometheus.Collector.
+func (l *Log) Collect(to chan<- prometheus.Metric) {
+	to <- prometheus.MustNewConstMetric(leftOutDesc, prometheus.CounterValue, float64(l.LeftOut()))
+	to <- prometheus.MustNewConstMetric(failedDesc, prometheus.CounterValue, float64(l.Failed()))
+}
+
+// Record records an event of the request of ctx, or counts it as left out.
+func (l *Log) Record(ctx context.Context, e Event) {
+	e.Request = l.requestID(ctx)
 	done := e.Outcome == OK && (e.What == Push || e.What == Delete)
 	if done || l.room(kind{e.What, e.Outcome}) {
 		l.write(e)
 	}
 }
 
-// room tells whether there may be one more line of this kind. It counts what there is no room for, and tells of it when
-// there is room again.
+// room reports whether there may be one more line of this kind. It counts the events without room, and records their
+// number when there is room again.
 func (l *Log) room(k kind) bool {
 	l.mu.Lock()
 	b := l.kinds[k]
@@ -198,6 +244,7 @@ func (l *Log) room(k kind) bool {
 		b = &bounded{lines: rate.NewLimiter(linesPerSecond, linesAtOnce)}
 		l.kinds[k] = b
 	}
+	// The count is taken and reset under the lock, so that each event is reported once, here or by reportLeftOut.
 	room, left := b.lines.Allow(), b.leftOut
 	if b.leftOut = 0; !room {
 		b.leftOut = left + 1
@@ -205,13 +252,13 @@ func (l *Log) room(k kind) bool {
 	}
 	l.mu.Unlock()
 	if room && left > 0 {
-		l.count(k, left)
+		l.writeLeftOut(k, left)
 	}
 	return room
 }
 
-// tell tells of all that was left out since.
-func (l *Log) tell() {
+// reportLeftOut records, for each kind, how many events were left out since the last report.
+func (l *Log) reportLeftOut() {
 	left := map[kind]int64{}
 	l.mu.Lock()
 	for k, b := range l.kinds {
@@ -222,11 +269,11 @@ func (l *Log) tell() {
 	}
 	l.mu.Unlock()
 	for k, n := range left {
-		l.count(k, n)
+		l.writeLeftOut(k, n)
 	}
 }
 
-func (l *Log) count(k kind, n int64) {
+func (l *Log) writeLeftOut(k kind, n int64) {
 	l.out.Log().Str("event", string(k.what)).Str("outcome", string(k.outcome)).Int64("leftOut", n).Msg("audit")
 }
 
@@ -259,20 +306,12 @@ func (l *Log) write(e Event) {
 	}
 	strs("images", e.Object.Images)
 	strs("denied", e.Object.Denied)
-	str("reason", clip(e.Reason))
+	str("reason", ocierror.Clip(e.Reason))
 	str("req", e.Request)
 	line.Msg("audit")
 }
 
-// clip bounds a reason.
-func clip(s string) string {
-	if len(s) <= maxReason {
-		return s
-	}
-	return strings.ToValidUTF8(s[:maxReason], "") + "…"
-}
-
-// From is the address without the port that a request's RemoteAddr has.
+// From returns the address in a request's RemoteAddr, without the port, for Event.From.
 func From(remoteAddr string) string {
 	host, _, err := net.SplitHostPort(remoteAddr)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -13,12 +14,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
 
 	"trow/registry/audit"
 )
 
-// line is a line of the log, read.
+// line is a decoded line of the log.
 type line struct {
 	Event, Outcome, User, From, Repo, Reason, Message string
 	Tags                                              []string
@@ -30,7 +33,7 @@ func lines(t *testing.T, text string) (all []line) {
 	for one := range strings.Lines(text) {
 		var l line
 		if err := json.Unmarshal([]byte(one), &l); err != nil {
-			t.Fatalf("%q is no line of JSON: %v", one, err)
+			t.Fatalf("%q is not a line of JSON: %v", one, err)
 		}
 		if l.Message != "audit" {
 			t.Errorf("message %q", l.Message)
@@ -51,7 +54,7 @@ func read(t *testing.T, path string) string {
 
 func openLog(t *testing.T, path string, program *bytes.Buffer) *audit.Log {
 	t.Helper()
-	l, err := audit.Open(path, zerolog.New(program).Level(zerolog.ErrorLevel))
+	l, err := audit.Open(audit.Options{AuditLog: path}, zerolog.New(program).Level(zerolog.ErrorLevel))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,10 +63,10 @@ func openLog(t *testing.T, path string, program *bytes.Buffer) *audit.Log {
 
 var pushed = audit.Event{What: audit.Push, Outcome: audit.OK, User: "alice", From: "10.0.0.1", Repo: "a/b", Tags: []string{"v1", "v2"}}
 
-// TestEventsGoIntoTheOrdinaryLogAtAnyLevel if there is no file.
+// TestEventsGoIntoTheOrdinaryLogAtAnyLevel, if there is no file.
 func TestEventsGoIntoTheOrdinaryLogAtAnyLevel(t *testing.T) {
 	var program bytes.Buffer
-	openLog(t, "", &program).Write(pushed)
+	openLog(t, "", &program).Record(t.Context(), pushed)
 	all := lines(t, program.String())
 	if len(all) != 1 || all[0].Event != "push" || all[0].User != "alice" || len(all[0].Tags) != 2 {
 		t.Errorf("%+v", all)
@@ -73,17 +76,17 @@ func TestEventsGoIntoTheOrdinaryLogAtAnyLevel(t *testing.T) {
 func TestWhatIsEmptyIsLeftOutAndWhatIsLongIsCut(t *testing.T) {
 	var program bytes.Buffer
 	l := openLog(t, "", &program)
-	l.Write(audit.Event{What: audit.Login, Outcome: audit.Failed, Reason: strings.Repeat("ä", 1000) + "\n{\"forged\":1}"})
+	l.Record(t.Context(), audit.Event{What: audit.Login, Outcome: audit.Failed, Reason: strings.Repeat("ä", 1000) + "\n{\"forged\":1}"})
 	if text := program.String(); strings.Count(text, "\n") != 1 || len(text) > 500 || strings.Contains(text, "user") || strings.Contains(text, "tags") {
 		t.Errorf("%s", text)
 	}
 }
 
-// TestFailuresAreBoundedAndChangesAreNot in a bubble, whose clock stands still.
+// TestFailuresAreBoundedAndChangesAreNot uses a fake clock, so that no time passes between the events.
 func TestFailuresAreBoundedAndChangesAreNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var program bytes.Buffer // zerolog's SyncWriter guards it; it is read when nobody writes
-		l, err := audit.Open("", zerolog.New(zerolog.SyncWriter(&program)))
+		var program bytes.Buffer // guarded by zerolog's SyncWriter; it is read while no goroutine writes
+		l, err := audit.Open(audit.Options{}, zerolog.New(zerolog.SyncWriter(&program)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,15 +94,15 @@ func TestFailuresAreBoundedAndChangesAreNot(t *testing.T) {
 		for range 8 {
 			wg.Go(func() {
 				for range 1000 {
-					l.Write(audit.Event{What: audit.Login, Outcome: audit.Failed})
+					l.Record(t.Context(), audit.Event{What: audit.Login, Outcome: audit.Failed})
 				}
 			})
 		}
 		wg.Wait()
 		for range 1000 {
-			l.Write(pushed)
+			l.Record(t.Context(), pushed)
 		}
-		l.Write(audit.Event{What: audit.Request, Outcome: audit.Denied}) // another kind has room of its own
+		l.Record(t.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied}) // another kind has its own room
 		count := func() map[string]int {
 			n := map[string]int{}
 			synctest.Wait()
@@ -116,16 +119,16 @@ func TestFailuresAreBoundedAndChangesAreNot(t *testing.T) {
 			t.Errorf("%v, %d left out", n, l.LeftOut())
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		wg.Go(func() { l.Run(ctx) })
-		time.Sleep(11 * time.Second) // it is told without another one
+		wg.Go(func() { _ = l.Run(ctx) })
+		time.Sleep(11 * time.Second) // it is reported without a further event
 		if n := count(); n["left out"] != 7900 {
 			t.Errorf("%v", n)
 		}
 		for range 150 {
-			l.Write(audit.Event{What: audit.Login, Outcome: audit.Failed})
+			l.Record(t.Context(), audit.Event{What: audit.Login, Outcome: audit.Failed})
 		}
 		time.Sleep(time.Second)
-		l.Write(audit.Event{What: audit.Login, Outcome: audit.Failed}) // or before the next
+		l.Record(t.Context(), audit.Event{What: audit.Login, Outcome: audit.Failed}) // or together with the next event
 		cancel()
 		wg.Wait()
 		if n := count(); n["left out"] != 7950 || n["login"] != 201 {
@@ -141,7 +144,7 @@ func TestTheFileIsTheOwnersAndIsAppendedTo(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	for range 2 {
 		l := openLog(t, path, &bytes.Buffer{})
-		l.Write(pushed)
+		l.Record(t.Context(), pushed)
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +155,7 @@ func TestTheFileIsTheOwnersAndIsAppendedTo(t *testing.T) {
 	}
 }
 
-func TestAFileThatIsNoneIsAnError(t *testing.T) {
+func TestOnlyARegularFileIsAccepted(t *testing.T) {
 	dir := t.TempDir()
 	fifo := filepath.Join(dir, "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
@@ -164,39 +167,39 @@ func TestAFileThatIsNoneIsAnError(t *testing.T) {
 	}
 	defer reader.Close()
 	for _, path := range []string{dir, filepath.Join(dir, "none", "audit.log"), fifo, "/dev/null"} {
-		if _, err := audit.Open(path, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), path) {
+		if _, err := audit.Open(audit.Options{AuditLog: path}, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
 }
 
-// TestARotatedFileIsLeft: renamed or removed, at the latest a second later; at once at SIGHUP.
+// TestARotatedFileIsLeft: a second after it was renamed or removed; at once at SIGHUP.
 func TestARotatedFileIsLeft(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "audit.log")
 	l := openLog(t, path, &bytes.Buffer{})
 	defer l.Close()
-	l.Write(pushed)
+	l.Record(t.Context(), pushed)
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(1100 * time.Millisecond)
-	l.Write(pushed)
+	l.Record(t.Context(), pushed)
 	if err := os.Remove(path); err != nil {
-		t.Errorf("a new file was not begun: %v", err)
+		t.Errorf("a new file was not created: %v", err)
 	}
 	if n := len(lines(t, read(t, path+".1"))); n != 1 {
 		t.Errorf("the old file has %d lines", n)
 	}
 	time.Sleep(1100 * time.Millisecond)
-	l.Write(pushed)
+	l.Record(t.Context(), pushed)
 	if n := len(lines(t, read(t, path))); n != 1 {
 		t.Errorf("the file after the one that was removed has %d lines", n)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	wg.Go(func() { l.Run(ctx) })
+	wg.Go(func() { _ = l.Run(ctx) })
 	defer wg.Wait()
 	defer cancel()
 	if err := os.Rename(path, path+".2"); err != nil {
@@ -210,13 +213,13 @@ func TestARotatedFileIsLeft(t *testing.T) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatal("SIGHUP did not open the file anew")
+			t.Fatal("SIGHUP did not reopen the file")
 		}
 	}
 }
 
-// TestAFullDiskEndsNothing: it is counted, told once, and after it lines are whole again.
-func TestAFullDiskEndsNothing(t *testing.T) {
+// TestAFullDiskFailsNoRequest: it is counted and reported once, and later lines are complete.
+func TestAFullDiskFailsNoRequest(t *testing.T) {
 	var before syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
 		t.Fatal(err)
@@ -225,7 +228,7 @@ func TestAFullDiskEndsNothing(t *testing.T) {
 	var program bytes.Buffer
 	l := openLog(t, path, &program)
 	defer l.Close()
-	l.Write(pushed)
+	l.Record(t.Context(), pushed)
 	one := int64(len(read(t, path)))
 	limit := before
 	limit.Cur = uint64(one + one/2) // the second line is torn
@@ -233,17 +236,63 @@ func TestAFullDiskEndsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 10 {
-		l.Write(pushed)
+		l.Record(t.Context(), pushed)
 	}
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
 		t.Fatal(err)
 	}
-	l.Write(pushed)
+	l.Record(t.Context(), pushed)
 	text := read(t, path)
 	if l.Failed() != 10 || strings.Count(program.String(), "cannot be written") != 1 {
 		t.Errorf("%d failed; the ordinary log: %s", l.Failed(), program.String())
 	}
 	if all := strings.SplitAfter(strings.TrimSpace(text), "\n"); len(all) != 3 || len(lines(t, all[0]+all[2])) != 2 {
 		t.Errorf("%s", text)
+	}
+}
+
+// TestOptions: standard output is refused as a file.
+func TestOptions(t *testing.T) {
+	var o audit.Options
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	o.AddFlags(fs)
+	if err := fs.Parse([]string{"--audit-log=/var/log/audit"}); err != nil || o.AuditLog != "/var/log/audit" || o.Validate() != nil {
+		t.Errorf("%+v, %v", o, err)
+	}
+	o.AuditLog = "-"
+	if err := o.Validate(); err == nil || !strings.HasPrefix(err.Error(), "audit-log: ") {
+		t.Error(err)
+	}
+}
+
+func TestARecordHasTheIDOfItsRequest(t *testing.T) {
+	type key struct{}
+	var program bytes.Buffer
+	id := func(ctx context.Context) string { s, _ := ctx.Value(key{}).(string); return s }
+	l, err := audit.Open(audit.Options{RequestID: id}, zerolog.New(&program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Record(context.WithValue(t.Context(), key{}, "8f3k"), pushed)
+	if !strings.Contains(program.String(), `"req":"8f3k"`) {
+		t.Error(program.String())
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	var program bytes.Buffer
+	l := openLog(t, "", &program)
+	for range 150 {
+		l.Record(t.Context(), audit.Event{What: audit.Login, Outcome: audit.Failed})
+	}
+	want := `
+# HELP trow_audit_failed_total Lines of the audit log that could not be written.
+# TYPE trow_audit_failed_total counter
+trow_audit_failed_total 0
+# HELP trow_audit_left_out_total Events that are not in the audit log, because there were too many of their kind.
+# TYPE trow_audit_left_out_total counter
+trow_audit_left_out_total ` + strconv.FormatInt(l.LeftOut(), 10) + "\n"
+	if err := testutil.CollectAndCompare(l, strings.NewReader(want)); err != nil || l.LeftOut() == 0 {
+		t.Error(err, l.LeftOut())
 	}
 }

@@ -12,21 +12,21 @@ import (
 )
 
 const (
-	// lookEvery is how often it is looked whether the file is still where it was.
-	lookEvery = time.Second
-	// warnEvery is how often a failure is told.
-	warnEvery = time.Minute
+	// statInterval is how often a write checks whether the file is still at its path.
+	statInterval = time.Second
+	// warnInterval is how often a failure is reported.
+	warnInterval = time.Minute
 )
 
-// file is a file that lines are appended to. It is opened anew when somebody has renamed or removed it.
+// file is a file to which lines are appended. It is reopened when another program has renamed or removed it.
 type file struct {
 	path   string
 	warn   func(error)
 	failed atomic.Int64 // lines
 
-	mu     sync.Mutex // guards what follows, and keeps lines whole
+	mu     sync.Mutex // guards what follows, and keeps lines from being mixed
 	f      *os.File
-	looked time.Time
+	stat   time.Time // of the last check of the path
 	warned time.Time
 	torn   bool // the last line was written in part
 }
@@ -36,10 +36,11 @@ func openFile(path string, warn func(error)) (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &file{path: path, warn: warn, f: f, looked: time.Now()}, nil
+	return &file{path: path, warn: warn, f: f, stat: time.Now()}, nil
 }
 
-// open opens a regular file, and makes one for the owner alone. Anything else could keep requests waiting.
+// open opens a regular file, or creates one that only the owner can read. Writing to anything else could block requests.
+// O_NONBLOCK keeps the call itself from blocking, if the path is a FIFO.
 func open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
@@ -47,7 +48,7 @@ func open(path string) (*os.File, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", path)
+		err = fmt.Errorf("%s is not a regular file", path)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -55,15 +56,15 @@ func open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Write appends a line. It never fails for its caller.
+// Write appends a line. It never returns an error, so that a full disk does not fail requests.
 func (f *file) Write(line []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now := time.Now(); now.Sub(f.looked) >= lookEvery {
-		f.looked = now
+	if now := time.Now(); now.Sub(f.stat) >= statInterval {
+		f.stat = now
 		f.follow()
 	}
-	if f.torn {
+	if f.torn { // or this line would be appended to the part, and both would be unreadable
 		line = append([]byte("\n"), line...)
 	}
 	n, err := f.f.Write(line)
@@ -73,11 +74,11 @@ func (f *file) Write(line []byte) (int, error) {
 	}
 	f.torn = f.torn || n > 0
 	f.failed.Add(1)
-	f.tell(err)
+	f.report(err)
 	return len(line), nil
 }
 
-// follow opens the file anew unless it is the one at the path. The caller has mu.
+// follow reopens the file unless it is the one at the path. The caller holds mu.
 func (f *file) follow() {
 	at, err := os.Stat(f.path)
 	have, herr := f.f.Stat()
@@ -86,32 +87,33 @@ func (f *file) follow() {
 	case err == nil, errors.Is(err, fs.ErrNotExist):
 		f.renew()
 	default:
-		f.tell(err)
+		f.report(err)
 	}
 }
 
-// renew opens the file anew. If that fails, the old one is written on. The caller has mu.
+// renew reopens the file. If that fails, lines still go to the old one. The caller holds mu.
 func (f *file) renew() {
 	next, err := open(f.path)
 	if err != nil {
-		f.tell(err)
+		f.report(err)
 		return
 	}
 	if err := f.f.Close(); err != nil {
-		f.tell(err)
+		f.report(err)
 	}
 	f.f, f.torn = next, false
 }
 
+// reopen reopens the file at once.
 func (f *file) reopen() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.renew()
 }
 
-// tell tells of a failure, once a minute. The caller has mu.
-func (f *file) tell(err error) {
-	if now := time.Now(); now.Sub(f.warned) >= warnEvery {
+// report reports a failure, once a minute. The caller holds mu.
+func (f *file) report(err error) {
+	if now := time.Now(); now.Sub(f.warned) >= warnInterval {
 		f.warned = now
 		f.warn(err)
 	}

@@ -7,14 +7,14 @@ import (
 	"trow/registry/audit"
 )
 
-// loginError is a login that failed for a user who exists.
+// loginError is a failed login of a user who exists.
 type loginError struct{ user string }
 
 func (e *loginError) Error() string { return errWrong.Error() }
 
 func (e *loginError) Unwrap() error { return errWrong }
 
-// wrong is the error of a wrong password. A name that nobody has is forgotten: it may be a password.
+// wrong returns the error for a wrong password. It drops a name that no user has: it may be a password.
 func (s *state) wrong(name string) error {
 	if _, exists := s.users.list[name]; exists {
 		return &loginError{name}
@@ -22,21 +22,22 @@ func (s *state) wrong(name string) error {
 	return errWrong
 }
 
-// loginFailed writes down that credentials were not taken. The reasons are sentences of ours, with nothing of what was
-// given.
+// loginFailed records in the audit log that credentials were not accepted. The reasons are sentences of this package,
+// and contain nothing of what the client sent.
 func (g *Guard) loginFailed(r *http.Request, err error) {
 	if !errors.Is(err, ErrUnauthorized) && !errors.Is(err, ErrBusy) {
-		return // it cannot be told whose they are, or nobody listens any more
+		return // the credentials could not be verified, or the client has gone
 	}
-	e := audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "unknown", From: audit.From(r.RemoteAddr), Reason: err.Error()}
+	e := audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "unknown", From: audit.From(r.RemoteAddr),
+		Reason: err.Error()}
 	if known := (*loginError)(nil); errors.As(err, &known) {
 		e.User, e.Kind = known.user, "user"
 	}
 	g.options.Audit(r.Context(), e)
 }
 
-// refused writes down that somebody may not do something to the registry as a whole. Who brings no credentials is asked
-// for some, which is nothing to write down.
+// refused records in the audit log that an action on the registry as a whole was denied. A request without credentials
+// that is asked for some is not worth a line.
 func (g *Guard) refused(r *http.Request, who *Identity, a Action, err error) {
 	if !errors.Is(err, ErrDenied) && (who.Anonymous() || !errors.Is(err, ErrUnauthorized)) {
 		return

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
 )
 
 // Authorize implements Authorizer.
@@ -14,8 +16,12 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 		return nil
 	}
 	s := g.state.Load()
+	if who.Unlimited() {
+		return nil
+	}
 	if a == Login {
-		if s.asks && who == nobody { // clients take the answer for the whole registry: told 200, they bring no credentials
+		// Clients take this answer for the whole registry: after a 200 they never send credentials.
+		if s.challenges && who == anonymous {
 			return ErrUnauthorized
 		}
 		return nil
@@ -29,7 +35,7 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 	case allowed:
 		return nil
 	case who.Anonymous() && !s.logins:
-		return fmt.Errorf("%w: %s needs a login, and the registry has no user (start it with --user)", ErrDenied, a)
+		return fmt.Errorf("%w: %s needs a login, and the registry has no users; start it with --user", ErrDenied, a)
 	case who.Anonymous() && who.grant != nil:
 		return errLogin
 	case who.Anonymous():
@@ -40,7 +46,7 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 	return fmt.Errorf("%w: %s may not %s here", ErrDenied, who.Name, a)
 }
 
-// allows judges, and asks the Kubernetes API if nothing else decides.
+// allows reports whether who may do that. It asks the Kubernetes API if nothing else decides.
 func (g *Guard) allows(ctx context.Context, s *state, who *Identity, repo string, a Action) (bool, error) {
 	v := s.policy.Judge(who, repo, a)
 	if v.on != onNothing || g.options.Accesses == nil || !who.Cluster {
@@ -50,14 +56,25 @@ func (g *Guard) allows(ctx context.Context, s *state, who *Identity, repo string
 	return allowed, err
 }
 
-// ask asks the Kubernetes API. Only its own identities: a user of ours may have the name of another of the cluster's.
+// verbs are what the actions are called in RBAC.
+var verbs = map[Action]string{Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}
+
+// ask asks the Kubernetes API. who must be an account of the cluster: a user of ours may have the same name as another
+// person there. Errors: ErrUnavailable, that of ctx.
 func (g *Guard) ask(ctx context.Context, who *Identity, repo string, a Action) (allowed bool, reason string, err error) {
-	verb := map[Action]string{Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}[a]
 	namespace, name, ok := strings.Cut(repo, "/")
 	if !ok {
 		namespace, name = "", repo
 	}
-	return g.options.Accesses.Access(ctx, *who, verb, namespace, name)
+	user := authenticationv1.UserInfo{Username: who.Name, Groups: who.Groups}
+	allowed, reason, err = g.options.Accesses.Access(ctx, user, verbs[a], namespace, name)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return false, "", context.Cause(ctx)
+	case err != nil:
+		return false, "", g.unavailable("Kubernetes API unavailable: cannot review access", err)
+	}
+	return allowed, reason, nil
 }
 
 // Readable implements Authorizer.
@@ -72,12 +89,14 @@ func (g *Guard) Readable(ctx context.Context, who *Identity) func(repo string) b
 	}
 }
 
-// Protect lets only those in who may do something to the registry as a whole. Whoever has no login is asked for one.
+// Protect returns a handler that passes on the requests of identities that may do an action to the registry as a whole,
+// and refuses others. It asks clients without a login for one.
 func (g *Guard) Protect(a Action, next http.Handler) http.Handler {
-	refuse := func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "this needs another origin", http.StatusForbidden)
+	refuse := func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "cross-origin request refused", http.StatusForbidden)
 	}
-	same := http.NewCrossOriginProtection() // a browser that has logged in must not do what another page wants
+	// A browser that has logged in must not do what a page of another site tells it to.
+	same := http.NewCrossOriginProtection()
 	same.SetDenyHandler(http.HandlerFunc(refuse))
 	return same.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, err := g.Identify(r)
@@ -91,23 +110,26 @@ func (g *Guard) Protect(a Action, next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		status := statusOf(err)
+		message, status := err.Error(), statusOf(err)
 		switch status {
 		case http.StatusUnauthorized:
 			w.Header().Set("WWW-Authenticate", basicChallenge)
-		case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		case http.StatusServiceUnavailable:
+			message = ErrUnavailable.Error() // the cause is for the log
+			w.Header().Set("Retry-After", "1")
+		case http.StatusTooManyRequests:
 			w.Header().Set("Retry-After", "1")
 		}
-		http.Error(w, err.Error(), status)
+		http.Error(w, message, status)
 	}))
 }
 
-// statusOf is what an error means in HTTP, outside of the distribution API.
+// statusOf returns what an error means in HTTP, outside of the distribution API.
 func statusOf(err error) int {
 	switch {
 	case errors.Is(err, ErrUnauthorized):
 		return http.StatusUnauthorized
-	case errors.Is(err, ErrBusy):
+	case errors.Is(err, ErrBusy), errors.Is(err, errTokenRequests):
 		return http.StatusTooManyRequests
 	case errors.Is(err, ErrDenied), errors.Is(err, ErrHidden):
 		return http.StatusForbidden

@@ -2,65 +2,69 @@ package auth
 
 import (
 	"crypto/sha256"
-	"sync"
 	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // maxKnown bounds how many verified credentials are remembered; one takes about 200 bytes.
 const maxKnown = 8192
 
-// known remembers credentials that were verified, by their SHA-256. Safe for concurrent use.
+// known remembers verified credentials by their SHA-256; when it is full, it forgets those that were used least
+// recently. Safe for concurrent use.
 type known struct {
-	mu  sync.RWMutex
-	all map[[32]byte]proof
+	*lru.Cache[[sha256.Size]byte, proof]
 }
 
 // proof is what credentials have proved.
 type proof struct {
 	who   *Identity
-	aud   string    // of a token: the host it is for
-	until time.Time // zero: as long as it is remembered
+	aud   string    // of a token: the host that it is for
+	until time.Time // zero: no end
 }
 
-func newKnown() *known { return &known{all: map[[32]byte]proof{}} }
+func newKnown() known {
+	c, err := lru.New[[sha256.Size]byte, proof](maxKnown)
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
+	return known{c}
+}
 
-// get returns what is known at that time.
-func (k *known) get(key [32]byte, now time.Time) (proof, bool) {
-	k.mu.RLock()
-	p, ok := k.all[key]
-	k.mu.RUnlock()
+// get returns what the credentials with this key have proved, unless it has expired.
+func (k known) get(key [sha256.Size]byte, now time.Time) (proof, bool) {
+	p, ok := k.Get(key)
 	return p, ok && (p.until.IsZero() || now.Before(p.until))
 }
 
-// put remembers. When there is no room, what has ended goes, of a few that it looks at, and if none has, one of them.
-func (k *known) put(key [32]byte, p proof, now time.Time) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	makeRoom(k.all, maxKnown, func(o proof) bool { return !o.until.IsZero() && !now.Before(o.until) }, func(proof) bool { return true })
-	k.all[key] = p
+// newLRU makes a map that knows which entries were used least recently, without a bound of its own; see bound.
+func newLRU[K comparable, V any]() *simplelru.LRU[K, V] {
+	const unbounded = 1 << 30
+	l, err := simplelru.NewLRU[K, V](unbounded, nil)
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
+	return l
 }
 
-// makeRoom makes a map smaller than most. It looks at a few entries, which Go chooses anew each time, so that a full map
-// costs no more than another.
-func makeRoom[K comparable, V any](all map[K]V, most int, ended, expendable func(V) bool) {
-	if len(all) < most {
-		return
-	}
-	const few = 16
-	n := 0
-	for key, v := range all {
-		if n++; ended(v) || len(all) >= most && n > few && expendable(v) {
-			delete(all, key)
+// bound removes entries until there are at most max, those that were used least recently first. Entries that are in use
+// stay, even if there are more than max of them.
+func bound[K comparable, V any](l *simplelru.LRU[K, V], max int, inUse func(V) bool) {
+	// Each step removes one entry or moves one to the front, so that Len steps look at each entry once.
+	for n := l.Len(); n > 0 && l.Len() > max; n-- {
+		key, v, _ := l.GetOldest()
+		if inUse(v) {
+			l.Get(key) // moves it to the front
+			continue
 		}
-		if n > few && len(all) < most {
-			return
-		}
+		l.Remove(key)
 	}
 }
 
-// sumOf is the key of credentials. The secret, of this process alone, keeps a dump of the memory from being a list of
+// sumOf returns the key of credentials. The secret exists in this process alone, so that a memory dump does not contain
 // plain hashes of passwords.
-func sumOf(secret *[32]byte, credentials string) [32]byte {
-	var room [1024]byte
+func sumOf(secret *[32]byte, credentials string) [sha256.Size]byte {
+	var room [1024]byte // usually large enough to avoid an allocation
 	return sha256.Sum256(append(append(room[:0], secret[:]...), credentials...))
 }

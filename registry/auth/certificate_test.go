@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+
 	"trow/registry/audit"
 	"trow/registry/auth"
 )
@@ -92,8 +94,8 @@ func TestACertificateIsAnIdentityOfItsOwn(t *testing.T) {
 // pretender is a cluster that says of every token that it is alice's certificate.
 type pretender struct{}
 
-func (pretender) Review(context.Context, string) (auth.Identity, error) {
-	return auth.Identity{Name: "cert:alice"}, nil
+func (pretender) Review(context.Context, string) (authenticationv1.UserInfo, bool, string, error) {
+	return authenticationv1.UserInfo{Username: "cert:alice"}, true, "", nil
 }
 
 func TestTheClusterCannotMakeHoldersOfCertificates(t *testing.T) {

@@ -9,16 +9,15 @@ import (
 	"strings"
 )
 
-// basicChallenge asks for a user and a password (RFC 7617).
+// basicChallenge asks for a user name and a password (RFC 7617).
 const basicChallenge = `Basic realm="trow", charset="UTF-8"`
 
-// TokenPath is where the token endpoint has to be.
+// TokenPath is the path of the token endpoint.
 const TokenPath = "/token"
 
-// Challenge implements Authorizer. Bearer is for the clients of registries, Basic for all others. But Docker heeds every
-// challenge that it finds on GET /v2/, and without credentials gives up at the second one: so where something is open to
-// all, there is only the first. The description is what Docker tells its user: without one it says that he may not, where
-// all that he has to do is to log in.
+// Challenge implements Authorizer. Bearer is for registry clients, Basic for all others. But Docker obeys every challenge
+// on GET /v2/, and without credentials gives up at Basic: where something is open to all, there is only Bearer. Docker
+// shows the description to its user: without it, it reports that access is denied where all that is missing is a login.
 func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []string {
 	scheme, host := g.base(r)
 	bearer := `Bearer realm="` + scheme + "://" + host + TokenPath + `",service="` + host + `"`
@@ -34,7 +33,7 @@ func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []s
 	return []string{bearer, basicChallenge}
 }
 
-// scopeOf is what a token has to be good for. repo is a valid name.
+// scopeOf returns the scope that a token needs for an action. repo is a valid name.
 func scopeOf(repo string, a Action) string {
 	switch a {
 	case Pull, Delete:
@@ -47,8 +46,8 @@ func scopeOf(repo string, a Action) string {
 	return ""
 }
 
-// base is the address by which the client reaches us: what the settings say, or the Host that the client itself has
-// asked for. Whatever a proxy adds is not believed: anybody could.
+// base returns the address by which the client reaches the registry: the setting public-url, or the Host header. The
+// headers that proxies add are ignored, because any client can send them.
 func (g *Guard) base(r *http.Request) (scheme, host string) {
 	if g.url != nil {
 		return g.url.Scheme, g.url.Host
@@ -63,10 +62,11 @@ func (g *Guard) base(r *http.Request) (scheme, host string) {
 	return scheme, g.fallback
 }
 
-// ValidHost checks a host[:port]: an IP address or a name of letters, digits, '.', '_' and '-'.
+// ValidHost reports whether s is a host[:port] that can stand in a challenge: an IP address or a name of letters,
+// digits, '.', '_' and '-'. The command pull-secret checks the names of servers with it.
 func ValidHost(s string) bool {
-	const most = 255
-	if s == "" || len(s) > most {
+	const max = 255
+	if s == "" || len(s) > max {
 		return false
 	}
 	host, port := s, ""
@@ -81,18 +81,19 @@ func ValidHost(s string) bool {
 		return err == nil && strings.HasSuffix(inner, "]") && addr.Is6() && addr.Zone() == ""
 	}
 	return host != "" && !strings.ContainsFunc(host, func(c rune) bool {
-		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-')
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("._-", c))
 	})
 }
 
-// parseURL reads the setting public-url.
+// parseURL reads the setting public-url. nil: it is not set.
 func parseURL(text string) (*url.URL, error) {
 	if text == "" {
 		return nil, nil
 	}
 	u, err := url.Parse(strings.TrimSuffix(text, "/"))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || u.Path != "" || u.RawQuery != "" || u.User != nil || u.Fragment != "" {
-		return nil, errors.New("it is not https://host[:port]")
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || u.Path != "" || u.RawQuery != "" ||
+		u.User != nil || u.Fragment != "" {
+		return nil, errors.New("public-url: want https://host[:port]")
 	}
 	u.Host = strings.ToLower(u.Host)
 	return u, nil

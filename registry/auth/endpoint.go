@@ -10,23 +10,36 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"trow/registry/ocierror"
 )
 
 const (
-	// maxForm bounds a POST to the token endpoint.
+	// maxForm bounds the body of a POST to the token endpoint.
 	maxForm = 64 << 10
-	// maxScopes bounds what is looked at of the scopes asked for. Clients ask for one or two.
+	// maxScopes bounds how many of the requested scopes are considered. Clients ask for one or two.
 	maxScopes = 64
 	// maxRepo is the longest name of a repository.
 	maxRepo = 255
+	// maxTokenRequests bounds how many requests to the token endpoint are served at once. They have places of their own,
+	// beside those of the setting max-requests, so that stalled pulls do not prevent logins and logins take no places from
+	// pulls. There are 64 more places than requests that can wait for a password comparison (maxWaiting), so that clients
+	// that guess passwords cannot take all of them.
+	maxTokenRequests = maxWaiting + 64
 )
 
-// ServeToken is the token endpoint: GET as Docker's token specification has it, and POST as its OAuth2 one (RFC 6749,
-// sections 4.3 and 6). Scopes are cut down to what the identity may do, and never refused: a token that is good for
-// less, or for nothing, tells a client more at the next request than a refusal here.
+// ServeToken is the token endpoint: GET as in Docker's token specification, and POST as in its OAuth2 one (RFC 6749,
+// sections 4.3 and 6). Scopes are reduced to what the identity may do, and never refused: at the next request, a token
+// with fewer scopes or none tells a client more than a refusal here.
 func (g *Guard) ServeToken(w http.ResponseWriter, r *http.Request) {
 	g.options.Annotate(r.Context(), "route", "token")
 	w.Header().Set("Cache-Control", "no-store")
+	// The place is taken before anything is read or verified, so that all of that work is bounded.
+	if !g.tokenRequests.TryAcquire(1) {
+		g.refuse(w, r, errTokenRequests)
+		return
+	}
+	defer g.tokenRequests.Release(1)
 	who, scopes, err := g.applicant(w, r)
 	if err != nil {
 		g.refuse(w, r, err)
@@ -40,41 +53,47 @@ func (g *Guard) ServeToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, host := g.base(r)
-	token, ends, err := s.issue(who, host, all, now)
+	token, expires, err := s.issue(who, host, all, now)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
 	}
-	writeToken(w, token, all, now, ends)
+	writeToken(w, token, all, now, expires)
 }
 
-// writeToken answers with a token, under both of the names that it has.
-func writeToken(w http.ResponseWriter, token string, all []access, now, ends time.Time) {
-	body, _ := json.Marshal(struct { // strings and a number: it cannot fail
+// writeToken answers with a token, under both of its names: token (Docker) and access_token (OAuth2).
+func writeToken(w http.ResponseWriter, token string, all []access, now, expires time.Time) {
+	body, err := json.Marshal(struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
 		ExpiresIn   int    `json:"expires_in"`
 		IssuedAt    string `json:"issued_at"`
 		Scope       string `json:"scope"`
-	}{token, token, int(ends.Sub(now) / time.Second), now.UTC().Format(time.RFC3339), scopesText(all)})
+	}{token, token, int(expires.Sub(now) / time.Second), now.UTC().Format(time.RFC3339), scopesText(all)})
+	if err != nil {
+		panic(err) // strings and a number can be encoded
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.Write(body) // a client that has gone is not our concern
+	_, _ = w.Write(body) // an error means that the client has gone
 }
 
-// What a request to the token endpoint may lack.
+// Why a request to the token endpoint is refused, beside the errors of an Authorizer.
 var (
-	errMethod = errors.New("a token is asked for with GET or POST")
-	errForm   = errors.New("a POST has a form of grant_type=password with username and password, or grant_type=refresh_token with a robot's secret as refresh_token")
-	errLarge  = errors.New("the form is too large")
+	errMethod = errors.New("method not allowed; allowed: GET, POST")
+	errForm   = errors.New("invalid form; want grant_type=password with username and password, " +
+		"or grant_type=refresh_token with a robot's secret as refresh_token")
+	errLarge         = errors.New("form too large; want at most 64 KiB")
+	errTokenRequests = errors.New("too many token requests at once; retry")
 )
 
-// applicant tells who asks for a token, and for which scopes.
+// applicant returns who asks for a token, and the requested scopes.
 func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []string, error) {
 	switch r.Method {
 	case http.MethodGet:
 		who, err := g.Identify(r)
-		if err == nil && who.grant != nil { // or a token would live for ever
+		// A token gets no token, or it could be renewed for ever.
+		if err == nil && who.grant != nil {
 			err = errBadToken
 			g.loginFailed(r, err)
 		}
@@ -97,20 +116,21 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 	return nil, nil, errMethod
 }
 
-// granted takes the credentials of a form.
+// granted returns the identity of the credentials in a form.
 func (g *Guard) granted(r *http.Request) (*Identity, error) {
 	form := r.PostForm
 	s := g.state.Load()
 	switch form.Get("grant_type") {
 	case "password":
 		if !s.logins {
-			return nobody, nil
+			return anonymous, nil
 		}
 		name, password := form.Get("username"), form.Get("password")
 		if len(name)+len(password) > maxHeader || strings.Contains(name, ":") {
 			return nil, errWrong
 		}
-		key := sumOf(&g.secret, base64.StdEncoding.EncodeToString([]byte(name+":"+password))) // as in a header
+		// The key is that of the same credentials in a header, so that they are verified once for both.
+		key := sumOf(&g.secret, base64.StdEncoding.EncodeToString([]byte(name+":"+password)))
 		if p, ok := s.users.known.get(key, time.Time{}); ok {
 			return p.who, nil
 		}
@@ -124,10 +144,10 @@ func (g *Guard) granted(r *http.Request) (*Identity, error) {
 	return nil, errForm
 }
 
-// intersect cuts scopes down to what who may do.
-func (g *Guard) intersect(ctx context.Context, s *state, who *Identity, given []string) ([]access, error) {
+// intersect reduces the requested scopes to what who may do.
+func (g *Guard) intersect(ctx context.Context, s *state, who *Identity, requested []string) ([]access, error) {
 	all, size := []access{}, 0
-	for _, want := range parseScopes(given) {
+	for _, want := range parseScopes(requested) {
 		var may []Action
 		for _, a := range want.Actions {
 			repo := want.Name
@@ -143,8 +163,9 @@ func (g *Guard) intersect(ctx context.Context, s *state, who *Identity, given []
 			}
 		}
 		if want.Type == "registry" && len(may) > 0 {
-			may = []Action{"*"} // as it was asked for
+			may = []Action{"*"} // as in the request
 		}
+		// 64 is more than the JSON of a scope takes beside its name. Beyond maxAccess the token would not fit a header.
 		if size += len(want.Name) + 64; len(may) == 0 || size > maxAccess {
 			continue
 		}
@@ -153,11 +174,11 @@ func (g *Guard) intersect(ctx context.Context, s *state, who *Identity, given []
 	return all, nil
 }
 
-// parseScopes reads scopes: type:name:action,action, several in one separated by spaces. What is none of ours is left
-// out. A name may have colons, so type and actions are what is before the first and after the last.
-func parseScopes(given []string) (all []access) {
+// parseScopes reads scopes: type:name:action,action, several separated by spaces. It skips those that we do not know. A
+// name may contain colons, so the type ends at the first colon and the actions begin after the last.
+func parseScopes(requested []string) (all []access) {
 	n := 0
-	for _, several := range given {
+	for _, several := range requested {
 		for text := range strings.FieldsSeq(several) {
 			if n++; n > maxScopes {
 				return all
@@ -172,7 +193,7 @@ func parseScopes(given []string) (all []access) {
 
 func parseScope(text string) (access, bool) {
 	first, last := strings.IndexByte(text, ':'), strings.LastIndexByte(text, ':')
-	if first == last { // also: there is none
+	if first == last { // one colon, or none
 		return access{}, false
 	}
 	a := access{Type: text[:first], Name: text[first+1 : last]}
@@ -185,71 +206,83 @@ func parseScope(text string) (access, bool) {
 	return a, len(a.Actions) > 0
 }
 
-// plausible leaves out what no repository is called. The registry checks names in full.
+// plausible reports whether a name has only characters that names of repositories have. The registry validates names
+// in full.
 func plausible(name string) bool {
 	return name != "" && len(name) <= maxRepo && !strings.Contains(name, "..") &&
 		!strings.ContainsFunc(name, func(c rune) bool {
-			return !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-' || c == '/')
+			return !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || strings.ContainsRune("._-/", c))
 		})
 }
 
-// repositoryActions reads a list of actions; * is all that there are.
+// repositoryActions reads a list of actions; * stands for all of them. Others are skipped.
 func repositoryActions(text string) (all []Action) {
-	known := []Action{Pull, Push, Delete}
+	valid := []Action{Pull, Push, Delete}
 	for name := range strings.SplitSeq(text, ",") {
 		switch a := Action(name); {
 		case name == "*":
-			return known
-		case slices.Contains(known, a) && !slices.Contains(all, a):
+			return valid
+		case slices.Contains(valid, a) && !slices.Contains(all, a):
 			all = append(all, a)
 		}
 	}
 	return all
 }
 
-// scopesText is what was granted, for the answer.
+// scopesText returns the granted scopes in the form of the answer.
 func scopesText(all []access) string {
 	var texts []string
 	for _, a := range all {
-		var names []string
-		for _, action := range a.Actions {
-			names = append(names, string(action))
-		}
-		texts = append(texts, a.Type+":"+a.Name+":"+strings.Join(names, ","))
+		texts = append(texts, a.Type+":"+a.Name+":"+joinActions(a.Actions, ","))
 	}
 	return strings.Join(texts, " ")
 }
 
-// refuse answers without a token, in the form of the distribution spec, which is what clients look for here as well.
-func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	code, status := "DENIED", http.StatusForbidden
-	switch {
-	case errors.Is(err, errMethod):
-		code, status = "UNSUPPORTED", http.StatusMethodNotAllowed
-	case errors.Is(err, errForm):
-		code, status = "UNSUPPORTED", http.StatusBadRequest
-	case errors.Is(err, errLarge):
-		code, status = "UNSUPPORTED", http.StatusRequestEntityTooLarge
-	case errors.Is(err, errTooMany):
-	default:
-		status = statusOf(err)
-		code = map[int]string{http.StatusUnauthorized: "UNAUTHORIZED", http.StatusTooManyRequests: "TOOMANYREQUESTS",
-			http.StatusServiceUnavailable: "UNAVAILABLE"}[status]
+// joinActions is strings.Join for actions.
+func joinActions(all []Action, separator string) string {
+	var texts []string
+	for _, a := range all {
+		texts = append(texts, string(a))
 	}
-	switch code {
-	case "UNAUTHORIZED":
-		w.Header().Set("WWW-Authenticate", basicChallenge)
-	case "TOOMANYREQUESTS", "UNAVAILABLE":
-		w.Header().Set("Retry-After", "1")
+	return strings.Join(texts, separator)
+}
+
+// refuse answers a request to the token endpoint with an error. Clients look for the form of the distribution
+// specification here as well.
+func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	e := refusal(err)
+	g.options.Annotate(r.Context(), "code", string(e.Code))
+	switch e.Code {
+	case ocierror.TooManyRequests, ocierror.Unavailable:
 		g.options.Annotate(r.Context(), "err", err.Error())
 	}
-	g.options.Annotate(r.Context(), "code", code)
-	message := err.Error()
-	if status == http.StatusServiceUnavailable {
-		message = ErrUnavailable.Error() // the cause is for the log
+	ocierror.Write(w, r, e)
+}
+
+// refusal returns the answer for an error of the token endpoint.
+func refusal(err error) *ocierror.Error {
+	e := &ocierror.Error{Code: ocierror.Denied, Message: err.Error()}
+	switch {
+	case errors.Is(err, errMethod):
+		e.Code = ocierror.Unsupported
+		return e
+	case errors.Is(err, errForm):
+		e.Code = ocierror.Unsupported
+		return e.With(http.StatusBadRequest)
+	case errors.Is(err, errLarge):
+		e.Code = ocierror.Unsupported
+		return e.With(http.StatusRequestEntityTooLarge)
+	case errors.Is(err, errGroups):
+		return e
 	}
-	body, _ := json.Marshal(map[string]any{"errors": []any{map[string]string{"code": code, "message": message}}})
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	w.Write(body) // a client that has gone is not our concern
+	switch statusOf(err) {
+	case http.StatusUnauthorized:
+		e.Code, e.Header = ocierror.Unauthorized, http.Header{"Www-Authenticate": {basicChallenge}}
+	case http.StatusTooManyRequests:
+		e.Code, e.Header = ocierror.TooManyRequests, ocierror.RetryAfter(1)
+	case http.StatusServiceUnavailable:
+		e.Code, e.Header = ocierror.Unavailable, ocierror.RetryAfter(1)
+		e.Message, e.Cause = ErrUnavailable.Error(), err
+	}
+	return e
 }

@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// Explanation is a decision, in words.
+// Explanation is a decision and its reason, for people.
 type Explanation struct {
 	Allowed bool   `json:"allowed"`
 	Why     string `json:"why"`
 }
 
-// Explain decides about any action but Login and says what the decision rests on.
+// Explain decides about any action but Login, and returns the reason as well.
 func (p *Policy) Explain(who *Identity, repo string, a Action) Explanation {
 	v := p.Judge(who, repo, a)
 	return Explanation{v.Allowed, p.why(v)}
@@ -22,17 +22,20 @@ func (p *Policy) why(v Verdict) string {
 	switch v.on {
 	case onOwner:
 		return "the user of the setting user may do everything"
+	case onSocket:
+		return "clients of the administration socket may do everything"
 	case onRule:
 		return fmt.Sprintf("rule %d decides: %s", v.Rule, p.rules[v.Rule-1])
 	case onRobot:
 		if v.Allowed {
-			return "the robot's token was made for that, and no rule forbids it"
+			return "the robot was created for that, and no rule forbids it"
 		}
-		return "the robot's token was not made for that"
+		return "the robot was not created for that"
 	case onLevel:
-		return "there are no rules, and the setting anonymous decides for those without a login"
+		return "there are no rules, and the setting anonymous decides for clients without a login"
 	case onLogin:
-		return "there are no rules: users may do everything but administer the registry, and accounts of the cluster and holders of certificates may pull"
+		return "there are no rules: users may do everything but administer the registry, " +
+			"and accounts of the cluster and holders of certificates may pull"
 	case onCluster:
 		return "no rule decides, and the Kubernetes API does"
 	}
@@ -42,7 +45,7 @@ func (p *Policy) why(v Verdict) string {
 	return fmt.Sprintf("none of the %d rules allows it", len(p.rules))
 }
 
-// Explain says what the guard would decide, and why. Errors: ErrUnavailable.
+// Explain returns what the guard would decide, and why. Errors: ErrUnavailable.
 func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Action) (Explanation, error) {
 	p := g.state.Load().policy
 	v := p.Judge(who, repo, a)
@@ -53,15 +56,15 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 	return Explanation{allowed, strings.TrimSuffix(p.why(Verdict{on: onCluster})+": "+reason, ": ")}, err
 }
 
-// Impersonate is the identity of this name, to be asked about: a user, robot:NAME, cert:CN, a name of the cluster's (any
-// other with a colon), or nobody. Errors: a robot that does not exist.
+// Impersonate returns the identity with this name, for Explain: a user, robot:NAME, cert:CN, an account of the cluster
+// (any other name with a colon), or anonymous for the empty name. Errors: there is no such robot.
 func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	s := g.state.Load()
 	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {
 		if r := s.robots.byName[robot]; r != nil {
 			return r.who, nil
 		}
-		return nil, fmt.Errorf("there is no robot %q", robot)
+		return nil, fmt.Errorf("robot %q does not exist", robot)
 	}
 	if u, ok := s.users.list[name]; ok && len(groups) == 0 {
 		return u.who, nil
@@ -69,7 +72,7 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	return Named(name, groups), nil
 }
 
-// Named is an identity of which nothing but name and groups is known.
+// Named returns an identity of which only the name and the groups are known.
 func Named(name string, groups []string) *Identity {
 	if strings.HasPrefix(name, certPrefix) {
 		return &Identity{Name: name, cert: true, orgs: groups}
@@ -77,28 +80,26 @@ func Named(name string, groups []string) *Identity {
 	return &Identity{Name: name, Groups: groups, Cluster: strings.Contains(name, ":") || len(groups) > 0}
 }
 
-// Owner is the identity of the user who may do everything, to be asked about.
+// Owner returns the identity of the user who may do everything, for Explain.
 func Owner(name string) *Identity { return &Identity{Name: name, owner: true} }
 
-// String is the rule in one line.
+// String returns the rule in one line.
 func (r rule) String() string {
-	var who, may []string
+	var who []string
 	for _, s := range r.who {
 		who = append(who, s.String())
 	}
-	for _, a := range r.may {
-		may = append(may, string(a))
-	}
+	may, repos := joinActions(r.may, ", "), "all repositories"
 	if r.forbids {
-		may = []string{"nothing"}
+		may = "nothing"
 	}
-	repos := "all repositories"
 	if !r.everywhere {
 		repos = strings.Join(r.patterns, ", ")
 	}
-	return fmt.Sprintf("%s may %s in %s", strings.Join(who, ", "), strings.Join(may, ", "), repos)
+	return fmt.Sprintf("%s may %s in %s", strings.Join(who, ", "), may, repos)
 }
 
+// String returns the subject as a Rule has it.
 func (s subject) String() string {
 	switch {
 	case s.kind == "cert" || s.kind == "cert-group":

@@ -12,17 +12,17 @@ import (
 
 func init() { ownCost = bcrypt.MinCost }
 
-// Key is the key that signs at the moment.
+// Key returns the key that signs now.
 func (g *Guard) Key() (id string, key ed25519.PrivateKey) {
 	s := g.state.Load()
 	k := s.keys[len(s.keys)-1]
 	return k.ID, k.private()
 }
 
-// Turn is what Run does with the keys at that time.
-func (g *Guard) Turn(now time.Time) error { return g.turn(now) }
+// RotateKeys does what Run does with the keys at that time.
+func (g *Guard) RotateKeys(now time.Time) error { return g.rotateKeys(now) }
 
-// Keys is how many keys there are.
+// Keys returns the number of keys.
 func (g *Guard) Keys() int { return len(g.state.Load().keys) }
 
 // Sign makes a token with any claims and any method.
@@ -37,13 +37,13 @@ func Sign(t *testing.T, method jwt.SigningMethod, kid string, key any, claims ma
 	return s
 }
 
-// CountComparisons counts the work of bcrypt until the test ends, in comparisons of the lowest cost.
+// CountComparisons counts the work of bcrypt until the test ends. Its unit is a comparison of the lowest cost.
 func CountComparisons(t *testing.T) (work func() int) {
 	n, original := 0, compare
 	compare = func(hash, password []byte) error {
 		cost, err := bcrypt.Cost(hash)
 		if err != nil {
-			t.Errorf("%s is no hash: %v", hash, err)
+			t.Errorf("%s is not a valid hash: %v", hash, err)
 		}
 		n += 1 << (cost - bcrypt.MinCost)
 		return original(hash, password)
@@ -52,33 +52,33 @@ func CountComparisons(t *testing.T) (work func() int) {
 	return func() int { done := n; n = 0; return done }
 }
 
-// SlowComparisons replaces bcrypt until the test ends, for tests with a clock of their own.
+// SlowComparisons replaces bcrypt until the test ends, for tests with a fake clock.
 func SlowComparisons(t *testing.T, f func(hash, password []byte) error) {
 	original := compare
 	compare = f
 	t.Cleanup(func() { compare = original })
 }
 
-// Base is the address that a challenge has.
+// Base returns the address in challenges.
 func (g *Guard) Base(r *http.Request) (scheme, host string) { return g.base(r) }
 
-// Scores is how much the throttle remembers.
+// Scores returns how many scores the throttle remembers.
 func (g *Guard) Scores() (pairs, addresses int) {
 	g.throttle.mu.Lock()
 	defer g.throttle.mu.Unlock()
-	return len(g.throttle.pairs), len(g.throttle.from)
+	return g.throttle.pairs.Len(), g.throttle.addresses.Len()
 }
 
-// The bounds, for tests that go to them.
+// The bounds, for tests that reach them.
 const (
-	MaxScores  = maxScores
-	MaxKnown   = maxKnown
-	MaxToken   = maxToken
-	MaxReviews = maxReviews
+	MaxScores        = maxScores
+	MaxKnown         = maxKnown
+	MaxToken         = maxToken
+	MaxTokenRequests = maxTokenRequests
 )
 
-// Known is how many credentials are remembered.
+// Known returns how many verified credentials are remembered.
 func (g *Guard) Known() (users, tokens int) {
 	s := g.state.Load()
-	return len(s.users.known.all), len(s.tokens.all)
+	return s.users.known.Len(), s.tokens.Len()
 }

@@ -3,72 +3,48 @@ package auth
 import (
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"trow/registry/audit"
-)
+	"golang.org/x/sync/semaphore"
 
-// Options are what a Guard is made of.
-type Options struct {
-	// Dir is the guard's own directory: the keys that sign tokens, and the robots. It is made if need be.
-	Dir string
-	// User may do everything. Empty: there is no such user.
-	User, Password string
-	// Htpasswd is a file of users, with bcrypt hashes. It is read again when it changes. Optional.
-	Htpasswd string
-	// Rules say who may do what; PolicyOptions what holds beside them.
-	Rules []Rule
-	PolicyOptions
-	// URL is how clients reach us, https://host[:port], where that is not what they put into Host. Optional.
-	URL string
-	// Name is the host[:port] that is told to those whose Host is none.
-	Name string
-	// Reviewer and Accesses ask the Kubernetes API. Optional. With Accesses, PolicyOptions.Access has to be set.
-	Reviewer Reviewer
-	Accesses AccessReviewer
-	// Annotate attaches a fact to the request's line in the access log, for the token endpoint. Optional.
-	Annotate func(ctx context.Context, key, value string)
-	// Certificate returns the certificate that a request's connection has shown, verified and good at the moment; nil:
-	// none. Optional: without it certificates prove nothing.
-	Certificate func(*http.Request) *x509.Certificate
-	// Audit is told of logins that fail, and of what Protect refuses. Optional.
-	Audit func(context.Context, audit.Event)
-}
+	"trow/registry/audit"
+	"trow/storage/files"
+)
 
 // Guard is the Authorizer of a server. Make it with [New].
 type Guard struct {
 	options  Options
+	root     *os.Root // the directory Options.Dir
 	owner    *user
-	url      *url.URL
-	fallback string
-	htpasswd []byte // the file as it was at the start
+	url      *url.URL // the setting public-url; nil: it is not set
+	fallback string   // the host of challenges for clients without a valid Host header
+	htpasswd []byte   // what the file held at the start
 
-	secret   [32]byte // keys the memory of what was verified
-	throttle *throttle
-	reviewed *reviewed
+	secret        [32]byte // part of the keys of verified credentials
+	throttle      *throttle
+	tokenRequests *semaphore.Weighted // places of the token endpoint
 
-	mu    sync.Mutex // of those who change the state
+	mu    sync.Mutex // held while the state is replaced
 	state atomic.Pointer[state]
 }
 
-// state is all that decisions rest on. It never changes, but for the memory of what was verified; a change makes a new
-// one.
+// state is everything that decisions are based on. It never changes, except for what it remembers of verified
+// credentials; a change makes a new one.
 type state struct {
 	policy *Policy
 	users  *users
 	robots *robots
 	keys   keyring
-	tokens *known
+	tokens known
 
-	logins bool // there is somebody who could log in
-	asks   bool // GET /v2/ asks for a login
+	logins     bool // some credentials are valid
+	challenges bool // GET /v2/ asks for a login
 }
 
 // The files in Options.Dir.
@@ -77,74 +53,77 @@ const (
 	keysFile   = "token-keys.json"
 )
 
-// New reads what there is. Errors: what cannot be meant, and files that cannot be used, with the remedy.
+// New reads the files and makes a Guard. The caller closes it. Errors: invalid options, and files that cannot be used,
+// with the remedy.
 func New(o Options) (*Guard, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}
 	}
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
-	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle()}
+	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle(), tokenRequests: semaphore.NewWeighted(maxTokenRequests)}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {
 		g.fallback = "localhost"
 	}
-	if o.Reviewer != nil {
-		g.reviewed = newReviewed(o.Reviewer)
-	}
 	var err error
-	if g.url, err = parseURL(o.URL); err != nil {
-		return nil, fmt.Errorf("public-url: %w", err)
-	}
-	if err := openDir(o.Dir); err != nil {
-		return nil, fmt.Errorf("the directory of tokens: %w", err)
-	}
-	s, err := g.read()
-	if err != nil {
+	if g.url, err = parseURL(o.PublicURL); err != nil {
 		return nil, err
 	}
-	s.settle(g)
+	if g.root, err = files.OpenDir(o.Dir); err != nil {
+		return nil, fmt.Errorf("directory of tokens: %w", err)
+	}
+	if err := g.start(); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// start makes the first state.
+func (g *Guard) start() error {
+	s, err := g.read()
+	if err != nil {
+		return err
+	}
+	s.derive(g)
 	if !s.logins && s.policy.closed() {
-		return nil, errors.New("user: nothing is allowed without a login, and there is no user who could log in (user, htpasswd, client-ca)")
+		return errors.New("user: everything needs a login, and no user could log in; set user, htpasswd or client-ca")
 	}
 	g.state.Store(s)
-	return g, g.turn(time.Now())
+	return g.rotateKeys(time.Now()) // makes the first key, if there is none
 }
 
 // read reads the first state.
 func (g *Guard) read() (s *state, err error) {
-	o := g.options
+	o := &g.options
 	s = &state{}
-	if s.policy, err = Compile(o.Rules, o.PolicyOptions); err != nil {
+	if s.policy, err = o.Policy(); err != nil {
 		return nil, err
 	}
 	if g.owner, err = newOwner(o.User, o.Password); err != nil {
 		return nil, fmt.Errorf("user: %w", err)
 	}
-	if g.htpasswd, err = g.readHtpasswd(); err != nil {
-		return nil, err
+	if o.Htpasswd != "" {
+		if g.htpasswd, err = files.Read(o.Htpasswd, files.MaxSize); err != nil {
+			return nil, fmt.Errorf("htpasswd: %w", err)
+		}
 	}
 	if s.users, err = g.parseUsers(g.htpasswd); err != nil {
 		return nil, err
 	}
-	if s.robots, err = readRobots(g.path(robotsFile)); err != nil {
+	if s.robots, err = readRobots(g.root); err != nil {
 		return nil, err
 	}
-	s.keys, err = readKeys(g.path(keysFile))
+	s.keys, err = readKeys(g.root)
 	return s, err
 }
 
-func (g *Guard) readHtpasswd() ([]byte, error) {
-	if g.options.Htpasswd == "" {
-		return nil, nil
-	}
-	b, err := readFile(g.options.Htpasswd, maxFile)
-	if err != nil {
-		return nil, fmt.Errorf("htpasswd: %w", err)
-	}
-	return b, nil
-}
+// Close releases the directory. The Guard must not be used afterwards.
+func (g *Guard) Close() error { return g.root.Close() }
 
 func (g *Guard) parseUsers(content []byte) (*users, error) {
 	u, err := newUsers(g.owner, content)
@@ -154,64 +133,96 @@ func (g *Guard) parseUsers(content []byte) (*users, error) {
 	return u, nil
 }
 
-// settle works out what follows from the parts, and forgets what tokens have proved.
-func (s *state) settle(g *Guard) {
+// derive recomputes logins and challenges, and forgets which tokens were verified: what they proved may be wrong now.
+func (s *state) derive(g *Guard) {
 	s.tokens = newKnown()
-	people := len(s.users.list) > 0 || g.reviewed != nil || g.options.Certificate != nil
+	people := len(s.users.list) > 0 || g.options.Reviewer != nil || g.options.Certificate != nil
 	s.logins = people || len(s.robots.byName) > 0
+	// Where everything is open, robots can log in, but no client is asked to: all clients go on as before there were robots.
 	p := s.policy
-	// Where everything is open, a robot's login is taken, but not asked for: clients go on as they did before.
-	s.asks = people || s.logins && !(len(p.rules) == 0 && p.Anonymous >= ReadWrite && p.AnonymousDelete)
+	open := len(p.rules) == 0 && p.Anonymous >= ReadWrite && p.AnonymousDelete
+	s.challenges = people || s.logins && !open
 }
 
-// change makes a new state of the present one, and lets it count unless f fails.
+// change makes a new state from the current one, and puts it in place unless f fails.
 func (g *Guard) change(f func(*state) error) error {
-	g.mu.Lock()
+	g.mu.Lock() // or one of two changes at once would be lost
 	defer g.mu.Unlock()
 	next := *g.state.Load()
 	if err := f(&next); err != nil {
 		return err
 	}
-	next.settle(g)
+	next.derive(g)
 	g.state.Store(&next)
 	return nil
 }
 
-// SetRules puts rules in the place of those before. Errors: as Compile's; then those before stay.
-func (g *Guard) SetRules(rules []Rule, o PolicyOptions) error {
-	p, err := Compile(rules, o)
+// SetRules replaces the rules and the setting anonymous. Errors: as those of Options.Validate; then nothing changes.
+func (g *Guard) SetRules(rules []Rule, anonymous string) error {
+	o := g.options
+	o.Rules, o.Anonymous = rules, anonymous
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	p, err := o.Policy()
 	if err != nil {
 		return err
 	}
 	return g.change(func(s *state) error { s.policy = p; return nil })
 }
 
-// Policy is what decides now.
+// Policy returns what decides now.
 func (g *Guard) Policy() *Policy { return g.state.Load().policy }
 
-// Logins tells whether there is anybody who could log in.
-func (g *Guard) Logins() bool { return g.state.Load().logins }
-
-// Run follows the htpasswd file and does with the keys what is due, until ctx ends. It calls tell for what it did, with
-// a nil error, and for what it could not do.
-func (g *Guard) Run(ctx context.Context, tell func(what string, err error)) {
-	const often = time.Hour
-	var wg sync.WaitGroup
-	if path := g.options.Htpasswd; path != "" {
-		wg.Go(func() { Follow(ctx, path, g.htpasswd, g.setUsers, func(err error) { tell("users", err) }) })
+// Summary returns what may be done without a login, for people: the end of a sentence that begins "without a login:".
+func (g *Guard) Summary() string {
+	s := g.state.Load()
+	p, rest := s.policy, "needs a login"
+	if !s.logins {
+		rest = "is not possible, because there are no users"
 	}
-	for t := time.NewTicker(often); ; {
+	switch {
+	case p.Rules() > 0:
+		return fmt.Sprintf("what the %d rules of the configuration file allow; ask with trow can-i", p.Rules())
+	case p.Anonymous == None:
+		return "nothing"
+	case p.Anonymous == ReadOnly:
+		return "pull; everything else " + rest
+	case p.AnonymousDelete:
+		return "pull, push and delete (only this machine can connect)"
+	}
+	return "pull and push, for every client that can connect; delete " + rest
+}
+
+// Run follows the htpasswd file and rotates the keys until ctx is done, and logs what changes.
+func (g *Guard) Run(ctx context.Context) error {
+	const interval = time.Hour // far below keyLife
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if path := g.options.Htpasswd; path != "" {
+		wg.Go(func() { files.Follow(ctx, path, g.htpasswd, g.setUsers, func(err error) { g.logChange("users", err) }) })
+	}
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-			t.Stop()
-			wg.Wait()
-			return
+			return nil
 		case <-t.C:
 		}
-		if err := g.turn(time.Now()); err != nil {
-			tell("keys", err)
+		if err := g.rotateKeys(time.Now()); err != nil {
+			g.logChange("keys", err)
 		}
 	}
+}
+
+// logChange logs the outcome of a change to users or keys.
+func (g *Guard) logChange(what string, err error) {
+	if err != nil {
+		g.options.Log.Error().Err(err).Str("what", what).Msg("credentials not reloaded; the previous ones stay valid")
+		return
+	}
+	g.options.Log.Info().Str("what", what).Msg("credentials reloaded")
 }
 
 func (g *Guard) setUsers(content []byte) error {

@@ -38,10 +38,14 @@ func guard(t testing.TB, o auth.Options) *auth.Guard {
 	if o.Dir == "" {
 		o.Dir = t.TempDir()
 	}
+	if o.Anonymous == "" && len(o.Rules) == 0 {
+		o.Anonymous = "none"
+	}
 	g, err := auth.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { g.Close() })
 	return g
 }
 
@@ -96,20 +100,17 @@ func line(t testing.TB, name, password string, cost int) string {
 
 func TestWhatMayBeDoneWithoutALogin(t *testing.T) {
 	all := []auth.Action{auth.Login, auth.Pull, auth.Catalog, auth.Push, auth.Delete, auth.Admin}
-	level := func(l auth.Level, loopback bool) auth.PolicyOptions {
-		return auth.PolicyOptions{Anonymous: l, AnonymousDelete: loopback}
-	}
 	for _, row := range []struct {
 		name string
 		o    auth.Options
 		want string // for each action, see sign
 	}{
-		{"no user, push", auth.Options{PolicyOptions: level(auth.ReadWrite, false)}, "++++--"},
-		{"no user, push, loopback", auth.Options{PolicyOptions: level(auth.ReadWrite, true)}, "+++++-"},
-		{"no user, pull", auth.Options{PolicyOptions: level(auth.ReadOnly, false)}, "+++---"},
-		{"no user, pull, loopback", auth.Options{PolicyOptions: level(auth.ReadOnly, true)}, "+++---"},
-		{"user, push", auth.Options{User: "u", Password: "p", PolicyOptions: level(auth.ReadWrite, false)}, "4+++44"},
-		{"user, pull", auth.Options{User: "u", Password: "p", PolicyOptions: level(auth.ReadOnly, false)}, "4++444"},
+		{"no user, push", auth.Options{Anonymous: "push"}, "++++--"},
+		{"no user, push, loopback", auth.Options{Anonymous: "push", Loopback: true}, "+++++-"},
+		{"no user, pull", auth.Options{Anonymous: "pull"}, "+++---"},
+		{"no user, pull, loopback", auth.Options{Anonymous: "pull", Loopback: true}, "+++---"},
+		{"user, push", auth.Options{User: "u", Password: "p", Anonymous: "push"}, "4+++44"},
+		{"user, pull", auth.Options{User: "u", Password: "p", Anonymous: "pull"}, "4++444"},
 		{"user, none", auth.Options{User: "u", Password: "p"}, "444444"},
 		{"rules without anybody who could log in", auth.Options{Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"repo"}}}}, "++----"},
 	} {
@@ -174,7 +175,7 @@ func TestCredentials(t *testing.T) {
 }
 
 func TestHeadersThatAreNoLogin(t *testing.T) {
-	g := guard(t, auth.Options{User: "u", Password: "p", PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	g := guard(t, auth.Options{User: "u", Password: "p", Anonymous: "push"})
 	for name, r := range map[string]*http.Request{
 		"a token that is none":       request("Authorization", "Bearer x"),
 		"an empty token":             request("Authorization", "Bearer "),
@@ -195,7 +196,7 @@ func TestHeadersThatAreNoLogin(t *testing.T) {
 		}
 	}
 	// Where there is nobody who could log in, a client may send what it likes.
-	g = guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	g = guard(t, auth.Options{Anonymous: "push"})
 	for _, r := range []*http.Request{withLogin("some", "body"), request("Authorization", "Bearer x"), request("Authorization", "a", "Authorization", "b")} {
 		if _, err := may(g, r, "repo", auth.Push); err != nil {
 			t.Error(err)
@@ -204,23 +205,24 @@ func TestHeadersThatAreNoLogin(t *testing.T) {
 }
 
 func TestOptionsThatCannotBeMeant(t *testing.T) {
-	push := auth.PolicyOptions{Anonymous: auth.ReadWrite}
 	for _, o := range []auth.Options{
-		{Password: "p", PolicyOptions: push},
-		{User: "u", PolicyOptions: push},
-		{},
+		{Password: "p", Anonymous: "push"},
+		{User: "u", Anonymous: "push"},
+		{Anonymous: "none"},
+		{Anonymous: "delete"},
 		{User: "a:b", Password: "p"},
 		{User: "a\nb", Password: "p"},
 		{User: "a\xffb", Password: "p"},
 		{User: "u", Password: "p", Htpasswd: htpasswd(t, "u")},
 		{Htpasswd: "/nowhere"},
 		{Htpasswd: t.TempDir()},
-		{PolicyOptions: push, URL: "registry.example.org"},
-		{PolicyOptions: push, URL: "https://u:p@registry.example.org"},
-		{PolicyOptions: push, URL: "https://registry.example.org/path"},
-		{PolicyOptions: push, URL: "ftp://registry.example.org"},
-		{PolicyOptions: push, URL: "https://a b"},
+		{Anonymous: "push", PublicURL: "registry.example.org"},
+		{Anonymous: "push", PublicURL: "https://u:p@registry.example.org"},
+		{Anonymous: "push", PublicURL: "https://registry.example.org/path"},
+		{Anonymous: "push", PublicURL: "ftp://registry.example.org"},
+		{Anonymous: "push", PublicURL: "https://a b"},
 		{Rules: []auth.Rule{{}}},
+		{Rules: []auth.Rule{rule("*", "pull", "")}, Anonymous: "pull"},
 	} {
 		o.Dir = t.TempDir()
 		if _, err := auth.New(o); err == nil {
@@ -262,7 +264,7 @@ func TestARequestThatIsGivenUpDoesNotWait(t *testing.T) {
 func TestChallenges(t *testing.T) {
 	basic := `Basic realm="trow", charset="UTF-8"`
 	closed := guard(t, auth.Options{User: "u", Password: "p"})
-	open := guard(t, auth.Options{User: "u", Password: "p", PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}})
+	open := guard(t, auth.Options{User: "u", Password: "p", Anonymous: "pull"})
 	public := guard(t, auth.Options{User: "u", Password: "p", Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}}}})
 	forbidden := guard(t, auth.Options{User: "u", Password: "p", Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"none"}}}})
 	r := httptest.NewRequest("GET", "https://registry.example.org:5000/v2/", nil)
@@ -332,7 +334,7 @@ func TestHostHeaderGames(t *testing.T) {
 			t.Errorf("Host %.60q: %s %.60q, want %.60q", host, scheme, got, want)
 		}
 	}
-	g = guard(t, auth.Options{User: "u", Password: "p", URL: "https://Public.example.org/"})
+	g = guard(t, auth.Options{User: "u", Password: "p", PublicURL: "https://Public.example.org/"})
 	if c := g.Challenge(request(), "", auth.Login, nil); !strings.HasPrefix(c[0], `Bearer realm="https://public.example.org/token",service="public.example.org"`) {
 		t.Errorf("%q", c)
 	}
@@ -363,7 +365,7 @@ func TestProtect(t *testing.T) {
 			t.Errorf("%s: %d %v %s", name, w.Code, w.Header(), w.Body)
 		}
 	}
-	open := guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true}})
+	open := guard(t, auth.Options{Anonymous: "push", Loopback: true})
 	w := httptest.NewRecorder()
 	open.Protect(auth.Admin, http.NotFoundHandler()).ServeHTTP(w, request())
 	if w.Code != 403 {

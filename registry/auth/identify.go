@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// maxHeader bounds an Authorization header: a token, encoded once more as a password.
+// maxHeader bounds an Authorization header: a token that is encoded once more as a password.
 const maxHeader = maxToken*4/3 + 1<<10
 
-// Identify implements Authorizer. It is the one place where a request gets its identity. Credentials in its header count
-// before a certificate.
+// Identify implements Authorizer. It is the only place where a request gets its identity. Credentials in the header take
+// precedence over a certificate.
 func (g *Guard) Identify(r *http.Request) (*Identity, error) {
-	if onSocket(r.Context()) {
+	if bySocket(r.Context()) {
 		return Socket, nil
 	}
 	who, err := g.identify(r)
@@ -28,29 +28,29 @@ func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 
 func (g *Guard) identify(r *http.Request) (*Identity, error) {
 	s := g.state.Load()
-	if !s.logins { // credentials, which some clients send all the same, mean nothing
-		return nobody, nil
+	if !s.logins { // no credentials are valid; some clients send some all the same
+		return anonymous, nil
 	}
-	given := r.Header["Authorization"]
+	headers := r.Header["Authorization"]
 	switch {
-	case len(given) == 0:
+	case len(headers) == 0:
 		return g.certified(r), nil
-	case len(given) > 1: // which one counts would depend on who reads it
+	case len(headers) > 1: // a proxy and we might choose different ones
 		return nil, fmt.Errorf("%w: more than one Authorization header", ErrUnauthorized)
-	case len(given[0]) > maxHeader:
+	case len(headers[0]) > maxHeader:
 		return nil, fmt.Errorf("%w: the Authorization header is too long", ErrUnauthorized)
 	}
-	scheme, rest, _ := strings.Cut(given[0], " ")
+	scheme, rest, _ := strings.Cut(headers[0], " ")
 	switch {
 	case strings.EqualFold(scheme, "Bearer"):
 		return g.bearer(r, s, strings.TrimLeft(rest, " "))
 	case strings.EqualFold(scheme, "Basic"):
 		return g.basic(r, s, strings.TrimLeft(rest, " "))
 	}
-	return nil, fmt.Errorf("%w: only Basic and Bearer credentials are understood", ErrUnauthorized)
+	return nil, fmt.Errorf("%w: unknown scheme; want Basic or Bearer", ErrUnauthorized)
 }
 
-// bearer takes a token of ours, a robot's secret, a token of the cluster.
+// bearer returns the identity of a token: one of ours, a robot's secret, or one of the cluster.
 func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, error) {
 	if len(token) > maxToken {
 		return nil, errBadToken
@@ -59,8 +59,8 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 	if robot := s.robots.find(token, now); robot != nil {
 		return robot.who, nil
 	}
-	if g.reviewed != nil && foreign(token) {
-		return g.reviewed.identity(r.Context(), token, now)
+	if g.options.Reviewer != nil && foreign(token) {
+		return g.account(r.Context(), token)
 	}
 	key := sumOf(&g.secret, token)
 	p, ok := s.tokens.get(key, now)
@@ -69,9 +69,11 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 		if p, err = s.verify(token, now); err != nil {
 			return nil, err
 		}
-		s.tokens.put(key, p, now)
+		s.tokens.Add(key, p)
 	}
-	if p.aud == r.Host { // as it was when the token was made; otherwise it may still mean the same
+	// The token is for the host that the client named when it got it. Usually it is spelled in the same way now; if not,
+	// it may still be the same host.
+	if p.aud == r.Host {
 		return p.who, nil
 	}
 	if _, host := g.base(r); p.aud != host {
@@ -80,7 +82,7 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 	return p.who, nil
 }
 
-// basic takes a user's name and a password.
+// basic returns the identity of a user name and a password.
 func (g *Guard) basic(r *http.Request, s *state, encoded string) (*Identity, error) {
 	key := sumOf(&g.secret, encoded)
 	if p, ok := s.users.known.get(key, time.Time{}); ok {
@@ -92,23 +94,24 @@ func (g *Guard) basic(r *http.Request, s *state, encoded string) (*Identity, err
 	b, err := base64.StdEncoding.DecodeString(encoded)
 	name, password, ok := strings.Cut(string(b), ":")
 	if err != nil || !ok {
-		return nil, fmt.Errorf("%w: these are no Basic credentials", ErrUnauthorized)
+		return nil, fmt.Errorf("%w: invalid Basic credentials", ErrUnauthorized)
 	}
 	return g.password(r.Context(), s, Address(r), key, name, password)
 }
 
-// errWrong says nothing of which of the two it is.
+// errWrong does not reveal which of the two is wrong.
 var errWrong = fmt.Errorf("%w: user or password is wrong", ErrUnauthorized)
 
-// password takes what is a secret by itself, whatever the name; or a user's.
-func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32]byte, name, password string) (*Identity, error) {
+// password returns the identity of a password that is a secret by itself, with any user name, or else of the user.
+func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32]byte, name, password string) (
+	*Identity, error) {
 	now := time.Now()
 	if robot := s.robots.find(password, now); robot != nil {
-		s.tokens.put(key, proof{who: robot.who, until: robot.Expires}, now)
+		s.tokens.Add(key, proof{who: robot.who, until: robot.Expires})
 		return robot.who, nil
 	}
-	if g.reviewed != nil && foreign(password) {
-		return g.reviewed.identity(ctx, password, now)
+	if g.options.Reviewer != nil && foreign(password) {
+		return g.account(ctx, password)
 	}
 	if len(s.users.list) == 0 || len(name) > maxUserName {
 		return nil, errWrong

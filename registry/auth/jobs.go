@@ -3,13 +3,14 @@ package auth
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"time"
 
 	"trow/registry/admin"
 )
 
-// The names of the jobs that [Jobs] returns.
+// The names of the jobs.
 const (
 	JobCreateRobot = "token-create"
 	JobRevokeRobot = "token-revoke"
@@ -17,18 +18,19 @@ const (
 	JobExplain     = "can-i"
 )
 
-// CreatedRobot is the outcome of the job that creates a robot. The secret is not stored: it cannot be shown again.
+// CreatedRobot is the outcome of the job token-create.
 type CreatedRobot struct {
 	Robot
-	Secret string `json:"secret"`
+	Secret string `json:"secret"` // the only copy: it is not stored
 }
 
-// Jobs returns the server's side of the commands token, can-i and pull-secret, by the jobs' names. notify is called
-// with what has changed, for the log.
-func Jobs(g *Guard, notify func(what string, r Robot)) map[string]admin.Job {
-	return map[string]admin.Job{
-		JobCreateRobot: func(_ context.Context, q url.Values, _ func(any)) (any, error) {
-			r, err := wanted(q)
+// Jobs returns what the server does for the commands about robots and rights, by name; each is an admin.Job. Their
+// parameters are those of a URL's query: name, repository, action and expires (RFC 3339) of a robot; as, group,
+// repository and action of a question. They return CreatedRobot, Robot, []Robot, and Explanation.
+func (g *Guard) Jobs() map[string]http.Handler {
+	return map[string]http.Handler{
+		JobCreateRobot: admin.Job(func(_ context.Context, q url.Values, _ func(any)) (any, error) {
+			r, err := parseRobot(q)
 			if err != nil {
 				return nil, err
 			}
@@ -36,30 +38,35 @@ func Jobs(g *Guard, notify func(what string, r Robot)) map[string]admin.Job {
 			if err != nil {
 				return nil, err
 			}
-			notify("created", r)
+			g.logRobot("created", r.Name)
 			return CreatedRobot{r, secret}, nil
-		},
-		JobRevokeRobot: func(_ context.Context, q url.Values, _ func(any)) (any, error) {
-			r := Robot{Name: q.Get("name")}
-			if err := g.RevokeRobot(r.Name); err != nil {
+		}),
+		JobRevokeRobot: admin.Job(func(_ context.Context, q url.Values, _ func(any)) (any, error) {
+			name := q.Get("name")
+			if err := g.RevokeRobot(name); err != nil {
 				return nil, err
 			}
-			notify("revoked", r)
-			return r, nil
-		},
-		JobListRobots: func(context.Context, url.Values, func(any)) (any, error) { return g.Robots(), nil },
-		JobExplain: func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
+			g.logRobot("revoked", name)
+			return Robot{Name: name}, nil
+		}),
+		JobListRobots: admin.Job(func(context.Context, url.Values, func(any)) (any, error) { return g.Robots(), nil }),
+		JobExplain: admin.Job(func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
 			who, err := g.Impersonate(q.Get("as"), q["group"])
 			if err != nil {
 				return nil, err
 			}
 			return g.Explain(ctx, who, q.Get("repository"), Action(q.Get("action")))
-		},
+		}),
 	}
 }
 
-// wanted is the robot that a query describes.
-func wanted(q url.Values) (r Robot, err error) {
+// logRobot logs that a robot was created or revoked.
+func (g *Guard) logRobot(event, name string) {
+	g.options.Log.Info().Str("robot", name).Str("event", event).Msg("token")
+}
+
+// parseRobot reads the robot that a query describes.
+func parseRobot(q url.Values) (r Robot, err error) {
 	r = Robot{Name: q.Get("name"), Repositories: q["repository"]}
 	if r.Actions, err = ParseActions(q["action"]); err != nil {
 		return r, fmt.Errorf("actions: %w", err)

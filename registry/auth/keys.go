@@ -7,18 +7,22 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"time"
+
+	"trow/storage/files"
 )
 
 const (
 	// keyLife is how long a key signs.
 	keyLife = 30 * 24 * time.Hour
-	// keyRest is how long after that its tokens are taken: they have ended by then, whatever the clocks say.
-	keyRest = 2 * tokenLife
+	// keyOverlap is how long tokens of a key are accepted after it has been replaced: by then they have expired, even if a
+	// clock was corrected.
+	keyOverlap = 2 * tokenLife
 )
 
-// signingKey is a key, as it is kept.
+// signingKey is a key as it is stored.
 type signingKey struct {
 	ID   string    `json:"id"`
 	Made time.Time `json:"made"`
@@ -27,30 +31,33 @@ type signingKey struct {
 
 func (k *signingKey) private() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(k.Seed) }
 
-// keyring has the key that signs, last, and before it those whose tokens may not have ended. It never changes.
+func (k *signingKey) valid() bool { return len(k.Seed) == ed25519.SeedSize && k.ID != "" }
+
+// keyring holds the key that signs, last, and before it the one whose tokens may not have expired. It never changes.
 type keyring []signingKey
 
-// readKeys reads the keys. A file that cannot be understood counts as none: all it costs is that clients fetch new
-// tokens, which they do by themselves.
-func readKeys(path string) (keyring, error) {
-	b, err := readFile(path, maxFile)
+// readKeys reads the keys. A file that cannot be decoded counts as empty: clients get new tokens automatically, so that
+// nothing is lost.
+func readKeys(root *os.Root) (keyring, error) {
+	b, err := files.ReadIn(root, keysFile, files.MaxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the keys of tokens: %w", err)
+		return nil, fmt.Errorf("token keys: %w", err)
 	}
 	var ring keyring
-	if json.Unmarshal(b, &ring) != nil || slices.ContainsFunc(ring, func(k signingKey) bool { return len(k.Seed) != ed25519.SeedSize || k.ID == "" }) {
+	if json.Unmarshal(b, &ring) != nil || slices.ContainsFunc(ring, func(k signingKey) bool { return !k.valid() }) {
 		return nil, nil
 	}
 	return ring, nil
 }
 
-// turned returns the ring as it should be at that time, and whether that is another one.
-func (r keyring) turned(now time.Time) (keyring, bool) {
-	if n := len(r); n > 0 && now.Sub(r[n-1].Made) < keyLife && now.After(r[n-1].Made.Add(-keyRest)) {
-		if n == 1 || now.Sub(r[n-1].Made) < keyRest {
+// rotated returns the keyring as it should be at that time, and whether it differs from r.
+func (r keyring) rotated(now time.Time) (keyring, bool) {
+	// A key that is younger than keyLife signs, unless the clock was set back behind its creation by more than the overlap.
+	if n := len(r); n > 0 && now.Sub(r[n-1].Made) < keyLife && now.After(r[n-1].Made.Add(-keyOverlap)) {
+		if n == 1 || now.Sub(r[n-1].Made) < keyOverlap {
 			return r, false
 		}
 		return r[n-1:], true
@@ -64,19 +71,20 @@ func (r keyring) turned(now time.Time) (keyring, bool) {
 	return keyring{next}, true
 }
 
-// turn does with the keys what is due.
-func (g *Guard) turn(now time.Time) error {
+// rotateKeys adds a signing key when the current one is 30 days old, and drops the one before it after the overlap.
+func (g *Guard) rotateKeys(now time.Time) error {
 	return g.change(func(s *state) error {
-		next, changed := s.keys.turned(now)
+		next, changed := s.keys.rotated(now)
 		if !changed {
 			return nil
 		}
 		b, err := json.MarshalIndent(next, "", "  ")
 		if err == nil {
-			err = save(g.path(keysFile), append(b, '\n'))
+			// The key is durable before it signs, or the tokens that it signs would be invalid after a crash.
+			err = files.Write(g.root, keysFile, append(b, '\n'), 0o600)
 		}
 		if err != nil {
-			return fmt.Errorf("the keys of tokens: %w", err)
+			return fmt.Errorf("token keys: %w", err)
 		}
 		s.keys = next
 		return nil

@@ -10,71 +10,74 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"trow/registry/glob"
+	"trow/storage/files"
 )
 
 // SecretPrefix begins the secrets of robots, so that scanners for secrets find them in code.
 const SecretPrefix = "trow_"
 
-// robotPrefix begins the names of robots as identities; users cannot have it.
+// robotPrefix begins the names of robots as identities; names of users cannot begin with it.
 const robotPrefix = "robot:"
 
-// Robot is a robot, as it is listed.
+// Robot is a robot as it is listed.
 type Robot struct {
 	Name         string    `json:"name"`
 	Repositories []string  `json:"repositories"` // patterns
 	Actions      []Action  `json:"actions"`
 	Created      time.Time `json:"created"`
-	Expires      time.Time `json:"expires,omitzero"` // zero: it does not end by itself
+	Expires      time.Time `json:"expires,omitzero"` // zero: never
 }
 
-// kept is a robot in the file. What is kept of its secret is the SHA-256. A slow hash is for passwords, that can be
-// guessed; 256 random bits cannot, and a fast one lets a machine log in with each request.
-type kept struct {
+// storedRobot is a robot in the file. Of its secret, the file has the SHA-256. Slow hashes are for passwords, which can
+// be guessed; 256 random bits cannot, and with a fast hash a machine can log in with each request.
+type storedRobot struct {
 	Robot
 	SHA256 string `json:"sha256"`
 }
 
-// robot is one, read.
+// robot is a Robot that was read.
 type robot struct {
 	Robot
 	who   *Identity
-	id    string // of this one, and not of another that had its name before
+	id    string // distinguishes it from an earlier robot of the same name
 	repos glob.Set
 }
 
-// may tells what the robot was made for.
+// may reports whether the robot was created for that.
 func (r *robot) may(repo string, a Action) bool {
 	return slices.Contains(r.Actions, a) && (a.Whole() || r.repos.Match(repo))
 }
 
-func (r *robot) ended(now time.Time) bool { return !r.Expires.IsZero() && !now.Before(r.Expires) }
+func (r *robot) expired(now time.Time) bool { return !r.Expires.IsZero() && !now.Before(r.Expires) }
 
-// robots are all of them. A set never changes.
+// robots are all robots. A set never changes.
 type robots struct {
-	kept   []kept
-	byHash map[[32]byte]*robot
+	stored []storedRobot
+	byHash map[[sha256.Size]byte]*robot
 	byName map[string]*robot
 }
 
 const (
 	// maxRobots bounds the file.
 	maxRobots = 10_000
-	// maxRobotsFile is what that many may take at most.
+	// maxRobotsFile is more than that many robots take.
 	maxRobotsFile = 64 << 20
 )
 
-// readRobots reads the file. It cannot be made anew: others have the secrets.
-func readRobots(path string) (*robots, error) {
-	b, err := readFile(path, maxRobotsFile)
+// readRobots reads the file. Unlike the keys, it must not be replaced by an empty one when it is damaged: machines have
+// the secrets.
+func readRobots(root *os.Root) (*robots, error) {
+	b, err := files.ReadIn(root, robotsFile, maxRobotsFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return newRobots(nil)
 	}
-	var list []kept
+	var list []storedRobot
 	if err == nil {
 		err = json.Unmarshal(b, &list)
 	}
@@ -83,77 +86,72 @@ func readRobots(path string) (*robots, error) {
 		r, err = newRobots(list)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the robots' tokens in %s cannot be used: %w; put a copy of the file back, or delete it, which revokes them all", path, err)
+		return nil, fmt.Errorf("cannot read the robots in %s: %w; restore the file from a copy, or delete it, which revokes all robots",
+			filepath.Join(root.Name(), robotsFile), err)
 	}
 	return r, nil
 }
 
-func newRobots(list []kept) (*robots, error) {
-	r := &robots{kept: list, byHash: map[[32]byte]*robot{}, byName: map[string]*robot{}}
-	for _, k := range list {
-		one := &robot{Robot: k.Robot}
-		sum, err := hex.DecodeString(k.SHA256)
+func newRobots(list []storedRobot) (*robots, error) {
+	r := &robots{stored: list, byHash: map[[sha256.Size]byte]*robot{}, byName: map[string]*robot{}}
+	for _, stored := range list {
+		one := &robot{Robot: stored.Robot}
+		sum, err := hex.DecodeString(stored.SHA256)
 		if err != nil || len(sum) != sha256.Size {
-			return nil, fmt.Errorf("robot %q: its sha256 is none", k.Name)
+			return nil, fmt.Errorf("robot %q: invalid sha256", stored.Name)
 		}
-		if one.repos, err = glob.Compile(k.Repositories...); err != nil {
-			return nil, fmt.Errorf("robot %q: %w", k.Name, err)
+		if one.repos, err = glob.Compile(stored.Repositories...); err != nil {
+			return nil, fmt.Errorf("robot %q: %w", stored.Name, err)
 		}
-		one.id = k.SHA256[:16]
-		one.who = &Identity{Name: robotPrefix + k.Name, robot: one}
-		r.byHash[[32]byte(sum)] = one
-		r.byName[k.Name] = one
+		one.id = stored.SHA256[:16]
+		one.who = &Identity{Name: robotPrefix + stored.Name, robot: one}
+		r.byHash[[sha256.Size]byte(sum)] = one
+		r.byName[stored.Name] = one
 	}
 	return r, nil
 }
 
-// find tells whose secret it is. That a look-up in a map takes longer for some keys says nothing: the key is a hash.
+// find returns the robot with this secret, nil if there is none. The time that a look-up in a map takes reveals nothing
+// about the secret, because the key is a hash.
 func (r *robots) find(secret string, now time.Time) *robot {
 	if !strings.HasPrefix(secret, SecretPrefix) {
 		return nil
 	}
 	one := r.byHash[sha256.Sum256([]byte(secret))]
-	if one == nil || one.ended(now) {
+	if one == nil || one.expired(now) {
 		return nil
 	}
 	return one
 }
 
-// with returns the set with one more, and its secret.
+// with returns the set with one more robot, and its secret.
 func (r *robots) with(o Robot) (*robots, string, error) {
 	switch _, exists := r.byName[o.Name]; {
 	case exists:
-		return nil, "", fmt.Errorf("there is a robot %q already; revoke it, or take another name", o.Name)
-	case len(r.kept) >= maxRobots:
-		return nil, "", fmt.Errorf("there are %d robots, and not one more; revoke those that have ended", maxRobots)
+		return nil, "", fmt.Errorf("robot %q already exists; revoke it, or choose another name", o.Name)
+	case len(r.stored) >= maxRobots:
+		return nil, "", fmt.Errorf("there are %d robots already, which is the limit; revoke those that have expired", maxRobots)
 	}
 	secret := SecretPrefix + rand.Text() + rand.Text() // 260 bits
 	sum := sha256.Sum256([]byte(secret))
-	next, err := newRobots(append(slices.Clone(r.kept), kept{o, hex.EncodeToString(sum[:])}))
+	next, err := newRobots(append(slices.Clone(r.stored), storedRobot{o, hex.EncodeToString(sum[:])}))
 	return next, secret, err
 }
 
-// without returns the set without one.
+// without returns the set without one robot.
 func (r *robots) without(name string) (*robots, error) {
 	if _, ok := r.byName[name]; !ok {
-		return nil, fmt.Errorf("there is no robot %q", name)
+		return nil, fmt.Errorf("robot %q does not exist", name)
 	}
-	return newRobots(slices.DeleteFunc(slices.Clone(r.kept), func(k kept) bool { return k.Name == name }))
+	is := func(k storedRobot) bool { return k.Name == name }
+	return newRobots(slices.DeleteFunc(slices.Clone(r.stored), is))
 }
 
-func (r *robots) save(path string) error {
-	b, err := json.MarshalIndent(r.kept, "", "  ")
-	if err != nil {
-		return err
-	}
-	return save(path, append(b, '\n'))
-}
-
-// CreateRobot makes a robot and returns its secret, which nobody can tell again. Errors: what is wrong with the name,
-// the patterns, the actions or the end; that it exists; whatever the file system reports.
+// CreateRobot creates a robot and returns its secret, which is not stored anywhere. Errors: an invalid name, pattern,
+// action or end; a robot of this name exists; those of the file system.
 func (g *Guard) CreateRobot(o Robot) (secret string, err error) {
 	o.Created = time.Now().UTC().Truncate(time.Second)
-	if err := o.check(); err != nil {
+	if err := o.validate(); err != nil {
 		return "", err
 	}
 	err = g.changeRobots(func(r *robots) (*robots, error) {
@@ -167,18 +165,18 @@ func (g *Guard) CreateRobot(o Robot) (secret string, err error) {
 	return secret, nil
 }
 
-// check finds what cannot be meant.
-func (r *Robot) check() error {
+// validate reports the first invalid field.
+func (r *Robot) validate() error {
 	valid := func(c rune) bool {
 		return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || strings.ContainsRune("._-", c)
 	}
 	switch {
 	case r.Name == "" || len(r.Name) > 63 || strings.ContainsFunc(r.Name, func(c rune) bool { return !valid(c) }):
-		return fmt.Errorf("name: %.80q is none: 1 to 63 lower-case letters, digits, '.', '_' and '-'", r.Name)
+		return fmt.Errorf("invalid name %.80q: want 1 to 63 lower-case letters, digits, '.', '_' and '-'", r.Name)
 	case !r.Expires.IsZero() && !r.Expires.After(r.Created):
-		return fmt.Errorf("expires: the end has passed already")
+		return fmt.Errorf("expires: %s is in the past", r.Expires.Format(time.RFC3339))
 	case len(r.Repositories) == 0:
-		return fmt.Errorf("repository: say which it is for; ** is all")
+		return fmt.Errorf("repository: at least one pattern is needed; ** matches all repositories")
 	}
 	if _, err := glob.Compile(r.Repositories...); err != nil {
 		return fmt.Errorf("repository: %w", err)
@@ -186,13 +184,13 @@ func (r *Robot) check() error {
 	return nil
 }
 
-// RevokeRobot ends a robot: its secret and the tokens given for it count no more. Errors: that there is none of this
-// name; whatever the file system reports.
+// RevokeRobot revokes a robot: its secret and the tokens that were issued for it are invalid at once. Errors: there is
+// no robot of this name; those of the file system.
 func (g *Guard) RevokeRobot(name string) error {
 	return g.changeRobots(func(r *robots) (*robots, error) { return r.without(name) })
 }
 
-// Robots lists the robots by name.
+// Robots returns the robots, sorted by name.
 func (g *Guard) Robots() []Robot {
 	all := g.state.Load().robots.byName
 	list := make([]Robot, 0, len(all))
@@ -202,17 +200,19 @@ func (g *Guard) Robots() []Robot {
 	return list
 }
 
-// changeRobots makes the change durable, and then lets it count.
+// changeRobots makes a change durable before it takes effect: a secret that is shown must be valid after a crash, and one
+// that was revoked must stay invalid.
 func (g *Guard) changeRobots(change func(*robots) (*robots, error)) error {
 	return g.change(func(s *state) error {
 		next, err := change(s.robots)
 		if err != nil {
 			return err
 		}
+		b, err := json.MarshalIndent(next.stored, "", "  ")
+		if err != nil {
+			return err
+		}
 		s.robots = next
-		return next.save(g.path(robotsFile))
+		return files.Write(g.root, robotsFile, append(b, '\n'), 0o600)
 	})
 }
-
-// path is a file of the guard's own.
-func (g *Guard) path(name string) string { return g.options.Dir + string(os.PathSeparator) + name }

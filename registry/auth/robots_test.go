@@ -32,7 +32,7 @@ func create(t testing.TB, g *auth.Guard, r auth.Robot) string {
 
 func TestARobotMayDoWhatItWasMadeForAndNoMore(t *testing.T) {
 	dir := t.TempDir()
-	o := auth.Options{Dir: dir, User: "owner", Password: "p", PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}}
+	o := auth.Options{Dir: dir, User: "owner", Password: "p", Anonymous: "pull"}
 	g := guard(t, o)
 	secret := create(t, g, robot("ci", "pull,push", "team/** shared"))
 	if !regexp.MustCompile(`^trow_[A-Z2-7]{52}$`).MatchString(secret) {
@@ -142,7 +142,7 @@ func second[T any](_ T, err error) error { return err }
 
 // TestARobotWhereEverythingIsOpen: its login is taken, and nobody else is asked for one.
 func TestARobotWhereEverythingIsOpen(t *testing.T) {
-	g := guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true}})
+	g := guard(t, auth.Options{Anonymous: "push", Loopback: true})
 	secret := create(t, g, robot("ci", "pull", "a"))
 	if _, err := may(g, request(), "", auth.Login); err != nil {
 		t.Errorf("login: %v", err)
@@ -156,7 +156,7 @@ func TestARobotWhereEverythingIsOpen(t *testing.T) {
 	if _, err := may(g, withLogin("x", "y"), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
 		t.Errorf("a wrong login: %v", err)
 	}
-	far := guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	far := guard(t, auth.Options{Anonymous: "push"})
 	create(t, far, robot("ci", "delete", "a"))
 	if _, err := may(far, request(), "", auth.Login); !errors.Is(err, auth.ErrUnauthorized) {
 		t.Errorf("where deleting needs a login, clients are not asked for one: %v", err)

@@ -9,7 +9,7 @@ import (
 	"trow/registry/glob"
 )
 
-// Level says what may be done without a login, where there are no rules. A higher one includes the lower ones.
+// Level is what may be done without a login, where there are no rules. A higher level includes the lower ones.
 type Level int
 
 // The levels.
@@ -19,7 +19,7 @@ const (
 	ReadWrite
 )
 
-// ParseLevel understands none, pull and push.
+// ParseLevel reads none, pull or push.
 func ParseLevel(s string) (Level, error) {
 	switch s {
 	case "none":
@@ -29,49 +29,50 @@ func ParseLevel(s string) (Level, error) {
 	case "push":
 		return ReadWrite, nil
 	}
-	return None, fmt.Errorf("%.40q is none of none, pull, push", s)
+	return None, fmt.Errorf("%.40q: want one of none, pull, push", s)
 }
 
-// Rule is one rule, as the configuration file has it.
+// Rule is one rule in the configuration file.
 type Rule struct {
-	// Who it is about: user:NAME, robot:NAME, group:NAME, serviceaccount:NAMESPACE/NAME, namespace:NAMESPACE (all of
-	// its service accounts), cert:CN, cert-group:O (of a certificate; %20 is a space, %2C a comma), anonymous,
-	// authenticated, or * for everybody. A user is one of ours, or, if his name has a
-	// colon, which ours have not, one of the cluster's: the cluster's alice may be somebody else than ours.
+	// Who are the identities that it is about: user:NAME, robot:NAME, group:NAME, serviceaccount:NAMESPACE/NAME,
+	// namespace:NAMESPACE (all of its service accounts), cert:CN, cert-group:O (of a certificate; %20 is a space, %2C a
+	// comma), anonymous, authenticated, or * for all. A user whose name has a colon is a user of the cluster, others are
+	// users of this registry: the cluster's alice may be another person than ours.
 	Who []string `mapstructure:"who"`
-	// May has actions, or none, alone: then it forbids all.
+	// May are actions; or none, alone, which forbids all actions.
 	May []string `mapstructure:"may"`
-	// Repositories are patterns; none at all means every repository. They say nothing about catalog and admin.
+	// Repositories are patterns; without any the rule is about every repository. Catalog, admin and metrics do not depend
+	// on them.
 	Repositories []string `mapstructure:"repositories"`
 }
 
-// Policy is what decides. Make it with [Compile].
+// Policy decides who may do what. Make it with [Compile].
 type Policy struct {
 	rules []rule
 	PolicyOptions
 }
 
-// PolicyOptions say what holds beside the rules.
+// PolicyOptions are what decides beside the rules.
 type PolicyOptions struct {
 	Anonymous       Level // what may be done without a login, where there are no rules
 	AnonymousDelete bool  // deleting needs no login where pushing needs none; for loopback listeners
-	Access          bool  // what accounts of the cluster may do that no rule decides, the cluster decides
+	Access          bool  // where no rule decides about an account of the cluster, the Kubernetes API does
 }
 
-// rule is a Rule, read.
+// rule is a Rule that was read.
 type rule struct {
 	who        Who
 	may        []Action
 	forbids    bool
-	everywhere bool // it is about all repositories
+	everywhere bool // the rule is about all repositories
 	repos      glob.Set
-	patterns   []string // what repos was made of
+	patterns   []string // the source of repos
 }
 
-// subject is one whom a rule is about.
+// subject is one element of who.
 type subject struct{ kind, name string }
 
-// Compile reads rules. Errors name the rule and what is wrong with it.
+// Compile reads rules. An error names the rule and the key.
 func Compile(rules []Rule, o PolicyOptions) (*Policy, error) {
 	p := &Policy{PolicyOptions: o}
 	for i, r := range rules {
@@ -99,13 +100,13 @@ func compile(r Rule) (c rule, err error) {
 	return c, nil
 }
 
-// Who is a number of subjects: those whom a rule, or whatever else has a who, is about.
+// Who is the set of identities that a rule, or a limit, is about.
 type Who []subject
 
-// ParseWho reads subjects as a Rule has them. Errors name the one that is none; none at all is one, too.
+// ParseWho reads the subjects of a Rule. Errors: an invalid subject; no subject at all.
 func ParseWho(texts []string) (all Who, err error) {
 	if len(texts) == 0 {
-		return nil, fmt.Errorf("who: say whom it is about; * is everybody")
+		return nil, fmt.Errorf("who: at least one identity is needed; * matches all")
 	}
 	for _, text := range texts {
 		s, err := parseSubject(text)
@@ -117,13 +118,13 @@ func ParseWho(texts []string) (all Who, err error) {
 	return all, nil
 }
 
-// Means tells whether one of the subjects is this identity.
-func (w Who) Means(who *Identity) bool {
-	return slices.ContainsFunc(w, func(s subject) bool { return s.is(who) })
+// Match reports whether one of the subjects matches this identity.
+func (w Who) Match(who *Identity) bool {
+	return slices.ContainsFunc(w, func(s subject) bool { return s.matches(who) })
 }
 
-// Everybody tells whether one of the subjects is *.
-func (w Who) Everybody() bool { return slices.Contains(w, subject{kind: "*"}) }
+// All reports whether one of the subjects is *.
+func (w Who) All() bool { return slices.Contains(w, subject{kind: "*"}) }
 
 func parseSubject(text string) (subject, error) {
 	if text == "*" || text == "anonymous" || text == "authenticated" {
@@ -145,17 +146,18 @@ func parseSubject(text string) (subject, error) {
 	case "serviceaccount":
 		namespace, account, ok := strings.Cut(name, "/")
 		if !ok || namespace == "" || account == "" {
-			return subject{}, fmt.Errorf("%.80q is not serviceaccount:NAMESPACE/NAME", text)
+			return subject{}, fmt.Errorf("%.80q: want serviceaccount:NAMESPACE/NAME", text)
 		}
 		return subject{kind, serviceAccount + namespace + ":" + account}, nil
 	}
-	return subject{}, fmt.Errorf("%.80q is none of user:, robot:, group:, serviceaccount:, namespace:, cert:, cert-group: with a name, anonymous, authenticated, *", text)
+	return subject{}, fmt.Errorf("%.80q: want one of user:NAME, robot:NAME, group:NAME, serviceaccount:NAMESPACE/NAME, "+
+		"namespace:NAME, cert:CN, cert-group:O, anonymous, authenticated, *", text)
 }
 
 // serviceAccount begins the names of service accounts.
 const serviceAccount = "system:serviceaccount:"
 
-// parseMay reads actions, or none.
+// parseMay reads actions, or "none", which forbids all.
 func parseMay(texts []string) (may []Action, forbids bool, err error) {
 	if len(texts) == 1 && texts[0] == "none" {
 		return nil, true, nil
@@ -164,23 +166,24 @@ func parseMay(texts []string) (may []Action, forbids bool, err error) {
 	return may, false, err
 }
 
-// ParseActions reads actions: pull, push, delete, catalog, admin, metrics. Errors: one that is none, and none at all.
+// ParseActions reads actions: pull, push, delete, catalog, admin, metrics. Errors: an invalid action; no action at all.
 func ParseActions(texts []string) (all []Action, err error) {
 	for _, text := range texts {
 		a := Action(text)
 		if !slices.Contains([]Action{Pull, Push, Delete, Catalog, Admin, Metrics}, a) {
-			return nil, fmt.Errorf("%.40q is none of pull, push, delete, catalog, admin, metrics", text)
+			return nil, fmt.Errorf("%.40q: want one of pull, push, delete, catalog, admin, metrics", text)
 		}
 		all = append(all, a)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("say what: pull, push, delete, catalog, admin, metrics; or none, alone, to forbid everything")
+		return nil, fmt.Errorf("at least one action is needed: pull, push, delete, catalog, admin, metrics; " +
+			"or none, alone, to forbid everything")
 	}
 	return all, nil
 }
 
-// is tells whether the subject means this identity.
-func (s subject) is(who *Identity) bool {
+// matches reports whether the subject matches this identity.
+func (s subject) matches(who *Identity) bool {
 	switch s.kind {
 	case "*":
 		return true
@@ -202,14 +205,16 @@ func (s subject) is(who *Identity) bool {
 	case "cert-group":
 		return who.cert && slices.Contains(who.orgs, s.name)
 	}
-	return who.robot == nil && !who.cert && who.Name == s.name && who.Cluster == strings.Contains(s.name, ":") // a user
+	// A user: of the cluster if the name has a colon, else of this registry (invariant 8).
+	return who.robot == nil && !who.cert && who.Name == s.name && who.Cluster == strings.Contains(s.name, ":")
 }
 
-// decides tells whether the rule is about this. A rule that forbids is about the catalog and the administration only if
-// it is about all repositories; otherwise one that hides a single repository would take the catalog away.
+// decides reports whether the rule is about this identity, repository and action. A rule that forbids is about catalog,
+// admin and metrics only if it is about all repositories; otherwise a rule that hides one repository would also forbid to
+// list the others.
 func (r *rule) decides(who *Identity, repo string, a Action) bool {
 	switch {
-	case !r.who.Means(who):
+	case !r.who.Match(who):
 		return false
 	case a.Whole():
 		return r.forbids && r.everywhere || slices.Contains(r.may, a)
@@ -217,13 +222,14 @@ func (r *rule) decides(who *Identity, repo string, a Action) bool {
 	return (r.forbids || slices.Contains(r.may, a)) && (r.everywhere || r.repos.Match(repo))
 }
 
-// basis is what a decision rests on.
+// basis is what a decision is based on.
 type basis int
 
 const (
-	onNothing basis = iota // no rule decided, and nothing else
+	onNothing basis = iota // neither a rule nor anything else decided
 	onOwner                // the user of the settings may do everything
-	onRobot                // what the robot was made for
+	onSocket               // so may clients of the administration socket
+	onRobot                // what the robot was created for
 	onRule
 	onLevel   // the setting anonymous
 	onLogin   // what every user may do, where there are no rules
@@ -233,18 +239,21 @@ const (
 // Verdict is a decision.
 type Verdict struct {
 	Allowed bool
-	Rule    int // the number of the rule that decided, from 1; 0: none did
+	Rule    int // the number of the rule that decided, from 1; 0: no rule decided
 	on      basis
 }
 
-// Judge decides about any action but Login. It never asks the Kubernetes API.
+// Judge decides about any action but Login. It does not ask the Kubernetes API.
 func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 	switch {
 	case who.owner:
 		return Verdict{Allowed: true, on: onOwner}
+	case who.socket:
+		return Verdict{Allowed: true, on: onSocket}
 	case who.robot != nil && !who.robot.may(repo, a):
 		return Verdict{on: onRobot}
 	}
+	// The order of the rules is their meaning: the first that decides wins (invariant 5).
 	for i := range p.rules {
 		if p.rules[i].decides(who, repo, a) {
 			return Verdict{Allowed: !p.rules[i].forbids, Rule: i + 1, on: onRule}
@@ -261,13 +270,15 @@ func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 		return Verdict{on: onLevel}
 	case who.Cluster && p.Access:
 		return Verdict{}
-	case who.Cluster || who.cert: // many can prove that they are of the cluster, or of the firm; that is not what lets people push
+	// Every pod of the cluster and every employee of an organization may have such an identity. That is no reason to let
+	// them push.
+	case who.Cluster || who.cert:
 		return Verdict{Allowed: a == Pull || a == Catalog, on: onLogin}
 	}
 	return Verdict{Allowed: a != Admin, on: onLogin}
 }
 
-// withoutLogin tells what everybody may do where there are no rules.
+// withoutLogin reports whether an action needs no login where there are no rules.
 func (p *Policy) withoutLogin(a Action) bool {
 	switch a {
 	case Pull, Catalog:
@@ -280,20 +291,21 @@ func (p *Policy) withoutLogin(a Action) bool {
 	return false
 }
 
-// readsAll tells whether who may pull from every repository without anybody having to look at each.
+// readsAll reports whether who may pull from every repository, whatever its name is.
 func (p *Policy) readsAll(who *Identity) bool {
-	return who.owner || len(p.rules) == 0 && who.robot == nil && (p.Anonymous >= ReadOnly || !who.Anonymous() && !who.Cluster)
+	return who.owner || who.socket || len(p.rules) == 0 && who.robot == nil &&
+		(p.Anonymous >= ReadOnly || !who.Anonymous() && !who.Cluster)
 }
 
-// closed tells whether nothing may be done without a login.
+// closed reports whether nothing may be done without a login.
 func (p *Policy) closed() bool {
 	if len(p.rules) == 0 {
 		return p.Anonymous == None
 	}
 	return !slices.ContainsFunc(p.rules, func(r rule) bool {
-		return !r.forbids && r.who.Means(nobody)
+		return !r.forbids && r.who.Match(anonymous)
 	})
 }
 
-// Rules is how many there are.
+// Rules returns the number of rules.
 func (p *Policy) Rules() int { return len(p.rules) }

@@ -6,47 +6,49 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// throttle slows down guessing: who has failed waits before the next comparison, longer with each failure. It counts
-// for a user and an address together, since behind trow node all pods of a node have one address, and for the address
-// alone it only decides on which of two lanes a comparison waits: those of an address with many failures do not hold up
-// the others. Nobody is locked out, and whose credentials were verified lately never comes here.
+// throttle slows down the guessing of passwords: after a failure, the next comparison is delayed, longer with each
+// failure. Failures are counted for a user and an address together, because behind trow node all pods of a node have the
+// same address. Those of an address alone only decide on which of two lanes a comparison waits, so that addresses with
+// many failures do not delay others. Nobody is locked out. Credentials that were verified before do not get here.
 type throttle struct {
-	lanes [2]chan struct{} // a comparison at a time each; the second is for addresses that guess
+	lanes [2]chan struct{} // each makes one comparison at a time; the second is for addresses that guess
 
-	mu      sync.Mutex // guards what follows
-	pairs   map[pair]*score
-	from    map[netip.Addr]*score
-	waiting int
+	mu        sync.Mutex // guards what follows
+	pairs     *simplelru.LRU[pair, *score]
+	addresses *simplelru.LRU[netip.Addr, *score]
+	waiting   int
 }
 
-// pair is a user's name, as given, at an address.
+// pair is a user name, as the client sent it, and the client's address.
 type pair struct {
 	user string
 	addr netip.Addr
 }
 
-// score counts failures in a row.
+// score counts consecutive failures.
 type score struct {
 	failures int
-	right    bool // of a pair: the last one was right
-	waiting  int  // how many wait
+	right    bool // of a pair: the last password was right
+	waiting  int  // how many requests wait
 	last     time.Time
 }
 
 const (
-	// freeFailures is how often one may be wrong at no cost: people mistype.
+	// freeFailures is how many failures have no consequence: people mistype.
 	freeFailures = 3
 	firstDelay   = 250 * time.Millisecond
 	maxDelay     = 4 * time.Second
-	// guessing is how many failures an address may have before it waits on its own lane.
+	// guessing is how many failures move an address to the second lane.
 	guessing = 20
-	// forget is how long after the last failure nothing is held against anybody.
+	// forget is how long after the last one failures are forgotten.
 	forget = 15 * time.Minute
 	// maxScores bounds both maps; one entry takes about 100 bytes.
 	maxScores = 4096
-	// maxWaiting bounds who waits, for a turn or for the end of a delay; maxWaitingAddr those from one address, so that
+	// maxWaiting bounds the requests that wait, for a delay or a lane; maxWaitingAddr those from one address, so that
 	// others have room; and maxWaitingPair those of one pair: 8 guesses every 4 seconds.
 	maxWaiting     = 512
 	maxWaitingAddr = 64
@@ -55,17 +57,19 @@ const (
 
 func newThrottle() *throttle {
 	return &throttle{lanes: [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
-		pairs: map[pair]*score{}, from: map[netip.Addr]*score{}}
+		pairs: newLRU[pair, *score](), addresses: newLRU[netip.Addr, *score]()}
 }
 
-// enter waits for the turn to compare. Whoever got it calls done, and says how it went. Errors: ErrBusy; that of ctx.
+// enter waits until the caller may compare a password. The caller then calls done with the result. Errors: ErrBusy; that
+// of ctx.
 func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (done func(right bool), err error) {
 	p := pair{user, addr}
-	delay, lane, ok := t.line(p)
+	delay, lane, ok := t.queue(p)
 	if !ok {
 		return nil, ErrBusy
 	}
 	defer t.leave(p)
+	// The delay comes before the lane: a request that is delayed must not keep others from comparing.
 	if delay > 0 {
 		select {
 		case <-time.After(delay):
@@ -81,12 +85,13 @@ func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (don
 	return func(right bool) { <-lane; t.count(p, right) }, nil
 }
 
-// line says how long and where to wait.
-func (t *throttle) line(p pair) (delay time.Duration, lane chan struct{}, ok bool) {
+// queue counts a request that waits, and returns how long it is delayed and on which lane it compares. ok is false if too
+// many wait.
+func (t *throttle) queue(p pair) (delay time.Duration, lane chan struct{}, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	own, addr := scoreOf(t.pairs, p, now), scoreOf(t.from, p.addr, now)
+	own, addr := scoreOf(t.pairs, p, now), scoreOf(t.addresses, p.addr, now)
 	if t.waiting == maxWaiting || addr.waiting == maxWaitingAddr || own.waiting == maxWaitingPair {
 		return 0, nil, false
 	}
@@ -103,14 +108,19 @@ func (t *throttle) line(p pair) (delay time.Duration, lane chan struct{}, ok boo
 	return delay, lane, true
 }
 
+// leave ends the waiting of a request.
 func (t *throttle) leave(p pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.waiting--
-	t.pairs[p].waiting-- // they are not forgotten while one waits
-	t.from[p.addr].waiting--
+	// Both scores exist: those with a waiting request are never removed.
+	own, _ := t.pairs.Peek(p)
+	own.waiting--
+	addr, _ := t.addresses.Peek(p.addr)
+	addr.waiting--
 }
 
+// count counts the result of a comparison.
 func (t *throttle) count(p pair, right bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -122,28 +132,26 @@ func (t *throttle) count(p pair, right bool) {
 		return
 	}
 	own.failures++
-	addr := scoreOf(t.from, p.addr, now)
+	addr := scoreOf(t.addresses, p.addr, now)
 	addr.failures++
 	addr.last = now
 }
 
-// scoreOf finds or makes a score. Those for whom somebody waits stay.
-func scoreOf[K comparable](all map[K]*score, key K, now time.Time) *score {
-	s := all[key]
-	if s != nil && s.waiting == 0 && now.Sub(s.last) > forget {
-		s = nil
-	}
-	if s != nil {
+// scoreOf finds or makes a score. The caller holds mu.
+func scoreOf[K comparable](all *simplelru.LRU[K, *score], key K, now time.Time) *score {
+	s, ok := all.Get(key)
+	// A score with a waiting request stays, however old it is: leave counts it down.
+	if ok && (s.waiting > 0 || now.Sub(s.last) <= forget) {
 		return s
 	}
-	idle := func(s *score) bool { return s.waiting == 0 }
-	makeRoom(all, maxScores, func(s *score) bool { return idle(s) && now.Sub(s.last) > forget }, idle)
 	s = &score{last: now}
-	all[key] = s
+	all.Add(key, s)
+	bound(all, maxScores, func(s *score) bool { return s.waiting > 0 })
 	return s
 }
 
-// Address is where a request comes from; of IPv6 the network, since a host has as many addresses as it likes.
+// Address returns the address that a request comes from, as the unit by which clients without a login are counted: of
+// IPv6 it is the network (/64), because a host there has as many addresses as it likes.
 func Address(r *http.Request) netip.Addr {
 	a, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {

@@ -14,10 +14,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"golang.org/x/crypto/bcrypt"
 
 	"trow/registry/auth"
 )
@@ -111,14 +114,14 @@ func TestATokenIsGoodForItsScopesAndWhatTheRulesAllow(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = g.Authorize(t.Context(), who, "team/other", auth.Pull)
-	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0], `,scope="repository:team/other:pull",error="insufficient_scope",error_description="the token is not good for this; get one for the scope that is needed"`) {
+	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0], `,scope="repository:team/other:pull",error="insufficient_scope",error_description="token lacks the required scope"`) {
 		t.Errorf("%q", c)
 	}
 	if readable := g.Readable(t.Context(), who); !readable("team/other") || readable("secret") {
 		t.Error("the catalog is not what the rules say")
 	}
 	// The rules of now count.
-	if err := g.SetRules([]auth.Rule{rule("user:alice", "push", "team/**")}, auth.PolicyOptions{}); err != nil {
+	if err := g.SetRules([]auth.Rule{rule("user:alice", "push", "team/**")}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := may(g, bearer(got.Token), "team/app", auth.Pull); !errors.Is(err, auth.ErrHidden) {
@@ -175,7 +178,7 @@ func TestWhoGetsATokenAndWhoDoesNot(t *testing.T) {
 	r := tokenGET("", "")
 	r.Method = "DELETE"
 	ask(t, g, r, 405)
-	open := guard(t, auth.Options{PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadWrite}})
+	open := guard(t, auth.Options{Anonymous: "push"})
 	if got := ask(t, open, tokenGET("any", "body", "repository:a:push"), 200); got.Scope != "repository:a:push" {
 		t.Errorf("where everything is open: scope %q", got.Scope)
 	}
@@ -361,13 +364,13 @@ func TestTheKeysOfTokens(t *testing.T) {
 		t.Errorf("after a restart: %v", err)
 	}
 	old, _ := g.Key()
-	if err := g.Turn(time.Now().Add(29 * 24 * time.Hour)); err != nil {
+	if err := g.RotateKeys(time.Now().Add(29 * 24 * time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if id, _ := g.Key(); id != old {
 		t.Error("a key has gone too early")
 	}
-	if err := g.Turn(time.Now().Add(31 * 24 * time.Hour)); err != nil {
+	if err := g.RotateKeys(time.Now().Add(31 * 24 * time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if id, _ := g.Key(); id == old || g.Keys() != 2 {
@@ -376,7 +379,7 @@ func TestTheKeysOfTokens(t *testing.T) {
 	if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
 		t.Errorf("a token of the old key: %v", err)
 	}
-	if err := g.Turn(time.Now().Add(31*24*time.Hour + time.Hour)); err != nil || g.Keys() != 1 {
+	if err := g.RotateKeys(time.Now().Add(31*24*time.Hour + time.Hour)); err != nil || g.Keys() != 1 {
 		t.Errorf("%d keys, %v", g.Keys(), err)
 	}
 	if _, err := may(g, bearer(token), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
@@ -395,7 +398,7 @@ func TestTheKeysOfTokens(t *testing.T) {
 }
 
 func TestAnAccountWithTooManyGroups(t *testing.T) {
-	r := &reviewer{who: *account("a", "b")}
+	r := &reviewer{user: info(account("a", "b"))}
 	g := guard(t, auth.Options{Reviewer: r})
 	password := clusterToken(`{}`)
 	got := ask(t, g, tokenGET("x", password, "repository:a/b:pull"), 200)
@@ -404,9 +407,59 @@ func TestAnAccountWithTooManyGroups(t *testing.T) {
 		t.Errorf("%+v, %v", who, err)
 	}
 	for range 300 {
-		r.who.Groups = append(r.who.Groups, strings.Repeat("g", 30))
+		r.user.Groups = append(r.user.Groups, strings.Repeat("g", 30))
 	}
 	ask(t, g, tokenGET("x", clusterToken(`{"sub":"2"}`)), 403)
-	r.err = auth.ErrUnavailable
+	r.err = errors.New("connection refused")
 	ask(t, g, tokenGET("x", clusterToken(`{"sub":"3"}`)), 503)
+}
+
+// TestTheTokenEndpointHasPlacesOfItsOwn: when they are taken, further requests for tokens are refused, and other requests
+// go on.
+func TestTheTokenEndpointHasPlacesOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &reviewer{slow: "slow", hold: make(chan struct{}), held: make(chan struct{}, auth.MaxTokenRequests)}
+		g := guard(t, auth.Options{User: "u", Password: "p", Reviewer: r})
+		var wg sync.WaitGroup
+		for i := range auth.MaxTokenRequests {
+			wg.Go(func() { ask(t, g, tokenGET("x", clusterToken(fmt.Sprintf(`{"sub":"slow %d"}`, i))), 200) })
+		}
+		synctest.Wait()
+		if n := len(r.held); n != auth.MaxTokenRequests {
+			t.Fatalf("%d requests are under way", n)
+		}
+		w := httptest.NewRecorder()
+		g.ServeToken(w, tokenGET("u", "p"))
+		if w.Code != 429 || w.Header().Get("Retry-After") != "1" || w.Header().Get("Content-Type") != "application/json" ||
+			!strings.Contains(w.Body.String(), `{"errors":[{"code":"TOOMANYREQUESTS"`) {
+			t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+		}
+		if _, err := may(g, withLogin("u", "p"), "a", auth.Pull); err != nil {
+			t.Errorf("a pull: %v", err)
+		}
+		close(r.hold)
+		wg.Wait()
+		ask(t, g, tokenGET("u", "p"), 200)
+	})
+}
+
+// TestGuessesDoNotTakeAllPlacesOfTheTokenEndpoint: those that wait for a comparison are fewer than the places.
+func TestGuessesDoNotTakeAllPlacesOfTheTokenEndpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice")})
+		secret := create(t, g, robot("ci", "pull", "**"))
+		hold := make(chan struct{})
+		auth.SlowComparisons(t, func(_, _ []byte) error { <-hold; return bcrypt.ErrMismatchedHashAndPassword })
+		var wg sync.WaitGroup
+		for i := range 2 * auth.MaxTokenRequests {
+			wg.Go(func() {
+				r := from(tokenGET(fmt.Sprint("user", i), "guess"), fmt.Sprintf("10.0.%d.%d", i>>8, i&255))
+				g.ServeToken(httptest.NewRecorder(), r)
+			})
+		}
+		synctest.Wait()
+		ask(t, g, tokenGET("x", secret, "repository:a:pull"), 200)
+		close(hold)
+		wg.Wait()
+	})
 }

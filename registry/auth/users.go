@@ -13,12 +13,12 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// users are those who can log in with a password. A set never changes, but for the memory of what was verified.
+// users can log in with a password. A set never changes, except for what it remembers of verified credentials.
 type users struct {
 	list  map[string]user
-	dummy user // stands in for those who do not exist
-	cost  int  // the highest of all
-	known *known
+	dummy user // compared in place of users who do not exist
+	cost  int  // the highest of all users
+	known known
 }
 
 // user has a password.
@@ -26,20 +26,20 @@ type user struct {
 	who  *Identity
 	hash []byte // bcrypt
 	cost int
-	long bool // of the password's SHA-256
+	long bool // the hash is of the password's SHA-256
 }
 
 const (
-	// maxCost bounds what a login may take: 14 is a second.
+	// maxCost bounds how long a login takes: with 14 it takes a second.
 	maxCost = 14
-	// maxUserName is far beyond what people type.
+	// maxUserName is far above the length of names that people type.
 	maxUserName = 255
 )
 
 // ownCost makes a comparison take about 60 ms. Tests lower it.
 var ownCost = bcrypt.DefaultCost
 
-// newUsers puts together the user of the settings, if there is one, and those of a htpasswd file.
+// newUsers returns the user of the settings, if there is one, and those of a htpasswd file.
 func newUsers(owner *user, htpasswd []byte) (*users, error) {
 	u := &users{list: map[string]user{}, cost: bcrypt.MinCost, known: newKnown()}
 	if err := u.read(htpasswd); err != nil {
@@ -47,7 +47,7 @@ func newUsers(owner *user, htpasswd []byte) (*users, error) {
 	}
 	if owner != nil {
 		if _, ok := u.list[owner.who.Name]; ok {
-			return nil, fmt.Errorf("user %q is the one of the setting user as well; take one of the two away", owner.who.Name)
+			return nil, fmt.Errorf("user %q is also the one of the setting user; remove one of the two", owner.who.Name)
 		}
 		u.list[owner.who.Name] = *owner
 		u.cost = max(u.cost, owner.cost)
@@ -57,35 +57,36 @@ func newUsers(owner *user, htpasswd []byte) (*users, error) {
 	return u, err
 }
 
-// newOwner hashes the password of the user who may do everything, and forgets it. nil: there is none.
+// newOwner returns the user who may do everything; it does not keep the password. nil: there is no such user.
 func newOwner(name, password string) (*user, error) {
 	switch {
 	case name == "" && password != "":
-		return nil, fmt.Errorf("a password needs a user")
+		return nil, fmt.Errorf("missing; a password is set, and needs a user")
 	case name == "":
 		return nil, nil
 	case password == "":
-		return nil, fmt.Errorf("user %q needs a password", name)
+		return nil, fmt.Errorf("%q needs a password; set password-file", name)
 	}
 	if err := checkName(name); err != nil {
-		return nil, fmt.Errorf("user %q: %w", name, err)
+		return nil, fmt.Errorf("%q: %w", name, err)
 	}
 	hash, err := bcrypt.GenerateFromPassword(prehash(password), ownCost)
 	return &user{who: &Identity{Name: name, owner: true}, hash: hash, cost: ownCost, long: true}, err
 }
 
-// checkName checks a user's name. RFC 7617 cannot carry a colon, and control characters have no place in a log.
+// checkName validates a user's name. Basic credentials (RFC 7617) cannot contain a colon, and control characters must not
+// get into a log.
 func checkName(name string) error {
 	switch {
 	case name == "" || len(name) > maxUserName || !utf8.ValidString(name):
-		return fmt.Errorf("a name has 1 to %d bytes of UTF-8", maxUserName)
+		return fmt.Errorf("invalid name; want 1 to %d bytes of UTF-8", maxUserName)
 	case strings.ContainsFunc(name, func(c rune) bool { return c == ':' || c < ' ' || c == 0x7f }):
-		return fmt.Errorf("a name has no colon and no control characters")
+		return fmt.Errorf("invalid name; want no colon and no control characters")
 	}
 	return nil
 }
 
-// read reads the lines of a htpasswd file: name:hash. Empty lines and comments are left out.
+// read reads the lines of a htpasswd file: name:hash. It skips empty lines and comments.
 func (u *users) read(content []byte) error {
 	number := 0
 	for line := range bytes.Lines(content) {
@@ -100,7 +101,7 @@ func (u *users) read(content []byte) error {
 			err = checkName(name)
 		}
 		if _, twice := u.list[name]; err == nil && twice {
-			err = fmt.Errorf("user %q is there already", name)
+			err = fmt.Errorf("user %q appears twice", name)
 		}
 		if err != nil {
 			return fmt.Errorf("line %d: %w", number, err)
@@ -111,35 +112,35 @@ func (u *users) read(content []byte) error {
 	return nil
 }
 
-// checkHash takes bcrypt alone: the other kinds that htpasswd files may have can be guessed by the million.
+// checkHash accepts only bcrypt: passwords with other kinds of hashes can be guessed by the million.
 func checkHash(hash string) (cost int, err error) {
 	const length = 60
 	prefix := len(hash) > 3 && (hash[:4] == "$2y$" || hash[:4] == "$2b$" || hash[:4] == "$2a$")
 	if !prefix || len(hash) != length {
-		return 0, fmt.Errorf("it is not name:hash with a bcrypt hash; make it with htpasswd -B")
+		return 0, fmt.Errorf("want name:hash with a bcrypt hash, as htpasswd -B writes it")
 	}
 	cost, err = bcrypt.Cost([]byte(hash))
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("its bcrypt hash cannot be used: %w", err)
+		return 0, fmt.Errorf("invalid bcrypt hash: %w", err)
 	case cost > maxCost:
-		return 0, fmt.Errorf("its bcrypt cost is %d, and a login would take too long; at most %d", cost, maxCost)
+		return 0, fmt.Errorf("bcrypt cost %d is too high, because a login would take too long; want at most %d", cost, maxCost)
 	}
 	return cost, nil
 }
 
-// prehash makes passwords of any length and content fit for bcrypt, which reads 72 bytes up to a NUL.
+// prehash turns passwords of any length and content into input for bcrypt, which reads 72 bytes up to a NUL.
 func prehash(password string) []byte {
 	sum := sha256.Sum256([]byte(password))
 	return base64.StdEncoding.AppendEncode(nil, sum[:])
 }
 
-// compare is bcrypt's comparison. Tests count the calls.
+// compare is bcrypt's comparison. Tests replace it, to count the calls.
 var compare = bcrypt.CompareHashAndPassword
 
-// check compares a password, at the same price for everybody: with one who does not exist the dummy is compared, and a
-// cheaper hash is made up for. A comparison of cost c takes twice that of c-1, so one of each cost from c to the highest
-// less one fills the gap.
+// check compares a password. It takes the same time for each user, so that the time reveals nothing: for a user who does
+// not exist it compares the dummy, and for a cheap hash it makes further comparisons. A comparison of cost c takes twice
+// as long as one of cost c-1, so one of each cost from c up to, but not including, the highest fills the gap.
 func (u *users) check(name, password string) (*Identity, bool) {
 	this, exists := u.list[name]
 	if !exists {
@@ -151,24 +152,24 @@ func (u *users) check(name, password string) (*Identity, bool) {
 	}
 	right := compare(this.hash, given) == nil && exists
 	for c := this.cost; c < u.cost; c++ {
-		_ = compare(filler(c), given) // wrong, whatever was given: nobody knows its password
+		_ = compare(filler(c), given) // always fails: no password has this hash
 	}
 	return this.who, right
 }
 
-// filler is a well-formed hash of that cost.
+// filler returns a well-formed hash of that cost.
 func filler(cost int) []byte {
 	return fmt.Appendf(nil, "$2a$%02d$%s", cost, strings.Repeat(".", 53))
 }
 
-// login verifies credentials that are not known.
+// login verifies credentials that are not known. The caller has waited for its turn to compare.
 func (u *users) login(key [32]byte, name, password string, now time.Time) (*Identity, bool) {
-	if p, ok := u.known.get(key, now); ok { // verified while this one waited
+	if p, ok := u.known.get(key, now); ok { // verified while this request waited
 		return p.who, true
 	}
 	who, ok := u.check(name, password)
 	if ok {
-		u.known.put(key, proof{who: who}, now)
+		u.known.Add(key, proof{who: who})
 	}
 	return who, ok
 }

@@ -32,8 +32,12 @@ func handler(t *testing.T) http.Handler {
 		t.Fatal(err)
 	}
 	t.Cleanup(index.Close)
+	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Loopback: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	mux := http.NewServeMux()
-	mux.Handle("/v2/", registry.New(registry.Options{Blobs: &storage.Memory{}, Index: index, Auth: auth.All,
+	mux.Handle("/v2/", registry.New(registry.Options{Blobs: &storage.Memory{}, Index: index, Auth: guard,
 		Annotate: func(context.Context, string, string) {}, RequestID: func(context.Context) string { return "" }}))
 	mux.HandleFunc("POST /validate", func(w http.ResponseWriter, r *http.Request) {
 		var review struct {

@@ -1,13 +1,14 @@
-// Package glob matches names of repositories and tags with the patterns that settings and flags have.
+// Package glob matches names of repositories and tags against patterns in settings and flags.
 //
 // # Words
 //
-//   - pattern: letters, digits, . _ - / and signs: * stands for anything within a path element, ** for any number of
-//     them, ? for one character; or a regular expression between slashes.
+//   - pattern: letters, digits, . _ - / and wildcards: * matches any characters within a path element, ** any number of
+//     elements, ? one character; or a regular expression between slashes.
 //
 // # Invariants
 //
-// A pattern matches whole names. Matching takes time linear in the name, whatever the pattern (package regexp).
+// A pattern matches the entire name. Matching takes time linear in the length of the name, whatever the pattern is (package
+// regexp).
 //
 // # What it does not do
 //
@@ -20,10 +21,10 @@ import (
 	"strings"
 )
 
-// Set is a number of patterns. The zero value matches nothing.
+// Set is a list of patterns. The zero value matches nothing.
 type Set []*regexp.Regexp
 
-// Compile reads patterns. An error names the one that is none.
+// Compile reads patterns. An error names the invalid pattern.
 func Compile(texts ...string) (Set, error) {
 	var all Set
 	for _, text := range texts {
@@ -36,7 +37,7 @@ func Compile(texts ...string) (Set, error) {
 	return all, nil
 }
 
-// Match tells whether any of the patterns matches a name.
+// Match reports whether one of the patterns matches a name.
 func (s Set) Match(name string) bool {
 	for _, re := range s {
 		if re.MatchString(name) {
@@ -50,20 +51,21 @@ func pattern(text string) (*regexp.Regexp, error) {
 	if inner, ok := strings.CutPrefix(text, "/"); ok && len(inner) > 1 && strings.HasSuffix(inner, "/") {
 		re, err := regexp.Compile(`^(?:` + strings.TrimSuffix(inner, "/") + `)$`)
 		if err != nil {
-			return nil, fmt.Errorf("%.80q is no regular expression: %w", text, err)
+			return nil, fmt.Errorf("%.80q is not a valid regular expression: %w", text, err)
 		}
 		return re, nil
 	}
 	if text == "" || strings.ContainsAny(text, " \t,:@[]{}()^$+\\|") {
-		return nil, fmt.Errorf("%.80q is no pattern: it may have letters, digits, . _ - / and the signs * ** ?", text)
+		return nil, fmt.Errorf("%.80q is not a valid pattern: want letters, digits, . _ - / and the wildcards * ** ?", text)
 	}
 	expr := regexp.QuoteMeta(text)
+	// The longer wildcards come first, because they contain the shorter ones. "**/" also matches no element at all.
 	for _, sign := range [][2]string{{`\*\*/`, `(?:.*/)?`}, {`\*\*`, `.*`}, {`\*`, `[^/]*`}, {`\?`, `[^/]`}} {
 		expr = strings.ReplaceAll(expr, sign[0], sign[1])
 	}
 	re, err := regexp.Compile(`^` + expr + `$`)
 	if err != nil {
-		return nil, fmt.Errorf("%.80q is no pattern: %w", text, err)
+		return nil, fmt.Errorf("%.80q is not a valid pattern: %w", text, err)
 	}
 	return re, nil
 }

@@ -1,12 +1,12 @@
 package limit
 
-// MaxAccounts is the bound, for a test that goes to it.
+// MaxAccounts is the bound, for a test that reaches it.
 const MaxAccounts = maxAccounts
 
-// Accounts is how many accounts there are.
+// Accounts returns the number of accounts.
 func (l *Limits) Accounts() int {
-	a := l.now.Load()
+	a := l.current.Load()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.all)
+	return a.all.Len()
 }

@@ -1,27 +1,29 @@
-// Package limit bounds how much one identity may take of the registry, and how much repositories may hold.
+// Package limit bounds how much one identity may use the registry, and how much repositories may hold.
 //
 // # Words
 //
-//   - limit: says for some identities how many requests, bytes and uploads each of them may have. The first that names
-//     an identity is its limit; an identity without one is not bounded.
-//   - pass: what a request gets that may go on; it slows down the request's bytes, if they are bounded.
+//   - limit: states how many requests, bytes and uploads each of some identities may have. The first limit that names an
+//     identity is the identity's limit; an identity that none names is not bounded.
+//   - account: what one identity has used of its limit.
+//   - pass: what an admitted request gets; it slows down the request's bytes, if their rate is bounded.
 //   - quota: bounds the bytes that some repositories hold together. Package storage counts them.
 //
 // # Invariants
 //
-//  1. Each identity has its own account of a limit, whatever its connections are.
-//  2. Those without a login have no account, unless a limit says by-address: then each address has one. Through trow
-//     node, and behind a proxy, everybody has the same address.
-//  3. The memory is bounded: who has made no request for the longest goes first.
-//  4. Without limits there is no cost, and where no rate is set, a transfer is as it would be without.
+//  1. Each identity has one account, whatever its connections are.
+//  2. Clients without a login have no account, unless their limit has by-address: then each address has one. Behind trow
+//     node, and behind a proxy, all clients have the same address.
+//  3. The memory is bounded: the account that was used least recently is removed first.
+//  4. Without limits there is no cost, and without a rate a transfer is as fast as without limits.
+//  5. Clients of the administration socket are not bounded.
 //
 // # What it does not do
 //
-// It does not decide who may do what, and it is no shield from a flood: a request is counted when it is known whose it is.
+// It does not decide who may do what. It does not protect against floods: a request is counted after its identity is
+// known.
 package limit
 
 import (
-	"container/list"
 	"fmt"
 	"math"
 	"net/http"
@@ -30,51 +32,37 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
 
 	"trow/registry/auth"
 )
 
-// Rule is one limit, as the configuration file has it. What is 0 is not bounded.
-type Rule struct {
-	// Who it is about, as in an auth.Rule.
-	Who []string `mapstructure:"who"`
-	// ByAddress: it is about those without a login as well, each address by itself.
-	ByAddress bool `mapstructure:"by-address"`
-	// Requests is how many each may make in a second on average, and Burst how many at once; 0: twice as many.
-	Requests int `mapstructure:"requests"`
-	Burst    int `mapstructure:"burst"`
-	// PullRate and PushRate are bytes per second, of all connections together.
-	PullRate Size `mapstructure:"pull-rate"`
-	PushRate Size `mapstructure:"push-rate"`
-	// Uploads is how many requests that bring bytes of blobs each may have under way.
-	Uploads int `mapstructure:"uploads"`
-}
-
-// limited is a Rule, read.
-type limited struct {
-	Rule
-	who    auth.Who
-	number int // from 1
-}
-
 const (
 	// maxAccounts bounds the memory; an account takes about 500 bytes.
 	maxAccounts = 8192
-	// minRate bounds rates from below: with less a single piece would take longer than clients wait.
+	// minRate is the lowest rate: below it, a single step would take longer than clients wait.
 	minRate = 16 << 10
-	// maxCount bounds counts from above: more is no limit.
+	// maxCount is the highest count.
 	maxCount = 1_000_000
-	// leastStep and mostStep bound what goes through at once: a quarter of a second's bytes, and so much that a file
-	// still goes out by sendfile.
-	leastStep, mostStep = 16 << 10, 1 << 20
+	// minStep and maxStep bound how many bytes pass at once: usually those of a quarter of a second, and at most as many
+	// as leave memory small; with less than minStep a file would not go out by sendfile.
+	minStep, maxStep = 16 << 10, 1 << 20
 )
+
+// limited is a Rule that was read.
+type limited struct {
+	Rule
+	who        auth.Who
+	number     int   // from 1
+	pull, push int64 // bytes per second; 0: not bounded
+}
 
 func compile(rules []Rule) (all []limited, err error) {
 	for i, r := range rules {
-		l := limited{Rule: r, number: i + 1}
+		l := limited{Rule: r, number: i + 1, pull: r.PullRate.Value(), push: r.PushRate.Value()}
 		if l.who, err = auth.ParseWho(r.Who); err == nil {
-			err = l.check()
+			err = l.validate()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("limits: limit %d: %w", i+1, err)
@@ -87,95 +75,94 @@ func compile(rules []Rule) (all []limited, err error) {
 	return all, nil
 }
 
-// check finds what cannot be meant.
-func (l *limited) check() error {
+// validate reports the first invalid key.
+func (l *limited) validate() error {
+	badRate := func(n int64) bool { return n < 0 || n > 0 && n < minRate }
 	switch {
 	case min(l.Requests, l.Burst, l.Uploads) < 0 || max(l.Requests, l.Burst, l.Uploads) > maxCount:
-		return fmt.Errorf("requests, burst and uploads are numbers from 0 (no limit) to %d", maxCount)
+		return fmt.Errorf("requests, burst, uploads: want numbers from 0 (no limit) to %d", maxCount)
 	case l.Burst > 0 && l.Requests == 0:
-		return fmt.Errorf("burst: it needs requests, the number of them per second")
-	case l.PullRate < 0 || l.PushRate < 0 || l.PullRate > 0 && l.PullRate < minRate || l.PushRate > 0 && l.PushRate < minRate:
-		return fmt.Errorf("pull-rate, push-rate: at least 16Ki bytes per second, or 0 for no limit")
-	case l.Requests == 0 && l.PullRate == 0 && l.PushRate == 0 && l.Uploads == 0:
-		return nil // whoever is named here, and not further down, is not bounded
-	case l.who.Means(&auth.Identity{}) && !l.who.Everybody() && !l.ByAddress:
-		return fmt.Errorf("who: those without a login can only be told apart by their address, and all of a node have one; say by-address: true if that is meant")
+		return fmt.Errorf("burst: needs requests as well, the number of requests per second")
+	case badRate(l.pull) || badRate(l.push):
+		return fmt.Errorf("pull-rate, push-rate: want at least 16Ki bytes per second, or 0 for no limit")
+	case l.Requests == 0 && l.pull == 0 && l.push == 0 && l.Uploads == 0:
+		return nil // it exempts the identities that it names from the limits after it
+	case l.who.Match(&auth.Identity{}) && !l.who.All() && !l.ByAddress:
+		return fmt.Errorf("who: clients without a login are only distinguished by their address, which all pods of a node share; " +
+			"set by-address: true if that is intended")
 	}
 	return nil
 }
 
-// Check finds mistakes in limits. Errors name the limit.
-func Check(rules []Rule) error {
-	_, err := compile(rules)
-	return err
-}
-
-// Limits are those of a server. The zero value and nil have none. Safe for concurrent use.
+// Limits are the limits of a server. The zero value and nil have none. Safe for concurrent use.
 type Limits struct {
-	now atomic.Pointer[accounts]
+	current atomic.Pointer[accounts]
 }
 
-// Set puts limits in the place of those before; accounts begin anew. Errors: as Check's; then those before stay.
+// Set replaces the limits; all accounts start anew. Errors: as those of Options.Validate; then nothing changes.
 func (l *Limits) Set(rules []Rule) error {
-	all, err := compile(rules)
+	limits, err := compile(rules)
 	if err != nil {
 		return err
 	}
-	var a *accounts
-	if len(all) > 0 {
-		a = &accounts{limits: all, all: map[holder]*list.Element{}}
+	var a *accounts // nil if there are no limits, so that Enter costs nothing
+	if len(limits) > 0 {
+		all, err := simplelru.NewLRU[holder, *account](math.MaxInt, nil) // removeOldest bounds it
+		if err != nil {
+			return err
+		}
+		a = &accounts{limits: limits, all: all}
 	}
-	l.now.Store(a)
+	l.current.Store(a)
 	return nil
 }
 
-// accounts are what identities have taken.
+// accounts are the accounts of all identities.
 type accounts struct {
 	limits []limited
 
-	mu    sync.Mutex // guards what follows, and the counts of uploads
-	all   map[holder]*list.Element
-	order list.List // of *account, the one that was used last in front
+	mu  sync.Mutex // guards what follows, and account.uploads
+	all *simplelru.LRU[holder, *account]
 }
 
-// holder is whose an account is.
+// holder identifies the holder of an account.
 type holder struct {
 	kind, name string
-	addr       netip.Addr // of those without a login
+	addr       netip.Addr // of clients without a login
 }
 
-// account is what one of them has taken.
+// account is what one identity has used of its limit.
 type account struct {
 	holder
 	limit      *limited
-	requests   *rate.Limiter // nil: not bounded, as the next two
+	requests   *rate.Limiter // nil: not bounded, like the next two
 	pull, push *rate.Limiter
 	uploads    int // under way
 }
 
-// Exceeded says which limit a request has come to.
+// Exceeded is the error of a request that exceeds a limit. It names the limit.
 type Exceeded struct {
 	text string
-	// RetryAfter is after how many seconds it is worth trying again.
+	// RetryAfter is after how many seconds the client should retry.
 	RetryAfter int
 }
 
 func (e *Exceeded) Error() string { return e.text }
 
-// Pass is what a request has that may go on. A nil Pass bounds nothing.
+// Pass is what an admitted request gets. A nil Pass bounds nothing.
 type Pass struct {
 	accounts *accounts
 	account  *account
 	upload   bool
 }
 
-// Enter counts a request of who from addr; upload says whether it brings bytes of a blob. The caller calls Leave when the
-// request ends. Errors: *Exceeded.
+// Enter counts a request. addr is the client's address (auth.Address); it matters only without a login. upload reports
+// whether the request brings bytes of a blob. The caller calls Leave when the request has ended. Errors: *Exceeded.
 func (l *Limits) Enter(who *auth.Identity, addr netip.Addr, upload bool) (*Pass, error) {
 	if l == nil || who.Unlimited() {
 		return nil, nil
 	}
-	a := l.now.Load()
+	a := l.current.Load()
 	if a == nil {
 		return nil, nil
 	}
@@ -190,10 +177,10 @@ func (l *Limits) Enter(who *auth.Identity, addr netip.Addr, upload bool) (*Pass,
 	return a.enter(limit, h, upload, time.Now())
 }
 
-// limitOf finds whose first limit it is. nil: there is none.
+// limitOf returns the first limit that names who. nil: there is none.
 func (a *accounts) limitOf(who *auth.Identity) *limited {
 	for i := range a.limits {
-		if l := &a.limits[i]; l.who.Means(who) && (l.ByAddress || !who.Anonymous()) {
+		if l := &a.limits[i]; l.who.Match(who) && (l.ByAddress || !who.Anonymous()) {
 			return l
 		}
 	}
@@ -205,12 +192,12 @@ func (a *accounts) enter(l *limited, h holder, upload bool, now time.Time) (*Pas
 	defer a.mu.Unlock()
 	this := a.account(l, h)
 	if upload = upload && l.Uploads > 0; upload && this.uploads >= l.Uploads {
-		return nil, this.exceeded("%d uploads under way at once", l.Uploads, "uploads", 1)
+		return nil, this.exceeded("%d uploads at once", l.Uploads, "uploads", 1)
 	}
 	if this.requests != nil {
-		turn := this.requests.ReserveN(now, 1)
-		if wait := turn.DelayFrom(now); wait > 0 {
-			turn.CancelAt(now)
+		r := this.requests.ReserveN(now, 1)
+		if wait := r.DelayFrom(now); wait > 0 {
+			r.CancelAt(now) // a refused request does not count
 			return nil, this.exceeded("%d requests per second", l.Requests, "requests", int(math.Ceil(wait.Seconds())))
 		}
 	}
@@ -220,47 +207,51 @@ func (a *accounts) enter(l *limited, h holder, upload bool, now time.Time) (*Pas
 	return &Pass{a, this, upload}, nil
 }
 
-// exceeded names the limit and the setting.
+// exceeded returns the error that names the limit and the setting.
 func (a *account) exceeded(format string, n int, key string, seconds int) error {
 	name := a.name
 	if name == "" {
 		name = a.addr.String()
 	}
-	return &Exceeded{fmt.Sprintf("%s may have "+format+", and not more (setting limits, limit %d: %s); nothing was lost, try again in a moment",
-		name, n, a.limit.number, key), max(seconds, 1)}
+	text := fmt.Sprintf("%s may have "+format+" (setting limits, limit %d: %s); retry", name, n, a.limit.number, key)
+	return &Exceeded{text, max(seconds, 1)}
 }
 
-// account finds or opens an account. The caller has mu.
+// account finds or makes an account. The caller holds mu.
 func (a *accounts) account(l *limited, h holder) *account {
-	if e := a.all[h]; e != nil && e.Value.(*account).limit == l {
-		a.order.MoveToFront(e)
-		return e.Value.(*account)
+	// An account of another limit is replaced: the identity's groups have changed.
+	if this, ok := a.all.Get(h); ok && this.limit == l {
+		return this
 	}
-	this := &account{holder: h, limit: l, pull: limiter(l.PullRate), push: limiter(l.PushRate)}
+	this := &account{holder: h, limit: l, pull: limiter(l.pull), push: limiter(l.push)}
 	if l.Requests > 0 {
 		this.requests = rate.NewLimiter(rate.Limit(l.Requests), l.Burst)
 	}
-	if e := a.all[h]; e != nil { // whose groups have changed
-		a.order.Remove(e)
-	}
-	a.all[h] = a.order.PushFront(this)
-	for e := a.order.Back(); len(a.all) > maxAccounts && e != nil; {
-		last := e
-		e = e.Prev()
-		if one := last.Value.(*account); one.uploads == 0 && one != this { // the others are as many as there may be requests
-			a.order.Remove(last)
-			delete(a.all, one.holder)
-		}
-	}
+	a.all.Add(h, this)
+	a.removeOldest()
 	return this
 }
 
-// limiter lets a quarter of a second's bytes through at once. nil: there is no limit.
-func limiter(bytes Size) *rate.Limiter {
+// removeOldest removes the accounts that were used least recently until there are at most maxAccounts. Accounts with
+// uploads under way are in use, and stay: they are no more than there are requests. The caller holds mu.
+func (a *accounts) removeOldest() {
+	// Each step removes one account or moves one to the front, so that Len steps look at each once.
+	for n := a.all.Len(); n > 0 && a.all.Len() > maxAccounts; n-- {
+		h, oldest, _ := a.all.GetOldest()
+		if oldest.uploads > 0 {
+			a.all.Get(h) // moves it to the front
+			continue
+		}
+		a.all.Remove(h)
+	}
+}
+
+// limiter passes at once the bytes of a quarter of a second. nil: the rate is not bounded.
+func limiter(bytes int64) *rate.Limiter {
 	if bytes == 0 {
 		return nil
 	}
-	return rate.NewLimiter(rate.Limit(bytes), int(min(max(bytes/4, leastStep), mostStep)))
+	return rate.NewLimiter(rate.Limit(bytes), int(min(max(bytes/4, minStep), maxStep)))
 }
 
 // Leave ends the request.
@@ -273,7 +264,7 @@ func (p *Pass) Leave() {
 	p.account.uploads--
 }
 
-// Shape slows down what the request brings and what it is answered, if that is bounded.
+// Shape returns the writer and the request, with bodies that are slowed down if their rate is bounded.
 func (p *Pass) Shape(w http.ResponseWriter, r *http.Request) (http.ResponseWriter, *http.Request) {
 	if p == nil {
 		return w, r

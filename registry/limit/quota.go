@@ -4,17 +4,13 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/dustin/go-humanize"
+
 	"trow/registry/glob"
 	"trow/storage"
 )
 
-// Quota bounds what the repositories of some patterns hold together. A repository that several name counts for each.
-type Quota struct {
-	Repositories []string `mapstructure:"repositories"`
-	Bytes        Size     `mapstructure:"bytes"`
-}
-
-// Quotas reads quotas. Errors name the quota and what is wrong with it.
+// Quotas reads quotas. An error names the quota and the key.
 func Quotas(all []Quota) ([]storage.Quota, error) {
 	var read []storage.Quota
 	for i, q := range all {
@@ -23,17 +19,19 @@ func Quotas(all []Quota) ([]storage.Quota, error) {
 		case err != nil:
 			return nil, fmt.Errorf("quotas: quota %d: repositories: %w", i+1, err)
 		case len(repos) == 0:
-			return nil, fmt.Errorf("quotas: quota %d: repositories: say which share it; ** is all", i+1)
-		case q.Bytes <= 0:
-			return nil, fmt.Errorf("quotas: quota %d: bytes: say how many they may hold together, as 10Gi", i+1)
+			return nil, fmt.Errorf("quotas: quota %d: repositories: at least one pattern is needed; ** matches all", i+1)
+		case q.Bytes.Sign() <= 0:
+			return nil, fmt.Errorf("quotas: quota %d: bytes: want a number of bytes above 0, such as 10Gi", i+1)
 		}
-		read = append(read, storage.Quota{Name: strings.Join(q.Repositories, ", "), Match: repos.Match, Bytes: int64(q.Bytes)})
+		read = append(read, storage.Quota{Name: strings.Join(q.Repositories, ", "), Match: repos.Match, Bytes: q.Bytes.Value()})
 	}
 	return read, nil
 }
 
-// OverQuota says what an excess is about, for whoever has pushed.
+// OverQuota returns a message about an exceeded quota, for the client that pushed.
 func OverQuota(e storage.Excess) string {
-	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s, and this would add %s: delete what is not needed, "+
-		"which counts for blobs when they are collected, or have the quota raised", e.Name, Size(e.Bytes), Size(e.Used), Size(e.Added))
+	size := func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s, and this would add %s: "+
+		"delete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
+		e.Name, size(e.Bytes), size(e.Used), size(e.Added))
 }

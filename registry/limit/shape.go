@@ -9,17 +9,17 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// writer is a ResponseWriter whose body waits for its turn, step by step.
+// writer is a ResponseWriter that waits before each step of the body until the rate allows it.
 type writer struct {
 	http.ResponseWriter
 	ctx   context.Context
 	limit *rate.Limiter
 }
 
-// Unwrap lets http.ResponseController find the connection.
+// Unwrap lets http.ResponseController reach the connection.
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Write writes p. Errors: also that the client has gone while its bytes waited.
+// Write writes p. Errors: those of the connection; that of the context, if the client has gone while its bytes waited.
 func (w *writer) Write(p []byte) (n int, err error) {
 	for n < len(p) {
 		part := p[n:min(len(p), n+w.limit.Burst())]
@@ -35,8 +35,11 @@ func (w *writer) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// ReadFrom writes all of src. Each step is handed on as a whole, so that a file still goes out by sendfile.
+// ReadFrom writes all of src. It passes each step on as a LimitedReader of the source, so that a file still goes out by
+// sendfile.
 func (w *writer) ReadFrom(src io.Reader) (total int64, err error) {
+	// io.CopyN has wrapped the source already. It is unwrapped, because the standard library finds a file below one
+	// LimitedReader, and not below two.
 	limited, ok := src.(*io.LimitedReader)
 	if !ok {
 		limited = &io.LimitedReader{R: src, N: math.MaxInt64}
@@ -57,7 +60,8 @@ func (w *writer) ReadFrom(src io.Reader) (total int64, err error) {
 	return total, nil
 }
 
-// body is a request's body whose reader waits afterwards for what he has read.
+// body is a request's body. Read waits after it has read, until the rate allows what it has read: the number of bytes is
+// known only then.
 type body struct {
 	io.ReadCloser
 	ctx   context.Context

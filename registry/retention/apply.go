@@ -9,11 +9,11 @@ import (
 	"trow/storage"
 )
 
-// applyStep is how many removals one commit takes, so that pushes get their turn between two.
+// applyStep is how many removals one commit contains, so that pushes are committed between two of them.
 const applyStep = 100
 
-// Apply removes what has had its time from every repository, and reports it. With dry it only reports. What was
-// changed since the decision stays. Errors: those of the Index.
+// Apply removes from every repository what its rule does not keep, and calls report with it. If dry is true it only
+// reports. What was changed since the decision stays. Errors: those of the Index.
 func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, report func(Removal)) error {
 	for _, repo := range x.Names() {
 		if p.ruleOf(repo) == nil {
@@ -40,10 +40,10 @@ func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, report f
 	return nil
 }
 
-// remove takes away what is still as it was, and returns that.
+// remove removes what has not changed since the decision, and returns it.
 func remove(ctx context.Context, x *storage.Index, repo string, step []Removal) (done []Removal, err error) {
 	err = x.Update(ctx, repo, func(tx *storage.Tx) error {
-		done = nil
+		done = nil // the Index may call this function again, if another change came first
 		for _, r := range step {
 			gone, err := removeOne(tx, r)
 			if err != nil {
@@ -58,18 +58,19 @@ func remove(ctx context.Context, x *storage.Index, repo string, step []Removal) 
 	return done, err
 }
 
+// removeOne removes a tag or a manifest unless it has changed since the decision.
 func removeOne(tx *storage.Tx, r Removal) (bool, error) {
 	if r.Tag != "" {
 		if at, ok := tx.Tag(r.Tag); !ok || at.Digest() != r.Digest {
-			return false, nil // it was moved or deleted
+			return false, nil // moved or deleted
 		}
 		return true, tx.DeleteTag(r.Tag)
 	}
 	if _, ok := tx.Manifest(r.Digest); !ok || len(tx.TagsOf(r.Digest)) > 0 {
-		return false, nil // it was deleted, or tagged again
+		return false, nil // deleted, or tagged again
 	}
 	if _, needed := tx.ReferredBy(r.Digest); needed {
-		return false, nil
+		return false, nil // part of a manifest that was pushed meanwhile
 	}
 	return true, tx.DeleteManifest(r.Digest)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/retention"
+	"trow/registry/settings"
 	"trow/storage"
 )
 
@@ -78,7 +79,7 @@ func TestWhatChangesAfterThePlanStays(t *testing.T) {
 	for i := range 100 { // the first step
 		put(t, x, fmt.Sprintf("m%03d", i), fmt.Sprintf("t%03d", i))
 	}
-	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepYounger: retention.Duration(time.Nanosecond)}})
+	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepYounger: settings.Duration(time.Nanosecond)}})
 	time.Sleep(time.Second) // times in facts are whole seconds
 	first := true
 	apply(t, p, x, false, func(r retention.Removal) {

@@ -10,36 +10,40 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/settings"
 	"trow/storage"
 )
 
-// Removal is a tag or a manifest that goes, and why.
+// Removal is a tag or a manifest that is removed, and the reason.
 type Removal struct {
 	Repo   string        `json:"repository"`
-	Tag    string        `json:"tag,omitempty"` // empty: the manifest
-	Digest digest.Digest `json:"digest"`        // of the manifest, or of what the tag names
+	Tag    string        `json:"tag,omitempty"` // empty: the manifest is removed
+	Digest digest.Digest `json:"digest"`        // of the manifest, or of the one that the tag points to
 	Why    string        `json:"why"`           // for people
 }
 
-// Plan says what goes of a repository now, tags first and then manifests, each before what it consists of. It decides
-// upon h alone.
+// Plan returns what is removed from a repository now: tags first, then manifests, each before what it consists of. It
+// depends on h alone.
 func (p *Policy) Plan(now time.Time, h storage.Holdings) []Removal {
 	r := p.ruleOf(h.Repo)
 	if r == nil {
 		return nil
 	}
-	d := &decision{rule: r, policy: p, now: now, h: h, kept: map[digest.Digest]bool{}, doomed: map[digest.Digest]bool{}, whyTag: map[string]string{},
-		index: map[digest.Digest]*storage.HeldManifest{}, parents: map[digest.Digest]int{}, followers: map[digest.Digest][]digest.Digest{}}
+	d := &decision{rule: r, policy: p, now: now, h: h, whyTag: map[string]string{},
+		toDelete: map[digest.Digest]bool{}, kept: map[digest.Digest]bool{},
+		index: map[digest.Digest]*storage.HeldManifest{}, parents: map[digest.Digest]int{},
+		followers: map[digest.Digest][]digest.Digest{}}
 	for i := range h.Manifests {
 		d.index[h.Manifests[i].Digest] = &h.Manifests[i]
 	}
+	// Tags come first: a manifest is removed with its last tag.
 	d.relate()
 	d.tags()
 	d.manifests()
 	return d.removals()
 }
 
-// decision is one plan in the making.
+// decision is a plan that is being made.
 type decision struct {
 	rule   *rule
 	policy *Policy
@@ -48,15 +52,15 @@ type decision struct {
 
 	index     map[digest.Digest]*storage.HeldManifest
 	parents   map[digest.Digest]int             // manifests here that consist of it
-	followers map[digest.Digest][]digest.Digest // what lives as long as it: referrers and companions
-	whyTag    map[string]string                 // why a tag goes
-	doomed    map[digest.Digest]bool            // would go, if nothing that is kept needed it
+	followers map[digest.Digest][]digest.Digest // referrers and companions, which are kept and removed with it
+	whyTag    map[string]string                 // why a tag is removed; no entry: it is kept
+	toDelete  map[digest.Digest]bool            // removed unless a kept manifest needs it
 	kept      map[digest.Digest]bool
 }
 
 var companion = regexp.MustCompile(`^(sha256|sha512)-([0-9a-f]{64,128})(\.[a-z0-9.]+)?$`)
 
-// companionOf returns the digest that a companion's name says.
+// companionOf returns the digest in the name of a companion.
 func companionOf(tag string) (digest.Digest, bool) {
 	m := companion.FindStringSubmatch(tag)
 	if m == nil {
@@ -66,7 +70,7 @@ func companionOf(tag string) (digest.Digest, bool) {
 	return d, err == nil
 }
 
-// relate notes who needs whom.
+// relate records which manifests need which others.
 func (d *decision) relate() {
 	for _, m := range d.h.Manifests {
 		for _, ref := range m.Refs {
@@ -85,9 +89,9 @@ func (d *decision) relate() {
 	}
 }
 
-// tags decides on the tags, companions aside.
+// tags decides which tags are removed. Companions follow their manifest.
 func (d *decision) tags() {
-	if !d.rule.endsTags() {
+	if !d.rule.removesTags() {
 		return
 	}
 	var all []storage.HeldTag
@@ -104,21 +108,23 @@ func (d *decision) tags() {
 	for i, t := range all {
 		age := d.now.Sub(time.Unix(t.Time, 0))
 		switch {
-		case i < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), d.rule.tags.Match(t.Name), d.policy.Immutable(d.h.Repo, t.Name):
+		// Each condition keeps the tag. They are independent of each other, so that none can make another remove more.
+		case i < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), d.rule.tags.Match(t.Name),
+			d.policy.Immutable(d.h.Repo, t.Name):
 		default:
 			d.whyTag[t.Name] = d.why(age)
 		}
 	}
 }
 
-// why says which conditions did not keep a tag.
+// why returns which conditions did not keep a tag.
 func (d *decision) why(age time.Duration) string {
 	var parts []string
 	if n := d.rule.KeepLast; n > 0 {
 		parts = append(parts, fmt.Sprintf("not among the last %d", n))
 	}
 	if d.rule.KeepYounger > 0 {
-		parts = append(parts, fmt.Sprintf("set %s ago, not less than %s", Duration(age.Truncate(time.Minute)), d.rule.KeepYounger))
+		parts = append(parts, fmt.Sprintf("set %s ago, not less than %s", settings.Duration(age.Truncate(time.Minute)), d.rule.KeepYounger))
 	}
 	if len(d.rule.KeepTags) > 0 {
 		parts = append(parts, "not one of "+strings.Join(d.rule.KeepTags, ", "))
@@ -126,49 +132,51 @@ func (d *decision) why(age time.Duration) string {
 	return strings.Join(parts, "; ")
 }
 
-// manifests decides on the manifests: those whose time has come and all that belongs to them go, but for what
-// another one needs.
+// manifests decides which manifests are removed: those that expire and everything that belongs to them, except what a
+// kept manifest needs.
 func (d *decision) manifests() {
 	for _, m := range d.h.Manifests {
-		if d.ends(&m) {
-			d.mark(d.doomed, m.Digest)
+		if d.expires(&m) {
+			d.mark(d.toDelete, m.Digest)
 		}
 	}
+	// Second, because to be kept is stronger: mark also keeps what was to be deleted (invariants 1 and 2).
 	for _, m := range d.h.Manifests {
-		if !d.doomed[m.Digest] || d.hasKeptTag(&m) {
+		if !d.toDelete[m.Digest] || d.hasKeptTag(&m) {
 			d.mark(d.kept, m.Digest)
 		}
 	}
 }
 
-// ends tells whether a manifest's own time has come.
-func (d *decision) ends(m *storage.HeldManifest) bool {
+// expires reports whether a manifest is to be removed by itself, not because of another one.
+func (d *decision) expires(m *storage.HeldManifest) bool {
 	if d.hasKeptTag(m) {
 		return false
 	}
 	for _, t := range m.Tags {
 		if !d.accompanies(t.Name) {
-			return true // its last tag goes
+			return true // its last tag is removed
 		}
 	}
 	if len(m.Tags) > 0 || d.parents[m.Digest] > 0 || m.Subject != "" && d.index[m.Subject] != nil {
-		return false // it goes with what it belongs to
+		return false // it is removed with what it belongs to
 	}
 	after := time.Duration(d.rule.DeleteUntagged)
 	return after > 0 && d.now.Sub(time.Unix(m.Time, 0)) >= after
 }
 
+// hasKeptTag reports whether a manifest has a tag, other than a companion, that is kept.
 func (d *decision) hasKeptTag(m *storage.HeldManifest) bool {
 	return slices.ContainsFunc(m.Tags, func(t storage.HeldTag) bool { return !d.accompanies(t.Name) && d.whyTag[t.Name] == "" })
 }
 
-// accompanies tells whether a tag is a companion. One whose manifest is not here is a tag like others.
+// accompanies reports whether a tag is a companion. If its manifest is not in the repository it is a tag like others.
 func (d *decision) accompanies(tag string) bool {
 	of, ok := companionOf(tag)
 	return ok && d.index[of] != nil
 }
 
-// mark adds a manifest to a set, with what it consists of and what follows it.
+// mark adds a manifest to a set, with what it consists of and what follows it, at any depth.
 func (d *decision) mark(set map[digest.Digest]bool, at digest.Digest) {
 	for todo := []digest.Digest{at}; len(todo) > 0; {
 		at, todo = todo[len(todo)-1], todo[:len(todo)-1]
@@ -181,14 +189,15 @@ func (d *decision) mark(set map[digest.Digest]bool, at digest.Digest) {
 	}
 }
 
-// removals lists what goes: tags, then manifests, those first that nothing here consists of.
+// removals returns what is removed: tags, then manifests, each after the manifests that consist of it, because the Index
+// refuses to delete a manifest that another one needs.
 func (d *decision) removals() (out []Removal) {
 	for _, m := range d.h.Manifests {
 		for _, t := range m.Tags {
 			if why := d.whyTag[t.Name]; why != "" {
 				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, why})
 			} else if of, _ := companionOf(t.Name); d.accompanies(t.Name) && !d.kept[of] {
-				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, "what it accompanies goes"})
+				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, "the manifest that it accompanies is removed"})
 			}
 		}
 	}
@@ -219,12 +228,12 @@ func (d *decision) removals() (out []Removal) {
 func (d *decision) whyManifest(m *storage.HeldManifest) string {
 	switch {
 	case len(m.Tags) > 0:
-		return "its last tag goes"
+		return "its last tag is removed"
 	case m.Subject != "" && d.index[m.Subject] != nil:
-		return "what it refers to goes"
+		return "the manifest that it refers to is removed"
 	case d.parents[m.Digest] > 0:
-		return "the index that it is a part of goes"
+		return "the index that contains it is removed"
 	}
-	age := Duration(d.now.Sub(time.Unix(m.Time, 0)).Truncate(time.Minute))
+	age := settings.Duration(d.now.Sub(time.Unix(m.Time, 0)).Truncate(time.Minute))
 	return fmt.Sprintf("it has no tag and was pushed %s ago, not less than %s", age, d.rule.DeleteUntagged)
 }

@@ -1,0 +1,128 @@
+package auth
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
+
+	"trow/registry/audit"
+	"trow/registry/settings"
+)
+
+// Options are what a Guard is made of: first the settings, then what the program sets.
+type Options struct {
+	// User may do everything. Empty: there is no such user.
+	User         string
+	Password     string
+	PasswordFile string // Validate reads it into Password
+	// Htpasswd is a file of users, with bcrypt hashes. It is read again when it changes. Optional.
+	Htpasswd string
+	// Anonymous is what may be done without a login where there are no rules: none, pull or push. Empty: none if there is
+	// a user, a file of users, a CA of clients, or a rule; else push.
+	Anonymous string
+	// Rules say who may do what. They cannot be combined with Anonymous.
+	Rules []Rule
+	// PublicURL is how clients reach the registry, https://host[:port], where that is not in their Host header. Optional.
+	PublicURL string
+
+	// Dir is the guard's own directory, for the keys that sign tokens and the robots. New creates it if needed.
+	Dir string
+	// Name is the host[:port] that goes into challenges for clients that send no valid Host header.
+	Name string
+	// Loopback reports whether the registry listens on a loopback address only: then deleting needs no login where pushing
+	// needs none.
+	Loopback bool
+	// ClientCA reports whether clients can log in with certificates (the setting client-ca).
+	ClientCA bool
+	// Certificate returns the certificate of a request's connection, verified and currently valid; nil: there is none.
+	// Optional: without it certificates prove nothing.
+	Certificate func(*http.Request) *x509.Certificate
+	// Reviewer asks the Kubernetes API whose a token is. Optional.
+	Reviewer Reviewer
+	// Accesses asks the Kubernetes API what accounts of the cluster may do where no rule decides. Optional.
+	Accesses AccessReviewer
+	// AccessReview reports whether the Kubernetes API is asked that (the setting access-review). Where there are Accesses
+	// it is implied; commands that do not ask the API set it, so that they do not decide in its place.
+	AccessReview bool
+	// Annotate attaches a fact to the request's line in the access log. Optional.
+	Annotate func(ctx context.Context, key, value string)
+	// Audit records logins that fail, and what Protect refuses. Optional.
+	Audit func(context.Context, audit.Event)
+	// Log is the program's log.
+	Log zerolog.Logger
+
+	passwordRead bool // Password is the content of PasswordFile
+}
+
+// AddFlags registers the settings as flags.
+func (o *Options) AddFlags(fs *pflag.FlagSet) {
+	fs.StringVarP(&o.User, "user", "u", "", "the user who may do everything")
+	fs.StringVarP(&o.Password, "password", "p", "",
+		"the user's password; other processes can see it, so password-file is better")
+	fs.StringVar(&o.PasswordFile, "password-file", "", "file with the user's password")
+	fs.StringVar(&o.Htpasswd, "htpasswd", "",
+		"file of further users, with bcrypt hashes (htpasswd -B); read again when it changes")
+	fs.StringVar(&o.Anonymous, "anonymous", "",
+		"what may be done without a login: pull, push or none (default: push, or none if there are users or rules)")
+	settings.FileOnly(fs, &o.Rules, "rules", "who may do what, by repository; read again when it changes")
+	fs.StringVar(&o.PublicURL, "public-url", "",
+		"how clients reach the registry, https://host[:port], if a proxy in front of it terminates TLS or changes the host")
+}
+
+// Validate reports the first invalid setting, and reads the password's file. It can be called more than once.
+func (o *Options) Validate() error {
+	if o.PasswordFile != "" && !o.passwordRead {
+		if o.Password != "" {
+			return errors.New("password-file: conflicts with password; give one of the two")
+		}
+		// Not files.Read: the password may come from a pipe, which can be read once.
+		b, err := os.ReadFile(o.PasswordFile)
+		if err != nil {
+			return fmt.Errorf("password-file: %w", err)
+		}
+		if o.Password = strings.TrimRight(string(b), "\r\n"); o.Password == "" {
+			return fmt.Errorf("password-file: %s is empty", o.PasswordFile)
+		}
+		o.passwordRead = true
+	}
+	if len(o.Rules) > 0 && o.Anonymous != "" {
+		return errors.New("anonymous: cannot be combined with rules; add a rule with who: [anonymous] instead")
+	}
+	if _, err := parseURL(o.PublicURL); err != nil {
+		return err
+	}
+	_, err := o.Policy()
+	return err
+}
+
+// Policy returns what decides according to the settings. Errors: an invalid rule; an invalid value of anonymous.
+func (o *Options) Policy() (*Policy, error) {
+	level, err := o.level()
+	if err != nil {
+		return nil, err
+	}
+	return Compile(o.Rules, PolicyOptions{Anonymous: level, AnonymousDelete: o.Loopback,
+		Access: o.AccessReview || o.Accesses != nil})
+}
+
+// level returns what may be done without a login.
+func (o *Options) level() (Level, error) {
+	switch {
+	case o.Anonymous != "":
+		level, err := ParseLevel(o.Anonymous)
+		if err != nil {
+			return None, fmt.Errorf("anonymous: %w", err)
+		}
+		return level, nil
+	case o.User != "", o.Htpasswd != "", o.ClientCA, o.Certificate != nil, len(o.Rules) > 0:
+		return None, nil
+	}
+	return ReadWrite, nil
+}

@@ -1,0 +1,80 @@
+package limit_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"trow/registry/limit"
+	"trow/registry/settings"
+)
+
+// load reads settings from a configuration file, as a server does.
+func load(t *testing.T, file string, flags ...string) (limit.Options, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "trow.yaml")
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var o limit.Options
+	all, given := pflag.NewFlagSet("all", pflag.ContinueOnError), pflag.NewFlagSet("given", pflag.ContinueOnError)
+	o.AddFlags(all)
+	new(limit.Options).AddFlags(given)
+	settings.AddConfigFlag(given)
+	if err := given.Parse(append(flags, "--config="+path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := settings.Load(all, given); err != nil {
+		return o, err
+	}
+	return o, o.Validate()
+}
+
+func TestSettings(t *testing.T) {
+	o, err := load(t, `
+limits:
+- who: user:alice, robot:ci
+  requests: 5
+  pull-rate: 1.5Mi
+  push-rate: 100000
+- who: ["*"]
+  by-address: true
+  uploads: 3
+quotas:
+- repositories: ["team/**"]
+  bytes: 10Gi
+- repositories: a, b
+  bytes: 2G
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(o.Limits) != 2 || len(o.Limits[0].Who) != 2 || o.Limits[0].PullRate.Value() != 3<<19 || o.Limits[0].PushRate.Value() != 100_000 ||
+		!o.Limits[1].ByAddress || o.Limits[1].Uploads != 3 || o.MaxRequests != 1000 {
+		t.Errorf("%+v", o)
+	}
+	quotas, err := limit.Quotas(o.Quotas)
+	if err != nil || len(quotas) != 2 || quotas[0].Bytes != 10<<30 || quotas[1].Bytes != 2e9 || !quotas[1].Match("b") {
+		t.Errorf("%+v, %v", quotas, err)
+	}
+}
+
+func TestSettingsThatAreInvalid(t *testing.T) {
+	for file, want := range map[string]string{
+		"limits: [{who: '*', pull-rate: fast}]":            "not a number of bytes",
+		"limits: [{who: '*', pull-rate: -1}]":              "pull-rate, push-rate: want at least 16Ki",
+		"limits: [{who: '*', request: 1}]":                 "request",
+		"quotas: [{repositories: '**', bytes: 10GB}]":      "not a number of bytes",
+		"quotas: [{repositories: '**', bytes: -5}]":        "bytes: want",
+		"quotas: [{repositories: '**', byte: 5}]":          "byte",
+		"max-requests: 0":                                  "max-requests: 0 is too low",
+		"limits: [{who: '*', requests: 1}, {requests: 1}]": "limits: limit 2: who",
+	} {
+		if _, err := load(t, file); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", file, err, want)
+		}
+	}
+}
