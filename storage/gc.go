@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Collector takes away what nothing needs any more: links to blobs that no manifest of their repo consists of, and
-// bytes that no repo holds. It works beside pushes and pulls, which neither wait nor break. Manifests and tags are
+// Collector takes away what nothing needs any more: links to blobs that no manifest of their repo refers to, and
+// bytes that no repo holds as a blob or a manifest: a reference alone keeps no bytes. It works beside pushes and pulls, which neither wait nor break. Manifests and tags are
 // not its concern: they end by DELETE or by retention.
 //
 // A link goes when it is older than Grace, no manifest of the repo consists of it, and no client was told of it for
@@ -166,14 +166,14 @@ func (r *collection) sweep(ctx context.Context) error {
 		r.done.Blobs++
 		k := keyOf(info.Digest)
 		if r.dry {
-			if r.Index.heldBeside(k, r.unlinked[k]) || r.Index.leases.pinned(k) {
+			if r.Index.presentBeside(k, r.unlinked[k]) || r.Index.leases.pinned(k) {
 				continue
 			}
 			r.done.Deleted++
 			r.done.Freed += info.Size
 			continue
 		}
-		if r.Index.held(k) || r.Index.leases.pinned(k) {
+		if r.Index.present(k) || r.Index.leases.pinned(k) {
 			continue
 		}
 		if step = append(step, info); len(step) == sweepStep {
@@ -212,7 +212,7 @@ func (r *collection) execute(ctx context.Context, step []BlobInfo) error {
 	var failed error
 	for _, info := range step {
 		k := keyOf(info.Digest)
-		if r.Index.held(k) || r.Index.leases.pinned(k) {
+		if r.Index.present(k) || r.Index.leases.pinned(k) {
 			continue
 		}
 		switch err := r.Blobs.Delete(ctx, info.Digest); {
@@ -266,11 +266,11 @@ func (x *Index) vanishing(name string, links []key, count map[key]int32) {
 	}
 }
 
-// heldBeside tells whether more than n repos hold k.
-func (x *Index) heldBeside(k key, n int32) bool {
+// presentBeside reports whether k is present in more than n repos.
+func (x *Index) presentBeside(k key, n int32) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.state.holders(k) > n
+	return x.state.present(k) > n
 }
 
 func (x *Index) condemned() []key {
@@ -285,10 +285,8 @@ func (x *Index) condemned() []key {
 
 // forgetDamage takes out of quarantine what nobody holds any more.
 func (x *Index) forgetDamage(ctx context.Context) (err error) {
-	for d := range x.Damages() {
-		if !x.held(keyOf(d)) {
-			err = errors.Join(err, x.heal(ctx, d))
-		}
+	for _, k := range x.stale() {
+		err = errors.Join(err, x.heal(ctx, k.digest()))
 	}
 	return err
 }

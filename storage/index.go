@@ -628,6 +628,11 @@ func (x *Index) Stats() Stats {
 	if x.state.repos[Store] != nil {
 		s.Repos--
 	}
-	s.Contents, s.Quarantined = x.state.byDigest.len, len(x.state.quarantined)
+	s.Contents = x.state.byDigest.len
+	for k := range x.state.quarantined {
+		if x.state.isQuarantined(k) {
+			s.Quarantined++
+		}
+	}
 	return s
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -180,7 +181,7 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 	t.Helper()
 	ctx := t.Context()
 	var catalog []string
-	stats, named := storage.Stats{}, map[digest.Digest]bool{}
+	stats, named, present := storage.Stats{}, map[digest.Digest]bool{}, map[digest.Digest]bool{}
 	for _, repo := range u.repos {
 		m := all[repo].clone()
 		stats.Links += len(m.links)
@@ -193,10 +194,10 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 			catalog = append(catalog, repo)
 		}
 		for d := range m.links {
-			named[d] = true
+			named[d], present[d] = true, true
 		}
 		for d, man := range m.manifests {
-			named[d] = true
+			named[d], present[d] = true, true
 			if man.Subject != "" {
 				named[man.Subject] = true
 			}
@@ -207,6 +208,7 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 		u.wantRepo(t, x, repo, m)
 	}
 	stats.Contents = len(named)
+	u.wantPresent(t, x, present)
 	for _, q := range x.Quotas() {
 		var want int64
 		for _, repo := range u.repos {
@@ -233,6 +235,35 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 		}
 		if got := slices.Sorted(slices.Values(x.Holders(d))); !slices.Equal(got, want) {
 			t.Errorf("Holders(%s): %v, want %v", d, got, want)
+		}
+	}
+}
+
+// wantPresent checks which bytes the collector would keep, if those of every digest were there.
+func (u *universe) wantPresent(t *testing.T, x *storage.Index, present map[digest.Digest]bool) {
+	t.Helper()
+	all := map[digest.Digest]bool{}
+	for _, d := range u.digests() {
+		all[d] = true
+	}
+	c := &storage.Collector{Blobs: listing{digests: all}, Index: x, Grace: time.Hour}
+	if done, err := c.Run(t.Context(), true, nil); err != nil || done.Deleted != len(all)-len(present) {
+		t.Errorf("the collector would delete %d of %d, %v; %d are present", done.Deleted, len(all), err, len(present))
+	}
+}
+
+// listing lists blobs that have no bytes.
+type listing struct {
+	storage.Blobs
+	digests map[digest.Digest]bool
+}
+
+func (l listing) All(context.Context) iter.Seq2[storage.BlobInfo, error] {
+	return func(yield func(storage.BlobInfo, error) bool) {
+		for d := range l.digests {
+			if !yield(storage.BlobInfo{Digest: d}, nil) {
+				return
+			}
 		}
 	}
 }

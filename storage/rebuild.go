@@ -69,7 +69,7 @@ func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error
 		if err != nil {
 			return nil, err
 		}
-		if !x.held(keyOf(info.Digest)) {
+		if !x.present(keyOf(info.Digest)) {
 			r.Unclaimed++
 			r.UnclaimedBytes += info.Size
 		}
@@ -187,7 +187,7 @@ func orphans(ctx context.Context, b *Disk, x *Index, o RebuildOptions) (found []
 			told = time.Now()
 			o.Progress(n)
 		}
-		if info.Size > most || x.held(keyOf(info.Digest)) {
+		if info.Size > most || x.present(keyOf(info.Digest)) {
 			continue
 		}
 		content, err := readAll(ctx, b, info.Digest)

@@ -37,7 +37,7 @@ type Finding struct {
 	Err    error         `json:"-"`                // why it could not be judged
 }
 
-// Run reads everything that a repo holds once, at most rate bytes per second (0: as fast as it goes), beginning
+// Run reads everything that is present once, at most rate bytes per second (0: as fast as it goes), beginning
 // anywhere: so a pass that is always cut short by a restart gets everywhere in the end. found is told of every
 // damage; report, which may be nil, now and then how far it has come. Errors: ctx's; those of the Journal.
 func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding), report func(Scrubbed)) (done Scrubbed, err error) {
@@ -88,7 +88,7 @@ func (s *Scrubber) Check(ctx context.Context, d digest.Digest) (*Finding, error)
 
 // check judges by two readings, lest a fault of the memory or a file that was being replaced condemns what is whole.
 func (s *Scrubber) check(ctx context.Context, d digest.Digest, pace *pace) (f *Finding, n int64, err error) {
-	if !s.Index.held(keyOf(d)) {
+	if !s.Index.present(keyOf(d)) {
 		return nil, 0, nil // deleted since
 	}
 	damage, n, err := s.read(ctx, d, pace)
@@ -113,7 +113,7 @@ func (s *Scrubber) check(ctx context.Context, d digest.Digest, pace *pace) (f *F
 // quarantine sets the mark and looks again: somebody who pushes first replaces the bytes and then looks for the
 // mark, so one of the two sees the other.
 func (s *Scrubber) quarantine(ctx context.Context, d digest.Digest, damage string, n int64) (*Finding, int64, error) {
-	if !s.Index.held(keyOf(d)) {
+	if !s.Index.present(keyOf(d)) {
 		return nil, n, nil // deleted while it was read
 	}
 	if err := s.Index.Quarantine(ctx, d, damage); err != nil {

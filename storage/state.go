@@ -35,11 +35,15 @@ type state struct {
 }
 
 // content is a digest that facts name, shared by all of them.
+//
+// Why two counts: a manifest may refer to what is not in the registry, such as a foreign layer. Whether bytes are to be
+// here is asked of present; who still needs them, of referenced.
 type content struct {
-	sum   [shortKey - 1]byte // of sha512 the first half
-	size  int64              // bytes; 0 while it is only referred to
-	holds int32              // of repos
-	names int32              // subjects that point here
+	sum        [shortKey - 1]byte // of sha512 the first half
+	size       int64              // bytes; 0 until it is present for the first time
+	present    int32              // repos in which it is linked as a blob or recorded as a manifest
+	referenced int32              // repos in which a manifest refers to it
+	names      int32              // subjects that point here
 }
 
 // sha512Tail is the half of a sum that content.sum has no room for. Who has none is a sha256.
@@ -74,6 +78,9 @@ type manifest struct {
 	subject   id     // a content
 	tags      id     // the first of those that name it
 }
+
+// present reports whether the repo holds the content itself.
+func (h *hold) present() bool { return h.linked || h.manifest != 0 }
 
 // tag is a name of a manifest. Those of one manifest are a list.
 type tag struct {
@@ -174,19 +181,44 @@ func (s *state) link(r *repo, k, v []byte) error {
 	if !h.linked {
 		s.stats.Links++
 	}
-	before := s.weight(h)
+	s.withdraw(r, h)
 	h.since, h.linked = momentOf(unix), true
 	s.contents.at(h.content).size = size
-	r.bytes += s.weight(h) - before
+	s.enter(r, h)
 	return nil
 }
 
-// weight is what a hold counts for in the bytes of its repo.
-func (s *state) weight(h *hold) int64 {
-	if !h.linked && h.manifest == 0 {
-		return 0
+// withdraw takes a hold out of the counts that depend on what it is, and enter puts it back: before and after a change
+// of a hold, so that the counts are right whatever changed.
+func (s *state) withdraw(r *repo, h *hold) { s.count(r, h, -1) }
+
+func (s *state) enter(r *repo, h *hold) { s.count(r, h, 1) }
+
+func (s *state) count(r *repo, h *hold, sign int32) {
+	if h.present() {
+		c := s.contents.at(h.content)
+		c.present += sign
+		r.bytes += int64(sign) * c.size
 	}
-	return s.contents.at(h.content).size
+}
+
+// refer counts a reference of a manifest of r to k.
+func (s *state) refer(r *repo, k []byte) id {
+	i := s.hold(r, k)
+	h := s.holds.at(i)
+	if h.refs++; h.refs == 1 {
+		s.contents.at(h.content).referenced++
+	}
+	return i
+}
+
+// unrefer undoes refer.
+func (s *state) unrefer(r *repo, i id) {
+	h := s.holds.at(i)
+	if h.refs--; h.refs == 0 {
+		s.contents.at(h.content).referenced--
+	}
+	s.release(r, i)
 }
 
 func (s *state) unlink(r *repo, k []byte) {
@@ -195,9 +227,9 @@ func (s *state) unlink(r *repo, k []byte) {
 		return
 	}
 	if h := s.holds.at(i); h.linked {
-		before := s.weight(h)
+		s.withdraw(r, h)
 		h.linked = false
-		r.bytes += s.weight(h) - before
+		s.enter(r, h)
 		s.stats.Links--
 		s.release(r, i)
 	}
@@ -211,25 +243,23 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 	i := s.hold(r, k)
 	m := manifest{mediaType: s.mediaType(f.mediaType), time: momentOf(f.time), refs: make([]id, 0, f.count)}
 	if err := f.eachRef(func(k []byte) {
-		ref := s.hold(r, k)
-		s.holds.at(ref).refs++
-		m.refs = append(m.refs, ref)
+		m.refs = append(m.refs, s.refer(r, k))
 	}); err != nil {
 		return err
 	}
 	h := s.holds.at(i)
-	before := s.weight(h)
 	if h.manifest != 0 { // pushed again, perhaps under another media type
 		m.tags = s.manifests.at(h.manifest).tags
 		s.dropManifest(r, i)
 	}
 	if len(f.subject) > 0 {
 		m.subject = s.intern(f.subject)
-		s.refer(r, m.subject, i)
+		s.addReferrer(r, m.subject, i)
 	}
+	s.withdraw(r, h)
 	s.contents.at(h.content).size = f.size
 	h.manifest = s.manifests.add(m)
-	r.bytes += s.weight(h) - before
+	s.enter(r, h)
 	s.stats.Manifests++
 	if r.manifests++; r.manifests == 1 {
 		s.catalog.insert(r.name)
@@ -245,10 +275,7 @@ func (s *state) deleteManifest(r *repo, k []byte) error {
 	if s.manifests.at(s.holds.at(m).manifest).tags != 0 {
 		return errFact
 	}
-	h := s.holds.at(m)
-	before := s.weight(h)
 	s.dropManifest(r, m)
-	r.bytes += s.weight(h) - before
 	s.release(r, m)
 	return nil
 }
@@ -258,22 +285,23 @@ func (s *state) dropManifest(r *repo, i id) {
 	h := s.holds.at(i)
 	m := s.manifests.at(h.manifest)
 	for _, ref := range m.refs {
-		s.holds.at(ref).refs--
-		s.release(r, ref)
+		s.unrefer(r, ref)
 	}
 	if m.subject != 0 {
-		s.unrefer(r, m.subject, i)
+		s.removeReferrer(r, m.subject, i)
 	}
 	s.manifests.remove(h.manifest)
+	s.withdraw(r, h) // not sooner: what is above must not find the content unused and forget it
 	h.manifest = 0
+	s.enter(r, h)
 	s.stats.Manifests--
 	if r.manifests--; r.manifests == 0 {
 		s.catalog.remove(r.name)
 	}
 }
 
-// refer notes that the subject of a manifest is a content.
-func (s *state) refer(r *repo, subject, manifest id) {
+// addReferrer notes that the subject of a manifest is a content.
+func (s *state) addReferrer(r *repo, subject, manifest id) {
 	if r.referrers == nil {
 		r.referrers = map[id][]id{}
 	}
@@ -282,7 +310,7 @@ func (s *state) refer(r *repo, subject, manifest id) {
 	r.referrers[subject] = slices.Insert(r.referrers[subject], at, manifest)
 }
 
-func (s *state) unrefer(r *repo, subject, manifest id) {
+func (s *state) removeReferrer(r *repo, subject, manifest id) {
 	at := s.referrer(r, subject, manifest)
 	if list := slices.Delete(r.referrers[subject], at, at+1); len(list) > 0 {
 		r.referrers[subject] = list
@@ -371,7 +399,6 @@ func (s *state) hold(r *repo, k []byte) id {
 	i := s.find(r, k)
 	if i == 0 {
 		c := s.intern(k)
-		s.contents.at(c).holds++
 		i = s.holds.add(hold{content: c})
 		r.holds.add(i, s.hash(k))
 	}
@@ -381,13 +408,12 @@ func (s *state) hold(r *repo, k []byte) id {
 // release drops a hold that has become nothing.
 func (s *state) release(r *repo, i id) {
 	h := s.holds.at(i)
-	if h.linked || h.manifest != 0 || h.refs > 0 {
+	if h.present() || h.refs > 0 {
 		return
 	}
 	c := h.content
 	r.holds.remove(i)
 	s.holds.remove(i)
-	s.contents.at(c).holds--
 	s.forget(c)
 }
 
@@ -405,7 +431,7 @@ func (s *state) intern(k []byte) id {
 
 // forget drops a content that nothing points to any more.
 func (s *state) forget(i id) {
-	if c := s.contents.at(i); c.holds == 0 && c.names == 0 {
+	if c := s.contents.at(i); c.present == 0 && c.referenced == 0 && c.names == 0 {
 		s.byDigest.remove(i)
 		s.contents.remove(i)
 		delete(s.tails, i)
@@ -495,14 +521,11 @@ func (s *state) findTag(r *repo, name string) id {
 	return 0
 }
 
-// held tells whether a repo holds k, or a manifest consists of it: its bytes are needed then.
-func (s *state) held(k key) bool { return s.holders(k) > 0 }
-
-// holders tells how many repos do.
-func (s *state) holders(k key) int32 {
+// present returns in how many repos k is a blob or a manifest. If there is one, the bytes of k must be there.
+func (s *state) present(k key) int32 {
 	var buf [maxKey]byte
 	if i := s.lookup(append(buf[:0], k...)); i != 0 {
-		return s.contents.at(i).holds
+		return s.contents.at(i).present
 	}
 	return 0
 }
@@ -543,18 +566,22 @@ func (s *state) descriptor(i id) Descriptor {
 	return d
 }
 
+// isQuarantined reports whether k is present and its bytes were found damaged or missing. A mark alone does not count:
+// it stays until the next collection or push when the last repo lets go of k, and older versions set it also on what
+// manifests only refer to.
 func (s *state) isQuarantined(k key) bool {
 	if len(s.quarantined) == 0 {
 		return false
 	}
-	_, yes := s.quarantined[k]
-	return yes
+	_, marked := s.quarantined[k]
+	return marked && s.present(k) > 0
 }
 
 // damagedPart finds something quarantined among what a manifest consists of, itself first.
 func (s *state) damagedPart(i id, seen map[id]bool) key {
 	h := s.holds.at(i)
-	if k := s.keyOf(h.content).key(); s.isQuarantined(k) {
+	// Of what this repo only refers to, such as a foreign layer, the bytes come from elsewhere.
+	if k := s.keyOf(h.content).key(); h.present() && s.isQuarantined(k) {
 		return k
 	}
 	if seen[i] || h.manifest == 0 {

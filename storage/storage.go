@@ -10,7 +10,8 @@
 //   - [Blobs]: the engine for bytes. [Journal]: the engine for facts, durable and ordered.
 //   - [Index]: the state that the Journal's facts add up to, in memory. The only thing anybody reads
 //     facts from, and the only way to change them ([Index.Update]).
-//   - named: a digest that a repo holds as a blob or a manifest, or that a manifest of a repo consists of.
+//   - present: a content that a repo has a link to, or records as a manifest. Its bytes must be there.
+//   - referenced: a content that a manifest of a repo refers to. It may be elsewhere, such as a foreign layer.
 //   - condemned: bytes that the [Collector] is about to delete. Nothing can begin to name them until it has.
 //   - quarantined: content whose bytes were found damaged or missing. It is not told to be there, until pushed again.
 //   - pin, lease: what keeps the Collector off content that somebody is about to name; see [Index.Pin], [Index.Lease].
