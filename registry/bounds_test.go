@@ -18,7 +18,8 @@ import (
 	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/limit"
-	"trow/storage"
+	"trow/storage/disk"
+	"trow/storage/memory"
 )
 
 // strict knows alice and bob by a header; bob may do nothing, but is told so of what he may not pull from open/.
@@ -168,11 +169,11 @@ func TestARateChangesNoByte(t *testing.T) {
 	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: 64 << 20, PushRate: 64 << 20}}); err != nil {
 		t.Fatal(err)
 	}
-	blobs, err := storage.OpenDisk(t.TempDir(), storage.DiskOptions{})
+	blobs, err := disk.Open(t.TempDir(), disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := serve(t, blobs, &storage.MemoryJournal{}, func(o *registry.Options) { o.Auth, o.Limits = strict{auth.All}, limits })
+	w := serve(t, blobs, memory.NewJournal(), func(o *registry.Options) { o.Auth, o.Limits = strict{auth.All}, limits })
 	content := bytes.Repeat([]byte("0123456789abcde\n"), 5<<16)
 	d := digest.FromBytes(content)
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d.String(), content, "X-User", "alice").is(201)

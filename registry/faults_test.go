@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/storagetest"
 )
 
@@ -121,7 +122,7 @@ func TestNoFaultIsToldAsASuccess(t *testing.T) {
 // injectFault returns whether the fault has happened.
 func injectFault(t *testing.T, f flow, method string, n int, after bool, err error) bool {
 	t.Helper()
-	memory, journal := new(storage.Memory), new(storage.MemoryJournal)
+	memory, journal := memory.NewBlobs(), memory.NewJournal()
 	ofBlobs := &storagetest.Fault{Method: method, After: after, Err: err}
 	ofJournal := &storagetest.Fault{Method: method, After: after, Err: err}
 	if method == "Journal" { // Commit is a name of both
@@ -179,7 +180,7 @@ func wantHonest(t *testing.T, restarted *wire, f flow, a *answer) {
 // not reset under it.
 func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 	fault := &storagetest.Fault{Method: "Create", N: 1, Err: fmt.Errorf("%w: %w", storage.ErrFull, syscall.ENOSPC)}
-	w := serve(t, storagetest.FailBlobs{Blobs: new(storage.Memory), Fault: fault}, new(storage.MemoryJournal))
+	w := serve(t, storagetest.FailBlobs{Blobs: memory.NewBlobs(), Fault: fault}, memory.NewJournal())
 	conn, err := net.Dial("tcp", strings.TrimPrefix(w.url, "http://"))
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/storage"
 )
 
 // guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as main does.
@@ -254,7 +255,9 @@ func link(t *testing.T, w *wire, repo, content string) {
 		t.Fatal(err)
 	}
 	defer release()
-	if err := w.index.Link(t.Context(), repo, d, size); err != nil {
+	w.index.Lease(repo, d)
+	err = w.index.Update(t.Context(), repo, func(tx *storage.Tx) error { tx.Link(d, size); return nil })
+	if err != nil {
 		t.Fatal(err)
 	}
 }

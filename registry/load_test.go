@@ -18,17 +18,20 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/disk"
+	"trow/storage/memory"
 )
 
 // engines opens the embedded engines on a directory until the test ends.
-func engines(t *testing.T, dir string) (*storage.Disk, *storage.Bolt) {
+func engines(t *testing.T, dir string) (*disk.Blobs, *bolt.Journal) {
 	t.Helper()
-	journal, err := storage.OpenBolt(dir)
+	journal, err := bolt.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { journal.Close() })
-	blobs, err := storage.OpenDisk(dir, storage.DiskOptions{})
+	blobs, err := disk.Open(dir, disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,8 +223,8 @@ func (f *failing) Resume(ctx context.Context, repo, id string, offset int64) (st
 }
 
 func TestWhatAClientIsToldWhenTheStorageFails(t *testing.T) {
-	blobs := &failing{Blobs: &storage.Memory{}}
-	w := serve(t, blobs, &storage.MemoryJournal{})
+	blobs := &failing{Blobs: memory.NewBlobs()}
+	w := serve(t, blobs, memory.NewJournal())
 	d := w.pushBlob("a", []byte("x")).String()
 	body, m := w.pushImage("a", "v", "x")
 	l := w.begin("a")

@@ -22,6 +22,7 @@ import (
 	"trow/registry"
 	"trow/registry/auth"
 	"trow/storage"
+	"trow/storage/memory"
 )
 
 const (
@@ -46,7 +47,7 @@ type option func(*registry.Options)
 
 // newWire runs a registry over memory.
 func newWire(t *testing.T, options ...option) *wire {
-	return serve(t, &storage.Memory{}, &storage.MemoryJournal{}, options...)
+	return serve(t, memory.NewBlobs(), memory.NewJournal(), options...)
 }
 
 func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options ...option) *wire {

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/storagetest"
 )
 
 // model is what the Index should know, kept in the plainest way.
@@ -320,16 +321,6 @@ func (u *universe) wantRepo(t *testing.T, x *storage.Index, repo string, m *mode
 	}
 }
 
-func openIndex(t testing.TB, j storage.Journal) *storage.Index {
-	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(x.Close)
-	return x
-}
-
 func TestIndexAgreesWithTheModel(t *testing.T) {
 	for name, place := range journals {
 		t.Run(name, func(t *testing.T) {
@@ -337,7 +328,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 			t.Logf("seed %d", seed)
 			u := newUniverse(rand.New(rand.NewPCG(seed, 0)))
 			open := place(t)
-			x := openIndex(t, open())
+			x := storagetest.OpenIndex(t, open())
 			x.SetQuotas(modelQuotas)
 			all := model{} // only the committer touches it while updates run
 			updates := 1500
@@ -354,7 +345,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				u.wantIndex(t, x, all)
 				u.thin(t, rand.New(rand.NewPCG(seed, 50+round)), x, all)
 				x.Close()
-				x = openIndex(t, open())
+				x = storagetest.OpenIndex(t, open())
 				x.SetQuotas(modelQuotas)
 				u.wantIndex(t, x, all)
 			}
@@ -373,7 +364,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				}
 			}
 			u.wantIndex(t, x, model{})
-			u.wantIndex(t, openIndex(t, open()), model{})
+			u.wantIndex(t, storagetest.OpenIndex(t, open()), model{})
 		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/storagetest"
 )
 
 // recordManifest records a manifest with its bytes, whatever it refers to, as the registry does for foreign layers and
@@ -21,7 +22,7 @@ func (s *shelf) recordManifest(repo, tag string, refs ...digest.Digest) digest.D
 		s.Fatal(err)
 	}
 	defer release()
-	update(s.T, s.index, repo, func(tx *storage.Tx) error {
+	storagetest.Update(s.T, s.index, repo, func(tx *storage.Tx) error {
 		m := storage.Manifest{Digest: d, MediaType: "application/a", Size: int64(len(content)), Refs: refs}
 		return errors.Join(tx.PutManifest(m), tx.SetTag(tag, d))
 	})
@@ -56,7 +57,7 @@ func TestAnOldMarkOnWhatIsOnlyReferredTo(t *testing.T) {
 		if at, _, _ := s.index.Resolve(t.Context(), "a", "v"); at.Damaged() != "" {
 			t.Error("a manifest is damaged for content that its own repository does not hold")
 		}
-		update(t, s.index, "b", func(tx *storage.Tx) error { return tx.Unlink(content) })
+		storagetest.Update(t, s.index, "b", func(tx *storage.Tx) error { return tx.Unlink(content) })
 		if n, all := s.index.Stats().Quarantined, s.index.Damages(); n != 0 || len(all) != 0 || s.index.Quarantined(content) {
 			t.Errorf("what is only referred to counts as damaged: %d, %v", n, all)
 		}
@@ -89,7 +90,7 @@ func TestAReferenceKeepsTheLinkAndTheLinkKeepsTheBytes(t *testing.T) {
 		if !s.has(m) || !s.has(index) {
 			t.Error("a manifest was collected")
 		}
-		update(t, s.index, "a", func(tx *storage.Tx) error {
+		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error {
 			for part, by := range map[digest.Digest]digest.Digest{foreign: m, layer: m, m: index} {
 				if got, ok := tx.ReferredBy(part); !ok || got != by {
 					t.Errorf("ReferredBy(%s): %s, %v; want %s", part, got, ok, by)
@@ -121,7 +122,7 @@ func TestASparseIndex(t *testing.T) {
 		if at, _, _ := s.index.Resolve(t.Context(), "a", "index"); at.Damaged() != child {
 			t.Errorf("damaged: %q, want the child", at.Damaged())
 		}
-		update(t, s.index, "a", func(tx *storage.Tx) error { return tx.DeleteManifest(child) })
+		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.DeleteManifest(child) })
 		s.collect()
 		if at, _, _ := s.index.Resolve(t.Context(), "a", "index"); at.Digest() != index || at.Damaged() != "" {
 			t.Errorf("damaged: %q, though the child is sparse again", at.Damaged())

@@ -2,20 +2,18 @@ package storage
 
 import (
 	"context"
-	"iter"
-	"maps"
-	"slices"
+	"errors"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Quarantine records that the bytes of d were found damaged or missing: no repo is told to hold them any more, so
-// that clients push them again, which heals. It does nothing unless d is present. Errors: as Update.
+// Quarantine records that the bytes of d were found damaged or missing. No repo shows d any more, so that clients push
+// it again, which heals it. It does nothing unless d is present. Errors: as Update.
 func (x *Index) Quarantine(ctx context.Context, d digest.Digest, reason string) error {
 	k := keyOf(d)
-	return x.Update(ctx, Store, func(tx *Tx) error {
+	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		if x.present(k) {
-			tx.set(KindQuarantined, string(k), quarantinedValue(reason, tx.now))
+			tx.set(kindQuarantined, string(k), quarantinedValue(reason, tx.now))
 		}
 		return nil
 	})
@@ -28,7 +26,7 @@ func (x *Index) Quarantined(d digest.Digest) bool {
 	return x.state.isQuarantined(keyOf(d))
 }
 
-// Damages returns what is quarantined.
+// Damages returns what is quarantined, and why.
 func (x *Index) Damages() map[digest.Digest]Damage {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -42,14 +40,14 @@ func (x *Index) Damages() map[digest.Digest]Damage {
 }
 
 // heal takes the mark off d, when its bytes are good again or d is no longer present. It looks at the mark alone: when a
-// push heals, d may not be linked yet.
+// push heals d, no fact may make d present yet.
 func (x *Index) heal(ctx context.Context, d digest.Digest) error {
 	if !x.marked(keyOf(d)) {
 		return nil
 	}
-	return x.Update(ctx, Store, func(tx *Tx) error {
+	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		if x.marked(keyOf(d)) {
-			tx.set(KindQuarantined, string(keyOf(d)), nil)
+			tx.set(kindQuarantined, string(keyOf(d)), nil)
 		}
 		return nil
 	})
@@ -63,8 +61,16 @@ func (x *Index) marked(k key) bool {
 	return yes
 }
 
-// stale returns the marks on what is no longer present.
-func (x *Index) stale() (keys []key) {
+// healAbsent takes the marks off what is no longer present.
+func (x *Index) healAbsent(ctx context.Context) (err error) {
+	for _, k := range x.absentMarks() {
+		err = errors.Join(err, x.heal(ctx, k.digest()))
+	}
+	return err
+}
+
+// absentMarks returns the marks of quarantine on what is no longer present.
+func (x *Index) absentMarks() (keys []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for k := range x.state.quarantined {
@@ -73,61 +79,4 @@ func (x *Index) stale() (keys []key) {
 		}
 	}
 	return keys
-}
-
-// present reports whether a repo holds k as a blob or a manifest, so that its bytes must be there.
-func (x *Index) present(k key) bool {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return x.state.present(k) > 0
-}
-
-// contents lists every digest that is present, in no order, beginning with a record of the state and going round. It takes
-// the lock for a step at a time, since there may be millions: what becomes present meanwhile may be left out, and so
-// may others if the state is loaded anew.
-func (x *Index) contents(first int) iter.Seq[key] {
-	const step = 1024
-	return func(yield func(key) bool) {
-		n := x.records()
-		for at := 0; at < n; at += step {
-			for _, k := range x.presentAmong(first+at, min(step, n-at), n) {
-				if !yield(k) {
-					return
-				}
-			}
-		}
-	}
-}
-
-func (x *Index) records() int {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	return int(x.state.contents.used)
-}
-
-// presentAmong lists those that are present of count records from first on, round n.
-func (x *Index) presentAmong(first, count, n int) (keys []key) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	for at := range count {
-		i := id((first+at)%n + 1)
-		if i <= x.state.contents.used && x.state.contents.at(i).present > 0 {
-			keys = append(keys, x.state.keyOf(i).key())
-		}
-	}
-	return keys
-}
-
-// Names lists all repos, also those without a manifest, as of one moment, in ASCII order.
-func (x *Index) Names() []string {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	names := make([]string, 0, len(x.state.repos))
-	for name := range maps.Keys(x.state.repos) {
-		if name != Store {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
 }

@@ -33,6 +33,7 @@ import (
 	"trow/registry/admin"
 	"trow/registry/archive"
 	"trow/registry/glob"
+	"trow/registry/maintenance"
 	"trow/registry/retention"
 	"trow/storage"
 )
@@ -353,7 +354,7 @@ func (p Program) rebuildCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := storage.Rebuild(cmd.Context(), dir, storage.RebuildOptions{Into: into, Parse: registry.ReadManifest,
+		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{Into: into, Parse: registry.ReadManifest,
 			Progress: func(blobs int) { fmt.Fprintf(p.Err, "%d blobs looked at\n", blobs) }})
 		if err != nil {
 			return err
@@ -365,7 +366,7 @@ func (p Program) rebuildCommand() *cobra.Command {
 	return cmd
 }
 
-func (p Program) tellRebuilt(r *storage.Rebuilt, into string) {
+func (p Program) tellRebuilt(r *maintenance.Rebuilt, into string) {
 	switch {
 	case r.Damage == "":
 		fmt.Fprintln(p.Out, "The journal is whole.")
