@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Why one committer runs the functions of all updates: an update sees the changes of those before it in the same commit,
-// so updates of one process never conflict, and one round of fsyncs serves all that wait (group commit).
+// Why one committer runs the functions of all updates: an update sees the changes of those before it in the same
+// commit, so updates of one process never conflict, and one round of fsyncs serves all that wait (group commit).
 
 // change is a call of Update that waits for its commit.
 type change struct {
@@ -29,8 +29,8 @@ type change struct {
 // (microseconds each).
 const maxGroup = 256
 
-// Update calls fn with the repo as it is, commits the changes that fn made, and returns when the Index shows them. If fn
-// returns an error, Update returns it unchanged and nothing is changed. fn must be quick and must not block: the one
+// Update calls fn with the repo as it is, commits the changes that fn made, and returns when the Index shows them. If
+// fn returns an error, Update returns it unchanged and nothing is changed. fn must be quick and must not block: the one
 // committer calls it, and commits the changes of all waiting updates at once; it may be called again. After any other
 // error the outcome is unknown, and trying again is safe; except ErrBusy, which means that fn starts to name bytes that
 // are being deleted: pin them first.
@@ -153,8 +153,8 @@ func (x *Index) try(group []*change) ([]*change, error) {
 	return group, ErrConflict
 }
 
-// awaitShown waits until the state shows a revision, but not without end: with a journal that does not deliver, one call
-// must not block all that come after it.
+// awaitShown waits until the state shows a revision, but not without end: with a journal that does not deliver, one
+// call must not block all that come after it.
 func (x *Index) awaitShown(rev Revision) error {
 	ctx, cancel := context.WithTimeout(x.ctx, reloadTimeout)
 	defer cancel()
@@ -178,8 +178,8 @@ func (x *Index) unchanged(bases map[string]Revision) (bool, error) {
 	return true, nil
 }
 
-// answerFailed answers the changes whose functions failed because of committed facts, and returns the others. A function
-// that may have failed because of an earlier change of this commit has to wait until that one is committed.
+// answerFailed answers the changes whose functions failed because of committed facts, and returns the others. A
+// function that may have failed because of an earlier change of this commit has to wait until that one is committed.
 func answerFailed(group []*change) []*change {
 	return slices.DeleteFunc(group, func(c *change) bool {
 		if c.err == nil || c.depends {

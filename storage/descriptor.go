@@ -2,8 +2,8 @@ package storage
 
 import "github.com/opencontainers/go-digest"
 
-// Descriptor describes a manifest of a repo, as the OCI image spec's descriptor does. It is a small value that a look-up
-// returns without allocating; its digest is rendered only on request.
+// Descriptor describes a manifest of a repo, as the OCI image spec's descriptor does. It is a small value that a
+// look-up returns without allocating; its digest is rendered only on request.
 type Descriptor struct {
 	MediaType string // as pushed
 	Size      int64  // bytes
@@ -17,8 +17,8 @@ func (d Descriptor) Digest() digest.Digest { return d.sum.digest() }
 // AppendDigest appends the manifest's digest to b.
 func (d *Descriptor) AppendDigest(b []byte) []byte { return d.sum.appendDigest(b) }
 
-// Damaged returns the manifest itself or a part of it that is quarantined, and "" if there is none. A part that the repo
-// does not hold, such as a foreign layer, does not count.
+// Damaged returns the manifest itself or a part of it that is quarantined, and "" if there is none. A part that the
+// repo does not hold, such as a foreign layer, does not count.
 func (d Descriptor) Damaged() digest.Digest { return d.damaged.digest() }
 
 // Damage is what was found wrong with the bytes of a content.

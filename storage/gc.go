@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Collector removes what nothing needs any more: links to blobs that no manifest of their repo refers to, and bytes that
-// are not present in any repo. It works beside pushes and pulls, which neither wait nor break. It does not touch
+// Collector removes what nothing needs any more: links to blobs that no manifest of their repo refers to, and bytes
+// that are not present in any repo. It works beside pushes and pulls, which neither wait nor break. It does not touch
 // manifests and tags, which DELETE and retention remove.
 //
 // A link is removed when it is older than Grace, no manifest of the repo refers to it, and no client was told of it for
@@ -43,9 +43,9 @@ const (
 	sweepStep  = 256 // blobs
 )
 
-// Run collects once. With dry it only looks; bytes that its own unlinking would free count as well. report, which may be
-// nil, is called about once a second with the progress. Errors: those of the engines. Collected holds what was done until
-// then, and the next run continues.
+// Run collects once. With dry it only looks; bytes that its own unlinking would free count as well. report, which may
+// be nil, is called about once a second with the progress. Errors: those of the engines. Collected holds what was done
+// until then, and the next run continues.
 func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (done Collected, err error) {
 	return c.RunWith(ctx, c.Grace, dry, report)
 }
@@ -222,8 +222,8 @@ func (r *collection) condemn(ctx context.Context, step []BlobInfo) error {
 	return r.deleteCondemned(ctx, step)
 }
 
-// deleteCondemned deletes condemned bytes and takes the marks away. It spares bytes that were named or pinned before the
-// mark was set.
+// deleteCondemned deletes condemned bytes and takes the marks away. It spares bytes that were named or pinned before
+// the mark was set.
 func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error {
 	if len(step) == 0 {
 		return nil

@@ -55,8 +55,8 @@ type Stats struct {
 // reloadTimeout bounds how long a commit waits for the state to be loaded again after a failed commit.
 const reloadTimeout = 10 * time.Second
 
-// OpenIndex loads the journal's state and follows it until Close. Errors: those of the journal; ErrDamaged for a journal
-// that contradicts itself.
+// OpenIndex loads the journal's state and follows it until Close. Errors: those of the journal; ErrDamaged for a
+// journal that contradicts itself.
 func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
@@ -197,8 +197,8 @@ func (x *Index) awaitRevision(ctx context.Context, rev Revision) error {
 	return x.await(ctx, func() (bool, error) { return x.state.revision >= rev, nil })
 }
 
-// View calls fn with the repo as it is, without waiting for changes in progress. What fn changes is dropped. It predicts
-// what an Update would probably say: a miss in it is not confirmed with the Journal.
+// View calls fn with the repo as it is, without waiting for changes in progress. What fn changes is dropped. It
+// predicts what an Update would probably say: a miss in it is not confirmed with the Journal.
 func (x *Index) View(repo string, fn func(*Tx) error) error {
 	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.currentQuotas()}})
 }

@@ -105,8 +105,8 @@ func (l *leases) pinned(k key) bool {
 }
 
 // Lease records that a client is told that repo holds the blob d. The client may skip pushing it, and refer to it in a
-// manifest much later, so the Collector then keeps the link for its grace. Call Lease before looking the link up; a link
-// that is found after it stays.
+// manifest much later, so the Collector then keeps the link for its grace. Call Lease before looking the link up; a
+// link that is found after it stays.
 func (x *Index) Lease(repo string, d digest.Digest) { x.leases.use(repo, keyOf(d)) }
 
 // Pin keeps the Collector from deleting the bytes of d while a caller is about to make them or to name them, until

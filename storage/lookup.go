@@ -120,9 +120,9 @@ func (s *state) descriptor(i slab.ID) Descriptor {
 	return d
 }
 
-// isQuarantined reports whether k is present and its bytes were found damaged or missing. The mark alone does not count:
-// it stays until the next collection or push when the last repo drops k, and earlier versions also set it on content
-// that manifests only refer to.
+// isQuarantined reports whether k is present and its bytes were found damaged or missing. The mark alone does not
+// count: it stays until the next collection or push when the last repo drops k, and earlier versions also set it on
+// content that manifests only refer to.
 func (s *state) isQuarantined(k key) bool {
 	if len(s.quarantined) == 0 {
 		return false

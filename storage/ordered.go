@@ -5,8 +5,8 @@ import (
 	"sort"
 )
 
-// chunkMax bounds the strings that an insertion moves. With 512 an insertion moves at most 8 KiB, and a set of 100,000 has
-// about 300 chunks to search.
+// chunkMax bounds the strings that an insertion moves. With 512 an insertion moves at most 8 KiB, and a set of 100,000
+// has about 300 chunks to search.
 const chunkMax = 512
 
 // ordered is a sorted set of strings: a list of sorted chunks. Lists of tags and of repos are range scans over it. The

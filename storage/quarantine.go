@@ -39,8 +39,8 @@ func (x *Index) Damages() map[digest.Digest]Damage {
 	return out
 }
 
-// heal takes the mark off d, when its bytes are good again or d is no longer present. It looks at the mark alone: when a
-// push heals d, no fact may make d present yet.
+// heal takes the mark off d, when its bytes are good again or d is no longer present. It looks at the mark alone: when
+// a push heals d, no fact may make d present yet.
 func (x *Index) heal(ctx context.Context, d digest.Digest) error {
 	if !x.marked(keyOf(d)) {
 		return nil

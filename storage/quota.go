@@ -6,8 +6,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Quota bounds how many bytes of blobs and manifests some repos hold together. Each content counts once in each repo that
-// holds it, even if other repos hold it too.
+// Quota bounds how many bytes of blobs and manifests some repos hold together. Each content counts once in each repo
+// that holds it, even if other repos hold it too.
 type Quota struct {
 	Name  string                 // for messages
 	Match func(repo string) bool // reports whether a repo counts; it must be quick and always return the same
@@ -64,10 +64,10 @@ func (x *Index) currentQuotas() *quotas {
 	return x.quotas
 }
 
-// Excess reports whether d, of size bytes, is more than a quota leaves, together with what the change adds already; e is
-// the first such quota. Content that the repo holds already exceeds nothing. What earlier changes of the same commit add
-// counts, so that concurrent pushes do not exceed a quota together; what they delete counts once it is committed. d may be
-// empty if it is not known yet.
+// Excess reports whether d, of size bytes, is more than a quota leaves, together with what the change adds already; e
+// is the first such quota. Content that the repo holds already exceeds nothing. What earlier changes of the same commit
+// add counts, so that concurrent pushes do not exceed a quota together; what they delete counts once it is committed. d
+// may be empty if it is not known yet.
 func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	g := tx.growth
 	if len(g.quotas.all) == 0 || size <= 0 {

@@ -51,8 +51,8 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 	return "", false
 }
 
-// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that the
-// caller has to look again.
+// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
+// the caller has to look again.
 func (x *Index) confirm(ctx context.Context) (news bool, err error) {
 	head, err := x.journal.Head(ctx)
 	if err != nil {
@@ -67,8 +67,8 @@ func (x *Index) confirm(ctx context.Context) (news bool, err error) {
 	return true, x.awaitRevision(ctx, head)
 }
 
-// Resolve returns the manifest that ref, a tag or a digest, names in repo. It allocates nothing. It returns an error only
-// if a miss could not be confirmed with the Journal.
+// Resolve returns the manifest that ref, a tag or a digest, names in repo. It allocates nothing. It returns an error
+// only if a miss could not be confirmed with the Journal.
 func (x *Index) Resolve(ctx context.Context, repo, ref string) (Descriptor, bool, error) {
 	d, ok := x.manifest(repo, ref)
 	if ok {
@@ -104,8 +104,8 @@ func (x *Index) blob(repo, d string) (int64, bool) {
 	return s.contents.At(c).size, true
 }
 
-// Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in ASCII order.
-// found reports whether the repo exists. Errors: as Resolve.
+// Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in ASCII
+// order. found reports whether the repo exists. Errors: as Resolve.
 func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error) {
 	if _, err := x.confirm(ctx); err != nil { // a list says what does not exist, too
 		return nil, false, err
@@ -129,8 +129,8 @@ func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error
 	return x.state.catalog.after(after, n), nil
 }
 
-// Referrers lists the manifests of the repo whose subject is d, in order of their digests in binary form, after the given
-// one, which need not exist. Errors: as Resolve.
+// Referrers lists the manifests of the repo whose subject is d, in order of their digests in binary form, after the
+// given one, which need not exist. Errors: as Resolve.
 func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Digest) ([]Descriptor, error) {
 	if _, err := x.confirm(ctx); err != nil {
 		return nil, err

@@ -128,8 +128,8 @@ func (s *Scrubber) quarantine(ctx context.Context, d digest.Digest, damage strin
 // scrubBuffers are the buffers that contents are read through.
 var scrubBuffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
 
-// read compares a content with its digest. damage is what is wrong with it. An error means that the content could not be
-// checked, and says nothing about it.
+// read compares a content with its digest. damage is what is wrong with it. An error means that the content could not
+// be checked, and says nothing about it.
 func (s *Scrubber) read(ctx context.Context, d digest.Digest, pace *pace) (damage string, n int64, err error) {
 	r, err := s.Blobs.Open(ctx, d)
 	if err != nil {

@@ -3,18 +3,19 @@
 // # Words
 //
 //   - blob: immutable bytes, known by their digest. Layers, configs and manifests are all blobs.
-//   - fact: a durable statement about a repository: a link (the repository holds a blob), a manifest (it holds a blob as
-//     a manifest of this media type), a tag (a name of one of its manifests).
+//   - fact: a durable statement about a repository: a link (the repository holds a blob), a manifest (it holds a blob
+//     as a manifest of this media type), a tag (a name of one of its manifests).
 //   - repo: a repository's name, as in the OCI distribution spec. It exists as long as a fact names it.
 //   - ref: a tag or a digest, which names a manifest within a repo.
 //   - [Blobs]: the engine for bytes. [Journal]: the engine for facts, durable and ordered.
 //   - [Index]: the state that the Journal's facts add up to, in memory. Facts are read only from it, and changed only
 //     through [Index.Update].
 //   - present: a content that a repo links as a blob or records as a manifest. Its bytes must be in Blobs.
-//   - referenced: a content that a manifest of a repo refers to. It need not be present: a foreign layer, and a child of
-//     a sparse index, are elsewhere.
+//   - referenced: a content that a manifest of a repo refers to. It need not be present: a foreign layer, and a child
+//     of a sparse index, are elsewhere.
 //   - condemned: bytes that the [Collector] is about to delete. No fact can start to name them until they are deleted.
-//   - quarantined: present content whose bytes were found damaged or missing. It is not served until it is pushed again.
+//   - quarantined: present content whose bytes were found damaged or missing. It is not served until it is pushed
+//     again.
 //   - pin, lease: what keeps the Collector from content that a client is about to name; see [Index.Pin], [Index.Lease].
 //   - quota: how many bytes some repos may hold together; see [Tx.Excess].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
@@ -168,7 +169,8 @@ type Update struct {
 	Synced   bool // the last part of the full state; what follows are commits
 }
 
-// Journal keeps facts, durably and in order. It has no unconditional write. Implementations are safe for concurrent use.
+// Journal keeps facts, durably and in order. It has no unconditional write. Implementations are safe for concurrent
+// use.
 type Journal interface {
 	// Commit makes the batches durable, all or nothing, under one new revision; at most one batch per repo. It returns
 	// ErrConflict unless each Base is its repo's last revision. After any other error the outcome is unknown: the caller

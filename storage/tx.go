@@ -8,9 +8,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Tx is one change to one repo, as seen by the function given to [Index.Update]. It reads the repo as it will be when the
-// changes before it are committed, and it records changes. It is valid until that function returns. Either all of its
-// changes are committed, or none.
+// Tx is one change to one repo, as seen by the function given to [Index.Update]. It reads the repo as it will be when
+// the changes before it are committed, and it records changes. It is valid until that function returns. Either all of
+// its changes are committed, or none.
 type Tx struct {
 	x       *Index
 	repo    string
@@ -31,8 +31,8 @@ type factKey struct {
 	name string
 }
 
-// facts returns the overlay in an order in which a state can apply it: a tag is set after its manifest, and a manifest is
-// deleted after its tags were deleted or set to another manifest.
+// facts returns the overlay in an order in which a state can apply it: a tag is set after its manifest, and a manifest
+// is deleted after its tags were deleted or set to another manifest.
 func (o overlay) facts() []Fact {
 	out := make([]Fact, 0, len(o))
 	for k, v := range o {
@@ -212,8 +212,8 @@ func (tx *Tx) Unlink(d digest.Digest) error {
 	return nil
 }
 
-// PutManifest records a manifest. Its bytes must be durable already. If the repo holds the digest as a manifest already,
-// its tags stay. PutManifest sets Time. Errors: ErrDigest for a malformed digest in m.
+// PutManifest records a manifest. Its bytes must be durable already. If the repo holds the digest as a manifest
+// already, its tags stay. PutManifest sets Time. Errors: ErrDigest for a malformed digest in m.
 func (tx *Tx) PutManifest(m Manifest) error {
 	named := append([]digest.Digest{m.Digest}, m.Refs...)
 	if m.Subject != "" {
@@ -251,8 +251,8 @@ func (tx *Tx) DeleteManifest(d digest.Digest) error {
 	return nil
 }
 
-// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest; a name that is empty
-// or a digest is refused.
+// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest; a name that is
+// empty or a digest is refused.
 func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if !isTag(name) {
 		return fmt.Errorf("%.150q is not a valid name for a tag", name)

@@ -36,11 +36,11 @@ type Rebuilt struct {
 	UnclaimedBytes int64
 }
 
-// Rebuild makes a journal that can be read, on a data directory without a server: from the journal itself if it is intact,
-// else from the backup that the server keeps beside it, and from the manifests among the blobs. What was changed after the
-// backup was made, such as tags, is recorded nowhere else. Nothing is deleted. If Rebuild fails or is cut short, no server
-// starts on the directory until it is run again; it then continues where it was. Errors: as bolt.Open; those of the
-// file system.
+// Rebuild makes a journal that can be read, on a data directory without a server: from the journal itself if it is
+// intact, else from the backup that the server keeps beside it, and from the manifests among the blobs. What was
+// changed after the backup was made, such as tags, is recorded nowhere else. Nothing is deleted. If Rebuild fails or is
+// cut short, no server starts on the directory until it is run again; it then continues where it was. Errors: as
+// bolt.Open; those of the file system.
 func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error) {
 	r := rebuilding{o: o}
 	journal, err := bolt.Recover(dir, func(j *bolt.Journal) (err error) {

@@ -13,8 +13,8 @@
 //  2. What Commit acknowledged is in the file after a power cut, whole.
 //  3. A damaged file is reported as [storage.ErrDamaged]; a part of the facts is never taken for all of them.
 //
-// Why a commit that failed stops the writing: when the last fsync of a commit fails, bbolt returns an error, but shows the
-// change all the same, and the kernel may have dropped the pages that it could not write. So the next commit first
+// Why a commit that failed stops the writing: when the last fsync of a commit fails, bbolt returns an error, but shows
+// the change all the same, and the kernel may have dropped the pages that it could not write. So the next commit first
 // rewrites the file from what bbolt shows, and continues with the new one. A full disk is no such failure: nothing was
 // overwritten, and writing continues when there is space again.
 //

@@ -19,8 +19,8 @@ func (j *Journal) rewrite() error {
 	if err := copyTo(j.db, tmp); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	// The new file is opened, and so locked, before it gets the name, and the old one is closed last. So there is no moment
-	// in which another process could take the directory, and no failure after which no file is open.
+	// The new file is opened, and so locked, before it gets the name, and the old one is closed last. So there is no
+	// moment in which another process could take the directory, and no failure after which no file is open.
 	db, file, err := openFile(tmp, lockTimeout)
 	if err != nil {
 		return errors.Join(err, os.Remove(tmp))
@@ -46,8 +46,8 @@ func copyTo(db *bbolt.DB, path string) error {
 	return f.Sync()
 }
 
-// Backup writes a copy of the journal beside it, for trow rebuild, unless nothing has changed since the last one. Commits
-// go on meanwhile. It must not be called twice at once.
+// Backup writes a copy of the journal beside it, for trow rebuild, unless nothing has changed since the last one.
+// Commits go on meanwhile. It must not be called twice at once.
 func (j *Journal) Backup() error {
 	j.feed.Lock()
 	db, unusable, head := j.db, j.feed.Closed() || j.damage != nil, j.feed.Head()

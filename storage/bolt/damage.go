@@ -9,9 +9,10 @@ import (
 	"trow/storage"
 )
 
-// guard runs something that reads the journal's file, and turns panics into ErrDamaged. bbolt reads through a memory map
-// and trusts what it finds: a page that makes no sense is a panic. A page that the disk cannot read, or that is beyond the
-// end of the file, is a fault of the process (SIGBUS), which we ask the runtime to turn into a panic as well.
+// guard runs something that reads the journal's file, and turns panics into ErrDamaged. bbolt reads through a memory
+// map and trusts what it finds: a page that makes no sense is a panic. A page that the disk cannot read, or that is
+// beyond the end of the file, is a fault of the process (SIGBUS), which we ask the runtime to turn into a panic as
+// well.
 func guard(do func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -26,9 +27,9 @@ func guard(do func() error) (err error) {
 	return do()
 }
 
-// tally is what the facts of a journal add up to, in any order: their number, and a sum over all of them. It is kept with
-// each commit and compared when the journal is loaded, because bbolt does not notice when a page is lost or is an older
-// one.
+// tally is what the facts of a journal add up to, in any order: their number, and a sum over all of them. It is kept
+// with each commit and compared when the journal is loaded, because bbolt does not notice when a page is lost or is an
+// older one.
 type tally struct {
 	count, sum uint64
 }

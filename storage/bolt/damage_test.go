@@ -126,8 +126,8 @@ func TestADamagedJournalIsNamedAndNeverTakenForWhole(t *testing.T) {
 	}
 }
 
-// TestTheJournalIsLostUnderARunningServer: reads go on, writes fail, the process lives and ends. The file is cut, which is
-// the same to a memory map as a disk that cannot read (SIGBUS); a disk that really cannot is in device_test.go.
+// TestTheJournalIsLostUnderARunningServer: reads go on, writes fail, the process lives and ends. The file is cut, which
+// is the same to a memory map as a disk that cannot read (SIGBUS); a disk that really cannot is in device_test.go.
 func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 	dir := t.TempDir()
 	whole, want, _ := written(t)

@@ -26,8 +26,8 @@ import (
 )
 
 // device is a disk with a file system on it: a loop device over a file. When the file is cut, the blocks beyond can no
-// longer be read, and the kernel says EIO as for any broken disk: to read, and as a fault (SIGBUS) to who looks at a page
-// of a memory map. It needs root, losetup and mkfs.ext4.
+// longer be read, and the kernel says EIO as for any broken disk: to read, and as a fault (SIGBUS) to who looks at a
+// page of a memory map. It needs root, losetup and mkfs.ext4.
 type device struct {
 	t     *testing.T
 	image string
@@ -127,8 +127,8 @@ func (d *device) forget(path string) {
 	}
 }
 
-// TestADiskBreaksUnderTheJournal: pages of the journal can no longer be read, which bbolt meets as a fault of its memory
-// map. The process lives, reads go on from memory, writes fail and say why, and the next start names the damage.
+// TestADiskBreaksUnderTheJournal: pages of the journal can no longer be read, which bbolt meets as a fault of its
+// memory map. The process lives, reads go on from memory, writes fail and say why, and the next start names the damage.
 func TestADiskBreaksUnderTheJournal(t *testing.T) {
 	d := newDevice(t)
 	whole, want, _ := written(t)

@@ -417,8 +417,8 @@ func (f found) String(calls []call) string {
 }
 
 // TestPowerCuts records the system calls of a workload and builds the states that power cuts may leave. It needs strace
-// and the right to trace. STORAGE_TEST_POWER_CUTS says how many states, STORAGE_TEST_POWER_SEED what the workload does (not
-// how its threads meet).
+// and the right to trace. STORAGE_TEST_POWER_CUTS says how many states, STORAGE_TEST_POWER_SEED what the workload does
+// (not how its threads meet).
 func TestPowerCuts(t *testing.T) {
 	n := 1000
 	if v := os.Getenv("STORAGE_TEST_POWER_CUTS"); v != "" {

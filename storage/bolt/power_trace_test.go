@@ -154,8 +154,8 @@ func (p *replay) inside(path string) (string, bool) {
 	return rel, err == nil && filepath.IsAbs(path) && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
-// path returns a path of a call relative to the root. dir is the number of the directory that it starts from, if it does
-// not start from the root of the file system.
+// path returns a path of a call relative to the root. dir is the number of the directory that it starts from, if it
+// does not start from the root of the file system.
 func (p *replay) path(dir, path string) (string, bool) {
 	if h := p.open[dir]; h != nil && !filepath.IsAbs(path) {
 		return filepath.Join(h.path, path), true

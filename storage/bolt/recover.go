@@ -73,7 +73,8 @@ func (r *Recovered) open(check func(*Journal) error) (err error) {
 	return nil
 }
 
-// openBackup puts a copy of the backup in the place of the journal. A copy, so that the backup stays whatever happens to it.
+// openBackup puts a copy of the backup in the place of the journal. A copy, so that the backup stays whatever happens
+// to it.
 func (r *Recovered) openBackup(root *os.Root, check func(*Journal) error) error {
 	backup, err := root.Open(backupFile)
 	if err != nil {

@@ -177,12 +177,12 @@ func (b *Blobs) Open(_ context.Context, d digest.Digest) (io.ReadSeekCloser, err
 	return f, nil
 }
 
-// Lost reports whether an error of a reader means that the disk cannot read the bytes, see [storage.Blobs]. Others, such
-// as too many open files, say nothing about them.
+// Lost reports whether an error of a reader means that the disk cannot read the bytes, see [storage.Blobs]. Others,
+// such as too many open files, say nothing about them.
 func (b *Blobs) Lost(err error) bool { return errors.Is(err, syscall.EIO) }
 
-// Delete implements [storage.Blobs]. It does not sync: if a power cut brings the file back, no fact names it, and the next
-// collection deletes it again.
+// Delete implements [storage.Blobs]. It does not sync: if a power cut brings the file back, no fact names it, and the
+// next collection deletes it again.
 func (b *Blobs) Delete(_ context.Context, d digest.Digest) error {
 	path, err := b.path(d)
 	if err != nil {

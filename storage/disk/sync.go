@@ -7,7 +7,8 @@ import (
 )
 
 // groupSync makes the names in a directory durable for many callers at once. A caller that comes while an fsync is in
-// progress shares the next one with all others that wait: the one in progress may have started before the caller's change.
+// progress shares the next one with all others that wait: the one in progress may have started before the caller's
+// change.
 type groupSync struct {
 	dir     string
 	running sync.Mutex // held by the caller that runs the fsync

@@ -6,7 +6,8 @@
 //
 // # Invariants
 //
-// [Blobs] and [Journal] pass the same suites as the engines on disk, so a test over memory says what the others would do.
+// [Blobs] and [Journal] pass the same suites as the engines on disk, so a test over memory says what the others would
+// do.
 //
 // # What it does not do
 //

@@ -57,8 +57,8 @@ func Read(ctx context.Context, b storage.Blobs, d digest.Digest) ([]byte, error)
 	return io.ReadAll(r)
 }
 
-// FailedCalls lets each call of a push fail, before and after its effect, and tests that the failure is reported and that
-// the next push succeeds. open returns an empty engine.
+// FailedCalls lets each call of a push fail, before and after its effect, and tests that the failure is reported and
+// that the next push succeeds. open returns an empty engine.
 func FailedCalls(t *testing.T, open func(t *testing.T) storage.Blobs) {
 	const last = 6 // the calls of a push: Create, three Writes, Commit, Close
 	for _, after := range []bool{false, true} {

@@ -6,8 +6,8 @@
 //
 // # Invariants
 //
-//  1. The lock of a [Feed] is the journal's lock. It is held for a whole commit and for the delivery of a full state, so
-//     that no watcher misses a commit or sees it twice.
+//  1. The lock of a [Feed] is the journal's lock. It is held for a whole commit and for the delivery of a full state,
+//     so that no watcher misses a commit or sees it twice.
 //
 // # What it does not do
 //

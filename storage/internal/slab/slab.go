@@ -12,7 +12,8 @@
 //
 //  1. A record is in at most one table.
 //  2. A record never moves: a pointer that [Slab.At] returned stays valid until [Slab.Remove].
-//  3. A table has about one bucket per record, and no single change takes long: buckets are split and joined one by one.
+//  3. A table has about one bucket per record, and no single change takes long: buckets are split and joined one by
+//     one.
 //
 // # What it does not do
 //
@@ -28,8 +29,8 @@ import (
 // ID names a record of a slab; 0 names none. The ID of a removed record is given out again.
 type ID uint32
 
-// pageSize is how many records a slab takes from the heap at once: a few dozen KiB, so an empty registry stays small, and
-// a million records are only a thousand pieces for the garbage collector.
+// pageSize is how many records a slab takes from the heap at once: a few dozen KiB, so an empty registry stays small,
+// and a million records are only a thousand pieces for the garbage collector.
 const pageSize = 1024
 
 // Slab keeps records of one type. The zero value is empty. It is not safe for concurrent use.
@@ -75,8 +76,8 @@ func (s *Slab[T]) Remove(i ID) {
 // Last returns the highest ID that was ever given out. Records below it may be free; a free record is a zero value.
 func (s *Slab[T]) Last() ID { return s.used }
 
-// Table finds records of a slab by a hash that the caller computes. It hashes linearly (Litwin 1980). It is not safe for
-// concurrent use.
+// Table finds records of a slab by a hash that the caller computes. It hashes linearly (Litwin 1980). It is not safe
+// for concurrent use.
 type Table[T any] struct {
 	slab  *Slab[T]
 	heads []ID // of the chains, one for each bucket
