@@ -66,6 +66,8 @@ import (
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/disk"
 	trowtls "trow/tls"
 )
 
@@ -580,8 +582,8 @@ type instance struct {
 	callerToken []byte             // what the token's file held at the start
 	log         zerolog.Logger
 	listener    net.Listener
-	journal     *storage.Bolt
-	blobs       *storage.Disk
+	journal     *bolt.Journal
+	blobs       *disk.Blobs
 	socket      net.Listener     // for administration
 	debug       net.Listener     // for profiles; nil: none
 	keeper      *trowtls.Keeper  // nil without TLS
@@ -694,15 +696,15 @@ func (s *instance) open(ctx context.Context) (err error) {
 	}
 	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
 	s.config.nameList(port)
-	if s.journal, err = storage.OpenBolt(s.config.DataDir); err != nil { // the lock of the directory first
+	if s.journal, err = bolt.Open(s.config.DataDir); err != nil { // the lock of the directory first
 		return err
 	}
 	reserve, err := parseReserve(s.config.Reserve)
 	if err != nil {
 		return err
 	}
-	o := storage.DiskOptions{Reserve: reserve, MaxUploads: s.config.MaxUploads}
-	if s.blobs, err = storage.OpenDisk(s.config.DataDir, o); err != nil {
+	o := disk.Options{Reserve: reserve, MaxUploads: s.config.MaxUploads}
+	if s.blobs, err = disk.Open(s.config.DataDir, o); err != nil {
 		return err
 	}
 	if s.socket, err = admin.Listen(s.config.DataDir); err != nil { // not all file systems have sockets
@@ -976,7 +978,7 @@ func (s *instance) registerGauges() {
 	count("blobs", "Blobs, counted in each repository that holds them.", func(s storage.Stats) int { return s.Links })
 	count("quarantined", "Contents whose bytes were found damaged or missing, and that nobody has pushed again.",
 		func(s storage.Stats) int { return s.Quarantined })
-	space := func(of func(storage.Space) int64) func() float64 {
+	space := func(of func(disk.Space) int64) func() float64 {
 		return func() float64 {
 			if space, err := s.blobs.Space(); err == nil {
 				return float64(of(space))
@@ -984,9 +986,9 @@ func (s *instance) registerGauges() {
 			return math.NaN()
 		}
 	}
-	gauge("trow_storage_size_bytes", "Size of the file system with the data.", space(func(s storage.Space) int64 { return s.Size }))
-	gauge("trow_storage_free_bytes", "What is free on it.", space(func(s storage.Space) int64 { return s.Free }))
-	gauge("trow_storage_reserve_bytes", "What uploads leave free: below, they are refused.", space(func(s storage.Space) int64 { return s.Reserve }))
+	gauge("trow_storage_size_bytes", "Size of the file system with the data.", space(func(s disk.Space) int64 { return s.Size }))
+	gauge("trow_storage_free_bytes", "What is free on it.", space(func(s disk.Space) int64 { return s.Free }))
+	gauge("trow_storage_reserve_bytes", "What uploads leave free: below, they are refused.", space(func(s disk.Space) int64 { return s.Reserve }))
 	gauge("trow_uploads_open", "Uploads that are begun and not ended.", func() float64 { return float64(s.blobs.Uploads()) })
 	s.collected = prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_deleted_total", Help: "Blobs that were collected."})
 	s.freed = prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_freed_bytes_total", Help: "Bytes that were collected."})
@@ -1571,7 +1573,7 @@ func (a *app) judge(ctx context.Context, c config, data, url, ca, token string) 
 	if err != nil {
 		return nil, nil, errors.New(oneLine(err))
 	}
-	journal, err := storage.OpenBolt(data)
+	journal, err := bolt.Open(data)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -47,7 +47,7 @@ import (
 	"trow/registry/auth"
 	"trow/registry/limit"
 	"trow/registry/retention"
-	"trow/storage"
+	"trow/storage/bolt"
 )
 
 // process is the whole program, run in this one.
@@ -356,7 +356,7 @@ func TestRebuild(t *testing.T) {
 	p := start(t, dir, "--no-tls")
 	p.push("app", "v")
 	p.stop()
-	journal, err := storage.OpenBolt(dir)
+	journal, err := bolt.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1402,12 +1402,21 @@ var imports = map[string][]string{
 	"registry/auth/desk":        {"trow/registry/admin", "trow/registry/auth", "trow/registry/retention"},
 	"registry/bench":            {},
 	"registry/glob":             {},
-	"registry/keep":             {"trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/glob", "trow/registry/retention", "trow/storage"},
+	"registry/keep":             {"trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/glob", "trow/registry/maintenance", "trow/registry/retention", "trow/storage"},
 	"registry/limit":            {"trow/registry/auth", "trow/registry/glob", "trow/storage"},
 	"registry/retention":        {"trow/registry/glob", "trow/storage"},
 	"registry/server":           {},
 	"registry/soak":             {},
-	"storage":                   {},
+	"registry/maintenance":      {"trow/storage", "trow/storage/bolt", "trow/storage/disk"},
+	"registry/ocierror":         {},
+	"registry/settings":         {"trow/storage/files"},
+	"storage":                   {"trow/storage/internal/slab"},
+	"storage/bolt":              {"trow/storage", "trow/storage/files", "trow/storage/internal/local"},
+	"storage/disk":              {"trow/storage", "trow/storage/files", "trow/storage/internal/local"},
+	"storage/files":             {},
+	"storage/internal/local":    {"trow/storage", "trow/storage/files"},
+	"storage/internal/slab":     {},
+	"storage/memory":            {"trow/storage", "trow/storage/internal/local"},
 	"storage/storagetest":       {"trow/storage"},
 	"tls":                       {},
 }
@@ -1416,7 +1425,7 @@ var imports = map[string][]string{
 var only = map[string][]string{
 	"github.com/spf13/viper":                         {"."},
 	"github.com/spf13/cobra":                         {".", "admission/cluster", "registry/keep", "manifests/node/credential", "registry/auth/desk", "registry/bench"},
-	"go.etcd.io/bbolt":                               {"storage"},
+	"go.etcd.io/bbolt":                               {"storage/bolt"},
 	"k8s.io/api/admission/v1":                        {".", "admission"},
 	"k8s.io/client-go/kubernetes":                    {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
 	"github.com/distribution/reference":              {"admission", "manifests", "manifests/node/credential"},
@@ -1425,7 +1434,7 @@ var only = map[string][]string{
 }
 
 // storageMayUse is all that storage imports beside the standard library.
-var storageMayUse = []string{"github.com/opencontainers/go-digest", "go.etcd.io/bbolt", "go.etcd.io/bbolt/errors"}
+var storageMayUse = []string{"github.com/opencontainers/go-digest"}
 
 // source is a parsed file of the product (not of its tests).
 type source struct {
@@ -1470,7 +1479,7 @@ func TestWhoImportsWhom(t *testing.T) {
 				t.Errorf("%s imports %s, which is for %v", s.path, path, who)
 			}
 			if s.pkg == "storage" && strings.Contains(path, ".") && !slices.Contains(storageMayUse, path) {
-				t.Errorf("%s imports %s: storage is the standard library, go-digest and bbolt", s.path, path)
+				t.Errorf("%s imports %s: storage is the standard library and go-digest", s.path, path)
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"trow/admission"
 	"trow/storage"
+	"trow/storage/memory"
 )
 
 // The registry of the tests: repo:tag -> what the manifest consists of. Equal content is an equal manifest.
@@ -52,7 +53,7 @@ func (r *registry) Tags(ctx context.Context, repo, after string, n int) ([]strin
 
 func newRegistry(tb testing.TB, images map[string]string) *registry {
 	tb.Helper()
-	x, err := storage.OpenIndex(tb.Context(), &storage.MemoryJournal{}, storage.IndexOptions{})
+	x, err := storage.OpenIndex(tb.Context(), memory.NewJournal(), storage.IndexOptions{})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -7,13 +7,14 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	engine "trow/storage/memory"
 )
 
 // BenchmarkDecide is the decision alone: a pod with three containers, whose images are among 100,000 of the registry. The
 // review has been read, and the answer is not written.
 func BenchmarkDecide(b *testing.B) {
 	const repos, tags = 100, 1000
-	x, err := storage.OpenIndex(b.Context(), &storage.MemoryJournal{}, storage.IndexOptions{})
+	x, err := storage.OpenIndex(b.Context(), engine.NewJournal(), storage.IndexOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}

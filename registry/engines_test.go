@@ -4,24 +4,27 @@ import (
 	"testing"
 
 	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/disk"
+	"trow/storage/memory"
 )
 
 // This file is where the tests open storage engines.
 
 // inMemory returns empty engines in memory.
 func inMemory() (storage.Blobs, storage.Journal) {
-	return &storage.Memory{}, &storage.MemoryJournal{}
+	return memory.NewBlobs(), memory.NewJournal()
 }
 
 // engines opens the embedded engines on a directory until the test ends. close closes the journal earlier.
 func engines(t *testing.T, dir string) (b storage.Blobs, j storage.Journal, close func() error) {
 	t.Helper()
-	journal, err := storage.OpenBolt(dir)
+	journal, err := bolt.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { journal.Close() })
-	blobs, err := storage.OpenDisk(dir, storage.DiskOptions{})
+	blobs, err := disk.Open(dir, disk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

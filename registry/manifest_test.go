@@ -249,3 +249,31 @@ func TestDeletes(t *testing.T) {
 	w.do("GET", "/v2/a/tags/list", nil).is(200).equals(`{"name":"a","tags":[]}`) // the config is left
 	w.do("GET", "/v2/_catalog", nil).is(200).equals(`{"repositories":[]}`)
 }
+
+// TestWhatAManifestOnlyNamesIsNotMissing: a foreign layer and the parts of a manifest of an unknown type need not be
+// here, so nothing may report them as damaged.
+func TestWhatAManifestOnlyNamesIsNotMissing(t *testing.T) {
+	w := newServer(t)
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	foreign := digest.FromString("foreign layer").String()
+	body := `{"schemaVersion":2,"config":` + desc("x/y", config) +
+		`,"layers":[{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"` + foreign +
+		`","size":1,"urls":["https://example.com/l"]}]}`
+	w.do("PUT", "/v2/a/manifests/v", []byte(body), "Content-Type", typeManifest).is(201)
+	other := `{"blobs":[{"digest":"` + digest.FromString("elsewhere").String() + `","size":1}]}`
+	w.do("PUT", "/v2/a/manifests/other", []byte(other), "Content-Type", "application/x.unknown+json").is(201)
+	scrubber := &storage.Scrubber{Blobs: w.blobs, Index: w.index}
+	done, err := scrubber.Run(t.Context(), 0, func(f storage.Finding) { t.Errorf("found: %+v", f) }, nil)
+	if err != nil || done.Damaged != 0 || done.Contents != 3 || len(w.index.Damages()) != 0 {
+		t.Errorf("scrub: %+v, %v, %v; want three intact contents", done, w.index.Damages(), err)
+	}
+	for _, tag := range []string{"v", "other"} { // what the webhook warns of
+		if m, ok, err := w.index.Resolve(t.Context(), "a", tag); !ok || err != nil || m.Damaged() != "" {
+			t.Errorf("%s: damaged %q, found %v, %v", tag, m.Damaged(), ok, err)
+		}
+	}
+	w.do("HEAD", "/v2/a/blobs/"+foreign, nil).is(404)
+	w.pushBlob("a", []byte("foreign layer")) // pushed all the same, it is a part like any other
+	w.do("DELETE", "/v2/a/blobs/"+foreign, nil).is(405)
+}

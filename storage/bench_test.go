@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 const (
@@ -62,9 +64,9 @@ func fill(tb testing.TB, j storage.Journal, repos, images int) {
 }
 
 func TestResolveAllocatesNothing(t *testing.T) {
-	j := new(storage.MemoryJournal)
+	j := memory.NewJournal()
 	fill(t, j, 3, 20)
-	x := openIndex(t, j)
+	x := storagetest.OpenIndex(t, j)
 	repo, d := benchRepo(1), image(1, 7).Digest
 	for _, ref := range []string{"1.0.7", string(d)} {
 		found := false
@@ -76,9 +78,9 @@ func TestResolveAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkResolve(b *testing.B) {
-	j := new(storage.MemoryJournal)
+	j := memory.NewJournal()
 	fill(b, j, benchRepos, benchImages)
-	x := openIndex(b, j)
+	x := storagetest.OpenIndex(b, j)
 	const n = 4096 // spread over all of them, so that caches do not flatter
 	repos, tags, digests := make([]string, n), make([]string, n), make([]string, n)
 	for i := range n {
@@ -138,7 +140,7 @@ func BenchmarkIndexMemory(b *testing.B) {
 	b.Run("tags", func(b *testing.B) {
 		const n = 200_000
 		j := openBolt(b, b.TempDir())
-		x := openIndex(b, j)
+		x := storagetest.OpenIndex(b, j)
 		m := image(0, 0)
 		err := x.Update(b.Context(), benchRepo(0), func(tx *storage.Tx) error {
 			err := tx.PutManifest(m)
@@ -160,7 +162,7 @@ func BenchmarkIndexMemory(b *testing.B) {
 func registryOf(b *testing.B, repos, tags int) storage.Journal {
 	b.Helper()
 	j := openBolt(b, b.TempDir())
-	x := openIndex(b, j)
+	x := storagetest.OpenIndex(b, j)
 	defer x.Close()
 	big := max(1, tags/100)
 	for r := range repos {
@@ -246,7 +248,7 @@ func BenchmarkUpdate(b *testing.B) {
 	inner := openBolt(b, b.TempDir())
 	fill(b, inner, 10, 100)
 	var commits, next atomic.Int64
-	x := openIndex(b, hooked{inner, func(ctx context.Context, batches ...storage.Batch) (storage.Revision, error) {
+	x := storagetest.OpenIndex(b, hooked{inner, func(ctx context.Context, batches ...storage.Batch) (storage.Revision, error) {
 		commits.Add(1)
 		return inner.Commit(ctx, batches...)
 	}})

@@ -2,8 +2,8 @@ package storage
 
 import "github.com/opencontainers/go-digest"
 
-// Descriptor describes a manifest of a repo, as the OCI image spec's descriptor does. It is a small value
-// that a look-up returns without allocating; its digest is rendered only when asked for.
+// Descriptor describes a manifest of a repo, as the OCI image spec's descriptor does. It is a small value that a
+// look-up returns without allocating; its digest is rendered only on request.
 type Descriptor struct {
 	MediaType string // as pushed
 	Size      int64  // bytes
@@ -17,11 +17,11 @@ func (d Descriptor) Digest() digest.Digest { return d.sum.digest() }
 // AppendDigest appends the manifest's digest to b.
 func (d *Descriptor) AppendDigest(b []byte) []byte { return d.sum.appendDigest(b) }
 
-// Damaged names something that the manifest consists of, or the manifest itself, whose bytes were found damaged or
-// missing and that nobody has pushed again since; empty if all is well.
+// Damaged returns the manifest itself or a part of it that is quarantined, and "" if there is none. A part that the
+// repo does not hold, such as a foreign layer, does not count.
 func (d Descriptor) Damaged() digest.Digest { return d.damaged.digest() }
 
-// Damage is what was found wrong with a content's bytes.
+// Damage is what was found wrong with the bytes of a content.
 type Damage struct {
 	Reason string `json:"reason"`
 	Time   int64  `json:"time"` // when it was found, Unix seconds

@@ -1,6 +1,8 @@
 package storage
 
 import (
+	_ "crypto/sha256" // go-digest computes the algorithms that are linked in
+	_ "crypto/sha512"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -8,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// key is a digest in binary form: a byte for the algorithm and the raw sum. As a string it is a map key that
-// half the memory of the textual form suffices for, and a fact's name in the journal.
+// key is a digest in binary form: a byte for the algorithm and the raw sum. As a string it is a map key that takes half
+// the memory of the textual form, and the name of a fact in the journal.
 type key string
 
 // The algorithm bytes are part of the data format.
@@ -18,14 +20,14 @@ const (
 	algSHA512 = 2
 )
 
-// The lengths of keys: sha256's, and the longest, sha512's.
+// The lengths of keys: that of a sha256, and the longest, that of a sha512.
 const (
 	shortKey = 1 + 32
 	maxKey   = 1 + 64
 )
 
-// sum is a key that has its bytes in itself, so that a look-up can return it without allocating. The zero value is
-// none.
+// sum is a key that holds its bytes in itself, so that a look-up can return it without allocating. The zero value is no
+// digest.
 type sum [maxKey]byte
 
 func sumOf(k key) (s sum) {
@@ -43,24 +45,24 @@ func (s sum) key() key {
 	return ""
 }
 
-// algorithms are those that content may be addressed by: the OCI image spec registers them and go-digest computes them.
-var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA512}
+// Supported reports whether content may be addressed by the algorithm: sha256 and sha512, which the OCI image spec
+// registers and go-digest computes.
+func Supported(alg digest.Algorithm) bool {
+	return slices.Contains([]digest.Algorithm{digest.SHA256, digest.SHA512}, alg)
+}
 
-// Supported tells whether content may be addressed by the algorithm: sha256 and sha512.
-func Supported(alg digest.Algorithm) bool { return slices.Contains(algorithms, alg) }
-
-// ParseDigest checks a digest's form: a supported algorithm, a colon, and as many lower-case hex digits as
-// the algorithm has. Errors: ErrDigest.
+// ParseDigest checks the form of a digest: a supported algorithm, a colon, and as many lower-case hex digits as the
+// algorithm has. Errors: ErrDigest.
 func ParseDigest(s string) (digest.Digest, error) {
 	var buf [maxKey]byte
 	if appendKey(buf[:0], s) == nil {
-		return "", fmt.Errorf("%w: %.150q is not sha256:<64 hex digits> or sha512:<128 hex digits>", ErrDigest, s)
+		return "", fmt.Errorf("%w: %.150q: want sha256:<64 hex digits> or sha512:<128 hex digits>", ErrDigest, s)
 	}
 	return digest.Digest(s), nil
 }
 
-// appendKey appends the binary form of a digest to buf, nil if it is malformed. With room for maxKey in buf
-// it allocates nothing.
+// appendKey appends the binary form of a digest to buf; it returns nil if the digest is malformed. With room for maxKey
+// bytes in buf it allocates nothing.
 func appendKey(buf []byte, s string) []byte {
 	const prefix = len("sha256:")
 	if len(s) < prefix {
@@ -86,7 +88,8 @@ func appendKey(buf []byte, s string) []byte {
 	return buf
 }
 
-// nibble is the value of a lower-case hex digit, above 15 for anything else.
+// nibble returns the value of a lower-case hex digit, and 255 for any other character. The hex package accepts upper
+// case, which a digest must not have.
 func nibble(c byte) byte {
 	switch {
 	case '0' <= c && c <= '9':
@@ -97,8 +100,7 @@ func nibble(c byte) byte {
 	return 255
 }
 
-// keyOf returns the binary form of a digest that is known to be well formed; of another one an empty key,
-// which no map holds.
+// keyOf returns the binary form of a digest, and an empty key, which no map contains, for a malformed one.
 func keyOf(d digest.Digest) key { return key(appendKey(make([]byte, 0, maxKey), string(d))) }
 
 // digest returns the textual form.
@@ -109,7 +111,7 @@ func (s sum) digest() digest.Digest {
 	return digest.Digest(s.appendDigest(room[:0]))
 }
 
-// appendDigest appends the textual form; nothing of the zero value.
+// appendDigest appends the textual form, and nothing for the zero value.
 func (s *sum) appendDigest(b []byte) []byte {
 	switch s[0] {
 	case algSHA256:
@@ -120,7 +122,7 @@ func (s *sum) appendDigest(b []byte) []byte {
 	return b
 }
 
-// valid tells whether k has the form that appendKey makes.
+// valid reports whether k has the form that appendKey makes.
 func (k key) valid() bool { return validKey(k) }
 
 func validKey[K ~string | ~[]byte](k K) bool {

@@ -1,23 +1,20 @@
 package storage
 
-import (
-	"testing"
-	"time"
-)
+// Sizes are how many records the state of an Index has, free ones included.
+type Sizes struct{ Contents, Entries, Manifests, Tags int }
 
-// SetLockPatience shortens the time that OpenBolt waits for another process, for one test.
-func SetLockPatience(t *testing.T, d time.Duration) {
-	old := lockPatience
-	lockPatience = d
-	t.Cleanup(func() { lockPatience = old })
+// SizesOf returns the sizes of an Index's state.
+func SizesOf(x *Index) Sizes {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	return Sizes{int(s.contents.Last()), int(s.entries.Last()), int(s.manifests.Last()), int(s.tags.Last())}
 }
 
-// SetFault makes a Bolt take what f returns after a commit for the commit's error.
-func SetFault(j *Bolt, f func() error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.fault = f
+// Leftovers returns how many records of an Index that holds nothing are still in use.
+func Leftovers(x *Index) int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len
 }
-
-// SetFaultLocked is SetFault for f itself.
-func SetFaultLocked(j *Bolt, f func() error) { j.fault = f }

@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Format is the version of the data format: the journal's keys and values, and the layout of the data
-// directory. An engine refuses data of a newer version.
+// Format is the version of the data format: the journal's keys and values, and the layout of the data directory. An
+// engine refuses data of a newer version.
 const Format = 1
 
 // Manifest is what is recorded of a manifest.
@@ -18,14 +18,15 @@ type Manifest struct {
 	MediaType string
 	Size      int64           // bytes
 	Subject   digest.Digest   // the manifest it refers to (OCI image spec, "subject"); empty for most
-	Refs      []digest.Digest // blobs and manifests that it consists of; whatever is in here is kept alive
+	Refs      []digest.Digest // blobs and manifests that it consists of; links to them are kept
 	Time      int64           // when it was pushed, Unix seconds
 }
 
+// errFact: a fact cannot be read, or contradicts the facts before it.
 var errFact = errors.New("damaged fact")
 
-// The values of facts, binary, so that a hundred thousand of them load in a moment. Numbers are varints,
-// strings have their length before them. A reader ignores what follows the fields it knows.
+// The values of facts. They are binary, so that a hundred thousand of them load in a moment. Numbers are varints,
+// strings follow their length. A reader ignores what follows the fields it knows, so later versions can add fields.
 
 func linkValue(size, unix int64) []byte {
 	return binary.AppendVarint(binary.AppendVarint(nil, size), unix)
@@ -57,7 +58,8 @@ func appendString(buf []byte, s string) []byte {
 	return append(binary.AppendUvarint(buf, uint64(len(s))), s...)
 }
 
-// reader takes values apart; after a field that is not there, err is set and zeros come out.
+// reader reads the fields of a value in order. When a field is missing, err is set, and that field and all after it are
+// zero.
 type reader struct {
 	buf []byte
 	err error
@@ -94,7 +96,7 @@ func (r *reader) bytes() []byte {
 	return b
 }
 
-// key reads a digest's binary form; empty only where none is an answer.
+// key reads the binary form of a digest. It may be empty only if it is optional.
 func (r *reader) key(optional bool) []byte {
 	b := r.bytes()
 	if !validKey(b) && (!optional || len(b) > 0) {
@@ -110,7 +112,7 @@ func parseLink(v []byte) (size, unix int64, err error) {
 	return size, unix, r.err
 }
 
-// parseTag returns a digest that is a part of v.
+// parseTag returns a digest that is a part of v, not a copy.
 func parseTag(v []byte) (d []byte, unix int64, err error) {
 	r := reader{buf: v}
 	d, unix = r.key(false), r.number()
@@ -123,7 +125,7 @@ func parseQuarantined(v []byte) (Damage, error) {
 	return d, r.err
 }
 
-// manifestFact is a manifest's value taken apart without copying; refs are still encoded.
+// manifestFact is a manifest's value, read without copying; refs are still encoded.
 type manifestFact struct {
 	size, time         int64
 	mediaType, subject []byte
@@ -135,7 +137,8 @@ func parseManifest(v []byte) (manifestFact, error) {
 	r := reader{buf: v}
 	m := manifestFact{size: r.number(), time: r.number(), mediaType: r.bytes(), subject: r.key(true)}
 	n := r.length()
-	if r.err == nil && n > uint64(len(r.buf)) { // each takes a byte at least: no allocation by a damaged count
+	// Each reference takes at least one byte, so that a damaged count cannot cause a large allocation.
+	if r.err == nil && n > uint64(len(r.buf)) {
 		r.err = errFact
 	}
 	m.refs, m.count = r, int(n)
@@ -155,7 +158,7 @@ func (m *manifestFact) eachRef(f func(k []byte)) error {
 	return nil
 }
 
-// damaged says which fact cannot be read.
+// damaged adds to err which fact it is about.
 func damaged(repo string, f Fact, err error) error {
 	name := f.Name
 	if f.Kind != KindTag {

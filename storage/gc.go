@@ -9,59 +9,61 @@ import (
 	"time"
 )
 
-// Collector takes away what nothing needs any more: links to blobs that no manifest of their repo consists of, and
-// bytes that no repo holds. It works beside pushes and pulls, which neither wait nor break. Manifests and tags are
-// not its concern: they end by DELETE or by retention.
+// Collector removes what nothing needs any more: links to blobs that no manifest of their repo refers to, and bytes
+// that are not present in any repo. It works beside pushes and pulls, which neither wait nor break. It does not touch
+// manifests and tags, which DELETE and retention remove.
 //
-// A link goes when it is older than Grace, no manifest of the repo consists of it, and no client was told of it for
-// Grace: clients ask whether a blob is there, leave out pushing it, and push the manifest much later. Bytes go when
-// no repo holds them and nobody is about to say otherwise (Pin): they are condemned in the Journal first, so that
-// nobody can begin to name them, also after a crash or in another process, and deleted then.
+// A link is removed when it is older than Grace, no manifest of the repo refers to it, and no client was told of it for
+// Grace: clients ask whether a blob exists, skip pushing it, and push the manifest much later. Bytes are deleted when
+// they are not present in any repo and no pin says that they are about to be. They are condemned in the Journal first,
+// so that no fact can start to name them, also after a crash or in another process, and deleted then. A reference alone
+// keeps no bytes: it says nothing about this registry holding them.
 type Collector struct {
 	Blobs Blobs
 	Index *Index
 	Grace time.Duration
 
-	mu sync.Mutex // one run at a time: the end of one takes marks away that another would rely on
+	mu sync.Mutex // one run at a time: the end of a run takes marks away that another run would rely on
 }
 
-// Collected says what a run has done, or would do.
+// Collected is what a run has done, or would do.
 type Collected struct {
-	Repos    int   `json:"repositories"` // looked at
-	Unlinked int   `json:"unlinked"`     // links taken away
-	Blobs    int   `json:"blobs"`        // looked at
+	Repos    int   `json:"repositories"` // examined
+	Unlinked int   `json:"unlinked"`     // links removed
+	Blobs    int   `json:"blobs"`        // examined
 	Deleted  int   `json:"deleted"`      // blobs
 	Freed    int64 `json:"freed"`        // bytes
-	// Waiting tells that links were left alone since the process, or its view of the Journal, is younger than Grace.
+	// Waiting: links were left alone because the process, or its view of the Journal, is younger than Grace.
 	Waiting bool `json:"waiting,omitempty"`
 }
 
-// The sizes of a step: what one commit takes away. A step is short, so that pushes get their turn between two.
+// How much one commit removes. The steps are short, so that pushes are served in between.
 const (
-	unlinkStep = 512
-	sweepStep  = 256
+	unlinkStep = 512 // links
+	sweepStep  = 256 // blobs
 )
 
-// Run collects once. With dry it only looks: bytes that its own unlinking would free count as well. report, which
-// may be nil, is told now and then how far it has come. Errors: what the engines say; what was done until then is
-// in Collected, and the next run goes on.
+// Run collects once. With dry it only looks; bytes that its own unlinking would free count as well. report, which may
+// be nil, is called about once a second with the progress. Errors: those of the engines. Collected holds what was done
+// until then, and the next run continues.
 func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (done Collected, err error) {
 	return c.RunWith(ctx, c.Grace, dry, report)
 }
 
 // RunWith is Run with another grace.
-func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool, report func(Collected)) (done Collected, err error) {
+func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
+	report func(Collected)) (done Collected, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := collection{Collector: c, dry: dry, done: &done, report: report, told: time.Now(), unlinked: map[key]int32{}}
+	r := collection{Collector: c, dry: dry, done: &done, report: report, lastReport: time.Now(), unlinked: map[key]int32{}}
 	since := time.Now().Add(-grace)
-	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace)))
+	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace))) // a run with a short grace must not drop what others need
 	if !dry {
 		if err := r.finish(ctx); err != nil {
 			return done, fmt.Errorf("collect: %w", err)
 		}
 	}
-	// Leases are in memory: for a while after the start we do not know what clients remember.
+	// Leases are in memory: for a grace after the start we do not know what clients were told before it.
 	if done.Waiting = c.Index.leases.born.After(since); !done.Waiting {
 		if err := r.unlink(ctx, since); err != nil {
 			return done, fmt.Errorf("collect: unlink: %w", err)
@@ -71,12 +73,12 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool, 
 		return done, fmt.Errorf("collect: sweep: %w", err)
 	}
 	if !dry {
-		err = c.Index.forgetDamage(ctx)
+		err = c.Index.healAbsent(ctx)
 	}
 	return done, err
 }
 
-// Finish deletes what an earlier run that was cut short has condemned: pushes of it wait. Call it at the start.
+// Finish deletes what an earlier run that was cut short has condemned; pushes of it wait. Call it at the start.
 func (c *Collector) Finish(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,24 +86,37 @@ func (c *Collector) Finish(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
+// Pardon takes back what an earlier run has condemned, and deletes nothing. It is for a journal that is older than the
+// bytes: they may have been pushed again since.
+func (c *Collector) Pardon(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.Index.Update(ctx, storeRepo, func(tx *Tx) error {
+		for _, k := range c.Index.condemned() {
+			tx.set(kindCondemned, string(k), nil)
+		}
+		return nil
+	})
+}
+
 // collection is one run.
 type collection struct {
 	*Collector
-	dry      bool
-	done     *Collected
-	report   func(Collected)
-	told     time.Time
-	unlinked map[key]int32 // of a dry run: links that would go, by content
+	dry        bool
+	done       *Collected
+	report     func(Collected)
+	lastReport time.Time
+	unlinked   map[key]int32 // of a dry run: how many links of a content would be removed that alone make it present
 }
 
 func (r *collection) progress() {
-	if r.report != nil && time.Since(r.told) >= time.Second {
-		r.told = time.Now()
+	if r.report != nil && time.Since(r.lastReport) >= time.Second {
+		r.lastReport = time.Now()
 		r.report(*r.done)
 	}
 }
 
-// finish is Finish. Nothing can have begun to name what is condemned.
+// finish is Finish. No fact can have started to name what is condemned.
 func (r *collection) finish(ctx context.Context) error {
 	var left []BlobInfo
 	for _, k := range r.Index.condemned() {
@@ -111,10 +126,10 @@ func (r *collection) finish(ctx context.Context) error {
 		}
 		left = append(left, BlobInfo{Digest: k.digest(), Size: info.Size})
 	}
-	return r.execute(ctx, left)
+	return r.deleteCondemned(ctx, left)
 }
 
-// unlink takes away the links that nothing needs, repo by repo.
+// unlink removes the links that nothing needs, repo by repo.
 func (r *collection) unlink(ctx context.Context, since time.Time) error {
 	for _, name := range r.Index.Names() {
 		for links := range slices.Chunk(r.Index.unneeded(name, since), unlinkStep) {
@@ -129,11 +144,13 @@ func (r *collection) unlink(ctx context.Context, since time.Time) error {
 }
 
 func (r *collection) unlinkStep(ctx context.Context, name string, links []key, since time.Time) error {
+	// First the links are marked, then the leases are read, both in take; a HEAD first leases and then looks the link up,
+	// and waits while it is marked. So either the HEAD's lease keeps the link, or the HEAD sees it gone.
 	free, release := r.Index.leases.take(name, links, since)
 	defer release()
 	if r.dry {
 		r.done.Unlinked += len(free)
-		r.Index.vanishing(name, free, r.unlinked)
+		r.Index.countVanishing(name, free, r.unlinked)
 		return nil
 	}
 	n := 0
@@ -141,6 +158,7 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 		n = 0
 		for _, k := range free {
 			d := k.digest()
+			// Asked again inside the commit: a manifest may have come that refers to it.
 			if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) {
 				n++
 				if err := tx.Unlink(d); err != nil {
@@ -156,7 +174,7 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 	return err
 }
 
-// sweep deletes the bytes that no repo holds, step by step.
+// sweep deletes the bytes that are not present in any repo, step by step.
 func (r *collection) sweep(ctx context.Context) error {
 	var step []BlobInfo
 	for info, err := range r.Blobs.All(ctx) {
@@ -166,14 +184,14 @@ func (r *collection) sweep(ctx context.Context) error {
 		r.done.Blobs++
 		k := keyOf(info.Digest)
 		if r.dry {
-			if r.Index.heldBeside(k, r.unlinked[k]) || r.Index.leases.pinned(k) {
+			if r.Index.presentInMore(k, r.unlinked[k]) || r.Index.leases.pinned(k) {
 				continue
 			}
 			r.done.Deleted++
 			r.done.Freed += info.Size
 			continue
 		}
-		if r.Index.held(k) || r.Index.leases.pinned(k) {
+		if r.Index.present(k) || r.Index.leases.pinned(k) {
 			continue
 		}
 		if step = append(step, info); len(step) == sweepStep {
@@ -187,32 +205,34 @@ func (r *collection) sweep(ctx context.Context) error {
 	return r.condemn(ctx, step)
 }
 
-// condemn marks bytes, so that nobody can begin to name them, and deletes them.
+// condemn marks bytes in the Journal, so that no fact can start to name them, and deletes them.
 func (r *collection) condemn(ctx context.Context, step []BlobInfo) error {
 	if len(step) == 0 {
 		return nil
 	}
-	err := r.Index.Update(ctx, Store, func(tx *Tx) error {
+	err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 		for _, info := range step {
-			tx.set(KindCondemned, string(keyOf(info.Digest)), condemnedValue(tx.now))
+			tx.set(kindCondemned, string(keyOf(info.Digest)), condemnedValue(tx.now))
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return r.execute(ctx, step)
+	return r.deleteCondemned(ctx, step)
 }
 
-// execute deletes condemned bytes, unless somebody was faster to name or pin them, and takes the marks away.
-func (r *collection) execute(ctx context.Context, step []BlobInfo) error {
+// deleteCondemned deletes condemned bytes and takes the marks away. It spares bytes that were named or pinned before
+// the mark was set.
+func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error {
 	if len(step) == 0 {
 		return nil
 	}
 	var failed error
 	for _, info := range step {
 		k := keyOf(info.Digest)
-		if r.Index.held(k) || r.Index.leases.pinned(k) {
+		// The mark is set: from here on no fact can start to name k, and a new pin waits. What came before shows now.
+		if r.Index.present(k) || r.Index.leases.pinned(k) {
 			continue
 		}
 		switch err := r.Blobs.Delete(ctx, info.Digest); {
@@ -224,17 +244,17 @@ func (r *collection) execute(ctx context.Context, step []BlobInfo) error {
 		}
 		r.progress()
 	}
-	// The marks go also when ctx has ended meanwhile: pushes wait for that.
-	err := r.Index.Update(context.WithoutCancel(ctx), Store, func(tx *Tx) error {
+	// The marks are removed even if ctx has ended meanwhile: pushes wait for that.
+	err := r.Index.Update(context.WithoutCancel(ctx), storeRepo, func(tx *Tx) error {
 		for _, info := range step {
-			tx.set(KindCondemned, string(keyOf(info.Digest)), nil)
+			tx.set(kindCondemned, string(keyOf(info.Digest)), nil)
 		}
 		return nil
 	})
 	return errors.Join(failed, err)
 }
 
-// unneeded lists the links of a repo from before a time that no manifest of it consists of.
+// unneeded lists the links of a repo from before a time that no manifest of it refers to.
 func (x *Index) unneeded(name string, since time.Time) (links []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -242,17 +262,18 @@ func (x *Index) unneeded(name string, since time.Time) (links []key) {
 	if r == nil {
 		return nil
 	}
-	for i := range r.holds.all() {
-		h := x.state.holds.at(i)
-		if h.linked && h.refs == 0 && time.Unix(int64(h.since)+1, 0).Before(since) { // a moment is whole seconds
-			links = append(links, x.state.keyOf(h.content).key())
+	for i := range r.entries.All() {
+		e := x.state.entries.At(i)
+		// A moment is whole seconds, so the link may be almost a second younger than it says.
+		if e.linked && e.refs == 0 && time.Unix(int64(e.since)+1, 0).Before(since) {
+			links = append(links, x.state.keyOf(e.content).key())
 		}
 	}
 	return links
 }
 
-// vanishing counts, by content, the links that are all that their repo has to do with it.
-func (x *Index) vanishing(name string, links []key, count map[key]int32) {
+// countVanishing counts, by content, the links without which the content is not present in the repo.
+func (x *Index) countVanishing(name string, links []key, count map[key]int32) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	r := x.state.repos[name]
@@ -260,17 +281,17 @@ func (x *Index) vanishing(name string, links []key, count map[key]int32) {
 		return
 	}
 	for _, k := range links {
-		if h := x.state.find(r, []byte(k)); h != 0 && x.state.holds.at(h).manifest == 0 {
+		if i := x.state.find(r, []byte(k)); i != 0 && x.state.entries.At(i).manifest == 0 {
 			count[k]++
 		}
 	}
 }
 
-// heldBeside tells whether more than n repos hold k.
-func (x *Index) heldBeside(k key, n int32) bool {
+// presentInMore reports whether k is present in more than n repos.
+func (x *Index) presentInMore(k key, n int32) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.state.holders(k) > n
+	return x.state.present(k) > n
 }
 
 func (x *Index) condemned() []key {
@@ -281,14 +302,4 @@ func (x *Index) condemned() []key {
 		keys = append(keys, k)
 	}
 	return keys
-}
-
-// forgetDamage takes out of quarantine what nobody holds any more.
-func (x *Index) forgetDamage(ctx context.Context) (err error) {
-	for d := range x.Damages() {
-		if !x.held(keyOf(d)) {
-			err = errors.Join(err, x.heal(ctx, d))
-		}
-	}
-	return err
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/storagetest"
 )
 
@@ -28,7 +29,7 @@ const grace = time.Hour
 
 func newShelf(t *testing.T, blobs storage.Blobs, j storage.Journal) *shelf {
 	t.Helper()
-	s := &shelf{T: t, blobs: blobs, index: openIndex(t, j)}
+	s := &shelf{T: t, blobs: blobs, index: storagetest.OpenIndex(t, j)}
 	s.collector = &storage.Collector{Blobs: blobs, Index: s.index, Grace: grace}
 	return s
 }
@@ -49,7 +50,13 @@ func (s *shelf) tryPush(ctx context.Context, repo string, content []byte) (diges
 		return d, err
 	}
 	defer release()
-	return d, s.index.Link(ctx, repo, d, int64(len(content)))
+	return d, s.link(ctx, repo, d, int64(len(content)))
+}
+
+// link records a blob, as the registry does.
+func (s *shelf) link(ctx context.Context, repo string, d digest.Digest, size int64) error {
+	s.index.Lease(repo, d)
+	return s.index.Update(ctx, repo, func(tx *storage.Tx) error { tx.Link(d, size); return nil })
 }
 
 func (s *shelf) commit(ctx context.Context, repo string, content []byte) (release func(), err error) {
@@ -109,7 +116,7 @@ func (s *shelf) holds(repo string, d digest.Digest) bool {
 func inBubble(t *testing.T, test func(t *testing.T, s *shelf)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		test(t, newShelf(t, new(storage.Memory), new(storage.MemoryJournal)))
+		test(t, newShelf(t, memory.NewBlobs(), memory.NewJournal()))
 	})
 }
 
@@ -143,7 +150,7 @@ func TestCollectorTakesWhatNothingNeeds(t *testing.T) {
 		if !s.holds("a", used) || !s.has(used) || !s.has(m) {
 			t.Error("what a manifest consists of was collected")
 		}
-		update(t, s.index, "a", func(tx *storage.Tx) error { return tx.DeleteManifest(m) })
+		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.DeleteManifest(m) })
 		if done := s.collect(); done.Deleted != 2 || s.has(used) || s.has(m) {
 			t.Errorf("after the manifest went: %+v", done)
 		}
@@ -195,7 +202,7 @@ func TestWhoeverWasToldThatABlobIsThereMayReferToIt(t *testing.T) {
 // TestAManifestThatComesWhileItsLayerIsUnlinked is committed before the unlinking that was decided upon earlier.
 func TestAManifestThatComesWhileItsLayerIsUnlinked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newShelf(t, new(storage.Memory), slowly{new(storage.MemoryJournal)})
+		s := newShelf(t, memory.NewBlobs(), slowly{memory.NewJournal()})
 		d := s.push("a", []byte("layer"))
 		time.Sleep(2 * grace)
 		var all sync.WaitGroup
@@ -216,16 +223,16 @@ func TestAManifestThatComesWhileItsLayerIsUnlinked(t *testing.T) {
 }
 
 // slowly takes a minute for a commit.
-type slowly struct{ *storage.MemoryJournal }
+type slowly struct{ *memory.Journal }
 
 func (j slowly) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
 	time.Sleep(time.Minute)
-	return j.MemoryJournal.Commit(ctx, b...)
+	return j.Journal.Commit(ctx, b...)
 }
 
 func TestNothingIsUnlinkedBeforeWeCanKnow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		blobs, journal := new(storage.Memory), new(storage.MemoryJournal)
+		blobs, journal := memory.NewBlobs(), memory.NewJournal()
 		d := newShelf(t, blobs, journal).push("a", []byte("layer"))
 		time.Sleep(10 * grace)
 		s := newShelf(t, blobs, journal) // a restart: somebody may have asked a moment before it
@@ -243,7 +250,7 @@ func TestNothingIsUnlinkedBeforeWeCanKnow(t *testing.T) {
 func TestACrashBetweenMarkAndDelete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for n := 1; ; n++ {
-			memory, journal := new(storage.Memory), new(storage.MemoryJournal)
+			memory, journal := memory.NewBlobs(), memory.NewJournal()
 			fault := &storagetest.Fault{Method: "Commit", N: n}
 			s := newShelf(t, memory, storagetest.FailJournal{Journal: journal, Fault: fault})
 			d := digest.FromString("orphan")
@@ -329,7 +336,7 @@ func TestCollectorAmongClients(t *testing.T) {
 
 func testCollectorAmongClients(t *testing.T, seed uint64) {
 	pauses := &pauses{r: rand.New(rand.NewPCG(seed, 1))}
-	s := newShelf(t, unhurried{new(storage.Memory), pauses}, unhurriedJournal{new(storage.MemoryJournal), pauses})
+	s := newShelf(t, unhurried{memory.NewBlobs(), pauses}, unhurriedJournal{memory.NewJournal(), pauses})
 	stop := make(chan struct{})
 	var clients, collecting sync.WaitGroup
 	collected := 0
@@ -414,7 +421,7 @@ func (s *shelf) mount(r *rand.Rand, repo string, d digest.Digest) bool {
 	defer release()
 	for _, from := range []string{"r0", "r1"} {
 		if size, ok, err := s.index.Blob(s.Context(), from, d); ok && err == nil {
-			if err := s.index.Link(s.Context(), repo, d, size); err != nil {
+			if err := s.link(s.Context(), repo, d, size); err != nil {
 				s.Error(err)
 			}
 			return true
@@ -468,18 +475,18 @@ func (p *pauses) wait() {
 
 // unhurried takes its time for what changes bytes.
 type unhurried struct {
-	*storage.Memory
+	*memory.Blobs
 	pauses *pauses
 }
 
 func (b unhurried) Delete(ctx context.Context, d digest.Digest) error {
 	b.pauses.wait()
 	defer b.pauses.wait()
-	return b.Memory.Delete(ctx, d)
+	return b.Blobs.Delete(ctx, d)
 }
 
 func (b unhurried) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
-	u, err := b.Memory.Create(ctx, repo, alg)
+	u, err := b.Blobs.Create(ctx, repo, alg)
 	return unhurriedUpload{u, b.pauses}, err
 }
 
@@ -496,11 +503,11 @@ func (u unhurriedUpload) Commit(ctx context.Context, d digest.Digest) error {
 
 // unhurriedJournal takes its time for a commit.
 type unhurriedJournal struct {
-	*storage.MemoryJournal
+	*memory.Journal
 	pauses *pauses
 }
 
 func (j unhurriedJournal) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
 	j.pauses.wait()
-	return j.MemoryJournal.Commit(ctx, b...)
+	return j.Journal.Commit(ctx, b...)
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Holdings is all that a repo holds, as of one moment: for retention, for an export, for whoever asks. It is
-// sorted: manifests and blobs by digest, tags by name.
+// Holdings is all that a repo holds, as of one moment: for retention, for an export, for a listing. It is sorted:
+// manifests and blobs by digest, tags by name.
 type Holdings struct {
 	Repo      string         `json:"repository"`
 	Manifests []HeldManifest `json:"manifests"`
@@ -27,7 +27,7 @@ type HeldManifest struct {
 	Tags      []HeldTag       `json:"tags,omitempty"`
 }
 
-// HeldTag is a name of a manifest.
+// HeldTag is a tag of a manifest.
 type HeldTag struct {
 	Name string `json:"name"`
 	Time int64  `json:"time"` // since when it names this manifest, Unix seconds
@@ -40,7 +40,7 @@ type HeldBlob struct {
 	Time   int64         `json:"time"` // when it was linked, Unix seconds
 }
 
-// Holdings lists what a repo holds; found tells whether it exists. Errors: as Resolve.
+// Holdings returns what a repo holds; found reports whether the repo exists. Errors: as Resolve.
 func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bool, err error) {
 	if _, err := x.confirm(ctx); err != nil {
 		return Holdings{}, false, err
@@ -52,16 +52,17 @@ func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bo
 		x.mu.RUnlock()
 		return h, false, nil
 	}
-	for i := range r.holds.all() {
-		held := x.state.holds.at(i)
-		if held.manifest != 0 {
-			h.Manifests = append(h.Manifests, x.state.heldManifest(held))
+	for i := range r.entries.All() {
+		e := x.state.entries.At(i)
+		if e.manifest != 0 {
+			h.Manifests = append(h.Manifests, x.state.heldManifest(e))
 		}
-		if held.linked {
-			h.Blobs = append(h.Blobs, HeldBlob{x.state.digest(held.content), x.state.contents.at(held.content).size, int64(held.since)})
+		if e.linked {
+			size := x.state.contents.At(e.content).size
+			h.Blobs = append(h.Blobs, HeldBlob{x.state.digest(e.content), size, int64(e.since)})
 		}
 	}
-	x.mu.RUnlock()
+	x.mu.RUnlock() // before the sorting, which readers need not wait for
 	slices.SortFunc(h.Manifests, func(a, b HeldManifest) int { return cmp.Compare(a.Digest, b.Digest) })
 	slices.SortFunc(h.Blobs, func(a, b HeldBlob) int { return cmp.Compare(a.Digest, b.Digest) })
 	for _, m := range h.Manifests {
@@ -70,17 +71,16 @@ func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bo
 	return h, true, nil
 }
 
-func (s *state) heldManifest(h *hold) HeldManifest {
-	m := s.manifests.at(h.manifest)
-	held := HeldManifest{Digest: s.digest(h.content), MediaType: m.mediaType, Size: s.contents.at(h.content).size, Time: int64(m.time)}
+func (s *state) heldManifest(e *entry) HeldManifest {
+	m := s.manifests.At(e.manifest)
+	held := HeldManifest{Digest: s.digest(e.content), MediaType: m.mediaType, Size: s.contents.At(e.content).size,
+		Time: int64(m.time)}
 	if m.subject != 0 {
 		held.Subject = s.digest(m.subject)
 	}
 	for _, ref := range m.refs {
-		held.Refs = append(held.Refs, s.digest(s.holds.at(ref).content))
+		held.Refs = append(held.Refs, s.digest(s.entries.At(ref).content))
 	}
 	s.tagsOf(m, func(t *tag) { held.Tags = append(held.Tags, HeldTag{t.name, int64(t.time)}) })
 	return held
 }
-
-func (s *state) digest(content id) digest.Digest { return s.keyOf(content).digest() }

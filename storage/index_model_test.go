@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/storagetest"
 )
 
 // model is what the Index should know, kept in the plainest way.
@@ -180,7 +182,7 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 	t.Helper()
 	ctx := t.Context()
 	var catalog []string
-	stats, named := storage.Stats{}, map[digest.Digest]bool{}
+	stats, named, present := storage.Stats{}, map[digest.Digest]bool{}, map[digest.Digest]bool{}
 	for _, repo := range u.repos {
 		m := all[repo].clone()
 		stats.Links += len(m.links)
@@ -193,10 +195,10 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 			catalog = append(catalog, repo)
 		}
 		for d := range m.links {
-			named[d] = true
+			named[d], present[d] = true, true
 		}
 		for d, man := range m.manifests {
-			named[d] = true
+			named[d], present[d] = true, true
 			if man.Subject != "" {
 				named[man.Subject] = true
 			}
@@ -207,6 +209,7 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 		u.wantRepo(t, x, repo, m)
 	}
 	stats.Contents = len(named)
+	u.wantPresent(t, x, present)
 	for _, q := range x.Quotas() {
 		var want int64
 		for _, repo := range u.repos {
@@ -233,6 +236,35 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 		}
 		if got := slices.Sorted(slices.Values(x.Holders(d))); !slices.Equal(got, want) {
 			t.Errorf("Holders(%s): %v, want %v", d, got, want)
+		}
+	}
+}
+
+// wantPresent checks which bytes the collector would keep, if those of every digest were there.
+func (u *universe) wantPresent(t *testing.T, x *storage.Index, present map[digest.Digest]bool) {
+	t.Helper()
+	all := map[digest.Digest]bool{}
+	for _, d := range u.digests() {
+		all[d] = true
+	}
+	c := &storage.Collector{Blobs: listing{digests: all}, Index: x, Grace: time.Hour}
+	if done, err := c.Run(t.Context(), true, nil); err != nil || done.Deleted != len(all)-len(present) {
+		t.Errorf("the collector would delete %d of %d, %v; %d are present", done.Deleted, len(all), err, len(present))
+	}
+}
+
+// listing lists blobs that have no bytes.
+type listing struct {
+	storage.Blobs
+	digests map[digest.Digest]bool
+}
+
+func (l listing) All(context.Context) iter.Seq2[storage.BlobInfo, error] {
+	return func(yield func(storage.BlobInfo, error) bool) {
+		for d := range l.digests {
+			if !yield(storage.BlobInfo{Digest: d}, nil) {
+				return
+			}
 		}
 	}
 }
@@ -289,16 +321,6 @@ func (u *universe) wantRepo(t *testing.T, x *storage.Index, repo string, m *mode
 	}
 }
 
-func openIndex(t testing.TB, j storage.Journal) *storage.Index {
-	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(x.Close)
-	return x
-}
-
 func TestIndexAgreesWithTheModel(t *testing.T) {
 	for name, place := range journals {
 		t.Run(name, func(t *testing.T) {
@@ -306,7 +328,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 			t.Logf("seed %d", seed)
 			u := newUniverse(rand.New(rand.NewPCG(seed, 0)))
 			open := place(t)
-			x := openIndex(t, open())
+			x := storagetest.OpenIndex(t, open())
 			x.SetQuotas(modelQuotas)
 			all := model{} // only the committer touches it while updates run
 			updates := 1500
@@ -323,7 +345,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				u.wantIndex(t, x, all)
 				u.thin(t, rand.New(rand.NewPCG(seed, 50+round)), x, all)
 				x.Close()
-				x = openIndex(t, open())
+				x = storagetest.OpenIndex(t, open())
 				x.SetQuotas(modelQuotas)
 				u.wantIndex(t, x, all)
 			}
@@ -342,7 +364,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				}
 			}
 			u.wantIndex(t, x, model{})
-			u.wantIndex(t, openIndex(t, open()), model{})
+			u.wantIndex(t, storagetest.OpenIndex(t, open()), model{})
 		})
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/storagetest"
 )
 
@@ -96,13 +97,6 @@ func put(i int, tag string) func(tx *storage.Tx) error {
 	}
 }
 
-func update(t *testing.T, x *storage.Index, repo string, fn func(tx *storage.Tx) error) {
-	t.Helper()
-	if err := x.Update(t.Context(), repo, fn); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func wantTags(t *testing.T, x *storage.Index, repo string, want ...string) {
 	t.Helper()
 	got, _, err := x.Tags(t.Context(), repo, "", -1)
@@ -131,10 +125,10 @@ func counted(t *testing.T, x *storage.Index, repo string) int {
 
 func TestUpdatesThatWaitShareOneCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j, gate, commits := gated(new(storage.MemoryJournal))
-		x := openIndex(t, j)
+		j, gate, commits := gated(memory.NewJournal())
+		x := storagetest.OpenIndex(t, j)
 		var wg sync.WaitGroup
-		wg.Go(func() { update(t, x, "first", put(0, "v")) })
+		wg.Go(func() { storagetest.Update(t, x, "first", put(0, "v")) })
 		synctest.Wait() // the first commit hangs
 
 		cancelled, cancel := context.WithCancel(t.Context())
@@ -195,8 +189,8 @@ func TestUpdatesThatWaitShareOneCommit(t *testing.T) {
 
 func TestUpdateOfAClosedIndexIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j, gate, _ := gated(new(storage.MemoryJournal))
-		x := openIndex(t, j)
+		j, gate, _ := gated(memory.NewJournal())
+		x := storagetest.OpenIndex(t, j)
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
@@ -223,15 +217,15 @@ func TestUpdateOfAClosedIndexIsRefused(t *testing.T) {
 
 func TestReadersDoNotWaitForACommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		inner := new(storage.MemoryJournal)
-		setup := openIndex(t, inner)
+		inner := memory.NewJournal()
+		setup := storagetest.OpenIndex(t, inner)
 		blob := digest.FromString("blob")
-		update(t, setup, "r", func(tx *storage.Tx) error { tx.Link(blob, 4); return put(1, "v1")(tx) })
+		storagetest.Update(t, setup, "r", func(tx *storage.Tx) error { tx.Link(blob, 4); return put(1, "v1")(tx) })
 		setup.Close()
 		j, gate, _ := gated(inner)
-		x := openIndex(t, j)
+		x := storagetest.OpenIndex(t, j)
 		var wg sync.WaitGroup
-		wg.Go(func() { update(t, x, "r", put(2, "v2")) })
+		wg.Go(func() { storagetest.Update(t, x, "r", put(2, "v2")) })
 		synctest.Wait() // the commit hangs
 		if d, ok, err := x.Resolve(t.Context(), "r", "v1"); !ok || err != nil || d.Size != 1 {
 			t.Errorf("Resolve of a tag: %v, %v", ok, err)
@@ -286,15 +280,15 @@ func TestCommitThatFailsLeavesTheIndexEqualToTheJournal(t *testing.T) {
 							want = append(want, tag)
 						}
 						wantTags(t, x, "r", want...)
-						wantTags(t, openIndex(t, j), "r", want...)
+						wantTags(t, storagetest.OpenIndex(t, j), "r", want...)
 					}
 					if warned != 1 || !fault.Fired() {
 						t.Errorf("warned %d times", warned)
 					}
-					update(t, x, "r", put(n, fmt.Sprint("v", n))) // trying again is safe
+					storagetest.Update(t, x, "r", put(n, fmt.Sprint("v", n))) // trying again is safe
 					wantTags(t, x, "r", "v1", "v2", "v3", "v4")
 					x.Close()
-					wantTags(t, openIndex(t, open()), "r", "v1", "v2", "v3", "v4")
+					wantTags(t, storagetest.OpenIndex(t, open()), "r", "v1", "v2", "v3", "v4")
 				})
 			}
 		}
@@ -328,10 +322,10 @@ func (j forgetful) Watch(ctx context.Context, apply func(storage.Update) error) 
 
 func TestFailedUpdateReturnsWhenTheIndexShowsWhatBecameOfIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := forgetful{new(storage.MemoryJournal), new(atomic.Bool)}
-		x := openIndex(t, j)
+		j := forgetful{memory.NewJournal(), new(atomic.Bool)}
+		x := storagetest.OpenIndex(t, j)
 		for want := 2; want < 20; want += 2 {
-			update(t, x, "r", count)
+			storagetest.Update(t, x, "r", count)
 			j.lose.Store(true)
 			if err := x.Update(t.Context(), "r", count); !errors.Is(err, storagetest.ErrFault) {
 				t.Errorf("a lost commit: %v", err)
@@ -345,9 +339,9 @@ func TestFailedUpdateReturnsWhenTheIndexShowsWhatBecameOfIt(t *testing.T) {
 
 func TestCommitThatFailsFailsAllItsMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		inner, gate := new(storage.MemoryJournal), make(chan struct{})
+		inner, gate := memory.NewJournal(), make(chan struct{})
 		commits := 0
-		x := openIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+		x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
 			if commits++; commits == 1 {
 				return inner.Commit(ctx, b...)
 			}
@@ -357,9 +351,9 @@ func TestCommitThatFailsFailsAllItsMembers(t *testing.T) {
 			}
 			return inner.Commit(ctx, b...)
 		}})
-		update(t, x, "r", put(1, "v"))
+		storagetest.Update(t, x, "r", put(1, "v"))
 		var wg sync.WaitGroup
-		wg.Go(func() { update(t, x, "other", put(2, "v")) })
+		wg.Go(func() { storagetest.Update(t, x, "other", put(2, "v")) })
 		synctest.Wait()
 		// One member deletes the tag, and the next does not find it: by what will not have happened.
 		for range 2 {
@@ -388,7 +382,7 @@ func TestWatchThatFailsIsBegunAnew(t *testing.T) {
 		for n := 1; n <= 4; n++ {
 			t.Run(fmt.Sprintf("watch %d, after the effect: %v", n, after), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					inner := new(storage.MemoryJournal)
+					inner := memory.NewJournal()
 					fault := &storagetest.Fault{Method: "Watch", N: n, After: after}
 					commitFault := &storagetest.Fault{Method: "Commit", N: 2}
 					j := storagetest.FailJournal{Journal: storagetest.FailJournal{Journal: inner, Fault: commitFault}, Fault: fault}
@@ -419,9 +413,9 @@ func TestWatchThatFailsIsBegunAnew(t *testing.T) {
 }
 
 func TestMissThatCannotBeConfirmedIsAnError(t *testing.T) {
-	j := storagetest.FailJournal{Journal: new(storage.MemoryJournal), Fault: &storagetest.Fault{}}
-	x := openIndex(t, j)
-	update(t, x, "r", put(1, "v"))
+	j := storagetest.FailJournal{Journal: memory.NewJournal(), Fault: &storagetest.Fault{}}
+	x := storagetest.OpenIndex(t, j)
+	storagetest.Update(t, x, "r", put(1, "v"))
 	calls := map[string]func() error{
 		"Resolve":   func() error { _, _, err := x.Resolve(t.Context(), "r", "missing"); return err },
 		"Blob":      func() error { _, _, err := x.Blob(t.Context(), "r", digest.FromString("missing")); return err },
@@ -433,7 +427,7 @@ func TestMissThatCannotBeConfirmedIsAnError(t *testing.T) {
 		},
 	}
 	for name, call := range calls {
-		broken := openIndex(t, storagetest.FailJournal{Journal: j.Journal, Fault: &storagetest.Fault{Method: "Head", N: 1}})
+		broken := storagetest.OpenIndex(t, storagetest.FailJournal{Journal: j.Journal, Fault: &storagetest.Fault{Method: "Head", N: 1}})
 		x = broken
 		if err := call(); !errors.Is(err, storagetest.ErrFault) || errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("%s: %v, want the journal's error", name, err)
@@ -445,8 +439,8 @@ func TestMissThatCannotBeConfirmedIsAnError(t *testing.T) {
 }
 
 func TestTwoIndexesOnOneJournalLoseNoUpdate(t *testing.T) {
-	j := new(storage.MemoryJournal)
-	indexes := []*storage.Index{openIndex(t, j), openIndex(t, delayed{j, closed()})}
+	j := memory.NewJournal()
+	indexes := []*storage.Index{storagetest.OpenIndex(t, j), storagetest.OpenIndex(t, delayed{j, closed()})}
 	const each = 50
 	var wg sync.WaitGroup
 	for _, x := range indexes {
@@ -469,7 +463,7 @@ func TestTwoIndexesOnOneJournalLoseNoUpdate(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	for _, x := range append(indexes, openIndex(t, j)) {
+	for _, x := range append(indexes, storagetest.OpenIndex(t, j)) {
 		wantTags(t, x, "r", "count") // a list waits for the journal's last commit
 		if n := counted(t, x, "r"); n != 4*each {
 			t.Errorf("counted %d, want %d", n, 4*each)
@@ -524,13 +518,13 @@ func TestMissWaitsForWhatTheJournalHas(t *testing.T) {
 	for name, ask := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				j := new(storage.MemoryJournal)
-				near := openIndex(t, j)
-				update(t, near, "gone", put(7, "v"))
+				j := memory.NewJournal()
+				near := storagetest.OpenIndex(t, j)
+				storagetest.Update(t, near, "gone", put(7, "v"))
 				far := delayed{j, make(chan struct{})}
-				x := openIndex(t, far)
-				update(t, near, "r", func(tx *storage.Tx) error { tx.Link(blob, 1); return put(1, "v")(tx) })
-				update(t, near, "gone", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
+				x := storagetest.OpenIndex(t, far)
+				storagetest.Update(t, near, "r", func(tx *storage.Tx) error { tx.Link(blob, 1); return put(1, "v")(tx) })
+				storagetest.Update(t, near, "gone", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
 
 				short, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
@@ -559,7 +553,7 @@ func TestMissWaitsForWhatTheJournalHas(t *testing.T) {
 
 func TestUpdateThatNeverComesFirstGivesUp(t *testing.T) {
 	commits := 0
-	x := openIndex(t, hooked{new(storage.MemoryJournal), func(context.Context, ...storage.Batch) (storage.Revision, error) {
+	x := storagetest.OpenIndex(t, hooked{memory.NewJournal(), func(context.Context, ...storage.Batch) (storage.Revision, error) {
 		commits++
 		return 0, fmt.Errorf("busy: %w", storage.ErrConflict)
 	}})
@@ -604,17 +598,17 @@ func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				inner := new(storage.MemoryJournal)
-				setup := openIndex(t, inner)
-				update(t, setup, "r", put(1, "a"))
-				update(t, setup, "r", put(1, "b"))
+				inner := memory.NewJournal()
+				setup := storagetest.OpenIndex(t, inner)
+				storagetest.Update(t, setup, "r", put(1, "a"))
+				storagetest.Update(t, setup, "r", put(1, "b"))
 				j, gate, commits := gated(inner)
-				x := openIndex(t, j)
+				x := storagetest.OpenIndex(t, j)
 				var wg sync.WaitGroup
-				wg.Go(func() { update(t, x, "other", put(1, "v")) })
+				wg.Go(func() { storagetest.Update(t, x, "other", put(1, "v")) })
 				synctest.Wait()
 				for _, step := range tt.steps {
-					wg.Go(func() { update(t, x, "r", step) })
+					wg.Go(func() { storagetest.Update(t, x, "r", step) })
 					synctest.Wait() // so that they queue in order
 				}
 				close(gate)
@@ -622,7 +616,7 @@ func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
 				if commits.Load() != 2 {
 					t.Errorf("%d commits", commits.Load())
 				}
-				for who, x := range map[string]*storage.Index{"the writer": x, "who follows": setup, "who loads": openIndex(t, inner)} {
+				for who, x := range map[string]*storage.Index{"the writer": x, "who follows": setup, "who loads": storagetest.OpenIndex(t, inner)} {
 					tags, _, err := x.Tags(t.Context(), "r", "", -1)
 					got := map[string]string{}
 					for _, tag := range tags {
@@ -639,7 +633,7 @@ func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
 }
 
 func TestUpdateRefusesWhatTheJournalCouldNotHold(t *testing.T) {
-	x := openIndex(t, new(storage.MemoryJournal))
+	x := storagetest.OpenIndex(t, memory.NewJournal())
 	d := digest.FromString("x")
 	tests := map[string]func() error{
 		"a repo without a name":   func() error { return x.Update(t.Context(), "", put(1, "v")) },
@@ -677,17 +671,17 @@ func TestUpdateRefusesWhatTheJournalCouldNotHold(t *testing.T) {
 	if s := x.Stats(); s != (storage.Stats{}) {
 		t.Errorf("something was recorded: %+v", s)
 	}
-	wantTags(t, openIndex(t, new(storage.MemoryJournal)), "r")
+	wantTags(t, storagetest.OpenIndex(t, memory.NewJournal()), "r")
 }
 
 func TestTagsArePaged(t *testing.T) {
-	x := openIndex(t, new(storage.MemoryJournal))
+	x := storagetest.OpenIndex(t, memory.NewJournal())
 	const n = 1300 // some chunks of the ordered set
 	want := make([]string, n)
 	for i := range want {
 		want[i] = fmt.Sprintf("v%05d", i)
 	}
-	update(t, x, "r", func(tx *storage.Tx) error {
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
 		err := tx.PutManifest(manifest(1))
 		for i := range want {
 			err = errors.Join(err, tx.SetTag(want[(i*7919)%n], manifest(1).Digest))
@@ -741,14 +735,14 @@ func TestFactsOfDamagedFormAreRefused(t *testing.T) {
 	for name, f := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				j := new(storage.MemoryJournal)
+				j := memory.NewJournal()
 				warned := make(chan error, 100)
 				x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Warn: func(err error) { warned <- err }})
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer x.Close()
-				update(t, x, "good", put(1, "v"))
+				storagetest.Update(t, x, "good", put(1, "v"))
 				if _, err := j.Commit(t.Context(), storage.Batch{Repo: "team/app", Facts: []storage.Fact{f}}); err != nil {
 					t.Fatal(err)
 				}
@@ -780,9 +774,9 @@ func binary(d digest.Digest) []byte {
 }
 
 func TestManifestOfATaggedRepoIsNotDeletedBehindItsTag(t *testing.T) {
-	j := new(storage.MemoryJournal)
-	x := openIndex(t, j)
-	update(t, x, "r", put(0, "v"))
+	j := memory.NewJournal()
+	x := storagetest.OpenIndex(t, j)
+	storagetest.Update(t, x, "r", put(0, "v"))
 	head, _ := j.Head(t.Context())
 	gone := storage.Fact{Kind: storage.KindManifest, Name: string(binary(manifest(0).Digest))}
 	if _, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Base: head, Facts: []storage.Fact{gone}}); err != nil {
@@ -814,9 +808,9 @@ func (silent) Watch(ctx context.Context, _ func(storage.Update) error) error {
 
 func TestProgressIsToldWhileLoading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := slow{new(storage.MemoryJournal)}
-		setup := openIndex(t, j.Journal)
-		update(t, setup, "r", put(1, "v"))
+		j := slow{memory.NewJournal()}
+		setup := storagetest.OpenIndex(t, j.Journal)
+		storagetest.Update(t, setup, "r", put(1, "v"))
 		var told []int
 		x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Progress: func(n int) { told = append(told, n) }})
 		if err != nil {
@@ -838,9 +832,9 @@ func (j slow) Watch(ctx context.Context, apply func(storage.Update) error) error
 }
 
 func TestMediaTypesAreKeptBeyondTheTable(t *testing.T) {
-	x := openIndex(t, new(storage.MemoryJournal))
+	x := storagetest.OpenIndex(t, memory.NewJournal())
 	const n = 1500
-	update(t, x, "r", func(tx *storage.Tx) (err error) {
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) (err error) {
 		for i := range n {
 			m := manifest(i)
 			m.MediaType = fmt.Sprint("application/x", i)
@@ -857,12 +851,12 @@ func TestMediaTypesAreKeptBeyondTheTable(t *testing.T) {
 
 func TestViewChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		inner := new(storage.MemoryJournal)
-		update(t, openIndex(t, inner), "r", put(1, "v1"))
+		inner := memory.NewJournal()
+		storagetest.Update(t, storagetest.OpenIndex(t, inner), "r", put(1, "v1"))
 		j, gate, commits := gated(inner)
-		x := openIndex(t, j)
+		x := storagetest.OpenIndex(t, j)
 		var wg sync.WaitGroup
-		wg.Go(func() { update(t, x, "r", put(2, "v2")) })
+		wg.Go(func() { storagetest.Update(t, x, "r", put(2, "v2")) })
 		synctest.Wait() // the commit hangs, and View does not wait for it
 		err := x.View("r", func(tx *storage.Tx) error {
 			_, old := tx.Tag("v1")
@@ -892,10 +886,10 @@ func TestViewChangesNothing(t *testing.T) {
 
 func TestManyMoreThanACommitTakesGetTheirTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j, gate, commits := gated(new(storage.MemoryJournal))
-		x := openIndex(t, j)
+		j, gate, commits := gated(memory.NewJournal())
+		x := storagetest.OpenIndex(t, j)
 		var wg sync.WaitGroup
-		wg.Go(func() { update(t, x, "first", put(0, "v")) })
+		wg.Go(func() { storagetest.Update(t, x, "first", put(0, "v")) })
 		synctest.Wait()
 		const n = 600 // more than the queue and one commit take
 		for range n {

@@ -10,17 +10,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// leases remember what the Collector has to leave alone although no fact says so: content that is being pushed
-// (pins), and blobs that a client was told of and will refer to later (leases of links). They are in memory: after
-// a start, nobody unlinks anything until it is certain that no client remembers more than we do.
+// leases remember what the Collector has to leave alone although no fact says so: content that is being pushed (pins),
+// and blobs that a client was told of and will refer to later (leases of links). They are in memory. So after a start,
+// the Collector unlinks nothing until its grace has passed: by then no client relies on a lease that we have forgotten.
 type leases struct {
 	seed maphash.Seed
-	born time.Time // when this began to remember
+	born time.Time // since when leases are remembered
 
-	mu    sync.Mutex
-	pins  map[key]int                // commits under way
-	used  map[uint64]int64           // links: when a client was told of it last, Unix ns; two that collide both live longer
-	going map[uint64]*sync.WaitGroup // links that the Collector is taking away just now
+	mu sync.Mutex // guards all below
+	// pins counts the pins of each content.
+	pins map[key]int
+	// used is when a client was last told of a link, Unix ns. Keys are hashes, to save memory: if two links collide, both
+	// live longer.
+	used map[uint64]int64
+	// unlinking has the links that the Collector is taking away at this moment.
+	unlinking map[uint64]*sync.WaitGroup
 }
 
 type linkKey struct {
@@ -30,49 +34,52 @@ type linkKey struct {
 
 func newLeases() *leases {
 	return &leases{seed: maphash.MakeSeed(), born: time.Now(), pins: map[key]int{},
-		used: map[uint64]int64{}, going: map[uint64]*sync.WaitGroup{}}
+		used: map[uint64]int64{}, unlinking: map[uint64]*sync.WaitGroup{}}
 }
 
 func (l *leases) hash(repo string, k key) uint64 { return maphash.Comparable(l.seed, linkKey{repo, k}) }
 
-// use notes that a client is told of a link. If it is being taken away just then, it waits for the outcome.
+// use records that a client is told of a link. If the Collector is taking the link away, use waits for the outcome, so
+// that the caller's look-up after it is right.
 func (l *leases) use(repo string, k key) {
 	id := l.hash(repo, k)
 	l.mu.Lock()
 	l.used[id] = time.Now().UnixNano()
-	going := l.going[id]
+	unlinking := l.unlinking[id]
 	l.mu.Unlock()
-	if going != nil {
-		going.Wait()
+	if unlinking != nil {
+		unlinking.Wait()
 	}
 }
 
-// take marks those links that nobody was told of since, and returns them. Whoever asks for one of them from now on
-// waits for done.
+// take marks those links that no client was told of since a time, and returns them. From then on, use of one of them
+// waits until done is called.
 func (l *leases) take(repo string, links []key, since time.Time) (free []key, done func()) {
+	// Leases are compared and links marked under one lock: use comes either before, and the link stays, or after, and
+	// waits.
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var wait sync.WaitGroup
 	wait.Add(1)
 	for _, k := range links {
 		id := l.hash(repo, k)
-		if at, ok := l.used[id]; ok && at >= since.UnixNano() || l.going[id] != nil {
+		if at, ok := l.used[id]; ok && at >= since.UnixNano() || l.unlinking[id] != nil {
 			continue
 		}
-		l.going[id] = &wait
+		l.unlinking[id] = &wait
 		free = append(free, k)
 	}
 	return free, func() {
 		l.mu.Lock()
 		for _, k := range free {
-			delete(l.going, l.hash(repo, k))
+			delete(l.unlinking, l.hash(repo, k))
 		}
 		l.mu.Unlock()
 		wait.Done()
 	}
 }
 
-// forget drops what was used before a time.
+// forget drops the leases from before a time.
 func (l *leases) forget(before time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -97,17 +104,17 @@ func (l *leases) pinned(k key) bool {
 	return l.pins[k] > 0
 }
 
-// Lease notes that a client is told that repo holds the blob d: he may leave out pushing it, and refer to it in a
-// manifest much later. The Collector then leaves the link alone for its grace. Call it before looking the link up;
-// what is found after it stays.
+// Lease records that a client is told that repo holds the blob d. The client may skip pushing it, and refer to it in a
+// manifest much later, so the Collector then keeps the link for its grace. Call Lease before looking the link up; a
+// link that is found after it stays.
 func (x *Index) Lease(repo string, d digest.Digest) { x.leases.use(repo, keyOf(d)) }
 
-// Pin keeps the Collector off the bytes of d while somebody is about to make them or to name them, until release is
-// called. It waits while they are being deleted. Errors: ctx's, ErrClosed.
+// Pin keeps the Collector from deleting the bytes of d while a caller is about to make them or to name them, until
+// release is called. It waits while they are being deleted. Errors: ctx's, ErrClosed.
 func (x *Index) Pin(ctx context.Context, d digest.Digest) (release func(), err error) {
 	k := keyOf(d)
-	// First the pin, then the look at the mark; the Collector first sets the mark and then looks at the pins. So one
-	// of the two always sees the other.
+	// First the pin, then the look at the mark; the Collector first sets the mark and then looks at the pins. So at least
+	// one of the two sees the other.
 	x.leases.pin(k, 1)
 	if err = x.awaitSpared(ctx, k); err != nil {
 		x.leases.pin(k, -1)
@@ -124,10 +131,10 @@ func (x *Index) awaitSpared(ctx context.Context, k key) error {
 	})
 }
 
-// Commit makes an upload the blob d, whose bytes the Collector leaves alone until release is called: link it, or
-// record it as a manifest, before that. What was known to be damaged about it is healed. Errors: as Pin and
-// [Upload.Commit]; those of Update.
+// Commit makes an upload the blob d. The Collector leaves its bytes alone until release is called: link the blob, or
+// record it as a manifest, before that. If d was quarantined, it is healed. Errors: as Pin, [Upload.Commit] and Update.
 func (x *Index) Commit(ctx context.Context, u Upload, d digest.Digest) (release func(), err error) {
+	// The pin comes before the bytes: without it, the Collector could see bytes that no fact names, and delete them.
 	if release, err = x.Pin(ctx, d); err != nil {
 		return nil, errors.Join(err, u.Close())
 	}
@@ -139,15 +146,6 @@ func (x *Index) Commit(ctx context.Context, u Upload, d digest.Digest) (release 
 		return nil, err
 	}
 	return release, nil
-}
-
-// Link records that repo holds the blob d, of size bytes, which the caller has pinned or just committed.
-func (x *Index) Link(ctx context.Context, repo string, d digest.Digest, size int64) error {
-	x.Lease(repo, d)
-	return x.Update(ctx, repo, func(tx *Tx) error {
-		tx.Link(d, size)
-		return nil
-	})
 }
 
 func (x *Index) isCondemned(k key) bool {

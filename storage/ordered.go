@@ -5,18 +5,18 @@ import (
 	"sort"
 )
 
-// chunkMax bounds the strings moved by an insertion. With 512 an insertion moves 8 KiB at the most, and a
-// list of 100,000 has about 300 chunks to search.
+// chunkMax bounds the strings that an insertion moves. With 512 an insertion moves at most 8 KiB, and a set of 100,000
+// has about 300 chunks to search.
 const chunkMax = 512
 
-// ordered is a sorted set of strings: a list of sorted chunks. Lists of tags and of repos are range scans
-// over it. The zero value is empty.
+// ordered is a sorted set of strings: a list of sorted chunks. Lists of tags and of repos are range scans over it. The
+// zero value is empty.
 type ordered struct {
 	chunks [][]string // none is empty
 	len    int
 }
 
-// find returns the chunk and the place in it where s is, or where it would go.
+// find returns the chunk and the index in it where s is, or where it would go.
 func (o *ordered) find(s string) (chunk, at int, found bool) {
 	chunk = sort.Search(len(o.chunks), func(i int) bool {
 		c := o.chunks[i]
@@ -47,7 +47,7 @@ func (o *ordered) insert(s string) {
 	o.chunks[chunk] = c
 	if len(c) > chunkMax {
 		half := slices.Clone(c[len(c)/2:])
-		clear(c[len(c)/2:])
+		clear(c[len(c)/2:]) // so that the first half does not keep the strings of the second alive
 		o.chunks[chunk] = c[:len(c)/2]
 		o.chunks = slices.Insert(o.chunks, chunk+1, half)
 	}

@@ -6,31 +6,31 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Quota bounds what some repos hold together, in bytes: of blobs and manifests, each content counted once in each repo
-// that holds it, whoever else holds it.
+// Quota bounds how many bytes of blobs and manifests some repos hold together. Each content counts once in each repo
+// that holds it, even if other repos hold it too.
 type Quota struct {
-	Name  string                 // for people
-	Match func(repo string) bool // which repos it is about; quick, and always the same
+	Name  string                 // for messages
+	Match func(repo string) bool // reports whether a repo counts; it must be quick and always return the same
 	Bytes int64
 }
 
-// Usage is a Quota, and what its repos hold.
+// Usage is a Quota and what its repos hold.
 type Usage struct {
 	Quota
 	Used int64 // bytes
 }
 
-// Excess is what a change would add to more than a Quota leaves.
+// Excess is a change that would add more than a Quota leaves.
 type Excess struct {
 	Usage       // before the change
 	Added int64 // bytes
 }
 
-// SetQuotas puts quotas in the place of those before. It counts anew, once; from then on each change is counted.
+// SetQuotas replaces all quotas. It counts what the repos hold once; from then on each change is counted.
 func (x *Index) SetQuotas(all []Quota) {
 	q := newQuotas(all)
 	if len(all) > 0 {
-		for _, repo := range x.Names() { // beforehand: nobody is to wait for the patterns
+		for _, repo := range x.Names() { // before the lock: no reader waits for the patterns
 			q.of[repo] = q.match(repo)
 		}
 	}
@@ -40,7 +40,7 @@ func (x *Index) SetQuotas(all []Quota) {
 	x.quotas = q
 }
 
-// Quotas lists the quotas in their order, with what is used of them.
+// Quotas returns the quotas in their order, with what is used of them.
 func (x *Index) Quotas() []Usage {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -51,23 +51,23 @@ func (x *Index) Quotas() []Usage {
 	return all
 }
 
-// Bytes is what a repo holds, of blobs and manifests, each content counted once.
+// Bytes returns how many bytes of blobs and manifests a repo holds. Each content counts once.
 func (x *Index) Bytes(repo string) int64 {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.state.bytes(repo)
 }
 
-func (x *Index) quotasNow() *quotas {
+func (x *Index) currentQuotas() *quotas {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.quotas
 }
 
-// Excess tells whether d, of size bytes, is more than a quota leaves, beside what the change adds already; the first such
-// quota is told. What the repo holds exceeds nothing. It counts what the earlier changes of the same commit add, so those
-// who push at once do not exceed a quota together; what they take away counts when it is committed. d may be empty: it
-// is not known yet.
+// Excess reports whether d, of size bytes, is more than a quota leaves, together with what the change adds already; e
+// is the first such quota. Content that the repo holds already exceeds nothing. What earlier changes of the same commit
+// add counts, so that concurrent pushes do not exceed a quota together; what they delete counts once it is committed. d
+// may be empty if it is not known yet.
 func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	g := tx.growth
 	if len(g.quotas.all) == 0 || size <= 0 {
@@ -76,7 +76,7 @@ func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	if _, held := tx.Manifest(d); held || tx.Linked(d) {
 		return e, false
 	}
-	added := tx.added + min(size, math.MaxInt64-tx.added)
+	added := tx.added + min(size, math.MaxInt64-tx.added) // without overflow: a client states the size
 	tx.x.mu.RLock()
 	defer tx.x.mu.RUnlock()
 	for _, i := range g.quotas.ofRepo(tx.repo) {
@@ -91,11 +91,11 @@ func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	return e, false
 }
 
-// quotas keeps what is used of each quota. The Index's lock guards it.
+// quotas counts what is used of each quota. The Index's lock guards it.
 type quotas struct {
 	all  []Quota
 	used []int64          // of each
-	of   map[string][]int // which of them each repo that exists counts for
+	of   map[string][]int // by repo that exists: the quotas it counts for
 }
 
 func newQuotas(all []Quota) *quotas {
@@ -111,7 +111,7 @@ func (q *quotas) match(repo string) (of []int) {
 	return of
 }
 
-// ofRepo is match, remembered for repos that exist.
+// ofRepo returns what match does, from memory for repos that exist.
 func (q *quotas) ofRepo(repo string) []int {
 	if of, ok := q.of[repo]; ok {
 		return of
@@ -119,7 +119,7 @@ func (q *quotas) ofRepo(repo string) []int {
 	return q.match(repo)
 }
 
-// recount counts a state from the beginning.
+// recount counts all of a state.
 func (q *quotas) recount(s *state) {
 	if len(q.all) == 0 {
 		return
@@ -135,7 +135,7 @@ func (q *quotas) recount(s *state) {
 	q.of = of
 }
 
-// apply brings the state up to an update, and counts what that changes.
+// apply brings the state up to an update, and counts what it changes.
 func (q *quotas) apply(s *state, u Update) error {
 	if len(q.all) == 0 {
 		return s.apply(u)
@@ -161,10 +161,10 @@ func (q *quotas) apply(s *state, u Update) error {
 	return nil
 }
 
-// growth is what the changes of one commit add to quotas. The committer alone uses it.
+// growth is what the changes of one commit add to quotas. Only the committer uses it.
 type growth struct {
-	quotas *quotas // as they were when the commit was begun
-	grown  []int64 // bytes, for each of them; empty: nothing
+	quotas *quotas // as they were when the commit was started
+	grown  []int64 // bytes, for each quota; empty: nothing was added
 }
 
 func (g *growth) add(repo string, bytes int64) {
@@ -177,11 +177,4 @@ func (g *growth) add(repo string, bytes int64) {
 	for _, i := range g.quotas.match(repo) {
 		g.grown[i] += bytes
 	}
-}
-
-func (s *state) bytes(repo string) int64 {
-	if r := s.repos[repo]; r != nil {
-		return r.bytes
-	}
-	return 0
 }

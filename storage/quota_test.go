@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"trow/storage"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // modelQuotas overlap, and one is about nothing.
@@ -43,21 +45,21 @@ func used(t *testing.T, x *storage.Index, want int64) {
 }
 
 func TestAQuotaIsSharedAndCountsEachContentOncePerRepo(t *testing.T) {
-	x := openIndex(t, &storage.MemoryJournal{})
+	x := storagetest.OpenIndex(t, memory.NewJournal())
 	x.SetQuotas(team(100))
-	update(t, x, "team/a", link(1, 40))
-	update(t, x, "team/a", link(1, 40)) // the same again
+	storagetest.Update(t, x, "team/a", link(1, 40))
+	storagetest.Update(t, x, "team/a", link(1, 40)) // the same again
 	used(t, x, 40)
-	update(t, x, "team/b", link(1, 40)) // in another repository it counts once more
+	storagetest.Update(t, x, "team/b", link(1, 40)) // in another repository it counts once more
 	used(t, x, 80)
-	update(t, x, "other", link(2, 1000)) // which the quota is not about
+	storagetest.Update(t, x, "other", link(2, 1000)) // which the quota is not about
 	err := x.Update(t.Context(), "team/b", link(2, 21))
 	if !errors.Is(err, errOver) || !strings.Contains(err.Error(), "team: 80 used, 21 added, of 100") {
 		t.Errorf("one byte too many: %v", err)
 	}
-	update(t, x, "team/b", link(2, 20)) // to the last byte
+	storagetest.Update(t, x, "team/b", link(2, 20)) // to the last byte
 	used(t, x, 100)
-	update(t, x, "team/b", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
+	storagetest.Update(t, x, "team/b", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
 	used(t, x, 60)
 	if err := x.Update(t.Context(), "team/c", func(tx *storage.Tx) error {
 		err := errors.Join(tx.PutManifest(manifest(40)), put(40, "v")(tx))
@@ -73,17 +75,17 @@ func TestAQuotaIsSharedAndCountsEachContentOncePerRepo(t *testing.T) {
 	if err := x.Update(t.Context(), "team/a", link(3, 1)); !errors.Is(err, errOver) {
 		t.Errorf("over a quota that was lowered: %v", err)
 	}
-	update(t, x, "team/a", link(1, 40)) // which it has
-	update(t, x, "team/a", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
+	storagetest.Update(t, x, "team/a", link(1, 40)) // which it has
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
 	used(t, x, 20)
 	if x.SetQuotas(nil); len(x.Quotas()) != 0 {
 		t.Error("quotas that are gone are told of")
 	}
-	update(t, x, "team/a", link(3, 1<<40))
+	storagetest.Update(t, x, "team/a", link(3, 1<<40))
 }
 
 func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
-	x := openIndex(t, &storage.MemoryJournal{})
+	x := storagetest.OpenIndex(t, memory.NewJournal())
 	x.SetQuotas(team(1000))
 	held := make(chan struct{})
 	go x.Update(context.Background(), "hold", func(*storage.Tx) error { <-held; return nil }) // so that the rest is one commit
@@ -101,16 +103,16 @@ func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
 }
 
 func TestQuotasAreCountedAnewWithAFreshState(t *testing.T) {
-	j := &storage.MemoryJournal{}
-	x := openIndex(t, j)
-	update(t, x, "team/a", link(1, 40))
-	update(t, x, "team/a", put(7, "v"))
+	j := memory.NewJournal()
+	x := storagetest.OpenIndex(t, j)
+	storagetest.Update(t, x, "team/a", link(1, 40))
+	storagetest.Update(t, x, "team/a", put(7, "v"))
 	x.SetQuotas(team(100))
 	used(t, x, 47)
-	y := openIndex(t, j)
+	y := storagetest.OpenIndex(t, j)
 	y.SetQuotas(team(100))
 	used(t, y, 47)
-	update(t, y, "team/a", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
+	storagetest.Update(t, y, "team/a", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
 	used(t, y, 40)
 	if y.Bytes("team/a") != 40 || y.Bytes("nowhere") != 0 {
 		t.Errorf("team/a holds %d bytes, a repository that is not there %d", y.Bytes("team/a"), y.Bytes("nowhere"))

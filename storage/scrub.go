@@ -7,58 +7,58 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Scrubber reads content and compares it with its digest. What is damaged or missing is quarantined, and what was
-// and is whole again is told to be there again.
+// Scrubber reads content and compares it with its digest. It quarantines what is damaged or missing, and ends the
+// quarantine of what is intact again.
 type Scrubber struct {
 	Blobs Blobs
 	Index *Index
 }
 
-// Scrubbed says what a run has found.
+// Scrubbed is what a run has found.
 type Scrubbed struct {
 	Contents int   `json:"contents"` // to be read in all
 	Blobs    int   `json:"blobs"`    // read so far
 	Bytes    int64 `json:"bytes"`    // read so far
-	Damaged  int   `json:"damaged"`  // among them, damaged or missing
-	Healed   int   `json:"healed"`   // among them, were quarantined and are whole again
-	Failed   int   `json:"failed"`   // among them, could not be judged, such as for want of file handles
+	Damaged  int   `json:"damaged"`  // of these, damaged or missing
+	Healed   int   `json:"healed"`   // of these, quarantined before and intact again
+	Failed   int   `json:"failed"`   // of these, could not be checked, for example because no file could be opened
 }
 
-// Finding is what a Scrubber has to say about one content.
+// Finding is what a Scrubber reports about one content.
 type Finding struct {
 	Digest digest.Digest `json:"digest"`
-	Reason string        `json:"reason,omitempty"` // what is wrong; empty: whole again
-	Err    error         `json:"-"`                // why it could not be judged
+	Reason string        `json:"reason,omitempty"` // what is wrong; empty: intact again
+	Err    error         `json:"-"`                // why it could not be checked
 }
 
-// Run reads everything that a repo holds once, at most rate bytes per second (0: as fast as it goes), beginning
-// anywhere: so a pass that is always cut short by a restart gets everywhere in the end. found is told of every
-// damage; report, which may be nil, now and then how far it has come. Errors: ctx's; those of the Journal.
-func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding), report func(Scrubbed)) (done Scrubbed, err error) {
-	for range s.Index.contents(0) {
+// Run reads everything that is present once, at most rate bytes per second (0: as fast as possible). It starts at a
+// random place, so that passes that restarts always cut short reach everything in the end. found is called for every
+// Finding; report, which may be nil, about once a second with the progress. Errors: ctx's; those of the Journal.
+func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding),
+	report func(Scrubbed)) (done Scrubbed, err error) {
+	for range s.Index.Contents() {
 		done.Contents++
 	}
-	pace := &pace{rate: rate, began: time.Now()}
-	told := time.Now()
-	for k := range s.Index.contents(rand.IntN(max(1, s.Index.records()))) {
+	pace := &pace{rate: rate, start: time.Now()}
+	lastReport := time.Now()
+	for d := range s.Index.contents(rand.IntN(max(1, s.Index.records()))) {
 		if err := ctx.Err(); err != nil {
 			return done, context.Cause(ctx)
 		}
-		f, n, err := s.check(ctx, k.digest(), pace)
+		f, n, err := s.check(ctx, d, pace)
 		if err != nil {
 			return done, fmt.Errorf("scrub: %w", err)
 		}
 		done.Blobs++
 		done.Bytes += n
 		s.count(&done, f, found)
-		if report != nil && time.Since(told) >= time.Second {
-			told = time.Now()
+		if report != nil && time.Since(lastReport) >= time.Second {
+			lastReport = time.Now()
 			report(done)
 		}
 	}
@@ -79,19 +79,19 @@ func (s *Scrubber) count(done *Scrubbed, f *Finding, found func(Finding)) {
 	found(*f)
 }
 
-// Check reads one content and quarantines it if it is damaged. It returns nil if there is nothing to tell. Errors:
-// as Run.
+// Check reads one content and quarantines it if it is damaged. It returns nil if there is nothing to report. Errors: as
+// Run.
 func (s *Scrubber) Check(ctx context.Context, d digest.Digest) (*Finding, error) {
 	f, _, err := s.check(ctx, d, &pace{})
 	return f, err
 }
 
-// check judges by two readings, lest a fault of the memory or a file that was being replaced condemns what is whole.
 func (s *Scrubber) check(ctx context.Context, d digest.Digest, pace *pace) (f *Finding, n int64, err error) {
-	if !s.Index.held(keyOf(d)) {
+	if !s.Index.Present(d) {
 		return nil, 0, nil // deleted since
 	}
 	damage, n, err := s.read(ctx, d, pace)
+	// A second reading, so that a fault of the memory, or a file that is just being replaced, condemns nothing.
 	if damage != "" {
 		damage, _, err = s.read(ctx, d, pace)
 	}
@@ -110,10 +110,10 @@ func (s *Scrubber) check(ctx context.Context, d digest.Digest, pace *pace) (f *F
 	return s.quarantine(ctx, d, damage, n)
 }
 
-// quarantine sets the mark and looks again: somebody who pushes first replaces the bytes and then looks for the
-// mark, so one of the two sees the other.
+// quarantine sets the mark and reads once more. A push first replaces the bytes and then looks for the mark; here the
+// mark comes first. So at least one of the two sees the other, and content that was just healed does not stay marked.
 func (s *Scrubber) quarantine(ctx context.Context, d digest.Digest, damage string, n int64) (*Finding, int64, error) {
-	if !s.Index.held(keyOf(d)) {
+	if !s.Index.Present(d) {
 		return nil, n, nil // deleted while it was read
 	}
 	if err := s.Index.Quarantine(ctx, d, damage); err != nil {
@@ -125,23 +125,25 @@ func (s *Scrubber) quarantine(ctx context.Context, d digest.Digest, damage strin
 	return &Finding{Digest: d, Reason: damage}, n, nil
 }
 
-// scrubBuffers are what contents are read through.
+// scrubBuffers are the buffers that contents are read through.
 var scrubBuffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
 
-// read compares a content with its digest; damage says what is wrong with it. Errors: what says nothing about the
-// content.
+// read compares a content with its digest. damage is what is wrong with it. An error means that the content could not
+// be checked, and says nothing about it.
 func (s *Scrubber) read(ctx context.Context, d digest.Digest, pace *pace) (damage string, n int64, err error) {
 	r, err := s.Blobs.Open(ctx, d)
 	if err != nil {
-		return unreadable(err)
+		damage, err = s.judge(err)
+		return damage, 0, err
 	}
 	defer r.Close()
 	h := d.Algorithm().Hash()
 	buf := scrubBuffers.Get().(*[256 << 10]byte)
 	defer scrubBuffers.Put(buf)
+	// The wrappers hide ReadFrom and WriteTo, which would bypass the buffer and the pace.
 	n, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{pace.reader(ctx, r)}, buf[:])
 	if err != nil {
-		damage, _, err = unreadable(err)
+		damage, err = s.judge(err)
 		return damage, n, err
 	}
 	if got := digest.NewDigest(d.Algorithm(), h); got != d {
@@ -150,21 +152,21 @@ func (s *Scrubber) read(ctx context.Context, d digest.Digest, pace *pace) (damag
 	return "", n, nil
 }
 
-// unreadable tells errors that speak of the content from those that may pass.
-func unreadable(err error) (damage string, n int64, _ error) {
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return "its bytes are missing", 0, nil
-	case errors.Is(err, syscall.EIO):
-		return "its bytes cannot be read: " + err.Error(), 0, nil
+// judge turns an error of the engine that means that the bytes are lost into damage, and returns any other error.
+func (s *Scrubber) judge(err error) (damage string, _ error) {
+	if errors.Is(err, ErrNotFound) {
+		return "its bytes are missing", nil
 	}
-	return "", 0, err
+	if b, ok := s.Blobs.(interface{ Lost(error) bool }); ok && b.Lost(err) {
+		return "its bytes cannot be read: " + err.Error(), nil
+	}
+	return "", err
 }
 
-// pace holds readings to a rate in bytes per second; 0 is none.
+// pace keeps readings to a rate in bytes per second; 0 means no limit.
 type pace struct {
 	rate  int64
-	began time.Time
+	start time.Time
 	read  int64
 }
 
@@ -183,7 +185,7 @@ func (r *pacedReader) Read(b []byte) (int, error) {
 	n, err := r.r.Read(b)
 	if p := r.pace; p.rate > 0 {
 		p.read += int64(n)
-		due := p.began.Add(time.Duration(float64(p.read) / float64(p.rate) * float64(time.Second)))
+		due := p.start.Add(time.Duration(float64(p.read) / float64(p.rate) * float64(time.Second)))
 		pause(r.ctx, time.Until(due))
 	}
 	return n, err

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/storagetest"
 )
 
@@ -101,7 +101,7 @@ func TestWhatNobodyHoldsLeavesQuarantine(t *testing.T) {
 		if err := s.index.Quarantine(t.Context(), d, "test"); err != nil {
 			t.Fatal(err)
 		}
-		update(t, s.index, "a", func(tx *storage.Tx) error { return tx.Unlink(d) }) // DELETE works on what is damaged
+		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.Unlink(d) }) // DELETE works on what is damaged
 		s.collect()
 		if len(s.index.Damages()) != 0 {
 			t.Error("it is in quarantine for ever")
@@ -112,28 +112,55 @@ func TestWhatNobodyHoldsLeavesQuarantine(t *testing.T) {
 	})
 }
 
-// TestErrorsThatPassDoNotCondemn tells what speaks of the content from what does not.
+// TestErrorsThatPassDoNotCondemn: only an error of which the engine says that the bytes are lost is damage, and only if
+// two readings fail.
 func TestErrorsThatPassDoNotCondemn(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *shelf) {
 		d := s.push("a", []byte("layer"))
-		memory := s.blobs
-		s.blobs = storagetest.FailBlobs{Blobs: memory, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: syscall.EMFILE}}
+		inner := s.blobs
+		noHandle := errors.New("no file handle")
+		s.blobs = lossy{storagetest.FailBlobs{Blobs: inner, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: noHandle}}}
 		if done, found := s.scrub(); done.Failed != 1 || done.Damaged != 0 || found[0].Err == nil || !s.holds("a", d) {
 			t.Errorf("no file handle: %+v, %v", done, found)
 		}
-		s.blobs = storagetest.FailBlobs{Blobs: memory, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: syscall.EIO}}
+		s.blobs = lossy{storagetest.FailBlobs{Blobs: inner, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: errLost}}}
 		if done, found := s.scrub(); done.Damaged != 0 || len(found) != 0 || !s.holds("a", d) {
 			t.Errorf("one reading of two failed: %+v, %v", done, found)
 		}
+		s.blobs = lossy{lost{inner}}
+		if done, found := s.scrub(); done.Damaged != 1 || !strings.Contains(found[0].Reason, "cannot be read") || s.holds("a", d) {
+			t.Errorf("every reading failed: %+v, %v", done, found)
+		}
 	})
 }
+
+// errLost is what a reader of lossy returns for bytes that cannot be read any more.
+var errLost = errors.New("lost")
+
+type lossy struct{ storage.Blobs }
+
+func (lossy) Lost(err error) bool { return errors.Is(err, errLost) }
+
+// lost opens blobs of which nothing can be read.
+type lost struct{ storage.Blobs }
+
+func (lost) Open(context.Context, digest.Digest) (io.ReadSeekCloser, error) {
+	return struct {
+		io.ReadSeeker
+		io.Closer
+	}{noBytes{}, io.NopCloser(nil)}, nil
+}
+
+type noBytes struct{ io.Seeker }
+
+func (noBytes) Read([]byte) (int, error) { return 0, errLost }
 
 // TestAPushDuringAScrubIsNotQuarantined replaces damaged bytes when the scrubber has just read them.
 func TestAPushDuringAScrubIsNotQuarantined(t *testing.T) {
 	for at := int32(1); at <= 3; at++ {
 		inBubble(t, func(t *testing.T, s *shelf) {
 			d := s.push("a", []byte("layer"))
-			b := &twoFaced{Memory: s.blobs.(*storage.Memory)}
+			b := &twoFaced{Blobs: s.blobs.(*memory.Blobs)}
 			b.damaged.Store(true)
 			b.onRead = func(n int32) {
 				if n == at {
@@ -152,14 +179,14 @@ func TestAPushDuringAScrubIsNotQuarantined(t *testing.T) {
 
 // twoFaced shows damaged bytes while told to.
 type twoFaced struct {
-	*storage.Memory
+	*memory.Blobs
 	damaged atomic.Bool
 	reads   atomic.Int32
 	onRead  func(n int32)
 }
 
 func (b *twoFaced) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
-	r, err := b.Memory.Open(ctx, d)
+	r, err := b.Blobs.Open(ctx, d)
 	if err != nil || !b.damaged.Load() {
 		return r, err
 	}

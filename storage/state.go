@@ -5,102 +5,113 @@ import (
 	"hash/maphash"
 	"slices"
 	"strings"
+
+	"trow/storage/internal/slab"
 )
 
-// state is what the journal's facts add up to. It has no lock of its own: the Index's guards it.
+// state is what the journal's facts add up to. It has no lock of its own: the Index's lock guards it.
 //
-// Why slabs and numbers and not pointers and maps: there are millions of small records. So they take half the memory,
-// and the garbage collector has next to nothing to look at. What leaves the lock is a copy.
+// Why slabs and IDs instead of pointers and maps: there are millions of small records. This way they take half the
+// memory, and the garbage collector has next to nothing to scan. IDs and pointers to records are valid only while the
+// lock is held; what leaves the lock is a copy.
 //
-// A digest is a content, once for all repos. What a repo has to do with it is a hold, found by the digest in the
-// repo's own table. A hold that is a manifest has that apart, since most are not.
+// A digest is one content for all repos. What a repo has to do with a content is an entry, found by the digest in the
+// repo's own table. An entry that is a manifest keeps the manifest's fields in a record of its own, since most entries
+// are blobs.
 type state struct {
 	revision Revision
-	synced   bool // the full state is in
+	synced   bool // the full state has been loaded
 	repos    map[string]*repo
 	catalog  ordered           // the repos that have a manifest
-	types    map[string]string // media types, once each
+	types    map[string]string // media types, each kept once
 	stats    Stats
 
-	seed      maphash.Seed // digests and tags are the clients' choice: their places must not be
-	contents  slab[content]
-	byDigest  table[content]    // every digest that is named anywhere
-	tails     map[id]sha512Tail // of contents
-	holds     slab[hold]
-	manifests slab[manifest]
-	tags      slab[tag]
+	seed      maphash.Seed // clients choose digests and tags; they must not choose their buckets
+	contents  slab.Slab[content]
+	byDigest  slab.Table[content]    // every digest that is named anywhere
+	tails     map[slab.ID]sha512Tail // of contents
+	entries   slab.Slab[entry]
+	manifests slab.Slab[manifest]
+	tags      slab.Slab[tag]
 
 	condemned   map[key]struct{}
 	quarantined map[key]Damage
 }
 
 // content is a digest that facts name, shared by all of them.
+//
+// Why two counts: a manifest may refer to what is not in the registry, such as a foreign layer. present answers whether
+// the bytes must be here; referenced answers who still needs them.
 type content struct {
-	sum   [shortKey - 1]byte // of sha512 the first half
-	size  int64              // bytes; 0 while it is only referred to
-	holds int32              // of repos
-	names int32              // subjects that point here
+	sum        [shortKey - 1]byte // of a sha512, the first half
+	size       int64              // bytes; 0 until the content is present for the first time
+	present    int32              // repos in which it is linked as a blob or recorded as a manifest
+	referenced int32              // repos in which a manifest refers to it
+	subjects   int32              // manifests whose subject it is
 }
 
-// sha512Tail is the half of a sum that content.sum has no room for. Who has none is a sha256.
+// sha512Tail is the second half of a sha512, for which content.sum has no room. A content without one is a sha256.
 type sha512Tail [maxKey - shortKey]byte
 
 // repo is one repository.
 type repo struct {
 	name      string
 	revision  Revision
-	holds     table[hold]
-	tags      table[tag]
+	entries   slab.Table[entry]
+	tags      slab.Table[tag]
 	order     ordered // the names of tags
 	manifests int
-	referrers map[id][]id // of contents: the holds whose subject it is, in order of digest; nil until there are any
-	bytes     int64       // of what it holds, each content once; see Index.Bytes
+	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
+	bytes     int64                 // of what is present, each content once; see Index.Bytes
 }
 
-// hold is what a repo has to do with a content: a link to it as a blob, a manifest, references from its manifests, or
-// several of these.
-type hold struct {
-	content  id
-	manifest id     // 0: not a manifest here
-	refs     int32  // manifests of this repo that consist of it
-	since    moment // when it was linked
-	linked   bool   // a blob of this repo
+// entry is what a repo has to do with a content: it is a blob, a manifest, a part of manifests, or several of these.
+type entry struct {
+	content  slab.ID
+	manifest slab.ID // 0: not a manifest in this repo
+	refs     int32   // manifests of this repo that refer to it
+	since    moment  // when it was linked
+	linked   bool    // a blob of this repo
 }
+
+// present reports whether the repo holds the content itself.
+func (e *entry) present() bool { return e.linked || e.manifest != 0 }
 
 type manifest struct {
 	mediaType string
-	refs      []id   // holds
-	time      moment // when it was pushed
-	subject   id     // a content
-	tags      id     // the first of those that name it
+	refs      []slab.ID // entries
+	time      moment    // when it was pushed
+	subject   slab.ID   // a content
+	tags      slab.ID   // the first of the list of tags that name it
 }
 
-// tag is a name of a manifest. Those of one manifest are a list.
+// tag is a name of a manifest. The tags of one manifest are a linked list.
 type tag struct {
-	name        string
-	time        moment // since when it names this one
-	hold        id
-	prev, after id
+	name       string
+	time       moment // since when it names this manifest
+	entry      slab.ID
+	prev, next slab.ID
 }
 
-// moment is a time in Unix seconds, from 1970 to 2106.
+// moment is a time in Unix seconds, from 1970 to 2106: half the size of an int64.
 type moment uint32
 
 func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
 
 func newState() *state {
-	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(), tails: map[id]sha512Tail{},
-		condemned: map[key]struct{}{}, quarantined: map[key]Damage{}}
-	s.byDigest.slab = &s.contents
+	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(),
+		tails: map[slab.ID]sha512Tail{}, condemned: map[key]struct{}{}, quarantined: map[key]Damage{}}
+	s.byDigest = slab.NewTable(&s.contents)
 	return s
 }
 
-// apply brings the state up to an update. An error leaves it useless: the journal contradicts itself.
+// apply brings the state up to an update. After an error the state is useless: the journal contradicts itself.
 func (s *state) apply(u Update) error {
 	for _, b := range u.Batches {
 		r := s.repos[b.Repo]
 		if r == nil {
-			r = &repo{name: strings.Clone(b.Repo), holds: table[hold]{slab: &s.holds}, tags: table[tag]{slab: &s.tags}}
+			// A clone, because the journal may hand out parts of a larger string.
+			r = &repo{name: strings.Clone(b.Repo), entries: slab.NewTable(&s.entries), tags: slab.NewTable(&s.tags)}
 			s.repos[r.name] = r
 		}
 		for _, f := range b.Facts {
@@ -109,9 +120,10 @@ func (s *state) apply(u Update) error {
 			}
 		}
 		if r.revision = u.Revision; !s.synced {
-			r.revision = b.Base // in the full state: the repo's last revision
+			r.revision = b.Base // in the full state, Base is the repo's last revision
 		}
-		if r.holds.len == 0 && (b.Repo != Store || len(s.condemned)+len(s.quarantined) == 0) {
+		// A repo exists as long as a fact names it. Facts of storeRepo have no entries.
+		if r.entries.Len() == 0 && (b.Repo != storeRepo || len(s.condemned)+len(s.quarantined) == 0) {
 			delete(s.repos, b.Repo)
 		}
 	}
@@ -124,7 +136,7 @@ func (s *state) applyFact(r *repo, f Fact) error {
 	if f.Kind != KindTag && !key(f.Name).valid() {
 		return errFact
 	}
-	if r.name == Store {
+	if r.name == storeRepo {
 		return s.applyStoreFact(f)
 	}
 	if f.Kind == KindTag {
@@ -147,17 +159,17 @@ func (s *state) applyFact(r *repo, f Fact) error {
 	return nil
 }
 
-// applyStoreFact takes in a fact about content itself.
+// applyStoreFact applies a fact about content itself.
 func (s *state) applyStoreFact(f Fact) (err error) {
 	k := key(strings.Clone(f.Name))
 	switch {
-	case f.Kind == KindCondemned && f.Value != nil:
+	case f.Kind == kindCondemned && f.Value != nil:
 		s.condemned[k] = struct{}{}
-	case f.Kind == KindCondemned:
+	case f.Kind == kindCondemned:
 		delete(s.condemned, k)
-	case f.Kind == KindQuarantined && f.Value != nil:
+	case f.Kind == kindQuarantined && f.Value != nil:
 		s.quarantined[k], err = parseQuarantined(f.Value)
-	case f.Kind == KindQuarantined:
+	case f.Kind == kindQuarantined:
 		delete(s.quarantined, k)
 	default:
 		err = errFact
@@ -170,23 +182,15 @@ func (s *state) link(r *repo, k, v []byte) error {
 	if err != nil {
 		return err
 	}
-	h := s.holds.at(s.hold(r, k))
-	if !h.linked {
+	e := s.entries.At(s.addEntry(r, k))
+	if !e.linked {
 		s.stats.Links++
 	}
-	before := s.weight(h)
-	h.since, h.linked = momentOf(unix), true
-	s.contents.at(h.content).size = size
-	r.bytes += s.weight(h) - before
+	s.uncount(r, e)
+	e.since, e.linked = momentOf(unix), true
+	s.contents.At(e.content).size = size
+	s.count(r, e)
 	return nil
-}
-
-// weight is what a hold counts for in the bytes of its repo.
-func (s *state) weight(h *hold) int64 {
-	if !h.linked && h.manifest == 0 {
-		return 0
-	}
-	return s.contents.at(h.content).size
 }
 
 func (s *state) unlink(r *repo, k []byte) {
@@ -194,13 +198,46 @@ func (s *state) unlink(r *repo, k []byte) {
 	if i == 0 {
 		return
 	}
-	if h := s.holds.at(i); h.linked {
-		before := s.weight(h)
-		h.linked = false
-		r.bytes += s.weight(h) - before
+	if e := s.entries.At(i); e.linked {
+		s.uncount(r, e)
+		e.linked = false
+		s.count(r, e)
 		s.stats.Links--
 		s.release(r, i)
 	}
+}
+
+// uncount takes an entry out of the counts of what is present, and count puts it back. They enclose each change of an
+// entry, so that the counts are right whatever the change is.
+func (s *state) uncount(r *repo, e *entry) { s.addToCounts(r, e, -1) }
+
+func (s *state) count(r *repo, e *entry) { s.addToCounts(r, e, 1) }
+
+func (s *state) addToCounts(r *repo, e *entry, sign int32) {
+	if e.present() {
+		c := s.contents.At(e.content)
+		c.present += sign
+		r.bytes += int64(sign) * c.size
+	}
+}
+
+// addRef counts a reference of a manifest of r to k, and returns k's entry.
+func (s *state) addRef(r *repo, k []byte) slab.ID {
+	i := s.addEntry(r, k)
+	e := s.entries.At(i)
+	if e.refs++; e.refs == 1 {
+		s.contents.At(e.content).referenced++
+	}
+	return i
+}
+
+// removeRef undoes addRef.
+func (s *state) removeRef(r *repo, i slab.ID) {
+	e := s.entries.At(i)
+	if e.refs--; e.refs == 0 {
+		s.contents.At(e.content).referenced--
+	}
+	s.release(r, i)
 }
 
 func (s *state) putManifest(r *repo, k, v []byte) error {
@@ -208,28 +245,26 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 	if err != nil {
 		return err
 	}
-	i := s.hold(r, k)
-	m := manifest{mediaType: s.mediaType(f.mediaType), time: momentOf(f.time), refs: make([]id, 0, f.count)}
-	if err := f.eachRef(func(k []byte) {
-		ref := s.hold(r, k)
-		s.holds.at(ref).refs++
-		m.refs = append(m.refs, ref)
-	}); err != nil {
+	i := s.addEntry(r, k)
+	m := manifest{mediaType: s.mediaType(f.mediaType), time: momentOf(f.time), refs: make([]slab.ID, 0, f.count)}
+	if err := f.eachRef(func(k []byte) { m.refs = append(m.refs, s.addRef(r, k)) }); err != nil {
 		return err
 	}
-	h := s.holds.at(i)
-	before := s.weight(h)
-	if h.manifest != 0 { // pushed again, perhaps under another media type
-		m.tags = s.manifests.at(h.manifest).tags
+	e := s.entries.At(i)
+	// A manifest that is pushed again, perhaps under another media type, keeps its tags. The old references go after the
+	// new ones were added, so that an entry that both have is not dropped in between.
+	if e.manifest != 0 {
+		m.tags = s.manifests.At(e.manifest).tags
 		s.dropManifest(r, i)
 	}
 	if len(f.subject) > 0 {
 		m.subject = s.intern(f.subject)
-		s.refer(r, m.subject, i)
+		s.addReferrer(r, m.subject, i)
 	}
-	s.contents.at(h.content).size = f.size
-	h.manifest = s.manifests.add(m)
-	r.bytes += s.weight(h) - before
+	s.uncount(r, e)
+	s.contents.At(e.content).size = f.size
+	e.manifest = s.manifests.Add(m)
+	s.count(r, e)
 	s.stats.Manifests++
 	if r.manifests++; r.manifests == 1 {
 		s.catalog.insert(r.name)
@@ -238,66 +273,67 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 }
 
 func (s *state) deleteManifest(r *repo, k []byte) error {
-	m := s.manifest(r, k)
-	if m == 0 {
+	i := s.manifest(r, k)
+	if i == 0 {
 		return nil
 	}
-	if s.manifests.at(s.holds.at(m).manifest).tags != 0 {
+	// A tag must not name what is gone: the batch has to delete the tags first.
+	if s.manifests.At(s.entries.At(i).manifest).tags != 0 {
 		return errFact
 	}
-	h := s.holds.at(m)
-	before := s.weight(h)
-	s.dropManifest(r, m)
-	r.bytes += s.weight(h) - before
-	s.release(r, m)
+	s.dropManifest(r, i)
+	s.release(r, i)
 	return nil
 }
 
-// dropManifest undoes putManifest, but leaves the hold.
-func (s *state) dropManifest(r *repo, i id) {
-	h := s.holds.at(i)
-	m := s.manifests.at(h.manifest)
+// dropManifest undoes putManifest, but leaves the entry.
+func (s *state) dropManifest(r *repo, i slab.ID) {
+	e := s.entries.At(i)
+	m := s.manifests.At(e.manifest)
 	for _, ref := range m.refs {
-		s.holds.at(ref).refs--
-		s.release(r, ref)
+		s.removeRef(r, ref)
 	}
 	if m.subject != 0 {
-		s.unrefer(r, m.subject, i)
+		s.removeReferrer(r, m.subject, i)
 	}
-	s.manifests.remove(h.manifest)
-	h.manifest = 0
+	s.manifests.Remove(e.manifest)
+	// Not earlier: until here the entry counts as present, so that nothing above can forget its content.
+	s.uncount(r, e)
+	e.manifest = 0
+	s.count(r, e)
 	s.stats.Manifests--
 	if r.manifests--; r.manifests == 0 {
 		s.catalog.remove(r.name)
 	}
 }
 
-// refer notes that the subject of a manifest is a content.
-func (s *state) refer(r *repo, subject, manifest id) {
+// addReferrer records that the subject of a manifest is a content.
+func (s *state) addReferrer(r *repo, subject, manifest slab.ID) {
 	if r.referrers == nil {
-		r.referrers = map[id][]id{}
+		r.referrers = map[slab.ID][]slab.ID{}
 	}
-	s.contents.at(subject).names++
-	at := s.referrer(r, subject, manifest)
+	s.contents.At(subject).subjects++
+	at := s.referrerIndex(r, subject, manifest)
 	r.referrers[subject] = slices.Insert(r.referrers[subject], at, manifest)
 }
 
-func (s *state) unrefer(r *repo, subject, manifest id) {
-	at := s.referrer(r, subject, manifest)
+// removeReferrer undoes addReferrer.
+func (s *state) removeReferrer(r *repo, subject, manifest slab.ID) {
+	at := s.referrerIndex(r, subject, manifest)
 	if list := slices.Delete(r.referrers[subject], at, at+1); len(list) > 0 {
 		r.referrers[subject] = list
 	} else {
 		delete(r.referrers, subject)
 	}
-	s.contents.at(subject).names--
+	s.contents.At(subject).subjects--
 	s.forget(subject)
 }
 
-// referrer tells where among the referrers of a subject a manifest is, or would go.
-func (s *state) referrer(r *repo, subject, manifest id) int {
-	want := s.keyOf(s.holds.at(manifest).content)
-	at, _ := slices.BinarySearchFunc(r.referrers[subject], want, func(i id, want sum) int {
-		have := s.keyOf(s.holds.at(i).content)
+// referrerIndex returns where a manifest is, or would go, among the referrers of a subject.
+func (s *state) referrerIndex(r *repo, subject, manifest slab.ID) int {
+	want := s.keyOf(s.entries.At(manifest).content)
+	at, _ := slices.BinarySearchFunc(r.referrers[subject], want, func(i slab.ID, want sum) int {
+		have := s.keyOf(s.entries.At(i).content)
 		return bytes.Compare(have[:], want[:])
 	})
 	return at
@@ -305,285 +341,113 @@ func (s *state) referrer(r *repo, subject, manifest id) int {
 
 func (s *state) applyTag(r *repo, name string, v []byte) error {
 	if v == nil {
-		s.untag(r, name)
+		s.deleteTag(r, name)
 		return nil
 	}
 	k, unix, err := parseTag(v)
 	if err != nil {
 		return err
 	}
-	h := s.manifest(r, k)
-	if h == 0 {
+	e := s.manifest(r, k)
+	if e == 0 { // a tag names a manifest of the same repo
 		return errFact
 	}
 	i := s.findTag(r, name)
 	if i == 0 {
-		i = s.tags.add(tag{name: strings.Clone(name)})
-		r.tags.add(i, s.hashTag(name))
-		r.order.insert(s.tags.at(i).name)
+		i = s.tags.Add(tag{name: strings.Clone(name)})
+		r.tags.Add(i, s.hashTag(name))
+		r.order.insert(s.tags.At(i).name)
 		s.stats.Tags++
 	} else {
-		s.detach(i)
+		s.detachTag(i)
 	}
-	t, m := s.tags.at(i), s.manifests.at(s.holds.at(h).manifest)
-	t.hold, t.time, t.prev, t.after = h, momentOf(unix), 0, m.tags
+	// Put it at the head of the list of the manifest's tags.
+	t, m := s.tags.At(i), s.manifests.At(s.entries.At(e).manifest)
+	t.entry, t.time, t.prev, t.next = e, momentOf(unix), 0, m.tags
 	if m.tags != 0 {
-		s.tags.at(m.tags).prev = i
+		s.tags.At(m.tags).prev = i
 	}
 	m.tags = i
 	return nil
 }
 
-func (s *state) untag(r *repo, name string) {
+func (s *state) deleteTag(r *repo, name string) {
 	if i := s.findTag(r, name); i != 0 {
-		s.detach(i)
-		r.tags.remove(i)
+		s.detachTag(i)
+		r.tags.Remove(i)
 		r.order.remove(name)
-		s.tags.remove(i)
+		s.tags.Remove(i)
 		s.stats.Tags--
 	}
 }
 
-// detach takes a tag off its manifest's list.
-func (s *state) detach(i id) {
-	t := s.tags.at(i)
+// detachTag takes a tag off its manifest's list.
+func (s *state) detachTag(i slab.ID) {
+	t := s.tags.At(i)
 	if t.prev != 0 {
-		s.tags.at(t.prev).after = t.after
+		s.tags.At(t.prev).next = t.next
 	} else {
-		s.manifests.at(s.holds.at(t.hold).manifest).tags = t.after
+		s.manifests.At(s.entries.At(t.entry).manifest).tags = t.next
 	}
-	if t.after != 0 {
-		s.tags.at(t.after).prev = t.prev
-	}
-}
-
-// tagsOf calls f for every tag that names a manifest.
-func (s *state) tagsOf(m *manifest, f func(*tag)) {
-	for i := m.tags; i != 0; {
-		t := s.tags.at(i)
-		f(t)
-		i = t.after
+	if t.next != 0 {
+		s.tags.At(t.next).prev = t.prev
 	}
 }
 
-// hold returns what r has to do with k, making it up if that is nothing yet.
-func (s *state) hold(r *repo, k []byte) id {
+// addEntry returns the entry of k in r, and adds an empty one if there is none. The caller makes it present or
+// referenced.
+func (s *state) addEntry(r *repo, k []byte) slab.ID {
 	i := s.find(r, k)
 	if i == 0 {
-		c := s.intern(k)
-		s.contents.at(c).holds++
-		i = s.holds.add(hold{content: c})
-		r.holds.add(i, s.hash(k))
+		i = s.entries.Add(entry{content: s.intern(k)})
+		r.entries.Add(i, s.hash(k))
 	}
 	return i
 }
 
-// release drops a hold that has become nothing.
-func (s *state) release(r *repo, i id) {
-	h := s.holds.at(i)
-	if h.linked || h.manifest != 0 || h.refs > 0 {
+// release drops an entry that is neither present nor referenced any more.
+func (s *state) release(r *repo, i slab.ID) {
+	e := s.entries.At(i)
+	if e.present() || e.refs > 0 {
 		return
 	}
-	c := h.content
-	r.holds.remove(i)
-	s.holds.remove(i)
-	s.contents.at(c).holds--
+	c := e.content
+	r.entries.Remove(i)
+	s.entries.Remove(i)
 	s.forget(c)
 }
 
-func (s *state) intern(k []byte) id {
+// intern returns the content with the digest k, and adds it if there is none.
+func (s *state) intern(k []byte) slab.ID {
 	c := s.lookup(k)
 	if c == 0 {
-		c = s.contents.add(content{sum: [shortKey - 1]byte(k[1:])})
+		c = s.contents.Add(content{sum: [shortKey - 1]byte(k[1:])})
 		if len(k) > shortKey {
 			s.tails[c] = sha512Tail(k[shortKey:])
 		}
-		s.byDigest.add(c, s.hash(k))
+		s.byDigest.Add(c, s.hash(k))
 	}
 	return c
 }
 
-// forget drops a content that nothing points to any more.
-func (s *state) forget(i id) {
-	if c := s.contents.at(i); c.holds == 0 && c.names == 0 {
-		s.byDigest.remove(i)
-		s.contents.remove(i)
+// forget drops a content that no fact names any more.
+func (s *state) forget(i slab.ID) {
+	if c := s.contents.At(i); c.present == 0 && c.referenced == 0 && c.subjects == 0 {
+		s.byDigest.Remove(i)
+		s.contents.Remove(i)
 		delete(s.tails, i)
 	}
 }
 
-// mediaType interns a media type. The table is bounded, since anybody who may push can invent types.
+// mediaType interns a media type.
 func (s *state) mediaType(b []byte) string {
-	const bound = 1024
+	const maxTypes = 1024 // a client that may push can invent types, so the table must not grow without end
 	t, ok := s.types[string(b)]
 	if !ok {
 		t = string(b)
-		if len(s.types) < bound {
+		if len(s.types) < maxTypes {
 			s.types[t] = t
 		}
 	}
 	return t
-}
-
-func (s *state) hash(k []byte) uint32 { return uint32(maphash.Bytes(s.seed, k)) }
-
-func (s *state) hashTag(name string) uint32 { return uint32(maphash.String(s.seed, name)) }
-
-// is tells whether k is a content's digest.
-func (s *state) is(i id, k []byte) bool {
-	if string(s.contents.at(i).sum[:]) != string(k[1:shortKey]) {
-		return false
-	}
-	tail, long := s.tails[i]
-	return !long && len(k) == shortKey || long && string(tail[:]) == string(k[shortKey:])
-}
-
-// keyOf returns a content's digest.
-func (s *state) keyOf(i id) (k sum) {
-	k[0] = algSHA256
-	copy(k[1:], s.contents.at(i).sum[:])
-	if tail, long := s.tails[i]; long {
-		k[0] = algSHA512
-		copy(k[shortKey:], tail[:])
-	}
-	return k
-}
-
-// lookup finds a content; k is nil for a malformed digest.
-func (s *state) lookup(k []byte) id {
-	if len(k) == 0 {
-		return 0
-	}
-	hash := s.hash(k)
-	for i := s.byDigest.first(hash); i != 0; i = s.byDigest.next(i, hash) {
-		if s.is(i, k) {
-			return i
-		}
-	}
-	return 0
-}
-
-// find finds a repo's hold, as lookup does a content. It allocates nothing, nor do the others that find something.
-func (s *state) find(r *repo, k []byte) id {
-	if len(k) == 0 {
-		return 0
-	}
-	hash := s.hash(k)
-	for i := r.holds.first(hash); i != 0; i = r.holds.next(i, hash) {
-		if s.is(s.holds.at(i).content, k) {
-			return i
-		}
-	}
-	return 0
-}
-
-// manifest finds a hold that is a manifest.
-func (s *state) manifest(r *repo, k []byte) id {
-	if i := s.find(r, k); i != 0 && s.holds.at(i).manifest != 0 {
-		return i
-	}
-	return 0
-}
-
-func (s *state) findTag(r *repo, name string) id {
-	hash := s.hashTag(name)
-	for i := r.tags.first(hash); i != 0; i = r.tags.next(i, hash) {
-		if s.tags.at(i).name == name {
-			return i
-		}
-	}
-	return 0
-}
-
-// held tells whether a repo holds k, or a manifest consists of it: its bytes are needed then.
-func (s *state) held(k key) bool { return s.holders(k) > 0 }
-
-// holders tells how many repos do.
-func (s *state) holders(k key) int32 {
-	var buf [maxKey]byte
-	if i := s.lookup(append(buf[:0], k...)); i != 0 {
-		return s.contents.at(i).holds
-	}
-	return 0
-}
-
-// manifestOf finds the manifest that ref, a tag or a digest, names: its hold, or 0.
-func (s *state) manifestOf(name, ref string) id {
-	r := s.repos[name]
-	if r == nil {
-		return 0
-	}
-	if i := s.findTag(r, ref); i != 0 {
-		return s.tags.at(i).hold
-	}
-	var buf [maxKey]byte
-	return s.manifest(r, appendKey(buf[:0], ref))
-}
-
-// blobOf finds the blob that the repo holds under d: its content, or 0.
-func (s *state) blobOf(name, d string) id {
-	r := s.repos[name]
-	if r == nil {
-		return 0
-	}
-	var buf [maxKey]byte
-	if i := s.find(r, appendKey(buf[:0], d)); i != 0 && s.holds.at(i).linked {
-		return s.holds.at(i).content
-	}
-	return 0
-}
-
-// descriptor describes a manifest. It allocates nothing unless something is quarantined.
-func (s *state) descriptor(i id) Descriptor {
-	h := s.holds.at(i)
-	d := Descriptor{MediaType: s.manifests.at(h.manifest).mediaType, Size: s.contents.at(h.content).size, sum: s.keyOf(h.content)}
-	if len(s.quarantined) > 0 {
-		d.damaged = s.damagedPart(i, map[id]bool{})
-	}
-	return d
-}
-
-func (s *state) isQuarantined(k key) bool {
-	if len(s.quarantined) == 0 {
-		return false
-	}
-	_, yes := s.quarantined[k]
-	return yes
-}
-
-// damagedPart finds something quarantined among what a manifest consists of, itself first.
-func (s *state) damagedPart(i id, seen map[id]bool) key {
-	h := s.holds.at(i)
-	if k := s.keyOf(h.content).key(); s.isQuarantined(k) {
-		return k
-	}
-	if seen[i] || h.manifest == 0 {
-		return ""
-	}
-	seen[i] = true
-	for _, ref := range s.manifests.at(h.manifest).refs {
-		if k := s.damagedPart(ref, seen); k != "" {
-			return k
-		}
-	}
-	return ""
-}
-
-// refersTo finds a manifest of the repo that consists of k among others, and that skip does not name.
-func (s *state) refersTo(r *repo, k key, skip func(key) bool) (key, bool) {
-	var buf [maxKey]byte
-	target := s.find(r, append(buf[:0], k...))
-	if target == 0 || s.holds.at(target).refs == 0 {
-		return "", false
-	}
-	for i := range r.holds.all() {
-		h := s.holds.at(i)
-		if h.manifest == 0 || !slices.Contains(s.manifests.at(h.manifest).refs, target) {
-			continue
-		}
-		if k := s.keyOf(h.content).key(); !skip(k) {
-			return k, true
-		}
-	}
-	return "", false
 }

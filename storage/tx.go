@@ -8,22 +8,22 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Tx is one change to one repo, as seen by the function given to [Index.Update]: it reads the repo as it
-// will be when the changes before it are committed, and takes changes. It is valid until that function
-// returns. All of its changes are committed, or none.
+// Tx is one change to one repo, as seen by the function given to [Index.Update]. It reads the repo as it will be when
+// the changes before it are committed, and it records changes. It is valid until that function returns. Either all of
+// its changes are committed, or none.
 type Tx struct {
 	x       *Index
 	repo    string
-	pending overlay // of the earlier members of the commit
+	pending overlay // the changes of this repo that come earlier in the same commit
 	own     overlay
-	store   overlay // what earlier members of the commit change about content itself
-	growth  *growth // what the earlier members of the commit add to quotas
+	store   overlay // what earlier changes of the same commit do to facts about content itself
+	growth  *growth // what earlier changes of the same commit add to quotas
 	added   int64   // bytes that this change adds to the repo
-	now     int64
-	refused error // a condemnedError: the commit cannot be, whatever the function says
+	now     int64   // Unix seconds
+	refused error   // a condemnedError: the change fails, whatever the function returns
 }
 
-// overlay is a set of facts that are not committed yet, the last word on each; a nil value is a deletion.
+// overlay is a set of facts that are not committed yet, each with its last value; a nil value deletes it.
 type overlay map[factKey][]byte
 
 type factKey struct {
@@ -31,8 +31,8 @@ type factKey struct {
 	name string
 }
 
-// facts returns the overlay in an order in which it can be applied: a tag is set when its manifest is there,
-// and a manifest goes when no tag names it any more.
+// facts returns the overlay in an order in which a state can apply it: a tag is set after its manifest, and a manifest
+// is deleted after its tags were deleted or set to another manifest.
 func (o overlay) facts() []Fact {
 	out := make([]Fact, 0, len(o))
 	for k, v := range o {
@@ -44,19 +44,20 @@ func (o overlay) facts() []Fact {
 	return out
 }
 
+// phase orders the facts of a batch, see overlay.facts.
 func (f Fact) phase() int {
 	switch {
 	case f.Kind == KindTag && f.Value == nil:
-		return 0
+		return 0 // tags that are deleted
 	case f.Kind != KindTag && f.Value != nil:
-		return 1
+		return 1 // content that is added
 	case f.Kind == KindTag:
-		return 2
+		return 2 // tags that are set
 	}
-	return 3
+	return 3 // content that is deleted
 }
 
-// fact looks a fact up among the changes of this commit.
+// fact looks a fact up among the changes of this commit. changed reports whether it is among them.
 func (tx *Tx) fact(kind Kind, name string) (value []byte, changed bool) {
 	k := factKey{kind, name}
 	if v, ok := tx.own[k]; ok {
@@ -73,7 +74,7 @@ func (tx *Tx) set(kind Kind, name string, value []byte) {
 	tx.own[factKey{kind, name}] = value
 }
 
-// changes calls f for every change of a kind in this commit; the same name may come twice.
+// changes calls f for every change of a kind in this commit; it may call f twice with the same name.
 func (tx *Tx) changes(kind Kind, f func(name string)) {
 	for _, o := range []overlay{tx.own, tx.pending} {
 		for k := range o {
@@ -84,7 +85,7 @@ func (tx *Tx) changes(kind Kind, f func(name string)) {
 	}
 }
 
-// Linked tells whether the repo holds d as a blob.
+// Linked reports whether the repo holds d as a blob.
 func (tx *Tx) Linked(d digest.Digest) bool {
 	if v, ok := tx.fact(KindLink, string(keyOf(d))); ok {
 		return v != nil
@@ -92,7 +93,7 @@ func (tx *Tx) Linked(d digest.Digest) bool {
 	return tx.x.linked(tx.repo, string(d))
 }
 
-// Manifest finds a manifest of the repo by its digest.
+// Manifest returns a manifest of the repo by its digest.
 func (tx *Tx) Manifest(d digest.Digest) (Descriptor, bool) { return tx.manifest(keyOf(d)) }
 
 func (tx *Tx) manifest(k key) (Descriptor, bool) {
@@ -103,7 +104,7 @@ func (tx *Tx) manifest(k key) (Descriptor, bool) {
 	return tx.x.manifest(tx.repo, string(k.digest()))
 }
 
-// Tag finds the manifest that a tag names.
+// Tag returns the manifest that a tag names.
 func (tx *Tx) Tag(name string) (Descriptor, bool) {
 	if !isTag(name) {
 		return Descriptor{}, false
@@ -118,12 +119,13 @@ func (tx *Tx) Tag(name string) (Descriptor, bool) {
 	return tx.x.manifest(tx.repo, name)
 }
 
-// isTag tells a tag from a digest, which would hide the manifest of that digest, and from nothing.
+// isTag reports whether name can be a tag: not empty, and not a digest, which would hide the manifest of that digest.
 func isTag(name string) bool { return name != "" && keyOf(digest.Digest(name)) == "" }
 
 // TagsOf lists the tags that name the manifest d, in no order.
 func (tx *Tx) TagsOf(d digest.Digest) []string {
 	k := keyOf(d)
+	// Committed tags may name another manifest now, and changed tags this one: Tag decides on each.
 	candidates := tx.x.tagsOf(tx.repo, k)
 	tx.changes(KindTag, func(name string) { candidates = append(candidates, name) })
 	slices.Sort(candidates)
@@ -133,9 +135,10 @@ func (tx *Tx) TagsOf(d digest.Digest) []string {
 	})
 }
 
-// ReferredBy finds a manifest of the repo that consists of d, among others.
+// ReferredBy returns a manifest of the repo that refers to d, whether d is present or not.
 func (tx *Tx) ReferredBy(d digest.Digest) (m digest.Digest, found bool) {
 	k := keyOf(d)
+	// Manifests that this commit changes are looked at below, not as they are committed now.
 	changed := func(m key) bool { _, ok := tx.fact(KindManifest, string(m)); return ok }
 	if m, ok := tx.x.refersTo(tx.repo, k, changed); ok {
 		return m.digest(), true
@@ -148,41 +151,41 @@ func (tx *Tx) ReferredBy(d digest.Digest) (m digest.Digest, found bool) {
 	return m, found
 }
 
-// refersIn tells whether a manifest's value names k among its references.
+// refersIn reports whether a manifest's value has k among its references.
 func refersIn(v []byte, k key) (found bool) {
 	m, err := parseManifest(v)
 	if err != nil {
 		return false
 	}
-	_ = m.eachRef(func(ref []byte) { found = found || string(ref) == string(k) }) // our own value: it parses
+	_ = m.eachRef(func(ref []byte) { found = found || string(ref) == string(k) }) // a value of our own: it is valid
 	return found
 }
 
-// Link records that the repo holds the blob d of size bytes. The bytes are durable already. It panics if d is
-// malformed, since such a fact would make the journal unreadable.
+// Link records that the repo holds the blob d of size bytes. The bytes must be durable already. It panics if d is
+// malformed, because such a fact would make the journal unreadable.
 func (tx *Tx) Link(d digest.Digest, size int64) {
 	if keyOf(d) == "" {
 		panic(fmt.Sprintf("link to a malformed digest %.150q", d))
 	}
 	if !tx.Linked(d) {
-		tx.begin(keyOf(d))
-		if _, held := tx.Manifest(d); !held {
+		tx.startNaming(keyOf(d))
+		if _, held := tx.Manifest(d); !held { // a content counts once per repo
 			tx.added += size
 		}
 		tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
 	}
 }
 
-// begin notes that k is named from now on, which must not happen to bytes that are being deleted. Whoever pins what
-// he is about to name (Pin) does not meet that.
-func (tx *Tx) begin(k key) {
-	v, changed := tx.store[factKey{KindCondemned, string(k)}]
+// startNaming is called before the repo starts to hold k. It refuses the change if the bytes of k are being deleted: a
+// fact must not outlive its bytes. A caller that has pinned k does not see that (see Update).
+func (tx *Tx) startNaming(k key) {
+	v, changed := tx.store[factKey{kindCondemned, string(k)}]
 	if changed && v != nil || !changed && tx.x.isCondemned(k) {
 		tx.refused = condemnedError{k}
 	}
 }
 
-// condemnedError says that the bytes of what was to be named are being deleted.
+// condemnedError: a change starts to name content whose bytes are being deleted.
 type condemnedError struct{ key key }
 
 func (e condemnedError) Error() string {
@@ -191,7 +194,7 @@ func (e condemnedError) Error() string {
 
 func (e condemnedError) Unwrap() error { return ErrBusy }
 
-// Whole tells whether the repo holds d, as a blob or as a manifest, and its bytes are not known to be damaged.
+// Whole reports whether the repo holds d, as a blob or as a manifest, and its bytes are not known to be damaged.
 func (tx *Tx) Whole(d digest.Digest) bool {
 	held := tx.Linked(d)
 	if !held {
@@ -200,7 +203,7 @@ func (tx *Tx) Whole(d digest.Digest) bool {
 	return held && !tx.x.Quarantined(d)
 }
 
-// Unlink ends that the repo holds d as a blob. Errors: ErrNotFound.
+// Unlink records that the repo no longer holds d as a blob. Errors: ErrNotFound.
 func (tx *Tx) Unlink(d digest.Digest) error {
 	if !tx.Linked(d) {
 		return fmt.Errorf("blob %s: %w", d, ErrNotFound)
@@ -209,8 +212,8 @@ func (tx *Tx) Unlink(d digest.Digest) error {
 	return nil
 }
 
-// PutManifest records a manifest, whose bytes are durable already. What it replaces under the same digest
-// keeps its tags. Time is set here. Errors: ErrDigest for a malformed digest in it.
+// PutManifest records a manifest. Its bytes must be durable already. If the repo holds the digest as a manifest
+// already, its tags stay. PutManifest sets Time. Errors: ErrDigest for a malformed digest in m.
 func (tx *Tx) PutManifest(m Manifest) error {
 	named := append([]digest.Digest{m.Digest}, m.Refs...)
 	if m.Subject != "" {
@@ -225,17 +228,18 @@ func (tx *Tx) PutManifest(m Manifest) error {
 	m.Time = tx.now
 	at, held := tx.manifest(k)
 	if held && at.MediaType == m.MediaType {
-		return nil // the same bytes under the same type: nothing about it can have changed
+		return nil // the same bytes under the same type: nothing can have changed
 	}
 	if !held && !tx.Linked(m.Digest) {
 		tx.added += m.Size
 	}
-	tx.begin(k)
+	tx.startNaming(k)
 	tx.set(KindManifest, string(k), manifestValue(m))
 	return nil
 }
 
-// DeleteManifest ends that the repo holds d as a manifest, and the tags that name it. Errors: ErrNotFound.
+// DeleteManifest records that the repo no longer holds d as a manifest, and deletes the tags that name it. Errors:
+// ErrNotFound.
 func (tx *Tx) DeleteManifest(d digest.Digest) error {
 	if _, ok := tx.Manifest(d); !ok {
 		return fmt.Errorf("manifest %s: %w", d, ErrNotFound)
@@ -247,11 +251,11 @@ func (tx *Tx) DeleteManifest(d digest.Digest) error {
 	return nil
 }
 
-// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest; a name
-// that is empty or a digest.
+// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest; a name that is
+// empty or a digest is refused.
 func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if !isTag(name) {
-		return fmt.Errorf("%.150q is no name for a tag", name)
+		return fmt.Errorf("%.150q is not a valid name for a tag", name)
 	}
 	at, ok := tx.Manifest(d)
 	if !ok {
@@ -264,7 +268,7 @@ func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	return nil
 }
 
-// DeleteTag ends a tag. Errors: ErrNotFound.
+// DeleteTag deletes a tag. Errors: ErrNotFound.
 func (tx *Tx) DeleteTag(name string) error {
 	if _, ok := tx.Tag(name); !ok {
 		return fmt.Errorf("tag %q: %w", name, ErrNotFound)

@@ -18,6 +18,8 @@ import (
 	"trow/admission"
 	"trow/admission/check"
 	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/memory"
 )
 
 const (
@@ -44,7 +46,7 @@ spec: {template: {spec: {containers: [{name: c, image: nginx}]}}}
 func newDataDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	journal, err := storage.OpenBolt(dir)
+	journal, err := bolt.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +120,7 @@ func TestCheckByADataDirectory(t *testing.T) {
 // newServer is a server whose webhook wants a token; its verdict comes from a webhook that does not enforce templates.
 func newServer(t *testing.T, token string) (url, ca string) {
 	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), &storage.MemoryJournal{}, storage.IndexOptions{})
+	x, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"trow/admission"
 	"trow/storage"
+	"trow/storage/bolt"
 )
 
 const (
@@ -43,7 +44,7 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	if err != nil {
 		return nil, nil, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	journal, err := storage.OpenBolt(dir)
+	journal, err := bolt.Open(dir)
 	if err != nil {
 		return nil, nil, err
 	}

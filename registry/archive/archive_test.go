@@ -30,6 +30,7 @@ import (
 	"trow/registry/auth"
 	"trow/registry/client"
 	"trow/storage"
+	"trow/storage/memory"
 )
 
 const (
@@ -43,19 +44,19 @@ type target struct {
 	*client.Client
 	http     *http.Client
 	index    *storage.Index
-	blobs    *storage.Memory
+	blobs    *memory.Blobs
 	requests atomic.Int64
 	before   atomic.Pointer[func(w http.ResponseWriter, req *http.Request) (answered bool)] // intercepts requests
 }
 
 func newTarget(t *testing.T) *target {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), &storage.MemoryJournal{}, storage.IndexOptions{})
+	index, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(index.Close)
-	r := &target{T: t, index: index, blobs: &storage.Memory{}}
+	r := &target{T: t, index: index, blobs: memory.NewBlobs()}
 	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{}})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.requests.Add(1)

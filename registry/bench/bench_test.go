@@ -22,12 +22,13 @@ import (
 	"trow/registry/auth"
 	"trow/registry/bench"
 	"trow/storage"
+	"trow/storage/memory"
 )
 
 // handler is a registry over memory, with a webhook that allows everything.
 func handler(t *testing.T) http.Handler {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), &storage.MemoryJournal{}, storage.IndexOptions{})
+	index, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +38,7 @@ func handler(t *testing.T) http.Handler {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/v2/", registry.New(registry.Options{Blobs: &storage.Memory{}, Index: index, Auth: guard,
+	mux.Handle("/v2/", registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: guard,
 		Annotate: func(context.Context, string, string) {}, RequestID: func(context.Context) string { return "" }}))
 	mux.HandleFunc("POST /validate", func(w http.ResponseWriter, r *http.Request) {
 		var review struct {

@@ -11,11 +11,12 @@ import (
 	"trow/registry/retention"
 	"trow/registry/settings"
 	"trow/storage"
+	"trow/storage/memory"
 )
 
 func open(t *testing.T) *storage.Index {
 	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), new(storage.MemoryJournal), storage.IndexOptions{})
+	x, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

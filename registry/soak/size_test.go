@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/bolt"
 )
 
 // The shape of a registry that is used a lot: per manifest a config and four layers of its own, and five tags.
@@ -51,7 +52,7 @@ func sizeManifest(r, i int) digest.Digest { return digest.FromString(fmt.Sprint(
 // fill writes the journal of a registry of that shape, without the bytes.
 func (s shape) fill(t *testing.T, dir string) {
 	t.Helper()
-	j, err := storage.OpenBolt(dir)
+	j, err := bolt.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,17 +17,18 @@ import (
 	"trow/registry/admin"
 	"trow/registry/auth"
 	"trow/storage"
+	"trow/storage/memory"
 )
 
 // newRegistry serves a registry over memory on the socket of a new data directory.
 func newRegistry(t *testing.T) *server {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), &storage.MemoryJournal{}, storage.IndexOptions{})
+	index, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(index.Close)
-	reg := registry.New(registry.Options{Blobs: &storage.Memory{}, Index: index, Auth: allowAll{}})
+	reg := registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: allowAll{}})
 	s := &server{T: t, dir: t.TempDir()}
 	s.serve(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path != "/admin/repositories" {

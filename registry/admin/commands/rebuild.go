@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"trow/registry"
-	"trow/storage"
+	"trow/registry/maintenance"
 )
 
 func (p Program) rebuildCommand() *cobra.Command {
@@ -27,7 +27,7 @@ func (p Program) rebuildCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := storage.Rebuild(cmd.Context(), dir, storage.RebuildOptions{Into: into, Parse: registry.ReadManifest,
+		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{Into: into, Parse: registry.ReadManifest,
 			Progress: func(blobs int) { fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s\n", count(blobs, "blob", "")) }})
 		if err != nil {
 			return err
@@ -39,7 +39,7 @@ func (p Program) rebuildCommand() *cobra.Command {
 	return cmd
 }
 
-func printRebuilt(w io.Writer, r *storage.Rebuilt, into string) {
+func printRebuilt(w io.Writer, r *maintenance.Rebuilt, into string) {
 	switch {
 	case r.Damage == "":
 		fmt.Fprintln(w, "The journal is intact.")

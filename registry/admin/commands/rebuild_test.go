@@ -8,12 +8,12 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"trow/storage"
+	"trow/storage/bolt"
 )
 
 func TestRebuild(t *testing.T) {
 	dir := t.TempDir()
-	journal, err := storage.OpenBolt(dir)
+	journal, err := bolt.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

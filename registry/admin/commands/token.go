@@ -13,7 +13,7 @@ import (
 
 	"trow/registry/admin"
 	"trow/registry/auth"
-	"trow/registry/retention"
+	"trow/registry/settings"
 )
 
 func (p Program) tokenCommand() *cobra.Command {
@@ -40,7 +40,7 @@ func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, exp
 func (o *order) create(ctx context.Context, c *admin.Client, name string) (done auth.CreatedRobot, err error) {
 	q := url.Values{"name": {name}, "repository": o.repositories, "action": o.actions}
 	if o.expires != "never" {
-		var life retention.Duration
+		var life settings.Duration
 		if err := life.UnmarshalText([]byte(o.expires)); err != nil || life == 0 {
 			return done, fmt.Errorf("expires: %.40q is not a valid duration; want 90d, 12h or never", o.expires)
 		}

@@ -1,0 +1,174 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/disk"
+)
+
+// RebuildOptions say how to rebuild a journal.
+type RebuildOptions struct {
+	// Into is the repo that gets the manifests that no repo holds.
+	Into string
+	// Parse reads a manifest; ok is false for content that is not one. It need not set Digest, Size and Time.
+	Parse func(content []byte) (m storage.Manifest, ok bool)
+	// Progress is called about once a second with the number of blobs examined. Optional.
+	Progress func(blobs int)
+}
+
+// Rebuilt is what became of a journal.
+type Rebuilt struct {
+	Damage   string             // what was wrong with the journal; empty: nothing
+	Aside    string             // where the damaged file is now
+	Backup   time.Time          // when the copy that took its place was made; zero: there was none
+	Restored storage.Stats      // what the journal knows, without what was found
+	Found    []storage.Manifest // manifests among the blobs that no repo held; they are in Into now
+	Missing  []digest.Digest    // content that repos hold and that has no bytes; it is quarantined
+	// Unclaimed counts the blobs that are still not present in any repo, and their bytes: the next collection frees them.
+	Unclaimed      int
+	UnclaimedBytes int64
+}
+
+// Rebuild makes a journal that can be read, on a data directory without a server: from the journal itself if it is
+// intact, else from the backup that the server keeps beside it, and from the manifests among the blobs. What was
+// changed after the backup was made, such as tags, is recorded nowhere else. Nothing is deleted. If Rebuild fails or is
+// cut short, no server starts on the directory until it is run again; it then continues where it was. Errors: as
+// bolt.Open; those of the file system.
+func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error) {
+	r := rebuilding{o: o}
+	journal, err := bolt.Recover(dir, func(j *bolt.Journal) (err error) {
+		r.index, err = storage.OpenIndex(ctx, j, storage.IndexOptions{})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer journal.Journal.Close()
+	defer r.index.Close()
+	r.done = &Rebuilt{Damage: journal.Damage, Aside: journal.Aside, Backup: journal.Backup}
+	if r.blobs, err = disk.Open(dir, disk.Options{}); err != nil {
+		return nil, err
+	}
+	if err := r.run(ctx); err != nil {
+		return nil, err
+	}
+	// Last: from here on a server may start, and a collection may believe the journal.
+	return r.done, journal.Done()
+}
+
+// rebuilding is one rebuild.
+type rebuilding struct {
+	o     RebuildOptions
+	index *storage.Index
+	blobs storage.Blobs
+	done  *Rebuilt
+}
+
+func (r *rebuilding) run(ctx context.Context) (err error) {
+	r.done.Restored = r.index.Stats()
+	// What was condemned when the backup was made may have been pushed again since.
+	pardon := storage.Collector{Blobs: r.blobs, Index: r.index}
+	if err := pardon.Pardon(ctx); err != nil {
+		return err
+	}
+	if r.done.Found, err = r.orphans(ctx); err != nil {
+		return err
+	}
+	for _, m := range r.done.Found {
+		if err := r.adopt(ctx, m); err != nil {
+			return err
+		}
+	}
+	for info, err := range r.blobs.All(ctx) {
+		if err != nil {
+			return err
+		}
+		if !r.index.Present(info.Digest) {
+			r.done.Unclaimed++
+			r.done.UnclaimedBytes += info.Size
+		}
+	}
+	return r.quarantineMissing(ctx)
+}
+
+// orphans returns the manifests among the blobs that no repo holds.
+func (r *rebuilding) orphans(ctx context.Context) (found []storage.Manifest, err error) {
+	const maxManifest = 4 << 20 // bytes; the registry accepts no larger one
+	n, lastReport := 0, time.Now()
+	for info, err := range r.blobs.All(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if n++; r.o.Progress != nil && time.Since(lastReport) > time.Second {
+			lastReport = time.Now()
+			r.o.Progress(n)
+		}
+		if info.Size > maxManifest || r.index.Present(info.Digest) {
+			continue
+		}
+		content, err := r.read(ctx, info.Digest)
+		if err != nil {
+			return nil, err
+		}
+		m, ok := r.o.Parse(content)
+		m.Digest, m.Size = info.Digest, info.Size
+		if ok && info.Digest.Algorithm().FromBytes(content) == info.Digest { // damaged bytes say nothing
+			found = append(found, m)
+		}
+	}
+	return found, nil
+}
+
+func (r *rebuilding) read(ctx context.Context, d digest.Digest) ([]byte, error) {
+	f, err := r.blobs.Open(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// adopt records a manifest, and links those of its parts whose bytes exist.
+func (r *rebuilding) adopt(ctx context.Context, m storage.Manifest) error {
+	sizes := map[digest.Digest]int64{}
+	for _, d := range m.Refs {
+		info, err := r.blobs.Stat(ctx, d)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+		if err == nil {
+			sizes[d] = info.Size
+		}
+	}
+	return r.index.Update(ctx, r.o.Into, func(tx *storage.Tx) error {
+		for d, size := range sizes {
+			tx.Link(d, size)
+		}
+		return tx.PutManifest(m)
+	})
+}
+
+// quarantineMissing quarantines what repos hold and has no bytes. What their manifests only refer to, such as a foreign
+// layer, is not missing.
+func (r *rebuilding) quarantineMissing(ctx context.Context) error {
+	for d := range r.index.Contents() {
+		if _, err := r.blobs.Stat(ctx, d); !errors.Is(err, storage.ErrNotFound) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		r.done.Missing = append(r.done.Missing, d)
+		if err := r.index.Quarantine(ctx, d, "its bytes are missing"); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package maintenance_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/maintenance"
+	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/disk"
+	"trow/storage/storagetest"
+)
+
+func openData(t *testing.T, dir string) (*disk.Blobs, *bolt.Journal) {
+	t.Helper()
+	blobs, err := disk.Open(dir, disk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal, err := bolt.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { journal.Close() })
+	return blobs, journal
+}
+
+// spoil replaces the journal by something that is not one.
+func spoil(t *testing.T, dir string) {
+	t.Helper()
+	for name, content := range map[string]string{"journal.db": "no journal", "owner": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func parseManifest(content []byte) (storage.Manifest, bool) {
+	refs := []digest.Digest{digest.FromString("layer of " + string(content)), digest.FromString("foreign")}
+	return storage.Manifest{MediaType: "t", Refs: refs}, strings.HasPrefix(string(content), "manifest")
+}
+
+// TestARebuildThatIsCutShort: until a rebuild has been run to its end, no server takes what it has made so far for
+// everything.
+func TestARebuildThatIsCutShort(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	blobs, err := disk.Open(dir, disk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held []digest.Digest
+	for _, content := range []string{"manifest 1", "manifest 2"} {
+		d, err := storagetest.Push(ctx, blobs, []byte(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, d)
+	}
+	spoil(t, dir)
+	short, cut := context.WithCancel(ctx)
+	o := maintenance.RebuildOptions{Into: "recovered", Parse: func(content []byte) (storage.Manifest, bool) {
+		cut()
+		return parseManifest(content)
+	}}
+	if _, err := maintenance.Rebuild(short, dir, o); !errors.Is(err, context.Canceled) {
+		t.Fatalf("the first: %v", err)
+	}
+	want := "run trow rebuild --data-dir " + dir + " again"
+	if _, err := bolt.Open(dir); !errors.Is(err, storage.ErrDamaged) || !strings.Contains(err.Error(), want) {
+		t.Fatalf("an unfinished journal opens: %v", err)
+	}
+	if _, err := maintenance.Rebuild(ctx, dir, o); err != nil {
+		t.Fatalf("the second: %v", err)
+	}
+	_, journal := openData(t, dir)
+	index := storagetest.OpenIndex(t, journal)
+	for _, d := range held {
+		if _, found, err := index.Resolve(ctx, "recovered", d.String()); !found || err != nil {
+			t.Errorf("%s is not there: %v", d, err)
+		}
+	}
+}
+
+// TestRebuild restores the backup, finds what came after it, and quarantines what is missing; a foreign layer is not.
+func TestRebuild(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	blobs, journal := openData(t, dir)
+	index := storagetest.OpenIndex(t, journal)
+	push := func(repo, content string) digest.Digest {
+		t.Helper()
+		layer, err := storagetest.Push(ctx, blobs, []byte("layer of "+content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := storagetest.Push(ctx, blobs, []byte(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, _ := parseManifest([]byte(content))
+		m.Digest, m.Size = d, int64(len(content))
+		storagetest.Update(t, index, repo, func(tx *storage.Tx) error {
+			tx.Link(layer, int64(len("layer of "+content)))
+			return errors.Join(tx.PutManifest(m), tx.SetTag("v", d))
+		})
+		return d
+	}
+	lost, kept := push("a", "manifest lost"), push("b", "manifest kept")
+	if err := journal.Backup(); err != nil {
+		t.Fatal(err)
+	}
+	found := push("c", "manifest found")
+	if _, err := storagetest.Push(ctx, blobs, []byte("unclaimed")); err != nil {
+		t.Fatal(err)
+	}
+	if err := blobs.Delete(ctx, lost); err != nil {
+		t.Fatal(err)
+	}
+	index.Close()
+	if err := journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	spoil(t, dir)
+	o := maintenance.RebuildOptions{Into: "recovered", Parse: parseManifest}
+	r, err := maintenance.Rebuild(ctx, dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Damage == "" || r.Aside == "" || r.Backup.IsZero() || r.Restored.Repos != 2 || r.Unclaimed != 1 || r.UnclaimedBytes != 9 {
+		t.Errorf("rebuilt %+v", r)
+	}
+	if len(r.Found) != 1 || r.Found[0].Digest != found {
+		t.Errorf("found %v, want %s", r.Found, found)
+	}
+	if len(r.Missing) != 1 || r.Missing[0] != lost {
+		t.Errorf("missing %v, want %s alone", r.Missing, lost)
+	}
+	_, journal = openData(t, dir)
+	index = storagetest.OpenIndex(t, journal)
+	for repo, d := range map[string]digest.Digest{"b": kept, "recovered": found} {
+		if m, ok, err := index.Resolve(ctx, repo, d.String()); !ok || err != nil || m.Damaged() != "" {
+			t.Errorf("%s: found %v, damaged %q, %v", repo, ok, m.Damaged(), err)
+		}
+	}
+	if m, _, _ := index.Resolve(ctx, "a", "v"); m.Damaged() != lost {
+		t.Errorf("what is missing is not quarantined: %q", m.Damaged())
+	}
+}

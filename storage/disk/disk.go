@@ -1,0 +1,243 @@
+// Package disk keeps blobs as files on a local disk.
+//
+// # Words
+//
+//   - data directory: the directory given to [Open]. blobs/<algorithm>/<hex> are the blobs, as in an OCI image layout;
+//     uploads/<id>-<hash of the repo> are uploads in progress. Both are on one file system, so that a rename turns an
+//     upload into a blob.
+//   - reserve: how much of the file system uploads must leave free.
+//
+// # Invariants
+//
+//  1. A file below blobs has the bytes that its name says, unless the disk damaged it: it gets its name only after its
+//     bytes were verified and are durable.
+//  2. Commit returns after the name is durable too.
+//  3. No name that a client sends leads out of the directory.
+//
+// # What it does not do
+//
+// It does not lock the directory: the journal beside it does. It does not read blobs to verify them; [storage.Scrubber]
+// does.
+package disk
+
+import (
+	"context"
+	_ "crypto/sha512" // go-digest computes the algorithms that are linked in
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/files"
+	"trow/storage/internal/local"
+)
+
+// algorithms are those that storage supports. Each has a directory of blobs.
+var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA512}
+
+// Blobs is the engine. Open it with [Open].
+type Blobs struct {
+	dir     string
+	options Options
+	syncs   map[digest.Algorithm]*groupSync // of the directories that blobs are in
+
+	mu      sync.Mutex // guards uploads; never held across I/O
+	uploads map[string]*upload
+}
+
+// Options bound what uploads may use. The zero value bounds nothing.
+type Options struct {
+	// Reserve returns how many bytes of a file system of size bytes are to stay free: an upload that would use them is
+	// refused with ErrFull. So deletions, tags and the journal have room to go on.
+	Reserve func(size int64) int64
+	// MaxUploads bounds the uploads that are open at once, including those that no client writes to; then Create fails
+	// with ErrBusy. 0: no bound.
+	MaxUploads int
+}
+
+// Space is the room on a file system, in bytes.
+type Space struct {
+	Size, Free int64 // Free is what an unprivileged user may still write
+	Reserve    int64 // what is to stay free
+}
+
+// Full reports whether uploads are refused.
+func (s Space) Full() bool { return s.Free < s.Reserve }
+
+// Open opens the blobs in dir; it creates the directories if they do not exist.
+func Open(dir string, o Options) (*Blobs, error) {
+	b := &Blobs{dir: dir, options: o, syncs: map[digest.Algorithm]*groupSync{}, uploads: map[string]*upload{}}
+	if err := b.open(); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	return b, nil
+}
+
+func (b *Blobs) open() error {
+	if err := local.MakeDir(b.dir); err != nil {
+		return err
+	}
+	subs := []string{"blobs", "uploads"}
+	for _, alg := range algorithms {
+		path := filepath.Join("blobs", string(alg))
+		b.syncs[alg] = &groupSync{dir: filepath.Join(b.dir, path)}
+		subs = append(subs, path)
+	}
+	for _, sub := range subs {
+		path := filepath.Join(b.dir, sub)
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return err
+		}
+		// Also if it exists: an earlier process may have been killed before its fsync.
+		if err := files.SyncDir(filepath.Dir(path)); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(b.dir, "uploads"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries { // from before a restart: they count, and can be resumed
+		if fi, err := e.Info(); err == nil {
+			path := filepath.Join(b.dir, "uploads", e.Name())
+			b.uploads[path] = &upload{path: path, size: fi.Size()}
+		}
+	}
+	return nil
+}
+
+// Space returns how much room there is.
+func (b *Blobs) Space() (Space, error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(b.dir, &fs); err != nil {
+		return Space{}, fmt.Errorf("data directory: %w", err)
+	}
+	s := Space{Size: int64(fs.Blocks) * int64(fs.Bsize), Free: int64(fs.Bavail) * int64(fs.Bsize)}
+	if b.options.Reserve != nil {
+		s.Reserve = b.options.Reserve(s.Size)
+	}
+	return s, nil
+}
+
+// checkRoom returns ErrFull when uploads are to be refused.
+func (b *Blobs) checkRoom() error {
+	s, err := b.Space()
+	if err == nil && s.Full() {
+		return fmt.Errorf("upload: %w: %d MiB are free, and %d MiB are reserved", storage.ErrFull, s.Free>>20, s.Reserve>>20)
+	}
+	return err
+}
+
+// Uploads returns how many uploads are open.
+func (b *Blobs) Uploads() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.uploads)
+}
+
+// path returns where a blob is. Only a well-formed digest has a path, so no name leads out of the directory.
+func (b *Blobs) path(d digest.Digest) (string, error) {
+	if _, err := storage.ParseDigest(string(d)); err != nil {
+		return "", err
+	}
+	return filepath.Join(b.dir, "blobs", d.Algorithm().String(), d.Encoded()), nil
+}
+
+// Stat implements [storage.Blobs].
+func (b *Blobs) Stat(_ context.Context, d digest.Digest) (storage.BlobInfo, error) {
+	path, err := b.path(d)
+	if err != nil {
+		return storage.BlobInfo{}, err
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		return storage.BlobInfo{}, fileError("blob", err)
+	}
+	return storage.BlobInfo{Digest: d, Size: fi.Size(), ModTime: fi.ModTime()}, nil
+}
+
+// Open implements [storage.Blobs].
+func (b *Blobs) Open(_ context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
+	path, err := b.path(d)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fileError("blob", err)
+	}
+	return f, nil
+}
+
+// Lost reports whether an error of a reader means that the disk cannot read the bytes, see [storage.Blobs]. Others,
+// such as too many open files, say nothing about them.
+func (b *Blobs) Lost(err error) bool { return errors.Is(err, syscall.EIO) }
+
+// Delete implements [storage.Blobs]. It does not sync: if a power cut brings the file back, no fact names it, and the
+// next collection deletes it again.
+func (b *Blobs) Delete(_ context.Context, d digest.Digest) error {
+	path, err := b.path(d)
+	if err != nil {
+		return err
+	}
+	return fileError("blob", os.Remove(path))
+}
+
+// All implements [storage.Blobs].
+func (b *Blobs) All(ctx context.Context) iter.Seq2[storage.BlobInfo, error] {
+	return func(yield func(storage.BlobInfo, error) bool) {
+		for _, alg := range algorithms {
+			if !b.list(ctx, alg, yield) {
+				return
+			}
+		}
+	}
+}
+
+// list yields the blobs of one algorithm, page by page, so that a million of them do not fill the memory.
+func (b *Blobs) list(ctx context.Context, alg digest.Algorithm, yield func(storage.BlobInfo, error) bool) (more bool) {
+	const page = 1024
+	dir, err := os.Open(filepath.Join(b.dir, "blobs", alg.String()))
+	if err != nil {
+		return yield(storage.BlobInfo{}, fileError("blobs", err))
+	}
+	defer dir.Close()
+	for {
+		entries, err := dir.ReadDir(page)
+		for _, e := range entries {
+			d, derr := storage.ParseDigest(alg.String() + ":" + e.Name())
+			fi, ierr := e.Info()
+			if derr != nil || ierr != nil {
+				continue // not a blob, or deleted meanwhile
+			}
+			if !yield(storage.BlobInfo{Digest: d, Size: fi.Size(), ModTime: fi.ModTime()}, nil) {
+				return false
+			}
+		}
+		if err == io.EOF {
+			return true
+		}
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return yield(storage.BlobInfo{}, fileError("blobs", err)) && false
+		}
+	}
+}
+
+// fileError adds the error of package storage that an error of the file system stands for.
+func fileError(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: %w", what, storage.ErrNotFound)
+	}
+	return fmt.Errorf("%s: %w", what, local.Full(err))
+}

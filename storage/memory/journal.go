@@ -1,0 +1,109 @@
+package memory
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"trow/storage"
+	"trow/storage/internal/local"
+)
+
+// Journal keeps facts in memory. Make one with [NewJournal].
+type Journal struct {
+	feed  local.Feed
+	repos map[string]*repo // guarded by feed
+}
+
+type repo struct {
+	revision storage.Revision
+	facts    map[name][]byte
+}
+
+// name is what identifies a fact within its repo.
+type name struct {
+	kind storage.Kind
+	name string
+}
+
+// NewJournal returns an empty engine for facts.
+func NewJournal() *Journal { return &Journal{repos: map[string]*repo{}} }
+
+// Commit implements [storage.Journal].
+func (j *Journal) Commit(_ context.Context, batches ...storage.Batch) (storage.Revision, error) {
+	j.feed.Lock()
+	defer j.feed.Unlock()
+	if j.feed.Closed() {
+		return 0, fmt.Errorf("journal: %w", storage.ErrClosed)
+	}
+	// All bases are checked before anything changes: all or nothing.
+	for _, b := range batches {
+		if r := j.repos[b.Repo]; r != nil && r.revision != b.Base || r == nil && b.Base != 0 {
+			return 0, fmt.Errorf("journal: repository %q: %w", b.Repo, storage.ErrConflict)
+		}
+	}
+	rev := j.feed.Head() + 1
+	for _, b := range batches {
+		j.put(b, rev)
+	}
+	j.feed.Publish(rev, batches)
+	return rev, nil
+}
+
+func (j *Journal) put(b storage.Batch, rev storage.Revision) {
+	r := j.repos[b.Repo]
+	if r == nil {
+		r = &repo{facts: map[name][]byte{}}
+		j.repos[b.Repo] = r
+	}
+	r.revision = rev
+	for _, f := range b.Facts {
+		if f.Value == nil {
+			delete(r.facts, name{f.Kind, f.Name})
+		} else {
+			r.facts[name{f.Kind, f.Name}] = f.Value
+		}
+	}
+	if len(r.facts) == 0 { // a repo without facts has no revision
+		delete(j.repos, b.Repo)
+	}
+}
+
+// Watch implements [storage.Journal].
+func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	return j.feed.Watch(ctx, j.load, apply)
+}
+
+func (j *Journal) load(apply func(storage.Update) error) error {
+	u := storage.Update{Revision: j.feed.Head(), Synced: true}
+	for _, repo := range slices.Sorted(maps.Keys(j.repos)) {
+		r := j.repos[repo]
+		u.Batches = append(u.Batches, storage.Batch{Repo: repo, Base: r.revision, Facts: r.sorted()})
+	}
+	return apply(u)
+}
+
+// sorted returns the facts by kind and name. The kinds' letters put tags after the manifests that they name.
+func (r *repo) sorted() (facts []storage.Fact) {
+	for n, value := range r.facts {
+		facts = append(facts, storage.Fact{Kind: n.kind, Name: n.name, Value: value})
+	}
+	slices.SortFunc(facts, func(a, b storage.Fact) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Name, b.Name))
+	})
+	return facts
+}
+
+// Head implements [storage.Journal].
+func (j *Journal) Head(context.Context) (storage.Revision, error) { return j.feed.Head(), nil }
+
+// Close ends every Watch and refuses further commits.
+func (j *Journal) Close() error {
+	j.feed.Lock()
+	defer j.feed.Unlock()
+	j.feed.Close()
+	return nil
+}

@@ -1,0 +1,251 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage/internal/slab"
+)
+
+// linked, manifest, tagsOf and refersTo are how a Tx reads what is committed.
+
+func (x *Index) linked(repo, d string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.state.blobOf(repo, d) != 0
+}
+
+func (x *Index) manifest(repo, ref string) (Descriptor, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if e := x.state.manifestOf(repo, ref); e != 0 {
+		return x.state.descriptor(e), true
+	}
+	return Descriptor{}, false
+}
+
+func (x *Index) tagsOf(repo string, k key) (names []string) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	if r := s.repos[repo]; r != nil {
+		if e := s.manifest(r, []byte(k)); e != 0 {
+			s.tagsOf(s.manifests.At(s.entries.At(e).manifest), func(t *tag) { names = append(names, t.name) })
+		}
+	}
+	return names
+}
+
+func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.state.repos[repo]; r != nil {
+		return x.state.refersTo(r, k, skip)
+	}
+	return "", false
+}
+
+// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
+// the caller has to look again.
+func (x *Index) confirm(ctx context.Context) (news bool, err error) {
+	head, err := x.journal.Head(ctx)
+	if err != nil {
+		return false, fmt.Errorf("index: confirm with the journal: %w", err)
+	}
+	x.mu.RLock()
+	behind := x.state.revision < head
+	x.mu.RUnlock()
+	if !behind {
+		return false, nil
+	}
+	return true, x.awaitRevision(ctx, head)
+}
+
+// Resolve returns the manifest that ref, a tag or a digest, names in repo. It allocates nothing. It returns an error
+// only if a miss could not be confirmed with the Journal.
+func (x *Index) Resolve(ctx context.Context, repo, ref string) (Descriptor, bool, error) {
+	d, ok := x.manifest(repo, ref)
+	if ok {
+		return d, true, nil
+	}
+	if news, err := x.confirm(ctx); err != nil || !news {
+		return Descriptor{}, false, err
+	}
+	d, ok = x.manifest(repo, ref)
+	return d, ok, nil
+}
+
+// Blob returns the size in bytes of a blob that the repo holds. A quarantined blob is not found. Errors: as Resolve.
+func (x *Index) Blob(ctx context.Context, repo string, d digest.Digest) (size int64, found bool, err error) {
+	if size, found = x.blob(repo, string(d)); found {
+		return size, true, nil
+	}
+	if news, err := x.confirm(ctx); err != nil || !news {
+		return 0, false, err
+	}
+	size, found = x.blob(repo, string(d))
+	return size, found, nil
+}
+
+func (x *Index) blob(repo, d string) (int64, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	c := s.blobOf(repo, d)
+	if c == 0 || len(s.quarantined) > 0 && s.isQuarantined(s.keyOf(c).key()) {
+		return 0, false
+	}
+	return s.contents.At(c).size, true
+}
+
+// Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in ASCII
+// order. found reports whether the repo exists. Errors: as Resolve.
+func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error) {
+	if _, err := x.confirm(ctx); err != nil { // a list says what does not exist, too
+		return nil, false, err
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	r := x.state.repos[repo]
+	if r == nil {
+		return []string{}, false, nil
+	}
+	return r.order.after(after, n), true, nil
+}
+
+// Repos lists the repos that have a manifest, as Tags lists tags.
+func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error) {
+	if _, err := x.confirm(ctx); err != nil {
+		return nil, err
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.state.catalog.after(after, n), nil
+}
+
+// Referrers lists the manifests of the repo whose subject is d, in order of their digests in binary form, after the
+// given one, which need not exist. Errors: as Resolve.
+func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Digest) ([]Descriptor, error) {
+	if _, err := x.confirm(ctx); err != nil {
+		return nil, err
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	r := x.state.repos[repo]
+	if r == nil {
+		return nil, nil
+	}
+	list := r.referrers[x.state.lookup([]byte(keyOf(d)))]
+	out := make([]Descriptor, 0, len(list))
+	last := sumOf(keyOf(after))
+	for _, e := range list {
+		if d := x.state.descriptor(e); bytes.Compare(d.sum[:], last[:]) > 0 {
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
+// Holders lists the repos that hold d as a blob, in no order: for a mount that does not name its source. It scans all
+// repos if d is known at all.
+func (x *Index) Holders(d digest.Digest) []string {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var names []string
+	if x.state.lookup([]byte(keyOf(d))) == 0 {
+		return nil
+	}
+	for name := range x.state.repos {
+		if x.state.blobOf(name, string(d)) != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Stats returns the counts of what the Index knows.
+func (x *Index) Stats() Stats {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state.stats
+	s.Repos = len(x.state.repos)
+	if x.state.repos[storeRepo] != nil {
+		s.Repos--
+	}
+	s.Contents = x.state.byDigest.Len()
+	for k := range x.state.quarantined {
+		if x.state.isQuarantined(k) {
+			s.Quarantined++
+		}
+	}
+	return s
+}
+
+// Names lists all repos, also those without a manifest, as of one moment, in ASCII order.
+func (x *Index) Names() []string {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	names := make([]string, 0, len(x.state.repos))
+	for name := range maps.Keys(x.state.repos) {
+		if name != storeRepo {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Present reports whether a repo holds d as a blob or a manifest, so that its bytes must exist.
+func (x *Index) Present(d digest.Digest) bool { return x.present(keyOf(d)) }
+
+func (x *Index) present(k key) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.state.present(k) > 0
+}
+
+// Contents lists every digest that is present, in no order. Content that becomes present meanwhile may be left out, and
+// so may other content if the state is loaded again.
+func (x *Index) Contents() iter.Seq[digest.Digest] { return x.contents(0) }
+
+// contents lists every digest that is present, from a record of the state on and around to it.
+func (x *Index) contents(first int) iter.Seq[digest.Digest] {
+	const step = 1024 // records per time that the lock is held: there may be millions
+	return func(yield func(digest.Digest) bool) {
+		n := x.records()
+		for at := 0; at < n; at += step {
+			for _, k := range x.presentAmong(first+at, min(step, n-at), n) {
+				if !yield(k.digest()) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// records returns how many records of contents there are, free ones included.
+func (x *Index) records() int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return int(x.state.contents.Last())
+}
+
+// presentAmong lists those that are present among count records from first on, modulo n.
+func (x *Index) presentAmong(first, count, n int) (keys []key) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for at := range count {
+		i := slab.ID((first+at)%n + 1)
+		// A state that was loaded again may have fewer records than n.
+		if i <= x.state.contents.Last() && x.state.contents.At(i).present > 0 {
+			keys = append(keys, x.state.keyOf(i).key())
+		}
+	}
+	return keys
+}
