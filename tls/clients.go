@@ -84,7 +84,7 @@ func parseRoots(text []byte) (roots []*x509.Certificate, err error) {
 		roots = append(roots, c)
 	}
 	if len(roots) == 0 {
-		return nil, errors.New("it contains no certificate in PEM")
+		return nil, errors.New("it has no certificate in PEM")
 	}
 	return roots, nil
 }

@@ -102,9 +102,9 @@ func serve(t *testing.T, k keeper) (url string) {
 	return "https://" + l.Addr().String()
 }
 
-// shows makes a client that presents a certificate, whichever CAs the server asks for. Each request has its own
+// presenting makes a client that presents a certificate, whichever CAs the server asks for. Each request has its own
 // connection unless keep is set.
-func shows(t *testing.T, k keeper, version uint16, keep bool, cert ...tls.Certificate) *http.Client {
+func presenting(t *testing.T, k keeper, version uint16, keep bool, cert ...tls.Certificate) *http.Client {
 	t.Helper()
 	c := &tls.Config{RootCAs: pool(k.CA()), MaxVersion: version,
 		ClientSessionCache: tls.NewLRUClientSessionCache(8)}
@@ -146,25 +146,26 @@ func TestClientsNeedNoCertificateAndEachPurposeHasItsOwnCAs(t *testing.T) {
 			c    *http.Client
 			want string
 		}{
-			"no certificate": {shows(t, k, v, false), "client -, caller -, resumed false"},
-			"a user's":       {shows(t, k, v, false, users.client(t, "alice", day)), "client alice, caller -, resumed false"},
-			"the API server's": {shows(t, k, v, false, api.client(t, "kube-apiserver", day)),
+			"no certificate": {presenting(t, k, v, false), "client -, caller -, resumed false"},
+			"a user's": {presenting(t, k, v, false, users.client(t, "alice", day)),
+				"client alice, caller -, resumed false"},
+			"the API server's": {presenting(t, k, v, false, api.client(t, "kube-apiserver", day)),
 				"client -, caller kube-apiserver, resumed false"},
-			"of another CA with that name": {shows(t, k, v, false, other.client(t, "alice", day)), "error"},
-			"an expired one":               {shows(t, k, v, false, users.client(t, "alice", -time.Minute)), "error"},
-			"one for servers only":         {shows(t, k, v, false, serverOnly(t, users)), "error"},
+			"of another CA with that name": {presenting(t, k, v, false, other.client(t, "alice", day)), "error"},
+			"an expired one":               {presenting(t, k, v, false, users.client(t, "alice", -time.Minute)), "error"},
+			"one for servers only":         {presenting(t, k, v, false, serverOnly(t, users)), "error"},
 		} {
 			if got := get(row.c, url); got != row.want {
 				t.Errorf("%s: %s, want %s", name, got, row.want)
 			}
 		}
 		both := open(t, t.TempDir(), trowtls.Options{ClientCA: dir + "/users", CallerCA: dir + "/users"})
-		got := get(shows(t, both, v, false, users.client(t, "x", day)), serve(t, both))
+		got := get(presenting(t, both, v, false, users.client(t, "x", day)), serve(t, both))
 		if got != "client x, caller x, resumed false" {
 			t.Errorf("one CA for both: %s", got)
 		}
 		none := open(t, t.TempDir(), trowtls.Options{})
-		got = get(shows(t, none, v, false, users.client(t, "x", day)), serve(t, none))
+		got = get(presenting(t, none, v, false, users.client(t, "x", day)), serve(t, none))
 		if got != "client -, caller -, resumed false" {
 			t.Errorf("without client CAs: %s", got)
 		}
@@ -189,8 +190,8 @@ func TestARemovedClientCADoesNotCount(t *testing.T) {
 		defer cancel()
 		wg.Go(func() { k.Run(ctx) })
 		url := serve(t, k)
-		alice, bob, plain := old.client(t, "alice", day), next.client(t, "bob", day), shows(t, k, v, false)
-		c, standing := shows(t, k, v, false, alice), shows(t, k, v, true, alice)
+		alice, bob, plain := old.client(t, "alice", day), next.client(t, "bob", day), presenting(t, k, v, false)
+		c, kept := presenting(t, k, v, false, alice), presenting(t, k, v, true, alice)
 		for _, want := range []string{"client alice, caller -, resumed false", "client alice, caller -, resumed true"} {
 			if got := get(c, url); got != want {
 				t.Errorf("%s, want %s", got, want)
@@ -200,7 +201,7 @@ func TestARemovedClientCADoesNotCount(t *testing.T) {
 		if got := get(plain, url); got != "client -, caller -, resumed true" {
 			t.Errorf("without a certificate: %s", got)
 		}
-		get(standing, url)
+		get(kept, url)
 		await := func(want string) {
 			t.Helper()
 			for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
@@ -220,10 +221,10 @@ func TestARemovedClientCADoesNotCount(t *testing.T) {
 		if got := get(c, url); got != "client alice, caller -, resumed false" {
 			t.Errorf("with both CAs: %s", got)
 		}
-		if got := get(standing, url); got != "client alice, caller -, resumed false" {
+		if got := get(kept, url); got != "client alice, caller -, resumed false" {
 			t.Errorf("with both CAs, on an open connection: %s", got)
 		}
-		if got := get(shows(t, k, v, false, bob), url); got != "client bob, caller -, resumed false" {
+		if got := get(presenting(t, k, v, false, bob), url); got != "client bob, caller -, resumed false" {
 			t.Errorf("bob: %s", got)
 		}
 		if err := os.WriteFile(file, []byte("garbage"), 0o600); err != nil {
@@ -238,7 +239,7 @@ func TestARemovedClientCADoesNotCount(t *testing.T) {
 		if got := get(c, url); got != "error" {
 			t.Errorf("a session of the old CA: %s", got)
 		}
-		if got := get(standing, url); got != "client -, caller -, resumed false" {
+		if got := get(kept, url); got != "client -, caller -, resumed false" {
 			t.Errorf("an open connection: %s", got)
 		}
 		if got := get(plain, url); got != "client -, caller -, resumed false" {
@@ -255,7 +256,7 @@ func TestACertificateExpiresOnAnOpenConnection(t *testing.T) {
 	ca := newClientCA(t, "users")
 	k := open(t, t.TempDir(), trowtls.Options{ClientCA: write(t, filepath.Join(t.TempDir(), "ca"), ca)})
 	url := serve(t, k)
-	c := shows(t, k, tls.VersionTLS13, true, ca.client(t, "alice", 2*time.Second)) // certificates have seconds
+	c := presenting(t, k, tls.VersionTLS13, true, ca.client(t, "alice", 2*time.Second)) // certificates have seconds
 	if got := get(c, url); got != "client alice, caller -, resumed false" {
 		t.Fatal(got)
 	}

@@ -63,7 +63,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"certificate of one of them; reloaded when it changes")
 }
 
-// minOverlap is the smallest time in which the steps of a rotation can reach anybody: two polls.
+// minOverlap is the smallest time in which the steps of a rotation can reach the clients: two polls.
 const minOverlap = 10 * time.Second
 
 // Validate reports the first invalid setting.

@@ -11,14 +11,14 @@ const otherFiles = 100
 
 // connectionLimit returns the number of connections that may be open: want, or fewer if the process may not open enough
 // files, which is logged.
-func connectionLimit(want int, log zerolog.Logger) int {
+func connectionLimit(want int, logger zerolog.Logger) int {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		return want
 	}
 	n := connectionsWith(files.Cur, want)
 	if n < want {
-		log.Warn().Int("max-connections", n).Uint64("limit", files.Cur).
+		logger.Warn().Int("max-connections", n).Uint64("limit", files.Cur).
 			Msg("max-connections lowered: open-file limit too low (ulimit -n)")
 	}
 	return n

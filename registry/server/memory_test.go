@@ -3,7 +3,10 @@ package server
 import (
 	"math"
 	"os"
+	"strings"
 	"testing"
+
+	"github.com/rs/zerolog"
 )
 
 func TestMemoryLimitIsThatOfTheContainer(t *testing.T) {
@@ -26,5 +29,20 @@ func TestConnectionsFitIntoTheOpenFileLimit(t *testing.T) {
 		if got := connectionsWith(files, 10000); got != want {
 			t.Errorf("%d files: %d connections, want %d", files, got, want)
 		}
+	}
+}
+
+func TestALoweredConnectionLimitIsLogged(t *testing.T) {
+	var log strings.Builder
+	const want = 1 << 40 // more files than Linux lets any process open
+	if got := connectionLimit(want, zerolog.New(&log)); got >= want || got < 1 {
+		t.Errorf("%d connections", got)
+	}
+	if text := "max-connections lowered: open-file limit too low (ulimit -n)"; !strings.Contains(log.String(), text) {
+		t.Errorf("the log is %q", &log)
+	}
+	log.Reset()
+	if got := connectionLimit(1, zerolog.New(&log)); got != 1 || log.Len() > 0 {
+		t.Errorf("%d connections, the log is %q", got, &log)
 	}
 }
