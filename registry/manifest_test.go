@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry"
+	"trow/storage"
 )
 
 func TestManifestRoundTrip(t *testing.T) {

@@ -84,14 +84,12 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	return index, nil
 }
 
-// Close closes the index and releases the directory. No request may be under way.
-func (d *Data) Close() {
+// Close closes the index and releases the directory. No request may be under way. Errors: those of the journal.
+func (d *Data) Close() error {
 	if l := d.loaded.Load(); l != nil {
 		l.index.Close()
 	}
-	if err := d.journal.Close(); err != nil {
-		d.log.Error().Err(err).Msg("closing the journal")
-	}
+	return d.journal.Close()
 }
 
 const (
@@ -188,7 +186,7 @@ func (d *Data) SpaceCheck() (ok bool, text string) {
 func (d *Data) ContentCheck() (ok bool, text string) {
 	l := d.loaded.Load()
 	if l == nil {
-		return false, "content whole: the index is not loaded"
+		return false, "" // no line while it is loading
 	}
 	n := l.index.Stats().Quarantined
 	return n == 0, fmt.Sprintf("content whole: %d quarantined", n)

@@ -1,0 +1,249 @@
+// Package service is a registry that runs: the data directory, the audit log, logins, limits and the distribution API,
+// opened in the order in which they need each other. What listens in front of it, and what decides on images, is not here.
+//
+// # Words
+//
+//   - socket: the administration socket in the data directory. Its clients may do everything.
+//   - loading: the time between [Open] and the end of [Service.Load], in which the index is read from the journal.
+//
+// # Invariants
+//
+//  1. The lock of the data directory is taken before anything is written into it.
+//  2. Requests are answered from the moment the listener is open: until the index is loaded, with 503 and the request to
+//     come again. Nothing is called unknown before it is known.
+//  3. A changed configuration file changes rules, limits and quotas together, or none of them.
+//
+// # What it does not do
+//
+// It knows nothing of Kubernetes, of certificates or of the webhook: the program hands in what it needs of them.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"trow/registry"
+	"trow/registry/admin"
+	"trow/registry/audit"
+	"trow/registry/auth"
+	"trow/registry/limit"
+	"trow/registry/maintenance"
+	"trow/registry/retention"
+	"trow/registry/server"
+	"trow/storage"
+)
+
+// Options are the settings of the parts of a registry.
+type Options struct {
+	Data      maintenance.Options
+	Auth      auth.Options
+	Limit     limit.Options
+	Retention retention.Options
+	Audit     audit.Options
+
+	// Names are the host[:port] under which clients know the registry; at least one. Set by the program, as is Log.
+	Names []string
+	Log   zerolog.Logger
+}
+
+// AddFlags registers the settings as flags.
+func (o *Options) AddFlags(fs *pflag.FlagSet) {
+	o.Data.AddFlags(fs)
+	o.Auth.AddFlags(fs)
+	o.Limit.AddFlags(fs)
+	o.Retention.AddFlags(fs)
+	o.Audit.AddFlags(fs)
+}
+
+// Validate reports the first invalid setting.
+func (o *Options) Validate() error {
+	for _, validate := range []func() error{
+		o.Data.Validate, o.Auth.Validate, o.Limit.Validate, o.Retention.Validate, o.Audit.Validate} {
+		if err := validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Service is a registry that runs. Make it with [Open]; then call [Service.Load] once, and [Service.Run].
+type Service struct {
+	options Options
+	log     zerolog.Logger
+	trail   *audit.Log
+	data    *maintenance.Data
+	socket  net.Listener // nil where the file system has no sockets
+	guard   *auth.Guard
+	limits  limit.Limits
+	api     *server.Pending
+	index   *storage.Index // nil until Load has returned
+}
+
+// Open opens the parts. The caller closes the Service. Errors: another process uses the data directory; a file or a
+// setting that cannot be used, with the remedy.
+func Open(o Options) (s *Service, err error) {
+	s = &Service{options: o, log: o.Log, api: server.NewPending(registry.Loading)}
+	defer func() {
+		if err != nil {
+			s.Close()
+			s = nil
+		}
+	}()
+	o.Audit.RequestID = server.RequestID
+	if s.trail, err = audit.Open(o.Audit, o.Log); err != nil {
+		return s, fmt.Errorf("audit-log: %w", err)
+	}
+	o.Data.Log, o.Data.Audit = o.Log, func(e audit.Event) { s.trail.Record(context.Background(), e) }
+	if s.data, err = maintenance.Open(o.Data); err != nil { // takes the lock; invariant 1
+		return s, err
+	}
+	if s.socket, err = admin.Listen(o.Data.DataDir); err != nil {
+		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
+	}
+	o.Auth.Dir, o.Auth.Name, o.Auth.Log = filepath.Join(o.Data.DataDir, "auth"), o.Names[0], o.Log
+	o.Auth.Annotate, o.Auth.Audit = server.Annotate, s.trail.Record
+	if s.guard, err = auth.New(o.Auth); err != nil {
+		return s, err
+	}
+	return s, s.limits.Set(o.Limit.Limits)
+}
+
+// Close releases what Open has opened. No request may be under way.
+func (s *Service) Close() {
+	var errs []error
+	if s.guard != nil {
+		errs = append(errs, s.guard.Close())
+	}
+	if s.socket != nil {
+		_ = s.socket.Close() // ServeAuxiliary may have closed it
+	}
+	if s.data != nil {
+		errs = append(errs, s.data.Close())
+	}
+	if s.trail != nil {
+		errs = append(errs, s.trail.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		s.log.Error().Err(err).Msg("closing the registry")
+	}
+}
+
+// Load loads the index; from then on requests are answered from it. Errors: those of the journal.
+func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
+	keep, err := s.options.Retention.Policy()
+	if err != nil {
+		return nil, err
+	}
+	quotas, err := limit.Quotas(s.options.Limit.Quotas)
+	if err != nil {
+		return nil, err
+	}
+	if s.index, err = s.data.Load(ctx, keep, quotas); err != nil {
+		return nil, err
+	}
+	s.api.Set(registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
+		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
+		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}))
+	return s.index, nil
+}
+
+// Run does the work beside the requests until ctx is done. Load must have returned.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{s.data.Run, s.guard.Run, s.trail.Run} {
+		g.Go(func() error { return run(ctx) })
+	}
+	return g.Wait()
+}
+
+// ServeSocket answers on the administration socket until ctx is done.
+func (s *Service) ServeSocket(ctx context.Context) error {
+	return server.ServeAuxiliary(ctx, s.socket, s.Administration(), auth.WithSocket)
+}
+
+// Reload applies the rules, limits and quotas of changed options, which are valid; see invariant 3. Other settings count
+// at the next start. Errors: those of Validate; then nothing has changed. Load must have returned.
+func (s *Service) Reload(o Options) error {
+	quotas, err := limit.Quotas(o.Limit.Quotas)
+	if err != nil {
+		return err
+	}
+	if err := s.guard.SetRules(o.Auth.Rules, o.Auth.Anonymous); err != nil {
+		return err
+	}
+	if err := s.limits.Set(o.Limit.Limits); err != nil {
+		return err
+	}
+	s.index.SetQuotas(quotas)
+	return nil
+}
+
+// Reloaded logs the outcome of a change of the configuration file.
+func (s *Service) Reloaded(err error) {
+	if err != nil {
+		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used: the rules before stay")
+		return
+	}
+	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: " +
+		"its rules, limits and quotas are in effect, its other settings will be after the next start")
+}
+
+// API is the distribution API, below /v2.
+func (s *Service) API() http.Handler { return s.api }
+
+// Guard decides who may do what.
+func (s *Service) Guard() *auth.Guard { return s.guard }
+
+// Audit is the audit log.
+func (s *Service) Audit() *audit.Log { return s.trail }
+
+// Administration are the jobs below /admin/, and the API. The caller protects it: on the socket by its mode, elsewhere
+// by Guard.
+func (s *Service) Administration() http.Handler {
+	r := chi.NewRouter()
+	r.Use(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if s.api.Ready() { // jobs need the index
+				next.ServeHTTP(w, req)
+				return
+			}
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "the registry is loading its index; retry in a moment", http.StatusServiceUnavailable)
+		})
+	})
+	for _, jobs := range []map[string]http.Handler{s.data.Jobs(), s.guard.Jobs()} {
+		for name, job := range jobs {
+			r.Handle("/admin/"+name, job)
+		}
+	}
+	r.Handle("/v2", s.api)
+	r.Handle("/v2/*", s.api)
+	return r
+}
+
+// Checks are the lines of /readyz?verbose.
+func (s *Service) Checks() []server.Check {
+	return []server.Check{s.data.SpaceCheck, s.data.ContentCheck}
+}
+
+// Summary says what is stored, and what is allowed without a login.
+func (s *Service) Summary() (data, anonymous string) {
+	stats := s.index.Stats()
+	return fmt.Sprintf("%s (%d repositories, %d tags)", s.options.Data.DataDir, stats.Repos, stats.Tags), s.guard.Summary()
+}
+
+// Describe implements prometheus.Collector.
+func (s *Service) Describe(to chan<- *prometheus.Desc) { s.data.Describe(to); s.trail.Describe(to) }
+
+// Collect implements prometheus.Collector.
+func (s *Service) Collect(to chan<- prometheus.Metric) { s.data.Collect(to); s.trail.Collect(to) }
