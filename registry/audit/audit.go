@@ -1,5 +1,5 @@
-// Package audit records who changed the registry, and who tried to: a line of JSON for each failed login, change, refusal
-// and verdict.
+// Package audit records who changed the registry, and who tried to: a line of JSON for each failed login, change,
+// refusal and verdict.
 //
 // # Words
 //
@@ -214,7 +214,8 @@ func (l *Log) Failed() int64 {
 var (
 	leftOutDesc = prometheus.NewDesc("trow_audit_left_out_total",
 		"Events that are not in the audit log, because there were too many of their kind.", nil, nil)
-	failedDesc = prometheus.NewDesc("trow_audit_failed_total", "Lines of the audit log that could not be written.", nil, nil)
+	failedDesc = prometheus.NewDesc("trow_audit_failed_total",
+		"Lines of the audit log that could not be written.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.

@@ -61,7 +61,8 @@ func openLog(t *testing.T, path string, program *bytes.Buffer) *audit.Log {
 	return l
 }
 
-var pushed = audit.Event{What: audit.Push, Outcome: audit.OK, User: "alice", From: "10.0.0.1", Repo: "a/b", Tags: []string{"v1", "v2"}}
+var pushed = audit.Event{What: audit.Push, Outcome: audit.OK, User: "alice", From: "10.0.0.1", Repo: "a/b",
+	Tags: []string{"v1", "v2"}}
 
 // TestEventsGoIntoTheOrdinaryLogAtAnyLevel, if there is no file.
 func TestEventsGoIntoTheOrdinaryLogAtAnyLevel(t *testing.T) {
@@ -76,8 +77,10 @@ func TestEventsGoIntoTheOrdinaryLogAtAnyLevel(t *testing.T) {
 func TestWhatIsEmptyIsLeftOutAndWhatIsLongIsCut(t *testing.T) {
 	var program bytes.Buffer
 	l := openLog(t, "", &program)
-	l.Record(t.Context(), audit.Event{What: audit.Login, Outcome: audit.Failed, Reason: strings.Repeat("ä", 1000) + "\n{\"forged\":1}"})
-	if text := program.String(); strings.Count(text, "\n") != 1 || len(text) > 500 || strings.Contains(text, "user") || strings.Contains(text, "tags") {
+	l.Record(t.Context(), audit.Event{What: audit.Login, Outcome: audit.Failed,
+		Reason: strings.Repeat("ä", 1000) + "\n{\"forged\":1}"})
+	if text := program.String(); strings.Count(text, "\n") != 1 || len(text) > 500 || strings.Contains(text, "user") ||
+		strings.Contains(text, "tags") {
 		t.Errorf("%s", text)
 	}
 }
@@ -115,7 +118,8 @@ func TestFailuresAreBoundedAndChangesAreNot(t *testing.T) {
 			}
 			return n
 		}
-		if n := count(); n["login"] != 100 || n["push"] != 1000 || n["request"] != 1 || n["left out"] != 0 || l.LeftOut() != 7900 {
+		if n := count(); n["login"] != 100 || n["push"] != 1000 || n["request"] != 1 || n["left out"] != 0 ||
+			l.LeftOut() != 7900 {
 			t.Errorf("%v, %d left out", n, l.LeftOut())
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -167,7 +171,8 @@ func TestOnlyARegularFileIsAccepted(t *testing.T) {
 	}
 	defer reader.Close()
 	for _, path := range []string{dir, filepath.Join(dir, "none", "audit.log"), fifo, "/dev/null"} {
-		if _, err := audit.Open(audit.Options{AuditLog: path}, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), path) {
+		if _, err := audit.Open(audit.Options{AuditLog: path}, zerolog.Nop()); err == nil ||
+			!strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -256,7 +261,8 @@ func TestOptions(t *testing.T) {
 	var o audit.Options
 	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	o.AddFlags(fs)
-	if err := fs.Parse([]string{"--audit-log=/var/log/audit"}); err != nil || o.AuditLog != "/var/log/audit" || o.Validate() != nil {
+	if err := fs.Parse([]string{"--audit-log=/var/log/audit"}); err != nil || o.AuditLog != "/var/log/audit" ||
+		o.Validate() != nil {
 		t.Errorf("%+v, %v", o, err)
 	}
 	o.AuditLog = "-"

@@ -39,8 +39,8 @@ func openFile(path string, warn func(error)) (*file, error) {
 	return &file{path: path, warn: warn, f: f, stat: time.Now()}, nil
 }
 
-// open opens a regular file, or creates one that only the owner can read. Writing to anything else could block requests.
-// O_NONBLOCK keeps the call itself from blocking, if the path is a FIFO.
+// open opens a regular file, or creates one that only the owner can read. Writing to anything else could block
+// requests. O_NONBLOCK keeps the call itself from blocking, if the path is a FIFO.
 func open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o600)
 	if err != nil {

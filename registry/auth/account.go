@@ -10,7 +10,7 @@ import (
 )
 
 // Reviewer asks the Kubernetes API whose a token is (TokenReview). It is called for each request with such a token, so
-// it must remember its answers for a while, and it must keep tokens that nobody knows from delaying others: there is no
+// it must remember its answers for a while, and it must keep unknown tokens from delaying known ones: there is no
 // cache and no queue in front of it.
 type Reviewer interface {
 	// Review returns the account that a token belongs to. ok is false if the API does not accept the token; then why is
@@ -33,7 +33,7 @@ type AccessReviewer interface {
 func (g *Guard) account(ctx context.Context, token string) (*Identity, error) {
 	user, ok, why, err := g.options.Reviewer.Review(ctx, token)
 	switch {
-	case err != nil && ctx.Err() != nil: // the client has gone, which says nothing about the API
+	case err != nil && ctx.Err() != nil: // the client disconnected, which says nothing about the API
 		return nil, context.Cause(ctx)
 	case err != nil:
 		return nil, g.unavailable("Kubernetes API unavailable: cannot review token", err)

@@ -36,7 +36,8 @@ type reviewer struct {
 
 func (r *reviewer) Review(_ context.Context, token string) (authenticationv1.UserInfo, bool, string, error) {
 	r.asked.Add(1)
-	if claims, _ := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1]); r.slow != "" && strings.Contains(string(claims), r.slow) {
+	if claims, _ := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1]); r.slow != "" &&
+		strings.Contains(string(claims), r.slow) {
 		r.held <- struct{}{}
 		<-r.hold
 	}
@@ -49,7 +50,7 @@ func (r *reviewer) Review(_ context.Context, token string) (authenticationv1.Use
 	return info(account("team-a", "ci")), true, "", nil
 }
 
-// clusterToken is a token as a cluster signs it, as far as anybody but the cluster can see.
+// clusterToken returns a token that looks like one of a cluster, to all but the cluster.
 func clusterToken(claims string) string {
 	encode := base64.RawURLEncoding.EncodeToString
 	return encode([]byte(`{"alg":"RS256"}`)) + "." + encode([]byte(claims)) + "." + encode([]byte("signature"))
@@ -61,17 +62,20 @@ func TestTokensOfTheCluster(t *testing.T) {
 	token := clusterToken(`{"iss":"https://kubernetes.default.svc","sub":"x"}`)
 	for range 3 {
 		for _, req := range []struct{ user, password string }{{"serviceaccount", token}, {"", token}} {
-			if user, err := may(g, withLogin(req.user, req.password), "a", auth.Pull); user != "system:serviceaccount:team-a:ci" || err != nil {
+			if user, err := may(g, withLogin(req.user, req.password), "a",
+				auth.Pull); user != "system:serviceaccount:team-a:ci" || err != nil {
 				t.Errorf("as a password of %q: %q, %v", req.user, user, err)
 			}
 		}
-		if user, err := may(g, request("Authorization", "Bearer "+token), "a", auth.Pull); user != "system:serviceaccount:team-a:ci" || err != nil {
+		if user, err := may(g, request("Authorization", "Bearer "+token), "a",
+			auth.Pull); user != "system:serviceaccount:team-a:ci" || err != nil {
 			t.Errorf("as a bearer: %q, %v", user, err)
 		}
 	}
 	asked := r.asked.Load()
-	// What cannot be the cluster's is not taken there.
-	for _, none := range []string{"a.b", "a.b.c", "a.b.c.d", clusterToken(`{"iss":"trow"}`), clusterToken(`[]`), clusterToken(`"x"`), clusterToken(`{"iss":1}`)} {
+	// The API is not asked about what cannot be a token of a cluster.
+	for _, none := range []string{"a.b", "a.b.c", "a.b.c.d", clusterToken(`{"iss":"trow"}`), clusterToken(`[]`),
+		clusterToken(`"x"`), clusterToken(`{"iss":1}`)} {
 		if _, err := may(g, withLogin("x", none), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
 			t.Errorf("%s: %v", none, err)
 		}
@@ -80,11 +84,11 @@ func TestTokensOfTheCluster(t *testing.T) {
 		}
 	}
 	if n := r.asked.Load(); n != asked {
-		t.Errorf("the API was asked about what is no token of a cluster, %d times", n-asked)
+		t.Errorf("the API was asked about tokens of another form, %d times", n-asked)
 	}
 }
 
-func TestWhatTheClusterMustNotSay(t *testing.T) {
+func TestNamesThatTheClusterMustNotVouchFor(t *testing.T) {
 	for _, name := range []string{"", "robot:ci"} {
 		r := &reviewer{user: authenticationv1.UserInfo{Username: name, Groups: []string{"x"}}}
 		if name == "" {
@@ -95,15 +99,16 @@ func TestWhatTheClusterMustNotSay(t *testing.T) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	// Somebody in the cluster who is called like the owner is not the owner.
-	g := guard(t, auth.Options{User: "u", Password: "p", Reviewer: &reviewer{user: authenticationv1.UserInfo{Username: "u"}}})
+	// A user of the cluster with the owner's name is not the owner.
+	g := guard(t, auth.Options{User: "u", Password: "p",
+		Reviewer: &reviewer{user: authenticationv1.UserInfo{Username: "u"}}})
 	if _, err := may(g, withLogin("x", clusterToken(`{}`)), "a", auth.Push); !errors.Is(err, auth.ErrDenied) {
 		t.Errorf("%v", err)
 	}
 }
 
 // TestAReviewerThatStopsVouchingIsHeededAtTheNextCall: the Reviewer remembers its answers; a second memory here would
-// double the time for which a deleted ServiceAccount is believed.
+// double the time for which a deleted ServiceAccount can log in.
 func TestAReviewerThatStopsVouchingIsHeededAtTheNextCall(t *testing.T) {
 	r := &reviewer{}
 	g := guard(t, auth.Options{Reviewer: r})
@@ -129,9 +134,9 @@ func TestAReviewerThatStopsVouchingIsHeededAtTheNextCall(t *testing.T) {
 	identify(nil)
 }
 
-// TestStrangersTokensHoldUpNobody: the Reviewer keeps strangers apart from known accounts; a queue before it would put
-// them together again.
-func TestStrangersTokensHoldUpNobody(t *testing.T) {
+// TestMadeUpTokensDelayNoAccount: the Reviewer keeps unknown tokens apart from known accounts; a queue in front of it
+// would put them together again.
+func TestMadeUpTokensDelayNoAccount(t *testing.T) {
 	const strangers = 100
 	r := &reviewer{slow: "stranger", hold: make(chan struct{}), held: make(chan struct{})}
 	g := guard(t, auth.Options{Reviewer: r})
@@ -143,7 +148,7 @@ func TestStrangersTokensHoldUpNobody(t *testing.T) {
 		select {
 		case <-r.held:
 		case <-time.After(10 * time.Second):
-			t.Fatal("there is a queue before the Reviewer")
+			t.Fatal("there is a queue in front of the Reviewer")
 		}
 	}
 	for _, sub := range []string{"a", "b"} {

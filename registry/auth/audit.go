@@ -26,7 +26,7 @@ func (s *state) wrong(name string) error {
 // and contain nothing of what the client sent.
 func (g *Guard) loginFailed(r *http.Request, err error) {
 	if !errors.Is(err, ErrUnauthorized) && !errors.Is(err, ErrBusy) {
-		return // the credentials could not be verified, or the client has gone
+		return // the credentials could not be verified, or the client disconnected
 	}
 	e := audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "unknown", From: audit.From(r.RemoteAddr),
 		Reason: err.Error()}

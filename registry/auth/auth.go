@@ -17,22 +17,25 @@
 //
 //  1. A decision is made before a request's body is read. It is cheap for credentials that were verified before.
 //  2. Secrets are neither logged nor kept in clear. Comparing them takes the same time whether the user exists or not.
-//  3. A request with a token may do what both the current rules and the token's scopes allow. So a new rule takes effect
-//     at once, and so does the removal of a user or robot. A changed password, and an account that was deleted from the
-//     cluster, take effect when the tokens expire that were issued for them, after 5 minutes at the latest.
+//  3. A request with a token may do what both the current rules and the token's scopes allow. So a new rule takes
+//     effect at once, and so does the removal of a user or robot. After the change of a password, or the deletion of an
+//     account of the cluster, the tokens that were issued before are accepted until they expire, after 5 minutes at the
+//     latest.
 //  4. An identity that may not pull from a repository does not learn whether it exists.
 //  5. Rules are read from top to bottom; the first one that matches the identity, the repository and the action decides
 //     ("may: none" matches every action, and forbids it). If there are rules and none decides, the action is denied.
 //  6. A robot's rights are its own: a rule can restrict them, and never extends them.
 //  7. A file that has become invalid changes nothing; the error is logged.
-//  8. Users, robots, accounts of the cluster and certificates are different identities, even if they have the same name.
+//  8. Users, robots, accounts of the cluster and certificates are different identities, even if they have the same
+//     name.
 //  9. The answers of the Kubernetes API are not remembered here, because the [Reviewer] remembers them.
 //
 // # What it does not do
 //
 // It does not know what a repository holds. It does not guard the webhook: package admission decides who may ask for
-// verdicts. It issues no refresh tokens: they would be a second password, which outlives a change of the first and which
-// is listed nowhere. For a secret that can be revoked, create a robot; its secret is accepted as a refresh token as well.
+// verdicts. It issues no refresh tokens: they would be a second password, which outlives a change of the first and
+// which is listed nowhere. For a secret that can be revoked, create a robot; its secret is accepted as a refresh token
+// as well.
 package auth
 
 import (
@@ -81,8 +84,8 @@ var (
 	errLogin    = &tokenError{"insufficient_scope", "login required"}
 )
 
-// tokenError is an ErrUnauthorized that the challenge has a word for (RFC 6750, section 3.1). The challenge contains the
-// message in quotes, so it must not contain quotes, backslashes or commas, at which some clients split.
+// tokenError is an ErrUnauthorized that the challenge has a word for (RFC 6750, section 3.1). The challenge contains
+// the message in quotes, so it must not contain quotes, backslashes or commas, at which some clients split.
 type tokenError struct{ code, message string }
 
 func (e *tokenError) Error() string { return ErrUnauthorized.Error() + ": " + e.message }

@@ -57,11 +57,13 @@ func (g *Guard) allows(ctx context.Context, s *state, who *Identity, repo string
 }
 
 // verbs are what the actions are called in RBAC.
-var verbs = map[Action]string{Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}
+var verbs = map[Action]string{
+	Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}
 
 // ask asks the Kubernetes API. who must be an account of the cluster: a user of ours may have the same name as another
 // person there. Errors: ErrUnavailable, that of ctx.
-func (g *Guard) ask(ctx context.Context, who *Identity, repo string, a Action) (allowed bool, reason string, err error) {
+func (g *Guard) ask(ctx context.Context, who *Identity, repo string, a Action) (
+	allowed bool, reason string, err error) {
 	namespace, name, ok := strings.Cut(repo, "/")
 	if !ok {
 		namespace, name = "", repo

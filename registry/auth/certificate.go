@@ -6,13 +6,14 @@ import (
 	"unicode/utf8"
 )
 
-// certPrefix begins the names of holders of certificates; names of users cannot begin with it. So alice's certificate is
-// not the user alice: the authority that issues certificates and the author of the htpasswd file may be different people.
+// certPrefix begins the names of holders of certificates; names of users cannot begin with it. So alice's certificate
+// is not the user alice: the authority that issues certificates and the author of the htpasswd file may be different
+// people.
 const certPrefix = "cert:"
 
 // certified returns the identity of the certificate of the request's connection: the name is its common name, the
-// organizations are its groups, as in Kubernetes. Without a certificate, or with one that has no usable name, the request
-// is anonymous.
+// organizations are its groups, as in Kubernetes. Without a certificate, or with one that has no usable name, the
+// request is anonymous.
 func (g *Guard) certified(r *http.Request) *Identity {
 	if g.options.Certificate == nil {
 		return anonymous

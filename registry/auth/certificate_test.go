@@ -20,7 +20,7 @@ import (
 	"trow/registry/auth"
 )
 
-// shown is what a test's connections have shown: CN and O in a header of the request.
+// shown returns the certificate of a test's connection: CN and O are in a header of the request.
 func shown(r *http.Request) *x509.Certificate {
 	v := r.Header["X-Certificate"]
 	if v == nil {
@@ -35,14 +35,16 @@ func withCertificate(cn string, orgs ...string) *http.Request {
 	return r
 }
 
-func TestACertificateIsAnIdentityOfItsOwn(t *testing.T) {
-	g := guard(t, auth.Options{User: "root", Password: "p", Htpasswd: htpasswd(t, "alice"), Certificate: shown, Reviewer: pretender{}, Rules: []auth.Rule{
-		{Who: []string{"user:alice"}, May: []string{"pull"}, Repositories: []string{"user"}},
-		{Who: []string{"group:devs"}, May: []string{"pull"}, Repositories: []string{"group"}},
-		{Who: []string{"cert:alice", "cert:Build%20Server%2C%20Ltd"}, May: []string{"pull"}, Repositories: []string{"cert"}},
-		{Who: []string{"cert-group:devs"}, May: []string{"pull"}, Repositories: []string{"cert-group"}},
-		{Who: []string{"user:system:node", "user:cert:alice", "robot:x"}, May: []string{"pull"}, Repositories: []string{"cluster"}},
-	}})
+func TestACertificateIsItsOwnKindOfIdentity(t *testing.T) {
+	g := guard(t, auth.Options{User: "root", Password: "p", Htpasswd: htpasswd(t, "alice"), Certificate: shown,
+		Reviewer: pretender{}, Rules: []auth.Rule{
+			{Who: []string{"user:alice"}, May: []string{"pull"}, Repositories: []string{"user"}},
+			{Who: []string{"group:devs"}, May: []string{"pull"}, Repositories: []string{"group"}},
+			{Who: []string{"cert:alice", "cert:Build%20Server%2C%20Ltd"}, May: []string{"pull"}, Repositories: []string{"cert"}},
+			{Who: []string{"cert-group:devs"}, May: []string{"pull"}, Repositories: []string{"cert-group"}},
+			{Who: []string{"user:system:node", "user:cert:alice", "robot:x"}, May: []string{"pull"},
+				Repositories: []string{"cluster"}},
+		}})
 	repos := []string{"user", "group", "cert", "cert-group", "cluster"}
 	for _, row := range []struct {
 		name string
@@ -54,7 +56,7 @@ func TestACertificateIsAnIdentityOfItsOwn(t *testing.T) {
 		{"alice", withLogin("alice", "alice's"), "alice", "+hhhh"},
 		{"a certificate of the organization", withCertificate("x", "ops", "devs"), "cert:x", "hhh+h"},
 		{"a name with a space and a comma", withCertificate("Build Server, Ltd"), "cert:Build Server, Ltd", "hh+hh"},
-		{"a name of the cluster's", withCertificate("system:node"), "cert:system:node", "hhhhh"},
+		{"a name of the cluster", withCertificate("system:node"), "cert:system:node", "hhhhh"},
 		{"a robot's name", withCertificate("robot:x"), "cert:robot:x", "hhhhh"},
 		{"the name of the user who may do everything", withCertificate("root"), "cert:root", "hhhhh"},
 		{"no name", withCertificate("", "devs"), "", "44444"},
@@ -83,22 +85,24 @@ func TestACertificateIsAnIdentityOfItsOwn(t *testing.T) {
 	if _, err := g.Identify(both); !errors.Is(err, auth.ErrUnauthorized) {
 		t.Errorf("a wrong login and a certificate: %v", err)
 	}
-	if e, err := g.Explain(t.Context(), auth.Named("cert:x", []string{"devs"}), "cert-group", auth.Pull); err != nil || !e.Allowed || !strings.Contains(e.Why, "cert-group:devs") {
+	if e, err := g.Explain(t.Context(), auth.Named("cert:x", []string{"devs"}), "cert-group", auth.Pull); err != nil ||
+		!e.Allowed || !strings.Contains(e.Why, "cert-group:devs") {
 		t.Errorf("%+v, %v", e, err)
 	}
-	if e, err := g.Explain(t.Context(), auth.Named("cert:alice", nil), "cert", auth.Pull); err != nil || !e.Allowed || !strings.Contains(e.Why, "cert:Build%20Server%2C%20Ltd") {
+	if e, err := g.Explain(t.Context(), auth.Named("cert:alice", nil), "cert", auth.Pull); err != nil || !e.Allowed ||
+		!strings.Contains(e.Why, "cert:Build%20Server%2C%20Ltd") {
 		t.Errorf("%+v, %v", e, err)
 	}
 }
 
-// pretender is a cluster that says of every token that it is alice's certificate.
+// pretender is a cluster that vouches for every token as alice's certificate.
 type pretender struct{}
 
 func (pretender) Review(context.Context, string) (authenticationv1.UserInfo, bool, string, error) {
 	return authenticationv1.UserInfo{Username: "cert:alice"}, true, "", nil
 }
 
-func TestTheClusterCannotMakeHoldersOfCertificates(t *testing.T) {
+func TestTheClusterCannotVouchForCertificates(t *testing.T) {
 	g := guard(t, auth.Options{Reviewer: pretender{}})
 	token := "eyJhbGciOiJub25lIn0.eyJpc3MiOiJodHRwczovL2t1YmUifQ.c2ln"
 	if who, err := g.Identify(request("Authorization", "Bearer "+token)); !errors.Is(err, auth.ErrUnauthorized) {
@@ -108,7 +112,8 @@ func TestTheClusterCannotMakeHoldersOfCertificates(t *testing.T) {
 
 func TestWithoutRulesACertificateMayPull(t *testing.T) {
 	g := guard(t, auth.Options{Certificate: shown})
-	want := map[auth.Action]string{auth.Login: "+", auth.Pull: "+", auth.Catalog: "+", auth.Push: "-", auth.Delete: "-", auth.Admin: "-", auth.Metrics: "-"}
+	want := map[auth.Action]string{auth.Login: "+", auth.Pull: "+", auth.Catalog: "+", auth.Push: "-", auth.Delete: "-",
+		auth.Admin: "-", auth.Metrics: "-"}
 	for a, want := range want {
 		if _, err := may(g, withCertificate("alice"), "repo", a); sign(err) != want {
 			t.Errorf("%s: %v, want %s", a, err, want)
@@ -124,8 +129,8 @@ func TestWithoutRulesACertificateMayPull(t *testing.T) {
 	}
 }
 
-// TestATokenForACertificateIsItsHoldersAlone: who fetches one is the same afterwards, and no user of that name.
-func TestATokenForACertificateIsItsHoldersAlone(t *testing.T) {
+// TestATokenForACertificateKeepsItsIdentity: its holder does not become the user of the same name.
+func TestATokenForACertificateKeepsItsIdentity(t *testing.T) {
 	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice"), Certificate: shown, Rules: []auth.Rule{
 		{Who: []string{"user:alice"}, May: []string{"push"}}, {Who: []string{"cert-group:ci"}, May: []string{"pull"}}}})
 	r := withCertificate("alice", "ci")
@@ -140,15 +145,16 @@ func TestATokenForACertificateIsItsHoldersAlone(t *testing.T) {
 	if user != "cert:alice" || err != nil {
 		t.Errorf("%q, %v", user, err)
 	}
-	if _, err := may(g, request("Authorization", "Bearer "+answer.Token), "a", auth.Push); !errors.Is(err, auth.ErrDenied) {
+	if _, err := may(g, request("Authorization", "Bearer "+answer.Token), "a", auth.Push); !errors.Is(err,
+		auth.ErrDenied) {
 		t.Errorf("a push: %v", err)
 	}
 }
 
-func TestSubjectsOfCertificatesThatCannotBeMeant(t *testing.T) {
+func TestInvalidSubjectsOfCertificates(t *testing.T) {
 	for _, who := range []string{"cert:", "cert-group:", "cert", "cert:%zz", "cert-groups:x"} {
 		if _, err := auth.ParseWho([]string{who}); err == nil {
-			t.Errorf("%q is taken", who)
+			t.Errorf("%q is accepted", who)
 		}
 	}
 }
@@ -157,8 +163,11 @@ func TestTheActionMetrics(t *testing.T) {
 	g := guard(t, auth.Options{User: "u", Password: "p", Htpasswd: htpasswd(t, "prom", "alice"), Rules: []auth.Rule{
 		{Who: []string{"user:prom"}, May: []string{"metrics"}, Repositories: []string{"anything"}},
 		{Who: []string{"*"}, May: []string{"pull", "catalog", "admin"}}}})
-	h := g.Protect(auth.Metrics, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("trow_up 1")) }))
-	secret, err := g.CreateRobot(auth.Robot{Name: "scraper", Repositories: []string{"none"}, Actions: []auth.Action{auth.Metrics}})
+	h := g.Protect(auth.Metrics, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("trow_up 1"))
+	}))
+	secret, err := g.CreateRobot(auth.Robot{Name: "scraper", Repositories: []string{"none"},
+		Actions: []auth.Action{auth.Metrics}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,23 +186,24 @@ func TestTheActionMetrics(t *testing.T) {
 	}
 }
 
-// told collects events.
-type told struct {
+// recorder collects events.
+type recorder struct {
 	mu  sync.Mutex
 	all []audit.Event
 }
 
-func (o *told) audit(_ context.Context, e audit.Event) {
+func (o *recorder) audit(_ context.Context, e audit.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.all = append(o.all, e)
 }
 
-// TestFailedLoginsAreToldWithoutASecret: by whichever way somebody logs in, and whatever he has put where.
-func TestFailedLoginsAreToldWithoutASecret(t *testing.T) {
+// TestFailedLoginsAreRecordedWithoutASecret, whatever the way of the login is, and wherever the secret is.
+func TestFailedLoginsAreRecordedWithoutASecret(t *testing.T) {
 	const canary = "CANARY-s3cret"
-	o := &told{}
-	g := guard(t, auth.Options{User: "root", Password: canary, Htpasswd: htpasswd(t, "alice"), Audit: o.audit, Rules: []auth.Rule{{Who: []string{"user:alice"}, May: []string{"pull"}}}})
+	o := &recorder{}
+	g := guard(t, auth.Options{User: "root", Password: canary, Htpasswd: htpasswd(t, "alice"), Audit: o.audit,
+		Rules: []auth.Rule{{Who: []string{"user:alice"}, May: []string{"pull"}}}})
 	secret, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{auth.Pull}})
 	if err != nil {
 		t.Fatal(err)
@@ -212,15 +222,16 @@ func TestFailedLoginsAreToldWithoutASecret(t *testing.T) {
 		r    *http.Request
 		user string
 	}{
-		"a wrong password":                {wrongAlice, "alice"},
-		"of the one who may everything":   {wrongRoot, "root"},
-		"the password for a name":         {withLogin(canary, "x"), ""},
-		"a robot's secret for a name":     {withLogin(secret, "x"), ""},
-		"a secret that is none":           {withLogin("x", "trow_"+canary), ""},
-		"a token that is none":            {request("Authorization", "Bearer "+canary), ""},
-		"two of them":                     {request("Authorization", "Bearer "+canary, "Authorization", "Bearer "+secret), ""},
+		"a wrong password":              {wrongAlice, "alice"},
+		"a wrong password of the owner": {wrongRoot, "root"},
+		"a password as the name":        {withLogin(canary, "x"), ""},
+		"a robot's secret as the name":  {withLogin(secret, "x"), ""},
+		"a made-up secret":              {withLogin("x", "trow_"+canary), ""},
+		"a made-up token":               {request("Authorization", "Bearer "+canary), ""},
+		"two headers": {request("Authorization", "Bearer "+canary, "Authorization", "Bearer "+secret),
+			""},
 		"another scheme":                  {request("Authorization", "Digest "+canary), ""},
-		"no Basic credentials":            {request("Authorization", "Basic "+canary), ""},
+		"invalid Basic credentials":       {request("Authorization", "Basic "+canary), ""},
 		"a form with a wrong password":    {form("grant_type", "password", "username", "alice", "password", canary), "alice"},
 		"a form with a wrong refresh":     {form("grant_type", "refresh_token", "refresh_token", "trow_"+canary), ""},
 		"a form with a colon in the name": {form("grant_type", "password", "username", canary+":", "password", canary), ""},
@@ -238,32 +249,36 @@ func TestFailedLoginsAreToldWithoutASecret(t *testing.T) {
 		if row.user != "" {
 			kind = "user"
 		}
-		if e := o.all[0]; e.What != audit.Login || e.Outcome != audit.Failed || e.User != row.user || e.Kind != kind || e.From != "192.0.2.7" || e.Reason == "" {
+		if e := o.all[0]; e.What != audit.Login || e.Outcome != audit.Failed || e.User != row.user || e.Kind != kind ||
+			e.From != "192.0.2.7" || e.Reason == "" {
 			t.Errorf("%s: %+v", name, e)
 		}
 		text, err := json.Marshal(o.all)
-		if err != nil || strings.Contains(string(text), canary) || strings.Contains(string(text), secret) || strings.Contains(string(text), secret[5:]) {
+		if err != nil || strings.Contains(string(text), canary) || strings.Contains(string(text), secret) ||
+			strings.Contains(string(text), secret[5:]) {
 			t.Errorf("%s: there is a secret in %s", name, text)
 		}
 	}
 
 	o.all = nil
 	h := g.Protect(auth.Admin, http.NotFoundHandler())
-	for _, r := range []*http.Request{request(), withLogin("root", canary), withLogin("alice", "alice's"), withLogin("x", secret), withLogin("alice", "?")} {
+	for _, r := range []*http.Request{request(), withLogin("root", canary), withLogin("alice", "alice's"),
+		withLogin("x", secret), withLogin("alice", "?")} {
 		h.ServeHTTP(httptest.NewRecorder(), r)
 	}
 	got := []string{}
 	for _, e := range o.all {
 		got = append(got, string(e.What)+" "+string(e.Outcome)+" "+e.Kind+" "+e.User+" "+e.Action)
 	}
-	if want := []string{"request denied user alice admin", "request denied robot robot:ci admin", "login failed user alice "}; !slices.Equal(got, want) {
+	if want := []string{"request denied user alice admin", "request denied robot robot:ci admin",
+		"login failed user alice "}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
 
-// TestATokenForATokenIsAFailedLogin, as one would live for ever.
+// TestATokenForATokenIsAFailedLogin, or a token could be renewed for ever.
 func TestATokenForATokenIsAFailedLogin(t *testing.T) {
-	o := &told{}
+	o := &recorder{}
 	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice"), Audit: o.audit})
 	w := httptest.NewRecorder()
 	g.ServeToken(w, withLogin("alice", "alice's"))

@@ -15,9 +15,10 @@ const basicChallenge = `Basic realm="trow", charset="UTF-8"`
 // TokenPath is the path of the token endpoint.
 const TokenPath = "/token"
 
-// Challenge implements Authorizer. Bearer is for registry clients, Basic for all others. But Docker obeys every challenge
-// on GET /v2/, and without credentials gives up at Basic: where something is open to all, there is only Bearer. Docker
-// shows the description to its user: without it, it reports that access is denied where all that is missing is a login.
+// Challenge implements Authorizer. Bearer is for registry clients, Basic for all others. But Docker obeys every
+// challenge on GET /v2/, and without credentials gives up at Basic: where something is open to all, there is only
+// Bearer. Docker shows the description to its user: without it, it reports that access is denied where all that is
+// missing is a login.
 func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []string {
 	scheme, host := g.base(r)
 	bearer := `Bearer realm="` + scheme + "://" + host + TokenPath + `",service="` + host + `"`

@@ -75,7 +75,7 @@ func writeToken(w http.ResponseWriter, token string, all []access, now, expires 
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	_, _ = w.Write(body) // an error means that the client has gone
+	_, _ = w.Write(body) // an error means that the client disconnected
 }
 
 // Why a request to the token endpoint is refused, beside the errors of an Authorizer.

@@ -8,7 +8,7 @@ import (
 	"trow/registry/auth"
 )
 
-// FuzzHost: whatever a client says of its host, the challenge has one realm, and it is a URL of a host alone.
+// FuzzHost: whatever the Host header is, the challenge has one realm, which is the URL of a host.
 func FuzzHost(f *testing.F) {
 	g := guard(f, auth.Options{User: "u", Password: "p", Name: "trow:31000"})
 	for _, s := range []string{"a", "a:1", "[::1]:1", `a",x="`, "a@b", "a/b", "a b", "a\r\nb", ""} {
@@ -21,7 +21,8 @@ func FuzzHost(f *testing.F) {
 		rest, _ := strings.CutPrefix(c, `Bearer realm="`)
 		realm, rest, _ := strings.Cut(rest, `"`)
 		u, err := url.Parse(realm)
-		if err != nil || u.Scheme != "http" || u.Path != "/token" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || rest != `,service="`+u.Host+`"` {
+		if err != nil || u.Scheme != "http" || u.Path != "/token" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
+			rest != `,service="`+u.Host+`"` {
 			t.Errorf("host %q: %s", host, c)
 		}
 		if u.Host != "trow:31000" && !strings.EqualFold(u.Host, host) {
@@ -30,10 +31,11 @@ func FuzzHost(f *testing.F) {
 	})
 }
 
-// FuzzScope: whatever is asked for, nobody gets what the rules do not allow.
+// FuzzScope: whatever the requested scopes are, a token has none that the rules do not allow.
 func FuzzScope(f *testing.F) {
 	g := team(f)
-	for _, s := range []string{"repository:team/a:pull,push", "repository:public/a:*", "registry:catalog:*", "a:b:c repository:secret:pull", "::"} {
+	for _, s := range []string{"repository:team/a:pull,push", "repository:public/a:*", "registry:catalog:*",
+		"a:b:c repository:secret:pull", "::"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, scope string) {

@@ -65,7 +65,8 @@ func New(o Options) (*Guard, error) {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
-	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle(), tokenRequests: semaphore.NewWeighted(maxTokenRequests)}
+	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle(),
+		tokenRequests: semaphore.NewWeighted(maxTokenRequests)}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {
 		g.fallback = "localhost"
@@ -138,7 +139,8 @@ func (s *state) derive(g *Guard) {
 	s.tokens = newKnown()
 	people := len(s.users.list) > 0 || g.options.Reviewer != nil || g.options.Certificate != nil
 	s.logins = people || len(s.robots.byName) > 0
-	// Where everything is open, robots can log in, but no client is asked to: all clients go on as before there were robots.
+	// Where everything is open, robots can log in, but no client is asked to: all clients go on as before there were
+	// robots.
 	p := s.policy
 	open := len(p.rules) == 0 && p.Anonymous >= ReadWrite && p.AnonymousDelete
 	s.challenges = people || s.logins && !open

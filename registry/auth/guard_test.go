@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +33,7 @@ func withLogin(user, password string) *http.Request {
 	return r
 }
 
-// guard makes a Guard in a directory of its own, unless the options name one.
+// guard makes a Guard in its own directory unless the options name one. Without rules its default of anonymous is none.
 func guard(t testing.TB, o auth.Options) *auth.Guard {
 	t.Helper()
 	if o.Dir == "" {
@@ -58,7 +59,7 @@ func may(g *auth.Guard, r *http.Request, repo string, a auth.Action) (string, er
 	return who.Name, g.Authorize(r.Context(), who, repo, a)
 }
 
-// sign is a decision in one character.
+// sign returns a decision as one character.
 func sign(err error) string {
 	switch {
 	case err == nil:
@@ -75,7 +76,7 @@ func sign(err error) string {
 	return "?"
 }
 
-// htpasswd writes a file of users whose passwords are their names backwards, as it were: name + "'s".
+// htpasswd writes a file of users whose passwords are their names and "'s".
 func htpasswd(t testing.TB, names ...string) string {
 	t.Helper()
 	var b strings.Builder
@@ -112,7 +113,8 @@ func TestWhatMayBeDoneWithoutALogin(t *testing.T) {
 		{"user, push", auth.Options{User: "u", Password: "p", Anonymous: "push"}, "4+++44"},
 		{"user, pull", auth.Options{User: "u", Password: "p", Anonymous: "pull"}, "4++444"},
 		{"user, none", auth.Options{User: "u", Password: "p"}, "444444"},
-		{"rules without anybody who could log in", auth.Options{Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"repo"}}}}, "++----"},
+		{"rules without users", auth.Options{Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"pull"},
+			Repositories: []string{"repo"}}}}, "++----"},
 	} {
 		g := guard(t, row.o)
 		got := ""
@@ -138,7 +140,8 @@ func TestWhatMayBeDoneWithoutALogin(t *testing.T) {
 
 func TestWhatUsersMayDoWithoutRules(t *testing.T) {
 	g := guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice")})
-	for a, want := range map[auth.Action]string{auth.Login: "+", auth.Pull: "+", auth.Push: "+", auth.Delete: "+", auth.Catalog: "+", auth.Admin: "-"} {
+	for a, want := range map[auth.Action]string{auth.Login: "+", auth.Pull: "+", auth.Push: "+", auth.Delete: "+",
+		auth.Catalog: "+", auth.Admin: "-"} {
 		if _, err := may(g, withLogin("alice", "alice's"), "repo", a); sign(err) != want {
 			t.Errorf("alice, %s: %v", a, err)
 		}
@@ -174,37 +177,39 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-func TestHeadersThatAreNoLogin(t *testing.T) {
+func TestInvalidAuthorizationHeaders(t *testing.T) {
 	g := guard(t, auth.Options{User: "u", Password: "p", Anonymous: "push"})
 	for name, r := range map[string]*http.Request{
-		"a token that is none":       request("Authorization", "Bearer x"),
-		"an empty token":             request("Authorization", "Bearer "),
-		"no base64":                  request("Authorization", "Basic !!!"),
-		"nothing":                    request("Authorization", "Basic"),
-		"an empty header":            request("Authorization", ""),
-		"no colon":                   request("Authorization", "Basic dXA="),
-		"several headers":            request("Authorization", "Basic dTpw", "Authorization", "Basic dTpw"),
-		"another scheme":             request("Authorization", "Digest username=u"),
-		"control characters":         request("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("u\r\nx:p\x00"))),
-		"an oversized header":        request("Authorization", "Basic "+strings.Repeat("A", 60<<10)),
-		"an oversized token":         request("Authorization", "Bearer "+strings.Repeat("A", auth.MaxToken+1)),
-		"an oversized user":          withLogin(strings.Repeat("u", 300), "p"),
-		"a secret that was not ours": request("Authorization", "Bearer trow_"+strings.Repeat("A", 52)),
+		"a made-up token": request("Authorization", "Bearer x"),
+		"an empty token":  request("Authorization", "Bearer "),
+		"invalid base64":  request("Authorization", "Basic !!!"),
+		"nothing":         request("Authorization", "Basic"),
+		"an empty header": request("Authorization", ""),
+		"no colon":        request("Authorization", "Basic dXA="),
+		"several headers": request("Authorization", "Basic dTpw", "Authorization", "Basic dTpw"),
+		"another scheme":  request("Authorization", "Digest username=u"),
+		"control characters": request("Authorization",
+			"Basic "+base64.StdEncoding.EncodeToString([]byte("u\r\nx:p\x00"))),
+		"an oversized header": request("Authorization", "Basic "+strings.Repeat("A", 60<<10)),
+		"an oversized token":  request("Authorization", "Bearer "+strings.Repeat("A", auth.MaxToken+1)),
+		"an oversized user":   withLogin(strings.Repeat("u", 300), "p"),
+		"a made-up secret":    request("Authorization", "Bearer trow_"+strings.Repeat("A", 52)),
 	} {
 		if _, err := may(g, r, "repo", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// Where there is nobody who could log in, a client may send what it likes.
+	// Where there are no users, clients may send any credentials.
 	g = guard(t, auth.Options{Anonymous: "push"})
-	for _, r := range []*http.Request{withLogin("some", "body"), request("Authorization", "Bearer x"), request("Authorization", "a", "Authorization", "b")} {
+	for _, r := range []*http.Request{withLogin("some", "body"), request("Authorization", "Bearer x"),
+		request("Authorization", "a", "Authorization", "b")} {
 		if _, err := may(g, r, "repo", auth.Push); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-func TestOptionsThatCannotBeMeant(t *testing.T) {
+func TestInvalidOptions(t *testing.T) {
 	for _, o := range []auth.Options{
 		{Password: "p", Anonymous: "push"},
 		{User: "u", Anonymous: "push"},
@@ -226,7 +231,7 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 	} {
 		o.Dir = t.TempDir()
 		if _, err := auth.New(o); err == nil {
-			t.Errorf("%+v was taken", o)
+			t.Errorf("%+v was accepted", o)
 		}
 	}
 }
@@ -242,8 +247,8 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// TestARequestThatIsGivenUpDoesNotWait for its turn.
-func TestARequestThatIsGivenUpDoesNotWait(t *testing.T) {
+// TestACancelledRequestDoesNotWait for a password comparison.
+func TestACancelledRequestDoesNotWait(t *testing.T) {
 	g := guard(t, auth.Options{User: "u", Password: "p"})
 	ctx, cancel := context.WithCancel(t.Context())
 	hold, held := make(chan struct{}), make(chan struct{})
@@ -265,8 +270,10 @@ func TestChallenges(t *testing.T) {
 	basic := `Basic realm="trow", charset="UTF-8"`
 	closed := guard(t, auth.Options{User: "u", Password: "p"})
 	open := guard(t, auth.Options{User: "u", Password: "p", Anonymous: "pull"})
-	public := guard(t, auth.Options{User: "u", Password: "p", Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}}}})
-	forbidden := guard(t, auth.Options{User: "u", Password: "p", Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"none"}}}})
+	public := guard(t, auth.Options{User: "u", Password: "p",
+		Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}}}})
+	forbidden := guard(t, auth.Options{User: "u", Password: "p",
+		Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"none"}}}})
 	r := httptest.NewRequest("GET", "https://registry.example.org:5000/v2/", nil)
 	bearer := `Bearer realm="https://registry.example.org:5000/token",service="registry.example.org:5000"`
 	for _, row := range []struct {
@@ -284,13 +291,14 @@ func TestChallenges(t *testing.T) {
 		{open, "a/b", auth.Delete, []string{bearer + `,scope="repository:a/b:delete"`, basic}},
 		{open, "", auth.Catalog, []string{bearer + `,scope="registry:catalog:*"`, basic}},
 	} {
-		if got := row.g.Challenge(r, row.repo, row.a, auth.ErrUnauthorized); strings.Join(got, "\n") != strings.Join(row.want, "\n") {
+		got := row.g.Challenge(r, row.repo, row.a, auth.ErrUnauthorized)
+		if !slices.Equal(got, row.want) {
 			t.Errorf("%s %s: %q, want %q", row.a, row.repo, got, row.want)
 		}
 	}
 }
 
-// TestHostHeaderGames: what a client puts into Host comes back in the challenge, so it must be a host and nothing else.
+// TestHostHeaderGames: the Host header is repeated in the challenge, so only a valid host is.
 func TestHostHeaderGames(t *testing.T) {
 	g := guard(t, auth.Options{User: "u", Password: "p", Name: "trow.kube-public:31000"})
 	for host, want := range map[string]string{
@@ -335,7 +343,8 @@ func TestHostHeaderGames(t *testing.T) {
 		}
 	}
 	g = guard(t, auth.Options{User: "u", Password: "p", PublicURL: "https://Public.example.org/"})
-	if c := g.Challenge(request(), "", auth.Login, nil); !strings.HasPrefix(c[0], `Bearer realm="https://public.example.org/token",service="public.example.org"`) {
+	if c := g.Challenge(request(), "", auth.Login, nil); !strings.HasPrefix(c[0],
+		`Bearer realm="https://public.example.org/token",service="public.example.org"`) {
 		t.Errorf("%q", c)
 	}
 	g = guard(t, auth.Options{User: "u", Password: "p", Name: "not a host"})
@@ -356,12 +365,16 @@ func TestProtect(t *testing.T) {
 		r    *http.Request
 		want int
 	}{
-		"nobody": {request(), 401}, "a wrong password": {withLogin("u", "x"), 401}, "a user without the right": {withLogin("alice", "alice's"), 403},
-		"the owner": {withLogin("u", "p"), 204}, "another origin": {cross, 403},
+		"no login":                 {request(), 401},
+		"a wrong password":         {withLogin("u", "x"), 401},
+		"a user without the right": {withLogin("alice", "alice's"), 403},
+		"the owner":                {withLogin("u", "p"), 204},
+		"another origin":           {cross, 403},
 	} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, row.r)
-		if w.Code != row.want || (row.want == 401) != (w.Header().Get("WWW-Authenticate") == `Basic realm="trow", charset="UTF-8"`) {
+		asked := w.Header().Get("WWW-Authenticate") == `Basic realm="trow", charset="UTF-8"`
+		if w.Code != row.want || (row.want == 401) != asked {
 			t.Errorf("%s: %d %v %s", name, w.Code, w.Header(), w.Body)
 		}
 	}

@@ -13,8 +13,8 @@ import (
 // maxHeader bounds an Authorization header: a token that is encoded once more as a password.
 const maxHeader = maxToken*4/3 + 1<<10
 
-// Identify implements Authorizer. It is the only place where a request gets its identity. Credentials in the header take
-// precedence over a certificate.
+// Identify implements Authorizer. It is the only place where a request gets its identity. Credentials in the header
+// take precedence over a certificate.
 func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 	if bySocket(r.Context()) {
 		return Socket, nil

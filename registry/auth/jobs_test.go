@@ -38,21 +38,25 @@ func TestJobs(t *testing.T) {
 	var log bytes.Buffer
 	g := guard(t, auth.Options{User: "owner", Password: "p", Log: zerolog.New(&log)})
 	expires := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	q := url.Values{"name": {"ci"}, "repository": {"team/**", "x"}, "action": {"pull", "push"}, "expires": {expires.Format(time.RFC3339)}}
+	q := url.Values{"name": {"ci"}, "repository": {"team/**", "x"}, "action": {"pull", "push"},
+		"expires": {expires.Format(time.RFC3339)}}
 	var created auth.CreatedRobot
-	if text := job(t, g, auth.JobCreateRobot, q, &created); text != "" || created.Name != "ci" || !created.Expires.Equal(expires) {
+	if text := job(t, g, auth.JobCreateRobot, q, &created); text != "" || created.Name != "ci" ||
+		!created.Expires.Equal(expires) {
 		t.Fatalf("%s, %+v", text, created)
 	}
 	if user, err := may(g, withLogin("x", created.Secret), "team/a", auth.Push); user != "robot:ci" || err != nil {
 		t.Errorf("%s, %v", user, err)
 	}
 	var list []auth.Robot
-	if text := job(t, g, auth.JobListRobots, nil, &list); text != "" || len(list) != 1 || len(list[0].Repositories) != 2 || len(list[0].Actions) != 2 {
+	if text := job(t, g, auth.JobListRobots, nil, &list); text != "" || len(list) != 1 || len(list[0].Repositories) != 2 ||
+		len(list[0].Actions) != 2 {
 		t.Errorf("%s, %+v", text, list)
 	}
 	var answer auth.Explanation
 	q = url.Values{"as": {"robot:ci"}, "action": {"delete"}, "repository": {"x"}}
-	if text := job(t, g, auth.JobExplain, q, &answer); text != "" || answer.Allowed || !strings.Contains(answer.Why, "robot") {
+	if text := job(t, g, auth.JobExplain, q, &answer); text != "" || answer.Allowed ||
+		!strings.Contains(answer.Why, "robot") {
 		t.Errorf("%s, %+v", text, answer)
 	}
 	var revoked auth.Robot
@@ -64,14 +68,16 @@ func TestJobs(t *testing.T) {
 		want string
 	}{
 		auth.JobRevokeRobot: {url.Values{"name": {"ci"}}, `robot "ci" does not exist`},
-		auth.JobCreateRobot: {url.Values{"name": {"x"}, "repository": {"**"}, "action": {"pull"}, "expires": {"soon"}}, "expires"},
-		auth.JobExplain:     {url.Values{"as": {"robot:ci"}, "action": {"pull"}}, `robot "ci" does not exist`},
+		auth.JobCreateRobot: {url.Values{"name": {"x"}, "repository": {"**"}, "action": {"pull"}, "expires": {"soon"}},
+			"expires"},
+		auth.JobExplain: {url.Values{"as": {"robot:ci"}, "action": {"pull"}}, `robot "ci" does not exist`},
 	} {
 		if text := job(t, g, name, row.q, new(any)); !strings.Contains(text, row.want) {
 			t.Errorf("%s: %q, want %q", name, text, row.want)
 		}
 	}
-	if text := log.String(); strings.Count(text, `"message":"token"`) != 2 || !strings.Contains(text, `"robot":"ci","event":"created"`) ||
+	if text := log.String(); strings.Count(text, `"message":"token"`) != 2 ||
+		!strings.Contains(text, `"robot":"ci","event":"created"`) ||
 		!strings.Contains(text, `"event":"revoked"`) || strings.Contains(text, created.Secret) {
 		t.Errorf("logged:\n%s", text)
 	}

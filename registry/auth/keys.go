@@ -55,7 +55,8 @@ func readKeys(root *os.Root) (keyring, error) {
 
 // rotated returns the keyring as it should be at that time, and whether it differs from r.
 func (r keyring) rotated(now time.Time) (keyring, bool) {
-	// A key that is younger than keyLife signs, unless the clock was set back behind its creation by more than the overlap.
+	// A key that is younger than keyLife signs, unless the clock was set back behind its creation by more than the
+	// overlap.
 	if n := len(r); n > 0 && now.Sub(r[n-1].Made) < keyLife && now.After(r[n-1].Made.Add(-keyOverlap)) {
 		if n == 1 || now.Sub(r[n-1].Made) < keyOverlap {
 			return r, false

@@ -125,11 +125,13 @@ func TestSummary(t *testing.T) {
 		o    auth.Options
 		want string
 	}{
-		{auth.Options{Anonymous: "push"}, "pull and push, for every client that can connect; delete is not possible, because there are no users"},
+		{auth.Options{Anonymous: "push"},
+			"pull and push, for every client that can connect; delete is not possible, because there are no users"},
 		{auth.Options{Anonymous: "push", Loopback: true}, "pull, push and delete (only this machine can connect)"},
 		{auth.Options{Anonymous: "pull", User: "u", Password: "p"}, "pull; everything else needs a login"},
 		{auth.Options{User: "u", Password: "p"}, "nothing"},
-		{auth.Options{Rules: []auth.Rule{rule("*", "pull", "")}}, "what the 1 rules of the configuration file allow; ask with trow can-i"},
+		{auth.Options{Rules: []auth.Rule{rule("*", "pull", "")}},
+			"what the 1 rules of the configuration file allow; ask with trow can-i"},
 	} {
 		if got := guard(t, row.o).Summary(); got != row.want {
 			t.Errorf("%q, want %q", got, row.want)

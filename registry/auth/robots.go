@@ -86,8 +86,8 @@ func readRobots(root *os.Root) (*robots, error) {
 		r, err = newRobots(list)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the robots in %s: %w; restore the file from a copy, or delete it, which revokes all robots",
-			filepath.Join(root.Name(), robotsFile), err)
+		return nil, fmt.Errorf("cannot read the robots in %s: %w; "+
+			"restore the file from a copy, or delete it, which revokes all robots", filepath.Join(root.Name(), robotsFile), err)
 	}
 	return r, nil
 }
@@ -130,7 +130,8 @@ func (r *robots) with(o Robot) (*robots, string, error) {
 	case exists:
 		return nil, "", fmt.Errorf("robot %q already exists; revoke it, or choose another name", o.Name)
 	case len(r.stored) >= maxRobots:
-		return nil, "", fmt.Errorf("there are %d robots already, which is the limit; revoke those that have expired", maxRobots)
+		return nil, "", fmt.Errorf("there are %d robots already, which is the limit; revoke those that have expired",
+			maxRobots)
 	}
 	secret := SecretPrefix + rand.Text() + rand.Text() // 260 bits
 	sum := sha256.Sum256([]byte(secret))
@@ -200,8 +201,8 @@ func (g *Guard) Robots() []Robot {
 	return list
 }
 
-// changeRobots makes a change durable before it takes effect: a secret that is shown must be valid after a crash, and one
-// that was revoked must stay invalid.
+// changeRobots makes a change durable before it takes effect: a secret that is shown must be valid after a crash, and
+// one that was revoked must stay invalid.
 func (g *Guard) changeRobots(change func(*robots) (*robots, error)) error {
 	return g.change(func(s *state) error {
 		next, err := change(s.robots)

@@ -30,7 +30,7 @@ func create(t testing.TB, g *auth.Guard, r auth.Robot) string {
 	return secret
 }
 
-func TestARobotMayDoWhatItWasMadeForAndNoMore(t *testing.T) {
+func TestARobotMayDoWhatItWasCreatedForAndNoMore(t *testing.T) {
 	dir := t.TempDir()
 	o := auth.Options{Dir: dir, User: "owner", Password: "p", Anonymous: "pull"}
 	g := guard(t, o)
@@ -47,13 +47,15 @@ func TestARobotMayDoWhatItWasMadeForAndNoMore(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 	for range 2 { // and after a restart
-		for _, r := range []func() (string, string){func() (string, string) { return "any", secret }, func() (string, string) { return "", secret }} {
+		for _, r := range []func() (string, string){func() (string, string) { return "any", secret },
+			func() (string, string) { return "", secret }} {
 			user, password := r()
 			for _, row := range []struct {
 				repo string
 				a    auth.Action
 				want string
-			}{{"team/a", auth.Push, "+"}, {"shared", auth.Pull, "+"}, {"other", auth.Pull, "h"}, {"team/a", auth.Delete, "-"}, {"", auth.Catalog, "-"}, {"", auth.Admin, "-"}, {"", auth.Login, "+"}} {
+			}{{"team/a", auth.Push, "+"}, {"shared", auth.Pull, "+"}, {"other", auth.Pull, "h"}, {"team/a", auth.Delete, "-"},
+				{"", auth.Catalog, "-"}, {"", auth.Admin, "-"}, {"", auth.Login, "+"}} {
 				name, err := may(g, withLogin(user, password), row.repo, row.a)
 				if name != "robot:ci" || sign(err) != row.want {
 					t.Errorf("%s %s: %s, %v", row.a, row.repo, name, err)
@@ -67,23 +69,25 @@ func TestARobotMayDoWhatItWasMadeForAndNoMore(t *testing.T) {
 	}
 }
 
-func TestRulesTakeFromARobotAndNeverAdd(t *testing.T) {
+func TestRulesRestrictARobotAndNeverExtendIt(t *testing.T) {
 	g := guard(t, auth.Options{User: "owner", Password: "p", Rules: []auth.Rule{
-		rule("*", "pull push", "open"), rule("robot:ci", "none", "team/secret"), rule("*", "none", "closed"), rule("user:robot:ci", "none", ""), rule("authenticated", "delete", "team/**"),
+		rule("*", "pull push", "open"), rule("robot:ci", "none", "team/secret"), rule("*", "none", "closed"),
+		rule("user:robot:ci", "none", ""), rule("authenticated", "delete", "team/**"),
 	}})
 	secret := create(t, g, robot("ci", "pull,push", "team/** closed"))
 	for _, row := range []struct {
 		repo string
 		a    auth.Action
 		want string
-	}{{"team/a", auth.Push, "+"}, {"team/secret", auth.Pull, "h"}, {"closed", auth.Push, "-"}, {"open", auth.Pull, "h"}, {"team/a", auth.Delete, "-"}} {
+	}{{"team/a", auth.Push, "+"}, {"team/secret", auth.Pull, "h"}, {"closed", auth.Push, "-"}, {"open", auth.Pull, "h"},
+		{"team/a", auth.Delete, "-"}} {
 		if _, err := may(g, withLogin("x", secret), row.repo, row.a); sign(err) != row.want {
 			t.Errorf("%s %s: %v, want %s", row.a, row.repo, err, row.want)
 		}
 	}
 }
 
-func TestARobotEnds(t *testing.T) {
+func TestARobotExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := guard(t, auth.Options{User: "owner", Password: "p"})
 		r := robot("short", "pull", "**")
@@ -109,12 +113,12 @@ func TestARobotEnds(t *testing.T) {
 			t.Errorf("its token after its end: %v", err)
 		}
 		if len(g.Robots()) != 1 {
-			t.Error("it is not listed any more")
+			t.Error("an expired robot is no longer listed")
 		}
 	})
 }
 
-func TestARevokedRobotEndsAtOnce(t *testing.T) {
+func TestARevokedRobotIsInvalidAtOnce(t *testing.T) {
 	g := guard(t, auth.Options{User: "owner", Password: "p"})
 	secret := create(t, g, robot("ci", "pull", "**"))
 	token := ask(t, g, tokenGET("x", secret, "repository:a:pull"), 200).Token
@@ -124,8 +128,9 @@ func TestARevokedRobotEndsAtOnce(t *testing.T) {
 	if err := g.RevokeRobot("ci"); err != nil {
 		t.Fatal(err)
 	}
-	again := create(t, g, robot("ci", "pull", "**")) // another one of the name
-	for name, r := range map[string]error{"secret": second(g.Identify(withLogin("x", secret))), "token": second(g.Identify(bearer(token)))} {
+	again := create(t, g, robot("ci", "pull", "**")) // a new robot of the same name
+	for name, r := range map[string]error{"secret": second(g.Identify(withLogin("x", secret))),
+		"token": second(g.Identify(bearer(token)))} {
 		if !errors.Is(r, auth.ErrUnauthorized) {
 			t.Errorf("its %s: %v", name, r)
 		}
@@ -134,13 +139,13 @@ func TestARevokedRobotEndsAtOnce(t *testing.T) {
 		t.Error(err)
 	}
 	if err := g.RevokeRobot("none"); err == nil {
-		t.Error("one that does not exist was revoked")
+		t.Error("a robot that does not exist was revoked")
 	}
 }
 
 func second[T any](_ T, err error) error { return err }
 
-// TestARobotWhereEverythingIsOpen: its login is taken, and nobody else is asked for one.
+// TestARobotWhereEverythingIsOpen can log in, and no other client is asked to.
 func TestARobotWhereEverythingIsOpen(t *testing.T) {
 	g := guard(t, auth.Options{Anonymous: "push", Loopback: true})
 	secret := create(t, g, robot("ci", "pull", "a"))
@@ -163,32 +168,36 @@ func TestARobotWhereEverythingIsOpen(t *testing.T) {
 	}
 }
 
-func TestRobotsThatCannotBeMeant(t *testing.T) {
+func TestInvalidRobots(t *testing.T) {
 	dir := t.TempDir()
 	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
 	create(t, g, robot("ci", "pull", "**"))
 	past := robot("past", "pull", "**")
 	past.Expires = time.Now().Add(-time.Second)
-	for _, r := range []auth.Robot{robot("", "pull", "**"), robot("A", "pull", "**"), robot("a:b", "pull", "**"), robot("a b", "pull", "**"), robot("ä", "pull", "**"),
-		robot(strings.Repeat("a", 64), "pull", "**"), robot("x", "pull", ""), robot("x", "pull", "a:b"), robot("ci", "pull", "**"), past} {
+	for _, r := range []auth.Robot{robot("", "pull", "**"), robot("A", "pull", "**"), robot("a:b", "pull", "**"),
+		robot("a b", "pull", "**"), robot("ä", "pull", "**"),
+		robot(strings.Repeat("a", 64), "pull", "**"), robot("x", "pull", ""), robot("x", "pull", "a:b"),
+		robot("ci", "pull", "**"), past} {
 		if secret, err := g.CreateRobot(r); err == nil || secret != "" {
-			t.Errorf("%+v was made", r)
+			t.Errorf("%+v was created", r)
 		}
 	}
 	if n := len(g.Robots()); n != 1 {
 		t.Errorf("there are %d", n)
 	}
-	// A file that cannot be understood is not taken for none: it may be all that somebody has.
-	for _, bad := range []string{"", "{", `[{"name":"a","sha256":"x"}]`, `[{"name":"a","sha256":"` + strings.Repeat("00", 32) + `","repositories":["a:b"]}]`} {
+	// A damaged file is not replaced by an empty one: machines have the secrets.
+	for _, bad := range []string{"", "{", `[{"name":"a","sha256":"x"}]`,
+		`[{"name":"a","sha256":"` + strings.Repeat("00", 32) + `","repositories":["a:b"]}]`} {
 		write(t, filepath.Join(dir, "robots.json"), bad)
-		if _, err := auth.New(auth.Options{Dir: dir, User: "owner", Password: "p"}); err == nil || !strings.Contains(err.Error(), "robots.json") {
+		if _, err := auth.New(auth.Options{Dir: dir, User: "owner", Password: "p"}); err == nil ||
+			!strings.Contains(err.Error(), "robots.json") {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
 }
 
-// TestARobotThatCannotBeKept is none: a secret that was told and does not count after a restart would be worse.
-func TestARobotThatCannotBeKept(t *testing.T) {
+// TestARobotThatCannotBeStored is not created: its secret would be invalid after a restart.
+func TestARobotThatCannotBeStored(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "auth")
 	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
 	if err := os.RemoveAll(dir); err != nil {
@@ -203,7 +212,8 @@ func TestImpersonate(t *testing.T) {
 	g := guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice")})
 	create(t, g, robot("ci", "pull", "a"))
 	for name, want := range map[string]string{
-		"owner": "everything", "alice": "users may", "": "anonymous", "robot:ci": "robot", "system:serviceaccount:a:b": "users may",
+		"owner": "everything", "alice": "users may", "": "anonymous", "robot:ci": "robot",
+		"system:serviceaccount:a:b": "users may",
 	} {
 		who, err := g.Impersonate(name, nil)
 		if err != nil {
@@ -214,6 +224,6 @@ func TestImpersonate(t *testing.T) {
 		}
 	}
 	if _, err := g.Impersonate("robot:none", nil); err == nil {
-		t.Error("there is a robot that there is not")
+		t.Error("a robot that does not exist can be impersonated")
 	}
 }

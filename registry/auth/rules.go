@@ -210,8 +210,8 @@ func (s subject) matches(who *Identity) bool {
 }
 
 // decides reports whether the rule is about this identity, repository and action. A rule that forbids is about catalog,
-// admin and metrics only if it is about all repositories; otherwise a rule that hides one repository would also forbid to
-// list the others.
+// admin and metrics only if it is about all repositories; otherwise a rule that hides one repository would also forbid
+// to list the others.
 func (r *rule) decides(who *Identity, repo string, a Action) bool {
 	switch {
 	case !r.who.Match(who):

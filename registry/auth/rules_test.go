@@ -11,7 +11,7 @@ import (
 	"trow/registry/auth"
 )
 
-// account is an identity as the Kubernetes API tells it.
+// account returns the identity of a service account.
 func account(namespace, name string, groups ...string) *auth.Identity {
 	return &auth.Identity{Name: "system:serviceaccount:" + namespace + ":" + name, Cluster: true,
 		Groups: append(groups, "system:serviceaccounts", "system:serviceaccounts:"+namespace, "system:authenticated")}
@@ -30,7 +30,7 @@ func rule(who, may, repositories string) auth.Rule {
 	return auth.Rule{Who: strings.Fields(who), May: strings.Fields(may), Repositories: strings.Fields(repositories)}
 }
 
-func TestTheFirstRuleThatNamesAllThreeDecides(t *testing.T) {
+func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
 	p := policy(t, auth.PolicyOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true},
 		rule("user:mallory", "none", ""),
 		rule("*", "pull", "*/public public/**"),
@@ -46,41 +46,44 @@ func TestTheFirstRuleThatNamesAllThreeDecides(t *testing.T) {
 		rule("user:bob", "pull delete", "bob/**"),
 		rule("user:oidc:dave", "push", "dave"),
 	)
-	nobody, alice, bob, root := auth.Named("", nil), auth.Named("alice", nil), auth.Named("bob", nil), auth.Named("root", nil)
+	anonymous, alice, bob, root := auth.Named("", nil), auth.Named("alice", nil), auth.Named("bob", nil),
+		auth.Named("root", nil)
 	for _, row := range []struct {
 		name string
 		who  *auth.Identity
 		a    auth.Action
 		repo string
-		rule int // negative: it forbids; 0: none decides, which denies
+		rule int // negative: it forbids; 0: no rule decides, which denies
 	}{
 		{"forbidden before it is allowed to all", auth.Named("mallory", nil), auth.Pull, "team-a/public", -1},
 		{"a rule about all repositories forbids the catalog", auth.Named("mallory", nil), auth.Catalog, "", -1},
-		{"everybody", nobody, auth.Pull, "team-a/public", 2},
-		{"everybody, at any depth", nobody, auth.Pull, "public/a/b", 2},
-		{"a pattern ends where it ends", nobody, auth.Pull, "a/b/public", -9},
+		{"all identities", anonymous, auth.Pull, "team-a/public", 2},
+		{"all identities, at any depth", anonymous, auth.Pull, "public/a/b", 2},
+		{"a pattern matches the entire name", anonymous, auth.Pull, "a/b/public", -9},
 		{"a user", alice, auth.Push, "team-a/app", 3},
-		{"a rule that does not name the action leaves it open", alice, auth.Delete, "team-a/app", 0},
-		{"nor another repository", alice, auth.Pull, "team-b/app", 0},
+		{"a rule without the action does not decide", alice, auth.Delete, "team-a/app", 0},
+		{"nor does one without the repository", alice, auth.Pull, "team-b/app", 0},
 		{"a group", auth.Named("carol", []string{"devs"}), auth.Push, "team-a/app", 3},
 		{"a group of another name", auth.Named("carol", []string{"devs2"}), auth.Push, "team-a/app", 0},
 		{"a service account", account("team-b", "ci"), auth.Delete, "team-b/app", 5},
 		{"another of its namespace", account("team-b", "web"), auth.Delete, "team-b/app", 0},
 		{"a namespace", account("team-b", "web"), auth.Pull, "team-a/app", 6},
-		{"a hole in what a later rule allows", account("team-b", "web"), auth.Pull, "team-a/secret", -4},
+		{"an exception to a later rule", account("team-b", "web"), auth.Pull, "team-a/secret", -4},
 		{"a namespace of a longer name", account("team-bc", "web"), auth.Pull, "team-a/app", 0},
-		{"a user who is called like an account of the cluster, without the cluster", &auth.Identity{Name: "system:serviceaccount:team-b:ci"}, auth.Pull, "team-b/app", 0},
+		{"a user with the name of an account of the cluster", &auth.Identity{Name: "system:serviceaccount:team-b:ci"},
+			auth.Pull, "team-b/app", 0},
 		{"the catalog", alice, auth.Catalog, "", 7},
-		{"a hole is none for the catalog", account("team-b", "web"), auth.Catalog, "", 7},
+		{"an exception does not forbid the catalog", account("team-b", "web"), auth.Catalog, "", 7},
 		{"administration", root, auth.Admin, "", 8},
-		{"of others not", alice, auth.Admin, "", 0},
-		{"anonymous", nobody, auth.Catalog, "", -9},
-		{"push before a hole", bob, auth.Push, "bob/app", 10},
-		{"the hole", bob, auth.Pull, "bob/app", -11},
-		{"what comes after never counts", bob, auth.Delete, "bob/app", -11},
+		{"administration, by another user", alice, auth.Admin, "", 0},
+		{"anonymous", anonymous, auth.Catalog, "", -9},
+		{"push before an exception", bob, auth.Push, "bob/app", 10},
+		{"the exception", bob, auth.Pull, "bob/app", -11},
+		{"a later rule does not decide", bob, auth.Delete, "bob/app", -11},
 		{"a user of the cluster", auth.Named("oidc:dave", nil), auth.Push, "dave", 13},
-		{"who is called like one of ours", &auth.Identity{Name: "alice", Cluster: true}, auth.Push, "team-a/app", 0},
-		{"the settings do not count beside rules", bob, auth.Push, "other", 0},
+		{"a user of the cluster with the name of one of ours", &auth.Identity{Name: "alice", Cluster: true}, auth.Push,
+			"team-a/app", 0},
+		{"the setting anonymous does not decide beside rules", bob, auth.Push, "other", 0},
 	} {
 		got := p.Judge(row.who, row.repo, row.a)
 		if want := max(row.rule, -row.rule); got.Rule != want || got.Allowed != (row.rule > 0) {
@@ -89,7 +92,7 @@ func TestTheFirstRuleThatNamesAllThreeDecides(t *testing.T) {
 	}
 }
 
-func TestRulesThatCannotBeMeant(t *testing.T) {
+func TestInvalidRules(t *testing.T) {
 	for want, r := range map[string]auth.Rule{
 		"who: at least one": rule("", "pull", "**"),
 		"who: \"alice\"":    rule("alice", "pull", "**"),
@@ -111,7 +114,8 @@ func TestRulesThatCannotBeMeant(t *testing.T) {
 }
 
 func TestExplanations(t *testing.T) {
-	p := policy(t, auth.PolicyOptions{}, rule("user:alice serviceaccount:a/ci", "pull push", "a/** b"), rule("*", "none", "secret"), rule("authenticated", "catalog", ""))
+	p := policy(t, auth.PolicyOptions{}, rule("user:alice serviceaccount:a/ci", "pull push", "a/** b"),
+		rule("*", "none", "secret"), rule("authenticated", "catalog", ""))
 	none := policy(t, auth.PolicyOptions{Anonymous: auth.ReadOnly})
 	for _, row := range []struct {
 		p    *auth.Policy
@@ -120,13 +124,17 @@ func TestExplanations(t *testing.T) {
 		a    auth.Action
 		want string
 	}{
-		{p, auth.Named("alice", nil), "a/x", auth.Push, "rule 1 decides: user:alice, serviceaccount:a/ci may pull, push in a/**, b"},
+		{p, auth.Named("alice", nil), "a/x", auth.Push,
+			"rule 1 decides: user:alice, serviceaccount:a/ci may pull, push in a/**, b"},
 		{p, auth.Named("", nil), "secret", auth.Push, "rule 2 decides: * may nothing in secret"},
 		{p, auth.Named("x", nil), "", auth.Catalog, "rule 3 decides: authenticated may catalog in all repositories"},
 		{p, auth.Named("x", nil), "x", auth.Pull, "none of the 3 rules allows it"},
 		{p, auth.Owner("x"), "x", auth.Pull, "the user of the setting user may do everything"},
-		{none, auth.Named("", nil), "x", auth.Pull, "there are no rules, and the setting anonymous decides for clients without a login"},
-		{none, auth.Named("x", nil), "x", auth.Push, "there are no rules: users may do everything but administer the registry, and accounts of the cluster and holders of certificates may pull"},
+		{none, auth.Named("", nil), "x", auth.Pull,
+			"there are no rules, and the setting anonymous decides for clients without a login"},
+		{none, auth.Named("x", nil), "x", auth.Push,
+			"there are no rules: users may do everything but administer the registry, " +
+				"and accounts of the cluster and holders of certificates may pull"},
 	} {
 		if got := row.p.Explain(row.who, row.repo, row.a); got.Why != row.want {
 			t.Errorf("%s, want %s", got.Why, row.want)
@@ -140,12 +148,13 @@ type accesses struct {
 	err   error
 }
 
-func (a *accesses) Access(_ context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (bool, string, error) {
+func (a *accesses) Access(_ context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (bool,
+	string, error) {
 	a.asked = append(a.asked, user.Username+" "+verb+" "+namespace+" "+repository)
 	return namespace == "team-a" && verb != "delete", "RBAC says so", a.err
 }
 
-func TestTheClusterDecidesWhatNoRuleDoes(t *testing.T) {
+func TestTheClusterDecidesWhereNoRuleDoes(t *testing.T) {
 	a := &accesses{}
 	o := auth.Options{Htpasswd: htpasswd(t, "alice"), Accesses: a, Reviewer: &reviewer{}}
 	check := func(g *auth.Guard, who *auth.Identity, repo string, action auth.Action, want string) {
@@ -161,13 +170,16 @@ func TestTheClusterDecidesWhatNoRuleDoes(t *testing.T) {
 	check(g, ci, "team-b/app", auth.Pull, "h")
 	check(g, ci, "app", auth.Pull, "h")
 	check(g, ci, "", auth.Catalog, "-")
-	if want := []string{ci.Name + " update team-a app/x", ci.Name + " delete team-a app", ci.Name + " get team-b app", ci.Name + " get  app", ci.Name + " list  "}; strings.Join(a.asked, "\n") != strings.Join(want, "\n") {
+	if want := []string{ci.Name + " update team-a app/x", ci.Name + " delete team-a app", ci.Name + " get team-b app",
+		ci.Name + " get  app", ci.Name + " list  "}; strings.Join(a.asked, "\n") != strings.Join(want, "\n") {
 		t.Errorf("asked %q", a.asked)
 	}
 	a.asked = nil
-	check(g, auth.Named("alice", nil), "team-a/app", auth.Push, "+") // a user of ours, whoever has that name in the cluster
+	// a user of ours, whatever the user of that name in the cluster may do
+	check(g, auth.Named("alice", nil), "team-a/app", auth.Push, "+")
 	check(g, auth.Named("", nil), "team-a/app", auth.Push, "4")
-	o.Rules = []auth.Rule{rule("namespace:team-a", "none", "team-a/secret"), rule("namespace:team-a", "pull", "team-b/app")}
+	o.Rules = []auth.Rule{rule("namespace:team-a", "none", "team-a/secret"),
+		rule("namespace:team-a", "pull", "team-b/app")}
 	o.Dir = t.TempDir()
 	g = guard(t, o)
 	check(g, ci, "team-a/secret", auth.Pull, "h")
@@ -177,7 +189,8 @@ func TestTheClusterDecidesWhatNoRuleDoes(t *testing.T) {
 		t.Errorf("asked %q", a.asked)
 	}
 	check(g, ci, "team-a/app", auth.Pull, "+")
-	if e, err := g.Explain(t.Context(), ci, "team-a/app", auth.Pull); err != nil || !e.Allowed || e.Why != "no rule decides, and the Kubernetes API does: RBAC says so" {
+	if e, err := g.Explain(t.Context(), ci, "team-a/app", auth.Pull); err != nil || !e.Allowed ||
+		e.Why != "no rule decides, and the Kubernetes API does: RBAC says so" {
 		t.Errorf("%+v, %v", e, err)
 	}
 	readable := g.Readable(t.Context(), ci)
@@ -187,13 +200,14 @@ func TestTheClusterDecidesWhatNoRuleDoes(t *testing.T) {
 	a.err = errors.New("connection refused")
 	check(g, ci, "team-a/app", auth.Pull, "u")
 	if readable("team-a/app") {
-		t.Error("what nobody could tell is listed")
+		t.Error("a repository is listed although access could not be reviewed")
 	}
 }
 
 func TestAnAccountOfTheClusterMayPullWithoutRules(t *testing.T) {
 	g := guard(t, auth.Options{Reviewer: &reviewer{}})
-	for a, want := range map[auth.Action]string{auth.Pull: "+", auth.Catalog: "+", auth.Push: "-", auth.Delete: "-", auth.Admin: "-"} {
+	for a, want := range map[auth.Action]string{auth.Pull: "+", auth.Catalog: "+", auth.Push: "-", auth.Delete: "-",
+		auth.Admin: "-"} {
 		if err := g.Authorize(t.Context(), account("a", "b"), "repo", a); sign(err) != want {
 			t.Errorf("%s: %v", a, err)
 		}
@@ -213,9 +227,9 @@ func TestRulesChangeWhileItRuns(t *testing.T) {
 		t.Error(err)
 	}
 	if err := g.SetRules([]auth.Rule{rule("alice", "pull", "a")}, ""); err == nil {
-		t.Error("a bad rule was taken")
+		t.Error("an invalid rule was accepted")
 	}
 	if _, err := may(g, alice, "b", auth.Pull); err != nil {
-		t.Errorf("after a bad rule: %v", err)
+		t.Errorf("after an invalid rule: %v", err)
 	}
 }

@@ -13,10 +13,12 @@ func TestTheSocketMayDoEverything(t *testing.T) {
 	r := withLogin("u", "wrong") // credentials do not matter there
 	r = r.WithContext(auth.WithSocket(r.Context()))
 	who, err := g.Identify(r)
-	if err != nil || who != auth.Socket || who.Kind() != "socket" || who.Name != "" || who.Anonymous() || !who.Unlimited() {
+	if err != nil || who != auth.Socket || who.Kind() != "socket" || who.Name != "" || who.Anonymous() ||
+		!who.Unlimited() {
 		t.Fatalf("%+v, %v", who, err)
 	}
-	for _, a := range []auth.Action{auth.Login, auth.Pull, auth.Push, auth.Delete, auth.Catalog, auth.Admin, auth.Metrics} {
+	for _, a := range []auth.Action{auth.Login, auth.Pull, auth.Push, auth.Delete, auth.Catalog, auth.Admin,
+		auth.Metrics} {
 		if err := g.Authorize(t.Context(), who, "repo", a); err != nil {
 			t.Errorf("%s: %v", a, err)
 		}

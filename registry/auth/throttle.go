@@ -11,9 +11,9 @@ import (
 )
 
 // throttle slows down the guessing of passwords: after a failure, the next comparison is delayed, longer with each
-// failure. Failures are counted for a user and an address together, because behind trow node all pods of a node have the
-// same address. Those of an address alone only decide on which of two lanes a comparison waits, so that addresses with
-// many failures do not delay others. Nobody is locked out. Credentials that were verified before do not get here.
+// failure. Failures are counted for a user and an address together, because behind trow node all pods of a node have
+// the same address. Those of an address alone only decide on which of two lanes a comparison waits, so that addresses
+// with many failures do not delay others. No user is locked out. Credentials that were verified before do not get here.
 type throttle struct {
 	lanes [2]chan struct{} // each makes one comparison at a time; the second is for addresses that guess
 
@@ -60,8 +60,8 @@ func newThrottle() *throttle {
 		pairs: newLRU[pair, *score](), addresses: newLRU[netip.Addr, *score]()}
 }
 
-// enter waits until the caller may compare a password. The caller then calls done with the result. Errors: ErrBusy; that
-// of ctx.
+// enter waits until the caller may compare a password. The caller then calls done with the result. Errors: ErrBusy;
+// that of ctx.
 func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (done func(right bool), err error) {
 	p := pair{user, addr}
 	delay, lane, ok := t.queue(p)
@@ -85,8 +85,8 @@ func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (don
 	return func(right bool) { <-lane; t.count(p, right) }, nil
 }
 
-// queue counts a request that waits, and returns how long it is delayed and on which lane it compares. ok is false if too
-// many wait.
+// queue counts a request that waits, and returns how long it is delayed and on which lane it compares. ok is false if
+// too many wait.
 func (t *throttle) queue(p pair) (delay time.Duration, lane chan struct{}, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

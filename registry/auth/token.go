@@ -76,14 +76,14 @@ func grantOf(all []access) *grant {
 // errGroups: the token would not fit into a header.
 var errGroups = errors.New("the account has too many groups for a token; use Basic credentials")
 
-// issue makes a token for who, valid at that host, and returns when it expires. A robot's token expires no later than the
-// robot.
+// issue makes a token for who, valid at that host, and returns when it expires. A robot's token expires no later than
+// the robot.
 func (s *state) issue(who *Identity, host string, all []access, now time.Time) (
 	token string, expires time.Time, err error) {
 	key := &s.keys[len(s.keys)-1]
 	expires = now.Add(tokenLife)
-	c := claims{RegisteredClaims: jwt.RegisteredClaims{Issuer: issuer, Subject: who.Name, Audience: jwt.ClaimStrings{host}},
-		Cluster: who.Cluster, Groups: who.Groups, Cert: who.cert, Orgs: who.orgs, Access: all}
+	c := claims{Cluster: who.Cluster, Groups: who.Groups, Cert: who.cert, Orgs: who.orgs, Access: all}
+	c.Issuer, c.Subject, c.Audience = issuer, who.Name, jwt.ClaimStrings{host}
 	if r := who.robot; r != nil {
 		c.Robot = r.id
 		if !r.Expires.IsZero() && r.Expires.Before(expires) {
@@ -149,8 +149,8 @@ func (s *state) holder(c *claims, now time.Time) (*Identity, error) {
 	return nil, errBadToken
 }
 
-// foreign reports whether a password is a token of another issuer: three parts, of which the middle one is an object with
-// another issuer than ours, or none.
+// foreign reports whether a password is a token of another issuer: three parts, of which the middle one is an object
+// with another issuer than ours, or none.
 func foreign(password string) bool {
 	parts := strings.Split(password, ".")
 	if len(password) > maxToken || len(parts) != 3 || parts[2] == "" {

@@ -46,7 +46,8 @@ func ask(t testing.TB, g *auth.Guard, r *http.Request, status int) (answer token
 		t.Error("a token may be cached on the way")
 	}
 	if status == 200 {
-		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer.Token == "" || answer.AccessToken != answer.Token {
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer.Token == "" ||
+			answer.AccessToken != answer.Token {
 			t.Fatalf("%v: %s", err, w.Body)
 		}
 		return answer
@@ -54,7 +55,8 @@ func ask(t testing.TB, g *auth.Guard, r *http.Request, status int) (answer token
 	var e struct {
 		Errors []struct{ Code, Message string }
 	}
-	if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || len(e.Errors) != 1 || e.Errors[0].Code == "" || e.Errors[0].Message == "" {
+	if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || len(e.Errors) != 1 || e.Errors[0].Code == "" ||
+		e.Errors[0].Message == "" {
 		t.Errorf("%v: %s", err, w.Body)
 	}
 	if (status == 401) != (w.Header().Get("WWW-Authenticate") != "") {
@@ -80,16 +82,18 @@ func tokenPOST(form url.Values) *http.Request {
 
 func bearer(token string) *http.Request { return request("Authorization", "Bearer "+token) }
 
-// team is a registry with a public part, a team's, and one that only its owner knows.
+// team is a registry with public repositories, a team's, and others that only the owner may use.
 func team(t testing.TB) *auth.Guard {
 	return guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice", "bob"), Rules: []auth.Rule{
-		rule("*", "pull", "public/**"), rule("user:alice", "pull push catalog", "team/**"), rule("user:bob", "pull", "team/**"),
+		rule("*", "pull", "public/**"), rule("user:alice", "pull push catalog", "team/**"),
+		rule("user:bob", "pull", "team/**"),
 	}})
 }
 
-func TestATokenIsGoodForItsScopesAndWhatTheRulesAllow(t *testing.T) {
+func TestATokenAllowsWhatBothScopesAndRulesAllow(t *testing.T) {
 	g := team(t)
-	got := ask(t, g, tokenGET("alice", "alice's", "repository:team/app:pull,push,delete", "repository:secret:pull repository:public/x:pull", "registry:catalog:*"), 200)
+	got := ask(t, g, tokenGET("alice", "alice's", "repository:team/app:pull,push,delete",
+		"repository:secret:pull repository:public/x:pull", "registry:catalog:*"), 200)
 	if want := "repository:team/app:pull,push repository:public/x:pull registry:catalog:*"; got.Scope != want {
 		t.Errorf("scope %q, want %q", got.Scope, want)
 	}
@@ -101,7 +105,8 @@ func TestATokenIsGoodForItsScopesAndWhatTheRulesAllow(t *testing.T) {
 		a    auth.Action
 		want string
 	}{
-		{"", auth.Login, "+"}, {"team/app", auth.Pull, "+"}, {"team/app", auth.Push, "+"}, {"public/x", auth.Pull, "+"}, {"", auth.Catalog, "+"},
+		{"", auth.Login, "+"}, {"team/app", auth.Pull, "+"}, {"team/app", auth.Push, "+"}, {"public/x", auth.Pull, "+"},
+		{"", auth.Catalog, "+"},
 		{"team/other", auth.Pull, "4"}, // the rules allow it, the token does not
 		{"team/app", auth.Delete, "-"}, {"secret", auth.Pull, "h"}, {"", auth.Admin, "-"},
 	} {
@@ -114,18 +119,19 @@ func TestATokenIsGoodForItsScopesAndWhatTheRulesAllow(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = g.Authorize(t.Context(), who, "team/other", auth.Pull)
-	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0], `,scope="repository:team/other:pull",error="insufficient_scope",error_description="token lacks the required scope"`) {
+	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0],
+		`,scope="repository:team/other:pull",error="insufficient_scope",error_description="token lacks the required scope"`) {
 		t.Errorf("%q", c)
 	}
 	if readable := g.Readable(t.Context(), who); !readable("team/other") || readable("secret") {
 		t.Error("the catalog is not what the rules say")
 	}
-	// The rules of now count.
+	// A change of the rules takes effect at once.
 	if err := g.SetRules([]auth.Rule{rule("user:alice", "push", "team/**")}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := may(g, bearer(got.Token), "team/app", auth.Pull); !errors.Is(err, auth.ErrHidden) {
-		t.Errorf("after the rule has gone: %v", err)
+		t.Errorf("after the rule was removed: %v", err)
 	}
 }
 
@@ -141,19 +147,20 @@ func TestAnonymousTokens(t *testing.T) {
 		}
 	}
 	if _, err := may(g, bearer(got.Token), "", auth.Login); err != nil {
-		t.Errorf("who has done the handshake is asked for it again: %v", err)
+		t.Errorf("a client with a token is asked for a login: %v", err)
 	}
 	if got := ask(t, g, tokenGET("", ""), 200); got.Scope != "" {
 		t.Errorf("scope %q", got.Scope)
 	}
 }
 
-func TestWhoGetsATokenAndWhoDoesNot(t *testing.T) {
+func TestWhichCredentialsGetAToken(t *testing.T) {
 	g := team(t)
 	ask(t, g, tokenGET("alice", "alice's"), 200) // docker login
 	ask(t, g, tokenGET("alice", "wrong"), 401)
-	ask(t, g, tokenGET("nobody", "alice's"), 401)
-	form := url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {"alice's"}, "service": {"example.com"}, "client_id": {"c"},
+	ask(t, g, tokenGET("unknown", "alice's"), 401)
+	form := url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {"alice's"},
+		"service": {"example.com"}, "client_id": {"c"},
 		"access_type": {"offline"}, "scope": {"repository:team/a:pull repository:team/b:push"}}
 	if got := ask(t, g, tokenPOST(form), 200); got.Scope != "repository:team/a:pull repository:team/b:push" {
 		t.Errorf("scope %q", got.Scope)
@@ -165,11 +172,13 @@ func TestWhoGetsATokenAndWhoDoesNot(t *testing.T) {
 	ask(t, g, tokenPOST(url.Values{"grant_type": {"client_credentials"}}), 400)
 	ask(t, g, tokenPOST(nil), 400)
 	ask(t, g, tokenPOST(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {"x"}}), 401)
-	secret, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"team/**"}, Actions: []auth.Action{auth.Pull}})
+	secret, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"team/**"},
+		Actions: []auth.Action{auth.Pull}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, g, tokenPOST(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {secret}, "scope": {"repository:team/a:pull,push"}}), 200); got.Scope != "repository:team/a:pull" {
+	if got := ask(t, g, tokenPOST(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {secret},
+		"scope": {"repository:team/a:pull,push"}}), 200); got.Scope != "repository:team/a:pull" {
 		t.Errorf("scope %q", got.Scope)
 	}
 	if got := ask(t, g, tokenGET("alice", "alice's"), 200); ask(t, g, bearerGET(got.Token), 401).Token != "" {
@@ -192,12 +201,13 @@ func bearerGET(token string) *http.Request {
 	return r
 }
 
-// TestHugeForm: what is more than a form can need is not read.
+// TestHugeForm: more than any form needs is not read.
 func TestHugeForm(t *testing.T) {
 	g := team(t)
 	r := tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {strings.Repeat("x", 1<<20)}})
 	ask(t, g, r, 413)
-	ask(t, g, tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {strings.Repeat("x", 60<<10)}}), 401)
+	ask(t, g, tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"},
+		"password": {strings.Repeat("x", 60<<10)}}), 401)
 	r = tokenPOST(url.Values{"grant_type": {"password"}})
 	r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
 	ask(t, g, r, 400)
@@ -255,15 +265,16 @@ func TestScopesWithTricks(t *testing.T) {
 	}
 }
 
-// TestTokensThatAreNotTaken: each is a good one, but for what its name says.
-func TestTokensThatAreNotTaken(t *testing.T) {
+// TestTokensThatAreRefused: each is valid except for what its name says.
+func TestTokensThatAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
 	good := ask(t, g, tokenGET("owner", "p", "repository:a:pull"), 200).Token
 	kid, key := g.Key()
 	now := time.Now().Unix()
 	claims := func(change map[string]any) map[string]any {
-		c := map[string]any{"iss": "trow", "sub": "owner", "aud": []string{"example.com"}, "iat": now, "nbf": now, "exp": now + 300,
+		c := map[string]any{"iss": "trow", "sub": "owner", "aud": []string{"example.com"}, "iat": now, "nbf": now,
+			"exp":    now + 300,
 			"access": []any{map[string]any{"type": "repository", "name": "a", "actions": []string{"pull"}}}}
 		maps.Copy(c, change)
 		maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
@@ -283,33 +294,34 @@ func TestTokensThatAreNotTaken(t *testing.T) {
 	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT","kid":"` + kid + `"}`))
 	public := key.Public().(ed25519.PublicKey)
 	for name, token := range map[string]string{
-		"tampered claims":                        parts[0] + "." + other[1] + "." + parts[2],
-		"tampered signature":                     parts[0] + "." + parts[1] + "." + other[2],
-		"no signature":                           parts[0] + "." + parts[1] + ".",
-		"two parts":                              parts[0] + "." + parts[1],
-		"four parts":                             good + ".x",
-		"white space":                            good + "\t",
-		"expired":                                signed(map[string]any{"exp": now - 6}),
-		"without an end":                         signed(map[string]any{"exp": nil}),
-		"not yet valid":                          signed(map[string]any{"nbf": now + 600}),
-		"issued in the future":                   signed(map[string]any{"iat": now + 600}),
-		"wrong audience":                         signed(map[string]any{"aud": []string{"other.example.com"}}),
-		"several audiences":                      signed(map[string]any{"aud": []string{"example.com", "other"}}),
-		"no audience":                            signed(map[string]any{"aud": nil}),
-		"wrong issuer":                           signed(map[string]any{"iss": "https://kubernetes.default.svc"}),
-		"no issuer":                              signed(map[string]any{"iss": nil}),
-		"a user who is none":                     signed(map[string]any{"sub": "nobody"}),
-		"a robot that is none":                   signed(map[string]any{"sub": "robot:ci", "robot": "0123"}),
-		"alg none":                               none + "." + parts[1] + ".",
-		"alg none with the signature":            none + "." + parts[1] + "." + parts[2],
-		"alg HS256 with the public key":          auth.Sign(t, jwt.SigningMethodHS256, kid, []byte(public), claims(nil)),
-		"alg HS256 with the public key, as text": auth.Sign(t, jwt.SigningMethodHS256, kid, []byte(base64.StdEncoding.EncodeToString(public)), claims(nil)),
-		"another key":                            auth.Sign(t, jwt.SigningMethodEdDSA, kid, stranger, claims(nil)),
-		"a key that is not there":                auth.Sign(t, jwt.SigningMethodEdDSA, "x", key, claims(nil)),
-		"oversized":                              signed(map[string]any{"groups": strings.Repeat("x", auth.MaxToken)}),
-		"claims that are none":                   signed(map[string]any{"access": "all"}),
+		"tampered claims":               parts[0] + "." + other[1] + "." + parts[2],
+		"tampered signature":            parts[0] + "." + parts[1] + "." + other[2],
+		"no signature":                  parts[0] + "." + parts[1] + ".",
+		"two parts":                     parts[0] + "." + parts[1],
+		"four parts":                    good + ".x",
+		"white space":                   good + "\t",
+		"expired":                       signed(map[string]any{"exp": now - 6}),
+		"without an expiry":             signed(map[string]any{"exp": nil}),
+		"not yet valid":                 signed(map[string]any{"nbf": now + 600}),
+		"issued in the future":          signed(map[string]any{"iat": now + 600}),
+		"wrong audience":                signed(map[string]any{"aud": []string{"other.example.com"}}),
+		"several audiences":             signed(map[string]any{"aud": []string{"example.com", "other"}}),
+		"no audience":                   signed(map[string]any{"aud": nil}),
+		"wrong issuer":                  signed(map[string]any{"iss": "https://kubernetes.default.svc"}),
+		"no issuer":                     signed(map[string]any{"iss": nil}),
+		"an unknown user":               signed(map[string]any{"sub": "unknown"}),
+		"an unknown robot":              signed(map[string]any{"sub": "robot:ci", "robot": "0123"}),
+		"alg none":                      none + "." + parts[1] + ".",
+		"alg none with the signature":   none + "." + parts[1] + "." + parts[2],
+		"alg HS256 with the public key": auth.Sign(t, jwt.SigningMethodHS256, kid, []byte(public), claims(nil)),
+		"alg HS256 with the public key, as text": auth.Sign(t, jwt.SigningMethodHS256, kid,
+			[]byte(base64.StdEncoding.EncodeToString(public)), claims(nil)),
+		"another key":            auth.Sign(t, jwt.SigningMethodEdDSA, kid, stranger, claims(nil)),
+		"an unknown key":         auth.Sign(t, jwt.SigningMethodEdDSA, "x", key, claims(nil)),
+		"oversized":              signed(map[string]any{"groups": strings.Repeat("x", auth.MaxToken)}),
+		"claims of another form": signed(map[string]any{"access": "all"}),
 	} {
-		for range 2 { // not from memory either
+		for range 2 { // nor is the second time
 			_, err := may(g, bearer(token), "a", auth.Pull)
 			if !errors.Is(err, auth.ErrUnauthorized) {
 				t.Errorf("%s: %v", name, err)
@@ -329,11 +341,12 @@ func TestTokensThatAreNotTaken(t *testing.T) {
 	}
 }
 
-func TestTokensEndWithTheirTime(t *testing.T) {
+func TestTokensExpire(t *testing.T) {
 	g := guard(t, auth.Options{User: "owner", Password: "p"})
 	kid, key := g.Key()
 	ends := time.Now().Add(-4 * time.Second).Unix() // of which the leeway leaves one
-	token := auth.Sign(t, jwt.SigningMethodEdDSA, kid, key, map[string]any{"iss": "trow", "sub": "owner", "aud": "example.com", "exp": ends})
+	token := auth.Sign(t, jwt.SigningMethodEdDSA, kid, key,
+		map[string]any{"iss": "trow", "sub": "owner", "aud": "example.com", "exp": ends})
 	if _, err := g.Identify(bearer(token)); err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +355,7 @@ func TestTokensEndWithTheirTime(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("it is remembered beyond its end")
+			t.Fatal("it is accepted after it has expired")
 		}
 	}
 }
@@ -368,7 +381,7 @@ func TestTheKeysOfTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	if id, _ := g.Key(); id != old {
-		t.Error("a key has gone too early")
+		t.Error("a key was replaced too early")
 	}
 	if err := g.RotateKeys(time.Now().Add(31 * 24 * time.Hour)); err != nil {
 		t.Fatal(err)
@@ -383,9 +396,9 @@ func TestTheKeysOfTokens(t *testing.T) {
 		t.Errorf("%d keys, %v", g.Keys(), err)
 	}
 	if _, err := may(g, bearer(token), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
-		t.Errorf("a token of a key that has gone: %v", err)
+		t.Errorf("a token of a key that was dropped: %v", err)
 	}
-	for _, bad := range []string{"", "{", "[]", `[{"id":"x","seed":"AA=="}]`, "null"} { // all it costs is new tokens
+	for _, bad := range []string{"", "{", "[]", `[{"id":"x","seed":"AA=="}]`, "null"} { // clients get new tokens
 		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -414,9 +427,9 @@ func TestAnAccountWithTooManyGroups(t *testing.T) {
 	ask(t, g, tokenGET("x", clusterToken(`{"sub":"3"}`)), 503)
 }
 
-// TestTheTokenEndpointHasPlacesOfItsOwn: when they are taken, further requests for tokens are refused, and other requests
+// TestTheTokenEndpointHasItsOwnPlaces: when they are taken, further requests for tokens are refused, and other requests
 // go on.
-func TestTheTokenEndpointHasPlacesOfItsOwn(t *testing.T) {
+func TestTheTokenEndpointHasItsOwnPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &reviewer{slow: "slow", hold: make(chan struct{}), held: make(chan struct{}, auth.MaxTokenRequests)}
 		g := guard(t, auth.Options{User: "u", Password: "p", Reviewer: r})

@@ -74,8 +74,8 @@ func newOwner(name, password string) (*user, error) {
 	return &user{who: &Identity{Name: name, owner: true}, hash: hash, cost: ownCost, long: true}, err
 }
 
-// checkName validates a user's name. Basic credentials (RFC 7617) cannot contain a colon, and control characters must not
-// get into a log.
+// checkName validates a user's name. Basic credentials (RFC 7617) cannot contain a colon, and control characters must
+// not get into a log.
 func checkName(name string) error {
 	switch {
 	case name == "" || len(name) > maxUserName || !utf8.ValidString(name):
@@ -124,7 +124,8 @@ func checkHash(hash string) (cost int, err error) {
 	case err != nil:
 		return 0, fmt.Errorf("invalid bcrypt hash: %w", err)
 	case cost > maxCost:
-		return 0, fmt.Errorf("bcrypt cost %d is too high, because a login would take too long; want at most %d", cost, maxCost)
+		return 0, fmt.Errorf("bcrypt cost %d is too high, because a login would take too long; want at most %d", cost,
+			maxCost)
 	}
 	return cost, nil
 }
@@ -138,9 +139,9 @@ func prehash(password string) []byte {
 // compare is bcrypt's comparison. Tests replace it, to count the calls.
 var compare = bcrypt.CompareHashAndPassword
 
-// check compares a password. It takes the same time for each user, so that the time reveals nothing: for a user who does
-// not exist it compares the dummy, and for a cheap hash it makes further comparisons. A comparison of cost c takes twice
-// as long as one of cost c-1, so one of each cost from c up to, but not including, the highest fills the gap.
+// check compares a password. It takes the same time for each user, so that the time reveals nothing: for a user who
+// does not exist it compares the dummy, and for a cheap hash it makes further comparisons. A comparison of cost c takes
+// twice as long as one of cost c-1, so one of each cost from c up to, but not including, the highest fills the gap.
 func (u *users) check(name, password string) (*Identity, bool) {
 	this, exists := u.list[name]
 	if !exists {

@@ -30,7 +30,8 @@ func write(t testing.TB, path string, lines ...string) {
 func TestHtpasswd(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "htpasswd")
 	y := strings.Replace(line(t, "bob", "pass:wörd", bcrypt.MinCost), "$2a$", "$2y$", 1) // as htpasswd -B writes it
-	write(t, file, "# people", "", line(t, "alice", "a", bcrypt.MinCost+1)+"\r", y, "   ", line(t, "jürgen", "j", bcrypt.MinCost))
+	write(t, file, "# people", "", line(t, "alice", "a", bcrypt.MinCost+1)+"\r", y, "   ",
+		line(t, "jürgen", "j", bcrypt.MinCost))
 	g := guard(t, auth.Options{Htpasswd: file})
 	for user, password := range map[string]string{"alice": "a", "bob": "pass:wörd", "jürgen": "j"} {
 		if name, err := may(g, withLogin(user, password), "a", auth.Push); name != user || err != nil {
@@ -42,8 +43,8 @@ func TestHtpasswd(t *testing.T) {
 	}
 }
 
-// TestHtpasswdThatIsRefused, with a sentence that names the line.
-func TestHtpasswdThatIsRefused(t *testing.T) {
+// TestInvalidHtpasswd: the error names the line.
+func TestInvalidHtpasswd(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "htpasswd")
 	good := line(t, "alice", "a", bcrypt.MinCost)
 	hash := strings.TrimPrefix(good, "alice:")
@@ -63,29 +64,32 @@ func TestHtpasswdThatIsRefused(t *testing.T) {
 		"control characters": {"bo\x1bb:" + hash, "control"},
 		"no UTF-8":           {"bo\xffb:" + hash, "UTF-8"},
 		"a long name":        {strings.Repeat("b", 256) + ":" + hash, "want 1 to"},
-		"somebody twice":     {good, "twice"},
+		"a user twice":       {good, "twice"},
 	} {
 		write(t, file, good, row.line)
 		_, err := auth.New(auth.Options{Dir: t.TempDir(), Htpasswd: file})
-		if err == nil || !strings.Contains(err.Error(), "line 2") || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), hash) {
+		if err == nil || !strings.Contains(err.Error(), "line 2") || !strings.Contains(err.Error(), row.want) ||
+			strings.Contains(err.Error(), hash) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if err := os.WriteFile(file, []byte(strings.Repeat("#\n", 1<<20)), 0o600); err != nil { // huge
 		t.Fatal(err)
 	}
-	if _, err := auth.New(auth.Options{Dir: t.TempDir(), Htpasswd: file}); err == nil || !strings.Contains(err.Error(), "more than") {
+	if _, err := auth.New(auth.Options{Dir: t.TempDir(), Htpasswd: file}); err == nil ||
+		!strings.Contains(err.Error(), "more than") {
 		t.Errorf("a huge file: %v", err)
 	}
 }
 
-// TestALoginCostsTheSame, whoever it is for: known or not, right or wrong, with a cheap hash or a costly one.
+// TestALoginCostsTheSame for each user who exists or not, with the right password or not, with a cheap hash or a costly
+// one.
 func TestALoginCostsTheSame(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "htpasswd")
 	write(t, file, line(t, "cheap", "p", 4), line(t, "costly", "p", 7))
 	g := guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: file})
 	work := auth.CountComparisons(t)
-	for _, user := range []string{"cheap", "costly", "owner", "nobody"} {
+	for _, user := range []string{"cheap", "costly", "owner", "unknown"} {
 		for _, password := range []string{"p", "wrong", strings.Repeat("x", 100)} {
 			_, _ = g.Identify(withLogin(user, password))
 			if n := work(); n != 1<<(7-4) {
@@ -98,7 +102,8 @@ func TestALoginCostsTheSame(t *testing.T) {
 	}
 }
 
-// TestHtpasswdChanges while it runs: the new one counts, a bad one does not, and who has gone has nothing of a token.
+// TestHtpasswdChanges while the guard runs: a valid file takes effect, an invalid one does not, and the tokens of users
+// who were removed are invalid.
 func TestHtpasswdChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "htpasswd")
@@ -119,7 +124,8 @@ func TestHtpasswdChanges(t *testing.T) {
 		}
 		write(t, file, line(t, "alice", "new", bcrypt.MinCost))
 		time.Sleep(time.Minute)
-		for r, want := range map[*http.Request]string{withLogin("alice", "old"): "4", withLogin("alice", "new"): "+", withLogin("bob", "b"): "4", bearer(bob): "4"} {
+		for r, want := range map[*http.Request]string{withLogin("alice", "old"): "4", withLogin("alice", "new"): "+",
+			withLogin("bob", "b"): "4", bearer(bob): "4"} {
 			if _, err := g.Identify(r); sign(err) != want {
 				t.Errorf("%v: %v", r.Header, err)
 			}
@@ -155,7 +161,7 @@ func from(r *http.Request, addr string) *http.Request {
 	return r
 }
 
-func TestGuessingIsSlowAndHoldsUpNobodyElse(t *testing.T) {
+func TestGuessingIsSlowAndDelaysNoOtherUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice", "bob", "carol")})
 		const node = "10.0.0.1"
@@ -176,7 +182,7 @@ func TestGuessingIsSlowAndHoldsUpNobodyElse(t *testing.T) {
 			t.Errorf("60 guesses took %v", all)
 		}
 		for name, d := range map[string]time.Duration{
-			"somebody who is logged in, from there":                  took("carol", "carol's", node),
+			"a user who is logged in, from there":                    took("carol", "carol's", node),
 			"another user for the first time, from there":            took("bob", "bob's", node),
 			"the same user from elsewhere":                           took("alice", "alice's", "10.0.0.2"),
 			"the same user from another network of IPv6":             took("alice", "wrong", "[2001:db8::1]"),
@@ -196,7 +202,7 @@ func TestGuessingIsSlowAndHoldsUpNobodyElse(t *testing.T) {
 	})
 }
 
-// TestTheMemoryOfGuessesIsBounded, as is that of logins.
+// TestTheMemoryOfGuessesIsBounded, like that of logins.
 func TestTheMemoryOfGuessesIsBounded(t *testing.T) {
 	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice")})
 	auth.SlowComparisons(t, func(_, password []byte) error {
@@ -212,7 +218,7 @@ func TestTheMemoryOfGuessesIsBounded(t *testing.T) {
 	if pairs, addresses := g.Scores(); pairs > auth.MaxScores || addresses > auth.MaxScores {
 		t.Errorf("%d pairs, %d addresses", pairs, addresses)
 	}
-	for i := range auth.MaxKnown + 100 { // as many passwords as nobody has
+	for i := range auth.MaxKnown + 100 { // each is accepted, as the comparison is replaced
 		if _, err := g.Identify(withLogin("alice", fmt.Sprint("right", i))); err != nil {
 			t.Fatal(err)
 		}
@@ -222,11 +228,15 @@ func TestTheMemoryOfGuessesIsBounded(t *testing.T) {
 	}
 }
 
-// TestTooManyAtOnce: those of one user and address are told to come again; others are not.
+// TestTooManyAtOnce: most requests for one user from one address are refused with ErrBusy; others are not.
 func TestTooManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice", "bob")})
-		auth.SlowComparisons(t, func(_, _ []byte) error { time.Sleep(time.Second); return bcrypt.ErrMismatchedHashAndPassword })
+		auth.SlowComparisons(t, func(_,
+			_ []byte) error {
+			time.Sleep(time.Second)
+			return bcrypt.ErrMismatchedHashAndPassword
+		})
 		results := make(chan error, 100)
 		for i := range 100 {
 			go func() {
@@ -236,7 +246,8 @@ func TestTooManyAtOnce(t *testing.T) {
 		}
 		synctest.Wait()
 		begin := time.Now()
-		if _, err := g.Identify(from(withLogin("bob", "x"), "10.0.0.1")); !errors.Is(err, auth.ErrUnauthorized) || time.Since(begin) > 10*time.Second {
+		if _, err := g.Identify(from(withLogin("bob", "x"), "10.0.0.1")); !errors.Is(err, auth.ErrUnauthorized) ||
+			time.Since(begin) > 10*time.Second {
 			t.Errorf("another user: %v after %v", err, time.Since(begin))
 		}
 		busy := 0
@@ -248,7 +259,7 @@ func TestTooManyAtOnce(t *testing.T) {
 			}
 		}
 		if busy < 80 {
-			t.Errorf("%d of 100 were told to come again", busy)
+			t.Errorf("%d of 100 were refused with ErrBusy", busy)
 		}
 	})
 }

@@ -7,8 +7,8 @@
 //
 // # Invariants
 //
-// A pattern matches the entire name. Matching takes time linear in the length of the name, whatever the pattern is (package
-// regexp).
+// A pattern matches the entire name. Matching takes time linear in the length of the name, whatever the pattern is
+// (package regexp).
 //
 // # What it does not do
 //

@@ -2,8 +2,8 @@
 //
 // # Words
 //
-//   - limit: states how many requests, bytes and uploads each of some identities may have. The first limit that names an
-//     identity is the identity's limit; an identity that none names is not bounded.
+//   - limit: states how many requests, bytes and uploads each of some identities may have. The first limit that names
+//     an identity is the identity's limit; an identity that none names is not bounded.
 //   - account: what one identity has used of its limit.
 //   - pass: what an admitted request gets; it slows down the request's bytes, if their rate is bounded.
 //   - quota: bounds the bytes that some repositories hold together. Package storage counts them.
@@ -11,8 +11,8 @@
 // # Invariants
 //
 //  1. Each identity has one account, whatever its connections are.
-//  2. Clients without a login have no account, unless their limit has by-address: then each address has one. Behind trow
-//     node, and behind a proxy, all clients have the same address.
+//  2. Clients without a login have no account, unless their limit has by-address: then each address has one. Behind
+//     trow node, and behind a proxy, all clients have the same address.
 //  3. The memory is bounded: the account that was used least recently is removed first.
 //  4. Without limits there is no cost, and without a rate a transfer is as fast as without limits.
 //  5. Clients of the administration socket are not bounded.
@@ -88,8 +88,8 @@ func (l *limited) validate() error {
 	case l.Requests == 0 && l.pull == 0 && l.push == 0 && l.Uploads == 0:
 		return nil // it exempts the identities that it names from the limits after it
 	case l.who.Match(&auth.Identity{}) && !l.who.All() && !l.ByAddress:
-		return fmt.Errorf("who: clients without a login are only distinguished by their address, which all pods of a node share; " +
-			"set by-address: true if that is intended")
+		return fmt.Errorf("who: clients without a login are only distinguished by their address, " +
+			"which all pods of a node share; set by-address: true if that is intended")
 	}
 	return nil
 }

@@ -22,9 +22,9 @@ import (
 )
 
 var (
-	alice  = auth.Named("alice", nil)
-	bob    = auth.Named("bob", nil)
-	nobody = auth.Named("", nil)
+	alice     = auth.Named("alice", nil)
+	bob       = auth.Named("bob", nil)
+	anonymous = auth.Named("", nil)
 )
 
 func set(t testing.TB, rules ...limit.Rule) *limit.Limits {
@@ -68,7 +68,7 @@ func enter(t *testing.T, l *limit.Limits, who *auth.Identity, addr netip.Addr, n
 	return admitted
 }
 
-func TestMistakesInLimitsAreNamed(t *testing.T) {
+func TestInvalidLimits(t *testing.T) {
 	for want, r := range map[string]limit.Rule{
 		"who: at least one":   {Requests: 1},
 		"want one of user:":   {Who: []string{"alice"}, Requests: 1},
@@ -116,7 +116,8 @@ func TestEachIdentityHasItsOwnRequests(t *testing.T) {
 			t.Errorf("alice: %d a second later, want 5", n)
 		}
 		_, err := l.Enter(alice, home, false)
-		if err == nil || !strings.Contains(err.Error(), "alice may have 5 requests per second (setting limits, limit 2: requests); retry") {
+		if err == nil || !strings.Contains(err.Error(),
+			"alice may have 5 requests per second (setting limits, limit 2: requests); retry") {
 			t.Errorf("%v", err)
 		}
 		if err := l.Set(nil); err != nil || enter(t, l, alice, home, 50) != 50 {
@@ -125,20 +126,21 @@ func TestEachIdentityHasItsOwnRequests(t *testing.T) {
 	})
 }
 
-func TestThoseWithoutALoginHaveALimitOnlyByAddress(t *testing.T) {
+func TestClientsWithoutALoginHaveALimitOnlyByAddress(t *testing.T) {
 	for _, who := range []string{"*", "authenticated"} {
-		if n := enter(t, set(t, limit.Rule{Who: []string{who}, Requests: 1, Burst: 1}), nobody, home, 50); n != 50 {
+		if n := enter(t, set(t, limit.Rule{Who: []string{who}, Requests: 1, Burst: 1}), anonymous, home, 50); n != 50 {
 			t.Errorf("%s: %d, without by-address", who, n)
 		}
 	}
 	l := set(t, limit.Rule{Who: []string{"anonymous"}, ByAddress: true, Requests: 1, Burst: 3})
 	for _, addr := range []string{"10.0.0.1:1", "10.0.0.2:1", "[fd00::1]:1"} {
-		if n := enter(t, l, nobody, from(addr), 20); n != 3 {
+		if n := enter(t, l, anonymous, from(addr), 20); n != 3 {
 			t.Errorf("%s: %d, want 3", addr, n)
 		}
 	}
-	for _, addr := range []string{"10.0.0.1:99", "[::ffff:10.0.0.2]:1", "[fd00::2]:1"} { // the same addresses, or the same network
-		if n := enter(t, l, nobody, from(addr), 20); n != 0 {
+	// the same addresses, or the same network
+	for _, addr := range []string{"10.0.0.1:99", "[::ffff:10.0.0.2]:1", "[fd00::2]:1"} {
+		if n := enter(t, l, anonymous, from(addr), 20); n != 0 {
 			t.Errorf("%s: %d more", addr, n)
 		}
 	}
@@ -165,11 +167,12 @@ func TestUploadsAtOnceAreBounded(t *testing.T) {
 	if err1 != nil || err2 != nil {
 		t.Fatal(err1, err2)
 	}
-	if _, err := l.Enter(alice, home, true); err == nil || !strings.Contains(err.Error(), "2 uploads at once (setting limits, limit 1: uploads)") {
+	if _, err := l.Enter(alice, home, true); err == nil ||
+		!strings.Contains(err.Error(), "2 uploads at once (setting limits, limit 1: uploads)") {
 		t.Errorf("a third one: %v", err)
 	}
 	if _, err := l.Enter(alice, home, false); err != nil {
-		t.Errorf("what is no upload: %v", err)
+		t.Errorf("another request: %v", err)
 	}
 	if p, err := l.Enter(bob, home, true); err != nil {
 		t.Errorf("bob's: %v", err)
@@ -191,7 +194,7 @@ func TestTheMemoryIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 * limit.MaxAccounts {
-		if _, err := l.Enter(nobody, from(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)), false); err != nil {
+		if _, err := l.Enter(anonymous, from(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)), false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -216,7 +219,8 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 		}
 		_, push = p.Shape(httptest.NewRecorder(), push)
 		got, err := io.ReadAll(push.Body)
-		if took := time.Since(start); err != nil || !bytes.Equal(got, content) || took < 2500*time.Millisecond || took > 3100*time.Millisecond {
+		if took := time.Since(start); err != nil || !bytes.Equal(got, content) || took < 2500*time.Millisecond ||
+			took > 3100*time.Millisecond {
 			t.Errorf("a push of 3 MiB at 1 MiB/s: %v, %d bytes, %v", took, len(got), err)
 		}
 		start = time.Now()
@@ -251,7 +255,8 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 
 // TestNothingIsWrappedWithoutARate, so that files go out by sendfile.
 func TestNothingIsWrappedWithoutARate(t *testing.T) {
-	for name, l := range map[string]*limit.Limits{"none": nil, "empty": {}, "others": set(t, limit.Rule{Who: []string{"user:bob"}, PullRate: quantity(1 << 20)}),
+	for name, l := range map[string]*limit.Limits{"none": nil, "empty": {},
+		"others":         set(t, limit.Rule{Who: []string{"user:bob"}, PullRate: quantity(1 << 20)}),
 		"requests alone": set(t, limit.Rule{Who: []string{"*"}, Requests: 1000})} {
 		p, err := l.Enter(alice, home, true)
 		if err != nil {
@@ -303,7 +308,7 @@ func TestAFileIsHandedOnInLargeSteps(t *testing.T) {
 	}
 }
 
-func TestMistakesInQuotasAreNamed(t *testing.T) {
+func TestInvalidQuotas(t *testing.T) {
 	for want, q := range map[string]limit.Quota{
 		"not a valid pattern": {Repositories: []string{"a b"}, Bytes: quantity(1)},
 		"at least one":        {Bytes: quantity(1)},
@@ -316,7 +321,8 @@ func TestMistakesInQuotasAreNamed(t *testing.T) {
 		}
 	}
 	all, err := limit.Quotas([]limit.Quota{{Repositories: []string{"team/**", "x"}, Bytes: quantity(5)}})
-	if err != nil || len(all) != 1 || !all[0].Match("team/a/b") || !all[0].Match("x") || all[0].Match("y") || all[0].Bytes != 5 || all[0].Name != "team/**, x" {
+	if err != nil || len(all) != 1 || !all[0].Match("team/a/b") || !all[0].Match("x") || all[0].Match("y") ||
+		all[0].Bytes != 5 || all[0].Name != "team/**, x" {
 		t.Errorf("%+v, %v", all, err)
 	}
 	text := limit.OverQuota(storage.Excess{Usage: storage.Usage{Quota: all[0], Used: 4}, Added: 2})
@@ -326,7 +332,8 @@ func TestMistakesInQuotasAreNamed(t *testing.T) {
 }
 
 func BenchmarkEnter(b *testing.B) {
-	for name, l := range map[string]*limit.Limits{"none": {}, "one": set(b, limit.Rule{Who: []string{"*"}, Requests: 1e6, Uploads: 5})} {
+	for name, l := range map[string]*limit.Limits{"none": {},
+		"one": set(b, limit.Rule{Who: []string{"*"}, Requests: 1e6, Uploads: 5})} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

@@ -52,7 +52,8 @@ quotas:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(o.Limits) != 2 || len(o.Limits[0].Who) != 2 || o.Limits[0].PullRate.Value() != 3<<19 || o.Limits[0].PushRate.Value() != 100_000 ||
+	if len(o.Limits) != 2 || len(o.Limits[0].Who) != 2 || o.Limits[0].PullRate.Value() != 3<<19 ||
+		o.Limits[0].PushRate.Value() != 100_000 ||
 		!o.Limits[1].ByAddress || o.Limits[1].Uploads != 3 || o.MaxRequests != 1000 {
 		t.Errorf("%+v", o)
 	}

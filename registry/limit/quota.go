@@ -23,7 +23,8 @@ func Quotas(all []Quota) ([]storage.Quota, error) {
 		case q.Bytes.Sign() <= 0:
 			return nil, fmt.Errorf("quotas: quota %d: bytes: want a number of bytes above 0, such as 10Gi", i+1)
 		}
-		read = append(read, storage.Quota{Name: strings.Join(q.Repositories, ", "), Match: repos.Match, Bytes: q.Bytes.Value()})
+		name := strings.Join(q.Repositories, ", ")
+		read = append(read, storage.Quota{Name: name, Match: repos.Match, Bytes: q.Bytes.Value()})
 	}
 	return read, nil
 }

@@ -19,7 +19,8 @@ type writer struct {
 // Unwrap lets http.ResponseController reach the connection.
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Write writes p. Errors: those of the connection; that of the context, if the client has gone while its bytes waited.
+// Write writes p. Errors: those of the connection; that of the context, if the client disconnected while its bytes
+// waited.
 func (w *writer) Write(p []byte) (n int, err error) {
 	for n < len(p) {
 		part := p[n:min(len(p), n+w.limit.Burst())]
@@ -60,8 +61,8 @@ func (w *writer) ReadFrom(src io.Reader) (total int64, err error) {
 	return total, nil
 }
 
-// body is a request's body. Read waits after it has read, until the rate allows what it has read: the number of bytes is
-// known only then.
+// body is a request's body. Read waits after it has read, until the rate allows what it has read: the number of bytes
+// is known only then.
 type body struct {
 	io.ReadCloser
 	ctx   context.Context

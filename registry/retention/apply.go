@@ -45,11 +45,11 @@ func remove(ctx context.Context, x *storage.Index, repo string, step []Removal) 
 	err = x.Update(ctx, repo, func(tx *storage.Tx) error {
 		done = nil // the Index may call this function again, if another change came first
 		for _, r := range step {
-			gone, err := removeOne(tx, r)
+			removed, err := removeOne(tx, r)
 			if err != nil {
 				return err
 			}
-			if gone {
+			if removed {
 				done = append(done, r)
 			}
 		}

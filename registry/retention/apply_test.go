@@ -93,7 +93,7 @@ func TestWhatChangesAfterThePlanStays(t *testing.T) {
 	})
 	for _, name := range []string{"m000", "m001", "index"} {
 		if _, ok, err := x.Resolve(t.Context(), "a", d(name).String()); !ok || err != nil {
-			t.Errorf("%s was tagged or needed again, and is gone: %v", name, err)
+			t.Errorf("%s was tagged or needed again, and was removed: %v", name, err)
 		}
 	}
 	if s := x.Stats(); s.Tags != 2 || s.Manifests != 3 {

@@ -124,7 +124,8 @@ func (d *decision) why(age time.Duration) string {
 		parts = append(parts, fmt.Sprintf("not among the last %d", n))
 	}
 	if d.rule.KeepYounger > 0 {
-		parts = append(parts, fmt.Sprintf("set %s ago, not less than %s", settings.Duration(age.Truncate(time.Minute)), d.rule.KeepYounger))
+		rounded := settings.Duration(age.Truncate(time.Minute))
+		parts = append(parts, fmt.Sprintf("set %s ago, not less than %s", rounded, d.rule.KeepYounger))
 	}
 	if len(d.rule.KeepTags) > 0 {
 		parts = append(parts, "not one of "+strings.Join(d.rule.KeepTags, ", "))
@@ -167,7 +168,9 @@ func (d *decision) expires(m *storage.HeldManifest) bool {
 
 // hasKeptTag reports whether a manifest has a tag, other than a companion, that is kept.
 func (d *decision) hasKeptTag(m *storage.HeldManifest) bool {
-	return slices.ContainsFunc(m.Tags, func(t storage.HeldTag) bool { return !d.accompanies(t.Name) && d.whyTag[t.Name] == "" })
+	return slices.ContainsFunc(m.Tags, func(t storage.HeldTag) bool {
+		return !d.accompanies(t.Name) && d.whyTag[t.Name] == ""
+	})
 }
 
 // accompanies reports whether a tag is a companion. If its manifest is not in the repository it is a tag like others.
@@ -189,8 +192,8 @@ func (d *decision) mark(set map[digest.Digest]bool, at digest.Digest) {
 	}
 }
 
-// removals returns what is removed: tags, then manifests, each after the manifests that consist of it, because the Index
-// refuses to delete a manifest that another one needs.
+// removals returns what is removed: tags, then manifests, each after the manifests that consist of it, because the
+// Index refuses to delete a manifest that another one needs.
 func (d *decision) removals() (out []Removal) {
 	for _, m := range d.h.Manifests {
 		for _, t := range m.Tags {

@@ -1,5 +1,5 @@
-// Package retention decides which tags and manifests of a repository are removed, by rules of the administrator, and which
-// tags are immutable.
+// Package retention decides which tags and manifests of a repository are removed, by rules of the administrator, and
+// which tags are immutable.
 //
 // # Words
 //

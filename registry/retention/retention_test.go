@@ -62,33 +62,60 @@ func TestPlan(t *testing.T) {
 		name      string
 		rule      retention.Rule
 		manifests []storage.HeldManifest
-		want      string // tags and names of manifests that go
+		want      string // tags and names of manifests that are removed
 	}{
-		{"the last two stay", last(2), []storage.HeldManifest{held("a", 3, "", "1"), held("b", 2, "", "2"), held("c", 1, "", "3")}, "1 a"},
-		{"a tag goes, another of the same manifest stays", last(1), []storage.HeldManifest{held("a", 3, "", "1=3", "latest=1")}, "1"},
-		{"younger ones stay", retention.Rule{Repositories: all, KeepYounger: 2 * day}, []storage.HeldManifest{held("a", 3, "", "1"), held("b", 1, "", "2")}, "1 a"},
+		{"the last two stay", last(2), []storage.HeldManifest{held("a", 3, "", "1"), held("b", 2, "", "2"),
+			held("c", 1, "", "3")}, "1 a"},
+		{"a tag is removed, another of the same manifest stays", last(1),
+			[]storage.HeldManifest{held("a", 3, "", "1=3", "latest=1")}, "1"},
+		{"younger ones stay", retention.Rule{Repositories: all, KeepYounger: 2 * day},
+			[]storage.HeldManifest{held("a", 3, "", "1"), held("b", 1, "", "2")}, "1 a"},
 		{"patterns stay", retention.Rule{Repositories: all, KeepTags: []string{"v*", `/^\d+\.\d+$/`}},
 			[]storage.HeldManifest{held("a", 3, "", "v1"), held("b", 3, "", "1.2"), held("c", 3, "", "1.2.3")}, "1.2.3 c"},
-		{"any condition keeps", retention.Rule{Repositories: all, KeepLast: 1, KeepYounger: 2 * day, KeepTags: []string{"v*"}},
-			[]storage.HeldManifest{held("a", 9, "", "v1"), held("b", 1, "", "x=1"), held("c", 1, "", "y=0"), held("e", 5, "", "z")}, "z e"},
+		{"any condition keeps", retention.Rule{Repositories: all, KeepLast: 1, KeepYounger: 2 * day,
+			KeepTags: []string{"v*"}},
+			[]storage.HeldManifest{held("a", 9, "", "v1"), held("b", 1, "", "x=1"), held("c", 1, "", "y=0"),
+				held("e", 5, "", "z")}, "z e"},
 		{"untagged ones stay without delete-untagged", last(1), []storage.HeldManifest{held("a", 99, "")}, ""},
-		{"untagged ones go when they are old", untagged, []storage.HeldManifest{held("a", 8, ""), held("b", 6, ""), held("c", 9, "", "v")}, "a"},
-		{"children of a kept index stay", untagged, []storage.HeldManifest{held("child", 99, ""), held("index", 99, "child", "v")}, ""},
-		{"children of an untagged index that stays", untagged, []storage.HeldManifest{held("child", 99, ""), held("index", 1, "child")}, ""},
-		{"children go with their index, which goes first", last(1), []storage.HeldManifest{held("child", 9, ""), held("index", 9, "child", "1"), held("new", 1, "", "2")}, "1 index child"},
-		{"a child that another index needs stays", last(1), []storage.HeldManifest{held("child", 9, ""), held("index", 9, "child", "1"), held("new", 1, "child", "2")}, "1 index"},
-		{"a child's own tag goes, the child stays", last(1), []storage.HeldManifest{held("child", 9, "", "amd64"), held("index", 1, "child", "1")}, "amd64"},
-		{"a tagged child of an index that goes stays", last(1), []storage.HeldManifest{held("child", 1, "", "2"), held("index", 9, "child", "1")}, "1 index"},
-		{"signatures stay with what they sign", untagged, []storage.HeldManifest{held("a", 99, "", "v"), held("sig", 99, "subject:a")}, ""},
-		{"and go with it", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("b", 1, "", "2")}, "1 a sig"},
-		{"signatures of signatures", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("sigsig", 9, "subject:sig"), held("b", 1, "", "2")}, "1 a sig sigsig"},
-		{"a signature that has a tag of its own stays", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 1, "subject:a", "s")}, "1 a"},
-		{"of what is not here: as others", untagged, []storage.HeldManifest{held("sig", 99, "subject:gone"), held("sig2", 1, "subject:gone")}, "sig"},
-		{"companions stay with their manifest", last(1), []storage.HeldManifest{held("a", 1, "", "1"), held("sig", 9, "", companion("a")+".sig")}, ""},
-		{"and go with it, uncounted", last(1), []storage.HeldManifest{held("a", 9, "", "1"), held("sig", 0, "", companion("a")+".sig"), held("b", 1, "", "2")}, "1 " + companion("a") + ".sig a sig"},
-		{"companions of what is gone are tags like others", last(1), []storage.HeldManifest{held("b", 1, "", "2"), held("sig", 9, "", companion("gone")+".sig")}, companion("gone") + ".sig sig"},
-		{"a child that is gone does not matter", last(1), []storage.HeldManifest{held("a", 9, "gone", "1"), held("b", 1, "gone", "2")}, "1 a"},
-		{"what belongs to each other stays", last(1), []storage.HeldManifest{held("child", 9, ""), held("index", 9, "child subject:child")}, ""},
+		{"old untagged ones are removed", untagged,
+			[]storage.HeldManifest{held("a", 8, ""), held("b", 6, ""), held("c", 9, "", "v")}, "a"},
+		{"children of a kept index stay", untagged,
+			[]storage.HeldManifest{held("child", 99, ""), held("index", 99, "child", "v")}, ""},
+		{"children of an untagged index that stays", untagged,
+			[]storage.HeldManifest{held("child", 99, ""), held("index", 1, "child")}, ""},
+		{"children are removed with their index, which comes first", last(1),
+			[]storage.HeldManifest{held("child", 9, ""), held("index", 9, "child", "1"), held("new", 1, "", "2")},
+			"1 index child"},
+		{"a child that another index needs stays", last(1),
+			[]storage.HeldManifest{held("child", 9, ""), held("index", 9, "child", "1"), held("new", 1, "child", "2")},
+			"1 index"},
+		{"a child's own tag is removed, the child stays", last(1),
+			[]storage.HeldManifest{held("child", 9, "", "amd64"), held("index", 1, "child", "1")}, "amd64"},
+		{"a tagged child of an index that is removed stays", last(1),
+			[]storage.HeldManifest{held("child", 1, "", "2"), held("index", 9, "child", "1")}, "1 index"},
+		{"signatures stay with what they sign", untagged,
+			[]storage.HeldManifest{held("a", 99, "", "v"), held("sig", 99, "subject:a")}, ""},
+		{"and are removed with it", last(1),
+			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("b", 1, "", "2")}, "1 a sig"},
+		{"signatures of signatures", last(1),
+			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("sigsig", 9, "subject:sig"),
+				held("b", 1, "", "2")}, "1 a sig sigsig"},
+		{"a signature that has a tag of its own stays", last(1),
+			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 1, "subject:a", "s")}, "1 a"},
+		{"signatures of what is not here are like others", untagged,
+			[]storage.HeldManifest{held("sig", 99, "subject:gone"), held("sig2", 1, "subject:gone")}, "sig"},
+		{"companions stay with their manifest", last(1),
+			[]storage.HeldManifest{held("a", 1, "", "1"), held("sig", 9, "", companion("a")+".sig")}, ""},
+		{"and are removed with it, uncounted", last(1),
+			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 0, "", companion("a")+".sig"), held("b", 1, "", "2")},
+			"1 " + companion("a") + ".sig a sig"},
+		{"companions of what is not here are tags like others", last(1),
+			[]storage.HeldManifest{held("b", 1, "", "2"), held("sig", 9, "", companion("gone")+".sig")},
+			companion("gone") + ".sig sig"},
+		{"a missing child does not matter", last(1),
+			[]storage.HeldManifest{held("a", 9, "gone", "1"), held("b", 1, "gone", "2")}, "1 a"},
+		{"manifests that need each other stay", last(1),
+			[]storage.HeldManifest{held("child", 9, ""), held("index", 9, "child subject:child")}, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			h := storage.Holdings{Repo: "team/app", Manifests: row.manifests}
@@ -107,7 +134,7 @@ func TestPlan(t *testing.T) {
 				}
 			}
 			if strings.Join(got, " ") != row.want {
-				t.Errorf("goes: %v, want %s", got, row.want)
+				t.Errorf("removes %v, want %s", got, row.want)
 			}
 		})
 	}
@@ -117,14 +144,17 @@ func TestReasonsAreForPeople(t *testing.T) {
 	rule := retention.Rule{Repositories: []string{"**"}, KeepLast: 1, KeepYounger: 30 * day, KeepTags: []string{"v*"}}
 	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 45, "", "x"), held("b", 1, "", "y")}}
 	got := policy(t, []retention.Rule{rule}).Plan(now, h)
-	if want := "not among the last 1; set 1080h1m0s ago, not less than 30d; not one of v*"; len(got) != 2 || got[0].Why != want || got[1].Why != "its last tag is removed" {
+	if want := "not among the last 1; set 1080h1m0s ago, not less than 30d; not one of v*"; len(got) != 2 ||
+		got[0].Why != want || got[1].Why != "its last tag is removed" {
 		t.Errorf("got %+v", got)
 	}
 }
 
-func TestTheFirstRuleThatMatchesCounts(t *testing.T) {
-	rules := []retention.Rule{{Repositories: []string{"team/keep"}, KeepLast: 9}, {Repositories: []string{"team/*", "x/**"}, KeepLast: 1}}
-	for repo, want := range map[string]int{"team/keep": 0, "team/app": 2, "team/app/deep": 0, "x/a/b": 2, "x": 0, "other": 0} {
+func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
+	rules := []retention.Rule{{Repositories: []string{"team/keep"}, KeepLast: 9},
+		{Repositories: []string{"team/*", "x/**"}, KeepLast: 1}}
+	for repo, want := range map[string]int{"team/keep": 0, "team/app": 2, "team/app/deep": 0, "x/a/b": 2, "x": 0,
+		"other": 0} {
 		h := storage.Holdings{Repo: repo, Manifests: []storage.HeldManifest{held("a", 2, "", "1"), held("b", 1, "", "2")}}
 		if got := policy(t, rules).Plan(now, h); len(got) != want {
 			t.Errorf("%s: %d removals, want %d", repo, len(got), want)
@@ -134,7 +164,8 @@ func TestTheFirstRuleThatMatchesCounts(t *testing.T) {
 
 func TestImmutableTags(t *testing.T) {
 	p := policy(t, []retention.Rule{{Repositories: []string{"**"}, KeepLast: 1}}, "prod/**:*", "*:v*")
-	for at, want := range map[string]bool{"prod/a:x": true, "prod/a/b:x": true, "a:v1": true, "a/b:v1": false, "a:1": false, "prod:x": false} {
+	for at, want := range map[string]bool{"prod/a:x": true, "prod/a/b:x": true, "a:v1": true, "a/b:v1": false,
+		"a:1": false, "prod:x": false} {
 		repo, tag, _ := strings.Cut(at, ":")
 		if got := p.Immutable(repo, tag); got != want {
 			t.Errorf("%s: %v", at, got)
@@ -142,11 +173,11 @@ func TestImmutableTags(t *testing.T) {
 	}
 	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 2, "", "v1"), held("b", 1, "", "2")}}
 	if got := p.Plan(now, h); len(got) != 0 {
-		t.Errorf("an immutable tag goes: %+v", got)
+		t.Errorf("an immutable tag is removed: %+v", got)
 	}
 }
 
-func TestRulesThatCannotBeMeantAreRefused(t *testing.T) {
+func TestInvalidRules(t *testing.T) {
 	all := []string{"**"}
 	for want, rule := range map[string]retention.Rule{
 		"rule 1: repositories": {KeepLast: 1},
@@ -167,7 +198,7 @@ func TestRulesThatCannotBeMeantAreRefused(t *testing.T) {
 	}
 }
 
-// random is a store of any form.
+// random returns a repository of any form.
 func random(r *rand.Rand) storage.Holdings {
 	h := storage.Holdings{Repo: "a"}
 	tags := 0
@@ -194,14 +225,15 @@ func random(r *rand.Rand) storage.Holdings {
 	return h
 }
 
-// TestWhatStaysIsWhole: whatever the store and the rule, no kept manifest misses a part, nothing kept loses what refers
-// to it, and a second run finds nothing.
-func TestWhatStaysIsWhole(t *testing.T) {
+// TestWhatStaysIsIntact: whatever the repository and the rule are, no kept manifest misses a part or loses what refers
+// to it, and a second run removes no tags.
+func TestWhatStaysIsIntact(t *testing.T) {
 	removed := 0
 	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		h := random(r)
-		rule := retention.Rule{Repositories: []string{"**"}, KeepLast: r.IntN(4), KeepYounger: settings.Duration(r.IntN(10)) * day, DeleteUntagged: settings.Duration(r.IntN(10)+1) * day}
+		rule := retention.Rule{Repositories: []string{"**"}, KeepLast: r.IntN(4),
+			KeepYounger: settings.Duration(r.IntN(10)) * day, DeleteUntagged: settings.Duration(r.IntN(10)+1) * day}
 		p := policy(t, []retention.Rule{rule})
 		plan := p.Plan(now, h)
 		removed += len(plan)
@@ -213,17 +245,17 @@ func TestWhatStaysIsWhole(t *testing.T) {
 		for _, m := range left.Manifests {
 			for _, ref := range m.Refs {
 				if gone[ref] {
-					t.Fatalf("seed %d: a part of %s goes", seed, m.Digest)
+					t.Fatalf("seed %d: a part of %s is removed", seed, m.Digest)
 				}
 			}
 		}
 		for _, m := range h.Manifests {
 			if gone[m.Digest] && m.Subject != "" && !gone[m.Subject] {
-				t.Fatalf("seed %d: a referrer of what stays goes", seed)
+				t.Fatalf("seed %d: a referrer of what stays is removed", seed)
 			}
 		}
 		if again := p.Plan(now, left); len(again) > 0 && rule.KeepLast == 0 {
-			for _, a := range again { // what has lost its parent now is without a tag from now on
+			for _, a := range again { // a manifest that has lost its parent has no tag now
 				if a.Tag != "" {
 					t.Fatalf("seed %d: a second run finds %+v", seed, again)
 				}
@@ -231,12 +263,12 @@ func TestWhatStaysIsWhole(t *testing.T) {
 		}
 	}
 	if removed < 1000 {
-		t.Errorf("only %d removals: the test says nothing", removed)
+		t.Errorf("only %d removals: the test proves nothing", removed)
 	}
 }
 
-// after is a store without what goes. Each step must be possible: a manifest goes when it has no tag, and when
-// nothing consists of it any more.
+// after returns a repository without what is removed. Each step must be possible: a manifest is removed when it has no
+// tag, and when no other manifest consists of it.
 func after(t *testing.T, h storage.Holdings, plan []retention.Removal) storage.Holdings {
 	t.Helper()
 	left := storage.Holdings{Repo: h.Repo}
@@ -251,9 +283,10 @@ func after(t *testing.T, h storage.Holdings, plan []retention.Removal) storage.H
 			m.Tags = slices.DeleteFunc(m.Tags, func(t storage.HeldTag) bool { return t.Name == r.Tag })
 			continue
 		}
-		needed := slices.ContainsFunc(left.Manifests, func(m storage.HeldManifest) bool { return slices.Contains(m.Refs, r.Digest) })
+		needed := slices.ContainsFunc(left.Manifests,
+			func(m storage.HeldManifest) bool { return slices.Contains(m.Refs, r.Digest) })
 		if len(m.Tags) > 0 || needed {
-			t.Fatalf("%s goes, and has tags %v, or is needed: %v", r.Digest, m.Tags, needed)
+			t.Fatalf("%s is removed, and has tags %v, or is needed: %v", r.Digest, m.Tags, needed)
 		}
 		left.Manifests = slices.Delete(left.Manifests, i, i+1)
 	}
