@@ -13,8 +13,10 @@ import (
 // with status 401 if there are no credentials, or if the same header is all there is; those of the token server.
 func (c *Client) Authorization(ctx context.Context, repo string, actions []string, challenge, refused string) (
 	string, error) {
-	req, err := http.NewRequestWithContext(auth.AppendRepositoryScope(ctx, c.reference(repo), actions...),
-		http.MethodGet, c.URL()+"/v2/", nil)
+	if repo != "" {
+		ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), actions...)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL()+"/v2/", nil)
 	if err != nil {
 		return "", err
 	}
