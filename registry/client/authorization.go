@@ -9,12 +9,15 @@ import (
 
 // Authorization returns the header Authorization that answers a challenge, for those who send their requests by other
 // means: it logs in, or fetches a token for these actions (pull, push, delete) in a repository and for what the
-// challenge asks for. refused is the header that the registry has just refused, empty if there was none. Errors: *Error
-// with status 401 if there are no credentials, or if the same header is all there is; those of the token server.
+// challenge asks for. If several challenges are joined by commas, the first one counts. refused is the header that the
+// registry has just refused, empty if there was none. Errors: *Error with status 401 if there are no credentials, or if
+// the same header is all there is; those of the token server.
 func (c *Client) Authorization(ctx context.Context, repo string, actions []string, challenge, refused string) (
 	string, error) {
-	req, err := http.NewRequestWithContext(auth.AppendRepositoryScope(ctx, c.reference(repo), actions...),
-		http.MethodGet, c.URL()+"/v2/", nil)
+	if repo != "" {
+		ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), actions...)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL()+"/v2/", nil)
 	if err != nil {
 		return "", err
 	}

@@ -15,7 +15,7 @@
 //  2. A blob is streamed with its size as Content-Length. It is never held in memory.
 //  3. The reader of a blob is not used after PushBlob has returned, although net/http may read a request's body for a
 //     moment longer.
-//  4. An upload session that is not going to be used is deleted, as far as the registry can be reached.
+//  4. An upload session for content that cannot be opened is deleted.
 //  5. A busy registry is asked again, [maxRetries] times, after the time that it asked for.
 //
 // # What it does not do
@@ -26,20 +26,20 @@
 // # Why oras-go
 //
 // Both oras-go v2 (registry/remote 2.7.0) and cue-labs ociregistry (ociclient, v0.0.0-20251212221603) were tried, with
-// one program each that pushes, fetches, resolves, lists and mounts. They add no module that is not in go.mod anyway.
+// one program each that pushes, fetches, resolves, lists and mounts. Neither brings a further module with it.
 // The binary (CGO_ENABLED=0 go build -trimpath -ldflags="-s -w") grows from 31,535,266 bytes by 274,432 with oras-go,
 // and by 245,760 with ociregistry. Both take any http.RoundTripper, so the unix socket needs nothing special; both
 // stream a blob of known size with a Content-Length; both fetch and cache tokens. What decided:
 //
 //   - oras-go retries by a policy that can read Retry-After; ociregistry does not retry.
-//   - oras-go bounds where a password goes: no token server on an internal address, no downgrade from TLS, no
-//     credentials to the target of a redirect. ociregistry trusts the challenge.
-//   - oras-go has releases; ociregistry has none, and marks its API as unstable.
+//   - oras-go bounds where a password goes: not to a token server on an internal address, nor to one without TLS if the
+//     registry has it. ociregistry sends it wherever the challenge says.
+//   - oras-go has releases and keeps its API; ociregistry has no release yet.
 //   - ociregistry computes SHA-256 for every manifest and so cannot push one that is known by SHA-512.
 //
-// Neither continues with the session that a declined mount opens after looking for the content elsewhere, nor deletes
-// it, and neither pushes a manifest by digest with tags (distribution spec, "Pushing Manifests"): these two are written
-// here, on top of oras-go's transport.
+// Two things are written here, on top of oras-go's transport. A push that a mount declines: oras-go leaves the session
+// behind when the content cannot be opened, and ociregistry always does. A manifest that is pushed by digest and tagged
+// in the same request (distribution spec, "Pushing Manifests"): neither can.
 package client
 
 import (

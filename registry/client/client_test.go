@@ -501,7 +501,7 @@ func TestAuthorization(t *testing.T) {
 	f.answer = tokens(f, func(http.ResponseWriter, *http.Request) { t.Error("the request reached the registry") })
 	c, ctx := f.client(client.Options{Username: "u", Password: "p"}), t.Context()
 	bearer := `Bearer realm="` + f.url + `/token",service="s",scope="repository:a:pull"`
-	got, err := c.Authorization(ctx, "a", nil, bearer, "")
+	got, err := c.Authorization(ctx, "a", nil, bearer+`, Basic realm="trow"`, "")
 	if err != nil || got != "Bearer repository:a:pull" {
 		t.Errorf("got %q, %v", got, err)
 	}
