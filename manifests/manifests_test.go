@@ -23,9 +23,9 @@ import (
 	"trow/manifests/node/credential"
 )
 
-var update = flag.Bool("update", false, "write trow.yaml anew")
+var update = flag.Bool("update", false, "write trow.yaml again")
 
-// release is the version whose image trow.yaml names.
+// release is the version of the image in trow.yaml.
 const release = "0.1.0"
 
 func render(t *testing.T, change func(*manifests.Options)) []byte {
@@ -41,7 +41,7 @@ func render(t *testing.T, change func(*manifests.Options)) []byte {
 	return text
 }
 
-// objects decodes a manifest strictly: a field that Kubernetes does not know is an error. Keys are kind/name.
+// objects decodes a manifest strictly: an unknown field is an error. The keys are kind/name.
 func objects(t *testing.T, text []byte) map[string]metav1.Object {
 	t.Helper()
 	all := map[string]metav1.Object{}
@@ -72,7 +72,7 @@ func objects(t *testing.T, text []byte) map[string]metav1.Object {
 			"rbac.authorization.k8s.io/v1/RoleBinding":        &rbacv1.RoleBinding{},
 		}[kind.APIVersion+"/"+kind.Kind]
 		if !ok {
-			t.Fatalf("%s %s is not expected here", kind.APIVersion, kind.Kind)
+			t.Fatalf("unexpected kind %s %s", kind.APIVersion, kind.Kind)
 		}
 		if err := kyaml.UnmarshalStrict(doc, into); err != nil {
 			t.Fatalf("%s: %v\n%s", kind.Kind, err, doc)
@@ -81,7 +81,7 @@ func objects(t *testing.T, text []byte) map[string]metav1.Object {
 	}
 }
 
-func TestTheFileIsWhatTheDefaultsMake(t *testing.T) {
+func TestTheFileHasTheDefaults(t *testing.T) {
 	text := render(t, nil)
 	if *update {
 		if err := os.WriteFile("trow.yaml", text, 0o644); err != nil {
@@ -90,11 +90,11 @@ func TestTheFileIsWhatTheDefaultsMake(t *testing.T) {
 	}
 	file, err := os.ReadFile("trow.yaml")
 	if err != nil || !bytes.Equal(file, text) {
-		t.Errorf("trow.yaml is not what the defaults make (%v); go test ./manifests -update", err)
+		t.Errorf("trow.yaml differs from the manifest of the defaults (%v); run go test ./manifests -update", err)
 	}
 }
 
-func TestTheManifestIsWhatTheServerExpects(t *testing.T) {
+func TestTheServerPart(t *testing.T) {
 	all := objects(t, render(t, nil))
 	service, set := all["Service/trow"].(*corev1.Service), all["StatefulSet/trow"].(*appsv1.StatefulSet)
 	if service.Namespace != "kube-public" || service.Spec.Ports[0].NodePort != 31000 || service.Spec.Ports[0].Port != 443 {
@@ -103,7 +103,7 @@ func TestTheManifestIsWhatTheServerExpects(t *testing.T) {
 	pod := set.Spec.Template.Spec
 	c := pod.Containers[0]
 	if service.Spec.Ports[0].TargetPort.StrVal != c.Ports[0].Name || c.Ports[0].ContainerPort != 8443 {
-		t.Error("the Service does not lead to the port that the server listens on")
+		t.Error("the Service does not lead to the port of the server")
 	}
 	for _, selector := range []map[string]string{service.Spec.Selector, set.Spec.Selector.MatchLabels} {
 		for key, value := range selector {
@@ -115,40 +115,46 @@ func TestTheManifestIsWhatTheServerExpects(t *testing.T) {
 	if *pod.EnableServiceLinks || !*pod.SecurityContext.RunAsNonRoot || !*c.SecurityContext.ReadOnlyRootFilesystem ||
 		*c.SecurityContext.AllowPrivilegeEscalation || c.SecurityContext.Capabilities.Drop[0] != "ALL" ||
 		pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
-		t.Error("the pod may do more than it needs")
+		t.Error("the pod has rights that it does not need")
 	}
 	if set.Spec.VolumeClaimTemplates[0].Name != c.VolumeMounts[0].Name || c.VolumeMounts[0].MountPath != "/data" {
-		t.Error("the volume is not where the data is")
+		t.Error("the volume is not mounted at the data directory")
 	}
 	if _, ok := all["Namespace/kube-public"]; ok {
-		t.Error("kube-public is made, and would be deleted with the file")
+		t.Error("the manifest has kube-public, and would delete it")
 	}
 	for key, o := range all {
-		if wide := strings.HasPrefix(key, "ClusterRole"); o.GetNamespace() != "kube-public" && !wide || o.GetLabels()["app.kubernetes.io/name"] != "trow" {
+		wide := strings.HasPrefix(key, "ClusterRole")
+		if o.GetNamespace() != "kube-public" && !wide || o.GetLabels()["app.kubernetes.io/name"] != "trow" {
 			t.Errorf("%s is in %s, labels %v", key, o.GetNamespace(), o.GetLabels())
 		}
 	}
 }
 
-// TestTheNamesAreThoseOfTheCode: what the manifest makes is what the code looks for.
+// TestTheNamesAreThoseOfTheCode checks that the manifest creates the objects that the code looks for.
 func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 	all := objects(t, render(t, nil))
-	for _, key := range []string{"ClusterRole/" + kube.Name, "Service/" + kube.Name, "Secret/" + kube.SecretName, "ConfigMap/" + kube.ConfigMapName, "DaemonSet/" + kube.DaemonSetName} {
+	for _, key := range []string{"ClusterRole/" + kube.Name, "Service/" + kube.Name, "Secret/" + kube.SecretName,
+		"ConfigMap/" + kube.ConfigMapName, "DaemonSet/" + kube.DaemonSetName} {
 		if all[key] == nil {
-			t.Errorf("there is no %s", key)
+			t.Errorf("%s is missing", key)
 		}
 	}
-	if len(all["Secret/"+kube.SecretName].(*corev1.Secret).Data) != 0 || len(all["ConfigMap/"+kube.ConfigMapName].(*corev1.ConfigMap).Data) != 0 {
-		t.Error("the manifest has what the server is to fill in: applying it again would take that away")
+	secret := all["Secret/"+kube.SecretName].(*corev1.Secret)
+	bundle := all["ConfigMap/"+kube.ConfigMapName].(*corev1.ConfigMap)
+	if len(secret.Data) != 0 || len(bundle.Data) != 0 {
+		t.Error("the manifest has data that the server fills in: applying it again would remove that data")
 	}
 	if all["Service/trow"].(*corev1.Service).Spec.Ports[0].Port != kube.ServicePort {
-		t.Error("the API server calls another port")
+		t.Error("the API server would use another port")
 	}
 	pod := all["StatefulSet/trow"].GetName() + "-0"
 	role := all["Role/trow"].(*rbacv1.Role)
-	for resource, names := range map[string][]string{"secrets": {kube.SecretName}, "configmaps": {kube.ConfigMapName}, "pods": {pod}, "persistentvolumeclaims": {"data-" + pod}} {
-		if i := slices.IndexFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return r.Resources[0] == resource }); i < 0 || !slices.Equal(role.Rules[i].ResourceNames, names) {
-			t.Errorf("the server may see other %s than %s", resource, names)
+	for resource, name := range map[string]string{"secrets": kube.SecretName, "configmaps": kube.ConfigMapName,
+		"pods": pod, "persistentvolumeclaims": "data-" + pod} {
+		i := slices.IndexFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return r.Resources[0] == resource })
+		if i < 0 || !slices.Equal(role.Rules[i].ResourceNames, []string{name}) {
+			t.Errorf("the server's rights on %s are not limited to %s", resource, name)
 		}
 	}
 	for key, o := range all {
@@ -161,12 +167,14 @@ func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 		}
 		for _, r := range rules {
 			if key == "Role/trow-node" && slices.Contains(r.Resources, "secrets") {
-				t.Error("the node part may see Secrets")
+				t.Error("trow node has rights on Secrets")
 			}
-			unnamed := []string{"create validatingwebhookconfigurations", "list daemonsets", "get persistentvolumes", "create events"}
+			unnamed := []string{"create validatingwebhookconfigurations", "list daemonsets", "get persistentvolumes",
+				"create events"}
 			for _, verb := range r.Verbs {
-				if what := verb + " " + r.Resources[0]; len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" || len(r.Resources) != 1 {
-					t.Errorf("%s: may %s, whatever its name", key, what)
+				what := verb + " " + r.Resources[0]
+				if len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" || len(r.Resources) != 1 {
+					t.Errorf("%s: may %s of any name", key, what)
 				}
 			}
 		}
@@ -177,39 +185,49 @@ func TestTheNodePart(t *testing.T) {
 	all := objects(t, render(t, nil))
 	pod := all["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec
 	c := pod.Containers[0]
-	if !pod.HostNetwork || !*pod.EnableServiceLinks || pod.PriorityClassName != "system-node-critical" || pod.Tolerations[0].Operator != corev1.TolerationOpExists {
-		t.Errorf("not every node would have it: %+v", pod)
+	if !pod.HostNetwork || !*pod.EnableServiceLinks || pod.PriorityClassName != "system-node-critical" ||
+		pod.Tolerations[0].Operator != corev1.TolerationOpExists {
+		t.Errorf("it would not run on each node: %+v", pod)
 	}
-	if c.Ports[0].HostIP != "127.0.0.1" || c.Ports[0].ContainerPort != 31001 || c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" ||
-		!slices.Contains(c.Args, "--port=31000") || !slices.Contains(c.Args, "--host=trow.kube-public") {
+	if c.Ports[0].HostIP != "127.0.0.1" || c.Ports[0].ContainerPort != 31001 ||
+		c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" || !slices.Contains(c.Args, "--port=31000") ||
+		!slices.Contains(c.Args, "--host=trow.kube-public") {
 		t.Errorf("it does not listen where it should: %v %+v", c.Args, c.Ports)
 	}
-	if len(c.SecurityContext.Capabilities.Drop) != 1 || *c.SecurityContext.AllowPrivilegeEscalation || c.SecurityContext.Privileged != nil || !*c.SecurityContext.ReadOnlyRootFilesystem {
-		t.Error("it may do more than it needs")
+	if sc := c.SecurityContext; len(sc.Capabilities.Drop) != 1 || *sc.AllowPrivilegeEscalation ||
+		sc.Privileged != nil || !*sc.ReadOnlyRootFilesystem {
+		t.Error("it has rights that it does not need")
 	}
 	var dirs []string
 	for i, v := range pod.Volumes {
-		if c.VolumeMounts[i].Name != v.Name || c.VolumeMounts[i].MountPath != "/host"+v.HostPath.Path || v.HostPath.Type != nil {
-			t.Errorf("%s is mounted at %s", v.HostPath.Path, c.VolumeMounts[i].MountPath)
+		m := c.VolumeMounts[i]
+		if m.Name != v.Name || m.MountPath != "/host"+v.HostPath.Path || v.HostPath.Type != nil {
+			t.Errorf("%s is mounted at %s", v.HostPath.Path, m.MountPath)
 		}
 		dirs = append(dirs, v.HostPath.Path)
 	}
 	if !slices.Equal(dirs, []string{"/etc", "/var/lib/rancher"}) {
-		t.Errorf("it sees %s", dirs)
+		t.Errorf("it mounts %s", dirs)
 	}
-	listens := objects(t, render(t, func(o *manifests.Options) { o.NodeDir = nil }))["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec
-	if sc := listens.Containers[0].SecurityContext; len(listens.Volumes) != 0 || len(listens.Containers[0].VolumeMounts) != 0 || sc.RunAsUser != nil || sc.SELinuxOptions != nil {
+	all = objects(t, render(t, func(o *manifests.Options) { o.NodeDir = nil }))
+	listens := all["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec
+	if sc := listens.Containers[0].SecurityContext; len(listens.Volumes) != 0 || sc.RunAsUser != nil ||
+		len(listens.Containers[0].VolumeMounts) != 0 || sc.SELinuxOptions != nil {
 		t.Errorf("it may write although it should only listen: %+v", listens)
 	}
-	if label := objects(t, render(t, func(o *manifests.Options) { o.Namespace = "registry" }))["Namespace/registry"].GetLabels(); label["pod-security.kubernetes.io/enforce"] != "privileged" {
-		t.Errorf("its namespace keeps it out: %v", label)
+	const level = "pod-security.kubernetes.io/enforce"
+	all = objects(t, render(t, func(o *manifests.Options) { o.Namespace = "registry" }))
+	if got := all["Namespace/registry"].GetLabels()[level]; got != "privileged" {
+		t.Errorf("the level %s of its namespace does not admit it", got)
 	}
 	without := objects(t, render(t, func(o *manifests.Options) { o.Namespace, o.Node = "registry", false }))
-	if without["DaemonSet/trow-node"] != nil || without["ServiceAccount/trow-node"] != nil || without["Role/trow-node"] != nil || without["RoleBinding/trow-node"] != nil {
-		t.Error("there is a part of it although it was not wanted")
+	for _, kind := range []string{"DaemonSet", "ServiceAccount", "Role", "RoleBinding"} {
+		if without[kind+"/trow-node"] != nil {
+			t.Errorf("with --no-node the manifest has its %s", kind)
+		}
 	}
-	if label := without["Namespace/registry"].GetLabels()["pod-security.kubernetes.io/enforce"]; label != "restricted" {
-		t.Errorf("its namespace is %s", label)
+	if got := without["Namespace/registry"].GetLabels()[level]; got != "restricted" {
+		t.Errorf("without it the level of the namespace is %s", got)
 	}
 }
 
@@ -217,15 +235,19 @@ func TestTheWebhooksSettings(t *testing.T) {
 	settings := func(change func(*manifests.Options)) string {
 		return objects(t, render(t, change))["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
 	}
-	if got := settings(nil); !strings.Contains(got, "webhook: enforce\n") || !strings.Contains(got, "exempt-namespaces: []\n") {
-		t.Errorf("by default:\n%s", got)
+	has := func(got string, lines ...string) {
+		t.Helper()
+		for _, line := range lines {
+			if !strings.Contains(got, line+"\n") {
+				t.Errorf("%s is missing in\n%s", line, got)
+			}
+		}
 	}
-	got := settings(func(o *manifests.Options) { o.Webhook, o.ExemptNamespaces = "audit", []string{"longhorn-system", "x"} })
-	if !strings.Contains(got, "webhook: audit\n") || !strings.Contains(got, `exempt-namespaces: ["longhorn-system", "x"]`) {
-		t.Errorf("when asked:\n%s", got)
-	}
+	has(settings(nil), "webhook: enforce", "exempt-namespaces: []")
+	has(settings(func(o *manifests.Options) { o.Webhook, o.ExemptNamespaces = "audit", []string{"longhorn-system", "x"} }),
+		"webhook: audit", `exempt-namespaces: ["longhorn-system", "x"]`)
 	if got := settings(func(o *manifests.Options) { o.Webhook = "off" }); !strings.Contains(got, `webhook: "off"`) {
-		t.Errorf("YAML takes off for false:\n%s", got)
+		t.Errorf("off is not quoted, so YAML reads it as false:\n%s", got)
 	}
 }
 
@@ -234,12 +256,13 @@ func TestOptions(t *testing.T) {
 		o.Namespace, o.NodePort, o.Image, o.Storage = "registry", 30500, "example.com/trow:1", manifests.StorageEmpty
 	}))
 	set := all["StatefulSet/trow"].(*appsv1.StatefulSet)
-	if all["Namespace/registry"] == nil || set.Namespace != "registry" || all["Service/trow"].(*corev1.Service).Spec.Ports[0].NodePort != 30500 {
-		t.Error("another namespace or port is not heeded")
+	port := all["Service/trow"].(*corev1.Service).Spec.Ports[0]
+	if all["Namespace/registry"] == nil || set.Namespace != "registry" || port.NodePort != 30500 {
+		t.Error("the options namespace or node-port are ignored")
 	}
 	if set.Spec.Template.Spec.Containers[0].Image != "example.com/trow:1" || len(set.Spec.VolumeClaimTemplates) != 0 ||
 		set.Spec.Template.Spec.Volumes[1].EmptyDir == nil {
-		t.Error("another image or storage is not heeded")
+		t.Error("the options image or storage are ignored")
 	}
 	settings := all["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
 	for _, name := range []string{`"trow.registry:30500"`, `"127.0.0.1:30500"`, `"[::1]:30500"`, `"trow.registry.svc"`} {
@@ -248,7 +271,7 @@ func TestOptions(t *testing.T) {
 		}
 	}
 	if hosting := all["ConfigMap/local-registry-hosting"]; hosting.GetNamespace() != "kube-public" {
-		t.Errorf("tools look for it in kube-public, and it is in %s", hosting.GetNamespace())
+		t.Errorf("tools look for local-registry-hosting in kube-public; it is in %s", hosting.GetNamespace())
 	}
 	all = objects(t, render(t, func(o *manifests.Options) { o.StorageClass, o.Size = "fast", "1Ti" }))
 	claim := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.VolumeClaimTemplates[0].Spec
@@ -257,30 +280,33 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-func TestALoginClosesIt(t *testing.T) {
+func TestALogin(t *testing.T) {
 	login := func(o *manifests.Options) { o.Login = true }
 	all, again := objects(t, render(t, login)), objects(t, render(t, login))
 	secret, pull := all["Secret/trow-login"].(*corev1.Secret), all["Secret/trow-pull"].(*corev1.Secret)
 	password := secret.StringData["password"]
 	if len(password) < 20 || password == again["Secret/trow-login"].(*corev1.Secret).StringData["password"] {
-		t.Errorf("the password %q is short or the same each time", password)
+		t.Errorf("the password %q is short, or the same each time", password)
 	}
-	if !strings.Contains(pull.StringData[corev1.DockerConfigJsonKey], password) || !strings.Contains(pull.StringData[corev1.DockerConfigJsonKey], "trow.kube-public:31000") {
+	config := pull.StringData[corev1.DockerConfigJsonKey]
+	if !strings.Contains(config, password) || !strings.Contains(config, "trow.kube-public:31000") {
 		t.Errorf("the pull secret is %v", pull.StringData)
 	}
 	env := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Spec.Containers[0].Env
-	if len(env) != 2 || env[0].Name != "TROW_USER" || env[1].Name != "TROW_PASSWORD" || env[1].ValueFrom.SecretKeyRef.Name != secret.Name {
-		t.Errorf("the server is told %v", env)
+	if len(env) != 2 || env[0].Name != "TROW_USER" || env[1].Name != "TROW_PASSWORD" ||
+		env[1].ValueFrom.SecretKeyRef.Name != secret.Name {
+		t.Errorf("the server's environment is %v", env)
 	}
 	if all := objects(t, render(t, nil)); all["Secret/trow-login"] != nil || all["Secret/trow-pull"] != nil {
-		t.Error("there is a login that nobody asked for")
+		t.Error("without --login there is a login")
 	}
 }
 
-// TestServiceAccounts: with a login the server may ask whose a token is, kubelets may have such tokens made, and there
-// is no more than that; without one there is none of it.
+// TestServiceAccounts checks that with a login the server may review tokens and kubelets may request them, and nothing
+// more, and that without a login there are no such rights.
 func TestServiceAccounts(t *testing.T) {
-	parts := func(login, access bool) (asks []string, tokens *rbacv1.ClusterRole, binding *rbacv1.ClusterRoleBinding, settings map[string]any) {
+	parts := func(login, access bool) (asks []string, tokens *rbacv1.ClusterRole, binding *rbacv1.ClusterRoleBinding,
+		settings map[string]any) {
 		all := objects(t, render(t, func(o *manifests.Options) { o.Login, o.AccessReview = login, access }))
 		for _, r := range all["ClusterRole/trow"].(*rbacv1.ClusterRole).Rules {
 			if strings.HasPrefix(r.APIGroups[0], "auth") {
@@ -289,12 +315,14 @@ func TestServiceAccounts(t *testing.T) {
 		}
 		tokens, _ = all["ClusterRole/trow-tokens"].(*rbacv1.ClusterRole)
 		binding, _ = all["ClusterRoleBinding/trow-tokens"].(*rbacv1.ClusterRoleBinding)
-		if err := kyaml.Unmarshal([]byte(all["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]), &settings); err != nil {
+		file := all["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
+		if err := kyaml.Unmarshal([]byte(file), &settings); err != nil {
 			t.Fatal(err)
 		}
 		return asks, tokens, binding, settings
 	}
-	const review, access = "[create] [tokenreviews].authentication.k8s.io", "[create] [subjectaccessreviews].authorization.k8s.io"
+	const review = "[create] [tokenreviews].authentication.k8s.io"
+	const access = "[create] [subjectaccessreviews].authorization.k8s.io"
 	for _, row := range []struct {
 		login, access bool
 		asks          []string
@@ -303,32 +331,36 @@ func TestServiceAccounts(t *testing.T) {
 		if !slices.Equal(asks, row.asks) {
 			t.Errorf("%+v: the server may %v", row, asks)
 		}
-		if told, _ := settings["access-review"].(bool); told != row.access {
+		if set, _ := settings["access-review"].(bool); set != row.access {
 			t.Errorf("%+v: the settings are %v", row, settings)
 		}
 		if !row.login {
 			if tokens != nil || binding != nil || settings["token-audience"] != nil {
-				t.Errorf("%+v: tokens are taken although nobody needs to log in", row)
+				t.Errorf("%+v: tokens are accepted although there is no login", row)
 			}
 			continue
 		}
-		if r := tokens.Rules; len(r) != 1 || !slices.Equal(r[0].Verbs, []string{"request-serviceaccounts-token-audience"}) || !slices.Equal(r[0].Resources, []string{kube.Audience}) ||
-			binding.RoleRef.Name != tokens.Name || len(binding.Subjects) != 1 || binding.Subjects[0].Kind != "Group" || binding.Subjects[0].Name != "system:nodes" {
-			t.Errorf("kubelets may: %+v, %+v", r, binding)
+		r, who := tokens.Rules, binding.Subjects
+		if len(r) != 1 || !slices.Equal(r[0].Verbs, []string{"request-serviceaccounts-token-audience"}) ||
+			!slices.Equal(r[0].Resources, []string{kube.Audience}) || binding.RoleRef.Name != tokens.Name ||
+			len(who) != 1 || who[0].Kind != "Group" || who[0].Name != "system:nodes" {
+			t.Errorf("the rights of kubelets: %+v, %+v", r, binding)
 		}
-		if settings["token-audience"] != kube.Audience || credential.Defaults().Audience != kube.Audience {
-			t.Errorf("audiences: the settings' %v, the code's %s, the kubelets' %s", settings["token-audience"], kube.Audience, credential.Defaults().Audience)
+		kubelets := credential.Defaults()
+		if settings["token-audience"] != kube.Audience || kubelets.Audience != kube.Audience {
+			t.Errorf("audiences of the settings %v, of the code %s, of kubelets %s", settings["token-audience"],
+				kube.Audience, kubelets.Audience)
 		}
 		names := settings["names"].([]any)
 		for _, name := range names {
-			if own := credential.Defaults().Names; !slices.Contains(own, name.(string)) || len(own) > len(names) {
-				t.Errorf("the kubelets' names are %v, and the registry's %v", own, names)
+			if !slices.Contains(kubelets.Names, name.(string)) || len(kubelets.Names) > len(names) {
+				t.Errorf("names for kubelets are %v, those of the registry %v", kubelets.Names, names)
 			}
 		}
 	}
 }
 
-func TestOptionsThatCannotBeMeant(t *testing.T) {
+func TestInvalidOptions(t *testing.T) {
 	for flag, change := range map[string]func(*manifests.Options){
 		"namespace:":         func(o *manifests.Options) { o.Namespace = "a\nb: c" },
 		"host:":              func(o *manifests.Options) { o.Host = "a b" },
@@ -351,11 +383,37 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 	o := manifests.Defaults(release)
 	o.Host = "trow"
 	if _, err := manifests.Render(o); err == nil {
-		t.Error("a host without a dot is taken")
+		t.Error("a host without a dot is accepted")
 	}
 	o = manifests.Defaults(release)
 	o.Storage, o.StorageClass = manifests.StorageEmpty, "fast"
 	if _, err := manifests.Render(o); err == nil {
-		t.Error("a StorageClass for an emptyDir is taken")
+		t.Error("a StorageClass for an emptyDir is accepted")
+	}
+}
+
+func TestTheCommand(t *testing.T) {
+	run := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		cmd := manifests.Command(release)
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetOut(&out)
+		cmd.SetArgs(args)
+		err := cmd.Execute()
+		return out.String(), err
+	}
+	if out, err := run(); err != nil || out != string(render(t, nil)) {
+		t.Errorf("the defaults: %v", err)
+	}
+	out, err := run("--no-node", "--node-port=30500", "--exempt-namespaces=a,b")
+	want := render(t, func(o *manifests.Options) {
+		o.Node, o.NodePort, o.ExemptNamespaces = false, 30500, []string{"a", "b"}
+	})
+	if err != nil || out != string(want) {
+		t.Errorf("with options: %v", err)
+	}
+	out, err = run("--storage=disk", "--node-port=0")
+	if err == nil || out != "" || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "node-port: ") {
+		t.Errorf("invalid options: %v, %s", err, out)
 	}
 }

@@ -42,9 +42,9 @@ type answer[V any] struct {
 // cache caches answers of the API server, and bounds the questions. Concurrent callers with the same question share one
 // request. The keys are MACs of the questions, so that no token is kept.
 //
-// Good answers have a cache of their own, so that made-up tokens, which only get bad answers, do not evict them. For the
-// same reason questions that renew a good answer have a lane of their own: a flood of made-up tokens does not delay an
-// account that has an answer. A token seen for the first time waits in the lane of the unknown ones.
+// Good answers have a cache of their own, so that made-up tokens, which only get bad answers, do not evict them. For
+// the same reason questions that renew a good answer have a lane of their own: a flood of made-up tokens does not delay
+// an account that has an answer. A token seen for the first time waits in the lane of the unknown ones.
 type cache[V any] struct {
 	secret         []byte
 	good, bad      *lru.Cache[string, answer[V]]

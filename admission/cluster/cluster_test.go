@@ -72,7 +72,8 @@ func newWorld(t *testing.T, mode cluster.Mode, more ...runtime.Object) *world {
 		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "data-trow-0"},
 			Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "pv"}},
 		&corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}, Spec: corev1.PersistentVolumeSpec{
-			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "disk.csi.test"}}}})
+			PersistentVolumeSource: corev1.PersistentVolumeSource{
+				CSI: &corev1.CSIPersistentVolumeSource{Driver: "disk.csi.test"}}}})
 	w := &world{Clientset: fake.NewClientset(objects...), ca: "CA 1", ready: true}
 	w.optimistic()
 	w.options = cluster.Options{Webhook: string(mode), Client: kubetest.Client(w.Clientset), Namespace: ns, Pod: "trow-0",
@@ -205,16 +206,18 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 			t.Fatalf("ready: %q, %+v", got, w.c.State())
 		}
 		v := w.configuration(t)
-		if len(v.OwnerReferences) != 1 || v.OwnerReferences[0].Kind != "ClusterRole" || v.OwnerReferences[0].UID != "role-uid" {
-			t.Errorf("owned by %+v", v.OwnerReferences)
+		if o := v.OwnerReferences; len(o) != 1 || o[0].Kind != "ClusterRole" || o[0].UID != "role-uid" {
+			t.Errorf("owned by %+v", o)
 		}
 		pods, workloads := v.Webhooks[0], v.Webhooks[1]
-		if pods.Name != "validator.trow.io" || *pods.FailurePolicy != admissionregistrationv1.Fail || *pods.TimeoutSeconds != 5 ||
-			*pods.SideEffects != admissionregistrationv1.SideEffectClassNone || string(pods.ClientConfig.CABundle) != "CA 1" ||
+		if pods.Name != "validator.trow.io" || *pods.FailurePolicy != admissionregistrationv1.Fail ||
+			*pods.TimeoutSeconds != 5 || *pods.SideEffects != admissionregistrationv1.SideEffectClassNone ||
+			string(pods.ClientConfig.CABundle) != "CA 1" ||
 			*pods.ClientConfig.Service.Path != "/validate" || pods.ClientConfig.Service.Namespace != ns {
 			t.Errorf("%+v", pods)
 		}
-		if got := pods.NamespaceSelector.MatchExpressions[0].Values; !slices.Equal(got, []string{"kube-public", "kube-system"}) {
+		got := pods.NamespaceSelector.MatchExpressions[0].Values
+		if !slices.Equal(got, []string{"kube-public", "kube-system"}) {
 			t.Errorf("exempt: %v", got)
 		}
 		if *workloads.FailurePolicy != admissionregistrationv1.Ignore || workloads.Name != "workloads.trow.io" {
@@ -316,7 +319,8 @@ func TestModesThatDenyNothing(t *testing.T) {
 		w := newWorld(t, cluster.Off,
 			&admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "trow"}})
 		w.start(t)
-		if got := w.logged(t); got != "disarmed" || w.configuration(t) != nil || (w.c.State() != cluster.State{Mode: cluster.Off}) {
+		off := cluster.State{Mode: cluster.Off}
+		if got := w.logged(t); got != "disarmed" || w.configuration(t) != nil || w.c.State() != off {
 			t.Errorf("off: %q, %+v", got, w.c.State())
 		}
 		if m, _ := w.CoreV1().ConfigMaps(ns).Get(t.Context(), "trow-ca", metav1.GetOptions{}); m.Data["ca.crt"] != "CA 1" {
@@ -334,7 +338,8 @@ func TestDisarmAndArm(t *testing.T) {
 		if !found || err != nil {
 			t.Fatalf("Disarm: %v, %v", found, err)
 		}
-		if got := w.logged(t); got != "disarmed" || w.configuration(t) != nil || !strings.Contains(w.c.State().Why, "trow arm") {
+		if got := w.logged(t); got != "disarmed" || w.configuration(t) != nil ||
+			!strings.Contains(w.c.State().Why, "trow arm") {
 			t.Errorf("after disarm: %q, %+v", got, w.c.State())
 		}
 		if err := cluster.Arm(t.Context(), kubetest.Client(w.Clientset)); err != nil {
@@ -379,21 +384,24 @@ func csi(namespace string, args ...string) *appsv1.DaemonSet {
 func TestTheClusterIsNotDeadlocked(t *testing.T) {
 	ours := "--kubelet-registration-path=/var/lib/kubelet/plugins/disk.csi.test/csi.sock"
 	other := "--kubelet-registration-path=/var/lib/kubelet/plugins/file.csi.test/csi.sock"
+	sets := func(all ...runtime.Object) []runtime.Object { return all }
+	exempt := func(all ...string) []string { return all }
 	for name, tt := range map[string]struct {
 		sets   []runtime.Object
 		exempt []string
 		why    string // empty: it enforces
 	}{
 		"no DaemonSets":                       {},
-		"network in an exempt namespace":      {sets: []runtime.Object{critical("kube-system"), critical(ns)}},
-		"network elsewhere":                   {sets: []runtime.Object{critical("calico-system")}, why: "calico-system"},
-		"network elsewhere, exempt":           {sets: []runtime.Object{critical("calico-system")}, exempt: []string{"calico-system"}},
-		"the volume's driver":                 {sets: []runtime.Object{csi("longhorn-system", ours)}, why: "longhorn-system"},
-		"the volume's driver, exempt":         {sets: []runtime.Object{csi("longhorn-system", ours)}, exempt: []string{"longhorn-system"}},
-		"another volume's driver":             {sets: []runtime.Object{csi("disks", ours), csi("files", other)}, exempt: []string{"disks"}},
-		"drivers that do not name themselves": {sets: []runtime.Object{csi("files", other)}, why: "files"},
-		"a DaemonSet that is not needed":      {sets: []runtime.Object{daemonSet("logs", "logs", corev1.PodSpec{})}},
-		"two, of which one is not exempt":     {sets: []runtime.Object{critical("a"), critical("b")}, exempt: []string{"a"}, why: "exempt-namespaces: b"},
+		"network in an exempt namespace":      {sets: sets(critical("kube-system"), critical(ns))},
+		"network elsewhere":                   {sets: sets(critical("calico-system")), why: "calico-system"},
+		"network elsewhere, exempt":           {sets: sets(critical("calico-system")), exempt: exempt("calico-system")},
+		"the volume's driver":                 {sets: sets(csi("longhorn-system", ours)), why: "longhorn-system"},
+		"the volume's driver, exempt":         {sets: sets(csi("longhorn-system", ours)), exempt: exempt("longhorn-system")},
+		"another volume's driver":             {sets: sets(csi("disks", ours), csi("files", other)), exempt: exempt("disks")},
+		"drivers that do not name themselves": {sets: sets(csi("files", other)), why: "files"},
+		"a DaemonSet that is not needed":      {sets: sets(daemonSet("logs", "logs", corev1.PodSpec{}))},
+		"two, of which one is not exempt": {sets: sets(critical("a"), critical("b")), exempt: exempt("a"),
+			why: "exempt-namespaces: b"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -537,7 +545,8 @@ func TestOutsideACluster(t *testing.T) {
 	if r, err := cluster.OpenReviewer(cluster.Options{Webhook: "audit"}); r != nil || err != nil {
 		t.Errorf("without an audience: %v, %v", r, err)
 	}
-	if _, _, err := cluster.Open(cluster.Options{Webhook: "audit"}); err == nil || !strings.HasPrefix(err.Error(), "webhook: ") {
+	_, _, err = cluster.Open(cluster.Options{Webhook: "audit"})
+	if err == nil || !strings.HasPrefix(err.Error(), "webhook: ") {
 		t.Errorf("the webhook: %v", err)
 	}
 	_, err = cluster.OpenReviewer(cluster.Options{TokenAudience: "trow"})
@@ -574,7 +583,8 @@ func TestTheStateForPeopleAndMonitoring(t *testing.T) {
 			t.Helper()
 			gotOK, got := w.c.Check()
 			if gotOK != ok || !strings.HasPrefix(got, text) || w.c.Denies() != denies || metrics(t, w.c) != metric {
-				t.Errorf("%v %q, denies %v, %s; want %v %q, %v, %s", gotOK, got, w.c.Denies(), metrics(t, w.c), ok, text, denies, metric)
+				t.Errorf("%v %q, denies %v, %s; want %v %q, %v, %s", gotOK, got, w.c.Denies(), metrics(t, w.c),
+					ok, text, denies, metric)
 			}
 		}
 		w.start(t)

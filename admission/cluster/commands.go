@@ -84,8 +84,8 @@ func rotateCommand() *cobra.Command {
 		if err := RotateCA(ctx, client, namespace); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "The new CA is in ConfigMap %s/%s within seconds; workstations need it before ca-overlap has passed.\n",
-			namespace, kube.ConfigMapName)
+		fmt.Fprintf(out, "The new CA is in ConfigMap %s/%s within seconds; "+
+			"workstations need it before ca-overlap has passed.\n", namespace, kube.ConfigMapName)
 		return nil
 	})
 	cmd.Flags().StringVar(&namespace, "namespace", kube.DefaultNamespace, "namespace of the registry")

@@ -25,9 +25,9 @@ const (
 	pageSize = 500
 )
 
-// deadlock returns why failurePolicy Fail would be dangerous, and the setting that helps; empty if it would not be. After
-// a power cut everything is down at the same time. What this pod needs in order to start must then start without it:
-// with Fail, its pods would wait for a review that this pod cannot answer yet.
+// deadlock returns why failurePolicy Fail would be dangerous, and the setting that helps; empty if it would not be.
+// After a power cut everything is down at the same time. What this pod needs in order to start must then start without
+// it: with Fail, its pods would wait for a review that this pod cannot answer yet.
 //
 // The result is cached; fresh forces a search, for a caller that is about to arm.
 func (c *Cluster) deadlock(ctx context.Context, fresh bool) (string, error) {

@@ -41,8 +41,8 @@ type Options struct {
 
 // AddFlags registers the settings as flags.
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.Webhook, "webhook", "", "in a pod of the manifest: off, audit (only warn) or enforce; the certificates "+
-		"are in Secret "+kube.SecretName+" then; empty: not in a cluster")
+	fs.StringVar(&o.Webhook, "webhook", "", "in a pod of the manifest: off, audit (only warn) or enforce; "+
+		"the certificates are in Secret "+kube.SecretName+" then; empty: not in a cluster")
 	fs.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil,
 		"namespaces whose pods are not reviewed, beside kube-system and the registry's own")
 	fs.StringVar(&o.TokenAudience, "token-audience", "",

@@ -158,7 +158,8 @@ func down(*http.Request) (*http.Response, error) { return nil, errors.New("conne
 // token returns a token with these claims, which are JSON.
 func token(format string, args ...any) string {
 	encode := base64.RawURLEncoding.EncodeToString
-	return encode([]byte(`{"alg":"RS256"}`)) + "." + encode(fmt.Appendf(nil, format, args...)) + "." + encode([]byte("the signature of it"))
+	return encode([]byte(`{"alg":"RS256"}`)) + "." + encode(fmt.Appendf(nil, format, args...)) + "." +
+		encode([]byte("the signature of it"))
 }
 
 // lasting returns a token for our audience that expires after d.
@@ -217,7 +218,8 @@ func TestReview(t *testing.T) {
 	a.tokens[other] = authenticated(ours, "elsewhere")
 	r := a.reviewer(t)
 	user, ok, why, err := r.Review(t.Context(), good)
-	if !ok || why != "" || err != nil || user.Username != ours || user.UID != "1" || len(user.Groups) != 1 || len(user.Extra) != 1 {
+	if !ok || why != "" || err != nil || user.Username != ours || user.UID != "1" || len(user.Groups) != 1 ||
+		len(user.Extra) != 1 {
 		t.Errorf("a good token: %+v, %v, %q, %v", user, ok, why, err)
 	}
 	wants(t, r, elsewhere, "", refused, "--audience=trow")
@@ -465,9 +467,9 @@ func TestWhatTheAPIServerRepeats(t *testing.T) {
 		"a status":  {respond(422, "application/json", status(422, metav1.StatusReasonInvalid, secret)), "422 Invalid"},
 		"no status": {respond(500, "text/plain", "what is "+secret+"?"), "500 InternalError"},
 		"no JSON":   {respond(201, "application/json", "{"+secret), ""},
-		"an error":  {func(*http.Request) (*http.Response, error) { return nil, errors.New("dial " + secret) }, "dial (the token)"},
-		"forbidden": {respond(403, "application/json", status(403, metav1.StatusReasonForbidden, secret)), "apply the manifest"},
-		"unknown":   {respond(401, "application/json", status(401, metav1.StatusReasonUnauthorized, secret)), "401 Unauthorized"},
+		"an error":  {fails(errors.New("dial " + secret)), "dial (the token)"},
+		"forbidden": {respond(403, "application/json", status(403, "Forbidden", secret)), "apply the manifest"},
+		"unknown":   {respond(401, "application/json", status(401, "Unauthorized", secret)), "401 Unauthorized"},
 		"nothing":   {respond(201, "application/json", ""), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -476,6 +478,10 @@ func TestWhatTheAPIServerRepeats(t *testing.T) {
 			wants(t, a.reviewer(t), secret, "", unavailable, row.text)
 		})
 	}
+}
+
+func fails(err error) func(*http.Request) (*http.Response, error) {
+	return func(*http.Request) (*http.Response, error) { return nil, err }
 }
 
 // respond answers each request in this way.

@@ -43,8 +43,8 @@ func TestTheCommandPrints(t *testing.T) {
 func TestTheCommandSaysWhatIsMissing(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	for want, args := range map[string][]string{
-		`kubectl -n kube-public get configmap trow-ca -o jsonpath='{.data.ca\.crt}' | trow node --print talos --ca -`: {"--print=talos"},
-
+		"kubectl -n kube-public get configmap trow-ca -o jsonpath='{.data.ca\\.crt}' | " +
+			"trow node --print talos --ca -": {"--print=talos"},
 		"ca: open /none":     {"--print=talos", "--ca=/none"},
 		"ca: no certificate": {"--print=talos", "--ca=-"},
 		"trow node --print":  nil, // outside a cluster

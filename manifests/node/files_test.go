@@ -285,8 +285,8 @@ func TestContainerdsConfigurationIsChecked(t *testing.T) {
 		"a list, 2.1":                    {v3 + list, "containerd://2.1.4", "this containerd (2.1)"},
 		"a list, pulled by the plugin": {"version = 3\n" + images + "discard_unpacked_layers = true\n" + registry3 + list,
 			"containerd://2.1.4", ""},
-		"unset, pulled by the plugin, 2.2": {"version = 3\n" + images + "use_local_image_pull = true", "containerd://2.2.0", ""},
-		"unset, pulled by the plugin":      {"version = 3\n" + images + "use_local_image_pull = true", "", "before 2.2"},
+		"unset, pulled by plugin, 2.2": {"version = 3\n" + images + "use_local_image_pull=true", "containerd://2.2.0", ""},
+		"unset, pulled by the plugin":  {"version = 3\n" + images + "use_local_image_pull = true", "", "before 2.2"},
 		"mirrors of the old kind": {v2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\n" +
 			"endpoint = [\"https://x\"]", "", "remove them before"},
 		"not TOML":                 {"version = ", "", "cannot parse"},

@@ -144,8 +144,8 @@ trusted = true
 func printOpenShift(p printed) string {
 	ca := "    " + strings.ReplaceAll(strings.TrimSuffix(p.ca, "\n"), "\n", "\n    ")
 	key := func(name string) string { return strings.ReplaceAll(name, ":", "..") } // a key must not have colons
-	return fmt.Sprintf(`# OpenShift: oc apply --server-side -f THIS-FILE. The machine config operator then updates one node after
-# the other.
+	return fmt.Sprintf(`# OpenShift: oc apply --server-side -f THIS-FILE. The machine config operator then updates the
+# nodes, one after the other.
 # If image.config.openshift.io/cluster names another additionalTrustedCA, add the keys to that ConfigMap instead.
 # The DaemonSet needs the host's network: oc adm policy add-scc-to-user privileged -z trow-node -n NAMESPACE
 apiVersion: v1

@@ -57,7 +57,8 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "credential-provider",
 		Short: "Pull images with the pod's ServiceAccount (the kubelet of a node runs this)",
-		Long: "credential-provider answers the kubelet's requests for credentials with a token of the pod's ServiceAccount.\n" +
+		Long: "credential-provider answers the kubelet's requests for credentials with a token of the pod's\n" +
+			"ServiceAccount.\n" +
 			"With --print-config it prints how to install it on a node.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -61,7 +61,8 @@ func TestAnswer(t *testing.T) {
 		}
 		want := credentialprovider.AuthConfig{Username: "serviceaccount", Password: row.token}
 		if r.APIVersion != "credentialprovider.kubelet.k8s.io/v1" || r.Kind != "CredentialProviderResponse" ||
-			r.CacheKeyType != "Registry" || r.CacheDuration.Duration != row.keep || len(r.Auth) != 1 || r.Auth[row.host] != want {
+			r.CacheKeyType != "Registry" || r.CacheDuration.Duration != row.keep || len(r.Auth) != 1 ||
+			r.Auth[row.host] != want {
 			t.Errorf("%s: %+v, kept for %s", row.image, r, r.CacheDuration.Duration)
 		}
 	}
@@ -79,13 +80,13 @@ func TestRequestsThatCannotBeAnswered(t *testing.T) {
 		"two":                  {strings.NewReader(good + good), "not the JSON"},
 		"a number for a token": {strings.NewReader(strings.Replace(good, `"`+secret+`"`, "1", 1)), "not the JSON"},
 		"another version":      {strings.NewReader(strings.Replace(good, "k8s.io/v1", "k8s.io/v1beta1", 1)), "v1beta1"},
-		"another kind":         {strings.NewReader(strings.Replace(good, "ProviderRequest", "ProviderResponse", 1)), "CredentialProviderResponse"},
+		"another kind":         {strings.NewReader(strings.Replace(good, "rRequest", "rResponse", 1)), "ProviderResponse"},
 		"no token":             {strings.NewReader(request("trow.kube-public:31000/app", "")), "tokenAttributes"},
 		"no image":             {strings.NewReader(request("", secret)), "not a valid image reference"},
-		"no such image":        {strings.NewReader(request("trow.kube-public:31000/A", secret)), "not a valid image reference"},
+		"an invalid image":     {strings.NewReader(request("trow.kube-public:1/A", secret)), "not a valid image reference"},
 		"Docker Hub's":         {strings.NewReader(request("nginx", secret)), "too wide"},
 		"Docker Hub's, whole":  {strings.NewReader(request("docker.io/library/nginx", secret)), "too wide"},
-		"too large":            {io.MultiReader(strings.NewReader(good), strings.NewReader(strings.Repeat(" ", 1<<20))), "more than 1048576 bytes"},
+		"too large":            {strings.NewReader(good + strings.Repeat(" ", 1<<20)), "more than 1048576 bytes"},
 		"a broken pipe":        {iotest.ErrReader(errors.New("broken pipe")), "broken pipe"},
 	} {
 		var out bytes.Buffer
