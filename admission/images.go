@@ -114,7 +114,7 @@ type volume struct {
 	} `json:"image"`
 }
 
-// kind says how to find the images in an object of a kind.
+// kind describes where an object of a kind has its images.
 type kind struct {
 	resource string
 	at       string // path of the pod spec
@@ -122,7 +122,7 @@ type kind struct {
 	template bool // pods are made from it
 }
 
-// kinds has the kinds that are judged. All others pass.
+// kinds are the kinds whose images are checked. All others are allowed.
 var kinds = map[groupKind]kind{
 	{"", "Pod"}:                   {"pods", "spec", decodeAs[pod], false},
 	{"", "PodTemplate"}:           {"podtemplates", "template.spec", decodeAs[podTemplate], true},
@@ -159,8 +159,8 @@ func (k kind) field(p place) string {
 	return k.at + "." + p.list + "[" + strconv.Itoa(p.index) + "]." + p.leaf
 }
 
-// images lists every image of an object, with its place. In a template an image may be left open, for
-// somebody else to fill in when the pod is made; those are left out.
+// images yields every image of an object, with its place. A template may leave an image open, to be filled in when the
+// pod is created; such images are left out.
 func (k kind) images(o *object) iter.Seq2[place, string] {
 	return func(yield func(place, string) bool) {
 		for p, image := range o.Pod.images() {
@@ -174,7 +174,7 @@ func (k kind) images(o *object) iter.Seq2[place, string] {
 	}
 }
 
-// isOpen tells whether an image of a template stands for one that is not known yet. Istio writes auto.
+// isOpen reports whether an image of a template stands for one that is not known yet. Istio writes auto.
 func isOpen(image string) bool {
 	image = strings.TrimSpace(image)
 	return image == "" || image == "auto"
