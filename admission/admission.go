@@ -4,27 +4,29 @@
 // # Words
 //
 //   - review: an AdmissionReview of admission.k8s.io, v1 or v1beta1. It asks about one object.
-//   - object: a pod, or a workload whose template pods are made from.
-//   - image: a string of an object that names what a runtime is to pull, as it is written there.
-//   - [Reference]: what an image means, in canonical form. No rule looks at the form as written.
-//   - local: of this registry, by the host that the image names. Everything else is remote.
-//   - [Policy]: the rules. A verdict is what it says of one image.
-//   - sentence: why an image is denied, for people. A hint is what to do about it; it goes out as a warning.
+//   - object: a pod, or a workload with a template that pods are made from.
+//   - image: a string in an object that names what a container runtime shall pull, as written.
+//   - [Reference]: what an image means, in canonical form. Rules see this form only.
+//   - local: of this registry, by the host that the image names. Every other image is remote.
+//   - [Policy]: the rules. [Policy.Decide] returns a [Verdict] on one image.
+//   - sentence: why an image is denied, for people. A hint says what to do about it, and becomes a warning.
+//   - [Decision]: what became of a review. It carries the verdicts on all its images.
 //
 // # Invariants
 //
 //  1. A local image runs only if the registry holds it, or a rule allows it by name.
-//  2. What cannot be understood is denied (an image) or is an error (a review), never allowed.
-//  3. What cannot be known is an error, never a denial: the API server's failurePolicy decides then.
-//  4. An image that an object had before is not judged again, so that an object can always be updated and
-//     deleted, whatever the rules have become since.
-//  5. The answer is bounded, whatever the object: in the number of sentences, causes, warnings and bytes.
+//  2. An image that cannot be parsed is denied, and a review that cannot be decoded is an error; neither is allowed.
+//  3. When the registry cannot be asked, the answer is an error, not a denial: then the failurePolicy of the webhook
+//     decides.
+//  4. Images that an object had before an update are not checked again, so that an object can always be updated and
+//     deleted, however the rules have changed.
+//  5. Every answer is bounded in the number of sentences, causes, warnings and bytes, whatever the object.
 //
 // # What it does not do
 //
-// It changes no object and asks no other registry. It checks names, not origins: a node may be configured to
-// pull docker.io from a mirror, or have an image in its cache. It does not log.
-// Who may call it is decided before it is asked, by [Callers], if at all.
+// It changes no object and asks no other registry. It checks names, not origins: a node may be configured to pull
+// docker.io from a mirror, or have an image in its cache. It logs nothing but changes of the token's file. The webhook
+// answers every caller; [Callers], if configured, refuses clients other than the API server before.
 package admission
 
 import (
@@ -46,19 +48,19 @@ import (
 )
 
 const (
-	// maxBody bounds a review, in bytes. The API server takes requests up to 3 MiB; on UPDATE a review has
-	// the object twice, and both are wrapped.
+	// maxBody bounds a review, in bytes. The API server accepts requests up to 3 MiB, and the review of an UPDATE
+	// contains the object twice.
 	maxBody = 7 << 20
 
 	// maxKept bounds the buffers that are kept for later bodies, in bytes. Nearly all reviews are smaller.
 	maxKept = 256 << 10
 
-	// maxLarge bounds the reviews larger than maxKept that are under way. Each may take 20 times its size when it is made
-	// of empty things; those that the API server sends of real pods are a tenth of maxKept.
+	// maxLarge bounds the reviews larger than maxKept that are processed at once. A hostile one may take 20 times its
+	// size. Reviews of real pods have a tenth of maxKept.
 	maxLarge = 4
 
-	// maxWait bounds how long a large review waits for its turn. The API server waits 10 s for an answer unless told
-	// otherwise, and when it goes, the request's context ends.
+	// maxWait bounds how long a large review waits for its turn. By default the API server waits 10 s for an answer, and
+	// when it gives up, the context of the request ends.
 	maxWait = 10 * time.Second
 )
 
@@ -67,12 +69,12 @@ type Options struct {
 	Images Images  // required
 	Policy *Policy // required
 
-	// Audit, if set, is asked for each object whether it is to be allowed in any case: with warnings, and with
-	// what it would be denied for in the Decision.
+	// Audit, if set, is called for each object. If it returns true, the object is allowed in any case: with warnings, and
+	// with the reasons to deny it in the Decision.
 	Audit func() bool
 
-	// Observe, if set, is called once for every review that was judged or that the webhook failed to judge,
-	// before the answer goes out, also concurrently. It is not told of requests that are refused as malformed.
+	// Observe, if set, is called once for every review that the webhook answered or failed to answer, before the answer
+	// is sent, possibly concurrently. It is not called for requests that are refused as malformed.
 	Observe func(context.Context, Decision)
 }
 
@@ -88,14 +90,14 @@ type Decision struct {
 	DryRun      bool
 
 	Allowed bool
-	Skipped string   // why no image was judged, "" if the images were
-	Denied  []string // the sentences, as told. On an object that was allowed they are warnings
-	Images  []string // the images judged, each with its digest if the registry holds it; bounded
+	Skipped string   // why the images were not checked; empty if they were
+	Denied  []string // the sentences of the answer; on an object that was allowed they are warnings
+	Images  []string // the images that were checked, each with its digest if the registry holds it; bounded
 
 	// Verdicts are the verdicts on the images, at most 256. They are shared: do not change them.
 	Verdicts []Verdict
 
-	// Err is why the call failed: HTTP status 500 and no verdict. Of a panic it has the stack.
+	// Err is why the call failed, with HTTP status 500 and no verdict. For a panic it contains the stack.
 	Err error
 }
 
@@ -110,8 +112,9 @@ type Webhook struct {
 
 // New returns a webhook.
 func New(o Options) *Webhook {
-	w := &Webhook{images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe,
-		large: make(chan struct{}, maxLarge)}
+	w := &Webhook{
+		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, large: make(chan struct{}, maxLarge),
+	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }
 	}
@@ -121,7 +124,7 @@ func New(o Options) *Webhook {
 	return w
 }
 
-// httpError is an answer that is not a review. To the API server all of them are failed calls.
+// httpError is an answer that is not a review. For the API server each of them is a failed call.
 type httpError struct {
 	status int
 	text   string
@@ -133,18 +136,19 @@ func malformed(format string, args ...any) error {
 	return &httpError{http.StatusBadRequest, fmt.Sprintf(format, args...)}
 }
 
-// ServeHTTP answers an AdmissionReview that is POSTed as JSON. A verdict is status 200, whether it allows or
-// denies. Other statuses: 400 for what is not a review, 405, 413 above 7 MiB, 415, 500 when the registry cannot
-// tell, and 503 when too many large reviews are under way; their bodies are a line of text, with the review's uid as soon as it is known.
+// ServeHTTP answers an AdmissionReview that is POSTed as JSON. A verdict has status 200, whether it allows or denies.
+// Other statuses: 400 for a body that is not a review, 405, 413 above 7 MiB, 415, 500 when the registry cannot be asked,
+// and 503 when too many large reviews are processed. Their bodies are a line of text, with the uid of the review if it
+// is known.
 func (w *Webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	var d Decision
 	defer func() {
 		p := recover()
 		switch {
 		case p == nil:
-		case p == http.ErrAbortHandler:
+		case p == http.ErrAbortHandler: // net/http's own, which cuts the connection
 			panic(p)
-		default:
+		default: // answer, so that the API server need not wait for its timeout, and report it as a failure
 			err := fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 			fail(rw, d.UID, err)
 			w.report(r.Context(), d, err)
@@ -161,23 +165,23 @@ func (w *Webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	rw.Write(answer)
 }
 
-// serve reads the request, judges, and returns the body of the answer.
+// serve reads and reviews the request, and returns the body of the answer.
 func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([]byte, error) {
 	if r.Method != http.MethodPost {
 		rw.Header().Set("Allow", http.MethodPost)
-		return nil, &httpError{http.StatusMethodNotAllowed, "an AdmissionReview is sent with POST"}
+		return nil, &httpError{http.StatusMethodNotAllowed, "method not allowed; send an AdmissionReview with POST"}
 	}
 	if !isJSON(r.Header.Get("Content-Type")) {
-		return nil, &httpError{http.StatusUnsupportedMediaType, "an AdmissionReview is of type application/json"}
+		return nil, &httpError{http.StatusUnsupportedMediaType, "unsupported Content-Type; send an AdmissionReview as application/json"}
 	}
-	if r.ContentLength < 0 || r.ContentLength > maxKept {
+	if r.ContentLength < 0 || r.ContentLength > maxKept { // a body of unknown length counts as large
 		turn, cancel := context.WithTimeout(r.Context(), maxWait)
 		defer cancel()
 		select {
 		case w.large <- struct{}{}:
 			defer func() { <-w.large }()
 		case <-turn.Done():
-			return nil, &httpError{http.StatusServiceUnavailable, "too many large AdmissionReviews are under way; try again"}
+			return nil, &httpError{http.StatusServiceUnavailable, "too many large AdmissionReviews at once; retry"}
 		}
 	}
 	review, err := readReview(rw, r)
@@ -194,11 +198,11 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 	})
 }
 
-// fail answers with what is not a review. What went wrong inside is for Observe alone.
+// fail answers with an error. Its text is for the client; a cause inside the registry is only passed to Observe.
 func fail(rw http.ResponseWriter, uid string, err error) {
 	failure, ok := errors.AsType[*httpError](err)
 	if !ok {
-		failure = &httpError{http.StatusInternalServerError, "the registry cannot tell; its log says why"}
+		failure = &httpError{http.StatusInternalServerError, "the registry cannot decide right now; see its log"}
 	}
 	text := failure.text
 	if uid != "" {
@@ -207,7 +211,7 @@ func fail(rw http.ResponseWriter, uid string, err error) {
 	http.Error(rw, text, failure.status)
 }
 
-// report tells Observe what became of a review, unless it was malformed.
+// report calls Observe, unless the request was malformed.
 func (w *Webhook) report(ctx context.Context, d Decision, err error) {
 	if _, ok := errors.AsType[*httpError](err); ok {
 		return
@@ -218,8 +222,8 @@ func (w *Webhook) report(ctx context.Context, d Decision, err error) {
 	w.observe(ctx, d)
 }
 
-// Review decides on one request without HTTP, and calls Observe as ServeHTTP does. Errors: what is malformed
-// about the request, or what kept the registry from answering.
+// Review decides on one request without HTTP, and calls Observe as ServeHTTP does. Errors: the request is malformed, or
+// the registry could not be asked.
 func (w *Webhook) Review(ctx context.Context, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
 	q, err := requestOf(r)
 	if err != nil {
@@ -231,7 +235,7 @@ func (w *Webhook) Review(ctx context.Context, r *admissionv1.AdmissionRequest) (
 	return response, err
 }
 
-// isJSON tells whether a content type is JSON, parameters aside.
+// isJSON reports whether a content type is JSON, with any parameters.
 func isJSON(contentType string) bool {
 	if contentType == "application/json" {
 		return true
@@ -243,21 +247,23 @@ func isJSON(contentType string) bool {
 // bodies keeps the buffers that reviews are read into.
 var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// readReview reads the body and decodes it. What it returns shares no memory with the body.
+// readReview reads and decodes the body. The result shares no memory with the body, whose buffer is used again.
 func readReview(rw http.ResponseWriter, r *http.Request) (*review, error) {
-	tooLarge := &httpError{http.StatusRequestEntityTooLarge, "an AdmissionReview has at most 7 MiB"}
+	tooLarge := &httpError{http.StatusRequestEntityTooLarge, "body too large; an AdmissionReview has at most 7 MiB"}
 	if r.ContentLength > maxBody {
 		return nil, tooLarge
 	}
 	buf := bodies.Get().(*bytes.Buffer)
 	defer func() {
-		if buf.Cap() <= maxKept {
+		if buf.Cap() <= maxKept { // a large buffer would stay in the pool and never be used in full again
 			buf.Reset()
 			bodies.Put(buf)
 		}
 	}()
-	if r.ContentLength > maxKept { // of which there are few at a time
-		buf.Grow(int(r.ContentLength) + bytes.MinRead) // once, not by doubling
+	// Allocate a large buffer once, not by doubling. ContentLength is only a claim, but at most maxLarge such requests
+	// get here at once, and none above maxBody.
+	if r.ContentLength > maxKept {
+		buf.Grow(int(r.ContentLength) + bytes.MinRead)
 	}
 	if _, err := buf.ReadFrom(http.MaxBytesReader(rw, r.Body, maxBody)); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {

@@ -47,7 +47,7 @@ func post(w http.Handler, body io.Reader) *httptest.ResponseRecorder {
 	return rec
 }
 
-// answer posts a review and returns the verified answer.
+// answer posts a review, verifies the answer and returns it.
 func answer(t *testing.T, w http.Handler, body string) *admissionv1.AdmissionResponse {
 	t.Helper()
 	rec := post(w, strings.NewReader(body))
@@ -57,8 +57,8 @@ func answer(t *testing.T, w http.Handler, body string) *admissionv1.AdmissionRes
 	return verify(t, []byte(body), rec.Body.Bytes())
 }
 
-// verify checks an answer as the API server does: version, kind and uid echoed, no patch, and what it says of
-// a denial complete.
+// verify checks an answer as the API server does: version, kind and uid are echoed, there is no patch, and a denial is
+// complete.
 func verify(tb testing.TB, asked, answered []byte) *admissionv1.AdmissionResponse {
 	tb.Helper()
 	var a admissionv1.AdmissionReview
@@ -75,16 +75,16 @@ func verify(tb testing.TB, asked, answered []byte) *admissionv1.AdmissionRespons
 	dec := json.NewDecoder(bytes.NewReader(answered))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&a); err != nil {
-		tb.Fatalf("the answer is no AdmissionReview: %v\n%s", err, answered)
+		tb.Fatalf("the answer is not an AdmissionReview: %v\n%s", err, answered)
 	}
 	r := a.Response
 	switch {
 	case a.APIVersion != q.APIVersion, a.Kind != q.Kind, a.Request != nil, r == nil:
-		tb.Fatalf("the answer is no response of the version asked for: %s", answered)
+		tb.Fatalf("the answer is not a response of the version of the review: %s", answered)
 	case string(r.UID) != q.Request.UID:
 		tb.Fatalf("the uid is %q, want %q", r.UID, q.Request.UID)
 	case r.Patch != nil, r.PatchType != nil:
-		tb.Fatal("a validating webhook patches nothing")
+		tb.Fatal("the answer has a patch")
 	case !r.Allowed && (r.Result == nil || r.Result.Code != 403 || r.Result.Reason != metav1.StatusReasonForbidden ||
 		r.Result.Status != metav1.StatusFailure || r.Result.Message == "" || len(r.Result.Details.Causes) == 0):
 		tb.Fatalf("the denial is incomplete: %s", answered)
@@ -156,7 +156,7 @@ func compareGolden(t *testing.T, file string, got []byte) {
 	}
 }
 
-func TestTheOldVersionIsAnsweredInItsOwn(t *testing.T) {
+func TestV1beta1IsAnsweredWithV1beta1(t *testing.T) {
 	body, err := os.ReadFile("testdata/pod-create-v1beta1.json")
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestTheOldVersionIsAnsweredInItsOwn(t *testing.T) {
 	}
 }
 
-func TestAllBadImagesAreToldInOneAnswer(t *testing.T) {
+func TestOneAnswerNamesAllDeniedImages(t *testing.T) {
 	w, _ := newWebhook(t, admission.PolicyOptions{})
 	r := reviewPod(t, w, podOf("nginx", host+"/app:1", host+"/app:9", "nginx:2", "nginx"))
 	if want := remote("docker.io/nginx") + "; " + local(host+"/app:9"); r.message() != want {
@@ -187,7 +187,7 @@ func TestAllBadImagesAreToldInOneAnswer(t *testing.T) {
 	}
 }
 
-func TestWhatIsJudged(t *testing.T) {
+func TestWhichImagesAreChecked(t *testing.T) {
 	bad := podOf("nginx")
 	with := func(o object, member string, value any) object {
 		o = object{"metadata": object{"name": "p"}, "spec": o["spec"]}
@@ -206,7 +206,7 @@ func TestWhatIsJudged(t *testing.T) {
 		allowed bool
 	}{
 		{name: "a pod that is created", kind: "Pod", object: bad},
-		{name: "an operation that is not known, as if it created", kind: "Pod", object: bad, change: object{"operation": "create"}},
+		{name: "an unknown operation, like CREATE", kind: "Pod", object: bad, change: object{"operation": "create"}},
 		{name: "an update that brings an image", kind: "Pod", object: bad, change: object{"operation": "UPDATE", "oldObject": podOf("redis")}},
 		{name: "an update without an old object", kind: "Pod", object: bad, change: object{"operation": "UPDATE"}},
 		{name: "an ephemeral container", kind: "Pod", object: object{"spec": object{"ephemeralContainers": []any{object{"image": "nginx"}}}},
@@ -225,7 +225,7 @@ func TestWhatIsJudged(t *testing.T) {
 		{name: "not an update with the same images", kind: "Pod", object: bad, change: object{"operation": "UPDATE", "oldObject": bad}, allowed: true},
 		{name: "not a subresource with the same images", kind: "Pod", object: bad,
 			change: object{"operation": "UPDATE", "subResource": "status", "oldObject": bad}, allowed: true},
-		{name: "not what is being deleted", kind: "Pod", object: deleting, change: object{"operation": "UPDATE", "oldObject": podOf("redis")}, allowed: true},
+		{name: "not an object that is being deleted", kind: "Pod", object: deleting, change: object{"operation": "UPDATE", "oldObject": podOf("redis")}, allowed: true},
 		{name: "not a mirror pod of a node", kind: "Pod", object: mirror, change: object{"userInfo": node}, allowed: true},
 		{name: "not a deletion", kind: "Pod", change: object{"operation": "DELETE", "oldObject": bad}, allowed: true},
 		{name: "not a connection", kind: "PodExecOptions", object: object{"container": "c"}, change: object{"operation": "CONNECT"}, allowed: true},
@@ -247,7 +247,7 @@ func TestWhatIsJudged(t *testing.T) {
 	}
 }
 
-// workload puts a pod's spec into an object of a kind.
+// workload puts the spec of a pod into an object of a kind.
 func workload(kind string, pod object) object {
 	template := object{"spec": pod["spec"]}
 	switch kind {
@@ -309,13 +309,13 @@ func TestWarningsHelp(t *testing.T) {
 		images   []string
 		warnings []string
 	}{
-		{name: "an absent tag: push it, and the tags that exist", images: []string{host + "/app:3"},
+		{name: "an absent tag: push it, and the existing tags", images: []string{host + "/app:3"},
 			warnings: []string{"push it: docker push " + host + "/app:3", "tags of app here: 1, 2, stable"}},
 		{name: "an absent repository: push it", images: []string{host + "/nothing:1"},
 			warnings: []string{"push it: docker push " + host + "/nothing:1"}},
 		{name: "an absent image that a rule allows", options: admission.PolicyOptions{AllowPrefixes: []string{host}}, images: []string{host + "/nothing:1"},
 			warnings: []string{"push it: docker push " + host + "/nothing:1"}},
-		{name: "a wrong digest: the one that the tag has", images: []string{host + "/app:1@sha256:" + hex64},
+		{name: "a wrong digest: that of the tag", images: []string{host + "/app:1@sha256:" + hex64},
 			warnings: []string{"app:1 is here as " + app1, "tags of app here: 1, 2, stable"}},
 		{name: "a digest alone cannot be pushed", images: []string{host + "/app@sha256:" + hex64},
 			warnings: []string{"tags of app here: 1, 2, stable"}},
@@ -326,8 +326,8 @@ func TestWarningsHelp(t *testing.T) {
 		{name: "tags too long to list", images: []string{host + "/longer:9"},
 			warnings: []string{"push it: docker push " + host + "/longer:9"}},
 		{name: "a command that is too long", images: []string{host + "/" + long + ":9"}},
-		{name: "nothing about what is present", images: []string{host + "/app:1"}},
-		{name: "nothing about what is on a deny list", options: admission.PolicyOptions{DisallowLocalPrefixes: []string{"app"}},
+		{name: "nothing about an image that is present", images: []string{host + "/app:1"}},
+		{name: "nothing about an image on a deny list", options: admission.PolicyOptions{DisallowLocalPrefixes: []string{"app"}},
 			images: []string{host + "/app:3"}},
 		{name: "nothing about remote images", images: []string{"nginx", "quay.io/x"}},
 		{name: "a short name that a rule allows", options: admission.PolicyOptions{AllowDockerOfficial: true}, images: []string{"nginx:1", "docker.io/redis", "nginx"},
@@ -364,7 +364,7 @@ func TestADamagedImageIsAllowedWithAWarning(t *testing.T) {
 	}
 }
 
-func TestAControllersObjectsGetNoWarningsButTheDenial(t *testing.T) {
+func TestObjectsOfControllersGetTheDenialWithoutWarnings(t *testing.T) {
 	pod := podOf(host+"/app:3", "nginx")
 	pod["metadata"] = object{"generateName": "web-", "ownerReferences": []any{object{"kind": "X"}, object{"kind": "ReplicaSet", "controller": true}}}
 	w, seen := newWebhook(t, admission.PolicyOptions{})
@@ -377,7 +377,7 @@ func TestAControllersObjectsGetNoWarningsButTheDenial(t *testing.T) {
 	}
 }
 
-func TestHintsAreLeftOutWhenTheRegistryCannotTell(t *testing.T) {
+func TestHintsAreLeftOutWhenTheRegistryFails(t *testing.T) {
 	reg := newRegistry(t, held)
 	reg.tags = func() error { return errors.New("busy") }
 	w := admission.New(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
@@ -387,7 +387,7 @@ func TestHintsAreLeftOutWhenTheRegistryCannotTell(t *testing.T) {
 	}
 }
 
-func TestAuditAnnotationsTellDecisionAndDigests(t *testing.T) {
+func TestAuditAnnotationsHaveDecisionAndDigests(t *testing.T) {
 	w, seen := newWebhook(t, admission.PolicyOptions{AllowDockerOfficial: true})
 	pinned := host + "/app@" + digestOf("app one")
 	r := reviewPod(t, w, podOf(host+"/app:1", "nginx", pinned, "NoImage"))
@@ -407,7 +407,7 @@ func TestAuditAnnotationsTellDecisionAndDigests(t *testing.T) {
 	}
 }
 
-func TestWhatTheRegistryCannotTellIsAFailedCallAndNoDenial(t *testing.T) {
+func TestAnErrorOfTheRegistryIsAFailedCallAndNotADenial(t *testing.T) {
 	broken := errors.New("journal is silent")
 	for name, resolve := range map[string]func(repo, ref string) error{
 		"the image":          func(string, string) error { return broken },
@@ -457,7 +457,7 @@ func TestAPanicIsAFailedCallThatNamesTheReview(t *testing.T) {
 	post(w, strings.NewReader(body))
 }
 
-func TestRequestsThatAreNoReview(t *testing.T) {
+func TestRequestsThatAreNotReviewsAreRefused(t *testing.T) {
 	const start = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":`
 	pod := `"kind":{"group":"","kind":"Pod"},"operation":"CREATE"`
 	for _, tt := range []struct {
@@ -471,24 +471,24 @@ func TestRequestsThatAreNoReview(t *testing.T) {
 		{name: "another method", method: "GET", status: 405, text: "POST"},
 		{name: "no content type", contentType: " ", status: 415, text: "application/json"},
 		{name: "another content type", contentType: "application/yaml", status: 415, text: "application/json"},
-		{name: "an empty body", status: 400, text: "the body is no AdmissionReview"},
-		{name: "no JSON", body: "hello", status: 400, text: "the body is no AdmissionReview"},
-		{name: "no object", body: `[]`, status: 400, text: "the body is no AdmissionReview"},
+		{name: "an empty body", status: 400, text: "the body is not an AdmissionReview"},
+		{name: "not JSON", body: "hello", status: 400, text: "the body is not an AdmissionReview"},
+		{name: "not an object", body: `[]`, status: 400, text: "the body is not an AdmissionReview"},
 		{name: "another kind", body: `{"apiVersion":"v1","kind":"Pod"}`, status: 400, text: `the body is "v1" "Pod"`},
 		{name: "another version", body: `{"apiVersion":"admission.k8s.io/v2","kind":"AdmissionReview"}`, status: 400, text: "v1 or v1beta1"},
 		{name: "no request", body: start + `null}`, status: 400, text: "has no request"},
 		{name: "a request in another case", body: strings.Replace(start, "request", "Request", 1) + `{"uid":"u"}}`, status: 400, text: "has no request"},
 		{name: "no uid", body: start + `{` + pod + `}}`, status: 400, text: "has no uid"},
-		{name: "an endless uid", body: start + `{"uid":"` + strings.Repeat("u", 257) + `"}}`, status: 400, text: "longer than 256"},
-		{name: "no object to judge", body: start + `{"uid":"u",` + pod + `}}`, status: 400, text: "has no object (review u)"},
-		{name: "a name twice", body: start + `{"uid":"u","uid":"u"}}`, status: 400, text: "duplicate"},
-		{name: "a name twice where nothing is read", body: start + `{"uid":"u",` + pod + `,"object":{"status":{"a":1,"a":2}}}}`, status: 400, text: "duplicate"},
+		{name: "a long uid", body: start + `{"uid":"` + strings.Repeat("u", 257) + `"}}`, status: 400, text: "longer than 256"},
+		{name: "no object to check", body: start + `{"uid":"u",` + pod + `}}`, status: 400, text: "has no object (review u)"},
+		{name: "a duplicate name", body: start + `{"uid":"u","uid":"u"}}`, status: 400, text: "duplicate"},
+		{name: "a duplicate name in a part that is skipped", body: start + `{"uid":"u",` + pod + `,"object":{"status":{"a":1,"a":2}}}}`, status: 400, text: "duplicate"},
 		{name: "invalid UTF-8", body: start + "{\"uid\":\"u\",\"name\":\"\xff\"}}", status: 400, text: "UTF-8"},
-		{name: "two values", body: start + `{"uid":"u","kind":{"kind":"X"}}} {}`, status: 400, text: "the body is no"},
-		{name: "containers that are none", body: start + `{"uid":"u",` + pod + `,"object":{"spec":{"containers":"x"}}}}`, status: 400, text: "the body is no"},
-		{name: "an image that is a number", body: start + `{"uid":"u",` + pod + `,"object":{"spec":{"containers":[{"image":1e99999}]}}}}`, status: 400, text: "the body is no"},
+		{name: "two values", body: start + `{"uid":"u","kind":{"kind":"X"}}} {}`, status: 400, text: "the body is not"},
+		{name: "containers that are not a list", body: start + `{"uid":"u",` + pod + `,"object":{"spec":{"containers":"x"}}}}`, status: 400, text: "the body is not"},
+		{name: "an image that is a number", body: start + `{"uid":"u",` + pod + `,"object":{"spec":{"containers":[{"image":1e99999}]}}}}`, status: 400, text: "the body is not"},
 		{name: "deep nesting", body: start + `{"uid":"u",` + pod + `,"object":{"status":` + strings.Repeat("[", 100_000), status: 400, text: "depth"},
-		{name: "commas", body: strings.Repeat(",", 7<<20), status: 400, text: "the body is no"},
+		{name: "commas", body: strings.Repeat(",", 7<<20), status: 400, text: "the body is not"},
 		{name: "too many bytes", body: strings.Repeat(" ", 7<<20+1), status: 413, text: "7 MiB"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -522,7 +522,7 @@ func (e *endless) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func TestABodyWithoutAnEndIsNotRead(t *testing.T) {
+func TestABodyWithoutAnEndIsNotReadCompletely(t *testing.T) {
 	w, _ := newWebhook(t, admission.PolicyOptions{})
 	body := &endless{}
 	if rec := post(w, body); rec.Code != http.StatusRequestEntityTooLarge || body.read > 16<<20 {
@@ -539,7 +539,7 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-func TestHugeValuesThatAreNotReadDoNoHarm(t *testing.T) {
+func TestHugeValuesThatAreSkippedDoNoHarm(t *testing.T) {
 	w, _ := newWebhook(t, admission.PolicyOptions{})
 	body := strings.Replace(reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil), `"metadata":{`,
 		`"metadata":{"generation":`+strings.Repeat("9", 1<<20)+`e999999999,"x":"`+strings.Repeat(`\u0000`, 1<<19)+`",`, 1)
@@ -578,7 +578,7 @@ func TestAHugePodGetsABoundedAnswer(t *testing.T) {
 	}
 }
 
-func TestAPodWithMoreImagesThanAreJudgedIsDenied(t *testing.T) {
+func TestAPodWithTooManyImagesIsDenied(t *testing.T) {
 	w, _ := newWebhook(t, admission.PolicyOptions{Default: "Allow"})
 	var images []string
 	for i := range 257 {
@@ -592,7 +592,7 @@ func TestAPodWithMoreImagesThanAreJudgedIsDenied(t *testing.T) {
 	}
 }
 
-func TestJudgeRefusesObjectsThatAreMalformed(t *testing.T) {
+func TestReviewRefusesMalformedObjects(t *testing.T) {
 	w, seen := newWebhook(t, admission.PolicyOptions{})
 	pod := metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}
 	good := runtime.RawExtension{Raw: encode(t, podOf("nginx"))}
@@ -650,15 +650,15 @@ func compact(tb testing.TB, body []byte) []byte {
 	return b.Bytes()
 }
 
-// discard is a ResponseWriter that costs nothing.
+// discard is a ResponseWriter that drops the answer.
 type discard struct{ header http.Header }
 
 func (d discard) Header() http.Header         { return d.header }
 func (d discard) Write(p []byte) (int, error) { return len(p), nil }
 func (d discard) WriteHeader(int)             {}
 
-// BenchmarkValidate is the whole handler: a pod of three containers as the API server sends it, all of them
-// images of the registry.
+// BenchmarkValidate measures the whole handler for a pod with three containers, as the API server sends it. The registry
+// holds all their images.
 func BenchmarkValidate(b *testing.B) {
 	var review object
 	body, err := os.ReadFile("testdata/pod-create-allowed.json")
@@ -691,7 +691,7 @@ func BenchmarkValidate(b *testing.B) {
 	}
 }
 
-// TestAudit: nothing is denied, and everybody is told what would be.
+// TestAudit checks that in audit mode objects are allowed, with warnings that name what would be denied.
 func TestAudit(t *testing.T) {
 	audit := true
 	var seen admission.Decision
@@ -708,6 +708,6 @@ func TestAudit(t *testing.T) {
 	}
 	audit = false
 	if r := answer(t, w, review); r.Allowed {
-		t.Error("it goes on when it is over")
+		t.Error("the audit mode is over, and the object is allowed")
 	}
 }

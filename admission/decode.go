@@ -132,11 +132,11 @@ var checked = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.Allo
 func decodeReview(body []byte) (*review, error) {
 	var v review
 	if err := json.Unmarshal(body, &v); err != nil {
-		return nil, malformed("the body is no AdmissionReview: %s", fault("", err))
+		return nil, malformed("the body is not an AdmissionReview: %s", fault("", err))
 	}
 	switch {
 	case !supported[v.APIVersion] || v.Kind != "AdmissionReview":
-		return nil, malformed("the body is %s %s; expected an AdmissionReview of admission.k8s.io/v1 or v1beta1",
+		return nil, malformed("the body is %s %s; want an AdmissionReview of admission.k8s.io/v1 or v1beta1",
 			quote(v.APIVersion), quote(v.Kind))
 	case v.Request == nil:
 		return nil, malformed("the AdmissionReview has no request")
@@ -147,7 +147,7 @@ func decodeReview(body []byte) (*review, error) {
 	}
 	q := v.Request
 	if err := q.decodeObjects(q.ObjectAt.of(body), q.OldObjectAt.of(body), checked); err != nil {
-		return nil, malformed("the body is no AdmissionReview: %s", err)
+		return nil, malformed("the body is not an AdmissionReview: %s", err)
 	}
 	return &v, nil
 }

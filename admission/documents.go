@@ -23,26 +23,26 @@ const maxStream = 32 << 20
 
 // Document is one object of a stream of manifests.
 type Document struct {
-	Number     int // of the document in the stream, from 1, empty ones aside; the items of a List share theirs
-	Line       int // where the document starts, from 1; JSON values in a row share that of the first
+	Number     int // of the document in the stream, from 1, not counting empty ones; the items of a List share one
+	Line       int // where the document starts, from 1; consecutive JSON values share that of the first
 	APIVersion string
 	Kind       string
 	Namespace  string // as written, may be empty
 	Name       string // as written, or the generateName
 
-	// Review asks for the object to be created, as a dry run. It is nil for kinds that have no images.
+	// Review is a review of the creation of the object, as a dry run. It is nil for kinds that have no images.
 	Review *admissionv1.AdmissionReview
 }
 
-// ReadDocuments reads manifests as kubectl does: YAML documents between lines of ---, or JSON values one
-// after the other; a List stands for its items. It reads at most 32 MiB. An error names the document.
+// ReadDocuments reads manifests as kubectl does: YAML documents between lines of ---, or consecutive JSON values; a List
+// stands for its items. It reads at most 32 MiB. Errors of the content name the document.
 func ReadDocuments(r io.Reader) ([]Document, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxStream+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(data) > maxStream {
-		return nil, fmt.Errorf("the manifests are larger than %d MiB", maxStream>>20)
+		return nil, fmt.Errorf("manifests are larger than %d MiB", maxStream>>20)
 	}
 	var docs []Document
 	number := 0
@@ -61,8 +61,8 @@ func ReadDocuments(r io.Reader) ([]Document, error) {
 	return docs, nil
 }
 
-// split lists the parts of a stream between the lines that start with ---, each with the line it starts on,
-// counted from 1. What follows --- on its line belongs to the part. A line of ... ends a part as well.
+// split yields the parts of a stream between the lines that start with ---, each with the number of its first line, from
+// 1. Text after --- on the same line belongs to the part. A line of ... ends a part as well.
 func split(data []byte) iter.Seq2[int, []byte] {
 	return func(yield func(int, []byte) bool) {
 		var part []byte
@@ -83,7 +83,7 @@ func split(data []byte) iter.Seq2[int, []byte] {
 	}
 }
 
-// cutMarker cuts a document marker off the front of a line. Within a scalar there can be none in that place.
+// cutMarker removes the document marker at the start of a line. YAML allows no scalar to contain one there.
 func cutMarker(line []byte) (rest []byte, ok bool) {
 	if len(line) < 3 || string(line[:3]) != "---" && string(line[:3]) != "..." {
 		return nil, false
@@ -92,8 +92,7 @@ func cutMarker(line []byte) (rest []byte, ok bool) {
 	return rest, len(line) == 3 || len(rest) < len(line)-3
 }
 
-// decodePart returns the JSON of the documents in a part: several if they are JSON values in a row, none if
-// it is empty.
+// decodePart returns the documents in a part as JSON: several for consecutive JSON values, none for an empty part.
 func decodePart(part []byte) ([]jsontext.Value, error) {
 	if bytes.HasPrefix(bytes.TrimSpace(part), []byte("{")) {
 		if values, err := decodeValues(part); err == nil {
@@ -125,7 +124,7 @@ func decodeValues(part []byte) ([]jsontext.Value, error) {
 	}
 }
 
-// manifest is what is read of any object.
+// manifest is what is decoded of any object.
 type manifest struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
@@ -141,13 +140,13 @@ type manifest struct {
 func appendObjects(docs []Document, number, line int, v jsontext.Value) ([]Document, error) {
 	var m manifest
 	if v.Kind() != '{' {
-		return nil, errors.New("it is not an object")
+		return nil, errors.New("not an object")
 	}
 	if err := json.Unmarshal(v, &m); err != nil {
 		return nil, err
 	}
 	if m.Kind == "" || m.APIVersion == "" {
-		return nil, errors.New("it has no apiVersion and kind")
+		return nil, errors.New("apiVersion and kind are missing")
 	}
 	if m.Kind == "List" && m.APIVersion == "v1" {
 		var err error
@@ -168,7 +167,7 @@ func appendObjects(docs []Document, number, line int, v jsontext.Value) ([]Docum
 	return append(docs, d), nil
 }
 
-// review asks for the creation of an object; nil if it is of a kind that is not judged.
+// review returns a review of the creation of an object; nil for a kind that has no images.
 func (m *manifest) review(v jsontext.Value) *admissionv1.AdmissionReview {
 	group, version, grouped := strings.Cut(m.APIVersion, "/")
 	if !grouped {

@@ -32,12 +32,12 @@ func TestReadDocuments(t *testing.T) {
 		{"several, with markers in every form", "\ufeff---\n" + pod + "--- # next\n" + service + "...\n---\r\n\n---\t\n" + pod + "---",
 			[]string{"1:1 v1 Pod /p", "2:6 v1 Service web/s skipped", "3:13 v1 Pod /p"}},
 		{"a marker with content", "--- {apiVersion: v1, kind: Pod}\n", []string{"1:1 v1 Pod /"}},
-		{"what only looks like a marker", "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    ---\n    b\n----: x\n", []string{"1:1 v1 ConfigMap / skipped"}},
-		{"JSON values in a row", podJSON + "\n" + podJSON, []string{"1:1 v1 Pod /g-", "2:1 v1 Pod /g-"}},
+		{"text that only looks like a marker", "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    ---\n    b\n----: x\n", []string{"1:1 v1 ConfigMap / skipped"}},
+		{"consecutive JSON values", podJSON + "\n" + podJSON, []string{"1:1 v1 Pod /g-", "2:1 v1 Pod /g-"}},
 		{"a List", "apiVersion: v1\nkind: List\nitems:\n- " + podJSON + "\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}\n",
 			[]string{"1:1 v1 Pod /g-", "1:1 apps/v1 Deployment /d"}},
 		{"an empty List", "apiVersion: v1\nkind: List\nitems: []\n", nil},
-		{"a foreign kind", "apiVersion: example.com/v1\nkind: Pod\n", []string{"1:1 example.com/v1 Pod / skipped"}},
+		{"a kind of another group", "apiVersion: example.com/v1\nkind: Pod\n", []string{"1:1 example.com/v1 Pod / skipped"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			docs, err := admission.ReadDocuments(strings.NewReader(tt.stream))
@@ -55,18 +55,18 @@ func TestReadDocuments(t *testing.T) {
 	}
 }
 
-func TestManifestsThatCannotBeReadNameTheDocument(t *testing.T) {
+func TestErrorsOfManifestsNameTheDocument(t *testing.T) {
 	good := "apiVersion: v1\nkind: Pod\n---\n"
 	for _, tt := range []struct{ name, stream, want string }{
 		{"bad YAML", good + "a: [\n", "document 2, from line 3: "},
 		{"a key twice", good + "a: 1\na: 2\n", `"a" already set`},
 		{"bad JSON", `{"a":}`, "document 1, from line 1: "},
-		{"a scalar", good + "hello\n", "document 2, from line 3: it is not an object"},
-		{"a list", "- a\n", "document 1, from line 1: it is not an object"},
-		{"no kind", "apiVersion: v1\n", "document 1, from line 1: it has no apiVersion and kind"},
+		{"a scalar", good + "hello\n", "document 2, from line 3: not an object"},
+		{"a list", "- a\n", "document 1, from line 1: not an object"},
+		{"no kind", "apiVersion: v1\n", "document 1, from line 1: apiVersion and kind are missing"},
 		{"a name that is a number", "apiVersion: v1\nkind: Pod\nmetadata: {name: 1}\n", "document 1, from line 1: "},
-		{"a bad item", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Pod}, {}]\n", "document 1, from line 1: item 2 of the List: it has no"},
-		{"the second JSON value", `{"apiVersion":"v1","kind":"Pod"}{}`, "document 2, from line 1: it has no"},
+		{"a bad item", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Pod}, {}]\n", "document 1, from line 1: item 2 of the List: apiVersion and kind are missing"},
+		{"the second JSON value", `{"apiVersion":"v1","kind":"Pod"}{}`, "document 2, from line 1: apiVersion and kind are missing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if docs, err := admission.ReadDocuments(strings.NewReader(tt.stream)); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -82,7 +82,7 @@ func TestManifestsThatCannotBeReadNameTheDocument(t *testing.T) {
 	}
 }
 
-func TestADocumentIsJudgedLikeAPodThatIsCreated(t *testing.T) {
+func TestADocumentIsReviewedLikeACreation(t *testing.T) {
 	docs, err := admission.ReadDocuments(strings.NewReader(
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{image: nginx}]}\n---\n" +
 			"apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{image: nginx}]}}}\n"))
@@ -104,7 +104,7 @@ func TestADocumentIsJudgedLikeAPodThatIsCreated(t *testing.T) {
 		}
 	}
 	if docs[0].Review.Request.UID == docs[1].Review.Request.UID {
-		t.Error("both have the same uid")
+		t.Error("both reviews have the same uid")
 	}
 	if resource := docs[1].Review.Request.Resource.String(); !strings.Contains(resource, "deployments") {
 		t.Errorf("the resource is %s", resource)

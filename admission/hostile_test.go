@@ -14,10 +14,10 @@ import (
 	"trow/admission"
 )
 
-// TestHostileReviewsCostBoundedTimeAndMemory: whatever is sent, memory stays within 20 times its size, and time within
-// 20 times what an honest review of that size takes.
+// TestHostileReviewsCostBoundedTimeAndMemory checks that a review of any content allocates at most 20 times its size, and
+// takes at most 20 times as long as an honest review of that size.
 func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
-	const size = 2 << 20 // what is true of it is true of 7 MiB, which take longer
+	const size = 2 << 20 // the cost is proportional, and 7 MiB take longer to test
 	w := admission.New(admission.Options{Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{})})
 	review := func(spec string) string {
 		return reviewOf(t, "", "Pod", object{"kind": "Pod", "spec": json.RawMessage(spec)}, nil)
@@ -25,7 +25,7 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 	fill := func(prefix, unit, suffix string) string {
 		return prefix + strings.TrimSuffix(strings.Repeat(unit, size/len(unit)), ",") + suffix
 	}
-	var names, prefixes strings.Builder // as many as there is room for, and long ones that differ in the end alone
+	var names, prefixes strings.Builder // as many as fit, and long ones that differ only at the end
 	for i := 0; names.Len() < size; i++ {
 		fmt.Fprintf(&names, `"%x":0,`, i)
 	}
@@ -76,7 +76,7 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 		if bytes > 20*size {
 			t.Errorf("%s: %d MiB are allocated, for an honest review %d MiB", name, bytes>>20, honestBytes>>20)
 		}
-		if took > 20*honestTime { // somebody may have had the machine
+		if took > 20*honestTime { // another process may have had the processor
 			_, took = cost(body, 3)
 		}
 		if took > 20*honestTime {
@@ -85,7 +85,7 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 	}
 }
 
-// processorTime is what the process has used; other processes' load does not show in it.
+// processorTime returns the processor time of this process, which the load of other processes hardly changes.
 func processorTime(t *testing.T) time.Duration {
 	t.Helper()
 	var u syscall.Rusage
@@ -95,7 +95,7 @@ func processorTime(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// TestLargeReviewsWaitForEachOther, and small ones do not wait for them.
+// TestLargeReviewsWaitForEachOther checks also that small ones do not wait for them.
 func TestLargeReviewsWaitForEachOther(t *testing.T) {
 	w, _ := newWebhook(t, admission.PolicyOptions{})
 	release := make(chan struct{})
@@ -114,7 +114,7 @@ func TestLargeReviewsWaitForEachOther(t *testing.T) {
 	}
 	select {
 	case <-reading:
-		t.Error("a fifth large one is read beside four others")
+		t.Error("a fifth large review is read at the same time as four others")
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)

@@ -22,7 +22,18 @@ type metadata struct {
 	Annotations  struct {
 		Mirror present `json:"kubernetes.io/config.mirror"` // the kubelet sets it on mirror pods
 	} `json:"annotations"`
-	Controlled controlled `json:"ownerReferences"`
+	Controlled    controlled `json:"ownerReferences"`
+	ManagedFields skipped    `json:"managedFields"`
+}
+
+// skipped is a member that is often most of an object and has no images. The library skips unknown members token by
+// token; ReadValue takes half the time.
+type skipped struct{}
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (*skipped) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	_, err := dec.ReadValue()
+	return err
 }
 
 // present reports whether there is a member whose value is a string. null is the empty string.
@@ -53,6 +64,7 @@ type (
 	pod struct {
 		Metadata metadata `json:"metadata"`
 		Spec     podSpec  `json:"spec"`
+		Status   skipped  `json:"status"`
 	}
 	podTemplate struct {
 		Metadata metadata `json:"metadata"`
@@ -102,7 +114,7 @@ type volume struct {
 	} `json:"image"`
 }
 
-// kind says how to find the images in an object of a kind.
+// kind describes where an object of a kind has its images.
 type kind struct {
 	resource string
 	at       string // path of the pod spec
@@ -110,7 +122,7 @@ type kind struct {
 	template bool // pods are made from it
 }
 
-// kinds has the kinds that are judged. All others pass.
+// kinds are the kinds whose images are checked. All others are allowed.
 var kinds = map[groupKind]kind{
 	{"", "Pod"}:                   {"pods", "spec", decodeAs[pod], false},
 	{"", "PodTemplate"}:           {"podtemplates", "template.spec", decodeAs[podTemplate], true},
@@ -147,8 +159,8 @@ func (k kind) field(p place) string {
 	return k.at + "." + p.list + "[" + strconv.Itoa(p.index) + "]." + p.leaf
 }
 
-// images lists every image of an object, with its place. In a template an image may be left open, for
-// somebody else to fill in when the pod is made; those are left out.
+// images yields every image of an object, with its place. A template may leave an image open, to be filled in when the
+// pod is created; such images are left out.
 func (k kind) images(o *object) iter.Seq2[place, string] {
 	return func(yield func(place, string) bool) {
 		for p, image := range o.Pod.images() {
@@ -162,7 +174,7 @@ func (k kind) images(o *object) iter.Seq2[place, string] {
 	}
 }
 
-// isOpen tells whether an image of a template stands for one that is not known yet. Istio writes auto.
+// isOpen reports whether an image of a template stands for one that is not known yet. Istio writes auto.
 func isOpen(image string) bool {
 	image = strings.TrimSpace(image)
 	return image == "" || image == "auto"

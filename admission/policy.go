@@ -12,13 +12,13 @@ import (
 
 // Policy decides which images may run. It is immutable and safe for concurrent use.
 type Policy struct {
-	names        map[string]bool // local names in lower case
+	names        map[string]bool // local names, in lower case
 	allow        []prefix
 	deny         []prefix
 	allowImages  map[Reference]Rule // by key
 	allowUnruled bool               // remote images that no rule covers
 
-	// What no rule can allow again.
+	// Local images that are denied; no other rule can allow them.
 	denyLocal       []prefix
 	denyLocalImages map[string][]deniedImage // by repository
 
@@ -99,7 +99,7 @@ func (p *Policy) parse(image string) (Reference, error) {
 	return r, err
 }
 
-// Local tells whether the reference means an image of this registry, by the local names.
+// Local reports whether the reference means an image of this registry, by the local names.
 func (p *Policy) Local(r Reference) bool { return p.names[r.Domain] }
 
 // each adds the entries of a list as rules. Errors name the key of the setting and the entry.
@@ -116,13 +116,13 @@ func each(key string, list []string, add func(Rule) error) error {
 func (p *Policy) addName(rule Rule) error {
 	name := strings.ToLower(rule.Entry)
 	if !looksLikeHost(name) {
-		return fmt.Errorf("an image %s/app is one of Docker Hub; give the name with its port or domain", name)
+		return fmt.Errorf("%s/app would mean an image of Docker Hub; write the name with its port or domain", name)
 	}
 	if n, err := reference.WithName(name + "/x"); err != nil || reference.Domain(n) != name {
-		return errors.New("it is not host[:port]; give the name alone, without scheme and path")
+		return errors.New("not a valid host[:port]; write the name without scheme and path")
 	}
 	if canonicalHost(name) == hub {
-		return errors.New("it is Docker Hub; leave it out")
+		return errors.New("this is Docker Hub, which cannot be local; remove it")
 	}
 	p.names[name] = true
 	return nil
@@ -149,7 +149,7 @@ func (p *Policy) addAllowImage(rule Rule) error {
 		return errors.New(err.(*InvalidError).Reason)
 	}
 	if r.Short {
-		return fmt.Errorf("it names no host; write docker.io/%s", rule.Entry)
+		return fmt.Errorf("no host; write docker.io/%s", rule.Entry)
 	}
 	p.allowImages[p.subject(r).key()] = rule
 	return nil
@@ -182,22 +182,22 @@ func (p *Policy) addDenyLocalImage(rule Rule) error {
 	return nil
 }
 
-// withoutLocalName cuts a local name off an entry that may start with one. A repository's first component may
-// have dots, so a host without a port that is no local name cannot be told from one.
+// withoutLocalName removes a local name from an entry that may start with one. A host without a port that is not a local
+// name is taken for the first component of a repository, which may contain dots.
 func (p *Policy) withoutLocalName(s string) (string, error) {
 	host, rest, slash := strings.Cut(s, "/")
 	switch {
 	case p.names[strings.ToLower(host)]:
 		return rest, nil
 	case slash && strings.Contains(host, ":"):
-		return "", fmt.Errorf("%s is not one of names; leave the host out or add it there", quote(host))
+		return "", fmt.Errorf("%s is not one of names; remove the host or add it to names", quote(host))
 	case s == "":
-		return "", errors.New("it is empty; name a repository, or a local name to mean all of them")
+		return "", errors.New("empty; write a repository, or a local name for all repositories")
 	}
 	return s, nil
 }
 
-// subject returns the reference as rules see it.
+// subject returns the reference as rules see it: with one host for all local names.
 func (p *Policy) subject(r Reference) Reference {
 	if p.Local(r) {
 		r.Domain = self
@@ -205,7 +205,7 @@ func (p *Policy) subject(r Reference) Reference {
 	return r
 }
 
-// ruling is what the rules say of an image.
+// ruling is what the rules say about an image.
 type ruling int
 
 const (

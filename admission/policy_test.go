@@ -11,7 +11,7 @@ import (
 	"trow/admission"
 )
 
-// messageFor judges a pod with one image and returns the denial's message, "" if it is allowed.
+// messageFor reviews a pod with one image and returns the message of the denial, "" if it is allowed.
 func messageFor(t *testing.T, w *admission.Webhook, image string) string {
 	t.Helper()
 	return reviewPod(t, w, podOf(image)).message()
@@ -50,7 +50,7 @@ func TestVerdicts(t *testing.T) {
 		options admission.PolicyOptions
 		verdict map[string]string // image -> message
 	}{{
-		name: "without rules the registry's images and those of Kubernetes are allowed",
+		name: "without rules the images of the registry and of Kubernetes are allowed",
 		verdict: map[string]string{
 			host + "/k8s-php:1.0.0":                   allowed,
 			"trow:31000/nginx:1.21.0":                 allowed,
@@ -75,7 +75,7 @@ func TestVerdicts(t *testing.T) {
 			"NGINX":                                   `Invalid image reference "NGINX": repository names are in lower case`,
 		},
 	}, {
-		name:    "Kubernetes' own images are denied on request",
+		name:    "the images of Kubernetes are denied on request",
 		options: admission.PolicyOptions{DenyK8sImages: true},
 		verdict: map[string]string{"registry.k8s.io/pause:3.10": remote("registry.k8s.io/pause")},
 	}, {
@@ -98,7 +98,7 @@ func TestVerdicts(t *testing.T) {
 			"quay.io/team/x":                allowed,
 			"QUAY.io/team/x/y":              allowed,
 			"quay.io/team-other":            remote("quay.io/team-other"),
-			"quay.io:443/team":              remote("quay.io:443/team"), // the host is exact
+			"quay.io:443/team":              remote("quay.io:443/team"), // the host must match exactly
 			"quay.io.evil.com/team":         remote("quay.io.evil.com/team"),
 			"ghcr.io/org/x":                 allowed,
 			"ghcr.io/org":                   remote("ghcr.io/org"),
@@ -141,7 +141,7 @@ func TestVerdicts(t *testing.T) {
 		name: "local images can be disallowed by prefix",
 		options: admission.PolicyOptions{
 			DisallowLocalPrefixes: []string{"team", host + "/k8s-php"},
-			AllowImages:           []string{host + "/team/app:1"}, // does not help
+			AllowImages:           []string{host + "/team/app:1"}, // has no effect
 		},
 		verdict: map[string]string{
 			host + "/team/app:1":       "Local image " + host + "/team/app:1 on deny list",
@@ -194,14 +194,14 @@ func TestVerdicts(t *testing.T) {
 			"k8s.gcr.io/pause":         allowed,
 		},
 	}, {
-		name:    "Default Allow concerns remote images that no rule names",
+		name:    "default Allow concerns remote images that no rule covers",
 		options: admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}},
 		verdict: map[string]string{
 			"nginx":             allowed,
 			"quay.io/other":     allowed,
 			"quay.io/team/x":    "Remote image quay.io/team/x on deny list",
 			host + "/nothing:1": local(host + "/nothing:1"),
-			"":                  `Invalid image reference "": it is empty`,
+			"":                  `Invalid image reference "": empty`,
 		},
 	}, {
 		name:    "a name without a port is not the name with one",
@@ -224,7 +224,7 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// Every spelling here once got around a rule somewhere.
+// TestSpellingsDoNotBypassARule has spellings each of which got around a rule in some policy engine.
 func TestSpellingsDoNotBypassARule(t *testing.T) {
 	denyHub := admission.PolicyOptions{Default: "Allow", Deny: []string{"docker.io/nginx"}}
 	denyTag := admission.PolicyOptions{DisallowLocalImages: []string{"app:1"}}
@@ -240,7 +240,7 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 			[]string{"nginx", "docker.io/nginx", "index.docker.io/library/nginx", "docker.io/library/nginx:latest", "library/nginx"}},
 		{"an alias and the default port are the same host", denyHub,
 			[]string{"registry-1.docker.io/library/nginx", "docker.io:443/library/nginx", "docker.io:00443/nginx"}},
-		{"the default port does not get around a deny rule on any host",
+		{"the default port does not evade a deny rule on any host",
 			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}}, []string{"quay.io:443/team/x", "QUAY.IO:443/team/x"}},
 		{"the case of a remote host does not matter",
 			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}}, []string{"QUAY.IO/team/x", "Quay.io/team"}},
@@ -249,14 +249,14 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 		{"deny by tag catches the digest", denyTag,
 			[]string{host + "/app@" + digestOf("app one"), host + "/app:1@" + digestOf("app one"), host + "/app:2@" + digestOf("app one")}},
 		{"deny by tag catches another tag of the same manifest", denyTag, []string{host + "/app:stable", "trow:31000/app:stable"}},
-		{"the ID of a cached image is no image of Docker Hub", allowHub, []string{"sha256:" + hex64, "sha256:" + hex64[:8], hex64}},
+		{"the ID of a cached image is not an image of Docker Hub", allowHub, []string{"sha256:" + hex64, "sha256:" + hex64[:8], hex64}},
 		{"other names of the machine are not local",
 			admission.PolicyOptions{}, []string{"127.0.0.1:31000/app:1", "127.1:31000/app:1", "[::1]:31000/app:1", "localhost:31000/app:1", "10.0.0.7:31000/app:1"}},
 		{"another port of a local name is not local", admission.PolicyOptions{}, []string{"trow.kube-public/app:1", "trow.kube-public:031000/app:1", "trow.kube-public:31001/app:1"}},
-		{"a trailing dot is no way in", admission.PolicyOptions{Default: "Allow"}, []string{"docker.io./x", "trow.kube-public.:31000/app:1"}},
+		{"a trailing dot does not help", admission.PolicyOptions{Default: "Allow"}, []string{"docker.io./x", "trow.kube-public.:31000/app:1"}},
 		{"a rule for one local name holds for the others",
 			admission.PolicyOptions{Deny: []string{host + "/app"}}, []string{"trow:31000/app:1"}},
-		{"a host that is none to the parser is not a local one", admission.PolicyOptions{AllowPrefixes: []string{host}}, []string{"a_b.example/x", "0_0.0/0"}},
+		{"a host that the parser does not take for one is not local", admission.PolicyOptions{AllowPrefixes: []string{host}}, []string{"a_b.example/x", "0_0.0/0"}},
 		{"blank and auto are not left open in a pod", allowQuay, []string{"", " ", "auto"}},
 		{"a local name is not a prefix of another", admission.PolicyOptions{}, []string{"trow:310000/app:1", "xtrow:31000/app:1"}},
 	} {
@@ -271,32 +271,32 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 	}
 }
 
-func TestSettingsThatCannotBeMeantAreRefused(t *testing.T) {
+func TestInvalidSettingsAreRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		options admission.PolicyOptions
 		want    string
 	}{
-		{"a prefix without a host", admission.PolicyOptions{AllowPrefixes: []string{"team/x"}}, `allow-prefixes: "team/x": it names no host; for Docker Hub write docker.io/team/x`},
-		{"an empty prefix", admission.PolicyOptions{Allow: []string{""}}, `allow: "": it names no host`},
-		{"a prefix with a scheme", admission.PolicyOptions{Deny: []string{"https://quay.io"}}, `deny: "https://quay.io": leave the scheme out`},
-		{"a prefix with a star", admission.PolicyOptions{Allow: []string{"quay.io/*"}}, "leave the * out"},
+		{"a prefix without a host", admission.PolicyOptions{AllowPrefixes: []string{"team/x"}}, `allow-prefixes: "team/x": no host; for Docker Hub write docker.io/team/x`},
+		{"an empty prefix", admission.PolicyOptions{Allow: []string{""}}, `allow: "": no host`},
+		{"a prefix with a scheme", admission.PolicyOptions{Deny: []string{"https://quay.io"}}, `deny: "https://quay.io": remove the scheme`},
+		{"a prefix with a star", admission.PolicyOptions{Allow: []string{"quay.io/*"}}, "remove the *"},
 		{"a prefix with a tag", admission.PolicyOptions{Allow: []string{"quay.io/x:1"}}, "neither tag nor digest"},
 		{"a prefix in upper case", admission.PolicyOptions{AllowPrefixes: []string{"quay.io/Team"}}, `allow-prefixes: "quay.io/Team": repository names are in lower case`},
 		{"a prefix that ends within a component", admission.PolicyOptions{Allow: []string{"quay.io/team-"}}, "whole path components"},
-		{"a prefix whose host is none", admission.PolicyOptions{Allow: []string{"quay.io:x/team"}}, "no host[:port]"},
-		{"an image without a host", admission.PolicyOptions{AllowImages: []string{"nginx"}}, `allow-images: "nginx": it names no host; write docker.io/nginx`},
-		{"an image that is none", admission.PolicyOptions{AllowImages: []string{"quay.io/X"}}, `allow-images: "quay.io/X": repository names are in lower case`},
-		{"a name without domain and port", admission.PolicyOptions{Names: []string{"trow"}}, `names: "trow": an image trow/app is one of Docker Hub`},
-		{"a name with a path", admission.PolicyOptions{Names: []string{"trow:31000/x"}}, `names: "trow:31000/x": it is not host[:port]`},
-		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}}, "it is not host[:port]"},
-		{"Docker Hub as a name", admission.PolicyOptions{Names: []string{"docker.io"}}, "it is Docker Hub"},
+		{"a prefix with an invalid host", admission.PolicyOptions{Allow: []string{"quay.io:x/team"}}, "not a valid host[:port]"},
+		{"an image without a host", admission.PolicyOptions{AllowImages: []string{"nginx"}}, `allow-images: "nginx": no host; write docker.io/nginx`},
+		{"an invalid image", admission.PolicyOptions{AllowImages: []string{"quay.io/X"}}, `allow-images: "quay.io/X": repository names are in lower case`},
+		{"a name without domain and port", admission.PolicyOptions{Names: []string{"trow"}}, `names: "trow": trow/app would mean an image of Docker Hub`},
+		{"a name with a path", admission.PolicyOptions{Names: []string{"trow:31000/x"}}, `names: "trow:31000/x": not a valid host[:port]`},
+		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}}, "not a valid host[:port]"},
+		{"Docker Hub as a name", admission.PolicyOptions{Names: []string{"docker.io"}}, "this is Docker Hub"},
 		{"a local prefix of another host", admission.PolicyOptions{DisallowLocalPrefixes: []string{"trow:5000/x"}}, `disallow-local-prefixes: "trow:5000/x": "trow:5000" is not one of names`},
-		{"an empty local prefix", admission.PolicyOptions{DisallowLocalPrefixes: []string{""}}, "it is empty"},
+		{"an empty local prefix", admission.PolicyOptions{DisallowLocalPrefixes: []string{""}}, ": empty"},
 		{"a local prefix with a tag", admission.PolicyOptions{DisallowLocalPrefixes: []string{"x:1"}}, "neither tag nor digest"},
 		{"a local image of another host", admission.PolicyOptions{DisallowLocalImages: []string{"trow:5000/x"}}, "is not one of names"},
-		{"a local image that is none", admission.PolicyOptions{DisallowLocalImages: []string{"X"}}, `disallow-local-images: "X": repository names`},
-		{"a default that is none", admission.PolicyOptions{Default: "maybe"}, `default: "maybe": want Allow or Deny`},
+		{"an invalid local image", admission.PolicyOptions{DisallowLocalImages: []string{"X"}}, `disallow-local-images: "X": repository names`},
+		{"an invalid default", admission.PolicyOptions{Default: "maybe"}, `default: "maybe": want Allow or Deny`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.options.Names == nil {
@@ -310,14 +310,14 @@ func TestSettingsThatCannotBeMeantAreRefused(t *testing.T) {
 	}
 }
 
-func TestAllWrongSettingsAreToldAtOnce(t *testing.T) {
+func TestAllInvalidSettingsAreReportedAtOnce(t *testing.T) {
 	_, err := admission.NewPolicy(admission.PolicyOptions{Names: []string{"a"}, Allow: []string{"b", "c"}, Default: "d"})
 	if err == nil || strings.Count(err.Error(), "\n") != 3 {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestLocalTellsTheRegistrysOwnImages(t *testing.T) {
+func TestLocalReportsTheImagesOfTheRegistry(t *testing.T) {
 	p := newPolicy(t, admission.PolicyOptions{Default: "deny"})
 	for image, want := range map[string]bool{"TROW:31000/x": true, "quay.io/x": false, "x": false} {
 		r, err := admission.ParseReference(image)

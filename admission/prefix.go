@@ -8,12 +8,12 @@ import (
 	"github.com/distribution/reference"
 )
 
-// self stands for the host of local images in canonical references, rules included, so that what is said of
-// one of the registry's names holds for all of them. No reference that is parsed has an empty domain.
+// self is the host of local images in references and rules, so that a rule for one local name holds for all of them. No
+// parsed reference has an empty host.
 const self = ""
 
-// prefix is a rule's left side: all images of a host, a repository and what lies beneath it, or with a
-// trailing slash only what lies beneath.
+// prefix is what a rule covers: all images of a host; a repository and those below it; or, with a trailing slash, only
+// those below it.
 type prefix struct {
 	host    string // canonical, or self
 	path    string // without slashes at the ends; "" for the whole host
@@ -21,27 +21,27 @@ type prefix struct {
 	rule    Rule // where it comes from
 }
 
-// parsePrefix reads host[:port][/path][/].
+// parsePrefix parses host[:port][/path][/].
 func parsePrefix(s string) (prefix, error) {
 	if strings.Contains(s, "://") {
-		return prefix{}, errors.New("leave the scheme out and start with the host")
+		return prefix{}, errors.New("remove the scheme; a prefix starts with the host")
 	}
 	host, path, _ := strings.Cut(s, "/")
 	if !looksLikeHost(host) {
-		return prefix{}, fmt.Errorf("it names no host; for Docker Hub write docker.io/%s", strings.ToLower(s))
+		return prefix{}, fmt.Errorf("no host; for Docker Hub write docker.io/%s", strings.ToLower(s))
 	}
 	p, err := parsePath(path)
 	if err != nil {
 		return prefix{}, err
 	}
 	if n, err := reference.WithName(host + "/x"); err != nil || reference.Domain(n) != host {
-		return prefix{}, errors.New("the part before the first slash is no host[:port]")
+		return prefix{}, errors.New("the part before the first slash is not a valid host[:port]")
 	}
 	p.host = canonicalHost(host)
 	return p, nil
 }
 
-// parsePath reads the part of a prefix behind the host.
+// parsePath parses the part of a prefix after the host.
 func parsePath(path string) (prefix, error) {
 	p := prefix{path: strings.TrimSuffix(path, "/"), beneath: strings.HasSuffix(path, "/")}
 	if p.path == "" {
@@ -52,18 +52,18 @@ func parsePath(path string) (prefix, error) {
 	}
 	switch {
 	case strings.Contains(path, "*"):
-		return prefix{}, errors.New("leave the * out: a prefix covers all that lies beneath it")
+		return prefix{}, errors.New("remove the *; a prefix covers all repositories below it")
 	case strings.ContainsAny(path, ":@"):
-		return prefix{}, errors.New("a prefix has neither tag nor digest; single images go into the list of images")
+		return prefix{}, errors.New("a prefix has neither tag nor digest; put single images into the list of images")
 	case path != strings.ToLower(path):
-		return prefix{}, errors.New("repository names are in lower case; write it so")
+		return prefix{}, errors.New("repository names are in lower case")
 	}
-	return prefix{}, errors.New("it is not host[:port]/path; a prefix consists of whole path components")
+	return prefix{}, errors.New("not a valid host[:port]/path; a prefix consists of whole path components")
 }
 
-// covers returns how much of the canonical path the prefix covers, as a number to compare with those of other
-// prefixes that cover the same reference; 0 if it does not cover it. For Docker Hub the familiar path counts
-// as well: docker.io/nginx covers the official image nginx (and the repositories of the user nginx).
+// covers returns how much of the canonical path the prefix covers, as a number to compare with those of other prefixes
+// that cover the same reference; 0 if it does not cover it. On Docker Hub the familiar path counts as well:
+// docker.io/nginx covers the official image nginx, and the repositories of the user nginx.
 func (p prefix) covers(r Reference) int {
 	if p.host != r.Domain {
 		return 0

@@ -15,11 +15,11 @@ const (
 	hub      = "docker.io"
 	official = "library/" // where Docker Hub keeps the images whose familiar name has one component
 
-	// maxReference bounds what is parsed, in bytes: a host name (253), a port, a path (255), a tag (128) and
-	// the longest digest (135) together stay well below.
+	// maxReference bounds a reference, in bytes. A host name (253), a port, a path (255), a tag (128) and the longest
+	// digest (135) have less together.
 	maxReference = 1024
 
-	// maxQuoted bounds what a sentence repeats of a string that is not a reference, in bytes.
+	// maxQuoted bounds how much of an invalid string a sentence repeats, in bytes.
 	maxQuoted = 100
 )
 
@@ -28,13 +28,13 @@ const (
 type Reference struct {
 	Domain string        // host[:port] in lower case; docker.io for every known name of Docker Hub
 	Path   string        // the repository, with library/ for official images of Docker Hub
-	Tag    string        // "latest" when neither tag nor digest was written; beside a Digest it decides nothing
+	Tag    string        // "latest" if neither tag nor digest is written; without effect beside a Digest
 	Digest digest.Digest // empty unless written
 	Short  bool          // written without a host: docker.io for containerd and Docker, CRI-O may look elsewhere
 }
 
-// InvalidError says why a string is not accepted as an image reference. Its text and its fields are safe to
-// print: bounded, and without control characters.
+// InvalidError says why a string is not a valid image reference. Its text and its fields are safe to print: bounded, and
+// without control characters.
 type InvalidError struct {
 	Quoted string // the string, quoted and cut
 	Reason string
@@ -44,10 +44,10 @@ func (e *InvalidError) Error() string {
 	return "invalid image reference " + e.Quoted + ": " + e.Reason
 }
 
-// ParseReference reads an image reference as docker and containerd do (the grammar of
-// github.com/distribution/reference) and makes it canonical. A digest without a repository, whole or cut
-// short, is refused: containerd takes it for the ID of an image in the node's cache, wherever that came
-// from. Errors: *InvalidError.
+// ParseReference parses an image reference as Docker and containerd do (the grammar of
+// github.com/distribution/reference), and makes it canonical. A digest without a repository, in full or shortened, is
+// refused: containerd takes it for the ID of an image in the cache of the node, wherever that image is from. Errors:
+// *InvalidError.
 func ParseReference(s string) (Reference, error) {
 	if reason := implausible(s); reason != "" {
 		return Reference{}, &InvalidError{quote(s), reason}
@@ -57,8 +57,8 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{}, &InvalidError{quote(s), explain(s, err)}
 	}
 	r := Reference{Domain: reference.Domain(named), Path: reference.Path(named)}
-	if r.Domain == "" { // the parser takes a_b.example/x for a path, a runtime asks the host a_b.example
-		return Reference{}, &InvalidError{quote(s), "the part before the first slash is no host[:port]"}
+	if r.Domain == "" { // the parser takes a_b.example/x for a path, but a runtime asks the host a_b.example
+		return Reference{}, &InvalidError{quote(s), "the part before the first slash is not a valid host[:port]"}
 	}
 	r.Short = r.Domain == hub && !namesHost(s)
 	r.Domain = canonicalHost(r.Domain)
@@ -114,21 +114,21 @@ func (r Reference) key() Reference {
 	return r
 }
 
-// implausible names the reason to refuse a string unparsed, "" if there is none.
+// implausible returns the reason to refuse a string before it is parsed, "" if there is none.
 func implausible(s string) string {
 	alg, _, colon := strings.Cut(s, ":")
 	switch {
 	case s == "":
-		return "it is empty"
+		return "empty"
 	case len(s) > maxReference:
-		return fmt.Sprintf("it is longer than %d bytes", maxReference)
+		return fmt.Sprintf("longer than %d bytes", maxReference)
 	case colon && digest.Algorithm(alg).Available(): // also a digest cut short: containerd accepts those
-		return "a digest without a repository names an image in the node's cache, not one in a registry"
+		return "a digest without a repository means an image in the cache of the node, not one in a registry"
 	}
 	return ""
 }
 
-// explain words the parser's error. The parser's own words may repeat the string unquoted.
+// explain words an error of the parser, whose own words may repeat the string unquoted.
 func explain(s string, err error) string {
 	switch {
 	case errors.Is(err, reference.ErrNameTooLong):
@@ -138,16 +138,16 @@ func explain(s string, err error) string {
 	case errors.Is(err, digest.ErrDigestInvalidLength), errors.Is(err, digest.ErrDigestInvalidFormat):
 		return "the digest is malformed"
 	case reference.IdentifierRegexp.FindString(s) == s:
-		return "64 hex digits name an image in the node's cache, not one in a registry"
+		return "64 hex digits mean an image in the cache of the node, not one in a registry"
 	}
 	if _, err := reference.ParseNormalizedNamed(strings.ToLower(s)); err == nil {
 		return "repository names are in lower case"
 	}
-	return "it is not [host[:port]/]repository[:tag][@digest]"
+	return "not a valid [host[:port]/]repository[:tag][@digest]"
 }
 
-// namesHost tells whether the part before the first slash is a host by the parser's rule, given in lower
-// case. In upper case any first component is one.
+// namesHost reports whether the part before the first slash is a host to the parser. The parser also takes any first
+// component in upper case for one; this function does not.
 func namesHost(s string) bool {
 	host, _, slash := strings.Cut(s, "/")
 	return slash && looksLikeHost(host)
@@ -155,8 +155,7 @@ func namesHost(s string) bool {
 
 func looksLikeHost(s string) bool { return s == "localhost" || strings.ContainsAny(s, ".:") }
 
-// canonicalHost folds a host[:port] to lower case, as DNS does, and the names under which Docker Hub's
-// registry is known to docker.io.
+// canonicalHost folds a host[:port] to lower case, as DNS does, and the other names of Docker Hub to docker.io.
 func canonicalHost(domain string) string {
 	domain = strings.ToLower(domain)
 	switch withoutDefaultPort(domain) {
@@ -166,7 +165,7 @@ func canonicalHost(domain string) string {
 	return domain
 }
 
-// withoutDefaultPort cuts the port of https off, in any spelling that a dialer takes for 443.
+// withoutDefaultPort removes the port of HTTPS, in any spelling that a dialer takes for 443.
 func withoutDefaultPort(domain string) string {
 	if host, ok := strings.CutSuffix(domain, "443"); ok {
 		if host, ok = strings.CutSuffix(strings.TrimRight(host, "0"), ":"); ok {

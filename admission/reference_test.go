@@ -64,22 +64,22 @@ func TestTheNameInSentencesHasNoTagAndNoLibrary(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoReferenceIsRefusedWithAReason(t *testing.T) {
+func TestInvalidReferencesAreRefusedWithAReason(t *testing.T) {
 	const cached = "cache"
 	for s, reason := range map[string]string{
 		"":                                    "empty",
-		" ":                                   "it is not",
-		"nginx ":                              "it is not",
-		"nginx\n":                             "it is not",
-		"a//b":                                "it is not",
-		"https://quay.io/x":                   "it is not",
-		"docker.io./x":                        "it is not", // a trailing dot is the same host to DNS
-		"[fe80::1%25eth0]/x":                  "it is not",
-		"quay.io/x:":                          "it is not",
-		"quay.io/x@":                          "it is not",
+		" ":                                   "not a valid",
+		"nginx ":                              "not a valid",
+		"nginx\n":                             "not a valid",
+		"a//b":                                "not a valid",
+		"https://quay.io/x":                   "not a valid",
+		"docker.io./x":                        "not a valid", // a trailing dot is the same host to DNS
+		"[fe80::1%25eth0]/x":                  "not a valid",
+		"quay.io/x:":                          "not a valid",
+		"quay.io/x@":                          "not a valid",
 		"Nginx":                               "lower case",
 		"quay.io/Team/x":                      "lower case",
-		"quay.io/x@sha256:abc":                "it is not",
+		"quay.io/x@sha256:abc":                "not a valid",
 		"quay.io/x@sha256:" + hex64[1:]:       "digest is malformed",
 		"quay.io/x@sha257:" + hex64:           "not supported",
 		"sha256:" + hex64:                     cached,
@@ -89,11 +89,11 @@ func TestWhatIsNoReferenceIsRefusedWithAReason(t *testing.T) {
 		hex64:                                 cached,
 		"quay.io/" + strings.Repeat("a", 256): "255",
 		strings.Repeat("a", 1025):             "1024",
-		"quay.io/x\x00":                       "it is not",
-		"quay.io/\xff":                        "it is not",
-		"квай.io/x":                           "it is not",
-		"a_b.example/x":                       "no host", // to the parser a path without a host
-		"0_0.0/0":                             "no host",
+		"quay.io/x\x00":                       "not a valid",
+		"quay.io/\xff":                        "not a valid",
+		"квай.io/x":                           "not a valid",
+		"a_b.example/x":                       "not a valid host", // to the parser a path without a host
+		"0_0.0/0":                             "not a valid host",
 	} {
 		_, err := admission.ParseReference(s)
 		var invalid *admission.InvalidError

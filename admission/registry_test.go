@@ -26,7 +26,7 @@ var held = map[string]string{
 
 func digestOf(content string) string { return digest.FromString(content).String() }
 
-// registry is an Index over memory, with a way in between.
+// registry is an Index over memory, whose look-ups a test can make fail.
 type registry struct {
 	*storage.Index
 	resolve func(repo, ref string) error // if set, may fail or panic before every look-up

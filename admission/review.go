@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// maxImages bounds the different images of an object that are judged. No pod that runs comes near; one
-	// that has more is denied. As long as can be, they take the parser about 0.1 s.
+	// maxImages bounds the different images of an object. No pod that runs has nearly as many; an object with more is
+	// denied. The longest possible ones take the parser about 0.1 s.
 	maxImages = 256
 
 	// maxSentences bounds the sentences, the causes and the images with hints of one answer.
@@ -65,7 +65,7 @@ func (w *Webhook) review(ctx context.Context, q *request, d *Decision) (*admissi
 	return respond(d, f.causes, warn.texts), nil
 }
 
-// decision starts the record of a request.
+// decision returns a Decision with what the request says.
 func (q *request) decision() Decision {
 	d := Decision{
 		UID: q.UID, Namespace: q.Namespace, Name: q.Name, Kind: q.Kind.Kind,
@@ -80,7 +80,7 @@ func (q *request) decision() Decision {
 	return d
 }
 
-// exempt names the reason not to judge a request's images, "" if there is none.
+// exempt returns the reason not to check the images of a request, "" if there is none.
 func (q *request) exempt(k kind) string {
 	switch {
 	case q.Operation == "DELETE" || q.Operation == "CONNECT":
@@ -127,7 +127,7 @@ func (w *Webhook) decideAll(ctx context.Context, q *request, k kind) (*findings,
 	return f, nil
 }
 
-// known starts the record of images seen with those that are not to be judged, because an UPDATE found them.
+// known returns the images that an UPDATE found in the object, with -1; they are not checked again.
 func (q *request) known(k kind) map[string]int {
 	known := map[string]int{}
 	if q.Operation == "UPDATE" && q.OldObject != nil {
@@ -138,7 +138,7 @@ func (q *request) known(k kind) map[string]int {
 	return known
 }
 
-// deny records a sentence, and the place it is about, as far as there is room.
+// deny records a sentence, and the place it is about, while there is room.
 func (f *findings) deny(k kind, p place, sentence string) {
 	if len(f.causes) < maxSentences {
 		cause := metav1.StatusCause{Type: metav1.CauseTypeForbidden, Message: sentence, Field: k.field(p)}
@@ -174,7 +174,7 @@ func digests(verdicts []Verdict) []string {
 	return list
 }
 
-// respond words the answer.
+// respond makes the answer.
 func respond(d *Decision, causes []metav1.StatusCause, warnings []string) *admissionv1.AdmissionResponse {
 	r := &admissionv1.AdmissionResponse{
 		UID:              types.UID(d.UID),

@@ -63,7 +63,7 @@ func TestVerdictsNameReasonAndRule(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeKnownIsNoDenial(t *testing.T) {
+func TestAnErrorOfTheRegistryIsNotADenial(t *testing.T) {
 	reg := newRegistry(t, held)
 	broken := errors.New("broken")
 	reg.resolve = func(string, string) error { return broken }
@@ -81,7 +81,7 @@ func TestWhatCannotBeKnownIsNoDenial(t *testing.T) {
 // onlyResolve has the one method that a decision needs.
 type onlyResolve struct{ admission.Images }
 
-func TestHintsNeedNoList(t *testing.T) {
+func TestTagsAreOptionalForHints(t *testing.T) {
 	p, reg := newPolicy(t, admission.PolicyOptions{}), newRegistry(t, held)
 	with := p.Decide(t.Context(), reg, host+"/app:9")
 	without := p.Decide(t.Context(), onlyResolve{reg}, host+"/app:9")
@@ -93,7 +93,6 @@ func TestHintsNeedNoList(t *testing.T) {
 	}
 }
 
-// TestADecisionCarriesTheVerdicts that the webhook has decided by.
 func TestADecisionCarriesTheVerdicts(t *testing.T) {
 	w, seen := newWebhook(t, admission.PolicyOptions{})
 	reviewPod(t, w, podOf(host+"/app:1", "nginx", "nginx"))
