@@ -13,16 +13,17 @@ import (
 	"time"
 )
 
-// writeCertificate makes the certificate of all peers but Trow, which makes its own: for 127.0.0.1, of the same kind
-// of key, and signed by itself, so that it is its own CA. It is good for a day.
+// writeCertificate makes the certificate of all peers except Trow, which makes its own: for 127.0.0.1, with the same
+// kind of key, self-signed, so that it is its own CA, and valid for a day.
 func writeCertificate(cert, key string) error {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
 	shape := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "comparison"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "comparison"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

@@ -14,39 +14,39 @@ import (
 	"time"
 )
 
-// What the check measures. It must end within four minutes on two cores that others share: six rows, five pairs of a
-// second each, and one more try.
+// The size of the check. It must end within four minutes on two busy cores: six rows of five pairs of a second each,
+// and one retry.
 const (
 	checkRounds   = 5
 	checkDuration = time.Second
 	checkScale    = "small"
 
-	// mayFall is how far a ratio may fall before that is told. Pairs of a second differ by a tenth from run to run on
-	// a busy machine, and what makes a server a third slower is no noise.
+	// mayFall is how far a ratio may fall. On a busy machine, pairs of a second vary by a tenth from run to run; a
+	// third is not noise.
 	mayFall = 0.30
 )
 
-// committed is what --commit writes: how Trow stood to nginx, on a machine of that many cores.
+// committed is what --commit writes: the ratios of Trow to nginx, and the number of cores of the machine.
 type committed struct {
-	Version int         `json:"version"`
-	Time    time.Time   `json:"time"`
-	CPUs    int         `json:"cpus"`
-	Rows    []committal `json:"rows"`
+	Version int            `json:"version"`
+	Time    time.Time      `json:"time"`
+	CPUs    int            `json:"cpus"`
+	Rows    []committedRow `json:"rows"`
 }
 
-// committal is a row with Trow's figure over nginx's.
-type committal struct {
+// committedRow is a row with the ratio of Trow to nginx.
+type committedRow struct {
 	row
 	Ratio float64 `json:"trow_over_nginx"`
 }
 
-// ratios are Trow's figures over nginx's. A row without one is NaN.
+// ratios has the ratios of Trow to nginx; NaN for a row without one.
 type ratios map[row]float64
 
 // measurer measures tasks, for the check.
 type measurer func(ctx context.Context, tasks []task) (ratios, error)
 
-// checkOrCommit is the short form.
+// checkOrCommit does the short run of --check or --commit.
 func checkOrCommit(ctx context.Context, l *laboratory, o options, out io.Writer) error {
 	l.scale = checkScale
 	measure := func(ctx context.Context, tasks []task) (ratios, error) {
@@ -66,19 +66,19 @@ func checkOrCommit(ctx context.Context, l *laboratory, o options, out io.Writer)
 	return c.check(ctx, measure, out)
 }
 
-// readCommitted reads what commit has written.
+// readCommitted reads a file that commit wrote.
 func readCommitted(path string) (c committed, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return c, fmt.Errorf("check: %w", err)
 	}
 	if err := json.Unmarshal(b, &c); err != nil || c.Version != 1 {
-		return c, fmt.Errorf("check: %s is no file of --commit of version 1 (%v); write it with --commit", path, err)
+		return c, fmt.Errorf("check: %s is not a file of --commit in version 1 (%v); write it with --commit", path, err)
 	}
 	return c, nil
 }
 
-// complete is an error if a peer is missing.
+// complete returns an error if a peer is missing.
 func (l *laboratory) complete() error {
 	for _, p := range l.peers {
 		if p.missing != "" {
@@ -88,7 +88,7 @@ func (l *laboratory) complete() error {
 	return nil
 }
 
-// ratios of tasks' rows; a row in which one of the two has failed has none.
+// ratios returns the ratios of the rows of tasks; NaN for a row in which one of the two failed.
 func (f figures) ratios(tasks []task) ratios {
 	all := ratios{}
 	for _, t := range tasks {
@@ -102,7 +102,7 @@ func (f figures) ratios(tasks []task) ratios {
 	return all
 }
 
-// commit measures, and writes what later checks compare with.
+// commit measures, and writes the ratios that later checks compare with.
 func commit(ctx context.Context, path string, measure measurer) error {
 	all, err := measure(ctx, checked)
 	if err != nil {
@@ -112,22 +112,24 @@ func commit(ctx context.Context, path string, measure measurer) error {
 	for _, t := range checked {
 		for _, r := range t.rows() {
 			if math.IsNaN(all[r]) {
-				return fmt.Errorf("commit: %s has no figure; see what is told above", r)
+				return fmt.Errorf("commit: %s has no figure; see the failures above", r)
 			}
-			c.Rows = append(c.Rows, committal{r, math.Round(all[r]*1000) / 1000})
+			c.Rows = append(c.Rows, committedRow{r, math.Round(all[r]*1000) / 1000})
 		}
 	}
 	return writeJSON(path, c)
 }
 
-// check compares with what was committed. Rows that have fallen are measured once more. Errors: which have fallen again.
+// check compares with the committed ratios. Rows that have fallen are measured once more. Errors: rows that have fallen
+// twice.
 func (c committed) check(ctx context.Context, measure measurer, out io.Writer) error {
 	tasks, err := c.tasks()
 	if err != nil {
 		return err
 	}
 	if n := runtime.NumCPU(); n != c.CPUs {
-		fmt.Fprintf(out, "what is committed was measured on %d cores, and here are %d: the ratios may differ for that alone\n", c.CPUs, n)
+		fmt.Fprintf(out, "the committed ratios were measured on %d cores; this machine has %d, so they may differ\n",
+			c.CPUs, n)
 	}
 	var fallen []task
 	for try := range 2 {
@@ -144,11 +146,11 @@ func (c committed) check(ctx context.Context, measure measurer, out io.Writer) e
 	for _, t := range fallen {
 		names = append(names, t.String())
 	}
-	return fmt.Errorf("check: Trow has become slower beside nginx in %s: find the change that did it, or, if it is meant, "+
-		"measure anew with --commit", strings.Join(names, ", "))
+	return fmt.Errorf("check: Trow has become slower relative to nginx in %s; find the change that caused it, or, "+
+		"if it is intended, measure again with --commit", strings.Join(names, ", "))
 }
 
-// tasks are those of the rows. Errors: that there is none.
+// tasks returns the tasks of the rows. Errors: there are none.
 func (c committed) tasks() (tasks []task, err error) {
 	for _, r := range c.Rows {
 		tasks = append(tasks, task{r.Scenario, r.Transport, []int{r.Connections}})
@@ -159,15 +161,15 @@ func (c committed) tasks() (tasks []task, err error) {
 	return tasks, nil
 }
 
-// compare writes how the rows stand, and returns those that have fallen or have no figure.
+// compare prints the ratios and returns the tasks whose ratio has fallen or is missing.
 func (c committed) compare(tasks []task, got ratios, try int, out io.Writer) (fallen []task) {
 	for _, t := range tasks {
 		r := t.rows()[0]
 		was, is := c.ratio(r), got[r]
 		word := "ok"
-		// Written so that what is no number has fallen.
+		// In this form the condition is true for NaN as well.
 		if !(is >= was*(1-mayFall)) {
-			word = []string{"fallen, once more", "FALLEN"}[try]
+			word = []string{"fallen, trying again", "FALLEN"}[try]
 			fallen = append(fallen, t)
 		}
 		fmt.Fprintf(out, "%-28s Trow/nginx %.2f, committed %.2f: %s\n", r, is, was, word)

@@ -15,7 +15,7 @@ var (
 	rowB = row{"admission", 16, overTLS}
 )
 
-// tries answers each measurement with the next of these, and notes what was asked for.
+// tries returns the next of ratios for each measurement, and records the tasks.
 type tries struct {
 	ratios []ratios
 	asked  [][]task
@@ -24,13 +24,13 @@ type tries struct {
 func (x *tries) measure(_ context.Context, tasks []task) (ratios, error) {
 	x.asked = append(x.asked, tasks)
 	if len(x.asked) > len(x.ratios) {
-		return nil, errors.New("measured too often")
+		return nil, errors.New("too many measurements")
 	}
 	return x.ratios[len(x.asked)-1], nil
 }
 
 func TestCheck(t *testing.T) {
-	was := committed{Version: 1, Rows: []committal{{rowA, 1}, {rowB, 0.5}}}
+	was := committed{Version: 1, Rows: []committedRow{{rowA, 1}, {rowB, 0.5}}}
 	for _, x := range []struct {
 		name   string
 		tries  []ratios
@@ -43,7 +43,7 @@ func TestCheck(t *testing.T) {
 		{"a fall of 31 % twice fails", []ratios{{rowA: 0.69, rowB: 0.5}, {rowA: 0.69}}, true, 1},
 		{"a fall that recovers in the rerun passes", []ratios{{rowA: 0.2, rowB: 0.5}, {rowA: 0.98}}, false, 1},
 		{"both fall, one recovers", []ratios{{rowA: 0.2, rowB: 0.1}, {rowA: 1, rowB: 0.34}}, true, 2},
-		{"no figure is a fall", []ratios{{rowA: 1, rowB: math.NaN()}, {rowB: math.NaN()}}, true, 1},
+		{"a missing figure is a fall", []ratios{{rowA: 1, rowB: math.NaN()}, {rowB: math.NaN()}}, true, 1},
 		{"a row that was not measured is a fall", []ratios{{rowA: 1}, {}}, true, 1},
 	} {
 		var out strings.Builder
@@ -53,25 +53,25 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s: %v", x.name, err)
 		}
 		if x.fails && !strings.Contains(out.String(), "FALLEN") {
-			t.Errorf("%s: told is\n%s", x.name, &out)
+			t.Errorf("%s: printed\n%s", x.name, &out)
 		}
 		reruns := 0
 		if len(m.asked) > 1 {
 			reruns = len(m.asked[1])
 		}
 		if reruns != x.reruns {
-			t.Errorf("%s: %d rows measured again, not %d", x.name, reruns, x.reruns)
+			t.Errorf("%s: %d rows measured again, want %d", x.name, reruns, x.reruns)
 		}
 	}
 	if err := was.check(t.Context(), (&tries{}).measure, &strings.Builder{}); err == nil {
-		t.Error("an error of the measurement is lost")
+		t.Error("the error of the measurement was lost")
 	}
 	if err := (committed{}).check(t.Context(), (&tries{}).measure, &strings.Builder{}); err == nil {
-		t.Error("a file without rows passes")
+		t.Error("a file without rows passed")
 	}
 }
 
-func TestWhatIsCommittedIsChecked(t *testing.T) {
+func TestCommitAndCheck(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "committed.json")
 	all := ratios{}
 	for i, x := range checked {
@@ -90,17 +90,17 @@ func TestWhatIsCommittedIsChecked(t *testing.T) {
 	}
 	all[checked[1].rows()[0]] = math.NaN()
 	if err := commit(t.Context(), path, measure); err == nil {
-		t.Error("what has no figure is committed")
+		t.Error("a row without a figure was committed")
 	}
 	if err := os.WriteFile(path, []byte(`{"version": 2}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := readCommitted(path); err == nil {
-		t.Error("a file of version 2 is read")
+		t.Error("a file of version 2 was read")
 	}
 }
 
-// TestTheCommittedFigures: the file in the tree is what the check of this tree measures.
+// TestTheCommittedFigures expects the committed file to have the rows that the check measures.
 func TestTheCommittedFigures(t *testing.T) {
 	c, err := readCommitted("committed.json")
 	if err != nil {
@@ -112,7 +112,7 @@ func TestTheCommittedFigures(t *testing.T) {
 		}
 	}
 	if len(c.Rows) != len(checked) {
-		t.Errorf("%d rows, %d are checked", len(c.Rows), len(checked))
+		t.Errorf("%d rows, want %d", len(c.Rows), len(checked))
 	}
 }
 

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// The program under test starts servers and the generator of the load as processes. Here all of them are the test's
-// own binary, so that nothing needs to be installed.
+// TestMain makes the test binary play all programs that the comparison runs, servers and load generator, so that nothing
+// needs to be installed.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		var err error
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// stubServer is a registry that has everything, at ADDRESS, with a [CERTIFICATE KEY].
+// stubServer runs a registry that answers everything with 200: ADDRESS [CERTIFICATE KEY].
 func stubServer(args []string) error {
 	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	if len(args) == 3 {
@@ -53,8 +53,8 @@ func stubServer(args []string) error {
 	return http.ListenAndServe(args[0], ok)
 }
 
-// stubBench notes how it was called, and writes results as trow bench does: 1000 operations in a second per connection.
-// Referrers it refuses.
+// stubBench records its arguments and writes results like trow bench: 1000 operations per second and connection. It fails
+// for referrers.
 func stubBench(args []string) error {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	out := f.String("json", "", "")
@@ -84,12 +84,13 @@ func stubBench(args []string) error {
 		if err != nil {
 			return err
 		}
-		results = append(results, result{Connections: n, Operations: 1000, OpsPerSecond: float64(1000 * n), BytesPerSecond: 2e6})
+		results = append(results, result{Connections: n, Operations: 1000, OpsPerSecond: float64(1000 * n),
+			BytesPerSecond: 2e6})
 	}
 	return writeJSON(*out, map[string]any{"version": 1, "results": results})
 }
 
-// stubLaboratory has the given peers, all of them stubs.
+// stubLaboratory returns a laboratory with the given peers, which are all stubs.
 func stubLaboratory(t *testing.T, peers ...*peer) (*laboratory, string) {
 	t.Helper()
 	notes := filepath.Join(t.TempDir(), "notes")
@@ -99,7 +100,8 @@ func stubLaboratory(t *testing.T, peers ...*peer) (*laboratory, string) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	l := &laboratory{options: options{starts: 1}, dir: dir, bench: self, cert: filepath.Join(dir, "cert"), key: filepath.Join(dir, "key"),
+	l := &laboratory{options: options{starts: 1}, dir: dir, bench: self,
+		cert: filepath.Join(dir, "cert"), key: filepath.Join(dir, "key"),
 		scale: "small", filled: map[*peer]bool{}, errOut: io.Discard, peers: peers}
 	if err := writeCertificate(l.cert, l.key); err != nil {
 		t.Fatal(err)
@@ -111,7 +113,7 @@ func stubLaboratory(t *testing.T, peers ...*peer) (*laboratory, string) {
 }
 
 func stubPeer(name string) *peer {
-	return &peer{name: name, refuses: func(s string) string {
+	return &peer{name: name, lacks: func(s string) string {
 		if s == admission && name == "B" {
 			return "it cannot"
 		}
@@ -125,10 +127,12 @@ func stubPeer(name string) *peer {
 	}}
 }
 
-func TestRoundsAlternateBetweenThePeers(t *testing.T) {
+func TestPeersAlternateInEachRound(t *testing.T) {
 	a, b := stubPeer("A"), stubPeer("B")
 	l, notes := stubLaboratory(t, a, b)
-	tasks := []task{{"manifest-get-tag", plain, []int{1, 8}}, {pushLarge, plain, []int{4}}, {admission, overTLS, []int{16}}}
+	tasks := []task{
+		{"manifest-get-tag", plain, []int{1, 8}}, {pushLarge, plain, []int{4}}, {admission, overTLS, []int{16}},
+	}
 	f, err := l.measure(t.Context(), tasks, 2, time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +156,7 @@ func TestRoundsAlternateBetweenThePeers(t *testing.T) {
 	}
 	calls := strings.Split(strings.TrimSpace(string(noted)), "\n")
 	if n := len(calls); n != 2+4+4+2 || !strings.HasSuffix(calls[0], "true") || !strings.HasSuffix(calls[1], "true") {
-		t.Errorf("%d calls, of which the first two should fill the stores:\n%s", n, noted)
+		t.Errorf("%d calls; the first two should fill the stores:\n%s", n, noted)
 	}
 	servers := map[string]bool{}
 	for _, c := range calls[6:10] {
@@ -160,14 +164,14 @@ func TestRoundsAlternateBetweenThePeers(t *testing.T) {
 		servers[address] = true
 	}
 	if len(servers) != 4 {
-		t.Errorf("four pushes on %d servers; each should have its own", len(servers))
+		t.Errorf("four pushes on %d servers; want one each", len(servers))
 	}
 	if left, _ := filepath.Glob(filepath.Join(l.dir, "push-*")); len(left) > 0 {
 		t.Errorf("stores of pushes are left: %v", left)
 	}
 }
 
-func TestAPeerThatFailsIsToldAndNotAskedAgain(t *testing.T) {
+func TestAFailedPeerIsNotMeasuredAgain(t *testing.T) {
 	broken := &peer{name: "C", launch: func(place) (command, error) { return command{args: []string{"stub-broken"}}, nil }}
 	l, notes := stubLaboratory(t, stubPeer("A"), broken)
 	f, err := l.measure(t.Context(), []task{{"referrers", plain, []int{1, 8}}}, 3, time.Second)
@@ -177,7 +181,7 @@ func TestAPeerThatFailsIsToldAndNotAskedAgain(t *testing.T) {
 	if len(f) != 2 || f[0].Failure != "bench: 404 Not Found" || f[1].Row.Connections != 8 {
 		t.Errorf("%+v", f)
 	}
-	if broken.missing != "C ended at its start: no such setting" {
+	if broken.missing != "C ended during its start: no such setting" {
 		t.Errorf("the reason is %q", broken.missing)
 	}
 	if noted, _ := os.ReadFile(notes); strings.Count(string(noted), "referrers") != 1 {
@@ -185,7 +189,7 @@ func TestAPeerThatFailsIsToldAndNotAskedAgain(t *testing.T) {
 	}
 }
 
-func TestAStartIsTimed(t *testing.T) {
+func TestStarts(t *testing.T) {
 	p := stubPeer("A")
 	l, _ := stubLaboratory(t, p)
 	all, err := l.starts(t.Context(), 2)
@@ -194,7 +198,7 @@ func TestAStartIsTimed(t *testing.T) {
 	}
 }
 
-func TestTheLongRun(t *testing.T) {
+func TestFullRun(t *testing.T) {
 	l, _ := stubLaboratory(t, stubPeer("A"), stubPeer("B"))
 	l.options = options{only: "manifest-get-tag", rounds: 1, duration: time.Second, starts: 1}
 	r, err := l.compare(t.Context())
@@ -210,21 +214,23 @@ func TestTheLongRun(t *testing.T) {
 	if len(r.Rows) != rows || len(r.Figures) != 2*rows || len(r.Starts) != 2 || len(r.present()) != 2 {
 		t.Errorf("%+v", r)
 	}
-	// Cut short, it tells what it has.
+	// A run that is cut short reports what it has.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if r, err := l.compare(ctx); !errors.Is(err, context.Canceled) || len(r.present()) != 2 || !strings.Contains(r.markdown(), "manifest-get-tag") {
+	r, err = l.compare(ctx)
+	if !errors.Is(err, context.Canceled) || len(r.present()) != 2 || !strings.Contains(r.markdown(), "manifest-get-tag") {
 		t.Errorf("%+v: %v", r, err)
 	}
 	l.options.only = "nonsense"
 	if _, err := l.compare(t.Context()); err == nil {
-		t.Error("nonsense is measured")
+		t.Error("an unknown scenario was measured")
 	}
 }
 
 func TestTheCheckNeedsBothServers(t *testing.T) {
 	l, _ := stubLaboratory(t, stubPeer("A"), &peer{name: nameNginx, missing: "not installed"})
-	if err := checkOrCommit(t.Context(), l, options{check: "committed.json"}, io.Discard); err == nil || err.Error() != "nginx: not installed" {
+	err := checkOrCommit(t.Context(), l, options{check: "committed.json"}, io.Discard)
+	if err == nil || err.Error() != "nginx: not installed" {
 		t.Error(err)
 	}
 }
@@ -249,32 +255,35 @@ func TestEveryScenarioOfThePlansExists(t *testing.T) {
 	for _, x := range append(slices.Clone(everything), checked...) {
 		planned[x.scenario] = true
 		if !known[x.scenario] {
-			t.Errorf("there is no scenario %s", x.scenario)
+			t.Errorf("scenario %s does not exist", x.scenario)
 		}
 	}
 	if len(planned) != len(known) {
 		t.Errorf("%d of %d scenarios are planned", len(planned), len(known))
 	}
 	if _, err := choose(everything, "mount,nonsense"); err == nil {
-		t.Error("a scenario that does not exist can be chosen")
+		t.Error("an unknown scenario was accepted")
 	}
 	if chosen, err := choose(everything, admission); err != nil || len(chosen) != 1 {
 		t.Errorf("%v: %v", chosen, err)
 	}
 }
 
-func TestSettingsThatCannotBe(t *testing.T) {
-	for _, args := range [][]string{{"x"}, {"--rounds", "0"}, {"--starts", "-1"}, {"--check", "f", "--commit"}, {"--binary", "zot"}, {"--nonsense"}} {
+func TestInvalidFlags(t *testing.T) {
+	for _, args := range [][]string{
+		{"x"}, {"--rounds", "0"}, {"--starts", "-1"}, {"--check", "f", "--commit"}, {"--binary", "zot"}, {"--nonsense"},
+	} {
 		if _, err := parse(args, io.Discard); err == nil {
-			t.Errorf("%q is accepted", args)
+			t.Errorf("%q was accepted", args)
 		}
 	}
 	o, err := parse([]string{"--without", "zot=too large", "--without", "olareg", "--binary", "zot=/x"}, io.Discard)
-	if err != nil || o.without["zot"] != "too large" || o.without["olareg"] != "left out by --without" || o.binaries["zot"] != "/x" {
+	if err != nil || o.without["zot"] != "too large" || o.without["olareg"] != "skipped by --without" ||
+		o.binaries["zot"] != "/x" {
 		t.Errorf("%+v: %v", o, err)
 	}
 	if err := run(t.Context(), []string{"limit"}, io.Discard, io.Discard); err == nil {
-		t.Error("limit without arguments is accepted")
+		t.Error("limit without arguments was accepted")
 	}
 }
 
@@ -282,7 +291,8 @@ func TestResultsAreRead(t *testing.T) {
 	p := &peer{name: "A"}
 	x := task{"manifest-get-tag", plain, []int{1, 8, 64}}
 	b, err := json.Marshal(map[string]any{"version": 1, "results": []result{
-		{Connections: 1, Operations: 1000, Errors: 10, OpsPerSecond: 5}, {Connections: 8, Operations: 1000, Errors: 11, FirstError: "no"}}})
+		{Connections: 1, Operations: 1000, Errors: 10, OpsPerSecond: 5},
+		{Connections: 8, Operations: 1000, Errors: 11, FirstError: "no"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,15 +300,15 @@ func TestResultsAreRead(t *testing.T) {
 	if err != nil || len(f) != 3 {
 		t.Fatalf("%+v: %v", f, err)
 	}
-	for i, want := range []string{"", "11 of 1011 operations failed: no", "trow bench has no result of it"} {
+	for i, want := range []string{"", "11 of 1011 operations failed: no", "trow bench has no result for it"} {
 		if f[i].Failure != want {
-			t.Errorf("row %d: %q, not %q", i, f[i].Failure, want)
+			t.Errorf("row %d: %q, want %q", i, f[i].Failure, want)
 		}
 	}
-	if got := (&result{}).failure(); got != "not one operation ended in time" {
+	if got := (&result{}).failure(); got != "no operation ended in time" {
 		t.Error(got)
 	}
 	if _, err := readResults([]byte(`{"version": 2}`), p, x); err == nil {
-		t.Error("results of version 2 are accepted")
+		t.Error("results of version 2 were accepted")
 	}
 }

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// syncCalls are those by which a server makes something durable. sync_file_range is none of them: it only asks the kernel
-// to begin to write (sync_file_range(2), "Warning").
+// syncCalls are the system calls that make data durable. sync_file_range is not one of them: it only asks the kernel
+// to start writing (sync_file_range(2), "Warning").
 const syncCalls = "fsync,fdatasync,syncfs"
 
-// syncFigure is how many of them a peer has made, over so many pushes on one connection.
+// syncFigure counts the calls of a peer during a number of pushes on one connection.
 type syncFigure struct {
 	Peer       string         `json:"peer"`
 	Scenario   string         `json:"scenario"`
@@ -27,7 +27,7 @@ type syncFigure struct {
 	Failure    string         `json:"failure,omitempty"`
 }
 
-// total is the number of calls per operation.
+// total returns the number of calls per operation.
 func (f syncFigure) total() float64 {
 	n := 0
 	for _, calls := range f.Calls {
@@ -36,15 +36,15 @@ func (f syncFigure) total() float64 {
 	return float64(n) / float64(f.Operations)
 }
 
-// fsyncs counts them for every peer that takes pushes. Errors: that there is no strace; ctx's.
+// fsyncs counts the calls of every peer that accepts pushes. Errors: strace is missing; those of ctx.
 func (l *laboratory) fsyncs(ctx context.Context) (all []syncFigure, err error) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
-		return nil, errors.New("fsyncs: there is no strace; apt-get install strace")
+		return nil, errors.New("fsyncs: strace is not installed; apt-get install strace")
 	}
 	for _, scenario := range []string{pushLarge, pushImage} {
 		for _, p := range l.peers {
-			if p.missing != "" || p.cannot(task{scenario: scenario}) != "" {
+			if p.missing != "" || p.unsupported(task{scenario: scenario}) != "" {
 				continue
 			}
 			f := syncFigure{Peer: p.name, Scenario: scenario}
@@ -54,15 +54,15 @@ func (l *laboratory) fsyncs(ctx context.Context) (all []syncFigure, err error) {
 			if ctx.Err() != nil {
 				return all, ctx.Err()
 			}
-			l.tell("%s of %s: %v in %d operations %s", syncCalls, p.name, f.Calls, f.Operations, f.Failure)
+			l.log("%s of %s: %v in %d operations %s", syncCalls, p.name, f.Calls, f.Operations, f.Failure)
 			all = append(all, f)
 		}
 	}
 	return all, nil
 }
 
-// countSyncs runs a scenario a first time, so that what is made once is there, and then again under strace and through
-// a proxy that counts the pushes: those of the second run's warm-up are made under strace too.
+// countSyncs runs a scenario twice. The first run creates what is created only once. The second one runs under strace
+// and through a proxy that counts the pushes: strace sees those of the warm-up too, which trow bench does not count.
 func (l *laboratory) countSyncs(ctx context.Context, strace string, p *peer, f *syncFigure) error {
 	dir, err := os.MkdirTemp(l.dir, "syncs-")
 	if err != nil {
@@ -95,20 +95,20 @@ func (l *laboratory) countSyncs(ctx context.Context, strace string, p *peer, f *
 	return nil
 }
 
-// traced counts a server's calls while something runs.
+// traced counts the calls of a server while run runs.
 func traced(ctx context.Context, strace string, s *server, run func() error) (map[string]int, error) {
 	summary := filepath.Join(filepath.Dir(s.output), "strace")
-	var told bytes.Buffer
+	var output bytes.Buffer
 	cmd := exec.CommandContext(ctx, strace, "-f", "-c", "-e", "trace="+syncCalls, "-o", summary, "-p", s.pid())
-	cmd.Stderr = &told
+	cmd.Stderr = &output
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	time.Sleep(attachTime)
 	err := run()
-	cmd.Process.Signal(os.Interrupt) // it detaches and writes what it has counted
+	cmd.Process.Signal(os.Interrupt) // strace detaches and writes its counts
 	if ended := cmd.Wait(); err == nil && ended != nil && cmd.ProcessState.ExitCode() > 0 {
-		err = fmt.Errorf("strace: %w: %s", ended, lastLine(told.Bytes()))
+		err = fmt.Errorf("strace: %w: %s", ended, lastLine(output.Bytes()))
 	}
 	if err != nil {
 		return nil, err
@@ -117,10 +117,10 @@ func traced(ctx context.Context, strace string, s *server, run func() error) (ma
 	return readSummary(b), err
 }
 
-// attachTime is more than strace takes to attach to all threads of a server that is idle.
+// attachTime is longer than strace needs to attach to all threads of an idle server.
 const attachTime = time.Second
 
-// readSummary reads what strace -c writes: lines of share, seconds, µs per call, calls, errors if any, and the name.
+// readSummary reads the summary of strace -c: lines with share, seconds, µs per call, calls, errors if any, and name.
 func readSummary(b []byte) map[string]int {
 	calls := map[string]int{}
 	for line := range strings.Lines(string(b)) {

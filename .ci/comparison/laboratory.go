@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// laboratory is what the measurements of one run share. Close it.
+// laboratory is what the measurements of one run share. It must be closed.
 type laboratory struct {
 	options options
 	root    string // of the working tree
-	dir     string // everything that is made lies here
-	bench   string // the program whose `bench` makes the load
+	dir     string // for everything that is created
+	bench   string // the program that generates load by its command `bench`
 	cert    string
 	key     string
 	peers   []*peer
 	scale   string
-	filled  map[*peer]bool // whether its store has the content
+	filled  map[*peer]bool // peers whose store has the content
 	errOut  io.Writer
 }
 
-// newLaboratory finds the peers and builds Trow. Errors: what keeps it from measuring at all.
+// newLaboratory finds the peers and builds Trow. Errors: nothing can be measured.
 func newLaboratory(ctx context.Context, o options, errOut io.Writer) (*laboratory, error) {
 	root, err := findRoot()
 	if err != nil {
@@ -33,27 +33,28 @@ func newLaboratory(ctx context.Context, o options, errOut io.Writer) (*laborator
 	}
 	dir, err := os.MkdirTemp(o.dir, "comparison")
 	if err != nil {
-		return nil, fmt.Errorf("dir: %w; give a directory on a disk", err)
+		return nil, fmt.Errorf("dir: %w; want a directory on a disk", err)
 	}
-	l := &laboratory{options: o, root: root, dir: dir, cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem"),
-		scale: o.scale, filled: map[*peer]bool{}, errOut: errOut}
-	if err := l.equip(ctx); err != nil {
+	l := &laboratory{options: o, root: root, dir: dir,
+		cert: filepath.Join(dir, "cert.pem"), key: filepath.Join(dir, "key.pem"), scale: o.scale,
+		filled: map[*peer]bool{}, errOut: errOut}
+	if err := l.prepare(ctx); err != nil {
 		l.close()
 		return nil, err
 	}
 	return l, nil
 }
 
-// tmpfsMagic is what statfs(2) says of memory that looks like a disk.
+// tmpfsMagic is the type by which statfs(2) reports a tmpfs.
 const tmpfsMagic = 0x01021994
 
-func (l *laboratory) equip(ctx context.Context) error {
+func (l *laboratory) prepare(ctx context.Context) error {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(l.dir, &fs); err != nil {
 		return err
 	}
 	if fs.Type == tmpfsMagic {
-		return fmt.Errorf("dir: %s is memory, where nothing is ever synced; give a directory on a disk", l.options.dir)
+		return fmt.Errorf("dir: %s is a tmpfs, which is never synced; want a directory on a disk", l.options.dir)
 	}
 	if err := writeCertificate(l.cert, l.key); err != nil {
 		return err
@@ -66,7 +67,7 @@ func (l *laboratory) equip(ctx context.Context) error {
 			return err
 		}
 		if p.missing != "" {
-			l.tell("%s: not measured: %s", p.name, p.missing)
+			l.log("%s: not measured: %s", p.name, p.missing)
 		}
 		l.peers = append(l.peers, p)
 	}
@@ -76,14 +77,14 @@ func (l *laboratory) equip(ctx context.Context) error {
 
 func (l *laboratory) close() { os.RemoveAll(l.dir) }
 
-func (l *laboratory) tell(format string, args ...any) {
+func (l *laboratory) log(format string, args ...any) {
 	fmt.Fprintf(l.errOut, time.Now().Format("15:04:05 ")+format+"\n", args...)
 }
 
-// store is where a peer's content lies.
+// store returns the directory of the content of a peer.
 func (l *laboratory) store(p *peer) string { return filepath.Join(l.dir, "store-"+p.name) }
 
-// session is all peers at once, on their stores, with the same transport.
+// session has all running peers, with the same transport.
 type session map[*peer]*server
 
 func (s session) stop() {
@@ -92,8 +93,8 @@ func (s session) stop() {
 	}
 }
 
-// open starts all peers that have a store. One that does not start or cannot be filled is missing from then on; only
-// if that is Trow or nothing is left there is an error.
+// open starts all peers that have a store. A peer that does not start or cannot be filled is missing from then on.
+// Errors: Trow does not start; those of ctx.
 func (l *laboratory) open(ctx context.Context, secure bool) (session, error) {
 	s := session{}
 	for _, p := range l.peers {
@@ -107,7 +108,7 @@ func (l *laboratory) open(ctx context.Context, secure bool) (session, error) {
 		}
 		if err != nil {
 			p.missing = err.Error()
-			l.tell("%s: not measured: %s", p.name, p.missing)
+			l.log("%s: not measured: %s", p.name, p.missing)
 			continue
 		}
 		s[p] = server
@@ -115,7 +116,7 @@ func (l *laboratory) open(ctx context.Context, secure bool) (session, error) {
 	return s, nil
 }
 
-// ready starts a peer on its store, and fills that if it is empty.
+// ready starts a peer on its store, and fills the store if it is empty.
 func (l *laboratory) ready(ctx context.Context, p *peer, secure bool) (*server, error) {
 	if p.name == nameNginx && !l.filled[p] {
 		if err := l.fillStatic(ctx, p); err != nil {
@@ -129,18 +130,18 @@ func (l *laboratory) ready(ctx context.Context, p *peer, secure bool) (*server, 
 	if err != nil || l.filled[p] {
 		return s, err
 	}
-	l.tell("%s: filling its store (%s)", p.name, l.scale)
+	l.log("%s: filling its store (%s)", p.name, l.scale)
 	begin := time.Now()
 	if err := l.populate(ctx, s); err != nil {
 		s.stop()
 		return nil, err
 	}
 	l.filled[p] = true
-	l.tell("%s: filled in %.1f s", p.name, time.Since(begin).Seconds())
+	l.log("%s: filled in %.1f s", p.name, time.Since(begin).Seconds())
 	return s, nil
 }
 
-// fillStatic writes the content as files, and what Trow answers a review with.
+// fillStatic writes the content as files, and records the answer of Trow to a review.
 func (l *laboratory) fillStatic(ctx context.Context, p *peer) error {
 	if err := os.MkdirAll(l.store(p), 0o755); err != nil {
 		return err
@@ -156,9 +157,11 @@ func (l *laboratory) fillStatic(ctx context.Context, p *peer) error {
 	return os.WriteFile(filepath.Join(l.store(p), answerFile), answer, 0o644)
 }
 
-// measure measures tasks in so many rounds: for each transport all servers are started, and then task by task, round by
-// round, one peer after the other is loaded.
-func (l *laboratory) measure(ctx context.Context, tasks []task, rounds int, duration time.Duration) (all figures, err error) {
+// measure measures tasks in a number of rounds. For each transport it starts all servers; then, for each task and
+// round, it loads one peer after the other.
+func (l *laboratory) measure(
+	ctx context.Context, tasks []task, rounds int, duration time.Duration,
+) (all figures, err error) {
 	for _, secure := range []bool{false, true} {
 		var these []task
 		for _, t := range tasks {
@@ -186,11 +189,13 @@ func (l *laboratory) measure(ctx context.Context, tasks []task, rounds int, dura
 }
 
 // rounds measures one task. A peer that failed is not asked again.
-func (l *laboratory) rounds(ctx context.Context, s session, t task, rounds int, duration time.Duration) (all figures, err error) {
+func (l *laboratory) rounds(
+	ctx context.Context, s session, t task, rounds int, duration time.Duration,
+) (all figures, err error) {
 	failed := map[*peer]bool{}
 	for round := range rounds {
 		for _, p := range l.peers {
-			if p.missing != "" || p.cannot(t) != "" || failed[p] {
+			if p.missing != "" || p.unsupported(t) != "" || failed[p] {
 				continue
 			}
 			f, err := l.once(ctx, s[p], p, t, duration)
@@ -201,14 +206,14 @@ func (l *laboratory) rounds(ctx context.Context, s session, t task, rounds int, 
 				f[i].Round = round
 				failed[p] = failed[p] || f[i].Failure != ""
 			}
-			l.tell("%s, round %d of %d, %s: %s", t, round+1, rounds, p.name, f.line())
+			l.log("%s, round %d of %d, %s: %s", t, round+1, rounds, p.name, f.line())
 			all = append(all, f...)
 		}
 	}
 	return all, nil
 }
 
-// once measures one peer once. What pushes has a server of its own, whose store goes away with it.
+// once measures one peer once. A task that pushes has its own server, whose store is removed afterwards.
 func (l *laboratory) once(ctx context.Context, s *server, p *peer, t task, duration time.Duration) (figures, error) {
 	if !t.pushes() {
 		return l.load(ctx, s, t, duration)
@@ -217,7 +222,7 @@ func (l *laboratory) once(ctx context.Context, s *server, p *peer, t task, durat
 	if err != nil {
 		return nil, err
 	}
-	defer syscall.Sync() // the next one does not pay for this one's cache
+	defer syscall.Sync() // what this peer left in the page cache must not slow down the next one
 	defer os.RemoveAll(dir)
 	s, err = l.start(ctx, p, dir, t.secure())
 	if err != nil {
@@ -227,7 +232,7 @@ func (l *laboratory) once(ctx context.Context, s *server, p *peer, t task, durat
 	return l.load(ctx, s, t, duration)
 }
 
-// loadAverage is the machine's, of the last minute, before or after a run: who else was busy.
+// loadAverage returns the load of the machine in the last minute: it shows what else was running.
 func loadAverage() string {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

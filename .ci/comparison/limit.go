@@ -16,20 +16,20 @@ import (
 	"time"
 )
 
-// maxBlob bounds what limit takes: it is there for one scenario, whose blobs have 64 MiB.
+// maxBlob bounds an upload. The only scenario that limit is measured in has blobs of 64 MiB.
 const maxBlob = 128 << 20
 
-// buffers are small enough for a core's cache: what was received is hashed and written from there.
+// buffers fit into the cache of a core: received bytes are hashed and written from there.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
-// limit is what a durable push costs at the least: a server that takes uploads of a POST and a PUT, and does with each
-// what has to be done, and nothing else.
+// limit shows the minimum that a durable push costs: a server that accepts an upload of a POST and a PUT, and does what
+// is needed to make it durable and nothing else.
 type limit struct{ dir string }
 
-// serveLimit is `comparison limit ADDRESS DIRECTORY [CERTIFICATE KEY]`. It ends with ctx.
+// serveLimit runs `comparison limit ADDRESS DIRECTORY [CERTIFICATE KEY]` until ctx ends.
 func serveLimit(ctx context.Context, args []string, errOut io.Writer) error {
 	if len(args) != 2 && len(args) != 4 {
-		return errors.New("limit: the arguments are ADDRESS DIRECTORY [CERTIFICATE KEY]")
+		return errors.New("limit: want ADDRESS DIRECTORY [CERTIFICATE KEY]")
 	}
 	listener, err := net.Listen("tcp", args[0])
 	if err != nil {
@@ -62,7 +62,7 @@ func (l limit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(http.StatusCreated)
 	default:
-		http.Error(w, "limit takes a POST and a PUT", http.StatusMethodNotAllowed)
+		http.Error(w, "limit supports POST and PUT", http.StatusMethodNotAllowed)
 	}
 }
 
@@ -81,7 +81,7 @@ func (l limit) receive(body io.Reader, digest string) (err error) {
 	}
 	name := hex.EncodeToString(sum.Sum(nil))
 	if digest != "sha256:"+name {
-		return errors.New("the content has another digest")
+		return errors.New("the content does not match the digest")
 	}
 	if err := f.Sync(); err != nil {
 		return err

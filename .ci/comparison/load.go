@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// result is what `trow bench --json` tells of a row, as far as it is used here.
+// result has the fields of a result of `trow bench --json` that are used here.
 type result struct {
 	Connections    int      `json:"connections"`
 	Operations     int64    `json:"operations"`
@@ -32,7 +32,7 @@ type result struct {
 	GeneratorBound bool     `json:"generator_bound"`
 }
 
-// figure is one measurement: a peer in a row in a round, or why there is none.
+// figure is one measurement of a peer in a row and round, or the reason why it failed.
 type figure struct {
 	Peer    string  `json:"peer"`
 	Row     row     `json:"row"`
@@ -43,7 +43,7 @@ type figure struct {
 
 type figures []figure
 
-// line is the figures of one measurement, for who waits.
+// line returns the figures in one line, to show progress.
 func (f figures) line() string {
 	var parts []string
 	for _, x := range f {
@@ -56,7 +56,7 @@ func (f figures) line() string {
 	return strings.Join(parts, ", ")
 }
 
-// failures says of all rows of a task why there are no figures.
+// failures returns a failed figure for each row of a task.
 func failures(p *peer, t task, err error) (f figures) {
 	for _, r := range t.rows() {
 		f = append(f, figure{Peer: p.name, Row: r, Failure: err.Error()})
@@ -64,7 +64,7 @@ func failures(p *peer, t task, err error) (f figures) {
 	return f
 }
 
-// trowBench runs `trow bench`. Errors: what it says last.
+// trowBench runs `trow bench`. Errors: the last line of its output.
 func (l *laboratory) trowBench(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, l.bench, append([]string{"bench"}, args...)...)
 	out, err := cmd.CombinedOutput()
@@ -77,7 +77,7 @@ func (l *laboratory) trowBench(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// target is what says which server is meant.
+// target returns the arguments that name the server.
 func (l *laboratory) target(s *server) []string {
 	args := []string{s.url, "--scale", l.scale}
 	if s.ca != "" {
@@ -86,19 +86,20 @@ func (l *laboratory) target(s *server) []string {
 	return args
 }
 
-// populate brings in the content. What a peer refuses is left out: that shows in the rows that want it.
+// populate pushes the content. Content that a peer refuses is skipped; the rows that need it fail later.
 func (l *laboratory) populate(ctx context.Context, s *server) error {
 	return l.trowBench(ctx, append(l.target(s), "--populate-only")...)
 }
 
-// load measures a server in the rows of a task. What the server does wrong is a figure too; the error is ctx's, or that
-// of the file in between.
+// load measures a server in the rows of a task. A failure of the server is a figure as well. Errors: those of ctx and
+// of the file of results.
 func (l *laboratory) load(ctx context.Context, s *server, t task, duration time.Duration) (figures, error) {
 	path := filepath.Join(l.dir, "result.json")
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	args := append(l.target(s), "--scenarios", t.scenario, "--connections", t.numbers(), "--duration", duration.String(), "--pid", s.pid(), "--json", path)
+	args := append(l.target(s), "--scenarios", t.scenario, "--connections", t.numbers(),
+		"--duration", duration.String(), "--pid", s.pid(), "--json", path)
 	if !t.pushes() {
 		args = append(args, "--no-populate")
 	}
@@ -109,7 +110,7 @@ func (l *laboratory) load(ctx context.Context, s *server, t task, duration time.
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		if failure == nil {
-			failure = errors.New("trow bench has written no results")
+			failure = errors.New("trow bench wrote no results")
 		}
 		return failures(s.peer, t, failure), nil
 	} else if err != nil {
@@ -118,17 +119,17 @@ func (l *laboratory) load(ctx context.Context, s *server, t task, duration time.
 	return readResults(b, s.peer, t)
 }
 
-// readResults reads what `trow bench` has written: a row for each number of connections.
+// readResults reads the results of `trow bench`: a row for each number of connections.
 func readResults(b []byte, p *peer, t task) (all figures, err error) {
 	var report struct {
 		Version int      `json:"version"`
 		Results []result `json:"results"`
 	}
 	if err := json.Unmarshal(b, &report); err != nil || report.Version != 1 {
-		return nil, fmt.Errorf("trow bench has written version %d of its results, and version 1 is known here (%v)", report.Version, err)
+		return nil, fmt.Errorf("results of trow bench: format version is %d, want 1 (%v)", report.Version, err)
 	}
 	for _, r := range t.rows() {
-		f := figure{Peer: p.name, Row: r, Failure: "trow bench has no result of it"}
+		f := figure{Peer: p.name, Row: r, Failure: "trow bench has no result for it"}
 		for _, x := range report.Results {
 			if x.Connections == r.Connections {
 				f.Result, f.Failure = &x, x.failure()
@@ -139,11 +140,11 @@ func readResults(b []byte, p *peer, t task) (all figures, err error) {
 	return all, nil
 }
 
-// failure tells why a result is none, "" if it is one. Where one operation in a hundred goes wrong, the throughput of
-// the others says nothing.
+// failure returns why a result does not count, or "". If more than one operation in a hundred fails, the throughput of
+// the others has no meaning.
 func (x *result) failure() string {
 	if x.Operations+x.Errors == 0 {
-		return "not one operation ended in time"
+		return "no operation ended in time"
 	}
 	if x.Errors*100 > x.Operations {
 		return fmt.Sprintf("%d of %d operations failed: %s", x.Errors, x.Errors+x.Operations, x.FirstError)

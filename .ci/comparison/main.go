@@ -10,27 +10,30 @@
 //
 // # Words
 //
-//   - peer: a server that is measured, Trow among them.
-//   - bound: what no registry can be much better than: nginx, which serves the content as files, and limit, which
-//     receives, hashes, writes and syncs a blob and does nothing else.
+//   - peer: a server that is measured, including Trow.
+//   - bound: a server that a registry can hardly be faster than: nginx, which serves the content as files, and limit,
+//     which receives, hashes, writes and syncs a blob and does nothing else.
 //   - row: a scenario of `trow bench` with a number of connections and a transport (plain, tls).
-//   - round: every peer once, one after the other. A row has several rounds, so what else the machine does hits all.
-//   - paired ratio: Trow's figure of a round over the peer's of the same round. The median of these is what is told.
+//   - round: every peer once, one after the other. A row has several rounds, so other load on the machine affects all
+//     peers alike.
+//   - paired ratio: Trow's figure of a round divided by the peer's figure of the same round. Tables show the median of
+//     all rounds.
 //
 // # Invariants
 //
 //   - One server is under load at a time; the others run and are idle.
-//   - All peers have the same content, on the same disk, and write their log of requests into a file there.
-//   - Peers run as they are shipped, but for the address, the directory, the certificate, and deletion being allowed.
-//   - What pushes runs on a server that was started for it with an empty store, after everything written before is on
-//     the disk: nobody pays for another one's cache.
-//   - A peer that could not be had and a row that it could not do are told with the reason, never left out silently.
-//   - Everything listens on loopback alone, and ends with the command.
+//   - All peers have the same content on the same disk, and write their access log into a file there.
+//   - Peers run with their default configuration, except for the address, the directory, the certificate, and deletion
+//     being allowed.
+//   - A task that pushes has a server of its own with an empty store, and starts after a sync of the disk: no peer pays
+//     for the page cache of another one.
+//   - A peer that is missing and a row that a peer does not support are reported with the reason.
+//   - All servers listen on loopback only, and end with the command.
 //
 // # What it does not do
 //
-// It compares on one machine, whose cores the generator of the load shares with the server. It says nothing of several
-// machines, of a network, or of stores other than the local disk. It installs nothing but Go programs in its cache.
+// It compares on one machine, where the load generator shares the cores with the server. It does not measure several
+// machines, a network, or stores other than the local disk. It installs nothing except Go programs in its cache.
 package main
 
 import (
@@ -59,12 +62,12 @@ func main() {
 	}
 }
 
-// options are what the command line says.
+// options are the settings of the command line.
 type options struct {
 	rounds   int
 	duration time.Duration
 	scale    string
-	only     string // scenarios, separated by commas; "": all
+	only     string // scenarios, separated by commas; "" means all
 	starts   int
 	fsyncs   bool
 	without  reasons
@@ -76,41 +79,41 @@ type options struct {
 	commit   bool
 }
 
-// committedFile is what --commit writes and the CI checks.
+// committedFile is what --commit writes and .ci/versus checks.
 const committedFile = ".ci/comparison/committed.json"
 
 func parse(args []string, errOut io.Writer) (options, error) {
 	o := options{without: reasons{}, binaries: pairs{}}
 	f := flag.NewFlagSet("comparison", flag.ContinueOnError)
 	f.SetOutput(errOut)
-	f.IntVar(&o.rounds, "rounds", 3, "how often every peer is measured in every row")
-	f.DurationVar(&o.duration, "duration", 2*time.Second, "of one measurement")
-	f.StringVar(&o.scale, "scale", "full", "how much there is to list: small or full, as in trow bench")
+	f.IntVar(&o.rounds, "rounds", 3, "number of measurements of every peer in every row")
+	f.DurationVar(&o.duration, "duration", 2*time.Second, "duration of one measurement")
+	f.StringVar(&o.scale, "scale", "full", "number of tags and repositories: small or full, as in trow bench")
 	f.StringVar(&o.only, "only", "", "scenarios to measure, separated by commas (default all)")
-	f.IntVar(&o.starts, "starts", 5, "how often each peer's start is timed; 0: not at all")
+	f.IntVar(&o.starts, "starts", 5, "number of timed starts of each peer; 0 means none")
 	f.BoolVar(&o.fsyncs, "fsyncs", false, "count fsync calls per push, with strace")
-	f.Var(o.without, "without", "`PEER[=REASON]` to leave out; may be repeated")
-	f.Var(o.binaries, "binary", "`PEER=PATH` of a program to take instead of building one; may be repeated")
-	f.StringVar(&o.dir, "dir", "/var/tmp", "where the stores are made, on a disk")
+	f.Var(o.without, "without", "`PEER[=REASON]` to skip; may be repeated")
+	f.Var(o.binaries, "binary", "`PEER=PATH` of a program to use instead of building one; may be repeated")
+	f.StringVar(&o.dir, "dir", "/var/tmp", "directory for the stores, on a disk")
 	f.StringVar(&o.json, "json", "", "`FILE` for all raw figures")
 	f.BoolVar(&o.readme, "readme", false, "write the tables into "+readmeFile)
-	f.StringVar(&o.check, "check", "", "compare Trow with nginx, and that with the figures in `FILE`")
-	f.BoolVar(&o.commit, "commit", false, "measure what --check does, and write "+committedFile)
+	f.StringVar(&o.check, "check", "", "measure the ratios of Trow to nginx and compare them with those in `FILE`")
+	f.BoolVar(&o.commit, "commit", false, "measure the rows of --check and write "+committedFile)
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	switch {
 	case f.NArg() > 0:
-		return o, fmt.Errorf("there are no arguments, but %q was given; all settings are flags, see --help", f.Arg(0))
+		return o, fmt.Errorf("unexpected argument %q; all settings are flags, see --help", f.Arg(0))
 	case o.rounds < 1 || o.starts < 0:
-		return o, errors.New("rounds, starts: at least one round, and no negative number of starts")
+		return o, errors.New("rounds, starts: want at least one round, and no negative number of starts")
 	case o.check != "" && o.commit:
-		return o, errors.New("check, commit: one compares with the file that the other writes; give one of the two")
+		return o, errors.New("check conflicts with commit")
 	}
 	return o, nil
 }
 
-// reasons is a flag PEER[=REASON], given any number of times.
+// reasons is the value of a flag PEER[=REASON] that may be repeated.
 type reasons map[string]string
 
 func (r reasons) String() string { return "" }
@@ -118,13 +121,13 @@ func (r reasons) String() string { return "" }
 func (r reasons) Set(text string) error {
 	name, reason, given := strings.Cut(text, "=")
 	if !given {
-		reason = "left out by --without"
+		reason = "skipped by --without"
 	}
 	r[name] = reason
 	return nil
 }
 
-// pairs is a flag PEER=PATH, given any number of times.
+// pairs is the value of a flag PEER=PATH that may be repeated.
 type pairs map[string]string
 
 func (p pairs) String() string { return "" }
@@ -132,13 +135,13 @@ func (p pairs) String() string { return "" }
 func (p pairs) Set(text string) error {
 	name, path, given := strings.Cut(text, "=")
 	if !given || path == "" {
-		return errors.New("write it as PEER=PATH")
+		return errors.New("want PEER=PATH")
 	}
 	p[name] = path
 	return nil
 }
 
-// run is the command. Errors: what cannot be done, with the remedy; that Trow has failed in a row; that a check fails.
+// run is the command. Errors: an invalid flag; something needed is missing; Trow failed in a row; a check failed.
 func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if len(args) > 0 && args[0] == "limit" {
 		return serveLimit(ctx, args[1:], errOut)
@@ -156,11 +159,11 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		return checkOrCommit(ctx, b, o, out)
 	}
 	r, err := b.compare(ctx)
-	o.readme = o.readme && err == nil // what was cut short is told, and stays out of README
+	o.readme = o.readme && err == nil // a run that was cut short is printed, but not written into README
 	return errors.Join(err, publish(r, o, b.root, out))
 }
 
-// publish writes the outcome wherever it was asked for.
+// publish writes the report to all places that were asked for.
 func publish(r *report, o options, root string, out io.Writer) error {
 	text := r.markdown()
 	if _, err := io.WriteString(out, text); err != nil {

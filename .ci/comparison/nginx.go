@@ -8,13 +8,15 @@ import (
 	"text/template"
 )
 
-// answerFile is the body that nginx answers a review with, in the directory of its store.
+// answerFile is the file in the store of nginx that has its answer to a review.
 const answerFile = "answer.json"
 
-// nginxConfig is a whole configuration: two workers, for the two cores of a small machine; sendfile; a log of requests
-// in the usual format; connections that stay. All its directories are below its own, so that no other nginx on the
-// machine is touched. `return` drops a request's body, but reads it from the socket before the connection goes on.
-var nginxConfig = template.Must(template.New("nginx").Funcs(template.FuncMap{"quote": nginxQuote, "in": filepath.Join}).Parse(`daemon off;
+var nginxFuncs = template.FuncMap{"quote": nginxQuote, "in": filepath.Join}
+
+// nginxConfig is a complete configuration: two workers, for the two cores of a small machine; sendfile; an access log
+// in the default format; persistent connections. All its directories are below its own, so that another nginx on the
+// machine is not affected. `return` reads and drops the body of a request.
+var nginxConfig = template.Must(template.New("nginx").Funcs(nginxFuncs).Parse(`daemon off;
 user root;
 worker_processes 2;
 pid {{quote (in .Dir "nginx.pid")}};
@@ -58,16 +60,16 @@ http {
 }
 `))
 
-// nginxQuote writes a string as nginx's configuration does.
+// nginxQuote quotes a string for nginx's configuration.
 func nginxQuote(text string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(text) + "'"
 }
 
-// renderNginx is the configuration for a place. Errors: that the answer cannot be written, as nginx would take a dollar
-// for a variable's.
+// renderNginx returns the configuration for a place. Errors: the answer has a dollar sign, which nginx would read as
+// the start of a variable's name.
 func renderNginx(p place, answer string) (string, error) {
 	if strings.Contains(answer, "$") {
-		return "", errors.New("nginx: the answer to a review has a dollar, which its configuration cannot say")
+		return "", errors.New("nginx: the answer to a review has a dollar sign, which its configuration cannot express")
 	}
 	var b strings.Builder
 	err := nginxConfig.Execute(&b, struct {
@@ -88,5 +90,6 @@ func launchNginx(p place) (command, error) {
 		return command{}, err
 	}
 	path := filepath.Join(p.dir, "nginx.conf")
-	return command{args: []string{"-p", p.dir, "-e", filepath.Join(p.dir, "error.log"), "-c", path}}, os.WriteFile(path, []byte(text), 0o600)
+	args := []string{"-p", p.dir, "-e", filepath.Join(p.dir, "error.log"), "-c", path}
+	return command{args: args}, os.WriteFile(path, []byte(text), 0o600)
 }

@@ -14,24 +14,25 @@ import (
 	"time"
 )
 
-// module is a peer that is built from a Go module, once for each version and toolchain.
+// module is the Go module of a peer. It is built once for each version and toolchain.
 type module struct {
 	peer, path, pkg, version string // pkg is within the module path
 	tags                     string
 }
 
-// modules are the peers that Debian does not have.
+// modules lists the peers that Debian does not have.
 var modules = []module{
 	{"distribution", "github.com/distribution/distribution/v3", "cmd/registry", "v3.1.2", ""},
-	{"zot", "zotregistry.dev/zot/v2", "cmd/zot", "v2.1.21", "containers_image_openpgp"}, // no tag of an extension: its minimal build
+	// Without the tags of extensions this is its minimal build.
+	{"zot", "zotregistry.dev/zot/v2", "cmd/zot", "v2.1.21", "containers_image_openpgp"},
 	{"olareg", "github.com/olareg/olareg", "cmd/olareg", "v0.2.2", ""},
 }
 
-// buildTime bounds the build of one peer: the largest take minutes on two cores.
+// buildTime bounds the build of one peer. Large ones take minutes on two cores.
 const buildTime = 20 * time.Minute
 
-// obtain finds or builds a peer's program, and says what is missing if it cannot. The error is Trow's alone: without
-// it there is nothing to compare.
+// obtain finds or builds the program of a peer. If that fails, p.missing has the reason. Errors: Trow cannot be built,
+// without which there is nothing to compare; those of ctx.
 func (l *laboratory) obtain(ctx context.Context, p *peer) error {
 	if reason, out := l.options.without[p.name]; out {
 		p.missing = reason
@@ -58,7 +59,7 @@ func (l *laboratory) obtain(ctx context.Context, p *peer) error {
 	return ctx.Err()
 }
 
-// buildTrow builds the working tree as it is released. The version is the commit's.
+// buildTrow builds the working tree like a release. The version is that of the commit.
 func (l *laboratory) buildTrow(ctx context.Context, p *peer) error {
 	p.program = filepath.Join(l.dir, "trow")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", p.program, ".")
@@ -75,7 +76,7 @@ func (l *laboratory) buildTrow(ctx context.Context, p *peer) error {
 	return nil
 }
 
-// debianVersion is the upstream part of a version: 2.8.2 of 2.8.2+ds1-1.
+// debianVersion matches the upstream part of a version: 2.8.2 of 2.8.2+ds1-1.
 var debianVersion = regexp.MustCompile(`^[0-9]+(\.[0-9]+)*`)
 
 // fromDebian finds an installed program.
@@ -102,7 +103,7 @@ func fromDebian(ctx context.Context, p *peer) error {
 	return nil
 }
 
-// fromModule builds a program from the Go module proxy, or takes what an earlier run has built.
+// fromModule builds a program from the Go module proxy, unless an earlier run did.
 func (l *laboratory) fromModule(ctx context.Context, p *peer) error {
 	var m module
 	for _, each := range modules {
@@ -119,14 +120,14 @@ func (l *laboratory) fromModule(ctx context.Context, p *peer) error {
 	if _, err := os.Stat(p.program); err == nil {
 		return nil
 	}
-	l.tell("building %s %s, which may take minutes", m.peer, m.version)
+	l.log("building %s %s, which may take minutes", m.peer, m.version)
 	ctx, cancel := context.WithTimeout(ctx, buildTime)
 	defer cancel()
 	return m.build(ctx, dir)
 }
 
-// build makes a module of its own that requires the program's, and nothing newer: no list of versions is asked for, which
-// not every proxy has of every module. The finished program appears in dir at once.
+// build builds the program within a temporary module that requires exactly this version: `go install` would ask for
+// lists of versions, which not every proxy has. The program appears in dir only when it is complete.
 func (m module) build(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -140,7 +141,8 @@ func (m module) build(ctx context.Context, dir string) error {
 	if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte(file), 0o644); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-mod=mod", "-trimpath", "-tags", m.tags, "-o", m.peer, m.path+"/"+m.pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", "-mod=mod", "-trimpath", "-tags", m.tags, "-o", m.peer,
+		m.path+"/"+m.pkg)
 	cmd.Dir, cmd.Env = work, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); ctx.Err() != nil {
 		return fmt.Errorf("go build did not end within %s", buildTime)
@@ -150,10 +152,10 @@ func (m module) build(ctx context.Context, dir string) error {
 	return os.Rename(filepath.Join(work, m.peer), filepath.Join(dir, m.peer))
 }
 
-// address is that of a server, which says nothing to a reader.
+// address matches the address of a server, which does not help a reader.
 var address = regexp.MustCompile(`(reading )?https?://\S+: `)
 
-// lastLine is the end of what a command has written, as a reason.
+// lastLine returns the last line of a command's output, for use as a reason.
 func lastLine(out []byte) string {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	text := address.ReplaceAllString(strings.TrimSpace(lines[len(lines)-1]), "")

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// The peers that the tables and ratios treat in a way of their own.
+// The peers that tables and ratios treat in a special way.
 const (
 	nameTrow  = "Trow"
 	nameNginx = "nginx"
@@ -21,57 +21,57 @@ const (
 type peer struct {
 	name    string
 	version string
-	note    string // what one must know to read its figures
+	note    string // needed to understand its figures
 	program string // its path
-	missing string // why there is none
-	// refuses tells why it cannot do a scenario, "" if it can; nil: a registry, which can do all but give verdicts.
-	refuses func(scenario string) string
+	missing string // why it cannot be measured
+	// lacks returns why it does not support a scenario, or "". nil means a registry, which supports all but admission.
+	lacks func(scenario string) string
 	// launch writes its configuration and returns how to start it.
 	launch func(p place) (command, error)
 }
 
-// place is where a server is to run.
+// place is where a server runs.
 type place struct {
 	dir    string // for configuration and logs
 	data   string // the store
-	addr   string // host:port, of the loopback
+	addr   string // host:port, on loopback
 	secure bool
 	cert   string // files, PEM
 	key    string
 }
 
-// command is what is executed.
+// command is how a server is started.
 type command struct {
 	args []string
-	env  []string // beside this process's
+	env  []string // in addition to that of this process
 }
 
-// cannot tells why a peer has no figure for a task, "" if it should have one.
-func (p *peer) cannot(t task) string {
-	if p.refuses != nil {
-		return p.refuses(t.scenario)
+// unsupported returns why a peer is not measured in a task, or "".
+func (p *peer) unsupported(t task) string {
+	if p.lacks != nil {
+		return p.lacks(t.scenario)
 	}
 	if t.scenario == admission {
-		return "it is a registry alone"
+		return "it is only a registry"
 	}
 	return ""
 }
 
-// bound tells whether it is no registry.
+// bound reports whether it is a bound instead of a registry.
 func (p *peer) bound() bool { return p.name == nameNginx || p.name == nameLimit }
 
-// newPeers are all there are, in the order of the columns.
+// newPeers returns all peers, in the order of the columns.
 func newPeers() []*peer {
 	return []*peer{
-		{name: nameTrow, refuses: func(string) string { return "" }, launch: launchTrow},
+		{name: nameTrow, lacks: func(string) string { return "" }, launch: launchTrow},
 		{name: "docker-registry", launch: launchDistribution},
 		{name: "distribution", launch: launchDistribution},
 		{name: "zot", launch: launchZot, note: "its minimal build, without extensions"},
 		{name: "olareg", launch: launchOlareg},
-		{name: nameNginx, refuses: nginxRefuses, launch: launchNginx, note: "the content as files; a review's body is read from the socket and " +
-			"dropped, and the answer is a text that Trow has answered once"},
-		{name: nameLimit, refuses: limitRefuses, launch: launchLimit,
-			note: "receives, hashes and writes a blob, syncs the file, renames it and syncs the directory, and does nothing else"},
+		{name: nameNginx, lacks: nginxLacks, launch: launchNginx, note: "serves the content as files; drops the body of " +
+			"a review and answers with a recorded answer of Trow"},
+		{name: nameLimit, lacks: limitLacks, launch: launchLimit,
+			note: "receives, hashes and writes a blob, syncs the file, renames it, syncs the directory; nothing else"},
 	}
 }
 
@@ -83,17 +83,18 @@ func launchTrow(p place) (command, error) {
 	return command{args: args}, nil
 }
 
-// launchDistribution is for both of its versions: the second and the third read the same configuration.
+// launchDistribution is for both versions: 2 and 3 read the same configuration.
 func launchDistribution(p place) (command, error) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "version: 0.1\nlog: {level: info}\nstorage:\n  filesystem: {rootdirectory: %q}\n  cache: {blobdescriptor: inmemory}\n"+
-		"  delete: {enabled: true}\nhttp:\n  addr: %s\n", p.data, p.addr)
+	fmt.Fprintf(&b, "version: 0.1\nlog: {level: info}\nstorage:\n  filesystem: {rootdirectory: %q}\n"+
+		"  cache: {blobdescriptor: inmemory}\n  delete: {enabled: true}\nhttp:\n  addr: %s\n", p.data, p.addr)
 	if p.secure {
 		fmt.Fprintf(&b, "  tls: {certificate: %q, key: %q}\n", p.cert, p.key)
 	}
 	path := filepath.Join(p.dir, "config.yml")
-	// The third version sends traces to a collector unless it is told that there is none.
-	return command{[]string{"serve", path}, []string{"OTEL_TRACES_EXPORTER=none"}}, os.WriteFile(path, []byte(b.String()), 0o600)
+	// Version 3 sends traces to a collector by default.
+	env := []string{"OTEL_TRACES_EXPORTER=none"}
+	return command{[]string{"serve", path}, env}, os.WriteFile(path, []byte(b.String()), 0o600)
 }
 
 func launchZot(p place) (command, error) {
@@ -123,7 +124,7 @@ func launchOlareg(p place) (command, error) {
 	return command{args: args}, err
 }
 
-func limitRefuses(scenario string) string {
+func limitLacks(scenario string) string {
 	if scenario != pushLarge {
 		return "it only receives blobs"
 	}
@@ -138,10 +139,11 @@ func launchLimit(p place) (command, error) {
 	return command{args: args}, nil
 }
 
-// nginxReads are the scenarios whose answers are files.
-var nginxReads = []string{"blob-get-64MiB", "blob-get-4KiB", "manifest-get-tag", "manifest-head-tag", "manifest-get-digest", "blob-head-missing"}
+// nginxReads lists the scenarios whose answers are files.
+var nginxReads = []string{"blob-get-64MiB", "blob-get-4KiB", "manifest-get-tag", "manifest-head-tag",
+	"manifest-get-digest", "blob-head-missing"}
 
-func nginxRefuses(scenario string) string {
+func nginxLacks(scenario string) string {
 	if scenario != admission && !slices.Contains(nginxReads, scenario) {
 		return "it only serves files"
 	}

@@ -9,10 +9,10 @@ import (
 // The transports.
 const (
 	plain   = "plain" // HTTP/1.1 without TLS
-	overTLS = "tls"   // HTTP/1.1 over TLS; Trow speaks no HTTP/2, which costs every server here more
+	overTLS = "tls"   // HTTP/1.1 over TLS; Trow does not support HTTP/2, which is slower with every server here
 )
 
-// row is what a figure is about.
+// row identifies what a figure measures.
 type row struct {
 	Scenario    string `json:"scenario"`
 	Connections int    `json:"connections"`
@@ -23,7 +23,7 @@ func (r row) String() string {
 	return fmt.Sprintf("%s c%d %s", r.Scenario, r.Connections, r.Transport)
 }
 
-// task is a call of `trow bench`: one scenario, and a row for each number of connections.
+// task is one call of `trow bench`: one scenario, with a row for each number of connections.
 type task struct {
 	scenario    string
 	transport   string
@@ -41,28 +41,28 @@ func (t task) String() string {
 	return fmt.Sprintf("%s %s c%s", t.scenario, t.transport, t.numbers())
 }
 
-// numbers is the list of connections as the command line has it.
+// numbers returns the list of connections in the form of the command line.
 func (t task) numbers() string {
 	return strings.Trim(strings.ReplaceAll(fmt.Sprint(t.connections), " ", ","), "[]")
 }
 
-// secure tells whether the server speaks TLS.
+// secure reports whether the server uses TLS.
 func (t task) secure() bool { return t.transport != plain }
 
-// pushes tells whether the store grows by it.
+// pushes reports whether the task writes to the store.
 func (t task) pushes() bool {
 	return slices.Contains([]string{pushLarge, "blob-push-chunked", pushImage, "mount", "manifest-delete"}, t.scenario)
 }
 
-// The scenarios that are more than a name here.
+// The scenarios that are treated in a special way.
 const (
 	pushLarge = "blob-push-64MiB"
 	pushImage = "image-push-small"
 	admission = "admission"
 )
 
-// everything is the plan of the long run: all scenarios on plain HTTP, where the server itself shows most, and over
-// TLS what clusters and the API server do all day.
+// everything is the plan of the full run: all scenarios over plain HTTP, where the server's own cost shows best, and
+// over TLS those that a cluster and the API server use most.
 var everything = []task{
 	{"manifest-get-tag", plain, []int{1, 8, 64}},
 	{"manifest-head-tag", plain, []int{8}},
@@ -86,7 +86,7 @@ var everything = []task{
 	{pushImage, overTLS, []int{8}},
 }
 
-// checked is the plan of the check: what Trow does most and nginx can do too.
+// checked is the plan of the check: what is most frequent in use and nginx supports as well.
 var checked = []task{
 	{"blob-get-64MiB", plain, []int{8}},
 	{"manifest-get-tag", plain, []int{8}},
@@ -96,7 +96,7 @@ var checked = []task{
 	{admission, overTLS, []int{16}},
 }
 
-// choose is what of a plan was asked for. Errors: that a scenario is in none of its tasks.
+// choose returns the tasks of a plan that were asked for. Errors: a scenario that is in no task.
 func choose(plan []task, only string) ([]task, error) {
 	if only == "" {
 		return plan, nil
@@ -110,7 +110,7 @@ func choose(plan []task, only string) ([]task, error) {
 			}
 		}
 		if len(chosen) == before {
-			return nil, fmt.Errorf("only: there is no scenario %.40q; trow bench --list has them", name)
+			return nil, fmt.Errorf("only: unknown scenario %.40q; see trow bench --list", name)
 		}
 	}
 	return chosen, nil

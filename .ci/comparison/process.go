@@ -18,17 +18,17 @@ import (
 )
 
 const (
-	readyTime = 2 * time.Minute  // a registry with a full store may walk it first
+	readyTime = 2 * time.Minute  // a registry may read its full store first
 	stopTime  = 10 * time.Second // after which a server is killed
 )
 
-// server is a peer that runs. Stop it.
+// server is a running peer. It must be stopped.
 type server struct {
 	peer   *peer
 	url    string
-	ca     string // file; "" without TLS
+	ca     string // file of its CA; "" without TLS
 	cmd    *exec.Cmd
-	begin  time.Time // of its process
+	begin  time.Time // start of its process
 	ended  chan struct{}
 	output string // file
 }
@@ -46,7 +46,7 @@ func (l *laboratory) start(ctx context.Context, p *peer, data string, secure boo
 	return s, nil
 }
 
-// launch starts a peer's process, in a directory of its own.
+// launch starts the process of a peer, in a new directory.
 func (l *laboratory) launch(p *peer, data string, secure bool) (*server, error) {
 	dir, err := os.MkdirTemp(l.dir, "run-"+p.name+"-")
 	if err != nil {
@@ -70,7 +70,7 @@ func (l *laboratory) launch(p *peer, data string, secure bool) (*server, error) 
 	return s, s.exec(c)
 }
 
-// exec starts the process in a group of its own, so that its workers end with it.
+// exec starts the process in its own process group, so that stop can end its workers as well.
 func (s *server) exec(c command) error {
 	log, err := os.Create(s.output)
 	if err != nil {
@@ -86,13 +86,14 @@ func (s *server) exec(c command) error {
 		return fmt.Errorf("%s: %w", s.peer.name, err)
 	}
 	go func() {
-		s.cmd.Wait() // how it ended shows in its output
+		s.cmd.Wait() // the reason is in its output
 		close(s.ended)
 	}()
 	return nil
 }
 
-// freeAddress is a port that the kernel gives. It is free again when the peer takes it, as few can be handed a socket.
+// freeAddress returns a free port. Another process could take it before the peer does, but most peers cannot be
+// handed a socket.
 func freeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -101,9 +102,9 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// await asks until the answer is right. Errors: that the server has ended, or is not ready in time.
+// await sends requests until an answer has a right status. Errors: the server has ended; it is not ready in time.
 func (s *server) await(ctx context.Context, path string, right func(status int) bool) error {
-	// Whether it is up is all that is asked here, over loopback; what is measured checks certificates.
+	// This only asks over loopback whether the server is up. trow bench verifies certificates.
 	client := &http.Client{Timeout: readyTime, Transport: &http.Transport{DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	for deadline := s.begin.Add(readyTime); time.Now().Before(deadline); {
@@ -114,11 +115,11 @@ func (s *server) await(ctx context.Context, path string, right func(status int) 
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.ended:
-			return fmt.Errorf("%s ended at its start: %s", s.peer.name, s.lastWords())
+			return fmt.Errorf("%s ended during its start: %s", s.peer.name, s.lastOutput())
 		case <-time.After(time.Millisecond):
 		}
 	}
-	return fmt.Errorf("%s is not ready after %s: %s", s.peer.name, readyTime, s.lastWords())
+	return fmt.Errorf("%s is not ready after %s: %s", s.peer.name, readyTime, s.lastOutput())
 }
 
 func head(ctx context.Context, client *http.Client, url string) (int, error) {
@@ -134,16 +135,16 @@ func head(ctx context.Context, client *http.Client, url string) (int, error) {
 	return resp.StatusCode, resp.Body.Close()
 }
 
-// lastWords is the end of what the server has written.
-func (s *server) lastWords() string {
+// lastOutput returns the last line of the server's output.
+func (s *server) lastOutput() string {
 	b, err := os.ReadFile(s.output)
 	if err != nil || len(bytes.TrimSpace(b)) == 0 {
-		return "it has written nothing"
+		return "no output"
 	}
 	return lastLine(b)
 }
 
-// stop ends the server and all that belongs to it.
+// stop ends the server and all processes of its group.
 func (s *server) stop() {
 	if s.cmd == nil || s.cmd.Process == nil {
 		return
@@ -154,14 +155,14 @@ func (s *server) stop() {
 	case <-s.ended:
 	case <-time.After(stopTime):
 	}
-	syscall.Kill(group, syscall.SIGKILL) // what is left of the group; mostly nothing
+	syscall.Kill(group, syscall.SIGKILL) // ends what is left of the group
 	<-s.ended
 }
 
-// pid is the server's process, whose children belong to it.
+// pid returns the ID of the server's process.
 func (s *server) pid() string { return strconv.Itoa(s.cmd.Process.Pid) }
 
-// resident is the memory in use by the server's process, without its children, in bytes.
+// resident returns the resident memory of the server's process without its children, in bytes.
 func (s *server) resident() (int64, error) {
 	b, err := os.ReadFile("/proc/" + s.pid() + "/status")
 	if err != nil {
@@ -173,5 +174,5 @@ func (s *server) resident() (int64, error) {
 			return n << 10, err
 		}
 	}
-	return 0, errors.New("/proc tells no VmRSS")
+	return 0, errors.New("/proc has no VmRSS")
 }

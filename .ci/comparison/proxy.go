@@ -17,18 +17,18 @@ import (
 	"time"
 )
 
-// proxy stands before a server where figures do not matter, and sees what goes through. Close it.
+// proxy counts and records what goes to a server. It is used where speed does not matter. It must be closed.
 type proxy struct {
 	url      string
 	listener *http.Server
 	mu       sync.Mutex // guards what follows
-	blobs    int        // pushed: PUTs of uploads that were answered with 201
-	images   int        // the same of manifests
-	answer   []byte     // the first to a review
+	blobs    int        // pushed: PUTs of uploads that were answered 201
+	images   int        // the same for manifests
+	answer   []byte     // to the first review
 }
 
-// newProxy starts one before a server. It speaks without TLS itself. Its own name in reviews becomes the server's, so
-// that this answers as it would to its clients.
+// newProxy starts a proxy for a server. It uses no TLS itself. It replaces its own address in reviews with that of the
+// server, so that the server answers as it would answer its clients.
 func newProxy(s *server) (*proxy, error) {
 	target, err := url.Parse(s.url)
 	if err != nil {
@@ -49,7 +49,7 @@ func newProxy(s *server) (*proxy, error) {
 	p := &proxy{url: "http://" + l.Addr().String()}
 	forward := &httputil.ReverseProxy{
 		Transport:      &http.Transport{MaxIdleConnsPerHost: 16, TLSClientConfig: &tls.Config{RootCAs: trust}},
-		ModifyResponse: p.see,
+		ModifyResponse: p.observe,
 		Rewrite: func(q *httputil.ProxyRequest) {
 			q.SetURL(target)
 			q.Out.Host = q.In.Host
@@ -70,15 +70,15 @@ func rename(q *http.Request, from, to string) {
 	}
 	body, err := io.ReadAll(io.LimitReader(q.Body, 1<<20))
 	if err != nil {
-		return // the server answers to half a review, and that is seen
+		return // the server refuses half a review, so the run fails
 	}
 	body = bytes.ReplaceAll(body, []byte(from), []byte(to))
 	q.Body, q.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	q.Header.Set("Content-Length", strconv.Itoa(len(body)))
 }
 
-// see counts, and keeps the first answer to a review.
-func (p *proxy) see(r *http.Response) error {
+// observe counts pushes and records the first answer to a review.
+func (p *proxy) observe(r *http.Response) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	path := r.Request.URL.Path
@@ -97,7 +97,7 @@ func (p *proxy) see(r *http.Response) error {
 	return nil
 }
 
-// pushed is how many operations of a scenario went through.
+// pushed returns the number of operations of a scenario that went through.
 func (p *proxy) pushed(scenario string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,7 +107,7 @@ func (p *proxy) pushed(scenario string) int {
 	return p.blobs
 }
 
-// recordAnswer is what a Trow with the content answers to the review that trow bench sends.
+// recordAnswer returns the answer of a Trow that has the content to the review that trow bench sends.
 func (l *laboratory) recordAnswer(ctx context.Context) ([]byte, error) {
 	dir, err := os.MkdirTemp(l.dir, "answer-")
 	if err != nil {
@@ -119,7 +119,8 @@ func (l *laboratory) recordAnswer(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer s.stop()
-	if err := l.trowBench(ctx, s.url, "--cacert", s.ca, "--populate-only", "--scenarios", admission); err != nil {
+	err = l.trowBench(ctx, s.url, "--cacert", s.ca, "--populate-only", "--scenarios", admission)
+	if err != nil {
 		return nil, err
 	}
 	p, err := newProxy(s)
@@ -127,7 +128,8 @@ func (l *laboratory) recordAnswer(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer p.close()
-	if err := l.trowBench(ctx, p.url, "--no-populate", "--scenarios", admission, "--connections", "1", "--duration", "10ms"); err != nil {
+	err = l.trowBench(ctx, p.url, "--no-populate", "--scenarios", admission, "--connections", "1", "--duration", "10ms")
+	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()

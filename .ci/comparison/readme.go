@@ -15,7 +15,7 @@ const (
 	endMark   = "<!-- comparison:end -->\n"
 )
 
-// rewriteReadme puts the tables into a file. Errors: that the file does not have the two lines, once each, in order.
+// rewriteReadme replaces the tables in a file. Errors: the file does not have the two lines once each, in this order.
 func rewriteReadme(path, text string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -28,12 +28,13 @@ func rewriteReadme(path, text string) error {
 	return os.WriteFile(path, []byte(changed), 0o644)
 }
 
-// between replaces what stands between the two lines.
+// between replaces the text between the two lines.
 func between(old, text string) (string, error) {
-	before, rest, begun := strings.Cut(old, beginMark)
+	before, rest, started := strings.Cut(old, beginMark)
 	_, after, ended := strings.Cut(rest, endMark)
-	if !begun || !ended || strings.Contains(after, beginMark) || strings.Contains(after, endMark) {
-		return "", fmt.Errorf("the lines %s and %s must be there once, in this order", strings.TrimSpace(beginMark), strings.TrimSpace(endMark))
+	if !started || !ended || strings.Contains(after, beginMark) || strings.Contains(after, endMark) {
+		return "", fmt.Errorf("want the lines %s and %s once each, in this order",
+			strings.TrimSpace(beginMark), strings.TrimSpace(endMark))
 	}
 	return before + beginMark + "\n" + strings.TrimSpace(text) + "\n\n" + endMark + after, nil
 }

@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// report is the outcome of the long run, as it is written for --json.
+// report is the result of a full run, in the format of --json.
 type report struct {
 	Version  int           `json:"version"`
 	Time     time.Time     `json:"time"`
 	CPUs     int           `json:"cpus"`
-	Load     [2]string     `json:"load_average"` // of a minute, before and after
+	Load     [2]string     `json:"load_average"` // of the last minute, before and after
 	Rounds   int           `json:"rounds"`
 	Duration string        `json:"duration"`
 	Scale    string        `json:"scale"`
@@ -35,7 +35,7 @@ type presence struct {
 	Missing string `json:"missing,omitempty"`
 }
 
-// compare is the long run. What was measured is there even with an error, as far as it got.
+// compare does a full run. The report has what was measured until an error, if any.
 func (l *laboratory) compare(ctx context.Context) (*report, error) {
 	o := l.options
 	r := &report{Version: 1, Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Rounds: o.rounds,
@@ -49,7 +49,7 @@ func (l *laboratory) compare(ctx context.Context) (*report, error) {
 	return r, err
 }
 
-// fill measures all that was asked for.
+// fill measures everything that was asked for.
 func (l *laboratory) fill(ctx context.Context, r *report) error {
 	o := l.options
 	tasks, err := choose(everything, o.only)
@@ -73,7 +73,7 @@ func (l *laboratory) fill(ctx context.Context, r *report) error {
 	return err
 }
 
-// verdict is an error if Trow has failed where it should not.
+// verdict returns an error if Trow failed in a row.
 func (r *report) verdict() error {
 	var failed []string
 	for _, f := range r.Figures {
@@ -87,8 +87,8 @@ func (r *report) verdict() error {
 	return nil
 }
 
-// throughput is a figure's main number: bytes in a second where a row is about those, operations elsewhere; NaN if
-// there is no figure.
+// throughput returns the main number of a figure: bytes per second for rows of large blobs, operations per second for
+// others; NaN for a failure.
 func throughput(f figure) float64 {
 	switch {
 	case f.Failure != "" || f.Result == nil:
@@ -99,12 +99,12 @@ func throughput(f figure) float64 {
 	return f.Result.OpsPerSecond
 }
 
-// large tells whether a row moves blobs of 64 MiB.
+// large reports whether a row transfers blobs of 64 MiB.
 func large(r row) bool {
 	return strings.Contains(r.Scenario, "64MiB") || r.Scenario == "blob-push-chunked"
 }
 
-// p99 is the time in µs that 99 of 100 operations took at most.
+// p99 returns the latency in µs that 99 of 100 operations did not exceed.
 func p99(f figure) float64 {
 	if f.Failure != "" || f.Result == nil || f.Result.P99 == 0 {
 		return math.NaN()
@@ -119,7 +119,7 @@ func serverCPU(f figure) float64 {
 	return *f.Result.ServerCPU
 }
 
-// of are a peer's figures in a row, by round; what is not there is NaN.
+// of returns the figures of a peer in a row, by round; NaN where there is none.
 func (f figures) of(peer string, r row, pick func(figure) float64) (values []float64) {
 	for _, x := range f {
 		if x.Peer != peer || x.Row != r {
@@ -133,7 +133,7 @@ func (f figures) of(peer string, r row, pick func(figure) float64) (values []flo
 	return values
 }
 
-// failure is why a peer has failed in a row; "": it has not.
+// failure returns why a peer failed in a row, or "".
 func (f figures) failure(peer string, r row) string {
 	for _, x := range f {
 		if x.Peer == peer && x.Row == r && x.Failure != "" {
@@ -143,7 +143,7 @@ func (f figures) failure(peer string, r row) string {
 	return ""
 }
 
-// limited tells whether the generator was the limit in most rounds.
+// limited reports whether the generator was the limit in most rounds.
 func (f figures) limited(peer string, r row) bool {
 	n := f.of(peer, r, func(x figure) float64 {
 		if x.Result != nil && x.Result.GeneratorBound {
@@ -154,7 +154,7 @@ func (f figures) limited(peer string, r row) bool {
 	return median(n) > 0.5
 }
 
-// peak is the most memory that a peer had in any round.
+// peak returns the highest memory of a peer in all rounds.
 func (f figures) peak(peer string) (most int64) {
 	for _, x := range f {
 		if x.Peer == peer && x.Result != nil && x.Result.ServerPeak != nil {
@@ -164,7 +164,7 @@ func (f figures) peak(peer string) (most int64) {
 	return most
 }
 
-// best is the registry beside Trow with the highest median in a row; "" if none has a figure.
+// best returns the fastest registry other than Trow in a row, by the median; "" if none has a figure.
 func (r *report) best(x row) (name string) {
 	most := 0.0
 	for _, p := range r.present() {
@@ -178,7 +178,7 @@ func (r *report) best(x row) (name string) {
 	return name
 }
 
-// present are the peers that were measured.
+// present returns the peers that were measured.
 func (r *report) present() (all []presence) {
 	for _, p := range r.Peers {
 		if p.Missing == "" {

@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-func TestTheConfigurationOfNginx(t *testing.T) {
+func TestNginxConfiguration(t *testing.T) {
 	p := place{dir: "/w/it's", data: "/store", addr: "127.0.0.1:80", cert: "/c", key: "/k"}
 	text, err := renderNginx(p, `{"a":"it's \"b\""}`)
 	if err != nil {
@@ -27,28 +27,29 @@ func TestTheConfigurationOfNginx(t *testing.T) {
 		"keepalive_requests 1000000000;", "root '/store';", "    listen 127.0.0.1:80;\n", `return 200 '{"a":"it\'s \\"b\\""}';`,
 	} {
 		if !strings.Contains(text, want) {
-			t.Errorf("there is no %s in\n%s", want, text)
+			t.Errorf("missing: %s in\n%s", want, text)
 		}
 	}
 	if strings.Contains(text, "ssl") {
-		t.Errorf("TLS without being asked for:\n%s", text)
+		t.Errorf("unexpected TLS:\n%s", text)
 	}
 	p.secure = true
 	text, err = renderNginx(p, "{}")
 	for _, want := range []string{"listen 127.0.0.1:80 ssl http2;", "ssl_certificate '/c';", "ssl_certificate_key '/k';"} {
 		if err != nil || !strings.Contains(text, want) {
-			t.Errorf("%v: there is no %s in\n%s", err, want, text)
+			t.Errorf("%v: missing: %s in\n%s", err, want, text)
 		}
 	}
 	if _, err := renderNginx(p, "a $b"); err == nil {
-		t.Error("an answer with a variable is accepted")
+		t.Error("an answer with a variable was accepted")
 	}
 }
 
-func TestConfigurationsOfThePeers(t *testing.T) {
+func TestPeerConfigurations(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		for _, p := range newPeers() {
-			at := place{dir: t.TempDir(), data: t.TempDir(), addr: "127.0.0.1:4567", secure: secure, cert: "/x/cert", key: "/x/key"}
+			at := place{dir: t.TempDir(), data: t.TempDir(), addr: "127.0.0.1:4567", secure: secure,
+				cert: "/x/cert", key: "/x/key"}
 			if err := os.WriteFile(filepath.Join(at.data, answerFile), []byte("{}"), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -66,35 +67,38 @@ func TestConfigurationsOfThePeers(t *testing.T) {
 				all += "\n" + string(b)
 			}
 			if !strings.Contains(all, at.data) || !strings.Contains(all, "4567") || !strings.Contains(all, "127.0.0.1") {
-				t.Errorf("%s is not told where to be:\n%s", p.name, all)
+				t.Errorf("%s: directory or address is missing:\n%s", p.name, all)
 			}
-			if told := strings.Contains(all, "/x/cert") && strings.Contains(all, "/x/key"); p.name != nameTrow && told != secure {
+			certificate := strings.Contains(all, "/x/cert") && strings.Contains(all, "/x/key")
+			if p.name != nameTrow && certificate != secure {
 				t.Errorf("%s, secure %v:\n%s", p.name, secure, all)
 			}
-			if told := strings.Contains(all, "--no-tls"); p.name == nameTrow && told == secure {
+			if p.name == nameTrow && strings.Contains(all, "--no-tls") == secure {
 				t.Errorf("Trow, secure %v: %s", secure, all)
 			}
 		}
 	}
 }
 
-func TestWhatAPeerCannotDo(t *testing.T) {
+func TestUnsupportedTasks(t *testing.T) {
 	can := map[string]int{}
 	for _, p := range newPeers() {
 		for _, x := range everything {
-			if p.cannot(x) == "" {
+			if p.unsupported(x) == "" {
 				can[p.name]++
 			}
 		}
 	}
-	for name, want := range map[string]int{nameTrow: len(everything), "distribution": len(everything) - 1, nameLimit: 2, nameNginx: 10} {
+	for name, want := range map[string]int{
+		nameTrow: len(everything), "distribution": len(everything) - 1, nameLimit: 2, nameNginx: 10,
+	} {
 		if can[name] != want {
-			t.Errorf("%s is measured in %d tasks, not in %d", name, can[name], want)
+			t.Errorf("%s is measured in %d tasks, want %d", name, can[name], want)
 		}
 	}
 }
 
-func TestTheLimitOfPushing(t *testing.T) {
+func TestLimit(t *testing.T) {
 	dir := t.TempDir()
 	server := httptest.NewServer(limit{dir})
 	defer server.Close()
@@ -134,7 +138,7 @@ func TestTheLimitOfPushing(t *testing.T) {
 	}
 }
 
-func TestTheProxySees(t *testing.T) {
+func TestProxy(t *testing.T) {
 	var reviewed []byte
 	behind := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -179,11 +183,11 @@ func TestTheProxySees(t *testing.T) {
 	}
 	host := strings.TrimPrefix(behind.URL, "http://")
 	if want := "image " + host + "/a and " + host + "/b"; string(reviewed) != want || string(p.answer) != "verdict" {
-		t.Errorf("%q was answered with %q", reviewed, p.answer)
+		t.Errorf("%q was answered %q", reviewed, p.answer)
 	}
 }
 
-func TestWhatStraceCounts(t *testing.T) {
+func TestStraceSummary(t *testing.T) {
 	got := readSummary([]byte(`% time     seconds  usecs/call     calls    errors syscall
 ------ ----------- ----------- --------- --------- ----------------
  60.00    0.012345         123       100           fsync
@@ -198,7 +202,7 @@ func TestWhatStraceCounts(t *testing.T) {
 		t.Errorf("%v calls per push", f.total())
 	}
 	if got := readSummary(nil); len(got) != 0 {
-		t.Errorf("of nothing: %v", got)
+		t.Errorf("without lines: %v", got)
 	}
 }
 
@@ -206,7 +210,7 @@ func TestReasonsAreOneLineWithoutAddresses(t *testing.T) {
 	for out, want := range map[string]string{
 		"":                     "",
 		"go: one\ngo: two\n\n": "go: two",
-		"go: module example.org/x: reading https://proxy.example.org/x/@v/list: 403 Forbidden\n": "go: module example.org/x: 403 Forbidden",
+		"go: module x.org/x: reading https://proxy.x.org/x/@v/list: 403 Forbidden\n": "go: module x.org/x: 403 Forbidden",
 		strings.Repeat("x", 400): strings.Repeat("x", 300) + "…",
 	} {
 		if got := lastLine([]byte(out)); got != want {
@@ -215,10 +219,11 @@ func TestReasonsAreOneLineWithoutAddresses(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeHadIsTold(t *testing.T) {
+func TestMissingPeers(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	l := &laboratory{errOut: io.Discard, options: options{without: reasons{"zot": "too large"}, binaries: pairs{"olareg": "/x"}}}
+	l := &laboratory{errOut: io.Discard,
+		options: options{without: reasons{"zot": "too large"}, binaries: pairs{"olareg": "/x"}}}
 	for name, want := range map[string]string{
 		"zot":             "too large",
 		"olareg":          "",
@@ -235,7 +240,7 @@ func TestWhatCannotBeHadIsTold(t *testing.T) {
 		}
 	}
 	if err := l.obtain(t.Context(), &peer{name: nameTrow}); err == nil {
-		t.Error("without Trow there is nothing to compare, and no error")
+		t.Error("no error without Trow")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// startFigure is what a peer takes to start on the whole content, with its files in the page cache.
+// startFigure has the start times of a peer with all content, with its files in the page cache.
 type startFigure struct {
 	Peer    string    `json:"peer"`
 	Seconds []float64 `json:"seconds"` // from exec to the first 200 on a HEAD of a tag
 	Idle    []float64 `json:"idle_rss_bytes"`
 }
 
-// settle is how long a server that has just started is left alone before its memory is read.
-const settle = time.Second
+// startDelay is how long a server that has just started is left idle before its memory is read.
+const startDelay = time.Second
 
-// starts times the starts of the registries that have a store.
+// starts measures the starts of the registries.
 func (l *laboratory) starts(ctx context.Context, n int) (all []startFigure, err error) {
 	for _, p := range l.peers {
 		if p.missing != "" || p.bound() {
@@ -29,7 +29,7 @@ func (l *laboratory) starts(ctx context.Context, n int) (all []startFigure, err 
 				return all, err
 			}
 		}
-		l.tell("start of %s: %.3f s, %.0f MB idle", p.name, median(f.Seconds), median(f.Idle)/1e6)
+		l.log("start of %s: %.3f s, %.0f MB idle", p.name, median(f.Seconds), median(f.Idle)/1e6)
 		all = append(all, f)
 	}
 	return all, nil
@@ -41,14 +41,15 @@ func (l *laboratory) timeStart(ctx context.Context, p *peer, f *startFigure) err
 		return err
 	}
 	defer s.stop()
-	if err := s.await(ctx, "/v2/bench/manifests/t00000", func(status int) bool { return status == http.StatusOK }); err != nil {
+	ok := func(status int) bool { return status == http.StatusOK }
+	if err := s.await(ctx, "/v2/bench/manifests/t00000", ok); err != nil {
 		return err
 	}
 	f.Seconds = append(f.Seconds, time.Since(s.begin).Seconds())
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(settle):
+	case <-time.After(startDelay):
 	}
 	rss, err := s.resident()
 	if err != nil {

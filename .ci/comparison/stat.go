@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// median is the middle value, or the mean of the two in the middle. NaNs do not count; of nothing it is NaN.
+// median returns the middle value, or the mean of the two in the middle. NaNs do not count. Without values it is NaN.
 func median(values []float64) float64 {
 	sorted := slices.DeleteFunc(slices.Clone(values), math.IsNaN)
 	slices.Sort(sorted)
@@ -16,8 +16,8 @@ func median(values []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// pairedRatio is the median of a's values over b's of the same rounds. Rounds that one of the two does not have, and
-// values of nothing, do not count; without any it is NaN.
+// pairedRatio returns the median of the ratios of a to b in each round. Rounds that one of the two does not have, and
+// values that are 0, do not count. Without any round it is NaN.
 func pairedRatio(a, b []float64) float64 {
 	var ratios []float64
 	for i := range min(len(a), len(b)) {

@@ -7,7 +7,7 @@ import (
 
 var nan = math.NaN()
 
-// same compares, and takes no number for the same as no number.
+// same reports whether two numbers are equal; NaN equals NaN.
 func same(a, b float64) bool { return a == b || math.IsNaN(a) && math.IsNaN(b) }
 
 func TestMedian(t *testing.T) {
@@ -16,15 +16,15 @@ func TestMedian(t *testing.T) {
 		values []float64
 		want   float64
 	}{
-		{"of nothing there is none", nil, nan},
-		{"of one it is that", []float64{7}, 7},
-		{"of three it is the middle", []float64{9, 1, 2}, 2},
-		{"of four it is between the two in the middle", []float64{9, 1, 2, 4}, 3},
-		{"what is missing does not count", []float64{nan, 5, nan, 1, 3}, 3},
+		{"no values", nil, nan},
+		{"one value", []float64{7}, 7},
+		{"three values: the middle one", []float64{9, 1, 2}, 2},
+		{"four values: the mean of the two in the middle", []float64{9, 1, 2, 4}, 3},
+		{"missing values do not count", []float64{nan, 5, nan, 1, 3}, 3},
 		{"an outlier does not move it", []float64{1, 1, 1e9}, 1},
 	} {
 		if got := median(x.values); !same(got, x.want) {
-			t.Errorf("%s: %v, not %v", x.name, got, x.want)
+			t.Errorf("%s: %v, want %v", x.name, got, x.want)
 		}
 	}
 	values := []float64{3, 1, 2}
@@ -39,15 +39,15 @@ func TestPairedRatio(t *testing.T) {
 		a, b []float64
 		want float64
 	}{
-		{"of nothing there is none", nil, nil, nan},
-		{"it is of the same round", []float64{10, 20, 40}, []float64{10, 10, 10}, 2},
+		{"no values", nil, nil, nan},
+		{"ratios are those of the same round", []float64{10, 20, 40}, []float64{10, 10, 10}, 2},
 		{"noise that hits a round hits both", []float64{100, 10, 100}, []float64{50, 5, 50}, 2},
 		{"a round that one lacks does not count", []float64{10, nan, 30}, []float64{10, 1, 10}, 2},
 		{"nor does one that the other lacks at the end", []float64{10, 30, 99}, []float64{10, 10}, 2},
-		{"nor a figure of nothing", []float64{10, 5}, []float64{5, 0}, 2},
+		{"nor a figure that is 0", []float64{10, 5}, []float64{5, 0}, 2},
 	} {
 		if got := pairedRatio(x.a, x.b); !same(got, x.want) {
-			t.Errorf("%s: %v, not %v", x.name, got, x.want)
+			t.Errorf("%s: %v, want %v", x.name, got, x.want)
 		}
 	}
 }

@@ -8,14 +8,17 @@ import (
 	"strings"
 )
 
-// markdown is the report for people.
+// markdown returns the report as Markdown.
 func (r *report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %d cores, load average %s before and %s after. Medians of %d rounds of %s; scale %s.\n"+
-		"A cell is the throughput and, in brackets, the server's CPU time in µs per operation. The ratios are medians of those of each round:\n"+
-		"above 1 Trow is faster. The bound is nginx where content is read, and limit where a blob is pushed; of CPU time Trow takes that many\n"+
-		"times as much as the bound, which holds on a busy machine too. Within its p99, in ms, Trow has done 99 of 100 operations; in brackets\n"+
-		"that over the bound's. With * the load's generator was the limit: the server may do more.\n\n",
+	fmt.Fprintf(&b, `%s, %d cores, load average %s before and %s after. Medians of %d rounds of %s; scale %s.
+A cell shows the throughput and, in brackets, the server's CPU time in µs per operation. Ratios are medians of the
+ratios of each round; above 1 Trow is faster. The bound is nginx where content is read, and limit where a blob is
+pushed. "CPU time" is Trow's CPU time per operation divided by the bound's; it is valid on a busy machine as well. "p99"
+is the latency in ms that 99 of 100 operations of Trow did not exceed, and in brackets its ratio to the bound's. With *
+the load generator was the limit: the server may be faster.
+
+`,
 		r.Time.Format("2006-01-02"), r.CPUs, r.Load[0], r.Load[1], r.Rounds, r.Duration, r.Scale)
 	r.writeRows(&b)
 	r.writeFailures(&b)
@@ -29,7 +32,7 @@ func tableRow(b *strings.Builder, cells ...string) {
 	b.WriteString("| " + strings.Join(cells, " | ") + " |\n")
 }
 
-// tableHead writes the head of a table: the first columns are words, the rest numbers.
+// tableHead writes the head of a table. The first columns have words, the others numbers.
 func tableHead(b *strings.Builder, words int, cells ...string) {
 	tableRow(b, cells...)
 	marks := slices.Repeat([]string{"---"}, words)
@@ -41,17 +44,18 @@ func (r *report) writeRows(b *strings.Builder) {
 	for _, p := range r.present() {
 		head = append(head, p.Name)
 	}
-	tableHead(b, 4, append(head, "Trow/bound", "its CPU time", "its p99", "Trow/best registry")...)
+	tableHead(b, 4, append(head, "Trow/bound", "CPU time", "p99", "Trow/best registry")...)
 	for _, x := range r.Rows {
 		cells := []string{x.Scenario, strconv.Itoa(x.Connections), x.Transport, unit(x)}
 		for _, p := range r.present() {
 			cells = append(cells, r.cell(p.Name, x))
 		}
-		tableRow(b, append(cells, r.ratio(x, bound(x), throughput), r.ratio(x, bound(x), serverCPU), r.tail(x), r.ratioToBest(x))...)
+		tableRow(b, append(cells, r.ratio(x, bound(x), throughput), r.ratio(x, bound(x), serverCPU), r.tail(x),
+			r.ratioToBest(x))...)
 	}
 }
 
-// bound is the name of what no registry can be much better than in a row.
+// bound returns the name of the bound in a row.
 func bound(x row) string {
 	if x.Scenario == pushLarge {
 		return nameLimit
@@ -59,7 +63,7 @@ func bound(x row) string {
 	return nameNginx
 }
 
-// cell is a peer's figures in a row.
+// cell returns the figures of a peer in a row.
 func (r *report) cell(peer string, x row) string {
 	if r.Figures.failure(peer, x) != "" {
 		return "failed"
@@ -78,7 +82,7 @@ func (r *report) cell(peer string, x row) string {
 	return text
 }
 
-// ratio is Trow's figure over a peer's.
+// ratio returns the ratio of Trow's figure to that of a peer.
 func (r *report) ratio(x row, peer string, pick func(figure) float64) string {
 	v := pairedRatio(r.Figures.of(nameTrow, x, pick), r.Figures.of(peer, x, pick))
 	if math.IsNaN(v) || r.Figures.failure(peer, x) != "" || r.Figures.failure(nameTrow, x) != "" {
@@ -87,7 +91,7 @@ func (r *report) ratio(x row, peer string, pick func(figure) float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-// tail is within what time Trow has done 99 of 100 operations, in ms, and that over the bound's.
+// tail returns the p99 of Trow in ms, and its ratio to that of the bound.
 func (r *report) tail(x row) string {
 	text := number(median(r.Figures.of(nameTrow, x, p99)) / 1e3)
 	if v := r.ratio(x, bound(x), p99); v != "–" {
@@ -104,7 +108,7 @@ func (r *report) ratioToBest(x row) string {
 	return r.ratio(x, best, throughput) + " " + best
 }
 
-// unit is what a row's throughput is counted in.
+// unit returns the unit of the throughput of a row.
 func unit(x row) string {
 	if large(x) {
 		return "MB/s"
@@ -119,7 +123,7 @@ func rate(x row, v float64) string {
 	return number(v)
 }
 
-// number writes a figure with three digits that count, and thousands apart.
+// number formats a figure with three significant digits and with separators of thousands.
 func number(v float64) string {
 	switch {
 	case math.IsNaN(v):
@@ -136,31 +140,33 @@ func number(v float64) string {
 	return text
 }
 
-// writeFailures says what went wrong, once for each peer and scenario.
+// writeFailures lists the failures, once for each peer and scenario.
 func (r *report) writeFailures(b *strings.Builder) {
-	told := map[string]bool{}
+	reported := map[string]bool{}
 	for _, f := range r.Figures {
 		key := f.Peer + " " + f.Row.Scenario + " " + f.Row.Transport
-		if f.Failure == "" || told[key] {
+		if f.Failure == "" || reported[key] {
 			continue
 		}
-		if len(told) == 0 {
+		if len(reported) == 0 {
 			b.WriteString("\nFailed:\n\n")
 		}
-		told[key] = true
+		reported[key] = true
 		fmt.Fprintf(b, "- %s, %s over %s: %s\n", f.Peer, f.Row.Scenario, f.Row.Transport, f.Failure)
 	}
 }
 
-// writeResources writes what a peer needs to be there.
+// writeResources writes the start times and the memory.
 func (r *report) writeResources(b *strings.Builder) {
 	if len(r.Starts) == 0 {
 		return
 	}
-	b.WriteString("\nStart with all of the content (exec to the first 200 on a HEAD of a tag, files in the page cache), and resident memory:\n\n")
-	tableHead(b, 1, "registry", "start, s", "idle, MB", "at its highest in the rows above, MB")
+	b.WriteString("\nStart with all of the content (from exec to the first 200 on a HEAD of a tag, with the files in " +
+		"the page cache), and resident memory:\n\n")
+	tableHead(b, 1, "registry", "start, s", "idle, MB", "peak in the rows above, MB")
 	for _, s := range r.Starts {
-		tableRow(b, s.Peer, fmt.Sprintf("%.3f", median(s.Seconds)), number(median(s.Idle)/1e6), number(float64(r.Figures.peak(s.Peer))/1e6))
+		tableRow(b, s.Peer, fmt.Sprintf("%.3f", median(s.Seconds)), number(median(s.Idle)/1e6),
+			number(float64(r.Figures.peak(s.Peer))/1e6))
 	}
 }
 
@@ -168,7 +174,8 @@ func (r *report) writeSyncs(b *strings.Builder) {
 	if len(r.Syncs) == 0 {
 		return
 	}
-	b.WriteString("\nCalls that make something durable (" + strings.ReplaceAll(syncCalls, ",", ", ") + "), one push at a time:\n\n")
+	b.WriteString("\nSystem calls that make data durable (" + strings.ReplaceAll(syncCalls, ",", ", ") +
+		"), with one push at a time:\n\n")
 	tableHead(b, 2, "scenario", "server", "calls per push", "pushes")
 	for _, s := range r.Syncs {
 		calls := s.Failure
@@ -179,7 +186,7 @@ func (r *report) writeSyncs(b *strings.Builder) {
 	}
 }
 
-// writePeers says what was measured, and what was not and why.
+// writePeers lists the peers that were measured, and those that were not, with the reason.
 func (r *report) writePeers(b *strings.Builder) {
 	b.WriteString("\nMeasured:\n\n")
 	for _, p := range r.present() {

@@ -15,26 +15,29 @@ import (
 	"sync/atomic"
 )
 
-// access is what the server wants to see before it lets anybody in: nothing, a user's password (RFC 7617), or tokens
-// that another server gives for that (Distribution's token authentication). Safe for concurrent use.
+// access obtains the credentials that the server asks for: none, a user's password (RFC 7617), or tokens of a token
+// server (Distribution's token authentication). It is safe for concurrent use.
+//
+// The rest of the package uses newAccess, header, answer, refused and loginError; everything else in this file is
+// about the protocol.
 type access struct {
 	target         *target
 	user, password string
 	client         *http.Client
-	tokens         atomic.Bool // whether there are tokens to be looked up
+	tokens         atomic.Bool // whether the server uses tokens
 
-	mu     sync.RWMutex
-	basic  string              // the Authorization field for everything
-	grants map[string]*granted // by repository
+	mu     sync.RWMutex      // guards what follows
+	basic  string            // the Authorization field for all requests, if the server does not use tokens
+	grants map[string]*grant // by repository
 }
 
-// granted is a token, and what it was asked for: all that was ever needed in a repository.
-type granted struct {
+// grant is a token with the scopes it was requested for: all that were ever needed in a repository.
+type grant struct {
 	header string
 	scopes map[string][]string // actions by type:name
 }
 
-// loginError is a whole sentence about a login.
+// loginError is a login that failed. Its text is complete.
 type loginError struct{ text string }
 
 func (e *loginError) Error() string { return e.text }
@@ -43,16 +46,16 @@ func (a *access) errorf(format string, args ...any) error {
 	return &loginError{a.target.url + ": " + fmt.Sprintf(format, args...)}
 }
 
-// maxGrants bounds what is kept of tokens: the scenario mount needs one for each repository that it makes.
+// maxGrants bounds the tokens that are kept: the scenario mount needs one for each repository that it creates.
 const maxGrants = 10_000
 
 func newAccess(t *target, user, password string) *access {
 	transport := &http.Transport{TLSClientConfig: t.tls.Clone(), TLSHandshakeTimeout: dialTimeout}
-	return &access{target: t, user: user, password: password, grants: map[string]*granted{},
+	return &access{target: t, user: user, password: password, grants: map[string]*grant{},
 		client: &http.Client{Transport: transport, Timeout: dialTimeout}}
 }
 
-// header is the Authorization field for a repository, "" for none.
+// header returns the Authorization field for a repository, "" for none.
 func (a *access) header(repo string) string {
 	if !a.tokens.Load() {
 		a.mu.RLock()
@@ -67,27 +70,27 @@ func (a *access) header(repo string) string {
 	return ""
 }
 
-// refused tells that the login was of no use.
+// refused returns the error for a login that the server does not accept.
 func (a *access) refused() error {
 	if a.user == "" {
-		return a.errorf("it wants a login; give --user and --password-file")
+		return a.errorf("login required; set --user and --password-file")
 	}
-	return a.errorf("it refuses user %.60q; check the user, the password's file, and what that user may do", a.user)
+	return a.errorf("login refused for user %.60q; check the password, and what the user may do", a.user)
 }
 
-// answer does what a 401 asks for. used is the header that was refused. Errors: that there is no login, or that the
-// server of tokens gives none.
+// answer obtains the credentials that the challenge of a 401 asks for. used is the header that was refused. Errors: a
+// *loginError.
 func (a *access) answer(ctx context.Context, repo, challenges, used string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if g := a.grants[repo]; g != nil && g.header != used {
-		return nil // another connection has
+		return nil // another connection has obtained one meanwhile
 	}
 	if params, ok := challenge(challenges, "bearer"); ok {
 		return a.fetch(ctx, repo, params)
 	}
 	if _, ok := challenge(challenges, "basic"); !ok {
-		return a.errorf("it wants a login of a kind that is neither Basic nor Bearer")
+		return a.errorf("the server wants a login that is neither Basic nor Bearer")
 	}
 	if a.user == "" || used != "" {
 		return a.refused()
@@ -96,13 +99,13 @@ func (a *access) answer(ctx context.Context, repo, challenges, used string) erro
 	return nil
 }
 
-// fetch gets a token for what a challenge names, and for what was asked before. The lock is held: who waits for it
-// would fetch the same.
+// fetch requests a token for the scopes of a challenge and for those of the token before. It holds the lock meanwhile:
+// connections that wait for it would request the same token.
 func (a *access) fetch(ctx context.Context, repo string, params map[string]string) error {
 	if len(a.grants) >= maxGrants {
 		clear(a.grants)
 	}
-	g := &granted{scopes: map[string][]string{}}
+	g := &grant{scopes: map[string][]string{}}
 	if old := a.grants[repo]; old != nil {
 		g.scopes = old.scopes
 	}
@@ -125,11 +128,13 @@ func (a *access) fetch(ctx context.Context, repo string, params map[string]strin
 	return nil
 }
 
-// token asks the realm. The password does not leave TLS if the registry speaks it.
+// token requests a token of the realm. If the registry uses TLS, the password is not sent without TLS.
 func (a *access) token(ctx context.Context, params map[string]string, scopes map[string][]string) (string, error) {
 	realm, err := url.Parse(params["realm"])
-	if err != nil || realm.Host == "" || realm.Scheme != "https" && (realm.Scheme != "http" || a.target.tls != nil) {
-		return "", a.errorf("its server of tokens, %.100q, is no https address, and gets no password", params["realm"])
+	if err != nil || realm.Host == "" ||
+		realm.Scheme != "https" && (realm.Scheme != "http" || a.target.tls != nil) {
+		return "", a.errorf("the address of the token server, %.100q, is not https; the password is not sent to it",
+			params["realm"])
 	}
 	q := realm.Query()
 	if params["service"] != "" {
@@ -148,7 +153,7 @@ func (a *access) token(ctx context.Context, params map[string]string, scopes map
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return "", a.errorf("its server of tokens: %v", withoutURL(err))
+		return "", a.errorf("token server: %v", withoutURL(err))
 	}
 	defer resp.Body.Close()
 	return a.readToken(resp)
@@ -168,7 +173,7 @@ func (a *access) readToken(resp *http.Response) (string, error) {
 		token = body.AccessToken
 	}
 	if resp.StatusCode != http.StatusOK || err != nil || token == "" || strings.ContainsAny(token, "\r\n") {
-		return "", a.errorf("its server of tokens answers with status %d and without a token", resp.StatusCode)
+		return "", a.errorf("the token server answered with status %d and without a token", resp.StatusCode)
 	}
 	return token, nil
 }
@@ -180,12 +185,13 @@ func withoutURL(err error) error {
 	return err
 }
 
-// challenge finds the parameters of one scheme in WWW-Authenticate (RFC 9110, 11.6.1).
+// challenge returns the parameters of one scheme in WWW-Authenticate (RFC 9110, 11.6.1), and whether the scheme is
+// there.
 func challenge(text, scheme string) (map[string]string, bool) {
 	params, current, found := map[string]string{}, "", false
 	for text = strings.TrimLeft(text, ", "); text != ""; text = strings.TrimLeft(text, ", ") {
 		end := strings.IndexAny(text, "= ,")
-		if end < 0 || text[end] != '=' { // a scheme's name
+		if end < 0 || text[end] != '=' { // the name of a scheme
 			if end < 0 {
 				end = len(text)
 			}
@@ -203,7 +209,7 @@ func challenge(text, scheme string) (map[string]string, bool) {
 	return params, found
 }
 
-// parameter cuts a value, quoted or not, off what follows.
+// parameter returns a value, quoted or not, and the text after it.
 func parameter(text string) (value, rest string) {
 	if !strings.HasPrefix(text, `"`) {
 		if end := strings.IndexAny(text, ", "); end >= 0 {

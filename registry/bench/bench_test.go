@@ -25,7 +25,7 @@ import (
 	"trow/storage/memory"
 )
 
-// handler is a registry over memory, with a webhook that allows everything.
+// handler returns a registry in memory, with a webhook that allows everything.
 func handler(t *testing.T) http.Handler {
 	t.Helper()
 	index, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
@@ -50,7 +50,7 @@ func handler(t *testing.T) http.Handler {
 			}
 		}
 		if err := json.NewDecoder(r.Body).Decode(&review); err != nil || len(review.Request.Object.Spec.Containers) != 3 {
-			http.Error(w, "no review", http.StatusBadRequest)
+			http.Error(w, "not a review", http.StatusBadRequest)
 			return
 		}
 		for _, c := range review.Request.Object.Spec.Containers {
@@ -63,7 +63,7 @@ func handler(t *testing.T) http.Handler {
 	return mux
 }
 
-// options measure a server for a moment.
+// options returns options for a short run with little content.
 func options(url string) bench.Options {
 	o := bench.Default()
 	o.URL, o.Duration, o.Connections, o.Scale = url, 5*time.Millisecond, []int{1, 3}, bench.Scale{Tags: 210, Repos: 105}
@@ -90,8 +90,8 @@ func caOf(s *httptest.Server) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
 }
 
-// whole fails unless every one of the scenarios was measured with every number of connections, without an error.
-func whole(t *testing.T, r *bench.Report, err error, scenarios []string, connections []int) {
+// complete fails unless each of the scenarios was measured with each number of connections, without an error.
+func complete(t *testing.T, r *bench.Report, err error, scenarios []string, connections []int) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -99,7 +99,8 @@ func whole(t *testing.T, r *bench.Report, err error, scenarios []string, connect
 	var got, want []string
 	for _, x := range r.Results {
 		got = append(got, fmt.Sprint(x.Scenario, x.Connections))
-		if x.Operations < int64(x.Connections) && x.Scenario != "manifest-delete" || x.Operations == 0 || x.Errors != 0 || x.FirstError != "" {
+		few := x.Operations < int64(x.Connections) && x.Scenario != "manifest-delete" || x.Operations == 0
+		if few || x.Errors != 0 || x.FirstError != "" {
 			t.Errorf("%s, %d: %d operations, %d errors: %s", x.Scenario, x.Connections, x.Operations, x.Errors, x.FirstError)
 		}
 		if x.P50 <= 0 || x.P99 < x.P50 || x.Worst < x.P99 || x.Seconds <= 0 || x.OpsPerSecond <= 0 {
@@ -124,7 +125,7 @@ func TestEveryScenarioRuns(t *testing.T) {
 			o := options(s.URL)
 			o.CA, o.Protocol = caOf(s), protocol
 			r, err := bench.Run(t.Context(), o)
-			whole(t, r, err, bench.Names(), o.Connections)
+			complete(t, r, err, bench.Names(), o.Connections)
 			for _, x := range r.Results {
 				if want := map[string]string{"http/1.1": "HTTP/1.1", "h2": "HTTP/2"}[protocol]; !x.TLS || x.Protocol != want {
 					t.Errorf("%s: TLS is %v, the protocol %s", x.Scenario, x.TLS, x.Protocol)
@@ -134,7 +135,7 @@ func TestEveryScenarioRuns(t *testing.T) {
 	}
 }
 
-func TestPopulatingAgainPushesNothing(t *testing.T) {
+func TestPopulatingTwicePushesOnce(t *testing.T) {
 	var writes atomic.Int64
 	h := handler(t)
 	s := plain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -151,16 +152,16 @@ func TestPopulatingAgainPushesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := writes.Load(); first != (n > 0) {
-			t.Errorf("%d writes; for the first time is %v", n, first)
+			t.Errorf("%d writes; first time is %v", n, first)
 		}
 	}
 	o.PopulateOnly, o.NoPopulate, o.Scenarios = false, true, []string{"referrers", "catalog"}
 	r, err := bench.Run(t.Context(), o)
-	whole(t, r, err, []string{"catalog", "referrers"}, o.Connections)
+	complete(t, r, err, []string{"catalog", "referrers"}, o.Connections)
 }
 
-// TestAServerOfFilesAnswersTheScenariosThatRead also shows what becomes of those that it does not do.
-func TestAServerOfFilesAnswersTheScenariosThatRead(t *testing.T) {
+// TestStaticFileServer measures the scenarios that only read, and expects the others to be skipped.
+func TestStaticFileServer(t *testing.T) {
 	dir := t.TempDir()
 	o := options("")
 	for range 2 {
@@ -171,7 +172,7 @@ func TestAServerOfFilesAnswersTheScenariosThatRead(t *testing.T) {
 	files := http.FileServer(http.Dir(dir))
 	o.URL = plain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != "GET" && r.Method != "HEAD" {
-			http.Error(w, "only reading", http.StatusMethodNotAllowed)
+			http.Error(w, "read-only", http.StatusMethodNotAllowed)
 			return
 		}
 		files.ServeHTTP(w, r)
@@ -188,7 +189,7 @@ func TestAServerOfFilesAnswersTheScenariosThatRead(t *testing.T) {
 		t.Errorf("skipped %v", skipped)
 	}
 	r.Skipped = nil
-	whole(t, r, err, bench.Names()[:6], o.Connections)
+	complete(t, r, err, bench.Names()[:6], o.Connections)
 }
 
 func TestWrongContentIsAnError(t *testing.T) {
@@ -218,13 +219,13 @@ func TestWrongContentIsAnError(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if x := r.Results[0]; x.Errors != 1 || !strings.Contains(x.FirstError, "the content is not that of sha256:") {
+		if x := r.Results[0]; x.Errors != 1 || !strings.Contains(x.FirstError, "the content does not match sha256:") {
 			t.Errorf("%s: %d errors: %s", name, x.Errors, x.FirstError)
 		}
 	}
 }
 
-func TestErrorsAloneAreAFailure(t *testing.T) {
+func TestOnlyErrorsIsAFailure(t *testing.T) {
 	s := plain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v2/" {
 			http.Error(w, `{"errors":[{"code":"UNKNOWN","message":"no luck"}]}`, http.StatusInternalServerError)
@@ -236,17 +237,19 @@ func TestErrorsAloneAreAFailure(t *testing.T) {
 	if !errors.Is(err, bench.ErrFailed) {
 		t.Fatal(err)
 	}
-	if x := r.Results[0]; x.Operations != 0 || x.Errors == 0 || !strings.HasSuffix(x.FirstError, "500 Internal Server Error: UNKNOWN no luck") {
+	x := r.Results[0]
+	if x.Operations != 0 || x.Errors == 0 || !strings.HasSuffix(x.FirstError, "500 Internal Server Error: UNKNOWN no luck") {
 		t.Errorf("%+v", x)
 	}
 	var table bytes.Buffer
-	if err := r.WriteTable(&table); err != nil || !strings.Contains(table.String(), "failed") || !strings.Contains(table.String(), "no luck") {
+	err = r.WriteTable(&table)
+	if err != nil || !strings.Contains(table.String(), "failed") || !strings.Contains(table.String(), "no luck") {
 		t.Errorf("%s %v", table.String(), err)
 	}
 }
 
-// TestTheServersLoginIsMade has a registry that wants Basic, and one that wants tokens for each repository.
-func TestTheServersLoginIsMade(t *testing.T) {
+// TestLogin has a registry that wants Basic, and one that wants a token for each repository.
+func TestLogin(t *testing.T) {
 	inner := handler(t)
 	t.Run("Basic", func(t *testing.T) {
 		s := plain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -263,12 +266,12 @@ func TestTheServersLoginIsMade(t *testing.T) {
 		var fetched atomic.Int64
 		logsIn(t, plain(t, tokenServer(inner, &fetched)).URL)
 		if n := fetched.Load(); n == 0 || n > 200 {
-			t.Errorf("%d tokens were fetched", n)
+			t.Errorf("%d tokens were requested", n)
 		}
 	})
 }
 
-// tokenServer wants a token whose text has the repository and the action of a request.
+// tokenServer returns a registry that wants a token whose text has the scope of the request.
 func tokenServer(inner http.Handler, fetched *atomic.Int64) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/token" {
@@ -301,7 +304,7 @@ func tokenServer(inner http.Handler, fetched *atomic.Int64) http.Handler {
 	})
 }
 
-// granted tells whether a token has all actions of a scope.
+// granted reports whether a token has all actions of a scope.
 func granted(header, scope string) bool {
 	token, ok := strings.CutPrefix(header, "Bearer ok")
 	if !ok || scope == "" {
@@ -318,15 +321,18 @@ func granted(header, scope string) bool {
 	return false
 }
 
-// logsIn measures with the right login, and is refused with a wrong one and without.
+// logsIn measures with the right login, and expects a refusal with a wrong password and without a login.
 func logsIn(t *testing.T, url string) {
 	t.Helper()
 	o := options(url)
 	o.User, o.Password, o.Scale.Repos = "ann", "secret", 20
 	o.Scenarios, o.Connections = []string{"manifest-get-tag", "image-push-small", "mount", "manifest-delete"}, []int{2}
 	r, err := bench.Run(t.Context(), o)
-	whole(t, r, err, o.Scenarios, o.Connections)
-	for password, want := range map[string]string{"wrong": `it refuses user "ann"`, "": "it wants a login; give --user and --password-file"} {
+	complete(t, r, err, o.Scenarios, o.Connections)
+	for password, want := range map[string]string{
+		"wrong": `login refused for user "ann"`,
+		"":      "login required; set --user and --password-file",
+	} {
 		if o.Password = password; password == "" {
 			o.User = ""
 		}
@@ -338,19 +344,20 @@ func logsIn(t *testing.T, url string) {
 	}
 }
 
-func TestAPasswordLeavesNotTLS(t *testing.T) {
+func TestThePasswordIsNotSentWithoutTLS(t *testing.T) {
 	s := secure(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="http://127.0.0.1:1/token"`)
 		w.WriteHeader(http.StatusUnauthorized)
 	}))
 	o := options(s.URL)
 	o.User, o.Password, o.Insecure = "ann", "secret", true
-	if _, err := bench.Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "no https address, and gets no password") {
+	_, err := bench.Run(t.Context(), o)
+	if err == nil || !strings.Contains(err.Error(), "is not https; the password is not sent to it") {
 		t.Error(err)
 	}
 }
 
-func TestWhatKeepsItFromBeginningIsASentence(t *testing.T) {
+func TestErrorsBeforeTheStartHaveARemedy(t *testing.T) {
 	tls, gone := secure(t, handler(t)), httptest.NewServer(nil)
 	gone.Close()
 	http1 := plain(t, handler(t))
@@ -358,18 +365,23 @@ func TestWhatKeepsItFromBeginningIsASentence(t *testing.T) {
 		change func(*bench.Options)
 		want   string
 	}{
-		"no server":     {func(o *bench.Options) { o.URL = gone.URL }, gone.URL + ": nothing listens there; check that the server runs, and its port"},
+		"no server": {func(o *bench.Options) { o.URL = gone.URL },
+			gone.URL + ": connection refused; check the port, and that the server is running"},
 		"an unknown CA": {func(o *bench.Options) { o.URL = tls.URL }, "give the CA with --cacert"},
-		"another name":  {func(o *bench.Options) { o.URL, o.CA = strings.Replace(tls.URL, "127.0.0.1", "localhost", 1), caOf(tls) }, "is not for this name"},
-		"no TLS":        {func(o *bench.Options) { o.URL = strings.Replace(http1.URL, "http", "https", 1) }, "write http:// instead"},
-		"no HTTP/2":     {func(o *bench.Options) { o.URL, o.Protocol = http1.URL, "h2" }, "HTTP/2"},
-		"no address":    {func(o *bench.Options) { o.URL = "localhost:5000" }, "write it as https://localhost:8443"},
-		"a path":        {func(o *bench.Options) { o.URL = http1.URL + "/v2/x" }, "scheme, host and port alone"},
-		"no process":    {func(o *bench.Options) { o.URL, o.PID = http1.URL, 1<<30 }, "there is no process"},
-		"no scenario":   {func(o *bench.Options) { o.Scenarios = []string{"x"} }, `there is no "x"; trow bench --list`},
-		"no connection": {func(o *bench.Options) { o.Connections = []int{0} }, "connections: each is from 1"},
-		"a repository":  {func(o *bench.Options) { o.Repository = "a/../b" }, "is no repository's name"},
-		"a line break":  {func(o *bench.Options) { o.Repository = "a\r\nX: y" }, "is no repository's name"},
+		"another name": {func(o *bench.Options) {
+			o.URL, o.CA = strings.Replace(tls.URL, "127.0.0.1", "localhost", 1), caOf(tls)
+		}, "is not valid for this name"},
+		"no TLS": {func(o *bench.Options) { o.URL = strings.Replace(http1.URL, "http", "https", 1) },
+			"use http:// instead"},
+		"no HTTP/2":  {func(o *bench.Options) { o.URL, o.Protocol = http1.URL, "h2" }, "HTTP/2"},
+		"no address": {func(o *bench.Options) { o.URL = "localhost:5000" }, "want for example https://localhost:8443"},
+		"a path":     {func(o *bench.Options) { o.URL = http1.URL + "/v2/x" }, "scheme, host and port only"},
+		"no process": {func(o *bench.Options) { o.URL, o.PID = http1.URL, 1<<30 }, "no process"},
+		"no scenario": {func(o *bench.Options) { o.Scenarios = []string{"x"} },
+			`unknown scenario "x"; see trow bench --list`},
+		"no connection": {func(o *bench.Options) { o.Connections = []int{0} }, "connections: want numbers from 1"},
+		"a repository":  {func(o *bench.Options) { o.Repository = "a/../b" }, "is not a valid repository name"},
+		"a line break":  {func(o *bench.Options) { o.Repository = "a\r\nX: y" }, "is not a valid repository name"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -383,21 +395,23 @@ func TestWhatKeepsItFromBeginningIsASentence(t *testing.T) {
 	}
 }
 
-func TestTheServersProcessIsLookedAt(t *testing.T) {
+func TestTheServersProcessIsMeasured(t *testing.T) {
 	if _, err := os.Stat("/proc/self/stat"); err != nil {
 		t.Skip("this system has no /proc")
 	}
 	o := options(plain(t, handler(t)).URL)
-	o.PID, o.Scenarios, o.Connections, o.Duration = os.Getpid(), []string{"manifest-head-tag"}, []int{2}, 200*time.Millisecond
+	o.PID, o.Scenarios, o.Connections = os.Getpid(), []string{"manifest-head-tag"}, []int{2}
+	o.Duration = 200 * time.Millisecond
 	r, err := bench.Run(t.Context(), o)
-	whole(t, r, err, o.Scenarios, o.Connections)
+	complete(t, r, err, o.Scenarios, o.Connections)
 	x := r.Results[0]
-	if x.ServerCPU == nil || *x.ServerCPU <= 0 || x.ServerRSS == nil || *x.ServerRSS < 1<<20 || *x.ServerPeak < *x.ServerRSS/2 || x.GeneratorCPU <= 0 {
+	if x.ServerCPU == nil || *x.ServerCPU <= 0 || x.ServerRSS == nil || *x.ServerRSS < 1<<20 ||
+		*x.ServerPeak < *x.ServerRSS/2 || x.GeneratorCPU <= 0 {
 		t.Errorf("%+v", x)
 	}
 }
 
-func TestCleaningLeavesNoManifest(t *testing.T) {
+func TestCleanDeletesAllManifests(t *testing.T) {
 	s := plain(t, handler(t))
 	o := options(s.URL)
 	o.Scenarios = []string{"catalog", "referrers", "image-push-small", "blob-get-4KiB"}
@@ -405,7 +419,7 @@ func TestCleaningLeavesNoManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := int64(1 + 100 + 100 + o.Scale.Repos) // and what was pushed, in the warm-up too
+	want := int64(1 + 100 + 100 + o.Scale.Repos) // and what was pushed, including the warm-up
 	for _, x := range r.Results {
 		if x.Scenario == "image-push-small" {
 			want += x.Operations
@@ -413,14 +427,14 @@ func TestCleaningLeavesNoManifest(t *testing.T) {
 	}
 	n, err := bench.Clean(t.Context(), o)
 	if err != nil || int64(n) < want+4 {
-		t.Errorf("%d deleted, at least %d are there: %v", n, want+4, err)
+		t.Errorf("deleted %d, want at least %d: %v", n, want+4, err)
 	}
 	if n, err = bench.Clean(t.Context(), o); err != nil || n != 0 {
-		t.Errorf("%d deleted the second time: %v", n, err)
+		t.Errorf("deleted %d the second time: %v", n, err)
 	}
 }
 
-func TestAReportSurvivesItsFile(t *testing.T) {
+func TestReportRoundTrip(t *testing.T) {
 	o := options(plain(t, handler(t)).URL)
 	o.Scenarios = []string{"blob-head-missing"}
 	r, err := bench.Run(t.Context(), o)
@@ -438,16 +452,16 @@ func TestAReportSurvivesItsFile(t *testing.T) {
 	}
 	var again bytes.Buffer
 	if err := back.WriteJSON(&again); err != nil || again.String() != b.String() || len(back.Results) != 2 {
-		t.Errorf("%s\nis not\n%s", again.String(), b.String())
+		t.Errorf("got\n%s\nwant\n%s", again.String(), b.String())
 	}
-	if !reflect.DeepEqual(keysOf(t, b.Bytes()), strings.Fields("bytes bytes_per_second connections errors first_error generator_bound "+
-		"generator_cpu_us_per_op operations ops_per_second p50_us p99_us protocol scenario seconds server_cpu_us_per_op server_peak_bytes "+
-		"server_rss_bytes tls worst_us")) {
+	if !reflect.DeepEqual(keysOf(t, b.Bytes()), strings.Fields("bytes bytes_per_second connections errors first_error "+
+		"generator_bound generator_cpu_us_per_op operations ops_per_second p50_us p99_us protocol scenario seconds "+
+		"server_cpu_us_per_op server_peak_bytes server_rss_bytes tls worst_us")) {
 		t.Errorf("the fields are %v", keysOf(t, b.Bytes()))
 	}
 }
 
-// keysOf are the names of a result's fields.
+// keysOf returns the names of the fields of a result.
 func keysOf(t *testing.T, b []byte) (keys []string) {
 	t.Helper()
 	var report struct{ Results []map[string]any }
@@ -465,7 +479,8 @@ func TestReportsAreCompared(t *testing.T) {
 	cpu := func(v float64) *float64 { return &v }
 	a := &bench.Report{Results: []bench.Result{
 		{Scenario: "catalog", Connections: 1, Operations: 9, OpsPerSecond: 3000, P99: 250, ServerCPU: cpu(40)},
-		{Scenario: "catalog", Connections: 8, Operations: 9, OpsPerSecond: 9000, P99: 1250, ServerCPU: cpu(30), GeneratorBound: true},
+		{Scenario: "catalog", Connections: 8, Operations: 9, OpsPerSecond: 9000, P99: 1250, ServerCPU: cpu(30),
+			GeneratorBound: true},
 		{Scenario: "mount", Connections: 1, Operations: 9, OpsPerSecond: 7},
 		{Scenario: "referrers", Connections: 1, Operations: 9, OpsPerSecond: 7},
 	}}
@@ -482,7 +497,7 @@ func TestReportsAreCompared(t *testing.T) {
    catalog        1        b   3000   3.00  250µs   0.50         40.0µs      -
    catalog        8        b  *9000   3.00  1.2ms   0.50         30.0µs   0.25
 
-Ratios are a through the other's; more ops/s, less time and less CPU are better. * bound by the generator
+Ratios are those of a to the other; more ops/s, less time and less CPU are better. * the generator was the limit
 `
 	if out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)

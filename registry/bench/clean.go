@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// Clean deletes the manifests that were made: those that follow from the seed, and all that have a tag in the
-// repositories below Options.Repository, as far as the server lists them. It returns how many it deleted. Blobs, and
-// manifests without a tag that a stopped run has left, are the server's to collect. Errors: as of [Run]; that the
-// server does not allow deleting.
+// Clean deletes the manifests that earlier runs created: those of the content, and all that have a tag in the
+// repositories below Options.Repository, as far as the server lists them. It returns how many it deleted. It does not
+// delete blobs, nor manifests without a tag that are left by a run that was stopped. Errors: those of [Run]; the server
+// does not allow deletion.
 func Clean(ctx context.Context, o Options) (int, error) {
 	r, err := newRunner(ctx, o)
 	if err != nil {
@@ -34,7 +34,7 @@ func Clean(ctx context.Context, o Options) (int, error) {
 		return n, err
 	}
 	for _, repo := range repos {
-		r.options.Tell("cleaning " + repo)
+		r.options.Progress("cleaning " + repo)
 		gone, err := r.removeTagged(ctx, repo)
 		n += gone
 		if err != nil {
@@ -44,7 +44,8 @@ func Clean(ctx context.Context, o Options) (int, error) {
 	return n, nil
 }
 
-// reposBelow asks for the repositories that are there. Without a catalog they are guessed.
+// reposBelow returns the repositories that exist. If the server has no catalog, it returns those that a run creates,
+// except for those of the scenario mount.
 func (r *runner) reposBelow(ctx context.Context) ([]string, error) {
 	w, err := r.newWorker(ctx, 0)
 	if err != nil {
@@ -72,14 +73,15 @@ func (r *runner) reposBelow(ctx context.Context) ([]string, error) {
 			}
 		}
 		end := len(page.Repositories) - 1
-		if end < 0 || page.Repositories[end] <= last || page.Repositories[end] > base+"0" { // "0" follows "/"
+		// Names are sorted, and "0" follows "/": beyond base+"0" there is nothing below base.
+		if end < 0 || page.Repositories[end] <= last || page.Repositories[end] > base+"0" {
 			return slices.Compact(slices.Sorted(slices.Values(repos))), nil
 		}
 		last = page.Repositories[end]
 	}
 }
 
-// removeTagged deletes what has a tag, page by page.
+// removeTagged deletes all manifests that have a tag, page by page.
 func (r *runner) removeTagged(ctx context.Context, repo string) (int, error) {
 	n := 0
 	for {
@@ -89,13 +91,14 @@ func (r *runner) removeTagged(ctx context.Context, repo string) (int, error) {
 		}
 		gone, err := r.remove(ctx, repo, digests)
 		n += gone
+		// Tags that deletion does not remove would be listed again and again.
 		if err != nil || gone == 0 {
 			return n, err
 		}
 	}
 }
 
-// taggedDigests are those of a page of tags.
+// taggedDigests returns the digests of the first page of tags.
 func (r *runner) taggedDigests(ctx context.Context, repo string) ([]string, error) {
 	w, err := r.newWorker(ctx, 0)
 	if err != nil {
@@ -111,11 +114,12 @@ func (r *runner) taggedDigests(ctx context.Context, repo string) ([]string, erro
 	}
 	var page struct{ Tags []string }
 	if err := json.Unmarshal(resp.body, &page); err != nil {
-		return nil, fmt.Errorf("/v2/%s/tags/list: it is no list: %w", repo, err)
+		return nil, fmt.Errorf("/v2/%s/tags/list: not a valid list: %w", repo, err)
 	}
 	found := map[string]bool{}
 	for _, tag := range page.Tags {
-		resp, err := w.do(&request{method: "HEAD", path: "/v2/" + repo + "/manifests/" + tag, repo: repo, fields: []field{acceptField}})
+		resp, err := w.do(&request{method: "HEAD", path: "/v2/" + repo + "/manifests/" + tag, repo: repo,
+			fields: []field{acceptField}})
 		if err != nil {
 			return nil, err
 		}
@@ -130,7 +134,7 @@ func (r *runner) taggedDigests(ctx context.Context, repo string) ([]string, erro
 	return digests, nil
 }
 
-// remove deletes manifests, and counts those that were there.
+// remove deletes manifests, and returns how many of them existed.
 func (r *runner) remove(ctx context.Context, repo string, digests []string) (int, error) {
 	var next, gone atomic.Int64
 	err := r.parallel(ctx, populating, func(w *worker) error {
@@ -139,14 +143,11 @@ func (r *runner) remove(ctx context.Context, repo string, digests []string) (int
 			if i >= len(digests) {
 				return nil
 			}
-			err := patiently(w.ctx, func() error {
-				_, err := w.want(&request{method: "DELETE", path: "/v2/" + repo + "/manifests/" + digests[i], repo: repo}, http.StatusAccepted)
-				return err
-			})
+			err := retryWhileBusy(w.ctx, func() error { return w.deleteManifest(repo, digests[i]) })
 			if bad, ok := errors.AsType[*statusError](err); ok && bad.status == http.StatusNotFound {
 				continue
 			} else if err != nil {
-				return fmt.Errorf("%w; deleting needs a user who may, and a server that allows it", err)
+				return fmt.Errorf("%w; check that the server allows deletion, and that the user may delete", err)
 			}
 			gone.Add(1)
 		}

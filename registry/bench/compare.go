@@ -7,17 +7,18 @@ import (
 	"text/tabwriter"
 )
 
-// key is what results of several reports are compared by.
+// key identifies the results that are compared with each other.
 type key struct {
 	scenario    string
 	connections int
 }
 
-// Compare writes a table of the first report beside each other one: for each scenario and number of connections
-// the first's figure, and how many times the other's that is. Errors: there are not two reports; out's.
+// Compare writes a table that compares the first report with each of the others: for each scenario and number of
+// connections the figure of the first report, and its ratio to the other's figure. Errors: fewer than two reports;
+// those of out.
 func Compare(out io.Writer, names []string, reports []*Report) error {
 	if len(reports) < 2 || len(names) != len(reports) {
-		return errors.New("compare: at least two files are needed")
+		return errors.New("compare: want at least two files")
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "scenario\tat once\tagainst\tops/s\tratio\tp99\tratio\tserver CPU/op\tratio\t")
@@ -33,11 +34,12 @@ func Compare(out io.Writer, names []string, reports []*Report) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "\nRatios are %s through the other's; more ops/s, less time and less CPU are better. * bound by the generator\n", names[0])
+	_, err := fmt.Fprintf(out, "\nRatios are those of %s to the other; more ops/s, less time and less CPU are better. "+
+		"* the generator was the limit\n", names[0])
 	return err
 }
 
-// find returns the result of a key, nil if there is none with operations.
+// find returns the result of a key, or nil if no operation succeeded.
 func (r *Report) find(k key) *Result {
 	for i, x := range r.Results {
 		if (key{x.Scenario, x.Connections}) == k && x.Operations > 0 {
@@ -54,7 +56,7 @@ func bounded(r Result, text string) string {
 	return text
 }
 
-// ratio of two figures, "-" if there is none.
+// ratio returns a/b, or "-" if one of them is missing.
 func ratio(a, b float64) string {
 	if a == 0 || b == 0 {
 		return "-"

@@ -24,14 +24,14 @@ import (
 
 const (
 	smallBlob  = 4 << 10
-	imageCount = 100 // different manifests that the tags are shared among
-	layerCount = 20  // different layers that the images consist of, three each
+	imageCount = 100 // manifests; the tags are distributed over them
+	layerCount = 20  // layers; each image has three of them
 	maxLayer   = 60 << 10
 	referrers  = 100
-	holderTag  = "blobs" // of the image that keeps the blobs from being collected
+	holderTag  = "blobs" // of the image that protects the blobs from garbage collection
 )
 
-// piece is content with its digest. A manifest has a media type.
+// piece is a blob or a manifest with its digest. Only manifests have a media type.
 type piece struct {
 	mediaType string
 	digest    string
@@ -46,21 +46,21 @@ func (p piece) descriptor(mediaType string) v1.Descriptor {
 	return v1.Descriptor{MediaType: mediaType, Digest: digest.Digest(p.digest), Size: int64(len(p.bytes))}
 }
 
-// content is what the server must hold.
+// content is what the server must hold before it can be read.
 type content struct {
 	repo         string
 	scale        Scale
 	large, small piece
-	empty        piece   // the specification's empty descriptor
+	empty        piece   // the blob of the specification's empty descriptor
 	blobs        []piece // layers and configurations of the images
 	images       []piece
 	holder       piece
 	referrers    []piece // of images[0]
-	minimal      piece   // what the many repositories hold
+	minimal      piece   // the manifest in each of the many repositories
 	tags         []string
 }
 
-// newContent makes it from the seed.
+// newContent derives the content from the seed.
 func newContent(o Options) (*content, error) {
 	var seed [32]byte
 	binary.LittleEndian.PutUint64(seed[:], o.Seed)
@@ -70,8 +70,10 @@ func newContent(o Options) (*content, error) {
 		source.Read(b) // never fails
 		return b
 	}
-	c := &content{repo: o.Repository, scale: o.Scale, large: newPiece("", random(o.large)), small: newPiece("", random(smallBlob)),
-		empty: newPiece("", []byte("{}"))}
+	c := &content{repo: o.Repository, scale: o.Scale, empty: newPiece("", []byte("{}"))}
+	// The order of these calls is part of what the seed means: another order is other content.
+	c.large = newPiece("", random(o.large))
+	c.small = newPiece("", random(smallBlob))
 	for i := range o.Scale.Tags {
 		c.tags = append(c.tags, fmt.Sprintf("t%05d", i))
 	}
@@ -86,7 +88,7 @@ func newContent(o Options) (*content, error) {
 	return c, c.addRest()
 }
 
-// addImage makes an image of three of the layers, with a configuration of its own.
+// addImage adds an image of three of the layers, with its own config.
 func (c *content) addImage(i int, id []byte) error {
 	config := newPiece("", configuration(hex.EncodeToString(id)))
 	c.blobs = append(c.blobs, config)
@@ -101,8 +103,9 @@ func (c *content) addImage(i int, id []byte) error {
 
 func (c *content) addRest() (err error) {
 	nothing := c.empty.descriptor(v1.MediaTypeEmptyJSON)
-	c.holder, err = manifest(v1.Manifest{Config: nothing, ArtifactType: "application/octet-stream",
-		Layers: []v1.Descriptor{c.large.descriptor("application/octet-stream"), c.small.descriptor("application/octet-stream")}})
+	const octets = "application/octet-stream"
+	c.holder, err = manifest(v1.Manifest{Config: nothing, ArtifactType: octets,
+		Layers: []v1.Descriptor{c.large.descriptor(octets), c.small.descriptor(octets)}})
 	if err != nil {
 		return err
 	}
@@ -115,7 +118,7 @@ func (c *content) addRest() (err error) {
 		}
 		c.referrers = append(c.referrers, p)
 	}
-	c.minimal, err = manifest(v1.Manifest{Config: nothing, Layers: []v1.Descriptor{nothing}, ArtifactType: "application/octet-stream"})
+	c.minimal, err = manifest(v1.Manifest{Config: nothing, Layers: []v1.Descriptor{nothing}, ArtifactType: octets})
 	return err
 }
 
@@ -125,34 +128,33 @@ func manifest(m v1.Manifest) (piece, error) {
 	return newPiece(v1.MediaTypeImageManifest, b), err
 }
 
-// configuration is an image's, made unique by its id, which comes last.
+// configuration returns the config of an image. The id makes it unique; it is near the end, see [template].
 func configuration(id string) []byte {
 	return []byte(configurationStart + id + configurationEnd)
 }
 
 const (
-	configurationStart = `{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"],` +
-		`"Cmd":["/bin/sh"]},"rootfs":{"type":"layers","diff_ids":[]},"history":[{"created_by":"trow bench"}],"author":"`
+	configurationStart = `{"architecture":"amd64","os":"linux","config":{` +
+		`"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"],"Cmd":["/bin/sh"]},` +
+		`"rootfs":{"type":"layers","diff_ids":[]},"history":[{"created_by":"trow bench"}],"author":"`
 	configurationEnd = `"}`
 )
 
-// tagged is what a tag points to.
+// tagged returns the manifest of tag i.
 func (c *content) tagged(i int) piece { return c.images[i%len(c.images)] }
 
 func (c *content) repoName(i int) string { return fmt.Sprintf("%s/c%05d", c.repo, i) }
 
-// ---- Content that is new each time
-
-// tailSize is what is appended to a mould.
+// tailSize is the length of the unique end of a new blob.
 const tailSize = 32
 
-// runID makes what is pushed differ from every earlier run's; sequence from what this run has pushed.
+// Together these two make each tail unique: runID among all runs, sequence within this run.
 var (
 	runID    = func() (id [8]byte) { crand.Read(id[:]); return }()
 	sequence atomic.Uint64
 )
 
-// newTail is unique: 32 hexadecimal digits.
+// newTail returns 32 hexadecimal digits that were never returned before.
 func newTail() (tail [tailSize]byte) {
 	var b [16]byte
 	copy(b[:], runID[:])
@@ -161,32 +163,32 @@ func newTail() (tail [tailSize]byte) {
 	return tail
 }
 
-// mould is what many contents begin with, and the state of the hash behind it: each is then hashed at the price of
-// its end.
-type mould struct {
+// template is the common start of many blobs, with the state of the hash after it: only the end of each blob must be
+// hashed, so that the timed part measures the server and not SHA-256.
+type template struct {
 	base  []byte
-	end   string // behind the tail
+	end   string // after the tail
 	state hash.Cloner
 }
 
-func newMould(base []byte, end string) mould {
+func newTemplate(base []byte, end string) template {
 	h := sha256.New()
 	h.Write(base)
-	return mould{base, end, h.(hash.Cloner)}
+	return template{base, end, h.(hash.Cloner)}
 }
 
-func (m *mould) size() int { return len(m.base) + tailSize + len(m.end) }
+func (m *template) size() int { return len(m.base) + tailSize + len(m.end) }
 
-// fresh is content that no one has seen: base and tail are its bytes.
-type fresh struct {
+// newBlob is a blob that no server has. Its bytes are base and tail.
+type newBlob struct {
 	base, tail []byte
 	digest     string
 }
 
-// cast makes one.
-func (m *mould) cast() (fresh, error) {
+// make returns a new blob.
+func (m *template) make() (newBlob, error) {
 	tail := newTail()
-	f := fresh{base: m.base, tail: append(tail[:], m.end...)}
+	f := newBlob{base: m.base, tail: append(tail[:], m.end...)}
 	h, err := m.state.Clone()
 	if err != nil {
 		return f, err
@@ -196,30 +198,29 @@ func (m *mould) cast() (fresh, error) {
 	return f, nil
 }
 
-// moulds are those of what is pushed: the large blob, an image's configuration, and its layers.
-type moulds struct {
-	large, config mould
-	layers        [3]mould
+// templates are the templates of the large blob, of an image's config, and of its layers.
+type templates struct {
+	large, config template
+	layers        [3]template
 }
 
-func newMoulds(c *content) moulds {
-	from := func(at, size int) mould { return newMould(c.large.bytes[at:at+size-tailSize], "") }
+func newTemplates(c *content) templates {
+	from := func(at, size int) template { return newTemplate(c.large.bytes[at:at+size-tailSize], "") }
 	sizes := [3]int{smallBlob, 17 << 10, maxLayer}
-	m := moulds{large: from(0, len(c.large.bytes)), config: newMould([]byte(configurationStart), configurationEnd)}
+	m := templates{large: from(0, len(c.large.bytes)), config: newTemplate([]byte(configurationStart), configurationEnd)}
 	for i, size := range sizes {
 		m.layers[i] = from(i<<16, size)
 	}
 	return m
 }
 
-// ---- A review
-
 //go:embed review.json
 var reviewTemplate []byte
 
 const reviewUID = "705ab4f5-6393-11e8-b7cc-42010a800004" // in review.json
 
-// review is an AdmissionReview of a pod with three of the images, as the API server sends it.
+// review returns an AdmissionReview of a pod with three of the images, as the API server sends it. registry is the URL
+// of the server.
 func (c *content) review(registry string) ([]byte, error) {
 	u, err := url.Parse(registry)
 	if err != nil {
@@ -234,7 +235,7 @@ func (c *content) review(registry string) ([]byte, error) {
 		return nil, err
 	}
 	if !strings.Contains(compact.String(), reviewUID) {
-		return nil, errors.New("review.json has another uid")
+		return nil, errors.New("review.json does not have uid " + reviewUID)
 	}
 	return []byte(strings.NewReplacer(names...).Replace(compact.String())), nil
 }

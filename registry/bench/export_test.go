@@ -1,12 +1,12 @@
 package bench
 
-// WithLarge makes the large blob smaller, so that tests are quick.
+// WithLarge sets the size of the large blob, so that tests are quick.
 func WithLarge(o Options, size int) Options {
 	o.large = size
 	return o
 }
 
-// Names are the scenarios'.
+// Names returns the names of the scenarios.
 func Names() (names []string) {
 	for _, s := range scenarios {
 		names = append(names, s.name)

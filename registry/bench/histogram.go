@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// histogram counts durations in buckets whose width is 1/128 of what they hold or less, so that a percentile is
-// right to 0.8 %. The zero value is empty.
+// histogram counts durations in buckets. A bucket is at most 1/128 of its durations wide, so a percentile is exact to
+// 0.8 %. The zero value is an empty histogram.
 type histogram struct {
 	counts [buckets]uint32
 	n      int64
@@ -15,19 +15,19 @@ type histogram struct {
 
 const (
 	perOctave = 128 // buckets from one power of two to the next
-	shift     = 7   // its logarithm
+	shift     = 7   // its binary logarithm
 	octaves   = 36  // up to 2^42 ns, more than an hour
 	buckets   = (octaves + 1) * perOctave
 )
 
-// bucket is where a duration is counted: up to 2*perOctave ns each has its own.
+// bucket returns the index of the bucket of a duration. Up to 2*perOctave ns each duration has its own bucket.
 func bucket(d time.Duration) int {
 	v := uint64(max(d, 0))
 	octave := max(bits.Len64(v)-shift-1, 0)
 	return min(octave*perOctave+int(v>>octave), buckets-1)
 }
 
-// upper is the longest duration of a bucket.
+// upper returns the longest duration of a bucket.
 func upper(bucket int) time.Duration {
 	octave := max(bucket/perOctave-1, 0)
 	return time.Duration(bucket-octave*perOctave+1)<<octave - 1
@@ -47,7 +47,7 @@ func (h *histogram) merge(other *histogram) {
 	h.worst = max(h.worst, other.worst)
 }
 
-// percentile is the duration that a share of them (0 to 1) does not exceed; 0 if there are none.
+// percentile returns the duration that a share of all (0 to 1) does not exceed; 0 if there are none.
 func (h *histogram) percentile(share float64) time.Duration {
 	if h.n == 0 {
 		return 0

@@ -7,16 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestResponsesAreRead(t *testing.T) {
+	const ok = "HTTP/1.1 200 OK\r\n"
 	long := strings.Repeat("0123456789abcdef", streamBuffer/8) // twice the buffer
+	sized := fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(long), long)
+	interim := "HTTP/1.1 100 Continue\r\n\r\n"
 	tests := map[string]struct {
 		method, text string
 		status       int
@@ -33,9 +34,9 @@ func TestResponsesAreRead(t *testing.T) {
 		"chunked with a trailer":    {"GET", chunked + "A\r\n0123456789\r\n0\r\nX: y\r\n\r\n", 200, 10, "0123456789"},
 		"until the connection ends": {"GET", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello", 200, 5, "hello"},
 		"HTTP/1.0":                  {"GET", "HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", 200, 1, "x"},
-		"100-continue before":       {"PUT", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n", 201, 0, ""},
-		"longer than the buffer":    {"GET", fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(long), long), 200, int64(len(long)), long},
-		"longer, and of an error":   {"GET", fmt.Sprintf("HTTP/1.1 500 Oh\r\nContent-Length: %d\r\n\r\n%s", len(long), long), 500, int64(len(long)), long},
+		"100-continue before":       {"PUT", interim + "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n", 201, 0, ""},
+		"longer than the buffer":    {"GET", ok + sized, 200, int64(len(long)), long},
+		"longer, and of an error":   {"GET", "HTTP/1.1 500 Oh\r\n" + sized, 500, int64(len(long)), long},
 	}
 	for name, test := range tests {
 		for _, stream := range []bool{false, true} {
@@ -63,7 +64,7 @@ func TestResponsesAreRead(t *testing.T) {
 
 const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-func TestWhatIsNoResponseIsRefused(t *testing.T) {
+func TestInvalidResponses(t *testing.T) {
 	const head = "HTTP/1.1 200 OK\r\n"
 	tests := map[string]struct {
 		text string
@@ -76,17 +77,17 @@ func TestWhatIsNoResponseIsRefused(t *testing.T) {
 		"a short chunk":            {chunked + "5\r\nhell", errShort},
 		"no last chunk":            {chunked + "2\r\nhe\r\n", errShort},
 		"a chunk that is too long": {chunked + "2\r\nhello\r\n", errMalformed},
-		"a size that is no number": {chunked + "-2\r\n", errMalformed},
-		"a size beyond all":        {chunked + "ffffffffffffffffff\r\n", errMalformed},
+		"a size that is not valid": {chunked + "-2\r\n", errMalformed},
+		"a huge size":              {chunked + "ffffffffffffffffff\r\n", errMalformed},
 		"two lengths":              {head + "Content-Length: 5\r\nContent-Length: 6\r\n\r\n", errMalformed},
 		"a negative length":        {head + "Content-Length: -5\r\n\r\n", errMalformed},
 		"another encoding":         {head + "Transfer-Encoding: gzip\r\n\r\n", errMalformed},
 		"a field without a name":   {head + ": x\r\n\r\n", errMalformed},
-		"a line without an end":    {head + "X: " + strings.Repeat("x", 2*ioBuffer), errMalformed},
-		"answers without an end":   {strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 1000), errMalformed},
+		"an endless line":          {head + "X: " + strings.Repeat("x", 2*ioBuffer), errMalformed},
+		"endless interim answers":  {strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 1000), errMalformed},
 		"another protocol":         {"SSH-2.0-OpenSSH_9.2\r\n\r\n", errMalformed},
 		"a switch of protocols":    {"HTTP/1.1 101 Switching Protocols\r\n\r\n", errMalformed},
-		"a body beyond all":        {head + "Content-Length: 99999999999\r\n\r\n", errTooLarge},
+		"a huge body":              {head + "Content-Length: 99999999999\r\n\r\n", errTooLarge},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -99,14 +100,7 @@ func TestWhatIsNoResponseIsRefused(t *testing.T) {
 	}
 }
 
-// FuzzChallenge looks for input that makes the parser panic.
-func FuzzChallenge(f *testing.F) {
-	f.Add(`Bearer realm="https://a/t",service="s",scope="repository:a/b:pull,push"`)
-	f.Add(`Basic realm="a, b", Bearer realm=https://a/t`)
-	f.Fuzz(func(t *testing.T, text string) { challenge(text, "bearer") })
-}
-
-// scripted is a server that answers each request on a connection as a script says, and closes after the script.
+// scripted returns a server that sends the given answers, one for each request on a connection, and then closes it.
 func scripted(t *testing.T, answers ...string) *target {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -136,7 +130,7 @@ func scripted(t *testing.T, answers ...string) *target {
 	return at(t, l)
 }
 
-// at returns the target that listens there.
+// at returns the target at a listener.
 func at(t *testing.T, l net.Listener) *target {
 	t.Helper()
 	o := Default()
@@ -150,7 +144,7 @@ func at(t *testing.T, l net.Listener) *target {
 
 const fine = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
-func TestAConnectionThatTheServerClosedIsMadeAnew(t *testing.T) {
+func TestRedialAfterTheServerClosed(t *testing.T) {
 	c := scripted(t, fine).connect(t.Context())
 	defer c.close()
 	for range 3 {
@@ -161,9 +155,12 @@ func TestAConnectionThatTheServerClosedIsMadeAnew(t *testing.T) {
 	}
 }
 
-// TestWhatMayHaveHadAnEffectIsNotSentTwice has a server that takes the second request of each connection and closes.
-func TestWhatMayHaveHadAnEffectIsNotSentTwice(t *testing.T) {
-	for method, again := range map[string]bool{"GET": true, "HEAD": true, "PUT": true, "DELETE": true, "POST": false, "PATCH": false} {
+// TestOnlyIdempotentRequestsAreSentAgain has a server that closes each connection after it has received the second
+// request.
+func TestOnlyIdempotentRequestsAreSentAgain(t *testing.T) {
+	for method, again := range map[string]bool{
+		"GET": true, "HEAD": true, "PUT": true, "DELETE": true, "POST": false, "PATCH": false,
+	} {
 		c := scripted(t, fine, "").connect(t.Context())
 		if _, err := c.want(&request{method: "GET", path: "/"}, 200); err != nil {
 			t.Fatal(err)
@@ -175,23 +172,25 @@ func TestWhatMayHaveHadAnEffectIsNotSentTwice(t *testing.T) {
 	}
 }
 
-func TestAShortAnswerIsAnError(t *testing.T) {
+func TestShortAnswers(t *testing.T) {
 	for text, want := range map[string]string{
 		"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok":       "the answer ended early",
 		"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\nok": "the answer ended early",
 		"": "the server closed the connection without an answer",
 	} {
-		c := scripted(t, text).connect(t.Context())
-		if _, err := c.do(&request{method: "GET", path: "/"}); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("error %v, want %q", err, want)
+		for _, stream := range []bool{false, true} {
+			c := scripted(t, text).connect(t.Context())
+			_, err := c.do(&request{method: "GET", path: "/", stream: stream})
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("error %v, want %q; streamed is %v", err, want, stream)
+			}
+			c.close()
 		}
-		c.close()
 	}
 }
 
-// TestABodyOfTwoPartsIsSentAsOne has a server that returns what it received; the first connection is closed by it
-// after the first request, so that the second body is sent twice.
-func TestABodyOfTwoPartsIsSentAsOne(t *testing.T) {
+// TestBodyOfTwoParts has a server that returns the body it received, and closes each connection after the answer.
+func TestBodyOfTwoParts(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -224,8 +223,8 @@ func TestABodyOfTwoPartsIsSentAsOne(t *testing.T) {
 	}
 }
 
-// TestAnAnswerBeforeTheEndOfTheBodyIsRead has a server that refuses an upload after its head, and closes.
-func TestAnAnswerBeforeTheEndOfTheBodyIsRead(t *testing.T) {
+// TestEarlyAnswer has a server that refuses an upload after its head, and closes the connection.
+func TestEarlyAnswer(t *testing.T) {
 	c := scripted(t, "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno").connect(t.Context())
 	defer c.close()
 	for range 10 {
@@ -245,58 +244,16 @@ func TestAnAnswerBeforeTheEndOfTheBodyIsRead(t *testing.T) {
 	t.Error("the answer was never read")
 }
 
-func TestLargeBodiesAreCountedWithoutBeingCopied(t *testing.T) {
+func TestLargeBodiesAreCounted(t *testing.T) {
 	body := strings.Repeat("x", 5<<20)
-	c := scripted(t, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body), fine).connect(t.Context())
+	large := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	c := scripted(t, large, fine).connect(t.Context())
 	defer c.close()
 	resp, err := c.want(&request{method: "GET", path: "/", stream: true}, 200)
 	if err != nil || resp.length != int64(len(body)) || len(resp.body) > 0 {
 		t.Fatalf("%+v %v", resp, err)
 	}
 	if resp, err = c.want(&request{method: "GET", path: "/"}, 200); err != nil || string(resp.body) != "ok" {
-		t.Errorf("the answer after it: %v", err)
-	}
-}
-
-func TestChallengesAreParsed(t *testing.T) {
-	tests := []struct {
-		text, scheme, name, want string
-		found                    bool
-	}{
-		{`Bearer realm="https://a/t",service="s",scope="repository:a/b:pull,push"`, "bearer", "scope", "repository:a/b:pull,push", true},
-		{`Basic realm="a, b", Bearer realm="https://a/t"`, "bearer", "realm", "https://a/t", true},
-		{`BEARER Realm=x, service="a\"b"`, "bearer", "service", `a"b`, true},
-		{`Basic realm="Bearer realm=x"`, "bearer", "realm", "", false},
-		{`Basic`, "basic", "realm", "", true},
-		{`Bearer realm="never ends`, "bearer", "realm", "never ends", true},
-		{``, "basic", "", "", false},
-	}
-	for _, test := range tests {
-		params, found := challenge(test.text, test.scheme)
-		if found != test.found || params[test.name] != test.want {
-			t.Errorf("%s: %v, %v", test.text, params, found)
-		}
-	}
-}
-
-func TestPercentilesAreRightToOnePercent(t *testing.T) {
-	var a, b histogram
-	for i := 1; i <= 100_000; i++ {
-		h := &a
-		if i%2 == 0 {
-			h = &b
-		}
-		h.add(time.Duration(i) * time.Microsecond)
-	}
-	a.merge(&b)
-	for share, want := range map[float64]float64{0.5: 50e6, 0.99: 99e6, 1: 100e6, 0: 1e3} {
-		if got := float64(a.percentile(share)); math.Abs(got-want) > want/100 {
-			t.Errorf("%v: %v, want %v", share, time.Duration(got), time.Duration(want))
-		}
-	}
-	for _, d := range []time.Duration{0, 1, 255, 256, 257, time.Hour, 1 << 62, -1} {
-		if i := bucket(d); i < 0 || i >= buckets || d < time.Hour && upper(i) < d {
-			t.Errorf("%d is in bucket %d, which ends at %d", d, i, upper(i))
-		}
+		t.Errorf("the next answer: %v", err)
 	}
 }

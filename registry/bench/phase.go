@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// warmup is how long a phase runs before it is counted.
+// warmup returns how long a phase runs before it is counted.
 func (o *Options) warmup() time.Duration { return o.Duration / 5 }
 
-// maxFailures is how often an operation may fail in a row on one connection before the phase is over for it.
+// maxFailures is how many operations in a row may fail on a connection before its part of the phase ends.
 const maxFailures = 100
 
-// tally is what one connection has done.
+// tally counts what one connection did.
 type tally struct {
 	histogram  histogram
 	errors     int64
@@ -29,7 +29,8 @@ func (t *tally) fail(err error) {
 	}
 }
 
-// phase runs a scenario with so many connections. Errors: that it cannot be prepared; ctx's.
+// phase runs a scenario with a number of connections. A preparation that fails is a failed result. Errors: those of ctx
+// and of reading the CPU times.
 func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result, error) {
 	result, warmup := r.newResult(s, connections), r.options.warmup()
 	if s.prepare != nil {
@@ -52,7 +53,8 @@ func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result
 		}
 	}
 	warm := each(operations, func(op operation, t *tally) { t.run(ctx, op, true, warmup) })
-	runtime.GC() // what the preparation left is not the timed part's to clean up
+	// Garbage of the preparation must not be collected during the timed part.
+	runtime.GC()
 	before, err := r.sampler.take()
 	if err != nil {
 		return result, err
@@ -66,7 +68,8 @@ func (r *runner) phase(ctx context.Context, s scenario, connections int) (Result
 	return result, ctx.Err()
 }
 
-// firstErrors keeps of the warm-up what must not be lost: an operation that did wrong.
+// firstErrors returns the errors of the warm-up without its operations: they must not be lost, as only the first
+// answer of each connection is compared with the content.
 func firstErrors(warm []*tally) (kept []*tally) {
 	for _, t := range warm {
 		if t.errors > 0 {
@@ -76,7 +79,7 @@ func firstErrors(warm []*tally) (kept []*tally) {
 	return kept
 }
 
-// each runs something for every operation at once, with a tally of its own.
+// each runs a function for all operations at once, with a tally for each.
 func each(operations []operation, run func(operation, *tally)) []*tally {
 	tallies := make([]*tally, len(operations))
 	var wg sync.WaitGroup
@@ -88,7 +91,8 @@ func each(operations []operation, run func(operation, *tally)) []*tally {
 	return tallies
 }
 
-// run repeats an operation for a time; the last may take longer. With check the first is compared with the content.
+// run repeats an operation for a duration; the last one may take longer. If check is set, the first one is compared
+// with the content.
 func (t *tally) run(ctx context.Context, op operation, check bool, d time.Duration) {
 	now := time.Now()
 	end := now.Add(d)
@@ -111,7 +115,7 @@ func (t *tally) run(ctx context.Context, op operation, check bool, d time.Durati
 	}
 }
 
-// parallel runs something on so many connections at once, and returns the first error.
+// parallel runs a function on a number of connections at once. The first error cancels the others and is returned.
 func (r *runner) parallel(ctx context.Context, connections int, run func(*worker) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -12,19 +12,19 @@ import (
 	"time"
 )
 
-// sampler looks at the two ends of the wire.
+// sampler reads the CPU times of the generator and of the server.
 type sampler struct {
-	pid int // of the server; 0: it is not looked at
+	pid int // of the server; 0 means that it is not measured
 }
 
-// sample is what they have used so far.
+// sample is what both have used so far.
 type sample struct {
 	at        time.Time
 	generator time.Duration // CPU time
 	server    usage
 }
 
-// usage is what a process and its descendants have used.
+// usage is what a process and its descendants use.
 type usage struct {
 	cpu       time.Duration
 	rss, peak int64 // bytes; peak since each was started
@@ -39,10 +39,10 @@ func (s sampler) take() (sample, error) {
 	return sample{time.Now(), time.Duration(r.Utime.Nano() + r.Stime.Nano()), server}, err
 }
 
-// tick is the unit of CPU times in /proc. It is 10 ms on every architecture (USER_HZ), whatever the kernel's own is.
+// tick is the unit of CPU times in /proc: 10 ms on every architecture (USER_HZ).
 const tick = 10 * time.Millisecond
 
-// server reads /proc. A process's times include those of children that have ended, so that none is lost.
+// server reads /proc. The times of a process include those of its children that have ended.
 func (s sampler) server() (u usage, err error) {
 	if s.pid == 0 {
 		return u, nil
@@ -59,11 +59,12 @@ func (s sampler) server() (u usage, err error) {
 	return u, nil
 }
 
-// descendants are a process and all below it, with their CPU times.
+// descendants returns a process and its descendants, with their CPU times. Errors: no such process; no
+// /proc.
 func descendants(root int) (map[int]time.Duration, error) {
 	entries, err := os.ReadDir("/proc")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.New("pid: there is no /proc here; leave --pid out")
+		return nil, errors.New("pid: this system has no /proc; omit --pid")
 	} else if err != nil {
 		return nil, fmt.Errorf("pid: %w", err)
 	}
@@ -76,10 +77,11 @@ func descendants(root int) (map[int]time.Duration, error) {
 		}
 	}
 	if _, ok := cpu[root]; !ok {
-		return nil, fmt.Errorf("pid: there is no process %d; give that of the running server", root)
+		return nil, fmt.Errorf("pid: no process %d; want the process ID of the running server", root)
 	}
 	family := map[int]time.Duration{}
 	for pid := range cpu {
+		// The bound ends a loop: parents may change while they are read.
 		for p, depth := pid, 0; p != 0 && depth < 64; p, depth = parent[p], depth+1 {
 			if p == root {
 				family[pid] = cpu[pid]
@@ -90,7 +92,7 @@ func descendants(root int) (map[int]time.Duration, error) {
 	return family, nil
 }
 
-// stat reads a process's parent and CPU time (proc_pid_stat(5), fields 4 and 14 to 17). ok: it is there.
+// stat reads a process's parent and CPU time (proc_pid_stat(5), fields 4 and 14 to 17). ok is false if it has ended.
 func stat(pid int) (parent int, cpu time.Duration, ok bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -108,9 +110,9 @@ func stat(pid int) (parent int, cpu time.Duration, ok bool) {
 	return parent, cpu, err == nil
 }
 
-// memory reads a process's resident memory now and at its highest, in bytes.
+// memory reads a process's resident memory and its peak, in bytes; 0 if the process has ended.
 func memory(pid int) (rss, peak int64) {
-	b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status") // it may just have ended
+	b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	for line := range strings.Lines(string(b)) {
 		name, value, _ := strings.Cut(line, ":")
 		n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)

@@ -5,10 +5,11 @@ import (
 	"path/filepath"
 )
 
-// WriteStatic writes the content below a directory as a server of files would serve it under the same paths: the
-// manifests by tag and by digest, and the blobs. Lists are not among it. Errors: those of o and of the file system.
+// WriteStatic writes the content below a directory, so that a static file server has it under the paths of the API:
+// the manifests by tag and by digest, and the blobs. It writes no lists. Errors: an invalid option; those of the file
+// system.
 func WriteStatic(dir string, o Options) error {
-	if err := o.check(); err != nil {
+	if err := o.validate(); err != nil {
 		return err
 	}
 	c, err := newContent(o)
@@ -39,7 +40,7 @@ func WriteStatic(dir string, o Options) error {
 	return writeFile(filepath.Join(root, "manifests", holderTag), c.holder.bytes)
 }
 
-// writeFile writes what is not there yet; every server may read it.
+// writeFile writes a file that every user may read, unless it has that content already.
 func writeFile(path string, b []byte) error {
 	if info, err := os.Stat(path); err == nil && info.Size() == int64(len(b)) {
 		if old, err := os.ReadFile(path); err == nil && string(old) == string(b) {

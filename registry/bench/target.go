@@ -13,28 +13,28 @@ import (
 	"time"
 )
 
-// dialTimeout is more than TCP's third try takes.
+// dialTimeout leaves time for three attempts of TCP.
 const dialTimeout = 10 * time.Second
 
 // target is the server that is measured.
 type target struct {
-	url      string // scheme and host, as they were given
+	url      string // scheme and host as given
 	host     string // of the Host field
-	addr     string // to dial
+	addr     string // host:port to dial
 	tls      *tls.Config
 	protocol string
 	access   *access
 }
 
-// newTarget checks the address. Errors: what is wrong with it.
+// newTarget returns the server of o.URL. Errors: the URL or the CA is not valid.
 func newTarget(o Options) (*target, error) {
 	u, err := url.Parse(o.URL)
 	if err != nil || u.Host == "" || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("%.100q is no address of a server; write it as https://localhost:8443", o.URL)
+		return nil, fmt.Errorf("%.100q is not a valid address; want for example https://localhost:8443", o.URL)
 	}
 	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		return nil, fmt.Errorf("%s://%s: the address is scheme, host and port alone; a login is given with --user and --password-file",
-			u.Scheme, u.Host)
+		return nil, fmt.Errorf("%s://%s: the address must have scheme, host and port only; use --user and --password-file "+
+			"for a login", u.Scheme, u.Host)
 	}
 	t := &target{url: u.Scheme + "://" + u.Host, host: u.Host, protocol: o.Protocol}
 	port := u.Port()
@@ -61,21 +61,21 @@ func tlsConfig(o Options, name string) (*tls.Config, error) {
 			pool = x509.NewCertPool()
 		}
 		if !pool.AppendCertsFromPEM(o.CA) {
-			return nil, errors.New("cacert: there is no certificate in the file; it should have PEM")
+			return nil, errors.New("cacert: the file has no certificate; want PEM")
 		}
 		c.RootCAs = pool
 	}
 	return c, nil
 }
 
-// local tells whether the server is on this machine, by its address.
+// local reports whether the server has an address of this machine.
 func (t *target) local() bool {
 	host, _, _ := net.SplitHostPort(t.addr)
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// dial connects for HTTP/1.1.
+// dial connects for HTTP/1.1. The handshake of TLS is done, so its errors are returned here.
 func (t *target) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -94,7 +94,7 @@ func (t *target) dial(ctx context.Context) (net.Conn, error) {
 	return c, nil
 }
 
-// connect returns a caller with a connection of its own. Close it.
+// connect returns a caller with its own connection. The caller must close it.
 func (t *target) connect(ctx context.Context) *caller {
 	c := &caller{ctx: ctx, target: t}
 	if t.protocol == protocolHTTP2 {
@@ -105,7 +105,7 @@ func (t *target) connect(ctx context.Context) *caller {
 	return c
 }
 
-// ping finds out whether there is a registry that lets us in. A server of files is let pass: it has no /v2/.
+// ping checks that a registry answers and accepts the login. A 404 is accepted: a static file server has no /v2/.
 func (t *target) ping(ctx context.Context) error {
 	c := t.connect(ctx)
 	defer c.close()
@@ -116,12 +116,12 @@ func (t *target) ping(ctx context.Context) error {
 	case resp.status == 200, resp.status == 404:
 		return nil
 	case resp.status/100 == 3:
-		return fmt.Errorf("%s: it leads to %.200s; give that address", t.url, resp.location)
+		return fmt.Errorf("%s: redirects to %.200s; use that address", t.url, resp.location)
 	}
-	return fmt.Errorf("%s: %w; is it a registry?", t.url, c.refusal("GET", "/v2/", resp))
+	return fmt.Errorf("%s: %w; check that it is a registry", t.url, c.refusal("GET", "/v2/", resp))
 }
 
-// explain makes a sentence with a remedy of an error in reaching the server.
+// explain adds a remedy to an error of reaching the server.
 func (t *target) explain(err error) error {
 	unknown, authority := errors.AsType[x509.UnknownAuthorityError](err)
 	host, name := errors.AsType[x509.HostnameError](err)
@@ -132,20 +132,22 @@ func (t *target) explain(err error) error {
 	case login:
 		return err
 	case authority && unknown.Cert != nil:
-		return fmt.Errorf("%s: its certificate is of a CA that this machine does not trust; give the CA with --cacert "+
-			"(Trow has it at /ca.crt), or trust anything with --insecure", t.url)
+		return fmt.Errorf("%s: the certificate is signed by an unknown authority; give the CA with --cacert "+
+			"(Trow serves it at /ca.crt), or use --insecure", t.url)
 	case name:
-		return fmt.Errorf("%s: its certificate is not for this name (%s); use a name that it has, or --insecure", t.url, host.Error())
+		return fmt.Errorf("%s: the certificate is not valid for this name (%s); use one of its names, or --insecure",
+			t.url, host.Error())
 	case plain:
-		return fmt.Errorf("%s: the server speaks no TLS; write http:// instead", t.url)
+		return fmt.Errorf("%s: the server does not use TLS; use http:// instead", t.url)
 	case lookup:
-		return fmt.Errorf("%s: there is no host %s; check the address", t.url, dns.Name)
+		return fmt.Errorf("%s: host %s not found; check the address", t.url, dns.Name)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%s: nothing listens there; check that the server runs, and its port", t.url)
+		return fmt.Errorf("%s: connection refused; check the port, and that the server is running", t.url)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: it does not answer within %s; check the address, and what may be in between", t.url, dialTimeout)
+		return fmt.Errorf("%s: no answer within %s; check the address and any firewall", t.url, dialTimeout)
 	case errors.Is(err, errMalformed) || errors.Is(err, errNoAnswer) || errors.Is(err, errShort):
-		return fmt.Errorf("%s: what answers there speaks no %s (%w); check the port, and whether it is https", t.url, t.protocol, err)
+		return fmt.Errorf("%s: the server does not speak %s (%w); check the port, and whether it wants https",
+			t.url, t.protocol, err)
 	}
 	return fmt.Errorf("%s: %w", t.url, err)
 }
