@@ -24,8 +24,7 @@ const (
 
 func benchRepo(r int) string { return fmt.Sprintf("team%d/application-%d", r%7, r) }
 
-// image returns a manifest of eight references: a config, four layers that its repo's images share, and three of
-// its own.
+// image returns a manifest of eight references: four that the images of its repo share, and four of its own.
 func image(r, i int) storage.Manifest {
 	m := storage.Manifest{
 		Digest:    digest.FromString(fmt.Sprint("manifest", r, i)),
@@ -81,7 +80,7 @@ func BenchmarkResolve(b *testing.B) {
 	j := memory.NewJournal()
 	fill(b, j, benchRepos, benchImages)
 	x := storagetest.OpenIndex(b, j)
-	const n = 4096 // spread over all of them, so that caches do not flatter
+	const n = 4096 // spread over all of them, so that processor caches do not flatter
 	repos, tags, digests := make([]string, n), make([]string, n), make([]string, n)
 	for i := range n {
 		r, k := i*37%benchRepos, i*7919%benchImages
@@ -111,11 +110,11 @@ func BenchmarkResolve(b *testing.B) {
 	}
 }
 
-// heap is the memory in use.
+// heap returns the memory in use, in bytes.
 func heap() float64 {
 	var m runtime.MemStats
 	runtime.GC()
-	runtime.GC() // what has a finalizer takes two
+	runtime.GC() // objects with a finalizer take two
 	runtime.ReadMemStats(&m)
 	return float64(m.HeapAlloc)
 }
@@ -157,8 +156,8 @@ func BenchmarkIndexMemory(b *testing.B) {
 	})
 }
 
-// registryOf makes a journal of a registry of that many repos and tags, with a manifest of five blobs of its own for
-// every fifth tag, but one for each repo. A hundredth of all is in the first repo, if the others have more than a few.
+// registryOf makes the journal of a registry with that many repos and tags. Five tags share a manifest, which has five
+// blobs of its own. A hundredth of all tags is in the first repo.
 func registryOf(b *testing.B, repos, tags int) storage.Journal {
 	b.Helper()
 	j := openBolt(b, b.TempDir())
@@ -181,7 +180,8 @@ func pushTags(tx *storage.Tx, r, tags int) (err error) {
 	var m storage.Manifest
 	for i := range tags {
 		if i%5 == 0 {
-			m = storage.Manifest{Digest: digest.FromString(fmt.Sprint("manifest", r, i)), MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 1500}
+			m = storage.Manifest{Digest: digest.FromString(fmt.Sprint("manifest", r, i)), Size: 1500,
+				MediaType: "application/vnd.oci.image.manifest.v1+json"}
 			for k := range 5 {
 				d := digest.FromString(fmt.Sprint("own", r, i, k))
 				tx.Link(d, 1<<20)
@@ -194,7 +194,7 @@ func pushTags(tx *storage.Tx, r, tags int) (err error) {
 	return err
 }
 
-// BenchmarkLarge measures loading by processor time too, which is the same on a machine that has other work.
+// BenchmarkLarge also measures the processor time of loading, which hardly depends on what else the machine does.
 func BenchmarkLarge(b *testing.B) {
 	for _, size := range []struct{ repos, tags int }{{5000, 10_000}, {1000, 1_000_000}} {
 		b.Run(fmt.Sprintf("repos=%d/tags=%d", size.repos, size.tags), func(b *testing.B) {
@@ -204,14 +204,14 @@ func BenchmarkLarge(b *testing.B) {
 			var memory float64
 			for b.Loop() {
 				b.StopTimer()
-				before, began := heap(), processorTime(b)
+				before, start := heap(), processorTime(b)
 				b.StartTimer()
 				x, err := storage.OpenIndex(b.Context(), j, storage.IndexOptions{})
 				if err != nil {
 					b.Fatal(err)
 				}
 				b.StopTimer()
-				used += processorTime(b) - began
+				used += processorTime(b) - start
 				memory += heap() - before
 				x.Close()
 				b.StartTimer()
@@ -222,7 +222,7 @@ func BenchmarkLarge(b *testing.B) {
 	}
 }
 
-// processorTime is what the process has used of all cores.
+// processorTime returns what the process has used of all cores.
 func processorTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -248,10 +248,11 @@ func BenchmarkUpdate(b *testing.B) {
 	inner := openBolt(b, b.TempDir())
 	fill(b, inner, 10, 100)
 	var commits, next atomic.Int64
-	x := storagetest.OpenIndex(b, hooked{inner, func(ctx context.Context, batches ...storage.Batch) (storage.Revision, error) {
+	count := func(ctx context.Context, batches ...storage.Batch) (storage.Revision, error) {
 		commits.Add(1)
 		return inner.Commit(ctx, batches...)
-	}})
+	}
+	x := storagetest.OpenIndex(b, hooked{inner, count})
 	for _, parallel := range []int{1, 64} { // times GOMAXPROCS
 		b.Run(fmt.Sprint("parallel=", parallel), func(b *testing.B) {
 			commits.Store(0)

@@ -22,7 +22,7 @@ func TestDigestsGoToBinaryFormAndBack(t *testing.T) {
 		}
 	}
 	if key("").digest() != "" || key("").valid() || key("\x01short").valid() {
-		t.Error("an empty or short key is taken for a digest")
+		t.Error("an empty or short key is accepted as a digest")
 	}
 }
 
@@ -46,8 +46,8 @@ func FuzzParseDigest(f *testing.F) {
 }
 
 func FuzzParseManifest(f *testing.F) {
-	m := Manifest{Digest: digest.FromString("m"), MediaType: "application/a", Size: 7, Time: 8, Subject: digest.FromString("s"),
-		Refs: []digest.Digest{digest.FromString("a"), digest.SHA512.FromString("b")}}
+	m := Manifest{Digest: digest.FromString("m"), MediaType: "application/a", Size: 7, Time: 8,
+		Subject: digest.FromString("s"), Refs: []digest.Digest{digest.FromString("a"), digest.SHA512.FromString("b")}}
 	f.Add(manifestValue(m))
 	f.Add([]byte{})
 	f.Add([]byte{2, 2, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f})
@@ -77,7 +77,8 @@ func TestManifestValuesAreReadAsWritten(t *testing.T) {
 		{Refs: []digest.Digest{digest.FromString("a"), digest.SHA512.FromString("b"), digest.FromString("a")}},
 	} {
 		f, err := parseManifest(append(manifestValue(m), "what a later version adds"...))
-		if err != nil || f.size != m.Size || f.time != m.Time || string(f.mediaType) != m.MediaType || key(f.subject).digest() != m.Subject {
+		if err != nil || f.size != m.Size || f.time != m.Time || string(f.mediaType) != m.MediaType ||
+			key(f.subject).digest() != m.Subject {
 			t.Errorf("%+v was read as %+v, %v", m, f, err)
 		}
 		var refs []digest.Digest

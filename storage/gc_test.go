@@ -17,8 +17,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// shelf is a store with a collector, and the plainest client.
-type shelf struct {
+// store is blobs and an Index with a collector, and the plainest client.
+type store struct {
 	*testing.T
 	blobs     storage.Blobs
 	index     *storage.Index
@@ -27,14 +27,14 @@ type shelf struct {
 
 const grace = time.Hour
 
-func newShelf(t *testing.T, blobs storage.Blobs, j storage.Journal) *shelf {
+func newStore(t *testing.T, blobs storage.Blobs, j storage.Journal) *store {
 	t.Helper()
-	s := &shelf{T: t, blobs: blobs, index: storagetest.OpenIndex(t, j)}
+	s := &store{T: t, blobs: blobs, index: storagetest.OpenIndex(t, j)}
 	s.collector = &storage.Collector{Blobs: blobs, Index: s.index, Grace: grace}
 	return s
 }
 
-func (s *shelf) push(repo string, content []byte) digest.Digest {
+func (s *store) push(repo string, content []byte) digest.Digest {
 	s.Helper()
 	d, err := s.tryPush(s.Context(), repo, content)
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *shelf) push(repo string, content []byte) digest.Digest {
 	return d
 }
 
-func (s *shelf) tryPush(ctx context.Context, repo string, content []byte) (digest.Digest, error) {
+func (s *store) tryPush(ctx context.Context, repo string, content []byte) (digest.Digest, error) {
 	d := digest.FromBytes(content)
 	release, err := s.commit(ctx, repo, content)
 	if err != nil {
@@ -54,12 +54,12 @@ func (s *shelf) tryPush(ctx context.Context, repo string, content []byte) (diges
 }
 
 // link records a blob, as the registry does.
-func (s *shelf) link(ctx context.Context, repo string, d digest.Digest, size int64) error {
+func (s *store) link(ctx context.Context, repo string, d digest.Digest, size int64) error {
 	s.index.Lease(repo, d)
 	return s.index.Update(ctx, repo, func(tx *storage.Tx) error { tx.Link(d, size); return nil })
 }
 
-func (s *shelf) commit(ctx context.Context, repo string, content []byte) (release func(), err error) {
+func (s *store) commit(ctx context.Context, repo string, content []byte) (release func(), err error) {
 	u, err := s.blobs.Create(ctx, repo, digest.SHA256)
 	if err != nil {
 		return nil, err
@@ -70,11 +70,11 @@ func (s *shelf) commit(ctx context.Context, repo string, content []byte) (releas
 	return s.index.Commit(ctx, u, digest.FromBytes(content))
 }
 
-// errMissing is a manifest's that consists of what the repo does not hold.
+// errMissing: a manifest refers to content that the repo does not hold.
 var errMissing = errors.New("missing")
 
-// manifest pushes one that consists of refs, as the registry does.
-func (s *shelf) manifest(ctx context.Context, repo, tag string, refs ...digest.Digest) (digest.Digest, error) {
+// manifest pushes a manifest that refers to refs, as the registry does.
+func (s *store) manifest(ctx context.Context, repo, tag string, refs ...digest.Digest) (digest.Digest, error) {
 	content := fmt.Appendf(nil, "manifest of %s", refs)
 	d := digest.FromBytes(content)
 	release, err := s.commit(ctx, repo, content)
@@ -93,7 +93,7 @@ func (s *shelf) manifest(ctx context.Context, repo, tag string, refs ...digest.D
 	})
 }
 
-func (s *shelf) collect() storage.Collected {
+func (s *store) collect() storage.Collected {
 	s.Helper()
 	done, err := s.collector.Run(s.Context(), false, nil)
 	if err != nil {
@@ -102,38 +102,38 @@ func (s *shelf) collect() storage.Collected {
 	return done
 }
 
-func (s *shelf) has(d digest.Digest) bool {
+func (s *store) has(d digest.Digest) bool {
 	_, err := s.blobs.Stat(s.Context(), d)
 	return err == nil
 }
 
-func (s *shelf) holds(repo string, d digest.Digest) bool {
+func (s *store) holds(repo string, d digest.Digest) bool {
 	_, ok, err := s.index.Blob(s.Context(), repo, d)
 	return ok && err == nil
 }
 
-// inBubble runs a test over memory, in which time passes when all wait.
-func inBubble(t *testing.T, test func(t *testing.T, s *shelf)) {
+// inBubble runs a test over memory with the fake clock of synctest.
+func inBubble(t *testing.T, test func(t *testing.T, s *store)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		test(t, newShelf(t, memory.NewBlobs(), memory.NewJournal()))
+		test(t, newStore(t, memory.NewBlobs(), memory.NewJournal()))
 	})
 }
 
-func TestCollectorTakesWhatNothingNeeds(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+func TestTheCollectorRemovesWhatNothingNeeds(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
 		used, unused := s.push("a", []byte("used")), s.push("a", []byte("unused"))
 		m, err := s.manifest(s.Context(), "a", "v", used)
 		if err != nil {
 			t.Fatal(err)
 		}
-		orphan := digest.FromString("orphan") // bytes of a push that never came to its fact
+		orphan := digest.FromString("orphan") // bytes of a push that was never recorded
 		release, err := s.commit(s.Context(), "a", []byte("orphan"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if s.collect(); !s.has(orphan) {
-			t.Error("what is pinned was collected")
+			t.Error("pinned bytes were collected")
 		}
 		release()
 		if done := s.collect(); s.has(orphan) || !done.Waiting || done.Unlinked != 0 || done.Freed != 6 {
@@ -142,17 +142,17 @@ func TestCollectorTakesWhatNothingNeeds(t *testing.T) {
 		time.Sleep(grace + 2*time.Second)
 		dry, err := s.collector.Run(t.Context(), true, nil)
 		if err != nil || !s.has(unused) || !s.holds("a", unused) {
-			t.Errorf("a dry run takes something away: %v", err)
+			t.Errorf("a dry run removes something: %v", err)
 		}
 		if done := s.collect(); done != dry || done.Unlinked != 1 || done.Deleted != 1 || done.Freed != 6 || s.has(unused) {
 			t.Errorf("got %+v; the dry run said %+v", done, dry)
 		}
 		if !s.holds("a", used) || !s.has(used) || !s.has(m) {
-			t.Error("what a manifest consists of was collected")
+			t.Error("a part of a manifest was collected")
 		}
 		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.DeleteManifest(m) })
 		if done := s.collect(); done.Deleted != 2 || s.has(used) || s.has(m) {
-			t.Errorf("after the manifest went: %+v", done)
+			t.Errorf("after the manifest was deleted: %+v", done)
 		}
 		if stats := s.index.Stats(); stats.Repos != 0 || stats.Contents != 0 {
 			t.Errorf("left behind: %+v", stats)
@@ -160,8 +160,8 @@ func TestCollectorTakesWhatNothingNeeds(t *testing.T) {
 	})
 }
 
-func TestBytesStayAsLongAsOneRepoHoldsThem(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+func TestBytesStayWhileOneRepoHoldsThem(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
 		d := s.push("a", []byte("layer"))
 		s.push("b", []byte("layer"))
 		if _, err := s.manifest(s.Context(), "b", "v", d); err != nil {
@@ -177,17 +177,17 @@ func TestBytesStayAsLongAsOneRepoHoldsThem(t *testing.T) {
 	})
 }
 
-func TestWhoeverWasToldThatABlobIsThereMayReferToIt(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+func TestAClientMayReferToABlobThatItWasToldOf(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
 		d := s.push("a", []byte("layer"))
-		for range 5 { // for ever, as long as somebody asks in time
+		for range 5 { // without end, as long as a client asks in time
 			time.Sleep(grace - time.Second)
 			s.index.Lease("a", d)
 			if s.collect(); !s.holds("a", d) {
 				t.Fatal("the lease was not honoured")
 			}
 		}
-		s.push("a", []byte("layer")) // pushed again: as good as asked
+		s.push("a", []byte("layer")) // pushed again: counts as asked
 		time.Sleep(grace - time.Second)
 		if s.collect(); !s.holds("a", d) {
 			t.Fatal("the second push was not honoured")
@@ -199,10 +199,11 @@ func TestWhoeverWasToldThatABlobIsThereMayReferToIt(t *testing.T) {
 	})
 }
 
-// TestAManifestThatComesWhileItsLayerIsUnlinked is committed before the unlinking that was decided upon earlier.
-func TestAManifestThatComesWhileItsLayerIsUnlinked(t *testing.T) {
+// TestAManifestIsPushedWhileItsLayerIsUnlinked: the manifest is committed before the unlinking that was decided
+// earlier.
+func TestAManifestIsPushedWhileItsLayerIsUnlinked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newShelf(t, memory.NewBlobs(), slowly{memory.NewJournal()})
+		s := newStore(t, memory.NewBlobs(), slowly{memory.NewJournal()})
 		d := s.push("a", []byte("layer"))
 		time.Sleep(2 * grace)
 		var all sync.WaitGroup
@@ -222,7 +223,7 @@ func TestAManifestThatComesWhileItsLayerIsUnlinked(t *testing.T) {
 	})
 }
 
-// slowly takes a minute for a commit.
+// slowly is a journal whose commits take a minute.
 type slowly struct{ *memory.Journal }
 
 func (j slowly) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
@@ -230,12 +231,12 @@ func (j slowly) Commit(ctx context.Context, b ...storage.Batch) (storage.Revisio
 	return j.Journal.Commit(ctx, b...)
 }
 
-func TestNothingIsUnlinkedBeforeWeCanKnow(t *testing.T) {
+func TestNothingIsUnlinkedDuringTheFirstGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		blobs, journal := memory.NewBlobs(), memory.NewJournal()
-		d := newShelf(t, blobs, journal).push("a", []byte("layer"))
+		d := newStore(t, blobs, journal).push("a", []byte("layer"))
 		time.Sleep(10 * grace)
-		s := newShelf(t, blobs, journal) // a restart: somebody may have asked a moment before it
+		s := newStore(t, blobs, journal) // a restart: a client may have asked just before it
 		if done := s.collect(); !done.Waiting || !s.holds("a", d) {
 			t.Errorf("unlinked after a restart: %+v", done)
 		}
@@ -246,13 +247,13 @@ func TestNothingIsUnlinkedBeforeWeCanKnow(t *testing.T) {
 	})
 }
 
-// TestACrashBetweenMarkAndDelete leaves bytes condemned: a push of them waits for Finish, and then goes on.
+// TestACrashBetweenMarkAndDelete leaves bytes condemned: a push of them waits for Finish, and then continues.
 func TestACrashBetweenMarkAndDelete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for n := 1; ; n++ {
 			memory, journal := memory.NewBlobs(), memory.NewJournal()
 			fault := &storagetest.Fault{Method: "Commit", N: n}
-			s := newShelf(t, memory, storagetest.FailJournal{Journal: journal, Fault: fault})
+			s := newStore(t, memory, storagetest.FailJournal{Journal: journal, Fault: fault})
 			d := digest.FromString("orphan")
 			if release, err := s.commit(t.Context(), "a", []byte("orphan")); err == nil {
 				release()
@@ -262,9 +263,9 @@ func TestACrashBetweenMarkAndDelete(t *testing.T) {
 				break
 			}
 			if err == nil {
-				t.Errorf("commit %d failed, and nobody was told", n)
+				t.Errorf("commit %d failed, and the run returned no error", n)
 			}
-			s = newShelf(t, memory, journal)
+			s = newStore(t, memory, journal)
 			pushed := make(chan error, 1)
 			go func() {
 				_, err := s.tryPush(t.Context(), "a", []byte("orphan"))
@@ -281,8 +282,8 @@ func TestACrashBetweenMarkAndDelete(t *testing.T) {
 	})
 }
 
-func TestWhatIsBeingDeletedCannotBeNamed(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+func TestBytesThatAreBeingDeletedCannotBeNamed(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
 		release, err := s.commit(t.Context(), "a", []byte("orphan"))
 		if err != nil {
 			t.Fatal(err)
@@ -327,7 +328,7 @@ func (b *atDelete) Delete(ctx context.Context, d digest.Digest) error {
 }
 
 // TestCollectorAmongClients lets random clients push, ask, mount, refer, retag and delete while the collector runs
-// without pause. Nobody is refused who may not be, and in the end exactly what records name is there.
+// without pause. No request fails that must not, and in the end exactly the bytes exist that facts name.
 func TestCollectorAmongClients(t *testing.T) {
 	for seed := range uint64(40) {
 		synctest.Test(t, func(t *testing.T) { testCollectorAmongClients(t, seed) })
@@ -336,7 +337,7 @@ func TestCollectorAmongClients(t *testing.T) {
 
 func testCollectorAmongClients(t *testing.T, seed uint64) {
 	pauses := &pauses{r: rand.New(rand.NewPCG(seed, 1))}
-	s := newShelf(t, unhurried{memory.NewBlobs(), pauses}, unhurriedJournal{memory.NewJournal(), pauses})
+	s := newStore(t, unhurried{memory.NewBlobs(), pauses}, unhurriedJournal{memory.NewJournal(), pauses})
 	stop := make(chan struct{})
 	var clients, collecting sync.WaitGroup
 	collected := 0
@@ -367,12 +368,12 @@ func testCollectorAmongClients(t *testing.T, seed uint64) {
 	s.collect()
 	s.wantExactly()
 	if collected == 0 {
-		t.Errorf("seed %d: nothing was collected meanwhile: the test says nothing", seed)
+		t.Errorf("seed %d: nothing was collected meanwhile, so the test proves nothing", seed)
 	}
 }
 
-// client is one client's doing: an image of one layer, or the end of one.
-func (s *shelf) client(r *rand.Rand) {
+// client is what one client does: it pushes an image of one layer, or deletes one.
+func (s *store) client(r *rand.Rand) {
 	ctx, repo, tag := s.Context(), fmt.Sprint("r", r.IntN(2)), fmt.Sprint("t", r.IntN(2))
 	content := fmt.Appendf(nil, "layer %d", r.IntN(4))
 	d := digest.FromBytes(content)
@@ -396,12 +397,12 @@ func (s *shelf) client(r *rand.Rand) {
 		return
 	}
 	if !s.has(d) || !s.holds(repo, d) {
-		s.Errorf("%s: %s is gone, and %s consists of it", repo, d, m)
+		s.Errorf("%s: %s is gone, and %s refers to it", repo, d, m)
 	}
 }
 
-// ask is HEAD.
-func (s *shelf) ask(repo string, d digest.Digest) bool {
+// ask does what HEAD does.
+func (s *store) ask(repo string, d digest.Digest) bool {
 	if !s.holds(repo, d) {
 		return false
 	}
@@ -409,7 +410,7 @@ func (s *shelf) ask(repo string, d digest.Digest) bool {
 	return s.holds(repo, d)
 }
 
-func (s *shelf) mount(r *rand.Rand, repo string, d digest.Digest) bool {
+func (s *store) mount(r *rand.Rand, repo string, d digest.Digest) bool {
 	if r.IntN(2) == 0 {
 		return false
 	}
@@ -430,8 +431,8 @@ func (s *shelf) mount(r *rand.Rand, repo string, d digest.Digest) bool {
 	return false
 }
 
-// wantExactly checks that the bytes are those that facts name.
-func (s *shelf) wantExactly() {
+// wantExactly checks that exactly the bytes exist that facts name.
+func (s *store) wantExactly() {
 	s.Helper()
 	want := map[digest.Digest]bool{}
 	for _, repo := range []string{"r0", "r1"} {
@@ -451,16 +452,16 @@ func (s *shelf) wantExactly() {
 			s.Fatal(err)
 		}
 		if !want[info.Digest] {
-			s.Errorf("%s is left, and nothing names it", info.Digest)
+			s.Errorf("%s exists, and no fact names it", info.Digest)
 		}
 		delete(want, info.Digest)
 	}
 	for d := range want {
-		s.Errorf("%s is named, and its bytes are gone", d)
+		s.Errorf("a fact names %s, and its bytes are gone", d)
 	}
 }
 
-// pauses are random, so that others come between.
+// pauses are random, so that other calls come in between.
 type pauses struct {
 	mu sync.Mutex
 	r  *rand.Rand
@@ -473,7 +474,7 @@ func (p *pauses) wait() {
 	time.Sleep(d)
 }
 
-// unhurried takes its time for what changes bytes.
+// unhurried takes its time to change bytes.
 type unhurried struct {
 	*memory.Blobs
 	pauses *pauses
@@ -501,7 +502,7 @@ func (u unhurriedUpload) Commit(ctx context.Context, d digest.Digest) error {
 	return u.Upload.Commit(ctx, d)
 }
 
-// unhurriedJournal takes its time for a commit.
+// unhurriedJournal takes its time to commit.
 type unhurriedJournal struct {
 	*memory.Journal
 	pauses *pauses

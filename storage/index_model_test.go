@@ -18,7 +18,7 @@ import (
 	"trow/storage/storagetest"
 )
 
-// model is what the Index should know, kept in the plainest way.
+// model is what the Index should know, kept in the simplest way.
 type model map[string]*modelRepo
 
 type modelRepo struct {
@@ -57,8 +57,7 @@ func (r *modelRepo) tagsOf(d digest.Digest) []string {
 	return tags
 }
 
-// universe is the content that the random operations choose from. It is fixed, since a digest stands for one
-// content.
+// universe is the content that the random operations choose from. It is fixed, because a digest stands for one content.
 type universe struct {
 	repos, tags []string
 	types       []string
@@ -87,13 +86,13 @@ func newUniverse(r *rand.Rand) *universe {
 	for i := range 9 {
 		m := storage.Manifest{Digest: digestOf("manifest", i), Size: int64(1000 + i)}
 		for range r.IntN(5) {
-			m.Refs = append(m.Refs, u.blobs[r.IntN(len(u.blobs))]) // also one of them twice
+			m.Refs = append(m.Refs, u.blobs[r.IntN(len(u.blobs))]) // perhaps one of them twice
 		}
 		if i > 4 {
 			m.Refs = append(m.Refs, u.manifests[r.IntN(i)].Digest)
 		}
 		if i%2 == 1 {
-			m.Subject = digestOf("manifest", r.IntN(i+2)-1) // perhaps one that is nowhere
+			m.Subject = digestOf("manifest", r.IntN(i+2)-1) // perhaps one that does not exist
 			if m.Subject == m.Digest {
 				m.Subject = digestOf("manifest", 99)
 			}
@@ -113,7 +112,7 @@ func (u *universe) digests() []digest.Digest {
 
 var errAbort = errors.New("abort")
 
-// step does one random operation on both and compares what they say. It runs in the committer.
+// step does one random operation on both and compares the results. It runs in the committer.
 func (u *universe) step(t *testing.T, r *rand.Rand, tx *storage.Tx, m *modelRepo) {
 	tag := u.tags[r.IntN(len(u.tags))]
 	blob := u.blobs[r.IntN(len(u.blobs))]
@@ -160,7 +159,8 @@ func (u *universe) look(t *testing.T, tx *storage.Tx, m *modelRepo, r *rand.Rand
 		t.Errorf("Linked(%s): %v, want %v", d, !ok, ok)
 	}
 	want, ok := m.manifests[d]
-	if got, found := tx.Manifest(d); found != ok || ok && (got.Digest() != d || got.MediaType != want.MediaType || got.Size != want.Size) {
+	got, found := tx.Manifest(d)
+	if found != ok || ok && (got.Digest() != d || got.MediaType != want.MediaType || got.Size != want.Size) {
 		t.Errorf("Manifest(%s): %+v, %v; want %+v, %v", d, got, found, want, ok)
 	}
 	if got := tx.TagsOf(d); !slices.Equal(slices.Sorted(slices.Values(got)), m.tagsOf(d)) {
@@ -172,7 +172,8 @@ func (u *universe) look(t *testing.T, tx *storage.Tx, m *modelRepo, r *rand.Rand
 	}
 	by, found := tx.ReferredBy(d)
 	refers := func(by storage.Manifest) bool { return slices.Contains(by.Refs, d) }
-	if found && !refers(m.manifests[by]) || !found && slices.ContainsFunc(slices.Collect(maps.Values(m.manifests)), refers) {
+	referred := slices.ContainsFunc(slices.Collect(maps.Values(m.manifests)), refers)
+	if found && !refers(m.manifests[by]) || !found && referred {
 		t.Errorf("ReferredBy(%s): %s, %v", d, by, found)
 	}
 }
@@ -282,13 +283,16 @@ func (u *universe) wantRepo(t *testing.T, x *storage.Index, repo string, m *mode
 	}
 	for _, tag := range u.tags {
 		d, ok, err := x.Resolve(ctx, repo, tag)
-		if want := m.manifests[m.tags[tag]]; err != nil || ok != (want.Digest != "") || d.Digest() != want.Digest || d.MediaType != want.MediaType || d.Size != want.Size {
+		want := m.manifests[m.tags[tag]]
+		if err != nil || ok != (want.Digest != "") || d.Digest() != want.Digest || d.MediaType != want.MediaType ||
+			d.Size != want.Size {
 			t.Errorf("Resolve(%s, %s): %+v, %v, %v; want %+v", repo, tag, d, ok, err, want)
 		}
 	}
 	for _, d := range u.digests() {
 		want, ok := m.manifests[d]
-		if got, found, err := x.Resolve(ctx, repo, string(d)); err != nil || found != ok || got.Digest() != want.Digest || got.MediaType != want.MediaType {
+		got, found, err := x.Resolve(ctx, repo, string(d))
+		if err != nil || found != ok || got.Digest() != want.Digest || got.MediaType != want.MediaType {
 			t.Errorf("Resolve(%s, %s): %+v, %v, %v; want %+v", repo, d, got, found, err, want)
 		}
 		size, ok := m.links[d]
@@ -349,7 +353,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				x.SetQuotas(modelQuotas)
 				u.wantIndex(t, x, all)
 			}
-			for repo := range all { // and everything, of which nothing must remain
+			for repo := range all { // delete everything: nothing must remain
 				err := x.Update(t.Context(), repo, func(tx *storage.Tx) (err error) {
 					for d := range all[repo].manifests {
 						err = errors.Join(err, tx.DeleteManifest(d))
@@ -369,7 +373,7 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 	}
 }
 
-// thin deletes most of everything, repo by repo: what nobody names any more is forgotten.
+// thin deletes most of everything, repo by repo: what no fact names any more is forgotten.
 func (u *universe) thin(t *testing.T, r *rand.Rand, x *storage.Index, all model) {
 	t.Helper()
 	for _, repo := range u.repos {
@@ -398,7 +402,7 @@ func (u *universe) thin(t *testing.T, r *rand.Rand, x *storage.Index, all model)
 	}
 }
 
-// work makes random updates, some of which fail or panic half way.
+// work makes random updates. Some fail or panic half way.
 func (u *universe) work(t *testing.T, r *rand.Rand, x *storage.Index, all model, updates int) {
 	for range updates {
 		repo, end := u.repos[r.IntN(len(u.repos))], r.IntN(20)

@@ -20,7 +20,7 @@ import (
 	"trow/storage/storagetest"
 )
 
-// hooked is a journal with another Commit.
+// hooked is a journal with its own Commit.
 type hooked struct {
 	storage.Journal
 	commit func(ctx context.Context, b ...storage.Batch) (storage.Revision, error)
@@ -30,7 +30,7 @@ func (j hooked) Commit(ctx context.Context, b ...storage.Batch) (storage.Revisio
 	return j.commit(ctx, b...)
 }
 
-// gated is a journal whose commits wait for the gate, and are counted.
+// gated returns a journal whose commits wait for the gate and are counted.
 func gated(inner storage.Journal) (j storage.Journal, gate chan struct{}, commits *atomic.Int32) {
 	gate, commits = make(chan struct{}), new(atomic.Int32)
 	return hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
@@ -40,8 +40,8 @@ func gated(inner storage.Journal) (j storage.Journal, gate chan struct{}, commit
 	}}, gate, commits
 }
 
-// delayed is a journal whose commits are seen by those who watch it when the test says so, as if it were far
-// away. Its own Commit returns at once.
+// delayed is a journal whose watchers see commits only when the test lets them, as if it were far away. Commit itself
+// returns at once.
 type delayed struct {
 	storage.Journal
 	pass chan struct{} // closed to let commits through
@@ -105,7 +105,7 @@ func wantTags(t *testing.T, x *storage.Index, repo string, want ...string) {
 	}
 }
 
-// count makes the chain of manifests that the tag "count" moves along one longer.
+// count moves the tag "count" to the next manifest of a series.
 func count(tx *storage.Tx) error {
 	next := 0
 	if at, ok := tx.Tag("count"); ok {
@@ -114,6 +114,7 @@ func count(tx *storage.Tx) error {
 	return put(next, "count")(tx)
 }
 
+// counted returns how often count was committed.
 func counted(t *testing.T, x *storage.Index, repo string) int {
 	t.Helper()
 	at, ok, err := x.Resolve(t.Context(), repo, "count")
@@ -123,7 +124,7 @@ func counted(t *testing.T, x *storage.Index, repo string) int {
 	return int(at.Size) + 1
 }
 
-func TestUpdatesThatWaitShareOneCommit(t *testing.T) {
+func TestWaitingUpdatesShareOneCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, gate, commits := gated(memory.NewJournal())
 		x := storagetest.OpenIndex(t, j)
@@ -162,7 +163,7 @@ func TestUpdatesThatWaitShareOneCommit(t *testing.T) {
 			case 2:
 				wg.Go(func() {
 					err := x.Update(cancelled, repo, func(*storage.Tx) error {
-						t.Error("a function ran for a caller who has gone")
+						t.Error("a function ran for a caller that had given up")
 						return nil
 					})
 					if !errors.Is(err, context.Canceled) {
@@ -187,15 +188,16 @@ func TestUpdatesThatWaitShareOneCommit(t *testing.T) {
 	})
 }
 
-func TestUpdateOfAClosedIndexIsRefused(t *testing.T) {
+func TestUpdateAfterCloseIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, gate, _ := gated(memory.NewJournal())
 		x := storagetest.OpenIndex(t, j)
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
-				if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, storage.ErrClosed) && !errors.Is(err, context.Canceled) && err != nil {
-					t.Errorf("who waits while it is closed gets %v", err)
+				err := x.Update(t.Context(), "r", put(1, "v"))
+				if !errors.Is(err, storage.ErrClosed) && !errors.Is(err, context.Canceled) && err != nil {
+					t.Errorf("an update that waited during Close returned %v", err)
 				}
 			})
 		}
@@ -234,7 +236,7 @@ func TestReadersDoNotWaitForACommit(t *testing.T) {
 			t.Errorf("Resolve of a digest: %v, %v", ok, err)
 		}
 		if _, ok, err := x.Resolve(t.Context(), "r", "v2"); ok || err != nil {
-			t.Errorf("Resolve of what is not committed: %v, %v", ok, err)
+			t.Errorf("Resolve before the commit: %v, %v", ok, err)
 		}
 		if size, ok, err := x.Blob(t.Context(), "r", blob); size != 4 || !ok || err != nil {
 			t.Errorf("Blob: %d, %v, %v", size, ok, err)
@@ -255,7 +257,7 @@ func TestReadersDoNotWaitForACommit(t *testing.T) {
 	})
 }
 
-func TestCommitThatFailsLeavesTheIndexEqualToTheJournal(t *testing.T) {
+func TestAfterAFailedCommitTheIndexEqualsTheJournal(t *testing.T) {
 	for name, place := range journals {
 		for _, after := range []bool{false, true} {
 			for n := 1; n <= 4; n++ {
@@ -264,7 +266,8 @@ func TestCommitThatFailsLeavesTheIndexEqualToTheJournal(t *testing.T) {
 					fault := &storagetest.Fault{Method: "Commit", N: n, After: after}
 					warned := 0
 					j := open()
-					x, err := storage.OpenIndex(t.Context(), storagetest.FailJournal{Journal: j, Fault: fault}, storage.IndexOptions{Warn: func(error) { warned++ }})
+					x, err := storage.OpenIndex(t.Context(), storagetest.FailJournal{Journal: j, Fault: fault},
+						storage.IndexOptions{Warn: func(error) { warned++ }})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -295,7 +298,7 @@ func TestCommitThatFailsLeavesTheIndexEqualToTheJournal(t *testing.T) {
 	}
 }
 
-// forgetful is a journal whose commits take effect, but fail and are not told to who watches, when lose is set.
+// forgetful is a journal: when lose is set, a commit takes effect, but fails and is not delivered to watchers.
 type forgetful struct {
 	storage.Journal
 	lose *atomic.Bool
@@ -320,7 +323,7 @@ func (j forgetful) Watch(ctx context.Context, apply func(storage.Update) error) 
 	})
 }
 
-func TestFailedUpdateReturnsWhenTheIndexShowsWhatBecameOfIt(t *testing.T) {
+func TestAFailedUpdateReturnsWhenTheIndexShowsItsOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := forgetful{memory.NewJournal(), new(atomic.Bool)}
 		x := storagetest.OpenIndex(t, j)
@@ -330,14 +333,14 @@ func TestFailedUpdateReturnsWhenTheIndexShowsWhatBecameOfIt(t *testing.T) {
 			if err := x.Update(t.Context(), "r", count); !errors.Is(err, storagetest.ErrFault) {
 				t.Errorf("a lost commit: %v", err)
 			}
-			if n := counted(t, x, "r"); n != want { // a hit, which is not confirmed with the journal
+			if n := counted(t, x, "r"); n != want { // a hit is not confirmed with the journal
 				t.Errorf("the Index counts %d, the journal %d", n, want)
 			}
 		}
 	})
 }
 
-func TestCommitThatFailsFailsAllItsMembers(t *testing.T) {
+func TestAFailedCommitFailsAllItsUpdates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner, gate := memory.NewJournal(), make(chan struct{})
 		commits := 0
@@ -355,16 +358,16 @@ func TestCommitThatFailsFailsAllItsMembers(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { storagetest.Update(t, x, "other", put(2, "v")) })
 		synctest.Wait()
-		// One member deletes the tag, and the next does not find it: by what will not have happened.
+		// One update deletes the tag, and the next does not find it, because of a change that will not have happened.
 		for range 2 {
 			wg.Go(func() {
 				err := x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
 				if !errors.Is(err, storagetest.ErrFault) {
-					t.Errorf("a member of a failed commit got %v", err)
+					t.Errorf("an update of a failed commit returned %v", err)
 				}
 			})
 		}
-		wg.Go(func() { // and one rests on nothing of theirs
+		wg.Go(func() { // and one does not depend on theirs
 			err := x.Update(t.Context(), "third", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
 			if !errors.Is(err, storage.ErrNotFound) {
 				t.Errorf("a function's error came back as %v", err)
@@ -377,7 +380,7 @@ func TestCommitThatFailsFailsAllItsMembers(t *testing.T) {
 	})
 }
 
-func TestWatchThatFailsIsBegunAnew(t *testing.T) {
+func TestAFailedWatchIsStartedAgain(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for n := 1; n <= 4; n++ {
 			t.Run(fmt.Sprintf("watch %d, after the effect: %v", n, after), func(t *testing.T) {
@@ -412,7 +415,7 @@ func TestWatchThatFailsIsBegunAnew(t *testing.T) {
 	}
 }
 
-func TestMissThatCannotBeConfirmedIsAnError(t *testing.T) {
+func TestAMissThatCannotBeConfirmedIsAnError(t *testing.T) {
 	j := storagetest.FailJournal{Journal: memory.NewJournal(), Fault: &storagetest.Fault{}}
 	x := storagetest.OpenIndex(t, j)
 	storagetest.Update(t, x, "r", put(1, "v"))
@@ -427,8 +430,8 @@ func TestMissThatCannotBeConfirmedIsAnError(t *testing.T) {
 		},
 	}
 	for name, call := range calls {
-		broken := storagetest.OpenIndex(t, storagetest.FailJournal{Journal: j.Journal, Fault: &storagetest.Fault{Method: "Head", N: 1}})
-		x = broken
+		fault := &storagetest.Fault{Method: "Head", N: 1}
+		x = storagetest.OpenIndex(t, storagetest.FailJournal{Journal: j.Journal, Fault: fault})
 		if err := call(); !errors.Is(err, storagetest.ErrFault) || errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("%s: %v, want the journal's error", name, err)
 		}
@@ -456,7 +459,7 @@ func TestTwoIndexesOnOneJournalLoseNoUpdate(t *testing.T) {
 						return
 					}
 					if _, ok, err := x.Resolve(t.Context(), "r", "count"); !ok || err != nil {
-						t.Errorf("a writer does not see his write: %v, %v", ok, err)
+						t.Errorf("a writer does not see its write: %v, %v", ok, err)
 					}
 				}
 			})
@@ -477,7 +480,7 @@ func closed() chan struct{} {
 	return c
 }
 
-func TestMissWaitsForWhatTheJournalHas(t *testing.T) {
+func TestAMissWaitsForTheJournal(t *testing.T) {
 	blob := digest.FromString("blob")
 	tests := map[string]func(ctx context.Context, x *storage.Index) (bool, error){
 		"Resolve": func(ctx context.Context, x *storage.Index) (bool, error) {
@@ -496,12 +499,12 @@ func TestMissWaitsForWhatTheJournalHas(t *testing.T) {
 			repos, err := x.Repos(ctx, "", -1)
 			return len(repos) == 1, err
 		},
-		"Update that fails by it": func(ctx context.Context, x *storage.Index) (bool, error) {
+		"Update that fails because of a miss": func(ctx context.Context, x *storage.Index) (bool, error) {
 			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
 			return err == nil, err
 		},
-		"Update that changes nothing by it": func(ctx context.Context, x *storage.Index) (bool, error) {
-			err := x.Update(ctx, "gone", put(7, "v")) // which another one has deleted
+		"Update that changes nothing because of a hit": func(ctx context.Context, x *storage.Index) (bool, error) {
+			err := x.Update(ctx, "gone", put(7, "v")) // another process has deleted it
 			_, ok, _ := x.Resolve(ctx, "gone", "v")
 			return ok, err
 		},
@@ -551,18 +554,19 @@ func TestMissWaitsForWhatTheJournalHas(t *testing.T) {
 	}
 }
 
-func TestUpdateThatNeverComesFirstGivesUp(t *testing.T) {
+func TestAnUpdateThatAlwaysConflictsGivesUp(t *testing.T) {
 	commits := 0
-	x := storagetest.OpenIndex(t, hooked{memory.NewJournal(), func(context.Context, ...storage.Batch) (storage.Revision, error) {
+	conflict := func(context.Context, ...storage.Batch) (storage.Revision, error) {
 		commits++
 		return 0, fmt.Errorf("busy: %w", storage.ErrConflict)
-	}})
+	}
+	x := storagetest.OpenIndex(t, hooked{memory.NewJournal(), conflict})
 	if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, storage.ErrConflict) || commits < 2 {
 		t.Errorf("after %d commits: %v, want ErrConflict", commits, err)
 	}
 }
 
-func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
+func TestChangesOfOneCommitAreAppliedInAValidOrder(t *testing.T) {
 	m1, m2 := manifest(1), manifest(2)
 	other := m1
 	other.MediaType = "application/b"
@@ -587,13 +591,13 @@ func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
 		{"a manifest is deleted and put again with a tag",
 			[]step{del(m1), put(1, "b")},
 			map[string]string{"b": "application/a 1"}},
-		{"a manifest comes and goes", []step{put(2, "c"), del(m2)},
+		{"a manifest is put and deleted", []step{put(2, "c"), del(m2)},
 			map[string]string{"a": "application/a 1", "b": "application/a 1"}},
 		{"a tag moves there and back and its manifest is replaced",
 			[]step{put(2, "a"), func(tx *storage.Tx) error { return tx.PutManifest(other) },
 				func(tx *storage.Tx) error { return tx.SetTag("a", m1.Digest) }, del(m2)},
 			map[string]string{"a": "application/b 1", "b": "application/b 1"}},
-		{"everything goes", []step{del(m1)}, map[string]string{}},
+		{"everything is deleted", []step{del(m1)}, map[string]string{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -616,7 +620,8 @@ func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
 				if commits.Load() != 2 {
 					t.Errorf("%d commits", commits.Load())
 				}
-				for who, x := range map[string]*storage.Index{"the writer": x, "who follows": setup, "who loads": storagetest.OpenIndex(t, inner)} {
+				loaded := storagetest.OpenIndex(t, inner)
+				for who, x := range map[string]*storage.Index{"the writer": x, "a watcher": setup, "a new Index": loaded} {
 					tags, _, err := x.Tags(t.Context(), "r", "", -1)
 					got := map[string]string{}
 					for _, tag := range tags {
@@ -632,7 +637,7 @@ func TestChangesOfOneCommitAreAppliedInAGoodOrder(t *testing.T) {
 	}
 }
 
-func TestUpdateRefusesWhatTheJournalCouldNotHold(t *testing.T) {
+func TestUpdateRefusesInvalidFacts(t *testing.T) {
 	x := storagetest.OpenIndex(t, memory.NewJournal())
 	d := digest.FromString("x")
 	tests := map[string]func() error{
@@ -641,7 +646,7 @@ func TestUpdateRefusesWhatTheJournalCouldNotHold(t *testing.T) {
 		"a link to a bad digest": func() error {
 			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { tx.Link("x", 1); return nil })
 		},
-		"a manifest without one": func() error {
+		"a manifest without a digest": func() error {
 			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.PutManifest(storage.Manifest{}) })
 		},
 		"a bad reference": func() error {
@@ -650,14 +655,16 @@ func TestUpdateRefusesWhatTheJournalCouldNotHold(t *testing.T) {
 			})
 		},
 		"a bad subject": func() error {
-			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.PutManifest(storage.Manifest{Digest: d, Subject: "x"}) })
+			return x.Update(t.Context(), "r", func(tx *storage.Tx) error {
+				return tx.PutManifest(storage.Manifest{Digest: d, Subject: "x"})
+			})
 		},
 		"a tag without a name":   func() error { return x.Update(t.Context(), "r", put(1, "")) },
 		"a tag that is a digest": func() error { return x.Update(t.Context(), "r", put(1, string(d))) },
-		"a tag of no manifest": func() error {
+		"a tag of a manifest that does not exist": func() error {
 			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.SetTag("v", d) })
 		},
-		"the end of a digest as a tag": func() error {
+		"deleting a tag that is a digest": func() error {
 			return x.Update(t.Context(), "r", func(tx *storage.Tx) error {
 				return errors.Join(tx.PutManifest(manifest(1)), tx.DeleteTag(string(manifest(1).Digest)))
 			})
@@ -665,7 +672,7 @@ func TestUpdateRefusesWhatTheJournalCouldNotHold(t *testing.T) {
 	}
 	for name, call := range tests {
 		if err := call(); err == nil {
-			t.Errorf("%s was taken", name)
+			t.Errorf("%s was accepted", name)
 		}
 	}
 	if s := x.Stats(); s != (storage.Stats{}) {
@@ -708,15 +715,16 @@ func TestTagsArePaged(t *testing.T) {
 		t.Errorf("after a tag that does not exist comes %v", tags)
 	}
 	if tags, found, _ := x.Tags(t.Context(), "r", "", 0); tags == nil || len(tags) != 0 || !found {
-		t.Errorf("a page of nothing is %v", tags)
+		t.Errorf("a page of zero tags is %v", tags)
 	}
 	if tags, found, err := x.Tags(t.Context(), "none", "", 5); tags == nil || len(tags) != 0 || found || err != nil {
 		t.Errorf("a repo that does not exist has %v, %v, %v", tags, found, err)
 	}
 }
 
-func TestFactsOfDamagedFormAreRefused(t *testing.T) {
+func TestDamagedFactsAreRefused(t *testing.T) {
 	good := string(binary(digest.FromString("x")))
+	manyRefs := []byte{2, 2, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f}
 	tests := map[string]storage.Fact{
 		"a link with a bad name":                {Kind: storage.KindLink, Name: "x", Value: []byte{2, 2}},
 		"a link with an unknown algorithm":      {Kind: storage.KindLink, Name: "\x07" + good[1:], Value: []byte{2, 2}},
@@ -725,12 +733,12 @@ func TestFactsOfDamagedFormAreRefused(t *testing.T) {
 		"a manifest with a bad name":            {Kind: storage.KindManifest, Name: "", Value: []byte{2, 2, 0, 0, 0}},
 		"a manifest that is cut":                {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 5, 'a'}},
 		"a manifest without references":         {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0}},
-		"a manifest with too many":              {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f}},
+		"a manifest with too many":              {Kind: storage.KindManifest, Name: good, Value: manyRefs},
 		"a manifest with a bad reference":       {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0, 1, 1, 'x'}},
 		"a manifest with a bad subject":         {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 1, 'x', 0}},
 		"a tag that is cut":                     {Kind: storage.KindTag, Name: "v", Value: []byte{33, 1}},
-		"a tag of a manifest that is not there": {Kind: storage.KindTag, Name: "v", Value: append(append([]byte{33}, good...), 2)},
-		"a kind that is unknown":                {Kind: 'z', Name: good, Value: []byte{1}},
+		"a tag of a manifest that is not there": {Kind: storage.KindTag, Name: "v", Value: []byte("\x21" + good + "\x02")},
+		"an unknown kind":                       {Kind: 'z', Name: good, Value: []byte{1}},
 	}
 	for name, f := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -743,27 +751,30 @@ func TestFactsOfDamagedFormAreRefused(t *testing.T) {
 				}
 				defer x.Close()
 				storagetest.Update(t, x, "good", put(1, "v"))
-				if _, err := j.Commit(t.Context(), storage.Batch{Repo: "team/app", Facts: []storage.Fact{f}}); err != nil {
+				bad := storage.Batch{Repo: "team/app", Facts: []storage.Fact{f}}
+				if _, err := j.Commit(t.Context(), bad); err != nil {
 					t.Fatal(err)
 				}
 				want := func(err error) {
 					t.Helper()
 					if err == nil || !strings.Contains(err.Error(), "damaged fact") || !strings.Contains(err.Error(), `"team/app"`) {
-						t.Errorf("the error is %q, and does not say what is damaged", err)
+						t.Errorf("the error %q does not say what is damaged", err)
 					}
 				}
 				want(<-warned)
 				if _, ok, _ := x.Resolve(t.Context(), "good", "v"); !ok {
-					t.Error("who reads another repo is not served any more")
+					t.Error("another repo is not served any more")
 				}
 				_, err = storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
-				want(err)
+				if want(err); !errors.Is(err, storage.ErrDamaged) {
+					t.Errorf("%v is not ErrDamaged", err)
+				}
 			})
 		})
 	}
 }
 
-// binary is a sha256 digest as the data format has it.
+// binary returns a sha256 digest in the form of the data format.
 func binary(d digest.Digest) []byte {
 	out := []byte{1}
 	for i := 0; i < len(d.Encoded()); i += 2 {
@@ -773,7 +784,7 @@ func binary(d digest.Digest) []byte {
 	return out
 }
 
-func TestManifestOfATaggedRepoIsNotDeletedBehindItsTag(t *testing.T) {
+func TestATagWithoutItsManifestIsNotLoaded(t *testing.T) {
 	j := memory.NewJournal()
 	x := storagetest.OpenIndex(t, j)
 	storagetest.Update(t, x, "r", put(0, "v"))
@@ -793,12 +804,12 @@ func TestOpenIndexEndsWithItsContext(t *testing.T) {
 		defer cancel()
 		_, err := storage.OpenIndex(ctx, silent{}, storage.IndexOptions{})
 		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("OpenIndex of a journal that says nothing: %v", err)
+			t.Errorf("OpenIndex of a silent journal: %v", err)
 		}
 	})
 }
 
-// silent is a journal that never says anything.
+// silent is a journal that never delivers anything.
 type silent struct{ storage.Journal }
 
 func (silent) Watch(ctx context.Context, _ func(storage.Update) error) error {
@@ -806,19 +817,20 @@ func (silent) Watch(ctx context.Context, _ func(storage.Update) error) error {
 	return ctx.Err()
 }
 
-func TestProgressIsToldWhileLoading(t *testing.T) {
+func TestProgressIsReportedWhileLoading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := slow{memory.NewJournal()}
 		setup := storagetest.OpenIndex(t, j.Journal)
 		storagetest.Update(t, setup, "r", put(1, "v"))
-		var told []int
-		x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Progress: func(n int) { told = append(told, n) }})
+		var reported []int
+		report := func(n int) { reported = append(reported, n) }
+		x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Progress: report})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer x.Close()
-		if !slices.Equal(told, []int{2}) {
-			t.Errorf("Progress was told %v, want the 2 facts", told)
+		if !slices.Equal(reported, []int{2}) {
+			t.Errorf("progress: %v, want the 2 facts", reported)
 		}
 	})
 }
@@ -843,7 +855,8 @@ func TestMediaTypesAreKeptBeyondTheTable(t *testing.T) {
 		return err
 	})
 	for i := range n {
-		if d, ok, err := x.Resolve(t.Context(), "r", string(manifest(i).Digest)); !ok || err != nil || d.MediaType != fmt.Sprint("application/x", i) {
+		d, ok, err := x.Resolve(t.Context(), "r", string(manifest(i).Digest))
+		if !ok || err != nil || d.MediaType != fmt.Sprint("application/x", i) {
 			t.Fatalf("Resolve of manifest %d: %+v, %v, %v", i, d, ok, err)
 		}
 	}
@@ -860,9 +873,9 @@ func TestViewChangesNothing(t *testing.T) {
 		synctest.Wait() // the commit hangs, and View does not wait for it
 		err := x.View("r", func(tx *storage.Tx) error {
 			_, old := tx.Tag("v1")
-			_, underWay := tx.Tag("v2")
-			if !old || underWay {
-				t.Errorf("View sees v1: %v, v2: %v; want what is committed", old, underWay)
+			_, pending := tx.Tag("v2")
+			if !old || pending {
+				t.Errorf("View sees v1: %v, v2: %v; want what is committed", old, pending)
 			}
 			if err := put(3, "v3")(tx); err != nil {
 				return err
@@ -884,7 +897,7 @@ func TestViewChangesNothing(t *testing.T) {
 	})
 }
 
-func TestManyMoreThanACommitTakesGetTheirTurn(t *testing.T) {
+func TestMoreUpdatesThanOneCommitTakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, gate, commits := gated(memory.NewJournal())
 		x := storagetest.OpenIndex(t, j)
@@ -900,10 +913,10 @@ func TestManyMoreThanACommitTakesGetTheirTurn(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		given, cancel := context.WithTimeout(t.Context(), time.Second)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := x.Update(given, "r", count); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("who finds the queue full and goes gets %v", err)
+		if err := x.Update(short, "r", count); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("an update that gives up before a full queue returned %v", err)
 		}
 		close(gate)
 		wg.Wait()

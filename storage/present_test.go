@@ -13,7 +13,7 @@ import (
 
 // recordManifest records a manifest with its bytes, whatever it refers to, as the registry does for foreign layers and
 // for manifests of an unknown type.
-func (s *shelf) recordManifest(repo, tag string, refs ...digest.Digest) digest.Digest {
+func (s *store) recordManifest(repo, tag string, refs ...digest.Digest) digest.Digest {
 	s.Helper()
 	content := []byte("manifest " + tag)
 	d := digest.FromBytes(content)
@@ -29,8 +29,8 @@ func (s *shelf) recordManifest(repo, tag string, refs ...digest.Digest) digest.D
 	return d
 }
 
-func TestWhatAManifestOnlyRefersToIsNotMissing(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+func TestReferencedContentIsNotMissing(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
 		layer, foreign := s.push("a", []byte("layer")), digest.FromString("foreign")
 		m := s.recordManifest("a", "v", layer, foreign)
 		if done, found := s.scrub(); done.Contents != 2 || done.Damaged != 0 || len(found) != 0 {
@@ -39,16 +39,17 @@ func TestWhatAManifestOnlyRefersToIsNotMissing(t *testing.T) {
 		if err := s.index.Quarantine(t.Context(), foreign, "test"); err != nil || s.index.Stats().Quarantined != 0 {
 			t.Errorf("content that is not present was quarantined: %v", err)
 		}
-		if at, ok, err := s.index.Resolve(t.Context(), "a", "v"); !ok || err != nil || at.Digest() != m || at.Damaged() != "" {
+		at, ok, err := s.index.Resolve(t.Context(), "a", "v")
+		if !ok || err != nil || at.Digest() != m || at.Damaged() != "" {
 			t.Errorf("damaged: %q, found: %v, %v", at.Damaged(), ok, err)
 		}
 	})
 }
 
-// TestAnOldMarkOnWhatIsOnlyReferredTo: earlier versions quarantined foreign layers. Their journals must open, the mark
+// TestAnOldMarkOnReferencedContent: earlier versions quarantined foreign layers. Their journals must open, the mark
 // must not count, and the next collection removes it.
-func TestAnOldMarkOnWhatIsOnlyReferredTo(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+func TestAnOldMarkOnReferencedContent(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
 		content := s.push("b", []byte("foreign"))
 		s.recordManifest("a", "v", content)
 		if err := s.index.Quarantine(t.Context(), content, "its bytes are missing"); err != nil {
@@ -69,9 +70,9 @@ func TestAnOldMarkOnWhatIsOnlyReferredTo(t *testing.T) {
 	})
 }
 
-// TestAReferenceKeepsTheLinkAndTheLinkKeepsTheBytes: the collector asks two different questions.
+// TestAReferenceKeepsTheLinkAndTheLinkKeepsTheBytes: the collector asks about both separately.
 func TestAReferenceKeepsTheLinkAndTheLinkKeepsTheBytes(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+	inBubble(t, func(t *testing.T, s *store) {
 		foreign, layer := s.push("a", []byte("foreign")), s.push("b", []byte("layer"))
 		m := s.recordManifest("a", "v", foreign, layer)
 		index := s.recordManifest("a", "index", m)
@@ -103,7 +104,7 @@ func TestAReferenceKeepsTheLinkAndTheLinkKeepsTheBytes(t *testing.T) {
 
 // TestASparseIndex refers to a manifest that was never pushed, and that is pushed and deleted later.
 func TestASparseIndex(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+	inBubble(t, func(t *testing.T, s *store) {
 		child := digest.FromString("manifest child")
 		index := s.recordManifest("a", "index", child)
 		if done, _ := s.scrub(); done.Contents != 1 || done.Damaged != 0 {

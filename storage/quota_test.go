@@ -13,7 +13,7 @@ import (
 	"trow/storage/storagetest"
 )
 
-// modelQuotas overlap, and one is about nothing.
+// modelQuotas overlap, and one matches nothing.
 var modelQuotas = []storage.Quota{
 	{Name: "all", Match: func(string) bool { return true }, Bytes: 1 << 40},
 	{Name: "some", Match: func(repo string) bool { return repo == "repo/1" || repo == "repo/3" }, Bytes: 1 << 40},
@@ -21,7 +21,8 @@ var modelQuotas = []storage.Quota{
 }
 
 func team(bytes int64) []storage.Quota {
-	return []storage.Quota{{Name: "team", Match: func(repo string) bool { return strings.HasPrefix(repo, "team/") }, Bytes: bytes}}
+	match := func(repo string) bool { return strings.HasPrefix(repo, "team/") }
+	return []storage.Quota{{Name: "team", Match: match, Bytes: bytes}}
 }
 
 var errOver = errors.New("over")
@@ -52,12 +53,12 @@ func TestAQuotaIsSharedAndCountsEachContentOncePerRepo(t *testing.T) {
 	used(t, x, 40)
 	storagetest.Update(t, x, "team/b", link(1, 40)) // in another repository it counts once more
 	used(t, x, 80)
-	storagetest.Update(t, x, "other", link(2, 1000)) // which the quota is not about
+	storagetest.Update(t, x, "other", link(2, 1000)) // the quota does not match it
 	err := x.Update(t.Context(), "team/b", link(2, 21))
 	if !errors.Is(err, errOver) || !strings.Contains(err.Error(), "team: 80 used, 21 added, of 100") {
 		t.Errorf("one byte too many: %v", err)
 	}
-	storagetest.Update(t, x, "team/b", link(2, 20)) // to the last byte
+	storagetest.Update(t, x, "team/b", link(2, 20)) // up to the last byte
 	used(t, x, 100)
 	storagetest.Update(t, x, "team/b", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
 	used(t, x, 60)
@@ -70,25 +71,26 @@ func TestAQuotaIsSharedAndCountsEachContentOncePerRepo(t *testing.T) {
 	}); !errors.Is(err, errOver) {
 		t.Errorf("a manifest too many: %v", err)
 	}
-	x.SetQuotas(team(50)) // less than there is: nothing more, and deletes go on
+	x.SetQuotas(team(50)) // less than is used: nothing more is accepted, and deletes still work
 	used(t, x, 60)
 	if err := x.Update(t.Context(), "team/a", link(3, 1)); !errors.Is(err, errOver) {
 		t.Errorf("over a quota that was lowered: %v", err)
 	}
-	storagetest.Update(t, x, "team/a", link(1, 40)) // which it has
+	storagetest.Update(t, x, "team/a", link(1, 40)) // the repo holds it already
 	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
 	used(t, x, 20)
 	if x.SetQuotas(nil); len(x.Quotas()) != 0 {
-		t.Error("quotas that are gone are told of")
+		t.Error("removed quotas are listed")
 	}
 	storagetest.Update(t, x, "team/a", link(3, 1<<40))
 }
 
-func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
+func TestConcurrentPushesDoNotExceedAQuota(t *testing.T) {
 	x := storagetest.OpenIndex(t, memory.NewJournal())
 	x.SetQuotas(team(1000))
 	held := make(chan struct{})
-	go x.Update(context.Background(), "hold", func(*storage.Tx) error { <-held; return nil }) // so that the rest is one commit
+	// It holds up the committer, so that the rest is one commit.
+	go x.Update(context.Background(), "hold", func(*storage.Tx) error { <-held; return nil })
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
@@ -102,7 +104,7 @@ func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
 	used(t, x, 1000)
 }
 
-func TestQuotasAreCountedAnewWithAFreshState(t *testing.T) {
+func TestQuotasAreCountedAgainWithANewState(t *testing.T) {
 	j := memory.NewJournal()
 	x := storagetest.OpenIndex(t, j)
 	storagetest.Update(t, x, "team/a", link(1, 40))
@@ -115,6 +117,6 @@ func TestQuotasAreCountedAnewWithAFreshState(t *testing.T) {
 	storagetest.Update(t, y, "team/a", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
 	used(t, y, 40)
 	if y.Bytes("team/a") != 40 || y.Bytes("nowhere") != 0 {
-		t.Errorf("team/a holds %d bytes, a repository that is not there %d", y.Bytes("team/a"), y.Bytes("nowhere"))
+		t.Errorf("team/a holds %d bytes, a repository that does not exist %d", y.Bytes("team/a"), y.Bytes("nowhere"))
 	}
 }

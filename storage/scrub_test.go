@@ -20,8 +20,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// scrub reads all once and returns what was found.
-func (s *shelf) scrub() (done storage.Scrubbed, found []storage.Finding) {
+// scrub reads everything once and returns the findings.
+func (s *store) scrub() (done storage.Scrubbed, found []storage.Finding) {
 	s.Helper()
 	scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
 	done, err := scrubber.Run(s.Context(), 0, func(f storage.Finding) { found = append(found, f) }, nil)
@@ -33,7 +33,7 @@ func (s *shelf) scrub() (done storage.Scrubbed, found []storage.Finding) {
 
 func TestScrubFindsDamageAndAPushHeals(t *testing.T) {
 	dir := t.TempDir()
-	s := newShelf(t, openDisk(t, dir), openBolt(t, t.TempDir()))
+	s := newStore(t, openDisk(t, dir), openBolt(t, t.TempDir()))
 	file := func(d digest.Digest) string { return filepath.Join(dir, "blobs", "sha256", d.Encoded()) }
 	damages := map[string]func(d digest.Digest) error{
 		"digest":  func(d digest.Digest) error { return os.WriteFile(file(d), []byte("lay3r"), 0o600) },
@@ -50,33 +50,34 @@ func TestScrubFindsDamageAndAPushHeals(t *testing.T) {
 				t.Fatal(err)
 			}
 			if done, found := s.scrub(); len(found) > 0 || done.Blobs != 2 || done.Contents != 2 {
-				t.Fatalf("all is well, and scrub says %+v, %v", done, found)
+				t.Fatalf("nothing is damaged, and scrub reports %+v, %v", done, found)
 			}
 			if err := damage(layer); err != nil {
 				t.Fatal(err)
 			}
 			done, found := s.scrub()
 			if done.Damaged != 1 || len(found) != 1 || found[0].Digest != layer || !strings.Contains(found[0].Reason, reason) {
-				t.Fatalf("scrub says %+v, %v", done, found)
+				t.Fatalf("scrub reports %+v, %v", done, found)
 			}
 			at, ok, err := s.index.Resolve(t.Context(), "a", "v")
 			if !ok || err != nil || at.Damaged() != layer || at.Digest() != m || s.holds("a", layer) {
-				t.Errorf("after the find: %v, %v, %v", at.Damaged(), ok, err)
+				t.Errorf("after the finding: %v, %v, %v", at.Damaged(), ok, err)
 			}
 			if _, err := s.manifest(t.Context(), "a", "w", layer); !errors.Is(err, errMissing) {
-				t.Errorf("a manifest of what is damaged: %v", err)
+				t.Errorf("a manifest that refers to damaged content: %v", err)
 			}
 			s.push("b", []byte("layer"))
-			if at, _, _ := s.index.Resolve(t.Context(), "a", "v"); at.Damaged() != "" || !s.holds("a", layer) || s.index.Stats().Quarantined != 0 {
+			at, _, _ = s.index.Resolve(t.Context(), "a", "v")
+			if at.Damaged() != "" || !s.holds("a", layer) || s.index.Stats().Quarantined != 0 {
 				t.Errorf("a push does not heal: %v", at.Damaged())
 			}
 		})
 	}
 }
 
-func TestScrubTellsWhatIsWholeAgain(t *testing.T) {
+func TestScrubReportsWhatIsIntactAgain(t *testing.T) {
 	dir := t.TempDir()
-	s := newShelf(t, openDisk(t, dir), openBolt(t, t.TempDir()))
+	s := newStore(t, openDisk(t, dir), openBolt(t, t.TempDir()))
 	d := s.push("a", []byte("layer"))
 	file := filepath.Join(dir, "blobs", "sha256", d.Encoded())
 	if err := os.Rename(file, file+".away"); err != nil {
@@ -90,24 +91,25 @@ func TestScrubTellsWhatIsWholeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if done, found := s.scrub(); done.Healed != 1 || len(found) != 1 || found[0].Reason != "" || !s.holds("a", d) {
-		t.Errorf("whole again: %+v, %v", done, found)
+		t.Errorf("intact again: %+v, %v", done, found)
 	}
 }
 
-// TestWhatNobodyHoldsLeavesQuarantine: with the last fact about it.
-func TestWhatNobodyHoldsLeavesQuarantine(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+// TestQuarantineEndsWithTheLastLink: content that is no longer present is not quarantined.
+func TestQuarantineEndsWithTheLastLink(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
 		d := s.push("a", []byte("layer"))
 		if err := s.index.Quarantine(t.Context(), d, "test"); err != nil {
 			t.Fatal(err)
 		}
-		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.Unlink(d) }) // DELETE works on what is damaged
+		// DELETE works on damaged content.
+		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.Unlink(d) })
 		s.collect()
 		if len(s.index.Damages()) != 0 {
-			t.Error("it is in quarantine for ever")
+			t.Error("it stays in quarantine")
 		}
 		if err := s.index.Quarantine(t.Context(), d, "test"); err != nil || len(s.index.Damages()) != 0 {
-			t.Errorf("what nobody holds was quarantined: %v", err)
+			t.Errorf("content that is not present was quarantined: %v", err)
 		}
 	})
 }
@@ -115,20 +117,25 @@ func TestWhatNobodyHoldsLeavesQuarantine(t *testing.T) {
 // TestErrorsThatPassDoNotCondemn: only an error of which the engine says that the bytes are lost is damage, and only if
 // two readings fail.
 func TestErrorsThatPassDoNotCondemn(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+	inBubble(t, func(t *testing.T, s *store) {
 		d := s.push("a", []byte("layer"))
 		inner := s.blobs
 		noHandle := errors.New("no file handle")
-		s.blobs = lossy{storagetest.FailBlobs{Blobs: inner, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: noHandle}}}
+		failing := func(err error) storage.Blobs {
+			fault := &storagetest.Fault{Method: "Open", N: 1, Err: err}
+			return lossy{storagetest.FailBlobs{Blobs: inner, Fault: fault}}
+		}
+		s.blobs = failing(noHandle)
 		if done, found := s.scrub(); done.Failed != 1 || done.Damaged != 0 || found[0].Err == nil || !s.holds("a", d) {
 			t.Errorf("no file handle: %+v, %v", done, found)
 		}
-		s.blobs = lossy{storagetest.FailBlobs{Blobs: inner, Fault: &storagetest.Fault{Method: "Open", N: 1, Err: errLost}}}
+		s.blobs = failing(errLost)
 		if done, found := s.scrub(); done.Damaged != 0 || len(found) != 0 || !s.holds("a", d) {
 			t.Errorf("one reading of two failed: %+v, %v", done, found)
 		}
 		s.blobs = lossy{lost{inner}}
-		if done, found := s.scrub(); done.Damaged != 1 || !strings.Contains(found[0].Reason, "cannot be read") || s.holds("a", d) {
+		done, found := s.scrub()
+		if done.Damaged != 1 || !strings.Contains(found[0].Reason, "cannot be read") || s.holds("a", d) {
 			t.Errorf("every reading failed: %+v, %v", done, found)
 		}
 	})
@@ -158,7 +165,7 @@ func (noBytes) Read([]byte) (int, error) { return 0, errLost }
 // TestAPushDuringAScrubIsNotQuarantined replaces damaged bytes when the scrubber has just read them.
 func TestAPushDuringAScrubIsNotQuarantined(t *testing.T) {
 	for at := int32(1); at <= 3; at++ {
-		inBubble(t, func(t *testing.T, s *shelf) {
+		inBubble(t, func(t *testing.T, s *store) {
 			d := s.push("a", []byte("layer"))
 			b := &twoFaced{Blobs: s.blobs.(*memory.Blobs)}
 			b.damaged.Store(true)
@@ -171,13 +178,13 @@ func TestAPushDuringAScrubIsNotQuarantined(t *testing.T) {
 			s.blobs = b
 			s.scrub()
 			if !s.holds("a", d) {
-				t.Errorf("healed after reading %d, and quarantined all the same", at)
+				t.Errorf("healed after reading %d, and still quarantined", at)
 			}
 		})
 	}
 }
 
-// twoFaced shows damaged bytes while told to.
+// twoFaced shows damaged bytes while damaged is set.
 type twoFaced struct {
 	*memory.Blobs
 	damaged atomic.Bool
@@ -201,13 +208,14 @@ type afterEnd struct {
 func (r *afterEnd) Close() error { r.end(); return nil }
 
 func TestScrubKeepsToItsPace(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *shelf) {
+	inBubble(t, func(t *testing.T, s *store) {
 		s.push("a", make([]byte, 10<<20))
 		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
 		reports := 0
-		began := time.Now()
+		start := time.Now()
 		done, err := scrubber.Run(t.Context(), 1<<20, nil, func(storage.Scrubbed) { reports++ })
-		if took := time.Since(began); err != nil || done.Bytes != 10<<20 || took < 9*time.Second || took > 11*time.Second || reports != 1 {
+		took := time.Since(start)
+		if err != nil || done.Bytes != 10<<20 || took < 9*time.Second || took > 11*time.Second || reports != 1 {
 			t.Errorf("%+v in %s with %d reports, %v", done, took, reports, err)
 		}
 		synctest.Wait()

@@ -33,7 +33,7 @@ func TestRemovedRecordsAreUsedAgain(t *testing.T) {
 	}
 }
 
-// churn does something to each image of a round, of which there are 300 in 20 repos.
+// churn calls do for each image of a round: 300 in 20 repos.
 func churn(t *testing.T, x *storage.Index, round int, do func(tx *storage.Tx, m storage.Manifest, tag string) error) {
 	t.Helper()
 	for r := range 20 {
@@ -43,7 +43,8 @@ func churn(t *testing.T, x *storage.Index, round int, do func(tx *storage.Tx, m 
 				if i%5 == 0 {
 					alg = digest.SHA512
 				}
-				m := storage.Manifest{Digest: alg.FromString(fmt.Sprint("m", round, r, i)), MediaType: "a", Size: 1, Subject: digest.FromString(fmt.Sprint("m", round, r, i/4))}
+				m := storage.Manifest{Digest: alg.FromString(fmt.Sprint("m", round, r, i)), MediaType: "a", Size: 1,
+					Subject: digest.FromString(fmt.Sprint("m", round, r, i/4))}
 				for k := range 5 {
 					m.Refs = append(m.Refs, alg.FromString(fmt.Sprint("b", round, r, i, k)))
 				}

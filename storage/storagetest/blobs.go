@@ -2,7 +2,6 @@ package storagetest
 
 import (
 	"bytes"
-	"context"
 	_ "crypto/sha512" // digests of this algorithm are computed here
 	"errors"
 	"fmt"
@@ -18,24 +17,24 @@ import (
 	"trow/storage"
 )
 
-// Blobs tests an engine for bytes. place makes an empty place and returns what opens the engine there.
+// Blobs tests an engine for bytes. place makes an empty place and returns a function that opens the engine there.
 func Blobs(t *testing.T, place func(t *testing.T) (open func() storage.Blobs)) {
 	tests := []struct {
 		name string
 		test func(t *testing.T, open func() storage.Blobs)
 	}{
-		{"what was committed is read back", testCommit},
+		{"a committed blob is read back", testCommit},
 		{"an upload is invisible until it is committed", testInvisible},
-		{"content that does not have the digest is refused and gone", testWrongDigest},
+		{"content with another digest is refused and dropped", testWrongDigest},
 		{"a malformed digest is refused everywhere", testMalformedDigest},
 		{"an unsupported algorithm is refused", testAlgorithm},
 		{"the digest may be of another algorithm than announced", testOtherAlgorithm},
-		{"an upload goes on where it ended", testResume},
-		{"a wrong offset is refused and the upload survives", testWrongOffset},
-		{"another repo's upload is not found", testOtherRepo},
+		{"an upload continues where it ended", testResume},
+		{"a wrong offset is refused and the upload is kept", testWrongOffset},
+		{"an upload of another repo is not found", testOtherRepo},
 		{"a malformed upload ID is not found", testMalformedID},
-		{"a new writer ends the one before", testTakeOver},
-		{"an ended upload takes nothing more", testEnded},
+		{"a new writer ends the earlier one", testTakeOver},
+		{"an ended upload accepts nothing more", testEnded},
 		{"a cancelled upload is gone", testCancel},
 		{"an upload survives a restart", testRestart},
 		{"an empty upload survives a restart", testRestartEmpty},
@@ -44,8 +43,8 @@ func Blobs(t *testing.T, place func(t *testing.T) (open func() storage.Blobs)) {
 		{"a deleted blob is gone", testDelete},
 		{"idle uploads expire and others do not", testExpire},
 		{"all blobs are listed", testAll},
-		{"many push the same blob at once", testConcurrentSame},
-		{"many push and delete at once", testConcurrentMany},
+		{"concurrent pushes of one blob", testConcurrentSame},
+		{"concurrent pushes and deletes", testConcurrentMany},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, place(t)) })
@@ -54,7 +53,7 @@ func Blobs(t *testing.T, place func(t *testing.T) (open func() storage.Blobs)) {
 
 const repo = "team/app"
 
-// content is n bytes that differ by seed.
+// content returns n bytes that depend on seed.
 func content(n, seed int) []byte {
 	b := make([]byte, n)
 	x := uint32(seed)*2654435761 + 1
@@ -109,7 +108,7 @@ func push(t *testing.T, b storage.Blobs, alg digest.Algorithm, data []byte) dige
 	return d
 }
 
-// wantBlob compares everything that can be known of a blob.
+// wantBlob compares everything that an engine knows of a blob.
 func wantBlob(t *testing.T, b storage.Blobs, d digest.Digest, data []byte) {
 	t.Helper()
 	info, err := b.Stat(t.Context(), d)
@@ -209,7 +208,7 @@ func testWrongDigest(t *testing.T, open func() storage.Blobs) {
 	}
 }
 
-// malformed are digests that no engine may take for one.
+// malformed returns digests that every engine must refuse.
 func malformed() map[string]digest.Digest {
 	hex := strings.Repeat("ab", 32)
 	return map[string]digest.Digest{
@@ -267,7 +266,8 @@ func testAlgorithm(t *testing.T, open func() storage.Blobs) {
 
 func testOtherAlgorithm(t *testing.T, open func() storage.Blobs) {
 	b, data := open(), content(300<<10, 5)
-	for announced, used := range map[digest.Algorithm]digest.Algorithm{digest.SHA256: digest.SHA512, digest.SHA512: digest.SHA256} {
+	other := map[digest.Algorithm]digest.Algorithm{digest.SHA256: digest.SHA512, digest.SHA512: digest.SHA256}
+	for announced, used := range other {
 		u := must(b.Create(t.Context(), repo, announced))(t)
 		write(t, u, data)
 		wantNil(t, "Commit", u.Commit(t.Context(), used.FromBytes(data)))
@@ -304,7 +304,7 @@ func testWrongOffset(t *testing.T, open func() storage.Blobs) {
 		_, err := b.Resume(t.Context(), repo, u.ID(), offset)
 		wantErr(t, fmt.Sprintf("Resume at %d", offset), err, storage.ErrOffset)
 	}
-	write(t, u, data[6:]) // the writer's turn has not ended
+	write(t, u, data[6:]) // the refused calls have not ended the writer
 	wantNil(t, "Commit", u.Commit(t.Context(), digest.FromBytes(data)))
 	wantBlob(t, b, digest.FromBytes(data), data)
 }
@@ -350,7 +350,7 @@ func testTakeOver(t *testing.T, open func() storage.Blobs) {
 	wantErr(t, "Commit of the first", first.Commit(t.Context(), digest.FromBytes(data[:10])), storage.ErrClosed)
 	wantErr(t, "Cancel of the first", first.Cancel(), storage.ErrClosed)
 	wantNil(t, "Close of the first", first.Close())
-	write(t, second, data[10:]) // which the first's Close has not ended
+	write(t, second, data[10:]) // the Close of the first writer has not ended it
 	wantNil(t, "Commit", second.Commit(t.Context(), digest.FromBytes(data)))
 	wantBlob(t, b, digest.FromBytes(data), data)
 }
@@ -445,7 +445,7 @@ func testAgain(t *testing.T, open func() storage.Blobs) {
 		t.Errorf("committed again at %v, before %v", after.ModTime, before.ModTime)
 	}
 	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, data) {
-		t.Errorf("who reads meanwhile got %d bytes, %v", len(got), err)
+		t.Errorf("a reader that had the blob open got %d bytes, %v", len(got), err)
 	}
 	if all := list(t, b); len(all) != 1 {
 		t.Errorf("All lists %v", all)
@@ -454,47 +454,47 @@ func testAgain(t *testing.T, open func() storage.Blobs) {
 
 func testDelete(t *testing.T, open func() storage.Blobs) {
 	b := open()
-	d := push(t, b, digest.SHA256, []byte("doomed"))
-	same := push(t, b, digest.SHA512, []byte("doomed"))
+	d := push(t, b, digest.SHA256, []byte("to be deleted"))
+	same := push(t, b, digest.SHA512, []byte("to be deleted"))
 	wantNil(t, "Delete", b.Delete(t.Context(), d))
 	wantNoBlob(t, b, d)
 	wantErr(t, "Delete again", b.Delete(t.Context(), d), storage.ErrNotFound)
-	wantBlob(t, b, same, []byte("doomed"))
+	wantBlob(t, b, same, []byte("to be deleted"))
 	b = open()
 	wantNoBlob(t, b, d)
-	push(t, b, digest.SHA256, []byte("doomed"))
-	wantBlob(t, b, d, []byte("doomed"))
+	push(t, b, digest.SHA256, []byte("to be deleted"))
+	wantBlob(t, b, d, []byte("to be deleted"))
 }
 
 func testExpire(t *testing.T, open func() storage.Blobs) {
 	b := open()
-	d := push(t, b, digest.SHA256, []byte("a blob is no upload"))
+	d := push(t, b, digest.SHA256, []byte("a blob is not an upload"))
 	idle := must(b.Create(t.Context(), repo, digest.SHA256))(t)
 	write(t, idle, content(100, 1))
 	wantNil(t, "Close", idle.Close())
-	atWork := must(b.Create(t.Context(), repo, digest.SHA256))(t)
-	write(t, atWork, content(11, 1))
+	busy := must(b.Create(t.Context(), repo, digest.SHA256))(t)
+	write(t, busy, content(11, 1))
 
 	freed, err := b.Expire(t.Context(), time.Now().Add(-time.Hour))
 	if freed != 0 || err != nil {
-		t.Errorf("Expire of what is older than an hour: %d, %v; want nothing", freed, err)
+		t.Errorf("Expire of uploads older than an hour: %d, %v; want nothing", freed, err)
 	}
 	wantNil(t, "Close", must(b.Resume(t.Context(), repo, idle.ID(), 100))(t).Close())
-	write(t, atWork, content(11, 2))
+	write(t, busy, content(11, 2))
 
 	freed, err = b.Expire(t.Context(), time.Now().Add(time.Hour))
 	if freed != 122 || err != nil {
 		t.Errorf("Expire of all: %d, %v; want 122 bytes", freed, err)
 	}
-	for _, u := range []storage.Upload{idle, atWork} {
+	for _, u := range []storage.Upload{idle, busy} {
 		_, err = b.Resume(t.Context(), repo, u.ID(), -1)
 		wantErr(t, "Resume", err, storage.ErrNotFound)
 	}
-	_, err = atWork.Write([]byte("x"))
+	_, err = busy.Write([]byte("x"))
 	wantErr(t, "Write", err, storage.ErrClosed)
-	wantErr(t, "Commit", atWork.Commit(t.Context(), digest.FromBytes(content(11, 1))), storage.ErrClosed)
-	wantNil(t, "Close", atWork.Close())
-	wantBlob(t, b, d, []byte("a blob is no upload"))
+	wantErr(t, "Commit", busy.Commit(t.Context(), digest.FromBytes(content(11, 1))), storage.ErrClosed)
+	wantNil(t, "Close", busy.Close())
+	wantBlob(t, b, d, []byte("a blob is not an upload"))
 }
 
 func testAll(t *testing.T, open func() storage.Blobs) {
@@ -518,7 +518,7 @@ func testAll(t *testing.T, open func() storage.Blobs) {
 		}
 	}
 	if n != 7 {
-		t.Errorf("All went on to %d after the caller stopped at 7", n)
+		t.Errorf("All continued to %d after the caller stopped at 7", n)
 	}
 }
 
@@ -529,14 +529,14 @@ func testConcurrentSame(t *testing.T, open func() storage.Blobs) {
 	for range 8 {
 		wg.Go(func() {
 			for range 5 {
-				if err := pushAt(t.Context(), b, data); err != nil {
+				if _, err := Push(t.Context(), b, data); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 		wg.Go(func() {
 			for range 20 {
-				if got, err := read(t.Context(), b, d); err == nil && !bytes.Equal(got, data) {
+				if got, err := Read(t.Context(), b, d); err == nil && !bytes.Equal(got, data) {
 					t.Errorf("a reader saw %d bytes of %d", len(got), len(data))
 				} else if err != nil && !errors.Is(err, storage.ErrNotFound) {
 					t.Error(err)
@@ -558,7 +558,7 @@ func testConcurrentMany(t *testing.T, open func() storage.Blobs) {
 		wg.Go(func() {
 			for i := range 10 {
 				data := content(1000+i, g*100+i)
-				if err := pushAt(t.Context(), b, data); err != nil {
+				if _, err := Push(t.Context(), b, data); err != nil {
 					t.Error(err)
 				}
 				if i%2 == 0 {
@@ -583,26 +583,4 @@ func testConcurrentMany(t *testing.T, open func() storage.Blobs) {
 	if all := list(t, b); len(all) != 40 {
 		t.Errorf("All lists %d blobs, want 40", len(all))
 	}
-}
-
-// pushAt is push for any goroutine.
-func pushAt(ctx context.Context, b storage.Blobs, data []byte) error {
-	u, err := b.Create(ctx, repo, digest.SHA256)
-	if err != nil {
-		return err
-	}
-	defer u.Close()
-	if _, err := u.Write(data); err != nil {
-		return err
-	}
-	return u.Commit(ctx, digest.FromBytes(data))
-}
-
-func read(ctx context.Context, b storage.Blobs, d digest.Digest) ([]byte, error) {
-	r, err := b.Open(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	return io.ReadAll(r)
 }

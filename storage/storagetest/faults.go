@@ -13,32 +13,32 @@ import (
 	"trow/storage"
 )
 
-// ErrFault is what a call returns that fails because the test says so.
-var ErrFault = errors.New("fault asked for by the test")
+// ErrFault is the error of a call that fails because the test wants it to.
+var ErrFault = errors.New("fault requested by the test")
 
-// Fault says which call is to fail. The zero value lets all pass and counts them. It is safe for concurrent use
+// Fault selects the call that fails. The zero value lets all calls pass and counts them. It is safe for concurrent use
 // once a wrapper has it.
 type Fault struct {
-	Method string // its name, such as "Commit"; empty: any
-	N      int    // the how-manieth call of it, from 1; 0: none
+	Method string // such as "Commit"; empty: any method
+	N      int    // which call of the method, from 1; 0: none
 	After  bool   // whether the call takes effect before it fails
-	Err    error  // what it fails with; nil: ErrFault
+	Err    error  // the error of the call; nil: ErrFault
 
 	mu    sync.Mutex // guards all below
 	calls int
 }
 
-// Calls returns how many calls of the method there have been.
+// Calls returns the number of calls of the method so far.
 func (f *Fault) Calls() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.calls
 }
 
-// Fired tells whether the fault has happened.
+// Fired reports whether the call has failed.
 func (f *Fault) Fired() bool { return f.N > 0 && f.Calls() >= f.N }
 
-// due counts a call and tells whether it is the one to fail.
+// due counts a call and reports whether it is the one that fails.
 func (f *Fault) due(method string) bool {
 	if f.Method != "" && f.Method != method {
 		return false
@@ -56,7 +56,7 @@ func (f *Fault) err() error {
 	return ErrFault
 }
 
-// around makes a call, or fails in its place or after it.
+// around makes a call, or fails instead of it or after it.
 func (f *Fault) around(method string, call func() error) error {
 	if !f.due(method) {
 		return call()
@@ -69,9 +69,8 @@ func (f *Fault) around(method string, call func() error) error {
 	return f.err()
 }
 
-// FailBlobs passes calls on to Blobs, but for the one that Fault names. Calls of an upload's Write, Commit,
-// Cancel and Close count too. A Create, Resume or Open that fails after it took effect leaves what it opened
-// closed.
+// FailBlobs passes calls on to Blobs, except for the one that Fault selects. Calls of an upload's Write, Commit, Cancel
+// and Close count too. A Create, Resume or Open that fails after it took effect closes what it opened.
 type FailBlobs struct {
 	Blobs storage.Blobs
 	Fault *Fault
@@ -162,7 +161,7 @@ func (u failUpload) Cancel() error { return u.fault.around("Cancel", u.Upload.Ca
 
 func (u failUpload) Close() error { return u.fault.around("Close", u.Upload.Close) }
 
-// FailJournal passes calls on to Journal, but for the one that Fault names. A Watch that fails after it took
+// FailJournal passes calls on to Journal, except for the one that Fault selects. A Watch that fails after it took
 // effect ends when it has delivered the full state.
 type FailJournal struct {
 	Journal storage.Journal

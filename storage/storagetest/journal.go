@@ -13,35 +13,35 @@ import (
 	"trow/storage"
 )
 
-// Journal tests an engine for facts. place makes an empty place and returns what opens the engine there.
+// Journal tests an engine for facts. place makes an empty place and returns a function that opens the engine there.
 func Journal(t *testing.T, place func(t *testing.T) (open func() storage.Journal)) {
 	tests := []struct {
 		name string
 		test func(t *testing.T, open func() storage.Journal)
 	}{
 		{"a commit has one revision and Head shows it", testRevisions},
-		{"a batch on another base than the last is refused", testConflict},
-		{"a commit is made as a whole or not at all", testAtomic},
-		{"who watches gets the full state and then the commits", testWatch},
-		{"the order of a batch's facts is kept for who watches", testOrder},
-		{"a large state arrives in full", testLarge},
-		{"there is no gap between state and commits", testNoGap},
-		{"an error of apply ends that watch alone", testApplyError},
+		{"a batch on another base than the last revision is refused", testConflict},
+		{"a commit is made completely or not at all", testAtomic},
+		{"a watcher gets the full state and then the commits", testWatch},
+		{"watchers get the facts of a batch in its order", testOrder},
+		{"a large state arrives completely", testLarge},
+		{"there is no gap between the full state and the commits", testNoGap},
+		{"an error of apply ends only that watch", testApplyError},
 		{"an error of apply in the full state ends the watch", testApplyErrorAtOnce},
 		{"a watch ends with its context", testWatchContext},
-		{"a repo that lost its last fact is gone", testLastFact},
-		{"a deletion of what is not there changes nothing", testDeleteNothing},
+		{"a repo ends with its last fact", testLastFact},
+		{"deleting a fact that does not exist changes nothing", testDeleteNothing},
 		{"names and values may be any bytes", testBytes},
 		{"a commit without a batch changes nothing", testEmpty},
 		{"a restart keeps everything", testJournalRestart},
-		{"of many who commit on one base one wins", testRace},
+		{"of several commits on one base one succeeds", testRace},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, place(t)) })
 	}
 }
 
-// view is what somebody who watches knows. It checks the promises of Watch on the way.
+// view is what a watcher knows. It checks the promises of Watch while it follows.
 type view struct {
 	t      *testing.T
 	cancel context.CancelFunc
@@ -84,14 +84,14 @@ func (v *view) apply(u storage.Update) error {
 	defer v.mu.Unlock()
 	defer func() { close(v.changed); v.changed = make(chan struct{}) }()
 	if v.synced && (u.Synced || u.Revision <= v.revision) {
-		v.t.Errorf("after revision %d came %d, synced %v", v.revision, u.Revision, u.Synced)
+		v.t.Errorf("revision %d was followed by %d, synced %v", v.revision, u.Revision, u.Synced)
 	}
 	if v.synced {
 		v.commits = append(v.commits, u)
 	}
 	for _, b := range u.Batches {
 		if v.synced && v.bases[b.Repo] != b.Base {
-			v.t.Errorf("%s was at revision %d, and a batch came with base %d: a gap", b.Repo, v.bases[b.Repo], b.Base)
+			v.t.Errorf("%s was at revision %d, and the next batch has base %d: a gap", b.Repo, v.bases[b.Repo], b.Base)
 		}
 		if v.facts[b.Repo] == nil {
 			v.facts[b.Repo] = map[string]string{}
@@ -109,7 +109,7 @@ func (v *view) apply(u storage.Update) error {
 		}
 		if len(v.facts[b.Repo]) == 0 {
 			if !v.synced {
-				v.t.Errorf("%q is in the full state and has no fact", b.Repo)
+				v.t.Errorf("%q is in the full state without a fact", b.Repo)
 			}
 			delete(v.facts, b.Repo)
 			delete(v.bases, b.Repo)
@@ -120,7 +120,7 @@ func (v *view) apply(u storage.Update) error {
 	return nil
 }
 
-// await waits until the full state and the revision are in.
+// await waits until the view has the full state and the revision.
 func (v *view) await(rev storage.Revision) {
 	v.t.Helper()
 	for {
@@ -133,13 +133,13 @@ func (v *view) await(rev storage.Revision) {
 		select {
 		case <-changed:
 		case err := <-v.ended:
-			v.ended <- err // stop wants it, too
+			v.ended <- err // stop needs it too
 			v.t.Fatalf("Watch ended: %v", err)
 		}
 	}
 }
 
-// at returns what is known at a revision.
+// at returns the facts and the repos' revisions at a revision.
 func (v *view) at(rev storage.Revision) (map[string]map[string]string, map[string]storage.Revision) {
 	v.t.Helper()
 	v.await(rev)
@@ -215,7 +215,7 @@ func testRevisions(t *testing.T, open func() storage.Journal) {
 func testConflict(t *testing.T, open func() storage.Journal) {
 	j := open()
 	_, err := j.Commit(t.Context(), batch("a", 7, set("x", "1")))
-	wantErr(t, "a base where there is no repo", err, storage.ErrConflict)
+	wantErr(t, "a base for a repo that does not exist", err, storage.ErrConflict)
 	first := commit(t, j, batch("a", 0, set("x", "1")))
 	second := commit(t, j, batch("a", first, set("x", "2")))
 	for _, base := range []storage.Revision{0, first, second + 1} {
@@ -224,7 +224,7 @@ func testConflict(t *testing.T, open func() storage.Journal) {
 	}
 	wantHead(t, j, second)
 	wantState(t, j, facts{"a": {"tx": "2"}})
-	commit(t, j, batch("a", second, set("x", "4"))) // a conflict is no damage
+	commit(t, j, batch("a", second, set("x", "4"))) // a conflict does not stop the journal
 	wantState(t, j, facts{"a": {"tx": "4"}})
 }
 
@@ -234,14 +234,15 @@ func testAtomic(t *testing.T, open func() storage.Journal) {
 	defer v.stop()
 	v.await(0)
 	a := commit(t, j, batch("b", 0, set("x", "1")))
-	_, err := j.Commit(t.Context(), batch("a", 0, set("x", "1")), batch("b", 0, set("x", "2")), batch("c", 0, set("x", "1")))
+	_, err := j.Commit(t.Context(),
+		batch("a", 0, set("x", "1")), batch("b", 0, set("x", "2")), batch("c", 0, set("x", "1")))
 	wantErr(t, "Commit", err, storage.ErrConflict)
 	wantHead(t, j, a)
 	wantState(t, j, facts{"b": {"tx": "1"}})
 	b := commit(t, j, batch("d", 0, set("x", "1")))
 	v.await(b)
 	if len(v.commits) != 2 {
-		t.Errorf("who watches saw %d commits, want 2", len(v.commits))
+		t.Errorf("the watcher saw %d commits, want 2", len(v.commits))
 	}
 }
 
@@ -266,7 +267,7 @@ func testWatch(t *testing.T, open func() storage.Journal) {
 		}
 	}
 	if len(early.commits) != 3 || len(late.commits) != 1 {
-		t.Errorf("they saw %d and %d commits, want 3 and 1", len(early.commits), len(late.commits))
+		t.Errorf("the watchers saw %d and %d commits, want 3 and 1", len(early.commits), len(late.commits))
 	}
 }
 
@@ -315,7 +316,7 @@ func testNoGap(t *testing.T, open func() storage.Journal) {
 	var views []*view
 	var last atomic.Uint64
 	var wg sync.WaitGroup
-	begin := make(chan struct{}, writers*commits)
+	committed := make(chan struct{}, writers*commits)
 	for w := range writers {
 		wg.Go(func() {
 			var base storage.Revision
@@ -328,13 +329,13 @@ func testNoGap(t *testing.T, open func() storage.Journal) {
 				base = rev
 				for old := last.Load(); uint64(rev) > old && !last.CompareAndSwap(old, uint64(rev)); old = last.Load() {
 				}
-				begin <- struct{}{}
+				committed <- struct{}{}
 			}
 		})
 	}
-	for range writers * commits / 8 { // some begin to watch at any time meanwhile
+	for range writers * commits / 8 { // watchers start at any time meanwhile
 		for range 8 {
-			<-begin
+			<-committed
 		}
 		views = append(views, follow(t, j))
 		if t.Failed() {
@@ -368,7 +369,7 @@ func testApplyError(t *testing.T, open func() storage.Journal) {
 		})
 	}()
 	<-synced
-	a := commit(t, j, batch("a", 0, set("x", "1"))) // which does not fail by it
+	a := commit(t, j, batch("a", 0, set("x", "1"))) // apply fails, the commit does not
 	if err := <-ended; !errors.Is(err, boom) {
 		t.Errorf("Watch returned %v, want apply's error", err)
 	}
@@ -412,7 +413,7 @@ func testLastFact(t *testing.T, open func() storage.Journal) {
 	wantState(t, j, facts{"ab": {"tx": "1"}})
 	for _, base := range []storage.Revision{a, b, c} {
 		_, err := j.Commit(t.Context(), batch("a", base, set("x", "2")))
-		wantErr(t, "a base from before it was gone", err, storage.ErrConflict)
+		wantErr(t, "a base from before the repo ended", err, storage.ErrConflict)
 	}
 	d := commit(t, j, batch("a", 0, set("x", "2")))
 	if d <= c {
