@@ -227,9 +227,12 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	d := digest.FromBytes(large)
 	w.do("POST", "/v2/team/b/blobs/uploads/?digest="+d.String(), large).over()
 	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
-	w.do("PATCH", at, large).over()                                                       // before it is read: its length is known
-	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).is(202)              // unknown
-	w.do("PUT", at+"?digest="+d.String(), nil).over()                                     // but here it is
+	w.do("PATCH", at, large).over()                                          // before it is read: its length is known
+	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).is(202) // unknown
+	w.do("PUT", at+"?digest="+d.String(), nil).over()                        // but here it is
+	at = w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
+	w.send("PUT", at+"?digest="+d.String(), struct{ io.Reader }{bytes.NewReader(large)}).over()
+	w.do("GET", at, nil).is(404)                                                          // nothing can be appended that makes it fit
 	w.do("POST", "/v2/other/blobs/uploads/?digest="+d.String(), large).is(201)            // no quota of that repository
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+d.String()+"&from=other", nil).over() // a mount brings no bytes, and they count all the same
 	if got := w.bytesKept(); got != kept+101 {

@@ -75,7 +75,10 @@ func TestThousandsOfOpenUploadsHoldNoFiles(t *testing.T) {
 }
 
 func TestWhatGoesWrongLeavesNothingBehind(t *testing.T) {
-	w, dir := onDisk(t)
+	dir := t.TempDir()
+	blobs, journal, _ := engines(t, dir)
+	uploads := &endings{Blobs: blobs}
+	w := serve(t, uploads, journal)
 	content := []byte("content")
 	wrong := digest.FromString("other").String()
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+wrong, content).is(400)
@@ -83,11 +86,38 @@ func TestWhatGoesWrongLeavesNothingBehind(t *testing.T) {
 	w.do("DELETE", w.begin("a"), nil).is(204)
 	w.do("PUT", "/v2/a/manifests/v", image(content, content), "Content-Type", typeManifest).is(404)
 	w.do("PUT", "/v2/a/manifests/v", []byte("{"), "Content-Type", typeManifest).is(400)
-	if n := entries(t, dir, "uploads") + entries(t, dir, "blobs", "sha256"); n != 0 {
+	before, _ := uploads.count()
+	// A body that breaks off, after more bytes than the client keeps back.
+	body := io.MultiReader(bytes.NewReader(random(t, 64<<10)), brokenReader{})
+	req, err := http.NewRequest("POST", w.url+"/v2/a/blobs/uploads/?digest="+wrong, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = 128 << 10
+	if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
+		resp.Body.Close()
+		t.Fatalf("status %d", resp.StatusCode)
+	}
+	left := func() int { return entries(t, dir, "uploads") + entries(t, dir, "blobs", "sha256") }
+	eventually(t, "the request that breaks off has ended its upload", func() bool {
+		created, open := uploads.count()
+		return created > before && open == 0
+	})
+	if n := left(); n != 0 {
 		t.Errorf("%d files are left", n)
 	}
 	if s := w.index.Stats(); s != (storage.Stats{}) {
 		t.Errorf("the index has %+v", s)
+	}
+}
+
+// eventually waits for what a server does after its answer, or without one.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10 seconds: %s", what)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -104,6 +105,7 @@ func TestTheSocketChangesImmutableTags(t *testing.T) {
 // TestTheSocketGetsAPlaceWhenAllAreTaken holds one request of each kind, and with it the only place.
 func TestTheSocketGetsAPlaceWhenAllAreTaken(t *testing.T) {
 	hold, held := make(chan struct{}), make(chan struct{}, 1)
+	release := sync.OnceFunc(func() { close(hold) })
 	network, socket := withSocket(t, func(o *registry.Options) {
 		o.MaxRequests = 1
 		o.Annotate = func(_ context.Context, key, value string) {
@@ -113,6 +115,7 @@ func TestTheSocketGetsAPlaceWhenAllAreTaken(t *testing.T) {
 			}
 		}
 	})
+	t.Cleanup(release) // a server cannot close while it serves a request
 	done := make(chan struct{}, 2)
 	for _, request := range [][2]string{{"GET", "/v2/"}, {"POST", "/v2/a/blobs/uploads/"}} {
 		go func() {
@@ -131,7 +134,7 @@ func TestTheSocketGetsAPlaceWhenAllAreTaken(t *testing.T) {
 	socket.do("GET", "/v2/_catalog", nil).is(200)
 	socket.pushImage("a", "v", "x")
 	socket.do("GET", "/v2/a/manifests/v", nil, "Authorization", "Basic eDp5").is(200) // credentials mean nothing here
-	close(hold)
+	release()
 	<-done
 	<-done
 	network.do("GET", "/v2/a/manifests/v", nil, append(asOwner, "Accept", "*/*")...).is(200)
@@ -141,6 +144,8 @@ func TestTheSocketGetsAPlaceWhenAllAreTaken(t *testing.T) {
 func TestNoCredentialIsVerifiedForAPlace(t *testing.T) {
 	a := &counting{Authorizer: open{}, hold: make(chan struct{}), held: make(chan struct{})}
 	w := newServer(t, func(o *registry.Options) { o.Auth, o.MaxRequests = a, 1 })
+	release := sync.OnceFunc(func() { close(a.hold) })
+	t.Cleanup(release) // a server cannot close while it serves a request
 	done := make(chan struct{})
 	go func() {
 		w.do("GET", "/v2/", nil, "Authorization", "first")
@@ -153,7 +158,7 @@ func TestNoCredentialIsVerifiedForAPlace(t *testing.T) {
 	if a.verified != 0 {
 		t.Errorf("%d credentials were verified for requests without a place", a.verified)
 	}
-	close(a.hold)
+	release()
 	<-done
 }
 

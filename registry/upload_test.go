@@ -119,14 +119,14 @@ func TestUploadsThatGoWrong(t *testing.T) {
 
 func TestATruncatedBodyIsNotABlob(t *testing.T) {
 	w := newServer(t)
-	content := []byte("0123456789")
-	d := digest.FromBytes(content[:5]).String() // of what does arrive
+	content := random(t, 128<<10)
+	d := digest.FromBytes(content[:64<<10]).String() // of what does arrive
 	l := w.begin("a")
-	req, err := http.NewRequest("PUT", w.url+l+"?digest="+d, io.MultiReader(bytes.NewReader(content[:5]), brokenReader{}))
+	req, err := http.NewRequest("PUT", w.url+l+"?digest="+d, io.MultiReader(bytes.NewReader(content[:64<<10]), brokenReader{}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.ContentLength = 10
+	req.ContentLength = 128 << 10
 	if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
 		resp.Body.Close()
 		t.Fatalf("status %d", resp.StatusCode)
