@@ -33,6 +33,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/crypto/bcrypt"
 	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -41,12 +43,14 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"trow/admission"
 	"trow/admission/cluster"
 	"trow/manifests/kube"
 	"trow/manifests/kube/kubetest"
 	"trow/registry/auth"
-	"trow/registry/limit"
-	"trow/registry/retention"
+	"trow/registry/server"
+	"trow/registry/service"
+	"trow/registry/settings"
 	"trow/storage/bolt"
 )
 
@@ -275,18 +279,18 @@ func TestCollectAndScrub(t *testing.T) {
 			t.Errorf("trow %v: code %d, %s%s; want %d, %s", args, got, out, errOut, code, want)
 		}
 	}
-	trow(0, "Would free 0 B: 0 of 4 blobs", "gc", "--dry-run")
-	trow(0, "Nothing was unlinked", "gc")
+	trow(0, "Would free 0 B: would delete 0 of 4 blobs", "gc", "--dry-run")
+	trow(0, "Unlinked nothing", "gc")
 	time.Sleep(1100 * time.Millisecond) // times in facts are whole seconds
-	trow(0, "Would free 6 B: 1 of 4 blobs, after unlinking 1 from 1", "gc", "--dry-run", "--grace=0")
-	trow(0, "Freed 6 B: 1 of 4 blobs, after unlinking 1 from 1", "gc", "--grace=0", "--now")
+	trow(0, "Would free 6 B: would delete 1 of 4 blobs; would unlink 1 in 1 repository.", "gc", "--dry-run", "--grace=0")
+	trow(0, "Freed 6 B: deleted 1 of 4 blobs; unlinked 1 in 1 repository.", "gc", "--grace=0", "--now")
 	p.want(404, "HEAD", "/v2/app/blobs/"+digest.FromString("unused").String(), "")
 	p.want(200, "GET", "/v2/app/manifests/v", "")
 	if metrics := p.want(200, "GET", "/metrics", ""); !strings.Contains(metrics, "trow_gc_freed_bytes_total 6\n") {
 		t.Error("the metrics do not count what was freed")
 	}
 
-	trow(0, "Read 3 contents", "scrub")
+	trow(0, "Read 3 blobs and manifests", "scrub")
 	layer := digest.FromString("a layer of app")
 	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", layer.Encoded()), []byte("damaged"), 0o600); err != nil {
 		t.Fatal(err)
@@ -324,17 +328,17 @@ func TestExportAndImport(t *testing.T) {
 	}
 	archive := filepath.Join(dir, "archive")
 	trow(0, "", "Exported 2 manifests and 3 blobs", "export", archive, "-d", from.dir)
-	trow(0, "", "Exported 0 manifests and 0 blobs, 0 B; 5 were there already", "export", archive, "-d", from.dir)
-	stream := trow(0, "", "Exported 1 manifests and 2 blobs", "export", "-", "-d", from.dir, "--repository=team/**")
-	less := trow(0, "", "Exported 1 manifests and 0 blobs", "export", "-", "-d", from.dir, "--repository=team/**", "--base="+archive)
+	trow(0, "", "Exported 0 manifests and 0 blobs, 0 B; 5 already there", "export", archive, "-d", from.dir)
+	stream := trow(0, "", "Exported 1 manifest and 2 blobs", "export", "-", "-d", from.dir, "--repository=team/**")
+	less := trow(0, "", "Exported 1 manifest and 0 blobs", "export", "-", "-d", from.dir, "--repository=team/**", "--base="+archive)
 	if len(less) >= len(stream) {
 		t.Errorf("%d bytes on top of the archive, %d without it", len(less), len(stream))
 	}
 
 	to := start(t, t.TempDir(), "--no-tls")
-	trow(0, stream, "Imported 1 manifests and 2 blobs", "import", "-", "-d", to.dir)
+	trow(0, stream, "Imported 1 manifest and 2 blobs", "import", "-", "-d", to.dir)
 	to.want(404, "GET", "/v2/other/manifests/v", "")
-	trow(0, "", "Imported 1 manifests and 2 blobs", "import", archive, "-d", to.dir)
+	trow(0, "", "Imported 1 manifest and 2 blobs", "import", archive, "-d", to.dir)
 	for _, repo := range []string{"team/app", "other"} {
 		if got := to.want(200, "GET", "/v2/"+repo+"/manifests/v", ""); got != from.want(200, "GET", "/v2/"+repo+"/manifests/v", "") {
 			t.Errorf("%s is another one", repo)
@@ -345,8 +349,8 @@ func TestExportAndImport(t *testing.T) {
 	}
 	trow(2, "", "no server runs on the data directory", "import", archive, "-d", dir)
 	trow(2, "", "is no pattern", "export", archive, "-d", from.dir, "--repository=a b")
-	trow(2, "", "--prune is for a directory", "export", "-", "-d", from.dir, "--prune")
-	trow(2, "", "no archive", "import", t.TempDir(), "-d", to.dir)
+	trow(2, "", "--prune: not supported for a tar stream", "export", "-", "-d", from.dir, "--prune")
+	trow(2, "", "not an archive", "import", t.TempDir(), "-d", to.dir)
 	trow(2, "", "accepts 1 arg", "import")
 }
 
@@ -389,8 +393,8 @@ func TestRebuild(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", digest.FromString("a layer of gone").Encoded())); err != nil {
 		t.Fatal(err)
 	}
-	rebuild("Its copy of ", "It knows 1 repositories, 1 manifests, 1 tags.", "found    recovered@"+later.String(), "found    recovered@"+lost.String(), "1 contents have no bytes")
-	rebuild("The journal is whole.", "It knows 2 repositories, 3 manifests, 1 tags.")
+	rebuild("Restored the backup of ", "The journal lists 1 repository, 1 manifest, 1 tag.", "found    recovered@"+later.String(), "found    recovered@"+lost.String(), "1 blob or manifest is missing")
+	rebuild("The journal is intact.", "The journal lists 2 repositories, 3 manifests, 1 tag.")
 	p = start(t, dir, "--no-tls", "--gc-interval=0")
 	p.want(200, "GET", "/v2/app/manifests/v", "")
 	p.want(200, "GET", "/v2/recovered/manifests/"+later.String(), "")
@@ -406,7 +410,7 @@ func TestRebuild(t *testing.T) {
 	if err := os.WriteFile(nobodys, []byte("nobody's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	rebuild("There was no copy of it", "It knows 0 repositories", "3 manifests belonged to no repository", "1 blobs (8 B) belong to nothing")
+	rebuild("There was no backup", "The journal lists 0 repositories", "Found 3 manifests that no repository held", "1 blob is (8 B) unused")
 	start(t, dir, "--no-tls").want(200, "GET", "/v2/recovered/manifests/"+lost.String(), "")
 }
 
@@ -449,11 +453,11 @@ gc-interval: 0
 	}
 	p.want(403, "DELETE", "/v2/app/manifests/v1", "")
 	code, out, errOut := command(t, "", "retention", "--dry-run", "--data-dir="+dir)
-	if code != 0 || !strings.Contains(out, "app:n0: not among the last 1; not one of v*\n") || !strings.Contains(out, "4 would go.") {
+	if code != 0 || !strings.Contains(out, "app:n0: not among the last 1; not one of v*\n") || !strings.Contains(out, "Would remove 4 tags and manifests.") {
 		t.Errorf("dry run: %d, %s%s", code, out, errOut)
 	}
 	p.want(200, "GET", "/v2/app/manifests/n0", "")
-	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "4 are gone.") {
+	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "Removed 4 tags and manifests.") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 	if tags := p.want(200, "GET", "/v2/app/tags/list", ""); !strings.Contains(tags, `["n2","v1"]`) {
@@ -461,7 +465,7 @@ gc-interval: 0
 	}
 	p.stop()
 	start(t, dir, "--no-tls")
-	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "There are no rules") {
+	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "No rules") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 }
@@ -590,7 +594,7 @@ func TestTokensOfRobots(t *testing.T) {
 		}
 		return out
 	}
-	secret := strings.TrimSpace(trow(0, "robot ci, good until 20", "token", "create", "ci", "--repository=team/**", "--actions=pull,push"))
+	secret := strings.TrimSpace(trow(0, "robot ci, valid until 20", "token", "create", "ci", "--repository=team/**", "--actions=pull,push"))
 	login := basicAuth("any", secret)
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", login...)
 	p.want(403, "POST", "/v2/other/blobs/uploads/", "", login...)
@@ -607,7 +611,7 @@ func TestTokensOfRobots(t *testing.T) {
 	trow(0, "yes: the robot's token was made for that", "can-i", "push", "team/app", "--as=robot:ci")
 	trow(1, "no: the robot's token was not made for that", "can-i", "push", "other", "--as=robot:ci")
 	trow(2, `no robot "cd"`, "can-i", "push", "other", "--as=robot:cd")
-	trow(0, "counts no more", "token", "revoke", "ci")
+	trow(0, "Robot ci revoked.", "token", "revoke", "ci")
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", login...)
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)
 	trow(2, `no robot "ci"`, "token", "revoke", "ci")
@@ -706,7 +710,7 @@ func TestRules(t *testing.T) {
 		ask(1, "no: none", "push", "team-a/app", "--as=system:serviceaccount:team-a:ci", "--as-group=x", where)
 		ask(1, "no: none", "catalog", where)
 		ask(2, "needs a repository", "push", where)
-		ask(2, "about no repository", "admin", "x", where)
+		ask(2, "applies to the whole registry", "admin", "x", where)
 		ask(2, "is none of pull", "fly", "x", where)
 	}
 	ask(2, "the server knows", "pull", "x", "--as=robot:ci", "--config="+file)
@@ -989,32 +993,30 @@ func TestASecondServerOnTheSameDataIsRefused(t *testing.T) {
 }
 
 func TestBeforeTheIndexIsLoaded(t *testing.T) {
-	s := &instance{}
-	for path, serve := range map[string]http.HandlerFunc{"/v2/": s.registry, "/validate": s.validate, "/readyz?verbose": s.readyz} {
-		w := &recorder{header: http.Header{}}
-		req, err := http.NewRequestWithContext(t.Context(), "GET", path, nil)
-		if err != nil {
-			t.Fatal(err)
+	o := &options{}
+	settings.Register(pflag.NewFlagSet("x", pflag.ContinueOnError), o.parts()...) // sets the defaults
+	o.registry.Data.DataDir, o.registry.Names = t.TempDir(), []string{"trow.kube-public:31000"}
+	reg, err := service.Open(o.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reg.Close()
+	handler := routes(o, &server.Probes{}, reg, server.NewPending(admission.Loading), nil, http.NotFoundHandler())
+	for _, path := range []string{"/v2/", "/v2/a/manifests/v", "/validate", "/validate-image", "/readyz?verbose"} {
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != 503 {
+			t.Errorf("%s: status %d", path, w.Code)
 		}
-		serve(w, req)
-		if w.status != 503 {
-			t.Errorf("%s: status %d", path, w.status)
-		}
-		if path == "/v2/" && !json.Valid(w.body.Bytes()) {
-			t.Errorf("%s: %s", path, &w.body)
+		if strings.HasPrefix(path, "/v2/") && !strings.Contains(w.Body.String(), `"errors":[{"code":`) {
+			t.Errorf("%s: %s", path, w.Body)
 		}
 	}
+	w := httptest.NewRecorder()
+	if reg.Administration().ServeHTTP(w, httptest.NewRequest("POST", "/admin/gc", nil)); w.Code != 503 {
+		t.Errorf("a job: status %d", w.Code)
+	}
 }
-
-type recorder struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-func (r *recorder) Header() http.Header         { return r.header }
-func (r *recorder) WriteHeader(status int)      { r.status = status }
-func (r *recorder) Write(p []byte) (int, error) { return r.body.Write(p) }
 
 // command runs a command that ends by itself.
 func command(t *testing.T, in string, args ...string) (code int, out, errOut string) {
@@ -1134,42 +1136,30 @@ func TestWhereSettingsComeFrom(t *testing.T) {
 	t.Setenv("TROW_PORT", "tcp://10.0.0.1:443") // Kubernetes makes these up for a Service called trow
 	t.Setenv("TROW_SERVICE_HOST", "10.0.0.1")
 	t.Setenv("TROW_PORT_443_TCP", "x")
-	var c config
-	a := &app{}
-	cmd := a.serveCommand()
+	cmd := &cobra.Command{}
+	settings.AddConfigFlag(cmd.Flags())
+	settings.Register(cmd.Flags(), new(options).parts()...)
 	if err := cmd.ParseFlags([]string{"--log-level=debug", "--deny=quay.io/z,quay.io/w"}); err != nil {
 		t.Fatal(err)
 	}
-	c, err := loadConfig(cmd)
+	o, err := load(cmd)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for got, want := range map[string]string{
-		c.LogLevel:                         "debug",
-		c.UploadTimeout.String():           "3h0m0s",
-		c.StallTimeout.String():            "1m0s",
-		strings.Join(c.Names, " "):         "a.example:1 b.example:2",
-		strings.Join(c.AllowPrefixes, " "): "quay.io/a quay.io/b",
-		strings.Join(c.AllowImages, " "):   "quay.io/x:1 quay.io/y:2",
-		strings.Join(c.Deny, " "):          "quay.io/z quay.io/w",
-		c.Anonymous:                        "pull",
-		c.Listen:                           ":8443",
+		o.server.LogLevel:                         "debug",
+		o.registry.Data.UploadTimeout.String():    "3h0m0s",
+		o.server.StallTimeout.String():            "1m0s",
+		strings.Join(o.policy.Names, " "):         "a.example:1 b.example:2",
+		strings.Join(o.policy.AllowPrefixes, " "): "quay.io/a quay.io/b",
+		strings.Join(o.policy.AllowImages, " "):   "quay.io/x:1 quay.io/y:2",
+		strings.Join(o.policy.Deny, " "):          "quay.io/z quay.io/w",
+		o.registry.Auth.Anonymous:                 "pull",
+		o.server.Listen:                           ":8443",
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
-	}
-}
-
-func TestLocalNames(t *testing.T) {
-	outside := defaultNames("8443", false)
-	for _, name := range []string{"trow.kube-public:31000", "trow:31000", "localhost:8443", "127.0.0.1:8443", "[::1]:8443", "localhost:31000", "[::1]:31000"} {
-		if !slices.Contains(outside, name) {
-			t.Errorf("%s is not local", name)
-		}
-	}
-	if inside := defaultNames("8443", true); slices.Contains(inside, "127.0.0.1:8443") || !slices.Contains(inside, "127.0.0.1:31000") {
-		t.Errorf("in a cluster: %v", inside)
 	}
 }
 
@@ -1315,8 +1305,8 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 		return true, review, nil
 	})
 	var log bytes.Buffer
-	r := reviews{cluster.NewReviewer(kubetest.Client(client), kube.Audience, zerolog.New(&log))}
-	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, PolicyOptions: auth.PolicyOptions{Access: true}})
+	r := cluster.NewReviewer(kubetest.Client(client), kube.Audience, zerolog.New(&log))
+	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, AccessReview: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1385,61 +1375,66 @@ func TestWhatToTellANodeByHand(t *testing.T) {
 
 // ---- Rules of the house
 
-// imports says what each package may import of ours. Only main knows everybody.
-var imports = map[string][]string{
-	"admission":                 {"trow/storage"},
-	"admission/cluster":         {"trow/manifests/kube"},
-	"manifests":                 {},
-	"manifests/kube":            {},
-	"manifests/kube/kubetest":   {"trow/manifests/kube"},
-	"manifests/node":            {"trow/manifests/kube"},
-	"manifests/node/credential": {},
-	"registry":                  {"trow/registry/audit", "trow/registry/auth", "trow/registry/limit", "trow/storage"},
-	"registry/admin":            {},
-	"registry/archive":          {"trow/registry", "trow/storage"},
-	"registry/audit":            {},
-	"registry/auth":             {"trow/registry/audit", "trow/registry/glob"},
-	"registry/auth/desk":        {"trow/registry/admin", "trow/registry/auth", "trow/registry/retention"},
-	"registry/bench":            {},
-	"registry/glob":             {},
-	"registry/keep":             {"trow/registry", "trow/registry/admin", "trow/registry/archive", "trow/registry/glob", "trow/registry/maintenance", "trow/registry/retention", "trow/storage"},
-	"registry/limit":            {"trow/registry/auth", "trow/registry/glob", "trow/storage"},
-	"registry/retention":        {"trow/registry/glob", "trow/storage"},
-	"registry/server":           {},
-	"registry/soak":             {},
-	"registry/maintenance":      {"trow/storage", "trow/storage/bolt", "trow/storage/disk"},
-	"registry/ocierror":         {},
-	"registry/settings":         {"trow/storage/files"},
-	"storage":                   {"trow/storage/internal/slab"},
-	"storage/bolt":              {"trow/storage", "trow/storage/files", "trow/storage/internal/local"},
-	"storage/disk":              {"trow/storage", "trow/storage/files", "trow/storage/internal/local"},
-	"storage/files":             {},
-	"storage/internal/local":    {"trow/storage", "trow/storage/files"},
-	"storage/internal/slab":     {},
-	"storage/memory":            {"trow/storage", "trow/storage/internal/local"},
-	"storage/storagetest":       {"trow/storage"},
-	"tls":                       {},
+// folderRule says what the packages of a folder may not import, or may import alone.
+type folderRule struct {
+	from   string   // a folder and everything below it
+	never  []string // folders of ours
+	except []string // packages among those
+	why    string
 }
 
-// only says which package alone may import something, and why.
-var only = map[string][]string{
-	"github.com/spf13/viper":                         {"."},
-	"github.com/spf13/cobra":                         {".", "admission/cluster", "registry/keep", "manifests/node/credential", "registry/auth/desk", "registry/bench"},
-	"go.etcd.io/bbolt":                               {"storage/bolt"},
-	"k8s.io/api/admission/v1":                        {".", "admission"},
-	"k8s.io/client-go/kubernetes":                    {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
-	"github.com/distribution/reference":              {"admission", "manifests", "manifests/node/credential"},
-	"github.com/rs/zerolog":                          {".", "registry/audit", "registry/server"},
-	"github.com/prometheus/client_golang/prometheus": {".", "registry/server"},
+// folderRules keep registry and admission apart: the index is all that they share, so that one of them can be understood,
+// tested and replaced without the other.
+var folderRules = []folderRule{
+	{"registry", []string{"admission", "tls", "manifests"}, nil, "the registry knows nothing of Kubernetes"},
+	{"admission", []string{"registry", "tls"}, nil, "a verdict is a look-up in the index"},
+	{"tls", []string{"registry", "admission", "manifests"}, nil, "certificates are of no use to know"},
+	{"manifests", []string{"registry", "admission", "tls"}, []string{"registry/ocierror"}, "a node runs without a registry"},
+	{"storage", []string{"registry", "admission", "tls", "manifests"}, nil, "storage is below everything"},
+	{"manifests/kube", []string{"manifests/node", "registry"}, nil, "a leaf: admission/cluster imports it"},
+	{"registry/ocierror", []string{"registry", "storage"}, nil, "a leaf: everybody who answers HTTP imports it"},
+	{"registry/auth", []string{"registry/server", "registry/maintenance", "registry/limit"}, nil, "limits ask who, not the reverse"},
 }
 
-// storageMayUse is all that storage imports beside the standard library.
-var storageMayUse = []string{"github.com/opencontainers/go-digest"}
+// onlyFrom says which of ours a package may import at all.
+var onlyFrom = map[string][]string{
+	"storage":           {"storage/internal"},
+	"storage/files":     {},
+	"storage/disk":      {"storage", "storage/files", "storage/internal"},
+	"storage/bolt":      {"storage", "storage/files", "storage/internal"},
+	"storage/memory":    {"storage", "storage/files", "storage/internal"},
+	"registry/ocierror": {},
+	"registry/glob":     {},
+}
+
+// onlyIn says which packages alone may import something, and why it is worth a rule.
+var onlyIn = map[string][]string{
+	"github.com/spf13/viper":            {"registry/settings"},       // one place knows how settings come together
+	"go.etcd.io/bbolt":                  {"storage/bolt"},            // engines are replaceable
+	"k8s.io/client-go/kubernetes":       {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
+	"github.com/distribution/reference": {"admission", "manifests", "manifests/node/credential"},
+	"github.com/spf13/cobra": {".", "admission/check", "admission/cluster", "manifests", "manifests/node",
+		"manifests/node/credential", "registry/admin/commands", "registry/bench"}, // commands, and nothing below them
+}
+
+// standardOnly are the packages with nothing but the standard library and what is listed.
+var standardOnly = map[string][]string{
+	"storage":       {"github.com/opencontainers/go-digest"},
+	"storage/files": {},
+}
+
+// Limits of size. main.go grows with each part that is added, so it has a limit of its own.
+const (
+	maxMainLines     = 350
+	maxFileLines     = 650
+	maxFunctionLines = 110
+)
 
 // source is a parsed file of the product (not of its tests).
 type source struct {
 	pkg, path string
 	file      *ast.File
+	set       *token.FileSet
 }
 
 func sources(t *testing.T) (all []source) {
@@ -1454,8 +1449,9 @@ func sources(t *testing.T) (all []source) {
 		if d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return nil
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
-		all = append(all, source{filepath.Dir(path), path, f})
+		set := token.NewFileSet()
+		f, err := parser.ParseFile(set, path, nil, parser.ParseComments)
+		all = append(all, source{filepath.Dir(path), path, f, set})
 		return err
 	})
 	if err != nil || len(all) < 20 {
@@ -1464,22 +1460,31 @@ func sources(t *testing.T) (all []source) {
 	return all
 }
 
+// within reports whether a package is a folder or below it.
+func within(pkg, folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") }
+
+func withinAny(pkg string, folders []string) bool {
+	return slices.ContainsFunc(folders, func(f string) bool { return within(pkg, f) })
+}
+
 func TestWhoImportsWhom(t *testing.T) {
 	for _, s := range sources(t) {
-		allowed, known := imports[s.pkg]
-		if !known && s.pkg != "." {
-			t.Errorf("%s: a package that the rules do not know", s.pkg)
-		}
 		for _, spec := range s.file.Imports {
 			path := strings.Trim(spec.Path.Value, `"`)
-			if strings.HasPrefix(path, "trow/") && s.pkg != "." && !slices.Contains(allowed, path) {
-				t.Errorf("%s imports %s", s.path, path)
+			ours, isOurs := strings.CutPrefix(path, "trow/")
+			for _, rule := range folderRules {
+				if isOurs && within(s.pkg, rule.from) && withinAny(ours, rule.never) && !within(ours, rule.from) && !slices.Contains(rule.except, ours) {
+					t.Errorf("%s imports %s: %s", s.path, path, rule.why)
+				}
 			}
-			if who, ok := only[path]; ok && !slices.Contains(who, s.pkg) {
-				t.Errorf("%s imports %s, which is for %v", s.path, path, who)
+			if allowed, ok := onlyFrom[s.pkg]; ok && isOurs && !withinAny(ours, allowed) {
+				t.Errorf("%s imports %s; %s may import only %v", s.path, path, s.pkg, allowed)
 			}
-			if s.pkg == "storage" && strings.Contains(path, ".") && !slices.Contains(storageMayUse, path) {
-				t.Errorf("%s imports %s: storage is the standard library and go-digest", s.path, path)
+			if who, ok := onlyIn[path]; ok && !slices.Contains(who, s.pkg) {
+				t.Errorf("%s imports %s, which only %v may", s.path, path, who)
+			}
+			if allowed, ok := standardOnly[s.pkg]; ok && !isOurs && strings.Contains(path, ".") && !slices.Contains(allowed, path) {
+				t.Errorf("%s imports %s; %s has only the standard library and %v", s.path, path, s.pkg, allowed)
 			}
 		}
 	}
@@ -1500,6 +1505,60 @@ func TestEveryPackageHasOneComment(t *testing.T) {
 	}
 }
 
+func TestFilesAndFunctionsAreOfASizeToBeRead(t *testing.T) {
+	for _, s := range sources(t) {
+		lines, limit := s.set.File(s.file.FileStart).LineCount(), maxFileLines
+		if s.path == "main.go" {
+			limit = maxMainLines
+		}
+		if lines > limit {
+			t.Errorf("%s has %d lines; want at most %d", s.path, lines, limit)
+		}
+		for _, d := range s.file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			if n := s.set.Position(f.End()).Line - s.set.Position(f.Pos()).Line + 1; n > maxFunctionLines {
+				t.Errorf("%s: %s has %d lines; want at most %d", s.path, f.Name.Name, n, maxFunctionLines)
+			}
+		}
+	}
+}
+
+// TestSettingsAreDefinedInAddFlags: a setting has one place, and is true or false, never unset.
+func TestSettingsAreDefinedInAddFlags(t *testing.T) {
+	defines := regexp.MustCompile(`^(String|StringSlice|Int|Bool|Duration)?VarP?$`)
+	commands := onlyIn["github.com/spf13/cobra"] // their own flags are no settings
+	for _, s := range sources(t) {
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if star, ok := n.(*ast.StarExpr); ok {
+				if x, ok := star.X.(*ast.Ident); ok && x.Name == "bool" {
+					t.Errorf("%s: *bool: a setting has a default", s.set.Position(star.Pos()))
+				}
+			}
+			return true
+		})
+		if slices.Contains(commands, s.pkg) && s.pkg != "admission/cluster" {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok || strings.HasPrefix(f.Name.Name, "Add") || f.Name.Name == "FileOnly" {
+				continue
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				if call, ok := n.(*ast.CallExpr); ok {
+					if sel, ok := call.Fun.(*ast.SelectorExpr); ok && defines.MatchString(sel.Sel.Name) && len(call.Args) >= 3 && s.pkg != "admission/cluster" {
+						t.Errorf("%s: a setting outside of AddFlags", s.set.Position(call.Pos()))
+					}
+				}
+				return true
+			})
+		}
+	}
+}
+
 func TestPackagesBelowMainDoNotPrintOrLog(t *testing.T) {
 	for _, s := range sources(t) {
 		if s.file.Name.Name == "main" {
@@ -1508,7 +1567,8 @@ func TestPackagesBelowMainDoNotPrintOrLog(t *testing.T) {
 		ast.Inspect(s.file, func(n ast.Node) bool {
 			if call, ok := n.(*ast.SelectorExpr); ok {
 				x, ok := call.X.(*ast.Ident)
-				if ok && (x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") || x.Name == "log" && call.Sel.Name != "New" || x.Name == "os" && call.Sel.Name == "Exit") {
+				if ok && (x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") || x.Name == "log" && (strings.HasPrefix(call.Sel.Name, "Print") || strings.HasPrefix(call.Sel.Name, "Fatal")) ||
+					x.Name == "os" && call.Sel.Name == "Exit") {
 					t.Errorf("%s: %s.%s: return an error instead", s.path, x.Name, call.Sel.Name)
 				}
 			}
@@ -1517,33 +1577,45 @@ func TestPackagesBelowMainDoNotPrintOrLog(t *testing.T) {
 	}
 }
 
-func TestReadmeListsTheSettings(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
+// settingsOf reads the rows of a table of settings: key and default.
+func settingsOf(t *testing.T, text string) map[string]string {
+	t.Helper()
+	row := regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)`[^|]*\\|([^|]*)\\|")
+	all := map[string]string{}
+	for _, m := range row.FindAllStringSubmatch(text, -1) {
+		all[m[1]] = strings.Trim(m[2], " `")
 	}
-	row := regexp.MustCompile("(?m)^\\| `([a-z0-9-]+)` \\|([^|]*)\\|")
-	listed := map[string]string{}
-	for _, m := range row.FindAllStringSubmatch(string(readme), -1) {
-		listed[m[1]] = strings.Trim(m[2], " `")
+	return all
+}
+
+// TestTheSettingsAreDocumented: registry/README.md has the table that trow settings prints, and README.md some of its rows.
+func TestTheSettingsAreDocumented(t *testing.T) {
+	code, table, errOut := command(t, "", "settings", "--markdown")
+	if code != 0 || strings.Count(table, "\n") < 50 {
+		t.Fatalf("code %d: %s%s", code, table, errOut)
 	}
-	for _, s := range settings {
-		want := fmt.Sprint(s.value)
-		switch v := s.value.(type) {
-		case []string, []auth.Rule, []retention.Rule, []limit.Rule, []limit.Quota:
-			want = ""
-		case time.Duration:
-			want = strings.TrimSuffix(strings.TrimSuffix(v.String(), "0s"), "0m")
+	read := func(path string) string {
+		t.Helper()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
 		}
-		got, ok := listed[s.key]
-		if !ok {
-			t.Errorf("README does not list %s", s.key)
-		} else if got != want {
-			t.Errorf("README says the default of %s is %q, and it is %q", s.key, got, want)
-		}
-		delete(listed, s.key)
+		return string(b)
 	}
-	for key := range listed {
-		t.Errorf("README lists %s, which is no setting", key)
+	if !strings.Contains(read("registry/README.md"), table) {
+		t.Errorf("registry/README.md does not have this table:\n%s", table)
+	}
+	all, readme := settingsOf(t, table), read("README.md")
+	some := settingsOf(t, readme)
+	if len(some) < 10 || len(some) > 14 {
+		t.Errorf("README.md lists %d settings; want about a dozen", len(some))
+	}
+	for key, value := range some {
+		if want, ok := all[key]; !ok || value != want {
+			t.Errorf("README.md: %s has the default %q; want %q", key, value, want)
+		}
+	}
+	if n := strings.Count(readme, "\n"); n > 200 {
+		t.Errorf("README.md has %d lines; want at most 200", n)
 	}
 }

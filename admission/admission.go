@@ -43,6 +43,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rs/zerolog"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -76,6 +77,12 @@ type Options struct {
 	// Observe, if set, is called once for every review that the webhook answered or failed to answer, before the answer
 	// is sent, possibly concurrently. It is not called for requests that are refused as malformed.
 	Observe func(context.Context, Decision)
+
+	// Metrics, if set, counts the reviews.
+	Metrics *Metrics
+
+	// Log gets a line for each review: an error for those that failed, others at debug.
+	Log zerolog.Logger
 }
 
 // Decision is what became of a review.
@@ -107,13 +114,15 @@ type Webhook struct {
 	policy  *Policy
 	audit   func() bool
 	observe func(context.Context, Decision)
+	metrics *Metrics
+	log     zerolog.Logger
 	large   chan struct{} // a place for each large review under way
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
 	w := &Webhook{
-		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, large: make(chan struct{}, maxLarge),
+		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log, large: make(chan struct{}, maxLarge),
 	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }
@@ -220,6 +229,10 @@ func (w *Webhook) report(ctx context.Context, d Decision, err error) {
 		d.Allowed, d.Err = false, err
 	}
 	w.observe(ctx, d)
+	if w.metrics != nil {
+		w.metrics.Observe(d)
+	}
+	d.log(w.log)
 }
 
 // Review decides on one request without HTTP, and calls Observe as ServeHTTP does. Errors: the request is malformed, or

@@ -1,6 +1,9 @@
 package admission
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+)
 
 // The outcomes of a review, as metrics, the log and audit annotations name them.
 const (
@@ -24,6 +27,17 @@ func (d *Decision) Outcome() string {
 		return OutcomeWarned
 	}
 	return OutcomeAllowed
+}
+
+// log writes the line of the review.
+func (d *Decision) log(log zerolog.Logger) {
+	line := log.Debug()
+	if d.Err != nil {
+		line = log.Error().Err(d.Err)
+	}
+	line.Str("verdict", d.Outcome()).Str("kind", d.Kind).Str("namespace", d.Namespace).Str("name", d.Name).
+		Str("operation", d.Operation).Str("user", d.User).Str("uid", d.UID).Bool("dryRun", d.DryRun).
+		Strs("denied", d.Denied).Strs("images", d.Images).Msg("admission")
 }
 
 // Metrics counts reviews. It is a prometheus.Collector, and safe for concurrent use.

@@ -122,6 +122,15 @@ func hasMark(session *tls.SessionState, mark []byte) bool {
 	return slices.ContainsFunc(session.Extra, func(b []byte) bool { return bytes.Equal(b, mark) })
 }
 
+// Certificates returns the method [Keeper.Certificate] for a purpose, nil if the options have no CA for it. keeper need
+// not be set before the first request: it is read at each one.
+func (o *Options) Certificates(keeper **Keeper, p Purpose) func(*http.Request) *x509.Certificate {
+	if ca := map[Purpose]string{ForClient: o.ClientCA, ForCaller: o.CallerCA}[p]; ca == "" {
+		return nil
+	}
+	return func(r *http.Request) *x509.Certificate { return (*keeper).Certificate(r, p) }
+}
+
 // Certificate returns the certificate that the client of a request has presented for a purpose. It returns nil if there
 // is none, or none that is valid now: its CA may have been removed, or it may have expired, since the connection was
 // opened.

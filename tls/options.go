@@ -37,6 +37,9 @@ type Options struct {
 	// a power cut the API server may take longer to come back than this process, and Kubernetes restarts a process that
 	// ends at ever longer intervals.
 	Wait bool
+	// Dir is the directory, of a server without another store, in which Open keeps the pairs (tls/) and writes the bundle
+	// (ca.crt, unless CAFile is set).
+	Dir string
 	// CAFile is a file into which the bundle is written for people on this machine, by Open and whenever it changes.
 	// Its directory must exist. Empty: there is none. An error is only logged.
 	CAFile string

@@ -22,6 +22,19 @@ func (k *Keeper) ServeCA(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(k.CA()) // on an error the client has gone
 }
 
+// Summary says where the CA is and how to trust it, for people who push to host:port. It is empty for a nil Keeper.
+func (k *Keeper) Summary(host string) string {
+	if k == nil {
+		return ""
+	}
+	text := "  CA           https://" + host + "/ca.crt\n               SHA-256 " + k.Fingerprint() + "\n"
+	if k.caFile == "" { // in a cluster
+		return text
+	}
+	return text + "\nTrust it (podman, skopeo, buildah; for docker the directory is /etc/docker/certs.d):\n" +
+		"  sudo mkdir -p /etc/containers/certs.d/" + host + " && sudo cp " + k.caFile + " /etc/containers/certs.d/" + host + "/\n"
+}
+
 // writeCAFile writes the bundle into CAFile. An error is logged.
 func (k *Keeper) writeCAFile() {
 	if k.caFile == "" {

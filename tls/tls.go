@@ -52,6 +52,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -109,10 +110,24 @@ type Keeper struct {
 // Open reads the pairs in the store and makes what is missing: the CA, the leaf. It makes a new leaf if the old one is
 // for other names, of another CA, past two thirds of its life, or unreadable.
 //
+// store nil means that the pairs are kept in o.Dir. With [Options.NoTLS] the Keeper is nil.
+//
 // Errors: an invalid name, with that name; an unusable CA, with the file and the remedy; an invalid user's pair or
 // client CA, with the file and the cause (a user's pair that has expired is accepted, and logged by Run); those of the
 // store. With [Options.Wait] it returns only the first of these, and those left when ctx is done.
 func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
+	if o.NoTLS {
+		return nil, nil
+	}
+	if store == nil {
+		dir, err := OpenDir(filepath.Join(o.Dir, "tls"))
+		if err != nil {
+			return nil, err
+		}
+		if store = dir; o.CAFile == "" {
+			o.CAFile = filepath.Join(o.Dir, "ca.crt")
+		}
+	}
 	names, err := parseNames(slices.Concat(o.Names, o.ExtraNames))
 	if err != nil {
 		return nil, err
@@ -319,6 +334,14 @@ func ofCluster(name string) bool { return strings.HasSuffix(name, ".svc") }
 
 // CA returns the bundle in PEM, without keys: what a client needs to trust the server. The CA that signs comes first.
 func (k *Keeper) CA() []byte { return k.ca.Load().bundle() }
+
+// Scheme returns the scheme of the server's URLs: https, or http for a nil Keeper.
+func (k *Keeper) Scheme() string {
+	if k == nil {
+		return "http"
+	}
+	return "https"
+}
 
 // Fingerprint returns the SHA-256 of the CA's certificate as openssl x509 -fingerprint -sha256 prints it: in upper
 // case, with a colon between the bytes.

@@ -17,6 +17,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 
 	"trow/admission"
+	"trow/manifests/kube"
 	"trow/storage"
 	"trow/storage/bolt"
 )
@@ -38,7 +39,7 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	if _, err := os.Stat(dir); err != nil {
 		return nil, nil, fmt.Errorf("data-dir: %w", err)
 	}
-	settings.Complete(serverPort, os.Getenv("KUBERNETES_SERVICE_HOST") != "")
+	settings.Complete(serverPort, kube.Inside())
 	settings.EnforceTemplates = true // invariant 1
 	policy, err := admission.NewPolicy(settings)
 	if err != nil {

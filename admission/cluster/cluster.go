@@ -118,14 +118,36 @@ func (c *Cluster) State() State {
 func (c *Cluster) Denies() bool { return c == nil || c.State().Mode != Audit }
 
 // Check reports whether the webhook is in the mode of the settings, and describes its state in one line, for the
-// readiness endpoint. c must not be nil.
+// readiness endpoint. Outside a cluster there is no line.
 func (c *Cluster) Check() (ok bool, text string) {
+	if c == nil {
+		return true, ""
+	}
 	s := c.State()
 	return s.Mode == c.o.mode(), strings.TrimSpace(fmt.Sprintf("webhook %s %s", s.Mode, s.Why))
 }
 
-// Published reports whether a bundle is the one that all clients in the cluster have; see package tls.
+// Store is where the server's certificates are kept; see package tls.
+type Store interface {
+	Load(ctx context.Context) (files map[string][]byte, version string, err error)
+	Save(ctx context.Context, files map[string][]byte, version string) (bool, error)
+	String() string
+}
+
+// Store returns the Secret with the server's certificates, nil outside a cluster.
+func (c *Cluster) Store() Store {
+	if c == nil {
+		return nil // not a nil *Secret, which would be an interface that is not nil
+	}
+	return NewSecret(c.o.Client, c.o.Namespace)
+}
+
+// Published reports whether a bundle is the one that all clients in the cluster have; see package tls. Outside a cluster
+// it is true.
 func (c *Cluster) Published(bundle []byte) bool {
+	if c == nil {
+		return true
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return bytes.Equal(bundle, c.published)

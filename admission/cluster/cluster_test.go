@@ -538,18 +538,18 @@ func TestSettings(t *testing.T) {
 
 func TestOutsideACluster(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
-	c, secret, err := cluster.Open(cluster.Options{})
-	if c != nil || secret != nil || err != nil {
-		t.Errorf("without the setting: %v, %v, %v", c, secret, err)
+	c, reviewer, err := cluster.Open(cluster.Options{})
+	if c != nil || reviewer != nil || err != nil || c.Store() != nil || !c.Published(nil) {
+		t.Errorf("without the settings: %v, %v, %v", c, reviewer, err)
 	}
-	if r, err := cluster.OpenReviewer(cluster.Options{Webhook: "audit"}); r != nil || err != nil {
-		t.Errorf("without an audience: %v, %v", r, err)
+	if ok, text := c.Check(); !ok || text != "" {
+		t.Errorf("a line about no webhook: %q", text)
 	}
 	_, _, err = cluster.Open(cluster.Options{Webhook: "audit"})
 	if err == nil || !strings.HasPrefix(err.Error(), "webhook: ") {
 		t.Errorf("the webhook: %v", err)
 	}
-	_, err = cluster.OpenReviewer(cluster.Options{TokenAudience: "trow"})
+	_, _, err = cluster.Open(cluster.Options{TokenAudience: "trow"})
 	if err == nil || !strings.HasPrefix(err.Error(), "token-audience: ") {
 		t.Errorf("the audience: %v", err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"trow/manifests/kube"
@@ -75,29 +76,29 @@ func (o *Options) Validate() error {
 
 func (o *Options) mode() Mode { return Mode(o.Webhook) }
 
-// Open connects to the API server of the cluster that this process runs in, and returns the Cluster and the Secret that
-// holds the server's certificates. Both are nil if the setting webhook is empty. It sends no request yet. Error: this
-// process does not run in a pod.
-func Open(o Options) (*Cluster, *Secret, error) {
-	if o.Webhook == "" {
-		return nil, nil, nil
-	}
-	if err := o.connect("webhook"); err != nil {
-		return nil, nil, err
-	}
-	return New(o), NewSecret(o.Client, o.Namespace), nil
+// Reviews is what a [Reviewer] does: review tokens, and what their accounts may do.
+type Reviews interface {
+	Review(ctx context.Context, token string) (user authenticationv1.UserInfo, ok bool, why string, err error)
+	Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (bool, string, error)
 }
 
-// OpenReviewer returns a Reviewer for the API server of the cluster that this process runs in, nil if the setting
-// token-audience is empty. It sends no request yet. Error: this process does not run in a pod.
-func OpenReviewer(o Options) (*Reviewer, error) {
-	if o.TokenAudience == "" {
-		return nil, nil
+// Open connects to the API server of the cluster that this process runs in, and returns the Cluster, nil if the setting
+// webhook is empty, and a Reviewer, nil if the setting token-audience is empty. It sends no request yet. Error: a setting
+// needs a cluster, and this process does not run in a pod.
+func Open(o Options) (c *Cluster, r Reviews, err error) {
+	if o.Webhook != "" {
+		if err := o.connect("webhook"); err != nil {
+			return nil, nil, err
+		}
+		c = New(o)
 	}
-	if err := o.connect("token-audience"); err != nil {
-		return nil, err
+	if o.TokenAudience != "" {
+		if err := o.connect("token-audience"); err != nil {
+			return nil, nil, err
+		}
+		r = NewReviewer(o.Client, o.TokenAudience, o.Log)
 	}
-	return NewReviewer(o.Client, o.TokenAudience, o.Log), nil
+	return c, r, nil
 }
 
 // connect sets Client, Namespace and Pod, if the program has not set a client. key is the setting that needs them.

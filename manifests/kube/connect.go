@@ -11,6 +11,9 @@ import (
 // namespaceFile holds the namespace of the pod. The kubelet mounts it beside the ServiceAccount's token.
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
+// Inside reports whether this process runs in a pod of a cluster.
+func Inside() bool { return os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
+
 // InCluster connects with the ServiceAccount of the pod that this process runs in, and returns the pod's namespace.
 // Error: the process does not run in a pod, or the pod has no token.
 func InCluster() (*Client, string, error) {

@@ -50,6 +50,12 @@ func DefaultHost(namespace string) string { return Name + "." + namespace }
 // ServiceHost is the name of the Service in the cluster's DNS; the server certificate is valid for it.
 func ServiceHost(namespace string) string { return Name + "." + namespace + ".svc" }
 
+// DefaultServers are the host:port pairs under which nodes reach the registry of the default manifest.
+func DefaultServers() []string {
+	port := strconv.Itoa(DefaultNodePort)
+	return []string{net.JoinHostPort(DefaultHost(DefaultNamespace), port), net.JoinHostPort("127.0.0.1", port)}
+}
+
 // RegistryNames returns the host:port pairs by which image names may refer to the registry on a node: host and the
 // Service's short names, and loopback, all with the node port. An IPv6 address is in brackets.
 func RegistryNames(host, namespace string, nodePort int) []string {

@@ -30,6 +30,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"sync"
@@ -225,6 +226,11 @@ func (l *Log) Describe(to chan<- *prometheus.Desc) { to <- leftOutDesc; to <- fa
 func (l *Log) Collect(to chan<- prometheus.Metric) {
 	to <- prometheus.MustNewConstMetric(leftOutDesc, prometheus.CounterValue, float64(l.LeftOut()))
 	to <- prometheus.MustNewConstMetric(failedDesc, prometheus.CounterValue, float64(l.Failed()))
+}
+
+// Refuse records that a request of an unknown client was refused.
+func (l *Log) Refuse(r *http.Request, action, why string) {
+	l.Record(r.Context(), Event{What: Request, Outcome: Denied, Kind: "unknown", From: From(r.RemoteAddr), Action: action, Reason: why})
 }
 
 // Record records an event of the request of ctx, or counts it as left out.

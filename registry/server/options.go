@@ -94,6 +94,15 @@ func (o *Options) level() (zerolog.Level, error) {
 	return level, nil
 }
 
+// Open returns the program's logger, which writes to w, and the listeners; see Logger and OpenListeners.
+func (o *Options) Open(w io.Writer) (log zerolog.Logger, l, debug net.Listener, err error) {
+	if log, err = o.Logger(w); err != nil {
+		return log, nil, nil, err
+	}
+	l, debug, err = o.OpenListeners()
+	return log, l, debug, err
+}
+
 // OpenListeners opens the listener of the server and the one for profiles, which is nil if DebugListen is empty. The
 // caller closes both. Errors name the setting.
 func (o *Options) OpenListeners() (l, debug net.Listener, err error) {
@@ -108,6 +117,15 @@ func (o *Options) OpenListeners() (l, debug net.Listener, err error) {
 		return nil, nil, fmt.Errorf("debug-listen: %w", err)
 	}
 	return l, debug, nil
+}
+
+// CloseListeners closes listeners, of which some may be nil or closed.
+func CloseListeners(all ...net.Listener) {
+	for _, l := range all {
+		if l != nil {
+			_ = l.Close() // whoever served on it has reported its errors
+		}
+	}
 }
 
 // Loopback reports whether only this machine can connect to an address, which has the form IP:port.

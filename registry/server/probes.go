@@ -22,11 +22,11 @@ type Probes struct {
 // it. With an empty text there is no line. A Check does not decide whether the server is ready.
 type Check func() (ok bool, text string)
 
-// Add adds a line to /readyz?verbose.
-func (p *Probes) Add(c Check) {
+// Add adds lines to /readyz?verbose.
+func (p *Probes) Add(checks ...Check) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.checks = append(p.checks, c)
+	p.checks = append(p.checks, checks...)
 }
 
 // SetReady sets whether the index is loaded, so that requests can be answered.

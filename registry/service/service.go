@@ -40,6 +40,7 @@ import (
 	"trow/registry/maintenance"
 	"trow/registry/retention"
 	"trow/registry/server"
+	"trow/registry/settings"
 	"trow/storage"
 )
 
@@ -111,6 +112,9 @@ func Open(o Options) (s *Service, err error) {
 		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
 	}
 	o.Auth.Dir, o.Auth.Name, o.Auth.Log = filepath.Join(o.Data.DataDir, "auth"), o.Names[0], o.Log
+	if !o.Auth.AccessReview {
+		o.Auth.Accesses = nil
+	}
 	o.Auth.Annotate, o.Auth.Audit = server.Annotate, s.trail.Record
 	if s.guard, err = auth.New(o.Auth); err != nil {
 		return s, err
@@ -171,9 +175,21 @@ func (s *Service) ServeSocket(ctx context.Context) error {
 	return server.ServeAuxiliary(ctx, s.socket, s.Administration(), auth.WithSocket)
 }
 
-// Reload applies the rules, limits and quotas of changed options, which are valid; see invariant 3. Other settings count
-// at the next start. Errors: those of Validate; then nothing has changed. Load must have returned.
-func (s *Service) Reload(o Options) error {
+// Follow applies the rules, limits and quotas of the configuration file whenever it changes, and logs the outcome, until
+// ctx is done. load returns the settings as they are now, valid. Load must have returned.
+func (s *Service) Follow(ctx context.Context, file settings.File, load func() (*Options, error)) {
+	file.Follow(ctx, func() error {
+		o, err := load()
+		if err != nil {
+			return err
+		}
+		return s.reload(o)
+	}, s.logReload)
+}
+
+// reload applies the rules, limits and quotas of changed options, which are valid; see invariant 3. Other settings count
+// at the next start. Errors: those of Validate; then nothing has changed.
+func (s *Service) reload(o *Options) error {
 	quotas, err := limit.Quotas(o.Limit.Quotas)
 	if err != nil {
 		return err
@@ -188,8 +204,8 @@ func (s *Service) Reload(o Options) error {
 	return nil
 }
 
-// Reloaded logs the outcome of a change of the configuration file.
-func (s *Service) Reloaded(err error) {
+// logReload logs the outcome of a change of the configuration file.
+func (s *Service) logReload(err error) {
 	if err != nil {
 		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used: the rules before stay")
 		return

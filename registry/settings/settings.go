@@ -23,6 +23,7 @@ package settings
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"slices"
@@ -31,6 +32,7 @@ import (
 
 	"github.com/go-viper/mapstructure/v2"
 	"github.com/spf13/cast"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -74,6 +76,55 @@ func Load(all, given *pflag.FlagSet) error {
 		}
 	})
 	return failed
+}
+
+// Part is what the Options of a package can do.
+type Part interface {
+	AddFlags(*pflag.FlagSet)
+	Validate() error
+}
+
+// Register registers the settings of parts as flags, grouped by part.
+func Register(fs *pflag.FlagSet, parts ...Part) {
+	fs.SortFlags = false
+	for _, p := range parts {
+		p.AddFlags(fs)
+	}
+}
+
+// LoadParts sets the fields of parts as [Load] does, and validates them. derive, between the two, sets what one part has
+// to know of another, and reports what contradicts itself between them.
+func LoadParts(given *pflag.FlagSet, derive func() error, parts ...Part) error {
+	all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
+	Register(all, parts...)
+	err := Load(all, given)
+	if err == nil {
+		err = derive()
+	}
+	for _, p := range parts {
+		if err != nil {
+			break
+		}
+		err = p.Validate()
+	}
+	return err
+}
+
+// Command returns trow settings, which prints the settings of parts as a table in Markdown.
+func Command(parts ...Part) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "settings",
+		Short: "Print the settings with their defaults",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
+			Register(all, parts...)
+			_, err := io.WriteString(cmd.OutOrStdout(), Markdown(all))
+			return err
+		},
+	}
+	cmd.Flags().Bool("markdown", true, "as a table in Markdown") // the only form there is
+	return cmd
 }
 
 // set sets one flag. given is the flag of the command, nil if it has none of this name.
@@ -191,11 +242,25 @@ func checkEnvironment(all *pflag.FlagSet, environ []string) error {
 	return nil
 }
 
-// Follow calls apply whenever the configuration file changes, and report with the outcome, until ctx is done. seen is
-// what the file held when the settings were loaded; without a file Follow returns at once.
-func Follow(ctx context.Context, path string, seen []byte, apply func() error, report func(error)) {
-	if path != "" {
-		files.Follow(ctx, path, seen, func([]byte) error { return apply() }, report)
+// File is the configuration file of a running server, which can be followed.
+type File struct {
+	path string // empty: there is none
+	seen []byte // what it held when the settings were loaded
+}
+
+// Find finds the configuration file that the flags or the environment name. Call it before [Load], so that no change
+// between the two is missed; Load reports a file that cannot be read.
+func Find(given *pflag.FlagSet) File {
+	path := ConfigFile(given)
+	seen, _ := files.Read(path, files.MaxSize)
+	return File{path, seen}
+}
+
+// Follow calls apply whenever the file changes, and report with the outcome, until ctx is done. Without a file it
+// returns at once.
+func (f File) Follow(ctx context.Context, apply func() error, report func(error)) {
+	if f.path != "" {
+		files.Follow(ctx, f.path, f.seen, func([]byte) error { return apply() }, report)
 	}
 }
 

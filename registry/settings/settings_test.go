@@ -179,5 +179,6 @@ func TestMarkdown(t *testing.T) {
 }
 
 func TestFollowWithoutAFileReturns(t *testing.T) {
-	settings.Follow(context.Background(), "", nil, func() error { t.Error("applied"); return nil }, func(error) {})
+	settings.Find(pflag.NewFlagSet("x", pflag.ContinueOnError)).Follow(context.Background(),
+		func() error { t.Error("applied"); return nil }, func(error) {})
 }

@@ -1,0 +1,37 @@
+package commands
+
+import (
+	"github.com/spf13/cobra"
+
+	"trow/registry/auth"
+	"trow/registry/maintenance"
+	"trow/registry/service"
+	"trow/registry/settings"
+)
+
+// New makes a Program for servers with these settings: load returns them for the flags of a command. servers are the
+// host[:port] under which nodes reach the registry.
+func New(load func(*cobra.Command) (*service.Options, error), servers []string) Program {
+	return Program{
+		DataDir: func(cmd *cobra.Command) func() (string, error) {
+			settings.AddConfigFlag(cmd.Flags())
+			maintenance.AddDataDirFlag(cmd.Flags(), new(string))
+			return func() (string, error) {
+				o, err := load(cmd)
+				if err != nil {
+					return "", err
+				}
+				return o.Data.DataDir, nil
+			}
+		},
+		Policy: func(cmd *cobra.Command) (*auth.Policy, string, error) {
+			o, err := load(cmd)
+			if err != nil {
+				return nil, "", err
+			}
+			p, err := o.Auth.Policy()
+			return p, o.Auth.User, err
+		},
+		Servers: servers,
+	}
+}

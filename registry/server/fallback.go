@@ -1,0 +1,24 @@
+package server
+
+import (
+	"net/http"
+
+	"trow/registry/ocierror"
+)
+
+// MethodNotAllowed answers requests whose path exists and whose method does not. api answers those below /v2 in the form
+// of the distribution API.
+func MethodNotAllowed(api http.Handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if ocierror.IsPath(r.URL.Path) {
+			api.ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+	}
+}
+
+// NotFound answers requests to other paths; hint says where something is.
+func NotFound(hint string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not found: "+hint, http.StatusNotFound) }
+}
