@@ -257,8 +257,7 @@ func (p *parsed) unknown(c content) {
 	_ = p.refersTo(c.Subject) // a malformed one is none
 }
 
-// ReadManifest reads stored content as a manifest of one of the known types, for a repair that has lost the facts about
-// it. Digest and Size are left to the caller.
+// ReadManifest reads stored content as a manifest of one of the known types. It leaves Digest and Size to the caller.
 func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
 	p, err := parseManifest("", content)
 	switch p.mediaType {
@@ -266,6 +265,26 @@ func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
 		return storage.Manifest{MediaType: p.mediaType, Subject: p.subject, Refs: p.refs}, err == nil
 	}
 	return storage.Manifest{}, false
+}
+
+// RecoverManifest is [ReadManifest] for a repair that has lost the facts about a manifest. parts has the size in bytes of
+// every part that a repository must hold to accept the manifest, so not of foreign layers.
+func RecoverManifest(content []byte) (m storage.Manifest, parts map[digest.Digest]int64, ok bool) {
+	if m, ok = ReadManifest(content); !ok {
+		return storage.Manifest{}, nil, false
+	}
+	c, _ := decodeManifest(content) // ReadManifest has decoded it without an error
+	all := slices.Concat(c.Layers, c.Manifests)
+	if c.Config != nil {
+		all = append(all, *c.Config)
+	}
+	parts = map[digest.Digest]int64{}
+	for _, d := range all {
+		if !foreign(d) {
+			parts[digest.Digest(d.Digest)] = d.Size
+		}
+	}
+	return m, parts, true
 }
 
 // brief bounds a decoder's error, which may quote what was sent.

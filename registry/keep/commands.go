@@ -354,7 +354,7 @@ func (p Program) rebuildCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{Into: into, Parse: registry.ReadManifest,
+		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{Into: into, Parse: registry.RecoverManifest,
 			Progress: func(blobs int) { fmt.Fprintf(p.Err, "%d blobs looked at\n", blobs) }})
 		if err != nil {
 			return err
