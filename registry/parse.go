@@ -274,3 +274,23 @@ func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
 
 // brief bounds the text of a decoder's error, which may quote the client's input.
 func brief(err error) string { return ocierror.Clip(err.Error()) }
+
+// RecoverManifest is [ReadManifest] for a repair that has lost the facts about a manifest. parts has the size in bytes of
+// every part that a repository must hold to accept the manifest, so not of foreign layers.
+func RecoverManifest(content []byte) (m storage.Manifest, parts map[digest.Digest]int64, ok bool) {
+	if m, ok = ReadManifest(content); !ok {
+		return storage.Manifest{}, nil, false
+	}
+	c, _ := decodeManifest(content) // ReadManifest has decoded it without an error
+	all := slices.Concat(c.Layers, c.Manifests)
+	if c.Config != nil {
+		all = append(all, *c.Config)
+	}
+	parts = map[digest.Digest]int64{}
+	for _, d := range all {
+		if !foreign(d) {
+			parts[digest.Digest(d.Digest)] = d.Size
+		}
+	}
+	return m, parts, true
+}

@@ -130,3 +130,20 @@ func TestASparseIndex(t *testing.T) {
 		}
 	})
 }
+
+// TestALinkWithAnotherSizeCorrectsIt: a rebuild may have recorded a size that a manifest gave.
+func TestALinkWithAnotherSizeCorrectsIt(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		d := digest.FromString("layer")
+		s.index.SetQuotas(modelQuotas)
+		for _, size := range []int64{7, 5, 5} {
+			storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { tx.Link(d, size); return nil })
+			if got, ok, err := s.index.Blob(t.Context(), "a", d); got != size || !ok || err != nil {
+				t.Errorf("size %d, %v, %v; want %d", got, ok, err, size)
+			}
+			if used := s.index.Quotas()[0].Used; used != size || s.index.Stats().Links != 1 {
+				t.Errorf("%d bytes used, want %d", used, size)
+			}
+		}
+	})
+}

@@ -13,12 +13,15 @@ import (
 	"trow/storage/internal/slab"
 )
 
-// linked, manifest, tagsOf and refersTo are how a Tx reads what is committed.
+// linkedSize, manifest, tagsOf and refersTo are how a Tx reads what is committed.
 
-func (x *Index) linked(repo, d string) bool {
+func (x *Index) linkedSize(repo, d string) (size int64, linked bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.state.blobOf(repo, d) != 0
+	if c := x.state.blobOf(repo, d); c != 0 {
+		return x.state.contents.At(c).size, true
+	}
+	return 0, false
 }
 
 func (x *Index) manifest(repo, ref string) (Descriptor, bool) {

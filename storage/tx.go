@@ -87,10 +87,8 @@ func (tx *Tx) changes(kind Kind, f func(name string)) {
 
 // Linked reports whether the repo holds d as a blob.
 func (tx *Tx) Linked(d digest.Digest) bool {
-	if v, ok := tx.fact(KindLink, string(keyOf(d))); ok {
-		return v != nil
-	}
-	return tx.x.linked(tx.repo, string(d))
+	_, linked := tx.linkedSize(d)
+	return linked
 }
 
 // Manifest returns a manifest of the repo by its digest.
@@ -167,13 +165,28 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 	if keyOf(d) == "" {
 		panic(fmt.Sprintf("link to a malformed digest %.150q", d))
 	}
-	if !tx.Linked(d) {
+	recorded, linked := tx.linkedSize(d)
+	switch {
+	case linked && recorded == size:
+		return
+	case linked: // a rebuild may have taken the size from a manifest, when the bytes were missing
+		tx.added += size - recorded
+	default:
 		tx.startNaming(keyOf(d))
 		if _, held := tx.Manifest(d); !held { // a content counts once per repo
 			tx.added += size
 		}
-		tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
 	}
+	tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
+}
+
+// linkedSize returns the recorded size of a blob that the repo holds.
+func (tx *Tx) linkedSize(d digest.Digest) (size int64, linked bool) {
+	if v, ok := tx.fact(KindLink, string(keyOf(d))); ok {
+		size, _, err := parseLink(v)
+		return size, v != nil && err == nil
+	}
+	return tx.x.linkedSize(tx.repo, string(d))
 }
 
 // startNaming is called before the repo starts to hold k. It refuses the change if the bytes of k are being deleted: a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -17,8 +18,9 @@ import (
 type RebuildOptions struct {
 	// Into is the repo that gets the manifests that no repo holds.
 	Into string
-	// Parse reads a manifest; ok is false for content that is not one. It need not set Digest, Size and Time.
-	Parse func(content []byte) (m storage.Manifest, ok bool)
+	// Parse reads a manifest; ok is false for content that is not one. It need not set Digest, Size and Time. parts has
+	// the size in bytes of every part that a repo with this manifest must hold, so not of foreign layers.
+	Parse func(content []byte) (m storage.Manifest, parts map[digest.Digest]int64, ok bool)
 	// Progress is called about once a second with the number of blobs examined. Optional.
 	Progress func(blobs int)
 }
@@ -78,13 +80,15 @@ func (r *rebuilding) run(ctx context.Context) (err error) {
 	if err := pardon.Pardon(ctx); err != nil {
 		return err
 	}
-	if r.done.Found, err = r.orphans(ctx); err != nil {
+	found, err := r.orphans(ctx)
+	if err != nil {
 		return err
 	}
-	for _, m := range r.done.Found {
-		if err := r.adopt(ctx, m); err != nil {
+	for _, o := range found {
+		if err := r.adopt(ctx, o); err != nil {
 			return err
 		}
+		r.done.Found = append(r.done.Found, o.Manifest)
 	}
 	for info, err := range r.blobs.All(ctx) {
 		if err != nil {
@@ -98,8 +102,14 @@ func (r *rebuilding) run(ctx context.Context) (err error) {
 	return r.quarantineMissing(ctx)
 }
 
+// orphan is a manifest that no repo holds.
+type orphan struct {
+	storage.Manifest
+	parts map[digest.Digest]int64 // as [RebuildOptions.Parse] returns them
+}
+
 // orphans returns the manifests among the blobs that no repo holds.
-func (r *rebuilding) orphans(ctx context.Context) (found []storage.Manifest, err error) {
+func (r *rebuilding) orphans(ctx context.Context) (found []orphan, err error) {
 	const maxManifest = 4 << 20 // bytes; the registry accepts no larger one
 	n, lastReport := 0, time.Now()
 	for info, err := range r.blobs.All(ctx) {
@@ -117,10 +127,10 @@ func (r *rebuilding) orphans(ctx context.Context) (found []storage.Manifest, err
 		if err != nil {
 			return nil, err
 		}
-		m, ok := r.o.Parse(content)
+		m, parts, ok := r.o.Parse(content)
 		m.Digest, m.Size = info.Digest, info.Size
 		if ok && info.Digest.Algorithm().FromBytes(content) == info.Digest { // damaged bytes say nothing
-			found = append(found, m)
+			found = append(found, orphan{m, parts})
 		}
 	}
 	return found, nil
@@ -135,9 +145,11 @@ func (r *rebuilding) read(ctx context.Context, d digest.Digest) ([]byte, error) 
 	return io.ReadAll(f)
 }
 
-// adopt records a manifest, and links those of its parts whose bytes exist.
-func (r *rebuilding) adopt(ctx context.Context, m storage.Manifest) error {
-	sizes := map[digest.Digest]int64{}
+// adopt records a manifest and links its parts. A part whose bytes are missing is linked as well, with the size that
+// the manifest gives, and quarantined later: the repo held it, so it is damage, and the next push heals it. A foreign
+// layer is linked only if its bytes exist.
+func (r *rebuilding) adopt(ctx context.Context, m orphan) error {
+	sizes := maps.Clone(m.parts)
 	for _, d := range m.Refs {
 		info, err := r.blobs.Stat(ctx, d)
 		if err != nil && !errors.Is(err, storage.ErrNotFound) {
@@ -151,7 +163,7 @@ func (r *rebuilding) adopt(ctx context.Context, m storage.Manifest) error {
 		for d, size := range sizes {
 			tx.Link(d, size)
 		}
-		return tx.PutManifest(m)
+		return tx.PutManifest(m.Manifest)
 	})
 }
 

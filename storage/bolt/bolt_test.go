@@ -33,7 +33,7 @@ func edit(t *testing.T, dir string, f func(tx *bbolt.Tx) error) {
 	}
 }
 
-func TestSecondOpenerIsToldWhoHoldsTheDirectory(t *testing.T) {
+func TestASecondOpenerLearnsWhoHoldsTheDirectory(t *testing.T) {
 	bolt.SetLockTimeout(t, time.Millisecond)
 	dir := t.TempDir()
 	j := openBolt(t, dir)
@@ -41,13 +41,13 @@ func TestSecondOpenerIsToldWhoHoldsTheDirectory(t *testing.T) {
 	host, _ := os.Hostname()
 	want := fmt.Sprintf("data directory %s is in use by process %d on %s since ", dir, os.Getpid(), host)
 	if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "stop that one first") {
-		t.Errorf("the second opener is told %q, want %q", err, want)
+		t.Errorf("the second Open returned %q, want %q", err, want)
 	}
 	if err := os.Remove(filepath.Join(dir, "owner")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := bolt.Open(dir); err == nil || !strings.Contains(err.Error(), "in use by another process") {
-		t.Errorf("without a name the second opener is told %q", err)
+		t.Errorf("without an owner file the second Open returned %q", err)
 	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func TestSecondOpenerIsToldWhoHoldsTheDirectory(t *testing.T) {
 	openBolt(t, dir)
 }
 
-func TestBoltRefusesDataThatItDoesNotKnow(t *testing.T) {
+func TestOpenRefusesUnknownData(t *testing.T) {
 	number := func(n byte) []byte { return []byte{0, 0, 0, 0, 0, 0, 0, n} }
 	bucket := func(name string) func(t *testing.T, dir string) {
 		return func(t *testing.T, dir string) {
@@ -88,8 +88,9 @@ func TestBoltRefusesDataThatItDoesNotKnow(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range 2 { // the refusal leaves no lock behind
-				if _, err := bolt.Open(dir); err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), journalIn(dir)) {
-					t.Errorf("OpenBolt: %v; want %q", err, tt.want)
+				_, err := bolt.Open(dir)
+				if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), journalIn(dir)) {
+					t.Errorf("Open: %v; want %q", err, tt.want)
 				}
 			}
 			if after, err := os.ReadFile(journalIn(dir)); err != nil || !slices.Equal(before, after) {
@@ -99,9 +100,9 @@ func TestBoltRefusesDataThatItDoesNotKnow(t *testing.T) {
 	}
 }
 
-// What a power cut leaves of a journal in the making is no damage: the next start begins anew. Of one that was in use
-// it is.
-func TestAJournalInTheMakingIsBegunAnew(t *testing.T) {
+// TestAnUnusedJournalIsMadeAgain: what a power cut leaves of a journal that was just being made is not damage, and the
+// next start makes a new one. The same bytes are damage if the journal was in use.
+func TestAnUnusedJournalIsMadeAgain(t *testing.T) {
 	dir := t.TempDir()
 	if err := openBolt(t, dir).Close(); err != nil {
 		t.Fatal(err)
@@ -161,7 +162,7 @@ func TestDamagedRecordsAreRefused(t *testing.T) {
 	}
 }
 
-func TestClosedBoltRefusesEverything(t *testing.T) {
+func TestAClosedJournalRefusesEverything(t *testing.T) {
 	j := openBolt(t, t.TempDir())
 	x := storagetest.OpenIndex(t, j)
 	if err := errors.Join(j.Close(), j.Close()); err != nil {
@@ -187,7 +188,7 @@ func fileOf(t *testing.T, dir string) os.FileInfo {
 	return fi
 }
 
-func TestFileIsRewrittenAfterAFailedCommit(t *testing.T) {
+func TestTheFileIsRewrittenAfterAFailedCommit(t *testing.T) {
 	bolt.SetLockTimeout(t, 100*time.Millisecond)
 	dir := t.TempDir()
 	j := openBolt(t, dir)
@@ -206,13 +207,13 @@ func TestFileIsRewrittenAfterAFailedCommit(t *testing.T) {
 			t.Errorf("a failed commit: %v", err)
 		}
 		want = append(want, tag+"a", tag+"b")
-		wantTags(t, x, "r", want...)     // it happened all the same
-		wantTags(t, other, "r", want...) // and no other one missed it
+		wantTags(t, x, "r", want...)     // it happened nevertheless
+		wantTags(t, other, "r", want...) // and the other Index has seen it
 		if _, err := bolt.Open(dir); err == nil || !strings.Contains(err.Error(), "in use") {
-			t.Errorf("the directory is not held: %v", err)
+			t.Errorf("the directory is not locked: %v", err)
 		}
 	}
-	storagetest.Update(t, other, "r", put(1, "w")) // one of them writes on what the other has seen fail
+	storagetest.Update(t, other, "r", put(1, "w")) // based on a commit that failed for the other Index
 	want = append(want, "w")
 	wantTags(t, x, "r", want...)
 	if now := openFiles(t); now != before {
@@ -229,15 +230,15 @@ func TestFileIsRewrittenAfterAFailedCommit(t *testing.T) {
 	wantTags(t, storagetest.OpenIndex(t, openBolt(t, dir)), "r", want...)
 }
 
-// What a failed commit shows is not durable: whoever asks for the same again, and so for no change, is answered only
-// when it is.
-func TestTheSameAgainAfterAFailedCommitIsDurable(t *testing.T) {
+// TestRepeatingAFailedUpdateMakesItDurable: what a failed commit shows may not be durable. An update that asks for the
+// same again, and so for no change, returns only when it is.
+func TestRepeatingAFailedUpdateMakesItDurable(t *testing.T) {
 	dir := t.TempDir()
 	j := openBolt(t, dir)
 	x := storagetest.OpenIndex(t, j)
 	for name, row := range map[string]struct {
 		do   func(*storage.Tx) error
-		then error // what the same again is told
+		then error // what repeating it returns
 	}{
 		"a push":     {put(1, "v"), nil},
 		"a deletion": {func(tx *storage.Tx) error { return tx.DeleteTag("w") }, storage.ErrNotFound},
@@ -257,7 +258,7 @@ func TestTheSameAgainAfterAFailedCommitIsDurable(t *testing.T) {
 	}
 }
 
-func TestFullDiskNeedsNoRewrite(t *testing.T) {
+func TestAFullDiskNeedsNoRewrite(t *testing.T) {
 	dir := t.TempDir()
 	j := openBolt(t, dir)
 	x := storagetest.OpenIndex(t, j)
@@ -273,7 +274,7 @@ func TestFullDiskNeedsNoRewrite(t *testing.T) {
 	wantTags(t, x, "r", "v", "w")
 }
 
-func TestRewriteThatFailsIsTriedAgain(t *testing.T) {
+func TestAFailedRewriteIsRepeated(t *testing.T) {
 	dir := t.TempDir()
 	j := openBolt(t, dir)
 	x := storagetest.OpenIndex(t, j)
@@ -287,10 +288,11 @@ func TestRewriteThatFailsIsTriedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := x.Update(t.Context(), "r", put(3, "v3")); err == nil || !strings.Contains(err.Error(), "rewrite after a failed commit") {
+		err := x.Update(t.Context(), "r", put(3, "v3"))
+		if err == nil || !strings.Contains(err.Error(), "rewrite after a failed commit") {
 			t.Errorf("an update before the file could be rewritten: %v", err)
 		}
-		wantTags(t, x, "r", "v1", "v2") // readers are served
+		wantTags(t, x, "r", "v1", "v2") // reads work
 		wantTags(t, storagetest.OpenIndex(t, j), "r", "v1", "v2")
 	}
 	if err := os.RemoveAll(filepath.Dir(obstacle)); err != nil {
@@ -300,19 +302,23 @@ func TestRewriteThatFailsIsTriedAgain(t *testing.T) {
 	wantTags(t, x, "r", "v1", "v2", "v3")
 }
 
-func TestLeftOverOfARewriteIsRemoved(t *testing.T) {
+func TestOpenRemovesWhatACrashLeft(t *testing.T) {
 	dir := t.TempDir()
-	tmp := journalIn(dir) + ".new"
-	if err := os.WriteFile(tmp, []byte("half a journal"), 0o600); err != nil {
-		t.Fatal(err)
+	left := []string{"journal.db.new", "journal.backup.new", ".trow-tmp-BACKUP"}
+	for _, name := range left {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("half a journal"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	openBolt(t, dir)
-	if _, err := os.Stat(tmp); err == nil {
-		t.Error("it is there still")
+	for _, name := range left {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
 	}
 }
 
-func TestWhoWaitsForTheLockGetsTheRewrittenFile(t *testing.T) {
+func TestAWaitingOpenGetsTheRewrittenFile(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("how many files are open is known on Linux only")
 	}
@@ -334,7 +340,7 @@ func TestWhoWaitsForTheLockGetsTheRewrittenFile(t *testing.T) {
 	}
 	failNext(j, syscall.EIO)
 	_ = x.Update(t.Context(), "r", put(1, "v1"))
-	storagetest.Update(t, x, "r", put(2, "v2")) // in the new file alone
+	storagetest.Update(t, x, "r", put(2, "v2")) // only in the new file
 	x.Close()
 	if err := j.Close(); err != nil {
 		t.Fatal(err)

@@ -22,8 +22,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// crashDir names the variable that turns the test binary into the process that gets killed; crashFirst the
-// number of its first push.
+// crashDir is the variable that turns the test binary into the process that gets killed; crashFirst has the number of
+// its first push.
 const (
 	crashDir   = "STORAGE_TEST_CRASH_DIR"
 	crashFirst = "STORAGE_TEST_CRASH_FIRST"
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// crashBlob is the content of the i-th push.
+// crashBlob returns the layer of the i-th push.
 func crashBlob(i int) []byte {
 	r := rand.New(rand.NewPCG(uint64(i), 0))
 	b := make([]byte, r.IntN(60_000))
@@ -54,7 +54,7 @@ func crashManifest(i int) []byte { return fmt.Appendf(nil, "manifest\n%d\n", i) 
 
 func crashRepo(i int) string { return fmt.Sprint("repo", i%3) }
 
-// pushUntilKilled pushes images and acknowledges each in a line, as a registry's answer would.
+// pushUntilKilled pushes images and acknowledges each with a line, as the answer of a registry would.
 func pushUntilKilled(dir string, first int) error {
 	ctx := context.Background()
 	b, err := disk.Open(dir, disk.Options{})
@@ -93,10 +93,10 @@ func pushUntilKilled(dir string, first int) error {
 	}
 }
 
-// TestWhatWasAcknowledgedSurvivesAKill kills a process again and again while it pushes. STORAGE_TEST_KILLS says how
-// often; by default as often as some seconds allow.
-func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
-	const perDir = 15 // what is there is checked after each kill, so a store must not grow without end
+// TestAcknowledgedPushesSurviveAKill kills a process again and again while it pushes. STORAGE_TEST_KILLS is how often;
+// by default as often as a few seconds allow.
+func TestAcknowledgedPushesSurviveAKill(t *testing.T) {
+	const perDir = 15 // everything is checked after each kill, so a store must not grow without end
 	kills, patience := perDir, 8*time.Second
 	if v := os.Getenv("STORAGE_TEST_KILLS"); v != "" {
 		n, err := strconv.Atoi(v)
@@ -125,11 +125,11 @@ func TestWhatWasAcknowledgedSurvivesAKill(t *testing.T) {
 	}
 	t.Logf("%d kills, %d pushes were acknowledged", done, pushes)
 	if pushes < done {
-		t.Errorf("only %d pushes in %d rounds: the test says nothing", pushes, done)
+		t.Errorf("only %d pushes in %d rounds: the test proves nothing", pushes, done)
 	}
 }
 
-// runAndKill starts the process, kills it some time after its first acknowledgement, and returns what it
+// runAndKill starts the process, kills it some time after its first acknowledgement, and returns the pushes that it
 // acknowledged.
 func runAndKill(t *testing.T, dir string, first int, after time.Duration) (acknowledged []int) {
 	t.Helper()
@@ -147,7 +147,7 @@ func runAndKill(t *testing.T, dir string, first int, after time.Duration) (ackno
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		i, err := strconv.Atoi(strings.TrimPrefix(lines.Text(), "pushed "))
 		if err != nil {
-			t.Errorf("the process said %q", lines.Text())
+			t.Errorf("the process printed %q", lines.Text())
 			continue
 		}
 		if acknowledged = append(acknowledged, i); len(acknowledged) == 1 {
@@ -155,13 +155,13 @@ func runAndKill(t *testing.T, dir string, first int, after time.Duration) (ackno
 		}
 	}
 	if err := cmd.Wait(); err == nil || stderr.Len() > 0 {
-		t.Errorf("the process ended by itself: %v, %s", err, stderr.String())
+		t.Errorf("the process ended before it was killed: %v, %s", err, stderr.String())
 	}
 	return acknowledged
 }
 
-// wantAcknowledged opens what the killed process left: all that it acknowledged is there, and of what it did not
-// acknowledge there is all or nothing.
+// wantAcknowledged opens what the killed process left: every push that it acknowledged is complete, and of any other
+// push everything is there or nothing.
 func wantAcknowledged(t *testing.T, dir string, acknowledged map[int]bool) {
 	t.Helper()
 	ctx := t.Context()
@@ -193,17 +193,18 @@ func wantAcknowledged(t *testing.T, dir string, acknowledged map[int]bool) {
 			found[i], last[repo] = true, max(last[repo], i)
 			wantPushed(t, b, x, repo, i)
 		}
-		if d, ok, err := x.Resolve(ctx, repo, "latest"); err != nil || ok != (len(tags) > 0) || ok && int(d.Size) != last[repo] {
+		d, ok, err := x.Resolve(ctx, repo, "latest")
+		if err != nil || ok != (len(tags) > 0) || ok && int(d.Size) != last[repo] {
 			t.Errorf("%s: latest is %d, %v, %v; want %d", repo, d.Size, ok, err, last[repo])
 		}
 	}
 	for i := range acknowledged {
 		if !found[i] {
-			t.Errorf("push %d was acknowledged and is gone", i)
+			t.Errorf("push %d was acknowledged and is lost", i)
 		}
 	}
 	if len(found) > len(acknowledged)+done(acknowledged) {
-		t.Errorf("%d pushes are there, and %d were acknowledged", len(found), len(acknowledged))
+		t.Errorf("%d pushes are there, but only %d were acknowledged", len(found), len(acknowledged))
 	}
 	if _, err := b.Expire(ctx, time.Now().Add(time.Hour)); err != nil {
 		t.Error(err)
@@ -213,11 +214,11 @@ func wantAcknowledged(t *testing.T, dir string, acknowledged map[int]bool) {
 		t.Errorf("uploads are left: %v, %v", left, err)
 	}
 	if _, err := os.Stat(journalIn(dir) + ".new"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a half journal is left: %v", err)
+		t.Errorf("a temporary journal is left: %v", err)
 	}
 }
 
-// done is the number of rounds in which something was acknowledged: each may have one push more than that.
+// done returns the number of rounds in which a push was acknowledged: each may have finished one more push.
 func done(acknowledged map[int]bool) int {
 	rounds := map[int]bool{}
 	for i := range acknowledged {
@@ -226,7 +227,7 @@ func done(acknowledged map[int]bool) int {
 	return len(rounds)
 }
 
-// wantPushed checks that the i-th push is there in full.
+// wantPushed checks that the i-th push is complete.
 func wantPushed(t *testing.T, b storage.Blobs, x *storage.Index, repo string, i int) {
 	t.Helper()
 	ctx := t.Context()
@@ -238,7 +239,7 @@ func wantPushed(t *testing.T, b storage.Blobs, x *storage.Index, repo string, i 
 	if size, ok, err := x.Blob(ctx, repo, digest.FromBytes(data)); !ok || err != nil || size != int64(len(data)) {
 		t.Errorf("push %d: its layer has %d bytes, %v, %v", i, size, ok, err)
 	}
-	for _, want := range [][]byte{data, crashManifest(i)} { // what is there has the right content, as All has shown
+	for _, want := range [][]byte{data, crashManifest(i)} { // that the content is right was checked for every blob
 		if info, err := b.Stat(ctx, digest.FromBytes(want)); err != nil || info.Size != int64(len(want)) {
 			t.Errorf("push %d: a blob is missing: %v", i, err)
 		}

@@ -18,7 +18,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// written makes a journal of some dozen pages and returns its bytes and what it holds, at last and a commit before.
+// written makes a journal of some dozen pages. It returns its bytes, and what it holds in the end and one commit
+// before.
 func written(t *testing.T) (file []byte, held, before []storage.Holdings) {
 	t.Helper()
 	dir := t.TempDir()
@@ -30,8 +31,10 @@ func written(t *testing.T) (file []byte, held, before []storage.Holdings) {
 			return put(i, fmt.Sprint("t", i))(tx)
 		})
 	}
-	for i := range 50 { // so that there are free pages with facts of before
-		storagetest.Update(t, x, fmt.Sprint("repo", i%7), func(tx *storage.Tx) error { return tx.DeleteTag(fmt.Sprint("t", i)) })
+	for i := range 50 { // so that there are free pages with older facts
+		storagetest.Update(t, x, fmt.Sprint("repo", i%7), func(tx *storage.Tx) error {
+			return tx.DeleteTag(fmt.Sprint("t", i))
+		})
 	}
 	before = holdings(t, x)
 	storagetest.Update(t, x, "repo0", put(1000, "last"))
@@ -80,13 +83,13 @@ func load(t *testing.T, dir string, file []byte) (held []storage.Holdings, err e
 	return holdings(t, x), nil
 }
 
-// TestADamagedJournalIsNamedAndNeverTakenForWhole spoils every page in several ways: the whole state comes out, or
-// ErrDamaged does, with what to do, and the process lives.
-func TestADamagedJournalIsNamedAndNeverTakenForWhole(t *testing.T) {
+// TestDamageIsReportedAndNeverLoaded damages every page in several ways: either the whole state is loaded, or Open or
+// OpenIndex returns ErrDamaged with a remedy; the process does not crash.
+func TestDamageIsReportedAndNeverLoaded(t *testing.T) {
 	const page = 4096
 	whole, want, before := written(t)
 	r := rand.New(rand.NewPCG(1, 2))
-	spoil := map[string]func(file []byte, at int) []byte{
+	changes := map[string]func(file []byte, at int) []byte{
 		"zeroed":    func(f []byte, at int) []byte { clear(f[at : at+page]); return f },
 		"cut off":   func(f []byte, at int) []byte { return f[:at] },
 		"half":      func(f []byte, at int) []byte { return f[:at+page/2] },
@@ -103,31 +106,32 @@ func TestADamagedJournalIsNamedAndNeverTakenForWhole(t *testing.T) {
 		},
 	}
 	damaged := 0
-	for name, spoil := range spoil {
+	for name, change := range changes {
 		for at := 0; at+page <= len(whole); at += page {
-			held, err := load(t, t.TempDir(), spoil(append([]byte(nil), whole...), at))
+			held, err := load(t, t.TempDir(), change(append([]byte(nil), whole...), at))
 			switch {
-			case err == nil && at < 2*page && reflect.DeepEqual(held, before): // of the two heads the other one
+			case err == nil && at < 2*page && reflect.DeepEqual(held, before): // the other one of the two heads
 			case err == nil && !reflect.DeepEqual(held, want):
-				t.Errorf("page %d %s: a part is taken for the whole", at/page, name)
-			case name == "a bit" && err != nil && strings.Contains(err.Error(), "use the newer version"): // a bit of the format's number
+				t.Errorf("page %d %s: only a part was loaded", at/page, name)
+			case name == "a bit" && err != nil && strings.Contains(err.Error(), "use the newer version"):
+				// a bit of the format's number
 			case err != nil && !errors.Is(err, storage.ErrDamaged):
 				t.Errorf("page %d %s: %v", at/page, name, err)
 			case err != nil && !strings.Contains(err.Error(), "trow rebuild --data-dir"):
-				t.Errorf("page %d %s: nobody is told what to do: %v", at/page, name, err)
+				t.Errorf("page %d %s: the error names no remedy: %v", at/page, name, err)
 			case err != nil:
 				damaged++
 			}
 		}
 	}
-	t.Logf("%d pages, %d of %d spoilt files are damaged", len(whole)/page, damaged, len(spoil)*len(whole)/page)
+	t.Logf("%d pages; %d of %d changed files are damaged", len(whole)/page, damaged, len(changes)*len(whole)/page)
 	if damaged < 50 {
-		t.Errorf("only %d files are found damaged", damaged)
+		t.Errorf("only %d files were found damaged", damaged)
 	}
 }
 
-// TestTheJournalIsLostUnderARunningServer: reads go on, writes fail, the process lives and ends. The file is cut, which
-// is the same to a memory map as a disk that cannot read (SIGBUS); a disk that really cannot is in device_test.go.
+// TestTheJournalIsLostUnderARunningServer: reads continue, writes fail, and the process can end. The file is cut, which
+// for a memory map is the same as a disk that cannot read (SIGBUS); device_test.go has a disk that really cannot.
 func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 	dir := t.TempDir()
 	whole, want, _ := written(t)
@@ -142,7 +146,10 @@ func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 	for range 2 {
 		ended := make(chan error, 1)
 		go func() {
-			ended <- x.Update(t.Context(), "repo0", func(tx *storage.Tx) error { tx.Link(digest.FromString("new"), 1); return nil })
+			ended <- x.Update(t.Context(), "repo0", func(tx *storage.Tx) error {
+				tx.Link(digest.FromString("new"), 1)
+				return nil
+			})
 		}()
 		select {
 		case err := <-ended:
@@ -154,9 +161,9 @@ func TestTheJournalIsLostUnderARunningServer(t *testing.T) {
 		}
 	}
 	if got := holdings(t, x); !reflect.DeepEqual(got, want) {
-		t.Error("reads do not go on as before")
+		t.Error("reads do not continue as before")
 	}
-	_ = j.Backup() // must not replace a good one by this
+	_ = j.Backup() // must not replace a good backup
 	x.Close()
 	done := make(chan struct{})
 	go func() { j.Close(); close(done) }()
@@ -178,7 +185,7 @@ func TestBackup(t *testing.T) {
 	backup := filepath.Join(dir, "journal.backup")
 	modified := func() time.Time {
 		t.Helper()
-		time.Sleep(20 * time.Millisecond) // a file's time is coarse
+		time.Sleep(20 * time.Millisecond) // the time of a file is coarse
 		if err := j.Backup(); err != nil {
 			t.Fatal(err)
 		}
@@ -190,11 +197,11 @@ func TestBackup(t *testing.T) {
 	}
 	first := modified()
 	if !modified().Equal(first) {
-		t.Error("it is written although nothing has changed")
+		t.Error("the backup was written although nothing had changed")
 	}
 	storagetest.Update(t, x, "a", put(2, "w"))
 	if modified().Equal(first) {
-		t.Error("it is not written although something has changed")
+		t.Error("the backup was not written although something had changed")
 	}
 	file, err := os.ReadFile(backup)
 	if err != nil {

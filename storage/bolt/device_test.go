@@ -25,9 +25,9 @@ import (
 	"trow/storage/storagetest"
 )
 
-// device is a disk with a file system on it: a loop device over a file. When the file is cut, the blocks beyond can no
-// longer be read, and the kernel says EIO as for any broken disk: to read, and as a fault (SIGBUS) to who looks at a
-// page of a memory map. It needs root, losetup and mkfs.ext4.
+// device is a disk with a file system on it: a loop device over a file. When the file is cut, the blocks beyond its end
+// can no longer be read, and the kernel reports it as for any broken disk: read returns EIO, and a look at a page of a
+// memory map is a fault (SIGBUS). It needs root, losetup and mkfs.ext4.
 type device struct {
 	t     *testing.T
 	image string
@@ -55,7 +55,8 @@ func newDevice(t *testing.T) *device {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(d.dir, syscall.MNT_DETACH); err != nil { // what was begun on it may never end
+		// Detached: calls that were started on it may never end.
+		if err := syscall.Unmount(d.dir, syscall.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
@@ -71,7 +72,7 @@ func (d *device) run(name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// block tells where on the device a block of a file is.
+// block returns the number on the device of the n-th block of a file.
 func (d *device) block(path string, n int) int64 {
 	d.t.Helper()
 	const fibmap = 1 // linux/fs.h
@@ -81,13 +82,14 @@ func (d *device) block(path string, n int) int64 {
 	}
 	defer f.Close()
 	at := int32(n)
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), fibmap, uintptr(unsafe.Pointer(&at))); errno != 0 || at == 0 {
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), fibmap, uintptr(unsafe.Pointer(&at)))
+	if errno != 0 || at == 0 {
 		d.t.Fatalf("%s: block %d is at %d: %v", path, n, at, errno)
 	}
 	return int64(at)
 }
 
-// breaks makes all blocks from one on unreadable.
+// breaks makes all blocks from a block on unreadable.
 func (d *device) breaks(from int64) {
 	d.t.Helper()
 	syscall.Sync()
@@ -96,7 +98,7 @@ func (d *device) breaks(from int64) {
 	}
 }
 
-// forget makes the kernel drop what it has of a file in memory, also what this process has mapped.
+// forget makes the kernel drop what it has of a file in memory, including what this process has mapped.
 func (d *device) forget(path string) {
 	d.t.Helper()
 	const pageOut = 21 // MADV_PAGEOUT
@@ -127,8 +129,9 @@ func (d *device) forget(path string) {
 	}
 }
 
-// TestADiskBreaksUnderTheJournal: pages of the journal can no longer be read, which bbolt meets as a fault of its
-// memory map. The process lives, reads go on from memory, writes fail and say why, and the next start names the damage.
+// TestADiskBreaksUnderTheJournal: pages of the journal can no longer be read, which is a fault of bbolt's memory map.
+// The process does not crash, reads continue from memory, writes fail with the reason, and the next start reports the
+// damage.
 func TestADiskBreaksUnderTheJournal(t *testing.T) {
 	d := newDevice(t)
 	whole, want, _ := written(t)
@@ -137,7 +140,7 @@ func TestADiskBreaksUnderTheJournal(t *testing.T) {
 	}
 	j := openBolt(t, d.dir)
 	x := storagetest.OpenIndex(t, j)
-	d.breaks(d.block(journalIn(d.dir), 2)) // but for the heads
+	d.breaks(d.block(journalIn(d.dir), 2)) // all but the heads
 	d.forget(journalIn(d.dir))
 	if _, err := os.ReadFile(journalIn(d.dir)); !errors.Is(err, syscall.EIO) {
 		t.Fatalf("the disk is not broken: %v", err)
@@ -149,22 +152,22 @@ func TestADiskBreaksUnderTheJournal(t *testing.T) {
 		}
 	}
 	if got := holdings(t, x); !reflect.DeepEqual(got, want) {
-		t.Error("reads do not go on as before")
+		t.Error("reads do not continue as before")
 	}
-	_ = j.Backup() // it cannot be made
+	_ = j.Backup() // it must fail
 	if _, err := os.Stat(filepath.Join(d.dir, "journal.backup")); err == nil {
-		t.Error("a backup was made of what cannot be read")
+		t.Error("a backup was made of a file that cannot be read")
 	}
 	x.Close()
-	_ = within(t, j.Close) // it may well say that it is broken
+	_ = within(t, j.Close) // an error is right
 	d.forget(journalIn(d.dir))
-	if _, err := bolt.Open(d.dir); !errors.Is(err, storage.ErrDamaged) || !strings.Contains(err.Error(), "a page of it cannot be read") ||
-		!strings.Contains(err.Error(), "trow rebuild") {
+	if _, err := bolt.Open(d.dir); !errors.Is(err, storage.ErrDamaged) ||
+		!strings.Contains(err.Error(), "a page of it cannot be read") || !strings.Contains(err.Error(), "trow rebuild") {
 		t.Errorf("the next start: %v", err)
 	}
 }
 
-// within fails the test if something hangs.
+// within fails the test if do hangs.
 func within(t *testing.T, do func() error) error {
 	t.Helper()
 	ended := make(chan error, 1)
@@ -178,7 +181,8 @@ func within(t *testing.T, do func() error) error {
 	}
 }
 
-// TestADiskBreaksUnderABlob: it is found, quarantined, and healed by the next push, which gets other blocks.
+// TestADiskBreaksUnderABlob: the damage is found, the blob is quarantined, and the next push, which gets other blocks,
+// heals it.
 func TestADiskBreaksUnderABlob(t *testing.T) {
 	d := newDevice(t)
 	b := openDisk(t, d.dir)
@@ -196,7 +200,7 @@ func TestADiskBreaksUnderABlob(t *testing.T) {
 	if err != nil || found == nil || !strings.Contains(found.Reason, "cannot be read") || !x.Quarantined(at) {
 		t.Errorf("a blob that cannot be read: %+v, %v", found, err)
 	}
-	if err := os.Truncate(d.image, 64<<20); err != nil { // the disk gives other blocks for those
+	if err := os.Truncate(d.image, 64<<20); err != nil { // the disk replaces the broken blocks
 		t.Fatal(err)
 	}
 	u, err := b.Create(t.Context(), "r", digest.SHA256)

@@ -53,7 +53,7 @@ func openDisk(t testing.TB, dir string) *disk.Blobs {
 	return b
 }
 
-// openFiles counts the process's file descriptors that belong to files.
+// openFiles returns how many file descriptors of the process belong to temporary files.
 func openFiles(t *testing.T) (n int) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -72,7 +72,7 @@ func openFiles(t *testing.T) (n int) {
 	return n
 }
 
-// put makes a manifest with a tag.
+// put records a manifest with a tag.
 func put(i int, tag string) func(tx *storage.Tx) error {
 	m := storage.Manifest{Digest: digest.FromString(fmt.Sprint("m", i)), MediaType: "application/a", Size: int64(i)}
 	return func(tx *storage.Tx) error { return errors.Join(tx.PutManifest(m), tx.SetTag(tag, m.Digest)) }

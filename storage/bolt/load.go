@@ -100,7 +100,7 @@ func read(tx *bbolt.Tx, deliver func(storage.Update) error) error {
 	}
 	// Only now the state is known to be complete, and the last part may say so.
 	if !ok || want != l.sum {
-		return fmt.Errorf("%w: it has %d facts, and not the %d that were written", storage.ErrDamaged, l.sum.count, want.count)
+		return fmt.Errorf("%w: it has %d facts, not the %d that were written", storage.ErrDamaged, l.sum.count, want.count)
 	}
 	return l.flush(storage.Update{Revision: storage.Revision(parseNumber(meta.Get(keyRevision))), Synced: true})
 }

@@ -138,7 +138,8 @@ func (j *Journal) openLocked(timeout time.Duration) error {
 	dir := filepath.Dir(j.path)
 	db, file, err := openFile(j.path, timeout)
 	if errors.Is(err, berrors.ErrTimeout) {
-		return fmt.Errorf("data directory %s is in use by %s; stop that one first, or use another --data-dir", dir, owner(dir))
+		return fmt.Errorf("data directory %s is in use by %s; stop that one first, or use another --data-dir", dir,
+			owner(dir))
 	}
 	if err == nil {
 		j.db, j.file = db, file

@@ -14,10 +14,10 @@ import (
 	"strings"
 )
 
-// A model of what a file system promises about a power cut (POSIX, without the favours that one file system or another
-// does): what was there when an fsync of a file or a directory began, is there if it returned. Of what came later, any
-// part may be there and any other not, in any order: of a file its bytes by sectors, and its size; of a directory each
-// name by itself, so that a rename may have happened by half.
+// This is a model of what a file system promises about a power cut (POSIX, without what single file systems add): what
+// was there when an fsync of a file or a directory started is there after the cut if the fsync returned. Of later
+// changes any part may be there and any other part not, in any order: of a file its sectors and its size; of a
+// directory each name, so that one half of a rename may have happened.
 
 // sector is what a disk writes whole, in bytes.
 const sector = 512
@@ -27,7 +27,7 @@ type node struct {
 	dir     map[string]*node // nil: a file
 	data    []byte           // as the process sees it
 	safe    safe             // as a power cut leaves it at least
-	pending []change         // what an fsync has to come for, in order
+	pending []change         // not synced yet, in order
 }
 
 // safe is what was synced.
@@ -76,7 +76,7 @@ func resize(data []byte, size int64) []byte {
 	return append(data, make([]byte, size-int64(len(data)))...)
 }
 
-// do makes a change.
+// do applies a change.
 func (n *node) do(c change) {
 	n.pending = append(n.pending, c)
 	if n.dir != nil {
@@ -86,7 +86,7 @@ func (n *node) do(c change) {
 	}
 }
 
-// sync makes safe what had happened before a position in the trace, or, if it failed, lost.
+// sync makes safe what happened before a position in the trace; if the sync failed, those changes are lost.
 func (n *node) sync(before int, failed bool) {
 	var left []change
 	for _, c := range n.pending {
@@ -108,7 +108,7 @@ func (n *node) sync(before int, failed bool) {
 // files is a file system.
 type files struct{ root *node }
 
-// find walks a path that is relative to the root.
+// find returns the node at a path that is relative to the root.
 func (f *files) find(path string) (*node, bool) {
 	n := f.root
 	for name := range strings.SplitSeq(path, "/") {
@@ -122,17 +122,17 @@ func (f *files) find(path string) (*node, bool) {
 	return n, true
 }
 
-// set makes a name stand for a node, or for nothing.
+// set makes a path name a node, or nothing.
 func (f *files) set(at int, path string, to *node) error {
 	dir, ok := f.find(filepath.Dir(path))
 	if !ok || dir.dir == nil {
-		return fmt.Errorf("there is no directory of %s", path)
+		return fmt.Errorf("the directory of %s does not exist", path)
 	}
 	dir.do(change{at: at, name: filepath.Base(path), to: to})
 	return nil
 }
 
-// loss chooses what a power cut leaves of what was not synced.
+// loss chooses what a power cut leaves of the changes that were not synced.
 type loss struct {
 	name string
 	dir  func(changes []change, r *rand.Rand) []change // those that are there
@@ -163,7 +163,7 @@ func pick(changes []change, yes func() bool) (picked []change) {
 	return picked
 }
 
-// whole makes a choice of changes that of a file's content.
+// whole turns a choice among changes into a choice of a file's content.
 func whole(choose func([]change, *rand.Rand) []change) func(*node, *rand.Rand) []byte {
 	return func(n *node, r *rand.Rand) []byte {
 		data := bytes.Clone(n.safe.data)
@@ -174,10 +174,10 @@ func whole(choose func([]change, *rand.Rand) []change) func(*node, *rand.Rand) [
 	}
 }
 
-// grown has the size, and of the bytes only what was synced.
+// grown returns the new size, but of the bytes only those that were synced.
 func grown(n *node, _ *rand.Rand) []byte { return resize(bytes.Clone(n.safe.data), int64(len(n.data))) }
 
-// stale has the size as well, and what lay on the disk before.
+// stale returns the new size too, filled with what was on the disk before.
 func stale(n *node, r *rand.Rand) []byte {
 	data := grown(n, r)
 	for i := len(n.safe.data); i < len(data); i++ {
@@ -186,10 +186,10 @@ func stale(n *node, r *rand.Rand) []byte {
 	return data
 }
 
-// torn has any sectors of any writes, and one of the sizes.
+// torn returns any sectors of any writes, and one of the sizes.
 func torn(n *node, r *rand.Rand) []byte { return tear(n, r, func() bool { return r.IntN(2) == 0 }) }
 
-// nicked lacks about one sector of all that was written.
+// nicked returns all that was written except about one sector.
 func nicked(n *node, r *rand.Rand) []byte {
 	sectors := 1
 	for _, c := range n.pending {
@@ -218,7 +218,7 @@ func tear(n *node, r *rand.Rand, keep func() bool) []byte {
 	return resize(data, int64(sizes[r.IntN(len(sizes))]))
 }
 
-// losses are the ways to lose. Those with chance in them are worth more than one try.
+// losses are the ways to lose unsynced changes. The random ones are worth more than one try.
 var losses = []loss{
 	{"nothing", none, whole(none)},
 	{"everything", all, whole(all)},
@@ -243,7 +243,7 @@ type state struct {
 	data  map[*node][]byte
 }
 
-// cut chooses a state.
+// cut chooses a state that a power cut may leave.
 func (f *files) cut(l loss, r *rand.Rand) *state {
 	s := &state{node: map[string]*node{}, data: map[*node][]byte{}}
 	s.add(".", f.root, l, r)
@@ -268,7 +268,7 @@ func (s *state) add(path string, n *node, l loss, r *rand.Rand) {
 	}
 }
 
-// write makes the state real. What has two names has them as hard links.
+// write creates the files of the state. A file with two names gets hard links.
 func (s *state) write(root string) error {
 	made := map[*node]string{}
 	for _, path := range s.paths {
@@ -290,7 +290,7 @@ func (s *state) write(root string) error {
 	return nil
 }
 
-// same compares a directory with what the model says that the process saw.
+// same compares a directory with what, by the model, the process saw.
 func (f *files) same(root string) error {
 	s := f.cut(losses[1], nil)
 	var found []string
@@ -301,14 +301,14 @@ func (f *files) same(root string) error {
 			return err
 		}
 		if data, err := os.ReadFile(filepath.Join(root, path)); err != nil || !bytes.Equal(data, n.data) {
-			return fmt.Errorf("%s is not what the trace says, %v", path, err)
+			return fmt.Errorf("%s does not have the content of the trace, %v", path, err)
 		}
 		return nil
 	})
 	slices.Sort(found)
 	slices.Sort(s.paths)
 	if err == nil && !slices.Equal(found, s.paths) {
-		err = fmt.Errorf("there are %q, and by the trace %q", found, s.paths)
+		err = fmt.Errorf("there are %q, but by the trace %q", found, s.paths)
 	}
 	return err
 }

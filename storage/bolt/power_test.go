@@ -26,7 +26,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// dataIn is the data directory below the root of the recorded file system. Two directories above it are new as well.
+// dataIn returns the data directory below the root of the recorded file system. Two directories above it are new as
+// well.
 func dataIn(root string) string { return filepath.Join(root, "var", "lib", "trow") }
 
 // recording is what a workload did.
@@ -34,12 +35,12 @@ type recording struct {
 	*script
 	root    string
 	calls   []call
-	moments []int            // the calls after which something is different
+	moments []int            // the calls that changed something
 	syncs   map[string][]int // what is synced, and when
 }
 
-// powered records a workload, and makes certain that the trace tells all that has happened.
-func powered(t *testing.T) *recording {
+// recordWork records the workload, and checks that the trace explains everything that happened.
+func recordWork(t *testing.T) *recording {
 	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if v := os.Getenv(powerSeed); v != "" {
@@ -78,13 +79,13 @@ func powered(t *testing.T) *recording {
 	}
 	for n := range done {
 		if done[n] != len(rec.states[n])-1 {
-			t.Fatalf("repo %d: %d of %d deeds are done", n, done[n], len(rec.states[n])-1)
+			t.Fatalf("repo %d: %d of %d steps are done", n, done[n], len(rec.states[n])-1)
 		}
 	}
 	return rec
 }
 
-// scratch is a directory in memory where there is one: thousands of states are written, and their syncs mean nothing.
+// scratch returns a directory, in memory if possible: thousands of states are written, and their fsyncs mean nothing.
 func scratch(t *testing.T) string {
 	t.Helper()
 	if _, err := os.Stat("/dev/shm"); err != nil {
@@ -98,7 +99,7 @@ func scratch(t *testing.T) string {
 	return dir
 }
 
-// marker counts the deeds that are done.
+// marker counts the steps that are done.
 func marker(done *[powerRepos]int) func(string) {
 	return func(line string) {
 		what, whose, _ := strings.Cut(line, " ")
@@ -110,21 +111,23 @@ func marker(done *[powerRepos]int) func(string) {
 	}
 }
 
-// try is one state to be looked at: after so many calls, lost in this way.
+// try is one state to check: the power was cut after a call, and this is how the unsynced changes are lost.
 type try struct {
 	at   int
 	loss loss
 	seed uint64
 }
 
-// found is a state that breaks a promise.
-type found struct {
+// finding is a state that breaks a promise.
+type finding struct {
 	try
 	err error
 }
 
-// cuts looks at states. skip leaves syncs out, as if the program did not do them. It stops after some findings.
-func (rec *recording) cuts(t *testing.T, tries []try, skip func(what string) bool, most int) (states int, findings []found) {
+// cuts checks states. Syncs that skip selects are left out, as if the program did not do them. It stops after most
+// findings.
+func (rec *recording) cuts(t *testing.T, tries []try, skip func(what string) bool,
+	most int) (states int, findings []finding) {
 	t.Helper()
 	p := newReplay(rec.root)
 	done, known := [powerRepos]int{}, map[uint64]bool{}
@@ -157,10 +160,10 @@ func (rec *recording) cuts(t *testing.T, tries []try, skip func(what string) boo
 			states++
 			acked := done
 			work <- func(root string) {
-				if err := rec.look(t.Context(), root, s, acked); err != nil {
+				if err := rec.check(t.Context(), root, s, acked); err != nil {
 					mu.Lock()
 					defer mu.Unlock()
-					findings = append(findings, found{tr, err})
+					findings = append(findings, finding{tr, err})
 					stop.Store(len(findings) >= most)
 				}
 			}
@@ -171,7 +174,7 @@ func (rec *recording) cuts(t *testing.T, tries []try, skip func(what string) boo
 	return states, findings
 }
 
-// choose draws tries among moments.
+// choose draws n tries among moments.
 func (rec *recording) choose(n int, moments []int) (tries []try) {
 	r := rand.New(rand.NewPCG(rec.seed, uint64(n)))
 	for range n {
@@ -180,7 +183,7 @@ func (rec *recording) choose(n int, moments []int) (tries []try) {
 	return tries
 }
 
-// after lists the moments that come shortly after one of these calls.
+// after returns the moments shortly after one of these calls.
 func (rec *recording) after(calls []int) (moments []int) {
 	const shortly = 80 // until something is acknowledged
 	for _, at := range calls {
@@ -192,7 +195,7 @@ func (rec *recording) after(calls []int) (moments []int) {
 
 var stateSeed = maphash.MakeSeed()
 
-// id tells states apart.
+// id is the same for equal states.
 func (s *state) id(done [powerRepos]int) uint64 {
 	var h maphash.Hash
 	h.SetSeed(stateSeed)
@@ -205,8 +208,8 @@ func (s *state) id(done [powerRepos]int) uint64 {
 	return h.Sum64()
 }
 
-// look starts on a state as a server does, and checks what was promised.
-func (rec *recording) look(ctx context.Context, root string, s *state, done [powerRepos]int) error {
+// check starts on a state as a server does, and checks what was promised.
+func (rec *recording) check(ctx context.Context, root string, s *state, done [powerRepos]int) error {
 	defer os.RemoveAll(root)
 	if err := s.write(root); err != nil {
 		return err
@@ -217,7 +220,7 @@ func (rec *recording) look(ctx context.Context, root string, s *state, done [pow
 	}
 	held, err := rec.holds(ctx, w, done)
 	if err == nil {
-		err = rec.goesOn(ctx, w)
+		err = rec.continues(ctx, w)
 	}
 	if err = errors.Join(err, w.shut()); err != nil {
 		return err
@@ -226,11 +229,11 @@ func (rec *recording) look(ctx context.Context, root string, s *state, done [pow
 		return fmt.Errorf("it does not start again: %w", err)
 	}
 	defer w.shut()
-	return errors.Join(unchanged(ctx, w, held), backupIsWhole(root))
+	return errors.Join(unchanged(ctx, w, held), checkBackup(root))
 }
 
-// holds wants every repo to be as it was after its last deed that was done, or after the one that was under way, with
-// all its bytes, and no file in blobs that is not what its name says.
+// holds checks that every repo is as it was after its last step that was done, or after the one in progress, with all
+// its bytes, and that every file in blobs has the content that its name says.
 func (rec *recording) holds(ctx context.Context, w *worker, done [powerRepos]int) (held [powerRepos]keeps, err error) {
 	for n := range powerRepos {
 		k, err := keptBy(ctx, w.index, powerRepo(n))
@@ -239,7 +242,8 @@ func (rec *recording) holds(ctx context.Context, w *worker, done [powerRepos]int
 		}
 		now, states := k.String(), rec.states[n][done[n]:min(done[n]+2, len(rec.states[n]))]
 		if !slices.Contains(states, now) {
-			return held, fmt.Errorf("%s after %d deeds is neither as then nor as after the next: %s", powerRepo(n), done[n], difference(states[0], now))
+			return held, fmt.Errorf("%s after %d steps is neither as then nor as after the next one: %s", powerRepo(n), done[n],
+				difference(states[0], now))
 		}
 		for d := range k.blobs {
 			err = errors.Join(err, wantBytes(ctx, w, d))
@@ -256,13 +260,13 @@ func (rec *recording) holds(ctx context.Context, w *worker, done [powerRepos]int
 	}
 	for info, err := range w.blobs.All(ctx) {
 		if err = errors.Join(err, wantBytes(ctx, w, info.Digest)); err != nil {
-			return held, fmt.Errorf("belongs to nothing: %w", err)
+			return held, fmt.Errorf("a blob that no fact names: %w", err)
 		}
 	}
 	return held, nil
 }
 
-// difference tells what is missing and what is too much.
+// difference returns what is missing and what is too much.
 func difference(want, got string) string {
 	var lines []string
 	for line := range strings.Lines(want + "\n") {
@@ -278,7 +282,7 @@ func difference(want, got string) string {
 	return strings.Join(lines, "")
 }
 
-// wantBytes wants the bytes of a digest.
+// wantBytes checks the bytes of a digest.
 func wantBytes(ctx context.Context, w *worker, d digest.Digest) error {
 	b, err := storagetest.Read(ctx, w.blobs, d)
 	if err != nil {
@@ -290,19 +294,20 @@ func wantBytes(ctx context.Context, w *worker, d digest.Digest) error {
 	return nil
 }
 
-// goesOn wants uploads to be taken up, new images to be pushed, and what belongs to nothing to be collected.
-func (rec *recording) goesOn(ctx context.Context, w *worker) error {
+// continues checks that uploads can be resumed, new images pushed, and what no fact names collected.
+func (rec *recording) continues(ctx context.Context, w *worker) error {
 	if err := rec.resumes(ctx, w); err != nil {
 		return err
 	}
-	layer := deed{how: "at once", content: []byte("a layer after the cut"), alg: digest.SHA256}
-	shared := deed{how: "at once", content: fmt.Appendf(nil, "shared %d 0", rec.seed), alg: digest.SHA256}
-	image := deed{how: "manifest", content: []byte("an image after the cut"), alg: digest.SHA256, refs: []digest.Digest{layer.digest(), shared.digest()}, tags: []string{"v"}}
+	layer := step{how: "at once", content: []byte("a layer after the cut"), alg: digest.SHA256}
+	shared := step{how: "at once", content: fmt.Appendf(nil, "shared %d 0", rec.seed), alg: digest.SHA256}
+	image := step{how: "manifest", content: []byte("an image after the cut"), alg: digest.SHA256,
+		refs: []digest.Digest{layer.digest(), shared.digest()}, tags: []string{"v"}}
 	c := storage.Collector{Blobs: w.blobs, Index: w.index}
 	if err := c.Finish(ctx); err != nil {
 		return err
 	}
-	for _, d := range []deed{layer, shared, image} {
+	for _, d := range []step{layer, shared, image} {
 		if err := w.do("after", d); err != nil {
 			return fmt.Errorf("a push after the cut: %w", err)
 		}
@@ -319,7 +324,7 @@ func (rec *recording) goesOn(ctx context.Context, w *worker) error {
 	return rec.exactly(ctx, w)
 }
 
-// exactly wants the files that repos hold, and no others.
+// exactly checks that exactly the files exist that repos hold.
 func (rec *recording) exactly(ctx context.Context, w *worker) error {
 	want := map[digest.Digest]bool{}
 	for _, name := range w.index.Names() {
@@ -336,7 +341,7 @@ func (rec *recording) exactly(ctx context.Context, w *worker) error {
 	}
 	for info, err := range w.blobs.All(ctx) {
 		if err != nil || !want[info.Digest] {
-			return fmt.Errorf("after a collection there is %s, which nothing holds; %v", info.Digest, err)
+			return fmt.Errorf("after a collection there is %s, which no repo holds; %v", info.Digest, err)
 		}
 		delete(want, info.Digest)
 	}
@@ -346,7 +351,7 @@ func (rec *recording) exactly(ctx context.Context, w *worker) error {
 	return nil
 }
 
-// resumes goes on with every upload as clients would. Either the bytes are right, or it is refused.
+// resumes continues every upload as clients would. Either its bytes are right, or it is refused.
 func (rec *recording) resumes(ctx context.Context, w *worker) error {
 	entries, err := os.ReadDir(filepath.Join(w.dir, "uploads"))
 	if err != nil {
@@ -359,7 +364,7 @@ func (rec *recording) resumes(ctx context.Context, w *worker) error {
 			if errors.Is(err, storage.ErrNotFound) {
 				continue
 			} else if err != nil {
-				return fmt.Errorf("an upload cannot be taken up: %w", err)
+				return fmt.Errorf("an upload cannot be resumed: %w", err)
 			}
 			part, err := os.ReadFile(filepath.Join(w.dir, "uploads", e.Name()))
 			if err != nil {
@@ -370,18 +375,18 @@ func (rec *recording) resumes(ctx context.Context, w *worker) error {
 				return err
 			}
 			if err := u.Commit(ctx, d); found && err != nil || !found && !errors.Is(err, storage.ErrDigest) {
-				return fmt.Errorf("an upload that was taken up: %v", err)
+				return fmt.Errorf("a resumed upload: %v", err)
 			}
 		}
 	}
 	return nil
 }
 
-// unchanged wants the repos as they were before the second start, and the image that was pushed in between. What the
-// collection took away it may have.
+// unchanged checks that the repos are as they were before the second start, except for what the collection removed, and
+// that the image that was pushed in between is there.
 func unchanged(ctx context.Context, w *worker, held [powerRepos]keeps) error {
 	for n, was := range held {
-		was.after(deed{how: "collect", alg: digest.SHA256})
+		was.after(step{how: "collect", alg: digest.SHA256})
 		if k, err := keptBy(ctx, w.index, powerRepo(n)); err != nil || k.String() != was.String() {
 			return fmt.Errorf("after another start %s %s; %v", powerRepo(n), difference(was.String(), k.String()), err)
 		}
@@ -392,8 +397,8 @@ func unchanged(ctx context.Context, w *worker, held [powerRepos]keeps) error {
 	return nil
 }
 
-// backupIsWhole wants the copy of the journal to be one, if it is there.
-func backupIsWhole(root string) error {
+// checkBackup checks that the backup, if there is one, can be opened.
+func checkBackup(root string) error {
 	backup, err := os.ReadFile(filepath.Join(dataIn(root), "journal.backup"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -408,17 +413,18 @@ func backupIsWhole(root string) error {
 	return w.shut()
 }
 
-func (f found) String(calls []call) string {
+func (f finding) String(calls []call) string {
 	args := strings.Builder{}
 	for _, arg := range calls[f.at].args {
 		fmt.Fprintf(&args, " %.100q", arg)
 	}
-	return fmt.Sprintf("after call %d, %s%s, of what was not synced %s: %v", f.at, calls[f.at].name, &args, f.loss.name, f.err)
+	return fmt.Sprintf("after call %d, %s%s; left of what was not synced: %s: %v", f.at, calls[f.at].name, &args,
+		f.loss.name, f.err)
 }
 
-// TestPowerCuts records the system calls of a workload and builds the states that power cuts may leave. It needs strace
-// and the right to trace. STORAGE_TEST_POWER_CUTS says how many states, STORAGE_TEST_POWER_SEED what the workload does
-// (not how its threads meet).
+// TestPowerCuts records the system calls of a workload and checks the states that power cuts may leave. It needs strace
+// and the right to trace. STORAGE_TEST_POWER_CUTS is the number of states, STORAGE_TEST_POWER_SEED determines what the
+// workload does (not how its threads interleave).
 func TestPowerCuts(t *testing.T) {
 	n := 1000
 	if v := os.Getenv("STORAGE_TEST_POWER_CUTS"); v != "" {
@@ -427,10 +433,10 @@ func TestPowerCuts(t *testing.T) {
 			t.Fatalf("STORAGE_TEST_POWER_CUTS: %v", err)
 		}
 	}
-	rec := powered(t)
+	rec := recordWork(t)
 	t.Run("what was acknowledged is there", func(t *testing.T) {
 		tries := rec.choose(n, rec.moments)
-		for _, at := range rec.moments[:60] { // the first start, with things that come only once
+		for _, at := range rec.moments[:60] { // the first start, with calls that happen only once
 			for _, l := range losses {
 				tries = append(tries, try{at, l, rec.seed})
 			}
@@ -441,7 +447,7 @@ func TestPowerCuts(t *testing.T) {
 			t.Error(f.String(rec.calls))
 		}
 		if states < n/2 {
-			t.Error("too few states to mean anything")
+			t.Error("too few states to prove anything")
 		}
 	})
 	for _, what := range slices.Sorted(maps.Keys(rec.syncs)) {
@@ -449,14 +455,14 @@ func TestPowerCuts(t *testing.T) {
 	}
 }
 
-// needless are the syncs that the promises do not need, and why they are done all the same.
+// needless are the syncs that the promises do not need, and why they are done nevertheless.
 var needless = map[string]string{
-	"a directory, nothing new": "a start cannot know what is on the disk; of two that publish at once each waits for its own",
-	"journal, its new size":    "bbolt does it; it comes with the pages as well, and is rare",
+	"a directory, nothing new": "a start cannot know what is on the disk; two pushes at once may share one sync",
+	"journal, its new size":    "bbolt does it; the sync of the pages covers it as well, and it is rare",
 }
 
-// without leaves one kind of sync out, as if the program did not do it: then some state breaks a promise, so that the
-// replay can fail, and the program waits for the disk no oftener than it must.
+// without leaves one kind of sync out, as if the program did not do it. Then some state must break a promise: so the
+// replay can fail, and the program does not wait for the disk more often than it must.
 func (rec *recording) without(t *testing.T, what string) {
 	n := 600
 	if needless[what] != "" {
@@ -467,11 +473,11 @@ func (rec *recording) without(t *testing.T, what string) {
 	times := len(rec.syncs[what])
 	switch {
 	case needless[what] != "" && len(findings) > 0:
-		t.Errorf("it is needed after all: %s", findings[0].String(rec.calls))
+		t.Errorf("it is needed: %s", findings[0].String(rec.calls))
 	case needless[what] != "":
-		t.Logf("%d of them; in %d states nothing is missing: %s", times, states, needless[what])
+		t.Logf("%d of them; none of %d states is broken: %s", times, states, needless[what])
 	case len(findings) == 0:
-		t.Errorf("%d of them; in %d states nothing is missing", times, states)
+		t.Errorf("%d of them; none of %d states is broken", times, states)
 	default:
 		first, _, _ := strings.Cut(findings[0].String(rec.calls), "\n")
 		t.Logf("%d of them; state %d is broken: %s", times, states, first)

@@ -14,18 +14,18 @@ import (
 	"testing"
 )
 
-// traced are the system calls that change files, and those needed to follow them. One among them that the replay does
-// not know is an error.
-const traced = "open,openat,openat2,creat,close,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,fsync,fdatasync," +
-	"sync_file_range,syncfs,sync,msync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,symlinkat," +
-	"lseek,copy_file_range,sendfile,splice,dup,dup2,dup3"
+// traced are the system calls that change files, and those needed to follow them. A call that the replay does not know
+// is an error.
+const traced = "open,openat,openat2,creat,close,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate," +
+	"fsync,fdatasync,sync_file_range,syncfs,sync,msync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir," +
+	"link,linkat,symlink,symlinkat,lseek,copy_file_range,sendfile,splice,dup,dup2,dup3"
 
 // call is one system call that succeeded.
 type call struct {
 	name   string
 	args   []string // strings without their quotes, decoded
 	result int64
-	began  int // how many calls had ended when it began
+	start  int // how many calls had ended when it started
 	failed bool
 }
 
@@ -33,13 +33,13 @@ type call struct {
 func record(t *testing.T, dir string) []call {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "trace")
-	cmd := exec.CommandContext(t.Context(), "strace", "-f", "-qq", "-xx", "-s", "4000000", "-e", "trace="+traced, "-e", "signal=none", "-o", file,
-		os.Args[0], "-test.run=^$")
+	cmd := exec.CommandContext(t.Context(), "strace", "-f", "-qq", "-xx", "-s", "4000000", "-e", "trace="+traced,
+		"-e", "signal=none", "-o", file, os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), powerDir+"="+dir)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("the workload under strace (install it): %v\n%s", err, &stderr)
+		t.Fatalf("the workload under strace (is it installed?): %v\n%s", err, &stderr)
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -52,11 +52,11 @@ func record(t *testing.T, dir string) []call {
 	return calls
 }
 
-// parseTrace reads what strace has written: a thread, a call, its arguments, its result. A call during which another
-// thread's ended has two lines.
+// parseTrace reads what strace has written: a thread, a call, its arguments, its result. A call has two lines if a call
+// of another thread ended meanwhile.
 func parseTrace(text string) (calls []call, err error) {
 	type half struct {
-		began int
+		start int
 		args  string
 	}
 	open := map[string]half{}
@@ -66,22 +66,22 @@ func parseTrace(text string) (calls []call, err error) {
 		if strings.HasPrefix(rest, "+++") || strings.HasSuffix(rest, "= ?") {
 			continue
 		}
-		c, args, resumed := call{began: len(calls)}, "", false
+		c, args, resumed := call{start: len(calls)}, "", false
 		if rest, resumed = strings.CutPrefix(rest, "<... "); resumed {
 			c.name, rest, _ = strings.Cut(rest, " resumed>")
-			c.began, args = open[thread].began, open[thread].args
+			c.start, args = open[thread].start, open[thread].args
 		} else {
 			c.name, rest, _ = strings.Cut(rest, "(")
 		}
-		if begun, ok := strings.CutSuffix(rest, " <unfinished ...>"); ok {
-			if open[thread] = (half{len(calls), begun}); c.name == "close" { // the number is free from its beginning on
-				calls = append(calls, call{name: c.name, args: []string{begun}, began: c.began})
+		if first, ok := strings.CutSuffix(rest, " <unfinished ...>"); ok {
+			if open[thread] = (half{len(calls), first}); c.name == "close" { // the number is free as soon as it starts
+				calls = append(calls, call{name: c.name, args: []string{first}, start: c.start})
 			}
 			continue
 		}
 		end := strings.LastIndex(rest, ") ")
 		if end < 0 {
-			return nil, fmt.Errorf("trace: what is %.200s", line)
+			return nil, fmt.Errorf("trace: cannot read %.200s", line)
 		}
 		result, _, _ := strings.Cut(strings.TrimLeft(rest[end+2:], " ="), " ")
 		if c.result, err = strconv.ParseInt(result, 10, 64); err != nil {
@@ -113,7 +113,7 @@ func arguments(text string) (args []string, err error) {
 	return args, nil
 }
 
-// decode reads \x2f\x76….
+// decode reads a string of the form \x2f\x76….
 func decode(text string) (string, error) {
 	out := make([]byte, 0, len(text)/4)
 	for ; len(text) >= 4; text = text[4:] {
@@ -126,14 +126,14 @@ func decode(text string) (string, error) {
 	return string(out), nil
 }
 
-// replay does again what a trace says, below root, call by call.
+// replay repeats the calls of a trace on the model, below root.
 type replay struct {
 	files
 	root  string
 	open  map[string]*handle
-	other map[string]bool   // open files elsewhere
-	mark  func(line string) // told of each line on the standard output
-	skip  func(what string) bool
+	other map[string]bool        // open files elsewhere
+	mark  func(line string)      // called with each line on the standard output
+	skip  func(what string) bool // reports whether a sync is to be left out
 }
 
 // handle is an open file.
@@ -145,7 +145,8 @@ type handle struct {
 }
 
 func newReplay(root string) *replay {
-	return &replay{files: files{newDir()}, root: root, open: map[string]*handle{}, other: map[string]bool{}, mark: func(string) {}, skip: func(string) bool { return false }}
+	return &replay{files: files{newDir()}, root: root, open: map[string]*handle{}, other: map[string]bool{},
+		mark: func(string) {}, skip: func(string) bool { return false }}
 }
 
 // inside makes a path relative to the root.
@@ -163,7 +164,7 @@ func (p *replay) path(dir, path string) (string, bool) {
 	return p.inside(path)
 }
 
-// do does the call at a position of the trace. changed tells whether something happened to a file.
+// do repeats the call at a position of the trace. changed reports whether it changed a file.
 func (p *replay) do(at int, c call) (changed bool, err error) {
 	switch c.name {
 	case "openat":
@@ -179,7 +180,7 @@ func (p *replay) do(at int, c call) (changed bool, err error) {
 	case c.name == "write" && c.args[0] == "1":
 		p.mark(strings.TrimSpace(c.args[1]))
 		return true, nil
-	case h == nil && !p.other[c.args[0]] && !slices.Contains([]string{"write", "close"}, c.name): // what is no file is written to as well
+	case h == nil && !p.other[c.args[0]] && c.name != "write" && c.name != "close": // these two are not only for files
 		return false, fmt.Errorf("trace: %s of the unknown file %s", c.name, c.args[0])
 	case h == nil:
 		return false, nil
@@ -208,9 +209,9 @@ func (p *replay) do(at int, c call) (changed bool, err error) {
 		if p.skip(kindOf(c, h)) {
 			return false, nil
 		}
-		h.node.sync(c.began, c.failed)
+		h.node.sync(c.start, c.failed)
 	default:
-		return false, fmt.Errorf("trace: %s%.200q is not known to the replay", c.name, c.args)
+		return false, fmt.Errorf("trace: the replay does not know %s%.200q", c.name, c.args)
 	}
 	return true, nil
 }
@@ -243,7 +244,7 @@ func (p *replay) openat(at int, c call) (changed bool, err error) {
 	n, ok := p.find(path)
 	if !ok {
 		if !strings.Contains(flags, "O_CREAT") {
-			return false, fmt.Errorf("trace: %s was opened, and is not there", path)
+			return false, fmt.Errorf("trace: %s was opened, but does not exist", path)
 		}
 		n, changed = &node{}, true
 		if err := p.set(at, path, n); err != nil {
@@ -276,12 +277,12 @@ func (p *replay) names(at int, c call) (changed bool, err error) {
 	return true, errors.Join(p.set(at, to, n), p.set(at, path, nil))
 }
 
-// kindOf names what is synced, alike for all of its kind.
+// kindOf names what is synced; syncs of one kind have the same name.
 func kindOf(c call, h *handle) string {
 	dir, name := filepath.Split(h.path)
 	has := func(f func(change) bool) bool { return slices.ContainsFunc(h.node.pending, f) }
 	switch {
-	case c.name == "fdatasync" && has(func(c change) bool { return c.bytes != nil && c.offset < 2*4096 }): // nobody but bbolt does it
+	case c.name == "fdatasync" && has(func(c change) bool { return c.bytes != nil && c.offset < 2*4096 }): // by bbolt
 		return "journal, a head"
 	case c.name == "fdatasync":
 		return "journal, the pages"

@@ -24,8 +24,8 @@ import (
 	"trow/storage/disk"
 )
 
-// powerDir names the variable that turns the test binary into the process whose system calls are recorded; powerSeed
-// the one with the seed of what it does.
+// powerDir is the variable that turns the test binary into the process whose system calls are recorded; powerSeed has
+// the seed of what it does.
 const (
 	powerDir  = "STORAGE_TEST_POWER_DIR"
 	powerSeed = "STORAGE_TEST_POWER_SEED"
@@ -52,16 +52,16 @@ const (
 	powerPhases = 8
 )
 
-// deed is something that a client of a repo asks for, and is told that it was done.
-type deed struct {
-	how     string // a key of deeds
+// step is one request of a client of a repo, which is acknowledged.
+type step struct {
+	how     string
 	content []byte
 	alg     digest.Algorithm
 	refs    []digest.Digest
 	tags    []string
 }
 
-func (d deed) digest() digest.Digest { return d.alg.FromBytes(d.content) }
+func (d step) digest() digest.Digest { return d.alg.FromBytes(d.content) }
 
 // keeps is what a repo holds.
 type keeps struct {
@@ -79,8 +79,8 @@ func (k keeps) needs(d digest.Digest) bool {
 	return false
 }
 
-// after changes it as a deed does.
-func (k keeps) after(d deed) {
+// after applies a step.
+func (k keeps) after(d step) {
 	at := d.digest()
 	switch d.how {
 	case "at once", "in chunks":
@@ -120,7 +120,7 @@ func (k keeps) String() string {
 	return strings.Join(lines, "\n")
 }
 
-// keptBy is what the Index says of a repo.
+// keptBy returns what a repo holds by the Index.
 func keptBy(ctx context.Context, x *storage.Index, repo string) (keeps, error) {
 	k := keeps{map[digest.Digest]bool{}, map[digest.Digest][]digest.Digest{}, map[string]digest.Digest{}}
 	h, _, err := x.Holdings(ctx, repo)
@@ -136,15 +136,16 @@ func keptBy(ctx context.Context, x *storage.Index, repo string) (keeps, error) {
 	return k, err
 }
 
-// script says what is done: by repo and phase. After a phase all wait until something happens to the whole store.
+// script is what the workload does, by repo and phase. After each phase all clients wait, and something is done to the
+// whole store.
 type script struct {
 	seed   uint64
-	phases [powerRepos][powerPhases][]deed
-	states [powerRepos][]string // after so many deeds
+	phases [powerRepos][powerPhases][]step
+	states [powerRepos][]string // what the repo holds, by the number of steps done
 	large  [][]byte             // contents that were pushed in chunks
 }
 
-// between is what happens after a phase.
+// between returns what is done after a phase.
 func between(phase int) string {
 	return []string{"collect", "restart", "fault", "backup", "collect", "fault"}[phase%6]
 }
@@ -165,16 +166,16 @@ func newScript(seed uint64) *script {
 	return s
 }
 
-// author writes what is done to one repo.
+// author writes the part of the script for one repo.
 type author struct {
 	*script
 	r           *rand.Rand
 	repo, phase int
 	now         keeps
-	manifests   []deed // all that ever were
+	manifests   []step // all that were ever pushed
 }
 
-func (a *author) add(d deed) {
+func (a *author) add(d step) {
 	if d.alg == "" {
 		d.alg = digest.SHA256
 	}
@@ -200,9 +201,9 @@ func (a *author) bytes(most int) []byte {
 	return b
 }
 
-// blob is a new one, or one that several repos have.
-func (a *author) blob() deed {
-	d := deed{how: "at once", content: a.bytes(6000), alg: digest.SHA256}
+// blob returns a push of a new blob, or of one that several repos have.
+func (a *author) blob() step {
+	d := step{how: "at once", content: a.bytes(6000), alg: digest.SHA256}
 	switch a.r.IntN(6) {
 	case 0, 1:
 		d.content = fmt.Appendf(nil, "shared %d %d", a.seed, a.r.IntN(3))
@@ -221,15 +222,15 @@ func (a *author) image(tags ...string) {
 		a.add(b)
 		refs = append(refs, b.digest())
 	}
-	a.add(deed{how: "manifest", content: a.bytes(500), refs: refs, tags: tags})
+	a.add(step{how: "manifest", content: a.bytes(500), refs: refs, tags: tags})
 }
 
 func (a *author) write() {
 	a.image(fmt.Sprint("v", a.phase), "latest")
-	a.add(a.blob()) // nothing needs it
-	a.add(deed{how: "leave", content: a.bytes(9000)})
+	a.add(a.blob()) // no manifest refers to it
+	a.add(step{how: "leave", content: a.bytes(9000)})
 	if a.phase%2 == a.repo%2 {
-		a.add(deed{how: "cancel", content: a.bytes(9000)})
+		a.add(step{how: "cancel", content: a.bytes(9000)})
 		var many []string // so that the file grows, and pages split
 		for i := range 60 {
 			many = append(many, fmt.Sprintf("release-%d.%d-with-a-name-of-some-length", a.phase, i))
@@ -237,33 +238,33 @@ func (a *author) write() {
 		a.image(many...)
 	}
 	if old := a.manifests[a.r.IntN(len(a.manifests))]; a.now.manifests[old.digest()] != nil {
-		a.add(deed{how: "tag", content: old.content, tags: []string{"stable"}})
+		a.add(step{how: "tag", content: old.content, tags: []string{"stable"}})
 		if a.phase%3 == 2 {
-			a.add(deed{how: "remove", content: old.content})
+			a.add(step{how: "remove", content: old.content})
 		}
 	}
 	for _, tag := range slices.Sorted(maps.Keys(a.now.tags)) {
 		if a.r.IntN(3) == 0 && len(tag) < 5 {
-			a.add(deed{how: "untag", tags: []string{tag}})
+			a.add(step{how: "untag", tags: []string{tag}})
 		}
 	}
 	for _, d := range a.phases[a.repo][a.phase] {
 		if (d.how == "at once") && a.now.blobs[d.digest()] && !a.now.needs(d.digest()) {
-			a.add(deed{how: "unlink", content: d.content, alg: d.alg})
+			a.add(step{how: "unlink", content: d.content, alg: d.alg})
 			break
 		}
 	}
 	switch between(a.phase) {
 	case "collect":
-		a.add(deed{how: "collect"})
+		a.add(step{how: "collect"})
 	case "fault":
 		if a.repo == 0 {
-			a.add(deed{how: "manifest", content: a.bytes(500), tags: []string{fmt.Sprint("faulty", a.phase)}})
+			a.add(step{how: "manifest", content: a.bytes(500), tags: []string{fmt.Sprint("faulty", a.phase)}})
 		}
 	}
 }
 
-// worker does what the script says, and writes a line for each deed that is done.
+// worker runs the script, and prints a line for each step that is done.
 type worker struct {
 	dir     string
 	blobs   *disk.Blobs
@@ -301,11 +302,11 @@ func work(dir string, s *script) error {
 		var failed [powerRepos]error
 		var all sync.WaitGroup
 		for n := range powerRepos {
-			deeds := s.phases[n][phase]
+			steps := s.phases[n][phase]
 			if n == 0 && between(phase) == "fault" {
-				deeds = deeds[:len(deeds)-1]
+				steps = steps[:len(steps)-1]
 			}
-			all.Go(func() { failed[n] = w.doAll(n, deeds) })
+			all.Go(func() { failed[n] = w.doAll(n, steps) })
 		}
 		all.Wait()
 		if err := errors.Join(failed[:]...); err != nil {
@@ -318,7 +319,7 @@ func work(dir string, s *script) error {
 	return w.shut()
 }
 
-func (w *worker) doAll(repo int, all []deed) error {
+func (w *worker) doAll(repo int, all []step) error {
 	for _, d := range all {
 		if err := w.do(powerRepo(repo), d); err != nil {
 			return fmt.Errorf("%s: %w", d.how, err)
@@ -344,17 +345,17 @@ func (w *worker) between(phase int, s *script) error {
 	case "restart":
 		return errors.Join(w.shut(), w.open())
 	}
-	// The last sync of a commit fails, as the replay is told by a line; the client tries again.
-	deeds := s.phases[0][phase]
-	d := deeds[len(deeds)-1]
+	// The last sync of a commit fails; a line tells the replay which one. The client tries again.
+	steps := s.phases[0][phase]
+	d := steps[len(steps)-1]
 	w.journal.FailNext(func() error { return errors.Join(syscall.EIO, say("fault", 0)) })
 	if err := w.do(powerRepo(0), d); !errors.Is(err, syscall.EIO) {
-		return fmt.Errorf("the fault was told as %w", err)
+		return fmt.Errorf("the fault was reported as %w", err)
 	}
-	return w.doAll(0, []deed{d})
+	return w.doAll(0, []step{d})
 }
 
-func (w *worker) do(repo string, d deed) error {
+func (w *worker) do(repo string, d step) error {
 	ctx, at := context.Background(), d.digest()
 	switch d.how {
 	case "at once":
@@ -363,7 +364,9 @@ func (w *worker) do(repo string, d deed) error {
 			return u, err
 		}, w.link)
 	case "in chunks":
-		return w.push(ctx, repo, d, func(u storage.Upload) (storage.Upload, error) { return w.chunks(ctx, repo, u, d) }, w.link)
+		return w.push(ctx, repo, d, func(u storage.Upload) (storage.Upload, error) {
+			return w.chunks(ctx, repo, u, d)
+		}, w.link)
 	case "manifest":
 		return w.push(ctx, repo, d, func(u storage.Upload) (storage.Upload, error) {
 			_, err := u.Write(d.content)
@@ -398,7 +401,7 @@ func (w *worker) do(repo string, d deed) error {
 		case "unlink":
 			return tx.Unlink(at)
 		}
-		return fmt.Errorf("nobody knows how to %s", d.how)
+		return fmt.Errorf("unknown step %s", d.how)
 	})
 }
 
@@ -413,8 +416,8 @@ func setTags(tx *storage.Tx, tags []string, d digest.Digest) (err error) {
 	return err
 }
 
-// push is what the registry does for a blob or a manifest.
-func (w *worker) push(ctx context.Context, repo string, d deed, write func(storage.Upload) (storage.Upload, error),
+// push does what the registry does for a blob or a manifest.
+func (w *worker) push(ctx context.Context, repo string, d step, write func(storage.Upload) (storage.Upload, error),
 	name func(context.Context, string, digest.Digest, int64) error) error {
 	u, err := w.blobs.Create(ctx, repo, d.alg)
 	if err != nil {
@@ -432,7 +435,7 @@ func (w *worker) push(ctx context.Context, repo string, d deed, write func(stora
 }
 
 // chunks sends a blob in three requests.
-func (w *worker) chunks(ctx context.Context, repo string, u storage.Upload, d deed) (storage.Upload, error) {
+func (w *worker) chunks(ctx context.Context, repo string, u storage.Upload, d step) (storage.Upload, error) {
 	size := len(d.content)/3 + 1
 	for chunk := range slices.Chunk(d.content, size) {
 		for piece := range slices.Chunk(chunk, 8<<10) {
@@ -451,7 +454,7 @@ func (w *worker) chunks(ctx context.Context, repo string, u storage.Upload, d de
 	return u, nil
 }
 
-// complete finds the content that begins with what an upload has.
+// complete returns the rest and the digest of the content that starts with what an upload has.
 func (s *script) complete(part []byte) (rest []byte, d digest.Digest, found bool) {
 	for _, content := range s.large {
 		if bytes.HasPrefix(content, part) {

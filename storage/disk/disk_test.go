@@ -48,7 +48,7 @@ func open(t testing.TB, dir string) *disk.Blobs {
 	return b
 }
 
-// openFiles counts the process's file descriptors that belong to files.
+// openFiles returns how many file descriptors of the process belong to temporary files.
 func openFiles(t *testing.T) (n int) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -67,7 +67,7 @@ func openFiles(t *testing.T) (n int) {
 	return n
 }
 
-// wantOnlyBlobs walks a data directory: there is nothing but blobs under their names.
+// wantOnlyBlobs checks that a data directory contains nothing but blobs under their names.
 func wantOnlyBlobs(t *testing.T, dir string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -93,7 +93,7 @@ func blobFile(dir string, d digest.Digest) string {
 	return filepath.Join(dir, "blobs", d.Algorithm().String(), d.Encoded())
 }
 
-func TestDamagedBlobIsHealedByAPush(t *testing.T) {
+func TestAPushHealsADamagedBlob(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, dir)
 	data := []byte("one\ntwo\nthree\n")
@@ -110,7 +110,7 @@ func TestDamagedBlobIsHealedByAPush(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got, _ := os.ReadFile(blobFile(dir, d)); bytes.Equal(got, data) {
-			t.Fatal("the damage did nothing")
+			t.Fatal("the damage had no effect")
 		}
 		if _, err := storagetest.Push(t.Context(), b, data); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -126,7 +126,7 @@ func TestDamagedBlobIsHealedByAPush(t *testing.T) {
 	}
 }
 
-func TestDiskOpensFiles(t *testing.T) {
+func TestOpenReturnsAFile(t *testing.T) {
 	b := open(t, t.TempDir())
 	d, err := storagetest.Push(t.Context(), b, []byte("x"))
 	if err != nil {
@@ -161,7 +161,7 @@ func TestNoNameLeadsOutOfTheDirectory(t *testing.T) {
 		if _, err := b.Resume(t.Context(), "team/app", name, -1); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("Resume(%s): %v", name, err)
 		}
-		u, err := b.Create(t.Context(), name, digest.SHA256) // a repo's name is no path either
+		u, err := b.Create(t.Context(), name, digest.SHA256) // the name of a repo is not a path either
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,11 +172,11 @@ func TestNoNameLeadsOutOfTheDirectory(t *testing.T) {
 	wantOnlyBlobs(t, dir)
 	entries, err := os.ReadDir(root)
 	if got, _ := os.ReadFile(outside); err != nil || len(entries) != 2 || string(got) != "secret" {
-		t.Errorf("outside there are %v, and the file holds %q", entries, got)
+		t.Errorf("outside the directory there is %v, and the file contains %q", entries, got)
 	}
 }
 
-func TestWhatIsNoBlobIsNotListed(t *testing.T) {
+func TestOnlyBlobsAreListed(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, dir)
 	for _, name := range []string{"blobs/sha256/notes.txt", "blobs/sha256/.hidden"} {
@@ -250,7 +250,7 @@ func TestMissingDirectoriesAreErrors(t *testing.T) {
 	n := 0
 	for _, err := range b.All(t.Context()) {
 		if n++; err == nil {
-			t.Error("nothing was listed without an error")
+			t.Error("an entry was listed without an error")
 		}
 	}
 	if err := os.RemoveAll(filepath.Join(dir, "uploads")); err != nil {
@@ -260,7 +260,7 @@ func TestMissingDirectoriesAreErrors(t *testing.T) {
 		t.Error("an upload to nowhere was made")
 	}
 	if _, err := b.Expire(t.Context(), time.Now()); err == nil {
-		t.Error("Expire found nothing and did not say why")
+		t.Error("Expire returned no error")
 	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

@@ -27,7 +27,7 @@ func (p Program) rebuildCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{Into: into, Parse: registry.ReadManifest,
+		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{Into: into, Parse: registry.RecoverManifest,
 			Progress: func(blobs int) { fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s\n", count(blobs, "blob", "")) }})
 		if err != nil {
 			return err
