@@ -19,7 +19,8 @@ func TestFlagsSetTheOptions(t *testing.T) {
 	if o.Default != "Deny" || o.Names != nil || o.EnforceTemplates {
 		t.Errorf("defaults: %+v", o)
 	}
-	err := fs.Parse(strings.Fields("-n a.b,c:1 --allow-prefixes=p --allow-images=i --allow-docker-official --deny-k8s-images " +
+	err := fs.Parse(strings.Fields("-n a.b,c:1 --allow-prefixes=p --allow-images=i --allow-docker-official " +
+		"--deny-k8s-images " +
 		"--disallow-local-prefixes=dp --disallow-local-images=di --default=Allow --allow=a --deny=d --enforce-templates " +
 		"--validate-client-names=n --validate-token-file=f"))
 	if err != nil {
@@ -38,7 +39,8 @@ func TestFlagsSetTheOptions(t *testing.T) {
 func TestValidateNamesTheSetting(t *testing.T) {
 	for want, o := range map[string]admission.PolicyOptions{
 		`default: "x": want Allow or Deny`: {Default: "x"},
-		"":                                 {Default: "deny", DisallowLocalPrefixes: []string{"other:1/x"}}, // may be a default name
+		// may be a default name
+		"": {Default: "deny", DisallowLocalPrefixes: []string{"other:1/x"}},
 		`disallow-local-prefixes: "other:1/x": "other:1" is not one of names`: {Names: localNames,
 			DisallowLocalPrefixes: []string{"other:1/x"}},
 	} {
@@ -69,7 +71,8 @@ func TestDefaultNamesDependOnPortAndPlace(t *testing.T) {
 	}
 	given := []string{"Trow.Example:5000"}
 	o := admission.PolicyOptions{Names: given}
-	if o.Complete("8443", false); !slices.Equal(o.Names, []string{"trow.example:5000"}) || given[0] != "Trow.Example:5000" {
+	if o.Complete("8443", false); !slices.Equal(o.Names, []string{"trow.example:5000"}) ||
+		given[0] != "Trow.Example:5000" {
 		t.Errorf("%q, given %q", o.Names, given)
 	}
 }
