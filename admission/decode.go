@@ -121,8 +121,8 @@ func (s *span) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 // of returns the text of the value in the input.
 func (s span) of(input []byte) []byte { return input[s.start:s.end] }
 
-// validated are the options for a text that span has read. All its names have been compared and its UTF-8 checked; to do
-// so again would double what a hostile review costs.
+// validated are the options for a text that span has read. All its names have been compared and its UTF-8 checked; to
+// do so again would double what a hostile review costs.
 var validated = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
 // decodeReview decodes the body of a review. The result shares no memory with the body. Errors: *httpError.

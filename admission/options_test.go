@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -91,5 +92,55 @@ func TestSummarySaysWhatMayRun(t *testing.T) {
 		if got := newPolicy(t, o).Summary(); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
+	}
+}
+
+// TestReadmeHasEverySetting compares the tables with the flags.
+func TestReadmeHasEverySetting(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(admission.PolicyOptions).AddFlags(fs)
+	new(admission.CallersOptions).AddFlags(fs)
+	fs.VisitAll(func(f *pflag.Flag) {
+		value := strings.Trim(f.DefValue, "[]")
+		if value != "" {
+			value = "`" + value + "` "
+		}
+		if !strings.Contains(string(readme), "\n| `"+f.Name+"` | "+value+"|") && f.Name != "names" {
+			t.Errorf("README.md has no line for %s with the default %s", f.Name, value)
+		}
+	})
+}
+
+// TestReadmeExamplesAreValid reads the examples of a policy as a configuration file, and makes a policy of each.
+func TestReadmeExamplesAreValid(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(readme), "### Examples\n")
+	section, _, _ := strings.Cut(rest, "\n## ")
+	examples := 0
+	for _, part := range strings.Split(section, "\n\n") {
+		if !strings.HasPrefix(part, "    ") {
+			continue
+		}
+		examples++
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		var o admission.PolicyOptions
+		o.AddFlags(fs)
+		for line := range strings.Lines(part) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			if err := fs.Set(key, strings.NewReplacer(`"`, "", " ", "").Replace(strings.Trim(value, "[]"))); err != nil {
+				t.Errorf("%s: %v", line, err)
+			}
+		}
+		newPolicy(t, o)
+	}
+	if examples < 4 {
+		t.Errorf("%d examples", examples)
 	}
 }
