@@ -55,7 +55,7 @@ const (
 	// maxKept bounds the buffers that are kept for later bodies, in bytes. Nearly all reviews are smaller.
 	maxKept = 256 << 10
 
-	// maxLarge bounds the reviews larger than maxKept that are processed at once. A hostile one may take 20 times its
+	// maxLarge bounds the reviews larger than maxKept that are processed at once. A hostile one may take 24 times its
 	// size. Reviews of real pods have a tenth of maxKept.
 	maxLarge = 4
 

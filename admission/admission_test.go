@@ -596,9 +596,9 @@ func TestAHugePodGetsABoundedAnswer(t *testing.T) {
 			for size := 0; size < 3<<20 && len(images) < 50_000; size += len(image(0)) + 30 {
 				images = append(images, image(len(images)))
 			}
-			start := time.Now()
+			start := processorTime(t)
 			r := answer(t, w, reviewOf(t, "", "Pod", podOf(images...), nil))
-			if took := time.Since(start); took > 5*time.Second {
+			if took := processorTime(t) - start; took > 5*time.Second {
 				t.Errorf("it took %s", took)
 			}
 			d := (*seen)[len(*seen)-1]
