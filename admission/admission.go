@@ -56,7 +56,7 @@ const (
 	// maxKept bounds the buffers that are kept for later bodies, in bytes. Nearly all reviews are smaller.
 	maxKept = 256 << 10
 
-	// maxLarge bounds the reviews larger than maxKept that are processed at once. A hostile one may take 20 times its
+	// maxLarge bounds the reviews larger than maxKept that are processed at once. A hostile one may take 24 times its
 	// size. Reviews of real pods have a tenth of maxKept.
 	maxLarge = 4
 
@@ -146,9 +146,9 @@ func malformed(format string, args ...any) error {
 }
 
 // ServeHTTP answers an AdmissionReview that is POSTed as JSON. A verdict has status 200, whether it allows or denies.
-// Other statuses: 400 for a body that is not a review, 405, 413 above 7 MiB, 415, 500 when the registry cannot be asked,
-// and 503 when too many large reviews are processed. Their bodies are a line of text, with the uid of the review if it
-// is known.
+// Other statuses: 400 for a body that is not a review, 405, 413 above 7 MiB, 415, 500 when the registry cannot be
+// asked, and 503 when too many large reviews are processed. Their bodies are a line of text, with the uid of the review
+// if it is known.
 func (w *Webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	var d Decision
 	defer func() {
@@ -181,7 +181,8 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 		return nil, &httpError{http.StatusMethodNotAllowed, "method not allowed; send an AdmissionReview with POST"}
 	}
 	if !isJSON(r.Header.Get("Content-Type")) {
-		return nil, &httpError{http.StatusUnsupportedMediaType, "unsupported Content-Type; send an AdmissionReview as application/json"}
+		return nil, &httpError{http.StatusUnsupportedMediaType,
+			"unsupported Content-Type; send an AdmissionReview as application/json"}
 	}
 	if r.ContentLength < 0 || r.ContentLength > maxKept { // a body of unknown length counts as large
 		turn, cancel := context.WithTimeout(r.Context(), maxWait)

@@ -181,7 +181,8 @@ func TestOneAnswerNamesAllDeniedImages(t *testing.T) {
 	for _, c := range r.Result.Details.Causes {
 		fields = append(fields, c.Field)
 	}
-	want := []string{"spec.containers[0].image", "spec.containers[2].image", "spec.containers[3].image", "spec.containers[4].image"}
+	want := []string{"spec.containers[0].image", "spec.containers[2].image", "spec.containers[3].image",
+		"spec.containers[4].image"}
 	if !slices.Equal(fields, want) {
 		t.Errorf("causes: %v", fields)
 	}
@@ -207,31 +208,42 @@ func TestWhichImagesAreChecked(t *testing.T) {
 	}{
 		{name: "a pod that is created", kind: "Pod", object: bad},
 		{name: "an unknown operation, like CREATE", kind: "Pod", object: bad, change: object{"operation": "create"}},
-		{name: "an update that brings an image", kind: "Pod", object: bad, change: object{"operation": "UPDATE", "oldObject": podOf("redis")}},
+		{name: "an update that brings an image", kind: "Pod", object: bad,
+			change: object{"operation": "UPDATE", "oldObject": podOf("redis")}},
 		{name: "an update without an old object", kind: "Pod", object: bad, change: object{"operation": "UPDATE"}},
-		{name: "an ephemeral container", kind: "Pod", object: object{"spec": object{"ephemeralContainers": []any{object{"image": "nginx"}}}},
+		{name: "an ephemeral container", kind: "Pod",
+			object: object{"spec": object{"ephemeralContainers": []any{object{"image": "nginx"}}}},
 			change: object{"operation": "UPDATE", "subResource": "ephemeralcontainers", "oldObject": podOf("redis")}},
 		{name: "another subresource that brings an image", kind: "Pod", object: bad,
 			change: object{"operation": "UPDATE", "subResource": "status", "oldObject": podOf("redis")}},
-		{name: "an init container", kind: "Pod", object: object{"spec": object{"initContainers": []any{object{"image": "nginx"}}}}},
-		{name: "an image volume", kind: "Pod", object: object{"spec": object{"volumes": []any{object{"image": object{"reference": "nginx"}}}}}},
-		{name: "an image volume without a reference", kind: "Pod", object: object{"spec": object{"volumes": []any{object{"image": object{}}}}}},
-		{name: "a container without an image", kind: "Pod", object: object{"spec": object{"containers": []any{object{"name": "c"}}}}},
+		{name: "an init container", kind: "Pod",
+			object: object{"spec": object{"initContainers": []any{object{"image": "nginx"}}}}},
+		{name: "an image volume", kind: "Pod",
+			object: object{"spec": object{"volumes": []any{object{"image": object{"reference": "nginx"}}}}}},
+		{name: "an image volume without a reference", kind: "Pod",
+			object: object{"spec": object{"volumes": []any{object{"image": object{}}}}}},
+		{name: "a container without an image", kind: "Pod",
+			object: object{"spec": object{"containers": []any{object{"name": "c"}}}}},
 		{name: "a mirror pod that a user sends", kind: "Pod", object: mirror},
 		{name: "a plain pod that a node sends", kind: "Pod", object: bad, change: object{"userInfo": node}},
 		{name: "a deletion timestamp on creation", kind: "Pod", object: deleting},
 		{name: "a dry run", kind: "Pod", object: bad, change: object{"dryRun": true}},
 
-		{name: "not an update with the same images", kind: "Pod", object: bad, change: object{"operation": "UPDATE", "oldObject": bad}, allowed: true},
+		{name: "not an update with the same images", kind: "Pod", object: bad,
+			change: object{"operation": "UPDATE", "oldObject": bad}, allowed: true},
 		{name: "not a subresource with the same images", kind: "Pod", object: bad,
 			change: object{"operation": "UPDATE", "subResource": "status", "oldObject": bad}, allowed: true},
-		{name: "not an object that is being deleted", kind: "Pod", object: deleting, change: object{"operation": "UPDATE", "oldObject": podOf("redis")}, allowed: true},
+		{name: "not an object that is being deleted", kind: "Pod", object: deleting,
+			change: object{"operation": "UPDATE", "oldObject": podOf("redis")}, allowed: true},
 		{name: "not a mirror pod of a node", kind: "Pod", object: mirror, change: object{"userInfo": node}, allowed: true},
 		{name: "not a deletion", kind: "Pod", change: object{"operation": "DELETE", "oldObject": bad}, allowed: true},
-		{name: "not a connection", kind: "PodExecOptions", object: object{"container": "c"}, change: object{"operation": "CONNECT"}, allowed: true},
-		{name: "not a binding", kind: "Binding", object: object{"target": object{}}, change: object{"subResource": "binding"}, allowed: true},
+		{name: "not a connection", kind: "PodExecOptions", object: object{"container": "c"},
+			change: object{"operation": "CONNECT"}, allowed: true},
+		{name: "not a binding", kind: "Binding", object: object{"target": object{}},
+			change: object{"subResource": "binding"}, allowed: true},
 		{name: "not a kind of the same name", group: "example.com", kind: "Pod", object: bad, allowed: true},
-		{name: "not a kind of another shape", group: "example.com", kind: "Widget", object: object{"spec": "template"}, allowed: true},
+		{name: "not a kind of another shape", group: "example.com", kind: "Widget", object: object{"spec": "template"},
+			allowed: true},
 		{name: "not an image of another kind of volume", kind: "Pod",
 			object: object{"spec": object{"volumes": []any{object{"rbd": object{"image": "nginx"}}}}}, allowed: true},
 		{name: "not a status", kind: "Pod",
@@ -274,7 +286,8 @@ func TestTemplatesWarnOrDeny(t *testing.T) {
 			body := reviewOf(t, tt.group, tt.kind, workload(tt.kind, podOf("auto", " ", "", "nginx")), nil)
 			w, seen := newWebhook(t, admission.PolicyOptions{})
 			r := answer(t, w, body)
-			if !r.Allowed || !slices.Equal(r.Warnings, []string{remote("docker.io/nginx")}) || r.AuditAnnotations["decision"] != "warned" {
+			if !r.Allowed || !slices.Equal(r.Warnings, []string{remote("docker.io/nginx")}) ||
+				r.AuditAnnotations["decision"] != "warned" {
 				t.Errorf("got %+v", r)
 			}
 			if d := (*seen)[0]; !d.Allowed || !slices.Equal(d.Denied, r.Warnings) {
@@ -313,7 +326,8 @@ func TestWarningsHelp(t *testing.T) {
 			warnings: []string{"push it: docker push " + host + "/app:3", "tags of app here: 1, 2, stable"}},
 		{name: "an absent repository: push it", images: []string{host + "/nothing:1"},
 			warnings: []string{"push it: docker push " + host + "/nothing:1"}},
-		{name: "an absent image that a rule allows", options: admission.PolicyOptions{AllowPrefixes: []string{host}}, images: []string{host + "/nothing:1"},
+		{name: "an absent image that a rule allows", options: admission.PolicyOptions{AllowPrefixes: []string{host}},
+			images:   []string{host + "/nothing:1"},
 			warnings: []string{"push it: docker push " + host + "/nothing:1"}},
 		{name: "a wrong digest: that of the tag", images: []string{host + "/app:1@sha256:" + hex64},
 			warnings: []string{"app:1 is here as " + app1, "tags of app here: 1, 2, stable"}},
@@ -322,20 +336,25 @@ func TestWarningsHelp(t *testing.T) {
 		{name: "many tags", images: []string{host + "/many:9"},
 			warnings: []string{"push it: docker push " + host + "/many:9", "tags of many here: 0, 1, 2, 3, 4, ..."}},
 		{name: "long tags", images: []string{host + "/long:9"},
-			warnings: []string{"push it: docker push " + host + "/long:9", "tags of long here: " + strings.Repeat("a", 90) + ", ..."}},
+			warnings: []string{"push it: docker push " + host + "/long:9", "tags of long here: " + strings.Repeat("a", 90) +
+				", ..."}},
 		{name: "tags too long to list", images: []string{host + "/longer:9"},
 			warnings: []string{"push it: docker push " + host + "/longer:9"}},
 		{name: "a command that is too long", images: []string{host + "/" + long + ":9"}},
 		{name: "nothing about an image that is present", images: []string{host + "/app:1"}},
-		{name: "nothing about an image on a deny list", options: admission.PolicyOptions{DisallowLocalPrefixes: []string{"app"}},
-			images: []string{host + "/app:3"}},
+		{name: "nothing about an image on a deny list",
+			options: admission.PolicyOptions{DisallowLocalPrefixes: []string{"app"}},
+			images:  []string{host + "/app:3"}},
 		{name: "nothing about remote images", images: []string{"nginx", "quay.io/x"}},
-		{name: "a short name that a rule allows", options: admission.PolicyOptions{AllowDockerOfficial: true}, images: []string{"nginx:1", "docker.io/redis", "nginx"},
+		{name: "a short name that a rule allows", options: admission.PolicyOptions{AllowDockerOfficial: true},
+			images:   []string{"nginx:1", "docker.io/redis", "nginx"},
 			warnings: []string{"nginx names no host: CRI-O may pull it from elsewhere; write docker.io/nginx"}},
-		{name: "nothing about a short name that only the default allows", options: admission.PolicyOptions{Default: "Allow"}, images: []string{"nginx:1"}},
+		{name: "nothing about a short name that only the default allows",
+			options: admission.PolicyOptions{Default: "Allow"}, images: []string{"nginx:1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			images := map[string]string{"long:" + strings.Repeat("a", 90): "a", "long:bbbbbbbbbb": "b", "longer:" + strings.Repeat("a", 120): "c"}
+			images := map[string]string{"long:" + strings.Repeat("a", 90): "a", "long:bbbbbbbbbb": "b", "longer:" +
+				strings.Repeat("a", 120): "c"}
 			for i := range 8 {
 				images["many:"+fmt.Sprint(i)] = "x"
 			}
@@ -366,7 +385,8 @@ func TestADamagedImageIsAllowedWithAWarning(t *testing.T) {
 
 func TestObjectsOfControllersGetTheDenialWithoutWarnings(t *testing.T) {
 	pod := podOf(host+"/app:3", "nginx")
-	pod["metadata"] = object{"generateName": "web-", "ownerReferences": []any{object{"kind": "X"}, object{"kind": "ReplicaSet", "controller": true}}}
+	pod["metadata"] = object{"generateName": "web-",
+		"ownerReferences": []any{object{"kind": "X"}, object{"kind": "ReplicaSet", "controller": true}}}
 	w, seen := newWebhook(t, admission.PolicyOptions{})
 	r := reviewPod(t, w, pod)
 	if r.Allowed || len(r.Warnings) > 0 || !strings.Contains(r.message(), remote("docker.io/nginx")) {
@@ -399,10 +419,12 @@ func TestAuditAnnotationsHaveDecisionAndDigests(t *testing.T) {
 		t.Errorf("got %v\nwant %v", r.AuditAnnotations, want)
 	}
 	d := (*seen)[0]
-	if d.UID != "u" || d.Kind != "Pod" || d.Operation != "CREATE" || d.Name != "p" || d.Allowed || len(d.Denied) != 1 || len(d.Images) != 3 {
+	if d.UID != "u" || d.Kind != "Pod" || d.Operation != "CREATE" || d.Name != "p" || d.Allowed || len(d.Denied) != 1 ||
+		len(d.Images) != 3 {
 		t.Errorf("observed %+v", d)
 	}
-	if r := answer(t, w, reviewOf(t, "", "Service", object{}, nil)); r.AuditAnnotations["decision"] != "skipped: kind without images" {
+	r = response{answer(t, w, reviewOf(t, "", "Service", object{}, nil))}
+	if r.AuditAnnotations["decision"] != "skipped: kind without images" {
 		t.Errorf("got %v", r.AuditAnnotations)
 	}
 }
@@ -422,7 +444,8 @@ func TestAnErrorOfTheRegistryIsAFailedCallAndNotADenial(t *testing.T) {
 				Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
 			})
 			rec := post(w, strings.NewReader(reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)))
-			if rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "u-1") || strings.Contains(rec.Body.String(), "silent") {
+			if rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "u-1") ||
+				strings.Contains(rec.Body.String(), "silent") {
 				t.Errorf("status %d: %s", rec.Code, rec.Body)
 			}
 			if len(seen) != 1 || !errors.Is(seen[0].Err, broken) || seen[0].Allowed || seen[0].UID != "u-1" {
@@ -437,14 +460,17 @@ func TestAPanicIsAFailedCallThatNamesTheReview(t *testing.T) {
 	reg := newRegistry(t, held)
 	reg.resolve = func(string, string) error { panic("boom") }
 	w := admission.New(admission.Options{
-		Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}), Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
+		Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}),
+		Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
 	})
 	body := reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)
 	rec := post(w, strings.NewReader(body))
-	if rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "u-1") || strings.Contains(rec.Body.String(), "boom") {
+	if rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "u-1") ||
+		strings.Contains(rec.Body.String(), "boom") {
 		t.Errorf("status %d: %s", rec.Code, rec.Body)
 	}
-	if len(seen) != 1 || !strings.Contains(seen[0].Err.Error(), "boom") || !strings.Contains(seen[0].Err.Error(), "Decide") {
+	if len(seen) != 1 || !strings.Contains(seen[0].Err.Error(), "boom") ||
+		!strings.Contains(seen[0].Err.Error(), "Decide") {
 		t.Errorf("observed %+v", seen)
 	}
 
@@ -475,19 +501,26 @@ func TestRequestsThatAreNotReviewsAreRefused(t *testing.T) {
 		{name: "not JSON", body: "hello", status: 400, text: "the body is not an AdmissionReview"},
 		{name: "not an object", body: `[]`, status: 400, text: "the body is not an AdmissionReview"},
 		{name: "another kind", body: `{"apiVersion":"v1","kind":"Pod"}`, status: 400, text: `the body is "v1" "Pod"`},
-		{name: "another version", body: `{"apiVersion":"admission.k8s.io/v2","kind":"AdmissionReview"}`, status: 400, text: "v1 or v1beta1"},
+		{name: "another version", body: `{"apiVersion":"admission.k8s.io/v2","kind":"AdmissionReview"}`, status: 400,
+			text: "v1 or v1beta1"},
 		{name: "no request", body: start + `null}`, status: 400, text: "has no request"},
-		{name: "a request in another case", body: strings.Replace(start, "request", "Request", 1) + `{"uid":"u"}}`, status: 400, text: "has no request"},
+		{name: "a request in another case", body: strings.Replace(start, "request", "Request", 1) + `{"uid":"u"}}`,
+			status: 400, text: "has no request"},
 		{name: "no uid", body: start + `{` + pod + `}}`, status: 400, text: "has no uid"},
-		{name: "a long uid", body: start + `{"uid":"` + strings.Repeat("u", 257) + `"}}`, status: 400, text: "longer than 256"},
+		{name: "a long uid", body: start + `{"uid":"` + strings.Repeat("u", 257) + `"}}`, status: 400,
+			text: "longer than 256"},
 		{name: "no object to check", body: start + `{"uid":"u",` + pod + `}}`, status: 400, text: "has no object (review u)"},
 		{name: "a duplicate name", body: start + `{"uid":"u","uid":"u"}}`, status: 400, text: "duplicate"},
-		{name: "a duplicate name in a part that is skipped", body: start + `{"uid":"u",` + pod + `,"object":{"status":{"a":1,"a":2}}}}`, status: 400, text: "duplicate"},
+		{name: "a duplicate name in a part that is skipped", body: start + `{"uid":"u",` + pod +
+			`,"object":{"status":{"a":1,"a":2}}}}`, status: 400, text: "duplicate"},
 		{name: "invalid UTF-8", body: start + "{\"uid\":\"u\",\"name\":\"\xff\"}}", status: 400, text: "UTF-8"},
 		{name: "two values", body: start + `{"uid":"u","kind":{"kind":"X"}}} {}`, status: 400, text: "the body is not"},
-		{name: "containers that are not a list", body: start + `{"uid":"u",` + pod + `,"object":{"spec":{"containers":"x"}}}}`, status: 400, text: "the body is not"},
-		{name: "an image that is a number", body: start + `{"uid":"u",` + pod + `,"object":{"spec":{"containers":[{"image":1e99999}]}}}}`, status: 400, text: "the body is not"},
-		{name: "deep nesting", body: start + `{"uid":"u",` + pod + `,"object":{"status":` + strings.Repeat("[", 100_000), status: 400, text: "depth"},
+		{name: "containers that are not a list", body: start + `{"uid":"u",` + pod +
+			`,"object":{"spec":{"containers":"x"}}}}`, status: 400, text: "the body is not"},
+		{name: "an image that is a number", body: start + `{"uid":"u",` + pod +
+			`,"object":{"spec":{"containers":[{"image":1e99999}]}}}}`, status: 400, text: "the body is not"},
+		{name: "deep nesting", body: start + `{"uid":"u",` + pod + `,"object":{"status":` + strings.Repeat("[", 100_000),
+			status: 400, text: "depth"},
 		{name: "commas", body: strings.Repeat(",", 7<<20), status: 400, text: "the body is not"},
 		{name: "too many bytes", body: strings.Repeat(" ", 7<<20+1), status: 413, text: "7 MiB"},
 	} {
@@ -529,7 +562,8 @@ func TestABodyWithoutAnEndIsNotReadCompletely(t *testing.T) {
 		t.Errorf("status %d after %d bytes", rec.Code, body.read)
 	}
 	for err, text := range map[error]string{io.ErrUnexpectedEOF: "ends early", io.ErrClosedPipe: "cannot be read"} {
-		if rec := post(w, io.MultiReader(strings.NewReader("{"), failing{err})); rec.Code != 400 || !strings.Contains(rec.Body.String(), text) {
+		if rec := post(w, io.MultiReader(strings.NewReader("{"), failing{err})); rec.Code != 400 ||
+			!strings.Contains(rec.Body.String(), text) {
 			t.Errorf("%v: status %d: %s", err, rec.Code, rec.Body)
 		}
 	}
@@ -562,14 +596,16 @@ func TestAHugePodGetsABoundedAnswer(t *testing.T) {
 			for size := 0; size < 3<<20 && len(images) < 50_000; size += len(image(0)) + 30 {
 				images = append(images, image(len(images)))
 			}
-			start := time.Now()
+			start := processorTime(t)
 			r := answer(t, w, reviewOf(t, "", "Pod", podOf(images...), nil))
-			if took := time.Since(start); took > 5*time.Second {
+			if took := processorTime(t) - start; took > 5*time.Second {
 				t.Errorf("it took %s", took)
 			}
 			d := (*seen)[len(*seen)-1]
-			if r.Allowed || len(r.Result.Details.Causes) != 20 || len(d.Denied) > 21 || len(r.AuditAnnotations["images"]) > 5000 {
-				t.Errorf("%d causes, %d sentences, %d bytes", len(r.Result.Details.Causes), len(d.Denied), len(r.AuditAnnotations["images"]))
+			if r.Allowed || len(r.Result.Details.Causes) != 20 || len(d.Denied) > 21 ||
+				len(r.AuditAnnotations["images"]) > 5000 {
+				t.Errorf("%d causes, %d sentences, %d bytes", len(r.Result.Details.Causes), len(d.Denied),
+					len(r.AuditAnnotations["images"]))
 			}
 			if last := d.Denied[len(d.Denied)-1]; len(d.Denied) > 20 && !strings.HasPrefix(last, "and ") {
 				t.Errorf("the last sentence is %q", last)
@@ -599,7 +635,8 @@ func TestReviewRefusesMalformedObjects(t *testing.T) {
 	bad := runtime.RawExtension{Raw: []byte(`{"spec":{},"spec":{}}`)}
 	for _, r := range []admissionv1.AdmissionRequest{{Object: bad}, {Object: good, OldObject: bad}, {}} {
 		r.Kind, r.Operation = pod, admissionv1.Update
-		if response, err := w.Review(t.Context(), &r); err == nil || response != nil || !strings.Contains(err.Error(), "object") {
+		if response, err := w.Review(t.Context(), &r); err == nil || response != nil ||
+			!strings.Contains(err.Error(), "object") {
 			t.Errorf("got %+v, %v", response, err)
 		}
 	}
@@ -628,8 +665,10 @@ func FuzzReview(f *testing.F) {
 		f.Add(compact(f, body))
 	}
 	f.Add([]byte(reviewOf(f, "apps", "Deployment", workload("Deployment", podOf("nginx", "auto")), nil)))
-	f.Add([]byte(reviewOf(f, "", "Pod", podOf("NGINX", "sha256:"+hex64), object{"operation": "UPDATE", "oldObject": podOf("x")})))
-	w := admission.New(admission.Options{Images: newRegistry(f, held), Policy: newPolicy(f, admission.PolicyOptions{AllowPrefixes: []string{"docker.io"}})})
+	f.Add([]byte(reviewOf(f, "", "Pod", podOf("NGINX", "sha256:"+hex64),
+		object{"operation": "UPDATE", "oldObject": podOf("x")})))
+	w := admission.New(admission.Options{Images: newRegistry(f, held),
+		Policy: newPolicy(f, admission.PolicyOptions{AllowPrefixes: []string{"docker.io"}})})
 	f.Fuzz(func(t *testing.T, body []byte) {
 		rec := post(w, bytes.NewReader(body))
 		switch {
@@ -657,8 +696,8 @@ func (d discard) Header() http.Header         { return d.header }
 func (d discard) Write(p []byte) (int, error) { return len(p), nil }
 func (d discard) WriteHeader(int)             {}
 
-// BenchmarkValidate measures the whole handler for a pod with three containers, as the API server sends it. The registry
-// holds all their images.
+// BenchmarkValidate measures the whole handler for a pod with three containers, as the API server sends it. The
+// registry holds all their images.
 func BenchmarkValidate(b *testing.B) {
 	var review object
 	body, err := os.ReadFile("testdata/pod-create-allowed.json")

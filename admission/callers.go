@@ -60,7 +60,8 @@ type Callers struct {
 // NewCallers reads the token. It returns nil if neither a CA nor a token is set. Errors name the setting.
 func NewCallers(o CallersOptions) (*Callers, error) {
 	if o.Certificate == nil && len(o.Names) > 0 {
-		return nil, errors.New("validate-client-names: set without a CA that certificates are verified with; add validate-client-ca")
+		return nil, errors.New("validate-client-names: set without a CA that certificates are verified with; add " +
+			"validate-client-ca")
 	}
 	if o.Certificate == nil && o.TokenFile == "" {
 		return nil, nil
@@ -111,8 +112,8 @@ func (c *Callers) setToken(content []byte) error {
 
 // Why a call is refused.
 var (
-	errNoCredentials = errors.New("this webhook is for the API server, which identifies itself by a certificate or a token " +
-		"(kubeConfigFile of its AdmissionConfiguration)")
+	errNoCredentials = errors.New("this webhook is for the API server, which identifies itself by a certificate or " +
+		"a token (kubeConfigFile of its AdmissionConfiguration)")
 	errBadToken  = errors.New("the token is not that of this webhook")
 	errOtherName = errors.New("the certificate has a name that may not call the webhook (setting validate-client-names)")
 )

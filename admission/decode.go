@@ -121,14 +121,14 @@ func (s *span) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 // of returns the text of the value in the input.
 func (s span) of(input []byte) []byte { return input[s.start:s.end] }
 
-// checked are the options for a text that span has read. All its names have been compared and its UTF-8 checked, and a
-// second time would double what a hostile review costs.
-var checked = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+// validated are the options for a text that span has read. All its names have been compared and its UTF-8 checked; to
+// do so again would double what a hostile review costs.
+var validated = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
 // decodeReview decodes the body of a review. The result shares no memory with the body. Errors: *httpError.
 //
 // Names are compared exactly, and duplicate names and invalid UTF-8 are errors wherever they are, so that the object
-// that is judged is the object that the API server sees. Unknown members are skipped.
+// whose images are checked is the object that the API server sees. Unknown members are skipped.
 func decodeReview(body []byte) (*review, error) {
 	var v review
 	if err := json.Unmarshal(body, &v); err != nil {
@@ -146,7 +146,7 @@ func decodeReview(body []byte) (*review, error) {
 		return nil, malformed("the uid is longer than %d bytes", maxUID)
 	}
 	q := v.Request
-	if err := q.decodeObjects(q.ObjectAt.of(body), q.OldObjectAt.of(body), checked); err != nil {
+	if err := q.decodeObjects(q.ObjectAt.of(body), q.OldObjectAt.of(body), validated); err != nil {
 		return nil, malformed("the body is not an AdmissionReview: %s", err)
 	}
 	return &v, nil
@@ -173,8 +173,8 @@ func requestOf(r *admissionv1.AdmissionRequest) (*request, error) {
 // decodeObjects decodes as much of the objects as the verdict depends on: nothing starts with a DELETE or a CONNECT,
 // only an UPDATE has images that were there before, and kinds without images are only named in the Decision.
 func (q *request) decodeObjects(object, oldObject []byte, o json.Options) (err error) {
-	k, judged := kinds[q.Kind]
-	if !judged {
+	k, checked := kinds[q.Kind]
+	if !checked {
 		if q.Name == "" {
 			q.Object = decodeMetadata(object)
 		}
@@ -189,7 +189,7 @@ func (q *request) decodeObjects(object, oldObject []byte, o json.Options) (err e
 	return err
 }
 
-// decodeObject decodes an object of a kind that is judged; nil if there is none. path is where it is in the review.
+// decodeObject decodes an object of one of the kinds; nil if there is none. path is where it is in the review.
 func decodeObject(k kind, path string, text []byte, opts json.Options) (*object, error) {
 	if len(text) == 0 {
 		return nil, nil
@@ -202,7 +202,7 @@ func decodeObject(k kind, path string, text []byte, opts json.Options) (*object,
 }
 
 // decodeMetadata decodes the metadata of an object of another kind; nil if it has none that can be understood: such an
-// object need not have the form of those that are judged.
+// object need not have the form of the kinds that are checked.
 func decodeMetadata(text []byte) *object {
 	var o struct {
 		Metadata metadata `json:"metadata"`

@@ -21,7 +21,7 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-func isJudged(k groupKind) bool {
+func isChecked(k groupKind) bool {
 	_, ok := kinds[k]
 	return ok
 }
@@ -111,7 +111,8 @@ func (o *apiObject) images() (list []string) {
 func (o *apiObject) summary() string {
 	m := o.meta
 	_, mirror := m.Annotations["kubernetes.io/config.mirror"]
-	return fmt.Sprintf("%q %q %t %t %t %q", m.Name, m.GenerateName, m.DeletionTimestamp != nil, mirror, metav1.GetControllerOfNoCopy(&metav1.ObjectMeta{OwnerReferences: m.OwnerReferences}) != nil, o.images())
+	return fmt.Sprintf("%q %q %t %t %t %q", m.Name, m.GenerateName, m.DeletionTimestamp != nil, mirror,
+		metav1.GetControllerOfNoCopy(&metav1.ObjectMeta{OwnerReferences: m.OwnerReferences}) != nil, o.images())
 }
 
 func (o *object) summary() string {
@@ -152,20 +153,21 @@ func decodeAndCompare(t *testing.T, body []byte) (v *review, understood bool) {
 			t.Fatalf("got %s\nthe API's types have %s\n%q", got, want.summary(), body)
 		}
 	}
-	if isJudged(kind) {
+	if isChecked(kind) {
 		understood = true
 		for _, raw := range [][]byte{r.Object.Raw, r.OldObject.Raw} {
 			understood = compareObject(t, kind, raw, v != nil) && understood
 		}
 	}
-	if v == nil && accepted && (understood || !isJudged(kind)) {
+	if v == nil && accepted && (understood || !isChecked(kind)) {
 		t.Fatalf("%v, and the API's types accept it\n%q", err, body)
 	}
 	return v, understood && v != nil
 }
 
-// compareObject decodes an object of a kind that is judged, and checks that the result is what the API's type has. valid
-// means that the text is part of a review that was accepted. It reports whether the API's type can hold the object.
+// compareObject decodes an object of a kind whose images are checked, and verifies that the result is what the API's
+// type has. valid means that the text is part of a review that was accepted. It reports whether the API's type can hold
+// the object.
 func compareObject(t *testing.T, kind groupKind, raw []byte, valid bool) bool {
 	t.Helper()
 	if len(raw) == 0 || string(raw) == "null" {
@@ -205,7 +207,8 @@ func reviews(tb testing.TB) (list [][]byte) {
 		return start + `"kind":{"group":"","kind":"Pod"},"object":` + object + `}}`
 	}
 	for _, s := range []string{
-		pod(`{"spec":{"containers":[{"image":"a"}],"volumes":[{"image":{"reference":"v"}},{"image":{}},{"image":null},null]}}`),
+		pod(`{"spec":{"containers":[{"image":"a"}],"volumes":[{"image":{"reference":"v"}},{"image":{}},` +
+			`{"image":null},null]}}`),
 		pod(`{"spec":{"containers":[{"image":"a","image":"b"}]}}`),
 		pod(`{"spec":{"containers":[{"image":"a","\u0069mage":"b"}]}}`),
 		pod(`{"spec":{"containers":[{"\u0069mage":"\u00e9\ud83d\ude00\n"}]}}`),
@@ -214,17 +217,20 @@ func reviews(tb testing.TB) (list [][]byte) {
 		pod(`{"spec":{"containers":[{"image":"é"}]},"é":1,"\u00e9":2}`),
 		pod(`{"spec":{"containers":[{"image":null}],"containers ":[]}}`),
 		pod(`{"spec":{"containers":{"image":"a"}}}`),
-		pod(`{"spec":null,"metadata":{"ownerReferences":[{"controller":true},{"controller":null}],"annotations":{"kubernetes.io/config.mirror":""}}}`),
+		pod(`{"spec":null,"metadata":{"ownerReferences":[{"controller":true},{"controller":null}],` +
+			`"annotations":{"kubernetes.io/config.mirror":""}}}`),
 		pod(`{"metadata":{"deletionTimestamp":"2026-11-20T09:14:03Z"}} `) + "\r\n\t ",
 		pod(`{}`) + `x`,
 		pod("{\"a\":\"\x00\"}"),
 		pod("{\"a\":\"\x7f\",\"b\":\"12345678\xff\"}"),
 		pod(`[-0,0.5,1e5,1E+5,-1.25e-07]`),
-		pod(`{"a":[01]}`), pod(`{"a":1.}`), pod(`{"a":-}`), pod(`{"a":1e}`), pod(`{"a":.5}`), pod(`{"a":+1}`), pod(`{"a":tru}`), pod(`{"a":1,}`), pod(`{"a" 1}`), pod(`{a:1}`), pod(`{"a":[1 2]}`), pod(`{"a":[,]}`),
+		pod(`{"a":[01]}`), pod(`{"a":1.}`), pod(`{"a":-}`), pod(`{"a":1e}`), pod(`{"a":.5}`), pod(`{"a":+1}`),
+		pod(`{"a":tru}`), pod(`{"a":1,}`), pod(`{"a" 1}`), pod(`{a:1}`), pod(`{"a":[1 2]}`), pod(`{"a":[,]}`),
 		start + `"kind":{"kind":"Other"},"object":{"spec":7}}}`,
 		start + `"kind":{"kind":"Other"},"object":7,"dryRun":7}}`,
 		start + `"object":{"template":{"spec":{"initContainers":[{"image":"i"}]}}},"kind":{"kind":"PodTemplate"}}}`,
-		start + `"object":{"spec":{"jobTemplate":{"spec":{"template":{"spec":{"containers":[{"image":"i"}]}}}}}},"kind":{"group":"batch","kind":"CronJob"}}}`,
+		start + `"object":{"spec":{"jobTemplate":{"spec":{"template":{"spec":{"containers":[{"image":"i"}]}}}}}},` +
+			`"kind":{"group":"batch","kind":"CronJob"}}}`,
 		start + `"object":{"spec":{"template":null}},"kind":{"kind":"ReplicationController"}}}`,
 		`null`, `7`, `"x"`, `{}`, ``, ` `, `{"request":null}`,
 	} {
@@ -334,8 +340,11 @@ func (n *tree) write(b *bytes.Buffer, r *rand.Rand) {
 
 // bend changes one thing.
 func (n *tree) bend(r *rand.Rand) {
-	names := strings.Fields("apiVersion kind request uid operation object oldObject metadata name generateName annotations spec template jobTemplate containers initContainers ephemeralContainers volumes image reference ownerReferences controller userInfo groups dryRun group")
-	scalars := []string{"null", "true", "false", "0", "-1.5e3", `""`, `"Pod"`, `"apps"`, `"Deployment"`, `"x"`, `"é"`, `"\ud83d\ude00"`, `"\ud83d"`, "\"\xff\"", `{}`, `[]`, `[null]`, `[{}]`, `"UPDATE"`, "01", "nul", ""}
+	names := strings.Fields("apiVersion kind request uid operation object oldObject metadata name generateName " +
+		"annotations spec template jobTemplate containers initContainers ephemeralContainers volumes image reference " +
+		"ownerReferences controller userInfo groups dryRun group")
+	scalars := []string{"null", "true", "false", "0", "-1.5e3", `""`, `"Pod"`, `"apps"`, `"Deployment"`, `"x"`, `"é"`,
+		`"\ud83d\ude00"`, `"\ud83d"`, "\"\xff\"", `{}`, `[]`, `[null]`, `[{}]`, `"UPDATE"`, "01", "nul", ""}
 	all := n.nodes(nil)
 	at, other := all[r.IntN(len(all))], all[r.IntN(len(all))]
 	i := 0
@@ -371,7 +380,7 @@ func (n *tree) bend(r *rand.Rand) {
 			}
 		}
 	case 7:
-		for j := range 20 { // more than are compared one by one
+		for j := range 20 { // many members
 			if at.kind == '{' {
 				at.keys, at.kids = append(at.keys, fmt.Sprintf(`"k%d"`, j)), append(at.kids, &tree{text: "0"})
 			}
@@ -427,7 +436,8 @@ func TestDepth(t *testing.T) {
 }
 
 func TestFaultsNameThePath(t *testing.T) {
-	const start = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","kind":{"kind":"Pod"},`
+	const start = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
+		`"kind":{"kind":"Pod"},`
 	for body, want := range map[string]string{
 		``:                             `"unexpected EOF`,
 		`{`:                            `"unexpected EOF`,
@@ -439,10 +449,14 @@ func TestFaultsNameThePath(t *testing.T) {
 		`{"a":{"b":"` + "\xff" + `"}}`: `"a.b: invalid UTF-8`,
 		start + `"object":{"spec":{"containers":[{},{"image":7}]}}}}`: `"request.object.spec.containers[1].image: ` +
 			`a number instead of a string"`,
-		start + `"object":{"spec":{"containers":[{},{"a":1,"a":2}]}}}`: `"request.object.spec.containers[1].a: duplicate object member name`,
-		start + `"object":{"spec":{"containers":{}}}}}`:                `"request.object.spec.containers: an object instead of an array"`,
-		start + `"object":{"metadata":{"ownerReferences":{}}}}}`:       `"request.object.metadata.ownerReferences: an object instead of an array"`,
-		start + `"object":{"metadata":{"ownerReferences":[{},7]}}}}`:   `"request.object.metadata.ownerReferences[1]: a number instead of an object"`,
+		start + `"object":{"spec":{"containers":[{},{"a":1,"a":2}]}}}`: `"request.object.spec.containers[1].a: ` +
+			`duplicate object member name`,
+		start + `"object":{"spec":{"containers":{}}}}}`: `"request.object.spec.containers: an object ` +
+			`instead of an array"`,
+		start + `"object":{"metadata":{"ownerReferences":{}}}}}`: `"request.object.metadata.ownerReferences: an ` +
+			`object instead of an array"`,
+		start + `"object":{"metadata":{"ownerReferences":[{},7]}}}}`: `"request.object.metadata.ownerReferences[1]: ` +
+			`a number instead of an object"`,
 		start + `"object":7}}`:                                `"request.object: a number instead of an object"`,
 		start + `"userInfo":{"groups":[true]}}}`:              `"request.userInfo.groups[0]: a boolean instead of a string"`,
 		start + `"dryRun":"true"}}`:                           `"request.dryRun: a string instead of a boolean"`,

@@ -34,8 +34,8 @@ type Document struct {
 	Review *admissionv1.AdmissionReview
 }
 
-// ReadDocuments reads manifests as kubectl does: YAML documents between lines of ---, or consecutive JSON values; a List
-// stands for its items. It reads at most 32 MiB. Errors of the content name the document.
+// ReadDocuments reads manifests as kubectl does: YAML documents between lines of ---, or consecutive JSON values; a
+// List stands for its items. It reads at most 32 MiB. Errors of the content name the document.
 func ReadDocuments(r io.Reader) ([]Document, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxStream+1))
 	if err != nil {
@@ -61,8 +61,8 @@ func ReadDocuments(r io.Reader) ([]Document, error) {
 	return docs, nil
 }
 
-// split yields the parts of a stream between the lines that start with ---, each with the number of its first line, from
-// 1. Text after --- on the same line belongs to the part. A line of ... ends a part as well.
+// split yields the parts of a stream between the lines that start with ---, each with the number of its first line,
+// from 1. Text after --- on the same line belongs to the part. A line of ... ends a part as well.
 func split(data []byte) iter.Seq2[int, []byte] {
 	return func(yield func(int, []byte) bool) {
 		var part []byte
@@ -173,8 +173,8 @@ func (m *manifest) review(v jsontext.Value) *admissionv1.AdmissionReview {
 	if !grouped {
 		group, version = "", m.APIVersion
 	}
-	k, judged := kinds[groupKind{group, m.Kind}]
-	if !judged {
+	k, ok := kinds[groupKind{group, m.Kind}]
+	if !ok {
 		return nil
 	}
 	namespace := m.Metadata.Namespace

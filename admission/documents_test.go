@@ -29,12 +29,15 @@ func TestReadDocuments(t *testing.T) {
 		{"nothing", "", nil},
 		{"only markers and comments", "---\n# nothing\n---\n...\n", nil},
 		{"one document", pod, []string{"1:1 v1 Pod /p"}},
-		{"several, with markers in every form", "\ufeff---\n" + pod + "--- # next\n" + service + "...\n---\r\n\n---\t\n" + pod + "---",
+		{"several, with markers in every form", "\ufeff---\n" + pod + "--- # next\n" + service + "...\n---\r\n\n---\t\n" +
+			pod + "---",
 			[]string{"1:1 v1 Pod /p", "2:6 v1 Service web/s skipped", "3:13 v1 Pod /p"}},
 		{"a marker with content", "--- {apiVersion: v1, kind: Pod}\n", []string{"1:1 v1 Pod /"}},
-		{"text that only looks like a marker", "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    ---\n    b\n----: x\n", []string{"1:1 v1 ConfigMap / skipped"}},
+		{"text that only looks like a marker", "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    ---\n    b\n----: x\n",
+			[]string{"1:1 v1 ConfigMap / skipped"}},
 		{"consecutive JSON values", podJSON + "\n" + podJSON, []string{"1:1 v1 Pod /g-", "2:1 v1 Pod /g-"}},
-		{"a List", "apiVersion: v1\nkind: List\nitems:\n- " + podJSON + "\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}\n",
+		{"a List", "apiVersion: v1\nkind: List\nitems:\n- " + podJSON +
+			"\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}\n",
 			[]string{"1:1 v1 Pod /g-", "1:1 apps/v1 Deployment /d"}},
 		{"an empty List", "apiVersion: v1\nkind: List\nitems: []\n", nil},
 		{"a kind of another group", "apiVersion: example.com/v1\nkind: Pod\n", []string{"1:1 example.com/v1 Pod / skipped"}},
@@ -65,11 +68,14 @@ func TestErrorsOfManifestsNameTheDocument(t *testing.T) {
 		{"a list", "- a\n", "document 1, from line 1: not an object"},
 		{"no kind", "apiVersion: v1\n", "document 1, from line 1: apiVersion and kind are missing"},
 		{"a name that is a number", "apiVersion: v1\nkind: Pod\nmetadata: {name: 1}\n", "document 1, from line 1: "},
-		{"a bad item", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Pod}, {}]\n", "document 1, from line 1: item 2 of the List: apiVersion and kind are missing"},
-		{"the second JSON value", `{"apiVersion":"v1","kind":"Pod"}{}`, "document 2, from line 1: apiVersion and kind are missing"},
+		{"a bad item", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Pod}, {}]\n",
+			"document 1, from line 1: item 2 of the List: apiVersion and kind are missing"},
+		{"the second JSON value", `{"apiVersion":"v1","kind":"Pod"}{}`,
+			"document 2, from line 1: apiVersion and kind are missing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if docs, err := admission.ReadDocuments(strings.NewReader(tt.stream)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if docs, err := admission.ReadDocuments(strings.NewReader(tt.stream)); err == nil ||
+				!strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, %v\nwant %s", docs, err, tt.want)
 			}
 		})

@@ -51,7 +51,7 @@ func NewMetrics() *Metrics {
 	m := &Metrics{prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "trow_admission_reviews_total",
 		Help: "Admission reviews answered, by verdict: allowed, warned (allowed, although an image is not), denied, " +
-			"skipped (no image was judged), error.",
+			"skipped (no image was checked), error.",
 	}, []string{"verdict"})}
 	for _, outcome := range []string{OutcomeAllowed, OutcomeWarned, OutcomeDenied, OutcomeSkipped, OutcomeError} {
 		m.WithLabelValues(outcome)

@@ -59,7 +59,8 @@ type PolicyOptions struct {
 func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVarP(&o.Names, "names", "n", nil,
 		"local names, host[:port]: images of these hosts are looked up in this registry (default: see README)")
-	fs.StringSliceVar(&o.AllowPrefixes, "allow-prefixes", nil, "remote images to allow, by host[/path]; whole path components")
+	fs.StringSliceVar(&o.AllowPrefixes, "allow-prefixes", nil,
+		"remote images to allow, by host[/path]; whole path components")
 	fs.StringSliceVar(&o.AllowImages, "allow-images", nil, "images to allow, by host/name[:tag][@digest]")
 	fs.BoolVar(&o.AllowDockerOfficial, "allow-docker-official", false,
 		"allow the official images of Docker Hub (docker.io/library/)")

@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +20,8 @@ func TestFlagsSetTheOptions(t *testing.T) {
 	if o.Default != "Deny" || o.Names != nil || o.EnforceTemplates {
 		t.Errorf("defaults: %+v", o)
 	}
-	err := fs.Parse(strings.Fields("-n a.b,c:1 --allow-prefixes=p --allow-images=i --allow-docker-official --deny-k8s-images " +
+	err := fs.Parse(strings.Fields("-n a.b,c:1 --allow-prefixes=p --allow-images=i --allow-docker-official " +
+		"--deny-k8s-images " +
 		"--disallow-local-prefixes=dp --disallow-local-images=di --default=Allow --allow=a --deny=d --enforce-templates " +
 		"--validate-client-names=n --validate-token-file=f"))
 	if err != nil {
@@ -38,7 +40,8 @@ func TestFlagsSetTheOptions(t *testing.T) {
 func TestValidateNamesTheSetting(t *testing.T) {
 	for want, o := range map[string]admission.PolicyOptions{
 		`default: "x": want Allow or Deny`: {Default: "x"},
-		"":                                 {Default: "deny", DisallowLocalPrefixes: []string{"other:1/x"}}, // may be a default name
+		// may be a default name
+		"": {Default: "deny", DisallowLocalPrefixes: []string{"other:1/x"}},
 		`disallow-local-prefixes: "other:1/x": "other:1" is not one of names`: {Names: localNames,
 			DisallowLocalPrefixes: []string{"other:1/x"}},
 	} {
@@ -69,7 +72,8 @@ func TestDefaultNamesDependOnPortAndPlace(t *testing.T) {
 	}
 	given := []string{"Trow.Example:5000"}
 	o := admission.PolicyOptions{Names: given}
-	if o.Complete("8443", false); !slices.Equal(o.Names, []string{"trow.example:5000"}) || given[0] != "Trow.Example:5000" {
+	if o.Complete("8443", false); !slices.Equal(o.Names, []string{"trow.example:5000"}) ||
+		given[0] != "Trow.Example:5000" {
 		t.Errorf("%q, given %q", o.Names, given)
 	}
 }
@@ -88,5 +92,55 @@ func TestSummarySaysWhatMayRun(t *testing.T) {
 		if got := newPolicy(t, o).Summary(); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
+	}
+}
+
+// TestReadmeHasEverySetting compares the tables with the flags.
+func TestReadmeHasEverySetting(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(admission.PolicyOptions).AddFlags(fs)
+	new(admission.CallersOptions).AddFlags(fs)
+	fs.VisitAll(func(f *pflag.Flag) {
+		value := strings.Trim(f.DefValue, "[]")
+		if value != "" {
+			value = "`" + value + "` "
+		}
+		if !strings.Contains(string(readme), "\n| `"+f.Name+"` | "+value+"|") && f.Name != "names" {
+			t.Errorf("README.md has no line for %s with the default %s", f.Name, value)
+		}
+	})
+}
+
+// TestReadmeExamplesAreValid reads the examples of a policy as a configuration file, and makes a policy of each.
+func TestReadmeExamplesAreValid(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(readme), "### Examples\n")
+	section, _, _ := strings.Cut(rest, "\n## ")
+	examples := 0
+	for _, part := range strings.Split(section, "\n\n") {
+		if !strings.HasPrefix(part, "    ") {
+			continue
+		}
+		examples++
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		var o admission.PolicyOptions
+		o.AddFlags(fs)
+		for line := range strings.Lines(part) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			if err := fs.Set(key, strings.NewReplacer(`"`, "", " ", "").Replace(strings.Trim(value, "[]"))); err != nil {
+				t.Errorf("%s: %v", line, err)
+			}
+		}
+		newPolicy(t, o)
+	}
+	if examples < 4 {
+		t.Errorf("%d examples", examples)
 	}
 }

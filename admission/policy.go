@@ -86,7 +86,7 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 func (p *Policy) Summary() string { return p.summary }
 
 // parse is [ParseReference] with a cache: the pods of a cluster name the same few images, and parsing one costs as much
-// as all the rest of a verdict. A reference means the same for ever, so no entry is ever stale. Strings that are not
+// as all the rest of a verdict. A reference always means the same, so no entry is ever stale. Strings that are not
 // references are not kept. Errors: *InvalidError.
 func (p *Policy) parse(image string) (Reference, error) {
 	if r, ok := p.parsed.Get(image); ok {
@@ -182,8 +182,8 @@ func (p *Policy) addDenyLocalImage(rule Rule) error {
 	return nil
 }
 
-// withoutLocalName removes a local name from an entry that may start with one. A host without a port that is not a local
-// name is taken for the first component of a repository, which may contain dots.
+// withoutLocalName removes a local name from an entry that may start with one. A host without a port that is not a
+// local name is taken for the first component of a repository, which may contain dots.
 func (p *Policy) withoutLocalName(s string) (string, error) {
 	host, rest, slash := strings.Cut(s, "/")
 	switch {

@@ -33,8 +33,8 @@ type Reference struct {
 	Short  bool          // written without a host: docker.io for containerd and Docker, CRI-O may look elsewhere
 }
 
-// InvalidError says why a string is not a valid image reference. Its text and its fields are safe to print: bounded, and
-// without control characters.
+// InvalidError says why a string is not a valid image reference. Its text and its fields are safe to print: bounded,
+// and without control characters.
 type InvalidError struct {
 	Quoted string // the string, quoted and cut
 	Reason string

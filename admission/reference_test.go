@@ -16,7 +16,8 @@ func TestSpellingsOfOneImageHaveOneCanonicalForm(t *testing.T) {
 		"docker.io/library/nginx:latest": {
 			"nginx", "nginx:latest", "library/nginx", "docker.io/nginx", "docker.io/library/nginx:latest", "Docker.IO/nginx",
 			"index.docker.io/nginx", "index.docker.io/library/nginx:latest", "INDEX.docker.io/nginx",
-			"registry-1.docker.io/library/nginx", "registry-1.docker.io/nginx", "docker.io:443/library/nginx", "docker.io:443/nginx",
+			"registry-1.docker.io/library/nginx", "registry-1.docker.io/nginx", "docker.io:443/library/nginx",
+			"docker.io:443/nginx",
 			"docker.io:0443/nginx", "registry-1.docker.io:443/nginx",
 		},
 		"docker.io/team/app:1":                 {"team/app:1", "docker.io/team/app:1"},
@@ -104,7 +105,8 @@ func TestInvalidReferencesAreRefusedWithAReason(t *testing.T) {
 }
 
 func TestTheErrorIsSafeToPrint(t *testing.T) {
-	for _, s := range []string{"a\nb\x1b[31mRed", strings.Repeat("€", 5000), strings.Repeat("X", 101), strings.Repeat("a", 99) + "€"} {
+	for _, s := range []string{"a\nb\x1b[31mRed", strings.Repeat("€", 5000), strings.Repeat("X", 101),
+		strings.Repeat("a", 99) + "€"} {
 		_, err := admission.ParseReference(s)
 		if err == nil {
 			t.Fatalf("%q is accepted", s)
@@ -119,7 +121,8 @@ func notPrintable(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint
 
 func FuzzReference(f *testing.F) {
 	for _, s := range []string{
-		"", "nginx", "0_0.0/0", "docker.io:443/library/nginx", "QUAY.IO/x", "FOO/bar", "a:b@sha256:" + hex64, "sha256:" + hex64, hex64, "[::1]:5000/x", "x\xff",
+		"", "nginx", "0_0.0/0", "docker.io:443/library/nginx", "QUAY.IO/x", "FOO/bar", "a:b@sha256:" + hex64, "sha256:" +
+			hex64, hex64, "[::1]:5000/x", "x\xff",
 	} {
 		f.Add(s)
 	}

@@ -37,9 +37,9 @@ type findings struct {
 // registry could not be asked.
 func (w *Webhook) review(ctx context.Context, q *request, d *Decision) (*admissionv1.AdmissionResponse, error) {
 	*d = q.decision()
-	k, judged := kinds[q.Kind]
+	k, checked := kinds[q.Kind]
 	d.Skipped = "kind without images"
-	if judged {
+	if checked {
 		d.Skipped = q.exempt(k)
 	}
 	if d.Skipped != "" {
@@ -89,7 +89,8 @@ func (q *request) exempt(k kind) string {
 		return ""
 	case q.Operation == "UPDATE" && q.Object.Metadata.Deleted != nil:
 		return "being deleted" // its finalizers must be removable
-	case !k.template && bool(q.Object.Metadata.Annotations.Mirror && present(q.User.IsNode)): // any user can write the annotation
+	// any user can write the annotation
+	case !k.template && bool(q.Object.Metadata.Annotations.Mirror && present(q.User.IsNode)):
 		return "mirror pod" // the kubelet runs it already, from a file of the node
 	}
 	return ""

@@ -10,8 +10,8 @@ import (
 	engine "trow/storage/memory"
 )
 
-// BenchmarkDecide is the decision alone: a pod with three containers, whose images are among 100,000 of the registry. The
-// review has been read, and the answer is not written.
+// BenchmarkDecide is the decision alone: a pod with three containers, whose images are among 100,000 of the registry.
+// The review has been read, and the answer is not written.
 func BenchmarkDecide(b *testing.B) {
 	const repos, tags = 100, 1000
 	x, err := storage.OpenIndex(b.Context(), engine.NewJournal(), storage.IndexOptions{})
@@ -23,7 +23,8 @@ func BenchmarkDecide(b *testing.B) {
 		err := x.Update(b.Context(), fmt.Sprintf("team/app-%d", r), func(tx *storage.Tx) error {
 			for i := range tags {
 				content := fmt.Sprint(r, i)
-				m := storage.Manifest{Digest: digest.FromString(content), MediaType: "application/vnd.oci.image.manifest.v1+json", Size: int64(len(content))}
+				m := storage.Manifest{Digest: digest.FromString(content), MediaType: "application/vnd.oci.image.manifest.v1+json",
+					Size: int64(len(content))}
 				if err := tx.PutManifest(m); err != nil {
 					return err
 				}

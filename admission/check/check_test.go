@@ -57,7 +57,8 @@ func newDataDir(t *testing.T) string {
 	}
 	defer x.Close()
 	err = x.Update(t.Context(), "app", func(tx *storage.Tx) error {
-		m := storage.Manifest{Digest: digest.FromString("x"), MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 1}
+		m := storage.Manifest{Digest: digest.FromString("x"), MediaType: "application/vnd.oci.image.manifest.v1+json",
+			Size: 1}
 		if err := tx.PutManifest(m); err != nil {
 			return err
 		}
@@ -79,7 +80,8 @@ func writeFile(t *testing.T, content string) string {
 }
 
 // run runs the command below a root, as the program does.
-func run(t *testing.T, settings func(*cobra.Command) (admission.PolicyOptions, error), in string, args ...string) (string, error) {
+func run(t *testing.T, settings func(*cobra.Command) (admission.PolicyOptions, error), in string,
+	args ...string) (string, error) {
 	t.Helper()
 	if settings == nil {
 		settings = func(*cobra.Command) (admission.PolicyOptions, error) { return admission.PolicyOptions{}, nil }
@@ -146,11 +148,13 @@ func TestCheckByAServer(t *testing.T) {
 	file := writeFile(t, manifests)
 	url, ca := newServer(t, "Bearer secret")
 	out, err := run(t, nil, "", "-f", file, "--server", url+"/", "--cacert", ca, "--token-file", writeFile(t, "secret\n"))
-	if !errors.Is(err, check.ErrDenied) || !strings.Contains(out, "2 checked, 1 denied") || !strings.Contains(out, denial) {
+	if !errors.Is(err, check.ErrDenied) || !strings.Contains(out, "2 checked, 1 denied") ||
+		!strings.Contains(out, denial) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	out, err = run(t, nil, "", "-f", file, "--server", url, "--cacert", ca)
-	if err == nil || errors.Is(err, check.ErrDenied) || !strings.Contains(err.Error(), "server: 401 Unauthorized: no admittance") {
+	if err == nil || errors.Is(err, check.ErrDenied) ||
+		!strings.Contains(err.Error(), "server: 401 Unauthorized: no admittance") {
 		t.Errorf("without the token: %v\n%s", err, out)
 	}
 }
@@ -177,7 +181,8 @@ func TestWhatCannotBeCheckedIsAnError(t *testing.T) {
 		{"server: ", []string{"-f", file, "--server", "::"}},
 		{"does not answer as a webhook does", []string{"-f", file, "--server", plain.URL}},
 	} {
-		if out, err := run(t, nil, "", tt.args...); err == nil || errors.Is(err, check.ErrDenied) || !strings.Contains(err.Error(), tt.want) {
+		if out, err := run(t, nil, "", tt.args...); err == nil || errors.Is(err, check.ErrDenied) ||
+			!strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%v: %v, want %q\n%s", tt.args, err, tt.want, out)
 		}
 	}
@@ -188,7 +193,8 @@ func TestWhatCannotBeCheckedIsAnError(t *testing.T) {
 		return admission.PolicyOptions{Default: "x", Allow: []string{"y"}}, nil
 	}
 	_, err := run(t, settings, "", "-f", file, "--data-dir", dir)
-	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "default: ") || !strings.Contains(err.Error(), "allow: ") {
+	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "default: ") ||
+		!strings.Contains(err.Error(), "allow: ") {
 		t.Errorf("invalid settings: %v", err)
 	}
 }
