@@ -398,7 +398,7 @@ func TestTheCommand(t *testing.T) {
 		cmd := manifests.Command(release)
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true
 		cmd.SetOut(&out)
-		cmd.SetArgs(args)
+		cmd.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 		err := cmd.Execute()
 		return out.String(), err
 	}

@@ -22,13 +22,14 @@ func TestMain(m *testing.M) {
 	os.Exit(cluster.Main(m.Run, workstation.Prepare))
 }
 
-// shared is the cluster of all tests. Starting one takes as long as most tests do.
+// shared is the cluster of all tests, because starting one takes as long as most tests.
 var shared = sync.OnceValues(func() (*cluster.Cluster, error) {
-	return cluster.Start(context.Background(), cluster.Options{APIServerArgs: []string{"--feature-gates=ImageVolume=true"}})
+	options := cluster.Options{APIServerArgs: []string{"--feature-gates=ImageVolume=true"}}
+	return cluster.Start(context.Background(), options)
 })
 
-// start returns the cluster, with Trow if a test before this one has applied it. A test that fails shows what happened
-// there. Nobody needs to stop it: it ends with the tests.
+// start returns the cluster, with Trow if an earlier test has installed it. A failing test logs the state of the
+// cluster. The cluster ends with the tests.
 func start(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	c, err := shared()
@@ -39,7 +40,7 @@ func start(t *testing.T) *cluster.Cluster {
 	return c
 }
 
-// manifest is the file that users apply.
+// manifest returns the manifest that users apply.
 func manifest(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("../trow.yaml")
@@ -49,21 +50,24 @@ func manifest(t *testing.T) string {
 	return string(b)
 }
 
-// install applies the manifest and waits until the registry is ready. It may have been before.
+// install applies the manifest and waits until the registry is ready. It may be installed already.
 func install(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	begin := time.Now()
+	start := time.Now()
 	c.Apply(t, manifest(t))
-	t.Logf("applied after %.1fs", time.Since(begin).Seconds())
-	cluster.Eventually(t, 2*time.Minute, "pod trow-0 is ready", func() error { return podReady(c, "kube-public", "trow-0") })
+	t.Logf("applied after %.1fs", time.Since(start).Seconds())
+	cluster.Eventually(t, 2*time.Minute, "pod trow-0 is ready", func() error {
+		return podReady(c, "kube-public", "trow-0")
+	})
 	cluster.Eventually(t, time.Minute, "the registry answers at the node port", func() error { return registryReady(c) })
-	t.Logf("from apply to ready: %.1fs", time.Since(begin).Seconds())
+	t.Logf("from apply to ready: %.1fs", time.Since(start).Seconds())
 }
 
 // podReady returns nil when a pod is ready.
 func podReady(c *cluster.Cluster, namespace, name string) error {
 	out, err := c.TryKubectl("--namespace", namespace, "get", "pod", name,
-		`--output=jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.phase} {.status.containerStatuses[*].state}`)
+		`--output=jsonpath={.status.conditions[?(@.type=="Ready")].status} `+
+			`{.status.phase} {.status.containerStatuses[*].state}`)
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -73,21 +77,22 @@ func podReady(c *cluster.Cluster, namespace, name string) error {
 	return nil
 }
 
-// registryClient trusts the CA that Trow publishes. Connections are not kept, so that each is a new one.
+// registryClient returns a client that trusts the CA that Trow publishes, and uses a new connection for each request.
 func registryClient(c *cluster.Cluster) (*http.Client, error) {
-	ca, err := c.TryKubectl("--namespace=kube-public", "get", "configmap", "trow-ca", `--output=jsonpath={.data.ca\.crt}`)
+	ca, err := c.TryKubectl("--namespace=kube-public", "get", "configmap", "trow-ca",
+		`--output=jsonpath={.data.ca\.crt}`)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, ca)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(ca)) {
-		return nil, errors.New("ConfigMap trow-ca has no certificate yet")
+		return nil, errors.New("ConfigMap trow-ca: no certificate yet")
 	}
 	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "trow.kube-public"}}}, nil
 }
 
-// registryReady returns nil when the registry says at the node port that it is ready.
+// registryReady returns nil when the registry is ready, and can be reached at the node port.
 func registryReady(c *cluster.Cluster) error {
 	client, err := registryClient(c)
 	if err != nil {
@@ -108,7 +113,7 @@ func registryReady(c *cluster.Cluster) error {
 	return nil
 }
 
-// The manifest, applied as the README says, gives a registry, and applying it again changes nothing.
+// TestApply checks that applying the manifest installs a registry, and that applying it again changes nothing.
 func TestApply(t *testing.T) {
 	c := start(t)
 	install(t, c)

@@ -11,7 +11,7 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// TestTheWebhookIsDown: no pod starts unseen, and all is well by itself as soon as it is back.
+// TestTheWebhookIsDown checks that no pod starts without a review, and that pods start once the webhook is back.
 func TestTheWebhookIsDown(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -21,21 +21,25 @@ func TestTheWebhookIsDown(t *testing.T) {
 	c.Kubectl(t, "--namespace=kube-public", "wait", "--for=delete", "pod/trow-0", "--timeout=60s")
 	out, err := c.TryKubectl("--namespace=down", "run", "x", "--image="+host+"/app:1")
 	if err == nil || !strings.Contains(out, `failed calling webhook "validator.trow.io"`) {
-		t.Errorf("with nobody to ask: %s", out)
+		t.Errorf("without the webhook: %s", out)
 	}
-	t.Logf("with nobody to ask: %s", out)
-	if out := c.Kubectl(t, "--namespace=down", "create", "deployment", "x", "--image="+host+"/app:1"); strings.Contains(out, "rror") {
-		t.Errorf("workloads wait for pods alone: %s", out)
+	t.Logf("without the webhook: %s", out)
+	out = c.Kubectl(t, "--namespace=down", "create", "deployment", "x", "--image="+host+"/app:1")
+	if strings.Contains(out, "rror") {
+		t.Errorf("a workload cannot be created without the webhook: %s", out)
 	}
-	if out, err := c.TryKubectl("--namespace=kube-system", "run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil {
-		t.Errorf("kube-system has to wait: %s", out)
+	out, err = c.TryKubectl("--namespace=kube-system", "run", "x", "--image=docker.io/nginx", "--dry-run=server")
+	if err != nil {
+		t.Errorf("kube-system is blocked: %s", out)
 	}
 	c.Kubectl(t, "--namespace=kube-public", "scale", "statefulset/trow", "--replicas=1")
 	cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
-	cluster.Eventually(t, 2*time.Minute, "the Deployment runs", func() error { return available(c, "down", "deployment/x") })
+	cluster.Eventually(t, 2*time.Minute, "the Deployment runs", func() error {
+		return available(c, "down", "deployment/x")
+	})
 }
 
-// available returns nil when a workload has what it wants.
+// available returns nil when the one replica of a workload is available.
 func available(c *cluster.Cluster, ns, what string) error {
 	out, err := c.TryKubectl("--namespace", ns, "get", what, "--output=jsonpath={.status.availableReplicas}")
 	if err != nil || out != "1" {
@@ -44,20 +48,21 @@ func available(c *cluster.Cluster, ns, what string) error {
 	return nil
 }
 
-// TestThePowerFails: everything is killed at once with Fail on, and comes back unaided.
-func TestThePowerFails(t *testing.T) {
+// TestAPowerCut kills everything at the same time, with failurePolicy Fail, and checks that it comes back unaided.
+func TestAPowerCut(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "power")
 	push(t, c, "app", "1", app(t, "power", 0))
 	c.Kubectl(t, "--namespace=power", "create", "deployment", "x", "--image="+host+"/app:1")
-	cluster.Eventually(t, 90*time.Second, "the Deployment runs", func() error { return available(c, "power", "deployment/x") })
+	deployment := func() error { return available(c, "power", "deployment/x") }
+	cluster.Eventually(t, 90*time.Second, "the Deployment runs", deployment)
 	if err := c.RestartAll(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	begin := time.Now()
+	start := time.Now()
 	cluster.Eventually(t, 3*time.Minute, "the registry answers", func() error { return registryReady(c) })
-	cluster.Eventually(t, time.Minute, "verdicts are given", func() error {
+	cluster.Eventually(t, time.Minute, "the webhook answers", func() error {
 		out, err := c.TryKubectl("--namespace=power", "run", "x", "--image=docker.io/nginx", "--dry-run=server")
 		if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
 			return fmt.Errorf("%s", out)
@@ -68,12 +73,12 @@ func TestThePowerFails(t *testing.T) {
 		c.TryKubectl("--namespace=power", "run", "new", "--image="+host+"/app:1")
 		return podReady(c, "power", "new")
 	})
-	cluster.Eventually(t, 3*time.Minute, "the Deployment runs", func() error { return available(c, "power", "deployment/x") })
-	t.Logf("from power to normal: %.1fs", time.Since(begin).Seconds())
+	cluster.Eventually(t, 3*time.Minute, "the Deployment runs", deployment)
+	t.Logf("from power to normal: %.1fs", time.Since(start).Seconds())
 }
 
-// TestNoDeadlock: what nodes need, in a namespace that is not exempt, keeps the webhook from enforcing. The setting
-// that it names helps.
+// TestNoDeadlock checks that the webhook does not enforce while a DaemonSet that nodes need is in a namespace that is
+// not exempt, and that the setting that it names helps.
 func TestNoDeadlock(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -95,23 +100,29 @@ spec:
 	}
 	trow(t, c, "arm")
 	cluster.Eventually(t, time.Minute, "it is held back", func() error { return mode(c, "audit") })
-	why := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", `--output=jsonpath={.metadata.annotations.trow\.io/held-back}`)
+	why := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow",
+		`--output=jsonpath={.metadata.annotations.trow\.io/held-back}`)
 	if !strings.Contains(why, "csi-system") || !strings.Contains(why, "exempt-namespaces") {
 		t.Errorf("it does not say what to do: %q", why)
 	}
 	t.Logf("held back: %s", why)
-	if out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil || !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
-		t.Errorf("in audit: %v: %s", err, out)
+	out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
+	if err != nil || !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
+		t.Errorf("in audit mode: %v: %s", err, out)
 	}
-	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow", `--output=jsonpath={.data.trow\.yaml}`)
+	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow",
+		`--output=jsonpath={.data.trow\.yaml}`)
+	exempt := strings.Replace(before, "exempt-namespaces: []", "exempt-namespaces: [csi-system]", 1)
 	c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge", "--patch",
-		fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, strings.Replace(before, "exempt-namespaces: []", "exempt-namespaces: [csi-system]", 1)))
+		fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, exempt))
 	t.Cleanup(func() { c.Apply(t, manifest(t)) })
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
-	cluster.Eventually(t, 2*time.Minute, "it enforces with the namespace exempt", func() error { return mode(c, "enforce") })
+	cluster.Eventually(t, 2*time.Minute, "it enforces with the namespace exempt", func() error {
+		return mode(c, "enforce")
+	})
 }
 
-// trow runs a command of the program under test, as the cluster's administrator.
+// trow runs a command of the program under test, with the administrator's kubeconfig.
 func trow(t *testing.T, c *cluster.Cluster, args ...string) string {
 	t.Helper()
 	out, err := c.Run(append([]string{c.TrowBinary()}, args...)...)
@@ -122,7 +133,7 @@ func trow(t *testing.T, c *cluster.Cluster, args ...string) string {
 	return out
 }
 
-// TestThePodIsKilledDuringAPush: the client tries again, and nothing is broken.
+// TestThePodIsKilledDuringAPush checks that a second attempt of the client succeeds, and that the image runs.
 func TestThePodIsKilledDuringAPush(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -134,17 +145,17 @@ func TestThePodIsKilledDuringAPush(t *testing.T) {
 		out, _ := c.TryKubectl("--namespace=kube-public", "delete", "pod", "trow-0", "--grace-period=0", "--force")
 		killed <- out
 	}()
-	tries := 0
+	attempts := 0
 	cluster.Eventually(t, 2*time.Minute, "the push", func() error {
-		tries++
+		attempts++
 		_, err := tryPush(t, c, "killed", "1", img)
 		return err
 	})
-	t.Logf("%d tries; %s", tries, <-killed)
+	t.Logf("%d attempts; %s", attempts, <-killed)
 	running(t, c, "killed", "x", host+"/killed:1")
 }
 
-// TestTheCAIsRotated: nodes, the webhook and pulls never notice.
+// TestTheCAIsRotated checks that pushes, reviews and pulls work throughout a rotation.
 func TestTheCAIsRotated(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -153,15 +164,15 @@ func TestTheCAIsRotated(t *testing.T) {
 	bundle := func() string { return string(ca(t, c)) }
 	before := bundle()
 	trow(t, c, "rotate-ca")
-	begin, pulls := time.Now(), 0
+	start, pulls := time.Now(), 0
 	for steps := ""; !strings.HasSuffix(steps, "both, new, "); pulls++ {
-		if time.Since(begin) > 4*time.Minute {
+		if time.Since(start) > 4*time.Minute {
 			t.Fatalf("the rotation does not end: %s", steps)
 		}
 		name := fmt.Sprintf("p%d", pulls)
 		push(t, c, "rotated", name, app(t, name, 0))
 		running(t, c, "rotated", name, host+"/rotated:"+name)
-		c.Kubectl(t, "--namespace=rotated", "delete", "pod", name, "--wait=false") // a node takes 110
+		c.Kubectl(t, "--namespace=rotated", "delete", "pod", name, "--wait=false") // a node runs 110 pods at most
 		now, step := bundle(), ""
 		switch both := strings.Count(now, "BEGIN") == 2; {
 		case both:
@@ -173,50 +184,52 @@ func TestTheCAIsRotated(t *testing.T) {
 		}
 		if !strings.HasSuffix(steps, step) {
 			steps += step
-			t.Logf("after %.1fs: %s", time.Since(begin).Seconds(), steps)
+			t.Logf("after %.1fs: %s", time.Since(start).Seconds(), steps)
 		}
 	}
-	t.Logf("%d pushes and pulls meanwhile", pulls)
+	t.Logf("%d pushes and pulls during the rotation", pulls)
 }
 
-// nodeFiles are what the node part writes on this machine.
+// nodeFiles is the directory that trow node writes to on this machine.
 const nodeFiles = "/etc/containerd/certs.d/trow.kube-public:31000"
 
-// TestUninstall: an upgrade leaves the node's files, and deleting the manifest takes everything but the images.
+// TestUninstall checks that an upgrade keeps the node's files, and that deleting the manifest removes everything but
+// the images.
 func TestUninstall(t *testing.T) {
 	c := start(t)
 	armed(t, c)
-	there := func() error {
+	exist := func() error {
 		_, err := os.Stat(nodeFiles + "/hosts.toml")
 		return err
 	}
-	cluster.Eventually(t, time.Minute, "the node's files are there", there)
+	cluster.Eventually(t, time.Minute, "the node's files exist", exist)
 	push(t, c, "kept", "1", app(t, "kept", 0))
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "daemonset/trow-node")
-	for begin := time.Now(); time.Since(begin) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
-		if err := there(); err != nil {
-			t.Fatalf("an upgrade takes the node's files away: %v", err)
+	for start := time.Now(); time.Since(start) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
+		if err := exist(); err != nil {
+			t.Fatalf("an upgrade removes the node's files: %v", err)
 		}
 	}
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "daemonset/trow-node", "--timeout=60s")
 	uninstall(t, c, manifest(t))
-	cluster.Eventually(t, time.Minute, "the webhook is gone", func() error {
+	cluster.Eventually(t, time.Minute, "the webhook is removed", func() error {
 		if out, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow"); err == nil {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
 	})
-	cluster.Eventually(t, time.Minute, "the node's files are gone", func() error {
+	cluster.Eventually(t, time.Minute, "the node's files are removed", func() error {
 		if _, err := os.Stat(nodeFiles); err == nil {
-			return fmt.Errorf("%s is still there", nodeFiles)
+			return fmt.Errorf("%s still exists", nodeFiles)
 		}
 		return nil
 	})
 	if out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil {
 		t.Errorf("pods are still denied: %s", out)
 	}
-	left := c.Kubectl(t, "get", "all,secrets,configmaps,serviceaccounts,persistentvolumeclaims,roles,rolebindings,clusterroles,clusterrolebindings",
-		"--all-namespaces", "--output=name", "--selector=app.kubernetes.io/name=trow")
+	left := c.Kubectl(t, "get", "all,secrets,configmaps,serviceaccounts,persistentvolumeclaims,"+
+		"roles,rolebindings,clusterroles,clusterrolebindings", "--all-namespaces",
+		"--output=name", "--selector=app.kubernetes.io/name=trow")
 	if strings.TrimSpace(left) != "persistentvolumeclaim/data-trow-0" && strings.TrimSpace(left) != "" {
 		t.Errorf("left behind: %s", left)
 	}
@@ -226,8 +239,8 @@ func TestUninstall(t *testing.T) {
 	}
 }
 
-// TestTheVolumeIsFull: pods go on starting and being judged, pushes are told what is wrong, an administrator frees
-// space without a restart, and then pushes go on by themselves.
+// TestTheVolumeIsFull checks that pods still start and are reviewed, that pushes fail with a clear error, that trow gc
+// works, and that pushes succeed once there is space.
 func TestTheVolumeIsFull(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -235,14 +248,16 @@ func TestTheVolumeIsFull(t *testing.T) {
 	push(t, c, "full", "1", app(t, "full", 0))
 	t.Run("full", func(t *testing.T) {
 		settings(t, c, "reserve: 1Ei\n")
-		if _, err := tryPush(t, c, "full", "2", app(t, "full2", 0)); err == nil || !strings.Contains(err.Error(), "507") {
+		_, err := tryPush(t, c, "full", "2", app(t, "full2", 0))
+		if err == nil || !strings.Contains(err.Error(), "507") {
 			t.Errorf("a push to a full volume: %v", err)
 		}
 		running(t, c, "full", "still", host+"/full:1")
-		if out, err := c.TryKubectl("--namespace=full", "run", "x", "--image=docker.io/nginx", "--dry-run=server"); err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+		out, err := c.TryKubectl("--namespace=full", "run", "x", "--image=docker.io/nginx", "--dry-run=server")
+		if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
 			t.Errorf("a verdict: %s", out)
 		}
-		out := c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "gc", "--dry-run")
+		out = c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "gc", "--dry-run")
 		if !strings.Contains(out, "Would free") {
 			t.Errorf("trow gc in the pod: %s", out)
 		}

@@ -13,9 +13,9 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// These tests are about the cluster itself: whether it has what the other tests rely on.
+// The tests of this file are about the cluster itself: whether it has what the other tests need.
 
-// probeSource is a program for pods: it serves its own name, or fetches a page, or writes a file.
+// probeSource is a program for pods: it serves its host name, gets a page, or writes a file.
 const probeSource = `package main
 
 import (
@@ -29,7 +29,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		log.Fatal("wanted: serve, get URL or write FILE TEXT")
+		log.Fatal("usage: serve, get URL or write FILE TEXT")
 	}
 	switch os.Args[1] {
 	case "serve":
@@ -52,7 +52,7 @@ func main() {
 }
 `
 
-// probePods are two pods of that program, and a Service for the first. Their namespace is one that no policy is about.
+// probePods are two pods with that program, and a Service for the first, in a namespace that is exempt from any policy.
 const probePods = `apiVersion: v1
 kind: Pod
 metadata: {name: %[1]s-server, namespace: kube-system, labels: {app: %[1]s}}
@@ -78,7 +78,7 @@ metadata: {name: %[1]s, namespace: kube-system}
 spec: {selector: {app: %[1]s}, ports: [{port: 80, targetPort: 8080}]}
 `
 
-// addProbe gives the node the image of the program.
+// addProbe gives the node an image with the program.
 func addProbe(t *testing.T, c *cluster.Cluster, image string) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "probe")
@@ -92,20 +92,23 @@ func addProbe(t *testing.T, c *cluster.Cluster, image string) {
 	}
 }
 
-// Pods run, are reached in every way that the API server has, reach Services, and see the node's /etc.
+// TestPods checks that pods run, that the API server reaches them in each way, and that they reach Services and see the
+// node's /etc.
 func TestPods(t *testing.T) {
 	c := start(t)
 	addProbe(t, c, "registry.test/probe:1")
 	c.Apply(t, fmt.Sprintf(probePods, "pods", "registry.test/probe:1"))
 	t.Cleanup(func() {
-		_, _ = c.TryKubectl("--namespace=kube-system", "delete", "--now", "pod/pods-server", "pod/pods-client", "service/pods")
+		_, _ = c.TryKubectl("--namespace=kube-system", "delete", "--now", "pod/pods-server", "pod/pods-client",
+			"service/pods")
 	})
 	for _, name := range []string{"pods-server", "pods-client"} {
 		cluster.Eventually(t, time.Minute, name+" is ready", func() error { return podReady(c, "kube-system", name) })
 	}
 	const want = "I am pods-server"
 
-	if out := c.Kubectl(t, "--namespace=kube-system", "logs", "pods-server"); !strings.Contains(out, "serving as pods-server") {
+	out := c.Kubectl(t, "--namespace=kube-system", "logs", "pods-server")
+	if !strings.Contains(out, "serving as pods-server") {
 		t.Errorf("logs: %q", out)
 	}
 	address := c.PortForward(t, "kube-system", "pod/pods-server", 8080)
@@ -125,7 +128,7 @@ func TestPods(t *testing.T) {
 		}
 		return nil
 	})
-	// Through the Service to itself: the bridge has to send back what came from where it goes.
+	// Through the Service to itself: the bridge has to send packets back to the port they came from.
 	cluster.Eventually(t, 20*time.Second, "a pod reaches itself through a Service", func() error {
 		out, err := c.TryKubectl("--namespace=kube-system", "exec", "pods-server", "--", "/probe", "get", "http://"+ip)
 		if err != nil || out != want {
@@ -141,11 +144,11 @@ func TestPods(t *testing.T) {
 		t.Errorf("%s on the node: %q, %v", file, b, err)
 	}
 	if out := c.Events(t, "kube-system"); !strings.Contains(out, "pods-server") {
-		t.Errorf("no events about the pods: %s", out)
+		t.Errorf("no Events about the pods: %s", out)
 	}
 }
 
-// Without kubelet and containerd pods go on, and afterwards they are looked after again.
+// TestStopComponent checks that pods keep running while a component is stopped, and that it can be started again.
 func TestStopComponent(t *testing.T) {
 	c := start(t)
 	install(t, c)
@@ -153,7 +156,9 @@ func TestStopComponent(t *testing.T) {
 		if err := c.StopComponent(name); err != nil {
 			t.Fatal(err)
 		}
-		client := &http.Client{Timeout: 5 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		client := &http.Client{Timeout: 5 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		}}
 		if resp, err := client.Get("http://" + cluster.NodeIP + ":31000/"); err != nil {
 			t.Errorf("without %s: %v", name, err)
 		} else {

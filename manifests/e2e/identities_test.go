@@ -10,8 +10,7 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// closed applies what trow manifest prints with these options, a login among them, and waits for the server that has
-// them.
+// closed applies the manifest with these options, one of them --login, and waits until the server has restarted.
 func closed(t *testing.T, c *cluster.Cluster, options ...string) {
 	t.Helper()
 	text := rendered(t, c, options...)
@@ -29,51 +28,54 @@ func closed(t *testing.T, c *cluster.Cluster, options ...string) {
 	})
 }
 
-// account is a ServiceAccount, and a pod of it with that image.
+// account returns the YAML of a ServiceAccount, and of a pod with it and this image.
 func account(ns, name, image, more string) string {
 	return fmt.Sprintf("apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: %s, namespace: %s}\n---\n", name, ns) +
 		pod(ns, name, fmt.Sprintf("  serviceAccountName: %s\n%s", name, more)+containers(image))
 }
 
-// pullSecret is the manifest's, for another namespace.
+// pullSecret returns the YAML of the manifest's pull secret, for another namespace.
 func pullSecret(t *testing.T, c *cluster.Cluster, ns string) string {
 	t.Helper()
-	config := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-pull", `--output=jsonpath={.data.\.dockerconfigjson}`)
+	config := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-pull",
+		`--output=jsonpath={.data.\.dockerconfigjson}`)
 	return fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: trow-pull, namespace: %s}\n"+
 		"type: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: %s}\n", ns, config)
 }
 
-// doorman asks the registry from outside.
-type doorman struct {
-	t      *testing.T
-	c      *cluster.Cluster
-	client *http.Client
+// client sends requests to the registry with ServiceAccount tokens, from outside the cluster.
+type client struct {
+	t    *testing.T
+	c    *cluster.Cluster
+	http *http.Client
 }
 
-func newDoorman(t *testing.T, c *cluster.Cluster) *doorman {
+func newClient(t *testing.T, c *cluster.Cluster) *client {
 	t.Helper()
-	client, err := registryClient(c)
+	hc, err := registryClient(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &doorman{t, c, client}
+	return &client{t, c, hc}
 }
 
-// status asks the registry for a manifest with a token of this ServiceAccount for this audience (empty: the API server's).
-func (w *doorman) status(account, audience, manifest string) int {
+// status gets a manifest with a token of this ServiceAccount (empty: none) for this audience (empty: the API server),
+// and returns the HTTP status.
+func (w *client) status(account, audience, manifest string) int {
 	w.t.Helper()
 	args := []string{"--namespace=identities", "create", "token", account, "--duration=10m"}
 	if audience != "" {
 		args = append(args, "--audience="+audience)
 	}
-	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, "https://"+cluster.NodeIP+":31000/v2/"+manifest, nil)
+	url := "https://" + cluster.NodeIP + ":31000/v2/" + manifest
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, url, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	if account != "" {
-		req.SetBasicAuth("whoever", strings.TrimSpace(w.c.Kubectl(w.t, args...)))
+		req.SetBasicAuth("any-name", strings.TrimSpace(w.c.Kubectl(w.t, args...)))
 	}
-	resp, err := w.client.Do(req)
+	resp, err := w.http.Do(req)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -81,8 +83,8 @@ func (w *doorman) status(account, audience, manifest string) int {
 	return resp.StatusCode
 }
 
-// TestServiceAccounts: pods pull from a closed registry, with a pull secret and with nothing but their ServiceAccounts,
-// which the kubelet has tokens made for.
+// TestServiceAccounts checks that pods pull from a closed registry, with a pull secret or with nothing but their
+// ServiceAccount, for which the kubelet requests tokens.
 func TestServiceAccounts(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -104,16 +106,16 @@ func TestServiceAccounts(t *testing.T) {
 		account("identities", "loopback", "127.0.0.1:31000/team/app:loopback", ""))
 	ready("account")
 	ready("loopback")
-	w := newDoorman(t, c)
+	w := newClient(t, c)
 	for what, tt := range map[string]struct {
 		account, audience, manifest string
 		want                        int
 	}{
-		"nobody":                {"", "", "team/app/manifests/right", http.StatusUnauthorized},
-		"a token for us":        {"account", "trow", "team/app/manifests/right", http.StatusOK},
-		"for the API server":    {"account", "", "team/app/manifests/right", http.StatusUnauthorized},
-		"for somebody else":     {"account", "elsewhere", "team/app/manifests/right", http.StatusUnauthorized},
-		"of one that is no pod": {"default", "trow", "team/app/manifests/right", http.StatusOK},
+		"no token":                     {"", "", "team/app/manifests/right", http.StatusUnauthorized},
+		"a token for our audience":     {"account", "trow", "team/app/manifests/right", http.StatusOK},
+		"a token for the API server":   {"account", "", "team/app/manifests/right", http.StatusUnauthorized},
+		"a token for another audience": {"account", "elsewhere", "team/app/manifests/right", http.StatusUnauthorized},
+		"of an account without a pod":  {"default", "trow", "team/app/manifests/right", http.StatusOK},
 	} {
 		if got := w.status(tt.account, tt.audience, tt.manifest); got != tt.want {
 			t.Errorf("%s: %d, want %d", what, got, tt.want)
@@ -132,22 +134,24 @@ metadata: {name: pull-app, namespace: team}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: pull-app}
 subjects: [{kind: ServiceAccount, name: right, namespace: identities}]
 ---
-`+pullSecret(t, c, "identities")+"---\n"+account("identities", "right", image+"right", "")+"---\n"+account("identities", "none", image+"none", "")+
+`+pullSecret(t, c, "identities")+"---\n"+account("identities", "right", image+"right", "")+
+		"---\n"+account("identities", "none", image+"none", "")+
 		"---\n"+account("identities", "secret", image+"secret", "  imagePullSecrets: [{name: trow-pull}]\n"))
 	ready("right")
 	ready("secret")
-	var told string
+	var description string
 	cluster.Eventually(t, time.Minute, "an account without the right is refused", func() error {
-		told = c.Kubectl(t, "--namespace=identities", "describe", "pod", "none")
-		// The first try may come before the node has heard of the CA of this installation.
-		if !strings.Contains(told, image+"none: not found") {
-			return fmt.Errorf("the events do not say what is wrong: %s", told)
+		description = c.Kubectl(t, "--namespace=identities", "describe", "pod", "none")
+		// The first attempt may come before the node knows the CA of this installation.
+		if !strings.Contains(description, image+"none: not found") {
+			return fmt.Errorf("the Events do not say what is wrong: %s", description)
 		}
 		return nil
 	})
-	_, events, _ := strings.Cut(told, "Events:")
+	_, events, _ := strings.Cut(description, "Events:")
 	t.Log(events)
-	for manifest, want := range map[string]int{"team/app/manifests/right": http.StatusOK, "other/app/manifests/right": http.StatusNotFound} {
+	for manifest, want := range map[string]int{
+		"team/app/manifests/right": http.StatusOK, "other/app/manifests/right": http.StatusNotFound} {
 		if got := w.status("right", "trow", manifest); got != want {
 			t.Errorf("%s: %d, want %d", manifest, got, want)
 		}

@@ -10,7 +10,7 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// TestBothNames: the registry's name and loopback lead to it, in the kube-proxy mode of this run.
+// TestBothNames checks that the registry's name and loopback lead to it, in the kube-proxy mode of this run.
 func TestBothNames(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -20,15 +20,15 @@ func TestBothNames(t *testing.T) {
 		push(t, c, "names", name, app(t, name, 0))
 		running(t, c, "names", name, prefix+"/names:"+name)
 	}
-	t.Logf("the node part: %s", c.Kubectl(t, "--namespace=kube-public", "logs", "daemonset/trow-node"))
+	t.Logf("trow node: %s", c.Kubectl(t, "--namespace=kube-public", "logs", "daemonset/trow-node"))
 }
 
-// containerdConfig is where this node's containerd has its configuration.
+// containerdConfig is the configuration of this node's containerd.
 const containerdConfig = "/etc/containerd/config.toml"
 
-// TestContainerdThatDoesNotLook: without config_path containerd does not read what the node part writes. It is told so,
-// with the lines that help; until then loopback works.
-func TestContainerdThatDoesNotLook(t *testing.T) {
+// TestContainerdWithoutConfigPath checks that an Event has the lines that containerd's configuration lacks, and that
+// names with loopback work until these are added.
+func TestContainerdWithoutConfigPath(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "unseen")
@@ -55,17 +55,20 @@ func TestContainerdThatDoesNotLook(t *testing.T) {
 	}
 	t.Cleanup(func() { configure(string(before)) })
 	configure(strings.Replace(string(before), line, "", 1))
-	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "daemonset/trow-node") // which looks at once, not in a minute
+	// A restarted trow node checks at once, not in a minute.
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "daemonset/trow-node")
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "daemonset/trow-node", "--timeout=60s")
-	var told string
-	cluster.Eventually(t, 90*time.Second, "an event tells what to do", func() error {
-		told = c.Kubectl(t, "--namespace=kube-public", "describe", "daemonset", "trow-node")
-		if !strings.Contains(told, "ConfigPathMissing") || !strings.Contains(told, line) || !strings.Contains(told, "127.0.0.1:31000") {
-			return fmt.Errorf("%s", told)
+	var description string
+	cluster.Eventually(t, 90*time.Second, "an Event says what to do", func() error {
+		description = c.Kubectl(t, "--namespace=kube-public", "describe", "daemonset", "trow-node")
+		for _, text := range []string{"ConfigPathMissing", line, "127.0.0.1:31000"} {
+			if !strings.Contains(description, text) {
+				return fmt.Errorf("%s is missing in %s", text, description)
+			}
 		}
 		return nil
 	})
-	_, events, _ := strings.Cut(told, "Events:")
+	_, events, _ := strings.Cut(description, "Events:")
 	t.Log(events)
 	running(t, c, "unseen", "loopback", "127.0.0.1:31000/unseen:1")
 	c.Apply(t, pod("unseen", "named", containers(host+"/unseen:1")))
@@ -77,21 +80,23 @@ func TestContainerdThatDoesNotLook(t *testing.T) {
 		return nil
 	})
 	configure(string(before))
-	cluster.Eventually(t, 3*time.Minute, "with the lines it can", func() error { return podReady(c, "unseen", "named") })
+	cluster.Eventually(t, 3*time.Minute, "it can be pulled with the lines added", func() error {
+		return podReady(c, "unseen", "named")
+	})
 }
 
-// TestForeignFiles: what somebody else has written for the registry stays as it is.
+// TestForeignFiles checks that a file of another program stays as it is.
 func TestForeignFiles(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	file, foreign := nodeFiles+"/hosts.toml", "server = \"https://elsewhere.test\"\n"
-	cluster.Eventually(t, time.Minute, "the node's files are there", func() error { _, err := os.Stat(file); return err })
+	cluster.Eventually(t, time.Minute, "the node's files exist", func() error { _, err := os.Stat(file); return err })
 	if err := os.WriteFile(file, []byte(foreign), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "daemonset/trow-node")
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "daemonset/trow-node", "--timeout=60s")
-	cluster.Eventually(t, time.Minute, "an event tells of it", func() error {
+	cluster.Eventually(t, time.Minute, "an Event reports it", func() error {
 		if out := c.Events(t, "kube-public"); !strings.Contains(out, "ForeignFile") || !strings.Contains(out, file) {
 			return fmt.Errorf("%s", out)
 		}
@@ -103,7 +108,7 @@ func TestForeignFiles(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	cluster.Eventually(t, 90*time.Second, "a file that is gone comes back", func() error {
+	cluster.Eventually(t, 90*time.Second, "trow node writes the removed file again", func() error {
 		b, err := os.ReadFile(file)
 		if err == nil && !strings.Contains(string(b), "127.0.0.1:31001") {
 			err = fmt.Errorf("%s", b)

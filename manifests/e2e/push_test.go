@@ -21,7 +21,7 @@ import (
 // host is the registry's address in image names.
 const host = "trow.kube-public:31000"
 
-// appSource runs until it is told to stop, as a container should.
+// appSource is a program that runs until it gets a signal to stop, as a container should.
 const appSource = `package main
 
 import (
@@ -37,7 +37,7 @@ func main() {
 }
 `
 
-// app makes an image that runs, and that differs from others by its text; size adds that many bytes.
+// app returns an image with that program, made unique by text and enlarged by size bytes.
 func app(t *testing.T, text string, size int) cluster.Image {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "app")
@@ -45,10 +45,11 @@ func app(t *testing.T, text string, size int) cluster.Image {
 		t.Fatal(err)
 	}
 	return cluster.Image{Entrypoint: []string{"/app"}, User: "65532:65532", Files: []cluster.File{
-		{Name: "app", Mode: 0o755, Source: program}, {Name: "text", Mode: 0o644, Data: append([]byte(text), make([]byte, size)...)}}}
+		{Name: "app", Mode: 0o755, Source: program},
+		{Name: "text", Mode: 0o644, Data: append([]byte(text), make([]byte, size)...)}}}
 }
 
-// push pushes an image from outside of the cluster, to the node port, and returns its digest.
+// push pushes an image from outside the cluster, to the node port, and returns its digest.
 func push(t *testing.T, c *cluster.Cluster, name, tag string, img cluster.Image) string {
 	t.Helper()
 	digest, err := tryPush(t, c, name, tag, img)
@@ -71,14 +72,16 @@ func tryPush(t *testing.T, c *cluster.Cluster, name, tag string, img cluster.Ima
 		if d == digest {
 			continue
 		}
-		if err := send(client, http.MethodPost, base+"/blobs/uploads/?digest="+d, "application/octet-stream", b); err != nil {
+		err := send(client, http.MethodPost, base+"/blobs/uploads/?digest="+d, "application/octet-stream", b)
+		if err != nil {
 			return "", err
 		}
 	}
-	return digest, send(client, http.MethodPut, base+"/manifests/"+tag, "application/vnd.oci.image.manifest.v1+json", blobs[digest])
+	const manifest = "application/vnd.oci.image.manifest.v1+json"
+	return digest, send(client, http.MethodPut, base+"/manifests/"+tag, manifest, blobs[digest])
 }
 
-// send sends a body that has to be answered with 201.
+// send sends a body. Any status but 201 is an error.
 func send(client *http.Client, method, url, mediaType string, body []byte) error {
 	req, err := http.NewRequest(method, url, bytes.NewReader(body))
 	if err != nil {
@@ -96,7 +99,7 @@ func send(client *http.Client, method, url, mediaType string, body []byte) error
 	return nil
 }
 
-// layout is an image as blobs by digest, and the digest of its manifest.
+// layout returns the blobs of an image by digest, and the digest of its manifest.
 func layout(t *testing.T, img cluster.Image) (map[string][]byte, string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "image.tar")

@@ -11,7 +11,7 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// rendered is what trow manifest prints with these options.
+// rendered returns the output of trow manifest with these options.
 func rendered(t *testing.T, c *cluster.Cluster, options ...string) string {
 	t.Helper()
 	text, err := c.Run(append([]string{c.TrowBinary(), "manifest"}, options...)...)
@@ -21,7 +21,7 @@ func rendered(t *testing.T, c *cluster.Cluster, options ...string) string {
 	return text
 }
 
-// shape applies what trow manifest prints with these options, which has to go without a warning.
+// shape applies the manifest with these options, which must cause no warning.
 func shape(t *testing.T, c *cluster.Cluster, options ...string) {
 	t.Helper()
 	if out := c.Apply(t, rendered(t, c, options...)); strings.Contains(out, "Warning") {
@@ -29,7 +29,7 @@ func shape(t *testing.T, c *cluster.Cluster, options ...string) {
 	}
 }
 
-// uninstall deletes what a manifest has made.
+// uninstall deletes the objects of a manifest.
 func uninstall(t *testing.T, c *cluster.Cluster, text string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "trow.yaml")
@@ -39,63 +39,75 @@ func uninstall(t *testing.T, c *cluster.Cluster, text string) {
 	c.Kubectl(t, "delete", "--filename", file, "--ignore-not-found", "--timeout=90s")
 }
 
-// TestAnotherNamespace: the server keeps within Pod Security's restricted level, the node part needs privileged; the
-// label of the namespace is right for both.
+// TestAnotherNamespace checks the Pod Security level of the manifest's namespace: restricted is enough for the server,
+// and trow node needs privileged.
 func TestAnotherNamespace(t *testing.T) {
 	c := start(t)
 	uninstall(t, c, manifest(t))
 	options := []string{"--namespace=registry", "--node-port=30500", "--storage=empty", "--exempt-namespaces=one,two"}
 	t.Cleanup(func() { uninstall(t, c, rendered(t, c, options...)) })
 	shape(t, c, append(options, "--no-node", "--webhook=audit")...)
-	cluster.Eventually(t, 2*time.Minute, "the server is ready in a restricted namespace", func() error { return podReady(c, "registry", "trow-0") })
+	cluster.Eventually(t, 2*time.Minute, "the server is ready in a restricted namespace", func() error {
+		return podReady(c, "registry", "trow-0")
+	})
 	cluster.Eventually(t, time.Minute, "the webhook warns", func() error { return mode(c, "audit") })
-	if out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil || !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
-		t.Errorf("in audit: %v: %s", err, out)
+	out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
+	if err != nil || !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
+		t.Errorf("in audit mode: %v: %s", err, out)
 	}
 	shape(t, c, options...)
 	c.Kubectl(t, "--namespace=registry", "rollout", "restart", "statefulset/trow")
 	cluster.Eventually(t, time.Minute, "the webhook enforces", func() error { return mode(c, "enforce") })
-	cluster.Eventually(t, time.Minute, "the node part is ready", func() error {
-		out, err := c.TryKubectl("--namespace=registry", "get", "daemonset", "trow-node", "--output=jsonpath={.status.numberReady}")
+	cluster.Eventually(t, time.Minute, "trow node is ready", func() error {
+		out, err := c.TryKubectl("--namespace=registry", "get", "daemonset", "trow-node",
+			"--output=jsonpath={.status.numberReady}")
 		if err != nil || out != "1" {
 			return fmt.Errorf("%q, %v", out, err)
 		}
 		_, err = os.Stat("/etc/containerd/certs.d/trow.registry:30500/hosts.toml")
 		return err
 	})
-	exempt := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.webhooks[0].namespaceSelector.matchExpressions[0].values}")
+	exempt := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow",
+		"--output=jsonpath={.webhooks[0].namespaceSelector.matchExpressions[0].values}")
 	if exempt != `["kube-system","one","registry","two"]` {
 		t.Errorf("exempt: %s", exempt)
 	}
 }
 
-// TestDrift: what others do to the webhook's configuration is undone.
+// TestDrift checks that changes of the webhook's configuration by other clients are undone.
 func TestDrift(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	refusesAgain := func(what string) {
 		t.Helper()
-		cluster.Eventually(t, 20*time.Second, what+": it is put right", func() error {
-			policy, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.webhooks[*].failurePolicy} {.metadata.ownerReferences[*].kind}")
+		cluster.Eventually(t, 20*time.Second, what+": it is corrected", func() error {
+			policy, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow",
+				"--output=jsonpath={.webhooks[*].failurePolicy} {.metadata.ownerReferences[*].kind}")
 			if err != nil || policy != "Fail Ignore ClusterRole" {
 				return fmt.Errorf("%q, %v", policy, err)
 			}
 			out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
 			if err == nil {
-				return fmt.Errorf("nothing is denied: %s", out)
+				return fmt.Errorf("a remote image is not denied: %s", out)
 			}
 			return nil
 		})
 	}
 	c.Kubectl(t, "delete", "validatingwebhookconfiguration", "trow")
 	refusesAgain("deleted")
-	c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json", "--patch", `[{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Ignore"}]`)
+	c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json", "--patch",
+		`[{"op":"replace","path":"/webhooks/0/failurePolicy","value":"Ignore"}]`)
 	refusesAgain("opened")
-	c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json", "--patch", `[{"op":"remove","path":"/webhooks"},{"op":"remove","path":"/metadata/ownerReferences"}]`)
+	c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json", "--patch",
+		`[{"op":"remove","path":"/webhooks"},{"op":"remove","path":"/metadata/ownerReferences"}]`)
 	refusesAgain("emptied and disowned")
-	before := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.metadata.resourceVersion}")
-	time.Sleep(12 * time.Second) // two rounds
-	if after := c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow", "--output=jsonpath={.metadata.resourceVersion}"); after != before {
-		t.Errorf("what is right is written again: version %s, then %s", before, after)
+	version := func() string {
+		return c.Kubectl(t, "get", "validatingwebhookconfiguration", "trow",
+			"--output=jsonpath={.metadata.resourceVersion}")
+	}
+	before := version()
+	time.Sleep(12 * time.Second) // two passes
+	if after := version(); after != before {
+		t.Errorf("a correct configuration is written again: version %s, then %s", before, after)
 	}
 }

@@ -17,32 +17,34 @@ const (
 // armed applies the manifest and waits until the webhook enforces.
 func armed(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	begin := time.Now()
+	start := time.Now()
 	install(t, c)
 	cluster.Eventually(t, time.Minute, "the webhook enforces", func() error { return mode(c, "enforce") })
-	t.Logf("from apply to armed: %.1fs", time.Since(begin).Seconds())
+	t.Logf("from apply to armed: %.1fs", time.Since(start).Seconds())
 }
 
-// mode returns nil when the webhook is registered in that mode.
+// mode returns nil when the webhook is armed in that mode.
 func mode(c *cluster.Cluster, want string) error {
-	out, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow", `--output=jsonpath={.metadata.annotations.trow\.io/webhook}`)
+	out, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow",
+		`--output=jsonpath={.metadata.annotations.trow\.io/webhook}`)
 	if err != nil || out != want {
 		return fmt.Errorf("mode %q, %v", out, err)
 	}
 	return nil
 }
 
-// settings adds lines to the server's settings until the test ends, and restarts it.
+// settings adds lines to the server's settings, and restarts it. They are removed when the test ends.
 func settings(t *testing.T, c *cluster.Cluster, lines string) {
 	t.Helper()
-	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow", `--output=jsonpath={.data.trow\.yaml}`)
+	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow",
+		`--output=jsonpath={.data.trow\.yaml}`)
 	set := func(text string) {
 		c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge",
 			"--patch", fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, text))
 		c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
 		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
 		cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
-		// The API server has its own way to the new pod, and may still be on a connection to the old one.
+		// The API server may still use a connection to the old pod.
 		cluster.Eventually(t, time.Minute, "the webhook answers", func() error {
 			out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
 			if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
@@ -55,7 +57,7 @@ func settings(t *testing.T, c *cluster.Cluster, lines string) {
 	t.Cleanup(func() { set(before) })
 }
 
-// namespace makes one that goes with the test.
+// namespace creates a namespace, which is deleted when the test ends.
 func namespace(t *testing.T, c *cluster.Cluster, name string) {
 	t.Helper()
 	c.Kubectl(t, "create", "namespace", name)
@@ -69,11 +71,13 @@ func namespace(t *testing.T, c *cluster.Cluster, name string) {
 	t.Cleanup(func() { c.TryKubectl("delete", "namespace", name, "--timeout=90s") })
 }
 
-// pod is a manifest of one; spec follows "spec:" and is indented by two.
+// pod returns the YAML of a pod. spec is indented by two spaces.
 func pod(ns, name, spec string) string {
-	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s}\nspec:\n  terminationGracePeriodSeconds: 1\n%s\n", name, ns, spec)
+	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s}\n"+
+		"spec:\n  terminationGracePeriodSeconds: 1\n%s\n", name, ns, spec)
 }
 
+// containers returns the YAML of containers with these images.
 func containers(images ...string) string {
 	text := "  containers:\n"
 	for i, image := range images {
@@ -82,7 +86,7 @@ func containers(images ...string) string {
 	return text
 }
 
-// refused applies objects that have to be denied for this.
+// refused applies objects, which must be denied with this sentence.
 func refused(t *testing.T, c *cluster.Cluster, what, yaml, sentence string) {
 	t.Helper()
 	out, err := c.TryApply(yaml)
@@ -93,7 +97,7 @@ func refused(t *testing.T, c *cluster.Cluster, what, yaml, sentence string) {
 	t.Logf("%s: %s", what, strings.TrimSpace(out))
 }
 
-// TestVerdicts: what may run and what may not, with what a person sees, on a real API server.
+// TestVerdicts checks what may run, and what users see when it may not, with a real API server.
 func TestVerdicts(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -104,76 +108,86 @@ func TestVerdicts(t *testing.T) {
 	push(t, c, "app", "denied", app(t, "denied", 0))
 	good := host + "/app:1"
 
+	const remoteNginx = "Remote image docker.io/nginx" + notIn
+	unknown := "@sha256:" + strings.Repeat("0", 64)
 	for what, tt := range map[string]struct{ spec, sentence string }{
-		"a remote image":                 {containers("nginx:1.21.0"), "Remote image docker.io/nginx" + notIn},
-		"the second of two":              {containers(good, "docker.io/library/nginx"), "Remote image docker.io/nginx" + notIn},
-		"a local image never pushed":     {containers(host + "/app:2"), "Local image " + host + "/app:2" + notIn},
-		"by a digest that is not here":   {containers(host + "/app@sha256:" + strings.Repeat("0", 64)), "Local image " + host + "/app@sha256:" + strings.Repeat("0", 64) + notIn},
-		"a tag here, a digest not":       {containers(good + "@sha256:" + strings.Repeat("0", 64)), "Local image " + good + "@sha256:" + strings.Repeat("0", 64) + notIn},
-		"on the deny list":               {containers(host + "/app:denied"), "Local image " + host + "/app:denied on deny list"},
-		"an init container":              {"  initContainers: [{name: i, image: busybox}]\n" + containers(good), "Remote image docker.io/busybox" + notIn},
-		"an image's ID":                  {containers(digest), ""},
-		"an image as a volume":           {containers(good) + "  volumes: [{name: v, image: {reference: docker.io/nginx}}]\n", "Remote image docker.io/nginx" + notIn},
-		"loopback with another port":     {containers("127.0.0.1:5000/app:1"), "Remote image 127.0.0.1:5000/app" + notIn},
-		"the same in another repository": {containers(host + "/other@" + digest), "Local image " + host + "/other@" + digest + notIn},
+		"a remote image":             {containers("nginx:1.21.0"), remoteNginx},
+		"the second of two":          {containers(good, "docker.io/library/nginx"), remoteNginx},
+		"a local image never pushed": {containers(host + "/app:2"), "Local image " + host + "/app:2" + notIn},
+		"an unknown digest":          {containers(host + "/app" + unknown), "Local image " + host + "/app" + unknown + notIn},
+		"a tag, but unknown digest":  {containers(good + unknown), "Local image " + good + unknown + notIn},
+		"on the deny list":           {containers(host + "/app:denied"), "Local image " + host + "/app:denied on deny list"},
+		"an image ID":                {containers(digest), ""},
+		"loopback with another port": {containers("127.0.0.1:5000/app:1"), "Remote image 127.0.0.1:5000/app" + notIn},
+		"a digest of another repo":   {containers(host + "/b@" + digest), "Local image " + host + "/b@" + digest + notIn},
+		"an init container": {"  initContainers: [{name: i, image: busybox}]\n" + containers(good),
+			"Remote image docker.io/busybox" + notIn},
+		"an image volume": {containers(good) + "  volumes: [{name: v, image: {reference: docker.io/nginx}}]\n", remoteNginx},
 	} {
 		refused(t, c, what, pod("verdicts", "x", tt.spec), tt.sentence)
 	}
 	out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image="+host+"/app:2")
 	if err == nil || !strings.Contains(out, "Warning: push it: docker push "+host+"/app:2") {
-		t.Errorf("without help: %s", out)
+		t.Errorf("no warning how to push the image: %s", out)
 	}
 	t.Logf("kubectl run: %s", out)
 	for what, image := range map[string]string{
 		"by tag": good, "by digest": host + "/app@" + digest, "by tag and digest": good + "@" + digest,
-		"by a tag that is not, and digest": host + "/app:other@" + digest, "by loopback": "127.0.0.1:31000/app:1",
+		"by unknown tag and digest": host + "/app:other@" + digest, "by loopback": "127.0.0.1:31000/app:1",
 	} {
-		if out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image="+image, "--dry-run=server"); err != nil {
+		out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image="+image, "--dry-run=server")
+		if err != nil {
 			t.Errorf("%s: %s", what, out)
 		}
 	}
-	if out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image=nginx", "--dry-run=server"); err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+	out, err = c.TryKubectl("--namespace=verdicts", "run", "x", "--image=nginx", "--dry-run=server")
+	if err == nil || !strings.Contains(out, remoteNginx) {
 		t.Errorf("a dry run: %s", out)
 	}
-	if out, err := c.TryKubectl("--namespace=kube-system", "run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil {
+	out, err = c.TryKubectl("--namespace=kube-system", "run", "x", "--image=docker.io/nginx", "--dry-run=server")
+	if err != nil {
 		t.Errorf("kube-system is not exempt: %s", out)
 	}
 }
 
-// TestWorkloads: kubectl apply warns at once, and the controller's event has the tutorial's sentence.
+// TestWorkloads checks that kubectl apply warns at once, and that the controller's Event has the sentence of the
+// tutorial.
 func TestWorkloads(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "workloads")
 	out := c.Kubectl(t, "--namespace=workloads", "create", "deployment", "proxy", "--image=docker.io/nginx")
 	if !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
-		t.Errorf("nobody is warned: %s", out)
+		t.Errorf("no warning: %s", out)
 	}
 	t.Logf("kubectl create deployment: %s", out)
 	cluster.Eventually(t, time.Minute, "the ReplicaSet says why", func() error {
 		events := c.Events(t, "workloads")
 		if !strings.Contains(events, "Error creating: "+denied+"Remote image docker.io/nginx"+notIn) {
-			return fmt.Errorf("events: %s", events)
+			return fmt.Errorf("Events: %s", events)
 		}
 		return nil
 	})
-	cron := "apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c, namespace: workloads}\nspec:\n  schedule: '0 0 1 1 *'\n" +
+	cron := "apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c, namespace: workloads}\n" +
+		"spec:\n  schedule: '0 0 1 1 *'\n" +
 		"  jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: docker.io/nginx}]}}}}\n"
 	if out := c.Apply(t, cron); !strings.Contains(out, "Warning: Remote image docker.io/nginx") {
-		t.Errorf("a CronJob: nobody is warned: %s", out)
+		t.Errorf("no warning for a CronJob: %s", out)
 	}
 }
 
 // running applies a pod and waits until it runs.
 func running(t *testing.T, c *cluster.Cluster, ns, name, image string) {
 	t.Helper()
-	begin := time.Now()
+	start := time.Now()
 	c.Apply(t, pod(ns, name, containers(image)))
-	cluster.Eventually(t, 90*time.Second, "pod "+name+" ("+image+") runs", func() error { return podReady(c, ns, name) })
-	t.Logf("from apply to Running: %.1fs", time.Since(begin).Seconds())
+	cluster.Eventually(t, 90*time.Second, "pod "+name+" ("+image+") runs", func() error {
+		return podReady(c, ns, name)
+	})
+	t.Logf("from apply to Running: %.1fs", time.Since(start).Seconds())
 }
 
-// TestRunningPods: what may be done to pods that run.
+// TestRunningPods checks which changes of running pods are allowed.
 func TestRunningPods(t *testing.T) {
 	c := start(t)
 	armed(t, c)
@@ -183,31 +197,37 @@ func TestRunningPods(t *testing.T) {
 	running(t, c, "running", "one", host+"/app:1")
 	running(t, c, "running", "loopback", "127.0.0.1:31000/app:gone")
 
-	if out, err := c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0=docker.io/nginx"); err == nil || !strings.Contains(out, denied+"Remote image docker.io/nginx"+notIn) {
+	out, err := c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0=docker.io/nginx")
+	if err == nil || !strings.Contains(out, denied+"Remote image docker.io/nginx"+notIn) {
 		t.Errorf("kubectl set image: %s", out)
 	}
-	if out, err := c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0="+host+"/app:gone"); err != nil {
-		t.Errorf("kubectl set image to one that is here: %s", out)
+	out, err = c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0="+host+"/app:gone")
+	if err != nil {
+		t.Errorf("kubectl set image, to a local image: %s", out)
 	}
-	if out, err := c.TryKubectl("--namespace=running", "debug", "one", "--image=docker.io/busybox", "--attach=false"); err == nil || !strings.Contains(out, "Remote image docker.io/busybox"+notIn) {
+	out, err = c.TryKubectl("--namespace=running", "debug", "one", "--image=docker.io/busybox", "--attach=false")
+	if err == nil || !strings.Contains(out, "Remote image docker.io/busybox"+notIn) {
 		t.Errorf("kubectl debug: %s", out)
 	}
-	if out, err := c.TryKubectl("--namespace=running", "debug", "one", "--image="+host+"/app:1", "--attach=false"); err != nil {
-		t.Errorf("kubectl debug with one that is here: %s", out)
+	out, err = c.TryKubectl("--namespace=running", "debug", "one", "--image="+host+"/app:1", "--attach=false")
+	if err != nil {
+		t.Errorf("kubectl debug, with a local image: %s", out)
 	}
 
-	// A pod whose image is not allowed any more can still be labelled, and lose its finalizers.
-	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=merge", "--patch", `{"metadata":{"finalizers":["example.org/hold"]}}`)
+	// A pod whose image is no longer allowed can still get labels, and lose its finalizers.
+	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=merge",
+		"--patch", `{"metadata":{"finalizers":["example.org/hold"]}}`)
 	settings(t, c, "disallow-local-images: [app:gone]\n")
 	if out, err := c.TryKubectl("--namespace=running", "run", "x", "--image="+host+"/app:gone"); err == nil {
-		t.Errorf("it may still run: %s", out)
+		t.Errorf("an image on the deny list may still run: %s", out)
 	}
 	c.Kubectl(t, "--namespace=running", "label", "pod", "loopback", "a=b")
 	c.Kubectl(t, "--namespace=running", "delete", "pod", "loopback", "--wait=false")
-	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=json", "--patch", `[{"op":"remove","path":"/metadata/finalizers"}]`)
-	cluster.Eventually(t, time.Minute, "the pod is gone", func() error {
+	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=json",
+		"--patch", `[{"op":"remove","path":"/metadata/finalizers"}]`)
+	cluster.Eventually(t, time.Minute, "the pod is deleted", func() error {
 		if out, err := c.TryKubectl("--namespace=running", "get", "pod", "loopback"); err == nil {
-			return fmt.Errorf("still there: %s", out)
+			return fmt.Errorf("it still exists: %s", out)
 		}
 		return nil
 	})

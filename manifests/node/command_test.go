@@ -18,7 +18,7 @@ func command(t *testing.T, in string, args ...string) (string, error) {
 	cmd.SetIn(strings.NewReader(in))
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)
-	cmd.SetArgs(args)
+	cmd.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 	err := cmd.ExecuteContext(t.Context())
 	return out.String(), err
 }

@@ -16,10 +16,11 @@ import (
 	"time"
 )
 
-// kubernetesPrograms are what is built of Kubernetes, the largest first.
-var kubernetesPrograms = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}
+// kubernetesPrograms are the programs to build, the largest first.
+var kubernetesPrograms = []string{
+	"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}
 
-// kubernetesVersion is the version that runs.
+// kubernetesVersion returns the version to run.
 func kubernetesVersion() string {
 	if v := os.Getenv("TROW_E2E_KUBERNETES"); v != "" {
 		return v
@@ -29,17 +30,16 @@ func kubernetesVersion() string {
 
 var versionPattern = regexp.MustCompile(`^v1\.(\d+)\.\d+[a-z0-9.-]*$`)
 
-// kubernetesDir is where the programs of a version lie.
+// kubernetesDir returns the directory of the programs of a version.
 func kubernetesDir(version string) (string, error) {
 	if !versionPattern.MatchString(version) {
-		return "", fmt.Errorf("TROW_E2E_KUBERNETES: %.40q is no version such as v1.34.4", version)
+		return "", fmt.Errorf("TROW_E2E_KUBERNETES: %.40q is not a version such as v1.34.4", version)
 	}
 	cache, err := cacheDir()
 	return filepath.Join(cache, "kubernetes", version), err
 }
 
-// buildKubernetes builds the programs of a version from its Go module, unless they are there, and returns their
-// directory.
+// buildKubernetes builds the programs of a version from its Go module, unless they exist, and returns their directory.
 func buildKubernetes(ctx context.Context, version string) (string, error) {
 	dir, err := kubernetesDir(version)
 	if err != nil {
@@ -57,12 +57,13 @@ func buildKubernetes(ctx context.Context, version string) (string, error) {
 		return dir, nil
 	}
 	defer took(time.Now(), "build Kubernetes "+version)
-	fmt.Fprintf(os.Stderr, "e2e: building Kubernetes %s: some minutes, once\n", version)
+	fmt.Fprintf(os.Stderr, "e2e: building Kubernetes %s: takes some minutes, once\n", version)
 	if f := flag.Lookup("test.timeout"); f != nil && f.Value.String() == "10m0s" {
-		fmt.Fprintln(os.Stderr, "e2e: go test ends it after 10 minutes; give it -timeout 60m, or start it again until it is done")
+		fmt.Fprintln(os.Stderr, "e2e: go test stops the build after 10 minutes; use -timeout 60m, "+
+			"or run it again until it is complete")
 	}
 
-	// What an interrupted build left is not complete, but Go's build cache remembers most of it.
+	// The files of an interrupted build are incomplete; Go's build cache makes the next build faster.
 	tmp := dir + ".building"
 	if err := os.RemoveAll(tmp); err != nil {
 		return "", err
@@ -84,8 +85,8 @@ func buildKubernetes(ctx context.Context, version string) (string, error) {
 	return dir, os.Rename(bin, dir)
 }
 
-// writeKubernetesModule makes a module that requires Kubernetes. Its repository replaces the libraries of k8s.io by
-// folders of its own; they are published as modules of their own too, v0.X.Y for Kubernetes v1.X.Y.
+// writeKubernetesModule writes a module that requires Kubernetes. The repository of Kubernetes replaces the libraries
+// of k8s.io by its own folders; they are published as separate modules as well, v0.X.Y for Kubernetes v1.X.Y.
 func writeKubernetesModule(ctx context.Context, dir, version string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -116,14 +117,15 @@ func writeKubernetesModule(ctx context.Context, dir, version string) error {
 		fmt.Fprintf(&b, "\tk8s.io/kubernetes/cmd/%s\n", name)
 	}
 	fmt.Fprintf(&b, ")\n\nreplace (\n")
-	for _, m := range regexp.MustCompile(`(?m)^\t*(k8s\.io/[a-z-]+) => \./staging`).FindAllStringSubmatch(string(original), -1) {
+	staging := regexp.MustCompile(`(?m)^\t*(k8s\.io/[a-z-]+) => \./staging`)
+	for _, m := range staging.FindAllStringSubmatch(string(original), -1) {
 		fmt.Fprintf(&b, "\t%s => %s v0.%s\n", m[1], m[1], strings.TrimPrefix(version, "v1."))
 	}
 	fmt.Fprintf(&b, ")\n")
 	return os.WriteFile(filepath.Join(dir, "go.mod"), []byte(b.String()), 0o644)
 }
 
-// kubernetesFlags are the linker's: without symbols, and with the version that components tell each other.
+// kubernetesFlags returns the linker flags: no symbols, and the version that the components report.
 func kubernetesFlags(version string) string {
 	minor := versionPattern.FindStringSubmatch(version)[1]
 	flags := "-s -w"
@@ -136,7 +138,7 @@ func kubernetesFlags(version string) string {
 	return flags
 }
 
-// goCommand is the go command for building static programs of what is not in a repository.
+// goCommand returns a go command that builds static programs outside a repository.
 func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
@@ -144,14 +146,14 @@ func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// runGo runs the go command, with its words among this program's.
+// runGo runs the go command; its output goes to standard error.
 func runGo(ctx context.Context, dir string, args ...string) error {
 	cmd := goCommand(ctx, dir, args...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	return cmd.Run()
 }
 
-// goOutput runs the go command and returns what it prints.
+// goOutput runs the go command and returns its standard output.
 func goOutput(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	cmd := goCommand(ctx, dir, args...)
 	var errOut bytes.Buffer
@@ -163,10 +165,10 @@ func goOutput(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// trowBinary is where the program under test lies.
+// trowBinary returns the path of the program under test.
 func trowBinary(dir string) string { return filepath.Join(dir, "trow") }
 
-// Root is the directory of Trow's source: the nearest one above that has its go.mod.
+// Root returns the directory of Trow's source: the nearest parent directory with its go.mod.
 func Root() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -178,7 +180,7 @@ func Root() (string, error) {
 			return dir, nil
 		}
 	}
-	return "", errors.New("no directory above has the go.mod of module trow; run the tests where they lie")
+	return "", errors.New("no parent directory has the go.mod of module trow; run the tests in their own directory")
 }
 
 // buildTrow builds the program under test as the Dockerfile does.
@@ -197,7 +199,7 @@ func buildTrow(ctx context.Context, path string) error {
 	return nil
 }
 
-// BuildProgram makes a static program of one file of Go source, which imports the standard library only.
+// BuildProgram builds a static program from one file of Go source, which may import the standard library only.
 func BuildProgram(ctx context.Context, path, source string) error {
 	dir, err := os.MkdirTemp("", "trow-e2e-program-")
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// identity is a certificate to be made: who somebody is for the API server, or what a server is called.
+// identity describes a certificate: the user of a client of the API server, or the names of a server.
 type identity struct {
 	name         string // of the files
 	organization string // a group, for Kubernetes
@@ -29,7 +29,8 @@ type identity struct {
 
 var identities = []identity{
 	{name: "apiserver", commonName: "kube-apiserver", addresses: []string{"127.0.0.1", "::1", NodeIP, "10.96.0.1"},
-		names: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}},
+		names: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+			"kubernetes.default.svc.cluster.local"}},
 	{name: "etcd", commonName: "etcd", addresses: []string{"127.0.0.1"}, names: []string{"localhost"}},
 	{name: "kubelet-server", commonName: NodeName, addresses: []string{"127.0.0.1", NodeIP}, names: []string{NodeName}},
 	{name: "admin", organization: "system:masters", commonName: "admin"},
@@ -41,8 +42,8 @@ var identities = []identity{
 	{name: "front-proxy", commonName: "front-proxy-client"},
 }
 
-// writeCertificates makes a CA, ca.crt, and NAME.crt and NAME.key for each identity, and the key pair that service
-// accounts' tokens are signed with, sa.key and sa.pub.
+// writeCertificates writes a CA, ca.crt; NAME.crt and NAME.key for each identity; and the key pair that signs
+// ServiceAccount tokens, sa.key and sa.pub.
 func writeCertificates(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -77,7 +78,7 @@ func writeCertificates(dir string) error {
 	return errors.Join(writeKey(dir, "sa.key", sa), writePEM(dir, "sa.pub", "PUBLIC KEY", pub))
 }
 
-// writeIdentity makes the certificate and key of one. Each may be a server as well as a client.
+// writeIdentity writes the certificate and key of an identity. Each may be used by a server and by a client.
 func writeIdentity(dir string, serial int64, id identity, ca *x509.Certificate, caKey crypto.Signer) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -101,7 +102,7 @@ func writeIdentity(dir string, serial int64, id identity, ca *x509.Certificate, 
 	return errors.Join(writePEM(dir, id.name+".crt", "CERTIFICATE", der), writeKey(dir, id.name+".key", key))
 }
 
-// certificateTemplate has what all certificates have. They outlive every run.
+// certificateTemplate returns the common fields of all certificates. They outlive each run.
 func certificateTemplate(serial int64, subject pkix.Name) *x509.Certificate {
 	return &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: subject,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0)}
@@ -119,7 +120,7 @@ func writePEM(dir, name, kind string, der []byte) error {
 	return os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }
 
-// writeKubeconfig makes the file by which a program reaches the API server as the given identity.
+// writeKubeconfig writes a kubeconfig with which a program reaches the API server as the given identity.
 func writeKubeconfig(dir, pki, name string) (string, error) {
 	path := filepath.Join(dir, name+".kubeconfig")
 	file := func(f string) string { return filepath.Join(pki, f) }

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// cgroupMounts are where the machine's cgroup hierarchies are: one of version 2, or one of version 1 for each
-// controller, or both.
+// cgroupMounts returns the mount points of the machine's cgroup hierarchies: one of version 2, or one of version 1 for
+// each controller, or both.
 func cgroupMounts() (v1, v2 []string, err error) {
 	b, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -29,12 +29,12 @@ func cgroupMounts() (v1, v2 []string, err error) {
 		}
 	}
 	if len(v1)+len(v2) == 0 {
-		return nil, nil, errors.New("no cgroups are mounted; mount them at /sys/fs/cgroup")
+		return nil, nil, errors.New("no cgroup file system is mounted; mount one at /sys/fs/cgroup")
 	}
 	return v1, v2, nil
 }
 
-// makeCgroups makes the cgroup below which all of the node's pods are, in each hierarchy.
+// makeCgroups creates the cgroup that holds all pods of the node, in each hierarchy.
 func makeCgroups(name string) error {
 	v1, v2, err := cgroupMounts()
 	if err != nil {
@@ -43,13 +43,13 @@ func makeCgroups(name string) error {
 	for _, root := range v1 {
 		dir := filepath.Join(root, name)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("make cgroup: %w", err)
+			return fmt.Errorf("create cgroup: %w", err)
 		}
-		// Without a value nothing can run below; a new cgroup of version 1 has none.
+		// Without these values no process can run in it; a new cgroup of version 1 has none.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			value, err := os.ReadFile(filepath.Join(root, file))
 			if err != nil {
-				continue // not the hierarchy of cpuset
+				continue // not the cpuset hierarchy
 			}
 			if err := os.WriteFile(filepath.Join(dir, file), value, 0o644); err != nil {
 				return fmt.Errorf("set up cgroup: %w", err)
@@ -57,24 +57,24 @@ func makeCgroups(name string) error {
 		}
 	}
 	if len(v1) > 0 {
-		return nil // version 2, if there, has no controllers then
+		return nil // version 2, if mounted as well, has no controllers then
 	}
 	dir := filepath.Join(v2[0], name)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make cgroup: %w", err)
+		return fmt.Errorf("create cgroup: %w", err)
 	}
 	for _, parent := range []string{v2[0], dir} {
 		for _, controller := range []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids"} {
 			err := os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
 			if err != nil && controller != "hugetlb" && controller != "io" {
-				return fmt.Errorf("enable cgroup controller %s: %w; the tests need the machine's root cgroup", controller, err)
+				return fmt.Errorf("enable cgroup controller %s: %w; the tests need the root cgroup of the machine", controller, err)
 			}
 		}
 	}
 	return nil
 }
 
-// removeCgroups removes a cgroup and all below it, in each hierarchy. Their processes are dead, or about to be.
+// removeCgroups removes a cgroup and all below it, in each hierarchy. Their processes are dead or dying.
 func removeCgroups(name string) error {
 	v1, v2, err := cgroupMounts()
 	if err != nil {
@@ -90,13 +90,13 @@ func removeCgroups(name string) error {
 			err = removeCgroup(filepath.Join(root, name))
 		}
 		if err != nil {
-			return fmt.Errorf("remove cgroup: %w; a process may be left in it", err)
+			return fmt.Errorf("remove cgroup: %w; a process may still be in it", err)
 		}
 	}
 	return nil
 }
 
-// removeCgroup removes a directory of cgroups, the innermost first. Files in them go with them.
+// removeCgroup removes a tree of cgroups, the innermost first. The kernel removes the files in them.
 func removeCgroup(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -18,16 +18,16 @@ import (
 	"time"
 )
 
-// Options say what the cluster is like. What is left empty is taken from the environment, see the package's words.
+// Options describe the cluster. Empty fields are taken from the environment; see the package comment.
 type Options struct {
 	ProxyMode     string   // of kube-proxy: iptables or nftables
 	Containerd    string   // path of the program
-	NoConfigPath  bool     // containerd is not told to look into /etc/containerd/certs.d
-	APIServerArgs []string // further ones, which overrule
-	Volumes       int      // how many PersistentVolumes there are; 0: 4
+	NoConfigPath  bool     // containerd's configuration does not name /etc/containerd/certs.d
+	APIServerArgs []string // appended to the others, which they override
+	Volumes       int      // number of PersistentVolumes; 0: 4
 }
 
-// complete fills in what the environment says.
+// complete fills in empty fields from the environment.
 func (o *Options) complete() error {
 	if o.ProxyMode == "" {
 		o.ProxyMode = os.Getenv("TROW_E2E_PROXY_MODE")
@@ -37,7 +37,7 @@ func (o *Options) complete() error {
 		o.ProxyMode = "iptables"
 	case "iptables", "nftables":
 	default:
-		return fmt.Errorf("TROW_E2E_PROXY_MODE: %.40q is neither iptables nor nftables", o.ProxyMode)
+		return fmt.Errorf("TROW_E2E_PROXY_MODE: %.40q: want iptables or nftables", o.ProxyMode)
 	}
 	if o.Containerd == "" {
 		o.Containerd = os.Getenv("TROW_E2E_CONTAINERD")
@@ -47,7 +47,7 @@ func (o *Options) complete() error {
 	case "off":
 		o.NoConfigPath = true
 	default:
-		return fmt.Errorf("TROW_E2E_CONFIG_PATH: %.40q is not off", v)
+		return fmt.Errorf("TROW_E2E_CONFIG_PATH: %.40q: want off", v)
 	}
 	if o.Volumes == 0 {
 		o.Volumes = 4
@@ -55,23 +55,23 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// Cluster is a running one.
+// Cluster is a running cluster.
 type Cluster struct {
 	options    Options
 	dir        string // scratch
-	bin        string // Kubernetes' programs
+	bin        string // directory of the Kubernetes programs
 	containerd string // path of the program
-	cgroup     string // below which pods are
+	cgroup     string // of all pods
 	processes  processes
-	health     *http.Client // as admin, for asking what is ready; does not check who answers
-	api        *http.Client // as admin, of the API server
+	health     *http.Client // as admin, for health checks; it does not verify certificates
+	api        *http.Client // as admin, for the API server
 }
 
-// Start starts a cluster and waits until its node is ready. It has the image of Trow, and volumes.
+// Start starts a cluster and waits until its node is ready and has the image of Trow and volumes.
 func Start(ctx context.Context, options Options) (*Cluster, error) {
 	start := time.Now()
 	if os.Getenv(stageVar) != stageTests {
-		return nil, errors.New("a cluster is started in the namespaces that cluster.Main makes; call it in TestMain")
+		return nil, errors.New("cluster.Start needs the namespaces that cluster.Main creates; call cluster.Main in TestMain")
 	}
 	if err := options.complete(); err != nil {
 		return nil, err
@@ -95,11 +95,11 @@ func Start(ctx context.Context, options Options) (*Cluster, error) {
 	if err := c.bootstrap(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start the cluster: %w", err), c.Stop())
 	}
-	took(start, "cluster ready, altogether")
+	took(start, "start the cluster, in total")
 	return c, nil
 }
 
-// prepare makes what components find when they start.
+// prepare writes the files that the components need, and sets up network and cgroups.
 func (c *Cluster) prepare() error {
 	pki := filepath.Join(c.dir, "pki")
 	for _, dir := range []string{"home", "logs"} {
@@ -121,7 +121,7 @@ func (c *Cluster) prepare() error {
 	return errors.Join(prepareNetwork(), makeCgroups(c.cgroup), c.writeConfigs())
 }
 
-// makeClients makes the HTTP clients, which are the cluster's administrator.
+// makeClients makes the HTTP clients, which have the rights of the administrator.
 func (c *Cluster) makeClients() error {
 	cert, err := tls.LoadX509KeyPair(c.pki("admin.crt"), c.pki("admin.key"))
 	if err != nil {
@@ -134,14 +134,15 @@ func (c *Cluster) makeClients() error {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
 	client := func(config *tls.Config) *http.Client {
-		return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+		return &http.Client{Timeout: 30 * time.Second,
+			Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
 	}
 	c.api = client(&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool})
 	c.health = client(&tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true})
 	return nil
 }
 
-// bootstrap starts the components, as many at once as can be, and gives the cluster what the tests need.
+// bootstrap starts the components, as many as possible in parallel, and creates what the tests need.
 func (c *Cluster) bootstrap(ctx context.Context) error {
 	start := func(name string) func() error {
 		return func() error { return c.startComponent(ctx, name) }
@@ -166,7 +167,7 @@ func (c *Cluster) bootstrap(ctx context.Context) error {
 	)
 }
 
-// inOrder calls functions one after the other, until one fails.
+// inOrder returns a function that calls functions one after the other, until one fails.
 func inOrder(fs ...func() error) func() error {
 	return func() error {
 		for _, f := range fs {
@@ -178,7 +179,7 @@ func inOrder(fs ...func() error) func() error {
 	}
 }
 
-// inParallel calls functions at once.
+// inParallel calls functions at the same time.
 func inParallel(fs ...func() error) error {
 	errs := make([]error, len(fs))
 	var wg sync.WaitGroup
@@ -189,7 +190,7 @@ func inParallel(fs ...func() error) error {
 	return errors.Join(errs...)
 }
 
-// importPause gives the node the image that each pod starts with.
+// importPause gives the node the image of the container that holds the namespaces of each pod.
 func (c *Cluster) importPause() error {
 	program := filepath.Join(c.dir, "pause")
 	if err := BuildProgram(context.Background(), program, pauseSource); err != nil {
@@ -208,7 +209,7 @@ func (c *Cluster) importTrow() error {
 	return c.AddImage(name, trowImage(trowBinary(c.dir)))
 }
 
-// TrowBinary is the path of the program under test on this machine, for tests of its commands.
+// TrowBinary returns the path of the program under test, for tests of its commands.
 func (c *Cluster) TrowBinary() string { return trowBinary(c.dir) }
 
 // waitNode waits until pods can be started.
@@ -255,7 +256,7 @@ func retry(ctx context.Context, f func() error) error {
 	}
 }
 
-// get asks the API server for an object.
+// get gets an object from the API server. object may be nil.
 func (c *Cluster) get(ctx context.Context, path string, object any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://127.0.0.1:6443"+path, nil)
 	if err != nil {
@@ -279,7 +280,7 @@ func (c *Cluster) get(ctx context.Context, path string, object any) error {
 	return json.Unmarshal(body, object)
 }
 
-// StartComponent starts one of [Components] and waits until it says that it is ready.
+// StartComponent starts one of [Components] and waits until it is ready.
 func (c *Cluster) StartComponent(name string) error {
 	return c.startComponent(context.Background(), name)
 }
@@ -299,19 +300,19 @@ func (c *Cluster) startComponent(ctx context.Context, name string) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("%q is none of the components %s", name, strings.Join(Components(), ", "))
+	return fmt.Errorf("component %q: want one of %s", name, strings.Join(Components(), ", "))
 }
 
-// StopComponent ends one of [Components] as an administrator would, with SIGTERM. Pods go on without kubelet and
-// without containerd.
+// StopComponent stops one of [Components] as an administrator would, with SIGTERM. Pods keep running without kubelet
+// and without containerd.
 func (c *Cluster) StopComponent(name string) error { return c.processes.stop(name, syscall.SIGTERM) }
 
-// KillComponent ends one of [Components] with SIGKILL.
+// KillComponent kills one of [Components] with SIGKILL.
 func (c *Cluster) KillComponent(name string) error { return c.processes.stop(name, syscall.SIGKILL) }
 
-// RestartAll is a node that loses power and comes back: everything is killed with SIGKILL, all containers included,
-// and started again on what the disk has. What the API server says about pods is old until kubelet has reported:
-// wait for something that only a living pod does.
+// RestartAll simulates a power cut of the node: it kills everything with SIGKILL, containers included, and starts the
+// components again with the data on the disk. Until kubelet has reported, the API server returns the old state of pods;
+// wait for something that only a running pod does.
 func (c *Cluster) RestartAll(ctx context.Context) error {
 	defer took(time.Now(), "restart all")
 	if err := c.killAll(); err != nil {
@@ -325,27 +326,27 @@ func (c *Cluster) RestartAll(ctx context.Context) error {
 	return nil
 }
 
-// killAll kills every process of the cluster. kubelet is the first, so that it does not see the others die.
+// killAll kills each process of the cluster. kubelet goes first, so that it does not see the others die.
 func (c *Cluster) killAll() error {
 	for i := len(components) - 1; i >= 0; i-- {
-		_ = c.KillComponent(components[i].name) // those that do not run need not
+		_ = c.KillComponent(components[i].name) // fails if it does not run
 	}
 	return killContainers(c.cgroup)
 }
 
-// Stop ends the cluster. What it leaves on disk goes with the scratch directory.
+// Stop stops the cluster. Its files are removed with the scratch directory.
 func (c *Cluster) Stop() error { return c.killAll() }
 
-// env is the environment of everything that runs here: HOME is not the user's.
+// env returns the environment of all programs of the cluster, with a HOME of its own.
 func (c *Cluster) env() []string {
 	path := c.bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	if c.options.Containerd != "" {
-		path = filepath.Dir(c.options.Containerd) + ":" + path // its own shim and ctr, if it has them
+		path = filepath.Dir(c.options.Containerd) + ":" + path // for its own shim and ctr, if it has any
 	}
 	return []string{"PATH=" + path, "HOME=" + filepath.Join(c.dir, "home"), "KUBECONFIG=" + c.kubeconfig("admin")}
 }
 
-// command is a program in this environment.
+// command returns a command in this environment.
 func (c *Cluster) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	env := c.env()
 	if path, err := lookPath(name, env); err == nil && !strings.Contains(name, "/") {
@@ -360,10 +361,10 @@ func (c *Cluster) pki(name string) string        { return filepath.Join(c.dir, "
 func (c *Cluster) kubeconfig(name string) string { return filepath.Join(c.dir, name+".kubeconfig") }
 func (c *Cluster) log(name string) string        { return filepath.Join(c.dir, "logs", name+".log") }
 
-// Kubeconfig is the path of the administrator's.
+// Kubeconfig returns the path of the administrator's kubeconfig.
 func (c *Cluster) Kubeconfig() string { return c.kubeconfig("admin") }
 
-// Tail is the end of a component's log.
+// Tail returns the last lines of a component's log.
 func (c *Cluster) Tail(name string, lines int) string {
 	b, err := os.ReadFile(c.log(name))
 	if err != nil {

@@ -13,15 +13,15 @@ import (
 	"time"
 )
 
-// component is a program that a cluster has.
+// component is a program of the cluster.
 type component struct {
 	name string
 	args func(c *Cluster) []string
-	url  string // where it says that it is ready; empty: ready says it
+	url  string // of its health check; empty: ask is the health check
 	ask  func(c *Cluster, ctx context.Context) error
 }
 
-// components are in the order in which each has what it needs.
+// components are in the order of starting: each after those that it needs.
 var components = []component{
 	{name: "etcd", args: (*Cluster).etcdArgs, url: "https://127.0.0.1:2379/health"},
 	{name: "containerd", args: (*Cluster).containerdArgs, ask: (*Cluster).containerdReady},
@@ -32,7 +32,7 @@ var components = []component{
 	{name: "kube-proxy", args: (*Cluster).proxyArgs, url: "http://127.0.0.1:10256/healthz"},
 }
 
-// Components are the names that StartComponent and StopComponent know.
+// Components returns the names that StartComponent and StopComponent accept.
 func Components() []string {
 	var names []string
 	for _, c := range components {
@@ -41,7 +41,7 @@ func Components() []string {
 	return names
 }
 
-// ready asks a component whether it is.
+// ready checks whether a component is ready.
 func (c *Cluster) ready(ctx context.Context, comp component) error {
 	if comp.ask != nil {
 		return comp.ask(c, ctx)
@@ -71,12 +71,12 @@ func (c *Cluster) etcdArgs() []string {
 		"--initial-cluster=e2e=http://127.0.0.1:2380",
 		"--cert-file=" + c.pki("etcd.crt"), "--key-file=" + c.pki("etcd.key"),
 		"--trusted-ca-file=" + c.pki("ca.crt"), "--client-cert-auth",
-		"--unsafe-no-fsync"} // nobody pulls the plug of this machine; a killed etcd loses nothing by it
+		"--unsafe-no-fsync"} // faster; only a power cut of this machine could lose data, not a killed etcd
 }
 
 func (c *Cluster) apiserverArgs() []string {
-	return append([]string{"kube-apiserver", "--bind-address=0.0.0.0", "--secure-port=6443", "--advertise-address=" + NodeIP,
-		"--endpoint-reconciler-type=lease",
+	return append([]string{"kube-apiserver", "--bind-address=0.0.0.0", "--secure-port=6443",
+		"--advertise-address=" + NodeIP, "--endpoint-reconciler-type=lease",
 		"--etcd-servers=https://127.0.0.1:2379", "--etcd-cafile=" + c.pki("ca.crt"),
 		"--etcd-certfile=" + c.pki("etcd.crt"), "--etcd-keyfile=" + c.pki("etcd.key"),
 		"--client-ca-file=" + c.pki("ca.crt"),
@@ -92,7 +92,7 @@ func (c *Cluster) apiserverArgs() []string {
 		"--requestheader-client-ca-file=" + c.pki("ca.crt"), "--requestheader-allowed-names=front-proxy-client",
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-", "--requestheader-group-headers=X-Remote-Group",
 		"--requestheader-username-headers=X-Remote-User",
-		"--enable-aggregator-routing=true", // webhooks are reached at their pods
+		"--enable-aggregator-routing=true", // reach webhooks at their pods; kube-proxy may not be ready yet
 		"--profiling=false", "--v=1"}, c.options.APIServerArgs...)
 }
 
@@ -102,20 +102,22 @@ func (c *Cluster) controllerManagerArgs() []string {
 		"--use-service-account-credentials=true", "--service-account-private-key-file=" + c.pki("sa.key"),
 		"--root-ca-file=" + c.pki("ca.crt"), "--leader-elect=false",
 		"--cluster-signing-cert-file=" + c.pki("ca.crt"), "--cluster-signing-key-file=" + c.pki("ca.key"),
-		"--kube-api-qps=500", "--kube-api-burst=500", // otherwise it takes seconds to get going
+		"--kube-api-qps=500", "--kube-api-burst=500", // with the defaults, the start takes seconds longer
 		"--v=1"}
 }
 
 func (c *Cluster) schedulerArgs() []string {
 	k := c.kubeconfig("scheduler")
-	return []string{"kube-scheduler", "--kubeconfig=" + k, "--authentication-kubeconfig=" + k, "--authorization-kubeconfig=" + k,
-		"--bind-address=127.0.0.1", "--secure-port=10259", "--leader-elect=false", "--v=1"}
+	return []string{"kube-scheduler", "--kubeconfig=" + k, "--authentication-kubeconfig=" + k,
+		"--authorization-kubeconfig=" + k, "--bind-address=127.0.0.1", "--secure-port=10259", "--leader-elect=false", "--v=1"}
 }
 
 func (c *Cluster) kubeletArgs() []string {
-	return []string{"kubelet", "--config=" + filepath.Join(c.dir, "kubelet.yaml"), "--kubeconfig=" + c.kubeconfig("kubelet"),
+	return []string{"kubelet", "--config=" + filepath.Join(c.dir, "kubelet.yaml"),
+		"--kubeconfig=" + c.kubeconfig("kubelet"),
 		"--root-dir=/var/lib/kubelet", "--cert-dir=/var/lib/kubelet/pki",
-		"--image-credential-provider-config=" + c.credentials(), "--image-credential-provider-bin-dir=" + filepath.Dir(trowBinary(c.dir)),
+		"--image-credential-provider-config=" + c.credentials(),
+		"--image-credential-provider-bin-dir=" + filepath.Dir(trowBinary(c.dir)),
 		"--hostname-override=" + NodeName, "--node-ip=" + NodeIP, "--v=2"}
 }
 
@@ -123,7 +125,7 @@ func (c *Cluster) proxyArgs() []string {
 	return []string{"kube-proxy", "--config=" + filepath.Join(c.dir, "kube-proxy.yaml"), "--v=1"}
 }
 
-// containerdSocket is where it is on any node.
+// containerdSocket is containerd's default socket.
 const containerdSocket = "/run/containerd/containerd.sock"
 
 func (c *Cluster) containerdArgs() []string {
@@ -137,7 +139,7 @@ func (c *Cluster) containerdReady(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ctr plugins ls: %w: %s", err, out)
 	}
-	// Without this plugin containerd answers, but kubelet cannot use it.
+	// containerd also answers without this plugin, but then kubelet cannot use it.
 	for line := range strings.Lines(string(out)) {
 		if f := strings.Fields(line); len(f) > 2 && strings.HasPrefix(f[0], "io.containerd.grpc.v1") && f[1] == "cri" {
 			if f[len(f)-1] != "ok" {
@@ -149,8 +151,8 @@ func (c *Cluster) containerdReady(ctx context.Context) error {
 	return fmt.Errorf("containerd has no CRI plugin:\n%s", out)
 }
 
-// writeConfigs makes the files that components read. Root here may lack CAP_SYS_RESOURCE, as in a container: nobody
-// lowers the score by which the kernel picks whom to kill when memory is short.
+// writeConfigs writes the configuration files of the components. Root may lack CAP_SYS_RESOURCE, as in a container, so
+// they must not lower any OOM score.
 func (c *Cluster) writeConfigs() error {
 	containerdConfig, err := c.containerdConfig()
 	if err != nil {
@@ -179,12 +181,13 @@ func (c *Cluster) writeConfigs() error {
 	return os.Remove("/etc/containerd/certs.d/.created-empty")
 }
 
-// credentials is the path of the kubelet's configuration of credential providers.
+// credentials returns the path of the kubelet's configuration of credential providers.
 func (c *Cluster) credentials() string { return filepath.Join(c.dir, "credentials.yaml") }
 
-// credentialConfig is that file, as the program under test prints it.
+// credentialConfig returns that configuration, as the program under test prints it.
 func (c *Cluster) credentialConfig() (string, error) {
-	out, err := c.Run(trowBinary(c.dir), "credential-provider", "--print-config", "--program="+trowBinary(c.dir), "--file="+c.credentials())
+	out, err := c.Run(trowBinary(c.dir), "credential-provider", "--print-config", "--program="+trowBinary(c.dir),
+		"--file="+c.credentials())
 	if err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}
@@ -239,7 +242,7 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 `, c.kubeconfig("kube-proxy"), c.options.ProxyMode, podSubnet, NodeName)
 }
 
-// containerdConfig is what containerd is told, in the words of its version.
+// containerdConfig returns containerd's configuration, in the format of its version.
 func (c *Cluster) containerdConfig() (string, error) {
 	out, err := c.command(context.Background(), c.containerd, "--version").Output()
 	if err != nil {
@@ -247,9 +250,10 @@ func (c *Cluster) containerdConfig() (string, error) {
 	}
 	m := regexp.MustCompile(`^containerd \S+ v?(\d+)\.(\d+)`).FindStringSubmatch(string(out))
 	if m == nil {
-		return "", fmt.Errorf("%s --version: %q says no version", c.containerd, out)
+		return "", fmt.Errorf("%s --version: no version in %q", c.containerd, out)
 	}
-	fmt.Fprintf(os.Stderr, "e2e: Kubernetes %s with kube-proxy's %s, %s %s\n", kubernetesVersion(), c.options.ProxyMode, c.containerd, m[1]+"."+m[2])
+	fmt.Fprintf(os.Stderr, "e2e: Kubernetes %s, kube-proxy in mode %s, %s %s\n", kubernetesVersion(), c.options.ProxyMode,
+		c.containerd, m[1]+"."+m[2])
 	runc, err := lookPath("runc", c.env())
 	if err != nil {
 		return "", err
@@ -265,7 +269,7 @@ func (c *Cluster) containerdConfig() (string, error) {
 	return strings.NewReplacer("@CONFIG_PATH@", configPath, "@RUNC@", runc, "@PAUSE@", pauseImage).Replace(config), nil
 }
 
-// containerdV2 is the configuration's version 2, of containerd 1.x.
+// containerdV2 is a configuration in version 2 of the format, for containerd 1.x.
 const containerdV2 = `version = 2
 oom_score = 0
 [plugins."io.containerd.internal.v1.opt"]
@@ -290,7 +294,7 @@ oom_score = 0
     @CONFIG_PATH@
 `
 
-// containerdV3 is the configuration's version 3, of containerd 2.x.
+// containerdV3 is a configuration in version 3 of the format, for containerd 2.x.
 const containerdV3 = `version = 3
 oom_score = 0
 [plugins."io.containerd.internal.v1.opt"]

@@ -17,16 +17,16 @@ import (
 	"strings"
 )
 
-// File is a file or, with a name that ends in a slash, a directory of an image.
+// File is a file of an image or, if its name ends in a slash, a directory.
 type File struct {
-	Name   string // from the root, without a slash before it
+	Name   string // path from the root, without a leading slash
 	Mode   int64
 	Owner  int    // user and group
 	Data   []byte // its content
-	Source string // or the file that has it
+	Source string // or a file with its content
 }
 
-// Image is what an image is made of: files and how to run them, in the OCI specification's words.
+// Image has the files of an image and its configuration, with the field names of the OCI specification.
 type Image struct {
 	Files      []File
 	User       string
@@ -37,7 +37,7 @@ type Image struct {
 	Ports      []string // as in 8443/tcp
 }
 
-// descriptor points to a blob.
+// descriptor describes a blob.
 type descriptor struct {
 	MediaType   string            `json:"mediaType"`
 	Digest      string            `json:"digest"`
@@ -45,10 +45,10 @@ type descriptor struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// nameAnnotation tells containerd what an image in a layout is called.
+// nameAnnotation has the name of an image in a layout, for containerd.
 const nameAnnotation = "io.containerd.image.name"
 
-// WriteImage makes an image, for this machine's architecture, as a tar archive of an OCI layout.
+// WriteImage writes an image for this machine's architecture, as a tar archive of an OCI layout.
 func WriteImage(file, name string, img Image) error {
 	layer, err := layerOf(img.Files)
 	if err != nil {
@@ -88,7 +88,7 @@ func WriteImage(file, name string, img Image) error {
 	return os.WriteFile(file, buf.Bytes(), 0o644)
 }
 
-// layerOf makes the tar archive of files.
+// layerOf returns a tar archive of files.
 func layerOf(files []File) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -100,7 +100,8 @@ func layerOf(files []File) ([]byte, error) {
 				return nil, err
 			}
 		}
-		h := &tar.Header{Name: f.Name, Mode: f.Mode, Uid: f.Owner, Gid: f.Owner, Size: int64(len(data)), Typeflag: tar.TypeReg}
+		h := &tar.Header{Name: f.Name, Mode: f.Mode, Uid: f.Owner, Gid: f.Owner, Size: int64(len(data)),
+			Typeflag: tar.TypeReg}
 		if strings.HasSuffix(f.Name, "/") {
 			h.Typeflag = tar.TypeDir
 		}
@@ -114,7 +115,7 @@ func layerOf(files []File) ([]byte, error) {
 	return buf.Bytes(), w.Close()
 }
 
-// put adds a file to an archive in memory, where nothing can go wrong.
+// put adds a file to an archive in memory, which cannot fail.
 func put(w *tar.Writer, name string, b []byte) {
 	err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(b)), Typeflag: tar.TypeReg})
 	if err == nil {
@@ -128,27 +129,28 @@ func put(w *tar.Writer, name string, b []byte) {
 func encode(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // maps, slices and strings encode
+		panic(err) // impossible: maps, slices and strings can be encoded
 	}
 	return b
 }
 
-// ImportImage gives the node the image of a tar archive, of an OCI layout or of docker save, under a name as people
-// write it: alpine is docker.io/library/alpine:latest.
+// ImportImage gives the node the image in a tar archive, of an OCI layout or of docker save, with this name. The name
+// may be short: alpine is docker.io/library/alpine:latest.
 func (c *Cluster) ImportImage(tarball, name string) error {
 	renamed := filepath.Join(c.dir, "import.tar")
 	defer os.Remove(renamed)
 	if err := rename(tarball, renamed, FullName(name)); err != nil {
 		return fmt.Errorf("import %s: %w", tarball, err)
 	}
-	cmd := c.command(context.Background(), "ctr", "--address", containerdSocket, "--namespace", "k8s.io", "images", "import", renamed)
+	cmd := c.command(context.Background(), "ctr", "--address", containerdSocket, "--namespace", "k8s.io",
+		"images", "import", renamed)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("import %s as %s: %w: %s", tarball, name, err, out)
 	}
 	return nil
 }
 
-// AddImage makes an image and gives it to the node.
+// AddImage writes an image and gives it to the node.
 func (c *Cluster) AddImage(name string, img Image) error {
 	file := filepath.Join(c.dir, "image.tar")
 	defer os.Remove(file)
@@ -158,7 +160,7 @@ func (c *Cluster) AddImage(name string, img Image) error {
 	return c.ImportImage(file, name)
 }
 
-// FullName is what containerd calls an image: with a host and a tag.
+// FullName returns containerd's name of an image: with a host and a tag.
 func FullName(name string) string {
 	host, rest, ok := strings.Cut(name, "/")
 	switch {
@@ -173,7 +175,7 @@ func FullName(name string) string {
 	return name
 }
 
-// rename copies an archive of one image, which is called name in the copy.
+// rename copies an archive of one image, and changes the name of the image in the copy.
 func rename(from, to, name string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -215,17 +217,18 @@ func rename(from, to, name string) error {
 		}
 	}
 	if !named {
-		return errors.New("this is no tar archive of an OCI layout (index.json) or of docker save (manifest.json); is it compressed?")
+		return errors.New("not a tar archive of an OCI layout (index.json) or of docker save (manifest.json); " +
+			"is it compressed?")
 	}
 	return errors.Join(w.Close(), out.Close())
 }
 
-// nameIn writes the name into an OCI layout's index.json, or into docker's manifest.json.
+// nameIn sets the name in the index.json of an OCI layout, or in docker's manifest.json.
 func nameIn(b []byte, name string) ([]byte, error) {
 	var docker []map[string]any
 	if json.Unmarshal(b, &docker) == nil {
 		if len(docker) != 1 {
-			return nil, fmt.Errorf("%d images, wanted one", len(docker))
+			return nil, fmt.Errorf("%d images; want 1", len(docker))
 		}
 		docker[0]["RepoTags"] = []string{name}
 		return encode(docker), nil
@@ -236,20 +239,21 @@ func nameIn(b []byte, name string) ([]byte, error) {
 	}
 	manifests, _ := index["manifests"].([]any)
 	if len(manifests) != 1 {
-		return nil, fmt.Errorf("%d images, wanted one", len(manifests))
+		return nil, fmt.Errorf("%d images; want 1", len(manifests))
 	}
 	m, ok := manifests[0].(map[string]any)
 	if !ok {
-		return nil, errors.New("no descriptor among the manifests")
+		return nil, errors.New("manifests: want a descriptor")
 	}
 	m["annotations"] = map[string]string{nameAnnotation: name}
 	return encode(index), nil
 }
 
-// pauseImage holds the namespaces of a pod.
+// pauseImage is the image of the container that holds the namespaces of a pod.
 const pauseImage = "trow.e2e/pause:1"
 
-// pauseSource is its program: it reaps processes of pods that share their PID namespace, until it is told to end.
+// pauseSource is its program: it reaps processes of pods that share their PID namespace, until it gets a signal to
+// stop.
 const pauseSource = `package main
 
 import (
@@ -274,7 +278,7 @@ func main() {
 }
 `
 
-// trowImage is the image under test as the Dockerfile makes it.
+// trowImage is the image under test, as the Dockerfile builds it.
 func trowImage(binary string) Image {
 	return Image{
 		Files: []File{
@@ -288,13 +292,13 @@ func trowImage(binary string) Image {
 	}
 }
 
-// systemCertificates are the CAs that this machine trusts, if it has any: nothing in the tests depends on them.
+// systemCertificates returns the CAs that this machine trusts, if any. No test depends on them.
 func systemCertificates() []byte {
 	b, _ := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
 	return b
 }
 
-// TrowImage is the image's name in manifests/trow.yaml.
+// TrowImage returns the name of the image in manifests/trow.yaml.
 func TrowImage() (string, error) {
 	root, err := Root()
 	if err != nil {
@@ -307,7 +311,7 @@ func TrowImage() (string, error) {
 	}
 	m := regexp.MustCompile(`(?m)^\s*image:\s*(\S+)`).FindSubmatch(b)
 	if m == nil {
-		return "", fmt.Errorf("%s names no image", file)
+		return "", fmt.Errorf("%s: no image", file)
 	}
 	return string(m[1]), nil
 }

@@ -25,11 +25,12 @@ func TestFullName(t *testing.T) {
 	}
 }
 
-// An archive is given its name whoever wrote it, and what else is in it stays.
+// TestRename checks that archives of both formats get the name, and that their other files stay.
 func TestRename(t *testing.T) {
 	dir := t.TempDir()
 	layout := filepath.Join(dir, "layout.tar")
-	if err := WriteImage(layout, "old", Image{Files: []File{{Name: "a", Mode: 0o644, Data: []byte("content")}}}); err != nil {
+	img := Image{Files: []File{{Name: "a", Mode: 0o644, Data: []byte("content")}}}
+	if err := WriteImage(layout, "old", img); err != nil {
 		t.Fatal(err)
 	}
 	docker := filepath.Join(dir, "docker.tar")
@@ -55,8 +56,9 @@ func TestRename(t *testing.T) {
 	}
 	other := filepath.Join(dir, "other.tar")
 	writeTar(t, other, "file", "content")
-	if err := rename(other, other+".new", "new"); err == nil || !strings.Contains(err.Error(), "no tar archive of an OCI layout") {
-		t.Errorf("an archive of something else: %v", err)
+	err := rename(other, other+".new", "new")
+	if err == nil || !strings.Contains(err.Error(), "not a tar archive of an OCI layout") {
+		t.Errorf("another kind of archive: %v", err)
 	}
 }
 

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// kubectlTimeout is longer than what a test has kubectl wait for.
+// kubectlTimeout is longer than any wait that a test asks kubectl for.
 const kubectlTimeout = 10 * time.Minute
 
-// kubectl runs it as administrator, and returns what it prints, errors included.
+// kubectl runs kubectl as the administrator, and returns its output, errors included.
 func (c *Cluster) kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, kubectlTimeout)
 	defer cancel()
@@ -26,12 +26,12 @@ func (c *Cluster) kubectl(ctx context.Context, stdin string, args ...string) (st
 	return string(out), err
 }
 
-// TryKubectl runs kubectl and returns what it prints, errors included.
+// TryKubectl runs kubectl and returns its output, errors included.
 func (c *Cluster) TryKubectl(args ...string) (string, error) {
 	return c.kubectl(context.Background(), "", args...)
 }
 
-// Kubectl runs kubectl and returns what it prints. If it fails, so does the test.
+// Kubectl runs kubectl and returns its output. If it fails, the test fails.
 func (c *Cluster) Kubectl(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := c.TryKubectl(args...)
@@ -41,7 +41,7 @@ func (c *Cluster) Kubectl(t testing.TB, args ...string) string {
 	return out
 }
 
-// Apply applies objects and returns what kubectl prints.
+// Apply applies objects and returns kubectl's output. If that fails, the test fails.
 func (c *Cluster) Apply(t testing.TB, yaml string) string {
 	t.Helper()
 	out, err := c.TryApply(yaml)
@@ -51,18 +51,18 @@ func (c *Cluster) Apply(t testing.TB, yaml string) string {
 	return out
 }
 
-// TryApply applies objects, which may be refused.
+// TryApply applies objects and returns kubectl's output, errors included.
 func (c *Cluster) TryApply(yaml string) (string, error) {
 	return c.kubectl(context.Background(), yaml, "apply", "-f", "-")
 }
 
-// Events are those of a namespace, the oldest first.
+// Events returns the Events of a namespace, the oldest first.
 func (c *Cluster) Events(t testing.TB, namespace string) string {
 	t.Helper()
 	return c.Kubectl(t, "--namespace", namespace, "get", "events", "--sort-by=.lastTimestamp", "--output=wide")
 }
 
-// Eventually calls f until it returns no error. The test fails with its last one when the time is over.
+// Eventually calls f until it returns no error. After the timeout the test fails with f's last error.
 func Eventually(t testing.TB, timeout time.Duration, what string, f func() error) {
 	t.Helper()
 	start := time.Now()
@@ -79,14 +79,16 @@ func Eventually(t testing.TB, timeout time.Duration, what string, f func() error
 	}
 }
 
-// forwarding is what kubectl port-forward says first.
+// forwarding matches the first line of kubectl port-forward.
 var forwarding = regexp.MustCompile(`Forwarding from (127\.0\.0\.1:\d+) `)
 
-// PortForward leads a port of a pod or Service (pod/NAME, svc/NAME) to an address of this machine, until the test ends.
+// PortForward forwards an address of this machine to a port of a pod or Service (pod/NAME, svc/NAME) until the test
+// ends, and returns the address.
 func (c *Cluster) PortForward(t testing.TB, namespace, target string, port int) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := c.command(ctx, "kubectl", "--namespace", namespace, "port-forward", "--address=127.0.0.1", target, fmt.Sprintf(":%d", port))
+	cmd := c.command(ctx, "kubectl", "--namespace", namespace, "port-forward", "--address=127.0.0.1", target,
+		fmt.Sprintf(":%d", port))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +112,7 @@ func (c *Cluster) PortForward(t testing.TB, namespace, target string, port int) 
 	return m[1]
 }
 
-// ShowOnFailure has a failing test show what the cluster says about it: pods, events and the ends of the logs.
+// ShowOnFailure makes a failing test log the state of the cluster: pods, Events and the ends of the logs.
 func (c *Cluster) ShowOnFailure(t testing.TB) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -120,7 +122,8 @@ func (c *Cluster) ShowOnFailure(t testing.TB) {
 		for _, args := range [][]string{
 			{"get", "pods", "--all-namespaces", "--output=wide"},
 			{"get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"},
-			{"--namespace=kube-public", "logs", "--selector=app.kubernetes.io/name=trow", "--all-containers", "--prefix", "--tail=30"},
+			{"--namespace=kube-public", "logs", "--selector=app.kubernetes.io/name=trow", "--all-containers", "--prefix",
+				"--tail=30"},
 		} {
 			out, _ := c.TryKubectl(append(args, "--request-timeout=10s")...)
 			t.Logf("---- kubectl %s\n%s", strings.Join(args, " "), out)

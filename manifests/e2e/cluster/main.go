@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Which of the three processes this is, and the scratch directory of the run.
+// The environment variables that say which of the three processes this is, and where the scratch directory is.
 const (
 	stageVar   = "TROW_E2E_INSIDE"
 	scratchVar = "TROW_E2E_SCRATCH"
@@ -23,11 +23,11 @@ const (
 	stageTests = "1"
 )
 
-// signals end a run. SIGQUIT comes from go test when its timeout is over.
+// signals end a run. go test sends SIGQUIT after its timeout.
 var signals = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT}
 
-// Main is what TestMain calls: run is called in the private namespaces, with everything built. What else the tests
-// need from the network, prepare brings before that. The result is for os.Exit.
+// Main is for TestMain: it builds everything, and calls run in private namespaces. The functions of prepare are called
+// before that; they may use the network. The result is for os.Exit.
 func Main(run func() int, prepare ...func(context.Context) error) int {
 	flag.Parse()
 	if f := flag.Lookup("test.list"); f != nil && f.Value.String() != "" {
@@ -45,7 +45,7 @@ func Main(run func() int, prepare ...func(context.Context) error) int {
 			code = run()
 		}
 	default:
-		err = fmt.Errorf("%s=%.20q is set by the tests themselves; unset it", stageVar, stage)
+		err = fmt.Errorf("%s=%.20q: only the tests themselves may set this variable; unset it", stageVar, stage)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -54,10 +54,10 @@ func Main(run func() int, prepare ...func(context.Context) error) int {
 	return code
 }
 
-// outside prepares what needs the network or outlives the run, and has the tests run inside.
+// outside prepares everything that needs the network or outlives the run, and runs the tests inside.
 func outside(more []func(context.Context) error) (code int, err error) {
 	if os.Geteuid() != 0 {
-		return 0, errors.New("namespaces, mounts and containers need root: run the tests as root")
+		return 0, errors.New("the tests need root, for namespaces, mounts and containers")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
@@ -75,11 +75,11 @@ func outside(more []func(context.Context) error) (code int, err error) {
 			return 0, err
 		}
 	}
-	stop() // from here on, signals go to the tests
+	stop() // from now on, enter passes signals to the tests
 	return enter(scratch.dir)
 }
 
-// prepare brings what the tests need into the caches and the scratch directory.
+// prepare installs and builds everything that the tests need.
 func prepare(ctx context.Context, dir string) error {
 	if err := installPackages(ctx); err != nil {
 		return err
@@ -90,9 +90,10 @@ func prepare(ctx context.Context, dir string) error {
 	return buildTrow(ctx, trowBinary(dir))
 }
 
-// enter runs this program as init of new namespaces, and returns its exit code. It is killed when this process dies.
+// enter runs this program as init of new namespaces, and returns its exit code. The kernel kills it when this process
+// dies.
 func enter(dir string) (int, error) {
-	// The kernel's "parent died" is about the thread that started the child.
+	// Pdeathsig is sent when the thread that started the child ends, so keep this thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
@@ -108,7 +109,7 @@ func enter(dir string) (int, error) {
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	if err := cmd.Start(); err != nil {
-		return 0, fmt.Errorf("start in new namespaces: %w; root must have CAP_SYS_ADMIN", err)
+		return 0, fmt.Errorf("start in new namespaces: %w; root needs CAP_SYS_ADMIN", err)
 	}
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, signals...)
@@ -116,7 +117,7 @@ func enter(dir string) (int, error) {
 	go func() {
 		for s := range ch {
 			_ = cmd.Process.Signal(s)
-			// Tests that do not heed it are not waited for.
+			// Tests that ignore the signal are killed.
 			time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
 		}
 	}()
@@ -128,7 +129,7 @@ func enter(dir string) (int, error) {
 	return 0, err
 }
 
-// environment is this process's, for the given stage. Each variable is in it once.
+// environment returns the environment of this process, changed for the given stage. It has each variable once.
 func environment(stage, dir string) []string {
 	var env []string
 	for _, e := range os.Environ() {
@@ -140,7 +141,7 @@ func environment(stage, dir string) []string {
 	return append(env, stageVar+"="+stage, scratchVar+"="+dir)
 }
 
-// exitCode is what a shell would make of it.
+// exitCode returns the exit code that a shell would report.
 func exitCode(status syscall.WaitStatus) int {
 	if status.Signaled() {
 		return 128 + int(status.Signal())
@@ -148,12 +149,12 @@ func exitCode(status syscall.WaitStatus) int {
 	return status.ExitStatus()
 }
 
-// initProcess is PID 1: it prepares the namespaces, runs the tests and reaps every process that lost its parent, such
-// as those of containers.
+// initProcess is PID 1: it prepares the namespaces, runs the tests, and reaps processes without a parent, such as those
+// of containers.
 func initProcess() (int, error) {
 	dir := os.Getenv(scratchVar)
 	if os.Getpid() != 1 || dir == "" {
-		return 0, fmt.Errorf("%s=%s is set by the tests themselves; unset it", stageVar, stageInit)
+		return 0, fmt.Errorf("%s=%s: only the tests themselves may set this variable; unset it", stageVar, stageInit)
 	}
 	if err := prepareMounts(dir); err != nil {
 		return 0, err
@@ -163,12 +164,13 @@ func initProcess() (int, error) {
 	}
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, signals...)
-	// Not by os/exec, whose waiting this loop would take the children from.
+	// Not with os/exec: the loop below would reap the child before os/exec can wait for it.
 	exe, err := os.Executable()
 	if err != nil {
 		return 0, err
 	}
-	tests, err := syscall.ForkExec(exe, os.Args, &syscall.ProcAttr{Env: environment(stageTests, dir), Files: []uintptr{0, 1, 2}})
+	tests, err := syscall.ForkExec(exe, os.Args,
+		&syscall.ProcAttr{Env: environment(stageTests, dir), Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		return 0, fmt.Errorf("start the tests: %w", err)
 	}
@@ -190,7 +192,7 @@ func initProcess() (int, error) {
 	}
 }
 
-// checkInside keeps tests whose environment somebody set by hand from working on the machine itself.
+// checkInside protects the machine from tests that run outside the namespaces because the variables were set by hand.
 func checkInside() error {
 	own, err := os.Stat("/proc/self/exe")
 	if err != nil {
@@ -198,7 +200,7 @@ func checkInside() error {
 	}
 	parent, err := os.Stat("/proc/1/exe")
 	if err != nil || os.Getppid() != 1 || !os.SameFile(own, parent) || os.Getenv(scratchVar) == "" {
-		return fmt.Errorf("%s=%s is set by the tests themselves; unset it", stageVar, stageTests)
+		return fmt.Errorf("%s=%s: only the tests themselves may set this variable; unset it", stageVar, stageTests)
 	}
 	return nil
 }

@@ -9,18 +9,19 @@ import (
 	"syscall"
 )
 
-// covered are the directories of the machine that may be written to, but whose changes stay in the scratch directory.
-// A pod that has them in a hostPath volume sees, and changes, what covers them.
+// covered are directories of the machine under an overlay: changes go to the scratch directory. A pod with a hostPath
+// volume of them sees and changes the overlay.
 var covered = []string{"/etc", "/var/lib", "/var/log"}
 
-// own are directories that are as they are on a new node: empty. They lie on the disk itself and not in an overlay,
-// which containers' own overlays need and for which kubelet finds out how full they are.
+// own are directories that are empty, as on a new node. They are on the disk and not in an overlay, because the
+// overlays of containers need that, and because kubelet checks how full the disk is.
 var own = []string{"/var/lib/kubelet", "/var/lib/containerd"}
 
-// absent are directories that a node with containerd has not, or that are the machine's own and not the node's.
-var absent = []string{"/etc/containerd", "/etc/docker", "/etc/cni", "/etc/rancher", "/var/lib/rancher", "/var/lib/docker", "/var/lib/cni"}
+// absent are directories that a node with containerd does not have, or that belong to the machine and not to the node.
+var absent = []string{"/etc/containerd", "/etc/docker", "/etc/cni", "/etc/rancher", "/var/lib/rancher",
+	"/var/lib/docker", "/var/lib/cni"}
 
-// sysctls are what kubelet insists on, and which would be changed for the whole machine.
+// sysctls are settings that kubelet would change for the whole machine.
 var sysctls = map[string]string{
 	"vm/overcommit_memory":      "1",
 	"vm/panic_on_oom":           "0",
@@ -30,9 +31,9 @@ var sysctls = map[string]string{
 	"kernel/keys/root_maxbytes": "25000000",
 }
 
-// prepareMounts makes this process's mount namespace, which is a new one, that of a node.
+// prepareMounts turns the new mount namespace of this process into that of a node.
 func prepareMounts(dir string) error {
-	// First apart from the machine's, then one in which pods may have volumes that share mounts, as on a node.
+	// First separate it from the machine's namespace, then allow pods to share mounts, as on a node.
 	if err := mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return err
 	}
@@ -51,7 +52,7 @@ func prepareMounts(dir string) error {
 		}
 	}
 	for _, path := range absent {
-		if err := os.RemoveAll(path); err != nil { // in the overlay only
+		if err := os.RemoveAll(path); err != nil { // removes it from the overlay only
 			return err
 		}
 	}
@@ -67,25 +68,26 @@ func prepareMounts(dir string) error {
 	return coverSysctls(dir)
 }
 
-// cover puts an overlay over a directory.
+// cover mounts an overlay over a directory.
 func cover(dir, path string) error {
 	base := filepath.Join(dir, "overlay", strings.ReplaceAll(path[1:], "/", "-"))
 	upper, work := filepath.Join(base, "upper"), filepath.Join(base, "work")
 	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755)); err != nil {
 		return err
 	}
-	if err := mount("overlay", path, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", path, upper, work)); err != nil {
-		return fmt.Errorf("%w; /var/tmp must lie on a file system such as ext4 or xfs, not on an overlay", err)
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", path, upper, work)
+	if err := mount("overlay", path, "overlay", 0, options); err != nil {
+		return fmt.Errorf("%w; /var/tmp must be on a file system such as ext4 or xfs, not on an overlay", err)
 	}
 	return nil
 }
 
-// coverSysctls has kubelet find, and write, files in place of the machine's settings.
+// coverSysctls mounts files over the settings, for kubelet to read and write.
 func coverSysctls(dir string) error {
 	for name, value := range sysctls {
 		path := filepath.Join("/proc/sys", name)
 		if _, err := os.Stat(path); err != nil {
-			continue // this kernel has it not
+			continue // this kernel does not have it
 		}
 		file := filepath.Join(dir, "sysctl", name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -101,7 +103,7 @@ func coverSysctls(dir string) error {
 	return nil
 }
 
-// mount is the system call, with an error that says what was to be mounted.
+// mount calls mount(2), with an error that names source and target.
 func mount(source, target, fstype string, flags uintptr, data string) error {
 	if err := syscall.Mount(source, target, fstype, flags, data); err != nil {
 		return fmt.Errorf("mount %s %s on %s: %w", fstype, source, target, err)

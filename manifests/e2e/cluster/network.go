@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// The network: the node is the bridge, pods hang on it, and Services are whatever kube-proxy makes of them.
+// The network: the node is a bridge, to which pods are connected; kube-proxy implements Services.
 const (
 	NodeName  = "node-1"
 	NodeIP    = "10.88.0.1"
@@ -18,7 +18,7 @@ const (
 	bridge    = "cni0"
 )
 
-// prepareNetwork makes the node's interfaces. The default route leads nowhere, but programs want one.
+// prepareNetwork creates the node's interfaces. The default route leads nowhere, but some programs need one.
 func prepareNetwork() error {
 	for _, args := range []string{
 		"link set lo up",
@@ -31,7 +31,8 @@ func prepareNetwork() error {
 			return fmt.Errorf("ip %s: %w: %s", args, err, out)
 		}
 	}
-	// Of this network namespace only. The second has what goes from pod to pod through a Service come back through it.
+	// These apply to this network namespace only. With the second, an answer from pod to pod goes back through the
+	// Service.
 	for _, file := range []string{"net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables"} {
 		if err := os.WriteFile(filepath.Join("/proc/sys", file), []byte("1"), 0o644); err != nil {
 			return fmt.Errorf("%w; for net/bridge load the kernel module br_netfilter", err)
@@ -40,7 +41,7 @@ func prepareNetwork() error {
 	return nil
 }
 
-// cniConfig is what containerd connects pods by.
+// cniConfig returns the configuration of the pods' network.
 func cniConfig(dir string) string {
 	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "pods", "plugins": [
   {"type": "bridge", "bridge": %q, "isGateway": true, "ipMasq": false, "hairpinMode": true,

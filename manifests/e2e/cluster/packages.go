@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// packages are Debian's names of what the tests need beside Kubernetes, by one file of each.
+// packages are the Debian packages that the tests need beside Kubernetes, each with a file of it.
 var packages = []struct{ file, name string }{
 	{"etcd", "etcd-server"},
 	{"containerd", "containerd"},
@@ -23,11 +23,11 @@ var packages = []struct{ file, name string }{
 	{"debootstrap", "debootstrap"},
 }
 
-// installPackages installs those that are missing.
+// installPackages installs the missing packages.
 func installPackages(ctx context.Context) error {
 	var missing []string
 	for _, p := range packages {
-		// With a slash in it, it is looked for there and nowhere else.
+		// LookPath searches PATH only for names without a slash.
 		if _, err := exec.LookPath(p.file); err != nil {
 			missing = append(missing, p.name)
 		}
@@ -36,7 +36,8 @@ func installPackages(ctx context.Context) error {
 		return nil
 	}
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		return fmt.Errorf("this machine has no apt-get; install what Debian calls %s", strings.Join(missing, " "))
+		return fmt.Errorf("this machine has no apt-get; install the equivalents of these Debian packages: %s",
+			strings.Join(missing, " "))
 	}
 	defer took(time.Now(), "install "+strings.Join(missing, " "))
 	apt := func(args ...string) error {
@@ -59,7 +60,7 @@ func installPackages(ctx context.Context) error {
 	return apt(install...)
 }
 
-// took says how long something took since start.
+// took prints how long something took since start.
 func took(start time.Time, what string) {
 	fmt.Fprintf(os.Stderr, "e2e: %6.1fs %s\n", time.Since(start).Seconds(), what)
 }

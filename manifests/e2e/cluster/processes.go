@@ -14,25 +14,25 @@ import (
 	"time"
 )
 
-// process is a program of the cluster that was started.
+// process is a started program of the cluster.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // then: how
+	done chan struct{} // closed when the program has ended
+	err  error         // the result of Wait; set before done is closed
 }
 
-// processes are those of a cluster, by name of the component.
+// processes are the running programs of a cluster.
 type processes struct {
-	mu      sync.Mutex
-	running map[string]*process
+	mu      sync.Mutex          // guards running
+	running map[string]*process // by the component's name
 }
 
-// start starts a program whose output is appended to a file.
+// start starts a program, whose output is appended to a file.
 func (p *processes) start(name string, args, env []string, log string) (*process, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.running[name] != nil {
-		return nil, fmt.Errorf("%s runs already", name)
+		return nil, fmt.Errorf("%s is running already", name)
 	}
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -44,10 +44,10 @@ func (p *processes) start(name string, args, env []string, log string) (*process
 		if cmd.Path, err = lookPath(args[0], env); err != nil {
 			return nil, err
 		}
-		cmd.Err = nil // of a search in this process's PATH
+		cmd.Err = nil // exec.Command has searched the PATH of this process
 	}
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from a keyboard is not for it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that Ctrl-C does not reach it
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
@@ -60,16 +60,16 @@ func (p *processes) start(name string, args, env []string, log string) (*process
 	return proc, nil
 }
 
-// stop ends a program: by the signal and, if that is not enough, by SIGKILL.
+// stop stops a program: with the signal and, if that is not enough, with SIGKILL.
 func (p *processes) stop(name string, signal syscall.Signal) error {
 	p.mu.Lock()
 	proc := p.running[name]
 	delete(p.running, name)
 	p.mu.Unlock()
 	if proc == nil {
-		return fmt.Errorf("%s does not run", name)
+		return fmt.Errorf("%s is not running", name)
 	}
-	_ = proc.cmd.Process.Signal(signal) // it may have ended by itself
+	_ = proc.cmd.Process.Signal(signal) // fails if it has ended already
 	select {
 	case <-proc.done:
 		return nil
@@ -93,10 +93,10 @@ func lookPath(name string, env []string) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("%s is nowhere in PATH", name)
+	return "", fmt.Errorf("%s not found in PATH", name)
 }
 
-// waitReady waits until the check succeeds, and no longer than the process lives.
+// waitReady waits until the check succeeds. Error: the process ends before that; two minutes pass.
 func (proc *process) waitReady(ctx context.Context, check func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -107,15 +107,15 @@ func (proc *process) waitReady(ctx context.Context, check func(context.Context) 
 		}
 		select {
 		case <-proc.done:
-			return fmt.Errorf("it ended (%v) before it was ready: %w", proc.err, err)
+			return fmt.Errorf("ended (%v) before it was ready: %w", proc.err, err)
 		case <-ctx.Done():
-			return fmt.Errorf("it did not get ready: %w", err)
+			return fmt.Errorf("not ready in time: %w", err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// killContainers kills all containers' processes and their shims, of which nobody is told.
+// killContainers kills the processes of all containers and their shims, without containerd's knowledge.
 func killContainers(cgroup string) error {
 	for range 200 {
 		pids, err := containerProcesses(cgroup)
@@ -123,14 +123,15 @@ func killContainers(cgroup string) error {
 			return err
 		}
 		for _, pid := range pids {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+			_ = syscall.Kill(pid, syscall.SIGKILL) // fails if it has ended
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return errors.New("processes of containers do not end although they were killed")
+	return errors.New("killed processes of containers do not end")
 }
 
-// containerProcesses are those of shims, and those below the cgroup. This PID namespace has none but the cluster's.
+// containerProcesses returns the processes of shims, and those in the cgroup. All processes of this PID namespace
+// belong to the cluster.
 func containerProcesses(cgroup string) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

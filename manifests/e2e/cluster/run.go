@@ -2,7 +2,7 @@ package cluster
 
 import "context"
 
-// Run runs a program as the cluster's administrator, and returns what it prints, errors included.
+// Run runs a program with the administrator's kubeconfig, and returns its output, errors included.
 func (c *Cluster) Run(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), kubectlTimeout)
 	defer cancel()

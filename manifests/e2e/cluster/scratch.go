@@ -8,22 +8,22 @@ import (
 	"syscall"
 )
 
-// scratchPattern is where scratch directories lie: on a disk, as containers need a real file system.
+// scratchPattern matches scratch directories. They are on a disk, because containers need a real file system.
 const scratchPattern = "/var/tmp/trow-e2e-*"
 
-// scratch is the directory of one run. Its lock is held as long as the run lives.
+// scratch is the directory of one run. Its lock is held until the run ends.
 type scratch struct {
 	dir  string
 	lock *os.File
 }
 
-// newScratch makes a scratch directory, and removes those of runs that were killed.
+// newScratch creates a scratch directory, and removes those of runs that were killed.
 func newScratch() (*scratch, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return nil, err
 	}
-	// Between making the directory and locking it, no other run may take it for a dead one's.
+	// This lock keeps other runs from sweeping the directory before it is locked.
 	all, err := lockFile(filepath.Join(cache, "scratch.lock"), syscall.LOCK_EX)
 	if err != nil {
 		return nil, err
@@ -41,13 +41,13 @@ func newScratch() (*scratch, error) {
 	return &scratch{dir, lock}, os.Chmod(dir, 0o711)
 }
 
-// sweep removes what dead runs left. Mounts and processes went with their namespaces.
+// sweep removes the directories of dead runs. Their mounts and processes ended with their namespaces.
 func sweep() {
 	dirs, _ := filepath.Glob(scratchPattern)
 	for _, dir := range dirs {
 		lock, err := lockFile(filepath.Join(dir, "lock"), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err != nil {
-			continue // alive, or being kept
+			continue // the run is alive
 		}
 		if _, err := os.Stat(filepath.Join(dir, "kept")); err != nil {
 			_ = (&scratch{dir, lock}).remove()
@@ -56,7 +56,8 @@ func sweep() {
 	}
 }
 
-// remove removes the directory and the cgroups of the run, whose processes are dead.
+// remove removes the directory and the cgroups of the run, whose processes are dead. TROW_E2E_KEEP=1 keeps the
+// directory.
 func (s *scratch) remove() error {
 	defer s.lock.Close()
 	err := removeCgroups(filepath.Base(s.dir))
@@ -67,7 +68,7 @@ func (s *scratch) remove() error {
 	return errors.Join(err, os.RemoveAll(s.dir))
 }
 
-// lockFile makes and locks a file; closing it unlocks.
+// lockFile creates and locks a file. The caller closes it, which unlocks it.
 func lockFile(path string, how int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -80,11 +81,11 @@ func lockFile(path string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// cacheDir is where things are kept from run to run.
+// cacheDir returns the directory that is kept from run to run.
 func cacheDir() (string, error) {
 	user, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("where to keep what is built: %w", err)
+		return "", fmt.Errorf("cache directory: %w", err)
 	}
 	dir := filepath.Join(user, "trow-ci")
 	return dir, os.MkdirAll(dir, 0o755)

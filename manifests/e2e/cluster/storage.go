@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// makeVolumes makes a default StorageClass and some volumes of it, which are directories of the node. They belong to
-// the user that Trow runs as.
+// makeVolumes creates a default StorageClass and some volumes, which are directories of the node. They belong to the
+// user of the Trow image.
 func (c *Cluster) makeVolumes(ctx context.Context) error {
 	var b strings.Builder
 	b.WriteString(`apiVersion: storage.k8s.io/v1

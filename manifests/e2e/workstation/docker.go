@@ -10,21 +10,22 @@ import (
 	"time"
 )
 
-// Workstation has a running dockerd.
+// Workstation is a running dockerd.
 type Workstation struct {
 	dir    string
 	daemon *exec.Cmd
 	exited chan error
 }
 
-// daemonScript runs dockerd with an /etc of its own: it knows names and CAs that the node beside it does not. It has
-// no network for containers, since it only builds and pushes.
+// daemonScript runs dockerd with its own /etc, so that it knows names and CAs that the node on the same machine does
+// not. It has no network for containers, since it only builds and pushes.
 const daemonScript = `mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/work" /etc &&
 mount --bind "$1/docker" /etc/docker &&
-exec dockerd --host "unix://$1/docker.sock" --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/dockerd.pid" --config-file "$1/daemon.json" \
-  --storage-driver=vfs --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --bridge=none --userland-proxy=false --oom-score-adjust=0`
+exec dockerd --host "unix://$1/docker.sock" --data-root "$1/data" --exec-root "$1/exec" \
+  --pidfile "$1/dockerd.pid" --config-file "$1/daemon.json" --storage-driver=vfs --iptables=false --ip6tables=false \
+  --ip-forward=false --ip-masq=false --bridge=none --userland-proxy=false --oom-score-adjust=0`
 
-// Start starts dockerd, with all that it writes in dir. hosts is added to /etc/hosts.
+// Start starts dockerd, which writes to dir alone. hosts is appended to its /etc/hosts.
 func Start(ctx context.Context, dir, hosts string) (*Workstation, error) {
 	w := &Workstation{dir: dir, exited: make(chan error, 1)}
 	for _, d := range []string{"etc/docker", "docker", "work", "data", "exec", "config", "tmp"} {
@@ -54,7 +55,7 @@ func Start(ctx context.Context, dir, hosts string) (*Workstation, error) {
 		return nil, err
 	}
 	go func() { w.exited <- w.daemon.Wait() }()
-	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+	for start := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		out, err := w.Docker(ctx, "version")
 		if err == nil {
 			return w, nil
@@ -64,13 +65,13 @@ func Start(ctx context.Context, dir, hosts string) (*Workstation, error) {
 			return nil, fmt.Errorf("dockerd: %w: %s", err, w.tail())
 		default:
 		}
-		if time.Since(begin) > time.Minute {
+		if time.Since(start) > time.Minute {
 			return nil, fmt.Errorf("dockerd does not answer: %s: %s", out, w.tail())
 		}
 	}
 }
 
-// Log is where dockerd writes.
+// Log returns the path of dockerd's log.
 func (w *Workstation) Log() string { return filepath.Join(w.dir, "dockerd.log") }
 
 func (w *Workstation) tail() string {
@@ -81,7 +82,7 @@ func (w *Workstation) tail() string {
 	return string(b[max(0, len(b)-2000):])
 }
 
-// Trust has docker trust a registry's CA.
+// Trust makes docker trust a registry's CA.
 func (w *Workstation) Trust(registry string, ca []byte) error {
 	dir := filepath.Join(w.dir, "docker/certs.d", registry)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -90,10 +91,11 @@ func (w *Workstation) Trust(registry string, ca []byte) error {
 	return os.WriteFile(filepath.Join(dir, "ca.crt"), ca, 0o644)
 }
 
-// Docker runs the docker command, and returns what it prints, errors included.
+// Docker runs the docker command, and returns its output, errors included.
 func (w *Workstation) Docker(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "docker", args...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+filepath.Join(w.dir, "docker.sock"), "DOCKER_CONFIG="+filepath.Join(w.dir, "config"), "DOCKER_BUILDKIT=0")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+filepath.Join(w.dir, "docker.sock"),
+		"DOCKER_CONFIG="+filepath.Join(w.dir, "config"), "DOCKER_BUILDKIT=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, out)
@@ -101,7 +103,7 @@ func (w *Workstation) Docker(ctx context.Context, args ...string) (string, error
 	return string(out), err
 }
 
-// Images gives docker the images that a developer would have pulled: php:8-fpm and nginx:1.21.0.
+// Images gives docker the images that a developer would pull from Docker Hub: php:8-fpm and nginx:1.21.0.
 func (w *Workstation) Images(ctx context.Context) error {
 	for _, r := range []rootfs{php, nginx} {
 		archive, err := r.archive()
@@ -119,7 +121,7 @@ func (w *Workstation) Images(ctx context.Context) error {
 	return nil
 }
 
-// Stop ends dockerd.
+// Stop stops dockerd.
 func (w *Workstation) Stop() error {
 	if err := w.daemon.Process.Signal(os.Interrupt); err != nil {
 		return err

@@ -180,7 +180,7 @@ func TestTheCommand(t *testing.T) {
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true
 		cmd.SetIn(strings.NewReader(in))
 		cmd.SetOut(&out)
-		cmd.SetArgs(args)
+		cmd.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 		err := cmd.Execute()
 		return out.String(), err
 	}
