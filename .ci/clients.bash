@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # shellcheck source-path=SCRIPTDIR source=lib.bash
-# Functions that the parts with real clients share: images, the trust and state of clients, and the commands that are the
-# same in all parts.
+# Functions that the parts with real clients share: images, the trust and state of clients, and the commands that are
+# the same in all parts.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.bash"
 
 work=$CI_WORK/${0##*/} # directory of this part
@@ -16,8 +16,8 @@ hello() {
   CGO_ENABLED=0 GOOS=linux GOARCH=$1 go build -trimpath -o "$work/hello/hello-$1" "$work/hello/main.go"
 }
 
-# own_home makes the clients use directories of this part instead of those of the user. It must be called after hello, which
-# needs the caches of Go.
+# own_home makes the clients use directories of this part instead of those of the user. It must be called after hello,
+# which needs the caches of Go.
 own_home() {
   export HOME=$work/home XDG_CONFIG_HOME=$work/home/.config XDG_CACHE_HOME=$work/home/.cache
   export XDG_DATA_HOME=$work/home/.local
@@ -75,8 +75,8 @@ layout() {
 # intact FILE passes if the name of a file is the digest of its content: …/sha256/0a1b….
 intact() { same "content of $1" "$("$(basename "$(dirname "$1")")sum" "$1" | cut -d' ' -f1)" "$(basename "$1")"; }
 
-# digest_in LAYOUT prints the digest of the image in a layout, after verifying all blobs. Some clients list the children of
-# an index next to it; then the index is the entry with a name.
+# digest_in LAYOUT prints the digest of the image in a layout, after verifying all blobs. Some clients list the
+# children of an index next to it; then the index is the entry with a name.
 digest_in() {
   local f
   for f in "$1"/blobs/*/*; do
@@ -89,16 +89,16 @@ digest_in() {
 
 # ---- The clients: trusted CAs and places for their state
 
-# trust makes the clients trust the server that was started last: by a file for podman, skopeo and buildah, and by a variable
-# for those that use Go's TLS.
+# trust makes the clients trust the server that was started last: by a file for podman, skopeo and buildah, and by a
+# variable for those that use Go's TLS.
 trust() {
   mkdir -p "$HOME/.config/containers/certs.d/$SERVER_HOST"
   cp "$SERVER_CA" "$HOME/.config/containers/certs.d/$SERVER_HOST/ca.crt"
   export SSL_CERT_FILE=$SERVER_CA
 }
 
-# store DIR prints options that place containers/storage in DIR; vfs works on every file system. podman needs a runroot
-# with a short name.
+# store DIR prints options that place containers/storage in DIR; vfs works on every file system. podman needs a
+# runroot with a short name.
 store() { printf '%s\n' --root "$1/root" --runroot "$CI_WORK/run" --storage-driver vfs; }
 podman() { command podman --tmpdir "$CI_WORK/run/libpod" "$@"; }
 

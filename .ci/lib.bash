@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # the parts use the variables that server sets
-# Functions that the parts of the CI share: named checks, tools, servers, cleanup. A part sources this file and ends with
-# `finish`. To run a single part: `bash .ci/run conformance`.
+# Functions that the parts of the CI share: named checks, tools, servers, cleanup. A part sources this file and ends
+# with `finish`. To run a single part: `bash .ci/run conformance`.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,10 +32,10 @@ since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f\n", b - a }'
 
 failures=0
 
-# check NAME COMMAND… runs a command, usually a function of the part, and counts the result. Its output is shown only if it
-# fails, except for lines that start with "note:". It runs in a subshell with set -e, so a function may change the
-# directory and variables. check must not be called where set -e is off (in an if, before ||). Its variables have long
-# names because the function sees them.
+# check NAME COMMAND… runs a command, usually a function of the part, and counts the result. Its output is shown only
+# if it fails, except for lines that start with "note:". It runs in a subshell with set -e, so a function may change
+# the directory and variables. check must not be called where set -e is off (in an if, before ||). Its variables have
+# long names because the function sees them.
 check() {
   local check_name=$1 check_log check_begin check_code
   shift
@@ -166,9 +166,9 @@ build_product() {
 
 processes=() # started by this part and still running
 
-# server DIR ARGUMENT… starts the server on a free port of loopback with its data in DIR, and waits until it is ready. It
-# sets SERVER_PID, SERVER_URL, SERVER_HOST (host:port), SERVER_CA, SERVER_LOG and SERVER_START (seconds
-# until /readyz answered 200).
+# server DIR ARGUMENT… starts the server on a free port of loopback with its data in DIR, and waits until it is ready.
+# It sets SERVER_PID, SERVER_URL, SERVER_HOST (host:port), SERVER_CA, SERVER_LOG and SERVER_START (seconds until
+# /readyz answered 200).
 server() {
   local dir=$1 begin deadline
   shift
@@ -197,8 +197,8 @@ SERVER_UNDER=() # a command that starts the server, such as strace
 ask() { curl -sS --cacert "$SERVER_CA" "${ASK_LOGIN[@]}" "$@"; }
 ASK_LOGIN=() # -u and a login, if one is needed
 
-# stop_server NAME stops the server that was started last, and checks its exit code. It must not be called by check: only
-# the shell that started the server can wait for it.
+# stop_server NAME stops the server that was started last, and checks its exit code. It must not be called by check:
+# only the shell that started the server can wait for it.
 stop_server() {
   local rc=0
   kill -TERM "$SERVER_PID"
