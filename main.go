@@ -63,11 +63,10 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       server.Build("trow", version),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve}
-	settings.AddConfigFlag(start.Flags())
+	start := settings.WithConfig(&cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve})
 	settings.Register(start.Flags(), new(options).parts()...)
 	root.AddCommand(start, settings.Command(new(options).parts()...), manifests.Command(version), node.Command(), credential.Command(),
-		bench.Command(), check.Command(check.Program{Policy: policySettings}), &cobra.Command{Use: "version",
+		bench.Command(), settings.WithConfig(check.Command(check.Program{Policy: policySettings})), &cobra.Command{Use: "version",
 			Short: "Print the version", Args: cobra.NoArgs, Run: func(*cobra.Command, []string) { fmt.Fprintln(out, root.Version) }})
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
@@ -179,7 +178,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 		reg, reviews, keeper, hook)
 	webhook := server.NewPending(admission.Loading)
 	o.server.Log, o.server.Registerer, o.server.Probes, o.server.TLSConfig = log, metrics, probes, keeper.Config()
-	o.server.Handler = routes(o, probes, reg, callers.Protect(webhook), keeper, promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper, promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	front, err := server.New(o.server)
 	if err != nil {
 		return err

@@ -1,23 +1,23 @@
 # shellcheck shell=bash
 # shellcheck source-path=SCRIPTDIR source=lib.bash
-# What the parts share that try real clients: images, how clients are told what to trust, and the commands that mean
-# the same everywhere.
+# Functions that the parts with real clients share: images, the trust and state of clients, and the commands that are
+# the same in all parts.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.bash"
 
-work=$CI_WORK/${0##*/} # of this part
+work=$CI_WORK/${0##*/} # directory of this part
 mkdir "$work"
 
 # ---- The images
 
-# hello ARCH builds the program that is in every image.
+# hello ARCH builds the program that each image has.
 hello() {
   mkdir -p "$work/hello"
   printf 'package main\n\nfunc main() { println("hello") }\n' >"$work/hello/main.go"
   CGO_ENABLED=0 GOOS=linux GOARCH=$1 go build -trimpath -o "$work/hello/hello-$1" "$work/hello/main.go"
 }
 
-# own_home: from here on no client finds anything of this machine's user, nor leaves anything with him. To be called
-# after hello, which wants Go's caches.
+# own_home makes the clients use directories of this part instead of those of the user. It must be called after hello,
+# which needs the caches of Go.
 own_home() {
   export HOME=$work/home XDG_CONFIG_HOME=$work/home/.config XDG_CACHE_HOME=$work/home/.cache
   export XDG_DATA_HOME=$work/home/.local
@@ -37,14 +37,14 @@ blob() {
   jq -nc --arg t "$2" --arg d "sha256:$sum" --argjson s "$(stat -c %s "$3")" '{mediaType: $t, digest: $d, size: $s}'
 }
 
-# root DIR ARCH TEXT makes a root file system: a program and a text that tells one image from another.
+# root DIR ARCH TEXT creates a root file system: a program, and a text that distinguishes the images.
 root() {
   mkdir -p "$1"
   cp "$work/hello/hello-$2" "$1/hello"
   printf '%s\n' "$3" >"$1/text"
 }
 
-# layout DIR TEXT ARCH… makes an OCI layout with an image for these platforms, tagged v1.
+# layout DIR TEXT ARCH… creates an OCI layout with an image for these platforms, tagged v1.
 layout() {
   local dir=$1 text=$2 arch diff layer config manifest oci=application/vnd.oci.image tmp=$1.tmp
   shift 2
@@ -72,32 +72,32 @@ layout() {
   rm -r "$tmp"
 }
 
-# whole FILE passes if a file's name is the digest of what is in it: …/sha256/0a1b….
-whole() { same "content of $1" "$("$(basename "$(dirname "$1")")sum" "$1" | cut -d' ' -f1)" "$(basename "$1")"; }
+# intact FILE passes if the name of a file is the digest of its content: …/sha256/0a1b….
+intact() { same "content of $1" "$("$(basename "$(dirname "$1")")sum" "$1" | cut -d' ' -f1)" "$(basename "$1")"; }
 
-# digest_in LAYOUT prints the digest of the image in a layout, after looking at every byte of it. Some clients list
-# an index's children beside it; then the index is the one with a name.
+# digest_in LAYOUT prints the digest of the image in a layout, after verifying all blobs. Some clients list the
+# children of an index next to it; then the index is the entry with a name.
 digest_in() {
   local f
   for f in "$1"/blobs/*/*; do
-    whole "$f"
+    intact "$f"
   done
   jq -er '[.manifests[] | {digest, name: .annotations["org.opencontainers.image.ref.name"]}]
     | if length > 1 then map(select(.name)) else . end
     | if length == 1 then .[0].digest else error("not one image") end' "$1/index.json"
 }
 
-# ---- The clients: how each is told whom to trust, and where to keep what it keeps
+# ---- The clients: trusted CAs and places for their state
 
-# trust makes the clients trust the server that was started last: by a file that podman, skopeo and buildah look for,
-# and by a variable for those written with Go's own TLS.
+# trust makes the clients trust the server that was started last: by a file for podman, skopeo and buildah, and by a
+# variable for those that use Go's TLS.
 trust() {
   mkdir -p "$HOME/.config/containers/certs.d/$SERVER_HOST"
   cp "$SERVER_CA" "$HOME/.config/containers/certs.d/$SERVER_HOST/ca.crt"
   export SSL_CERT_FILE=$SERVER_CA
 }
 
-# store DIR prints options that keep containers/storage in DIR; vfs works on every file system. podman wants a
+# store DIR prints options that place containers/storage in DIR; vfs works on every file system. podman needs a
 # runroot with a short name.
 store() { printf '%s\n' --root "$1/root" --runroot "$CI_WORK/run" --storage-driver vfs; }
 podman() { command podman --tmpdir "$CI_WORK/run/libpod" "$@"; }
@@ -117,13 +117,13 @@ crane_login() { crane auth login -u "$1" --password-stdin "$SERVER_HOST" <<<"$2"
 oras_login() { oras login -u "$1" --password-stdin "$SERVER_HOST" <<<"$2"; }
 regctl_login() { regctl registry login -u "$1" --pass-stdin "$SERVER_HOST" <<<"$2"; }
 
-# ---- CLIENT_push LAYOUT REFERENCE pushes an image, for those that push a layout as it is.
+# ---- CLIENT_push LAYOUT REFERENCE pushes an image, for clients that push a layout unchanged.
 
 skopeo_push() { skopeo copy --all --preserve-digests "oci:$1:v1" "docker://$2"; }
 oras_push() { oras cp --from-oci-layout "$1:v1" "$2"; }
 regctl_push() { regctl image copy "ocidir://$1:v1" "$2"; }
 
-# crane pushes a layout's index.json itself, so this is made the image's index.
+# crane pushes index.json itself, so it is replaced by the index of the image.
 crane_push() {
   local index
   index=$(digest_in "$1")
@@ -133,9 +133,9 @@ crane_push() {
   crane push --index "$1.crane" "$2"
 }
 
-# ---- CLIENT_pull REFERENCE DIR pulls it into DIR and prints the digest of what it got.
+# ---- CLIENT_pull REFERENCE DIR pulls an image into DIR and prints its digest.
 
-# skopeo's dir: keeps a manifest as it came, also Docker's. Its files are named by what is in them.
+# skopeo's dir: keeps the manifest unchanged, Docker's as well. Its files are named by their digests.
 skopeo_pull() {
   local f
   mkdir -p "$2"
@@ -144,7 +144,7 @@ skopeo_pull() {
     mv "$f" "${f%.manifest.json}"
   done
   for f in "$2"/sha256/*; do
-    [[ $f == */manifest.json || $f == */version ]] || whole "$f"
+    [[ $f == */manifest.json || $f == */version ]] || intact "$f"
   done
   printf 'sha256:%s\n' "$(sha256sum "$2/sha256/manifest.json" | cut -d' ' -f1)"
 }
@@ -161,8 +161,8 @@ regctl_pull() {
   digest_in "$2"
 }
 
-# podman and buildah pull one platform's image, each time into an empty store, and note the digest of what they asked
-# for, podman beside that of the platform's image. What is in the image is told by its text.
+# podman and buildah pull the image of one platform, each time into an empty store, and record the digest that they
+# requested; podman also records that of the platform's image. The text shows which image it is.
 podman_pull() {
   local store
   mapfile -t store < <(store "$2")
@@ -180,7 +180,7 @@ buildah_pull() {
   buildah "${store[@]}" umount "$container" >&2
 }
 
-# ---- What the registry itself says
+# ---- State of the registry
 
 # manifest_head REPOSITORY REFERENCE
 manifest_head() { ask -I -H 'Accept: */*' "$SERVER_URL/v2/$1/manifests/$2" | tr -d '\r'; }

@@ -1,28 +1,28 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # the variables that server sets are for the parts
-# What the parts of the CI share: named checks, tools, servers, cleaning up. A part sources this file, uses what
-# it needs and ends with `finish`. A part can be run alone: `bash .ci/run conformance`.
+# shellcheck disable=SC2034 # the parts use the variables that server sets
+# Functions that the parts of the CI share: named checks, tools, servers, cleanup. A part sources this file and ends
+# with `finish`. To run a single part: `bash .ci/run conformance`.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# CI_WORK is where everything of one run lies; .ci/run makes and removes it.
-: "${CI_WORK:?run this by .ci/run}"
+# CI_WORK is the directory for all files of a run; .ci/run creates and removes it.
+: "${CI_WORK:?run this with .ci/run}"
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/trow-ci
 TROW=$CI_WORK/bin/trow
 
-# ---- Saying
+# ---- Output
 
 say() { printf '%s\n' "$*"; }
 
-# die ends the part: it cannot go on.
+# die MESSAGE prints a message and ends the part.
 die() {
   printf '%s\n' "$*" >&2
   exit 1
 }
 
-# seconds is a clock for measuring, with a fraction.
+# seconds prints the time in seconds, with a fraction.
 seconds() { printf '%s\n' "$EPOCHREALTIME"; }
 
 # since BEGIN prints the seconds that have passed.
@@ -32,10 +32,10 @@ since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f\n", b - a }'
 
 failures=0
 
-# check NAME COMMAND… runs a command, mostly a function of the part, and counts it. What it prints is shown only if
-# it fails, but for lines that begin with "note:". It runs in a subshell, with set -e in force, so a function may
-# change directories and variables; it must not be called where set -e is off (in an if, before ||). Its own variables
-# have long names because the function sees them.
+# check NAME COMMAND… runs a command, usually a function of the part, and counts the result. Its output is shown only
+# if it fails, except for lines that start with "note:". It runs in a subshell with set -e, so a function may change
+# the directory and variables. check must not be called where set -e is off (in an if, before ||). Its variables have
+# long names because the function sees them.
 check() {
   local check_name=$1 check_log check_begin check_code
   shift
@@ -61,24 +61,24 @@ check() {
   rm -f "$check_log"
 }
 
-# finish ends a part.
+# finish ends a part; it fails if a check failed.
 finish() {
   ((failures == 0)) || die "$failures checks of this part failed"
   exit 0
 }
 
-# same WHAT GOT WANTED compares two texts.
+# same WHAT GOT WANT fails unless two texts are equal.
 same() {
-  [[ "$2" == "$3" ]] || die "$1: got $2, wanted $3"
+  [[ "$2" == "$3" ]] || die "$1: got $2, want $3"
 }
 
-# below WHAT NUMBER LIMIT UNIT notes a figure and fails if it is not below the limit.
+# below WHAT NUMBER LIMIT UNIT prints a figure and fails unless it is below the limit.
 below() {
-  say "note: $1: $2 $4, must be below $3 $4"
+  say "note: $1: $2 $4, want below $3 $4"
   awk -v a="$2" -v b="$3" 'BEGIN { exit !(a < b) }'
 }
 
-# refused COMMAND… passes if the command fails. As in check, set -e stays in force for it.
+# refused COMMAND… passes if the command fails. As in check, set -e is on while it runs.
 refused() {
   local refused_code
   set +e
@@ -93,7 +93,7 @@ refused() {
 
 # ---- Tools
 
-# debian PACKAGE… installs what is missing.
+# debian PACKAGE… installs the packages that are missing.
 debian() {
   local missing=() p
   for p in "$@"; do
@@ -107,14 +107,14 @@ debian() {
     die "apt-get install failed: $(tail -n 30 "$CI_WORK/apt.log")"
 }
 
-# debian_lists fetches apt's lists, once a run.
+# debian_lists fetches the lists of apt once per run.
 debian_lists() {
   [[ -e $CI_WORK/apt-updated ]] && return 0
   apt-get -o DPkg::Lock::Timeout=300 update -qq
   touch "$CI_WORK/apt-updated"
 }
 
-# tool NAME MODULE@VERSION builds a Go program, once for each version and toolchain, and puts it on PATH.
+# tool NAME MODULE@VERSION builds a Go program, once for each version and toolchain, and adds it to PATH.
 tool() {
   local dir
   dir=$CACHE/bin/$(go env GOVERSION)/$1@${2##*@}
@@ -126,7 +126,7 @@ tool() {
   PATH=$dir:$PATH
 }
 
-# What the parts take from Debian and from the Go module proxy. gcc is for the race detector.
+# The tools that each part needs, from Debian and from the Go module proxy. The race detector needs gcc.
 test_tools() { debian gcc libc6-dev; }
 lint_tools() {
   debian shellcheck
@@ -154,7 +154,7 @@ versus_tools() { debian nginx-light; }
 
 # ---- The product
 
-# build_product makes the binary as it is released, static, for both architectures. The parts run this machine's.
+# build_product builds the static binary of a release for both architectures. The parts run that of this machine.
 build_product() {
   local arch
   [[ -x $TROW ]] && return 0
@@ -164,11 +164,11 @@ build_product() {
   cp "$CI_WORK/bin/trow-$(go env GOARCH)" "$TROW"
 }
 
-processes=() # what this part has started and not yet seen end
+processes=() # started by this part and still running
 
-# server DIR ARGUMENT… starts the product on a free port of the loopback with its data in DIR, and waits until it is
-# ready. It sets SERVER_PID, SERVER_URL, SERVER_HOST (host:port), SERVER_CA, SERVER_LOG and SERVER_START (seconds
-# until /readyz answered 200).
+# server DIR ARGUMENT… starts the server on a free port of loopback with its data in DIR, and waits until it is ready.
+# It sets SERVER_PID, SERVER_URL, SERVER_HOST (host:port), SERVER_CA, SERVER_LOG and SERVER_START (seconds until
+# /readyz answered 200).
 server() {
   local dir=$1 begin deadline
   shift
@@ -183,7 +183,7 @@ server() {
   processes+=("$SERVER_PID")
   deadline=$((SECONDS + 30))
   until SERVER_URL=$(sed -n 's/^ *listens on *//p' "$dir/out") && [[ -n $SERVER_URL ]]; do
-    kill -0 "$SERVER_PID" 2>/dev/null || die "the server ended at its start: $(tail -n 5 "$SERVER_LOG")"
+    kill -0 "$SERVER_PID" 2>/dev/null || die "the server ended during its start: $(tail -n 5 "$SERVER_LOG")"
     ((SECONDS < deadline)) || die "the server is not ready after 30 s: $(tail -n 5 "$SERVER_LOG")"
     sleep 0.01
   done
@@ -191,13 +191,13 @@ server() {
   same /readyz "$(ask -o /dev/null -w '%{http_code}' "$SERVER_URL/readyz")" 200
   SERVER_START=$(since "$begin")
 }
-SERVER_UNDER=() # a command to start the server under
+SERVER_UNDER=() # a command that starts the server, such as strace
 
-# ask is curl for the server that was started last, with its CA.
+# ask ARGUMENT… is curl with the CA of the server that was started last.
 ask() { curl -sS --cacert "$SERVER_CA" "${ASK_LOGIN[@]}" "$@"; }
-ASK_LOGIN=() # -u and a login, where one is needed
+ASK_LOGIN=() # -u and a login, if one is needed
 
-# stop_server stops the server that was started last, and checks that it ends well. Not to be called by check:
+# stop_server NAME stops the server that was started last, and checks its exit code. It must not be called by check:
 # only the shell that started the server can wait for it.
 stop_server() {
   local rc=0
@@ -208,10 +208,10 @@ stop_server() {
   check "server stops ($1)" same 'exit code' "$rc" 0
 }
 
-# memory KEY prints a figure of the server's /proc status in MB: VmRSS now, VmHWM at its highest.
+# memory KEY prints a value of the server's /proc status in MB: VmRSS is the current memory, VmHWM the peak.
 memory() { awk -v key="$1:" '$1 == key { printf "%.1f\n", $2 * 1024 / 1e6 }' "/proc/$SERVER_PID/status"; }
 
-# forget PID: it has ended, so its number may be somebody else's by now.
+# forget PID removes a process that has ended from processes: its ID may belong to another process soon.
 forget() {
   local p rest=()
   for p in "${processes[@]}"; do
@@ -220,7 +220,7 @@ forget() {
   processes=("${rest[@]}")
 }
 
-# clean_up ends what the part left running, by its number.
+# clean_up ends the processes that the part left running, by their IDs.
 clean_up() {
   local p
   for p in "${processes[@]}"; do

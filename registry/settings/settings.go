@@ -48,6 +48,12 @@ func AddConfigFlag(fs *pflag.FlagSet) {
 	fs.StringP(configFlag, "c", "", "configuration file (YAML); its keys are the names of the settings")
 }
 
+// WithConfig adds the flag --config to a command, and returns the command.
+func WithConfig(cmd *cobra.Command) *cobra.Command {
+	AddConfigFlag(cmd.Flags())
+	return cmd
+}
+
 // ConfigFile returns the path of the configuration file: the flag --config, or else TROW_CONFIG. Empty: there is none.
 func ConfigFile(fs *pflag.FlagSet) string {
 	if f := fs.Lookup(configFlag); f != nil && f.Value.String() != "" {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -153,6 +154,7 @@ func TestFollow(t *testing.T) {
 	write("first")
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
+		var mu sync.Mutex // guards applied and reported
 		var applied []string
 		var reported []error
 		refused := errors.New("refused")
@@ -160,26 +162,32 @@ func TestFollow(t *testing.T) {
 		go func() {
 			defer close(done)
 			files.Follow(ctx, path, []byte("first"), func(b []byte) error {
+				mu.Lock()
+				defer mu.Unlock()
 				applied = append(applied, string(b))
 				if string(b) == "bad" {
 					return refused
 				}
 				return nil
-			}, func(err error) { reported = append(reported, err) })
+			}, func(err error) { mu.Lock(); defer mu.Unlock(); reported = append(reported, err) })
 		}()
 		polls := func(n int) { time.Sleep(time.Duration(n) * files.PollInterval); synctest.Wait() }
+		nothing := func(why string) {
+			t.Helper()
+			mu.Lock()
+			defer mu.Unlock()
+			if len(applied) != 0 {
+				t.Fatalf("applied %s: %q", why, applied)
+			}
+		}
 
 		polls(3)
-		if len(applied) != 0 {
-			t.Fatalf("applied without a change: %q", applied)
-		}
+		nothing("without a change")
 		write("half")
 		polls(1)
 		write("half and half")
 		polls(1)
-		if len(applied) != 0 {
-			t.Fatalf("applied what was seen once: %q", applied)
-		}
+		nothing("what was seen once")
 		polls(3)
 		write("bad")
 		polls(4)

@@ -18,6 +18,14 @@ func MethodNotAllowed(api http.Handler) http.HandlerFunc {
 	}
 }
 
+// Route annotates the requests of a handler with a route, for the access log and the metrics.
+func Route(route string, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		Annotate(r.Context(), "route", route)
+		h.ServeHTTP(w, r)
+	})
+}
+
 // NotFound answers requests to other paths; hint says where something is.
 func NotFound(hint string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not found: "+hint, http.StatusNotFound) }
