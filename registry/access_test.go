@@ -24,7 +24,7 @@ func TestNamespaceOfAMirror(t *testing.T) {
 	w.do("POST", "/v2/library/nginx/blobs/uploads/?ns=docker.io", nil).is(202)
 }
 
-func TestWhoMayDoWhat(t *testing.T) {
+func TestAccessByIdentity(t *testing.T) {
 	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä", PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}})
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x"), "Authorization", "Basic eDp5").code(401, "UNAUTHORIZED")
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x"), login...).is(201)
 	if user, _ := w.notes.Load("user"); user != "u" {
-		t.Errorf("the log has user %q", user)
+		t.Errorf("the access log has user %q", user)
 	}
 	w.do("GET", "/v2/a/blobs/"+d, nil).is(200)
 	w.do("DELETE", "/v2/a/blobs/"+d, nil).code(401, "UNAUTHORIZED")
@@ -54,7 +54,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	w.do("DELETE", "/v2/a/blobs/"+d, nil).code(403, "DENIED").contains("--user")
 }
 
-func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
+func TestAMountRevealsNoOtherRepository(t *testing.T) {
 	a := &rules{Authorizer: open{}, deny: "secret", err: auth.ErrHidden}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	a.deny = ""
@@ -67,7 +67,7 @@ func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
 	w.do("GET", "/v2/mine/blobs/"+d, nil).is(404)
 }
 
-func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
+func TestAHiddenRepositoryLooksAbsent(t *testing.T) {
 	a := &rules{Authorizer: open{}, deny: "", err: auth.ErrHidden}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	body, d := w.pushImage("secret", "v", "x")
@@ -83,7 +83,7 @@ func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
 				for _, a := range []*answer{hidden, absent} {
 					a.header.Del("Date")
 				}
-				// the same length of names, so that Content-Length compares as well
+				// the names have the same length, so that Content-Length must be equal as well
 				if got, want := strings.ReplaceAll(string(hidden.body), "secret", "absent"), string(absent.body); hidden.status != absent.status || got != want || !reflect.DeepEqual(hidden.header, absent.header) {
 					t.Errorf("%s %s %v: hidden %d %s %v, absent %d %s %v", method, path, headers, hidden.status, got, hidden.header, absent.status, want, absent.header)
 				}
@@ -92,7 +92,7 @@ func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
 	}
 }
 
-func TestTheCatalogListsWhatMayBeRead(t *testing.T) {
+func TestTheCatalogListsReadableRepositories(t *testing.T) {
 	a := &rules{Authorizer: open{}}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	var mine []string

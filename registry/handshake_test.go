@@ -21,7 +21,7 @@ import (
 	"trow/storage"
 )
 
-// guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as main does.
+// guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as the program does.
 func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	t.Helper()
 	o.Dir = t.TempDir()
@@ -39,7 +39,7 @@ func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	return w, g
 }
 
-// people writes a htpasswd file of alice and bob, whose passwords are their names.
+// people writes an htpasswd file of alice and bob, whose passwords are their names.
 func people(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "htpasswd")
@@ -57,18 +57,18 @@ func people(t *testing.T) string {
 	return path
 }
 
-// client does the handshake as the clients of registries do.
+// client logs in as the usual clients of registries do.
 type client struct {
 	*server
 	user, password string
-	perRequest     bool // it looks at each answer's challenge (containerd, oras); otherwise at that of GET /v2/ (docker, skopeo, crane)
-	post           bool // it tries POST first (containerd, regctl)
-	basicLast      bool // it heeds every challenge of GET /v2/, and Basic after Bearer (docker)
+	perRequest     bool // uses the challenge of each answer (containerd, oras), not that of GET /v2/ (docker, skopeo, crane)
+	post           bool // tries POST first (containerd, regctl)
+	basicLast      bool // uses every challenge of GET /v2/, and Basic after Bearer (docker)
 }
 
 var challengeField = regexp.MustCompile(`(\w+)="([^"]*)"`)
 
-// challenges are those of an answer, by scheme.
+// challenges returns the challenges of an answer, by scheme.
 func challenges(t *testing.T, h http.Header) map[string]map[string]string {
 	t.Helper()
 	all := map[string]map[string]string{}
@@ -83,7 +83,7 @@ func challenges(t *testing.T, h http.Header) map[string]map[string]string {
 	return all
 }
 
-// try sends a request, after the handshake that it takes, and returns the status, or 0 if the client gave up.
+// try sends a request, after the login that it needs, and returns the status, or 0 if the client gave up.
 func (c client) try(method, path string, body string, scope string, headers ...string) int {
 	c.Helper()
 	first := "/v2/"
@@ -125,7 +125,7 @@ func (c client) try(method, path string, body string, scope string, headers ...s
 	return c.do(method, path, []byte(body), append(headers, "Authorization", login)...).status
 }
 
-// token asks the realm for a token; empty: it was refused.
+// token asks the realm for a token. It is empty if the realm refuses it.
 func (c client) token(challenge map[string]string, scope string) string {
 	c.Helper()
 	realm, err := url.Parse(challenge["realm"])
@@ -161,7 +161,7 @@ func (c client) token(challenge map[string]string, scope string) string {
 	return answer.Token
 }
 
-// TestTheHandshake in the three set-ups, as each kind of client does it.
+// TestTheHandshake has each kind of client log in to registries with three settings.
 func TestTheHandshake(t *testing.T) {
 	user := auth.Options{Htpasswd: people(t)}
 	anonymous := func(o auth.Options, l auth.Level) auth.Options { o.Anonymous = l; return o }
@@ -169,9 +169,9 @@ func TestTheHandshake(t *testing.T) {
 	for _, setup := range []struct {
 		name string
 		o    auth.Options
-		// what a client without a login, with one, and with a wrong one gets for GET /v2/, a pull, a push, and a delete.
-		// A login that cannot be wrong is not looked at.
-		nobody, alice, wrong [4]int
+		// The status of GET /v2/, a pull, a push and a delete: without a login, with one, and with a wrong one. If the
+		// registry has no users, it ignores logins.
+		anonymous, alice, wrong [4]int
 	}{
 		{"open", anonymous(auth.Options{}, auth.ReadWrite), [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}},
 		{"anonymous pull, push with a login", anonymous(user, auth.ReadOnly), [4]int{200, 200, 401, 401}, [4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
@@ -186,7 +186,7 @@ func TestTheHandshake(t *testing.T) {
 				for _, caller := range []struct {
 					user, password string
 					want           [4]int
-				}{{"", "", setup.nobody}, {"alice", "alice", setup.alice}, {"alice", "wrong", setup.wrong}} {
+				}{{"", "", setup.anonymous}, {"alice", "alice", setup.alice}, {"alice", "wrong", setup.wrong}} {
 					link(t, w, "app", "x")
 					c := kind.c
 					c.server, c.user, c.password = w, caller.user, caller.password
@@ -195,11 +195,11 @@ func TestTheHandshake(t *testing.T) {
 					want := caller.want
 					closed := setup.o.Anonymous == auth.None
 					switch {
-					case kind.c.basicLast && caller.user == "" && closed: // it says "no basic auth credentials"
+					case kind.c.basicLast && caller.user == "" && closed: // the client gives up: "no basic auth credentials"
 						want = [4]int{}
 					case kind.c.basicLast && caller.user != "" && caller.password == "wrong" && closed:
 						want = [4]int{401, 401, 401, 401}
-					case kind.c.perRequest && caller.password == "wrong" && setup.o.Anonymous == auth.ReadOnly: // pulls as anybody may
+					case kind.c.perRequest && caller.password == "wrong" && setup.o.Anonymous == auth.ReadOnly: // pulls without its login
 						want[1] = 200
 					}
 					if got != want {
@@ -211,8 +211,8 @@ func TestTheHandshake(t *testing.T) {
 	}
 }
 
-// TestTheChallengeSaysWhy in words for the user: some clients show them instead of the answer's body.
-func TestTheChallengeSaysWhy(t *testing.T) {
+// TestTheChallengeGivesTheReason because some clients show it to the user instead of the answer's body.
+func TestTheChallengeGivesTheReason(t *testing.T) {
 	w, _ := guarded(t, auth.Options{Htpasswd: people(t), PolicyOptions: auth.PolicyOptions{Anonymous: auth.ReadOnly}})
 	c := client{server: w}
 	token := func(c client, scope string) []string {
@@ -226,7 +226,7 @@ func TestTheChallengeSaysWhy(t *testing.T) {
 		login     []string
 		code, say string
 	}{
-		{nil, "", ""}, // nothing was wrong with what the client sent
+		{nil, "", ""}, // no credentials, so nothing is wrong with them
 		{anonymous, "insufficient_scope", "log in; without a login this is not allowed"},
 		{elsewhere, "insufficient_scope", "the token is not good for this; get one for the scope that is needed"},
 		{[]string{"Authorization", "Bearer x"}, "invalid_token", "the token is not valid (any more); get another one"},
@@ -264,7 +264,7 @@ func link(t *testing.T, w *server, repo, content string) {
 	}
 }
 
-// TestRulesOnTheWire: who may not read is not told, who may not write is told so.
+// TestRulesOnTheWire: a client that may not pull gets 404, one that may not push gets 403.
 func TestRulesOnTheWire(t *testing.T) {
 	w, _ := guarded(t, auth.Options{User: "owner", Password: "owner", Htpasswd: people(t), Rules: []auth.Rule{
 		{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}},
@@ -294,14 +294,14 @@ func TestRulesOnTheWire(t *testing.T) {
 	w.do("PUT", "/v2/public/a/manifests/v", []byte("{}"), alice...).code(403, "DENIED")
 	w.do("GET", "/v2/_catalog", nil, bob...).code(403, "DENIED")
 	w.do("GET", "/v2/_catalog", nil).code(401, "UNAUTHORIZED")
-	// A mount needs the right to pull from the source.
+	// A mount needs permission to pull from the source.
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=secret/a", nil, alice...).is(202)
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=absent", nil, alice...).is(202)
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=public/a", nil, alice...).is(201)
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob+"&from=team/a", nil, bob...).is(202)
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+digest.FromString("y").String(), nil, bob...).is(202)
-	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(201) // found in public/a, or in its likes
-	// An upload belongs to its repository, whoever began it.
+	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(201) // public/a holds it as well
+	// An upload belongs to its repository, whoever started it.
 	at := w.do("POST", "/v2/team/a/blobs/uploads/", nil, alice...).is(202).header.Get("Location")
 	w.do("GET", at, nil, bob...).code(403, "DENIED")
 	w.do("PATCH", at, []byte("x"), bob...).code(403, "DENIED")
@@ -325,9 +325,9 @@ func (w *server) pushAs(login []string, repo string) {
 	w.do("PUT", "/v2/"+repo+"/manifests/v", []byte(body), append(login, "Content-Type", typeManifest)...).is(201)
 }
 
-// TestBusyAndUnavailable have their own answers, so that a client comes again.
+// TestBusyAndUnavailable: the answer tells the client to retry.
 func TestBusyAndUnavailable(t *testing.T) {
-	a := &clueless{Authorizer: open{}}
+	a := &failingAuth{Authorizer: open{}}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	for err, want := range map[error]struct {
 		status int
@@ -336,15 +336,15 @@ func TestBusyAndUnavailable(t *testing.T) {
 		a.err = err
 		got := w.do("GET", "/v2/a/tags/list", nil).code(want.status, want.code).has("Retry-After", "1")
 		if strings.Contains(string(got.body), "10.0.0.1") {
-			t.Errorf("the cause is told: %s", got.body)
+			t.Errorf("the answer shows the cause: %s", got.body)
 		}
 	}
 }
 
-// clueless cannot tell who anybody is.
-type clueless struct {
+// failingAuth cannot identify any request.
+type failingAuth struct {
 	auth.Authorizer
 	err error
 }
 
-func (f *clueless) Identify(*http.Request) (*auth.Identity, error) { return nil, f.err }
+func (f *failingAuth) Identify(*http.Request) (*auth.Identity, error) { return nil, f.err }

@@ -17,7 +17,7 @@ func TestTags(t *testing.T) {
 	for _, tag := range []string{"b", "a", "C", "_x", "1.0"} {
 		w.pushImage("a", tag, "x")
 	}
-	w.pushImage("ab", "other", "x") // a neighbour
+	w.pushImage("ab", "other", "x") // another repository with the same prefix
 	list := func(query string) *answer { return w.do("GET", "/v2/a/tags/list"+query, nil).is(200) }
 	list("").has("Content-Type", "application/json", "Link", "").equals(`{"name":"a","tags":["1.0","C","_x","a","b"]}`)
 	list("?n=2").has("Link", `</v2/a/tags/list?last=C&n=2>; rel="next"`).equals(`{"name":"a","tags":["1.0","C"]}`)
@@ -26,7 +26,7 @@ func TestTags(t *testing.T) {
 	list("?n=5").has("Link", "")
 	list("?n=0").has("Link", "").equals(`{"name":"a","tags":[]}`)
 	list("?n=99999999999999999999").has("Link", "").equals(`{"name":"a","tags":["1.0","C","_x","a","b"]}`)
-	list("?last=D").equals(`{"name":"a","tags":["_x","a","b"]}`) // need not exist
+	list("?last=D").equals(`{"name":"a","tags":["_x","a","b"]}`) // last need not exist
 	list("?last=zzz").equals(`{"name":"a","tags":[]}`)
 	for _, n := range []string{"-1", "x", "", "1.5"} {
 		w.do("GET", "/v2/a/tags/list?n="+n, nil).code(400, "UNSUPPORTED")
@@ -101,14 +101,14 @@ func TestReferrers(t *testing.T) {
 	if got := parse(list("a", "?artifactType=none")); len(got) != 0 {
 		t.Errorf("filtered are %v", got)
 	}
-	list("b", "").equals(empty) // of another repository
+	list("b", "").equals(empty) // the subject is in another repository
 	w.do("DELETE", "/v2/a/manifests/"+digest.FromBytes(sbom).String(), nil).is(202)
 	if got := parse(list("a", "")); len(got) != 2 {
 		t.Errorf("after a delete they are %v", got)
 	}
 	w.do("GET", "/v2/a/referrers/"+d.String()+"?last=x", nil).code(400, "DIGEST_INVALID")
 
-	// A list under the fallback tag, kept by a client of old, is folded in as far as its entries are here.
+	// An index under the fallback tag is merged in, as far as the repository holds its entries.
 	other, o := w.pushImage("a", "other", "other")
 	tagged := `{"schemaVersion":2,"mediaType":"` + typeIndex + `","manifests":[` + desc(typeManifest, other) + `,` + desc(typeManifest, sig) + `]}`
 	w.do("PUT", "/v2/a/manifests/"+strings.Replace(d.String(), ":", "-", 1), []byte(tagged), "Content-Type", typeIndex).is(201)
@@ -117,7 +117,7 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
-func TestReferrersAreTurnedByPages(t *testing.T) {
+func TestPagesOfReferrers(t *testing.T) {
 	w := newServer(t)
 	d := digest.FromString("subject")
 	config := []byte("{}")
@@ -141,13 +141,13 @@ func TestReferrersAreTurnedByPages(t *testing.T) {
 		}
 		for _, m := range idx.Manifests {
 			if !want[m.Digest] {
-				t.Errorf("%s came twice, or should not have come", m.Digest)
+				t.Errorf("%s is listed twice, or should not be listed", m.Digest)
 			}
 			delete(want, m.Digest)
 		}
 		path, _, _ = strings.Cut(strings.TrimPrefix(a.header.Get("Link"), "<"), ">")
 	}
 	if len(want) != 0 || pages < 2 {
-		t.Errorf("after %d pages there is missing %v", pages, want)
+		t.Errorf("after %d pages these are missing: %v", pages, want)
 	}
 }

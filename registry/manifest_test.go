@@ -31,7 +31,7 @@ func TestManifestRoundTrip(t *testing.T) {
 	w.do("GET", "/v2/a/b/manifests/v1", nil, "If-None-Match", `"x"`).is(200)
 	w.do("GET", "/v2/a/b/manifests/v2", nil).code(404, "MANIFEST_UNKNOWN")
 	w.do("HEAD", "/v2/a/b/manifests/v2", nil).is(404)
-	w.do("GET", "/v2/a/c/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN") // another repository's
+	w.do("GET", "/v2/a/c/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN") // in another repository
 }
 
 func TestManifestPutAnswers(t *testing.T) {
@@ -57,7 +57,7 @@ func TestManifestPutAnswers(t *testing.T) {
 	put("sha256:"+zeros, "Content-Type", typeManifest).code(400, "DIGEST_INVALID")
 	put(d.String()+"?tag=-x", "Content-Type", typeManifest).code(400, "MANIFEST_INVALID")
 	put(d.String()+"?"+strings.Repeat("tag=x&", 101), "Content-Type", typeManifest).code(414, "MANIFEST_INVALID")
-	put("v2").is(201) // the body says what it is
+	put("v2").is(201) // the body has the type
 	w.do("HEAD", "/v2/a/manifests/v2", nil).is(200).has("Content-Type", typeManifest)
 }
 
@@ -78,18 +78,18 @@ func TestManifestContent(t *testing.T) {
 		code        string
 	}{
 		{"an image", typeManifest, string(image(config, layer)), 201, ""},
-		{"an image of Docker's", typeDockerManifest, `{"schemaVersion":2,"mediaType":"` + typeDockerManifest + `","config":` + c + `,"layers":[` + l + `]}`, 201, ""},
+		{"a Docker image", typeDockerManifest, `{"schemaVersion":2,"mediaType":"` + typeDockerManifest + `","config":` + c + `,"layers":[` + l + `]}`, 201, ""},
 		{"an index", typeIndex, string(index(child)), 201, ""},
-		{"a list of Docker's", typeDockerList, `{"schemaVersion":2,"manifests":[` + desc(typeManifest, child) + `]}`, 201, ""},
-		{"an index whose children are blobs, as build caches have them", typeIndex, `{"schemaVersion":2,"manifests":[` + l + `]}`, 201, ""},
+		{"a Docker manifest list", typeDockerList, `{"schemaVersion":2,"manifests":[` + desc(typeManifest, child) + `]}`, 201, ""},
+		{"an index whose children are blobs, as in build caches", typeIndex, `{"schemaVersion":2,"manifests":[` + l + `]}`, 201, ""},
 		{"an index without children", typeIndex, `{"schemaVersion":2,"manifests":[]}`, 201, ""},
 		{"an image without layers", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[]}`, 201, ""},
-		{"fields nobody knows", typeManifest, string(image(config, layer, `,"x":{"y":[1,2,{"z":null}]}`)), 201, ""},
+		{"unknown fields", typeManifest, string(image(config, layer, `,"x":{"y":[1,2,{"z":null}]}`)), 201, ""},
 		{"data in a descriptor", typeManifest, `{"schemaVersion":2,"config":` + desc("x/y", config, `,"data":"e30="`) + `,"layers":[]}`, 201, ""},
-		{"a type nobody knows", "application/vnd.example+json", `{"anything":true}`, 201, ""},
-		{"a type nobody knows, not JSON", "text/plain", `hello`, 201, ""},
+		{"an unknown type", "application/vnd.example+json", `{"anything":true}`, 201, ""},
+		{"an unknown type, not JSON", "text/plain", `hello`, 201, ""},
 		{"a missing subject", typeManifest, string(image(config, layer, `,"subject":`+missing)), 201, ""},
-		{"an artifact of ORAS, with what is missing", "application/vnd.oci.artifact.manifest.v1+json", `{"blobs":[` + missing + `]}`, 201, ""},
+		{"an ORAS artifact with a missing blob", "application/vnd.oci.artifact.manifest.v1+json", `{"blobs":[` + missing + `]}`, 201, ""},
 		{"Docker's schema 1", "application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"fsLayers":[{"blobSum":"` + digest.FromBytes(layer).String() + `"}]}`, 201, ""},
 		{"a foreign layer", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"mediaType":"x/y","digest":"sha256:` + zeros + `","size":1,"urls":["https://example.com/l"]}]}`, 201, ""},
 
@@ -97,19 +97,19 @@ func TestManifestContent(t *testing.T) {
 		{"a missing config", typeManifest, `{"schemaVersion":2,"config":` + missing + `,"layers":[]}`, 404, "MANIFEST_BLOB_UNKNOWN"},
 		{"a missing child", typeIndex, `{"schemaVersion":2,"manifests":[` + missing + `]}`, 404, "MANIFEST_BLOB_UNKNOWN"},
 		{"another type in the body", typeIndex, string(image(config, layer)), 400, "MANIFEST_INVALID"},
-		{"no JSON", typeManifest, `{`, 400, "MANIFEST_INVALID"},
+		{"invalid JSON", typeManifest, `{`, 400, "MANIFEST_INVALID"},
 		{"nothing", typeManifest, ``, 400, "MANIFEST_INVALID"},
 		{"neither type nor JSON", "", `x`, 400, "MANIFEST_INVALID"},
 		{"no type at all", "", `{}`, 400, "MANIFEST_INVALID"},
 		{"a type with control characters", "a\tb c", `{}`, 400, "MANIFEST_INVALID"},
-		{"names that come twice", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[],"layers":[` + missing + `]}`, 400, "MANIFEST_INVALID"},
+		{"duplicate names", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[],"layers":[` + missing + `]}`, 400, "MANIFEST_INVALID"},
 		{"invalid UTF-8", typeManifest, "{\"schemaVersion\":2,\"config\":" + c + ",\"layers\":[],\"x\":\"\xff\"}", 400, "MANIFEST_INVALID"},
 		{"a huge number", typeManifest, `{"schemaVersion":2e400,"config":` + c + `,"layers":[]}`, 400, "MANIFEST_INVALID"},
 		{"deep nesting", typeManifest, `{"schemaVersion":2,"x":` + strings.Repeat("[", 100000) + strings.Repeat("]", 100000) + `}`, 400, "MANIFEST_INVALID"},
 		{"another schema", typeManifest, `{"schemaVersion":1,"config":` + c + `,"layers":[]}`, 400, "MANIFEST_INVALID"},
 		{"no config", typeManifest, `{"schemaVersion":2,"layers":[]}`, 400, "MANIFEST_INVALID"},
 		{"a descriptor without a digest", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"size":1}]}`, 400, "MANIFEST_INVALID"},
-		{"a digest that leads elsewhere", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"digest":"sha256:../../../etc/passwd","size":1}]}`, 400, "MANIFEST_INVALID"},
+		{"a digest that is a path", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"digest":"sha256:../../../etc/passwd","size":1}]}`, 400, "MANIFEST_INVALID"},
 		{"a negative size", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"digest":"sha256:` + zeros + `","size":-1}]}`, 400, "MANIFEST_INVALID"},
 		{"layers and manifests", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[],"manifests":[]}`, 400, "MANIFEST_INVALID"},
 		{"an index with a config", typeIndex, `{"schemaVersion":2,"manifests":[],"config":` + c + `}`, 400, "MANIFEST_INVALID"},
@@ -127,7 +127,7 @@ func TestManifestContent(t *testing.T) {
 				a.code(row.status, row.code)
 				after, _, err := w.index.Tags(t.Context(), "a", "", -1)
 				if err != nil || strings.Join(before, " ") != strings.Join(after, " ") {
-					t.Errorf("refused, and yet the tags are %v (%v), not %v", after, err, before)
+					t.Errorf("refused, but the tags changed to %v (%v) from %v", after, err, before)
 				}
 				return
 			}
@@ -139,7 +139,7 @@ func TestManifestContent(t *testing.T) {
 	w.do("HEAD", "/v2/a/manifests/"+childDigest.String(), nil).is(200)
 }
 
-func TestMissingPartsAreAllNamed(t *testing.T) {
+func TestAllMissingPartsAreListed(t *testing.T) {
 	w := newServer(t)
 	one, two := []byte("1"), []byte("2")
 	a := w.do("PUT", "/v2/a/manifests/v", image(one, two), "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
@@ -150,7 +150,7 @@ func TestMissingPartsAreAllNamed(t *testing.T) {
 	}
 	many := `{"schemaVersion":2,"config":` + desc("x/y", one) + `,"layers":[` + strings.Join(layers, ",") + `]}`
 	if n := len(w.do("PUT", "/v2/a/manifests/v", []byte(many), "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN").errors()); n != 20 {
-		t.Errorf("%d errors are told, want 20", n)
+		t.Errorf("%d errors in the answer, want 20", n)
 	}
 }
 
@@ -210,9 +210,9 @@ func TestImmutableTags(t *testing.T) {
 		o.Immutable = func(repo, tag string) bool { return repo == "a" && tag == "v1" }
 	})
 	body, d := w.pushImage("a", "v1", "x")
-	w.do("PUT", "/v2/a/manifests/v1", body, "Content-Type", typeManifest).is(201) // the same again
+	w.do("PUT", "/v2/a/manifests/v1", body, "Content-Type", typeManifest).is(201) // the same digest again
 	w.do("PUT", "/v2/a/manifests/v2", body, "Content-Type", typeManifest).is(201)
-	other, od := w.pushImage("a", "v2", "y") // another tag may move
+	other, od := w.pushImage("a", "v2", "y") // other tags may move
 	w.do("PUT", "/v2/a/manifests/v1", other, "Content-Type", typeManifest).code(403, "DENIED").contains("immutable")
 	w.do("PUT", "/v2/a/manifests/"+od.String()+"?tag=v3&tag=v1", other, "Content-Type", typeManifest).code(403, "DENIED")
 	w.do("GET", "/v2/a/manifests/v3", nil).is(404)
@@ -236,16 +236,16 @@ func TestDeletes(t *testing.T) {
 	w.do("DELETE", "/v2/a/manifests/"+c.String(), nil).code(405, "UNSUPPORTED").contains(idx.String())
 	w.do("DELETE", "/v2/a/blobs/"+layer.String(), nil).code(405, "UNSUPPORTED").contains(c.String())
 
-	w.do("DELETE", "/v2/a/manifests/child", nil).is(202) // the tag alone
+	w.do("DELETE", "/v2/a/manifests/child", nil).is(202) // deletes the tag alone
 	w.do("HEAD", "/v2/a/manifests/child", nil).is(404)
 	w.do("HEAD", "/v2/a/manifests/"+c.String(), nil).is(200)
 
-	w.do("DELETE", "/v2/a/manifests/"+idx.String(), nil).is(202) // the tags as well
+	w.do("DELETE", "/v2/a/manifests/"+idx.String(), nil).is(202) // deletes its tags as well
 	w.do("GET", "/v2/a/manifests/"+idx.String(), nil).is(404)
 	w.do("GET", "/v2/a/manifests/index", nil).is(404)
 	w.do("DELETE", "/v2/a/manifests/"+c.String(), nil).is(202)
 	w.do("DELETE", "/v2/a/blobs/"+layer.String(), nil).is(202)
 	w.do("HEAD", "/v2/a/blobs/"+layer.String(), nil).is(404)
-	w.do("GET", "/v2/a/tags/list", nil).is(200).equals(`{"name":"a","tags":[]}`) // the config is left
+	w.do("GET", "/v2/a/tags/list", nil).is(200).equals(`{"name":"a","tags":[]}`) // the config keeps the repository
 	w.do("GET", "/v2/_catalog", nil).is(200).equals(`{"repositories":[]}`)
 }

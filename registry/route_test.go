@@ -13,7 +13,7 @@ import (
 	"trow/registry/ocierror"
 )
 
-// The grammars as the distribution spec has them.
+// The grammars of the distribution spec.
 var (
 	specName   = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 	specTag    = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
@@ -60,7 +60,7 @@ func FuzzRoute(f *testing.F) {
 			}
 		}
 		if back, ok := split(strings.TrimPrefix(u.Path, "/v2/")); !ok || back.endpoint != r.endpoint {
-			t.Errorf("%q: parsed twice, different answers", path)
+			t.Errorf("%q: parsing it twice gives different routes", path)
 		}
 	})
 }
@@ -90,9 +90,9 @@ func FuzzContentRange(f *testing.F) {
 		case offset < 0 || n < 1 || offset+n < offset:
 			t.Errorf("%q: offset %d, length %d", s, offset, n)
 		case length >= 0 && n != length:
-			t.Errorf("%q: %d bytes, though Content-Length is %d", s, n, length)
+			t.Errorf("%q: %d bytes, but Content-Length is %d", s, n, length)
 		case !regexp.MustCompile(`^[0-9]+-[0-9]+$`).MatchString(s):
-			t.Errorf("%q was understood, and the spec's form is <first>-<last>", s)
+			t.Errorf("%q was accepted; the spec's form is <first>-<last>", s)
 		}
 	})
 }
@@ -131,7 +131,7 @@ func FuzzManifest(f *testing.F) {
 			return
 		}
 		if p.mediaType == "" {
-			t.Error("taken without a media type")
+			t.Error("accepted without a media type")
 		}
 		if len(p.needs)+len(p.elsewhere) > len(p.refs) {
 			t.Errorf("%d needs, %d elsewhere, %d references", len(p.needs), len(p.elsewhere), len(p.refs))
@@ -147,7 +147,7 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
-func TestCacheIsBoundedAndForgetsTheOldest(t *testing.T) {
+func TestTheCacheEvictsTheLeastRecentlyUsed(t *testing.T) {
 	c := newCache[digest.Digest, int](10 * 1256)
 	key := func(i int) digest.Digest { return digest.Digest(strconv.Itoa(i)) }
 	for i := range 10 {
@@ -156,24 +156,24 @@ func TestCacheIsBoundedAndForgetsTheOldest(t *testing.T) {
 	c.get(key(0))
 	c.put(key(10), 10, 1000)
 	if _, ok := c.get(key(1)); ok {
-		t.Error("the oldest is still there")
+		t.Error("the least recently used value was not evicted")
 	}
 	if v, ok := c.get(key(0)); !ok || v != 0 {
-		t.Error("one that was asked for lately has gone")
+		t.Error("a recently used value was evicted")
 	}
 	c.put(key(11), 11, 10*1256)
 	if _, ok := c.get(key(11)); ok {
-		t.Error("one as large as the whole cache was taken")
+		t.Error("a value as large as the cache was kept")
 	}
 	c.put(key(0), 5, 1000)
 	if v, _ := c.get(key(0)); v != 0 {
-		t.Error("content of a digest cannot change")
+		t.Error("a second put changed the value")
 	}
 	for i := range 11 {
 		c.remove(key(i))
 	}
 	if c.used != 0 || c.order.Len() != 0 || len(c.items) != 0 {
-		t.Errorf("empty, and yet %d bytes, %d entries", c.used, len(c.items))
+		t.Errorf("after all values were removed: %d bytes, %d entries", c.used, len(c.items))
 	}
 }
 

@@ -72,7 +72,7 @@ func TestUploads(t *testing.T) {
 	}
 }
 
-func TestUploadsThatGoWrong(t *testing.T) {
+func TestFailingUploads(t *testing.T) {
 	w := newServer(t)
 	content := []byte("0123456789")
 	d := digest.FromBytes(content).String()
@@ -87,12 +87,12 @@ func TestUploadsThatGoWrong(t *testing.T) {
 		w.do("PATCH", l, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID")
 	}
 	w.do("PATCH", l, content[5:], "Content-Range", "5-6").code(400, "SIZE_INVALID")
-	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[5:])}, "Content-Range", "5-6").code(400, "SIZE_INVALID") // longer than it says
-	w.do("GET", l, nil).is(204).has("Range", "0-6", "Location", l)                                                          // what was announced is in
+	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[5:])}, "Content-Range", "5-6").code(400, "SIZE_INVALID") // longer than its Content-Range
+	w.do("GET", l, nil).is(204).has("Range", "0-6", "Location", l)                                                          // the announced bytes are here
 	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[7:8])}, "Content-Range", "7-9").code(400, "SIZE_INVALID")
 	w.do("GET", l, nil).is(204).has("Range", "0-7")
-	w.do("PUT", l, content[8:]).code(400, "DIGEST_INVALID")            // no digest: nothing happens
-	w.do("PUT", l+"?digest=sha256:x", nil).code(400, "DIGEST_INVALID") // likewise
+	w.do("PUT", l, content[8:]).code(400, "DIGEST_INVALID")            // no digest: nothing is appended
+	w.do("PUT", l+"?digest=sha256:x", nil).code(400, "DIGEST_INVALID") // as well
 	w.do("PUT", l+"?digest="+d, content[8:], "Content-Range", "8-9").is(201)
 	w.do("GET", l, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
 	w.do("PUT", l+"?digest="+d, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
@@ -104,7 +104,7 @@ func TestUploadsThatGoWrong(t *testing.T) {
 	w.do("POST", "/v2/a/blobs/uploads/?digest-algorithm=md5", nil).code(400, "DIGEST_INVALID")
 
 	l = w.begin("a")
-	w.do("GET", strings.Replace(l, "/v2/a/", "/v2/b/", 1), nil).code(404, "BLOB_UPLOAD_UNKNOWN") // another repository's
+	w.do("GET", strings.Replace(l, "/v2/a/", "/v2/b/", 1), nil).code(404, "BLOB_UPLOAD_UNKNOWN") // in another repository
 	w.do("DELETE", l, nil).is(204)
 	w.do("DELETE", l, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
 	w.do("PATCH", l, content).code(404, "BLOB_UPLOAD_UNKNOWN")
@@ -120,7 +120,7 @@ func TestUploadsThatGoWrong(t *testing.T) {
 func TestATruncatedBodyIsNotABlob(t *testing.T) {
 	w := newServer(t)
 	content := random(t, 128<<10)
-	d := digest.FromBytes(content[:64<<10]).String() // of what does arrive
+	d := digest.FromBytes(content[:64<<10]).String() // of the bytes that arrive
 	l := w.begin("a")
 	req, err := http.NewRequest("PUT", w.url+l+"?digest="+d, io.MultiReader(bytes.NewReader(content[:64<<10]), brokenReader{}))
 	if err != nil {
@@ -132,7 +132,7 @@ func TestATruncatedBodyIsNotABlob(t *testing.T) {
 		t.Fatalf("status %d", resp.StatusCode)
 	}
 	w.do("HEAD", "/v2/a/blobs/"+d, nil).is(404)
-	w.do("GET", l, nil).is(204) // the session lives
+	w.do("GET", l, nil).is(204) // the session still exists
 }
 
 type brokenReader struct{}
