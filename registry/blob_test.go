@@ -23,9 +23,11 @@ func TestBlobHeadersAndRanges(t *testing.T) {
 	content := random(t, 2048)
 	d := w.pushBlob("a", content)
 	path := "/v2/a/blobs/" + d.String()
-	all := []string{"Content-Type", "application/octet-stream", "Docker-Content-Digest", d.String(), "ETag", `"` + d.String() + `"`,
+	all := []string{"Content-Type", "application/octet-stream", "Docker-Content-Digest", d.String(),
+		"ETag", `"` + d.String() + `"`,
 		"Accept-Ranges", "bytes", "Cache-Control", "max-age=31536000, immutable", "Content-Encoding", ""}
-	w.do("GET", path, nil, "Accept-Encoding", "zstd, gzip").is(200).has(all...).has("Content-Length", "2048").equals(string(content))
+	w.do("GET", path, nil, "Accept-Encoding", "zstd, gzip").is(200).
+		has(all...).has("Content-Length", "2048").equals(string(content))
 	w.do("HEAD", path, nil).is(200).has(all...).has("Content-Length", "2048")
 	w.do("GET", path, nil, "If-None-Match", `"`+d.String()+`"`).is(304).equals("")
 	for _, row := range []struct {
@@ -60,7 +62,8 @@ func TestBlobHeadersAndRanges(t *testing.T) {
 		case 416:
 			a.code(416, "SIZE_INVALID").has("Content-Range", "bytes */2048")
 		case 206:
-			a.has("Content-Range", fmt.Sprintf("bytes %d-%d/2048", row.from, row.to-1), "Content-Length", fmt.Sprint(row.to-row.from))
+			a.has("Content-Range", fmt.Sprintf("bytes %d-%d/2048", row.from, row.to-1),
+				"Content-Length", fmt.Sprint(row.to-row.from))
 			fallthrough
 		default:
 			a.equals(string(content[row.from:row.to]))

@@ -54,7 +54,8 @@ type events struct {
 func (e *events) audit(_ context.Context, a audit.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.all = append(e.all, fmt.Sprintf("%s %s %s/%s %s %s %s %v %.14s %.30s", a.What, a.Outcome, a.Kind, a.User, a.From, a.Action, a.Repo, a.Tags, a.Digest, a.Reason))
+	e.all = append(e.all, fmt.Sprintf("%s %s %s/%s %s %s %s %v %.14s %.30s", a.What, a.Outcome, a.Kind, a.User, a.From,
+		a.Action, a.Repo, a.Tags, a.Digest, a.Reason))
 }
 
 func (e *events) want(t *testing.T, want ...string) {
@@ -72,8 +73,8 @@ func (w *server) image(repo string, config string, headers ...string) (manifest 
 	w.Helper()
 	d := digest.FromString(config)
 	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), []byte(config), headers...).is(201)
-	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[]}`,
-		typeManifest, d, len(config))
+	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[]}`,
+		typeManifest, desc("application/vnd.oci.image.config.v1+json", []byte(config)))
 }
 
 func TestAuditOfChangesAndRefusals(t *testing.T) {
@@ -92,7 +93,8 @@ func TestAuditOfChangesAndRefusals(t *testing.T) {
 	e.want(t, "push ok user/alice 127.0.0.1 push a/b [v1] "+short+" ",
 		"push ok user/alice 127.0.0.1 push a/b [v2 fixed] "+short+" ")
 
-	w.do("PUT", "/v2/a/b/manifests/v1", []byte("garbage"), put...).is(400) // nothing changed, and no permission was lacking
+	// nothing changed, and no permission was lacking
+	w.do("PUT", "/v2/a/b/manifests/v1", []byte("garbage"), put...).is(400)
 	w.do("GET", "/v2/a/b/manifests/v1", nil, alice...).is(200)
 	w.do("GET", "/v2/a/b/manifests/v1", nil).is(401) // only asks for credentials
 	w.do("GET", "/v2/a/b/manifests/v1", nil, "X-User", "unknown").is(401)
@@ -136,7 +138,9 @@ func TestTheAnswerNamesTheLimit(t *testing.T) {
 	if after, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || after < 1 || after > 2 {
 		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 	}
-	if e := a.errors()[0]; e.Code != "TOOMANYREQUESTS" || !strings.Contains(e.Message, "alice may have 1 requests per second") || !strings.Contains(e.Message, "setting limits, limit 1: requests") {
+	if e := a.errors()[0]; e.Code != "TOOMANYREQUESTS" ||
+		!strings.Contains(e.Message, "alice may have 1 requests per second") ||
+		!strings.Contains(e.Message, "setting limits, limit 1: requests") {
 		t.Errorf("%+v", e)
 	}
 	w.do("GET", "/v2/", nil, "X-User", "someone").is(403) // others are not limited
@@ -176,7 +180,8 @@ func TestARateChangesNoByte(t *testing.T) {
 	if a := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice").is(200); !bytes.Equal(a.body, content) {
 		t.Error("the blob has changed")
 	}
-	if a := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice", "Range", "bytes=7-3000000").is(206); !bytes.Equal(a.body, content[7:3000001]) {
+	part := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice", "Range", "bytes=7-3000000").is(206)
+	if !bytes.Equal(part.body, content[7:3000001]) {
 		t.Error("a part of the blob has changed")
 	}
 }
@@ -194,7 +199,8 @@ func quotas(t *testing.T, w *server, all ...limit.Quota) {
 func (a *answer) over() {
 	a.t.Helper()
 	e := a.is(403).errors()[0]
-	if e.Code != "DENIED" || !strings.Contains(e.Message, "the quota of the repositories team/** is") || !strings.Contains(e.Message, "(setting quotas); they hold") {
+	if e.Code != "DENIED" || !strings.Contains(e.Message, "the quota of the repositories team/** is") ||
+		!strings.Contains(e.Message, "(setting quotas); they hold") {
 		a.t.Errorf("%.80s: %+v", a.what, e)
 	}
 }
@@ -229,9 +235,11 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	w.do("PUT", at+"?digest="+d.String(), nil).over()                        // here it is known
 	at = w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
 	w.send("PUT", at+"?digest="+d.String(), struct{ io.Reader }{bytes.NewReader(large)}).over()
-	w.do("GET", at, nil).is(404)                                                          // nothing can be appended that makes it fit
-	w.do("POST", "/v2/other/blobs/uploads/?digest="+d.String(), large).is(201)            // a repository without a quota
-	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+d.String()+"&from=other", nil).over() // a mount sends no bytes, but they count
+	// nothing can be appended that makes it fit
+	w.do("GET", at, nil).is(404)
+	w.do("POST", "/v2/other/blobs/uploads/?digest="+d.String(), large).is(201) // a repository without a quota
+	// a mount sends no bytes, but they count
+	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+d.String()+"&from=other", nil).over()
 	if got := w.bytesKept(); got != kept+101 {
 		t.Errorf("refused pushes have left bytes: %d before, %d now, 101 of them in the other repository", kept, got)
 	}

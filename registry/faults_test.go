@@ -75,7 +75,8 @@ func flows() []flow {
 			return w.do("POST", "/v2/a/blobs/uploads/?from=b&mount="+digest.FromBytes(flowOther).String(), nil)
 		}, func(w *server) bool { return w.shows("/v2/a/blobs/"+digest.FromBytes(flowOther).String(), flowOther) }},
 		{"a manifest by tag", put("new", image), func(w *server) bool { return w.shows("/v2/a/manifests/new", image) }},
-		{"a manifest by digest", put(imageDigest, image), func(w *server) bool { return w.shows("/v2/a/manifests/"+imageDigest, image) }},
+		{"a manifest by digest", put(imageDigest, image),
+			func(w *server) bool { return w.shows("/v2/a/manifests/"+imageDigest, image) }},
 		{"a tag that moves", put("v", image), func(w *server) bool { return w.shows("/v2/a/manifests/v", image) }},
 		{"deletion of a tag", func(w *server) *answer { return w.do("DELETE", "/v2/a/manifests/v", nil) },
 			func(w *server) bool {
@@ -105,7 +106,8 @@ func prepare(w *server) {
 // its JSON body, reads must go on, and the same request must succeed when it is sent again.
 func TestNoFaultIsReportedAsSuccess(t *testing.T) {
 	injected := 0
-	for _, method := range []string{"Stat", "Open", "Create", "Resume", "Write", "Commit", "Close", "Cancel", "Journal", "Head"} {
+	for _, method := range []string{"Stat", "Open", "Create", "Resume", "Write", "Commit", "Close", "Cancel", "Journal",
+		"Head"} {
 		for _, f := range flows() {
 			for _, after := range []bool{false, true} {
 				for _, err := range []error{syscall.EIO, fmt.Errorf("%w: %w", storage.ErrFull, syscall.ENOSPC)} {
@@ -264,7 +266,8 @@ func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 	}
 	defer conn.Close()
 	body := make([]byte, 32<<20)
-	head := "POST /v2/a/blobs/uploads/?digest=" + digest.FromBytes(body).String() + " HTTP/1.1\r\nHost: x\r\nContent-Length: " + fmt.Sprint(len(body)) + "\r\n\r\n"
+	head := "POST /v2/a/blobs/uploads/?digest=" + digest.FromBytes(body).String() +
+		" HTTP/1.1\r\nHost: x\r\nContent-Length: " + fmt.Sprint(len(body)) + "\r\n\r\n"
 	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
 		t.Fatalf("sending: %v", err)
 	}

@@ -61,9 +61,10 @@ func people(t *testing.T) string {
 type client struct {
 	*server
 	user, password string
-	perRequest     bool // uses the challenge of each answer (containerd, oras), not that of GET /v2/ (docker, skopeo, crane)
-	post           bool // tries POST first (containerd, regctl)
-	basicLast      bool // uses every challenge of GET /v2/, and Basic after Bearer (docker)
+	// perRequest: it uses the challenge of each answer (containerd, oras), not that of GET /v2/ (docker, skopeo, crane).
+	perRequest bool
+	post       bool // it tries POST first (containerd, regctl)
+	basicLast  bool // it uses every challenge of GET /v2/, and Basic after Bearer (docker)
 }
 
 var challengeField = regexp.MustCompile(`(\w+)="([^"]*)"`)
@@ -134,10 +135,11 @@ func (c client) token(challenge map[string]string, scope string) string {
 	}
 	var resp *http.Response
 	if c.post && c.user != "" {
-		resp, err = http.PostForm(realm.String(), url.Values{"grant_type": {"password"}, "username": {c.user}, "password": {c.password},
-			"service": {challenge["service"]}, "scope": {scope}, "client_id": {"test"}})
+		resp, err = http.PostForm(realm.String(), url.Values{"grant_type": {"password"}, "client_id": {"test"},
+			"username": {c.user}, "password": {c.password}, "service": {challenge["service"]}, "scope": {scope}})
 	} else {
-		req, _ := http.NewRequestWithContext(c.Context(), "GET", realm.String()+"?"+url.Values{"service": {challenge["service"]}, "scope": strings.Fields(scope), "account": {c.user}}.Encode(), nil)
+		q := url.Values{"service": {challenge["service"]}, "scope": strings.Fields(scope), "account": {c.user}}
+		req, _ := http.NewRequestWithContext(c.Context(), "GET", realm.String()+"?"+q.Encode(), nil)
 		if c.user != "" {
 			req.SetBasicAuth(c.user, c.password)
 		}
@@ -173,14 +175,18 @@ func TestTheHandshake(t *testing.T) {
 		// registry has no users, it ignores logins.
 		anonymous, alice, wrong [4]int
 	}{
-		{"open", anonymous(auth.Options{}, auth.ReadWrite), [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}},
-		{"anonymous pull, push with a login", anonymous(user, auth.ReadOnly), [4]int{200, 200, 401, 401}, [4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
-		{"everything with a login", anonymous(user, auth.None), [4]int{200, 401, 401, 401}, [4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
+		{"open", anonymous(auth.Options{}, auth.ReadWrite), [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403},
+			[4]int{200, 200, 202, 403}},
+		{"anonymous pull, push with a login", anonymous(user, auth.ReadOnly), [4]int{200, 200, 401, 401},
+			[4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
+		{"everything with a login", anonymous(user, auth.None), [4]int{200, 401, 401, 401}, [4]int{200, 200, 202, 202},
+			[4]int{0, 0, 0, 0}},
 	} {
 		for _, kind := range []struct {
 			name string
 			c    client
-		}{{"ping and GET", client{}}, {"ping, GET, Basic last", client{basicLast: true}}, {"per request and GET", client{perRequest: true}}, {"per request and POST", client{perRequest: true, post: true}}} {
+		}{{"ping and GET", client{}}, {"ping, GET, Basic last", client{basicLast: true}},
+			{"per request and GET", client{perRequest: true}}, {"per request and POST", client{perRequest: true, post: true}}} {
 			t.Run(setup.name+"/"+kind.name, func(t *testing.T) {
 				w, _ := guarded(t, setup.o)
 				for _, caller := range []struct {
@@ -191,7 +197,8 @@ func TestTheHandshake(t *testing.T) {
 					c := kind.c
 					c.server, c.user, c.password = w, caller.user, caller.password
 					got := [4]int{c.try("GET", "/v2/", "", ""), c.try("GET", "/v2/app/blobs/"+blob, "", "repository:app:pull"),
-						c.try("POST", "/v2/app/blobs/uploads/", "", "repository:app:pull,push"), c.try("DELETE", "/v2/app/blobs/"+blob, "", "repository:app:delete")}
+						c.try("POST", "/v2/app/blobs/uploads/", "", "repository:app:pull,push"),
+						c.try("DELETE", "/v2/app/blobs/"+blob, "", "repository:app:delete")}
 					want := caller.want
 					closed := setup.o.Anonymous == auth.None
 					switch {
@@ -199,7 +206,8 @@ func TestTheHandshake(t *testing.T) {
 						want = [4]int{}
 					case kind.c.basicLast && caller.user != "" && caller.password == "wrong" && closed:
 						want = [4]int{401, 401, 401, 401}
-					case kind.c.perRequest && caller.password == "wrong" && setup.o.Anonymous == auth.ReadOnly: // pulls without its login
+					// pulls without its login
+					case kind.c.perRequest && caller.password == "wrong" && setup.o.Anonymous == auth.ReadOnly:
 						want[1] = 200
 					}
 					if got != want {
@@ -231,7 +239,8 @@ func TestTheChallengeGivesTheReason(t *testing.T) {
 		{elsewhere, "insufficient_scope", "the token is not good for this; get one for the scope that is needed"},
 		{[]string{"Authorization", "Bearer x"}, "invalid_token", "the token is not valid (any more); get another one"},
 	} {
-		got := challenges(t, w.do("POST", "/v2/app/blobs/uploads/", nil, row.login...).code(401, "UNAUTHORIZED").header)["Bearer"]
+		refused := w.do("POST", "/v2/app/blobs/uploads/", nil, row.login...).code(401, "UNAUTHORIZED")
+		got := challenges(t, refused.header)["Bearer"]
 		if got["error"] != row.code || got["error_description"] != row.say || got["scope"] != "repository:app:pull,push" {
 			t.Errorf("%q: %v, want %q, %q", row.login, got, row.code, row.say)
 		}
@@ -319,10 +328,11 @@ func TestRulesOnTheWire(t *testing.T) {
 // pushAs pushes a manifest with a login.
 func (w *server) pushAs(login []string, repo string) {
 	w.Helper()
-	d := digest.FromString("{}")
-	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), []byte("{}"), login...).is(201)
-	body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[]}`, typeManifest, d)
-	w.do("PUT", "/v2/"+repo+"/manifests/v", []byte(body), append(login, "Content-Type", typeManifest)...).is(201)
+	config := []byte("{}")
+	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromBytes(config).String(), config, login...).is(201)
+	body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[]}`,
+		typeManifest, desc("application/vnd.oci.empty.v1+json", config))
+	w.do("PUT", "/v2/"+repo+"/manifests/v", body, append(login, "Content-Type", typeManifest)...).is(201)
 }
 
 // TestBusyAndUnavailable: the answer tells the client to retry.
@@ -332,7 +342,8 @@ func TestBusyAndUnavailable(t *testing.T) {
 	for err, want := range map[error]struct {
 		status int
 		code   string
-	}{auth.ErrBusy: {429, "TOOMANYREQUESTS"}, auth.ErrUnavailable: {503, "UNKNOWN"}, fmt.Errorf("%w: dial 10.0.0.1", auth.ErrUnavailable): {503, "UNKNOWN"}} {
+	}{auth.ErrBusy: {429, "TOOMANYREQUESTS"}, auth.ErrUnavailable: {503, "UNKNOWN"},
+		fmt.Errorf("%w: dial 10.0.0.1", auth.ErrUnavailable): {503, "UNKNOWN"}} {
 		a.err = err
 		got := w.do("GET", "/v2/a/tags/list", nil).code(want.status, want.code).has("Retry-After", "1")
 		if strings.Contains(string(got.body), "10.0.0.1") {

@@ -28,7 +28,8 @@ func TestHostileManifestsCostNoMoreThanHonestOnes(t *testing.T) {
 		}
 		return []byte(b.String() + suffix)
 	}
-	layer := `{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1}`
+	layer := `{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:` + strings.Repeat("0", 64) +
+		`","size":1}`
 	honest := fill(`{"schemaVersion":2,"config":`+layer+`,"layers":[`, layer+",", "]}")
 	honestBytes, honestTime := cost(honest, 1)
 	for name, body := range map[string][]byte{

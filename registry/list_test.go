@@ -42,7 +42,8 @@ func TestCatalog(t *testing.T) {
 	}
 	w.pushBlob("blobs-alone", nil)
 	w.do("GET", "/v2/_catalog", nil).is(200).equals(`{"repositories":["a","a/b","b","b/c"]}`)
-	w.do("GET", "/v2/_catalog?n=3", nil).is(200).has("Link", `</v2/_catalog?last=b&n=3>; rel="next"`).equals(`{"repositories":["a","a/b","b"]}`)
+	w.do("GET", "/v2/_catalog?n=3", nil).is(200).
+		has("Link", `</v2/_catalog?last=b&n=3>; rel="next"`).equals(`{"repositories":["a","a/b","b"]}`)
 	w.do("GET", "/v2/_catalog?n=3&last=b", nil).is(200).has("Link", "").equals(`{"repositories":["b/c"]}`)
 	w.do("GET", "/v2/_catalog?n=x", nil).code(400, "UNSUPPORTED")
 }
@@ -59,10 +60,13 @@ func TestReferrers(t *testing.T) {
 	list("a", "").equals(empty)
 	list("nowhere", "").equals(empty)
 	s := `,"subject":` + desc(typeManifest, subject)
-	sbom := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","artifactType":"x/sbom","config":` + desc("application/vnd.oci.empty.v1+json", config) + `,"layers":[]` + s + `,"annotations":{"k":"v"}}`)
-	sig := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","config":` + desc("x/signature", config) + `,"layers":[]` + s + `}`)
+	sbom := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","artifactType":"x/sbom","config":` +
+		desc("application/vnd.oci.empty.v1+json", config) + `,"layers":[]` + s + `,"annotations":{"k":"v"}}`)
+	sig := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","config":` + desc("x/signature", config) +
+		`,"layers":[]` + s + `}`)
 	plain := []byte(`{"schemaVersion":2,"mediaType":"` + typeIndex + `","manifests":[]` + s + `}`)
-	w.do("PUT", "/v2/a/manifests/"+digest.FromBytes(sbom).String(), sbom, "Content-Type", typeManifest).is(201).has("OCI-Subject", d.String())
+	w.do("PUT", "/v2/a/manifests/"+digest.FromBytes(sbom).String(), sbom, "Content-Type", typeManifest).is(201).
+		has("OCI-Subject", d.String())
 	w.do("PUT", "/v2/a/manifests/sig", sig, "Content-Type", typeManifest).is(201).has("OCI-Subject", d.String())
 	w.do("PUT", "/v2/a/manifests/plain", plain, "Content-Type", typeIndex).is(201).has("OCI-Subject", d.String())
 
@@ -87,7 +91,8 @@ func TestReferrers(t *testing.T) {
 		return m
 	}
 	want := map[string]descriptor{
-		digest.FromBytes(sbom).String():  {typeManifest, digest.FromBytes(sbom).String(), "x/sbom", len(sbom), map[string]string{"k": "v"}},
+		digest.FromBytes(sbom).String(): {typeManifest, digest.FromBytes(sbom).String(), "x/sbom", len(sbom),
+			map[string]string{"k": "v"}},
 		digest.FromBytes(sig).String():   {typeManifest, digest.FromBytes(sig).String(), "x/signature", len(sig), nil},
 		digest.FromBytes(plain).String(): {typeIndex, digest.FromBytes(plain).String(), "", len(plain), nil},
 	}
@@ -110,8 +115,10 @@ func TestReferrers(t *testing.T) {
 
 	// An index under the fallback tag is merged in, as far as the repository holds its entries.
 	other, o := w.pushImage("a", "other", "other")
-	tagged := `{"schemaVersion":2,"mediaType":"` + typeIndex + `","manifests":[` + desc(typeManifest, other) + `,` + desc(typeManifest, sig) + `]}`
-	w.do("PUT", "/v2/a/manifests/"+strings.Replace(d.String(), ":", "-", 1), []byte(tagged), "Content-Type", typeIndex).is(201)
+	tagged := `{"schemaVersion":2,"mediaType":"` + typeIndex + `","manifests":[` + desc(typeManifest, other) + `,` +
+		desc(typeManifest, sig) + `]}`
+	fallback := strings.Replace(d.String(), ":", "-", 1)
+	w.do("PUT", "/v2/a/manifests/"+fallback, []byte(tagged), "Content-Type", typeIndex).is(201)
 	if got := parse(list("a", "")); len(got) != 3 || got[o.String()].Digest == "" {
 		t.Errorf("with the fallback tag they are %v", got)
 	}
@@ -124,7 +131,9 @@ func TestPagesOfReferrers(t *testing.T) {
 	w.pushBlob("a", config)
 	want := map[string]bool{}
 	for i := range 5 {
-		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[],"subject":{"digest":%q,"size":1,"mediaType":"x/y"},"annotations":{"n":"%d","x":%q}}`,
+		body := fmt.Appendf(nil,
+			`{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[],`+
+				`"subject":{"digest":%q,"size":1,"mediaType":"x/y"},"annotations":{"n":"%d","x":%q}}`,
 			typeManifest, desc("x/y", config), d, i, strings.Repeat("y", 900<<10))
 		w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201)
 		want[digest.FromBytes(body).String()] = true

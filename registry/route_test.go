@@ -22,9 +22,12 @@ var (
 
 func FuzzRoute(f *testing.F) {
 	zeros := strings.Repeat("0", 64)
-	for _, s := range []string{"/v2/", "/v2", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/b/manifests/latest", "/v2/a/manifests/sha256:" + zeros,
-		"/v2/a/blobs/sha256:" + zeros, "/v2/a/blobs/uploads/", "/v2/a/blobs/uploads/0-0", "/v2/a/referrers/sha512:" + zeros + zeros,
-		"/v2/../etc/passwd/tags/list", "/v2/a%2fb/tags/list", "/v2/a/blobs/uploads/..", "/v2/manifests/manifests/manifests/manifests"} {
+	for _, s := range []string{"/v2/", "/v2", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/b/manifests/latest",
+		"/v2/a/manifests/sha256:" + zeros,
+		"/v2/a/blobs/sha256:" + zeros, "/v2/a/blobs/uploads/", "/v2/a/blobs/uploads/0-0", "/v2/a/referrers/sha512:" +
+			zeros + zeros,
+		"/v2/../etc/passwd/tags/list", "/v2/a%2fb/tags/list", "/v2/a/blobs/uploads/..",
+		"/v2/manifests/manifests/manifests/manifests"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, path string) {
@@ -47,7 +50,8 @@ func FuzzRoute(f *testing.F) {
 		}
 		switch r.endpoint {
 		case endpointManifest:
-			if !specTag.MatchString(r.ref) && !specDigest.MatchString(r.ref) || (r.digest != "") != specDigest.MatchString(r.ref) {
+			if !specTag.MatchString(r.ref) && !specDigest.MatchString(r.ref) ||
+				(r.digest != "") != specDigest.MatchString(r.ref) {
 				t.Errorf("%q: ref %q, digest %q", path, r.ref, r.digest)
 			}
 		case endpointBlob, endpointReferrers:
@@ -66,11 +70,13 @@ func FuzzRoute(f *testing.F) {
 }
 
 func FuzzName(f *testing.F) {
-	for _, s := range []string{"a", "a/b", "a__b", "a___b", "a._b", "a--b-", "", "/", "a//b", "A", strings.Repeat("a", 256)} {
+	for _, s := range []string{"a", "a/b", "a__b", "a___b", "a._b", "a--b-", "", "/", "a//b", "A",
+		strings.Repeat("a", 256)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if got, want := ValidName(s), specName.MatchString(s) && len(s) <= maxName && !strings.HasSuffix(s, "\n"); got != want {
+		if got, want := ValidName(s), specName.MatchString(s) && len(s) <= maxName &&
+			!strings.HasSuffix(s, "\n"); got != want {
 			t.Errorf("ValidName(%q) is %v, the spec says %v", s, got, want)
 		}
 		if got, want := ValidTag(s), specTag.MatchString(s) && !strings.HasSuffix(s, "\n"); got != want {
@@ -80,7 +86,8 @@ func FuzzName(f *testing.F) {
 }
 
 func FuzzContentRange(f *testing.F) {
-	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "0-9223372036854775807", "1-9223372036854775807", "bytes 0-4/5", "+1-2", "1-+2", " 1-2", "00-01"} {
+	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "0-9223372036854775807", "1-9223372036854775807",
+		"bytes 0-4/5", "+1-2", "1-+2", " 1-2", "00-01"} {
 		f.Add(s, int64(5))
 	}
 	f.Fuzz(func(t *testing.T, s string, length int64) {
@@ -98,7 +105,8 @@ func FuzzContentRange(f *testing.F) {
 }
 
 func FuzzRange(f *testing.F) {
-	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "-5", "0-9223372036854775807", "9223372036854775808-", "1-2,3-4", "x"} {
+	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "-5", "0-9223372036854775807", "9223372036854775808-",
+		"1-2,3-4", "x"} {
 		f.Add(s, int64(10))
 	}
 	f.Fuzz(func(t *testing.T, s string, size int64) {
@@ -109,7 +117,8 @@ func FuzzRange(f *testing.F) {
 		if !ok {
 			return
 		}
-		if part.start < 0 || part.length < 0 || part.start+part.length > size || !ranged && part.length != size || ranged && part.length == 0 {
+		if part.start < 0 || part.length < 0 || part.start+part.length > size || !ranged && part.length != size || ranged &&
+			part.length == 0 {
 			t.Errorf("%q of %d bytes: %+v, ranged %v", s, size, part, ranged)
 		}
 	})
@@ -117,7 +126,9 @@ func FuzzRange(f *testing.F) {
 
 func FuzzManifest(f *testing.F) {
 	d := digest.FromString("x").String()
-	f.Add(typeOCIManifest, []byte(`{"schemaVersion":2,"config":{"digest":"`+d+`","size":1},"layers":[{"digest":"`+d+`","size":1,"urls":["x"]}],"subject":{"digest":"`+d+`"}}`))
+	f.Add(typeOCIManifest,
+		[]byte(`{"schemaVersion":2,"config":{"digest":"`+d+`","size":1},`+
+			`"layers":[{"digest":"`+d+`","size":1,"urls":["x"]}],"subject":{"digest":"`+d+`"}}`))
 	f.Add(typeOCIIndex, []byte(`{"schemaVersion":2,"manifests":[{"digest":"`+d+`","size":1}]}`))
 	f.Add("", []byte(`{"mediaType":"x/y","blobs":[{"digest":"`+d+`"}]}`))
 	f.Add("text/plain", []byte(`x`))

@@ -25,6 +25,8 @@ const (
 	typeIndex          = "application/vnd.oci.image.index.v1+json"
 	typeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	typeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	typeSchema1        = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+	typeArtifact       = "application/vnd.oci.artifact.manifest.v1+json"
 )
 
 // server is a registry behind a real HTTP server, with the client side of a test.
@@ -135,7 +137,8 @@ type wireError struct {
 func (a *answer) errors() []wireError {
 	a.t.Helper()
 	var e struct{ Errors []wireError }
-	if err := json.Unmarshal(a.body, &e); err != nil || len(e.Errors) == 0 || e.Errors[0].Code == "" || e.Errors[0].Message == "" {
+	if err := json.Unmarshal(a.body, &e); err != nil || len(e.Errors) == 0 || e.Errors[0].Code == "" ||
+		e.Errors[0].Message == "" {
 		a.t.Fatalf("%.200s: the body does not have the spec's error form (%v): %s", a.what, err, a.body)
 	}
 	if ct := a.header.Get("Content-Type"); ct != "application/json" {
@@ -204,11 +207,13 @@ func (w *server) pushImage(repo, tag, content string) (manifest []byte, d digest
 // image returns an image manifest. extra are further fields, each with a leading comma.
 func image(config, layer []byte, extra ...string) []byte {
 	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]%s}`, typeManifest,
-		desc("application/vnd.oci.image.config.v1+json", config), desc("application/vnd.oci.image.layer.v1.tar", layer), strings.Join(extra, ""))
+		desc("application/vnd.oci.image.config.v1+json", config), desc("application/vnd.oci.image.layer.v1.tar", layer),
+		strings.Join(extra, ""))
 }
 
 func desc(mediaType string, content []byte, extra ...string) string {
-	return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d%s}`, mediaType, digest.FromBytes(content), len(content), strings.Join(extra, ""))
+	return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d%s}`, mediaType, digest.FromBytes(content), len(content),
+		strings.Join(extra, ""))
 }
 
 func index(children ...[]byte) []byte {
@@ -238,7 +243,8 @@ func TestBase(t *testing.T) {
 
 func TestPathsOutsideTheAPI(t *testing.T) {
 	w := newServer(t)
-	for _, path := range []string{"/v2/x", "/v2/x/", "/v2/a/b/c", "/v2/tags/list", "/v2/a/manifests", "/v2//", "/v2/_catalog/x",
+	for _, path := range []string{"/v2/x", "/v2/x/", "/v2/a/b/c", "/v2/tags/list", "/v2/a/manifests", "/v2//",
+		"/v2/_catalog/x",
 		"/v2/a%2fb/tags/list", "/v2/a%2Fmanifests%2Fx", "/v2/a/blobs", "/v2/a/tags", "/v2/a/_oci/x"} {
 		a := w.do("GET", path, nil)
 		if a.status != 404 && a.status != 400 {
@@ -250,11 +256,13 @@ func TestPathsOutsideTheAPI(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	w := newServer(t)
-	for _, name := range []string{"a", "a/b", "a/b/c/d/e/f/g/h/i/j", "a-b", "a--b", "a---b", "a_b", "a__b", "a.b", "0", "blobs", "a/blobs",
+	for _, name := range []string{"a", "a/b", "a/b/c/d/e/f/g/h/i/j", "a-b", "a--b", "a---b", "a_b", "a__b", "a.b", "0",
+		"blobs", "a/blobs",
 		"manifests", "manifests/manifests", "tags/list/x", "uploads", "blobs/uploads", strings.Repeat("a", 255)} {
 		w.do("GET", "/v2/"+name+"/tags/list", nil).code(404, "NAME_UNKNOWN")
 	}
-	for _, name := range []string{"A", "a/B", "-a", "a-", "a..b", "a___b", "a._b", ".a", "a/-b", "a//b", "a/", "..", "a/../b", "a/./b", "%2e%2e",
+	for _, name := range []string{"A", "a/B", "-a", "a-", "a..b", "a___b", "a._b", ".a", "a/-b", "a//b", "a/", "..",
+		"a/../b", "a/./b", "%2e%2e",
 		"a%00b", "a%0ab", "a b", "ä", "a+b", "a@b", "a:b", "_a", strings.Repeat("a", 256), strings.Repeat("a/", 200) + "a"} {
 		w.do("GET", "/v2/"+strings.ReplaceAll(name, " ", "%20")+"/tags/list", nil).code(400, "NAME_INVALID")
 	}
@@ -263,7 +271,8 @@ func TestNames(t *testing.T) {
 func TestMalformedReferences(t *testing.T) {
 	w := newServer(t)
 	bad := []string{"sha256:" + zeros[1:], "sha256:" + zeros + "0", "sha256:" + strings.Repeat("A", 64), "sha512:" + zeros,
-		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:", ":", "sha256:baddigeststring", "sha384:" + strings.Repeat("0", 96), "sha256:" + zeros[:62] + "%00"}
+		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:", ":", "sha256:baddigeststring", "sha384:" +
+			strings.Repeat("0", 96), "sha256:" + zeros[:62] + "%00"}
 	for _, d := range bad {
 		w.do("GET", "/v2/a/blobs/"+d, nil).code(400, "DIGEST_INVALID")
 		w.do("HEAD", "/v2/a/blobs/"+d, nil).is(400)
