@@ -20,25 +20,28 @@ func TestNamespaceOfAMirror(t *testing.T) {
 	w.pushImage("library/nginx", "v", "x")
 	w.do("GET", "/v2/library/nginx/manifests/v?ns=docker.io", nil).code(404, "NAME_UNKNOWN")
 	w.do("HEAD", "/v2/library/nginx/manifests/v?ns=docker.io", nil).is(404)
-	w.do("GET", "/v2/library/nginx/manifests/v?ns=Trow.kube-public:31000", nil).is(200).has("OCI-Namespace", "Trow.kube-public:31000")
+	w.do("GET", "/v2/library/nginx/manifests/v?ns=Trow.kube-public:31000", nil).is(200).
+		has("OCI-Namespace", "Trow.kube-public:31000")
 	w.do("POST", "/v2/library/nginx/blobs/uploads/?ns=docker.io", nil).is(202)
 }
 
-func TestWhoMayDoWhat(t *testing.T) {
-	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä", Anonymous: "pull"})
+func TestAccessByIdentity(t *testing.T) {
+	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä",
+		Anonymous: "pull"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := newServer(t, func(o *registry.Options) { o.Auth = g })
 	login := []string{"Authorization", "Basic dTpwOsOk"} // u:p:ä
-	w.do("GET", "/v2/", nil).code(401, "UNAUTHORIZED").has("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="%s"`, w.url, strings.TrimPrefix(w.url, "http://")))
+	challenge := fmt.Sprintf(`Bearer realm="%s/token",service="%s"`, w.url, strings.TrimPrefix(w.url, "http://"))
+	w.do("GET", "/v2/", nil).code(401, "UNAUTHORIZED").has("Www-Authenticate", challenge)
 	w.do("GET", "/v2/", nil, login...).is(200)
 	d := digest.FromString("x").String()
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x")).code(401, "UNAUTHORIZED")
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x"), "Authorization", "Basic eDp5").code(401, "UNAUTHORIZED")
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x"), login...).is(201)
 	if user, _ := w.notes.Load("user"); user != "u" {
-		t.Errorf("the log has user %q", user)
+		t.Errorf("the access log has user %q", user)
 	}
 	w.do("GET", "/v2/a/blobs/"+d, nil).is(200)
 	w.do("DELETE", "/v2/a/blobs/"+d, nil).code(401, "UNAUTHORIZED")
@@ -54,7 +57,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 	w.do("DELETE", "/v2/a/blobs/"+d, nil).code(403, "DENIED").contains("--user")
 }
 
-func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
+func TestAMountRevealsNoOtherRepository(t *testing.T) {
 	a := &rules{Authorizer: open{}, deny: "secret", err: auth.ErrHidden}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	a.deny = ""
@@ -67,32 +70,39 @@ func TestMountDoesNotTellWhatOthersHold(t *testing.T) {
 	w.do("GET", "/v2/mine/blobs/"+d, nil).is(404)
 }
 
-func TestWhatIsHiddenIsAsIfItWereNotThere(t *testing.T) {
+func TestAHiddenRepositoryLooksAbsent(t *testing.T) {
 	a := &rules{Authorizer: open{}, deny: "", err: auth.ErrHidden}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	body, d := w.pushImage("secret", "v", "x")
 	blob := w.pushBlob("secret", []byte("x")).String()
-	w.do("PUT", "/v2/secret/manifests/signature", fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":1},"layers":[],"subject":{"mediaType":%q,"digest":%q,"size":%d}}`,
-		typeManifest, blob, typeManifest, d, len(body)), "Content-Type", typeManifest).is(201)
+	signature := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[],"subject":%s}`,
+		typeManifest, desc("application/vnd.oci.empty.v1+json", []byte("x")), desc(typeManifest, body))
+	w.do("PUT", "/v2/secret/manifests/signature", signature, "Content-Type", typeManifest).is(201)
 	a.deny = "secret"
-	for _, path := range []string{"manifests/v", "manifests/" + d.String(), "manifests/v?ns=docker.io", "manifests/v?ns=trow.kube-public:31000", "blobs/" + blob, "blobs/" + blob + "?ns=docker.io",
-		"tags/list", "tags/list?n=x", "tags/list?n=1&last=a", "referrers/" + d.String(), "referrers/" + d.String() + "?artifactType=x", "referrers/" + d.String() + "?last=x"} {
+	for _, path := range []string{"manifests/v", "manifests/" + d.String(), "manifests/v?ns=docker.io",
+		"manifests/v?ns=trow.kube-public:31000", "blobs/" + blob, "blobs/" + blob + "?ns=docker.io",
+		"tags/list", "tags/list?n=x", "tags/list?n=1&last=a", "referrers/" + d.String(),
+		"referrers/" + d.String() + "?artifactType=x", "referrers/" + d.String() + "?last=x"} {
 		for _, method := range []string{"GET", "HEAD"} {
-			for _, headers := range [][]string{nil, {"Range", "bytes=0-0"}, {"If-None-Match", `"` + d.String() + `"`}, {"If-None-Match", `"` + blob + `"`}, {"If-None-Match", "*"}} {
-				hidden, absent := w.do(method, "/v2/secret/"+path, nil, headers...), w.do(method, "/v2/absent/"+path, nil, headers...)
+			for _, headers := range [][]string{nil, {"Range", "bytes=0-0"}, {"If-None-Match", `"` + d.String() + `"`},
+				{"If-None-Match", `"` + blob + `"`}, {"If-None-Match", "*"}} {
+				hidden := w.do(method, "/v2/secret/"+path, nil, headers...)
+				absent := w.do(method, "/v2/absent/"+path, nil, headers...)
 				for _, a := range []*answer{hidden, absent} {
 					a.header.Del("Date")
 				}
-				// the same length of names, so that Content-Length compares as well
-				if got, want := strings.ReplaceAll(string(hidden.body), "secret", "absent"), string(absent.body); hidden.status != absent.status || got != want || !reflect.DeepEqual(hidden.header, absent.header) {
-					t.Errorf("%s %s %v: hidden %d %s %v, absent %d %s %v", method, path, headers, hidden.status, got, hidden.header, absent.status, want, absent.header)
+				// the names have the same length, so that Content-Length must be equal as well
+				got, want := strings.ReplaceAll(string(hidden.body), "secret", "absent"), string(absent.body)
+				if hidden.status != absent.status || got != want || !reflect.DeepEqual(hidden.header, absent.header) {
+					t.Errorf("%s %s %v: hidden %d %s %v, absent %d %s %v", method, path, headers,
+						hidden.status, got, hidden.header, absent.status, want, absent.header)
 				}
 			}
 		}
 	}
 }
 
-func TestTheCatalogListsWhatMayBeRead(t *testing.T) {
+func TestTheCatalogListsReadableRepositories(t *testing.T) {
 	a := &rules{Authorizer: open{}}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	var mine []string
@@ -125,9 +135,7 @@ func TestTheCatalogListsWhatMayBeRead(t *testing.T) {
 		}
 	}
 	a.readable = func(string) bool { return false }
-	if answer := w.do("GET", "/v2/_catalog?n=1", nil).is(200); string(answer.body) != `{"repositories":[]}` || answer.header.Get("Link") != "" {
-		t.Errorf("%s, link %s", answer.body, answer.header.Get("Link"))
-	}
+	w.do("GET", "/v2/_catalog?n=1", nil).is(200).has("Link", "").equals(`{"repositories":[]}`)
 }
 
 type rules struct {

@@ -9,13 +9,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-func TestBlobsAreOfTheirRepositoryAlone(t *testing.T) {
+func TestABlobIsVisibleOnlyInItsRepository(t *testing.T) {
 	w := newServer(t)
 	d := w.pushBlob("secret/a", []byte("x"))
 	w.do("GET", "/v2/other/blobs/"+d.String(), nil).code(404, "BLOB_UNKNOWN")
 	w.do("HEAD", "/v2/other/blobs/"+d.String(), nil).is(404)
 	w.do("GET", "/v2/secret/a/blobs/"+d.String(), nil).is(200).equals("x")
-	w.do("GET", "/v2/secret/a/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN") // a blob is no manifest
+	w.do("GET", "/v2/secret/a/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN") // a blob is not a manifest
 }
 
 func TestBlobHeadersAndRanges(t *testing.T) {
@@ -23,9 +23,11 @@ func TestBlobHeadersAndRanges(t *testing.T) {
 	content := random(t, 2048)
 	d := w.pushBlob("a", content)
 	path := "/v2/a/blobs/" + d.String()
-	all := []string{"Content-Type", "application/octet-stream", "Docker-Content-Digest", d.String(), "ETag", `"` + d.String() + `"`,
+	all := []string{"Content-Type", "application/octet-stream", "Docker-Content-Digest", d.String(),
+		"ETag", `"` + d.String() + `"`,
 		"Accept-Ranges", "bytes", "Cache-Control", "max-age=31536000, immutable", "Content-Encoding", ""}
-	w.do("GET", path, nil, "Accept-Encoding", "zstd, gzip").is(200).has(all...).has("Content-Length", "2048").equals(string(content))
+	w.do("GET", path, nil, "Accept-Encoding", "zstd, gzip").is(200).
+		has(all...).has("Content-Length", "2048").equals(string(content))
 	w.do("HEAD", path, nil).is(200).has(all...).has("Content-Length", "2048")
 	w.do("GET", path, nil, "If-None-Match", `"`+d.String()+`"`).is(304).equals("")
 	for _, row := range []struct {
@@ -47,20 +49,21 @@ func TestBlobHeadersAndRanges(t *testing.T) {
 		{"bytes=5000-10000", 416, 0, 0},
 		{"bytes=99999999999999999999999999-", 416, 0, 0},
 		{"bytes=-0", 416, 0, 0},
-		{"bytes=0-1,5-6", 200, 0, 2048}, // several: the whole is a right answer
-		{"bytes=x-y", 200, 0, 2048},     // what cannot be understood is ignored
+		{"bytes=0-1,5-6", 200, 0, 2048}, // several ranges: the RFC allows the whole blob
+		{"bytes=x-y", 200, 0, 2048},     // an invalid range is ignored
 		{"bytes=-", 200, 0, 2048},
 		{"bytes=--5", 200, 0, 2048},
 		{"bytes=+1-2", 200, 0, 2048},
 		{"lines=1-2", 200, 0, 2048},
 	} {
 		a := w.do("GET", path, nil, "Range", row.header).is(row.status)
-		w.do("HEAD", path, nil, "Range", row.header).is(200).has("Content-Length", "2048") // a range is for GET
+		w.do("HEAD", path, nil, "Range", row.header).is(200).has("Content-Length", "2048") // ranges are defined for GET alone
 		switch row.status {
 		case 416:
 			a.code(416, "SIZE_INVALID").has("Content-Range", "bytes */2048")
 		case 206:
-			a.has("Content-Range", fmt.Sprintf("bytes %d-%d/2048", row.from, row.to-1), "Content-Length", fmt.Sprint(row.to-row.from))
+			a.has("Content-Range", fmt.Sprintf("bytes %d-%d/2048", row.from, row.to-1),
+				"Content-Length", fmt.Sprint(row.to-row.from))
 			fallthrough
 		default:
 			a.equals(string(content[row.from:row.to]))
@@ -100,15 +103,15 @@ func TestOnDisk(t *testing.T) {
 	w2.do("POST", "/v2/b/blobs/uploads/?from=a&mount="+bd.String(), nil).is(202)
 	config := []byte("{}")
 	w2.pushBlob("a", config)
-	whole := image(config, big) // a manifest with a layer that is lost
-	w2.do("PUT", "/v2/a/manifests/w", whole, "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
-	w2.pushBlob("b", big) // heals it everywhere
+	lossy := image(config, big) // a manifest with a layer that is lost
+	w2.do("PUT", "/v2/a/manifests/w", lossy, "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
+	w2.pushBlob("b", big) // repairs it in all repositories
 	w2.do("GET", "/v2/a/blobs/"+bd.String(), nil).is(200).equals(string(big))
-	w2.do("PUT", "/v2/a/manifests/w", whole, "Content-Type", typeManifest).is(201)
+	w2.do("PUT", "/v2/a/manifests/w", lossy, "Content-Type", typeManifest).is(201)
 }
 
-// TestLostBytesAreNotCached: the answer for a digest whose bytes are lost must not be kept by caches, and a list that needs
-// them fails instead of leaving a referrer out. The damage is recorded either way.
+// TestLostBytesAreNotCached: the answer for a digest whose bytes are lost must not be kept by caches, and a list that
+// needs them fails instead of leaving a referrer out. The damage is recorded either way.
 func TestLostBytesAreNotCached(t *testing.T) {
 	dir := t.TempDir()
 	blobs, journal, _ := engines(t, dir)

@@ -21,11 +21,12 @@ import (
 	"trow/registry/limit"
 )
 
-// strict knows alice and bob by a header; bob may do nothing, but is told so of what he may not pull from open/.
+// strict reads the name of the user from a header. Alice may do everything; bob may do nothing, and repositories are
+// hidden from him; the token of scoped is for something else.
 type strict struct{ auth.Authorizer }
 
 func (strict) Identify(r *http.Request) (*auth.Identity, error) {
-	if r.Header.Get("X-User") == "nobody knows" {
+	if r.Header.Get("X-User") == "unknown" {
 		return nil, auth.ErrUnauthorized
 	}
 	return auth.Named(r.Header.Get("X-User"), nil), nil
@@ -38,14 +39,14 @@ func (strict) Authorize(_ context.Context, who *auth.Identity, repo string, a au
 	case who.Name == "alice":
 		return nil
 	case who.Name == "scoped":
-		return fmt.Errorf("%w: the token is not good for this", auth.ErrUnauthorized)
+		return fmt.Errorf("%w: the token is for something else", auth.ErrUnauthorized)
 	case a == auth.Pull:
 		return auth.ErrHidden
 	}
 	return fmt.Errorf("%w: bob may not %s here", auth.ErrDenied, a)
 }
 
-// events collects what is told, as lines.
+// events collects audit events as lines.
 type events struct {
 	mu  sync.Mutex
 	all []string
@@ -54,7 +55,8 @@ type events struct {
 func (e *events) audit(_ context.Context, a audit.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.all = append(e.all, fmt.Sprintf("%s %s %s/%s %s %s %s %v %.14s %.30s", a.What, a.Outcome, a.Kind, a.User, a.From, a.Action, a.Repo, a.Tags, a.Digest, a.Reason))
+	e.all = append(e.all, fmt.Sprintf("%s %s %s/%s %s %s %s %v %.14s %.30s", a.What, a.Outcome, a.Kind, a.User, a.From,
+		a.Action, a.Repo, a.Tags, a.Digest, a.Reason))
 }
 
 func (e *events) want(t *testing.T, want ...string) {
@@ -62,21 +64,21 @@ func (e *events) want(t *testing.T, want ...string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !slices.Equal(e.all, want) {
-		t.Errorf("told:\n%s\nwant:\n%s", strings.Join(e.all, "\n"), strings.Join(want, "\n"))
+		t.Errorf("events:\n%s\nwant:\n%s", strings.Join(e.all, "\n"), strings.Join(want, "\n"))
 	}
 	e.all = nil
 }
 
-// image is the manifest of an image without layers; its config is pushed.
+// image pushes a config, and returns the manifest of an image of it without layers.
 func (w *server) image(repo string, config string, headers ...string) (manifest []byte) {
 	w.Helper()
 	d := digest.FromString(config)
 	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), []byte(config), headers...).is(201)
-	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[]}`,
-		typeManifest, d, len(config))
+	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[]}`,
+		typeManifest, desc("application/vnd.oci.image.config.v1+json", []byte(config)))
 }
 
-func TestChangesAndRefusalsAreTold(t *testing.T) {
+func TestAuditOfChangesAndRefusals(t *testing.T) {
 	e := &events{}
 	w := newServer(t, func(o *registry.Options) {
 		o.Auth, o.Audit = strict{open{}}, e.audit
@@ -92,10 +94,11 @@ func TestChangesAndRefusalsAreTold(t *testing.T) {
 	e.want(t, "push ok user/alice 127.0.0.1 push a/b [v1] "+short+" ",
 		"push ok user/alice 127.0.0.1 push a/b [v2 fixed] "+short+" ")
 
-	w.do("PUT", "/v2/a/b/manifests/v1", []byte("garbage"), put...).is(400) // nothing was changed, and nobody refused
+	// nothing changed, and no permission was lacking
+	w.do("PUT", "/v2/a/b/manifests/v1", []byte("garbage"), put...).is(400)
 	w.do("GET", "/v2/a/b/manifests/v1", nil, alice...).is(200)
-	w.do("GET", "/v2/a/b/manifests/v1", nil).is(401) // is asked for credentials
-	w.do("GET", "/v2/a/b/manifests/v1", nil, "X-User", "nobody knows").is(401)
+	w.do("GET", "/v2/a/b/manifests/v1", nil).is(401) // only asks for credentials
+	w.do("GET", "/v2/a/b/manifests/v1", nil, "X-User", "unknown").is(401)
 	e.want(t)
 
 	w.do("GET", "/v2/a/b/manifests/v1", nil, bob...).is(404)
@@ -123,7 +126,7 @@ func TestChangesAndRefusalsAreTold(t *testing.T) {
 		"delete ok user/alice 127.0.0.1 delete x [] "+digest.FromString("{ }").String()[:14]+" ")
 }
 
-func TestWhoComesToALimitIsToldWhich(t *testing.T) {
+func TestTheAnswerNamesTheLimit(t *testing.T) {
 	limits := &limit.Limits{}
 	w := newServer(t, func(o *registry.Options) { o.Auth, o.Limits = strict{open{}}, limits })
 	if err := limits.Set([]limit.Rule{{Who: []string{"user:alice"}, Requests: 1, Burst: 2}}); err != nil {
@@ -136,10 +139,12 @@ func TestWhoComesToALimitIsToldWhich(t *testing.T) {
 	if after, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || after < 1 || after > 2 {
 		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 	}
-	if e := a.errors()[0]; e.Code != "TOOMANYREQUESTS" || !strings.Contains(e.Message, "alice may have 1 requests per second") || !strings.Contains(e.Message, "setting limits, limit 1: requests") {
+	if e := a.errors()[0]; e.Code != "TOOMANYREQUESTS" ||
+		!strings.Contains(e.Message, "alice may have 1 requests per second") ||
+		!strings.Contains(e.Message, "setting limits, limit 1: requests") {
 		t.Errorf("%+v", e)
 	}
-	w.do("GET", "/v2/", nil, "X-User", "someone").is(403) // others go on
+	w.do("GET", "/v2/", nil, "X-User", "someone").is(403) // others are not limited
 
 	if err := limits.Set([]limit.Rule{{Who: []string{"user:alice"}, Uploads: 1}}); err != nil {
 		t.Fatal(err)
@@ -151,7 +156,7 @@ func TestWhoComesToALimitIsToldWhich(t *testing.T) {
 	if _, err := feed.Write([]byte("half")); err != nil {
 		t.Fatal(err)
 	}
-	for { // until the server has begun with it
+	for { // until the server is reading the upload
 		if a := w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice"); a.status == 429 {
 			break
 		}
@@ -162,7 +167,7 @@ func TestWhoComesToALimitIsToldWhich(t *testing.T) {
 	w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice").is(202)
 }
 
-// TestARateChangesNoByte of what goes in and out, whatever way it takes.
+// TestARateChangesNoByte of a push or a pull, from memory or from a file.
 func TestARateChangesNoByte(t *testing.T) {
 	limits := &limit.Limits{}
 	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: quantity(64 << 20), PushRate: quantity(64 << 20)}}); err != nil {
@@ -176,7 +181,8 @@ func TestARateChangesNoByte(t *testing.T) {
 	if a := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice").is(200); !bytes.Equal(a.body, content) {
 		t.Error("the blob has changed")
 	}
-	if a := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice", "Range", "bytes=7-3000000").is(206); !bytes.Equal(a.body, content[7:3000001]) {
+	part := w.do("GET", "/v2/a/blobs/"+d.String(), nil, "X-User", "alice", "Range", "bytes=7-3000000").is(206)
+	if !bytes.Equal(part.body, content[7:3000001]) {
 		t.Error("a part of the blob has changed")
 	}
 }
@@ -193,16 +199,17 @@ func quotas(t *testing.T, w *server, all ...limit.Quota) {
 	w.index.SetQuotas(read)
 }
 
-// over expects that a push is refused by a quota.
+// over checks that a quota refuses a push.
 func (a *answer) over() {
 	a.t.Helper()
 	e := a.is(403).errors()[0]
-	if e.Code != "DENIED" || !strings.Contains(e.Message, "the quota of the repositories team/** is") || !strings.Contains(e.Message, "(setting quotas); they hold") {
+	if e.Code != "DENIED" || !strings.Contains(e.Message, "the quota of the repositories team/** is") ||
+		!strings.Contains(e.Message, "(setting quotas); they hold") {
 		a.t.Errorf("%.80s: %+v", a.what, e)
 	}
 }
 
-// bytesKept counts what there is of blobs.
+// bytesKept returns the size of all blobs.
 func (w *server) bytesKept() (n int64) {
 	w.Helper()
 	for b, err := range w.blobs.All(w.Context()) {
@@ -227,35 +234,37 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	d := digest.FromBytes(large)
 	w.do("POST", "/v2/team/b/blobs/uploads/?digest="+d.String(), large).over()
 	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
-	w.do("PATCH", at, large).over()                                          // before it is read: its length is known
-	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).is(202) // unknown
-	w.do("PUT", at+"?digest="+d.String(), nil).over()                        // but here it is
+	w.do("PATCH", at, large).over()                                          // before it is read: its length is announced
+	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).is(202) // its length is not announced
+	w.do("PUT", at+"?digest="+d.String(), nil).over()                        // here it is known
 	at = w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
 	w.send("PUT", at+"?digest="+d.String(), struct{ io.Reader }{bytes.NewReader(large)}).over()
-	w.do("GET", at, nil).is(404)                                                          // nothing can be appended that makes it fit
-	w.do("POST", "/v2/other/blobs/uploads/?digest="+d.String(), large).is(201)            // no quota of that repository
-	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+d.String()+"&from=other", nil).over() // a mount brings no bytes, and they count all the same
+	// nothing can be appended that makes it fit
+	w.do("GET", at, nil).is(404)
+	w.do("POST", "/v2/other/blobs/uploads/?digest="+d.String(), large).is(201) // a repository without a quota
+	// a mount sends no bytes, but they count
+	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+d.String()+"&from=other", nil).over()
 	if got := w.bytesKept(); got != kept+101 {
-		t.Errorf("what was refused has left bytes: %d before, %d now, of which 101 are another's", kept, got)
+		t.Errorf("refused pushes have left bytes: %d before, %d now, 101 of them in the other repository", kept, got)
 	}
-	m2 := w.image("team/a", "{ }") // 3 bytes fit; with it another manifest does not
+	m2 := w.image("team/a", "{ }") // its config fits, but its manifest does not
 	w.do("PUT", "/v2/team/a/manifests/v2", m2, put...).over()
-	w.do("PUT", "/v2/team/a/manifests/v3", m, put...).is(201) // nothing is added
+	w.do("PUT", "/v2/team/a/manifests/v3", m, put...).is(201) // adds nothing
 	w.do("POST", "/v2/team/a/blobs/uploads/?digest="+digest.FromString("{}").String(), []byte("{}")).is(201)
 
-	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(1)}) // less than there is
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(1)}) // less than the repositories hold
 	w.do("POST", "/v2/team/a/blobs/uploads/", nil).over()
 	w.do("PUT", "/v2/team/a/manifests/v4", m, put...).is(201)
 	w.do("DELETE", "/v2/team/a/manifests/"+digest.FromBytes(m).String(), nil).is(202)
 	w.do("DELETE", "/v2/team/a/blobs/"+digest.FromString("{}").String(), nil).is(202)
 	w.do("DELETE", "/v2/team/a/blobs/"+digest.FromString("{ }").String(), nil).is(202)
 	if used := w.index.Quotas()[0].Used; used != 0 {
-		t.Errorf("%d bytes are used of nothing", used)
+		t.Errorf("%d bytes are used although nothing is left", used)
 	}
 }
 
-// TestThoseWhoPushAtOnceDoNotExceedAQuota: many clients, many repositories, blobs of a size.
-func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
+// TestConcurrentPushesStayWithinAQuota has many clients push blobs of one size into many repositories.
+func TestConcurrentPushesStayWithinAQuota(t *testing.T) {
 	const size, room, clients = 1000, 25, 16
 	w := newServer(t)
 	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(int64(size) * room)})
@@ -279,12 +288,12 @@ func TestThoseWhoPushAtOnceDoNotExceedAQuota(t *testing.T) {
 	}
 }
 
-// TestAQuotaHoldsWithinTheChangeItself: what was looked up before others pushed decides nothing.
-func TestAQuotaHoldsWithinTheChangeItself(t *testing.T) {
+// TestTheUpdateDecidesAboutAQuota has another client take the room after the first look at the quota.
+func TestTheUpdateDecidesAboutAQuota(t *testing.T) {
 	w := newServer(t)
 	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(10)})
 	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
-	body := &hook{Reader: strings.NewReader("12345678"), at: func() { // while the bytes come, another takes the room
+	body := &hook{Reader: strings.NewReader("12345678"), at: func() { // before the first byte
 		w.do("POST", "/v2/team/c/blobs/uploads/?digest="+digest.FromString("abcdef").String(), []byte("abcdef")).is(201)
 	}}
 	w.send("PUT", at+"?digest="+digest.FromString("12345678").String(), body).over()

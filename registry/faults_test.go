@@ -19,8 +19,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// flow is something that a client does. It returns the last answer; holds tells whether the registry shows what a
-// success promises.
+// flow is a sequence of requests. run returns the last answer. holds reports whether the registry shows what a success
+// promises.
 type flow struct {
 	name  string
 	run   func(w *server) *answer
@@ -40,8 +40,8 @@ func (w *server) shows(path string, want []byte) bool {
 
 func (w *server) lacks(path string) bool { return w.do("GET", path, nil).status == 404 }
 
-// flows are all ways to write. The repository a has an image v of a config and a layer, an index i of that, and a
-// blob that nothing needs; b has a blob.
+// flows returns all ways to write. Before, the repository a has an image v of a config and a layer, an index i of that
+// image, and a blob that no manifest refers to; b has a blob.
 func flows() []flow {
 	image := image([]byte("c0"), []byte("l0"), `,"annotations":{"new":"yes"}`)
 	imageDigest := digest.FromBytes(image).String()
@@ -67,7 +67,7 @@ func flows() []flow {
 	}
 	blob := func(w *server) bool { return w.shows("/v2/a/blobs/"+flowDone.String(), flowBlob) }
 	return []flow{
-		{"a blob at once", func(w *server) *answer {
+		{"a blob in one request", func(w *server) *answer {
 			return w.do("POST", "/v2/a/blobs/uploads/?digest="+flowDone.String(), flowBlob)
 		}, blob},
 		{"a blob in chunks", func(w *server) *answer { return session(w, "a new", " blob") }, blob},
@@ -75,23 +75,24 @@ func flows() []flow {
 			return w.do("POST", "/v2/a/blobs/uploads/?from=b&mount="+digest.FromBytes(flowOther).String(), nil)
 		}, func(w *server) bool { return w.shows("/v2/a/blobs/"+digest.FromBytes(flowOther).String(), flowOther) }},
 		{"a manifest by tag", put("new", image), func(w *server) bool { return w.shows("/v2/a/manifests/new", image) }},
-		{"a manifest by digest", put(imageDigest, image), func(w *server) bool { return w.shows("/v2/a/manifests/"+imageDigest, image) }},
+		{"a manifest by digest", put(imageDigest, image),
+			func(w *server) bool { return w.shows("/v2/a/manifests/"+imageDigest, image) }},
 		{"a tag that moves", put("v", image), func(w *server) bool { return w.shows("/v2/a/manifests/v", image) }},
-		{"the end of a tag", func(w *server) *answer { return w.do("DELETE", "/v2/a/manifests/v", nil) },
+		{"deletion of a tag", func(w *server) *answer { return w.do("DELETE", "/v2/a/manifests/v", nil) },
 			func(w *server) bool {
 				return w.lacks("/v2/a/manifests/v") && w.shows("/v2/a/manifests/"+v, firstImage())
 			}},
-		{"the end of a manifest", func(w *server) *answer { return w.do("DELETE", "/v2/a/manifests/i", nil) },
+		{"deletion of a manifest", func(w *server) *answer { return w.do("DELETE", "/v2/a/manifests/i", nil) },
 			func(w *server) bool { return w.lacks("/v2/a/manifests/i") }},
-		{"the end of a blob", func(w *server) *answer { return w.do("DELETE", "/v2/a/blobs/"+unused, nil) },
+		{"deletion of a blob", func(w *server) *answer { return w.do("DELETE", "/v2/a/blobs/"+unused, nil) },
 			func(w *server) bool { return w.lacks("/v2/a/blobs/" + unused) }},
 	}
 }
 
 func firstImage() []byte { return image([]byte("c0"), []byte("l0")) }
 
-// furnish makes what the flows begin with.
-func furnish(w *server) {
+// prepare pushes what the flows start from.
+func prepare(w *server) {
 	for _, b := range []string{"c0", "l0", "unused"} {
 		w.pushBlob("a", []byte(b))
 	}
@@ -100,12 +101,13 @@ func furnish(w *server) {
 	w.do("PUT", "/v2/a/manifests/i", index(firstImage()), "Content-Type", typeIndex).is(201)
 }
 
-// TestNoFaultIsToldAsASuccess lets the n-th call of each method of each engine fail in each flow, for every n,
-// before and after it took effect, for want of space and for a broken disk: a success is one, a failure has its
-// JSON, reads go on, and the same request succeeds when it is sent again.
-func TestNoFaultIsToldAsASuccess(t *testing.T) {
+// TestNoFaultIsReportedAsSuccess makes the n-th call of each method of each engine fail in each flow, for every n,
+// before and after it took effect, because the disk is full or broken. A success must be true, a failure must have
+// its JSON body, reads must go on, and the same request must succeed when it is sent again.
+func TestNoFaultIsReportedAsSuccess(t *testing.T) {
 	injected := 0
-	for _, method := range []string{"Stat", "Open", "Create", "Resume", "Write", "Commit", "Close", "Cancel", "Journal", "Head"} {
+	for _, method := range []string{"Stat", "Open", "Create", "Resume", "Write", "Commit", "Close", "Cancel", "Journal",
+		"Head"} {
 		for _, f := range flows() {
 			for _, after := range []bool{false, true} {
 				for _, err := range []error{syscall.EIO, fmt.Errorf("%w: %w", storage.ErrFull, syscall.ENOSPC)} {
@@ -122,7 +124,7 @@ func TestNoFaultIsToldAsASuccess(t *testing.T) {
 	}
 }
 
-// injectFault returns whether the fault has happened.
+// injectFault reports whether the fault occurred.
 func injectFault(t *testing.T, f flow, method string, n int, after bool, err error) bool {
 	t.Helper()
 	memory, journal := inMemory()
@@ -137,7 +139,7 @@ func injectFault(t *testing.T, f flow, method string, n int, after bool, err err
 	t.Run(fmt.Sprintf("%s/%s %d/%v/%v", f.name, method, n, after, errors.Is(err, storage.ErrFull)), func(t *testing.T) {
 		uploads := &endings{Blobs: storagetest.FailBlobs{Blobs: memory, Fault: ofBlobs}}
 		w := serve(t, uploads, storagetest.FailJournal{Journal: journal, Fault: ofJournal})
-		furnish(w)
+		prepare(w)
 		for _, fault := range []*storagetest.Fault{ofBlobs, ofJournal} {
 			fault.N = fault.Calls() + n
 		}
@@ -149,11 +151,11 @@ func injectFault(t *testing.T, f flow, method string, n int, after bool, err err
 		ofBlobs.N, ofJournal.N = 0, 0
 		wantHonest(t, serve(t, memory, journal), f, a)
 		if !w.shows("/v2/a/manifests/"+digest.FromBytes(firstImage()).String(), firstImage()) {
-			t.Error("what was there before cannot be read")
+			t.Error("content from before the fault cannot be read")
 		}
 		if a.status >= 300 {
 			again := f.run(w)
-			if gone := again.status == 404 && strings.Contains(f.name, "the end"); again.status >= 300 && !gone || !f.holds(w) {
+			if gone := again.status == 404 && strings.Contains(f.name, "deletion"); again.status >= 300 && !gone || !f.holds(w) {
 				t.Errorf("the second try: %d %s", again.status, again.body)
 			}
 		}
@@ -228,7 +230,7 @@ func (e *endings) count() (created, open int) {
 func (e *endings) want(t *testing.T) {
 	t.Helper()
 	if _, open := e.count(); open > 0 {
-		t.Errorf("the requests have left %d uploads neither committed, cancelled nor closed", open)
+		t.Errorf("%d uploads are neither committed, cancelled nor closed", open)
 	}
 }
 
@@ -238,13 +240,13 @@ func wantHonest(t *testing.T, restarted *server, f flow, a *answer) {
 	restarted.T = t
 	if a.status < 300 {
 		if !f.holds(restarted) {
-			t.Errorf("answered %d, and it is not so", a.status)
+			t.Errorf("the answer was %d, but the registry does not show it", a.status)
 		}
 		return
 	}
-	a.errors() // the spec's JSON
+	a.errors() // checks the spec's form
 	if a.status < 500 {
-		t.Errorf("a fault of the storage is told as the client's: %d %s", a.status, a.body)
+		t.Errorf("the answer blames the client for a fault of the storage: %d %s", a.status, a.body)
 	}
 	full := a.status == http.StatusInsufficientStorage || a.status == http.StatusServiceUnavailable
 	if full && a.header.Get("Retry-After") == "" {
@@ -252,8 +254,8 @@ func wantHonest(t *testing.T, restarted *server, f flow, a *answer) {
 	}
 }
 
-// TestARefusalReachesAClientThatIsStillSending: it looks for the answer when it has sent all, and the connection is
-// not reset under it.
+// TestARefusalReachesAClientThatIsStillSending: the client looks for the answer when it has sent everything, and must
+// not find that the connection was reset.
 func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 	fault := &storagetest.Fault{Method: "Create", N: 1, Err: fmt.Errorf("%w: %w", storage.ErrFull, syscall.ENOSPC)}
 	memory, journal := inMemory()
@@ -264,7 +266,8 @@ func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 	}
 	defer conn.Close()
 	body := make([]byte, 32<<20)
-	head := "POST /v2/a/blobs/uploads/?digest=" + digest.FromBytes(body).String() + " HTTP/1.1\r\nHost: x\r\nContent-Length: " + fmt.Sprint(len(body)) + "\r\n\r\n"
+	head := "POST /v2/a/blobs/uploads/?digest=" + digest.FromBytes(body).String() +
+		" HTTP/1.1\r\nHost: x\r\nContent-Length: " + fmt.Sprint(len(body)) + "\r\n\r\n"
 	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
 		t.Fatalf("sending: %v", err)
 	}

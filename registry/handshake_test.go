@@ -21,7 +21,7 @@ import (
 	"trow/storage"
 )
 
-// guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as main does.
+// guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as the program does.
 func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	t.Helper()
 	o.Dir = t.TempDir()
@@ -39,7 +39,7 @@ func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	return w, g
 }
 
-// people writes a htpasswd file of alice and bob, whose passwords are their names.
+// people writes an htpasswd file of alice and bob, whose passwords are their names.
 func people(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "htpasswd")
@@ -57,18 +57,19 @@ func people(t *testing.T) string {
 	return path
 }
 
-// client does the handshake as the clients of registries do.
+// client logs in as the usual clients of registries do.
 type client struct {
 	*server
 	user, password string
-	perRequest     bool // it looks at each answer's challenge (containerd, oras); otherwise at that of GET /v2/ (docker, skopeo, crane)
-	post           bool // it tries POST first (containerd, regctl)
-	basicLast      bool // it heeds every challenge of GET /v2/, and Basic after Bearer (docker)
+	// perRequest: it uses the challenge of each answer (containerd, oras), not that of GET /v2/ (docker, skopeo, crane).
+	perRequest bool
+	post       bool // it tries POST first (containerd, regctl)
+	basicLast  bool // it uses every challenge of GET /v2/, and Basic after Bearer (docker)
 }
 
 var challengeField = regexp.MustCompile(`(\w+)="([^"]*)"`)
 
-// challenges are those of an answer, by scheme.
+// challenges returns the challenges of an answer, by scheme.
 func challenges(t *testing.T, h http.Header) map[string]map[string]string {
 	t.Helper()
 	all := map[string]map[string]string{}
@@ -83,7 +84,7 @@ func challenges(t *testing.T, h http.Header) map[string]map[string]string {
 	return all
 }
 
-// try sends a request, after the handshake that it takes, and returns the status, or 0 if the client gave up.
+// try sends a request, after the login that it needs, and returns the status, or 0 if the client gave up.
 func (c client) try(method, path string, body string, scope string, headers ...string) int {
 	c.Helper()
 	first := "/v2/"
@@ -125,7 +126,7 @@ func (c client) try(method, path string, body string, scope string, headers ...s
 	return c.do(method, path, []byte(body), append(headers, "Authorization", login)...).status
 }
 
-// token asks the realm for a token; empty: it was refused.
+// token asks the realm for a token. It is empty if the realm refuses it.
 func (c client) token(challenge map[string]string, scope string) string {
 	c.Helper()
 	realm, err := url.Parse(challenge["realm"])
@@ -134,10 +135,11 @@ func (c client) token(challenge map[string]string, scope string) string {
 	}
 	var resp *http.Response
 	if c.post && c.user != "" {
-		resp, err = http.PostForm(realm.String(), url.Values{"grant_type": {"password"}, "username": {c.user}, "password": {c.password},
-			"service": {challenge["service"]}, "scope": {scope}, "client_id": {"test"}})
+		resp, err = http.PostForm(realm.String(), url.Values{"grant_type": {"password"}, "client_id": {"test"},
+			"username": {c.user}, "password": {c.password}, "service": {challenge["service"]}, "scope": {scope}})
 	} else {
-		req, _ := http.NewRequestWithContext(c.Context(), "GET", realm.String()+"?"+url.Values{"service": {challenge["service"]}, "scope": strings.Fields(scope), "account": {c.user}}.Encode(), nil)
+		q := url.Values{"service": {challenge["service"]}, "scope": strings.Fields(scope), "account": {c.user}}
+		req, _ := http.NewRequestWithContext(c.Context(), "GET", realm.String()+"?"+q.Encode(), nil)
 		if c.user != "" {
 			req.SetBasicAuth(c.user, c.password)
 		}
@@ -161,7 +163,7 @@ func (c client) token(challenge map[string]string, scope string) string {
 	return answer.Token
 }
 
-// TestTheHandshake in the three set-ups, as each kind of client does it.
+// TestTheHandshake has each kind of client log in to registries with three settings.
 func TestTheHandshake(t *testing.T) {
 	user := auth.Options{Htpasswd: people(t)}
 	anonymous := func(o auth.Options, level string) auth.Options { o.Anonymous = level; return o }
@@ -169,37 +171,43 @@ func TestTheHandshake(t *testing.T) {
 	for _, setup := range []struct {
 		name string
 		o    auth.Options
-		// what a client without a login, with one, and with a wrong one gets for GET /v2/, a pull, a push, and a delete.
-		// A login that cannot be wrong is not looked at.
-		nobody, alice, wrong [4]int
+		// The status of GET /v2/, a pull, a push and a delete: without a login, with one, and with a wrong one. If the
+		// registry has no users, it ignores logins.
+		anonymous, alice, wrong [4]int
 	}{
-		{"open", anonymous(auth.Options{}, "push"), [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403}},
-		{"anonymous pull, push with a login", anonymous(user, "pull"), [4]int{200, 200, 401, 401}, [4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
-		{"everything with a login", anonymous(user, "none"), [4]int{200, 401, 401, 401}, [4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
+		{"open", anonymous(auth.Options{}, "push"), [4]int{200, 200, 202, 403}, [4]int{200, 200, 202, 403},
+			[4]int{200, 200, 202, 403}},
+		{"anonymous pull, push with a login", anonymous(user, "pull"), [4]int{200, 200, 401, 401},
+			[4]int{200, 200, 202, 202}, [4]int{0, 0, 0, 0}},
+		{"everything with a login", anonymous(user, "none"), [4]int{200, 401, 401, 401}, [4]int{200, 200, 202, 202},
+			[4]int{0, 0, 0, 0}},
 	} {
 		for _, kind := range []struct {
 			name string
 			c    client
-		}{{"ping and GET", client{}}, {"ping, GET, Basic last", client{basicLast: true}}, {"per request and GET", client{perRequest: true}}, {"per request and POST", client{perRequest: true, post: true}}} {
+		}{{"ping and GET", client{}}, {"ping, GET, Basic last", client{basicLast: true}},
+			{"per request and GET", client{perRequest: true}}, {"per request and POST", client{perRequest: true, post: true}}} {
 			t.Run(setup.name+"/"+kind.name, func(t *testing.T) {
 				w, _ := guarded(t, setup.o)
 				for _, caller := range []struct {
 					user, password string
 					want           [4]int
-				}{{"", "", setup.nobody}, {"alice", "alice", setup.alice}, {"alice", "wrong", setup.wrong}} {
+				}{{"", "", setup.anonymous}, {"alice", "alice", setup.alice}, {"alice", "wrong", setup.wrong}} {
 					link(t, w, "app", "x")
 					c := kind.c
 					c.server, c.user, c.password = w, caller.user, caller.password
 					got := [4]int{c.try("GET", "/v2/", "", ""), c.try("GET", "/v2/app/blobs/"+blob, "", "repository:app:pull"),
-						c.try("POST", "/v2/app/blobs/uploads/", "", "repository:app:pull,push"), c.try("DELETE", "/v2/app/blobs/"+blob, "", "repository:app:delete")}
+						c.try("POST", "/v2/app/blobs/uploads/", "", "repository:app:pull,push"),
+						c.try("DELETE", "/v2/app/blobs/"+blob, "", "repository:app:delete")}
 					want := caller.want
 					closed := setup.o.Anonymous == "none"
 					switch {
-					case kind.c.basicLast && caller.user == "" && closed: // it says "no basic auth credentials"
+					case kind.c.basicLast && caller.user == "" && closed: // the client gives up: "no basic auth credentials"
 						want = [4]int{}
 					case kind.c.basicLast && caller.user != "" && caller.password == "wrong" && closed:
 						want = [4]int{401, 401, 401, 401}
-					case kind.c.perRequest && caller.password == "wrong" && setup.o.Anonymous == "pull": // pulls as anybody may
+					// pulls without its login
+					case kind.c.perRequest && caller.password == "wrong" && setup.o.Anonymous == "pull":
 						want[1] = 200
 					}
 					if got != want {
@@ -211,8 +219,8 @@ func TestTheHandshake(t *testing.T) {
 	}
 }
 
-// TestTheChallengeSaysWhy in words for the user: some clients show them instead of the answer's body.
-func TestTheChallengeSaysWhy(t *testing.T) {
+// TestTheChallengeGivesTheReason because some clients show it to the user instead of the answer's body.
+func TestTheChallengeGivesTheReason(t *testing.T) {
 	w, _ := guarded(t, auth.Options{Htpasswd: people(t), Anonymous: "pull"})
 	c := client{server: w}
 	token := func(c client, scope string) []string {
@@ -226,12 +234,13 @@ func TestTheChallengeSaysWhy(t *testing.T) {
 		login     []string
 		code, say string
 	}{
-		{nil, "", ""}, // nothing was wrong with what the client sent
+		{nil, "", ""}, // no credentials, so nothing is wrong with them
 		{anonymous, "insufficient_scope", "login required"},
 		{elsewhere, "insufficient_scope", "token lacks the required scope"},
 		{[]string{"Authorization", "Bearer x"}, "invalid_token", "token is invalid or has expired; get a new one"},
 	} {
-		got := challenges(t, w.do("POST", "/v2/app/blobs/uploads/", nil, row.login...).code(401, "UNAUTHORIZED").header)["Bearer"]
+		refused := w.do("POST", "/v2/app/blobs/uploads/", nil, row.login...).code(401, "UNAUTHORIZED")
+		got := challenges(t, refused.header)["Bearer"]
 		if got["error"] != row.code || got["error_description"] != row.say || got["scope"] != "repository:app:pull,push" {
 			t.Errorf("%q: %v, want %q, %q", row.login, got, row.code, row.say)
 		}
@@ -264,7 +273,7 @@ func link(t *testing.T, w *server, repo, content string) {
 	}
 }
 
-// TestRulesOnTheWire: who may not read is not told, who may not write is told so.
+// TestRulesOnTheWire: a client that may not pull gets 404, one that may not push gets 403.
 func TestRulesOnTheWire(t *testing.T) {
 	w, _ := guarded(t, auth.Options{User: "owner", Password: "owner", Htpasswd: people(t), Rules: []auth.Rule{
 		{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}},
@@ -294,14 +303,14 @@ func TestRulesOnTheWire(t *testing.T) {
 	w.do("PUT", "/v2/public/a/manifests/v", []byte("{}"), alice...).code(403, "DENIED")
 	w.do("GET", "/v2/_catalog", nil, bob...).code(403, "DENIED")
 	w.do("GET", "/v2/_catalog", nil).code(401, "UNAUTHORIZED")
-	// A mount needs the right to pull from the source.
+	// A mount needs permission to pull from the source.
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=secret/a", nil, alice...).is(202)
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=absent", nil, alice...).is(202)
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=public/a", nil, alice...).is(201)
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob+"&from=team/a", nil, bob...).is(202)
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+digest.FromString("y").String(), nil, bob...).is(202)
-	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(201) // found in public/a, or in its likes
-	// An upload belongs to its repository, whoever began it.
+	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(201) // public/a holds it as well
+	// An upload belongs to its repository, whoever started it.
 	at := w.do("POST", "/v2/team/a/blobs/uploads/", nil, alice...).is(202).header.Get("Location")
 	w.do("GET", at, nil, bob...).code(403, "DENIED")
 	w.do("PATCH", at, []byte("x"), bob...).code(403, "DENIED")
@@ -319,32 +328,34 @@ func TestRulesOnTheWire(t *testing.T) {
 // pushAs pushes a manifest with a login.
 func (w *server) pushAs(login []string, repo string) {
 	w.Helper()
-	d := digest.FromString("{}")
-	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), []byte("{}"), login...).is(201)
-	body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[]}`, typeManifest, d)
-	w.do("PUT", "/v2/"+repo+"/manifests/v", []byte(body), append(login, "Content-Type", typeManifest)...).is(201)
+	config := []byte("{}")
+	w.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromBytes(config).String(), config, login...).is(201)
+	body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[]}`,
+		typeManifest, desc("application/vnd.oci.empty.v1+json", config))
+	w.do("PUT", "/v2/"+repo+"/manifests/v", body, append(login, "Content-Type", typeManifest)...).is(201)
 }
 
-// TestBusyAndUnavailable have their own answers, so that a client comes again.
+// TestBusyAndUnavailable: the answer tells the client to retry.
 func TestBusyAndUnavailable(t *testing.T) {
-	a := &clueless{Authorizer: open{}}
+	a := &failingAuth{Authorizer: open{}}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	for err, want := range map[error]struct {
 		status int
 		code   string
-	}{auth.ErrBusy: {429, "TOOMANYREQUESTS"}, auth.ErrUnavailable: {503, "UNKNOWN"}, fmt.Errorf("%w: dial 10.0.0.1", auth.ErrUnavailable): {503, "UNKNOWN"}} {
+	}{auth.ErrBusy: {429, "TOOMANYREQUESTS"}, auth.ErrUnavailable: {503, "UNKNOWN"},
+		fmt.Errorf("%w: dial 10.0.0.1", auth.ErrUnavailable): {503, "UNKNOWN"}} {
 		a.err = err
 		got := w.do("GET", "/v2/a/tags/list", nil).code(want.status, want.code).has("Retry-After", "1")
 		if strings.Contains(string(got.body), "10.0.0.1") {
-			t.Errorf("the cause is told: %s", got.body)
+			t.Errorf("the answer shows the cause: %s", got.body)
 		}
 	}
 }
 
-// clueless cannot tell who anybody is.
-type clueless struct {
+// failingAuth cannot identify any request.
+type failingAuth struct {
 	auth.Authorizer
 	err error
 }
 
-func (f *clueless) Identify(*http.Request) (*auth.Identity, error) { return nil, f.err }
+func (f *failingAuth) Identify(*http.Request) (*auth.Identity, error) { return nil, f.err }

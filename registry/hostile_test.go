@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// TestHostileManifestsCostNoMoreThanTheirSize: whatever is sent, memory and time stay within a multiple of what an
-// honest manifest of the same size takes.
-func TestHostileManifestsCostNoMoreThanTheirSize(t *testing.T) {
+// TestHostileManifestsCostNoMoreThanHonestOnes: memory and time stay within a multiple of what an honest manifest of
+// the same size takes.
+func TestHostileManifestsCostNoMoreThanHonestOnes(t *testing.T) {
 	const most = maxManifest / 2
 	fill := func(prefix, unit, suffix string) []byte {
 		n := (most - len(prefix) - len(suffix)) / len(unit)
@@ -28,7 +28,8 @@ func TestHostileManifestsCostNoMoreThanTheirSize(t *testing.T) {
 		}
 		return []byte(b.String() + suffix)
 	}
-	layer := `{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1}`
+	layer := `{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:` + strings.Repeat("0", 64) +
+		`","size":1}`
 	honest := fill(`{"schemaVersion":2,"config":`+layer+`,"layers":[`, layer+",", "]}")
 	honestBytes, honestTime := cost(honest, 1)
 	for name, body := range map[string][]byte{
@@ -53,25 +54,25 @@ func TestHostileManifestsCostNoMoreThanTheirSize(t *testing.T) {
 	} {
 		bytes, took := cost(body, 1)
 		if bytes > 3*honestBytes {
-			t.Errorf("%s: %d MiB are allocated, for an honest manifest %d MiB", name, bytes>>20, honestBytes>>20)
+			t.Errorf("%s: %d MiB allocated, an honest manifest takes %d MiB", name, bytes>>20, honestBytes>>20)
 		}
-		if took > 10*honestTime { // somebody may have had the machine
+		if took > 10*honestTime { // another process may have used the processor
 			_, took = cost(body, 3)
 		}
 		if took > 10*honestTime {
-			t.Errorf("%s: took %s, an honest manifest %s", name, took, honestTime)
+			t.Errorf("%s: took %s, an honest manifest takes %s", name, took, honestTime)
 		}
 	}
 }
 
-// cost is what parsing takes: the bytes allocated, and the least processor time of some tries.
+// cost returns what parsing takes: the bytes allocated, and the least processor time of some tries.
 func cost(body []byte, tries int) (bytes uint64, took time.Duration) {
 	took = time.Hour
 	for range tries {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		begin := processorTime()
-		_, _ = parseManifest(typeOCIManifest, body) // whether it is refused is another test's question
+		_, _ = parseManifest(typeOCIManifest, body) // other tests check whether it is refused
 		took = min(took, processorTime()-begin)
 		runtime.ReadMemStats(&after)
 		bytes = after.TotalAlloc - before.TotalAlloc
@@ -79,7 +80,7 @@ func cost(body []byte, tries int) (bytes uint64, took time.Duration) {
 	return bytes, took
 }
 
-// processorTime is what the process has used; other processes' load does not show in it.
+// processorTime is the processor time that the process has used. The load of other processes does not change it.
 func processorTime() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

@@ -17,7 +17,7 @@ func TestTags(t *testing.T) {
 	for _, tag := range []string{"b", "a", "C", "_x", "1.0"} {
 		w.pushImage("a", tag, "x")
 	}
-	w.pushImage("ab", "other", "x") // a neighbour
+	w.pushImage("ab", "other", "x") // another repository with the same prefix
 	list := func(query string) *answer { return w.do("GET", "/v2/a/tags/list"+query, nil).is(200) }
 	list("").has("Content-Type", "application/json", "Link", "").equals(`{"name":"a","tags":["1.0","C","_x","a","b"]}`)
 	list("?n=2").has("Link", `</v2/a/tags/list?last=C&n=2>; rel="next"`).equals(`{"name":"a","tags":["1.0","C"]}`)
@@ -26,7 +26,7 @@ func TestTags(t *testing.T) {
 	list("?n=5").has("Link", "")
 	list("?n=0").has("Link", "").equals(`{"name":"a","tags":[]}`)
 	list("?n=99999999999999999999").has("Link", "").equals(`{"name":"a","tags":["1.0","C","_x","a","b"]}`)
-	list("?last=D").equals(`{"name":"a","tags":["_x","a","b"]}`) // need not exist
+	list("?last=D").equals(`{"name":"a","tags":["_x","a","b"]}`) // last need not exist
 	list("?last=zzz").equals(`{"name":"a","tags":[]}`)
 	for _, n := range []string{"-1", "x", "", "1.5"} {
 		w.do("GET", "/v2/a/tags/list?n="+n, nil).code(400, "UNSUPPORTED")
@@ -42,7 +42,8 @@ func TestCatalog(t *testing.T) {
 	}
 	w.pushBlob("blobs-alone", nil)
 	w.do("GET", "/v2/_catalog", nil).is(200).equals(`{"repositories":["a","a/b","b","b/c"]}`)
-	w.do("GET", "/v2/_catalog?n=3", nil).is(200).has("Link", `</v2/_catalog?last=b&n=3>; rel="next"`).equals(`{"repositories":["a","a/b","b"]}`)
+	w.do("GET", "/v2/_catalog?n=3", nil).is(200).
+		has("Link", `</v2/_catalog?last=b&n=3>; rel="next"`).equals(`{"repositories":["a","a/b","b"]}`)
 	w.do("GET", "/v2/_catalog?n=3&last=b", nil).is(200).has("Link", "").equals(`{"repositories":["b/c"]}`)
 	w.do("GET", "/v2/_catalog?n=x", nil).code(400, "UNSUPPORTED")
 }
@@ -59,10 +60,13 @@ func TestReferrers(t *testing.T) {
 	list("a", "").equals(empty)
 	list("nowhere", "").equals(empty)
 	s := `,"subject":` + desc(typeManifest, subject)
-	sbom := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","artifactType":"x/sbom","config":` + desc("application/vnd.oci.empty.v1+json", config) + `,"layers":[]` + s + `,"annotations":{"k":"v"}}`)
-	sig := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","config":` + desc("x/signature", config) + `,"layers":[]` + s + `}`)
+	sbom := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","artifactType":"x/sbom","config":` +
+		desc("application/vnd.oci.empty.v1+json", config) + `,"layers":[]` + s + `,"annotations":{"k":"v"}}`)
+	sig := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","config":` + desc("x/signature", config) +
+		`,"layers":[]` + s + `}`)
 	plain := []byte(`{"schemaVersion":2,"mediaType":"` + typeIndex + `","manifests":[]` + s + `}`)
-	w.do("PUT", "/v2/a/manifests/"+digest.FromBytes(sbom).String(), sbom, "Content-Type", typeManifest).is(201).has("OCI-Subject", d.String())
+	w.do("PUT", "/v2/a/manifests/"+digest.FromBytes(sbom).String(), sbom, "Content-Type", typeManifest).is(201).
+		has("OCI-Subject", d.String())
 	w.do("PUT", "/v2/a/manifests/sig", sig, "Content-Type", typeManifest).is(201).has("OCI-Subject", d.String())
 	w.do("PUT", "/v2/a/manifests/plain", plain, "Content-Type", typeIndex).is(201).has("OCI-Subject", d.String())
 
@@ -87,7 +91,8 @@ func TestReferrers(t *testing.T) {
 		return m
 	}
 	want := map[string]descriptor{
-		digest.FromBytes(sbom).String():  {typeManifest, digest.FromBytes(sbom).String(), "x/sbom", len(sbom), map[string]string{"k": "v"}},
+		digest.FromBytes(sbom).String(): {typeManifest, digest.FromBytes(sbom).String(), "x/sbom", len(sbom),
+			map[string]string{"k": "v"}},
 		digest.FromBytes(sig).String():   {typeManifest, digest.FromBytes(sig).String(), "x/signature", len(sig), nil},
 		digest.FromBytes(plain).String(): {typeIndex, digest.FromBytes(plain).String(), "", len(plain), nil},
 	}
@@ -101,30 +106,34 @@ func TestReferrers(t *testing.T) {
 	if got := parse(list("a", "?artifactType=none")); len(got) != 0 {
 		t.Errorf("filtered are %v", got)
 	}
-	list("b", "").equals(empty) // of another repository
+	list("b", "").equals(empty) // the subject is in another repository
 	w.do("DELETE", "/v2/a/manifests/"+digest.FromBytes(sbom).String(), nil).is(202)
 	if got := parse(list("a", "")); len(got) != 2 {
 		t.Errorf("after a delete they are %v", got)
 	}
 	w.do("GET", "/v2/a/referrers/"+d.String()+"?last=x", nil).code(400, "DIGEST_INVALID")
 
-	// A list under the fallback tag, kept by a client of old, is folded in as far as its entries are here.
+	// An index under the fallback tag is merged in, as far as the repository holds its entries.
 	other, o := w.pushImage("a", "other", "other")
-	tagged := `{"schemaVersion":2,"mediaType":"` + typeIndex + `","manifests":[` + desc(typeManifest, other) + `,` + desc(typeManifest, sig) + `]}`
-	w.do("PUT", "/v2/a/manifests/"+strings.Replace(d.String(), ":", "-", 1), []byte(tagged), "Content-Type", typeIndex).is(201)
+	tagged := `{"schemaVersion":2,"mediaType":"` + typeIndex + `","manifests":[` + desc(typeManifest, other) + `,` +
+		desc(typeManifest, sig) + `]}`
+	fallback := strings.Replace(d.String(), ":", "-", 1)
+	w.do("PUT", "/v2/a/manifests/"+fallback, []byte(tagged), "Content-Type", typeIndex).is(201)
 	if got := parse(list("a", "")); len(got) != 3 || got[o.String()].Digest == "" {
 		t.Errorf("with the fallback tag they are %v", got)
 	}
 }
 
-func TestReferrersAreTurnedByPages(t *testing.T) {
+func TestPagesOfReferrers(t *testing.T) {
 	w := newServer(t)
 	d := digest.FromString("subject")
 	config := []byte("{}")
 	w.pushBlob("a", config)
 	want := map[string]bool{}
 	for i := range 5 {
-		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[],"subject":{"digest":%q,"size":1,"mediaType":"x/y"},"annotations":{"n":"%d","x":%q}}`,
+		body := fmt.Appendf(nil,
+			`{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[],`+
+				`"subject":{"digest":%q,"size":1,"mediaType":"x/y"},"annotations":{"n":"%d","x":%q}}`,
 			typeManifest, desc("x/y", config), d, i, strings.Repeat("y", 900<<10))
 		w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201)
 		want[digest.FromBytes(body).String()] = true
@@ -141,13 +150,13 @@ func TestReferrersAreTurnedByPages(t *testing.T) {
 		}
 		for _, m := range idx.Manifests {
 			if !want[m.Digest] {
-				t.Errorf("%s came twice, or should not have come", m.Digest)
+				t.Errorf("%s is listed twice, or should not be listed", m.Digest)
 			}
 			delete(want, m.Digest)
 		}
 		path, _, _ = strings.Cut(strings.TrimPrefix(a.header.Get("Link"), "<"), ">")
 	}
 	if len(want) != 0 || pages < 2 {
-		t.Errorf("after %d pages there is missing %v", pages, want)
+		t.Errorf("after %d pages these are missing: %v", pages, want)
 	}
 }

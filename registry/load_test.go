@@ -20,7 +20,7 @@ import (
 	"trow/storage"
 )
 
-// onDisk is a registry over the embedded engines.
+// onDisk runs a registry over the embedded engines.
 func onDisk(t *testing.T) (w *server, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -38,12 +38,12 @@ func entries(t *testing.T, dir ...string) int {
 	return len(list)
 }
 
-// descriptors counts this process's open files, where the system tells.
+// descriptors counts the open files of this process, on systems with /proc.
 func descriptors(t *testing.T) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")
 	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("this system does not tell about open files")
+		t.Skip("this system has no /proc/self/fd")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -70,11 +70,11 @@ func TestThousandsOfOpenUploadsHoldNoFiles(t *testing.T) {
 		t.Errorf("freed %d bytes: %v", freed, err)
 	}
 	if left := entries(t, dir, "uploads"); left != 0 {
-		t.Errorf("%d uploads are left", left)
+		t.Errorf("%d uploads left", left)
 	}
 }
 
-func TestWhatGoesWrongLeavesNothingBehind(t *testing.T) {
+func TestFailedRequestsLeaveNothing(t *testing.T) {
 	dir := t.TempDir()
 	blobs, journal, _ := engines(t, dir)
 	uploads := &endings{Blobs: blobs}
@@ -104,7 +104,7 @@ func TestWhatGoesWrongLeavesNothingBehind(t *testing.T) {
 		return created > before && open == 0
 	})
 	if n := left(); n != 0 {
-		t.Errorf("%d files are left", n)
+		t.Errorf("%d files left", n)
 	}
 	if s := w.index.Stats(); s != (storage.Stats{}) {
 		t.Errorf("the index has %+v", s)
@@ -121,8 +121,8 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// TestAnInterruptedUploadGoesOnAfterARestart sends a part, restarts the engines, and sends the rest.
-func TestAnInterruptedUploadGoesOnAfterARestart(t *testing.T) {
+// TestAnUploadContinuesAfterARestart sends a blob in three parts, with a restart of the engines before each.
+func TestAnUploadContinuesAfterARestart(t *testing.T) {
 	dir := t.TempDir()
 	content := random(t, 3<<20)
 	d := digest.FromBytes(content).String()
@@ -147,8 +147,8 @@ func TestAnInterruptedUploadGoesOnAfterARestart(t *testing.T) {
 	}
 }
 
-// TestPushesAndDeletesAtOnce checks that a manifest that is there has all its parts, whatever happens at once.
-func TestPushesAndDeletesAtOnce(t *testing.T) {
+// TestConcurrentPushesAndDeletes checks that the repository holds all parts of a manifest that it holds.
+func TestConcurrentPushesAndDeletes(t *testing.T) {
 	w, _ := onDisk(t)
 	config, layer := []byte("{}"), []byte("layer")
 	manifest := image(config, layer)
@@ -189,7 +189,7 @@ func TestPushesAndDeletesAtOnce(t *testing.T) {
 			}
 		})
 		wg.Go(func() {
-			for pushers.Load() > 0 { // a delete that finds nothing is quicker than a push
+			for pushers.Load() > 0 { // a delete that finds nothing is faster than a push
 				do("DELETE", "/v2/a/manifests/"+m, nil)
 				if do("DELETE", "/v2/a/blobs/"+l, nil) == 202 {
 					deleted.Add(1)
@@ -203,11 +203,11 @@ func TestPushesAndDeletesAtOnce(t *testing.T) {
 		w.do("GET", "/v2/a/blobs/"+c, nil).is(200)
 	}
 	if pushed.Load() == 0 || deleted.Load() == 0 {
-		t.Errorf("%d pushed, %d deleted: nothing happened at once", pushed.Load(), deleted.Load())
+		t.Errorf("%d pushed, %d deleted: nothing was concurrent", pushed.Load(), deleted.Load())
 	}
 }
 
-// failing breaks the storage in one way.
+// failing is storage whose methods return an error.
 type failing struct {
 	storage.Blobs
 	err error
@@ -234,7 +234,7 @@ func (f *failing) Resume(ctx context.Context, repo, id string, offset int64) (st
 	return f.Blobs.Resume(ctx, repo, id, offset)
 }
 
-func TestWhatAClientIsToldWhenTheStorageFails(t *testing.T) {
+func TestAnswersWhenTheStorageFails(t *testing.T) {
 	memory, journal := inMemory()
 	blobs := &failing{Blobs: memory}
 	w := serve(t, blobs, journal)
@@ -261,7 +261,7 @@ func TestWhatAClientIsToldWhenTheStorageFails(t *testing.T) {
 				t.Errorf("%s: Retry-After is %q", a.what, a.header.Get("Retry-After"))
 			}
 			if strings.Contains(string(a.body), "fire") || !strings.Contains(string(a.body), "r1") {
-				t.Errorf("%s: the client is told %s", a.what, a.body)
+				t.Errorf("%s: the answer is %s", a.what, a.body)
 			}
 		}
 		if row.status == 500 {
@@ -272,12 +272,12 @@ func TestWhatAClientIsToldWhenTheStorageFails(t *testing.T) {
 		}
 	}
 	blobs.err = nil
-	w.do("HEAD", "/v2/a/manifests/w", nil).is(404) // nothing of it became visible
+	w.do("HEAD", "/v2/a/manifests/w", nil).is(404) // nothing became visible
 	w.do("HEAD", "/v2/a/manifests/"+m.String(), nil).is(200)
 }
 
-// TestAPullThatBreaksOffIsNotWhole damages a blob so that the file is shorter than the index says.
-func TestAPullThatBreaksOffIsNotWhole(t *testing.T) {
+// TestATruncatedPullFails truncates the file of a blob.
+func TestATruncatedPullFails(t *testing.T) {
 	w, dir := onDisk(t)
 	content := random(t, 1<<20)
 	d := w.pushBlob("a", content)
@@ -286,10 +286,10 @@ func TestAPullThatBreaksOffIsNotWhole(t *testing.T) {
 	}
 	resp, err := http.Get(w.url + "/v2/a/blobs/" + d.String())
 	if err != nil {
-		return // cut before the headers came through: not whole either
+		return // cut off before the headers arrived: that is a failure, too
 	}
 	defer resp.Body.Close()
 	if b, err := io.ReadAll(resp.Body); err == nil {
-		t.Errorf("a body of %d bytes came to a clean end", len(b))
+		t.Errorf("a body of %d bytes ended without an error", len(b))
 	}
 }

@@ -17,8 +17,10 @@ func TestManifestRoundTrip(t *testing.T) {
 	w := newServer(t)
 	body, d := w.pushImage("a/b", "v1", "one")
 	for _, ref := range []string{"v1", d.String()} {
-		got := w.do("GET", "/v2/a/b/manifests/"+ref, nil, "Accept", "application/vnd.docker.distribution.manifest.v1+json").is(200).
-			has("Content-Type", typeManifest, "Docker-Content-Digest", d.String(), "ETag", `"`+d.String()+`"`, "Content-Encoding", "").
+		accept := []string{"Accept", "application/vnd.docker.distribution.manifest.v1+json"}
+		got := w.do("GET", "/v2/a/b/manifests/"+ref, nil, accept...).is(200).
+			has("Content-Type", typeManifest, "Docker-Content-Digest", d.String(), "Content-Encoding", "").
+			has("ETag", `"`+d.String()+`"`).
 			equals(string(body))
 		head := w.do("HEAD", "/v2/a/b/manifests/"+ref, nil).is(200).equals("")
 		for _, h := range []string{"Content-Type", "Content-Length", "Docker-Content-Digest", "ETag", "Cache-Control"} {
@@ -32,7 +34,7 @@ func TestManifestRoundTrip(t *testing.T) {
 	w.do("GET", "/v2/a/b/manifests/v1", nil, "If-None-Match", `"x"`).is(200)
 	w.do("GET", "/v2/a/b/manifests/v2", nil).code(404, "MANIFEST_UNKNOWN")
 	w.do("HEAD", "/v2/a/b/manifests/v2", nil).is(404)
-	w.do("GET", "/v2/a/c/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN") // another repository's
+	w.do("GET", "/v2/a/c/manifests/"+d.String(), nil).code(404, "MANIFEST_UNKNOWN") // in another repository
 }
 
 func TestManifestPutAnswers(t *testing.T) {
@@ -58,7 +60,7 @@ func TestManifestPutAnswers(t *testing.T) {
 	put("sha256:"+zeros, "Content-Type", typeManifest).code(400, "DIGEST_INVALID")
 	put(d.String()+"?tag=-x", "Content-Type", typeManifest).code(400, "MANIFEST_INVALID")
 	put(d.String()+"?"+strings.Repeat("tag=x&", 101), "Content-Type", typeManifest).code(414, "MANIFEST_INVALID")
-	put("v2").is(201) // the body says what it is
+	put("v2").is(201) // the body has the type
 	w.do("HEAD", "/v2/a/manifests/v2", nil).is(200).has("Content-Type", typeManifest)
 }
 
@@ -71,6 +73,15 @@ func TestManifestContent(t *testing.T) {
 	c, l := desc("application/vnd.oci.image.config.v1+json", config), desc("x/y", layer)
 	missing := `{"mediaType":"x/y","digest":"sha256:` + zeros + `","size":1}`
 
+	const invalid, unknown = "MANIFEST_INVALID", "MANIFEST_BLOB_UNKNOWN"
+	docker := `{"schemaVersion":2,"mediaType":"` + typeDockerManifest + `","config":` + c + `,"layers":[` + l + `]}`
+	schema1 := `{"schemaVersion":1,"fsLayers":[{"blobSum":"` + digest.FromBytes(layer).String() + `"}]}`
+	foreign := `{"mediaType":"x/y","digest":"sha256:` + zeros + `","size":1,"urls":["https://example.com/l"]}`
+	// img and idx have a list of layers or manifests, and further fields.
+	img := func(list, more string) string {
+		return `{"schemaVersion":2,"config":` + c + `,"layers":[` + list + `]` + more + `}`
+	}
+	idx := func(list, more string) string { return `{"schemaVersion":2,"manifests":[` + list + `]` + more + `}` }
 	for _, row := range []struct {
 		name        string
 		contentType string
@@ -79,42 +90,43 @@ func TestManifestContent(t *testing.T) {
 		code        string
 	}{
 		{"an image", typeManifest, string(image(config, layer)), 201, ""},
-		{"an image of Docker's", typeDockerManifest, `{"schemaVersion":2,"mediaType":"` + typeDockerManifest + `","config":` + c + `,"layers":[` + l + `]}`, 201, ""},
+		{"a Docker image", typeDockerManifest, docker, 201, ""},
 		{"an index", typeIndex, string(index(child)), 201, ""},
-		{"a list of Docker's", typeDockerList, `{"schemaVersion":2,"manifests":[` + desc(typeManifest, child) + `]}`, 201, ""},
-		{"an index whose children are blobs, as build caches have them", typeIndex, `{"schemaVersion":2,"manifests":[` + l + `]}`, 201, ""},
-		{"an index without children", typeIndex, `{"schemaVersion":2,"manifests":[]}`, 201, ""},
-		{"an image without layers", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[]}`, 201, ""},
-		{"fields nobody knows", typeManifest, string(image(config, layer, `,"x":{"y":[1,2,{"z":null}]}`)), 201, ""},
-		{"data in a descriptor", typeManifest, `{"schemaVersion":2,"config":` + desc("x/y", config, `,"data":"e30="`) + `,"layers":[]}`, 201, ""},
-		{"a type nobody knows", "application/vnd.example+json", `{"anything":true}`, 201, ""},
-		{"a type nobody knows, not JSON", "text/plain", `hello`, 201, ""},
-		{"a missing subject", typeManifest, string(image(config, layer, `,"subject":`+missing)), 201, ""},
-		{"an artifact of ORAS, with what is missing", "application/vnd.oci.artifact.manifest.v1+json", `{"blobs":[` + missing + `]}`, 201, ""},
-		{"Docker's schema 1", "application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"fsLayers":[{"blobSum":"` + digest.FromBytes(layer).String() + `"}]}`, 201, ""},
-		{"a foreign layer", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"mediaType":"x/y","digest":"sha256:` + zeros + `","size":1,"urls":["https://example.com/l"]}]}`, 201, ""},
+		{"a Docker manifest list", typeDockerList, idx(desc(typeManifest, child), ""), 201, ""},
+		{"an index whose children are blobs, as in build caches", typeIndex, idx(l, ""), 201, ""},
+		{"an index without children", typeIndex, idx("", ""), 201, ""},
+		{"an image without layers", typeManifest, img("", ""), 201, ""},
+		{"unknown fields", typeManifest, img(l, `,"x":{"y":[1,2,{"z":null}]}`), 201, ""},
+		{"data in a descriptor", typeManifest, img(desc("x/y", config, `,"data":"e30="`), ""), 201, ""},
+		{"an unknown type", "application/vnd.example+json", `{"anything":true}`, 201, ""},
+		{"an unknown type, not JSON", "text/plain", `hello`, 201, ""},
+		{"a missing subject", typeManifest, img(l, `,"subject":`+missing), 201, ""},
+		{"an ORAS artifact with a missing blob", typeArtifact, `{"blobs":[` + missing + `]}`, 201, ""},
+		{"Docker's schema 1", typeSchema1, schema1, 201, ""},
+		{"a foreign layer", typeManifest, img(foreign, ""), 201, ""},
 
-		{"a missing layer", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[` + missing + `]}`, 404, "MANIFEST_BLOB_UNKNOWN"},
-		{"a missing config", typeManifest, `{"schemaVersion":2,"config":` + missing + `,"layers":[]}`, 404, "MANIFEST_BLOB_UNKNOWN"},
-		{"a missing child", typeIndex, `{"schemaVersion":2,"manifests":[` + missing + `]}`, 404, "MANIFEST_BLOB_UNKNOWN"},
-		{"another type in the body", typeIndex, string(image(config, layer)), 400, "MANIFEST_INVALID"},
-		{"no JSON", typeManifest, `{`, 400, "MANIFEST_INVALID"},
-		{"nothing", typeManifest, ``, 400, "MANIFEST_INVALID"},
-		{"neither type nor JSON", "", `x`, 400, "MANIFEST_INVALID"},
-		{"no type at all", "", `{}`, 400, "MANIFEST_INVALID"},
-		{"a type with control characters", "a\tb c", `{}`, 400, "MANIFEST_INVALID"},
-		{"names that come twice", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[],"layers":[` + missing + `]}`, 400, "MANIFEST_INVALID"},
-		{"invalid UTF-8", typeManifest, "{\"schemaVersion\":2,\"config\":" + c + ",\"layers\":[],\"x\":\"\xff\"}", 400, "MANIFEST_INVALID"},
-		{"a huge number", typeManifest, `{"schemaVersion":2e400,"config":` + c + `,"layers":[]}`, 400, "MANIFEST_INVALID"},
-		{"deep nesting", typeManifest, `{"schemaVersion":2,"x":` + strings.Repeat("[", 100000) + strings.Repeat("]", 100000) + `}`, 400, "MANIFEST_INVALID"},
-		{"another schema", typeManifest, `{"schemaVersion":1,"config":` + c + `,"layers":[]}`, 400, "MANIFEST_INVALID"},
-		{"no config", typeManifest, `{"schemaVersion":2,"layers":[]}`, 400, "MANIFEST_INVALID"},
-		{"a descriptor without a digest", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"size":1}]}`, 400, "MANIFEST_INVALID"},
-		{"a digest that leads elsewhere", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"digest":"sha256:../../../etc/passwd","size":1}]}`, 400, "MANIFEST_INVALID"},
-		{"a negative size", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[{"digest":"sha256:` + zeros + `","size":-1}]}`, 400, "MANIFEST_INVALID"},
-		{"layers and manifests", typeManifest, `{"schemaVersion":2,"config":` + c + `,"layers":[],"manifests":[]}`, 400, "MANIFEST_INVALID"},
-		{"an index with a config", typeIndex, `{"schemaVersion":2,"manifests":[],"config":` + c + `}`, 400, "MANIFEST_INVALID"},
-		{"a subject without a digest", typeManifest, string(image(config, layer, `,"subject":{}`)), 400, "MANIFEST_INVALID"},
+		{"a missing layer", typeManifest, img(missing, ""), 404, unknown},
+		{"a missing config", typeManifest, `{"schemaVersion":2,"config":` + missing + `,"layers":[]}`, 404, unknown},
+		{"a missing child", typeIndex, idx(missing, ""), 404, unknown},
+		{"another type in the body", typeIndex, string(image(config, layer)), 400, invalid},
+		{"invalid JSON", typeManifest, `{`, 400, invalid},
+		{"nothing", typeManifest, ``, 400, invalid},
+		{"neither type nor JSON", "", `x`, 400, invalid},
+		{"no type at all", "", `{}`, 400, invalid},
+		{"a type with control characters", "a\tb c", `{}`, 400, invalid},
+		{"duplicate names", typeManifest, img("", `,"layers":[`+missing+`]`), 400, invalid},
+		{"invalid UTF-8", typeManifest, img("", ",\"x\":\"\xff\""), 400, invalid},
+		{"a huge number", typeManifest, `{"schemaVersion":2e400,"config":` + c + `,"layers":[]}`, 400, invalid},
+		{"deep nesting", typeManifest,
+			`{"schemaVersion":2,"x":` + strings.Repeat("[", 100000) + strings.Repeat("]", 100000) + `}`, 400, invalid},
+		{"another schema", typeManifest, `{"schemaVersion":1,"config":` + c + `,"layers":[]}`, 400, invalid},
+		{"no config", typeManifest, `{"schemaVersion":2,"layers":[]}`, 400, invalid},
+		{"a descriptor without a digest", typeManifest, img(`{"size":1}`, ""), 400, invalid},
+		{"a digest that is a path", typeManifest, img(`{"digest":"sha256:../../../etc/passwd","size":1}`, ""), 400, invalid},
+		{"a negative size", typeManifest, img(`{"digest":"sha256:`+zeros+`","size":-1}`, ""), 400, invalid},
+		{"layers and manifests", typeManifest, img("", `,"manifests":[]`), 400, invalid},
+		{"an index with a config", typeIndex, idx("", `,"config":`+c), 400, invalid},
+		{"a subject without a digest", typeManifest, img(l, `,"subject":{}`), 400, invalid},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			w := *w
@@ -128,7 +140,7 @@ func TestManifestContent(t *testing.T) {
 				a.code(row.status, row.code)
 				after, _, err := w.index.Tags(t.Context(), "a", "", -1)
 				if err != nil || strings.Join(before, " ") != strings.Join(after, " ") {
-					t.Errorf("refused, and yet the tags are %v (%v), not %v", after, err, before)
+					t.Errorf("refused, but the tags changed to %v (%v) from %v", after, err, before)
 				}
 				return
 			}
@@ -140,7 +152,7 @@ func TestManifestContent(t *testing.T) {
 	w.do("HEAD", "/v2/a/manifests/"+childDigest.String(), nil).is(200)
 }
 
-func TestMissingPartsAreAllNamed(t *testing.T) {
+func TestAllMissingPartsAreListed(t *testing.T) {
 	w := newServer(t)
 	one, two := []byte("1"), []byte("2")
 	a := w.do("PUT", "/v2/a/manifests/v", image(one, two), "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
@@ -150,8 +162,9 @@ func TestMissingPartsAreAllNamed(t *testing.T) {
 		layers = append(layers, desc("x/y", fmt.Append(nil, i)))
 	}
 	many := `{"schemaVersion":2,"config":` + desc("x/y", one) + `,"layers":[` + strings.Join(layers, ",") + `]}`
-	if n := len(w.do("PUT", "/v2/a/manifests/v", []byte(many), "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN").errors()); n != 20 {
-		t.Errorf("%d errors are told, want 20", n)
+	a = w.do("PUT", "/v2/a/manifests/v", []byte(many), "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
+	if n := len(a.errors()); n != 20 {
+		t.Errorf("%d errors in the answer, want 20", n)
 	}
 }
 
@@ -159,7 +172,9 @@ func TestForeignLayersWarn(t *testing.T) {
 	w := newServer(t)
 	config := []byte("{}")
 	w.pushBlob("a", config)
-	body := `{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar","digest":"sha256:` + zeros + `","size":1}]}`
+	body := `{"schemaVersion":2,"config":` + desc("x/y", config) +
+		`,"layers":[{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar","digest":"sha256:` + zeros +
+		`","size":1}]}`
 	got := w.do("PUT", "/v2/a/manifests/v", []byte(body), "Content-Type", typeManifest).is(201).header.Get("Warning")
 	if !strings.HasPrefix(got, `299 - "layer sha256:000`) || !strings.HasSuffix(got, `"`) {
 		t.Errorf("Warning is %q", got)
@@ -179,8 +194,10 @@ func TestManifestSize(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201)
 	w.do("GET", "/v2/a/manifests/v", nil).is(200).equals(string(body))
 	w.do("PUT", "/v2/a/manifests/w", append(body, ' '), "Content-Type", typeManifest).code(413, "MANIFEST_INVALID")
-	w.send("PUT", "/v2/a/manifests/w", struct{ io.Reader }{bytes.NewReader(append(body, ' '))}, "Content-Type", typeManifest).code(413, "MANIFEST_INVALID") // without a Content-Length
-	w.send("PUT", "/v2/a/manifests/w", struct{ io.Reader }{bytes.NewReader(append(body, make([]byte, 1<<20)...))}, "Content-Type", typeManifest).code(413, "MANIFEST_INVALID")
+	for _, more := range []int{1, 1 << 20} { // without a Content-Length
+		stream := struct{ io.Reader }{bytes.NewReader(append(body, make([]byte, more)...))}
+		w.send("PUT", "/v2/a/manifests/w", stream, "Content-Type", typeManifest).code(413, "MANIFEST_INVALID")
+	}
 	w.do("HEAD", "/v2/a/manifests/w", nil).is(404)
 }
 
@@ -211,9 +228,9 @@ func TestImmutableTags(t *testing.T) {
 		o.Immutable = func(repo, tag string) bool { return repo == "a" && tag == "v1" }
 	})
 	body, d := w.pushImage("a", "v1", "x")
-	w.do("PUT", "/v2/a/manifests/v1", body, "Content-Type", typeManifest).is(201) // the same again
+	w.do("PUT", "/v2/a/manifests/v1", body, "Content-Type", typeManifest).is(201) // the same digest again
 	w.do("PUT", "/v2/a/manifests/v2", body, "Content-Type", typeManifest).is(201)
-	other, od := w.pushImage("a", "v2", "y") // another tag may move
+	other, od := w.pushImage("a", "v2", "y") // other tags may move
 	w.do("PUT", "/v2/a/manifests/v1", other, "Content-Type", typeManifest).code(403, "DENIED").contains("immutable")
 	w.do("PUT", "/v2/a/manifests/"+od.String()+"?tag=v3&tag=v1", other, "Content-Type", typeManifest).code(403, "DENIED")
 	w.do("GET", "/v2/a/manifests/v3", nil).is(404)
@@ -237,17 +254,17 @@ func TestDeletes(t *testing.T) {
 	w.do("DELETE", "/v2/a/manifests/"+c.String(), nil).code(405, "UNSUPPORTED").contains(idx.String())
 	w.do("DELETE", "/v2/a/blobs/"+layer.String(), nil).code(405, "UNSUPPORTED").contains(c.String())
 
-	w.do("DELETE", "/v2/a/manifests/child", nil).is(202) // the tag alone
+	w.do("DELETE", "/v2/a/manifests/child", nil).is(202) // deletes the tag alone
 	w.do("HEAD", "/v2/a/manifests/child", nil).is(404)
 	w.do("HEAD", "/v2/a/manifests/"+c.String(), nil).is(200)
 
-	w.do("DELETE", "/v2/a/manifests/"+idx.String(), nil).is(202) // the tags as well
+	w.do("DELETE", "/v2/a/manifests/"+idx.String(), nil).is(202) // deletes its tags as well
 	w.do("GET", "/v2/a/manifests/"+idx.String(), nil).is(404)
 	w.do("GET", "/v2/a/manifests/index", nil).is(404)
 	w.do("DELETE", "/v2/a/manifests/"+c.String(), nil).is(202)
 	w.do("DELETE", "/v2/a/blobs/"+layer.String(), nil).is(202)
 	w.do("HEAD", "/v2/a/blobs/"+layer.String(), nil).is(404)
-	w.do("GET", "/v2/a/tags/list", nil).is(200).equals(`{"name":"a","tags":[]}`) // the config is left
+	w.do("GET", "/v2/a/tags/list", nil).is(200).equals(`{"name":"a","tags":[]}`) // the config keeps the repository
 	w.do("GET", "/v2/_catalog", nil).is(200).equals(`{"repositories":[]}`)
 }
 

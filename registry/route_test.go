@@ -13,7 +13,7 @@ import (
 	"trow/registry/ocierror"
 )
 
-// The grammars as the distribution spec has them.
+// The grammars of the distribution spec.
 var (
 	specName   = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 	specTag    = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
@@ -22,9 +22,12 @@ var (
 
 func FuzzRoute(f *testing.F) {
 	zeros := strings.Repeat("0", 64)
-	for _, s := range []string{"/v2/", "/v2", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/b/manifests/latest", "/v2/a/manifests/sha256:" + zeros,
-		"/v2/a/blobs/sha256:" + zeros, "/v2/a/blobs/uploads/", "/v2/a/blobs/uploads/0-0", "/v2/a/referrers/sha512:" + zeros + zeros,
-		"/v2/../etc/passwd/tags/list", "/v2/a%2fb/tags/list", "/v2/a/blobs/uploads/..", "/v2/manifests/manifests/manifests/manifests"} {
+	for _, s := range []string{"/v2/", "/v2", "/v2/_catalog", "/v2/a/tags/list", "/v2/a/b/manifests/latest",
+		"/v2/a/manifests/sha256:" + zeros,
+		"/v2/a/blobs/sha256:" + zeros, "/v2/a/blobs/uploads/", "/v2/a/blobs/uploads/0-0", "/v2/a/referrers/sha512:" +
+			zeros + zeros,
+		"/v2/../etc/passwd/tags/list", "/v2/a%2fb/tags/list", "/v2/a/blobs/uploads/..",
+		"/v2/manifests/manifests/manifests/manifests"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, path string) {
@@ -47,7 +50,8 @@ func FuzzRoute(f *testing.F) {
 		}
 		switch r.endpoint {
 		case endpointManifest:
-			if !specTag.MatchString(r.ref) && !specDigest.MatchString(r.ref) || (r.digest != "") != specDigest.MatchString(r.ref) {
+			if !specTag.MatchString(r.ref) && !specDigest.MatchString(r.ref) ||
+				(r.digest != "") != specDigest.MatchString(r.ref) {
 				t.Errorf("%q: ref %q, digest %q", path, r.ref, r.digest)
 			}
 		case endpointBlob, endpointReferrers:
@@ -60,17 +64,19 @@ func FuzzRoute(f *testing.F) {
 			}
 		}
 		if back, ok := split(strings.TrimPrefix(u.Path, "/v2/")); !ok || back.endpoint != r.endpoint {
-			t.Errorf("%q: parsed twice, different answers", path)
+			t.Errorf("%q: parsing it twice gives different routes", path)
 		}
 	})
 }
 
 func FuzzName(f *testing.F) {
-	for _, s := range []string{"a", "a/b", "a__b", "a___b", "a._b", "a--b-", "", "/", "a//b", "A", strings.Repeat("a", 256)} {
+	for _, s := range []string{"a", "a/b", "a__b", "a___b", "a._b", "a--b-", "", "/", "a//b", "A",
+		strings.Repeat("a", 256)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if got, want := ValidName(s), specName.MatchString(s) && len(s) <= maxName && !strings.HasSuffix(s, "\n"); got != want {
+		if got, want := ValidName(s), specName.MatchString(s) && len(s) <= maxName &&
+			!strings.HasSuffix(s, "\n"); got != want {
 			t.Errorf("ValidName(%q) is %v, the spec says %v", s, got, want)
 		}
 		if got, want := ValidTag(s), specTag.MatchString(s) && !strings.HasSuffix(s, "\n"); got != want {
@@ -80,7 +86,8 @@ func FuzzName(f *testing.F) {
 }
 
 func FuzzContentRange(f *testing.F) {
-	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "0-9223372036854775807", "1-9223372036854775807", "bytes 0-4/5", "+1-2", "1-+2", " 1-2", "00-01"} {
+	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "0-9223372036854775807", "1-9223372036854775807",
+		"bytes 0-4/5", "+1-2", "1-+2", " 1-2", "00-01"} {
 		f.Add(s, int64(5))
 	}
 	f.Fuzz(func(t *testing.T, s string, length int64) {
@@ -90,15 +97,16 @@ func FuzzContentRange(f *testing.F) {
 		case offset < 0 || n < 1 || offset+n < offset:
 			t.Errorf("%q: offset %d, length %d", s, offset, n)
 		case length >= 0 && n != length:
-			t.Errorf("%q: %d bytes, though Content-Length is %d", s, n, length)
+			t.Errorf("%q: %d bytes, but Content-Length is %d", s, n, length)
 		case !regexp.MustCompile(`^[0-9]+-[0-9]+$`).MatchString(s):
-			t.Errorf("%q was understood, and the spec's form is <first>-<last>", s)
+			t.Errorf("%q was accepted; the spec's form is <first>-<last>", s)
 		}
 	})
 }
 
 func FuzzRange(f *testing.F) {
-	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "-5", "0-9223372036854775807", "9223372036854775808-", "1-2,3-4", "x"} {
+	for _, s := range []string{"0-4", "5-4", "", "-", "0-", "-0", "-5", "0-9223372036854775807", "9223372036854775808-",
+		"1-2,3-4", "x"} {
 		f.Add(s, int64(10))
 	}
 	f.Fuzz(func(t *testing.T, s string, size int64) {
@@ -109,7 +117,8 @@ func FuzzRange(f *testing.F) {
 		if !ok {
 			return
 		}
-		if part.start < 0 || part.length < 0 || part.start+part.length > size || !ranged && part.length != size || ranged && part.length == 0 {
+		if part.start < 0 || part.length < 0 || part.start+part.length > size || !ranged && part.length != size || ranged &&
+			part.length == 0 {
 			t.Errorf("%q of %d bytes: %+v, ranged %v", s, size, part, ranged)
 		}
 	})
@@ -117,7 +126,9 @@ func FuzzRange(f *testing.F) {
 
 func FuzzManifest(f *testing.F) {
 	d := digest.FromString("x").String()
-	f.Add(typeOCIManifest, []byte(`{"schemaVersion":2,"config":{"digest":"`+d+`","size":1},"layers":[{"digest":"`+d+`","size":1,"urls":["x"]}],"subject":{"digest":"`+d+`"}}`))
+	f.Add(typeOCIManifest,
+		[]byte(`{"schemaVersion":2,"config":{"digest":"`+d+`","size":1},`+
+			`"layers":[{"digest":"`+d+`","size":1,"urls":["x"]}],"subject":{"digest":"`+d+`"}}`))
 	f.Add(typeOCIIndex, []byte(`{"schemaVersion":2,"manifests":[{"digest":"`+d+`","size":1}]}`))
 	f.Add("", []byte(`{"mediaType":"x/y","blobs":[{"digest":"`+d+`"}]}`))
 	f.Add("text/plain", []byte(`x`))
@@ -131,7 +142,7 @@ func FuzzManifest(f *testing.F) {
 			return
 		}
 		if p.mediaType == "" {
-			t.Error("taken without a media type")
+			t.Error("accepted without a media type")
 		}
 		if len(p.needs)+len(p.elsewhere) > len(p.refs) {
 			t.Errorf("%d needs, %d elsewhere, %d references", len(p.needs), len(p.elsewhere), len(p.refs))
@@ -147,7 +158,7 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
-func TestCacheIsBoundedAndForgetsTheOldest(t *testing.T) {
+func TestTheCacheEvictsTheLeastRecentlyUsed(t *testing.T) {
 	c := newCache[digest.Digest, int](10 * 1256)
 	key := func(i int) digest.Digest { return digest.Digest(strconv.Itoa(i)) }
 	for i := range 10 {
@@ -156,24 +167,24 @@ func TestCacheIsBoundedAndForgetsTheOldest(t *testing.T) {
 	c.get(key(0))
 	c.put(key(10), 10, 1000)
 	if _, ok := c.get(key(1)); ok {
-		t.Error("the oldest is still there")
+		t.Error("the least recently used value was not evicted")
 	}
 	if v, ok := c.get(key(0)); !ok || v != 0 {
-		t.Error("one that was asked for lately has gone")
+		t.Error("a recently used value was evicted")
 	}
 	c.put(key(11), 11, 10*1256)
 	if _, ok := c.get(key(11)); ok {
-		t.Error("one as large as the whole cache was taken")
+		t.Error("a value as large as the cache was kept")
 	}
 	c.put(key(0), 5, 1000)
 	if v, _ := c.get(key(0)); v != 0 {
-		t.Error("content of a digest cannot change")
+		t.Error("a second put changed the value")
 	}
 	for i := range 11 {
 		c.remove(key(i))
 	}
 	if c.used != 0 || c.order.Len() != 0 || len(c.items) != 0 {
-		t.Errorf("empty, and yet %d bytes, %d entries", c.used, len(c.items))
+		t.Errorf("after all values were removed: %d bytes, %d entries", c.used, len(c.items))
 	}
 }
 

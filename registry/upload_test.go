@@ -72,27 +72,32 @@ func TestUploads(t *testing.T) {
 	}
 }
 
-func TestUploadsThatGoWrong(t *testing.T) {
+func TestFailingUploads(t *testing.T) {
 	w := newServer(t)
 	content := []byte("0123456789")
 	d := digest.FromBytes(content).String()
 	wrong := digest.FromString("other").String()
 
 	l := w.begin("a")
-	w.do("PATCH", l, content[5:], "Content-Range", "5-9").code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-0", "Location", l)
+	w.do("PATCH", l, content[5:], "Content-Range", "5-9").code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-0",
+		"Location", l)
 	w.do("PATCH", l, content[:5], "Content-Range", "0-4").is(202)
 	w.do("PATCH", l, content[:5], "Content-Range", "0-4").code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4")
 	w.do("PUT", l+"?digest="+d, content[:5], "Content-Range", "0-4").code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4")
-	for _, r := range []string{"x", "5", "5-", "-9", "9-5", "bytes 5-9/10", "5-9/10", "+5-9", "99999999999999999999-99999999999999999999", "0-9223372036854775807", "5-9223372036854775807"} {
+	for _, r := range []string{"x", "5", "5-", "-9", "9-5", "bytes 5-9/10", "5-9/10", "+5-9",
+		"99999999999999999999-99999999999999999999", "0-9223372036854775807", "5-9223372036854775807"} {
 		w.do("PATCH", l, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID")
 	}
 	w.do("PATCH", l, content[5:], "Content-Range", "5-6").code(400, "SIZE_INVALID")
-	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[5:])}, "Content-Range", "5-6").code(400, "SIZE_INVALID") // longer than it says
-	w.do("GET", l, nil).is(204).has("Range", "0-6", "Location", l)                                                          // what was announced is in
-	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[7:8])}, "Content-Range", "7-9").code(400, "SIZE_INVALID")
+	// longer than its Content-Range
+	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[5:])}, "Content-Range", "5-6").code(400, "SIZE_INVALID")
+	// the announced bytes are here
+	w.do("GET", l, nil).is(204).has("Range", "0-6", "Location", l)
+	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[7:8])}, "Content-Range", "7-9").code(400,
+		"SIZE_INVALID")
 	w.do("GET", l, nil).is(204).has("Range", "0-7")
-	w.do("PUT", l, content[8:]).code(400, "DIGEST_INVALID")            // no digest: nothing happens
-	w.do("PUT", l+"?digest=sha256:x", nil).code(400, "DIGEST_INVALID") // likewise
+	w.do("PUT", l, content[8:]).code(400, "DIGEST_INVALID")            // no digest: nothing is appended
+	w.do("PUT", l+"?digest=sha256:x", nil).code(400, "DIGEST_INVALID") // as well
 	w.do("PUT", l+"?digest="+d, content[8:], "Content-Range", "8-9").is(201)
 	w.do("GET", l, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
 	w.do("PUT", l+"?digest="+d, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
@@ -104,11 +109,12 @@ func TestUploadsThatGoWrong(t *testing.T) {
 	w.do("POST", "/v2/a/blobs/uploads/?digest-algorithm=md5", nil).code(400, "DIGEST_INVALID")
 
 	l = w.begin("a")
-	w.do("GET", strings.Replace(l, "/v2/a/", "/v2/b/", 1), nil).code(404, "BLOB_UPLOAD_UNKNOWN") // another repository's
+	w.do("GET", strings.Replace(l, "/v2/a/", "/v2/b/", 1), nil).code(404, "BLOB_UPLOAD_UNKNOWN") // in another repository
 	w.do("DELETE", l, nil).is(204)
 	w.do("DELETE", l, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
 	w.do("PATCH", l, content).code(404, "BLOB_UPLOAD_UNKNOWN")
-	for _, id := range []string{"x", "..", "%2e%2e", "..%2f..%2fetc", "%00", strings.Repeat("a", 5000), "00000000-0000-4000-8000-000000000000"} {
+	for _, id := range []string{"x", "..", "%2e%2e", "..%2f..%2fetc", "%00", strings.Repeat("a", 5000),
+		"00000000-0000-4000-8000-000000000000"} {
 		a := w.do("PATCH", "/v2/a/blobs/uploads/"+id, content)
 		if a.status != 404 {
 			t.Errorf("upload %.20q: status %d", id, a.status)
@@ -120,9 +126,10 @@ func TestUploadsThatGoWrong(t *testing.T) {
 func TestATruncatedBodyIsNotABlob(t *testing.T) {
 	w := newServer(t)
 	content := random(t, 128<<10)
-	d := digest.FromBytes(content[:64<<10]).String() // of what does arrive
+	d := digest.FromBytes(content[:64<<10]).String() // of the bytes that arrive
 	l := w.begin("a")
-	req, err := http.NewRequest("PUT", w.url+l+"?digest="+d, io.MultiReader(bytes.NewReader(content[:64<<10]), brokenReader{}))
+	req, err := http.NewRequest("PUT", w.url+l+"?digest="+d,
+		io.MultiReader(bytes.NewReader(content[:64<<10]), brokenReader{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +139,7 @@ func TestATruncatedBodyIsNotABlob(t *testing.T) {
 		t.Fatalf("status %d", resp.StatusCode)
 	}
 	w.do("HEAD", "/v2/a/blobs/"+d, nil).is(404)
-	w.do("GET", l, nil).is(204) // the session lives
+	w.do("GET", l, nil).is(204) // the session still exists
 }
 
 type brokenReader struct{}
@@ -142,11 +149,13 @@ func (brokenReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 func TestMounts(t *testing.T) {
 	w := newServer(t)
 	d := w.pushBlob("from", []byte("x")).String()
-	w.do("POST", "/v2/to/blobs/uploads/?mount="+d+"&from=from", nil).is(201).has("Location", "/v2/to/blobs/"+d, "Docker-Content-Digest", d)
+	w.do("POST", "/v2/to/blobs/uploads/?mount="+d+"&from=from", nil).is(201).has("Location", "/v2/to/blobs/"+d,
+		"Docker-Content-Digest", d)
 	w.do("GET", "/v2/to/blobs/"+d, nil).is(200).equals("x")
 	w.do("POST", "/v2/anon/blobs/uploads/?mount="+d, nil).is(201)
 	w.do("HEAD", "/v2/anon/blobs/"+d, nil).is(200)
-	for _, q := range []string{"mount=sha256:" + zeros + "&from=from", "mount=" + d + "&from=nowhere", "mount=" + d + "&from=../x", "from=from", "mount=sha256:" + zeros} {
+	for _, q := range []string{"mount=sha256:" + zeros + "&from=from", "mount=" + d + "&from=nowhere", "mount=" + d +
+		"&from=../x", "from=from", "mount=sha256:" + zeros} {
 		a := w.do("POST", "/v2/other/blobs/uploads/?"+q, nil).is(202)
 		if a.header.Get("Location") == "" {
 			t.Errorf("%s: no session", q)

@@ -25,15 +25,17 @@ const (
 	typeIndex          = "application/vnd.oci.image.index.v1+json"
 	typeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	typeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	typeSchema1        = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+	typeArtifact       = "application/vnd.oci.artifact.manifest.v1+json"
 )
 
-// server is a registry behind a real HTTP server, and what a client needs to talk to it.
+// server is a registry behind a real HTTP server, with the client side of a test.
 type server struct {
 	*testing.T
 	url   string
 	blobs storage.Blobs
 	index *storage.Index
-	notes *sync.Map // what was annotated last, by key
+	notes *sync.Map // the last annotation of each key
 
 	registry http.Handler
 }
@@ -78,7 +80,7 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 	return w
 }
 
-// answer is a response, read.
+// answer is a response with its body.
 type answer struct {
 	t      *testing.T
 	what   string
@@ -87,7 +89,7 @@ type answer struct {
 	body   []byte
 }
 
-// do sends a request; headers are name, value, name, value. The path is sent as it stands.
+// do sends a request. headers are name, value, name, value. The path is sent unchanged.
 func (w *server) do(method, path string, body []byte, headers ...string) *answer {
 	w.Helper()
 	return w.send(method, path, bytes.NewReader(body), headers...)
@@ -114,7 +116,7 @@ func (w *server) send(method, path string, body io.Reader, headers ...string) *a
 	return &answer{w.T, method + " " + path, resp.StatusCode, resp.Header, b}
 }
 
-// is checks the status, and that every failure has the spec's form.
+// is checks the status, and that every failure has the spec's JSON body.
 func (a *answer) is(status int) *answer {
 	a.t.Helper()
 	if a.status != status {
@@ -135,8 +137,9 @@ type wireError struct {
 func (a *answer) errors() []wireError {
 	a.t.Helper()
 	var e struct{ Errors []wireError }
-	if err := json.Unmarshal(a.body, &e); err != nil || len(e.Errors) == 0 || e.Errors[0].Code == "" || e.Errors[0].Message == "" {
-		a.t.Fatalf("%.200s: body is not the spec's error form (%v): %s", a.what, err, a.body)
+	if err := json.Unmarshal(a.body, &e); err != nil || len(e.Errors) == 0 || e.Errors[0].Code == "" ||
+		e.Errors[0].Message == "" {
+		a.t.Fatalf("%.200s: the body does not have the spec's error form (%v): %s", a.what, err, a.body)
 	}
 	if ct := a.header.Get("Content-Type"); ct != "application/json" {
 		a.t.Fatalf("%.200s: error with Content-Type %q", a.what, ct)
@@ -144,7 +147,7 @@ func (a *answer) errors() []wireError {
 	return e.Errors
 }
 
-// code checks a failure's code.
+// code checks status and code of a failure.
 func (a *answer) code(status int, code string) *answer {
 	a.t.Helper()
 	a.is(status)
@@ -154,7 +157,7 @@ func (a *answer) code(status int, code string) *answer {
 	return a
 }
 
-// has checks headers: name, value, name, value; the value "" means that there must be none.
+// has checks headers: name, value, name, value. The value "" means that the header must be absent.
 func (a *answer) has(headers ...string) *answer {
 	a.t.Helper()
 	for i := 0; i < len(headers); i += 2 {
@@ -173,7 +176,7 @@ func (a *answer) contains(text string) *answer {
 	return a
 }
 
-// equals checks the body.
+// equals checks the whole body.
 func (a *answer) equals(body string) *answer {
 	a.t.Helper()
 	if string(a.body) != body {
@@ -182,7 +185,7 @@ func (a *answer) equals(body string) *answer {
 	return a
 }
 
-// pushBlob makes the repo hold content.
+// pushBlob pushes content as a blob.
 func (w *server) pushBlob(repo string, content []byte) digest.Digest {
 	w.Helper()
 	d := digest.FromBytes(content)
@@ -190,7 +193,7 @@ func (w *server) pushBlob(repo string, content []byte) digest.Digest {
 	return d
 }
 
-// pushImage makes the repo hold an image with one layer under a tag.
+// pushImage pushes an image with one layer under a tag.
 func (w *server) pushImage(repo, tag, content string) (manifest []byte, d digest.Digest) {
 	w.Helper()
 	config, layer := []byte(`{"a":"`+content+`"}`), []byte("layer "+content)
@@ -201,14 +204,16 @@ func (w *server) pushImage(repo, tag, content string) (manifest []byte, d digest
 	return manifest, digest.FromBytes(manifest)
 }
 
-// image is an image manifest; extra are further fields, each with a comma in front.
+// image returns an image manifest. extra are further fields, each with a leading comma.
 func image(config, layer []byte, extra ...string) []byte {
 	return fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]%s}`, typeManifest,
-		desc("application/vnd.oci.image.config.v1+json", config), desc("application/vnd.oci.image.layer.v1.tar", layer), strings.Join(extra, ""))
+		desc("application/vnd.oci.image.config.v1+json", config), desc("application/vnd.oci.image.layer.v1.tar", layer),
+		strings.Join(extra, ""))
 }
 
 func desc(mediaType string, content []byte, extra ...string) string {
-	return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d%s}`, mediaType, digest.FromBytes(content), len(content), strings.Join(extra, ""))
+	return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d%s}`, mediaType, digest.FromBytes(content), len(content),
+		strings.Join(extra, ""))
 }
 
 func index(children ...[]byte) []byte {
@@ -236,9 +241,10 @@ func TestBase(t *testing.T) {
 	w.do("HEAD", "/v2/", nil).is(200)
 }
 
-func TestPathsThatAreNoEndpoint(t *testing.T) {
+func TestPathsOutsideTheAPI(t *testing.T) {
 	w := newServer(t)
-	for _, path := range []string{"/v2/x", "/v2/x/", "/v2/a/b/c", "/v2/tags/list", "/v2/a/manifests", "/v2//", "/v2/_catalog/x",
+	for _, path := range []string{"/v2/x", "/v2/x/", "/v2/a/b/c", "/v2/tags/list", "/v2/a/manifests", "/v2//",
+		"/v2/_catalog/x",
 		"/v2/a%2fb/tags/list", "/v2/a%2Fmanifests%2Fx", "/v2/a/blobs", "/v2/a/tags", "/v2/a/_oci/x"} {
 		a := w.do("GET", path, nil)
 		if a.status != 404 && a.status != 400 {
@@ -250,11 +256,13 @@ func TestPathsThatAreNoEndpoint(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	w := newServer(t)
-	for _, name := range []string{"a", "a/b", "a/b/c/d/e/f/g/h/i/j", "a-b", "a--b", "a---b", "a_b", "a__b", "a.b", "0", "blobs", "a/blobs",
+	for _, name := range []string{"a", "a/b", "a/b/c/d/e/f/g/h/i/j", "a-b", "a--b", "a---b", "a_b", "a__b", "a.b", "0",
+		"blobs", "a/blobs",
 		"manifests", "manifests/manifests", "tags/list/x", "uploads", "blobs/uploads", strings.Repeat("a", 255)} {
 		w.do("GET", "/v2/"+name+"/tags/list", nil).code(404, "NAME_UNKNOWN")
 	}
-	for _, name := range []string{"A", "a/B", "-a", "a-", "a..b", "a___b", "a._b", ".a", "a/-b", "a//b", "a/", "..", "a/../b", "a/./b", "%2e%2e",
+	for _, name := range []string{"A", "a/B", "-a", "a-", "a..b", "a___b", "a._b", ".a", "a/-b", "a//b", "a/", "..",
+		"a/../b", "a/./b", "%2e%2e",
 		"a%00b", "a%0ab", "a b", "ä", "a+b", "a@b", "a:b", "_a", strings.Repeat("a", 256), strings.Repeat("a/", 200) + "a"} {
 		w.do("GET", "/v2/"+strings.ReplaceAll(name, " ", "%20")+"/tags/list", nil).code(400, "NAME_INVALID")
 	}
@@ -263,7 +271,8 @@ func TestNames(t *testing.T) {
 func TestMalformedReferences(t *testing.T) {
 	w := newServer(t)
 	bad := []string{"sha256:" + zeros[1:], "sha256:" + zeros + "0", "sha256:" + strings.Repeat("A", 64), "sha512:" + zeros,
-		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:", ":", "sha256:baddigeststring", "sha384:" + strings.Repeat("0", 96), "sha256:" + zeros[:62] + "%00"}
+		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:", ":", "sha256:baddigeststring", "sha384:" +
+			strings.Repeat("0", 96), "sha256:" + zeros[:62] + "%00"}
 	for _, d := range bad {
 		w.do("GET", "/v2/a/blobs/"+d, nil).code(400, "DIGEST_INVALID")
 		w.do("HEAD", "/v2/a/blobs/"+d, nil).is(400)
@@ -277,7 +286,7 @@ func TestMalformedReferences(t *testing.T) {
 	for _, tag := range []string{".x", "-x", "a%20b", strings.Repeat("a", 129), "ä", "a@b", "%00"} {
 		w.do("PUT", "/v2/a/manifests/"+tag, []byte("{}")).code(400, "MANIFEST_INVALID")
 	}
-	w.do("GET", "/v2/a/blobs/sha256%3A"+zeros, nil).code(404, "BLOB_UNKNOWN") // an escaped colon is a colon
+	w.do("GET", "/v2/a/blobs/sha256%3A"+zeros, nil).code(404, "BLOB_UNKNOWN") // an escaped colon counts as a colon
 }
 
 func TestMethods(t *testing.T) {
@@ -296,9 +305,9 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// begin starts an upload and returns its location.
-// TestWhatIsHiddenIsAsIfItWereNotThere compares every answer about a repository that is not for the client with that
-// about one that does not exist.
-// TestTheCatalogListsWhatMayBeRead pages through a catalog in which most is not for the client.
-// rules deny everything in one repository, and make others unreadable in the catalog.
-// TestOnDisk runs a push, a pull and a healing over the embedded engines.
+// begin opens a session and returns its location.
+// TestAHiddenRepositoryLooksAbsent compares every answer about a hidden repository with that about one that does not
+// exist.
+// TestTheCatalogListsReadableRepositories pages through a catalog in which most repositories are not readable.
+// rules deny everything in one repository, and list the readable ones in the catalog.
+// TestOnDisk pushes, pulls and repairs over the embedded engines.

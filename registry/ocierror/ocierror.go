@@ -1,5 +1,5 @@
 // Package ocierror is the error form of the OCI distribution specification ("Error Codes"): the codes, what they mean
-// in HTTP, and the one function that writes such an answer. Everybody who answers a client of the registry uses it: the
+// in HTTP, and the one function that writes such an answer. All code that answers a client of the registry uses it: the
 // registry, the token endpoint, the listener before a request is parsed, and the proxy on a node.
 //
 // # Words
@@ -69,7 +69,7 @@ var statuses = map[Code]int{
 	Unknown:             http.StatusInternalServerError,
 }
 
-// Error is an error that a client is told. Code and Message must be set.
+// Error is an error that a client can get as an answer. Code and Message must be set.
 type Error struct {
 	Code    Code
 	Status  int // 0: the status of the code
@@ -125,7 +125,7 @@ func (e *Error) Body() []byte {
 }
 
 // Write answers a request with e. The answer to a HEAD has no body. An error while writing means that the client has
-// gone; it is not returned, because there is nobody left to tell.
+// gone; it is not returned, because nothing can be done about it.
 func Write(w http.ResponseWriter, r *http.Request, e *Error) {
 	body := e.Body()
 	h := w.Header()

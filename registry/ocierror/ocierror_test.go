@@ -15,8 +15,10 @@ import (
 
 func TestAnAnswer(t *testing.T) {
 	secret := errors.New("the cause")
-	e := &ocierror.Error{Code: ocierror.Unknown, Message: "internal error", Cause: secret, Status: http.StatusInsufficientStorage,
-		Header: ocierror.RetryAfter(60), More: []*ocierror.Error{{Code: ocierror.BlobUnknown, Message: "second", Detail: map[string]string{"digest": "d"}}}}
+	e := &ocierror.Error{Code: ocierror.Unknown, Message: "internal error", Cause: secret,
+		Status: http.StatusInsufficientStorage,
+		Header: ocierror.RetryAfter(60), More: []*ocierror.Error{{Code: ocierror.BlobUnknown, Message: "second",
+			Detail: map[string]string{"digest": "d"}}}}
 	w := httptest.NewRecorder()
 	ocierror.Write(w, httptest.NewRequest("GET", "/v2/", nil), e)
 	if w.Code != 507 || w.Header().Get("Retry-After") != "60" || w.Header().Get("Content-Type") != "application/json" ||
@@ -24,7 +26,7 @@ func TestAnAnswer(t *testing.T) {
 		t.Errorf("status %d, header %v", w.Code, w.Header())
 	}
 	if strings.Contains(w.Body.String(), "the cause") {
-		t.Errorf("the cause is told: %s", w.Body)
+		t.Errorf("the answer shows the cause: %s", w.Body)
 	}
 	var body struct {
 		Errors []struct {
@@ -32,7 +34,8 @@ func TestAnAnswer(t *testing.T) {
 			Detail        map[string]string
 		}
 	}
-	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || len(body.Errors) != 2 || body.Errors[0].Code != "UNKNOWN" ||
+	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || len(body.Errors) != 2 ||
+		body.Errors[0].Code != "UNKNOWN" ||
 		body.Errors[1].Detail["digest"] != "d" {
 		t.Errorf("body %s, %v", w.Body, err)
 	}
@@ -43,7 +46,8 @@ func TestAnAnswer(t *testing.T) {
 
 func TestHeadHasNoBody(t *testing.T) {
 	w := httptest.NewRecorder()
-	ocierror.Write(w, httptest.NewRequest("HEAD", "/v2/", nil), &ocierror.Error{Code: ocierror.BlobUnknown, Message: "unknown"})
+	ocierror.Write(w, httptest.NewRequest("HEAD", "/v2/", nil),
+		&ocierror.Error{Code: ocierror.BlobUnknown, Message: "unknown"})
 	if b, _ := io.ReadAll(w.Body); w.Code != 404 || len(b) != 0 || w.Header().Get("Content-Length") == "0" {
 		t.Errorf("status %d, header %v, body %q", w.Code, w.Header(), b)
 	}
@@ -71,7 +75,8 @@ func TestStatuses(t *testing.T) {
 }
 
 func TestClip(t *testing.T) {
-	if got := ocierror.Clip(strings.Repeat("é", 200)); len(got) > 310 || !strings.HasSuffix(got, "…") || strings.ContainsRune(got, '\uFFFD') {
+	if got := ocierror.Clip(strings.Repeat("é", 200)); len(got) > 310 || !strings.HasSuffix(got, "…") ||
+		strings.ContainsRune(got, '\uFFFD') {
 		t.Errorf("%d bytes: %q", len(got), got)
 	}
 	if got := ocierror.Clip("short"); got != "short" {
@@ -80,7 +85,8 @@ func TestClip(t *testing.T) {
 }
 
 func TestIsPath(t *testing.T) {
-	for path, want := range map[string]bool{"/v2": true, "/v2/": true, "/v2/a/b": true, "/v2a": false, "/": false, "/token": false} {
+	for path, want := range map[string]bool{"/v2": true, "/v2/": true, "/v2/a/b": true, "/v2a": false, "/": false,
+		"/token": false} {
 		if ocierror.IsPath(path) != want {
 			t.Errorf("%s: %v", path, !want)
 		}

@@ -20,13 +20,13 @@ const (
 	typeLayer    = "application/vnd.oci.image.layer.v1.tar"
 )
 
-// client is one client of the registry.
+// client is a client of the registry.
 type client struct {
 	http *http.Client
 	url  string
 }
 
-// answer is what the registry said, read to its end.
+// answer is an answer of the registry with its body.
 type answer struct {
 	status int
 	header http.Header
@@ -35,10 +35,10 @@ type answer struct {
 
 func (a answer) digest() digest.Digest { return digest.Digest(a.header.Get("Docker-Content-Digest")) }
 
-// String is for complaints.
+// String is for messages of the tests.
 func (a answer) String() string { return fmt.Sprintf("%d %.300s", a.status, a.body) }
 
-// do sends one request and reads the answer. An error means that none came, or not all of it.
+// do sends a request and reads the answer. Errors: there was no answer, or it was incomplete.
 func (c *client) do(ctx context.Context, method, path string, body []byte, headers ...string) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.absolute(path), bytes.NewReader(body))
 	if err != nil {
@@ -59,7 +59,7 @@ func (c *client) do(ctx context.Context, method, path string, body []byte, heade
 	return answer{resp.StatusCode, resp.Header, b}, nil
 }
 
-// absolute makes a path or a Location a URL.
+// absolute returns the URL of a path or a Location.
 func (c *client) absolute(path string) string {
 	if strings.HasPrefix(path, "/") {
 		return c.url + path
@@ -89,12 +89,12 @@ type document struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// encode returns the bytes to be pushed.
+// encode returns the bytes to push.
 func (d document) encode() []byte {
 	d.Schema = 2
 	b, err := json.Marshal(d)
 	if err != nil {
-		panic(err) // strings and numbers: they encode
+		panic(err) // a mistake in this test: strings and numbers can be encoded
 	}
 	return b
 }

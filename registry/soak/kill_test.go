@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestKill: the server is killed at any moment of what its clients do. What was acknowledged is there afterwards, bit for
-// bit; what was not is there as a whole or not at all; and it starts without anybody's help.
+// TestKill kills the server at random moments while clients work. After the restart, acknowledged content must be
+// there, bit for bit; other content must be there completely or not at all; and the server must start without help.
 func TestKill(t *testing.T) {
 	s := start(t, "--gc-interval=1s", "--gc-grace=1m", "--scrub-interval=0")
 	w, r := newStock(random(0)), random(1)
@@ -28,23 +28,24 @@ func TestKill(t *testing.T) {
 		cancel()
 		all.Wait()
 		s.run()
-		unsure += w.settle(t, s)
-		w.wantWell(t, s)
+		unsure += w.resolveDoubt(t, s)
+		w.wantIntact(t, s)
 	}
 	if left, err := os.ReadDir(filepath.Join(s.dir, "uploads")); err != nil {
 		t.Error(err)
 	} else {
-		t.Logf("%d uploads are open, to be taken up again", len(left))
+		t.Logf("%d uploads are open and can be continued", len(left))
 	}
-	t.Logf("%d kills, %d pushes, %d pulls, %d deletes, %d operations in doubt; 0 lost", settings.kills, w.pushes.Load(), w.pulls.Load(), w.deletes.Load(), unsure)
+	t.Logf("%d kills, %d pushes, %d pulls, %d deletes, %d operations in doubt; 0 lost", settings.kills, w.pushes.Load(),
+		w.pulls.Load(), w.deletes.Load(), unsure)
 	if unsure == 0 || w.pushes.Load() == 0 {
-		t.Error("the kills have met nothing")
+		t.Error("no kill interrupted an operation")
 	}
 }
 
-// settle finds out what has become of the operations without an answer: of an image that may have come, or gone,
-// either nothing is there or all of it.
-func (w *stock) settle(t *testing.T, s *server) (unsure int) {
+// resolveDoubt finds out what became of the operations without an answer: an image that was being pushed or deleted
+// must be there completely or not at all. It returns how many such operations there were.
+func (w *stock) resolveDoubt(t *testing.T, s *server) (unsure int) {
 	t.Helper()
 	c := &client{s.client, s.url}
 	for _, slot := range w.slots {
@@ -52,8 +53,8 @@ func (w *stock) settle(t *testing.T, s *server) (unsure int) {
 			continue
 		}
 		unsure++
-		w.wantWhole(t, c, slot)
-		// What is known next is that there is nothing.
+		w.wantAllOrNothing(t, c, slot)
+		// Delete everything, so that the state of the slot is known again.
 		for _, i := range append(slot.doubt, slot.all()...) {
 			if err := w.remove(t.Context(), c, slot.repo, i); err != nil {
 				t.Error(err)
@@ -65,9 +66,9 @@ func (w *stock) settle(t *testing.T, s *server) (unsure int) {
 	return unsure
 }
 
-// wantWhole wants what a slot in doubt may have to be there as a whole or not at all, and its tag to name what was there
-// before, or what was to come.
-func (w *stock) wantWhole(t *testing.T, c *client, slot *slot) {
+// wantAllOrNothing checks a slot in doubt: each image that it may have must be there completely or not at all, and
+// its tag must name one of the images from before or after the operation.
+func (w *stock) wantAllOrNothing(t *testing.T, c *client, slot *slot) {
 	t.Helper()
 	a, err := c.do(t.Context(), "GET", "/v2/"+slot.repo+"/manifests/"+slot.tag, nil)
 	if err != nil {
@@ -82,11 +83,11 @@ func (w *stock) wantWhole(t *testing.T, c *client, slot *slot) {
 		}
 		if a.status == 200 {
 			if err := w.pullImage(t.Context(), c, slot.repo, i.digest().String(), i); err != nil {
-				t.Error("half of it is there: ", err)
+				t.Error("only a part of the image is there: ", err)
 			}
 		}
 	}
 	if !known {
-		w.complain("%s:%s names %v, which it never should have", slot.repo, slot.tag, a)
+		w.complain("%s:%s names %v, which it never named", slot.repo, slot.tag, a)
 	}
 }

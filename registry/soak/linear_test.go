@@ -22,12 +22,12 @@ import (
 
 const (
 	linearRepos = 3
-	// perRepo is how many clients work on one repo: enough for every pair of operations to meet, and few enough for the
-	// checker, whose work grows with what is under way at once.
+	// perRepo is how many clients work on one repo: enough for every pair of operations to run concurrently, and few
+	// enough for the checker, whose work grows with the number of concurrent operations.
 	perRepo = 4
 	// roundTime bounds a history: the checker's memory grows with its square.
 	roundTime = 4 * time.Second
-	// checkTime bounds the checker's search. A right history takes it seconds; the search of a wrong one may never end.
+	// checkTime bounds the checker's search. A correct history takes seconds; the search in a wrong one may not end.
 	checkTime = 2 * time.Minute
 )
 
@@ -61,7 +61,7 @@ func newWorld() *world {
 	return w
 }
 
-// manifest returns the number of a digest. What is not of this world is no number of the model.
+// manifest returns the number of a digest. For an unknown digest it is a number that the model does not have.
 func (w *world) manifest(d digest.Digest) int {
 	if m := slices.Index(w.digests[:], d); m >= 0 {
 		return m
@@ -71,7 +71,7 @@ func (w *world) manifest(d digest.Digest) int {
 
 func tagName(tag int) string { return string(rune('a' + tag)) }
 
-// ref is how a request names what it is about.
+// ref returns the tag or digest that a request addresses.
 func (w *world) ref(i input) string {
 	if i.tag == none {
 		return string(w.digests[i.manifest])
@@ -79,7 +79,7 @@ func (w *world) ref(i input) string {
 	return tagName(i.tag)
 }
 
-// request makes an operation a request.
+// request returns the HTTP request for an operation.
 func (w *world) request(i input, head bool) (method, path string, body []byte, headers []string) {
 	path = "/v2/" + i.repo + "/manifests/" + w.ref(i)
 	switch i.action {
@@ -113,7 +113,7 @@ func (w *world) request(i input, head bool) (method, path string, body []byte, h
 	return method, path, body, headers
 }
 
-// read makes an answer an output. An answer that contradicts itself is an error.
+// read returns the output for an answer. Errors: the answer contradicts itself.
 func (w *world) read(i input, method string, a answer) (output, error) {
 	o := answered(a.status)
 	if a.status != http.StatusOK {
@@ -147,7 +147,7 @@ func (w *world) read(i input, method string, a answer) (output, error) {
 	return o, nil
 }
 
-// choose picks an operation. Reads are half of them: they are what tells.
+// choose returns a random operation. Half of them are reads: only they show what the writes did.
 func choose(r *rand.Rand, repo string) input {
 	i := input{repo: repo, tag: r.IntN(tagCount), manifest: r.IntN(manifestCount)}
 	switch n := r.IntN(20); {
@@ -189,7 +189,7 @@ func (i *input) condition(r *rand.Rand) {
 	}
 }
 
-// writes tells whether it matters if a lost operation has happened.
+// writes reports whether the operation changes something, so that it matters whether a lost one happened.
 func (i input) writes() bool {
 	return i.action == put || i.action == deleteTag || i.action == deleteManifest
 }
@@ -198,19 +198,19 @@ func (i input) writes() bool {
 type recorder struct {
 	*server
 	*world
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards all below
 	history []porcupine.Operation
 	lost    int
 }
 
-// perform sends an operation and records it. It tells whether the answer came.
+// perform sends an operation and records it. It reports whether the answer arrived.
 func (rec *recorder) perform(ctx context.Context, id int, c *client, i input, head bool) bool {
 	method, path, body, headers := rec.request(i, head)
 	call := rec.now()
 	a, err := c.do(ctx, method, path, body, headers...)
 	end := rec.now()
 	if dial := (*net.OpError)(nil); errors.As(err, &dial) && dial.Op == "dial" {
-		time.Sleep(5 * time.Millisecond) // nobody listens: it was not sent, so it is no operation
+		time.Sleep(5 * time.Millisecond) // no server: the operation was not sent, so it is not recorded
 		return false
 	}
 	o := output{lost: true}
@@ -231,20 +231,20 @@ func (rec *recorder) perform(ctx context.Context, id int, c *client, i input, he
 	return !o.lost
 }
 
-// work is one client until ctx ends. What was lost it often tries once more, as clients do.
+// work is one client until ctx ends. It often repeats a lost operation once, as clients do.
 func (rec *recorder) work(ctx context.Context, id int, repo string, r *rand.Rand) {
 	c := &client{rec.newClient(), rec.url}
 	for ctx.Err() == nil {
 		i := choose(r, repo)
-		// Not with ctx: the end of a round would lose an answer of every client.
+		// Not with ctx: at the end of a round every client would lose an answer.
 		if !rec.perform(context.WithoutCancel(ctx), id, c, i, r.IntN(2) == 0) && r.IntN(2) == 0 {
 			rec.perform(context.WithoutCancel(ctx), id, c, i, false)
 		}
 	}
 }
 
-// complete gives lost operations their end: when the process that had them was dead. Which one that was is not quite
-// certain, since net/http sends again by itself what it could not write, so it is the first death after the client
+// complete sets the end of lost operations to the time when their process was dead. Which process that was is not
+// certain, because net/http repeats a request that it could not write. So it takes the first death after the client
 // gave up. The test kills the last process, so there always is one.
 func (rec *recorder) complete() []porcupine.Operation {
 	for n := range rec.history {
@@ -276,18 +276,19 @@ func round(t *testing.T, s *server, n int, length time.Duration) *recorder {
 	}
 	s.restarts(ctx, 3, length)
 	wg.Wait()
-	s.stop(syscall.SIGKILL) // what was lost until here has happened, or never will
+	s.stop(syscall.SIGKILL) // lost operations have happened by now, or never will
 	s.run()
-	for _, repo := range repos { // what is there in the end tells most about what happened
+	for _, repo := range repos { // the final state shows most of what happened
 		for tag := range tagCount {
-			rec.perform(t.Context(), linearRepos*perRepo, &client{s.client, s.url}, input{repo: repo, action: getTag, tag: tag}, false)
+			rec.perform(t.Context(), linearRepos*perRepo, &client{s.client, s.url},
+				input{repo: repo, action: getTag, tag: tag}, false)
 		}
 	}
 	return rec
 }
 
 func TestLinearizable(t *testing.T) {
-	// The collector runs all the time: the bytes of deleted manifests go, and come back with the next push.
+	// The Collector runs all the time, so that the bytes of deleted manifests vanish and return with the next push.
 	s := start(t, "--gc-interval", "1s")
 	operations, lost := 0, 0
 	for n := 0; n == 0 || n < int(settings.time/roundTime); n++ {
@@ -296,7 +297,7 @@ func TestLinearizable(t *testing.T) {
 		operations += len(history)
 		lost += rec.lost
 		if result := porcupine.CheckOperationsTimeout(model, history, checkTime); result != porcupine.Ok {
-			t.Fatalf("round %d: the history is %s; it is told in %s, and ends so:\n%s", n, result, visualize(t, history),
+			t.Fatalf("round %d: the history is %s; see %s; it ends with:\n%s", n, result, visualize(t, history),
 				describeHistory(history))
 		}
 		wrong := spoil(history)
@@ -306,11 +307,12 @@ func TestLinearizable(t *testing.T) {
 	}
 	t.Logf("%d operations, %d of them lost, %d processes", operations, lost, s.started)
 	if operations < 100 {
-		t.Errorf("%d operations are too few to tell anything", operations)
+		t.Errorf("%d operations are too few to show anything", operations)
 	}
 }
 
-// spoil adds to a history what it has at its end, a read, with another answer, though nothing was written meanwhile.
+// spoil returns the history with its last operation, a read, once more, but with another answer, although nothing was
+// written in between.
 func spoil(history []porcupine.Operation) []porcupine.Operation {
 	wrong := history[len(history)-1]
 	wrong.Call, wrong.Return = wrong.Return+1, wrong.Return+2
@@ -322,7 +324,7 @@ func spoil(history []porcupine.Operation) []porcupine.Operation {
 	return append(slices.Clone(history), wrong)
 }
 
-// visualize writes a page for the browser, outside of the test's directories since those go.
+// visualize writes a page for a browser, outside of the test's directories, because those are deleted.
 func visualize(t *testing.T, history []porcupine.Operation) string {
 	_, info := porcupine.CheckOperationsVerbose(model, history, 10*time.Second)
 	path := filepath.Join(os.TempDir(), fmt.Sprintf("linearizable-%d.html", os.Getpid()))

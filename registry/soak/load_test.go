@@ -26,13 +26,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// sizes is how much is done at once.
+// sizes is the amount of concurrency.
 type sizes struct {
 	idle, slow, aborted int
 	slowFor             time.Duration
 }
 
-// load is asked for within a test, so that go test knows that the outcome depends on the variable.
+// load must be called within a test, so that go test knows that the result depends on the variable.
 var load = sync.OnceValue(func() sizes {
 	if os.Getenv("SOAK_LOAD") != "" {
 		return sizes{10_000, 1000, 6000, 30 * time.Second}
@@ -40,22 +40,23 @@ var load = sync.OnceValue(func() sizes {
 	return sizes{1000, 150, 450, 3 * time.Second}
 })
 
-// What a connection may cost the server, in bytes. Idle: two buffers of 4 KiB, TLS's buffer of a record (16 KiB) and keys,
-// a stack (8 to 16 KiB), the kernel's part is not the process's. With an upload under way: 256 KiB to copy through besides.
-// Twice that is generous, and a tenth of what a body kept in memory would take.
+// The memory that a connection may take in the server, in bytes. Idle: two buffers of 4 KiB, a buffer of TLS for a
+// record (16 KiB), keys, and a stack (8 to 16 KiB); the kernel's part does not count. With an upload under way: 256
+// KiB more for copying. Twice that is generous, and a tenth of what a body in memory would take.
 const (
 	idleCost = 2 * 48 << 10
 	busyCost = idleCost + 2*256<<10
 )
 
-// usage is what the server's process has.
+// usage is what the server's process uses.
 type usage struct{ resident, heap, files, goroutines int }
 
 func (u usage) String() string {
-	return fmt.Sprintf("%d MB resident, %d MB heap, %d files, %d goroutines", u.resident>>20, u.heap>>20, u.files, u.goroutines)
+	return fmt.Sprintf("%d MB resident, %d MB heap, %d files, %d goroutines", u.resident>>20, u.heap>>20, u.files,
+		u.goroutines)
 }
 
-// usage asks the kernel, and the server itself.
+// usage returns what the kernel and the metrics report.
 func (s *server) usage() (u usage) {
 	s.t.Helper()
 	proc := fmt.Sprintf("/proc/%d/", s.process().Process.Pid)
@@ -75,7 +76,7 @@ func (s *server) usage() (u usage) {
 	return usage{kib << 10, int(metrics["go_memstats_heap_inuse_bytes"]), len(files), int(metrics["go_goroutines"])}
 }
 
-// metrics reads the server's metrics without labels.
+// metrics returns the server's metrics that have no labels.
 func (s *server) metrics() map[string]float64 {
 	s.t.Helper()
 	a, err := (&client{s.client, s.url}).do(s.t.Context(), "GET", "/metrics", nil)
@@ -92,7 +93,7 @@ func (s *server) metrics() map[string]float64 {
 	return all
 }
 
-// eventually waits for what comes about a moment later.
+// eventually waits until is returns true.
 func eventually(t *testing.T, within time.Duration, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(within); !is(); time.Sleep(20 * time.Millisecond) {
@@ -103,10 +104,10 @@ func eventually(t *testing.T, within time.Duration, what string, is func() bool)
 	}
 }
 
-// wantNoLeak wants files and goroutines to be as many as before.
+// wantNoLeak waits until the server has as few files and goroutines as before.
 func (s *server) wantNoLeak(before usage) {
 	s.t.Helper()
-	const few = 5 // of clients that keep their connection
+	const few = 5 // for clients that keep their connection
 	eventually(s.t, 20*time.Second, "as many files and goroutines as before", func() bool {
 		now := s.usage()
 		return now.files <= before.files+few && now.goroutines <= before.goroutines+few
@@ -114,7 +115,7 @@ func (s *server) wantNoLeak(before usage) {
 	s.t.Logf("afterwards: %v", s.usage())
 }
 
-// line is a connection with a client's hand on it.
+// line is a connection that the test controls.
 type line struct {
 	net.Conn
 	tcp  *net.TCPConn
@@ -133,7 +134,7 @@ func (s *server) dial() (*line, error) {
 	return &line{conn, tcp.(*net.TCPConn), bufio.NewReaderSize(conn, 1<<10)}, nil
 }
 
-// abort ends it as a client does that dies: with what the kernel says then, or not even that.
+// abort closes the connection like a client that dies, with or without a reset.
 func (l *line) abort(reset bool) {
 	if reset {
 		_ = l.tcp.SetLinger(0)
@@ -141,13 +142,15 @@ func (l *line) abort(reset bool) {
 	_ = l.tcp.Close()
 }
 
-// begin sends the head of a request, and of its body, of size bytes in all, what is there.
+// begin sends the head of a request whose body has size bytes, and the given part of the body.
 func (l *line) begin(method, path string, size int, body []byte) error {
-	_, err := fmt.Fprintf(l, "%s %s HTTP/1.1\r\nHost: trow\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n%s", method, path, size, body)
+	_, err := fmt.Fprintf(l,
+		"%s %s HTTP/1.1\r\nHost: trow\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n%s", method,
+		path, size, body)
 	return err
 }
 
-// answer reads an answer to its end.
+// answer reads an answer with its body.
 func (l *line) answer() (answer, error) {
 	resp, err := http.ReadResponse(l.read, nil)
 	if err != nil {
@@ -170,7 +173,7 @@ func (l *line) ask(want int, method, path string, body []byte) (answer, error) {
 	return a, err
 }
 
-// parallel does something n times, some at once, and returns the errors.
+// parallel calls do n times, atOnce of them concurrently, and returns the errors.
 func parallel(n, atOnce int, do func(i int) error) error {
 	var all sync.WaitGroup
 	var next atomic.Int64
@@ -190,11 +193,12 @@ func parallel(n, atOnce int, do func(i int) error) error {
 	return errors.Join(failed...)
 }
 
-// pushed pushes a blob of a repo and pulls it, and returns how long that took.
+// pushed pushes a blob and pulls it, and returns how long that took.
 func (s *server) pushed(repo string, content []byte) (digest.Digest, time.Duration) {
 	s.t.Helper()
 	c, d, began := &client{s.client, s.url}, digest.FromBytes(content), time.Now()
-	a, err := c.do(s.t.Context(), "POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), content, "Content-Type", "application/octet-stream")
+	a, err := c.do(s.t.Context(), "POST", "/v2/"+repo+"/blobs/uploads/?digest="+d.String(), content, "Content-Type",
+		"application/octet-stream")
 	if err != nil || a.status != 201 {
 		s.t.Fatalf("a push: %v %v", a, err)
 	}
@@ -213,7 +217,8 @@ func noise(r *rand.Rand, size int) []byte {
 	return b
 }
 
-// TestIdleConnections: as many connections as may be, and a tenth more, that have asked once and now wait.
+// TestIdleConnections opens as many connections as max-connections allows, and a tenth more, sends one request on each,
+// and keeps them idle.
 func TestIdleConnections(t *testing.T) {
 	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-connections=", load().idle))
 	_, alone := s.pushed("load", noise(random(1), 1<<20))
@@ -232,15 +237,18 @@ func TestIdleConnections(t *testing.T) {
 	_, beside := s.pushed("load", noise(random(2), 1<<20))
 	during := s.usage()
 	each := (during.resident - before.resident) / load().idle
-	t.Logf("%d idle connections: %v; %d KiB each; a push and a pull take %v, alone %v", load().idle, during, each>>10, beside, alone)
+	t.Logf("%d idle connections: %v; %d KiB each; a push and a pull take %v, alone %v", load().idle, during, each>>10,
+		beside, alone)
 	if each > idleCost {
 		t.Errorf("an idle connection takes %d bytes, more than %d", each, idleCost)
 	}
 	if during.files > before.files+load().idle+20 {
-		t.Errorf("%d files are open, and %d connections may be", during.files, load().idle)
+		t.Errorf("%d files are open, but only %d connections are allowed", during.files, load().idle)
 	}
-	if m := s.metrics(); m["trow_http_connections_evicted_total"] < float64(more) || m["trow_http_connections_refused_total"] > 0 {
-		t.Errorf("%v were evicted, of %d too many, and %v refused", m["trow_http_connections_evicted_total"], more, m["trow_http_connections_refused_total"])
+	if m := s.metrics(); m["trow_http_connections_evicted_total"] < float64(more) ||
+		m["trow_http_connections_refused_total"] > 0 {
+		t.Errorf("%v connections were evicted, want at least %d; %v were refused, want none",
+			m["trow_http_connections_evicted_total"], more, m["trow_http_connections_refused_total"])
 	}
 	for _, l := range lines {
 		l.abort(false)
@@ -248,24 +256,26 @@ func TestIdleConnections(t *testing.T) {
 	s.wantNoLeak(before)
 }
 
-// TestSlowUploads: as many uploads at once as requests may be, a little at a time. Each of them gets on, nobody else waits,
-// and whoever is one too many is told so and when to come again.
+// TestSlowUploads runs as many slow uploads as max-requests allows. Each must make progress, pulls must not wait for
+// them, and one more push must be refused with Retry-After.
 func TestSlowUploads(t *testing.T) {
 	const spare = 10
-	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", load().slow), fmt.Sprint("--max-connections=", load().slow+spare))
+	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", load().slow),
+		fmt.Sprint("--max-connections=", load().slow+spare))
 	big, alone := s.pushed("load", noise(random(1), 8<<20))
 	before := s.usage()
-	u := &slowUploads{server: s, turn: make(chan struct{}, 16), all: make(chan struct{}), half: make(chan struct{})}
-	u.begun.Add(load().slow)
+	u := &slowUploads{server: s, starting: make(chan struct{}, 16), all: make(chan struct{}), half: make(chan struct{})}
+	u.started.Add(load().slow)
 	ended := make(chan error, 1)
 	go func() { ended <- parallel(load().slow, load().slow, u.upload) }()
-	u.begun.Wait()
+	u.started.Wait()
 	close(u.all)
 	time.Sleep(load().slowFor / 3)
 	least, most := u.progress()
 	during := s.usage()
 	each := (during.resident - before.resident) / load().slow
-	t.Logf("%d slow uploads: %v, before %v; %d KiB each; the slowest has %d bytes, the fastest %d", load().slow, during, before, each>>10, least, most)
+	t.Logf("%d slow uploads: %v, before %v; %d KiB each; the slowest has sent %d bytes, the fastest %d", load().slow,
+		during, before, each>>10, least, most)
 	if least == 0 || least < most/4 {
 		t.Errorf("the slowest upload has %d bytes, the fastest %d", least, most)
 	}
@@ -284,17 +294,19 @@ func TestSlowUploads(t *testing.T) {
 
 type slowUploads struct {
 	*server
-	begun sync.WaitGroup
-	turn  chan struct{} // so many begin at once: on a busy machine more would take longer than the server waits for a head
-	all   chan struct{} // closed when all have begun
-	half  chan struct{} // closed when they may end
+	started sync.WaitGroup
+	// starting bounds how many start at once: on a busy machine more of them would take longer than the server waits for
+	// the head of a request.
+	starting chan struct{}
+	all      chan struct{} // closed when all have started
+	half     chan struct{} // closed when they may finish
 }
 
-// upload begins, waits for the others, sends a piece ten times a second, and the rest when it may end.
+// upload starts, waits for the others, sends a piece ten times a second, and the rest when it may finish.
 func (u *slowUploads) upload(i int) error {
 	r := random(100 + i)
 	content, piece, at := noise(r, 64<<10), 512, 0
-	first := sync.OnceFunc(u.begun.Done)
+	first := sync.OnceFunc(u.started.Done)
 	defer first()
 	l, err := u.enter(i, len(content))
 	if err != nil {
@@ -326,16 +338,17 @@ func (u *slowUploads) upload(i int) error {
 	if _, err = l.ask(201, "PUT", a.header.Get("Location")+"?digest="+d, nil); err != nil {
 		return err
 	}
-	if a, err = l.ask(200, "GET", fmt.Sprintf("/v2/slow/%d/blobs/%s", i, d), nil); err == nil && !bytes.Equal(a.body, content) {
-		err = errors.New("another content came back")
+	if a, err = l.ask(200, "GET", fmt.Sprintf("/v2/slow/%d/blobs/%s", i, d), nil); err == nil &&
+		!bytes.Equal(a.body, content) {
+		err = errors.New("the pull returned other content")
 	}
 	return err
 }
 
-// enter begins an upload of size bytes.
+// enter starts an upload of size bytes.
 func (u *slowUploads) enter(i, size int) (*line, error) {
-	u.turn <- struct{}{}
-	defer func() { <-u.turn }()
+	u.starting <- struct{}{}
+	defer func() { <-u.starting }()
 	l, err := u.dial()
 	if err != nil {
 		return nil, err
@@ -350,7 +363,7 @@ func (u *slowUploads) enter(i, size int) (*line, error) {
 	return l, nil
 }
 
-// progress says how far the uploads are, by what is on the disk.
+// progress returns how many bytes of the slowest and the fastest upload are on the disk.
 func (u *slowUploads) progress() (least, most int64) {
 	u.t.Helper()
 	sizes := u.uploads()
@@ -361,7 +374,7 @@ func (u *slowUploads) progress() (least, most int64) {
 	return slices.Min(sizes), slices.Max(sizes)
 }
 
-// uploads lists the sizes of what is being uploaded.
+// uploads returns the sizes of the open uploads.
 func (s *server) uploads() (sizes []int64) {
 	s.t.Helper()
 	entries, err := os.ReadDir(filepath.Join(s.dir, "uploads"))
@@ -376,14 +389,15 @@ func (s *server) uploads() (sizes []int64) {
 	return sizes
 }
 
-// wantRefusals asks for more than may be: first for one push too many, then on one connection too many.
+// wantRefusals exceeds first max-requests, then max-connections.
 func (u *slowUploads) wantRefusals(big digest.Digest) {
 	t := u.t
 	c := &client{u.client, u.url}
 	for range 20 {
 		a, err := c.do(t.Context(), "POST", "/v2/load/blobs/uploads/", nil)
-		if err != nil || a.status != 429 || a.header.Get("Retry-After") == "" || !bytes.Contains(a.body, []byte(`"TOOMANYREQUESTS"`)) {
-			t.Errorf("a push too many: %v %v %v", a, a.header, err)
+		if err != nil || a.status != 429 || a.header.Get("Retry-After") == "" ||
+			!bytes.Contains(a.body, []byte(`"TOOMANYREQUESTS"`)) {
+			t.Errorf("one push too many: %v %v %v", a, a.header, err)
 		}
 	}
 	pull := "/v2/load/blobs/" + big.String()
@@ -396,7 +410,7 @@ func (u *slowUploads) wantRefusals(big digest.Digest) {
 			l.abort(true)
 		}
 	}()
-	for range 15 { // downloads that nobody reads take what connections are left
+	for range 15 { // downloads whose client does not read take the remaining connections
 		l, err := u.dial()
 		if err != nil {
 			t.Fatal(err)
@@ -408,15 +422,15 @@ func (u *slowUploads) wantRefusals(big digest.Digest) {
 		if a, err := http.ReadResponse(l.read, nil); err != nil {
 			t.Fatal(err)
 		} else if a.StatusCode == 503 && a.Header.Get("Retry-After") != "" {
-			t.Logf("connection %d is told 503, Retry-After %s", load().slow+len(busy), a.Header.Get("Retry-After"))
+			t.Logf("connection %d gets 503, Retry-After %s", load().slow+len(busy), a.Header.Get("Retry-After"))
 			return
 		}
 	}
-	t.Error("no connection is too many")
+	t.Error("no connection was refused")
 }
 
-// TestSlowDownloads: as many downloads at once as there are slow clients, who take a little at a time. What the server keeps
-// for each is bounded, whatever the blob's size, and others are served beside them.
+// TestSlowDownloads runs many downloads whose clients read slowly. The memory for each must be bounded, whatever the
+// size of the blob, and other clients must be served meanwhile.
 func TestSlowDownloads(t *testing.T) {
 	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", 2*load().slow))
 	d, _ := s.pushed("load", noise(random(1), 32<<20))
@@ -448,7 +462,8 @@ func TestSlowDownloads(t *testing.T) {
 	}
 	_, beside := s.pushed("load", noise(random(2), 1<<20))
 	each := (most.resident - before.resident) / load().slow
-	t.Logf("%d slow downloads of 32 MiB: %v, before %v; %d KiB each; a push and a pull beside them take %v", load().slow, most, before, each>>10, beside)
+	t.Logf("%d slow downloads of 32 MiB: %v, before %v; %d KiB each; a concurrent push and pull take %v", load().slow,
+		most, before, each>>10, beside)
 	if each > busyCost {
 		t.Errorf("a download takes %d bytes, more than %d", each, busyCost)
 	}
@@ -458,8 +473,8 @@ func TestSlowDownloads(t *testing.T) {
 	s.wantNoLeak(before)
 }
 
-// TestAbortedTransfers: clients die in the middle of uploads and downloads. Nothing stays but the uploads that can be taken
-// up again, and those end with upload-timeout.
+// TestAbortedTransfers has clients die in the middle of uploads and downloads. Only the uploads that can be continued
+// must stay, and only until upload-timeout.
 func TestAbortedTransfers(t *testing.T) {
 	kept := load().aborted / 3
 	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-uploads=", kept+100))
@@ -479,7 +494,7 @@ func TestAbortedTransfers(t *testing.T) {
 	s.wantExpired(kept)
 }
 
-// aborted begins one of three transfers and dies.
+// aborted starts one of three transfers and breaks it off.
 func (s *server) aborted(i int, content []byte, d digest.Digest) error {
 	l, err := s.dial()
 	if err != nil {
@@ -488,8 +503,9 @@ func (s *server) aborted(i int, content []byte, d digest.Digest) error {
 	defer l.abort(i%2 == 0)
 	part := content[:1+i*7919%(256<<10)]
 	switch i % 3 {
-	case 0: // nobody can take this one up, so nothing of it stays
-		return l.begin("POST", "/v2/load/blobs/uploads/?digest="+digest.FromString("what was never sent").String(), len(content), part)
+	case 0: // no client can continue this one, so it must not stay
+		return l.begin("POST", "/v2/load/blobs/uploads/?digest="+digest.FromString("what was never sent").String(),
+			len(content), part)
 	case 1:
 		a, err := l.ask(202, "POST", "/v2/load/blobs/uploads/", nil)
 		if err != nil {
@@ -504,8 +520,8 @@ func (s *server) aborted(i int, content []byte, d digest.Digest) error {
 	return err
 }
 
-// wantExpired fills up what uploads there may be, restarts the server with a shorter upload-timeout, and wants room again
-// as soon as they have been idle for that long.
+// wantExpired opens as many uploads as max-uploads allows, restarts the server with a shorter upload-timeout, and
+// checks that they are dropped when they have been idle for that long.
 func (s *server) wantExpired(open int) {
 	t := s.t
 	c := &client{s.client, s.url}
@@ -523,7 +539,7 @@ func (s *server) wantExpired(open int) {
 		if a := begin(); a.status == 429 && a.header.Get("Retry-After") != "" {
 			break
 		} else if a.status != 202 {
-			t.Fatalf("the upload number %d: %v", open, a)
+			t.Fatalf("upload %d: %v", open, a)
 		}
 	}
 	if a := begin(); a.status != 429 {
@@ -533,23 +549,23 @@ func (s *server) wantExpired(open int) {
 	for _, size := range s.uploads() {
 		bytes += size
 	}
-	s.stop(syscall.SIGTERM) // they outlive it
+	s.stop(syscall.SIGTERM) // the uploads survive that
 	s.args = append(s.args, "--upload-timeout=1m")
 	within := 90 * time.Second
-	if os.Getenv("SOAK_LOAD") == "" { // a minute is too long for every day
+	if os.Getenv("SOAK_LOAD") == "" { // a minute is too long for a daily test
 		within = 10 * time.Second
 		s.age(2 * time.Minute)
 	}
 	began := time.Now()
 	s.run()
 	eventually(t, within, "the idle uploads are gone", func() bool { return len(s.uploads()) == 0 })
-	t.Logf("%d idle uploads and their %d MB were dropped after %v", open, bytes>>20, time.Since(began))
+	t.Logf("%d idle uploads with %d MB were dropped after %v", open, bytes>>20, time.Since(began))
 	if a := begin(); a.status != 202 {
-		t.Errorf("an upload when there is room again: %v", a)
+		t.Errorf("an upload after the others were dropped: %v", a)
 	}
 }
 
-// age makes all uploads older.
+// age sets back the modification times of all uploads.
 func (s *server) age(by time.Duration) {
 	s.t.Helper()
 	names, err := filepath.Glob(filepath.Join(s.dir, "uploads", "*"))

@@ -11,8 +11,8 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// The little world of TestLinearizable: in each repo three tags and four manifests. The last manifest is an index
-// whose child is the first one; the subject of the last but one is the first one as well.
+// The content of TestLinearizable: each repo has three tags and four manifests. The last manifest is an index whose
+// child is the first one; the subject of the last but one is the first one as well.
 const (
 	tagCount      = 3
 	manifestCount = 4
@@ -22,7 +22,7 @@ const (
 	none          = -1
 )
 
-// state is what a repo holds: which manifests, and which of them each tag names (or none).
+// state is what a repo holds: its manifests, and which of them each tag names (or none).
 type state struct {
 	held uint8
 	tags [tagCount]int8
@@ -33,7 +33,7 @@ func (s state) holds(m int) bool { return s.held&(1<<m) != 0 }
 // action is what an operation does.
 type action string
 
-// The actions, and the requests they are.
+// The actions, named after their requests.
 const (
 	put            action = "PUT manifest"
 	deleteTag      action = "DELETE tag"
@@ -55,7 +55,7 @@ const (
 	ifOther    condition = "If-None-Match: manifest"
 )
 
-// input is an operation. The same type serves every action; what does not concern one is zero.
+// input is an operation. All actions have this type; fields that an action does not use are zero.
 type input struct {
 	repo     string
 	action   action
@@ -70,12 +70,12 @@ func (i input) String() string {
 	return fmt.Sprintf("%s tag %d +%03b manifest %d %s %d", i.action, i.tag, i.more, i.manifest, i.when, i.expect)
 }
 
-// output is what the client was told.
+// output is the answer to an operation.
 type output struct {
 	status   int
 	manifest int   // of a GET
 	list     uint8 // of a list: tags or manifests
-	lost     bool  // nothing was told
+	lost     bool  // there was no answer
 }
 
 func (o output) String() string {
@@ -85,7 +85,7 @@ func (o output) String() string {
 	return fmt.Sprintf("%d manifest %d list %04b", o.status, o.manifest, o.list)
 }
 
-// allows judges the condition of a write, given the manifest that is there now, or none.
+// allows reports whether the condition of a write holds, given the manifest that exists now, or none.
 func (i input) allows(now int) bool {
 	switch i.when {
 	case ifAny:
@@ -100,7 +100,7 @@ func (i input) allows(now int) bool {
 	return true
 }
 
-// apply is the registry in one function: what an operation answers, and what it leaves.
+// apply is the registry as one function: it returns the answer to an operation, and the state after it.
 func apply(s state, i input) (output, state) {
 	switch i.action {
 	case put:
@@ -188,7 +188,7 @@ func applyDeleteManifest(s state, i input) (output, state) {
 	return answered(http.StatusAccepted), s
 }
 
-// model is the same for the checker. A lost operation has happened or it has not.
+// model is apply for the checker. A lost operation has happened or has not.
 var model = (&porcupine.NondeterministicModel{
 	Partition: func(history []porcupine.Operation) (parts [][]porcupine.Operation) {
 		at := map[string]int{}
@@ -216,13 +216,13 @@ var model = (&porcupine.NondeterministicModel{
 	DescribeOperation: func(in, out any) string { return fmt.Sprintf("%v: %v", in, out) },
 }).ToModel()
 
-// at is an operation of a history made by hand.
+// at returns an operation for a handwritten history.
 func at(call, end int64, i input, o output) porcupine.Operation {
 	i.repo = "r"
 	return porcupine.Operation{Input: i, Output: o, Call: call, Return: end}
 }
 
-func TestTheCheckerTellsRightFromWrong(t *testing.T) {
+func TestTheCheckerFindsWrongHistories(t *testing.T) {
 	pushed := func(tag, m int) input { return input{action: put, tag: tag, manifest: m} }
 	created, deleted, lost := answered(201), answered(202), output{lost: true}
 	missing := found(none)
@@ -236,13 +236,13 @@ func TestTheCheckerTellsRightFromWrong(t *testing.T) {
 		want    porcupine.CheckResult
 		history []porcupine.Operation
 	}{
-		{"a write is seen by who comes after its answer", porcupine.Ok,
+		{"a write is seen after its answer", porcupine.Ok,
 			[]porcupine.Operation{at(0, 1, pushed(0, 1), created), at(2, 3, get(0), found(1))}},
 		{"a write is not seen after its answer", porcupine.Illegal,
 			[]porcupine.Operation{at(0, 1, pushed(0, 1), created), at(2, 3, get(0), missing)}},
 		{"a write may be seen before its answer", porcupine.Ok,
 			[]porcupine.Operation{at(0, 9, pushed(0, 1), created), at(2, 3, get(0), found(1))}},
-		{"what was seen is unseen later", porcupine.Illegal,
+		{"a write is seen, and later not", porcupine.Illegal,
 			[]porcupine.Operation{at(0, 9, pushed(0, 1), created), at(2, 3, get(0), found(1)), at(4, 5, get(0), missing)}},
 		{"a read of the value before the last one", porcupine.Illegal, []porcupine.Operation{
 			at(0, 1, pushed(0, 1), created), at(2, 3, pushed(0, 2), created), at(4, 5, get(0), found(1))}},
@@ -254,24 +254,25 @@ func TestTheCheckerTellsRightFromWrong(t *testing.T) {
 			[]porcupine.Operation{at(0, 9, pushed(0, 1), lost), at(20, 30, get(0), missing)}},
 		{"a lost write happens after its process was dead", porcupine.Illegal, []porcupine.Operation{
 			at(0, 9, pushed(0, 1), lost), at(10, 11, get(0), missing), at(12, 13, get(0), found(1))}},
-		{"a lost write is seen, and gone without a delete", porcupine.Illegal, []porcupine.Operation{
+		{"a lost write is seen, and vanishes without a delete", porcupine.Illegal, []porcupine.Operation{
 			at(0, 9, pushed(0, 1), lost), at(10, 11, get(0), found(1)), at(12, 13, get(0), missing)}},
-		{"a lost write to two tags happened by half", porcupine.Illegal, []porcupine.Operation{
-			at(0, 9, input{action: put, tag: 0, more: 2, manifest: 1}, lost), at(10, 11, get(0), found(1)), at(12, 13, get(1), missing)}},
+		{"a lost write to two tags happened for one of them", porcupine.Illegal, []porcupine.Operation{
+			at(0, 9, input{action: put, tag: 0, more: 2, manifest: 1}, lost), at(10, 11, get(0), found(1)),
+			at(12, 13, get(1), missing)}},
 		{"two writers find the tag free", porcupine.Illegal,
 			[]porcupine.Operation{at(0, 9, fresh, created), at(0, 9, freshOther, created)}},
 		{"one of two writers finds the tag free", porcupine.Ok,
 			[]porcupine.Operation{at(0, 9, fresh, created), at(0, 9, freshOther, answered(412))}},
 		{"a tag outlives its manifest", porcupine.Illegal, []porcupine.Operation{
 			at(0, 1, pushed(0, 1), created), at(2, 3, remove(1), deleted), at(4, 5, get(0), found(1))}},
-		{"a child goes while its index is there", porcupine.Illegal, []porcupine.Operation{
+		{"a child is deleted while its index exists", porcupine.Illegal, []porcupine.Operation{
 			at(0, 1, pushed(0, child), created), at(2, 3, pushed(1, index), created), at(4, 5, remove(child), deleted)}},
-		{"a child is kept while its index is there", porcupine.Ok, []porcupine.Operation{
+		{"a child is kept while its index exists", porcupine.Ok, []porcupine.Operation{
 			at(0, 1, pushed(0, child), created), at(2, 3, pushed(1, index), created),
 			at(4, 5, remove(child), answered(405)), at(6, 7, has(child), found(child))}},
-		{"an index comes without its child", porcupine.Illegal,
+		{"an index is pushed without its child", porcupine.Illegal,
 			[]porcupine.Operation{at(0, 1, pushed(0, index), created)}},
-		{"a list leaves a tag out", porcupine.Illegal, []porcupine.Operation{at(0, 1, pushed(0, 1), created),
+		{"a list omits a tag", porcupine.Illegal, []porcupine.Operation{at(0, 1, pushed(0, 1), created),
 			at(2, 3, input{action: listTags}, output{status: 200, manifest: none})}},
 		{"a referrer is not listed", porcupine.Illegal, []porcupine.Operation{at(0, 1, pushed(0, referrer), created),
 			at(2, 3, input{action: listReferrers}, output{status: 200, manifest: none})}},
@@ -284,7 +285,7 @@ func TestTheCheckerTellsRightFromWrong(t *testing.T) {
 	}
 }
 
-// describeHistory tells a history from its end, for whoever has to find out what went wrong.
+// describeHistory returns the end of a history, for the search of a failure's cause.
 func describeHistory(history []porcupine.Operation) string {
 	var b strings.Builder
 	for _, o := range history[max(0, len(history)-200):] {
@@ -293,7 +294,7 @@ func describeHistory(history []porcupine.Operation) string {
 	return b.String()
 }
 
-// tagsOf lists the numbers in a set of tags.
+// tagsOf returns the numbers in a set of tags.
 func tagsOf(set uint8) (tags []int) {
 	for ; set != 0; set &= set - 1 {
 		tags = append(tags, bits.TrailingZeros8(set))

@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// The settings, as the package comment tells them.
+// The settings, as in the package comment.
 var settings struct {
 	time   time.Duration
 	kills  int
@@ -63,7 +63,8 @@ func readSettings() (err error) {
 			return fmt.Errorf("SOAK_TIME: %w", err)
 		}
 	}
-	for name, n := range map[string]*int{"SOAK_KILLS": &settings.kills, "SOAK_FAULTS": &settings.rounds, "SOAK_TAGS": &settings.tags} {
+	for name, n := range map[string]*int{"SOAK_KILLS": &settings.kills, "SOAK_FAULTS": &settings.rounds,
+		"SOAK_TAGS": &settings.tags} {
 		if v := os.Getenv(name); v != "" {
 			if *n, err = strconv.Atoi(v); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -91,8 +92,8 @@ func build(path string) error {
 	return nil
 }
 
-// depend tells go test what a result depends on besides the test itself, or it takes an older one for it: the program's
-// source, and the settings. It notices what is looked at while tests run.
+// depend reads what a result depends on besides the test itself: the settings and the source of the program. go test
+// notes what is read while tests run; otherwise it would return cached results.
 var depend = sync.OnceValue(func() error {
 	for _, name := range []string{"SOAK_TIME", "SOAK_KILLS", "SOAK_FAULTS", "SOAK_TAGS", "SOAK_SEED", "SOAK_RACE"} {
 		os.Getenv(name)
@@ -108,26 +109,26 @@ var depend = sync.OnceValue(func() error {
 // random returns the choices of client n of a test.
 func random(n int) *rand.Rand { return rand.New(rand.NewPCG(settings.seed, uint64(n))) }
 
-// server is trow serve on a data directory. It can be stopped, killed and started again on the same address.
+// server is trow serve on a data directory. It can be stopped, killed and restarted on the same address.
 type server struct {
 	t      *testing.T
 	dir    string
 	url    string
 	args   []string
-	under  []string      // the command that runs the program; none: it runs by itself
-	wait   time.Duration // for a process to answer
+	under  []string      // the command that runs the program; empty: the program itself
+	wait   time.Duration // how long a process may take to answer
 	pool   *x509.CertPool
 	epoch  time.Time // of the times of a history
 	log    console
-	client *http.Client // for the test's own questions
+	client *http.Client // for the test's own requests
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards all below
 	cmd     *exec.Cmd
-	started int     // how many processes there were
-	deaths  []int64 // when each of them was known to be dead, in ns since epoch
+	started int     // the number of processes so far
+	deaths  []int64 // when each was known to be dead, in ns since epoch
 }
 
-// console is what the processes have written, of which only complaints of the race detector and the end are kept.
+// console collects the output of the processes. It keeps the reports of the race detector, and the end.
 type console struct {
 	mu    sync.Mutex
 	tail  []byte
@@ -203,7 +204,7 @@ func (s *server) run() {
 	line := slices.Concat(s.under, []string{binary}, s.args)
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Stdout, cmd.Stderr = &s.log, &s.log
-	for _, e := range os.Environ() { // a setting of this shell is not one of the test
+	for _, e := range os.Environ() { // without the settings of this shell
 		if !strings.HasPrefix(e, "TROW_") {
 			cmd.Env = append(cmd.Env, e)
 		}
@@ -222,7 +223,7 @@ func (s *server) run() {
 	}
 }
 
-// ready tells whether the registry answers. At the first answer it learns the CA.
+// ready reports whether the registry answers. The first time it reads the CA.
 func (s *server) ready() bool {
 	if s.pool == nil {
 		pem, err := os.ReadFile(filepath.Join(s.dir, "ca.crt"))
@@ -241,8 +242,8 @@ func (s *server) ready() bool {
 	return resp.StatusCode == http.StatusOK
 }
 
-// newClient returns a client with connections of its own. Its requests may take minutes, not forever: a registry
-// that does not answer at all has to fail the test with a sentence.
+// newClient returns a client with its own connections. Its requests have a timeout of minutes, so that a registry
+// that does not answer fails the test with a message.
 func (s *server) newClient() *http.Client {
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: s.pool},
@@ -258,7 +259,7 @@ func (s *server) process() *exec.Cmd {
 	return s.cmd
 }
 
-// stop ends the process and returns when it is dead. A server that does not end well on SIGTERM fails the test.
+// stop sends a signal and returns when the process is dead. A server that fails on SIGTERM fails the test.
 func (s *server) stop(signal syscall.Signal) {
 	s.t.Helper()
 	cmd := s.process()
@@ -275,10 +276,10 @@ func (s *server) stop(signal syscall.Signal) {
 	}
 }
 
-// now is the time in nanoseconds since epoch.
+// now returns the time in nanoseconds since epoch.
 func (s *server) now() int64 { return int64(time.Since(s.epoch)) }
 
-// death returns when the process that lived at a time was dead. It must have died.
+// death returns when the process that was alive at a time was dead. It must be dead already.
 func (s *server) death(after int64) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -286,7 +287,7 @@ func (s *server) death(after int64) int64 {
 	return s.deaths[n]
 }
 
-// restarts restarts the server n times within the time that ctx has, by turns with SIGKILL and SIGTERM.
+// restarts restarts the server n times within a time or until ctx ends, alternating SIGKILL and SIGTERM.
 func (s *server) restarts(ctx context.Context, n int, within time.Duration) {
 	s.t.Helper()
 	for i := range n {

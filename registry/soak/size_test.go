@@ -20,21 +20,22 @@ import (
 	"trow/storage/bolt"
 )
 
-// The shape of a registry that is used a lot: per manifest a config and four layers of its own, and five tags.
+// The shape of a busy registry: each manifest has its own config and four layers, and five tags.
 const (
 	blobsPerManifest = 5
 	tagsPerManifest  = 5
-	manifestsPerRepo = 200 // in the usual repository; a hundredth of all are in one
+	manifestsPerRepo = 200 // except in the first repository, which has a hundredth of all
 )
 
-// shape is a registry of a size.
+// shape is the size of a registry.
 type shape struct{ tags, big, repos int }
 
 func shapeOf(tags int) shape {
-	return shape{tags: tags, big: max(1, tags/tagsPerManifest/100), repos: 1 + max(1, tags/tagsPerManifest/manifestsPerRepo)}
+	return shape{tags: tags, big: max(1, tags/tagsPerManifest/100), repos: 1 +
+		max(1, tags/tagsPerManifest/manifestsPerRepo)}
 }
 
-// manifests is how many there are in a repository: big in the first one.
+// manifests returns how many repository r has: big for the first one.
 func (s shape) manifests(r int) int {
 	if r == 0 {
 		return s.big
@@ -86,7 +87,7 @@ func (s shape) push(tx *storage.Tx, r int) (err error) {
 	return err
 }
 
-// TestSize: a server on a journal of SOAK_TAGS tags answers for each of them, and tells what that takes of time and memory.
+// TestSize starts a server on a journal of SOAK_TAGS tags, asks for them, and logs the time and memory that takes.
 func TestSize(t *testing.T) {
 	s, dir := shapeOf(settings.tags), t.TempDir()
 	s.fill(t, dir)
@@ -117,7 +118,7 @@ func TestSize(t *testing.T) {
 	server.stop(syscall.SIGTERM)
 }
 
-// wantTag asks for a tag and compares what it names with what was pushed.
+// wantTag asks for a tag and checks which manifest it names.
 func (s shape) wantTag(t *testing.T, server *server, client *http.Client, r, n int) {
 	if s.manifests(r) == 0 {
 		return
@@ -135,7 +136,7 @@ func (s shape) wantTag(t *testing.T, server *server, client *http.Client, r, n i
 	}
 }
 
-// resident says what memory a process has, as the kernel counts it.
+// resident returns the memory of a process, as the kernel counts it.
 func resident(t *testing.T, pid int) string {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -144,14 +145,15 @@ func resident(t *testing.T, pid int) string {
 	}
 	var found []string
 	for line := range strings.Lines(string(status)) {
-		if f := strings.Fields(line); len(f) == 3 && (strings.HasPrefix(f[0], "Rss") || f[0] == "VmRSS:" || f[0] == "VmHWM:") {
+		if f := strings.Fields(line); len(f) == 3 && (strings.HasPrefix(f[0], "Rss") || f[0] == "VmRSS:" ||
+			f[0] == "VmHWM:") {
 			found = append(found, f[0]+" "+f[1]+" kB")
 		}
 	}
 	return strings.Join(found, ", ")
 }
 
-// cpuTime is what a process has used of both cores, for itself and in the kernel.
+// cpuTime returns the processor time of a process on all cores, in the program and in the kernel.
 func cpuTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	const tick = 10 * time.Millisecond // of proc(5), everywhere
@@ -160,7 +162,7 @@ func cpuTime(t *testing.T, pid int) time.Duration {
 		t.Fatal(err)
 	}
 	var user, kernel int
-	_, rest, _ := strings.Cut(string(stat), ") ") // what is before has the name, and 11 fields are between
+	_, rest, _ := strings.Cut(string(stat), ") ") // after the name of the program; 11 fields precede the times
 	f := strings.Fields(rest)
 	if _, err := fmt.Sscan(f[11]+" "+f[12], &user, &kernel); err != nil {
 		t.Fatal(err)

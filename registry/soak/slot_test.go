@@ -14,27 +14,27 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// slot is a tag that one client at a time changes, so that it is known what must be there; others read meanwhile.
+// slot is a tag that only one client changes at a time, so that it is known what it names. Other clients read it.
 type slot struct {
-	mu        sync.RWMutex // held for writing by who changes it, for reading by who pulls
+	mu        sync.RWMutex // guards all below; pulls hold it for reading
 	repo, tag string
-	image     *image // nil: nothing
+	image     *image // nil: none
 	tagged    bool
 	referrers []*image
 
-	doubt []*image // while an operation has no answer: what may be there
-	stays bool     // the tag names something whatever becomes of the operation
+	doubt []*image // while an operation has no answer: the images that may be there
+	stays bool     // the tag names an image whether the operation happens or not
 }
 
-// begin notes what may come of an operation, before it.
+// begin records, before an operation, what may be there until its answer arrives.
 func (s *slot) begin(stays bool, doubt ...*image) {
 	s.doubt, s.stays = doubt, stays
 }
 
-// end notes that all of it has come.
+// end records that the operation is complete.
 func (s *slot) end() { s.doubt = nil }
 
-// image is a manifest with all that belongs to it.
+// image is a manifest with its content.
 type image struct {
 	mediaType string
 	body      []byte
@@ -44,15 +44,15 @@ type image struct {
 
 func (i *image) digest() digest.Digest { return digest.FromBytes(i.body) }
 
-// stock is what clients push: images of a few layers that many of them share, into a few repos.
+// stock is what clients push: images with a few layers that many of them share, into a few repos.
 type stock struct {
 	blobs map[digest.Digest][]byte // bytes of all layers and configs
 	pool  []descriptor
 	slots []*slot
 
 	pushes, pulls, deletes, mounts atomic.Int64
-	gap                            atomic.Int64 // the longest, in ns
-	mu                             sync.Mutex
+	gap                            atomic.Int64 // the longest time from HEAD to PUT, in ns
+	mu                             sync.Mutex   // guards broken
 	broken                         []string
 }
 
@@ -67,7 +67,7 @@ func newStock(r *rand.Rand) *stock {
 	for range poolBlobs {
 		w.pool = append(w.pool, w.blob(r, typeLayer, 1+r.IntN(64<<10)))
 	}
-	w.pool = append(w.pool, w.blob(r, typeConfig, 2)) // what many images have in common
+	w.pool = append(w.pool, w.blob(r, typeConfig, 2)) // many images share it
 	for n := range slots {
 		w.slots = append(w.slots, &slot{repo: fmt.Sprintf("repo/%d", n%repos), tag: fmt.Sprintf("tag-%d", n)})
 	}
@@ -84,7 +84,7 @@ func (w *stock) blob(r *rand.Rand, mediaType string, size int) descriptor {
 	return d
 }
 
-// complain notes what must not be.
+// complain records a violation.
 func (w *stock) complain(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -116,11 +116,12 @@ func (w *stock) newIndex(r *rand.Rand) *image {
 	return i
 }
 
-// errNoAnswer: the operation may have happened, or not.
+// errNoAnswer: the operation may or may not have happened.
 var errNoAnswer = errors.New("no answer")
 
-// expect sends a request that must be answered with one of some statuses.
-func (w *stock) expect(ctx context.Context, c *client, method, path string, body []byte, mediaType string, statuses ...int) (answer, error) {
+// expect sends a request whose answer must have one of the statuses.
+func (w *stock) expect(ctx context.Context, c *client, method, path string, body []byte, mediaType string,
+	statuses ...int) (answer, error) {
 	a, err := c.do(ctx, method, path, body, "Content-Type", mediaType)
 	if err != nil || a.status == 503 {
 		return a, fmt.Errorf("%w: %s %s: %v", errNoAnswer, method, path, err)
@@ -132,7 +133,7 @@ func (w *stock) expect(ctx context.Context, c *client, method, path string, body
 	return a, nil
 }
 
-// pushBlob makes a repo hold a blob, in one of the ways that clients have.
+// pushBlob pushes a blob in one of the ways of clients, unless the repo holds it.
 func (w *stock) pushBlob(ctx context.Context, c *client, r *rand.Rand, repo string, d digest.Digest) error {
 	a, err := w.expect(ctx, c, "HEAD", "/v2/"+repo+"/blobs/"+d.String(), nil, "", 200, 404)
 	if err != nil || a.status == 200 {
@@ -157,11 +158,12 @@ func (w *stock) pushBlob(ctx context.Context, c *client, r *rand.Rand, repo stri
 	if err != nil {
 		return err
 	}
-	_, err = w.expect(ctx, c, "PUT", a.header.Get("Location")+"?digest="+d.String(), content[half:], "application/octet-stream", 201)
+	_, err = w.expect(ctx, c, "PUT", a.header.Get("Location")+"?digest="+d.String(), content[half:],
+		"application/octet-stream", 201)
 	return err
 }
 
-// pushImage pushes all that an image consists of, and then its manifest, under a tag or its digest.
+// pushImage pushes the content of an image, and then its manifest, under a tag or its digest.
 func (w *stock) pushImage(ctx context.Context, c *client, r *rand.Rand, repo, ref string, i *image) error {
 	for _, child := range i.children {
 		if err := w.pushImage(ctx, c, r, repo, child.digest().String(), child); err != nil {
@@ -185,7 +187,7 @@ func (w *stock) pushImage(ctx context.Context, c *client, r *rand.Rand, repo, re
 	return err
 }
 
-// remove ends manifests, the children after the index.
+// remove deletes manifests, an index before its children.
 func (w *stock) remove(ctx context.Context, c *client, repo string, i *image) error {
 	_, err := w.expect(ctx, c, "DELETE", "/v2/"+repo+"/manifests/"+i.digest().String(), nil, "", 202, 404)
 	for _, child := range i.children {
@@ -197,8 +199,8 @@ func (w *stock) remove(ctx context.Context, c *client, repo string, i *image) er
 	return err
 }
 
-// change does something to a slot that the caller has locked. Errors: errNoAnswer, with the slot's doubt set; those
-// that have been complained of.
+// change changes a slot that the caller has locked. Errors: errNoAnswer, with the slot's doubt set; violations, which
+// are recorded already.
 func (w *stock) change(ctx context.Context, c *client, r *rand.Rand, s *slot) error {
 	old := s.image
 	switch n := r.IntN(10); {
@@ -230,7 +232,7 @@ func (w *stock) change(ctx context.Context, c *client, r *rand.Rand, s *slot) er
 	return nil
 }
 
-// replace pushes another image under the slot's tag, and then ends the one before.
+// replace pushes another image under the slot's tag, and then deletes the one before.
 func (w *stock) replace(ctx context.Context, c *client, r *rand.Rand, s *slot) error {
 	next := w.newImage(r, nil)
 	if r.IntN(3) == 0 {
@@ -251,7 +253,7 @@ func (w *stock) replace(ctx context.Context, c *client, r *rand.Rand, s *slot) e
 	return nil
 }
 
-// all are the manifests of a slot that are pushed and ended by themselves.
+// all returns the manifests of a slot that are pushed and deleted separately.
 func (s *slot) all() []*image {
 	if s.image == nil {
 		return s.referrers
@@ -259,7 +261,7 @@ func (s *slot) all() []*image {
 	return append([]*image{s.image}, s.referrers...)
 }
 
-// clear ends all that a slot has.
+// clear deletes everything that a slot has.
 func (w *stock) clear(ctx context.Context, c *client, s *slot) error {
 	s.begin(false, s.all()...)
 	for _, i := range s.doubt {
@@ -272,7 +274,7 @@ func (w *stock) clear(ctx context.Context, c *client, s *slot) error {
 	return nil
 }
 
-// pull reads all of a slot, which the caller has locked for reading, and complains of what is not whole.
+// pull reads everything of a slot, which the caller has locked for reading, and records what is missing or wrong.
 func (w *stock) pull(ctx context.Context, c *client, s *slot) error {
 	if s.image == nil {
 		return nil
@@ -294,7 +296,7 @@ func (w *stock) pull(ctx context.Context, c *client, s *slot) error {
 	return w.pullReferrers(ctx, c, s)
 }
 
-// pullReferrers reads which manifests say that they belong to the slot's.
+// pullReferrers checks the list of the manifests whose subject is the slot's image.
 func (w *stock) pullReferrers(ctx context.Context, c *client, s *slot) error {
 	a, err := w.expect(ctx, c, "GET", "/v2/"+s.repo+"/referrers/"+s.image.digest().String(), nil, "", 200)
 	if err != nil {
@@ -313,7 +315,7 @@ func (w *stock) pullImage(ctx context.Context, c *client, repo, ref string, i *i
 		return err
 	}
 	if string(a.body) != string(i.body) || a.header.Get("Content-Type") != i.mediaType {
-		w.complain("%s:%s is another one than %s", repo, ref, i.digest())
+		w.complain("%s:%s is another manifest than %s", repo, ref, i.digest())
 	}
 	for _, child := range i.children {
 		if err := w.pullImage(ctx, c, repo, child.digest().String(), child); err != nil {
@@ -356,7 +358,7 @@ func (w *stock) work(ctx context.Context, c *client, r *rand.Rand) {
 	}
 }
 
-// names are the digests of all that the slots name.
+// names returns the digests of all content of the slots.
 func (w *stock) names() map[digest.Digest]bool {
 	all := map[digest.Digest]bool{}
 	var add func(i *image)

@@ -21,7 +21,7 @@ import (
 
 const clients = 8
 
-// run lets clients work for a time.
+// run has clients work for a time.
 func (w *stock) run(s *server, seed int, d time.Duration) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), d)
 	defer cancel()
@@ -33,33 +33,34 @@ func (w *stock) run(s *server, seed int, d time.Duration) {
 	all.Wait()
 }
 
-// TestSoak: clients push, mount, retag, delete and pull while garbage is collected every second. Nothing that is known
-// to be there breaks, and in the end exactly what is named is left.
+// TestSoak has clients push, mount, retag, delete and pull while garbage is collected every second. Content that is
+// known to be there must stay intact, and in the end exactly the named content must be left.
 func TestSoak(t *testing.T) {
 	s := start(t, "--gc-interval=0", "--scrub-interval=0")
 	w := newStock(random(0))
-	w.run(s, 100, min(settings.time/2, 10*time.Second)) // to see how long a push takes on this machine
+	w.run(s, 100, min(settings.time/2, 10*time.Second)) // to measure how long a push takes on this machine
 	grace := time.Duration(10*w.gap.Load()).Truncate(time.Second) + time.Second
 	t.Logf("the longest gap is %v, so the grace is %v", time.Duration(w.gap.Load()), grace)
 	s.stop(syscall.SIGTERM)
 	s.args = append(s.args, "--gc-interval=1s", fmt.Sprintf("--gc-grace=%v", grace))
 	s.run()
-	w.run(s, 200, settings.time+grace) // nothing is unlinked in the first grace after a start
-	w.wantWell(t, s)
+	w.run(s, 200, settings.time+grace) // the Collector unlinks nothing during the first grace after a start
+	w.wantIntact(t, s)
 	left := wantExactly(t, s, w, grace)
 	collected := s.metric("trow_gc_deleted_total")
-	t.Logf("%d pushes (longest gap %v), %d pulls, %d deletes, %d mounts asked for; %v blobs collected, %d left; %d broken", w.pushes.Load(),
-		time.Duration(w.gap.Load()), w.pulls.Load(), w.deletes.Load(), w.mounts.Load(), collected, left, len(w.broken))
+	t.Logf("%d pushes (longest gap %v), %d pulls, %d deletes, %d mounts requested; %v blobs collected, %d left; %d broken",
+		w.pushes.Load(), time.Duration(w.gap.Load()), w.pulls.Load(), w.deletes.Load(), w.mounts.Load(),
+		collected, left, len(w.broken))
 	if collected == 0 || w.pulls.Load() == 0 || w.pushes.Load() == 0 {
-		t.Error("the soak has tried nothing")
+		t.Error("the test has tried nothing")
 	}
 	if time.Duration(w.gap.Load()) > grace && len(w.broken) > 0 {
-		t.Errorf("a push took longer than the grace, so this machine is too busy for the test")
+		t.Errorf("a push took longer than the grace: this machine is too busy for the test")
 	}
 }
 
-// wantWell pulls everything once more, and tells what was broken.
-func (w *stock) wantWell(t *testing.T, s *server) {
+// wantIntact pulls everything once more, and reports all violations.
+func (w *stock) wantIntact(t *testing.T, s *server) {
 	t.Helper()
 	c := &client{s.client, s.url}
 	for _, slot := range w.slots {
@@ -73,16 +74,17 @@ func (w *stock) wantWell(t *testing.T, s *server) {
 		}
 	}
 	if len(w.broken) > 0 {
-		t.Fatalf("%d broken; the server says:\n%s", len(w.broken), &s.log)
+		t.Fatalf("%d violations; the output of the server:\n%s", len(w.broken), &s.log)
 	}
 }
 
-// wantExactly waits until the files are those that the slots name, and not one more.
+// wantExactly waits until the files are exactly those that the slots name.
 func wantExactly(t *testing.T, s *server, w *stock, grace time.Duration) (files int) {
 	t.Helper()
 	want := w.names()
 	var more, less []digest.Digest
-	for deadline := time.Now().Add(3*grace + 20*time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(3*grace +
+		20*time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		have := s.files()
 		more, less = nil, nil
 		for d := range have {
@@ -99,16 +101,16 @@ func wantExactly(t *testing.T, s *server, w *stock, grace time.Duration) (files 
 			return files
 		}
 	}
-	t.Errorf("%d of the files belong to nothing, %d are missing", len(more), len(less))
+	t.Errorf("%d files have no name, %d are missing", len(more), len(less))
 	return files
 }
 
-// files lists the contents in the data directory.
+// files returns the digests of the blobs in the data directory.
 func (s *server) files() map[digest.Digest]bool {
 	s.t.Helper()
 	all := map[digest.Digest]bool{}
 	err := fs.WalkDir(os.DirFS(filepath.Join(s.dir, "blobs")), ".", func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) { // collected this moment
+		if errors.Is(err, fs.ErrNotExist) { // collected just now
 			return nil
 		}
 		if err == nil && !d.IsDir() {
@@ -122,7 +124,7 @@ func (s *server) files() map[digest.Digest]bool {
 	return all
 }
 
-// metric reads one of the server's metrics that has no labels.
+// metric returns one of the server's metrics without labels.
 func (s *server) metric(name string) float64 {
 	s.t.Helper()
 	resp, err := s.client.Get(s.url + "/metrics")

@@ -22,22 +22,22 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// step is one request of a client, on content that nobody else has.
+// step is one request of a client, on content that is its alone.
 type step struct {
 	name  string
-	ready func(f *faulty)         // what must be there before
-	do    func(f *faulty) outcome // the request, and perhaps what leads to it
+	ready func(f *faulty)         // pushes what the request needs
+	do    func(f *faulty) outcome // the request, perhaps with earlier ones
 	want  int                     // the status of success
-	holds func(f *faulty) bool    // whether the world is as success has it
+	holds func(f *faulty) bool    // reports whether the registry shows what a success promises
 }
 
-// outcome is what the client was told.
+// outcome is what the client got.
 type outcome struct {
 	answer
 	err error
 }
 
-// faulty is one try of a step.
+// faulty is one attempt of a step.
 type faulty struct {
 	*client
 	t       *testing.T
@@ -57,7 +57,7 @@ func (f *faulty) send(method, path string, body []byte, headers ...string) outco
 	return outcome{a, err}
 }
 
-// must sends a request that has to succeed.
+// must sends a request that must succeed.
 func (f *faulty) must(method, path string, body []byte, headers ...string) answer {
 	f.t.Helper()
 	o := f.send(method, path, body, headers...)
@@ -82,7 +82,8 @@ func (f *faulty) at(kind string, ref any) string {
 }
 
 func (f *faulty) putBlob() outcome {
-	return f.send("POST", f.at("blobs", "uploads/?digest="+f.layer().String()), f.content, "Content-Type", "application/octet-stream")
+	return f.send("POST", f.at("blobs", "uploads/?digest="+f.layer().String()), f.content, "Content-Type",
+		"application/octet-stream")
 }
 
 func (f *faulty) putManifest(ref any) outcome {
@@ -103,7 +104,7 @@ func (f *faulty) hasManifest() bool {
 	return f.is(f.at("manifests", f.manifest()), f.body) && f.hasBlob()
 }
 
-// chunked pushes a blob in two chunks, and ends what was begun if one fails.
+// chunked pushes a blob in two chunks. It stops at the first request that fails.
 func (f *faulty) chunked() outcome {
 	half := len(f.content) / 2
 	o := f.send("POST", f.at("blobs", "uploads/"), nil)
@@ -114,7 +115,8 @@ func (f *faulty) chunked() outcome {
 	if o.err != nil || o.status != 202 {
 		return o
 	}
-	return f.send("PUT", o.header.Get("Location")+"?digest="+f.layer().String(), f.content[half:], "Content-Type", "application/octet-stream")
+	return f.send("PUT", o.header.Get("Location")+"?digest="+f.layer().String(), f.content[half:], "Content-Type",
+		"application/octet-stream")
 }
 
 var steps = []step{
@@ -128,29 +130,34 @@ var steps = []step{
 		func(f *faulty) bool { return f.is(f.at("manifests", "v"), f.body) && f.hasManifest() }},
 	{"a manifest", func(f *faulty) { f.must("POST", f.at("blobs", "uploads/?digest="+f.layer().String()), f.content) },
 		func(f *faulty) outcome { return f.putManifest(f.manifest()) }, 201, (*faulty).hasManifest},
-	{"the end of a tag", func(f *faulty) { f.pushed("v") }, func(f *faulty) outcome { return f.send("DELETE", f.at("manifests", "v"), nil) },
+	{"deletion of a tag", func(f *faulty) { f.pushed("v") },
+		func(f *faulty) outcome { return f.send("DELETE", f.at("manifests", "v"), nil) },
 		202, func(f *faulty) bool { return f.gone(f.at("manifests", "v")) && f.hasManifest() }},
-	{"the end of a manifest", func(f *faulty) { f.pushed("v") },
+	{"deletion of a manifest", func(f *faulty) { f.pushed("v") },
 		func(f *faulty) outcome { return f.send("DELETE", f.at("manifests", f.manifest()), nil) },
 		202, func(f *faulty) bool { return f.gone(f.at("manifests", "v")) && f.gone(f.at("manifests", f.manifest())) }},
-	{"the end of a blob", func(f *faulty) { f.must("POST", f.at("blobs", "uploads/?digest="+f.layer().String()), f.content) },
+	{"deletion of a blob", func(f *faulty) {
+		f.must("POST", f.at("blobs", "uploads/?digest="+f.layer().String()),
+			f.content)
+	},
 		func(f *faulty) outcome { return f.send("DELETE", f.at("blobs", f.layer()), nil) },
 		202, func(f *faulty) bool { return f.gone(f.at("blobs", f.layer())) }},
 	{"a pull", func(f *faulty) { f.pushed("v") }, func(f *faulty) outcome {
 		o := f.send("GET", f.at("blobs", f.layer()), nil)
 		if o.err == nil && o.status == 200 && !bytes.Equal(o.body, f.content) {
-			f.t.Errorf("a pull came whole, with %d wrong bytes", len(o.body))
+			f.t.Errorf("a pull succeeded with %d wrong bytes", len(o.body))
 		}
 		return o
 	}, 200, (*faulty).hasBlob},
 }
 
-// calls are what the server does with its files.
-var calls = []string{"openat", "write", "pwrite64", "read", "pread64", "fsync", "fdatasync", "renameat", "renameat2", "unlinkat", "ftruncate", "newfstatat", "fstat", "mkdirat"}
+// calls are the system calls that the server uses on its files.
+var calls = []string{"openat", "write", "pwrite64", "read", "pread64", "fsync", "fdatasync", "renameat", "renameat2",
+	"unlinkat", "ftruncate", "newfstatat", "fstat", "mkdirat"}
 
-// TestSystemCalls makes each system call of each step fail, under the whole program: strace answers in the kernel's
-// place. Nobody is told that something has happened that has not, the process lives, what was there can be read, and the
-// same step again succeeds. It needs strace, and the right to trace.
+// TestSystemCalls makes each system call of each step fail, under the whole program: strace answers instead of the
+// kernel. A success must be true, the process must survive, content from before must be readable, and the same step
+// must succeed when it is repeated. It needs strace and permission to trace.
 func TestSystemCalls(t *testing.T) {
 	s := start(t, "--gc-interval=0", "--scrub-interval=0")
 	j := &injector{t: t, s: s, hits: map[string]int{}}
@@ -173,13 +180,14 @@ func TestSystemCalls(t *testing.T) {
 	s.run()
 	for n, check := range j.after {
 		if !check() {
-			t.Errorf("after a restart: step %d is not as it was told", n)
+			t.Errorf("after a restart: step %d is not as its answer said", n)
 		}
 	}
 	if !first.hasManifest() {
-		t.Error("after a restart: what was there first is not")
+		t.Error("after a restart: the first image is gone")
 	}
-	t.Logf("%d faults: %v; %d answers of success, all true; %d of failure; %d connections broken", j.faults, j.hits, j.succeeded, j.failed, j.cut)
+	t.Logf("%d faults: %v; %d answers of success, all true; %d of failure; %d connections broken", j.faults, j.hits,
+		j.succeeded, j.failed, j.cut)
 	if j.faults < 60*settings.rounds {
 		t.Errorf("only %d faults were injected", j.faults)
 	}
@@ -190,7 +198,7 @@ type injector struct {
 	s      *server
 	n, pid int
 	hits   map[string]int // injected faults, by call
-	after  []func() bool  // what must be so after a restart
+	after  []func() bool  // what must hold after a restart
 
 	faults, succeeded, failed, cut int
 }
@@ -198,7 +206,8 @@ type injector struct {
 func (j *injector) next() *faulty {
 	j.n++
 	r := random(j.n)
-	f := &faulty{client: &client{j.s.client, j.s.url}, t: j.t, n: j.n, repo: fmt.Sprintf("r%d", j.n), content: make([]byte, 100<<10)}
+	f := &faulty{client: &client{j.s.client, j.s.url}, t: j.t, n: j.n, repo: fmt.Sprintf("r%d", j.n),
+		content: make([]byte, 100<<10)}
 	for i := range f.content {
 		f.content[i] = byte(r.Uint32())
 	}
@@ -207,22 +216,22 @@ func (j *injector) next() *faulty {
 	return f
 }
 
-// every tries a step until each of its calls has failed once. strace counts calls by thread, and Go chooses the thread,
-// so some tries hit what was hit before.
+// every repeats a step until each of its calls has failed once. strace counts calls by thread, and Go chooses the
+// thread, so some attempts hit a call that was hit before.
 func (j *injector) every(st step, call, errno string, first *faulty) {
-	hit, met := map[int]bool{}, map[int]int{} // met: in how many tries there was such a call
+	hit, seen := map[int]bool{}, map[int]int{} // seen: in how many attempts the call occurred
 	for try := 1; ; try++ {
 		f := j.next()
 		st.ready(f)
 		var o outcome
-		positions, n, others := j.inject(call, errno, 1+(try-1)%max(len(met), 1), func() { o = st.do(f) })
+		positions, n, others := j.inject(call, errno, 1+(try-1)%max(len(seen), 1), func() { o = st.do(f) })
 		if others.runtime {
 			j.s.stop(syscall.SIGKILL)
 			j.s.run()
 			continue
 		}
 		for p := range n {
-			met[p+1]++
+			seen[p+1]++
 		}
 		for _, p := range positions {
 			hit[p] = true
@@ -231,25 +240,25 @@ func (j *injector) every(st step, call, errno string, first *faulty) {
 		j.hits[call] += len(positions)
 		j.judge(st, f, o, call, errno, len(positions)+others.sockets > 0)
 		if len(positions) > 0 && !first.hasManifest() {
-			j.t.Errorf("%s, %s %s: what was there before cannot be read", st.name, call, errno)
+			j.t.Errorf("%s, %s %s: content from before cannot be read", st.name, call, errno)
 		}
 		left := 0
-		for p, times := range met {
-			if !hit[p] && 2*times > try { // what is met more seldom belongs to a loop in the background
+		for p, times := range seen {
+			if !hit[p] && 2*times > try { // a rarer call belongs to a background loop
 				left++
 			}
 		}
 		if left == 0 {
 			return
 		}
-		if try > 12+6*len(met) {
-			j.t.Errorf("%s, %s %s: %d of %d calls could not be made to fail", st.name, call, errno, left, len(met))
+		if try > 12+6*len(seen) {
+			j.t.Errorf("%s, %s %s: %d of %d calls were never hit", st.name, call, errno, left, len(seen))
 			return
 		}
 	}
 }
 
-// judge compares what the client was told with what is.
+// judge compares the answer with what the registry shows.
 func (j *injector) judge(st step, f *faulty, o outcome, call, errno string, fault bool) {
 	where := fmt.Sprintf("%s, %s %s: %v %v", st.name, call, errno, o.answer.status, o.err)
 	holds := st.holds(f)
@@ -259,7 +268,7 @@ func (j *injector) judge(st step, f *faulty, o outcome, call, errno string, faul
 	case o.status == st.want:
 		j.succeeded++
 		if !holds {
-			j.t.Errorf("%s, and it is not so", where)
+			j.t.Errorf("%s, but the registry does not show it", where)
 		}
 		j.after = append(j.after, func() bool { return st.holds(f) })
 		return
@@ -268,20 +277,20 @@ func (j *injector) judge(st step, f *faulty, o outcome, call, errno string, faul
 		j.wantRefusal(where, o)
 	}
 	if !fault {
-		j.t.Errorf("%s, and nothing was wrong: %s", where, o.body)
+		j.t.Errorf("%s, although no call failed: %s", where, o.body)
 	}
 	if err := j.s.process().Process.Signal(syscall.Signal(0)); err != nil {
 		j.t.Fatalf("%s: the process has died: %v\n%s", where, err, &j.s.log)
 	}
 	again := st.do(f)
 	if again.err != nil || again.status != st.want && !(again.status == 404 && holds) || !st.holds(f) {
-		j.t.Errorf("%s; and again: %v %v", where, again.answer, again.err)
+		j.t.Errorf("%s; repeated: %v %v", where, again.answer, again.err)
 		return
 	}
 	j.after = append(j.after, func() bool { return st.holds(f) })
 }
 
-// wantRefusal wants an answer that clients understand.
+// wantRefusal checks that a failure has an answer that clients understand.
 func (j *injector) wantRefusal(where string, o outcome) {
 	var body struct {
 		Errors []struct{ Code, Message string }
@@ -293,19 +302,19 @@ func (j *injector) wantRefusal(where string, o outcome) {
 		j.t.Errorf("%s: no Retry-After", where)
 	}
 	if o.status < 500 && o.status != 429 {
-		j.t.Errorf("%s: the client is blamed: %s", where, o.body)
+		j.t.Errorf("%s: the answer blames the client: %s", where, o.body)
 	}
 }
 
-// elsewhere tells which faults have met something else than the data directory.
+// elsewhere counts the faults outside of the data directory.
 type elsewhere struct {
 	sockets int // a client sees its connection break
-	// runtime: what the Go runtime wakes its own poller with, which no disk has to do with. It ends the process.
+	// runtime: the fault hit the eventfd with which the Go runtime wakes its poller. That ends the process.
 	runtime bool
 }
 
-// inject runs do while strace makes one call fail, and returns which of the calls on the data directory that was, how
-// many there were, and what else has failed.
+// inject runs do while strace makes one call of each thread fail. It returns which of the calls on the data directory
+// failed, how many there were, and which other calls failed.
 func (j *injector) inject(call, errno string, when int, do func()) (hit []int, total int, others elsewhere) {
 	out := filepath.Join(j.t.TempDir(), "trace")
 	pid := j.s.process().Process.Pid
@@ -317,7 +326,8 @@ func (j *injector) inject(call, errno string, when int, do func()) (hit []int, t
 	if err := cmd.Start(); err != nil {
 		j.t.Fatalf("strace: %v; install it", err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(said.String(), "attached"); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(said.String(),
+		"attached"); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			j.t.Fatalf("strace does not attach: %s", said)
 		}
@@ -335,8 +345,8 @@ func (j *injector) inject(call, errno string, when int, do func()) (hit []int, t
 
 var traced = regexp.MustCompile(`^\d+ +([a-z0-9]+)\(`)
 
-// read finds the calls on the data directory in a trace. A call that another thread's interrupted has two lines, of which
-// the second tells what became of it.
+// read finds the calls on the data directory in a trace. A call that was interrupted by one of another thread has two
+// lines; the second has its result.
 func (j *injector) read(file string) (hit []int, total int, others elsewhere) {
 	text, err := os.ReadFile(file)
 	if err != nil {
