@@ -182,7 +182,7 @@ func findRoot() (string, error) {
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", errors.New("not inside Trow's working tree; run it as: cd .ci/comparison && go run .")
+			return "", errors.New("not inside Trow's working tree; run `go run .` in .ci/comparison")
 		}
 		dir = parent
 	}
