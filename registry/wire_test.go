@@ -21,7 +21,10 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/registry/maintenance"
 	"trow/storage"
+	"trow/storage/bolt"
+	"trow/storage/disk"
 	"trow/storage/memory"
 )
 
@@ -448,11 +451,23 @@ func TestForeignLayersWarn(t *testing.T) {
 // TestWhatAManifestOnlyNamesIsNotMissing: a foreign layer and the parts of a manifest of an unknown type need not be
 // here, so nothing may report them as damaged.
 func TestWhatAManifestOnlyNamesIsNotMissing(t *testing.T) {
-	w := newWire(t)
+	dir := t.TempDir()
+	blobs, err := disk.Open(dir, disk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal, err := bolt.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer journal.Close()
+	w := serve(t, blobs, journal)
 	config := []byte("{}")
 	w.pushBlob("a", config)
 	foreign := digest.FromString("foreign layer").String()
-	body := `{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"` + foreign + `","size":1,"urls":["https://example.com/l"]}]}`
+	layer := `{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","size":1,` +
+		`"urls":["https://example.com/l"],"digest":"` + foreign + `"}`
+	body := `{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + layer + `]}`
 	w.do("PUT", "/v2/a/manifests/v", []byte(body), "Content-Type", typeManifest).is(201)
 	other := `{"blobs":[{"digest":"` + digest.FromString("elsewhere").String() + `","size":1}]}`
 	w.do("PUT", "/v2/a/manifests/other", []byte(other), "Content-Type", "application/x.unknown+json").is(201)
@@ -469,6 +484,25 @@ func TestWhatAManifestOnlyNamesIsNotMissing(t *testing.T) {
 	w.do("HEAD", "/v2/a/blobs/"+foreign, nil).is(404)
 	w.pushBlob("a", []byte("foreign layer")) // pushed all the same, it is a part like any other
 	w.do("DELETE", "/v2/a/blobs/"+foreign, nil).is(405)
+	if err := blobs.Delete(t.Context(), digest.Digest(foreign)); err != nil { // now its bytes are missing
+		t.Fatal(err)
+	}
+	w.index.Close()
+	if err := journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := maintenance.RebuildOptions{Into: "recovered", Parse: registry.RecoverManifest}
+	r, err := maintenance.Rebuild(t.Context(), dir, o)
+	if err != nil || len(r.Missing) != 1 || r.Missing[0].String() != foreign {
+		t.Errorf("a rebuild of an intact journal: %+v, %v; want the pushed layer alone missing", r, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte("not a journal"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err = maintenance.Rebuild(t.Context(), dir, o)
+	if err != nil || len(r.Found) != 1 || len(r.Missing) != 0 {
+		t.Errorf("a rebuild without a journal: %+v, %v; want one manifest and nothing missing", r, err)
+	}
 }
 
 func TestManifestSize(t *testing.T) {
