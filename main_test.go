@@ -308,7 +308,7 @@ func TestCollectAndScrub(t *testing.T) {
 		t.Error("another digest")
 	}
 	trow(0, "0 damaged", "scrub")
-	trow(2, "grace: \"-1h\" is no time", "gc", "--grace=-1h")
+	trow(2, "grace: \"-1h\" is not a valid duration", "gc", "--grace=-1h")
 	p.stop()
 	trow(2, "no server runs on the data directory", "gc")
 }
@@ -348,7 +348,7 @@ func TestExportAndImport(t *testing.T) {
 		t.Error("what was imported is denied")
 	}
 	trow(2, "", "no server runs on the data directory", "import", archive, "-d", dir)
-	trow(2, "", "is no pattern", "export", archive, "-d", from.dir, "--repository=a b")
+	trow(2, "", "is not a valid pattern", "export", archive, "-d", from.dir, "--repository=a b")
 	trow(2, "", "--prune: not supported for a tar stream", "export", "-", "-d", from.dir, "--prune")
 	trow(2, "", "not an archive", "import", t.TempDir(), "-d", to.dir)
 	trow(2, "", "accepts 1 arg", "import")
@@ -422,7 +422,7 @@ func TestADataDirectoryWithoutSockets(t *testing.T) {
 	}
 	p := start(t, dir, "--no-tls")
 	p.push("app", "v")
-	if !strings.Contains(p.errOut.String(), "going on without the commands") {
+	if !strings.Contains(p.errOut.String(), "no administration socket") {
 		t.Errorf("the log says nothing of it: %s", p.errOut)
 	}
 }
@@ -608,13 +608,13 @@ func TestTokensOfRobots(t *testing.T) {
 	if log := p.errOut.String(); strings.Contains(log, secret) || strings.Contains(log, token.Token) || !strings.Contains(log, `"robot":"ci"`) || !strings.Contains(log, `"user":"robot:ci"`) || !strings.Contains(log, `"event":"created"`) {
 		t.Errorf("the log: %s", log)
 	}
-	trow(0, "yes: the robot's token was made for that", "can-i", "push", "team/app", "--as=robot:ci")
-	trow(1, "no: the robot's token was not made for that", "can-i", "push", "other", "--as=robot:ci")
-	trow(2, `no robot "cd"`, "can-i", "push", "other", "--as=robot:cd")
+	trow(0, "yes: the robot was created for that", "can-i", "push", "team/app", "--as=robot:ci")
+	trow(1, "no: the robot was not created for that", "can-i", "push", "other", "--as=robot:ci")
+	trow(2, `robot "cd" does not exist`, "can-i", "push", "other", "--as=robot:cd")
 	trow(0, "Robot ci revoked.", "token", "revoke", "ci")
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", login...)
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)
-	trow(2, `no robot "ci"`, "token", "revoke", "ci")
+	trow(2, `robot "ci" does not exist`, "token", "revoke", "ci")
 	trow(2, "repository", "token", "create", "ci")
 	trow(2, "expires", "token", "create", "ci", "--repository=a", "--expires=soon")
 	trow(2, "actions", "token", "create", "ci", "--repository=a", "--actions=fly")
@@ -688,7 +688,7 @@ func TestRules(t *testing.T) {
 	const one = "rules:\n- {who: [user:alice], may: [pull, push], repositories: ['team/**']}\n- {who: '*', may: pull, repositories: ['*/public']}\n"
 	write(one)
 	p := start(t, dir, "--config="+file, "--htpasswd="+users(t, "alice"))
-	if text := p.out.String(); !strings.Contains(text, "judged by the 2 rules") {
+	if text := p.out.String(); !strings.Contains(text, "what the 2 rules of the configuration file allow") {
 		t.Errorf("the text does not tell of the rules: %s", text)
 	}
 	alice := basicAuth("alice", "alice")
@@ -711,7 +711,7 @@ func TestRules(t *testing.T) {
 		ask(1, "no: none", "catalog", where)
 		ask(2, "needs a repository", "push", where)
 		ask(2, "applies to the whole registry", "admin", "x", where)
-		ask(2, "is none of pull", "fly", "x", where)
+		ask(2, `"fly": want one of pull`, "fly", "x", where)
 	}
 	ask(2, "the server knows", "pull", "x", "--as=robot:ci", "--config="+file)
 
@@ -727,7 +727,7 @@ func TestRules(t *testing.T) {
 	await("the rules before stay", 1)
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
 	write(one + "- {who: user:alice, may: delete, repositories: 'team/**'}\n")
-	await("its rules count from now on", 1)
+	await("its rules, limits and quotas are in effect", 1)
 	p.want(404, "DELETE", "/v2/team/app/manifests/v", "", alice...)
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
 }
@@ -879,7 +879,7 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 		return p.want(status, "POST", "/v2/team/app/blobs/uploads/?digest="+digest.FromString(content).String(), content, alice...)
 	}
 	blob(201, 1000)
-	if text := blob(403, 25); !strings.Contains(text, "the quota of the repositories team/** is 1KiB (setting quotas); they hold 1000 bytes, and this would add 25 bytes") {
+	if text := blob(403, 25); !strings.Contains(text, "the quota of the repositories team/** is 1.0 KiB (setting quotas); they hold 1000 B, and this would add 25 B") {
 		t.Errorf("%s", text)
 	}
 	if text := p.want(200, "GET", "/metrics", ""); !strings.Contains(text, `trow_quota_used_bytes{quota="1"} 1000`) || !strings.Contains(text, `trow_quota_bytes{quota="1"} 1024`) {
@@ -897,7 +897,7 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	await("the rules before stay")
 	blob(403, 25)
 	write("quotas: [{repositories: ['team/**'], bytes: 1Mi}]\nlimits: [{who: ['user:alice'], requests: 1, burst: 2}]\n")
-	await("as do its limits and quotas")
+	await("its rules, limits and quotas are in effect")
 	blob(201, 25)
 	blob(201, 26)
 	if text := blob(429, 27); !strings.Contains(text, "alice may have 1 requests per second, and not more (setting limits, limit 1: requests)") {
@@ -1041,11 +1041,11 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		env  string
 		want string
 	}{
-		{"a key that does not exist", []string{"--config=" + write("a.yaml", "lisen: x")}, "", `there is no setting "lisen"`},
-		{"a nested key", []string{"--config=" + write("b.yaml", "tls: {cert: x}")}, "", `there is no setting "tls.cert"`},
+		{"a key that does not exist", []string{"--config=" + write("a.yaml", "lisen: x")}, "", `unknown setting "lisen"`},
+		{"a nested key", []string{"--config=" + write("b.yaml", "tls: {cert: x}")}, "", `unknown setting "tls.cert"`},
 		{"no YAML", []string{"--config=" + write("c.yaml", ":\n:")}, "", "c.yaml"},
 		{"no file", []string{"--config=" + dir + "/none.yaml"}, "", "none.yaml"},
-		{"a variable that sets nothing", nil, "TROW_LISEN=x", "TROW_LISEN sets nothing"},
+		{"a variable that sets nothing", nil, "TROW_LISEN=x", `TROW_LISEN: unknown setting "lisen"`},
 		{"a word for a number", []string{"--upload-timeout=soon"}, "", "upload-timeout"},
 		{"a word for a truth", nil, "TROW_NO_TLS=maybe", "no-tls"},
 		{"a list of numbers", []string{"--config=" + write("d.yaml", "names: [1]")}, "", "names"},
@@ -1067,23 +1067,23 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a level that does not exist", []string{"--log-level=loud"}, "", "log-level"},
 		{"a password twice", []string{"--user=u", "--password=p", "--password-file=x"}, "", "password-file"},
 		{"a password without a user", []string{"--password=p"}, "", "user"},
-		{"a user without a password", []string{"--user=u"}, "", `user "u" needs a password`},
+		{"a user without a password", []string{"--user=u"}, "", `user: "u" needs a password`},
 		{"a password's file that is not there", []string{"--user=u", "--password-file=" + dir + "/none"}, "", "password-file"},
 		{"an empty password's file", []string{"--user=u", "--password-file=" + write("empty", "\n")}, "", "is empty"},
 		{"who may do what, unknown", []string{"--anonymous=all"}, "", "anonymous"},
 		{"users that are not there", []string{"--htpasswd=" + dir + "/none"}, "", "htpasswd"},
-		{"users whose hashes can be guessed", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "", "line 1: it is not name:hash with a bcrypt hash"},
+		{"users whose hashes can be guessed", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "", "line 1: want name:hash with a bcrypt hash"},
 		{"a rule about nobody", []string{"--config=" + write("w.yaml", "rules: [{may: pull}]")}, "", "rules: rule 1: who"},
 		{"a rule of who may do what with a key that does not exist", []string{"--config=" + write("x.yaml", "rules: [{who: a, may: pull, repos: a}]")}, "", "repos"},
-		{"rules beside a setting that they replace", []string{"--anonymous=pull", "--config=" + write("y.yaml", "rules: [{who: '*', may: pull}]")}, "", "anonymous: there are rules"},
+		{"rules beside a setting that they replace", []string{"--anonymous=pull", "--config=" + write("y.yaml", "rules: [{who: '*', may: pull}]")}, "", "anonymous: cannot be combined with rules"},
 		{"a public URL that is none", []string{"--public-url=registry.example.org"}, "", "public-url"},
-		{"nobody may do anything", []string{"--anonymous=none"}, "", "no user who could log in"},
+		{"nobody may do anything", []string{"--anonymous=none"}, "", "no user could log in"},
 		{"TLS and no TLS", []string{"--no-tls", "--tls-cert=x"}, "", "no-tls"},
 		{"a certificate that is not there", []string{"--tls-cert=" + dir + "/none"}, "", dir + "/none"},
 		{"a rule that cannot be meant", []string{"--allow-prefixes=nginx"}, "", "allow-prefixes"},
 		{"a default that does not exist", []string{"--default=Perhaps"}, "", "default"},
 		{"a webhook that does not exist", []string{"--webhook=on"}, "", "webhook"},
-		{"a webhook without TLS", []string{"--webhook=enforce", "--no-tls"}, "", "TLS alone"},
+		{"a webhook without TLS", []string{"--webhook=enforce", "--no-tls"}, "", "over TLS only"},
 		{"a webhook outside of a cluster", []string{"--webhook=enforce"}, "", "outside a cluster"},
 		{"exempt from nothing", []string{"--exempt-namespaces=a"}, "", "exempt-namespaces"},
 		{"no namespace", []string{"--webhook=audit", "--exempt-namespaces=A_b"}, "", "exempt-namespaces"},
@@ -1094,7 +1094,7 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"an audit log in a directory that is not there", []string{"--audit-log=" + dir + "/none/a"}, "", "audit-log"},
 		{"a limit of nobody", []string{"--config=" + write("l1.yaml", "limits: [{requests: 1}]")}, "", "limits: limit 1: who"},
 		{"a limit with a key that does not exist", []string{"--config=" + write("l2.yaml", "limits: [{who: '*', request: 1}]")}, "", "request"},
-		{"a limit with a size that is none", []string{"--config=" + write("l3.yaml", "limits: [{who: '*', pull-rate: fast}]")}, "", "is no number of bytes"},
+		{"a limit with a size that is none", []string{"--config=" + write("l3.yaml", "limits: [{who: '*', pull-rate: fast}]")}, "", "is not a number of bytes"},
 		{"a limit of those who are one address", []string{"--config=" + write("l4.yaml", "limits: [{who: anonymous, requests: 1}]")}, "", "by-address"},
 		{"a quota of nothing", []string{"--config=" + write("q1.yaml", "quotas: [{bytes: 1Gi}]")}, "", "quotas: quota 1"},
 		{"a quota without bytes", []string{"--config=" + write("q2.yaml", "quotas: [{repositories: a}]")}, "", "quotas: quota 1: bytes"},
@@ -1102,7 +1102,7 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a client CA that is not there", []string{"--client-ca=" + dir + "/none"}, "", dir + "/none"},
 		{"a client CA that is none", []string{"--validate-client-ca=" + write("nonsense.pem", "x")}, "", "nonsense.pem: it has no certificate"},
 		{"names of callers without a CA", []string{"--validate-client-names=x"}, "", "validate-client-ca"},
-		{"a caller's token that is too short", []string{"--validate-token-file=" + write("short", "x")}, "", "validate-token-file: the file has one line"},
+		{"a caller's token that is too short", []string{"--validate-token-file=" + write("short", "x")}, "", "validate-token-file: the file must have one line"},
 		{"a caller's token that is not there", []string{"--validate-token-file=" + dir + "/none"}, "", "validate-token-file"},
 		{"an overlap that is too short", []string{"--ca-overlap=1s"}, "", "ca-overlap"},
 		{"an address that is not one", []string{"--listen=nowhere"}, "", "listen"},
@@ -1306,7 +1306,7 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 	})
 	var log bytes.Buffer
 	r := cluster.NewReviewer(kubetest.Client(client), kube.Audience, zerolog.New(&log))
-	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, AccessReview: true})
+	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, AccessReview: true, Anonymous: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1414,7 +1414,7 @@ var onlyIn = map[string][]string{
 	"k8s.io/client-go/kubernetes":       {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
 	"github.com/distribution/reference": {"admission", "manifests", "manifests/node/credential"},
 	"github.com/spf13/cobra": {".", "admission/check", "admission/cluster", "manifests", "manifests/node",
-		"manifests/node/credential", "registry/admin/commands", "registry/bench"}, // commands, and nothing below them
+		"manifests/node/credential", "registry/admin/commands", "registry/bench", "registry/settings"}, // commands
 }
 
 // standardOnly are the packages with nothing but the standard library and what is listed.
