@@ -46,6 +46,12 @@ func nameUnknown(repo string) *ocierror.Error {
 		Message: "repository not found"}
 }
 
+func pageInvalid(n string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusBadRequest,
+		Detail:  map[string]string{"n": ocierror.Clip(n)},
+		Message: "invalid n; want the number of results, 0 or more"}
+}
+
 func namespaceUnknown(ns string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"ns": ocierror.Clip(ns)},
 		Message: "this registry is not a mirror of the one in ?ns=; if that is a name of this registry, add it to --names"}
@@ -64,6 +70,10 @@ func tooManyTags() *ocierror.Error {
 func digestInvalid(d string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.DigestInvalid, Detail: map[string]string{"digest": ocierror.Clip(d)},
 		Message: "invalid digest; want sha256:<64 hex digits> or sha512:<128 hex digits>, in lower case"}
+}
+
+func algorithmInvalid() *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.DigestInvalid, Message: "invalid digest-algorithm; want sha256 or sha512"}
 }
 
 func digestMismatch(want digest.Digest, cause error) *ocierror.Error {

@@ -5,8 +5,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-
-	"trow/registry/ocierror"
 )
 
 // maxPage bounds a list. A client that asks for more gets a link to the rest.
@@ -26,9 +24,7 @@ func parsePage(q url.Values) (page, error) {
 	}
 	v := q.Get("n")
 	if v == "" || !digits(v) {
-		return page{}, &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusBadRequest,
-			Detail:  map[string]string{"n": ocierror.Clip(v)},
-			Message: "n: want the number of results, 0 or more"}
+		return page{}, pageInvalid(v)
 	}
 	return page{int(min(number(v), maxPage)), last}, nil
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"trow/registry/ocierror"
 	"trow/storage"
 )
 
@@ -18,7 +17,7 @@ func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, c *call
 	alg := digest.SHA256
 	if name := q.Get("digest-algorithm"); name != "" {
 		if alg = digest.Algorithm(name); !storage.Supported(alg) {
-			return &ocierror.Error{Code: ocierror.DigestInvalid, Message: "digest-algorithm: want sha256 or sha512"}
+			return algorithmInvalid()
 		}
 	}
 	if q.Has("mount") {
