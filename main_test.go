@@ -900,7 +900,7 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	await("its rules, limits and quotas are in effect")
 	blob(201, 25)
 	blob(201, 26)
-	if text := blob(429, 27); !strings.Contains(text, "alice may have 1 requests per second, and not more (setting limits, limit 1: requests)") {
+	if text := blob(429, 27); !strings.Contains(text, "alice may have 1 requests per second (setting limits, limit 1: requests)") {
 		t.Errorf("%s", text)
 	}
 	p.want(200, "GET", "/healthz", "")
