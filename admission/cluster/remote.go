@@ -14,7 +14,7 @@ import (
 )
 
 // Disarm deletes the configuration and notes that it must not be created again: until [Arm], or until the manifest is
-// deleted and applied anew. It works without the server, and after the manifest was deleted. found reports whether
+// deleted and applied again. It works without the server, and after the manifest was deleted. found reports whether
 // there was a configuration.
 func Disarm(ctx context.Context, c *kube.Client) (found bool, err error) {
 	// The note comes first: a running server creates a configuration that it misses.

@@ -130,7 +130,7 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 	}
 }
 
-// TestErrorsAreThoseOfTheAPI: a caller can tell a missing object from a failed request.
+// TestErrorsAreThoseOfTheAPI, so that a caller can distinguish a missing object from a failed request.
 func TestErrorsAreThoseOfTheAPI(t *testing.T) {
 	c := answers{}.start(t)
 	_, err := c.Secrets("ns").Get(t.Context(), "gone", metav1.GetOptions{})
