@@ -54,7 +54,7 @@ import (
 	"trow/storage/bolt"
 )
 
-// process is the whole program, run in this one.
+// process is the whole program, run in this process.
 type process struct {
 	*testing.T
 	url    string
@@ -65,7 +65,7 @@ type process struct {
 	stop   func() int
 }
 
-// output is what a program has written so far.
+// output collects what a program has written so far.
 type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -226,7 +226,7 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 		t.Fatalf("stopped with %d: %s", code, p.errOut)
 	}
 
-	p = start(t, dir) // after a restart all is as it was, and the CA is the same
+	p = start(t, dir) // after a restart everything is as before, and the CA is the same
 	if got := p.want(200, "GET", "/v2/k8s-php/tags/list", ""); got != `{"name":"k8s-php","tags":["1.0.0"]}` {
 		t.Error(got)
 	}
@@ -266,7 +266,7 @@ func TestStartUpText(t *testing.T) {
 	}
 }
 
-// TestCollectAndScrub: what an administrator does at the terminal beside a running server.
+// TestCollectAndScrub runs what an administrator runs beside a running server.
 func TestCollectAndScrub(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir, "--no-tls", "--gc-interval=0", "--scrub-interval=0")
@@ -313,7 +313,7 @@ func TestCollectAndScrub(t *testing.T) {
 	trow(2, "no server runs on the data directory", "gc")
 }
 
-// TestExportAndImport: a backup, and its way into another server, as a directory and through a pipe.
+// TestExportAndImport makes a backup and brings it into another server, as a directory and through a pipe.
 func TestExportAndImport(t *testing.T) {
 	from, dir := start(t, t.TempDir(), "--no-tls"), t.TempDir()
 	d := from.push("team/app", "v")
@@ -345,7 +345,7 @@ func TestExportAndImport(t *testing.T) {
 		}
 	}
 	if !to.admit("/validate", strings.TrimPrefix(to.url, "http://")+"/team/app@"+d.String()).Allowed {
-		t.Error("what was imported is denied")
+		t.Error("an imported image is denied")
 	}
 	trow(2, "", "no server runs on the data directory", "import", archive, "-d", dir)
 	trow(2, "", "is not a valid pattern", "export", archive, "-d", from.dir, "--repository=a b")
@@ -354,7 +354,7 @@ func TestExportAndImport(t *testing.T) {
 	trow(2, "", "accepts 1 arg", "import")
 }
 
-// TestRebuild: a journal that is lost, with its copy and without.
+// TestRebuild loses a journal, with its backup and without.
 func TestRebuild(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir, "--no-tls")
@@ -406,15 +406,15 @@ func TestRebuild(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "journal.backup")); err != nil {
 		t.Fatal(err)
 	}
-	nobodys := filepath.Join(dir, "blobs", "sha256", digest.FromString("nobody's").Encoded())
-	if err := os.WriteFile(nobodys, []byte("nobody's"), 0o600); err != nil {
+	unclaimed := filepath.Join(dir, "blobs", "sha256", digest.FromString("unclaimed").Encoded())
+	if err := os.WriteFile(unclaimed, []byte("unclaimed"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	rebuild("There was no backup", "The journal lists 0 repositories", "Found 3 manifests that no repository held", "1 blob is (8 B) unused")
+	rebuild("There was no backup", "The journal lists 0 repositories", "Found 3 manifests that no repository held", "1 blob (9 B) that no repository uses")
 	start(t, dir, "--no-tls").want(200, "GET", "/v2/recovered/manifests/"+lost.String(), "")
 }
 
-// TestADataDirectoryWithoutSockets, as some network file systems are: everything else works.
+// TestADataDirectoryWithoutSockets is on a file system that has no sockets: everything else works.
 func TestADataDirectoryWithoutSockets(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "trow.sock", "in the way"), 0o700); err != nil {
@@ -427,7 +427,7 @@ func TestADataDirectoryWithoutSockets(t *testing.T) {
 	}
 }
 
-// TestRetention: rules from a file, what would go and why, what goes, and tags that never change.
+// TestRetention applies rules of a file, dry and for good, and does not touch immutable tags.
 func TestRetention(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(t.TempDir(), "trow.yaml")
@@ -470,7 +470,7 @@ gc-interval: 0
 	}
 }
 
-// TestAFullDisk: uploads are refused while there is less than is to stay free, everything else goes on.
+// TestAFullDisk refuses uploads while less than the reserve is free; everything else continues.
 func TestAFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir, "--no-tls")
@@ -492,7 +492,7 @@ func TestAFullDisk(t *testing.T) {
 	}
 }
 
-// TestOpenUploadsAreBounded, also those that nobody writes to.
+// TestOpenUploadsAreBounded counts idle uploads as well, and those of before a restart.
 func TestOpenUploadsAreBounded(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir, "--no-tls", "--max-uploads=2")
@@ -509,7 +509,7 @@ func TestOpenUploadsAreBounded(t *testing.T) {
 	p.want(202, "POST", "/v2/app/blobs/uploads/", "")
 }
 
-// TestRequestsAreBounded, those that push and the others apart; a verdict is not one of them.
+// TestRequestsAreBounded bounds pushes and other requests separately; verdicts are not among them.
 func TestRequestsAreBounded(t *testing.T) {
 	p := start(t, t.TempDir(), "--no-tls", "--max-requests=1", "--max-connections=50")
 	d := digest.FromString("body")
@@ -542,7 +542,7 @@ func TestRequestsAreBounded(t *testing.T) {
 	p.want(200, "GET", "/readyz", "")
 	if metrics := p.want(200, "GET", "/metrics", ""); !strings.Contains(metrics, `trow_http_requests_total{code="429",method="POST",route="uploads"}`) ||
 		!strings.Contains(metrics, "\ntrow_http_connections ") {
-		t.Error("the metrics tell neither of what was refused nor of connections")
+		t.Error("the metrics lack refused requests or connections")
 	}
 	_, _ = io.WriteString(hold, "dy")
 	hold.Close()
@@ -559,7 +559,7 @@ func TestPlainHTTP(t *testing.T) {
 	p.push("a", "v")
 	p.want(404, "GET", "/ca.crt", "")
 	if _, err := os.Stat(filepath.Join(p.dir, "tls")); err == nil {
-		t.Error("there are certificates, and nobody asked for them")
+		t.Error("certificates were made without TLS")
 	}
 }
 
@@ -577,12 +577,12 @@ func TestLogin(t *testing.T) {
 	}
 }
 
-// basicAuth is the header of a login.
+// basicAuth returns the header of a login.
 func basicAuth(user, password string) []string {
 	return []string{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))}
 }
 
-// TestTokensOfRobots: an administrator at the socket makes one, and it does what it was made for.
+// TestTokensOfRobots creates a robot over the socket, and uses and revokes it.
 func TestTokensOfRobots(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir, "--user=u", "--password=p", "--anonymous=pull")
@@ -640,7 +640,7 @@ func TestTokensOfRobots(t *testing.T) {
 	}
 }
 
-// TestAdministrationOverTLS needs a login that may.
+// TestAdministrationOverTLS needs a login with the right admin.
 func TestAdministrationOverTLS(t *testing.T) {
 	p := start(t, t.TempDir(), "--user=u", "--password=p", "--htpasswd="+users(t, "alice"))
 	p.want(401, "POST", "/admin/gc", "")
@@ -657,7 +657,7 @@ func TestAdministrationOverTLS(t *testing.T) {
 	open.want(200, "GET", "/v2/", "")
 }
 
-// users writes a htpasswd file; everybody's password is his name.
+// users writes a htpasswd file; each password is the name.
 func users(t *testing.T, names ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "htpasswd")
@@ -675,7 +675,7 @@ func users(t *testing.T, names ...string) string {
 	return path
 }
 
-// TestRules are followed while the server runs; can-i tells them.
+// TestRules changes rules while the server runs, and asks can-i.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "trow.yaml")
@@ -689,7 +689,7 @@ func TestRules(t *testing.T) {
 	write(one)
 	p := start(t, dir, "--config="+file, "--htpasswd="+users(t, "alice"))
 	if text := p.out.String(); !strings.Contains(text, "what the 2 rules of the configuration file allow") {
-		t.Errorf("the text does not tell of the rules: %s", text)
+		t.Errorf("the text does not mention the rules: %s", text)
 	}
 	alice := basicAuth("alice", "alice")
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
@@ -749,7 +749,7 @@ func audited(t *testing.T, path string) (all []map[string]any) {
 	return all
 }
 
-// TestTheAuditLog: who did what, by every way in, and no secret in it or in any other log.
+// TestTheAuditLog records who did what, over every way in, without a secret in it or in any other log.
 func TestTheAuditLog(t *testing.T) {
 	t.Parallel()
 	const canary = "CANARY-pa55word"
@@ -860,7 +860,7 @@ func TestTheAuditLog(t *testing.T) {
 	}
 }
 
-// TestLimitsAndQuotasAreFollowed while the server runs, as rules are; a mistake in one changes none.
+// TestLimitsAndQuotasAreFollowed changes both while the server runs; a mistake in one changes none.
 func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "trow.yaml")
@@ -906,7 +906,7 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	p.want(200, "GET", "/healthz", "")
 }
 
-// TestCertificatesOfClients log in, and call the webhook, each of its own CA.
+// TestCertificatesOfClients logs in and calls the webhook with certificates, each of its own CA.
 func TestCertificatesOfClients(t *testing.T) {
 	t.Parallel()
 	files := t.TempDir()
@@ -951,7 +951,7 @@ func TestCertificatesOfClients(t *testing.T) {
 	}
 }
 
-// clientCA makes a CA, whose certificate is written to a file, and which gives out certificates.
+// clientCA makes a CA, writes its certificate to a file, and returns a function that issues certificates.
 func clientCA(t *testing.T, path string) (file string, show func(cn string, orgs ...string) tls.Certificate) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -1018,7 +1018,7 @@ func TestBeforeTheIndexIsLoaded(t *testing.T) {
 	}
 }
 
-// command runs a command that ends by itself.
+// command runs a command to its end.
 func command(t *testing.T, in string, args ...string) (code int, out, errOut string) {
 	t.Helper()
 	var o, e output
@@ -1041,13 +1041,13 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		env  string
 		want string
 	}{
-		{"a key that does not exist", []string{"--config=" + write("a.yaml", "lisen: x")}, "", `unknown setting "lisen"`},
+		{"an unknown key", []string{"--config=" + write("a.yaml", "lisen: x")}, "", `unknown setting "lisen"`},
 		{"a nested key", []string{"--config=" + write("b.yaml", "tls: {cert: x}")}, "", `unknown setting "tls.cert"`},
 		{"no YAML", []string{"--config=" + write("c.yaml", ":\n:")}, "", "c.yaml"},
 		{"no file", []string{"--config=" + dir + "/none.yaml"}, "", "none.yaml"},
-		{"a variable that sets nothing", nil, "TROW_LISEN=x", `TROW_LISEN: unknown setting "lisen"`},
+		{"an unknown variable", nil, "TROW_LISEN=x", `TROW_LISEN: unknown setting "lisen"`},
 		{"a word for a number", []string{"--upload-timeout=soon"}, "", "upload-timeout"},
-		{"a word for a truth", nil, "TROW_NO_TLS=maybe", "no-tls"},
+		{"a word for a switch", nil, "TROW_NO_TLS=maybe", "no-tls"},
 		{"a list of numbers", []string{"--config=" + write("d.yaml", "names: [1]")}, "", "names"},
 		{"a time that is too short", []string{"--upload-timeout=1s"}, "", "upload-timeout"},
 		{"no requests at all", []string{"--max-requests=0"}, "", "max-requests"},
@@ -1058,55 +1058,55 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a collection without a pause", []string{"--gc-interval=1ms"}, "", "gc-interval"},
 		{"no grace", []string{"--gc-grace=0"}, "", "gc-grace"},
 		{"a scrub without a pause", []string{"--scrub-interval=1s"}, "", "scrub-interval"},
-		{"a rule that ends nothing", []string{"--config=" + write("r.yaml", "retention: [{repositories: [a]}]")}, "", "retention: rule 1"},
-		{"a rule with a key that does not exist", []string{"--config=" + write("s.yaml", "retention: [{repositories: [a], keeplast: 1}]")}, "", "keeplast"},
-		{"a rule with a time that is none", []string{"--config=" + write("u.yaml", "retention: [{repositories: [a], keep-younger: soon}]")}, "", "soon"},
-		{"immutable, but what", []string{"--immutable-tags=v1"}, "", "immutable-tags"},
-		{"a rate that is none", []string{"--scrub-rate=fast"}, "", "scrub-rate"},
+		{"a rule without effect", []string{"--config=" + write("r.yaml", "retention: [{repositories: [a]}]")}, "", "retention: rule 1"},
+		{"a rule with an unknown key", []string{"--config=" + write("s.yaml", "retention: [{repositories: [a], keeplast: 1}]")}, "", "keeplast"},
+		{"a rule with an invalid duration", []string{"--config=" + write("u.yaml", "retention: [{repositories: [a], keep-younger: soon}]")}, "", "soon"},
+		{"immutable tags without a repository", []string{"--immutable-tags=v1"}, "", "immutable-tags"},
+		{"an invalid rate", []string{"--scrub-rate=fast"}, "", "scrub-rate"},
 		{"a stall that is too short", []string{"--stall-timeout=1ms"}, "", "stall-timeout"},
-		{"a level that does not exist", []string{"--log-level=loud"}, "", "log-level"},
+		{"an unknown level", []string{"--log-level=loud"}, "", "log-level"},
 		{"a password twice", []string{"--user=u", "--password=p", "--password-file=x"}, "", "password-file"},
 		{"a password without a user", []string{"--password=p"}, "", "user"},
 		{"a user without a password", []string{"--user=u"}, "", `user: "u" needs a password`},
-		{"a password's file that is not there", []string{"--user=u", "--password-file=" + dir + "/none"}, "", "password-file"},
-		{"an empty password's file", []string{"--user=u", "--password-file=" + write("empty", "\n")}, "", "is empty"},
-		{"who may do what, unknown", []string{"--anonymous=all"}, "", "anonymous"},
-		{"users that are not there", []string{"--htpasswd=" + dir + "/none"}, "", "htpasswd"},
-		{"users whose hashes can be guessed", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "", "line 1: want name:hash with a bcrypt hash"},
-		{"a rule about nobody", []string{"--config=" + write("w.yaml", "rules: [{may: pull}]")}, "", "rules: rule 1: who"},
-		{"a rule of who may do what with a key that does not exist", []string{"--config=" + write("x.yaml", "rules: [{who: a, may: pull, repos: a}]")}, "", "repos"},
-		{"rules beside a setting that they replace", []string{"--anonymous=pull", "--config=" + write("y.yaml", "rules: [{who: '*', may: pull}]")}, "", "anonymous: cannot be combined with rules"},
-		{"a public URL that is none", []string{"--public-url=registry.example.org"}, "", "public-url"},
-		{"nobody may do anything", []string{"--anonymous=none"}, "", "no user could log in"},
+		{"a missing password file", []string{"--user=u", "--password-file=" + dir + "/none"}, "", "password-file"},
+		{"an empty password file", []string{"--user=u", "--password-file=" + write("empty", "\n")}, "", "is empty"},
+		{"an unknown level of anonymous", []string{"--anonymous=all"}, "", "anonymous"},
+		{"a missing file of users", []string{"--htpasswd=" + dir + "/none"}, "", "htpasswd"},
+		{"users with weak hashes", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "", "line 1: want name:hash with a bcrypt hash"},
+		{"a rule without identities", []string{"--config=" + write("w.yaml", "rules: [{may: pull}]")}, "", "rules: rule 1: who"},
+		{"an access rule with an unknown key", []string{"--config=" + write("x.yaml", "rules: [{who: a, may: pull, repos: a}]")}, "", "repos"},
+		{"rules with anonymous", []string{"--anonymous=pull", "--config=" + write("y.yaml", "rules: [{who: '*', may: pull}]")}, "", "anonymous: cannot be combined with rules"},
+		{"an invalid public URL", []string{"--public-url=registry.example.org"}, "", "public-url"},
+		{"no way to log in", []string{"--anonymous=none"}, "", "no user could log in"},
 		{"TLS and no TLS", []string{"--no-tls", "--tls-cert=x"}, "", "no-tls"},
-		{"a certificate that is not there", []string{"--tls-cert=" + dir + "/none"}, "", dir + "/none"},
-		{"a rule that cannot be meant", []string{"--allow-prefixes=nginx"}, "", "allow-prefixes"},
-		{"a default that does not exist", []string{"--default=Perhaps"}, "", "default"},
-		{"a webhook that does not exist", []string{"--webhook=on"}, "", "webhook"},
+		{"a missing certificate", []string{"--tls-cert=" + dir + "/none"}, "", dir + "/none"},
+		{"an invalid prefix", []string{"--allow-prefixes=nginx"}, "", "allow-prefixes"},
+		{"an unknown default", []string{"--default=Perhaps"}, "", "default"},
+		{"an unknown mode of the webhook", []string{"--webhook=on"}, "", "webhook"},
 		{"a webhook without TLS", []string{"--webhook=enforce", "--no-tls"}, "", "over TLS only"},
 		{"a webhook outside of a cluster", []string{"--webhook=enforce"}, "", "outside a cluster"},
-		{"exempt from nothing", []string{"--exempt-namespaces=a"}, "", "exempt-namespaces"},
-		{"no namespace", []string{"--webhook=audit", "--exempt-namespaces=A_b"}, "", "exempt-namespaces"},
+		{"exempt namespaces without a webhook", []string{"--exempt-namespaces=a"}, "", "exempt-namespaces"},
+		{"an invalid namespace", []string{"--webhook=audit", "--exempt-namespaces=A_b"}, "", "exempt-namespaces"},
 		{"tokens outside of a cluster", []string{"--token-audience=trow"}, "", "outside a cluster"},
-		{"an audience that is none", []string{"--token-audience= "}, "", "token-audience"},
-		{"accesses of nobody", []string{"--access-review"}, "", "token-audience: trow"},
-		{"an audit log that is no file", []string{"--audit-log=-"}, "", "audit-log"},
-		{"an audit log in a directory that is not there", []string{"--audit-log=" + dir + "/none/a"}, "", "audit-log"},
-		{"a limit of nobody", []string{"--config=" + write("l1.yaml", "limits: [{requests: 1}]")}, "", "limits: limit 1: who"},
-		{"a limit with a key that does not exist", []string{"--config=" + write("l2.yaml", "limits: [{who: '*', request: 1}]")}, "", "request"},
-		{"a limit with a size that is none", []string{"--config=" + write("l3.yaml", "limits: [{who: '*', pull-rate: fast}]")}, "", "is not a number of bytes"},
-		{"a limit of those who are one address", []string{"--config=" + write("l4.yaml", "limits: [{who: anonymous, requests: 1}]")}, "", "by-address"},
-		{"a quota of nothing", []string{"--config=" + write("q1.yaml", "quotas: [{bytes: 1Gi}]")}, "", "quotas: quota 1"},
+		{"an invalid audience", []string{"--token-audience= "}, "", "token-audience"},
+		{"access-review without token-audience", []string{"--access-review"}, "", "token-audience: trow"},
+		{"standard output as the audit log", []string{"--audit-log=-"}, "", "audit-log"},
+		{"an audit log in a missing directory", []string{"--audit-log=" + dir + "/none/a"}, "", "audit-log"},
+		{"a limit without identities", []string{"--config=" + write("l1.yaml", "limits: [{requests: 1}]")}, "", "limits: limit 1: who"},
+		{"a limit with an unknown key", []string{"--config=" + write("l2.yaml", "limits: [{who: '*', request: 1}]")}, "", "request"},
+		{"a limit with an invalid size", []string{"--config=" + write("l3.yaml", "limits: [{who: '*', pull-rate: fast}]")}, "", "is not a number of bytes"},
+		{"a limit of clients without a login", []string{"--config=" + write("l4.yaml", "limits: [{who: anonymous, requests: 1}]")}, "", "by-address"},
+		{"a quota without repositories", []string{"--config=" + write("q1.yaml", "quotas: [{bytes: 1Gi}]")}, "", "quotas: quota 1"},
 		{"a quota without bytes", []string{"--config=" + write("q2.yaml", "quotas: [{repositories: a}]")}, "", "quotas: quota 1: bytes"},
 		{"certificates without TLS", []string{"--client-ca=x", "--no-tls"}, "", "no-tls"},
-		{"a client CA that is not there", []string{"--client-ca=" + dir + "/none"}, "", dir + "/none"},
-		{"a client CA that is none", []string{"--validate-client-ca=" + write("nonsense.pem", "x")}, "", "nonsense.pem: it has no certificate"},
+		{"a missing client CA", []string{"--client-ca=" + dir + "/none"}, "", dir + "/none"},
+		{"an invalid client CA", []string{"--validate-client-ca=" + write("nonsense.pem", "x")}, "", "nonsense.pem: it has no certificate"},
 		{"names of callers without a CA", []string{"--validate-client-names=x"}, "", "validate-client-ca"},
-		{"a caller's token that is too short", []string{"--validate-token-file=" + write("short", "x")}, "", "validate-token-file: the file must have one line"},
-		{"a caller's token that is not there", []string{"--validate-token-file=" + dir + "/none"}, "", "validate-token-file"},
+		{"a short token of the webhook", []string{"--validate-token-file=" + write("short", "x")}, "", "validate-token-file: the file must have one line"},
+		{"a missing token of the webhook", []string{"--validate-token-file=" + dir + "/none"}, "", "validate-token-file"},
 		{"an overlap that is too short", []string{"--ca-overlap=1s"}, "", "ca-overlap"},
-		{"an address that is not one", []string{"--listen=nowhere"}, "", "listen"},
-		{"a flag that does not exist", []string{"--lisen=x"}, "", "lisen"},
+		{"an invalid address", []string{"--listen=nowhere"}, "", "listen"},
+		{"an unknown flag", []string{"--lisen=x"}, "", "lisen"},
 		{"an argument", []string{"x"}, "", "x"},
 		{"a data directory that is a file", []string{"--data-dir=" + write("file", "")}, "", "file"},
 	} {
@@ -1221,7 +1221,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestBench measures this server, whose verdicts on the pods of the bench are that their images are here.
+// TestBench measures this server; it holds the images of the pods in the reviews.
 func TestBench(t *testing.T) {
 	p := start(t, t.TempDir())
 	var out bytes.Buffer
@@ -1274,8 +1274,7 @@ func TestVersionAndManifest(t *testing.T) {
 	}
 }
 
-// TestHowTheRegistryAsksTheCluster: what the API server says becomes what the registry decides by, and the token is not in
-// the log.
+// TestHowTheRegistryAsksTheCluster decides by the answers of the API server, and logs no token.
 func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 	const account = "system:serviceaccount:team:app"
 	token := func(name string) string {
@@ -1340,7 +1339,7 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 	}
 }
 
-// TestCommandsForAClusterWithoutOne: what there is to do, in one line.
+// TestCommandsForAClusterWithoutOne prints the remedy in one line.
 func TestCommandsForAClusterWithoutOne(t *testing.T) {
 	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
 	t.Setenv("HOME", t.TempDir())
@@ -1364,7 +1363,7 @@ func TestCommandsForAClusterWithoutOne(t *testing.T) {
 	}
 }
 
-func TestWhatToTellANodeByHand(t *testing.T) {
+func TestInstructionsForANode(t *testing.T) {
 	p := start(t, t.TempDir())
 	_, _, ca := p.do("GET", "/ca.crt", "")
 	code, out, errOut := command(t, ca, "node", "--print=talos", "--ca=-", "--host=registry.example.org", "--port=30500")

@@ -113,15 +113,19 @@ type wire struct {
 
 // Body returns the body of the answer.
 func (e *Error) Body() []byte {
-	all := []wire{{e.Code, e.Message, e.Detail}}
+	var body struct {
+		Errors []wire `json:"errors"`
+	}
+	body.Errors = append(make([]wire, 0, 1+len(e.More)), wire{e.Code, e.Message, e.Detail})
 	for _, m := range e.More {
-		all = append(all, wire{m.Code, m.Message, m.Detail})
+		body.Errors = append(body.Errors, wire{m.Code, m.Message, m.Detail})
 	}
-	body, err := json.Marshal(map[string][]wire{"errors": all})
+	text, err := json.Marshal(&body)
 	if err != nil { // a Detail that JSON cannot express is a mistake in the program: answer without any
-		body, _ = json.Marshal(map[string][]wire{"errors": {{e.Code, e.Message, nil}}})
+		body.Errors = []wire{{e.Code, e.Message, nil}}
+		text, _ = json.Marshal(&body)
 	}
-	return append(body, '\n')
+	return text
 }
 
 // Write answers a request with e. The answer to a HEAD has no body. An error while writing means that the client has

@@ -67,8 +67,8 @@ func printRebuilt(w io.Writer, r *maintenance.Rebuilt, into string) {
 			count(n, "blob or manifest is", "blobs and manifests are"))
 	}
 	if r.Unclaimed > 0 {
-		fmt.Fprintf(w, "%s (%s) unused: the next collection deletes them. "+
-			"To keep them, run trow serve with --gc-interval=0.\n",
-			count(r.Unclaimed, "blob is", "blobs are"), size(r.UnclaimedBytes))
+		fmt.Fprintf(w, "%s (%s) that no repository uses: the next collection frees the space. "+
+			"To keep the bytes, run trow serve with --gc-interval=0.\n",
+			count(r.Unclaimed, "blob", ""), size(r.UnclaimedBytes))
 	}
 }

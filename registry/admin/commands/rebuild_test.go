@@ -43,7 +43,7 @@ func TestRebuild(t *testing.T) {
 	want([]string{"--into=lost/found"}, "\nMoved it to ",
 		"There was no backup: the names of repositories and tags are lost.\n",
 		"\nfound    lost/found@"+found+" (application/vnd.oci.image.index.v1+json)\n",
-		"\nFound 1 manifest that no repository held; put into lost/found.", "\n1 blob is (11 B) unused: ")
+		"\nFound 1 manifest that no repository held; put into lost/found.", "\n1 blob (11 B) that no repository uses: ")
 	if _, _, err := run(t, dir, "", "rebuild", "now"); err == nil {
 		t.Error("rebuild took an argument")
 	}
