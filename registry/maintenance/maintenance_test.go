@@ -129,13 +129,14 @@ func TestRetentionIsAudited(t *testing.T) {
 		}
 		time.Sleep(1050 * time.Millisecond) // times in facts are whole seconds
 	}
-	if _, answer := job(t, data, "POST", "/admin/retention?dry-run"); !strings.Contains(answer, `"removed":1`) || len(events) != 0 {
+	if _, answer := job(t, data, "POST", "/admin/retention?dry-run"); !strings.Contains(answer, `"removed":2`) || len(events) != 0 {
 		t.Errorf("dry run: %s, %d events", answer, len(events))
 	}
-	if _, answer := job(t, data, "POST", "/admin/retention"); !strings.Contains(answer, `"removed":1`) {
+	if _, answer := job(t, data, "POST", "/admin/retention"); !strings.Contains(answer, `"removed":2`) {
 		t.Errorf("%s", answer)
 	}
-	if len(events) != 1 || events[0].Repo != "a" || events[0].Tags[0] != "old" || events[0].Kind != "retention" {
+	// the tag, and the manifest that was its only one
+	if len(events) != 2 || events[1].Tags != nil || events[0].Repo != "a" || events[0].Tags[0] != "old" || events[0].Kind != "retention" {
 		t.Errorf("%+v", events)
 	}
 }
