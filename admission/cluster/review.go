@@ -40,7 +40,7 @@ const (
 )
 
 // ErrUnavailable means that the API server did not answer a review.
-var ErrUnavailable = errors.New("Kubernetes API unavailable")
+var ErrUnavailable = errors.New("no answer from the Kubernetes API")
 
 // Reviewer asks the API server who a token belongs to, and what an identity may do. It caches answers: identities for a
 // minute, permissions for 30 seconds, refusals for 10 seconds; while the API server does not answer, identities and

@@ -97,7 +97,7 @@ func TestJobs(t *testing.T) {
 		method, path string
 		want         string
 	}{
-		{"POST", "/admin/gc?dry-run", `"done":{"repositories":1`},
+		{"POST", "/admin/gc?dry-run", `"blobs":1,"deleted":0`},
 		{"POST", "/admin/gc?grace=soon", "grace: \\\"soon\\\" is not a valid duration"},
 		{"POST", "/admin/gc?grace=-1h", "is not a valid duration"},
 		{"POST", "/admin/scrub", `"blobs":1`},
