@@ -63,11 +63,11 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       server.Build("trow", version),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	start := settings.WithConfig(&cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve})
+	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve}
 	settings.Register(start.Flags(), new(options).parts()...)
-	root.AddCommand(start, settings.Command(new(options).parts()...), manifests.Command(version), node.Command(), credential.Command(),
-		bench.Command(), settings.WithConfig(check.Command(check.Program{Policy: policySettings})), &cobra.Command{Use: "version",
-			Short: "Print the version", Args: cobra.NoArgs, Run: func(*cobra.Command, []string) { fmt.Fprintln(out, root.Version) }})
+	root.AddCommand(settings.WithConfig(start), settings.WithConfig(check.Command(check.Program{Policy: policySettings})),
+		settings.Command(new(options).parts()...), settings.Version(root.Version), manifests.Command(version), node.Command(),
+		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
 	root.SetArgs(args)
@@ -178,7 +178,8 @@ func serve(cmd *cobra.Command, _ []string) error {
 		reg, reviews, keeper, hook)
 	webhook := server.NewPending(admission.Loading)
 	o.server.Log, o.server.Registerer, o.server.Probes, o.server.TLSConfig = log, metrics, probes, keeper.Config()
-	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper, promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper,
+		promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	front, err := server.New(o.server)
 	if err != nil {
 		return err
@@ -239,10 +240,11 @@ func verdict(ctx context.Context, d admission.Decision) audit.Event {
 }
 
 // welcome prints what runs, and what to do next.
-func welcome(out io.Writer, o *options, l net.Listener, reg *service.Service, policy *admission.Policy, k *trowtls.Keeper) {
+func welcome(out io.Writer, o *options, l net.Listener, reg *service.Service, p *admission.Policy, k *trowtls.Keeper) {
 	host := fmt.Sprintf("localhost:%d", l.Addr().(*net.TCPAddr).Port)
 	data, anonymous := reg.Summary()
-	fmt.Fprintf(out, "Trow %s is ready.\n\n  listens on   %s://%s\n  data         %s\n  local names  %s\n  may run      %s\n"+
-		"  no login     %s\n%s\nPush a first image:\n  skopeo copy docker://docker.io/library/nginx:1.21.0 docker://%s/nginx:1.21.0\n",
-		version, k.Scheme(), l.Addr(), data, strings.Join(o.policy.Names, ", "), policy.Summary(), anonymous, k.Summary(host), host)
+	fmt.Fprintf(out, "Trow %s is ready.\n\n  listens on   %s://%s\n  data         %s\n  local names  %s\n"+
+		"  may run      %s\n  no login     %s\n%s\nPush a first image:\n"+
+		"  skopeo copy docker://docker.io/library/nginx:1.21.0 docker://%s/nginx:1.21.0\n", version, k.Scheme(), l.Addr(),
+		data, strings.Join(o.policy.Names, ", "), p.Summary(), anonymous, k.Summary(host), host)
 }

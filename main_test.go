@@ -164,8 +164,14 @@ func (p *process) push(repo, tag string) digest.Digest {
 	for _, blob := range []string{config, layer} {
 		p.want(201, "POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(blob).String(), blob)
 	}
-	manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
-		manifestType, digest.FromString(config), len(config), digest.FromString(layer), len(layer))
+	manifest := fmt.Sprintf(
+		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
+		manifestType,
+		digest.FromString(config),
+		len(config),
+		digest.FromString(layer),
+		len(layer),
+	)
 	p.want(201, "PUT", "/v2/"+repo+"/manifests/"+tag, manifest, "Content-Type", manifestType)
 	return digest.FromString(manifest)
 }
@@ -175,9 +181,12 @@ func podReview(images ...string) string {
 	for i, image := range images {
 		containers = append(containers, fmt.Sprintf(`{"name":"c%d","image":%q}`, i, image))
 	}
-	return fmt.Sprintf(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","kind":{"group":"","version":"v1","kind":"Pod"},
+	return fmt.Sprintf(
+		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","kind":{"group":"","version":"v1","kind":"Pod"},
 		"resource":{"group":"","version":"v1","resource":"pods"},"namespace":"default","operation":"CREATE","userInfo":{"username":"me"},
-		"object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[%s]}}}}`, strings.Join(containers, ","))
+		"object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[%s]}}}}`,
+		strings.Join(containers, ","),
+	)
 }
 
 // admit asks the webhook.
@@ -237,7 +246,8 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 	if p.admit("/validate", "trow:31000/k8s-php:1.0.0").Allowed {
 		t.Error("a deleted image is allowed")
 	}
-	if log := p.errOut.String(); !strings.Contains(log, `"event":"verdict","outcome":"denied"`) || !strings.Contains(log, `"repo":"k8s-php"`) {
+	if log := p.errOut.String(); !strings.Contains(log, `"event":"verdict","outcome":"denied"`) ||
+		!strings.Contains(log, `"repo":"k8s-php"`) {
 		t.Errorf("the log lacks a denial or a request: %s", log)
 	}
 }
@@ -330,7 +340,17 @@ func TestExportAndImport(t *testing.T) {
 	trow(0, "", "Exported 2 manifests and 3 blobs", "export", archive, "-d", from.dir)
 	trow(0, "", "Exported 0 manifests and 0 blobs, 0 B; 5 already there", "export", archive, "-d", from.dir)
 	stream := trow(0, "", "Exported 1 manifest and 2 blobs", "export", "-", "-d", from.dir, "--repository=team/**")
-	less := trow(0, "", "Exported 1 manifest and 0 blobs", "export", "-", "-d", from.dir, "--repository=team/**", "--base="+archive)
+	less := trow(
+		0,
+		"",
+		"Exported 1 manifest and 0 blobs",
+		"export",
+		"-",
+		"-d",
+		from.dir,
+		"--repository=team/**",
+		"--base="+archive,
+	)
 	if len(less) >= len(stream) {
 		t.Errorf("%d bytes on top of the archive, %d without it", len(less), len(stream))
 	}
@@ -340,7 +360,12 @@ func TestExportAndImport(t *testing.T) {
 	to.want(404, "GET", "/v2/other/manifests/v", "")
 	trow(0, "", "Imported 1 manifest and 2 blobs", "import", archive, "-d", to.dir)
 	for _, repo := range []string{"team/app", "other"} {
-		if got := to.want(200, "GET", "/v2/"+repo+"/manifests/v", ""); got != from.want(200, "GET", "/v2/"+repo+"/manifests/v", "") {
+		if got := to.want(200, "GET", "/v2/"+repo+"/manifests/v", ""); got != from.want(
+			200,
+			"GET",
+			"/v2/"+repo+"/manifests/v",
+			"",
+		) {
 			t.Errorf("%s is another one", repo)
 		}
 	}
@@ -387,13 +412,20 @@ func TestRebuild(t *testing.T) {
 		}
 	}
 	damage()
-	if code, _, errOut := command(t, "", "serve", "--listen=127.0.0.1:0", "--data-dir="+dir); code != 2 || !strings.Contains(errOut, "run trow rebuild --data-dir "+dir) {
+	if code, _, errOut := command(t, "", "serve", "--listen=127.0.0.1:0", "--data-dir="+dir); code != 2 ||
+		!strings.Contains(errOut, "run trow rebuild --data-dir "+dir) {
 		t.Errorf("a server on a damaged journal: %d, %s", code, errOut)
 	}
 	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", digest.FromString("a layer of gone").Encoded())); err != nil {
 		t.Fatal(err)
 	}
-	rebuild("Restored the backup of ", "The journal lists 1 repository, 1 manifest, 1 tag.", "found    recovered@"+later.String(), "found    recovered@"+lost.String(), "1 blob or manifest is missing")
+	rebuild(
+		"Restored the backup of ",
+		"The journal lists 1 repository, 1 manifest, 1 tag.",
+		"found    recovered@"+later.String(),
+		"found    recovered@"+lost.String(),
+		"1 blob or manifest is missing",
+	)
 	rebuild("The journal is intact.", "The journal lists 2 repositories, 3 manifests, 1 tag.")
 	p = start(t, dir, "--no-tls", "--gc-interval=0")
 	p.want(200, "GET", "/v2/app/manifests/v", "")
@@ -410,7 +442,12 @@ func TestRebuild(t *testing.T) {
 	if err := os.WriteFile(unclaimed, []byte("unclaimed"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	rebuild("There was no backup", "The journal lists 0 repositories", "Found 3 manifests that no repository held", "1 blob (9 B) that no repository uses")
+	rebuild(
+		"There was no backup",
+		"The journal lists 0 repositories",
+		"Found 3 manifests that no repository held",
+		"1 blob (9 B) that no repository uses",
+	)
 	start(t, dir, "--no-tls").want(200, "GET", "/v2/recovered/manifests/"+lost.String(), "")
 }
 
@@ -447,17 +484,30 @@ gc-interval: 0
 	p := start(t, dir, "--no-tls", "--config="+config)
 	p.push("app", "v1")
 	for i := range 3 {
-		image := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[],"annotations":{"n":"%d"}}`, "application/vnd.oci.image.index.v1+json", i)
-		p.want(201, "PUT", fmt.Sprintf("/v2/app/manifests/n%d", i), image, "Content-Type", "application/vnd.oci.image.index.v1+json")
+		image := fmt.Sprintf(
+			`{"schemaVersion":2,"mediaType":%q,"manifests":[],"annotations":{"n":"%d"}}`,
+			"application/vnd.oci.image.index.v1+json",
+			i,
+		)
+		p.want(
+			201,
+			"PUT",
+			fmt.Sprintf("/v2/app/manifests/n%d", i),
+			image,
+			"Content-Type",
+			"application/vnd.oci.image.index.v1+json",
+		)
 		time.Sleep(1050 * time.Millisecond) // times in facts are whole seconds
 	}
 	p.want(403, "DELETE", "/v2/app/manifests/v1", "")
 	code, out, errOut := command(t, "", "retention", "--dry-run", "--data-dir="+dir)
-	if code != 0 || !strings.Contains(out, "app:n0: not among the last 1; not one of v*\n") || !strings.Contains(out, "Would remove 4 tags and manifests.") {
+	if code != 0 || !strings.Contains(out, "app:n0: not among the last 1; not one of v*\n") ||
+		!strings.Contains(out, "Would remove 4 tags and manifests.") {
 		t.Errorf("dry run: %d, %s%s", code, out, errOut)
 	}
 	p.want(200, "GET", "/v2/app/manifests/n0", "")
-	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "Removed 4 tags and manifests.") {
+	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 ||
+		!strings.Contains(out, "Removed 4 tags and manifests.") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 	if tags := p.want(200, "GET", "/v2/app/tags/list", ""); !strings.Contains(tags, `["n2","v1"]`) {
@@ -465,7 +515,8 @@ gc-interval: 0
 	}
 	p.stop()
 	start(t, dir, "--no-tls")
-	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 || !strings.Contains(out, "No rules") {
+	if code, out, errOut = command(t, "", "retention", "--data-dir="+dir); code != 0 ||
+		!strings.Contains(out, "No rules") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 }
@@ -483,7 +534,8 @@ func TestAFullDisk(t *testing.T) {
 	}
 	p.want(507, "POST", "/v2/app/blobs/uploads/?digest="+digest.FromString("x").String(), "x")
 	p.want(200, "GET", "/v2/app/manifests/v", "")
-	if ready := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(ready, "[-]space for uploads") || !strings.HasSuffix(ready, "ok\n") {
+	if ready := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(ready, "[-]space for uploads") ||
+		!strings.HasSuffix(ready, "ok\n") {
 		t.Errorf("readyz says %s", ready)
 	}
 	p.want(202, "DELETE", "/v2/app/manifests/v", "")
@@ -540,7 +592,10 @@ func TestRequestsAreBounded(t *testing.T) {
 	p.want(200, "GET", "/v2/", "")
 	p.admit("/validate", "trow:31000/app:v")
 	p.want(200, "GET", "/readyz", "")
-	if metrics := p.want(200, "GET", "/metrics", ""); !strings.Contains(metrics, `trow_http_requests_total{code="429",method="POST",route="uploads"}`) ||
+	if metrics := p.want(200, "GET", "/metrics", ""); !strings.Contains(
+		metrics,
+		`trow_http_requests_total{code="429",method="POST",route="uploads"}`,
+	) ||
 		!strings.Contains(metrics, "\ntrow_http_connections ") {
 		t.Error("the metrics lack refused requests or connections")
 	}
@@ -594,7 +649,9 @@ func TestTokensOfRobots(t *testing.T) {
 		}
 		return out
 	}
-	secret := strings.TrimSpace(trow(0, "robot ci, valid until 20", "token", "create", "ci", "--repository=team/**", "--actions=pull,push"))
+	secret := strings.TrimSpace(
+		trow(0, "robot ci, valid until 20", "token", "create", "ci", "--repository=team/**", "--actions=pull,push"),
+	)
 	login := basicAuth("any", secret)
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", login...)
 	p.want(403, "POST", "/v2/other/blobs/uploads/", "", login...)
@@ -605,7 +662,10 @@ func TestTokensOfRobots(t *testing.T) {
 	}
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)
 	trow(0, "team/**       pull,push", "token", "list")
-	if log := p.errOut.String(); strings.Contains(log, secret) || strings.Contains(log, token.Token) || !strings.Contains(log, `"robot":"ci"`) || !strings.Contains(log, `"user":"robot:ci"`) || !strings.Contains(log, `"event":"created"`) {
+	if log := p.errOut.String(); strings.Contains(log, secret) || strings.Contains(log, token.Token) ||
+		!strings.Contains(log, `"robot":"ci"`) ||
+		!strings.Contains(log, `"user":"robot:ci"`) ||
+		!strings.Contains(log, `"event":"created"`) {
 		t.Errorf("the log: %s", log)
 	}
 	trow(0, "yes: the robot was created for that", "can-i", "push", "team/app", "--as=robot:ci")
@@ -620,12 +680,22 @@ func TestTokensOfRobots(t *testing.T) {
 	trow(2, "actions", "token", "create", "ci", "--repository=a", "--actions=fly")
 	trow(2, "name", "token", "create", "C I", "--repository=a")
 
-	yaml := trow(0, "kind: Secret", "pull-secret", "--namespace=team-a", "--repository=team/**", "--server=registry.example.org:5000", "--server=127.0.0.1:31000")
+	yaml := trow(
+		0,
+		"kind: Secret",
+		"pull-secret",
+		"--namespace=team-a",
+		"--repository=team/**",
+		"--server=registry.example.org:5000",
+		"--server=127.0.0.1:31000",
+	)
 	var config struct {
 		Auths map[string]struct{ Username, Password string }
 	}
 	m := regexp.MustCompile(`'?(\{"auths".*\})'?`).FindStringSubmatch(yaml)
-	if m == nil || json.Unmarshal([]byte(m[1]), &config) != nil || len(config.Auths) != 2 || !strings.Contains(yaml, "namespace: team-a") || !strings.Contains(yaml, "type: kubernetes.io/dockerconfigjson") {
+	if m == nil || json.Unmarshal([]byte(m[1]), &config) != nil || len(config.Auths) != 2 ||
+		!strings.Contains(yaml, "namespace: team-a") ||
+		!strings.Contains(yaml, "type: kubernetes.io/dockerconfigjson") {
 		t.Fatalf("%s", yaml)
 	}
 	one := config.Auths["registry.example.org:5000"]
@@ -647,7 +717,10 @@ func TestAdministrationOverTLS(t *testing.T) {
 	p.want(401, "POST", "/admin/token-create?name=x&repository=**&action=push", "")
 	p.want(403, "POST", "/admin/gc", "", basicAuth("alice", "alice")...)
 	p.want(403, "POST", "/admin/gc", "", append(basicAuth("u", "p"), "Sec-Fetch-Site", "cross-site")...)
-	if answer := p.want(200, "POST", "/admin/gc?dry-run", "", basicAuth("u", "p")...); !strings.Contains(answer, `"done"`) {
+	if answer := p.want(200, "POST", "/admin/gc?dry-run", "", basicAuth("u", "p")...); !strings.Contains(
+		answer,
+		`"done"`,
+	) {
 		t.Errorf("%s", answer)
 	}
 	p.want(401, "GET", "/admin/repositories", "")
@@ -758,8 +831,27 @@ func TestTheAuditLog(t *testing.T) {
 	if err := os.WriteFile(token, []byte(canary+"-of-the-webhook\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, dir, "--user=root", "--password="+canary, "--htpasswd="+users(t, "alice"), "--audit-log="+log, "--validate-token-file="+token, "--log-level=debug", "--metrics-login")
-	_, secret, _ := command(t, "", "token", "create", "ci", "--repository=team/**", "--actions=pull,push", "--data-dir="+dir)
+	p := start(
+		t,
+		dir,
+		"--user=root",
+		"--password="+canary,
+		"--htpasswd="+users(t, "alice"),
+		"--audit-log="+log,
+		"--validate-token-file="+token,
+		"--log-level=debug",
+		"--metrics-login",
+	)
+	_, secret, _ := command(
+		t,
+		"",
+		"token",
+		"create",
+		"ci",
+		"--repository=team/**",
+		"--actions=pull,push",
+		"--data-dir="+dir,
+	)
 	secret = strings.TrimSpace(secret)
 	robot, owner := basicAuth("x", secret), basicAuth("root", canary)
 	push := func(status int, login []string, repo string) {
@@ -768,8 +860,17 @@ func TestTheAuditLog(t *testing.T) {
 		if code, _, _ := p.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(config).String(), config, login...); code != status {
 			t.Errorf("a blob: %d, want %d", code, status)
 		}
-		manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":2},"layers":[]}`, manifestType, digest.FromString(config))
-		p.want(status, "PUT", "/v2/"+repo+"/manifests/v1", manifest, append([]string{"Content-Type", manifestType}, login...)...)
+		manifest := fmt.Sprintf(
+			`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":2},"layers":[]}`,
+			manifestType,
+			digest.FromString(config),
+		)
+		p.want(
+			status,
+			"PUT",
+			"/v2/"+repo+"/manifests/v1",
+			manifest,
+			append([]string{"Content-Type", manifestType}, login...)...)
 	}
 	push(201, robot, "team/app")
 	push(403, robot, "other")
@@ -777,17 +878,37 @@ func TestTheAuditLog(t *testing.T) {
 	p.want(401, "GET", "/v2/", "", basicAuth(canary, "x")...)
 	p.want(401, "GET", "/v2/", "", "Authorization", "Bearer "+canary)
 	p.want(401, "GET", "/token?account="+canary, "", basicAuth("alice", canary)...)
-	p.want(401, "POST", "/token", "grant_type=password&username=alice&password="+canary, "Content-Type", "application/x-www-form-urlencoded")
+	p.want(
+		401,
+		"POST",
+		"/token",
+		"grant_type=password&username=alice&password="+canary,
+		"Content-Type",
+		"application/x-www-form-urlencoded",
+	)
 	p.want(403, "POST", "/admin/gc", "", basicAuth("alice", "alice")...)
 	p.want(401, "GET", "/metrics", "")
 	p.want(403, "GET", "/metrics", "", robot...)
-	if text := p.want(200, "GET", "/metrics", "", basicAuth("alice", "alice")...); !strings.Contains(text, "trow_audit_left_out_total 0") || !strings.Contains(text, "trow_audit_failed_total 0") {
+	if text := p.want(200, "GET", "/metrics", "", basicAuth("alice", "alice")...); !strings.Contains(
+		text,
+		"trow_audit_left_out_total 0",
+	) ||
+		!strings.Contains(text, "trow_audit_failed_total 0") {
 		t.Errorf("%s", text)
 	}
 	review := podReview("nginx")
 	p.want(401, "POST", "/validate", review, "Content-Type", "application/json", "Authorization", "Bearer "+canary)
 	p.want(401, "POST", "/validate-image", review, "Content-Type", "application/json")
-	p.want(200, "POST", "/validate", review, "Content-Type", "application/json", "Authorization", "Bearer "+canary+"-of-the-webhook")
+	p.want(
+		200,
+		"POST",
+		"/validate",
+		review,
+		"Content-Type",
+		"application/json",
+		"Authorization",
+		"Bearer "+canary+"-of-the-webhook",
+	)
 	p.want(200, "GET", "/readyz", "")
 	pods := filepath.Join(files, "pods.yaml")
 	if err := os.WriteFile(pods, []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{image: nginx}]}\n"), 0o600); err != nil {
@@ -797,7 +918,8 @@ func TestTheAuditLog(t *testing.T) {
 	if code, _, errOut := command(t, "", check...); code != 2 || !strings.Contains(errOut, "for the API server") {
 		t.Errorf("check without the token: %d, %s", code, errOut)
 	}
-	if code, out, errOut := command(t, "", append(check, "--token-file="+token)...); code != 1 || !strings.Contains(out, "1 denied") {
+	if code, out, errOut := command(t, "", append(check, "--token-file="+token)...); code != 1 ||
+		!strings.Contains(out, "1 denied") {
 		t.Errorf("check with the token: %d, %s%s", code, out, errOut)
 	}
 	p.want(202, "DELETE", "/v2/team/app/manifests/v1", "", owner...)
@@ -870,19 +992,30 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("quotas: [{repositories: ['team/**'], bytes: 1Ki}]\nlimits: [{who: ['user:alice'], requests: 1000, push-rate: 1Mi, uploads: 3}]\n")
+	write(
+		"quotas: [{repositories: ['team/**'], bytes: 1Ki}]\nlimits: [{who: ['user:alice'], requests: 1000, push-rate: 1Mi, uploads: 3}]\n",
+	)
 	p := start(t, t.TempDir(), "--config="+file, "--htpasswd="+users(t, "alice"))
 	alice := basicAuth("alice", "alice")
 	blob := func(status int, n int) string {
 		t.Helper()
 		content := strings.Repeat("x", n)
-		return p.want(status, "POST", "/v2/team/app/blobs/uploads/?digest="+digest.FromString(content).String(), content, alice...)
+		return p.want(
+			status,
+			"POST",
+			"/v2/team/app/blobs/uploads/?digest="+digest.FromString(content).String(),
+			content,
+			alice...)
 	}
 	blob(201, 1000)
-	if text := blob(403, 25); !strings.Contains(text, "the quota of the repositories team/** is 1.0 KiB (setting quotas); they hold 1000 B, and this would add 25 B") {
+	if text := blob(403, 25); !strings.Contains(
+		text,
+		"the quota of the repositories team/** is 1.0 KiB (setting quotas); they hold 1000 B, and this would add 25 B",
+	) {
 		t.Errorf("%s", text)
 	}
-	if text := p.want(200, "GET", "/metrics", ""); !strings.Contains(text, `trow_quota_used_bytes{quota="1"} 1000`) || !strings.Contains(text, `trow_quota_bytes{quota="1"} 1024`) {
+	if text := p.want(200, "GET", "/metrics", ""); !strings.Contains(text, `trow_quota_used_bytes{quota="1"} 1000`) ||
+		!strings.Contains(text, `trow_quota_bytes{quota="1"} 1024`) {
 		t.Errorf("%s", text)
 	}
 	await := func(text string) {
@@ -900,7 +1033,10 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	await("its rules, limits and quotas are in effect")
 	blob(201, 25)
 	blob(201, 26)
-	if text := blob(429, 27); !strings.Contains(text, "alice may have 1 requests per second (setting limits, limit 1: requests)") {
+	if text := blob(429, 27); !strings.Contains(
+		text,
+		"alice may have 1 requests per second (setting limits, limit 1: requests)",
+	) {
 		t.Errorf("%s", text)
 	}
 	p.want(200, "GET", "/healthz", "")
@@ -916,7 +1052,14 @@ func TestCertificatesOfClients(t *testing.T) {
 	if err := os.WriteFile(config, []byte("rules:\n- {who: ['cert:build-7'], may: [pull, push], repositories: ['team/**']}\n- {who: ['cert-group:readers'], may: pull}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, t.TempDir(), "--config="+config, "--client-ca="+users, "--validate-client-ca="+api, "--validate-client-names=kube-apiserver")
+	p := start(
+		t,
+		t.TempDir(),
+		"--config="+config,
+		"--client-ca="+users,
+		"--validate-client-ca="+api,
+		"--validate-client-names=kube-apiserver",
+	)
 	plain := p.client
 	as := func(cert tls.Certificate) {
 		c := plain.Transport.(*http.Transport).TLSClientConfig.Clone()
@@ -943,10 +1086,12 @@ func TestCertificatesOfClients(t *testing.T) {
 	p.client = plain
 	p.want(401, "POST", "/validate", podReview("nginx"), json...)
 	p.want(200, "GET", "/readyz", "")
-	if log := p.errOut.String(); !strings.Contains(log, `"user":"cert:build-7"`) || !strings.Contains(log, `"identity":"certificate"`) {
+	if log := p.errOut.String(); !strings.Contains(log, `"user":"cert:build-7"`) ||
+		!strings.Contains(log, `"identity":"certificate"`) {
 		t.Errorf("%s", log)
 	}
-	if code, out, errOut := command(t, "", "can-i", "pull", "x", "--as=cert:y", "--as-group=readers", "--data-dir="+p.dir); code != 0 || !strings.Contains(out, "rule 2 decides: cert-group:readers may pull") {
+	if code, out, errOut := command(t, "", "can-i", "pull", "x", "--as=cert:y", "--as-group=readers", "--data-dir="+p.dir); code != 0 ||
+		!strings.Contains(out, "rule 2 decides: cert-group:readers may pull") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 }
@@ -958,8 +1103,15 @@ func clientCA(t *testing.T, path string) (file string, show func(cn string, orgs
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: path}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	ca := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: path},
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign,
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+	}
 	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &key.PublicKey, key)
 	if err == nil {
 		err = os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
@@ -972,8 +1124,13 @@ func clientCA(t *testing.T, path string) (file string, show func(cn string, orgs
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: cn, Organization: orgs}, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		c := &x509.Certificate{
+			SerialNumber: big.NewInt(2),
+			Subject:      pkix.Name{CommonName: cn, Organization: orgs},
+			NotBefore:    ca.NotBefore,
+			NotAfter:     ca.NotAfter,
+			ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		}
 		der, err := x509.CreateCertificate(rand.Reader, c, ca, &own.PublicKey, key)
 		if err != nil {
 			t.Fatal(err)
@@ -986,7 +1143,13 @@ func TestASecondServerOnTheSameDataIsRefused(t *testing.T) {
 	t.Parallel()
 	p := start(t, t.TempDir())
 	var errOut output
-	code := run(t.Context(), []string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + p.dir}, strings.NewReader(""), io.Discard, &errOut)
+	code := run(
+		t.Context(),
+		[]string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + p.dir},
+		strings.NewReader(""),
+		io.Discard,
+		&errOut,
+	)
 	if want := fmt.Sprintf("in use by process %d", os.Getpid()); code != 2 || !strings.Contains(errOut.String(), want) {
 		t.Errorf("code %d: %s", code, &errOut)
 	}
@@ -1035,20 +1198,25 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		}
 		return path
 	}
+	files := 0
+	file := func(text string) []string { // the arguments for a configuration file
+		files++
+		return []string{"--config=" + write(fmt.Sprintf("trow%d.yaml", files), text)}
+	}
 	for _, row := range []struct {
 		name string
 		args []string
 		env  string
 		want string
 	}{
-		{"an unknown key", []string{"--config=" + write("a.yaml", "lisen: x")}, "", `unknown setting "lisen"`},
-		{"a nested key", []string{"--config=" + write("b.yaml", "tls: {cert: x}")}, "", `unknown setting "tls.cert"`},
-		{"no YAML", []string{"--config=" + write("c.yaml", ":\n:")}, "", "c.yaml"},
+		{"an unknown key", file("lisen: x"), "", `unknown setting "lisen"`},
+		{"a nested key", file("tls: {cert: x}"), "", `unknown setting "tls.cert"`},
+		{"no YAML", file(":\n:"), "", ".yaml: "},
 		{"no file", []string{"--config=" + dir + "/none.yaml"}, "", "none.yaml"},
 		{"an unknown variable", nil, "TROW_LISEN=x", `TROW_LISEN: unknown setting "lisen"`},
 		{"a word for a number", []string{"--upload-timeout=soon"}, "", "upload-timeout"},
 		{"a word for a switch", nil, "TROW_NO_TLS=maybe", "no-tls"},
-		{"a list of numbers", []string{"--config=" + write("d.yaml", "names: [1]")}, "", "names"},
+		{"a list of numbers", file("names: [1]"), "", "names"},
 		{"a time that is too short", []string{"--upload-timeout=1s"}, "", "upload-timeout"},
 		{"no requests at all", []string{"--max-requests=0"}, "", "max-requests"},
 		{"no connections at all", []string{"--max-connections=-1"}, "", "max-connections"},
@@ -1058,9 +1226,9 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a collection without a pause", []string{"--gc-interval=1ms"}, "", "gc-interval"},
 		{"no grace", []string{"--gc-grace=0"}, "", "gc-grace"},
 		{"a scrub without a pause", []string{"--scrub-interval=1s"}, "", "scrub-interval"},
-		{"a rule without effect", []string{"--config=" + write("r.yaml", "retention: [{repositories: [a]}]")}, "", "retention: rule 1"},
-		{"a rule with an unknown key", []string{"--config=" + write("s.yaml", "retention: [{repositories: [a], keeplast: 1}]")}, "", "keeplast"},
-		{"a rule with an invalid duration", []string{"--config=" + write("u.yaml", "retention: [{repositories: [a], keep-younger: soon}]")}, "", "soon"},
+		{"a rule without effect", file("retention: [{repositories: [a]}]"), "", "retention: rule 1"},
+		{"a rule with an unknown key", file("retention: [{repositories: [a], keeplast: 1}]"), "", "keeplast"},
+		{"a rule with an invalid duration", file("retention: [{repositories: [a], keep-younger: soon}]"), "", "soon"},
 		{"immutable tags without a repository", []string{"--immutable-tags=v1"}, "", "immutable-tags"},
 		{"an invalid rate", []string{"--scrub-rate=fast"}, "", "scrub-rate"},
 		{"a stall that is too short", []string{"--stall-timeout=1ms"}, "", "stall-timeout"},
@@ -1073,9 +1241,9 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"an unknown level of anonymous", []string{"--anonymous=all"}, "", "anonymous"},
 		{"a missing file of users", []string{"--htpasswd=" + dir + "/none"}, "", "htpasswd"},
 		{"users with weak hashes", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "", "line 1: want name:hash with a bcrypt hash"},
-		{"a rule without identities", []string{"--config=" + write("w.yaml", "rules: [{may: pull}]")}, "", "rules: rule 1: who"},
-		{"an access rule with an unknown key", []string{"--config=" + write("x.yaml", "rules: [{who: a, may: pull, repos: a}]")}, "", "repos"},
-		{"rules with anonymous", []string{"--anonymous=pull", "--config=" + write("y.yaml", "rules: [{who: '*', may: pull}]")}, "", "anonymous: cannot be combined with rules"},
+		{"a rule without identities", file("rules: [{may: pull}]"), "", "rules: rule 1: who"},
+		{"an access rule with an unknown key", file("rules: [{who: a, may: pull, repos: a}]"), "", "repos"},
+		{"rules with anonymous", append(file("rules: [{who: '*', may: pull}]"), "--anonymous=pull"), "", "anonymous: cannot be combined with rules"},
 		{"an invalid public URL", []string{"--public-url=registry.example.org"}, "", "public-url"},
 		{"no way to log in", []string{"--anonymous=none"}, "", "no user could log in"},
 		{"TLS and no TLS", []string{"--no-tls", "--tls-cert=x"}, "", "no-tls"},
@@ -1092,12 +1260,12 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"access-review without token-audience", []string{"--access-review"}, "", "token-audience: trow"},
 		{"standard output as the audit log", []string{"--audit-log=-"}, "", "audit-log"},
 		{"an audit log in a missing directory", []string{"--audit-log=" + dir + "/none/a"}, "", "audit-log"},
-		{"a limit without identities", []string{"--config=" + write("l1.yaml", "limits: [{requests: 1}]")}, "", "limits: limit 1: who"},
-		{"a limit with an unknown key", []string{"--config=" + write("l2.yaml", "limits: [{who: '*', request: 1}]")}, "", "request"},
-		{"a limit with an invalid size", []string{"--config=" + write("l3.yaml", "limits: [{who: '*', pull-rate: fast}]")}, "", "is not a number of bytes"},
-		{"a limit of clients without a login", []string{"--config=" + write("l4.yaml", "limits: [{who: anonymous, requests: 1}]")}, "", "by-address"},
-		{"a quota without repositories", []string{"--config=" + write("q1.yaml", "quotas: [{bytes: 1Gi}]")}, "", "quotas: quota 1"},
-		{"a quota without bytes", []string{"--config=" + write("q2.yaml", "quotas: [{repositories: a}]")}, "", "quotas: quota 1: bytes"},
+		{"a limit without identities", file("limits: [{requests: 1}]"), "", "limits: limit 1: who"},
+		{"a limit with an unknown key", file("limits: [{who: '*', request: 1}]"), "", "request"},
+		{"a limit with an invalid size", file("limits: [{who: '*', pull-rate: fast}]"), "", "is not a number of bytes"},
+		{"a limit of clients without a login", file("limits: [{who: anonymous, requests: 1}]"), "", "by-address"},
+		{"a quota without repositories", file("quotas: [{bytes: 1Gi}]"), "", "quotas: quota 1"},
+		{"a quota without bytes", file("quotas: [{repositories: a}]"), "", "quotas: quota 1: bytes"},
 		{"certificates without TLS", []string{"--client-ca=x", "--no-tls"}, "", "no-tls"},
 		{"a missing client CA", []string{"--client-ca=" + dir + "/none"}, "", dir + "/none"},
 		{"an invalid client CA", []string{"--validate-client-ca=" + write("nonsense.pem", "x")}, "", "nonsense.pem: it has no certificate"},
@@ -1189,8 +1357,10 @@ func TestCheck(t *testing.T) {
 	verify := func(how string, args ...string) {
 		t.Helper()
 		code, out, errOut := command(t, podsYAML, append([]string{"check"}, args...)...)
-		if code != 1 || !strings.Contains(out, "denied   "+how) || !strings.Contains(out, "Deployment/bad") || !strings.Contains(out, tutorialSentence) ||
-			!strings.Contains(out, "skipped") || !strings.Contains(out, "2 checked, 1 denied") {
+		if code != 1 || !strings.Contains(out, "denied   "+how) || !strings.Contains(out, "Deployment/bad") ||
+			!strings.Contains(out, tutorialSentence) ||
+			!strings.Contains(out, "skipped") ||
+			!strings.Contains(out, "2 checked, 1 denied") {
 			t.Errorf("%v: code %d\n%s%s", args, code, out, errOut)
 		}
 	}
@@ -1198,7 +1368,8 @@ func TestCheck(t *testing.T) {
 	p.stop()
 	verify(file, "-f", file, "--data", p.dir)
 	verify("-", "-f", "-", "--data", p.dir)
-	if code, out, errOut := command(t, "", "check", "-f", file, "--data", p.dir, "--allow-docker-official"); code != 0 || !strings.Contains(out, "2 checked, 0 denied") {
+	if code, out, errOut := command(t, "", "check", "-f", file, "--data", p.dir, "--allow-docker-official"); code != 0 ||
+		!strings.Contains(out, "2 checked, 0 denied") {
 		t.Errorf("with a rule: code %d\n%s%s", code, out, errOut)
 	}
 	for _, args := range [][]string{
@@ -1216,7 +1387,8 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%v: code %d: %s", args, code, errOut)
 		}
 	}
-	if code, _, errOut := command(t, "a: [", "check", "-f", "-", "--data", p.dir); code != 2 || !strings.Contains(errOut, "document 1") {
+	if code, _, errOut := command(t, "a: [", "check", "-f", "-", "--data", p.dir); code != 2 ||
+		!strings.Contains(errOut, "document 1") {
 		t.Errorf("bad YAML: code %d: %s", code, errOut)
 	}
 }
@@ -1227,7 +1399,13 @@ func TestBench(t *testing.T) {
 	var out bytes.Buffer
 	bench := func(args ...string) int {
 		out.Reset()
-		return run(t.Context(), append([]string{"bench", "--duration=5ms", "--connections=2"}, args...), nil, &out, io.Discard)
+		return run(
+			t.Context(),
+			append([]string{"bench", "--duration=5ms", "--connections=2"}, args...),
+			nil,
+			&out,
+			io.Discard,
+		)
 	}
 	ca := "--cacert=" + filepath.Join(p.dir, "ca.crt")
 	if code := bench(p.url, ca, "--scenarios=admission,manifest-head-tag", "--json=-"); code != 0 {
@@ -1239,17 +1417,22 @@ func TestBench(t *testing.T) {
 			Operations, Errors int
 		}
 	}
-	if err := json.Unmarshal(out.Bytes(), &report); err != nil || len(report.Results) != 2 || report.Results[1].Scenario != "admission" ||
-		report.Results[0].Operations < 2 || report.Results[1].Operations < 2 || report.Results[0].Errors+report.Results[1].Errors > 0 {
+	if err := json.Unmarshal(out.Bytes(), &report); err != nil || len(report.Results) != 2 ||
+		report.Results[1].Scenario != "admission" ||
+		report.Results[0].Operations < 2 ||
+		report.Results[1].Operations < 2 ||
+		report.Results[0].Errors+report.Results[1].Errors > 0 {
 		t.Errorf("%s %v", &out, err)
 	}
-	if metrics := p.want(200, "GET", "/metrics", ""); strings.Contains(metrics, `reviews_total{verdict="allowed"} 0`) || !strings.Contains(metrics, `reviews_total{verdict="denied"} 0`) {
+	if metrics := p.want(200, "GET", "/metrics", ""); strings.Contains(metrics, `reviews_total{verdict="allowed"} 0`) ||
+		!strings.Contains(metrics, `reviews_total{verdict="denied"} 0`) {
 		t.Errorf("the verdicts: %s", metrics)
 	}
 	if code := bench(p.url, ca, "--clean"); code != 0 || !strings.HasPrefix(out.String(), "Deleted 100 manifests.") {
 		t.Errorf("code %d: %s", code, &out)
 	}
-	if code := bench(p.url, ca, "--scenarios=manifest-head-tag", "--no-populate"); code != 1 || !strings.Contains(out.String(), "404 Not Found") {
+	if code := bench(p.url, ca, "--scenarios=manifest-head-tag", "--no-populate"); code != 1 ||
+		!strings.Contains(out.String(), "404 Not Found") {
 		t.Errorf("without content: code %d: %s", code, &out)
 	}
 	if code := bench(p.url); code != 2 || out.Len() > 0 {
@@ -1266,10 +1449,13 @@ func TestVersionAndManifest(t *testing.T) {
 			t.Errorf("%v: %d, %q", args, code, out)
 		}
 	}
-	if code, out, _ := command(t, "", "manifest"); code != 0 || !strings.Contains(out, "nodePort: 31000") || !strings.Contains(out, "image: trow:"+version) {
+	if code, out, _ := command(t, "", "manifest"); code != 0 || !strings.Contains(out, "nodePort: 31000") ||
+		!strings.Contains(out, "image: trow:"+version) {
 		t.Errorf("manifest: %d, %q", code, out)
 	}
-	if code, _, errOut := command(t, "", "manifest", "--namespace=A", "--storage=x"); code != 2 || !strings.Contains(errOut, "namespace:") || !strings.Contains(errOut, "storage:") {
+	if code, _, errOut := command(t, "", "manifest", "--namespace=A", "--storage=x"); code != 2 ||
+		!strings.Contains(errOut, "namespace:") ||
+		!strings.Contains(errOut, "storage:") {
 		t.Errorf("manifest with bad options: %d, %q", code, errOut)
 	}
 }
@@ -1279,7 +1465,13 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 	const account = "system:serviceaccount:team:app"
 	token := func(name string) string {
 		encode := base64.RawURLEncoding.EncodeToString
-		return encode([]byte(`{"alg":"RS256"}`)) + "." + encode([]byte(`{"aud":["trow"],"jti":"`+name+`"}`)) + "." + encode([]byte("signature"))
+		return encode(
+			[]byte(`{"alg":"RS256"}`),
+		) + "." + encode(
+			[]byte(`{"aud":["trow"],"jti":"`+name+`"}`),
+		) + "." + encode(
+			[]byte("signature"),
+		)
 	}
 	client := fake.NewClientset()
 	client.PrependReactor("create", "tokenreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
@@ -1299,13 +1491,25 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 		if at.Name == "down" {
 			return true, nil, errors.New("connection refused")
 		}
-		review.Status.Allowed = review.Spec.User == account && slices.Equal(review.Spec.Groups, []string{"system:serviceaccounts"}) &&
-			at.Verb == "get" && at.Namespace == "team" && at.Name == "back/end"
+		review.Status.Allowed = review.Spec.User == account &&
+			slices.Equal(review.Spec.Groups, []string{"system:serviceaccounts"}) &&
+			at.Verb == "get" &&
+			at.Namespace == "team" &&
+			at.Name == "back/end"
 		return true, review, nil
 	})
 	var log bytes.Buffer
 	r := cluster.NewReviewer(kubetest.Client(client), kube.Audience, zerolog.New(&log))
-	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Name: "trow.kube-public:31000", Reviewer: r, Accesses: r, AccessReview: true, Anonymous: "none"})
+	guard, err := auth.New(
+		auth.Options{
+			Dir:          t.TempDir(),
+			Name:         "trow.kube-public:31000",
+			Reviewer:     r,
+			Accesses:     r,
+			AccessReview: true,
+			Anonymous:    "none",
+		},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1334,7 +1538,8 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 			}
 		}
 	}
-	if text := log.String(); !strings.Contains(text, "refused") || !strings.Contains(text, "cannot review") || strings.Contains(text, strings.Split(token("bad"), ".")[1]) {
+	if text := log.String(); !strings.Contains(text, "refused") || !strings.Contains(text, "cannot review") ||
+		strings.Contains(text, strings.Split(token("bad"), ".")[1]) {
 		t.Errorf("the log: %s", text)
 	}
 }
@@ -1367,7 +1572,8 @@ func TestInstructionsForANode(t *testing.T) {
 	p := start(t, t.TempDir())
 	_, _, ca := p.do("GET", "/ca.crt", "")
 	code, out, errOut := command(t, ca, "node", "--print=talos", "--ca=-", "--host=registry.example.org", "--port=30500")
-	if code != 0 || !strings.Contains(out, "registry.example.org:30500") || !strings.Contains(out, "https://127.0.0.1:30501") {
+	if code != 0 || !strings.Contains(out, "registry.example.org:30500") ||
+		!strings.Contains(out, "https://127.0.0.1:30501") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 }
@@ -1382,17 +1588,27 @@ type folderRule struct {
 	why    string
 }
 
-// folderRules keep registry and admission apart: the index is all that they share, so that one of them can be understood,
-// tested and replaced without the other.
+// folderRules keep registry and admission apart: the index is all that they share, so that one of them can be
+// understood, tested and replaced without the other.
 var folderRules = []folderRule{
 	{"registry", []string{"admission", "tls", "manifests"}, nil, "the registry knows nothing of Kubernetes"},
 	{"admission", []string{"registry", "tls"}, nil, "a verdict is a look-up in the index"},
 	{"tls", []string{"registry", "admission", "manifests"}, nil, "certificates are of no use to know"},
-	{"manifests", []string{"registry", "admission", "tls"}, []string{"registry/ocierror"}, "a node runs without a registry"},
+	{
+		"manifests",
+		[]string{"registry", "admission", "tls"},
+		[]string{"registry/ocierror"},
+		"a node runs without a registry",
+	},
 	{"storage", []string{"registry", "admission", "tls", "manifests"}, nil, "storage is below everything"},
 	{"manifests/kube", []string{"manifests/node", "registry"}, nil, "a leaf: admission/cluster imports it"},
 	{"registry/ocierror", []string{"registry", "storage"}, nil, "a leaf: everybody who answers HTTP imports it"},
-	{"registry/auth", []string{"registry/server", "registry/maintenance", "registry/limit"}, nil, "limits ask who, not the reverse"},
+	{
+		"registry/auth",
+		[]string{"registry/server", "registry/maintenance", "registry/limit"},
+		nil,
+		"limits ask who, not the reverse",
+	},
 }
 
 // onlyFrom says which of ours a package may import at all.
@@ -1439,7 +1655,8 @@ type source struct {
 func sources(t *testing.T) (all []source) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "e2e") {
+		if err != nil ||
+			d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "e2e") {
 			if err == nil {
 				err = fs.SkipDir
 			}
@@ -1472,7 +1689,8 @@ func TestWhoImportsWhom(t *testing.T) {
 			path := strings.Trim(spec.Path.Value, `"`)
 			ours, isOurs := strings.CutPrefix(path, "trow/")
 			for _, rule := range folderRules {
-				if isOurs && within(s.pkg, rule.from) && withinAny(ours, rule.never) && !within(ours, rule.from) && !slices.Contains(rule.except, ours) {
+				if isOurs && within(s.pkg, rule.from) && withinAny(ours, rule.never) && !within(ours, rule.from) &&
+					!slices.Contains(rule.except, ours) {
 					t.Errorf("%s imports %s: %s", s.path, path, rule.why)
 				}
 			}
@@ -1482,7 +1700,8 @@ func TestWhoImportsWhom(t *testing.T) {
 			if who, ok := onlyIn[path]; ok && !slices.Contains(who, s.pkg) {
 				t.Errorf("%s imports %s, which only %v may", s.path, path, who)
 			}
-			if allowed, ok := standardOnly[s.pkg]; ok && !isOurs && strings.Contains(path, ".") && !slices.Contains(allowed, path) {
+			if allowed, ok := standardOnly[s.pkg]; ok && !isOurs && strings.Contains(path, ".") &&
+				!slices.Contains(allowed, path) {
 				t.Errorf("%s imports %s; %s has only the standard library and %v", s.path, path, s.pkg, allowed)
 			}
 		}
@@ -1548,7 +1767,8 @@ func TestSettingsAreDefinedInAddFlags(t *testing.T) {
 			}
 			ast.Inspect(f, func(n ast.Node) bool {
 				if call, ok := n.(*ast.CallExpr); ok {
-					if sel, ok := call.Fun.(*ast.SelectorExpr); ok && defines.MatchString(sel.Sel.Name) && len(call.Args) >= 3 && s.pkg != "admission/cluster" {
+					if sel, ok := call.Fun.(*ast.SelectorExpr); ok && defines.MatchString(sel.Sel.Name) && len(call.Args) >= 3 &&
+						s.pkg != "admission/cluster" {
 						t.Errorf("%s: a setting outside of AddFlags", s.set.Position(call.Pos()))
 					}
 				}
@@ -1566,8 +1786,9 @@ func TestPackagesBelowMainDoNotPrintOrLog(t *testing.T) {
 		ast.Inspect(s.file, func(n ast.Node) bool {
 			if call, ok := n.(*ast.SelectorExpr); ok {
 				x, ok := call.X.(*ast.Ident)
-				if ok && (x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") || x.Name == "log" && (strings.HasPrefix(call.Sel.Name, "Print") || strings.HasPrefix(call.Sel.Name, "Fatal")) ||
-					x.Name == "os" && call.Sel.Name == "Exit") {
+				if ok &&
+					(x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") || x.Name == "log" && (strings.HasPrefix(call.Sel.Name, "Print") || strings.HasPrefix(call.Sel.Name, "Fatal")) ||
+						x.Name == "os" && call.Sel.Name == "Exit") {
 					t.Errorf("%s: %s.%s: return an error instead", s.path, x.Name, call.Sel.Name)
 				}
 			}
@@ -1587,7 +1808,8 @@ func settingsOf(t *testing.T, text string) map[string]string {
 	return all
 }
 
-// TestTheSettingsAreDocumented: registry/README.md has the table that trow settings prints, and README.md some of its rows.
+// TestTheSettingsAreDocumented: registry/README.md has the table that trow settings prints, and README.md some of its
+// rows.
 func TestTheSettingsAreDocumented(t *testing.T) {
 	code, table, errOut := command(t, "", "settings", "--markdown")
 	if code != 0 || strings.Count(table, "\n") < 50 {

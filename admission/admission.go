@@ -122,7 +122,8 @@ type Webhook struct {
 // New returns a webhook.
 func New(o Options) *Webhook {
 	w := &Webhook{
-		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log, large: make(chan struct{}, maxLarge),
+		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log,
+		large: make(chan struct{}, maxLarge),
 	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }

@@ -275,8 +275,8 @@ func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
 // brief bounds the text of a decoder's error, which may quote the client's input.
 func brief(err error) string { return ocierror.Clip(err.Error()) }
 
-// RecoverManifest is [ReadManifest] for a repair that has lost the facts about a manifest. parts has the size in bytes of
-// every part that a repository must hold to accept the manifest, so not of foreign layers.
+// RecoverManifest is [ReadManifest] for a repair that has lost the facts about a manifest. parts has the size in bytes
+// of every part that a repository must hold to accept the manifest, so not of foreign layers.
 func RecoverManifest(content []byte) (m storage.Manifest, parts map[digest.Digest]int64, ok bool) {
 	if m, ok = ReadManifest(content); !ok {
 		return storage.Manifest{}, nil, false

@@ -726,15 +726,19 @@ func TestDamagedFactsAreRefused(t *testing.T) {
 	good := string(binary(digest.FromString("x")))
 	manyRefs := []byte{2, 2, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f}
 	tests := map[string]storage.Fact{
-		"a link with a bad name":                {Kind: storage.KindLink, Name: "x", Value: []byte{2, 2}},
-		"a link with an unknown algorithm":      {Kind: storage.KindLink, Name: "\x07" + good[1:], Value: []byte{2, 2}},
-		"a link without a value":                {Kind: storage.KindLink, Name: good, Value: []byte{}},
-		"a link that is cut":                    {Kind: storage.KindLink, Name: good, Value: []byte{2}},
-		"a manifest with a bad name":            {Kind: storage.KindManifest, Name: "", Value: []byte{2, 2, 0, 0, 0}},
-		"a manifest that is cut":                {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 5, 'a'}},
-		"a manifest without references":         {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0}},
-		"a manifest with too many":              {Kind: storage.KindManifest, Name: good, Value: manyRefs},
-		"a manifest with a bad reference":       {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0, 1, 1, 'x'}},
+		"a link with a bad name":           {Kind: storage.KindLink, Name: "x", Value: []byte{2, 2}},
+		"a link with an unknown algorithm": {Kind: storage.KindLink, Name: "\x07" + good[1:], Value: []byte{2, 2}},
+		"a link without a value":           {Kind: storage.KindLink, Name: good, Value: []byte{}},
+		"a link that is cut":               {Kind: storage.KindLink, Name: good, Value: []byte{2}},
+		"a manifest with a bad name":       {Kind: storage.KindManifest, Name: "", Value: []byte{2, 2, 0, 0, 0}},
+		"a manifest that is cut":           {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 5, 'a'}},
+		"a manifest without references":    {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 0}},
+		"a manifest with too many":         {Kind: storage.KindManifest, Name: good, Value: manyRefs},
+		"a manifest with a bad reference": {
+			Kind:  storage.KindManifest,
+			Name:  good,
+			Value: []byte{2, 2, 0, 0, 1, 1, 'x'},
+		},
 		"a manifest with a bad subject":         {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 1, 'x', 0}},
 		"a tag that is cut":                     {Kind: storage.KindTag, Name: "v", Value: []byte{33, 1}},
 		"a tag of a manifest that is not there": {Kind: storage.KindTag, Name: "v", Value: []byte("\x21" + good + "\x02")},

@@ -32,7 +32,8 @@ func (k *Keeper) Summary(host string) string {
 		return text
 	}
 	return text + "\nTrust it (podman, skopeo, buildah; for docker the directory is /etc/docker/certs.d):\n" +
-		"  sudo mkdir -p /etc/containers/certs.d/" + host + " && sudo cp " + k.caFile + " /etc/containers/certs.d/" + host + "/\n"
+		"  sudo mkdir -p /etc/containers/certs.d/" + host +
+		" && sudo cp " + k.caFile + " /etc/containers/certs.d/" + host + "/\n"
 }
 
 // writeCAFile writes the bundle into CAFile. An error is logged.

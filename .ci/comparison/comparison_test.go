@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// TestMain makes the test binary play all programs that the comparison runs, servers and load generator, so that nothing
-// needs to be installed.
+// TestMain makes the test binary play all programs that the comparison runs, servers and load generator, so that
+// nothing needs to be installed.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		var err error
@@ -53,8 +53,8 @@ func stubServer(args []string) error {
 	return http.ListenAndServe(args[0], ok)
 }
 
-// stubBench records its arguments and writes results like trow bench: 1000 operations per second and connection. It fails
-// for referrers.
+// stubBench records its arguments and writes results like trow bench: 1000 operations per second and connection. It
+// fails for referrers.
 func stubBench(args []string) error {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	out := f.String("json", "", "")

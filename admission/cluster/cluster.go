@@ -142,8 +142,8 @@ func (c *Cluster) Store() Store {
 	return NewSecret(c.o.Client, c.o.Namespace)
 }
 
-// Published reports whether a bundle is the one that all clients in the cluster have; see package tls. Outside a cluster
-// it is true.
+// Published reports whether a bundle is the one that all clients in the cluster have; see package tls. Outside a
+// cluster it is true.
 func (c *Cluster) Published(bundle []byte) bool {
 	if c == nil {
 		return true

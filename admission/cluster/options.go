@@ -83,8 +83,8 @@ type Reviews interface {
 }
 
 // Open connects to the API server of the cluster that this process runs in, and returns the Cluster, nil if the setting
-// webhook is empty, and a Reviewer, nil if the setting token-audience is empty. It sends no request yet. Error: a setting
-// needs a cluster, and this process does not run in a pod.
+// webhook is empty, and a Reviewer, nil if the setting token-audience is empty. It sends no request yet. Error: a
+// setting needs a cluster, and this process does not run in a pod.
 func Open(o Options) (c *Cluster, r Reviews, err error) {
 	if o.Webhook != "" {
 		if err := o.connect("webhook"); err != nil {

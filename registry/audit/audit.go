@@ -230,7 +230,8 @@ func (l *Log) Collect(to chan<- prometheus.Metric) {
 
 // Refuse records that a request of an unknown client was refused.
 func (l *Log) Refuse(r *http.Request, action, why string) {
-	l.Record(r.Context(), Event{What: Request, Outcome: Denied, Kind: "unknown", From: From(r.RemoteAddr), Action: action, Reason: why})
+	l.Record(r.Context(), Event{What: Request, Outcome: Denied, Kind: "unknown", From: From(r.RemoteAddr),
+		Action: action, Reason: why})
 }
 
 // Record records an event of the request of ctx, or counts it as left out.

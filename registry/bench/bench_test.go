@@ -238,7 +238,8 @@ func TestOnlyErrorsIsAFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := r.Results[0]
-	if x.Operations != 0 || x.Errors == 0 || !strings.HasSuffix(x.FirstError, "500 Internal Server Error: UNKNOWN no luck") {
+	if x.Operations != 0 || x.Errors == 0 ||
+		!strings.HasSuffix(x.FirstError, "500 Internal Server Error: UNKNOWN no luck") {
 		t.Errorf("%+v", x)
 	}
 	var table bytes.Buffer

@@ -11,8 +11,8 @@
 //
 //  1. The journal is opened first, because its lock is the lock of the directory: a second process changes nothing in a
 //     data directory that is in use.
-//  2. Work that can wait starts a while after the server is ready, so that it does not slow down the clients that waited
-//     for the start.
+//  2. Work that can wait starts a while after the server is ready, so that it does not slow down the clients that
+//     waited for the start.
 //  3. A failure of this work is logged and tried again at the next interval. It never ends the server.
 //
 // # What it does not do

@@ -48,9 +48,8 @@ func Open(o Options) (*Data, error) {
 		o.Audit = func(audit.Event) {}
 	}
 	d := &Data{options: o, log: o.Log,
-		collected: prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_deleted_total", Help: "Blobs that were collected."}),
-		freed:     prometheus.NewCounter(prometheus.CounterOpts{Name: "trow_gc_freed_bytes_total", Help: "Bytes that were collected."}),
-	}
+		collected: counter("trow_gc_deleted_total", "Blobs that were collected."),
+		freed:     counter("trow_gc_freed_bytes_total", "Bytes that were collected.")}
 	var err error
 	if d.journal, err = bolt.Open(o.DataDir); err != nil { // first: it holds the lock of the directory
 		return nil, err
@@ -207,7 +206,8 @@ func (d *Data) collect(ctx context.Context) {
 
 // removed logs a removal by retention.
 func (d *Data) removed(r retention.Removal) {
-	d.log.Info().Str("repo", r.Repo).Str("tag", r.Tag).Stringer("digest", r.Digest).Str("why", r.Why).Msg("removed by retention")
+	d.log.Info().Str("repo", r.Repo).Str("tag", r.Tag).Stringer("digest", r.Digest).Str("why", r.Why).
+		Msg("removed by retention")
 	e := audit.Event{What: audit.Delete, Outcome: audit.OK, Kind: "retention", Action: "delete", Repo: r.Repo,
 		Digest: r.Digest.String(), Reason: r.Why}
 	if r.Tag != "" {
@@ -236,7 +236,8 @@ func (d *Data) scrub(ctx context.Context) {
 		d.log.Error().Err(err).Msg("scrub")
 		return
 	}
-	d.log.Info().Int("blobs", done.Blobs).Int64("bytes", done.Bytes).Int("damaged", done.Damaged).Int("failed", done.Failed).Msg("scrubbed")
+	d.log.Info().Int("blobs", done.Blobs).Int64("bytes", done.Bytes).Int("damaged", done.Damaged).
+		Int("failed", done.Failed).Msg("scrubbed")
 }
 
 // found logs what a scrub has found.
@@ -245,14 +246,15 @@ func (d *Data) found(f storage.Finding) {
 	case f.Err != nil:
 		d.log.Error().Err(f.Err).Stringer("digest", f.Digest).Msg("content cannot be read; the next scrub tries again")
 	case f.Reason != "":
-		d.log.Error().Stringer("digest", f.Digest).Str("why", f.Reason).Msg("damaged content: quarantined until it is pushed again")
+		d.log.Error().Stringer("digest", f.Digest).Str("why", f.Reason).
+			Msg("damaged content: quarantined until it is pushed again")
 	default:
 		d.log.Info().Stringer("digest", f.Digest).Msg("content is intact again")
 	}
 }
 
-// Check reads content that a pull did not find as it should be, and quarantines it if it is damaged. Errors: the content
-// could not be checked.
+// Check reads content that a pull did not find as it should be, and quarantines it if it is damaged. Errors: the
+// content could not be checked.
 func (d *Data) Check(ctx context.Context, dgst digest.Digest) error {
 	f, err := d.loaded.Load().scrubber.Check(ctx, dgst)
 	if f != nil {

@@ -43,7 +43,11 @@ func open(t *testing.T, o maintenance.Options, rules ...retention.Rule) (*mainte
 	if err != nil {
 		t.Fatal(err)
 	}
-	index, err := data.Load(t.Context(), keep, []storage.Quota{{Name: "all", Match: func(string) bool { return true }, Bytes: 1000}})
+	index, err := data.Load(
+		t.Context(),
+		keep,
+		[]storage.Quota{{Name: "all", Match: func(string) bool { return true }, Bytes: 1000}},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,21 +126,26 @@ func TestRetentionIsAudited(t *testing.T) {
 	for _, tag := range []string{"old", "new"} {
 		d := digest.FromString(tag)
 		err := index.Update(t.Context(), "a", func(tx *storage.Tx) error {
-			return errors.Join(tx.PutManifest(storage.Manifest{Digest: d, MediaType: "application/x", Size: 1}), tx.SetTag(tag, d))
+			return errors.Join(
+				tx.PutManifest(storage.Manifest{Digest: d, MediaType: "application/x", Size: 1}),
+				tx.SetTag(tag, d),
+			)
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(1050 * time.Millisecond) // times in facts are whole seconds
 	}
-	if _, answer := job(t, data, "POST", "/admin/retention?dry-run"); !strings.Contains(answer, `"removed":2`) || len(events) != 0 {
+	if _, answer := job(t, data, "POST", "/admin/retention?dry-run"); !strings.Contains(answer, `"removed":2`) ||
+		len(events) != 0 {
 		t.Errorf("dry run: %s, %d events", answer, len(events))
 	}
 	if _, answer := job(t, data, "POST", "/admin/retention"); !strings.Contains(answer, `"removed":2`) {
 		t.Errorf("%s", answer)
 	}
 	// the tag, and the manifest that was its only one
-	if len(events) != 2 || events[1].Tags != nil || events[0].Repo != "a" || events[0].Tags[0] != "old" || events[0].Kind != "retention" {
+	if len(events) != 2 || events[1].Tags != nil || events[0].Repo != "a" || events[0].Tags[0] != "old" ||
+		events[0].Kind != "retention" {
 		t.Errorf("%+v", events)
 	}
 }

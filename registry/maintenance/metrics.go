@@ -13,12 +13,17 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
+func counter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
 var (
 	repositories = gauge("trow_index_repositories", "Repositories that hold anything.")
 	manifests    = gauge("trow_index_manifests", "Manifests, counted in each repository.")
 	tags         = gauge("trow_index_tags", "Tags.")
 	blobs        = gauge("trow_index_blobs", "Blobs, counted in each repository that holds them.")
-	quarantined  = gauge("trow_index_quarantined", "Contents whose bytes were found damaged or missing, and that no client has pushed again.")
+	quarantined  = gauge("trow_index_quarantined",
+		"Contents whose bytes were found damaged or missing, and that no client has pushed again.")
 	sizeBytes    = gauge("trow_storage_size_bytes", "Size of the file system with the data.")
 	freeBytes    = gauge("trow_storage_free_bytes", "Free space of the file system with the data.")
 	reserveBytes = gauge("trow_storage_reserve_bytes", "Space that uploads leave free: below, they are refused.")

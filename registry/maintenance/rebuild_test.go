@@ -67,10 +67,13 @@ func TestARebuildThatIsCutShort(t *testing.T) {
 	}
 	spoil(t, dir)
 	short, cut := context.WithCancel(ctx)
-	o := maintenance.RebuildOptions{Into: "recovered", Parse: func(content []byte) (storage.Manifest, map[digest.Digest]int64, bool) {
-		cut()
-		return parseManifest(content)
-	}}
+	o := maintenance.RebuildOptions{
+		Into: "recovered",
+		Parse: func(content []byte) (storage.Manifest, map[digest.Digest]int64, bool) {
+			cut()
+			return parseManifest(content)
+		},
+	}
 	if _, err := maintenance.Rebuild(short, dir, o); !errors.Is(err, context.Canceled) {
 		t.Fatalf("the first: %v", err)
 	}

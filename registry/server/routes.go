@@ -6,8 +6,8 @@ import (
 	"trow/registry/ocierror"
 )
 
-// MethodNotAllowed answers requests whose path exists and whose method does not. api answers those below /v2 in the form
-// of the distribution API.
+// MethodNotAllowed answers requests whose path exists and whose method does not. api answers those below /v2 in the
+// form of the distribution API.
 func MethodNotAllowed(api http.Handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if ocierror.IsPath(r.URL.Path) {

@@ -1,5 +1,6 @@
 // Package service is a registry that runs: the data directory, the audit log, logins, limits and the distribution API,
-// opened in the order in which they need each other. What listens in front of it, and what decides on images, is not here.
+// opened in the order in which they need each other. What listens in front of it, and what decides on images, is not
+// here.
 //
 // # Words
 //
@@ -9,8 +10,8 @@
 // # Invariants
 //
 //  1. The lock of the data directory is taken before anything is written into it.
-//  2. Requests are answered from the moment the listener is open: until the index is loaded, with 503 and the request to
-//     come again. Nothing is called unknown before it is known.
+//  2. Requests are answered from the moment the listener is open: until the index is loaded, with 503 and the request
+//     to come again. Nothing is called unknown before it is known.
 //  3. A changed configuration file changes rules, limits and quotas together, or none of them.
 //
 // # What it does not do
@@ -175,8 +176,8 @@ func (s *Service) ServeSocket(ctx context.Context) error {
 	return server.ServeAuxiliary(ctx, s.socket, s.Administration(), auth.WithSocket)
 }
 
-// Follow applies the rules, limits and quotas of the configuration file whenever it changes, and logs the outcome, until
-// ctx is done. load returns the settings as they are now, valid. Load must have returned.
+// Follow applies the rules, limits and quotas of the configuration file whenever it changes, and logs the outcome,
+// until ctx is done. load returns the settings as they are now, valid. Load must have returned.
 func (s *Service) Follow(ctx context.Context, file settings.File, load func() (*Options, error)) {
 	file.Follow(ctx, func() error {
 		o, err := load()
@@ -187,8 +188,8 @@ func (s *Service) Follow(ctx context.Context, file settings.File, load func() (*
 	}, s.logReload)
 }
 
-// reload applies the rules, limits and quotas of changed options, which are valid; see invariant 3. Other settings count
-// at the next start. Errors: those of Validate; then nothing has changed.
+// reload applies the rules, limits and quotas of changed options, which are valid; see invariant 3. Other settings
+// count at the next start. Errors: those of Validate; then nothing has changed.
 func (s *Service) reload(o *Options) error {
 	quotas, err := limit.Quotas(o.Limit.Quotas)
 	if err != nil {

@@ -98,8 +98,8 @@ func Register(fs *pflag.FlagSet, parts ...Part) {
 	}
 }
 
-// LoadParts sets the fields of parts as [Load] does, and validates them. derive, between the two, sets what one part has
-// to know of another, and reports what contradicts itself between them.
+// LoadParts sets the fields of parts as [Load] does, and validates them. derive, between the two, sets what one part
+// has to know of another, and reports what contradicts itself between them.
 func LoadParts(given *pflag.FlagSet, derive func() error, parts ...Part) error {
 	all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	Register(all, parts...)
@@ -114,6 +114,16 @@ func LoadParts(given *pflag.FlagSet, derive func() error, parts ...Part) error {
 		err = p.Validate()
 	}
 	return err
+}
+
+// Version returns trow version, which prints a line.
+func Version(line string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), line) },
+	}
 }
 
 // Command returns trow settings, which prints the settings of parts as a table in Markdown.
@@ -233,7 +243,8 @@ func checkEnvironment(all *pflag.FlagSet, environ []string) error {
 	for _, kv := range environ {
 		name, _, _ := strings.Cut(kv, "=")
 		rest, ok := strings.CutPrefix(name, "TROW_")
-		if !ok || rest == "CONFIG" || rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_") {
+		if !ok || rest == "CONFIG" || rest == "PORT" ||
+			strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_") {
 			continue
 		}
 		key := strings.ToLower(strings.ReplaceAll(rest, "_", "-"))

@@ -66,7 +66,8 @@ func load(t *testing.T, text string, args ...string) (options, error) {
 
 func TestDefaultsHoldWithoutAnything(t *testing.T) {
 	o, err := load(t, "")
-	if err != nil || o.Text != "default" || o.Count != 7 || o.Flag || o.Time != time.Hour || len(o.List) != 0 || o.Size.Value() != 16<<20 {
+	if err != nil || o.Text != "default" || o.Count != 7 || o.Flag || o.Time != time.Hour || len(o.List) != 0 ||
+		o.Size.Value() != 16<<20 {
 		t.Errorf("%+v, %v", o, err)
 	}
 }
@@ -83,11 +84,13 @@ rules:
   - {who: "u v", rate: 2Mi, after: 1h}
   - {who: [w]}
 `)
-	if err != nil || o.Text != "x" || o.Count != 3 || !o.Flag || o.Time != 90*time.Minute || strings.Join(o.List, "|") != "a|b|c" ||
+	if err != nil || o.Text != "x" || o.Count != 3 || !o.Flag || o.Time != 90*time.Minute ||
+		strings.Join(o.List, "|") != "a|b|c" ||
 		o.Size.Value() != 1<<30 {
 		t.Errorf("%+v, %v", o, err)
 	}
-	if len(o.Rules) != 2 || strings.Join(o.Rules[0].Who, "|") != "u|v" || o.Rules[0].Rate.Value() != 2<<20 || o.Rules[0].After != time.Hour ||
+	if len(o.Rules) != 2 || strings.Join(o.Rules[0].Who, "|") != "u|v" || o.Rules[0].Rate.Value() != 2<<20 ||
+		o.Rules[0].After != time.Hour ||
 		o.Rules[1].Who[0] != "w" {
 		t.Errorf("%+v", o.Rules)
 	}
@@ -143,7 +146,8 @@ func TestMistakesAreNamed(t *testing.T) {
 			if key, value, ok := strings.Cut(row.env, "="); ok {
 				t.Setenv(key, value)
 			}
-			if _, err := load(t, row.text); err == nil || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), "\n") {
+			if _, err := load(t, row.text); err == nil || !strings.Contains(err.Error(), row.want) ||
+				strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v, want one line with %q", err, row.want)
 			}
 		})

@@ -77,7 +77,8 @@ func sweep(root *os.Root, dir string, prefixes ...string) error {
 }
 
 // Write replaces the file name below root with content, durably. The directory must exist. mode is the file's, whatever
-// the umask is. On an error the old content is still there, and no temporary file is left unless removing it failed too.
+// the umask is. On an error the old content is still there, and no temporary file is left unless removing it failed
+// too.
 func Write(root *os.Root, name string, content []byte, mode fs.FileMode) error {
 	return WriteFrom(root, name, mode, func(w io.Writer) error {
 		_, err := w.Write(content)

@@ -27,7 +27,8 @@ func (p Program) rebuildCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{Into: into, Parse: registry.RecoverManifest,
+		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{
+			Into: into, Parse: registry.RecoverManifest,
 			Progress: func(blobs int) { fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s\n", count(blobs, "blob", "")) }})
 		if err != nil {
 			return err
