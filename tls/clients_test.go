@@ -73,10 +73,19 @@ func write(t *testing.T, path string, all ...clientCA) string {
 	for _, c := range all {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.cert.Raw})...)
 	}
-	if err := os.WriteFile(path, text, 0o600); err != nil {
+	replace(t, path, text)
+	return path
+}
+
+// replace replaces a file by renaming, so that a server that polls it quickly never reads half of it.
+func replace(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return path
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // serve starts a server that answers with what the client has presented.
@@ -227,9 +236,7 @@ func TestARemovedClientCADoesNotCount(t *testing.T) {
 		if got := get(presenting(t, k, v, false, bob), url); got != "client bob, caller -, resumed false" {
 			t.Errorf("bob: %s", got)
 		}
-		if err := os.WriteFile(file, []byte("garbage"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		replace(t, file, []byte("garbage"))
 		await("rejected clients")
 		if got := get(c, url); got != "client alice, caller -, resumed true" {
 			t.Errorf("after an invalid file: %s", got)
