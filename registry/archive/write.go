@@ -145,8 +145,9 @@ func (w *directory) has(d digest.Digest, size int64) bool {
 	return err == nil && info.Mode().IsRegular() && info.Size() == size
 }
 
+// write leaves the fsync of the directory to end: one for all blobs.
 func (w *directory) write(_ context.Context, d digest.Digest, size int64, from io.Reader) error {
-	return files.WriteFrom(w.root, blobPath(d), w.mode, func(f io.Writer) error {
+	return files.Replace(w.root, blobPath(d), w.mode, func(f io.Writer) error {
 		_, err := io.Copy(f, verify(from, d, size))
 		return err
 	})

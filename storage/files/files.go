@@ -88,14 +88,22 @@ func Write(root *os.Root, name string, content []byte, mode fs.FileMode) error {
 
 // WriteFrom is [Write] for content that write produces piece by piece.
 func WriteFrom(root *os.Root, name string, mode fs.FileMode, write func(io.Writer) error) error {
-	dir := path.Dir(name)
-	temp := path.Join(dir, tempPrefix+rand.Text())
+	if err := Replace(root, name, mode, write); err != nil {
+		return err
+	}
+	return SyncDirIn(root, path.Dir(name))
+}
+
+// Replace is [WriteFrom] without the fsync of the directory, for callers that write many files into one: after a crash
+// the name holds the old content or the new, whole, and it is durable when the caller has called [SyncDirIn].
+func Replace(root *os.Root, name string, mode fs.FileMode, write func(io.Writer) error) error {
+	temp := path.Join(path.Dir(name), tempPrefix+rand.Text())
 	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	// The order makes invariants 1 and 2: the bytes are durable before the name points to them, and the name is durable
-	// before we return. Chmod comes before fsync, so that it is durable as well.
+	// before WriteFrom returns. Chmod comes before fsync, so that it is durable as well.
 	err = errors.Join(write(f), f.Chmod(mode), f.Sync(), f.Close())
 	if err == nil {
 		err = root.Rename(temp, name)
@@ -103,7 +111,7 @@ func WriteFrom(root *os.Root, name string, mode fs.FileMode, write func(io.Write
 	if err != nil {
 		return errors.Join(err, root.Remove(temp))
 	}
-	return SyncDirIn(root, dir)
+	return nil
 }
 
 // SyncDir makes the names in a directory durable: files that were created, renamed or removed before the call stay so
