@@ -266,3 +266,23 @@ func TestDisarmAndArm(t *testing.T) {
 		}
 	})
 }
+
+// TestArmingSearchesForDeadlocks, although the last search is not a minute old: the configuration is empty, not missing.
+func TestArmingSearchesForDeadlocks(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, cluster.Enforce)
+		w.start(t)
+		w.logged(t)
+		if _, err := cluster.Disarm(t.Context(), kubetest.Client(w.Clientset)); err != nil {
+			t.Fatal(err)
+		}
+		w.logged(t)
+		w.AppsV1().DaemonSets("calico-system").Create(t.Context(), critical("calico-system"), metav1.CreateOptions{})
+		if err := cluster.Arm(t.Context(), kubetest.Client(w.Clientset)); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.logged(t); got != "held back" || w.c.State().Mode != cluster.Audit {
+			t.Errorf("%q, %+v", got, w.c.State())
+		}
+	})
+}
