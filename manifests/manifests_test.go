@@ -140,7 +140,8 @@ func TestTheServerPart(t *testing.T) {
 // TestTheNamesAreThoseOfTheCode checks that the manifest creates the objects that the code looks for.
 func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 	all := objects(t, render(t, nil))
-	for _, key := range []string{"ValidatingWebhookConfiguration/" + kube.Name, "ClusterRole/" + kube.Name, "Service/" + kube.Name, "Secret/" + kube.SecretName,
+	for _, key := range []string{"ValidatingWebhookConfiguration/" + kube.Name, "ClusterRole/" + kube.Name,
+		"Service/" + kube.Name, "Secret/" + kube.SecretName,
 		"ConfigMap/" + kube.ConfigMapName, "DaemonSet/" + kube.DaemonSetName} {
 		if all[key] == nil {
 			t.Errorf("%s is missing", key)

@@ -13,8 +13,8 @@ import (
 )
 
 // absent says that the configuration does not exist, and what to do.
-const absent = "ValidatingWebhookConfiguration " + kube.Name + " does not exist, and the server has no right to create " +
-	"it; apply the manifest of this version: kubectl apply -f trow.yaml, or the object alone: " +
+const absent = "ValidatingWebhookConfiguration " + kube.Name + " does not exist, and the server has no right to " +
+	"create it; apply the manifest of this version: kubectl apply -f trow.yaml, or the object alone: " +
 	"echo '{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, metadata: {name: " +
 	kube.Name + "}}' | kubectl apply -f -"
 
@@ -26,8 +26,8 @@ const (
 	remind = time.Hour
 )
 
-// miss notes that the configuration does not exist: it logs that, and creates an Event if it lasts. It is not an error of
-// the pass: where no API server sends reviews, all clients of the webhook have the bundle.
+// miss notes that the configuration does not exist: it logs that, and creates an Event if it lasts. It is not an error
+// of the pass: where no API server sends reviews, all clients of the webhook have the bundle.
 func (c *Cluster) miss(ctx context.Context) {
 	c.set(missing, Off, absent)
 	now := time.Now()
@@ -39,7 +39,7 @@ func (c *Cluster) miss(ctx context.Context) {
 	}
 	c.reportedAt = now
 	if err := c.warn(ctx, "WebhookMissing", absent, now); err != nil {
-		c.line(c.o.Log.Error().Err(fmt.Errorf("Event WebhookMissing: %w", err)), failed, "")
+		c.line(c.o.Log.Error().Err(fmt.Errorf("create Event WebhookMissing: %w", err)), failed, "")
 	}
 }
 

@@ -38,8 +38,8 @@ func Disarm(ctx context.Context, c *kube.Client) (found bool, err error) {
 var empty = []byte(`{"webhooks":null,"metadata":{"annotations":{"` + modeAnnotation + `":"` + string(Off) + `","` +
 	whyAnnotation + `":null}}}`)
 
-// Arm removes the note of [Disarm]. Within seconds the server arms the webhook as its settings say. Errors: those of the
-// API; the cluster does not have the ClusterRole, or the configuration, which the server cannot create.
+// Arm removes the note of [Disarm]. Within seconds the server arms the webhook as its settings say. Errors: those of
+// the API; the cluster does not have the ClusterRole, or the configuration, which the server cannot create.
 func Arm(ctx context.Context, c *kube.Client) error {
 	err := annotateRole(ctx, c, nil)
 	if apierrors.IsNotFound(err) {

@@ -72,8 +72,8 @@ func applied(v *admissionregistrationv1.ValidatingWebhookConfiguration,
 	return v
 }
 
-// TestTheServerMakesNoConfiguration of any name: it needs no right to, so a stolen token does not see what is written to
-// the cluster.
+// TestTheServerMakesNoConfiguration of any name: it needs no right to, so a stolen token does not see what is written
+// to the cluster.
 func TestTheServerMakesNoConfiguration(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
@@ -267,7 +267,7 @@ func TestDisarmAndArm(t *testing.T) {
 	})
 }
 
-// TestArmingSearchesForDeadlocks, although the last search is not a minute old: the configuration is empty, not missing.
+// TestArmingSearchesForDeadlocks, although the last search is not a minute old: to fill an empty configuration is to arm.
 func TestArmingSearchesForDeadlocks(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
