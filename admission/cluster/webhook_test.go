@@ -267,7 +267,7 @@ func TestDisarmAndArm(t *testing.T) {
 	})
 }
 
-// TestArmingSearchesForDeadlocks, although the last search is not a minute old: to fill an empty configuration is to arm.
+// TestArmingSearchesForDeadlocks, although the last search is not a minute old: to fill what is empty is to arm.
 func TestArmingSearchesForDeadlocks(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
