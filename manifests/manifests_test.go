@@ -11,9 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	kyaml "sigs.k8s.io/yaml"
@@ -41,6 +43,8 @@ func render(t *testing.T, change func(*manifests.Options)) []byte {
 	return text
 }
 
+type webhookConfiguration = admissionregistrationv1.ValidatingWebhookConfiguration
+
 // objects decodes a manifest strictly: an unknown field is an error. The keys are kind/name.
 func objects(t *testing.T, text []byte) map[string]metav1.Object {
 	t.Helper()
@@ -66,6 +70,8 @@ func objects(t *testing.T, text []byte) map[string]metav1.Object {
 			"v1/Service":          &corev1.Service{},
 			"apps/v1/StatefulSet": &appsv1.StatefulSet{},
 			"apps/v1/DaemonSet":   &appsv1.DaemonSet{},
+			"admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration": &webhookConfiguration{},
+
 			"rbac.authorization.k8s.io/v1/ClusterRole":        &rbacv1.ClusterRole{},
 			"rbac.authorization.k8s.io/v1/ClusterRoleBinding": &rbacv1.ClusterRoleBinding{},
 			"rbac.authorization.k8s.io/v1/Role":               &rbacv1.Role{},
@@ -124,7 +130,7 @@ func TestTheServerPart(t *testing.T) {
 		t.Error("the manifest has kube-public, and would delete it")
 	}
 	for key, o := range all {
-		wide := strings.HasPrefix(key, "ClusterRole")
+		wide := strings.HasPrefix(key, "ClusterRole") || strings.HasPrefix(key, "ValidatingWebhook")
 		if o.GetNamespace() != "kube-public" && !wide || o.GetLabels()["app.kubernetes.io/name"] != "trow" {
 			t.Errorf("%s is in %s, labels %v", key, o.GetNamespace(), o.GetLabels())
 		}
@@ -134,7 +140,8 @@ func TestTheServerPart(t *testing.T) {
 // TestTheNamesAreThoseOfTheCode checks that the manifest creates the objects that the code looks for.
 func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 	all := objects(t, render(t, nil))
-	for _, key := range []string{"ClusterRole/" + kube.Name, "Service/" + kube.Name, "Secret/" + kube.SecretName,
+	for _, key := range []string{"ValidatingWebhookConfiguration/" + kube.Name, "ClusterRole/" + kube.Name,
+		"Service/" + kube.Name, "Secret/" + kube.SecretName,
 		"ConfigMap/" + kube.ConfigMapName, "DaemonSet/" + kube.DaemonSetName} {
 		if all[key] == nil {
 			t.Errorf("%s is missing", key)
@@ -169,14 +176,54 @@ func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 			if key == "Role/trow-node" && slices.Contains(r.Resources, "secrets") {
 				t.Error("trow node has rights on Secrets")
 			}
-			unnamed := []string{"create validatingwebhookconfigurations", "list daemonsets", "get persistentvolumes",
-				"create events"}
+			unnamed := []string{"list daemonsets", "get persistentvolumes", "create events"}
 			for _, verb := range r.Verbs {
 				what := verb + " " + r.Resources[0]
 				if len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" || len(r.Resources) != 1 {
 					t.Errorf("%s: may %s of any name", key, what)
 				}
 			}
+		}
+	}
+}
+
+// TestTheWebhooksConfiguration checks that the manifest has it, and has it first: then the server needs no right to
+// create one of any name, kubectl apply keeps the webhooks that the server fills in, and kubectl delete removes them
+// before the server.
+func TestTheWebhooksConfiguration(t *testing.T) {
+	for what, change := range map[string]func(*manifests.Options){
+		"the defaults":      nil,
+		"audit":             func(o *manifests.Options) { o.Webhook = "audit" },
+		"another namespace": func(o *manifests.Options) { o.Namespace = "registry" },
+	} {
+		doc, err := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(render(t, change)))).Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var first map[string]any
+		if err := kyaml.Unmarshal(doc, &first); err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]any{"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+			"metadata": map[string]any{"name": kube.Name, "labels": map[string]any{"app.kubernetes.io/name": "trow",
+				kube.ComponentLabel: kube.WebhookComponent}}} // without webhooks, not even an empty list
+		if !equality.Semantic.DeepEqual(first, want) {
+			t.Errorf("%s: the first object is %v, want %v", what, first, want)
+		}
+	}
+	all := objects(t, render(t, func(o *manifests.Options) { o.Webhook = "off" }))
+	if all["ValidatingWebhookConfiguration/trow"] != nil {
+		t.Error("with --webhook off the manifest has it")
+	}
+	for what, all := range map[string]map[string]metav1.Object{"off": all, "the defaults": objects(t, render(t, nil))} {
+		var may []string
+		for _, r := range all["ClusterRole/trow"].(*rbacv1.ClusterRole).Rules {
+			if slices.Contains(r.Resources, "validatingwebhookconfigurations") {
+				may = append(may, r.Verbs...)
+			}
+		}
+		if !slices.Equal(may, []string{"get", "watch", "update"}) { // of a webhook off, to empty what is left
+			t.Errorf("%s: the server may %v", what, may)
 		}
 	}
 }

@@ -4,8 +4,9 @@
 // # Words
 //
 //   - configuration: the ValidatingWebhookConfiguration, which tells the API server where to send reviews of pods.
-//   - to arm: to create that configuration. [Mode] says how: enforce has failurePolicy Fail; audit denies nothing.
-//   - to disarm: to delete it, and to note on the ClusterRole that it must not be created again.
+//   - to arm: to fill that configuration with webhooks. [Mode] says how: enforce has failurePolicy Fail; audit denies
+//     nothing.
+//   - to disarm: to empty it, and to note on the ClusterRole that it must not be filled again.
 //   - exempt: a namespace whose pods the API server does not send for review.
 //   - bundle: the CA certificates that clients trust, in PEM; see package tls.
 //   - token: a ServiceAccount's proof of identity, issued for one audience; see [Reviewer].
@@ -16,7 +17,9 @@
 //  2. The webhook is not armed with Fail while it could block something that this pod needs in order to start: pods in
 //     its own namespace, in kube-system, of DaemonSets of class system-node-critical, of its volume's driver. A
 //     configuration that already has Fail keeps it; otherwise anyone who may create a DaemonSet could disarm it.
-//  3. The ClusterRole of the manifest owns the configuration, so that deleting the manifest deletes it.
+//  3. The configuration is an object of the manifest, which has it without webhooks: applying the manifest again keeps
+//     them, and deleting it deletes the configuration first. The server neither creates nor deletes it, and needs no
+//     right to.
 //  4. Shutting down does not disarm: a registry that is down must not open the cluster.
 //  5. Each write of an object is conditional on its not having changed since it was read.
 //  6. A token is accepted only if the API server has accepted it for our audience, and not after it expires. Tokens are
@@ -42,7 +45,7 @@ import (
 // Annotations.
 const (
 	// modeAnnotation on the ClusterRole disarms if it is "off"; applying the manifest again does not touch it. On the
-	// configuration it says in which mode the webhook is armed.
+	// configuration it says in which mode the webhook is armed; "off": it is empty.
 	modeAnnotation = "trow.io/webhook"
 	// whyAnnotation on a configuration that is held back gives the reason.
 	whyAnnotation = "trow.io/held-back"
@@ -62,11 +65,12 @@ const (
 
 // Events, as they are logged. An event of kind failed has an error; the same error is logged once.
 const (
-	armed     = "armed"     // the configuration exists
+	armed     = "armed"     // the configuration is filled
 	heldBack  = "held back" // it is in audit mode although it should enforce; "why" has the reason
 	risk      = "risk"      // it enforces, but would not be armed with Fail now; "why" has the reason
-	restored  = "restored"  // another client had changed or deleted the configuration
-	disarmed  = "disarmed"  // the configuration does not exist, and will not be created
+	restored  = "restored"  // another client had changed the configuration
+	missing   = "missing"   // the configuration does not exist; "why" has the command that creates it
+	disarmed  = "disarmed"  // the configuration is empty or does not exist, and will not be filled
 	published = "published" // the bundle has changed, and is in the ConfigMap and the configuration
 	failed    = "failed"
 )
@@ -92,6 +96,8 @@ type Cluster struct {
 	lastRisk   string    // the risk logged last
 	blocking   string    // result of the last search for deadlocks
 	searchedAt time.Time // time of that search
+	missedAt   time.Time // when the configuration was missed first; zero while it exists
+	reportedAt time.Time // when an Event about that was created last
 }
 
 // New makes a Cluster. It sends no request yet. Client, Namespace, CA, Ready and Rotate of o must be set.
@@ -218,7 +224,7 @@ func (c *Cluster) logError(ctx context.Context, err error) {
 func (c *Cluster) log(event, why string) {
 	line := c.o.Log.Info()
 	switch event {
-	case heldBack, risk, restored:
+	case heldBack, risk, restored, missing:
 		line = c.o.Log.Warn()
 	}
 	c.line(line, event, why)

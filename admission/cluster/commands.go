@@ -43,8 +43,8 @@ func disarmCommand() *cobra.Command {
 	return onCluster(&cobra.Command{
 		Use:   "disarm",
 		Short: "Remove the webhook from a cluster until trow arm: every image may run",
-		Long: "disarm deletes the ValidatingWebhookConfiguration and notes on the ClusterRole that the server must not\n" +
-			"create it again. It works without a running server, so it helps when nothing starts.",
+		Long: "disarm empties the ValidatingWebhookConfiguration and notes on the ClusterRole that the server must not\n" +
+			"fill it again. It works without a running server, so it helps when nothing starts.",
 	}, func(ctx context.Context, client *kube.Client, out io.Writer) error {
 		found, err := Disarm(ctx, client)
 		if err != nil {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,25 +14,32 @@ import (
 	"trow/manifests/kube"
 )
 
-// Disarm deletes the configuration and notes that it must not be created again: until [Arm], or until the manifest is
+// Disarm empties the configuration and notes that it must not be filled again: until [Arm], or until the manifest is
 // deleted and applied again. It works without the server, and after the manifest was deleted. found reports whether
-// there was a configuration.
+// there was a configuration with a webhook.
 func Disarm(ctx context.Context, c *kube.Client) (found bool, err error) {
-	// The note comes first: a running server creates a configuration that it misses.
+	// The note comes first: a running server fills a configuration that is empty.
 	if err := annotateRole(ctx, c, string(Off)); err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("ClusterRole %s: %w", kube.Name, err)
 	}
-	err = c.WebhookConfigurations.Delete(ctx, kube.Name, metav1.DeleteOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		return false, nil
-	case err != nil:
+	have, err := c.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{})
+	if err == nil {
+		// A patch without a resourceVersion, so that it does not lose a race against other clients.
+		found = len(have.Webhooks) > 0
+		_, err = c.WebhookConfigurations.Patch(ctx, kube.Name, types.MergePatchType, empty, metav1.PatchOptions{})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("ValidatingWebhookConfiguration %s: %w", kube.Name, err)
 	}
-	return true, nil
+	return found, nil
 }
 
-// Arm removes the note of [Disarm]. Within seconds the server arms the webhook as its settings say.
+// empty is a merge patch that empties the configuration.
+var empty = []byte(`{"webhooks":null,"metadata":{"annotations":{"` + modeAnnotation + `":"` + string(Off) + `","` +
+	whyAnnotation + `":null}}}`)
+
+// Arm removes the note of [Disarm]. Within seconds the server arms the webhook as its settings say. Errors: those of
+// the API; the cluster does not have the ClusterRole, or the configuration, which the server cannot create.
 func Arm(ctx context.Context, c *kube.Client) error {
 	err := annotateRole(ctx, c, nil)
 	if apierrors.IsNotFound(err) {
@@ -39,6 +47,10 @@ func Arm(ctx context.Context, c *kube.Client) error {
 	}
 	if err != nil {
 		return fmt.Errorf("ClusterRole %s: %w", kube.Name, err)
+	}
+	// Other errors do not matter: it takes no right on the configuration to remove the note.
+	if _, err := c.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		return errors.New(absent)
 	}
 	return nil
 }

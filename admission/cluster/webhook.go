@@ -2,9 +2,10 @@ package cluster
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -23,11 +24,17 @@ import (
 // rest is for a server that has just restarted.
 const timeout = 5
 
-// configuration is short for the type of the webhook configuration.
-type configuration = admissionregistrationv1.ValidatingWebhookConfiguration
+// Short names of the types of the webhook configuration.
+type (
+	configuration     = admissionregistrationv1.ValidatingWebhookConfiguration
+	validatingWebhook = admissionregistrationv1.ValidatingWebhook
+)
 
-// arm creates, updates or deletes the configuration, or leaves it as it is.
+// arm fills the configuration, empties it, or leaves it as it is. It never creates or deletes it: the right to create
+// cannot be limited to a name, and a configuration of any name sees what it asks for of each object in the cluster.
 func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
+	// The configuration is read before the role. Disarm writes them in the other order, so a pass that has not seen its
+	// note has an old configuration, whose update is a conflict, or one that Disarm is yet to empty.
 	have, err := c.o.Client.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		have, err = nil, nil
@@ -35,32 +42,33 @@ func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
 	if err != nil {
 		return err
 	}
+	if have != nil {
+		c.missedAt = time.Time{}
+	}
 	role, err := c.o.Client.ClusterRoles.Get(ctx, kube.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return errors.New("ClusterRole " + kube.Name + ", its owner, not found; apply the manifest again (trow manifest)")
+		return fmt.Errorf("ClusterRole %s: %w", kube.Name, errMissing)
 	case err != nil:
 		return err
-	case role.DeletionTimestamp != nil:
-		return nil // the manifest is being deleted, and the configuration with it
 	case role.Annotations[modeAnnotation] == string(Off):
 		return c.disarm(ctx, have, "trow disarm was run; trow arm undoes it")
 	case c.o.mode() == Off:
 		return c.disarm(ctx, have, "")
+	case have == nil:
+		c.miss(ctx)
+		return nil
 	}
 	if ready, err := c.ready(ctx, have); !ready || err != nil {
 		return err
 	}
-	return c.write(ctx, have, role, bundle)
+	return c.write(ctx, have, bundle)
 }
 
-// disarm deletes the configuration.
+// disarm empties the configuration, if there is one.
 func (c *Cluster) disarm(ctx context.Context, have *configuration, why string) error {
 	if have != nil {
-		// By UID, so that a configuration that was created in the meantime is looked at first.
-		err := c.o.Client.WebhookConfigurations.Delete(ctx, kube.Name,
-			metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &have.UID}})
-		if err != nil && !apierrors.IsNotFound(err) {
+		if saved, err := c.save(ctx, have, c.want(have, nil, Off, "")); !saved || err != nil {
 			return err
 		}
 	}
@@ -68,13 +76,14 @@ func (c *Cluster) disarm(ctx context.Context, have *configuration, why string) e
 	return nil
 }
 
-// ready reports whether the API server would get answers: invariant 1. Where there is a configuration, the API server
-// sends reviews already, so the pod's own readiness is not waited for.
+// ready reports whether the API server would get answers: invariant 1. Where the configuration has our webhook, the API
+// server sends reviews already, so the pod's own readiness is not waited for; nor where this process had armed it, so
+// that a configuration that another client has emptied is filled at once.
 func (c *Cluster) ready(ctx context.Context, have *configuration) (bool, error) {
 	if !c.o.Ready() {
 		return false, nil
 	}
-	if have != nil || c.o.Pod == "" {
+	if filled(have) || c.State().Mode != Off || c.o.Pod == "" {
 		return true, nil
 	}
 	pod, err := c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
@@ -86,36 +95,37 @@ func (c *Cluster) ready(ctx context.Context, have *configuration) (bool, error) 
 	}), nil
 }
 
-// write creates or updates the configuration.
-func (c *Cluster) write(ctx context.Context, have *configuration, role *rbacv1.ClusterRole, bundle []byte) error {
+// write fills the configuration.
+func (c *Cluster) write(ctx context.Context, have *configuration, bundle []byte) error {
 	mode, why, err := c.decide(ctx, have)
 	if err != nil {
 		return err
 	}
-	want := c.want(have, role, bundle, mode, why)
-	api := c.o.Client.WebhookConfigurations
+	want := c.want(have, bundle, mode, why)
 	before := c.State()
-	switch {
-	case have == nil:
-		_, err = api.Create(ctx, want, metav1.CreateOptions{})
-	case !equality.Semantic.DeepEqual(have, want):
-		_, err = api.Update(ctx, want, metav1.UpdateOptions{})
-	default:
-		c.record(mode, why)
-		return nil
-	}
-	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		return nil // another client writes it as well; the next pass looks at the result
-	}
-	if err != nil {
+	changed := !equality.Semantic.DeepEqual(have, want)
+	if saved, err := c.save(ctx, have, want); !saved || err != nil {
 		return err
 	}
 	// Neither the mode nor the bundle has changed, so another client must have changed the configuration.
-	if before.Mode == mode && c.Published(bundle) {
+	if changed && before.Mode == mode && c.Published(bundle) {
 		c.log(restored, "")
 	}
 	c.record(mode, why)
 	return nil
+}
+
+// save updates the configuration if it is not as it should be, and reports whether it is now. It is not if another
+// client has written or deleted it since it was read; the next pass looks at the result. Errors: those of the API.
+func (c *Cluster) save(ctx context.Context, have, want *configuration) (bool, error) {
+	if equality.Semantic.DeepEqual(have, want) {
+		return true, nil
+	}
+	saved, err := written(c.o.Client.WebhookConfigurations.Update(ctx, want, metav1.UpdateOptions{}))
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	return saved, err
 }
 
 // record notes the mode in force, and logs it if it is new.
@@ -137,37 +147,58 @@ func (c *Cluster) decide(ctx context.Context, have *configuration) (Mode, string
 	if c.o.mode() != Enforce {
 		return c.o.mode(), "", nil
 	}
-	why, err := c.deadlock(ctx, have == nil)
+	why, err := c.deadlock(ctx, !filled(have))
 	if err != nil || why == "" || enforces(have) {
 		return Enforce, why, err
 	}
 	return Audit, why, nil
 }
 
+// filled reports whether a configuration has our webhook.
+func filled(have *configuration) bool { return has(have, func(validatingWebhook) bool { return true }) }
+
 // enforces reports whether a configuration makes the API server refuse pods that it cannot have reviewed.
 func enforces(have *configuration) bool {
-	return have != nil && slices.ContainsFunc(have.Webhooks, func(w admissionregistrationv1.ValidatingWebhook) bool {
-		return w.Name == kube.WebhookName && w.FailurePolicy != nil && *w.FailurePolicy == admissionregistrationv1.Fail
+	return has(have, func(w validatingWebhook) bool {
+		return w.FailurePolicy != nil && *w.FailurePolicy == admissionregistrationv1.Fail
+	})
+}
+
+// has reports whether a configuration has our webhook, and the condition holds for it.
+func has(have *configuration, condition func(validatingWebhook) bool) bool {
+	return slices.ContainsFunc(have.Webhooks, func(w validatingWebhook) bool {
+		return w.Name == kube.WebhookName && condition(w)
 	})
 }
 
 // want returns the configuration as it should be. What other clients have added to its metadata stays.
-func (c *Cluster) want(have *configuration, role *rbacv1.ClusterRole, bundle []byte, mode Mode,
-	why string) *configuration {
-	want := &configuration{ObjectMeta: metav1.ObjectMeta{Name: kube.Name}}
-	if have != nil {
-		want = have.DeepCopy()
-	}
+func (c *Cluster) want(have *configuration, bundle []byte, mode Mode, why string) *configuration {
+	want := have.DeepCopy()
 	want.Labels = with(want.Labels, "app.kubernetes.io/name", kube.Name)
 	want.Annotations = with(want.Annotations, modeAnnotation, string(mode))
 	want.Annotations = with(want.Annotations, whyAnnotation, why)
 	if mode == Enforce {
 		delete(want.Annotations, whyAnnotation)
 	}
-	want.OwnerReferences = []metav1.OwnerReference{{
-		APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "ClusterRole", Name: role.Name, UID: role.UID}}
-	want.Webhooks = c.webhooks(bundle, mode)
+	want.OwnerReferences = owners(have)
+	want.Webhooks = nil
+	if mode != Off {
+		want.Webhooks = c.webhooks(bundle, mode)
+	}
 	return want
+}
+
+// owners returns the owners of a configuration without our ClusterRole: invariant 3. Servers of earlier versions made
+// the role the owner of the configurations that they created. Where the manifest applied last does not have the
+// configuration, because only the image was upgraded, the role stays the owner: otherwise deleting that manifest would
+// leave failurePolicy Fail without a server, and no pod would start.
+func owners(have *configuration) []metav1.OwnerReference {
+	if have.Labels[kube.ComponentLabel] != kube.WebhookComponent {
+		return have.OwnerReferences
+	}
+	return slices.DeleteFunc(slices.Clone(have.OwnerReferences), func(o metav1.OwnerReference) bool {
+		return strings.HasPrefix(o.APIVersion, rbacv1.GroupName+"/") && o.Kind == "ClusterRole" && o.Name == kube.Name
+	})
 }
 
 // with returns a copy of m with a key, or without it if the value is empty.

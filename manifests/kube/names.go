@@ -18,6 +18,10 @@ const (
 	CAKey         = "ca.crt"
 	// DaemonSetName is the DaemonSet of trow node.
 	DaemonSetName = "trow-node"
+	// ComponentLabel with the value WebhookComponent marks the webhook configuration of the manifest. Earlier manifests
+	// had none: the server created the configuration, without this label.
+	ComponentLabel   = "app.kubernetes.io/component"
+	WebhookComponent = "webhook"
 	// ServicePort is the port of the Service.
 	ServicePort = 443
 )
