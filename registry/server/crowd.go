@@ -14,6 +14,7 @@ type crowd struct {
 	groups map[netip.Addr]*group
 	order  groupHeap
 	next   uint64 // number of the next member
+	n      int    // members
 }
 
 // group are the members of one address.
@@ -46,6 +47,7 @@ func (c *crowd) add(address netip.Addr, weight int64, value any) *member {
 	}
 	m := &member{value: value, weight: weight, number: c.next, group: g}
 	c.next++
+	c.n++
 	m.at = g.members.PushBack(m)
 	g.weight += weight
 	heap.Fix(&c.order, g.index)
@@ -55,6 +57,7 @@ func (c *crowd) add(address netip.Addr, weight int64, value any) *member {
 // remove removes a member, once.
 func (c *crowd) remove(m *member) {
 	g := m.group
+	c.n--
 	g.members.Remove(m.at)
 	g.weight -= m.weight
 	if g.members.Len() > 0 {
@@ -82,6 +85,7 @@ func (c *crowd) of(address netip.Addr) int64 {
 }
 
 func (g *group) oldest() *member { return g.members.Front().Value.(*member) }
+func (g *group) newest() *member { return g.members.Back().Value.(*member) }
 
 // groupHeap has the group with the most weight first; of equal ones, that with the oldest member.
 type groupHeap []*group
