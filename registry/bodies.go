@@ -17,7 +17,7 @@ type Bodies interface {
 }
 
 // manifestFactor is how many times its size a manifest takes in memory, the body included; a test measures it.
-const manifestFactor = 4
+const manifestFactor = 16
 
 // anyBodies are the Bodies of a Registry that gets none: without a bound for all together.
 type anyBodies struct{}

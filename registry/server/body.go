@@ -69,6 +69,17 @@ func (b *body) failed(err error) error {
 	return err
 }
 
+// brokeOff reports whether the rest of the body may still come although the answer does not announce the end of the
+// connection. net/http would take that rest for the next request: behind a proxy that shares connections, one client
+// could send requests in the name of another. The answer itself is flushed.
+func (w *response) brokeOff() bool {
+	if w.body == nil || w.body.err == nil || w.status == 0 || w.Header().Get("Connection") == "close" {
+		return false
+	}
+	_ = w.rc.Flush() // if it fails, the client gets no answer either way
+	return true
+}
+
 // arm sets the deadline before a read. A deadline that is recent enough stays, because setting it for each read would
 // cost a system call; see response.arm.
 func (b *body) arm() {
