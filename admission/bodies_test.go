@@ -16,7 +16,9 @@ type noMemory struct{ error }
 
 func (noMemory) RetryAfter() int { return 1 }
 
-func (n noMemory) Read(*bytes.Buffer, http.ResponseWriter, *http.Request, int64, int) (func(), error) { return nil, n }
+func (n noMemory) Read(*bytes.Buffer, http.ResponseWriter, *http.Request, int64, int) (func(), error) {
+	return nil, n
+}
 
 // TestAReviewForWhichThereIsNoMemory is answered 503, which the API server counts as a failed call.
 func TestAReviewForWhichThereIsNoMemory(t *testing.T) {

@@ -22,7 +22,9 @@ type noMemory struct{ error }
 
 func (noMemory) RetryAfter() int { return 7 }
 
-func (n noMemory) Read(*bytes.Buffer, http.ResponseWriter, *http.Request, int64, int) (func(), error) { return nil, n }
+func (n noMemory) Read(*bytes.Buffer, http.ResponseWriter, *http.Request, int64, int) (func(), error) {
+	return nil, n
+}
 
 // TestAManifestForWhichThereIsNoMemory is refused as too many requests, and can be pushed again.
 func TestAManifestForWhichThereIsNoMemory(t *testing.T) {

@@ -33,6 +33,7 @@ import (
 // connections as there are places.
 type connections struct {
 	max     int
+	heads   int // how many connections may have large headers that are not complete
 	log     zerolog.Logger
 	metrics *metrics
 
@@ -42,6 +43,7 @@ type connections struct {
 	fresh  crowd      // of *place: those without a request yet, of the ordinary ones
 	silent crowd      // of *place: those without a request yet, of the surplus ones
 	late   crowd      // of *place: the surplus ones with a request
+	heavy  crowd      // of *heads: the connections with large headers that are not complete
 
 	surplus int       // number of surplus connections
 	warned  time.Time // when the log was last warned
@@ -56,6 +58,7 @@ type place struct {
 	idle    *list.Element // nil: the connection is not idle
 	crowd   *crowd        // nil: the connection is in none
 	member  *member       // of crowd
+	heads   *heads        // nil in tests with connections of other kinds
 }
 
 const (
@@ -71,7 +74,8 @@ const (
 type surplusKey struct{}
 
 func newConnections(limit int, log zerolog.Logger, m *metrics) *connections {
-	return &connections{max: limit, log: log, metrics: m, all: map[net.Conn]*place{}, idle: list.New()}
+	return &connections{max: limit, heads: headsLimit(limit, Memory()), log: log, metrics: m,
+		all: map[net.Conn]*place{}, idle: list.New()}
 }
 
 // accept is http.Server.ConnContext: it is called for each connection, one after the other, before anything is read.
@@ -90,6 +94,7 @@ func (c *connections) accept(ctx context.Context, conn net.Conn) context.Context
 		c.surplus++
 		ctx = context.WithValue(ctx, surplusKey{}, true)
 	}
+	p.heads = c.watch(p)
 	if c.all[conn] = p; p.surplus {
 		c.join(p, &c.silent)
 	} else {
@@ -181,12 +186,14 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 		c.remove(p)
 		c.metrics.connections.Set(float64(len(c.all)))
 	case http.StateIdle:
+		p.heads.await()
 		// A surplus connection is about to end.
 		if p.idle == nil && !p.surplus {
 			c.leave(p)
 			p.idle = c.idle.PushBack(p)
 		}
 	case http.StateActive: // net/http calls it when the headers of a request were read to their end, not before
+		p.heads.complete()
 		if p.surplus {
 			c.join(p, &c.late)
 		} else {
@@ -198,6 +205,7 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 // remove gives up the place of a connection. The caller holds mu.
 func (c *connections) remove(p *place) {
 	c.leave(p)
+	p.heads.complete()
 	delete(c.all, p.conn)
 	if p.surplus {
 		c.surplus--
