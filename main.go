@@ -178,8 +178,8 @@ func serve(cmd *cobra.Command, _ []string) error {
 		reg, reviews, keeper, hook)
 	webhook := server.NewPending(admission.Loading)
 	o.server.Log, o.server.Registerer, o.server.Probes, o.server.TLSConfig = log, metrics, probes, keeper.Config()
-	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper,
-		promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	o.server.Vital, o.server.Handler = []string{"/validate", "/validate-image"}, routes(o, probes, reg,
+		callers.Protect(server.Route("validate", webhook)), keeper, promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	front, err := server.New(o.server)
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 			return err
 		}
 		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
-			Audit:   func() bool { return !hook.Denies() },
+			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d)) }}))
 		probes.Add(append(reg.Checks(), hook.Check)...)
 		probes.SetReady(true)

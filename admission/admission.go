@@ -30,45 +30,27 @@
 package admission
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"runtime/debug"
 	"strconv"
-	"sync"
-	"time"
 
 	"github.com/rs/zerolog"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-const (
-	// maxBody bounds a review, in bytes. The API server accepts requests up to 3 MiB, and the review of an UPDATE
-	// contains the object twice.
-	maxBody = 7 << 20
-
-	// maxKept bounds the buffers that are kept for later bodies, in bytes. Nearly all reviews are smaller.
-	maxKept = 256 << 10
-
-	// maxLarge bounds the reviews larger than maxKept that are processed at once. A hostile one may take 24 times its
-	// size. Reviews of real pods have a tenth of maxKept.
-	maxLarge = 4
-
-	// maxWait bounds how long a large review waits for its turn. By default the API server waits 10 s for an answer, and
-	// when it gives up, the context of the request ends.
-	maxWait = 10 * time.Second
-)
-
 // Options configures a Webhook.
 type Options struct {
 	Images Images  // required
 	Policy *Policy // required
+
+	// Bodies bounds the memory of reviews. nil: a few large ones are processed at once.
+	Bodies Bodies
 
 	// Audit, if set, is called for each object. If it returns true, the object is allowed in any case: with warnings, and
 	// with the reasons to deny it in the Decision.
@@ -116,14 +98,17 @@ type Webhook struct {
 	observe func(context.Context, Decision)
 	metrics *Metrics
 	log     zerolog.Logger
-	large   chan struct{} // a place for each large review under way
+	bodies  Bodies
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
 	w := &Webhook{
 		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log,
-		large: make(chan struct{}, maxLarge),
+		bodies: o.Bodies,
+	}
+	if w.bodies == nil {
+		w.bodies = make(places, maxLarge)
 	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }
@@ -148,7 +133,7 @@ func malformed(format string, args ...any) error {
 
 // ServeHTTP answers an AdmissionReview that is POSTed as JSON. A verdict has status 200, whether it allows or denies.
 // Other statuses: 400 for a body that is not a review, 405, 413 above 7 MiB, 415, 500 when the registry cannot be
-// asked, and 503 when too many large reviews are processed. Their bodies are a line of text, with the uid of the review
+// asked, and 503 when there is no memory for the review. Their bodies are a line of text, with the uid of the review
 // if it is known.
 func (w *Webhook) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	var d Decision
@@ -185,20 +170,11 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 		return nil, &httpError{http.StatusUnsupportedMediaType,
 			"unsupported Content-Type; send an AdmissionReview as application/json"}
 	}
-	if r.ContentLength < 0 || r.ContentLength > maxKept { // a body of unknown length counts as large
-		turn, cancel := context.WithTimeout(r.Context(), maxWait)
-		defer cancel()
-		select {
-		case w.large <- struct{}{}:
-			defer func() { <-w.large }()
-		case <-turn.Done():
-			return nil, &httpError{http.StatusServiceUnavailable, "too many large AdmissionReviews at once; retry"}
-		}
-	}
-	review, err := readReview(rw, r)
+	review, release, err := w.readReview(rw, r)
 	if err != nil {
 		return nil, err
 	}
+	defer release()
 	response, err := w.review(r.Context(), review.Request, d)
 	if err != nil {
 		return nil, err
@@ -218,6 +194,9 @@ func fail(rw http.ResponseWriter, uid string, err error) {
 	text := failure.text
 	if uid != "" {
 		text += " (review " + uid + ")"
+	}
+	if failure.status == http.StatusServiceUnavailable {
+		rw.Header().Set("Retry-After", "1")
 	}
 	http.Error(rw, text, failure.status)
 }
@@ -257,39 +236,6 @@ func isJSON(contentType string) bool {
 	}
 	mediaType, _, err := mime.ParseMediaType(contentType)
 	return err == nil && mediaType == "application/json"
-}
-
-// bodies keeps the buffers that reviews are read into.
-var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
-
-// readReview reads and decodes the body. The result shares no memory with the body, whose buffer is used again.
-func readReview(rw http.ResponseWriter, r *http.Request) (*review, error) {
-	tooLarge := &httpError{http.StatusRequestEntityTooLarge, "body too large; an AdmissionReview has at most 7 MiB"}
-	if r.ContentLength > maxBody {
-		return nil, tooLarge
-	}
-	buf := bodies.Get().(*bytes.Buffer)
-	defer func() {
-		if buf.Cap() <= maxKept { // a large buffer would stay in the pool and never be used in full again
-			buf.Reset()
-			bodies.Put(buf)
-		}
-	}()
-	// Allocate a large buffer once, not by doubling. ContentLength is only a claim, but at most maxLarge such requests
-	// get here at once, and none above maxBody.
-	if r.ContentLength > maxKept {
-		buf.Grow(int(r.ContentLength) + bytes.MinRead)
-	}
-	if _, err := buf.ReadFrom(http.MaxBytesReader(rw, r.Body, maxBody)); err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, tooLarge
-		}
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, malformed("the body ends early")
-		}
-		return nil, malformed("the body cannot be read")
-	}
-	return decodeReview(buf.Bytes())
 }
 
 // Loading answers in place of the webhook until the index is loaded. Until then it is not known what the registry

@@ -257,7 +257,9 @@ func refuse(w http.ResponseWriter, req *http.Request, e *ocierror.Error) {
 	ocierror.Write(w, req, e)
 	_ = c.Flush()
 	if req.ProtoMajor == 1 {
-		drainBody(req.Body)
+		// The deadline is for the whole, because each byte of a body that dribbles would put off that of a stall.
+		_ = c.SetReadDeadline(time.Now().Add(drainTime))
+		_, _ = io.CopyN(io.Discard, req.Body, drainBytes)
 	}
 }
 
@@ -267,16 +269,6 @@ const (
 	drainTime  = 10 * time.Second
 	drainBytes = 256 << 20
 )
-
-// drainBody reads the rest of a body, up to drainBytes or for drainTime.
-func drainBody(body io.Reader) {
-	const piece = 1 << 20
-	for end, n := time.Now().Add(drainTime), 0; n < drainBytes/piece && time.Now().Before(end); n++ {
-		if _, err := io.CopyN(io.Discard, body, piece); err != nil {
-			return
-		}
-	}
-}
 
 // writeJSON answers with v in JSON. v is of a type of this package, small enough to be encoded before anything is sent.
 func writeJSON(w http.ResponseWriter, req *http.Request, v any) {

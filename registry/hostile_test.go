@@ -32,6 +32,9 @@ func TestHostileManifestsCostNoMoreThanHonestOnes(t *testing.T) {
 		`","size":1}`
 	honest := fill(`{"schemaVersion":2,"config":`+layer+`,"layers":[`, layer+",", "]}")
 	honestBytes, honestTime := cost(honest, 1)
+	if honestBytes > (manifestFactor-1)*most {
+		t.Errorf("an honest manifest: %d MiB allocated for %d MiB; manifestFactor is too low", honestBytes>>20, most>>20)
+	}
 	for name, body := range map[string][]byte{
 		"commas":                    fill(`{"layers":[`, ",", "]}"),
 		"empty descriptors":         fill(`{"schemaVersion":2,"layers":[`, "{},", "]}"),
@@ -55,6 +58,9 @@ func TestHostileManifestsCostNoMoreThanHonestOnes(t *testing.T) {
 		bytes, took := cost(body, 1)
 		if bytes > 3*honestBytes {
 			t.Errorf("%s: %d MiB allocated, an honest manifest takes %d MiB", name, bytes>>20, honestBytes>>20)
+		}
+		if bytes > (manifestFactor-1)*most { // the body itself is the rest
+			t.Errorf("%s: %d MiB allocated for %d MiB; manifestFactor is too low", name, bytes>>20, most>>20)
 		}
 		if took > 10*honestTime { // another process may have used the processor
 			_, took = cost(body, 3)

@@ -1,8 +1,6 @@
 package registry
 
 import (
-	"errors"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -66,10 +64,11 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if err != nil {
 		return err
 	}
-	body, err := readManifestBody(w, req)
+	body, release, err := r.readManifestBody(w, req)
 	if err != nil {
 		return err
 	}
+	defer release()
 	p := &push{repo: c.repo, who: c.who, digest: c.digest, tags: tags, body: body, conditions: conditionsOf(req.Header)}
 	if c.digest == "" {
 		p.digest, p.tag, p.tags = digest.FromBytes(body), c.ref, append(tags, c.ref)
@@ -110,21 +109,6 @@ func tagParameters(q url.Values) ([]string, error) {
 		}
 	}
 	return tags, nil
-}
-
-// readManifestBody reads a request's body, up to maxManifest bytes.
-func readManifestBody(w http.ResponseWriter, req *http.Request) ([]byte, error) {
-	if req.ContentLength > maxManifest {
-		return nil, manifestTooLarge()
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxManifest))
-	if too := (*http.MaxBytesError)(nil); errors.As(err, &too) {
-		return nil, manifestTooLarge()
-	}
-	if err != nil {
-		return nil, bodyEnded(err)
-	}
-	return body, nil
 }
 
 // conditions are If-Match and If-None-Match of a write (RFC 9110, section 13.1). With them, a client that changes a tag

@@ -59,6 +59,8 @@ type Options struct {
 	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
 	// keeps the others out. 0 means no limit.
 	MaxRequests int
+	// Bodies bounds the memory of manifests that are pushed. Optional.
+	Bodies Bodies
 	// Limits bound the requests and bytes of each identity. Optional.
 	Limits *limit.Limits
 	// Annotate adds a fact to the request's line in the access log; the keys are route, repo, ref, digest, user, code
@@ -88,6 +90,9 @@ const (
 
 // New returns a Registry that serves what o.Index and o.Blobs hold.
 func New(o Options) *Registry {
+	if o.Bodies == nil {
+		o.Bodies = anyBodies{}
+	}
 	if o.Check == nil {
 		o.Check = func(context.Context, digest.Digest) error { return nil }
 	}

@@ -17,6 +17,8 @@ import (
 const (
 	// maxForm bounds the body of a POST to the token endpoint.
 	maxForm = 64 << 10
+	// formTime is how long that body may take to arrive.
+	formTime = 10 * time.Second
 	// maxScopes bounds how many of the requested scopes are considered. Clients ask for one or two.
 	maxScopes = 64
 	// maxRepo is the longest name of a repository.
@@ -99,6 +101,8 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 		}
 		return who, r.URL.Query()["scope"], err
 	case http.MethodPost:
+		// A deadline for the whole, because with a byte within each stall timeout a form could hold its place for days.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(formTime))
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 		if err := r.ParseForm(); err != nil {
 			if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {

@@ -49,7 +49,7 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	w.finish()
 	a.metrics.inFlight.Dec()
 	a.end(ending{w: w, rec: rec, request: outer, took: time.Since(start), panicked: p})
-	if p.cut { // last, because net/http closes the connection and recovers
+	if p.cut || w.brokeOff() { // last, because net/http closes the connection and recovers
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -4,8 +4,16 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 )
+
+// errTooSlow is the error of a body that has not arrived in the time that it has. For errors.Is it is
+// os.ErrDeadlineExceeded.
+type errTooSlow struct{}
+
+func (errTooSlow) Error() string { return "the body came too slowly" }
+func (errTooSlow) Unwrap() error { return os.ErrDeadlineExceeded }
 
 // body is the body of a request. It cuts off a client that stalls. Nothing is read, and no 100 Continue is sent, before
 // the handler reads.
@@ -17,6 +25,10 @@ type body struct {
 	err   error     // the first error of reading, except io.EOF
 	ended bool      // the body was read to its end, or reading failed
 	armed time.Time // when the read deadline was last set
+
+	// limit is when the whole body must have arrived, in nanoseconds since 1970; 0: whenever. It is atomic because
+	// Bodies sets it while the handler reads.
+	limit atomic.Int64
 }
 
 // isOpen reports whether there may be more to read, which is never so in a nil body.
@@ -45,6 +57,9 @@ func (b *body) Read(p []byte) (int, error) {
 func (b *body) failed(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = errStalled(b.w.stall)
+		if limit := b.limit.Load(); limit != 0 && time.Now().UnixNano() >= limit {
+			err = errTooSlow{}
+		}
 		// Without an answer yet, it can announce that no request may follow on this connection.
 		if b.w.status == 0 {
 			b.w.Header().Set("Connection", "close")
@@ -52,6 +67,17 @@ func (b *body) failed(err error) error {
 	}
 	b.err = err
 	return err
+}
+
+// brokeOff reports whether the rest of the body may still come although the answer does not announce the end of the
+// connection. net/http would take that rest for the next request: behind a proxy that shares connections, one client
+// could send requests in the name of another. The answer itself is flushed.
+func (w *response) brokeOff() bool {
+	if w.body == nil || w.body.err == nil || w.status == 0 || w.Header().Get("Connection") == "close" {
+		return false
+	}
+	_ = w.rc.Flush() // if it fails, the client gets no answer either way
+	return true
 }
 
 // arm sets the deadline before a read. A deadline that is recent enough stays, because setting it for each read would
@@ -64,7 +90,19 @@ func (b *body) arm() {
 	}
 }
 
-func (b *body) set(t time.Time) { _ = b.w.rc.SetReadDeadline(t) }
+// set sets the deadline of reading, at most to limit.
+func (b *body) set(t time.Time) {
+	if limit := b.limit.Load(); limit != 0 && t.UnixNano() > limit {
+		t = time.Unix(0, limit)
+	}
+	_ = b.w.rc.SetReadDeadline(t)
+}
+
+// setLimit sets when the whole body must have arrived, also for a Read that waits.
+func (b *body) setLimit(t time.Time) error {
+	b.limit.Store(t.UnixNano())
+	return b.w.rc.SetReadDeadline(t)
+}
 
 // Close drops the rest of the body. net/http reads a part of it, so that the connection can be used again.
 func (b *body) Close() error {

@@ -14,6 +14,8 @@ type conn struct {
 	net.Conn
 	checked bool // the first byte was checked, or need not be; used by the reading goroutine alone
 
+	heads *heads // counts what comes before a request; nil: it does not count
+
 	mu   sync.Mutex  // guards what follows, and puts writes in sequence
 	held *sendBuffer // nil: what is written is sent at once
 	err  error       // of a flush. Part of a record may have been sent, so nothing may follow it

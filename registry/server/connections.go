@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -15,72 +16,144 @@ import (
 	"trow/registry/ocierror"
 )
 
-// connections keeps the number of connections within a limit. When a new one comes, the one that has been idle the
-// longest is closed. If all are busy, up to maxSurplus more are accepted: on these surplus connections only probes and
-// vital paths are answered, other requests get a 503, and they end with their first answer. Beyond these, connections
-// are closed without an answer.
+// connections keeps the number of connections within a limit. When a new one comes and all places are taken, another
+// gives way:
+//
+//  1. the one that has been idle the longest;
+//  2. of those that have not sent the headers of a request yet, whatever else they have sent, the oldest one of the
+//     address that holds most of them.
+//
+// If all have a request under way, up to maxSurplus more are accepted: on these surplus connections only probes and
+// vital paths are answered, other requests get a 503, and they end with their first answer. When these are taken as
+// well, of them gives way one without a request, as in 2, or else the oldest one of the address that holds most, if it
+// is older than surplusTime. Beyond these, connections are closed without an answer.
+//
+// Behind a node port that hides addresses, all clients have one address. Then the oldest connection without a request
+// gives way: a client is served if its handshake and headers take less time than it takes others to open as many
+// connections as there are places.
 type connections struct {
 	max     int
+	heads   int // how many connections may have large headers that are not complete
 	log     zerolog.Logger
 	metrics *metrics
 
-	mu      sync.Mutex // guards what follows
-	all     map[net.Conn]*place
-	idle    *list.List // of *place, the one that has been idle the longest first
-	surplus int        // number of surplus connections
-	warned  time.Time  // when the log was last warned
+	mu     sync.Mutex // guards what follows
+	all    map[net.Conn]*place
+	idle   *list.List // of *place, the one that has been idle the longest first
+	fresh  crowd      // of *place: those without a request yet, of the ordinary ones
+	silent crowd      // of *place: those without a request yet, of the surplus ones
+	late   crowd      // of *place: the surplus ones with a request
+	heavy  crowd      // of *heads: the connections with large headers that are not complete
+
+	surplus int       // number of surplus connections
+	warned  time.Time // when the log was last warned
 }
 
 // place is what connections knows of one connection.
 type place struct {
 	conn    net.Conn
+	address netip.Addr
+	since   time.Time
 	surplus bool
-	idle    *list.Element // nil: the connection is busy
+	idle    *list.Element // nil: the connection is not idle
+	crowd   *crowd        // nil: the connection is in none
+	member  *member       // of crowd
+	heads   *heads        // nil in tests with connections of other kinds
 }
 
-// maxSurplus is the largest number of surplus connections: enough that a client that retries after a second gets a 503
-// again, and few enough to cost nothing.
-const maxSurplus = 128
+const (
+	// maxSurplus is the largest number of surplus connections: enough that a client that retries after a second gets a
+	// 503 again, and few enough to cost nothing.
+	maxSurplus = 128
+	// surplusTime is how long a request on a surplus connection may take before it gives way to others. A probe or a
+	// review takes milliseconds; one that takes longer waits for its client, or for memory that such clients hold.
+	surplusTime = 2 * time.Second
+)
 
 // surplusKey marks the context of a surplus connection's requests.
 type surplusKey struct{}
 
 func newConnections(limit int, log zerolog.Logger, m *metrics) *connections {
-	return &connections{max: limit, log: log, metrics: m, all: map[net.Conn]*place{}, idle: list.New()}
+	return &connections{max: limit, heads: headsLimit(limit, Memory()), log: log, metrics: m,
+		all: map[net.Conn]*place{}, idle: list.New()}
 }
 
 // accept is http.Server.ConnContext: it is called for each connection, one after the other, before anything is read.
 func (c *connections) accept(ctx context.Context, conn net.Conn) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &place{conn: conn}
+	p := &place{conn: conn, address: addressOf(conn.RemoteAddr()), since: time.Now()}
 	if over := len(c.all) - c.surplus - c.max; over >= 0 && !c.evict() {
 		p.surplus = true
 		c.metrics.refused.Inc()
 		c.warn()
-		if c.surplus == maxSurplus {
+		if c.surplus == maxSurplus && !c.evictSurplus() {
 			abort(conn)
 			return ctx // without a place: changed ignores it
 		}
 		c.surplus++
 		ctx = context.WithValue(ctx, surplusKey{}, true)
 	}
-	c.all[conn] = p
+	p.heads = c.watch(p)
+	if c.all[conn] = p; p.surplus {
+		c.join(p, &c.silent)
+	} else {
+		c.join(p, &c.fresh)
+	}
 	c.metrics.connections.Set(float64(len(c.all)))
 	return ctx
 }
 
-// evict closes the connection that has been idle the longest. It reports whether there was one. The caller holds mu.
+// evict closes the connection that gives way to a new one. It reports whether there was one. The caller holds mu.
 func (c *connections) evict() bool {
-	first := c.idle.Front()
-	if first == nil {
-		return false
+	if first := c.idle.Front(); first != nil {
+		c.close(first.Value.(*place))
+		return true
 	}
-	p := first.Value.(*place)
+	if first := c.fresh.first(); first != nil {
+		c.close(first.value.(*place))
+		return true
+	}
+	return false
+}
+
+// evictSurplus closes the surplus connection that gives way to a new one. It reports whether there was one. The caller
+// holds mu.
+func (c *connections) evictSurplus() bool {
+	first := c.silent.first()
+	if first == nil {
+		first = c.late.first()
+		if first == nil || time.Since(first.value.(*place).since) < surplusTime {
+			return false
+		}
+	}
+	c.close(first.value.(*place))
+	return true
+}
+
+// close closes a connection to make room for another one. The caller holds mu.
+func (c *connections) close(p *place) {
 	c.remove(p)
 	abort(p.conn)
 	c.metrics.evicted.Inc()
-	return true
+}
+
+// join adds a connection to a crowd. The caller holds mu.
+func (c *connections) join(p *place, to *crowd) {
+	c.leave(p)
+	p.crowd, p.member = to, to.add(p.address, 1, p)
+}
+
+// leave takes a connection off the list of idle ones, or out of its crowd. The caller holds mu.
+func (c *connections) leave(p *place) {
+	if p.idle != nil {
+		c.idle.Remove(p.idle)
+		p.idle = nil
+	}
+	if p.crowd != nil {
+		p.crowd.remove(p.member)
+		p.crowd, p.member = nil, nil
+	}
 }
 
 // abort closes a connection at once. A tls.Conn would first send an alert, and might wait for that.
@@ -113,26 +186,26 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 		c.remove(p)
 		c.metrics.connections.Set(float64(len(c.all)))
 	case http.StateIdle:
-		// A surplus connection is about to end, and closing it would make no room.
+		p.heads.await()
+		// A surplus connection is about to end.
 		if p.idle == nil && !p.surplus {
+			c.leave(p)
 			p.idle = c.idle.PushBack(p)
 		}
-	default:
-		c.setBusy(p)
-	}
-}
-
-// setBusy takes a connection off the list of idle ones. The caller holds mu.
-func (c *connections) setBusy(p *place) {
-	if p.idle != nil {
-		c.idle.Remove(p.idle)
-		p.idle = nil
+	case http.StateActive: // net/http calls it when the headers of a request were read to their end, not before
+		p.heads.complete()
+		if p.surplus {
+			c.join(p, &c.late)
+		} else {
+			c.leave(p)
+		}
 	}
 }
 
 // remove gives up the place of a connection. The caller holds mu.
 func (c *connections) remove(p *place) {
-	c.setBusy(p)
+	c.leave(p)
+	p.heads.complete()
 	delete(c.all, p.conn)
 	if p.surplus {
 		c.surplus--

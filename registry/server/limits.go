@@ -10,11 +10,14 @@ import (
 const otherFiles = 100
 
 // connectionLimit returns the number of connections that may be open: want, or fewer if the process may not open enough
-// files, which is logged.
+// files, which is logged. If want is 0, the number follows from memory and open files.
 func connectionLimit(want int, logger zerolog.Logger) int {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return want
+		files.Cur = 1 << 62
+	}
+	if want == 0 {
+		return connectionsWith(files.Cur, defaultConnections(Memory()))
 	}
 	n := connectionsWith(files.Cur, want)
 	if n < want {

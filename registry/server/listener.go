@@ -33,6 +33,9 @@ const tlsHandshake = 0x16
 // TLS handshake, which has a deadline.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if c.heads != nil {
+		c.heads.read(n)
+	}
 	if c.checked || n == 0 {
 		return n, err
 	}

@@ -76,7 +76,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "trow_http_connections_refused_total", Help: "Connections refused because all others were busy.",
 		}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "trow_http_connections_evicted_total", Help: "Idle connections closed to make room for others.",
+			Name: "trow_http_connections_evicted_total", Help: "Connections without a request closed to make room for others.",
 		}),
 		routes: map[string]struct{}{},
 	}

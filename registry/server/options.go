@@ -18,8 +18,8 @@ import (
 type Options struct {
 	// Listen is the address and port to listen on.
 	Listen string
-	// MaxConnections is the number of connections that may be open at once; see [connections]. 0 means no limit. It is
-	// lowered if the process may not open as many files.
+	// MaxConnections is the number of connections that may be open at once; see [connections]. 0 means as many as fit
+	// into a quarter of the memory, at most 10000. It is lowered if the process may not open as many files.
 	MaxConnections int
 	// StallTimeout is how long a client may neither take nor send a byte while the server waits for it; then its
 	// connection is closed. 0 means 60 s: longer than TCP needs to get over a lost route or a moved pod. A pull that
@@ -54,8 +54,9 @@ type Options struct {
 // AddFlags registers the settings as flags.
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVarP(&o.Listen, "listen", "l", ":8443", "address and port to listen on")
-	fs.IntVar(&o.MaxConnections, "max-connections", 10000, "number of connections that may be open at once; when a "+
-		"new one comes, an idle one is closed, and if none is idle, the new one is answered 503")
+	fs.IntVar(&o.MaxConnections, "max-connections", 0, "number of connections that may be open at once; when a new "+
+		"one comes, one without a request is closed, and if there is none, the new one is answered 503; 0: what fits "+
+		"into a quarter of the memory limit, at most 10000")
 	fs.DurationVar(&o.StallTimeout, "stall-timeout", time.Minute,
 		"how long a transfer may make no progress before its connection is closed")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "lowest level that is logged: error, warn, info or debug")
@@ -68,8 +69,9 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 // Validate reports the first invalid setting.
 func (o *Options) Validate() error {
 	switch {
-	case o.MaxConnections < 1:
-		return fmt.Errorf("max-connections: %d is too low; want at least 1", o.MaxConnections)
+	case o.MaxConnections < 0:
+		return fmt.Errorf("max-connections: %d is too low; want at least 1, or 0 to derive it from the memory limit",
+			o.MaxConnections)
 	case o.StallTimeout < time.Second:
 		return fmt.Errorf("stall-timeout: %s is too short; want at least 1s", o.StallTimeout)
 	}

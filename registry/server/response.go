@@ -302,8 +302,18 @@ func (w *response) arm() {
 		w.set(w.stall + w.stall/4) // up to a quarter of it has passed when the next piece starts
 	}
 	if w.body.isOpen() {
-		_ = w.rc.SetReadDeadline(now.Add(w.stall))
+		w.body.set(now.Add(w.stall))
 	}
+}
+
+// SetReadDeadline sets when the whole body of the request must have arrived. The deadline of a stall stays in effect
+// before that. It is for http.ResponseController, also from another goroutine while the handler runs. Errors: those of
+// the connection.
+func (w *response) SetReadDeadline(t time.Time) error {
+	if w.body == nil {
+		return nil
+	}
+	return w.body.setLimit(t)
 }
 
 // set sets the write deadline. In tests without a connection it has no effect.
@@ -314,6 +324,6 @@ func (w *response) set(d time.Duration) { _ = w.rc.SetWriteDeadline(time.Now().A
 func (w *response) finish() {
 	w.set(w.stall)
 	if w.body.isOpen() && w.body.err == nil {
-		_ = w.rc.SetReadDeadline(time.Now().Add(w.stall))
+		w.body.set(time.Now().Add(w.stall))
 	}
 }

@@ -35,7 +35,8 @@ func TestSettings(t *testing.T) {
 	for arg, want := range map[string]string{
 		"--listen=:1":            "",
 		"-l=127.0.0.1:1":         "",
-		"--max-connections=0":    "max-connections: 0 is too low; want at least 1",
+		"--max-connections=-1":   "max-connections: -1 is too low; want at least 1, or 0 to derive it from the memory limit",
+		"--max-connections=0":    "",
 		"--max-connections=1":    "",
 		"--stall-timeout=999ms":  "stall-timeout: 999ms is too short; want at least 1s",
 		"--log-level=loud":       `log-level: "loud": want error, warn, info or debug`,

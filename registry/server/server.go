@@ -21,8 +21,9 @@
 //  3. Each request has one line in the log, written when it ends and not held back. The line contains the path without
 //     the query and no header, so no credentials.
 //  4. The labels of the metrics have few values, whatever clients send.
-//  5. The number of connections is bounded. Idle connections make room for new ones, and what decides whether pods
-//     start is answered even when all connections are busy.
+//  5. The number of connections is bounded, and so is the memory of headers and of bodies that are kept whole.
+//     Connections without a request make room for new ones, and what decides whether pods start is answered even when
+//     all connections are busy.
 //  6. A body that was started and not finished breaks the connection, so that a client never takes it for complete.
 //
 // # Why HTTP/1.1 alone
@@ -105,14 +106,11 @@ func New(o Options) (*Server, error) {
 		// Small records at the start of an answer are good for web pages, not for layers.
 		s.http.TLSConfig.DynamicRecordSizingDisabled = true
 	}
-	s.http.ConnContext = withConn
-	if o.MaxConnections > 0 {
-		c := newConnections(connectionLimit(o.MaxConnections, o.Log), o.Log, m)
-		s.http.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-			return c.accept(withConn(ctx, conn), conn)
-		}
-		s.http.ConnState = c.changed
+	c := newConnections(connectionLimit(o.MaxConnections, o.Log), o.Log, m)
+	s.http.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		return c.accept(withConn(ctx, conn), conn)
 	}
+	s.http.ConnState = c.changed
 	return s, nil
 }
 

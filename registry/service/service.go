@@ -158,7 +158,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	}
 	s.api.Set(registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
 		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
-		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}))
+		Bodies: server.ReserveBodies(), Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}))
 	return s.index, nil
 }
 
