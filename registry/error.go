@@ -104,6 +104,14 @@ func manifestInvalid(format string, args ...any) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Message: fmt.Sprintf(format, args...)}
 }
 
+// mediaTypeHeld refuses to change the media type of a manifest that the repository holds.
+func mediaTypeHeld(d digest.Digest, held, other string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusConflict,
+		Detail: map[string]string{"digest": d.String(), "mediaType": held},
+		Message: fmt.Sprintf("the repository holds this manifest as %s, not as %s; push it as that, or delete it first",
+			held, other)}
+}
+
 func manifestTooLarge() *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusRequestEntityTooLarge,
 		Message: fmt.Sprintf("manifest too large; want at most %d bytes", maxManifest)}

@@ -74,7 +74,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if c.digest == "" {
 		p.digest, p.tag, p.tags = digest.FromBytes(body), c.ref, append(tags, c.ref)
 	}
-	if p.parsed, err = parseManifest(req.Header.Get("Content-Type"), body); err != nil {
+	if p.parsed, err = parseManifest(strings.Join(req.Header["Content-Type"], ", "), body); err != nil {
 		return err
 	}
 	if err := r.push(req.Context(), p); err != nil {

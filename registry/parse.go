@@ -2,7 +2,6 @@ package registry
 
 import (
 	"fmt"
-	"mime"
 	"slices"
 	"strings"
 
@@ -130,59 +129,40 @@ func decodeManifest(body []byte) (content, error) {
 	return c, err
 }
 
-// parseManifest parses a manifest that was pushed as contentType. It is a pure function. Errors: MANIFEST_INVALID.
+// parseManifest parses a manifest that is pushed as contentType, and refuses what new manifests must not have. It is a
+// pure function. Errors: MANIFEST_INVALID.
 func parseManifest(contentType string, body []byte) (parsed, error) {
+	p, c, err := parseContent(contentType, body)
+	if err != nil {
+		return p, err
+	}
+	return p, checkTypes(c)
+}
+
+// parseContent is parseManifest for any content, also such as was stored before there were further rules: a repair must
+// not lose that. The content is zero for a manifest of another type that is not JSON.
+func parseContent(contentType string, body []byte) (parsed, content, error) {
 	c, err := decodeManifest(body)
 	mediaType, terr := typeOf(contentType, c, err)
 	if terr != nil {
-		return parsed{}, terr
+		return parsed{}, c, terr
 	}
 	p := parsed{mediaType: mediaType}
-	switch mediaType {
-	case typeOCIManifest, typeDockerManifest, typeOCIIndex, typeDockerList:
+	if knownType(mediaType) {
 		if err != nil {
-			return p, manifestInvalid("the manifest is not valid JSON: %v", brief(err))
+			return p, c, manifestInvalid("the manifest is not valid JSON: %v", brief(err))
 		}
 		if c.SchemaVersion != 2 {
-			return p, manifestInvalid("schemaVersion is %d; want 2", c.SchemaVersion)
+			return p, c, manifestInvalid("schemaVersion is %d; want 2", c.SchemaVersion)
 		}
-		return p, p.parseKnown(c)
+		return p, c, p.parseKnown(c)
 	}
-	if err == nil { // a manifest of another type need not be JSON
-		p.parseOther(c)
+	if err != nil { // a manifest of another type need not be JSON
+		return p, content{}, nil
 	}
-	return p, nil
+	p.parseOther(c)
+	return p, c, nil
 }
-
-// typeOf returns the media type: the Content-Type without its parameters, or what the body says if there is none. A
-// body with another type is refused, because a client that pulls the manifest could believe either.
-func typeOf(contentType string, c content, decodeErr error) (string, error) {
-	mediaType := strings.ToLower(strings.TrimSpace(contentType))
-	if t, _, err := mime.ParseMediaType(contentType); err == nil {
-		mediaType = t
-	}
-	switch {
-	case mediaType == "" && decodeErr != nil:
-		return "", manifestInvalid("the manifest has no Content-Type and is not valid JSON: %v", brief(decodeErr))
-	case mediaType == "" && c.MediaType != "":
-		return c.MediaType, nil
-	case mediaType == "" && c.Manifests != nil:
-		return typeOCIIndex, nil
-	case mediaType == "" && c.Config != nil:
-		return typeOCIManifest, nil
-	case mediaType == "":
-		return "", manifestInvalid("the manifest has neither a Content-Type nor a mediaType")
-	case len(mediaType) > maxName || strings.ContainsFunc(mediaType, notVisible): // it becomes a header
-		return "", manifestInvalid("the Content-Type is not a media type")
-	case c.MediaType != "" && !strings.EqualFold(c.MediaType, mediaType):
-		return "", manifestInvalid("Content-Type is %q, but the manifest's mediaType is %q", mediaType,
-			ocierror.Clip(c.MediaType))
-	}
-	return mediaType, nil
-}
-
-// notVisible reports whether a character is not a visible one of ASCII.
-func notVisible(r rune) bool { return r <= ' ' || r > '~' }
 
 // parseKnown parses a manifest or an index of one of the known types.
 func (p *parsed) parseKnown(c content) error {
@@ -264,12 +244,11 @@ func (p *parsed) parseOther(c content) {
 // ReadManifest parses stored content as a manifest of one of the known types, for a repair that has lost the facts
 // about it. ok is false if it is not such a manifest. The caller sets Digest and Size.
 func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
-	p, err := parseManifest("", content)
-	switch p.mediaType {
-	case typeOCIManifest, typeDockerManifest, typeOCIIndex, typeDockerList:
-		return storage.Manifest{MediaType: p.mediaType, Subject: p.subject, Refs: p.refs}, err == nil
+	p, _, err := parseContent("", content)
+	if !knownType(p.mediaType) {
+		return storage.Manifest{}, false
 	}
-	return storage.Manifest{}, false
+	return storage.Manifest{MediaType: p.mediaType, Subject: p.subject, Refs: p.refs}, err == nil
 }
 
 // brief bounds the text of a decoder's error, which may quote the client's input.

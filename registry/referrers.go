@@ -139,7 +139,7 @@ func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descript
 	if artifact == "" && c.Config != nil {
 		artifact = c.Config.MediaType
 	}
-	js, err := json.Marshal(descriptor{MediaType: m.MediaType, Digest: d.String(), Size: m.Size,
+	js, err := json.Marshal(descriptor{MediaType: cmp.Or(m.MediaType, c.MediaType), Digest: d.String(), Size: m.Size,
 		Artifact: artifact, Annotations: c.Annotations})
 	if err != nil {
 		return referrer{}, fmt.Errorf("referrer %s: %w", d, err)
