@@ -136,6 +136,11 @@ func parseManifest(contentType string, body []byte) (parsed, error) {
 	if err != nil {
 		return p, err
 	}
+	if knownType(p.mediaType) {
+		if err := checkNames(body); err != nil {
+			return p, err
+		}
+	}
 	return p, checkTypes(c)
 }
 
