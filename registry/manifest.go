@@ -77,6 +77,9 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if p.parsed, err = parseManifest(strings.Join(req.Header["Content-Type"], ", "), body); err != nil {
 		return err
 	}
+	if r.options.RefuseForeign && len(p.parsed.elsewhere) > 0 {
+		return foreignRefused(p.parsed.elsewhere[0])
+	}
 	if err := r.push(req.Context(), p); err != nil {
 		return err
 	}

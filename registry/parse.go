@@ -180,7 +180,7 @@ func (p *parsed) parseKnown(c content) error {
 		return manifestInvalid("want either config and layers or manifests, not both")
 	}
 	if image {
-		if err := p.need("config", *c.Config); err != nil {
+		if err := p.need("config", *c.Config, false); err != nil {
 			return err
 		}
 	}
@@ -189,21 +189,22 @@ func (p *parsed) parseKnown(c content) error {
 		if !image {
 			name = "manifests"
 		}
-		if err := p.need(fmt.Sprintf("%s[%d]", name, i), d); err != nil {
+		if err := p.need(fmt.Sprintf("%s[%d]", name, i), d, image && foreign(d)); err != nil {
 			return err
 		}
 	}
 	return p.setSubject(c.Subject)
 }
 
-// need records a part of the manifest.
-func (p *parsed) need(where string, d descriptor) error {
+// need records a part of the manifest. Only layers can be foreign: an index or a config whose bytes come from elsewhere
+// would decide what runs without being here.
+func (p *parsed) need(where string, d descriptor, foreign bool) error {
 	parsed, err := storage.ParseDigest(d.Digest)
 	if err != nil || d.Size < 0 {
 		return manifestInvalid("%s: want a descriptor with a sha256 or sha512 digest and a size of 0 or more", where)
 	}
 	p.refs = append(p.refs, parsed)
-	if foreign(d) {
+	if foreign {
 		p.elsewhere = append(p.elsewhere, parsed)
 	} else {
 		p.needs = append(p.needs, parsed)
@@ -211,7 +212,7 @@ func (p *parsed) need(where string, d descriptor) error {
 	return nil
 }
 
-// foreign reports whether content is not meant to be in a registry (image spec, "Non-Distributable Layers").
+// foreign reports whether a layer is not meant to be in a registry (image spec, "Non-Distributable Layers").
 func foreign(d descriptor) bool {
 	return bool(d.URLs) || strings.Contains(d.MediaType, ".nondistributable.") ||
 		strings.Contains(d.MediaType, ".foreign.")
@@ -272,6 +273,7 @@ func RecoverManifest(content []byte) (m storage.Manifest, parts map[digest.Diges
 	}
 	parts = map[digest.Digest]int64{}
 	for _, d := range all {
+		// Also children and configs that earlier versions accepted as foreign: a repair must not report them as lost.
 		if !foreign(d) {
 			parts[digest.Digest(d.Digest)] = d.Size
 		}

@@ -82,6 +82,10 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	if isHeld && held.MediaType != p.parsed.mediaType && storable(held.MediaType) {
 		return mediaTypeHeld(p.digest, held.MediaType, p.parsed.mediaType)
 	}
+	// Each reference is an entry of the Index. What is held already is there, and may be pushed again.
+	if n := len(p.parsed.refs); !isHeld && r.options.MaxReferences > 0 && n > r.options.MaxReferences {
+		return tooManyReferences(n, r.options.MaxReferences)
+	}
 	if err := missingParts(tx, p.parsed.needs); err != nil {
 		return err
 	}

@@ -56,6 +56,10 @@ type Options struct {
 	Check func(ctx context.Context, d digest.Digest) error
 	// Immutable reports whether a tag must not be moved or deleted once it exists. Optional.
 	Immutable func(repo, tag string) bool
+	// RefuseForeign refuses images with layers that are not meant to be in a registry.
+	RefuseForeign bool
+	// MaxReferences bounds the descriptors of a manifest that the repository does not hold yet. 0 means no limit.
+	MaxReferences int
 	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
 	// keeps the others out. 0 means no limit.
 	MaxRequests int
