@@ -82,12 +82,12 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 			lists.Put(body)
 		}
 	}()
-	if q.artifactType != "" {
-		w.Header().Set("OCI-Filters-Applied", "artifactType")
-	}
 	next, err := r.renderReferrers(req.Context(), body, c.repo, found, q.artifactType)
 	if err != nil {
 		return err
+	}
+	if q.artifactType != "" { // not earlier: an error applies no filter
+		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
 	if next != "" {
 		q.values.Set("last", next.String())
