@@ -83,6 +83,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if err := r.push(req.Context(), p); err != nil {
 		return err
 	}
+	r.pushedReferrer(req.Context(), p)
 	r.annotate(req.Context(), "digest", p.digest.String())
 	r.audit(req, c, audit.Event{What: audit.Push, Tags: p.tags, Digest: p.digest.String()})
 	h := w.Header()

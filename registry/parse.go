@@ -119,6 +119,8 @@ type parsed struct {
 	needs     []digest.Digest // the repository must hold these, as blobs or manifests, to accept the manifest
 	refs      []digest.Digest // everything that it consists of, including elsewhere
 	elsewhere []digest.Digest // layers that clients get from other places (urls)
+
+	artifactType string // see content.artifactType
 }
 
 // decodeManifest decodes a manifest's JSON. It refuses duplicate names, invalid UTF-8 and numbers out of range, because
@@ -136,6 +138,7 @@ func parseManifest(contentType string, body []byte) (parsed, error) {
 	if err != nil {
 		return p, err
 	}
+	p.artifactType = c.artifactType()
 	if knownType(p.mediaType) {
 		if err := checkNames(body); err != nil {
 			return p, err
