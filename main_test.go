@@ -561,6 +561,22 @@ func TestOpenUploadsAreBounded(t *testing.T) {
 	p.want(202, "POST", "/v2/app/blobs/uploads/", "")
 }
 
+// TestSettingsOfManifests: the settings of what new manifests may be reach the registry.
+func TestSettingsOfManifests(t *testing.T) {
+	p := start(t, t.TempDir(), "--no-tls", "--foreign-layers=false", "--max-references=2")
+	part := `{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar","digest":"` + digest.FromString("x").String() + `","size":1}`
+	put := func(layers string) string {
+		return p.want(400, "PUT", "/v2/app/manifests/v", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",`+
+			`"config":`+strings.Replace(part, ".nondistributable", "", 1)+`,"layers":[`+layers+`]}`)
+	}
+	if got := put(part); !strings.Contains(got, "foreign-layers") {
+		t.Error(got)
+	}
+	if got := put(strings.ReplaceAll(part+","+part, ".nondistributable", "")); !strings.Contains(got, "max-references") {
+		t.Error(got)
+	}
+}
+
 // TestRequestsAreBounded bounds pushes and other requests separately; verdicts are not among them.
 func TestRequestsAreBounded(t *testing.T) {
 	p := start(t, t.TempDir(), "--no-tls", "--max-requests=1", "--max-connections=50")
@@ -1219,6 +1235,7 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a list of numbers", file("names: [1]"), "", "names"},
 		{"a time that is too short", []string{"--upload-timeout=1s"}, "", "upload-timeout"},
 		{"no requests at all", []string{"--max-requests=0"}, "", "max-requests"},
+		{"no references at all", []string{"--max-references=0"}, "", "max-references"},
 		{"no connections at all", []string{"--max-connections=-1"}, "", "max-connections"},
 		{"no uploads at all", []string{"--max-uploads=0"}, "", "max-uploads"},
 		{"a reserve without a unit that exists", []string{"--reserve=5%,1GB"}, "", "reserve"},

@@ -10,7 +10,8 @@ import (
 )
 
 // Images is what a decision asks of the registry; *storage.Index satisfies it. Implementations must be safe for
-// concurrent use. If one also has the method Tags of *storage.Index, hints list the tags that exist.
+// concurrent use. If one also has the methods Tags and Incomplete of *storage.Index, hints list the tags that exist, and
+// say that an image is not here as a whole.
 type Images interface {
 	// Resolve looks up a manifest. ref is a tag or a digest; a digest must be one of this repo. An error means that it
 	// cannot be known whether the registry holds the manifest.
@@ -20,6 +21,12 @@ type Images interface {
 // lister is what Images may implement as well.
 type lister interface {
 	Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error)
+}
+
+// completer is what Images may implement as well.
+type completer interface {
+	// Incomplete reports whether a manifest that the repo holds consists of anything that the repo does not hold.
+	Incomplete(repo string, m storage.Descriptor) bool
 }
 
 // Reason is why an image is allowed or denied, for programs. The set is closed.
@@ -145,6 +152,9 @@ func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
 		if m.Damaged() != "" {
 			v.hint("damaged here, push it again: " + v.Image) // a node may have it in its cache all the same
 		}
+		if c, ok := images.(completer); ok && c.Incomplete(v.Reference.Path, m) {
+			v.hintIncomplete()
+		}
 		return
 	case ruling == allowedByRule:
 		v.allow(reasonOf(rule), rule)
@@ -182,6 +192,17 @@ func (p *Policy) denyManifest(ctx context.Context, images Images, v *Verdict) {
 }
 
 func (v *Verdict) hint(text string) { v.Hints = append(v.Hints, text) }
+
+// hintIncomplete says that a part of an image is not in the registry, such as a foreign layer. It names the image if that
+// fits into a warning: a long name must not suppress the hint.
+func (v *Verdict) hintIncomplete() {
+	const text = "not all of it is here, nodes get the rest from elsewhere: "
+	if len(text+v.Image) > maxWarning {
+		v.hint("not all of an image is here, nodes get the rest from elsewhere")
+		return
+	}
+	v.hint(text + v.Image)
+}
 
 // hintAbsent says how to get a local image that the registry does not hold. Hints are a courtesy: errors of the
 // registry leave them out.

@@ -3,9 +3,13 @@ package admission_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"trow/admission"
+	"trow/storage"
 )
 
 // TestVerdictsNameReasonAndRule has a case for each Reason.
@@ -99,5 +103,31 @@ func TestADecisionCarriesTheVerdicts(t *testing.T) {
 	vs := (*seen)[0].Verdicts
 	if len(vs) != 2 || vs[0].Reason != admission.Held || vs[1].Reason != admission.NotAllowed {
 		t.Errorf("%+v", vs)
+	}
+}
+
+// TestAnIncompleteImageHasAHint: a local image may consist of foreign layers alone, and the verdict did not say so.
+func TestAnIncompleteImageHasAHint(t *testing.T) {
+	r := newRegistry(t, held)
+	long := strings.Repeat("long/", 20) + "name"
+	for _, repo := range []string{"app", long} {
+		err := r.Update(t.Context(), repo, func(tx *storage.Tx) error {
+			m := storage.Manifest{Digest: digest.FromString("image"), MediaType: "application/vnd.oci.image.manifest.v1+json",
+				Refs: []digest.Digest{digest.FromString("foreign")}}
+			return errors.Join(tx.PutManifest(m), tx.SetTag("far", m.Digest))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for image, want := range map[string]string{
+		host + "/app:far":          "not all of it is here, nodes get the rest from elsewhere: " + host + "/app:far",
+		host + "/" + long + ":far": "not all of an image is here, nodes get the rest from elsewhere",
+		host + "/app:1":            "",
+	} {
+		v := newPolicy(t, admission.PolicyOptions{}).Decide(t.Context(), r, image)
+		if got := strings.Join(v.Hints, "; "); !v.Allowed || got != want || len(got) > 120 {
+			t.Errorf("%s: %v, hints %q, want %q", image, v.Allowed, got, want)
+		}
 	}
 }

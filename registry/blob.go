@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"trow/registry/audit"
 	"trow/storage"
 )
@@ -25,16 +27,13 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 		return err
 	}
 	etag := `"` + c.ref + `"`
-	h := w.Header()
-	h.Set("Docker-Content-Digest", c.ref)
-	h.Set("ETag", etag)
-	h.Set("Accept-Ranges", "bytes")
 	if matches(req.Header["If-None-Match"], etag) {
-		h.Set("Cache-Control", immutable)
+		setBlobHeader(w.Header(), b.digest, etag)
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
 	if req.Method == http.MethodHead { // ranges are defined for GET alone
+		setBlobHeader(w.Header(), b.digest, etag)
 		writeBlobHeader(w, span{0, b.size}, false, b.size)
 		return nil
 	}
@@ -42,17 +41,20 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 	if !satisfiable {
 		return rangeInvalid(b.size)
 	}
-	return r.sendBlob(w, req, b, part, ranged)
+	return r.sendBlob(w, req, b, etag, part, ranged)
 }
 
 // sendBlob answers with a part of a blob.
-func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, b blob, part span, ranged bool) error {
+func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, b blob, etag string, part span,
+	ranged bool) error {
 	content, err := r.openBlob(req.Context(), b, part)
 	if err != nil {
 		return err
 	}
 	defer content.Close()
-	writeBlobHeader(w, part, ranged, b.size) // after the last step that can fail with an answer
+	// After the last step that can fail with an answer: a cache would keep an error with these headers for a year.
+	setBlobHeader(w.Header(), b.digest, etag)
+	writeBlobHeader(w, part, ranged, b.size)
 	if _, err := content.WriteTo(w); err != nil {
 		r.annotate(req.Context(), "err", err.Error())
 		panic(http.ErrAbortHandler) // a clean end would make a truncated body look complete
@@ -60,10 +62,17 @@ func (r *Registry) sendBlob(w http.ResponseWriter, req *http.Request, b blob, pa
 	return nil
 }
 
+// setBlobHeader sets the headers that all answers with a blob have.
+func setBlobHeader(h http.Header, d digest.Digest, etag string) {
+	h.Set("Docker-Content-Digest", d.String())
+	h.Set("ETag", etag)
+	h.Set("Accept-Ranges", "bytes")
+	h.Set("Cache-Control", immutable)
+}
+
 // writeBlobHeader sends status and headers of a blob of size bytes, or of a part of it.
 func writeBlobHeader(w http.ResponseWriter, part span, ranged bool, size int64) {
 	h := w.Header()
-	h.Set("Cache-Control", immutable)
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("Content-Length", strconv.FormatInt(part.length, 10))
 	if !ranged {

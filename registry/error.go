@@ -104,6 +104,27 @@ func manifestInvalid(format string, args ...any) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Message: fmt.Sprintf(format, args...)}
 }
 
+// mediaTypeHeld refuses to change the media type of a manifest that the repository holds.
+func mediaTypeHeld(d digest.Digest, held, other string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusConflict,
+		Detail: map[string]string{"digest": d.String(), "mediaType": held},
+		Message: fmt.Sprintf("the repository holds this manifest as %s, not as %s; push it as that, or delete it first",
+			held, other)}
+}
+
+func tooManyReferences(n, limit int) *ocierror.Error {
+	return manifestInvalid("the manifest refers to %d blobs and manifests; at most %d are accepted (setting "+
+		"max-references)", n, limit)
+}
+
+// foreignRefused refuses an image with the foreign layer d.
+func foreignRefused(d digest.Digest) *ocierror.Error {
+	e := manifestInvalid("the layer %s is foreign: it has urls or a non-distributable type, and this registry accepts "+
+		"only images that it holds whole (setting foreign-layers); push the layer as an ordinary one", d)
+	e.Detail = map[string]string{"digest": d.String()}
+	return e
+}
+
 func manifestTooLarge() *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusRequestEntityTooLarge,
 		Message: fmt.Sprintf("manifest too large; want at most %d bytes", maxManifest)}

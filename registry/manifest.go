@@ -73,12 +73,16 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if c.digest == "" {
 		p.digest, p.tag, p.tags = digest.FromBytes(body), c.ref, append(tags, c.ref)
 	}
-	if p.parsed, err = parseManifest(req.Header.Get("Content-Type"), body); err != nil {
+	if p.parsed, err = parseManifest(strings.Join(req.Header["Content-Type"], ", "), body); err != nil {
 		return err
+	}
+	if r.options.RefuseForeign && len(p.parsed.elsewhere) > 0 {
+		return foreignRefused(p.parsed.elsewhere[0])
 	}
 	if err := r.push(req.Context(), p); err != nil {
 		return err
 	}
+	r.pushedReferrer(req.Context(), p)
 	r.annotate(req.Context(), "digest", p.digest.String())
 	r.audit(req, c, audit.Event{What: audit.Push, Tags: p.tags, Digest: p.digest.String()})
 	h := w.Header()

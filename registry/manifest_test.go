@@ -99,7 +99,7 @@ func TestManifestContent(t *testing.T) {
 		{"unknown fields", typeManifest, img(l, `,"x":{"y":[1,2,{"z":null}]}`), 201, ""},
 		{"data in a descriptor", typeManifest, img(desc("x/y", config, `,"data":"e30="`), ""), 201, ""},
 		{"an unknown type", "application/vnd.example+json", `{"anything":true}`, 201, ""},
-		{"an unknown type, not JSON", "text/plain", `hello`, 201, ""},
+		{"an unknown type, not JSON", "application/x-unknown", `hello`, 201, ""},
 		{"a missing subject", typeManifest, img(l, `,"subject":`+missing), 201, ""},
 		{"an ORAS artifact with a missing blob", typeArtifact, `{"blobs":[` + missing + `]}`, 201, ""},
 		{"Docker's schema 1", typeSchema1, schema1, 201, ""},

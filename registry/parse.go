@@ -2,7 +2,6 @@ package registry
 
 import (
 	"fmt"
-	"mime"
 	"slices"
 	"strings"
 
@@ -120,6 +119,8 @@ type parsed struct {
 	needs     []digest.Digest // the repository must hold these, as blobs or manifests, to accept the manifest
 	refs      []digest.Digest // everything that it consists of, including elsewhere
 	elsewhere []digest.Digest // layers that clients get from other places (urls)
+
+	artifactType string // see content.artifactType
 }
 
 // decodeManifest decodes a manifest's JSON. It refuses duplicate names, invalid UTF-8 and numbers out of range, because
@@ -130,59 +131,46 @@ func decodeManifest(body []byte) (content, error) {
 	return c, err
 }
 
-// parseManifest parses a manifest that was pushed as contentType. It is a pure function. Errors: MANIFEST_INVALID.
+// parseManifest parses a manifest that is pushed as contentType, and refuses what new manifests must not have. It is a
+// pure function. Errors: MANIFEST_INVALID.
 func parseManifest(contentType string, body []byte) (parsed, error) {
+	p, c, err := parseContent(contentType, body)
+	if err != nil {
+		return p, err
+	}
+	p.artifactType = c.artifactType()
+	if knownType(p.mediaType) {
+		if err := checkNames(body); err != nil {
+			return p, err
+		}
+	}
+	return p, checkTypes(c)
+}
+
+// parseContent is parseManifest for any content, also such as was stored before there were further rules: a repair must
+// not lose that. The content is zero for a manifest of another type that is not JSON.
+func parseContent(contentType string, body []byte) (parsed, content, error) {
 	c, err := decodeManifest(body)
 	mediaType, terr := typeOf(contentType, c, err)
 	if terr != nil {
-		return parsed{}, terr
+		return parsed{}, c, terr
 	}
 	p := parsed{mediaType: mediaType}
-	switch mediaType {
-	case typeOCIManifest, typeDockerManifest, typeOCIIndex, typeDockerList:
+	if knownType(mediaType) {
 		if err != nil {
-			return p, manifestInvalid("the manifest is not valid JSON: %v", brief(err))
+			return p, c, manifestInvalid("the manifest is not valid JSON: %v", brief(err))
 		}
 		if c.SchemaVersion != 2 {
-			return p, manifestInvalid("schemaVersion is %d; want 2", c.SchemaVersion)
+			return p, c, manifestInvalid("schemaVersion is %d; want 2", c.SchemaVersion)
 		}
-		return p, p.parseKnown(c)
+		return p, c, p.parseKnown(c)
 	}
-	if err == nil { // a manifest of another type need not be JSON
-		p.parseOther(c)
+	if err != nil { // a manifest of another type need not be JSON
+		return p, content{}, nil
 	}
-	return p, nil
+	p.parseOther(c)
+	return p, c, nil
 }
-
-// typeOf returns the media type: the Content-Type without its parameters, or what the body says if there is none. A
-// body with another type is refused, because a client that pulls the manifest could believe either.
-func typeOf(contentType string, c content, decodeErr error) (string, error) {
-	mediaType := strings.ToLower(strings.TrimSpace(contentType))
-	if t, _, err := mime.ParseMediaType(contentType); err == nil {
-		mediaType = t
-	}
-	switch {
-	case mediaType == "" && decodeErr != nil:
-		return "", manifestInvalid("the manifest has no Content-Type and is not valid JSON: %v", brief(decodeErr))
-	case mediaType == "" && c.MediaType != "":
-		return c.MediaType, nil
-	case mediaType == "" && c.Manifests != nil:
-		return typeOCIIndex, nil
-	case mediaType == "" && c.Config != nil:
-		return typeOCIManifest, nil
-	case mediaType == "":
-		return "", manifestInvalid("the manifest has neither a Content-Type nor a mediaType")
-	case len(mediaType) > maxName || strings.ContainsFunc(mediaType, notVisible): // it becomes a header
-		return "", manifestInvalid("the Content-Type is not a media type")
-	case c.MediaType != "" && !strings.EqualFold(c.MediaType, mediaType):
-		return "", manifestInvalid("Content-Type is %q, but the manifest's mediaType is %q", mediaType,
-			ocierror.Clip(c.MediaType))
-	}
-	return mediaType, nil
-}
-
-// notVisible reports whether a character is not a visible one of ASCII.
-func notVisible(r rune) bool { return r <= ' ' || r > '~' }
 
 // parseKnown parses a manifest or an index of one of the known types.
 func (p *parsed) parseKnown(c content) error {
@@ -195,7 +183,7 @@ func (p *parsed) parseKnown(c content) error {
 		return manifestInvalid("want either config and layers or manifests, not both")
 	}
 	if image {
-		if err := p.need("config", *c.Config); err != nil {
+		if err := p.need("config", *c.Config, false); err != nil {
 			return err
 		}
 	}
@@ -204,21 +192,22 @@ func (p *parsed) parseKnown(c content) error {
 		if !image {
 			name = "manifests"
 		}
-		if err := p.need(fmt.Sprintf("%s[%d]", name, i), d); err != nil {
+		if err := p.need(fmt.Sprintf("%s[%d]", name, i), d, image && foreign(d)); err != nil {
 			return err
 		}
 	}
 	return p.setSubject(c.Subject)
 }
 
-// need records a part of the manifest.
-func (p *parsed) need(where string, d descriptor) error {
+// need records a part of the manifest. Only layers can be foreign: an index or a config whose bytes come from elsewhere
+// would decide what runs without being here.
+func (p *parsed) need(where string, d descriptor, foreign bool) error {
 	parsed, err := storage.ParseDigest(d.Digest)
 	if err != nil || d.Size < 0 {
 		return manifestInvalid("%s: want a descriptor with a sha256 or sha512 digest and a size of 0 or more", where)
 	}
 	p.refs = append(p.refs, parsed)
-	if foreign(d) {
+	if foreign {
 		p.elsewhere = append(p.elsewhere, parsed)
 	} else {
 		p.needs = append(p.needs, parsed)
@@ -226,7 +215,7 @@ func (p *parsed) need(where string, d descriptor) error {
 	return nil
 }
 
-// foreign reports whether content is not meant to be in a registry (image spec, "Non-Distributable Layers").
+// foreign reports whether a layer is not meant to be in a registry (image spec, "Non-Distributable Layers").
 func foreign(d descriptor) bool {
 	return bool(d.URLs) || strings.Contains(d.MediaType, ".nondistributable.") ||
 		strings.Contains(d.MediaType, ".foreign.")
@@ -264,12 +253,11 @@ func (p *parsed) parseOther(c content) {
 // ReadManifest parses stored content as a manifest of one of the known types, for a repair that has lost the facts
 // about it. ok is false if it is not such a manifest. The caller sets Digest and Size.
 func ReadManifest(content []byte) (m storage.Manifest, ok bool) {
-	p, err := parseManifest("", content)
-	switch p.mediaType {
-	case typeOCIManifest, typeDockerManifest, typeOCIIndex, typeDockerList:
-		return storage.Manifest{MediaType: p.mediaType, Subject: p.subject, Refs: p.refs}, err == nil
+	p, _, err := parseContent("", content)
+	if !knownType(p.mediaType) {
+		return storage.Manifest{}, false
 	}
-	return storage.Manifest{}, false
+	return storage.Manifest{MediaType: p.mediaType, Subject: p.subject, Refs: p.refs}, err == nil
 }
 
 // brief bounds the text of a decoder's error, which may quote the client's input.
@@ -288,6 +276,7 @@ func RecoverManifest(content []byte) (m storage.Manifest, parts map[digest.Diges
 	}
 	parts = map[digest.Digest]int64{}
 	for _, d := range all {
+		// Also children and configs that earlier versions accepted as foreign: a repair must not report them as lost.
 		if !foreign(d) {
 			parts[digest.Digest(d.Digest)] = d.Size
 		}

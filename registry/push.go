@@ -64,7 +64,8 @@ func (r *Registry) foresee(ctx context.Context, p *push) error {
 // push: in a View, before bytes are stored for a push that is refused; in an Update, if the View refuses, to confirm
 // that; and in the Update that records the manifest, because the repository changes meanwhile. Only the last decides.
 func (r *Registry) admissible(tx *storage.Tx, p *push) error {
-	current, exists := tx.Manifest(p.digest)
+	held, isHeld := tx.Manifest(p.digest)
+	current, exists := held, isHeld
 	if p.tag != "" {
 		current, exists = tx.Tag(p.tag)
 	}
@@ -75,6 +76,15 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 		if at, ok := tx.Tag(tag); ok && at.Digest() != p.digest && r.isImmutable(p.who, p.repo, tag) {
 			return immutableTag(tag, at.Digest())
 		}
+	}
+	// The type is a part of what a tag and a digest name: another one could make clients take the same bytes for something
+	// else. One that could not be stored today may be corrected, and then stays.
+	if isHeld && held.MediaType != p.parsed.mediaType && storable(held.MediaType) {
+		return mediaTypeHeld(p.digest, held.MediaType, p.parsed.mediaType)
+	}
+	// Each reference is an entry of the Index. What is held already is there, and may be pushed again.
+	if n := len(p.parsed.refs); !isHeld && r.options.MaxReferences > 0 && n > r.options.MaxReferences {
+		return tooManyReferences(n, r.options.MaxReferences)
 	}
 	if err := missingParts(tx, p.parsed.needs); err != nil {
 		return err

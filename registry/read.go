@@ -39,7 +39,26 @@ func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, er
 	if m.Damaged() == d {
 		return manifest{}, manifestUnknown(repo, ref)
 	}
-	return manifest{m, d, repo, ref}, nil
+	found := manifest{m, d, repo, ref}
+	if m.MediaType == "" {
+		return r.withLongType(ctx, found)
+	}
+	return found, nil
+}
+
+// withLongType completes a manifest whose media type is too long for the Index, which only earlier versions accepted.
+// It comes from the manifest's bytes: a type that long was recorded only if a push had no Content-Type.
+func (r *Registry) withLongType(ctx context.Context, m manifest) (manifest, error) {
+	body, err := r.manifestBytes(ctx, m)
+	if err != nil {
+		return manifest{}, err
+	}
+	c, err := decodeManifest(body)
+	if err != nil {
+		return manifest{}, fmt.Errorf("the media type of manifest %s: %w", m.digest, err)
+	}
+	m.MediaType = c.MediaType
+	return m, nil
 }
 
 // manifestBytes returns a manifest's content. Errors: MANIFEST_UNKNOWN if its bytes are missing or damaged.

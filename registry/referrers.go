@@ -21,10 +21,25 @@ import (
 // rest.
 const maxReferrers = 2 << 20
 
+// These bound the work for one list, which links to the rest, also if nothing of it passed the filter. The manifests that
+// no cache has are read and decoded, at most maxDecoded bytes of them; each counts as decodeCost more, for the rest of
+// that work. That is about 2,000 manifests of signatures, or 50 ms.
+const (
+	maxListed  = 10_000 // manifests looked at
+	maxDecoded = 8 << 20
+	decodeCost = 4 << 10
+)
+
 // referrer is a manifest's descriptor in the list of its subject's referrers.
 type referrer struct {
 	artifactType string
 	json         []byte
+}
+
+// referrersFound are manifests in the order of their digests. more reports whether others follow.
+type referrersFound struct {
+	list []storage.Descriptor
+	more bool
 }
 
 // referrersQuery is what a client asks for: referrers after a digest, of one artifact type if that is not empty.
@@ -58,13 +73,21 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, c *ca
 	return r.writeReferrers(w, req, c, q, found)
 }
 
-// referrersOf returns the manifests of the repo whose subject is d, after the given one, in the order of their digests.
-func (r *Registry) referrersOf(ctx context.Context, repo string, d, after digest.Digest) ([]storage.Descriptor, error) {
-	found, err := r.options.Index.Referrers(ctx, repo, d, after)
+// referrersOf returns the manifests of the repo whose subject is d, after the given one, at most maxListed.
+func (r *Registry) referrersOf(ctx context.Context, repo string, d, after digest.Digest) (referrersFound, error) {
+	found, err := r.options.Index.Referrers(ctx, repo, d, after, maxListed+1)
 	if err != nil {
-		return nil, err
+		return referrersFound{}, err
 	}
-	return r.addTagged(ctx, repo, d, after, found)
+	if found, err = r.addTagged(ctx, repo, d, after, found); err != nil {
+		return referrersFound{}, err
+	}
+	// The Index's list is asked for one more than is listed. So what addTagged has added can only come after manifests that
+	// were not asked for if it is cut off here.
+	if len(found) > maxListed {
+		return referrersFound{found[:maxListed], true}, nil
+	}
+	return referrersFound{found, false}, nil
 }
 
 // lists keeps the buffers in which lists were rendered, up to maxListKept bytes each.
@@ -74,7 +97,7 @@ const maxListKept = 256 << 10
 
 // writeReferrers answers with the list of the manifests found.
 func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *call, q referrersQuery,
-	found []storage.Descriptor) error {
+	found referrersFound) error {
 	body := lists.Get().(*bytes.Buffer)
 	defer func() {
 		if body.Cap() <= maxListKept { // one large list must not keep its memory
@@ -82,12 +105,12 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 			lists.Put(body)
 		}
 	}()
-	if q.artifactType != "" {
-		w.Header().Set("OCI-Filters-Applied", "artifactType")
-	}
 	next, err := r.renderReferrers(req.Context(), body, c.repo, found, q.artifactType)
 	if err != nil {
 		return err
+	}
+	if q.artifactType != "" { // not earlier: an error applies no filter
+		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
 	if next != "" {
 		q.values.Set("last", next.String())
@@ -97,21 +120,32 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 	return nil
 }
 
-// renderReferrers writes the image index to buf. next is the last manifest in it if there are more.
-func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo string, found []storage.Descriptor,
+// renderReferrers writes the image index to buf. next is the last manifest that was looked at if there are more.
+func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo string, found referrersFound,
 	artifactType string) (next digest.Digest, err error) {
 	buf.WriteString(`{"schemaVersion":2,"mediaType":"` + typeOCIIndex + `","manifests":[`)
-	empty := true
-	for i, m := range found {
-		ref, err := r.referrer(ctx, repo, m)
+	empty, work := true, int64(0)
+	for i, m := range found.list {
+		// One is always looked at: otherwise there would be no progress.
+		if i > 0 && work > maxDecoded {
+			found = referrersFound{found.list[:i], true}
+			break
+		}
+		if artifactType != "" {
+			if known, ok := r.artifactTypes.get(m); ok && known != artifactType {
+				continue
+			}
+		}
+		ref, cost, err := r.referrer(ctx, repo, m)
 		if err != nil {
 			return "", err
 		}
+		work += cost
 		if artifactType != "" && artifactType != ref.artifactType {
 			continue
 		}
-		if !empty && buf.Len()+len(ref.json) > maxReferrers { // the first always fits: otherwise there would be no progress
-			next = found[i-1].Digest()
+		if !empty && buf.Len()+len(ref.json) > maxReferrers { // the first always fits, for the same reason
+			found = referrersFound{found.list[:i], true}
 			break
 		}
 		if !empty {
@@ -121,32 +155,51 @@ func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo 
 		empty = false
 	}
 	buf.WriteString("]}")
+	if found.more {
+		next = found.list[len(found.list)-1].Digest()
+	}
 	return next, nil
 }
 
-// referrer returns a manifest's descriptor in the list. If its content is lost the whole list fails: a list without it
-// would say that, for example, an image has no signature.
-func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descriptor) (referrer, error) {
+// referrer returns a manifest's descriptor in the list, and what it cost; 0 if it was in memory. If its content is lost
+// the whole list fails: a list without it would say that, for example, an image has no signature.
+func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descriptor) (ref referrer, cost int64, err error) {
 	if ref, ok := r.referrers.get(m); ok {
-		return ref, nil
+		return ref, 0, nil
 	}
 	d := m.Digest()
 	c, err := r.decoded(ctx, repo, m)
 	if err != nil {
-		return referrer{}, err
+		return referrer{}, 0, err
 	}
-	artifact := c.Artifact
-	if artifact == "" && c.Config != nil {
-		artifact = c.Config.MediaType
-	}
-	js, err := json.Marshal(descriptor{MediaType: m.MediaType, Digest: d.String(), Size: m.Size,
-		Artifact: artifact, Annotations: c.Annotations})
+	js, err := json.Marshal(descriptor{MediaType: cmp.Or(m.MediaType, c.MediaType), Digest: d.String(), Size: m.Size,
+		Artifact: c.artifactType(), Annotations: c.Annotations})
 	if err != nil {
-		return referrer{}, fmt.Errorf("referrer %s: %w", d, err)
+		return referrer{}, 0, fmt.Errorf("referrer %s: %w", d, err)
 	}
-	ref := referrer{artifact, js}
-	r.referrers.put(m, ref, len(js)+len(artifact))
-	return ref, nil
+	ref = referrer{c.artifactType(), js}
+	r.referrers.put(m, ref, len(js)+len(ref.artifactType))
+	r.artifactTypes.put(m, ref.artifactType, len(ref.artifactType))
+	return ref, m.Size + decodeCost, nil
+}
+
+// artifactType returns what a list of referrers shows and is filtered by (distribution spec, "Listing Referrers").
+func (c *content) artifactType() string {
+	if c.Artifact == "" && c.Config != nil {
+		return c.Config.MediaType
+	}
+	return c.Artifact
+}
+
+// pushedReferrer keeps the artifact type of a manifest that was just pushed, so that lists with a filter need not read
+// the manifest. Only lists use it: an error leaves the work to them.
+func (r *Registry) pushedReferrer(ctx context.Context, p *push) {
+	if p.parsed.subject == "" {
+		return
+	}
+	if m, ok, err := r.options.Index.Resolve(ctx, p.repo, p.digest.String()); ok && err == nil {
+		r.artifactTypes.put(m, p.parsed.artifactType, len(p.parsed.artifactType))
+	}
 }
 
 // decoded reads and decodes a manifest that a list is made of. Its errors are the registry's own: the client has not
@@ -195,8 +248,13 @@ func (r *Registry) addTagged(ctx context.Context, repo string, subject, after di
 			found = append(found, m)
 		}
 	}
-	// Pages continue after a digest, so the two lists must become one order.
-	slices.SortFunc(found, func(a, b storage.Descriptor) int { return cmp.Compare(a.Digest(), b.Digest()) })
+	// Pages continue after a digest, so the two lists must become one order. Digests are rendered once, not for each
+	// comparison, because there may be thousands.
+	digests := make(map[storage.Descriptor]digest.Digest, len(found))
+	for _, m := range found {
+		digests[m] = m.Digest()
+	}
+	slices.SortFunc(found, func(a, b storage.Descriptor) int { return cmp.Compare(digests[a], digests[b]) })
 	return found, nil
 }
 

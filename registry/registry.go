@@ -56,6 +56,10 @@ type Options struct {
 	Check func(ctx context.Context, d digest.Digest) error
 	// Immutable reports whether a tag must not be moved or deleted once it exists. Optional.
 	Immutable func(repo, tag string) bool
+	// RefuseForeign refuses images with layers that are not meant to be in a registry.
+	RefuseForeign bool
+	// MaxReferences bounds the descriptors of a manifest that the repository does not hold yet. 0 means no limit.
+	MaxReferences int
 	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
 	// keeps the others out. 0 means no limit.
 	MaxRequests int
@@ -78,6 +82,8 @@ type Registry struct {
 	options   Options
 	contents  *cache[digest.Digest, []byte]        // verified bytes of manifests and small blobs
 	referrers *cache[storage.Descriptor, referrer] // how manifests appear in lists of referrers
+	// artifactTypes has more manifests than referrers, for lists of which only a part is asked for.
+	artifactTypes *cache[storage.Descriptor, string]
 
 	pushing, others atomic.Int64 // requests under way
 }
@@ -86,6 +92,7 @@ type Registry struct {
 const (
 	contentCacheSize  = 16 << 20
 	referrerCacheSize = 4 << 20
+	artifactCacheSize = 4 << 20
 )
 
 // New returns a Registry that serves what o.Index and o.Blobs hold.
@@ -107,7 +114,9 @@ func New(o Options) *Registry {
 	}
 	return &Registry{options: o,
 		contents:  newCache[digest.Digest, []byte](contentCacheSize),
-		referrers: newCache[storage.Descriptor, referrer](referrerCacheSize)}
+		referrers: newCache[storage.Descriptor, referrer](referrerCacheSize),
+
+		artifactTypes: newCache[storage.Descriptor, string](artifactCacheSize)}
 }
 
 func (r *Registry) annotate(ctx context.Context, key, value string) {
@@ -282,7 +291,7 @@ func (r *Registry) absent(w http.ResponseWriter, req *http.Request, c *call) err
 		if err != nil {
 			return err
 		}
-		return r.writeReferrers(w, req, c, q, nil)
+		return r.writeReferrers(w, req, c, q, referrersFound{})
 	}
 	if _, err := parsePage(req.URL.Query()); err != nil {
 		return err

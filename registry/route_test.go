@@ -1,14 +1,17 @@
 package registry
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"trow/registry/ocierror"
 )
@@ -133,6 +136,7 @@ func FuzzManifest(f *testing.F) {
 	f.Add("", []byte(`{"mediaType":"x/y","blobs":[{"digest":"`+d+`"}]}`))
 	f.Add("text/plain", []byte(`x`))
 	f.Add(typeDockerManifest+"; charset=utf-8", []byte(`{"schemaVersion":2,"layers":[],"layers":[]}`))
+	f.Add("", []byte(`{"schemaVersion":2,"manifests":[],"Manifests":[{"digest":"`+d+`","size":1}]}`))
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		p, err := parseManifest(contentType, body)
 		if err != nil {
@@ -152,10 +156,23 @@ func FuzzManifest(f *testing.F) {
 				t.Errorf("refers to %q", d)
 			}
 		}
+		if !validMediaType(p.mediaType) {
+			t.Errorf("media type %q", p.mediaType)
+		}
+		if knownType(p.mediaType) && validForGo(body) && !slices.Equal(asGo(t, body), p.refs) {
+			t.Errorf("refers to %v; encoding/json reads %v", p.refs, asGo(t, body))
+		}
 		if p.subject != "" && !specDigest.MatchString(p.subject.String()) {
 			t.Errorf("subject %q", p.subject)
 		}
 	})
+}
+
+// validForGo reports whether encoding/json can decode a manifest. It knows more members than the registry.
+func validForGo(body []byte) bool {
+	var m v1.Manifest
+	var i v1.Index
+	return json.Unmarshal(body, &m) == nil && json.Unmarshal(body, &i) == nil
 }
 
 func TestTheCacheEvictsTheLeastRecentlyUsed(t *testing.T) {

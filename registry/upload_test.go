@@ -182,7 +182,7 @@ func TestEveryUploadIsEnded(t *testing.T) {
 		func() { w.do("PUT", l+"?digest="+wrong, nil).is(400) },
 		func() { w.do("DELETE", w.begin("a"), nil).is(204) },
 		func() { w.do("POST", "/v2/a/blobs/uploads/?digest="+wrong, []byte("abc")).is(400) },
-		func() { w.do("PUT", "/v2/a/manifests/v", []byte("text"), "Content-Type", "text/plain").is(201) },
+		func() { w.do("PUT", "/v2/a/manifests/v", []byte("text"), "Content-Type", typeArtifact).is(201) },
 		func() {
 			quotas(t, w, limit.Quota{Repositories: []string{"**"}, Bytes: quantity(20)})
 			l := w.begin("a")

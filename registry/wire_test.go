@@ -122,6 +122,9 @@ func (a *answer) is(status int) *answer {
 	if a.status != status {
 		a.t.Fatalf("%.200s: status %d, want %d\n%s", a.what, a.status, status, a.body)
 	}
+	if status >= 400 {
+		a.hasNothingOfASuccess()
+	}
 	if status >= 400 && !strings.HasPrefix(a.what, "HEAD") {
 		a.errors()
 	}

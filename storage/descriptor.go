@@ -5,7 +5,7 @@ import "github.com/opencontainers/go-digest"
 // Descriptor describes a manifest of a repo, as the OCI image spec's descriptor does. It is a small value that a
 // look-up returns without allocating; its digest is rendered only on request.
 type Descriptor struct {
-	MediaType string // as pushed
+	MediaType string // as pushed; "": longer than 255 bytes, see the mediaType in the manifest
 	Size      int64  // bytes
 	sum       sum
 	damaged   key

@@ -311,7 +311,7 @@ func (u *universe) wantRepo(t *testing.T, x *storage.Index, repo string, m *mode
 			if i >= 0 {
 				after = referrers[i]
 			}
-			list, err := x.Referrers(ctx, repo, d, after)
+			list, err := x.Referrers(ctx, repo, d, after, -1)
 			var got []digest.Digest
 			for _, desc := range list {
 				if got = append(got, desc.Digest()); desc.MediaType != m.manifests[desc.Digest()].MediaType {

@@ -245,7 +245,7 @@ func TestReadersDoNotWaitForACommit(t *testing.T) {
 		if repos, err := x.Repos(t.Context(), "", -1); err != nil || !slices.Equal(repos, []string{"r"}) {
 			t.Errorf("Repos: %v, %v", repos, err)
 		}
-		if _, err := x.Referrers(t.Context(), "r", blob, ""); err != nil {
+		if _, err := x.Referrers(t.Context(), "r", blob, "", -1); err != nil {
 			t.Errorf("Referrers: %v", err)
 		}
 		if x.Stats().Tags != 1 || len(x.Holders(blob)) != 1 {
@@ -420,11 +420,14 @@ func TestAMissThatCannotBeConfirmedIsAnError(t *testing.T) {
 	x := storagetest.OpenIndex(t, j)
 	storagetest.Update(t, x, "r", put(1, "v"))
 	calls := map[string]func() error{
-		"Resolve":   func() error { _, _, err := x.Resolve(t.Context(), "r", "missing"); return err },
-		"Blob":      func() error { _, _, err := x.Blob(t.Context(), "r", digest.FromString("missing")); return err },
-		"Tags":      func() error { _, _, err := x.Tags(t.Context(), "r", "", -1); return err },
-		"Repos":     func() error { _, err := x.Repos(t.Context(), "", -1); return err },
-		"Referrers": func() error { _, err := x.Referrers(t.Context(), "r", digest.FromString("missing"), ""); return err },
+		"Resolve": func() error { _, _, err := x.Resolve(t.Context(), "r", "missing"); return err },
+		"Blob":    func() error { _, _, err := x.Blob(t.Context(), "r", digest.FromString("missing")); return err },
+		"Tags":    func() error { _, _, err := x.Tags(t.Context(), "r", "", -1); return err },
+		"Repos":   func() error { _, err := x.Repos(t.Context(), "", -1); return err },
+		"Referrers": func() error {
+			_, err := x.Referrers(t.Context(), "r", digest.FromString("missing"), "", -1)
+			return err
+		},
 		"Update": func() error {
 			return x.Update(t.Context(), "r", func(tx *storage.Tx) error { return tx.DeleteTag("missing") })
 		},

@@ -133,8 +133,8 @@ func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error
 }
 
 // Referrers lists the manifests of the repo whose subject is d, in order of their digests in binary form, after the
-// given one, which need not exist. Errors: as Resolve.
-func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Digest) ([]Descriptor, error) {
+// given one, which need not exist: at most n, or all if n is negative. Errors: as Resolve.
+func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Digest, n int) ([]Descriptor, error) {
 	if _, err := x.confirm(ctx); err != nil {
 		return nil, err
 	}
@@ -145,12 +145,20 @@ func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Dige
 		return nil, nil
 	}
 	list := r.referrers[x.state.lookup([]byte(keyOf(d)))]
-	out := make([]Descriptor, 0, len(list))
-	last := sumOf(keyOf(after))
-	for _, e := range list {
-		if d := x.state.descriptor(e); bytes.Compare(d.sum[:], last[:]) > 0 {
-			out = append(out, d)
-		}
+	// The list is in this order. Looking at all of it for each page would hold the lock for long, again and again.
+	at, found := slices.BinarySearchFunc(list, sumOf(keyOf(after)), func(e slab.ID, after sum) int {
+		k := x.state.keyOf(x.state.entries.At(e).content)
+		return bytes.Compare(k[:], after[:])
+	})
+	if found {
+		at++
+	}
+	if list = list[at:]; n >= 0 && len(list) > n {
+		list = list[:n]
+	}
+	out := make([]Descriptor, len(list))
+	for i, e := range list {
+		out[i] = x.state.descriptor(e)
 	}
 	return out, nil
 }

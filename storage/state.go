@@ -439,9 +439,15 @@ func (s *state) forget(i slab.ID) {
 	}
 }
 
-// mediaType interns a media type.
+// mediaType interns a media type. One that is longer than RFC 6838 allows becomes "".
 func (s *state) mediaType(b []byte) string {
 	const maxTypes = 1024 // a client that may push can invent types, so the table must not grow without end
+	// Earlier versions recorded the mediaType in a manifest of up to 4 MiB as it was. A hundred of them would take the
+	// memory of everything else, at every start. The journal and the manifest's own bytes keep the value.
+	const maxType = 255
+	if len(b) > maxType {
+		return ""
+	}
 	t, ok := s.types[string(b)]
 	if !ok {
 		t = string(b)

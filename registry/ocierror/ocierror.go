@@ -10,6 +10,7 @@
 //
 //   - Every answer has a JSON body with at least one error, the Content-Type application/json, and a Content-Length.
 //   - The cause of an error is never part of the answer.
+//   - No answer has a header that describes a content or makes caches keep it, except those of the error itself.
 //
 // # What it does not do
 //
@@ -128,11 +129,22 @@ func (e *Error) Body() []byte {
 	return text
 }
 
+// ofSuccess are the headers of a success. A handler may have set one before the step that failed: with a validator or a
+// digest, a cache would keep the error as the content, and a client would compare it with that.
+var ofSuccess = []string{"Etag", "Last-Modified", "Docker-Content-Digest", "Content-Range", "Content-Encoding",
+	"Accept-Ranges", "Location", "Link", "Expires", "Oci-Subject", "Oci-Tag", "Oci-Filters-Applied", "Warning"}
+
 // Write answers a request with e. The answer to a HEAD has no body. An error while writing means that the client has
 // gone; it is not returned, because nothing can be done about it.
 func Write(w http.ResponseWriter, r *http.Request, e *Error) {
 	body := e.Body()
 	h := w.Header()
+	for _, name := range ofSuccess {
+		h.Del(name)
+	}
+	if h.Get("Cache-Control") != "no-store" {
+		h.Del("Cache-Control")
+	}
 	for name, values := range e.Header {
 		h[name] = values
 	}

@@ -44,6 +44,23 @@ func TestAnAnswer(t *testing.T) {
 	}
 }
 
+// TestAnErrorHasNoHeaderOfASuccess: what a handler has set before a step that failed must not go out with the error.
+func TestAnErrorHasNoHeaderOfASuccess(t *testing.T) {
+	for before, after := range map[string]string{"max-age=31536000, immutable": "", "no-store": "no-store"} {
+		w := httptest.NewRecorder()
+		for _, name := range []string{"ETag", "Docker-Content-Digest", "Content-Range", "Location", "Link", "OCI-Tag"} {
+			w.Header().Set(name, "x")
+		}
+		w.Header().Set("Cache-Control", before)
+		ocierror.Write(w, httptest.NewRequest("GET", "/v2/", nil), &ocierror.Error{Code: ocierror.SizeInvalid, Status: 416,
+			Header: http.Header{"Content-Range": {"bytes */5"}}})
+		h := w.Header()
+		if len(h) > 4 || h.Get("Content-Range") != "bytes */5" || h.Get("Cache-Control") != after {
+			t.Errorf("%v", h)
+		}
+	}
+}
+
 func TestHeadHasNoBody(t *testing.T) {
 	w := httptest.NewRecorder()
 	ocierror.Write(w, httptest.NewRequest("HEAD", "/v2/", nil),

@@ -50,6 +50,7 @@ type Options struct {
 	Data      maintenance.Options
 	Auth      auth.Options
 	Limit     limit.Options
+	Content   registry.ContentOptions
 	Retention retention.Options
 	Audit     audit.Options
 
@@ -63,6 +64,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.Data.AddFlags(fs)
 	o.Auth.AddFlags(fs)
 	o.Limit.AddFlags(fs)
+	o.Content.AddFlags(fs)
 	o.Retention.AddFlags(fs)
 	o.Audit.AddFlags(fs)
 }
@@ -70,7 +72,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 // Validate reports the first invalid setting.
 func (o *Options) Validate() error {
 	for _, validate := range []func() error{
-		o.Data.Validate, o.Auth.Validate, o.Limit.Validate, o.Retention.Validate, o.Audit.Validate} {
+		o.Data.Validate, o.Auth.Validate, o.Limit.Validate, o.Content.Validate, o.Retention.Validate, o.Audit.Validate} {
 		if err := validate(); err != nil {
 			return err
 		}
@@ -158,6 +160,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	}
 	s.api.Set(registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
 		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
+		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
 		Bodies: server.ReserveBodies(), Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}))
 	return s.index, nil
 }

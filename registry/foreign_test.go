@@ -1,0 +1,103 @@
+package registry_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry"
+	"trow/storage"
+)
+
+const foreignType = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+
+// TestOnlyLayersAreForeign: with urls, the children of an index and the config of an image need not be here, so that a
+// registry accepted an image of which it holds nothing.
+func TestOnlyLayersAreForeign(t *testing.T) {
+	w := newServer(t)
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	c := desc("x/y", config)
+	absent := func(mediaType, more string) string { return desc(mediaType, []byte("absent"), more) }
+	for _, far := range []string{absent("x/y", `,"urls":["https://example.com/x"]`), absent(foreignType, ""),
+		absent("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "")} {
+		for _, mediaType := range []string{typeManifest, typeDockerManifest} {
+			w.do("PUT", "/v2/a/manifests/v", []byte(`{"schemaVersion":2,"config":`+far+`,"layers":[]}`), "Content-Type",
+				mediaType).code(404, "MANIFEST_BLOB_UNKNOWN")
+			w.do("PUT", "/v2/a/manifests/v", []byte(`{"schemaVersion":2,"config":`+c+`,"layers":[`+far+`],"n":"`+mediaType+`"}`),
+				"Content-Type", mediaType).is(201)
+		}
+		for _, mediaType := range []string{typeIndex, typeDockerList} {
+			w.do("PUT", "/v2/a/manifests/i", []byte(`{"schemaVersion":2,"manifests":[`+far+`]}`), "Content-Type", mediaType).
+				code(404, "MANIFEST_BLOB_UNKNOWN")
+		}
+	}
+	m, ok, err := w.index.Resolve(t.Context(), "a", "v")
+	if err != nil || !ok || !w.index.Incomplete("a", m) {
+		t.Errorf("an image with a foreign layer is complete (%v, %v)", ok, err)
+	}
+}
+
+// TestForeignLayersAreRefused by the setting foreign-layers.
+func TestForeignLayersAreRefused(t *testing.T) {
+	w := newServer(t, func(o *registry.Options) { o.RefuseForeign = true })
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	layer := desc(foreignType, []byte("absent"))
+	body := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + layer + `]}`)
+	w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).code(400, "MANIFEST_INVALID").
+		contains("foreign-layers").contains(digest.FromString("absent").String())
+	w.pushImage("a", "v", "x")
+}
+
+// TestReferencesAreBounded: a manifest of 4 MiB can name 40,000 blobs, each of which is an entry of the Index.
+func TestReferencesAreBounded(t *testing.T) {
+	w := newServer(t, func(o *registry.Options) { o.MaxReferences = 3 })
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	image := func(layers int) []byte {
+		list := strings.TrimSuffix(strings.Repeat(desc("x/y", config)+",", layers), ",")
+		return []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + list + `]}`)
+	}
+	put := func(tag string, body []byte, mediaType string) *answer {
+		return w.do("PUT", "/v2/a/manifests/"+tag, body, "Content-Type", mediaType)
+	}
+	put("v", image(2), typeManifest).is(201)
+	put("v", image(3), typeManifest).code(400, "MANIFEST_INVALID").contains("max-references").contains("at most 3")
+	child := image(2)
+	put("i", index(child, child, child), typeIndex).is(201)
+	put("i", index(child, child, child, child), typeIndex).code(400, "MANIFEST_INVALID")
+	blob := `{"digest":"` + digest.FromBytes(config).String() + `"}`
+	put("o", fmt.Appendf(nil, `{"blobs":[%s,%s,%s,%s]}`, blob, blob, blob, blob), typeArtifact).code(400, "MANIFEST_INVALID")
+	w.hold("a", typeManifest, image(9)) // by an earlier version
+	put("old", image(9), typeManifest).is(201)
+}
+
+// TestAnIndexOfAnIncompleteImageIsIncomplete, until the layer is pushed.
+func TestAnIndexOfAnIncompleteImageIsIncomplete(t *testing.T) {
+	w := newServer(t)
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	image := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + desc(foreignType, []byte("far")) + `]}`)
+	w.do("PUT", "/v2/a/manifests/v", image, "Content-Type", typeManifest).is(201)
+	whole, _ := w.pushImage("a", "whole", "x")
+	w.do("PUT", "/v2/a/manifests/i", index(whole, image), "Content-Type", typeIndex).is(201)
+	w.do("PUT", "/v2/a/manifests/j", index(whole), "Content-Type", typeIndex).is(201)
+	want := func(all map[string]bool) {
+		t.Helper()
+		for tag, incomplete := range all {
+			m, ok, err := w.index.Resolve(t.Context(), "a", tag)
+			if err != nil || !ok || w.index.Incomplete("a", m) != incomplete {
+				t.Errorf("%s: incomplete is not %v (%v, %v)", tag, incomplete, ok, err)
+			}
+		}
+	}
+	want(map[string]bool{"v": true, "i": true, "whole": false, "j": false})
+	w.pushBlob("a", []byte("far"))
+	want(map[string]bool{"v": false, "i": false, "whole": false, "j": false})
+	if w.index.Incomplete("b", storage.Descriptor{}) || w.index.Incomplete("a", storage.Descriptor{}) {
+		t.Error("what is not here is incomplete")
+	}
+}
