@@ -157,6 +157,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	}
 	s.api.Set(registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
 		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
+		UploadKey: s.data.UploadKey(), UploadTimeout: s.options.Data.UploadTimeout, MaxUploadsPerClient: s.options.Data.UploadsPerClient(),
 		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}))
 	return s.index, nil
 }

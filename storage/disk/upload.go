@@ -23,11 +23,11 @@ import (
 // from the file.
 type upload struct {
 	mu         sync.Mutex // guards all below; held across the I/O of the writer
-	path       string // fixed
-	kept       bool   // fixed: it counts for MaxUploads
-	writer     *writer   // the current one; nil: there is none
-	file       *os.File  // open while there is a writer
-	hash       hash.Hash // of the bytes so far; nil if they are from before a restart
+	path       string     // fixed
+	kept       bool       // fixed: it counts for MaxUploads
+	writer     *writer    // the current one; nil: there is none
+	file       *os.File   // open while there is a writer
+	hash       hash.Hash  // of the bytes so far; nil if they are from before a restart
 	alg        digest.Algorithm
 	size       int64
 	ended      bool  // committed or dropped
