@@ -544,21 +544,27 @@ func TestAFullDisk(t *testing.T) {
 	}
 }
 
-// TestOpenUploadsAreBounded counts idle uploads as well, and those of before a restart.
+// TestOpenUploadsAreBounded counts idle uploads as well, and those of before a restart, but none without bytes.
 func TestOpenUploadsAreBounded(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir, "--no-tls", "--max-uploads=2")
-	_, header, _ := p.do("POST", "/v2/app/blobs/uploads/", "")
-	p.want(202, "POST", "/v2/app/blobs/uploads/", "")
-	status, refused, body := p.do("POST", "/v2/app/blobs/uploads/", "")
+	begin := func() string {
+		_, header, _ := p.do("POST", "/v2/app/blobs/uploads/", "")
+		return header.Get("Location")
+	}
+	first := begin()
+	p.want(202, "PATCH", first, "x")
+	p.want(202, "PATCH", begin(), "x")
+	status, refused, body := p.do("PATCH", begin(), "x")
 	if status != 429 || refused.Get("Retry-After") == "" || !strings.Contains(body, "TOOMANYREQUESTS") {
 		t.Errorf("a third one: %d %v %s", status, refused, body)
 	}
 	p.stop()
 	p = start(t, dir, "--no-tls", "--max-uploads=2")
-	p.want(429, "POST", "/v2/app/blobs/uploads/", "") // those from before the restart count
-	p.want(204, "DELETE", header.Get("Location"), "")
-	p.want(202, "POST", "/v2/app/blobs/uploads/", "")
+	p.want(429, "PATCH", begin(), "x") // those from before the restart count
+	p.push("app", "v")                 // what one request brings does not
+	p.want(204, "DELETE", first, "")
+	p.want(202, "PATCH", begin(), "x")
 }
 
 // TestSettingsOfManifests: the settings of what new manifests may be reach the registry.

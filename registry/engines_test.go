@@ -19,12 +19,18 @@ func inMemory() (storage.Blobs, storage.Journal) {
 // engines opens the embedded engines on a directory until the test ends. close closes the journal earlier.
 func engines(t *testing.T, dir string) (b storage.Blobs, j storage.Journal, close func() error) {
 	t.Helper()
+	return bounded(t, dir, 0)
+}
+
+// bounded is engines with a bound of uploads.
+func bounded(t *testing.T, dir string, uploads int) (b storage.Blobs, j storage.Journal, close func() error) {
+	t.Helper()
 	journal, err := bolt.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { journal.Close() })
-	blobs, err := disk.Open(dir, disk.Options{})
+	blobs, err := disk.Open(dir, disk.Options{MaxUploads: uploads})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -204,6 +204,20 @@ func tooManyRequests() *ocierror.Error {
 		Message: "the registry is busy with too many requests; retry in a moment"}
 }
 
+// tooManyOfClient refuses a request because its client has as many under way as are free for all.
+func tooManyOfClient(who limit.Client) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.TooManyRequests, Header: ocierror.RetryAfter(1),
+		Message: who.String() + " has as many requests under way as one client may have (setting max-requests); " +
+			"retry when some have ended"}
+}
+
+// tooManyUploads refuses an upload because all that its client may have are being written to.
+func tooManyUploads(who limit.Client, most int) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.TooManyRequests, Header: ocierror.RetryAfter(5),
+		Message: fmt.Sprintf("%s has %d uploads under way, which is the limit (setting max-uploads-per-client); "+
+			"retry when some have ended", who, most)}
+}
+
 // limitError gives an error of package limit its code.
 func limitError(err error) error {
 	var e *limit.Exceeded

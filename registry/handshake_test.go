@@ -309,7 +309,10 @@ func TestRulesOnTheWire(t *testing.T) {
 	w.do("POST", "/v2/team/b/blobs/uploads/?mount="+blob+"&from=public/a", nil, alice...).is(201)
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob+"&from=team/a", nil, bob...).is(202)
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+digest.FromString("y").String(), nil, bob...).is(202)
-	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(201) // public/a holds it as well
+	// public/a holds it as well, but the others would have to be asked about
+	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(202)
+	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob+"&from=public/a", nil, bob...).is(201)
+	w.do("POST", "/v2/drop/c/blobs/uploads/?mount="+blob, nil, owner...).is(201) // who may pull from all
 	// An upload belongs to its repository, whoever started it.
 	at := w.do("POST", "/v2/team/a/blobs/uploads/", nil, alice...).is(202).header.Get("Location")
 	w.do("GET", at, nil, bob...).code(403, "DENIED")

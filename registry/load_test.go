@@ -62,6 +62,9 @@ func TestThousandsOfOpenUploadsHoldNoFiles(t *testing.T) {
 			w.do("PATCH", l, []byte("some bytes")).is(202)
 		}
 	}
+	if kept := entries(t, dir, "uploads"); kept != n/10 {
+		t.Errorf("%d uploads are stored, want the %d that have bytes", kept, n/10)
+	}
 	if after := descriptors(t); after > before+20 {
 		t.Errorf("%d files are open, %d before", after, before)
 	}
@@ -218,6 +221,10 @@ func (f *failing) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser,
 		return nil, f.err
 	}
 	return f.Blobs.Open(ctx, d)
+}
+
+func (f *failing) Room(ctx context.Context) error {
+	return errors.Join(f.err, f.Blobs.Room(ctx))
 }
 
 func (f *failing) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {

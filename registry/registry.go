@@ -31,9 +31,10 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -61,10 +62,16 @@ type Options struct {
 	// MaxReferences bounds the descriptors of a manifest that the repository does not hold yet. 0 means no limit.
 	MaxReferences int
 	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
-	// keeps the others out. 0 means no limit.
+	// keeps the others out; limit.Places has how many of them one client may hold. 0 means no limit.
 	MaxRequests int
 	// Bodies bounds the memory of manifests that are pushed. Optional.
 	Bodies Bodies
+	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of sessions;
+	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it, its
+	// own that was idle the longest gives way. 0: no bound.
+	UploadTimeout       time.Duration
+	UploadKey           []byte
+	MaxUploadsPerClient int
 	// Limits bound the requests and bytes of each identity. Optional.
 	Limits *limit.Limits
 	// Annotate adds a fact to the request's line in the access log; the keys are route, repo, ref, digest, user, code
@@ -85,7 +92,8 @@ type Registry struct {
 	// artifactTypes has more manifests than referrers, for lists of which only a part is asked for.
 	artifactTypes *cache[storage.Descriptor, string]
 
-	pushing, others atomic.Int64 // requests under way
+	pushing, others *limit.Places // requests under way
+	sessions        *sessions
 }
 
 // The caches are bounded by bytes. 16 MiB hold about 8,000 manifests of images.
@@ -115,6 +123,9 @@ func New(o Options) *Registry {
 	return &Registry{options: o,
 		contents:  newCache[digest.Digest, []byte](contentCacheSize),
 		referrers: newCache[storage.Descriptor, referrer](referrerCacheSize),
+		pushing:   limit.NewPlaces(o.MaxRequests),
+		others:    limit.NewPlaces(o.MaxRequests),
+		sessions:  newSessions(o.UploadKey, o.UploadTimeout, o.MaxUploadsPerClient),
 
 		artifactTypes: newCache[storage.Descriptor, string](artifactCacheSize)}
 }
@@ -131,6 +142,7 @@ type call struct {
 	route
 	action auth.Action
 	who    *auth.Identity // nil until the request is identified
+	client limit.Client   // who, or the address without a login
 	hidden bool           // who must not learn whether the repository exists
 }
 
@@ -206,15 +218,21 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 
 	// The place comes first: verifying credentials can take long, and so counts as being under way.
 	places := r.placesFor(c.action)
-	defer places.Add(-1)
-	if n := places.Add(1); r.options.MaxRequests > 0 && n > int64(r.options.MaxRequests) && !r.unlimited(req) {
+	defer places.Leave()
+	if !places.Take() && !r.unlimited(req) {
 		return tooManyRequests()
 	}
-	if c.who, err = r.options.Auth.Identify(req); err != nil {
-		return r.refusal(req, c, err)
+	addr := auth.Address(req)
+	if err := r.identify(req, c, places, addr); err != nil {
+		return err
 	}
 	r.annotate(ctx, "user", c.who.Name)
-	pass, err := r.options.Limits.Enter(c.who, auth.Address(req), rt.uploads(req.Method))
+	held, ok := places.Hold(c.client)
+	defer held.Release()
+	if !ok && !c.who.Unlimited() {
+		return tooManyOfClient(c.client)
+	}
+	pass, err := r.options.Limits.Enter(c.who, addr, rt.uploads(req.Method))
 	if err != nil {
 		return limitError(err)
 	}
@@ -225,12 +243,30 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	return err
 }
 
-// placesFor returns the count of the requests that share places with one of this action.
-func (r *Registry) placesFor(a auth.Action) *atomic.Int64 {
-	if a == auth.Push {
-		return &r.pushing
+// identify finds out who has sent a request. While credentials are being verified, which can take long, the request
+// counts for its address: nobody else must be kept out by credentials that may be made up.
+func (r *Registry) identify(req *http.Request, c *call, places *limit.Places, addr netip.Addr) (err error) {
+	if len(req.Header["Authorization"]) > 0 {
+		who := limit.Unverified(addr)
+		held, ok := places.Hold(who)
+		defer held.Release()
+		if !ok && !r.unlimited(req) {
+			return tooManyOfClient(who)
+		}
 	}
-	return &r.others
+	if c.who, err = r.options.Auth.Identify(req); err != nil {
+		return r.refusal(req, c, err)
+	}
+	c.client = limit.ClientOf(c.who, addr)
+	return nil
+}
+
+// placesFor returns the places that a request of this action shares with others.
+func (r *Registry) placesFor(a auth.Action) *limit.Places {
+	if a == auth.Push {
+		return r.pushing
+	}
+	return r.others
 }
 
 // unlimited reports whether a request gets a place although all are taken. It leaves out the credentials: verifying

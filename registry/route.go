@@ -53,7 +53,7 @@ const (
 	// spec, "Pulling manifests").
 	maxName = 255
 	maxTag  = 128
-	// maxUploadID bounds the ID of an upload before the engine looks it up; ours are UUIDs.
+	// maxUploadID bounds the ID of an upload before anything looks it up; ours have 63 characters, see sessions.
 	maxUploadID = 64
 )
 

@@ -20,20 +20,11 @@ type session struct {
 	ended bool // Commit has ended it, whether it failed or not
 }
 
-// create starts an upload.
+// create starts an upload that ends within this request.
 func (r *Registry) create(ctx context.Context, repo string, alg digest.Algorithm) (*session, error) {
 	u, err := r.options.Blobs.Create(ctx, repo, alg)
 	if err != nil {
 		return nil, err
-	}
-	return &session{Upload: u, index: r.options.Index}, nil
-}
-
-// resume continues an upload at offset; -1 stands for where it ends. Errors: BLOB_UPLOAD_UNKNOWN; storage.ErrOffset.
-func (r *Registry) resume(ctx context.Context, repo, id string, offset int64) (*session, error) {
-	u, err := r.options.Blobs.Resume(ctx, repo, id, offset)
-	if err != nil {
-		return nil, uploadError(id, "", err)
 	}
 	return &session{Upload: u, index: r.options.Index}, nil
 }
@@ -64,18 +55,15 @@ type chunk struct {
 	coming int64 // the length that the request announces, for quotas; 0: unknown
 }
 
-// openSession starts an upload for later requests, and returns its ID.
-func (r *Registry) openSession(ctx context.Context, c *call, alg digest.Algorithm, coming int64) (
-	id string, err error) {
+// openSession starts an upload for later requests, and returns its ID. Nothing is stored: see sessions.
+func (r *Registry) openSession(ctx context.Context, c *call, alg digest.Algorithm, coming int64) (string, error) {
 	if err := r.roomFor(c.who, c.repo, "", 0, coming); err != nil {
 		return "", err
 	}
-	s, err := r.create(ctx, c.repo, alg)
-	if err != nil {
+	if err := r.options.Blobs.Room(ctx); err != nil {
 		return "", err
 	}
-	defer s.end(&err)
-	return s.ID(), nil
+	return r.sessions.begin(c.repo, alg), nil
 }
 
 // pushBlob makes a chunk the blob d of the repo.
@@ -155,10 +143,15 @@ func (r *Registry) link(ctx context.Context, c *call, d digest.Digest, size int6
 }
 
 // mount makes the repo hold a blob that another one holds, if the client may pull that. from names the other one; if it
-// is empty, any will do. No answer says why a mount was not possible: that would reveal what other repositories hold.
+// is empty, any will do, for clients that may pull from all: for others each repository that holds the blob would have
+// to be asked about, and how long that takes would reveal that hidden ones hold it. No answer says why a mount was not
+// possible, for the same reason.
 func (r *Registry) mount(ctx context.Context, c *call, from string, d digest.Digest) (bool, error) {
 	sources := []string{from}
 	if from == "" {
+		if r.options.Auth.Readable(ctx, c.who) != nil {
+			return false, nil
+		}
 		sources = r.options.Index.Holders(d)
 	}
 	for _, source := range sources {
@@ -190,7 +183,7 @@ func (r *Registry) mountFrom(ctx context.Context, c *call, source string, d dige
 // resumeAt continues the call's upload at offset. If it does not end there, the error says where, so that the client
 // need not ask.
 func (r *Registry) resumeAt(ctx context.Context, c *call, offset int64) (*session, error) {
-	s, err := r.resume(ctx, c.repo, c.ref, offset)
+	s, err := r.resume(ctx, c, offset)
 	if !errors.Is(err, storage.ErrOffset) {
 		return s, err
 	}
@@ -205,7 +198,7 @@ func (r *Registry) resumeAt(ctx context.Context, c *call, offset int64) (*sessio
 
 // uploadSize returns how many bytes of the call's upload are here.
 func (r *Registry) uploadSize(ctx context.Context, c *call) (size int64, err error) {
-	s, err := r.resume(ctx, c.repo, c.ref, -1)
+	s, err := r.resume(ctx, c, -1)
 	if err != nil {
 		return 0, err
 	}
@@ -215,7 +208,7 @@ func (r *Registry) uploadSize(ctx context.Context, c *call) (size int64, err err
 
 // cancel ends the call's upload and drops its bytes.
 func (r *Registry) cancel(ctx context.Context, c *call) error {
-	s, err := r.resume(ctx, c.repo, c.ref, -1)
+	s, err := r.resume(ctx, c, -1)
 	if err != nil {
 		return err
 	}

@@ -68,6 +68,7 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 	o := registry.Options{Blobs: blobs, Index: index, Auth: open{},
 		Check:     func(ctx context.Context, d digest.Digest) error { _, err := scrubber.Check(ctx, d); return err },
 		Names:     []string{"trow.kube-public:31000"},
+		UploadKey: bytes.Repeat([]byte("k"), 32),
 		Annotate:  func(_ context.Context, key, value string) { w.notes.Store(key, value) },
 		RequestID: func(context.Context) string { return "r1" }}
 	for _, f := range options {

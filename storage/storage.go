@@ -62,7 +62,7 @@ var (
 	ErrDigest = errors.New("digest does not match")
 	// ErrOffset: an upload does not end where the caller wants to continue.
 	ErrOffset = errors.New("upload does not end at this offset")
-	// ErrConflict: the repo was changed after the batch's base. Nothing was committed.
+	// ErrConflict: the repo was changed after the batch's base, or has an upload of this ID. Nothing was committed.
 	ErrConflict = errors.New("repository was changed meanwhile")
 	// ErrFull: there is no space left for the bytes.
 	ErrFull = errors.New("no space left on the storage")
@@ -93,9 +93,16 @@ type Blobs interface {
 	// Open opens a blob for reading; the caller closes it. On disk it is an *os.File, so that sendfile applies. Errors:
 	// as Stat.
 	Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error)
-	// Create starts an upload in a repo. alg is the algorithm that the digest will probably have; with another one,
-	// Commit has to read the bytes again. Errors: ErrDigest for an unsupported algorithm, ErrFull, ErrBusy.
+	// Room returns ErrFull when Create and CreateAs would, so that a client hears it before it sends any bytes.
+	Room(ctx context.Context) error
+	// Create starts an upload in a repo that the caller itself ends: its number is bounded by that of the requests. alg is
+	// the algorithm that the digest will probably have; with another one, Commit has to read the bytes again. Errors:
+	// ErrDigest for an unsupported algorithm, ErrFull.
 	Create(ctx context.Context, repo string, alg digest.Algorithm) (Upload, error)
+	// CreateAs is Create for an upload that stays for later requests, under an ID that the caller has made: a UUID in lower
+	// case. How many there are may be bounded. Errors: as Create, ErrBusy at the bound, ErrConflict if the repo has an
+	// upload of this ID, ErrNotFound for an ID that is not a UUID.
+	CreateAs(ctx context.Context, repo, id string, alg digest.Algorithm) (Upload, error)
 	// Resume continues an upload of this repo at offset, which must be where it ended; -1 stands for wherever that is.
 	// It ends an earlier writer of the same upload, whose calls then return ErrClosed. Errors: ErrNotFound (also for an
 	// upload of another repo), ErrOffset (the upload is kept).

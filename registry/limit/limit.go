@@ -107,7 +107,7 @@ func (l *Limits) Set(rules []Rule) error {
 	}
 	var a *accounts // nil if there are no limits, so that Enter costs nothing
 	if len(limits) > 0 {
-		all, err := simplelru.NewLRU[holder, *account](math.MaxInt, nil) // removeOldest bounds it
+		all, err := simplelru.NewLRU[Client, *account](math.MaxInt, nil) // removeOldest bounds it
 		if err != nil {
 			return err
 		}
@@ -122,18 +122,40 @@ type accounts struct {
 	limits []limited
 
 	mu  sync.Mutex // guards what follows, and account.uploads
-	all *simplelru.LRU[holder, *account]
+	all *simplelru.LRU[Client, *account]
 }
 
-// holder identifies the holder of an account.
-type holder struct {
+// Client is a client as bounds tell it from others: an identity, whatever its connections are, or without a login an
+// address. It can be compared.
+type Client struct {
 	kind, name string
 	addr       netip.Addr // of clients without a login
 }
 
+// ClientOf returns the client with an identity; addr is its address (auth.Address).
+func ClientOf(who *auth.Identity, addr netip.Addr) Client {
+	c := Client{kind: who.Kind(), name: who.Name}
+	if who.Anonymous() {
+		c.addr = addr
+	}
+	return c
+}
+
+// Unverified returns the client that has sent credentials from an address, until they are verified: its requests count
+// neither for the identity that it claims, nor for the clients without a login at that address.
+func Unverified(addr netip.Addr) Client { return Client{kind: "unverified", addr: addr} }
+
+// String names the client, for messages.
+func (c Client) String() string {
+	if c.name == "" {
+		return c.addr.String()
+	}
+	return c.name
+}
+
 // account is what one identity has used of its limit.
 type account struct {
-	holder
+	Client
 	limit      *limited
 	requests   *rate.Limiter // nil: not bounded, like the next two
 	pull, push *rate.Limiter
@@ -170,11 +192,7 @@ func (l *Limits) Enter(who *auth.Identity, addr netip.Addr, upload bool) (*Pass,
 	if limit == nil {
 		return nil, nil
 	}
-	h := holder{kind: who.Kind(), name: who.Name}
-	if who.Anonymous() {
-		h.addr = addr
-	}
-	return a.enter(limit, h, upload, time.Now())
+	return a.enter(limit, ClientOf(who, addr), upload, time.Now())
 }
 
 // limitOf returns the first limit that names who. nil: there is none.
@@ -187,7 +205,7 @@ func (a *accounts) limitOf(who *auth.Identity) *limited {
 	return nil
 }
 
-func (a *accounts) enter(l *limited, h holder, upload bool, now time.Time) (*Pass, error) {
+func (a *accounts) enter(l *limited, h Client, upload bool, now time.Time) (*Pass, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	this := a.account(l, h)
@@ -209,21 +227,17 @@ func (a *accounts) enter(l *limited, h holder, upload bool, now time.Time) (*Pas
 
 // exceeded returns the error that names the limit and the setting.
 func (a *account) exceeded(format string, n int, key string, seconds int) error {
-	name := a.name
-	if name == "" {
-		name = a.addr.String()
-	}
-	text := fmt.Sprintf("%s may have "+format+" (setting limits, limit %d: %s); retry", name, n, a.limit.number, key)
+	text := fmt.Sprintf("%s may have "+format+" (setting limits, limit %d: %s); retry", a.Client, n, a.limit.number, key)
 	return &Exceeded{text, max(seconds, 1)}
 }
 
 // account finds or makes an account. The caller holds mu.
-func (a *accounts) account(l *limited, h holder) *account {
+func (a *accounts) account(l *limited, h Client) *account {
 	// An account of another limit is replaced: the identity's groups have changed.
 	if this, ok := a.all.Get(h); ok && this.limit == l {
 		return this
 	}
-	this := &account{holder: h, limit: l, pull: limiter(l.pull), push: limiter(l.push)}
+	this := &account{Client: h, limit: l, pull: limiter(l.pull), push: limiter(l.push)}
 	if l.Requests > 0 {
 		this.requests = rate.NewLimiter(rate.Limit(l.Requests), l.Burst)
 	}

@@ -45,7 +45,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	settings.FileOnly(fs, &o.Limits, "limits", "how much each identity may use; read again when it changes")
 	settings.FileOnly(fs, &o.Quotas, "quotas", "how many bytes repositories may hold together; read again when it changes")
 	fs.IntVar(&o.MaxRequests, "max-requests", 1000,
-		"how many pushing requests are served at once, and how many others; further ones are answered 429")
+		"how many pushing requests are served at once, and how many others, of one client as many as are free at most; "+
+			"further ones are answered 429")
 }
 
 // Validate reports the first invalid setting.

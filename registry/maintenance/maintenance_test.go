@@ -221,13 +221,14 @@ func TestReserve(t *testing.T) {
 
 func TestInvalidSettingsAreNamed(t *testing.T) {
 	for key, change := range map[string]func(*maintenance.Options){
-		"data-dir":       func(o *maintenance.Options) { o.DataDir = "" },
-		"upload-timeout": func(o *maintenance.Options) { o.UploadTimeout = time.Second },
-		"max-uploads":    func(o *maintenance.Options) { o.MaxUploads = 0 },
-		"gc-interval":    func(o *maintenance.Options) { o.GCInterval = time.Millisecond },
-		"gc-grace":       func(o *maintenance.Options) { o.GCGrace = 0 },
-		"scrub-interval": func(o *maintenance.Options) { o.ScrubInterval = time.Second },
-		"scrub-rate":     func(o *maintenance.Options) { _ = o.ScrubRate.Set("-1Mi") },
+		"data-dir":               func(o *maintenance.Options) { o.DataDir = "" },
+		"upload-timeout":         func(o *maintenance.Options) { o.UploadTimeout = time.Second },
+		"max-uploads":            func(o *maintenance.Options) { o.MaxUploads = 0 },
+		"max-uploads-per-client": func(o *maintenance.Options) { o.MaxUploadsPerClient = -1 },
+		"gc-interval":            func(o *maintenance.Options) { o.GCInterval = time.Millisecond },
+		"gc-grace":               func(o *maintenance.Options) { o.GCGrace = 0 },
+		"scrub-interval":         func(o *maintenance.Options) { o.ScrubInterval = time.Second },
+		"scrub-rate":             func(o *maintenance.Options) { _ = o.ScrubRate.Set("-1Mi") },
 	} {
 		o := options(t, &bytes.Buffer{})
 		if err := o.Validate(); err != nil {

@@ -16,14 +16,16 @@ import (
 
 // Options are the settings of the data directory and of the work on it.
 type Options struct {
-	DataDir       string
-	Reserve       Reserve // space that uploads leave free
-	MaxUploads    int
-	UploadTimeout time.Duration
-	GCInterval    time.Duration // 0: never automatically
-	GCGrace       time.Duration
-	ScrubInterval time.Duration          // 0: never automatically
-	ScrubRate     resource.QuantityValue // bytes per second; 0: as fast as possible
+	DataDir    string
+	Reserve    Reserve // space that uploads leave free
+	MaxUploads int
+	// MaxUploadsPerClient is what the setting says; UploadsPerClient is what counts.
+	MaxUploadsPerClient int
+	UploadTimeout       time.Duration
+	GCInterval          time.Duration // 0: never automatically
+	GCGrace             time.Duration
+	ScrubInterval       time.Duration          // 0: never automatically
+	ScrubRate           resource.QuantityValue // bytes per second; 0: as fast as possible
 
 	// Log and Audit are set by the program. Audit is called for each tag or manifest that retention removes.
 	Log   zerolog.Logger
@@ -36,7 +38,10 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	_ = o.Reserve.Set("5%,1Gi") // valid
 	AddDataDirFlag(fs, &o.DataDir)
 	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none")
-	fs.IntVar(&o.MaxUploads, "max-uploads", 10000, "uploads that may be open at once; further ones are answered 429")
+	fs.IntVar(&o.MaxUploads, "max-uploads", 10000,
+		"uploads with bytes that may be open at once; further ones are answered 429")
+	fs.IntVar(&o.MaxUploadsPerClient, "max-uploads-per-client", 0, "how many of them one login, or without a login one "+
+		"address, may have; for further ones its own that was idle the longest is dropped; 0: a tenth of max-uploads, at least 16")
 	fs.DurationVar(&o.UploadTimeout, "upload-timeout", 6*time.Hour, "time after which an idle upload is dropped")
 	fs.DurationVar(&o.GCInterval, "gc-interval", time.Hour, "time between two garbage collections; 0: never automatically")
 	fs.DurationVar(&o.GCGrace, "gc-grace", 6*time.Hour,
@@ -60,6 +65,9 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("upload-timeout: %s is too short; want at least 1m", o.UploadTimeout)
 	case o.MaxUploads < 1:
 		return fmt.Errorf("max-uploads: %d is too low; want at least 1", o.MaxUploads)
+	case o.MaxUploadsPerClient < 0:
+		return fmt.Errorf("max-uploads-per-client: %d is negative; want at least 1, or 0 for a tenth of max-uploads",
+			o.MaxUploadsPerClient)
 	case o.GCInterval < 0 || o.GCInterval > 0 && o.GCInterval < time.Second:
 		return fmt.Errorf("gc-interval: %s is too short; want at least 1s, or 0 for never", o.GCInterval)
 	case o.GCGrace < time.Second:

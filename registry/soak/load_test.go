@@ -256,11 +256,11 @@ func TestIdleConnections(t *testing.T) {
 	s.wantNoLeak(before)
 }
 
-// TestSlowUploads runs as many slow uploads as max-requests allows. Each must make progress, pulls must not wait for
+// TestSlowUploads runs as many slow uploads as max-requests allows one client, which is half. Each must make progress, pulls must not wait for
 // them, and one more push must be refused with Retry-After.
 func TestSlowUploads(t *testing.T) {
 	const spare = 10
-	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", load().slow),
+	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", 2*load().slow),
 		fmt.Sprint("--max-connections=", load().slow+spare))
 	big, alone := s.pushed("load", noise(random(1), 8<<20))
 	before := s.usage()
@@ -432,7 +432,7 @@ func (u *slowUploads) wantRefusals(big digest.Digest) {
 // TestSlowDownloads runs many downloads whose clients read slowly. The memory for each must be bounded, whatever the
 // size of the blob, and other clients must be served meanwhile.
 func TestSlowDownloads(t *testing.T) {
-	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", 2*load().slow))
+	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", 3*load().slow))
 	d, _ := s.pushed("load", noise(random(1), 32<<20))
 	before := s.usage()
 	lines := make([]*line, load().slow)
@@ -477,7 +477,8 @@ func TestSlowDownloads(t *testing.T) {
 // must stay, and only until upload-timeout.
 func TestAbortedTransfers(t *testing.T) {
 	kept := load().aborted / 3
-	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-uploads=", kept+100))
+	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-uploads=", kept+100),
+		fmt.Sprint("--max-uploads-per-client=", kept+1000)) // all come from one address
 	content := noise(random(1), 4<<20)
 	d, _ := s.pushed("load", content)
 	before := s.usage()
@@ -489,9 +490,13 @@ func TestAbortedTransfers(t *testing.T) {
 	if now := s.usage(); now.resident > before.resident+48*busyCost+64<<20 {
 		t.Errorf("%d MB are resident, before %d", now.resident>>20, before.resident>>20)
 	}
-	eventually(t, 20*time.Second, fmt.Sprint(kept, " uploads are left"), func() bool { return len(s.uploads()) == kept })
+	// Those of which no byte has arrived before the client died are not stored.
+	eventually(t, 20*time.Second, fmt.Sprint("at most ", kept, " uploads are left"), func() bool {
+		n := len(s.uploads())
+		return n > kept/4 && n <= kept
+	})
 	s.pushed("load", noise(random(2), 1<<20))
-	s.wantExpired(kept)
+	s.wantExpired(len(s.uploads()))
 }
 
 // aborted starts one of three transfers and breaks it off.
@@ -530,12 +535,15 @@ func (s *server) wantExpired(open int) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		a, err := c.do(ctx, "POST", "/v2/load/blobs/uploads/", nil)
+		if err == nil && a.status == 202 { // the first byte takes the place
+			a, err = c.do(ctx, "PATCH", a.header.Get("Location"), []byte("x"))
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		return a
 	}
-	for ; open < len(s.uploads())+200; open++ {
+	for most := open + 200; open < most; open++ {
 		if a := begin(); a.status == 429 && a.header.Get("Retry-After") != "" {
 			break
 		} else if a.status != 202 {

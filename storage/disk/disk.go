@@ -49,8 +49,9 @@ type Blobs struct {
 	options Options
 	syncs   map[digest.Algorithm]*groupSync // of the directories that blobs are in
 
-	mu      sync.Mutex // guards uploads; never held across I/O
+	mu      sync.Mutex // guards what follows; never held across I/O
 	uploads map[string]*upload
+	kept    int // how many of uploads count for MaxUploads
 }
 
 // Options bound what uploads may use. The zero value bounds nothing.
@@ -58,8 +59,9 @@ type Options struct {
 	// Reserve returns how many bytes of a file system of size bytes are to stay free: an upload that would use them is
 	// refused with ErrFull. So deletions, tags and the journal have room to go on.
 	Reserve func(size int64) int64
-	// MaxUploads bounds the uploads that are open at once, including those that no client writes to; then Create fails
-	// with ErrBusy. 0: no bound.
+	// MaxUploads bounds the uploads that CreateAs makes and that are open at once, including those that no client writes
+	// to and those from before a restart; then CreateAs fails with ErrBusy. Create is not bounded: a manifest must not wait
+	// until uploads end. 0: no bound.
 	MaxUploads int
 }
 
@@ -108,7 +110,8 @@ func (b *Blobs) open() error {
 	for _, e := range entries { // from before a restart: they count, and can be resumed
 		if fi, err := e.Info(); err == nil {
 			path := filepath.Join(b.dir, "uploads", e.Name())
-			b.uploads[path] = &upload{path: path, size: fi.Size()}
+			b.uploads[path] = &upload{path: path, size: fi.Size(), kept: true}
+			b.kept++
 		}
 	}
 	return nil
@@ -126,6 +129,9 @@ func (b *Blobs) Space() (Space, error) {
 	}
 	return s, nil
 }
+
+// Room implements [storage.Blobs].
+func (b *Blobs) Room(context.Context) error { return b.checkRoom() }
 
 // checkRoom returns ErrFull when uploads are to be refused.
 func (b *Blobs) checkRoom() error {

@@ -23,10 +23,11 @@ import (
 // from the file.
 type upload struct {
 	mu         sync.Mutex // guards all below; held across the I/O of the writer
-	path       string
-	writer     *writer   // the current one; nil: there is none
-	file       *os.File  // open while there is a writer
-	hash       hash.Hash // of the bytes so far; nil if they are from before a restart
+	path       string     // fixed
+	kept       bool       // fixed: it counts for MaxUploads
+	writer     *writer    // the current one; nil: there is none
+	file       *os.File   // open while there is a writer
+	hash       hash.Hash  // of the bytes so far; nil if they are from before a restart
 	alg        digest.Algorithm
 	size       int64
 	ended      bool  // committed or dropped
@@ -53,26 +54,57 @@ type writer struct {
 
 // Create implements [storage.Blobs].
 func (b *Blobs) Create(_ context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+	return b.create(repo, local.NewUploadID(), alg, false)
+}
+
+// CreateAs implements [storage.Blobs].
+func (b *Blobs) CreateAs(_ context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
+	if !local.ValidUploadID(id) {
+		return nil, fmt.Errorf("upload %.40q: %w", id, storage.ErrNotFound)
+	}
+	return b.create(repo, id, alg, true)
+}
+
+// create starts an upload; kept reports whether it counts for MaxUploads.
+func (b *Blobs) create(repo, id string, alg digest.Algorithm, kept bool) (storage.Upload, error) {
 	if !storage.Supported(alg) {
 		return nil, fmt.Errorf("upload: %w: algorithm %.30q", storage.ErrDigest, alg)
-	}
-	if limit := b.options.MaxUploads; limit > 0 && b.Uploads() >= limit {
-		return nil, fmt.Errorf("upload: %w: %d uploads are open, which is the limit", storage.ErrBusy, limit)
 	}
 	if err := b.checkRoom(); err != nil {
 		return nil, err
 	}
-	id := local.NewUploadID()
-	u := &upload{path: b.uploadPath(repo, id), alg: alg, hash: alg.Hash(), nextCheck: checkEvery}
+	u := &upload{path: b.uploadPath(repo, id), kept: kept, alg: alg, hash: alg.Hash(), nextCheck: checkEvery}
+	// The lock comes first, so that a Resume that finds the upload waits for its file.
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if err := b.add(u); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(u.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
+		b.end(u)
 		return nil, fileError("upload", err)
 	}
 	u.file, u.writer = f, &writer{b, u, id}
-	b.mu.Lock()
-	b.uploads[u.path] = u
-	b.mu.Unlock()
 	return u.writer, nil
+}
+
+// add lists an upload. It looks at the bound and takes the place under one lock, so that calls at the same time cannot
+// exceed the bound together.
+func (b *Blobs) add(u *upload) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.uploads[u.path] != nil {
+		return fmt.Errorf("upload: %w: there is one of this ID", storage.ErrConflict)
+	}
+	if limit := b.options.MaxUploads; u.kept && limit > 0 && b.kept >= limit {
+		return fmt.Errorf("upload: %w: %d uploads are open, which is the limit", storage.ErrBusy, limit)
+	}
+	b.uploads[u.path] = u
+	if u.kept {
+		b.kept++
+	}
+	return nil
 }
 
 // uploadPath binds an upload to its repo: under another repo's name it is not found. The caller has checked the ID.
@@ -123,8 +155,9 @@ func (b *Blobs) upload(path string) (*upload, error) {
 	defer b.mu.Unlock()
 	// Another call may have been faster; there must be one upload for one file.
 	if u = b.uploads[path]; u == nil {
-		u = &upload{path: path, size: fi.Size()}
+		u = &upload{path: path, size: fi.Size(), kept: true}
 		b.uploads[path] = u
+		b.kept++
 	}
 	return u, nil
 }
@@ -173,8 +206,14 @@ func (b *Blobs) drop(u *upload) error {
 func (b *Blobs) end(u *upload) {
 	u.ended = true
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.uploads[u.path] != u {
+		return // it has ended before
+	}
 	delete(b.uploads, u.path)
-	b.mu.Unlock()
+	if u.kept {
+		b.kept--
+	}
 }
 
 // endWriter ends the current writer and closes its file; the caller holds mu.

@@ -93,14 +93,27 @@ func (b *Blobs) Open(_ context.Context, d digest.Digest) (io.ReadSeekCloser, err
 	}{bytes.NewReader(found.data), io.NopCloser(nil)}, nil
 }
 
+// Room implements [storage.Blobs].
+func (b *Blobs) Room(context.Context) error { return nil }
+
 // Create implements [storage.Blobs].
-func (b *Blobs) Create(_ context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
-	if !storage.Supported(alg) {
+func (b *Blobs) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+	return b.CreateAs(ctx, repo, local.NewUploadID(), alg)
+}
+
+// CreateAs implements [storage.Blobs].
+func (b *Blobs) CreateAs(_ context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
+	switch {
+	case !local.ValidUploadID(id):
+		return nil, fmt.Errorf("upload %.40q: %w", id, storage.ErrNotFound)
+	case !storage.Supported(alg):
 		return nil, fmt.Errorf("upload: %w: algorithm %.30q", storage.ErrDigest, alg)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	id := local.NewUploadID()
+	if old := b.uploads[id]; old != nil && old.repo == repo {
+		return nil, fmt.Errorf("upload: %w: there is one of this ID", storage.ErrConflict)
+	}
 	u := &upload{repo: repo, used: time.Now()}
 	u.writer = &writer{b, id, u}
 	b.uploads[id] = u

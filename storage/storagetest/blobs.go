@@ -33,6 +33,7 @@ func Blobs(t *testing.T, place func(t *testing.T) (open func() storage.Blobs)) {
 		{"a wrong offset is refused and the upload is kept", testWrongOffset},
 		{"an upload of another repo is not found", testOtherRepo},
 		{"a malformed upload ID is not found", testMalformedID},
+		{"an upload has the ID that the caller has made", testCreateAs},
 		{"a new writer ends the earlier one", testTakeOver},
 		{"an ended upload accepts nothing more", testEnded},
 		{"a cancelled upload is gone", testCancel},
@@ -338,6 +339,37 @@ func testMalformedID(t *testing.T, open func() storage.Blobs) {
 		_, err := b.Resume(t.Context(), repo, bad, -1)
 		wantErr(t, fmt.Sprintf("Resume of %.50q", bad), err, storage.ErrNotFound)
 	}
+}
+
+func testCreateAs(t *testing.T, open func() storage.Blobs) {
+	b, data := open(), content(20, 4)
+	const id = "01234567-89ab-4def-8123-456789abcdef"
+	wantNil(t, "Room", b.Room(t.Context()))
+	for _, bad := range []string{"", "..", "../" + id[3:], id + "0", strings.ToUpper(id), id[:35] + "\x00"} {
+		_, err := b.CreateAs(t.Context(), repo, bad, digest.SHA256)
+		wantErr(t, fmt.Sprintf("CreateAs %q", bad), err, storage.ErrNotFound)
+	}
+	_, err := b.CreateAs(t.Context(), repo, id, "md5")
+	wantErr(t, "CreateAs with md5", err, storage.ErrDigest)
+
+	u := must(b.CreateAs(t.Context(), repo, id, digest.SHA512))(t)
+	if u.ID() != id {
+		t.Errorf("ID %s, want %s", u.ID(), id)
+	}
+	write(t, u, data[:7])
+	_, err = b.CreateAs(t.Context(), repo, id, digest.SHA256)
+	wantErr(t, "CreateAs of an upload that exists", err, storage.ErrConflict)
+	write(t, u, data[7:11]) // it has not ended the writer
+	wantNil(t, "Close", u.Close())
+	b = open()
+	_, err = b.CreateAs(t.Context(), repo, id, digest.SHA256)
+	wantErr(t, "CreateAs after a restart", err, storage.ErrConflict)
+	u = must(b.Resume(t.Context(), repo, id, 11))(t)
+	write(t, u, data[11:])
+	wantNil(t, "Commit", u.Commit(t.Context(), digest.SHA512.FromBytes(data)))
+	wantBlob(t, b, digest.SHA512.FromBytes(data), data)
+	u = must(b.CreateAs(t.Context(), repo, id, digest.SHA256))(t) // whether an ID may come again is up to the caller
+	wantNil(t, "Cancel", u.Cancel())
 }
 
 func testTakeOver(t *testing.T, open func() storage.Blobs) {

@@ -97,6 +97,16 @@ func (b FailBlobs) Create(ctx context.Context, repo string, alg digest.Algorithm
 	return b.upload("Create", func() (storage.Upload, error) { return b.Blobs.Create(ctx, repo, alg) })
 }
 
+// Room implements [storage.Blobs].
+func (b FailBlobs) Room(ctx context.Context) error {
+	return b.Fault.around("Room", func() error { return b.Blobs.Room(ctx) })
+}
+
+// CreateAs implements [storage.Blobs]. It counts as a Create.
+func (b FailBlobs) CreateAs(ctx context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
+	return b.upload("Create", func() (storage.Upload, error) { return b.Blobs.CreateAs(ctx, repo, id, alg) })
+}
+
 // Resume implements [storage.Blobs].
 func (b FailBlobs) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
 	return b.upload("Resume", func() (storage.Upload, error) { return b.Blobs.Resume(ctx, repo, id, offset) })

@@ -38,6 +38,7 @@ func TestEveryCallOfBlobsCanBeMadeToFail(t *testing.T) {
 		"Stat":   func(b storage.Blobs) error { _, err := b.Stat(t.Context(), d); return err },
 		"Open":   func(b storage.Blobs) error { _, err := b.Open(t.Context(), d); return err },
 		"Create": func(b storage.Blobs) error { _, err := b.Create(t.Context(), "r", digest.SHA256); return err },
+		"Room":   func(b storage.Blobs) error { return b.Room(t.Context()) },
 		"Resume": func(b storage.Blobs) error {
 			u, err := b.Create(t.Context(), "r", digest.SHA256)
 			if err == nil {

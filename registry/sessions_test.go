@@ -1,0 +1,79 @@
+package registry
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/auth"
+	"trow/registry/limit"
+)
+
+func (s *sessions) parsed(t *testing.T, text string) sessionID {
+	t.Helper()
+	id, ok := s.parse("a", text)
+	if !ok {
+		t.Fatalf("%s is not valid", text)
+	}
+	return id
+}
+
+func TestAnIDOfAnUploadCarriesTheAlgorithm(t *testing.T) {
+	s := newSessions(nil, 0, 0)
+	for _, alg := range algorithms {
+		text := s.begin("a", alg)
+		if id := s.parsed(t, text); id.alg != alg || len(text) > maxUploadID || !s.open(id) {
+			t.Errorf("%s: %+v", text, id)
+		}
+		for name, other := range map[string]*sessions{"another key": newSessions(nil, 0, 0), "the same key": newSessions(s.key, 0, 0)} {
+			if _, ok := other.parse("a", text); ok != (name == "the same key") {
+				t.Errorf("%s: valid: %v", name, ok)
+			}
+		}
+	}
+}
+
+// TestWhatIsForgottenDoesNotBeginAnew: the memory of IDs that have ended is bounded.
+func TestWhatIsForgottenDoesNotBeginAnew(t *testing.T) {
+	s := newSessions(nil, 0, 0)
+	first := s.parsed(t, s.begin("a", digest.SHA256))
+	first.made -= 5 // ms
+	s.floor -= 10
+	s.end(first)
+	s.end(first) // counts once
+	for range maxEnded {
+		id := s.parsed(t, s.begin("a", digest.SHA256))
+		s.end(id)
+		if s.open(id) {
+			t.Fatal("an ID that has just ended is open")
+		}
+	}
+	if len(s.ended) != maxEnded || len(s.ring) != maxEnded || s.ended[first.id] {
+		t.Errorf("%d and %d IDs are remembered, want %d without the first", len(s.ended), len(s.ring), maxEnded)
+	}
+	if s.open(first) {
+		t.Error("an ID that was forgotten is open")
+	}
+	fresh := s.parsed(t, s.begin("a", digest.SHA256))
+	if fresh.made = first.made + 1; !s.open(fresh) {
+		t.Error("an ID that was made later is not open")
+	}
+}
+
+// TestTheListsOfUploadsAreBounded: what ends leaves nothing behind, nor does what storage drops because it is idle.
+func TestTheListsOfUploadsAreBounded(t *testing.T) {
+	s := newSessions(nil, 1, 2) // a timeout of 1 ns
+	for i := range 100 {
+		owner := limit.ClientOf(auth.Named(fmt.Sprint(i), nil), netip.Addr{})
+		u, victim, err := s.admit("a", s.parsed(t, s.begin("a", digest.SHA256)), owner)
+		if err != nil || victim != nil {
+			t.Fatal(victim, err)
+		}
+		s.leave(u, i%2 == 0)
+	}
+	if len(s.stored) > 1 || len(s.owners) > 1 || s.used.Len() > 1 {
+		t.Errorf("%d, %d, %d uploads are listed", len(s.stored), len(s.owners), s.used.Len())
+	}
+}
