@@ -201,6 +201,7 @@ type injector struct {
 	after  []func() bool  // what must hold after a restart
 
 	faults, succeeded, failed, cut int
+	stuck                          int // how often strace had to be killed
 }
 
 func (j *injector) next() *faulty {
@@ -309,7 +310,8 @@ func (j *injector) wantRefusal(where string, o outcome) {
 // elsewhere counts the faults outside of the data directory.
 type elsewhere struct {
 	sockets int // a client sees its connection break
-	// runtime: the fault hit the eventfd with which the Go runtime wakes its poller. That ends the process.
+	// runtime: the fault hit the eventfd with which the Go runtime wakes its poller, which ends the process; or strace
+	// did not end.
 	runtime bool
 }
 
@@ -336,9 +338,18 @@ func (j *injector) inject(call, errno string, when int, do func()) (hit []int, t
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		j.t.Fatal(err)
 	}
+	// strace may wait for ever for a process that the fault has ended. Then its file has no end, and the attempt does not
+	// count; it is repeated with a new server.
+	stuck := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
 	var exit *exec.ExitError
 	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
 		j.t.Fatal(err)
+	}
+	if !stuck.Stop() {
+		if j.stuck++; j.stuck > 3 {
+			j.t.Fatalf("strace did not end %d times: %s", j.stuck, said)
+		}
+		return nil, 0, elsewhere{runtime: true}
 	}
 	return j.read(out)
 }
