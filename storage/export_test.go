@@ -1,5 +1,7 @@
 package storage
 
+import "github.com/opencontainers/go-digest"
+
 // Sizes are how many records the state of an Index has, free ones included.
 type Sizes struct{ Contents, Entries, Manifests, Tags int }
 
@@ -17,4 +19,12 @@ func Leftovers(x *Index) int {
 	defer x.mu.RUnlock()
 	s := x.state
 	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len
+}
+
+// TagValue and ParseTag are the values of facts about tags.
+func TagValue(d digest.Digest, unix, order int64) []byte { return tagValue(keyOf(d), unix, order) }
+
+func ParseTag(v []byte) (d digest.Digest, unix, order int64, err error) {
+	k, unix, order, err := parseTag(v)
+	return key(k).digest(), unix, order, err
 }

@@ -200,5 +200,5 @@ func (x *Index) awaitRevision(ctx context.Context, rev Revision) error {
 // View calls fn with the repo as it is, without waiting for changes in progress. What fn changes is dropped. It
 // predicts what an Update would probably say: a miss in it is not confirmed with the Journal.
 func (x *Index) View(repo string, fn func(*Tx) error) error {
-	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.currentQuotas()}})
+	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.currentQuotas()}, newest: new(int64)})
 }

@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"slices"
 	"strings"
+	"time"
 
 	"trow/storage/internal/slab"
 )
@@ -63,6 +64,7 @@ type repo struct {
 	manifests int
 	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
 	bytes     int64                 // of what is present, each content once; see Index.Bytes
+	newest    int64                 // no tag of the repo has, or had since the start, a greater order; see HeldTag.Order
 }
 
 // entry is what a repo has to do with a content: it is a blob, a manifest, a part of manifests, or several of these.
@@ -88,6 +90,7 @@ type manifest struct {
 // tag is a name of a manifest. The tags of one manifest are a linked list.
 type tag struct {
 	name       string
+	order      int64  // see HeldTag.Order
 	time       moment // since when it names this manifest
 	entry      slab.ID
 	prev, next slab.ID
@@ -97,6 +100,9 @@ type tag struct {
 type moment uint32
 
 func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
+
+// nanos returns the moment in Unix nanoseconds.
+func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
 	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(),
@@ -344,7 +350,7 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 		s.deleteTag(r, name)
 		return nil
 	}
-	k, unix, err := parseTag(v)
+	k, unix, order, err := parseTag(v)
 	if err != nil {
 		return err
 	}
@@ -363,11 +369,15 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 	}
 	// Put it at the head of the list of the manifest's tags.
 	t, m := s.tags.At(i), s.manifests.At(s.entries.At(e).manifest)
-	t.entry, t.time, t.prev, t.next = e, momentOf(unix), 0, m.tags
+	t.entry, t.time, t.order, t.prev, t.next = e, momentOf(unix), order, 0, m.tags
 	if m.tags != 0 {
 		s.tags.At(m.tags).prev = i
 	}
 	m.tags = i
+	if order == 0 { // it may have been set at any time within its second; what comes later is newer
+		order = t.time.nanos() + int64(time.Second) - 1
+	}
+	r.newest = max(r.newest, order)
 	return nil
 }
 

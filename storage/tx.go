@@ -20,6 +20,8 @@ type Tx struct {
 	growth  *growth // what earlier changes of the same commit add to quotas
 	added   int64   // bytes that this change adds to the repo
 	now     int64   // Unix seconds
+	clock   int64   // the same moment in Unix nanoseconds
+	newest  *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
 	refused error   // a condemnedError: the change fails, whatever the function returns
 }
 
@@ -108,7 +110,7 @@ func (tx *Tx) Tag(name string) (Descriptor, bool) {
 		return Descriptor{}, false
 	}
 	if v, ok := tx.fact(KindTag, name); ok {
-		k, _, err := parseTag(v)
+		k, _, _, err := parseTag(v)
 		if v == nil || err != nil {
 			return Descriptor{}, false
 		}
@@ -264,8 +266,8 @@ func (tx *Tx) DeleteManifest(d digest.Digest) error {
 	return nil
 }
 
-// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest; a name that is
-// empty or a digest is refused.
+// SetTag makes a tag name the manifest d. Of several tags, the one of the last call is the newest. Errors: ErrNotFound
+// unless the repo holds d as a manifest; a name that is empty or a digest is refused.
 func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if !isTag(name) {
 		return fmt.Errorf("%.150q is not a valid name for a tag", name)
@@ -277,7 +279,10 @@ func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if old, ok := tx.Tag(name); ok && old.sum == at.sum {
 		return nil
 	}
-	tx.set(KindTag, name, tagValue(at.sum.key(), tx.now))
+	// The order is the clock's, but never less than what the repo has: which tag is newer is the order of the journal,
+	// whatever the clock does, and within one commit the order of the calls.
+	*tx.newest = max(tx.clock, *tx.newest+1)
+	tx.set(KindTag, name, tagValue(at.sum.key(), tx.now, *tx.newest))
 	return nil
 }
 

@@ -227,7 +227,7 @@ func timeless(all []storage.Holdings) []storage.Holdings {
 		for i := range h.Manifests {
 			h.Manifests[i].Time = 0
 			for j := range h.Manifests[i].Tags {
-				h.Manifests[i].Tags[j].Time = 0
+				h.Manifests[i].Tags[j].Time, h.Manifests[i].Tags[j].Order = 0, 0
 			}
 		}
 	}
