@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"testing"
 
@@ -115,5 +116,33 @@ func TestTheOrderOfTagsSurvivesATarInAnotherOrder(t *testing.T) {
 	}
 	if got := to.tagOrder("app"); !slices.Equal(got, []string{"c", "b", "a", "d"}) {
 		t.Errorf("the order is %v", got)
+	}
+}
+
+// TestAnImportHoldsRetention: before the first push and after the last. A registry that does not know the request is of
+// an earlier version.
+func TestAnImportHoldsRetention(t *testing.T) {
+	from, dir := newTarget(t), t.TempDir()
+	from.image("app", "v", nil, []byte("layer"))
+	if _, err := archive.Export(t.Context(), from.Client, dir, archive.ExportOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, status := range []int{204, 404, 500} {
+		to := newTarget(t)
+		held := 0
+		hold := func(w http.ResponseWriter) {
+			if held++; (held == 1) != (to.requests.Load() == 0) {
+				t.Errorf("%d: request %d to hold retention comes after %d others", status, held, to.requests.Load())
+			}
+			w.WriteHeader(status)
+		}
+		to.hold.Store(&hold)
+		_, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{})
+		switch {
+		case status == 500 && (err == nil || held != 1 || to.requests.Load() != 0):
+			t.Errorf("%d requests, although retention cannot be held: %v", to.requests.Load(), err)
+		case status != 500 && (err != nil || held != 2):
+			t.Errorf("%d: held %d times, %v", status, held, err)
+		}
 	}
 }

@@ -29,6 +29,7 @@ type Data struct {
 
 	loaded atomic.Pointer[loaded] // nil until Load has returned
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
+	hold   *hold
 
 	collected, freed prometheus.Counter
 }
@@ -58,6 +59,9 @@ func Open(o Options) (*Data, error) {
 	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads}); err != nil {
 		return nil, errors.Join(err, d.journal.Close())
 	}
+	if d.hold, err = openHold(o.DataDir); err != nil {
+		return nil, errors.Join(fmt.Errorf("data directory: %w", err), d.journal.Close())
+	}
 	return d, nil
 }
 
@@ -80,6 +84,9 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	if err := l.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")
 	}
+	if err := d.hold.loaded(index.Stats() == storage.Stats{}); err != nil { // not fatal: it is known until the next start
+		d.log.Error().Err(err).Msg("retention")
+	}
 	d.loaded.Store(l)
 	return index, nil
 }
@@ -89,7 +96,7 @@ func (d *Data) Close() error {
 	if l := d.loaded.Load(); l != nil {
 		l.index.Close()
 	}
-	return d.journal.Close()
+	return errors.Join(d.journal.Close(), d.hold.root.Close())
 }
 
 const (
@@ -197,11 +204,8 @@ func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 // collect applies the retention rules, then frees what nothing needs: in this order, so that one run frees the space
 // of what the rules remove.
 func (d *Data) collect(ctx context.Context) {
-	l := d.loaded.Load()
-	if err := l.retention.Apply(ctx, l.index, false, d.removed); err != nil && ctx.Err() == nil {
-		d.log.Error().Err(err).Msg("retention")
-	}
-	done, err := l.collector.Run(ctx, false, nil)
+	d.retain(ctx)
+	done, err := d.loaded.Load().collector.Run(ctx, false, nil)
 	d.countCollected(ctx, done, err)
 }
 

@@ -24,13 +24,14 @@ var (
 	reserveBytes = gauge("trow_storage_reserve_bytes", "Space that uploads leave free: below, they are refused.")
 	uploadsOpen  = gauge("trow_uploads_open", "Uploads that are open.")
 	quotaUsed    = gauge("trow_quota_used_bytes", "Bytes that the repositories of a quota hold.", "quota")
+	pending      = gauge("trow_retention_pending", "Tags and manifests that retention has reported and will remove in its next run.")
 	quotaBytes   = gauge("trow_quota_bytes", "Bytes that the repositories of a quota may hold.", "quota")
 )
 
 // Describe implements prometheus.Collector.
 func (d *Data) Describe(to chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{repositories, manifests, tags, blobs, quarantined,
-		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes} {
+		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes, pending} {
 		to <- desc
 	}
 	d.collected.Describe(to)
@@ -65,6 +66,7 @@ func (d *Data) Collect(to chan<- prometheus.Metric) {
 	send(freeBytes, free)
 	send(reserveBytes, reserve)
 	send(uploadsOpen, float64(d.blobs.Uploads()))
+	send(pending, float64(d.hold.pendingNow()))
 	d.collected.Collect(to)
 	d.freed.Collect(to)
 }
