@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -195,7 +196,7 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 	var order []string
 	pending, newest := map[string]overlay{}, map[string]*int64{}
 	bases = map[string]Revision{}
-	growth := &growth{quotas: x.currentQuotas()}
+	growth, adding := &growth{quotas: x.currentQuotas()}, &adding{}
 	for _, c := range group {
 		// The base is read before the function runs. If the repo changes in between, the commit is a conflict.
 		if _, ok := bases[c.repo]; !ok {
@@ -205,15 +206,16 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 		}
 		now := time.Now()
 		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], store: pending[storeRepo], growth: growth,
-			now: now.Unix(), clock: now.UnixNano(), newest: newest[c.repo]}
+			now: now.Unix(), clock: now.UnixNano(), newest: newest[c.repo], adding: adding}
 		c.depends = len(tx.pending) > 0
 		if c.err = c.call(tx); c.err == nil {
-			c.err = tx.refused
+			c.err = cmp.Or(tx.refused, tx.exceeded())
 		}
 		c.quiet = c.err != nil || len(tx.own) == 0
 		if c.err == nil { // of a function that failed nothing is committed
 			maps.Copy(pending[c.repo], tx.own)
 			growth.add(c.repo, tx.added)
+			adding.take(c.repo, tx.adds)
 		}
 	}
 	for _, repo := range order {

@@ -28,3 +28,23 @@ func ParseTag(v []byte) (d digest.Digest, unix, order int64, err error) {
 	k, unix, order, err := parseTag(v)
 	return key(k).digest(), unix, order, err
 }
+
+// ManifestFact and LinkFact are facts.
+func ManifestFact(m Manifest) Fact {
+	return Fact{KindManifest, string(keyOf(m.Digest)), manifestValue(m)}
+}
+
+func LinkFact(d digest.Digest, size int64) Fact {
+	return Fact{KindLink, string(keyOf(d)), linkValue(size, 1_800_000_000)}
+}
+
+// MemoryOfFacts is the estimate of memory without the media types, which are never forgotten.
+func MemoryOfFacts(x *Index) int64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	n := x.state.memory
+	for t := range x.state.types {
+		n -= memType + memText(len(t))
+	}
+	return n
+}

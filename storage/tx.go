@@ -23,6 +23,9 @@ type Tx struct {
 	clock   int64   // the same moment in Unix nanoseconds
 	newest  *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
 	refused error   // a condemnedError: the change fails, whatever the function returns
+	adding  *adding // what earlier changes of the same commit add to what the Limits bound
+	adds    adds    // what this change adds to that
+	limited *LimitError
 }
 
 // overlay is a set of facts that are not committed yet, each with its last value; a nil value deletes it.
@@ -175,6 +178,7 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 		tx.added += size - recorded
 	default:
 		tx.startNaming(keyOf(d))
+		tx.askLink(keyOf(d))
 		if _, held := tx.Manifest(d); !held { // a content counts once per repo
 			tx.added += size
 		}
@@ -249,6 +253,9 @@ func (tx *Tx) PutManifest(m Manifest) error {
 		tx.added += m.Size
 	}
 	tx.startNaming(k)
+	if !held { // under another media type it takes what it took
+		tx.askManifest(&m)
+	}
 	tx.set(KindManifest, string(k), manifestValue(m))
 	return nil
 }
@@ -276,8 +283,12 @@ func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if !ok {
 		return fmt.Errorf("manifest %s: %w", d, ErrNotFound)
 	}
-	if old, ok := tx.Tag(name); ok && old.sum == at.sum {
+	old, ok := tx.Tag(name)
+	if ok && old.sum == at.sum {
 		return nil
+	}
+	if !ok {
+		tx.askTag(name)
 	}
 	// The order is the clock's, but never less than what the repo has: which tag is newer is the order of the journal,
 	// whatever the clock does, and within one commit the order of the calls.

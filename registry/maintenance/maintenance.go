@@ -31,6 +31,8 @@ type Data struct {
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
 	hold   *hold
 
+	indexFull string // the settings because of which new names are refused, and the log has said so; used by one loop
+
 	collected, freed prometheus.Counter
 }
 
@@ -72,6 +74,7 @@ func (d *Data) Blobs() storage.Blobs { return d.blobs }
 func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storage.Quota) (*storage.Index, error) {
 	index, err := storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
 		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
+		Limits:   d.options.limits(),
 		Warn:     func(err error) { d.log.Error().Err(err).Msg("storage") },
 	})
 	if err != nil {
@@ -107,7 +110,7 @@ const (
 	backupInterval = time.Hour
 	// startDelay is the time after the start before work begins that can wait; invariant 2.
 	startDelay = time.Minute
-	// spaceInterval is the time between two looks at the free space for the log. Uploads look themselves.
+	// spaceInterval is the time between two looks at the free space and the index for the log. Uploads look themselves.
 	spaceInterval = 5 * time.Second
 )
 
@@ -122,6 +125,7 @@ func (d *Data) Run(ctx context.Context) error {
 	}
 	every(min(expireInterval, o.UploadTimeout/4), 0, d.expire)
 	every(spaceInterval, 0, d.watchSpace)
+	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
 	every(o.GCInterval, startDelay, d.collect)
 	every(o.ScrubInterval, startDelay, d.scrub)

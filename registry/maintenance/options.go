@@ -20,6 +20,12 @@ type Options struct {
 	Reserve       Reserve // space that uploads leave free
 	MaxUploads    int
 	UploadTimeout time.Duration
+
+	// MaxTags, MaxRepositories and MaxIndex bound what the index holds; 0: no bound.
+	MaxTags         int // of one repository
+	MaxRepositories int
+	MaxIndex        Share // estimated memory of the index
+
 	GCInterval    time.Duration // 0: never automatically
 	GCGrace       time.Duration
 	ScrubInterval time.Duration          // 0: never automatically
@@ -38,6 +44,12 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none")
 	fs.IntVar(&o.MaxUploads, "max-uploads", 10000, "uploads that may be open at once; further ones are answered 429")
 	fs.DurationVar(&o.UploadTimeout, "upload-timeout", 6*time.Hour, "time after which an idle upload is dropped")
+	_ = o.MaxIndex.Set("40%") // valid; while the state is loaded again there are two
+	fs.IntVar(&o.MaxTags, "max-tags", 100_000, "tags that a repository may have; further ones are answered 507; 0: no limit")
+	fs.IntVar(&o.MaxRepositories, "max-repositories", 200_000,
+		"repositories that there may be; further ones are answered 507; 0: no limit")
+	fs.Var(&o.MaxIndex, "max-index", "memory that the index may take, in bytes or in percent of what the process may use; "+
+		"when it is full, new repositories, tags, manifests and blobs are answered 507; 0: no limit")
 	fs.DurationVar(&o.GCInterval, "gc-interval", time.Hour, "time between two garbage collections; 0: never automatically")
 	fs.DurationVar(&o.GCGrace, "gc-grace", 6*time.Hour,
 		"time for which a blob without a manifest is kept, for a push that is under way")
@@ -60,6 +72,10 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("upload-timeout: %s is too short; want at least 1m", o.UploadTimeout)
 	case o.MaxUploads < 1:
 		return fmt.Errorf("max-uploads: %d is too low; want at least 1", o.MaxUploads)
+	case o.MaxTags < 0:
+		return fmt.Errorf("max-tags: %d is negative; want a number of tags, or 0 for no limit", o.MaxTags)
+	case o.MaxRepositories < 0:
+		return fmt.Errorf("max-repositories: %d is negative; want a number of repositories, or 0 for no limit", o.MaxRepositories)
 	case o.GCInterval < 0 || o.GCInterval > 0 && o.GCInterval < time.Second:
 		return fmt.Errorf("gc-interval: %s is too short; want at least 1s, or 0 for never", o.GCInterval)
 	case o.GCGrace < time.Second:
