@@ -234,6 +234,22 @@ func overQuota(e storage.Excess) *ocierror.Error {
 			"used": strconv.FormatInt(e.Used, 10), "added": strconv.FormatInt(e.Added, 10)}}
 }
 
+// overLimit refuses a new name because of a limit of the index.
+func overLimit(e *storage.LimitError) *ocierror.Error {
+	most := strconv.FormatInt(e.Max, 10)
+	message := "the repository has " + most + " tags, as many as a repository may have (setting max-tags): " +
+		"delete tags that are no longer needed, or ask the administrator to raise the limit"
+	switch e.Limit {
+	case storage.LimitRepos:
+		message = "there are " + most + " repositories, as many as there may be (setting max-repositories): " +
+			"delete what is no longer needed, or ask the administrator to raise the limit"
+	case storage.LimitBytes:
+		message = "the registry's index is full, at " + most + " bytes of memory (setting max-index): nothing that is new is " +
+			"accepted; delete tags and manifests that are no longer needed, or ask the administrator to raise the limit"
+	}
+	return &ocierror.Error{Code: ocierror.Denied, Status: http.StatusInsufficientStorage, Cause: e, Message: message}
+}
+
 // internal returns what a client gets for an error that has no form for clients. The cause goes to the log alone.
 func internal(err error) *ocierror.Error {
 	switch {
@@ -263,6 +279,9 @@ func (r *Registry) writeError(w http.ResponseWriter, req *http.Request, err erro
 		panic(http.ErrAbortHandler) // the client has gone: an answer would only look like a failure in the log
 	}
 	e := ocierror.As(err)
+	if l, ok := errors.AsType[*storage.LimitError](err); ok && e == nil {
+		e = overLimit(l)
+	}
 	if e == nil {
 		e = internal(err)
 	}

@@ -23,6 +23,12 @@ type push struct {
 	conditions conditions
 }
 
+// manifest is what is recorded of it.
+func (p *push) manifest() storage.Manifest {
+	return storage.Manifest{Digest: p.digest, MediaType: p.parsed.mediaType, Size: int64(len(p.body)),
+		Subject: p.parsed.subject, Refs: p.parsed.refs}
+}
+
 // push makes a manifest durable, then visible. Bytes come before facts: a fact must never outlive its bytes.
 func (r *Registry) push(ctx context.Context, p *push) error {
 	if p.digest.Algorithm().FromBytes(p.body) != p.digest {
@@ -41,8 +47,7 @@ func (r *Registry) push(ctx context.Context, p *push) error {
 		if err := r.admissible(tx, p); err != nil {
 			return err
 		}
-		err := tx.PutManifest(storage.Manifest{Digest: p.digest, MediaType: p.parsed.mediaType,
-			Size: int64(len(p.body)), Subject: p.parsed.subject, Refs: p.parsed.refs})
+		err := tx.PutManifest(p.manifest())
 		for _, tag := range p.tags {
 			err = errors.Join(err, tx.SetTag(tag, p.digest))
 		}
@@ -53,7 +58,12 @@ func (r *Registry) push(ctx context.Context, p *push) error {
 // foresee refuses a push that the repository cannot accept, so that it leaves no bytes. A View is quick but may miss
 // what another process has just committed: so an Update, which confirms that with the Journal, has the last word.
 func (r *Registry) foresee(ctx context.Context, p *push) error {
-	look := func(tx *storage.Tx) error { return r.admissible(tx, p) }
+	look := func(tx *storage.Tx) error {
+		if err := r.admissible(tx, p); err != nil {
+			return err
+		}
+		return tx.Fits(p.manifest(), p.tags...) // the Update that records them asks again
+	}
 	if r.options.Index.View(p.repo, look) == nil {
 		return nil
 	}

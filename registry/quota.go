@@ -21,8 +21,8 @@ func withinQuota(tx *storage.Tx, who *auth.Identity, d digest.Digest, size int64
 	return nil
 }
 
-// roomFor refuses an upload that does not fit into a quota as it is now: have bytes of it are here, and coming ones are
-// announced. It only saves work, because quotas fill up meanwhile, and it is asked where that work begins:
+// roomFor refuses an upload that does not fit into a quota or the index as they are now: have bytes of it are here, and
+// coming ones are announced. It only saves work, because quotas fill up meanwhile, and it is asked where that work begins:
 //
 //   - before a session is opened, so that a full quota takes no sessions;
 //   - before the body of a chunk is read, because a layer can have gigabytes;
@@ -31,6 +31,9 @@ func withinQuota(tx *storage.Tx, who *auth.Identity, d digest.Digest, size int64
 func (r *Registry) roomFor(who *auth.Identity, repo string, d digest.Digest, have, coming int64) error {
 	coming = min(max(coming, 0), math.MaxInt64-have)
 	return r.options.Index.View(repo, func(tx *storage.Tx) error {
+		if err := tx.Room(d); err != nil {
+			return err
+		}
 		return withinQuota(tx, who, d, max(have+coming, 1)) // 0 bytes fit always, but an upload rarely stays empty
 	})
 }

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -193,26 +194,28 @@ func answerFailed(group []*change) []*change {
 // run calls the functions of a group. It returns the repos' revisions, and one batch for each repo that changes.
 func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch) {
 	var order []string
-	pending := map[string]overlay{}
+	pending, newest := map[string]overlay{}, map[string]*int64{}
 	bases = map[string]Revision{}
-	growth := &growth{quotas: x.currentQuotas()}
+	growth, adding := &growth{quotas: x.currentQuotas()}, &adding{}
 	for _, c := range group {
 		// The base is read before the function runs. If the repo changes in between, the commit is a conflict.
 		if _, ok := bases[c.repo]; !ok {
 			bases[c.repo] = x.revisionOf(c.repo)
 			order = append(order, c.repo)
-			pending[c.repo] = overlay{}
+			pending[c.repo], newest[c.repo] = overlay{}, new(x.newestOf(c.repo))
 		}
+		now := time.Now()
 		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], store: pending[storeRepo], growth: growth,
-			now: time.Now().Unix()}
+			now: now.Unix(), clock: now.UnixNano(), newest: newest[c.repo], adding: adding}
 		c.depends = len(tx.pending) > 0
 		if c.err = c.call(tx); c.err == nil {
-			c.err = tx.refused
+			c.err = cmp.Or(tx.refused, tx.exceeded())
 		}
 		c.quiet = c.err != nil || len(tx.own) == 0
 		if c.err == nil { // of a function that failed nothing is committed
 			maps.Copy(pending[c.repo], tx.own)
 			growth.add(c.repo, tx.added)
+			adding.take(c.repo, tx.adds)
 		}
 	}
 	for _, repo := range order {
@@ -276,6 +279,16 @@ func (x *Index) revisionOf(repo string) Revision {
 	defer x.mu.RUnlock()
 	if r := x.state.repos[repo]; r != nil {
 		return r.revision
+	}
+	return 0
+}
+
+// newestOf returns the greatest order of a tag of the repo.
+func (x *Index) newestOf(repo string) int64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.state.repos[repo]; r != nil {
+		return r.newest
 	}
 	return 0
 }

@@ -1,5 +1,7 @@
 package storage
 
+import "github.com/opencontainers/go-digest"
+
 // Sizes are how many records the state of an Index has, free ones included.
 type Sizes struct{ Contents, Entries, Manifests, Tags int }
 
@@ -17,4 +19,32 @@ func Leftovers(x *Index) int {
 	defer x.mu.RUnlock()
 	s := x.state
 	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len
+}
+
+// TagValue and ParseTag are the values of facts about tags.
+func TagValue(d digest.Digest, unix, order int64) []byte { return tagValue(keyOf(d), unix, order) }
+
+func ParseTag(v []byte) (d digest.Digest, unix, order int64, err error) {
+	k, unix, order, err := parseTag(v)
+	return key(k).digest(), unix, order, err
+}
+
+// ManifestFact and LinkFact are facts.
+func ManifestFact(m Manifest) Fact {
+	return Fact{KindManifest, string(keyOf(m.Digest)), manifestValue(m)}
+}
+
+func LinkFact(d digest.Digest, size int64) Fact {
+	return Fact{KindLink, string(keyOf(d)), linkValue(size, 1_800_000_000)}
+}
+
+// MemoryOfFacts is the estimate of memory without the media types, which are never forgotten.
+func MemoryOfFacts(x *Index) int64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	n := x.state.memory
+	for t := range x.state.types {
+		n -= memType + memText(len(t))
+	}
+	return n
 }

@@ -32,8 +32,11 @@ func linkValue(size, unix int64) []byte {
 	return binary.AppendVarint(binary.AppendVarint(nil, size), unix)
 }
 
-func tagValue(d key, unix int64) []byte {
-	return binary.AppendVarint(appendString(nil, string(d)), unix)
+// tagValue has, after the time in seconds, the tag's order as a distance from that time in nanoseconds. Values of
+// earlier versions end with the time, and those versions ignore what follows it.
+func tagValue(d key, unix, order int64) []byte {
+	buf := binary.AppendVarint(appendString(nil, string(d)), unix)
+	return binary.AppendVarint(buf, order-momentOf(unix).nanos())
 }
 
 func condemnedValue(unix int64) []byte { return binary.AppendVarint(nil, unix) }
@@ -112,11 +115,14 @@ func parseLink(v []byte) (size, unix int64, err error) {
 	return size, unix, r.err
 }
 
-// parseTag returns a digest that is a part of v, not a copy.
-func parseTag(v []byte) (d []byte, unix int64, err error) {
+// parseTag returns a digest that is a part of v, not a copy. order is 0 if the value has none.
+func parseTag(v []byte) (d []byte, unix, order int64, err error) {
 	r := reader{buf: v}
 	d, unix = r.key(false), r.number()
-	return d, unix, r.err
+	if r.err == nil && len(r.buf) > 0 {
+		order = momentOf(unix).nanos() + r.number()
+	}
+	return d, unix, order, r.err
 }
 
 func parseQuarantined(v []byte) (Damage, error) {

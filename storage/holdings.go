@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -31,6 +32,42 @@ type HeldManifest struct {
 type HeldTag struct {
 	Name string `json:"name"`
 	Time int64  `json:"time"` // since when it names this manifest, Unix seconds
+	// Order says which of two tags of a repo was set later: the one with the greater Order. It is about the time in Unix
+	// nanoseconds, but follows the journal where the clock was set back. It is 0 for tags that earlier versions set:
+	// their order within a second is not known.
+	Order int64 `json:"order,omitempty"`
+}
+
+// Position is where the tag is in the order in which the tags of a repo were set, also for a tag without an Order. Tags
+// of the same group (see [TagsInOrder]) have positions that say nothing about their order.
+func (t HeldTag) Position() int64 {
+	if t.Order != 0 {
+		return t.Order
+	}
+	return momentOf(t.Time).nanos()
+}
+
+// TagsInOrder returns tags of one repo in the order in which they were set, the oldest first, in groups: the order within
+// a group is not known. It sorts tags.
+func TagsInOrder(tags []HeldTag) (groups [][]HeldTag) {
+	slices.SortFunc(tags, func(a, b HeldTag) int {
+		return cmp.Or(cmp.Compare(a.Position(), b.Position()), cmp.Compare(a.Name, b.Name))
+	})
+	second := func(t HeldTag) int64 { return t.Position() / int64(time.Second) }
+	vague := map[int64]bool{} // the seconds of tags without an order: any tag of the second may be older or newer
+	for _, t := range tags {
+		if t.Order == 0 {
+			vague[second(t)] = true
+		}
+	}
+	for i, t := range tags {
+		if last := len(groups) - 1; i > 0 && vague[second(t)] && second(t) == second(tags[i-1]) {
+			groups[last] = append(groups[last], t)
+		} else {
+			groups = append(groups, []HeldTag{t})
+		}
+	}
+	return groups
 }
 
 // HeldBlob is a blob of a repo.
@@ -81,6 +118,6 @@ func (s *state) heldManifest(e *entry) HeldManifest {
 	for _, ref := range m.refs {
 		held.Refs = append(held.Refs, s.digest(s.entries.At(ref).content))
 	}
-	s.tagsOf(m, func(t *tag) { held.Tags = append(held.Tags, HeldTag{t.name, int64(t.time)}) })
+	s.tagsOf(m, func(t *tag) { held.Tags = append(held.Tags, HeldTag{t.name, int64(t.time), t.order}) })
 	return held
 }

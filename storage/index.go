@@ -21,6 +21,7 @@ type Index struct {
 	ctx     context.Context // ends with Close
 	close   context.CancelFunc
 	done    sync.WaitGroup
+	refused refusals      // because of a limit
 	stopped chan struct{} // closed when the committer has ended, so that no function runs any more
 
 	// These two belong to the committer alone.
@@ -40,6 +41,8 @@ type Index struct {
 type IndexOptions struct {
 	// Progress is called about once a second while the full state is loaded, with the number of facts read so far.
 	Progress func(facts int)
+	// Limits bound what is added.
+	Limits Limits
 	// Warn is called with what the Index handled without the caller, such as a Watch that failed.
 	Warn func(error)
 }
@@ -200,5 +203,5 @@ func (x *Index) awaitRevision(ctx context.Context, rev Revision) error {
 // View calls fn with the repo as it is, without waiting for changes in progress. What fn changes is dropped. It
 // predicts what an Update would probably say: a miss in it is not confirmed with the Journal.
 func (x *Index) View(repo string, fn func(*Tx) error) error {
-	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.currentQuotas()}})
+	return fn(&Tx{x: x, repo: repo, growth: &growth{quotas: x.currentQuotas()}, newest: new(int64), adding: &adding{}})
 }

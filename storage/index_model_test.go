@@ -348,9 +348,13 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				wg.Wait()
 				u.wantIndex(t, x, all)
 				u.thin(t, rand.New(rand.NewPCG(seed, 50+round)), x, all)
+				memory := storage.MemoryOfFacts(x)
 				x.Close()
 				x = storagetest.OpenIndex(t, open())
 				x.SetQuotas(modelQuotas)
+				if got := storage.MemoryOfFacts(x); got != memory {
+					t.Errorf("an estimate of %d bytes, before the restart %d", got, memory)
+				}
 				u.wantIndex(t, x, all)
 			}
 			for repo := range all { // delete everything: nothing must remain
@@ -368,6 +372,9 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				}
 			}
 			u.wantIndex(t, x, model{})
+			if n := storage.MemoryOfFacts(x); n != 0 {
+				t.Errorf("an estimate of %d bytes for nothing", n)
+			}
 			u.wantIndex(t, storagetest.OpenIndex(t, open()), model{})
 		})
 	}

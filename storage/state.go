@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"slices"
 	"strings"
+	"time"
 
 	"trow/storage/internal/slab"
 )
@@ -25,6 +26,7 @@ type state struct {
 	catalog  ordered           // the repos that have a manifest
 	types    map[string]string // media types, each kept once
 	stats    Stats
+	memory   int64 // an estimate of the bytes that all of this takes; see limit.go
 
 	seed      maphash.Seed // clients choose digests and tags; they must not choose their buckets
 	contents  slab.Slab[content]
@@ -63,6 +65,7 @@ type repo struct {
 	manifests int
 	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
 	bytes     int64                 // of what is present, each content once; see Index.Bytes
+	newest    int64                 // no tag of the repo has, or had since the start, a greater order; see HeldTag.Order
 }
 
 // entry is what a repo has to do with a content: it is a blob, a manifest, a part of manifests, or several of these.
@@ -88,6 +91,7 @@ type manifest struct {
 // tag is a name of a manifest. The tags of one manifest are a linked list.
 type tag struct {
 	name       string
+	order      int64  // see HeldTag.Order
 	time       moment // since when it names this manifest
 	entry      slab.ID
 	prev, next slab.ID
@@ -97,6 +101,9 @@ type tag struct {
 type moment uint32
 
 func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
+
+// nanos returns the moment in Unix nanoseconds.
+func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
 	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(),
@@ -113,6 +120,7 @@ func (s *state) apply(u Update) error {
 			// A clone, because the journal may hand out parts of a larger string.
 			r = &repo{name: strings.Clone(b.Repo), entries: slab.NewTable(&s.entries), tags: slab.NewTable(&s.tags)}
 			s.repos[r.name] = r
+			s.memory += memOfRepo(r.name)
 		}
 		for _, f := range b.Facts {
 			if err := s.applyFact(r, f); err != nil {
@@ -125,6 +133,7 @@ func (s *state) apply(u Update) error {
 		// A repo exists as long as a fact names it. Facts of storeRepo have no entries.
 		if r.entries.Len() == 0 && (b.Repo != storeRepo || len(s.condemned)+len(s.quarantined) == 0) {
 			delete(s.repos, b.Repo)
+			s.memory -= memOfRepo(b.Repo)
 		}
 	}
 	s.revision = max(s.revision, u.Revision)
@@ -264,6 +273,7 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 	s.uncount(r, e)
 	s.contents.At(e.content).size = f.size
 	e.manifest = s.manifests.Add(m)
+	s.memory += s.memOfManifest(m.mediaType, len(m.refs))
 	s.count(r, e)
 	s.stats.Manifests++
 	if r.manifests++; r.manifests == 1 {
@@ -296,6 +306,7 @@ func (s *state) dropManifest(r *repo, i slab.ID) {
 	if m.subject != 0 {
 		s.removeReferrer(r, m.subject, i)
 	}
+	s.memory -= s.memOfManifest(m.mediaType, len(m.refs))
 	s.manifests.Remove(e.manifest)
 	// Not earlier: until here the entry counts as present, so that nothing above can forget its content.
 	s.uncount(r, e)
@@ -312,6 +323,7 @@ func (s *state) addReferrer(r *repo, subject, manifest slab.ID) {
 	if r.referrers == nil {
 		r.referrers = map[slab.ID][]slab.ID{}
 	}
+	s.memory += memOfReferrer(r, subject)
 	s.contents.At(subject).subjects++
 	at := s.referrerIndex(r, subject, manifest)
 	r.referrers[subject] = slices.Insert(r.referrers[subject], at, manifest)
@@ -325,6 +337,7 @@ func (s *state) removeReferrer(r *repo, subject, manifest slab.ID) {
 	} else {
 		delete(r.referrers, subject)
 	}
+	s.memory -= memOfReferrer(r, subject)
 	s.contents.At(subject).subjects--
 	s.forget(subject)
 }
@@ -344,7 +357,7 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 		s.deleteTag(r, name)
 		return nil
 	}
-	k, unix, err := parseTag(v)
+	k, unix, order, err := parseTag(v)
 	if err != nil {
 		return err
 	}
@@ -354,6 +367,10 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 	}
 	i := s.findTag(r, name)
 	if i == 0 {
+		s.memory += memOfTag(name)
+		if r.tags.Len() == 0 {
+			s.memory += memFirstTag
+		}
 		i = s.tags.Add(tag{name: strings.Clone(name)})
 		r.tags.Add(i, s.hashTag(name))
 		r.order.insert(s.tags.At(i).name)
@@ -363,11 +380,15 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 	}
 	// Put it at the head of the list of the manifest's tags.
 	t, m := s.tags.At(i), s.manifests.At(s.entries.At(e).manifest)
-	t.entry, t.time, t.prev, t.next = e, momentOf(unix), 0, m.tags
+	t.entry, t.time, t.order, t.prev, t.next = e, momentOf(unix), order, 0, m.tags
 	if m.tags != 0 {
 		s.tags.At(m.tags).prev = i
 	}
 	m.tags = i
+	if order == 0 { // it may have been set at any time within its second; what comes later is newer
+		order = t.time.nanos() + int64(time.Second) - 1
+	}
+	r.newest = max(r.newest, order)
 	return nil
 }
 
@@ -378,6 +399,10 @@ func (s *state) deleteTag(r *repo, name string) {
 		r.order.remove(name)
 		s.tags.Remove(i)
 		s.stats.Tags--
+		s.memory -= memOfTag(name)
+		if r.tags.Len() == 0 {
+			s.memory -= memFirstTag
+		}
 	}
 }
 
@@ -401,6 +426,7 @@ func (s *state) addEntry(r *repo, k []byte) slab.ID {
 	if i == 0 {
 		i = s.entries.Add(entry{content: s.intern(k)})
 		r.entries.Add(i, s.hash(k))
+		s.memory += memEntry
 	}
 	return i
 }
@@ -414,6 +440,7 @@ func (s *state) release(r *repo, i slab.ID) {
 	c := e.content
 	r.entries.Remove(i)
 	s.entries.Remove(i)
+	s.memory -= memEntry
 	s.forget(c)
 }
 
@@ -426,6 +453,7 @@ func (s *state) intern(k []byte) slab.ID {
 			s.tails[c] = sha512Tail(k[shortKey:])
 		}
 		s.byDigest.Add(c, s.hash(k))
+		s.memory += memOfContent(len(k))
 	}
 	return c
 }
@@ -433,6 +461,11 @@ func (s *state) intern(k []byte) slab.ID {
 // forget drops a content that no fact names any more.
 func (s *state) forget(i slab.ID) {
 	if c := s.contents.At(i); c.present == 0 && c.referenced == 0 && c.subjects == 0 {
+		if s.memory -= memContent; len(s.tails) > 0 {
+			if _, long := s.tails[i]; long {
+				s.memory -= memTail
+			}
+		}
 		s.byDigest.Remove(i)
 		s.contents.Remove(i)
 		delete(s.tails, i)
@@ -453,6 +486,7 @@ func (s *state) mediaType(b []byte) string {
 		t = string(b)
 		if len(s.types) < maxTypes {
 			s.types[t] = t
+			s.memory += memType + memText(len(t))
 		}
 	}
 	return t

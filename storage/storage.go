@@ -18,6 +18,7 @@
 //     again.
 //   - pin, lease: what keeps the Collector from content that a client is about to name; see [Index.Pin], [Index.Lease].
 //   - quota: how many bytes some repos may hold together; see [Tx.Excess].
+//   - limit: how many repos, and tags of a repo, there may be, and how much memory the Index may take; see [Limits].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
 //
 // # Invariants
@@ -68,6 +69,8 @@ var (
 	ErrFull = errors.New("no space left on the storage")
 	// ErrBusy: more is in progress than the configuration allows. Nothing was changed; a later attempt can succeed.
 	ErrBusy = errors.New("too much in progress")
+	// ErrLimit: the change adds a name beyond one of the Limits; a *LimitError says which. Nothing was changed.
+	ErrLimit = errors.New("limit reached")
 	// ErrClosed: the engine was closed, or another writer has taken the upload over.
 	ErrClosed = errors.New("closed")
 	// ErrDamaged: the journal's data cannot be read as it was written. The server does not start with it; trow rebuild

@@ -20,7 +20,12 @@ type Tx struct {
 	growth  *growth // what earlier changes of the same commit add to quotas
 	added   int64   // bytes that this change adds to the repo
 	now     int64   // Unix seconds
+	clock   int64   // the same moment in Unix nanoseconds
+	newest  *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
 	refused error   // a condemnedError: the change fails, whatever the function returns
+	adding  *adding // what earlier changes of the same commit add to what the Limits bound
+	adds    adds    // what this change adds to that
+	limited *LimitError
 }
 
 // overlay is a set of facts that are not committed yet, each with its last value; a nil value deletes it.
@@ -108,7 +113,7 @@ func (tx *Tx) Tag(name string) (Descriptor, bool) {
 		return Descriptor{}, false
 	}
 	if v, ok := tx.fact(KindTag, name); ok {
-		k, _, err := parseTag(v)
+		k, _, _, err := parseTag(v)
 		if v == nil || err != nil {
 			return Descriptor{}, false
 		}
@@ -173,6 +178,7 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 		tx.added += size - recorded
 	default:
 		tx.startNaming(keyOf(d))
+		tx.askLink(keyOf(d))
 		if _, held := tx.Manifest(d); !held { // a content counts once per repo
 			tx.added += size
 		}
@@ -247,6 +253,9 @@ func (tx *Tx) PutManifest(m Manifest) error {
 		tx.added += m.Size
 	}
 	tx.startNaming(k)
+	if !held { // under another media type it takes what it took
+		tx.askManifest(&m)
+	}
 	tx.set(KindManifest, string(k), manifestValue(m))
 	return nil
 }
@@ -264,8 +273,8 @@ func (tx *Tx) DeleteManifest(d digest.Digest) error {
 	return nil
 }
 
-// SetTag makes a tag name the manifest d. Errors: ErrNotFound unless the repo holds d as a manifest; a name that is
-// empty or a digest is refused.
+// SetTag makes a tag name the manifest d. Of several tags, the one of the last call is the newest. Errors: ErrNotFound
+// unless the repo holds d as a manifest; a name that is empty or a digest is refused.
 func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if !isTag(name) {
 		return fmt.Errorf("%.150q is not a valid name for a tag", name)
@@ -274,10 +283,17 @@ func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	if !ok {
 		return fmt.Errorf("manifest %s: %w", d, ErrNotFound)
 	}
-	if old, ok := tx.Tag(name); ok && old.sum == at.sum {
+	old, ok := tx.Tag(name)
+	if ok && old.sum == at.sum {
 		return nil
 	}
-	tx.set(KindTag, name, tagValue(at.sum.key(), tx.now))
+	if !ok {
+		tx.askTag(name)
+	}
+	// The order is the clock's, but never less than what the repo has: which tag is newer is the order of the journal,
+	// whatever the clock does, and within one commit the order of the calls.
+	*tx.newest = max(tx.clock, *tx.newest+1)
+	tx.set(KindTag, name, tagValue(at.sum.key(), tx.now, *tx.newest))
 	return nil
 }
 

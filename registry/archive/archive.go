@@ -13,7 +13,7 @@
 //
 // Each entry of index.json is an item, with the annotation [AnnotationRepository] and, for a tag, the image spec's
 // org.opencontainers.image.ref.name with the value repository:tag, so that skopeo and similar tools find it. The items
-// of a repository are in the order in which they were pushed. Children of an index have no entry of their own. In a
+// of a repository are in the order in which they were pushed, tags in that in which they were set. Children of an index have no entry of their own. In a
 // tar, index.json comes first, then for each item its manifests and then its blobs, so that an import needs neither a
 // second pass nor much disk space. If content disappeared during the export, a second index.json follows; as always in
 // a tar, the later file wins.
@@ -25,6 +25,8 @@
 //     export does not copy again what is there.
 //   - An import pushes blobs before manifests, children before an index, and a tag when everything that it needs is
 //     there. Run again, it continues where it stopped.
+//   - The tags of a repository are set in the order in which they were set where they come from, the oldest first:
+//     retention keeps the newest. Where that order is not known, it is that of the names.
 //   - No text in an archive leads to a file outside of it, or to a URL outside of /v2/.
 //   - Memory grows with the number of manifests and blobs, never with their size.
 //

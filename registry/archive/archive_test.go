@@ -46,6 +46,7 @@ type target struct {
 	index    *storage.Index
 	blobs    *memory.Blobs
 	requests atomic.Int64
+	hold     atomic.Pointer[func(w http.ResponseWriter)]                                    // answers an import that holds retention
 	before   atomic.Pointer[func(w http.ResponseWriter, req *http.Request) (answered bool)] // intercepts requests
 }
 
@@ -59,6 +60,14 @@ func newTarget(t *testing.T) *target {
 	r := &target{T: t, index: index, blobs: memory.NewBlobs()}
 	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{}})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/admin/retention-hold" {
+			if hold := r.hold.Load(); hold != nil {
+				(*hold)(w)
+			} else {
+				w.WriteHeader(http.StatusNoContent)
+			}
+			return
+		}
 		r.requests.Add(1)
 		if before := r.before.Load(); before != nil && (*before)(w, req) {
 			return
@@ -227,7 +236,7 @@ func timeless(all []storage.Holdings) []storage.Holdings {
 		for i := range h.Manifests {
 			h.Manifests[i].Time = 0
 			for j := range h.Manifests[i].Tags {
-				h.Manifests[i].Tags[j].Time = 0
+				h.Manifests[i].Tags[j].Time, h.Manifests[i].Tags[j].Order = 0, 0
 			}
 		}
 	}

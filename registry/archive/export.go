@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -144,16 +145,16 @@ func (e *exporter) list(h storage.Holdings) {
 	}
 	type timed struct {
 		*outgoing
-		time int64
+		time int64 // Unix nanoseconds, as [storage.HeldTag.Position]
 	}
 	var all []timed
 	for _, m := range h.Manifests {
 		desc := v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}
 		for _, tag := range m.Tags {
-			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, manifests: manifests}, tag.Time})
+			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, manifests: manifests}, tag.Position()})
 		}
 		if len(m.Tags) == 0 && !isChild[m.Digest] {
-			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, manifests: manifests}, m.Time})
+			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, manifests: manifests}, m.Time * int64(time.Second)})
 		}
 	}
 	slices.SortFunc(all, func(a, b timed) int {

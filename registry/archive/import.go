@@ -52,17 +52,19 @@ func Import(ctx context.Context, to *client.Client, name string, o ImportOptions
 			return Progress{}, err
 		}
 		defer f.Close()
-		return i.end("imported", i.tar(ctx, f, func() (io.Reader, error) {
-			_, err := f.Seek(0, io.SeekStart)
-			return f, err
-		}))
+		return i.run(ctx, func() error {
+			return i.tar(ctx, f, func() (io.Reader, error) {
+				_, err := f.Seek(0, io.SeekStart)
+				return f, err
+			})
+		})
 	}
 	root, err := os.OpenRoot(name)
 	if err != nil {
 		return Progress{}, err
 	}
 	defer root.Close()
-	return i.end("imported", i.directory(ctx, root))
+	return i.run(ctx, func() error { return i.directory(ctx, root) })
 }
 
 // ImportTar is [Import] from a tar stream.
@@ -71,7 +73,7 @@ func ImportTar(ctx context.Context, to *client.Client, in io.Reader, o ImportOpt
 	if err != nil {
 		return Progress{}, err
 	}
-	return i.end("imported", i.tar(ctx, in, nil))
+	return i.run(ctx, func() error { return i.tar(ctx, in, nil) })
 }
 
 // source is where an import reads content. Errors of open: fs.ErrNotExist; problems.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -93,4 +94,59 @@ func refused(err error) bool {
 		return true
 	}
 	return false
+}
+
+// holdEvery is the time between two requests of an import that keep retention from removing. The registry believes each
+// for a minute.
+const holdEvery = 20 * time.Second
+
+// run imports, and keeps the registry's retention from removing what the import brings: until its end, and in the first
+// run after it, which only reports. Errors: as [importer.end]; the registry cannot hold its retention.
+func (i *importer) run(ctx context.Context, do func() error) (Progress, error) {
+	if err := i.to.holdRetention(ctx); err != nil {
+		return Progress{}, err
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		t := time.NewTicker(holdEvery)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				_ = i.to.holdRetention(ctx) // the first was recorded; another one follows
+			case <-stop:
+				return
+			}
+		}
+	}()
+	err := do()
+	close(stop)
+	<-stopped
+	// Once more, because a run may have counted meanwhile; also after an import that was cut short.
+	if herr := i.to.holdRetention(context.WithoutCancel(ctx)); err == nil {
+		err = herr
+	}
+	return i.end("imported", err)
+}
+
+// holdRetention asks the registry to let its retention only report for a while. One that does not know the request is of
+// an earlier version, and has nothing to hold.
+func (r remote) holdRetention(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, holdEvery)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL()+"/admin/retention-hold", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := r.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusNotFound {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("the registry cannot hold its retention for an import: %s: %.300s", resp.Status, text)
+	}
+	return nil
 }

@@ -62,6 +62,7 @@ type stream struct {
 	first map[digest.Digest]int  // of content: the first item that needs it
 	roots map[digest.Digest]bool // the manifests of the items, whatever they look like
 	next  int                    // the first item that has not been pushed
+	late  map[string]bool        // repositories of which an item before next has not been pushed
 	// postponed are blobs that came before it was known which repository needs them.
 	postponed []digest.Digest
 	twice     bool // the archive can be read a second time, for the postponed blobs
@@ -172,6 +173,7 @@ func (s *stream) setItems(in io.Reader) error {
 		}
 	}
 	s.items, s.next, s.first, s.roots = []streamed{}, 0, map[digest.Digest]int{}, map[digest.Digest]bool{}
+	s.late = map[string]bool{}
 	for _, r := range repos {
 		for _, it := range r.items {
 			if s.options.matches(r.repo) {
@@ -264,12 +266,18 @@ func (s *stream) pushBefore(ctx context.Context, n int) error {
 		if it.done {
 			continue
 		}
-		err := s.importer.item(ctx, s.spool, it.repo, it.item)
+		now := it.item
+		if s.late[it.repo] {
+			now.tag = "" // it is set at the end, after the tags before it: retention goes by the order
+		}
+		err := s.importer.item(ctx, s.spool, it.repo, now)
 		if err != nil && !isProblem(err) {
 			return err
 		}
-		if it.done = err == nil; it.done {
+		if it.done = err == nil && now.tag == it.tag; it.done {
 			s.add(func(p *Progress) { p.Items++ })
+		} else {
+			s.late[it.repo] = true
 		}
 	}
 	return nil

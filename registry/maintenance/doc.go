@@ -4,6 +4,7 @@
 //
 //   - collect, scrub, quarantine, backup: as in package storage.
 //   - retention: rules that remove tags and manifests after a time; see package retention.
+//   - hold: what makes a run of retention only report what it would remove.
 //   - job: work that an administrator asks a running server to do now; see package admin.
 //   - reserve: the space of the file system that uploads leave free.
 //

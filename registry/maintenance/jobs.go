@@ -32,10 +32,11 @@ type Found struct {
 // before one is called.
 func (d *Data) Jobs() map[string]http.Handler {
 	return map[string]http.Handler{
-		"gc":           admin.Job(d.gcJob),
-		"scrub":        admin.Job(d.scrubJob),
-		"retention":    admin.Job(d.retentionJob),
-		"repositories": http.HandlerFunc(d.listRepositories),
+		"gc":             admin.Job(d.gcJob),
+		"scrub":          admin.Job(d.scrubJob),
+		"retention":      admin.Job(d.retentionJob),
+		"retention-hold": http.HandlerFunc(d.holdRetention),
+		"repositories":   http.HandlerFunc(d.listRepositories),
 	}
 }
 
@@ -77,10 +78,14 @@ func (d *Data) gcJob(ctx context.Context, q url.Values, report func(any)) (any, 
 	return done, err
 }
 
-// retentionJob applies the rules, and reports each removal.
+// retentionJob applies the rules, and reports each removal. It removes at once, whatever hold says.
 func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
 	l, n := d.loaded.Load(), 0
 	dry := q.Has("dry-run")
+	if !dry {
+		d.hold.runs.Lock()
+		defer d.hold.runs.Unlock()
+	}
 	err := l.retention.Apply(ctx, l.index, dry, func(r retention.Removal) {
 		n++
 		if !dry {
@@ -88,6 +93,9 @@ func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any))
 		}
 		report(r)
 	})
+	if err == nil && !dry && l.retention.Rules() {
+		err = d.hold.removed()
+	}
 	return Retained{Removed: n, Rules: l.retention.Rules()}, err
 }
 

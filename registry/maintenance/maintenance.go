@@ -29,6 +29,9 @@ type Data struct {
 
 	loaded atomic.Pointer[loaded] // nil until Load has returned
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
+	hold   *hold
+
+	indexFull string // the settings because of which new names are refused, and the log has said so; used by one loop
 
 	collected, freed prometheus.Counter
 }
@@ -57,6 +60,9 @@ func Open(o Options) (*Data, error) {
 	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads}); err != nil {
 		return nil, errors.Join(err, d.journal.Close())
 	}
+	if d.hold, err = openHold(o.DataDir); err != nil {
+		return nil, errors.Join(fmt.Errorf("data directory: %w", err), d.journal.Close())
+	}
 	return d, nil
 }
 
@@ -67,6 +73,7 @@ func (d *Data) Blobs() storage.Blobs { return d.blobs }
 func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storage.Quota) (*storage.Index, error) {
 	index, err := storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
 		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
+		Limits:   d.options.limits(),
 		Warn:     func(err error) { d.log.Error().Err(err).Msg("storage") },
 	})
 	if err != nil {
@@ -79,6 +86,9 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	if err := l.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")
 	}
+	if err := d.hold.loaded(index.Stats() == storage.Stats{}); err != nil { // not fatal: it is known until the next start
+		d.log.Error().Err(err).Msg("retention")
+	}
 	d.loaded.Store(l)
 	return index, nil
 }
@@ -88,7 +98,7 @@ func (d *Data) Close() error {
 	if l := d.loaded.Load(); l != nil {
 		l.index.Close()
 	}
-	return d.journal.Close()
+	return errors.Join(d.journal.Close(), d.hold.root.Close())
 }
 
 const (
@@ -99,7 +109,7 @@ const (
 	backupInterval = time.Hour
 	// startDelay is the time after the start before work begins that can wait; invariant 2.
 	startDelay = time.Minute
-	// spaceInterval is the time between two looks at the free space for the log. Uploads look themselves.
+	// spaceInterval is the time between two looks at the free space and the index for the log. Uploads look themselves.
 	spaceInterval = 5 * time.Second
 )
 
@@ -114,6 +124,7 @@ func (d *Data) Run(ctx context.Context) error {
 	}
 	every(min(expireInterval, o.UploadTimeout/4), 0, d.expire)
 	every(spaceInterval, 0, d.watchSpace)
+	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
 	every(o.GCInterval, startDelay, d.collect)
 	every(o.ScrubInterval, startDelay, d.scrub)
@@ -196,11 +207,8 @@ func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 // collect applies the retention rules, then frees what nothing needs: in this order, so that one run frees the space
 // of what the rules remove.
 func (d *Data) collect(ctx context.Context) {
-	l := d.loaded.Load()
-	if err := l.retention.Apply(ctx, l.index, false, d.removed); err != nil && ctx.Err() == nil {
-		d.log.Error().Err(err).Msg("retention")
-	}
-	done, err := l.collector.Run(ctx, false, nil)
+	d.retain(ctx)
+	done, err := d.loaded.Load().collector.Run(ctx, false, nil)
 	d.countCollected(ctx, done, err)
 }
 

@@ -29,13 +29,15 @@ var (
 	reserveBytes = gauge("trow_storage_reserve_bytes", "Space that uploads leave free: below, they are refused.")
 	uploadsOpen  = gauge("trow_uploads_open", "Uploads that are open.")
 	quotaUsed    = gauge("trow_quota_used_bytes", "Bytes that the repositories of a quota hold.", "quota")
+	indexBytes   = gauge("trow_index_bytes", "Memory that the index takes, as estimated; max-index limits it.")
+	pending      = gauge("trow_retention_pending", "Tags and manifests that retention has reported and will remove in its next run.")
 	quotaBytes   = gauge("trow_quota_bytes", "Bytes that the repositories of a quota may hold.", "quota")
 )
 
 // Describe implements prometheus.Collector.
 func (d *Data) Describe(to chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{repositories, manifests, tags, blobs, quarantined,
-		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes} {
+		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes, pending, indexBytes} {
 		to <- desc
 	}
 	d.collected.Describe(to)
@@ -48,7 +50,9 @@ func (d *Data) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
 	var stats storage.Stats // zero until the index is loaded
+	var memory int64
 	if l := d.loaded.Load(); l != nil {
+		memory = l.index.Load().Bytes
 		stats = l.index.Stats()
 		for i, u := range l.index.Quotas() {
 			number := strconv.Itoa(i + 1) // as in the setting; names would be labels without a bound
@@ -70,6 +74,8 @@ func (d *Data) Collect(to chan<- prometheus.Metric) {
 	send(freeBytes, free)
 	send(reserveBytes, reserve)
 	send(uploadsOpen, float64(d.blobs.Uploads()))
+	send(indexBytes, float64(memory))
+	send(pending, float64(d.hold.pendingNow()))
 	d.collected.Collect(to)
 	d.freed.Collect(to)
 }

@@ -1,7 +1,6 @@
 package retention
 
 import (
-	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -102,18 +101,20 @@ func (d *decision) tags() {
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b storage.HeldTag) int {
-		return cmp.Or(cmp.Compare(b.Time, a.Time), cmp.Compare(a.Name, b.Name))
-	})
-	for i, t := range all {
-		age := d.now.Sub(time.Unix(t.Time, 0))
-		switch {
-		// Each condition keeps the tag. They are independent of each other, so that none can make another remove more.
-		case i < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), d.rule.tags.Match(t.Name),
-			d.policy.Immutable(d.h.Repo, t.Name):
-		default:
-			d.whyTag[t.Name] = d.why(age)
+	newer := 0 // tags that were set later
+	for _, group := range slices.Backward(storage.TagsInOrder(all)) {
+		for _, t := range group {
+			age := d.now.Sub(time.Unix(t.Time, 0))
+			switch {
+			// Each condition keeps the tag. They are independent of each other, so that none can make another remove more.
+			// Tags whose order is not known have the same number of newer ones, so that keep-last keeps all of them or none.
+			case newer < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), d.rule.tags.Match(t.Name),
+				d.policy.Immutable(d.h.Repo, t.Name):
+			default:
+				d.whyTag[t.Name] = d.why(age)
+			}
 		}
+		newer += len(group)
 	}
 }
 

@@ -255,7 +255,7 @@ func (s *Service) Administration() http.Handler {
 
 // Checks are the lines of /readyz?verbose.
 func (s *Service) Checks() []server.Check {
-	return []server.Check{s.data.SpaceCheck, s.data.ContentCheck}
+	return []server.Check{s.data.SpaceCheck, s.data.ContentCheck, s.data.IndexCheck, s.data.RetentionCheck}
 }
 
 // Summary says what is stored, and what is allowed without a login.

@@ -80,7 +80,8 @@ func (p Program) retentionCommand() *cobra.Command {
 		Use:   "retention",
 		Short: "Remove the tags and manifests that the setting retention does not keep, and say why",
 		Long: "retention applies the rules of the server's setting retention. The server does this automatically before\n" +
-			"each collection; retention does it now. The next collection frees the space: trow gc.",
+			"each collection; retention does it now, also after an import, where the server's next run would only\n" +
+			"report. The next collection frees the space: trow gc.",
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
 		var done maintenance.Retained

@@ -1,0 +1,209 @@
+package maintenance
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"trow/registry/retention"
+	"trow/storage/files"
+)
+
+// hold keeps retention from removing what it has not reported: after an import, which makes all content new, and after
+// the first start on data of an earlier version, which knows less about the order of tags. The next run of retention
+// then only reports what it would remove, and the run after that removes it. An administrator's trow retention removes
+// at once.
+//
+// It is kept in a file of its own in the data directory, not in the journal: it is about the work on the data, and a
+// backup or an export of the data must not carry it.
+type hold struct {
+	root *os.Root
+	runs sync.Mutex // held while retention removes, so that an import does not begin in the middle of a run
+
+	mu      sync.Mutex // guards all below
+	state   holdState
+	until   time.Time // an import that is under way lets runs report until then
+	pending int       // what the last run would have removed; 0 if it has removed
+}
+
+// holdState is the content of the file.
+type holdState struct {
+	// Meaning is the version of what retention goes by. Data of another one is data of an earlier version.
+	Meaning int `json:"meaning"`
+	// Reports is how many of the next runs only report.
+	Reports int `json:"reports"`
+}
+
+const (
+	holdFile = "retention.json"
+	// holdMeaning 1: the order of tags is that of the journal.
+	holdMeaning = 1
+	// holdTime is how long an import that is under way is believed to be so. It renews it more often.
+	holdTime = time.Minute
+)
+
+// openHold reads the file; without one, or with one that cannot be used, the next run only reports. The caller has
+// locked the directory. Errors: those of the file system.
+func openHold(dir string) (*hold, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	h := &hold{root: root}
+	if err := files.Sweep(root, "."); err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	text, err := files.ReadIn(root, holdFile, 1<<10)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(err, root.Close())
+	}
+	if err := json.Unmarshal(text, &h.state); err != nil {
+		h.state = holdState{} // another meaning; loaded decides
+	}
+	return h, nil
+}
+
+// loaded decides about data whose file is missing or of another version. empty reports whether there is none. Errors:
+// those of the file system.
+func (h *hold) loaded(empty bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.state.Meaning == holdMeaning {
+		return nil
+	}
+	if empty {
+		return h.set(0)
+	}
+	return h.set(1)
+}
+
+// set sets how many runs only report, also if it cannot be written. The caller holds mu. Errors: those of the file system.
+func (h *hold) set(reports int) error {
+	next := holdState{holdMeaning, reports}
+	if h.state == next {
+		return nil
+	}
+	h.state = next
+	text, err := json.Marshal(next)
+	if err == nil {
+		err = files.Write(h.root, holdFile, append(text, '\n'), 0o600)
+	}
+	if err != nil {
+		h.state.Meaning = 0 // so that the next set writes it
+		return fmt.Errorf("%s: %w", holdFile, err)
+	}
+	return nil
+}
+
+// importing lets the next run only report, and all runs of the next minute. It returns when no run removes. Errors:
+// those of the file system.
+func (h *hold) importing() error {
+	h.runs.Lock()
+	defer h.runs.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.until = time.Now().Add(holdTime)
+	return h.set(1)
+}
+
+// reportsOnly reports whether the run that begins now must not remove.
+func (h *hold) reportsOnly() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.state.Reports > 0 || time.Now().Before(h.until)
+}
+
+// reported ends a run that would have removed n tags and manifests. Errors: those of the file system.
+func (h *hold) reported(n int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pending = n
+	if time.Now().Before(h.until) {
+		return nil // the import is not complete: this run has not seen all
+	}
+	return h.set(max(h.state.Reports-1, 0))
+}
+
+// removed ends a run that has removed. Errors: those of the file system.
+func (h *hold) removed() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pending, h.until = 0, time.Time{}
+	return h.set(0)
+}
+
+// pendingNow returns what the last run would have removed.
+func (h *hold) pendingNow() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.pending
+}
+
+// retain applies the rules, unless a hold lets this run only report.
+func (d *Data) retain(ctx context.Context) {
+	l := d.loaded.Load()
+	if !l.retention.Rules() {
+		return // a run without rules reports nothing, so it does not count
+	}
+	// Not Lock: an administrator's run reports to a client, which may be slow, and the collection must not wait for it.
+	if !d.hold.runs.TryLock() {
+		return
+	}
+	defer d.hold.runs.Unlock()
+	dry, n := d.hold.reportsOnly(), 0
+	report := d.removed
+	if dry {
+		report = d.wouldRemove
+	}
+	err := l.retention.Apply(ctx, l.index, dry, func(r retention.Removal) { n++; report(r) })
+	switch {
+	case err != nil: // the next run tries again
+	case dry:
+		if err = d.hold.reported(n); n > 0 {
+			d.log.Warn().Int("pending", n).Msg("retention only reports in this run, the first after an import or an upgrade; " +
+				"the next run removes what it has reported, and trow retention removes it at once")
+		}
+	default:
+		err = d.hold.removed()
+	}
+	if err != nil && ctx.Err() == nil {
+		d.log.Error().Err(err).Msg("retention")
+	}
+}
+
+// wouldRemove logs what a run that only reports would remove.
+func (d *Data) wouldRemove(r retention.Removal) {
+	d.log.Info().Str("repo", r.Repo).Str("tag", r.Tag).Stringer("digest", r.Digest).Str("why", r.Why).
+		Msg("retention would remove this")
+}
+
+// RetentionCheck is a line of /readyz?verbose while retention has reported what it has not removed.
+func (d *Data) RetentionCheck() (ok bool, text string) {
+	n := d.hold.pendingNow()
+	if n == 0 {
+		return true, ""
+	}
+	return false, fmt.Sprintf("retention: %d tags and manifests will be removed by the next run, "+
+		"the second after an import or an upgrade", n)
+}
+
+// holdRetention answers an import, which calls it before, while and after it pushes.
+func (d *Data) holdRetention(w http.ResponseWriter, req *http.Request) {
+	if req.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "method not allowed; allowed: POST", http.StatusMethodNotAllowed)
+		return
+	}
+	if err := d.hold.importing(); err != nil {
+		d.log.Error().Err(err).Msg("holding retention for an import")
+		http.Error(w, "retention cannot be held for the import: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}

@@ -1,0 +1,150 @@
+package maintenance
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"trow/storage"
+)
+
+// Share is an amount of memory: a share of what the process may use, such as 40%, or a number of bytes. It is a
+// pflag.Value.
+type Share struct {
+	text    string
+	percent int64
+	bytes   int64 // if percent is 0; 0: no limit
+}
+
+// String returns the amount as it was set.
+func (s *Share) String() string { return s.text }
+
+// Type names the value in error messages.
+func (s *Share) Type() string { return "size (bytes, such as 512Mi, or a percentage from 1% to 90%)" }
+
+// Set parses an amount. A percentage is a whole number from 1 to 90.
+func (s *Share) Set(text string) error {
+	if number, ok := strings.CutSuffix(text, "%"); ok {
+		n, err := strconv.ParseInt(number, 10, 64)
+		if err != nil || n < 1 || n > 90 {
+			return fmt.Errorf("%.40q is not a percentage from 1%% to 90%%", text)
+		}
+		*s = Share{text: text, percent: n}
+		return nil
+	}
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Sign() < 0 {
+		return fmt.Errorf("%.40q is not a number of bytes; write it as 500Mi or 2Gi", text)
+	}
+	*s = Share{text: text, bytes: q.Value()}
+	return nil
+}
+
+// Of returns the amount for a process that may use memory bytes; 0: no limit.
+func (s *Share) Of(memory int64) int64 {
+	if s.percent > 0 {
+		return memory / 100 * s.percent
+	}
+	return s.bytes
+}
+
+// availableMemory returns how much memory the process may use: the lowest limit of its control groups (cgroup v2), and
+// no more than the machine has. In a container the own group is the root of what is mounted.
+func availableMemory() int64 {
+	const mount = "/sys/fs/cgroup"
+	memory := int64(math.MaxInt64)
+	var info syscall.Sysinfo_t
+	if syscall.Sysinfo(&info) == nil {
+		memory = int64(info.Totalram) * int64(info.Unit)
+	}
+	text, _ := os.ReadFile("/proc/self/cgroup")
+	for group := groupOf(string(text)); ; group = path.Dir(group) {
+		if text, err := os.ReadFile(path.Join(mount, group, "memory.max")); err == nil {
+			memory = min(memory, groupLimit(string(text)))
+		}
+		if group == "/" {
+			return memory
+		}
+	}
+}
+
+// groupOf returns the path of the group in the text of /proc/self/cgroup (cgroups(7)), and / without one.
+func groupOf(text string) string {
+	for line := range strings.Lines(text) {
+		if group, ok := strings.CutPrefix(line, "0::"); ok {
+			return path.Clean("/" + strings.TrimSpace(group))
+		}
+	}
+	return "/"
+}
+
+// groupLimit reads a memory.max: a number of bytes or "max".
+func groupLimit(text string) int64 {
+	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+	if err != nil || n <= 0 {
+		return math.MaxInt64
+	}
+	return n
+}
+
+// limits are the bounds of the index.
+func (o *Options) limits() storage.Limits {
+	return storage.Limits{Tags: o.MaxTags, Repos: o.MaxRepositories, Bytes: o.MaxIndex.Of(availableMemory())}
+}
+
+// refusedFor is how long after a refusal the index counts as full: a client that is refused usually tries again.
+const refusedFor = time.Minute
+
+// refusing returns the settings because of which new names were refused lately, in all repositories. A limit on the tags
+// of one repository is not among them: that is a matter of its clients, who are told.
+func refusing(l storage.Load) (settings []string) {
+	for _, s := range []struct {
+		limit   storage.Limit
+		setting string
+	}{{storage.LimitRepos, "max-repositories"}, {storage.LimitBytes, "max-index"}} {
+		if at, ok := l.Refused[s.limit]; ok && time.Since(at) < refusedFor {
+			settings = append(settings, s.setting)
+		}
+	}
+	return settings
+}
+
+// watchIndex logs once that new names are refused because the index is full, and once that they are accepted again.
+func (d *Data) watchIndex(context.Context) {
+	load := d.loaded.Load().index.Load()
+	full := strings.Join(refusing(load), ", ")
+	switch {
+	case full != "" && d.indexFull == "":
+		d.log.Error().Str("settings", full).Int64("bytes", load.Bytes).Int("repositories", load.Repos).
+			Msg("the index is full: new repositories, tags, manifests and blobs are refused, everything else continues; " +
+				"delete tags and manifests, or raise the limit")
+	case full == "" && d.indexFull != "":
+		d.log.Info().Int64("bytes", load.Bytes).Msg("no new name was refused for a minute: the index has room again")
+	}
+	d.indexFull = full
+}
+
+// IndexCheck is a line of /readyz?verbose: ok reports whether new names are accepted.
+func (d *Data) IndexCheck() (ok bool, text string) {
+	l := d.loaded.Load()
+	if l == nil {
+		return false, "" // no line while it is loading
+	}
+	load := l.index.Load()
+	text = "index: " + size(load.Bytes)
+	if load.Limits.Bytes > 0 {
+		text += " of " + size(load.Limits.Bytes)
+	}
+	if full := refusing(load); len(full) > 0 {
+		return false, text + ", new names are refused (setting " + strings.Join(full, ", ") + ")"
+	}
+	return true, text
+}
