@@ -10,8 +10,8 @@ import (
 )
 
 // Images is what a decision asks of the registry; *storage.Index satisfies it. Implementations must be safe for
-// concurrent use. If one also has the methods Tags and Incomplete of *storage.Index, hints list the tags that exist, and
-// say that an image is not here as a whole.
+// concurrent use. If one also has the methods Tags and Incomplete of *storage.Index, hints list the tags that exist,
+// and say that an image is not here as a whole.
 type Images interface {
 	// Resolve looks up a manifest. ref is a tag or a digest; a digest must be one of this repo. An error means that it
 	// cannot be known whether the registry holds the manifest.
@@ -193,8 +193,8 @@ func (p *Policy) denyManifest(ctx context.Context, images Images, v *Verdict) {
 
 func (v *Verdict) hint(text string) { v.Hints = append(v.Hints, text) }
 
-// hintIncomplete says that a part of an image is not in the registry, such as a foreign layer. It names the image if that
-// fits into a warning: a long name must not suppress the hint.
+// hintIncomplete says that a part of an image is not in the registry, such as a foreign layer. It names the image if
+// that fits into a warning: a long name must not suppress the hint.
 func (v *Verdict) hintIncomplete() {
 	const text = "not all of it is here, nodes get the rest from elsewhere: "
 	if len(text+v.Image) > maxWarning {

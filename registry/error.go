@@ -104,6 +104,16 @@ func manifestInvalid(format string, args ...any) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Message: fmt.Sprintf(format, args...)}
 }
 
+func mediaTypeInvalid(where, value string) *ocierror.Error {
+	return manifestInvalid("%s is %q, which is not a media type; want one type/subtype of RFC 6838, at most 255 bytes, "+
+		"such as %s", where, ocierror.Clip(value), typeOCIManifest)
+}
+
+func typeNotStorable(mediaType string) *ocierror.Error {
+	return manifestInvalid("the media type %s is not that of a manifest; want a specific application/ type as "+
+		"Content-Type, such as %s", mediaType, typeOCIManifest)
+}
+
 // mediaTypeHeld refuses to change the media type of a manifest that the repository holds.
 func mediaTypeHeld(d digest.Digest, held, other string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusConflict,

@@ -70,7 +70,8 @@ func TestReferencesAreBounded(t *testing.T) {
 	put("i", index(child, child, child), typeIndex).is(201)
 	put("i", index(child, child, child, child), typeIndex).code(400, "MANIFEST_INVALID")
 	blob := `{"digest":"` + digest.FromBytes(config).String() + `"}`
-	put("o", fmt.Appendf(nil, `{"blobs":[%s,%s,%s,%s]}`, blob, blob, blob, blob), typeArtifact).code(400, "MANIFEST_INVALID")
+	put("o", fmt.Appendf(nil, `{"blobs":[%s,%s,%s,%s]}`, blob, blob, blob, blob), typeArtifact).
+		code(400, "MANIFEST_INVALID")
 	w.hold("a", typeManifest, image(9)) // by an earlier version
 	put("old", image(9), typeManifest).is(201)
 }
@@ -80,7 +81,8 @@ func TestAnIndexOfAnIncompleteImageIsIncomplete(t *testing.T) {
 	w := newServer(t)
 	config := []byte("{}")
 	w.pushBlob("a", config)
-	image := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + desc(foreignType, []byte("far")) + `]}`)
+	image := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` +
+		desc(foreignType, []byte("far")) + `]}`)
 	w.do("PUT", "/v2/a/manifests/v", image, "Content-Type", typeManifest).is(201)
 	whole, _ := w.pushImage("a", "whole", "x")
 	w.do("PUT", "/v2/a/manifests/i", index(whole, image), "Content-Type", typeIndex).is(201)

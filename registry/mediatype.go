@@ -3,8 +3,6 @@ package registry
 import (
 	"mime"
 	"strings"
-
-	"trow/registry/ocierror"
 )
 
 // This file is which media types are stored. What was stored before it was bounded so is served as it is.
@@ -133,14 +131,4 @@ func checkTypes(c content) error {
 		return mediaTypeInvalid("config.mediaType", c.Config.MediaType)
 	}
 	return nil
-}
-
-func mediaTypeInvalid(where, value string) *ocierror.Error {
-	return manifestInvalid("%s is %q, which is not a media type; want one type/subtype of RFC 6838, at most 255 bytes, "+
-		"such as %s", where, ocierror.Clip(value), typeOCIManifest)
-}
-
-func typeNotStorable(mediaType string) *ocierror.Error {
-	return manifestInvalid("the media type %s is not that of a manifest; want a specific application/ type as "+
-		"Content-Type, such as %s", mediaType, typeOCIManifest)
 }

@@ -45,13 +45,15 @@ func TestMediaTypesAreBounded(t *testing.T) {
 	config := []byte("{}")
 	w.pushBlob("a", config)
 	name := func(n int) string { return strings.Repeat("x", n) }
-	for _, bad := range []string{"application/" + name(1<<20), "application/" + name(128), name(128) + "/x", "x", "/x", "x/",
+	for _, bad := range []string{"application/" + name(1<<20), "application/" + name(128), name(128) + "/x",
+		"x", "/x", "x/",
 		"application/x/y", "application/x y", "application/x\\ny", "application/ä", "application/x;charset=utf-8",
 		"application/.x", "*/*", "application/*"} {
 		for where, body := range map[string]string{
-			"mediaType":        `{"mediaType":"` + bad + `"}`,
-			"artifactType":     `{"mediaType":"` + typeOther + `","artifactType":"` + bad + `"}`,
-			"config.mediaType": `{"schemaVersion":2,"mediaType":"` + typeManifest + `","layers":[],"config":` + string(desc(bad, config)) + `}`,
+			"mediaType":    `{"mediaType":"` + bad + `"}`,
+			"artifactType": `{"mediaType":"` + typeOther + `","artifactType":"` + bad + `"}`,
+			"config.mediaType": `{"schemaVersion":2,"mediaType":"` + typeManifest + `","layers":[],"config":` +
+				string(desc(bad, config)) + `}`,
 		} {
 			w.do("PUT", "/v2/a/manifests/v", []byte(body)).code(400, "MANIFEST_INVALID").contains(where + " is ")
 		}
@@ -85,8 +87,8 @@ func TestALongMediaTypeThatIsHeldIsServed(t *testing.T) {
 	w.do("GET", "/v2/a/referrers/"+subject.String(), nil).is(200).contains(`"mediaType":"` + long + `"`)
 }
 
-// TestContentTypesOfManifests: a Content-Type that a browser would interpret, or that does not say what the manifest is,
-// was stored and served.
+// TestContentTypesOfManifests: a Content-Type that a browser would interpret, or that does not say what the manifest
+// is, was stored and served.
 func TestContentTypesOfManifests(t *testing.T) {
 	w := newServer(t)
 	config, layer := []byte("{}"), []byte("l")
@@ -104,7 +106,8 @@ func TestContentTypesOfManifests(t *testing.T) {
 		{bytesType, img, typeManifest},
 		{bytesType, bare, typeManifest},
 		{jsonType, `{"schemaVersion":2,"manifests":[]}`, typeIndex},
-		{jsonType, `{"schemaVersion":2,"mediaType":"` + typeDockerManifest + `","config":` + c + `,"layers":[]}`, typeDockerManifest},
+		{jsonType, `{"schemaVersion":2,"mediaType":"` + typeDockerManifest + `","config":` + c + `,"layers":[]}`,
+			typeDockerManifest},
 		{strings.ToUpper(typeManifest), img, typeManifest},
 		{typeManifest + ";charset=utf-8", img, typeManifest},
 		{typeOther, `{}`, typeOther},
@@ -159,7 +162,8 @@ func TestAHeldManifestKeepsItsMediaType(t *testing.T) {
 	w.do("GET", "/v2/a/manifests/v", nil).is(200).has("Content-Type", typeOther)
 	w.do("PUT", "/v2/b/manifests/v", body, "Content-Type", typeSchema1).is(201) // another repository
 
-	for i, held := range []string{"text/plain", "application/json", "*/*", "x", "application/" + strings.Repeat("x", 300)} {
+	for i, held := range []string{"text/plain", "application/json", "*/*", "x",
+		"application/" + strings.Repeat("x", 300)} {
 		body := fmt.Appendf(nil, `{"n":%d}`, i)
 		ref := w.hold("a", held, body).String()
 		if len(held) < 255 {

@@ -13,7 +13,8 @@ import (
 // This file makes sure that all clients find the same members in a manifest. Most are written in Go, whose
 // encoding/json ignores case: in {"layers":[A],"Layers":[B]} they find B, and others find A.
 
-// object describes an object of a manifest: the members that clients know, and which of those have objects of their own.
+// object describes an object of a manifest: the members that clients know, and which of those have objects of their
+// own.
 type object struct {
 	folded map[string]string  // the known members, by their folded names
 	inner  map[string]*object // by exact name; also for each element of an array
@@ -44,8 +45,8 @@ var (
 // characters, each of which folds from at most utf8.UTFMax bytes.
 const longestName = 13 * utf8.UTFMax
 
-// checkNames refuses a manifest of a known type with a member that only some clients take for a known one. body is valid
-// JSON without duplicate names.
+// checkNames refuses a manifest of a known type with a member that only some clients take for a known one. body is
+// valid JSON without duplicate names.
 func checkNames(body []byte) error {
 	// Duplicates are refused already, and looking for them takes most of the time.
 	dec := jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true))

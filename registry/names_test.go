@@ -49,7 +49,8 @@ func TestNamesThatDifferByCase(t *testing.T) {
 	refused := func(mediaType, body string) {
 		t.Helper()
 		_, err := parseManifest(mediaType, []byte(body))
-		if e := ocierror.As(err); e == nil || e.Code != ocierror.ManifestInvalid || !strings.Contains(e.Message, "but for case") {
+		if e := ocierror.As(err); e == nil || e.Code != ocierror.ManifestInvalid ||
+			!strings.Contains(e.Message, "but for case") {
 			t.Errorf("%s: %v", body, err)
 		}
 		if _, ok := ReadManifest([]byte(strings.Replace(body, "{", `{"mediaType":"`+mediaType+`",`, 1))); !ok {
@@ -64,8 +65,8 @@ func TestNamesThatDifferByCase(t *testing.T) {
 	with := func(object, member string) string { return strings.TrimSuffix(object, "}") + "," + member + "}" }
 	for _, mediaType := range []string{typeOCIManifest, typeDockerManifest, typeOCIIndex, typeDockerList} {
 		images := mediaType == typeOCIManifest || mediaType == typeDockerManifest
-		for _, name := range []string{"schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject",
-			"annotations"} {
+		for _, name := range []string{"schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests",
+			"subject", "annotations"} {
 			for _, v := range variants(name) {
 				if member := `,"` + v + `":null`; images {
 					refused(mediaType, image(d("c"), d("l"), member))

@@ -21,9 +21,9 @@ import (
 // rest.
 const maxReferrers = 2 << 20
 
-// These bound the work for one list, which links to the rest, also if nothing of it passed the filter. The manifests that
-// no cache has are read and decoded, at most maxDecoded bytes of them; each counts as decodeCost more, for the rest of
-// that work. That is about 2,000 manifests of signatures, or 50 ms.
+// These bound the work for one list, which links to the rest, also if nothing of it passed the filter. The manifests
+// that no cache has are read and decoded, at most maxDecoded bytes of them; each counts as decodeCost more, for the
+// rest of that work. That is about 2,000 manifests of signatures, or 50 ms.
 const (
 	maxListed  = 10_000 // manifests looked at
 	maxDecoded = 8 << 20
@@ -82,8 +82,8 @@ func (r *Registry) referrersOf(ctx context.Context, repo string, d, after digest
 	if found, err = r.addTagged(ctx, repo, d, after, found); err != nil {
 		return referrersFound{}, err
 	}
-	// The Index's list is asked for one more than is listed. So what addTagged has added can only come after manifests that
-	// were not asked for if it is cut off here.
+	// The Index's list is asked for one more than is listed. So what addTagged has added can only come after manifests
+	// that were not asked for if it is cut off here.
 	if len(found) > maxListed {
 		return referrersFound{found[:maxListed], true}, nil
 	}
@@ -163,7 +163,8 @@ func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo 
 
 // referrer returns a manifest's descriptor in the list, and what it cost; 0 if it was in memory. If its content is lost
 // the whole list fails: a list without it would say that, for example, an image has no signature.
-func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descriptor) (ref referrer, cost int64, err error) {
+func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descriptor) (ref referrer, cost int64,
+	err error) {
 	if ref, ok := r.referrers.get(m); ok {
 		return ref, 0, nil
 	}

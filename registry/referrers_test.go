@@ -85,8 +85,8 @@ func (w *server) pages(path string, each func(bytes int)) (digests []string) {
 	return digests
 }
 
-// TestAFilteredListOfManyReferrers: one request read and decoded all 6,000 manifests, although none passed the filter, and
-// so did the next one.
+// TestAFilteredListOfManyReferrers: one request read and decoded all 6,000 manifests, although none passed the filter,
+// and so did the next one.
 func TestAFilteredListOfManyReferrers(t *testing.T) {
 	memory, journal := inMemory()
 	blobs := &opened{Blobs: memory}

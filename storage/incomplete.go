@@ -2,8 +2,8 @@ package storage
 
 import "trow/storage/internal/slab"
 
-// maxParts bounds the parts that one call of Incomplete looks at, because the lock is held meanwhile: it takes less than
-// a millisecond. Real images have a few dozen.
+// maxParts bounds the parts that one call of Incomplete looks at, because the lock is held meanwhile: it takes less
+// than a millisecond. Real images have a few dozen.
 const maxParts = 10_000
 
 // Incomplete reports whether a manifest that the repo holds consists of anything that the repo does not hold: a foreign
