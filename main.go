@@ -178,7 +178,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 		reg, reviews, keeper, hook)
 	webhook := server.NewPending(admission.Loading)
 	o.server.Log, o.server.Registerer, o.server.Probes, o.server.TLSConfig = log, metrics, probes, keeper.Config()
-	o.server.Vital = []string{"/validate", "/validate-image"}
+	o.server.Vital, o.server.TokenPath = []string{"/validate", "/validate-image"}, auth.TokenPath
 	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper, promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	front, err := server.New(o.server)
 	if err != nil {
@@ -187,6 +187,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 
 	g, ctx := errgroup.WithContext(cmd.Context())
 	g.Go(func() error { return front.Run(ctx, listener) })
+	g.Go(func() error { return o.server.ServeProbes(ctx) })
 	g.Go(func() error { return reg.ServeSocket(ctx) })
 	g.Go(func() error { return server.ServeAuxiliary(ctx, profiles, server.Profiles(), nil) })
 	g.Go(func() error {
