@@ -18,8 +18,8 @@ var (
 	corsMethods = []string{"GET, HEAD, POST, PATCH, PUT, DELETE"}
 	corsHeaders = []string{"Authorization, Accept, Content-Type, Content-Range, Range, If-Match, If-None-Match"}
 	corsExposed = []string{"Content-Range, Docker-Content-Digest, Docker-Distribution-Api-Version, Docker-Upload-UUID, " +
-		"ETag, Link, Location, OCI-Filters-Applied, OCI-Subject, OCI-Tag, Range, Retry-After, Warning, Www-Authenticate, " +
-		"X-Request-Id"}
+		"ETag, Link, Location, OCI-Filters-Applied, OCI-Subject, OCI-Tag, Range, Retry-After, Warning, " +
+		"Www-Authenticate, X-Request-Id"}
 	corsMaxAge = []string{"600"}
 )
 
@@ -31,10 +31,10 @@ func secure(h http.Header) {
 }
 
 // endIfShared makes a chunked request the last one of its connection if a proxy may share the connection between
-// clients: without TLS, or if a header says that there is one. A request with both Content-Length and Transfer-Encoding must be the
-// last (RFC 9112, section 6.1), because a proxy may take the rest of it for the next client's request. net/http reads it
-// as chunked, and removes the Content-Length before a handler could see it, so that all chunked ones must count. A client
-// without a proxy can harm only itself, and keeps its connection.
+// clients: without TLS, or if a header says that there is a proxy. A request with both Content-Length and
+// Transfer-Encoding must be the last (RFC 9112, section 6.1), because a proxy may take the rest of it for the next
+// client's request. net/http reads it as chunked, and removes the Content-Length before a handler could see it, so that
+// all chunked ones must count. A client without a proxy can harm only itself, and keeps its connection.
 func endIfShared(h http.Header, r *http.Request) {
 	if len(r.TransferEncoding) > 0 && (r.TLS == nil || r.Header["Via"] != nil || r.Header["Forwarded"] != nil ||
 		r.Header["X-Forwarded-For"] != nil || r.Header["X-Forwarded-Proto"] != nil) {
@@ -73,8 +73,8 @@ func checkOrigins(all []string) error {
 		u, err := url.Parse(origin)
 		if err != nil || u.Scheme != "https" || u.Hostname() == "" || strings.Contains(origin, "*") ||
 			origin != "https://"+strings.ToLower(u.Host) || u.Port() == "443" || strings.HasSuffix(u.Host, ":") {
-			return fmt.Errorf("cors-origins: %.100q is not a valid origin; want https://host[:port], in lower case, without "+
-				"a path and without port 443", origin)
+			return fmt.Errorf("cors-origins: %.100q is not a valid origin; want https://host[:port], in lower case, "+
+				"without a path and without port 443", origin)
 		}
 	}
 	return nil
