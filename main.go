@@ -153,8 +153,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	o.registry.Log, o.registry.Names = log, o.policy.Names
-	o.registry.Auth.Loopback = server.Loopback(listener.Addr().String())
+	o.registry.Log, o.registry.Names, o.registry.Auth.Loopback = log, o.policy.Names, server.Loopback(listener.Addr().String())
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses = reviewer, reviewer
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it
@@ -178,8 +177,9 @@ func serve(cmd *cobra.Command, _ []string) error {
 		reg, reviews, keeper, hook)
 	webhook := server.NewPending(admission.Loading)
 	o.server.Log, o.server.Registerer, o.server.Probes, o.server.TLSConfig = log, metrics, probes, keeper.Config()
-	o.server.Vital, o.server.Handler = []string{"/validate", "/validate-image"}, routes(o, probes, reg,
-		callers.Protect(server.Route("validate", webhook)), keeper, promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	o.server.Vital, o.server.TokenPath = []string{"/validate", "/validate-image"}, auth.TokenPath
+	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper,
+		promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	front, err := server.New(o.server)
 	if err != nil {
 		return err
@@ -187,6 +187,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 
 	g, ctx := errgroup.WithContext(cmd.Context())
 	g.Go(func() error { return front.Run(ctx, listener) })
+	g.Go(func() error { return o.server.ServeProbes(ctx) })
 	g.Go(func() error { return reg.ServeSocket(ctx) })
 	g.Go(func() error { return server.ServeAuxiliary(ctx, profiles, server.Profiles(), nil) })
 	g.Go(func() error {

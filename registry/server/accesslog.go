@@ -24,10 +24,12 @@ type accessLog struct {
 	metrics *metrics
 	stall   time.Duration
 	vital   []string
+	origins *origins
 }
 
 func newAccessLog(o Options, m *metrics) *accessLog {
-	return &accessLog{next: o.Handler, log: o.Log, metrics: m, stall: o.StallTimeout, vital: o.Vital}
+	return &accessLog{next: o.Handler, log: o.Log, metrics: m, stall: o.StallTimeout, vital: o.Vital,
+		origins: newOrigins(&o)}
 }
 
 // ServeHTTP gives the request a record, an id, and a body and a ResponseWriter with deadlines. When the request has
@@ -43,6 +45,8 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 		r.Body = w.body
 	}
 	inner.Header()["X-Request-Id"] = rec.header[:]
+	secure(inner.Header())
+	endIfShared(inner.Header(), r)
 
 	a.metrics.inFlight.Inc()
 	p := a.serve(w, r, rec)
@@ -77,7 +81,7 @@ func (a *accessLog) serve(w *response, r *http.Request, rec *record) (p panicked
 			writePanic(w, r, rec.id)
 		}
 	}()
-	if !a.refuse(w, r) {
+	if !a.refuse(w, r) && !a.origins.answer(w, r) {
 		a.next.ServeHTTP(w, r)
 	}
 	return p
@@ -92,6 +96,8 @@ func writePanic(w *response, r *http.Request, id string) {
 			delete(h, key)
 		}
 	}
+	secure(h)
+	endIfShared(h, r)
 	writeError(w, r, &ocierror.Error{Code: ocierror.Unknown, Message: "internal error, request " + id})
 }
 

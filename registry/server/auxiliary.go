@@ -3,10 +3,13 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // auxiliaryHeaderTimeout bounds how long a client of an auxiliary listener may take for the headers of a request.
@@ -22,7 +25,7 @@ func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 		return nil
 	}
 	s := &http.Server{
-		Handler:           h,
+		Handler:           secured(h),
 		ReadHeaderTimeout: auxiliaryHeaderTimeout,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
@@ -35,6 +38,30 @@ func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 		return err
 	}
 	return nil
+}
+
+// probeConnections is how many connections the listener for probes has. The kubelet opens one for each probe.
+const probeConnections = 64
+
+// ServeProbes answers /healthz and /readyz with o.Probes on the listener of probe-listen until ctx is done. Silent
+// connections give way there too. If the setting is empty, it returns nil at once. Errors: those of the listener.
+func (o *Options) ServeProbes(ctx context.Context) error {
+	if o.ProbeListen == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", o.ProbeListen)
+	if err != nil {
+		return fmt.Errorf("probe-listen: %w", err)
+	}
+	m := http.NewServeMux()
+	m.HandleFunc("GET /healthz", o.Probes.ServeHealth)
+	m.HandleFunc("GET /readyz", o.Probes.ServeReady)
+	s, err := New(Options{Handler: m, MaxConnections: probeConnections, Log: zerolog.Nop()})
+	if err != nil {
+		_ = l.Close() // nothing was accepted on it yet
+		return err
+	}
+	return s.Run(ctx, l)
 }
 
 // Profiles returns the handler of the listener for profiles, below /debug/pprof/. It shows the inside of the process,

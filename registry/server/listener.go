@@ -57,6 +57,7 @@ func answerPlain(c net.Conn, first []byte) {
 		return
 	}
 	answer := http.Response{ProtoMajor: 1, ProtoMinor: 1, Request: r, Close: true, Header: http.Header{}}
+	secure(answer.Header)
 	if (r.Method == http.MethodGet || r.Method == http.MethodHead) && r.Host != "" {
 		answer.StatusCode = http.StatusTemporaryRedirect
 		answer.Header.Set("Location", "https://"+r.Host+r.URL.RequestURI())

@@ -25,10 +25,13 @@ const (
 	assumedMemory = 1 << 30
 )
 
-// Memory returns how many bytes the process may use: the limit of its control group or the memory of the machine,
-// whichever is less. What is bounded by memory follows from it.
+// Memory returns how many bytes the process may use: the limit of its control group, the memory of the machine or
+// GOMEMLIMIT, whichever is least. What is bounded by memory follows from it.
 func Memory() int64 {
 	n := min(bytesIn(os.ReadFile(cgroupLimit)), totalMemory(os.ReadFile(machineMemory)))
+	if os.Getenv("GOMEMLIMIT") != "" {
+		n = min(n, debug.SetMemoryLimit(-1)) // a negative limit changes nothing
+	}
 	if n == math.MaxInt64 {
 		return assumedMemory
 	}

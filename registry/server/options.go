@@ -29,6 +29,10 @@ type Options struct {
 	LogLevel string
 	// DebugListen is the address and port of the listener for profiles. Empty: there is none.
 	DebugListen string
+	// ProbeListen is the address and port of a listener for probes alone. Empty: there is none.
+	ProbeListen string
+	// CORSOrigins are the origins, https://host[:port], whose pages may use the API in a browser.
+	CORSOrigins []string
 	// MetricsLogin protects /metrics by a login. The program applies it, because the server does not know logins.
 	MetricsLogin bool
 
@@ -47,6 +51,8 @@ type Options struct {
 	Idle time.Duration
 	// Vital are the paths that are answered on connections over the limit too, in addition to the probes.
 	Vital []string
+	// TokenPath is the path beside the API that pages of CORSOrigins may use. Empty: there is none.
+	TokenPath string
 	// Probes learns that the server stops. nil: there are no probes.
 	Probes *Probes
 }
@@ -62,6 +68,10 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.LogLevel, "log-level", "info", "lowest level that is logged: error, warn, info or debug")
 	fs.StringVar(&o.DebugListen, "debug-listen", "", "address and port of a listener for profiles (/debug/pprof/), "+
 		"preferably 127.0.0.1:6060; empty: none")
+	fs.StringVar(&o.ProbeListen, "probe-listen", "", "address and port of a plain HTTP listener for /healthz and /readyz "+
+		"alone, which no client of the registry can keep busy; empty: none")
+	fs.StringSliceVar(&o.CORSOrigins, "cors-origins", nil,
+		"origins, https://host[:port], whose pages may use the registry's API in a browser, with a login of their own")
 	fs.BoolVar(&o.MetricsLogin, "metrics-login", false,
 		"serve /metrics only to clients whose rules allow metrics")
 }
@@ -74,6 +84,9 @@ func (o *Options) Validate() error {
 			o.MaxConnections)
 	case o.StallTimeout < time.Second:
 		return fmt.Errorf("stall-timeout: %s is too short; want at least 1s", o.StallTimeout)
+	}
+	if err := checkOrigins(o.CORSOrigins); err != nil {
+		return err
 	}
 	_, err := o.level()
 	return err
