@@ -194,8 +194,10 @@ func serve(cmd *cobra.Command, _ []string) error {
 			return err
 		}
 		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
-			Audit:   func() bool { return !hook.Denies() },
-			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d)) }}))
+			Audit: func() bool { return !hook.Denies() },
+			Observe: func(ctx context.Context, d admission.Decision) {
+				reg.Audit().Record(ctx, verdict(ctx, d, callers.Authenticate()))
+			}}))
 		probes.Add(append(reg.Checks(), hook.Check)...)
 		probes.SetReady(true)
 		welcome(cmd.OutOrStdout(), o, listener, reg, policy, keeper)
@@ -231,9 +233,9 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 }
 
 // verdict is a decision of the webhook as the audit log records it.
-func verdict(ctx context.Context, d admission.Decision) audit.Event {
+func verdict(ctx context.Context, d admission.Decision, authenticated bool) audit.Event {
 	return audit.Event{What: audit.Verdict, Outcome: audit.Outcome(d.Outcome()), User: d.User, Kind: "cluster",
-		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped,
+		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped, Authenticated: authenticated,
 		Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name, Operation: d.Operation, UID: d.UID,
 			DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}}
 }
