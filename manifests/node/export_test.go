@@ -17,3 +17,9 @@ func Targets(n *Node, addresses ...string) { n.targets = addresses }
 
 // Due calls [Node.due].
 func Due(n *Node, e Event, now time.Time) bool { return n.due(e, now) }
+
+// Crowd leaves n only a few slots, and makes connections give way early.
+func Crowd(n *Node, most int, opening, quiet time.Duration) {
+	n.slots.most, n.slots.opening, n.slots.quiet = most, opening, quiet
+	n.times.beat = quiet / 4
+}

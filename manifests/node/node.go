@@ -7,6 +7,7 @@
 //   - local port: the port on loopback on which this package listens, beside the port of the name.
 //   - bundle: the CA certificates that the runtime has to trust, in PEM, from ConfigMap trow-ca.
 //   - pipe: a TLS connection; its bytes are passed on unread. A connection that is not TLS is HTTP, and is proxied.
+//   - slot: room for a connection of a client. When all are taken, connections that do nothing give way.
 //   - place: a directory of the node in which a runtime looks for the configuration of a name.
 //   - ours, foreign: a file that starts with our marker, and one that does not.
 //
@@ -20,7 +21,8 @@
 //  4. A file is written whole or not at all; see package storage/files.
 //  5. No symbolic link leads out of the directories that the options name.
 //  6. A bundle that cannot be parsed leaves the previous one in use.
-//  7. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
+//  7. Connections that do nothing keep out neither the runtime's nor the kubelet's probes, however many there are.
+//  8. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
 //
 // # What it does not do
 //
@@ -89,8 +91,11 @@ const defaultRoot = "/host"
 // times are time limits and intervals. Tests have shorter ones.
 type times struct {
 	recheck    time.Duration // between two checks of the node's files: a file that was removed is written again
-	first      time.Duration // until a connection's first byte, and for the headers of a request
+	first      time.Duration // until it is known what a connection speaks, and for the headers of a request
 	idle       time.Duration // without a byte: a push may wait this long for a slow disk
+	beat       time.Duration // a pipe notices within this time that bytes have moved
+	opening    time.Duration // when the slots are taken, a connection without an answer gives way after this time
+	yield      time.Duration // and one without traffic after this: longer than a registry usually thinks
 	dial       time.Duration // for each address: both are one hop away
 	grace      time.Duration // for transfers at the end; less than the pod's terminationGracePeriodSeconds of 30
 	quiet      time.Duration // at the end, a pipe without a byte for this long has nothing left to transfer
@@ -102,6 +107,7 @@ type times struct {
 func defaultTimes() times {
 	return times{
 		recheck: time.Minute, first: 10 * time.Second, idle: 10 * time.Minute, dial: 2 * time.Second,
+		beat: time.Second, opening: 250 * time.Millisecond, yield: 5 * time.Second,
 		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second,
 		backoff: time.Second, maxBackoff: 30 * time.Second,
 	}
@@ -122,8 +128,8 @@ type Node struct {
 	good    atomic.Int32 // index of the target that was reached last
 	lost    atomic.Bool  // whether the last attempt reached none of them
 
-	loopback string        // address of the local port, as in URLs: 127.0.0.1 or [::1]; set before anything runs
-	slots    chan struct{} // one for each connection
+	loopback string // address of the local port, as in URLs: 127.0.0.1 or [::1]; set before anything runs
+	slots    *slots
 	closing  chan struct{} // closed when no more connections are accepted
 	draining atomic.Bool
 	pipesMu  sync.Mutex // guards pipes
@@ -159,8 +165,9 @@ func New(o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{o: o, times: defaultTimes(), posted: map[string]time.Time{}, lastReported: map[string]string{},
-		slots: make(chan struct{}, maxConns), closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
+		closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
 		changed: make(chan struct{}, 1)}
+	n.slots = newSlots(n.times)
 	if o.Service != "" {
 		n.targets = append(n.targets, o.Service)
 	}

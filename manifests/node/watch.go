@@ -155,7 +155,7 @@ func (n *Node) learnUID(ctx context.Context) bool {
 	return err == nil
 }
 
-// leave removes the files if Trow is being uninstalled: invariant 7.
+// leave removes the files if Trow is being uninstalled: invariant 8.
 func (n *Node) leave() {
 	gone, why := n.uninstalled()
 	if !gone {
