@@ -19,6 +19,7 @@ type Kind string
 const (
 	Listening   Kind = "Listening"         // on an address of the node
 	NotListens  Kind = "NotListening"      // on one of these addresses; the others work
+	Taken       Kind = "LoopbackTaken"     // another process listens on one of these addresses, and is not the registry
 	Trusts      Kind = "BundleChanged"     // a new bundle is in use
 	BadBundle   Kind = "BadBundle"         // the ConfigMap's bundle is invalid; the previous one stays in use
 	APIFailed   Kind = "APIFailed"         // the API server does not answer, or refuses; retried
@@ -37,6 +38,7 @@ const (
 // public has the kinds that become Kubernetes Events, with their type: those that need an administrator, and the final
 // success.
 var public = map[Kind]string{
+	Taken:      corev1.EventTypeWarning,
 	BadBundle:  corev1.EventTypeWarning,
 	Foreign:    corev1.EventTypeWarning,
 	FileFailed: corev1.EventTypeWarning,

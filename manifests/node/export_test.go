@@ -6,6 +6,7 @@ import "time"
 func Hurry(n *Node) {
 	n.times.recheck, n.times.backoff, n.times.maxBackoff = 20*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 	n.times.grace, n.times.quiet = 3*time.Second, 50*time.Millisecond
+	n.times.rebind = 20 * time.Millisecond
 	n.times.ask, n.times.dial = 200*time.Millisecond, time.Second
 }
 

@@ -8,38 +8,40 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
+	"strings"
 	"time"
 )
 
 // chunk is how many bytes a pipe moves before it renews its deadlines: few, compared with the idle time.
 const chunk = 1 << 20
 
-// listen opens the listeners. Error: it could not listen on any address of the local port.
-func (n *Node) listen() ([]net.Listener, error) {
-	var all []net.Listener
-	var errs []error
+// listen opens the listeners. failed has the addresses of the node port where that was not possible. Error: it could not
+// listen on any address of the local port.
+func (n *Node) listen() (all []net.Listener, failed map[string]error, err error) {
+	failed = map[string]error{}
 	for _, port := range []int{n.o.LocalPort, n.o.Port} {
-		for _, ip := range []struct{ network, address, url string }{
-			{"tcp4", "127.0.0.1", "127.0.0.1"}, {"tcp6", "::1", "[::1]"}} {
-			address := net.JoinHostPort(ip.address, strconv.Itoa(port))
-			l, err := n.o.Listen(ip.network, address)
+		var errs []error
+		for _, a := range addresses(port) {
+			l, err := n.o.Listen(a.network, a.address)
 			if err != nil {
 				errs = append(errs, err)
-				n.notify(NotListens, err, "cannot listen on %s", address)
+				n.notify(NotListens, err, "cannot listen on %s", a.address)
+				if port == n.o.Port {
+					failed[a.address] = err
+				}
 				continue
 			}
 			if n.loopback == "" { // the first address of the local port
-				n.loopback = ip.url
+				n.loopback, _, _ = strings.Cut(a.address, fmt.Sprintf(":%d", port))
 			}
 			all = append(all, l)
-			n.notify(Listening, nil, "listening on %s", address)
+			n.notify(Listening, nil, "listening on %s", a.address)
 		}
 		if len(all) == 0 {
-			return nil, fmt.Errorf("local port %d: %w", port, errors.Join(errs...))
+			return nil, nil, fmt.Errorf("local port %d: %w", port, errors.Join(errs...))
 		}
 	}
-	return all, nil
+	return all, failed, nil
 }
 
 // local returns the address that runtimes are configured with.

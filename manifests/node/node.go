@@ -22,7 +22,8 @@
 //  5. No symbolic link leads out of the directories that the options name.
 //  6. A bundle that cannot be parsed leaves the previous one in use.
 //  7. Connections that do nothing keep out neither the runtime's nor the kubelet's probes, however many there are.
-//  8. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
+//  8. The node is not ready while a process that is not the registry listens on a loopback address of the node port.
+//  9. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
 //
 // # What it does not do
 //
@@ -99,6 +100,7 @@ type times struct {
 	dial       time.Duration // for each address: both are one hop away
 	grace      time.Duration // for transfers at the end; less than the pod's terminationGracePeriodSeconds of 30
 	quiet      time.Duration // at the end, a pipe without a byte for this long has nothing left to transfer
+	rebind     time.Duration // between two attempts to listen on an address of the node port
 	ask        time.Duration // for an answer of the API server, at the end and for an Event
 	backoff    time.Duration // after the first failure to follow the ConfigMap
 	maxBackoff time.Duration // after many
@@ -108,7 +110,7 @@ func defaultTimes() times {
 	return times{
 		recheck: time.Minute, first: 10 * time.Second, idle: 10 * time.Minute, dial: 2 * time.Second,
 		beat: time.Second, opening: 250 * time.Millisecond, yield: 5 * time.Second,
-		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second,
+		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second, rebind: 10 * time.Second,
 		backoff: time.Second, maxBackoff: 30 * time.Second,
 	}
 }
@@ -128,6 +130,11 @@ type Node struct {
 	good    atomic.Int32 // index of the target that was reached last
 	lost    atomic.Bool  // whether the last attempt reached none of them
 
+	listeners listeners
+	named     atomic.Bool   // whether it is known what listens on the addresses of the node port
+	taken     sync.Map      // from an address of the node port on which another process listens, to a text about it
+	trusts    chan struct{} // has an element after the bundle has changed, for keepNames
+
 	loopback string // address of the local port, as in URLs: 127.0.0.1 or [::1]; set before anything runs
 	slots    *slots
 	closing  chan struct{} // closed when no more connections are accepted
@@ -137,7 +144,7 @@ type Node struct {
 
 	upstream upstream
 	bundle   atomic.Pointer[[]byte] // nil: unknown
-	changed  chan struct{}          // has an element after the bundle has changed
+	changed  chan struct{}          // has an element after the bundle has changed, for keepFiles
 
 	uid       atomic.Pointer[types.UID] // of the DaemonSet; nil: unknown
 	listening atomic.Bool
@@ -166,7 +173,7 @@ func New(o Options) (*Node, error) {
 	}
 	n := &Node{o: o, times: defaultTimes(), posted: map[string]time.Time{}, lastReported: map[string]string{},
 		closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
-		changed: make(chan struct{}, 1)}
+		changed: make(chan struct{}, 1), trusts: make(chan struct{}, 1)}
 	n.slots = newSlots(n.times)
 	if o.Service != "" {
 		n.targets = append(n.targets, o.Service)
@@ -231,7 +238,7 @@ func (n *Node) serverName() string { return kube.ServiceHost(n.o.Namespace) }
 // Run serves until ctx is done. Then it accepts no more connections, lets transfers finish, removes the node's files if
 // Trow is being uninstalled, and returns nil. Error: it could not listen on any address of the local port.
 func (n *Node) Run(ctx context.Context) error {
-	listeners, err := n.listen()
+	all, failed, err := n.listen()
 	if err != nil {
 		return err
 	}
@@ -239,20 +246,20 @@ func (n *Node) Run(ctx context.Context) error {
 	server, conns := n.server()
 	var serving, following sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(conns) }) // returns after Shutdown
-	for _, l := range listeners {
-		serving.Go(func() { n.accept(l, conns) })
+	n.listeners.serve = func(l net.Listener) { n.accept(l, conns) }
+	for _, l := range all {
+		n.listeners.add(l)
 	}
 	following.Go(func() { n.identify(ctx) })
 	following.Go(func() { n.follow(ctx) })
 	following.Go(func() { n.keepFiles(ctx) })
+	following.Go(func() { n.keepNames(ctx, failed) })
 
 	<-ctx.Done()
 	// The order: not ready, no new connections, the old ones finish, and the files go last, when no pull needs them.
 	n.listening.Store(false)
 	close(n.closing)
-	for _, l := range listeners {
-		l.Close()
-	}
+	n.listeners.close()
 	n.drain(server)
 	serving.Wait()
 	following.Wait()
@@ -286,9 +293,10 @@ func (n *Node) Ready() error {
 	switch {
 	case n.bundle.Load() == nil:
 		missing = append(missing, fmt.Sprintf("ConfigMap %s/%s has no CA yet", n.o.Namespace, kube.ConfigMapName))
-	case !n.synced.Load():
+	case !n.synced.Load() || !n.named.Load():
 		missing = append(missing, "runtime not configured yet")
 	}
+	n.taken.Range(func(_, text any) bool { missing = append(missing, text.(string)); return true })
 	if len(missing) > 0 {
 		return errors.New(strings.Join(missing, "; "))
 	}
