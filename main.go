@@ -198,7 +198,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 			Observe: func(ctx context.Context, d admission.Decision) {
 				reg.Audit().Record(ctx, verdict(ctx, d, callers.Authenticate()))
 			}}))
-		probes.Add(append(reg.Checks(), hook.Check)...)
+		probes.Add(append(reg.Checks(), hook.Check, o.policy.LoopbackCheck(kube.Inside()))...)
 		probes.SetReady(true)
 		welcome(cmd.OutOrStdout(), o, listener, reg, policy, keeper)
 		for _, run := range []func(context.Context) error{reg.Run, callers.Run, keeper.Run, hook.Run} {
