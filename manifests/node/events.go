@@ -29,6 +29,7 @@ const (
 	Foreign     Kind = "ForeignFile"       // a foreign file is in the place of ours; it stays
 	FileFailed  Kind = "FileFailed"        // a file of the node could not be read, written or removed; retried
 	ConfigPath  Kind = "ConfigPathMissing" // containerd does not look where we write
+	Unchecked   Kind = "ConfigUnchecked"   // it cannot be found out where containerd looks
 	Reload      Kind = "ReloadNeeded"      // CRI-O reads our files only after a reload
 	NodeReady   Kind = "NodeReady"         // the runtimes of the node are configured
 	Unreachable Kind = "Unreachable"       // none of the registry's addresses can be reached
@@ -43,6 +44,7 @@ var public = map[Kind]string{
 	Foreign:    corev1.EventTypeWarning,
 	FileFailed: corev1.EventTypeWarning,
 	ConfigPath: corev1.EventTypeWarning,
+	Unchecked:  corev1.EventTypeWarning,
 	Reload:     corev1.EventTypeWarning,
 	NodeReady:  corev1.EventTypeNormal,
 }

@@ -15,8 +15,8 @@ import (
 // chunk is how many bytes a pipe moves before it renews its deadlines: few, compared with the idle time.
 const chunk = 1 << 20
 
-// listen opens the listeners. failed has the addresses of the node port where that was not possible. Error: it could not
-// listen on any address of the local port.
+// listen opens the listeners. failed has the addresses of the node port where that was not possible. Error: it could
+// not listen on any address of the local port.
 func (n *Node) listen() (all []net.Listener, failed map[string]error, err error) {
 	failed = map[string]error{}
 	for _, port := range []int{n.o.LocalPort, n.o.Port} {

@@ -888,9 +888,10 @@ func TestFilesAreRemovedOnlyWhenUninstalled(t *testing.T) {
 		"its UID was never learned": {answer(apierrors.NewInternalError(errors.New("down"))), true, false},
 	} {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio")
+			w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio/crio.conf.d")
 			foreign := "etc/docker/certs.d/" + name + "/client.cert"
 			w.put(foreign, "mine")
+			w.put("etc/containerd/config.toml", "")
 			if c.early {
 				c.change(w)
 			}
