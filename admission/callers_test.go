@@ -107,8 +107,11 @@ func TestOnlyTheAPIServerMayCall(t *testing.T) {
 
 func TestWithoutSettingsEverybodyMayCall(t *testing.T) {
 	c := newCallers(t, admission.CallersOptions{}, "")
-	if w, passed := call(c); c != nil || w.Code != 200 || !passed {
-		t.Errorf("%v: status %d, passed %v", c, w.Code, passed)
+	if w, passed := call(c); c != nil || w.Code != 200 || !passed || c.Authenticate() {
+		t.Errorf("%v: status %d, passed %v, authenticated %v", c, w.Code, passed, c.Authenticate())
+	}
+	if c := newCallers(t, admission.CallersOptions{}, callerToken); !c.Authenticate() {
+		t.Error("callers with a token do not count as authenticated")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -17,6 +17,9 @@ func Command(version string) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Node = !noNode
+			if cmd.Flags().Changed("node-dir") && o.NodeDir == nil {
+				o.NodeDir = []string{} // none, not those of the runtimes
+			}
 			text, err := Render(o)
 			if err != nil {
 				return errors.New(strings.Join(strings.Fields(err.Error()), " ")) // a command's error has one line
@@ -42,7 +45,9 @@ func Command(version string) *cobra.Command {
 	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil,
 		"namespaces whose pods are not reviewed, beside kube-system and the registry's own")
 	f.BoolVar(&noNode, "no-node", false, "do not change the nodes: no DaemonSet; see trow node --print")
+	f.StringSliceVar(&o.Runtimes, "runtimes", o.Runtimes,
+		"container runtimes of the nodes, whose directories are mounted: containerd (also of k3s and RKE2), docker, crio")
 	f.StringSliceVar(&o.NodeDir, "node-dir", o.NodeDir,
-		"directories of the nodes that container runtimes read registry configuration from")
+		"directories of the nodes to mount instead; empty: none, nothing is written (default: those of runtimes)")
 	return cmd
 }

@@ -23,6 +23,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -63,22 +64,24 @@ type Options struct {
 	Webhook          string   // off, audit or enforce
 	ExemptNamespaces []string // beside kube-system and Namespace
 
-	Node    bool     // with the DaemonSet that configures the nodes' container runtimes
-	NodeDir []string // directories of the nodes that the DaemonSet may write to
+	Node     bool     // with the DaemonSet that configures the nodes' container runtimes
+	Runtimes []string // of the nodes: containerd (k3s and RKE2 included), docker, crio; their directories are mounted
+	NodeDir  []string // directories of the nodes that the DaemonSet may write to instead; nil: those of Runtimes
 }
 
 // Defaults returns the options of trow.yaml. version is the tag of the image.
 func Defaults(version string) Options {
 	return Options{Namespace: kube.DefaultNamespace, NodePort: kube.DefaultNodePort, Image: "trow:" + version,
 		Storage: StoragePVC, Size: "20Gi", Webhook: "enforce", Node: true,
-		NodeDir: []string{"/etc", "/var/lib/rancher"}}
+		Runtimes: []string{RuntimeContainerd}}
 }
 
 // values is the data of the template.
 type values struct {
 	Options
 	Names, TLSNames, Exempt      string // YAML lists
-	NodeDirs                     string // for people
+	Mounts                       []mount
+	NodeDirs                     string // for people: what the DaemonSet may write to
 	User, Password, DockerConfig string
 }
 
@@ -97,7 +100,8 @@ func Render(o Options) ([]byte, error) {
 		return nil, err
 	}
 	v := values{Options: o, Names: list(o.names()), TLSNames: list(o.tlsNames()),
-		Exempt: list(o.ExemptNamespaces), NodeDirs: strings.Join(o.NodeDir, " and ")}
+		Exempt: list(o.ExemptNamespaces), Mounts: o.mounts()}
+	v.NodeDirs = written(v.Mounts)
 	if o.Login {
 		v.User, v.Password = "trow", rand.Text()
 		v.DockerConfig = dockerConfig(fmt.Sprintf("%s:%d", o.Host, o.NodePort), v.User, v.Password)
@@ -181,7 +185,15 @@ func (o *Options) validate() error {
 			wrong("exempt-namespaces", "%.80q: %s", n, msg[0])
 		}
 	}
+	for _, r := range o.Runtimes {
+		if _, ok := runtimeMounts[r]; !ok {
+			wrong("runtimes", "%.80q: want one of %s", r, strings.Join(slices.Sorted(maps.Keys(runtimeMounts)), ", "))
+		}
+	}
 	for _, dir := range o.NodeDir {
+		if dir == secrets || strings.HasPrefix(dir, secrets+"/") {
+			wrong("node-dir", "%s has the keys of the cluster, and no configuration of a runtime; leave it out", dir)
+		}
 		if !nodeDir.MatchString(dir) || path.Clean(dir) != dir {
 			wrong("node-dir", "%.80q: want an absolute path of a directory of the node, not /", dir)
 		}

@@ -245,18 +245,7 @@ func TestTheNodePart(t *testing.T) {
 		sc.Privileged != nil || !*sc.ReadOnlyRootFilesystem {
 		t.Error("it has rights that it does not need")
 	}
-	var dirs []string
-	for i, v := range pod.Volumes {
-		m := c.VolumeMounts[i]
-		if m.Name != v.Name || m.MountPath != "/host"+v.HostPath.Path || v.HostPath.Type != nil {
-			t.Errorf("%s is mounted at %s", v.HostPath.Path, m.MountPath)
-		}
-		dirs = append(dirs, v.HostPath.Path)
-	}
-	if !slices.Equal(dirs, []string{"/etc", "/var/lib/rancher"}) {
-		t.Errorf("it mounts %s", dirs)
-	}
-	all = objects(t, render(t, func(o *manifests.Options) { o.NodeDir = nil }))
+	all = objects(t, render(t, func(o *manifests.Options) { o.NodeDir = []string{} }))
 	listens := all["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec
 	if sc := listens.Containers[0].SecurityContext; len(listens.Volumes) != 0 || sc.RunAsUser != nil ||
 		len(listens.Containers[0].VolumeMounts) != 0 || sc.SELinuxOptions != nil {
@@ -275,6 +264,59 @@ func TestTheNodePart(t *testing.T) {
 	}
 	if got := without["Namespace/registry"].GetLabels()[level]; got != "restricted" {
 		t.Errorf("without it the level of the namespace is %s", got)
+	}
+}
+
+// TestTheNodePartMountsTheDirectoriesOfItsRuntimes, and no directory with secrets of the node: not /etc as a whole,
+// with /etc/kubernetes in it. What it only reads is read-only.
+func TestTheNodePartMountsTheDirectoriesOfItsRuntimes(t *testing.T) {
+	rancher := []string{"/var/lib/rancher/k3s/agent/etc/containerd", "/var/lib/rancher/rke2/agent/etc/containerd"}
+	containerd := append([]string{"ro /etc/containerd", "/etc/containerd/certs.d"}, rancher...)
+	docker := []string{"/etc/docker/certs.d"}
+	crio := []string{"ro /etc/crio", "/etc/containers/certs.d", "/etc/containers/registries.conf.d"}
+	for _, c := range []struct {
+		flags []string
+		want  []string
+	}{
+		{nil, containerd},
+		{[]string{"--runtimes=crio"}, crio},
+		{[]string{"--runtimes=docker,containerd,docker"}, slices.Concat(docker, containerd)},
+		{[]string{"--runtimes=containerd,docker,crio"}, slices.Concat(containerd, docker, crio)},
+		{[]string{"--runtimes="}, nil},
+		{[]string{"--node-dir="}, nil},
+		{[]string{"--node-dir=/etc/containerd,/opt/x", "--runtimes=crio"}, []string{"/etc/containerd", "/opt/x"}},
+		{[]string{"--node-dir=/etc,/opt"}, []string{"/etc", "/opt", "hidden ro /etc/kubernetes"}},
+	} {
+		var out bytes.Buffer
+		cmd := manifests.Command(release)
+		cmd.SetOut(&out)
+		cmd.SetArgs(append([]string{}, c.flags...))
+		if err := cmd.Execute(); err != nil {
+			t.Fatal(err)
+		}
+		pod := objects(t, out.Bytes())["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec
+		var got []string
+		for i, v := range pod.Volumes {
+			m := pod.Containers[0].VolumeMounts[i]
+			dir := strings.TrimPrefix(m.MountPath, "/host")
+			text := dir
+			if m.ReadOnly {
+				text = "ro " + text
+			}
+			explicit := len(c.flags) > 0 && strings.HasPrefix(c.flags[0], "--node-dir")
+			switch {
+			case v.HostPath == nil:
+				text = "hidden " + text
+			case v.HostPath.Path != dir || m.Name != v.Name:
+				t.Errorf("%v: %s is mounted at %s", c.flags, v.HostPath.Path, m.MountPath)
+			case explicit != (v.HostPath.Type == nil), !explicit && *v.HostPath.Type != corev1.HostPathDirectoryOrCreate:
+				t.Errorf("%v: %s has type %v", c.flags, dir, v.HostPath.Type)
+			}
+			got = append(got, text)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%v: it mounts %q, want %q", c.flags, got, c.want)
+		}
 	}
 }
 
@@ -420,6 +462,8 @@ func TestInvalidOptions(t *testing.T) {
 		"webhook:":           func(o *manifests.Options) { o.Webhook = "on" },
 		"exempt-namespaces:": func(o *manifests.Options) { o.ExemptNamespaces = []string{"a]"} },
 		"node-dir:":          func(o *manifests.Options) { o.NodeDir = []string{"/"} },
+		"node-dir: /etc/kub": func(o *manifests.Options) { o.NodeDir = []string{"/etc/kubernetes/pki"} },
+		"runtimes:":          func(o *manifests.Options) { o.Runtimes = []string{"containerd", "rkt"} },
 	} {
 		o := manifests.Defaults(release)
 		change(&o)

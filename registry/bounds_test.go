@@ -95,6 +95,9 @@ func TestAuditOfChangesAndRefusals(t *testing.T) {
 		"push ok user/alice 127.0.0.1 push a/b [v2 fixed] "+short+" ")
 
 	// nothing changed, and no permission was lacking
+	w.do("PUT", "/v2/a/b/manifests/v1", m, put...).is(201)
+	w.do("PUT", "/v2/a/b/manifests/"+d.String()+"?tag=v2&tag=fixed", m, put...).is(201)
+	w.do("PUT", "/v2/a/b/manifests/"+d.String(), m, put...).is(201)
 	w.do("PUT", "/v2/a/b/manifests/v1", []byte("garbage"), put...).is(400)
 	w.do("GET", "/v2/a/b/manifests/v1", nil, alice...).is(200)
 	w.do("GET", "/v2/a/b/manifests/v1", nil).is(401) // only asks for credentials

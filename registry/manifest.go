@@ -84,7 +84,9 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	}
 	r.pushedReferrer(req.Context(), p)
 	r.annotate(req.Context(), "digest", p.digest.String())
-	r.audit(req, c, audit.Event{What: audit.Push, Tags: p.tags, Digest: p.digest.String()})
+	if p.changed { // a client that repeats a push must not fill the log
+		r.audit(req, c, audit.Event{What: audit.Push, Tags: p.tags, Digest: p.digest.String()})
+	}
 	h := w.Header()
 	h.Set("Location", "/v2/"+p.repo+"/manifests/"+p.digest.String())
 	h.Set("Docker-Content-Digest", p.digest.String())

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -21,6 +22,7 @@ type push struct {
 	parsed     parsed
 	body       []byte
 	conditions conditions
+	changed    bool // set by push: the repository did not hold the manifest intact, or a tag was new or moved
 }
 
 // manifest is what is recorded of it.
@@ -47,12 +49,24 @@ func (r *Registry) push(ctx context.Context, p *push) error {
 		if err := r.admissible(tx, p); err != nil {
 			return err
 		}
+		// The function may run more than once; the last run is the one that is committed.
+		p.changed = p.changes(tx)
 		err := tx.PutManifest(p.manifest())
 		for _, tag := range p.tags {
 			err = errors.Join(err, tx.SetTag(tag, p.digest))
 		}
 		return err
 	})
+}
+
+// changes reports whether the push changes anything in the repository, as tx sees it before the push.
+func (p *push) changes(tx *storage.Tx) bool {
+	held, ok := tx.Manifest(p.digest)
+	return !ok || held.Damaged() != "" || held.MediaType != p.parsed.mediaType ||
+		slices.ContainsFunc(p.tags, func(tag string) bool {
+			at, ok := tx.Tag(tag)
+			return !ok || at.Digest() != p.digest
+		})
 }
 
 // foresee refuses a push that the repository cannot accept, so that it leaves no bytes. A View is quick but may miss

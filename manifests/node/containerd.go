@@ -27,7 +27,50 @@ var distributions = []struct{ name, parent string }{
 	{"MicroK8s", "var/snap/microk8s/current/args"},
 }
 
-const crioParent = "etc/crio"
+const (
+	crioParent   = "etc/crio"
+	dockerParent = "etc/docker"
+)
+
+// runs reports whether the node has the runtime of a directory. The mount of a directory creates it on each node, and
+// certs.d in it, so that something else in it has to tell. Docker needs no file of its own: its directory is mounted
+// only where somebody asked for that. containerd does not need one either, and then is the runtime if no other is.
+// Error: it cannot be found out, for example because a link leads out of root.
+func runs(root *os.Root, parent string) (bool, error) {
+	there, err := isDir(root, parent)
+	switch {
+	case err != nil || !there || parent == dockerParent:
+		return there, err
+	case parent != containerdParent:
+		return hasOwn(root, parent)
+	}
+	if _, err := root.Lstat(containerdConfig); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
+	}
+	for _, other := range others() {
+		if there, err := isDir(root, other); there && err == nil {
+			if has, err := hasOwn(root, other); has || err != nil {
+				return false, err
+			}
+		}
+	}
+	return true, nil
+}
+
+// others are the directories of runtimes that serve the kubelet instead of the plain containerd.
+func others() []string {
+	all := []string{crioParent}
+	for _, d := range distributions {
+		all = append(all, d.parent)
+	}
+	return all
+}
+
+// hasOwn reports whether a directory has something beside certs.d.
+func hasOwn(root *os.Root, dir string) (bool, error) {
+	entries, err := fs.ReadDir(root.FS(), dir)
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() != "certs.d" }), err
+}
 
 // places returns the places of all runtimes that a node may have. local is host:port of the local port.
 func (n *Node) places(local string, bundle []byte) []place {
@@ -44,7 +87,7 @@ func (n *Node) places(local string, bundle []byte) []place {
 	certs := func(runtime, parent, dir, name string) place {
 		return place{runtime: runtime, parent: parent, dir: path.Join(dir, name), named: true, files: []file{ca}}
 	}
-	all = append(all, certs("Docker", "etc/docker", "etc/docker/certs.d", n.name()))
+	all = append(all, certs("Docker", dockerParent, "etc/docker/certs.d", n.name()))
 	loopback := strings.TrimSuffix(local, fmt.Sprintf(":%d", n.o.LocalPort))
 	for _, name := range []string{n.name(), local, fmt.Sprintf("%s:%d", loopback, n.o.Port)} {
 		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
@@ -86,16 +129,12 @@ func (n *Node) checkContainerd(root *os.Root) error {
 	if n.o.RuntimeVersion != "" && !strings.HasPrefix(n.o.RuntimeVersion, "containerd://") {
 		return nil
 	}
-	others := []string{crioParent}
-	for _, d := range distributions {
-		others = append(others, d.parent)
-	}
-	for _, other := range others {
-		if there, err := isDir(root, other); there || err != nil {
+	for _, other := range others() {
+		if there, err := runs(root, other); there || err != nil {
 			return nil
 		}
 	}
-	if there, err := isDir(root, containerdParent); !there {
+	if there, err := runs(root, containerdParent); !there {
 		return err
 	}
 	c, err := readConfig(root)
@@ -104,11 +143,27 @@ func (n *Node) checkContainerd(root *os.Root) error {
 			containerdCerts, err)
 	}
 	why := c.missing(parseVersion(n.o.RuntimeVersion))
-	if why == "" {
+	switch {
+	case why == "" && len(c.unseen) > 0:
+		return uncheckedError{c.unseen}
+	case why == "":
 		return nil
+	case c.absent:
+		why = fmt.Sprintf("there is no /%s (if containerd is not the runtime of this node, make the manifest with "+
+			"trow manifest --runtimes); %s", containerdConfig, why)
+	case len(c.unseen) > 0:
+		why += " (" + uncheckedError{c.unseen}.Error() + ")"
 	}
 	return fmt.Errorf("%s. To use %s/… names, add these two lines to /%s, then restart containerd:\n%s\n"+
 		"Until then use 127.0.0.1:%d/… names", why, n.name(), containerdConfig, c.lines(), n.o.Port)
+}
+
+// uncheckedError names the imports of containerd's configuration that this process cannot see.
+type uncheckedError struct{ imports []string }
+
+func (e uncheckedError) Error() string {
+	return fmt.Sprintf("cannot be checked: the imports %s of /%s, which are outside of /%s; make sure that they do not "+
+		"set another config_path", strings.Join(e.imports, ", "), containerdConfig, containerdParent)
 }
 
 // criConfig is what containerd's configuration says about registries.
@@ -118,6 +173,9 @@ type criConfig struct {
 	legacy  bool   // whether mirrors are set in the configuration itself, which excludes config_path
 	local   bool   // whether the plugin pulls images itself, not the transfer service
 	off     bool   // whether the plugin that serves the kubelet is disabled
+
+	absent bool     // whether there is no configuration
+	unseen []string // imports that are not mounted
 }
 
 // readConfig reads containerd's configuration and the files that it imports, as containerd does: the last file with a
@@ -129,7 +187,7 @@ func readConfig(root *os.Root) (criConfig, error) {
 	}
 	b, err := root.ReadFile(containerdConfig)
 	if errors.Is(err, fs.ErrNotExist) {
-		c.version = 2 // which each version of containerd understands
+		c.version, c.absent = 2, true // each version of containerd understands version 2
 		return c, nil
 	}
 	if err == nil {
@@ -144,6 +202,10 @@ func readConfig(root *os.Root) (criConfig, error) {
 	for _, pattern := range main.Imports {
 		if !path.IsAbs(pattern) {
 			pattern = path.Join("/", containerdParent, pattern)
+		}
+		if outside(root, pattern) {
+			c.unseen = append(c.unseen, fmt.Sprintf("%.100q", pattern))
+			continue
 		}
 		names, err := fs.Glob(root.FS(), strings.TrimPrefix(path.Clean(pattern), "/"))
 		if err != nil {
@@ -160,6 +222,19 @@ func readConfig(root *os.Root) (criConfig, error) {
 		}
 	}
 	return c, nil
+}
+
+// outside reports whether an import is in a directory that is not mounted. It cannot be known what is there.
+func outside(root *os.Root, pattern string) bool {
+	dir := strings.TrimPrefix(path.Dir(path.Clean(pattern)), "/")
+	if dir == containerdParent || strings.HasPrefix(dir, containerdParent+"/") {
+		return false
+	}
+	if strings.ContainsAny(dir, `*?[\`) {
+		return true
+	}
+	there, err := isDir(root, dir)
+	return !there || err != nil
 }
 
 // merge takes over the settings of one file.

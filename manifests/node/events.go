@@ -19,6 +19,7 @@ type Kind string
 const (
 	Listening   Kind = "Listening"         // on an address of the node
 	NotListens  Kind = "NotListening"      // on one of these addresses; the others work
+	Taken       Kind = "LoopbackTaken"     // another process listens on one of these addresses, and is not the registry
 	Trusts      Kind = "BundleChanged"     // a new bundle is in use
 	BadBundle   Kind = "BadBundle"         // the ConfigMap's bundle is invalid; the previous one stays in use
 	APIFailed   Kind = "APIFailed"         // the API server does not answer, or refuses; retried
@@ -28,6 +29,7 @@ const (
 	Foreign     Kind = "ForeignFile"       // a foreign file is in the place of ours; it stays
 	FileFailed  Kind = "FileFailed"        // a file of the node could not be read, written or removed; retried
 	ConfigPath  Kind = "ConfigPathMissing" // containerd does not look where we write
+	Unchecked   Kind = "ConfigUnchecked"   // it cannot be found out where containerd looks
 	Reload      Kind = "ReloadNeeded"      // CRI-O reads our files only after a reload
 	NodeReady   Kind = "NodeReady"         // the runtimes of the node are configured
 	Unreachable Kind = "Unreachable"       // none of the registry's addresses can be reached
@@ -37,10 +39,12 @@ const (
 // public has the kinds that become Kubernetes Events, with their type: those that need an administrator, and the final
 // success.
 var public = map[Kind]string{
+	Taken:      corev1.EventTypeWarning,
 	BadBundle:  corev1.EventTypeWarning,
 	Foreign:    corev1.EventTypeWarning,
 	FileFailed: corev1.EventTypeWarning,
 	ConfigPath: corev1.EventTypeWarning,
+	Unchecked:  corev1.EventTypeWarning,
 	Reload:     corev1.EventTypeWarning,
 	NodeReady:  corev1.EventTypeNormal,
 }

@@ -6,6 +6,7 @@ import "time"
 func Hurry(n *Node) {
 	n.times.recheck, n.times.backoff, n.times.maxBackoff = 20*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 	n.times.grace, n.times.quiet = 3*time.Second, 50*time.Millisecond
+	n.times.rebind = 20 * time.Millisecond
 	n.times.ask, n.times.dial = 200*time.Millisecond, time.Second
 }
 
@@ -17,3 +18,9 @@ func Targets(n *Node, addresses ...string) { n.targets = addresses }
 
 // Due calls [Node.due].
 func Due(n *Node, e Event, now time.Time) bool { return n.due(e, now) }
+
+// Crowd leaves n only a few slots, and makes connections give way early.
+func Crowd(n *Node, most int, opening, quiet time.Duration) {
+	n.slots.most, n.slots.opening, n.slots.quiet = most, opening, quiet
+	n.times.beat = quiet / 4
+}

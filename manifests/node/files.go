@@ -58,10 +58,13 @@ func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 			done = append(done, p.runtime)
 		}
 	}
-	if err = n.checkContainerd(root); err != nil {
+	kind := ConfigPath
+	if err = n.checkContainerd(root); errors.As(err, new(uncheckedError)) {
+		kind = Unchecked
+	} else if err != nil {
 		done = slices.DeleteFunc(done, func(runtime string) bool { return runtime == containerdName })
 	}
-	n.problem(ctx, containerdConfig, ConfigPath, err)
+	n.problem(ctx, containerdConfig, kind, err)
 	text := fmt.Sprintf("%s: configured to find %s at %s", strings.Join(done, ", "), n.name(), n.local())
 	if len(done) > 0 && n.lastReported[""] != text {
 		n.lastReported[""] = text
@@ -71,7 +74,7 @@ func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 
 // writePlace reports whether the runtime exists on the node and has what it needs.
 func (n *Node) writePlace(ctx context.Context, root *os.Root, p *place) bool {
-	exists, err := isDir(root, p.parent)
+	exists, err := runs(root, p.parent)
 	if err == nil && !exists {
 		return false
 	}
@@ -132,7 +135,7 @@ func (n *Node) removeFiles() {
 // place is a directory and our files in it, which belong together. Paths are below the root, without a leading slash.
 type place struct {
 	runtime string // its name, for people
-	parent  string // a directory that exists if the runtime does
+	parent  string // the runtime's own directory; see runs
 	dir     string
 	files   []file // in the order of writing
 	named   bool   // whether the directory is for our name alone: it is removed when it is empty

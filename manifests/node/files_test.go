@@ -43,22 +43,41 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 		}
 		return files
 	}
+	crio := []string{"etc/containers/certs.d/127.0.0.1:31000/ca.crt", "etc/containers/certs.d/127.0.0.1:31001/ca.crt",
+		"etc/containers/certs.d/" + name + "/ca.crt", "etc/containers/registries.conf.d/50-trow.conf"}
 	const k3s, rke2 = "var/lib/rancher/k3s/agent/etc/containerd", "var/lib/rancher/rke2/agent/etc/containerd"
 	for what, c := range map[string]struct {
-		dirs, want []string
+		dirs, want []string // directories end in a slash, files do not; a mount makes the former on each node
 	}{
-		"none":                      {nil, nil},
-		"containerd":                {[]string{"etc/containerd"}, certs("etc/containerd/certs.d")},
-		"k3s":                       {[]string{k3s}, certs(k3s + "/certs.d")},
-		"rke2":                      {[]string{rke2}, certs(rke2 + "/certs.d")},
-		"docker":                    {[]string{"etc/docker"}, []string{"etc/docker/certs.d/" + name + "/ca.crt"}},
-		"containers, without CRI-O": {[]string{"etc/containers"}, nil},
-		"CRI-O": {[]string{"etc/crio", "etc/containers"}, []string{
-			"etc/containers/certs.d/127.0.0.1:31000/ca.crt", "etc/containers/certs.d/127.0.0.1:31001/ca.crt",
-			"etc/containers/certs.d/" + name + "/ca.crt", "etc/containers/registries.conf.d/50-trow.conf"}},
+		"none":       {nil, nil},
+		"containerd": {[]string{"etc/containerd/config.toml"}, certs("etc/containerd/certs.d")},
+		"containerd without a file": {[]string{"etc/containerd/certs.d/", k3s + "/", rke2 + "/"},
+			certs("etc/containerd/certs.d")},
+		"containerd, all mounted": {[]string{"etc/containerd/config.toml", "etc/containerd/certs.d/", k3s + "/", rke2 + "/",
+			"etc/crio/", "etc/containers/certs.d/"}, certs("etc/containerd/certs.d")},
+		"k3s": {[]string{k3s + "/config.toml"}, certs(k3s + "/certs.d")},
+		"k3s, all mounted": {[]string{"etc/containerd/certs.d/", k3s + "/config.toml", rke2 + "/"},
+			certs(k3s + "/certs.d")},
+		"rke2":                      {[]string{rke2 + "/config.toml"}, certs(rke2 + "/certs.d")},
+		"docker":                    {[]string{"etc/docker/certs.d/"}, []string{"etc/docker/certs.d/" + name + "/ca.crt"}},
+		"containers, without CRI-O": {[]string{"etc/crio/", "etc/containers/"}, nil},
+		"CRI-O":                     {[]string{"etc/crio/crio.conf.d/", "etc/containers/"}, crio},
+		"CRI-O, all mounted": {[]string{"etc/crio/crio.conf", "etc/containers/certs.d/", "etc/containerd/certs.d/", k3s + "/",
+			rke2 + "/"}, crio},
 	} {
-		w := newWorld(t, ca.pem, c.dirs...).start("127.0.0.1:1").ready()
-		if got := w.files(); !slices.Equal(got, c.want) {
+		w := newWorld(t, ca.pem)
+		var own []string
+		for _, dir := range c.dirs {
+			if strings.HasSuffix(dir, "/") {
+				w.mkdir(dir)
+				continue
+			}
+			w.put(dir, "")
+			own = append(own, dir)
+		}
+		w.start("127.0.0.1:1").ready()
+		got := slices.DeleteFunc(w.files(), func(f string) bool { return slices.Contains(own, f) })
+		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", what, got, c.want)
 		}
 		for _, file := range c.want {
@@ -89,6 +108,7 @@ func TestMicroK8sIsFoundBehindItsLink(t *testing.T) {
 	if err := os.Symlink("7000", filepath.Join(w.root, "var/snap/microk8s/current")); err != nil {
 		t.Fatal(err)
 	}
+	w.put("var/snap/microk8s/7000/args/containerd.toml", "")
 	w.start("127.0.0.1:1").ready()
 	content := w.file("var/snap/microk8s/7000/args/certs.d/" + name + "/hosts.toml")
 	if !strings.Contains(content, `ca = "/var/snap/microk8s/current/args/certs.d/`+name+`/ca.crt"`) {
@@ -97,7 +117,7 @@ func TestMicroK8sIsFoundBehindItsLink(t *testing.T) {
 }
 
 func TestRegistriesConfLeadsToTheLocalPort(t *testing.T) {
-	w := newWorld(t, makeAuthority(t).pem, "etc/crio").start("127.0.0.1:1").ready()
+	w := newWorld(t, makeAuthority(t).pem, "etc/crio/crio.conf.d").start("127.0.0.1:1").ready()
 	var conf struct {
 		Registry []struct {
 			Prefix, Location string
@@ -155,7 +175,8 @@ func TestForeignFilesStay(t *testing.T) {
 		crio + "/ca.crt":                                "",
 		"etc/containers/registries.conf.d/50-trow.conf": "",
 	} {
-		w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio")
+		w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio/crio.conf.d")
+		w.put("etc/containerd/config.toml", "")
 		w.put(file, "mine")
 		w.start("127.0.0.1:1").ready()
 		w.until("an Event", func() bool { return len(w.published(node.Foreign)) == 1 })
@@ -182,7 +203,7 @@ func TestForeignFilesStay(t *testing.T) {
 		if err := os.Remove(filepath.Join(w.root, file)); err != nil {
 			t.Fatal(err)
 		}
-		w.until("our files", func() bool { return len(w.files()) == 7 })
+		w.until("our files", func() bool { return len(w.files()) == 8 })
 	}
 }
 
@@ -322,8 +343,44 @@ func TestContainerdsConfigurationIsChecked(t *testing.T) {
 	}
 }
 
+// TestImportsOutsideCannotBeChecked: trow node does not see the whole node, and says so.
+func TestImportsOutsideCannotBeChecked(t *testing.T) {
+	const set = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
+	for what, c := range map[string]struct {
+		imports, rest string
+		kind          node.Kind
+		want          string // "": no report
+	}{
+		"absolute":         {`["/opt/corp/*.toml"]`, set, node.Unchecked, `"/opt/corp/*.toml"`},
+		"relative":         {`["../corp/a.toml"]`, set, node.Unchecked, `"/etc/corp/a.toml"`},
+		"a pattern":        {`["/*/a.toml"]`, set, node.Unchecked, `"/*/a.toml"`},
+		"inside":           {`["conf.d/*.toml", "/etc/containerd/b.toml"]`, set, node.Unchecked, ""},
+		"mounted":          {`["/etc/shared/*.toml"]`, set, node.Unchecked, ""},
+		"not set, outside": {`["/opt/a.toml"]`, "", node.ConfigPath, "cannot be checked"},
+	} {
+		w := newWorld(t, makeAuthority(t).pem, "etc/shared")
+		w.put("etc/containerd/config.toml", "version = 2\nimports = "+c.imports+"\n"+c.rest)
+		w.start("127.0.0.1:1").ready()
+		got := w.reported(c.kind)
+		if others := w.reported(node.ConfigPath); c.kind == node.Unchecked && len(others) > 0 {
+			t.Errorf("%s: reported %q", what, others)
+		}
+		if c.want == "" {
+			if len(got) > 0 {
+				t.Errorf("%s: reported %q", what, got)
+			}
+			continue
+		}
+		if len(got) != 1 || !strings.Contains(got[0], c.want) || !strings.Contains(got[0], "cannot be checked") {
+			t.Errorf("%s: reported %q, want %q", what, got, c.want)
+		}
+		w.until("an Event", func() bool { return len(w.published(c.kind)) == 1 })
+	}
+}
+
 func TestContainerdOfADistributionIsNotChecked(t *testing.T) {
-	w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "var/lib/rancher/k3s/agent/etc/containerd")
+	w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
+	w.put("var/lib/rancher/k3s/agent/etc/containerd/config.toml", "")
 	w.start("127.0.0.1:1").ready()
 	if got := w.reported(node.ConfigPath); len(got) > 0 {
 		t.Errorf("reported %q", got)

@@ -8,64 +8,51 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
-	"sync/atomic"
+	"strings"
 	"time"
 )
 
-const (
-	// maxConns bounds the open connections; more wait in the kernel's queue. A node pulls a few images at a time, a few
-	// layers each.
-	maxConns = 512
-	// handshake is the first byte of TLS (RFC 8446, section 5.1: content type handshake). No method of HTTP starts with
-	// it.
-	handshake = 0x16
-	// chunk is how many bytes a pipe moves before it renews its deadlines: few, compared with the idle time.
-	chunk = 1 << 20
-)
+// chunk is how many bytes a pipe moves before it renews its deadlines: few, compared with the idle time.
+const chunk = 1 << 20
 
-// listen opens the listeners. Error: it could not listen on any address of the local port.
-func (n *Node) listen() ([]net.Listener, error) {
-	var all []net.Listener
-	var errs []error
+// listen opens the listeners. failed has the addresses of the node port where that was not possible. Error: it could
+// not listen on any address of the local port.
+func (n *Node) listen() (all []net.Listener, failed map[string]error, err error) {
+	failed = map[string]error{}
 	for _, port := range []int{n.o.LocalPort, n.o.Port} {
-		for _, ip := range []struct{ network, address, url string }{
-			{"tcp4", "127.0.0.1", "127.0.0.1"}, {"tcp6", "::1", "[::1]"}} {
-			address := net.JoinHostPort(ip.address, strconv.Itoa(port))
-			l, err := n.o.Listen(ip.network, address)
+		var errs []error
+		for _, a := range addresses(port) {
+			l, err := n.o.Listen(a.network, a.address)
 			if err != nil {
 				errs = append(errs, err)
-				n.notify(NotListens, err, "cannot listen on %s", address)
+				n.notify(NotListens, err, "cannot listen on %s", a.address)
+				if port == n.o.Port {
+					failed[a.address] = err
+				}
 				continue
 			}
 			if n.loopback == "" { // the first address of the local port
-				n.loopback = ip.url
+				n.loopback, _, _ = strings.Cut(a.address, fmt.Sprintf(":%d", port))
 			}
 			all = append(all, l)
-			n.notify(Listening, nil, "listening on %s", address)
+			n.notify(Listening, nil, "listening on %s", a.address)
 		}
 		if len(all) == 0 {
-			return nil, fmt.Errorf("local port %d: %w", port, errors.Join(errs...))
+			return nil, nil, fmt.Errorf("local port %d: %w", port, errors.Join(errs...))
 		}
 	}
-	return all, nil
+	return all, failed, nil
 }
 
 // local returns the address that runtimes are configured with.
 func (n *Node) local() string { return fmt.Sprintf("%s:%d", n.loopback, n.o.LocalPort) }
 
-// accept accepts connections until the listener is closed.
+// accept accepts connections until the listener is closed. It never stops to accept: a connection that says nothing
+// has to give way to the next, which may be a probe of the kubelet.
 func (n *Node) accept(l net.Listener, http *handover) {
 	for {
-		// A slot first: connections beyond the limit wait in the kernel, and cost no memory here.
-		select {
-		case n.slots <- struct{}{}:
-		case <-n.closing:
-			return
-		}
 		c, err := l.Accept()
 		if err != nil {
-			<-n.slots
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -75,60 +62,35 @@ func (n *Node) accept(l net.Listener, http *handover) {
 			}
 			continue
 		}
-		go n.dispatch(&conn{Conn: c, idle: n.times.idle, release: func() { <-n.slots }}, http)
+		go n.dispatch(n.slots.listen(c, n.times.idle), http)
 	}
 }
 
-// conn is a connection of a client on the node. Close releases its slot.
-type conn struct {
-	net.Conn
-	head    []byte // bytes that dispatch has read
-	idle    time.Duration
-	release func()
-	closed  atomic.Bool
-}
-
-func (c *conn) Read(b []byte) (int, error) {
-	if len(c.head) > 0 {
-		k := copy(b, c.head)
-		c.head = c.head[k:]
-		return k, nil
-	}
-	return c.Conn.Read(b)
-}
-
-// Write gives the client the idle time to receive the data.
-func (c *conn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.idle)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
-}
-
-func (c *conn) Close() error {
-	if c.closed.Swap(true) {
-		return nil
-	}
-	defer c.release()
-	return c.Conn.Close()
-}
-
-// dispatch looks at the first byte: TLS is piped, the rest is HTTP.
+// dispatch reads until it knows what the connection speaks: TLS is piped, HTTP is handed over.
 func (n *Node) dispatch(c *conn, http *handover) {
 	peer, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil || !peer.Addr().Unmap().IsLoopback() { // invariant 1
 		c.Close()
 		return
 	}
-	b := make([]byte, 4096)
+	b := make([]byte, 0, maxHead)
 	_ = c.SetReadDeadline(time.Now().Add(n.times.first)) // if this fails, the read fails as well
-	k, err := c.Conn.Read(b)
-	if err != nil || k == 0 {
+	what := undecided
+	for what == undecided {
+		k, err := c.Conn.Read(b[len(b):maxHead])
+		if err != nil || k == 0 {
+			c.Close()
+			return
+		}
+		b = b[:len(b)+k]
+		what = speaks(b)
+	}
+	if what == neither || what != probes && !n.slots.take(c, n.closing) {
 		c.Close()
 		return
 	}
 	_ = c.SetReadDeadline(time.Time{})
-	if c.head = b[:k]; b[0] == handshake {
+	if c.head = b; what == speaksTLS {
 		n.pipe(c)
 	} else {
 		http.give(c)
@@ -161,21 +123,21 @@ func (n *Node) dial(ctx context.Context) (net.Conn, error) {
 
 // pipe is a connection of a client and the one to the registry that belongs to it.
 type pipe struct {
-	node *Node
-	ends [2]net.Conn
-	last atomic.Int64 // when a byte was last seen to move, in nanoseconds since 1970
+	node   *Node
+	client *conn
+	ends   [2]net.Conn // the client's and the registry's
 }
 
 // pipe moves bytes in both directions until both ends have closed, or no byte has moved for the idle time. On an error
 // it closes the client's connection without a message: within TLS it cannot send any.
 func (n *Node) pipe(c *conn) {
 	defer c.Close()
-	to, err := n.dial(context.Background()) // the time limit of dial ends it
+	to, err := n.dial(c.ctx) // the time limit of dial ends it, or that c gives way
 	if err != nil {
 		return
 	}
 	defer to.Close()
-	p := &pipe{node: n, ends: [2]net.Conn{c.Conn, to}}
+	p := &pipe{node: n, client: c, ends: [2]net.Conn{c.Conn, to}}
 	p.move()
 	if !n.addPipe(p) {
 		return
@@ -192,19 +154,27 @@ func (n *Node) pipe(c *conn) {
 }
 
 // copy moves bytes in one direction, and passes on that the source has closed. Both ends are TCP, so the kernel moves
-// the bytes (splice). This function sees them at the end of a chunk, or after half of the idle time.
+// the bytes (splice). This function sees them at the end of a chunk, or when the time for reading is over.
 func (p *pipe) copy(to, from net.Conn) {
+	size := int64(chunk)
+	if from == p.ends[1] {
+		size = 1 // of the registry's answer: from then on the client is taken for one that uses the connection
+	}
 	for {
 		until := p.arm(to, from)
-		k, err := io.Copy(to, &io.LimitedReader{R: from, N: chunk})
+		k, err := io.Copy(to, &io.LimitedReader{R: from, N: size})
 		if k > 0 {
 			p.move()
 		}
 		switch {
-		case err == nil && k < chunk:
+		case err == nil && k < size:
 			closeWrite(to)
 			return
 		case err == nil:
+			if size == 1 {
+				p.client.shown.Store(true)
+			}
+			size = chunk
 		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(until) && !p.silent():
 			// The read timed out, but bytes move in at least one direction: go on.
 		default:
@@ -214,18 +184,19 @@ func (p *pipe) copy(to, from net.Conn) {
 	}
 }
 
-func (p *pipe) move() { p.last.Store(time.Now().UnixNano()) }
+func (p *pipe) move() { p.client.move() }
 
 // silent reports whether no byte has moved in either direction for the idle time.
-func (p *pipe) silent() bool { return time.Since(time.Unix(0, p.last.Load())) >= p.node.idle() }
+func (p *pipe) silent() bool { return time.Since(time.Unix(0, p.client.last.Load())) >= p.node.idle() }
 
-// arm sets the deadlines of one direction, and returns the one for writing. Reading has half the time of writing, so
-// that a timeout before that deadline means that reading took too long.
+// arm sets the deadlines of one direction, and returns the one for writing. Reading has half the time of writing at
+// most, so that a timeout before that deadline means that reading took too long; and no more than the beat, so that it
+// is known when bytes last moved if the pipe has to give way.
 func (p *pipe) arm(to, from net.Conn) time.Time {
 	for {
 		idle := p.node.idle()
 		now := time.Now()
-		_ = from.SetReadDeadline(now.Add(idle / 2))
+		_ = from.SetReadDeadline(now.Add(min(idle/2, p.node.times.beat)))
 		_ = to.SetWriteDeadline(now.Add(idle))
 		if idle == p.node.idle() { // otherwise drainPipes has shortened it in the meantime
 			return now.Add(idle)

@@ -7,6 +7,7 @@
 //   - local port: the port on loopback on which this package listens, beside the port of the name.
 //   - bundle: the CA certificates that the runtime has to trust, in PEM, from ConfigMap trow-ca.
 //   - pipe: a TLS connection; its bytes are passed on unread. A connection that is not TLS is HTTP, and is proxied.
+//   - slot: room for a connection of a client. When all are taken, connections that do nothing give way.
 //   - place: a directory of the node in which a runtime looks for the configuration of a name.
 //   - ours, foreign: a file that starts with our marker, and one that does not.
 //
@@ -20,7 +21,9 @@
 //  4. A file is written whole or not at all; see package storage/files.
 //  5. No symbolic link leads out of the directories that the options name.
 //  6. A bundle that cannot be parsed leaves the previous one in use.
-//  7. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
+//  7. Connections that do nothing keep out neither the runtime's nor the kubelet's probes, however many there are.
+//  8. The node is not ready while a process that is not the registry listens on a loopback address of the node port.
+//  9. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
 //
 // # What it does not do
 //
@@ -89,11 +92,15 @@ const defaultRoot = "/host"
 // times are time limits and intervals. Tests have shorter ones.
 type times struct {
 	recheck    time.Duration // between two checks of the node's files: a file that was removed is written again
-	first      time.Duration // until a connection's first byte, and for the headers of a request
+	first      time.Duration // until it is known what a connection speaks, and for the headers of a request
 	idle       time.Duration // without a byte: a push may wait this long for a slow disk
+	beat       time.Duration // a pipe notices within this time that bytes have moved
+	opening    time.Duration // when the slots are taken, a connection without an answer gives way after this time
+	yield      time.Duration // and one without traffic after this: longer than a registry usually thinks
 	dial       time.Duration // for each address: both are one hop away
 	grace      time.Duration // for transfers at the end; less than the pod's terminationGracePeriodSeconds of 30
 	quiet      time.Duration // at the end, a pipe without a byte for this long has nothing left to transfer
+	rebind     time.Duration // between two attempts to listen on an address of the node port
 	ask        time.Duration // for an answer of the API server, at the end and for an Event
 	backoff    time.Duration // after the first failure to follow the ConfigMap
 	maxBackoff time.Duration // after many
@@ -102,7 +109,8 @@ type times struct {
 func defaultTimes() times {
 	return times{
 		recheck: time.Minute, first: 10 * time.Second, idle: 10 * time.Minute, dial: 2 * time.Second,
-		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second,
+		beat: time.Second, opening: 250 * time.Millisecond, yield: 5 * time.Second,
+		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second, rebind: 10 * time.Second,
 		backoff: time.Second, maxBackoff: 30 * time.Second,
 	}
 }
@@ -122,8 +130,13 @@ type Node struct {
 	good    atomic.Int32 // index of the target that was reached last
 	lost    atomic.Bool  // whether the last attempt reached none of them
 
-	loopback string        // address of the local port, as in URLs: 127.0.0.1 or [::1]; set before anything runs
-	slots    chan struct{} // one for each connection
+	listeners listeners
+	named     atomic.Bool   // whether it is known what listens on the addresses of the node port
+	taken     sync.Map      // from an address of the node port on which another process listens, to a text about it
+	trusts    chan struct{} // has an element after the bundle has changed, for keepNames
+
+	loopback string // address of the local port, as in URLs: 127.0.0.1 or [::1]; set before anything runs
+	slots    *slots
 	closing  chan struct{} // closed when no more connections are accepted
 	draining atomic.Bool
 	pipesMu  sync.Mutex // guards pipes
@@ -131,7 +144,7 @@ type Node struct {
 
 	upstream upstream
 	bundle   atomic.Pointer[[]byte] // nil: unknown
-	changed  chan struct{}          // has an element after the bundle has changed
+	changed  chan struct{}          // has an element after the bundle has changed, for keepFiles
 
 	uid       atomic.Pointer[types.UID] // of the DaemonSet; nil: unknown
 	listening atomic.Bool
@@ -159,8 +172,9 @@ func New(o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{o: o, times: defaultTimes(), posted: map[string]time.Time{}, lastReported: map[string]string{},
-		slots: make(chan struct{}, maxConns), closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
-		changed: make(chan struct{}, 1)}
+		closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
+		changed: make(chan struct{}, 1), trusts: make(chan struct{}, 1)}
+	n.slots = newSlots(n.times)
 	if o.Service != "" {
 		n.targets = append(n.targets, o.Service)
 	}
@@ -224,7 +238,7 @@ func (n *Node) serverName() string { return kube.ServiceHost(n.o.Namespace) }
 // Run serves until ctx is done. Then it accepts no more connections, lets transfers finish, removes the node's files if
 // Trow is being uninstalled, and returns nil. Error: it could not listen on any address of the local port.
 func (n *Node) Run(ctx context.Context) error {
-	listeners, err := n.listen()
+	all, failed, err := n.listen()
 	if err != nil {
 		return err
 	}
@@ -232,20 +246,20 @@ func (n *Node) Run(ctx context.Context) error {
 	server, conns := n.server()
 	var serving, following sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(conns) }) // returns after Shutdown
-	for _, l := range listeners {
-		serving.Go(func() { n.accept(l, conns) })
+	n.listeners.serve = func(l net.Listener) { n.accept(l, conns) }
+	for _, l := range all {
+		n.listeners.add(l)
 	}
 	following.Go(func() { n.identify(ctx) })
 	following.Go(func() { n.follow(ctx) })
 	following.Go(func() { n.keepFiles(ctx) })
+	following.Go(func() { n.keepNames(ctx, failed) })
 
 	<-ctx.Done()
 	// The order: not ready, no new connections, the old ones finish, and the files go last, when no pull needs them.
 	n.listening.Store(false)
 	close(n.closing)
-	for _, l := range listeners {
-		l.Close()
-	}
+	n.listeners.close()
 	n.drain(server)
 	serving.Wait()
 	following.Wait()
@@ -279,9 +293,10 @@ func (n *Node) Ready() error {
 	switch {
 	case n.bundle.Load() == nil:
 		missing = append(missing, fmt.Sprintf("ConfigMap %s/%s has no CA yet", n.o.Namespace, kube.ConfigMapName))
-	case !n.synced.Load():
+	case !n.synced.Load() || !n.named.Load():
 		missing = append(missing, "runtime not configured yet")
 	}
+	n.taken.Range(func(_, text any) bool { missing = append(missing, text.(string)); return true })
 	if len(missing) > 0 {
 		return errors.New(strings.Join(missing, "; "))
 	}

@@ -46,6 +46,9 @@ const (
 	mark = "# Written by trow node"
 )
 
+// hello is the start of TLS: what trow node has to see before it connects to the registry.
+var hello = []byte{0x16, 3, 1, 0, 1, 1}
+
 // authority is a CA with a server certificate for the registry.
 type authority struct {
 	pem  string
@@ -366,7 +369,7 @@ func TestEachEndOfAPipeMayCloseFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer client.Close()
-		if _, err := client.Write([]byte{0x16}); err != nil {
+		if _, err := client.Write(hello); err != nil {
 			t.Fatal(err)
 		}
 		server, err := l.Accept()
@@ -374,7 +377,7 @@ func TestEachEndOfAPipeMayCloseFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer server.Close()
-		if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
+		if _, err := io.ReadFull(server, make([]byte, len(hello))); err != nil {
 			t.Fatal(err)
 		}
 		ends := []net.Conn{client, server}
@@ -416,7 +419,7 @@ func TestASilentPipeEndsAndABusyOneDoesNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	write(t, client, []byte{0x16})
+	write(t, client, hello)
 	server, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -443,7 +446,7 @@ func TestAConnectionWithoutARequestEnds(t *testing.T) {
 	w := newWorld(t, "")
 	w.change = func(n *node.Node) { node.Impatient(n, time.Minute, 50*time.Millisecond) }
 	w.start("127.0.0.1:1")
-	for _, sent := range []string{"", "GET / HTTP/1.1\r\nX: "} {
+	for _, sent := range []string{"", "G", "\x16", "\x16\x03\x01\x00\x01", "GET / HTTP/1.1\r\nX: "} {
 		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
 		if err != nil {
 			t.Fatal(err)
@@ -804,7 +807,7 @@ func TestTransfersFinishAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	write(t, silent, []byte{0x16})
+	write(t, silent, hello)
 
 	answer := make(chan string, 2)
 	for _, scheme := range []string{"http", "https"} {
@@ -885,9 +888,10 @@ func TestFilesAreRemovedOnlyWhenUninstalled(t *testing.T) {
 		"its UID was never learned": {answer(apierrors.NewInternalError(errors.New("down"))), true, false},
 	} {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio")
+			w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/docker", "etc/crio/crio.conf.d")
 			foreign := "etc/docker/certs.d/" + name + "/client.cert"
 			w.put(foreign, "mine")
+			w.put("etc/containerd/config.toml", "")
 			if c.early {
 				c.change(w)
 			}

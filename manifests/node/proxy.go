@@ -108,19 +108,37 @@ func (n *Node) server() (*http.Server, *handover) {
 		ErrorHandler:  fail,
 	}
 	server := &http.Server{Handler: n.handler(proxy), ErrorLog: quiet, ReadHeaderTimeout: n.times.first,
-		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader}
+		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		}}
 	return server, &handover{conns: make(chan net.Conn), done: make(chan struct{})}
 }
+
+// The paths of the kubelet's probes. speaks knows them too.
+const (
+	livePath  = "/livez"
+	readyPath = "/healthz"
+)
+
+// connKey is the key of a request's *conn in its context.
+type connKey struct{}
 
 // handler answers the kubelet's probes and passes everything else on.
 func (n *Node) handler(proxy http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+			c.shown.Store(true)
+		}
+		if r.URL.Path == livePath || r.URL.Path == readyPath {
+			w.Header().Set("Connection", "close") // it may have no slot: no other request may follow
+		}
 		switch {
 		case r.Method == http.MethodConnect: // invariant 1
 			w.WriteHeader(http.StatusMethodNotAllowed)
-		case r.URL.Path == "/livez":
+		case r.URL.Path == livePath:
 			_, _ = io.WriteString(w, "ok\n")
-		case r.URL.Path == "/healthz":
+		case r.URL.Path == readyPath:
 			if err := n.Ready(); err != nil {
 				http.Error(w, err.Error(), http.StatusServiceUnavailable)
 				return

@@ -102,9 +102,11 @@ func (n *Node) useBundle(ctx context.Context, m *corev1.ConfigMap) {
 	n.upstream.use(n.transport(pool))
 	n.bundle.Store(&bundle)
 	n.notify(Trusts, nil, "trusting the CA certificates of ConfigMap %s", kube.ConfigMapName)
-	select {
-	case n.changed <- struct{}{}:
-	default: // a signal is pending already
+	for _, c := range []chan struct{}{n.changed, n.trusts} {
+		select {
+		case c <- struct{}{}:
+		default: // a signal is pending already
+		}
 	}
 }
 
@@ -155,7 +157,7 @@ func (n *Node) learnUID(ctx context.Context) bool {
 	return err == nil
 }
 
-// leave removes the files if Trow is being uninstalled: invariant 7.
+// leave removes the files if Trow is being uninstalled: invariant 9.
 func (n *Node) leave() {
 	gone, why := n.uninstalled()
 	if !gone {

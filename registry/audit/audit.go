@@ -6,18 +6,22 @@
 //   - event: something that is recorded.
 //   - kind: what happened and its outcome: "login failed", "push ok". The lines of a kind are bounded, except for those
 //     of changes.
-//   - left out: not recorded, because there were too many lines of the kind.
+//   - peer: who caused an event: the identity that was proved, otherwise the client's address.
+//   - left out: not recorded, because there were too many lines of the kind, or of the peer.
 //
 // # Invariants
 //
-//  1. Each successful push and delete has a line.
-//  2. Of every other kind there are at most 10 lines a second (and 100 at once). A further line reports how many events
-//     were left out.
+//  1. Each successful push and delete that changed something has a line.
+//  2. Of every other kind there are at most 10 lines a second (and 100 at once) of proven identities, and as many of
+//     other clients. A peer gets half of that at most, so that its lines never keep out those of the others. A further
+//     line reports how many events were left out.
 //  3. No line contains a secret: events have no field for one, and a failed login names only users who exist, because
 //     people type passwords where names belong.
 //  4. A line that cannot be written does not fail a request. It is counted, and reported in the program's log once a
 //     minute.
-//  5. Only the owner can read the file. When it was renamed or removed, as by logrotate, the next line goes into a new
+//  5. The size of a line is bounded: strings and lists are cut, and a number says how many entries of a list are left
+//     out.
+//  6. Only the owner can read the file. When it was renamed or removed, as by logrotate, the next line goes into a new
 //     file.
 //
 // # What it does not do
@@ -41,7 +45,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
-	"golang.org/x/time/rate"
 
 	"trow/registry/ocierror"
 )
@@ -86,6 +89,10 @@ type Event struct {
 	Reason  string
 	Request string // the request's id in the access log; Record sets it
 	Object  Object
+
+	// Authenticated reports, for a verdict, whether the caller of the webhook has proved to be the API server. Otherwise
+	// User and Object are what some client sent.
+	Authenticated bool
 }
 
 // Object is what a verdict was about.
@@ -96,20 +103,12 @@ type Object struct {
 	Images, Denied                   []string
 }
 
-// kind is the unit in which lines are bounded.
-type kind struct {
-	what    What
-	outcome Outcome
-}
-
 const (
-	// linesPerSecond and linesAtOnce bound the lines of a kind: 10 a second are at most 300 MB a day.
-	linesPerSecond = 10
-	linesAtOnce    = 100
 	// reportInterval is how often it is reported what was left out.
 	reportInterval = 10 * time.Second
-	// maxTags bounds the lists of a line, far above what is usual.
-	maxTags = 100
+	// maxListed and maxListBytes bound a list of a line, far above what is usual.
+	maxListed    = 20
+	maxListBytes = 2048
 )
 
 // Log records events. Make it with [Open]. Safe for concurrent use. It is a prometheus.Collector.
@@ -119,16 +118,11 @@ type Log struct {
 	hup       chan os.Signal
 	requestID func(context.Context) string
 
-	mu    sync.Mutex // guards kinds
+	mu    sync.Mutex // guards kinds and peers
 	kinds map[kind]*bounded
+	peers *peers
 
 	leftOut atomic.Int64
-}
-
-// bounded is a kind that has a bound.
-type bounded struct {
-	lines   *rate.Limiter
-	leftOut int64 // since the last report
 }
 
 // Options are the settings, and then what the program sets.
@@ -156,7 +150,7 @@ func (o *Options) Validate() error {
 // Open opens the log: the file of the options, or the program's log. The caller closes it. Errors: the file cannot be
 // opened, or is not a regular file.
 func Open(o Options, program zerolog.Logger) (*Log, error) {
-	l := &Log{out: program, requestID: o.RequestID, kinds: map[kind]*bounded{}}
+	l := &Log{out: program, requestID: o.RequestID, kinds: map[kind]*bounded{}, peers: newPeers()}
 	if l.requestID == nil {
 		l.requestID = func(context.Context) string { return "" }
 	}
@@ -238,31 +232,9 @@ func (l *Log) Refuse(r *http.Request, action, why string) {
 func (l *Log) Record(ctx context.Context, e Event) {
 	e.Request = l.requestID(ctx)
 	done := e.Outcome == OK && (e.What == Push || e.What == Delete)
-	if done || l.room(kind{e.What, e.Outcome}) {
+	if done || l.room(&e) {
 		l.write(e)
 	}
-}
-
-// room reports whether there may be one more line of this kind. It counts the events without room, and records their
-// number when there is room again.
-func (l *Log) room(k kind) bool {
-	l.mu.Lock()
-	b := l.kinds[k]
-	if b == nil {
-		b = &bounded{lines: rate.NewLimiter(linesPerSecond, linesAtOnce)}
-		l.kinds[k] = b
-	}
-	// The count is taken and reset under the lock, so that each event is reported once, here or by reportLeftOut.
-	room, left := b.lines.Allow(), b.leftOut
-	if b.leftOut = 0; !room {
-		b.leftOut = left + 1
-		l.leftOut.Add(1)
-	}
-	l.mu.Unlock()
-	if room && left > 0 {
-		l.writeLeftOut(k, left)
-	}
-	return room
 }
 
 // reportLeftOut records, for each kind, how many events were left out since the last report.
@@ -289,12 +261,17 @@ func (l *Log) write(e Event) {
 	line := l.out.Log().Str("event", string(e.What)).Str("outcome", string(e.Outcome)) // at every level
 	str := func(key, value string) {
 		if value != "" {
-			line.Str(key, value)
+			line.Str(key, ocierror.Clip(value))
 		}
 	}
 	strs := func(key string, values []string) {
-		if len(values) > 0 {
-			line.Strs(key, values[:min(len(values), maxTags)])
+		if len(values) == 0 {
+			return
+		}
+		listed := clipped(values)
+		line.Strs(key, listed)
+		if more := len(values) - len(listed); more > 0 {
+			line.Int(key+"LeftOut", more)
 		}
 	}
 	str("user", e.User)
@@ -314,9 +291,26 @@ func (l *Log) write(e Event) {
 	}
 	strs("images", e.Object.Images)
 	strs("denied", e.Object.Denied)
-	str("reason", ocierror.Clip(e.Reason))
+	str("reason", e.Reason)
+	if e.What == Verdict {
+		line.Bool("authenticated", e.Authenticated)
+	}
 	str("req", e.Request)
 	line.Msg("audit")
+}
+
+// clipped returns the first of the values, each cut: those that a line has room for.
+func clipped(values []string) []string {
+	var listed []string
+	size := 0
+	for _, value := range values {
+		value = ocierror.Clip(value)
+		if size += len(value); len(listed) == maxListed || len(listed) > 0 && size > maxListBytes {
+			break
+		}
+		listed = append(listed, value)
+	}
+	return listed
 }
 
 // From returns the address in a request's RemoteAddr, without the port, for Event.From.

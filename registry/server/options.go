@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -143,8 +142,9 @@ func CloseListeners(all ...net.Listener) {
 	}
 }
 
-// Loopback reports whether only this machine can connect to an address, which has the form IP:port.
+// Loopback reports whether only this machine can connect to a listener on address, which has the form host:port. A host
+// that is not known is not a loopback one.
 func Loopback(address string) bool {
-	a, err := netip.ParseAddrPort(address)
-	return err == nil && a.Addr().Unmap().IsLoopback()
+	a, err := net.ResolveTCPAddr("tcp", address)
+	return err == nil && a.IP.IsLoopback() // an empty host is every address of the machine, and no IP
 }

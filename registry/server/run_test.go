@@ -90,7 +90,7 @@ func TestListenersAreOpenedOrNamedInTheError(t *testing.T) {
 func TestLoopback(t *testing.T) {
 	for address, want := range map[string]bool{
 		"127.0.0.1:1": true, "127.9.9.9:1": true, "[::1]:1": true, "[::ffff:127.0.0.1]:1": true,
-		":1": false, "0.0.0.0:1": false, "[::]:1": false, "10.0.0.1:1": false, "localhost:1": false, "": false,
+		":1": false, "0.0.0.0:1": false, "[::]:1": false, "10.0.0.1:1": false, "localhost:1": true, "": false,
 	} {
 		if server.Loopback(address) != want {
 			t.Errorf("%q: %v", address, !want)

@@ -1,0 +1,150 @@
+package audit
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/time/rate"
+)
+
+const (
+	// linesPerSecond and linesAtOnce bound the lines of a kind. A line has a few hundred bytes, so that one kind usually
+	// is at most 300 MB a day.
+	linesPerSecond = 10
+	linesAtOnce    = 100
+	// peerPerSecond and peerAtOnce bound the lines of a peer within a kind: half of it, so that the other half is left
+	// for the rest, whatever one peer does.
+	peerPerSecond = linesPerSecond / 2
+	peerAtOnce    = linesAtOnce / 2
+	// maxPeers bounds the peers that are remembered, about 200 bytes each. A peer that was forgotten starts with a full
+	// budget; the one of its kind still applies.
+	maxPeers = 1024
+)
+
+// kind is the unit in which lines are bounded and counted.
+type kind struct {
+	what    What
+	outcome Outcome
+}
+
+// bounded is a kind that has a bound.
+type bounded struct {
+	// The lines of peers that have proved who they are have a budget of their own. Anybody can have many addresses, and
+	// would otherwise keep out the lines of users, or of the API server.
+	proven, unproven *rate.Limiter
+	leftOut          int64 // since the last report
+}
+
+func newBounded() *bounded {
+	return &bounded{proven: rate.NewLimiter(linesPerSecond, linesAtOnce),
+		unproven: rate.NewLimiter(linesPerSecond, linesAtOnce)}
+}
+
+// peer is who caused an event, and its kind. Names are hashed, so that a client does not choose the size of a peer.
+type peer struct {
+	kind
+	proven bool
+	name   uint64
+}
+
+// peers are the budgets of those seen last. Not safe for concurrent use.
+type peers struct {
+	seed maphash.Seed
+	all  *simplelru.LRU[peer, *rate.Limiter]
+}
+
+func newPeers() *peers {
+	all, err := simplelru.NewLRU[peer, *rate.Limiter](maxPeers, nil)
+	if err != nil {
+		panic(err) // impossible: the size is positive
+	}
+	return &peers{seed: maphash.MakeSeed(), all: all}
+}
+
+// allow reports whether there may be one more line of the peer.
+func (p *peers) allow(who peer, now time.Time) bool {
+	lines, ok := p.all.Get(who)
+	if !ok {
+		lines = rate.NewLimiter(peerPerSecond, peerAtOnce)
+		p.all.Add(who, lines)
+	}
+	return lines.AllowN(now, 1)
+}
+
+// of returns the peer of an event: the identity that was proved, otherwise the address.
+func (p *peers) of(e *Event) peer {
+	who := peer{kind: kind{e.What, e.Outcome}, proven: e.proven()}
+	var h maphash.Hash
+	h.SetSeed(p.seed)
+	if !who.proven {
+		h.WriteString(network(e.From))
+		who.name = h.Sum64()
+		return who
+	}
+	h.WriteString(e.Kind)
+	h.WriteByte(0)
+	h.WriteString(e.User)
+	if e.What == Verdict {
+		// The user of most reviews is a controller, which makes the pods of everybody. The namespace tells them apart.
+		h.WriteByte(0)
+		h.WriteString(e.Object.Namespace)
+	}
+	who.name = h.Sum64()
+	return who
+}
+
+// proven reports whether User is the identity of the client. A failed login proves nothing, and the user of a review
+// is only as good as the caller that sent it.
+func (e *Event) proven() bool {
+	switch {
+	case e.What == Verdict:
+		return e.Authenticated
+	case e.What == Login:
+		return false
+	}
+	return e.Kind != "anonymous" && e.Kind != "unknown"
+}
+
+// network returns the address by which a client is counted. Of IPv6 it is the network (/64), because a host there has
+// as many addresses as it likes.
+func network(from string) string {
+	a, err := netip.ParseAddr(from)
+	if err != nil {
+		return from
+	}
+	if a = a.Unmap().WithZone(""); a.Is6() {
+		return netip.PrefixFrom(a, 64).Masked().Addr().String()
+	}
+	return a.String()
+}
+
+// room reports whether there may be a line of this event. It counts the events without room, and records their number
+// when their kind has room again.
+func (l *Log) room(e *Event) bool {
+	now := time.Now()
+	l.mu.Lock()
+	who := l.peers.of(e)
+	b := l.kinds[who.kind]
+	if b == nil {
+		b = newBounded()
+		l.kinds[who.kind] = b
+	}
+	lines := b.unproven
+	if who.proven {
+		lines = b.proven
+	}
+	// The peer first: what is beyond its own budget takes nothing from that of the kind. The count is taken and reset
+	// under the lock, so that each event is reported once, here or by reportLeftOut.
+	room, left := l.peers.allow(who, now) && lines.AllowN(now, 1), b.leftOut
+	if b.leftOut = 0; !room {
+		b.leftOut = left + 1
+		l.leftOut.Add(1)
+	}
+	l.mu.Unlock()
+	if room && left > 0 {
+		l.writeLeftOut(who.kind, left)
+	}
+	return room
+}
