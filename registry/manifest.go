@@ -77,7 +77,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if p.parsed, err = parseManifest(req.Header.Get("Content-Type"), body); err != nil {
 		return err
 	}
-	if err := r.push(req.Context(), p); err != nil {
+	if err := r.pushAs(req, c, p); err != nil {
 		return err
 	}
 	r.annotate(req.Context(), "digest", p.digest.String())

@@ -21,6 +21,7 @@ type push struct {
 	parsed     parsed
 	body       []byte
 	conditions conditions
+	create     *creation // not nil: it may create and not move
 }
 
 // push makes a manifest durable, then visible. Bytes come before facts: a fact must never outlive its bytes.
@@ -75,6 +76,9 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 		if at, ok := tx.Tag(tag); ok && at.Digest() != p.digest && r.isImmutable(p.who, p.repo, tag) {
 			return immutableTag(tag, at.Digest())
 		}
+	}
+	if err := p.create.allows(tx, p); err != nil {
+		return err
 	}
 	if err := missingParts(tx, p.parsed.needs); err != nil {
 		return err

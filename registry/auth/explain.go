@@ -53,6 +53,9 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 		return Explanation{v.Allowed, p.why(v)}, nil
 	}
 	allowed, reason, err := g.ask(ctx, who, repo, a)
+	if a == Create && err == nil && !allowed {
+		allowed, reason, err = g.ask(ctx, who, repo, Push)
+	}
 	return Explanation{allowed, strings.TrimSuffix(p.why(Verdict{on: onCluster})+": "+reason, ": ")}, err
 }
 

@@ -190,6 +190,8 @@ func (g *Guard) Summary() string {
 		return "nothing"
 	case p.Anonymous == ReadOnly:
 		return "pull; everything else " + rest
+	case p.Anonymous == CreateOnly:
+		return "pull, and push of what is new; to move or delete a tag " + rest
 	case p.AnonymousDelete:
 		return "pull, push and delete (only this machine can connect)"
 	}
