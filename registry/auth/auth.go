@@ -109,6 +109,7 @@ type Identity struct {
 
 	owner  bool     // the user of the settings
 	socket bool     // a client of the administration socket
+	local  bool     // the request is private, see Guard.private
 	cert   bool     // a certificate has proved the name
 	orgs   []string // the certificate's organizations
 	robot  *robot   // nil: not a robot

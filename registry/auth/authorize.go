@@ -21,7 +21,7 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 	}
 	if a == Login {
 		// Clients take this answer for the whole registry: after a 200 they never send credentials.
-		if s.challenges && who == anonymous {
+		if who.Anonymous() && who.grant == nil && s.challenges(who) {
 			return ErrUnauthorized
 		}
 		return nil

@@ -109,8 +109,9 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 		who, err := g.granted(r)
 		if err != nil {
 			g.loginFailed(r, err)
+			return nil, nil, err
 		}
-		return who, r.PostForm["scope"], err
+		return g.here(r, who), r.PostForm["scope"], nil
 	}
 	w.Header().Set("Allow", "GET, POST")
 	return nil, nil, errMethod

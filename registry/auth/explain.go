@@ -32,6 +32,10 @@ func (p *Policy) why(v Verdict) string {
 		}
 		return "the robot was not created for that"
 	case onLevel:
+		if v.private {
+			return "there are no rules, and clients without a login may delete where the registry listens on a loopback " +
+				"address, and the request has a loopback Host and has not come through a proxy"
+		}
 		return "there are no rules, and the setting anonymous decides for clients without a login"
 	case onLogin:
 		return "there are no rules: users may do everything but administer the registry, " +
@@ -75,12 +79,13 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	return Named(name, groups), nil
 }
 
-// Named returns an identity of which only the name and the groups are known.
+// Named returns an identity of which only the name and the groups are known. Of its requests, it stands for those that
+// may do the most.
 func Named(name string, groups []string) *Identity {
 	if strings.HasPrefix(name, certPrefix) {
-		return &Identity{Name: name, cert: true, orgs: groups}
+		return &Identity{Name: name, cert: true, orgs: groups, local: true}
 	}
-	return &Identity{Name: name, Groups: groups, Cluster: strings.Contains(name, ":") || len(groups) > 0}
+	return &Identity{Name: name, Groups: groups, local: true, Cluster: strings.Contains(name, ":") || len(groups) > 0}
 }
 
 // Owner returns the identity of the user who may do everything, for Explain.

@@ -22,8 +22,9 @@ func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 	who, err := g.identify(r)
 	if err != nil {
 		g.loginFailed(r, err)
+		return who, err
 	}
-	return who, err
+	return g.here(r, who), nil
 }
 
 func (g *Guard) identify(r *http.Request) (*Identity, error) {

@@ -37,7 +37,7 @@ type Options struct {
 	// Name is the host[:port] that goes into challenges for clients that send no valid Host header.
 	Name string
 	// Loopback reports whether the registry listens on a loopback address only: then deleting needs no login where pushing
-	// needs none.
+	// needs none, for requests that have not come through a proxy.
 	Loopback bool
 	// ClientCA reports whether clients can log in with certificates (the setting client-ca).
 	ClientCA bool
@@ -111,7 +111,7 @@ func (o *Options) Policy() (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Compile(o.Rules, PolicyOptions{Anonymous: level, AnonymousDelete: o.Loopback,
+	return Compile(o.Rules, PolicyOptions{Anonymous: level, AnonymousDelete: o.Loopback && o.PublicURL == "",
 		Access: o.AccessReview || o.Accesses != nil})
 }
 

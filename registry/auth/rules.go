@@ -58,7 +58,7 @@ type Policy struct {
 // PolicyOptions are what decides beside the rules.
 type PolicyOptions struct {
 	Anonymous       Level // what may be done without a login, where there are no rules
-	AnonymousDelete bool  // deleting needs no login where pushing needs none; for loopback listeners
+	AnonymousDelete bool  // deleting needs no login where pushing needs none, for private requests (loopback listeners)
 	Access          bool  // where no rule decides about an account of the cluster, the Kubernetes API does
 }
 
@@ -245,6 +245,7 @@ type Verdict struct {
 	Allowed bool
 	Rule    int // the number of the rule that decided, from 1; 0: no rule decided
 	on      basis
+	private bool // it depends on the request, see Guard.private
 }
 
 // Judge decides about any action but Login. It does not ask the Kubernetes API.
@@ -268,8 +269,8 @@ func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 		return Verdict{Allowed: true, on: onRobot}
 	case len(p.rules) > 0:
 		return Verdict{}
-	case p.withoutLogin(a):
-		return Verdict{Allowed: true, on: onLevel}
+	case p.withoutLogin(who, a):
+		return Verdict{Allowed: true, on: onLevel, private: a == Delete}
 	case who.Anonymous():
 		return Verdict{on: onLevel}
 	case who.Cluster && p.Access:
@@ -288,7 +289,7 @@ func includes(all []Action, a Action) bool {
 }
 
 // withoutLogin reports whether an action needs no login where there are no rules.
-func (p *Policy) withoutLogin(a Action) bool {
+func (p *Policy) withoutLogin(who *Identity, a Action) bool {
 	switch a {
 	case Pull, Catalog:
 		return p.Anonymous >= ReadOnly
@@ -297,7 +298,7 @@ func (p *Policy) withoutLogin(a Action) bool {
 	case Push:
 		return p.Anonymous >= ReadWrite
 	case Delete:
-		return p.Anonymous >= ReadWrite && p.AnonymousDelete
+		return p.Anonymous >= ReadWrite && p.AnonymousDelete && who.local
 	}
 	return false
 }
