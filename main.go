@@ -156,7 +156,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 	o.registry.Log, o.registry.Names = log, o.policy.Names
 	o.registry.Auth.Loopback = server.Loopback(listener.Addr().String())
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
-	o.registry.Auth.Reviewer, o.registry.Auth.Accesses = reviewer, reviewer
+	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it
 	if err != nil {
 		return err
