@@ -213,6 +213,7 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 	metrics http.Handler) http.Handler {
 	if o.server.MetricsLogin {
 		metrics = reg.Guard().Protect(auth.Metrics, metrics)
+		probes.Details = func(r *http.Request) bool { return reg.Guard().Permits(r, auth.Metrics) }
 	}
 	r := chi.NewRouter()
 	r.Get("/healthz", probes.ServeHealth)

@@ -611,6 +611,7 @@ func TestTokensOfRobots(t *testing.T) {
 	trow(0, "yes: the robot was created for that", "can-i", "push", "team/app", "--as=robot:ci")
 	trow(1, "no: the robot was not created for that", "can-i", "push", "other", "--as=robot:ci")
 	trow(2, `robot "cd" does not exist`, "can-i", "push", "other", "--as=robot:cd")
+	trow(2, `user "cd" does not exist`, "can-i", "push", "other", "--as=cd")
 	trow(0, "Robot ci revoked.", "token", "revoke", "ci")
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", login...)
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)

@@ -13,8 +13,8 @@
 //  1. Each successful push and delete has a line.
 //  2. Of every other kind there are at most 10 lines a second (and 100 at once). A further line reports how many events
 //     were left out.
-//  3. No line contains a secret: events have no field for one, and a failed login names only users who exist, because
-//     people type passwords where names belong.
+//  3. No line contains a secret: events have no field for one, a failed login names only users who exist, because people
+//     type passwords where names belong, and what looks like a robot's secret is removed.
 //  4. A line that cannot be written does not fail a request. It is counted, and reported in the program's log once a
 //     minute.
 //  5. Only the owner can read the file. When it was renamed or removed, as by logrotate, the next line goes into a new
@@ -33,6 +33,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -44,6 +45,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"trow/registry/ocierror"
+	"trow/registry/redact"
 )
 
 // What happened.
@@ -288,12 +290,16 @@ func (l *Log) write(e Event) {
 	line := l.out.Log().Str("event", string(e.What)).Str("outcome", string(e.Outcome)) // at every level
 	str := func(key, value string) {
 		if value != "" {
-			line.Str(key, value)
+			line.Str(key, redact.Secrets(value))
 		}
 	}
 	strs := func(key string, values []string) {
 		if len(values) > 0 {
-			line.Strs(key, values[:min(len(values), maxTags)])
+			values = slices.Clone(values[:min(len(values), maxTags)]) // others have the list as well
+			for i := range values {
+				values[i] = redact.Secrets(values[i])
+			}
+			line.Strs(key, values)
 		}
 	}
 	str("user", e.User)

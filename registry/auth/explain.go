@@ -64,7 +64,7 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 }
 
 // Impersonate returns the identity with this name, for Explain: a user, robot:NAME, cert:CN, an account of the cluster
-// (any other name with a colon), or anonymous for the empty name. Errors: there is no such robot.
+// (any other name with a colon, or with groups), or anonymous for the empty name. Errors: there is no such robot or user.
 func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	s := g.state.Load()
 	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {
@@ -75,6 +75,10 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	}
 	if u, ok := s.users.list[name]; ok && len(groups) == 0 {
 		return u.who, nil
+	}
+	// A user of the cluster has a colon in the name, or groups.
+	if name != "" && len(groups) == 0 && !strings.Contains(name, ":") {
+		return nil, fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well (--as-group)", name)
 	}
 	return Named(name, groups), nil
 }

@@ -124,7 +124,7 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 	who, ok := s.users.login(key, name, password, now)
 	done(ok)
 	if !ok {
-		return nil, s.wrong(name)
+		return nil, s.wrong(name, password)
 	}
 	return who, nil
 }
