@@ -762,6 +762,17 @@ func TestTheAuditLog(t *testing.T) {
 	p := start(t, dir, "--user=root", "--password="+canary, "--htpasswd="+users(t, "alice"), "--audit-log="+log, "--validate-token-file="+token, "--log-level=debug", "--metrics-login")
 	_, secret, _ := command(t, "", "token", "create", "ci", "--repository=team/**", "--actions=pull,push", "--data-dir="+dir)
 	secret = strings.TrimSpace(secret)
+	p.do("GET", "/v2/"+secret+"/app/manifests/v1", "") // people type secrets where names belong
+	p.do("GET", "/v2/team/app/manifests/"+secret, "", basicAuth("root", canary)...)
+	if text := p.want(200, "GET", "/readyz?verbose", ""); text != "ok\n" {
+		t.Errorf("without a login that may metrics, readyz shows %q", text)
+	}
+	if text := p.want(200, "GET", "/readyz?verbose", "", basicAuth("root", canary)...); !strings.Contains(text, "[+]index loaded") {
+		t.Errorf("with a login, readyz shows %q", text)
+	}
+	if text := p.errOut.String(); strings.Contains(text, secret) || strings.Count(text, "trow_[REDACTED]") < 2 {
+		t.Errorf("a secret in a path is logged: %s", text)
+	}
 	robot, owner := basicAuth("x", secret), basicAuth("root", canary)
 	push := func(status int, login []string, repo string) {
 		t.Helper()

@@ -22,8 +22,8 @@ type Reviewer interface {
 // that no rule decides, so it must remember its answers for a while.
 type AccessReviewer interface {
 	// Access reports whether user may do verb, and the reason. verb is one of RBAC: get (pull), create, update (push),
-	// delete, list (catalog), admin or metrics. namespace and repository are the first element of the repository's name and the
-	// rest; a name of one element has no namespace. Errors: the API is unavailable.
+	// delete, list (catalog), admin or metrics. namespace and repository are the first element of the repository's
+	// name and the rest; a name of one element has no namespace. Errors: the API is unavailable.
 	Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (
 		allowed bool, reason string, err error)
 }

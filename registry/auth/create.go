@@ -58,6 +58,6 @@ func (g *Guard) wayIn(repo string, a Action) string {
 			where = "on this machine, use a loopback host and neither a proxy nor the setting public-url; or "
 		}
 	}
-	return where + fmt.Sprintf("create a login with: %s token create NAME --repository %s --actions %s; or start the registry "+
-		"with --user", cmp.Or(g.options.Program, "trow"), cmp.Or(repo, "'**'"), actions)
+	return where + fmt.Sprintf("create a login with: %s token create NAME --repository %s --actions %s; or start the "+
+		"registry with --user", cmp.Or(g.options.Program, "trow"), cmp.Or(repo, "'**'"), actions)
 }

@@ -64,7 +64,8 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 }
 
 // Impersonate returns the identity with this name, for Explain: a user, robot:NAME, cert:CN, an account of the cluster
-// (any other name with a colon, or with groups), or anonymous for the empty name. Errors: there is no such robot or user.
+// (any other name with a colon, or with groups), or anonymous for the empty name. Errors: there is no such robot or
+// user.
 func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	s := g.state.Load()
 	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {

@@ -46,8 +46,8 @@ func forwarded(h http.Header) bool {
 	return false
 }
 
-// here returns who, or who as the sender of a private request. It is decided for each request, because the same token can
-// come through a proxy the next time. Users and robots have the same rights wherever they come from.
+// here returns who, or who as the sender of a private request. It is decided for each request, because the same token
+// can come through a proxy the next time. Users and robots have the same rights wherever they come from.
 func (g *Guard) here(r *http.Request, who *Identity) *Identity {
 	if !g.options.Loopback || !who.Anonymous() && !who.Cluster && !who.cert || !g.private(r) {
 		return who
