@@ -155,7 +155,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 	}
 	o.registry.Log, o.registry.Names = log, o.policy.Names
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
-	o.registry.Auth.Reviewer, o.registry.Auth.Accesses = reviewer, reviewer
+	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it
 	if err != nil {
 		return err
@@ -215,6 +215,7 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 	metrics http.Handler) http.Handler {
 	if o.server.MetricsLogin {
 		metrics = reg.Guard().Protect(auth.Metrics, metrics)
+		probes.Details = func(r *http.Request) bool { return reg.Guard().Permits(r, auth.Metrics) }
 	}
 	r := chi.NewRouter()
 	r.Get("/healthz", probes.ServeHealth)

@@ -693,6 +693,7 @@ func TestTokensOfRobots(t *testing.T) {
 	trow(0, "yes: the robot was created for that", "can-i", "push", "team/app", "--as=robot:ci")
 	trow(1, "no: the robot was not created for that", "can-i", "push", "other", "--as=robot:ci")
 	trow(2, `robot "cd" does not exist`, "can-i", "push", "other", "--as=robot:cd")
+	trow(2, `user "cd" does not exist`, "can-i", "push", "other", "--as=cd")
 	trow(0, "Robot ci revoked.", "token", "revoke", "ci")
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", login...)
 	p.want(401, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)
@@ -875,6 +876,17 @@ func TestTheAuditLog(t *testing.T) {
 		"--data-dir="+dir,
 	)
 	secret = strings.TrimSpace(secret)
+	p.do("GET", "/v2/"+secret+"/app/manifests/v1", "") // people type secrets where names belong
+	p.do("GET", "/v2/team/app/manifests/"+secret, "", basicAuth("root", canary)...)
+	if text := p.want(200, "GET", "/readyz?verbose", ""); text != "ok\n" {
+		t.Errorf("without a login that may metrics, readyz shows %q", text)
+	}
+	if text := p.want(200, "GET", "/readyz?verbose", "", basicAuth("root", canary)...); !strings.Contains(text, "[+]index loaded") {
+		t.Errorf("with a login, readyz shows %q", text)
+	}
+	if text := p.errOut.String(); strings.Contains(text, secret) || strings.Count(text, "trow_[REDACTED]") < 2 {
+		t.Errorf("a secret in a path is logged: %s", text)
+	}
 	robot, owner := basicAuth("x", secret), basicAuth("root", canary)
 	push := func(status int, login []string, repo string) {
 		t.Helper()

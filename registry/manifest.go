@@ -79,7 +79,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if r.options.RefuseForeign && len(p.parsed.elsewhere) > 0 {
 		return foreignRefused(p.parsed.elsewhere[0])
 	}
-	if err := r.push(req.Context(), p); err != nil {
+	if err := r.pushAs(req, c, p); err != nil {
 		return err
 	}
 	r.pushedReferrer(req.Context(), p)

@@ -22,7 +22,8 @@ type push struct {
 	parsed     parsed
 	body       []byte
 	conditions conditions
-	changed    bool // set by push: the repository did not hold the manifest intact, or a tag was new or moved
+	create     *creation // not nil: it may create and not move
+	changed    bool      // set by push: the repository did not hold the manifest intact, or a tag was new or moved
 }
 
 // manifest is what is recorded of it.
@@ -109,6 +110,9 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	// Each reference is an entry of the Index. What is held already is there, and may be pushed again.
 	if n := len(p.parsed.refs); !isHeld && r.options.MaxReferences > 0 && n > r.options.MaxReferences {
 		return tooManyReferences(n, r.options.MaxReferences)
+	}
+	if err := p.create.allows(tx, p); err != nil {
+		return err
 	}
 	if err := missingParts(tx, p.parsed.needs); err != nil {
 		return err

@@ -144,6 +144,7 @@ type call struct {
 	who    *auth.Identity // nil until the request is identified
 	client limit.Client   // who, or the address without a login
 	hidden bool           // who must not learn whether the repository exists
+	create error          // not nil: who may create and not push; an ErrCreateOnly
 }
 
 // handler answers one method of one endpoint.
@@ -282,6 +283,9 @@ func (r *Registry) unlimited(req *http.Request) bool {
 func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h handler) error {
 	err := r.options.Auth.Authorize(req.Context(), c.who, c.repo, c.action)
 	c.hidden = errors.Is(err, auth.ErrHidden)
+	if errors.Is(err, auth.ErrCreateOnly) { // what it pushes may be new: admissible decides, when it sees the tags
+		c.create, err = err, nil
+	}
 	if err != nil && !c.hidden {
 		return r.refusal(req, c, err)
 	}

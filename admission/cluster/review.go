@@ -82,6 +82,10 @@ func (r *Reviewer) Review(ctx context.Context, token string) (user authenticatio
 	if why == "" && !time.Now().Before(claims.end()) {
 		why = "it has expired"
 	}
+	// A token for another service is not for us to show around, also if the API server would not accept it.
+	if why == "" && len(claims.Audience) > 0 && !slices.Contains(claims.Audience, r.audience) {
+		why = r.otherAudience()
+	}
 	if why != "" {
 		// It is cached, although there was no question to ask, so that a client that tries again does not flood the log.
 		if r.identities.refuse(key, identity{why: why}, refusalLife) {
@@ -111,8 +115,7 @@ func (r *Reviewer) review(ctx context.Context, token string, claims claims) (ans
 	why, status := "", reply.Status
 	switch {
 	case !status.Authenticated && !slices.Contains(claims.Audience, r.audience):
-		why = fmt.Sprintf("it was not issued for the audience %s (kubectl create token NAME --audience=%s)",
-			r.audience, r.audience)
+		why = r.otherAudience()
 	case !status.Authenticated:
 		why = "the cluster does not know it, or its ServiceAccount or pod was deleted"
 	case !slices.Contains(status.Audiences, r.audience): // an authenticator that ignores audiences returns none
@@ -126,6 +129,11 @@ func (r *Reviewer) review(ctx context.Context, token string, claims claims) (ans
 	}
 	return answer[identity]{value: identity{user: status.User}, good: true,
 		fresh: earlier(now.Add(identityLife), claims.end()), stale: earlier(now.Add(staleLife), claims.end())}, nil
+}
+
+func (r *Reviewer) otherAudience() string {
+	return fmt.Sprintf("it was not issued for the audience %s (kubectl create token NAME --audience=%s)", r.audience,
+		r.audience)
 }
 
 // Access reports whether an identity may do something to a repository, and the reason, for people. It asks whether the

@@ -231,6 +231,8 @@ func TestReview(t *testing.T) {
 	for _, row := range []struct{ token, text string }{
 		{"", "not a JWT"},
 		{"opaque", "not a JWT"},
+		{token(`{"aud":"https://kubernetes.default.svc","sub":"x"}`), "--audience=trow"},
+		{token(`{"aud":["a","b"]}`), "--audience=trow"},
 		{"sha256~abcdefgh", "not a JWT"},
 		{"aaaa.bbbb", "not a JWT"},
 		{"aaaa.!!!!.cccc", "not a JWT"},

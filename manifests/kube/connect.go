@@ -14,6 +14,16 @@ const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 // Inside reports whether this process runs in a pod of a cluster.
 func Inside() bool { return os.Getenv("KUBERNETES_SERVICE_HOST") != "" }
 
+// Program returns how people run the commands of the server: with kubectl in its pod if this process runs in one, else
+// trow.
+func Program() string {
+	namespace, err := os.ReadFile(namespaceFile)
+	if err != nil || !Inside() {
+		return "trow"
+	}
+	return "kubectl -n " + strings.TrimSpace(string(namespace)) + " exec " + Name + "-0 -- /trow"
+}
+
 // InCluster connects with the ServiceAccount of the pod that this process runs in, and returns the pod's namespace.
 // Error: the process does not run in a pod, or the pod has no token.
 func InCluster() (*Client, string, error) {

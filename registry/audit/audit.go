@@ -16,7 +16,7 @@
 //     other clients. A peer gets half of that at most, so that its lines never keep out those of the others. A further
 //     line reports how many events were left out.
 //  3. No line contains a secret: events have no field for one, and a failed login names only users who exist, because
-//     people type passwords where names belong.
+//     people type passwords where names belong, and what looks like a robot's secret is removed.
 //  4. A line that cannot be written does not fail a request. It is counted, and reported in the program's log once a
 //     minute.
 //  5. The size of a line is bounded: strings and lists are cut, and a number says how many entries of a list are left
@@ -37,6 +37,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -47,6 +48,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"trow/registry/ocierror"
+	"trow/registry/redact"
 )
 
 // What happened.
@@ -261,14 +263,17 @@ func (l *Log) write(e Event) {
 	line := l.out.Log().Str("event", string(e.What)).Str("outcome", string(e.Outcome)) // at every level
 	str := func(key, value string) {
 		if value != "" {
-			line.Str(key, ocierror.Clip(value))
+			line.Str(key, ocierror.Clip(redact.Secrets(value)))
 		}
 	}
 	strs := func(key string, values []string) {
 		if len(values) == 0 {
 			return
 		}
-		listed := clipped(values)
+		listed := slices.Clone(clipped(values)) // others have the list as well
+		for i := range listed {
+			listed[i] = redact.Secrets(listed[i])
+		}
 		line.Strs(key, listed)
 		if more := len(values) - len(listed); more > 0 {
 			line.Int(key+"LeftOut", more)

@@ -302,3 +302,19 @@ trow_audit_left_out_total ` + strconv.FormatInt(l.LeftOut(), 10) + "\n"
 		t.Error(err, l.LeftOut())
 	}
 }
+
+// TestARobotsSecretInATagIsNotRecorded: a tag may have the form of one.
+func TestARobotsSecretInATagIsNotRecorded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	l := openLog(t, path, new(bytes.Buffer))
+	secret := "trow_" + strings.Repeat("ABC2", 13)
+	e := pushed
+	e.Tags, e.Reason = []string{secret}, "tag "+secret
+	l.Record(t.Context(), e)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if text := read(t, path); strings.Contains(text, secret) || strings.Count(text, "trow_[REDACTED]") != 2 || e.Tags[0] != secret {
+		t.Errorf("recorded %s; tags %q", text, e.Tags)
+	}
+}

@@ -21,9 +21,9 @@ type Reviewer interface {
 // AccessReviewer asks the Kubernetes API what an account may do (SubjectAccessReview). It is called for each request
 // that no rule decides, so it must remember its answers for a while.
 type AccessReviewer interface {
-	// Access reports whether user may do verb, and the reason. verb is one of RBAC: get (pull), update (push), delete,
-	// list (catalog), admin or metrics. namespace and repository are the first element of the repository's name and the
-	// rest; a name of one element has no namespace. Errors: the API is unavailable.
+	// Access reports whether user may do verb, and the reason. verb is one of RBAC: get (pull), create, update (push),
+	// delete, list (catalog), admin or metrics. namespace and repository are the first element of the repository's
+	// name and the rest; a name of one element has no namespace. Errors: the API is unavailable.
 	Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (
 		allowed bool, reason string, err error)
 }

@@ -2,24 +2,30 @@ package auth
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 
 	"trow/registry/audit"
 )
 
 // loginError is a failed login of a user who exists.
-type loginError struct{ user string }
+type loginError struct {
+	user string
+	error
+}
 
-func (e *loginError) Error() string { return errWrong.Error() }
-
-func (e *loginError) Unwrap() error { return errWrong }
+func (e *loginError) Unwrap() error { return e.error }
 
 // wrong returns the error for a wrong password. It drops a name that no user has: it may be a password.
-func (s *state) wrong(name string) error {
-	if _, exists := s.users.list[name]; exists {
-		return &loginError{name}
+func (s *state) wrong(name, password string) error {
+	err := errWrong
+	if why := CheckPassword(password); why != nil { // for each name, so that it does not reveal who is a user
+		err = fmt.Errorf("%w; for users of the htpasswd file: %w", errWrong, why)
 	}
-	return errWrong
+	if _, exists := s.users.list[name]; exists {
+		return &loginError{name, err}
+	}
+	return err
 }
 
 // loginFailed records in the audit log that credentials were not accepted. The reasons are sentences of this package,

@@ -6,8 +6,9 @@
 //     certificate, a client of the administration socket, or nothing (anonymous).
 //   - user: the user of the settings, who may do everything, and those of the htpasswd file.
 //   - robot: a named secret for a machine. It may do what it was created for, until it expires or is revoked.
-//   - action: what a request does to a repository: pull, push, delete; or to the registry: list the catalog, administer
-//     it, read its metrics; or only log in.
+//   - action: what a request does to a repository: pull, create, push, delete; or to the registry: list the catalog,
+//     administer it, read its metrics; or only log in. To create is to push what is new: it changes nothing that others
+//     may run. Push includes create.
 //   - rule: states what some identities may do to some repositories.
 //   - token: what the token endpoint issues in exchange for credentials, or for none (a JWT, signed with Ed25519). Its
 //     scopes limit what it can be used for.
@@ -53,6 +54,7 @@ type Action string
 const (
 	Login   Action = "login" // GET /v2/, from which a client learns whether it needs credentials
 	Pull    Action = "pull"
+	Create  Action = "create" // push blobs, manifests and new tags; not move a tag
 	Push    Action = "push"
 	Delete  Action = "delete"
 	Catalog Action = "catalog"
@@ -69,6 +71,9 @@ var (
 	ErrUnauthorized = errors.New("authentication required")
 	// ErrDenied: no credentials would help this identity.
 	ErrDenied = errors.New("requested access to the resource is denied")
+	// ErrCreateOnly: the identity may create, and may not push. It comes together with ErrUnauthorized, if a login is
+	// worth a try, or with ErrDenied.
+	ErrCreateOnly = errors.New("may create, and not move")
 	// ErrHidden: the identity may not know whether this repository exists; answer as if it did not.
 	ErrHidden = errors.New("repository not visible to this identity")
 	// ErrBusy: too many clients are logging in at once; the client should retry.
@@ -104,6 +109,7 @@ type Identity struct {
 
 	owner  bool     // the user of the settings
 	socket bool     // a client of the administration socket
+	local  bool     // the request is private, see Guard.private
 	cert   bool     // a certificate has proved the name
 	orgs   []string // the certificate's organizations
 	robot  *robot   // nil: not a robot
@@ -160,7 +166,7 @@ type Authorizer interface {
 	// ErrUnavailable.
 	Identify(r *http.Request) (*Identity, error)
 	// Authorize returns nil if who may do that; repo is empty for Login, Catalog, Admin and Metrics. Errors:
-	// ErrUnauthorized, ErrDenied, ErrHidden (Pull alone), ErrUnavailable.
+	// ErrUnauthorized, ErrDenied, ErrHidden (Pull alone), ErrCreateOnly (Push alone), ErrUnavailable.
 	Authorize(ctx context.Context, who *Identity, repo string, a Action) error
 	// Readable returns a function that reports from which repositories who may pull, whatever the scopes of its token
 	// are. nil means: from all.

@@ -21,11 +21,20 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 	}
 	if a == Login {
 		// Clients take this answer for the whole registry: after a 200 they never send credentials.
-		if s.challenges && who == anonymous {
+		if who.Anonymous() && who.grant == nil && s.challenges(who) {
 			return ErrUnauthorized
 		}
 		return nil
 	}
+	err := g.decide(ctx, s, who, repo, a)
+	if a == Push && (errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrDenied)) {
+		return g.orCreate(ctx, s, who, repo, err)
+	}
+	return err
+}
+
+// decide is Authorize for the identities that have limits, for any action but Login.
+func (g *Guard) decide(ctx context.Context, s *state, who *Identity, repo string, a Action) error {
 	allowed, err := g.allows(ctx, s, who, repo, a)
 	switch {
 	case err != nil:
@@ -35,7 +44,7 @@ func (g *Guard) Authorize(ctx context.Context, who *Identity, repo string, a Act
 	case allowed:
 		return nil
 	case who.Anonymous() && !s.logins:
-		return fmt.Errorf("%w: %s needs a login, and the registry has no users; start it with --user", ErrDenied, a)
+		return fmt.Errorf("%w: %s needs a login, and the registry has no users; %s", ErrDenied, a, g.wayIn(repo, a))
 	case who.Anonymous() && who.grant != nil:
 		return errLogin
 	case who.Anonymous():
@@ -53,12 +62,15 @@ func (g *Guard) allows(ctx context.Context, s *state, who *Identity, repo string
 		return v.Allowed, nil
 	}
 	allowed, _, err := g.ask(ctx, who, repo, a)
+	if a == Create && err == nil && !allowed { // push includes it, and roles from before there was create have update
+		allowed, _, err = g.ask(ctx, who, repo, Push)
+	}
 	return allowed, err
 }
 
 // verbs are what the actions are called in RBAC.
 var verbs = map[Action]string{
-	Pull: "get", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}
+	Pull: "get", Create: "create", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}
 
 // ask asks the Kubernetes API. who must be an account of the cluster: a user of ours may have the same name as another
 // person there. Errors: ErrUnavailable, that of ctx.
@@ -124,6 +136,13 @@ func (g *Guard) Protect(a Action, next http.Handler) http.Handler {
 		}
 		http.Error(w, message, status)
 	}))
+}
+
+// Permits reports whether the sender of a request may do an action to the registry as a whole. Unlike [Guard.Protect] it
+// does not ask for a login: it is for what is left out of an answer.
+func (g *Guard) Permits(r *http.Request, a Action) bool {
+	who, err := g.Identify(r)
+	return err == nil && g.Authorize(r.Context(), who, "", a) == nil
 }
 
 // statusOf returns what an error means in HTTP, outside of the distribution API.

@@ -39,7 +39,7 @@ func scopeOf(repo string, a Action) string {
 	switch a {
 	case Pull, Delete:
 		return "repository:" + repo + ":" + string(a)
-	case Push:
+	case Create, Push: // Docker's clients know no other word
 		return "repository:" + repo + ":pull,push"
 	case Catalog:
 		return "registry:catalog:*"

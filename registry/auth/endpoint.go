@@ -113,8 +113,9 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 		who, err := g.granted(r)
 		if err != nil {
 			g.loginFailed(r, err)
+			return nil, nil, err
 		}
-		return who, r.PostForm["scope"], err
+		return g.here(r, who), r.PostForm["scope"], nil
 	}
 	w.Header().Set("Allow", "GET, POST")
 	return nil, nil, errMethod
@@ -162,7 +163,15 @@ func (g *Guard) intersect(ctx context.Context, s *state, who *Identity, requeste
 			if err != nil {
 				return nil, err
 			}
-			if ok {
+			if !ok && a == Push {
+				// Docker's clients ask for pull and push alone. A token with create pushes what is new, and the refusal of a
+				// move can name the remedy; without it, the client would learn no more than that it needs a login.
+				a = Create
+				if ok, err = g.allows(ctx, s, who, repo, a); err != nil {
+					return nil, err
+				}
+			}
+			if ok && !slices.Contains(may, a) {
 				may = append(may, a)
 			}
 		}
@@ -219,14 +228,14 @@ func plausible(name string) bool {
 		})
 }
 
-// repositoryActions reads a list of actions; * stands for all of them. Others are skipped.
+// repositoryActions reads a list of actions; * stands for all of them: push includes create. Others are skipped.
 func repositoryActions(text string) (all []Action) {
-	valid := []Action{Pull, Push, Delete}
+	every := []Action{Pull, Push, Delete}
 	for name := range strings.SplitSeq(text, ",") {
 		switch a := Action(name); {
 		case name == "*":
-			return valid
-		case slices.Contains(valid, a) && !slices.Contains(all, a):
+			return every
+		case (a == Create || slices.Contains(every, a)) && !slices.Contains(all, a):
 			all = append(all, a)
 		}
 	}

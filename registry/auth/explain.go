@@ -32,6 +32,10 @@ func (p *Policy) why(v Verdict) string {
 		}
 		return "the robot was not created for that"
 	case onLevel:
+		if v.private {
+			return "there are no rules, and clients without a login may delete where the registry listens on a loopback " +
+				"address, and the request has a loopback Host and has not come through a proxy"
+		}
 		return "there are no rules, and the setting anonymous decides for clients without a login"
 	case onLogin:
 		return "there are no rules: users may do everything but administer the registry, " +
@@ -53,11 +57,15 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 		return Explanation{v.Allowed, p.why(v)}, nil
 	}
 	allowed, reason, err := g.ask(ctx, who, repo, a)
+	if a == Create && err == nil && !allowed {
+		allowed, reason, err = g.ask(ctx, who, repo, Push)
+	}
 	return Explanation{allowed, strings.TrimSuffix(p.why(Verdict{on: onCluster})+": "+reason, ": ")}, err
 }
 
 // Impersonate returns the identity with this name, for Explain: a user, robot:NAME, cert:CN, an account of the cluster
-// (any other name with a colon), or anonymous for the empty name. Errors: there is no such robot.
+// (any other name with a colon, or with groups), or anonymous for the empty name. Errors: there is no such robot or
+// user.
 func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	s := g.state.Load()
 	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {
@@ -69,15 +77,20 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	if u, ok := s.users.list[name]; ok && len(groups) == 0 {
 		return u.who, nil
 	}
+	// A user of the cluster has a colon in the name, or groups.
+	if name != "" && len(groups) == 0 && !strings.Contains(name, ":") {
+		return nil, fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well (--as-group)", name)
+	}
 	return Named(name, groups), nil
 }
 
-// Named returns an identity of which only the name and the groups are known.
+// Named returns an identity of which only the name and the groups are known. Of its requests, it stands for those that
+// may do the most.
 func Named(name string, groups []string) *Identity {
 	if strings.HasPrefix(name, certPrefix) {
-		return &Identity{Name: name, cert: true, orgs: groups}
+		return &Identity{Name: name, cert: true, orgs: groups, local: true}
 	}
-	return &Identity{Name: name, Groups: groups, Cluster: strings.Contains(name, ":") || len(groups) > 0}
+	return &Identity{Name: name, Groups: groups, local: true, Cluster: strings.Contains(name, ":") || len(groups) > 0}
 }
 
 // Owner returns the identity of the user who may do everything, for Explain.

@@ -43,8 +43,8 @@ type state struct {
 	keys   keyring
 	tokens known
 
-	logins     bool // some credentials are valid
-	challenges bool // GET /v2/ asks for a login
+	logins bool // some credentials are valid
+	people bool // not only those of robots
 }
 
 // The files in Options.Dir.
@@ -134,16 +134,18 @@ func (g *Guard) parseUsers(content []byte) (*users, error) {
 	return u, nil
 }
 
-// derive recomputes logins and challenges, and forgets which tokens were verified: what they proved may be wrong now.
+// derive recomputes logins and people, and forgets which tokens were verified: what they proved may be wrong now.
 func (s *state) derive(g *Guard) {
 	s.tokens = newKnown()
-	people := len(s.users.list) > 0 || g.options.Reviewer != nil || g.options.Certificate != nil
-	s.logins = people || len(s.robots.byName) > 0
-	// Where everything is open, robots can log in, but no client is asked to: all clients go on as before there were
-	// robots.
-	p := s.policy
-	open := len(p.rules) == 0 && p.Anonymous >= ReadWrite && p.AnonymousDelete
-	s.challenges = people || s.logins && !open
+	s.people = len(s.users.list) > 0 || g.options.Reviewer != nil || g.options.Certificate != nil
+	s.logins = s.people || len(s.robots.byName) > 0
+}
+
+// challenges reports whether GET /v2/ asks who, who is anonymous, for a login. Where everything is open, robots can log
+// in, but no client is asked to: all clients go on as before there were robots.
+func (s *state) challenges(who *Identity) bool {
+	open := len(s.policy.rules) == 0 && s.policy.withoutLogin(who, Delete)
+	return s.people || s.logins && !open
 }
 
 // change makes a new state from the current one, and puts it in place unless f fails.
@@ -190,6 +192,8 @@ func (g *Guard) Summary() string {
 		return "nothing"
 	case p.Anonymous == ReadOnly:
 		return "pull; everything else " + rest
+	case p.Anonymous == CreateOnly:
+		return "pull, and push of what is new; to move or delete a tag " + rest
 	case p.AnonymousDelete:
 		return "pull, push and delete (only this machine can connect)"
 	}

@@ -119,7 +119,7 @@ func TestWhatMayBeDoneWithoutALogin(t *testing.T) {
 		g := guard(t, row.o)
 		got := ""
 		for _, a := range all {
-			user, err := may(g, request(), "repo", a)
+			user, err := may(g, private(), "repo", a)
 			if user != "" {
 				t.Errorf("%s, %s: anonymous is called %q", row.name, a, user)
 			}

@@ -22,8 +22,9 @@ func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 	who, err := g.identify(r)
 	if err != nil {
 		g.loginFailed(r, err)
+		return who, err
 	}
-	return who, err
+	return g.here(r, who), nil
 }
 
 func (g *Guard) identify(r *http.Request) (*Identity, error) {
@@ -123,7 +124,7 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 	who, ok := s.users.login(key, name, password, now)
 	done(ok)
 	if !ok {
-		return nil, s.wrong(name)
+		return nil, s.wrong(name, password)
 	}
 	return who, nil
 }

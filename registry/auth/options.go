@@ -24,8 +24,8 @@ type Options struct {
 	PasswordFile string // Validate reads it into Password
 	// Htpasswd is a file of users, with bcrypt hashes. It is read again when it changes. Optional.
 	Htpasswd string
-	// Anonymous is what may be done without a login where there are no rules: none, pull or push. Empty: none if there is
-	// a user, a file of users, a CA of clients, or a rule; else push.
+	// Anonymous is what may be done without a login where there are no rules: none, pull, create or push. Empty: none if
+	// there is a user, a file of users, a CA of clients, or a rule; else push.
 	Anonymous string
 	// Rules say who may do what. They cannot be combined with Anonymous.
 	Rules []Rule
@@ -37,7 +37,7 @@ type Options struct {
 	// Name is the host[:port] that goes into challenges for clients that send no valid Host header.
 	Name string
 	// Loopback reports whether the registry listens on a loopback address only: then deleting needs no login where pushing
-	// needs none.
+	// needs none, for requests that have not come through a proxy.
 	Loopback bool
 	// ClientCA reports whether clients can log in with certificates (the setting client-ca).
 	ClientCA bool
@@ -55,6 +55,8 @@ type Options struct {
 	Annotate func(ctx context.Context, key, value string)
 	// Audit records logins that fail, and what Protect refuses. Optional.
 	Audit func(context.Context, audit.Event)
+	// Program is how people run the commands of the server, for messages; empty: trow.
+	Program string
 	// Log is the program's log.
 	Log zerolog.Logger
 
@@ -70,7 +72,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.Htpasswd, "htpasswd", "",
 		"file of further users, with bcrypt hashes (htpasswd -B); read again when it changes")
 	fs.StringVar(&o.Anonymous, "anonymous", "",
-		"what may be done without a login: pull, push or none (default: push, or none if there are users or rules)")
+		"what may be done without a login: pull, create (push, but move no tag), push or none "+
+			"(default: push, or none if there are users or rules)")
 	settings.FileOnly(fs, &o.Rules, "rules", "who may do what, by repository; read again when it changes")
 	fs.StringVar(&o.PublicURL, "public-url", "",
 		"how clients reach the registry, https://host[:port], if a proxy in front of it terminates TLS or changes the host")
@@ -108,7 +111,7 @@ func (o *Options) Policy() (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Compile(o.Rules, PolicyOptions{Anonymous: level, AnonymousDelete: o.Loopback,
+	return Compile(o.Rules, PolicyOptions{Anonymous: level, AnonymousDelete: o.Loopback && o.PublicURL == "",
 		Access: o.AccessReview || o.Accesses != nil})
 }
 

@@ -51,7 +51,7 @@ type robot struct {
 
 // may reports whether the robot was created for that.
 func (r *robot) may(repo string, a Action) bool {
-	return slices.Contains(r.Actions, a) && (a.Whole() || r.repos.Match(repo))
+	return includes(r.Actions, a) && (a.Whole() || r.repos.Match(repo))
 }
 
 func (r *robot) expired(now time.Time) bool { return !r.Expires.IsZero() && !now.Before(r.Expires) }

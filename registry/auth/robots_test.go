@@ -149,10 +149,10 @@ func second[T any](_ T, err error) error { return err }
 func TestARobotWhereEverythingIsOpen(t *testing.T) {
 	g := guard(t, auth.Options{Anonymous: "push", Loopback: true})
 	secret := create(t, g, robot("ci", "pull", "a"))
-	if _, err := may(g, request(), "", auth.Login); err != nil {
+	if _, err := may(g, private(), "", auth.Login); err != nil {
 		t.Errorf("login: %v", err)
 	}
-	if _, err := may(g, request(), "x", auth.Delete); err != nil {
+	if _, err := may(g, private(), "x", auth.Delete); err != nil {
 		t.Errorf("anonymous: %v", err)
 	}
 	if user, err := may(g, withLogin("x", secret), "a", auth.Pull); user != "robot:ci" || err != nil {
@@ -225,5 +225,11 @@ func TestImpersonate(t *testing.T) {
 	}
 	if _, err := g.Impersonate("robot:none", nil); err == nil {
 		t.Error("a robot that does not exist can be impersonated")
+	}
+	if _, err := g.Impersonate("mallory", nil); err == nil || !strings.Contains(err.Error(), `user "mallory" does not exist`) {
+		t.Errorf("a user that does not exist: %v", err)
+	}
+	if _, err := g.Impersonate("mallory", []string{"devs"}); err != nil {
+		t.Errorf("a user of the cluster: %v", err)
 	}
 }

@@ -16,20 +16,23 @@ type Level int
 const (
 	None Level = iota
 	ReadOnly
+	CreateOnly // pull, and push what is new
 	ReadWrite
 )
 
-// ParseLevel reads none, pull or push.
+// ParseLevel reads none, pull, create or push.
 func ParseLevel(s string) (Level, error) {
 	switch s {
 	case "none":
 		return None, nil
 	case "pull":
 		return ReadOnly, nil
+	case "create":
+		return CreateOnly, nil
 	case "push":
 		return ReadWrite, nil
 	}
-	return None, fmt.Errorf("%.40q: want one of none, pull, push", s)
+	return None, fmt.Errorf("%.40q: want one of none, pull, create, push", s)
 }
 
 // Rule is one rule in the configuration file.
@@ -55,7 +58,7 @@ type Policy struct {
 // PolicyOptions are what decides beside the rules.
 type PolicyOptions struct {
 	Anonymous       Level // what may be done without a login, where there are no rules
-	AnonymousDelete bool  // deleting needs no login where pushing needs none; for loopback listeners
+	AnonymousDelete bool  // deleting needs no login where pushing needs none, for private requests (loopback listeners)
 	Access          bool  // where no rule decides about an account of the cluster, the Kubernetes API does
 }
 
@@ -166,17 +169,18 @@ func parseMay(texts []string) (may []Action, forbids bool, err error) {
 	return may, false, err
 }
 
-// ParseActions reads actions: pull, push, delete, catalog, admin, metrics. Errors: an invalid action; no action at all.
+// ParseActions reads actions: pull, create, push, delete, catalog, admin, metrics. Errors: an invalid action; no action
+// at all.
 func ParseActions(texts []string) (all []Action, err error) {
 	for _, text := range texts {
 		a := Action(text)
-		if !slices.Contains([]Action{Pull, Push, Delete, Catalog, Admin, Metrics}, a) {
-			return nil, fmt.Errorf("%.40q: want one of pull, push, delete, catalog, admin, metrics", text)
+		if !slices.Contains([]Action{Pull, Create, Push, Delete, Catalog, Admin, Metrics}, a) {
+			return nil, fmt.Errorf("%.40q: want one of pull, create, push, delete, catalog, admin, metrics", text)
 		}
 		all = append(all, a)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("at least one action is needed: pull, push, delete, catalog, admin, metrics; " +
+		return nil, fmt.Errorf("at least one action is needed: pull, create, push, delete, catalog, admin, metrics; " +
 			"or none, alone, to forbid everything")
 	}
 	return all, nil
@@ -217,9 +221,9 @@ func (r *rule) decides(who *Identity, repo string, a Action) bool {
 	case !r.who.Match(who):
 		return false
 	case a.Whole():
-		return r.forbids && r.everywhere || slices.Contains(r.may, a)
+		return r.forbids && r.everywhere || includes(r.may, a)
 	}
-	return (r.forbids || slices.Contains(r.may, a)) && (r.everywhere || r.repos.Match(repo))
+	return (r.forbids || includes(r.may, a)) && (r.everywhere || r.repos.Match(repo))
 }
 
 // basis is what a decision is based on.
@@ -241,6 +245,7 @@ type Verdict struct {
 	Allowed bool
 	Rule    int // the number of the rule that decided, from 1; 0: no rule decided
 	on      basis
+	private bool // it depends on the request, see Guard.private
 }
 
 // Judge decides about any action but Login. It does not ask the Kubernetes API.
@@ -264,8 +269,8 @@ func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 		return Verdict{Allowed: true, on: onRobot}
 	case len(p.rules) > 0:
 		return Verdict{}
-	case p.withoutLogin(a):
-		return Verdict{Allowed: true, on: onLevel}
+	case p.withoutLogin(who, a):
+		return Verdict{Allowed: true, on: onLevel, private: a == Delete}
 	case who.Anonymous():
 		return Verdict{on: onLevel}
 	case who.Cluster && p.Access:
@@ -278,15 +283,22 @@ func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 	return Verdict{Allowed: a != Admin, on: onLogin}
 }
 
+// includes reports whether one of the actions is a, or includes it: push includes create.
+func includes(all []Action, a Action) bool {
+	return slices.Contains(all, a) || a == Create && slices.Contains(all, Push)
+}
+
 // withoutLogin reports whether an action needs no login where there are no rules.
-func (p *Policy) withoutLogin(a Action) bool {
+func (p *Policy) withoutLogin(who *Identity, a Action) bool {
 	switch a {
 	case Pull, Catalog:
 		return p.Anonymous >= ReadOnly
+	case Create:
+		return p.Anonymous >= CreateOnly
 	case Push:
 		return p.Anonymous >= ReadWrite
 	case Delete:
-		return p.Anonymous >= ReadWrite && p.AnonymousDelete
+		return p.Anonymous >= ReadWrite && p.AnonymousDelete && who.local
 	}
 	return false
 }

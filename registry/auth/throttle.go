@@ -12,15 +12,13 @@ import (
 
 // throttle slows down the guessing of passwords: after a failure, the next comparison is delayed, longer with each
 // failure. Failures are counted for a user and an address together, because behind trow node all pods of a node have
-// the same address. Those of an address alone only decide on which of two lanes a comparison waits, so that addresses
-// with many failures do not delay others. No user is locked out. Credentials that were verified before do not get here.
+// the same address. Those of an address alone only decide on its turn to compare (see turns.go), so that addresses with
+// failures do not delay others. No user is locked out. Credentials that were verified before do not get here.
 type throttle struct {
-	lanes [2]chan struct{} // each makes one comparison at a time; the second is for addresses that guess
-
 	mu        sync.Mutex // guards what follows
 	pairs     *simplelru.LRU[pair, *score]
 	addresses *simplelru.LRU[netip.Addr, *score]
-	waiting   int
+	turns     turns
 }
 
 // pair is a user name, as the client sent it, and the client's address.
@@ -35,6 +33,7 @@ type score struct {
 	right    bool // of a pair: the last password was right
 	waiting  int  // how many requests wait
 	last     time.Time
+	turn     uint64 // of an address: when it had its last turn, see turns
 }
 
 const (
@@ -42,88 +41,107 @@ const (
 	freeFailures = 3
 	firstDelay   = 250 * time.Millisecond
 	maxDelay     = 4 * time.Second
-	// guessing is how many failures move an address to the second lane.
+	// guessing is how many failures bar an address from the first lane.
 	guessing = 20
 	// forget is how long after the last one failures are forgotten.
 	forget = 15 * time.Minute
 	// maxScores bounds both maps; one entry takes about 100 bytes.
 	maxScores = 4096
-	// maxWaiting bounds the requests that wait, for a delay or a lane; maxWaitingAddr those from one address, so that
-	// others have room; and maxWaitingPair those of one pair: 8 guesses every 4 seconds.
+	// maxWaiting bounds the requests that wait, for a delay or a turn; maxWaitingAddr those from one address, and
+	// maxWaitingPair those of one pair: 8 guesses every 4 seconds.
 	maxWaiting     = 512
 	maxWaitingAddr = 64
 	maxWaitingPair = 8
 )
 
 func newThrottle() *throttle {
-	return &throttle{lanes: [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
-		pairs: newLRU[pair, *score](), addresses: newLRU[netip.Addr, *score]()}
+	return &throttle{pairs: newLRU[pair, *score](), addresses: newLRU[netip.Addr, *score]()}
 }
 
 // enter waits until the caller may compare a password. The caller then calls done with the result. Errors: ErrBusy;
 // that of ctx.
 func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (done func(right bool), err error) {
 	p := pair{user, addr}
-	delay, lane, ok := t.queue(p)
-	if !ok {
+	w, delay := t.queue(p)
+	if w == nil {
 		return nil, ErrBusy
 	}
-	defer t.leave(p)
-	// The delay comes before the lane: a request that is delayed must not keep others from comparing.
+	// The delay comes before the turn: a request that is delayed must not keep others from comparing.
 	if delay > 0 {
 		select {
 		case <-time.After(delay):
+			t.ready(w)
+		case <-w.answer: // it has lost its place: there is no turn before it is ready
+			return nil, ErrBusy
 		case <-ctx.Done():
+			t.abandon(w)
 			return nil, ctx.Err()
 		}
 	}
 	select {
-	case lane <- struct{}{}:
+	case l, ok := <-w.answer:
+		if !ok {
+			return nil, ErrBusy
+		}
+		return func(right bool) { t.done(l, p, right) }, nil
 	case <-ctx.Done():
+		t.abandon(w)
 		return nil, ctx.Err()
 	}
-	return func(right bool) { <-lane; t.count(p, right) }, nil
 }
 
-// queue counts a request that waits, and returns how long it is delayed and on which lane it compares. ok is false if
-// too many wait.
-func (t *throttle) queue(p pair) (delay time.Duration, lane chan struct{}, ok bool) {
+// queue takes a place for a request that waits, and returns for how long it is delayed. nil: too many wait.
+func (t *throttle) queue(p pair) (*waiter, time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	own, addr := scoreOf(t.pairs, p, now), scoreOf(t.addresses, p.addr, now)
-	if t.waiting == maxWaiting || addr.waiting == maxWaitingAddr || own.waiting == maxWaitingPair {
-		return 0, nil, false
+	own, addr := scoreOf(t.pairs, p, now), t.address(p.addr, now)
+	if addr.waiting == maxWaitingAddr || own.waiting == maxWaitingPair {
+		return nil, 0
 	}
-	t.waiting++
-	own.waiting++
-	addr.waiting++
+	w := &waiter{own: own, addr: addr, answer: make(chan lane, 1)}
+	if len(t.turns.waiting) == maxWaiting && !t.turns.displace(w) {
+		return nil, 0
+	}
+	var delay time.Duration
 	if n := own.failures - freeFailures; n >= 0 {
 		delay = min(firstDelay<<min(n, 10), maxDelay)
 	}
-	lane = t.lanes[0]
-	if addr.failures >= guessing && !own.right {
-		lane = t.lanes[1]
+	w.ready = delay == 0
+	t.turns.add(w)
+	return w, delay
+}
+
+// ready lets a request that was delayed take part.
+func (t *throttle) ready(w *waiter) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w.ready = true
+	t.turns.give()
+}
+
+// abandon ends the waiting of a request whose client has disconnected. It may have got its turn in the same moment.
+func (t *throttle) abandon(w *waiter) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.turns.remove(w) {
+		return
 	}
-	return delay, lane, true
+	if l, ok := <-w.answer; ok { // does not block: it has an answer, or has lost its place
+		t.turns.end(l)
+	}
 }
 
-// leave ends the waiting of a request.
-func (t *throttle) leave(p pair) {
+// done ends a turn, and counts the result.
+func (t *throttle) done(l lane, p pair, right bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.waiting--
-	// Both scores exist: those with a waiting request are never removed.
-	own, _ := t.pairs.Peek(p)
-	own.waiting--
-	addr, _ := t.addresses.Peek(p.addr)
-	addr.waiting--
+	t.count(p, right) // before the next turn is given, which depends on it
+	t.turns.end(l)
 }
 
-// count counts the result of a comparison.
+// count counts the result of a comparison. The caller holds mu.
 func (t *throttle) count(p pair, right bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	now := time.Now()
 	own := scoreOf(t.pairs, p, now)
 	own.last, own.right = now, right
@@ -132,9 +150,18 @@ func (t *throttle) count(p pair, right bool) {
 		return
 	}
 	own.failures++
-	addr := scoreOf(t.addresses, p.addr, now)
+	addr := t.address(p.addr, now)
 	addr.failures++
 	addr.last = now
+}
+
+// address finds or makes the score of an address. A new one takes its place in the round behind those that wait.
+func (t *throttle) address(a netip.Addr, now time.Time) *score {
+	s := scoreOf(t.addresses, a, now)
+	if s.turn == 0 {
+		s.turn = t.turns.next()
+	}
+	return s
 }
 
 // scoreOf finds or makes a score. The caller holds mu.

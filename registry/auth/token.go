@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"slices"
 	"strings"
 	"time"
 
@@ -57,7 +56,7 @@ func (g *grant) has(repo string, a Action) bool {
 	case Admin, Metrics: // there is no scope for these
 		return false
 	}
-	return slices.Contains(g.repos[repo], a)
+	return includes(g.repos[repo], a)
 }
 
 func grantOf(all []access) *grant {

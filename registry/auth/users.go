@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -130,6 +131,21 @@ func checkHash(hash string) (cost int, err error) {
 	return cost, nil
 }
 
+// CheckPassword reports why bcrypt cannot tell a password from others: it reads 72 bytes, and repeats shorter ones after
+// a NUL, so that a NUL byte has many equals. It is about users of the htpasswd file; the user of the settings may have any
+// password, see prehash.
+func CheckPassword(password string) error {
+	const max = 72
+	switch {
+	case len(password) > max:
+		return fmt.Errorf("a password of more than %d bytes is not accepted, because bcrypt ignores the rest; choose a "+
+			"shorter one", max)
+	case strings.Contains(password, "\x00"):
+		return errors.New("a password with a NUL byte is not accepted, because bcrypt ends there; choose another")
+	}
+	return nil
+}
+
 // prehash turns passwords of any length and content into input for bcrypt, which reads 72 bytes up to a NUL.
 func prehash(password string) []byte {
 	sum := sha256.Sum256([]byte(password))
@@ -151,7 +167,8 @@ func (u *users) check(name, password string) (*Identity, bool) {
 	if this.long {
 		given = prehash(password)
 	}
-	right := compare(this.hash, given) == nil && exists
+	// The comparison comes first, so that the time does not reveal whether the hash is of the password itself.
+	right := compare(this.hash, given) == nil && exists && (this.long || CheckPassword(password) == nil)
 	for c := this.cost; c < u.cost; c++ {
 		_ = compare(filler(c), given) // always fails: no password has this hash
 	}

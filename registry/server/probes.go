@@ -12,6 +12,9 @@ import (
 // Probes answers the probes of Kubernetes, /healthz and /readyz. The zero value is not ready, and not stopping. Safe
 // for concurrent use.
 type Probes struct {
+	// Details reports whether a request may see the lines of /readyz?verbose. nil: all may. Set it before the first request.
+	Details func(*http.Request) bool
+
 	ready, stopping atomic.Bool
 
 	mu     sync.Mutex // guards checks
@@ -44,13 +47,13 @@ func (p *Probes) ServeHealth(w http.ResponseWriter, _ *http.Request) {
 }
 
 // ServeReady answers /readyz: 200 if the server is ready, else 503. With ?verbose the answer has one line for each
-// condition and each Check, marked [+] or [-].
+// condition and each Check, marked [+] or [-], unless Details says that the client may not see them.
 func (p *Probes) ServeReady(w http.ResponseWriter, r *http.Request) {
 	Annotate(r.Context(), "route", "probe")
 	// Both are read once, so that the status, the lines and the last word agree.
 	ready, stopping := p.ready.Load(), p.stopping.Load()
 	var body strings.Builder
-	if r.URL.Query().Has("verbose") {
+	if r.URL.Query().Has("verbose") && (p.Details == nil || p.Details(r)) {
 		writeCheck(&body, ready, "index loaded")
 		writeCheck(&body, !stopping, "not stopping")
 		for _, check := range p.list() {

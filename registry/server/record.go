@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+
+	"trow/registry/redact"
 )
 
 // record is what the access log knows of one request. It is the request's context itself, which saves an allocation
@@ -142,8 +144,10 @@ func (r *record) get(key string) string {
 	return ""
 }
 
-// clip bounds a value for the log. It copies what it keeps, so that the rest does not stay in memory.
+// clip bounds a value for the log, and removes secrets of robots. It copies what it keeps, so that the rest does not stay
+// in memory.
 func clip(s string) string {
+	s = redact.Secrets(s) // first: a clipped secret is one as well
 	if len(s) <= maxValue {
 		return s
 	}

@@ -55,6 +55,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"trow/registry/redact"
 )
 
 const (
@@ -176,7 +178,7 @@ type errorLog struct {
 }
 
 func (e errorLog) Write(line []byte) (int, error) {
-	level, text := zerolog.DebugLevel, strings.TrimSuffix(string(line), "\n")
+	level, text := zerolog.DebugLevel, redact.Secrets(strings.TrimSuffix(string(line), "\n")) // it may quote a request
 	if strings.Contains(text, "panic serving") {
 		level = zerolog.ErrorLevel
 	}

@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,22 +71,26 @@ func Command() *cobra.Command {
 				_, err = cmd.OutOrStdout().Write(text)
 				return err
 			}
-			return Answer(cmd.InOrStdin(), cmd.OutOrStdout(), time.Now())
+			var names []string // configurations from before there were names have none
+			if cmd.Flags().Changed("names") {
+				names = o.Names
+			}
+			return Answer(cmd.InOrStdin(), cmd.OutOrStdout(), time.Now(), names...)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&printed, "print-config", false,
 		"print the kubelet's configuration of this program, and the steps to install it on a node")
-	f.StringSliceVar(&o.Names, "names", o.Names, "with --print-config: names of the registry in image names, host[:port]")
+	f.StringSliceVar(&o.Names, "names", o.Names, "names of the registry in image names, host[:port]; others get no token")
 	f.StringVar(&o.Audience, "audience", o.Audience, "with --print-config: the server's setting token-audience")
 	f.StringVar(&o.Program, "program", o.Program, "with --print-config: path of this program on the nodes")
 	f.StringVar(&o.File, "file", o.File, "with --print-config: path of the configuration on the nodes")
 	return cmd
 }
 
-// Answer reads a request and writes the response. Errors say what is wrong with the request; the kubelet logs them, and
-// pulls without credentials.
-func Answer(in io.Reader, out io.Writer, now time.Time) error {
+// Answer reads a request and writes the response. It refuses images of other hosts than names, if there are any. Errors say what is wrong with
+// the request; the kubelet logs them, and pulls without credentials.
+func Answer(in io.Reader, out io.Writer, now time.Time, names ...string) error {
 	body, err := io.ReadAll(io.LimitReader(in, maxRequest+1))
 	switch {
 	case err != nil:
@@ -110,6 +115,10 @@ func Answer(in io.Reader, out io.Writer, now time.Time) error {
 	host, err := hostOf(r.Image)
 	if err != nil {
 		return err
+	}
+	if len(names) > 0 && !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, host) }) {
+		return fmt.Errorf("image %.200q: its host gets no token, because it is not one of --names in the kubelet's "+
+			"configuration (%s)", r.Image, strings.Join(names, ", "))
 	}
 	return json.NewEncoder(out).Encode(credentialprovider.CredentialProviderResponse{
 		TypeMeta:      metav1.TypeMeta{APIVersion: apiVersion, Kind: responseKind},

@@ -125,7 +125,7 @@ func TestTheKubeletsConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := decoded(t, text)
-	if p.Name != "trow" || !slices.Equal(p.Args, []string{"credential-provider"}) ||
+	if p.Name != "trow" || !slices.Equal(p.Args, []string{"credential-provider", "--names=" + strings.Join(o.Names, ",")}) ||
 		p.APIVersion != "credentialprovider.kubelet.k8s.io/v1" || !slices.Equal(p.MatchImages, o.Names) ||
 		p.DefaultCacheDuration.Duration != 5*time.Minute {
 		t.Errorf("the provider: %+v", p)
@@ -194,6 +194,17 @@ func TestTheCommand(t *testing.T) {
 	}
 	out, err = run("", "--print-config", "--audience=-", "--file=x")
 	if err == nil || out != "" || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+	// The kubelet's matchImages may be wider than the names: no other host gets the token.
+	for _, image := range []string{"registry.evil.example/app", "a.example/app", "a.example:2/app", "a.example:1.evil.example/x"} {
+		out, err := run(request(image, "t"), "--names=a.example:1,b.example:2")
+		if err == nil || out != "" {
+			t.Errorf("%s: %v: %s", image, err, out)
+		}
+	}
+	if out, err := run(request("b.example:2/app", "t"), "--names=a.example:1,b.example:2"); err != nil ||
+		!strings.Contains(out, `"b.example:2"`) {
 		t.Errorf("%v: %s", err, out)
 	}
 	if _, err := run("", "more"); err == nil {

@@ -52,6 +52,9 @@ func (p Program) pullSecretCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := auth.CheckPassword(password); err != nil {
+				return fmt.Errorf("password-file: %w; or omit --user, which creates a robot", err)
+			}
 			return s.print(cmd.OutOrStdout(), user, password)
 		}
 		c, err := connect()

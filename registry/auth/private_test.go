@@ -1,0 +1,93 @@
+package auth_test
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"trow/registry/auth"
+)
+
+// private is a request that has certainly come from this machine.
+func private(headers ...string) *http.Request {
+	r := request(headers...)
+	r.Host = "localhost:8443"
+	return r
+}
+
+// TestAProxyOnTheSameHostOpensNoDelete: a loopback listener alone does not make a request private. A proxy on this host
+// connects from it, and so does a browser with a page whose name resolves to 127.0.0.1.
+func TestAProxyOnTheSameHostOpensNoDelete(t *testing.T) {
+	loopback := auth.Options{Anonymous: "push", Loopback: true}
+	for name, row := range map[string]struct {
+		o       auth.Options
+		host    string
+		headers []string
+		want    string
+	}{
+		"localhost":                  {loopback, "localhost", nil, "+"},
+		"localhost, a port":          {loopback, "LocalHost:8443", nil, "+"},
+		"a name below localhost":     {loopback, "trow.localhost:1", nil, "+"},
+		"127.0.0.1":                  {loopback, "127.0.0.1:8443", nil, "+"},
+		"127.1.2.3":                  {loopback, "127.1.2.3", nil, "+"},
+		"[::1]":                      {loopback, "[::1]:8443", nil, "+"},
+		"[::1] without a port":       {loopback, "[::1]", nil, "+"},
+		"another address":            {loopback, "10.0.0.1:8443", nil, "-"},
+		"0.0.0.0":                    {loopback, "0.0.0.0:8443", nil, "-"},
+		"a name that is rebound":     {loopback, "rebound.example:8443", nil, "-"},
+		"localhost as a label":       {loopback, "localhost.example", nil, "-"},
+		"an end of localhost":        {loopback, "mylocalhost", nil, "-"},
+		"127.0.0.1 as a label":       {loopback, "127.0.0.1.nip.io", nil, "-"},
+		"no Host":                    {loopback, "", nil, "-"},
+		"an invalid Host":            {loopback, "localhost:0", nil, "-"},
+		"::1 without brackets":       {loopback, "::1", nil, "-"},
+		"Forwarded":                  {loopback, "localhost", []string{"Forwarded", "for=10.0.0.1"}, "-"},
+		"X-Forwarded-For":            {loopback, "localhost", []string{"X-Forwarded-For", "10.0.0.1"}, "-"},
+		"X-Forwarded-Proto":          {loopback, "localhost", []string{"x-forwarded-proto", "https"}, "-"},
+		"an empty X-Forwarded-Host":  {loopback, "localhost", []string{"X-Forwarded-Host", ""}, "-"},
+		"Via":                        {loopback, "localhost", []string{"Via", "1.1 proxy"}, "-"},
+		"X-Real-IP":                  {loopback, "localhost", []string{"X-Real-IP", "127.0.0.1"}, "-"},
+		"public-url":                 {auth.Options{Anonymous: "push", Loopback: true, PublicURL: "https://localhost"}, "localhost", nil, "-"},
+		"a listener for all":         {auth.Options{Anonymous: "push"}, "localhost", nil, "-"},
+		"pull, on a loopback":        {auth.Options{Anonymous: "pull", Loopback: true}, "localhost", nil, "-"},
+		"create, on a loopback":      {auth.Options{Anonymous: "create", Loopback: true}, "localhost", nil, "-"},
+		"rules, on a loopback":       {auth.Options{Rules: []auth.Rule{rule("*", "push", "")}, Loopback: true}, "localhost", nil, "-"},
+		"unrelated headers are fine": {loopback, "localhost", []string{"X-Request-Id", "1", "User-Agent", "x"}, "+"},
+	} {
+		g := guard(t, row.o)
+		r := request(row.headers...)
+		r.Host = row.host
+		_, err := may(g, r, "repo", auth.Delete)
+		if sign(err) != row.want {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil && row.o.Loopback && row.o.Anonymous == "push" && !strings.Contains(err.Error(), "neither a proxy") {
+			t.Errorf("%s: the error does not name the cause: %v", name, err)
+		}
+	}
+}
+
+// TestATokenDoesNotCarryWhatIsPrivate through a proxy: it is decided for each request.
+func TestATokenDoesNotCarryWhatIsPrivate(t *testing.T) {
+	g := guard(t, auth.Options{Anonymous: "push", Loopback: true})
+	create(t, g, robot("ci", "pull", "a"))
+	get := tokenGET("", "", "repository:a:pull,push,delete")
+	get.Host = "localhost:8443"
+	get.Header.Del("Authorization")
+	token := ask(t, g, get, 200).Token
+	if _, err := may(g, private("Authorization", "Bearer "+token), "a", auth.Delete); err != nil {
+		t.Errorf("from here: %v", err)
+	}
+	proxied := private("Authorization", "Bearer "+token, "X-Forwarded-For", "10.0.0.1")
+	if _, err := may(g, proxied, "a", auth.Delete); !errors.Is(err, auth.ErrUnauthorized) {
+		t.Errorf("through a proxy: %v", err)
+	}
+	// A client behind a proxy needs a login to delete, so it is asked for one.
+	if _, err := may(g, private("X-Forwarded-For", "10.0.0.1"), "", auth.Login); !errors.Is(err, auth.ErrUnauthorized) {
+		t.Errorf("login through a proxy: %v", err)
+	}
+	if _, err := may(g, private(), "", auth.Login); err != nil {
+		t.Errorf("login from here: %v", err)
+	}
+}
