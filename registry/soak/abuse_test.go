@@ -32,12 +32,12 @@ const (
 	slowest = time.Second
 	// patience is how long an honest client repeats a request that is answered 429 or 503, or breaks off. It is shorter
 	// than the shortest holdTime: a server that serves nobody until the attack ends must fail.
-	patience = 3 * time.Second
+	patience = 2 * time.Second
 	// slowestImage is how long a push and a pull of a small image may take.
 	slowestImage = 10 * time.Second
 	// attackTime bounds an attack, holdTime how long it keeps what it has opened.
-	attackTime     = 8 * time.Second
-	holdTime       = 4 * time.Second
+	attackTime     = 20 * time.Second
+	holdTime       = 3 * time.Second
 	attackTimeFull = 5 * time.Minute
 	holdTimeFull   = 30 * time.Second
 	// restartTime bounds the restart after an attack.
@@ -119,14 +119,15 @@ func (r *report) row(name string) string {
 		}
 		return text
 	}
-	return fmt.Sprintf("%-24s %9s %9s %9s %9s %4d %4d %8d %6d %6d  %s", name, memory, verdict(r.validate), verdict(r.healthz),
-		verdict(r.honest), r.honest.count, r.oom, r.restart.Milliseconds(), r.after>>20,
-		r.disk>>20, r.outcome)
+	return fmt.Sprintf("%-24s %9s %9s %9s %9s %4d %4d %8d %6d %6d  %s", name, memory, verdict(r.validate),
+		verdict(r.healthz), verdict(r.honest), r.honest.count, r.oom, r.restart.Milliseconds(), r.after>>20, r.disk>>20,
+		r.outcome)
 }
 
 // tableHead explains the columns of report.row. A mark ! says that an attempt failed.
-var tableHead = fmt.Sprintf("%-24s %9s %9s %9s %9s %4s %4s %8s %6s %6s  %s", "attack", "MiB", "/validate", "/healthz", "push+pull",
-	"n", "oom", "restart", "after", "disk", "what the attacker got (times in ms, MiB: resident+sockets, or resident/cgroup)")
+var tableHead = fmt.Sprintf("%-24s %9s %9s %9s %9s %4s %4s %8s %6s %6s  %s", "attack", "MiB", "/validate", "/healthz",
+	"push+pull", "n", "oom", "restart", "after", "disk",
+	"what the attacker got (times in ms, MiB: resident+sockets, or resident/cgroup)")
 
 // TestAbuse attacks the server in each way of the table, in a cell with the memory of its container. Meanwhile the
 // webhook, the probes and an honest client must be served, and afterwards the server must start again.
@@ -330,7 +331,8 @@ func (h *honest) validate(i int) error {
 	if h.images.Load() > 0 && i%2 == 0 {
 		image = strings.TrimPrefix(h.url, "https://") + "/honest/app:latest"
 	}
-	a, err := (&client{h.fresh(), h.url}).do(h.t.Context(), "POST", "/validate", review(image), "Content-Type", "application/json")
+	a, err := (&client{h.fresh(), h.url}).do(h.t.Context(), "POST", "/validate", review(image), "Content-Type",
+		"application/json")
 	if err != nil {
 		return err
 	}
@@ -371,18 +373,20 @@ func (h *honest) round(i int, r *report) error {
 			return err
 		}
 		location := a.header.Get("Location") + "?digest=" + digest.FromBytes(blob).String()
-		if _, err := h.patiently(c, r, 201, "PUT", location, blob, append(login, "Content-Type", "application/octet-stream")...); err != nil {
+		if _, err := h.patiently(c, r, 201, "PUT", location, blob, append(login, "Content-Type", typeLayer)...); err != nil {
 			return err
 		}
 	}
 	d := describe(typeConfig, config)
 	manifest := document{MediaType: typeManifest, Config: &d, Layers: []descriptor{describe(typeLayer, layer)}}.encode()
 	path := "/v2/honest/app/manifests/latest"
-	if _, err := h.patiently(c, r, 201, "PUT", path, manifest, append(login, "Content-Type", typeManifest)...); err != nil {
+	_, err := h.patiently(c, r, 201, "PUT", path, manifest, append(login, "Content-Type", typeManifest)...)
+	if err != nil {
 		return err
 	}
 	h.images.Add(1)
-	for path, want := range map[string][]byte{path: manifest, "/v2/honest/app/blobs/" + digest.FromBytes(layer).String(): layer} {
+	blob := "/v2/honest/app/blobs/" + digest.FromBytes(layer).String()
+	for path, want := range map[string][]byte{path: manifest, blob: layer} {
 		a, err := h.patiently(c, r, 200, "GET", path, nil, login...)
 		if err != nil {
 			return err
@@ -395,7 +399,8 @@ func (h *honest) round(i int, r *report) error {
 }
 
 // patiently repeats a request as honest clients do: when the registry asks for that, and when the connection breaks.
-func (h *honest) patiently(c *client, r *report, want int, method, path string, body []byte, headers ...string) (answer, error) {
+func (h *honest) patiently(c *client, r *report, want int, method, path string, body []byte,
+	headers ...string) (answer, error) {
 	for begin := time.Now(); ; r.honest.retries++ {
 		a, err := c.do(h.t.Context(), method, path, body, headers...)
 		if err == nil && a.status == want {
