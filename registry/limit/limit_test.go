@@ -90,6 +90,28 @@ func TestInvalidLimits(t *testing.T) {
 	}
 }
 
+func TestTheBoundsOfLimits(t *testing.T) {
+	for _, row := range []struct {
+		rule limit.Rule
+		want string // empty: valid
+	}{
+		{limit.Rule{Who: []string{"*"}, Requests: 1_000_000, Burst: 1_000_000, Uploads: 1_000_000}, ""},
+		{limit.Rule{Who: []string{"*"}, Requests: 1, Burst: 1_000_001}, "to 1000000"},
+		{limit.Rule{Who: []string{"*"}, Burst: 1}, "burst: needs"},
+		{limit.Rule{Who: []string{"*"}, PullRate: quantity(16 << 10), PushRate: quantity(16 << 10)}, ""},
+		{limit.Rule{Who: []string{"*"}, PullRate: quantity(16<<10 - 1)}, "at least 16Ki"},
+		{limit.Rule{Who: []string{"anonymous"}}, ""},
+		{limit.Rule{Who: []string{"anonymous"}, PullRate: quantity(1 << 20)}, "by-address: true if"},
+		{limit.Rule{Who: []string{"anonymous"}, PushRate: quantity(1 << 20)}, "by-address: true if"},
+		{limit.Rule{Who: []string{"anonymous"}, Uploads: 1}, "by-address: true if"},
+	} {
+		err := (&limit.Limits{}).Set([]limit.Rule{row.rule})
+		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%+v: %v, want %q", row.rule, err, row.want)
+		}
+	}
+}
+
 func TestEachIdentityHasItsOwnRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := set(t, limit.Rule{Who: []string{"user:admin"}}, limit.Rule{Who: []string{"*"}, Requests: 5, Burst: 7})

@@ -150,6 +150,40 @@ func TestReasonsAreForPeople(t *testing.T) {
 	}
 }
 
+func TestTheReasonForAManifestIsItsOwn(t *testing.T) {
+	rule := retention.Rule{Repositories: []string{"**"}, KeepLast: 1, DeleteUntagged: 7 * day}
+	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("index", 9, "child", "1"),
+		held("child", 9, ""), held("sig", 9, "subject:index"), held("orphan", 9, "subject:gone"), held("old", 9, ""),
+		held("new", 1, "", "2")}}
+	got := map[digest.Digest]string{}
+	for _, r := range policy(t, []retention.Rule{rule}).Plan(now, h) {
+		if r.Tag == "" {
+			got[r.Digest] = r.Why
+		}
+	}
+	for name, want := range map[string]string{
+		"index": "its last tag is removed", "child": "the index that contains it is removed",
+		"sig": "the manifest that it refers to is removed", "orphan": "it has no tag and was pushed",
+		"old": "it has no tag and was pushed",
+	} {
+		if !strings.HasPrefix(got[d(name)], want) {
+			t.Errorf("%s: %q, want %q", name, got[d(name)], want)
+		}
+	}
+}
+
+func TestATagOfExactlyKeepYoungerIsRemoved(t *testing.T) {
+	rule := retention.Rule{Repositories: []string{"**"}, KeepYounger: 2 * day}
+	for second, want := range map[int64]int{-1: 2, 0: 2, 1: 0} { // a tag and its manifest
+		m := held("a", 2, "", "1")
+		m.Tags[0].Time = now.Add(-48*time.Hour).Unix() + second
+		h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{m}}
+		if got := policy(t, []retention.Rule{rule}).Plan(now, h); len(got) != want {
+			t.Errorf("%d s after the bound: %d removals, want %d: %+v", second, len(got), want, got)
+		}
+	}
+}
+
 func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
 	rules := []retention.Rule{{Repositories: []string{"team/keep"}, KeepLast: 9},
 		{Repositories: []string{"team/*", "x/**"}, KeepLast: 1}}

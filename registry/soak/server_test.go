@@ -80,7 +80,11 @@ func readSettings() (err error) {
 	return nil
 }
 
+// build builds the program under test, unless SOAK_BINARY names one.
 func build(path string) error {
+	if binary = os.Getenv("SOAK_BINARY"); binary != "" {
+		return nil
+	}
 	args := []string{"build", "-o", path}
 	if settings.race {
 		args = append(args, "-race")
@@ -95,7 +99,8 @@ func build(path string) error {
 // depend reads what a result depends on besides the test itself: the settings and the source of the program. go test
 // notes what is read while tests run; otherwise it would return cached results.
 var depend = sync.OnceValue(func() error {
-	for _, name := range []string{"SOAK_TIME", "SOAK_KILLS", "SOAK_FAULTS", "SOAK_TAGS", "SOAK_SEED", "SOAK_RACE"} {
+	for _, name := range []string{"SOAK_TIME", "SOAK_KILLS", "SOAK_FAULTS", "SOAK_TAGS", "SOAK_SEED", "SOAK_RACE",
+		"SOAK_BINARY"} {
 		os.Getenv(name)
 	}
 	return filepath.WalkDir(filepath.Join("..", ".."), func(path string, d fs.DirEntry, err error) error {
@@ -239,7 +244,7 @@ func (s *server) ready() bool {
 		return false
 	}
 	resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
+	return resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized // with logins
 }
 
 // newClient returns a client with its own connections. Its requests have a timeout of minutes, so that a registry
