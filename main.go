@@ -146,8 +146,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 	}
 	probes := &server.Probes{}
 	var keeper *trowtls.Keeper // nil without TLS
-	o.cluster.Log, o.cluster.Ready = log, probes.Ready
-	o.cluster.CA = func() []byte { return keeper.CA() }
+	o.cluster.Log, o.cluster.Ready, o.cluster.CA = log, probes.Ready, func() []byte { return keeper.CA() }
 	o.cluster.Rotate = func(ctx context.Context) error { return keeper.Rotate(ctx) }
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {
@@ -172,10 +171,9 @@ func serve(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	reviews, metrics := admission.NewMetrics(), prometheus.NewRegistry()
+	reviews, metrics, webhook := admission.NewMetrics(), prometheus.NewRegistry(), server.NewPending(admission.Loading)
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		reg, reviews, keeper, hook)
-	webhook := server.NewPending(admission.Loading)
 	o.server.Log, o.server.Registerer, o.server.Probes, o.server.TLSConfig = log, metrics, probes, keeper.Config()
 	o.server.Vital, o.server.TokenPath = []string{"/validate", "/validate-image"}, auth.TokenPath
 	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper,

@@ -102,7 +102,7 @@ func TestTheTypeOfAManifestIsNotChanged(t *testing.T) {
 	untyped := []byte(strings.Replace(string(w.build("app", "1")), `"mediaType":"`+typeManifest+`",`, "", 1))
 	w.put("app", "v1", untyped).is(201)
 	for _, ref := range []string{"v1", "v2", digest.FromBytes(untyped).String()} {
-		w.do("PUT", "/v2/app/manifests/"+ref, untyped, "Content-Type", "application/x").code(403, "DENIED")
+		w.do("PUT", "/v2/app/manifests/"+ref, untyped, "Content-Type", "application/x").code(409, "MANIFEST_INVALID")
 	}
 	w.do("GET", "/v2/app/manifests/v1", nil).is(200).has("Content-Type", typeManifest)
 }
