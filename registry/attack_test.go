@@ -199,6 +199,8 @@ func TestCredentialsThatAreBeingVerifiedStopNobodyElse(t *testing.T) {
 	const places, attack = 8, 20
 	a := &slowAuth{hold: make(chan struct{})}
 	w := newServer(t, func(o *registry.Options) { o.Auth, o.MaxRequests = a, places })
+	release := sync.OnceFunc(func() { close(a.hold) })
+	t.Cleanup(release) // a server cannot close while it serves a request
 	var wg sync.WaitGroup
 	var refused atomic.Int64
 	for range attack {
@@ -210,7 +212,7 @@ func TestCredentialsThatAreBeingVerifiedStopNobodyElse(t *testing.T) {
 	}
 	eventually(t, "half of the places are taken", func() bool { return refused.Load() == attack-places/2 })
 	w.do("GET", "/v2/", nil).is(200)
-	close(a.hold)
+	release()
 	wg.Wait()
 }
 

@@ -34,7 +34,8 @@ func (r *Registry) resume(ctx context.Context, c *call, offset int64) (*session,
 	if !ok {
 		return nil, uploadUnknown(c.ref)
 	}
-	u := &upload{ctx: ctx, blobs: r.options.Blobs, sessions: r.sessions, repo: c.repo, client: c.client, text: c.ref, id: id}
+	u := &upload{ctx: ctx, blobs: r.options.Blobs, sessions: r.sessions,
+		repo: c.repo, client: c.client, text: c.ref, id: id}
 	if u.known, ok = r.sessions.enter(c.repo, id); !ok {
 		return nil, uploadUnknown(c.ref)
 	}

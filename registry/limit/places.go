@@ -9,8 +9,8 @@ import (
 // concurrent use.
 //
 // A client may hold as many places as are free. So one client alone holds half of them at most, two together two
-// thirds, and each further one finds a place, while a fixed share that is small enough for that would refuse the many
-// callers that share one address behind a node port, a proxy or trow node. Slow readers hold their places for as long as
+// thirds, and each further one finds a place, while a fixed share that is small enough for that would refuse the
+// many callers that share one address behind a node port, a proxy or trow node. Slow readers hold their places for as long as
 // stall-timeout lets them, so without this bound one client could keep everybody out.
 //
 // The counts are kept by hash, without a lock, an allocation or a bound on the number of clients. A client has a counter
