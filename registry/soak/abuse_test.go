@@ -258,13 +258,17 @@ func (s *server) attacked(a *attack, n int) string {
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), within+hold+30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nice", "-n", "10", os.Args[0], "-test.run=^TestAttacker$", "-test.timeout=1h")
+	self, err := os.Executable()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, "nice", "-n", "10", self, "-test.run=^TestAttacker$", "-test.timeout=1h")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Env = append(os.Environ(), "SOAK_ATTACK="+a.name, "SOAK_ATTACK_URL="+s.url, "SOAK_BINARY="+binary,
 		"SOAK_ATTACK_CA="+filepath.Join(s.dir, "ca.crt"), fmt.Sprint("SOAK_ATTACK_COUNT=", n),
 		fmt.Sprint("SOAK_ATTACK_TIME=", within), fmt.Sprint("SOAK_ATTACK_HOLD=", hold))
-	err := cmd.Run()
+	err = cmd.Run()
 	for line := range strings.Lines(out.String()) {
 		if outcome, ok := strings.CutPrefix(line, "outcome: "); ok && err == nil {
 			return strings.TrimSpace(outcome)
