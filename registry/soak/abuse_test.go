@@ -247,6 +247,7 @@ func (a *attack) restart(s *server, c *cell, r *report) {
 	var after report
 	again.measure(s.process().Process.Pid, &after)
 	r.after, r.oom = after.resident, r.oom+after.oom
+	s.stop(syscall.SIGTERM) // before the cell ends: a control group with a process cannot be removed
 }
 
 // attacked runs the attack in a process of its own, of low priority: the attacker of a cluster has its own processors,
@@ -402,7 +403,7 @@ func (h *honest) round(i int, r *report) error {
 	return nil
 }
 
-// patiently repeats a request as honest clients do: when the registry asks for that, and when the connection breaks.
+// patiently repeats a request as honest clients do: if the registry asks for that, and if the connection breaks.
 func (h *honest) patiently(c *client, r *report, want int, method, path string, body []byte,
 	headers ...string) (answer, error) {
 	for begin := time.Now(); ; r.honest.retries++ {
