@@ -247,6 +247,7 @@ func (a *attack) restart(s *server, c *cell, r *report) {
 	var after report
 	again.measure(s.process().Process.Pid, &after)
 	r.after, r.oom = after.resident, r.oom+after.oom
+	s.stop(syscall.SIGTERM) // before the cell ends: a control group with a process cannot be removed
 }
 
 // attacked runs the attack in a process of its own, of low priority: the attacker of a cluster has its own processors,
@@ -258,13 +259,17 @@ func (s *server) attacked(a *attack, n int) string {
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), within+hold+30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nice", "-n", "10", os.Args[0], "-test.run=^TestAttacker$", "-test.timeout=1h")
+	self, err := os.Executable()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, "nice", "-n", "10", self, "-test.run=^TestAttacker$", "-test.timeout=1h")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Env = append(os.Environ(), "SOAK_ATTACK="+a.name, "SOAK_ATTACK_URL="+s.url, "SOAK_BINARY="+binary,
 		"SOAK_ATTACK_CA="+filepath.Join(s.dir, "ca.crt"), fmt.Sprint("SOAK_ATTACK_COUNT=", n),
 		fmt.Sprint("SOAK_ATTACK_TIME=", within), fmt.Sprint("SOAK_ATTACK_HOLD=", hold))
-	err := cmd.Run()
+	err = cmd.Run()
 	for line := range strings.Lines(out.String()) {
 		if outcome, ok := strings.CutPrefix(line, "outcome: "); ok && err == nil {
 			return strings.TrimSpace(outcome)
@@ -398,7 +403,7 @@ func (h *honest) round(i int, r *report) error {
 	return nil
 }
 
-// patiently repeats a request as honest clients do: when the registry asks for that, and when the connection breaks.
+// patiently repeats a request as honest clients do: if the registry asks for that, and if the connection breaks.
 func (h *honest) patiently(c *client, r *report, want int, method, path string, body []byte,
 	headers ...string) (answer, error) {
 	for begin := time.Now(); ; r.honest.retries++ {

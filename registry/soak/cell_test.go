@@ -28,8 +28,8 @@ const cgroups = "/sys/fs/cgroup"
 
 // The commands that start the server in a cell. Both make the limit visible where a container has it.
 const (
-	enterGroup = `echo $$ >"$1/cgroup.procs" && shift &&
-		exec unshare --cgroup --mount sh -c 'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"' sh "$@"`
+	enterGroup = `group=$1 && shift && echo $$ >"$group/cgroup.procs" &&
+		exec unshare --mount sh -c 'mount --bind "$1" /sys/fs/cgroup && shift && exec "$@"' sh "$group" "$@"`
 	showLimit = `size=$1 && shift && mount -t tmpfs none /sys/fs/cgroup &&
 		echo "$size" >/sys/fs/cgroup/memory.max && exec "$@"`
 )
