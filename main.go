@@ -1,4 +1,4 @@
-// Trow is an OCI registry that lives inside a Kubernetes cluster, and the admission webhook that decides which images
+// Trow is an OCI registry that runs inside a Kubernetes cluster, and the admission webhook that decides which images
 // may run there: one process, one listener, one index of what the registry holds.
 //
 // This file has the order in which the parts are opened, every path of the process, and the list of commands. Each part

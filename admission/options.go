@@ -58,7 +58,7 @@ type PolicyOptions struct {
 // AddFlags registers the settings as flags.
 func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVarP(&o.Names, "names", "n", nil,
-		"local names, host[:port]: images of these hosts are looked up in this registry (default: see README)")
+		"local names, host[:port]: images of these hosts are looked up in this registry (default: see admission/README.md)")
 	fs.StringSliceVar(&o.AllowPrefixes, "allow-prefixes", nil,
 		"remote images to allow, by host[/path]; whole path components")
 	fs.StringSliceVar(&o.AllowImages, "allow-images", nil, "images to allow, by host/name[:tag][@digest]")

@@ -73,7 +73,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"file of further users, with bcrypt hashes (htpasswd -B); read again when it changes")
 	fs.StringVar(&o.Anonymous, "anonymous", "",
 		"what may be done without a login: pull, create (push, but move no tag), push or none "+
-			"(default: push, or none if there are users or rules)")
+			"(default: push, or none with users, rules or client-ca)")
 	settings.FileOnly(fs, &o.Rules, "rules", "who may do what, by repository; read again when it changes")
 	fs.StringVar(&o.PublicURL, "public-url", "",
 		"how clients reach the registry, https://host[:port], if a proxy in front of it terminates TLS or changes the host")
