@@ -241,10 +241,10 @@ func verdict(ctx context.Context, d admission.Decision, c *admission.Callers) au
 
 // welcome prints what runs, and what to do next.
 func welcome(out io.Writer, o *options, l net.Listener, reg *service.Service, p *admission.Policy, k *trowtls.Keeper) {
-	host := fmt.Sprintf("localhost:%d", l.Addr().(*net.TCPAddr).Port)
+	host := o.policy.Host(l.Addr().(*net.TCPAddr).Port, o.cluster.Webhook != "")
 	data, anonymous := reg.Summary()
 	fmt.Fprintf(out, "Trow %s is ready.\n\n  listens on   %s://%s\n  data         %s\n  local names  %s\n"+
 		"  may run      %s\n  no login     %s\n%s\nPush a first image:\n"+
-		"  skopeo copy docker://docker.io/library/nginx:1.21.0 docker://%s/nginx:1.21.0\n", version, k.Scheme(), l.Addr(),
-		data, strings.Join(o.policy.Names, ", "), p.Summary(), anonymous, k.Summary(host), host)
+		"  skopeo copy%s docker://docker.io/library/nginx:1.21.0 docker://%s/nginx:1.21.0\n", version, k.Scheme(), l.Addr(),
+		data, strings.Join(o.policy.Names, ", "), p.Summary(), anonymous, k.Summary(host), k.SkopeoFlag(), host)
 }

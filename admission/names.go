@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -25,6 +26,15 @@ func DefaultNames(port string, inCluster bool) []string {
 		}
 	}
 	return names
+}
+
+// Host returns the host:port for clients to push to: in a cluster the first of Names, which nodes and workstations know,
+// elsewhere this machine and the port of the listener.
+func (o *PolicyOptions) Host(port int, inCluster bool) string {
+	if inCluster {
+		return o.Names[0]
+	}
+	return net.JoinHostPort("localhost", strconv.Itoa(port))
 }
 
 // Complete sets Names to [DefaultNames] if there are none, and folds them to lower case, in which hosts are compared.

@@ -25,10 +25,16 @@ type manifest struct {
 	repo, ref string // as it was asked for
 }
 
+// lookup resolves a tag or a digest to what repo holds. It is the one way from a name to a manifest: manifest is for
+// what a client asked for, and lookup alone for what a list may leave out.
+func (r *Registry) lookup(ctx context.Context, repo, ref string) (storage.Descriptor, bool, error) {
+	return r.options.Index.Resolve(ctx, repo, ref)
+}
+
 // manifest finds the manifest that ref, a tag or a digest, names in repo. Errors: MANIFEST_UNKNOWN, also for one whose
 // own bytes are known to be damaged. One with a damaged part is returned: a client may hold that part already.
 func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, error) {
-	m, ok, err := r.options.Index.Resolve(ctx, repo, ref)
+	m, ok, err := r.lookup(ctx, repo, ref)
 	if err != nil {
 		return manifest{}, err
 	}

@@ -198,7 +198,7 @@ func (r *Registry) pushedReferrer(ctx context.Context, p *push) {
 	if p.parsed.subject == "" {
 		return
 	}
-	if m, ok, err := r.options.Index.Resolve(ctx, p.repo, p.digest.String()); ok && err == nil {
+	if m, ok, err := r.lookup(ctx, p.repo, p.digest.String()); ok && err == nil {
 		r.artifactTypes.put(m, p.parsed.artifactType, len(p.parsed.artifactType))
 	}
 }
@@ -223,7 +223,7 @@ func (r *Registry) decoded(ctx context.Context, repo string, m storage.Descripto
 // without a list of referrers, and copy it to this one.
 func (r *Registry) addTagged(ctx context.Context, repo string, subject, after digest.Digest,
 	found []storage.Descriptor) ([]storage.Descriptor, error) {
-	index, ok, err := r.options.Index.Resolve(ctx, repo, fallbackTag(subject))
+	index, ok, err := r.lookup(ctx, repo, fallbackTag(subject))
 	if err != nil || !ok || index.MediaType != typeOCIIndex {
 		return found, err
 	}
@@ -240,7 +240,7 @@ func (r *Registry) addTagged(ctx context.Context, repo string, subject, after di
 		if err != nil || d <= after {
 			continue
 		}
-		m, ok, err := r.options.Index.Resolve(ctx, repo, d.String())
+		m, ok, err := r.lookup(ctx, repo, d.String())
 		if err != nil {
 			return nil, err
 		}

@@ -238,7 +238,11 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 		return limitError(err)
 	}
 	defer pass.Leave()
-	w, req = pass.Shape(w, req)
+	w, body := pass.Shape(ctx, w, req.Body)
+	if body != req.Body { // the caller's request must not change
+		shaped := *req
+		shaped.Body, req = body, &shaped
+	}
 	err = r.handle(w, req, c, h)
 	r.auditRefusal(req, c, err)
 	return err

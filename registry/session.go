@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/auth"
+	"trow/registry/ocierror"
 	"trow/storage"
 )
 
@@ -173,11 +174,14 @@ func (r *Registry) mountFrom(ctx context.Context, c *call, source string, d dige
 		return false, err
 	}
 	defer release()
-	size, ok, err := r.options.Index.Blob(ctx, source, d)
-	if err != nil || !ok {
+	b, err := r.blob(ctx, source, d)
+	if e := ocierror.As(err); e != nil && e.Code == ocierror.BlobUnknown {
+		return false, nil
+	}
+	if err != nil {
 		return false, err
 	}
-	return true, r.link(ctx, c, d, size)
+	return true, r.link(ctx, c, d, b.size)
 }
 
 // resumeAt continues the call's upload at offset. If it does not end there, the error says where, so that the client

@@ -14,9 +14,6 @@ type Descriptor struct {
 // Digest returns the textual form of the manifest's digest.
 func (d Descriptor) Digest() digest.Digest { return d.sum.digest() }
 
-// AppendDigest appends the manifest's digest to b.
-func (d *Descriptor) AppendDigest(b []byte) []byte { return d.sum.appendDigest(b) }
-
 // Damaged returns the manifest itself or a part of it that is quarantined, and "" if there is none. A part that the
 // repo does not hold, such as a foreign layer, does not count.
 func (d Descriptor) Damaged() digest.Digest { return d.damaged.digest() }

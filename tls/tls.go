@@ -335,6 +335,14 @@ func ofCluster(name string) bool { return strings.HasSuffix(name, ".svc") }
 // CA returns the bundle in PEM, without keys: what a client needs to trust the server. The CA that signs comes first.
 func (k *Keeper) CA() []byte { return k.ca.Load().bundle() }
 
+// SkopeoFlag returns the flag that skopeo needs to copy to this server, after a space: none over TLS.
+func (k *Keeper) SkopeoFlag() string {
+	if k == nil {
+		return " --dest-tls-verify=false"
+	}
+	return ""
+}
+
 // Scheme returns the scheme of the server's URLs: https, or http for a nil Keeper.
 func (k *Keeper) Scheme() string {
 	if k == nil {

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -35,20 +34,13 @@ func (g *Guard) account(ctx context.Context, token string) (*Identity, error) {
 	switch {
 	case err != nil && ctx.Err() != nil: // the client disconnected, which says nothing about the API
 		return nil, context.Cause(ctx)
-	case err != nil:
-		return nil, g.unavailable("Kubernetes API unavailable: cannot review token", err)
+	case err != nil: // the Reviewer has logged it, as it logs refusals: it knows how often
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case !ok:
-		g.options.Log.Info().Err(errors.New(why)).Msg("ServiceAccount token refused")
-		return nil, errWrong
+		return nil, fmt.Errorf("%w: %s", errWrong, why)
 	// The API must not hand out the names of other kinds of identities (invariant 8).
 	case user.Username == "", strings.HasPrefix(user.Username, robotPrefix), strings.HasPrefix(user.Username, certPrefix):
 		return nil, errWrong
 	}
 	return &Identity{Name: user.Username, Groups: user.Groups, Cluster: true}, nil
-}
-
-// unavailable logs why the Kubernetes API cannot be asked, and returns the error for the client.
-func (g *Guard) unavailable(message string, err error) error {
-	g.options.Log.Warn().Err(err).Msg(message)
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

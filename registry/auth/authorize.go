@@ -86,7 +86,7 @@ func (g *Guard) ask(ctx context.Context, who *Identity, repo string, a Action) (
 	case err != nil && ctx.Err() != nil:
 		return false, "", context.Cause(ctx)
 	case err != nil:
-		return false, "", g.unavailable("Kubernetes API unavailable: cannot review access", err)
+		return false, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return allowed, reason, nil
 }

@@ -24,7 +24,9 @@
 package limit
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"net/netip"
@@ -278,18 +280,17 @@ func (p *Pass) Leave() {
 	p.account.uploads--
 }
 
-// Shape returns the writer and the request, with bodies that are slowed down if their rate is bounded.
-func (p *Pass) Shape(w http.ResponseWriter, r *http.Request) (http.ResponseWriter, *http.Request) {
+// Shape returns the writer of the response and the body of the request, slowed down if their rate is bounded. ctx ends
+// waiting.
+func (p *Pass) Shape(ctx context.Context, w http.ResponseWriter, in io.ReadCloser) (http.ResponseWriter, io.ReadCloser) {
 	if p == nil {
-		return w, r
+		return w, in
 	}
-	if l := p.account.push; l != nil && r.Body != nil && r.Body != http.NoBody {
-		slow := *r
-		slow.Body = &body{r.Body, r.Context(), l}
-		r = &slow
+	if l := p.account.push; l != nil && in != nil && in != http.NoBody {
+		in = &body{in, ctx, l}
 	}
 	if l := p.account.pull; l != nil {
-		w = &writer{w, r.Context(), l}
+		w = &writer{w, ctx, l}
 	}
-	return w, r
+	return w, in
 }

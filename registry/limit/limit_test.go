@@ -239,7 +239,7 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, push = p.Shape(httptest.NewRecorder(), push)
+		_, push.Body = p.Shape(t.Context(), httptest.NewRecorder(), push.Body)
 		got, err := io.ReadAll(push.Body)
 		if took := time.Since(start); err != nil || !bytes.Equal(got, content) || took < 2500*time.Millisecond ||
 			took > 3100*time.Millisecond {
@@ -254,7 +254,7 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 					t.Error(err)
 				}
 				out := httptest.NewRecorder()
-				w, _ := p.Shape(out, pull)
+				w, _ := p.Shape(t.Context(), out, pull.Body)
 				n, err := io.CopyN(w, struct{ io.Reader }{bytes.NewReader(content)}, size/3)
 				if err != nil || n != size/3 || !bytes.Equal(out.Body.Bytes(), content[:size/3]) {
 					t.Errorf("%d, %v", n, err)
@@ -268,7 +268,7 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 		}
 		start = time.Now()
 		p, _ = l.Enter(bob, home, false)
-		w, _ := p.Shape(httptest.NewRecorder(), pull)
+		w, _ := p.Shape(t.Context(), httptest.NewRecorder(), pull.Body)
 		if n, err := w.Write(content); n != size || err != nil || time.Since(start) < 2500*time.Millisecond {
 			t.Errorf("written by one call: %d, %v, %v", n, err, time.Since(start))
 		}
@@ -285,7 +285,7 @@ func TestNothingIsWrappedWithoutARate(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := httptest.NewRecorder()
-		if w, r := p.Shape(out, pull); w != http.ResponseWriter(out) || r != pull {
+		if w, body := p.Shape(t.Context(), out, pull.Body); w != http.ResponseWriter(out) || body != pull.Body {
 			t.Errorf("%s: something is wrapped", name)
 		}
 		p.Leave()
@@ -317,7 +317,7 @@ func TestAFileIsHandedOnInLargeSteps(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &steps{ResponseWriter: httptest.NewRecorder()}
-	w, _ := p.Shape(s, pull)
+	w, _ := p.Shape(t.Context(), s, pull.Body)
 	n, err := io.CopyN(w, strings.NewReader(strings.Repeat("x", 3<<20+5)), 3<<20+1)
 	if err != nil || n != 3<<20+1 || fmt.Sprint(s.sizes) != "[1048576 1048576 1048576 1]" {
 		t.Errorf("%d, %v: %v", n, err, s.sizes)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
 	"sync"
@@ -49,7 +48,7 @@ const (
 )
 
 // openHold reads the file; without one, or with one that cannot be used, the next run only reports. The caller has
-// locked the directory. Errors: those of the file system.
+// locked the directory. Errors: the directory cannot be opened.
 func openHold(dir string) (*hold, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -60,8 +59,8 @@ func openHold(dir string) (*hold, error) {
 		return nil, errors.Join(err, root.Close())
 	}
 	text, err := files.ReadIn(root, holdFile, 1<<10)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(err, root.Close())
+	if err != nil {
+		text = nil // missing, too large or not a file: the next run only reports
 	}
 	if err := json.Unmarshal(text, &h.state); err != nil {
 		h.state = holdState{} // another meaning; loaded decides

@@ -3,16 +3,13 @@ package maintenance
 import (
 	"context"
 	"fmt"
-	"math"
-	"os"
-	"path"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"trow/registry/server"
 	"trow/storage"
 )
 
@@ -56,48 +53,9 @@ func (s *Share) Of(memory int64) int64 {
 	return s.bytes
 }
 
-// availableMemory returns how much memory the process may use: the lowest limit of its control groups (cgroup v2), and
-// no more than the machine has. In a container the own group is the root of what is mounted.
-func availableMemory() int64 {
-	const mount = "/sys/fs/cgroup"
-	memory := int64(math.MaxInt64)
-	var info syscall.Sysinfo_t
-	if syscall.Sysinfo(&info) == nil {
-		memory = int64(info.Totalram) * int64(info.Unit)
-	}
-	text, _ := os.ReadFile("/proc/self/cgroup")
-	for group := groupOf(string(text)); ; group = path.Dir(group) {
-		if text, err := os.ReadFile(path.Join(mount, group, "memory.max")); err == nil {
-			memory = min(memory, groupLimit(string(text)))
-		}
-		if group == "/" {
-			return memory
-		}
-	}
-}
-
-// groupOf returns the path of the group in the text of /proc/self/cgroup (cgroups(7)), and / without one.
-func groupOf(text string) string {
-	for line := range strings.Lines(text) {
-		if group, ok := strings.CutPrefix(line, "0::"); ok {
-			return path.Clean("/" + strings.TrimSpace(group))
-		}
-	}
-	return "/"
-}
-
-// groupLimit reads a memory.max: a number of bytes or "max".
-func groupLimit(text string) int64 {
-	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
-	if err != nil || n <= 0 {
-		return math.MaxInt64
-	}
-	return n
-}
-
 // limits are the bounds of the index.
 func (o *Options) limits() storage.Limits {
-	return storage.Limits{Tags: o.MaxTags, Repos: o.MaxRepositories, Bytes: o.MaxIndex.Of(availableMemory())}
+	return storage.Limits{Tags: o.MaxTags, Repos: o.MaxRepositories, Bytes: o.MaxIndex.Of(server.Memory())}
 }
 
 // refusedFor is how long after a refusal the index counts as full: a client that is refused usually tries again.

@@ -3,6 +3,7 @@ package server
 import (
 	"math"
 	"os"
+	"path"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -17,18 +18,18 @@ const (
 	// ballast counts as in use in addition. It is never touched, so it takes no memory. Without it, a server with a
 	// small index would collect garbage every few hundred requests.
 	ballast = 32 << 20
-	// cgroupLimit is the memory limit of the control group, such as a pod's container, in cgroup v2.
-	cgroupLimit = "/sys/fs/cgroup/memory.max"
+	// cgroupMount is where the control groups are, such as that of a pod's container, in cgroup v2.
+	cgroupMount = "/sys/fs/cgroup"
 	// machineMemory has the memory of the machine, on Linux.
 	machineMemory = "/proc/meminfo"
 	// assumedMemory is what the process may use if neither is known.
 	assumedMemory = 1 << 30
 )
 
-// Memory returns how many bytes the process may use: the limit of its control group, the memory of the machine or
-// GOMEMLIMIT, whichever is least. What is bounded by memory follows from it.
+// Memory returns how many bytes the process may use: the least of the limits of its control groups, of the memory of the
+// machine, and of GOMEMLIMIT. Everything that is bounded by memory follows from it.
 func Memory() int64 {
-	n := min(bytesIn(os.ReadFile(cgroupLimit)), totalMemory(os.ReadFile(machineMemory)))
+	n := min(groupsLimit(), totalMemory(os.ReadFile(machineMemory)))
 	if os.Getenv("GOMEMLIMIT") != "" {
 		n = min(n, debug.SetMemoryLimit(-1)) // a negative limit changes nothing
 	}
@@ -36,6 +37,29 @@ func Memory() int64 {
 		return assumedMemory
 	}
 	return n
+}
+
+// groupsLimit returns the lowest limit of the control groups that the process is in (cgroup v2), the largest number if
+// there is none. In a container its own group is the root of what is mounted; under systemd it is a group below.
+func groupsLimit() int64 {
+	limit := int64(math.MaxInt64)
+	text, _ := os.ReadFile("/proc/self/cgroup")
+	for group := groupOf(string(text)); ; group = path.Dir(group) {
+		limit = min(limit, bytesIn(os.ReadFile(path.Join(cgroupMount, group, "memory.max"))))
+		if group == "/" {
+			return limit
+		}
+	}
+}
+
+// groupOf returns the path of the group in the text of /proc/self/cgroup (cgroups(7)), and / without one.
+func groupOf(text string) string {
+	for line := range strings.Lines(text) {
+		if group, ok := strings.CutPrefix(line, "0::"); ok {
+			return path.Clean("/" + strings.TrimSpace(group))
+		}
+	}
+	return "/"
 }
 
 // totalMemory returns the memory of the machine in bytes, from the text of proc_meminfo(5); the largest number if it
@@ -69,17 +93,16 @@ func TuneMemory() (release func()) {
 		b = make([]byte, ballast)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryLimit(os.ReadFile(cgroupLimit)))
+		debug.SetMemoryLimit(heapLimit(groupsLimit()))
 	}
 	return func() { runtime.KeepAlive(b) } // until here the collector must count b
 }
 
-// memoryLimit is the size that the heap may reach before garbage is collected at any cost: nine tenths of the limit of
-// the control group, whose file contains a number of bytes or "max". Without such a file there is no limit.
-func memoryLimit(text []byte, err error) int64 {
-	n := bytesIn(text, err)
-	if n == math.MaxInt64 {
-		return n
+// heapLimit is the size that the heap may reach before garbage is collected at any cost: nine tenths of the limit of the
+// control groups. Without one there is no limit.
+func heapLimit(groups int64) int64 {
+	if groups == math.MaxInt64 {
+		return groups
 	}
-	return n / 10 * 9
+	return groups / 10 * 9
 }

@@ -13,11 +13,11 @@ func TestMemoryLimitIsThatOfTheContainer(t *testing.T) {
 	for text, want := range map[string]int64{
 		"1073741820\n": 966367638, "max\n": math.MaxInt64, "": math.MaxInt64, "0": math.MaxInt64, "-1": math.MaxInt64,
 	} {
-		if got := memoryLimit([]byte(text), nil); got != want {
+		if got := heapLimit(bytesIn([]byte(text), nil)); got != want {
 			t.Errorf("%q: %d, want %d", text, got, want)
 		}
 	}
-	if got := memoryLimit(nil, os.ErrNotExist); got != math.MaxInt64 {
+	if got := heapLimit(bytesIn(nil, os.ErrNotExist)); got != math.MaxInt64 {
 		t.Errorf("without the file: %d", got)
 	}
 }
@@ -44,5 +44,17 @@ func TestALoweredConnectionLimitIsLogged(t *testing.T) {
 	log.Reset()
 	if got := connectionLimit(1, zerolog.New(&log)); got != 1 || log.Len() > 0 {
 		t.Errorf("%d connections, the log is %q", got, &log)
+	}
+}
+
+func TestTheMemoryOfControlGroups(t *testing.T) {
+	for text, want := range map[string]string{"0::/kubepods/pod1/c1\n": "/kubepods/pod1/c1", "0::/\n": "/", "": "/",
+		"5:cpu:/x\n0::/y\n": "/y", "0::/../up\n": "/up"} {
+		if got := groupOf(text); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+	if n := Memory(); n < 16<<20 || n == math.MaxInt64 {
+		t.Errorf("the process may use %d bytes of memory", n)
 	}
 }

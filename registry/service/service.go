@@ -103,13 +103,15 @@ func Open(o Options) (s *Service, err error) {
 			s = nil
 		}
 	}()
+	// The data comes first, because it takes the lock (invariant 1); the audit log may lie in its directory. Nothing is
+	// recorded before Run.
+	o.Data.Log, o.Data.Audit = o.Log, func(e audit.Event) { s.trail.Record(context.Background(), e) }
+	if s.data, err = maintenance.Open(o.Data); err != nil {
+		return s, err
+	}
 	o.Audit.RequestID = server.RequestID
 	if s.trail, err = audit.Open(o.Audit, o.Log); err != nil {
 		return s, fmt.Errorf("audit-log: %w", err)
-	}
-	o.Data.Log, o.Data.Audit = o.Log, func(e audit.Event) { s.trail.Record(context.Background(), e) }
-	if s.data, err = maintenance.Open(o.Data); err != nil { // takes the lock; invariant 1
-		return s, err
 	}
 	if s.socket, err = admin.Listen(o.Data.DataDir); err != nil {
 		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
@@ -233,24 +235,28 @@ func (s *Service) Audit() *audit.Log { return s.trail }
 // by Guard.
 func (s *Service) Administration() http.Handler {
 	r := chi.NewRouter()
-	r.Use(func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			if s.api.Ready() { // jobs need the index
-				next.ServeHTTP(w, req)
-				return
-			}
-			w.Header().Set("Retry-After", "1")
-			http.Error(w, "the registry is loading its index; retry in a moment", http.StatusServiceUnavailable)
-		})
-	})
 	for _, jobs := range []map[string]http.Handler{s.data.Jobs(), s.guard.Jobs()} {
 		for name, job := range jobs {
-			r.Handle("/admin/"+name, job)
+			r.Handle("/admin/"+name, s.whenLoaded(job))
 		}
 	}
+	r.MethodNotAllowed(server.MethodNotAllowed(s.api))
+	r.NotFound(server.NotFound("jobs are at /admin/, the registry is at /v2/"))
 	r.Handle("/v2", s.api)
 	r.Handle("/v2/*", s.api)
 	return r
+}
+
+// whenLoaded refuses jobs until the index is loaded, which they need.
+func (s *Service) whenLoaded(job http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if s.api.Ready() {
+			job.ServeHTTP(w, req)
+			return
+		}
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "the registry is loading its index; retry in a moment", http.StatusServiceUnavailable)
+	})
 }
 
 // Checks are the lines of /readyz?verbose.

@@ -301,7 +301,7 @@ func (f *fileOnly[T]) Set(string) error {
 
 func (f *fileOnly[T]) decode(raw any) error {
 	var list []T
-	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{Result: &list, ErrorUnused: true,
+	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{Result: &list, ErrorUnused: true, WeaklyTypedInput: true,
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(stringLists, quantities, mapstructure.StringToTimeDurationHookFunc(),
 			mapstructure.TextUnmarshallerHookFunc())})
 	if err == nil {

@@ -19,6 +19,8 @@ type rule struct {
 	Who   []string          `mapstructure:"who"`
 	Rate  resource.Quantity `mapstructure:"rate"`
 	After time.Duration     `mapstructure:"after"`
+	Count int               `mapstructure:"count"`
+	Flag  bool              `mapstructure:"flag"`
 }
 
 // options are settings of each type.
@@ -93,6 +95,14 @@ rules:
 		o.Rules[0].After != time.Hour ||
 		o.Rules[1].Who[0] != "w" {
 		t.Errorf("%+v", o.Rules)
+	}
+}
+
+// TestTypesAreConverted as in earlier versions: a number or a switch may be text, and a list of one may be left out.
+func TestTypesAreConverted(t *testing.T) {
+	o, err := load(t, "rules: {who: u, count: \"10\", flag: \"true\"}")
+	if err != nil || len(o.Rules) != 1 || o.Rules[0].Count != 10 || !o.Rules[0].Flag || o.Rules[0].Who[0] != "u" {
+		t.Errorf("%+v, %v", o.Rules, err)
 	}
 }
 

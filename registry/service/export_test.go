@@ -1,0 +1,4 @@
+package service
+
+// Reload applies changed options.
+func Reload(s *Service, o Options) error { return s.reload(&o) }
