@@ -245,7 +245,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 }
 
 // identify finds out who has sent a request. While credentials are being verified, which can take long, the request
-// counts for its address: nobody else must be kept out by credentials that may be made up.
+// counts for its address: credentials that may be made up must not keep other clients out.
 func (r *Registry) identify(req *http.Request, c *call, places *limit.Places, addr netip.Addr) (err error) {
 	if len(req.Header["Authorization"]) > 0 {
 		who := limit.Unverified(addr)

@@ -25,7 +25,7 @@ import (
 // A session without bytes is kept nowhere: its ID says all about it, so that a client that begins a million of them
 // takes no room and no place. The ID is a UUID, under which storage has the upload once there are bytes, a dot, and in
 // base64 the time and the algorithm of its beginning and a MAC (HMAC-SHA-256, RFC 2104) over these and the repository:
-// 63 characters. IDs of before are the UUID alone; they continue what storage has.
+// 63 characters. Earlier versions issued the UUID alone; such an ID continues an upload that storage has.
 //
 // An ID that has ended must not begin anew. So the last maxEnded ones are remembered, and when that is not enough, and
 // after a restart, the older IDs count as ended unless storage has their upload: a client that has one begins again. An
@@ -60,7 +60,7 @@ type sessionID struct {
 	id   uuid
 	name string // the UUID as text, under which storage has the upload
 	alg  digest.Algorithm
-	made int64 // Unix ms; 0: an ID of before, which says nothing about itself
+	made int64 // Unix ms; 0: an ID from an earlier version, the UUID alone
 }
 
 func newSessions(key []byte, timeout time.Duration, share int) *sessions {

@@ -104,7 +104,7 @@ func (o *Options) limits() storage.Limits {
 const refusedFor = time.Minute
 
 // refusing returns the settings because of which new names were refused lately, in all repositories. A limit on the tags
-// of one repository is not among them: that is a matter of its clients, who are told.
+// of one repository is not among them: that is a matter of its clients, which get an error.
 func refusing(l storage.Load) (settings []string) {
 	for _, s := range []struct {
 		limit   storage.Limit
