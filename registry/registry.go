@@ -67,8 +67,8 @@ type Options struct {
 	// Bodies bounds the memory of manifests that are pushed. Optional.
 	Bodies Bodies
 	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of sessions;
-	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it, its
-	// own that was idle the longest gives way. 0: no bound.
+	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it,
+	// its own that was idle the longest gives way. 0: no bound.
 	UploadTimeout       time.Duration
 	UploadKey           []byte
 	MaxUploadsPerClient int

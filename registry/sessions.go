@@ -178,8 +178,8 @@ type stored struct {
 
 type storedKey struct{ repo, name string }
 
-// enter notes that a request on an upload is under way. u is nil if the upload is not known; ok is false if it gives way
-// to another one. The caller calls leave.
+// enter notes that a request on an upload is under way. u is nil if the upload is not known; ok is false if it gives
+// way to another one. The caller calls leave.
 func (s *sessions) enter(repo string, id sessionID) (u *stored, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -205,10 +205,10 @@ func (s *sessions) adopt(repo string, id sessionID, owner limit.Client) *stored 
 	return s.add(repo, id, owner)
 }
 
-// admit is enter for an upload that is about to be stored. If its owner has more than its share then, victim is the idle
-// one of them that was used least recently: the caller drops it before the new one is stored, and then calls leave for
-// it. Uploads of other clients never give way, nor those with a request under way. Errors: ErrClosed if another request
-// stores the upload; TOOMANYREQUESTS if none can give way.
+// admit is enter for an upload that is about to be stored. If its owner has more than its share then, victim is the
+// idle one of them that was used least recently: the caller drops it before the new one is stored, and then calls leave
+// for it. Uploads of other clients never give way, nor those with a request under way. Errors: ErrClosed if another
+// request stores the upload; TOOMANYREQUESTS if none can give way.
 func (s *sessions) admit(repo string, id sessionID, owner limit.Client) (u, victim *stored, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -32,7 +32,8 @@ const uploadKeyFile = "upload.key"
 func (d *Data) UploadKey() []byte {
 	key, err := uploadKey(d.options.DataDir)
 	if err != nil {
-		d.log.Warn().Err(err).Msg("the key of upload IDs cannot be kept: pushes that are under way at a restart have to begin again")
+		d.log.Warn().Err(err).Msg("the key of upload IDs cannot be kept: pushes that are under way at a restart " +
+			"have to begin again")
 	}
 	return key
 }
