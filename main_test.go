@@ -544,7 +544,7 @@ func TestAFullDisk(t *testing.T) {
 	}
 }
 
-// TestOpenUploadsAreBounded counts idle uploads as well, and those of before a restart, but none without bytes.
+// TestOpenUploadsAreBounded counts idle uploads as well, and those from before a restart, but none without bytes.
 func TestOpenUploadsAreBounded(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, dir, "--no-tls", "--max-uploads=2")
@@ -733,7 +733,7 @@ func TestTokensOfRobots(t *testing.T) {
 	}
 }
 
-// TestAdministrationOverTLS needs a login with the right admin.
+// TestAdministrationOverTLS needs a login with the admin permission.
 func TestAdministrationOverTLS(t *testing.T) {
 	p := start(t, t.TempDir(), "--user=u", "--password=p", "--htpasswd="+users(t, "alice"))
 	p.want(401, "POST", "/admin/gc", "")
@@ -820,7 +820,7 @@ func TestRules(t *testing.T) {
 		}
 	}
 	write("rules: [{who: alice, may: pull}]") // a mistake
-	await("the rules before stay", 1)
+	await("the previous rules stay in effect", 1)
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", alice...)
 	write(one + "- {who: user:alice, may: delete, repositories: 'team/**'}\n")
 	await("its rules, limits and quotas are in effect", 1)
@@ -1064,7 +1064,7 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 		}
 	}
 	write("quotas: [{repositories: ['team/**'], bytes: 1Mi}]\nlimits: [{who: ['user:alice'], requests: -1}]\n")
-	await("the rules before stay")
+	await("the previous rules stay in effect")
 	blob(403, 25)
 	write("quotas: [{repositories: ['team/**'], bytes: 1Mi}]\nlimits: [{who: ['user:alice'], requests: 1, burst: 2}]\n")
 	await("its rules, limits and quotas are in effect")

@@ -25,8 +25,8 @@
 // # What it does not do
 //
 // It changes no object and asks no other registry. It checks names, not origins: a node may be configured to pull
-// docker.io from a mirror, or have an image in its cache. It logs nothing but changes of the token's file. The webhook
-// answers every caller; [Callers], if configured, refuses clients other than the API server before.
+// docker.io from a mirror, or have an image in its cache. The webhook answers every caller;
+// [Callers], if configured, refuses clients other than the API server before.
 package admission
 
 import (

@@ -80,7 +80,7 @@ func NewCallers(o CallersOptions) (*Callers, error) {
 	return c, nil
 }
 
-// Run follows the token's file until ctx is done. A file that cannot be used changes nothing: the token before stays.
+// Run follows the token's file until ctx is done. If the file becomes invalid, the previous token stays valid.
 func (c *Callers) Run(ctx context.Context) error {
 	if c == nil || c.options.TokenFile == "" {
 		<-ctx.Done()
@@ -89,16 +89,16 @@ func (c *Callers) Run(ctx context.Context) error {
 	files.Follow(ctx, c.options.TokenFile, c.seen, c.setToken, func(err error) {
 		const what = "the webhook's token"
 		if err != nil {
-			c.options.Log.Error().Err(err).Str("what", what).Msg("who may log in: what was before stays")
+			c.options.Log.Error().Err(err).Str("what", what).Msg("credentials not reloaded; the previous ones stay valid")
 			return
 		}
-		c.options.Log.Info().Str("what", what).Msg("who may log in has changed")
+		c.options.Log.Info().Str("what", what).Msg("credentials reloaded")
 	})
 	return nil
 }
 
-// setToken replaces the token by the content of its file. On an error the token before stays. Errors do not quote the
-// content.
+// setToken replaces the token by the content of its file. On an error the previous token stays valid. Errors do not
+// quote the content.
 func (c *Callers) setToken(content []byte) error {
 	const least = 16 // characters; 16 random ones cannot be guessed
 	token := bytes.TrimSpace(content)

@@ -178,7 +178,7 @@ func TestTheTokenFollowsItsFile(t *testing.T) {
 		write("short")
 		check(callerToken, 200, `"level":"error"`)
 		write(second)
-		check(second, 200, `{"level":"info","what":"the webhook's token","message":"who may log in has changed"}`)
+		check(second, 200, `{"level":"info","what":"the webhook's token","message":"credentials reloaded"}`)
 		check(callerToken, 401, "")
 		cancel()
 		if err := <-done; err != nil {

@@ -46,8 +46,8 @@ func (p *present) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return json.UnmarshalDecode(dec, &text)
 }
 
-// controlled reports whether one of the owners of an object is a controller, which made it. Nobody reads warnings about
-// such objects. Nothing else may depend on it, because any user can write an owner reference.
+// controlled reports whether one of the owners of an object is a controller, which made it. Warnings about such
+// objects reach no user. Nothing else may depend on it, because any user can write an owner reference.
 type controlled bool
 
 // UnmarshalJSONFrom implements json.UnmarshalerFrom.

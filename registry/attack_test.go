@@ -323,7 +323,7 @@ func TestAnUploadThatEndedDoesNotBeginAnew(t *testing.T) {
 			w.do("PATCH", l, []byte("x")).is(202)
 			w.do("PUT", l+"?digest="+x, nil).is(201)
 		},
-		"cancelled by its UUID": func(l string) { // the form of before
+		"cancelled by its UUID": func(l string) { // the form of earlier versions
 			w.do("PATCH", l, []byte("x")).is(202)
 			w.do("DELETE", l[:strings.LastIndex(l, ".")], nil).is(204)
 		},
@@ -370,7 +370,7 @@ func TestAnUploadThatEndedDoesNotBeginAnew(t *testing.T) {
 	}
 	unknown(w, "without bytes, after a restart", begun)
 	w.do("PATCH", kept, []byte("y"), "Content-Range", "1-1").is(202).has("Range", "0-1", "Location", kept)
-	w.do("GET", kept[:strings.LastIndex(kept, ".")], nil).is(204).has("Range", "0-1") // the form of before
+	w.do("GET", kept[:strings.LastIndex(kept, ".")], nil).is(204).has("Range", "0-1") // the form of earlier versions
 }
 
 // TestAnUploadWithoutBytesExpires after upload-timeout; one with bytes does when it was idle for that long.

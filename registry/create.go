@@ -68,7 +68,7 @@ func (n *creation) allows(tx *storage.Tx, p *push) error {
 	}
 	// Under another type, clients would take the same bytes for something else.
 	if held, ok := tx.Manifest(p.digest); ok && held.MediaType != p.parsed.mediaType {
-		return fmt.Errorf("manifest %s is here as %s, and changing that needs the right push: %w", p.digest,
+		return fmt.Errorf("manifest %s exists as %s, and changing that requires the push permission: %w", p.digest,
 			held.MediaType, n.why)
 	}
 	for _, tag := range p.tags {
@@ -87,7 +87,8 @@ func (n *creation) allows(tx *storage.Tx, p *push) error {
 			}
 			remedy = "fetch it and add to it, or "
 		}
-		return fmt.Errorf("tag %s exists and names %s; %smove it with the right push: %w", tag, at.Digest(), remedy, n.why)
+		return fmt.Errorf("tag %s exists and names %s; %smove it with the push permission: %w", tag, at.Digest(),
+			remedy, n.why)
 	}
 	return nil
 }

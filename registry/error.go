@@ -254,8 +254,8 @@ func overLimit(e *storage.LimitError) *ocierror.Error {
 		message = "there are " + most + " repositories, as many as there may be (setting max-repositories): " +
 			"delete what is no longer needed, or ask the administrator to raise the limit"
 	case storage.LimitBytes:
-		message = "the registry's index is full, at " + most + " bytes of memory (setting max-index): nothing that is new is " +
-			"accepted; delete tags and manifests that are no longer needed, or ask the administrator to raise the limit"
+		message = "the registry's index is full, at " + most + " bytes of memory (setting max-index): nothing that is new " +
+			"is accepted; delete tags and manifests that are no longer needed, or ask the administrator to raise the limit"
 	}
 	return &ocierror.Error{Code: ocierror.Denied, Status: http.StatusInsufficientStorage, Cause: e, Message: message}
 }

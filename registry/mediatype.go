@@ -99,7 +99,7 @@ func typeOfBody(inBody string, c content, decodeErr error) (string, error) {
 }
 
 // typeOfGeneral returns the media type of a manifest that comes with a general one, if it is plainly an image or an
-// index: nothing else can be told from its JSON.
+// index: its JSON identifies no other type.
 func typeOfGeneral(given, inBody string, c content, decodeErr error) (string, error) {
 	switch {
 	case decodeErr == nil && knownType(inBody):

@@ -22,7 +22,8 @@ func withinQuota(tx *storage.Tx, who *auth.Identity, d digest.Digest, size int64
 }
 
 // roomFor refuses an upload that does not fit into a quota or the index as they are now: have bytes of it are here, and
-// coming ones are announced. It only saves work, because quotas fill up meanwhile, and it is asked where that work begins:
+// coming ones are announced. It only saves work, because quotas fill up meanwhile, and it is asked where that work
+// begins:
 //
 //   - before a session is opened, so that a full quota takes no sessions;
 //   - before the body of a chunk is read, because a layer can have gigabytes;

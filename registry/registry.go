@@ -67,8 +67,8 @@ type Options struct {
 	// Bodies bounds the memory of manifests that are pushed. Optional.
 	Bodies Bodies
 	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of sessions;
-	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it, its
-	// own that was idle the longest gives way. 0: no bound.
+	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it,
+	// its own that was idle the longest gives way. 0: no bound.
 	UploadTimeout       time.Duration
 	UploadKey           []byte
 	MaxUploadsPerClient int
@@ -249,7 +249,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 }
 
 // identify finds out who has sent a request. While credentials are being verified, which can take long, the request
-// counts for its address: nobody else must be kept out by credentials that may be made up.
+// counts for its address: credentials that may be made up must not keep other clients out.
 func (r *Registry) identify(req *http.Request, c *call, places *limit.Places, addr netip.Addr) (err error) {
 	if len(req.Header["Authorization"]) > 0 {
 		who := limit.Unverified(addr)

@@ -25,7 +25,7 @@ import (
 // A session without bytes is kept nowhere: its ID says all about it, so that a client that begins a million of them
 // takes no room and no place. The ID is a UUID, under which storage has the upload once there are bytes, a dot, and in
 // base64 the time and the algorithm of its beginning and a MAC (HMAC-SHA-256, RFC 2104) over these and the repository:
-// 63 characters. IDs of before are the UUID alone; they continue what storage has.
+// 63 characters. Earlier versions issued the UUID alone; such an ID continues an upload that storage has.
 //
 // An ID that has ended must not begin anew. So the last maxEnded ones are remembered, and when that is not enough, and
 // after a restart, the older IDs count as ended unless storage has their upload: a client that has one begins again. An
@@ -60,7 +60,7 @@ type sessionID struct {
 	id   uuid
 	name string // the UUID as text, under which storage has the upload
 	alg  digest.Algorithm
-	made int64 // Unix ms; 0: an ID of before, which says nothing about itself
+	made int64 // Unix ms; 0: an ID from an earlier version, the UUID alone
 }
 
 func newSessions(key []byte, timeout time.Duration, share int) *sessions {
@@ -178,8 +178,8 @@ type stored struct {
 
 type storedKey struct{ repo, name string }
 
-// enter notes that a request on an upload is under way. u is nil if the upload is not known; ok is false if it gives way
-// to another one. The caller calls leave.
+// enter notes that a request on an upload is under way. u is nil if the upload is not known; ok is false if it gives
+// way to another one. The caller calls leave.
 func (s *sessions) enter(repo string, id sessionID) (u *stored, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -205,10 +205,10 @@ func (s *sessions) adopt(repo string, id sessionID, owner limit.Client) *stored 
 	return s.add(repo, id, owner)
 }
 
-// admit is enter for an upload that is about to be stored. If its owner has more than its share then, victim is the idle
-// one of them that was used least recently: the caller drops it before the new one is stored, and then calls leave for
-// it. Uploads of other clients never give way, nor those with a request under way. Errors: ErrClosed if another request
-// stores the upload; TOOMANYREQUESTS if none can give way.
+// admit is enter for an upload that is about to be stored. If its owner has more than its share then, victim is the
+// idle one of them that was used least recently: the caller drops it before the new one is stored, and then calls leave
+// for it. Uploads of other clients never give way, nor those with a request under way. Errors: ErrClosed if another
+// request stores the upload; TOOMANYREQUESTS if none can give way.
 func (s *sessions) admit(repo string, id sessionID, owner limit.Client) (u, victim *stored, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

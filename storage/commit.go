@@ -262,7 +262,7 @@ func (x *Index) awaitReload() error {
 }
 
 // confirmDurable makes durable what the state shows, if a failed commit has left that in doubt. Otherwise a client that
-// tries again could find its change in the state, need no commit, and be told of success by what a power cut may undo.
+// tries again could find its change in the state, need no commit, and get a success that a power cut may undo.
 func (x *Index) confirmDurable() error {
 	if !x.unsure {
 		return nil

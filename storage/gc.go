@@ -13,11 +13,11 @@ import (
 // that are not present in any repo. It works beside pushes and pulls, which neither wait nor break. It does not touch
 // manifests and tags, which DELETE and retention remove.
 //
-// A link is removed when it is older than Grace, no manifest of the repo refers to it, and no client was told of it for
-// Grace: clients ask whether a blob exists, skip pushing it, and push the manifest much later. Bytes are deleted when
-// they are not present in any repo and no pin says that they are about to be. They are condemned in the Journal first,
-// so that no fact can start to name them, also after a crash or in another process, and deleted then. A reference alone
-// keeps no bytes: it says nothing about this registry holding them.
+// A link is removed when it is older than Grace, no manifest of the repo refers to it, and no client has learned of it
+// within Grace: clients ask whether a blob exists, skip pushing it, and push the manifest much later. Bytes are deleted
+// when they are not present in any repo and no pin says that they are about to be. They are condemned in the Journal
+// first, so that no fact can start to name them, also after a crash or in another process, and deleted then. A
+// reference alone keeps no bytes: it says nothing about this registry holding them.
 type Collector struct {
 	Blobs Blobs
 	Index *Index
@@ -63,7 +63,7 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 			return done, fmt.Errorf("collect: %w", err)
 		}
 	}
-	// Leases are in memory: for a grace after the start we do not know what clients were told before it.
+	// Leases are in memory: for a grace after the start we do not know what clients learned before it.
 	if done.Waiting = c.Index.leases.born.After(since); !done.Waiting {
 		if err := r.unlink(ctx, since); err != nil {
 			return done, fmt.Errorf("collect: unlink: %w", err)

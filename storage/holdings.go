@@ -47,8 +47,8 @@ func (t HeldTag) Position() int64 {
 	return momentOf(t.Time).nanos()
 }
 
-// TagsInOrder returns tags of one repo in the order in which they were set, the oldest first, in groups: the order within
-// a group is not known. It sorts tags.
+// TagsInOrder returns tags of one repo in the order in which they were set, the oldest first, in groups: the order
+// within a group is not known. It sorts tags.
 func TagsInOrder(tags []HeldTag) (groups [][]HeldTag) {
 	slices.SortFunc(tags, func(a, b HeldTag) int {
 		return cmp.Or(cmp.Compare(a.Position(), b.Position()), cmp.Compare(a.Name, b.Name))

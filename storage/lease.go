@@ -11,8 +11,9 @@ import (
 )
 
 // leases remember what the Collector has to leave alone although no fact says so: content that is being pushed (pins),
-// and blobs that a client was told of and will refer to later (leases of links). They are in memory. So after a start,
-// the Collector unlinks nothing until its grace has passed: by then no client relies on a lease that we have forgotten.
+// and blobs that a client knows to be here and will refer to later (leases of links). They are in memory. So after a
+// start, the Collector unlinks nothing until its grace has passed: by then no client relies on a lease that we have
+// forgotten.
 type leases struct {
 	seed maphash.Seed
 	born time.Time // since when leases are remembered
@@ -20,7 +21,7 @@ type leases struct {
 	mu sync.Mutex // guards all below
 	// pins counts the pins of each content.
 	pins map[key]int
-	// used is when a client was last told of a link, Unix ns. Keys are hashes, to save memory: if two links collide, both
+	// used is when a client last learned of a link, Unix ns. Keys are hashes, to save memory: if two links collide, both
 	// live longer.
 	used map[uint64]int64
 	// unlinking has the links that the Collector is taking away at this moment.
@@ -39,7 +40,7 @@ func newLeases() *leases {
 
 func (l *leases) hash(repo string, k key) uint64 { return maphash.Comparable(l.seed, linkKey{repo, k}) }
 
-// use records that a client is told of a link. If the Collector is taking the link away, use waits for the outcome, so
+// use records that a client learns of a link. If the Collector is taking the link away, use waits for the outcome, so
 // that the caller's look-up after it is right.
 func (l *leases) use(repo string, k key) {
 	id := l.hash(repo, k)
@@ -52,7 +53,7 @@ func (l *leases) use(repo string, k key) {
 	}
 }
 
-// take marks those links that no client was told of since a time, and returns them. From then on, use of one of them
+// take marks those links that no client has learned of since a time, and returns them. From then on, use of one of them
 // waits until done is called.
 func (l *leases) take(repo string, links []key, since time.Time) (free []key, done func()) {
 	// Leases are compared and links marked under one lock: use comes either before, and the link stays, or after, and
@@ -104,7 +105,7 @@ func (l *leases) pinned(k key) bool {
 	return l.pins[k] > 0
 }
 
-// Lease records that a client is told that repo holds the blob d. The client may skip pushing it, and refer to it in a
+// Lease records that a client learns that repo holds the blob d. The client may skip pushing it, and refer to it in a
 // manifest much later, so the Collector then keeps the link for its grace. Call Lease before looking the link up; a
 // link that is found after it stays.
 func (x *Index) Lease(repo string, d digest.Digest) { x.leases.use(repo, keyOf(d)) }

@@ -241,8 +241,8 @@ func (tx *Tx) askTag(name string) {
 	})
 }
 
-// Room reports whether a link to d would be beyond a limit, so that no bytes are taken for nothing. d may be empty if it
-// is not known yet. Errors: *LimitError.
+// Room reports whether a link to d would be beyond a limit, so that no bytes are taken for nothing. d may be empty if
+// it is not known yet. Errors: *LimitError.
 func (tx *Tx) Room(d digest.Digest) error {
 	if tx.Linked(d) {
 		return nil

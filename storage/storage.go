@@ -102,9 +102,9 @@ type Blobs interface {
 	// the algorithm that the digest will probably have; with another one, Commit has to read the bytes again. Errors:
 	// ErrDigest for an unsupported algorithm, ErrFull.
 	Create(ctx context.Context, repo string, alg digest.Algorithm) (Upload, error)
-	// CreateAs is Create for an upload that stays for later requests, under an ID that the caller has made: a UUID in lower
-	// case. How many there are may be bounded. Errors: as Create, ErrBusy at the bound, ErrConflict if the repo has an
-	// upload of this ID, ErrNotFound for an ID that is not a UUID.
+	// CreateAs is Create for an upload that stays for later requests, under an ID that the caller has made: a UUID in
+	// lower case. How many there are may be bounded. Errors: as Create, ErrBusy at the bound, ErrConflict if the repo has
+	// an upload of this ID, ErrNotFound for an ID that is not a UUID.
 	CreateAs(ctx context.Context, repo, id string, alg digest.Algorithm) (Upload, error)
 	// Resume continues an upload of this repo at offset, which must be where it ended; -1 stands for wherever that is.
 	// It ends an earlier writer of the same upload, whose calls then return ErrClosed. Errors: ErrNotFound (also for an

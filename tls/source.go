@@ -43,7 +43,7 @@ func (s *source) open() error {
 	return s.apply(contents)
 }
 
-// poll applies the content of the files if it has changed. What was applied before stays if there is an error.
+// poll applies the content of the files if it has changed. On an error the previous content stays in use.
 func (s *source) poll() (changed bool, err error) {
 	contents, changed, err := s.follower.Poll()
 	if changed && err == nil {

@@ -19,9 +19,9 @@ const absent = "ValidatingWebhookConfiguration " + kube.Name + " does not exist,
 	kube.Name + "}}' | kubectl apply -f -"
 
 const (
-	// settle is how long the configuration is missing before an Event says so. kubectl delete -f trow.yaml deletes it
-	// first, and the rights and the pod of this process a moment later: that is no reason for an Event.
-	settle = 4 * time.Second
+	// eventDelay is how long the configuration is missing before an Event says so. kubectl delete -f trow.yaml deletes
+	// it first, and the rights and the pod of this process a moment later: that is no reason for an Event.
+	eventDelay = 4 * time.Second
 	// remind is the time between two Events: the API server keeps Events for an hour.
 	remind = time.Hour
 )
@@ -34,7 +34,7 @@ func (c *Cluster) miss(ctx context.Context) {
 	if c.missedAt.IsZero() {
 		c.missedAt, c.reportedAt = now, time.Time{}
 	}
-	if c.o.Pod == "" || now.Sub(c.missedAt) < settle || now.Sub(c.reportedAt) < remind {
+	if c.o.Pod == "" || now.Sub(c.missedAt) < eventDelay || now.Sub(c.reportedAt) < remind {
 		return
 	}
 	c.reportedAt = now

@@ -24,7 +24,7 @@ type Options struct {
 	TokenAudience    string   // accept ServiceAccount tokens of this audience; empty: none
 	AccessReview     bool     // whether RBAC decides what ServiceAccounts may do
 
-	// The rest is set by the program. Open and OpenReviewer set Client, Namespace and Pod if Client is nil.
+	// The rest is set by the program. Open sets Client, Namespace and Pod if Client is nil.
 
 	Client    *kube.Client
 	Namespace string // of the Service, the Secret and the ConfigMap

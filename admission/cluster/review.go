@@ -45,7 +45,7 @@ var ErrUnavailable = errors.New("no answer from the Kubernetes API")
 // Reviewer asks the API server who a token belongs to, and what an identity may do. It caches answers: identities for a
 // minute, permissions for 30 seconds, refusals for 10 seconds; while the API server does not answer, identities and
 // permissions for an hour. No answer outlives its token. It logs refused tokens and failed questions. Make one with
-// [OpenReviewer] or [NewReviewer]. It is safe for concurrent use.
+// [Open] or [NewReviewer]. It is safe for concurrent use.
 type Reviewer struct {
 	client     *kube.Client
 	audience   string

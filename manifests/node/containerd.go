@@ -33,9 +33,9 @@ const (
 )
 
 // runs reports whether the node has the runtime of a directory. The mount of a directory creates it on each node, and
-// certs.d in it, so that something else in it has to tell. Docker needs no file of its own: its directory is mounted
-// only where somebody asked for that. containerd does not need one either, and then is the runtime if no other is.
-// Error: it cannot be found out, for example because a link leads out of root.
+// certs.d in it, so that only something else in it shows the runtime. Docker needs no file of its own: its directory is
+// mounted only where the user has asked for that. containerd does not need one either, and then is the runtime if no
+// other is. Error: it cannot be found out, for example because a link leads out of root.
 func runs(root *os.Root, parent string) (bool, error) {
 	there, err := isDir(root, parent)
 	switch {

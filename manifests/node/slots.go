@@ -23,8 +23,8 @@ const (
 	poll = 100 * time.Millisecond
 )
 
-// slots says which connections stay. All peers are the node itself, so that nothing tells a client that fills the
-// slots from the runtime, but what its connections do:
+// slots says which connections stay. All peers are the node itself, so that only what its connections do
+// distinguishes a client that fills the slots from the runtime:
 //
 //   - A connection that has not said what it wants has no slot. Of too many the oldest ends, so that there is always
 //     room to listen to one more. A probe of the kubelet is answered without a slot.
@@ -184,7 +184,7 @@ func (p *slots) leave(c *conn) {
 	if had {
 		select {
 		case p.freed <- struct{}{}:
-		default: // somebody will look anyway
+		default: // a signal is pending already
 		}
 	}
 }

@@ -13,10 +13,10 @@
 //
 // Each entry of index.json is an item, with the annotation [AnnotationRepository] and, for a tag, the image spec's
 // org.opencontainers.image.ref.name with the value repository:tag, so that skopeo and similar tools find it. The items
-// of a repository are in the order in which they were pushed, tags in that in which they were set. Children of an index have no entry of their own. In a
-// tar, index.json comes first, then for each item its manifests and then its blobs, so that an import needs neither a
-// second pass nor much disk space. If content disappeared during the export, a second index.json follows; as always in
-// a tar, the later file wins.
+// of a repository are in the order in which they were pushed, tags in that in which they were set. Children of an index
+// have no entry of their own. In a tar, index.json comes first, then for each item its manifests and then its blobs, so
+// that an import needs neither a second pass nor much disk space. If content disappeared during the export, a second
+// index.json follows; as always in a tar, the later file wins.
 //
 // # Invariants
 //

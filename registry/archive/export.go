@@ -154,7 +154,8 @@ func (e *exporter) list(h storage.Holdings) {
 			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, manifests: manifests}, tag.Position()})
 		}
 		if len(m.Tags) == 0 && !isChild[m.Digest] {
-			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, manifests: manifests}, m.Time * int64(time.Second)})
+			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, manifests: manifests},
+				m.Time * int64(time.Second)})
 		}
 	}
 	slices.SortFunc(all, func(a, b timed) int {

@@ -130,8 +130,8 @@ func (i *importer) run(ctx context.Context, do func() error) (Progress, error) {
 	return i.end("imported", err)
 }
 
-// holdRetention asks the registry to let its retention only report for a while. One that does not know the request is of
-// an earlier version, and has nothing to hold.
+// holdRetention asks the registry to let its retention only report for a while. One that does not know the request is
+// of an earlier version, and has nothing to hold.
 func (r remote) holdRetention(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, holdEvery)
 	defer cancel()

@@ -138,8 +138,8 @@ func (g *Guard) Protect(a Action, next http.Handler) http.Handler {
 	}))
 }
 
-// Permits reports whether the sender of a request may do an action to the registry as a whole. Unlike [Guard.Protect] it
-// does not ask for a login: it is for what is left out of an answer.
+// Permits reports whether the sender of a request may do an action to the registry as a whole. Unlike [Guard.Protect]
+// it does not ask for a login: it is for what is left out of an answer.
 func (g *Guard) Permits(r *http.Request, a Action) bool {
 	who, err := g.Identify(r)
 	return err == nil && g.Authorize(r.Context(), who, "", a) == nil

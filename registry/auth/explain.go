@@ -79,7 +79,8 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	}
 	// A user of the cluster has a colon in the name, or groups.
 	if name != "" && len(groups) == 0 && !strings.Contains(name, ":") {
-		return nil, fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well (--as-group)", name)
+		return nil, fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well "+
+			"(--as-group)", name)
 	}
 	return Named(name, groups), nil
 }

@@ -35,8 +35,8 @@ func loopbackHost(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
-// forwarded reports whether a proxy says that it has forwarded the request: Forwarded (RFC 7239), Via (RFC 9110, section
-// 7.6.3), and what proxies used before there was a standard.
+// forwarded reports whether a proxy says that it has forwarded the request: Forwarded (RFC 7239), Via (RFC 9110,
+// section 7.6.3), and what proxies used before there was a standard.
 func forwarded(h http.Header) bool {
 	for key := range h {
 		if key == "Forwarded" || key == "Via" || key == "X-Real-Ip" || strings.HasPrefix(key, "X-Forwarded-") {

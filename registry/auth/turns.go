@@ -69,9 +69,9 @@ func (t *turns) remove(w *waiter) bool {
 	return true
 }
 
-// displace takes the place of a request that has more reason to wait than a new one: of higher rank, or of the same rank
-// from an address with more that wait; the newest of those with the most reason. Otherwise guesses that take all places
-// would keep others from logging in. It reports whether there is one.
+// displace takes the place of a request that has more reason to wait than a new one: of higher rank, or of the same
+// rank from an address with more that wait; the newest of those with the most reason. Otherwise guesses that take all
+// places would keep others from logging in. It reports whether there is one.
 func (t *turns) displace(w *waiter) bool {
 	worst := w
 	for _, other := range t.waiting {

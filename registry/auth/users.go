@@ -131,9 +131,9 @@ func checkHash(hash string) (cost int, err error) {
 	return cost, nil
 }
 
-// CheckPassword reports why bcrypt cannot tell a password from others: it reads 72 bytes, and repeats shorter ones after
-// a NUL, so that a NUL byte has many equals. It is about users of the htpasswd file; the user of the settings may have any
-// password, see prehash.
+// CheckPassword reports why bcrypt cannot tell a password from others: it reads 72 bytes, and repeats shorter ones
+// after a NUL, so that a NUL byte has many equals. It is about users of the htpasswd file; the user of the settings may
+// have any password, see prehash.
 func CheckPassword(password string) error {
 	const max = 72
 	switch {

@@ -117,7 +117,7 @@ func (c *Client) mount(ctx context.Context, repo string, d digest.Digest) (*sess
 	if location.Host != c.base.Host || location.Scheme != c.base.Scheme {
 		return nil, fmt.Errorf("registry: Location %.100q is on another host", location.Redacted())
 	}
-	// The body of the next request can be read only once, so it must not be refused for want of a login.
+	// The body of the next request can be read only once, so it must not be refused because it has no login.
 	return &session{location, resp.Request.Header.Get("Authorization")}, nil
 }
 

@@ -10,12 +10,12 @@ import (
 //
 // A client may hold as many places as are free. So one client alone holds half of them at most, two together two
 // thirds, and each further one finds a place, while a fixed share that is small enough for that would refuse the
-// many callers that share one address behind a node port, a proxy or trow node. Slow readers hold their places for as long as
-// stall-timeout lets them, so without this bound one client could keep everybody out.
+// many callers that share one address behind a node port, a proxy or trow node. Slow readers hold their places for as
+// long as stall-timeout lets them, so without this bound one client could keep everybody out.
 //
-// The counts are kept by hash, without a lock, an allocation or a bound on the number of clients. A client has a counter
-// in each row, and the lower one counts. Two clients share both by a chance of 1 to 16 million, which no client can
-// bring about, because the seed is random.
+// The counts are kept by hash, without a lock, an allocation or a bound on the number of clients. A client has a
+// counter in each row, and the lower one counts. Two clients share both by a chance of 1 to 16 million, which no client
+// can bring about, because the seed is random.
 type Places struct {
 	max   int64 // 0: no bound
 	seed  maphash.Seed

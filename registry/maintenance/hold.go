@@ -82,7 +82,8 @@ func (h *hold) loaded(empty bool) error {
 	return h.set(1)
 }
 
-// set sets how many runs only report, also if it cannot be written. The caller holds mu. Errors: those of the file system.
+// set sets how many runs only report, also if it cannot be written. The caller holds mu. Errors: those of the file
+// system.
 func (h *hold) set(reports int) error {
 	next := holdState{holdMeaning, reports}
 	if h.state == next {

@@ -61,8 +61,8 @@ func (o *Options) limits() storage.Limits {
 // refusedFor is how long after a refusal the index counts as full: a client that is refused usually tries again.
 const refusedFor = time.Minute
 
-// refusing returns the settings because of which new names were refused lately, in all repositories. A limit on the tags
-// of one repository is not among them: that is a matter of its clients, who are told.
+// refusing returns the settings because of which new names were refused lately, in all repositories. A limit on the
+// tags of one repository is not among them: that is a matter of its clients, which get an error.
 func refusing(l storage.Load) (settings []string) {
 	for _, s := range []struct {
 		limit   storage.Limit

@@ -30,8 +30,9 @@ var (
 	uploadsOpen  = gauge("trow_uploads_open", "Uploads that are open.")
 	quotaUsed    = gauge("trow_quota_used_bytes", "Bytes that the repositories of a quota hold.", "quota")
 	indexBytes   = gauge("trow_index_bytes", "Memory that the index takes, as estimated; max-index limits it.")
-	pending      = gauge("trow_retention_pending", "Tags and manifests that retention has reported and will remove in its next run.")
 	quotaBytes   = gauge("trow_quota_bytes", "Bytes that the repositories of a quota may hold.", "quota")
+	pending      = gauge("trow_retention_pending",
+		"Tags and manifests that retention has reported and will remove in its next run.")
 )
 
 // Describe implements prometheus.Collector.

@@ -47,14 +47,16 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.IntVar(&o.MaxUploads, "max-uploads", 10000,
 		"uploads with bytes that may be open at once; further ones are answered 429")
 	fs.IntVar(&o.MaxUploadsPerClient, "max-uploads-per-client", 0, "how many of them one login, or without a login one "+
-		"address, may have; for further ones its own that was idle the longest is dropped; 0: a tenth of max-uploads, at least 16")
+		"address, may have; for further ones its own that was idle the longest is dropped; 0: a tenth of max-uploads, at "+
+		"least 16")
 	fs.DurationVar(&o.UploadTimeout, "upload-timeout", 6*time.Hour, "time after which an idle upload is dropped")
 	_ = o.MaxIndex.Set("40%") // valid; while the state is loaded again there are two
-	fs.IntVar(&o.MaxTags, "max-tags", 100_000, "tags that a repository may have; further ones are answered 507; 0: no limit")
+	fs.IntVar(&o.MaxTags, "max-tags", 100_000,
+		"tags that a repository may have; further ones are answered 507; 0: no limit")
 	fs.IntVar(&o.MaxRepositories, "max-repositories", 200_000,
 		"repositories that there may be; further ones are answered 507; 0: no limit")
-	fs.Var(&o.MaxIndex, "max-index", "memory that the index may take, in bytes or in percent of what the process may use; "+
-		"when it is full, new repositories, tags, manifests and blobs are answered 507; 0: no limit")
+	fs.Var(&o.MaxIndex, "max-index", "memory that the index may take, in bytes or in percent of what the process may "+
+		"use; when it is full, new repositories, tags, manifests and blobs are answered 507; 0: no limit")
 	fs.DurationVar(&o.GCInterval, "gc-interval", time.Hour, "time between two garbage collections; 0: never automatically")
 	fs.DurationVar(&o.GCGrace, "gc-grace", 6*time.Hour,
 		"time for which a blob without a manifest is kept, for a push that is under way")
@@ -83,7 +85,8 @@ func (o *Options) Validate() error {
 	case o.MaxTags < 0:
 		return fmt.Errorf("max-tags: %d is negative; want a number of tags, or 0 for no limit", o.MaxTags)
 	case o.MaxRepositories < 0:
-		return fmt.Errorf("max-repositories: %d is negative; want a number of repositories, or 0 for no limit", o.MaxRepositories)
+		return fmt.Errorf("max-repositories: %d is negative; want a number of repositories, or 0 for no limit",
+			o.MaxRepositories)
 	case o.GCInterval < 0 || o.GCInterval > 0 && o.GCInterval < time.Second:
 		return fmt.Errorf("gc-interval: %s is too short; want at least 1s, or 0 for never", o.GCInterval)
 	case o.GCGrace < time.Second:

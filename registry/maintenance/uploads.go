@@ -26,13 +26,14 @@ const minUploadsPerClient = 16
 // uploadKeyFile is the file of UploadKey, in the data directory.
 const uploadKeyFile = "upload.key"
 
-// UploadKey is the key that authenticates the IDs of uploads, so that those of before a restart can be continued. It is
-// made at the first start. Without a file that can be used the key is a new one, and a warning is logged: clients that
-// are pushing at that time have to begin again, which is no reason not to start.
+// UploadKey is the key that authenticates the IDs of uploads, so that those from before a restart can be continued. It
+// is made at the first start. Without a file that can be used the key is a new one, and a warning is logged: clients
+// that are pushing at that time have to begin again, which is no reason not to start.
 func (d *Data) UploadKey() []byte {
 	key, err := uploadKey(d.options.DataDir)
 	if err != nil {
-		d.log.Warn().Err(err).Msg("the key of upload IDs cannot be kept: pushes that are under way at a restart have to begin again")
+		d.log.Warn().Err(err).Msg("the key of upload IDs cannot be kept: pushes that are under way at a restart " +
+			"have to begin again")
 	}
 	return key
 }

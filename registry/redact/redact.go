@@ -18,7 +18,8 @@ import (
 	"strings"
 )
 
-// secret matches a secret, also one that was clipped or changed to lower case. Shorter words may be names: trow_backend.
+// secret matches a secret, also one that was clipped or changed to lower case. Shorter words may be names:
+// trow_backend.
 var secret = regexp.MustCompile(`(?i)trow_[a-z2-7]{20,}`)
 
 // Secrets returns the text with [REDACTED] in place of what follows trow_ in secrets.

@@ -16,8 +16,8 @@ type Options struct {
 type Rule struct {
 	// Repositories are patterns of names; see package glob.
 	Repositories []string `mapstructure:"repositories"`
-	// KeepLast keeps this many tags, those that were set last. Where the order of tags is not known, because an earlier version
-	// set them in the same second, it keeps more rather than choose.
+	// KeepLast keeps this many tags, those that were set last. Where the order of tags is not known, because an earlier
+	// version set them in the same second, it keeps more rather than choose.
 	KeepLast int `mapstructure:"keep-last"`
 	// KeepYounger keeps tags that were set less than this ago.
 	KeepYounger settings.Duration `mapstructure:"keep-younger"`

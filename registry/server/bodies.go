@@ -14,7 +14,8 @@ import (
 // its size while it is read, and a multiple of it while it is processed. Small bodies have a part of the memory that
 // large ones cannot take. A request waits for memory for a few seconds; of several, the newest of the address that
 // holds least comes first. Meanwhile, bodies that have been read for longer than readGrace give way, as silent
-// connections do: the oldest one of the address that holds most. So a client that sends slowly does not keep out others.
+// connections do: the oldest one of the address that holds most. So a client that sends slowly does not keep out
+// others.
 //
 // Each use of memory that clients must not take from another has its own Bodies. Safe for concurrent use.
 type Bodies struct {

@@ -137,7 +137,7 @@ func (o *Options) OpenListeners() (l, debug net.Listener, err error) {
 func CloseListeners(all ...net.Listener) {
 	for _, l := range all {
 		if l != nil {
-			_ = l.Close() // whoever served on it has reported its errors
+			_ = l.Close() // the server that used it has reported its errors
 		}
 	}
 }

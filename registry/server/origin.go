@@ -95,8 +95,8 @@ func (c *origins) answer(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // allow adds what lets the page of an allowed origin see the answer. Cookies are never part of that: the registry has
-// none, and Access-Control-Allow-Credentials is not sent. It reports whether the request is a preflight (Fetch standard,
-// section 3.3), for which the header says all.
+// none, and Access-Control-Allow-Credentials is not sent. It reports whether the request is a preflight (Fetch
+// standard, section 3.3), for which the header says all.
 func (c *origins) allow(h http.Header, r *http.Request) (preflight bool) {
 	if !ocierror.IsPath(r.URL.Path) && (c.tokenPath == "" || r.URL.Path != c.tokenPath) {
 		return false

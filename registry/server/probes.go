@@ -12,7 +12,8 @@ import (
 // Probes answers the probes of Kubernetes, /healthz and /readyz. The zero value is not ready, and not stopping. Safe
 // for concurrent use.
 type Probes struct {
-	// Details reports whether a request may see the lines of /readyz?verbose. nil: all may. Set it before the first request.
+	// Details reports whether a request may see the lines of /readyz?verbose. nil: all may. Set it before the first
+	// request.
 	Details func(*http.Request) bool
 
 	ready, stopping atomic.Bool

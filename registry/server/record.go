@@ -144,8 +144,8 @@ func (r *record) get(key string) string {
 	return ""
 }
 
-// clip bounds a value for the log, and removes secrets of robots. It copies what it keeps, so that the rest does not stay
-// in memory.
+// clip bounds a value for the log, and removes secrets of robots. It copies what it keeps, so that the rest does not
+// stay in memory.
 func clip(s string) string {
 	s = redact.Secrets(s) // first: a clipped secret is one as well
 	if len(s) <= maxValue {

@@ -215,7 +215,7 @@ func (s *Service) reload(o *Options) error {
 // logReload logs the outcome of a change of the configuration file.
 func (s *Service) logReload(err error) {
 	if err != nil {
-		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used: the rules before stay")
+		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used; the previous rules stay in effect")
 		return
 	}
 	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: " +

@@ -26,8 +26,8 @@
 //   - SOAK_LOAD=1: 10,000 idle connections, 1,000 slow uploads and 6,000 aborted transfers instead of about a tenth of
 //     that. It takes some minutes and needs permission to open 20,000 files.
 //   - SOAK_TAGS (default 1000): how many tags the registry of TestSize has.
-//   - SOAK_ABUSE=full: the attacks of TestAbuse with all their connections and requests instead of a part of them. It is
-//     built with -tags abuse only, and needs permission to open 20,000 files. See abuse_test.go.
+//   - SOAK_ABUSE=full: the attacks of TestAbuse with all their connections and requests instead of a part of them. It
+//     is built with -tags abuse only, and needs permission to open 20,000 files. See abuse_test.go.
 //   - SOAK_BINARY: the program to test; by default the tests build it.
 //   - SOAK_RACE=1: the server is built with the race detector; a race fails the test.
 //   - SOAK_SEED (a whole number, default: the time): determines the choices of the clients; each test logs it.

@@ -60,8 +60,8 @@ type Options struct {
 	// refused with ErrFull. So deletions, tags and the journal have room to go on.
 	Reserve func(size int64) int64
 	// MaxUploads bounds the uploads that CreateAs makes and that are open at once, including those that no client writes
-	// to and those from before a restart; then CreateAs fails with ErrBusy. Create is not bounded: a manifest must not wait
-	// until uploads end. 0: no bound.
+	// to and those from before a restart; then CreateAs fails with ErrBusy. Create is not bounded: a manifest must not
+	// wait until uploads end. 0: no bound.
 	MaxUploads int
 }
 

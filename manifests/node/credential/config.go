@@ -59,7 +59,8 @@ func Config(o ConfigOptions) ([]byte, error) {
 	text, err := yaml.Marshal(kubelet.CredentialProviderConfig{
 		TypeMeta: metav1.TypeMeta{APIVersion: "kubelet.config.k8s.io/v1", Kind: "CredentialProviderConfig"},
 		Providers: []kubelet.CredentialProvider{{
-			Name: path.Base(o.Program), Args: []string{"credential-provider", "--names=" + strings.Join(o.Names, ",")}, APIVersion: apiVersion,
+			Name: path.Base(o.Program), APIVersion: apiVersion,
+			Args:        []string{"credential-provider", "--names=" + strings.Join(o.Names, ",")},
 			MatchImages: o.Names, DefaultCacheDuration: &metav1.Duration{Duration: cacheLife},
 			TokenAttributes: &kubelet.ServiceAccountTokenAttributes{
 				ServiceAccountTokenAudience: o.Audience,

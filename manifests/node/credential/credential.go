@@ -88,8 +88,8 @@ func Command() *cobra.Command {
 	return cmd
 }
 
-// Answer reads a request and writes the response. It refuses images of other hosts than names, if there are any. Errors say what is wrong with
-// the request; the kubelet logs them, and pulls without credentials.
+// Answer reads a request and writes the response. It refuses images of other hosts than names, if there are any. Errors
+// say what is wrong with the request; the kubelet logs them, and pulls without credentials.
 func Answer(in io.Reader, out io.Writer, now time.Time, names ...string) error {
 	body, err := io.ReadAll(io.LimitReader(in, maxRequest+1))
 	switch {

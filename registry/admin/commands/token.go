@@ -32,7 +32,8 @@ func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, exp
 	f := cmd.Flags()
 	f.StringSliceVar(&o.repositories, "repository", repositories,
 		"repositories that the token is for; * matches within a path element, ** across them; may be repeated")
-	f.StringSliceVar(&o.actions, "actions", actions, "allowed actions: pull, create (push what is new), push, delete, catalog, admin, metrics")
+	f.StringSliceVar(&o.actions, "actions", actions,
+		"allowed actions: pull, create (push what is new), push, delete, catalog, admin, metrics")
 	f.StringVar(&o.expires, "expires", expires, "lifetime: 90d, 12h, or never")
 }
 
