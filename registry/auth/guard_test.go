@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -251,11 +252,16 @@ func TestLevels(t *testing.T) {
 func TestACancelledRequestDoesNotWait(t *testing.T) {
 	g := guard(t, auth.Options{User: "u", Password: "p"})
 	ctx, cancel := context.WithCancel(t.Context())
-	hold, held := make(chan struct{}), make(chan struct{})
+	const lanes = 2 // passwords are compared at two places; both must be taken, or the third request need not wait
+	hold, held := make(chan struct{}), make(chan struct{}, lanes+1)
 	auth.SlowComparisons(t, func(_, _ []byte) error { held <- struct{}{}; <-hold; return nil })
 	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = g.Identify(withLogin("u", "p")) })
-	<-held
+	for i := range lanes {
+		wg.Go(func() { _, _ = g.Identify(withLogin("u", fmt.Sprint(i))) })
+	}
+	for range lanes {
+		<-held
+	}
 	wg.Go(func() {
 		if _, err := g.Identify(withLogin("u", "other").WithContext(ctx)); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v", err)
