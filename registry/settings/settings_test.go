@@ -98,9 +98,9 @@ rules:
 	}
 }
 
-// TestTypesAreConverted as in earlier versions: a number or a switch may be text, and a list of one may be left out.
+// TestTypesAreConverted as in earlier versions: a number or a switch may be text.
 func TestTypesAreConverted(t *testing.T) {
-	o, err := load(t, "rules: {who: u, count: \"10\", flag: \"true\"}")
+	o, err := load(t, "rules: [{who: u, count: \"10\", flag: \"true\"}]")
 	if err != nil || len(o.Rules) != 1 || o.Rules[0].Count != 10 || !o.Rules[0].Flag || o.Rules[0].Who[0] != "u" {
 		t.Errorf("%+v, %v", o.Rules, err)
 	}
