@@ -20,7 +20,9 @@ import (
 // Each use of memory that clients must not take from another has its own Bodies. Safe for concurrent use.
 type Bodies struct {
 	small, large pool // for reading
-	work         pool // for processing. Clients cannot hold it, because it waits for none
+	// For processing. Clients cannot hold these, because processing waits for none. What takes much, and so takes long, has
+	// a part of its own: a verdict on a pod must not wait behind reviews of megabytes.
+	light, heavy pool
 	patience     time.Duration
 }
 
@@ -48,10 +50,10 @@ const (
 // NewBodies returns a Bodies of so many bytes.
 func NewBodies(bytes int64) *Bodies {
 	b := &Bodies{patience: bodyTime}
-	// Reading gets half, of which small bodies get half.
-	b.small.init(bytes / 4)
-	b.large.init(bytes / 4)
-	b.work.init(bytes / 2)
+	// Reading gets half and processing gets half, and of each half small bodies get half.
+	for _, p := range []*pool{&b.small, &b.large, &b.light, &b.heavy} {
+		p.init(bytes / 4)
+	}
 	return b
 }
 
@@ -95,7 +97,11 @@ func (b *Bodies) Read(into *bytes.Buffer, w http.ResponseWriter, r *http.Request
 	if err != nil {
 		return nil, err
 	}
-	working, err := b.work.take(r.Context(), from, max(int64(into.Len())*int64(factor), leastBody), nil)
+	need, work := max(int64(into.Len())*int64(factor), leastBody), &b.heavy
+	if need <= b.light.size/8 {
+		work = &b.light
+	}
+	working, err := work.take(r.Context(), from, need, nil)
 	if err != nil {
 		return nil, err
 	}

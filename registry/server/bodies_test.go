@@ -110,7 +110,7 @@ func (k *keeper) whole(t *testing.T) {
 		return p.free == p.size && p.waiting.n == 0 && p.held.n == 0 && len(p.held.groups) == 0
 	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if free(&k.small) && free(&k.large) && free(&k.work) {
+		if free(&k.small) && free(&k.large) && free(&k.light) && free(&k.heavy) {
 			return
 		}
 		if time.Now().After(end) {
