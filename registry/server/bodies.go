@@ -36,7 +36,7 @@ const (
 	leastBody = 4 << 10
 	// readGrace is how long a body may be read before it gives way. A client that is not hindered needs less for a body
 	// that is kept in memory.
-	readGrace = time.Second
+	readGrace = 500 * time.Millisecond
 	// pressInterval is the time between two looks for bodies that give way.
 	pressInterval = 100 * time.Millisecond
 	// A body that is kept in memory must arrive within bodyTime, plus its size at bodyRate in bytes per second. Without
