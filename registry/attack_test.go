@@ -126,7 +126,8 @@ func TestAClientsOwnUploadsGiveWay(t *testing.T) {
 	for _, l := range []string{mine[0], mine[2], mine[3]} {
 		body, feed := io.Pipe()
 		done := make(chan *answer)
-		go func() { done <- w.send("PATCH", l, body, "X-User", "eve") }()
+		// The body follows when the server reads it: from then on the upload is under way, and cannot give way.
+		go func() { done <- w.send("PATCH", l, body, "X-User", "eve", "Expect", "100-continue") }()
 		if _, err := feed.Write([]byte("more")); err != nil {
 			t.Fatal(err)
 		}
