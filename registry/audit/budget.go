@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"time"
 
+	"trow/registry/address"
+
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
 )
@@ -114,10 +116,7 @@ func network(from string) string {
 	if err != nil {
 		return from
 	}
-	if a = a.Unmap().WithZone(""); a.Is6() {
-		return netip.PrefixFrom(a, 64).Masked().Addr().String()
-	}
-	return a.String()
+	return address.Network(a).String()
 }
 
 // room reports whether there may be a line of this event. It counts the events without room, and records their number

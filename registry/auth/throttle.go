@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"trow/registry/address"
+
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
@@ -184,9 +186,5 @@ func Address(r *http.Request) netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
-	addr := a.Addr().Unmap().WithZone("")
-	if addr.Is6() {
-		return netip.PrefixFrom(addr, 64).Masked().Addr()
-	}
-	return addr
+	return address.Network(a.Addr())
 }

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"trow/registry/address"
 )
 
 // Bodies bounds the memory of the request bodies that handlers keep whole, and of what they make of them. A body takes
@@ -133,7 +135,7 @@ func client(r *http.Request) netip.Addr {
 	if err != nil {
 		return netip.Addr{} // on the administration socket
 	}
-	return network(a.Addr())
+	return address.Network(a.Addr())
 }
 
 // pool is an amount of memory.

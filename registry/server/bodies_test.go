@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"trow/registry/address"
+
 	"github.com/rs/zerolog"
 )
 
@@ -221,7 +223,7 @@ func TestTooManyWaitForMemory(t *testing.T) {
 	t.Parallel()
 	var p pool
 	p.init(100)
-	from := network(client(httptest.NewRequest("GET", "/", nil)))
+	from := address.Network(client(httptest.NewRequest("GET", "/", nil)))
 	first, err := p.take(t.Context(), from, 1000, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"container/list"
 	"net"
 	"net/netip"
+
+	"trow/registry/address"
 )
 
 // crowd is a set of places or requests that can give way to new ones. Its first is the oldest member of the address
@@ -127,16 +129,5 @@ func addressOf(a net.Addr) netip.Addr {
 	if !ok {
 		return netip.Addr{}
 	}
-	return network(tcp.AddrPort().Addr())
-}
-
-// network returns the part of an address that one client has to itself; see addressOf.
-func network(a netip.Addr) netip.Addr {
-	a = a.Unmap()
-	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
+	return address.Network(tcp.AddrPort().Addr())
 }

@@ -1,0 +1,25 @@
+// Package address says which addresses count as one client, for all that is shared out by address: connections, password
+// guesses, limits, lines of the audit log.
+//
+// # Words
+//
+//   - network: an IPv4 address, or the /64 of an IPv6 address, which one host has to itself (RFC 4291, section 2.5.4).
+//
+// # Invariants
+//
+// An address has one spelling: IPv4 in IPv6 is IPv4, and there is no zone.
+//
+// # What it does not do
+//
+// It does not see behind a proxy: everybody there has its address.
+package address
+
+import "net/netip"
+
+// Network returns the network of an address.
+func Network(a netip.Addr) netip.Addr {
+	if a = a.Unmap().WithZone(""); a.Is6() {
+		return netip.PrefixFrom(a, 64).Masked().Addr()
+	}
+	return a
+}
