@@ -230,6 +230,7 @@ func micros(v float64) string {
 	return fmt.Sprintf("%.1fµs", v)
 }
 
+// mebibytes has one unit whatever the number is, so that the rows of a table can be compared.
 func mebibytes(n int64) string { return fmt.Sprintf("%dMiB", n>>20) }
 
 func optional[T any](v *T, text func(T) string) string {

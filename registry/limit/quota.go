@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/dustin/go-humanize"
-
 	"trow/registry/glob"
+	"trow/registry/size"
 	"trow/storage"
 )
 
@@ -31,8 +30,7 @@ func Quotas(all []Quota) ([]storage.Quota, error) {
 
 // OverQuota returns a message about an exceeded quota, for the client that pushed.
 func OverQuota(e storage.Excess) string {
-	size := func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s, and this would add %s: "+
 		"delete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
-		e.Name, size(e.Bytes), size(e.Used), size(e.Added))
+		e.Name, size.Format(e.Bytes), size.Format(e.Used), size.Format(e.Added))
 }

@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"trow/registry/admin"
 	"trow/registry/retention"
+	"trow/registry/size"
 	"trow/storage"
 )
 
@@ -101,14 +101,14 @@ func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any))
 
 // scrubJob reads everything, as fast as possible unless a rate is given.
 func (d *Data) scrubJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
-	var rate resource.Quantity
+	var rate int64
 	if text := q.Get("rate"); text != "" {
 		var err error
-		if rate, err = resource.ParseQuantity(text); err != nil || rate.Sign() < 0 {
-			return nil, fmt.Errorf("rate: %.40q is not a number of bytes; write it as 500Mi or 2Gi", text)
+		if rate, err = size.Parse(text); err != nil {
+			return nil, fmt.Errorf("rate: %w", err)
 		}
 	}
 	l := d.loaded.Load()
-	done, err := l.scrubber.Run(ctx, rate.Value(), d.found, func(done storage.Scrubbed) { report(done) })
+	done, err := l.scrubber.Run(ctx, rate, d.found, func(done storage.Scrubbed) { report(done) })
 	return Found{Scrubbed: done, Damages: l.index.Damages()}, err
 }

@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
@@ -15,6 +14,7 @@ import (
 
 	"trow/registry/audit"
 	"trow/registry/retention"
+	"trow/registry/size"
 	"trow/storage"
 	"trow/storage/bolt"
 	"trow/storage/disk"
@@ -189,7 +189,7 @@ func (d *Data) SpaceCheck() (ok bool, text string) {
 		return false, "space for uploads: unknown"
 	}
 	return !space.Full(), fmt.Sprintf("space for uploads: %s free of %s, %s reserved",
-		size(space.Free), size(space.Size), size(space.Reserve))
+		size.Format(space.Free), size.Format(space.Size), size.Format(space.Reserve))
 }
 
 // ContentCheck is a line of /readyz?verbose: ok reports whether no content is known to be damaged.
@@ -201,8 +201,6 @@ func (d *Data) ContentCheck() (ok bool, text string) {
 	n := l.index.Stats().Quarantined
 	return n == 0, fmt.Sprintf("content whole: %d quarantined", n)
 }
-
-func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 // collect applies the retention rules, then frees what nothing needs: in this order, so that one run frees the space
 // of what the rules remove.

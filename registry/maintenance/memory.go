@@ -2,23 +2,19 @@ package maintenance
 
 import (
 	"context"
-	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/resource"
-
 	"trow/registry/server"
+	"trow/registry/size"
 	"trow/storage"
 )
 
 // Share is an amount of memory: a share of what the process may use, such as 40%, or a number of bytes. It is a
 // pflag.Value.
 type Share struct {
-	text    string
-	percent int64
-	bytes   int64 // if percent is 0; 0: no limit
+	text   string
+	amount size.Amount
 }
 
 // String returns the amount as it was set.
@@ -29,29 +25,16 @@ func (s *Share) Type() string { return "size (bytes, such as 512Mi, or a percent
 
 // Set parses an amount. A percentage is a whole number from 1 to 90.
 func (s *Share) Set(text string) error {
-	if number, ok := strings.CutSuffix(text, "%"); ok {
-		n, err := strconv.ParseInt(number, 10, 64)
-		if err != nil || n < 1 || n > 90 {
-			return fmt.Errorf("%.40q is not a percentage from 1%% to 90%%", text)
-		}
-		*s = Share{text: text, percent: n}
-		return nil
+	amount, err := size.ParseAmount(text, 1, 90)
+	if err != nil {
+		return err
 	}
-	q, err := resource.ParseQuantity(text)
-	if err != nil || q.Sign() < 0 {
-		return fmt.Errorf("%.40q is not a number of bytes; write it as 500Mi or 2Gi", text)
-	}
-	*s = Share{text: text, bytes: q.Value()}
+	*s = Share{text, amount}
 	return nil
 }
 
 // Of returns the amount for a process that may use memory bytes; 0: no limit.
-func (s *Share) Of(memory int64) int64 {
-	if s.percent > 0 {
-		return memory / 100 * s.percent
-	}
-	return s.bytes
-}
+func (s *Share) Of(memory int64) int64 { return s.amount.Of(memory) }
 
 // limits are the bounds of the index.
 func (o *Options) limits() storage.Limits {
@@ -97,9 +80,9 @@ func (d *Data) IndexCheck() (ok bool, text string) {
 		return false, "" // no line while it is loading
 	}
 	load := l.index.Load()
-	text = "index: " + size(load.Bytes)
+	text = "index: " + size.Format(load.Bytes)
 	if load.Limits.Bytes > 0 {
-		text += " of " + size(load.Limits.Bytes)
+		text += " of " + size.Format(load.Limits.Bytes)
 	}
 	if full := refusing(load); len(full) > 0 {
 		return false, text + ", new names are refused (setting " + strings.Join(full, ", ") + ")"

@@ -2,8 +2,6 @@ package maintenance
 
 import (
 	"fmt"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -12,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"trow/registry/audit"
+	"trow/registry/size"
 )
 
 // Options are the settings of the data directory and of the work on it.
@@ -102,9 +101,8 @@ func (o *Options) Validate() error {
 // Reserve is a list of sizes and percentages of a file system, of which the smallest counts: "5%,1Gi". It is a
 // pflag.Value.
 type Reserve struct {
-	text     string
-	percents []int64
-	sizes    []int64
+	text    string
+	amounts []size.Amount
 }
 
 // String returns the list as it was set.
@@ -119,33 +117,24 @@ func (r *Reserve) Type() string {
 func (r *Reserve) Set(text string) error {
 	next := Reserve{text: text}
 	for part := range strings.SplitSeq(text, ",") {
-		part = strings.TrimSpace(part)
-		if number, ok := strings.CutSuffix(part, "%"); ok {
-			n, err := strconv.Atoi(number)
-			if err != nil || n < 0 || n > 50 {
-				return fmt.Errorf("%.40q is not a percentage from 0%% to 50%%", part)
-			}
-			next.percents = append(next.percents, int64(n))
-			continue
+		amount, err := size.ParseAmount(strings.TrimSpace(part), 0, 50)
+		if err != nil {
+			return err
 		}
-		q, err := resource.ParseQuantity(part)
-		if err != nil || q.Sign() < 0 {
-			return fmt.Errorf("%.40q is not a number of bytes; write it as 500Mi or 2Gi", part)
-		}
-		next.sizes = append(next.sizes, q.Value())
+		next.amounts = append(next.amounts, amount)
 	}
 	*r = next
 	return nil
 }
 
-// Of returns the reserve of a file system of size bytes.
-func (r *Reserve) Of(size int64) int64 {
-	all := slices.Clone(r.sizes)
-	for _, p := range r.percents {
-		all = append(all, size/100*p)
-	}
-	if len(all) == 0 {
+// Of returns the reserve of a file system of total bytes.
+func (r *Reserve) Of(total int64) int64 {
+	if len(r.amounts) == 0 {
 		return 0
 	}
-	return slices.Min(all)
+	least := r.amounts[0].Of(total)
+	for _, a := range r.amounts[1:] {
+		least = min(least, a.Of(total))
+	}
+	return least
 }

@@ -37,6 +37,7 @@ import (
 	"github.com/spf13/viper"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"trow/registry/size"
 	"trow/storage/files"
 )
 
@@ -330,13 +331,9 @@ func quantities(_, to reflect.Type, value any) (any, error) {
 	}
 	text, err := cast.ToStringE(value)
 	if err != nil {
-		return nil, fmt.Errorf("%v is not a number of bytes; write it as 500Mi or 2Gi", value)
+		text = fmt.Sprint(value) // a list or a map, which is no number either
 	}
-	q, err := resource.ParseQuantity(text)
-	if err != nil {
-		return nil, fmt.Errorf("%.40q is not a number of bytes; write it as 500Mi or 2Gi", text)
-	}
-	return q, nil
+	return size.ParseQuantity(text)
 }
 
 // Markdown returns the settings as a table in Markdown: key, default, meaning.

@@ -12,6 +12,7 @@ import (
 	"trow/registry/archive"
 	"trow/registry/client"
 	"trow/registry/glob"
+	"trow/registry/size"
 )
 
 func (p Program) exportCommand() *cobra.Command {
@@ -125,7 +126,7 @@ func server(cmd *cobra.Command, dataDir func() (string, error), repositories []s
 	o.Problem = func(text string) { fmt.Fprintln(w, text) }
 	o.Progress = func(now archive.Progress) {
 		fmt.Fprintf(w, "%d of %s, copied %s\n",
-			now.Items, count(now.TotalItems, "manifest or tag", "manifests and tags"), size(now.Bytes))
+			now.Items, count(now.TotalItems, "manifest or tag", "manifests and tags"), size.Format(now.Bytes))
 	}
 	c, err = client.New(client.Options{URL: admin.URL, HTTP: &admin.NewClient(dir).HTTP})
 	return c, o, dir, err
@@ -136,7 +137,7 @@ func printCopied(w io.Writer, verb string, done archive.Progress) {
 		return // the copy did not start; the error says why
 	}
 	fmt.Fprintf(w, "%s %s and %s, %s; %d already there.\n", verb,
-		count(done.Manifests, "manifest", ""), count(done.Blobs, "blob", ""), size(done.Bytes), done.Present)
+		count(done.Manifests, "manifest", ""), count(done.Blobs, "blob", ""), size.Format(done.Bytes), done.Present)
 	if done.Gone > 0 {
 		fmt.Fprintf(w, "%s deleted meanwhile.\n", count(done.Gone, "manifest or tag was", "manifests and tags were"))
 	}

@@ -12,6 +12,7 @@ import (
 	"trow/registry/admin"
 	"trow/registry/maintenance"
 	"trow/registry/retention"
+	"trow/registry/size"
 	"trow/storage"
 )
 
@@ -33,7 +34,7 @@ func (p Program) gcCommand() *cobra.Command {
 		var done storage.Collected
 		err := c.Run(cmd.Context(), "gc", q, progress(func(now storage.Collected) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s and %s; %s to free\n",
-				count(now.Repos, "repository", ""), count(now.Blobs, "blob", ""), size(now.Freed))
+				count(now.Repos, "repository", ""), count(now.Blobs, "blob", ""), size.Format(now.Freed))
 		}), &done)
 		if err != nil {
 			return err
@@ -66,7 +67,7 @@ func printCollected(w io.Writer, done storage.Collected, dryRun bool) {
 	if dryRun {
 		freed, deleted, unlinked = "Would free", "would delete", "would unlink"
 	}
-	fmt.Fprintf(w, "%s %s: %s %d of %s; %s %d in %s.\n", freed, size(done.Freed),
+	fmt.Fprintf(w, "%s %s: %s %d of %s; %s %d in %s.\n", freed, size.Format(done.Freed),
 		deleted, done.Deleted, count(done.Blobs, "blob", ""), unlinked, done.Unlinked, count(done.Repos, "repository", ""))
 	if done.Waiting {
 		fmt.Fprintln(w, "Unlinked nothing: the server has run for less than the grace period, "+
@@ -129,7 +130,7 @@ func (p Program) scrubCommand() *cobra.Command {
 		var done maintenance.Found
 		err := c.Run(cmd.Context(), "scrub", q, progress(func(now storage.Scrubbed) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "Read %d of %s, %s\n",
-				now.Blobs, count(now.Contents, "blob or manifest", "blobs and manifests"), size(now.Bytes))
+				now.Blobs, count(now.Contents, "blob or manifest", "blobs and manifests"), size.Format(now.Bytes))
 		}), &done)
 		if err != nil {
 			return err
@@ -144,7 +145,7 @@ func (p Program) scrubCommand() *cobra.Command {
 func printScrubbed(w io.Writer, done maintenance.Found) error {
 	read := count(done.Blobs, "blob or manifest", "blobs and manifests")
 	fmt.Fprintf(w, "Read %s, %s: %d damaged, %d healed, %d unreadable.\n",
-		read, size(done.Bytes), done.Damaged, done.Healed, done.Failed)
+		read, size.Format(done.Bytes), done.Damaged, done.Healed, done.Failed)
 	for _, d := range slices.Sorted(maps.Keys(done.Damages)) {
 		fmt.Fprintf(w, "damaged  %s: %s\n", d, done.Damages[d].Reason)
 	}

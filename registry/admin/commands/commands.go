@@ -27,7 +27,6 @@ import (
 	"errors"
 	"net/url"
 
-	"github.com/dustin/go-humanize"
 	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
@@ -109,6 +108,3 @@ func runQuietly(ctx context.Context, c *admin.Client, job string, q url.Values, 
 
 // count is a number of things in English: 1 blob, 2 blobs.
 func count(n int, singular, plural string) string { return english.Plural(n, singular, plural) }
-
-// size is a number of bytes as people read it: 16 MiB.
-func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

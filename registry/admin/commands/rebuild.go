@@ -9,6 +9,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/maintenance"
+	"trow/registry/size"
 )
 
 func (p Program) rebuildCommand() *cobra.Command {
@@ -70,6 +71,6 @@ func printRebuilt(w io.Writer, r *maintenance.Rebuilt, into string) {
 	if r.Unclaimed > 0 {
 		fmt.Fprintf(w, "%s (%s) that no repository uses: the next collection frees the space. "+
 			"To keep the bytes, run trow serve with --gc-interval=0.\n",
-			count(r.Unclaimed, "blob", ""), size(r.UnclaimedBytes))
+			count(r.Unclaimed, "blob", ""), size.Format(r.UnclaimedBytes))
 	}
 }
