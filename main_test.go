@@ -1658,6 +1658,7 @@ var onlyFrom = map[string][]string{
 	"storage/memory":    {"storage", "storage/files", "storage/internal"},
 	"registry/ocierror": {},
 	"registry/glob":     {},
+	"registry/bounded":  {},
 	"registry/size":     {},
 }
 

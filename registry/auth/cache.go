@@ -5,7 +5,6 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
 // maxKnown bounds how many verified credentials are remembered; one takes about 200 bytes.
@@ -36,30 +35,6 @@ func newKnown() known {
 func (k known) get(key [sha256.Size]byte, now time.Time) (proof, bool) {
 	p, ok := k.Get(key)
 	return p, ok && (p.until.IsZero() || now.Before(p.until))
-}
-
-// newLRU makes a map that knows which entries were used least recently, without a bound of its own; see bound.
-func newLRU[K comparable, V any]() *simplelru.LRU[K, V] {
-	const unbounded = 1 << 30
-	l, err := simplelru.NewLRU[K, V](unbounded, nil)
-	if err != nil {
-		panic(err) // only for a size below 1
-	}
-	return l
-}
-
-// bound removes entries until there are at most max, those that were used least recently first. Entries that are in use
-// stay, even if there are more than max of them.
-func bound[K comparable, V any](l *simplelru.LRU[K, V], max int, inUse func(V) bool) {
-	// Each step removes one entry or moves one to the front, so that Len steps look at each entry once.
-	for n := l.Len(); n > 0 && l.Len() > max; n-- {
-		key, v, _ := l.GetOldest()
-		if inUse(v) {
-			l.Get(key) // moves it to the front
-			continue
-		}
-		l.Remove(key)
-	}
 }
 
 // sumOf returns the key of credentials. The secret exists in this process alone, so that a memory dump does not contain

@@ -8,8 +8,7 @@ import (
 	"time"
 
 	"trow/registry/address"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"trow/registry/bounded"
 )
 
 // throttle slows down the guessing of passwords: after a failure, the next comparison is delayed, longer with each
@@ -18,8 +17,8 @@ import (
 // failures do not delay others. No user is locked out. Credentials that were verified before do not get here.
 type throttle struct {
 	mu        sync.Mutex // guards what follows
-	pairs     *simplelru.LRU[pair, *score]
-	addresses *simplelru.LRU[netip.Addr, *score]
+	pairs     *bounded.Map[pair, *score]
+	addresses *bounded.Map[netip.Addr, *score]
 	turns     turns
 }
 
@@ -57,7 +56,8 @@ const (
 )
 
 func newThrottle() *throttle {
-	return &throttle{pairs: newLRU[pair, *score](), addresses: newLRU[netip.Addr, *score]()}
+	waits := func(s *score) bool { return s.waiting > 0 }
+	return &throttle{pairs: bounded.New[pair](maxScores, waits), addresses: bounded.New[netip.Addr](maxScores, waits)}
 }
 
 // enter waits until the caller may compare a password. The caller then calls done with the result. Errors: ErrBusy;
@@ -167,7 +167,7 @@ func (t *throttle) address(a netip.Addr, now time.Time) *score {
 }
 
 // scoreOf finds or makes a score. The caller holds mu.
-func scoreOf[K comparable](all *simplelru.LRU[K, *score], key K, now time.Time) *score {
+func scoreOf[K comparable](all *bounded.Map[K, *score], key K, now time.Time) *score {
 	s, ok := all.Get(key)
 	// A score with a waiting request stays, however old it is: leave counts it down.
 	if ok && (s.waiting > 0 || now.Sub(s.last) <= forget) {
@@ -175,7 +175,6 @@ func scoreOf[K comparable](all *simplelru.LRU[K, *score], key K, now time.Time) 
 	}
 	s = &score{last: now}
 	all.Add(key, s)
-	bound(all, maxScores, func(s *score) bool { return s.waiting > 0 })
 	return s
 }
 

@@ -34,10 +34,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
 
 	"trow/registry/auth"
+	"trow/registry/bounded"
 )
 
 const (
@@ -109,11 +109,8 @@ func (l *Limits) Set(rules []Rule) error {
 	}
 	var a *accounts // nil if there are no limits, so that Enter costs nothing
 	if len(limits) > 0 {
-		all, err := simplelru.NewLRU[Client, *account](math.MaxInt, nil) // removeOldest bounds it
-		if err != nil {
-			return err
-		}
-		a = &accounts{limits: limits, all: all}
+		// Accounts with uploads under way are in use, and stay: they are no more than there are requests.
+		a = &accounts{limits: limits, all: bounded.New[Client](maxAccounts, func(a *account) bool { return a.uploads > 0 })}
 	}
 	l.current.Store(a)
 	return nil
@@ -124,7 +121,7 @@ type accounts struct {
 	limits []limited
 
 	mu  sync.Mutex // guards what follows, and account.uploads
-	all *simplelru.LRU[Client, *account]
+	all *bounded.Map[Client, *account]
 }
 
 // Client is a client as bounds tell it from others: an identity, whatever its connections are, or without a login an
@@ -244,22 +241,7 @@ func (a *accounts) account(l *limited, h Client) *account {
 		this.requests = rate.NewLimiter(rate.Limit(l.Requests), l.Burst)
 	}
 	a.all.Add(h, this)
-	a.removeOldest()
 	return this
-}
-
-// removeOldest removes the accounts that were used least recently until there are at most maxAccounts. Accounts with
-// uploads under way are in use, and stay: they are no more than there are requests. The caller holds mu.
-func (a *accounts) removeOldest() {
-	// Each step removes one account or moves one to the front, so that Len steps look at each once.
-	for n := a.all.Len(); n > 0 && a.all.Len() > maxAccounts; n-- {
-		h, oldest, _ := a.all.GetOldest()
-		if oldest.uploads > 0 {
-			a.all.Get(h) // moves it to the front
-			continue
-		}
-		a.all.Remove(h)
-	}
 }
 
 // limiter passes at once the bytes of a quarter of a second. nil: the rate is not bounded.
