@@ -49,7 +49,7 @@ type Options struct {
 	Images Images  // required
 	Policy *Policy // required
 
-	// Bodies bounds the memory of reviews. nil: a few large ones are processed at once.
+	// Bodies bounds the memory of reviews that come by HTTP. ServeHTTP needs it, and Review does not.
 	Bodies Bodies
 
 	// Audit, if set, is called for each object. If it returns true, the object is allowed in any case: with warnings, and
@@ -106,9 +106,6 @@ func New(o Options) *Webhook {
 	w := &Webhook{
 		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log,
 		bodies: o.Bodies,
-	}
-	if w.bodies == nil {
-		w.bodies = make(places, maxLarge)
 	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }

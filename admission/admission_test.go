@@ -293,7 +293,7 @@ func TestTemplatesWarnOrDeny(t *testing.T) {
 			if d := (*seen)[0]; !d.Allowed || !slices.Equal(d.Denied, r.Warnings) {
 				t.Errorf("observed %+v", d)
 			}
-			w = admission.New(admission.Options{
+			w = newHook(admission.Options{
 				Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{EnforceTemplates: true}),
 			})
 			r = answer(t, w, body)
@@ -361,7 +361,7 @@ func TestWarningsHelp(t *testing.T) {
 			for image, content := range held {
 				images[image] = content
 			}
-			w := admission.New(admission.Options{Images: newRegistry(t, images), Policy: newPolicy(t, tt.options)})
+			w := newHook(admission.Options{Images: newRegistry(t, images), Policy: newPolicy(t, tt.options)})
 			r := reviewPod(t, w, podOf(tt.images...))
 			verifyWarnings(t, r.Warnings)
 			if !slices.Equal(r.Warnings, tt.warnings) {
@@ -376,7 +376,7 @@ func TestADamagedImageIsAllowedWithAWarning(t *testing.T) {
 	if err := reg.Quarantine(t.Context(), digest.Digest(digestOf("app one")), "test"); err != nil {
 		t.Fatal(err)
 	}
-	w := admission.New(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
+	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
 	r := reviewPod(t, w, podOf(host+"/app:1", host+"/app:2"))
 	if want := []string{"damaged here, push it again: " + host + "/app:1"}; !r.Allowed || !slices.Equal(r.Warnings, want) {
 		t.Errorf("allowed %v with %q, want %q", r.Allowed, r.Warnings, want)
@@ -400,7 +400,7 @@ func TestObjectsOfControllersGetTheDenialWithoutWarnings(t *testing.T) {
 func TestHintsAreLeftOutWhenTheRegistryFails(t *testing.T) {
 	reg := newRegistry(t, held)
 	reg.tags = func() error { return errors.New("busy") }
-	w := admission.New(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
+	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
 	r := reviewPod(t, w, podOf(host+"/app:3"))
 	if r.Allowed || !slices.Equal(r.Warnings, []string{"push it: docker push " + host + "/app:3"}) {
 		t.Errorf("got %+v", r)
@@ -439,7 +439,7 @@ func TestAnErrorOfTheRegistryIsAFailedCallAndNotADenial(t *testing.T) {
 			var seen []admission.Decision
 			reg := newRegistry(t, held)
 			reg.resolve = resolve
-			w := admission.New(admission.Options{
+			w := newHook(admission.Options{
 				Images: reg, Policy: newPolicy(t, admission.PolicyOptions{DisallowLocalImages: []string{"app:2"}}),
 				Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
 			})
@@ -459,7 +459,7 @@ func TestAPanicIsAFailedCallThatNamesTheReview(t *testing.T) {
 	var seen []admission.Decision
 	reg := newRegistry(t, held)
 	reg.resolve = func(string, string) error { panic("boom") }
-	w := admission.New(admission.Options{
+	w := newHook(admission.Options{
 		Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}),
 		Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },
 	})
@@ -667,7 +667,7 @@ func FuzzReview(f *testing.F) {
 	f.Add([]byte(reviewOf(f, "apps", "Deployment", workload("Deployment", podOf("nginx", "auto")), nil)))
 	f.Add([]byte(reviewOf(f, "", "Pod", podOf("NGINX", "sha256:"+hex64),
 		object{"operation": "UPDATE", "oldObject": podOf("x")})))
-	w := admission.New(admission.Options{Images: newRegistry(f, held),
+	w := newHook(admission.Options{Images: newRegistry(f, held),
 		Policy: newPolicy(f, admission.PolicyOptions{AllowPrefixes: []string{"docker.io"}})})
 	f.Fuzz(func(t *testing.T, body []byte) {
 		rec := post(w, bytes.NewReader(body))
@@ -717,7 +717,7 @@ func BenchmarkValidate(b *testing.B) {
 	spec["containers"] = append(containers, third)
 	body = encode(b, review)
 
-	w := admission.New(admission.Options{Images: newRegistry(b, held), Policy: newPolicy(b, admission.PolicyOptions{})})
+	w := newHook(admission.Options{Images: newRegistry(b, held), Policy: newPolicy(b, admission.PolicyOptions{})})
 	r := httptest.NewRequest(http.MethodPost, "/validate?timeout=5s", nil)
 	r.Header.Set("Content-Type", "application/json")
 	rw := discard{http.Header{}}
@@ -734,7 +734,7 @@ func BenchmarkValidate(b *testing.B) {
 func TestAudit(t *testing.T) {
 	audit := true
 	var seen admission.Decision
-	w := admission.New(admission.Options{
+	w := newHook(admission.Options{
 		Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{}),
 		Audit: func() bool { return audit }, Observe: func(_ context.Context, d admission.Decision) { seen = d },
 	})

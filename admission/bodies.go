@@ -2,12 +2,10 @@ package admission
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"net/http"
 	"sync"
-	"time"
 )
 
 // Bodies bounds the memory of the reviews that are read and processed at once.
@@ -27,55 +25,9 @@ const (
 	// does not come may hold such a buffer, so larger ones would cost more than its size says.
 	maxKept = 64 << 10
 
-	// large is the size in bytes from which on reviews have places; see maxLarge.
-	large = 256 << 10
-
 	// maxFactor is how many times its size a review allocates, the body included; a test measures hostile ones.
 	maxFactor = 24
-
-	// maxLarge bounds the reviews larger than large that are processed at once where no Bodies are given. Reviews of real
-	// pods have a tenth of large.
-	maxLarge = 4
-
-	// maxWait bounds how long a large review waits for its turn. By default the API server waits 10 s for an answer, and
-	// when it gives up, the context of the request ends.
-	maxWait = 10 * time.Second
 )
-
-// places are the Bodies of a Webhook that gets none: a place for each large review under way.
-type places chan struct{}
-
-// errPlaces is the error of a large review that gets no place.
-type errPlaces struct{}
-
-func (errPlaces) Error() string   { return "too many large AdmissionReviews at once; retry" }
-func (errPlaces) RetryAfter() int { return 1 }
-
-// Read implements Bodies.
-func (p places) Read(into *bytes.Buffer, w http.ResponseWriter, r *http.Request, most int64, _ int) (func(), error) {
-	release := func() {}
-	if r.ContentLength > most {
-		return nil, &http.MaxBytesError{Limit: most}
-	}
-	if r.ContentLength < 0 || r.ContentLength > large { // a body of unknown length counts as large
-		turn, cancel := context.WithTimeout(r.Context(), maxWait)
-		defer cancel()
-		select {
-		case p <- struct{}{}:
-			release = func() { <-p }
-		case <-turn.Done():
-			return nil, errPlaces{}
-		}
-	}
-	if r.ContentLength > large {
-		into.Grow(int(r.ContentLength) + bytes.MinRead) // once, not by doubling
-	}
-	if _, err := into.ReadFrom(http.MaxBytesReader(w, r.Body, most)); err != nil {
-		release()
-		return nil, err
-	}
-	return release, nil
-}
 
 // buffers are those that reviews are read into.
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}

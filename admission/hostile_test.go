@@ -3,10 +3,8 @@ package admission_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,7 +16,7 @@ import (
 // and takes at most 20 times as long as an honest review of that size.
 func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 	const size = 2 << 20 // the cost is proportional, and 7 MiB take longer to test
-	w := admission.New(admission.Options{Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{})})
+	w := newHook(admission.Options{Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{})})
 	review := func(spec string) string {
 		return reviewOf(t, "", "Pod", object{"kind": "Pod", "spec": json.RawMessage(spec)}, nil)
 	}
@@ -96,33 +94,3 @@ func processorTime(t *testing.T) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
-
-// TestLargeReviewsWaitForEachOther checks also that small ones do not wait for them.
-func TestLargeReviewsWaitForEachOther(t *testing.T) {
-	w, _ := newWebhook(t, admission.PolicyOptions{})
-	release := make(chan struct{})
-	var all sync.WaitGroup
-	reading := make(chan struct{}, 16)
-	for range 5 {
-		all.Go(func() {
-			post(w, io.MultiReader(readerFunc(func([]byte) (int, error) { reading <- struct{}{}; <-release; return 0, io.EOF })))
-		})
-	}
-	for range 4 {
-		<-reading
-	}
-	if r := answer(t, w, reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil)); !r.Allowed {
-		t.Errorf("a small one: %+v", r)
-	}
-	select {
-	case <-reading:
-		t.Error("a fifth large review is read at the same time as four others")
-	case <-time.After(50 * time.Millisecond):
-	}
-	close(release)
-	all.Wait()
-}
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

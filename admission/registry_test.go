@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/admission"
+	"trow/registry/server"
 	"trow/storage"
 	"trow/storage/memory"
 )
@@ -92,11 +93,17 @@ func newPolicy(tb testing.TB, o admission.PolicyOptions) *admission.Policy {
 	return p
 }
 
+// newHook returns a webhook that reads the bodies of requests as the program does.
+func newHook(o admission.Options) *admission.Webhook {
+	o.Bodies = server.NewBodies(1 << 30)
+	return admission.New(o)
+}
+
 // newWebhook returns a webhook over the tests' registry, and where its decisions go.
 func newWebhook(tb testing.TB, o admission.PolicyOptions) (*admission.Webhook, *[]admission.Decision) {
 	tb.Helper()
 	var seen []admission.Decision
-	return admission.New(admission.Options{
+	return newHook(admission.Options{
 		Images:  newRegistry(tb, held),
 		Policy:  newPolicy(tb, o),
 		Observe: func(_ context.Context, d admission.Decision) { seen = append(seen, d) },

@@ -19,18 +19,6 @@ type Bodies interface {
 // manifestFactor is how many times its size a manifest takes in memory, the body included; a test measures it.
 const manifestFactor = 16
 
-// anyBodies are the Bodies of a Registry that gets none: without a bound for all together.
-type anyBodies struct{}
-
-// Read implements Bodies.
-func (anyBodies) Read(into *bytes.Buffer, w http.ResponseWriter, req *http.Request, most int64, _ int) (func(), error) {
-	if req.ContentLength > most {
-		return nil, &http.MaxBytesError{Limit: most}
-	}
-	_, err := into.ReadFrom(http.MaxBytesReader(w, req.Body, most))
-	return func() {}, err
-}
-
 // readManifestBody reads a request's body, up to maxManifest bytes. The caller calls release when it is done with the
 // body; on an error there is nothing to release.
 func (r *Registry) readManifestBody(w http.ResponseWriter, req *http.Request) (body []byte, release func(), err error) {

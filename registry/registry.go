@@ -64,7 +64,7 @@ type Options struct {
 	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
 	// keeps the others out; limit.Places has how many of them one client may hold. 0 means no limit.
 	MaxRequests int
-	// Bodies bounds the memory of manifests that are pushed. Optional.
+	// Bodies bounds the memory of manifests that are pushed.
 	Bodies Bodies
 	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of sessions;
 	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it,
@@ -105,9 +105,6 @@ const (
 
 // New returns a Registry that serves what o.Index and o.Blobs hold.
 func New(o Options) *Registry {
-	if o.Bodies == nil {
-		o.Bodies = anyBodies{}
-	}
 	if o.Check == nil {
 		o.Check = func(context.Context, digest.Digest) error { return nil }
 	}

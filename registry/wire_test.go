@@ -17,6 +17,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	front "trow/registry/server"
 	"trow/storage"
 )
 
@@ -65,7 +66,7 @@ func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options .
 	t.Cleanup(index.Close)
 	w := &server{T: t, blobs: blobs, index: index, notes: &sync.Map{}}
 	scrubber := &storage.Scrubber{Blobs: blobs, Index: index}
-	o := registry.Options{Blobs: blobs, Index: index, Auth: open{},
+	o := registry.Options{Blobs: blobs, Index: index, Auth: open{}, Bodies: front.NewBodies(1 << 30),
 		Check:     func(ctx context.Context, d digest.Digest) error { _, err := scrubber.Check(ctx, d); return err },
 		Names:     []string{"trow.kube-public:31000"},
 		UploadKey: bytes.Repeat([]byte("k"), 32),

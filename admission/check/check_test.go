@@ -17,6 +17,7 @@ import (
 
 	"trow/admission"
 	"trow/admission/check"
+	front "trow/registry/server"
 	"trow/storage"
 	"trow/storage/bolt"
 	"trow/storage/memory"
@@ -131,7 +132,7 @@ func newServer(t *testing.T, token string) (url, ca string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hook := admission.New(admission.Options{Images: x, Policy: policy})
+	hook := admission.New(admission.Options{Images: x, Policy: policy, Bodies: front.NewBodies(1 << 30)})
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/validate" || r.Header.Get("Authorization") != token {
 			http.Error(w, "no admittance", http.StatusUnauthorized)

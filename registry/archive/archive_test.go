@@ -29,6 +29,7 @@ import (
 	"trow/registry/archive"
 	"trow/registry/auth"
 	"trow/registry/client"
+	front "trow/registry/server"
 	"trow/storage"
 	"trow/storage/memory"
 )
@@ -58,7 +59,8 @@ func newTarget(t *testing.T) *target {
 	}
 	t.Cleanup(index.Close)
 	r := &target{T: t, index: index, blobs: memory.NewBlobs()}
-	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{}})
+	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{},
+		Bodies: front.NewBodies(1 << 30)})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path == "/admin/retention-hold" {
 			if hold := r.hold.Load(); hold != nil {

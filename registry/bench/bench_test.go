@@ -21,6 +21,7 @@ import (
 	"trow/registry"
 	"trow/registry/auth"
 	"trow/registry/bench"
+	front "trow/registry/server"
 	"trow/storage"
 	"trow/storage/memory"
 )
@@ -39,7 +40,7 @@ func handler(t *testing.T) http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: guard,
-		Annotate: func(context.Context, string, string) {}, RequestID: func(context.Context) string { return "" }}))
+		Bodies: front.NewBodies(1 << 30), Annotate: func(context.Context, string, string) {}, RequestID: func(context.Context) string { return "" }}))
 	mux.HandleFunc("POST /validate", func(w http.ResponseWriter, r *http.Request) {
 		var review struct {
 			Request struct {

@@ -40,7 +40,8 @@ func WriteStatic(dir string, o Options) error {
 	return writeFile(filepath.Join(root, "manifests", holderTag), c.holder.bytes)
 }
 
-// writeFile writes a file that every user may read, unless it has that content already.
+// writeFile writes a file that every user may read, unless it has that content already. It is neither durable nor
+// written as a whole: the content is made anew by the next run, which also completes what an earlier one cut short.
 func writeFile(path string, b []byte) error {
 	if info, err := os.Stat(path); err == nil && info.Size() == int64(len(b)) {
 		if old, err := os.ReadFile(path); err == nil && string(old) == string(b) {

@@ -116,9 +116,6 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Handler returns the outermost handler, for tests and for listeners of other kinds.
-func (s *Server) Handler() http.Handler { return s.http.Handler }
-
 // Run serves on l until ctx is done, and then stops: the probes report that the server is not ready, and requests under
 // way have 25 s to end before they are cut off. Run closes l. Errors: those of the listener, after the same stop.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {

@@ -82,7 +82,8 @@ func claim(dir string) error {
 	if err != nil {
 		return err
 	}
-	// Not durable: after a power cut no process holds the directory.
+	// Not files.Write: the content need not be durable, because after a power cut no process holds the directory, and a
+	// process that reads it half written only names the holder less precisely. checkLost needs no more than its name.
 	owner := fmt.Sprintf("process %d on %s since %s\n", os.Getpid(), hostname(), time.Now().UTC().Format(time.RFC3339))
 	return os.WriteFile(filepath.Join(dir, ownerFile), []byte(owner), 0o600)
 }

@@ -16,6 +16,7 @@ import (
 	"trow/registry"
 	"trow/registry/admin"
 	"trow/registry/auth"
+	front "trow/registry/server"
 	"trow/storage"
 	"trow/storage/memory"
 )
@@ -28,7 +29,8 @@ func newRegistry(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(index.Close)
-	reg := registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: allowAll{}})
+	reg := registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: allowAll{},
+		Bodies: front.NewBodies(1 << 30)})
 	s := &server{T: t, dir: t.TempDir()}
 	s.serve(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path != "/admin/repositories" {
