@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -47,18 +46,15 @@ func setNextLink(h http.Header, path string, q url.Values) {
 	h.Set("Link", "<"+path+"?"+q.Encode()+`>; rel="next"`)
 }
 
-// tags answers end-8.
-func (r *Registry) tags(w http.ResponseWriter, req *http.Request, c *call) error {
+// listTags answers end-8.
+func (r *Registry) listTags(w http.ResponseWriter, req *http.Request, c *call) error {
 	p, err := parsePage(req.URL.Query())
 	if err != nil {
 		return err
 	}
-	tags, found, err := r.options.Index.Tags(req.Context(), c.repo, p.last, p.n+1)
+	tags, err := r.tags(req.Context(), c.repo, p.last, p.n+1)
 	if err != nil {
 		return err
-	}
-	if !found {
-		return nameUnknown(c.repo)
 	}
 	tags = p.cut(w.Header(), "/v2/"+c.repo+"/tags/list", tags)
 	writeJSON(w, req, struct {
@@ -68,8 +64,8 @@ func (r *Registry) tags(w http.ResponseWriter, req *http.Request, c *call) error
 	return nil
 }
 
-// catalog answers Docker's list of repositories.
-func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, c *call) error {
+// listRepos answers Docker's list of repositories.
+func (r *Registry) listRepos(w http.ResponseWriter, req *http.Request, c *call) error {
 	p, err := parsePage(req.URL.Query())
 	if err != nil {
 		return err
@@ -83,33 +79,4 @@ func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, c *call) er
 		Repositories []string `json:"repositories"`
 	}{repos})
 	return nil
-}
-
-// repos returns up to n repositories after the given one that are readable; a nil readable means all. It searches until
-// it has n, so that only the last page is not full, however many repositories between are not readable.
-func (r *Registry) repos(ctx context.Context, after string, n int, readable func(string) bool) ([]string, error) {
-	if readable == nil {
-		return r.options.Index.Repos(ctx, after, n)
-	}
-	list := []string{} // not nil, which JSON would show as null
-	for len(list) < n {
-		const piece = 1000 // at a time, since the Index is locked meanwhile
-		next, err := r.options.Index.Repos(ctx, after, piece)
-		if err != nil {
-			return nil, err
-		}
-		for _, repo := range next {
-			if len(list) < n && readable(repo) {
-				list = append(list, repo)
-			}
-		}
-		if len(next) < piece {
-			break
-		}
-		after = next[piece-1]
-		if err := ctx.Err(); err != nil { // the client has gone
-			return nil, err
-		}
-	}
-	return list, nil
 }

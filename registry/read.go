@@ -12,7 +12,7 @@ import (
 	"trow/storage"
 )
 
-// This file is how all content is read. It knows nothing of HTTP.
+// This file is how all content and all lists are read. It knows nothing of HTTP.
 
 // smallBlob is the size in bytes up to which a blob is kept in memory like a manifest. It covers the configs of images,
 // which every node pulls; opening the file would be half of the work.
@@ -153,6 +153,67 @@ func (p *blobPart) Close() error {
 		return nil
 	}
 	return p.file.Close()
+}
+
+// tags returns up to n tags of repo after the given one. Errors: NAME_UNKNOWN.
+func (r *Registry) tags(ctx context.Context, repo, after string, n int) ([]string, error) {
+	tags, found, err := r.options.Index.Tags(ctx, repo, after, n)
+	if err == nil && !found {
+		err = nameUnknown(repo)
+	}
+	return tags, err
+}
+
+// repos returns up to n repositories after the given one that are readable; a nil readable means all. It searches until
+// it has n, so that only the last page is not full, however many repositories between are not readable.
+func (r *Registry) repos(ctx context.Context, after string, n int, readable func(string) bool) ([]string, error) {
+	if readable == nil {
+		return r.options.Index.Repos(ctx, after, n)
+	}
+	list := []string{} // not nil, which JSON would show as null
+	for len(list) < n {
+		const piece = 1000 // at a time, since the Index is locked meanwhile
+		next, err := r.options.Index.Repos(ctx, after, piece)
+		if err != nil {
+			return nil, err
+		}
+		for _, repo := range next {
+			if len(list) < n && readable(repo) {
+				list = append(list, repo)
+			}
+		}
+		if len(next) < piece {
+			break
+		}
+		after = next[piece-1]
+		if err := ctx.Err(); err != nil { // the client has gone
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// referrersFound are manifests in the order of their digests. more reports whether others follow.
+type referrersFound struct {
+	list []storage.Descriptor
+	more bool
+}
+
+// referrersOf returns the manifests of the repo whose subject is d, after the given one, at most maxListed.
+func (r *Registry) referrersOf(ctx context.Context, repo string, d, after digest.Digest) (referrersFound, error) {
+	found, err := r.options.Index.Referrers(ctx, repo, d, after, maxListed+1)
+	if err != nil {
+		return referrersFound{}, err
+	}
+	if found, err = r.addTagged(ctx, repo, d, after, found); err != nil {
+		return referrersFound{}, err
+	}
+	// The Index's list is asked for one more than is listed. So what addTagged has added can only come after manifests
+	// that were not asked for if it is cut off here.
+	if len(found) > maxListed {
+		return referrersFound{found[:maxListed], true}, nil
+	}
+	return referrersFound{found, false}, nil
 }
 
 // content returns the bytes of a manifest or a small blob, from memory if they were read lately. They are verified when

@@ -36,12 +36,6 @@ type referrer struct {
 	json         []byte
 }
 
-// referrersFound are manifests in the order of their digests. more reports whether others follow.
-type referrersFound struct {
-	list []storage.Descriptor
-	more bool
-}
-
 // referrersQuery is what a client asks for: referrers after a digest, of one artifact type if that is not empty.
 type referrersQuery struct {
 	values       url.Values
@@ -71,23 +65,6 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, c *ca
 		return err
 	}
 	return r.writeReferrers(w, req, c, q, found)
-}
-
-// referrersOf returns the manifests of the repo whose subject is d, after the given one, at most maxListed.
-func (r *Registry) referrersOf(ctx context.Context, repo string, d, after digest.Digest) (referrersFound, error) {
-	found, err := r.options.Index.Referrers(ctx, repo, d, after, maxListed+1)
-	if err != nil {
-		return referrersFound{}, err
-	}
-	if found, err = r.addTagged(ctx, repo, d, after, found); err != nil {
-		return referrersFound{}, err
-	}
-	// The Index's list is asked for one more than is listed. So what addTagged has added can only come after manifests
-	// that were not asked for if it is cut off here.
-	if len(found) > maxListed {
-		return referrersFound{found[:maxListed], true}, nil
-	}
-	return referrersFound{found, false}, nil
 }
 
 // lists keeps the buffers in which lists were rendered, up to maxListKept bytes each.

@@ -19,7 +19,8 @@
 //   - Every answer under /v2 that is not a success has the JSON body of the specification.
 //   - Status and headers are sent after the last step that can fail with an answer. A failure after that breaks the
 //     connection, so that a truncated body never looks complete.
-//   - All content is read through manifest, manifestBytes, blob and openBlob (read.go).
+//   - All content is read through manifest, manifestBytes, blob and openBlob, and all lists through tags, repos and
+//     referrersOf (read.go).
 //
 // # What it does not do
 //
@@ -157,12 +158,12 @@ var handlers = map[endpoint]map[string]handler{
 		http.MethodHead: {auth.Login, (*Registry).base},
 	},
 	endpointCatalog: {
-		http.MethodGet:  {auth.Catalog, (*Registry).catalog},
-		http.MethodHead: {auth.Catalog, (*Registry).catalog},
+		http.MethodGet:  {auth.Catalog, (*Registry).listRepos},
+		http.MethodHead: {auth.Catalog, (*Registry).listRepos},
 	},
 	endpointTags: {
-		http.MethodGet:  {auth.Pull, (*Registry).tags},
-		http.MethodHead: {auth.Pull, (*Registry).tags},
+		http.MethodGet:  {auth.Pull, (*Registry).listTags},
+		http.MethodHead: {auth.Pull, (*Registry).listTags},
 	},
 	endpointReferrers: {
 		http.MethodGet:  {auth.Pull, (*Registry).listReferrers},
