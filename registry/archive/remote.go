@@ -18,14 +18,19 @@ import (
 // remote is a running registry.
 type remote struct{ *client.Client }
 
+// administer sends a request without a body to a path of the administration. The caller closes the body of the answer.
+func (r remote) administer(ctx context.Context, method, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, r.URL()+"/admin/"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return r.Do(req)
+}
+
 // repositories calls each with what every repository holds. The answer is a stream of JSON, one object for each
 // repository, because all of them together may not fit into memory.
 func (r remote) repositories(ctx context.Context, each func(storage.Holdings) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL()+"/admin/repositories", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := r.Do(req)
+	resp, err := r.administer(ctx, http.MethodGet, "repositories")
 	if err != nil {
 		return err
 	}
@@ -135,11 +140,7 @@ func (i *importer) run(ctx context.Context, do func() error) (Progress, error) {
 func (r remote) holdRetention(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, holdEvery)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL()+"/admin/retention-hold", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := r.Do(req)
+	resp, err := r.administer(ctx, http.MethodPost, "retention-hold")
 	if err != nil {
 		return err
 	}

@@ -212,11 +212,9 @@ func (w *writer) Size() int64 {
 func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()
-	if err := w.check(); err != nil {
+	if err := w.end(); err != nil {
 		return err
 	}
-	w.u.writer = nil
-	delete(w.b.uploads, w.id)
 	if _, err := storage.ParseDigest(string(d)); err != nil {
 		return err
 	}
@@ -232,6 +230,11 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 func (w *writer) Cancel() error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()
+	return w.end()
+}
+
+// end removes the upload. The caller holds mu. Errors: those of check.
+func (w *writer) end() error {
 	if err := w.check(); err != nil {
 		return err
 	}
