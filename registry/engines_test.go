@@ -4,9 +4,9 @@ import (
 	"testing"
 
 	"trow/storage"
-	"trow/storage/bolt"
 	"trow/storage/disk"
 	"trow/storage/memory"
+	"trow/storage/storagetest/enginetest"
 )
 
 // This file is where the tests open storage engines.
@@ -25,14 +25,6 @@ func engines(t *testing.T, dir string) (b storage.Blobs, j storage.Journal, clos
 // bounded is engines with a bound of uploads.
 func bounded(t *testing.T, dir string, uploads int) (b storage.Blobs, j storage.Journal, close func() error) {
 	t.Helper()
-	journal, err := bolt.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { journal.Close() })
-	blobs, err := disk.Open(dir, disk.Options{MaxUploads: uploads})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return blobs, journal, journal.Close
+	journal := enginetest.Bolt(t, dir)
+	return enginetest.DiskWith(t, dir, disk.Options{MaxUploads: uploads}), journal, journal.Close
 }

@@ -97,14 +97,6 @@ func put(i int, tag string) func(tx *storage.Tx) error {
 	}
 }
 
-func wantTags(t *testing.T, x *storage.Index, repo string, want ...string) {
-	t.Helper()
-	got, _, err := x.Tags(t.Context(), repo, "", -1)
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("Tags(%s): %v, %v; want %v", repo, got, err, want)
-	}
-}
-
 // count moves the tag "count" to the next manifest of a series.
 func count(tx *storage.Tx) error {
 	next := 0

@@ -16,20 +16,12 @@ import (
 	"trow/storage/bolt"
 	"trow/storage/disk"
 	"trow/storage/storagetest"
+	"trow/storage/storagetest/enginetest"
 )
 
 func openData(t *testing.T, dir string) (*disk.Blobs, *bolt.Journal) {
 	t.Helper()
-	blobs, err := disk.Open(dir, disk.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	journal, err := bolt.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { journal.Close() })
-	return blobs, journal
+	return enginetest.Disk(t, dir), enginetest.Bolt(t, dir)
 }
 
 // spoil replaces the journal by something that is not one.
@@ -53,10 +45,7 @@ func parseManifest(content []byte) (m storage.Manifest, parts map[digest.Digest]
 // everything.
 func TestARebuildThatIsCutShort(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
-	blobs, err := disk.Open(dir, disk.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	blobs := enginetest.Disk(t, dir)
 	var held []digest.Digest
 	for _, content := range []string{"manifest 1", "manifest 2"} {
 		d, err := storagetest.Push(ctx, blobs, []byte(content))

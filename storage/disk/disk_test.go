@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"trow/storage"
 	"trow/storage/disk"
 	"trow/storage/storagetest"
+	"trow/storage/storagetest/enginetest"
 )
 
 func TestBlobs(t *testing.T) {
@@ -39,33 +39,7 @@ func TestPushSucceedsAfterAnyFailedCall(t *testing.T) {
 	storagetest.FailedCalls(t, func(t *testing.T) storage.Blobs { return open(t, t.TempDir()) })
 }
 
-func open(t testing.TB, dir string) *disk.Blobs {
-	t.Helper()
-	b, err := disk.Open(dir, disk.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// openFiles returns how many file descriptors of the process belong to temporary files.
-func openFiles(t *testing.T) (n int) {
-	t.Helper()
-	if runtime.GOOS != "linux" {
-		t.Log("file descriptors are counted on Linux only")
-		return 0
-	}
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, os.TempDir()) {
-			n++
-		}
-	}
-	return n
-}
+var open, openFiles = enginetest.Disk, enginetest.OpenFiles
 
 // wantOnlyBlobs checks that a data directory contains nothing but blobs under their names.
 func wantOnlyBlobs(t *testing.T, dir string) {

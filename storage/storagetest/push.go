@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -28,6 +29,15 @@ func Update(t testing.TB, x *storage.Index, repo string, fn func(tx *storage.Tx)
 	t.Helper()
 	if err := x.Update(t.Context(), repo, fn); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// WantTags checks all tags of a repo.
+func WantTags(t *testing.T, x *storage.Index, repo string, want ...string) {
+	t.Helper()
+	got, _, err := x.Tags(t.Context(), repo, "", -1)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("Tags(%s): %v, %v; want %v", repo, got, err, want)
 	}
 }
 
