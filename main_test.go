@@ -35,7 +35,6 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/crypto/bcrypt"
 	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -48,6 +47,7 @@ import (
 	"trow/manifests/kube"
 	"trow/manifests/kube/kubetest"
 	"trow/registry/auth"
+	"trow/registry/auth/authtest"
 	"trow/registry/server"
 	"trow/registry/service"
 	"trow/registry/settings"
@@ -735,7 +735,7 @@ func TestTokensOfRobots(t *testing.T) {
 
 // TestAdministrationOverTLS needs a login with the admin permission.
 func TestAdministrationOverTLS(t *testing.T) {
-	p := start(t, t.TempDir(), "--user=u", "--password=p", "--htpasswd="+users(t, "alice"))
+	p := start(t, t.TempDir(), "--user=u", "--password=p", "--htpasswd="+authtest.Htpasswd(t, "alice"))
 	p.want(401, "POST", "/admin/gc", "")
 	p.want(401, "POST", "/admin/token-create?name=x&repository=**&action=push", "")
 	p.want(403, "POST", "/admin/gc", "", basicAuth("alice", "alice")...)
@@ -753,24 +753,6 @@ func TestAdministrationOverTLS(t *testing.T) {
 	open.want(200, "GET", "/v2/", "")
 }
 
-// users writes a htpasswd file; each password is the name.
-func users(t *testing.T, names ...string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "htpasswd")
-	var text string
-	for _, name := range names {
-		hash, err := bcrypt.GenerateFromPassword([]byte(name), bcrypt.MinCost)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text += name + ":" + string(hash) + "\n"
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // TestRules changes rules while the server runs, and asks can-i.
 func TestRules(t *testing.T) {
 	t.Parallel()
@@ -783,7 +765,7 @@ func TestRules(t *testing.T) {
 	}
 	const one = "rules:\n- {who: [user:alice], may: [pull, push], repositories: ['team/**']}\n- {who: '*', may: pull, repositories: ['*/public']}\n"
 	write(one)
-	p := start(t, dir, "--config="+file, "--htpasswd="+users(t, "alice"))
+	p := start(t, dir, "--config="+file, "--htpasswd="+authtest.Htpasswd(t, "alice"))
 	if text := p.out.String(); !strings.Contains(text, "what the 2 rules of the configuration file allow") {
 		t.Errorf("the text does not mention the rules: %s", text)
 	}
@@ -859,7 +841,7 @@ func TestTheAuditLog(t *testing.T) {
 		dir,
 		"--user=root",
 		"--password="+canary,
-		"--htpasswd="+users(t, "alice"),
+		"--htpasswd="+authtest.Htpasswd(t, "alice"),
 		"--audit-log="+log,
 		"--validate-token-file="+token,
 		"--log-level=debug",
@@ -1032,7 +1014,7 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	write(
 		"quotas: [{repositories: ['team/**'], bytes: 1Ki}]\nlimits: [{who: ['user:alice'], requests: 1000, push-rate: 1Mi, uploads: 3}]\n",
 	)
-	p := start(t, t.TempDir(), "--config="+file, "--htpasswd="+users(t, "alice"))
+	p := start(t, t.TempDir(), "--config="+file, "--htpasswd="+authtest.Htpasswd(t, "alice"))
 	alice := basicAuth("alice", "alice")
 	blob := func(status int, n int) string {
 		t.Helper()

@@ -7,17 +7,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/crypto/bcrypt"
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/registry/auth/authtest"
 	"trow/storage"
 )
 
@@ -37,24 +35,6 @@ func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	t.Cleanup(s.Close)
 	w.url = s.URL
 	return w, g
-}
-
-// people writes an htpasswd file of alice and bob, whose passwords are their names.
-func people(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "htpasswd")
-	var text string
-	for _, name := range []string{"alice", "bob"} {
-		hash, err := bcrypt.GenerateFromPassword([]byte(name), bcrypt.MinCost)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text += name + ":" + string(hash) + "\n"
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // client logs in as the usual clients of registries do.
@@ -165,7 +145,7 @@ func (c client) token(challenge map[string]string, scope string) string {
 
 // TestTheHandshake has each kind of client log in to registries with three settings.
 func TestTheHandshake(t *testing.T) {
-	user := auth.Options{Htpasswd: people(t)}
+	user := auth.Options{Htpasswd: authtest.Htpasswd(t, "alice", "bob")}
 	anonymous := func(o auth.Options, level string) auth.Options { o.Anonymous = level; return o }
 	blob := digest.FromString("x").String()
 	for _, setup := range []struct {
@@ -221,7 +201,7 @@ func TestTheHandshake(t *testing.T) {
 
 // TestTheChallengeGivesTheReason because some clients show it to the user instead of the answer's body.
 func TestTheChallengeGivesTheReason(t *testing.T) {
-	w, _ := guarded(t, auth.Options{Htpasswd: people(t), Anonymous: "pull"})
+	w, _ := guarded(t, auth.Options{Htpasswd: authtest.Htpasswd(t, "alice", "bob"), Anonymous: "pull"})
 	c := client{server: w}
 	token := func(c client, scope string) []string {
 		login := challenges(t, c.do("GET", "/v2/", nil).is(401).header)["Bearer"]
@@ -275,7 +255,7 @@ func link(t *testing.T, w *server, repo, content string) {
 
 // TestRulesOnTheWire: a client that may not pull gets 404, one that may not push gets 403.
 func TestRulesOnTheWire(t *testing.T) {
-	w, _ := guarded(t, auth.Options{User: "owner", Password: "owner", Htpasswd: people(t), Rules: []auth.Rule{
+	w, _ := guarded(t, auth.Options{User: "owner", Password: "owner", Htpasswd: authtest.Htpasswd(t, "alice", "bob"), Rules: []auth.Rule{
 		{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}},
 		{Who: []string{"user:alice"}, May: []string{"pull", "push", "catalog"}, Repositories: []string{"team/**"}},
 		{Who: []string{"user:bob"}, May: []string{"push"}, Repositories: []string{"drop/**"}},

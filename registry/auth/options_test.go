@@ -7,33 +7,11 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/spf13/pflag"
-
 	"trow/registry/auth"
-	"trow/registry/settings"
+	"trow/registry/settings/settingstest"
 )
 
-// load reads settings from a configuration file and flags, as a server does.
-func load(t *testing.T, file string, flags ...string) (auth.Options, error) {
-	t.Helper()
-	var o auth.Options
-	all, given := pflag.NewFlagSet("all", pflag.ContinueOnError), pflag.NewFlagSet("given", pflag.ContinueOnError)
-	o.AddFlags(all)
-	new(auth.Options).AddFlags(given)
-	settings.AddConfigFlag(given)
-	if file != "" {
-		path := filepath.Join(t.TempDir(), "trow.yaml")
-		write(t, path, file)
-		flags = append(flags, "--config="+path)
-	}
-	if err := given.Parse(flags); err != nil {
-		t.Fatal(err)
-	}
-	if err := settings.Load(all, given); err != nil {
-		t.Fatal(err)
-	}
-	return o, o.Validate()
-}
+var load = settingstest.Load[auth.Options]
 
 func TestSettings(t *testing.T) {
 	o, err := load(t, `

@@ -1,37 +1,14 @@
 package limit_test
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/spf13/pflag"
-
 	"trow/registry/limit"
-	"trow/registry/settings"
+	"trow/registry/settings/settingstest"
 )
 
-// load reads settings from a configuration file, as a server does.
-func load(t *testing.T, file string, flags ...string) (limit.Options, error) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "trow.yaml")
-	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var o limit.Options
-	all, given := pflag.NewFlagSet("all", pflag.ContinueOnError), pflag.NewFlagSet("given", pflag.ContinueOnError)
-	o.AddFlags(all)
-	new(limit.Options).AddFlags(given)
-	settings.AddConfigFlag(given)
-	if err := given.Parse(append(flags, "--config="+path)); err != nil {
-		t.Fatal(err)
-	}
-	if err := settings.Load(all, given); err != nil {
-		return o, err
-	}
-	return o, o.Validate()
-}
+var load = settingstest.Load[limit.Options]
 
 func TestSettings(t *testing.T) {
 	o, err := load(t, `

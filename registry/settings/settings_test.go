@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"trow/registry/settings"
+	"trow/registry/settings/settingstest"
 )
 
 // rule is an element of a file-only setting.
@@ -45,26 +46,9 @@ func (o *options) AddFlags(fs *pflag.FlagSet) {
 	settings.FileOnly(fs, &o.Rules, "rules", "rules")
 }
 
-// load loads settings from a file's text, if it is not empty, and arguments.
-func load(t *testing.T, text string, args ...string) (options, error) {
-	t.Helper()
-	var o, command options
-	all, given := pflag.NewFlagSet("all", pflag.ContinueOnError), pflag.NewFlagSet("command", pflag.ContinueOnError)
-	o.AddFlags(all)
-	command.AddFlags(given)
-	settings.AddConfigFlag(given)
-	if text != "" {
-		path := filepath.Join(t.TempDir(), "trow.yaml")
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		args = append(args, "--config="+path)
-	}
-	if err := given.Parse(args); err != nil {
-		t.Fatal(err)
-	}
-	return o, settings.Load(all, given)
-}
+func (o *options) Validate() error { return nil }
+
+var load = settingstest.Load[options]
 
 func TestDefaultsHoldWithoutAnything(t *testing.T) {
 	o, err := load(t, "")
