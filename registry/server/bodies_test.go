@@ -55,14 +55,7 @@ func (k *keeper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func newKeeper(t *testing.T, size int64) *keeper {
 	t.Helper()
 	k := &keeper{Bodies: NewBodies(size), errs: make(chan error, 1000)}
-	s, err := New(Options{Handler: k, Log: zerolog.Nop(), StallTimeout: time.Minute})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, l := NewLocal(t, Options{Handler: k, Log: zerolog.Nop(), StallTimeout: time.Minute})
 	go s.Serve(l)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)

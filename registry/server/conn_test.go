@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -20,26 +19,21 @@ import (
 	"trow/registry/server"
 )
 
-// countingListener counts the calls of Write on all of its connections.
-type countingListener struct {
+// wrapped is a listener that wraps each of its connections.
+type wrapped struct {
 	net.Listener
-	writes atomic.Int64
+	conn func(net.Conn) net.Conn
 }
 
-// on makes the listener count the writes on the connections of another one.
-func (l *countingListener) on(inner net.Listener) net.Listener {
-	l.Listener = inner
-	return l
-}
-
-func (l *countingListener) Accept() (net.Conn, error) {
+func (l wrapped) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return countingConn{c, &l.writes}, nil
+	return l.conn(c), nil
 }
 
+// countingConn counts the calls of Write.
 type countingConn struct {
 	net.Conn
 	writes *atomic.Int64
@@ -50,29 +44,19 @@ func (c countingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// serveOn serves on a listener, over TLS or not, until stop is called after the last request. It returns its address as
-// a URL.
-func serveOn(t *testing.T, isTLS bool, wrap func(net.Listener) net.Listener, handler http.HandlerFunc) (url string,
+// serveOn serves on wrapped connections, over TLS or not, until stop is called after the last request. It returns its
+// address as a URL.
+func serveOn(t *testing.T, isTLS bool, wrap func(net.Conn) net.Conn, handler http.HandlerFunc) (url string,
 	stop func()) {
 	t.Helper()
 	o := server.Options{Log: zerolog.Nop(), Handler: handler}
 	scheme := "http"
 	if isTLS {
-		cert := httptest.NewUnstartedServer(nil)
-		cert.StartTLS() // for its certificate
-		defer cert.Close()
-		scheme, o.TLSConfig = "https", &tls.Config{Certificates: cert.TLS.Certificates}
+		scheme, o.TLSConfig = "https", server.LocalTLS()
 	}
-	s, err := server.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, l := server.NewLocal(t, o)
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(wrap(l)) }()
+	go func() { served <- s.Serve(wrapped{l, wrap}) }()
 	return scheme + "://" + l.Addr().String(), func() {
 		t.Helper()
 		if err := s.Shutdown(t.Context()); err != nil {
@@ -92,8 +76,8 @@ func TestTLSRecordsAreSentTogether(t *testing.T) {
 	for i, r := 0, rand.New(rand.NewPCG(1, 2)); i < size; i++ {
 		content[i] = byte(r.Uint32())
 	}
-	counted := &countingListener{}
-	url, stop := serveOn(t, true, counted.on, func(w http.ResponseWriter, r *http.Request) {
+	var writes atomic.Int64
+	url, stop := serveOn(t, true, func(c net.Conn) net.Conn { return countingConn{c, &writes} }, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/octet-stream")
 		_, _ = w.Write(content)
 	})
@@ -121,7 +105,7 @@ func TestTLSRecordsAreSentTogether(t *testing.T) {
 	transport.CloseIdleConnections()
 	stop()
 	// One for each piece, and for each connection the handshake, the header and the end.
-	if n, most := counted.writes.Load(), int64(clients*(size>>16+12)); n > most {
+	if n, most := writes.Load(), int64(clients*(size>>16+12)); n > most {
 		t.Errorf("%d writes, want at most %d", n, most)
 	}
 }
@@ -140,31 +124,12 @@ func (c cuttingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-type cuttingListener struct {
-	net.Listener
-	left atomic.Int64
-}
-
-// on makes the listener limit the bytes on the connections of another one.
-func (l *cuttingListener) on(inner net.Listener) net.Listener {
-	l.Listener = inner
-	return l
-}
-
-func (l *cuttingListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return cuttingConn{c, &l.left}, nil
-}
-
 // TestAPieceThatFailsOverTLSEndsTheConnection: the handler gets an error, and nothing follows half a record.
 func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
 	got := make(chan error, 2)
-	cutting := &cuttingListener{}
-	cutting.left.Store(300 << 10)
-	url, stop := serveOn(t, true, cutting.on, func(w http.ResponseWriter, r *http.Request) {
+	var left atomic.Int64
+	left.Store(300 << 10)
+	url, stop := serveOn(t, true, func(c net.Conn) net.Conn { return cuttingConn{c, &left} }, func(w http.ResponseWriter, r *http.Request) {
 		for range 2 {
 			_, err := w.Write(make([]byte, 1<<20))
 			got <- err
@@ -193,8 +158,8 @@ func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
 func TestASmallAnswerTakesOneWrite(t *testing.T) {
 	for name, isTLS := range map[string]bool{"plain": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
-			counted := &countingListener{}
-			url, stop := serveOn(t, isTLS, counted.on, func(w http.ResponseWriter, r *http.Request) {
+			var writes atomic.Int64
+			url, stop := serveOn(t, isTLS, func(c net.Conn) net.Conn { return countingConn{c, &writes} }, func(w http.ResponseWriter, r *http.Request) {
 				size, _ := strconv.Atoi(r.URL.Path[1:])
 				w.Header().Set("Content-Type", "application/octet-stream")
 				w.Header().Set("Content-Length", strconv.Itoa(size))
@@ -224,9 +189,9 @@ func TestASmallAnswerTakesOneWrite(t *testing.T) {
 			ask(http.MethodGet, 1) // the handshake
 			for _, size := range []int{0, 1, 2 << 10, 2<<10 + 1, 4 << 10, 16 << 10, 64 << 10} {
 				for _, method := range []string{http.MethodGet, http.MethodHead} {
-					before := counted.writes.Load()
+					before := writes.Load()
 					ask(method, size)
-					if n := counted.writes.Load() - before; n != 1 {
+					if n := writes.Load() - before; n != 1 {
 						t.Errorf("%s %d: %d writes", method, size, n)
 					}
 				}

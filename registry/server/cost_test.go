@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -41,18 +40,8 @@ func TestTheCostOfAConnection(t *testing.T) {
 		t.Skip("measures the memory of the process")
 	}
 	const n = 400
-	cert := httptest.NewUnstartedServer(nil)
-	cert.StartTLS()
-	config := &tls.Config{Certificates: cert.TLS.Certificates}
-	cert.Close()
-	s, err := New(Options{Handler: http.NotFoundHandler(), Log: zerolog.Nop(), TLSConfig: config, MaxConnections: 8 * n})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, l := NewLocal(t, Options{Handler: http.NotFoundHandler(), Log: zerolog.Nop(), TLSConfig: LocalTLS(),
+		MaxConnections: 8 * n})
 	go s.Serve(l)
 	defer s.http.Close()
 	var all []*tls.Conn
@@ -113,14 +102,7 @@ func TestConnectionsFollowFromTheMemory(t *testing.T) {
 // connections and on those that had a request. Requests with large headers are served.
 func TestUnfinishedHeadersAreBounded(t *testing.T) {
 	t.Parallel()
-	s, err := New(Options{Handler: http.NotFoundHandler(), Log: zerolog.Nop(), MaxConnections: 500})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, l := NewLocal(t, Options{Handler: http.NotFoundHandler(), Log: zerolog.Nop(), MaxConnections: 500})
 	go s.Serve(l)
 	defer s.http.Close()
 	limit := headsLimit(500, Memory())

@@ -102,20 +102,9 @@ func start(t *testing.T, m mode, o server.Options) *running {
 	o.Log = zerolog.New(r.log)
 	scheme := "http"
 	if m.tls {
-		cert := httptest.NewUnstartedServer(nil)
-		cert.StartTLS() // for its certificate
-		o.TLSConfig = &tls.Config{Certificates: cert.TLS.Certificates}
-		cert.Close()
-		scheme = "https"
+		scheme, o.TLSConfig = "https", server.LocalTLS()
 	}
-	s, err := server.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, l := server.NewLocal(t, o)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	transport := &http.Transport{
