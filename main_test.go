@@ -1351,32 +1351,17 @@ func TestWhereSettingsComeFrom(t *testing.T) {
 	}
 }
 
-const podsYAML = `
-apiVersion: v1
-kind: Pod
-metadata: {name: good}
-spec: {containers: [{name: c, image: "trow:31000/app:1"}]}
----
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: c}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: bad}
-spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: nginx}]}}}
-`
-
 func TestCheck(t *testing.T) {
 	p := start(t, t.TempDir())
 	p.push("app", "1")
-	file := filepath.Join(t.TempDir(), "pods.yaml")
-	if err := os.WriteFile(file, []byte(podsYAML), 0o600); err != nil {
+	const file = "admission/check/testdata/pods.yaml"
+	pods, err := os.ReadFile(file)
+	if err != nil {
 		t.Fatal(err)
 	}
 	verify := func(how string, args ...string) {
 		t.Helper()
-		code, out, errOut := command(t, podsYAML, append([]string{"check"}, args...)...)
+		code, out, errOut := command(t, string(pods), append([]string{"check"}, args...)...)
 		if code != 1 || !strings.Contains(out, "denied   "+how) || !strings.Contains(out, "Deployment/bad") ||
 			!strings.Contains(out, tutorialSentence) ||
 			!strings.Contains(out, "skipped") ||

@@ -12,6 +12,7 @@ import (
 	"trow/registry/server"
 	"trow/storage"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // The registry of the tests: repo:tag -> what the manifest consists of. Equal content is an equal manifest.
@@ -54,11 +55,7 @@ func (r *registry) Tags(ctx context.Context, repo, after string, n int) ([]strin
 
 func newRegistry(tb testing.TB, images map[string]string) *registry {
 	tb.Helper()
-	x, err := storage.OpenIndex(tb.Context(), memory.NewJournal(), storage.IndexOptions{})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(x.Close)
+	x := storagetest.OpenIndex(tb, memory.NewJournal())
 	for image, content := range images {
 		repo, tag, _ := strings.Cut(image, ":")
 		d := digest.FromString(content)

@@ -8,17 +8,14 @@ import (
 
 	"trow/storage"
 	engine "trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // BenchmarkDecide is the decision alone: a pod with three containers, whose images are among 100,000 of the registry.
 // The review has been read, and the answer is not written.
 func BenchmarkDecide(b *testing.B) {
 	const repos, tags = 100, 1000
-	x, err := storage.OpenIndex(b.Context(), engine.NewJournal(), storage.IndexOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(x.Close)
+	x := storagetest.OpenIndex(b, engine.NewJournal())
 	for r := range repos {
 		err := x.Update(b.Context(), fmt.Sprintf("team/app-%d", r), func(tx *storage.Tx) error {
 			for i := range tags {

@@ -19,6 +19,7 @@ import (
 	"trow/registry/auth"
 	front "trow/registry/server"
 	"trow/storage"
+	"trow/storage/storagetest"
 )
 
 const (
@@ -59,11 +60,7 @@ func newServer(t *testing.T, options ...option) *server {
 
 func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options ...option) *server {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), journal, storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(index.Close)
+	index := storagetest.OpenIndex(t, journal)
 	w := &server{T: t, blobs: blobs, index: index, notes: &sync.Map{}}
 	scrubber := &storage.Scrubber{Blobs: blobs, Index: index}
 	o := registry.Options{Blobs: blobs, Index: index, Auth: open{}, Bodies: front.NewBodies(1 << 30),

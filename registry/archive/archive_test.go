@@ -32,6 +32,7 @@ import (
 	front "trow/registry/server"
 	"trow/storage"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 const (
@@ -53,11 +54,7 @@ type target struct {
 
 func newTarget(t *testing.T) *target {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(index.Close)
+	index := storagetest.OpenIndex(t, memory.NewJournal())
 	r := &target{T: t, index: index, blobs: memory.NewBlobs()}
 	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{},
 		Bodies: front.NewBodies(1 << 30)})
@@ -84,9 +81,11 @@ func newTarget(t *testing.T) *target {
 	}))
 	t.Cleanup(s.Close)
 	r.http = s.Client()
-	if r.Client, err = client.New(client.Options{URL: s.URL, HTTP: s.Client()}); err != nil {
+	c, err := client.New(client.Options{URL: s.URL, HTTP: s.Client()})
+	if err != nil {
 		t.Fatal(err)
 	}
+	r.Client = c
 	return r
 }
 

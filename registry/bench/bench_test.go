@@ -22,18 +22,14 @@ import (
 	"trow/registry/auth"
 	"trow/registry/bench"
 	front "trow/registry/server"
-	"trow/storage"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // handler returns a registry in memory, with a webhook that allows everything.
 func handler(t *testing.T) http.Handler {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(index.Close)
+	index := storagetest.OpenIndex(t, memory.NewJournal())
 	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Loopback: true})
 	if err != nil {
 		t.Fatal(err)

@@ -12,16 +12,12 @@ import (
 	"trow/registry/settings"
 	"trow/storage"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 func open(t *testing.T) *storage.Index {
 	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(x.Close)
-	return x
+	return storagetest.OpenIndex(t, memory.NewJournal())
 }
 
 func put(t *testing.T, x *storage.Index, name, tag string, refs ...digest.Digest) {

@@ -10,6 +10,7 @@ import (
 	"trow/registry/retention"
 	"trow/storage"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // TestKeepLastKeepsTheTagsThatWereSetLast: retention removed the newest tags, because those of one second were ordered by
@@ -55,12 +56,7 @@ func TestKeepLastKeepsTheTagsThatWereSetLast(t *testing.T) {
 
 func openOn(t *testing.T, j storage.Journal) *storage.Index {
 	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(x.Close)
-	return x
+	return storagetest.OpenIndex(t, j)
 }
 
 // TestTagsOfUnknownOrderStandOrFallTogether: data of earlier versions has only whole seconds.

@@ -17,18 +17,14 @@ import (
 	"trow/registry/admin"
 	"trow/registry/auth"
 	front "trow/registry/server"
-	"trow/storage"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // newRegistry serves a registry over memory on the socket of a new data directory.
 func newRegistry(t *testing.T) *server {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), memory.NewJournal(), storage.IndexOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(index.Close)
+	index := storagetest.OpenIndex(t, memory.NewJournal())
 	reg := registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: allowAll{},
 		Bodies: front.NewBodies(1 << 30)})
 	s := &server{T: t, dir: t.TempDir()}
