@@ -91,16 +91,7 @@ func TestFailedRequestsLeaveNothing(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v", []byte("{"), "Content-Type", typeManifest).is(400)
 	before, _ := uploads.count()
 	// A body that breaks off, after more bytes than the client keeps back.
-	body := io.MultiReader(bytes.NewReader(random(t, 64<<10)), brokenReader{})
-	req, err := http.NewRequest("POST", w.url+"/v2/a/blobs/uploads/?digest="+wrong, body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.ContentLength = 128 << 10
-	if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
-		resp.Body.Close()
-		t.Fatalf("status %d", resp.StatusCode)
-	}
+	w.breakOff("POST", "/v2/a/blobs/uploads/?digest="+wrong, random(t, 64<<10))
 	left := func() int { return entries(t, dir, "uploads") + entries(t, dir, "blobs", "sha256") }
 	eventually(t, "the request that breaks off has ended its upload", func() bool {
 		created, open := uploads.count()

@@ -17,13 +17,7 @@ const typeOther = "application/vnd.example+json"
 func (w *server) hold(repo, mediaType string, body []byte) digest.Digest {
 	w.Helper()
 	d := digest.FromBytes(body)
-	u, err := w.blobs.Create(w.Context(), repo, d.Algorithm())
-	if err != nil {
-		w.Fatal(err)
-	}
-	if _, err := u.Write(body); err != nil {
-		w.Fatal(err)
-	}
+	u := w.written(repo, body)
 	release, err := w.index.Commit(w.Context(), u, d)
 	if err != nil {
 		w.Fatal(err)

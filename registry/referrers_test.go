@@ -40,14 +40,7 @@ func (w *server) referrers(repo string, subject digest.Digest, n int) (rare map[
 		body := fmt.Appendf(nil, `{"mediaType":%q,"artifactType":%q,"subject":{"digest":%q},"annotations":{"n":"%d"}}`,
 			typeOther, artifact, subject, i)
 		d := digest.FromBytes(body)
-		u, err := w.blobs.Create(w.Context(), repo, d.Algorithm())
-		if err != nil {
-			w.Fatal(err)
-		}
-		if _, err := u.Write(body); err != nil {
-			w.Fatal(err)
-		}
-		if err := u.Commit(w.Context(), d); err != nil {
+		if err := w.written(repo, body).Commit(w.Context(), d); err != nil {
 			w.Fatal(err)
 		}
 		all[i] = storage.Manifest{Digest: d, MediaType: typeOther, Size: int64(len(body)), Subject: subject}

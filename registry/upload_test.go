@@ -128,18 +128,23 @@ func TestATruncatedBodyIsNotABlob(t *testing.T) {
 	content := random(t, 128<<10)
 	d := digest.FromBytes(content[:64<<10]).String() // of the bytes that arrive
 	l := w.begin("a")
-	req, err := http.NewRequest("PUT", w.url+l+"?digest="+d,
-		io.MultiReader(bytes.NewReader(content[:64<<10]), brokenReader{}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.ContentLength = 128 << 10
-	if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
-		resp.Body.Close()
-		t.Fatalf("status %d", resp.StatusCode)
-	}
+	w.breakOff("PUT", l+"?digest="+d, content[:64<<10])
 	w.do("HEAD", "/v2/a/blobs/"+d, nil).is(404)
 	w.do("GET", l, nil).is(204) // the session still exists
+}
+
+// breakOff announces twice the bytes of a body, and disconnects after the body.
+func (w *server) breakOff(method, path string, body []byte) {
+	w.Helper()
+	req, err := http.NewRequest(method, w.url+path, io.MultiReader(bytes.NewReader(body), brokenReader{}))
+	if err != nil {
+		w.Fatal(err)
+	}
+	req.ContentLength = 2 * int64(len(body))
+	if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
+		resp.Body.Close()
+		w.Fatalf("status %d", resp.StatusCode)
+	}
 }
 
 type brokenReader struct{}

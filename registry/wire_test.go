@@ -313,3 +313,16 @@ func TestMethods(t *testing.T) {
 // TestTheCatalogListsReadableRepositories pages through a catalog in which most repositories are not readable.
 // rules deny everything in one repository, and list the readable ones in the catalog.
 // TestOnDisk pushes, pulls and repairs over the embedded engines.
+
+// written writes bytes to an upload in storage, past the API. The caller commits it.
+func (w *server) written(repo string, body []byte) storage.Upload {
+	w.Helper()
+	u, err := w.blobs.Create(w.Context(), repo, digest.SHA256)
+	if err != nil {
+		w.Fatal(err)
+	}
+	if _, err := u.Write(body); err != nil {
+		w.Fatal(err)
+	}
+	return u
+}
