@@ -92,7 +92,8 @@ func start(t *testing.T, dir string, args ...string) *process {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan int, 1)
 	go func() {
-		ended <- run(ctx, append([]string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + dir}, args...), strings.NewReader(""), p.out, p.errOut)
+		ended <- run(ctx, append([]string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + dir}, args...),
+			strings.NewReader(""), p.out, p.errOut)
 	}()
 	p.stop = sync.OnceValue(func() int { cancel(); return <-ended })
 	t.Cleanup(func() { p.stop() })
@@ -165,7 +166,9 @@ func (p *process) push(repo, tag string) digest.Digest {
 		p.want(201, "POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(blob).String(), blob)
 	}
 	manifest := fmt.Sprintf(
-		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
+		`{"schemaVersion":2,"mediaType":%q,`+
+			`"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},`+
+			`"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
 		manifestType,
 		digest.FromString(config),
 		len(config),
@@ -182,8 +185,9 @@ func podReview(images ...string) string {
 		containers = append(containers, fmt.Sprintf(`{"name":"c%d","image":%q}`, i, image))
 	}
 	return fmt.Sprintf(
-		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","kind":{"group":"","version":"v1","kind":"Pod"},
-		"resource":{"group":"","version":"v1","resource":"pods"},"namespace":"default","operation":"CREATE","userInfo":{"username":"me"},
+		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1",
+		"kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},
+		"namespace":"default","operation":"CREATE","userInfo":{"username":"me"},
 		"object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},"spec":{"containers":[%s]}}}}`,
 		strings.Join(containers, ","),
 	)
@@ -193,7 +197,8 @@ func podReview(images ...string) string {
 func (p *process) admit(path string, images ...string) *admissionv1.AdmissionResponse {
 	p.Helper()
 	var review admissionv1.AdmissionReview
-	if err := json.Unmarshal([]byte(p.want(200, "POST", path, podReview(images...), "Content-Type", "application/json")), &review); err != nil {
+	if err := json.Unmarshal([]byte(p.want(200, "POST", path, podReview(images...), "Content-Type", "application/json")),
+		&review); err != nil {
 		p.Fatal(err)
 	}
 	if review.Response == nil || review.Response.UID != "u1" {
@@ -202,7 +207,8 @@ func (p *process) admit(path string, images ...string) *admissionv1.AdmissionRes
 	return review.Response
 }
 
-const tutorialSentence = "Remote image docker.io/nginx disallowed as not contained in this registry and not in allow list"
+const tutorialSentence = "Remote image docker.io/nginx disallowed as not contained in this registry " +
+	"and not in allow list"
 
 func TestAnImageFromPushToDelete(t *testing.T) {
 	dir := t.TempDir()
@@ -212,7 +218,8 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 	d := p.push("k8s-php", "1.0.0")
 
 	for _, path := range []string{"/validate", "/validate-image"} {
-		for _, image := range []string{"trow.kube-public:31000/k8s-php:1.0.0", "127.0.0.1:31000/k8s-php@" + d.String(), strings.TrimPrefix(p.url, "https://") + "/k8s-php:1.0.0"} {
+		for _, image := range []string{"trow.kube-public:31000/k8s-php:1.0.0", "127.0.0.1:31000/k8s-php@" + d.String(),
+			strings.TrimPrefix(p.url, "https://") + "/k8s-php:1.0.0"} {
 			if r := p.admit(path, image); !r.Allowed {
 				t.Errorf("%s is denied: %s", image, r.Result.Message)
 			}
@@ -225,7 +232,8 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 		t.Error("a tag that is not there is allowed")
 	}
 	metrics := p.want(200, "GET", "/metrics", "")
-	for _, line := range []string{`trow_admission_reviews_total{verdict="denied"} 3`, "trow_index_tags 1", "trow_index_manifests 1", "trow_index_repositories 1",
+	for _, line := range []string{`trow_admission_reviews_total{verdict="denied"} 3`, "trow_index_tags 1",
+		"trow_index_manifests 1", "trow_index_repositories 1",
 		`trow_http_requests_total{code="201",method="PUT",route="manifest"} 1`, "trow_tls_certificate_not_after_seconds"} {
 		if !strings.Contains(metrics, line) {
 			t.Errorf("metrics lack %s", line)
@@ -255,7 +263,8 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 func TestStartUpText(t *testing.T) {
 	p := start(t, t.TempDir())
 	text := p.out.String()
-	for _, part := range []string{"is ready", "trow.kube-public:31000", "registry.k8s.io/", "SHA-256", "sudo cp " + p.dir + "/ca.crt", "skopeo copy"} {
+	for _, part := range []string{"is ready", "trow.kube-public:31000", "registry.k8s.io/", "SHA-256",
+		"sudo cp " + p.dir + "/ca.crt", "skopeo copy"} {
 		if !strings.Contains(text, part) {
 			t.Errorf("the text lacks %q:\n%s", part, text)
 		}
@@ -416,7 +425,8 @@ func TestRebuild(t *testing.T) {
 		!strings.Contains(errOut, "run trow rebuild --data-dir "+dir) {
 		t.Errorf("a server on a damaged journal: %d, %s", code, errOut)
 	}
-	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", digest.FromString("a layer of gone").Encoded())); err != nil {
+	if err := os.Remove(filepath.Join(dir, "blobs", "sha256",
+		digest.FromString("a layer of gone").Encoded())); err != nil {
 		t.Fatal(err)
 	}
 	rebuild(
@@ -570,10 +580,12 @@ func TestOpenUploadsAreBounded(t *testing.T) {
 // TestSettingsOfManifests: the settings of what new manifests may be reach the registry.
 func TestSettingsOfManifests(t *testing.T) {
 	p := start(t, t.TempDir(), "--no-tls", "--foreign-layers=false", "--max-references=2")
-	part := `{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar","digest":"` + digest.FromString("x").String() + `","size":1}`
+	part := `{"mediaType":"application/vnd.oci.image.layer.nondistributable.v1.tar","digest":"` +
+		digest.FromString("x").String() + `","size":1}`
 	put := func(layers string) string {
-		return p.want(400, "PUT", "/v2/app/manifests/v", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",`+
-			`"config":`+strings.Replace(part, ".nondistributable", "", 1)+`,"layers":[`+layers+`]}`)
+		return p.want(400, "PUT", "/v2/app/manifests/v",
+			`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",`+
+				`"config":`+strings.Replace(part, ".nondistributable", "", 1)+`,"layers":[`+layers+`]}`)
 	}
 	if got := put(part); !strings.Contains(got, "foreign-layers") {
 		t.Error(got)
@@ -679,7 +691,8 @@ func TestTokensOfRobots(t *testing.T) {
 	p.want(403, "POST", "/v2/other/blobs/uploads/", "", login...)
 	p.want(403, "DELETE", "/v2/team/app/manifests/v", "", login...)
 	var token struct{ Token string }
-	if err := json.Unmarshal([]byte(p.want(200, "GET", "/token?scope=repository:team/app:pull,push", "", login...)), &token); err != nil {
+	if err := json.Unmarshal([]byte(p.want(200, "GET", "/token?scope=repository:team/app:pull,push", "", login...)),
+		&token); err != nil {
 		t.Fatal(err)
 	}
 	p.want(202, "POST", "/v2/team/app/blobs/uploads/", "", "Authorization", "Bearer "+token.Token)
@@ -763,7 +776,8 @@ func TestRules(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const one = "rules:\n- {who: [user:alice], may: [pull, push], repositories: ['team/**']}\n- {who: '*', may: pull, repositories: ['*/public']}\n"
+	const one = "rules:\n- {who: [user:alice], may: [pull, push], repositories: ['team/**']}\n" +
+		"- {who: '*', may: pull, repositories: ['*/public']}\n"
 	write(one)
 	p := start(t, dir, "--config="+file, "--htpasswd="+authtest.Htpasswd(t, "alice"))
 	if text := p.out.String(); !strings.Contains(text, "what the 2 rules of the configuration file allow") {
@@ -795,7 +809,8 @@ func TestRules(t *testing.T) {
 
 	await := func(text string, n int) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); strings.Count(p.errOut.String(), text) < n; time.Sleep(20 * time.Millisecond) {
+		deadline := time.Now().Add(time.Minute)
+		for ; strings.Count(p.errOut.String(), text) < n; time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("the log does not say %q: %s", text, p.errOut)
 			}
@@ -863,7 +878,8 @@ func TestTheAuditLog(t *testing.T) {
 	if text := p.want(200, "GET", "/readyz?verbose", ""); text != "ok\n" {
 		t.Errorf("without a login that may metrics, readyz shows %q", text)
 	}
-	if text := p.want(200, "GET", "/readyz?verbose", "", basicAuth("root", canary)...); !strings.Contains(text, "[+]index loaded") {
+	text := p.want(200, "GET", "/readyz?verbose", "", basicAuth("root", canary)...)
+	if !strings.Contains(text, "[+]index loaded") {
 		t.Errorf("with a login, readyz shows %q", text)
 	}
 	if text := p.errOut.String(); strings.Contains(text, secret) || strings.Count(text, "trow_[REDACTED]") < 2 {
@@ -873,11 +889,13 @@ func TestTheAuditLog(t *testing.T) {
 	push := func(status int, login []string, repo string) {
 		t.Helper()
 		config := "{}"
-		if code, _, _ := p.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(config).String(), config, login...); code != status {
+		if code, _, _ := p.do("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(config).String(), config,
+			login...); code != status {
 			t.Errorf("a blob: %d, want %d", code, status)
 		}
 		manifest := fmt.Sprintf(
-			`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":2},"layers":[]}`,
+			`{"schemaVersion":2,"mediaType":%q,`+
+				`"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":2},"layers":[]}`,
 			manifestType,
 			digest.FromString(config),
 		)
@@ -927,7 +945,8 @@ func TestTheAuditLog(t *testing.T) {
 	)
 	p.want(200, "GET", "/readyz", "")
 	pods := filepath.Join(files, "pods.yaml")
-	if err := os.WriteFile(pods, []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{image: nginx}]}\n"), 0o600); err != nil {
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{image: nginx}]}\n"
+	if err := os.WriteFile(pods, []byte(pod), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	check := []string{"check", "-f", pods, "--server=" + p.url, "--cacert=" + filepath.Join(dir, "ca.crt")}
@@ -989,7 +1008,8 @@ func TestTheAuditLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"the audit log": string(b), "the ordinary log": p.errOut.String(), "the output": p.out.String()} {
+	for name, text := range map[string]string{"the audit log": string(b), "the ordinary log": p.errOut.String(),
+		"the output": p.out.String()} {
 		for _, s := range []string{canary, secret, base64.StdEncoding.EncodeToString([]byte(canary))[:12]} {
 			if strings.Contains(text, s) {
 				t.Errorf("%s has a secret", name)
@@ -1012,7 +1032,8 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 		}
 	}
 	write(
-		"quotas: [{repositories: ['team/**'], bytes: 1Ki}]\nlimits: [{who: ['user:alice'], requests: 1000, push-rate: 1Mi, uploads: 3}]\n",
+		"quotas: [{repositories: ['team/**'], bytes: 1Ki}]\n" +
+			"limits: [{who: ['user:alice'], requests: 1000, push-rate: 1Mi, uploads: 3}]\n",
 	)
 	p := start(t, t.TempDir(), "--config="+file, "--htpasswd="+authtest.Htpasswd(t, "alice"))
 	alice := basicAuth("alice", "alice")
@@ -1039,7 +1060,8 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	}
 	await := func(text string) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); !strings.Contains(p.errOut.String(), text); time.Sleep(20 * time.Millisecond) {
+		end := time.Now().Add(time.Minute)
+		for ; !strings.Contains(p.errOut.String(), text); time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("the log does not say %q: %s", text, p.errOut)
 			}
@@ -1068,7 +1090,9 @@ func TestCertificatesOfClients(t *testing.T) {
 	users, show := clientCA(t, filepath.Join(files, "users.pem"))
 	api, showAPI := clientCA(t, filepath.Join(files, "api.pem"))
 	config := filepath.Join(files, "trow.yaml")
-	if err := os.WriteFile(config, []byte("rules:\n- {who: ['cert:build-7'], may: [pull, push], repositories: ['team/**']}\n- {who: ['cert-group:readers'], may: pull}\n"), 0o600); err != nil {
+	const rules = "rules:\n- {who: ['cert:build-7'], may: [pull, push], repositories: ['team/**']}\n" +
+		"- {who: ['cert-group:readers'], may: pull}\n"
+	if err := os.WriteFile(config, []byte(rules), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := start(
@@ -1109,7 +1133,8 @@ func TestCertificatesOfClients(t *testing.T) {
 		!strings.Contains(log, `"identity":"certificate"`) {
 		t.Errorf("%s", log)
 	}
-	if code, out, errOut := command(t, "", "can-i", "pull", "x", "--as=cert:y", "--as-group=readers", "--data-dir="+p.dir); code != 0 ||
+	if code, out, errOut := command(t, "", "can-i", "pull", "x", "--as=cert:y", "--as-group=readers",
+		"--data-dir="+p.dir); code != 0 ||
 		!strings.Contains(out, "rule 2 decides: cert-group:readers may pull") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
@@ -1260,10 +1285,12 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"an empty password file", []string{"--user=u", "--password-file=" + write("empty", "\n")}, "", "is empty"},
 		{"an unknown level of anonymous", []string{"--anonymous=all"}, "", "anonymous"},
 		{"a missing file of users", []string{"--htpasswd=" + dir + "/none"}, "", "htpasswd"},
-		{"users with weak hashes", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "", "line 1: want name:hash with a bcrypt hash"},
+		{"users with weak hashes", []string{"--htpasswd=" + write("users", "a:{SHA}x")}, "",
+			"line 1: want name:hash with a bcrypt hash"},
 		{"a rule without identities", file("rules: [{may: pull}]"), "", "rules: rule 1: who"},
 		{"an access rule with an unknown key", file("rules: [{who: a, may: pull, repos: a}]"), "", "repos"},
-		{"rules with anonymous", append(file("rules: [{who: '*', may: pull}]"), "--anonymous=pull"), "", "anonymous: cannot be combined with rules"},
+		{"rules with anonymous", append(file("rules: [{who: '*', may: pull}]"), "--anonymous=pull"), "",
+			"anonymous: cannot be combined with rules"},
 		{"an invalid public URL", []string{"--public-url=registry.example.org"}, "", "public-url"},
 		{"no way to log in", []string{"--anonymous=none"}, "", "no user could log in"},
 		{"TLS and no TLS", []string{"--no-tls", "--tls-cert=x"}, "", "no-tls"},
@@ -1288,9 +1315,11 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a quota without bytes", file("quotas: [{repositories: a}]"), "", "quotas: quota 1: bytes"},
 		{"certificates without TLS", []string{"--client-ca=x", "--no-tls"}, "", "no-tls"},
 		{"a missing client CA", []string{"--client-ca=" + dir + "/none"}, "", dir + "/none"},
-		{"an invalid client CA", []string{"--validate-client-ca=" + write("nonsense.pem", "x")}, "", "nonsense.pem: it has no certificate"},
+		{"an invalid client CA", []string{"--validate-client-ca=" + write("nonsense.pem", "x")}, "",
+			"nonsense.pem: it has no certificate"},
 		{"names of callers without a CA", []string{"--validate-client-names=x"}, "", "validate-client-ca"},
-		{"a short token of the webhook", []string{"--validate-token-file=" + write("short", "x")}, "", "validate-token-file: the file must have one line"},
+		{"a short token of the webhook", []string{"--validate-token-file=" + write("short", "x")}, "",
+			"validate-token-file: the file must have one line"},
 		{"a missing token of the webhook", []string{"--validate-token-file=" + dir + "/none"}, "", "validate-token-file"},
 		{"an overlap that is too short", []string{"--ca-overlap=1s"}, "", "ca-overlap"},
 		{"an invalid address", []string{"--listen=nowhere"}, "", "listen"},
@@ -1315,7 +1344,9 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 
 func TestWhereSettingsComeFrom(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "trow.yaml")
-	if err := os.WriteFile(file, []byte("log-level: warn\nupload-timeout: 2h\nnames: [a.example:1, b.example:2]\nallow-prefixes: quay.io/a quay.io/b\nanonymous: pull\n"), 0o600); err != nil {
+	const content = "log-level: warn\nupload-timeout: 2h\nnames: [a.example:1, b.example:2]\n" +
+		"allow-prefixes: quay.io/a quay.io/b\nanonymous: pull\n"
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("TROW_CONFIG", file)
@@ -1794,7 +1825,8 @@ func TestPackagesBelowMainDoNotPrintOrLog(t *testing.T) {
 			if call, ok := n.(*ast.SelectorExpr); ok {
 				x, ok := call.X.(*ast.Ident)
 				if ok &&
-					(x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") || x.Name == "log" && (strings.HasPrefix(call.Sel.Name, "Print") || strings.HasPrefix(call.Sel.Name, "Fatal")) ||
+					(x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") ||
+						x.Name == "log" && (strings.HasPrefix(call.Sel.Name, "Print") || strings.HasPrefix(call.Sel.Name, "Fatal")) ||
 						x.Name == "os" && call.Sel.Name == "Exit") {
 					t.Errorf("%s: %s.%s: return an error instead", s.path, x.Name, call.Sel.Name)
 				}

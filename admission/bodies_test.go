@@ -36,7 +36,8 @@ func TestAReviewForWhichThereIsNoMemory(t *testing.T) {
 // counted is a Bodies that counts what was not given back.
 type counted struct{ held, factor int }
 
-func (c *counted) Read(into *bytes.Buffer, _ http.ResponseWriter, r *http.Request, _ int64, factor int) (func(), error) {
+func (c *counted) Read(into *bytes.Buffer, _ http.ResponseWriter, r *http.Request, _ int64,
+	factor int) (func(), error) {
 	_, err := into.ReadFrom(r.Body)
 	c.held, c.factor = c.held+1, factor
 	return func() { c.held-- }, err

@@ -274,8 +274,9 @@ func (a *asking) Readable(context.Context, *auth.Identity) func(string) bool {
 func TestAnUploadWithoutBytes(t *testing.T) {
 	w, dir := onDisk(t)
 	l := w.begin("a")
-	if len(l) > len("/v2/a/blobs/uploads/")+64 || strings.Trim(l[len("/v2/a/blobs/uploads/"):], "abcdefghijklmnopqrstuvwxyz"+
-		"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
+	if len(l) > len("/v2/a/blobs/uploads/")+64 ||
+		strings.Trim(l[len("/v2/a/blobs/uploads/"):], "abcdefghijklmnopqrstuvwxyz"+
+			"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
 		t.Errorf("Location %s", l)
 	}
 	id := strings.TrimPrefix(l, "/v2/a/blobs/uploads/")
@@ -293,7 +294,8 @@ func TestAnUploadWithoutBytes(t *testing.T) {
 	if n := entries(t, dir, "uploads"); n != 0 {
 		t.Errorf("%d uploads are stored", n)
 	}
-	w.do("PATCH", l, []byte("abc"), "Content-Range", "0-2").is(202).has("Location", l, "Docker-Upload-UUID", id, "Range", "0-2")
+	w.do("PATCH", l, []byte("abc"), "Content-Range", "0-2").is(202).
+		has("Location", l, "Docker-Upload-UUID", id, "Range", "0-2")
 	if n := entries(t, dir, "uploads"); n != 1 {
 		t.Errorf("%d uploads are stored", n)
 	}

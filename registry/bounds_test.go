@@ -173,7 +173,8 @@ func TestTheAnswerNamesTheLimit(t *testing.T) {
 // TestARateChangesNoByte of a push or a pull, from memory or from a file.
 func TestARateChangesNoByte(t *testing.T) {
 	limits := &limit.Limits{}
-	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: quantity(64 << 20), PushRate: quantity(64 << 20)}}); err != nil {
+	if err := limits.Set([]limit.Rule{{Who: []string{"*"}, PullRate: quantity(64 << 20),
+		PushRate: quantity(64 << 20)}}); err != nil {
 		t.Fatal(err)
 	}
 	blobs, journal, _ := engines(t, t.TempDir()) // the way out of a file differs from that out of memory

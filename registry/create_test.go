@@ -74,7 +74,8 @@ func (w *server) build(repo, content string, headers ...string) []byte {
 	return image(config, layer)
 }
 
-// TestAnonymousPushOverwroteWhatRuns: under anonymous: create new tags are accepted, and nothing that exists is changed.
+// TestAnonymousPushOverwroteWhatRuns: under anonymous: create new tags are accepted, and nothing that exists is
+// changed.
 func TestAnonymousPushOverwroteWhatRuns(t *testing.T) {
 	w, _ := creating(t, auth.Options{})
 	w.do("GET", "/v2/", nil).is(200)
@@ -96,7 +97,8 @@ func TestAnonymousPushOverwroteWhatRuns(t *testing.T) {
 	w.do("DELETE", "/v2/app/blobs/"+digest.FromString("layer 1").String(), nil).code(403, "DENIED")
 }
 
-// TestTheTypeOfAManifestIsNotChanged by pushing the same bytes under another type: clients would take it for something else.
+// TestTheTypeOfAManifestIsNotChanged by pushing the same bytes under another type: clients would take it for something
+// else.
 func TestTheTypeOfAManifestIsNotChanged(t *testing.T) {
 	w, _ := creating(t, auth.Options{})
 	untyped := []byte(strings.Replace(string(w.build("app", "1")), `"mediaType":"`+typeManifest+`",`, "", 1))

@@ -32,13 +32,14 @@ func limited(t *testing.T, l storage.Limits) *server {
 func (a *answer) full(setting string) {
 	a.t.Helper()
 	e := a.is(507).errors()[0]
-	if e.Code != "DENIED" || !strings.Contains(e.Message, "(setting "+setting+")") || !strings.Contains(e.Message, "delete") {
+	if e.Code != "DENIED" || !strings.Contains(e.Message, "(setting "+setting+")") ||
+		!strings.Contains(e.Message, "delete") {
 		a.t.Errorf("%.80s: %+v", a.what, e)
 	}
 }
 
-// TestAFullIndexRefusesNewNamesAlone: a client could fill the memory with tags, with repositories, and with manifests of
-// many references.
+// TestAFullIndexRefusesNewNamesAlone: a client could fill the memory with tags, with repositories, and with manifests
+// of many references.
 func TestAFullIndexRefusesNewNamesAlone(t *testing.T) {
 	put := []string{"Content-Type", typeManifest}
 	w := limited(t, storage.Limits{Tags: 3, Repos: 2})

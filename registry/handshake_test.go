@@ -255,11 +255,12 @@ func link(t *testing.T, w *server, repo, content string) {
 
 // TestRulesOnTheWire: a client that may not pull gets 404, one that may not push gets 403.
 func TestRulesOnTheWire(t *testing.T) {
-	w, _ := guarded(t, auth.Options{User: "owner", Password: "owner", Htpasswd: authtest.Htpasswd(t, "alice", "bob"), Rules: []auth.Rule{
-		{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}},
-		{Who: []string{"user:alice"}, May: []string{"pull", "push", "catalog"}, Repositories: []string{"team/**"}},
-		{Who: []string{"user:bob"}, May: []string{"push"}, Repositories: []string{"drop/**"}},
-	}})
+	w, _ := guarded(t, auth.Options{User: "owner", Password: "owner", Htpasswd: authtest.Htpasswd(t, "alice", "bob"),
+		Rules: []auth.Rule{
+			{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"public/**"}},
+			{Who: []string{"user:alice"}, May: []string{"pull", "push", "catalog"}, Repositories: []string{"team/**"}},
+			{Who: []string{"user:bob"}, May: []string{"push"}, Repositories: []string{"drop/**"}},
+		}})
 	for _, repo := range []string{"public/a", "team/a", "secret/a"} {
 		link(t, w, repo, "x")
 	}

@@ -27,7 +27,8 @@ func TestAnIDOfAnUploadCarriesTheAlgorithm(t *testing.T) {
 		if id := s.parsed(t, text); id.alg != alg || len(text) > maxUploadID || !s.open(id) {
 			t.Errorf("%s: %+v", text, id)
 		}
-		for name, other := range map[string]*sessions{"another key": newSessions(nil, 0, 0), "the same key": newSessions(s.key, 0, 0)} {
+		for name, other := range map[string]*sessions{"another key": newSessions(nil, 0, 0),
+			"the same key": newSessions(s.key, 0, 0)} {
 			if _, ok := other.parse("a", text); ok != (name == "the same key") {
 				t.Errorf("%s: valid: %v", name, ok)
 			}

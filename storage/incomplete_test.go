@@ -40,7 +40,8 @@ func TestIncompleteEnds(t *testing.T) {
 	x := storagetest.OpenIndex(t, memory.NewJournal())
 	a, b := digest.SHA512.FromString("a"), digest.FromString("b")
 	err := x.Update(t.Context(), "r", func(tx *storage.Tx) error {
-		if err := tx.PutManifest(storage.Manifest{Digest: a, MediaType: "application/a", Refs: []digest.Digest{b}}); err != nil {
+		m := storage.Manifest{Digest: a, MediaType: "application/a", Refs: []digest.Digest{b}}
+		if err := tx.PutManifest(m); err != nil {
 			return err
 		}
 		return tx.PutManifest(storage.Manifest{Digest: b, MediaType: "application/a", Refs: []digest.Digest{a}})

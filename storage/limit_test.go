@@ -45,7 +45,8 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 	sum := func(i int) digest.Digest { return digest.FromString(fmt.Sprint(i)) }
 	manifest := func(m storage.Manifest) storage.Fact { return storage.ManifestFact(m) }
 	tag := func(name string, d digest.Digest) storage.Fact {
-		return storage.Fact{Kind: storage.KindTag, Name: name, Value: storage.TagValue(d, 1_800_000_000, 1_800_000_000_000_000_001)}
+		return storage.Fact{Kind: storage.KindTag, Name: name,
+			Value: storage.TagValue(d, 1_800_000_000, 1_800_000_000_000_000_001)}
 	}
 	const kind = "application/vnd.oci.image.manifest.v1+json"
 	for name, fill := range map[string]func(put put) error{
@@ -143,7 +144,8 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := heap()
-			x := storagetest.OpenIndex(t, full{each: func(apply func(string, ...storage.Fact) error) error { return fill(apply) }})
+			x := storagetest.OpenIndex(t,
+				full{each: func(apply func(string, ...storage.Fact) error) error { return fill(apply) }})
 			real := int64(heap() - before)
 			estimate := x.Load().Bytes
 			t.Logf("estimate %d, heap %d: %.2f", estimate, real, float64(estimate)/float64(real))
@@ -241,7 +243,8 @@ func TestMemoryIsLimited(t *testing.T) {
 		t.Errorf("%d bytes when changes are refused, the limit is %d", got, limit)
 	}
 	other := storage.Manifest{Digest: digestOf("manifest", 2), MediaType: "m"}
-	for what, fn := range map[string]func(*storage.Tx) error{"manifest": put(other), "link": link(1, 1), "tag": put(m, "w")} {
+	for what, fn := range map[string]func(*storage.Tx) error{"manifest": put(other), "link": link(1, 1),
+		"tag": put(m, "w")} {
 		if err := x.Update(t.Context(), "a", fn); !errors.Is(err, storage.ErrLimit) {
 			t.Errorf("a new %s: %v", what, err)
 		}

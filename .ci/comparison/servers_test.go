@@ -24,7 +24,8 @@ func TestNginxConfiguration(t *testing.T) {
 	}
 	for _, want := range []string{
 		"worker_processes 2;", "sendfile on;", `access_log '/w/it\'s/access.log';`, `pid '/w/it\'s/nginx.pid';`,
-		"keepalive_requests 1000000000;", "root '/store';", "    listen 127.0.0.1:80;\n", `return 200 '{"a":"it\'s \\"b\\""}';`,
+		"keepalive_requests 1000000000;", "root '/store';", "    listen 127.0.0.1:80;\n",
+		`return 200 '{"a":"it\'s \\"b\\""}';`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("missing: %s in\n%s", want, text)

@@ -48,8 +48,9 @@ type target struct {
 	index    *storage.Index
 	blobs    *memory.Blobs
 	requests atomic.Int64
-	hold     atomic.Pointer[func(w http.ResponseWriter)]                                    // answers an import that holds retention
-	before   atomic.Pointer[func(w http.ResponseWriter, req *http.Request) (answered bool)] // intercepts requests
+	// hold answers a request to hold retention.
+	hold   atomic.Pointer[func(w http.ResponseWriter)]
+	before atomic.Pointer[func(w http.ResponseWriter, req *http.Request) (answered bool)] // intercepts requests
 }
 
 func newTarget(t *testing.T) *target {

@@ -314,7 +314,8 @@ func TestARobotsSecretInATagIsNotRecorded(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if text := read(t, path); strings.Contains(text, secret) || strings.Count(text, "trow_[REDACTED]") != 2 || e.Tags[0] != secret {
+	if text := read(t, path); strings.Contains(text, secret) || strings.Count(text, "trow_[REDACTED]") != 2 ||
+		e.Tags[0] != secret {
 		t.Errorf("recorded %s; tags %q", text, e.Tags)
 	}
 }

@@ -15,7 +15,8 @@ import (
 // TestPushIncludesCreate in rules, robots, levels and roles; create does not include push.
 func TestPushIncludesCreate(t *testing.T) {
 	g := guard(t, auth.Options{Rules: []auth.Rule{rule("user:alice", "push", "a"), rule("user:bob", "create", "a"),
-		rule("user:carol", "none", "a"), rule("robot:all", "push create", "")}, Htpasswd: htpasswd(t, "alice", "bob", "carol")})
+		rule("user:carol", "none", "a"), rule("robot:all", "push create", "")},
+		Htpasswd: htpasswd(t, "alice", "bob", "carol")})
 	for _, row := range []struct{ name, actions string }{{"all", "create"}, {"none", "pull"}} {
 		create(t, g, robot(row.name, row.actions, "a"))
 	}

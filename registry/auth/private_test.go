@@ -20,6 +20,8 @@ func private(headers ...string) *http.Request {
 // connects from it, and so does a browser with a page whose name resolves to 127.0.0.1.
 func TestAProxyOnTheSameHostOpensNoDelete(t *testing.T) {
 	loopback := auth.Options{Anonymous: "push", Loopback: true}
+	public := auth.Options{Anonymous: "push", Loopback: true, PublicURL: "https://localhost"}
+	rules := auth.Options{Rules: []auth.Rule{rule("*", "push", "")}, Loopback: true}
 	for name, row := range map[string]struct {
 		o       auth.Options
 		host    string
@@ -48,11 +50,11 @@ func TestAProxyOnTheSameHostOpensNoDelete(t *testing.T) {
 		"an empty X-Forwarded-Host":  {loopback, "localhost", []string{"X-Forwarded-Host", ""}, "-"},
 		"Via":                        {loopback, "localhost", []string{"Via", "1.1 proxy"}, "-"},
 		"X-Real-IP":                  {loopback, "localhost", []string{"X-Real-IP", "127.0.0.1"}, "-"},
-		"public-url":                 {auth.Options{Anonymous: "push", Loopback: true, PublicURL: "https://localhost"}, "localhost", nil, "-"},
+		"public-url":                 {public, "localhost", nil, "-"},
 		"a listener for all":         {auth.Options{Anonymous: "push"}, "localhost", nil, "-"},
 		"pull, on a loopback":        {auth.Options{Anonymous: "pull", Loopback: true}, "localhost", nil, "-"},
 		"create, on a loopback":      {auth.Options{Anonymous: "create", Loopback: true}, "localhost", nil, "-"},
-		"rules, on a loopback":       {auth.Options{Rules: []auth.Rule{rule("*", "push", "")}, Loopback: true}, "localhost", nil, "-"},
+		"rules, on a loopback":       {rules, "localhost", nil, "-"},
 		"unrelated headers are fine": {loopback, "localhost", []string{"X-Request-Id", "1", "User-Agent", "x"}, "+"},
 	} {
 		g := guard(t, row.o)

@@ -226,7 +226,8 @@ func TestImpersonate(t *testing.T) {
 	if _, err := g.Impersonate("robot:none", nil); err == nil {
 		t.Error("a robot that does not exist can be impersonated")
 	}
-	if _, err := g.Impersonate("mallory", nil); err == nil || !strings.Contains(err.Error(), `user "mallory" does not exist`) {
+	if _, err := g.Impersonate("mallory", nil); err == nil ||
+		!strings.Contains(err.Error(), `user "mallory" does not exist`) {
 		t.Errorf("a user that does not exist: %v", err)
 	}
 	if _, err := g.Impersonate("mallory", []string{"devs"}); err != nil {

@@ -36,7 +36,8 @@ func handler(t *testing.T) http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: guard,
-		Bodies: front.NewBodies(1 << 30), Annotate: func(context.Context, string, string) {}, RequestID: func(context.Context) string { return "" }}))
+		Bodies: front.NewBodies(1 << 30), Annotate: func(context.Context, string, string) {},
+		RequestID: func(context.Context) string { return "" }}))
 	mux.HandleFunc("POST /validate", func(w http.ResponseWriter, r *http.Request) {
 		var review struct {
 			Request struct {

@@ -23,7 +23,8 @@ func hold(p *limit.Places, c limit.Client) (n int) {
 	}
 }
 
-// TestNoClientTakesAllPlaces: each client takes what it can get, one after the other; the next one always finds a place.
+// TestNoClientTakesAllPlaces: each client takes what it can get, one after the other; the next one always finds a
+// place.
 func TestNoClientTakesAllPlaces(t *testing.T) {
 	p := limit.NewPlaces(1000)
 	for i, want := range []int{500, 250, 125, 63, 31, 16, 8, 4} {

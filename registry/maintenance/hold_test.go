@@ -129,7 +129,8 @@ func TestTheFirstRunAfterAnImportOnlyReports(t *testing.T) {
 
 // TestTheFirstRunOnOlderDataOnlyReports: the rules may mean something else now.
 func TestTheFirstRunOnOlderDataOnlyReports(t *testing.T) {
-	for name, write := range map[string]string{"no file": "", "another version": `{"meaning":0,"reports":0}`, "damage": "{"} {
+	for name, write := range map[string]string{"no file": "", "another version": `{"meaning":0,"reports":0}`,
+		"damage": "{"} {
 		t.Run(name, func(t *testing.T) {
 			o := options(t, &bytes.Buffer{})
 			o.GCInterval = slow

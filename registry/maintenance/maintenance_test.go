@@ -158,7 +158,8 @@ func TestDamageIsCounted(t *testing.T) {
 	if ok, text := data.ContentCheck(); !ok || text != "content whole: 0 quarantined" {
 		t.Errorf("before: %v %s", ok, text)
 	}
-	if err := os.WriteFile(filepath.Join(o.DataDir, "blobs", "sha256", d.Encoded()), []byte("damaged"), 0o600); err != nil {
+	file := filepath.Join(o.DataDir, "blobs", "sha256", d.Encoded())
+	if err := os.WriteFile(file, []byte("damaged"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := data.Check(t.Context(), d); err != nil {

@@ -10,9 +10,11 @@ import (
 
 func TestSecretsOfRobotsAreRemoved(t *testing.T) {
 	secret := rand.Text() + rand.Text()
-	for _, text := range []string{"trow_" + secret, "/v2/trow_" + secret + "/app/manifests/1", "trow_" + strings.ToLower(secret),
+	for _, text := range []string{"trow_" + secret, "/v2/trow_" + secret + "/app/manifests/1",
+		"trow_" + strings.ToLower(secret),
 		"trow_" + secret[:30], "a trow_" + secret + " and trow_" + secret, "TROW_" + secret, "x/strow_" + secret} {
-		if got := redact.Secrets(text); strings.Contains(strings.ToUpper(got), secret[:20]) || !strings.Contains(got, "trow_[REDACTED]") {
+		if got := redact.Secrets(text); strings.Contains(strings.ToUpper(got), secret[:20]) ||
+			!strings.Contains(got, "trow_[REDACTED]") {
 			t.Errorf("%s: %s", text, got)
 		}
 	}

@@ -13,8 +13,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// TestKeepLastKeepsTheTagsThatWereSetLast: retention removed the newest tags, because those of one second were ordered by
-// their names.
+// TestKeepLastKeepsTheTagsThatWereSetLast: retention removed the newest tags, because those of one second were ordered
+// by their names.
 func TestKeepLastKeepsTheTagsThatWereSetLast(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 0))

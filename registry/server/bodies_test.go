@@ -118,7 +118,8 @@ func (k *keeper) whole(t *testing.T) {
 // addresses nor, behind a node port, from the same one. They are refused with a time to retry after.
 func TestHeldBackBodiesGiveWay(t *testing.T) {
 	t.Parallel()
-	for _, length := range []string{"Content-Length: 60000", "Content-Length: 2000", "Transfer-Encoding: chunked\r\nX: y"} {
+	for _, length := range []string{"Content-Length: 60000", "Content-Length: 2000",
+		"Transfer-Encoding: chunked\r\nX: y"} {
 		t.Run(length, func(t *testing.T) {
 			t.Parallel()
 			k := newKeeper(t, 256<<10)
@@ -233,7 +234,8 @@ func TestTooManyWaitForMemory(t *testing.T) {
 			h.release()
 		})
 	}
-	for end := time.Now().Add(2 * time.Second); refused.Load() < 50 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	end := time.Now().Add(2 * time.Second)
+	for ; refused.Load() < 50 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 	}
 	first.release()
 	all.Wait()

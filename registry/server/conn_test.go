@@ -77,10 +77,11 @@ func TestTLSRecordsAreSentTogether(t *testing.T) {
 		content[i] = byte(r.Uint32())
 	}
 	var writes atomic.Int64
-	url, stop := serveOn(t, true, func(c net.Conn) net.Conn { return countingConn{c, &writes} }, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/octet-stream")
-		_, _ = w.Write(content)
-	})
+	url, stop := serveOn(t, true, func(c net.Conn) net.Conn { return countingConn{c, &writes} },
+		func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/octet-stream")
+			_, _ = w.Write(content)
+		})
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
 	const clients = 4
 	var all sync.WaitGroup
@@ -129,12 +130,13 @@ func TestAPieceThatFailsOverTLSEndsTheConnection(t *testing.T) {
 	got := make(chan error, 2)
 	var left atomic.Int64
 	left.Store(300 << 10)
-	url, stop := serveOn(t, true, func(c net.Conn) net.Conn { return cuttingConn{c, &left} }, func(w http.ResponseWriter, r *http.Request) {
-		for range 2 {
-			_, err := w.Write(make([]byte, 1<<20))
-			got <- err
-		}
-	})
+	url, stop := serveOn(t, true, func(c net.Conn) net.Conn { return cuttingConn{c, &left} },
+		func(w http.ResponseWriter, r *http.Request) {
+			for range 2 {
+				_, err := w.Write(make([]byte, 1<<20))
+				got <- err
+			}
+		})
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	resp, err := (&http.Client{Transport: transport}).Get(url)
 	if err == nil {
@@ -159,12 +161,13 @@ func TestASmallAnswerTakesOneWrite(t *testing.T) {
 	for name, isTLS := range map[string]bool{"plain": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
 			var writes atomic.Int64
-			url, stop := serveOn(t, isTLS, func(c net.Conn) net.Conn { return countingConn{c, &writes} }, func(w http.ResponseWriter, r *http.Request) {
-				size, _ := strconv.Atoi(r.URL.Path[1:])
-				w.Header().Set("Content-Type", "application/octet-stream")
-				w.Header().Set("Content-Length", strconv.Itoa(size))
-				_, _ = w.Write(bytes.Repeat([]byte{byte(size)}, size))
-			})
+			url, stop := serveOn(t, isTLS, func(c net.Conn) net.Conn { return countingConn{c, &writes} },
+				func(w http.ResponseWriter, r *http.Request) {
+					size, _ := strconv.Atoi(r.URL.Path[1:])
+					w.Header().Set("Content-Type", "application/octet-stream")
+					w.Header().Set("Content-Length", strconv.Itoa(size))
+					_, _ = w.Write(bytes.Repeat([]byte{byte(size)}, size))
+				})
 			transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 			client := &http.Client{Transport: transport}
 			ask := func(method string, size int) {

@@ -150,7 +150,8 @@ func TestOnlyListedOriginsUseTheAPI(t *testing.T) {
 			t.Errorf("%q: %v", origin, err)
 		}
 	}
-	good := server.Options{CORSOrigins: []string{"https://ui.example", listed}, StallTimeout: time.Minute, LogLevel: "info"}
+	good := server.Options{CORSOrigins: []string{"https://ui.example", listed}, StallTimeout: time.Minute,
+		LogLevel: "info"}
 	if err := good.Validate(); err != nil {
 		t.Error(err)
 	}
@@ -190,7 +191,8 @@ func TestALengthBesideAnEncodingEndsTheConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		fmt.Fprintf(c, "POST /v2/first HTTP/1.1\r\nHost: x\r\n%s\r\n0\r\n\r\nGET /v2/second HTTP/1.1\r\nHost: x\r\n\r\n", headers)
+		fmt.Fprintf(c, "POST /v2/first HTTP/1.1\r\nHost: x\r\n%s\r\n0\r\n\r\nGET /v2/second HTTP/1.1\r\nHost: x\r\n\r\n",
+			headers)
 		c.SetReadDeadline(time.Now().Add(5 * time.Second))
 		answer, err := io.ReadAll(c)
 		if err != nil || strings.Count(string(answer), "HTTP/1.1 ") != 1 ||

@@ -126,7 +126,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a nested key":                          {text: "tls: {cert: x}", want: `unknown setting "tls.cert"`},
 		"text that is not YAML":                 {text: ":\n:", want: "trow.yaml"},
 		"an unknown variable":                   {env: "TROW_CUONT=1", want: "TROW_CUONT"},
-		"a variable for a file-only setting":    {env: "TROW_RULES=x", want: "rules can only be set in the configuration file"},
+		"a variable for a file-only setting":    {env: "TROW_RULES=x", want: "rules can only be set in the configuration"},
 		"a word for a number":                   {text: "count: many", want: `count: "many" is not a valid int`},
 		"a list for a number":                   {text: "count: [1]", want: "count"},
 		"a word for a switch":                   {env: "TROW_FLAG=maybe", want: "flag"},

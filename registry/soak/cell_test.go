@@ -15,9 +15,9 @@ import (
 )
 
 // cell bounds the memory of one server as the container of manifests/trow.yaml does. Where the test may create a
-// control group (cgroup v2 with the memory controller, root), the kernel enforces the limit. Elsewhere the test compares
-// the peak of the resident memory, and of the socket buffers that a control group would count, with the limit. In both
-// cases the server sees the limit in /sys/fs/cgroup/memory.max, as in a pod.
+// control group (cgroup v2 with the memory controller, root), the kernel enforces the limit. Elsewhere the test
+// compares the peak of the resident memory, and of the socket buffers that a control group would count, with the limit.
+// In both cases the server sees the limit in /sys/fs/cgroup/memory.max, as in a pod.
 type cell struct {
 	limit   int64  // bytes
 	group   string // directory of the control group; empty: the kernel does not enforce the limit

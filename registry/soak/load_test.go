@@ -256,8 +256,8 @@ func TestIdleConnections(t *testing.T) {
 	s.wantNoLeak(before)
 }
 
-// TestSlowUploads runs as many slow uploads as max-requests allows one client, which is half. Each must make progress, pulls must not wait for
-// them, and one more push must be refused with Retry-After.
+// TestSlowUploads runs as many slow uploads as max-requests allows one client, which is half. Each must make progress,
+// pulls must not wait for them, and one more push must be refused with Retry-After.
 func TestSlowUploads(t *testing.T) {
 	const spare = 10
 	s := start(t, "--gc-interval=0", "--scrub-interval=0", fmt.Sprint("--max-requests=", 2*load().slow),

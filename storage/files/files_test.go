@@ -133,7 +133,8 @@ func TestReadRefusesWhatIsNoSmallFile(t *testing.T) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]string{large: "more than 100 bytes", fifo: "not a regular file", dir: "not a regular file"} {
+	for path, want := range map[string]string{large: "more than 100 bytes", fifo: "not a regular file",
+		dir: "not a regular file"} {
 		if _, err := files.Read(path, 100); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}

@@ -125,7 +125,8 @@ func TestTheKubeletsConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := decoded(t, text)
-	if p.Name != "trow" || !slices.Equal(p.Args, []string{"credential-provider", "--names=" + strings.Join(o.Names, ",")}) ||
+	if p.Name != "trow" ||
+		!slices.Equal(p.Args, []string{"credential-provider", "--names=" + strings.Join(o.Names, ",")}) ||
 		p.APIVersion != "credentialprovider.kubelet.k8s.io/v1" || !slices.Equal(p.MatchImages, o.Names) ||
 		p.DefaultCacheDuration.Duration != 5*time.Minute {
 		t.Errorf("the provider: %+v", p)
@@ -197,7 +198,8 @@ func TestTheCommand(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	// The kubelet's matchImages may be wider than the names: no other host gets the token.
-	for _, image := range []string{"registry.evil.example/app", "a.example/app", "a.example:2/app", "a.example:1.evil.example/x"} {
+	for _, image := range []string{"registry.evil.example/app", "a.example/app", "a.example:2/app",
+		"a.example:1.evil.example/x"} {
 		out, err := run(request(image, "t"), "--names=a.example:1,b.example:2")
 		if err == nil || out != "" {
 			t.Errorf("%s: %v: %s", image, err, out)
