@@ -105,7 +105,7 @@ func TestOnlyTheAPIServerMayCall(t *testing.T) {
 	}
 }
 
-func TestWithoutSettingsEverybodyMayCall(t *testing.T) {
+func TestWithoutSettingsEveryClientMayCall(t *testing.T) {
 	c := newCallers(t, admission.CallersOptions{}, "")
 	if w, passed := call(c); c != nil || w.Code != 200 || !passed || c.Authenticate() {
 		t.Errorf("%v: status %d, passed %v, authenticated %v", c, w.Code, passed, c.Authenticate())

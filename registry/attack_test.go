@@ -153,8 +153,8 @@ func TestAClientsOwnUploadsGiveWay(t *testing.T) {
 	w.do("GET", bobs, nil).is(204)
 }
 
-// TestStalledReadersStopNobodyElse: readers that do not read held all places.
-func TestStalledReadersStopNobodyElse(t *testing.T) {
+// TestStalledReadersStopNoOtherClient: clients that did not read their answers held all places.
+func TestStalledReadersStopNoOtherClient(t *testing.T) {
 	const places, attack = 16, 60
 	w := newServer(t, func(o *registry.Options) { o.Auth, o.MaxRequests = named{}, places })
 	d := w.pushBlob("a", random(t, 8<<20)) // more than the buffers of a connection take
@@ -195,8 +195,8 @@ func TestStalledReadersStopNobodyElse(t *testing.T) {
 	w.pushImage("b", "v", "x") // pushes have places of their own
 }
 
-// TestCredentialsThatAreBeingVerifiedStopNobodyElse: whose they are is not known yet.
-func TestCredentialsThatAreBeingVerifiedStopNobodyElse(t *testing.T) {
+// TestUnverifiedCredentialsStopNoOtherClient: until credentials are verified, their owner is not known.
+func TestUnverifiedCredentialsStopNoOtherClient(t *testing.T) {
 	const places, attack = 8, 20
 	a := &slowAuth{hold: make(chan struct{})}
 	w := newServer(t, func(o *registry.Options) { o.Auth, o.MaxRequests = a, places })
@@ -230,9 +230,9 @@ func (s *slowAuth) Identify(r *http.Request) (*auth.Identity, error) {
 	return s.open.Identify(r)
 }
 
-// TestAMountWithoutASourceAsksNobody: one question for each repository that holds the blob took time, and reached the
-// Kubernetes API.
-func TestAMountWithoutASourceAsksNobody(t *testing.T) {
+// TestAMountWithoutASourceAsksNoReviewer: asking about each repository that holds the blob took time, and sent requests
+// to the Kubernetes API.
+func TestAMountWithoutASourceAsksNoReviewer(t *testing.T) {
 	a := &asking{}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })
 	var d string
@@ -308,8 +308,8 @@ type iotestErr struct{}
 
 func (iotestErr) Read([]byte) (int, error) { return 0, errors.New("the client has gone") }
 
-// TestAnUploadThatEndedDoesNotBeginAnew: its ID is valid, and there is no upload.
-func TestAnUploadThatEndedDoesNotBeginAnew(t *testing.T) {
+// TestAnEndedUploadDoesNotStartAgain: its ID is still valid, but the upload no longer exists.
+func TestAnEndedUploadDoesNotStartAgain(t *testing.T) {
 	dir := t.TempDir()
 	blobs, journal, closeJournal := engines(t, dir)
 	w := serve(t, blobs, journal)
@@ -387,8 +387,9 @@ func TestAnUploadWithoutBytesExpires(t *testing.T) {
 	w.do("PATCH", kept, []byte("y")).is(202).has("Range", "0-1")
 }
 
-// TestTwoBeginOneUpload: of two requests that bring the first byte, one is refused and nothing is mixed.
-func TestTwoBeginOneUpload(t *testing.T) {
+// TestTwoRequestsBeginOneUpload: of two requests that send the first byte, one is refused, and their bytes are not
+// mixed.
+func TestTwoRequestsBeginOneUpload(t *testing.T) {
 	w, _ := onDisk(t)
 	for range 50 {
 		l := w.begin("a")

@@ -109,7 +109,7 @@ func TestTheTypeOfAManifestIsNotChanged(t *testing.T) {
 	w.do("GET", "/v2/app/manifests/v1", nil).is(200).has("Content-Type", typeManifest)
 }
 
-func TestTheWayInIsNamed(t *testing.T) {
+func TestARefusalNamesTheCommandThatGivesAccess(t *testing.T) {
 	const command = "kubectl -n kube-public exec trow-0 -- /trow"
 	w, g := creating(t, auth.Options{Program: command})
 	first, second := w.build("team/app", "1"), w.build("team/app", "2")

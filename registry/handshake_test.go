@@ -294,7 +294,7 @@ func TestRulesOnTheWire(t *testing.T) {
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob, nil, bob...).is(202)
 	w.do("POST", "/v2/drop/b/blobs/uploads/?mount="+blob+"&from=public/a", nil, bob...).is(201)
 	w.do("POST", "/v2/drop/c/blobs/uploads/?mount="+blob, nil, owner...).is(201) // who may pull from all
-	// An upload belongs to its repository, whoever started it.
+	// An upload belongs to its repository, not to the client that started it.
 	at := w.do("POST", "/v2/team/a/blobs/uploads/", nil, alice...).is(202).header.Get("Location")
 	w.do("GET", at, nil, bob...).code(403, "DENIED")
 	w.do("PATCH", at, []byte("x"), bob...).code(403, "DENIED")

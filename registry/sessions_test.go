@@ -36,8 +36,8 @@ func TestAnIDOfAnUploadCarriesTheAlgorithm(t *testing.T) {
 	}
 }
 
-// TestWhatIsForgottenDoesNotBeginAnew: the memory of IDs that have ended is bounded.
-func TestWhatIsForgottenDoesNotBeginAnew(t *testing.T) {
+// TestAForgottenUploadDoesNotStartAgain: only a bounded number of ended IDs is remembered.
+func TestAForgottenUploadDoesNotStartAgain(t *testing.T) {
 	s := newSessions(nil, 0, 0)
 	first := s.parsed(t, s.begin("a", digest.SHA256))
 	first.made -= 5 // ms
@@ -63,7 +63,8 @@ func TestWhatIsForgottenDoesNotBeginAnew(t *testing.T) {
 	}
 }
 
-// TestTheListsOfUploadsAreBounded: what ends leaves nothing behind, nor does what storage drops because it is idle.
+// TestTheListsOfUploadsAreBounded: uploads that end leave no entry, and neither do those that storage drops because
+// they are idle.
 func TestTheListsOfUploadsAreBounded(t *testing.T) {
 	s := newSessions(nil, 1, 2) // a timeout of 1 ns
 	for i := range 100 {

@@ -177,7 +177,7 @@ func TestBytesStayWhileOneRepoHoldsThem(t *testing.T) {
 	})
 }
 
-func TestAClientMayReferToABlobThatItWasToldOf(t *testing.T) {
+func TestAClientMayReferToABlobThatWasReportedToIt(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *store) {
 		d := s.push("a", []byte("layer"))
 		for range 5 { // without end, as long as a client asks in time

@@ -114,9 +114,9 @@ func TestQuarantineEndsWithTheLastLink(t *testing.T) {
 	})
 }
 
-// TestErrorsThatPassDoNotCondemn: only an error of which the engine says that the bytes are lost is damage, and only if
-// two readings fail.
-func TestErrorsThatPassDoNotCondemn(t *testing.T) {
+// TestTransientErrorsAreNotDamage: an error is damage only if the engine says that the bytes are lost, and only if two
+// reads fail.
+func TestTransientErrorsAreNotDamage(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *store) {
 		d := s.push("a", []byte("layer"))
 		inner := s.blobs

@@ -503,7 +503,7 @@ func TestASecretIsSavedOnlyOverItsVersion(t *testing.T) {
 func TestSettings(t *testing.T) {
 	for _, tt := range []struct {
 		args []string
-		want string // part of the error; empty: there is none
+		want string // part of the error; empty: no error
 	}{
 		{nil, ""},
 		{[]string{"--webhook=off"}, ""},

@@ -767,10 +767,10 @@ func TestPortsInUse(t *testing.T) {
 		fails   bool
 		local   string
 	}{
-		"the node port":                {"127.0.0.1:31000 [::1]:31000", false, "127.0.0.1:31001"},
-		"IPv4 of the local port":       {"127.0.0.1:31001 127.0.0.1:31000", false, "[::1]:31001"},
-		"the local port":               {"127.0.0.1:31001 [::1]:31001", true, ""},
-		"IPv6, as where there is none": {"[::1]:31001 [::1]:31000", false, "127.0.0.1:31001"},
+		"the node port":              {"127.0.0.1:31000 [::1]:31000", false, "127.0.0.1:31001"},
+		"IPv4 of the local port":     {"127.0.0.1:31001 127.0.0.1:31000", false, "[::1]:31001"},
+		"the local port":             {"127.0.0.1:31001 [::1]:31001", true, ""},
+		"IPv6, on a host without it": {"[::1]:31001 [::1]:31000", false, "127.0.0.1:31001"},
 	} {
 		w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
 		w.refuse = func(address string) bool { return slices.Contains(strings.Fields(c.refused), address) }

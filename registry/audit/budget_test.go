@@ -112,7 +112,7 @@ func TestManyPeersStayWithinTheKind(t *testing.T) {
 	})
 }
 
-// TestALineIsBounded, whatever a client sends; what is missing is counted.
+// TestALineIsBounded, whatever a client sends; the entries left out are counted.
 func TestALineIsBounded(t *testing.T) {
 	var program bytes.Buffer
 	l := openLog(t, "", &program)

@@ -50,7 +50,7 @@ func (r *reviewer) Review(_ context.Context, token string) (authenticationv1.Use
 	return info(account("team-a", "ci")), true, "", nil
 }
 
-// clusterToken returns a token that looks like one of a cluster, to all but the cluster.
+// clusterToken returns a token that looks like one of a cluster. Only the cluster itself can see that it is not.
 func clusterToken(claims string) string {
 	encode := base64.RawURLEncoding.EncodeToString
 	return encode([]byte(`{"alg":"RS256"}`)) + "." + encode([]byte(claims)) + "." + encode([]byte("signature"))
@@ -107,9 +107,9 @@ func TestNamesThatTheClusterMustNotVouchFor(t *testing.T) {
 	}
 }
 
-// TestAReviewerThatStopsVouchingIsHeededAtTheNextCall: the Reviewer remembers its answers; a second memory here would
-// double the time for which a deleted ServiceAccount can log in.
-func TestAReviewerThatStopsVouchingIsHeededAtTheNextCall(t *testing.T) {
+// TestTheReviewerIsAskedAtEachCall: the Reviewer caches its answers. A second cache here would double the time for
+// which a deleted ServiceAccount can log in.
+func TestTheReviewerIsAskedAtEachCall(t *testing.T) {
 	r := &reviewer{}
 	g := guard(t, auth.Options{Reviewer: r})
 	token := clusterToken(`{}`)

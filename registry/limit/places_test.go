@@ -77,9 +77,9 @@ func TestPlacesAreGivenBack(t *testing.T) {
 	}
 }
 
-func TestOnePlaceIsOfUse(t *testing.T) {
+func TestASinglePlaceCanBeTaken(t *testing.T) {
 	if n := hold(limit.NewPlaces(1), limit.ClientOf(alice, home)); n != 1 {
-		t.Errorf("%d places of one are of use", n)
+		t.Errorf("%d of one place could be taken", n)
 	}
 	p := limit.NewPlaces(0)
 	for range 5000 {

@@ -59,8 +59,8 @@ func openOn(t *testing.T, j storage.Journal) *storage.Index {
 	return storagetest.OpenIndex(t, j)
 }
 
-// TestTagsOfUnknownOrderStandOrFallTogether: data of earlier versions has only whole seconds.
-func TestTagsOfUnknownOrderStandOrFallTogether(t *testing.T) {
+// TestTagsOfUnknownOrderAreKeptOrRemovedTogether: data of earlier versions has only whole seconds.
+func TestTagsOfUnknownOrderAreKeptOrRemovedTogether(t *testing.T) {
 	all := []storage.HeldManifest{held("a", 3, "", "1"), held("b", 2, "", "2=2", "3=2", "4=2"), held("c", 1, "", "5")}
 	for keep, want := range map[int]int{1: 4, 2: 1, 3: 1, 4: 1, 5: 0} {
 		removed := 0

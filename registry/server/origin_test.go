@@ -17,7 +17,7 @@ import (
 	"trow/registry/server"
 )
 
-// TestAnswersAreNoPages: each answer, whoever gives it, keeps a browser from showing it as a page.
+// TestAnswersAreNoPages: each answer, from any handler, keeps a browser from showing it as a page.
 func TestAnswersAreNoPages(t *testing.T) {
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {

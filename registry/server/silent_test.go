@@ -76,9 +76,9 @@ func TestSilentConnectionsGiveWay(t *testing.T) {
 	}
 }
 
-// TestSurplusPlacesAreNotHeldByTheSilent: while all places are taken by requests under way, silent connections on the
+// TestSilentConnectionsHoldNoSurplusPlaces: while all places are taken by requests under way, silent connections on the
 // surplus places do not keep out the webhook, nor do requests there whose bodies do not come.
-func TestSurplusPlacesAreNotHeldByTheSilent(t *testing.T) {
+func TestSilentConnectionsHoldNoSurplusPlaces(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	read := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

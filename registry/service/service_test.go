@@ -45,8 +45,8 @@ func get(h http.Handler, method, path string) *httptest.ResponseRecorder {
 	return w
 }
 
-// TestTheAuditLogMayLieInTheDataDirectory, which does not exist at the first start.
-func TestTheAuditLogMayLieInTheDataDirectory(t *testing.T) {
+// TestTheAuditLogMayBeInTheDataDirectory, which does not exist at the first start.
+func TestTheAuditLogMayBeInTheDataDirectory(t *testing.T) {
 	o := options(t)
 	o.Audit.AuditLog = filepath.Join(o.Data.DataDir, "audit.log")
 	open(t, o)

@@ -31,7 +31,7 @@ const (
 	// verdict; a person who starts pods notices a second.
 	slowest = time.Second
 	// patience is how long an honest client repeats a request that is answered 429 or 503, or breaks off. It is shorter
-	// than the shortest holdTime: a server that serves nobody until the attack ends must fail.
+	// than the shortest holdTime: a server that serves no other client until the attack ends must fail.
 	patience = 2 * time.Second
 	// slowestImage is how long a push and a pull of a small image may take.
 	slowestImage = 10 * time.Second

@@ -99,7 +99,7 @@ func TestOpenDirRemovesWhatACrashLeft(t *testing.T) {
 
 func TestSweepRemovesOnlyOurTemporaryFiles(t *testing.T) {
 	root, dir := open(t)
-	for _, name := range []string{".trow-tmp-x", ".tmp-somebody-else"} {
+	for _, name := range []string{".trow-tmp-x", ".tmp-of-another-program"} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func TestSweepRemovesOnlyOurTemporaryFiles(t *testing.T) {
 	if err := files.Sweep(root, "."); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(names(t, dir), " "); got != ".tmp-somebody-else" {
+	if got := strings.Join(names(t, dir), " "); got != ".tmp-of-another-program" {
 		t.Fatalf("left: %s", got)
 	}
 }
