@@ -1638,7 +1638,7 @@ var folderRules = []folderRule{
 	},
 	{"storage", []string{"registry", "admission", "tls", "manifests"}, nil, "storage is below everything"},
 	{"manifests/kube", []string{"manifests/node", "registry"}, nil, "a leaf: admission/cluster imports it"},
-	{"registry/ocierror", []string{"registry", "storage"}, nil, "a leaf: everybody who answers HTTP imports it"},
+	{"registry/ocierror", []string{"registry", "storage"}, nil, "a leaf: all packages that answer HTTP import it"},
 	{
 		"registry/auth",
 		[]string{"registry/server", "registry/maintenance", "registry/limit"},

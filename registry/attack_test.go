@@ -22,7 +22,7 @@ import (
 
 // The tests in this file are clients that want to keep the others out.
 
-// named lets everybody do everything, under the name in a header.
+// named allows every client everything, under the name in a header.
 type named struct{ open }
 
 func (named) Identify(r *http.Request) (*auth.Identity, error) {
@@ -98,7 +98,7 @@ func TestAFullPoolStopsNoManifest(t *testing.T) {
 	w.do("GET", "/v2/b/blobs/"+empty, nil).is(200).equals("")
 }
 
-// TestAClientsOwnUploadsGiveWay, and never those of others, nor those with a request under way.
+// TestAClientsOwnUploadsGiveWay checks that uploads of other clients, and those with a request under way, stay.
 func TestAClientsOwnUploadsGiveWay(t *testing.T) {
 	const share = 3
 	blobs, journal, _ := bounded(t, t.TempDir(), 100)

@@ -187,7 +187,7 @@ func serverOnly(t *testing.T, ca clientCA) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{one.cert.Raw}, PrivateKey: one.key}
 }
 
-// TestARemovedClientCADoesNotCount: neither in sessions that are resumed, nor on open connections.
+// TestARemovedClientCADoesNotCount in resumed sessions and on open connections.
 func TestARemovedClientCADoesNotCount(t *testing.T) {
 	versions(t, func(t *testing.T, v uint16) {
 		old, next := newClientCA(t, "old"), newClientCA(t, "next")

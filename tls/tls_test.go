@@ -571,7 +571,7 @@ func TestACAThatHasEndedIsAnErrorWithARemedy(t *testing.T) {
 	})
 }
 
-// TestTheLastLeafEndsWithItsCA while the rotation waits, and it is not renewed without an effect.
+// TestTheLastLeafEndsWithItsCA while the rotation waits. It is not renewed, because a new one would end no later.
 func TestTheLastLeafEndsWithItsCA(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := open(t, t.TempDir(), trowtls.Options{Poll: time.Hour, Published: func([]byte) bool { return false }})

@@ -72,8 +72,8 @@ func applied(v *admissionregistrationv1.ValidatingWebhookConfiguration,
 	return v
 }
 
-// TestTheServerMakesNoConfiguration of any name: it needs no right to, so a stolen token does not see what is written
-// to the cluster.
+// TestTheServerMakesNoConfiguration checks that the server creates no webhook configuration of any name. Therefore it
+// does not need the right to, and a thief of its token cannot read what is written to the cluster.
 func TestTheServerMakesNoConfiguration(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)
@@ -267,7 +267,8 @@ func TestDisarmAndArm(t *testing.T) {
 	})
 }
 
-// TestArmingSearchesForDeadlocks, although the last search is not a minute old: to fill what is empty is to arm.
+// TestArmingSearchesForDeadlocks also if the last search was less than a minute ago: filling an empty configuration
+// arms it.
 func TestArmingSearchesForDeadlocks(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce)

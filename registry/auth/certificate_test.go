@@ -198,7 +198,7 @@ func (o *recorder) audit(_ context.Context, e audit.Event) {
 	o.all = append(o.all, e)
 }
 
-// TestFailedLoginsAreRecordedWithoutASecret, whatever the way of the login is, and wherever the secret is.
+// TestFailedLoginsAreRecordedWithoutASecret checks each way to log in, and each place where the secret may be.
 func TestFailedLoginsAreRecordedWithoutASecret(t *testing.T) {
 	const canary = "CANARY-s3cret"
 	o := &recorder{}

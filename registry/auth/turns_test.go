@@ -107,7 +107,7 @@ func TestAnAddressWithFailuresMakesProgress(t *testing.T) {
 	})
 }
 
-// TestAClientThatGivesUpTakesNoTurn: neither of those that wait, nor of those that are delayed.
+// TestAClientThatGivesUpTakesNoTurn checks this for clients that wait for a turn and for clients that are delayed.
 func TestAClientThatGivesUpTakesNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := order(t)

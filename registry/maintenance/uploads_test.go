@@ -10,7 +10,7 @@ import (
 	"trow/registry/maintenance"
 )
 
-// TestTheKeyOfUploadIDsOutlivesARestart, and one that is damaged is replaced: the server starts all the same.
+// TestTheKeyOfUploadIDsOutlivesARestart, and a damaged key is replaced, so that the server starts.
 func TestTheKeyOfUploadIDsOutlivesARestart(t *testing.T) {
 	var log bytes.Buffer
 	o := options(t, &log)

@@ -114,8 +114,8 @@ func (k *keeper) whole(t *testing.T) {
 	}
 }
 
-// TestHeldBackBodiesGiveWay: bodies of which only the first byte comes do not keep out others, neither from other
-// addresses nor, behind a node port, from the same one. They are refused with a time to retry after.
+// TestHeldBackBodiesGiveWay: bodies of which only the first byte arrives do not keep out others, from other addresses
+// or, behind a node port, from the same one. They are refused with a time to retry after.
 func TestHeldBackBodiesGiveWay(t *testing.T) {
 	t.Parallel()
 	for _, length := range []string{"Content-Length: 60000", "Content-Length: 2000",

@@ -77,7 +77,7 @@ func TestSilentConnectionsGiveWay(t *testing.T) {
 }
 
 // TestSilentConnectionsHoldNoSurplusPlaces: while all places are taken by requests under way, silent connections on the
-// surplus places do not keep out the webhook, nor do requests there whose bodies do not come.
+// surplus places, and requests there whose bodies do not arrive, do not keep out the webhook.
 func TestSilentConnectionsHoldNoSurplusPlaces(t *testing.T) {
 	t.Parallel()
 	g := newGate()
