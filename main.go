@@ -32,6 +32,7 @@ import (
 	"trow/manifests/kube"
 	"trow/manifests/node"
 	"trow/manifests/node/credential"
+	"trow/registry"
 	"trow/registry/admin/commands"
 	"trow/registry/audit"
 	"trow/registry/auth"
@@ -227,7 +228,7 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 	r.Handle("/v2", reg.API())
 	r.Handle("/v2/*", reg.API())
 	r.MethodNotAllowed(server.MethodNotAllowed(reg.API()))
-	r.NotFound(server.NotFound("the registry is at /v2/, the webhook at /validate, the CA at /ca.crt"))
+	r.NotFound(registry.OldPaths(reg.API(), server.NotFound("the registry is at /v2/, the webhook at /validate, the CA at /ca.crt")))
 	return r
 }
 

@@ -52,6 +52,15 @@ func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, er
 	return found, nil
 }
 
+// targets returns what a tag names and has named, the newest first. Errors: MANIFEST_UNKNOWN.
+func (r *Registry) targets(ctx context.Context, repo, tag string) ([]storage.Target, error) {
+	targets, err := r.options.Index.History(ctx, repo, tag)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil, manifestUnknown(repo, tag)
+	}
+	return targets, err
+}
+
 // withLongType completes a manifest whose media type is too long for the Index, which only earlier versions accepted.
 // It comes from the manifest's bytes: a type that long was recorded only if a push had no Content-Type.
 func (r *Registry) withLongType(ctx context.Context, m manifest) (manifest, error) {

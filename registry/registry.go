@@ -169,6 +169,10 @@ var handlers = map[endpoint]map[string]handler{
 		http.MethodGet:  {auth.Pull, (*Registry).listReferrers},
 		http.MethodHead: {auth.Pull, (*Registry).listReferrers},
 	},
+	endpointHistory: {
+		http.MethodGet:  {auth.Pull, (*Registry).history},
+		http.MethodHead: {auth.Pull, (*Registry).history},
+	},
 	endpointManifest: {
 		http.MethodGet:    {auth.Pull, (*Registry).getManifest},
 		http.MethodHead:   {auth.Pull, (*Registry).getManifest},
@@ -324,7 +328,7 @@ func (r *Registry) refusal(req *http.Request, c *call, err error) error {
 // hidden, so the endpoints here are those with the action Pull.
 func (r *Registry) absent(w http.ResponseWriter, req *http.Request, c *call) error {
 	switch c.endpoint {
-	case endpointManifest:
+	case endpointManifest, endpointHistory:
 		return manifestUnknown(c.repo, c.ref)
 	case endpointBlob:
 		return blobUnknown(c.repo, c.digest)

@@ -23,10 +23,11 @@ const (
 	endpointUpload                    // /v2/<name>/blobs/uploads/<id> (end-5, end-6, end-13, end-14)
 	endpointTags                      // /v2/<name>/tags/list (end-8)
 	endpointReferrers                 // /v2/<name>/referrers/<digest> (end-12)
+	endpointHistory                   // /v2/<name>/manifest_history/<tag> (not in the spec; see OldPaths)
 )
 
 func (e endpoint) String() string {
-	return [...]string{"base", "catalog", "blob", "manifest", "uploads", "upload", "tags", "referrers"}[e]
+	return [...]string{"base", "catalog", "blob", "manifest", "uploads", "upload", "tags", "referrers", "history"}[e]
 }
 
 // route is a parsed path.
@@ -69,6 +70,9 @@ func parseRoute(u *url.URL) (route, error) {
 		return route{endpoint: endpointCatalog}, nil
 	}
 	rest, ok := strings.CutPrefix(path, "/v2/")
+	if !ok && isHistory(path) {
+		rest, ok = path[1:], true
+	}
 	if !ok || strings.Contains(strings.ToLower(u.RawPath), "%2f") { // an escaped slash would move the boundaries
 		return route{}, errNoEndpoint
 	}
@@ -110,6 +114,9 @@ func split(rest string) (route, bool) {
 	if repo, ok := strings.CutSuffix(head, "/referrers"); ok {
 		return route{endpoint: endpointReferrers, repo: repo, ref: last}, true
 	}
+	if repo, ok := strings.CutSuffix(head, historyWord); ok {
+		return route{endpoint: endpointHistory, repo: repo, ref: last}, true
+	}
 	return route{}, false
 }
 
@@ -124,6 +131,10 @@ func (r *route) checkRef() error {
 			r.digest, err = parseDigest(r.ref)
 			return err
 		}
+		if !ValidTag(r.ref) {
+			return tagInvalid(r.ref)
+		}
+	case endpointHistory:
 		if !ValidTag(r.ref) {
 			return tagInvalid(r.ref)
 		}

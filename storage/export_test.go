@@ -22,11 +22,11 @@ func Leftovers(x *Index) int {
 }
 
 // TagValue and ParseTag are the values of facts about tags.
-func TagValue(d digest.Digest, unix, order int64) []byte { return tagValue(keyOf(d), unix, order) }
+func TagValue(d digest.Digest, unix, order int64) []byte { return tagValue(keyOf(d), unix, order, 0) }
 
 func ParseTag(v []byte) (d digest.Digest, unix, order int64, err error) {
-	k, unix, order, err := parseTag(v)
-	return key(k).digest(), unix, order, err
+	t, err := parseTag(v)
+	return key(t.digest).digest(), t.unix, t.order, err
 }
 
 // ManifestFact and LinkFact are facts.

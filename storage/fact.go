@@ -8,9 +8,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Format is the version of the data format: the journal's keys and values, and the layout of the data directory. An
-// engine refuses data of a newer version.
-const Format = 1
+// Format is the newest version of the data format that is known here: the journal's keys and values, and the layout of
+// the data directory. An engine refuses data of a newer version. New data has FirstFormat, and a newer version from the
+// first fact on that needs it (see Kind.Format), so that earlier programs open what they can read.
+const (
+	Format      = 2
+	FirstFormat = 1
+)
+
+// Format returns the version of the data format that facts of this kind need.
+func (k Kind) Format() int {
+	if k == KindHistory {
+		return 2
+	}
+	return FirstFormat
+}
 
 // Manifest is what is recorded of a manifest.
 type Manifest struct {
@@ -32,11 +44,15 @@ func linkValue(size, unix int64) []byte {
 	return binary.AppendVarint(binary.AppendVarint(nil, size), unix)
 }
 
-// tagValue has, after the time in seconds, the tag's order as a distance from that time in nanoseconds. Values of
-// earlier versions end with the time, and those versions ignore what follows it.
-func tagValue(d key, unix, order int64) []byte {
+// tagValue has, after the time in seconds, the tag's order as a distance from that time in nanoseconds, and then the
+// number of targets in its history. Values of earlier versions end with the time or the order.
+func tagValue(d key, unix, order int64, targets uint32) []byte {
 	buf := binary.AppendVarint(appendString(nil, string(d)), unix)
-	return binary.AppendVarint(buf, order-momentOf(unix).nanos())
+	buf = binary.AppendVarint(buf, order-momentOf(unix).nanos())
+	if targets == 0 {
+		return buf
+	}
+	return binary.AppendVarint(buf, int64(targets))
 }
 
 func condemnedValue(unix int64) []byte { return binary.AppendVarint(nil, unix) }
@@ -115,14 +131,23 @@ func parseLink(v []byte) (size, unix int64, err error) {
 	return size, unix, r.err
 }
 
-// parseTag returns a digest that is a part of v, not a copy. order is 0 if the value has none.
-func parseTag(v []byte) (d []byte, unix, order int64, err error) {
+// tagFact is a tag's value. digest is a part of it, not a copy. order and targets are 0 if it has none.
+type tagFact struct {
+	digest      []byte
+	unix, order int64
+	targets     uint32
+}
+
+func parseTag(v []byte) (tagFact, error) {
 	r := reader{buf: v}
-	d, unix = r.key(false), r.number()
+	t := tagFact{digest: r.key(false), unix: r.number()}
 	if r.err == nil && len(r.buf) > 0 {
-		order = momentOf(unix).nanos() + r.number()
+		t.order = momentOf(t.unix).nanos() + r.number()
 	}
-	return d, unix, order, r.err
+	if r.err == nil && len(r.buf) > 0 {
+		t.targets = uint32(r.number())
+	}
+	return t, r.err
 }
 
 func parseQuarantined(v []byte) (Damage, error) {

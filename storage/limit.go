@@ -74,7 +74,7 @@ type refusals [LimitBytes + 1]atomic.Int64
 const (
 	memRepo         = 270 // with its places in the map and the catalog, and a table for a few entries
 	memFirstTag     = 70  // in a repo: the table and the ordered set
-	memTag          = 73  // without its name
+	memTag          = 81  // without its name
 	memContent      = 69  // with its place in the table
 	memTail         = 56  // of a sha512
 	memEntry        = 33  // with its place in the table

@@ -36,6 +36,8 @@ func (f full) Watch(ctx context.Context, apply func(storage.Update) error) error
 	return ctx.Err()
 }
 
+func (f full) History(context.Context, string, string) ([]storage.Fact, error) { return nil, nil }
+
 func (f full) Head(context.Context) (storage.Revision, error) { return 1, nil }
 
 // TestTheEstimateOfMemoryIsThatOfTheHeap within a fifth, for each way to fill a registry.

@@ -95,6 +95,7 @@ type tag struct {
 	time       moment // since when it names this manifest
 	entry      slab.ID
 	prev, next slab.ID
+	targets    uint32 // how many it has had; 0 if its history is not recorded
 }
 
 // moment is a time in Unix seconds, from 1970 to 2106: half the size of an int64.
@@ -142,6 +143,9 @@ func (s *state) apply(u Update) error {
 }
 
 func (s *state) applyFact(r *repo, f Fact) error {
+	if f.Kind == KindHistory { // it is read from the journal when it is asked for
+		return nil
+	}
 	if f.Kind != KindTag && !key(f.Name).valid() {
 		return errFact
 	}
@@ -357,11 +361,12 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 		s.deleteTag(r, name)
 		return nil
 	}
-	k, unix, order, err := parseTag(v)
+	f, err := parseTag(v)
 	if err != nil {
 		return err
 	}
-	e := s.manifest(r, k)
+	order := f.order
+	e := s.manifest(r, f.digest)
 	if e == 0 { // a tag names a manifest of the same repo
 		return errFact
 	}
@@ -380,7 +385,7 @@ func (s *state) applyTag(r *repo, name string, v []byte) error {
 	}
 	// Put it at the head of the list of the manifest's tags.
 	t, m := s.tags.At(i), s.manifests.At(s.entries.At(e).manifest)
-	t.entry, t.time, t.order, t.prev, t.next = e, momentOf(unix), order, 0, m.tags
+	t.entry, t.time, t.order, t.targets, t.prev, t.next = e, momentOf(f.unix), order, f.targets, 0, m.tags
 	if m.tags != 0 {
 		s.tags.At(m.tags).prev = i
 	}

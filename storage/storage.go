@@ -19,6 +19,7 @@
 //   - pin, lease: what keeps the Collector from content that a client is about to name; see [Index.Pin], [Index.Lease].
 //   - quota: how many bytes some repos may hold together; see [Tx.Excess].
 //   - limit: how many repos, and tags of a repo, there may be, and how much memory the Index may take; see [Limits].
+//   - history: what a tag names, and named before, with the times and the identities that set it; see [Index.History].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
 //
 // # Invariants
@@ -144,11 +145,13 @@ type Revision uint64
 type Kind byte
 
 // The kinds of facts. The letters are part of the data format. Names of links and manifests are digests in binary form,
-// names of tags are their text. The last two are kinds of facts about content itself, see storeRepo.
+// names of tags are their text, and names in a history start with that of the tag and a zero byte. The last two are
+// kinds of facts about content itself, see storeRepo.
 const (
 	KindLink     Kind = 'b'
 	KindManifest Kind = 'm'
 	KindTag      Kind = 't'
+	KindHistory  Kind = 'h' // what a tag names, or named before; see Index.History
 
 	kindCondemned   Kind = 'c'
 	kindQuarantined Kind = 'q'
@@ -193,4 +196,7 @@ type Journal interface {
 	Watch(ctx context.Context, apply func(Update) error) error
 	// Head returns the revision of the last commit.
 	Head(ctx context.Context) (Revision, error)
+	// History returns the facts of KindHistory of a repo whose names start with prefix, by name. The full state that
+	// Watch delivers leaves them out: nothing holds them in memory.
+	History(ctx context.Context, repo, prefix string) ([]Fact, error)
 }

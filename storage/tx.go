@@ -19,6 +19,7 @@ type Tx struct {
 	store   overlay // what earlier changes of the same commit do to facts about content itself
 	growth  *growth // what earlier changes of the same commit add to quotas
 	added   int64   // bytes that this change adds to the repo
+	by      string  // who makes the change; see As
 	now     int64   // Unix seconds
 	clock   int64   // the same moment in Unix nanoseconds
 	newest  *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
@@ -113,11 +114,11 @@ func (tx *Tx) Tag(name string) (Descriptor, bool) {
 		return Descriptor{}, false
 	}
 	if v, ok := tx.fact(KindTag, name); ok {
-		k, _, _, err := parseTag(v)
+		t, err := parseTag(v)
 		if v == nil || err != nil {
 			return Descriptor{}, false
 		}
-		return tx.manifest(key(k))
+		return tx.manifest(key(t.digest))
 	}
 	return tx.x.manifest(tx.repo, name)
 }
@@ -267,7 +268,7 @@ func (tx *Tx) DeleteManifest(d digest.Digest) error {
 		return fmt.Errorf("manifest %s: %w", d, ErrNotFound)
 	}
 	for _, name := range tx.TagsOf(d) {
-		tx.set(KindTag, name, nil)
+		tx.removeTag(name)
 	}
 	tx.set(KindManifest, string(keyOf(d)), nil)
 	return nil
@@ -293,7 +294,8 @@ func (tx *Tx) SetTag(name string, d digest.Digest) error {
 	// The order is the clock's, but never less than what the repo has: which tag is newer is the order of the journal,
 	// whatever the clock does, and within one commit the order of the calls.
 	*tx.newest = max(tx.clock, *tx.newest+1)
-	tx.set(KindTag, name, tagValue(at.sum.key(), tx.now, *tx.newest))
+	targets := tx.remember(name, at.sum.key(), *tx.newest)
+	tx.set(KindTag, name, tagValue(at.sum.key(), tx.now, *tx.newest, targets))
 	return nil
 }
 
@@ -302,6 +304,12 @@ func (tx *Tx) DeleteTag(name string) error {
 	if _, ok := tx.Tag(name); !ok {
 		return fmt.Errorf("tag %q: %w", name, ErrNotFound)
 	}
-	tx.set(KindTag, name, nil)
+	tx.removeTag(name)
 	return nil
+}
+
+// removeTag deletes a tag and its history, which would be the history of another tag of the same name.
+func (tx *Tx) removeTag(name string) {
+	tx.forget(name)
+	tx.set(KindTag, name, nil)
 }

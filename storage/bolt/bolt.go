@@ -56,9 +56,12 @@ var (
 	bucketMeta  = []byte("meta")
 	bucketRepos = []byte("repos") // the revision of each repo
 	bucketFacts = []byte("facts")
-	keyFormat   = []byte("format")
-	keyRevision = []byte("revision")
-	keyTally    = []byte("tally")
+	// bucketHistory has the facts of KindHistory, from format 2 on. They are apart, so that loading does not read them,
+	// and not in the tally, which loading compares.
+	bucketHistory = []byte("history")
+	keyFormat     = []byte("format")
+	keyRevision   = []byte("revision")
+	keyTally      = []byte("tally")
 )
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
@@ -140,7 +143,13 @@ func put(tx *bbolt.Tx, rev storage.Revision, batches []storage.Batch) error {
 			return fmt.Errorf("repository %q: %w", b.Repo, storage.ErrConflict)
 		}
 		for _, f := range b.Facts {
-			if err := putFact(facts, &sum, b.Repo, f); err != nil {
+			err := error(nil)
+			if f.Kind == storage.KindHistory {
+				err = putHistory(tx, b.Repo, f)
+			} else {
+				err = putFact(facts, &sum, b.Repo, f)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -152,7 +161,7 @@ func put(tx *bbolt.Tx, rev storage.Revision, batches []storage.Batch) error {
 }
 
 func putFact(facts *bbolt.Bucket, sum *tally, repo string, f storage.Fact) error {
-	k := append(append(prefix(repo), byte(f.Kind)), f.Name...)
+	k := factKey(repo, f.Kind, f.Name)
 	if old := facts.Get(k); old != nil {
 		sum.add(-1, k, old)
 	}
@@ -170,6 +179,10 @@ func putRevision(repos, facts *bbolt.Bucket, repo string, rev storage.Revision) 
 		return repos.Put([]byte(repo), number(uint64(rev)))
 	}
 	return repos.Delete([]byte(repo))
+}
+
+func factKey(repo string, kind storage.Kind, name string) []byte {
+	return append(append(prefix(repo), byte(kind)), name...)
 }
 
 // prefix is what the keys of a repo's facts start with.

@@ -237,7 +237,7 @@ func (j *Journal) prepare(tx *bbolt.Tx) error {
 			}
 		}
 		meta = tx.Bucket(bucketMeta)
-		return errors.Join(meta.Put(keyFormat, number(storage.Format)), meta.Put(keyTally, tally{}.bytes()))
+		return errors.Join(meta.Put(keyFormat, number(storage.FirstFormat)), meta.Put(keyTally, tally{}.bytes()))
 	}
 	switch v := parseNumber(meta.Get(keyFormat)); {
 	case v == 0:

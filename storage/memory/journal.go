@@ -81,14 +81,33 @@ func (j *Journal) load(apply func(storage.Update) error) error {
 	u := storage.Update{Revision: j.feed.Head(), Synced: true}
 	for _, repo := range slices.Sorted(maps.Keys(j.repos)) {
 		r := j.repos[repo]
-		u.Batches = append(u.Batches, storage.Batch{Repo: repo, Base: r.revision, Facts: r.sorted()})
+		u.Batches = append(u.Batches, storage.Batch{Repo: repo, Base: r.revision, Facts: r.sorted(isState)})
 	}
 	return apply(u)
 }
 
-// sorted returns the facts by kind and name. The kinds' letters put tags after the manifests that they name.
-func (r *repo) sorted() (facts []storage.Fact) {
+// isState reports whether a fact is part of the full state.
+func isState(n name) bool { return n.kind != storage.KindHistory }
+
+// History implements [storage.Journal].
+func (j *Journal) History(_ context.Context, repo, prefix string) ([]storage.Fact, error) {
+	j.feed.Lock()
+	defer j.feed.Unlock()
+	r := j.repos[repo]
+	if r == nil {
+		return nil, nil
+	}
+	return r.sorted(func(n name) bool {
+		return n.kind == storage.KindHistory && strings.HasPrefix(n.name, prefix)
+	}), nil
+}
+
+// sorted returns some facts by kind and name. The kinds' letters put tags after the manifests that they name.
+func (r *repo) sorted(include func(name) bool) (facts []storage.Fact) {
 	for n, value := range r.facts {
+		if !include(n) {
+			continue
+		}
 		facts = append(facts, storage.Fact{Kind: n.kind, Name: n.name, Value: value})
 	}
 	slices.SortFunc(facts, func(a, b storage.Fact) int {

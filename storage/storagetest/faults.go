@@ -203,6 +203,12 @@ func (j FailJournal) Watch(ctx context.Context, apply func(storage.Update) error
 	})
 }
 
+// History implements [storage.Journal].
+func (j FailJournal) History(ctx context.Context, repo, prefix string) (facts []storage.Fact, err error) {
+	err = j.Fault.around("History", func() (err error) { facts, err = j.Journal.History(ctx, repo, prefix); return err })
+	return facts, err
+}
+
 // Head implements [storage.Journal].
 func (j FailJournal) Head(ctx context.Context) (rev storage.Revision, err error) {
 	err = j.Fault.around("Head", func() (err error) { rev, err = j.Journal.Head(ctx); return err })

@@ -34,6 +34,7 @@ func Journal(t *testing.T, place func(t *testing.T) (open func() storage.Journal
 		{"names and values may be any bytes", testBytes},
 		{"a commit without a batch changes nothing", testEmpty},
 		{"a restart keeps everything", testJournalRestart},
+		{"the history is kept apart from the full state", testHistory},
 		{"of several commits on one base one succeeds", testRace},
 	}
 	for _, tt := range tests {
@@ -503,5 +504,43 @@ func testRace(t *testing.T, open func() storage.Journal) {
 			t.Fatalf("%d of %d commits on one base succeeded", won.Load(), writers)
 		}
 		base = storage.Revision(next.Load())
+	}
+}
+
+// old returns a fact of a history, and its end if value is empty.
+func old(name, value string) storage.Fact {
+	f := storage.Fact{Kind: storage.KindHistory, Name: name}
+	if value != "" {
+		f.Value = []byte(value)
+	}
+	return f
+}
+
+func testHistory(t *testing.T, open func() storage.Journal) {
+	j := open()
+	wantHistory(t, j, "r", "a\x00")
+	rev := commit(t, j,
+		batch("r", 0, set("a", "1"), old("a\x001", "x"), old("a\x000", "y"), old("aa\x000", "z")),
+		batch("rr", 0, set("a", "1"), old("a\x000", "other")))
+	j = open()
+	wantHistory(t, j, "r", "a\x00", old("a\x000", "y"), old("a\x001", "x"))
+	wantHistory(t, j, "r", "b\x00")
+	wantHistory(t, j, "s", "a\x00")
+	wantHistory(t, j, "rr", "a\x00", old("a\x000", "other"))
+	wantState(t, j, facts{"r": {"ta": "1"}, "rr": {"ta": "1"}})
+	rev = commit(t, j, batch("r", rev, old("a\x000", ""), old("a\x001", "new"), old("none", "")))
+	wantHistory(t, j, "r", "a\x00", old("a\x001", "new"))
+	// A repo ends with its last fact that is part of the state.
+	commit(t, j, batch("r", rev, unset("a"), old("a\x001", ""), old("aa\x000", "")))
+	j = open()
+	wantHistory(t, j, "r", "")
+	wantState(t, j, facts{"rr": {"ta": "1"}})
+}
+
+func wantHistory(t *testing.T, j storage.Journal, repo, prefix string, want ...storage.Fact) {
+	t.Helper()
+	got, err := j.History(t.Context(), repo, prefix)
+	if err != nil || len(got)+len(want) > 0 && !reflect.DeepEqual(got, want) {
+		t.Errorf("the history of %q in %s is %q, %v; want %q", prefix, repo, got, err, want)
 	}
 }

@@ -1,0 +1,58 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	bbolt "go.etcd.io/bbolt"
+
+	"trow/storage"
+)
+
+// putHistory records a fact of a history. The first one makes the data one of a newer format: an earlier program would
+// move tags without recording it.
+func putHistory(tx *bbolt.Tx, repo string, f storage.Fact) error {
+	history, err := tx.CreateBucketIfNotExists(bucketHistory)
+	if err != nil {
+		return err
+	}
+	k := factKey(repo, f.Kind, f.Name)
+	if f.Value == nil {
+		return history.Delete(k)
+	}
+	meta, need := tx.Bucket(bucketMeta), uint64(f.Kind.Format())
+	if parseNumber(meta.Get(keyFormat)) < need {
+		err = meta.Put(keyFormat, number(need))
+	}
+	return errors.Join(err, history.Put(k, f.Value))
+}
+
+// History implements [storage.Journal].
+func (j *Journal) History(_ context.Context, repo, start string) (facts []storage.Fact, err error) {
+	j.feed.Lock()
+	defer j.feed.Unlock() // db must not be replaced meanwhile
+	if j.feed.Closed() {
+		return nil, fmt.Errorf("journal: %w", storage.ErrClosed)
+	}
+	if j.damage != nil {
+		return nil, fmt.Errorf("journal %s: %w", j.path, j.damage)
+	}
+	err = view(j.db, func(tx *bbolt.Tx) error {
+		history := tx.Bucket(bucketHistory)
+		if history == nil {
+			return nil
+		}
+		c, from := history.Cursor(), factKey(repo, storage.KindHistory, start)
+		for k, v := c.Seek(from); bytes.HasPrefix(k, from); k, v = c.Next() {
+			name := string(k[len(from)-len(start):])
+			facts = append(facts, storage.Fact{Kind: storage.KindHistory, Name: name, Value: bytes.Clone(v)})
+		}
+		return nil
+	})
+	if j.noteDamage(err); err != nil {
+		return nil, fmt.Errorf("journal %s: %w", j.path, err)
+	}
+	return facts, nil
+}
