@@ -31,7 +31,6 @@ package admission
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
@@ -41,7 +40,6 @@ import (
 
 	"github.com/rs/zerolog"
 	admissionv1 "k8s.io/api/admission/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Options configures a Webhook.
@@ -179,10 +177,7 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(admissionv1.AdmissionReview{
-		TypeMeta: metav1.TypeMeta{APIVersion: review.APIVersion, Kind: review.Kind},
-		Response: response,
-	})
+	return encode(review, response)
 }
 
 // fail answers with an error. Its text is for the client; a cause inside the registry is only passed to Observe.
