@@ -11,7 +11,7 @@ import (
 // PolicyOptions says which images may run. The zero value allows Kubernetes' own images and nothing else.
 //
 // A prefix is host[:port][/path][/]: quay.io/team covers quay.io/team and quay.io/team/x but not
-// quay.io/team-other; with a trailing slash only what lies beneath. The host is exact. On Docker Hub a path
+// quay.io/team-other; with a trailing slash only what lies beneath. Hosts are compared in canonical form. On Docker Hub a path
 // of one component is both a user and an official image: docker.io/nginx covers both.
 //
 // An image is host/repo[:tag][@digest]; without tag and digest it is the tag latest. It means what is
@@ -21,7 +21,7 @@ import (
 // A rule whose host is one of Names holds for all of Names.
 type PolicyOptions struct {
 	// Names are the local names, host[:port] each: an image of such a host is in this registry or nowhere.
-	// Compared exactly but for the case of letters; a name without a port means the host without a port.
+	// Compared in canonical form; a name without a port means the host with port 443.
 	Names []string
 
 	// AllowPrefixes and AllowImages allow images that the registry does not hold.

@@ -95,6 +95,16 @@ func (p *Policy) Decide(ctx context.Context, images Images, reference string) Ve
 	return v
 }
 
+// name is the name of a remote image in sentences: that of the reference, but with the host as it is written, in lower
+// case. All names of Docker Hub are docker.io.
+func (v *Verdict) name() string {
+	if v.Reference.Domain == hub {
+		return v.Reference.Name()
+	}
+	host, _, _ := strings.Cut(v.Image, "/")
+	return strings.ToLower(host) + "/" + v.Reference.Path
+}
+
 func (v *Verdict) allow(why Reason, rule Rule) { v.Allowed, v.Reason, v.Rule = true, why, rule }
 
 func (v *Verdict) deny(why Reason, rule Rule, sentence string) {
@@ -110,7 +120,7 @@ func (p *Policy) decideRemote(v *Verdict) {
 	ruling, rule := p.ruling(v.Reference)
 	switch {
 	case ruling == deniedByRule:
-		v.deny(OnDenyList, rule, "Remote image "+v.Reference.Name()+" on deny list")
+		v.deny(OnDenyList, rule, "Remote image "+v.name()+" on deny list")
 	case ruling == allowedByRule:
 		v.allow(reasonOf(rule), rule)
 		if name := v.Reference.familiar(); v.Reference.Short {
@@ -119,7 +129,7 @@ func (p *Policy) decideRemote(v *Verdict) {
 	case p.allowUnruled:
 		v.allow(DefaultAllow, Rule{"default", "Allow"})
 	default:
-		v.deny(NotAllowed, Rule{"default", "Deny"}, "Remote image "+v.Reference.Name()+notContained)
+		v.deny(NotAllowed, Rule{"default", "Deny"}, "Remote image "+v.name()+notContained)
 	}
 }
 
