@@ -47,6 +47,9 @@ type Options struct {
 	Images Images  // required
 	Policy *Policy // required
 
+	// Hints says who gets hints that name tags and digests. nil: every caller.
+	Hints *Hints
+
 	// Bodies bounds the memory of reviews. nil: a few large ones are processed at once.
 	Bodies Bodies
 
@@ -97,13 +100,14 @@ type Webhook struct {
 	metrics *Metrics
 	log     zerolog.Logger
 	bodies  Bodies
+	hints   *Hints
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
 	w := &Webhook{
 		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log,
-		bodies: o.Bodies,
+		bodies: o.Bodies, hints: o.Hints,
 	}
 	if w.bodies == nil {
 		w.bodies = make(places, maxLarge)
@@ -173,7 +177,7 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 		return nil, err
 	}
 	defer release()
-	response, err := w.review(r.Context(), review.Request, d)
+	response, err := w.review(r.Context(), r, review.Request, d)
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +223,7 @@ func (w *Webhook) Review(ctx context.Context, r *admissionv1.AdmissionRequest) (
 		return nil, err
 	}
 	var d Decision
-	response, err := w.review(ctx, q, &d)
+	response, err := w.review(ctx, nil, q, &d)
 	w.report(ctx, d, err)
 	return response, err
 }

@@ -14,10 +14,10 @@ import (
 const httpsPort = "443"
 
 // canonicalHost returns the form of host[:port] in which hosts are compared: two spellings for which a container
-// runtime dials the same address of the same name have one form. It is in lower case, without the dot that may end a DNS
-// name, without port 443 and without leading zeros of other ports; docker.io stands for every name of Docker Hub. IP
-// addresses are compared by value: an IPv6 address that means an IPv4 address is that one, and the unspecified address
-// is loopback, which the kernel dials for it. The text of a canonical host is returned as it is, without allocations.
+// runtime dials the same address of the same name have one form. It is in lower case, without the dot that may end a
+// DNS name, without port 443 and without leading zeros of other ports; docker.io stands for every name of Docker Hub.
+// IP addresses are compared by value: an IPv6 address that means an IPv4 address is that one, and the unspecified
+// address is loopback, which the kernel dials for it. A canonical host is returned as it is, without allocations.
 // Errors: a port or an IP address that the parser of references accepts and that does not exist.
 //
 // A host whose name does not look like one to the parser (foo) keeps or gets a port, because foo/x is docker.io/foo/x.
@@ -122,7 +122,8 @@ func dialed(a netip.Addr) netip.Addr {
 }
 
 // parseNumber parses a part of an IPv4 address as inet_aton of the C library does: decimal, octal after 0, or
-// hexadecimal after 0x. It reports whether a C library may take it for a number; one that is too large is math.MaxUint64.
+// hexadecimal after 0x. It reports whether a C library may take it for a number; one that is too large is
+// math.MaxUint64.
 func parseNumber(s string) (n uint64, ok bool) {
 	base, digits, set := 10, s, "0123456789"
 	if rest, hex := strings.CutPrefix(s, "0x"); hex {

@@ -21,6 +21,7 @@ type Policy struct {
 	denyLocal       []prefix
 	denyLocalImages map[string][]deniedImage // by repository
 
+	denyShort        bool // images that name no host
 	enforceTemplates bool
 	summary          string
 
@@ -55,6 +56,7 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 		allowImages:      map[Reference]Rule{},
 		denyLocalImages:  map[string][]deniedImage{},
 		allowUnruled:     strings.EqualFold(o.Default, "Allow"),
+		denyShort:        o.DenyShortNames,
 		enforceTemplates: o.EnforceTemplates,
 		summary:          o.summary(),
 		parsed:           parsed,

@@ -26,9 +26,11 @@ func TestSpellingsOfOneImageHaveOneCanonicalForm(t *testing.T) {
 			"docker.io:0443/nginx", "registry-1.docker.io:443/nginx", "registry.hub.docker.com/library/nginx",
 			"Registry.Hub.Docker.com:443/nginx",
 		},
-		"docker.io/team/app:1":                 {"team/app:1", "docker.io/team/app:1"},
-		"docker.io/library/foo:5000":           {"foo:5000"},
-		"quay.io/x:latest":                     {"quay.io/x", "QUAY.IO/x", "Quay.io/x:latest", "quay.io:443/x", "quay.io:000443/x"},
+		"docker.io/team/app:1":       {"team/app:1", "docker.io/team/app:1"},
+		"docker.io/library/foo:5000": {"foo:5000"},
+		"quay.io/x:latest": {
+			"quay.io/x", "QUAY.IO/x", "Quay.io/x:latest", "quay.io:443/x", "quay.io:000443/x",
+		},
 		"docker.io:10443/x:latest":             {"docker.io:10443/x"},
 		"foo:443/bar:latest":                   {"FOO/bar", "foo:0443/bar"}, // a first component in upper case is a host
 		"localhost/x:latest":                   {"localhost/x"},
@@ -191,7 +193,8 @@ func dialKey(t *testing.T, domain string) string {
 func FuzzHosts(f *testing.F) {
 	for _, pair := range [][2]string{
 		{"quay.io", "QUAY.io:0443"}, {"10.0.0.7:5000", "[::ffff:a00:7]:05000"}, {"[::1]", "[0:0:0:0:0:0:0:1]:443"},
-		{"FOO", "foo:443"}, {"127.1", "127.0.0.1"}, {"a.b:1", "a.b:10"}, {"0.0.0.0:1", "[::]:1"}, {"docker.io", "docker.io:1"},
+		{"FOO", "foo:443"}, {"127.1", "127.0.0.1"}, {"a.b:1", "a.b:10"}, {"0.0.0.0:1", "[::]:1"},
+		{"docker.io", "docker.io:1"},
 	} {
 		f.Add(pair[0], pair[1])
 	}

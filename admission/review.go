@@ -36,9 +36,10 @@ type findings struct {
 	digests   []string // see [Decision.Images]
 }
 
-// review decides on a request, and fills in d as far as it gets. Errors: *httpError for a malformed request, or why the
-// registry could not be asked.
-func (w *Webhook) review(ctx context.Context, q *request, d *Decision) (*admissionv1.AdmissionResponse, error) {
+// review decides on a request, and fills in d as far as it gets. call is the HTTP request, nil if there is none.
+// Errors: *httpError for a malformed request, or why the registry could not be asked.
+func (w *Webhook) review(ctx context.Context, call *http.Request, q *request, d *Decision) (
+	*admissionv1.AdmissionResponse, error) {
 	*d = q.decision()
 	k, checked := kinds[q.Kind]
 	d.Skipped = "kind without images"
@@ -63,7 +64,7 @@ func (w *Webhook) review(ctx context.Context, q *request, d *Decision) (*admissi
 		if d.Allowed {
 			warn.addCut(f.sentences)
 		}
-		warn.addHints(f.verdicts)
+		warn.addHints(f.verdicts, func(repo string) string { return w.hints.withhold(call, repo) })
 	}
 	return respond(d, f.causes, warn.texts), nil
 }

@@ -48,6 +48,7 @@ const (
 	NotHeld          Reason = "not-held"          // it is local, the registry does not hold it, and no rule allows it
 	NotAllowed       Reason = "not-allowed"       // it is remote, no rule covers it, and default is Deny
 	OnDenyList       Reason = "on-deny-list"      // a rule denies it
+	ShortName        Reason = "short-name"        // it names no host, and deny-short-names is on
 	InvalidReference Reason = "invalid-reference" // it is not an image reference
 	Unavailable      Reason = "unavailable"       // the registry could not say whether it holds it; see Verdict.Err
 )
@@ -69,6 +70,9 @@ type Verdict struct {
 	Digest    digest.Digest // of the manifest, if the image is local and the registry holds it
 	Sentence  string        // why it is denied, for people; empty if it is allowed
 	Hints     []string      // what to do about it, for people, one line each
+
+	absent   bool // it is local, and the registry does not hold it
+	contents int  // how many of the last Hints name tags or digests of the registry
 
 	// Err is why the registry could not be asked. Then Reason is Unavailable, and Allowed is false although the image
 	// may be fine: report a failure, not a denial.
@@ -105,6 +109,14 @@ func (v *Verdict) name() string {
 	return strings.ToLower(host) + "/" + v.Reference.Path
 }
 
+// fullName is a short name as written, with the host and the path that containerd and Docker take it for.
+func (v *Verdict) fullName() string {
+	if strings.Contains(v.Image, "/") {
+		return hub + "/" + v.Image
+	}
+	return hub + "/" + official + v.Image
+}
+
 func (v *Verdict) allow(why Reason, rule Rule) { v.Allowed, v.Reason, v.Rule = true, why, rule }
 
 func (v *Verdict) deny(why Reason, rule Rule, sentence string) {
@@ -121,6 +133,9 @@ func (p *Policy) decideRemote(v *Verdict) {
 	switch {
 	case ruling == deniedByRule:
 		v.deny(OnDenyList, rule, "Remote image "+v.name()+" on deny list")
+	case p.denyShort && v.Reference.Short:
+		v.deny(ShortName, Rule{"deny-short-names", "true"}, "Image "+v.Image+
+			" denied because it names no registry, and nodes may ask any (setting deny-short-names); write "+v.fullName())
 	case ruling == allowedByRule:
 		v.allow(reasonOf(rule), rule)
 		if name := v.Reference.familiar(); v.Reference.Short {
@@ -220,7 +235,17 @@ func (v *Verdict) hintAbsent(ctx context.Context, images Images) {
 	r := v.Reference
 	if r.Digest == "" {
 		v.hint("push it: docker push " + v.Image)
-	} else if r.Tag != "" {
+	}
+	v.absent = true
+	before := len(v.Hints)
+	v.hintContents(ctx, images)
+	v.contents = len(v.Hints) - before
+}
+
+// hintContents names what the registry holds instead of an image.
+func (v *Verdict) hintContents(ctx context.Context, images Images) {
+	r := v.Reference
+	if r.Digest != "" && r.Tag != "" {
 		if m, held, err := images.Resolve(ctx, r.Path, r.Tag); err == nil && held {
 			v.hint(r.Path + ":" + r.Tag + " is here as " + m.Digest().String())
 		}
