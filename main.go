@@ -65,7 +65,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetVersionTemplate("{{.Version}}\n")
 	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve}
 	settings.Register(start.Flags(), new(options).parts()...)
-	root.AddCommand(settings.WithConfig(start), settings.WithConfig(check.Command(check.Program{Policy: policySettings})),
+	root.AddCommand(settings.WithConfig(start),
+		settings.WithConfig(check.Command(check.Program{Policy: policySettings, Exempt: exemptNamespaces})),
 		settings.Command(new(options).parts()...), settings.Version(root.Version), manifests.Command(version), node.Command(),
 		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
@@ -123,6 +124,11 @@ func registrySettings(cmd *cobra.Command) (*service.Options, error) {
 func policySettings(cmd *cobra.Command) (admission.PolicyOptions, error) {
 	o, err := load(cmd)
 	return o.policy, err
+}
+
+func exemptNamespaces(cmd *cobra.Command) []string {
+	o, _ := load(cmd) // policySettings has reported the error
+	return o.cluster.ExemptNamespaces
 }
 
 // serve opens the parts, each after those that it needs, and runs them until the command's context is done.
