@@ -66,7 +66,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetVersionTemplate("{{.Version}}\n")
 	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve}
 	settings.Register(start.Flags(), new(options).parts()...)
-	root.AddCommand(settings.WithConfig(start), settings.WithConfig(check.Command(check.Program{Policy: policySettings})),
+	root.AddCommand(settings.WithConfig(start),
+		settings.WithConfig(check.Command(check.Program{Policy: policySettings, Exempt: exemptNamespaces})),
 		settings.Command(new(options).parts()...), settings.Version(root.Version), manifests.Command(version), node.Command(),
 		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
@@ -124,6 +125,11 @@ func registrySettings(cmd *cobra.Command) (*service.Options, error) {
 func policySettings(cmd *cobra.Command) (admission.PolicyOptions, error) {
 	o, err := load(cmd)
 	return o.policy, err
+}
+
+func exemptNamespaces(cmd *cobra.Command) []string {
+	o, _ := load(cmd) // policySettings has reported the error
+	return o.cluster.ExemptNamespaces
 }
 
 // serve opens the parts, each after those that it needs, and runs them until the command's context is done.
@@ -195,6 +201,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 			return err
 		}
 		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
+			Hints:  admission.NewHints(o.callers, callers, reg.Guard().Reads),
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
 		probes.Add(append(reg.Checks(), hook.Check, o.policy.LoopbackCheck(kube.Inside()))...)

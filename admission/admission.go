@@ -31,7 +31,6 @@ package admission
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
@@ -41,13 +40,15 @@ import (
 
 	"github.com/rs/zerolog"
 	admissionv1 "k8s.io/api/admission/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Options configures a Webhook.
 type Options struct {
 	Images Images  // required
 	Policy *Policy // required
+
+	// Hints says who gets hints that name tags and digests. nil: every caller.
+	Hints *Hints
 
 	// Bodies bounds the memory of reviews that come by HTTP. ServeHTTP needs it, and Review does not.
 	Bodies Bodies
@@ -99,13 +100,14 @@ type Webhook struct {
 	metrics *Metrics
 	log     zerolog.Logger
 	bodies  Bodies
+	hints   *Hints
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
 	w := &Webhook{
 		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log,
-		bodies: o.Bodies,
+		bodies: o.Bodies, hints: o.Hints,
 	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }
@@ -172,14 +174,11 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 		return nil, err
 	}
 	defer release()
-	response, err := w.review(r.Context(), review.Request, d)
+	response, err := w.review(r.Context(), r, review.Request, d)
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(admissionv1.AdmissionReview{
-		TypeMeta: metav1.TypeMeta{APIVersion: review.APIVersion, Kind: review.Kind},
-		Response: response,
-	})
+	return encode(review, response)
 }
 
 // fail answers with an error. Its text is for the client; a cause inside the registry is only passed to Observe.
@@ -221,7 +220,7 @@ func (w *Webhook) Review(ctx context.Context, r *admissionv1.AdmissionRequest) (
 		return nil, err
 	}
 	var d Decision
-	response, err := w.review(ctx, q, &d)
+	response, err := w.review(ctx, nil, q, &d)
 	w.report(ctx, d, err)
 	return response, err
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionv1beta1 "k8s.io/api/admission/v1beta1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -699,7 +700,8 @@ func (d discard) WriteHeader(int)             {}
 // BenchmarkValidate measures the whole handler for a pod with three containers, as the API server sends it. The
 // registry holds all their images.
 func BenchmarkValidate(b *testing.B) {
-	var review object
+	var review admissionv1.AdmissionReview // whose members have the order in which the API server sends them
+	var pod corev1.Pod
 	body, err := os.ReadFile("testdata/pod-create-allowed.json")
 	if err != nil {
 		b.Fatal(err)
@@ -707,14 +709,13 @@ func BenchmarkValidate(b *testing.B) {
 	if err := json.Unmarshal(body, &review); err != nil {
 		b.Fatal(err)
 	}
-	spec := review["request"].(object)["object"].(object)["spec"].(object)
-	containers := spec["containers"].([]any)
-	third := object{}
-	for name, value := range containers[0].(object) {
-		third[name] = value
+	if err := json.Unmarshal(review.Request.Object.Raw, &pod); err != nil {
+		b.Fatal(err)
 	}
-	third["image"] = host + "/app:1"
-	spec["containers"] = append(containers, third)
+	third := pod.Spec.Containers[0]
+	third.Image = host + "/app:1"
+	pod.Spec.Containers = append(pod.Spec.Containers, third)
+	review.Request.Object.Raw = encode(b, pod)
 	body = encode(b, review)
 
 	w := newHook(admission.Options{Images: newRegistry(b, held), Policy: newPolicy(b, admission.PolicyOptions{})})

@@ -23,6 +23,7 @@ import (
 type CallersOptions struct {
 	Names     []string // common names that certificates may have; empty: any
 	TokenFile string   // file of a token; empty: none
+	Hints     string   // who gets hints with tags and digests; empty: those who may pull
 
 	// Set by the program. Certificate returns the certificate of the API server's CA that the connection of a request has
 	// shown, verified and valid now; nil if there is none. The field is nil if no such CA is set (validate-client-ca).
@@ -37,6 +38,9 @@ func (o *CallersOptions) AddFlags(fs *pflag.FlagSet) {
 		"common names that the certificate of a caller of the webhook may have; empty: any")
 	fs.StringVar(&o.TokenFile, "validate-token-file", "",
 		"file with a token that a caller of the webhook must send, unless it shows a certificate of validate-client-ca")
+	fs.StringVar(&o.Hints, "validate-hints", "",
+		"who gets hints that name tags and digests: authenticated, all or off (default: authenticated where pulling needs "+
+			"a login, else all)")
 }
 
 // Validate reports what is wrong without the options that the program sets; [NewCallers] checks those.
@@ -44,7 +48,7 @@ func (o *CallersOptions) Validate() error {
 	if slices.Contains(o.Names, "") {
 		return errors.New(`validate-client-names: "" is not a common name; leave it out to accept any name`)
 	}
-	return nil
+	return o.checkHints()
 }
 
 // Callers admits only the API server to the webhook. It proves who it is by a certificate, or by a token from the

@@ -1,14 +1,15 @@
 package admission
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"reflect"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	admissionv1 "k8s.io/api/admission/v1"
 )
@@ -26,112 +27,49 @@ var supported = map[string]bool{"admission.k8s.io/v1": true, "admission.k8s.io/v
 
 // review is what is read of an AdmissionReview.
 type review struct {
-	APIVersion string   `json:"apiVersion"`
-	Kind       string   `json:"kind"`
-	Request    *request `json:"request"`
+	APIVersion string
+	Kind       string
+	Request    *request
 }
 
-// request is what is read of an AdmissionRequest. The two objects are by far the largest part of it. They are only
-// skipped at first, and then decoded if the verdict depends on them: see decodeObjects.
+// request is what is read of an AdmissionRequest.
 type request struct {
-	UID         string    `json:"uid"`
-	Kind        groupKind `json:"kind"`
-	SubResource string    `json:"subResource"`
-	Name        string    `json:"name"`
-	Namespace   string    `json:"namespace"`
-	Operation   string    `json:"operation"`
-	User        user      `json:"userInfo"`
-	DryRun      bool      `json:"dryRun"`
-	ObjectAt    span      `json:"object"`
-	OldObjectAt span      `json:"oldObject"`
-
-	Object    *object `json:"-"`
-	OldObject *object `json:"-"`
+	UID         string
+	Kind        groupKind
+	SubResource string
+	Name        string
+	Namespace   string
+	Operation   string
+	User        user
+	DryRun      bool
+	Object      *object
+	OldObject   *object
 }
 
 // groupKind names a kind. The versions of a kind do not differ in what is read here.
-type groupKind struct {
-	Group string `json:"group"`
-	Kind  string `json:"kind"`
-}
+type groupKind struct{ Group, Kind string }
 
 type user struct {
-	Name   string `json:"username"`
-	IsNode member `json:"groups"`
+	Name   string
+	IsNode bool // a member of nodeGroup. The groups are not kept: a hostile review can have a million
 }
 
 // nodeGroup is the group of all kubelets.
 const nodeGroup = "system:nodes"
-
-// member reports whether a list of groups contains nodeGroup. The list itself is not kept: a hostile review can have
-// a million groups.
-type member bool
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (m *member) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	*m = false
-	return elements(dec, func(group string) { *m = *m || group == nodeGroup })
-}
-
-// elements decodes an array and calls next with each element; null is an empty array.
-func elements[T any](dec *jsontext.Decoder, next func(T)) error {
-	if kind := dec.PeekKind(); kind != '[' {
-		var none []T
-		return json.UnmarshalDecode(dec, &none) // accepts null, and words the error for anything else
-	}
-	if _, err := dec.ReadToken(); err != nil {
-		return err
-	}
-	var element, zero T // one for all: a million empty elements must not be a million allocations
-	for dec.PeekKind() != ']' {
-		element = zero
-		if err := json.UnmarshalDecode(dec, &element); err != nil { // also where the input is broken
-			return err
-		}
-		next(element)
-	}
-	_, err := dec.ReadToken()
-	return err
-}
-
-// list is an array of which all elements are kept.
-type list[T any] []T
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (l *list[T]) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	*l = nil
-	return elements(dec, func(e T) {
-		if len(*l) == cap(*l) { // append alone would allocate five times the size of a long list in all
-			*l = slices.Grow(*l, max(len(*l), 4))
-		}
-		*l = append(*l, e)
-	})
-}
-
-// span is where the text of a value is in the input.
-type span struct{ start, end int64 }
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom. ReadValue checks all of the value's syntax, names and UTF-8.
-func (s *span) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	v, err := dec.ReadValue()
-	*s = span{dec.InputOffset() - int64(len(v)), dec.InputOffset()}
-	return err
-}
-
-// of returns the text of the value in the input.
-func (s span) of(input []byte) []byte { return input[s.start:s.end] }
-
-// validated are the options for a text that span has read. All its names have been compared and its UTF-8 checked; to
-// do so again would double what a hostile review costs.
-var validated = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
 // decodeReview decodes the body of a review. The result shares no memory with the body. Errors: *httpError.
 //
 // Names are compared exactly, and duplicate names and invalid UTF-8 are errors wherever they are, so that the object
 // whose images are checked is the object that the API server sees. Unknown members are skipped.
 func decodeReview(body []byte) (*review, error) {
-	var v review
-	if err := json.Unmarshal(body, &v); err != nil {
+	v, later := new(review), objects{}
+	err := decode(body, func(dec *jsontext.Decoder) error {
+		if err := v.read(dec, &later); err != nil {
+			return err
+		}
+		return atEnd(body, dec.InputOffset())
+	})
+	if err != nil {
 		return nil, malformed("the body is not an AdmissionReview: %s", fault("", err))
 	}
 	switch {
@@ -145,11 +83,114 @@ func decodeReview(body []byte) (*review, error) {
 	case len(v.Request.UID) > maxUID:
 		return nil, malformed("the uid is longer than %d bytes", maxUID)
 	}
-	q := v.Request
-	if err := q.decodeObjects(q.ObjectAt.of(body), q.OldObjectAt.of(body), validated); err != nil {
+	if err := v.Request.decodeObjects(later.object.of(body), later.oldObject.of(body), validated...); err != nil {
 		return nil, malformed("the body is not an AdmissionReview: %s", err)
 	}
-	return &v, nil
+	return v, nil
+}
+
+// atEnd returns an error if more than white space follows the value that ends at offset.
+func atEnd(body []byte, offset int64) error {
+	rest := bytes.TrimLeft(body[offset:], " \t\r\n")
+	if len(rest) == 0 {
+		return nil
+	}
+	r, _ := utf8.DecodeRune(rest)
+	return fmt.Errorf("invalid character %s after top-level value at byte %d", strconv.QuoteRune(r), len(body)-len(rest))
+}
+
+func (v *review) read(dec *jsontext.Decoder, later *objects) error {
+	return members(dec, func(name []byte) (err error) {
+		switch string(name) {
+		case "apiVersion":
+			v.APIVersion, err = text(dec)
+		case "kind":
+			v.Kind, err = text(dec)
+		case "request":
+			if dec.PeekKind() == 'n' {
+				return skip(dec)
+			}
+			v.Request = new(request)
+			return v.Request.read(dec, later)
+		default:
+			return skip(dec)
+		}
+		return err
+	})
+}
+
+// objects are the objects of a request that came before what decides whether they are needed.
+type objects struct{ object, oldObject span }
+
+func (q *request) read(dec *jsontext.Decoder, later *objects) error {
+	return members(dec, func(name []byte) (err error) {
+		switch string(name) {
+		case "uid":
+			q.UID, err = text(dec)
+		case "kind":
+			err = q.Kind.read(dec)
+		case "subResource":
+			q.SubResource, err = text(dec)
+		case "name":
+			q.Name, err = text(dec)
+		case "namespace":
+			q.Namespace, err = text(dec)
+		case "operation":
+			q.Operation, err = text(dec)
+		case "userInfo":
+			err = q.User.read(dec)
+		case "dryRun":
+			q.DryRun, err = boolean(dec)
+		case "object":
+			q.Object, err = q.readObject(dec, &later.object, q.Operation == "CREATE" || q.Operation == "UPDATE")
+		case "oldObject":
+			q.OldObject, err = q.readObject(dec, &later.oldObject, q.Operation == "UPDATE")
+		default:
+			err = skip(dec)
+		}
+		return err
+	})
+}
+
+// readObject decodes an object if it is known by now that the verdict depends on it: the API server sends kind and
+// operation before the objects, so that each is read once. Otherwise it is only skipped, and decoded by decodeObjects.
+func (q *request) readObject(dec *jsontext.Decoder, later *span, needed bool) (*object, error) {
+	if k, checked := kinds[q.Kind]; checked && needed {
+		return k.read(dec)
+	}
+	return nil, later.read(dec)
+}
+
+func (k *groupKind) read(dec *jsontext.Decoder) error {
+	return members(dec, func(name []byte) (err error) {
+		switch string(name) {
+		case "group":
+			k.Group, err = text(dec)
+		case "kind":
+			k.Kind, err = text(dec)
+		default:
+			err = skip(dec)
+		}
+		return err
+	})
+}
+
+func (u *user) read(dec *jsontext.Decoder) error {
+	return members(dec, func(name []byte) (err error) {
+		switch string(name) {
+		case "username":
+			u.Name, err = text(dec)
+		case "groups":
+			err = elements(dec, func() error {
+				group, err := textBytes(dec)
+				u.IsNode = u.IsNode || string(group) == nodeGroup
+				return err
+			})
+		default:
+			err = skip(dec)
+		}
+		return err
+	})
 }
 
 // requestOf converts a request of the API's types. Errors: *httpError.
@@ -161,40 +202,53 @@ func requestOf(r *admissionv1.AdmissionRequest) (*request, error) {
 		Name:        r.Name,
 		Namespace:   r.Namespace,
 		Operation:   string(r.Operation),
-		User:        user{r.UserInfo.Username, member(slices.Contains(r.UserInfo.Groups, nodeGroup))},
+		User:        user{r.UserInfo.Username, slices.Contains(r.UserInfo.Groups, nodeGroup)},
 		DryRun:      r.DryRun != nil && *r.DryRun,
 	}
-	if err := q.decodeObjects(r.Object.Raw, r.OldObject.Raw, json.DefaultOptionsV2()); err != nil {
+	if err := q.decodeObjects(r.Object.Raw, r.OldObject.Raw); err != nil {
 		return nil, malformed("the object is malformed: %s", err)
 	}
 	return q, nil
 }
 
+// validated are the options for a text that has been read before. All its names have been compared and its UTF-8
+// checked; to do so again would double what a hostile review costs.
+var validated = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
+
 // decodeObjects decodes as much of the objects as the verdict depends on: nothing starts with a DELETE or a CONNECT,
-// only an UPDATE has images that were there before, and kinds without images are only named in the Decision.
-func (q *request) decodeObjects(object, oldObject []byte, o json.Options) (err error) {
+// only an UPDATE has images that were there before, and kinds without images are only named in the Decision. Objects
+// that have been decoded stay as they are.
+func (q *request) decodeObjects(object, oldObject []byte, o ...jsontext.Options) (err error) {
 	k, checked := kinds[q.Kind]
 	if !checked {
 		if q.Name == "" {
-			q.Object = decodeMetadata(object)
+			q.Object = decodeMetadata(object, o...)
 		}
 		return nil
 	}
 	if q.Operation == "DELETE" || q.Operation == "CONNECT" {
 		return nil
 	}
-	if q.Object, err = decodeObject(k, "request.object", object, o); err == nil && q.Operation == "UPDATE" {
-		q.OldObject, err = decodeObject(k, "request.oldObject", oldObject, o)
+	if q.Object == nil {
+		q.Object, err = decodeObject(k, "request.object", object, o...)
+	}
+	if err == nil && q.Operation == "UPDATE" && q.OldObject == nil {
+		q.OldObject, err = decodeObject(k, "request.oldObject", oldObject, o...)
 	}
 	return err
 }
 
 // decodeObject decodes an object of one of the kinds; nil if there is none. path is where it is in the review.
-func decodeObject(k kind, path string, text []byte, opts json.Options) (*object, error) {
+func decodeObject(k kind, path string, text []byte, options ...jsontext.Options) (o *object, err error) {
 	if len(text) == 0 {
 		return nil, nil
 	}
-	o, err := k.decode(text, opts)
+	err = decode(text, func(dec *jsontext.Decoder) (err error) {
+		if o, err = k.read(dec); err != nil {
+			return err
+		}
+		return atEnd(text, dec.InputOffset())
+	}, options...)
 	if err != nil {
 		return nil, errors.New(fault(path, err))
 	}
@@ -203,14 +257,15 @@ func decodeObject(k kind, path string, text []byte, opts json.Options) (*object,
 
 // decodeMetadata decodes the metadata of an object of another kind; nil if it has none that can be understood: such an
 // object need not have the form of the kinds that are checked.
-func decodeMetadata(text []byte) *object {
-	var o struct {
-		Metadata metadata `json:"metadata"`
-	}
-	if len(text) == 0 || json.Unmarshal(text, &o) != nil {
+func decodeMetadata(text []byte, options ...jsontext.Options) *object {
+	if len(text) == 0 {
 		return nil
 	}
-	return &object{Metadata: o.Metadata}
+	var o object
+	if decode(text, o.readMetadata, options...) != nil {
+		return nil
+	}
+	return &o
 }
 
 // fault words an error of the decoder, for an answer: bounded, printable, with the path of the value as Kubernetes
@@ -222,35 +277,15 @@ func fault(prefix string, err error) string {
 	)
 	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		text, pointer = fmt.Sprintf("%v at byte %d", e.Err, e.ByteOffset), e.JSONPointer
-	} else if e, ok := errors.AsType[*json.SemanticError](err); ok {
-		text, pointer = typeMismatch(e), e.JSONPointer
-	} else {
-		text = err.Error()
+	} else if e, ok := errors.AsType[*mismatch](err); ok {
+		text, pointer = e.Error(), e.pointer
+	} else if text = err.Error(); err == io.EOF { // an empty input
+		text = io.ErrUnexpectedEOF.Error()
 	}
 	if path := fieldPath(prefix, pointer); path != "" {
 		text = path + ": " + text
 	}
 	return quoteUpTo(maxFault, text)
-}
-
-// typeMismatch says which type of value was found and which was expected.
-func typeMismatch(e *json.SemanticError) string {
-	if e.GoType == nil {
-		return "a value of the wrong type"
-	}
-	found := map[jsontext.Kind]string{
-		'n': "null", 't': "a boolean", 'f': "a boolean", '"': "a string", '0': "a number", '{': "an object", '[': "an array",
-	}[e.JSONKind]
-	want := "an object"
-	switch e.GoType.Kind() {
-	case reflect.String:
-		want = "a string"
-	case reflect.Bool:
-		want = "a boolean"
-	case reflect.Slice:
-		want = "an array"
-	}
-	return found + " instead of " + want
 }
 
 // fieldPath appends a JSON pointer to a path, in the form spec.containers[1].image. It cuts what is too long.

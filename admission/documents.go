@@ -30,12 +30,21 @@ type Document struct {
 	Namespace  string // as written, may be empty
 	Name       string // as written, or the generateName
 
-	// Review is a review of the creation of the object, as a dry run. It is nil for kinds that have no images.
+	// Review is a review of the creation of the object, as a dry run. It is nil for kinds that have no images. For a kind
+	// that is not known it is one of a PodTemplate with the images of the pod templates in the object.
 	Review *admissionv1.AdmissionReview
+
+	// NotJudged are the paths of other fields of the object, of a kind that is not one of Kubernetes, that may be images:
+	// strings with the name image. At most five.
+	NotJudged []string
+
+	// Err is why the document cannot be read. Then only Number and Line are set.
+	Err error
 }
 
 // ReadDocuments reads manifests as kubectl does: YAML documents between lines of ---, or consecutive JSON values; a
-// List stands for its items. It reads at most 32 MiB. Errors of the content name the document.
+// list (List, PodList, whatever has items) stands for its items. It reads at most 32 MiB. A document that cannot be
+// read is one with an Err. Errors: those of r, or there is more to read.
 func ReadDocuments(r io.Reader) ([]Document, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxStream+1))
 	if err != nil {
@@ -49,13 +58,12 @@ func ReadDocuments(r io.Reader) ([]Document, error) {
 	for line, part := range split(data) {
 		values, err := decodePart(part)
 		if err != nil {
-			return nil, fmt.Errorf("document %d, from line %d: %w", number+1, line, err)
+			number++
+			docs = append(docs, Document{Number: number, Line: line, Err: err})
 		}
 		for _, v := range values {
 			number++
-			if docs, err = appendObjects(docs, number, line, v); err != nil {
-				return nil, fmt.Errorf("document %d, from line %d: %w", number, line, err)
-			}
+			docs = appendObjects(docs, Document{Number: number, Line: line}, v, manifest{})
 		}
 	}
 	return docs, nil
@@ -133,38 +141,75 @@ type manifest struct {
 		GenerateName string `json:"generateName"`
 		Namespace    string `json:"namespace"`
 	} `json:"metadata"`
-	Items []jsontext.Value `json:"items"`
+	Items jsontext.Value `json:"items"`
 }
 
-// appendObjects appends a document's object, or a List's items.
-func appendObjects(docs []Document, number, line int, v jsontext.Value) ([]Document, error) {
+// appendObjects appends a document's object, or the items of a list. d has the place of the document, and list the
+// apiVersion and kind of items that have none of their own, as those of a typed list.
+func appendObjects(docs []Document, d Document, v jsontext.Value, list manifest) []Document {
 	var m manifest
 	if v.Kind() != '{' {
-		return nil, errors.New("not an object")
+		d.Err = errors.New("not an object")
+		return append(docs, d)
 	}
-	if err := json.Unmarshal(v, &m); err != nil {
-		return nil, err
+	if d.Err = json.Unmarshal(v, &m); d.Err != nil {
+		return append(docs, d)
+	}
+	if m.Kind == "" && m.APIVersion == "" {
+		m.Kind, m.APIVersion = list.Kind, list.APIVersion
 	}
 	if m.Kind == "" || m.APIVersion == "" {
-		return nil, errors.New("apiVersion and kind are missing")
+		d.Err = errors.New("apiVersion and kind are missing")
+		return append(docs, d)
 	}
-	if m.Kind == "List" && m.APIVersion == "v1" {
-		var err error
-		for i, item := range m.Items {
-			if docs, err = appendObjects(docs, number, line, item); err != nil {
-				return nil, fmt.Errorf("item %d of the List: %w", i+1, err)
+	if items, ok := m.items(); ok {
+		inherited := manifest{}
+		if kind, typed := strings.CutSuffix(m.Kind, "List"); typed && kind != "" {
+			inherited = manifest{APIVersion: m.APIVersion, Kind: kind}
+		}
+		for i, item := range items {
+			before := len(docs)
+			docs = appendObjects(docs, d, item, inherited)
+			if last := &docs[len(docs)-1]; len(docs) == before+1 && last.Err != nil {
+				last.Err = fmt.Errorf("item %d of the %s: %w", i+1, m.Kind, last.Err)
 			}
 		}
-		return docs, nil
+		return docs
 	}
-	d := Document{
-		Number: number, Line: line, APIVersion: m.APIVersion, Kind: m.Kind,
-		Namespace: m.Metadata.Namespace, Name: m.Metadata.Name, Review: m.review(v),
-	}
+	d.APIVersion, d.Kind, d.Namespace, d.Name = m.APIVersion, m.Kind, m.Metadata.Namespace, m.Metadata.Name
 	if d.Name == "" {
 		d.Name = m.Metadata.GenerateName
 	}
-	return append(docs, d), nil
+	if d.Review = m.review(v); d.Review == nil {
+		found := findShapes(v)
+		if text := found.template(); text != nil {
+			template := manifest{APIVersion: "v1", Kind: "PodTemplate", Metadata: m.Metadata}
+			d.Review = template.review(text)
+		}
+		if group, _, grouped := strings.Cut(m.APIVersion, "/"); grouped && !isBuiltIn(group) {
+			d.NotJudged = found.unjudged
+		}
+	}
+	return append(docs, d)
+}
+
+// items returns the items of a list. An object whose kind does not end in List is one if its items are objects with a
+// kind of their own.
+func (m *manifest) items() (items []jsontext.Value, ok bool) {
+	plain := m.Kind == "List" && m.APIVersion == "v1"
+	if m.Items.Kind() != '[' || json.Unmarshal(m.Items, &items) != nil {
+		return nil, plain
+	}
+	typed := strings.HasSuffix(m.Kind, "List")
+	for _, item := range items {
+		var i struct {
+			Kind string `json:"kind"`
+		}
+		if item.Kind() != '{' || !typed && (json.Unmarshal(item, &i) != nil || i.Kind == "") {
+			return items, plain
+		}
+	}
+	return items, typed || len(items) > 0
 }
 
 // review returns a review of the creation of an object; nil for a kind that has no images.

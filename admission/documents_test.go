@@ -3,6 +3,7 @@ package admission_test
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,6 +40,20 @@ func TestReadDocuments(t *testing.T) {
 		{"a List", "apiVersion: v1\nkind: List\nitems:\n- " + podJSON +
 			"\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}\n",
 			[]string{"1:1 v1 Pod /g-", "1:1 apps/v1 Deployment /d"}},
+		{"a typed list", "apiVersion: v1\nkind: PodList\n" +
+			"items:\n- {metadata: {name: a}}\n- {apiVersion: v1, kind: Service}\n",
+			[]string{"1:1 v1 Pod /a", "1:1 v1 Service / skipped"}},
+		{"a typed list of a group", "apiVersion: apps/v1\nkind: DeploymentList\n" +
+			"items: [{metadata: {name: d, namespace: web}}]\n",
+			[]string{"1:1 apps/v1 Deployment web/d"}},
+		{"a list in a List", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: PodList, items: [{}]}]\n",
+			[]string{"1:1 v1 Pod /"}},
+		{"items of a custom kind", "apiVersion: a.b/v1\nkind: Bundle\nitems: [{apiVersion: v1, kind: Pod}]\n",
+			[]string{"1:1 v1 Pod /"}},
+		{"a list that has no objects", "apiVersion: a.b/v1\nkind: AllowList\nmetadata: {name: x}\nitems: [a, b]\n",
+			[]string{"1:1 a.b/v1 AllowList /x skipped"}},
+		{"items that are not objects of the API", "apiVersion: a.b/v1\nkind: Menu\nitems: [{name: soup}]\n",
+			[]string{"1:1 a.b/v1 Menu / skipped"}},
 		{"an empty List", "apiVersion: v1\nkind: List\nitems: []\n", nil},
 		{"a kind of another group", "apiVersion: example.com/v1\nkind: Pod\n", []string{"1:1 example.com/v1 Pod / skipped"}},
 	} {
@@ -61,22 +76,32 @@ func TestReadDocuments(t *testing.T) {
 func TestErrorsOfManifestsNameTheDocument(t *testing.T) {
 	good := "apiVersion: v1\nkind: Pod\n---\n"
 	for _, tt := range []struct{ name, stream, want string }{
-		{"bad YAML", good + "a: [\n", "document 2, from line 3: "},
-		{"a key twice", good + "a: 1\na: 2\n", `"a" already set`},
-		{"bad JSON", `{"a":}`, "document 1, from line 1: "},
-		{"a scalar", good + "hello\n", "document 2, from line 3: not an object"},
-		{"a list", "- a\n", "document 1, from line 1: not an object"},
-		{"no kind", "apiVersion: v1\n", "document 1, from line 1: apiVersion and kind are missing"},
-		{"a name that is a number", "apiVersion: v1\nkind: Pod\nmetadata: {name: 1}\n", "document 1, from line 1: "},
+		{"bad YAML", good + "a: [\n", "2:3: "},
+		{"a key twice", good + "a: 1\na: 2\n", `key "a" already set`},
+		{"bad JSON", `{"a":}`, "1:1: "},
+		{"a scalar", good + "hello\n", "2:3: not an object"},
+		{"a list", "- a\n", "1:1: not an object"},
+		{"no kind", "apiVersion: v1\n", "1:1: apiVersion and kind are missing"},
+		{"a name that is a number", "apiVersion: v1\nkind: Pod\nmetadata: {name: 1}\n", "1:1: "},
 		{"a bad item", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Pod}, {}]\n",
-			"document 1, from line 1: item 2 of the List: apiVersion and kind are missing"},
+			"1:1: item 2 of the List: apiVersion and kind are missing"},
 		{"the second JSON value", `{"apiVersion":"v1","kind":"Pod"}{}`,
-			"document 2, from line 1: apiVersion and kind are missing"},
+			"2:1: apiVersion and kind are missing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if docs, err := admission.ReadDocuments(strings.NewReader(tt.stream)); err == nil ||
-				!strings.Contains(err.Error(), tt.want) {
-				t.Errorf("got %v, %v\nwant %s", docs, err, tt.want)
+			after := "\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: after}\n"
+			docs, err := admission.ReadDocuments(strings.NewReader(tt.stream + after))
+			text := ""
+			for _, d := range docs {
+				if d.Err != nil {
+					text += fmt.Sprintf("%d:%d: %v\n", d.Number, d.Line, d.Err)
+				}
+			}
+			if err != nil || strings.Count(text, "\n") == 0 || !strings.Contains(text, tt.want) {
+				t.Errorf("got %q, %v\nwant %s", text, err, tt.want)
+			}
+			if last := docs[len(docs)-1]; last.Err != nil || last.Name != "after" {
+				t.Errorf("the document after it: %+v", last)
 			}
 		})
 	}
@@ -115,4 +140,57 @@ func TestADocumentIsReviewedLikeACreation(t *testing.T) {
 	if resource := docs[1].Review.Request.Resource.String(); !strings.Contains(resource, "deployments") {
 		t.Errorf("the resource is %s", resource)
 	}
+}
+
+// TestPodTemplatesAreFoundByShape has kinds that trow check passed as having no images.
+func TestPodTemplatesAreFoundByShape(t *testing.T) {
+	const containers = `{initContainers: [{image: quay.io/init}], containers: [{name: c, image: quay.io/x}], ` +
+		`volumes: [{name: v, image: {reference: quay.io/volume}}]}`
+	const three = "quay.io/x quay.io/init quay.io/volume"
+	for _, tt := range []struct{ name, object, images, unjudged string }{
+		{"an Argo Rollout", "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nspec: {template: {spec: " + containers + "}}",
+			three, ""},
+		{"a Knative Service", "apiVersion: serving.knative.dev/v1\nkind: Service\n" +
+			"spec: {template: {spec: " + containers + "}}", three, ""},
+		{"a JobSet", "apiVersion: jobset.x-k8s.io/v1alpha2\nkind: JobSet\nspec: {replicatedJobs: [{template: {spec: " +
+			"{template: {spec: " + containers + "}}}}, {template: {spec: {template: {spec: {containers: [{image: " +
+			"quay.io/y}]}}}}}]}", "quay.io/x quay.io/init quay.io/y quay.io/volume", ""},
+		{"a Deployment of an old group", "apiVersion: extensions/v1beta1\nkind: Deployment\nspec: {template: {spec: " +
+			containers + "}}", three, ""},
+		{"an operator's kind", "apiVersion: monitoring.coreos.com/v1\nkind: Prometheus\n" +
+			"spec: {image: quay.io/p, containers: [{name: c, image: quay.io/x}]}", "quay.io/x", "spec.image"},
+		{"a Workflow", "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\n" +
+			"spec: {templates: [{container: {image: quay.io/x}}]}",
+			"", "spec.templates[0].container.image"},
+		{"an image that is open", "apiVersion: a.b/v1\nkind: X\nspec: {image: '', other: {image: auto}}", "", ""},
+		{"an image that is an object", "apiVersion: a.b/v1\nkind: X\nspec: {image: {repository: x}}", "", ""},
+		{"a status", "apiVersion: a.b/v1\nkind: X\nstatus: {image: x}", "", ""},
+		{"a kind of Kubernetes", "apiVersion: v1\nkind: ConfigMap\ndata: {image: x}", "", ""},
+	} {
+		docs, err := admission.ReadDocuments(strings.NewReader(tt.object))
+		if err != nil || len(docs) != 1 || docs[0].Err != nil {
+			t.Fatal(tt.name, docs, err)
+		}
+		d, images := docs[0], ""
+		if d.Review != nil {
+			w, seen := newWebhook(t, admission.PolicyOptions{EnforceTemplates: true})
+			if r, err := w.Review(t.Context(), d.Review.Request); err != nil || r.Allowed {
+				t.Errorf("%s: %+v, %v", tt.name, r, err)
+			}
+			var list []string
+			for _, v := range (*seen)[0].Verdicts {
+				list = append(list, v.Image)
+			}
+			images = strings.Join(list, " ")
+		}
+		if sorted(images) != sorted(tt.images) || strings.Join(d.NotJudged, " ") != tt.unjudged {
+			t.Errorf("%s: images %q, not judged %q", tt.name, images, d.NotJudged)
+		}
+	}
+}
+
+func sorted(words string) string {
+	list := strings.Fields(words)
+	slices.Sort(list)
+	return strings.Join(list, " ")
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // TestHostileReviewsCostBoundedTimeAndMemory checks that a review of any content allocates at most 24 times its size,
-// and takes at most 20 times as long as an honest review of that size.
+// and takes at most 40 times as long as an honest review of that size, of which most is read at once.
 func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 	const size = 2 << 20 // the cost is proportional, and 7 MiB take longer to test
 	w := newHook(admission.Options{Images: newRegistry(t, held), Policy: newPolicy(t, admission.PolicyOptions{})})
@@ -76,10 +76,10 @@ func TestHostileReviewsCostBoundedTimeAndMemory(t *testing.T) {
 		if bytes > 24*size {
 			t.Errorf("%s: %d MiB are allocated, for an honest review %d MiB", name, bytes>>20, honestBytes>>20)
 		}
-		if took > 20*honestTime { // another process may have had the processor
+		if took > 40*honestTime { // another process may have had the processor
 			_, took = cost(body, 3)
 		}
-		if took > 20*honestTime {
+		if took > 40*honestTime {
 			t.Errorf("%s: took %s, an honest review %s", name, took, honestTime)
 		}
 	}

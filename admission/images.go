@@ -2,10 +2,10 @@ package admission
 
 import (
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
 
@@ -16,135 +16,202 @@ type object struct {
 }
 
 type metadata struct {
-	Name         string  `json:"name"`
-	GenerateName string  `json:"generateName"`
-	Deleted      *string `json:"deletionTimestamp"`
-	Annotations  struct {
-		Mirror present `json:"kubernetes.io/config.mirror"` // the kubelet sets it on mirror pods
-	} `json:"annotations"`
-	Controlled    controlled `json:"ownerReferences"`
-	ManagedFields skipped    `json:"managedFields"`
+	Name         string
+	GenerateName string
+	Deleted      bool // it has a deletionTimestamp
+	Mirror       bool // it has the annotation that the kubelet sets on mirror pods
+
+	// Controlled reports whether one of the owners of an object is a controller, which made it. Warnings about such
+	// objects reach no user. Nothing else may depend on it, because any user can write an owner reference.
+	Controlled bool
 }
 
-// skipped is a member that is often most of an object and has no images. The library skips unknown members token by
-// token; ReadValue takes half the time.
-type skipped struct{}
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (*skipped) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	_, err := dec.ReadValue()
-	return err
+func (m *metadata) read(dec *jsontext.Decoder) error {
+	return members(dec, func(name []byte) (err error) {
+		switch string(name) {
+		case "name":
+			m.Name, err = text(dec)
+		case "generateName":
+			m.GenerateName, err = text(dec)
+		case "deletionTimestamp":
+			m.Deleted = dec.PeekKind() != 'n'
+			_, err = textBytes(dec)
+		case "annotations":
+			err = members(dec, func(name []byte) error {
+				if string(name) != "kubernetes.io/config.mirror" {
+					return skip(dec)
+				}
+				m.Mirror = true // null is the empty string
+				_, err := textBytes(dec)
+				return err
+			})
+		case "ownerReferences":
+			err = elements(dec, func() error { return m.readOwner(dec) })
+		default: // managedFields is often most of an object
+			err = skip(dec)
+		}
+		return err
+	})
 }
 
-// present reports whether there is a member whose value is a string. null is the empty string.
-type present bool
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (p *present) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	*p = true
-	var text string
-	return json.UnmarshalDecode(dec, &text)
+func (m *metadata) readOwner(dec *jsontext.Decoder) error {
+	return members(dec, func(name []byte) error {
+		if string(name) != "controller" {
+			return skip(dec)
+		}
+		controller, err := boolean(dec)
+		m.Controlled = m.Controlled || controller
+		return err
+	})
 }
 
-// controlled reports whether one of the owners of an object is a controller, which made it. Warnings about such
-// objects reach no user. Nothing else may depend on it, because any user can write an owner reference.
-type controlled bool
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (c *controlled) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	type owner struct {
-		Controller bool `json:"controller"`
-	}
-	*c = false
-	return elements(dec, func(o owner) { *c = *c || controlled(o.Controller) })
-}
-
-// The shapes of the kinds. They differ in where the spec of the pods is.
-type (
-	pod struct {
-		Metadata metadata `json:"metadata"`
-		Spec     podSpec  `json:"spec"`
-		Status   skipped  `json:"status"`
-	}
-	podTemplate struct {
-		Metadata metadata `json:"metadata"`
-		Template template `json:"template"`
-	}
-	workload struct {
-		Metadata metadata `json:"metadata"`
-		Spec     struct {
-			Template template `json:"template"`
-		} `json:"spec"`
-	}
-	cronJob struct {
-		Metadata metadata `json:"metadata"`
-		Spec     struct {
-			JobTemplate struct {
-				Spec struct {
-					Template template `json:"template"`
-				} `json:"spec"`
-			} `json:"jobTemplate"`
-		} `json:"spec"`
-	}
-	template struct {
-		Spec podSpec `json:"spec"`
-	}
-)
-
-func (o *pod) object() *object         { return &object{o.Metadata, o.Spec} }
-func (o *podTemplate) object() *object { return &object{o.Metadata, o.Template.Spec} }
-func (o *workload) object() *object    { return &object{o.Metadata, o.Spec.Template.Spec} }
-func (o *cronJob) object() *object     { return &object{o.Metadata, o.Spec.JobTemplate.Spec.Template.Spec} }
-
+// podSpec has the images of a pod.
 type podSpec struct {
-	Containers          list[container] `json:"containers"`
-	InitContainers      list[container] `json:"initContainers"`
-	EphemeralContainers list[container] `json:"ephemeralContainers"`
-	Volumes             list[volume]    `json:"volumes"`
+	Containers          []string
+	InitContainers      []string
+	EphemeralContainers []string
+	Volumes             []imageVolume
 }
 
-type container struct {
-	Image string `json:"image"`
+// imageVolume is a volume whose content comes from an image (KEP-4639).
+type imageVolume struct {
+	index     int // among all volumes
+	reference string
 }
 
-// volume is a volume of a pod. The content of a volume with an image comes from that image (KEP-4639).
-type volume struct {
-	Image *struct {
-		Reference string `json:"reference"`
-	} `json:"image"`
+func (s *podSpec) read(dec *jsontext.Decoder) error {
+	return members(dec, func(name []byte) (err error) {
+		switch string(name) {
+		case "containers":
+			s.Containers, err = readContainers(dec)
+		case "initContainers":
+			s.InitContainers, err = readContainers(dec)
+		case "ephemeralContainers":
+			s.EphemeralContainers, err = readContainers(dec)
+		case "volumes":
+			err = s.readVolumes(dec)
+		default:
+			err = skip(dec)
+		}
+		return err
+	})
+}
+
+// readContainers returns the images of a list of containers, one for each container.
+func readContainers(dec *jsontext.Decoder) (images []string, err error) {
+	err = elements(dec, func() error {
+		image := ""
+		err := members(dec, func(name []byte) (err error) {
+			if string(name) != "image" {
+				return skip(dec)
+			}
+			image, err = text(dec)
+			return err
+		})
+		images = appended(images, image)
+		return err
+	})
+	return images, err
+}
+
+func (s *podSpec) readVolumes(dec *jsontext.Decoder) error {
+	n := 0
+	return elements(dec, func() error {
+		v := imageVolume{index: n}
+		n++
+		return members(dec, func(name []byte) error {
+			if string(name) != "image" || dec.PeekKind() == 'n' {
+				return skip(dec)
+			}
+			err := members(dec, func(name []byte) (err error) {
+				if string(name) != "reference" {
+					return skip(dec)
+				}
+				v.reference, err = text(dec)
+				return err
+			})
+			s.Volumes = appended(s.Volumes, v)
+			return err
+		})
+	})
+}
+
+// appended is append, which alone would allocate five times the size of a long list in all.
+func appended[T any](list []T, element T) []T {
+	if len(list) == cap(list) {
+		list = slices.Grow(list, max(len(list), 4))
+	}
+	return append(list, element)
 }
 
 // kind describes where an object of a kind has its images.
 type kind struct {
 	resource string
-	at       string // path of the pod spec
-	decode   func(text []byte, o json.Options) (*object, error)
-	template bool // pods are made from it
+	at       string   // path of the pod spec
+	path     []string // the same as member names
+	template bool     // pods are made from it
 }
 
 // kinds are the kinds whose images are checked. All others are allowed.
 var kinds = map[groupKind]kind{
-	{"", "Pod"}:                   {"pods", "spec", decodeAs[pod], false},
-	{"", "PodTemplate"}:           {"podtemplates", "template.spec", decodeAs[podTemplate], true},
-	{"", "ReplicationController"}: {"replicationcontrollers", "spec.template.spec", decodeAs[workload], true},
-	{"apps", "Deployment"}:        {"deployments", "spec.template.spec", decodeAs[workload], true},
-	{"apps", "ReplicaSet"}:        {"replicasets", "spec.template.spec", decodeAs[workload], true},
-	{"apps", "StatefulSet"}:       {"statefulsets", "spec.template.spec", decodeAs[workload], true},
-	{"apps", "DaemonSet"}:         {"daemonsets", "spec.template.spec", decodeAs[workload], true},
-	{"batch", "Job"}:              {"jobs", "spec.template.spec", decodeAs[workload], true},
-	{"batch", "CronJob"}:          {"cronjobs", "spec.jobTemplate.spec.template.spec", decodeAs[cronJob], true},
+	{"", "Pod"}:                   kindOf("pods", "spec"),
+	{"", "PodTemplate"}:           kindOf("podtemplates", "template.spec"),
+	{"", "ReplicationController"}: kindOf("replicationcontrollers", "spec.template.spec"),
+	{"apps", "Deployment"}:        kindOf("deployments", "spec.template.spec"),
+	{"apps", "ReplicaSet"}:        kindOf("replicasets", "spec.template.spec"),
+	{"apps", "StatefulSet"}:       kindOf("statefulsets", "spec.template.spec"),
+	{"apps", "DaemonSet"}:         kindOf("daemonsets", "spec.template.spec"),
+	{"batch", "Job"}:              kindOf("jobs", "spec.template.spec"),
+	{"batch", "CronJob"}:          kindOf("cronjobs", "spec.jobTemplate.spec.template.spec"),
 }
 
-// decodeAs decodes an object of a shape; nil for null.
-func decodeAs[T any, P interface {
-	*T
-	object() *object
-}](text []byte, o json.Options) (*object, error) {
-	var shape P
-	if err := json.Unmarshal(text, &shape, o); err != nil || shape == nil {
-		return nil, err
+func kindOf(resource, at string) kind {
+	return kind{resource, at, strings.Split(at, "."), resource != "pods"}
+}
+
+// read decodes an object of the kind; nil for null.
+func (k kind) read(dec *jsontext.Decoder) (*object, error) {
+	if dec.PeekKind() == 'n' {
+		return nil, skip(dec)
 	}
-	return shape.object(), nil
+	o := new(object)
+	return o, o.read(dec, k.path)
+}
+
+// read decodes an object whose pod spec is at path.
+func (o *object) read(dec *jsontext.Decoder, path []string) error {
+	return members(dec, func(name []byte) error {
+		switch {
+		case string(name) == "metadata":
+			return o.Metadata.read(dec)
+		case string(name) == path[0]:
+			return o.Pod.readAt(dec, path[1:])
+		}
+		return skip(dec)
+	})
+}
+
+// readMetadata decodes the metadata alone, of an object of any kind.
+func (o *object) readMetadata(dec *jsontext.Decoder) error {
+	return members(dec, func(name []byte) error {
+		if string(name) != "metadata" {
+			return skip(dec)
+		}
+		return o.Metadata.read(dec)
+	})
+}
+
+// readAt decodes the pod spec at path below the value that is next.
+func (s *podSpec) readAt(dec *jsontext.Decoder, path []string) error {
+	if len(path) == 0 {
+		return s.read(dec)
+	}
+	return members(dec, func(name []byte) error {
+		if string(name) != path[0] {
+			return skip(dec)
+		}
+		return s.readAt(dec, path[1:])
+	})
 }
 
 // place is where a pod spec has an image.
@@ -184,20 +251,20 @@ func (s *podSpec) images() iter.Seq2[place, string] {
 	return func(yield func(place, string) bool) {
 		for _, l := range [...]struct {
 			name string
-			list []container
+			list []string
 		}{
 			{"containers", s.Containers},
 			{"initContainers", s.InitContainers},
 			{"ephemeralContainers", s.EphemeralContainers},
 		} {
-			for i, c := range l.list {
-				if !yield(place{l.name, i, "image"}, c.Image) {
+			for i, image := range l.list {
+				if !yield(place{l.name, i, "image"}, image) {
 					return
 				}
 			}
 		}
-		for i, v := range s.Volumes {
-			if v.Image != nil && !yield(place{"volumes", i, "image.reference"}, v.Image.Reference) {
+		for _, v := range s.Volumes {
+			if !yield(place{"volumes", v.index, "image.reference"}, v.reference) {
 				return
 			}
 		}

@@ -11,8 +11,8 @@ import (
 // PolicyOptions says which images may run. The zero value allows Kubernetes' own images and nothing else.
 //
 // A prefix is host[:port][/path][/]: quay.io/team covers quay.io/team and quay.io/team/x but not
-// quay.io/team-other; with a trailing slash only what lies beneath. The host is exact. On Docker Hub a path
-// of one component is both a user and an official image: docker.io/nginx covers both.
+// quay.io/team-other; with a trailing slash only what lies beneath. Hosts are compared in canonical form. On
+// Docker Hub a path of one component is both a user and an official image: docker.io/nginx covers both.
 //
 // An image is host/repo[:tag][@digest]; without tag and digest it is the tag latest. It means what is
 // written: a tag is satisfied neither by another tag nor by a digest, and a digest only by that digest,
@@ -21,7 +21,7 @@ import (
 // A rule whose host is one of Names holds for all of Names.
 type PolicyOptions struct {
 	// Names are the local names, host[:port] each: an image of such a host is in this registry or nowhere.
-	// Compared exactly but for the case of letters; a name without a port means the host without a port.
+	// Compared in canonical form; a name without a port means the host with port 443.
 	Names []string
 
 	// AllowPrefixes and AllowImages allow images that the registry does not hold.
@@ -41,6 +41,10 @@ type PolicyOptions struct {
 	// manifest (but not as a part of an index, and not as a copy in another repository).
 	DisallowLocalPrefixes []string
 	DisallowLocalImages   []string
+
+	// DenyShortNames denies images that name no host, whatever allows them: containerd and Docker take them from Docker
+	// Hub, and CRI-O from any registry that the node names.
+	DenyShortNames bool
 
 	// Default is "Deny", also when empty, or "Allow". It concerns remote images that no rule names.
 	Default string
@@ -69,6 +73,8 @@ func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
 		"local images to deny although the registry holds them, by prefix")
 	fs.StringSliceVar(&o.DisallowLocalImages, "disallow-local-images", nil,
 		"local images to deny although the registry holds them, by name[:tag]")
+	fs.BoolVar(&o.DenyShortNames, "deny-short-names", false,
+		"deny images that name no registry, as nginx: CRI-O may not pull them from docker.io")
 	fs.StringVar(&o.Default, "default", "Deny", "Deny or Allow remote images that no rule covers")
 	fs.StringSliceVar(&o.Allow, "allow", nil, "prefixes to allow; the longest of allow and deny wins")
 	fs.StringSliceVar(&o.Deny, "deny", nil, "prefixes to deny; deny wins over an equally long allow")
@@ -109,7 +115,11 @@ func (o *PolicyOptions) summary() string {
 	if len(rules) > 0 {
 		text += "; and " + strings.Join(rules, ", ")
 	}
-	if denied := slices.Concat(o.DisallowLocalPrefixes, o.DisallowLocalImages, o.Deny); len(denied) > 0 {
+	denied := slices.Concat(o.DisallowLocalPrefixes, o.DisallowLocalImages, o.Deny)
+	if o.DenyShortNames {
+		denied = append(denied, "names without a registry")
+	}
+	if len(denied) > 0 {
 		text += "; never " + strings.Join(denied, ", ")
 	}
 	return text

@@ -23,7 +23,7 @@ func TestFlagsSetTheOptions(t *testing.T) {
 	err := fs.Parse(strings.Fields("-n a.b,c:1 --allow-prefixes=p --allow-images=i --allow-docker-official " +
 		"--deny-k8s-images " +
 		"--disallow-local-prefixes=dp --disallow-local-images=di --default=Allow --allow=a --deny=d --enforce-templates " +
-		"--validate-client-names=n --validate-token-file=f"))
+		"--validate-client-names=n --validate-token-file=f --deny-short-names --validate-hints=off"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,8 @@ func TestFlagsSetTheOptions(t *testing.T) {
 	if got := strings.Join(lists, " "); got != "a.b c:1 p i dp di a d n" {
 		t.Errorf("lists: %s", got)
 	}
-	if !o.AllowDockerOfficial || !o.DenyK8sImages || !o.EnforceTemplates || o.Default != "Allow" || c.TokenFile != "f" {
+	if !o.AllowDockerOfficial || !o.DenyK8sImages || !o.EnforceTemplates || o.Default != "Allow" || c.TokenFile != "f" ||
+		!o.DenyShortNames || c.Hints != "off" {
 		t.Errorf("got %+v, %+v", o, c)
 	}
 }
@@ -83,9 +84,10 @@ func TestSummarySaysWhatMayRun(t *testing.T) {
 		"images that this registry holds; and registry.k8s.io/, k8s.gcr.io/": {},
 		"images that this registry holds":                                    {DenyK8sImages: true},
 		"images that this registry holds; and quay.io, docker.io/x:1, gcr.io, docker.io/library/, " +
-			"all other remote images (default: Allow); never app, app:1, quay.io/x": {
+			"all other remote images (default: Allow); never app, app:1, quay.io/x, " +
+			"names without a registry": {
 			AllowPrefixes: []string{"quay.io"}, AllowImages: []string{"docker.io/x:1"}, Allow: []string{"gcr.io"},
-			AllowDockerOfficial: true, DenyK8sImages: true, Default: "allow",
+			AllowDockerOfficial: true, DenyK8sImages: true, Default: "allow", DenyShortNames: true,
 			DisallowLocalPrefixes: []string{"app"}, DisallowLocalImages: []string{"app:1"}, Deny: []string{"quay.io/x"},
 		},
 	} {

@@ -6,13 +6,12 @@ import (
 	"math"
 	"strings"
 
-	"github.com/distribution/reference"
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 // Policy decides which images may run. It is immutable and safe for concurrent use.
 type Policy struct {
-	names        map[string]bool // local names, in lower case
+	names        map[string]bool // local names, in canonical form
 	allow        []prefix
 	deny         []prefix
 	allowImages  map[Reference]Rule // by key
@@ -22,6 +21,7 @@ type Policy struct {
 	denyLocal       []prefix
 	denyLocalImages map[string][]deniedImage // by repository
 
+	denyShort        bool // images that name no host
 	enforceTemplates bool
 	summary          string
 
@@ -56,6 +56,7 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 		allowImages:      map[Reference]Rule{},
 		denyLocalImages:  map[string][]deniedImage{},
 		allowUnruled:     strings.EqualFold(o.Default, "Allow"),
+		denyShort:        o.DenyShortNames,
 		enforceTemplates: o.EnforceTemplates,
 		summary:          o.summary(),
 		parsed:           parsed,
@@ -114,14 +115,14 @@ func each(key string, list []string, add func(Rule) error) error {
 }
 
 func (p *Policy) addName(rule Rule) error {
-	name := strings.ToLower(rule.Entry)
-	if !looksLikeHost(name) {
-		return fmt.Errorf("%s/app would mean an image of Docker Hub; write the name with its port or domain", name)
+	if lower := strings.ToLower(rule.Entry); !looksLikeHost(lower) {
+		return fmt.Errorf("%s/app would mean an image of Docker Hub; write the name with its port or domain", lower)
 	}
-	if n, err := reference.WithName(name + "/x"); err != nil || reference.Domain(n) != name {
-		return errors.New("not a valid host[:port]; write the name without scheme and path")
+	name, err := settingHost(rule.Entry)
+	if err != nil {
+		return err
 	}
-	if canonicalHost(name) == hub {
+	if name == hub {
 		return errors.New("this is Docker Hub, which cannot be local; remove it")
 	}
 	p.names[name] = true
@@ -186,8 +187,9 @@ func (p *Policy) addDenyLocalImage(rule Rule) error {
 // local name is taken for the first component of a repository, which may contain dots.
 func (p *Policy) withoutLocalName(s string) (string, error) {
 	host, rest, slash := strings.Cut(s, "/")
+	canonical, err := settingHost(host)
 	switch {
-	case p.names[strings.ToLower(host)]:
+	case err == nil && looksLikeHost(strings.ToLower(host)) && p.names[canonical]:
 		return rest, nil
 	case slash && strings.Contains(host, ":"):
 		return "", fmt.Errorf("%s is not one of names; remove the host or add it to names", quote(host))
@@ -222,13 +224,6 @@ func (p *Policy) ruling(r Reference) (ruling, Rule) {
 		allow, allowRule = math.MaxInt, rule
 	}
 	deny, denyRule := longest(p.deny, r)
-	// host:443 is host. A rule that allows must match exactly; a rule that denies must not be evaded by writing the port.
-	if r.Domain != self {
-		r.Domain = withoutDefaultPort(r.Domain)
-		if n, rule := longest(p.deny, r); n > deny {
-			deny, denyRule = n, rule
-		}
-	}
 	switch {
 	case deny > 0 && deny >= allow:
 		return deniedByRule, denyRule

@@ -98,7 +98,8 @@ func TestVerdicts(t *testing.T) {
 			"quay.io/team/x":                allowed,
 			"QUAY.io/team/x/y":              allowed,
 			"quay.io/team-other":            remote("quay.io/team-other"),
-			"quay.io:443/team":              remote("quay.io:443/team"), // the host must match exactly
+			"quay.io:443/team":              allowed, // the same host
+			"quay.io:8443/team":             remote("quay.io:8443/team"),
 			"quay.io.evil.com/team":         remote("quay.io.evil.com/team"),
 			"ghcr.io/org/x":                 allowed,
 			"ghcr.io/org":                   remote("ghcr.io/org"),
@@ -210,7 +211,7 @@ func TestVerdicts(t *testing.T) {
 		verdict: map[string]string{
 			"registry.example.com/app:1":      allowed,
 			"REGISTRY.example.com/app:1":      allowed,
-			"registry.example.com:443/app:1":  remote("registry.example.com:443/app"),
+			"registry.example.com:443/app:1":  allowed, // the same host
 			"registry.example.com:5000/app:1": remote("registry.example.com:5000/app"),
 		},
 	}} {
@@ -245,6 +246,18 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 		{"the default port does not evade a deny rule on any host",
 			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}},
 			[]string{"quay.io:443/team/x", "QUAY.IO:443/team/x"}},
+		{"zeros before a port, and other spellings of an address, are the same host",
+			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io:05000", "[2001:DB8:0::1]:80", "10.0.0.7",
+				"registry.hub.docker.com/team/x", "trow:0443", "[::ffff:7f00:2]/x", "example.com.:443"}},
+			[]string{"quay.io:5000/x", "QUAY.io:0005000/x", "[2001:db8::1]:80/x", "[2001:0db8:0000:0::1]:080/x",
+				"10.0.0.7:443/x", "[::ffff:a00:7]/x", "docker.io/team/x", "index.docker.io:443/team/x", "TROW/x",
+				"trow:443/x", "127.0.0.2/x/y", "example.com:443/x", "Example.com/x"}},
+		{"an address in a form of the C library is not a host", admission.PolicyOptions{Default: "Allow"},
+			[]string{"127.1:31000/x", "0x7f.0.0.1/x", "0177.0.0.1/x", "2130706433:31000/x", "0X7F000001/x", "127.0.0.01/x",
+				"127.0.0.256/x", "1.2.3.4.5/x", "a.1/x", "a.0x/x", "a.99999999999999999999999999/x", "quay.io:65536/x",
+				"quay.io:0/x", "quay.io:99999999999999999999/x", "[:::]/x", "[1]/x"}},
+		{"the unspecified address is loopback", admission.PolicyOptions{Default: "Allow",
+			Deny: []string{"127.0.0.1:31000", "[::1]:31000"}}, []string{"0.0.0.0:31000/x", "[::]:31000/x"}},
 		{"the case of a remote host does not matter",
 			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}},
 			[]string{"QUAY.IO/team/x", "Quay.io/team"}},
@@ -262,7 +275,7 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 			admission.PolicyOptions{}, []string{"127.0.0.1:31000/app:1", "127.1:31000/app:1", "[::1]:31000/app:1",
 				"localhost:31000/app:1", "10.0.0.7:31000/app:1"}},
 		{"another port of a local name is not local", admission.PolicyOptions{},
-			[]string{"trow.kube-public/app:1", "trow.kube-public:031000/app:1", "trow.kube-public:31001/app:1"}},
+			[]string{"trow.kube-public/app:1", "trow.kube-public:31001/app:1", "trow.kube-public:0/app:1"}},
 		{"a trailing dot does not help", admission.PolicyOptions{Default: "Allow"},
 			[]string{"docker.io./x", "trow.kube-public.:31000/app:1"}},
 		{"a rule for one local name holds for the others",
@@ -311,6 +324,14 @@ func TestInvalidSettingsAreRefused(t *testing.T) {
 			`names: "trow": trow/app would mean an image of Docker Hub`},
 		{"a name with a path", admission.PolicyOptions{Names: []string{"trow:31000/x"}},
 			`names: "trow:31000/x": not a valid host[:port]`},
+		{"a prefix with a port that does not exist", admission.PolicyOptions{Deny: []string{"quay.io:65536"}},
+			"its port is not between 1 and 65535"},
+		{"a prefix with half an address", admission.PolicyOptions{Deny: []string{"127.1:31000/x"}},
+			"not a valid IPv4 address; write 127.0.0.1:31000"},
+		{"a name with half an address", admission.PolicyOptions{Names: []string{"0x7f.1:31000"}},
+			`names: "0x7f.1:31000": not a valid IPv4 address; write 127.0.0.1:31000`},
+		{"Docker Hub by another name", admission.PolicyOptions{Names: []string{"registry.hub.docker.com:0443"}},
+			"this is Docker Hub"},
 		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}}, "not a valid host[:port]"},
 		{"Docker Hub as a name", admission.PolicyOptions{Names: []string{"docker.io"}}, "this is Docker Hub"},
 		{"a local prefix of another host", admission.PolicyOptions{DisallowLocalPrefixes: []string{"trow:5000/x"}},
@@ -344,8 +365,10 @@ func TestAllInvalidSettingsAreReportedAtOnce(t *testing.T) {
 }
 
 func TestLocalReportsTheImagesOfTheRegistry(t *testing.T) {
-	p := newPolicy(t, admission.PolicyOptions{Default: "deny"})
-	for image, want := range map[string]bool{"TROW:31000/x": true, "quay.io/x": false, "x": false} {
+	names := append(localNames, "127.0.0.1:31000", "[::1]:031000")
+	p := newPolicy(t, admission.PolicyOptions{Default: "deny", Names: names})
+	for image, want := range map[string]bool{"TROW:31000/x": true, "trow:031000/x": true, "quay.io/x": false,
+		"x": false, "[0:0::1]:31000/x": true, "[::ffff:7f00:1]:31000/x": true, "0.0.0.0:31000/x": true} {
 		r, err := admission.ParseReference(image)
 		if err != nil || p.Local(r) != want {
 			t.Errorf("%s: local is %v (%v)", image, !want, err)

@@ -34,11 +34,20 @@ func parsePrefix(s string) (prefix, error) {
 	if err != nil {
 		return prefix{}, err
 	}
-	if n, err := reference.WithName(host + "/x"); err != nil || reference.Domain(n) != host {
-		return prefix{}, errors.New("the part before the first slash is not a valid host[:port]")
+	if p.host, err = settingHost(host); err != nil {
+		return prefix{}, fmt.Errorf("the part before the first slash is %w", err)
 	}
-	p.host = canonicalHost(host)
 	return p, nil
+}
+
+// settingHost returns the canonical form of a host in a setting, in which a dot may end it.
+func settingHost(host string) (string, error) {
+	name, port := splitPort(host)
+	host = join(strings.TrimSuffix(name, "."), port)
+	if n, err := reference.WithName(host + "/x"); err != nil || reference.Domain(n) != host {
+		return "", errors.New("not a valid host[:port]; write it without scheme and path")
+	}
+	return canonicalHost(host)
 }
 
 // parsePath parses the part of a prefix after the host.

@@ -26,7 +26,7 @@ const (
 // Reference is an image reference in canonical form: two spellings that a container runtime takes for the
 // same image have the same String.
 type Reference struct {
-	Domain string        // host[:port] in lower case; docker.io for every known name of Docker Hub
+	Domain string        // host[:port] in canonical form; docker.io for every known name of Docker Hub
 	Path   string        // the repository, with library/ for official images of Docker Hub
 	Tag    string        // "latest" if neither tag nor digest is written; without effect beside a Digest
 	Digest digest.Digest // empty unless written
@@ -61,7 +61,9 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{}, &InvalidError{quote(s), "the part before the first slash is not a valid host[:port]"}
 	}
 	r.Short = r.Domain == hub && !namesHost(s)
-	r.Domain = canonicalHost(r.Domain)
+	if r.Domain, err = canonicalHost(r.Domain); err != nil {
+		return Reference{}, &InvalidError{quote(s), "the host is " + err.Error()}
+	}
 	if r.Domain == hub && !strings.Contains(r.Path, "/") {
 		r.Path = official + r.Path
 	}
@@ -140,6 +142,12 @@ func explain(s string, err error) string {
 	case reference.IdentifierRegexp.FindString(s) == s:
 		return "64 hex digits mean an image in the cache of the node, not one in a registry"
 	}
+	if host, rest, _ := strings.Cut(s, "/"); strings.Contains(host+":", ".:") {
+		name, port := splitPort(host)
+		if _, err := reference.ParseNormalizedNamed(join(strings.TrimRight(name, "."), port) + "/" + rest); err == nil {
+			return "not a valid host: it ends with a dot; remove the dot"
+		}
+	}
 	if _, err := reference.ParseNormalizedNamed(strings.ToLower(s)); err == nil {
 		return "repository names are in lower case"
 	}
@@ -154,26 +162,6 @@ func namesHost(s string) bool {
 }
 
 func looksLikeHost(s string) bool { return s == "localhost" || strings.ContainsAny(s, ".:") }
-
-// canonicalHost folds a host[:port] to lower case, as DNS does, and the other names of Docker Hub to docker.io.
-func canonicalHost(domain string) string {
-	domain = strings.ToLower(domain)
-	switch withoutDefaultPort(domain) {
-	case hub, "index.docker.io", "registry-1.docker.io":
-		return hub
-	}
-	return domain
-}
-
-// withoutDefaultPort removes the port of HTTPS, in any spelling that a dialer takes for 443.
-func withoutDefaultPort(domain string) string {
-	if host, ok := strings.CutSuffix(domain, "443"); ok {
-		if host, ok = strings.CutSuffix(strings.TrimRight(host, "0"), ":"); ok {
-			return host
-		}
-	}
-	return domain
-}
 
 // quote makes any string safe to print in a sentence: in quotes, ASCII, bounded.
 func quote(s string) string { return quoteUpTo(maxQuoted, s) }

@@ -1,7 +1,12 @@
 package admission_test
 
 import (
+	"cmp"
 	"errors"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode"
@@ -18,14 +23,16 @@ func TestSpellingsOfOneImageHaveOneCanonicalForm(t *testing.T) {
 			"index.docker.io/nginx", "index.docker.io/library/nginx:latest", "INDEX.docker.io/nginx",
 			"registry-1.docker.io/library/nginx", "registry-1.docker.io/nginx", "docker.io:443/library/nginx",
 			"docker.io:443/nginx",
-			"docker.io:0443/nginx", "registry-1.docker.io:443/nginx",
+			"docker.io:0443/nginx", "registry-1.docker.io:443/nginx", "registry.hub.docker.com/library/nginx",
+			"Registry.Hub.Docker.com:443/nginx",
 		},
-		"docker.io/team/app:1":                 {"team/app:1", "docker.io/team/app:1"},
-		"docker.io/library/foo:5000":           {"foo:5000"},
-		"quay.io/x:latest":                     {"quay.io/x", "QUAY.IO/x", "Quay.io/x:latest"},
-		"quay.io:443/x:latest":                 {"quay.io:443/x"},
+		"docker.io/team/app:1":       {"team/app:1", "docker.io/team/app:1"},
+		"docker.io/library/foo:5000": {"foo:5000"},
+		"quay.io/x:latest": {
+			"quay.io/x", "QUAY.IO/x", "Quay.io/x:latest", "quay.io:443/x", "quay.io:000443/x",
+		},
 		"docker.io:10443/x:latest":             {"docker.io:10443/x"},
-		"foo/bar:latest":                       {"FOO/bar"}, // a first component in upper case is a host
+		"foo:443/bar:latest":                   {"FOO/bar", "foo:0443/bar"}, // a first component in upper case is a host
 		"localhost/x:latest":                   {"localhost/x"},
 		"docker.io/localhostevil/x:latest":     {"localhostevil/x"},
 		"[::1]:5000/x:latest":                  {"[::1]:5000/x"},
@@ -74,7 +81,17 @@ func TestInvalidReferencesAreRefusedWithAReason(t *testing.T) {
 		"nginx\n":                             "not a valid",
 		"a//b":                                "not a valid",
 		"https://quay.io/x":                   "not a valid",
-		"docker.io./x":                        "not a valid", // a trailing dot is the same host to DNS
+		"docker.io./x":                        "not a valid host: it ends with a dot", // the same host to DNS
+		"quay.io.:443/x":                      "not a valid host: it ends with a dot",
+		"127.1:31000/x":                       "the host is not a valid IPv4 address; write 127.0.0.1:31000",
+		"0x7f.0.513:0443/x":                   "write 127.0.2.1",
+		"0177.0.0.1/x":                        "write 127.0.0.1",
+		"3221225985:5000/x":                   "write 192.0.2.1:5000",
+		"1.2.3.256/x":                         "the host is not a valid IPv4 address",
+		"09.1/x":                              "the host is not a valid IPv4 address",
+		"[:::]:5000/x":                        "the host is not a valid IPv6 address",
+		"quay.io:0/x":                         "the host is not valid: its port is not between 1 and 65535",
+		"quay.io:65536/x":                     "its port is not between 1 and 65535",
 		"[fe80::1%25eth0]/x":                  "not a valid",
 		"quay.io/x:":                          "not a valid",
 		"quay.io/x@":                          "not a valid",
@@ -137,10 +154,7 @@ func FuzzReference(f *testing.F) {
 		if r.Domain == "" || r.Path == "" || r.Ref() == "" || r.Domain != strings.ToLower(r.Domain) {
 			t.Fatalf("%q is %+v", s, r)
 		}
-		// The canonical text means the same, unless its host has no mark of one: that needs upper case.
-		if !strings.ContainsAny(r.Domain, ".:") && r.Domain != "localhost" {
-			return
-		}
+		// The canonical text means the same.
 		again, err := admission.ParseReference(r.String())
 		if err != nil || again.String() != r.String() {
 			t.Fatalf("%q is %s, which is %s (%v)", s, r, again, err)
@@ -154,5 +168,67 @@ func BenchmarkParseReference(b *testing.B) {
 		if _, err := admission.ParseReference(host + "/k8s-php:1.0.0"); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// dialKey returns what is dialed for a host[:port], by the parsers of the standard library.
+func dialKey(t *testing.T, domain string) string {
+	u, err := url.Parse("https://" + strings.ToLower(domain))
+	if err != nil {
+		t.Fatal(err) // a reference has no such host
+	}
+	host, port := u.Hostname(), cmp.Or(u.Port(), "443")
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.Unmap().String()
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net.JoinHostPort(host, strconv.Itoa(n))
+}
+
+// FuzzHosts checks that two hosts for which the same is dialed are one host to a rule that denies, and that nothing
+// else is.
+func FuzzHosts(f *testing.F) {
+	for _, pair := range [][2]string{
+		{"quay.io", "QUAY.io:0443"}, {"10.0.0.7:5000", "[::ffff:a00:7]:05000"}, {"[::1]", "[0:0:0:0:0:0:0:1]:443"},
+		{"FOO", "foo:443"}, {"127.1", "127.0.0.1"}, {"a.b:1", "a.b:10"}, {"0.0.0.0:1", "[::]:1"},
+		{"docker.io", "docker.io:1"},
+	} {
+		f.Add(pair[0], pair[1])
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		ra, errA := admission.ParseReference(a + "/team/x")
+		rb, errB := admission.ParseReference(b + "/team/x")
+		if errA != nil || errB != nil || ra.Short || rb.Short || strings.ContainsAny(a+b, "/@") {
+			return
+		}
+		p, err := admission.NewPolicy(admission.PolicyOptions{Default: "Allow", Deny: []string{ra.Domain}})
+		if err != nil {
+			t.Fatalf("%q is %q, which is no prefix: %v", a, ra.Domain, err)
+		}
+		same := dialKey(t, a) == dialKey(t, b)
+		if v := p.Decide(t.Context(), nil, b+"/team/x"); same && v.Allowed {
+			t.Errorf("%q is denied (%s), and %q is allowed (%s)", a, ra.Domain, b, rb.Domain)
+		} else if special := ra.Domain == "docker.io" || strings.HasPrefix(ra.Domain, "127.0.0.1") ||
+			strings.HasPrefix(ra.Domain, "[::1]"); !same && !v.Allowed && !special {
+			t.Errorf("%q is %s, and %q is %s", a, ra.Domain, b, rb.Domain)
+		}
+	})
+}
+
+func TestCanonicalHostsCostNoAllocation(t *testing.T) {
+	images := []string{"quay.io/team/x:1", "trow.kube-public:31000/app:1", "10.0.0.7:5000/x:1"}
+	p := newPolicy(t, admission.PolicyOptions{Default: "Allow", Names: []string{"trow:31000"}})
+	for _, image := range images { // the first verdict parses, and others look up
+		p.Decide(t.Context(), nil, image)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		for _, image := range images {
+			p.Decide(t.Context(), nil, image)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

@@ -1,10 +1,14 @@
 package admission
 
 import (
+	"encoding/json"
 	"fmt"
+	"reflect"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"trow/storage"
 	engine "trow/storage/memory"
@@ -45,7 +49,7 @@ func BenchmarkDecide(b *testing.B) {
 		o := &object{}
 		for c := range 3 {
 			image := fmt.Sprintf("trow.kube-public:31000/team/app-%d:1.0.%d", (i*37+c)%repos, (i*7919+c)%tags)
-			o.Pod.Containers = append(o.Pod.Containers, container{image})
+			o.Pod.Containers = append(o.Pod.Containers, image)
 		}
 		requests[i] = request{UID: "u", Kind: groupKind{"", "Pod"}, Operation: "CREATE", Object: o}
 	}
@@ -61,5 +65,29 @@ func BenchmarkDecide(b *testing.B) {
 				i++
 			}
 		})
+	}
+}
+
+// TestAnswersAreThoseOfTheAPITypes compares the answers that are written without the types of the API.
+func TestAnswersAreThoseOfTheAPITypes(t *testing.T) {
+	v := &review{APIVersion: "admission.k8s.io/v1beta1", Kind: "AdmissionReview"}
+	for _, r := range []*admissionv1.AdmissionResponse{
+		{UID: "u", Allowed: true, AuditAnnotations: map[string]string{"decision": "allowed"}},
+		{UID: "\u2028<é>\n\"", Allowed: true, Warnings: []string{`push it: "x"`},
+			AuditAnnotations: map[string]string{"decision": "skipped: nothing starts", "images": "a@sha256:0 b\\"}},
+		{UID: "u", Warnings: []string{"a", "b", ""}, AuditAnnotations: map[string]string{"decision": "warned", "images": ""}},
+		{UID: "u", AuditAnnotations: map[string]string{"decision": "denied"}, Result: &metav1.Status{Message: "m"}},
+	} {
+		b, err := encode(v, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := admissionv1.AdmissionReview{
+			TypeMeta: metav1.TypeMeta{APIVersion: v.APIVersion, Kind: v.Kind}, Response: r,
+		}
+		var got admissionv1.AdmissionReview
+		if err := json.Unmarshal(b, &got); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s (%v), want %+v", b, err, want.Response)
+		}
 	}
 }

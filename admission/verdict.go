@@ -48,6 +48,7 @@ const (
 	NotHeld          Reason = "not-held"          // it is local, the registry does not hold it, and no rule allows it
 	NotAllowed       Reason = "not-allowed"       // it is remote, no rule covers it, and default is Deny
 	OnDenyList       Reason = "on-deny-list"      // a rule denies it
+	ShortName        Reason = "short-name"        // it names no host, and deny-short-names is on
 	InvalidReference Reason = "invalid-reference" // it is not an image reference
 	Unavailable      Reason = "unavailable"       // the registry could not say whether it holds it; see Verdict.Err
 )
@@ -69,6 +70,9 @@ type Verdict struct {
 	Digest    digest.Digest // of the manifest, if the image is local and the registry holds it
 	Sentence  string        // why it is denied, for people; empty if it is allowed
 	Hints     []string      // what to do about it, for people, one line each
+
+	absent   bool // it is local, and the registry does not hold it
+	contents int  // how many of the last Hints name tags or digests of the registry
 
 	// Err is why the registry could not be asked. Then Reason is Unavailable, and Allowed is false although the image
 	// may be fine: report a failure, not a denial.
@@ -95,6 +99,24 @@ func (p *Policy) Decide(ctx context.Context, images Images, reference string) Ve
 	return v
 }
 
+// name is the name of a remote image in sentences: that of the reference, but with the host as it is written, in lower
+// case. All names of Docker Hub are docker.io.
+func (v *Verdict) name() string {
+	if v.Reference.Domain == hub {
+		return v.Reference.Name()
+	}
+	host, _, _ := strings.Cut(v.Image, "/")
+	return strings.ToLower(host) + "/" + v.Reference.Path
+}
+
+// fullName is a short name as written, with the host and the path that containerd and Docker take it for.
+func (v *Verdict) fullName() string {
+	if strings.Contains(v.Image, "/") {
+		return hub + "/" + v.Image
+	}
+	return hub + "/" + official + v.Image
+}
+
 func (v *Verdict) allow(why Reason, rule Rule) { v.Allowed, v.Reason, v.Rule = true, why, rule }
 
 func (v *Verdict) deny(why Reason, rule Rule, sentence string) {
@@ -110,7 +132,10 @@ func (p *Policy) decideRemote(v *Verdict) {
 	ruling, rule := p.ruling(v.Reference)
 	switch {
 	case ruling == deniedByRule:
-		v.deny(OnDenyList, rule, "Remote image "+v.Reference.Name()+" on deny list")
+		v.deny(OnDenyList, rule, "Remote image "+v.name()+" on deny list")
+	case p.denyShort && v.Reference.Short:
+		v.deny(ShortName, Rule{"deny-short-names", "true"}, "Image "+v.Image+
+			" denied because it names no registry, and nodes may ask any (setting deny-short-names); write "+v.fullName())
 	case ruling == allowedByRule:
 		v.allow(reasonOf(rule), rule)
 		if name := v.Reference.familiar(); v.Reference.Short {
@@ -119,7 +144,7 @@ func (p *Policy) decideRemote(v *Verdict) {
 	case p.allowUnruled:
 		v.allow(DefaultAllow, Rule{"default", "Allow"})
 	default:
-		v.deny(NotAllowed, Rule{"default", "Deny"}, "Remote image "+v.Reference.Name()+notContained)
+		v.deny(NotAllowed, Rule{"default", "Deny"}, "Remote image "+v.name()+notContained)
 	}
 }
 
@@ -210,7 +235,17 @@ func (v *Verdict) hintAbsent(ctx context.Context, images Images) {
 	r := v.Reference
 	if r.Digest == "" {
 		v.hint("push it: docker push " + v.Image)
-	} else if r.Tag != "" {
+	}
+	v.absent = true
+	before := len(v.Hints)
+	v.hintContents(ctx, images)
+	v.contents = len(v.Hints) - before
+}
+
+// hintContents names what the registry holds instead of an image.
+func (v *Verdict) hintContents(ctx context.Context, images Images) {
+	r := v.Reference
+	if r.Digest != "" && r.Tag != "" {
 		if m, held, err := images.Resolve(ctx, r.Path, r.Tag); err == nil && held {
 			v.hint(r.Path + ":" + r.Tag + " is here as " + m.Digest().String())
 		}

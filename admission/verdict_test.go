@@ -67,6 +67,32 @@ func TestVerdictsNameReasonAndRule(t *testing.T) {
 	}
 }
 
+func TestShortNamesMayBeDenied(t *testing.T) {
+	p := newPolicy(t, admission.PolicyOptions{DenyShortNames: true, AllowDockerOfficial: true, Default: "Allow",
+		Allow: []string{"docker.io"}, Deny: []string{"docker.io/redis"}})
+	for image, full := range map[string]string{
+		"nginx": "docker.io/library/nginx", "nginx:1.21.0": "docker.io/library/nginx:1.21.0",
+		"library/nginx": "docker.io/library/nginx", "team/app:1": "docker.io/team/app:1",
+		"nginx:1@sha256:" + hex64: "docker.io/library/nginx:1@sha256:" + hex64,
+	} {
+		v := p.Decide(t.Context(), newRegistry(t, held), image)
+		if v.Allowed || v.Reason != admission.ShortName || v.Rule != (admission.Rule{"deny-short-names", "true"}) ||
+			!strings.HasPrefix(v.Sentence, "Image "+image+" denied ") || !strings.HasSuffix(v.Sentence, "; write "+full) {
+			t.Errorf("%s: %+v", image, v)
+		}
+		if v := p.Decide(t.Context(), newRegistry(t, held), full); !v.Allowed {
+			t.Errorf("%s: %+v", full, v)
+		}
+	}
+	for image, reason := range map[string]admission.Reason{
+		"redis": admission.OnDenyList, host + "/app:1": admission.Held, "quay.io/x": admission.DefaultAllow,
+	} {
+		if v := p.Decide(t.Context(), newRegistry(t, held), image); v.Reason != reason {
+			t.Errorf("%s: %+v", image, v)
+		}
+	}
+}
+
 func TestAnErrorOfTheRegistryIsNotADenial(t *testing.T) {
 	reg := newRegistry(t, held)
 	broken := errors.New("broken")

@@ -38,19 +38,28 @@ func (w *warnings) addCut(texts []string) {
 	}
 }
 
-// addHints adds the hints of the first images that have any.
-func (w *warnings) addHints(verdicts []Verdict) {
+// addHints adds the hints of the first images that have any. withhold returns what to say instead of tags and digests
+// of a repository, "" to name them.
+func (w *warnings) addHints(verdicts []Verdict, withhold func(repo string) string) {
 	helped := 0
 	for i := range verdicts {
 		hints := verdicts[i].Hints
-		if len(hints) == 0 {
+		if len(hints) == 0 && !verdicts[i].absent {
 			continue
 		}
 		if helped++; helped > maxSentences {
 			return
 		}
+		instead := ""
+		if verdicts[i].absent { // whether or not there are tags to name, so that this says nothing about them
+			instead = withhold(verdicts[i].Reference.Path)
+		}
+		if instead != "" {
+			hints = hints[:len(hints)-verdicts[i].contents]
+		}
 		for _, text := range hints {
 			w.add(text)
 		}
+		w.add(instead)
 	}
 }

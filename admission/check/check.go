@@ -10,6 +10,7 @@
 //  1. A workload is denied for what its pods would be denied for, whatever the setting enforce-templates says: a check
 //     asks what would run.
 //  2. A reviewer that cannot answer is an error, never a verdict.
+//  3. No object with an image passes in silence: it is judged, exempt, or reported as not judged.
 //
 // # What it does not do
 //
@@ -21,11 +22,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"trow/admission"
 )
@@ -38,6 +41,9 @@ type Program struct {
 	// Policy returns the settings of the policy, from the flags of the command, the environment and the configuration
 	// file. The command has a flag for each of them.
 	Policy func(*cobra.Command) (admission.PolicyOptions, error)
+
+	// Exempt, if set, returns the setting exempt-namespaces of the configuration file and the environment.
+	Exempt func(*cobra.Command) []string
 }
 
 // options are the flags of the command that are not settings.
@@ -47,6 +53,7 @@ type options struct {
 	server    string
 	ca        string
 	tokenFile string
+	exempt    []string
 }
 
 // Command returns the command. Its errors are ErrDenied if an image may not run, or what kept it from finding out.
@@ -56,19 +63,28 @@ func Command(p Program) *cobra.Command {
 		Use:   "check -f FILE",
 		Short: "Check manifests against the policy: exit code 1 if an image may not run",
 		Long: "check reviews every pod and workload in the files as the webhook would. It knows the images from the data\n" +
-			"directory of a stopped server (--data-dir), or asks a running server (--server), whose settings count then.",
+			"directory of a stopped server (--data-dir), or asks a running server (--server), whose settings count then.\n" +
+			"Exit code 0: every image may run; 1: one is denied; 2: something could not be read or asked.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.server == "" && o.dataDir == "" {
+				return errors.New("neither --server nor --data-dir is set: name a running server by its URL with --server, or " +
+					"the data directory of a stopped one with --data-dir")
+			}
 			settings, err := p.Policy(cmd)
 			if err != nil {
 				return err
+			}
+			exempt := append([]string{metav1.NamespaceSystem}, o.exempt...) // the webhook never gets its objects
+			if p.Exempt != nil {
+				exempt = append(exempt, p.Exempt(cmd)...)
 			}
 			review, done, err := o.reviewer(cmd.Context(), settings)
 			if err != nil {
 				return err
 			}
 			defer done()
-			return run(cmd, o.files, review)
+			return run(cmd, &o, exempt, review)
 		},
 	}
 	f := cmd.Flags()
@@ -78,65 +94,104 @@ func Command(p Program) *cobra.Command {
 		}
 		return pflag.NormalizedName(name)
 	})
-	f.StringSliceVarP(&o.files, "filename", "f", nil, "file with manifests, YAML or JSON; - for standard input")
+	f.StringSliceVarP(&o.files, "filename", "f", nil,
+		"file with manifests, YAML or JSON, or a directory with such files; - for standard input")
 	f.StringVar(&o.dataDir, "data-dir", "", "data directory of a stopped server")
 	f.StringVar(&o.server, "server", "", "URL of a running server")
 	f.StringVar(&o.ca, "cacert", "", "with --server: file of the CA (PEM) that has signed the certificate of the server")
-	f.StringVar(&o.tokenFile, "token-file", "", "with --server: file with the token of its setting validate-token-file")
+	f.StringVar(&o.tokenFile, "token-file", "",
+		"with --server: file with the token of its setting validate-token-file, or of a login (trow token)")
+	f.StringSliceVar(&o.exempt, "exempt-namespace", nil,
+		"namespaces that the webhook does not review, beside kube-system and the setting exempt-namespaces")
 	new(admission.PolicyOptions).AddFlags(f) // Program.Policy reads them
 	cmd.MarkFlagsMutuallyExclusive("data-dir", "server")
-	cmd.MarkFlagsOneRequired("data-dir", "server")
 	_ = cmd.MarkFlagRequired("filename") // the flag exists
 	return cmd
 }
 
-// run reviews the files in order, and prints a line for each object and what there is to say about it.
-func run(cmd *cobra.Command, files []string, review reviewer) error {
+// totals is what a run has found.
+type totals struct {
+	checked, denied, exempt, unjudged, errors int
+	first                                     error // of the errors
+}
+
+// run reviews the files in order, and prints a line for each object and what there is to say about it. It goes on after
+// an error of a file or a document, but not after one of the reviewer.
+func run(cmd *cobra.Command, o *options, exempt []string, review reviewer) error {
 	out := cmd.OutOrStdout()
-	denied, checked := 0, 0
-	for _, file := range files {
-		docs, err := readDocuments(cmd.InOrStdin(), file)
-		if err != nil {
-			return err
+	var n totals
+	var failed error // of the reviewer
+	report := func(err error) {
+		fmt.Fprintf(out, "error    %s\n", strings.Join(strings.Fields(err.Error()), " "))
+		if n.errors++; n.first == nil {
+			n.first = err
 		}
+	}
+	each := func(file string, docs []admission.Document) {
 		for _, d := range docs {
-			where := fmt.Sprintf("%s:%d %s/%s", file, d.Line, d.Kind, d.Name)
-			if d.Review == nil {
-				fmt.Fprintf(out, "skipped  %s: has no images\n", where)
-				continue
-			}
-			resp, err := review(cmd.Context(), d.Review)
-			if err != nil {
-				return fmt.Errorf("%s: %w", where, err)
-			}
-			checked++
-			if !printVerdict(out, where, resp) {
-				denied++
+			if d.Err != nil {
+				report(fmt.Errorf("%s:%d:%d: %w", file, d.Number, d.Line, d.Err))
+			} else if failed == nil {
+				failed = n.judge(cmd, fmt.Sprintf("%s:%d %s/%s", file, d.Line, d.Kind, d.Name), d, exempt, review)
 			}
 		}
 	}
-	fmt.Fprintf(out, "%d checked, %d denied\n", checked, denied)
-	if denied > 0 {
+	for _, file := range o.files {
+		if read(cmd.InOrStdin(), file, each, report); failed != nil {
+			return failed
+		}
+	}
+	fmt.Fprintf(out, "%d checked, %d denied%s\n", n.checked, n.denied, n.others())
+	switch {
+	case n.errors > 1:
+		return fmt.Errorf("%w; and %d more", n.first, n.errors-1)
+	case n.errors == 1:
+		return n.first
+	case n.denied > 0:
 		return ErrDenied
 	}
 	return nil
 }
 
-// readDocuments reads a file of manifests, or in for "-".
-func readDocuments(in io.Reader, file string) ([]admission.Document, error) {
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, err
+// others lists what there is beside checked and denied objects.
+func (n *totals) others() (text string) {
+	for _, c := range []struct {
+		n    int
+		what string
+	}{{n.exempt, "exempt"}, {n.unjudged, "not judged"}, {n.errors, "not read"}} {
+		if c.n > 0 {
+			text += fmt.Sprintf(", %d %s", c.n, c.what)
 		}
-		defer f.Close()
-		in = f
 	}
-	docs, err := admission.ReadDocuments(in)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+	return text
+}
+
+// judge reviews one object, and prints a line about it. Errors: the reviewer's.
+func (n *totals) judge(cmd *cobra.Command, where string, d admission.Document, exempt []string, review reviewer) error {
+	out := cmd.OutOrStdout()
+	switch {
+	case slices.Contains(exempt, d.Namespace) && (d.Review != nil || len(d.NotJudged) > 0):
+		n.exempt++
+		fmt.Fprintf(out, "exempt   %s: namespace %s\n", where, d.Namespace)
+		return nil
+	case d.Review != nil:
+		resp, err := review(cmd.Context(), d.Review)
+		if err != nil {
+			return fmt.Errorf("%s: %w", where, err)
+		}
+		n.checked++
+		if !printVerdict(out, where, resp) {
+			n.denied++
+		}
+	case len(d.NotJudged) == 0:
+		fmt.Fprintf(out, "skipped  %s: has no images\n", where)
 	}
-	return docs, nil
+	if len(d.NotJudged) > 0 {
+		n.unjudged++
+		fmt.Fprintf(out, "warning  %s: not judged: %s may name images, and no pod template has them\n", where,
+			strings.Join(d.NotJudged, ", "))
+	}
+	return nil
 }
 
 // printVerdict prints an answer, and reports whether the object is allowed. A server that does not enforce templates

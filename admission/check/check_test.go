@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -140,7 +141,7 @@ func TestCheckByAServer(t *testing.T) {
 	}
 	out, err = run(t, nil, "", "-f", file, "--server", url, "--cacert", ca)
 	if err == nil || errors.Is(err, check.ErrDenied) ||
-		!strings.Contains(err.Error(), "server: 401 Unauthorized: no admittance") {
+		!strings.Contains(err.Error(), "server: 401 Unauthorized: no admittance; name the file of its token") {
 		t.Errorf("without the token: %v\n%s", err, out)
 	}
 }
@@ -154,16 +155,16 @@ func TestWhatCannotBeCheckedIsAnError(t *testing.T) {
 		want string
 		args []string
 	}{
-		{"[data-dir server]", []string{"-f", file}},
+		{"neither --server nor --data-dir is set", []string{"-f", file}},
 		{`"filename" not set`, []string{"--data-dir", dir}},
 		{"[data-dir server]", []string{"-f", file, "--data", dir, "--server", url}},
 		{"data-dir: ", []string{"-f", file, "--data-dir", dir + "/none"}},
 		{"no such file", []string{"-f", dir + "/none.yaml", "--data-dir", dir}},
-		{"document 1", []string{"-f", ca, "--data-dir", dir}},
+		{":1:1: not an object", []string{"-f", ca, "--data-dir", dir}},
 		{"contains no certificate", []string{"-f", file, "--server", url, "--cacert", file}},
 		{"cacert: ", []string{"-f", file, "--server", url, "--cacert", "/none"}},
 		{"token-file: ", []string{"-f", file, "--server", url, "--token-file", "/none"}},
-		{"server: ", []string{"-f", file, "--server", url}}, // its certificate is not trusted
+		{"with --cacert", []string{"-f", file, "--server", url}}, // its certificate is not trusted
 		{"server: ", []string{"-f", file, "--server", "::"}},
 		{"does not answer as a webhook does", []string{"-f", file, "--server", plain.URL}},
 	} {
@@ -182,5 +183,65 @@ func TestWhatCannotBeCheckedIsAnError(t *testing.T) {
 	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "default: ") ||
 		!strings.Contains(err.Error(), "allow: ") {
 		t.Errorf("invalid settings: %v", err)
+	}
+}
+
+// TestADirectoryIsChecked: files in order, bad ones reported and passed over, links not followed out.
+func TestADirectoryIsChecked(t *testing.T) {
+	data, dir, outside := newDataDir(t), t.TempDir(), t.TempDir()
+	pod := func(name, image string) string {
+		return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + "}\nspec: {containers: [{image: '" + image + "'}]}\n"
+	}
+	for name, content := range map[string]string{
+		"b/2.yml": pod("good", "trow:31000/app:1"), "a.yaml": pod("bad", "nginx") + "---\na: [\n---\n" + pod("late", "nginx"),
+		"b/1.JSON":    `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"}}`,
+		"b/notes.txt": "a: [", ".git/x.yaml": "a: [",
+		"c.yaml": "apiVersion: a.b/v1\nkind: X\nmetadata: {name: x}\nspec: {image: x}\n",
+		"d.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: kube-system}\n" +
+			"spec: {containers: [{image: x}]}\n" +
+			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: csi}\nspec: {containers: [{image: x}]}\n" +
+			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: cni}\nspec: {containers: [{image: x}]}\n",
+	} {
+		path := filepath.Join(dir, name)
+		_ = os.MkdirAll(filepath.Dir(path), 0o700) // the file cannot be written without it
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secret := filepath.Join(outside, "secret.yaml")
+	err := errors.Join(os.WriteFile(secret, []byte(pod("outside", "nginx")), 0o600),
+		os.Symlink(secret, filepath.Join(dir, "e.yaml")), os.Symlink(outside, filepath.Join(dir, "f.yaml")),
+		os.Symlink(outside, filepath.Join(dir, "g")), os.Symlink("b/2.yml", filepath.Join(dir, "h.yaml")),
+		os.Symlink("..", filepath.Join(dir, "b", "loop")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
+	root.AddCommand(check.Command(check.Program{
+		Policy: func(*cobra.Command) (admission.PolicyOptions, error) { return admission.PolicyOptions{}, nil },
+		Exempt: func(*cobra.Command) []string { return []string{"csi"} },
+	}))
+	root.SetArgs([]string{"check", "-f", dir, "--data-dir", data, "--exempt-namespace", "cni"})
+	var b bytes.Buffer
+	root.SetOut(&b)
+	err = root.ExecuteContext(t.Context())
+	if err == nil || errors.Is(err, check.ErrDenied) || !strings.HasPrefix(err.Error(), dir+"/a.yaml:2:5: ") ||
+		!strings.HasSuffix(err.Error(), "; and 2 more") {
+		t.Errorf("error %v", err)
+	}
+	var got []string
+	for line := range strings.Lines(strings.ReplaceAll(b.String(), dir+"/", "")) {
+		if !strings.HasPrefix(line, "   ") {
+			got = append(got, strings.TrimSpace(line[:min(len(line), 34)]))
+		}
+	}
+	want := []string{"denied   a.yaml:1 Pod/bad: Remote", "error    a.yaml:2:5: yaml: line 1:",
+		"denied   a.yaml:7 Pod/late: Remote",
+		"skipped  b/1.JSON:1 Secret/s: has", "allowed  b/2.yml:1 Pod/good", "warning  c.yaml:1 X/x: not judged:",
+		"exempt   d.yaml:1 Pod/p: namespace", "exempt   d.yaml:5 Pod/p: namespace", "exempt   d.yaml:10 Pod/p: namespac",
+		"error    e.yaml: statat e.yaml: pa", "error    f.yaml: statat f.yaml: pa", "allowed  h.yaml:1 Pod/good",
+		"4 checked, 2 denied, 3 exempt, 1 n"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%q\nwant\n%q", got, want)
 	}
 }

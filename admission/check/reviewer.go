@@ -47,7 +47,7 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	}
 	journal, err := bolt.Open(dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("data-dir: %w; ask a running server with --server", err)
 	}
 	index, err := storage.OpenIndex(ctx, journal, storage.IndexOptions{})
 	if err != nil {
@@ -105,13 +105,27 @@ func (c *client) ask(ctx context.Context, r *admissionv1.AdmissionReview) (*admi
 	}
 	answer, err := c.post(ctx, body)
 	if err != nil {
-		return nil, fmt.Errorf("server: %w", err)
+		return nil, fmt.Errorf("server: %w%s", err, remedy(err))
 	}
 	var review admissionv1.AdmissionReview
 	if err := json.Unmarshal(answer, &review); err != nil || review.Response == nil {
 		return nil, fmt.Errorf("server: %s does not answer as a webhook does", c.url)
 	}
 	return review.Response, nil
+}
+
+// errUnauthorized is the error of a server that wants a credential.
+var errUnauthorized = errors.New("401 Unauthorized")
+
+// remedy names the flag that helps with an error of a server, if there is one.
+func remedy(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "; name the file of its CA with --cacert (ca.crt of its data directory, or of the ConfigMap trow-ca)"
+	}
+	if errors.Is(err, errUnauthorized) {
+		return "; name the file of its token with --token-file"
+	}
+	return ""
 }
 
 // post sends a body and returns that of the answer, whose status must be 200.
@@ -133,8 +147,12 @@ func (c *client) post(ctx context.Context, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return answer, nil
+	case http.StatusUnauthorized:
+		return nil, fmt.Errorf("%w: %.200s", errUnauthorized, strings.TrimSpace(string(answer)))
+	default:
 		return nil, fmt.Errorf("%s: %.200s", resp.Status, strings.TrimSpace(string(answer)))
 	}
-	return answer, nil
 }

@@ -1,0 +1,14 @@
+package auth
+
+import "net/http"
+
+// Reads returns whether the sender of a request has a login, and which repositories it may pull from, as
+// [Guard.Readable] does. Credentials that are not valid read nothing. Like [Guard.Permits] it is for what is left out
+// of an answer.
+func (g *Guard) Reads(r *http.Request) (login bool, readable func(repo string) bool) {
+	who, err := g.Identify(r)
+	if err != nil {
+		return false, func(string) bool { return false }
+	}
+	return !who.Anonymous(), g.Readable(r.Context(), who)
+}
