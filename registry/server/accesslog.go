@@ -81,7 +81,7 @@ func (a *accessLog) serve(w *response, r *http.Request, rec *record) (p panicked
 			writePanic(w, r, rec.id)
 		}
 	}()
-	if !a.refuse(w, r) && !a.origins.answer(w, r) {
+	if !a.refuse(w, r) && !leadToTLS(w, r) && !a.origins.answer(w, r) {
 		a.next.ServeHTTP(w, r)
 	}
 	return p
