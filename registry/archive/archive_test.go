@@ -696,7 +696,10 @@ func TestImportOfDamage(t *testing.T) {
 // Damage in the registry: the export reports it, leaves out the incomplete items, and has all others.
 func TestExportOfDamage(t *testing.T) {
 	for _, form := range []string{"directory", "tar"} {
-		for _, how := range []string{"gone", "other bytes"} {
+		for _, how := range []string{"gone", "other bytes", "an error", "cut off"} {
+			if form == "tar" && how == "cut off" { // a stream cannot go on after half a file
+				continue
+			}
 			t.Run(form+" "+how, func(t *testing.T) {
 				from, to := newTarget(t), newTarget(t)
 				fill(from)
@@ -706,9 +709,16 @@ func TestExportOfDamage(t *testing.T) {
 					if !strings.HasSuffix(req.URL.Path, blob.String()) {
 						return false
 					}
-					if how == "gone" {
+					switch how {
+					case "gone":
 						w.WriteHeader(404)
-					} else {
+					case "an error":
+						w.WriteHeader(500)
+					case "cut off":
+						w.Header().Set("Content-Length", "9000")
+						_, _ = w.Write(layer(80, 9000)[:4000])
+						panic(http.ErrAbortHandler)
+					default:
 						_, _ = w.Write(layer(81, 9000))
 					}
 					return true
