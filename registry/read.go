@@ -147,6 +147,19 @@ func (p *blobPart) WriteTo(w io.Writer) (int64, error) {
 	return io.CopyN(w, p.file, p.length) // of an *os.File: the kernel copies it to a plain TCP connection (sendfile)
 }
 
+// writePart writes a part of what is open, which is a whole blob. It fails if the file ends early.
+func (p *blobPart) writePart(w io.Writer, part span) error {
+	if p.file == nil {
+		_, err := w.Write(p.memory[part.start : part.start+part.length])
+		return err
+	}
+	if _, err := p.file.Seek(part.start, io.SeekStart); err != nil {
+		return err
+	}
+	_, err := io.CopyN(w, p.file, part.length)
+	return err
+}
+
 // Close closes the file, if there is one.
 func (p *blobPart) Close() error {
 	if p.file == nil {
