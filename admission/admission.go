@@ -30,6 +30,7 @@
 package admission
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -179,10 +180,14 @@ func (w *Webhook) serve(rw http.ResponseWriter, r *http.Request, d *Decision) ([
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(admissionv1.AdmissionReview{
+	var answer bytes.Buffer
+	out := json.NewEncoder(&answer)
+	out.SetEscapeHTML(false) // its messages are for people
+	err = out.Encode(admissionv1.AdmissionReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: review.APIVersion, Kind: review.Kind},
 		Response: response,
 	})
+	return bytes.TrimSuffix(answer.Bytes(), []byte("\n")), err
 }
 
 // fail answers with an error. Its text is for the client; a cause inside the registry is only passed to Observe.

@@ -60,7 +60,7 @@ func (r *Registry) tags(w http.ResponseWriter, req *http.Request, c *call) error
 	if !found {
 		return nameUnknown(c.repo)
 	}
-	tags = p.cut(w.Header(), "/v2/"+c.repo+"/tags/list", tags)
+	tags = p.cut(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/tags/list", tags)
 	writeJSON(w, req, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
@@ -78,7 +78,7 @@ func (r *Registry) catalog(w http.ResponseWriter, req *http.Request, c *call) er
 	if err != nil {
 		return err
 	}
-	repos = p.cut(w.Header(), "/v2/_catalog", repos)
+	repos = p.cut(w.Header(), r.options.Prefix+"/v2/_catalog", repos)
 	writeJSON(w, req, struct {
 		Repositories []string `json:"repositories"`
 	}{repos})

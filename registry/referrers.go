@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -142,15 +141,15 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 		r.annotate(req.Context(), "err", fmt.Sprintf("%d manifests left out of the list of referrers: %v", found.omitted,
 			found.why))
 		// A client that takes the list for a complete one might say that an image has no signature.
-		w.Header().Set("Warning", fmt.Sprintf(`299 - "%d manifests are left out of this list because the registry `+
-			`cannot read them; push them again"`, found.omitted))
+		warn(w, fmt.Sprintf("%d manifests are left out of this list because the registry cannot read them; push them again",
+			found.omitted))
 	}
 	if q.artifactType != "" { // not earlier: an error applies no filter
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
 	if next != "" {
 		q.values.Set("last", next.String())
-		setNextLink(w.Header(), "/v2/"+c.repo+"/referrers/"+c.ref, q.values)
+		setNextLink(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/referrers/"+c.ref, q.values)
 	}
 	write(w, req, typeOCIIndex, body.Bytes())
 	return nil
@@ -211,7 +210,7 @@ func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descript
 	if err != nil {
 		return referrer{}, m.Size + decodeCost, err
 	}
-	js, err := json.Marshal(descriptor{MediaType: cmp.Or(m.MediaType, c.MediaType), Digest: d.String(), Size: m.Size,
+	js, err := ocierror.JSON(descriptor{MediaType: cmp.Or(m.MediaType, c.MediaType), Digest: d.String(), Size: m.Size,
 		Artifact: c.artifactType(), Annotations: c.Annotations})
 	if err != nil {
 		return referrer{}, 0, fmt.Errorf("referrer %s: %w", d, err)
