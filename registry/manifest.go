@@ -165,7 +165,7 @@ func (r *Registry) deleteTag(tx *storage.Tx, c *call, conditions conditions) (go
 	if !exists {
 		return gone, manifestUnknown(c.repo, c.ref)
 	}
-	if r.isImmutable(c.who, c.repo, c.ref) {
+	if r.isFixed(tx, c.who, c.repo, c.ref) {
 		return gone, immutableTag(c.ref, current.Digest())
 	}
 	gone = audit.Event{What: audit.Delete, Digest: current.Digest().String(), Tags: []string{c.ref}}
@@ -185,7 +185,7 @@ func (r *Registry) deleteByDigest(tx *storage.Tx, c *call, conditions conditions
 	}
 	tags := tx.TagsOf(c.digest)
 	for _, tag := range tags {
-		if r.isImmutable(c.who, c.repo, tag) {
+		if r.isFixed(tx, c.who, c.repo, tag) {
 			return gone, immutableTag(tag, c.digest)
 		}
 	}

@@ -23,6 +23,7 @@ type push struct {
 	body       []byte
 	conditions conditions
 	create     *creation // not nil: it may create and not move
+	growth     growth    // nil: nothing was compared
 	changed    bool      // set by push: the repository did not hold the manifest intact, or a tag was new or moved
 }
 
@@ -97,10 +98,8 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	if err := p.conditions.check(current.Digest(), exists); err != nil {
 		return err
 	}
-	for _, tag := range p.tags {
-		if at, ok := tx.Tag(tag); ok && at.Digest() != p.digest && r.isImmutable(p.who, p.repo, tag) {
-			return immutableTag(tag, at.Digest())
-		}
+	if err := r.checkImmutable(tx, p); err != nil {
+		return err
 	}
 	// The type is a part of what a tag and a digest name: another one could make clients take the same bytes for something
 	// else. One that could not be stored today may be corrected, and then stays.
