@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"slices"
@@ -96,11 +97,25 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	for _, tag := range tags { // those of ?tag=, not that of the path
 		h.Add("OCI-Tag", tag)
 	}
-	for _, d := range p.parsed.elsewhere[:min(len(p.parsed.elsewhere), maxWarnings)] {
+	for _, d := range r.absentLayers(req.Context(), p) {
 		warn(w, "layer "+d.String()+" is not distributable: clients that pull this image get it from elsewhere")
 	}
 	w.WriteHeader(http.StatusCreated)
 	return nil
+}
+
+// absentLayers returns the foreign layers that the repository does not hold, at most maxWarnings. Others are served from
+// here. The push has succeeded: what cannot be known now is left out.
+func (r *Registry) absentLayers(ctx context.Context, p *push) (absent []digest.Digest) {
+	for _, d := range p.parsed.elsewhere {
+		if _, held, err := r.options.Index.Blob(ctx, p.repo, d); held || err != nil {
+			continue
+		}
+		if absent = append(absent, d); len(absent) == maxWarnings {
+			break
+		}
+	}
+	return absent
 }
 
 // tagParameters returns the tags in ?tag= of end-7b.

@@ -62,6 +62,8 @@ type Options struct {
 	Immutable func(repo, tag string) bool
 	// RefuseForeign refuses images with layers that are not meant to be in a registry.
 	RefuseForeign bool
+	// Sparse reports whether a repository accepts an index of which only some manifests are here. Optional.
+	Sparse func(repo string) bool
 	// MaxReferences bounds the descriptors of a manifest that the repository does not hold yet. 0 means no limit.
 	MaxReferences int
 	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
@@ -116,6 +118,9 @@ func New(o Options) *Registry {
 	}
 	if o.Immutable == nil {
 		o.Immutable = func(string, string) bool { return false }
+	}
+	if o.Sparse == nil {
+		o.Sparse = func(string) bool { return false }
 	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}

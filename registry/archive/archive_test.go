@@ -58,7 +58,9 @@ func newTarget(t *testing.T) *target {
 	}
 	t.Cleanup(index.Close)
 	r := &target{T: t, index: index, blobs: memory.NewBlobs()}
-	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{}})
+	// As for the administration socket, an index may be sparse.
+	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{},
+		Sparse: func(string) bool { return true }})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path == "/admin/retention-hold" {
 			if hold := r.hold.Load(); hold != nil {
@@ -838,15 +840,18 @@ func TestDistribution(t *testing.T) {
 	schema1 := []byte(`{"schemaVersion":1,"name":"old","fsLayers":[]}`)
 	asRevision(t, dir, "old", schema1, "v1")
 	write(t, filepath.Join(base, "old", "_manifests", "tags", "torn", "current", "link"), nil)
+	if err := os.MkdirAll(filepath.Join(base, "old", "_manifests", "tags", "gone", "current"), 0o755); err != nil {
+		t.Fatal(err) // it was left out without a word
+	}
 	to := newTarget(t)
 	var reported []string
 	var form string
 	_, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{Form: func(s string) { form = s },
 		Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}})
 	slices.Sort(reported)
-	if err == nil || len(reported) != 3 || !strings.HasPrefix(reported[0], "old:torn: ") ||
-		!strings.HasPrefix(reported[1], "old:v1: ") ||
-		!strings.Contains(reported[1], "schema 1") || !strings.Contains(form, "Distribution") {
+	if err == nil || len(reported) != 4 || !strings.HasPrefix(reported[0], "old:gone: ") ||
+		!strings.HasPrefix(reported[1], "old:torn: ") || !strings.Contains(reported[1], "the link of the tag is missing") ||
+		!strings.HasPrefix(reported[2], "old:v1: ") || !strings.Contains(reported[2], "schema 1") || !strings.Contains(form, "Distribution") {
 		t.Errorf("%v, %q, %q", err, reported, form)
 	}
 	wantSame(t, from, to)
