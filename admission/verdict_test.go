@@ -114,7 +114,8 @@ func TestAnIncompleteImageHasAHint(t *testing.T) {
 		err := r.Update(t.Context(), repo, func(tx *storage.Tx) error {
 			m := storage.Manifest{Digest: digest.FromString("image"), MediaType: "application/vnd.oci.image.manifest.v1+json",
 				Refs: []digest.Digest{digest.FromString("foreign")}}
-			sparse := storage.Manifest{Digest: digest.FromString("index"), Refs: []digest.Digest{m.Digest, digest.FromString("arm")},
+			sparse := storage.Manifest{Digest: digest.FromString("index"),
+				Refs:      []digest.Digest{m.Digest, digest.FromString("arm")},
 				MediaType: "application/vnd.oci.image.index.v1+json"}
 			return errors.Join(tx.PutManifest(m), tx.SetTag("far", m.Digest), tx.PutManifest(sparse),
 				tx.SetTag("sparse", sparse.Digest))

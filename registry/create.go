@@ -17,17 +17,18 @@ import (
 	"trow/storage"
 )
 
-// This file is what an identity that may create, and not push, can do to tags: set new ones, and let a companion grow; and
-// how a companion under an immutable tag grows, and ends. A companion is a tag under which clients keep what belongs to a manifest: sha256-<hex>, the index of its referrers
-// (distribution spec, "Referrers Tag Schema"), and sha256-<hex>.sig, .att and .sbom (cosign).
+// This file is what an identity that may create, and not push, can do to tags: set new ones, and let a companion grow;
+// and how a companion under an immutable tag grows, and ends. A companion is a tag under which clients keep what
+// belongs to a manifest: sha256-<hex>, the index of its referrers (distribution spec, "Referrers Tag Schema"), and
+// sha256-<hex>.sig, .att and .sbom (cosign).
 
 // creation is a push by an identity that may create and not push.
 type creation struct {
 	why error // an ErrCreateOnly, with the remedy
 }
 
-// growth has, for each manifest that a companion names and that was compared with the pushed one, whether the pushed one
-// has everything of it. Bytes are read to know that, which must not happen inside an Update.
+// growth has, for each manifest that a companion names and that was compared with the pushed one, whether the pushed
+// one has everything of it. Bytes are read to know that, which must not happen inside an Update.
 type growth map[digest.Digest]bool
 
 // notCompared: the pushed manifest must be compared with this one, which a companion names, before it can be decided.

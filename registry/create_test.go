@@ -359,7 +359,8 @@ func TestRulesAndRobotsThatMayCreate(t *testing.T) {
 	w.put("open/app", "v4", v2, w.token(g, "repository:open/app:create", ci...)...).is(201)
 }
 
-// TestACompanionUnderAnImmutableTag: the second signature of an image was refused, and so was the index of its referrers.
+// TestACompanionUnderAnImmutableTag: the second signature of an image was refused, and so was the index of its
+// referrers.
 func TestACompanionUnderAnImmutableTag(t *testing.T) {
 	for _, end := range []string{".sig", ".att", ".sbom", ""} {
 		w := newServer(t, func(o *registry.Options) { o.Immutable = func(repo, _ string) bool { return repo == "prod" } })
@@ -381,7 +382,8 @@ func TestACompanionUnderAnImmutableTag(t *testing.T) {
 		}
 		// It ends when its manifest ends, and not before.
 		w.do("DELETE", "/v2/prod/manifests/"+tag, nil).code(403, "DENIED")
-		w.do("DELETE", "/v2/prod/manifests/"+digest.FromBytes(signatures(config, alice, bob)).String(), nil).code(403, "DENIED")
+		w.do("DELETE", "/v2/prod/manifests/"+digest.FromBytes(signatures(config, alice, bob)).String(), nil).
+			code(403, "DENIED")
 		w.do("DELETE", "/v2/prod/manifests/"+d, nil).is(202)
 		w.put("prod", tag, signatures(config, alice, bob, eve)).code(403, "DENIED") // of nothing that is here
 		w.do("DELETE", "/v2/prod/manifests/"+tag, nil).is(202)

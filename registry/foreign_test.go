@@ -106,8 +106,8 @@ func TestAnIndexOfAnIncompleteImageIsIncomplete(t *testing.T) {
 	}
 }
 
-// TestSparseIndexes: an index of which only some manifests are here is accepted where the setting says so, and always of
-// an import, which comes over the socket.
+// TestSparseIndexes: an index of which only some manifests are here is accepted where the setting says so, and always
+// of an import, which comes over the socket.
 func TestSparseIndexes(t *testing.T) {
 	w := newServer(t, func(o *registry.Options) { o.Sparse = func(repo string) bool { return repo == "sparse" } })
 	for _, repo := range []string{"sparse", "whole"} {

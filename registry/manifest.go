@@ -104,8 +104,8 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	return nil
 }
 
-// absentLayers returns the foreign layers that the repository does not hold, at most maxWarnings. Others are served from
-// here. The push has succeeded: what cannot be known now is left out.
+// absentLayers returns the foreign layers that the repository does not hold, at most maxWarnings. Others are served
+// from here. The push has succeeded: what cannot be known now is left out.
 func (r *Registry) absentLayers(ctx context.Context, p *push) (absent []digest.Digest) {
 	for _, d := range p.parsed.elsewhere {
 		if _, held, err := r.options.Index.Blob(ctx, p.repo, d); held || err != nil {

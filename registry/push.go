@@ -119,9 +119,9 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	return withinQuota(tx, p.who, p.digest, int64(len(p.body)))
 }
 
-// acceptsSparse reports whether the repository accepts the manifest although it does not hold all of it: it is an index,
-// of which something is here. What is not here is referenced and not present, as a foreign layer is: pulls of it get
-// 404, until it is pushed.
+// acceptsSparse reports whether the repository accepts the manifest although it does not hold all of it: it is an
+// index, of which something is here. What is not here is referenced and not present, as a foreign layer is: pulls of it
+// get 404, until it is pushed.
 func (r *Registry) acceptsSparse(tx *storage.Tx, p *push) bool {
 	index := p.parsed.mediaType == typeOCIIndex || p.parsed.mediaType == typeDockerList
 	return index && slices.ContainsFunc(p.parsed.needs, tx.Whole) && (p.who.Unlimited() || r.options.Sparse(p.repo))

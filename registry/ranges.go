@@ -12,7 +12,8 @@ import (
 // span is a part of a blob, in bytes.
 type span struct{ start, length int64 }
 
-// maxRanges bounds the parts of an answer. Clients that pull parts of a layer (zstd:chunked) ask for up to 1024 at once.
+// maxRanges bounds the parts of an answer. Clients that pull parts of a layer (zstd:chunked) ask for up to 1024 at
+// once.
 const maxRanges = 1024
 
 // requestedRanges parses Range and If-Range (RFC 9110, sections 14.2 and 13.1.5). It returns the parts in the order of
@@ -46,8 +47,8 @@ func requestedRanges(h http.Header, etag string, size int64) (parts []span, sati
 	return parts, len(parts) > 0
 }
 
-// parseRange parses first-last, first- or -length. A range outside of the blob has no bytes. It reports whether spec has
-// one of these forms.
+// parseRange parses first-last, first- or -length. A range outside of the blob has no bytes. It reports whether spec
+// has one of these forms.
 func parseRange(spec string, size int64) (part span, ok bool) {
 	first, last, ok := strings.Cut(spec, "-")
 	if !ok || !digits(first) || !digits(last) || first == "" && last == "" {

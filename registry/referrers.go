@@ -240,8 +240,8 @@ func (r *Registry) pushedReferrer(ctx context.Context, p *push) {
 	}
 }
 
-// decoded reads and decodes a manifest that a list is made of. Errors: badManifest; others are the registry's own, as the
-// client has not asked for this manifest.
+// decoded reads and decodes a manifest that a list is made of. Errors: badManifest; others are the registry's own, as
+// the client has not asked for this manifest.
 func (r *Registry) decoded(ctx context.Context, repo string, m storage.Descriptor) (content, error) {
 	d := m.Digest()
 	body, err := r.manifestBytes(ctx, manifest{m, d, repo, d.String()})

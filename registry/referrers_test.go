@@ -194,7 +194,8 @@ func TestABadManifestDoesNotHideOtherReferrers(t *testing.T) {
 		}
 	}
 	referrer := func(n int) []byte {
-		body := fmt.Appendf(nil, `{"mediaType":%q,"artifactType":"x/y","subject":{"digest":%q},"n":%d}`, typeOther, subject, n)
+		body := fmt.Appendf(nil, `{"mediaType":%q,"artifactType":"x/y","subject":{"digest":%q},"n":%d}`, typeOther, subject,
+			n)
 		w.do("PUT", fmt.Sprintf("/v2/a/manifests/v%d", n), body).is(201)
 		return body
 	}
@@ -202,8 +203,8 @@ func TestABadManifestDoesNotHideOtherReferrers(t *testing.T) {
 	noJSON := []byte("no JSON")
 	w.do("PUT", "/v2/a/manifests/v3", noJSON, "Content-Type", typeOther).is(201)
 	list(2, "")
-	w.do("PUT", fallback, []byte(`{"schemaVersion":2,"mediaType":"`+typeIndex+`","manifests":[`+desc(typeOther, noJSON)+","+
-		desc(typeOther, good)+`]}`)).is(201)
+	w.do("PUT", fallback, []byte(`{"schemaVersion":2,"mediaType":"`+typeIndex+`","manifests":[`+
+		desc(typeOther, noJSON)+","+desc(typeOther, good)+`]}`)).is(201)
 	list(2, "1 manifests")
 	if note, _ := w.notes.Load("err"); !strings.Contains(fmt.Sprint(note), digest.FromBytes(noJSON).String()) {
 		t.Errorf("the log has %v", note)

@@ -53,8 +53,8 @@ type Options struct {
 	// Names are the host[:port] under which clients know this registry. A pull with another name in ?ns= gets 404,
 	// because it is meant for another registry, whose repositories may have the same names.
 	Names []string
-	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The requests
-	// come without it.
+	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
+	// requests come without it.
 	Prefix string
 	// Check verifies the bytes of content that could not be read as recorded, and records the damage. Optional.
 	Check func(ctx context.Context, d digest.Digest) error

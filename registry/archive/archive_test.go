@@ -851,7 +851,8 @@ func TestDistribution(t *testing.T) {
 	slices.Sort(reported)
 	if err == nil || len(reported) != 4 || !strings.HasPrefix(reported[0], "old:gone: ") ||
 		!strings.HasPrefix(reported[1], "old:torn: ") || !strings.Contains(reported[1], "the link of the tag is missing") ||
-		!strings.HasPrefix(reported[2], "old:v1: ") || !strings.Contains(reported[2], "schema 1") || !strings.Contains(form, "Distribution") {
+		!strings.HasPrefix(reported[2], "old:v1: ") || !strings.Contains(reported[2], "schema 1") ||
+		!strings.Contains(form, "Distribution") {
 		t.Errorf("%v, %q, %q", err, reported, form)
 	}
 	wantSame(t, from, to)

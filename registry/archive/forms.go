@@ -28,8 +28,8 @@ type form interface {
 // layouts as well.
 const dockerFile = "manifest.json"
 
-var errDocker = errors.New("this is an archive of docker save before Docker 25, which has layers without digests; convert " +
-	"it: skopeo copy docker-archive:FILE oci:DIRECTORY:TAG, and import DIRECTORY")
+var errDocker = errors.New("this is an archive of docker save before Docker 25, which has layers without digests; " +
+	"convert it: skopeo copy docker-archive:FILE oci:DIRECTORY:TAG, and import DIRECTORY")
 
 // detectForm returns the form of a directory.
 func (i *importer) detectForm(root *os.Root) (form, error) {

@@ -168,7 +168,8 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 		return problemf("%.150q is not a valid tag", it.tag)
 	}
 	if it.desc.Digest == "" {
-		return problemf("there is no digest for it; in a data directory of Distribution, the link of the tag is missing or empty")
+		return problemf("there is no digest for it; in a data directory of Distribution, the link of the tag is missing or " +
+			"empty")
 	}
 	body, desc, err := i.manifest(ctx, from, repo, it.desc, map[digest.Digest]bool{})
 	if err != nil || it.tag == "" {
@@ -240,8 +241,8 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	return body, desc, nil
 }
 
-// children pushes the manifests of an index. Those that are neither in the archive nor in the registry are left out, with
-// a note, if others are there: an image that was saved for one of its platforms keeps its digest and its tag.
+// children pushes the manifests of an index. Those that are neither in the archive nor in the registry are left out,
+// with a note, if others are there: an image that was saved for one of its platforms keeps its digest and its tag.
 func (i *importer) children(ctx context.Context, from source, repo string, index digest.Digest, all []v1.Descriptor,
 	done map[digest.Digest]bool) error {
 	var absent []string

@@ -70,7 +70,8 @@ func TestImportOfOnePlatform(t *testing.T) {
 		if err != nil || d.Digest != index.Digest {
 			t.Errorf("%s: %+v, %v", form, d, err)
 		}
-		if len(notes) != 1 || !strings.Contains(notes[0], index.Digest.String()) || !strings.HasSuffix(notes[0], ": linux/arm/v7") {
+		if len(notes) != 1 || !strings.Contains(notes[0], index.Digest.String()) ||
+			!strings.HasSuffix(notes[0], ": linux/arm/v7") {
 			t.Errorf("%s: notes %q", form, notes)
 		}
 		notes = nil
@@ -115,7 +116,9 @@ func TestAnArchiveWithNothingInIt(t *testing.T) {
 // TestAnArchiveOfOldDockerSave says what to type.
 func TestAnArchiveOfOldDockerSave(t *testing.T) {
 	dir := t.TempDir()
-	body, _ := json.Marshal([]map[string]any{{"Config": "c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l/layer.tar"}}})
+	body, _ := json.Marshal([]map[string]any{{
+		"Config": "c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l/layer.tar"},
+	}})
 	write(t, filepath.Join(dir, "manifest.json"), body)
 	write(t, filepath.Join(dir, "l", "layer.tar"), layer(1, 1000))
 	name := filepath.Join(t.TempDir(), "image.tar")

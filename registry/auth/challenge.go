@@ -115,7 +115,8 @@ func ValidHost(s string) bool {
 	})
 }
 
-// validPrefix reports whether a path is empty, or elements of letters, digits, '.', '_', '~' and '-', none of them . or ..
+// validPrefix reports whether a path is empty, or elements of letters, digits, '.', '_', '~' and '-', none of them . or
+// ..
 func validPrefix(path string) bool {
 	if path == "" {
 		return true

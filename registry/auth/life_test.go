@@ -45,7 +45,8 @@ func TestATokenEndsWithThePassword(t *testing.T) {
 	hers := ask(t, g, tokenGET("alice", "alice's", "repository:a:push"), 200).Token
 	check := func(what string, g *auth.Guard, token string, ok bool) {
 		t.Helper()
-		if _, err := may(g, bearer(token), "a", auth.Push); (err == nil) != ok || !ok && !errors.Is(err, auth.ErrUnauthorized) {
+		if _, err := may(g, bearer(token), "a", auth.Push); (err == nil) != ok ||
+			!ok && !errors.Is(err, auth.ErrUnauthorized) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

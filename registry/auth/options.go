@@ -35,8 +35,8 @@ type Options struct {
 	// PublicURL is how clients reach the registry, https://host[:port][/path], where that is not in their Host header.
 	// Optional.
 	PublicURL string
-	// TokenLifetime is how long a token is valid, and PushTokenLifetime how long one with which a user, a robot or everybody
-	// may push. 0: 5 minutes, and an hour.
+	// TokenLifetime is how long a token is valid, and PushTokenLifetime how long one with which a user, a robot or
+	// everybody may push. 0: 5 minutes, and an hour.
 	TokenLifetime, PushTokenLifetime time.Duration
 	// TrustedProxies are addresses and networks of proxies whose X-Forwarded-Proto says where clients are sent for tokens.
 	TrustedProxies []string
@@ -89,11 +89,12 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.PublicURL, "public-url", "",
 		"how clients reach the registry, https://host[:port][/path], if a proxy in front of it terminates TLS or changes "+
 			"the host; requests may come with the path or without it")
-	fs.DurationVar(&o.TokenLifetime, "token-lifetime", tokenLife, "how long the tokens that clients get at /token are valid")
+	fs.DurationVar(&o.TokenLifetime, "token-lifetime", tokenLife,
+		"how long the tokens that clients get at /token are valid")
 	fs.DurationVar(&o.PushTokenLifetime, "push-token-lifetime", pushTokenLife,
 		"the same for tokens with which users, robots or everybody may push: longer than the slowest layer takes")
-	fs.StringSliceVar(&o.TrustedProxies, "trusted-proxies", nil, "addresses and networks (10.0.0.0/8) of proxies in front of "+
-		"no-tls; their X-Forwarded-Proto decides whether clients are sent to https for tokens, and nothing else")
+	fs.StringSliceVar(&o.TrustedProxies, "trusted-proxies", nil, "addresses and networks (10.0.0.0/8) of proxies in "+
+		"front of no-tls; their X-Forwarded-Proto decides whether clients are sent to https for tokens, and nothing else")
 }
 
 // Validate reports the first invalid setting, and reads the password's file. It can be called more than once.
@@ -140,9 +141,9 @@ func (o *Options) checkPlain() error {
 	if !o.PlainHTTP || !logins || o.Loopback || o.PublicURL != "" || len(o.TrustedProxies) > 0 {
 		return nil
 	}
-	return errors.New("no-tls: with logins, clients would be sent to plain HTTP with their passwords; set public-url to the " +
-		"https:// address of the proxy in front, or trusted-proxies to its addresses, or listen on 127.0.0.1; where plain " +
-		"HTTP is intended, set public-url to http://host[:port]")
+	return errors.New("no-tls: with logins, clients would be sent to plain HTTP with their passwords; set public-url to " +
+		"the https:// address of the proxy in front, or trusted-proxies to its addresses, or listen on 127.0.0.1; " +
+		"where plain HTTP is intended, set public-url to http://host[:port]")
 }
 
 // named reports whether the rule is about somebody who logs in.

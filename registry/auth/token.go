@@ -17,8 +17,8 @@ const (
 	// issuer is the issuer of our tokens. Clusters have URLs as issuers.
 	issuer = "trow"
 	// tokenLife and pushTokenLife are the defaults of the settings. A request that started in time is finished, however
-	// long it takes. But some clients get a token before they send a layer, and a proxy in between may keep the layer until
-	// it has all of it: then the request starts when the token is old.
+	// long it takes. But some clients get a token before they send a layer, and a proxy in between may keep the layer
+	// until it has all of it: then the request starts when the token is old.
 	tokenLife     = 5 * time.Minute
 	pushTokenLife = time.Hour
 	// minTokenLife is what clients assume (Docker's token specification); maxTokenLife is what keyOverlap allows.

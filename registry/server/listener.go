@@ -11,8 +11,8 @@ import (
 )
 
 // listener makes conns of the connections that it accepts. If the server speaks TLS, a client that speaks plain HTTP is
-// redirected: containerd assumes that 127.0.0.1 with a port speaks plain HTTP, and follows the redirect. Only clients on
-// this machine are served in plain then: see plain.
+// redirected: containerd assumes that 127.0.0.1 with a port speaks plain HTTP, and follows the redirect. Only clients
+// on this machine are served in plain then: see plain.
 type listener struct {
 	net.Listener
 	tls   bool

@@ -81,8 +81,8 @@ func loopbackPeer(c net.Conn) bool {
 	return err == nil && peer.Addr().Unmap().IsLoopback()
 }
 
-// leadToTLS answers a request in plain HTTP to the port of TLS that may have come from elsewhere: with a redirect, or an
-// error where a client would not follow one. It reports whether it has answered.
+// leadToTLS answers a request in plain HTTP to the port of TLS that may have come from elsewhere: with a redirect, or
+// an error where a client would not follow one. It reports whether it has answered.
 func leadToTLS(w *response, r *http.Request) bool {
 	if w.conn == nil || !w.conn.plain || address.Local(r) {
 		return false

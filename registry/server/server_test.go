@@ -829,8 +829,8 @@ func TestGarbageOnConnectionsIsLoggedAtDebug(t *testing.T) {
 	}
 }
 
-// TestPlainHTTPIsRedirectedToTLS for clients that are not on this machine, here behind a proxy, and nothing is served in
-// plain. A client that follows arrives at the same path.
+// TestPlainHTTPIsRedirectedToTLS for clients that are not on this machine, here behind a proxy, and nothing is served
+// in plain. A client that follows arrives at the same path.
 func TestPlainHTTPIsRedirectedToTLS(t *testing.T) {
 	s := start(t, modes[1], server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil {
