@@ -107,7 +107,7 @@ func load(cmd *cobra.Command) (*options, error) {
 	o := &options{}
 	return o, settings.LoadParts(cmd.Flags(), func() error {
 		o.registry.Auth.ClientCA, o.registry.Auth.AccessReview = o.tls.ClientCA != "", o.cluster.AccessReview
-		o.registry.Auth.Loopback = server.Loopback(o.server.Listen)
+		o.registry.Auth.Loopback, o.registry.Auth.PlainHTTP = server.Loopback(o.server.Listen), o.tls.NoTLS
 		if o.tls.NoTLS && o.cluster.Webhook != "" {
 			return errors.New("webhook conflicts with no-tls: the API server calls webhooks over TLS only; " +
 				"remove no-tls, or register the webhook yourself")
@@ -183,6 +183,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 		reg, reviews, keeper, hook)
 	o.server.Log, o.server.Registerer, o.server.Probes, o.server.TLSConfig = log, metrics, probes, keeper.Config()
 	o.server.Vital, o.server.TokenPath = []string{"/validate", "/validate-image"}, auth.TokenPath
+	o.server.Prefix = o.registry.Auth.Prefix()
 	o.server.Handler = routes(o, probes, reg, callers.Protect(server.Route("validate", webhook)), keeper,
 		promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	front, err := server.New(o.server)

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -207,9 +208,13 @@ func (d *Decision) label() string {
 // encode returns the text of an answer to a review.
 func encode(v *review, r *admissionv1.AdmissionResponse) ([]byte, error) {
 	if r.Result != nil {
-		return json.Marshal(admissionv1.AdmissionReview{
+		var b bytes.Buffer
+		out := json.NewEncoder(&b)
+		out.SetEscapeHTML(false) // its messages are for people
+		err := out.Encode(admissionv1.AdmissionReview{
 			TypeMeta: metav1.TypeMeta{APIVersion: v.APIVersion, Kind: v.Kind}, Response: r,
 		})
+		return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 	}
 	// Nearly all answers allow. Without reflection they take a fifth of the time, which is that of deciding on an image.
 	b := make([]byte, 0, 512)

@@ -178,7 +178,7 @@ func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
 			v.hint("damaged here, push it again: " + v.Image) // a node may have it in its cache all the same
 		}
 		if c, ok := images.(completer); ok && c.Incomplete(v.Reference.Path, m) {
-			v.hintIncomplete()
+			v.hintIncomplete(m.MediaType)
 		}
 		return
 	case ruling == allowedByRule:
@@ -220,10 +220,17 @@ func (v *Verdict) hint(text string) { v.Hints = append(v.Hints, text) }
 
 // hintIncomplete says that a part of an image is not in the registry, such as a foreign layer. It names the image if
 // that fits into a warning: a long name must not suppress the hint.
-func (v *Verdict) hintIncomplete() {
-	const text = "not all of it is here, nodes get the rest from elsewhere: "
+//
+// Of an index, the manifests of some platforms are not here: nodes of these platforms cannot pull it.
+func (v *Verdict) hintIncomplete(mediaType string) {
+	text := "not all of it is here, nodes get the rest from elsewhere: "
+	short := "not all of an image is here, nodes get the rest from elsewhere"
+	switch mediaType {
+	case "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json":
+		text, short = "not here for all of its platforms: ", "an image is not here for all of its platforms"
+	}
 	if len(text+v.Image) > maxWarning {
-		v.hint("not all of an image is here, nodes get the rest from elsewhere")
+		v.hint(short)
 		return
 	}
 	v.hint(text + v.Image)

@@ -140,7 +140,11 @@ func TestAnIncompleteImageHasAHint(t *testing.T) {
 		err := r.Update(t.Context(), repo, func(tx *storage.Tx) error {
 			m := storage.Manifest{Digest: digest.FromString("image"), MediaType: "application/vnd.oci.image.manifest.v1+json",
 				Refs: []digest.Digest{digest.FromString("foreign")}}
-			return errors.Join(tx.PutManifest(m), tx.SetTag("far", m.Digest))
+			sparse := storage.Manifest{Digest: digest.FromString("index"),
+				Refs:      []digest.Digest{m.Digest, digest.FromString("arm")},
+				MediaType: "application/vnd.oci.image.index.v1+json"}
+			return errors.Join(tx.PutManifest(m), tx.SetTag("far", m.Digest), tx.PutManifest(sparse),
+				tx.SetTag("sparse", sparse.Digest))
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -149,6 +153,7 @@ func TestAnIncompleteImageHasAHint(t *testing.T) {
 	for image, want := range map[string]string{
 		host + "/app:far":          "not all of it is here, nodes get the rest from elsewhere: " + host + "/app:far",
 		host + "/" + long + ":far": "not all of an image is here, nodes get the rest from elsewhere",
+		host + "/app:sparse":       "not here for all of its platforms: " + host + "/app:sparse",
 		host + "/app:1":            "",
 	} {
 		v := newPolicy(t, admission.PolicyOptions{}).Decide(t.Context(), r, image)

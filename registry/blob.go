@@ -37,11 +37,16 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 		writeBlobHeader(w, span{0, b.size}, false, b.size)
 		return nil
 	}
-	part, ranged, satisfiable := requestedRange(req.Header, etag, b.size)
-	if !satisfiable {
+	parts, satisfiable := requestedRanges(req.Header, etag, b.size)
+	switch {
+	case !satisfiable:
 		return rangeInvalid(b.size)
+	case len(parts) > 1:
+		return r.sendRanges(w, req, b, etag, parts)
+	case len(parts) == 1:
+		return r.sendBlob(w, req, b, etag, parts[0], true)
 	}
-	return r.sendBlob(w, req, b, etag, part, ranged)
+	return r.sendBlob(w, req, b, etag, span{0, b.size}, false)
 }
 
 // sendBlob answers with a part of a blob.
@@ -79,8 +84,7 @@ func writeBlobHeader(w http.ResponseWriter, part span, ranged bool, size int64) 
 		w.WriteHeader(http.StatusOK)
 		return
 	}
-	h.Set("Content-Range", "bytes "+strconv.FormatInt(part.start, 10)+"-"+
-		strconv.FormatInt(part.start+part.length-1, 10)+"/"+strconv.FormatInt(size, 10))
+	h.Set("Content-Range", part.contentRange(size))
 	w.WriteHeader(http.StatusPartialContent)
 }
 
@@ -95,44 +99,6 @@ func matches(values []string, etag string) bool {
 		}
 	}
 	return false
-}
-
-// span is a part of a blob, in bytes.
-type span struct{ start, length int64 }
-
-// requestedRange parses Range and If-Range (RFC 9110, sections 14.2 and 13.1.5). For several ranges, and for a Range
-// that it cannot parse, it returns the whole blob, as the RFC allows.
-func requestedRange(h http.Header, etag string, size int64) (part span, ranged, satisfiable bool) {
-	whole := span{0, size}
-	if since := h.Get("If-Range"); since != "" && since != etag {
-		return whole, false, true
-	}
-	spec, ok := strings.CutPrefix(h.Get("Range"), "bytes=")
-	if !ok {
-		return whole, false, true
-	}
-	return parseRange(spec, size)
-}
-
-// parseRange parses first-last, first- or -length.
-func parseRange(spec string, size int64) (part span, ranged, satisfiable bool) {
-	whole := span{0, size}
-	first, last, ok := strings.Cut(strings.TrimSpace(spec), "-")
-	if !ok || !digits(first) || !digits(last) || first == "" && last == "" {
-		return whole, false, true
-	}
-	if first == "" {
-		n := min(number(last), size)
-		return span{size - n, n}, true, n > 0
-	}
-	start, end := number(first), size-1
-	if last != "" {
-		end = min(number(last), end)
-	}
-	if start > end {
-		return span{}, true, false
-	}
-	return span{start, end - start + 1}, true, true
 }
 
 // digits reports whether s has no other characters than digits.

@@ -17,17 +17,19 @@ import (
 	"trow/storage"
 )
 
-// This file is what an identity that may create, and not push, can do to tags: set new ones, and let a companion grow.
-// A companion is a tag under which clients keep what belongs to a manifest: sha256-<hex>, the index of its referrers
-// (distribution spec, "Referrers Tag Schema"), and sha256-<hex>.sig, .att and .sbom (cosign).
+// This file is what an identity that may create, and not push, can do to tags: set new ones, and let a companion grow;
+// and how a companion under an immutable tag grows, and ends. A companion is a tag under which clients keep what
+// belongs to a manifest: sha256-<hex>, the index of its referrers (distribution spec, "Referrers Tag Schema"), and
+// sha256-<hex>.sig, .att and .sbom (cosign).
 
 // creation is a push by an identity that may create and not push.
 type creation struct {
 	why error // an ErrCreateOnly, with the remedy
-	// grows has, for each manifest that a companion names and that was compared with the pushed one, whether the pushed
-	// one has everything of it. Bytes are read to know that, which must not happen inside an Update.
-	grows map[digest.Digest]bool
 }
+
+// growth has, for each manifest that a companion names and that was compared with the pushed one, whether the pushed
+// one has everything of it. Bytes are read to know that, which must not happen inside an Update.
+type growth map[digest.Digest]bool
 
 // notCompared: the pushed manifest must be compared with this one, which a companion names, before it can be decided.
 type notCompared struct{ storage.Descriptor }
@@ -36,18 +38,20 @@ func (e *notCompared) Error() string { return "manifest " + e.Digest().String() 
 
 // pushAs is push with what c's identity may do. Errors: also those of an Authorizer, in their form for clients.
 func (r *Registry) pushAs(req *http.Request, c *call, p *push) error {
-	if c.create == nil {
-		return r.push(req.Context(), p)
+	if c.create != nil {
+		p.create = &creation{why: c.create}
 	}
 	// Each round is lost to another client that changes the companion between the comparison and the Update.
 	const rounds = 10
-	p.create = &creation{why: c.create, grows: map[digest.Digest]bool{}}
 	for range rounds {
 		err := r.push(req.Context(), p)
 		var next *notCompared
 		switch {
 		case errors.As(err, &next):
-			if p.create.grows[next.Digest()], err = r.grows(req.Context(), next.Descriptor, p); err != nil {
+			if p.growth == nil { // most pushes need none
+				p.growth = growth{}
+			}
+			if p.growth[next.Digest()], err = r.grows(req.Context(), next.Descriptor, p); err != nil {
 				return err
 			}
 			continue
@@ -78,9 +82,9 @@ func (n *creation) allows(tx *storage.Tx, p *push) error {
 		}
 		remedy := "push another tag, or "
 		if companionOf(tx, tag) {
-			grows, compared := n.grows[at.Digest()]
-			if !compared {
-				return &notCompared{at}
+			grows, err := p.growth.of(at)
+			if err != nil {
+				return err
 			}
 			if grows {
 				continue
@@ -93,22 +97,70 @@ func (n *creation) allows(tx *storage.Tx, p *push) error {
 	return nil
 }
 
+// of reports whether the pushed manifest has everything of the one at a companion. Errors: notCompared.
+func (g growth) of(at storage.Descriptor) (bool, error) {
+	grows, compared := g[at.Digest()]
+	if !compared {
+		return false, &notCompared{at}
+	}
+	return grows, nil
+}
+
+// checkImmutable refuses to move a tag that must not change, except a companion that grows: a second signature, or a
+// further referrer, adds to what is there. Errors: notCompared.
+func (r *Registry) checkImmutable(tx *storage.Tx, p *push) error {
+	for _, tag := range p.tags {
+		at, ok := tx.Tag(tag)
+		if !ok || at.Digest() == p.digest || !r.isImmutable(p.who, p.repo, tag) {
+			continue
+		}
+		if !companionOf(tx, tag) {
+			return immutableTag(tag, at.Digest())
+		}
+		grows, err := p.growth.of(at)
+		if err != nil {
+			return err
+		}
+		if !grows {
+			e := immutableTag(tag, at.Digest())
+			e.Message += ", or fetch it and add to it"
+			return e
+		}
+	}
+	return nil
+}
+
+// isFixed reports whether who must not delete a tag. A companion can be deleted when its manifest is no longer here.
+func (r *Registry) isFixed(tx *storage.Tx, who *auth.Identity, repo, tag string) bool {
+	if !r.isImmutable(who, repo, tag) {
+		return false
+	}
+	_, named := accompanied(tag)
+	return !named || companionOf(tx, tag)
+}
+
 // companions are the ends of the names of companions.
 var companions = []string{"", ".sig", ".att", ".sbom"}
 
 // companionOf reports whether a tag is a companion of a manifest that the repository holds.
 func companionOf(tx *storage.Tx, tag string) bool {
-	const prefix, hex = "sha256-", 64
-	rest, ok := strings.CutPrefix(tag, prefix)
-	if !ok || len(rest) < hex || !slices.Contains(companions, rest[hex:]) {
-		return false
-	}
-	d, err := storage.ParseDigest("sha256:" + rest[:hex])
-	if err != nil {
+	d, ok := accompanied(tag)
+	if !ok {
 		return false
 	}
 	_, held := tx.Manifest(d)
 	return held
+}
+
+// accompanied returns the manifest in the name of a companion.
+func accompanied(tag string) (digest.Digest, bool) {
+	const prefix, hex = "sha256-", 64
+	rest, ok := strings.CutPrefix(tag, prefix)
+	if !ok || len(rest) < hex || !slices.Contains(companions, rest[hex:]) {
+		return "", false
+	}
+	d, err := storage.ParseDigest("sha256:" + rest[:hex])
+	return d, err == nil
 }
 
 // grows reports whether the pushed manifest has everything of the old one: type, subject, and each layer or child. An

@@ -360,3 +360,34 @@ func TestRulesAndRobotsThatMayCreate(t *testing.T) {
 	w.put("open/app", "v4", v2, w.token(g, "repository:open/app:pull", ci...)...).code(401, "UNAUTHORIZED")
 	w.put("open/app", "v4", v2, w.token(g, "repository:open/app:create", ci...)...).is(201)
 }
+
+// TestACompanionUnderAnImmutableTag: the second signature of an image was refused, and so was the index of its
+// referrers.
+func TestACompanionUnderAnImmutableTag(t *testing.T) {
+	for _, end := range []string{".sig", ".att", ".sbom", ""} {
+		w := newServer(t, func(o *registry.Options) { o.Immutable = func(repo, _ string) bool { return repo == "prod" } })
+		subject := w.build("prod", "1")
+		d := digest.FromBytes(subject).String()
+		w.put("prod", d, subject).is(201) // without a tag, which would be immutable as well
+		config, payload := []byte("{}"), []byte(`{"critical":{}}`)
+		w.pushBlob("prod", config)
+		w.pushBlob("prod", payload)
+		alice, bob, eve := signature(payload, "alice"), signature(payload, "bob"), signature(payload, "eve")
+		tag := strings.Replace(d, ":", "-", 1) + end
+		w.put("prod", tag, signatures(config, alice)).is(201)
+		w.put("prod", tag, signatures(config, alice, bob)).is(201)
+		for what, body := range map[string][]byte{"one is missing": signatures(config, alice),
+			"one was replaced": signatures(config, alice, eve), "another type": index(subject)} {
+			if a := w.put("prod", tag, body); a.status != 403 || !strings.Contains(string(a.body), "add to it") {
+				t.Errorf("%s: %s: %d %s", end, what, a.status, a.body)
+			}
+		}
+		// It ends when its manifest ends, and not before.
+		w.do("DELETE", "/v2/prod/manifests/"+tag, nil).code(403, "DENIED")
+		w.do("DELETE", "/v2/prod/manifests/"+digest.FromBytes(signatures(config, alice, bob)).String(), nil).
+			code(403, "DENIED")
+		w.do("DELETE", "/v2/prod/manifests/"+d, nil).is(202)
+		w.put("prod", tag, signatures(config, alice, bob, eve)).code(403, "DENIED") // of nothing that is here
+		w.do("DELETE", "/v2/prod/manifests/"+tag, nil).is(202)
+	}
+}

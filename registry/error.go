@@ -2,11 +2,11 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -194,17 +194,24 @@ func chunkOutOfOrder(header http.Header, cause error) *ocierror.Error {
 		Header: header, Message: "the chunk does not start where the upload ends; see the Range header"}
 }
 
+// contentRangeInvalid refuses a chunk whose Content-Range cannot be read.
 func contentRangeInvalid() *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.UploadInvalid, Status: http.StatusRequestedRangeNotSatisfiable,
-		Message: "invalid Content-Range; want <first>-<last>, in bytes, both included"}
+		Message: "invalid Content-Range; want <first>-<last>, in bytes, both included; the Range header says what is here"}
 }
 
 func sizeInvalid(format string, args ...any) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.SizeInvalid, Message: fmt.Sprintf(format, args...)}
 }
 
-// bodyEnded is the error for a body that ends before its Content-Length, or stalls.
+// bodyEnded is the error for a body that ends before its Content-Length, or stalls. Of an upload, what came before is
+// kept.
 func bodyEnded(cause error) *ocierror.Error {
+	if errors.Is(cause, os.ErrDeadlineExceeded) {
+		return &ocierror.Error{Code: ocierror.SizeInvalid, Status: http.StatusRequestTimeout, Cause: cause,
+			Message: "the body came too slowly: nothing of it arrived for a while (setting stall-timeout); send it again, or " +
+				"ask for the status of the upload and continue from there"}
+	}
 	return &ocierror.Error{Code: ocierror.SizeInvalid, Cause: cause, Message: "the body ended early; send it again"}
 }
 
@@ -336,7 +343,7 @@ const (
 
 // writeJSON answers with v in JSON. v is of a type of this package, small enough to be encoded before anything is sent.
 func writeJSON(w http.ResponseWriter, req *http.Request, v any) {
-	body, err := json.Marshal(v)
+	body, err := ocierror.JSON(v)
 	if err != nil {
 		panic(fmt.Sprintf("registry: encode %T: %v", v, err)) // a mistake in this package
 	}

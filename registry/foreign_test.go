@@ -2,12 +2,14 @@ package registry_test
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry"
+	"trow/registry/auth"
 	"trow/storage"
 )
 
@@ -101,5 +103,52 @@ func TestAnIndexOfAnIncompleteImageIsIncomplete(t *testing.T) {
 	want(map[string]bool{"v": false, "i": false, "whole": false, "j": false})
 	if w.index.Incomplete("b", storage.Descriptor{}) || w.index.Incomplete("a", storage.Descriptor{}) {
 		t.Error("what is not here is incomplete")
+	}
+}
+
+// TestSparseIndexes: an index of which only some manifests are here is accepted where the setting says so, and always
+// of an import, which comes over the socket.
+func TestSparseIndexes(t *testing.T) {
+	w := newServer(t, func(o *registry.Options) { o.Sparse = func(repo string) bool { return repo == "sparse" } })
+	for _, repo := range []string{"sparse", "whole"} {
+		here, _ := w.pushImage(repo, "amd64", "x")
+		partial := index(here, []byte("absent"))
+		absent := digest.FromString("absent").String()
+		if repo == "whole" {
+			w.put(repo, "v", partial).code(404, "MANIFEST_BLOB_UNKNOWN")
+			continue
+		}
+		w.put(repo, "v", partial).is(201)
+		w.do("GET", "/v2/sparse/manifests/v", nil).is(200).equals(string(partial))
+		w.do("GET", "/v2/sparse/manifests/"+absent, nil).code(404, "MANIFEST_UNKNOWN")
+		w.put(repo, "none", index([]byte("absent"))).code(404, "MANIFEST_BLOB_UNKNOWN") // nothing of it is here
+		m, _, err := w.index.Resolve(t.Context(), repo, "v")
+		if err != nil || !w.index.Incomplete(repo, m) {
+			t.Errorf("it is complete (%v)", err)
+		}
+		image := []byte(`{"schemaVersion":2,"config":` + desc("x/y", []byte("absent")) + `,"layers":[]}`)
+		w.put(repo, "image", image).code(404, "MANIFEST_BLOB_UNKNOWN") // an image is whole or not here
+	}
+	w = newServer(t, func(o *registry.Options) { o.Auth = socket{open{}} })
+	here, _ := w.pushImage("a", "amd64", "x")
+	w.put("a", "v", index(here, []byte("absent"))).is(201)
+}
+
+// socket is an Authorizer for which every client is the administration socket.
+type socket struct{ open }
+
+func (socket) Identify(*http.Request) (*auth.Identity, error) { return auth.Socket, nil }
+
+// TestAForeignLayerThatIsHere is served from here, so that no warning says otherwise.
+func TestAForeignLayerThatIsHere(t *testing.T) {
+	w := newServer(t)
+	config, layer := []byte("{}"), []byte("layer")
+	w.pushBlob("a", config)
+	w.pushBlob("a", layer)
+	body := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + desc(foreignType, layer) + `]}`)
+	w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201).has("Warning", "")
+	body = []byte(strings.Replace(string(body), `"layers":[`, `"layers":[`+desc(foreignType, []byte("absent"))+",", 1))
+	if a := w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201); len(a.header["Warning"]) != 1 {
+		t.Errorf("warnings: %q", a.header["Warning"])
 	}
 }

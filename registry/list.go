@@ -56,7 +56,7 @@ func (r *Registry) listTags(w http.ResponseWriter, req *http.Request, c *call) e
 	if err != nil {
 		return err
 	}
-	tags = p.cut(w.Header(), "/v2/"+c.repo+"/tags/list", tags)
+	tags = p.cut(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/tags/list", tags)
 	writeJSON(w, req, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
@@ -74,7 +74,7 @@ func (r *Registry) listRepos(w http.ResponseWriter, req *http.Request, c *call) 
 	if err != nil {
 		return err
 	}
-	repos = p.cut(w.Header(), "/v2/_catalog", repos)
+	repos = p.cut(w.Header(), r.options.Prefix+"/v2/_catalog", repos)
 	writeJSON(w, req, struct {
 		Repositories []string `json:"repositories"`
 	}{repos})

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"slices"
@@ -88,7 +89,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 		r.audit(req, c, audit.Event{What: audit.Push, Tags: p.tags, Digest: p.digest.String()})
 	}
 	h := w.Header()
-	h.Set("Location", "/v2/"+p.repo+"/manifests/"+p.digest.String())
+	h.Set("Location", r.options.Prefix+"/v2/"+p.repo+"/manifests/"+p.digest.String())
 	h.Set("Docker-Content-Digest", p.digest.String())
 	if p.parsed.subject != "" {
 		h.Set("OCI-Subject", p.parsed.subject.String())
@@ -96,11 +97,25 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	for _, tag := range tags { // those of ?tag=, not that of the path
 		h.Add("OCI-Tag", tag)
 	}
-	for _, d := range p.parsed.elsewhere[:min(len(p.parsed.elsewhere), maxWarnings)] {
+	for _, d := range r.absentLayers(req.Context(), p) {
 		warn(w, "layer "+d.String()+" is not distributable: clients that pull this image get it from elsewhere")
 	}
 	w.WriteHeader(http.StatusCreated)
 	return nil
+}
+
+// absentLayers returns the foreign layers that the repository does not hold, at most maxWarnings. Others are served
+// from here. The push has succeeded: what cannot be known now is left out.
+func (r *Registry) absentLayers(ctx context.Context, p *push) (absent []digest.Digest) {
+	for _, d := range p.parsed.elsewhere {
+		if _, held, err := r.options.Index.Blob(ctx, p.repo, d); held || err != nil {
+			continue
+		}
+		if absent = append(absent, d); len(absent) == maxWarnings {
+			break
+		}
+	}
+	return absent
 }
 
 // tagParameters returns the tags in ?tag= of end-7b.
@@ -165,7 +180,7 @@ func (r *Registry) deleteTag(tx *storage.Tx, c *call, conditions conditions) (go
 	if !exists {
 		return gone, manifestUnknown(c.repo, c.ref)
 	}
-	if r.isImmutable(c.who, c.repo, c.ref) {
+	if r.isFixed(tx, c.who, c.repo, c.ref) {
 		return gone, immutableTag(c.ref, current.Digest())
 	}
 	gone = audit.Event{What: audit.Delete, Digest: current.Digest().String(), Tags: []string{c.ref}}
@@ -185,7 +200,7 @@ func (r *Registry) deleteByDigest(tx *storage.Tx, c *call, conditions conditions
 	}
 	tags := tx.TagsOf(c.digest)
 	for _, tag := range tags {
-		if r.isImmutable(c.who, c.repo, tag) {
+		if r.isFixed(tx, c.who, c.repo, tag) {
 			return gone, immutableTag(tag, c.digest)
 		}
 	}

@@ -23,6 +23,7 @@ type push struct {
 	body       []byte
 	conditions conditions
 	create     *creation // not nil: it may create and not move
+	growth     growth    // nil: nothing was compared
 	changed    bool      // set by push: the repository did not hold the manifest intact, or a tag was new or moved
 }
 
@@ -98,10 +99,8 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	if err := p.conditions.check(current.Digest(), exists); err != nil {
 		return err
 	}
-	for _, tag := range p.tags {
-		if at, ok := tx.Tag(tag); ok && at.Digest() != p.digest && r.isImmutable(p.who, p.repo, tag) {
-			return immutableTag(tag, at.Digest())
-		}
+	if err := r.checkImmutable(tx, p); err != nil {
+		return err
 	}
 	// The type is a part of what a tag and a digest name: another one could make clients take the same bytes for something
 	// else. One that could not be stored today may be corrected, and then stays.
@@ -115,10 +114,18 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	if err := p.create.allows(tx, p); err != nil {
 		return err
 	}
-	if err := missingParts(tx, p.parsed.needs); err != nil {
+	if err := missingParts(tx, p.parsed.needs); err != nil && !r.acceptsSparse(tx, p) {
 		return err
 	}
 	return withinQuota(tx, p.who, p.digest, int64(len(p.body)))
+}
+
+// acceptsSparse reports whether the repository accepts the manifest although it does not hold all of it: it is an
+// index, of which something is here. What is not here is referenced and not present, as a foreign layer is: pulls of it
+// get 404, until it is pushed.
+func (r *Registry) acceptsSparse(tx *storage.Tx, p *push) bool {
+	index := p.parsed.mediaType == typeOCIIndex || p.parsed.mediaType == typeDockerList
+	return index && slices.ContainsFunc(p.parsed.needs, tx.Whole) && (p.who.Unlimited() || r.options.Sparse(p.repo))
 }
 
 // missingParts reports which of the needed parts the repository does not hold intact, at most maxMissing.

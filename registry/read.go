@@ -156,6 +156,19 @@ func (p *blobPart) WriteTo(w io.Writer) (int64, error) {
 	return io.CopyN(w, p.file, p.length) // of an *os.File: the kernel copies it to a plain TCP connection (sendfile)
 }
 
+// writePart writes a part of what is open, which is a whole blob. It fails if the file ends early.
+func (p *blobPart) writePart(w io.Writer, part span) error {
+	if p.file == nil {
+		_, err := w.Write(p.memory[part.start : part.start+part.length])
+		return err
+	}
+	if _, err := p.file.Seek(part.start, io.SeekStart); err != nil {
+		return err
+	}
+	_, err := io.CopyN(w, p.file, part.length)
+	return err
+}
+
 // Close closes the file, if there is one.
 func (p *blobPart) Close() error {
 	if p.file == nil {
@@ -206,6 +219,9 @@ func (r *Registry) repos(ctx context.Context, after string, n int, readable func
 type referrersFound struct {
 	list []storage.Descriptor
 	more bool
+
+	omitted int   // manifests that are left out of the list, because they cannot be read
+	why     error // of the first of them
 }
 
 // referrersOf returns the manifests of the repo whose subject is d, after the given one, at most maxListed.
@@ -214,15 +230,16 @@ func (r *Registry) referrersOf(ctx context.Context, repo string, d, after digest
 	if err != nil {
 		return referrersFound{}, err
 	}
-	if found, err = r.addTagged(ctx, repo, d, after, found); err != nil {
+	all := referrersFound{list: found}
+	if err := r.addTagged(ctx, repo, d, after, &all); err != nil {
 		return referrersFound{}, err
 	}
 	// The Index's list is asked for one more than is listed. So what addTagged has added can only come after manifests
 	// that were not asked for if it is cut off here.
-	if len(found) > maxListed {
-		return referrersFound{found[:maxListed], true}, nil
+	if len(all.list) > maxListed {
+		all.list, all.more = all.list[:maxListed], true
 	}
-	return referrersFound{found, false}, nil
+	return all, nil
 }
 
 // content returns the bytes of a manifest or a small blob, from memory if they were read lately. They are verified when

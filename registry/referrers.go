@@ -4,16 +4,18 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/ocierror"
 	"trow/storage"
 )
 
@@ -35,6 +37,28 @@ type referrer struct {
 	artifactType string
 	json         []byte
 }
+
+// omit leaves a manifest out because of err. It reports false if err is not about the manifest, but about the registry:
+// then the list fails, and its client retries. One bad manifest must not hide all others for ever.
+func (f *referrersFound) omit(err error) bool {
+	bad := (*badManifest)(nil)
+	if !errors.As(err, &bad) {
+		return false
+	}
+	if f.omitted++; f.omitted == 1 {
+		f.why = err
+	}
+	return true
+}
+
+// badManifest is a manifest that a list cannot show: its bytes are gone, damaged or no JSON.
+type badManifest struct {
+	digest digest.Digest
+	cause  error
+}
+
+func (e *badManifest) Error() string { return "manifest " + e.digest.String() + ": " + e.cause.Error() }
+func (e *badManifest) Unwrap() error { return e.cause }
 
 // referrersQuery is what a client asks for: referrers after a digest, of one artifact type if that is not empty.
 type referrersQuery struct {
@@ -82,30 +106,37 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 			lists.Put(body)
 		}
 	}()
-	next, err := r.renderReferrers(req.Context(), body, c.repo, found, q.artifactType)
+	next, err := r.renderReferrers(req.Context(), body, c.repo, &found, q.artifactType)
 	if err != nil {
 		return err
+	}
+	if found.omitted > 0 { // one line for each request, so that the log is bounded
+		r.annotate(req.Context(), "err", fmt.Sprintf("%d manifests left out of the list of referrers: %v", found.omitted,
+			found.why))
+		// A client that takes the list for a complete one might say that an image has no signature.
+		warn(w, fmt.Sprintf("%d manifests are left out of this list because the registry cannot read them; push them again",
+			found.omitted))
 	}
 	if q.artifactType != "" { // not earlier: an error applies no filter
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
 	if next != "" {
 		q.values.Set("last", next.String())
-		setNextLink(w.Header(), "/v2/"+c.repo+"/referrers/"+c.ref, q.values)
+		setNextLink(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/referrers/"+c.ref, q.values)
 	}
 	write(w, req, typeOCIIndex, body.Bytes())
 	return nil
 }
 
 // renderReferrers writes the image index to buf. next is the last manifest that was looked at if there are more.
-func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo string, found referrersFound,
+func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo string, found *referrersFound,
 	artifactType string) (next digest.Digest, err error) {
 	buf.WriteString(`{"schemaVersion":2,"mediaType":"` + typeOCIIndex + `","manifests":[`)
 	empty, work := true, int64(0)
 	for i, m := range found.list {
 		// One is always looked at: otherwise there would be no progress.
 		if i > 0 && work > maxDecoded {
-			found = referrersFound{found.list[:i], true}
+			found.list, found.more = found.list[:i], true
 			break
 		}
 		if artifactType != "" {
@@ -114,15 +145,18 @@ func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo 
 			}
 		}
 		ref, cost, err := r.referrer(ctx, repo, m)
+		work += cost
+		if err != nil && found.omit(err) {
+			continue
+		}
 		if err != nil {
 			return "", err
 		}
-		work += cost
 		if artifactType != "" && artifactType != ref.artifactType {
 			continue
 		}
 		if !empty && buf.Len()+len(ref.json) > maxReferrers { // the first always fits, for the same reason
-			found = referrersFound{found.list[:i], true}
+			found.list, found.more = found.list[:i], true
 			break
 		}
 		if !empty {
@@ -138,8 +172,7 @@ func (r *Registry) renderReferrers(ctx context.Context, buf *bytes.Buffer, repo 
 	return next, nil
 }
 
-// referrer returns a manifest's descriptor in the list, and what it cost; 0 if it was in memory. If its content is lost
-// the whole list fails: a list without it would say that, for example, an image has no signature.
+// referrer returns a manifest's descriptor in the list, and what it cost, also if it failed; 0 if it was in memory.
 func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descriptor) (ref referrer, cost int64,
 	err error) {
 	if ref, ok := r.referrers.get(m); ok {
@@ -148,9 +181,9 @@ func (r *Registry) referrer(ctx context.Context, repo string, m storage.Descript
 	d := m.Digest()
 	c, err := r.decoded(ctx, repo, m)
 	if err != nil {
-		return referrer{}, 0, err
+		return referrer{}, m.Size + decodeCost, err
 	}
-	js, err := json.Marshal(descriptor{MediaType: cmp.Or(m.MediaType, c.MediaType), Digest: d.String(), Size: m.Size,
+	js, err := ocierror.JSON(descriptor{MediaType: cmp.Or(m.MediaType, c.MediaType), Digest: d.String(), Size: m.Size,
 		Artifact: c.artifactType(), Annotations: c.Annotations})
 	if err != nil {
 		return referrer{}, 0, fmt.Errorf("referrer %s: %w", d, err)
@@ -180,34 +213,42 @@ func (r *Registry) pushedReferrer(ctx context.Context, p *push) {
 	}
 }
 
-// decoded reads and decodes a manifest that a list is made of. Its errors are the registry's own: the client has not
-// asked for this manifest.
+// decoded reads and decodes a manifest that a list is made of. Errors: badManifest; others are the registry's own, as
+// the client has not asked for this manifest.
 func (r *Registry) decoded(ctx context.Context, repo string, m storage.Descriptor) (content, error) {
 	d := m.Digest()
 	body, err := r.manifestBytes(ctx, manifest{m, d, repo, d.String()})
+	// EIO is the disk's word for a sector that it cannot read; it will say the same the next time.
+	if e := ocierror.As(err); e != nil && e.Code == ocierror.ManifestUnknown || errors.Is(err, syscall.EIO) {
+		return content{}, &badManifest{d, err}
+	}
 	if err != nil {
 		return content{}, internal(fmt.Errorf("referrers: manifest %s: %w", d, err))
 	}
 	c, err := decodeManifest(body)
 	if err != nil {
-		return content{}, fmt.Errorf("referrers: manifest %s: %w", d, err)
+		return content{}, &badManifest{d, err}
 	}
 	return c, nil
 }
 
 // addTagged adds the manifests that an index under the fallback tag lists (distribution spec, "Referrers Tag
-// Schema"), if the repository holds them and found does not have them yet. Clients keep such an index for registries
+// Schema"), if the repository holds them and all does not have them yet. Clients keep such an index for registries
 // without a list of referrers, and copy it to this one.
 func (r *Registry) addTagged(ctx context.Context, repo string, subject, after digest.Digest,
-	found []storage.Descriptor) ([]storage.Descriptor, error) {
+	all *referrersFound) error {
 	index, ok, err := r.lookup(ctx, repo, fallbackTag(subject))
 	if err != nil || !ok || index.MediaType != typeOCIIndex {
-		return found, err
+		return err
 	}
 	c, err := r.decoded(ctx, repo, index)
-	if err != nil {
-		return nil, err
+	if err != nil && all.omit(err) {
+		return nil
 	}
+	if err != nil {
+		return err
+	}
+	found := all.list
 	seen := map[storage.Descriptor]bool{}
 	for _, m := range found {
 		seen[m] = true
@@ -219,7 +260,7 @@ func (r *Registry) addTagged(ctx context.Context, repo string, subject, after di
 		}
 		m, ok, err := r.lookup(ctx, repo, d.String())
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if ok && !seen[m] {
 			seen[m] = true
@@ -233,7 +274,8 @@ func (r *Registry) addTagged(ctx context.Context, repo string, subject, after di
 		digests[m] = m.Digest()
 	}
 	slices.SortFunc(found, func(a, b storage.Descriptor) int { return cmp.Compare(digests[a], digests[b]) })
-	return found, nil
+	all.list = found
+	return nil
 }
 
 // fallbackTag is the tag under which clients keep the referrers of d.

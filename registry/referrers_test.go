@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -161,4 +163,57 @@ func TestPagesOfReferrersOfManyManifests(t *testing.T) {
 			t.Errorf("%d listed", len(got))
 		}
 	}
+}
+
+// TestABadManifestDoesNotHideOtherReferrers: the whole list failed for ever, for one that was no JSON or whose bytes
+// were gone, under the fallback tag or not.
+func TestABadManifestDoesNotHideOtherReferrers(t *testing.T) {
+	dir := t.TempDir()
+	blobs, journal, _ := engines(t, dir)
+	w := serve(t, blobs, journal)
+	subject := digest.FromString("subject")
+	fallback := "/v2/a/manifests/" + strings.Replace(subject.String(), ":", "-", 1)
+	list := func(n int, warning string) {
+		t.Helper()
+		for range 2 {
+			for _, query := range []string{"", "?artifactType=x/y"} {
+				a := w.do("GET", "/v2/a/referrers/"+subject.String()+query, nil).is(200)
+				var idx struct{ Manifests []struct{ Digest string } }
+				if err := json.Unmarshal(a.body, &idx); err != nil || len(idx.Manifests) != n ||
+					!strings.Contains(a.header.Get("Warning"), warning) || (warning == "") != (a.header.Get("Warning") == "") {
+					t.Errorf("%s: %s, Warning %q; want %d, %q", query, a.body, a.header.Get("Warning"), n, warning)
+				}
+			}
+		}
+	}
+	referrer := func(n int) []byte {
+		body := fmt.Appendf(nil, `{"mediaType":%q,"artifactType":"x/y","subject":{"digest":%q},"n":%d}`, typeOther, subject,
+			n)
+		w.do("PUT", fmt.Sprintf("/v2/a/manifests/v%d", n), body).is(201)
+		return body
+	}
+	good, lost := referrer(1), referrer(2)
+	noJSON := []byte("no JSON")
+	w.do("PUT", "/v2/a/manifests/v3", noJSON, "Content-Type", typeOther).is(201)
+	list(2, "")
+	w.do("PUT", fallback, []byte(`{"schemaVersion":2,"mediaType":"`+typeIndex+`","manifests":[`+
+		desc(typeOther, noJSON)+","+desc(typeOther, good)+`]}`)).is(201)
+	list(2, "1 manifests")
+	if note, _ := w.notes.Load("err"); !strings.Contains(fmt.Sprint(note), digest.FromBytes(noJSON).String()) {
+		t.Errorf("the log has %v", note)
+	}
+	if err := os.Remove(filepath.Join(dir, "blobs", "sha256", digest.FromBytes(lost).Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	w = serve(t, blobs, journal) // without the caches
+	list(1, "2 manifests")
+	// The index under the fallback tag is no JSON, as earlier versions have recorded.
+	d := w.hold("a", typeIndex, []byte("{"))
+	err := w.index.Update(w.Context(), "a", func(tx *storage.Tx) error {
+		return tx.SetTag(strings.Replace(subject.String(), ":", "-", 1), d)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list(1, "2 manifests")
 }

@@ -54,12 +54,17 @@ type Options struct {
 	// Names are the host[:port] under which clients know this registry. A pull with another name in ?ns= gets 404,
 	// because it is meant for another registry, whose repositories may have the same names.
 	Names []string
+	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
+	// requests come without it.
+	Prefix string
 	// Check verifies the bytes of content that could not be read as recorded, and records the damage. Optional.
 	Check func(ctx context.Context, d digest.Digest) error
 	// Immutable reports whether a tag must not be moved or deleted once it exists. Optional.
 	Immutable func(repo, tag string) bool
 	// RefuseForeign refuses images with layers that are not meant to be in a registry.
 	RefuseForeign bool
+	// Sparse reports whether a repository accepts an index of which only some manifests are here. Optional.
+	Sparse func(repo string) bool
 	// MaxReferences bounds the descriptors of a manifest that the repository does not hold yet. 0 means no limit.
 	MaxReferences int
 	// MaxRequests bounds the requests under way: pushes and all others have this many places each, so that neither
@@ -111,6 +116,9 @@ func New(o Options) *Registry {
 	}
 	if o.Immutable == nil {
 		o.Immutable = func(string, string) bool { return false }
+	}
+	if o.Sparse == nil {
+		o.Sparse = func(string) bool { return false }
 	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}

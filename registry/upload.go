@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/ocierror"
 	"trow/storage"
 )
 
@@ -42,7 +43,7 @@ func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, c *call
 	if err != nil {
 		return err
 	}
-	setProgress(w.Header(), c.repo, id, 0)
+	r.setProgress(w.Header(), c.repo, id, 0)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
@@ -54,7 +55,7 @@ func (r *Registry) answerCreated(w http.ResponseWriter, req *http.Request, c *ca
 	}
 	r.annotate(req.Context(), "digest", d.String())
 	h := w.Header()
-	h.Set("Location", "/v2/"+c.repo+"/blobs/"+d.String())
+	h.Set("Location", r.options.Prefix+"/v2/"+c.repo+"/blobs/"+d.String())
 	h.Set("Docker-Content-Digest", d.String())
 	w.WriteHeader(http.StatusCreated)
 	return nil
@@ -62,15 +63,24 @@ func (r *Registry) answerCreated(w http.ResponseWriter, req *http.Request, c *ca
 
 // setProgress sets the headers that say where an upload is and how many bytes of it are here. The location has no
 // host, so that it is right behind any proxy. The spec has no range for an empty upload; clients parse 0-0.
-func setProgress(h http.Header, repo, id string, size int64) {
-	h.Set("Location", "/v2/"+repo+"/blobs/uploads/"+id)
+func (r *Registry) setProgress(h http.Header, repo, id string, size int64) {
+	h.Set("Location", r.options.Prefix+"/v2/"+repo+"/blobs/uploads/"+id)
 	h.Set("Docker-Upload-UUID", id)
 	h.Set("Range", "0-"+strconv.FormatInt(max(size-1, 0), 10))
 }
 
-// chunkOf returns the chunk that a PATCH or a PUT brings.
-func chunkOf(req *http.Request) (chunk, error) {
+// chunkOf returns the chunk that a PATCH or a PUT brings. Of the errors, those with the status 416 say where the upload
+// ends.
+func (r *Registry) chunkOf(req *http.Request, c *call) (chunk, error) {
 	offset, length, err := contentRange(req.Header.Get("Content-Range"), req.ContentLength)
+	if e := ocierror.As(err); e != nil && e.HTTPStatus() == http.StatusRequestedRangeNotSatisfiable {
+		size, serr := r.uploadSize(req.Context(), c)
+		if serr != nil {
+			return chunk{}, serr
+		}
+		e.Header = http.Header{}
+		r.setProgress(e.Header, c.repo, c.ref, size)
+	}
 	return chunk{req.Body, offset, length, req.ContentLength}, err
 }
 
@@ -96,7 +106,7 @@ func contentRange(v string, bodyLength int64) (offset, length int64, err error) 
 
 // patchUpload answers end-5, with a chunk or a stream.
 func (r *Registry) patchUpload(w http.ResponseWriter, req *http.Request, c *call) error {
-	next, err := chunkOf(req)
+	next, err := r.chunkOf(req, c)
 	if err != nil {
 		return err
 	}
@@ -104,7 +114,7 @@ func (r *Registry) patchUpload(w http.ResponseWriter, req *http.Request, c *call
 	if err != nil {
 		return err
 	}
-	setProgress(w.Header(), c.repo, c.ref, size)
+	r.setProgress(w.Header(), c.repo, c.ref, size)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
@@ -115,7 +125,7 @@ func (r *Registry) putUpload(w http.ResponseWriter, req *http.Request, c *call) 
 	if err != nil {
 		return err
 	}
-	last, err := chunkOf(req)
+	last, err := r.chunkOf(req, c)
 	if err != nil {
 		return err
 	}
@@ -128,7 +138,7 @@ func (r *Registry) uploadStatus(w http.ResponseWriter, req *http.Request, c *cal
 	if err != nil {
 		return err
 	}
-	setProgress(w.Header(), c.repo, c.ref, size)
+	r.setProgress(w.Header(), c.repo, c.ref, size)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -2,13 +2,17 @@ package registry_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry"
 	"trow/registry/limit"
 )
 
@@ -86,7 +90,9 @@ func TestFailingUploads(t *testing.T) {
 	w.do("PUT", l+"?digest="+d, content[:5], "Content-Range", "0-4").code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4")
 	for _, r := range []string{"x", "5", "5-", "-9", "9-5", "bytes 5-9/10", "5-9/10", "+5-9",
 		"99999999999999999999-99999999999999999999", "0-9223372036854775807", "5-9223372036854775807"} {
-		w.do("PATCH", l, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID")
+		w.do("PATCH", l, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4", "Location", l)
+		w.do("PUT", l+"?digest="+d, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4",
+			"Location", l).contains("<first>-<last>")
 	}
 	w.do("PATCH", l, content[5:], "Content-Range", "5-6").code(400, "SIZE_INVALID")
 	// longer than its Content-Range
@@ -199,4 +205,59 @@ func TestEveryUploadIsEnded(t *testing.T) {
 		run()
 		uploads.want(t)
 	}
+}
+
+// stalled is a body of which no more arrives.
+type stalled struct{ io.Reader }
+
+func (b stalled) Read(p []byte) (int, error) {
+	if n, err := b.Reader.Read(p); err == nil {
+		return n, nil
+	}
+	return 0, fmt.Errorf("stalled: %w", os.ErrDeadlineExceeded)
+}
+
+// TestABodyThatStalls is answered 408, so that clients and proxies retry it; of an upload, what came before stays.
+func TestABodyThatStalls(t *testing.T) {
+	w := newServer(t)
+	l := w.begin("a")
+	for _, row := range []struct{ method, path, contentType string }{
+		{"PATCH", l, ""},
+		{"PUT", l + "?digest=" + digest.FromString("x").String(), ""},
+		{"POST", "/v2/a/blobs/uploads/?digest=" + digest.FromString("x").String(), ""},
+		{"PUT", "/v2/a/manifests/v", typeManifest},
+	} {
+		req := httptest.NewRequest(row.method, row.path, stalled{strings.NewReader("abc")})
+		req.Header.Set("Content-Type", row.contentType)
+		got := httptest.NewRecorder()
+		w.registry.ServeHTTP(got, req)
+		if got.Code != http.StatusRequestTimeout || !strings.Contains(got.Body.String(), "stall-timeout") {
+			t.Errorf("%s %s: %d %s", row.method, row.path, got.Code, got.Body)
+		}
+	}
+	w.do("GET", l, nil).is(204).has("Range", "0-5")
+}
+
+// TestAPrefixIsPartOfLocationsAndLinks, behind a proxy that serves the registry below a path.
+func TestAPrefixIsPartOfLocationsAndLinks(t *testing.T) {
+	w := newServer(t, func(o *registry.Options) { o.Prefix = "/some/path" })
+	starts := func(a *answer, name, want string) {
+		t.Helper()
+		if got := a.header.Get(name); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %s %q", a.what, name, got)
+		}
+	}
+	a := w.do("POST", "/v2/a/blobs/uploads/", nil).is(202)
+	starts(a, "Location", "/some/path/v2/a/blobs/uploads/")
+	l := strings.TrimPrefix(a.header.Get("Location"), "/some/path")
+	starts(w.do("PATCH", l, []byte("abc")).is(202), "Location", "/some/path/v2/a/blobs/uploads/")
+	starts(w.do("PATCH", l, []byte("abc"), "Content-Range", "9-11").is(416), "Location", "/some/path/v2/a/blobs/uploads/")
+	starts(w.do("PUT", l+"?digest="+digest.FromString("abc").String(), nil).is(201), "Location", "/some/path/v2/a/blobs/")
+	for _, tag := range []string{"v1", "v2"} {
+		starts(w.do("PUT", "/v2/a/manifests/"+tag, []byte("{}"), "Content-Type", typeOther).is(201), "Location",
+			"/some/path/v2/a/manifests/")
+	}
+	w.do("PUT", "/v2/b/manifests/v", []byte("{}"), "Content-Type", typeOther).is(201)
+	starts(w.do("GET", "/v2/a/tags/list?n=1", nil).is(200), "Link", "</some/path/v2/a/tags/list?")
+	starts(w.do("GET", "/v2/_catalog?n=1", nil).is(200), "Link", "</some/path/v2/_catalog?")
 }

@@ -1,5 +1,5 @@
 // Package address says which addresses count as one client, for all that is shared out by address: connections, password
-// guesses, limits, lines of the audit log.
+// guesses, limits, lines of the audit log; and which requests have certainly come from this machine.
 //
 // # Words
 //
@@ -11,7 +11,7 @@
 //
 // # What it does not do
 //
-// It does not see behind a proxy: everybody there has its address.
+// It does not see behind a proxy: everybody there has its address, and a proxy that says nothing looks like a client.
 package address
 
 import "net/netip"

@@ -57,9 +57,11 @@ func (j Job) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
+	out := json.NewEncoder(w)
+	out.SetEscapeHTML(false) // people read it
 	send := func(e event) {
 		// Each event is flushed, so that the client sees the progress, and the job a client that has disconnected.
-		if err := errors.Join(json.NewEncoder(w).Encode(e), http.NewResponseController(w).Flush()); err != nil {
+		if err := errors.Join(out.Encode(e), http.NewResponseController(w).Flush()); err != nil {
 			cancel(fmt.Errorf("the client has disconnected: %w", err))
 		}
 	}

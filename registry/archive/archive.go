@@ -85,6 +85,7 @@ type Options struct {
 	Match    func(repo string) bool // selects repositories; nil: all
 	Progress func(Progress)         // called about once a second
 	Problem  func(text string)      // called with each problem
+	Note     func(text string)      // called with what is left out of an item and is no problem
 }
 
 func (o *Options) matches(repo string) bool { return o.Match == nil || o.Match(repo) }
@@ -133,6 +134,23 @@ func (c *counter) report(where string, err error) error {
 		c.options.Problem(where + ": " + err.Error())
 	}
 	return nil
+}
+
+// note reports what is left out of an item, which is no problem.
+func (c *counter) note(text string) {
+	c.mu.Lock() // an import has several items at once
+	defer c.mu.Unlock()
+	if c.options.Note != nil {
+		c.options.Note(text)
+	}
+}
+
+// errEmpty says that there was nothing to copy, where somebody expected something.
+func (c *counter) errEmpty(what string) error {
+	if c.options.Match != nil {
+		return fmt.Errorf("nothing was %s: no manifest or tag is in a repository that was asked for", what)
+	}
+	return fmt.Errorf("nothing was %s: there is no manifest or tag", what)
 }
 
 // end returns the outcome of a copy. Errors: err; that there were problems.

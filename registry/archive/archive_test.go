@@ -57,8 +57,9 @@ func newTarget(t *testing.T) *target {
 	t.Helper()
 	index := storagetest.OpenIndex(t, memory.NewJournal())
 	r := &target{T: t, index: index, blobs: memory.NewBlobs()}
+	// As for the administration socket, an index may be sparse.
 	reg := registry.New(registry.Options{Blobs: r.blobs, Index: index, Auth: allowAll{},
-		Bodies: front.NewBodies(1 << 30)})
+		Bodies: front.NewBodies(1 << 30), Sparse: func(string) bool { return true }})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path == "/admin/retention-hold" {
 			if hold := r.hold.Load(); hold != nil {
@@ -698,7 +699,10 @@ func TestImportOfDamage(t *testing.T) {
 // Damage in the registry: the export reports it, leaves out the incomplete items, and has all others.
 func TestExportOfDamage(t *testing.T) {
 	for _, form := range []string{"directory", "tar"} {
-		for _, how := range []string{"gone", "other bytes"} {
+		for _, how := range []string{"gone", "other bytes", "an error", "cut off"} {
+			if form == "tar" && how == "cut off" { // a stream cannot go on after half a file
+				continue
+			}
 			t.Run(form+" "+how, func(t *testing.T) {
 				from, to := newTarget(t), newTarget(t)
 				fill(from)
@@ -708,9 +712,16 @@ func TestExportOfDamage(t *testing.T) {
 					if !strings.HasSuffix(req.URL.Path, blob.String()) {
 						return false
 					}
-					if how == "gone" {
+					switch how {
+					case "gone":
 						w.WriteHeader(404)
-					} else {
+					case "an error":
+						w.WriteHeader(500)
+					case "cut off":
+						w.Header().Set("Content-Length", "9000")
+						_, _ = w.Write(layer(80, 9000)[:4000])
+						panic(http.ErrAbortHandler)
+					default:
 						_, _ = w.Write(layer(81, 9000))
 					}
 					return true
@@ -830,15 +841,19 @@ func TestDistribution(t *testing.T) {
 	schema1 := []byte(`{"schemaVersion":1,"name":"old","fsLayers":[]}`)
 	asRevision(t, dir, "old", schema1, "v1")
 	write(t, filepath.Join(base, "old", "_manifests", "tags", "torn", "current", "link"), nil)
+	if err := os.MkdirAll(filepath.Join(base, "old", "_manifests", "tags", "gone", "current"), 0o755); err != nil {
+		t.Fatal(err) // it was left out without a word
+	}
 	to := newTarget(t)
 	var reported []string
 	var form string
 	_, err := archive.Import(t.Context(), to.Client, dir, archive.ImportOptions{Form: func(s string) { form = s },
 		Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}})
 	slices.Sort(reported)
-	if err == nil || len(reported) != 3 || !strings.HasPrefix(reported[0], "old:torn: ") ||
-		!strings.HasPrefix(reported[1], "old:v1: ") ||
-		!strings.Contains(reported[1], "schema 1") || !strings.Contains(form, "Distribution") {
+	if err == nil || len(reported) != 4 || !strings.HasPrefix(reported[0], "old:gone: ") ||
+		!strings.HasPrefix(reported[1], "old:torn: ") || !strings.Contains(reported[1], "the link of the tag is missing") ||
+		!strings.HasPrefix(reported[2], "old:v1: ") || !strings.Contains(reported[2], "schema 1") ||
+		!strings.Contains(form, "Distribution") {
 		t.Errorf("%v, %q, %q", err, reported, form)
 	}
 	wantSame(t, from, to)

@@ -103,6 +103,10 @@ func (e *exporter) run(ctx context.Context, prune bool) error {
 	if err != nil {
 		return err
 	}
+	// Of an empty registry, an empty archive is right; an empty answer to a question is a typing error.
+	if len(e.items) == 0 && e.options.Match != nil {
+		return e.errEmpty("exported")
+	}
 	e.add(func(p *Progress) { p.TotalItems = len(e.items) })
 	if err := e.to.begin(e.index()); err != nil {
 		return err

@@ -24,6 +24,13 @@ type form interface {
 	list() ([]incoming, error) // all items
 }
 
+// dockerFile is what all archives of docker save have. Those of Docker 25 and later, and of other tools, are OCI image
+// layouts as well.
+const dockerFile = "manifest.json"
+
+var errDocker = errors.New("this is an archive of docker save before Docker 25, which has layers without digests; " +
+	"convert it: skopeo copy docker-archive:FILE oci:DIRECTORY:TAG, and import DIRECTORY")
+
 // detectForm returns the form of a directory.
 func (i *importer) detectForm(root *os.Root) (form, error) {
 	const distributionDir = "docker/registry/v2"
@@ -37,6 +44,8 @@ func (i *importer) detectForm(root *os.Root) (form, error) {
 		return nil, errors.New("this archive has no index.json: its export did not finish; run it again")
 	case exists(distributionDir):
 		return &distribution{root: root, base: distributionDir}, nil
+	case exists(dockerFile):
+		return nil, errDocker
 	case exists("repositories") && exists("blobs"):
 		return &distribution{root: root, base: "."}, nil
 	}
@@ -236,10 +245,12 @@ func (s *distribution) repository(repo string) (incoming, error) {
 	var tags []timedTag
 	err := s.eachName(path.Join(dir, "tags"), func(tag string) {
 		name := path.Join(dir, "tags", tag, "current", "link")
-		d, _ := s.link(name) // a crash leaves empty link files: without a digest the tag becomes a problem
+		d, _ := s.link(name) // a crash leaves empty link files, or none: without a digest the tag becomes a problem
+		at := int64(0)
 		if info, err := s.root.Stat(name); err == nil {
-			tags = append(tags, timedTag{item{v1.Descriptor{Digest: d}, tag}, info.ModTime().UnixNano()})
+			at = info.ModTime().UnixNano()
 		}
+		tags = append(tags, timedTag{item{v1.Descriptor{Digest: d}, tag}, at})
 	})
 	slices.SortStableFunc(tags, func(a, b timedTag) int { return cmp.Compare(a.time, b.time) })
 	for _, t := range tags {

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,6 +93,8 @@ type importer struct {
 	to      remote
 	o       ImportOptions
 	as, tag string // the parts of o.As
+	// sparse accepts an index of which the archive has only some manifests: when nothing of the archive is still to come.
+	sparse bool
 }
 
 func newImporter(to *client.Client, o ImportOptions) (*importer, error) {
@@ -115,7 +118,10 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	if err != nil {
 		return err
 	}
-	i.setTotal(all)
+	if err := i.setTotal(all); err != nil {
+		return err
+	}
+	i.sparse = true
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for _, r := range all {
@@ -126,8 +132,8 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	return g.Wait()
 }
 
-// setTotal sets the number of items to import.
-func (i *importer) setTotal(all []incoming) {
+// setTotal sets the number of items to import. Errors: there are none.
+func (i *importer) setTotal(all []incoming) error {
 	total := 0
 	for _, r := range all {
 		if i.options.matches(r.repo) {
@@ -135,6 +141,10 @@ func (i *importer) setTotal(all []incoming) {
 		}
 	}
 	i.add(func(p *Progress) { p.TotalItems = total })
+	if total == 0 {
+		return i.errEmpty("imported")
+	}
+	return nil
 }
 
 // repository imports the items of a repository one after the other, so that their order is kept.
@@ -156,6 +166,10 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 	}
 	if it.tag != "" && !registry.ValidTag(it.tag) {
 		return problemf("%.150q is not a valid tag", it.tag)
+	}
+	if it.desc.Digest == "" {
+		return problemf("there is no digest for it; in a data directory of Distribution, the link of the tag is missing or " +
+			"empty")
 	}
 	body, desc, err := i.manifest(ctx, from, repo, it.desc, map[digest.Digest]bool{})
 	if err != nil || it.tag == "" {
@@ -206,14 +220,8 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	if desc.MediaType, err = mediaType(desc.MediaType, c, body); err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
-	for _, child := range c.Manifests {
-		if done[child.Digest] {
-			continue
-		}
-		done[child.Digest] = true
-		if _, _, err := i.manifest(ctx, from, repo, child, done); err != nil {
-			return nil, desc, err
-		}
+	if err := i.children(ctx, from, repo, desc.Digest, c.Manifests, done); err != nil {
+		return nil, desc, err
 	}
 	now, err := i.to.manifest(ctx, repo, desc.Digest.String())
 	if err != nil {
@@ -231,6 +239,54 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	}
 	i.add(func(p *Progress) { p.Manifests++; p.Bytes += int64(len(body)) })
 	return body, desc, nil
+}
+
+// children pushes the manifests of an index. Those that are neither in the archive nor in the registry are left out,
+// with a note, if others are there: an image that was saved for one of its platforms keeps its digest and its tag.
+func (i *importer) children(ctx context.Context, from source, repo string, index digest.Digest, all []v1.Descriptor,
+	done map[digest.Digest]bool) error {
+	var absent []string
+	var why error
+	here := 0
+	for _, child := range all {
+		if done[child.Digest] {
+			here++
+			continue
+		}
+		_, _, err := i.manifest(ctx, from, repo, child, done)
+		if err != nil && errors.Is(err, errNotInArchive) {
+			now, herr := i.to.manifest(ctx, repo, child.Digest.String())
+			if herr != nil {
+				return herr
+			}
+			if now == "" {
+				absent, why = append(absent, platformOf(child)), cmp.Or(why, err)
+				continue
+			}
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		done[child.Digest] = true
+		here++
+	}
+	if len(absent) == 0 {
+		return nil
+	}
+	if !i.sparse || here == 0 {
+		return why
+	}
+	i.note(fmt.Sprintf("%s@%s: not in the archive, and so not here: %s", repo, index, strings.Join(absent, ", ")))
+	return nil
+}
+
+// platformOf names a manifest of an index for people: os/architecture[/variant], or its digest.
+func platformOf(d v1.Descriptor) string {
+	if p := d.Platform; p != nil && p.OS != "" && p.OS != "unknown" {
+		return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+	}
+	return d.Digest.String()
 }
 
 // mediaType returns the media type of a manifest: that of its descriptor, or that in the manifest, or what it looks

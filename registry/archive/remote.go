@@ -59,12 +59,19 @@ const (
 	blobKind
 )
 
-// get opens a manifest or a blob.
+// get opens a manifest or a blob. A failure of the registry that is about this content is a problem: other content may
+// be readable. One that has too much to do, or stops, answers otherwise.
 func (r remote) get(ctx context.Context, repo string, k kind, d digest.Digest, size int64) (io.ReadCloser, error) {
+	var body io.ReadCloser
+	var err error
 	if k == blobKind {
-		return r.Blob(ctx, repo, d, size)
+		body, err = r.Blob(ctx, repo, d, size)
+	} else {
+		_, body, err = r.Manifest(ctx, repo, d.String())
 	}
-	_, body, err := r.Manifest(ctx, repo, d.String())
+	if e, ok := errors.AsType[*client.Error](err); ok && e.Status == http.StatusInternalServerError {
+		err = problem{err}
+	}
 	return body, err
 }
 

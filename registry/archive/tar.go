@@ -65,7 +65,9 @@ type stream struct {
 	late  map[string]bool        // repositories of which an item before next has not been pushed
 	// postponed are blobs that came before it was known which repository needs them.
 	postponed []digest.Digest
-	twice     bool // the archive can be read a second time, for the postponed blobs
+	twice     bool  // the archive can be read a second time, for the postponed blobs
+	docker    bool  // it has a file of docker save
+	empty     error // the index has no items
 }
 
 // streamed is an item of a stream.
@@ -88,6 +90,12 @@ func (i *importer) tar(ctx context.Context, in io.Reader, again func() (io.Reade
 	s := &stream{importer: i, spool: spool, twice: again != nil}
 	if err := s.read(ctx, in); err != nil {
 		return err
+	}
+	if s.items == nil && s.docker {
+		return errDocker
+	}
+	if s.empty != nil {
+		return s.empty
 	}
 	if s.items == nil {
 		return errors.New("the archive is not an OCI image layout: it has no " + indexFile)
@@ -116,6 +124,7 @@ func (s *stream) read(ctx context.Context, in io.Reader) error {
 		if name == indexFile {
 			return s.setItems(in)
 		}
+		s.docker = s.docker || name == dockerFile
 		d, ok := parseBlobPath(name)
 		if !ok {
 			return nil
@@ -183,7 +192,8 @@ func (s *stream) setItems(in io.Reader) error {
 			}
 		}
 	}
-	s.setTotal(repos)
+	// Not an error yet: a second index.json may follow.
+	s.empty = s.setTotal(repos)
 	return nil
 }
 
@@ -285,6 +295,7 @@ func (s *stream) pushBefore(ctx context.Context, n int) error {
 
 // pushRest pushes the items that are left, after the whole tar has been read. What they lack now is missing.
 func (s *stream) pushRest(ctx context.Context) error {
+	s.importer.sparse = true // not before: what an index lacked might have followed
 	for _, it := range s.items {
 		if it.done {
 			continue

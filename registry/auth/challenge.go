@@ -2,9 +2,11 @@ package auth
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -21,7 +23,7 @@ const TokenPath = "/token"
 // missing is a login.
 func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []string {
 	scheme, host := g.base(r)
-	bearer := `Bearer realm="` + scheme + "://" + host + TokenPath + `",service="` + host + `"`
+	bearer := `Bearer realm="` + scheme + "://" + host + g.prefix() + TokenPath + `",service="` + host + `"`
 	if scope := scopeOf(repo, a); scope != "" {
 		bearer += `,scope="` + scope + `"`
 	}
@@ -48,19 +50,46 @@ func scopeOf(repo string, a Action) string {
 }
 
 // base returns the address by which the client reaches the registry: the setting public-url, or the Host header. The
-// headers that proxies add are ignored, because any client can send them.
+// headers that proxies add are ignored, because any client can send them, except the scheme that a trusted proxy says.
 func (g *Guard) base(r *http.Request) (scheme, host string) {
 	if g.url != nil {
 		return g.url.Scheme, g.url.Host
 	}
 	scheme = "http"
-	if r.TLS != nil {
+	if r.TLS != nil || g.behindTLS(r) {
 		scheme = "https"
 	}
 	if host = strings.ToLower(r.Host); ValidHost(host) {
 		return scheme, host
 	}
 	return scheme, g.fallback
+}
+
+// behindTLS reports whether a trusted proxy says that its client speaks TLS.
+func (g *Guard) behindTLS(r *http.Request) bool {
+	said := r.Header.Get("X-Forwarded-Proto")
+	if len(g.proxies) == 0 || !strings.EqualFold(said, "https") {
+		return false
+	}
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && slices.ContainsFunc(g.proxies, func(p netip.Prefix) bool {
+		return p.Contains(peer.Addr().Unmap().WithZone(""))
+	})
+}
+
+// parseProxies reads the setting trusted-proxies.
+func parseProxies(all []string) (proxies []netip.Prefix, err error) {
+	for _, text := range all {
+		p, err := netip.ParsePrefix(text)
+		if a, aerr := netip.ParseAddr(text); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+			return nil, fmt.Errorf("trusted-proxies: %.50q is not an address or network; want 10.0.0.7 or 10.0.0.0/8", text)
+		}
+		proxies = append(proxies, p)
+	}
+	return proxies, nil
 }
 
 // ValidHost reports whether s is a host[:port] that can stand in a challenge: an IP address or a name of letters,
@@ -86,15 +115,52 @@ func ValidHost(s string) bool {
 	})
 }
 
+// validPrefix reports whether a path is empty, or elements of letters, digits, '.', '_', '~' and '-', none of them . or
+// ..
+func validPrefix(path string) bool {
+	if path == "" {
+		return true
+	}
+	for element := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
+		if element == "" || strings.Trim(element, ".") == "" || strings.ContainsFunc(element, func(c rune) bool {
+			return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("._~-", c))
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// Prefix returns the path of public-url, below which clients see /v2: /path, or empty. The options are valid.
+func (o *Options) Prefix() string {
+	u, err := parseURL(o.PublicURL)
+	if err != nil || u == nil {
+		return ""
+	}
+	return u.Path
+}
+
+// prefix is Options.Prefix.
+func (g *Guard) prefix() string {
+	if g.url == nil {
+		return ""
+	}
+	return g.url.Path
+}
+
 // parseURL reads the setting public-url. nil: it is not set.
 func parseURL(text string) (*url.URL, error) {
 	if text == "" {
 		return nil, nil
 	}
 	u, err := url.Parse(strings.TrimSuffix(text, "/"))
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || u.Path != "" || u.RawQuery != "" ||
-		u.User != nil || u.Fragment != "" {
-		return nil, errors.New("public-url: want https://host[:port]")
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || !validPrefix(u.EscapedPath()) ||
+		u.RawQuery != "" || u.User != nil || u.Fragment != "" {
+		return nil, errors.New("public-url: want https://host[:port][/path]")
+	}
+	if u.Path == "/v2" || strings.HasPrefix(u.Path, "/v2/") {
+		return nil, errors.New("public-url: the path must not start with /v2, where the API is; a proxy that leaves a part " +
+			"of that away changes the names of repositories")
 	}
 	u.Host = strings.ToLower(u.Host)
 	return u, nil

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,15 +64,15 @@ func (g *Guard) ServeToken(w http.ResponseWriter, r *http.Request) {
 	writeToken(w, token, all, now, expires)
 }
 
-// writeToken answers with a token, under both of its names: token (Docker) and access_token (OAuth2).
+// writeToken answers with a token, under both of its names: token (Docker) and access_token (OAuth2). It does not say
+// when the token was issued: clients would compare that with their own clocks; without it, they count from now.
 func writeToken(w http.ResponseWriter, token string, all []access, now, expires time.Time) {
 	body, err := json.Marshal(struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
 		ExpiresIn   int    `json:"expires_in"`
-		IssuedAt    string `json:"issued_at"`
 		Scope       string `json:"scope"`
-	}{token, token, int(expires.Sub(now) / time.Second), now.UTC().Format(time.RFC3339), scopesText(all)})
+	}{token, token, int(expires.Sub(now) / time.Second), scopesText(all)})
 	if err != nil {
 		panic(err) // strings and a number can be encoded
 	}
@@ -86,6 +87,7 @@ var (
 	errForm   = errors.New("invalid form; want grant_type=password with username and password, " +
 		"or grant_type=refresh_token with a robot's secret as refresh_token")
 	errLarge         = errors.New("form too large; want at most 64 KiB")
+	errSlow          = errors.New("the form came too slowly; send it again")
 	errTokenRequests = errors.New("too many token requests at once; retry")
 )
 
@@ -107,6 +109,9 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 		if err := r.ParseForm(); err != nil {
 			if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 				return nil, nil, errLarge
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return nil, nil, errSlow
 			}
 			return nil, nil, errForm
 		}
@@ -210,6 +215,10 @@ func parseScope(text string) (access, bool) {
 		return access{}, false
 	}
 	a := access{Type: text[:first], Name: text[first+1 : last]}
+	// A class, as in repository(plugin), says what a client expects to find; rights do not depend on it.
+	if kind, class, ok := strings.Cut(a.Type, "("); ok && strings.HasSuffix(class, ")") {
+		a.Type = kind
+	}
 	switch actions := text[last+1:]; {
 	case a.Type == "registry" && a.Name == "catalog" && actions == "*":
 		a.Actions = []Action{Catalog}
@@ -282,6 +291,9 @@ func refusal(err error) *ocierror.Error {
 	case errors.Is(err, errForm):
 		e.Code = ocierror.Unsupported
 		return e.With(http.StatusBadRequest)
+	case errors.Is(err, errSlow):
+		e.Code = ocierror.Unsupported
+		return e.With(http.StatusRequestTimeout)
 	case errors.Is(err, errLarge):
 		e.Code = ocierror.Unsupported
 		return e.With(http.StatusRequestEntityTooLarge)

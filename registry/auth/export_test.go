@@ -19,6 +19,13 @@ func (g *Guard) Key() (id string, key ed25519.PrivateKey) {
 	return k.ID, k.private()
 }
 
+// Proof returns what a token that Key signs says about a user's password.
+func (g *Guard) Proof(name string) []byte {
+	s := g.state.Load()
+	u := s.users.list[name]
+	return u.proof(&s.keys[len(s.keys)-1])
+}
+
 // RotateKeys does what Run does with the keys at that time.
 func (g *Guard) RotateKeys(now time.Time) error { return g.rotateKeys(now) }
 

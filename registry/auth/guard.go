@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"os"
 	"sync"
@@ -22,9 +23,10 @@ type Guard struct {
 	options  Options
 	root     *os.Root // the directory Options.Dir
 	owner    *user
-	url      *url.URL // the setting public-url; nil: it is not set
-	fallback string   // the host of challenges for clients without a valid Host header
-	htpasswd []byte   // what the file held at the start
+	url      *url.URL       // the setting public-url; nil: it is not set
+	proxies  []netip.Prefix // the setting trusted-proxies
+	fallback string         // the host of challenges for clients without a valid Host header
+	htpasswd []byte         // what the file held at the start
 
 	secret        [32]byte // part of the keys of verified credentials
 	throttle      *throttle
@@ -42,6 +44,7 @@ type state struct {
 	robots *robots
 	keys   keyring
 	tokens known
+	lives  lives
 
 	logins bool // some credentials are valid
 	people bool // not only those of robots
@@ -75,6 +78,9 @@ func New(o Options) (*Guard, error) {
 	if g.url, err = parseURL(o.PublicURL); err != nil {
 		return nil, err
 	}
+	if g.proxies, err = parseProxies(o.TrustedProxies); err != nil {
+		return nil, err
+	}
 	if g.root, err = files.OpenDir(o.Dir); err != nil {
 		return nil, fmt.Errorf("directory of tokens: %w", err)
 	}
@@ -101,7 +107,7 @@ func (g *Guard) start() error {
 // read reads the first state.
 func (g *Guard) read() (s *state, err error) {
 	o := &g.options
-	s = &state{}
+	s = &state{lives: o.lives()}
 	if s.policy, err = o.Policy(); err != nil {
 		return nil, err
 	}

@@ -224,7 +224,7 @@ func TestInvalidOptions(t *testing.T) {
 		{Htpasswd: t.TempDir()},
 		{Anonymous: "push", PublicURL: "registry.example.org"},
 		{Anonymous: "push", PublicURL: "https://u:p@registry.example.org"},
-		{Anonymous: "push", PublicURL: "https://registry.example.org/path"},
+		{Anonymous: "push", PublicURL: "https://registry.example.org/path?query"},
 		{Anonymous: "push", PublicURL: "ftp://registry.example.org"},
 		{Anonymous: "push", PublicURL: "https://a b"},
 		{Rules: []auth.Rule{{}}},
@@ -301,6 +301,18 @@ func TestChallenges(t *testing.T) {
 		if !slices.Equal(got, row.want) {
 			t.Errorf("%s %s: %q, want %q", row.a, row.repo, got, row.want)
 		}
+	}
+}
+
+// TestAPathOfPublicURLIsPartOfTheRealm: the token endpoint is below it as well.
+func TestAPathOfPublicURLIsPartOfTheRealm(t *testing.T) {
+	o := auth.Options{User: "u", Password: "p", PublicURL: "https://registry.example/some/path/"}
+	if err := o.Validate(); err != nil || o.Prefix() != "/some/path" {
+		t.Errorf("%q, %v", o.Prefix(), err)
+	}
+	got := guard(t, o).Challenge(httptest.NewRequest("GET", "/v2/", nil), "", auth.Login, auth.ErrUnauthorized)
+	if want := `Bearer realm="https://registry.example/some/path/token",service="registry.example"`; got[0] != want {
+		t.Errorf("%s", got[0])
 	}
 }
 

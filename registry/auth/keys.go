@@ -19,7 +19,7 @@ const (
 	keyLife = 30 * 24 * time.Hour
 	// keyOverlap is how long tokens of a key are accepted after it has been replaced: by then they have expired, even if a
 	// clock was corrected.
-	keyOverlap = 2 * tokenLife
+	keyOverlap = 2 * maxTokenLife
 )
 
 // signingKey is a key as it is stored.

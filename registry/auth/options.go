@@ -1,13 +1,16 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
@@ -29,9 +32,17 @@ type Options struct {
 	Anonymous string
 	// Rules say who may do what. They cannot be combined with Anonymous.
 	Rules []Rule
-	// PublicURL is how clients reach the registry, https://host[:port], where that is not in their Host header. Optional.
+	// PublicURL is how clients reach the registry, https://host[:port][/path], where that is not in their Host header.
+	// Optional.
 	PublicURL string
+	// TokenLifetime is how long a token is valid, and PushTokenLifetime how long one with which a user, a robot or
+	// everybody may push. 0: 5 minutes, and an hour.
+	TokenLifetime, PushTokenLifetime time.Duration
+	// TrustedProxies are addresses and networks of proxies whose X-Forwarded-Proto says where clients are sent for tokens.
+	TrustedProxies []string
 
+	// PlainHTTP reports whether the listener speaks plain HTTP (the setting no-tls).
+	PlainHTTP bool
 	// Dir is the guard's own directory, for the keys that sign tokens and the robots. New creates it if needed.
 	Dir string
 	// Name is the host[:port] that goes into challenges for clients that send no valid Host header.
@@ -76,7 +87,14 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 			"(default: push, or none with users, rules or client-ca)")
 	settings.FileOnly(fs, &o.Rules, "rules", "who may do what, by repository; read again when it changes")
 	fs.StringVar(&o.PublicURL, "public-url", "",
-		"how clients reach the registry, https://host[:port], if a proxy in front of it terminates TLS or changes the host")
+		"how clients reach the registry, https://host[:port][/path], if a proxy in front of it terminates TLS or changes "+
+			"the host; requests may come with the path or without it")
+	fs.DurationVar(&o.TokenLifetime, "token-lifetime", tokenLife,
+		"how long the tokens that clients get at /token are valid")
+	fs.DurationVar(&o.PushTokenLifetime, "push-token-lifetime", pushTokenLife,
+		"the same for tokens with which users, robots or everybody may push: longer than the slowest layer takes")
+	fs.StringSliceVar(&o.TrustedProxies, "trusted-proxies", nil, "addresses and networks (10.0.0.0/8) of proxies in "+
+		"front of no-tls; their X-Forwarded-Proto decides whether clients are sent to https for tokens, and nothing else")
 }
 
 // Validate reports the first invalid setting, and reads the password's file. It can be called more than once.
@@ -101,8 +119,41 @@ func (o *Options) Validate() error {
 	if _, err := parseURL(o.PublicURL); err != nil {
 		return err
 	}
+	if _, err := parseProxies(o.TrustedProxies); err != nil {
+		return err
+	}
+	for name, life := range map[string]time.Duration{"token-lifetime": o.TokenLifetime,
+		"push-token-lifetime": o.PushTokenLifetime} {
+		if life != 0 && (life < minTokenLife || life > maxTokenLife) {
+			return fmt.Errorf("%s: %s is not possible; want %s to %s", name, life, minTokenLife, maxTokenLife)
+		}
+	}
+	if err := o.checkPlain(); err != nil {
+		return err
+	}
 	_, err := o.Policy()
 	return err
+}
+
+// checkPlain refuses logins that would send passwords over plain HTTP without anybody having asked for that.
+func (o *Options) checkPlain() error {
+	logins := o.User != "" || o.Htpasswd != "" || o.Reviewer != nil || slices.ContainsFunc(o.Rules, Rule.named)
+	if !o.PlainHTTP || !logins || o.Loopback || o.PublicURL != "" || len(o.TrustedProxies) > 0 {
+		return nil
+	}
+	return errors.New("no-tls: with logins, clients would be sent to plain HTTP with their passwords; set public-url to " +
+		"the https:// address of the proxy in front, or trusted-proxies to its addresses, or listen on 127.0.0.1; " +
+		"where plain HTTP is intended, set public-url to http://host[:port]")
+}
+
+// named reports whether the rule is about somebody who logs in.
+func (r Rule) named() bool {
+	return slices.ContainsFunc(r.Who, func(who string) bool { return who != "*" && who != "anonymous" })
+}
+
+// lives returns how long tokens are valid.
+func (o *Options) lives() lives {
+	return lives{cmp.Or(o.TokenLifetime, tokenLife), cmp.Or(o.PushTokenLifetime, pushTokenLife)}
 }
 
 // Policy returns what decides according to the settings. Errors: an invalid rule; an invalid value of anonymous.

@@ -47,6 +47,8 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 		"anonymous: cannot be combined":          {rules, "--anonymous=pull"},
 		`anonymous: "delete": want one of`:       {"", "--anonymous=delete"},
 		"public-url: want https://":              {"", "--public-url=registry"},
+		"public-url: want https://host[:port][/": {"", "--public-url=https://r.example/a/../b"},
+		"public-url: the path must not":          {"", "--public-url=https://r.example/v2/a/"},
 		"rules: rule 1: who":                     {"rules: [{may: pull}]\n"},
 	} {
 		if _, err := load(t, flags[0], flags[1:]...); err == nil || !strings.Contains(err.Error(), want) {

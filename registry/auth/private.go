@@ -2,8 +2,8 @@ package auth
 
 import (
 	"net/http"
-	"net/netip"
-	"strings"
+
+	"trow/registry/address"
 )
 
 // local is anonymous as the sender of private requests: see [Guard.private].
@@ -16,34 +16,8 @@ var local = &Identity{local: true}
 //
 // A proxy that rewrites the Host and adds no header cannot be recognized. Its owner must set public-url.
 func (g *Guard) private(r *http.Request) bool {
-	return g.options.Loopback && g.url == nil && loopbackHost(r.Host) && !forwarded(r.Header)
-}
-
-// loopbackHost reports whether a Host header names this machine: localhost or a name below it (RFC 6761, section 6.3),
-// 127.0.0.0/8 or [::1], with or without a port.
-func loopbackHost(host string) bool {
-	if !ValidHost(host) {
-		return false
-	}
-	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
-		host = host[:i]
-	}
-	if addr, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
-		return addr.Unmap().IsLoopback()
-	}
-	host = strings.ToLower(host)
-	return host == "localhost" || strings.HasSuffix(host, ".localhost")
-}
-
-// forwarded reports whether a proxy says that it has forwarded the request: Forwarded (RFC 7239), Via (RFC 9110,
-// section 7.6.3), and what proxies used before there was a standard.
-func forwarded(h http.Header) bool {
-	for key := range h {
-		if key == "Forwarded" || key == "Via" || key == "X-Real-Ip" || strings.HasPrefix(key, "X-Forwarded-") {
-			return true
-		}
-	}
-	return false
+	return g.options.Loopback && g.url == nil && ValidHost(r.Host) && address.LoopbackHost(r.Host) &&
+		!address.Forwarded(r.Header)
 }
 
 // here returns who, or who as the sender of a private request. It is decided for each request, because the same token

@@ -2,9 +2,11 @@ package auth
 
 import (
 	"crypto/ed25519"
+	"crypto/hmac"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,8 +16,14 @@ import (
 const (
 	// issuer is the issuer of our tokens. Clusters have URLs as issuers.
 	issuer = "trow"
-	// tokenLife is how long a token is valid. A request that started in time is finished, however long it takes.
-	tokenLife = 5 * time.Minute
+	// tokenLife and pushTokenLife are the defaults of the settings. A request that started in time is finished, however
+	// long it takes. But some clients get a token before they send a layer, and a proxy in between may keep the layer
+	// until it has all of it: then the request starts when the token is old.
+	tokenLife     = 5 * time.Minute
+	pushTokenLife = time.Hour
+	// minTokenLife is what clients assume (Docker's token specification); maxTokenLife is what keyOverlap allows.
+	minTokenLife = time.Minute
+	maxTokenLife = 24 * time.Hour
 	// leeway is by how much clocks may differ. There is only one, ours, but it may have been corrected.
 	leeway = 5 * time.Second
 	// maxToken bounds a token. Scopes may take half of it, the groups of an account the rest.
@@ -40,6 +48,7 @@ type claims struct {
 	Cert    bool     `json:"cert,omitempty"`    // the subject is the holder of a certificate
 	Orgs    []string `json:"orgs,omitempty"`    // the certificate's organizations
 	Access  []access `json:"access"`
+	Proof   []byte   `json:"proof,omitempty"` // of the user's password: see user.proof
 }
 
 // grant is what the scopes of a token allow.
@@ -80,7 +89,7 @@ var errGroups = errors.New("the account has too many groups for a token; use Bas
 func (s *state) issue(who *Identity, host string, all []access, now time.Time) (
 	token string, expires time.Time, err error) {
 	key := &s.keys[len(s.keys)-1]
-	expires = now.Add(tokenLife)
+	expires = now.Add(s.life(who, all))
 	c := claims{Cluster: who.Cluster, Groups: who.Groups, Cert: who.cert, Orgs: who.orgs, Access: all}
 	c.Issuer, c.Subject, c.Audience = issuer, who.Name, jwt.ClaimStrings{host}
 	if r := who.robot; r != nil {
@@ -88,6 +97,8 @@ func (s *state) issue(who *Identity, host string, all []access, now time.Time) (
 		if !r.Expires.IsZero() && r.Expires.Before(expires) {
 			expires = r.Expires
 		}
+	} else if u, ok := s.users.list[who.Name]; ok && !who.Cluster && !who.cert {
+		c.Proof = u.proof(key)
 	}
 	c.IssuedAt, c.NotBefore, c.ExpiresAt = jwt.NewNumericDate(now), jwt.NewNumericDate(now), jwt.NewNumericDate(expires)
 	t := jwt.NewWithClaims(jwt.SigningMethodEdDSA, c)
@@ -98,6 +109,22 @@ func (s *state) issue(who *Identity, host string, all []access, now time.Time) (
 	return token, expires, err
 }
 
+// life is how long a token for who with these scopes is valid. One with push lives longer: robots and users are looked
+// up at each request, so that one who was removed is out at once. Of accounts of the cluster and holders of
+// certificates, no more is known than what was true when the token was issued.
+func (s *state) life(who *Identity, all []access) time.Duration {
+	pushes := slices.ContainsFunc(all, func(a access) bool {
+		return slices.Contains(a.Actions, Push) || slices.Contains(a.Actions, Create)
+	})
+	if pushes && !who.Cluster && !who.cert {
+		return max(s.lives.push, s.lives.other)
+	}
+	return s.lives.other
+}
+
+// lives are the settings token-lifetime and push-token-lifetime.
+type lives struct{ other, push time.Duration }
+
 // parser accepts tokens as we sign them, and no others.
 var parser = jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(issuer),
 	jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(leeway), jwt.WithStrictDecoding())
@@ -105,9 +132,11 @@ var parser = jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.
 // verify checks a token of ours and returns what it proves. Errors: errBadToken.
 func (s *state) verify(token string, now time.Time) (proof, error) {
 	var c claims
+	var key *signingKey
 	_, err := parser.ParseWithClaims(token, &c, func(t *jwt.Token) (any, error) {
 		for i := range s.keys {
 			if s.keys[i].ID == t.Header["kid"] {
+				key = &s.keys[i]
 				return s.keys[i].private().Public().(ed25519.PublicKey), nil
 			}
 		}
@@ -116,7 +145,7 @@ func (s *state) verify(token string, now time.Time) (proof, error) {
 	if err != nil || len(c.Audience) != 1 {
 		return proof{}, errBadToken
 	}
-	who, err := s.holder(&c, now)
+	who, err := s.holder(&c, key, now)
 	if err != nil {
 		return proof{}, err
 	}
@@ -124,8 +153,9 @@ func (s *state) verify(token string, now time.Time) (proof, error) {
 	return proof{who: who, aud: c.Audience[0], until: c.ExpiresAt.Time}, nil
 }
 
-// holder returns the identity that a token was issued to, as a copy. Errors: the robot or user does not exist any more.
-func (s *state) holder(c *claims, now time.Time) (*Identity, error) {
+// holder returns the identity that a token was issued to, as a copy. Errors: the robot or user does not exist any more,
+// or the user has another password.
+func (s *state) holder(c *claims, key *signingKey, now time.Time) (*Identity, error) {
 	switch {
 	case c.Subject == "":
 		return &Identity{}, nil // not anonymous itself, since it gets a grant
@@ -140,7 +170,7 @@ func (s *state) holder(c *claims, now time.Time) (*Identity, error) {
 			return &who, nil
 		}
 	default:
-		if u, ok := s.users.list[c.Subject]; ok {
+		if u, ok := s.users.list[c.Subject]; ok && hmac.Equal(c.Proof, u.proof(key)) {
 			who := *u.who
 			return &who, nil
 		}

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -27,7 +28,16 @@ type user struct {
 	who  *Identity
 	hash []byte // bcrypt
 	cost int
-	long bool // the hash is of the password's SHA-256
+	long bool     // the hash is of the password's SHA-256
+	mark [32]byte // changes with the password, and only with it or its hash in the file
+}
+
+// proof says in a token that it was issued for the user's password, so that no token outlives that. Without the key
+// nothing can be learned from it.
+func (u *user) proof(key *signingKey) []byte {
+	h := hmac.New(sha256.New, key.Seed)
+	h.Write(u.mark[:])
+	return h.Sum(nil)[:16]
 }
 
 const (
@@ -72,7 +82,8 @@ func newOwner(name, password string) (*user, error) {
 		return nil, fmt.Errorf("%q: %w", name, err)
 	}
 	hash, err := bcrypt.GenerateFromPassword(prehash(password), ownCost)
-	return &user{who: &Identity{Name: name, owner: true}, hash: hash, cost: ownCost, long: true}, err
+	return &user{who: &Identity{Name: name, owner: true}, hash: hash, cost: ownCost, long: true,
+		mark: sha256.Sum256([]byte(password))}, err
 }
 
 // checkName validates a user's name. Basic credentials (RFC 7617) cannot contain a colon, and control characters must
@@ -107,7 +118,7 @@ func (u *users) read(content []byte) error {
 		if err != nil {
 			return fmt.Errorf("line %d: %w", number, err)
 		}
-		u.list[name] = user{who: &Identity{Name: name}, hash: []byte(hash), cost: cost}
+		u.list[name] = user{who: &Identity{Name: name}, hash: []byte(hash), cost: cost, mark: sha256.Sum256([]byte(hash))}
 		u.cost = max(u.cost, cost)
 	}
 	return nil

@@ -18,6 +18,7 @@
 package ocierror
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -121,12 +122,22 @@ func (e *Error) Body() []byte {
 	for _, m := range e.More {
 		body.Errors = append(body.Errors, wire{m.Code, m.Message, m.Detail})
 	}
-	text, err := json.Marshal(&body)
+	text, err := JSON(&body)
 	if err != nil { // a Detail that JSON cannot express is a mistake in the program: answer without any
 		body.Errors = []wire{{e.Code, e.Message, nil}}
-		text, _ = json.Marshal(&body)
+		text, _ = JSON(&body)
 	}
 	return text
+}
+
+// JSON returns v in JSON for people: <, > and & stay as they are, because no answer of the registry is a page. Errors:
+// those of json.Marshal.
+func JSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	out := json.NewEncoder(&b)
+	out.SetEscapeHTML(false)
+	err := out.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }
 
 // ofSuccess are the headers of a success. A handler may have set one before the step that failed: with a validator or a

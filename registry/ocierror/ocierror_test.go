@@ -44,6 +44,17 @@ func TestAnAnswer(t *testing.T) {
 	}
 }
 
+// TestAMessageIsForPeople: encoding/json writes <first>-<last> with \u003c by default.
+func TestAMessageIsForPeople(t *testing.T) {
+	e := &ocierror.Error{Code: ocierror.UploadInvalid, Message: "want <first>-<last> & more",
+		More: []*ocierror.Error{{Code: ocierror.Unknown, Message: "m", Detail: map[string]string{"x": "<y>"}}}}
+	want := `{"errors":[{"code":"BLOB_UPLOAD_INVALID","message":"want <first>-<last> & more"},` +
+		`{"code":"UNKNOWN","message":"m","detail":{"x":"<y>"}}]}`
+	if got := string(e.Body()); got != want {
+		t.Errorf("%s", got)
+	}
+}
+
 // TestAnErrorHasNoHeaderOfASuccess: what a handler has set before a step that failed must not go out with the error.
 func TestAnErrorHasNoHeaderOfASuccess(t *testing.T) {
 	for before, after := range map[string]string{"max-age=31536000, immutable": "", "no-store": "no-store"} {

@@ -69,6 +69,9 @@ func companionOf(tag string) (digest.Digest, bool) {
 	return d, err == nil
 }
 
+// isCompanion reports whether a tag has the name of a companion.
+func isCompanion(tag string) bool { _, ok := companionOf(tag); return ok }
+
 // relate records which manifests need which others.
 func (d *decision) relate() {
 	for _, m := range d.h.Manifests {
@@ -109,7 +112,7 @@ func (d *decision) tags() {
 			// Each condition keeps the tag. They are independent of each other, so that none can make another remove more.
 			// Tags whose order is not known have the same number of newer ones, so that keep-last keeps all of them or none.
 			case newer < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), d.rule.tags.Match(t.Name),
-				d.policy.Immutable(d.h.Repo, t.Name):
+				d.policy.Immutable(d.h.Repo, t.Name) && !isCompanion(t.Name): // of these only orphans come here
 			default:
 				d.whyTag[t.Name] = d.why(age)
 			}

@@ -209,6 +209,17 @@ func TestImmutableTags(t *testing.T) {
 	if got := p.Plan(now, h); len(got) != 0 {
 		t.Errorf("an immutable tag is removed: %+v", got)
 	}
+	// A companion lives as long as its manifest.
+	p = policy(t, []retention.Rule{{Repositories: []string{"**"}, KeepLast: 1}}, "**:*")
+	h = storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 2, ""),
+		held("sig", 1, "", companion("a")+".sig")}}
+	if got := p.Plan(now, h); len(got) != 0 {
+		t.Errorf("the companion of a manifest that is here is removed: %+v", got)
+	}
+	h.Manifests = []storage.HeldManifest{held("b", 1, "", "v1"), held("sig", 2, "", companion("a")+".sig")}
+	if got := p.Plan(now, h); len(got) != 2 || got[0].Tag != companion("a")+".sig" {
+		t.Errorf("the companion of a manifest that is gone stays: %+v", got)
+	}
 }
 
 func TestInvalidRules(t *testing.T) {

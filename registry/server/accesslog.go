@@ -25,11 +25,12 @@ type accessLog struct {
 	stall   time.Duration
 	vital   []string
 	origins *origins
+	prefix  string
 }
 
 func newAccessLog(o Options, m *metrics) *accessLog {
 	return &accessLog{next: o.Handler, log: o.Log, metrics: m, stall: o.StallTimeout, vital: o.Vital,
-		origins: newOrigins(&o)}
+		origins: newOrigins(&o), prefix: o.Prefix}
 }
 
 // ServeHTTP gives the request a record, an id, and a body and a ResponseWriter with deadlines. When the request has
@@ -40,6 +41,9 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	w := newResponse(inner, r, a.stall)
 	outer := r
 	r = r.WithContext(rec)
+	if a.prefix != "" {
+		r.URL = below(a.prefix, r.URL)
+	}
 	if outer.Body != nil && outer.Body != http.NoBody {
 		w.body = &body{ReadCloser: outer.Body, w: w}
 		r.Body = w.body
@@ -81,7 +85,7 @@ func (a *accessLog) serve(w *response, r *http.Request, rec *record) (p panicked
 			writePanic(w, r, rec.id)
 		}
 	}()
-	if !a.refuse(w, r) && !a.origins.answer(w, r) {
+	if !a.refuse(w, r) && !leadToTLS(w, r) && !a.origins.answer(w, r) {
 		a.next.ServeHTTP(w, r)
 	}
 	return p

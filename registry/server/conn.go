@@ -6,13 +6,18 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 )
 
 // conn is the connection below net/http or TLS. They write as much as they have room for: 4 KiB, or a record of 16 KiB.
 // conn sends what belongs together with one call, which costs the kernel and the client less processor time.
 type conn struct {
 	net.Conn
-	checked bool // the first byte was checked, or need not be; used by the reading goroutine alone
+	checked bool        // the first byte was checked, or need not be; used by the reading goroutine alone
+	first   []byte      // what was read before this conn took over; used by the reading goroutine alone
+	local   *plain      // where a conn to the TLS port that speaks plain HTTP goes on; nil: nowhere
+	plain   bool        // it came from there
+	gone    atomic.Bool // it went there: the connection is another conn's now
 
 	heads *heads // counts what comes before a request; nil: it does not count
 

@@ -11,11 +11,12 @@ import (
 )
 
 // listener makes conns of the connections that it accepts. If the server speaks TLS, a client that speaks plain HTTP is
-// redirected: containerd assumes that 127.0.0.1 with a port speaks plain HTTP, and follows the redirect. Nothing else
-// is served in plain then.
+// redirected: containerd assumes that 127.0.0.1 with a port speaks plain HTTP, and follows the redirect. Only clients
+// on this machine are served in plain then: see plain.
 type listener struct {
 	net.Listener
-	tls bool
+	tls   bool
+	local *plain // with tls
 }
 
 func (l listener) Accept() (net.Conn, error) {
@@ -23,7 +24,7 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: c, checked: !l.tls}, nil
+	return &conn{Conn: c, checked: !l.tls, local: l.local}, nil
 }
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1). No HTTP method starts with it.
@@ -32,7 +33,16 @@ const tlsHandshake = 0x16
 // Read checks the first byte of the connection, unless plain HTTP is spoken. The first to read is the goroutine of the
 // TLS handshake, which has a deadline.
 func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	if c.gone.Load() {
+		return 0, io.EOF
+	}
+	n, err := len(c.first), error(nil)
+	if n > 0 {
+		n = copy(p, c.first)
+		c.first = c.first[n:]
+	} else {
+		n, err = c.Conn.Read(p)
+	}
 	if c.heads != nil {
 		c.heads.read(n)
 	}
@@ -44,7 +54,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	if p[0] == tlsHandshake || p[0] < 'A' || p[0] > 'Z' {
 		return n, err
 	}
-	answerPlain(c.Conn, p[:n])
+	if !c.handOver(p[:n]) {
+		answerPlain(c.Conn, p[:n])
+	}
 	return 0, io.EOF
 }
 
@@ -58,20 +70,33 @@ func answerPlain(c net.Conn, first []byte) {
 	}
 	answer := http.Response{ProtoMajor: 1, ProtoMinor: 1, Request: r, Close: true, Header: http.Header{}}
 	secure(answer.Header)
-	if (r.Method == http.MethodGet || r.Method == http.MethodHead) && r.Host != "" {
+	if to := onTLS(r); to != "" {
 		answer.StatusCode = http.StatusTemporaryRedirect
-		answer.Header.Set("Location", "https://"+r.Host+r.URL.RequestURI())
+		answer.Header.Set("Location", to)
 	} else {
 		setPlainError(&answer)
 	}
 	_ = answer.Write(c) // on an error the client has gone
 }
 
+// onTLS returns where a request in plain HTTP is redirected to; empty: its client would not follow a redirect.
+func onTLS(r *http.Request) string {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Host == "" {
+		return ""
+	}
+	return "https://" + r.Host + r.URL.RequestURI()
+}
+
+// plainRefused refuses a request in plain HTTP.
+func plainRefused() *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Unsupported, Message: "this port speaks TLS only: use https",
+		Status: http.StatusBadRequest}
+}
+
 // setPlainError makes the answer an error, in the form of the specification below /v2, and as text elsewhere.
 func setPlainError(answer *http.Response) {
-	const message = "this port speaks TLS only: use https"
-	contentType, body := "text/plain; charset=utf-8", []byte(message+"\n")
-	e := &ocierror.Error{Code: ocierror.Unsupported, Message: message, Status: http.StatusBadRequest}
+	e := plainRefused()
+	contentType, body := "text/plain; charset=utf-8", []byte(e.Message+"\n")
 	if ocierror.IsPath(answer.Request.URL.Path) {
 		contentType, body = "application/json", e.Body()
 	}

@@ -52,6 +52,8 @@ type Options struct {
 	Vital []string
 	// TokenPath is the path beside the API that pages of CORSOrigins may use. Empty: there is none.
 	TokenPath string
+	// Prefix is a path below which all requests may come as well, as behind a proxy: /path. Empty: there is none.
+	Prefix string
 	// Probes learns that the server stops. nil: there are no probes.
 	Probes *Probes
 }

@@ -242,3 +242,23 @@ func TestProbesHaveAListenerOfTheirOwn(t *testing.T) {
 		t.Errorf("without the setting: %v", err)
 	}
 }
+
+// TestAPrefix: requests come with it or without it.
+func TestAPrefix(t *testing.T) {
+	s, err := server.New(server.Options{Log: zerolog.Nop(), Prefix: "/some/path",
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.EscapedPath()) })})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"/some/path/v2/a/tags/list?n=1": "/v2/a/tags/list", "/v2/a/tags/list": "/v2/a/tags/list", "/some/path": "/",
+		"/some/path/": "/", "/some/pathv2/": "/some/pathv2/", "/some/path/v2/a%2Fb": "/v2/a%2Fb", "/some": "/some",
+		"/%73ome/path/v2/": "/%73ome/path/v2/",
+	} {
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Body.String() != want {
+			t.Errorf("%s: %s, want %s", path, w.Body, want)
+		}
+	}
+}

@@ -2,6 +2,8 @@ package server
 
 import (
 	"net/http"
+	"net/url"
+	"strings"
 
 	"trow/registry/ocierror"
 )
@@ -29,4 +31,19 @@ func Route(route string, h http.Handler) http.Handler {
 // NotFound answers requests to other paths; hint says where something is.
 func NotFound(hint string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not found: "+hint, http.StatusNotFound) }
+}
+
+// below returns a URL without the prefix of its path, and others as they are. The prefix has no characters that need
+// escaping.
+func below(prefix string, u *url.URL) *url.URL {
+	path, ok := strings.CutPrefix(u.Path, prefix)
+	raw, rawOK := strings.CutPrefix(u.RawPath, prefix)
+	if !ok || u.RawPath != "" && !rawOK || path != "" && path[0] != '/' {
+		return u
+	}
+	cut := *u
+	if cut.Path, cut.RawPath = path, raw; path == "" {
+		cut.Path = "/"
+	}
+	return &cut
 }

@@ -148,9 +148,12 @@ func (s *Server) stop() {
 // Serve answers on l until Shutdown, and closes l. After Shutdown it returns nil at once: requests under way go on, and
 // Shutdown waits for them. Errors: those of the listener.
 func (s *Server) Serve(l net.Listener) error {
-	serve := func() error { return s.http.Serve(listener{l, false}) }
+	serve := func() error { return s.http.Serve(listener{Listener: l}) }
 	if s.http.TLSConfig != nil {
-		serve = func() error { return s.http.ServeTLS(listener{l, true}, "", "") }
+		local := newPlain(l.Addr())
+		defer local.Close()
+		go s.http.Serve(local) // ends with local, or with Shutdown
+		serve = func() error { return s.http.ServeTLS(listener{l, true, local}, "", "") }
 	}
 	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 		return err

@@ -810,7 +810,7 @@ func TestGarbageOnConnectionsIsLoggedAtDebug(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	io.WriteString(c, "SSH-2.0-OpenSSH\r\n\r\n")
+	io.WriteString(c, "ssh-2.0-OpenSSH\r\n\r\n")
 	io.ReadAll(c)
 	got := s.log.all(t)
 	if len(got) != 1 || got[0]["level"] != "debug" || got[0]["message"] != "connection" {
@@ -818,7 +818,8 @@ func TestGarbageOnConnectionsIsLoggedAtDebug(t *testing.T) {
 	}
 }
 
-// TestPlainHTTPIsRedirectedToTLS, and nothing is served in plain. A client that follows arrives at the same path.
+// TestPlainHTTPIsRedirectedToTLS for clients that are not on this machine, here behind a proxy, and nothing is served
+// in plain. A client that follows arrives at the same path.
 func TestPlainHTTPIsRedirectedToTLS(t *testing.T) {
 	s := start(t, modes[1], server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil {
@@ -828,6 +829,7 @@ func TestPlainHTTPIsRedirectedToTLS(t *testing.T) {
 	})})
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		req, _ := http.NewRequest(method, "http://"+s.addr+"/v2/a%2Fb/manifests/1?ns=x", nil)
+		req.Header.Set("X-Forwarded-For", "10.0.0.7")
 		resp, err := s.client.Transport.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
@@ -837,14 +839,18 @@ func TestPlainHTTPIsRedirectedToTLS(t *testing.T) {
 			t.Errorf("%s: %s, Location %q, want %q", method, resp.Status, location, want)
 		}
 	}
-	resp, err := s.client.Get("http://" + s.addr + "/v2/?a=b")
+	req, _ := http.NewRequest("GET", "http://"+s.addr+"/v2/?a=b", nil)
+	req.Header.Set("X-Forwarded-For", "10.0.0.7")
+	resp, err := s.client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK || string(b) != "/v2/?a=b" {
 		t.Errorf("followed: %s %q", resp.Status, b)
 	}
-	resp, err = s.client.Post("http://"+s.addr+"/v2/a/blobs/uploads/", "", strings.NewReader("x"))
+	req, _ = http.NewRequest("POST", "http://"+s.addr+"/v2/a/blobs/uploads/", strings.NewReader("x"))
+	req.Header.Set("X-Forwarded-For", "10.0.0.7")
+	resp, err = s.client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -161,7 +161,9 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		return nil, err
 	}
 	s.api.Set(registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
-		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
+		Prefix: s.options.Auth.Prefix(),
+		Check:  s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
+		Sparse:        s.options.Content.Sparse(),
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
 		UploadKey: s.data.UploadKey(), UploadTimeout: s.options.Data.UploadTimeout,
 		MaxUploadsPerClient: s.options.Data.UploadsPerClient(), Bodies: server.ReserveBodies(),

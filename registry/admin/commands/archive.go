@@ -124,6 +124,7 @@ func server(cmd *cobra.Command, dataDir func() (string, error), repositories []s
 	}
 	w := cmd.ErrOrStderr()
 	o.Problem = func(text string) { fmt.Fprintln(w, text) }
+	o.Note = o.Problem
 	o.Progress = func(now archive.Progress) {
 		fmt.Fprintf(w, "%d of %s, copied %s\n",
 			now.Items, count(now.TotalItems, "manifest or tag", "manifests and tags"), size.Format(now.Bytes))

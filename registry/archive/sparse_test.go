@@ -1,0 +1,132 @@
+package archive_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"trow/registry/archive"
+)
+
+// saved is what docker save makes of one platform of an image: a layout whose index.json names the index, which names
+// manifests of other platforms that are not there.
+func saved(t *testing.T, lacksAll bool) (dir string, index v1.Descriptor) {
+	t.Helper()
+	from := newTarget(t)
+	amd, arm := from.image("app", "", nil, layer(1, 100)), from.image("app", "", nil, layer(2, 100))
+	amd.Platform, arm.Platform = &v1.Platform{OS: "linux", Architecture: "amd64"},
+		&v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}
+	index = from.list("app", "v1", amd, arm)
+	dir = t.TempDir()
+	export(t, from, dir, archive.ExportOptions{})
+	remove := []v1.Descriptor{arm}
+	if lacksAll {
+		remove = append(remove, amd)
+	}
+	for _, d := range remove {
+		if err := os.Remove(filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir, index
+}
+
+// asTar returns the tar of a directory, with its files in the order of their names.
+func asTar(t *testing.T, dir string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	if err := w.AddFS(os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// TestImportOfOnePlatform keeps digest and tag of the image, and says what is not here.
+func TestImportOfOnePlatform(t *testing.T) {
+	for _, form := range []string{"directory", "tar"} {
+		dir, index := saved(t, false)
+		to := newTarget(t)
+		var notes []string
+		o := archive.ImportOptions{Options: archive.Options{Note: func(s string) { notes = append(notes, s) }}}
+		name := dir
+		if form == "tar" {
+			name = filepath.Join(t.TempDir(), "image.tar")
+			write(t, name, asTar(t, dir))
+		}
+		if _, err := archive.Import(t.Context(), to.Client, name, o); err != nil {
+			t.Fatalf("%s: %v", form, err)
+		}
+		d, err := to.Resolve(t.Context(), "app", "v1")
+		if err != nil || d.Digest != index.Digest {
+			t.Errorf("%s: %+v, %v", form, d, err)
+		}
+		if len(notes) != 1 || !strings.Contains(notes[0], index.Digest.String()) ||
+			!strings.HasSuffix(notes[0], ": linux/arm/v7") {
+			t.Errorf("%s: notes %q", form, notes)
+		}
+		notes = nil
+		if _, err := archive.Import(t.Context(), to.Client, name, o); err != nil { // again
+			t.Errorf("%s: %v", form, err)
+		}
+	}
+	dir, _ := saved(t, true)
+	if _, err := archive.Import(t.Context(), newTarget(t).Client, dir, archive.ImportOptions{}); err == nil {
+		t.Error("an index without any of its manifests was imported")
+	}
+}
+
+// TestAnArchiveWithNothingInIt is an error, as is an export for which nothing was found.
+func TestAnArchiveWithNothingInIt(t *testing.T) {
+	from, dir := newTarget(t), t.TempDir()
+	if _, err := archive.Export(t.Context(), from.Client, dir, archive.ExportOptions{}); err != nil {
+		t.Errorf("an empty registry: %v", err)
+	}
+	name := filepath.Join(t.TempDir(), "empty.tar")
+	write(t, name, asTar(t, dir))
+	for _, name := range []string{dir, name} {
+		_, err := archive.Import(t.Context(), from.Client, name, archive.ImportOptions{})
+		if err == nil || !strings.Contains(err.Error(), "nothing was imported") {
+			t.Errorf("import of %s: %v", name, err)
+		}
+	}
+	from.image("app", "v1", nil, layer(1, 100))
+	none := archive.Options{Match: func(string) bool { return false }}
+	if _, err := archive.Export(t.Context(), from.Client, t.TempDir(), archive.ExportOptions{Options: none}); err == nil ||
+		!strings.Contains(err.Error(), "nothing was exported") {
+		t.Errorf("export: %v", err)
+	}
+	all := t.TempDir()
+	export(t, from, all, archive.ExportOptions{})
+	if _, err := archive.Import(t.Context(), from.Client, all, archive.ImportOptions{Options: none}); err == nil ||
+		!strings.Contains(err.Error(), "was asked for") {
+		t.Errorf("import: %v", err)
+	}
+}
+
+// TestAnArchiveOfOldDockerSave says what to type.
+func TestAnArchiveOfOldDockerSave(t *testing.T) {
+	dir := t.TempDir()
+	body, _ := json.Marshal([]map[string]any{{
+		"Config": "c.json", "RepoTags": []string{"app:1"}, "Layers": []string{"l/layer.tar"},
+	}})
+	write(t, filepath.Join(dir, "manifest.json"), body)
+	write(t, filepath.Join(dir, "l", "layer.tar"), layer(1, 1000))
+	name := filepath.Join(t.TempDir(), "image.tar")
+	write(t, name, asTar(t, dir))
+	for _, name := range []string{dir, name} {
+		_, err := archive.Import(t.Context(), newTarget(t).Client, name, archive.ImportOptions{As: "app"})
+		if err == nil || !strings.Contains(err.Error(), "skopeo copy docker-archive:") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
