@@ -17,6 +17,7 @@ type Tx struct {
 	pending overlay // the changes of this repo that come earlier in the same commit
 	own     overlay
 	store   overlay // what earlier changes of the same commit do to facts about content itself
+	waiting overlay // what they do to the waiting repo of this one
 	growth  *growth // what earlier changes of the same commit add to quotas
 	added   int64   // bytes that this change adds to the repo
 	now     int64   // Unix seconds
@@ -179,7 +180,7 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 	default:
 		tx.startNaming(keyOf(d))
 		tx.askLink(keyOf(d))
-		if _, held := tx.Manifest(d); !held { // a content counts once per repo
+		if _, held := tx.Manifest(d); !held && !tx.waits(keyOf(d)) { // a content counts once per repo
 			tx.added += size
 		}
 	}
@@ -249,7 +250,7 @@ func (tx *Tx) PutManifest(m Manifest) error {
 	if held && at.MediaType == m.MediaType {
 		return nil // the same bytes under the same type: nothing can have changed
 	}
-	if !held && !tx.Linked(m.Digest) {
+	if !held && !tx.Linked(m.Digest) && !tx.waits(k) {
 		tx.added += m.Size
 	}
 	tx.startNaming(k)
