@@ -18,6 +18,7 @@ import (
 	"trow/registry"
 	"trow/registry/auth"
 	"trow/storage"
+	"trow/storage/memory"
 )
 
 const (
@@ -58,7 +59,11 @@ func newServer(t *testing.T, options ...option) *server {
 
 func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options ...option) *server {
 	t.Helper()
-	index, err := storage.OpenIndex(t.Context(), journal, storage.IndexOptions{})
+	var counting storage.IndexOptions
+	if b, ok := blobs.(*memory.Blobs); ok {
+		counting.Uploads = b.Uploads
+	}
+	index, err := storage.OpenIndex(t.Context(), journal, counting)
 	if err != nil {
 		t.Fatal(err)
 	}

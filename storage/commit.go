@@ -221,7 +221,7 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 				maps.Copy(pending[waitingOf(c.repo)], waiting)
 			}
 			maps.Copy(pending[c.repo], tx.own)
-			growth.add(c.repo, tx.added)
+			growth.add(c.repo, tx.added-tx.counted)
 			adding.take(c.repo, tx.adds)
 		}
 	}

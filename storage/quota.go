@@ -21,6 +21,7 @@ type Usage struct {
 	Quota
 	Used    int64 // bytes
 	Waiting int64 // of these, what waits to be collected
+	Open    int64 // of these, what open uploads have
 }
 
 // Excess is a change that would add more than a Quota leaves.
@@ -41,15 +42,16 @@ func (x *Index) SetQuotas(all []Quota) {
 	defer x.mu.Unlock()
 	q.recount(x.state)
 	x.quotas = q
+	x.options.Uploads.set(x)
 }
 
 // Quotas returns the quotas in their order, with what is used of them.
 func (x *Index) Quotas() []Usage {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	all := make([]Usage, len(x.quotas.all))
-	for i, q := range x.quotas.all {
-		all[i] = Usage{q, x.quotas.used[i], x.quotas.waiting[i]}
+	all, open := make([]Usage, len(x.quotas.all)), x.options.Uploads.counts()
+	for i := range all {
+		all[i] = x.quotas.usage(i, open)
 	}
 	return all
 }
@@ -82,13 +84,20 @@ func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	added := tx.added + min(size, math.MaxInt64-tx.added) // without overflow: a client states the size
 	tx.x.mu.RLock()
 	defer tx.x.mu.RUnlock()
-	for _, i := range g.quotas.ofRepo(tx.repo) {
-		used := g.quotas.used[i]
+	of := g.quotas.ofRepo(tx.repo)
+	if len(of) == 0 {
+		return e, false
+	}
+	uploads := tx.x.options.Uploads
+	open := uploads.counts()
+	counted := tx.counted + uploads.pending(tx.repo, keyOf(d)) // its own uploads count already
+	for _, i := range of {
+		usage := g.quotas.usage(i, open)
 		if len(g.grown) > 0 {
-			used += g.grown[i]
+			usage.Used += g.grown[i]
 		}
-		if q := g.quotas.all[i]; used > q.Bytes-added {
-			return Excess{Usage{q, used, g.quotas.waiting[i]}, added}, true
+		if usage.Used-counted > usage.Bytes-added {
+			return Excess{usage, added}, true
 		}
 	}
 	return e, false

@@ -20,6 +20,7 @@ type Tx struct {
 	waiting overlay // what they do to the waiting repo of this one
 	growth  *growth // what earlier changes of the same commit add to quotas
 	added   int64   // bytes that this change adds to the repo
+	counted int64   // of these, what counts already, as committed uploads
 	now     int64   // Unix seconds
 	clock   int64   // the same moment in Unix nanoseconds
 	newest  *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
@@ -181,10 +182,16 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 		tx.startNaming(keyOf(d))
 		tx.askLink(keyOf(d))
 		if _, held := tx.Manifest(d); !held && !tx.waits(keyOf(d)) { // a content counts once per repo
-			tx.added += size
+			tx.add(keyOf(d), size)
 		}
 	}
 	tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
+}
+
+// add counts a content that the repo did not hold.
+func (tx *Tx) add(k key, size int64) {
+	tx.added += size
+	tx.counted += tx.x.options.Uploads.pending(tx.repo, k)
 }
 
 // linkedSize returns the recorded size of a blob that the repo holds.
@@ -251,7 +258,7 @@ func (tx *Tx) PutManifest(m Manifest) error {
 		return nil // the same bytes under the same type: nothing can have changed
 	}
 	if !held && !tx.Linked(m.Digest) && !tx.waits(k) {
-		tx.added += m.Size
+		tx.add(k, m.Size)
 	}
 	tx.startNaming(k)
 	if !held { // under another media type it takes what it took

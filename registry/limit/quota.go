@@ -32,7 +32,20 @@ func Quotas(all []Quota) ([]storage.Quota, error) {
 // OverQuota returns a message about an exceeded quota, for the client that pushed.
 func OverQuota(e storage.Excess) string {
 	size := func(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
-	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s, and this would add %s: "+
-		"delete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
-		e.Name, size(e.Bytes), size(e.Used), size(e.Added))
+	var parts []string
+	var more, remedy string
+	if e.Open > 0 {
+		parts = append(parts, size(e.Open)+" in uploads that are not finished")
+		remedy = "finish or cancel the uploads, "
+	}
+	if e.Waiting > 0 {
+		parts = append(parts, size(e.Waiting)+" that is deleted and waits to be collected")
+		remedy += "wait for the next collection or ask for one (trow gc), "
+	}
+	if len(parts) > 0 {
+		more = " (of these, " + strings.Join(parts, " and ") + ")"
+	}
+	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s%s, and this would add %s: "+
+		"%sdelete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
+		e.Name, size(e.Bytes), size(e.Used), more, size(e.Added), remedy)
 }
