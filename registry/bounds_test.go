@@ -238,9 +238,11 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	d := digest.FromBytes(large)
 	w.do("POST", "/v2/team/b/blobs/uploads/?digest="+d.String(), large).over()
 	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
-	w.do("PATCH", at, large).over()                                          // before it is read: its length is announced
-	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).is(202) // its length is not announced
-	w.do("PUT", at+"?digest="+d.String(), nil).over()                        // here it is known
+	w.do("PATCH", at, large).over()                                         // before it is read: its length is announced
+	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).over() // its length is not announced
+	w.do("PATCH", at, []byte("x")).is(202)                                  // it has no bytes still
+	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).over()
+	w.do("GET", at, nil).is(404) // what was here does not count until the session has been idle for hours
 	at = w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
 	w.send("PUT", at+"?digest="+d.String(), struct{ io.Reader }{bytes.NewReader(large)}).over()
 	// nothing can be appended that makes it fit
@@ -262,8 +264,13 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	w.do("DELETE", "/v2/team/a/manifests/"+digest.FromBytes(m).String(), nil).is(202)
 	w.do("DELETE", "/v2/team/a/blobs/"+digest.FromString("{}").String(), nil).is(202)
 	w.do("DELETE", "/v2/team/a/blobs/"+digest.FromString("{ }").String(), nil).is(202)
-	if used := w.index.Quotas()[0].Used; used != 0 {
-		t.Errorf("%d bytes are used although nothing is left", used)
+	if q := w.index.Quotas()[0]; q.Used != q.Waiting || q.Waiting == 0 {
+		t.Errorf("%d bytes are used although nothing is left but what waits to be collected, %d", q.Used, q.Waiting)
+	}
+	const remedy = "that is deleted and waits to be collected), and this would add 1 B: wait for the next collection or " +
+		"ask for one (trow gc), "
+	if a := w.do("POST", "/v2/team/a/blobs/uploads/", nil); !strings.Contains(string(a.body), remedy) {
+		t.Errorf("%s, want %q", a.body, remedy)
 	}
 }
 
@@ -289,6 +296,34 @@ func TestConcurrentPushesStayWithinAQuota(t *testing.T) {
 	wg.Wait()
 	if taken[201] != room || taken[403] != clients*10-room || w.index.Quotas()[0].Used != size*room {
 		t.Errorf("%v, %d bytes used; want %d taken", taken, w.index.Quotas()[0].Used, room)
+	}
+}
+
+// TestOpenUploadsCount for a quota, also if a client opens them and does not finish them.
+func TestOpenUploadsCount(t *testing.T) {
+	w := newServer(t)
+	quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(100)})
+	var open []string
+	for i := range 10 {
+		at := w.do("POST", fmt.Sprintf("/v2/team/%d/blobs/uploads/", i), nil).is(202).header.Get("Location")
+		w.do("PATCH", at, bytes.Repeat([]byte("x"), 10)).is(202)
+		open = append(open, at)
+	}
+	a := w.do("POST", "/v2/team/x/blobs/uploads/", nil)
+	a.over()
+	const want = "they hold 100 B (of these, 100 B in uploads that are not finished), and this would add 1 B: finish or cancel"
+	if !strings.Contains(string(a.body), want) {
+		t.Errorf("%s, want %q", a.body, want)
+	}
+	w.do("POST", "/v2/other/blobs/uploads/", nil).is(202)
+	d := digest.FromBytes(bytes.Repeat([]byte("x"), 10))
+	w.do("PUT", open[0]+"?digest="+d.String(), nil).is(201) // it counts already
+	w.do("POST", "/v2/team/x/blobs/uploads/", nil).over()
+	w.do("DELETE", open[1], nil).is(204)
+	w.do("POST", "/v2/team/x/blobs/uploads/?digest="+digest.FromString("0123456789").String(),
+		[]byte("0123456789")).is(201)
+	if q := w.index.Quotas()[0]; q.Used != 100 || q.Open != 80 {
+		t.Errorf("%d used, %d open", q.Used, q.Open)
 	}
 }
 

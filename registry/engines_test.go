@@ -13,7 +13,9 @@ import (
 
 // inMemory returns empty engines in memory.
 func inMemory() (storage.Blobs, storage.Journal) {
-	return memory.NewBlobs(), memory.NewJournal()
+	b := memory.NewBlobs()
+	b.Uploads = storage.NewUploads()
+	return b, memory.NewJournal()
 }
 
 // engines opens the embedded engines on a directory until the test ends. close closes the journal earlier.

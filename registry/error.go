@@ -185,6 +185,9 @@ func uploadError(id string, d digest.Digest, err error) error {
 		return &ocierror.Error{Code: ocierror.UploadInvalid, Status: http.StatusConflict, Cause: err,
 			Message: "another request has taken over this upload; ask for its status and continue from there"}
 	}
+	if e := (*storage.QuotaError)(nil); errors.As(err, &e) {
+		return overQuota(e.Excess)
+	}
 	return err
 }
 
@@ -248,7 +251,8 @@ func limitError(err error) error {
 func overQuota(e storage.Excess) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.Denied, Message: limit.OverQuota(e),
 		Detail: map[string]string{"quota": e.Name, "bytes": strconv.FormatInt(e.Bytes, 10),
-			"used": strconv.FormatInt(e.Used, 10), "added": strconv.FormatInt(e.Added, 10)}}
+			"used": strconv.FormatInt(e.Used, 10), "added": strconv.FormatInt(e.Added, 10),
+			"uploads": strconv.FormatInt(e.Open, 10), "waiting": strconv.FormatInt(e.Waiting, 10)}}
 }
 
 // overLimit refuses a new name because of a limit of the index.
@@ -277,7 +281,7 @@ func internal(err error) *ocierror.Error {
 		return &ocierror.Error{Code: ocierror.TooManyRequests, Cause: err,
 			Header: ocierror.RetryAfter(5), Message: "too many uploads are open; retry in a moment"}
 	case errors.Is(err, storage.ErrClosed):
-		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusServiceUnavailable, Cause: err,
+		return &ocierror.Error{Code: ocierror.Unavailable, Cause: err,
 			Header: ocierror.RetryAfter(5), Message: "the registry is stopping; retry"}
 	}
 	return &ocierror.Error{Code: ocierror.Unknown, Cause: err, Message: "internal error"}
@@ -285,7 +289,7 @@ func internal(err error) *ocierror.Error {
 
 // Loading answers requests to /v2 while the index is loading and no Registry can serve them yet.
 var Loading http.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-	refuse(w, req, &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusServiceUnavailable,
+	refuse(w, req, &ocierror.Error{Code: ocierror.Unavailable,
 		Header: ocierror.RetryAfter(1), Message: "the registry is loading its index; retry in a moment"})
 })
 

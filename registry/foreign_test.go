@@ -54,6 +54,35 @@ func TestForeignLayersAreRefused(t *testing.T) {
 	w.pushImage("a", "v", "x")
 }
 
+// TestWhatIsHeldMayBePushedAgain, also if today's rules would refuse it: the push heals damaged content. Other bytes,
+// another type and another repository are new.
+func TestWhatIsHeldMayBePushedAgain(t *testing.T) {
+	w := newServer(t, func(o *registry.Options) { o.RefuseForeign = true })
+	config := []byte("{}")
+	w.pushBlob("a", config)
+	w.pushBlob("b", config)
+	layer := desc(foreignType, []byte("absent"))
+	foreign := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + layer + `]}`)
+	doubled := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[],"x":1,"x":2,"layers":[]}`)
+	untyped := []byte(`{"schemaVersion":2,"config":` + desc("no type", config) + `,"layers":[]}`)
+	for _, body := range [][]byte{foreign, doubled, untyped} {
+		path := "/manifests/" + digest.FromBytes(body).String()
+		w.do("PUT", "/v2/a"+path, body, "Content-Type", typeManifest).code(400, "MANIFEST_INVALID")
+		w.hold("a", typeManifest, body) // by an earlier version
+		if err := w.index.Quarantine(t.Context(), digest.FromBytes(body), "damaged"); err != nil {
+			t.Fatal(err)
+		}
+		w.do("GET", "/v2/a"+path, nil).is(404)
+		w.do("PUT", "/v2/a"+path, body, "Content-Type", typeManifest).is(201)
+		w.do("GET", "/v2/a"+path, nil).is(200)
+		w.do("PUT", "/v2/a/manifests/tag", body, "Content-Type", typeManifest).is(201)
+		w.do("PUT", "/v2/a"+path, append(body, ' '), "Content-Type", typeManifest).is(400)
+		w.do("PUT", "/v2/a"+path, body, "Content-Type", "application/vnd.oci.image.manifest.v1+json; x=y").is(201)
+		w.do("PUT", "/v2/a"+path, body, "Content-Type", "application/vnd.docker.distribution.manifest.v2+json").is(400)
+		w.do("PUT", "/v2/b"+path, body, "Content-Type", typeManifest).is(400)
+	}
+}
+
 // TestReferencesAreBounded: a manifest of 4 MiB can name 40,000 blobs, each of which is an entry of the Index.
 func TestReferencesAreBounded(t *testing.T) {
 	w := newServer(t, func(o *registry.Options) { o.MaxReferences = 3 })

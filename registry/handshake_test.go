@@ -326,8 +326,8 @@ func TestBusyAndUnavailable(t *testing.T) {
 	for err, want := range map[error]struct {
 		status int
 		code   string
-	}{auth.ErrBusy: {429, "TOOMANYREQUESTS"}, auth.ErrUnavailable: {503, "UNKNOWN"},
-		fmt.Errorf("%w: dial 10.0.0.1", auth.ErrUnavailable): {503, "UNKNOWN"}} {
+	}{auth.ErrBusy: {429, "TOOMANYREQUESTS"}, auth.ErrUnavailable: {503, "UNAVAILABLE"},
+		fmt.Errorf("%w: dial 10.0.0.1", auth.ErrUnavailable): {503, "UNAVAILABLE"}} {
 		a.err = err
 		got := w.do("GET", "/v2/a/tags/list", nil).code(want.status, want.code).has("Retry-After", "1")
 		if strings.Contains(string(got.body), "10.0.0.1") {

@@ -30,6 +30,9 @@ type upload struct {
 // resume continues the call's upload at offset; -1 stands for where it ends. Errors: BLOB_UPLOAD_UNKNOWN;
 // storage.ErrOffset.
 func (r *Registry) resume(ctx context.Context, c *call, offset int64) (*session, error) {
+	if c.who.Unlimited() {
+		ctx = storage.Unbounded(ctx)
+	}
 	id, ok := r.sessions.parse(c.repo, c.ref)
 	if !ok {
 		return nil, uploadUnknown(c.ref)

@@ -74,11 +74,8 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if c.digest == "" {
 		p.digest, p.tag, p.tags = digest.FromBytes(body), c.ref, append(tags, c.ref)
 	}
-	if p.parsed, err = parseManifest(strings.Join(req.Header["Content-Type"], ", "), body); err != nil {
+	if err := r.parse(p, strings.Join(req.Header["Content-Type"], ", ")); err != nil {
 		return err
-	}
-	if r.options.RefuseForeign && len(p.parsed.elsewhere) > 0 {
-		return foreignRefused(p.parsed.elsewhere[0])
 	}
 	if err := r.pushAs(req, c, p); err != nil {
 		return err
@@ -116,6 +113,38 @@ func (r *Registry) absentLayers(ctx context.Context, p *push) (absent []digest.D
 		}
 	}
 	return absent
+}
+
+// parse parses the body of a push, and refuses what new manifests must not have. The same bytes under the media type
+// under which the repository holds them are not new: a push of them heals damaged content, whatever the rules are today.
+func (r *Registry) parse(p *push, contentType string) (err error) {
+	p.parsed, err = parseManifest(contentType, p.body)
+	if err == nil && r.options.RefuseForeign && len(p.parsed.elsewhere) > 0 {
+		err = foreignRefused(p.parsed.elsewhere[0])
+	}
+	if err == nil {
+		return nil
+	}
+	again, c, cerr := parseContent(contentType, p.body)
+	if again.artifactType = c.artifactType(); cerr != nil { // what it refers to is recorded already
+		again = parsed{}
+		again.mediaType, _ = parseContentType(contentType)
+	}
+	if !r.holds(p.repo, p.digest, again.mediaType) {
+		return err
+	}
+	p.parsed = again
+	return nil
+}
+
+// holds reports whether a repository holds a manifest under a media type, damaged or not.
+func (r *Registry) holds(repo string, d digest.Digest, mediaType string) (held bool) {
+	_ = r.options.Index.View(repo, func(tx *storage.Tx) error { // the function returns no error
+		m, ok := tx.Manifest(d)
+		held = ok && m.MediaType == mediaType
+		return nil
+	})
+	return held
 }
 
 // tagParameters returns the tags in ?tag= of end-7b.

@@ -153,14 +153,14 @@ func (r *Registry) isImmutable(who *auth.Identity, repo, tag string) bool {
 
 // store makes a manifest's bytes durable. The Collector leaves them alone until release is called.
 func (r *Registry) store(ctx context.Context, p *push) (release func(), err error) {
-	s, err := r.create(ctx, p.repo, p.digest.Algorithm())
+	s, err := r.create(ctx, p.repo, p.digest.Algorithm(), r.unbounded(p.who, p.repo, p.digest))
 	if err != nil {
 		return nil, err
 	}
 	defer s.end(&err)
 	s.drop = true // no client knows of this session
 	if _, err := s.Write(p.body); err != nil {
-		return nil, err
+		return nil, uploadError(s.ID(), p.digest, err)
 	}
 	return s.commit(ctx, p.digest)
 }

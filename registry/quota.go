@@ -1,8 +1,6 @@
 package registry
 
 import (
-	"math"
-
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/auth"
@@ -30,11 +28,29 @@ func withinQuota(tx *storage.Tx, who *auth.Identity, d digest.Digest, size int64
 //   - before complete bytes become a blob, because what was not announced is known only then, and only the Collector
 //     would delete the blob again.
 func (r *Registry) roomFor(who *auth.Identity, repo string, d digest.Digest, have, coming int64) error {
-	coming = min(max(coming, 0), math.MaxInt64-have)
+	coming = max(coming, 0)
+	if have == 0 {
+		coming = max(coming, 1) // 0 bytes fit always, but an upload rarely stays empty
+	}
 	return r.options.Index.View(repo, func(tx *storage.Tx) error {
 		if err := tx.Room(d); err != nil {
 			return err
 		}
-		return withinQuota(tx, who, d, max(have+coming, 1)) // 0 bytes fit always, but an upload rarely stays empty
+		return withinQuota(tx, who, d, coming) // what is here counts already
 	})
+}
+
+// unbounded reports whether an upload of d must not fail because of a quota. It counts all the same. What is held
+// already is a manifest, which is small, or damaged content, which the upload heals.
+func (r *Registry) unbounded(who *auth.Identity, repo string, d digest.Digest) bool {
+	if who.Unlimited() {
+		return true
+	}
+	held := false
+	_ = r.options.Index.View(repo, func(tx *storage.Tx) error { // fn returns no error
+		_, held = tx.Manifest(d)
+		held = held || tx.Linked(d) && !tx.Whole(d)
+		return nil
+	})
+	return held
 }

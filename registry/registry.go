@@ -326,7 +326,7 @@ func (r *Registry) refusal(req *http.Request, c *call, err error) error {
 		return &ocierror.Error{Code: ocierror.TooManyRequests, Message: err.Error(), Header: ocierror.RetryAfter(1)}
 	case errors.Is(err, auth.ErrUnavailable):
 		// Not err's own text: it may name machines of the cluster.
-		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusServiceUnavailable, Cause: err,
+		return &ocierror.Error{Code: ocierror.Unavailable, Cause: err,
 			Header: ocierror.RetryAfter(1), Message: auth.ErrUnavailable.Error()}
 	}
 	return err

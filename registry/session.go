@@ -22,7 +22,11 @@ type session struct {
 }
 
 // create starts an upload that ends within this request.
-func (r *Registry) create(ctx context.Context, repo string, alg digest.Algorithm) (*session, error) {
+// free: no quota bounds it.
+func (r *Registry) create(ctx context.Context, repo string, alg digest.Algorithm, free bool) (*session, error) {
+	if free {
+		ctx = storage.Unbounded(ctx)
+	}
 	u, err := r.options.Blobs.Create(ctx, repo, alg)
 	if err != nil {
 		return nil, err
@@ -45,6 +49,14 @@ func (s *session) end(err *error) {
 		*err = errors.Join(*err, s.Cancel())
 	default:
 		*err = errors.Join(*err, s.Close())
+	}
+}
+
+// dropIfOver drops a session that was begun and that a quota has no room for. Its bytes count, so if they stayed until it has been idle for
+// long enough, one push that is too large would keep others from pushing until then.
+func (s *session) dropIfOver(err error, begun bool) {
+	if e := ocierror.As(err); e != nil && e.Code == ocierror.Denied {
+		s.drop = begun
 	}
 }
 
@@ -72,7 +84,7 @@ func (r *Registry) pushBlob(ctx context.Context, c *call, all chunk, d digest.Di
 	if err := r.roomFor(c.who, c.repo, d, 0, all.coming); err != nil {
 		return err
 	}
-	s, err := r.create(ctx, c.repo, d.Algorithm())
+	s, err := r.create(ctx, c.repo, d.Algorithm(), r.unbounded(c.who, c.repo, d))
 	if err != nil {
 		return err
 	}
@@ -91,11 +103,12 @@ func (r *Registry) extend(ctx context.Context, c *call, next chunk) (size int64,
 		return 0, err
 	}
 	defer s.end(&err)
-	if err := r.roomFor(c.who, c.repo, "", s.Size(), next.coming); err != nil {
-		return 0, err
+	if err = r.roomFor(c.who, c.repo, "", s.Size(), next.coming); err == nil {
+		err = receive(s, next.body, next.length)
 	}
-	err = receive(s, next.body, next.length)
-	return s.Size(), err
+	size = s.Size()
+	s.dropIfOver(err, size > 0)
+	return size, err
 }
 
 // complete appends the last chunk, which may be empty, to the call's upload, and makes that the blob d of the repo.
@@ -106,9 +119,11 @@ func (r *Registry) complete(ctx context.Context, c *call, last chunk, d digest.D
 	}
 	defer s.end(&err)
 	if err := r.roomFor(c.who, c.repo, d, s.Size(), last.coming); err != nil {
+		s.dropIfOver(err, s.Size() > 0)
 		return err
 	}
 	if err := receive(s, last.body, last.length); err != nil {
+		s.dropIfOver(err, true) // nothing that the client could append would make this fit
 		return err
 	}
 	return r.finish(ctx, c, s, d)

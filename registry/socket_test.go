@@ -186,12 +186,12 @@ func TestLoading(t *testing.T) {
 	t.Cleanup(s.Close)
 	w := &server{T: t, url: s.URL}
 	for _, path := range []string{"/v2/", "/v2/a/manifests/v"} {
-		w.do("GET", path, nil).code(503, "UNKNOWN").has("Retry-After", "1")
+		w.do("GET", path, nil).code(503, "UNAVAILABLE").has("Retry-After", "1")
 		w.do("HEAD", path, nil).is(503).has("Retry-After", "1").equals("")
 	}
 	// A client that is still sending gets the answer as well.
 	body := io.LimitReader(endless{}, 8<<20)
-	w.send("PUT", "/v2/a/blobs/uploads/x?digest="+digest.FromString("x").String(), body).code(503, "UNKNOWN")
+	w.send("PUT", "/v2/a/blobs/uploads/x?digest="+digest.FromString("x").String(), body).code(503, "UNAVAILABLE")
 }
 
 // endless is a body of zeros.

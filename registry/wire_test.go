@@ -19,6 +19,7 @@ import (
 	"trow/registry/auth"
 	front "trow/registry/server"
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/storagetest"
 )
 
@@ -60,7 +61,11 @@ func newServer(t *testing.T, options ...option) *server {
 
 func serve(t *testing.T, blobs storage.Blobs, journal storage.Journal, options ...option) *server {
 	t.Helper()
-	index := storagetest.OpenIndex(t, journal)
+	var counting storage.IndexOptions
+	if b, ok := blobs.(*memory.Blobs); ok {
+		counting.Uploads = b.Uploads
+	}
+	index := storagetest.OpenIndexWith(t, journal, counting)
 	w := &server{T: t, blobs: blobs, index: index, notes: &sync.Map{}}
 	scrubber := &storage.Scrubber{Blobs: blobs, Index: index}
 	o := registry.Options{Blobs: blobs, Index: index, Auth: open{}, Bodies: front.NewBodies(1 << 30),

@@ -197,24 +197,31 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 	pending, newest := map[string]overlay{}, map[string]*int64{}
 	bases = map[string]Revision{}
 	growth, adding := &growth{quotas: x.currentQuotas()}, &adding{}
-	for _, c := range group {
+	begin := func(repo string) {
 		// The base is read before the function runs. If the repo changes in between, the commit is a conflict.
-		if _, ok := bases[c.repo]; !ok {
-			bases[c.repo] = x.revisionOf(c.repo)
-			order = append(order, c.repo)
-			pending[c.repo], newest[c.repo] = overlay{}, new(x.newestOf(c.repo))
+		if _, ok := bases[repo]; !ok {
+			bases[repo] = x.revisionOf(repo)
+			order = append(order, repo)
+			pending[repo], newest[repo] = overlay{}, new(x.newestOf(repo))
 		}
+	}
+	for _, c := range group {
+		begin(c.repo)
 		now := time.Now()
 		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], store: pending[storeRepo], growth: growth,
-			now: now.Unix(), clock: now.UnixNano(), newest: newest[c.repo], adding: adding}
+			waiting: pending[waitingOf(c.repo)], now: now.Unix(), clock: now.UnixNano(), newest: newest[c.repo], adding: adding}
 		c.depends = len(tx.pending) > 0
 		if c.err = c.call(tx); c.err == nil {
 			c.err = cmp.Or(tx.refused, tx.exceeded())
 		}
 		c.quiet = c.err != nil || len(tx.own) == 0
 		if c.err == nil { // of a function that failed nothing is committed
+			if waiting := x.letGo(tx, pending); waiting != nil {
+				begin(waitingOf(c.repo))
+				maps.Copy(pending[waitingOf(c.repo)], waiting)
+			}
 			maps.Copy(pending[c.repo], tx.own)
-			growth.add(c.repo, tx.added)
+			growth.add(c.repo, tx.added-tx.counted)
 			adding.take(c.repo, tx.adds)
 		}
 	}

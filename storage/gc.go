@@ -73,7 +73,7 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 		return done, fmt.Errorf("collect: sweep: %w", err)
 	}
 	if !dry {
-		err = c.Index.healAbsent(ctx)
+		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx))
 	}
 	return done, err
 }
@@ -205,6 +205,30 @@ func (r *collection) sweep(ctx context.Context) error {
 	return r.condemn(ctx, step)
 }
 
+// sweepWaiting deletes what waits and came too late for sweep, and ends the waiting of what is not there or is held
+// again.
+func (r *collection) sweepWaiting(ctx context.Context) error {
+	if err := r.Index.collected(ctx, r.Index.held); err != nil {
+		return err
+	}
+	var left []BlobInfo
+	for _, keys := range r.Index.waitingLinks(func(key) bool { return true }) {
+		for _, k := range keys {
+			info, err := r.Blobs.Stat(ctx, k.digest())
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return err
+			}
+			left = append(left, BlobInfo{Digest: k.digest(), Size: info.Size})
+		}
+	}
+	for step := range slices.Chunk(left, sweepStep) {
+		if err := r.condemn(ctx, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // condemn marks bytes in the Journal, so that no fact can start to name them, and deletes them.
 func (r *collection) condemn(ctx context.Context, step []BlobInfo) error {
 	if len(step) == 0 {
@@ -229,6 +253,7 @@ func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error
 		return nil
 	}
 	var failed error
+	gone := map[key]bool{}
 	for _, info := range step {
 		k := keyOf(info.Digest)
 		// The mark is set: from here on no fact can start to name k, and a new pin waits. What came before shows now.
@@ -239,11 +264,16 @@ func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error
 		case err == nil:
 			r.done.Deleted++
 			r.done.Freed += info.Size
-		case !errors.Is(err, ErrNotFound):
+			gone[k] = true
+		case errors.Is(err, ErrNotFound):
+			gone[k] = true
+		default:
 			failed = errors.Join(failed, fmt.Errorf("delete %s: %w", info.Digest, err))
 		}
 		r.progress()
 	}
+	// Before the marks are removed: as long as there is a mark, nothing of this can have been pushed again.
+	failed = errors.Join(failed, r.Index.collected(context.WithoutCancel(ctx), func(k key) bool { return gone[k] }))
 	// The marks are removed even if ctx has ended meanwhile: pushes wait for that.
 	err := r.Index.Update(context.WithoutCancel(ctx), storeRepo, func(tx *Tx) error {
 		for _, info := range step {

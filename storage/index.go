@@ -41,6 +41,8 @@ type Index struct {
 type IndexOptions struct {
 	// Progress is called about once a second while the full state is loaded, with the number of facts read so far.
 	Progress func(facts int)
+	// Uploads counts the open uploads of the engine for quotas. nil: they do not count.
+	Uploads *Uploads
 	// Limits bound what is added.
 	Limits Limits
 	// Warn is called with what the Index handled without the caller, such as a Watch that failed.
@@ -66,6 +68,7 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	}
 	x := &Index{journal: j, options: o, leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(),
 		quotas: newQuotas(nil), changed: make(chan struct{}), stopped: make(chan struct{})}
+	o.Uploads.set(x)
 	// ctx bounds the loading alone; the Index lives until Close.
 	x.ctx, x.close = context.WithCancel(context.WithoutCancel(ctx))
 	x.done.Go(x.follow)
@@ -131,6 +134,9 @@ func (x *Index) loader() func(Update) error {
 			x.mu.Lock()
 			defer x.mu.Unlock()
 			defer x.wake()
+			for _, b := range u.Batches { // under the same lock as the state: nothing counts twice, or not at all
+				x.options.Uploads.shown(b)
+			}
 			return x.quotas.apply(next, u)
 		}
 		// An error in the full state is damage, and another Watch would end the same way. An error in a commit is not:

@@ -146,7 +146,29 @@ func (x *Index) Commit(ctx context.Context, u Upload, d digest.Digest) (release 
 		release()
 		return nil, err
 	}
-	return release, nil
+	unpin := release
+	return func() {
+		x.giveUp(ctx, d)
+		unpin()
+	}, nil
+}
+
+// giveUp ends the counting of committed bytes. If they were not named, because the client has gone or a limit was
+// reached, they wait to be collected: otherwise a client could fill the disk by leaving at the right moment.
+func (x *Index) giveUp(ctx context.Context, d digest.Digest) {
+	for _, l := range x.options.Uploads.abandoned(keyOf(d)) {
+		if x.counted(l.repo) {
+			// An error leaves them uncounted until they are collected, and is reported by the next commit.
+			_ = x.Update(context.WithoutCancel(ctx), waitingOf(l.repo), func(tx *Tx) error {
+				if tx.x.present(l.key) {
+					return nil
+				}
+				tx.set(KindLink, string(l.key), linkValue(x.options.Uploads.pending(l.repo, l.key), tx.now))
+				return nil
+			})
+		}
+		x.options.Uploads.drop(l)
+	}
 }
 
 func (x *Index) isCondemned(k key) bool {

@@ -122,7 +122,7 @@ func memOfContent(keyLen int) int64 {
 
 // repoCount returns the number of repos.
 func (s *state) repoCount() int {
-	n := len(s.repos)
+	n := len(s.repos) - s.waitingRepos
 	if s.repos[storeRepo] != nil {
 		n--
 	}

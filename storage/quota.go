@@ -2,12 +2,14 @@ package storage
 
 import (
 	"math"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
 
 // Quota bounds how many bytes of blobs and manifests some repos hold together. Each content counts once in each repo
-// that holds it, even if other repos hold it too.
+// that holds it, even if other repos hold it too. Content that one of them was the last to hold counts until it is
+// collected.
 type Quota struct {
 	Name  string                 // for messages
 	Match func(repo string) bool // reports whether a repo counts; it must be quick and always return the same
@@ -17,7 +19,9 @@ type Quota struct {
 // Usage is a Quota and what its repos hold.
 type Usage struct {
 	Quota
-	Used int64 // bytes
+	Used    int64 // bytes
+	Waiting int64 // of these, what waits to be collected
+	Open    int64 // of these, what open uploads have
 }
 
 // Excess is a change that would add more than a Quota leaves.
@@ -30,7 +34,7 @@ type Excess struct {
 func (x *Index) SetQuotas(all []Quota) {
 	q := newQuotas(all)
 	if len(all) > 0 {
-		for _, repo := range x.Names() { // before the lock: no reader waits for the patterns
+		for _, repo := range x.allNames() { // before the lock: no reader waits for the patterns
 			q.of[repo] = q.match(repo)
 		}
 	}
@@ -38,15 +42,16 @@ func (x *Index) SetQuotas(all []Quota) {
 	defer x.mu.Unlock()
 	q.recount(x.state)
 	x.quotas = q
+	x.options.Uploads.set(x)
 }
 
 // Quotas returns the quotas in their order, with what is used of them.
 func (x *Index) Quotas() []Usage {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	all := make([]Usage, len(x.quotas.all))
-	for i, q := range x.quotas.all {
-		all[i] = Usage{q, x.quotas.used[i]}
+	all, open := make([]Usage, len(x.quotas.all)), x.options.Uploads.counts()
+	for i := range all {
+		all[i] = x.quotas.usage(i, open)
 	}
 	return all
 }
@@ -65,7 +70,7 @@ func (x *Index) currentQuotas() *quotas {
 }
 
 // Excess reports whether d, of size bytes, is more than a quota leaves, together with what the change adds already; e
-// is the first such quota. Content that the repo holds already exceeds nothing. What earlier changes of the same commit
+// is the first such quota. Content that counts already, because the repo holds it or it waits, exceeds nothing. What earlier changes of the same commit
 // add counts, so that concurrent pushes do not exceed a quota together; what they delete counts once it is committed. d
 // may be empty if it is not known yet.
 func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
@@ -73,19 +78,26 @@ func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	if len(g.quotas.all) == 0 || size <= 0 {
 		return e, false
 	}
-	if _, held := tx.Manifest(d); held || tx.Linked(d) {
+	if _, held := tx.Manifest(d); held || tx.Linked(d) || d != "" && tx.waits(keyOf(d)) {
 		return e, false
 	}
 	added := tx.added + min(size, math.MaxInt64-tx.added) // without overflow: a client states the size
 	tx.x.mu.RLock()
 	defer tx.x.mu.RUnlock()
-	for _, i := range g.quotas.ofRepo(tx.repo) {
-		used := g.quotas.used[i]
+	of := g.quotas.ofRepo(tx.repo)
+	if len(of) == 0 {
+		return e, false
+	}
+	uploads := tx.x.options.Uploads
+	open := uploads.counts()
+	counted := tx.counted + uploads.pending(tx.repo, keyOf(d)) // its own uploads count already
+	for _, i := range of {
+		usage := g.quotas.usage(i, open)
 		if len(g.grown) > 0 {
-			used += g.grown[i]
+			usage.Used += g.grown[i]
 		}
-		if q := g.quotas.all[i]; used > q.Bytes-added {
-			return Excess{Usage{q, used}, added}, true
+		if usage.Used-counted > usage.Bytes-added {
+			return Excess{usage, added}, true
 		}
 	}
 	return e, false
@@ -93,16 +105,19 @@ func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 
 // quotas counts what is used of each quota. The Index's lock guards it.
 type quotas struct {
-	all  []Quota
-	used []int64          // of each
-	of   map[string][]int // by repo that exists: the quotas it counts for
+	all     []Quota
+	used    []int64          // of each
+	waiting []int64          // of used, what waits
+	of      map[string][]int // by repo that exists: the quotas it counts for
 }
 
 func newQuotas(all []Quota) *quotas {
-	return &quotas{all: all, used: make([]int64, len(all)), of: map[string][]int{}}
+	return &quotas{all: all, used: make([]int64, len(all)),
+		waiting: make([]int64, len(all)), of: map[string][]int{}}
 }
 
 func (q *quotas) match(repo string) (of []int) {
+	repo = strings.TrimPrefix(repo, waitingPrefix) // what waits counts for the same quotas
 	for i := range q.all {
 		if q.all[i].Match(repo) {
 			of = append(of, i)
@@ -125,14 +140,22 @@ func (q *quotas) recount(s *state) {
 		return
 	}
 	clear(q.used)
+	clear(q.waiting)
 	of := make(map[string][]int, len(s.repos))
 	for repo, r := range s.repos {
 		of[repo] = q.ofRepo(repo)
 		for _, i := range of[repo] {
-			q.used[i] += r.bytes
+			q.add(i, repo, r.bytes)
 		}
 	}
 	q.of = of
+}
+
+// add counts bytes of a repo for a quota.
+func (q *quotas) add(i int, repo string, bytes int64) {
+	if q.used[i] += bytes; strings.HasPrefix(repo, waitingPrefix) {
+		q.waiting[i] += bytes
+	}
 }
 
 // apply brings the state up to an update, and counts what it changes.
@@ -150,7 +173,7 @@ func (q *quotas) apply(s *state, u Update) error {
 	for repo, bytes := range before {
 		of := q.ofRepo(repo)
 		for _, i := range of {
-			q.used[i] += s.bytes(repo) - bytes
+			q.add(i, repo, s.bytes(repo)-bytes)
 		}
 		if s.repos[repo] == nil {
 			delete(q.of, repo)

@@ -172,8 +172,8 @@ func (x *Index) Holders(d digest.Digest) []string {
 	if x.state.lookup([]byte(keyOf(d))) == 0 {
 		return nil
 	}
-	for name := range x.state.repos {
-		if x.state.blobOf(name, string(d)) != 0 {
+	for name, r := range x.state.repos {
+		if !r.waiting && x.state.blobOf(name, string(d)) != 0 {
 			names = append(names, name)
 		}
 	}
@@ -185,10 +185,7 @@ func (x *Index) Stats() Stats {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	s := x.state.stats
-	s.Repos = len(x.state.repos)
-	if x.state.repos[storeRepo] != nil {
-		s.Repos--
-	}
+	s.Repos = x.state.repoCount()
 	s.Contents = x.state.byDigest.Len()
 	for k := range x.state.quarantined {
 		if x.state.isQuarantined(k) {
@@ -200,16 +197,16 @@ func (x *Index) Stats() Stats {
 
 // Names lists all repos, also those without a manifest, as of one moment, in ASCII order.
 func (x *Index) Names() []string {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	names := make([]string, 0, len(x.state.repos))
-	for name := range maps.Keys(x.state.repos) {
-		if name != storeRepo {
-			names = append(names, name)
-		}
-	}
+	names := slices.DeleteFunc(x.allNames(), func(name string) bool { return !ofRegistry(name) })
 	slices.Sort(names)
 	return names
+}
+
+// allNames lists all repos, also those that are not of the registry, in no order.
+func (x *Index) allNames() []string {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return slices.AppendSeq(make([]string, 0, len(x.state.repos)), maps.Keys(x.state.repos))
 }
 
 // Present reports whether a repo holds d as a blob or a manifest, so that its bytes must exist.

@@ -20,13 +20,14 @@ import (
 // repo's own table. An entry that is a manifest keeps the manifest's fields in a record of its own, since most entries
 // are blobs.
 type state struct {
-	revision Revision
-	synced   bool // the full state has been loaded
-	repos    map[string]*repo
-	catalog  ordered           // the repos that have a manifest
-	types    map[string]string // media types, each kept once
-	stats    Stats
-	memory   int64 // an estimate of the bytes that all of this takes; see limit.go
+	revision     Revision
+	synced       bool // the full state has been loaded
+	repos        map[string]*repo
+	waitingRepos int               // how many of repos are waiting repos
+	catalog      ordered           // the repos that have a manifest
+	types        map[string]string // media types, each kept once
+	stats        Stats
+	memory       int64 // an estimate of the bytes that all of this takes; see limit.go
 
 	seed      maphash.Seed // clients choose digests and tags; they must not choose their buckets
 	contents  slab.Slab[content]
@@ -50,6 +51,7 @@ type content struct {
 	present    int32              // repos in which it is linked as a blob or recorded as a manifest
 	referenced int32              // repos in which a manifest refers to it
 	subjects   int32              // manifests whose subject it is
+	waiting    int32              // waiting repos that link it
 }
 
 // sha512Tail is the second half of a sha512, for which content.sum has no room. A content without one is a sha256.
@@ -64,6 +66,7 @@ type repo struct {
 	order     ordered // the names of tags
 	manifests int
 	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
+	waiting   bool                  // see waitingPrefix
 	bytes     int64                 // of what is present, each content once; see Index.Bytes
 	newest    int64                 // no tag of the repo has, or had since the start, a greater order; see HeldTag.Order
 }
@@ -120,7 +123,10 @@ func (s *state) apply(u Update) error {
 		if r == nil {
 			// A clone, because the journal may hand out parts of a larger string.
 			r = &repo{name: strings.Clone(b.Repo), entries: slab.NewTable(&s.entries), tags: slab.NewTable(&s.tags)}
-			s.repos[r.name] = r
+			if s.repos[r.name] = r; strings.HasPrefix(r.name, waitingPrefix) {
+				r.waiting = true
+				s.waitingRepos++
+			}
 			s.memory += memOfRepo(r.name)
 		}
 		for _, f := range b.Facts {
@@ -133,7 +139,9 @@ func (s *state) apply(u Update) error {
 		}
 		// A repo exists as long as a fact names it. Facts of storeRepo have no entries.
 		if r.entries.Len() == 0 && (b.Repo != storeRepo || len(s.condemned)+len(s.quarantined) == 0) {
-			delete(s.repos, b.Repo)
+			if delete(s.repos, b.Repo); r.waiting {
+				s.waitingRepos--
+			}
 			s.memory -= memOfRepo(b.Repo)
 		}
 	}
@@ -196,7 +204,7 @@ func (s *state) link(r *repo, k, v []byte) error {
 		return err
 	}
 	e := s.entries.At(s.addEntry(r, k))
-	if !e.linked {
+	if !e.linked && !r.waiting {
 		s.stats.Links++
 	}
 	s.uncount(r, e)
@@ -214,8 +222,9 @@ func (s *state) unlink(r *repo, k []byte) {
 	if e := s.entries.At(i); e.linked {
 		s.uncount(r, e)
 		e.linked = false
-		s.count(r, e)
-		s.stats.Links--
+		if s.count(r, e); !r.waiting {
+			s.stats.Links--
+		}
 		s.release(r, i)
 	}
 }
@@ -229,7 +238,11 @@ func (s *state) count(r *repo, e *entry) { s.addToCounts(r, e, 1) }
 func (s *state) addToCounts(r *repo, e *entry, sign int32) {
 	if e.present() {
 		c := s.contents.At(e.content)
-		c.present += sign
+		if r.waiting {
+			c.waiting += sign
+		} else {
+			c.present += sign
+		}
 		r.bytes += int64(sign) * c.size
 	}
 }
@@ -465,7 +478,7 @@ func (s *state) intern(k []byte) slab.ID {
 
 // forget drops a content that no fact names any more.
 func (s *state) forget(i slab.ID) {
-	if c := s.contents.At(i); c.present == 0 && c.referenced == 0 && c.subjects == 0 {
+	if c := s.contents.At(i); c.present+c.referenced+c.subjects+c.waiting == 0 {
 		if s.memory -= memContent; len(s.tails) > 0 {
 			if _, long := s.tails[i]; long {
 				s.memory -= memTail

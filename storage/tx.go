@@ -17,9 +17,11 @@ type Tx struct {
 	pending overlay // the changes of this repo that come earlier in the same commit
 	own     overlay
 	store   overlay // what earlier changes of the same commit do to facts about content itself
+	waiting overlay // what they do to the waiting repo of this one
 	growth  *growth // what earlier changes of the same commit add to quotas
 	added   int64   // bytes that this change adds to the repo
 	by      string  // who makes the change; see As
+	counted int64   // of these, what counts already, as committed uploads
 	now     int64   // Unix seconds
 	clock   int64   // the same moment in Unix nanoseconds
 	newest  *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
@@ -180,11 +182,17 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 	default:
 		tx.startNaming(keyOf(d))
 		tx.askLink(keyOf(d))
-		if _, held := tx.Manifest(d); !held { // a content counts once per repo
-			tx.added += size
+		if _, held := tx.Manifest(d); !held && !tx.waits(keyOf(d)) { // a content counts once per repo
+			tx.add(keyOf(d), size)
 		}
 	}
 	tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
+}
+
+// add counts a content that the repo did not hold.
+func (tx *Tx) add(k key, size int64) {
+	tx.added += size
+	tx.counted += tx.x.options.Uploads.pending(tx.repo, k)
 }
 
 // linkedSize returns the recorded size of a blob that the repo holds.
@@ -250,8 +258,8 @@ func (tx *Tx) PutManifest(m Manifest) error {
 	if held && at.MediaType == m.MediaType {
 		return nil // the same bytes under the same type: nothing can have changed
 	}
-	if !held && !tx.Linked(m.Digest) {
-		tx.added += m.Size
+	if !held && !tx.Linked(m.Digest) && !tx.waits(k) {
+		tx.add(k, m.Size)
 	}
 	tx.startNaming(k)
 	if !held { // under another media type it takes what it took

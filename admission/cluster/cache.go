@@ -44,7 +44,8 @@ type answer[V any] struct {
 //
 // Good answers have a cache of their own, so that made-up tokens, which only get bad answers, do not evict them. For
 // the same reason questions that renew a good answer have a lane of their own: a flood of made-up tokens does not delay
-// an account that has an answer. A token seen for the first time waits in the lane of the unknown ones.
+// an account that has an answer. A token seen for the first time waits in the lane of the unknown ones, and before
+// that for a turn, which the caller of Review gives: he knows where the tokens come from.
 type cache[V any] struct {
 	secret         []byte
 	good, bad      *lru.Cache[string, answer[V]]
@@ -73,8 +74,16 @@ func (c *cache[V]) key(parts ...string) string {
 	return string(h.Sum(nil))
 }
 
-// get returns the cached answer, or asks. Errors: those of ask; errBusy; that of ctx.
-func (c *cache[V]) get(ctx context.Context, key string, ask func(context.Context) (answer[V], error)) (V, error) {
+// turn waits until a question may be asked that renews no good answer. The caller then calls done, with whether the
+// answer is good or the error of the question.
+type turn = func(context.Context) (done func(good bool, err error), err error)
+
+// turnError is the error of a turn.
+type turnError struct{ error }
+
+// get returns the cached answer, or asks. t may be nil. Errors: those of ask; a turnError; errBusy; that of ctx.
+func (c *cache[V]) get(ctx context.Context, key string, t turn, ask func(context.Context) (answer[V], error)) (
+	V, error) {
 	old, now := c.lookup(key), time.Now()
 	if now.Before(old.fresh) || now.Before(old.stale) && now.UnixNano() < c.downUntil.Load() {
 		return old.value, nil
@@ -82,7 +91,10 @@ func (c *cache[V]) get(ctx context.Context, key string, ask func(context.Context
 	renewal := now.Before(old.stale)
 	// The question goes on when the caller that asked first gives up, because others may wait for it.
 	done := c.flight.DoChan(key, func() (any, error) {
-		return c.ask(context.WithoutCancel(ctx), renewal, key, ask)
+		if renewal {
+			t = nil
+		}
+		return c.ask(context.WithoutCancel(ctx), renewal, key, t, ask)
 	})
 	var none V
 	select {
@@ -134,21 +146,27 @@ func (c *cache[V]) store(key string, a answer[V]) {
 	to.Add(key, a)
 }
 
-// ask sends a question when its lane is free, and caches the answer.
-func (c *cache[V]) ask(ctx context.Context, renewal bool, key string,
-	ask func(context.Context) (answer[V], error)) (answer[V], error) {
+// ask sends a question when it is its turn and its lane is free, and caches the answer.
+func (c *cache[V]) ask(ctx context.Context, renewal bool, key string, t turn,
+	ask func(context.Context) (answer[V], error)) (a answer[V], err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
 	defer cancel()
+	if t != nil {
+		done, terr := t(ctx)
+		if terr != nil {
+			return a, turnError{terr}
+		}
+		defer func() { done(a.good, err) }()
+	}
 	l := c.unknown
 	if renewal {
 		l = c.renew
 	}
 	if err := l.enter(ctx); err != nil {
-		return answer[V]{}, err
+		return a, err
 	}
 	defer l.leave()
-	a, err := ask(ctx)
-	if err != nil {
+	if a, err = ask(ctx); err != nil {
 		// Only a renewal marks the API server as down. Otherwise a client with made-up tokens that time out could make
 		// old answers, among them that of a deleted account, last longer.
 		if renewal {

@@ -78,7 +78,8 @@ func (o *Options) mode() Mode { return Mode(o.Webhook) }
 
 // Reviews is what a [Reviewer] does: review tokens, and what their accounts may do.
 type Reviews interface {
-	Review(ctx context.Context, token string) (user authenticationv1.UserInfo, ok bool, why string, err error)
+	Review(ctx context.Context, token string, turn func(context.Context) (done func(ok bool, err error), err error)) (
+		user authenticationv1.UserInfo, ok bool, why string, err error)
 	Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (bool, string, error)
 }
 

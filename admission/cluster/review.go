@@ -74,9 +74,11 @@ func NewReviewer(client *kube.Client, audience string, log zerolog.Logger) *Revi
 }
 
 // Review returns the owner of a token. ok is false if the token is refused; why has the reason, without any part of the
-// token. Error: ErrUnavailable.
-func (r *Reviewer) Review(ctx context.Context, token string) (user authenticationv1.UserInfo, ok bool, why string,
-	err error) {
+// token. It waits for its turn before it asks about a token of which it has no good answer, and calls done with the
+// result; turn may be nil. Errors: ErrUnavailable; that of turn, unchanged.
+func (r *Reviewer) Review(ctx context.Context, token string,
+	turn func(context.Context) (done func(ok bool, err error), err error)) (
+	user authenticationv1.UserInfo, ok bool, why string, err error) {
 	key := r.identities.key(token)
 	claims, why := readClaims(token)
 	if why == "" && !time.Now().Before(claims.end()) {
@@ -93,9 +95,12 @@ func (r *Reviewer) Review(ctx context.Context, token string) (user authenticatio
 		}
 		return user, false, why, nil
 	}
-	id, err := r.identities.get(ctx, key, func(ctx context.Context) (answer[identity], error) {
+	id, err := r.identities.get(ctx, key, turn, func(ctx context.Context) (answer[identity], error) {
 		return r.review(ctx, token, claims)
 	})
+	if busy := (turnError{}); errors.As(err, &busy) {
+		return user, false, "", busy.error
+	}
 	if err != nil {
 		return user, false, "", r.unavailable(ctx, r.identities.warningDue, err, token, "cannot review token")
 	}
@@ -147,7 +152,7 @@ func (r *Reviewer) Access(ctx context.Context, user authenticationv1.UserInfo, v
 		return false, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	key := r.accesses.key(string(who), verb, namespace, repository)
-	a, err := r.accesses.get(ctx, key, func(ctx context.Context) (answer[access], error) {
+	a, err := r.accesses.get(ctx, key, nil, func(ctx context.Context) (answer[access], error) {
 		return r.access(ctx, user, verb, namespace, repository)
 	})
 	if err != nil {

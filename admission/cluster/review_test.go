@@ -180,7 +180,7 @@ func (o outcome) String() string { return [...]string{"accepted", "refused", "un
 
 // review returns the result of a review, with the name of the token's owner or the reason.
 func review(ctx context.Context, r *cluster.Reviewer, token string) (result outcome, user, reason string) {
-	got, ok, why, err := r.Review(ctx, token)
+	got, ok, why, err := r.Review(ctx, token, nil)
 	switch {
 	case errors.Is(err, cluster.ErrUnavailable) && !ok && why == "":
 		return unavailable, got.Username, err.Error()
@@ -217,7 +217,7 @@ func TestReview(t *testing.T) {
 	other := lasting(5 * time.Hour)
 	a.tokens[other] = authenticated(ours, "elsewhere")
 	r := a.reviewer(t)
-	user, ok, why, err := r.Review(t.Context(), good)
+	user, ok, why, err := r.Review(t.Context(), good, nil)
 	if !ok || why != "" || err != nil || user.Username != ours || user.UID != "1" || len(user.Groups) != 1 ||
 		len(user.Extra) != 1 {
 		t.Errorf("a good token: %+v, %v, %q, %v", user, ok, why, err)

@@ -98,7 +98,7 @@ func TestACertificateIsItsOwnKindOfIdentity(t *testing.T) {
 // pretender is a cluster that vouches for every token as alice's certificate.
 type pretender struct{}
 
-func (pretender) Review(context.Context, string) (authenticationv1.UserInfo, bool, string, error) {
+func (pretender) Review(context.Context, string, turn) (authenticationv1.UserInfo, bool, string, error) {
 	return authenticationv1.UserInfo{Username: "cert:alice"}, true, "", nil
 }
 

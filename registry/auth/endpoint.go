@@ -26,9 +26,9 @@ const (
 	maxRepo = 255
 	// maxTokenRequests bounds how many requests to the token endpoint are served at once. They have places of their own,
 	// beside those of the setting max-requests, so that stalled pulls do not prevent logins and logins take no places from
-	// pulls. There are 64 more places than requests that can wait for a password comparison (maxWaiting), so that clients
-	// that guess passwords cannot take all of them.
-	maxTokenRequests = maxWaiting + 64
+	// pulls. There are 64 more places than requests that can wait to have a password or a token of the cluster verified
+	// (maxWaiting each), so that clients that guess cannot take all of them.
+	maxTokenRequests = 2*maxWaiting + 64
 )
 
 // ServeToken is the token endpoint: GET as in Docker's token specification, and POST as in its OAuth2 one (RFC 6749,

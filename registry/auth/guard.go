@@ -28,8 +28,9 @@ type Guard struct {
 	fallback string         // the host of challenges for clients without a valid Host header
 	htpasswd []byte         // what the file held at the start
 
-	secret        [32]byte // part of the keys of verified credentials
-	throttle      *throttle
+	secret        [32]byte            // part of the keys of verified credentials
+	throttle      *throttle           // of passwords
+	reviews       *throttle           // of tokens of the cluster
 	tokenRequests *semaphore.Weighted // places of the token endpoint
 
 	mu    sync.Mutex // held while the state is replaced
@@ -68,7 +69,7 @@ func New(o Options) (*Guard, error) {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
-	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle(),
+	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle(1, 1), reviews: newThrottle(6, 2),
 		tokenRequests: semaphore.NewWeighted(maxTokenRequests)}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {

@@ -61,7 +61,7 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 		return robot.who, nil
 	}
 	if g.options.Reviewer != nil && foreign(token) {
-		return g.account(r.Context(), token)
+		return g.account(r.Context(), Address(r), token)
 	}
 	key := sumOf(&g.secret, token)
 	p, ok := s.tokens.get(key, now)
@@ -112,7 +112,7 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 		return robot.who, nil
 	}
 	if g.options.Reviewer != nil && foreign(password) {
-		return g.account(ctx, password)
+		return g.account(ctx, from, password)
 	}
 	if len(s.users.list) == 0 || len(name) > maxUserName {
 		return nil, errWrong
@@ -122,9 +122,10 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 		return nil, err
 	}
 	who, ok := s.users.login(key, name, password, now)
-	done(ok)
 	if !ok {
+		done(wasWrong)
 		return nil, s.wrong(name, password)
 	}
+	done(wasRight)
 	return who, nil
 }

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -79,7 +77,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVarP(&o.User, "user", "u", "", "the user who may do everything")
 	fs.StringVarP(&o.Password, "password", "p", "",
 		"the user's password; other processes can see it, so password-file is better")
-	fs.StringVar(&o.PasswordFile, "password-file", "", "file with the user's password")
+	fs.StringVar(&o.PasswordFile, "password-file", "", "file with the user's password; what is not a regular file, such as a pipe, is read once")
 	fs.StringVar(&o.Htpasswd, "htpasswd", "",
 		"file of further users, with bcrypt hashes (htpasswd -B); read again when it changes")
 	fs.StringVar(&o.Anonymous, "anonymous", "",
@@ -103,13 +101,9 @@ func (o *Options) Validate() error {
 		if o.Password != "" {
 			return errors.New("password-file: conflicts with password; give one of the two")
 		}
-		// Not files.Read: the password may come from a pipe, which can be read once.
-		b, err := os.ReadFile(o.PasswordFile)
-		if err != nil {
-			return fmt.Errorf("password-file: %w", err)
-		}
-		if o.Password = strings.TrimRight(string(b), "\r\n"); o.Password == "" {
-			return fmt.Errorf("password-file: %s is empty", o.PasswordFile)
+		var err error
+		if o.Password, err = readPassword(o.PasswordFile); err != nil {
+			return err
 		}
 		o.passwordRead = true
 	}

@@ -118,3 +118,33 @@ func TestSummary(t *testing.T) {
 		}
 	}
 }
+
+// TestAPipeIsReadOnce: a reload of the configuration file validates the options again, and a second read of a pipe
+// would wait for ever. A regular file is read each time.
+func TestAPipeIsReadOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() { written <- os.WriteFile(path, []byte("secret\n"), 0) }()
+	for range 3 {
+		o := auth.Options{User: "u", PasswordFile: path}
+		if err := o.Validate(); err != nil || o.Password != "secret" {
+			t.Fatalf("%q, %v", o.Password, err)
+		}
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	for _, password := range []string{"one", "two"} {
+		if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o := auth.Options{User: "u", PasswordFile: file}
+		if err := o.Validate(); err != nil || o.Password != password {
+			t.Errorf("%q, %v; want %q", o.Password, err, password)
+		}
+	}
+}

@@ -11,10 +11,14 @@ import (
 	"trow/registry/bounded"
 )
 
-// throttle slows down the guessing of passwords: after a failure, the next comparison is delayed, longer with each
-// failure. Failures are counted for a user and an address together, because behind trow node all pods of a node have
-// the same address. Those of an address alone only decide on its turn to compare (see turns.go), so that addresses with
-// failures do not delay others. No user is locked out. Credentials that were verified before do not get here.
+// throttle slows down the guessing of passwords, and decides whose credentials are verified next. After a failure, the
+// next comparison is delayed, longer with each failure. Failures are counted for a user and an address together,
+// because behind trow node all pods of a node have the same address. Those of an address alone only decide on its turn
+// (see turns.go), so that addresses with failures do not delay others. No user is locked out. Credentials that were
+// verified before do not get here.
+//
+// Passwords and tokens of the cluster have a throttle each. In that of tokens the token stands for the user: each
+// made-up one is new, so none is delayed, and the turns alone keep guesses from delaying others.
 type throttle struct {
 	mu        sync.Mutex // guards what follows
 	pairs     *bounded.Map[pair, *score]
@@ -31,10 +35,11 @@ type pair struct {
 // score counts consecutive failures.
 type score struct {
 	failures int
-	right    bool // of a pair: the last password was right
+	right    bool // the last credentials were right
 	waiting  int  // how many requests wait
 	last     time.Time
 	turn     uint64 // of an address: when it had its last turn, see turns
+	first    uint64 // of an address: when it came
 }
 
 const (
@@ -55,14 +60,25 @@ const (
 	maxWaitingPair = 8
 )
 
-func newThrottle() *throttle {
+// newThrottle makes a throttle that lets so many credentials be verified at once, on the lanes quick and round.
+func newThrottle(onQuick, onRound int) *throttle {
 	waits := func(s *score) bool { return s.waiting > 0 }
-	return &throttle{pairs: bounded.New[pair](maxScores, waits), addresses: bounded.New[netip.Addr](maxScores, waits)}
+	return &throttle{pairs: bounded.New[pair](maxScores, waits), addresses: bounded.New[netip.Addr](maxScores, waits),
+		turns: turns{width: [lanes]int{quick: onQuick, round: onRound}}}
 }
 
-// enter waits until the caller may compare a password. The caller then calls done with the result. Errors: ErrBusy;
+// result is what became of a turn.
+type result int
+
+const (
+	wasWrong result = iota
+	wasRight
+	notVerified
+)
+
+// enter waits until the caller may verify credentials. The caller then calls done with the result. Errors: ErrBusy;
 // that of ctx.
-func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (done func(right bool), err error) {
+func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (done func(result), err error) {
 	p := pair{user, addr}
 	w, delay := t.queue(p)
 	if w == nil {
@@ -85,7 +101,7 @@ func (t *throttle) enter(ctx context.Context, user string, addr netip.Addr) (don
 		if !ok {
 			return nil, ErrBusy
 		}
-		return func(right bool) { t.done(l, p, right) }, nil
+		return func(r result) { t.done(l, p, r) }, nil
 	case <-ctx.Done():
 		t.abandon(w)
 		return nil, ctx.Err()
@@ -135,24 +151,26 @@ func (t *throttle) abandon(w *waiter) {
 }
 
 // done ends a turn, and counts the result.
-func (t *throttle) done(l lane, p pair, right bool) {
+func (t *throttle) done(l lane, p pair, r result) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.count(p, right) // before the next turn is given, which depends on it
+	if r != notVerified {
+		t.count(p, r == wasRight) // before the next turn is given, which depends on it
+	}
 	t.turns.end(l)
 }
 
-// count counts the result of a comparison. The caller holds mu.
+// count counts the result of a verification. The caller holds mu.
 func (t *throttle) count(p pair, right bool) {
 	now := time.Now()
-	own := scoreOf(t.pairs, p, now)
+	own, addr := scoreOf(t.pairs, p, now), t.address(p.addr, now)
 	own.last, own.right = now, right
+	addr.right = right
 	if right {
 		own.failures = 0
 		return
 	}
 	own.failures++
-	addr := t.address(p.addr, now)
 	addr.failures++
 	addr.last = now
 }
@@ -162,6 +180,7 @@ func (t *throttle) address(a netip.Addr, now time.Time) *score {
 	s := scoreOf(t.addresses, a, now)
 	if s.turn == 0 {
 		s.turn = t.turns.next()
+		s.first = s.turn
 	}
 	return s
 }

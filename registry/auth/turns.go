@@ -2,14 +2,15 @@ package auth
 
 import "slices"
 
-// lane is one of the two places at which passwords are compared, one at a time each: so a flood of logins takes at most
-// two processors.
+// lane is one of the two places at which credentials are verified, with a bound of its own, see newThrottle.
 type lane int
 
 const (
-	// quick gives the next turn to the request with the lowest rank, and of several to the newest: a login from an address
-	// that has not failed waits behind no guess, however many addresses guess, except for the one that is being compared.
-	// The newest, because a flood of first guesses has rank 0 as well; what it leaves behind is for the other lane.
+	// quick gives the next turn to the request with the lowest rank, and of several to the address that came last: a login
+	// from an address that has not failed waits behind no guess, however many addresses guess, except for those that are
+	// being verified. The address that came last, because a flood of first guesses has rank 0 as well; not the request that
+	// came last, because those that guess try again at once, and would always be newer. What the flood leaves behind is
+	// for the other lane.
 	quick lane = iota
 	// round gives the next turn to the address whose last one is the longest ago: each makes progress, whatever the
 	// others do.
@@ -17,10 +18,11 @@ const (
 	lanes
 )
 
-// turns decides who compares a password next. The throttle's mutex guards it. It looks at all that wait, at most
-// maxWaiting, which takes microseconds; a comparison takes 60 ms.
+// turns decides whose credentials are verified next. The throttle's mutex guards it. It looks at all that wait, at most
+// maxWaiting, which takes microseconds; comparing a password takes 60 ms, and a review some milliseconds.
 type turns struct {
-	busy    [lanes]bool
+	width   [lanes]int // how many are verified at once
+	busy    [lanes]int
 	waiting []*waiter // in the order of their arrival
 	clock   uint64    // counts turns, and addresses
 }
@@ -35,10 +37,15 @@ type waiter struct {
 }
 
 // rank is how much others go first: the failures of its address; 0 for a pair whose last password was right, because
-// others may be at the same address. It is computed when turns are given: guesses that came at once, before the first
-// of them failed, lose their rank with the first.
+// others may be at the same address; and -1, before the first guesses of new addresses, if the last credentials from
+// the address were right. A client with one login gets that rank once: what was verified is not verified again. The
+// rank is computed when turns are given: guesses that came at once, before the first of them failed, lose their rank
+// with the first.
 func (w *waiter) rank() int {
-	if w.own.right {
+	switch {
+	case w.addr.right:
+		return -1
+	case w.own.right:
 		return 0
 	}
 	return w.addr.failures
@@ -95,12 +102,13 @@ func (t *turns) displace(w *waiter) bool {
 // give gives turns while there are free lanes and requests for them.
 func (t *turns) give() {
 	for l := range lanes {
-		if t.busy[l] {
-			continue
-		}
-		if w := t.pick(l); w != nil {
+		for t.busy[l] < t.width[l] {
+			w := t.pick(l)
+			if w == nil {
+				break
+			}
 			t.remove(w)
-			t.busy[l] = true
+			t.busy[l]++
 			w.addr.turn = t.next()
 			w.answer <- l
 		}
@@ -109,8 +117,16 @@ func (t *turns) give() {
 
 // end ends a turn, and gives the next one.
 func (t *turns) end(l lane) {
-	t.busy[l] = false
+	t.busy[l]--
 	t.give()
+}
+
+// before reports whether a request goes before another one, which came earlier, on the quick lane.
+func (w *waiter) before(other *waiter) bool {
+	if a, b := w.rank(), other.rank(); a != b {
+		return a < b
+	}
+	return w.addr.first >= other.addr.first
 }
 
 // pick returns the request that is next on a lane, see the lanes. nil: there is none.
@@ -118,7 +134,7 @@ func (t *turns) pick(l lane) (next *waiter) {
 	for _, w := range t.waiting {
 		switch {
 		case !w.ready, l == quick && w.rank() >= guessing:
-		case next == nil, l == quick && w.rank() <= next.rank(), l == round && w.addr.turn < next.addr.turn:
+		case next == nil, l == quick && w.before(next), l == round && w.addr.turn < next.addr.turn:
 			next = w
 		}
 	}

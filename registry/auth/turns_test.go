@@ -2,15 +2,19 @@ package auth_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/bcrypt"
+	authenticationv1 "k8s.io/api/authentication/v1"
 
 	"trow/registry/auth"
 )
@@ -75,6 +79,122 @@ func TestManyGuessingAddressesDelayNoHonestLogin(t *testing.T) {
 			}
 			stop()
 			wg.Wait()
+		})
+	}
+}
+
+// TestAFloodOfFirstGuessesDelaysNoHonestLogin: before each address had failed once, those that tried again at once were
+// always the newest, and an honest login waited until the addresses had taken turns.
+func TestAFloodOfFirstGuessesDelaysNoHonestLogin(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		before bool // the honest address has logged in before
+	}{{"a known address", true}, {"a new address", false}} {
+		synctest.Test(t, func(t *testing.T) {
+			var calls atomic.Int64
+			auth.SlowComparisons(t, func(_, password []byte) error {
+				// Not all take the same time, so that the two lanes become free one after the other.
+				time.Sleep(time.Second + time.Duration(calls.Add(1)%7)*100*time.Millisecond)
+				if string(password) == "right" {
+					return nil
+				}
+				return bcrypt.ErrMismatchedHashAndPassword
+			})
+			g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice", "bob", "carol")})
+			login := func(user string) (time.Duration, error) {
+				begin := time.Now()
+				_, err := g.Identify(from(withLogin(user, "right"), "10.0.0.1"))
+				return time.Since(begin), err
+			}
+			if row.before {
+				_, _ = login("alice")
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			for i := range 560 { // 250 addresses over several connections each: more than may wait
+				wg.Go(func() {
+					for n := 0; ctx.Err() == nil; n++ {
+						r := from(withLogin(fmt.Sprint("user", i+n), "guess"), fmt.Sprintf("10.1.0.%d", i%250))
+						if _, err := g.Identify(r.WithContext(ctx)); errors.Is(err, auth.ErrBusy) {
+							time.Sleep(100 * time.Millisecond)
+						}
+					}
+				})
+			}
+			time.Sleep(5*time.Second + time.Second/2)
+			for _, user := range []string{"bob", "carol"} { // none is verified already
+				// One comparison is under way, and then comes its own.
+				if took, err := login(user); err != nil || took > 4*time.Second {
+					t.Errorf("%s: the login of %s took %v: %v", row.name, user, took, err)
+				}
+			}
+			stop()
+			wg.Wait()
+		})
+	}
+}
+
+// asking is a Kubernetes API that takes a tenth of a second for each token, and knows those of team-a's ci.
+type asking struct {
+	mu           sync.Mutex
+	inside, most int
+}
+
+func (a *asking) count(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.inside += n
+	a.most = max(a.most, a.inside)
+}
+
+func (a *asking) Review(ctx context.Context, token string, enter turn) (
+	user authenticationv1.UserInfo, ok bool, why string, err error) {
+	done, err := enter(ctx)
+	if err != nil {
+		return user, false, "", err
+	}
+	a.count(1)
+	time.Sleep(time.Second / 10)
+	a.count(-1)
+	claims, _ := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	ok = !strings.Contains(string(claims), "made up")
+	done(ok, nil)
+	return info(account("team-a", "ci")), ok, "made up", nil
+}
+
+// TestMadeUpTokensDelayNoFirstLogin: a good token that the Reviewer does not know yet waited with those of 250 addresses
+// that guess, and was refused when too many waited.
+func TestMadeUpTokensDelayNoFirstLogin(t *testing.T) {
+	for _, after := range []time.Duration{time.Second / 20, 3 * time.Second} { // first guesses, and later ones
+		synctest.Test(t, func(t *testing.T) {
+			a := &asking{}
+			g := guard(t, auth.Options{Reviewer: a})
+			ctx, stop := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			for i := range 520 { // more than may wait
+				wg.Go(func() {
+					for n := 0; ctx.Err() == nil; n++ {
+						token := clusterToken(fmt.Sprintf(`{"sub":"made up %d %d"}`, i, n))
+						r := from(withLogin("x", token), fmt.Sprintf("10.1.0.%d", i%250))
+						if _, err := g.Identify(r.WithContext(ctx)); errors.Is(err, auth.ErrBusy) {
+							time.Sleep(100 * time.Millisecond)
+						}
+					}
+				})
+			}
+			time.Sleep(after)
+			for i := range 5 {
+				begin := time.Now()
+				_, err := g.Identify(from(withLogin("x", clusterToken(fmt.Sprintf(`{"sub":"ci %d"}`, i))), "10.0.0.1"))
+				if took := time.Since(begin); err != nil || took > 3*time.Second/10 {
+					t.Errorf("after %v: login %d took %v: %v", after, i, took, err)
+				}
+			}
+			stop()
+			wg.Wait()
+			if a.most > 8 {
+				t.Errorf("%d questions at once", a.most)
+			}
 		})
 	}
 }

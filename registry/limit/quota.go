@@ -30,7 +30,20 @@ func Quotas(all []Quota) ([]storage.Quota, error) {
 
 // OverQuota returns a message about an exceeded quota, for the client that pushed.
 func OverQuota(e storage.Excess) string {
-	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s, and this would add %s: "+
-		"delete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
-		e.Name, size.Format(e.Bytes), size.Format(e.Used), size.Format(e.Added))
+	var parts []string
+	var more, remedy string
+	if e.Open > 0 {
+		parts = append(parts, size.Format(e.Open)+" in uploads that are not finished")
+		remedy = "finish or cancel the uploads, "
+	}
+	if e.Waiting > 0 {
+		parts = append(parts, size.Format(e.Waiting)+" that is deleted and waits to be collected")
+		remedy += "wait for the next collection or ask for one (trow gc), "
+	}
+	if len(parts) > 0 {
+		more = " (of these, " + strings.Join(parts, " and ") + ")"
+	}
+	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s%s, and this would add %s: "+
+		"%sdelete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
+		e.Name, size.Format(e.Bytes), size.Format(e.Used), more, size.Format(e.Added), remedy)
 }

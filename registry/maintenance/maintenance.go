@@ -26,6 +26,7 @@ type Data struct {
 	log     zerolog.Logger
 	journal *bolt.Journal
 	blobs   *disk.Blobs
+	uploads *storage.Uploads
 
 	loaded atomic.Pointer[loaded] // nil until Load has returned
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
@@ -50,14 +51,15 @@ func Open(o Options) (*Data, error) {
 	if o.Audit == nil {
 		o.Audit = func(audit.Event) {}
 	}
-	d := &Data{options: o, log: o.Log,
+	d := &Data{options: o, log: o.Log, uploads: storage.NewUploads(),
 		collected: counter("trow_gc_deleted_total", "Blobs that were collected."),
 		freed:     counter("trow_gc_freed_bytes_total", "Bytes that were collected.")}
 	var err error
 	if d.journal, err = bolt.Open(o.DataDir); err != nil { // first: it holds the lock of the directory
 		return nil, err
 	}
-	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads}); err != nil {
+	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads,
+		Uploads: d.uploads}); err != nil {
 		return nil, errors.Join(err, d.journal.Close())
 	}
 	if d.hold, err = openHold(o.DataDir); err != nil {
@@ -74,6 +76,7 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	index, err := storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
 		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
 		Limits:   d.options.limits(),
+		Uploads:  d.uploads,
 		Warn:     func(err error) { d.log.Error().Err(err).Msg("storage") },
 	})
 	if err != nil {

@@ -3,8 +3,8 @@
 // # Words
 //
 //   - data directory: the directory given to [Open]. blobs/<algorithm>/<hex> are the blobs, as in an OCI image layout;
-//     uploads/<id>-<hash of the repo> are uploads in progress. Both are on one file system, so that a rename turns an
-//     upload into a blob.
+//     uploads/<id>-<hash of the repo>-<repo> are uploads in progress, see uploadPath. Both are on one file system, so
+//     that a rename turns an upload into a blob.
 //   - reserve: how much of the file system uploads must leave free.
 //
 // # Invariants
@@ -63,6 +63,8 @@ type Options struct {
 	// to and those from before a restart; then CreateAs fails with ErrBusy. Create is not bounded: a manifest must not
 	// wait until uploads end. 0: no bound.
 	MaxUploads int
+	// Uploads counts the uploads for quotas. nil: they do not count.
+	Uploads *storage.Uploads
 }
 
 // Space is the room on a file system, in bytes.
@@ -110,7 +112,8 @@ func (b *Blobs) open() error {
 	for _, e := range entries { // from before a restart: they count, and can be resumed
 		if fi, err := e.Info(); err == nil {
 			path := filepath.Join(b.dir, "uploads", e.Name())
-			b.uploads[path] = &upload{path: path, size: fi.Size(), kept: true}
+			b.uploads[path] = &upload{path: path, size: fi.Size(), kept: true,
+				open: b.options.Uploads.Begin(repoOf(e.Name()), fi.Size())}
 			b.kept++
 		}
 	}

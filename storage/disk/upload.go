@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,9 +26,10 @@ type upload struct {
 	mu         sync.Mutex // guards all below; held across the I/O of the writer
 	path       string     // fixed
 	kept       bool       // fixed: it counts for MaxUploads
-	writer     *writer    // the current one; nil: there is none
-	file       *os.File   // open while there is a writer
-	hash       hash.Hash  // of the bytes so far; nil if they are from before a restart
+	open       *storage.OpenUpload
+	writer     *writer   // the current one; nil: there is none
+	file       *os.File  // open while there is a writer
+	hash       hash.Hash // of the bytes so far; nil if they are from before a restart
 	alg        digest.Algorithm
 	size       int64
 	ended      bool  // committed or dropped
@@ -50,23 +52,24 @@ type writer struct {
 	blobs *Blobs
 	u     *upload
 	id    string
+	free  bool // no quota bounds it
 }
 
 // Create implements [storage.Blobs].
-func (b *Blobs) Create(_ context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
-	return b.create(repo, local.NewUploadID(), alg, false)
+func (b *Blobs) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
+	return b.create(ctx, repo, local.NewUploadID(), alg, false)
 }
 
 // CreateAs implements [storage.Blobs].
-func (b *Blobs) CreateAs(_ context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
+func (b *Blobs) CreateAs(ctx context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
 	if !local.ValidUploadID(id) {
 		return nil, fmt.Errorf("upload %.40q: %w", id, storage.ErrNotFound)
 	}
-	return b.create(repo, id, alg, true)
+	return b.create(ctx, repo, id, alg, true)
 }
 
 // create starts an upload; kept reports whether it counts for MaxUploads.
-func (b *Blobs) create(repo, id string, alg digest.Algorithm, kept bool) (storage.Upload, error) {
+func (b *Blobs) create(ctx context.Context, repo, id string, alg digest.Algorithm, kept bool) (storage.Upload, error) {
 	if !storage.Supported(alg) {
 		return nil, fmt.Errorf("upload: %w: algorithm %.30q", storage.ErrDigest, alg)
 	}
@@ -85,7 +88,8 @@ func (b *Blobs) create(repo, id string, alg digest.Algorithm, kept bool) (storag
 		b.end(u)
 		return nil, fileError("upload", err)
 	}
-	u.file, u.writer = f, &writer{b, u, id}
+	u.open = b.options.Uploads.Begin(repo, 0)
+	u.file, u.writer = f, &writer{b, u, id, storage.IsUnbounded(ctx)}
 	return u.writer, nil
 }
 
@@ -107,18 +111,46 @@ func (b *Blobs) add(u *upload) error {
 	return nil
 }
 
-// uploadPath binds an upload to its repo: under another repo's name it is not found. The caller has checked the ID.
+// uploadPath binds an upload to its repo: under another repo's name it is not found. The caller has checked the ID. The
+// path ends with the repo, unless that is too long, so that after a restart the upload counts for the quotas of the
+// repo. Earlier versions had no such end.
 func (b *Blobs) uploadPath(repo, id string) string {
+	path := b.oldUploadPath(repo, id)
+	if len(repo) > maxRepoInPath {
+		return path
+	}
+	return path + "-" + strings.ReplaceAll(repo, "/", "+")
+}
+
+func (b *Blobs) oldUploadPath(repo, id string) string {
 	sum := sha256.Sum256([]byte(repo))
 	return filepath.Join(b.dir, "uploads", id+"-"+hex.EncodeToString(sum[:8]))
 }
 
+const (
+	// uploadName is the length of the name of an upload without the repo.
+	uploadName = 36 + 1 + 16
+	// maxRepoInPath is what is left of the longest name of a file (NAME_MAX).
+	maxRepoInPath = 255 - uploadName - 1
+)
+
+// repoOf returns the repo of an upload by the name of its file; empty if it is not known. No repo has a +.
+func repoOf(name string) string {
+	if len(name) <= uploadName+1 {
+		return ""
+	}
+	return strings.ReplaceAll(name[uploadName+1:], "+", "/")
+}
+
 // Resume implements [storage.Blobs].
-func (b *Blobs) Resume(_ context.Context, repo, id string, offset int64) (storage.Upload, error) {
+func (b *Blobs) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
 	if !local.ValidUploadID(id) {
 		return nil, fmt.Errorf("upload %.40q: %w", id, storage.ErrNotFound)
 	}
 	u, err := b.upload(b.uploadPath(repo, id))
+	if errors.Is(err, storage.ErrNotFound) { // it may be from an earlier version
+		u, err = b.upload(b.oldUploadPath(repo, id))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +167,8 @@ func (b *Blobs) Resume(_ context.Context, repo, id string, offset int64) (storag
 			return nil, fileError("upload", err)
 		}
 	}
-	u.writer = &writer{b, u, id} // an earlier writer has ended
+	u.open = u.open.In(repo)
+	u.writer = &writer{b, u, id, storage.IsUnbounded(ctx)} // an earlier writer has ended
 	return u.writer, nil
 }
 
@@ -155,7 +188,8 @@ func (b *Blobs) upload(path string) (*upload, error) {
 	defer b.mu.Unlock()
 	// Another call may have been faster; there must be one upload for one file.
 	if u = b.uploads[path]; u == nil {
-		u = &upload{path: path, size: fi.Size(), kept: true}
+		u = &upload{path: path, size: fi.Size(), kept: true,
+			open: b.options.Uploads.Begin(repoOf(filepath.Base(path)), fi.Size())}
 		b.uploads[path] = u
 		b.kept++
 	}
@@ -205,6 +239,7 @@ func (b *Blobs) drop(u *upload) error {
 // end records that an upload has no file of its own any more; the caller holds u.mu.
 func (b *Blobs) end(u *upload) {
 	u.ended = true
+	u.open.End()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.uploads[u.path] != u {
@@ -249,7 +284,11 @@ func (w *writer) Write(p []byte) (int, error) {
 		}
 		w.u.nextCheck = w.u.size + int64(len(p)) + checkEvery
 	}
+	if err := w.u.open.Grow(int64(len(p)), !w.free); err != nil {
+		return 0, err
+	}
 	n, err := w.u.write(p)
+	w.u.open.Shrink(int64(len(p) - n))
 	return n, fileError("upload", err)
 }
 
@@ -310,6 +349,7 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 		_ = w.blobs.drop(w.u) // the first error is the one that matters
 		return err
 	}
+	w.u.open.Commit(d)
 	w.blobs.end(w.u)
 	return w.u.endWriter()
 }

@@ -33,6 +33,8 @@ import (
 
 // Blobs keeps blobs in memory. Make one with [NewBlobs].
 type Blobs struct {
+	Uploads *storage.Uploads // counts the uploads for quotas; set it before the first one. nil: they do not count
+
 	mu      sync.Mutex // guards all below
 	blobs   map[digest.Digest]blob
 	uploads map[string]*upload
@@ -49,12 +51,15 @@ type upload struct {
 	data   []byte
 	used   time.Time
 	writer *writer // the current one; the others have ended
+	open   *storage.OpenUpload
 }
 
 type writer struct {
 	b  *Blobs
 	id string
 	u  *upload
+
+	free bool // no quota bounds it
 }
 
 // NewBlobs returns an empty engine for bytes.
@@ -102,7 +107,7 @@ func (b *Blobs) Create(ctx context.Context, repo string, alg digest.Algorithm) (
 }
 
 // CreateAs implements [storage.Blobs].
-func (b *Blobs) CreateAs(_ context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
+func (b *Blobs) CreateAs(ctx context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
 	switch {
 	case !local.ValidUploadID(id):
 		return nil, fmt.Errorf("upload %.40q: %w", id, storage.ErrNotFound)
@@ -114,14 +119,14 @@ func (b *Blobs) CreateAs(_ context.Context, repo, id string, alg digest.Algorith
 	if old := b.uploads[id]; old != nil && old.repo == repo {
 		return nil, fmt.Errorf("upload: %w: there is one of this ID", storage.ErrConflict)
 	}
-	u := &upload{repo: repo, used: time.Now()}
-	u.writer = &writer{b, id, u}
+	u := &upload{repo: repo, used: time.Now(), open: b.Uploads.Begin(repo, 0)}
+	u.writer = &writer{b, id, u, storage.IsUnbounded(ctx)}
 	b.uploads[id] = u
 	return u.writer, nil
 }
 
 // Resume implements [storage.Blobs].
-func (b *Blobs) Resume(_ context.Context, repo, id string, offset int64) (storage.Upload, error) {
+func (b *Blobs) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	u := b.uploads[id]
@@ -131,7 +136,7 @@ func (b *Blobs) Resume(_ context.Context, repo, id string, offset int64) (storag
 	if offset >= 0 && offset != int64(len(u.data)) {
 		return nil, fmt.Errorf("upload %s: %w: it has %d bytes, not %d", id, storage.ErrOffset, len(u.data), offset)
 	}
-	u.writer = &writer{b, id, u} // the earlier writer has ended
+	u.writer = &writer{b, id, u, storage.IsUnbounded(ctx)} // the earlier writer has ended
 	return u.writer, nil
 }
 
@@ -145,6 +150,7 @@ func (b *Blobs) Expire(_ context.Context, before time.Time) (freed int64, err er
 		}
 		freed += int64(len(u.data))
 		u.writer = nil
+		u.open.End()
 		return true
 	})
 	return freed, nil
@@ -194,6 +200,9 @@ func (w *writer) Write(p []byte) (int, error) {
 	if err := w.check(); err != nil {
 		return 0, err
 	}
+	if err := w.u.open.Grow(int64(len(p)), !w.free); err != nil {
+		return 0, err
+	}
 	w.u.data = append(w.u.data, p...)
 	return len(p), nil
 }
@@ -212,9 +221,10 @@ func (w *writer) Size() int64 {
 func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()
-	if err := w.end(); err != nil {
+	if err := w.check(); err != nil {
 		return err
 	}
+	defer w.end() // after the bytes count as committed
 	if _, err := storage.ParseDigest(string(d)); err != nil {
 		return err
 	}
@@ -223,6 +233,7 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 	}
 	info := storage.BlobInfo{Digest: d, Size: int64(len(w.u.data)), ModTime: time.Now()}
 	w.b.blobs[d] = blob{w.u.data, info}
+	w.u.open.Commit(d)
 	return nil
 }
 
@@ -230,17 +241,18 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 func (w *writer) Cancel() error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()
-	return w.end()
-}
-
-// end removes the upload. The caller holds mu. Errors: those of check.
-func (w *writer) end() error {
 	if err := w.check(); err != nil {
 		return err
 	}
+	w.end()
+	return nil
+}
+
+// end removes the upload. The caller holds mu.
+func (w *writer) end() {
 	w.u.writer = nil
 	delete(w.b.uploads, w.id)
-	return nil
+	w.u.open.End()
 }
 
 // Close implements [storage.Upload].

@@ -16,7 +16,13 @@ import (
 // OpenIndex opens an Index that is closed when the test ends.
 func OpenIndex(t testing.TB, j storage.Journal) *storage.Index {
 	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
+	return OpenIndexWith(t, j, storage.IndexOptions{})
+}
+
+// OpenIndexWith is OpenIndex with options.
+func OpenIndexWith(t testing.TB, j storage.Journal, o storage.IndexOptions) *storage.Index {
+	t.Helper()
+	x, err := storage.OpenIndex(t.Context(), j, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,154 @@
+package storage
+
+import (
+	"context"
+	"slices"
+	"strings"
+)
+
+// Content that the last repo lets go is on the disk until it is collected. It counts for the quotas of that repo until
+// then, also after a restart: otherwise a client that pushes and deletes in a loop would fill the disk. So the commit
+// that lets it go links it in another repo, the waiting repo of the first; that is no repo of the registry, and its
+// links do not make content present: the Collector deletes the bytes, and after that the link.
+//
+// Why a repo and not a kind of facts of its own: earlier versions refuse a kind that they do not know. They take a
+// waiting repo for a repo without manifests, which no client can name, and unlink what it holds after their grace.
+//
+// Repos that no quota counts have no waiting repo, so that they cost nothing.
+
+// waitingPrefix begins the names of waiting repos. No repository can have such a name.
+const waitingPrefix = storeRepo + "/"
+
+func waitingOf(repo string) string { return waitingPrefix + repo }
+
+// ofRegistry reports whether a name is that of a repo that clients can know.
+func ofRegistry(name string) bool {
+	return name != storeRepo && !strings.HasPrefix(name, waitingPrefix)
+}
+
+// waits reports whether the repo's quotas count k already, because it waits to be collected.
+func (tx *Tx) waits(k key) bool {
+	if v, changed := tx.waiting[factKey{KindLink, string(k)}]; changed {
+		return v != nil
+	}
+	tx.x.mu.RLock()
+	defer tx.x.mu.RUnlock()
+	return tx.x.state.waitingRepos > 0 && tx.x.state.isWaiting(waitingOf(tx.repo), k)
+}
+
+func (s *state) isWaiting(name string, k key) bool {
+	r := s.repos[name]
+	return r != nil && s.find(r, []byte(k)) != 0
+}
+
+// letGo returns the facts of the waiting repo that go with a change: links to what the last repo lets go, and the end
+// of links to what the repo holds again. pending are the changes that come earlier in the same commit, of all repos.
+func (x *Index) letGo(tx *Tx, pending map[string]overlay) (facts overlay) {
+	if !ofRegistry(tx.repo) || len(tx.own) == 0 {
+		return nil
+	}
+	x.mu.RLock()
+	counted := len(tx.growth.quotas.all) > 0 && len(tx.growth.quotas.ofRepo(tx.repo)) > 0
+	idle := !counted && x.state.waitingRepos == 0
+	x.mu.RUnlock()
+	if idle {
+		return nil
+	}
+	before := *tx
+	before.own = nil
+	for f := range tx.own {
+		if f.kind != KindLink && f.kind != KindManifest {
+			continue
+		}
+		k := key(f.name)
+		size, held := before.sizeOf(k)
+		_, holds := tx.sizeOf(k)
+		var value []byte
+		switch {
+		case holds && tx.waits(k): // its end
+		case counted && held && !holds && !x.heldElsewhere(tx.repo, k, pending):
+			value = linkValue(size, tx.now)
+		default:
+			continue
+		}
+		if facts == nil {
+			facts = overlay{}
+		}
+		facts[factKey{KindLink, string(k)}] = value
+	}
+	return facts
+}
+
+// sizeOf returns the size of a content that the repo holds as a blob or a manifest.
+func (tx *Tx) sizeOf(k key) (size int64, held bool) {
+	if size, held = tx.linkedSize(k.digest()); held {
+		return size, true
+	}
+	m, held := tx.manifest(k)
+	return m.Size, held
+}
+
+// heldElsewhere reports whether another repo holds k, with the changes of the same commit.
+func (x *Index) heldElsewhere(repo string, k key, pending map[string]overlay) bool {
+	x.mu.RLock()
+	n := int(x.state.present(k))
+	x.mu.RUnlock()
+	holds := func(name string, changes overlay) (n int) {
+		if _, held := (&Tx{x: x, repo: name, pending: changes}).sizeOf(k); held {
+			n = 1
+		}
+		return n
+	}
+	n -= holds(repo, nil)
+	for name, changes := range pending {
+		_, link := changes[factKey{KindLink, string(k)}]
+		_, manifest := changes[factKey{KindManifest, string(k)}]
+		if name != repo && ofRegistry(name) && (link || manifest) {
+			n += holds(name, changes) - holds(name, nil)
+		}
+	}
+	return n > 0
+}
+
+// held is state.present for collected, which calls it with the lock held.
+func (x *Index) held(k key) bool { return x.state.present(k) > 0 }
+
+// waitingLinks lists what waits, by waiting repo, as far as choose selects it. choose is called with the lock
+// held.
+func (x *Index) waitingLinks(choose func(key) bool) map[string][]key {
+	all := map[string][]key{}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if x.state.waitingRepos == 0 {
+		return nil
+	}
+	for name, r := range x.state.repos {
+		if !r.waiting {
+			continue
+		}
+		for i := range r.entries.All() {
+			if k := x.state.keyOf(x.state.entries.At(i).content).key(); choose(k) {
+				all[name] = append(all[name], k)
+			}
+		}
+	}
+	return all
+}
+
+// collected records that content waits no more: its bytes are deleted and still condemned, so that it cannot have been
+// pushed again meanwhile; or a repo holds it.
+func (x *Index) collected(ctx context.Context, choose func(key) bool) error {
+	for name, keys := range x.waitingLinks(choose) {
+		for step := range slices.Chunk(keys, unlinkStep) {
+			if err := x.Update(ctx, name, func(tx *Tx) error {
+				for _, k := range step {
+					tx.set(KindLink, string(k), nil)
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
