@@ -18,6 +18,8 @@ COPY --from=build /out/trow /trow
 # The data directory belongs to the user, so that a container without a volume works as well.
 COPY --from=build --chown=65532:65532 /out/data /data
 USER 65532:65532
+# Outside of a container the default is 127.0.0.1:8443, where only the machine itself can connect.
+ENV TROW_LISTEN=:8443
 EXPOSE 8443
 VOLUME /data
 ENTRYPOINT ["/trow"]
