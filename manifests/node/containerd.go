@@ -93,7 +93,7 @@ func (n *Node) places(local string, bundle []byte) []place {
 		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
 	}
 	return append(all, place{runtime: "CRI-O", parent: crioParent, dir: "etc/containers/registries.conf.d",
-		files: []file{{"50-trow.conf", registriesConf(n.name(), local)}},
+		files:  []file{{"50-trow.conf", registriesConf(n.name(), local)}},
 		reload: fmt.Sprintf("run systemctl reload crio, so that CRI-O finds %s", n.name())})
 }
 
