@@ -140,6 +140,7 @@ func TestHelmUnderCreate(t *testing.T) {
 				`"annotations":{"a":%q}}`, typeManifest, desc("application/vnd.cncf.helm.config.v1+json", config),
 				desc("application/vnd.cncf.helm.chart.content.v1.tar+gzip", content),
 				desc("application/vnd.cncf.helm.chart.provenance.v1.prov", provenance), chart)
+			c.tag(digest.FromBytes(m).String(), typeManifest, m)
 			return m, c.call("PUT", "/manifests/1.0.0", m, "Content-Type", typeManifest)
 		}
 		first, a := push("a chart")
