@@ -16,8 +16,8 @@ func private(headers ...string) *http.Request {
 	return r
 }
 
-// TestAProxyOnTheSameHostOpensNoDelete, and by default no push: a loopback listener alone does not make a request private. A proxy on this host
-// connects from it, and so does a browser with a page whose name resolves to 127.0.0.1.
+// TestAProxyOnTheSameHostOpensNoDelete, and by default no push: a loopback listener alone does not make a request
+// private. A proxy on this host connects from it, and so does a browser with a page whose name resolves to 127.0.0.1.
 func TestAProxyOnTheSameHostOpensNoDelete(t *testing.T) {
 	loopback := auth.Options{Anonymous: "push", Loopback: true}
 	for name, row := range map[string]struct {

@@ -60,11 +60,11 @@ func parseDockerfile(text string) (Image, error) {
 			}
 		}
 		if err != nil {
-			return Image{}, fmt.Errorf("Dockerfile: %s: %w", strings.TrimSpace(line), err)
+			return Image{}, fmt.Errorf("the Dockerfile: %s: %w", strings.TrimSpace(line), err)
 		}
 	}
 	if base != "scratch" { // the image would have the configuration of its base as well
-		return Image{}, fmt.Errorf("Dockerfile: the last stage is FROM %q; want scratch", base)
+		return Image{}, fmt.Errorf("the Dockerfile: the last stage is FROM %q; want scratch", base)
 	}
 	return img, nil
 }
