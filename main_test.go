@@ -1374,7 +1374,7 @@ func TestWhereSettingsComeFrom(t *testing.T) {
 		strings.Join(o.policy.AllowImages, " "):   "quay.io/x:1 quay.io/y:2",
 		strings.Join(o.policy.Deny, " "):          "quay.io/z quay.io/w",
 		o.registry.Auth.Anonymous:                 "pull",
-		o.server.Listen:                           ":8443",
+		o.server.Listen:                           "127.0.0.1:8443",
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -187,3 +187,74 @@ manifest_head() { ask -I -H 'Accept: */*' "$SERVER_URL/v2/$1/manifests/$2" | tr 
 status() { manifest_head "$1" "$2" | sed -n '1s/^[^ ]* \([0-9]*\).*/\1/p'; }
 header() { manifest_head "$2" "$3" | sed -n "s/^$1: //Ip"; }
 digest_of() { header docker-content-digest "$1" "$2"; }
+
+# ---- Clients of a registry with `anonymous: create`. A part defines CLIENT_put WHICH REFERENCE, which pushes the image
+# first or second.
+
+tag=1.0.0 # helm needs a version
+
+# moves CLIENT WHICH REFERENCE passes if a push that would move the tag is refused, with the remedy where the client
+# shows it.
+moves() {
+  local before
+  before=$(digest_of "${3#*/}" "$tag")
+  refused "$1_put" "$2" "$3:$tag" 2>&1 | tee "$work/refused"
+  grep -E "$(move_message "$1")" "$work/refused" >"$work/message" || die "the output has no $(move_message "$1")"
+  tail -n 1 "$work/message" | sed 's/^/note: /' | cut -c1-300
+  same 'the tag' "$(digest_of "${3#*/}" "$tag")" "$before"
+}
+
+# move_message CLIENT prints a pattern for that message.
+move_message() {
+  case $1 in
+    ctr) printf '403 Forbidden' ;;
+    *) printf 'tag %s exists and names sha256:' "$tag" ;;
+  esac
+}
+
+# creates CLIENT REPOSITORY passes if a client without a login pushes a new tag and the same image again, and cannot
+# move the tag.
+creates() {
+  local repo=$SERVER_HOST/$2/app
+  "$1_put" first "$repo:$tag"
+  same 'a new tag' "$(status "$2/app" "$tag")" 200
+  "$1_put" first "$repo:$tag"
+  moves "$1" second "$repo"
+}
+
+# creates_beside CLIENT is the same where there are logins, so that the registry asks for one; with one the tag moves.
+creates_beside() {
+  local before
+  creates "$1" "$1-beside"
+  before=$(digest_of "$1-beside/app" "$tag")
+  "$1_login" robot "$(<"$work/pusher")"
+  "$1_put" second "$SERVER_HOST/$1-beside/app:$tag"
+  [[ $(digest_of "$1-beside/app" "$tag") != "$before" ]] || die 'the tag was not moved with a login'
+}
+
+# forget_logins is log_out, for a part whose clients have no more logins than that.
+forget_logins() { log_out; }
+
+# create_part CLIENT… runs these checks, and those of CREATE_ALSO where there are no logins: the names of functions, with
+# spaces.
+create_part() {
+  local client also
+  server "$work/create" --anonymous create
+  trust
+  for client in "$@"; do
+    check "$client, create: new tag, same again, no move" creates "$client" "$client"
+  done
+  for also in "${CREATE_ALSO[@]}"; do
+    check "create: $also" "${also// /_}"
+  done
+  check 'create: a robot is created' make_pusher "$work/create/data"
+  for client in "$@"; do
+    check "$client, create, with logins: the same, and a move with a login" creates_beside "$client"
+    forget_logins
+  done
+  stop_server create
+}
+CREATE_ALSO=()
+
+# make_pusher DATA-DIR creates a robot that may push everywhere, and writes its token to the file pusher.
+make_pusher() { "$TROW" token create ci --data-dir "$1" --repository '**' --actions pull,push >"$work/pusher"; }

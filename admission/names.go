@@ -12,12 +12,14 @@ import (
 const tutorialPort = "31000"
 
 // DefaultNames returns the local names of a registry that listens on port: the names that the manifest and the tutorial
-// use, and those of this machine. Inside a cluster, loopback with the listening port is not a local name: on a node any
-// program may listen there.
+// use, and those of this machine. Inside a cluster, loopback is not a local name: on a node any program may listen there.
 func DefaultNames(port string, inCluster bool) []string {
 	names := []string{"trow.kube-public:" + tutorialPort, "trow:" + tutorialPort}
+	if inCluster {
+		return names
+	}
 	ports := []string{tutorialPort}
-	if !inCluster && port != tutorialPort {
+	if port != tutorialPort {
 		ports = append(ports, port)
 	}
 	for _, p := range ports {
@@ -49,7 +51,7 @@ func (o *PolicyOptions) Complete(port string, inCluster bool) {
 }
 
 // LoopbackCheck returns a line of /readyz?verbose about the local names that are loopback, if the process runs in a
-// cluster. It is information, and always as it should be: the manifest sets such names, and trow node serves them.
+// cluster. It is information, and always as it should be: a setting lists such names, and trow node serves them.
 func (o *PolicyOptions) LoopbackCheck(inCluster bool) func() (ok bool, text string) {
 	var names []string
 	for _, name := range o.Names {

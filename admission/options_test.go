@@ -62,7 +62,7 @@ func TestDefaultNamesDependOnPortAndPlace(t *testing.T) {
 		{"8443", false, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000 " +
 			"localhost:8443 127.0.0.1:8443 [::1]:8443"},
 		{"31000", false, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000"},
-		{"8443", true, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000"},
+		{"8443", true, "trow.kube-public:31000 trow:31000"},
 	} {
 		var o admission.PolicyOptions
 		o.Complete(tt.port, tt.inCluster)

@@ -41,6 +41,8 @@ func Command(version string) *cobra.Command {
 		"create a user with a random password, and close the registry to others; ServiceAccounts may pull")
 	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview,
 		"with --login: let RBAC decide what ServiceAccounts may pull, push and delete")
+	f.BoolVar(&o.LoopbackNames, "loopback-names", o.LoopbackNames,
+		"let the webhook take 127.0.0.1:<node-port>/… for this registry; on a node, that is whatever listens there first")
 	f.StringVar(&o.Webhook, "webhook", o.Webhook, "off, audit (only warn) or enforce")
 	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil,
 		"namespaces whose pods are not reviewed, beside kube-system and the registry's own")

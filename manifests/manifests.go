@@ -61,6 +61,10 @@ type Options struct {
 	Login        bool   // creates a user with a random password; without a login, only ServiceAccounts may pull
 	AccessReview bool   // with Login: RBAC decides what ServiceAccounts may do; otherwise they may pull
 
+	// LoopbackNames makes the webhook take images of 127.0.0.1 with the node port for those of this registry. They need no
+	// configuration of the runtime, and come from whatever listens there first, such as a pod with hostNetwork.
+	LoopbackNames bool
+
 	Webhook          string   // off, audit or enforce
 	ExemptNamespaces []string // beside kube-system and Namespace
 
@@ -111,8 +115,14 @@ func Render(o Options) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// names returns the local names: those with the node port. On a node, loopback with that port leads to the registry.
-func (o *Options) names() []string { return kube.RegistryNames(o.Host, o.Namespace, o.NodePort) }
+// names returns the local names.
+func (o *Options) names() []string {
+	names := kube.RegistryNames(o.Host, o.Namespace, o.NodePort)
+	if o.LoopbackNames {
+		names = append(names, kube.LoopbackNames(o.NodePort)...)
+	}
+	return names
+}
 
 // tlsNames returns the names by which the API server and pods reach the Service.
 func (o *Options) tlsNames() []string {

@@ -354,7 +354,7 @@ func TestOptions(t *testing.T) {
 		t.Error("the options image or storage are ignored")
 	}
 	settings := all["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
-	for _, name := range []string{`"trow.registry:30500"`, `"127.0.0.1:30500"`, `"[::1]:30500"`, `"trow.registry.svc"`} {
+	for _, name := range []string{`"trow.registry:30500"`, `"trow:30500"`, `"trow.registry.svc"`} {
 		if !strings.Contains(settings, name) {
 			t.Errorf("the settings lack %s:\n%s", name, settings)
 		}
@@ -366,6 +366,31 @@ func TestOptions(t *testing.T) {
 	claim := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.VolumeClaimTemplates[0].Spec
 	if *claim.StorageClassName != "fast" || claim.Resources.Requests.Storage().String() != "1Ti" {
 		t.Errorf("the claim is %+v", claim)
+	}
+}
+
+// TestLoopbackNamesAreOnRequest: a pod with hostNetwork that listens on 127.0.0.1:31000 first would be the registry.
+func TestLoopbackNamesAreOnRequest(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{nil, []string{"trow.kube-public:31000", "trow:31000"}},
+		{[]string{"--loopback-names", "--node-port=30500"}, []string{"trow.kube-public:30500", "trow:30500",
+			"localhost:30500", "127.0.0.1:30500", "[::1]:30500"}},
+	} {
+		var out bytes.Buffer
+		cmd := manifests.Command(release)
+		cmd.SetOut(&out)
+		cmd.SetArgs(append([]string{}, c.args...))
+		if err := cmd.Execute(); err != nil {
+			t.Fatal(err)
+		}
+		var settings struct{ Names []string }
+		text := objects(t, out.Bytes())["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
+		if err := kyaml.Unmarshal([]byte(text), &settings); err != nil || !slices.Equal(settings.Names, c.want) {
+			t.Errorf("%v: the names are %q, %v; want %q", c.args, settings.Names, err, c.want)
+		}
 	}
 }
 

@@ -16,15 +16,15 @@ func TestTheWebhookIsDown(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "down")
-	push(t, c, "app", "1", app(t, "down", 0))
+	push(t, c, "down", "1", app(t, "down", 0))
 	c.Kubectl(t, "--namespace=kube-public", "scale", "statefulset/trow", "--replicas=0")
 	c.Kubectl(t, "--namespace=kube-public", "wait", "--for=delete", "pod/trow-0", "--timeout=60s")
-	out, err := c.TryKubectl("--namespace=down", "run", "x", "--image="+host+"/app:1")
+	out, err := c.TryKubectl("--namespace=down", "run", "x", "--image="+host+"/down:1")
 	if err == nil || !strings.Contains(out, `failed calling webhook "validator.trow.io"`) {
 		t.Errorf("without the webhook: %s", out)
 	}
 	t.Logf("without the webhook: %s", out)
-	out = c.Kubectl(t, "--namespace=down", "create", "deployment", "x", "--image="+host+"/app:1")
+	out = c.Kubectl(t, "--namespace=down", "create", "deployment", "x", "--image="+host+"/down:1")
 	if strings.Contains(out, "rror") {
 		t.Errorf("a workload cannot be created without the webhook: %s", out)
 	}
@@ -53,8 +53,8 @@ func TestAPowerCut(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "power")
-	push(t, c, "app", "1", app(t, "power", 0))
-	c.Kubectl(t, "--namespace=power", "create", "deployment", "x", "--image="+host+"/app:1")
+	push(t, c, "power", "1", app(t, "power", 0))
+	c.Kubectl(t, "--namespace=power", "create", "deployment", "x", "--image="+host+"/power:1")
 	deployment := func() error { return available(c, "power", "deployment/x") }
 	cluster.Eventually(t, 90*time.Second, "the Deployment runs", deployment)
 	if err := c.RestartAll(context.Background()); err != nil {
@@ -70,7 +70,7 @@ func TestAPowerCut(t *testing.T) {
 		return nil
 	})
 	cluster.Eventually(t, 3*time.Minute, "a new pod runs", func() error {
-		c.TryKubectl("--namespace=power", "run", "new", "--image="+host+"/app:1")
+		c.TryKubectl("--namespace=power", "run", "new", "--image="+host+"/power:1")
 		return podReady(c, "power", "new")
 	})
 	cluster.Eventually(t, 3*time.Minute, "the Deployment runs", deployment)

@@ -101,7 +101,7 @@ func TestServiceAccounts(t *testing.T) {
 		cluster.Eventually(t, time.Minute, "pod "+name+" runs", func() error { return podReady(c, "identities", name) })
 	}
 
-	closed(t, c, "--login")
+	closed(t, c, "--login", "--loopback-names")
 	c.Apply(t, account("identities", "account", image+"account", "")+"---\n"+
 		account("identities", "loopback", "127.0.0.1:31000/team/app:loopback", ""))
 	ready("account")

@@ -10,10 +10,12 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// TestBothNames checks that the registry's name and loopback lead to it, in the kube-proxy mode of this run.
+// TestBothNames checks that the registry's name and, where it is asked for, loopback lead to it, in the kube-proxy mode
+// of this run.
 func TestBothNames(t *testing.T) {
 	c := start(t)
 	armed(t, c)
+	apply(t, c, rendered(t, c, "--loopback-names"))
 	namespace(t, c, "names")
 	for i, prefix := range []string{host, "127.0.0.1:31000"} {
 		name := fmt.Sprintf("n%d", i)
@@ -31,6 +33,7 @@ const containerdConfig = "/etc/containerd/config.toml"
 func TestContainerdWithoutConfigPath(t *testing.T) {
 	c := start(t)
 	armed(t, c)
+	apply(t, c, rendered(t, c, "--loopback-names"))
 	namespace(t, c, "unseen")
 	push(t, c, "unseen", "1", app(t, "unseen", 0))
 	before, err := os.ReadFile(containerdConfig)
@@ -61,7 +64,7 @@ func TestContainerdWithoutConfigPath(t *testing.T) {
 	var description string
 	cluster.Eventually(t, 90*time.Second, "an Event says what to do", func() error {
 		description = c.Kubectl(t, "--namespace=kube-public", "describe", "daemonset", "trow-node")
-		for _, text := range []string{"ConfigPathMissing", line, "127.0.0.1:31000"} {
+		for _, text := range []string{"ConfigPathMissing", line, "127.0.0.1:31000", "--loopback-names"} {
 			if !strings.Contains(description, text) {
 				return fmt.Errorf("%s is missing in %s", text, description)
 			}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -79,6 +80,47 @@ func tryPush(t *testing.T, c *cluster.Cluster, name, tag string, img cluster.Ima
 	}
 	const manifest = "application/vnd.oci.image.manifest.v1+json"
 	return digest, send(client, http.MethodPut, base+"/manifests/"+tag, manifest, blobs[digest])
+}
+
+// TestATagIsMovedWithALogin checks that a client without a login cannot change what others run, and that the command in
+// the refusal gives it a login.
+func TestATagIsMovedWithALogin(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	first, second := app(t, "first", 0), app(t, "second", 0)
+	for range 2 { // the same again is no move
+		push(t, c, "moved", "1", first)
+	}
+	push(t, c, "moved", "2", second)
+	_, err := tryPush(t, c, "moved", "1", second)
+	const command = "kubectl -n kube-public exec trow-0 -- /trow token create"
+	if err == nil || !strings.Contains(err.Error(), "403") || !strings.Contains(err.Error(), command) {
+		t.Fatalf("moved without a login: %v", err)
+	}
+	out := c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "token", "create", "mover",
+		"--repository=moved", "--actions=pull,push")
+	t.Cleanup(func() {
+		c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "token", "revoke", "mover")
+	})
+	client, err := registryClient(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs, digest := layout(t, second)
+	req, err := http.NewRequest(http.MethodPut, "https://"+cluster.NodeIP+":31000/v2/moved/manifests/1",
+		bytes.NewReader(blobs[digest]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("mover", regexp.MustCompile(`trow_\S+`).FindString(out))
+	req.Header.Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body.Close(); resp.StatusCode != http.StatusCreated {
+		t.Errorf("with a login: %s", resp.Status)
+	}
 }
 
 // send sends a body. Any status but 201 is an error.

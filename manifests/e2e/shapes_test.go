@@ -74,6 +74,24 @@ func TestAnotherNamespace(t *testing.T) {
 	}
 }
 
+// TestTheManifestOfBefore checks that the image works with the manifest of before the image had to say that it listens
+// for all, and that the loopback names which that one lists stay names of the registry.
+func TestTheManifestOfBefore(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	namespace(t, c, "before")
+	text, err := os.ReadFile("testdata/earlier.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	uninstall(t, c, manifest(t))
+	apply(t, c, string(text))
+	cluster.Eventually(t, time.Minute, "pod trow-0 is ready", func() error { return podReady(c, "kube-public", "trow-0") })
+	push(t, c, "before", "1", app(t, "before", 0))
+	running(t, c, "before", "named", host+"/before:1")
+	running(t, c, "before", "loopback", "127.0.0.1:31000/before:1")
+}
+
 // TestDrift checks that changes of the webhook's configuration by other clients are undone.
 func TestDrift(t *testing.T) {
 	c := start(t)

@@ -41,20 +41,37 @@ func settings(t *testing.T, c *cluster.Cluster, lines string) {
 	set := func(text string) {
 		c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge",
 			"--patch", fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, text))
-		c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
-		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
-		cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
-		// The API server may still use a connection to the old pod.
-		cluster.Eventually(t, time.Minute, "the webhook answers", func() error {
-			out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
-			if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
-				return fmt.Errorf("%w: %s", err, out)
-			}
-			return nil
-		})
+		restart(t, c)
 	}
 	set(before + lines)
 	t.Cleanup(func() { set(before) })
+}
+
+// restart restarts the server, and waits until it answers with the settings that it has now.
+func restart(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
+	cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
+	// The API server may still use a connection to the old pod.
+	cluster.Eventually(t, time.Minute, "the webhook answers", func() error {
+		out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
+		if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// apply applies another manifest and restarts the server. That of users is applied again when the test ends.
+func apply(t *testing.T, c *cluster.Cluster, text string) {
+	t.Helper()
+	c.Apply(t, text)
+	restart(t, c)
+	t.Cleanup(func() {
+		c.Apply(t, manifest(t))
+		restart(t, c)
+	})
 }
 
 // namespace creates a namespace, which is deleted when the test ends.
@@ -118,7 +135,7 @@ func TestVerdicts(t *testing.T) {
 		"a tag, but unknown digest":  {containers(good + unknown), "Local image " + good + unknown + notIn},
 		"on the deny list":           {containers(host + "/app:denied"), "Local image " + host + "/app:denied on deny list"},
 		"an image ID":                {containers(digest), ""},
-		"loopback with another port": {containers("127.0.0.1:5000/app:1"), "Remote image 127.0.0.1:5000/app" + notIn},
+		"loopback":                   {containers("127.0.0.1:31000/app:1"), "Remote image 127.0.0.1:31000/app" + notIn},
 		"a digest of another repo":   {containers(host + "/b@" + digest), "Local image " + host + "/b@" + digest + notIn},
 		"an init container": {"  initContainers: [{name: i, image: busybox}]\n" + containers(good),
 			"Remote image docker.io/busybox" + notIn},
@@ -133,7 +150,7 @@ func TestVerdicts(t *testing.T) {
 	t.Logf("kubectl run: %s", out)
 	for what, image := range map[string]string{
 		"by tag": good, "by digest": host + "/app@" + digest, "by tag and digest": good + "@" + digest,
-		"by unknown tag and digest": host + "/app:other@" + digest, "by loopback": "127.0.0.1:31000/app:1",
+		"by unknown tag and digest": host + "/app:other@" + digest,
 	} {
 		out, err := c.TryKubectl("--namespace=verdicts", "run", "x", "--image="+image, "--dry-run=server")
 		if err != nil {
@@ -192,16 +209,16 @@ func TestRunningPods(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "running")
-	push(t, c, "app", "1", app(t, "running", 0))
-	push(t, c, "app", "gone", app(t, "gone", 0))
-	running(t, c, "running", "one", host+"/app:1")
-	running(t, c, "running", "loopback", "127.0.0.1:31000/app:gone")
+	push(t, c, "running", "1", app(t, "running", 0))
+	push(t, c, "running", "gone", app(t, "gone", 0))
+	running(t, c, "running", "one", host+"/running:1")
+	running(t, c, "running", "gone", host+"/running:gone")
 
 	out, err := c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0=docker.io/nginx")
 	if err == nil || !strings.Contains(out, denied+"Remote image docker.io/nginx"+notIn) {
 		t.Errorf("kubectl set image: %s", out)
 	}
-	out, err = c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0="+host+"/app:gone")
+	out, err = c.TryKubectl("--namespace=running", "set", "image", "pod/one", "c0="+host+"/running:gone")
 	if err != nil {
 		t.Errorf("kubectl set image, to a local image: %s", out)
 	}
@@ -209,24 +226,24 @@ func TestRunningPods(t *testing.T) {
 	if err == nil || !strings.Contains(out, "Remote image docker.io/busybox"+notIn) {
 		t.Errorf("kubectl debug: %s", out)
 	}
-	out, err = c.TryKubectl("--namespace=running", "debug", "one", "--image="+host+"/app:1", "--attach=false")
+	out, err = c.TryKubectl("--namespace=running", "debug", "one", "--image="+host+"/running:1", "--attach=false")
 	if err != nil {
 		t.Errorf("kubectl debug, with a local image: %s", out)
 	}
 
 	// A pod whose image is no longer allowed can still get labels, and lose its finalizers.
-	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=merge",
+	c.Kubectl(t, "--namespace=running", "patch", "pod", "gone", "--type=merge",
 		"--patch", `{"metadata":{"finalizers":["example.org/hold"]}}`)
-	settings(t, c, "disallow-local-images: [app:gone]\n")
-	if out, err := c.TryKubectl("--namespace=running", "run", "x", "--image="+host+"/app:gone"); err == nil {
+	settings(t, c, "disallow-local-images: [running:gone]\n")
+	if out, err := c.TryKubectl("--namespace=running", "run", "x", "--image="+host+"/running:gone"); err == nil {
 		t.Errorf("an image on the deny list may still run: %s", out)
 	}
-	c.Kubectl(t, "--namespace=running", "label", "pod", "loopback", "a=b")
-	c.Kubectl(t, "--namespace=running", "delete", "pod", "loopback", "--wait=false")
-	c.Kubectl(t, "--namespace=running", "patch", "pod", "loopback", "--type=json",
+	c.Kubectl(t, "--namespace=running", "label", "pod", "gone", "a=b")
+	c.Kubectl(t, "--namespace=running", "delete", "pod", "gone", "--wait=false")
+	c.Kubectl(t, "--namespace=running", "patch", "pod", "gone", "--type=json",
 		"--patch", `[{"op":"remove","path":"/metadata/finalizers"}]`)
 	cluster.Eventually(t, time.Minute, "the pod is deleted", func() error {
-		if out, err := c.TryKubectl("--namespace=running", "get", "pod", "loopback"); err == nil {
+		if out, err := c.TryKubectl("--namespace=running", "get", "pod", "gone"); err == nil {
 			return fmt.Errorf("it still exists: %s", out)
 		}
 		return nil

@@ -60,12 +60,21 @@ func DefaultServers() []string {
 	return []string{net.JoinHostPort(DefaultHost(DefaultNamespace), port), net.JoinHostPort("127.0.0.1", port)}
 }
 
-// RegistryNames returns the host:port pairs by which image names may refer to the registry on a node: host and the
-// Service's short names, and loopback, all with the node port. An IPv6 address is in brackets.
+// RegistryNames returns the host:port pairs by which image names refer to the registry on a node: host and the
+// Service's short names, all with the node port.
 func RegistryNames(host, namespace string, nodePort int) []string {
+	return withPort(nodePort, host, DefaultHost(namespace), Name)
+}
+
+// LoopbackNames returns the host:port pairs of loopback on a node, which are the registry only as long as trow node or
+// the node port is what listens there: a pod with hostNetwork can be the first. An IPv6 address is in brackets.
+func LoopbackNames(nodePort int) []string { return withPort(nodePort, "localhost", "127.0.0.1", "::1") }
+
+// withPort returns host:port for each host, each once.
+func withPort(port int, hosts ...string) []string {
 	var names []string
-	for _, h := range []string{host, DefaultHost(namespace), Name, "localhost", "127.0.0.1", "::1"} {
-		if name := net.JoinHostPort(h, strconv.Itoa(nodePort)); !slices.Contains(names, name) {
+	for _, h := range hosts {
+		if name := net.JoinHostPort(h, strconv.Itoa(port)); !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}

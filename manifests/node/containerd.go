@@ -93,9 +93,8 @@ func (n *Node) places(local string, bundle []byte) []place {
 		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
 	}
 	return append(all, place{runtime: "CRI-O", parent: crioParent, dir: "etc/containers/registries.conf.d",
-		files: []file{{"50-trow.conf", registriesConf(n.name(), local)}},
-		reload: fmt.Sprintf("run systemctl reload crio, so that CRI-O finds %s; until then use %s/… names",
-			n.name(), local)})
+		files:  []file{{"50-trow.conf", registriesConf(n.name(), local)}},
+		reload: fmt.Sprintf("run systemctl reload crio, so that CRI-O finds %s", n.name())})
 }
 
 // hostsTOML returns containerd's configuration of a name. The host table is for containerd 1.6, which refuses a file
@@ -155,7 +154,8 @@ func (n *Node) checkContainerd(root *os.Root) error {
 		why += " (" + uncheckedError{c.unseen}.Error() + ")"
 	}
 	return fmt.Errorf("%s. To use %s/… names, add these two lines to /%s, then restart containerd:\n%s\n"+
-		"Until then use 127.0.0.1:%d/… names", why, n.name(), containerdConfig, c.lines(), n.o.Port)
+		"Or use 127.0.0.1:%d/… names, which need no such lines: make the manifest with trow manifest --loopback-names",
+		why, n.name(), containerdConfig, c.lines(), n.o.Port)
 }
 
 // uncheckedError names the imports of containerd's configuration that this process cannot see.

@@ -49,14 +49,15 @@ func (g *Guard) orCreate(ctx context.Context, s *state, who *Identity, repo stri
 // wayIn says how a registry without users gets one that may do a to repo.
 func (g *Guard) wayIn(repo string, a Action) string {
 	actions, where := string(a), ""
-	switch {
-	case a == Create, a == Push:
+	switch a {
+	case Create, Push:
 		actions = "pull," + actions
-	case a == Delete: // people who clean up also push
+	case Delete: // people who clean up also push
 		actions = "pull,push,delete"
-		if s := g.state.Load(); s.policy.Anonymous >= ReadWrite && g.options.Loopback {
-			where = "on this machine, use a loopback host and neither a proxy nor the setting public-url; or "
-		}
+	}
+	p := g.state.Load().policy
+	if g.options.Loopback && (a == Push || a == Delete) && (p.Private || p.Anonymous >= ReadWrite) {
+		where = "on this machine, use a loopback host and neither a proxy nor the setting public-url; or "
 	}
 	return where + fmt.Sprintf("create a login with: %s token create NAME --repository %s --actions %s; or start the "+
 		"registry with --user", cmp.Or(g.options.Program, "trow"), cmp.Or(repo, "'**'"), actions)

@@ -195,14 +195,14 @@ func (g *Guard) Summary() string {
 	switch {
 	case p.Rules() > 0:
 		return fmt.Sprintf("what the %d rules of the configuration file allow; ask with trow can-i", p.Rules())
+	case p.Private:
+		return "pull, push and delete (only this machine can connect)"
 	case p.Anonymous == None:
 		return "nothing"
 	case p.Anonymous == ReadOnly:
 		return "pull; everything else " + rest
 	case p.Anonymous == CreateOnly:
 		return "pull, and push of what is new; to move or delete a tag " + rest
-	case p.AnonymousDelete:
-		return "pull, push and delete (only this machine can connect)"
 	}
 	return "pull and push, for every client that can connect; delete " + rest
 }

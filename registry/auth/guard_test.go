@@ -37,11 +37,17 @@ func withLogin(user, password string) *http.Request {
 // guard makes a Guard in its own directory unless the options name one. Without rules its default of anonymous is none.
 func guard(t testing.TB, o auth.Options) *auth.Guard {
 	t.Helper()
-	if o.Dir == "" {
-		o.Dir = t.TempDir()
-	}
 	if o.Anonymous == "" && len(o.Rules) == 0 {
 		o.Anonymous = "none"
+	}
+	return byDefault(t, o)
+}
+
+// byDefault is guard, with the default of anonymous.
+func byDefault(t testing.TB, o auth.Options) *auth.Guard {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
 	}
 	g, err := auth.New(o)
 	if err != nil {

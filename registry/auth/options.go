@@ -26,7 +26,7 @@ type Options struct {
 	// Htpasswd is a file of users, with bcrypt hashes. It is read again when it changes. Optional.
 	Htpasswd string
 	// Anonymous is what may be done without a login where there are no rules: none, pull, create or push. Empty: none if
-	// there is a user, a file of users, a CA of clients, or a rule; else push.
+	// there is a user, a file of users, a CA of clients, or a rule; else create, and push for private requests.
 	Anonymous string
 	// Rules say who may do what. They cannot be combined with Anonymous.
 	Rules []Rule
@@ -45,8 +45,7 @@ type Options struct {
 	Dir string
 	// Name is the host[:port] that goes into challenges for clients that send no valid Host header.
 	Name string
-	// Loopback reports whether the registry listens on a loopback address only: then deleting needs no login where pushing
-	// needs none, for requests that have not come through a proxy.
+	// Loopback reports whether the registry listens on a loopback address only: then requests can be private.
 	Loopback bool
 	// ClientCA reports whether clients can log in with certificates (the setting client-ca).
 	ClientCA bool
@@ -82,7 +81,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"file of further users, with bcrypt hashes (htpasswd -B); read again when it changes")
 	fs.StringVar(&o.Anonymous, "anonymous", "",
 		"what may be done without a login: pull, create (push, but move no tag), push or none "+
-			"(default: push, or none with users, rules or client-ca)")
+			"(default: create, or push for private requests; none with users, rules or client-ca)")
 	settings.FileOnly(fs, &o.Rules, "rules", "who may do what, by repository; read again when it changes")
 	fs.StringVar(&o.PublicURL, "public-url", "",
 		"how clients reach the registry, https://host[:port][/path], if a proxy in front of it terminates TLS or changes "+
@@ -152,25 +151,25 @@ func (o *Options) lives() lives {
 
 // Policy returns what decides according to the settings. Errors: an invalid rule; an invalid value of anonymous.
 func (o *Options) Policy() (*Policy, error) {
-	level, err := o.level()
+	level, open, err := o.level()
 	if err != nil {
 		return nil, err
 	}
-	return Compile(o.Rules, PolicyOptions{Anonymous: level, AnonymousDelete: o.Loopback && o.PublicURL == "",
+	return Compile(o.Rules, PolicyOptions{Anonymous: level, Private: open && o.Loopback && o.PublicURL == "",
 		Access: o.AccessReview || o.Accesses != nil})
 }
 
-// level returns what may be done without a login.
-func (o *Options) level() (Level, error) {
+// level returns what may be done without a login, and whether private requests may do everything that users may. A
+// level that was set is what was asked for, and push does not include delete for requests from elsewhere.
+func (o *Options) level() (level Level, open bool, err error) {
 	switch {
 	case o.Anonymous != "":
-		level, err := ParseLevel(o.Anonymous)
-		if err != nil {
-			return None, fmt.Errorf("anonymous: %w", err)
+		if level, err = ParseLevel(o.Anonymous); err != nil {
+			return None, false, fmt.Errorf("anonymous: %w", err)
 		}
-		return level, nil
+		return level, level == ReadWrite, nil
 	case o.User != "", o.Htpasswd != "", o.ClientCA, o.Certificate != nil, len(o.Rules) > 0:
-		return None, nil
+		return None, false, nil
 	}
-	return ReadWrite, nil
+	return CreateOnly, true, nil
 }

@@ -79,8 +79,9 @@ func TestWhatAnonymousIsByDefault(t *testing.T) {
 		o    auth.Options
 		want auth.Level
 	}{
-		{auth.Options{}, auth.ReadWrite},
-		{auth.Options{Reviewer: &reviewer{}}, auth.ReadWrite},
+		{auth.Options{}, auth.CreateOnly},
+		{auth.Options{Loopback: true}, auth.CreateOnly},
+		{auth.Options{Reviewer: &reviewer{}}, auth.CreateOnly},
 		{auth.Options{Anonymous: "pull"}, auth.ReadOnly},
 		{auth.Options{User: "u"}, auth.None},
 		{auth.Options{User: "u", Anonymous: "push"}, auth.ReadWrite},
@@ -105,6 +106,9 @@ func TestSummary(t *testing.T) {
 		o    auth.Options
 		want string
 	}{
+		{auth.Options{},
+			"pull, and push of what is new; to move or delete a tag is not possible, because there are no users"},
+		{auth.Options{Loopback: true}, "pull, push and delete (only this machine can connect)"},
 		{auth.Options{Anonymous: "push"},
 			"pull and push, for every client that can connect; delete is not possible, because there are no users"},
 		{auth.Options{Anonymous: "push", Loopback: true}, "pull, push and delete (only this machine can connect)"},
@@ -113,7 +117,7 @@ func TestSummary(t *testing.T) {
 		{auth.Options{Rules: []auth.Rule{rule("*", "pull", "")}},
 			"what the 1 rules of the configuration file allow; ask with trow can-i"},
 	} {
-		if got := guard(t, row.o).Summary(); got != row.want {
+		if got := byDefault(t, row.o).Summary(); got != row.want {
 			t.Errorf("%q, want %q", got, row.want)
 		}
 	}

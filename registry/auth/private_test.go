@@ -16,8 +16,8 @@ func private(headers ...string) *http.Request {
 	return r
 }
 
-// TestAProxyOnTheSameHostOpensNoDelete: a loopback listener alone does not make a request private. A proxy on this host
-// connects from it, and so does a browser with a page whose name resolves to 127.0.0.1.
+// TestAProxyOnTheSameHostOpensNoDelete, and by default no push: a loopback listener alone does not make a request
+// private. A proxy on this host connects from it, and so does a browser with a page whose name resolves to 127.0.0.1.
 func TestAProxyOnTheSameHostOpensNoDelete(t *testing.T) {
 	loopback := auth.Options{Anonymous: "push", Loopback: true}
 	public := auth.Options{Anonymous: "push", Loopback: true, PublicURL: "https://localhost"}
@@ -67,12 +67,29 @@ func TestAProxyOnTheSameHostOpensNoDelete(t *testing.T) {
 		if err != nil && row.o.Loopback && row.o.Anonymous == "push" && !strings.Contains(err.Error(), "neither a proxy") {
 			t.Errorf("%s: the error does not name the cause: %v", name, err)
 		}
+		if row.o.Anonymous != "push" {
+			continue
+		}
+		// By default, a request that may delete may push, and others may create.
+		row.o.Anonymous = ""
+		g = byDefault(t, row.o)
+		_, pushed := may(g, r, "repo", auth.Push)
+		if _, err := may(g, r, "repo", auth.Delete); sign(err) != row.want || sign(pushed) != row.want {
+			t.Errorf("%s, by default: %v, %v", name, err, pushed)
+		}
+		if pushed != nil && !errors.Is(pushed, auth.ErrCreateOnly) {
+			t.Errorf("%s: not even creates: %v", name, pushed)
+		}
+		if pushed != nil && row.o.Loopback && row.o.PublicURL == "" &&
+			!strings.Contains(pushed.Error(), "neither a proxy") {
+			t.Errorf("%s: the error does not name the cause: %v", name, pushed)
+		}
 	}
 }
 
 // TestATokenDoesNotCarryWhatIsPrivate through a proxy: it is decided for each request.
 func TestATokenDoesNotCarryWhatIsPrivate(t *testing.T) {
-	g := guard(t, auth.Options{Anonymous: "push", Loopback: true})
+	g := byDefault(t, auth.Options{Loopback: true})
 	create(t, g, robot("ci", "pull", "a"))
 	get := tokenGET("", "", "repository:a:pull,push,delete")
 	get.Host = "localhost:8443"
@@ -84,6 +101,12 @@ func TestATokenDoesNotCarryWhatIsPrivate(t *testing.T) {
 	proxied := private("Authorization", "Bearer "+token, "X-Forwarded-For", "10.0.0.1")
 	if _, err := may(g, proxied, "a", auth.Delete); !errors.Is(err, auth.ErrUnauthorized) {
 		t.Errorf("through a proxy: %v", err)
+	}
+	if _, err := may(g, proxied, "a", auth.Push); !errors.Is(err, auth.ErrCreateOnly) {
+		t.Errorf("push through a proxy: %v", err)
+	}
+	if _, err := may(g, proxied, "a", auth.Create); err != nil {
+		t.Errorf("create through a proxy: %v", err)
 	}
 	// A client behind a proxy needs a login to delete, so it is asked for one.
 	if _, err := may(g, private("X-Forwarded-For", "10.0.0.1"), "", auth.Login); !errors.Is(err, auth.ErrUnauthorized) {

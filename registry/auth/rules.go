@@ -57,9 +57,9 @@ type Policy struct {
 
 // PolicyOptions are what decides beside the rules.
 type PolicyOptions struct {
-	Anonymous       Level // what may be done without a login, where there are no rules
-	AnonymousDelete bool  // deleting needs no login where pushing needs none, for private requests (loopback listeners)
-	Access          bool  // where no rule decides about an account of the cluster, the Kubernetes API does
+	Anonymous Level // what may be done without a login, where there are no rules
+	Private   bool  // private requests may push and delete as well, see Guard.private
+	Access    bool  // where no rule decides about an account of the cluster, the Kubernetes API does
 }
 
 // rule is a Rule that was read.
@@ -270,7 +270,7 @@ func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 	case len(p.rules) > 0:
 		return Verdict{}
 	case p.withoutLogin(who, a):
-		return Verdict{Allowed: true, on: onLevel, private: a == Delete}
+		return Verdict{Allowed: true, on: onLevel, private: a == Delete || a == Push && p.Anonymous < ReadWrite}
 	case who.Anonymous():
 		return Verdict{on: onLevel}
 	case who.Cluster && p.Access:
@@ -296,9 +296,9 @@ func (p *Policy) withoutLogin(who *Identity, a Action) bool {
 	case Create:
 		return p.Anonymous >= CreateOnly
 	case Push:
-		return p.Anonymous >= ReadWrite
-	case Delete:
-		return p.Anonymous >= ReadWrite && p.AnonymousDelete && who.local
+		return p.Anonymous >= ReadWrite || p.Private && who.local
+	case Delete: // not from elsewhere, even with anonymous: push
+		return p.Private && who.local
 	}
 	return false
 }

@@ -31,7 +31,7 @@ func rule(who, may, repositories string) auth.Rule {
 }
 
 func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
-	p := policy(t, auth.PolicyOptions{Anonymous: auth.ReadWrite, AnonymousDelete: true},
+	p := policy(t, auth.PolicyOptions{Anonymous: auth.ReadWrite, Private: true},
 		rule("user:mallory", "none", ""),
 		rule("*", "pull", "*/public public/**"),
 		rule("user:alice group:devs", "pull push", "team-a/**"),

@@ -60,7 +60,8 @@ type Options struct {
 
 // AddFlags registers the settings as flags.
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
-	fs.StringVarP(&o.Listen, "listen", "l", ":8443", "address and port to listen on")
+	fs.StringVarP(&o.Listen, "listen", "l", "127.0.0.1:8443",
+		"address and port to listen on; :8443 for clients on other machines as well")
 	fs.IntVar(&o.MaxConnections, "max-connections", 0, "number of connections that may be open at once; when a new "+
 		"one comes, one without a request is closed, and if there is none, the new one is answered 503; 0: what fits "+
 		"into a quarter of the memory limit, at most 10000")

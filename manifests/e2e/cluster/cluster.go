@@ -206,7 +206,11 @@ func (c *Cluster) importTrow() error {
 	if err != nil {
 		return err
 	}
-	return c.AddImage(name, trowImage(trowBinary(c.dir)))
+	img, err := trowImage(trowBinary(c.dir))
+	if err != nil {
+		return err
+	}
+	return c.AddImage(name, img)
 }
 
 // TrowBinary returns the path of the program under test, for tests of its commands.

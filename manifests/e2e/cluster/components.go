@@ -184,10 +184,10 @@ func (c *Cluster) writeConfigs() error {
 // credentials returns the path of the kubelet's configuration of credential providers.
 func (c *Cluster) credentials() string { return filepath.Join(c.dir, "credentials.yaml") }
 
-// credentialConfig returns that configuration, as the program under test prints it.
+// credentialConfig returns that configuration, as the program under test prints it, with a loopback name as well.
 func (c *Cluster) credentialConfig() (string, error) {
 	out, err := c.Run(trowBinary(c.dir), "credential-provider", "--print-config", "--program="+trowBinary(c.dir),
-		"--file="+c.credentials())
+		"--file="+c.credentials(), "--names=trow.kube-public:31000,127.0.0.1:31000")
 	if err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}

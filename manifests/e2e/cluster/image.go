@@ -278,18 +278,17 @@ func main() {
 }
 `
 
-// trowImage is the image under test, as the Dockerfile builds it.
-func trowImage(binary string) Image {
-	return Image{
-		Files: []File{
-			{Name: "trow", Mode: 0o755, Source: binary},
-			{Name: "data/", Mode: 0o755, Owner: 65532},
-			{Name: "etc/", Mode: 0o755}, {Name: "etc/ssl/", Mode: 0o755}, {Name: "etc/ssl/certs/", Mode: 0o755},
-			{Name: "etc/ssl/certs/ca-certificates.crt", Mode: 0o644, Data: systemCertificates()},
-		},
-		User: "65532:65532", Ports: []string{"8443/tcp"}, Volumes: []string{"/data"},
-		Entrypoint: []string{"/trow"}, Cmd: []string{"serve", "--data-dir=/data"},
+// trowImage is the image under test, as the Dockerfile builds it: with its files, and its configuration, which is read
+// from there. Errors: those of dockerfile.
+func trowImage(binary string) (Image, error) {
+	img, err := dockerfile()
+	img.Files = []File{
+		{Name: "trow", Mode: 0o755, Source: binary},
+		{Name: "data/", Mode: 0o755, Owner: 65532},
+		{Name: "etc/", Mode: 0o755}, {Name: "etc/ssl/", Mode: 0o755}, {Name: "etc/ssl/certs/", Mode: 0o755},
+		{Name: "etc/ssl/certs/ca-certificates.crt", Mode: 0o644, Data: systemCertificates()},
 	}
+	return img, err
 }
 
 // systemCertificates returns the CAs that this machine trusts, if any. No test depends on them.

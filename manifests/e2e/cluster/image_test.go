@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -21,6 +22,28 @@ func TestFullName(t *testing.T) {
 	} {
 		if got := FullName(name); got != want {
 			t.Errorf("FullName(%q) = %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestTheImageIsThatOfTheDockerfile: its configuration is read, and what is not understood is an error.
+func TestTheImageIsThatOfTheDockerfile(t *testing.T) {
+	img, err := trowImage("/bin/trow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Image{Files: img.Files, Env: []string{"TROW_LISTEN=:8443"}, User: "65532:65532", Ports: []string{"8443/tcp"},
+		Volumes: []string{"/data"}, Entrypoint: []string{"/trow"}, Cmd: []string{"serve", "--data-dir=/data"}}
+	if !reflect.DeepEqual(img, want) || len(img.Files) == 0 {
+		t.Errorf("%+v, want %+v", img, want)
+	}
+	if _, err := parseDockerfile("FROM scratch\n"); err != nil {
+		t.Error(err)
+	}
+	for _, text := range []string{"FROM debian\n", "HEALTHCHECK NONE\n", "ENV A B\n", "ENV A=\"b\"\n",
+		"ENTRYPOINT /trow\n"} {
+		if img, err := parseDockerfile("FROM scratch\n" + text); err == nil {
+			t.Errorf("%q: %+v", text, img)
 		}
 	}
 }
