@@ -1424,7 +1424,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	if code, _, errOut := command(t, "a: [", "check", "-f", "-", "--data", p.dir); code != 2 ||
-		!strings.Contains(errOut, "document 1") {
+		!strings.Contains(errOut, "-:1:1: ") {
 		t.Errorf("bad YAML: code %d: %s", code, errOut)
 	}
 }
