@@ -311,7 +311,8 @@ func TestOpenUploadsCount(t *testing.T) {
 	}
 	a := w.do("POST", "/v2/team/x/blobs/uploads/", nil)
 	a.over()
-	const want = "they hold 100 B (of these, 100 B in uploads that are not finished), and this would add 1 B: finish or cancel"
+	const want = "they hold 100 B (of these, 100 B in uploads that are not finished), and this would add 1 B: " +
+		"finish or cancel"
 	if !strings.Contains(string(a.body), want) {
 		t.Errorf("%s, want %q", a.body, want)
 	}

@@ -52,8 +52,8 @@ func (s *session) end(err *error) {
 	}
 }
 
-// dropIfOver drops a session that was begun and that a quota has no room for. Its bytes count, so if they stayed until it has been idle for
-// long enough, one push that is too large would keep others from pushing until then.
+// dropIfOver drops a session that was begun and that a quota has no room for. Its bytes count, so if they stayed until
+// it has been idle for long enough, one push that is too large would keep others from pushing until then.
 func (s *session) dropIfOver(err error, begun bool) {
 	if e := ocierror.As(err); e != nil && e.Code == ocierror.Denied {
 		s.drop = begun

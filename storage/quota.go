@@ -70,9 +70,9 @@ func (x *Index) currentQuotas() *quotas {
 }
 
 // Excess reports whether d, of size bytes, is more than a quota leaves, together with what the change adds already; e
-// is the first such quota. Content that counts already, because the repo holds it or it waits, exceeds nothing. What earlier changes of the same commit
-// add counts, so that concurrent pushes do not exceed a quota together; what they delete counts once it is committed. d
-// may be empty if it is not known yet.
+// is the first such quota. Content that counts already, because the repo holds it or it waits, exceeds nothing. What
+// earlier changes of the same commit add counts, so that concurrent pushes do not exceed a quota together; what they
+// delete counts once it is committed. d may be empty if it is not known yet.
 func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	g := tx.growth
 	if len(g.quotas.all) == 0 || size <= 0 {

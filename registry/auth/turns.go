@@ -6,11 +6,11 @@ import "slices"
 type lane int
 
 const (
-	// quick gives the next turn to the request with the lowest rank, and of several to the address that came last: a login
-	// from an address that has not failed waits behind no guess, however many addresses guess, except for those that are
-	// being verified. The address that came last, because a flood of first guesses has rank 0 as well; not the request that
-	// came last, because those that guess try again at once, and would always be newer. What the flood leaves behind is
-	// for the other lane.
+	// quick gives the next turn to the request with the lowest rank, and of several to the address that came last: a
+	// login from an address that has not failed waits behind no guess, however many addresses guess, except for those
+	// that are being verified. The address that came last, because a flood of first guesses has rank 0 as well; not the
+	// request that came last, because those that guess try again at once, and would always be newer. What the flood
+	// leaves behind is for the other lane.
 	quick lane = iota
 	// round gives the next turn to the address whose last one is the longest ago: each makes progress, whatever the
 	// others do.

@@ -162,8 +162,8 @@ func (a *asking) Review(ctx context.Context, token string, enter turn) (
 	return info(account("team-a", "ci")), ok, "made up", nil
 }
 
-// TestMadeUpTokensDelayNoFirstLogin: a good token that the Reviewer does not know yet waited with those of 250 addresses
-// that guess, and was refused when too many waited.
+// TestMadeUpTokensDelayNoFirstLogin: a good token that the Reviewer does not know yet waited with those of 250
+// addresses that guess, and was refused when too many waited.
 func TestMadeUpTokensDelayNoFirstLogin(t *testing.T) {
 	for _, after := range []time.Duration{time.Second / 20, 3 * time.Second} { // first guesses, and later ones
 		synctest.Test(t, func(t *testing.T) {
