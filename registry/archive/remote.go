@@ -2,7 +2,6 @@ package archive
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,39 +10,18 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/admin"
 	"trow/registry/client"
+	"trow/registry/inventory"
 	"trow/storage"
 )
 
 // remote is a running registry.
 type remote struct{ *client.Client }
 
-// repositories calls each with what every repository holds. The answer is a stream of JSON, one object for each
-// repository, because all of them together may not fit into memory.
+// repositories calls each with what every repository holds.
 func (r remote) repositories(ctx context.Context, each func(storage.Holdings) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL()+"/admin/repositories", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := r.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("cannot list the repositories: status %s", resp.Status)
-	}
-	for in := json.NewDecoder(resp.Body); ; {
-		var h storage.Holdings
-		if err := in.Decode(&h); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("cannot read the list of repositories: %w", err)
-		}
-		if err := each(h); err != nil {
-			return err
-		}
-	}
+	return inventory.Read(ctx, admin.NewRemote(r.URL(), r), nil, each)
 }
 
 // kind is what a repository holds.
