@@ -53,7 +53,8 @@ func main() {
 }
 
 // run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial by check or can-i, damage
-// found by scrub or a scenario that failed in bench, and 2 for an error, which is printed as one line.
+// found by scrub, a removal that removed nothing or a scenario that failed in bench, and 2 for an error, which is
+// printed as one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	root := &cobra.Command{
 		Use:           "trow",
@@ -70,12 +71,13 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
+	commands.Arrange(root)
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)
 	err := root.ExecuteContext(ctx)
-	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, bench.ErrFailed}
+	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, commands.ErrKept, bench.ErrFailed}
 	switch {
 	case err == nil:
 		return 0

@@ -222,8 +222,6 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 	switch {
 	case c.remote != nil && resp.StatusCode == http.StatusUnauthorized:
 		text += "; log in: docker login, or --user and --password-file"
-	case c.remote != nil && resp.StatusCode == http.StatusForbidden:
-		text += "; administration needs a login that has admin (setting rules), or the setting user"
 	case c.remote != nil && resp.StatusCode == http.StatusNotFound:
 		text += "; is " + c.url + " a Trow server?"
 	}

@@ -30,7 +30,7 @@ func newRegistry(t *testing.T) *server {
 	t.Cleanup(index.Close)
 	reg := registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: allowAll{}})
 	s := &server{T: t, dir: t.TempDir()}
-	s.serve(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	s.handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path != "/admin/repositories" {
 			reg.ServeHTTP(w, req)
 			return
@@ -40,7 +40,8 @@ func newRegistry(t *testing.T) *server {
 				_ = json.NewEncoder(w).Encode(h)
 			}
 		}
-	}))
+	})
+	s.serve(s.handler)
 	return s
 }
 

@@ -19,8 +19,8 @@ func (p Program) cpCommand() *cobra.Command {
 			"as signatures. It copies only what is not there: run it again to continue. Within one registry it copies no\n" +
 			"bytes. Without a tag, SOURCE is its tag latest, and DESTINATION gets the tag of SOURCE. Logins are those of\n" +
 			"docker login; --user is for --server.\n\n" + referenceUsage + exitCodes,
-		Example: "  trow cp docker.io/library/alpine:3.22 base/alpine --server https://trow.example:31000\n" +
-			"  trow cp team/app:1.0 team/app:stable\n  trow cp --all-tags old.example/app app",
+		Example: "  trow cp docker.io/library/alpine:3.22 base/alpine\n" +
+			"  trow cp team/app:1.0 trow.example:31000/team/app\n  trow cp --all-tags old.example/app app",
 		Args: cobra.ExactArgs(2),
 	}
 	t := p.target(cmd)

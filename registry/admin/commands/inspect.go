@@ -188,38 +188,39 @@ func platformOf(p *v1.Platform) string {
 	return text
 }
 
-// print prints for people.
+// print prints for people. The label is as wide as leaves room for a digest in 80 columns.
 func (i *inspection) print(w io.Writer) error {
-	facts := [][2]string{{"Repository", i.Repository}, {"Digest", i.Digest.String()}, {"Type", i.MediaType},
+	const label = 9
+	facts := [][2]string{{"Name", i.Repository}, {"Digest", i.Digest.String()}, {"Type", i.MediaType},
 		{"Artifact", i.ArtifactType}, {"Subject", i.Subject.String()}}
+	var environment, labels []string
 	if c := i.Config; c != nil {
-		created := ""
+		created, platform := "", ""
 		if c.Created != nil {
-			created = c.Created.UTC().Format("2006-01-02 15:04")
+			created = moment(c.Created.Unix())
 		}
-		platform := ""
 		if c.OS != "" {
 			platform = platformOf(&c.Platform)
 		}
 		facts = append(facts, [][2]string{{"Platform", platform}, {"Created", created}, {"User", c.Config.User},
-			{"Entrypoint", command(c.Config.Entrypoint)}, {"Command", command(c.Config.Cmd)}, {"Directory", c.Config.WorkingDir},
-			{"Ports", strings.Join(slices.Sorted(maps.Keys(c.Config.ExposedPorts)), " ")},
-			{"Environment", strings.Join(c.Config.Env, "\n")}, {"Labels", pairs(c.Config.Labels)}}...)
+			{"Entry", command(c.Config.Entrypoint)}, {"Command", command(c.Config.Cmd)}, {"Workdir", c.Config.WorkingDir},
+			{"Ports", strings.Join(slices.Sorted(maps.Keys(c.Config.ExposedPorts)), " ")}}...)
+		environment, labels = c.Config.Env, pairs(c.Config.Labels)
 	}
-	facts = append(facts, [2]string{"Annotations", pairs(i.Annotations)})
 	for _, f := range facts {
-		if f[1] == "" {
-			continue
+		if f[1] != "" {
+			fmt.Fprintf(w, "%-*s%s\n", label, f[0], middle(printable(f[1]), max(widthOf(w), noTerminal)-label))
 		}
-		for n, line := range strings.Split(f[1], "\n") {
-			name := f[0]
-			if n > 0 {
-				name = ""
-			}
-			const label = 13
-			if _, err := fmt.Fprintf(w, "%-*s%s\n", label, name, middle(line, max(widthOf(w)-label, label))); err != nil {
-				return err
-			}
+	}
+	for _, group := range []struct {
+		name string
+		all  []string
+	}{{"Environment", environment}, {"Labels", labels}, {"Annotations", pairs(i.Annotations)}} {
+		if len(group.all) > 0 {
+			fmt.Fprintf(w, "\n%s\n", group.name)
+		}
+		for _, line := range group.all {
+			fmt.Fprintf(w, "  %s\n", middle(printable(strings.ReplaceAll(line, "\n", " ")), max(widthOf(w), noTerminal)-2))
 		}
 	}
 	for _, group := range []struct {
@@ -236,12 +237,11 @@ func (i *inspection) print(w io.Writer) error {
 // command is the words of a command as one line.
 func command(words []string) string { return strings.ReplaceAll(strings.Join(words, " "), "\n", " ") }
 
-func pairs(all map[string]string) string {
-	var lines []string
+func pairs(all map[string]string) (lines []string) {
 	for _, key := range slices.Sorted(maps.Keys(all)) {
-		lines = append(lines, key+"="+strings.ReplaceAll(all[key], "\n", " "))
+		lines = append(lines, key+"="+all[key])
 	}
-	return strings.Join(lines, "\n")
+	return lines
 }
 
 func printParts(w io.Writer, name string, all []part) error {

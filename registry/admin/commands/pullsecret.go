@@ -39,7 +39,8 @@ func (p Program) pullSecretCommand() *cobra.Command {
 		Use:   "pull-secret",
 		Short: "Print a Secret with which pods pull images (imagePullSecrets)",
 		Long: "pull-secret creates a robot that may pull, and prints a Secret with its token:\n" +
-			"  trow pull-secret --namespace team-a --repository 'team-a/**' | kubectl apply -f -\n" +
+			"  trow pull-secret --namespace team-a --repository 'team-a/**' |\n" +
+			"    kubectl apply -f -\n" +
 			"With --user it creates no robot; the Secret has the password of that user.",
 		Args: cobra.NoArgs,
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"trow/registry/admin"
 	"trow/registry/inventory"
@@ -181,6 +182,9 @@ func printPlan(w io.Writer, plan inventory.Removal) error {
 			return err
 		}
 	}
+	if len(plan.Kept) > 0 && plan.Kept[0].Asked {
+		fmt.Fprintln(w, "Remove first what needs it.")
+	}
 	if len(plan.Manifests) > 0 {
 		fmt.Fprintf(w, "The next collections free %s.\n", size(plan.Bytes))
 	}
@@ -199,17 +203,13 @@ func whyKept(k inventory.Kept) string {
 	if len(by) == 0 {
 		return "by its digest; --manifest removes it"
 	}
-	why := "needed by " + strings.Join(by, ", ")
-	if k.Asked {
-		why += "; remove that first"
-	}
-	return why
+	return "needed by " + strings.Join(by, ", ")
 }
 
 // ask asks a question on standard error and reads the answer.
 func ask(cmd *cobra.Command, question string) (bool, error) {
 	in := cmd.InOrStdin()
-	if f, ok := in.(*os.File); ok && !isTerminal(f) {
+	if f, ok := in.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
 		return false, errors.New("standard input is no terminal, so rm cannot ask; add --yes, or --dry-run to see what would go")
 	}
 	fmt.Fprint(cmd.ErrOrStderr(), question)

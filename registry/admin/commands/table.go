@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
@@ -57,7 +58,7 @@ func printJSON(w io.Writer, v any) error {
 // printLines prints names, one a line.
 func printLines(w io.Writer, all []string) error {
 	for _, name := range all {
-		if _, err := fmt.Fprintln(w, name); err != nil {
+		if _, err := fmt.Fprintln(w, printable(name)); err != nil {
 			return err
 		}
 	}
@@ -90,6 +91,11 @@ func widthOf(w io.Writer) int {
 func (t *table) print(w io.Writer, indent string) error {
 	const gap = 2
 	all := append([][]string{t.head}, t.rows...)
+	for _, row := range t.rows {
+		for i := range row {
+			row[i] = printable(row[i])
+		}
+	}
 	widths := make([]int, len(t.head))
 	total := len(indent) + gap*(len(t.head)-1)
 	for i := range widths {
@@ -128,6 +134,16 @@ func (t *table) print(w io.Writer, indent string) error {
 		}
 	}
 	return nil
+}
+
+// printable replaces what would control a terminal: names and labels are text of whoever made an image.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 // middle shortens text to n characters.
