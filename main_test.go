@@ -398,7 +398,7 @@ func TestRebuild(t *testing.T) {
 	p.stop()
 	rebuild := func(want ...string) {
 		t.Helper()
-		code, out, errOut := command(t, "", "rebuild", "--data-dir="+dir)
+		code, out, errOut := command(t, "", "rebuild", "--recover", "--data-dir="+dir)
 		for _, text := range want {
 			if code != 0 || !strings.Contains(out, text) {
 				t.Errorf("code %d, %s%s; want %q", code, out, errOut, text)
