@@ -4,7 +4,7 @@ import "slices"
 
 // Nearest returns the name that a misspelled one most likely means, empty if none is near.
 func Nearest(name string, all []string) string {
-	best, least := "", max(len(name)/3, 1)+1
+	best, least := "", max(len(name)/3, min(len(name)/2, 2))+1 // two letters that changed places are two changes
 	for _, other := range slices.Sorted(slices.Values(all)) {
 		if d := distance(name, other); d < least {
 			best, least = other, d
