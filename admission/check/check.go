@@ -47,6 +47,7 @@ type options struct {
 	server    string
 	ca        string
 	tokenFile string
+	output    string
 }
 
 // Command returns the command. Its errors are ErrDenied if an image may not run, or what kept it from finding out.
@@ -68,7 +69,13 @@ func Command(p Program) *cobra.Command {
 				return err
 			}
 			defer done()
-			return run(cmd, o.files, review)
+			switch o.output {
+			case "table":
+				return run(cmd, o.files, review, &text{cmd.OutOrStdout()})
+			case "json":
+				return run(cmd, o.files, review, &list{out: cmd.OutOrStdout(), All: []result{}})
+			}
+			return fmt.Errorf("output: %.40q: want table or json", o.output)
 		},
 	}
 	f := cmd.Flags()
@@ -83,6 +90,7 @@ func Command(p Program) *cobra.Command {
 	f.StringVar(&o.server, "server", "", "URL of a running server")
 	f.StringVar(&o.ca, "cacert", "", "with --server: file of the CA (PEM) that has signed the certificate of the server")
 	f.StringVar(&o.tokenFile, "token-file", "", "with --server: file with the token of its setting validate-token-file")
+	f.StringVarP(&o.output, "output", "o", "table", "table or json")
 	new(admission.PolicyOptions).AddFlags(f) // Program.Policy reads them
 	cmd.MarkFlagsMutuallyExclusive("data-dir", "server")
 	cmd.MarkFlagsOneRequired("data-dir", "server")
@@ -90,9 +98,8 @@ func Command(p Program) *cobra.Command {
 	return cmd
 }
 
-// run reviews the files in order, and prints a line for each object and what there is to say about it.
-func run(cmd *cobra.Command, files []string, review reviewer) error {
-	out := cmd.OutOrStdout()
+// run reviews the files in order, and prints each object and what there is to say about it.
+func run(cmd *cobra.Command, files []string, review reviewer, to printer) error {
 	denied, checked := 0, 0
 	for _, file := range files {
 		docs, err := readDocuments(cmd.InOrStdin(), file)
@@ -100,22 +107,23 @@ func run(cmd *cobra.Command, files []string, review reviewer) error {
 			return err
 		}
 		for _, d := range docs {
-			where := fmt.Sprintf("%s:%d %s/%s", file, d.Line, d.Kind, d.Name)
-			if d.Review == nil {
-				fmt.Fprintf(out, "skipped  %s: has no images\n", where)
-				continue
+			r := result{File: file, Line: d.Line, Kind: d.Kind, Name: d.Name, Outcome: "skipped"}
+			if d.Review != nil {
+				resp, err := review(cmd.Context(), d.Review)
+				if err != nil {
+					return fmt.Errorf("%s: %w", r.where(), err)
+				}
+				checked++
+				if r.judge(resp); r.Outcome == "denied" {
+					denied++
+				}
 			}
-			resp, err := review(cmd.Context(), d.Review)
-			if err != nil {
-				return fmt.Errorf("%s: %w", where, err)
-			}
-			checked++
-			if !printVerdict(out, where, resp) {
-				denied++
-			}
+			to.print(r)
 		}
 	}
-	fmt.Fprintf(out, "%d checked, %d denied\n", checked, denied)
+	if err := to.end(checked, denied); err != nil {
+		return err
+	}
 	if denied > 0 {
 		return ErrDenied
 	}
@@ -137,24 +145,6 @@ func readDocuments(in io.Reader, file string) ([]admission.Document, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return docs, nil
-}
-
-// printVerdict prints an answer, and reports whether the object is allowed. A server that does not enforce templates
-// only warns of what the pods would be denied for; here such a warning is a denial.
-func printVerdict(out io.Writer, where string, resp *admissionv1.AdmissionResponse) (allowed bool) {
-	allowed = resp.Allowed && resp.AuditAnnotations["decision"] != admission.OutcomeWarned
-	switch {
-	case allowed:
-		fmt.Fprintf(out, "allowed  %s\n", where)
-	case resp.Result != nil && resp.Result.Message != "":
-		fmt.Fprintf(out, "denied   %s: %s\n", where, resp.Result.Message)
-	default:
-		fmt.Fprintf(out, "denied   %s\n", where)
-	}
-	for _, w := range resp.Warnings {
-		fmt.Fprintf(out, "         %s\n", w)
-	}
-	return allowed
 }
 
 // reviewer answers a review.

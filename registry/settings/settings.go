@@ -22,6 +22,7 @@ package settings
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -148,8 +149,9 @@ func Version(line string) *cobra.Command {
 	}
 }
 
-// Command returns trow settings, which prints the settings of parts as a table in Markdown.
+// Command returns trow settings, which prints the settings of parts as a table in Markdown, or as JSON.
 func Command(parts ...Part) *cobra.Command {
+	format := "table"
 	cmd := &cobra.Command{
 		Use:   "settings",
 		Short: "Print the settings with their defaults",
@@ -157,11 +159,18 @@ func Command(parts ...Part) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 			Register(all, parts...)
-			_, err := io.WriteString(cmd.OutOrStdout(), Markdown(all))
-			return err
+			switch format {
+			case "table":
+				_, err := io.WriteString(cmd.OutOrStdout(), Markdown(all))
+				return err
+			case "json":
+				return writeJSON(cmd.OutOrStdout(), all)
+			}
+			return fmt.Errorf("output: %.40q: want table or json", format)
 		},
 	}
-	cmd.Flags().Bool("markdown", true, "as a table in Markdown") // the only form there is
+	cmd.Flags().Bool("markdown", true, "as a table in Markdown (the default)")
+	cmd.Flags().StringVarP(&format, "output", "o", format, "table or json")
 	return cmd
 }
 
@@ -371,6 +380,25 @@ func Markdown(all *pflag.FlagSet) string {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, value, strings.ReplaceAll(f.Usage, "|", `\|`))
 	})
 	return b.String()
+}
+
+// writeJSON writes the settings as a list of objects.
+func writeJSON(w io.Writer, all *pflag.FlagSet) error {
+	type setting struct {
+		Key      string `json:"key"`
+		Default  string `json:"default"`
+		Meaning  string `json:"meaning"`
+		FileOnly bool   `json:"fileOnly,omitempty"`
+	}
+	list := []setting{}
+	all.VisitAll(func(f *pflag.Flag) {
+		_, fileOnly := f.Value.(fileValue)
+		list = append(list, setting{f.Name, defaultText(f), f.Usage, fileOnly})
+	})
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(list)
 }
 
 // defaultText is a flag's default as a person would write it.
