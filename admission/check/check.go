@@ -86,7 +86,7 @@ func Command(p Program) *cobra.Command {
 		return pflag.NormalizedName(name)
 	})
 	f.StringSliceVarP(&o.files, "filename", "f", nil, "file with manifests, YAML or JSON; - for standard input")
-	f.StringVar(&o.dataDir, "data-dir", "", "data directory of a stopped server")
+	f.StringVarP(&o.dataDir, "data-dir", "d", "", "data directory of a stopped server")
 	f.StringVar(&o.server, "server", "", "URL of a running server")
 	f.StringVar(&o.ca, "cacert", "", "with --server: file of the CA (PEM) that has signed the certificate of the server")
 	f.StringVar(&o.tokenFile, "token-file", "", "with --server: file with the token of its setting validate-token-file")
