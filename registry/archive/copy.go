@@ -34,7 +34,8 @@ var companions = []string{".sig", ".att", ".sbom"}
 // What is there already is not copied, so a copy that was cut short continues when it is run again; within one registry
 // blobs are mounted. It returns the digest of the last image. Errors: those of the registries; that there were
 // problems, after everything else was copied.
-func Copy(ctx context.Context, from, to *client.Client, all []Copied, o CopyOptions) (d digest.Digest, p Progress, err error) {
+func Copy(ctx context.Context, from, to *client.Client, all []Copied, o CopyOptions) (d digest.Digest, p Progress,
+	err error) {
 	i := &importer{counter: counter{options: o.Options}, to: remote{to}, copies: true}
 	i.add(func(p *Progress) { p.TotalItems = len(all) })
 	for _, c := range all {

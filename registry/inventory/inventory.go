@@ -140,7 +140,8 @@ func Fetch(ctx context.Context, c *client.Client, repo, ref string) (m Manifest,
 	case len(text) > maxManifest:
 		return m, desc, fmt.Errorf("manifest %s: it has more than %d bytes", ref, maxManifest)
 	}
-	if _, err := storage.ParseDigest(desc.Digest.String()); err != nil || desc.Digest.Algorithm().FromBytes(text) != desc.Digest {
+	if _, err := storage.ParseDigest(desc.Digest.String()); err != nil ||
+		desc.Digest.Algorithm().FromBytes(text) != desc.Digest {
 		return m, desc, fmt.Errorf("manifest %s: the registry's answer does not match its digest", ref)
 	}
 	if err := json.Unmarshal(text, &m); err != nil {

@@ -27,7 +27,8 @@ func held(name string, subject digest.Digest, tags []string, refs ...string) sto
 func repo() storage.Holdings {
 	return storage.Holdings{Repo: "app",
 		Manifests: []storage.HeldManifest{held("i1", "", []string{"1", "stable"}, "amd", "arm"),
-			held("i2", "", []string{"2"}, "amd"), held("amd", "", nil, "base", "x"), held("arm", "", []string{"arm"}, "base", "y"),
+			held("i2", "", []string{"2"}, "amd"), held("amd", "", nil, "base", "x"),
+			held("arm", "", []string{"arm"}, "base", "y"),
 			held("sig", d("i1"), nil, "s"), held("sigsig", d("sig"), nil, "t")},
 		Blobs: []storage.HeldBlob{{Digest: d("base"), Size: 100}, {Digest: d("x"), Size: 10}, {Digest: d("y"), Size: 20},
 			{Digest: d("s"), Size: 3}, {Digest: d("t"), Size: 4}, {Digest: d("unused"), Size: 1000}}}
@@ -84,12 +85,13 @@ func TestWhatAnotherRepositoryHoldsDoesNotBecomeFree(t *testing.T) {
 func TestSharedContentIsCountedOnce(t *testing.T) {
 	var s inventory.Sum
 	s.Add(repo())
-	s.Add(storage.Holdings{Repo: "other", Blobs: []storage.HeldBlob{{Digest: d("base"), Size: 100}, {Digest: d("z"), Size: 7}},
+	s.Add(storage.Holdings{Repo: "other",
+		Blobs:     []storage.HeldBlob{{Digest: d("base"), Size: 100}, {Digest: d("z"), Size: 7}},
 		Manifests: []storage.HeldManifest{held("m", "", []string{"v"}, "base", "z")}})
 	usages, total := s.Result()
 	want := inventory.Total{Repositories: 2, Bytes: 6 + 1137 + 7 + 1, Shared: 100}
-	if total != want || usages[0].Own != 6+1037 || usages[0].Unused != 1000 || usages[0].Tags != 4 || usages[1].Bytes != 108 ||
-		usages[1].Own != 8 {
+	if total != want || usages[0].Own != 6+1037 || usages[0].Unused != 1000 || usages[0].Tags != 4 ||
+		usages[1].Bytes != 108 || usages[1].Own != 8 {
 		t.Errorf("total %+v, want %+v; %+v", total, want, usages)
 	}
 	if n := inventory.Sizes(repo())(d("i1")); n != 3+100+10+20 {

@@ -128,7 +128,8 @@ func (p *plan) spread() {
 		grown = false
 		for i := range p.h.Manifests {
 			m := &p.h.Manifests[i]
-			part := p.goes[m.Subject] || slices.ContainsFunc(p.parents[m.Digest], func(d digest.Digest) bool { return p.goes[d] })
+			part := p.goes[m.Subject] ||
+				slices.ContainsFunc(p.parents[m.Digest], func(d digest.Digest) bool { return p.goes[d] })
 			if p.goes[m.Digest] || !part {
 				continue
 			}

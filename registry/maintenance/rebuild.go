@@ -47,7 +47,8 @@ type Rebuilt struct {
 	Restored storage.Stats      // what the journal knows, without what was found
 	Found    []storage.Manifest // manifests among the blobs that no repo held; with Recover, they are in Into now
 	Missing  []digest.Digest    // content that repos hold and that has no bytes; it is quarantined
-	// Unclaimed counts the blobs without Found that are still not present in any repo, and their bytes: the next collection frees them.
+	// Unclaimed counts the blobs without Found that are still not present in any repo, and their bytes: the next
+	// collection frees them.
 	Unclaimed      int
 	UnclaimedBytes int64
 }

@@ -15,8 +15,8 @@ func (p Program) cpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cp SOURCE DESTINATION",
 		Short: "Copy an image between two registries, with all platforms and its signatures",
-		Long: "cp copies a manifest, all platforms of an index, everything that they consist of, and their referrers, such\n" +
-			"as signatures. It copies only what is not there: run it again to continue. Within one registry it copies no\n" +
+		Long: "cp copies a manifest, all platforms of an index, everything that they consist of, and their referrers,\n" +
+			"such as signatures. It copies only what is not there: run it again to continue. Within one registry it copies no\n" +
 			"bytes. Without a tag, SOURCE is its tag latest, and DESTINATION gets the tag of SOURCE. Logins are those of\n" +
 			"docker login; --user is for --server.\n\n" + referenceUsage + exitCodes,
 		Example: "  trow cp docker.io/library/alpine:3.22 base/alpine\n" +

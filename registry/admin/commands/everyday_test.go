@@ -347,9 +347,11 @@ func TestReferences(t *testing.T) {
 	s := newRegistry(t)
 	s.fill()
 	for ref, want := range map[string]string{
-		"team/APP": "is not a valid repository", "team/app:": "is not a valid tag", "team/app@sha256:12": "is not a valid digest",
-		"https://host": "names a registry and no repository", "ho$st.example/a": "is not a valid HOST[:PORT]",
-		"a/../../b": "is not a valid repository", "": "is not a valid repository", "http://x/y/": "is not a valid repository"} {
+		"team/APP": "is not a valid repository", "team/app:": "is not a valid tag",
+		"team/app@sha256:12": "is not a valid digest",
+		"https://host":       "names a registry and no repository", "ho$st.example/a": "is not a valid HOST[:PORT]",
+		"a/../../b": "is not a valid repository", "": "is not a valid repository",
+		"http://x/y/": "is not a valid repository"} {
 		if _, _, err := s.run("", "inspect", ref); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want %q", ref, err, want)
 		}

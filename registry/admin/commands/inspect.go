@@ -94,7 +94,8 @@ func inspect(cmd *cobra.Command, e *endpoint, r reference, platform string) (*in
 	}
 	if platform != "" && len(m.Manifests) > 0 {
 		at := slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool {
-			return platformOf(d.Platform) == platform || d.Platform != nil && d.Platform.OS+"/"+d.Platform.Architecture == platform
+			return platformOf(d.Platform) == platform ||
+				d.Platform != nil && d.Platform.OS+"/"+d.Platform.Architecture == platform
 		})
 		if at < 0 {
 			var all []string

@@ -42,8 +42,9 @@ func (p Program) lsCommand() *cobra.Command {
 		Long: "ls lists repositories, or the manifests and tags of a repository. Untagged manifests are in the list where\n" +
 			"the server's administration may be asked: on its socket, or with a login that has admin.\n\n" + referenceUsage +
 			exitCodes,
-		Example: "  trow ls\n  trow ls team/app --server https://trow.example:31000\n  trow ls docker.io/library/alpine -o json",
-		Args:    cobra.MaximumNArgs(1),
+		Example: "  trow ls\n  trow ls team/app --server https://trow.example:31000\n" +
+			"  trow ls docker.io/library/alpine -o json",
+		Args: cobra.MaximumNArgs(1),
 	}
 	t := p.target(cmd)
 	o.addFlags(cmd, "names")
@@ -337,7 +338,8 @@ func printUsage(cmd *cobra.Command, o output, usages []inventory.Usage, total in
 	fmt.Fprintf(out, "\n%s in %s, of which several hold %s, counted once.\n", size(total.Bytes),
 		count(total.Repositories, "repository", ""), size(total.Shared))
 	if !whole {
-		fmt.Fprintln(cmd.ErrOrStderr(), "Only what tags lead to is counted: the registry lists the rest to a Trow administrator.")
+		fmt.Fprintln(cmd.ErrOrStderr(), "Only what tags lead to is counted: "+
+			"the registry lists the rest to a Trow administrator.")
 	}
 	return nil
 }

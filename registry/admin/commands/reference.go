@@ -22,7 +22,8 @@ type reference struct {
 }
 
 // referenceUsage is the part of the help that says how to name things.
-const referenceUsage = "A reference is REPOSITORY[:TAG|@DIGEST] on the server of the command, or HOST[:PORT]/REPOSITORY…\n" +
+const referenceUsage = "A reference is REPOSITORY[:TAG|@DIGEST] on the server of the command, or " +
+	"HOST[:PORT]/REPOSITORY…\n" +
 	"on another registry, as in image names: the part before the first slash is a host if it has a dot or a\n" +
 	"colon, or is localhost. http://HOST/… is without TLS, and /REPOSITORY is never a host."
 

@@ -32,9 +32,9 @@ func (p Program) rmCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm REFERENCE",
 		Short: "Remove a tag, a manifest or a repository; first say what goes and what stays",
-		Long: "rm REPOSITORY:TAG removes the tag alone: the manifest stays and can be pulled by its digest. --manifest takes\n" +
-			"the manifest too, unless another tag or an index needs it. rm REPOSITORY@DIGEST removes a manifest with its tags,\n" +
-			"and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as signatures,\n" +
+		Long: "rm REPOSITORY:TAG removes the tag alone: the manifest stays and can be pulled by its digest. --manifest\n" +
+			"takes the manifest too, unless another tag or an index needs it. rm REPOSITORY@DIGEST removes a manifest with\n" +
+			"its tags, and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as signatures,\n" +
 			"where nothing else needs them. The next collection frees the space: trow gc.\n\n" +
 			"rm says what goes and asks; --yes does not ask. In a cluster:\n" +
 			"  kubectl -n kube-public exec trow-0 -- /trow rm team/app:1.0 --yes\n\n" + referenceUsage +
@@ -210,7 +210,8 @@ func whyKept(k inventory.Kept) string {
 func ask(cmd *cobra.Command, question string) (bool, error) {
 	in := cmd.InOrStdin()
 	if f, ok := in.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
-		return false, errors.New("standard input is no terminal, so rm cannot ask; add --yes, or --dry-run to see what would go")
+		return false, errors.New("standard input is no terminal, so rm cannot ask; add --yes, " +
+			"or --dry-run to see what would go")
 	}
 	fmt.Fprint(cmd.ErrOrStderr(), question)
 	line, err := bufio.NewReader(in).ReadString('\n')

@@ -74,7 +74,8 @@ func (t *target) open(cmd *cobra.Command) (*endpoint, error) {
 		return socketEndpoint(dir)
 	}
 	u, err := url.Parse(t.server)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || !auth.ValidHost(u.Host) || strings.Trim(u.Path, "/") != "" {
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || !auth.ValidHost(u.Host) ||
+		strings.Trim(u.Path, "/") != "" {
 		return nil, fmt.Errorf("server: %.100q is not a valid URL; want https://host[:port]", t.server)
 	}
 	e, err := t.dial(cmd, u.Scheme+"://"+u.Host, t.user != "")
