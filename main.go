@@ -54,7 +54,8 @@ func main() {
 }
 
 // run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial by check or can-i, damage
-// found by scrub or a scenario that failed in bench, and 2 for an error, which is printed as one line.
+// found by scrub, a removal that removed nothing or a scenario that failed in bench, and 2 for an error, which is
+// printed as one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	root := &cobra.Command{
 		Use:           "trow",
@@ -72,12 +73,13 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
+	commands.Arrange(root)
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)
 	err := root.ExecuteContext(ctx)
-	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, bench.ErrFailed}
+	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, commands.ErrKept, bench.ErrFailed}
 	switch {
 	case err == nil:
 		return 0
@@ -248,12 +250,32 @@ func verdict(ctx context.Context, d admission.Decision, c *admission.Callers) au
 			DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}}
 }
 
-// welcome prints what runs, and what to do next.
+// welcome prints what runs and, outside a cluster, what to do next: nobody sits at the machine of a pod.
 func welcome(out io.Writer, o *options, l net.Listener, reg *service.Service, p *admission.Policy, k *trowtls.Keeper) {
-	host := o.policy.Host(l.Addr().(*net.TCPAddr).Port, o.cluster.Webhook != "")
+	at := l.Addr().(*net.TCPAddr)
+	cluster := kube.Inside() || o.cluster.Webhook != ""
+	host := o.policy.Host(at.Port, cluster)
 	data, anonymous := reg.Summary()
 	fmt.Fprintf(out, "Trow %s is ready.\n\n  listens on   %s://%s\n  data         %s\n  local names  %s\n"+
-		"  may run      %s\n  no login     %s\n%s\nPush a first image:\n"+
-		"  skopeo copy%s docker://docker.io/library/nginx:1.21.0 docker://%s/nginx:1.21.0\n", version, k.Scheme(), l.Addr(),
-		data, strings.Join(o.policy.Names, ", "), p.Summary(), anonymous, k.Summary(host), k.SkopeoFlag(), host)
+		"  may run      %s\n  no login     %s\n%s", version, k.Scheme(), at, data, strings.Join(o.policy.Names, ", "),
+		p.Summary(), anonymous, k.Summary(host))
+	if !cluster {
+		firstSteps(out, at, o.registry.Data.DataDir, host, k)
+	}
+}
+
+// firstSteps prints what to do next on this machine: with no right but that of the user, and with images that are here.
+func firstSteps(out io.Writer, at *net.TCPAddr, dir, host string, k *trowtls.Keeper) {
+	verify := ""
+	if file := k.CAFile(); file != "" {
+		verify = " --cacert " + file
+		if at.IP.IsUnspecified() {
+			fmt.Fprint(out, "\nOther machines reach it by names that the certificate must have: --tls-names NAME,ADDRESS\n")
+		}
+	}
+	fmt.Fprintf(out, "\nPush an image that is here (docker, podman), see it, and check what may run:\n"+
+		"  docker save app:1 | trow import --data-dir %[1]s --as app:1 -\n"+
+		"  skopeo copy%[2]s docker-daemon:app:1 docker://%[3]s/app:1\n"+
+		"  trow ls --data-dir %[1]s app\n"+
+		"  trow check -f pods.yaml --server %[4]s://%[3]s%[5]s\n", dir, k.SkopeoFlag(), host, k.Scheme(), verify)
 }

@@ -51,7 +51,6 @@ import (
 	"trow/registry/server"
 	"trow/registry/service"
 	"trow/registry/settings"
-	"trow/storage/bolt"
 )
 
 // process is the whole program, run in this process.
@@ -260,14 +259,39 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 	}
 }
 
+// TestEveryCommandIsInAGroup of the help, and the help fits a terminal.
+func TestEveryCommandIsInAGroup(t *testing.T) {
+	_, help, _ := command(t, "", "--help")
+	_, others, found := strings.Cut(help, "Additional Commands:")
+	if names := strings.Fields(others); !found || strings.Contains(others, "Run:") || len(names) < 2 ||
+		names[0] != "completion" || strings.Count(strings.Split(others, "Flags:")[0], "\n  ") != 2 {
+		t.Errorf("completion and help are not alone outside of the groups:\n%s", help)
+	}
+	for line := range strings.SplitSeq(help, "\n") {
+		if len(line) > 80 {
+			t.Errorf("%d characters: %s", len(line), line)
+		}
+	}
+}
+
 func TestStartUpText(t *testing.T) {
 	p := start(t, t.TempDir())
 	text := p.out.String()
 	for _, part := range []string{"is ready", "trow.kube-public:31000", "registry.k8s.io/", "SHA-256",
-		"sudo cp " + p.dir + "/ca.crt", "skopeo copy"} {
+		"--dest-cert-dir " + p.dir, "trow import --data-dir " + p.dir, "trow check -f", "--cacert " + p.dir + "/ca.crt"} {
 		if !strings.Contains(text, part) {
 			t.Errorf("the text lacks %q:\n%s", part, text)
 		}
+	}
+	// It needs neither another user's rights nor another registry, and no further name where nobody else can connect.
+	for _, part := range []string{"sudo", "docker.io/library", "tls-names"} {
+		if strings.Contains(text, part) {
+			t.Errorf("the text has %q:\n%s", part, text)
+		}
+	}
+	all := start(t, t.TempDir(), "--listen=0.0.0.0:0")
+	if text := all.out.String(); !strings.Contains(text, "--tls-names") {
+		t.Errorf("on all interfaces the text lacks tls-names:\n%s", text)
 	}
 	ca := p.want(200, "GET", "/ca.crt", "")
 	if block, _ := pem.Decode([]byte(ca)); block == nil || block.Type != "CERTIFICATE" {
@@ -394,20 +418,20 @@ func TestRebuild(t *testing.T) {
 	p := start(t, dir, "--no-tls")
 	p.push("app", "v")
 	p.stop()
-	journal, err := bolt.Open(dir)
+	backup, err := os.ReadFile(filepath.Join(dir, "journal.backup")) // of a clean stop
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(journal.Backup(), journal.Close()); err != nil { // a server makes one after a minute
 		t.Fatal(err)
 	}
 	p = start(t, dir, "--no-tls")
 	later := p.push("later", "w")
 	lost := p.push("gone", "x")
 	p.stop()
+	if err := os.WriteFile(filepath.Join(dir, "journal.backup"), backup, 0o600); err != nil { // as after a crash
+		t.Fatal(err)
+	}
 	rebuild := func(want ...string) {
 		t.Helper()
-		code, out, errOut := command(t, "", "rebuild", "--data-dir="+dir)
+		code, out, errOut := command(t, "", "rebuild", "--recover", "--data-dir="+dir)
 		for _, text := range want {
 			if code != 0 || !strings.Contains(out, text) {
 				t.Errorf("code %d, %s%s; want %q", code, out, errOut, text)

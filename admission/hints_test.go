@@ -37,7 +37,7 @@ func TestWhoGetsHintsWithTags(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			hints := admission.NewHints(admission.CallersOptions{Hints: tt.mode}, tt.callers, tt.reads)
-			w := admission.New(admission.Options{Images: newRegistry(t, held), Hints: hints,
+			w := newHook(admission.Options{Images: newRegistry(t, held), Hints: hints,
 				Policy: newPolicy(t, admission.PolicyOptions{})})
 			for _, image := range []string{"app:9", "app:1@sha256:" + hex64, "none:1"} {
 				if tt.reads != nil && image == "none:1" && tt.want == "" {

@@ -57,6 +57,10 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	defer c.mu.Unlock()
 	r := collection{Collector: c, dry: dry, done: &done, report: report, lastReport: time.Now(), unlinked: map[key]int32{}}
 	since := time.Now().Add(-grace)
+	if grace == 0 {
+		// Moments are whole seconds, and what is not surely older than since is kept. Without a grace nothing is.
+		since = since.Add(time.Second)
+	}
 	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace))) // a run with a short grace must not drop what others need
 	if !dry {
 		if err := r.finish(ctx); err != nil {

@@ -120,6 +120,18 @@ func inBubble(t *testing.T, test func(t *testing.T, s *store)) {
 	})
 }
 
+// TestWithoutAGraceNothingIsTooYoung: also what was pushed in the same second.
+func TestWithoutAGraceNothingIsTooYoung(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		time.Sleep(300 * time.Millisecond)
+		young := s.push("a", []byte("young"))
+		done, err := s.collector.RunWith(t.Context(), 0, false, nil)
+		if err != nil || done.Unlinked != 1 || done.Deleted != 1 || s.has(young) {
+			t.Errorf("%+v, %v", done, err)
+		}
+	})
+}
+
 func TestTheCollectorRemovesWhatNothingNeeds(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *store) {
 		used, unused := s.push("a", []byte("used")), s.push("a", []byte("unused"))

@@ -37,8 +37,8 @@ type Options struct {
 	// a power cut the API server may take longer to come back than this process, and Kubernetes restarts a process that
 	// ends at ever longer intervals.
 	Wait bool
-	// Dir is the directory, of a server without another store, in which Open keeps the pairs (tls/) and writes the bundle
-	// (ca.crt, unless CAFile is set).
+	// Dir is the data directory. Open writes the bundle there (ca.crt, unless CAFile is set) and, without another store,
+	// keeps the pairs there (tls/). A new store gets the CA that the directory has from before, if there is one.
 	Dir string
 	// CAFile is a file into which the bundle is written for people on this machine, by Open and whenever it changes.
 	// Its directory must exist. Empty: there is none. An error is only logged.

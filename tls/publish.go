@@ -27,13 +27,15 @@ func (k *Keeper) Summary(host string) string {
 	if k == nil {
 		return ""
 	}
-	text := "  CA           https://" + host + "/ca.crt\n               SHA-256 " + k.Fingerprint() + "\n"
-	if k.caFile == "" { // in a cluster
-		return text
+	return "  CA           https://" + host + "/ca.crt\n               SHA-256 " + k.Fingerprint() + "\n"
+}
+
+// CAFile is the file with the bundle on this machine; empty if there is none.
+func (k *Keeper) CAFile() string {
+	if k == nil {
+		return ""
 	}
-	return text + "\nTrust it (podman, skopeo, buildah; for docker the directory is /etc/docker/certs.d):\n" +
-		"  sudo mkdir -p /etc/containers/certs.d/" + host +
-		" && sudo cp " + k.caFile + " /etc/containers/certs.d/" + host + "/\n"
+	return k.caFile
 }
 
 // writeCAFile writes the bundle into CAFile. An error is logged.

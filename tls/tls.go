@@ -95,6 +95,7 @@ type Keeper struct {
 	overlap   time.Duration
 	published func([]byte) bool
 	caFile    string
+	volume    string // data directory of a server whose pairs are kept elsewhere; see reinstall.go
 	log       zerolog.Logger
 	sources   []*source // of user and clients
 
@@ -119,21 +120,25 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 	if o.NoTLS {
 		return nil, nil
 	}
+	volume := ""
 	if store == nil {
 		dir, err := OpenDir(filepath.Join(o.Dir, "tls"))
 		if err != nil {
 			return nil, err
 		}
-		if store = dir; o.CAFile == "" {
-			o.CAFile = filepath.Join(o.Dir, "ca.crt")
-		}
+		store = dir
+	} else {
+		volume = o.Dir
+	}
+	if o.CAFile == "" && o.Dir != "" {
+		o.CAFile = filepath.Join(o.Dir, "ca.crt")
 	}
 	names, err := parseNames(slices.Concat(o.Names, o.ExtraNames))
 	if err != nil {
 		return nil, err
 	}
 	k := &Keeper{store: store, names: names, poll: o.Poll, overlap: o.Overlap, published: o.Published,
-		caFile: o.CAFile, log: o.Log}
+		caFile: o.CAFile, volume: volume, log: o.Log}
 	if k.poll <= 0 {
 		k.poll = defaultPoll
 	}
@@ -155,6 +160,7 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 	if err := open(ctx); err != nil {
 		return nil, err
 	}
+	k.compareVolume()
 	k.writeCAFile()
 	return k, nil
 }
@@ -254,6 +260,9 @@ func (k *Keeper) authority(pairs map[string][]byte, now time.Time) (*authority, 
 	case have != nil && (!kept || bytes.Equal(content, k.keptCA)):
 		return have, nil
 	case !kept:
+		if earlier := k.fromVolume(now); earlier != nil {
+			return earlier, nil
+		}
 		return newAuthority(now)
 	}
 	ca, err := parseAuthority(content)
@@ -335,12 +344,12 @@ func ofCluster(name string) bool { return strings.HasSuffix(name, ".svc") }
 // CA returns the bundle in PEM, without keys: what a client needs to trust the server. The CA that signs comes first.
 func (k *Keeper) CA() []byte { return k.ca.Load().bundle() }
 
-// SkopeoFlag returns the flag that skopeo needs to copy to this server, after a space: none over TLS.
+// SkopeoFlag returns the flag with which skopeo on this machine copies to this server, after a space.
 func (k *Keeper) SkopeoFlag() string {
 	if k == nil {
 		return " --dest-tls-verify=false"
 	}
-	return ""
+	return " --dest-cert-dir " + filepath.Dir(k.caFile)
 }
 
 // Scheme returns the scheme of the server's URLs: https, or http for a nil Keeper.

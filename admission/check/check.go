@@ -18,10 +18,10 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -54,6 +54,7 @@ type options struct {
 	ca        string
 	tokenFile string
 	exempt    []string
+	output    string
 }
 
 // Command returns the command. Its errors are ErrDenied if an image may not run, or what kept it from finding out.
@@ -84,7 +85,13 @@ func Command(p Program) *cobra.Command {
 				return err
 			}
 			defer done()
-			return run(cmd, &o, exempt, review)
+			switch o.output {
+			case "table":
+				return run(cmd, &o, exempt, review, &text{cmd.OutOrStdout()})
+			case "json":
+				return run(cmd, &o, exempt, review, &list{out: cmd.OutOrStdout(), All: []result{}})
+			}
+			return fmt.Errorf("output: %.40q: want table or json", o.output)
 		},
 	}
 	f := cmd.Flags()
@@ -96,11 +103,12 @@ func Command(p Program) *cobra.Command {
 	})
 	f.StringSliceVarP(&o.files, "filename", "f", nil,
 		"file with manifests, YAML or JSON, or a directory with such files; - for standard input")
-	f.StringVar(&o.dataDir, "data-dir", "", "data directory of a stopped server")
+	f.StringVarP(&o.dataDir, "data-dir", "d", "", "data directory of a stopped server")
 	f.StringVar(&o.server, "server", "", "URL of a running server")
 	f.StringVar(&o.ca, "cacert", "", "with --server: file of the CA (PEM) that has signed the certificate of the server")
 	f.StringVar(&o.tokenFile, "token-file", "",
 		"with --server: file with the token of its setting validate-token-file, or of a login (trow token)")
+	f.StringVarP(&o.output, "output", "o", "table", "table or json")
 	f.StringSliceVar(&o.exempt, "exempt-namespace", nil,
 		"namespaces that the webhook does not review, beside kube-system and the setting exempt-namespaces")
 	new(admission.PolicyOptions).AddFlags(f) // Program.Policy reads them
@@ -109,30 +117,21 @@ func Command(p Program) *cobra.Command {
 	return cmd
 }
 
-// totals is what a run has found.
-type totals struct {
-	checked, denied, exempt, unjudged, errors int
-	first                                     error // of the errors
-}
-
-// run reviews the files in order, and prints a line for each object and what there is to say about it. It goes on after
-// an error of a file or a document, but not after one of the reviewer.
-func run(cmd *cobra.Command, o *options, exempt []string, review reviewer) error {
-	out := cmd.OutOrStdout()
-	var n totals
-	var failed error // of the reviewer
+// run reviews the files in order, and prints each object and what there is to say about it. It goes on after an error of
+// a file or a document, but not after one of the reviewer.
+func run(cmd *cobra.Command, o *options, exempt []string, review reviewer, to printer) error {
+	n := totals{to: to}
+	var first, failed error // of those that are printed; of the reviewer
 	report := func(err error) {
-		fmt.Fprintf(out, "error    %s\n", strings.Join(strings.Fields(err.Error()), " "))
-		if n.errors++; n.first == nil {
-			n.first = err
-		}
+		n.add(result{Outcome: unread, Message: strings.Join(strings.Fields(err.Error()), " ")})
+		first = cmp.Or(first, err)
 	}
 	each := func(file string, docs []admission.Document) {
 		for _, d := range docs {
 			if d.Err != nil {
 				report(fmt.Errorf("%s:%d:%d: %w", file, d.Number, d.Line, d.Err))
 			} else if failed == nil {
-				failed = n.judge(cmd, fmt.Sprintf("%s:%d %s/%s", file, d.Line, d.Kind, d.Name), d, exempt, review)
+				failed = n.judge(cmd.Context(), file, d, exempt, review)
 			}
 		}
 	}
@@ -141,75 +140,44 @@ func run(cmd *cobra.Command, o *options, exempt []string, review reviewer) error
 			return failed
 		}
 	}
-	fmt.Fprintf(out, "%d checked, %d denied%s\n", n.checked, n.denied, n.others())
+	if err := to.end(n); err != nil {
+		return err
+	}
 	switch {
-	case n.errors > 1:
-		return fmt.Errorf("%w; and %d more", n.first, n.errors-1)
-	case n.errors == 1:
-		return n.first
-	case n.denied > 0:
+	case n.Unread > 1:
+		return fmt.Errorf("%w; and %d more", first, n.Unread-1)
+	case n.Unread == 1:
+		return first
+	case n.Denied > 0:
 		return ErrDenied
 	}
 	return nil
 }
 
-// others lists what there is beside checked and denied objects.
-func (n *totals) others() (text string) {
-	for _, c := range []struct {
-		n    int
-		what string
-	}{{n.exempt, "exempt"}, {n.unjudged, "not judged"}, {n.errors, "not read"}} {
-		if c.n > 0 {
-			text += fmt.Sprintf(", %d %s", c.n, c.what)
-		}
-	}
-	return text
-}
-
-// judge reviews one object, and prints a line about it. Errors: the reviewer's.
-func (n *totals) judge(cmd *cobra.Command, where string, d admission.Document, exempt []string, review reviewer) error {
-	out := cmd.OutOrStdout()
+// judge reviews one object, and prints what there is to say about it. Errors: the reviewer's.
+func (n *totals) judge(ctx context.Context, file string, d admission.Document, exempt []string, review reviewer) error {
+	r := result{File: file, Line: d.Line, Kind: d.Kind, Name: d.Name}
 	switch {
 	case slices.Contains(exempt, d.Namespace) && (d.Review != nil || len(d.NotJudged) > 0):
-		n.exempt++
-		fmt.Fprintf(out, "exempt   %s: namespace %s\n", where, d.Namespace)
+		r.Outcome, r.Message = exempted, "namespace "+d.Namespace
+		n.add(r)
 		return nil
 	case d.Review != nil:
-		resp, err := review(cmd.Context(), d.Review)
+		resp, err := review(ctx, d.Review)
 		if err != nil {
-			return fmt.Errorf("%s: %w", where, err)
+			return fmt.Errorf("%s: %w", r.where(), err)
 		}
-		n.checked++
-		if !printVerdict(out, where, resp) {
-			n.denied++
-		}
+		n.add(r.judged(resp))
 	case len(d.NotJudged) == 0:
-		fmt.Fprintf(out, "skipped  %s: has no images\n", where)
+		r.Outcome, r.Message = skipped, "has no images"
+		n.add(r)
 	}
 	if len(d.NotJudged) > 0 {
-		n.unjudged++
-		fmt.Fprintf(out, "warning  %s: not judged: %s may name images, and no pod template has them\n", where,
-			strings.Join(d.NotJudged, ", "))
+		r.Outcome = unjudged
+		r.Message = "not judged: " + strings.Join(d.NotJudged, ", ") + " may name images, and no pod template has them"
+		n.add(r)
 	}
 	return nil
-}
-
-// printVerdict prints an answer, and reports whether the object is allowed. A server that does not enforce templates
-// only warns of what the pods would be denied for; here such a warning is a denial.
-func printVerdict(out io.Writer, where string, resp *admissionv1.AdmissionResponse) (allowed bool) {
-	allowed = resp.Allowed && resp.AuditAnnotations["decision"] != admission.OutcomeWarned
-	switch {
-	case allowed:
-		fmt.Fprintf(out, "allowed  %s\n", where)
-	case resp.Result != nil && resp.Result.Message != "":
-		fmt.Fprintf(out, "denied   %s: %s\n", where, resp.Result.Message)
-	default:
-		fmt.Fprintf(out, "denied   %s\n", where)
-	}
-	for _, w := range resp.Warnings {
-		fmt.Fprintf(out, "         %s\n", w)
-	}
-	return allowed
 }
 
 // reviewer answers a review.

@@ -110,6 +110,19 @@ func TestCheckByADataDirectory(t *testing.T) {
 	}
 }
 
+// TestCheckMakesNothingInAnEmptyDirectory: it is that of an empty registry.
+func TestCheckMakesNothingInAnEmptyDirectory(t *testing.T) {
+	dir := t.TempDir()
+	out, err := run(t, nil, "", "-f", pods, "-d", dir, "-o", "json")
+	if !errors.Is(err, check.ErrDenied) || !strings.Contains(out, `"outcome": "skipped"`) ||
+		!strings.Contains(out, `"denied": 2`) {
+		t.Errorf("%v: %s", err, out)
+	}
+	if all, err := os.ReadDir(dir); err != nil || len(all) != 0 {
+		t.Errorf("it made %v, %v", all, err)
+	}
+}
+
 // newServer is a server whose webhook wants a token; its verdict comes from a webhook that does not enforce templates.
 func newServer(t *testing.T, token string) (url, ca string) {
 	t.Helper()

@@ -20,6 +20,7 @@ import (
 	"trow/manifests/kube"
 	"trow/storage"
 	"trow/storage/bolt"
+	"trow/storage/memory"
 )
 
 const (
@@ -45,7 +46,7 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	if err != nil {
 		return nil, nil, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	journal, err := bolt.Open(dir)
+	journal, err := openJournal(dir)
 	if err != nil {
 		return nil, nil, fmt.Errorf("data-dir: %w; ask a running server with --server", err)
 	}
@@ -58,6 +59,21 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 		return w.Review(ctx, r.Request)
 	}
 	return review, func() { index.Close(); journal.Close() }, nil
+}
+
+// journal is a journal that can be closed.
+type journal interface {
+	storage.Journal
+	Close() error
+}
+
+// openJournal opens the journal in a directory. In one where no server has run yet nothing is made: it is that of an
+// empty registry.
+func openJournal(dir string) (journal, error) {
+	if !bolt.Exists(dir) {
+		return memory.NewJournal(), nil
+	}
+	return bolt.Open(dir)
 }
 
 // newRemote returns a reviewer that asks a server.

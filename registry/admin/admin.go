@@ -1,5 +1,5 @@
 // Package admin connects the commands of an administrator to a running server: HTTP over a unix socket in the data
-// directory, which only the user of the server can open.
+// directory, which only the user of the server can open, or over TLS with a login.
 //
 // # Words
 //
@@ -98,6 +98,12 @@ func Listen(dir string) (net.Listener, error) {
 	return l, nil
 }
 
+// Exists reports whether there is a socket in a data directory, which a server may have left.
+func Exists(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, socket))
+	return err == nil
+}
+
 // shortPath returns a path of the socket that fits into an address, however long the path of the directory is. It is
 // valid until done is called.
 func shortPath(dir string) (path string, done func(), err error) {
@@ -112,10 +118,21 @@ func shortPath(dir string) (path string, done func(), err error) {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), socket), func() { f.Close() }, nil
 }
 
-// Client is a client of the server that uses a data directory.
+// Client is a client of a running server.
 type Client struct {
-	HTTP http.Client // connects to the socket, whatever the host of the URL is
+	HTTP http.Client // connects to the socket, whatever the host of the URL is; unused if remote is set
+
+	url    string
+	remote Doer // nil: HTTP
 }
+
+// Doer sends a request with the login that it needs.
+type Doer interface {
+	Do(*http.Request) (*http.Response, error)
+}
+
+// NewRemote returns a client of the server at a URL (scheme and host), which it reaches by way of do.
+func NewRemote(url string, do Doer) *Client { return &Client{url: url, remote: do} }
 
 // URL is the scheme and host of the URLs for a Client. The host is never looked up.
 const URL = "http://trow"
@@ -131,11 +148,11 @@ func NewClient(dir string) *Client {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, fmt.Errorf("no server runs on the data directory %s; "+
-				"start one, or set --data-dir to the directory of a running one", dir)
+				"start one, set --data-dir to the directory of a running one, or name one with --server", dir)
 		}
 		return conn, err
 	}
-	return &Client{HTTP: http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 16}}}
+	return &Client{url: URL, HTTP: http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 16}}}
 }
 
 // Run runs a job of the server and waits for its end. It calls progress with the JSON of each report, and decodes the
@@ -143,20 +160,74 @@ func NewClient(dir string) *Client {
 // before the job did.
 func (c *Client) Run(ctx context.Context, job string, q url.Values,
 	progress func(json.RawMessage) error, done any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, URL+"/admin/"+job+"?"+q.Encode(), nil)
+	resp, err := c.ask(ctx, http.MethodPost, job, q)
 	if err != nil {
 		return err
 	}
-	resp, err := c.HTTP.Do(req)
+	defer resp.Body.Close()
+	return follow(resp.Body, progress, done)
+}
+
+// Get opens a list of the server, such as repositories. The caller closes it. Errors: *Status; that no server runs.
+func (c *Client) Get(ctx context.Context, list string, q url.Values) (io.ReadCloser, error) {
+	resp, err := c.ask(ctx, http.MethodGet, list, q)
 	if err != nil {
-		return unwrapURL(err)
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// Status is an answer that is not a success.
+type Status struct {
+	Code int
+	text string
+}
+
+func (s *Status) Error() string { return "server: " + s.text }
+
+// HTTPStatus is the status of the answer.
+func (s *Status) HTTPStatus() int { return s.Code }
+
+// Unavailable reports whether err says that the server has no administration, or not for this login.
+func Unavailable(err error) bool {
+	var s interface{ HTTPStatus() int } // also that of a client that has no login to send
+	if !errors.As(err, &s) {
+		return false
+	}
+	switch s.HTTPStatus() {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
+		return true
+	}
+	return false
+}
+
+// ask sends a request and returns an answer with status 200.
+func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.url+"/admin/"+path+"?"+q.Encode(), nil)
+	if err != nil {
+		return nil, err
+	}
+	do := c.remote
+	if do == nil {
+		do = &c.HTTP
+	}
+	resp, err := do.Do(req)
+	if err != nil {
+		return nil, unwrapURL(err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		return fmt.Errorf("server: %s: %s", resp.Status, bytes.TrimSpace(body))
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	text := fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(body))
+	switch {
+	case c.remote != nil && resp.StatusCode == http.StatusUnauthorized:
+		text += "; log in: docker login, or --user and --password-file"
+	case c.remote != nil && resp.StatusCode == http.StatusNotFound:
+		text += "; is " + c.url + " a Trow server?"
 	}
-	return follow(resp.Body, progress, done)
+	return nil, &Status{resp.StatusCode, text}
 }
 
 // unwrapURL removes the URL from an error of net/http: its host is made up.

@@ -1,5 +1,6 @@
 // Package archive exports a running registry into an archive, and imports archives and the data directories of other
-// registries into a running registry: for backups, and for migrations.
+// registries into a running registry: for backups, and for migrations. It also copies images from one running registry
+// to another.
 //
 // # Words
 //
@@ -74,6 +75,7 @@ type Progress struct {
 	Items, TotalItems int
 	Manifests, Blobs  int   // copied
 	Bytes             int64 // copied
+	Read              int64 // by a copy between registries, also of blobs under way
 	Present           int   // manifests and blobs that did not have to be copied
 	Gone              int   // items that were deleted during the export
 	Kept              int   // tags that were not moved, because of KeepTags

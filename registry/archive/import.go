@@ -95,6 +95,9 @@ type importer struct {
 	as, tag string // the parts of o.As
 	// sparse accepts an index of which the archive has only some manifests: when nothing of the archive is still to come.
 	sparse bool
+
+	copies    bool   // from another registry, so that the destination may be one without an API for referrers
+	mountFrom string // repository of the destination that has the blobs; empty: not known
 }
 
 func newImporter(to *client.Client, o ImportOptions) (*importer, error) {
@@ -234,7 +237,13 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	if err := i.blobs(ctx, from, repo, c.blobs()); err != nil {
 		return nil, desc, err
 	}
-	if err := pushed(i.to.PushManifest(ctx, repo, "", desc, body)); err != nil {
+	if i.copies && c.Subject != nil {
+		desc.Size = int64(len(body)) // a referrer's descriptor may come without one
+		err = i.to.PushReferrer(ctx, repo, desc, body)
+	} else {
+		err = i.to.PushManifest(ctx, repo, "", desc, body)
+	}
+	if err := pushed(err); err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
 	i.add(func(p *Progress) { p.Manifests++; p.Bytes += int64(len(body)) })
@@ -379,7 +388,7 @@ func (i *importer) blob(ctx context.Context, repo string, d digest.Digest, open 
 		i.add(func(p *Progress) { p.Present++ })
 		return nil
 	}
-	sent, err := i.to.PushBlob(ctx, repo, d, open)
+	sent, err := i.to.PushBlobFrom(ctx, repo, i.mountFrom, d, open)
 	if err != nil {
 		if missing(err) {
 			return err

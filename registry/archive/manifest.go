@@ -14,6 +14,7 @@ type content struct {
 	Layers        []v1.Descriptor `json:"layers"`
 	Manifests     []v1.Descriptor `json:"manifests"`
 	Blobs         []v1.Descriptor `json:"blobs"` // OCI artifact manifests
+	Subject       *v1.Descriptor  `json:"subject"`
 }
 
 // blobs returns the descriptors of the parts that are not manifests.

@@ -2,7 +2,6 @@ package archive
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/admin"
 	"trow/registry/client"
+	"trow/registry/inventory"
 	"trow/storage"
 )
 
@@ -27,28 +28,9 @@ func (r remote) administer(ctx context.Context, method, path string) (*http.Resp
 	return r.Do(req)
 }
 
-// repositories calls each with what every repository holds. The answer is a stream of JSON, one object for each
-// repository, because all of them together may not fit into memory.
+// repositories calls each with what every repository holds.
 func (r remote) repositories(ctx context.Context, each func(storage.Holdings) error) error {
-	resp, err := r.administer(ctx, http.MethodGet, "repositories")
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("cannot list the repositories: status %s", resp.Status)
-	}
-	for in := json.NewDecoder(resp.Body); ; {
-		var h storage.Holdings
-		if err := in.Decode(&h); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("cannot read the list of repositories: %w", err)
-		}
-		if err := each(h); err != nil {
-			return err
-		}
-	}
+	return inventory.Read(ctx, admin.NewRemote(r.URL(), r), nil, each)
 }
 
 // kind is what a repository holds.

@@ -21,7 +21,8 @@
 // # What it does not do
 //
 // It does not compare content with its digest: the caller does, because the caller decides what damage means. It reads
-// no files with credentials, and does not resume a transfer within a blob.
+// no files with credentials but Docker's, and those only where [Logins] are asked for. It does not resume a transfer
+// within a blob.
 //
 // # Why oras-go
 //
@@ -73,6 +74,7 @@ type Options struct {
 	URL                string       // scheme and host[:port], http or https
 	HTTP               *http.Client // makes the connections; nil: http.DefaultClient
 	Username, Password string       // empty: no login
+	Logins             Logins       // without a Username: where to look for one; nil: no login
 }
 
 // Client is a client of one registry. It is safe for concurrent use.
@@ -97,7 +99,10 @@ func New(o Options) (*Client, error) {
 	}
 	h.Transport = &retry.Transport{Base: h.Transport, Policy: func() retry.Policy { return policy }}
 	c := &Client{base: base, auth: &auth.Client{Client: &h, Cache: auth.NewCache()}}
-	if o.Username != "" {
+	switch {
+	case o.Username == "" && o.Logins != nil:
+		c.auth.Credential = auth.CredentialFunc(o.Logins)
+	case o.Username != "":
 		c.auth.Credential = auth.StaticCredential(base.Host, auth.Credential{Username: o.Username, Password: o.Password})
 	}
 	return c, nil

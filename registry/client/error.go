@@ -29,6 +29,9 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("registry: %s: %s", e.Code, e.Message)
 }
 
+// HTTPStatus is the status of the answer.
+func (e *Error) HTTPStatus() int { return e.Status }
+
 // Is makes a 404 an fs.ErrNotExist.
 func (e *Error) Is(target error) bool {
 	return target == fs.ErrNotExist && e.Status == http.StatusNotFound

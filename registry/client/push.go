@@ -47,9 +47,19 @@ type Open func() (content io.ReadCloser, size int64, err error)
 // sends what open returns; it calls open again when it has to start over. It returns the number of bytes sent, 0 after
 // a mount. Errors: *Error; an error of open, as it is.
 func (c *Client) PushBlob(ctx context.Context, repo string, d digest.Digest, open Open) (sent int64, err error) {
+	return c.PushBlobFrom(ctx, repo, "", d, open)
+}
+
+// PushBlobFrom is PushBlob for a blob that the repository from of the registry may have: most registries mount only
+// from a repository that is named. from may be empty.
+func (c *Client) PushBlobFrom(ctx context.Context, repo, from string, d digest.Digest, open Open) (
+	sent int64, err error) {
 	ctx = c.pushing(ctx, repo)
+	if from != "" { // the token has to be for both
+		ctx = auth.AppendRepositoryScope(ctx, c.reference(from), auth.ActionPull)
+	}
 	for range maxRetries {
-		sent, err = c.pushBlob(ctx, repo, d, open)
+		sent, err = c.pushBlob(ctx, repo, from, d, open)
 		var b *busyError
 		if !errors.As(err, &b) {
 			return sent, err
@@ -60,7 +70,7 @@ func (c *Client) PushBlob(ctx context.Context, repo string, d digest.Digest, ope
 		case <-time.After(min(max(b.wait, minWait), maxWait)):
 		}
 	}
-	return c.pushBlob(ctx, repo, d, open)
+	return c.pushBlob(ctx, repo, from, d, open)
 }
 
 // busyError is the answer of a busy registry to the content of a blob. The transport cannot retry that: how much of the
@@ -73,8 +83,8 @@ type busyError struct {
 func (b *busyError) Error() string { return b.answer.Error() }
 func (b *busyError) Unwrap() error { return b.answer }
 
-func (c *Client) pushBlob(ctx context.Context, repo string, d digest.Digest, open Open) (int64, error) {
-	s, err := c.mount(ctx, repo, d)
+func (c *Client) pushBlob(ctx context.Context, repo, from string, d digest.Digest, open Open) (int64, error) {
+	s, err := c.mount(ctx, repo, from, d)
 	if err != nil || s == nil {
 		return 0, err
 	}
@@ -93,10 +103,13 @@ type session struct {
 	authorization string // the header with which it was opened
 }
 
-// mount asks for a blob that the registry may have in any of its repositories (end-11). It returns nil if the
-// repository holds the blob now, and otherwise the session to send it to.
-func (c *Client) mount(ctx context.Context, repo string, d digest.Digest) (*session, error) {
+// mount asks for a blob that the registry may have in the repository from or, if from is empty, in any (end-11). It
+// returns nil if the repository holds the blob now, and otherwise the session to send it to.
+func (c *Client) mount(ctx context.Context, repo, from string, d digest.Digest) (*session, error) {
 	at := c.url(repo, "blobs", "uploads/") + "?mount=" + url.QueryEscape(d.String())
+	if from != "" {
+		at += "&from=" + url.QueryEscape(from)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, at, nil)
 	if err != nil {
 		return nil, err

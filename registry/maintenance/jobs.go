@@ -40,7 +40,8 @@ func (d *Data) Jobs() map[string]http.Handler {
 	}
 }
 
-// listRepositories answers with what each repository holds, a line of JSON for each.
+// listRepositories answers with what each repository holds, a line of JSON for each: of all, or of those that the
+// query names. One that does not exist has no line.
 func (d *Data) listRepositories(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
@@ -49,7 +50,11 @@ func (d *Data) listRepositories(w http.ResponseWriter, req *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	index, out := d.loaded.Load().index, json.NewEncoder(w)
-	for _, name := range index.Names() {
+	names := req.URL.Query()["repository"]
+	if len(names) == 0 {
+		names = index.Names()
+	}
+	for _, name := range names {
 		held, found, err := index.Holdings(req.Context(), name)
 		if err == nil && found {
 			err = out.Encode(held)

@@ -96,10 +96,12 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	return index, nil
 }
 
-// Close closes the index and releases the directory. No request may be under way. Errors: those of the journal.
+// Close closes the index, copies the journal for trow rebuild, and releases the directory. No request may be under way,
+// and Run has returned. Errors: those of the journal.
 func (d *Data) Close() error {
 	if l := d.loaded.Load(); l != nil {
 		l.index.Close()
+		d.backup(context.Background()) // nothing changes any more: after a clean stop the copy knows everything
 	}
 	return errors.Join(d.journal.Close(), d.hold.root.Close())
 }

@@ -94,6 +94,21 @@ func TestASecondProcessIsRefused(t *testing.T) {
 	}
 }
 
+// TestACleanStopRefreshesTheBackup: a rebuild after it loses nothing.
+func TestACleanStopRefreshesTheBackup(t *testing.T) {
+	o := options(t, &bytes.Buffer{})
+	data, index := open(t, o)
+	d := push(t, data, index, "a", "content")
+	if err := data.Close(); err != nil {
+		t.Fatal(err)
+	}
+	spoil(t, o.DataDir)
+	r, err := maintenance.Rebuild(t.Context(), o.DataDir, maintenance.RebuildOptions{Parse: parseManifest})
+	if err != nil || r.Restored.Repos != 1 || r.Unclaimed != 0 {
+		t.Errorf("%s is lost: %+v, %v", d, r, err)
+	}
+}
+
 func TestJobs(t *testing.T) {
 	data, index := open(t, options(t, &bytes.Buffer{}))
 	d := push(t, data, index, "a", "content")
@@ -108,10 +123,14 @@ func TestJobs(t *testing.T) {
 		{"POST", "/admin/scrub?rate=fast", "rate: \\\"fast\\\" is not a number of bytes"},
 		{"POST", "/admin/retention", `"done":{"removed":0,"rules":false}`},
 		{"GET", "/admin/repositories", d.String()},
+		{"GET", "/admin/repositories?repository=b&repository=a", d.String()},
 	} {
 		if code, answer := job(t, data, row.method, row.path); code != 200 || !strings.Contains(answer, row.want) {
 			t.Errorf("%s %s: %d %s, want %s", row.method, row.path, code, answer, row.want)
 		}
+	}
+	if _, answer := job(t, data, "GET", "/admin/repositories?repository=b"); answer != "" {
+		t.Errorf("a repository that does not exist: %s", answer)
 	}
 	if code, _ := job(t, data, "POST", "/admin/repositories"); code != 405 {
 		t.Errorf("POST of a list: %d", code)

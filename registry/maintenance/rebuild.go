@@ -3,8 +3,11 @@ package maintenance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -23,7 +26,18 @@ type RebuildOptions struct {
 	Parse func(content []byte) (m storage.Manifest, parts map[digest.Digest]int64, ok bool)
 	// Progress is called about once a second with the number of blobs examined. Optional.
 	Progress func(blobs int)
+	// Recover puts the manifests that no repo holds into Into. They are deleted ones that were not collected yet, and
+	// what was pushed after the backup: nothing tells the two apart.
+	Recover bool
+	// Discard leaves them to the collector also if the journal was damaged.
+	Discard bool
+	// DryRun changes nothing.
+	DryRun bool
 }
+
+// ErrUndecided ends a rebuild of a damaged journal that found manifests that no repo holds and was not told what to do
+// with them: a collection would delete them. No server starts until it has been run again with Recover or Discard.
+var ErrUndecided = errors.New("manifests were found that no repository holds")
 
 // Rebuilt is what became of a journal.
 type Rebuilt struct {
@@ -31,9 +45,10 @@ type Rebuilt struct {
 	Aside    string             // where the damaged file is now
 	Backup   time.Time          // when the copy that took its place was made; zero: there was none
 	Restored storage.Stats      // what the journal knows, without what was found
-	Found    []storage.Manifest // manifests among the blobs that no repo held; they are in Into now
+	Found    []storage.Manifest // manifests among the blobs that no repo held; with Recover, they are in Into now
 	Missing  []digest.Digest    // content that repos hold and that has no bytes; it is quarantined
-	// Unclaimed counts the blobs that are still not present in any repo, and their bytes: the next collection frees them.
+	// Unclaimed counts the blobs without Found that are still not present in any repo, and their bytes: the next
+	// collection frees them.
 	Unclaimed      int
 	UnclaimedBytes int64
 }
@@ -42,10 +57,26 @@ type Rebuilt struct {
 // intact, else from the backup that the server keeps beside it, and from the manifests among the blobs. What was
 // changed after the backup was made, such as tags, is recorded nowhere else. Nothing is deleted. If Rebuild fails or is
 // cut short, no server starts on the directory until it is run again; it then continues where it was. Errors: as
-// bolt.Open; those of the file system.
-func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error) {
+// bolt.Open; the directory holds no data; [ErrUndecided], with what was found; those of the file system.
+func Rebuild(ctx context.Context, dir string, o RebuildOptions) (done *Rebuilt, err error) {
+	at := dir
+	if o.DryRun {
+		if !bolt.Exists(dir) {
+			return nil, fmt.Errorf("%s holds no data of a registry; set --data-dir to the data directory of one", dir)
+		}
+		// A copy in the directory itself: there is room for a journal where one grows.
+		if at, err = os.MkdirTemp(dir, "rebuild-dry-run-"); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(at)) }()
+		release, err := bolt.CopyTo(dir, at)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
 	r := rebuilding{o: o}
-	journal, err := bolt.Recover(dir, func(j *bolt.Journal) (err error) {
+	journal, err := bolt.Recover(at, func(j *bolt.Journal) (err error) {
 		r.index, err = storage.OpenIndex(ctx, j, storage.IndexOptions{})
 		return err
 	})
@@ -54,12 +85,15 @@ func Rebuild(ctx context.Context, dir string, o RebuildOptions) (*Rebuilt, error
 	}
 	defer journal.Journal.Close()
 	defer r.index.Close()
-	r.done = &Rebuilt{Damage: journal.Damage, Aside: journal.Aside, Backup: journal.Backup}
+	r.done = &Rebuilt{Damage: strings.ReplaceAll(journal.Damage, at, dir), Aside: journal.Aside, Backup: journal.Backup}
 	if r.blobs, err = disk.Open(dir, disk.Options{}); err != nil {
 		return nil, err
 	}
 	if err := r.run(ctx); err != nil {
 		return nil, err
+	}
+	if len(r.done.Found) > 0 && journal.Unfinished() && !o.Recover && !o.Discard && !o.DryRun {
+		return r.done, ErrUndecided
 	}
 	// Last: from here on a server may start, and a collection may believe the journal.
 	return r.done, journal.Done()
@@ -84,17 +118,25 @@ func (r *rebuilding) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	waiting := map[digest.Digest]bool{} // what comes back if they do
 	for _, o := range found {
-		if err := r.adopt(ctx, o); err != nil {
-			return err
-		}
 		r.done.Found = append(r.done.Found, o.Manifest)
+		if r.o.Recover {
+			if err := r.adopt(ctx, o); err != nil {
+				return err
+			}
+			continue
+		}
+		waiting[o.Digest] = true
+		for d := range o.parts {
+			waiting[d] = true
+		}
 	}
 	for info, err := range r.blobs.All(ctx) {
 		if err != nil {
 			return err
 		}
-		if !r.index.Present(info.Digest) {
+		if !r.index.Present(info.Digest) && !waiting[info.Digest] {
 			r.done.Unclaimed++
 			r.done.UnclaimedBytes += info.Size
 		}

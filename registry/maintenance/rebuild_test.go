@@ -3,6 +3,7 @@ package maintenance_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,7 +58,7 @@ func TestARebuildThatIsCutShort(t *testing.T) {
 	spoil(t, dir)
 	short, cut := context.WithCancel(ctx)
 	o := maintenance.RebuildOptions{
-		Into: "recovered",
+		Into: "recovered", Recover: true,
 		Parse: func(content []byte) (storage.Manifest, map[digest.Digest]int64, bool) {
 			cut()
 			return parseManifest(content)
@@ -124,7 +125,7 @@ func TestRebuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	spoil(t, dir)
-	o := maintenance.RebuildOptions{Into: "recovered", Parse: parseManifest}
+	o := maintenance.RebuildOptions{Into: "recovered", Parse: parseManifest, Recover: true}
 	r, err := maintenance.Rebuild(ctx, dir, o)
 	if err != nil {
 		t.Fatal(err)
@@ -153,5 +154,99 @@ func TestRebuild(t *testing.T) {
 	}
 	if m, _, _ := index.Resolve(ctx, "recovered", partly.String()); m.Damaged() != lostLayer {
 		t.Errorf("a missing layer is not quarantined: %q", m.Damaged())
+	}
+}
+
+// contents returns all files below a directory, with their content.
+func contents(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			all[path] = ""
+			return err
+		}
+		b, err := os.ReadFile(path)
+		all[path] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestDeletedManifestsDoNotComeBackUnasked: a rebuild says how many would, and after damage wants to be told.
+func TestDeletedManifestsDoNotComeBackUnasked(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	blobs, journal := openData(t, dir)
+	if err := journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	deleted, err := storagetest.Push(ctx, blobs, []byte("manifest deleted"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rebuild := func(o maintenance.RebuildOptions) (*maintenance.Rebuilt, error) {
+		t.Helper()
+		o.Into, o.Parse = "recovered", parseManifest
+		return maintenance.Rebuild(ctx, dir, o)
+	}
+	held := func() bool {
+		t.Helper()
+		journal, err := bolt.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer journal.Close()
+		index := storagetest.OpenIndex(t, journal)
+		defer index.Close()
+		_, found, err := index.Resolve(ctx, "recovered", deleted.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if r, err := rebuild(maintenance.RebuildOptions{}); err != nil || len(r.Found) != 1 || held() {
+		t.Fatalf("an intact journal: %+v, %v", r, err)
+	}
+	spoil(t, dir)
+	before := contents(t, dir)
+	r, err := rebuild(maintenance.RebuildOptions{DryRun: true, Recover: true})
+	if err != nil || len(r.Found) != 1 || r.Damage == "" || strings.Contains(r.Damage, "dry-run") {
+		t.Errorf("a dry run: %+v, %v", r, err)
+	}
+	if after := contents(t, dir); !maps.Equal(before, after) {
+		t.Errorf("a dry run has changed the directory: %d files, then %d", len(before), len(after))
+	}
+	for range 2 { // also where the first has put the journal aside
+		if r, err := rebuild(maintenance.RebuildOptions{}); !errors.Is(err, maintenance.ErrUndecided) || len(r.Found) != 1 {
+			t.Fatalf("a damaged journal: %+v, %v", r, err)
+		}
+		if _, err := bolt.Open(dir); !errors.Is(err, storage.ErrDamaged) {
+			t.Fatalf("a server starts before the decision: %v", err)
+		}
+	}
+	if _, err := rebuild(maintenance.RebuildOptions{Discard: true}); err != nil || held() {
+		t.Fatalf("--recover=false: %v", err)
+	}
+	if _, err := rebuild(maintenance.RebuildOptions{Recover: true}); err != nil || !held() {
+		t.Fatalf("--recover: %v", err)
+	}
+}
+
+// TestARebuildMakesNothingInADirectoryWithoutData: it was named by mistake.
+func TestARebuildMakesNothingInADirectoryWithoutData(t *testing.T) {
+	dir := t.TempDir()
+	for _, at := range []string{dir, filepath.Join(dir, "none")} {
+		for _, dry := range []bool{true, false} {
+			_, err := maintenance.Rebuild(t.Context(), at, maintenance.RebuildOptions{Parse: parseManifest, DryRun: dry})
+			if err == nil || !strings.Contains(err.Error(), "holds no data of a registry; set --data-dir") {
+				t.Errorf("%s: %v", at, err)
+			}
+		}
+	}
+	if all := contents(t, dir); len(all) != 1 {
+		t.Errorf("it made %v", all)
 	}
 }

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -51,7 +50,7 @@ func (o *Options) ServeProbes(ctx context.Context) error {
 	}
 	l, err := net.Listen("tcp", o.ProbeListen)
 	if err != nil {
-		return fmt.Errorf("probe-listen: %w", err)
+		return listenError("probe-listen", err)
 	}
 	m := http.NewServeMux()
 	m.HandleFunc("GET /healthz", o.Probes.ServeHealth)

@@ -21,7 +21,7 @@ func connectionLimit(want int, logger zerolog.Logger) int {
 	}
 	n := connectionsWith(files.Cur, want)
 	if n < want {
-		logger.Warn().Int("max-connections", n).Uint64("limit", files.Cur).
+		logger.Info().Int("max-connections", n).Uint64("limit", files.Cur).
 			Msg("max-connections lowered: open-file limit too low (ulimit -n)")
 	}
 	return n

@@ -38,7 +38,8 @@ func TestALoweredConnectionLimitIsLogged(t *testing.T) {
 	if got := connectionLimit(want, zerolog.New(&log)); got >= want || got < 1 {
 		t.Errorf("%d connections", got)
 	}
-	if text := "max-connections lowered: open-file limit too low (ulimit -n)"; !strings.Contains(log.String(), text) {
+	text := "max-connections lowered: open-file limit too low (ulimit -n)"
+	if !strings.Contains(log.String(), text) || !strings.Contains(log.String(), `"level":"info"`) {
 		t.Errorf("the log is %q", &log)
 	}
 	log.Reset()

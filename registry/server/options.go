@@ -2,10 +2,12 @@ package server
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -124,16 +126,30 @@ func (o *Options) Open(w io.Writer) (log zerolog.Logger, l, debug net.Listener, 
 // caller closes both. Errors name the setting.
 func (o *Options) OpenListeners() (l, debug net.Listener, err error) {
 	if l, err = net.Listen("tcp", o.Listen); err != nil {
-		return nil, nil, fmt.Errorf("listen: %w", err)
+		return nil, nil, listenError("listen", err)
 	}
 	if o.DebugListen == "" {
 		return l, nil, nil
 	}
 	if debug, err = net.Listen("tcp", o.DebugListen); err != nil {
 		_ = l.Close() // nothing was accepted on it yet
-		return nil, nil, fmt.Errorf("debug-listen: %w", err)
+		return nil, nil, listenError("debug-listen", err)
 	}
 	return l, debug, nil
+}
+
+// listenError names the setting of a listener that could not be opened, and the remedy.
+func listenError(setting string, err error) error {
+	remedy := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		remedy = "; another process listens there: stop it, or set --" + setting + " to another port"
+	case errors.Is(err, syscall.EACCES):
+		remedy = "; ports below 1024 need root or CAP_NET_BIND_SERVICE: set --" + setting + " to a higher port"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		remedy = "; this machine does not have that address: set --" + setting + " to one of its own"
+	}
+	return fmt.Errorf("%s: %w%s", setting, err, remedy)
 }
 
 // CloseListeners closes listeners, of which some may be nil or closed.

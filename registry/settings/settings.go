@@ -22,6 +22,7 @@ package settings
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -30,7 +31,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-viper/mapstructure/v2"
 	"github.com/spf13/cast"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -67,22 +67,42 @@ func ConfigFile(fs *pflag.FlagSet) string {
 // that were given to a command. A command may have only some of the settings as flags; the file and the environment
 // may set the others all the same. Errors name the file or the variable, and the key.
 func Load(all, given *pflag.FlagSet) error {
+	_, err := load(all, given)
+	return err
+}
+
+// load is Load. where returns what an error about a setting begins with: the file that holds its value, if one does.
+func load(all, given *pflag.FlagSet) (where func(key string) string, err error) {
 	v := viper.New()
 	v.SetEnvPrefix("TROW")
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	where = func(key string) string { return holder(v, given, key) }
 	if err := checkEnvironment(all, os.Environ()); err != nil {
-		return err
+		return where, err
 	}
 	if err := readFile(v, all, ConfigFile(given)); err != nil {
-		return err
+		return where, err
 	}
-	var failed error
 	all.VisitAll(func(f *pflag.Flag) {
-		if failed == nil {
-			failed = set(v, f, given.Lookup(f.Name))
+		if err != nil {
+			return
+		}
+		if err = set(v, f, given.Lookup(f.Name)); err != nil {
+			err = fmt.Errorf("%s%w", where(f.Name), err)
 		}
 	})
-	return failed
+	return where, err
+}
+
+// holder names the configuration file if it is what sets a setting.
+func holder(v *viper.Viper, given *pflag.FlagSet, key string) string {
+	if f := given.Lookup(key); f != nil && f.Changed || !v.InConfig(key) {
+		return ""
+	}
+	if _, ok := os.LookupEnv("TROW_" + strings.ToUpper(strings.ReplaceAll(key, "-", "_"))); ok {
+		return ""
+	}
+	return "configuration file " + ConfigFile(given) + ": "
 }
 
 // Part is what the Options of a package can do.
@@ -104,7 +124,7 @@ func Register(fs *pflag.FlagSet, parts ...Part) {
 func LoadParts(given *pflag.FlagSet, derive func() error, parts ...Part) error {
 	all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	Register(all, parts...)
-	err := Load(all, given)
+	where, err := load(all, given)
 	if err == nil {
 		err = derive()
 	}
@@ -112,7 +132,10 @@ func LoadParts(given *pflag.FlagSet, derive func() error, parts ...Part) error {
 		if err != nil {
 			break
 		}
-		err = p.Validate()
+		if err = p.Validate(); err != nil {
+			key, _, _ := strings.Cut(err.Error(), ":")
+			err = fmt.Errorf("%s%w", where(key), err)
+		}
 	}
 	return err
 }
@@ -127,8 +150,9 @@ func Version(line string) *cobra.Command {
 	}
 }
 
-// Command returns trow settings, which prints the settings of parts as a table in Markdown.
+// Command returns trow settings, which prints the settings of parts as a table in Markdown, or as JSON.
 func Command(parts ...Part) *cobra.Command {
+	format := "table"
 	cmd := &cobra.Command{
 		Use:   "settings",
 		Short: "Print the settings with their defaults",
@@ -136,11 +160,18 @@ func Command(parts ...Part) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 			Register(all, parts...)
-			_, err := io.WriteString(cmd.OutOrStdout(), Markdown(all))
-			return err
+			switch format {
+			case "table":
+				_, err := io.WriteString(cmd.OutOrStdout(), Markdown(all))
+				return err
+			case "json":
+				return writeJSON(cmd.OutOrStdout(), all)
+			}
+			return fmt.Errorf("output: %.40q: want table or json", format)
 		},
 	}
-	cmd.Flags().Bool("markdown", true, "as a table in Markdown") // the only form there is
+	cmd.Flags().Bool("markdown", true, "as a table in Markdown (the default)")
+	cmd.Flags().StringVarP(&format, "output", "o", format, "table or json")
 	return cmd
 }
 
@@ -232,7 +263,8 @@ func readFile(v *viper.Viper, all *pflag.FlagSet, path string) error {
 	}
 	for _, key := range slices.Sorted(slices.Values(v.AllKeys())) {
 		if f := all.Lookup(key); f == nil {
-			return fmt.Errorf("configuration file %s: unknown setting %q; trow serve --help lists the settings", path, key)
+			return fmt.Errorf("configuration file %s: unknown setting %q%s; trow serve --help lists the settings", path, key,
+				meant(key, all))
 		}
 	}
 	return nil
@@ -251,7 +283,8 @@ func checkEnvironment(all *pflag.FlagSet, environ []string) error {
 		key := strings.ToLower(strings.ReplaceAll(rest, "_", "-"))
 		f := all.Lookup(key)
 		if f == nil {
-			return fmt.Errorf("environment: %s: unknown setting %q; trow serve --help lists the settings", name, key)
+			return fmt.Errorf("environment: %s: unknown setting %q%s; trow serve --help lists the settings", name, key,
+				meant(key, all))
 		}
 		if _, ok := f.Value.(fileValue); ok {
 			return fmt.Errorf("environment: %s: the setting %s can only be set in the configuration file", name, key)
@@ -301,18 +334,11 @@ func (f *fileOnly[T]) Set(string) error {
 }
 
 func (f *fileOnly[T]) decode(raw any) error {
-	var list []T
-	d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{Result: &list, ErrorUnused: true, WeaklyTypedInput: true,
-		DecodeHook: mapstructure.ComposeDecodeHookFunc(stringLists, quantities, mapstructure.StringToTimeDurationHookFunc(),
-			mapstructure.TextUnmarshallerHookFunc())})
+	list, err := decodeList[T](raw)
 	if err == nil {
-		err = d.Decode(raw)
+		*f.p = list
 	}
-	if err != nil {
-		return err
-	}
-	*f.p = list
-	return nil
+	return err
 }
 
 // stringLists makes lists of strings, as in the settings that are lists themselves.
@@ -351,6 +377,25 @@ func Markdown(all *pflag.FlagSet) string {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, value, strings.ReplaceAll(f.Usage, "|", `\|`))
 	})
 	return b.String()
+}
+
+// writeJSON writes the settings as a list of objects.
+func writeJSON(w io.Writer, all *pflag.FlagSet) error {
+	type setting struct {
+		Key      string `json:"key"`
+		Default  string `json:"default"`
+		Meaning  string `json:"meaning"`
+		FileOnly bool   `json:"fileOnly,omitempty"`
+	}
+	list := []setting{}
+	all.VisitAll(func(f *pflag.Flag) {
+		_, fileOnly := f.Value.(fileValue)
+		list = append(list, setting{f.Name, defaultText(f), f.Usage, fileOnly})
+	})
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(list)
 }
 
 // defaultText is a flag's default as a person would write it.

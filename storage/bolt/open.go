@@ -46,6 +46,11 @@ func Open(dir string) (*Journal, error) {
 }
 
 func open(dir string) (*Journal, error) {
+	j, err := openIn(dir)
+	return j, local.Denied(err)
+}
+
+func openIn(dir string) (*Journal, error) {
 	if err := local.MakeDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}

@@ -25,8 +25,11 @@ type Recovered struct {
 // Recover opens the journal in dir, on a data directory without a server. check loads the journal, because some damage
 // shows only then. If the journal is damaged, it is put aside, and its backup or an empty journal takes its place. From
 // then until [Recovered.Done], [Open] refuses the directory: the journal knows less than it should. Recover can be
-// repeated if it was cut short. Errors: as Open; those of check and of the file system.
+// repeated if it was cut short. Errors: as Open; the directory holds no data; those of check and of the file system.
 func Recover(dir string, check func(*Journal) error) (*Recovered, error) {
+	if !Exists(dir) {
+		return nil, fmt.Errorf("%s holds no data of a registry; set --data-dir to the data directory of one", dir)
+	}
 	r := &Recovered{dir: dir}
 	err := r.open(check)
 	if errors.Is(err, storage.ErrDamaged) {
@@ -103,6 +106,13 @@ func (r *Recovered) openEmpty(root *os.Root, check func(*Journal) error) error {
 		}
 	}
 	return r.open(check)
+}
+
+// Unfinished reports whether the journal may know less than it should, because it was damaged, now or when a recovery
+// before this one was cut short.
+func (r *Recovered) Unfinished() bool {
+	_, err := os.Stat(filepath.Join(r.dir, unfinishedFile))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Done allows [Open] again, durably: the journal knows all that was found.

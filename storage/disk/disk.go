@@ -80,7 +80,7 @@ func (s Space) Full() bool { return s.Free < s.Reserve }
 func Open(dir string, o Options) (*Blobs, error) {
 	b := &Blobs{dir: dir, options: o, syncs: map[digest.Algorithm]*groupSync{}, uploads: map[string]*upload{}}
 	if err := b.open(); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+		return nil, fmt.Errorf("data directory: %w", local.Denied(err))
 	}
 	return b, nil
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"trow/registry/admin"
 	"trow/registry/archive"
 	"trow/registry/client"
 	"trow/registry/glob"
@@ -27,9 +26,9 @@ func (p Program) exportCommand() *cobra.Command {
 			"run it again. With - it writes a tar stream: trow export - | zstd > backup.tar.zst",
 		Args: cobra.ExactArgs(1),
 	}
-	dataDir := p.DataDir(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		from, options, _, err := server(cmd, dataDir, repositories)
+	t := p.target(cmd)
+	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
+		from, options, err := server(cmd, t, repositories)
 		if err != nil {
 			return err
 		}
@@ -39,8 +38,8 @@ func (p Program) exportCommand() *cobra.Command {
 				return fmt.Errorf("--base: %w", err)
 			}
 		}
-		return export(cmd, from, args[0], o)
-	}
+		return export(cmd, from.Client, args[0], o)
+	})
 	f := cmd.Flags()
 	f.StringSliceVar(&repositories, "repository", nil, repositoryUsage)
 	f.StringVar(&base, "base", "", "leave out the blobs that this earlier archive (directory or tar) has")
@@ -84,13 +83,14 @@ func (p Program) importCommand() *cobra.Command {
 			"copies only what the server does not have yet; an interrupted import continues when you run it again.",
 		Args: cobra.ExactArgs(1),
 	}
-	dataDir := p.DataDir(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		to, options, dir, err := server(cmd, dataDir, repositories)
+	t := p.target(cmd)
+	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
+		server, options, err := server(cmd, t, repositories)
 		if err != nil {
 			return err
 		}
-		o := archive.ImportOptions{Options: options, As: as, KeepTags: keepTags, Temp: dir,
+		to := server.Client
+		o := archive.ImportOptions{Options: options, As: as, KeepTags: keepTags, Temp: server.dir,
 			Form: func(name string) { fmt.Fprintf(cmd.ErrOrStderr(), "Importing %s.\n", name) }}
 		var done archive.Progress
 		if args[0] == "-" {
@@ -100,7 +100,7 @@ func (p Program) importCommand() *cobra.Command {
 		}
 		printCopied(cmd.ErrOrStderr(), "Imported", done)
 		return err
-	}
+	})
 	f := cmd.Flags()
 	f.StringSliceVar(&repositories, "repository", nil, repositoryUsage)
 	f.StringVar(&as, "as", "", "for a layout that names no repositories: repository, or repository:tag, to import into")
@@ -109,16 +109,12 @@ func (p Program) importCommand() *cobra.Command {
 }
 
 // server returns what export and import have in common: the running server, which repositories to copy, and where to
-// print problems and progress. dir is the server's data directory.
-func server(cmd *cobra.Command, dataDir func() (string, error), repositories []string) (
-	c *client.Client, o archive.Options, dir string, err error) {
-	if dir, err = dataDir(); err != nil {
-		return nil, o, "", err
-	}
+// print problems and progress.
+func server(cmd *cobra.Command, t *target, repositories []string) (e *endpoint, o archive.Options, err error) {
 	if len(repositories) > 0 {
 		names, err := glob.Compile(repositories...)
 		if err != nil {
-			return nil, o, "", fmt.Errorf("repository: %w", err)
+			return nil, o, fmt.Errorf("repository: %w", err)
 		}
 		o.Match = names.Match
 	}
@@ -129,8 +125,8 @@ func server(cmd *cobra.Command, dataDir func() (string, error), repositories []s
 		fmt.Fprintf(w, "%d of %s, copied %s\n",
 			now.Items, count(now.TotalItems, "manifest or tag", "manifests and tags"), size.Format(now.Bytes))
 	}
-	c, err = client.New(client.Options{URL: admin.URL, HTTP: &admin.NewClient(dir).HTTP})
-	return c, o, dir, err
+	e, err = t.open(cmd)
+	return e, o, err
 }
 
 func printCopied(w io.Writer, verb string, done archive.Progress) {

@@ -28,7 +28,7 @@ func newRegistry(t *testing.T) *server {
 	reg := registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: allowAll{},
 		Bodies: front.NewBodies(1 << 30)})
 	s := &server{T: t, dir: t.TempDir()}
-	s.serve(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	s.handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path != "/admin/repositories" {
 			reg.ServeHTTP(w, req)
 			return
@@ -38,7 +38,8 @@ func newRegistry(t *testing.T) *server {
 				_ = json.NewEncoder(w).Encode(h)
 			}
 		}
-	}))
+	})
+	s.serve(s.handler)
 	return s
 }
 

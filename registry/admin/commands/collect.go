@@ -19,6 +19,7 @@ import (
 func (p Program) gcCommand() *cobra.Command {
 	var dryRun, now bool
 	var grace string
+	var o output
 	cmd := p.onServer(&cobra.Command{
 		Use:   "gc",
 		Short: "Free the space of unused content, while the server runs",
@@ -39,9 +40,13 @@ func (p Program) gcCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if o.json() {
+			return printJSON(cmd.OutOrStdout(), done)
+		}
 		printCollected(cmd.OutOrStdout(), done, dryRun)
 		return nil
 	})
+	o.addFlags(cmd, "")
 	f := cmd.Flags()
 	f.BoolVar(&dryRun, "dry-run", false, "only report what would be freed")
 	f.StringVar(&grace, "grace", "", "use this instead of gc-grace, such as 10m; "+
@@ -75,8 +80,15 @@ func printCollected(w io.Writer, done storage.Collected, dryRun bool) {
 	}
 }
 
+// retained is the outcome of retention for programs.
+type retained struct {
+	maintenance.Retained
+	Removals []retention.Removal `json:"removals"`
+}
+
 func (p Program) retentionCommand() *cobra.Command {
 	var dryRun bool
+	var o output
 	cmd := p.onServer(&cobra.Command{
 		Use:   "retention",
 		Short: "Remove the tags and manifests that the setting retention does not keep, and say why",
@@ -85,21 +97,29 @@ func (p Program) retentionCommand() *cobra.Command {
 			"report. The next collection frees the space: trow gc.",
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
-		var done maintenance.Retained
+		done := retained{Removals: []retention.Removal{}}
 		out := cmd.OutOrStdout()
 		err := c.Run(cmd.Context(), "retention", dryRunQuery(dryRun), progress(func(r retention.Removal) {
+			if o.json() {
+				done.Removals = append(done.Removals, r)
+				return
+			}
 			name := r.Repo + "@" + r.Digest.String()
 			if r.Tag != "" {
 				name = r.Repo + ":" + r.Tag
 			}
 			fmt.Fprintf(out, "%s: %s\n", name, r.Why)
-		}), &done)
+		}), &done.Retained)
 		if err != nil {
 			return err
 		}
-		printRetained(out, done, dryRun)
+		if o.json() {
+			return printJSON(out, done)
+		}
+		printRetained(out, done.Retained, dryRun)
 		return nil
 	})
+	o.addFlags(cmd, "")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only report what would be removed, and why")
 	return cmd
 }
@@ -118,6 +138,7 @@ func printRetained(w io.Writer, done maintenance.Retained, dryRun bool) {
 
 func (p Program) scrubCommand() *cobra.Command {
 	var rate string
+	var o output
 	cmd := p.onServer(&cobra.Command{
 		Use:   "scrub",
 		Short: "Compare all content with its digests and quarantine damaged content; exit code 1 if there is any",
@@ -135,8 +156,15 @@ func (p Program) scrubCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printScrubbed(cmd.OutOrStdout(), done)
+		if !o.json() {
+			return printScrubbed(cmd.OutOrStdout(), done)
+		}
+		if err := printJSON(cmd.OutOrStdout(), done); err != nil || len(done.Damages) == 0 {
+			return err
+		}
+		return ErrDamaged
 	})
+	o.addFlags(cmd, "")
 	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second, such as 16Mi (default: no limit)")
 	return cmd
 }

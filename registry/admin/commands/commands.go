@@ -1,5 +1,5 @@
-// Package commands has the commands with which an administrator operates a registry: gc, retention, scrub, rebuild,
-// export, import, token, can-i and pull-secret.
+// Package commands has the commands for what a registry holds (ls, tags, inspect, cp, rm, du), and those with which an
+// administrator operates it: gc, retention, scrub, rebuild, export, import, token, can-i and pull-secret.
 //
 // # Words
 //
@@ -8,8 +8,10 @@
 //
 // # Invariants
 //
-//   - Every command but rebuild, and can-i with --config, talks to the running server, which keeps serving meanwhile.
-//     rebuild works on a data directory that no server uses.
+//   - Every command but rebuild, and can-i with --config, talks to a running server, by the socket in its data
+//     directory or over the network with a login. The server keeps serving meanwhile. rebuild works on a data directory that no
+//     server uses.
+//   - A password goes to the registry that it is for, and to no other that a command names.
 //   - The job names, their parameters and their JSON are those of earlier versions: an older command works with a newer
 //     server.
 //   - The secret of a robot is printed once and written nowhere.
@@ -55,6 +57,7 @@ type Program struct {
 // Commands returns all commands of the package.
 func (p Program) Commands() []*cobra.Command {
 	return []*cobra.Command{
+		p.lsCommand(), p.tagsCommand(), p.inspectCommand(), p.cpCommand(), p.rmCommand(), p.duCommand(),
 		p.gcCommand(), p.retentionCommand(), p.scrubCommand(), p.rebuildCommand(),
 		p.exportCommand(), p.importCommand(),
 		p.tokenCommand(), p.canICommand(), p.pullSecretCommand(),
@@ -66,13 +69,13 @@ type connector func() (*admin.Client, error)
 
 // connect adds the flags that name the server to cmd.
 func (p Program) connect(cmd *cobra.Command) connector {
-	dataDir := p.DataDir(cmd)
+	t := p.target(cmd)
 	return func() (*admin.Client, error) {
-		dir, err := dataDir()
+		e, err := t.open(cmd)
 		if err != nil {
 			return nil, err
 		}
-		return admin.NewClient(dir), nil
+		return e.admin, nil
 	}
 }
 
@@ -84,7 +87,7 @@ func (p Program) onServer(cmd *cobra.Command, run func(*cobra.Command, []string,
 		if err != nil {
 			return err
 		}
-		return run(cmd, args, c)
+		return explain(run(cmd, args, c))
 	}
 	return cmd
 }

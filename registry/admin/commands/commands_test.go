@@ -33,6 +33,8 @@ type server struct {
 	dir   string
 	mu    sync.Mutex
 	asked []string // job?query; guarded by mu
+
+	handler http.Handler // of newRegistry
 }
 
 // newServer serves jobs on the socket of a new data directory. The jobs' JSON is written out in the tests: it is what
@@ -108,6 +110,7 @@ func run(t *testing.T, dir, stdin string, args ...string) (stdout, stderr string
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
 	root.AddCommand(p.Commands()...)
+	commands.Arrange(root)
 	root.SetArgs(args)
 	root.SetIn(strings.NewReader(stdin))
 	root.SetOut(&out)

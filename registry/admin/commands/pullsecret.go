@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,7 +25,8 @@ type secret struct {
 
 func (s *secret) addFlags(cmd *cobra.Command, servers []string) {
 	f := cmd.Flags()
-	f.StringSliceVar(&s.servers, "server", servers, "HOST[:PORT] as in image names; may be repeated")
+	f.StringSliceVar(&s.servers, "server", servers, "HOST[:PORT] as in image names; may be repeated; one that is a URL, "+
+		"https://HOST, also names the server that creates the robot, with the login of docker login")
 	f.StringVar(&s.namespace, "namespace", "default", "namespace of the Secret")
 	f.StringVar(&s.name, "name", "regcred", "name of the Secret")
 }
@@ -37,12 +39,15 @@ func (p Program) pullSecretCommand() *cobra.Command {
 		Use:   "pull-secret",
 		Short: "Print a Secret with which pods pull images (imagePullSecrets)",
 		Long: "pull-secret creates a robot that may pull, and prints a Secret with its token:\n" +
-			"  trow pull-secret --namespace team-a --repository 'team-a/**' | kubectl apply -f -\n" +
+			"  trow pull-secret --namespace team-a --repository 'team-a/**' |\n" +
+			"    kubectl apply -f -\n" +
 			"With --user it creates no robot; the Secret has the password of that user.",
 		Args: cobra.NoArgs,
 	}
-	connect := p.connect(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	t := &target{dataDir: p.DataDir(cmd)}
+	t.addCA(cmd)
+	cmd.RunE = explained(func(cmd *cobra.Command, _ []string) error {
+		t.server = s.takeURL()
 		// Validate first: a robot that was created for a Secret that cannot be printed would be of no use.
 		if err := s.validate(); err != nil {
 			return err
@@ -57,18 +62,18 @@ func (p Program) pullSecretCommand() *cobra.Command {
 			}
 			return s.print(cmd.OutOrStdout(), user, password)
 		}
-		c, err := connect()
+		e, err := t.open(cmd)
 		if err != nil {
 			return err
 		}
 		name := cmp.Or(robot, "pull-"+s.namespace)
-		done, err := o.create(cmd.Context(), c, name)
+		done, err := o.create(cmd.Context(), e.admin, name)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "The Secret has the token of robot %s, %s.\n", name, validity(done.Expires))
 		return s.print(cmd.OutOrStdout(), name, done.Secret)
-	}
+	})
 	o.addFlags(cmd, []string{"**"}, []string{"pull"}, "never")
 	s.addFlags(cmd, p.Servers)
 	f := cmd.Flags()
@@ -78,6 +83,17 @@ func (p Program) pullSecretCommand() *cobra.Command {
 	cmd.MarkFlagsMutuallyExclusive("robot", "user")
 	cmd.MarkFlagsRequiredTogether("user", "password-file")
 	return cmd
+}
+
+// takeURL returns the first server that is a URL, and leaves its host: image names have no scheme.
+func (s *secret) takeURL() (first string) {
+	s.servers = slices.Clone(s.servers)
+	for i, server := range s.servers {
+		if _, host, ok := strings.Cut(server, "://"); ok {
+			first, s.servers[i] = cmp.Or(first, server), strings.TrimSuffix(host, "/")
+		}
+	}
+	return first
 }
 
 // validate reports what Kubernetes would not accept in the Secret.

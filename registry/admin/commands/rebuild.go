@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -13,13 +14,17 @@ import (
 )
 
 func (p Program) rebuildCommand() *cobra.Command {
-	into := "recovered"
+	o := maintenance.RebuildOptions{Into: "recovered", Parse: registry.RecoverManifest}
+	var recovers bool
 	cmd := &cobra.Command{
 		Use:   "rebuild",
 		Short: "Repair a data directory whose journal is damaged, while no server uses it",
-		Long: "rebuild moves a damaged journal aside and replaces it with the backup that the server makes every hour. It\n" +
-			"puts manifests that no repository holds into the repository --into, by digest: their names are not stored\n" +
-			"anywhere else. It deletes nothing. If the journal is intact, rebuild keeps it and only looks for such manifests.",
+		Long: "rebuild moves a damaged journal aside and replaces it with the backup that the server makes every hour and\n" +
+			"when it stops. If the journal is intact, rebuild keeps it. It deletes nothing.\n\n" +
+			"It also looks for manifests that no repository holds: deleted ones that were not collected yet, and those that\n" +
+			"were pushed after the backup. --recover puts them into the repository --into, by digest: their names are not\n" +
+			"stored anywhere else. --recover=false leaves them to the next collection. After damage rebuild wants one of the\n" +
+			"two if it finds any; no server starts before.",
 		Args: cobra.NoArgs,
 	}
 	dataDir := p.DataDir(cmd)
@@ -28,38 +33,54 @@ func (p Program) rebuildCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := maintenance.Rebuild(cmd.Context(), dir, maintenance.RebuildOptions{
-			Into: into, Parse: registry.RecoverManifest,
-			Progress: func(blobs int) { fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s\n", count(blobs, "blob", "")) }})
-		if err != nil {
-			return err
+		o.Recover, o.Discard = recovers, cmd.Flags().Changed("recover") && !recovers
+		o.Progress = func(blobs int) { fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s\n", count(blobs, "blob", "")) }
+		r, err := maintenance.Rebuild(cmd.Context(), dir, o)
+		if r != nil {
+			printRebuilt(cmd.OutOrStdout(), r, o)
 		}
-		printRebuilt(cmd.OutOrStdout(), r, into)
-		return nil
+		if errors.Is(err, maintenance.ErrUndecided) {
+			return fmt.Errorf("%w; run trow rebuild --data-dir %s again with --recover to put them into %s, "+
+				"or with --recover=false to leave them to the next collection; no server starts before", err, dir, o.Into)
+		}
+		return err
 	}
-	cmd.Flags().StringVar(&into, "into", into, "repository for manifests that no repository holds")
+	f := cmd.Flags()
+	f.StringVar(&o.Into, "into", o.Into, "with --recover: repository for manifests that no repository holds")
+	f.BoolVar(&recovers, "recover", false, "put manifests that no repository holds, also deleted ones, into --into")
+	f.BoolVar(&o.DryRun, "dry-run", false, "only report what would be done")
 	return cmd
 }
 
-func printRebuilt(w io.Writer, r *maintenance.Rebuilt, into string) {
+func printRebuilt(w io.Writer, r *maintenance.Rebuilt, o maintenance.RebuildOptions) {
+	moved, restored, put := "Moved it to "+r.Aside, "Restored", "put into"
+	if o.DryRun {
+		moved, restored, put = "Would move it aside", "Would restore", "would be put into"
+	}
 	switch {
 	case r.Damage == "":
 		fmt.Fprintln(w, "The journal is intact.")
 	case r.Backup.IsZero():
-		fmt.Fprintf(w, "%s\nMoved it to %s. There was no backup: the names of repositories and tags are lost.\n",
-			r.Damage, r.Aside)
+		fmt.Fprintf(w, "%s\n%s. There was no backup: the names of repositories and tags are lost.\n", r.Damage, moved)
 	default:
-		fmt.Fprintf(w, "%s\nMoved it to %s. Restored the backup of %s: later changes of tags are lost.\n",
-			r.Damage, r.Aside, r.Backup.UTC().Format(time.RFC3339))
+		fmt.Fprintf(w, "%s\n%s. %s the backup of %s: later changes of tags are lost.\n",
+			r.Damage, moved, restored, r.Backup.UTC().Format(time.RFC3339))
 	}
 	fmt.Fprintf(w, "The journal lists %s, %s, %s.\n", count(r.Restored.Repos, "repository", ""),
 		count(r.Restored.Manifests, "manifest", ""), count(r.Restored.Tags, "tag", ""))
 	for _, m := range r.Found {
-		fmt.Fprintf(w, "found    %s@%s (%s)\n", into, m.Digest, m.MediaType)
+		fmt.Fprintf(w, "found    %s@%s (%s)\n", o.Into, m.Digest, m.MediaType)
 	}
-	if n := len(r.Found); n > 0 {
-		fmt.Fprintf(w, "Found %s that no repository held; put into %s. Tag or delete what is there.\n",
-			count(n, "manifest", ""), into)
+	switch n := count(len(r.Found), "manifest", ""); {
+	case len(r.Found) == 0:
+	case o.Recover:
+		fmt.Fprintf(w, "Found %s that no repository held; %s %s. Tag or delete what is there.\n", n, put, o.Into)
+	case r.Damage == "":
+		fmt.Fprintf(w, "Found %s that no repository holds: deleted, and not collected yet. "+
+			"With --recover they come back, in %s.\n", n, o.Into)
+	default:
+		fmt.Fprintf(w, "Found %s that no repository holds: deleted, or pushed after the backup. "+
+			"With --recover they come back, in %s.\n", n, o.Into)
 	}
 	for _, d := range r.Missing {
 		fmt.Fprintf(w, "missing  %s\n", d)

@@ -40,7 +40,7 @@ func TestRebuild(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte(strings.Repeat("damaged", 5000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want([]string{"--into=lost/found"}, "\nMoved it to ",
+	want([]string{"--into=lost/found", "--recover"}, "\nMoved it to ",
 		"There was no backup: the names of repositories and tags are lost.\n",
 		"\nfound    lost/found@"+found+" (application/vnd.oci.image.index.v1+json)\n",
 		"\nFound 1 manifest that no repository held; put into lost/found.", "\n1 blob (11 B) that no repository uses: ")

@@ -86,17 +86,29 @@ func validity(expires time.Time) string {
 }
 
 func (p Program) listCommand() *cobra.Command {
-	return p.onServer(&cobra.Command{
+	var o output
+	cmd := p.onServer(&cobra.Command{
 		Use:   "list",
 		Short: "List the robots, what they may do, and when their tokens expire",
 		Args:  cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
-		var all []auth.Robot
+		all := []auth.Robot{}
 		if err := runQuietly(cmd.Context(), c, auth.JobListRobots, nil, &all); err != nil {
 			return err
 		}
+		switch out := cmd.OutOrStdout(); {
+		case o.json():
+			return printJSON(out, all)
+		case o.quiet:
+			for _, r := range all {
+				fmt.Fprintln(out, r.Name)
+			}
+			return nil
+		}
 		return printRobots(cmd.OutOrStdout(), all)
 	})
+	o.addFlags(cmd, "names")
+	return cmd
 }
 
 func printRobots(out io.Writer, all []auth.Robot) error {

@@ -3,6 +3,7 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -27,6 +28,18 @@ func MakeDir(dir string) error {
 		}
 	}
 	return files.SyncDir(parent)
+}
+
+// Denied adds the remedy to an error of the file system that says that the process may not write to the data directory.
+func Denied(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w; this process runs as user %d and group %d: give them the directory (chown), "+
+			"or set --data-dir to one of theirs", err, os.Geteuid(), os.Getegid())
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%w; mount it to be written to, or set --data-dir to another directory", err)
+	}
+	return err
 }
 
 // Full adds ErrFull to an error of the file system that says that no space, or no quota of the user, is left.

@@ -2,6 +2,8 @@ package local_test
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,5 +55,21 @@ func TestFull(t *testing.T) {
 		if got := local.Full(err); errors.Is(got, storage.ErrFull) != full || !errors.Is(got, err) {
 			t.Errorf("%v became %v", err, got)
 		}
+	}
+}
+
+// TestADirectoryOfAnotherUserNamesTheRemedy: the user, and the setting.
+func TestADirectoryOfAnotherUserNamesTheRemedy(t *testing.T) {
+	err := local.Denied(fmt.Errorf("open: %w", fs.ErrPermission))
+	want := fmt.Sprintf("runs as user %d and group %d: ", os.Geteuid(), os.Getegid())
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), want) ||
+		!strings.Contains(err.Error(), "--data-dir") {
+		t.Error(err)
+	}
+	if err := local.Denied(syscall.EROFS); !strings.Contains(err.Error(), "--data-dir") {
+		t.Error(err)
+	}
+	if err := local.Denied(syscall.EIO); err != error(syscall.EIO) {
+		t.Error(err)
 	}
 }

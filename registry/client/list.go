@@ -1,0 +1,58 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// Repositories calls each with the names of the repositories, page by page. Errors: *Error, where the registry has no
+// catalog or the login may not read it; those of each.
+func (c *Client) Repositories(ctx context.Context, each func([]string) error) error {
+	r := &remote.Registry{RepositoryOptions: remote.RepositoryOptions{Client: c.auth,
+		Reference: registry.Reference{Registry: c.base.Host}, PlainHTTP: c.base.Scheme == "http"}}
+	return convert(r.Repositories(ctx, "", each))
+}
+
+// Tags calls each with the tags of a repository, page by page. Errors: as Resolve; those of each.
+func (c *Client) Tags(ctx context.Context, repo string, each func([]string) error) error {
+	return convert(c.repository(repo).Tags(ctx, "", each))
+}
+
+// Referrers calls each with the manifests whose subject is desc, page by page; where the registry has no API for them,
+// with those of the tag that stands for it (distribution spec, "Unavailable Referrers API"). Errors: as Resolve; those
+// of each.
+func (c *Client) Referrers(ctx context.Context, repo string, desc v1.Descriptor,
+	each func([]v1.Descriptor) error) error {
+	return convert(c.repository(repo).Referrers(ctx, desc, "", each))
+}
+
+// Delete deletes a tag, or a manifest with all its tags (end-9). ref is a tag or a digest; a tag is deleted only while
+// it names the manifest now, where the registry knows conditions. Errors: *Error.
+func (c *Client) Delete(ctx context.Context, repo, ref string, now digest.Digest) error {
+	ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), auth.ActionDelete)
+	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, c.url(repo, "manifests", ref), nil)
+	if err != nil {
+		return err
+	}
+	if now != "" {
+		req.Header.Set("If-Match", `"`+now.String()+`"`)
+	}
+	resp, err := c.do(req, http.StatusAccepted, http.StatusOK, http.StatusNoContent)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// PushReferrer pushes a manifest that has a subject, and adds it to the tag of the subject's referrers where the
+// registry has no API for them. Errors: *Error.
+func (c *Client) PushReferrer(ctx context.Context, repo string, desc v1.Descriptor, body []byte) error {
+	return convert(c.repository(repo).Manifests().Push(c.pushing(ctx, repo), desc, bytes.NewReader(body)))
+}

@@ -1,0 +1,76 @@
+package bolt
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"trow/storage/files"
+)
+
+// Exists reports whether a directory holds what a registry keeps, so that nothing is made in one that was named by
+// mistake. One that cannot be read holds something.
+func Exists(dir string) bool {
+	for _, name := range []string{journalFile, backupFile, ownerFile, unfinishedFile, "blobs"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
+}
+
+// CopyTo copies the journal in dir, damaged or not, and its backup into the directory to, so that a recovery can be
+// tried there. Until release is called no process can open the original. Errors: another process has it open; those of
+// the file system.
+func CopyTo(dir, to string) (release func(), err error) {
+	release = func() {}
+	lock, err := os.Open(filepath.Join(dir, journalFile))
+	if err == nil {
+		release = func() { lock.Close() } // which gives up the lock
+		if err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+			release()
+			return nil, fmt.Errorf("data directory %s is in use by %s; stop that one first, or use another --data-dir", dir,
+				owner(dir))
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	root, err := os.OpenRoot(to)
+	if err == nil {
+		defer root.Close()
+		for _, name := range []string{journalFile, backupFile, ownerFile, unfinishedFile} {
+			if err = copyFile(filepath.Join(dir, name), root, name); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// copyFile copies a file with its time, which says of a backup how old it is. It may be missing.
+func copyFile(from string, root *os.Root, name string) error {
+	f, err := os.Open(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	err = files.WriteFrom(root, name, 0o600, func(w io.Writer) error { _, err := io.Copy(w, f); return err })
+	if err != nil {
+		return err
+	}
+	return root.Chtimes(name, fi.ModTime(), fi.ModTime())
+}
