@@ -53,7 +53,7 @@ func main() {
 }
 
 // run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial by check or can-i, damage
-// found by scrub or a scenario that failed in bench, and 2 for an error, which is printed as one line.
+// found by scrub, a scenario that failed in bench or settings that config check finds invalid, and 2 for an error, which is printed as one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	root := &cobra.Command{
 		Use:           "trow",
@@ -63,10 +63,16 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       server.Build("trow", version),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve}
+	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return settings.Start(cmd.Flags(), new(options).parts(), func(f *settings.Files) error { return serve(cmd, f) })
+		}}
 	settings.Register(start.Flags(), new(options).parts()...)
 	root.AddCommand(settings.WithConfig(start), settings.WithConfig(check.Command(check.Program{Policy: policySettings})),
-		settings.Command(new(options).parts()...), settings.Version(root.Version), manifests.Command(version), node.Command(),
+		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
+			_, err := load(cmd)
+			return err
+		}), settings.Version(root.Version), manifests.Command(version), node.Command(),
 		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
@@ -75,7 +81,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetOut(out)
 	root.SetErr(errOut)
 	err := root.ExecuteContext(ctx)
-	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, bench.ErrFailed}
+	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, bench.ErrFailed, settings.ErrInvalid}
 	switch {
 	case err == nil:
 		return 0
@@ -126,9 +132,8 @@ func policySettings(cmd *cobra.Command) (admission.PolicyOptions, error) {
 }
 
 // serve opens the parts, each after those that it needs, and runs them until the command's context is done.
-func serve(cmd *cobra.Command, _ []string) error {
+func serve(cmd *cobra.Command, files *settings.Files) error {
 	defer server.TuneMemory()()
-	file := settings.Find(cmd.Flags())
 	o, err := load(cmd)
 	if err != nil {
 		return err
@@ -147,12 +152,13 @@ func serve(cmd *cobra.Command, _ []string) error {
 	probes := &server.Probes{}
 	var keeper *trowtls.Keeper // nil without TLS
 	o.cluster.Log, o.cluster.Ready, o.cluster.CA = log, probes.Ready, func() []byte { return keeper.CA() }
+	o.cluster.Settings = files.Problem
 	o.cluster.Rotate = func(ctx context.Context) error { return keeper.Rotate(ctx) }
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {
 		return err
 	}
-	o.registry.Log, o.registry.Names = log, o.policy.Names
+	o.registry.Log, o.registry.Names, o.registry.Files = log, o.policy.Names, files
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it
@@ -202,7 +208,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 		for _, run := range []func(context.Context) error{reg.Run, callers.Run, keeper.Run, hook.Run} {
 			g.Go(func() error { return run(ctx) })
 		}
-		reg.Follow(ctx, file, func() (*service.Options, error) { return registrySettings(cmd) })
+		reg.Follow(ctx, func() (*service.Options, error) { return registrySettings(cmd) })
 		return nil
 	})
 	return g.Wait()

@@ -60,8 +60,11 @@ type user struct {
 	IsNode member `json:"groups"`
 }
 
-// nodeGroup is the group of all kubelets.
-const nodeGroup = "system:nodes"
+// nodeGroup is the group of all kubelets, and nodePrefix begins the names of their users.
+const (
+	nodeGroup  = "system:nodes"
+	nodePrefix = "system:node:"
+)
 
 // member reports whether a list of groups contains nodeGroup. The list itself is not kept: a hostile review can have
 // a million groups.

@@ -90,7 +90,8 @@ func (q *request) exempt(k kind) string {
 	case q.Operation == "UPDATE" && q.Object.Metadata.Deleted != nil:
 		return "being deleted" // its finalizers must be removable
 	// any user can write the annotation
-	case !k.template && bool(q.Object.Metadata.Annotations.Mirror && present(q.User.IsNode)):
+	case !k.template && bool(q.Object.Metadata.Annotations.Mirror) && bool(q.User.IsNode) &&
+		strings.HasPrefix(q.User.Name, nodePrefix):
 		return "mirror pod" // the kubelet runs it already, from a file of the node
 	}
 	return ""

@@ -98,6 +98,8 @@ type Cluster struct {
 	searchedAt time.Time // time of that search
 	missedAt   time.Time // when the configuration was missed first; zero while it exists
 	reportedAt time.Time // when an Event about that was created last
+	mistake    string    // the problem of the settings that the last Event was about
+	mistakeAt  time.Time // when that Event was created
 }
 
 // New makes a Cluster. It sends no request yet. Client, Namespace, CA, Ready and Rotate of o must be set.
@@ -188,6 +190,7 @@ const reconcileTimeout = 30 * time.Second
 func (c *Cluster) reconcile(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout)
 	defer cancel()
+	c.reportSettings(ctx)
 	if err := c.rotate(ctx); err != nil {
 		return fmt.Errorf("Secret of the certificates: %w", err)
 	}

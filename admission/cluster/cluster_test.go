@@ -232,6 +232,12 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 			*pods.ClientConfig.Service.Path != "/validate" || pods.ClientConfig.Service.Namespace != ns {
 			t.Errorf("%+v", pods)
 		}
+		for _, part := range []string{"'system:nodes' in request.userInfo.groups", "startsWith('system:node:')",
+			"has(object.metadata.annotations) && 'kubernetes.io/config.mirror' in object.metadata.annotations"} {
+			if c := pods.MatchConditions[1]; c.Name != "not-by-nodes" || !strings.Contains(c.Expression, part) {
+				t.Errorf("%s exempts more than mirror pods of nodes: %s lacks %s", c.Name, c.Expression, part)
+			}
+		}
 		got := pods.NamespaceSelector.MatchExpressions[0].Values
 		if !slices.Equal(got, []string{"kube-public", "kube-system"}) {
 			t.Errorf("exempt: %v", got)

@@ -34,6 +34,9 @@ type Options struct {
 	Ready  func() bool                     // reports whether the server would answer a review
 	Rotate func(ctx context.Context) error // starts a rotation of the CA
 
+	// Settings returns why the configuration files are not in use, nil if they are. Optional.
+	Settings func() error
+
 	Log zerolog.Logger
 
 	// Poll is the time between two passes. 0 means 5 s. A watch reports changes of the configuration at once.
