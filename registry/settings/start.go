@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -53,7 +54,7 @@ func Start(given *pflag.FlagSet, parts []Part, run func(*Files) error) error {
 		return err
 	}
 	for _, set := range f.lastGood(given, parts) {
-		f.config.docs, f.first, f.problem = set, set, err
+		f.config.docs, f.first, f.problem = set, set, errors.New(oneLine(err))
 		if again := run(f); again == nil || f.hasStarted() {
 			return again
 		}
@@ -186,7 +187,9 @@ func (f *Files) Follow(ctx context.Context, dir string, apply func() error, repo
 		return err
 	}, func(err error) {
 		f.mu.Lock()
-		f.problem = err
+		if f.problem = nil; err != nil {
+			f.problem = errors.New(oneLine(err))
+		}
 		f.mu.Unlock()
 		report(err)
 		if err == nil {
