@@ -38,6 +38,7 @@ func (p Program) pullSecretCommand() *cobra.Command {
 		Short: "Print a Secret with which pods pull images (imagePullSecrets)",
 		Long: "pull-secret creates a robot that may pull, and prints a Secret with its token:\n" +
 			"  trow pull-secret --namespace team-a --repository 'team-a/**' | kubectl apply -f -\n" +
+			"With --replace it can be run again: the robot gets a new token, and the token before stops working.\n" +
 			"With --user it creates no robot; the Secret has the password of that user.",
 		Args: cobra.NoArgs,
 	}
@@ -76,6 +77,7 @@ func (p Program) pullSecretCommand() *cobra.Command {
 	f.StringVar(&user, "user", "", "use the password of this user instead of creating a robot")
 	f.StringVar(&file, "password-file", "", "with --user: file with the password; - for standard input")
 	cmd.MarkFlagsMutuallyExclusive("robot", "user")
+	cmd.MarkFlagsMutuallyExclusive("replace", "user")
 	cmd.MarkFlagsRequiredTogether("user", "password-file")
 	return cmd
 }
