@@ -112,6 +112,12 @@ func load(cmd *cobra.Command) (*options, error) {
 	return o, settings.LoadParts(cmd.Flags(), func() error {
 		o.registry.Auth.ClientCA, o.registry.Auth.AccessReview = o.tls.ClientCA != "", o.cluster.AccessReview
 		o.registry.Auth.Loopback = server.Loopback(o.server.Listen)
+		if o.cluster.LoginSecret != "" {
+			if o.registry.Auth.User != "" {
+				return errors.New("login-secret: conflicts with user, password and password-file; remove one of the two")
+			}
+			o.registry.Auth.User = kube.LoginUser // the password follows from the Secret when the server starts
+		}
 		if o.tls.NoTLS && o.cluster.Webhook != "" {
 			return errors.New("webhook conflicts with no-tls: the API server calls webhooks over TLS only; " +
 				"remove no-tls, or register the webhook yourself")
@@ -156,6 +162,9 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	o.cluster.Rotate = func(ctx context.Context) error { return keeper.Rotate(ctx) }
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {
+		return err
+	}
+	if err := o.cluster.Login(cmd.Context(), &o.registry.Auth.User, &o.registry.Auth.Password); err != nil {
 		return err
 	}
 	o.registry.Log, o.registry.Names, o.registry.Files = log, o.policy.Names, files

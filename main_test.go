@@ -723,7 +723,9 @@ func TestTokensOfRobots(t *testing.T) {
 	}
 	one := config.Auths["registry.example.org:5000"]
 	p.want(200, "GET", "/v2/", "", basicAuth(one.Username, one.Password)...)
-	trow(2, "robot \"pull-team-a\" already", "pull-secret", "--namespace=team-a")
+	trow(2, "robot \"pull-team-a\" already exists; use --replace", "pull-secret", "--namespace=team-a")
+	trow(0, "kind: Secret", "pull-secret", "--namespace=team-a", "--replace")
+	p.want(401, "GET", "/v2/", "", basicAuth(one.Username, one.Password)...)
 	trow(2, "server", "pull-secret", "--server=a/b")
 	trow(2, "namespace", "pull-secret", "--namespace=A")
 	trow(2, "name", "pull-secret", "--name=A B")
@@ -1672,7 +1674,7 @@ func TestInstructionsForANode(t *testing.T) {
 	_, _, ca := p.do("GET", "/ca.crt", "")
 	code, out, errOut := command(t, ca, "node", "--print=talos", "--ca=-", "--host=registry.example.org", "--port=30500")
 	if code != 0 || !strings.Contains(out, "registry.example.org:30500") ||
-		!strings.Contains(out, "https://127.0.0.1:30501") {
+		!strings.Contains(out, "https://127.0.0.1:20500") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 }

@@ -88,7 +88,7 @@ func (n *Node) places(local string, bundle []byte) []place {
 		return place{runtime: runtime, parent: parent, dir: path.Join(dir, name), named: true, files: []file{ca}}
 	}
 	all = append(all, certs("Docker", dockerParent, "etc/docker/certs.d", n.name()))
-	loopback := strings.TrimSuffix(local, fmt.Sprintf(":%d", n.o.LocalPort))
+	loopback := local[:strings.LastIndex(local, ":")]
 	for _, name := range []string{n.name(), local, fmt.Sprintf("%s:%d", loopback, n.o.Port)} {
 		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
 	}

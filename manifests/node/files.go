@@ -52,6 +52,7 @@ func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 		return
 	}
 	defer root.Close()
+	n.removeOlder(root)
 	var done []string
 	for _, p := range n.places(n.local(), bundle) {
 		if n.writePlace(ctx, root, &p) && !slices.Contains(done, p.runtime) {
@@ -119,14 +120,41 @@ func (n *Node) removeFiles() {
 		return
 	}
 	defer root.Close()
-	for _, loopback := range []string{"127.0.0.1", "[::1]"} {
-		for _, p := range n.places(fmt.Sprintf("%s:%d", loopback, n.o.LocalPort), nil) {
-			removed, err := p.remove(root)
-			for _, file := range removed {
-				n.notify(Removed, nil, "/%s", file)
-			}
-			if err != nil && !errors.As(err, new(foreignError)) {
-				n.notify(FileFailed, err, "cannot remove /%s", p.dir)
+	for _, local := range append(localAddresses(n.o.LocalPort), localAddresses(olderLocalPort(n.o.Port))...) {
+		for _, p := range n.places(local, nil) {
+			n.removePlace(root, &p)
+		}
+	}
+}
+
+func (n *Node) removePlace(root *os.Root, p *place) {
+	removed, err := p.remove(root)
+	for _, file := range removed {
+		n.notify(Removed, nil, "/%s", file)
+	}
+	if err != nil && !errors.As(err, new(foreignError)) {
+		n.notify(FileFailed, err, "cannot remove /%s", p.dir)
+	}
+}
+
+// olderLocalPort returns the local port of manifests before version 0.2, which was a node port in most clusters.
+func olderLocalPort(port int) int { return port + 1 }
+
+// localAddresses returns the addresses of a local port, one of which runtimes are configured with.
+func localAddresses(port int) []string {
+	return []string{fmt.Sprintf("127.0.0.1:%d", port), fmt.Sprintf("[::1]:%d", port)}
+}
+
+// removeOlder removes our files in places that are for the older local port alone. In the others, writing replaces them.
+func (n *Node) removeOlder(root *os.Root) {
+	current := map[string]bool{}
+	for _, p := range n.places(n.local(), nil) {
+		current[p.dir] = true
+	}
+	for _, local := range localAddresses(olderLocalPort(n.o.Port)) {
+		for _, p := range n.places(local, nil) {
+			if !current[p.dir] {
+				n.removePlace(root, &p)
 			}
 		}
 	}

@@ -43,7 +43,7 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 		}
 		return files
 	}
-	crio := []string{"etc/containers/certs.d/127.0.0.1:31000/ca.crt", "etc/containers/certs.d/127.0.0.1:31001/ca.crt",
+	crio := []string{"etc/containers/certs.d/127.0.0.1:21000/ca.crt", "etc/containers/certs.d/127.0.0.1:31000/ca.crt",
 		"etc/containers/certs.d/" + name + "/ca.crt", "etc/containers/registries.conf.d/50-trow.conf"}
 	const k3s, rke2 = "var/lib/rancher/k3s/agent/etc/containerd", "var/lib/rancher/rke2/agent/etc/containerd"
 	for what, c := range map[string]struct {
@@ -93,13 +93,37 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 				if err := toml.Unmarshal([]byte(content), &h); err != nil {
 					t.Fatal(err)
 				}
-				host := h.Host["https://127.0.0.1:31001"]
-				if h.Server != "https://127.0.0.1:31001" || len(h.Host) != 1 || len(host["capabilities"].([]any)) != 2 ||
+				host := h.Host["https://127.0.0.1:21000"]
+				if h.Server != "https://127.0.0.1:21000" || len(h.Host) != 1 || len(host["capabilities"].([]any)) != 2 ||
 					host["ca"] != "/"+filepath.Dir(file)+"/ca.crt" {
 					t.Errorf("%s: %s", what, content)
 				}
 			}
 		}
+	}
+}
+
+// TestFilesOfTheOlderLocalPortAreReplaced when Trow is upgraded, and removed where they are for that port alone.
+func TestFilesOfTheOlderLocalPortAreReplaced(t *testing.T) {
+	const older, foreign = "etc/containers/certs.d/127.0.0.1:31001", "etc/containers/certs.d/[::1]:31001"
+	hosts := "etc/containerd/certs.d/" + name + "/hosts.toml"
+	w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/crio/crio.conf.d")
+	w.put("etc/containerd/config.toml", "")
+	w.put(hosts, mark+"\nserver = \"https://127.0.0.1:31001\"\n")
+	w.put("etc/containers/registries.conf.d/50-trow.conf", mark+"\nlocation = \"127.0.0.1:31001\"\n")
+	w.put(older+"/ca.crt", mark+"\nold")
+	w.put(foreign+"/ca.crt", "mine")
+	w.start("127.0.0.1:1").ready()
+	for _, file := range []string{hosts, "etc/containers/registries.conf.d/50-trow.conf"} {
+		if text := w.file(file); strings.Contains(text, "31001") || !strings.Contains(text, "127.0.0.1:21000") {
+			t.Errorf("%s: %s", file, text)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(w.root, older)); !os.IsNotExist(err) {
+		t.Errorf("%s: %v", older, err)
+	}
+	if w.file(foreign+"/ca.crt") != "mine" || w.file("etc/containers/certs.d/127.0.0.1:21000/ca.crt") == "" {
+		t.Error("a foreign file was removed, or ours is missing")
 	}
 }
 
@@ -128,7 +152,7 @@ func TestRegistriesConfLeadsToTheLocalPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r := conf.Registry; len(r) != 1 || r[0].Prefix != name || r[0].Location != name || len(r[0].Mirror) != 1 ||
-		r[0].Mirror[0].Location != "127.0.0.1:31001" {
+		r[0].Mirror[0].Location != "127.0.0.1:21000" {
 		t.Errorf("%+v", conf)
 	}
 	w.until("an Event asks for a reload", func() bool { return len(w.published(node.Reload)) == 1 })
@@ -181,7 +205,7 @@ func TestForeignFilesStay(t *testing.T) {
 		w.start("127.0.0.1:1").ready()
 		w.until("an Event", func() bool { return len(w.published(node.Foreign)) == 1 })
 		for range 2 { // two more checks
-			const other = "etc/containers/certs.d/127.0.0.1:31001/ca.crt"
+			const other = "etc/containers/certs.d/127.0.0.1:21000/ca.crt"
 			w.until("the previous check", func() bool { return w.file(other) != "" })
 			if err := os.Remove(filepath.Join(w.root, other)); err != nil {
 				t.Fatal(err)

@@ -9,13 +9,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"trow/manifests/kube"
 )
 
 // PrintOptions say which registry a snippet is for. All but LocalPort are required.
 type PrintOptions struct {
 	Host      string // of the registry, as image names have it
 	Port      int    // its node port
-	LocalPort int    // on loopback, where trow node listens; 0: Port + 1
+	LocalPort int    // on loopback, where trow node listens; 0: see kube.LocalPort
 	CA        string // the bundle
 }
 
@@ -49,7 +51,7 @@ func Print(flavour string, o PrintOptions) (string, error) {
 		return "", fmt.Errorf("print: %.80q: want one of %s", flavour, strings.Join(Flavours(), ", "))
 	}
 	if o.LocalPort == 0 {
-		o.LocalPort = o.Port + 1
+		o.LocalPort = kube.LocalPort(o.Port)
 	}
 	if err := checkName(o.Host, o.Port, o.LocalPort); err != nil {
 		return "", err

@@ -73,7 +73,7 @@ func decode(t *testing.T, f func([]byte, any) error, text string) (v map[string]
 
 func fromYAML(b []byte, v any) error { return yaml.Unmarshal(b, v) }
 
-const local = "127.0.0.1:31001"
+const local = "127.0.0.1:21000"
 
 func TestPrintedSnippets(t *testing.T) {
 	ca := makeAuthority(t).pem
@@ -122,7 +122,7 @@ func TestPrintedOpenShiftObjects(t *testing.T) {
 		o := decode(t, fromYAML, doc)
 		objects[at(o, "kind").(string)] = o
 	}
-	for _, key := range []string{"trow.kube-public..31000", "127.0.0.1..31001", "127.0.0.1..31000"} {
+	for _, key := range []string{"trow.kube-public..31000", "127.0.0.1..21000", "127.0.0.1..31000"} {
 		text, _ := at(objects["ConfigMap"], "data", key).(string)
 		if !x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
 			t.Errorf("%s: %q", key, text)
