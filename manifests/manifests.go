@@ -18,6 +18,7 @@ package manifests
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -90,6 +91,7 @@ type values struct {
 	Servers                 []string // host:port pairs that pods pull from, for their pull secret
 	ServerClass, NodeClass  string   // priority classes
 	SystemClasses           string   // those that only some namespaces may use, a YAML list; empty: none
+	Digest                  string   // of the settings in the manifest
 }
 
 // Audience is the audience for which ServiceAccount tokens must be issued.
@@ -113,9 +115,27 @@ func Render(o Options) ([]byte, error) {
 		v.Servers = append(v.Servers, fmt.Sprintf("%s:%d", host, o.NodePort))
 	}
 	v.classes()
+	text, err := execute(v)
+	if err == nil {
+		// The digest is an annotation of the server's pods: the server reads most settings when it starts, so a change of
+		// those has to replace the pod. Without that, applying the manifest of --login would leave the registry open.
+		v.Digest = digest(text)
+		text, err = execute(v)
+	}
+	return text, err
+}
+
+func execute(v values) ([]byte, error) {
 	var buf bytes.Buffer
 	err := parsed.Execute(&buf, v)
 	return buf.Bytes(), err
+}
+
+// digest returns a digest of the ConfigMap with the settings in a manifest.
+func digest(text []byte) string {
+	_, after, _ := bytes.Cut(text, []byte("\n  name: trow-base\n"))
+	object, _, _ := bytes.Cut(after, []byte("\n---\n"))
+	return fmt.Sprintf("%x", sha256.Sum256(object))[:16]
 }
 
 // names returns the local names: those with the node port. On a node, loopback with that port leads to the registry.

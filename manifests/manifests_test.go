@@ -550,6 +550,37 @@ func TestTheSettingsOfTheUser(t *testing.T) {
 	}
 }
 
+// TestOtherSettingsReplaceThePod, which reads them when it starts.
+func TestOtherSettingsReplaceThePod(t *testing.T) {
+	seen := map[string]string{}
+	for what, change := range map[string]func(*manifests.Options){
+		"the defaults":   nil,
+		"--login":        func(o *manifests.Options) { o.Login = true },
+		"--webhook":      func(o *manifests.Options) { o.Webhook = "audit" },
+		"--host":         func(o *manifests.Options) { o.Host = "registry.example.org" },
+		"--no-hosting":   func(o *manifests.Options) { o.Login, o.AccessReview, o.Hosting = true, true, false },
+		"two namespaces": func(o *manifests.Options) { o.ExemptNamespaces = []string{"a", "b"} },
+	} {
+		of := func(change func(*manifests.Options)) string {
+			set := objects(t, render(t, change))["StatefulSet/trow"].(*appsv1.StatefulSet)
+			return set.Spec.Template.Annotations["trow.io/base-settings"]
+		}
+		d := of(change)
+		if other, ok := seen[d]; ok || d == "" {
+			t.Errorf("%s has the digest %q, as %s", what, d, other)
+		}
+		seen[d] = what
+		if again := of(func(o *manifests.Options) {
+			if change != nil {
+				change(o)
+			}
+			o.Size, o.Image, o.PullSecret = "1Ti", "example.com/trow:2", "x"
+		}); again != d {
+			t.Errorf("%s: %q, although its settings are those of %q", what, again, d)
+		}
+	}
+}
+
 // TestWherePodsRun: on Linux, and not on virtual nodes.
 func TestWherePodsRun(t *testing.T) {
 	all := objects(t, render(t, func(o *manifests.Options) { o.PullSecret, o.PriorityClass = "pull", "important" }))

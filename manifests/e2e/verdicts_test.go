@@ -33,14 +33,18 @@ func mode(c *cluster.Cluster, want string) error {
 	return nil
 }
 
-// settings adds lines to the server's settings, and restarts it. They are removed when the test ends.
+// configure puts settings into ConfigMap trow, which overrides what the manifest sets.
+func configure(t *testing.T, c *cluster.Cluster, lines string) {
+	t.Helper()
+	c.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: trow, namespace: kube-public}\n"+
+		"data: {trow.yaml: %q}\n", lines))
+}
+
+// settings sets settings of the server, and restarts it. They are removed when the test ends.
 func settings(t *testing.T, c *cluster.Cluster, lines string) {
 	t.Helper()
-	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow",
-		`--output=jsonpath={.data.trow\.yaml}`)
 	set := func(text string) {
-		c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge",
-			"--patch", fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, text))
+		configure(t, c, text)
 		c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
 		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
 		cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
@@ -53,8 +57,8 @@ func settings(t *testing.T, c *cluster.Cluster, lines string) {
 			return nil
 		})
 	}
-	set(before + lines)
-	t.Cleanup(func() { set(before) })
+	set(lines)
+	t.Cleanup(func() { set("") })
 }
 
 // namespace creates a namespace, which is deleted when the test ends.
