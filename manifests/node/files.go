@@ -52,6 +52,7 @@ func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 		return
 	}
 	defer root.Close()
+	n.findElsewhere(root)
 	n.removeOlder(root)
 	var done []string
 	for _, p := range n.places(n.local(), bundle) {
@@ -120,6 +121,7 @@ func (n *Node) removeFiles() {
 		return
 	}
 	defer root.Close()
+	n.findElsewhere(root)
 	for _, local := range append(localAddresses(n.o.LocalPort), localAddresses(olderLocalPort(n.o.Port))...) {
 		for _, p := range n.places(local, nil) {
 			n.removePlace(root, &p)

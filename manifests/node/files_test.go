@@ -9,6 +9,10 @@ import (
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	clienttesting "k8s.io/client-go/testing"
 
 	"trow/manifests/node"
 )
@@ -99,6 +103,41 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 					t.Errorf("%s: %s", what, content)
 				}
 			}
+		}
+	}
+}
+
+// TestAnotherConfigPath is honoured if it is mounted: containerd reads the files there. They go with the others.
+func TestAnotherConfigPath(t *testing.T) {
+	const config = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/opt/certs\"\n"
+	elsewhere := "opt/certs/" + name
+	for _, mounted := range []bool{true, false} {
+		w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
+		w.put("etc/containerd/config.toml", config)
+		if mounted {
+			w.put("opt/certs/other.example/hosts.toml", "mine")
+		}
+		w.start("127.0.0.1:1").ready()
+		text := w.file(elsewhere + "/hosts.toml")
+		advice := strings.Join(w.reported(node.ConfigPath), "")
+		if mounted != strings.Contains(text, `ca = "/opt/certs/`+name+`/ca.crt"`) || mounted != (advice == "") ||
+			!mounted && !strings.Contains(advice, "--node-dir=/etc/containerd,/opt/certs") {
+			t.Errorf("mounted: %t; the file is %q, the advice %q", mounted, text, advice)
+		}
+		w.until("an Event, which needs the DaemonSet's UID", func() bool {
+			return len(w.published(node.NodeReady))+len(w.published(node.ConfigPath)) == 1
+		})
+		w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, apierrors.NewNotFound(schema.GroupResource{Resource: "daemonsets"}, "trow-node")
+		})
+		if err := w.stop(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(w.root, elsewhere)); !os.IsNotExist(err) {
+			t.Errorf("after the end: %v", err)
+		}
+		if mounted && w.file("opt/certs/other.example/hosts.toml") != "mine" {
+			t.Error("a file of others is gone")
 		}
 	}
 }

@@ -98,11 +98,17 @@ func printCRIO(p printed) string {
 		"systemctl reload crio\n"
 }
 
+// rancherMarker is the first line of a registries.yaml that the script of printRancher has written, and may replace.
+const rancherMarker = "# Printed by trow node --print"
+
+// printRancher never replaces a registries.yaml of somebody else, which may have the logins of other registries.
 func printRancher(p printed, product, service string) string {
-	ca := "/etc/rancher/" + product + "/trow-ca.crt"
-	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, add the entries to it.
-# It is read at start: restart ` + service + ` afterwards.
-` + script(ca, p.ca) + script("/etc/rancher/"+product+"/registries.yaml", fmt.Sprintf(`mirrors:
+	dir := "/etc/rancher/" + product
+	ca := dir + "/trow-ca.crt"
+	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, it stays as it is: add the
+# entries that the script prints then. The file is read at start: restart ` + service + ` afterwards.
+` + script(ca, p.ca) + script(dir+"/trow-registries.yaml", fmt.Sprintf(rancherMarker+`
+mirrors:
   %[1]q:
     endpoint:
       - "https://%[2]s"
@@ -110,7 +116,14 @@ configs:
   %[2]q:
     tls:
       ca_file: %[3]s
-`, p.name, p.local, ca))
+`, p.name, p.local, ca)) + fmt.Sprintf(`if [ ! -e '%[1]s/registries.yaml' ] || grep -qx '%[2]s' '%[1]s/registries.yaml'; then
+  cp '%[1]s/trow-registries.yaml' '%[1]s/registries.yaml'
+else
+  echo '%[1]s/registries.yaml exists and stays as it is. Add these entries to its mirrors and configs:' >&2
+  cat '%[1]s/trow-registries.yaml' >&2
+  exit 1
+fi
+`, dir, rancherMarker)
 }
 
 func printTalos(p printed) string {

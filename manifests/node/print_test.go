@@ -3,6 +3,9 @@ package node_test
 import (
 	"crypto/x509"
 	"encoding/base64"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -94,7 +97,7 @@ func TestPrintedSnippets(t *testing.T) {
 
 	for _, product := range []string{"k3s", "rke2"} {
 		files := written(t, snippet(t, product, ca))
-		conf := decode(t, fromYAML, files["/etc/rancher/"+product+"/registries.yaml"])
+		conf := decode(t, fromYAML, files["/etc/rancher/"+product+"/trow-registries.yaml"])
 		same(t, product, at(conf, "mirrors", name, "endpoint", 0), "https://"+local)
 		file, _ := at(conf, "configs", local, "tls", "ca_file").(string)
 		same(t, product, files[file], ca)
@@ -113,6 +116,45 @@ func TestPrintedSnippets(t *testing.T) {
 	}
 	conf := decode(t, toml.Unmarshal, crio["/etc/containers/registries.conf.d/50-trow.conf"])
 	same(t, "crio", at(conf, "registry", 0, "mirror", 0, "location"), local)
+}
+
+// TestRegistriesOfOthersStay: the script for k3s and RKE2 replaces only a file that it has written itself.
+func TestRegistriesOfOthersStay(t *testing.T) {
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("there is no shell")
+	}
+	for _, product := range []string{"k3s", "rke2"} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, product, "registries.yaml")
+		script := strings.ReplaceAll(snippet(t, product, makeAuthority(t).pem), "/etc/rancher", dir)
+		run := func(ok bool) string {
+			t.Helper()
+			cmd := exec.CommandContext(t.Context(), shell, "-c", script)
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != ok {
+				t.Errorf("%s: %v: %s", product, err, out)
+			}
+			return string(out)
+		}
+		for range 2 { // the second time it replaces its own file
+			run(true)
+			if b, err := os.ReadFile(file); err != nil || at(decode(t, fromYAML, string(b)), "mirrors", name) == nil {
+				t.Errorf("%s: %s, %v", product, b, err)
+			}
+		}
+		const mine = "configs: {docker.io: {auth: {username: u, password: p}}}\n"
+		if err := os.WriteFile(file, []byte(mine), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out := run(false)
+		if b, err := os.ReadFile(file); err != nil || string(b) != mine {
+			t.Errorf("%s: the file of the administrator is now %s, %v", product, b, err)
+		}
+		if !strings.Contains(out, name) || !strings.Contains(out, "https://"+local) || !strings.Contains(out, "ca_file") {
+			t.Errorf("%s: it does not print what to add: %s", product, out)
+		}
+	}
 }
 
 func TestPrintedOpenShiftObjects(t *testing.T) {
