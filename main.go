@@ -211,7 +211,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
-		probes.Add(append(reg.Checks(), hook.Check, o.policy.LoopbackCheck(kube.Inside()))...)
+		probes.Add(append(reg.Checks(), hook.Check, hook.NodesCheck, o.policy.LoopbackCheck(kube.Inside()))...)
 		probes.SetReady(true)
 		welcome(cmd.OutOrStdout(), o, listener, reg, policy, keeper)
 		for _, run := range []func(context.Context) error{reg.Run, callers.Run, keeper.Run, hook.Run} {

@@ -229,6 +229,9 @@ func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 				t.Error("trow node has rights on Secrets")
 			}
 			unnamed := []string{"list daemonsets", "get persistentvolumes", "create events"}
+			if key == "Role/trow" { // what nodes report; trow node itself may not
+				unnamed = append(unnamed, "list events")
+			}
 			for _, verb := range r.Verbs {
 				what := verb + " " + r.Resources[0]
 				if len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" || len(r.Resources) != 1 {

@@ -560,7 +560,7 @@ func TestOutsideACluster(t *testing.T) {
 }
 
 // metrics returns the metrics of a Cluster as name and value.
-func metrics(t *testing.T, c *cluster.Cluster) (text string) {
+func metrics(t *testing.T, c *cluster.Cluster, prefix ...string) (text string) {
 	t.Helper()
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(c)
@@ -569,7 +569,9 @@ func metrics(t *testing.T, c *cluster.Cluster) (text string) {
 		t.Fatal(err)
 	}
 	for _, f := range all {
-		text += fmt.Sprintf("%s %g", f.GetName(), f.GetMetric()[0].GetGauge().GetValue())
+		if strings.HasPrefix(f.GetName(), strings.Join(append(prefix, "trow_webhook")[:1], "")) {
+			text += fmt.Sprintf("%s %g", f.GetName(), f.GetMetric()[0].GetGauge().GetValue())
+		}
 	}
 	return text
 }

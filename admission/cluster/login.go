@@ -80,4 +80,6 @@ func (o *Options) fillLogin(ctx context.Context) (*corev1.Secret, error) {
 }
 
 // value returns a value without the line break at its end that an editor may have added.
-func value(secret *corev1.Secret, key string) string { return strings.TrimRight(string(secret.Data[key]), "\r\n") }
+func value(secret *corev1.Secret, key string) string {
+	return strings.TrimRight(string(secret.Data[key]), "\r\n")
+}

@@ -32,6 +32,15 @@ const (
 	ServicePort = 443
 )
 
+// Reasons of the Events of DaemonSet trow-node that say whether the runtimes of a node find the registry by its name. Nodes
+// create them, and the server reads them.
+const (
+	ReasonNodeReady  = "NodeReady"
+	ReasonConfigPath = "ConfigPathMissing"
+	ReasonForeign    = "ForeignFile"
+	ReasonFileFailed = "FileFailed"
+)
+
 // The defaults of the manifest.
 const (
 	// DefaultNamespace exists in each cluster, and no user can delete it.

@@ -104,10 +104,17 @@ func (n *Node) problem(ctx context.Context, path string, kind Kind, err error) {
 		delete(n.lastReported, path)
 		return
 	}
-	if text := string(kind) + err.Error(); n.lastReported[path] != text {
-		n.lastReported[path] = text
-		n.report(ctx, kind, nil, "%v", err)
+	text := string(kind) + err.Error()
+	if n.lastReported[path] == text {
+		n.publish(ctx, Event{Kind: kind, Message: err.Error()}) // again, when the Event is about to expire
+		return
 	}
+	n.lastReported[path] = text
+	n.report(ctx, kind, nil, "%v", err)
+	// The last Event about a node says how it is. So success is reported again after each problem: at once if another
+	// runtime has the problem, else when it is solved.
+	delete(n.lastReported, "")
+	n.forget(NodeReady)
 }
 
 // removeFiles removes our files for both addresses of the local port: an earlier run may have used the other one.

@@ -107,6 +107,24 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 	}
 }
 
+// TestTheLastEventSaysHowTheNodeIs: the server reads it. Success is reported again after a problem.
+func TestTheLastEventSaysHowTheNodeIs(t *testing.T) {
+	const file = "etc/containerd/certs.d/" + name + "/hosts.toml"
+	w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
+	w.put("etc/containerd/config.toml", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n"+
+		"config_path = \"/etc/containerd/certs.d\"\n")
+	w.start("127.0.0.1:1").ready()
+	w.until("it is ready", func() bool { return len(w.published(node.NodeReady)) == 1 })
+	for round := range 2 {
+		w.put(file, "mine")
+		w.until("the problem is reported", func() bool { return len(w.reported(node.Foreign)) == round+1 })
+		if err := os.Remove(filepath.Join(w.root, file)); err != nil {
+			t.Fatal(err)
+		}
+		w.until("success is reported again", func() bool { return len(w.published(node.NodeReady)) == round+2 })
+	}
+}
+
 // TestAnotherConfigPath is honoured if it is mounted: containerd reads the files there. They go with the others.
 func TestAnotherConfigPath(t *testing.T) {
 	const config = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/opt/certs\"\n"
