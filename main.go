@@ -53,7 +53,8 @@ func main() {
 }
 
 // run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial by check or can-i, damage
-// found by scrub, a scenario that failed in bench or settings that config check finds invalid, and 2 for an error, which is printed as one line.
+// found by scrub, a scenario that failed in bench or settings that config check finds invalid, and 2 for an error,
+// which is printed as one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	root := &cobra.Command{
 		Use:           "trow",

@@ -1372,7 +1372,8 @@ func TestWhereSettingsComeFrom(t *testing.T) {
 	}
 }
 
-// TestAMistakeInTheSettings: the server runs on with the last good files, says so, and trow config check says so before.
+// TestAMistakeInTheSettings: the server runs on with the last good files, says so, and trow config check says so
+// before.
 func TestAMistakeInTheSettings(t *testing.T) {
 	data, dir := t.TempDir(), t.TempDir()
 	base, mine := filepath.Join(dir, "base.yaml"), filepath.Join(dir, "mine", "trow.yaml")

@@ -77,8 +77,8 @@ func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
 }
 
 // Validate reports every invalid entry, a line each. Without names it does not check the rules about local
-// images: the default names depend on the port of the listener (see [PolicyOptions.Complete]), and such a rule may start
-// with a name.
+// images: the default names depend on the port of the listener (see [PolicyOptions.Complete]), and such a rule may
+// start with a name.
 func (o *PolicyOptions) Validate() error {
 	complete := *o
 	if len(o.Names) == 0 {

@@ -8,7 +8,8 @@
 //
 // # Invariants
 //
-//  1. The same options make the same bytes, so that applying a new manifest changes only what has to change. A test compares trow.yaml with the defaults.
+//  1. The same options make the same bytes, so that applying a new manifest changes only what has to change. A test
+//     compares trow.yaml with the defaults.
 //  2. No option of a user gets into the YAML unchecked.
 //
 // # What it does not do

@@ -103,8 +103,8 @@ func TestTheFileHasTheDefaults(t *testing.T) {
 	}
 }
 
-// TestEachFlag compares what each flag changes in the manifest of the defaults with a golden file: the lines that go, and
-// those that come.
+// TestEachFlag compares what each flag changes in the manifest of the defaults with a golden file: the lines that go,
+// and those that come.
 func TestEachFlag(t *testing.T) {
 	var out strings.Builder
 	before := lines(string(render(t, nil)))
@@ -292,7 +292,8 @@ func TestTheNodePart(t *testing.T) {
 		t.Errorf("it would not run on each node: %+v", pod)
 	}
 	if c.Ports[0].HostIP != "127.0.0.1" || c.Ports[0].ContainerPort != 21000 ||
-		c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" || !slices.Contains(c.Args, "--port=31000") || !slices.Contains(c.Args, "--local-port=21000") ||
+		c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" || !slices.Contains(c.Args, "--port=31000") || !slices.Contains(c.Args,
+		"--local-port=21000") ||
 		!slices.Contains(c.Args, "--host=trow.kube-public") {
 		t.Errorf("it does not listen where it should: %v %+v", c.Args, c.Ports)
 	}
@@ -434,7 +435,8 @@ func TestALogin(t *testing.T) {
 	}
 	all := objects(t, text)
 	secret := all["Secret/trow-login"].(*corev1.Secret)
-	if secret.Name != kube.LoginSecretName || secret.Data != nil || secret.StringData != nil || all["Secret/trow-pull"] != nil {
+	if secret.Name != kube.LoginSecretName || secret.Data != nil || secret.StringData != nil ||
+		all["Secret/trow-pull"] != nil {
 		t.Errorf("the file has a login: %+v, %+v", secret, all["Secret/trow-pull"])
 	}
 	pod := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Spec
@@ -521,8 +523,8 @@ func TestServiceAccounts(t *testing.T) {
 	}
 }
 
-// TestTheSettingsOfTheUser are in an object that the file does not have: applying it again keeps them. An empty one in the
-// file would delete what the user has put into it.
+// TestTheSettingsOfTheUser are in an object that the file does not have: applying it again keeps them. An empty one
+// in the file would delete what the user has put into it.
 func TestTheSettingsOfTheUser(t *testing.T) {
 	all := objects(t, render(t, nil))
 	if all["ConfigMap/trow"] != nil {
@@ -601,7 +603,8 @@ func TestWherePodsRun(t *testing.T) {
 				}
 			}
 		}
-		if virtual["type"] != "virtual-kubelet" || virtual["eks.amazonaws.com/compute-type"] != "fargate" || len(virtual) != 2 {
+		if virtual["type"] != "virtual-kubelet" || virtual["eks.amazonaws.com/compute-type"] != "fargate" ||
+			len(virtual) != 2 {
 			t.Errorf("%s avoids %v", name, virtual)
 		}
 		if len(pod.ImagePullSecrets) != 1 || pod.ImagePullSecrets[0].Name != "pull" || pod.PriorityClassName != "important" {

@@ -19,8 +19,8 @@ const loginRetry = time.Second
 
 // Login sets user and password to those in the Secret that the setting login-secret names, and fills in what the Secret
 // lacks: the manifest has it without data, so that applying it again keeps the password. Without that setting it does
-// nothing. While the API server does not answer, it retries: after a power cut this process may start first. Errors: this
-// process does not run in a cluster; ctx is done.
+// nothing. While the API server does not answer, it retries: after a power cut this process may start first. Errors:
+// this process does not run in a cluster; ctx is done.
 func (o Options) Login(ctx context.Context, user, password *string) error {
 	if o.LoginSecret == "" {
 		return nil

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// reportSettings creates an Event while the configuration files are not in use: once, and again every hour. It is not an
-// error of the pass if that fails.
+// reportSettings creates an Event while the configuration files are not in use: once, and again every hour. It is not
+// an error of the pass if that fails.
 func (c *Cluster) reportSettings(ctx context.Context) {
 	if c.o.Settings == nil || c.o.Pod == "" {
 		return

@@ -94,7 +94,8 @@ func (c *Cluster) NodesCheck() (ok bool, text string) {
 	if len(all) == 0 {
 		return true, ""
 	}
-	text = fmt.Sprintf("nodes that cannot pull by name (%d): %s", len(all), strings.Join(all[:min(len(all), maxNodesListed)], "; "))
+	text = fmt.Sprintf("nodes that cannot pull by name (%d): %s", len(all), strings.Join(all[:min(len(all),
+		maxNodesListed)], "; "))
 	if len(all) > maxNodesListed {
 		text += "; …"
 	}

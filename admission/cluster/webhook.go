@@ -225,9 +225,9 @@ const imagesChanged = `request.operation != 'UPDATE' || ` +
 	`(has(oldObject.spec.initContainers) ? oldObject.spec.initContainers.map(c, c.image) : [])`
 
 // notByNodes excludes mirror pods, which the kubelet of a node creates in the API after it has started them: what they
-// run cannot be prevented any more. Any other pod that the identity of a node creates is reviewed; whether it may create
-// one is up to the plugin NodeRestriction, which a cluster may not have. Both the annotation and the identity are needed,
-// because any user can write the annotation.
+// run cannot be prevented any more. Any other pod that the identity of a node creates is reviewed; whether it may
+// create one is up to the plugin NodeRestriction, which a cluster may not have. Both the annotation and the identity
+// are needed, because any user can write the annotation.
 const notByNodes = `!(has(request.userInfo.username) && request.userInfo.username.startsWith('system:node:') && ` +
 	`has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups && ` +
 	`has(object.metadata.annotations) && 'kubernetes.io/config.mirror' in object.metadata.annotations)`

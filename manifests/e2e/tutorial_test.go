@@ -160,7 +160,8 @@ func TestLogin(t *testing.T) {
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=60s")
 	first := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-login", "--output=jsonpath={.data}")
 	c.Apply(t, rendered(t, c, "--login"))
-	if again := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-login", "--output=jsonpath={.data}"); again !=
+	if again := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-login",
+		"--output=jsonpath={.data}"); again !=
 		first {
 		t.Error("applying the manifest again changes the login")
 	}

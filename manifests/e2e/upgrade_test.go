@@ -16,7 +16,8 @@ func TestSettingsSurvive(t *testing.T) {
 	armed(t, c)
 	settings(t, c, "allow-prefixes: [registry.k8s.io/pause]\ndeny-k8s-images: true")
 	c.Apply(t, manifest(t))
-	if out := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow", `--output=jsonpath={.data.trow\.yaml}`); !strings.Contains(
+	if out := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow",
+		`--output=jsonpath={.data.trow\.yaml}`); !strings.Contains(
 		out, "registry.k8s.io/pause") {
 		t.Fatalf("applying the manifest again changes the settings: %s", out)
 	}
@@ -24,7 +25,8 @@ func TestSettingsSurvive(t *testing.T) {
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
 	cluster.Eventually(t, time.Minute, "an Event reports the mistake", func() error {
-		if out := c.Events(t, "kube-public"); !strings.Contains(out, "SettingsInvalid") || !strings.Contains(out, "alow-prefixes") {
+		if out := c.Events(t, "kube-public"); !strings.Contains(out, "SettingsInvalid") || !strings.Contains(out,
+			"alow-prefixes") {
 			return fmt.Errorf("%s", out)
 		}
 		return nil

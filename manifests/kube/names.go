@@ -32,8 +32,8 @@ const (
 	ServicePort = 443
 )
 
-// Reasons of the Events of DaemonSet trow-node that say whether the runtimes of a node find the registry by its name. Nodes
-// create them, and the server reads them.
+// Reasons of the Events of DaemonSet trow-node that say whether the runtimes of a node find the registry by its name.
+// Nodes create them, and the server reads them.
 const (
 	ReasonNodeReady  = "NodeReady"
 	ReasonConfigPath = "ConfigPathMissing"

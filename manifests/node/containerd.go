@@ -335,7 +335,7 @@ func (c criConfig) missing(r release) string {
 	case listed:
 		return fmt.Sprintf("containerd from 2.1 on reads config_path = %q as the name of one directory", c.path)
 	case c.single() != "":
-		return fmt.Sprintf("containerd reads config_path = %q, not %s (trow node writes there if that directory exists and is "+
+		return fmt.Sprintf("containerd reads config_path = %q, not %s (trow node writes there if that directory is "+
 			"mounted: trow manifest --node-dir=/%s,%s)", c.path, ours, containerdParent, path.Clean(c.path))
 	case c.path != "":
 		return fmt.Sprintf("containerd reads config_path = %q, not %s", c.path, ours)

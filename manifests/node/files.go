@@ -154,7 +154,8 @@ func localAddresses(port int) []string {
 	return []string{fmt.Sprintf("127.0.0.1:%d", port), fmt.Sprintf("[::1]:%d", port)}
 }
 
-// removeOlder removes our files in places that are for the older local port alone. In the others, writing replaces them.
+// removeOlder removes our files in places that are for the older local port alone. In the others, writing replaces
+// them.
 func (n *Node) removeOlder(root *os.Root) {
 	current := map[string]bool{}
 	for _, p := range n.places(n.local(), nil) {

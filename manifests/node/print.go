@@ -105,8 +105,8 @@ const rancherMarker = "# Printed by trow node --print"
 func printRancher(p printed, product, service string) string {
 	dir := "/etc/rancher/" + product
 	ca := dir + "/trow-ca.crt"
-	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, it stays as it is: add the
-# entries that the script prints then. The file is read at start: restart ` + service + ` afterwards.
+	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, it stays: add
+# the entries that the script prints then. The file is read at start: restart ` + service + ` afterwards.
 ` + script(ca, p.ca) + script(dir+"/trow-registries.yaml", fmt.Sprintf(rancherMarker+`
 mirrors:
   %[1]q:
@@ -116,7 +116,8 @@ configs:
   %[2]q:
     tls:
       ca_file: %[3]s
-`, p.name, p.local, ca)) + fmt.Sprintf(`if [ ! -e '%[1]s/registries.yaml' ] || grep -qx '%[2]s' '%[1]s/registries.yaml'; then
+`, p.name, p.local, ca)) +
+		fmt.Sprintf(`if [ ! -e '%[1]s/registries.yaml' ] || grep -qx '%[2]s' '%[1]s/registries.yaml'; then
   cp '%[1]s/trow-registries.yaml' '%[1]s/registries.yaml'
 else
   echo '%[1]s/registries.yaml exists and stays as it is. Add these entries to its mirrors and configs:' >&2

@@ -149,8 +149,8 @@ func (r *robots) without(name string) (*robots, error) {
 	return newRobots(slices.DeleteFunc(slices.Clone(r.stored), is))
 }
 
-// ReplaceRobot is CreateRobot in the place of a robot of the same name, if there is one: the secret of that one, and the
-// tokens that were issued for it, become invalid in the same step.
+// ReplaceRobot is CreateRobot in the place of a robot of the same name, if there is one: the secret of that one, and
+// the tokens that were issued for it, become invalid in the same step.
 func (g *Guard) ReplaceRobot(o Robot) (secret string, err error) {
 	return g.addRobot(o, func(r *robots) (*robots, error) {
 		if _, exists := r.byName[o.Name]; exists {

@@ -270,7 +270,8 @@ func (s *Service) whenLoaded(job http.Handler) http.Handler {
 
 // Checks are the lines of /readyz?verbose.
 func (s *Service) Checks() []server.Check {
-	return []server.Check{s.options.Files.Check, s.data.SpaceCheck, s.data.ContentCheck, s.data.IndexCheck, s.data.RetentionCheck}
+	return []server.Check{s.options.Files.Check, s.data.SpaceCheck, s.data.ContentCheck, s.data.IndexCheck,
+		s.data.RetentionCheck}
 }
 
 // Summary says what is stored, and what is allowed without a login.

@@ -166,8 +166,8 @@ func (f *Files) Check() (ok bool, text string) {
 }
 
 // Follow calls apply whenever a file changes, and report with the outcome, until ctx is done. The settings that apply
-// loads are those of the changed files; if it fails, those in use stay. If it does not, the files are kept in dir as the
-// last good ones. Without a file it returns at once.
+// loads are those of the changed files; if it fails, those in use stay. If it does not, the files are kept in dir as
+// the last good ones. Without a file it returns at once.
 func (f *Files) Follow(ctx context.Context, dir string, apply func() error, report func(error)) {
 	if f == nil || len(f.config.paths) == 0 {
 		return

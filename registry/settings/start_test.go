@@ -91,7 +91,8 @@ func TestALaterFileOverridesAnEarlierOneKeyByKey(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"--config=" + dir + "/base.yaml", "-c", dir + "/mine", "--config=" + dir + "/empty", "--data-dir=" + dir}
+	args := []string{"--config=" + dir + "/base.yaml", "-c", dir + "/mine", "--config=" + dir + "/empty",
+		"--data-dir=" + dir}
 	o, err := begin(t, args, nil, nil)
 	if err != nil || o.Text != "base" || o.Count != 2 || strings.Join(o.List, " ") != "c" || len(o.Rules) != 1 ||
 		o.Rules[0].Who[0] != "c" {
@@ -108,12 +109,14 @@ func TestMistakesNameFileEntryAndKeys(t *testing.T) {
 		text string
 		want []string
 	}{
-		"a misspelled key":  {"cuont: 1", []string{"b.yaml: ", `unknown setting "cuont"; did you mean count?`}},
-		"an unknown key":    {"nothing-like-it: 1", []string{"b.yaml: ", "trow settings lists all"}},
-		"a bad value":       {"count: many", []string{"b.yaml: count: "}},
-		"an invalid value":  {"count: 101", []string{"b.yaml: count: too large"}},
-		"a key of an entry": {"rules: [{who: a}, {who: b, rates: 1}]", []string{"b.yaml: rules: entry 2: ", "rates", "the keys are who, rate, after"}},
-		"a value in one":    {"rules: [{who: a, rate: fast}]", []string{"b.yaml: rules: entry 1: ", "is not a number of bytes"}},
+		"a misspelled key": {"cuont: 1", []string{"b.yaml: ", `unknown setting "cuont"; did you mean count?`}},
+		"an unknown key":   {"nothing-like-it: 1", []string{"b.yaml: ", "trow settings lists all"}},
+		"a bad value":      {"count: many", []string{"b.yaml: count: "}},
+		"an invalid value": {"count: 101", []string{"b.yaml: count: too large"}},
+		"a key of an entry": {"rules: [{who: a}, {who: b, rates: 1}]", []string{"b.yaml: rules: entry 2: ", "rates",
+			"the keys are who, rate, after"}},
+		"a value in one": {"rules: [{who: a, rate: fast}]", []string{"b.yaml: rules: entry 1: ",
+			"is not a number of bytes"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -132,10 +135,12 @@ func TestMistakesNameFileEntryAndKeys(t *testing.T) {
 func TestADirectoryWithAnotherFile(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{"config.yml": "count: 1", "users": "x"})
-	if _, err := begin(t, []string{"-c", dir}, nil, nil); err == nil || !strings.Contains(err.Error(), "rename it to trow.yaml") {
+	if _, err := begin(t, []string{"-c", dir}, nil, nil); err == nil || !strings.Contains(err.Error(),
+		"rename it to trow.yaml") {
 		t.Error(err)
 	}
-	if _, err := begin(t, []string{"-c", dir + "/none"}, nil, nil); err == nil || !strings.Contains(err.Error(), dir+"/none") {
+	if _, err := begin(t, []string{"-c", dir + "/none"}, nil, nil); err == nil || !strings.Contains(err.Error(),
+		dir+"/none") {
 		t.Error(err)
 	}
 }

@@ -369,7 +369,8 @@ func TestPullSecret(t *testing.T) {
 	wantSecret(t, out, "default", "web", `{"auths":{"127.0.0.1:5000":{"password":"trow_s","username":"web"},`+
 		`"a.example":{"password":"trow_s","username":"web"}}}`)
 
-	for _, args := range [][]string{{"pull-secret", "--replace"}, {"token", "create", "x", "--repository=a", "--replace"}} {
+	for _, args := range [][]string{{"pull-secret", "--replace"}, {"token", "create", "x", "--repository=a",
+		"--replace"}} {
 		s.questions()
 		if _, _, err := s.run("", args...); err != nil {
 			t.Error(err)
