@@ -54,8 +54,8 @@ func main() {
 }
 
 // run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial by check or can-i, damage
-// found by scrub, a removal that removed nothing or a scenario that failed in bench, and 2 for an error, which is
-// printed as one line.
+// found by scrub, a removal that removed nothing, a scenario that failed in bench or settings that config check finds
+// invalid, and 2 for an error, which is printed as one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	root := &cobra.Command{
 		Use:           "trow",
@@ -65,11 +65,17 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		Version:       server.Build("trow", version),
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs, RunE: serve}
+	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return settings.Start(cmd.Flags(), new(options).parts(), func(f *settings.Files) error { return serve(cmd, f) })
+		}}
 	settings.Register(start.Flags(), new(options).parts()...)
 	root.AddCommand(settings.WithConfig(start),
 		settings.WithConfig(check.Command(check.Program{Policy: policySettings, Exempt: exemptNamespaces})),
-		settings.Command(new(options).parts()...), settings.Version(root.Version), manifests.Command(version), node.Command(),
+		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
+			_, err := load(cmd)
+			return err
+		}), settings.Version(root.Version), manifests.Command(version), node.Command(),
 		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
@@ -79,7 +85,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetOut(out)
 	root.SetErr(errOut)
 	err := root.ExecuteContext(ctx)
-	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, commands.ErrKept, bench.ErrFailed}
+	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, commands.ErrKept, bench.ErrFailed,
+		settings.ErrInvalid}
 	switch {
 	case err == nil:
 		return 0
@@ -110,6 +117,12 @@ func load(cmd *cobra.Command) (*options, error) {
 	return o, settings.LoadParts(cmd.Flags(), func() error {
 		o.registry.Auth.ClientCA, o.registry.Auth.AccessReview = o.tls.ClientCA != "", o.cluster.AccessReview
 		o.registry.Auth.Loopback, o.registry.Auth.PlainHTTP = server.Loopback(o.server.Listen), o.tls.NoTLS
+		if o.cluster.LoginSecret != "" {
+			if o.registry.Auth.User != "" {
+				return errors.New("login-secret: conflicts with user, password and password-file; remove one of the two")
+			}
+			o.registry.Auth.User = kube.LoginUser // the password follows from the Secret when the server starts
+		}
 		if o.tls.NoTLS && o.cluster.Webhook != "" {
 			return errors.New("webhook conflicts with no-tls: the API server calls webhooks over TLS only; " +
 				"remove no-tls, or register the webhook yourself")
@@ -135,9 +148,8 @@ func exemptNamespaces(cmd *cobra.Command) []string {
 }
 
 // serve opens the parts, each after those that it needs, and runs them until the command's context is done.
-func serve(cmd *cobra.Command, _ []string) error {
+func serve(cmd *cobra.Command, files *settings.Files) error {
 	defer server.TuneMemory()()
-	file := settings.Find(cmd.Flags())
 	o, err := load(cmd)
 	if err != nil {
 		return err
@@ -156,12 +168,16 @@ func serve(cmd *cobra.Command, _ []string) error {
 	probes := &server.Probes{}
 	var keeper *trowtls.Keeper // nil without TLS
 	o.cluster.Log, o.cluster.Ready, o.cluster.CA = log, probes.Ready, func() []byte { return keeper.CA() }
+	o.cluster.Settings = files.Problem
 	o.cluster.Rotate = func(ctx context.Context) error { return keeper.Rotate(ctx) }
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {
 		return err
 	}
-	o.registry.Log, o.registry.Names = log, o.policy.Names
+	if err := o.cluster.Login(cmd.Context(), &o.registry.Auth.User, &o.registry.Auth.Password); err != nil {
+		return err
+	}
+	o.registry.Log, o.registry.Names, o.registry.Files = log, o.policy.Names, files
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it
@@ -207,13 +223,13 @@ func serve(cmd *cobra.Command, _ []string) error {
 			Hints:  admission.NewHints(o.callers, callers, reg.Guard().Reads),
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
-		probes.Add(append(reg.Checks(), hook.Check, o.policy.LoopbackCheck(kube.Inside()))...)
+		probes.Add(append(reg.Checks(), hook.Check, hook.NodesCheck, o.policy.LoopbackCheck(kube.Inside()))...)
 		probes.SetReady(true)
 		welcome(cmd.OutOrStdout(), o, listener, reg, policy, keeper)
 		for _, run := range []func(context.Context) error{reg.Run, callers.Run, keeper.Run, hook.Run} {
 			g.Go(func() error { return run(ctx) })
 		}
-		reg.Follow(ctx, file, func() (*service.Options, error) { return registrySettings(cmd) })
+		reg.Follow(ctx, func() (*service.Options, error) { return registrySettings(cmd) })
 		return nil
 	})
 	return g.Wait()

@@ -760,7 +760,9 @@ func TestTokensOfRobots(t *testing.T) {
 	}
 	one := config.Auths["registry.example.org:5000"]
 	p.want(200, "GET", "/v2/", "", basicAuth(one.Username, one.Password)...)
-	trow(2, "robot \"pull-team-a\" already", "pull-secret", "--namespace=team-a")
+	trow(2, "robot \"pull-team-a\" already exists; use --replace", "pull-secret", "--namespace=team-a")
+	trow(0, "kind: Secret", "pull-secret", "--namespace=team-a", "--replace")
+	p.want(401, "GET", "/v2/", "", basicAuth(one.Username, one.Password)...)
 	trow(2, "server", "pull-secret", "--server=a/b")
 	trow(2, "namespace", "pull-secret", "--namespace=A")
 	trow(2, "name", "pull-secret", "--name=A B")
@@ -1281,6 +1283,7 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"a nested key", file("tls: {cert: x}"), "", `unknown setting "tls.cert"`},
 		{"no YAML", file(":\n:"), "", ".yaml: "},
 		{"no file", []string{"--config=" + dir + "/none.yaml"}, "", "none.yaml"},
+		{"a bad value in a file", file("upload-timeout: 1s"), "", ".yaml: upload-timeout"},
 		{"an unknown variable", nil, "TROW_LISEN=x", `TROW_LISEN: unknown setting "lisen"`},
 		{"a word for a number", []string{"--upload-timeout=soon"}, "", "upload-timeout"},
 		{"a word for a switch", nil, "TROW_NO_TLS=maybe", "no-tls"},
@@ -1402,6 +1405,67 @@ func TestWhereSettingsComeFrom(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestAMistakeInTheSettings: the server runs on with the last good files, says so, and trow config check says so
+// before.
+func TestAMistakeInTheSettings(t *testing.T) {
+	data, dir := t.TempDir(), t.TempDir()
+	base, mine := filepath.Join(dir, "base.yaml"), filepath.Join(dir, "mine", "trow.yaml")
+	write := func(path, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(base, "anonymous: create\nallow-prefixes: [quay.io/base]\n")
+	write(mine, "allow-prefixes: [quay.io/mine]\n")
+	args := []string{"--config=" + base, "--config=" + filepath.Dir(mine)}
+	check := func(code int, want, in string, files ...string) {
+		t.Helper()
+		got, out, errOut := command(t, in, append([]string{"config", "check"}, files...)...)
+		if got != code || !strings.Contains(out+errOut, want) || strings.Count(out+errOut, "\n") != 1 {
+			t.Errorf("trow config check %v: code %d, %s%s; want %d, %q", files, got, out, errOut, code, want)
+		}
+	}
+	check(0, "valid: "+base, "", base, mine)
+	p := start(t, data, args...)
+	if !p.admit("/validate", "quay.io/mine/app").Allowed || p.admit("/validate", "quay.io/base/app").Allowed {
+		t.Error("the later file does not count")
+	}
+	if text := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(text, "[+]configuration files in use") {
+		t.Error(text)
+	}
+	p.stop()
+	for _, bad := range []string{"allow-prefixes: [nginx]", "alow-prefixes: [quay.io/mine]", "htpasswd: /nowhere",
+		"audit-log: " + dir + "/none/a"} {
+		write(mine, bad)
+		p = start(t, data, args...)
+		if !p.admit("/validate", "quay.io/mine/app").Allowed {
+			t.Errorf("%s: the last good file does not count", bad)
+		}
+		if text := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(text, "[-]configuration files: ") ||
+			!strings.Contains(text, strings.TrimSuffix(strings.Fields(bad)[0], ":")) {
+			t.Errorf("%s: %s", bad, text)
+		}
+		if text := p.want(200, "GET", "/metrics", ""); !strings.Contains(text, "trow_settings_valid 0\n") {
+			t.Errorf("%s: no metric", bad)
+		}
+		if log := p.errOut.String(); !strings.Contains(log, "the last good ones are in use") {
+			t.Errorf("%s: the log: %s", bad, log)
+		}
+		p.stop()
+	}
+	check(1, "not valid: configuration file "+mine+`: unknown setting "alow`, "", base,
+		func() string { write(mine, "alow-prefixes: []"); return mine }())
+	check(1, `(standard input): rules: entry 1: `, "rules: [{whom: a}]", base, "-")
+	check(2, "none.yaml", "", dir+"/none.yaml")
+	for _, more := range []string{"--anonymous=all", "--listen=nowhere"} {
+		code, _, errOut := command(t, "", append([]string{"serve", "--data-dir=" + data, more}, args...)...)
+		if code != 2 {
+			t.Errorf("%s: code %d, %s", more, code, errOut)
 		}
 	}
 }
@@ -1633,7 +1697,7 @@ func TestInstructionsForANode(t *testing.T) {
 	_, _, ca := p.do("GET", "/ca.crt", "")
 	code, out, errOut := command(t, ca, "node", "--print=talos", "--ca=-", "--host=registry.example.org", "--port=30500")
 	if code != 0 || !strings.Contains(out, "registry.example.org:30500") ||
-		!strings.Contains(out, "https://127.0.0.1:30501") {
+		!strings.Contains(out, "https://127.0.0.1:20500") {
 		t.Errorf("%d, %s%s", code, out, errOut)
 	}
 }

@@ -227,6 +227,10 @@ func TestWhichImagesAreChecked(t *testing.T) {
 			object: object{"spec": object{"containers": []any{object{"name": "c"}}}}},
 		{name: "a mirror pod that a user sends", kind: "Pod", object: mirror},
 		{name: "a plain pod that a node sends", kind: "Pod", object: bad, change: object{"userInfo": node}},
+		{name: "a mirror pod of somebody in the nodes' group", kind: "Pod", object: mirror,
+			change: object{"userInfo": object{"username": "mallory", "groups": []string{"system:nodes"}}}},
+		{name: "a mirror pod of somebody with a node's name", kind: "Pod", object: mirror,
+			change: object{"userInfo": object{"username": "system:node:n", "groups": []string{"system:authenticated"}}}},
 		{name: "a deletion timestamp on creation", kind: "Pod", object: deleting},
 		{name: "a dry run", kind: "Pod", object: bad, change: object{"dryRun": true}},
 

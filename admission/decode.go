@@ -54,8 +54,11 @@ type user struct {
 	IsNode bool // a member of nodeGroup. The groups are not kept: a hostile review can have a million
 }
 
-// nodeGroup is the group of all kubelets.
-const nodeGroup = "system:nodes"
+// nodeGroup is the group of all kubelets, and nodePrefix begins the names of their users.
+const (
+	nodeGroup  = "system:nodes"
+	nodePrefix = "system:node:"
+)
 
 // decodeReview decodes the body of a review. The result shares no memory with the body. Errors: *httpError.
 //

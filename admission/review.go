@@ -95,7 +95,7 @@ func (q *request) exempt(k kind) string {
 	case q.Operation == "UPDATE" && q.Object.Metadata.Deleted:
 		return "being deleted" // its finalizers must be removable
 	// any user can write the annotation
-	case !k.template && q.Object.Metadata.Mirror && q.User.IsNode:
+	case !k.template && q.Object.Metadata.Mirror && q.User.IsNode && strings.HasPrefix(q.User.Name, nodePrefix):
 		return "mirror pod" // the kubelet runs it already, from a file of the node
 	}
 	return ""

@@ -32,13 +32,17 @@ func Command(version string) *cobra.Command {
 	f.StringVar(&o.Namespace, "namespace", o.Namespace, "namespace; the manifest creates it unless it is kube-public")
 	f.StringVar(&o.Host, "host", o.Host, "name of the registry on nodes and workstations (default trow.<namespace>)")
 	f.IntVar(&o.NodePort, "node-port", o.NodePort, "port of the registry on each node")
+	f.IntVar(&o.LocalPort, "local-port", o.LocalPort,
+		"port on loopback of each node where trow node listens (default below 30000: 21000 for node port 31000)")
 	f.StringVar(&o.Image, "image", o.Image, "image of Trow itself, from a registry that the nodes can pull from")
+	f.StringVar(&o.PullSecret, "pull-secret", o.PullSecret,
+		"existing Secret (imagePullSecrets) in the namespace, with which nodes pull Trow's own image")
 	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a persistent volume; empty: none, images are lost with the pod")
 	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass,
 		"StorageClass of the volume (default: the cluster's default)")
 	f.StringVar(&o.Size, "size", o.Size, "size of the volume")
 	f.BoolVar(&o.Login, "login", o.Login,
-		"create a user with a random password, and close the registry to others; ServiceAccounts may pull")
+		"close the registry to clients without a login: the server makes up a password; ServiceAccounts may pull")
 	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview,
 		"with --login: let RBAC decide what ServiceAccounts may pull, push and delete")
 	f.BoolVar(&o.LoopbackNames, "loopback-names", o.LoopbackNames,
@@ -51,5 +55,9 @@ func Command(version string) *cobra.Command {
 		"container runtimes of the nodes, whose directories are mounted: containerd (also of k3s and RKE2), docker, crio")
 	f.StringSliceVar(&o.NodeDir, "node-dir", o.NodeDir,
 		"directories of the nodes to mount instead; empty: none, nothing is written (default: those of runtimes)")
+	f.BoolVar(&o.Hosting, "hosting", o.Hosting,
+		"name this registry to tools as the cluster's (ConfigMap local-registry-hosting in kube-public)")
+	f.StringVar(&o.PriorityClass, "priority-class", o.PriorityClass,
+		"PriorityClass of all pods (default: system-cluster-critical, and system-node-critical on nodes)")
 	return cmd
 }

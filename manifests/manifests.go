@@ -8,7 +8,8 @@
 //
 // # Invariants
 //
-//  1. The same options make the same bytes, apart from the password. A test compares trow.yaml with the defaults.
+//  1. The same options make the same bytes, so that applying a new manifest changes only what has to change. A test
+//     compares trow.yaml with the defaults.
 //  2. No option of a user gets into the YAML unchecked.
 //
 // # What it does not do
@@ -18,7 +19,7 @@ package manifests
 
 import (
 	"bytes"
-	"crypto/rand"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -54,11 +55,13 @@ type Options struct {
 	Namespace    string // created unless it is kube-public, which exists in each cluster
 	Host         string // empty: trow.<namespace>
 	NodePort     int    // 30000 to 32767, unless the cluster has another range
+	LocalPort    int    // on loopback, where trow node listens; 0: see kube.LocalPort
 	Image        string // as nodes pull it; not from this registry
+	PullSecret   string // a Secret in Namespace with which nodes pull Image; empty: none
 	Storage      string // StoragePVC or StorageEmpty
 	StorageClass string // empty: the cluster's default
 	Size         string // of the volume, as in 20Gi
-	Login        bool   // creates a user with a random password; without a login, only ServiceAccounts may pull
+	Login        bool   // the server makes up a password; without a login, only ServiceAccounts may pull
 	AccessReview bool   // with Login: RBAC decides what ServiceAccounts may do; otherwise they may pull
 
 	// LoopbackNames makes the webhook take images of 127.0.0.1 with the node port for those of this registry. They need no
@@ -71,48 +74,73 @@ type Options struct {
 	Node     bool     // with the DaemonSet that configures the nodes' container runtimes
 	Runtimes []string // of the nodes: containerd (k3s and RKE2 included), docker, crio; their directories are mounted
 	NodeDir  []string // directories of the nodes that the DaemonSet may write to instead; nil: those of Runtimes
+
+	Hosting       bool   // with the ConfigMap in kube-public that names the cluster's registry to tools (KEP-1755)
+	PriorityClass string // of all pods; empty: the classes of Kubernetes for pods that a cluster or a node needs
 }
 
 // Defaults returns the options of trow.yaml. version is the tag of the image.
 func Defaults(version string) Options {
 	return Options{Namespace: kube.DefaultNamespace, NodePort: kube.DefaultNodePort, Image: "trow:" + version,
 		Storage: StoragePVC, Size: "20Gi", Webhook: "enforce", Node: true,
-		Runtimes: []string{RuntimeContainerd}}
+		Runtimes: []string{RuntimeContainerd}, Hosting: true}
 }
 
 // values is the data of the template.
 type values struct {
 	Options
-	Names, TLSNames, Exempt      string // YAML lists
-	Mounts                       []mount
-	NodeDirs                     string // for people: what the DaemonSet may write to
-	User, Password, DockerConfig string
+	Names, TLSNames, Exempt string // YAML lists
+	Mounts                  []mount
+	NodeDirs                string   // for people: what the DaemonSet may write to
+	User                    string   // who may do everything
+	Servers                 []string // host:port pairs that pods pull from, for their pull secret
+	ServerClass, NodeClass  string   // priority classes
+	SystemClasses           string   // those that only some namespaces may use, a YAML list; empty: none
+	Digest                  string   // of the settings in the manifest
 }
 
 // Audience is the audience for which ServiceAccount tokens must be issued.
 func (Options) Audience() string { return kube.Audience }
-
-// LocalPort returns the port on loopback where trow node listens.
-func (o Options) LocalPort() int { return o.NodePort + 1 }
 
 // Render returns the manifest. Errors: each invalid option, by the name of its flag.
 func Render(o Options) ([]byte, error) {
 	if o.Host == "" {
 		o.Host = kube.DefaultHost(o.Namespace)
 	}
+	if o.LocalPort == 0 {
+		o.LocalPort = kube.LocalPort(o.NodePort)
+	}
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
 	v := values{Options: o, Names: list(o.names()), TLSNames: list(o.tlsNames()),
-		Exempt: list(o.ExemptNamespaces), Mounts: o.mounts()}
+		Exempt: list(o.ExemptNamespaces), Mounts: o.mounts(), User: kube.LoginUser}
 	v.NodeDirs = written(v.Mounts)
-	if o.Login {
-		v.User, v.Password = "trow", rand.Text()
-		v.DockerConfig = dockerConfig(fmt.Sprintf("%s:%d", o.Host, o.NodePort), v.User, v.Password)
+	for _, host := range []string{o.Host, "127.0.0.1"} { // both are in image names, see the README
+		v.Servers = append(v.Servers, fmt.Sprintf("%s:%d", host, o.NodePort))
 	}
+	v.classes()
+	text, err := execute(v)
+	if err == nil {
+		// The digest is an annotation of the server's pods: the server reads most settings when it starts, so a change of
+		// those has to replace the pod. Without that, applying the manifest of --login would leave the registry open.
+		v.Digest = digest(text)
+		text, err = execute(v)
+	}
+	return text, err
+}
+
+func execute(v values) ([]byte, error) {
 	var buf bytes.Buffer
 	err := parsed.Execute(&buf, v)
 	return buf.Bytes(), err
+}
+
+// digest returns a digest of the ConfigMap with the settings in a manifest.
+func digest(text []byte) string {
+	_, after, _ := bytes.Cut(text, []byte("\n  name: trow-base\n"))
+	object, _, _ := bytes.Cut(after, []byte("\n---\n"))
+	return fmt.Sprintf("%x", sha256.Sum256(object))[:16]
 }
 
 // names returns the local names.
@@ -139,18 +167,29 @@ func list(items []string) string {
 	return strings.ReplaceAll(string(b), ",", ", ")
 }
 
-// dockerConfig returns the content of a pull secret (kubernetes.io/dockerconfigjson).
-func dockerConfig(registry, user, password string) string {
-	login := map[string]string{"username": user, "password": password}
-	b, err := json.Marshal(map[string]any{"auths": map[string]any{registry: login}})
-	if err != nil {
-		panic(err) // impossible: strings can be encoded
+// classes sets the priority classes. The system's may be used in kube-system, and elsewhere in some clusters only where
+// a quota covers them.
+func (v *values) classes() {
+	v.ServerClass, v.NodeClass = "system-cluster-critical", "system-node-critical"
+	if v.PriorityClass != "" {
+		v.ServerClass, v.NodeClass = v.PriorityClass, v.PriorityClass
 	}
-	return string(b)
+	used := []string{v.ServerClass}
+	if v.Node {
+		used = append(used, v.NodeClass)
+	}
+	used = slices.DeleteFunc(slices.Compact(used), func(c string) bool { return !strings.HasPrefix(c, "system-") })
+	if len(used) > 0 {
+		v.SystemClasses = list(used)
+	}
 }
 
 // imageChars has the characters of image references, none of which has a meaning in YAML.
 var imageChars = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$`)
+
+// nodePorts are ports on which the parts of Kubernetes listen on loopback of a node: etcd, the API server, the kubelet,
+// kube-proxy, the controller manager and the scheduler.
+var nodePorts = []int{2379, 2380, 6443, 10248, 10249, 10250, 10256, 10257, 10259}
 
 // nodeDir matches paths except /, which would mount the whole node, with the volumes of all pods.
 var nodeDir = regexp.MustCompile(`^(/[a-zA-Z0-9._-]+)+$`)
@@ -169,8 +208,22 @@ func (o *Options) validate() error {
 	} else if !strings.Contains(o.Host, ".") {
 		wrong("host", "%.80q: some clients take a name without a dot for one of Docker Hub; use a name with a dot", o.Host)
 	}
-	if o.NodePort < 1 || o.NodePort > 65534 {
-		wrong("node-port", "%d is not a valid port; node ports usually are 30000 to 32767", o.NodePort)
+	if o.NodePort < 1 || o.NodePort > 65535 {
+		wrong("node-port", "%d is not a valid port; want 1 to 65535; node ports usually are 30000 to 32767", o.NodePort)
+	} else if o.LocalPort == o.NodePort {
+		wrong("local-port", "%d is the node port; kube-proxy may intercept that one on loopback, so choose another below "+
+			"30000", o.LocalPort)
+	}
+	if o.LocalPort < 1 || o.LocalPort > 65535 {
+		wrong("local-port", "%d is not a valid port; want 1 to 65535, and usually below 30000", o.LocalPort)
+	} else if slices.Contains(nodePorts, o.LocalPort) {
+		wrong("local-port", "%d is a port of Kubernetes on each node; choose another", o.LocalPort)
+	}
+	if o.PullSecret != "" && len(validation.IsDNS1123Subdomain(o.PullSecret)) > 0 {
+		wrong("pull-secret", "%.80q is not a valid name of a Secret", o.PullSecret)
+	}
+	if o.PriorityClass != "" && len(validation.IsDNS1123Subdomain(o.PriorityClass)) > 0 {
+		wrong("priority-class", "%.80q is not a valid name of a PriorityClass", o.PriorityClass)
 	}
 	if _, err := reference.ParseNormalizedNamed(o.Image); err != nil || !imageChars.MatchString(o.Image) {
 		wrong("image", "%.80q is not a valid image reference", o.Image)

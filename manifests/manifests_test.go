@@ -14,6 +14,7 @@ import (
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -63,13 +64,15 @@ func objects(t *testing.T, text []byte) map[string]metav1.Object {
 			t.Fatalf("%v:\n%s", err, doc)
 		}
 		into, ok := map[string]metav1.Object{
-			"v1/Namespace":        &corev1.Namespace{},
-			"v1/ServiceAccount":   &corev1.ServiceAccount{},
-			"v1/Secret":           &corev1.Secret{},
-			"v1/ConfigMap":        &corev1.ConfigMap{},
-			"v1/Service":          &corev1.Service{},
-			"apps/v1/StatefulSet": &appsv1.StatefulSet{},
-			"apps/v1/DaemonSet":   &appsv1.DaemonSet{},
+			"v1/Namespace":                       &corev1.Namespace{},
+			"v1/ServiceAccount":                  &corev1.ServiceAccount{},
+			"v1/Secret":                          &corev1.Secret{},
+			"v1/ConfigMap":                       &corev1.ConfigMap{},
+			"v1/Service":                         &corev1.Service{},
+			"v1/ResourceQuota":                   &corev1.ResourceQuota{},
+			"networking.k8s.io/v1/NetworkPolicy": &networkingv1.NetworkPolicy{},
+			"apps/v1/StatefulSet":                &appsv1.StatefulSet{},
+			"apps/v1/DaemonSet":                  &appsv1.DaemonSet{},
 			"admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration": &webhookConfiguration{},
 
 			"rbac.authorization.k8s.io/v1/ClusterRole":        &rbacv1.ClusterRole{},
@@ -99,6 +102,55 @@ func TestTheFileHasTheDefaults(t *testing.T) {
 		t.Errorf("trow.yaml differs from the manifest of the defaults (%v); run go test ./manifests -update", err)
 	}
 }
+
+// TestEachFlag compares what each flag changes in the manifest of the defaults with a golden file: the lines that go,
+// and those that come.
+func TestEachFlag(t *testing.T) {
+	var out strings.Builder
+	before := lines(string(render(t, nil)))
+	for _, flags := range [][]string{{"--namespace=registry"}, {"--host=registry.example.org"}, {"--node-port=30500"},
+		{"--local-port=21001"}, {"--image=example.com/trow:1"}, {"--pull-secret=pull"}, {"--storage=empty"},
+		{"--storage-class=fast"}, {"--size=1Ti"}, {"--login"}, {"--login", "--access-review"}, {"--webhook=audit"},
+		{"--webhook=off"}, {"--exempt-namespaces=a,b"}, {"--no-node"}, {"--runtimes=docker,crio"}, {"--node-dir="},
+		{"--node-dir=/etc"}, {"--hosting=false"}, {"--priority-class=important"}} {
+		var text bytes.Buffer
+		cmd := manifests.Command(release)
+		cmd.SetOut(&text)
+		cmd.SetArgs(flags)
+		if err := cmd.Execute(); err != nil {
+			t.Fatal(err)
+		}
+		objects(t, text.Bytes())
+		after := lines(text.String())
+		fmt.Fprintf(&out, "=== trow manifest %s\n", strings.Join(flags, " "))
+		for _, side := range []struct {
+			sign      string
+			have, not []string
+		}{{"-", before, after}, {"+", after, before}} {
+			count := map[string]int{}
+			for _, l := range side.not {
+				count[l]++
+			}
+			for _, l := range side.have {
+				if count[l]--; count[l] < 0 {
+					fmt.Fprintln(&out, strings.TrimRight(side.sign+" "+l, " "))
+				}
+			}
+		}
+	}
+	const golden = "testdata/flags.golden"
+	if *update {
+		if err := os.WriteFile(golden, []byte(out.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil || string(want) != out.String() {
+		t.Errorf("%s differs (%v); if the change is intended, run go test ./manifests -update", golden, err)
+	}
+}
+
+func lines(text string) []string { return strings.Split(strings.TrimSuffix(text, "\n"), "\n") }
 
 func TestTheServerPart(t *testing.T) {
 	all := objects(t, render(t, nil))
@@ -177,6 +229,9 @@ func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 				t.Error("trow node has rights on Secrets")
 			}
 			unnamed := []string{"list daemonsets", "get persistentvolumes", "create events"}
+			if key == "Role/trow" { // what nodes report; trow node itself may not
+				unnamed = append(unnamed, "list events")
+			}
 			for _, verb := range r.Verbs {
 				what := verb + " " + r.Resources[0]
 				if len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" || len(r.Resources) != 1 {
@@ -236,8 +291,9 @@ func TestTheNodePart(t *testing.T) {
 		pod.Tolerations[0].Operator != corev1.TolerationOpExists {
 		t.Errorf("it would not run on each node: %+v", pod)
 	}
-	if c.Ports[0].HostIP != "127.0.0.1" || c.Ports[0].ContainerPort != 31001 ||
-		c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" || !slices.Contains(c.Args, "--port=31000") ||
+	if c.Ports[0].HostIP != "127.0.0.1" || c.Ports[0].ContainerPort != 21000 ||
+		c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" || !slices.Contains(c.Args, "--port=31000") || !slices.Contains(c.Args,
+		"--local-port=21000") ||
 		!slices.Contains(c.Args, "--host=trow.kube-public") {
 		t.Errorf("it does not listen where it should: %v %+v", c.Args, c.Ports)
 	}
@@ -322,7 +378,7 @@ func TestTheNodePartMountsTheDirectoriesOfItsRuntimes(t *testing.T) {
 
 func TestTheWebhooksSettings(t *testing.T) {
 	settings := func(change func(*manifests.Options)) string {
-		return objects(t, render(t, change))["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
+		return objects(t, render(t, change))["ConfigMap/trow-base"].(*corev1.ConfigMap).Data["trow.yaml"]
 	}
 	has := func(got string, lines ...string) {
 		t.Helper()
@@ -350,10 +406,10 @@ func TestOptions(t *testing.T) {
 		t.Error("the options namespace or node-port are ignored")
 	}
 	if set.Spec.Template.Spec.Containers[0].Image != "example.com/trow:1" || len(set.Spec.VolumeClaimTemplates) != 0 ||
-		set.Spec.Template.Spec.Volumes[1].EmptyDir == nil {
+		set.Spec.Template.Spec.Volumes[2].EmptyDir == nil {
 		t.Error("the options image or storage are ignored")
 	}
-	settings := all["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
+	settings := all["ConfigMap/trow-base"].(*corev1.ConfigMap).Data["trow.yaml"]
 	for _, name := range []string{`"trow.registry:30500"`, `"trow:30500"`, `"trow.registry.svc"`} {
 		if !strings.Contains(settings, name) {
 			t.Errorf("the settings lack %s:\n%s", name, settings)
@@ -387,32 +443,50 @@ func TestLoopbackNamesAreOnRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		var settings struct{ Names []string }
-		text := objects(t, out.Bytes())["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
+		text := objects(t, out.Bytes())["ConfigMap/trow-base"].(*corev1.ConfigMap).Data["trow.yaml"]
 		if err := kyaml.Unmarshal([]byte(text), &settings); err != nil || !slices.Equal(settings.Names, c.want) {
 			t.Errorf("%v: the names are %q, %v; want %q", c.args, settings.Names, err, c.want)
 		}
 	}
 }
 
+// TestALogin: the server makes up the password, so that the file is the same each time, has no secret, and applying it
+// again changes no password.
 func TestALogin(t *testing.T) {
-	login := func(o *manifests.Options) { o.Login = true }
-	all, again := objects(t, render(t, login)), objects(t, render(t, login))
-	secret, pull := all["Secret/trow-login"].(*corev1.Secret), all["Secret/trow-pull"].(*corev1.Secret)
-	password := secret.StringData["password"]
-	if len(password) < 20 || password == again["Secret/trow-login"].(*corev1.Secret).StringData["password"] {
-		t.Errorf("the password %q is short, or the same each time", password)
+	login := func(o *manifests.Options) { o.Login, o.Host, o.NodePort = true, "registry.example.org", 30500 }
+	text := render(t, login)
+	if !bytes.Equal(text, render(t, login)) {
+		t.Error("it is another file each time")
 	}
-	config := pull.StringData[corev1.DockerConfigJsonKey]
-	if !strings.Contains(config, password) || !strings.Contains(config, "trow.kube-public:31000") {
-		t.Errorf("the pull secret is %v", pull.StringData)
+	all := objects(t, text)
+	secret := all["Secret/trow-login"].(*corev1.Secret)
+	if secret.Name != kube.LoginSecretName || secret.Data != nil || secret.StringData != nil ||
+		all["Secret/trow-pull"] != nil {
+		t.Errorf("the file has a login: %+v, %+v", secret, all["Secret/trow-pull"])
 	}
-	env := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Spec.Containers[0].Env
-	if len(env) != 2 || env[0].Name != "TROW_USER" || env[1].Name != "TROW_PASSWORD" ||
-		env[1].ValueFrom.SecretKeyRef.Name != secret.Name {
-		t.Errorf("the server's environment is %v", env)
+	pod := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Spec
+	settings := all["ConfigMap/trow-base"].(*corev1.ConfigMap).Data["trow.yaml"]
+	if len(pod.Containers[0].Env) != 0 || !strings.Contains(settings, "login-secret: trow-login\n") {
+		t.Errorf("the server does not read the Secret: %v\n%s", pod.Containers[0].Env, settings)
 	}
-	if all := objects(t, render(t, nil)); all["Secret/trow-login"] != nil || all["Secret/trow-pull"] != nil {
-		t.Error("without --login there is a login")
+	if !strings.Contains(string(text), "exec trow-0 -- /trow pull-secret --replace --namespace NAMESPACE \\\n"+
+		"#     --server registry.example.org:30500 --server 127.0.0.1:30500 | kubectl apply -f -\n") {
+		t.Errorf("the header does not say how to make a pull secret with both names:\n%.2000s", text)
+	}
+	rights := func(all map[string]metav1.Object) (may []string) {
+		for _, r := range all["Role/trow"].(*rbacv1.Role).Rules {
+			if slices.Contains(r.Resources, "secrets") {
+				may = append(append(may, r.Verbs...), r.ResourceNames...)
+			}
+		}
+		return may
+	}
+	if got := rights(all); !slices.Equal(got, []string{"get", "update", "trow-tls", "trow-login"}) {
+		t.Errorf("the server may %v", got)
+	}
+	all = objects(t, render(t, nil))
+	if got := rights(all); all["Secret/trow-login"] != nil || !slices.Equal(got, []string{"get", "update", "trow-tls"}) {
+		t.Errorf("without --login there is a login, or the server may %v", got)
 	}
 }
 
@@ -429,7 +503,7 @@ func TestServiceAccounts(t *testing.T) {
 		}
 		tokens, _ = all["ClusterRole/trow-tokens"].(*rbacv1.ClusterRole)
 		binding, _ = all["ClusterRoleBinding/trow-tokens"].(*rbacv1.ClusterRoleBinding)
-		file := all["ConfigMap/trow"].(*corev1.ConfigMap).Data["trow.yaml"]
+		file := all["ConfigMap/trow-base"].(*corev1.ConfigMap).Data["trow.yaml"]
 		if err := kyaml.Unmarshal([]byte(file), &settings); err != nil {
 			t.Fatal(err)
 		}
@@ -474,11 +548,182 @@ func TestServiceAccounts(t *testing.T) {
 	}
 }
 
+// TestTheSettingsOfTheUser are in an object that the file does not have: applying it again keeps them. An empty one
+// in the file would delete what the user has put into it.
+func TestTheSettingsOfTheUser(t *testing.T) {
+	all := objects(t, render(t, nil))
+	if all["ConfigMap/trow"] != nil {
+		t.Error("the file has ConfigMap trow")
+	}
+	pod := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Spec
+	c := pod.Containers[0]
+	if !slices.Equal(c.Args[:3], []string{"serve", "--config=/etc/trow-base/trow.yaml", "--config=/etc/trow"}) {
+		t.Errorf("the server reads %v", c.Args)
+	}
+	mounts := map[string]string{}
+	for _, m := range c.VolumeMounts {
+		mounts[m.Name] = m.MountPath
+	}
+	found := 0
+	for _, v := range pod.Volumes {
+		if v.ConfigMap == nil {
+			continue
+		}
+		found++
+		optional := v.ConfigMap.Optional != nil && *v.ConfigMap.Optional
+		if mounts[v.Name] != "/etc/"+v.ConfigMap.Name || optional != (v.ConfigMap.Name == "trow") {
+			t.Errorf("ConfigMap %s is at %s, optional: %t", v.ConfigMap.Name, mounts[v.Name], optional)
+		}
+	}
+	if found != 2 {
+		t.Errorf("%d ConfigMaps", found)
+	}
+}
+
+// TestOtherSettingsReplaceThePod, which reads them when it starts.
+func TestOtherSettingsReplaceThePod(t *testing.T) {
+	seen := map[string]string{}
+	for what, change := range map[string]func(*manifests.Options){
+		"the defaults":   nil,
+		"--login":        func(o *manifests.Options) { o.Login = true },
+		"--webhook":      func(o *manifests.Options) { o.Webhook = "audit" },
+		"--host":         func(o *manifests.Options) { o.Host = "registry.example.org" },
+		"--no-hosting":   func(o *manifests.Options) { o.Login, o.AccessReview, o.Hosting = true, true, false },
+		"two namespaces": func(o *manifests.Options) { o.ExemptNamespaces = []string{"a", "b"} },
+	} {
+		of := func(change func(*manifests.Options)) string {
+			set := objects(t, render(t, change))["StatefulSet/trow"].(*appsv1.StatefulSet)
+			return set.Spec.Template.Annotations["trow.io/base-settings"]
+		}
+		d := of(change)
+		if other, ok := seen[d]; ok || d == "" {
+			t.Errorf("%s has the digest %q, as %s", what, d, other)
+		}
+		seen[d] = what
+		if again := of(func(o *manifests.Options) {
+			if change != nil {
+				change(o)
+			}
+			o.Size, o.Image, o.PullSecret = "1Ti", "example.com/trow:2", "x"
+		}); again != d {
+			t.Errorf("%s: %q, although its settings are those of %q", what, again, d)
+		}
+	}
+}
+
+// TestWherePodsRun: on Linux, and not on virtual nodes.
+func TestWherePodsRun(t *testing.T) {
+	all := objects(t, render(t, func(o *manifests.Options) { o.PullSecret, o.PriorityClass = "pull", "important" }))
+	for name, pod := range map[string]corev1.PodSpec{
+		"the server": all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Spec,
+		"trow node":  all["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec} {
+		if pod.NodeSelector["kubernetes.io/os"] != "linux" {
+			t.Errorf("%s runs on %v", name, pod.NodeSelector)
+		}
+		virtual := map[string]string{}
+		for _, term := range pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
+			for _, e := range term.MatchExpressions {
+				if e.Operator == corev1.NodeSelectorOpNotIn {
+					virtual[e.Key] = strings.Join(e.Values, ",")
+				}
+			}
+		}
+		if virtual["type"] != "virtual-kubelet" || virtual["eks.amazonaws.com/compute-type"] != "fargate" ||
+			len(virtual) != 2 {
+			t.Errorf("%s avoids %v", name, virtual)
+		}
+		if len(pod.ImagePullSecrets) != 1 || pod.ImagePullSecrets[0].Name != "pull" || pod.PriorityClassName != "important" {
+			t.Errorf("%s: %v, %s", name, pod.ImagePullSecrets, pod.PriorityClassName)
+		}
+	}
+	if all["ResourceQuota/trow"] != nil {
+		t.Error("a class that is not the system's needs no quota")
+	}
+	for what, row := range map[string]struct {
+		change func(*manifests.Options)
+		want   []string
+	}{
+		"the defaults":   {nil, []string{"system-cluster-critical", "system-node-critical"}},
+		"--no-node":      {func(o *manifests.Options) { o.Node = false }, []string{"system-cluster-critical"}},
+		"another system": {func(o *manifests.Options) { o.PriorityClass = "system-x" }, []string{"system-x"}},
+	} {
+		quota := objects(t, render(t, row.change))["ResourceQuota/trow"].(*corev1.ResourceQuota)
+		e := quota.Spec.ScopeSelector.MatchExpressions[0]
+		if !slices.Equal(e.Values, row.want) || e.ScopeName != corev1.ResourceQuotaScopePriorityClass ||
+			e.Operator != corev1.ScopeSelectorOpIn || quota.Spec.Hard.Pods().Value() != 1e9 || len(quota.Spec.Hard) != 1 {
+			t.Errorf("%s: the quota is %+v", what, quota.Spec)
+		}
+	}
+}
+
+// TestTheNetworkPolicyClosesNothing of the server's pod.
+func TestTheNetworkPolicyClosesNothing(t *testing.T) {
+	all := objects(t, render(t, nil))
+	policy := all["NetworkPolicy/trow"].(*networkingv1.NetworkPolicy).Spec
+	labels := all["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Labels
+	if !equality.Semantic.DeepEqual(policy.PodSelector.MatchLabels, labels) ||
+		!slices.Equal(policy.PolicyTypes, []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}) ||
+		len(policy.Ingress) != 1 || len(policy.Ingress[0].Ports)+len(policy.Ingress[0].From) != 0 {
+		t.Errorf("%+v", policy)
+	}
+}
+
+// TestThePorts: the Service has the port of image names too, so that they are the same in pods; trow node listens on a
+// port that is no node port.
+func TestThePorts(t *testing.T) {
+	for _, row := range []struct {
+		node, local, wantLocal int
+		service                []int32
+	}{
+		{31000, 0, 21000, []int32{443, 31000}},
+		{32767, 0, 22767, []int32{443, 32767}},
+		{30000, 0, 20000, []int32{443, 30000}},
+		{29999, 0, 29998, []int32{443, 29999}},
+		{443, 0, 444, []int32{443}},
+		{1, 0, 2, []int32{443, 1}},
+		{65535, 0, 25535, []int32{443, 65535}},
+		{31000, 31001, 31001, []int32{443, 31000}},
+	} {
+		all := objects(t, render(t, func(o *manifests.Options) { o.NodePort, o.LocalPort = row.node, row.local }))
+		ports := all["Service/trow"].(*corev1.Service).Spec.Ports
+		var service []int32
+		for i, p := range ports {
+			service = append(service, p.Port)
+			if p.TargetPort.StrVal != "https" || i == 0 && p.NodePort != int32(row.node) || i > 0 && p.NodePort != 0 {
+				t.Errorf("%d: port %+v", row.node, p)
+			}
+		}
+		c := all["DaemonSet/trow-node"].(*appsv1.DaemonSet).Spec.Template.Spec.Containers[0]
+		if !slices.Equal(service, row.service) || c.Ports[0].HostPort != int32(row.wantLocal) ||
+			!slices.Contains(c.Args, fmt.Sprintf("--local-port=%d", row.wantLocal)) {
+			t.Errorf("%d: service %v, trow node %v %v", row.node, service, c.Ports, c.Args)
+		}
+	}
+}
+
+func TestWithoutHosting(t *testing.T) {
+	all := objects(t, render(t, func(o *manifests.Options) { o.Namespace, o.Hosting = "registry", false }))
+	for key, o := range all {
+		if o.GetNamespace() == "kube-public" {
+			t.Errorf("%s is in kube-public", key)
+		}
+	}
+	if all["Service/trow"] == nil || all["DaemonSet/trow-node"] == nil || all["ConfigMap/local-registry-hosting"] != nil {
+		t.Error("it changes something else")
+	}
+}
+
 func TestInvalidOptions(t *testing.T) {
 	for flag, change := range map[string]func(*manifests.Options){
 		"namespace:":         func(o *manifests.Options) { o.Namespace = "a\nb: c" },
 		"host:":              func(o *manifests.Options) { o.Host = "a b" },
 		"node-port:":         func(o *manifests.Options) { o.NodePort = 0 },
+		"node-port: 65536":   func(o *manifests.Options) { o.NodePort = 65536 },
+		"local-port: 31000":  func(o *manifests.Options) { o.LocalPort = 31000 },
+		"local-port: 70000":  func(o *manifests.Options) { o.LocalPort = 70000 },
+		"local-port: 10250":  func(o *manifests.Options) { o.LocalPort = 10250 },
+		"pull-secret:":       func(o *manifests.Options) { o.PullSecret = "a b" },
+		"priority-class:":    func(o *manifests.Options) { o.PriorityClass = "A: b" },
 		"image:":             func(o *manifests.Options) { o.Image = "x: y" },
 		"storage:":           func(o *manifests.Options) { o.Storage = "disk" },
 		"storage-class:":     func(o *manifests.Options) { o.StorageClass = "A B" },
@@ -525,6 +770,12 @@ func TestTheCommand(t *testing.T) {
 	want := render(t, func(o *manifests.Options) {
 		o.Node, o.NodePort, o.ExemptNamespaces = false, 30500, []string{"a", "b"}
 	})
+	more, err2 := run("--hosting=false", "--pull-secret=p", "--priority-class=c", "--local-port=20001", "--login")
+	if want := render(t, func(o *manifests.Options) {
+		o.Hosting, o.PullSecret, o.PriorityClass, o.LocalPort, o.Login = false, "p", "c", 20001, true
+	}); err2 != nil || more != string(want) {
+		t.Errorf("with more options: %v", err2)
+	}
 	if err != nil || out != string(want) {
 		t.Errorf("with options: %v", err)
 	}

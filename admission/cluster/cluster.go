@@ -86,9 +86,10 @@ type State struct {
 type Cluster struct {
 	o Options
 
-	mu        sync.Mutex // guards state and published
+	mu        sync.Mutex // guards state, published and nodes
 	state     State
-	published []byte // the bundle that the last complete pass has written everywhere
+	nodes     []string // what keeps nodes from pulling by name, a line each
+	published []byte   // the bundle that the last complete pass has written everywhere
 
 	// Used by Run alone.
 	known      bool      // whether state comes from the cluster
@@ -98,6 +99,10 @@ type Cluster struct {
 	searchedAt time.Time // time of that search
 	missedAt   time.Time // when the configuration was missed first; zero while it exists
 	reportedAt time.Time // when an Event about that was created last
+	mistake    string    // the problem of the settings that the last Event was about
+	mistakeAt  time.Time // when that Event was created
+	nodesAt    time.Time // when the Events about nodes were read last
+	nodesError string    // the error of that which was logged last
 }
 
 // New makes a Cluster. It sends no request yet. Client, Namespace, CA, Ready and Rotate of o must be set.
@@ -188,6 +193,8 @@ const reconcileTimeout = 30 * time.Second
 func (c *Cluster) reconcile(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout)
 	defer cancel()
+	c.reportSettings(ctx)
+	c.readNodes(ctx)
 	if err := c.rotate(ctx); err != nil {
 		return fmt.Errorf("Secret of the certificates: %w", err)
 	}

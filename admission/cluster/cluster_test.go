@@ -232,6 +232,12 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 			*pods.ClientConfig.Service.Path != "/validate" || pods.ClientConfig.Service.Namespace != ns {
 			t.Errorf("%+v", pods)
 		}
+		for _, part := range []string{"'system:nodes' in request.userInfo.groups", "startsWith('system:node:')",
+			"has(object.metadata.annotations) && 'kubernetes.io/config.mirror' in object.metadata.annotations"} {
+			if c := pods.MatchConditions[1]; c.Name != "not-by-nodes" || !strings.Contains(c.Expression, part) {
+				t.Errorf("%s exempts more than mirror pods of nodes: %s lacks %s", c.Name, c.Expression, part)
+			}
+		}
 		got := pods.NamespaceSelector.MatchExpressions[0].Values
 		if !slices.Equal(got, []string{"kube-public", "kube-system"}) {
 			t.Errorf("exempt: %v", got)
@@ -554,7 +560,7 @@ func TestOutsideACluster(t *testing.T) {
 }
 
 // metrics returns the metrics of a Cluster as name and value.
-func metrics(t *testing.T, c *cluster.Cluster) (text string) {
+func metrics(t *testing.T, c *cluster.Cluster, prefix ...string) (text string) {
 	t.Helper()
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(c)
@@ -563,7 +569,9 @@ func metrics(t *testing.T, c *cluster.Cluster) (text string) {
 		t.Fatal(err)
 	}
 	for _, f := range all {
-		text += fmt.Sprintf("%s %g", f.GetName(), f.GetMetric()[0].GetGauge().GetValue())
+		if strings.HasPrefix(f.GetName(), strings.Join(append(prefix, "trow_webhook")[:1], "")) {
+			text += fmt.Sprintf("%s %g", f.GetName(), f.GetMetric()[0].GetGauge().GetValue())
+		}
 	}
 	return text
 }

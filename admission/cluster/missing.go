@@ -38,7 +38,7 @@ func (c *Cluster) miss(ctx context.Context) {
 		return
 	}
 	c.reportedAt = now
-	if err := c.warn(ctx, "WebhookMissing", absent, now); err != nil {
+	if err := c.warn(ctx, "WebhookMissing", "Arm", absent, now); err != nil {
 		c.line(c.o.Log.Error().Err(fmt.Errorf("create Event WebhookMissing: %w", err)), failed, "")
 	}
 }
@@ -46,7 +46,7 @@ func (c *Cluster) miss(ctx context.Context) {
 // warn creates an Event about the pod of this process, which kubectl describe shows. An Event about the configuration
 // itself, which has no namespace, would need the right to create Events in namespace default. message has at most 1,024
 // bytes.
-func (c *Cluster) warn(ctx context.Context, reason, message string, at time.Time) error {
+func (c *Cluster) warn(ctx context.Context, reason, action, message string, at time.Time) error {
 	pod, err := c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (c *Cluster) warn(ctx context.Context, reason, message string, at time.Time
 		LastTimestamp:       metav1.NewTime(at),
 		Count:               1,
 		EventTime:           metav1.NewMicroTime(at),
-		Action:              "Arm",
+		Action:              action,
 		ReportingController: kube.Name,
 		ReportingInstance:   fmt.Sprintf("%.128s", c.o.Pod),
 	}, metav1.CreateOptions{})

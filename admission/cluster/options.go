@@ -23,6 +23,7 @@ type Options struct {
 	ExemptNamespaces []string // beside kube-system and the server's own
 	TokenAudience    string   // accept ServiceAccount tokens of this audience; empty: none
 	AccessReview     bool     // whether RBAC decides what ServiceAccounts may do
+	LoginSecret      string   // the Secret with the login of the user who may do everything; empty: none
 
 	// The rest is set by the program. Open sets Client, Namespace and Pod if Client is nil.
 
@@ -33,6 +34,9 @@ type Options struct {
 	CA     func() []byte                   // returns the current bundle
 	Ready  func() bool                     // reports whether the server would answer a review
 	Rotate func(ctx context.Context) error // starts a rotation of the CA
+
+	// Settings returns why the configuration files are not in use, nil if they are. Optional.
+	Settings func() error
 
 	Log zerolog.Logger
 
@@ -50,6 +54,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"in a cluster: accept ServiceAccount tokens of this audience as logins; empty: none")
 	fs.BoolVar(&o.AccessReview, "access-review", false,
 		"let RBAC decide what ServiceAccounts may do where no rule decides")
+	fs.StringVar(&o.LoginSecret, "login-secret", "", "in a pod of the manifest: the Secret with user and password of the "+
+		"user who may do everything; the server fills in what it lacks; empty: none")
 }
 
 // Validate reports the first invalid setting.
@@ -65,6 +71,10 @@ func (o *Options) Validate() error {
 	case o.AccessReview && o.TokenAudience == "":
 		return errors.New("access-review requires token-audience: without it no ServiceAccount can log in; add " +
 			"token-audience: " + kube.Audience)
+	}
+	if o.LoginSecret != "" && len(validation.IsDNS1123Subdomain(o.LoginSecret)) > 0 {
+		return fmt.Errorf("login-secret: %.80q is not a valid name of a Secret; that of the manifest is %s", o.LoginSecret,
+			kube.LoginSecretName)
 	}
 	for _, n := range o.ExemptNamespaces {
 		if msg := validation.IsDNS1123Label(n); len(msg) > 0 {

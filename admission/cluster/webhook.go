@@ -224,9 +224,13 @@ const imagesChanged = `request.operation != 'UPDATE' || ` +
 	`(has(object.spec.initContainers) ? object.spec.initContainers.map(c, c.image) : []) != ` +
 	`(has(oldObject.spec.initContainers) ? oldObject.spec.initContainers.map(c, c.image) : [])`
 
-// notByNodes excludes mirror pods: the kubelet has started them before it creates them in the API, and it may create no
-// others.
-const notByNodes = `!(has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups)`
+// notByNodes excludes mirror pods, which the kubelet of a node creates in the API after it has started them: what they
+// run cannot be prevented any more. Any other pod that the identity of a node creates is reviewed; whether it may
+// create one is up to the plugin NodeRestriction, which a cluster may not have. Both the annotation and the identity
+// are needed, because any user can write the annotation.
+const notByNodes = `!(has(request.userInfo.username) && request.userInfo.username.startsWith('system:node:') && ` +
+	`has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups && ` +
+	`has(object.metadata.annotations) && 'kubernetes.io/config.mirror' in object.metadata.annotations)`
 
 // webhooks returns the entries of the configuration. They have every field set, even those with defaults, so that they
 // equal what the API server stores; otherwise each pass would write them again.

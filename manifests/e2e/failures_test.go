@@ -110,12 +110,8 @@ spec:
 	if err != nil || !strings.Contains(out, "Warning: Remote image docker.io/nginx"+notIn) {
 		t.Errorf("in audit mode: %v: %s", err, out)
 	}
-	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow",
-		`--output=jsonpath={.data.trow\.yaml}`)
-	exempt := strings.Replace(before, "exempt-namespaces: []", "exempt-namespaces: [csi-system]", 1)
-	c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge", "--patch",
-		fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, exempt))
-	t.Cleanup(func() { c.Apply(t, manifest(t)) })
+	configure(t, c, "exempt-namespaces: [csi-system]")
+	t.Cleanup(func() { configure(t, c, "") })
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
 	cluster.Eventually(t, 2*time.Minute, "it enforces with the namespace exempt", func() error {
 		return mode(c, "enforce")

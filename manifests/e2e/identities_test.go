@@ -34,13 +34,11 @@ func account(ns, name, image, more string) string {
 		pod(ns, name, fmt.Sprintf("  serviceAccountName: %s\n%s", name, more)+containers(image))
 }
 
-// pullSecret returns the YAML of the manifest's pull secret, for another namespace.
+// pullSecret returns the YAML of a pull secret for a namespace, made as the manifest says. It can be made again.
 func pullSecret(t *testing.T, c *cluster.Cluster, ns string) string {
 	t.Helper()
-	config := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-pull",
-		`--output=jsonpath={.data.\.dockerconfigjson}`)
-	return fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: trow-pull, namespace: %s}\n"+
-		"type: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: %s}\n", ns, config)
+	return c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "pull-secret", "--replace",
+		"--namespace="+ns, "--server="+host, "--server=127.0.0.1:31000")
 }
 
 // client sends requests to the registry with ServiceAccount tokens, from outside the cluster.
@@ -136,7 +134,7 @@ subjects: [{kind: ServiceAccount, name: right, namespace: identities}]
 ---
 `+pullSecret(t, c, "identities")+"---\n"+account("identities", "right", image+"right", "")+
 		"---\n"+account("identities", "none", image+"none", "")+
-		"---\n"+account("identities", "secret", image+"secret", "  imagePullSecrets: [{name: trow-pull}]\n"))
+		"---\n"+account("identities", "secret", image+"secret", "  imagePullSecrets: [{name: regcred}]\n"))
 	ready("right")
 	ready("secret")
 	var description string

@@ -113,7 +113,7 @@ func TestForeignFiles(t *testing.T) {
 	}
 	cluster.Eventually(t, 90*time.Second, "trow node writes the removed file again", func() error {
 		b, err := os.ReadFile(file)
-		if err == nil && !strings.Contains(string(b), "127.0.0.1:31001") {
+		if err == nil && !strings.Contains(string(b), "127.0.0.1:21000") {
 			err = fmt.Errorf("%s", b)
 		}
 		return err

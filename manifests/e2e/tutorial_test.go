@@ -151,15 +151,23 @@ func TestTutorial(t *testing.T) {
 	}
 }
 
-// TestLogin checks that the manifest of --login closes the registry, and that its two Secrets give access.
+// TestLogin checks that the manifest of --login closes the registry, and that its login and a pull secret give access.
 func TestLogin(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	namespace(t, c, "login")
 	c.Apply(t, rendered(t, c, "--login"))
+	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=60s")
+	first := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-login", "--output=jsonpath={.data}")
+	c.Apply(t, rendered(t, c, "--login"))
+	if again := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-login",
+		"--output=jsonpath={.data}"); again !=
+		first {
+		t.Error("applying the manifest again changes the login")
+	}
 	t.Cleanup(func() {
 		c.Apply(t, manifest(t))
-		c.Kubectl(t, "--namespace=kube-public", "delete", "secret", "trow-login", "trow-pull")
+		c.Kubectl(t, "--namespace=kube-public", "delete", "secret", "trow-login")
 		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=60s")
 	})
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=60s")
@@ -188,7 +196,7 @@ func TestLogin(t *testing.T) {
 	}
 	c.Apply(t, pod("login", "stranger", containers(host+"/closed:1")))
 	c.Apply(t, pullSecret(t, c, "login"))
-	c.Apply(t, pod("login", "friend", "  imagePullSecrets: [{name: trow-pull}]\n"+containers(host+"/closed:1")))
+	c.Apply(t, pod("login", "friend", "  imagePullSecrets: [{name: regcred}]\n"+containers(host+"/closed:1")))
 	cluster.Eventually(t, time.Minute, "the pod with the Secret runs", func() error {
 		return podReady(c, "login", "friend")
 	})

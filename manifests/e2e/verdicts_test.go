@@ -33,18 +33,22 @@ func mode(c *cluster.Cluster, want string) error {
 	return nil
 }
 
-// settings adds lines to the server's settings, and restarts it. They are removed when the test ends.
+// configure puts settings into ConfigMap trow, which overrides what the manifest sets.
+func configure(t *testing.T, c *cluster.Cluster, lines string) {
+	t.Helper()
+	c.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: trow, namespace: kube-public}\n"+
+		"data: {trow.yaml: %q}\n", lines))
+}
+
+// settings sets settings of the server, and restarts it. They are removed when the test ends.
 func settings(t *testing.T, c *cluster.Cluster, lines string) {
 	t.Helper()
-	before := c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow",
-		`--output=jsonpath={.data.trow\.yaml}`)
 	set := func(text string) {
-		c.Kubectl(t, "--namespace=kube-public", "patch", "configmap", "trow", "--type=merge",
-			"--patch", fmt.Sprintf(`{"data":{"trow.yaml":%q}}`, text))
+		configure(t, c, text)
 		restart(t, c)
 	}
-	set(before + lines)
-	t.Cleanup(func() { set(before) })
+	set(lines)
+	t.Cleanup(func() { set("") })
 }
 
 // restart restarts the server, and waits until it answers with the settings that it has now.

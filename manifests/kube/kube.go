@@ -68,7 +68,7 @@ type Lister[T, L any] interface {
 // concurrent use. Make one with [InCluster], [FromKubeconfig] or [New].
 type Client struct {
 	ConfigMaps             func(namespace string) Lister[*corev1.ConfigMap, *corev1.ConfigMapList]
-	Events                 func(namespace string) Creator[*corev1.Event]
+	Events                 func(namespace string) Lister[*corev1.Event, *corev1.EventList]
 	PersistentVolumeClaims func(namespace string) Resource[*corev1.PersistentVolumeClaim]
 	Pods                   func(namespace string) Resource[*corev1.Pod]
 	Secrets                func(namespace string) Resource[*corev1.Secret]
@@ -132,8 +132,10 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 				func() *corev1.ConfigMap { return &corev1.ConfigMap{} },
 				func() *corev1.ConfigMapList { return &corev1.ConfigMapList{} })
 		},
-		Events: func(ns string) Creator[*corev1.Event] {
-			return gentype.NewClient("events", core, parameters, ns, func() *corev1.Event { return &corev1.Event{} })
+		Events: func(ns string) Lister[*corev1.Event, *corev1.EventList] {
+			return gentype.NewClientWithList("events", core, parameters, ns,
+				func() *corev1.Event { return &corev1.Event{} },
+				func() *corev1.EventList { return &corev1.EventList{} })
 		},
 		PersistentVolumeClaims: func(ns string) Resource[*corev1.PersistentVolumeClaim] {
 			return gentype.NewClient("persistentvolumeclaims", core, parameters, ns,

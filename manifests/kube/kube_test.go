@@ -66,6 +66,7 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 		"GET /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
 		"PUT /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
 		"POST /api/v1/namespaces/ns/events":                  object("v1", "Event"),
+		"GET /api/v1/namespaces/ns/events?limit=5":           `{"apiVersion":"v1","kind":"EventList","items":[{}]}`,
 		"GET /api/v1/persistentvolumes/x":                    object("v1", "PersistentVolume"),
 		"GET /apis/apps/v1/namespaces/ns/daemonsets/x":       object("apps/v1", "DaemonSet"),
 		"GET /apis/apps/v1/daemonsets?limit=5": `{"apiVersion":"apps/v1","kind":"DaemonSetList",
@@ -116,6 +117,9 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 	l, err := c.DaemonSets("").List(ctx, metav1.ListOptions{Limit: 5})
 	if err != nil || len(l.Items) != 1 || l.Items[0].Name != "x" {
 		t.Errorf("list: %+v, %v", l, err)
+	}
+	if e, err := c.Events("ns").List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(e.Items) != 1 {
+		t.Errorf("list events: %+v, %v", e, err)
 	}
 	if err := c.WebhookConfigurations.Delete(ctx, "x", metav1.DeleteOptions{}); err != nil {
 		t.Errorf("delete: %v", err)

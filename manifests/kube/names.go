@@ -13,6 +13,12 @@ const (
 	Name = "trow"
 	// SecretName is the Secret with the CA and the server certificate.
 	SecretName = "trow-tls"
+	// LoginSecretName is the Secret with the login of LoginUser, who may do everything; UserKey and PasswordKey are its
+	// keys.
+	LoginSecretName = "trow-login"
+	LoginUser       = "trow"
+	UserKey         = "user"
+	PasswordKey     = "password"
 	// ConfigMapName is the ConfigMap with the bundle: the CA certificates that clients trust. CAKey is its key.
 	ConfigMapName = "trow-ca"
 	CAKey         = "ca.crt"
@@ -24,6 +30,15 @@ const (
 	WebhookComponent = "webhook"
 	// ServicePort is the port of the Service.
 	ServicePort = 443
+)
+
+// Reasons of the Events of DaemonSet trow-node that say whether the runtimes of a node find the registry by its name.
+// Nodes create them, and the server reads them.
+const (
+	ReasonNodeReady  = "NodeReady"
+	ReasonConfigPath = "ConfigPathMissing"
+	ReasonForeign    = "ForeignFile"
+	ReasonFileFailed = "FileFailed"
 )
 
 // The defaults of the manifest.
@@ -47,6 +62,20 @@ const (
 	// WebhookPath is the path of the Service to which the API server sends reviews.
 	WebhookPath = "/validate"
 )
+
+// LocalPort returns the port on loopback where trow node listens by default, beside the node port. It is below 30000,
+// where node ports begin in most clusters: kube-proxy may intercept a node port on loopback, whichever Service has it.
+// Different node ports between 30000 and 32767 have different local ports.
+func LocalPort(nodePort int) int {
+	const first = 30000
+	switch {
+	case nodePort >= first:
+		return first - 10000 + nodePort%10000
+	case nodePort+1 == first:
+		return nodePort - 1
+	}
+	return nodePort + 1
+}
 
 // DefaultHost is the registry's name in image names, without the port.
 func DefaultHost(namespace string) string { return Name + "." + namespace }

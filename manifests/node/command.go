@@ -37,7 +37,9 @@ func Command() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Host, "host", o.Host, "name of the registry in image names")
-	f.IntVar(&o.Port, "port", o.Port, "node port of the registry; node listens on the next port as well")
+	f.IntVar(&o.Port, "port", o.Port, "node port of the registry; node listens on it as well, on loopback")
+	f.IntVar(&o.LocalPort, "local-port", 0,
+		"port on loopback that runtimes are configured with (default below 30000: 21000 for node port 31000)")
 	f.StringVar(&o.Root, "root", o.Root, "where the node's directories are mounted")
 	f.StringVar(&flavour, "print", "", "print how to configure a platform by hand: "+strings.Join(Flavours(), ", "))
 	f.StringVar(&ca, "ca", "", "with --print: file with the CA certificate ("+kube.CAKey+" of ConfigMap "+
@@ -95,7 +97,7 @@ func printFlavour(cmd *cobra.Command, flavour, file string, o Options) error {
 	if err != nil {
 		return fmt.Errorf("ca: %w", err)
 	}
-	text, err := Print(flavour, PrintOptions{Host: o.Host, Port: o.Port, CA: string(pem)})
+	text, err := Print(flavour, PrintOptions{Host: o.Host, Port: o.Port, LocalPort: o.LocalPort, CA: string(pem)})
 	if err != nil {
 		return err
 	}

@@ -84,11 +84,16 @@ func (n *Node) places(local string, bundle []byte) []place {
 	for _, d := range distributions {
 		all = append(all, containerd(d.name, d.parent))
 	}
+	if n.elsewhere != "" {
+		dir := path.Join(n.elsewhere, n.name())
+		all = append(all, place{runtime: containerdName, parent: containerdParent, dir: dir, named: true, alone: true,
+			files: []file{ca, {"hosts.toml", hostsTOML(local, "/"+dir+"/ca.crt")}}})
+	}
 	certs := func(runtime, parent, dir, name string) place {
 		return place{runtime: runtime, parent: parent, dir: path.Join(dir, name), named: true, files: []file{ca}}
 	}
 	all = append(all, certs("Docker", dockerParent, "etc/docker/certs.d", n.name()))
-	loopback := strings.TrimSuffix(local, fmt.Sprintf(":%d", n.o.LocalPort))
+	loopback := local[:strings.LastIndex(local, ":")]
 	for _, name := range []string{n.name(), local, fmt.Sprintf("%s:%d", loopback, n.o.Port)} {
 		all = append(all, certs("CRI-O", crioParent, "etc/containers/certs.d", name))
 	}
@@ -142,6 +147,9 @@ func (n *Node) checkContainerd(root *os.Root) error {
 			containerdCerts, err)
 	}
 	why := c.missing(parseVersion(n.o.RuntimeVersion))
+	if n.elsewhere != "" && n.elsewhere == c.single() {
+		why = ""
+	}
 	switch {
 	case why == "" && len(c.unseen) > 0:
 		return uncheckedError{c.unseen}
@@ -326,6 +334,9 @@ func (c criConfig) missing(r release) string {
 		return fmt.Sprintf("this containerd (%d.%d) reads config_path = %q as the name of one directory", r[0], r[1], c.path)
 	case listed:
 		return fmt.Sprintf("containerd from 2.1 on reads config_path = %q as the name of one directory", c.path)
+	case c.single() != "":
+		return fmt.Sprintf("containerd reads config_path = %q, not %s (trow node writes there if that directory is "+
+			"mounted: trow manifest --node-dir=/%s,%s)", c.path, ours, containerdParent, path.Clean(c.path))
 	case c.path != "":
 		return fmt.Sprintf("containerd reads config_path = %q, not %s", c.path, ours)
 	case c.legacy:
@@ -340,6 +351,29 @@ func (c criConfig) missing(r release) string {
 			"a list, as the name of one directory", r[0], r[1], ours)
 	}
 	return fmt.Sprintf("containerd does not read %s: config_path is not set", ours)
+}
+
+// single returns the directory that config_path names, without a leading slash; "" if it names none, or several.
+func (c criConfig) single() string {
+	if !path.IsAbs(c.path) || strings.Contains(c.path, ":") {
+		return ""
+	}
+	return strings.TrimPrefix(path.Clean(c.path), "/")
+}
+
+// findElsewhere sets elsewhere: where config_path names another directory than the usual one, and that one is mounted,
+// our files are written there as well.
+func (n *Node) findElsewhere(root *os.Root) {
+	n.elsewhere = ""
+	c, err := readConfig(root)
+	if err != nil || c.off {
+		return
+	}
+	if dir := c.single(); dir != "" && dir != containerdCerts {
+		if there, err := isDir(root, dir); there && err == nil {
+			n.elsewhere = dir
+		}
+	}
 }
 
 // lines returns the lines that are missing in the configuration.

@@ -3,7 +3,9 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,23 +19,23 @@ type Kind string
 
 // The kinds of events.
 const (
-	Listening   Kind = "Listening"         // on an address of the node
-	NotListens  Kind = "NotListening"      // on one of these addresses; the others work
-	Taken       Kind = "LoopbackTaken"     // another process listens on one of these addresses, and is not the registry
-	Trusts      Kind = "BundleChanged"     // a new bundle is in use
-	BadBundle   Kind = "BadBundle"         // the ConfigMap's bundle is invalid; the previous one stays in use
-	APIFailed   Kind = "APIFailed"         // the API server does not answer, or refuses; retried
-	Written     Kind = "FileWritten"       // a file of the node
-	Removed     Kind = "FileRemoved"       // a file of the node
-	Kept        Kind = "FilesKept"         // at the end: Trow is not being uninstalled
-	Foreign     Kind = "ForeignFile"       // a foreign file is in the place of ours; it stays
-	FileFailed  Kind = "FileFailed"        // a file of the node could not be read, written or removed; retried
-	ConfigPath  Kind = "ConfigPathMissing" // containerd does not look where we write
-	Unchecked   Kind = "ConfigUnchecked"   // it cannot be found out where containerd looks
-	Reload      Kind = "ReloadNeeded"      // CRI-O reads our files only after a reload
-	NodeReady   Kind = "NodeReady"         // the runtimes of the node are configured
-	Unreachable Kind = "Unreachable"       // none of the registry's addresses can be reached
-	Reachable   Kind = "Reachable"         // one can be reached again
+	Listening   Kind = "Listening"           // on an address of the node
+	NotListens  Kind = "NotListening"        // on one of these addresses; the others work
+	Taken       Kind = "LoopbackTaken"       // another process listens on one of these addresses, and is not the registry
+	Trusts      Kind = "BundleChanged"       // a new bundle is in use
+	BadBundle   Kind = "BadBundle"           // the ConfigMap's bundle is invalid; the previous one stays in use
+	APIFailed   Kind = "APIFailed"           // the API server does not answer, or refuses; retried
+	Written     Kind = "FileWritten"         // a file of the node
+	Removed     Kind = "FileRemoved"         // a file of the node
+	Kept        Kind = "FilesKept"           // at the end: Trow is not being uninstalled
+	Foreign     Kind = kube.ReasonForeign    // a foreign file is in the place of ours; it stays
+	FileFailed  Kind = kube.ReasonFileFailed // a file of the node could not be read, written or removed; retried
+	ConfigPath  Kind = kube.ReasonConfigPath // containerd does not look where we write
+	Unchecked   Kind = "ConfigUnchecked"     // it cannot be found out where containerd looks
+	Reload      Kind = "ReloadNeeded"        // CRI-O reads our files only after a reload
+	NodeReady   Kind = kube.ReasonNodeReady  // the runtimes of the node are configured
+	Unreachable Kind = "Unreachable"         // none of the registry's addresses can be reached
+	Reachable   Kind = "Reachable"           // one can be reached again
 )
 
 // public has the kinds that become Kubernetes Events, with their type: those that need an administrator, and the final
@@ -66,8 +68,9 @@ func (e Event) Warning() bool {
 }
 
 const (
-	// again is when the same Kubernetes Event may be created once more: the API server keeps Events for an hour.
-	again = time.Hour
+	// again is when the same Kubernetes Event may be created once more: the API server keeps Events for an hour, and a
+	// problem that lasts must not seem to be solved in between.
+	again = 50 * time.Minute
 	// maxMessage and maxInstance are the limits of the API server for the text and the reporter of an Event.
 	maxMessage, maxInstance = 1024, 128
 )
@@ -83,24 +86,35 @@ func (n *Node) notify(kind Kind, err error, format string, args ...any) Event {
 
 // report passes an event to the caller, and creates a Kubernetes Event if its kind is public.
 func (n *Node) report(ctx context.Context, kind Kind, err error, format string, args ...any) {
-	e := n.notify(kind, err, format, args...)
-	if public[kind] == "" || !n.due(e, time.Now()) {
+	n.publish(ctx, n.notify(kind, err, format, args...))
+}
+
+// publish creates a Kubernetes Event if its kind is public, and it was not created a short time ago.
+func (n *Node) publish(ctx context.Context, e Event) {
+	if public[e.Kind] == "" || !n.due(e, time.Now()) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.times.ask)
 	defer cancel()
 	n.learnUID(ctx) // without the DaemonSet's UID, kubectl describe does not show the Event
-	_, err = n.o.Client.Events(n.o.Namespace).Create(ctx, n.event(e, time.Now()), metav1.CreateOptions{})
+	_, err := n.o.Client.Events(n.o.Namespace).Create(ctx, n.event(e, time.Now()), metav1.CreateOptions{})
 	if err != nil {
-		n.notify(APIFailed, err, "cannot create a Kubernetes Event for %s", kind)
+		n.notify(APIFailed, err, "cannot create a Kubernetes Event for %s", e.Kind)
 	}
 }
 
-// due reports whether the same Event was not created within the last hour, and counts it as created.
+// forget makes the next Event of a kind due.
+func (n *Node) forget(kind Kind) {
+	n.eventsMu.Lock()
+	defer n.eventsMu.Unlock()
+	maps.DeleteFunc(n.posted, func(key string, _ time.Time) bool { return strings.HasPrefix(key, string(kind)+" ") })
+}
+
+// due reports whether the same Event was not created within the time again, and counts it as created.
 func (n *Node) due(e Event, now time.Time) bool {
 	n.eventsMu.Lock()
 	defer n.eventsMu.Unlock()
-	// Old entries go here, so that the map holds one hour of Events at most.
+	// Old entries go here, so that the map holds no more Events than that time has.
 	for key, at := range n.posted {
 		if now.Sub(at) >= again {
 			delete(n.posted, key)

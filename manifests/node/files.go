@@ -52,6 +52,8 @@ func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 		return
 	}
 	defer root.Close()
+	n.findElsewhere(root)
+	n.removeOlder(root)
 	var done []string
 	for _, p := range n.places(n.local(), bundle) {
 		if n.writePlace(ctx, root, &p) && !slices.Contains(done, p.runtime) {
@@ -102,10 +104,17 @@ func (n *Node) problem(ctx context.Context, path string, kind Kind, err error) {
 		delete(n.lastReported, path)
 		return
 	}
-	if text := string(kind) + err.Error(); n.lastReported[path] != text {
-		n.lastReported[path] = text
-		n.report(ctx, kind, nil, "%v", err)
+	text := string(kind) + err.Error()
+	if n.lastReported[path] == text {
+		n.publish(ctx, Event{Kind: kind, Message: err.Error()}) // again, when the Event is about to expire
+		return
 	}
+	n.lastReported[path] = text
+	n.report(ctx, kind, nil, "%v", err)
+	// The last Event about a node says how it is. So success is reported again after each problem: at once if another
+	// runtime has the problem, else when it is solved.
+	delete(n.lastReported, "")
+	n.forget(NodeReady)
 }
 
 // removeFiles removes our files for both addresses of the local port: an earlier run may have used the other one.
@@ -119,14 +128,43 @@ func (n *Node) removeFiles() {
 		return
 	}
 	defer root.Close()
-	for _, loopback := range []string{"127.0.0.1", "[::1]"} {
-		for _, p := range n.places(fmt.Sprintf("%s:%d", loopback, n.o.LocalPort), nil) {
-			removed, err := p.remove(root)
-			for _, file := range removed {
-				n.notify(Removed, nil, "/%s", file)
-			}
-			if err != nil && !errors.As(err, new(foreignError)) {
-				n.notify(FileFailed, err, "cannot remove /%s", p.dir)
+	n.findElsewhere(root)
+	for _, local := range append(localAddresses(n.o.LocalPort), localAddresses(olderLocalPort(n.o.Port))...) {
+		for _, p := range n.places(local, nil) {
+			n.removePlace(root, &p)
+		}
+	}
+}
+
+func (n *Node) removePlace(root *os.Root, p *place) {
+	removed, err := p.remove(root)
+	for _, file := range removed {
+		n.notify(Removed, nil, "/%s", file)
+	}
+	if err != nil && !errors.As(err, new(foreignError)) {
+		n.notify(FileFailed, err, "cannot remove /%s", p.dir)
+	}
+}
+
+// olderLocalPort returns the local port of manifests before version 0.2, which was a node port in most clusters.
+func olderLocalPort(port int) int { return port + 1 }
+
+// localAddresses returns the addresses of a local port, one of which runtimes are configured with.
+func localAddresses(port int) []string {
+	return []string{fmt.Sprintf("127.0.0.1:%d", port), fmt.Sprintf("[::1]:%d", port)}
+}
+
+// removeOlder removes our files in places that are for the older local port alone. In the others, writing replaces
+// them.
+func (n *Node) removeOlder(root *os.Root) {
+	current := map[string]bool{}
+	for _, p := range n.places(n.local(), nil) {
+		current[p.dir] = true
+	}
+	for _, local := range localAddresses(olderLocalPort(n.o.Port)) {
+		for _, p := range n.places(local, nil) {
+			if !current[p.dir] {
+				n.removePlace(root, &p)
 			}
 		}
 	}

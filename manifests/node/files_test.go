@@ -9,6 +9,10 @@ import (
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	clienttesting "k8s.io/client-go/testing"
 
 	"trow/manifests/node"
 )
@@ -43,7 +47,7 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 		}
 		return files
 	}
-	crio := []string{"etc/containers/certs.d/127.0.0.1:31000/ca.crt", "etc/containers/certs.d/127.0.0.1:31001/ca.crt",
+	crio := []string{"etc/containers/certs.d/127.0.0.1:21000/ca.crt", "etc/containers/certs.d/127.0.0.1:31000/ca.crt",
 		"etc/containers/certs.d/" + name + "/ca.crt", "etc/containers/registries.conf.d/50-trow.conf"}
 	const k3s, rke2 = "var/lib/rancher/k3s/agent/etc/containerd", "var/lib/rancher/rke2/agent/etc/containerd"
 	for what, c := range map[string]struct {
@@ -93,13 +97,90 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 				if err := toml.Unmarshal([]byte(content), &h); err != nil {
 					t.Fatal(err)
 				}
-				host := h.Host["https://127.0.0.1:31001"]
-				if h.Server != "https://127.0.0.1:31001" || len(h.Host) != 1 || len(host["capabilities"].([]any)) != 2 ||
+				host := h.Host["https://127.0.0.1:21000"]
+				if h.Server != "https://127.0.0.1:21000" || len(h.Host) != 1 || len(host["capabilities"].([]any)) != 2 ||
 					host["ca"] != "/"+filepath.Dir(file)+"/ca.crt" {
 					t.Errorf("%s: %s", what, content)
 				}
 			}
 		}
+	}
+}
+
+// TestTheLastEventSaysHowTheNodeIs: the server reads it. Success is reported again after a problem.
+func TestTheLastEventSaysHowTheNodeIs(t *testing.T) {
+	const file = "etc/containerd/certs.d/" + name + "/hosts.toml"
+	w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
+	w.put("etc/containerd/config.toml", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n"+
+		"config_path = \"/etc/containerd/certs.d\"\n")
+	w.start("127.0.0.1:1").ready()
+	w.until("it is ready", func() bool { return len(w.published(node.NodeReady)) == 1 })
+	for round := range 2 {
+		w.put(file, "mine")
+		w.until("the problem is reported", func() bool { return len(w.reported(node.Foreign)) == round+1 })
+		if err := os.Remove(filepath.Join(w.root, file)); err != nil {
+			t.Fatal(err)
+		}
+		w.until("success is reported again", func() bool { return len(w.published(node.NodeReady)) == round+2 })
+	}
+}
+
+// TestAnotherConfigPath is honoured if it is mounted: containerd reads the files there. They go with the others.
+func TestAnotherConfigPath(t *testing.T) {
+	const config = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/opt/certs\"\n"
+	elsewhere := "opt/certs/" + name
+	for _, mounted := range []bool{true, false} {
+		w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
+		w.put("etc/containerd/config.toml", config)
+		if mounted {
+			w.put("opt/certs/other.example/hosts.toml", "mine")
+		}
+		w.start("127.0.0.1:1").ready()
+		text := w.file(elsewhere + "/hosts.toml")
+		advice := strings.Join(w.reported(node.ConfigPath), "")
+		if mounted != strings.Contains(text, `ca = "/opt/certs/`+name+`/ca.crt"`) || mounted != (advice == "") ||
+			!mounted && !strings.Contains(advice, "--node-dir=/etc/containerd,/opt/certs") {
+			t.Errorf("mounted: %t; the file is %q, the advice %q", mounted, text, advice)
+		}
+		w.until("an Event, which needs the DaemonSet's UID", func() bool {
+			return len(w.published(node.NodeReady))+len(w.published(node.ConfigPath)) == 1
+		})
+		w.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, apierrors.NewNotFound(schema.GroupResource{Resource: "daemonsets"}, "trow-node")
+		})
+		if err := w.stop(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(w.root, elsewhere)); !os.IsNotExist(err) {
+			t.Errorf("after the end: %v", err)
+		}
+		if mounted && w.file("opt/certs/other.example/hosts.toml") != "mine" {
+			t.Error("a file of others is gone")
+		}
+	}
+}
+
+// TestFilesOfTheOlderLocalPortAreReplaced when Trow is upgraded, and removed where they are for that port alone.
+func TestFilesOfTheOlderLocalPortAreReplaced(t *testing.T) {
+	const older, foreign = "etc/containers/certs.d/127.0.0.1:31001", "etc/containers/certs.d/[::1]:31001"
+	hosts := "etc/containerd/certs.d/" + name + "/hosts.toml"
+	w := newWorld(t, makeAuthority(t).pem, "etc/containerd", "etc/crio/crio.conf.d")
+	w.put("etc/containerd/config.toml", "")
+	w.put(hosts, mark+"\nserver = \"https://127.0.0.1:31001\"\n")
+	w.put("etc/containers/registries.conf.d/50-trow.conf", mark+"\nlocation = \"127.0.0.1:31001\"\n")
+	w.put(older+"/ca.crt", mark+"\nold")
+	w.put(foreign+"/ca.crt", "mine")
+	w.start("127.0.0.1:1").ready()
+	for _, file := range []string{hosts, "etc/containers/registries.conf.d/50-trow.conf"} {
+		if text := w.file(file); strings.Contains(text, "31001") || !strings.Contains(text, "127.0.0.1:21000") {
+			t.Errorf("%s: %s", file, text)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(w.root, older)); !os.IsNotExist(err) {
+		t.Errorf("%s: %v", older, err)
+	}
+	if w.file(foreign+"/ca.crt") != "mine" || w.file("etc/containers/certs.d/127.0.0.1:21000/ca.crt") == "" {
+		t.Error("a foreign file was removed, or ours is missing")
 	}
 }
 
@@ -128,7 +209,7 @@ func TestRegistriesConfLeadsToTheLocalPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r := conf.Registry; len(r) != 1 || r[0].Prefix != name || r[0].Location != name || len(r[0].Mirror) != 1 ||
-		r[0].Mirror[0].Location != "127.0.0.1:31001" {
+		r[0].Mirror[0].Location != "127.0.0.1:21000" {
 		t.Errorf("%+v", conf)
 	}
 	w.until("an Event asks for a reload", func() bool { return len(w.published(node.Reload)) == 1 })
@@ -181,7 +262,7 @@ func TestForeignFilesStay(t *testing.T) {
 		w.start("127.0.0.1:1").ready()
 		w.until("an Event", func() bool { return len(w.published(node.Foreign)) == 1 })
 		for range 2 { // two more checks
-			const other = "etc/containers/certs.d/127.0.0.1:31001/ca.crt"
+			const other = "etc/containers/certs.d/127.0.0.1:21000/ca.crt"
 			w.until("the previous check", func() bool { return w.file(other) != "" })
 			if err := os.Remove(filepath.Join(w.root, other)); err != nil {
 				t.Fatal(err)

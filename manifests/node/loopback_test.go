@@ -19,7 +19,7 @@ import (
 func (w *world) onPort(address string) {
 	_, port, _ := net.SplitHostPort(address)
 	w.options.Port, _ = strconv.Atoi(port)
-	w.options.LocalPort = 31001
+	w.options.LocalPort = 21000
 	w.options.Listen = func(network, address string) (net.Listener, error) {
 		if strings.HasSuffix(address, ":"+port) {
 			return net.Listen(network, address)

@@ -34,8 +34,8 @@
 // # Why
 //
 // Whether node ports are reachable on loopback depends on the mode of kube-proxy, and fewer modes support it; a
-// listener on the host's network works with each of them. The local port differs from the node port because kube-proxy
-// may intercept the latter.
+// listener on the host's network works with each of them. The local port is no node port, because kube-proxy may
+// intercept those.
 package node
 
 import (
@@ -67,7 +67,7 @@ type Options struct {
 
 	Host      string // the registry's name on nodes, a DNS name
 	Port      int    // its node port
-	LocalPort int    // 0: Port + 1
+	LocalPort int    // 0: see kube.LocalPort
 
 	// Service is the address of the registry, host:port. It is tried before the Service's DNS name. Empty: DNS alone.
 	Service string
@@ -125,6 +125,9 @@ type Node struct {
 	posted   map[string]time.Time
 	// lastReported has the last problem by path, and the last success by "". Used by keepFiles alone.
 	lastReported map[string]string
+	// elsewhere is the directory, below Root, that containerd reads instead of the usual one. Set by findElsewhere, before
+	// the places are used. Used by keepFiles, and at the end.
+	elsewhere string
 
 	targets []string     // addresses of the registry
 	good    atomic.Int32 // index of the target that was reached last
@@ -154,7 +157,7 @@ type Node struct {
 // New makes a Node. Errors: each invalid option.
 func New(o Options) (*Node, error) {
 	if o.LocalPort == 0 {
-		o.LocalPort = o.Port + 1
+		o.LocalPort = kube.LocalPort(o.Port)
 	}
 	if o.DaemonSet == "" {
 		o.DaemonSet = kube.DaemonSetName

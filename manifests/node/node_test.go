@@ -257,7 +257,7 @@ func (w *world) published(kind node.Kind) (found []corev1.Event) {
 	return found
 }
 
-func (w *world) url() string { return "http://" + w.address("127.0.0.1:31001") }
+func (w *world) url() string { return "http://" + w.address("127.0.0.1:21000") }
 
 func (w *world) address(requested string) string {
 	w.Helper()
@@ -334,7 +334,7 @@ func TestTLSIsPipedUntouched(t *testing.T) {
 		fmt.Fprintf(w, "%s %s", r.Host, r.TLS.ServerName)
 	})
 	w := newWorld(t, "").start(r.address()) // without a bundle
-	for _, asked := range []string{"127.0.0.1:31001", "127.0.0.1:31000"} {
+	for _, asked := range []string{"127.0.0.1:21000", "127.0.0.1:31000"} {
 		dialer := &net.Dialer{}
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
 			TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"},
@@ -364,7 +364,7 @@ func TestEachEndOfAPipeMayCloseFirst(t *testing.T) {
 		}
 		defer l.Close()
 		w := newWorld(t, "").start(l.Addr().String())
-		client, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		client, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -414,7 +414,7 @@ func TestASilentPipeEndsAndABusyOneDoesNot(t *testing.T) {
 	w := newWorld(t, "")
 	w.change = func(n *node.Node) { node.Impatient(n, idle, 10*time.Second) }
 	w.start(l.Addr().String())
-	client, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+	client, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,7 +447,7 @@ func TestAConnectionWithoutARequestEnds(t *testing.T) {
 	w.change = func(n *node.Node) { node.Impatient(n, time.Minute, 50*time.Millisecond) }
 	w.start("127.0.0.1:1")
 	for _, sent := range []string{"", "G", "\x16", "\x16\x03\x01\x00\x01", "GET / HTTP/1.1\r\nX: "} {
-		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -505,7 +505,7 @@ func TestAClientCannotChooseTheDestination(t *testing.T) {
 		"GET /v2/ HTTP/1.1\r\nHost: " + address + "\r\nConnection: close\r\n\r\n":        "the registry",
 		"CONNECT " + address + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":       "405",
 	} {
-		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -749,7 +749,7 @@ func TestOnlyTheNodeIsServed(t *testing.T) {
 		return peers{l}, err
 	}
 	w.start("127.0.0.1:1")
-	c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+	c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -767,16 +767,16 @@ func TestPortsInUse(t *testing.T) {
 		fails   bool
 		local   string
 	}{
-		"the node port":              {"127.0.0.1:31000 [::1]:31000", false, "127.0.0.1:31001"},
-		"IPv4 of the local port":     {"127.0.0.1:31001 127.0.0.1:31000", false, "[::1]:31001"},
-		"the local port":             {"127.0.0.1:31001 [::1]:31001", true, ""},
-		"IPv6, on a host without it": {"[::1]:31001 [::1]:31000", false, "127.0.0.1:31001"},
+		"the node port":              {"127.0.0.1:31000 [::1]:31000", false, "127.0.0.1:21000"},
+		"IPv4 of the local port":     {"127.0.0.1:21000 127.0.0.1:31000", false, "[::1]:21000"},
+		"the local port":             {"127.0.0.1:21000 [::1]:21000", true, ""},
+		"IPv6, on a host without it": {"[::1]:21000 [::1]:31000", false, "127.0.0.1:21000"},
 	} {
 		w := newWorld(t, makeAuthority(t).pem, "etc/containerd")
 		w.refuse = func(address string) bool { return slices.Contains(strings.Fields(c.refused), address) }
 		w.start("127.0.0.1:1")
 		if c.fails {
-			if err := <-w.ended; err == nil || !strings.Contains(err.Error(), "31001") {
+			if err := <-w.ended; err == nil || !strings.Contains(err.Error(), "21000") {
 				t.Errorf("%s: %v", what, err)
 			}
 			close(w.ended)
@@ -802,7 +802,7 @@ func TestTransfersFinishAtTheEnd(t *testing.T) {
 	})
 	w := newWorld(t, ca.pem)
 	w.start(r.address()).ready()
-	silent, err := net.Dial("tcp", w.address("127.0.0.1:31001")) // an idle pipe must not delay the end
+	silent, err := net.Dial("tcp", w.address("127.0.0.1:21000")) // an idle pipe must not delay the end
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -814,7 +814,7 @@ func TestTransfersFinishAtTheEnd(t *testing.T) {
 		go func() {
 			client := &http.Client{Transport: &http.Transport{
 				TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"}}}
-			resp, err := client.Get(scheme + "://" + w.address("127.0.0.1:31001"))
+			resp, err := client.Get(scheme + "://" + w.address("127.0.0.1:21000"))
 			if err != nil {
 				answer <- err.Error()
 				return
@@ -834,7 +834,7 @@ func TestTransfersFinishAtTheEnd(t *testing.T) {
 	}
 	w.cancel()
 	w.until("it accepts no more connections", func() bool {
-		c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+		c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
 		if err == nil {
 			c.Close()
 		}
@@ -945,7 +945,7 @@ func TestEventsNameTheNodeAndTheDaemonSet(t *testing.T) {
 	}
 }
 
-func TestTheSameEventIsCreatedOnceAnHour(t *testing.T) {
+func TestTheSameEventIsCreatedAgainBeforeItExpires(t *testing.T) {
 	n, err := node.New(newWorld(t, "").options)
 	if err != nil {
 		t.Fatal(err)
@@ -957,7 +957,7 @@ func TestTheSameEventIsCreatedOnceAnHour(t *testing.T) {
 		at   time.Duration
 		want bool
 	}{{a, 0, true}, {a, time.Minute, false}, {b, time.Minute, true},
-		{a, 59 * time.Minute, false}, {a, time.Hour, true}, {a, time.Hour, false}} {
+		{a, 49 * time.Minute, false}, {a, 50 * time.Minute, true}, {a, time.Hour, false}} {
 		if got := node.Due(n, c.e, now.Add(c.at)); got != c.want {
 			t.Errorf("%d: %v after %v: %v", i, c.e, c.at, got)
 		}
@@ -986,7 +986,7 @@ func TestNewRefusesInvalidOptions(t *testing.T) {
 		`host ""`:                   func(o *node.Options) { o.Host = "" },
 		`node name ""`:              func(o *node.Options) { o.NodeName = "" },
 		"port 0":                    func(o *node.Options) { o.Port = 0 },
-		"local port 65536":          func(o *node.Options) { o.Port = 65535 },
+		"local port 65536":          func(o *node.Options) { o.LocalPort = 65536 },
 		"local port 31000":          func(o *node.Options) { o.LocalPort = 31000 },
 		`service "10.0.0.1" is not`: func(o *node.Options) { o.Service = "10.0.0.1" },
 		`DaemonSet "a/b"`:           func(o *node.Options) { o.DaemonSet = "a/b" },

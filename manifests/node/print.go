@@ -9,13 +9,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"trow/manifests/kube"
 )
 
 // PrintOptions say which registry a snippet is for. All but LocalPort are required.
 type PrintOptions struct {
 	Host      string // of the registry, as image names have it
 	Port      int    // its node port
-	LocalPort int    // on loopback, where trow node listens; 0: Port + 1
+	LocalPort int    // on loopback, where trow node listens; 0: see kube.LocalPort
 	CA        string // the bundle
 }
 
@@ -49,7 +51,7 @@ func Print(flavour string, o PrintOptions) (string, error) {
 		return "", fmt.Errorf("print: %.80q: want one of %s", flavour, strings.Join(Flavours(), ", "))
 	}
 	if o.LocalPort == 0 {
-		o.LocalPort = o.Port + 1
+		o.LocalPort = kube.LocalPort(o.Port)
 	}
 	if err := checkName(o.Host, o.Port, o.LocalPort); err != nil {
 		return "", err
@@ -96,11 +98,17 @@ func printCRIO(p printed) string {
 		"systemctl reload crio\n"
 }
 
+// rancherMarker is the first line of a registries.yaml that the script of printRancher has written, and may replace.
+const rancherMarker = "# Printed by trow node --print"
+
+// printRancher never replaces a registries.yaml of somebody else, which may have the logins of other registries.
 func printRancher(p printed, product, service string) string {
-	ca := "/etc/rancher/" + product + "/trow-ca.crt"
-	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, add the entries to it.
-# It is read at start: restart ` + service + ` afterwards.
-` + script(ca, p.ca) + script("/etc/rancher/"+product+"/registries.yaml", fmt.Sprintf(`mirrors:
+	dir := "/etc/rancher/" + product
+	ca := dir + "/trow-ca.crt"
+	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, it stays: add
+# the entries that the script prints then. The file is read at start: restart ` + service + ` afterwards.
+` + script(ca, p.ca) + script(dir+"/trow-registries.yaml", fmt.Sprintf(rancherMarker+`
+mirrors:
   %[1]q:
     endpoint:
       - "https://%[2]s"
@@ -108,7 +116,15 @@ configs:
   %[2]q:
     tls:
       ca_file: %[3]s
-`, p.name, p.local, ca))
+`, p.name, p.local, ca)) +
+		fmt.Sprintf(`if [ ! -e '%[1]s/registries.yaml' ] || grep -qx '%[2]s' '%[1]s/registries.yaml'; then
+  cp '%[1]s/trow-registries.yaml' '%[1]s/registries.yaml'
+else
+  echo '%[1]s/registries.yaml exists and stays as it is. Add these entries to its mirrors and configs:' >&2
+  cat '%[1]s/trow-registries.yaml' >&2
+  exit 1
+fi
+`, dir, rancherMarker)
 }
 
 func printTalos(p printed) string {

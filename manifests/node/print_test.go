@@ -3,6 +3,9 @@ package node_test
 import (
 	"crypto/x509"
 	"encoding/base64"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -73,7 +76,7 @@ func decode(t *testing.T, f func([]byte, any) error, text string) (v map[string]
 
 func fromYAML(b []byte, v any) error { return yaml.Unmarshal(b, v) }
 
-const local = "127.0.0.1:31001"
+const local = "127.0.0.1:21000"
 
 func TestPrintedSnippets(t *testing.T) {
 	ca := makeAuthority(t).pem
@@ -94,7 +97,7 @@ func TestPrintedSnippets(t *testing.T) {
 
 	for _, product := range []string{"k3s", "rke2"} {
 		files := written(t, snippet(t, product, ca))
-		conf := decode(t, fromYAML, files["/etc/rancher/"+product+"/registries.yaml"])
+		conf := decode(t, fromYAML, files["/etc/rancher/"+product+"/trow-registries.yaml"])
 		same(t, product, at(conf, "mirrors", name, "endpoint", 0), "https://"+local)
 		file, _ := at(conf, "configs", local, "tls", "ca_file").(string)
 		same(t, product, files[file], ca)
@@ -115,6 +118,45 @@ func TestPrintedSnippets(t *testing.T) {
 	same(t, "crio", at(conf, "registry", 0, "mirror", 0, "location"), local)
 }
 
+// TestRegistriesOfOthersStay: the script for k3s and RKE2 replaces only a file that it has written itself.
+func TestRegistriesOfOthersStay(t *testing.T) {
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("there is no shell")
+	}
+	for _, product := range []string{"k3s", "rke2"} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, product, "registries.yaml")
+		script := strings.ReplaceAll(snippet(t, product, makeAuthority(t).pem), "/etc/rancher", dir)
+		run := func(ok bool) string {
+			t.Helper()
+			cmd := exec.CommandContext(t.Context(), shell, "-c", script)
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != ok {
+				t.Errorf("%s: %v: %s", product, err, out)
+			}
+			return string(out)
+		}
+		for range 2 { // the second time it replaces its own file
+			run(true)
+			if b, err := os.ReadFile(file); err != nil || at(decode(t, fromYAML, string(b)), "mirrors", name) == nil {
+				t.Errorf("%s: %s, %v", product, b, err)
+			}
+		}
+		const mine = "configs: {docker.io: {auth: {username: u, password: p}}}\n"
+		if err := os.WriteFile(file, []byte(mine), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out := run(false)
+		if b, err := os.ReadFile(file); err != nil || string(b) != mine {
+			t.Errorf("%s: the file of the administrator is now %s, %v", product, b, err)
+		}
+		if !strings.Contains(out, name) || !strings.Contains(out, "https://"+local) || !strings.Contains(out, "ca_file") {
+			t.Errorf("%s: it does not print what to add: %s", product, out)
+		}
+	}
+}
+
 func TestPrintedOpenShiftObjects(t *testing.T) {
 	ca := makeAuthority(t).pem
 	objects := map[string]map[string]any{}
@@ -122,7 +164,7 @@ func TestPrintedOpenShiftObjects(t *testing.T) {
 		o := decode(t, fromYAML, doc)
 		objects[at(o, "kind").(string)] = o
 	}
-	for _, key := range []string{"trow.kube-public..31000", "127.0.0.1..31001", "127.0.0.1..31000"} {
+	for _, key := range []string{"trow.kube-public..31000", "127.0.0.1..21000", "127.0.0.1..31000"} {
 		text, _ := at(objects["ConfigMap"], "data", key).(string)
 		if !x509.NewCertPool().AppendCertsFromPEM([]byte(text)) {
 			t.Errorf("%s: %q", key, text)

@@ -18,7 +18,7 @@ import (
 // dial connects to trow node and sends something.
 func (w *world) dial(sent string) net.Conn {
 	w.Helper()
-	c, err := net.Dial("tcp", w.address("127.0.0.1:31001"))
+	c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
 	if err != nil {
 		w.Fatal(err)
 	}

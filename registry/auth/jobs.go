@@ -25,8 +25,8 @@ type CreatedRobot struct {
 }
 
 // Jobs returns what the server does for the commands about robots and rights, by name; each is an admin.Job. Their
-// parameters are those of a URL's query: name, repository, action and expires (RFC 3339) of a robot; as, group,
-// repository and action of a question. They return CreatedRobot, Robot, []Robot, and Explanation.
+// parameters are those of a URL's query: name, repository, action and expires (RFC 3339) of a robot, and replace
+// (true); as, group, repository and action of a question. They return CreatedRobot, Robot, []Robot, and Explanation.
 func (g *Guard) Jobs() map[string]http.Handler {
 	return map[string]http.Handler{
 		JobCreateRobot: admin.Job(func(_ context.Context, q url.Values, _ func(any)) (any, error) {
@@ -34,7 +34,11 @@ func (g *Guard) Jobs() map[string]http.Handler {
 			if err != nil {
 				return nil, err
 			}
-			secret, err := g.CreateRobot(r)
+			create := g.CreateRobot
+			if q.Get("replace") == "true" {
+				create = g.ReplaceRobot
+			}
+			secret, err := create(r)
 			if err != nil {
 				return nil, err
 			}

@@ -128,7 +128,8 @@ func (r *robots) find(secret string, now time.Time) *robot {
 func (r *robots) with(o Robot) (*robots, string, error) {
 	switch _, exists := r.byName[o.Name]; {
 	case exists:
-		return nil, "", fmt.Errorf("robot %q already exists; revoke it, or choose another name", o.Name)
+		return nil, "", fmt.Errorf("robot %q already exists; use --replace, which makes its present token invalid, or "+
+			"choose another name", o.Name)
 	case len(r.stored) >= maxRobots:
 		return nil, "", fmt.Errorf("there are %d robots already, which is the limit; revoke those that have expired",
 			maxRobots)
@@ -148,14 +149,34 @@ func (r *robots) without(name string) (*robots, error) {
 	return newRobots(slices.DeleteFunc(slices.Clone(r.stored), is))
 }
 
+// ReplaceRobot is CreateRobot in the place of a robot of the same name, if there is one: the secret of that one, and
+// the tokens that were issued for it, become invalid in the same step.
+func (g *Guard) ReplaceRobot(o Robot) (secret string, err error) {
+	return g.addRobot(o, func(r *robots) (*robots, error) {
+		if _, exists := r.byName[o.Name]; exists {
+			return r.without(o.Name)
+		}
+		return r, nil
+	})
+}
+
 // CreateRobot creates a robot and returns its secret, which is not stored anywhere. Errors: an invalid name, pattern,
 // action or end; a robot of this name exists; those of the file system.
 func (g *Guard) CreateRobot(o Robot) (secret string, err error) {
+	return g.addRobot(o, func(r *robots) (*robots, error) { return r, nil })
+}
+
+// addRobot adds a robot to the set that prepare makes of the present one.
+func (g *Guard) addRobot(o Robot, prepare func(*robots) (*robots, error)) (secret string, err error) {
 	o.Created = time.Now().UTC().Truncate(time.Second)
 	if err := o.validate(); err != nil {
 		return "", err
 	}
 	err = g.changeRobots(func(r *robots) (*robots, error) {
+		r, err := prepare(r)
+		if err != nil {
+			return nil, err
+		}
 		next, s, err := r.with(o)
 		secret = s
 		return next, err

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -140,6 +141,40 @@ func TestARevokedRobotIsInvalidAtOnce(t *testing.T) {
 	}
 	if err := g.RevokeRobot("none"); err == nil {
 		t.Error("a robot that does not exist was revoked")
+	}
+}
+
+// TestARobotIsReplaced in one step: its secret and tokens become invalid, and those of others stay.
+func TestARobotIsReplaced(t *testing.T) {
+	g := guard(t, auth.Options{User: "owner", Password: "p"})
+	secret, other := create(t, g, robot("ci", "pull", "**")), create(t, g, robot("other", "pull", "**"))
+	token := ask(t, g, tokenGET("x", secret, "repository:a:pull"), 200).Token
+	var last string
+	for range 3 {
+		var err error
+		if last, err = g.ReplaceRobot(robot("ci", "push", "**")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, r := range map[string]error{"secret": second(g.Identify(withLogin("x", secret))),
+		"token": second(g.Identify(bearer(token)))} {
+		if !errors.Is(r, auth.ErrUnauthorized) {
+			t.Errorf("the %s of before: %v", name, r)
+		}
+	}
+	for _, s := range []string{last, other} {
+		if _, err := g.Identify(withLogin("x", s)); err != nil {
+			t.Error(err)
+		}
+	}
+	if all := g.Robots(); len(all) != 2 || !slices.Equal(all[0].Actions, []auth.Action{auth.Push}) {
+		t.Errorf("%+v", all)
+	}
+	if _, err := g.ReplaceRobot(robot("new", "pull", "**")); err != nil { // there was none
+		t.Error(err)
+	}
+	if _, err := g.ReplaceRobot(auth.Robot{Name: "ci"}); err == nil || len(g.Robots()) != 3 {
+		t.Errorf("an invalid robot: %v, %+v", err, g.Robots())
 	}
 }
 

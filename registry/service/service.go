@@ -56,6 +56,8 @@ type Options struct {
 
 	// Names are the host[:port] under which clients know the registry; at least one. Set by the program, as is Log.
 	Names []string
+	// Files are the configuration files that the settings come from. Optional.
+	Files *settings.Files
 	Log   zerolog.Logger
 }
 
@@ -105,6 +107,9 @@ func Open(o Options) (s *Service, err error) {
 	}()
 	// The data comes first, because it takes the lock (invariant 1); the audit log may lie in its directory. Nothing is
 	// recorded before Run.
+	if err := o.Files.Problem(); err != nil {
+		o.Log.Error().Err(err).Msg("the configuration files cannot be used; the last good ones are in use")
+	}
 	o.Data.Log, o.Data.Audit = o.Log, func(e audit.Event) { s.trail.Record(context.Background(), e) }
 	if s.data, err = maintenance.Open(o.Data); err != nil {
 		return s, err
@@ -185,10 +190,14 @@ func (s *Service) ServeSocket(ctx context.Context) error {
 	return server.ServeAuxiliary(ctx, s.socket, s.Administration(), auth.WithSocket)
 }
 
-// Follow applies the rules, limits and quotas of the configuration file whenever it changes, and logs the outcome,
-// until ctx is done. load returns the settings as they are now, valid. Load must have returned.
-func (s *Service) Follow(ctx context.Context, file settings.File, load func() (*Options, error)) {
-	file.Follow(ctx, func() error {
+// Follow notes that the server has started with its configuration files, and from then on applies the rules, limits and
+// quotas of the files whenever they change, and logs the outcome, until ctx is done. load returns the settings as they
+// are now, valid. Load must have returned.
+func (s *Service) Follow(ctx context.Context, load func() (*Options, error)) {
+	if err := s.options.Files.Started(s.options.Data.DataDir); err != nil {
+		s.log.Warn().Err(err).Msg("a mistake in the configuration files would keep the server from starting again")
+	}
+	s.options.Files.Follow(ctx, s.options.Data.DataDir, func() error {
 		o, err := load()
 		if err != nil {
 			return err
@@ -263,7 +272,8 @@ func (s *Service) whenLoaded(job http.Handler) http.Handler {
 
 // Checks are the lines of /readyz?verbose.
 func (s *Service) Checks() []server.Check {
-	return []server.Check{s.data.SpaceCheck, s.data.ContentCheck, s.data.IndexCheck, s.data.RetentionCheck}
+	return []server.Check{s.options.Files.Check, s.data.SpaceCheck, s.data.ContentCheck, s.data.IndexCheck,
+		s.data.RetentionCheck}
 }
 
 // Summary says what is stored, and what is allowed without a login.
@@ -273,7 +283,15 @@ func (s *Service) Summary() (data, anonymous string) {
 }
 
 // Describe implements prometheus.Collector.
-func (s *Service) Describe(to chan<- *prometheus.Desc) { s.data.Describe(to); s.trail.Describe(to) }
+func (s *Service) Describe(to chan<- *prometheus.Desc) {
+	s.data.Describe(to)
+	s.trail.Describe(to)
+	s.options.Files.Describe(to)
+}
 
 // Collect implements prometheus.Collector.
-func (s *Service) Collect(to chan<- prometheus.Metric) { s.data.Collect(to); s.trail.Collect(to) }
+func (s *Service) Collect(to chan<- prometheus.Metric) {
+	s.data.Collect(to)
+	s.trail.Collect(to)
+	s.options.Files.Collect(to)
+}

@@ -1,5 +1,5 @@
-// Package settings puts together what the settings say: defaults, the configuration file, the environment and flags;
-// each overrides those before it.
+// Package settings puts together what the settings say: defaults, the configuration files, the environment and flags;
+// each overrides those before it, and a later file an earlier one.
 //
 // # Words
 //
@@ -7,13 +7,15 @@
 //     environment variable (TROW_GC_GRACE).
 //   - Options: the struct in which a package keeps its settings. Its AddFlags registers them as flags, with names,
 //     defaults and usage; that is the only place where a setting is defined.
-//   - file-only setting: a list of structs, which only the configuration file can hold. See [FileOnly].
+//   - file-only setting: a list of structs, which only a configuration file can hold. See [FileOnly].
+//   - good: a set of configuration files with which a server has started. The last good ones are kept; see [Start].
 //
 // # Invariants
 //
 //  1. A key or a variable that sets nothing is an error that names it: a misspelled setting is never ignored.
 //  2. Nothing that users name (a host, a repository) is a key, because keys are case-insensitive and contain no dots.
 //  3. No other package imports viper.
+//  4. A change of the configuration files never keeps a server from starting that has started with the files before.
 //
 // # What it does not do
 //
@@ -21,7 +23,6 @@
 package settings
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -38,71 +39,45 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"trow/registry/size"
-	"trow/storage/files"
 )
 
-// configFlag is the flag that names the configuration file, and no setting itself.
-const configFlag = "config"
-
-// AddConfigFlag registers the flag --config, which names the configuration file.
-func AddConfigFlag(fs *pflag.FlagSet) {
-	fs.StringP(configFlag, "c", "", "configuration file (YAML); its keys are the names of the settings")
-}
-
-// WithConfig adds the flag --config to a command, and returns the command.
-func WithConfig(cmd *cobra.Command) *cobra.Command {
-	AddConfigFlag(cmd.Flags())
-	return cmd
-}
-
-// ConfigFile returns the path of the configuration file: the flag --config, or else TROW_CONFIG. Empty: there is none.
-func ConfigFile(fs *pflag.FlagSet) string {
-	if f := fs.Lookup(configFlag); f != nil && f.Value.String() != "" {
-		return f.Value.String()
-	}
-	return os.Getenv("TROW_CONFIG")
-}
-
-// Load sets the flags of all, which are the settings, from the configuration file, the environment, and the flags
-// that were given to a command. A command may have only some of the settings as flags; the file and the environment
+// Load sets the flags of all, which are the settings, from the configuration files, the environment, and the flags
+// that were given to a command. A command may have only some of the settings as flags; the files and the environment
 // may set the others all the same. Errors name the file or the variable, and the key.
 func Load(all, given *pflag.FlagSet) error {
-	_, err := load(all, given)
+	_, err := loadFrom(all, given)
 	return err
 }
 
-// load is Load. where returns what an error about a setting begins with: the file that holds its value, if one does.
-func load(all, given *pflag.FlagSet) (where func(key string) string, err error) {
-	v := viper.New()
-	v.SetEnvPrefix("TROW")
-	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
-	where = func(key string) string { return holder(v, given, key) }
+// loadFrom is Load, and returns where the settings of files come from.
+func loadFrom(all, given *pflag.FlagSet) (origins, error) {
 	if err := checkEnvironment(all, os.Environ()); err != nil {
-		return where, err
+		return nil, err
 	}
-	if err := readFile(v, all, ConfigFile(given)); err != nil {
-		return where, err
+	docs, err := config(given).documents()
+	if err != nil {
+		return nil, err
 	}
+	sources, err := parse(docs, all)
+	if err != nil {
+		return nil, err
+	}
+	env := environment()
+	from := origins{}
 	all.VisitAll(func(f *pflag.Flag) {
-		if err != nil {
-			return
-		}
-		if err = set(v, f, given.Lookup(f.Name)); err != nil {
-			err = fmt.Errorf("%s%w", where(f.Name), err)
+		if err == nil {
+			err = from.name(set(env, sources, f, given.Lookup(f.Name), from))
 		}
 	})
-	return where, err
+	return from, err
 }
 
-// holder names the configuration file if it is what sets a setting.
-func holder(v *viper.Viper, given *pflag.FlagSet, key string) string {
-	if f := given.Lookup(key); f != nil && f.Changed || !v.InConfig(key) {
-		return ""
-	}
-	if _, ok := os.LookupEnv("TROW_" + strings.ToUpper(strings.ReplaceAll(key, "-", "_"))); ok {
-		return ""
-	}
-	return "configuration file " + ConfigFile(given) + ": "
+// environment returns what reads the environment.
+func environment() *viper.Viper {
+	env := viper.New()
+	env.SetEnvPrefix("TROW")
+	env.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	return env
 }
 
 // Part is what the Options of a package can do.
@@ -124,20 +99,19 @@ func Register(fs *pflag.FlagSet, parts ...Part) {
 func LoadParts(given *pflag.FlagSet, derive func() error, parts ...Part) error {
 	all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	Register(all, parts...)
-	where, err := load(all, given)
-	if err == nil {
-		err = derive()
+	from, err := loadFrom(all, given)
+	if err != nil {
+		return err
+	}
+	if err = derive(); err != nil {
+		return from.name(err)
 	}
 	for _, p := range parts {
-		if err != nil {
-			break
-		}
-		if err = p.Validate(); err != nil {
-			key, _, _ := strings.Cut(err.Error(), ":")
-			err = fmt.Errorf("%s%w", where(key), err)
+		if err := p.Validate(); err != nil {
+			return from.name(err)
 		}
 	}
-	return err
+	return nil
 }
 
 // Version returns trow version, which prints a line.
@@ -175,25 +149,35 @@ func Command(parts ...Part) *cobra.Command {
 	return cmd
 }
 
-// set sets one flag. given is the flag of the command, nil if it has none of this name.
-func set(v *viper.Viper, f, given *pflag.Flag) error {
+// set sets one flag. given is the flag of the command, nil if it has none of this name. The last source with the key
+// counts, and is noted in from.
+func set(env *viper.Viper, sources []source, f, given *pflag.Flag, from origins) error {
 	fileOnly, _ := f.Value.(fileValue)
 	switch {
 	case given != nil && given.Changed:
 		return copyValue(f, given)
-	case fileOnly == nil && v.BindEnv(f.Name) != nil, !v.IsSet(f.Name):
-		return nil
+	case fileOnly == nil && env.BindEnv(f.Name) == nil && env.IsSet(f.Name):
+		return keyed(f.Name, setValue(f, env.Get(f.Name)))
 	}
-	var err error
-	if fileOnly != nil {
-		err = fileOnly.decode(v.Get(f.Name))
-	} else {
-		err = setValue(f, v.Get(f.Name))
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %s", f.Name, oneLine(err))
+	for _, s := range slices.Backward(sources) {
+		if !s.v.IsSet(f.Name) {
+			continue
+		}
+		from[f.Name] = s.path
+		if fileOnly != nil {
+			return keyed(f.Name, fileOnly.decode(s.v.Get(f.Name)))
+		}
+		return keyed(f.Name, setValue(f, s.v.Get(f.Name)))
 	}
 	return nil
+}
+
+// keyed puts the key in front of an error, on one line.
+func keyed(key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %s", key, oneLine(err))
 }
 
 // copyValue takes over a flag that was given to the command.
@@ -251,25 +235,6 @@ func split(texts []string) []string {
 	})
 }
 
-// readFile reads the configuration file and names keys that do not exist.
-func readFile(v *viper.Viper, all *pflag.FlagSet, path string) error {
-	if path == "" {
-		return nil
-	}
-	v.SetConfigFile(path)
-	v.SetConfigType("yaml")
-	if err := v.ReadInConfig(); err != nil {
-		return fmt.Errorf("configuration file %s: %s", path, oneLine(err))
-	}
-	for _, key := range slices.Sorted(slices.Values(v.AllKeys())) {
-		if f := all.Lookup(key); f == nil {
-			return fmt.Errorf("configuration file %s: unknown setting %q%s; trow serve --help lists the settings", path, key,
-				meant(key, all))
-		}
-	}
-	return nil
-}
-
 // checkEnvironment names TROW_ variables that set nothing. Those that Kubernetes makes up for a Service called trow
 // (TROW_PORT, TROW_SERVICE_HOST, …) are not mistakes.
 func checkEnvironment(all *pflag.FlagSet, environ []string) error {
@@ -283,36 +248,13 @@ func checkEnvironment(all *pflag.FlagSet, environ []string) error {
 		key := strings.ToLower(strings.ReplaceAll(rest, "_", "-"))
 		f := all.Lookup(key)
 		if f == nil {
-			return fmt.Errorf("environment: %s: unknown setting %q%s; trow serve --help lists the settings", name, key,
-				meant(key, all))
+			return fmt.Errorf("environment: %s: %w", name, unknown(all, key))
 		}
 		if _, ok := f.Value.(fileValue); ok {
 			return fmt.Errorf("environment: %s: the setting %s can only be set in the configuration file", name, key)
 		}
 	}
 	return nil
-}
-
-// File is the configuration file of a running server, which can be followed.
-type File struct {
-	path string // empty: there is none
-	seen []byte // what it held when the settings were loaded
-}
-
-// Find finds the configuration file that the flags or the environment name. Call it before [Load], so that no change
-// between the two is missed; Load reports a file that cannot be read.
-func Find(given *pflag.FlagSet) File {
-	path := ConfigFile(given)
-	seen, _ := files.Read(path, files.MaxSize)
-	return File{path, seen}
-}
-
-// Follow calls apply whenever the file changes, and report with the outcome, until ctx is done. Without a file it
-// returns at once.
-func (f File) Follow(ctx context.Context, apply func() error, report func(error)) {
-	if f.path != "" {
-		files.Follow(ctx, f.path, f.seen, func([]byte) error { return apply() }, report)
-	}
 }
 
 // fileValue is the value of a file-only setting.

@@ -1,7 +1,6 @@
 package settings_test
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,9 +176,4 @@ func TestMarkdown(t *testing.T) {
 	if got := settings.Markdown(fs); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-}
-
-func TestFollowWithoutAFileReturns(t *testing.T) {
-	settings.Find(pflag.NewFlagSet("x", pflag.ContinueOnError)).Follow(context.Background(),
-		func() error { t.Error("applied"); return nil }, func(error) {})
 }

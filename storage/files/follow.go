@@ -18,7 +18,7 @@ const (
 // not matter how a file was replaced: written over, renamed, or by swapping the symbolic link to its directory, as
 // Kubernetes does. Not safe for concurrent use.
 type Follower struct {
-	paths []string
+	read  func() ([][]byte, error)
 	last  string // what the last poll found
 	acted string // what was last returned
 }
@@ -26,15 +26,18 @@ type Follower struct {
 // NewFollower makes a Follower for files that held these contents when the caller read them. Files with an empty path
 // count as empty.
 func NewFollower(paths []string, seen [][]byte) *Follower {
-	now := key(seen, nil)
-	return &Follower{paths: paths, last: now, acted: now}
+	return newFollower(func() ([][]byte, error) { return readEach(paths) }, seen)
 }
 
-// Poll reads the files. changed reports whether they have new content, the same at two polls in a row; then contents
-// holds it, or err says why a file cannot be read. The same content or error is reported once.
-func (f *Follower) Poll() (contents [][]byte, changed bool, err error) {
-	contents = make([][]byte, len(f.paths))
-	for i, p := range f.paths {
+func newFollower(read func() ([][]byte, error), seen [][]byte) *Follower {
+	now := key(seen, nil)
+	return &Follower{read: read, last: now, acted: now}
+}
+
+// readEach reads files, and stops at the first that cannot be read.
+func readEach(paths []string) (contents [][]byte, err error) {
+	contents = make([][]byte, len(paths))
+	for i, p := range paths {
 		if p == "" {
 			continue
 		}
@@ -42,6 +45,13 @@ func (f *Follower) Poll() (contents [][]byte, changed bool, err error) {
 			break
 		}
 	}
+	return contents, err
+}
+
+// Poll reads the files. changed reports whether they have new content, the same at two polls in a row; then contents
+// holds it, or err says why a file cannot be read. The same content or error is reported once.
+func (f *Follower) Poll() (contents [][]byte, changed bool, err error) {
+	contents, err = f.read()
 	now := key(contents, err)
 	stable := now == f.last
 	f.last = now
@@ -68,7 +78,14 @@ func key(contents [][]byte, err error) string {
 // Follow calls apply with the new content whenever the file changes from seen, and report with the outcome, nil for
 // success, until ctx is done.
 func Follow(ctx context.Context, path string, seen []byte, apply func(content []byte) error, report func(error)) {
-	f := NewFollower([]string{path}, [][]byte{seen})
+	read := func() ([][]byte, error) { return readEach([]string{path}) }
+	FollowFunc(ctx, read, [][]byte{seen}, func(c [][]byte) error { return apply(c[0]) }, report)
+}
+
+// FollowFunc is [Follow] for the contents that read returns, which belong together.
+func FollowFunc(ctx context.Context, read func() ([][]byte, error), seen [][]byte, apply func([][]byte) error,
+	report func(error)) {
+	f := newFollower(read, seen)
 	t := time.NewTicker(PollInterval)
 	defer t.Stop()
 	for {
@@ -82,7 +99,7 @@ func Follow(ctx context.Context, path string, seen []byte, apply func(content []
 			continue
 		}
 		if err == nil {
-			err = apply(contents[0])
+			err = apply(contents)
 		}
 		report(err)
 	}

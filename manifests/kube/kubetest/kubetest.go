@@ -15,7 +15,7 @@ func Client(c kubernetes.Interface) *kube.Client {
 		ConfigMaps: func(ns string) kube.Lister[*corev1.ConfigMap, *corev1.ConfigMapList] {
 			return c.CoreV1().ConfigMaps(ns)
 		},
-		Events: func(ns string) kube.Creator[*corev1.Event] { return c.CoreV1().Events(ns) },
+		Events: func(ns string) kube.Lister[*corev1.Event, *corev1.EventList] { return c.CoreV1().Events(ns) },
 		PersistentVolumeClaims: func(ns string) kube.Resource[*corev1.PersistentVolumeClaim] {
 			return c.CoreV1().PersistentVolumeClaims(ns)
 		},

@@ -36,7 +36,7 @@ func (p Program) canICommand() *cobra.Command {
 		}
 		var answer auth.Explanation
 		var err error
-		if file, _ := cmd.Flags().GetString("config"); file != "" {
+		if cmd.Flags().Lookup("config").Value.String() != "" {
 			answer, err = p.askFile(cmd, q)
 		} else {
 			answer, err = askServer(cmd, connect, q)

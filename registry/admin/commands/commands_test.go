@@ -372,6 +372,19 @@ func TestPullSecret(t *testing.T) {
 	wantSecret(t, out, "default", "web", `{"auths":{"127.0.0.1:5000":{"password":"trow_s","username":"web"},`+
 		`"a.example":{"password":"trow_s","username":"web"}}}`)
 
+	for _, args := range [][]string{{"pull-secret", "--replace"}, {"token", "create", "x", "--repository=a",
+		"--replace"}} {
+		s.questions()
+		if _, _, err := s.run("", args...); err != nil {
+			t.Error(err)
+		}
+		if asked := s.questions(); !strings.HasSuffix(asked[len(asked)-1], "&replace=true") &&
+			!strings.Contains(asked[len(asked)-1], "&replace=true&") {
+			t.Errorf("%v: asked the server for %v", args, asked)
+		}
+	}
+	s.wantError("replace", "pull-secret", "--replace", "--user=u", "--password-file=-")
+
 	// No robot is created for a Secret that would be refused.
 	s.wantError("server: ", "pull-secret", "--server=a/b")
 	s.wantError("namespace: ", "pull-secret", "--namespace=A")

@@ -41,6 +41,8 @@ func (p Program) pullSecretCommand() *cobra.Command {
 		Long: "pull-secret creates a robot that may pull, and prints a Secret with its token:\n" +
 			"  trow pull-secret --namespace team-a --repository 'team-a/**' |\n" +
 			"    kubectl apply -f -\n" +
+			"With --replace it can be run again: the robot gets a new token, and the token\n" +
+			"before stops working.\n" +
 			"With --user it creates no robot; the Secret has the password of that user.",
 		Args: cobra.NoArgs,
 	}
@@ -81,6 +83,7 @@ func (p Program) pullSecretCommand() *cobra.Command {
 	f.StringVar(&user, "user", "", "use the password of this user instead of creating a robot")
 	f.StringVar(&file, "password-file", "", "with --user: file with the password; - for standard input")
 	cmd.MarkFlagsMutuallyExclusive("robot", "user")
+	cmd.MarkFlagsMutuallyExclusive("replace", "user")
 	cmd.MarkFlagsRequiredTogether("user", "password-file")
 	return cmd
 }

@@ -26,6 +26,7 @@ func (p Program) tokenCommand() *cobra.Command {
 type order struct {
 	repositories, actions []string
 	expires               string
+	replace               bool
 }
 
 func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, expires string) {
@@ -35,11 +36,15 @@ func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, exp
 	f.StringSliceVar(&o.actions, "actions", actions,
 		"allowed actions: pull, create (push what is new), push, delete, catalog, admin, metrics")
 	f.StringVar(&o.expires, "expires", expires, "lifetime: 90d, 12h, or never")
+	f.BoolVar(&o.replace, "replace", false, "replace a robot of the same name, whose token stops working")
 }
 
 // create asks the server to create the robot.
 func (o *order) create(ctx context.Context, c *admin.Client, name string) (done auth.CreatedRobot, err error) {
 	q := url.Values{"name": {name}, "repository": o.repositories, "action": o.actions}
+	if o.replace {
+		q.Set("replace", "true")
+	}
 	if o.expires != "never" {
 		var life settings.Duration
 		if err := life.UnmarshalText([]byte(o.expires)); err != nil || life == 0 {
