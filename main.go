@@ -194,7 +194,7 @@ func serve(cmd *cobra.Command, _ []string) error {
 			return err
 		}
 		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
-			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
+			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() }, Probe: hook.AnswerProbe,
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
 		probes.Add(append(reg.Checks(), hook.Check, o.policy.LoopbackCheck(kube.Inside()))...)
 		probes.SetReady(true)

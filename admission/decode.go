@@ -47,6 +47,7 @@ type request struct {
 
 	Object    *object `json:"-"`
 	OldObject *object `json:"-"`
+	Probe     string  `json:"-"` // see decodeProbe
 }
 
 // groupKind names a kind. The versions of a kind do not differ in what is read here.
@@ -175,6 +176,7 @@ func requestOf(r *admissionv1.AdmissionRequest) (*request, error) {
 func (q *request) decodeObjects(object, oldObject []byte, o json.Options) (err error) {
 	k, checked := kinds[q.Kind]
 	if !checked {
+		q.Probe = decodeProbe(q, object)
 		if q.Name == "" {
 			q.Object = decodeMetadata(object)
 		}
