@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 )
 
 // conn is the connection below net/http or TLS. They write as much as they have room for: 4 KiB, or a record of 16 KiB.
@@ -15,6 +16,9 @@ type conn struct {
 	checked bool // the first byte was checked, or need not be; used by the reading goroutine alone
 
 	heads *heads // counts what comes before a request; nil: it does not count
+
+	drains *drains
+	closed atomic.Bool
 
 	mu   sync.Mutex  // guards what follows, and puts writes in sequence
 	held *sendBuffer // nil: what is written is sent at once
@@ -92,6 +96,22 @@ func (c *conn) CloseWrite() error {
 		return to.CloseWrite()
 	}
 	return nil
+}
+
+// Close ends the connection without losing what the client has not read yet: see drains. Like abort, it has no effect
+// after the first of either.
+func (c *conn) Close() error {
+	if !c.closed.Swap(true) {
+		c.drains.end(c.Conn)
+	}
+	return nil
+}
+
+// abort closes the connection at once.
+func (c *conn) abort() {
+	if !c.closed.Swap(true) {
+		_ = c.Conn.Close() // the connection is over even if this fails
+	}
 }
 
 // connKey finds the conn of a request in its context.

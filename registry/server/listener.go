@@ -15,7 +15,8 @@ import (
 // is served in plain then.
 type listener struct {
 	net.Listener
-	tls bool
+	tls    bool
+	drains *drains
 }
 
 func (l listener) Accept() (net.Conn, error) {
@@ -23,7 +24,7 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: c, checked: !l.tls}, nil
+	return &conn{Conn: c, checked: !l.tls, drains: l.drains}, nil
 }
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1). No HTTP method starts with it.
