@@ -53,14 +53,13 @@ func (c *Cluster) leave(ctx context.Context) {
 	err := c.empty(ctx)
 	switch {
 	case err == nil:
-		c.set(disarmed, Off, c.departure())
+		c.note(noteProven, "")
+		c.set(disarmed, Off, "namespace "+c.o.Namespace+" is being deleted")
 	case first && ctx.Err() == nil:
 		c.line(c.o.Log.Error().Err(fmt.Errorf("namespace %s is being deleted, and the webhook cannot be removed; if pods "+
 			"are refused, run kubectl delete validatingwebhookconfiguration %s: %w", c.o.Namespace, kube.Name, err)), failed, "")
 	}
 }
-
-func (c *Cluster) departure() string { return "namespace " + c.o.Namespace + " is being deleted" }
 
 // empty empties the configuration, if there is one. Errors: those of the API; other clients change it all the time.
 func (c *Cluster) empty(ctx context.Context) error {
