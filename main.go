@@ -220,7 +220,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 			return err
 		}
 		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
-			Hints:  admission.NewHints(o.callers, callers, reg.Guard().Reads),
+			Hints: admission.NewHints(o.callers, callers, reg.Guard().Reads), Probe: hook.AnswerProbe,
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
 		probes.Add(append(reg.Checks(), hook.Check, hook.NodesCheck, o.policy.LoopbackCheck(kube.Inside()))...)

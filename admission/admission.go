@@ -61,6 +61,10 @@ type Options struct {
 	// is sent, possibly concurrently. It is not called for requests that are refused as malformed.
 	Observe func(context.Context, Decision)
 
+	// Probe, if set, gets the value of a probe (annotation trow.io/probe of a ConfigMap that is updated), and returns the
+	// sentence to deny it with; empty if the value is not of this process. It must compare in constant time.
+	Probe func(value string) string
+
 	// Metrics, if set, counts the reviews.
 	Metrics *Metrics
 
@@ -96,6 +100,7 @@ type Webhook struct {
 	images  Images
 	policy  *Policy
 	audit   func() bool
+	probe   func(string) string
 	observe func(context.Context, Decision)
 	metrics *Metrics
 	log     zerolog.Logger
@@ -107,7 +112,7 @@ type Webhook struct {
 func New(o Options) *Webhook {
 	w := &Webhook{
 		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log,
-		bodies: o.Bodies, hints: o.Hints,
+		bodies: o.Bodies, hints: o.Hints, probe: o.Probe,
 	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }

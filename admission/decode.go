@@ -44,6 +44,7 @@ type request struct {
 	DryRun      bool
 	Object      *object
 	OldObject   *object
+	Probe       string // see decodeProbe
 }
 
 // groupKind names a kind. The versions of a kind do not differ in what is read here.
@@ -224,6 +225,7 @@ var validated = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.
 func (q *request) decodeObjects(object, oldObject []byte, o ...jsontext.Options) (err error) {
 	k, checked := kinds[q.Kind]
 	if !checked {
+		q.Probe = decodeProbe(q, object)
 		if q.Name == "" {
 			q.Object = decodeMetadata(object, o...)
 		}

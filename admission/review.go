@@ -42,6 +42,9 @@ type findings struct {
 func (w *Webhook) review(ctx context.Context, call *http.Request, q *request, d *Decision) (
 	*admissionv1.AdmissionResponse, error) {
 	*d = q.decision()
+	if denial := w.denyProbe(q, d); denial != nil {
+		return denial, nil
+	}
 	k, checked := kinds[q.Kind]
 	d.Skipped = "kind without images"
 	if checked {

@@ -8,21 +8,27 @@
 //     nothing.
 //   - to disarm: to empty it, and to note on the ClusterRole that it must not be filled again.
 //   - exempt: a namespace whose pods the API server does not send for review.
+//   - probe: a request to the API server that shows whether it reaches the webhook.
 //   - bundle: the CA certificates that clients trust, in PEM; see package tls.
 //   - token: a ServiceAccount's proof of identity, issued for one audience; see [Reviewer].
 //
 // # Invariants
 //
-//  1. The webhook is armed only after the pod is ready: with failurePolicy Fail and no server, no pod starts.
+//  1. The webhook is armed only after the pod is ready, and with failurePolicy Fail only after the API server's own
+//     answer to a probe has shown that it reaches the webhook: otherwise no pod starts.
 //  2. The webhook is not armed with Fail while it could block something that this pod needs in order to start: pods in
-//     its own namespace, in kube-system, of DaemonSets of class system-node-critical, of its volume's driver. A
-//     configuration that already has Fail keeps it; otherwise anyone who may create a DaemonSet could disarm it.
+//     its own namespace, in kube-system, of DaemonSets of class system-node-critical, of its volume's driver, of
+//     webhooks that must approve this pod. A configuration that already has Fail keeps it; otherwise anyone who may
+//     create a DaemonSet could disarm it.
 //  3. The configuration is an object of the manifest, which has it without webhooks: applying the manifest again keeps
 //     them, and deleting it deletes the configuration first. The server neither creates nor deletes it, and needs no
 //     right to.
-//  4. Shutting down does not disarm: a registry that is down must not open the cluster.
-//  5. Each write of an object is conditional on its not having changed since it was read.
-//  6. A token is accepted only if the API server has accepted it for our audience, and not after it expires. Tokens are
+//  4. Shutting down does not disarm: a registry that is down must not open the cluster. The deletion of its namespace
+//     does: what it deletes does not come back.
+//  5. What other clients add to the configuration stays. What they change in our entries is put back, but only a few
+//     times a minute, so that two controllers do not keep an API server busy.
+//  6. Each write of an object is conditional on its not having changed since it was read.
+//  7. A token is accepted only if the API server has accepted it for our audience, and not after it expires. Tokens are
 //     neither kept nor part of an error or a log line.
 //
 // # What it does not do
@@ -35,8 +41,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -82,27 +88,36 @@ type State struct {
 }
 
 // Cluster reconciles the objects in the cluster. Make one with [Open]. It is safe for concurrent use. A nil *Cluster
-// stands for a server outside a cluster; Run, Denies, Describe and Collect accept it.
+// stands for a server outside a cluster; Run, Denies, AnswerProbe, Describe and
+// Collect accept it.
 type Cluster struct {
 	o Options
 
-	mu        sync.Mutex // guards state, published and nodes
+	mu        sync.Mutex // guards what follows, up to drift.restores
 	state     State
-	nodes     []string // what keeps nodes from pulling by name, a line each
-	published []byte   // the bundle that the last complete pass has written everywhere
+	known     bool              // whether state comes from the cluster
+	nodes     []string          // what keeps nodes from pulling by name, a line each
+	published []byte            // the bundle that the last complete pass has written everywhere
+	secret    secretValue       // of the probe under way
+	risks     map[string]string // what may be wrong, by kind
+	notes     map[string]string // what people should know, by kind
 
-	// Used by Run alone.
-	known      bool      // whether state comes from the cluster
-	lastError  string    // the error logged last
-	lastRisk   string    // the risk logged last
-	blocking   string    // result of the last search for deadlocks
-	searchedAt time.Time // time of that search
-	missedAt   time.Time // when the configuration was missed first; zero while it exists
-	reportedAt time.Time // when an Event about that was created last
-	mistake    string    // the problem of the settings that the last Event was about
-	mistakeAt  time.Time // when that Event was created
-	nodesAt    time.Time // when the Events about nodes were read last
-	nodesError string    // the error of that which was logged last
+	leaving atomic.Bool // the namespace is being deleted, so the configuration stays empty
+
+	// Used by Run alone, but for drift.restores.
+	drift          drift
+	probe          prober
+	lastError      string               // the error logged last
+	blocking       string               // result of the last search for deadlocks
+	searchedAt     time.Time            // time of that search
+	lacking        []string             // what the server may not list, of the search under way
+	provisionersAt time.Time            // time of the last search for provisioners
+	missedAt       time.Time            // when the configuration was missed first; zero while it exists
+	reminded       map[string]time.Time // when an Event was created last, by reason
+	mistake        string               // the problem of the settings that the last Event was about
+	mistakeAt      time.Time            // when that Event was created
+	nodesAt        time.Time            // when the Events about nodes were read last
+	nodesError     string               // the error of that which was logged last
 }
 
 // New makes a Cluster. It sends no request yet. Client, Namespace, CA, Ready and Rotate of o must be set.
@@ -114,7 +129,8 @@ func New(o Options) *Cluster {
 	if o.mode() == Off {
 		why = ""
 	}
-	return &Cluster{o: o, state: State{Mode: Off, Why: why}}
+	return &Cluster{o: o, state: State{Mode: Off, Why: why}, risks: map[string]string{}, notes: map[string]string{},
+		reminded: map[string]time.Time{}}
 }
 
 // State returns the current state.
@@ -127,16 +143,6 @@ func (c *Cluster) State() State {
 // Denies reports whether denials of the webhook take effect: not while it is in audit mode. It is true for nil, where
 // the webhook was registered by hand.
 func (c *Cluster) Denies() bool { return c == nil || c.State().Mode != Audit }
-
-// Check reports whether the webhook is in the mode of the settings, and describes its state in one line, for the
-// readiness endpoint. Outside a cluster there is no line.
-func (c *Cluster) Check() (ok bool, text string) {
-	if c == nil {
-		return true, ""
-	}
-	s := c.State()
-	return s.Mode == c.o.mode(), strings.TrimSpace(fmt.Sprintf("webhook %s %s", s.Mode, s.Why))
-}
 
 // Store is where the server's certificates are kept; see package tls.
 type Store interface {
@@ -172,18 +178,26 @@ func (c *Cluster) Run(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { c.watch(ctx, changed) })
+	wg.Go(func() { c.watchNamespace(ctx) })
 	defer wg.Wait()
-	t := time.NewTicker(c.o.Poll)
-	defer t.Stop()
 	for {
 		c.logError(ctx, c.reconcile(ctx))
 		select {
 		case <-ctx.Done():
+			c.farewell(context.WithoutCancel(ctx))
 			return nil
-		case <-t.C:
+		case <-time.After(c.pause()):
 		case <-changed:
 		}
 	}
+}
+
+// pause returns how long to wait for the next pass: Poll, or until the next probe if that is earlier.
+func (c *Cluster) pause() time.Duration {
+	if c.probe.proven || c.probe.since.IsZero() {
+		return c.o.Poll
+	}
+	return min(c.o.Poll, max(time.Until(c.probe.next), probeFirst))
 }
 
 // reconcileTimeout bounds one pass, so that a hanging API server does not stop Run for longer.
@@ -193,6 +207,10 @@ const reconcileTimeout = 30 * time.Second
 func (c *Cluster) reconcile(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout)
 	defer cancel()
+	if c.leaving.Load() { // the objects of the namespace may be gone already
+		c.leave(ctx)
+		return nil
+	}
 	c.reportSettings(ctx)
 	c.readNodes(ctx)
 	if err := c.rotate(ctx); err != nil {
@@ -203,8 +221,10 @@ func (c *Cluster) reconcile(ctx context.Context) error {
 	if err := c.publish(ctx, bundle); err != nil {
 		return fmt.Errorf("ConfigMap of the CA: %w", err)
 	}
-	if err := c.arm(ctx, bundle); err != nil {
+	if settled, err := c.arm(ctx, bundle); err != nil {
 		return fmt.Errorf("webhook configuration: %w", err)
+	} else if !settled {
+		return nil
 	}
 	c.mu.Lock()
 	changed := c.published != nil && !bytes.Equal(c.published, bundle)
@@ -244,14 +264,14 @@ func (c *Cluster) line(line *zerolog.Event, event, why string) {
 	line.Str("event", event).Str("mode", string(c.State().Mode)).Msg("webhook")
 }
 
-// set sets the state, and logs the event if the state has changed.
+// set sets the state, and logs the event, if there is one and the state has changed.
 func (c *Cluster) set(event string, mode Mode, why string) {
 	c.mu.Lock()
 	s := State{Mode: mode, Why: why}
 	changed := s != c.state || !c.known
 	c.state, c.known = s, true
 	c.mu.Unlock()
-	if changed {
+	if changed && event != "" {
 		c.log(event, why)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -49,6 +50,8 @@ type world struct {
 	log       bytes.Buffer
 	rotations int
 	admin     bool // whether requests have the rights of an administrator
+	cut       bool // whether the API server does not reach the webhook
+	probed    int  // probes that the API server has had
 }
 
 // Write implements io.Writer for the log.
@@ -62,8 +65,8 @@ func (w *world) Write(b []byte) (int, error) {
 func newWorld(t *testing.T, mode cluster.Mode, more ...runtime.Object) *world {
 	t.Helper()
 	configuration := func(o runtime.Object) bool {
-		_, ok := o.(*admissionregistrationv1.ValidatingWebhookConfiguration)
-		return ok
+		v, ok := o.(*admissionregistrationv1.ValidatingWebhookConfiguration)
+		return ok && v.Name == "trow"
 	}
 	if !slices.ContainsFunc(more, configuration) {
 		more = append(more, empty())
@@ -85,6 +88,7 @@ func newWorld(t *testing.T, mode cluster.Mode, more ...runtime.Object) *world {
 	w := &world{Clientset: fake.NewClientset(objects...), ca: "CA 1", ready: true}
 	w.optimistic()
 	w.limited()
+	w.dryRuns()
 	w.options = cluster.Options{Webhook: string(mode), Client: kubetest.Client(w.Clientset), Namespace: ns, Pod: "trow-0",
 		Poll: time.Second, Log: zerolog.New(w),
 		CA:    func() []byte { w.mu.Lock(); defer w.mu.Unlock(); return []byte(w.ca) },
@@ -164,7 +168,7 @@ func (w *world) logged(t *testing.T) string {
 			level = "error"
 		}
 		if e.Message != "webhook" || e.Level != level || e.Mode == "" || (e.Error != "") != (e.Event == "failed") ||
-			(e.Why != "") != (w.c.State().Why != "" || e.Event == "risk") && e.Event != "failed" {
+			(e.Why != "") != (w.c.State().Why != "" || e.Event == "risk" || e.Event == "restored") && e.Event != "failed" {
 			t.Errorf("logged %s", line)
 		}
 		events = append(events, e.Event)
@@ -254,7 +258,7 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 				written++
 			}
 		}
-		if written != 1 {
+		if written != 2 { // with Ignore, and with Fail once the API server has shown that it reaches the webhook
 			t.Errorf("a configuration that is as it should be is written again: %d times", written)
 		}
 	})
@@ -400,6 +404,25 @@ func TestTheClusterIsNotDeadlocked(t *testing.T) {
 		"a DaemonSet that is not needed":      {sets: sets(daemonSet("logs", "logs", corev1.PodSpec{}))},
 		"two, of which one is not exempt": {sets: sets(critical("a"), critical("b")), exempt: exempt("a"),
 			why: "exempt-namespaces: b"},
+		"a webhook that judges our pod": {sets: sets(gate("kyverno", nil)),
+			why: "be approved by ValidatingWebhookConfiguration kyverno validate.kyverno.svc (Service kyverno/svc), whose " +
+				"pods could not start while the registry is down; add to the setting exempt-namespaces: kyverno"},
+		"one that changes our pod":        {sets: sets(mutating("istio-system")), why: "exempt-namespaces: istio-system"},
+		"one in an exempt namespace":      {sets: sets(gate("a", nil), mutating("b")), exempt: exempt("a", "b")},
+		"one in kube-system":              {sets: sets(gate("kube-system", nil))},
+		"one that fails open":             {sets: sets(gate("a", open))},
+		"one outside the cluster":         {sets: sets(gate("a", func(w *validating) { w.ClientConfig.Service = nil }))},
+		"one for other kinds":             {sets: sets(gate("a", resource("secrets")))},
+		"one for what pods have":          {sets: sets(gate("a", resource("pods/exec")))},
+		"one for other groups":            {sets: sets(gate("a", group("apps")))},
+		"one for deletions":               {sets: sets(gate("a", operation("DELETE")))},
+		"one for what has no namespace":   {sets: sets(gate("a", wide))},
+		"one for all":                     {sets: sets(gate("a", everything)), why: "exempt-namespaces: a"},
+		"one that excludes our namespace": {sets: sets(home(), gate("a", in("kubernetes.io/metadata.name", "x")))},
+		"one for our namespace": {sets: sets(home(), gate("a", in("kubernetes.io/metadata.name", ns))),
+			why: "exempt-namespaces: a"},
+		"one that asks for our pod's label": {sets: sets(gate("a", labelled))},
+		"both":                              {sets: sets(critical("b"), gate("a", nil)), why: "exempt-namespaces: a, b"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -559,8 +582,7 @@ func TestOutsideACluster(t *testing.T) {
 	}
 }
 
-// metrics returns the metrics of a Cluster as name and value.
-func metrics(t *testing.T, c *cluster.Cluster, prefix ...string) (text string) {
+func gather(t *testing.T, c *cluster.Cluster) []*dto.MetricFamily {
 	t.Helper()
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(c)
@@ -568,8 +590,15 @@ func metrics(t *testing.T, c *cluster.Cluster, prefix ...string) (text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range all {
-		if strings.HasPrefix(f.GetName(), strings.Join(append(prefix, "trow_webhook")[:1], "")) {
+	return all
+}
+
+// metrics returns the metrics of a Cluster whose names start with a prefix, by default the one that says whether it
+// enforces, as name and value.
+func metrics(t *testing.T, c *cluster.Cluster, prefix ...string) (text string) {
+	t.Helper()
+	for _, f := range gather(t, c) {
+		if strings.HasPrefix(f.GetName(), append(prefix, "trow_webhook_enforcing")[0]) {
 			text += fmt.Sprintf("%s %g", f.GetName(), f.GetMetric()[0].GetGauge().GetValue())
 		}
 	}

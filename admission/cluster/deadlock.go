@@ -41,19 +41,53 @@ func (c *Cluster) deadlock(ctx context.Context, fresh bool) (string, error) {
 	return c.blocking, nil
 }
 
-// search is deadlock without the cache.
+// search is deadlock without the cache. It reports risks that hold nothing back, too.
 func (c *Cluster) search(ctx context.Context) (string, error) {
-	drivers, err := c.drivers(ctx)
+	c.lacking = nil // of a search that failed
+	pod, err := c.pod(ctx)
 	if err != nil {
 		return "", err
 	}
-	needed := map[string]string{} // namespace -> a DaemonSet in it that must start first
+	nodes, err := c.neededDaemonSets(ctx, pod)
+	if err != nil {
+		return "", err
+	}
+	gates, err := c.gates(ctx, pod)
+	if err != nil {
+		return "", err
+	}
+	if err := c.searchProvisioners(ctx); err != nil {
+		return "", err
+	}
+	c.reportRights()
+	return c.complain(nodes, gates), nil
+}
+
+// pod returns the pod of this process; nil if there is none.
+func (c *Cluster) pod(ctx context.Context) (*corev1.Pod, error) {
+	if c.o.Pod == "" {
+		return nil, nil
+	}
+	return c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
+}
+
+// needs is what must start while this pod is down: a description by namespace.
+type needs map[string]string
+
+// neededDaemonSets returns the DaemonSets that nodes and the volume of this pod need.
+func (c *Cluster) neededDaemonSets(ctx context.Context, pod *corev1.Pod) (needs, error) {
+	drivers, err := c.drivers(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	needed := needs{}
+	need := func(d *appsv1.DaemonSet) { needed[d.Namespace] = "DaemonSet " + d.Namespace + "/" + d.Name }
 	var registrars []*appsv1.DaemonSet
 	found := map[string]bool{}
 	err = c.daemonSets(ctx, func(d *appsv1.DaemonSet) {
 		template := &d.Spec.Template.Spec
 		if template.PriorityClassName == nodeCritical {
-			needed[d.Namespace] = d.Name
+			need(d)
 		}
 		if !mentions(template, registrations) {
 			return
@@ -62,48 +96,55 @@ func (c *Cluster) search(ctx context.Context) (string, error) {
 		for _, driver := range drivers {
 			if mentions(template, driver) {
 				found[driver] = true
-				needed[d.Namespace] = d.Name
+				need(d)
 			}
 		}
 	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(found) < len(drivers) { // no DaemonSet mentions the driver by name, so any of them may be the driver
 		for _, d := range registrars {
-			needed[d.Namespace] = d.Name
+			need(d)
 		}
 	}
-	return c.complain(needed), nil
+	return needed, nil
 }
 
-// complain names the namespaces that should be exempt and are not.
-func (c *Cluster) complain(needed map[string]string) string {
+// complain names the namespaces that should be exempt and are not, and why.
+func (c *Cluster) complain(nodes, gates needs) string {
 	exempt := c.exempt()
-	var missing, because []string
-	for namespace, name := range needed {
-		if !slices.Contains(exempt, namespace) {
-			missing = append(missing, namespace)
-			because = append(because, fmt.Sprintf("DaemonSet %s/%s", namespace, name))
+	var missing, clauses []string
+	for _, kind := range []struct {
+		needed needs
+		clause string
+	}{
+		{nodes, "nodes or the registry's volume need %s, whose pods could not start while the registry is down"},
+		{gates, "the registry's own pod must be approved by %s, whose pods could not start while the registry is down"},
+	} {
+		var because []string
+		for namespace, what := range kind.needed {
+			if !slices.Contains(exempt, namespace) {
+				missing = append(missing, namespace)
+				because = append(because, what)
+			}
+		}
+		if slices.Sort(because); len(because) > 0 {
+			clauses = append(clauses, fmt.Sprintf(kind.clause, strings.Join(because, ", ")))
 		}
 	}
 	if len(missing) == 0 {
 		return ""
 	}
 	slices.Sort(missing)
-	slices.Sort(because)
-	return fmt.Sprintf("nodes or the registry's volume need %s, whose pods could not start while the registry is down; "+
-		"add to the setting exempt-namespaces: %s", strings.Join(because, ", "), strings.Join(missing, ", "))
+	return fmt.Sprintf("%s; add to the setting exempt-namespaces: %s", strings.Join(clauses, "; "),
+		strings.Join(slices.Compact(missing), ", "))
 }
 
 // drivers returns the CSI drivers of the volumes of this pod.
-func (c *Cluster) drivers(ctx context.Context) ([]string, error) {
-	if c.o.Pod == "" {
+func (c *Cluster) drivers(ctx context.Context, pod *corev1.Pod) ([]string, error) {
+	if pod == nil {
 		return nil, nil
-	}
-	pod, err := c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
-	if err != nil {
-		return nil, err
 	}
 	var drivers []string
 	for _, v := range pod.Spec.Volumes {
@@ -141,17 +182,24 @@ func (c *Cluster) driver(ctx context.Context, claim string) (string, error) {
 
 // daemonSets calls visit for each DaemonSet of the cluster.
 func (c *Cluster) daemonSets(ctx context.Context, visit func(*appsv1.DaemonSet)) error {
-	o := metav1.ListOptions{Limit: pageSize}
-	for {
+	return pages(func(o metav1.ListOptions) (string, error) {
 		list, err := c.o.Client.DaemonSets(metav1.NamespaceAll).List(ctx, o)
 		if err != nil {
-			return err
+			return "", err
 		}
 		for i := range list.Items {
 			visit(&list.Items[i])
 		}
-		if o.Continue = list.Continue; o.Continue == "" {
-			return nil
+		return list.Continue, nil
+	})
+}
+
+// pages calls list for each page of a list; list returns the token of the next one, empty after the last.
+func pages(list func(metav1.ListOptions) (string, error)) (err error) {
+	o := metav1.ListOptions{Limit: pageSize}
+	for {
+		if o.Continue, err = list(o); err != nil || o.Continue == "" {
+			return err
 		}
 	}
 }

@@ -19,27 +19,23 @@ const absent = "ValidatingWebhookConfiguration " + kube.Name + " does not exist,
 	kube.Name + "}}' | kubectl apply -f -"
 
 const (
+	eventMissing = "WebhookMissing"
 	// eventDelay is how long the configuration is missing before an Event says so. kubectl delete -f trow.yaml deletes
 	// it first, and the rights and the pod of this process a moment later: that is no reason for an Event.
 	eventDelay = 4 * time.Second
-	// remind is the time between two Events: the API server keeps Events for an hour.
-	remind = time.Hour
 )
 
 // miss notes that the configuration does not exist: it logs that, and creates an Event if it lasts. It is not an error
 // of the pass: where no API server sends reviews, all clients of the webhook have the bundle.
 func (c *Cluster) miss(ctx context.Context) {
 	c.set(missing, Off, absent)
-	now := time.Now()
+	c.drift.written = intent{} // one that is created later is filled, not put back
 	if c.missedAt.IsZero() {
-		c.missedAt, c.reportedAt = now, time.Time{}
+		c.missedAt = time.Now()
+		delete(c.reminded, eventMissing)
 	}
-	if c.o.Pod == "" || now.Sub(c.missedAt) < eventDelay || now.Sub(c.reportedAt) < remind {
-		return
-	}
-	c.reportedAt = now
-	if err := c.warn(ctx, "WebhookMissing", "Arm", absent, now); err != nil {
-		c.line(c.o.Log.Error().Err(fmt.Errorf("create Event WebhookMissing: %w", err)), failed, "")
+	if time.Since(c.missedAt) >= eventDelay {
+		c.remindOf(ctx, eventMissing, absent)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/utils/ptr"
 
 	"trow/manifests/kube"
@@ -32,7 +32,8 @@ type (
 
 // arm fills the configuration, empties it, or leaves it as it is. It never creates or deletes it: the right to create
 // cannot be limited to a name, and a configuration of any name sees what it asks for of each object in the cluster.
-func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
+// settled reports whether the configuration, if there is one, needs no other bundle.
+func (c *Cluster) arm(ctx context.Context, bundle []byte) (settled bool, err error) {
 	// The configuration is read before the role. Disarm writes them in the other order, so a pass that has not seen its
 	// note has an old configuration, whose update is a conflict, or one that Disarm is yet to empty.
 	have, err := c.o.Client.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{})
@@ -40,40 +41,46 @@ func (c *Cluster) arm(ctx context.Context, bundle []byte) error {
 		have, err = nil, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if have != nil {
 		c.missedAt = time.Time{}
 	}
+	if c.leaving.Load() { // since this pass began
+		return false, nil
+	}
 	role, err := c.o.Client.ClusterRoles.Get(ctx, kube.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("ClusterRole %s: %w", kube.Name, errMissing)
+		return false, fmt.Errorf("ClusterRole %s: %w", kube.Name, errMissing)
 	case err != nil:
-		return err
+		return false, err
 	case role.Annotations[modeAnnotation] == string(Off):
 		return c.disarm(ctx, have, "trow disarm was run; trow arm undoes it")
 	case c.o.mode() == Off:
 		return c.disarm(ctx, have, "")
 	case have == nil:
 		c.miss(ctx)
-		return nil
+		return true, nil
 	}
 	if ready, err := c.ready(ctx, have); !ready || err != nil {
-		return err
+		return true, err
 	}
 	return c.write(ctx, have, bundle)
 }
 
-// disarm empties the configuration, if there is one.
-func (c *Cluster) disarm(ctx context.Context, have *configuration, why string) error {
+// disarm empties the configuration, if there is one. After that the API server has to prove again that it reaches the
+// webhook: it may have been disarmed because it does not.
+func (c *Cluster) disarm(ctx context.Context, have *configuration, why string) (settled bool, err error) {
+	c.probe = prober{}
+	c.note(noteProven, "")
 	if have != nil {
-		if saved, err := c.save(ctx, have, c.want(have, nil, Off, "")); !saved || err != nil {
-			return err
+		if saved, err := c.put(ctx, have, c.want(have, nil, Off, ""), intent{mode: Off}); !saved || err != nil {
+			return false, err
 		}
 	}
 	c.set(disarmed, Off, why)
-	return nil
+	return true, nil
 }
 
 // ready reports whether the API server would get answers: invariant 1. Where the configuration has our webhook, the API
@@ -95,24 +102,21 @@ func (c *Cluster) ready(ctx context.Context, have *configuration) (bool, error) 
 	}), nil
 }
 
-// write fills the configuration.
-func (c *Cluster) write(ctx context.Context, have *configuration, bundle []byte) error {
+// write fills the configuration, as arm does.
+func (c *Cluster) write(ctx context.Context, have *configuration, bundle []byte) (settled bool, err error) {
+	c.prove(ctx, have, bundle)
 	mode, why, err := c.decide(ctx, have)
 	if err != nil {
-		return err
+		return false, err
 	}
-	want := c.want(have, bundle, mode, why)
-	before := c.State()
-	changed := !equality.Semantic.DeepEqual(have, want)
-	if saved, err := c.save(ctx, have, want); !saved || err != nil {
-		return err
+	_, tolerated := merge(have.Webhooks, c.webhooks(bundle, mode))
+	c.note(noteTolerated, tolerated)
+	saved, err := c.put(ctx, have, c.want(have, bundle, mode, why), intent{mode, why, string(bundle)})
+	if !saved || err != nil {
+		return false, err
 	}
-	// Neither the mode nor the bundle has changed, so another client must have changed the configuration.
-	if changed && before.Mode == mode && c.Published(bundle) {
-		c.log(restored, "")
-	}
-	c.record(mode, why)
-	return nil
+	c.record(ctx, mode, why)
+	return true, nil
 }
 
 // save updates the configuration if it is not as it should be, and reports whether it is now. It is not if another
@@ -121,7 +125,8 @@ func (c *Cluster) save(ctx context.Context, have, want *configuration) (bool, er
 	if equality.Semantic.DeepEqual(have, want) {
 		return true, nil
 	}
-	saved, err := written(c.o.Client.WebhookConfigurations.Update(ctx, want, metav1.UpdateOptions{}))
+	saved, err := written(c.o.Client.WebhookConfigurations.Update(ctx, want,
+		metav1.UpdateOptions{FieldManager: fieldManager}))
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
@@ -129,27 +134,50 @@ func (c *Cluster) save(ctx context.Context, have, want *configuration) (bool, er
 }
 
 // record notes the mode in force, and logs it if it is new.
-func (c *Cluster) record(mode Mode, why string) {
-	if mode != c.o.mode() {
+func (c *Cluster) record(ctx context.Context, mode Mode, why string) {
+	unproven := c.unproven()
+	switch {
+	case mode == c.o.mode():
+		c.set(armed, mode, "")
+		c.report(riskDeadlock, why)
+		if mode != Enforce || !c.probe.fails {
+			unproven = ""
+		}
+		if c.report(riskUnproven, unproven); unproven != "" {
+			c.remindOf(ctx, eventUnproven, unproven)
+		}
+	case why == unproven && !c.probe.fails: // for some seconds; that is no reason for a log line
+		c.set("", mode, why)
+	default:
 		c.set(heldBack, mode, why)
-		return
-	}
-	c.set(armed, mode, "")
-	if why != c.lastRisk {
-		if c.lastRisk = why; why != "" {
-			c.log(risk, why)
+		c.report(riskDeadlock, "")
+		if c.report(riskUnproven, ""); why == unproven {
+			c.remindOf(ctx, eventUnproven, why)
 		}
 	}
 }
 
-// decide returns the mode to arm in, and what is wrong with failurePolicy Fail: invariant 2.
+// eventUnproven is the reason of the Event that the API server does not reach the webhook.
+const eventUnproven = "WebhookUnproven"
+
+// decide returns the mode to arm in, and what is wrong with failurePolicy Fail: invariants 1 and 2. What enforces
+// already keeps doing so: pods that must not run would, only because the server was restarted.
 func (c *Cluster) decide(ctx context.Context, have *configuration) (Mode, string, error) {
 	if c.o.mode() != Enforce {
 		return c.o.mode(), "", nil
 	}
 	why, err := c.deadlock(ctx, !filled(have))
-	if err != nil || why == "" || enforces(have) {
-		return Enforce, why, err
+	switch {
+	case err != nil:
+		return "", "", err
+	case enforces(have):
+		c.probe.trusted = true
+		return Enforce, why, nil
+	case why == "" && !c.probe.trusted:
+		why = c.unproven()
+	}
+	if why == "" {
+		return Enforce, "", nil
 	}
 	return Audit, why, nil
 }
@@ -175,6 +203,7 @@ func has(have *configuration, condition func(validatingWebhook) bool) bool {
 func (c *Cluster) want(have *configuration, bundle []byte, mode Mode, why string) *configuration {
 	want := have.DeepCopy()
 	want.Labels = with(want.Labels, "app.kubernetes.io/name", kube.Name)
+	want.Labels = with(want.Labels, enforcerLabel, "true")
 	want.Annotations = with(want.Annotations, modeAnnotation, string(mode))
 	want.Annotations = with(want.Annotations, whyAnnotation, why)
 	if mode == Enforce {
@@ -183,7 +212,7 @@ func (c *Cluster) want(have *configuration, bundle []byte, mode Mode, why string
 	want.OwnerReferences = owners(have)
 	want.Webhooks = nil
 	if mode != Off {
-		want.Webhooks = c.webhooks(bundle, mode)
+		want.Webhooks, _ = merge(have.Webhooks, c.webhooks(bundle, mode))
 	}
 	return want
 }
@@ -232,51 +261,70 @@ const notByNodes = `!(has(request.userInfo.username) && request.userInfo.usernam
 	`has(request.userInfo.groups) && 'system:nodes' in request.userInfo.groups && ` +
 	`has(object.metadata.annotations) && 'kubernetes.io/config.mirror' in object.metadata.annotations)`
 
+// isProbe selects the probes among the updates of ConfigMaps.
+const isProbe = `request.name == '` + kube.ConfigMapName + `' && has(object.metadata.annotations) && ` +
+	`'` + kube.ProbeAnnotation + `' in object.metadata.annotations`
+
 // webhooks returns the entries of the configuration. They have every field set, even those with defaults, so that they
 // equal what the API server stores; otherwise each pass would write them again.
-func (c *Cluster) webhooks(bundle []byte, mode Mode) []admissionregistrationv1.ValidatingWebhook {
-	entry := func(name string, policy admissionregistrationv1.FailurePolicyType,
-		rules []admissionregistrationv1.RuleWithOperations,
-		conditions []admissionregistrationv1.MatchCondition) admissionregistrationv1.ValidatingWebhook {
-		return admissionregistrationv1.ValidatingWebhook{
-			Name: name,
-			ClientConfig: admissionregistrationv1.WebhookClientConfig{
-				Service: &admissionregistrationv1.ServiceReference{
-					Namespace: c.o.Namespace, Name: kube.Name, Path: ptr.To(kube.WebhookPath),
-					Port: ptr.To[int32](kube.ServicePort)},
-				CABundle: bundle,
-			},
-			Rules:         rules,
-			FailurePolicy: &policy,
-			MatchPolicy:   ptr.To(admissionregistrationv1.Equivalent),
-			// The API server sets this label, so no user can opt out by labelling a namespace.
-			NamespaceSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{
-				Key: corev1.LabelMetadataName, Operator: metav1.LabelSelectorOpNotIn, Values: c.exempt()}}},
-			ObjectSelector:          &metav1.LabelSelector{},
-			SideEffects:             ptr.To(admissionregistrationv1.SideEffectClassNone),
-			TimeoutSeconds:          ptr.To[int32](timeout),
-			AdmissionReviewVersions: []string{"v1"},
-			MatchConditions:         conditions,
-		}
-	}
+func (c *Cluster) webhooks(bundle []byte, mode Mode) []validatingWebhook {
 	policy := admissionregistrationv1.Fail
 	if mode != Enforce {
 		policy = admissionregistrationv1.Ignore
 	}
 	create, update := admissionregistrationv1.Create, admissionregistrationv1.Update
-	return []admissionregistrationv1.ValidatingWebhook{
-		entry(kube.WebhookName, policy, []admissionregistrationv1.RuleWithOperations{
+	reviewed := requirement(metav1.LabelSelectorOpNotIn, c.exempt()...)
+	all := []validatingWebhook{
+		c.entry(kube.WebhookName, bundle, policy, reviewed, []admissionregistrationv1.RuleWithOperations{
 			rule("", "v1", []string{"pods"}, create, update),
 			rule("", "v1", []string{"pods/ephemeralcontainers"}, update),
 		}, []admissionregistrationv1.MatchCondition{
 			{Name: "images-changed", Expression: imagesChanged},
 			{Name: "not-by-nodes", Expression: notByNodes},
 		}),
-		entry(kube.WorkloadsName, admissionregistrationv1.Ignore, []admissionregistrationv1.RuleWithOperations{
-			rule("apps", "v1", []string{"deployments", "statefulsets", "daemonsets", "replicasets"}, create, update),
-			rule("batch", "v1", []string{"jobs", "cronjobs"}, create, update),
-			rule("", "v1", []string{"replicationcontrollers", "podtemplates"}, create, update),
-		}, nil),
+		c.entry(kube.WorkloadsName, bundle, admissionregistrationv1.Ignore, reviewed,
+			[]admissionregistrationv1.RuleWithOperations{
+				rule("apps", "v1", []string{"deployments", "statefulsets", "daemonsets", "replicasets"}, create, update),
+				rule("batch", "v1", []string{"jobs", "cronjobs"}, create, update),
+				rule("", "v1", []string{"replicationcontrollers", "podtemplates"}, create, update),
+			}, nil),
+	}
+	if c.o.mode() == Enforce { // the probe has the same Service, path and CA, so that what it proves holds for all
+		all = append(all, c.entry(kube.ProbeName, bundle, admissionregistrationv1.Ignore,
+			requirement(metav1.LabelSelectorOpIn, c.o.Namespace), []admissionregistrationv1.RuleWithOperations{
+				rule("", "v1", []string{"configmaps"}, update),
+			}, []admissionregistrationv1.MatchCondition{{Name: "probe", Expression: isProbe}}))
+	}
+	return all
+}
+
+// requirement selects namespaces by their names. The API server sets this label, so no user can opt out by labelling a
+// namespace.
+func requirement(o metav1.LabelSelectorOperator, names ...string) metav1.LabelSelectorRequirement {
+	return metav1.LabelSelectorRequirement{Key: corev1.LabelMetadataName, Operator: o, Values: names}
+}
+
+// entry returns one entry of the configuration.
+func (c *Cluster) entry(name string, bundle []byte, policy admissionregistrationv1.FailurePolicyType,
+	namespaces metav1.LabelSelectorRequirement, rules []admissionregistrationv1.RuleWithOperations,
+	conditions []admissionregistrationv1.MatchCondition) validatingWebhook {
+	return validatingWebhook{
+		Name: name,
+		ClientConfig: admissionregistrationv1.WebhookClientConfig{
+			Service: &admissionregistrationv1.ServiceReference{
+				Namespace: c.o.Namespace, Name: kube.Name, Path: ptr.To(kube.WebhookPath),
+				Port: ptr.To[int32](kube.ServicePort)},
+			CABundle: bundle,
+		},
+		Rules:                   rules,
+		FailurePolicy:           &policy,
+		MatchPolicy:             ptr.To(admissionregistrationv1.Equivalent),
+		NamespaceSelector:       &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{namespaces}},
+		ObjectSelector:          &metav1.LabelSelector{},
+		SideEffects:             ptr.To(admissionregistrationv1.SideEffectClassNone),
+		TimeoutSeconds:          ptr.To[int32](timeout),
+		AdmissionReviewVersions: []string{"v1"},
+		MatchConditions:         conditions,
 	}
 }
 
@@ -296,35 +344,12 @@ func (c *Cluster) exempt() []string {
 
 // watch signals on changed when any client has changed the configuration. A pass every Poll finds what it misses.
 func (c *Cluster) watch(ctx context.Context, changed chan<- struct{}) {
-	for ctx.Err() == nil {
-		c.watchOnce(ctx, changed)
-		select {
-		case <-ctx.Done():
-		case <-time.After(c.o.Poll):
-		}
-	}
-}
-
-// watchOnce watches until the watch ends.
-func (c *Cluster) watchOnce(ctx context.Context, changed chan<- struct{}) {
-	w, err := c.o.Client.WebhookConfigurations.Watch(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, kube.Name).String()})
-	if err != nil {
-		return
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case _, open := <-w.ResultChan():
-			if !open {
-				return
-			}
-		}
+	c.follow(ctx, func() (watch.Interface, error) {
+		return c.o.Client.WebhookConfigurations.Watch(ctx, named(kube.Name))
+	}, func(watch.Event) {
 		select {
 		case changed <- struct{}{}:
 		default: // a signal is pending already
 		}
-	}
+	})
 }

@@ -167,7 +167,7 @@ func TestAnUpgradeAdoptsTheConfiguration(t *testing.T) {
 					}
 				}
 				v := w.configuration(t)
-				if len(v.OwnerReferences) != tt.owners || v.UID != "uid" || len(v.Webhooks) != 2 {
+				if len(v.OwnerReferences) != tt.owners || v.UID != "uid" || len(v.Webhooks) != 3 {
 					t.Errorf("%+v", v)
 				}
 			})

@@ -101,7 +101,7 @@ func TestDrift(t *testing.T) {
 		cluster.Eventually(t, 20*time.Second, what+": it is corrected", func() error {
 			policy, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow",
 				"--output=jsonpath={.webhooks[*].failurePolicy}")
-			if err != nil || policy != "Fail Ignore" {
+			if err != nil || policy != "Fail Ignore Ignore" {
 				return fmt.Errorf("%q, %v", policy, err)
 			}
 			out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")

@@ -37,9 +37,9 @@ func TestDisarmApplyArm(t *testing.T) {
 	nginx := func() (string, error) {
 		return c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
 	}
-	const both = "validator.trow.io workloads.trow.io"
+	const all = "validator.trow.io workloads.trow.io probe.trow.io"
 	unchanged(t, c)
-	if out := webhooks(t, c); out != both {
+	if out := webhooks(t, c); out != all {
 		t.Errorf("after applying again: %q", out)
 	}
 	trow(t, c, "disarm")
@@ -59,7 +59,7 @@ func TestDisarmApplyArm(t *testing.T) {
 	if out, err := c.TryKubectl("apply", "--server-side", "--force-conflicts", "--filename=../trow.yaml"); err != nil {
 		t.Errorf("kubectl apply --server-side: %s", out)
 	}
-	if out := webhooks(t, c); out != both {
+	if out := webhooks(t, c); out != all {
 		t.Errorf("after applying on the server's side: %q", out)
 	}
 
@@ -88,6 +88,14 @@ func TestTheRightsOnWebhooks(t *testing.T) {
 		"patch validatingwebhookconfigurations/x":     "no",
 		"update validatingwebhookconfigurations/trow": "yes",
 		"get validatingwebhookconfigurations/trow":    "yes",
+		"get validatingwebhookconfigurations/x":       "no",
+		"list validatingwebhookconfigurations":        "yes",
+		"list mutatingwebhookconfigurations":          "yes",
+		"list deployments.apps":                       "yes",
+		"update deployments.apps":                     "no",
+		"list namespaces":                             "no",
+		"watch namespaces/kube-public":                "yes",
+		"update namespaces/kube-public":               "no",
 	} {
 		args := append([]string{"auth", "can-i", "--as=system:serviceaccount:kube-public:trow"}, strings.Fields(what)...)
 		out, _ := c.TryKubectl(args...) // the exit code is 1 for no
@@ -98,6 +106,26 @@ func TestTheRightsOnWebhooks(t *testing.T) {
 	}
 }
 
+// readiness returns nil when /readyz?verbose has these texts.
+func readiness(c *cluster.Cluster, want ...string) error {
+	client, err := registryClient(c)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Get("https://" + cluster.NodeIP + ":31000/readyz?verbose")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	for _, text := range want {
+		if err != nil || !strings.Contains(string(body), text) {
+			return fmt.Errorf("%s, %v", body, err)
+		}
+	}
+	return nil
+}
+
 // TestTheConfigurationIsDeleted checks that readiness and an Event say what to do when the webhook's configuration was
 // deleted by hand, and that this helps.
 func TestTheConfigurationIsDeleted(t *testing.T) {
@@ -106,21 +134,7 @@ func TestTheConfigurationIsDeleted(t *testing.T) {
 	c.Kubectl(t, "delete", "validatingwebhookconfiguration", "trow")
 	const command = "kubectl apply -f trow.yaml"
 	cluster.Eventually(t, 20*time.Second, "/readyz?verbose says what to do", func() error {
-		client, err := registryClient(c)
-		if err != nil {
-			return err
-		}
-		resp, err := client.Get("https://" + cluster.NodeIP + ":31000/readyz?verbose")
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil || !strings.Contains(string(body), "[-]webhook off") || !strings.Contains(string(body), command) {
-			return fmt.Errorf("%s, %v", body, err)
-		}
-		t.Logf("/readyz?verbose: %s", body)
-		return nil
+		return readiness(c, "[-]webhook off", command)
 	})
 	cluster.Eventually(t, 20*time.Second, "an Event of the pod says what to do", func() error {
 		out := c.Kubectl(t, "--namespace=kube-public", "describe", "pod", "trow-0")

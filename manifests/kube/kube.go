@@ -30,6 +30,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -73,12 +74,18 @@ type Client struct {
 	Pods                   func(namespace string) Resource[*corev1.Pod]
 	Secrets                func(namespace string) Resource[*corev1.Secret]
 	DaemonSets             func(namespace string) Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList]
+	Deployments            func(namespace string) Lister[*appsv1.Deployment, *appsv1.DeploymentList]
+	EndpointSlices         func(namespace string) Resource[*discoveryv1.EndpointSlice]
 
+	Namespaces            Resource[*corev1.Namespace]
 	PersistentVolumes     Resource[*corev1.PersistentVolume]
 	ClusterRoles          Resource[*rbacv1.ClusterRole]
-	WebhookConfigurations Resource[*admissionregistrationv1.ValidatingWebhookConfiguration]
-	TokenReviews          Creator[*authenticationv1.TokenReview]
-	SubjectAccessReviews  Creator[*authorizationv1.SubjectAccessReview]
+	WebhookConfigurations Lister[*admissionregistrationv1.ValidatingWebhookConfiguration,
+		*admissionregistrationv1.ValidatingWebhookConfigurationList]
+	MutatingWebhookConfigurations Lister[*admissionregistrationv1.MutatingWebhookConfiguration,
+		*admissionregistrationv1.MutatingWebhookConfigurationList]
+	TokenReviews         Creator[*authenticationv1.TokenReview]
+	SubjectAccessReviews Creator[*authorizationv1.SubjectAccessReview]
 }
 
 // scheme knows the kinds of Client.
@@ -87,7 +94,8 @@ var scheme = newScheme()
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme,
-		admissionregistrationv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme} {
+		admissionregistrationv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme,
+		discoveryv1.AddToScheme} {
 		utilruntime.Must(add(s)) // it fails only if two kinds of ours have the same name
 	}
 	metav1.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
@@ -105,7 +113,7 @@ func New(config *rest.Config) (*Client, error) {
 	}
 	for _, gv := range []schema.GroupVersion{corev1.SchemeGroupVersion, appsv1.SchemeGroupVersion,
 		rbacv1.SchemeGroupVersion, admissionregistrationv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion,
-		authorizationv1.SchemeGroupVersion} {
+		authorizationv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion} {
 		c := rest.CopyConfig(config)
 		c.GroupVersion, c.NegotiatedSerializer, c.APIPath = &gv, codecs.WithoutConversion(), "/apis"
 		if gv.Group == "" {
@@ -152,13 +160,34 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 				func() *appsv1.DaemonSet { return &appsv1.DaemonSet{} },
 				func() *appsv1.DaemonSetList { return &appsv1.DaemonSetList{} })
 		},
+		Deployments: func(ns string) Lister[*appsv1.Deployment, *appsv1.DeploymentList] {
+			return gentype.NewClientWithList("deployments", apps, parameters, ns,
+				func() *appsv1.Deployment { return &appsv1.Deployment{} },
+				func() *appsv1.DeploymentList { return &appsv1.DeploymentList{} })
+		},
+		EndpointSlices: func(ns string) Resource[*discoveryv1.EndpointSlice] {
+			return gentype.NewClient("endpointslices", groups[discoveryv1.SchemeGroupVersion], parameters, ns,
+				func() *discoveryv1.EndpointSlice { return &discoveryv1.EndpointSlice{} })
+		},
+		Namespaces: gentype.NewClient("namespaces", core, parameters, "",
+			func() *corev1.Namespace { return &corev1.Namespace{} }),
 		PersistentVolumes: gentype.NewClient("persistentvolumes", core, parameters, "",
 			func() *corev1.PersistentVolume { return &corev1.PersistentVolume{} }),
 		ClusterRoles: gentype.NewClient("clusterroles", rbac, parameters, "",
 			func() *rbacv1.ClusterRole { return &rbacv1.ClusterRole{} }),
-		WebhookConfigurations: gentype.NewClient("validatingwebhookconfigurations", admission, parameters, "",
+		WebhookConfigurations: gentype.NewClientWithList("validatingwebhookconfigurations", admission, parameters, "",
 			func() *admissionregistrationv1.ValidatingWebhookConfiguration {
 				return &admissionregistrationv1.ValidatingWebhookConfiguration{}
+			},
+			func() *admissionregistrationv1.ValidatingWebhookConfigurationList {
+				return &admissionregistrationv1.ValidatingWebhookConfigurationList{}
+			}),
+		MutatingWebhookConfigurations: gentype.NewClientWithList("mutatingwebhookconfigurations", admission, parameters, "",
+			func() *admissionregistrationv1.MutatingWebhookConfiguration {
+				return &admissionregistrationv1.MutatingWebhookConfiguration{}
+			},
+			func() *admissionregistrationv1.MutatingWebhookConfigurationList {
+				return &admissionregistrationv1.MutatingWebhookConfigurationList{}
 			}),
 		TokenReviews: gentype.NewClient("tokenreviews", authentication, parameters, "",
 			func() *authenticationv1.TokenReview { return &authenticationv1.TokenReview{} }),

@@ -59,6 +59,10 @@ const (
 	// WorkloadsName is the webhook that judges objects with pod templates. It only warns, unless a setting says
 	// otherwise, and its absence never blocks a request.
 	WorkloadsName = "workloads.trow.io"
+	// ProbeName is the webhook with which the server finds out whether the API server reaches it: it is called for
+	// updates of ConfigMap [ConfigMapName] that have the annotation ProbeAnnotation, and its absence never blocks one.
+	ProbeName       = "probe.trow.io"
+	ProbeAnnotation = "trow.io/probe" // package admission spells it out, in a struct tag
 	// WebhookPath is the path of the Service to which the API server sends reviews.
 	WebhookPath = "/validate"
 )

@@ -24,3 +24,6 @@ func Crowd(n *Node, most int, opening, quiet time.Duration) {
 	n.slots.most, n.slots.opening, n.slots.quiet = most, opening, quiet
 	n.times.beat = quiet / 4
 }
+
+// net/http ends its side before it closes a connection whose client still sends, if it can.
+var _ interface{ CloseWrite() error } = (*conn)(nil)

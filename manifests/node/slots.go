@@ -217,6 +217,13 @@ func (c *conn) Write(b []byte) (int, error) {
 	return k, err
 }
 
+// CloseWrite reports to the client that nothing follows. net/http uses it before it closes a connection whose client
+// still sends: otherwise the client may lose the answer (a 401, in the middle of an upload) to a reset.
+func (c *conn) CloseWrite() error {
+	closeWrite(c.Conn)
+	return nil
+}
+
 func (c *conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil

@@ -13,13 +13,15 @@ import (
 // conn sends what belongs together with one call, which costs the kernel and the client less processor time.
 type conn struct {
 	net.Conn
-	checked bool        // the first byte was checked, or need not be; used by the reading goroutine alone
-	first   []byte      // what was read before this conn took over; used by the reading goroutine alone
-	local   *plain      // where a conn to the TLS port that speaks plain HTTP goes on; nil: nowhere
-	plain   bool        // it came from there
-	gone    atomic.Bool // it went there: the connection is another conn's now
+	checked bool   // the first byte was checked, or need not be; used by the reading goroutine alone
+	first   []byte // what was read before this conn took over; used by the reading goroutine alone
+	local   *plain // where a conn to the TLS port that speaks plain HTTP goes on; nil: nowhere
+	plain   bool   // it came from there
 
 	heads *heads // counts what comes before a request; nil: it does not count
+
+	drains *drains
+	closed atomic.Bool
 
 	mu   sync.Mutex  // guards what follows, and puts writes in sequence
 	held *sendBuffer // nil: what is written is sent at once
@@ -97,6 +99,22 @@ func (c *conn) CloseWrite() error {
 		return to.CloseWrite()
 	}
 	return nil
+}
+
+// Close ends the connection without losing what the client has not read yet: see drains. Like abort, it has no effect
+// after the first of either, nor on a connection that was handed over.
+func (c *conn) Close() error {
+	if !c.closed.Swap(true) {
+		c.drains.end(c.Conn)
+	}
+	return nil
+}
+
+// abort closes the connection at once.
+func (c *conn) abort() {
+	if !c.closed.Swap(true) {
+		_ = c.Conn.Close() // the connection is over even if this fails
+	}
 }
 
 // connKey finds the conn of a request in its context.

@@ -157,11 +157,15 @@ func (c *connections) leave(p *place) {
 }
 
 // abort closes a connection at once. A tls.Conn would first send an alert, and might wait for that.
-func abort(conn net.Conn) {
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
+func abort(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
 	}
-	_ = conn.Close() // the connection is over even if this fails
+	if counted, ok := c.(*conn); ok {
+		counted.abort()
+		return
+	}
+	_ = c.Close() // in tests
 }
 
 // warn logs at most once a minute. The caller holds mu.

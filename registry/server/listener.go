@@ -15,8 +15,9 @@ import (
 // on this machine are served in plain then: see plain.
 type listener struct {
 	net.Listener
-	tls   bool
-	local *plain // with tls
+	tls    bool
+	local  *plain // with tls
+	drains *drains
 }
 
 func (l listener) Accept() (net.Conn, error) {
@@ -24,7 +25,7 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: c, checked: !l.tls, local: l.local}, nil
+	return &conn{Conn: c, checked: !l.tls, local: l.local, drains: l.drains}, nil
 }
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1). No HTTP method starts with it.
@@ -33,8 +34,8 @@ const tlsHandshake = 0x16
 // Read checks the first byte of the connection, unless plain HTTP is spoken. The first to read is the goroutine of the
 // TLS handshake, which has a deadline.
 func (c *conn) Read(p []byte) (int, error) {
-	if c.gone.Load() {
-		return 0, io.EOF
+	if c.closed.Load() { // drains, or another conn, reads what still comes
+		return 0, net.ErrClosed
 	}
 	n, err := len(c.first), error(nil)
 	if n > 0 {

@@ -52,27 +52,22 @@ func (c *conn) handOver(first []byte) bool {
 	if c.local == nil || !loopbackPeer(c.Conn) {
 		return false
 	}
-	next := &conn{Conn: c.Conn, checked: true, plain: true, first: append([]byte(nil), first...)}
+	next := &conn{Conn: c.Conn, checked: true, plain: true, drains: c.drains,
+		first: append([]byte(nil), first...)}
 	// The handshake has set deadlines, of which net/http would renew only the one for reading.
 	if c.Conn.SetDeadline(time.Time{}) != nil {
 		return false
 	}
 	// Before next is served: net/http closes c at any time from now on.
-	c.gone.Store(true)
+	if c.closed.Swap(true) {
+		return true // it was evicted meanwhile
+	}
 	select {
 	case c.local.conns <- next:
 	case <-c.local.done: // the server stops
 		_ = c.Conn.Close() // as it does with connections that have no request yet
 	}
 	return true
-}
-
-// Close closes the connection, unless it was handed over.
-func (c *conn) Close() error {
-	if c.gone.Load() {
-		return nil
-	}
-	return c.Conn.Close()
 }
 
 // loopbackPeer reports whether a connection comes from this machine.

@@ -80,6 +80,7 @@ type Server struct {
 	http   http.Server
 	log    zerolog.Logger
 	probes *Probes // nil: there are none
+	drains drains
 }
 
 // New makes a server. Errors: the names of the metrics are taken in o.Registerer.
@@ -108,7 +109,9 @@ func New(o Options) (*Server, error) {
 		// Small records at the start of an answer are good for web pages, not for layers.
 		s.http.TLSConfig.DynamicRecordSizingDisabled = true
 	}
-	c := newConnections(connectionLimit(o.MaxConnections, o.Log), o.Log, m)
+	limit := connectionLimit(o.MaxConnections, o.Log)
+	s.drains.most = min(maxDraining, max(1, limit/4))
+	c := newConnections(limit, o.Log, m)
 	s.http.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		return c.accept(withConn(ctx, conn), conn)
 	}
@@ -148,12 +151,12 @@ func (s *Server) stop() {
 // Serve answers on l until Shutdown, and closes l. After Shutdown it returns nil at once: requests under way go on, and
 // Shutdown waits for them. Errors: those of the listener.
 func (s *Server) Serve(l net.Listener) error {
-	serve := func() error { return s.http.Serve(listener{Listener: l}) }
+	serve := func() error { return s.http.Serve(listener{l, false, nil, &s.drains}) }
 	if s.http.TLSConfig != nil {
 		local := newPlain(l.Addr())
 		defer local.Close()
 		go s.http.Serve(local) // ends with local, or with Shutdown
-		serve = func() error { return s.http.ServeTLS(listener{l, true, local}, "", "") }
+		serve = func() error { return s.http.ServeTLS(listener{l, true, local, &s.drains}, "", "") }
 	}
 	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -166,9 +169,10 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if err != nil {
-		return errors.Join(err, s.http.Close())
+		err = errors.Join(err, s.http.Close())
 	}
-	return nil
+	s.drains.wait(ctx) // the end of the process would reset these connections
+	return err
 }
 
 // errorLog logs the messages of net/http, at debug because they are about clients (failed handshakes, garbage). A panic

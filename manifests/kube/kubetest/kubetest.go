@@ -4,6 +4,7 @@ package kubetest
 import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"trow/manifests/kube"
@@ -24,10 +25,18 @@ func Client(c kubernetes.Interface) *kube.Client {
 		DaemonSets: func(ns string) kube.Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList] {
 			return c.AppsV1().DaemonSets(ns)
 		},
-		PersistentVolumes:     c.CoreV1().PersistentVolumes(),
-		ClusterRoles:          c.RbacV1().ClusterRoles(),
-		WebhookConfigurations: c.AdmissionregistrationV1().ValidatingWebhookConfigurations(),
-		TokenReviews:          c.AuthenticationV1().TokenReviews(),
-		SubjectAccessReviews:  c.AuthorizationV1().SubjectAccessReviews(),
+		Deployments: func(ns string) kube.Lister[*appsv1.Deployment, *appsv1.DeploymentList] {
+			return c.AppsV1().Deployments(ns)
+		},
+		EndpointSlices: func(ns string) kube.Resource[*discoveryv1.EndpointSlice] {
+			return c.DiscoveryV1().EndpointSlices(ns)
+		},
+		Namespaces:                    c.CoreV1().Namespaces(),
+		PersistentVolumes:             c.CoreV1().PersistentVolumes(),
+		ClusterRoles:                  c.RbacV1().ClusterRoles(),
+		WebhookConfigurations:         c.AdmissionregistrationV1().ValidatingWebhookConfigurations(),
+		MutatingWebhookConfigurations: c.AdmissionregistrationV1().MutatingWebhookConfigurations(),
+		TokenReviews:                  c.AuthenticationV1().TokenReviews(),
+		SubjectAccessReviews:          c.AuthorizationV1().SubjectAccessReviews(),
 	}
 }
