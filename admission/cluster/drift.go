@@ -197,7 +197,7 @@ func differences(a, b validatingWebhook) (names []string) {
 func writer(have *configuration) string {
 	var last *metav1.ManagedFieldsEntry
 	for i, e := range have.ManagedFields {
-		if e.Manager == fieldManager || e.FieldsV1 == nil || !strings.Contains(string(e.FieldsV1.Raw), `"f:webhooks"`) {
+		if e.Manager == fieldManager || e.FieldsV1 == nil || !strings.Contains(e.FieldsV1.GetRawString(), `"f:webhooks"`) {
 			continue
 		}
 		if last == nil || e.Time != nil && (last.Time == nil || last.Time.Before(e.Time)) {

@@ -40,7 +40,7 @@ func (c *Cluster) readNodes(ctx context.Context) {
 	if err != nil {
 		if ctx.Err() == nil && err.Error() != c.nodesError {
 			c.nodesError = err.Error()
-			c.line(c.o.Log.Warn().Err(fmt.Errorf("Events of DaemonSet %s: %w", kube.DaemonSetName, err)), failed, "")
+			c.line(c.o.Log.Warn().Err(fmt.Errorf("list Events of DaemonSet %s: %w", kube.DaemonSetName, err)), failed, "")
 		}
 		return
 	}
