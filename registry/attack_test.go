@@ -314,11 +314,11 @@ func (a *asking) Authorize(context.Context, *auth.Identity, string, auth.Action)
 	return nil
 }
 
-func (a *asking) Readable(context.Context, *auth.Identity) func(string) bool {
+func (a *asking) Readable(context.Context, *auth.Identity) func(string) (bool, error) {
 	if !a.some.Load() {
 		return nil
 	}
-	return func(string) bool { a.asked.Add(1); return true }
+	return func(string) (bool, error) { a.asked.Add(1); return true, nil }
 }
 
 // TestAnUploadWithoutBytes is one like any other for its client, and not stored.
