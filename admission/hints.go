@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 )
 
 // The values of validate-hints.
@@ -40,20 +41,41 @@ func NewHints(o CallersOptions, c *Callers, reads func(*http.Request) (login boo
 	return &Hints{o.Hints, c, reads}
 }
 
-// withhold returns the warning in place of hints about a repository, "" if the sender of the request may have them. r
-// is nil for a review that is no request. A nil *Hints withholds nothing.
-func (h *Hints) withhold(r *http.Request, repo string) string {
+// of returns what says, of a repository, the warning in place of its tags and digests, "" if the sender of a request may
+// have them. r is nil for a review that is no request. A nil *Hints withholds nothing. The sender is asked about once.
+func (h *Hints) of(r *http.Request) (withhold func(repo string) string) {
 	switch {
 	case h == nil || r == nil || h.mode == hintsAll:
-		return ""
+		return nothing
 	case h.mode == hintsOff:
-		return hintsAreOff
+		return func(string) string { return hintsAreOff }
 	case h.callers.Authenticate(): // its credentials are none of the registry
-		return ""
+		return nothing
 	}
-	login, readable := h.reads(r)
-	if (login || h.mode != hintsAuthenticated) && (readable == nil || readable(repo)) {
-		return ""
+	reads := sync.OnceValues(func() (bool, func(string) bool) { return h.reads(r) })
+	return func(repo string) string {
+		login, readable := reads()
+		if (login || h.mode != hintsAuthenticated) && (readable == nil || readable(repo)) {
+			return ""
+		}
+		return hintsNeedLogin
 	}
-	return hintsNeedLogin
+}
+
+// nothing withholds nothing.
+func nothing(string) string { return "" }
+
+// annotated returns the images for the audit annotation of an answer: all, with the digests that the sender of the
+// request may know. The setting off is about people, who get the warnings; the API server that has proved what it is
+// gets the digests all the same, for its audit log.
+func (h *Hints) annotated(d *Decision, withhold func(repo string) string) []string {
+	if h != nil && h.callers.Authenticate() {
+		return d.Images
+	}
+	for i := range d.Verdicts {
+		if v := &d.Verdicts[i]; v.named() && withhold(v.Reference.Path) != "" {
+			return listImages(d.Verdicts, func(v *Verdict) bool { return withhold(v.Reference.Path) == "" })
+		}
+	}
+	return d.Images
 }

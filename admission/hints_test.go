@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -50,9 +51,26 @@ func TestWhoGetsHintsWithTags(t *testing.T) {
 					tt.want != "" && len(r.Warnings) == 0 {
 					t.Errorf("%s: %q", image, r.Warnings)
 				}
+				if strings.Contains(r.AuditAnnotations["images"], "@sha256:") != strings.HasSuffix(image, hex64) {
+					t.Errorf("%s: annotation %q", image, r.AuditAnnotations["images"])
+				}
 				if !strings.HasSuffix(image, hex64) && !strings.Contains(text, "docker push") {
 					t.Errorf("%s: a hint without tags is left out: %q", image, r.Warnings)
 				}
+			}
+			// The digest of an image that is allowed is as good as a hint.
+			var got admission.Decision
+			w = newHook(admission.Options{Images: newRegistry(t, held), Hints: hints,
+				Policy:  newPolicy(t, admission.PolicyOptions{}),
+				Observe: func(_ context.Context, d admission.Decision) { got = d }})
+			r := answer(t, w, reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil))
+			named := tt.want == "" || tt.callers != nil
+			if text := r.AuditAnnotations["images"]; !r.Allowed || !strings.HasPrefix(text, host+"/app:1") ||
+				strings.Contains(text, "@sha256:") != named {
+				t.Errorf("annotation %q", text)
+			}
+			if len(got.Images) != 1 || !strings.Contains(got.Images[0], "@sha256:") {
+				t.Errorf("the log has %q", got.Images)
 			}
 		})
 	}

@@ -38,7 +38,7 @@ func (w *Webhook) denyProbe(q *request, d *Decision) *admissionv1.AdmissionRespo
 		return nil
 	}
 	d.Allowed, d.Skipped = true, "probe of the webhook"
-	r := respond(d, nil, nil)
+	r := respond(d, nil, nil, nil)
 	r.Allowed, r.Result = false, &metav1.Status{Status: metav1.StatusFailure, Code: 403,
 		Reason: metav1.StatusReasonForbidden, Message: sentence}
 	return r

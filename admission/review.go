@@ -52,7 +52,7 @@ func (w *Webhook) review(ctx context.Context, call *http.Request, q *request, d 
 	}
 	if d.Skipped != "" {
 		d.Allowed = true
-		return respond(d, nil, nil), nil
+		return respond(d, nil, nil, nil), nil
 	}
 	if q.Object == nil {
 		return nil, malformed("the request has no object")
@@ -64,13 +64,14 @@ func (w *Webhook) review(ctx context.Context, call *http.Request, q *request, d 
 	d.Denied, d.Images, d.Verdicts = f.sentences, f.digests, f.verdicts
 	d.Allowed = len(f.sentences) == 0 || k.template && !w.policy.enforceTemplates || w.audit()
 	var warn warnings
+	withhold := w.hints.of(call)
 	if !q.Object.Metadata.Controlled {
 		if d.Allowed {
 			warn.addCut(f.sentences)
 		}
-		warn.addHints(f.verdicts, func(repo string) string { return w.hints.withhold(call, repo) })
+		warn.addHints(f.verdicts, withhold)
 	}
-	return respond(d, f.causes, warn.texts), nil
+	return respond(d, w.hints.annotated(d, withhold), f.causes, warn.texts), nil
 }
 
 // decision returns a Decision with what the request says.
@@ -137,7 +138,7 @@ func (w *Webhook) decideAll(ctx context.Context, q *request, k kind) (*findings,
 	if f.omitted > 0 {
 		f.sentences = append(f.sentences, fmt.Sprintf("and %d more", f.omitted))
 	}
-	f.digests = digests(f.verdicts)
+	f.digests = listImages(f.verdicts, func(*Verdict) bool { return true })
 	return f, nil
 }
 
@@ -156,8 +157,11 @@ func (f *findings) deny(k kind, p place, sentence string) {
 	}
 }
 
-// digests lists images, each with its digest if the registry holds it. Invalid ones are left out.
-func digests(verdicts []Verdict) []string {
+// named reports whether the registry holds the image, and its reference does not say the digest.
+func (v *Verdict) named() bool { return v.Digest != "" && v.Reference.Digest == "" }
+
+// listImages lists images, each with its digest if the registry holds it and it may be told. Invalid ones are left out.
+func listImages(verdicts []Verdict, may func(*Verdict) bool) []string {
 	list := make([]string, 0, len(verdicts))
 	size := 0
 	for i := range verdicts {
@@ -166,7 +170,7 @@ func digests(verdicts []Verdict) []string {
 			continue
 		}
 		image := v.Image
-		if v.Digest != "" && v.Reference.Digest == "" {
+		if v.named() && may(v) {
 			image += "@" + v.Digest.String()
 		}
 		if size += len(image) + 1; size > maxAudit {
@@ -177,16 +181,16 @@ func digests(verdicts []Verdict) []string {
 	return list
 }
 
-// respond makes the answer.
-func respond(d *Decision, causes []metav1.StatusCause, warnings []string) *admissionv1.AdmissionResponse {
+// respond makes the answer; images are those for its audit annotation.
+func respond(d *Decision, images []string, causes []metav1.StatusCause, warns []string) *admissionv1.AdmissionResponse {
 	r := &admissionv1.AdmissionResponse{
 		UID:              types.UID(d.UID),
 		Allowed:          d.Allowed,
-		Warnings:         warnings,
+		Warnings:         warns,
 		AuditAnnotations: map[string]string{"decision": d.label()},
 	}
-	if len(d.Images) > 0 {
-		r.AuditAnnotations["images"] = strings.Join(d.Images, " ")
+	if len(images) > 0 {
+		r.AuditAnnotations["images"] = strings.Join(images, " ")
 	}
 	if !d.Allowed {
 		r.Result = &metav1.Status{

@@ -114,7 +114,7 @@ func TestTheCatalogListsReadableRepositories(t *testing.T) {
 		}
 		w.pushImage(repo, "v", "x")
 	}
-	a.readable = func(repo string) bool { return strings.HasSuffix(repo, "/mine") }
+	a.readable = func(repo string) (bool, error) { return strings.HasSuffix(repo, "/mine"), nil }
 	for _, n := range []int{1, 2, 4, 15, 16, 100} {
 		var got []string
 		pages := 0
@@ -134,15 +134,81 @@ func TestTheCatalogListsReadableRepositories(t *testing.T) {
 			t.Errorf("n=%d: %d pages of %v, want %v", n, pages, got, mine)
 		}
 	}
-	a.readable = func(string) bool { return false }
+	a.readable = func(string) (bool, error) { return false, nil }
 	w.do("GET", "/v2/_catalog?n=1", nil).is(200).has("Link", "").equals(`{"repositories":[]}`)
+}
+
+// spending is an Authorizer that answers few questions for one request.
+type spending struct {
+	open
+	asked int // by the last request
+}
+
+func (s *spending) Readable(context.Context, *auth.Identity) func(string) (bool, error) {
+	s.asked = 0
+	return func(repo string) (bool, error) {
+		if s.asked == 10 {
+			return false, auth.ErrSpent
+		}
+		s.asked++
+		return strings.HasSuffix(repo, "/mine"), nil
+	}
+}
+
+// TestAPageOfTheCatalogEndsWhenTheQuestionsAreSpent: no repository is left out for that, and no link names a hidden one.
+func TestAPageOfTheCatalogEndsWhenTheQuestionsAreSpent(t *testing.T) {
+	a := &spending{}
+	w := newServer(t, func(o *registry.Options) { o.Auth = a })
+	var mine []string
+	for i := range 60 {
+		repo := fmt.Sprintf("secret/%0*d", 3+i%5, i)
+		if i == 3 || i == 50 {
+			repo = fmt.Sprintf("secret-%03d/mine", i)
+			mine = append(mine, repo)
+		}
+		w.pushImage(repo, "v", "x")
+	}
+	for _, query := range []string{"", "?n=1", "?n=5"} {
+		var got []string
+		links := map[int]bool{}
+		for path, pages := "/v2/_catalog"+query, 1; path != ""; pages++ {
+			answer := w.do("GET", path, nil).is(200)
+			var page struct{ Repositories []string }
+			if err := json.Unmarshal(answer.body, &page); err != nil || page.Repositories == nil || pages > 20 {
+				t.Fatalf("page %d: %v: %s", pages, err, answer.body)
+			}
+			got = append(got, page.Repositories...)
+			path, _, _ = strings.Cut(strings.TrimPrefix(answer.header.Get("Link"), "<"), ">")
+			if path != "" && strings.Contains(path, "~") {
+				links[len(path)] = true
+			}
+			if strings.Contains(path, "secret/") || strings.Contains(path, "secret%2F") {
+				t.Errorf("a link names a hidden repository: %s", path)
+			}
+		}
+		if !slices.Equal(got, mine) || len(links) != 1 {
+			t.Errorf("%q: %v, want %v; links of %d lengths", query, got, mine, len(links))
+		}
+	}
+	for _, last := range []string{"~", "~x", "~" + strings.Repeat("A", 380)} {
+		w.do("GET", "/v2/_catalog?last="+last, nil).code(400, "UNSUPPORTED")
+	}
+}
+
+// TestTheCatalogIsNotCutWhileTheKubernetesAPIIsAway: a list without what may be readable would look complete.
+func TestTheCatalogIsNotCutWhileTheKubernetesAPIIsAway(t *testing.T) {
+	a := &rules{Authorizer: open{}}
+	w := newServer(t, func(o *registry.Options) { o.Auth = a })
+	w.pushImage("a", "v", "x")
+	a.readable = func(string) (bool, error) { return false, fmt.Errorf("%w: 10.0.0.1", auth.ErrUnavailable) }
+	w.do("GET", "/v2/_catalog", nil).code(503, "UNAVAILABLE").has("Retry-After", "1")
 }
 
 type rules struct {
 	auth.Authorizer
 	deny     string
 	err      error
-	readable func(string) bool
+	readable func(string) (bool, error)
 }
 
 func (r *rules) Authorize(_ context.Context, _ *auth.Identity, repo string, _ auth.Action) error {
@@ -152,4 +218,6 @@ func (r *rules) Authorize(_ context.Context, _ *auth.Identity, repo string, _ au
 	return nil
 }
 
-func (r *rules) Readable(context.Context, *auth.Identity) func(string) bool { return r.readable }
+func (r *rules) Readable(context.Context, *auth.Identity) func(string) (bool, error) {
+	return r.readable
+}

@@ -90,12 +90,63 @@ func TestEmptyUploadsStopNoPush(t *testing.T) {
 func TestAFullPoolStopsNoManifest(t *testing.T) {
 	blobs, journal, _ := bounded(t, t.TempDir(), 1)
 	w := serve(t, blobs, journal)
-	w.do("PATCH", w.begin("a"), []byte("x")).is(202)
-	w.do("PATCH", w.begin("b"), []byte("x")).code(429, "TOOMANYREQUESTS").has("Retry-After", "5")
+	body, feed := io.Pipe()
+	done := make(chan *answer)
+	first, l := w.begin("a"), w.begin("b")
+	go func() { done <- w.send("PATCH", first, body) }()
+	for n := 0; ; n++ { // until the server has taken the place for the first one
+		if _, err := feed.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		a := w.do("PATCH", l, []byte("x"))
+		if a.status == 429 {
+			a.code(429, "TOOMANYREQUESTS").has("Retry-After", "5")
+			break
+		}
+		a.is(202)
+		w.do("DELETE", l, nil) // unless it has given way to the first one
+		if l = w.begin("b"); n == 1000 {
+			t.Fatal("an upload that is being written to has given way")
+		}
+	}
 	w.pushImage("b", "v", "content") // its blobs come in one request each
 	empty := digest.FromString("").String()
 	w.do("PUT", w.begin("b")+"?digest="+empty, nil).is(201) // has no bytes to keep
 	w.do("GET", "/v2/b/blobs/"+empty, nil).is(200).equals("")
+	feed.Close()
+	(<-done).is(202)
+	w.do("PATCH", l, []byte("x")).is(202) // that one is idle now, and gives way
+}
+
+// TestClientsThatFillAllPlacesKeepNoneOut: each is within its share.
+func TestClientsThatFillAllPlacesKeepNoneOut(t *testing.T) {
+	const clients, share = 5, 4
+	blobs, journal, _ := bounded(t, t.TempDir(), clients*share)
+	w := serve(t, blobs, journal, func(o *registry.Options) { o.Auth, o.MaxUploadsPerClient = named{}, share })
+	stored := func(user string) string {
+		l := w.begin("a")
+		w.do("PATCH", l, []byte("x"), "X-User", user).is(202)
+		return l
+	}
+	var held []string
+	for i := range clients * share {
+		held = append(held, stored(fmt.Sprint("eve", i%clients)))
+	}
+	alices := []string{stored("alice"), stored("alice")}
+	for i, l := range held { // the oldest of those who held most: eve0 held less than the others after the first
+		if i < len(alices) {
+			w.do("GET", l, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
+		} else {
+			w.do("GET", l, nil).is(204)
+		}
+	}
+	for range 3 * clients * share { // alice has less than the others all the time
+		stored("eve1")
+		stored("eve2")
+	}
+	for _, l := range alices {
+		w.do("PATCH", l, []byte("more"), "Content-Range", "1-4").is(202)
+	}
 }
 
 // TestAClientsOwnUploadsGiveWay checks that uploads of other clients, and those with a request under way, stay.
@@ -263,11 +314,11 @@ func (a *asking) Authorize(context.Context, *auth.Identity, string, auth.Action)
 	return nil
 }
 
-func (a *asking) Readable(context.Context, *auth.Identity) func(string) bool {
+func (a *asking) Readable(context.Context, *auth.Identity) func(string) (bool, error) {
 	if !a.some.Load() {
 		return nil
 	}
-	return func(string) bool { a.asked.Add(1); return true }
+	return func(string) (bool, error) { a.asked.Add(1); return true, nil }
 }
 
 // TestAnUploadWithoutBytes is one like any other for its client, and not stored.

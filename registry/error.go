@@ -52,6 +52,13 @@ func pageInvalid(n string) *ocierror.Error {
 		Message: "invalid n; want the number of results, 0 or more"}
 }
 
+// cursorInvalid refuses a last that looks like a cursor and is none.
+func cursorInvalid(last string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusBadRequest,
+		Detail:  map[string]string{"last": ocierror.Clip(last)},
+		Message: "invalid last; want that of a Link header, as it is; begin again without last"}
+}
+
 func namespaceUnknown(ns string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"ns": ocierror.Clip(ns)},
 		Message: "this registry is not a mirror of the one in ?ns=; if that is a name of this registry, add it to --names"}

@@ -83,7 +83,7 @@ func (u *upload) store() error {
 	}
 	var inner storage.Upload
 	if err = u.giveWay(victim); err == nil {
-		inner, err = u.blobs.CreateAs(u.ctx, u.repo, u.id.name, u.id.alg)
+		inner, err = u.create()
 	}
 	// Asked again: a request that cancels the session, or completes it, notes its end before it looks for the upload in
 	// storage, and this one looks after it has stored it. So at least one of the two sees the other.
@@ -101,7 +101,28 @@ func (u *upload) store() error {
 	return nil
 }
 
-// giveWay drops an idle upload of the same client, if there is one that has to give way.
+// maxYields bounds how often a place is made for one upload: another one may take it first.
+const maxYields = 16
+
+// create creates the upload in storage. If all places there are taken, it makes one.
+func (u *upload) create() (inner storage.Upload, err error) {
+	for range maxYields {
+		inner, err = u.blobs.CreateAs(u.ctx, u.repo, u.id.name, u.id.alg)
+		if !errors.Is(err, storage.ErrBusy) {
+			return inner, err
+		}
+		victim := u.sessions.yield(u.client)
+		if victim == nil {
+			return nil, err
+		}
+		if failed := u.giveWay(victim); failed != nil {
+			return nil, failed
+		}
+	}
+	return nil, err
+}
+
+// giveWay drops an idle upload that has to give way, if there is one.
 func (u *upload) giveWay(victim *stored) error {
 	if victim == nil {
 		return nil

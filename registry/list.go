@@ -70,11 +70,19 @@ func (r *Registry) listRepos(w http.ResponseWriter, req *http.Request, c *call) 
 	if err != nil {
 		return err
 	}
-	repos, err := r.repos(req.Context(), p.last, p.n+1, r.options.Auth.Readable(req.Context(), c.who))
+	after, err := r.cursors.open(p.last)
 	if err != nil {
 		return err
 	}
-	repos = p.cut(w.Header(), r.options.Prefix+"/v2/_catalog", repos)
+	repos, rest, err := r.repos(req.Context(), after, p.n+1, r.options.Auth.Readable(req.Context(), c.who))
+	if err != nil {
+		return r.refusal(req, c, err)
+	}
+	path := r.options.Prefix + "/v2/_catalog"
+	if rest != "" && p.n > 0 && len(repos) <= p.n { // the page ends early, so that what it costs is bounded
+		setNextLink(w.Header(), path, url.Values{"n": {strconv.Itoa(p.n)}, "last": {r.cursors.seal(rest)}})
+	}
+	repos = p.cut(w.Header(), path, repos)
 	writeJSON(w, req, struct {
 		Repositories []string `json:"repositories"`
 	}{repos})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/auth"
 	"trow/registry/ocierror"
 	"trow/storage"
 )
@@ -187,32 +188,43 @@ func (r *Registry) tags(ctx context.Context, repo, after string, n int) ([]strin
 }
 
 // repos returns up to n repositories after the given one that are readable; a nil readable means all. It searches until
-// it has n, so that only the last page is not full, however many repositories between are not readable.
-func (r *Registry) repos(ctx context.Context, after string, n int, readable func(string) bool) ([]string, error) {
+// it has n, so that only the last page is not full, however many repositories between are not readable. If more would
+// have to be asked about than one request may (auth.ErrSpent), rest is the last one that was looked at, which may not be
+// readable; it is empty otherwise. Errors: auth.ErrUnavailable.
+func (r *Registry) repos(ctx context.Context, after string, n int, readable func(string) (bool, error)) (
+	list []string, rest string, err error) {
 	if readable == nil {
-		return r.options.Index.Repos(ctx, after, n)
+		list, err = r.options.Index.Repos(ctx, after, n)
+		return list, "", err
 	}
-	list := []string{} // not nil, which JSON would show as null
-	for len(list) < n {
+	list = []string{} // not nil, which JSON would show as null
+	for {
 		const piece = 1000 // at a time, since the Index is locked meanwhile
 		next, err := r.options.Index.Repos(ctx, after, piece)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		for _, repo := range next {
-			if len(list) < n && readable(repo) {
+			ok, err := readable(repo)
+			switch {
+			case errors.Is(err, auth.ErrSpent):
+				return list, after, nil
+			case err != nil:
+				return nil, "", err
+			case ok:
 				list = append(list, repo)
+			}
+			if after = repo; len(list) >= n {
+				return list, "", nil
 			}
 		}
 		if len(next) < piece {
-			break
+			return list, "", nil
 		}
-		after = next[piece-1]
 		if err := ctx.Err(); err != nil { // the client has gone
-			return nil, err
+			return nil, "", err
 		}
 	}
-	return list, nil
 }
 
 // referrersFound are manifests in the order of their digests. more reports whether others follow.

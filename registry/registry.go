@@ -100,6 +100,7 @@ type Registry struct {
 
 	pushing, others *limit.Places // requests under way
 	sessions        *sessions
+	cursors         cursors
 }
 
 // The caches are bounded by bytes. 16 MiB hold about 8,000 manifests of images.
@@ -126,12 +127,14 @@ func New(o Options) *Registry {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
+	sessions := newSessions(o.UploadKey, o.UploadTimeout, o.MaxUploadsPerClient)
 	return &Registry{options: o,
 		contents:  newCache[digest.Digest, []byte](contentCacheSize),
 		referrers: newCache[storage.Descriptor, referrer](referrerCacheSize),
 		pushing:   limit.NewPlaces(o.MaxRequests),
 		others:    limit.NewPlaces(o.MaxRequests),
-		sessions:  newSessions(o.UploadKey, o.UploadTimeout, o.MaxUploadsPerClient),
+		sessions:  sessions,
+		cursors:   newCursors(sessions.key),
 
 		artifactTypes: newCache[storage.Descriptor, string](artifactCacheSize)}
 }

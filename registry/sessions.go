@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/crowd"
 	"trow/registry/limit"
 	"trow/storage"
 )
@@ -42,7 +43,8 @@ type sessions struct {
 	floor  int64     // IDs that were made until then, in Unix ms, begin no upload
 	stored map[storedKey]*stored
 	used   *list.List // of *stored, the one that was used least recently first
-	owners map[limit.Client]*list.List
+	owners map[limit.Client]int
+	idle   crowd.Crowd[limit.Client, *stored] // those that can give way: no request is under way, and they do not leave
 }
 
 // maxEnded bounds the memory of IDs that have ended, to about 4 MiB.
@@ -72,7 +74,7 @@ func newSessions(key []byte, timeout time.Duration, share int) *sessions {
 		timeout = defaultUploadTimeout
 	}
 	return &sessions{key: key, timeout: timeout, share: share, floor: time.Now().UnixMilli() - 1, ended: map[uuid]bool{},
-		stored: map[storedKey]*stored{}, used: list.New(), owners: map[limit.Client]*list.List{}}
+		stored: map[storedKey]*stored{}, used: list.New(), owners: map[limit.Client]int{}}
 }
 
 const (
@@ -173,7 +175,7 @@ type stored struct {
 	leaving  bool      // it gives way to another one; no request may start
 	at       time.Time // of the last use
 	inUsed   *list.Element
-	inOwner  *list.Element
+	inIdle   *crowd.Member[limit.Client, *stored] // nil: it cannot give way
 }
 
 type storedKey struct{ repo, name string }
@@ -206,9 +208,9 @@ func (s *sessions) adopt(repo string, id sessionID, owner limit.Client) *stored 
 }
 
 // admit is enter for an upload that is about to be stored. If its owner has more than its share then, victim is the
-// idle one of them that was used least recently: the caller drops it before the new one is stored, and then calls leave
-// for it. Uploads of other clients never give way, nor those with a request under way. Errors: ErrClosed if another
-// request stores the upload; TOOMANYREQUESTS if none can give way.
+// idle one of them that was used least recently: the caller drops it before the new one is stored, and then calls
+// dropped for it. Uploads of other clients do not give way here, and those with a request under way never do. Errors:
+// ErrClosed if another request stores the upload; TOOMANYREQUESTS if none can give way.
 func (s *sessions) admit(repo string, id sessionID, owner limit.Client) (u, victim *stored, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -216,23 +218,38 @@ func (s *sessions) admit(repo string, id sessionID, owner limit.Client) (u, vict
 		return nil, nil, fmt.Errorf("upload: %w: another request has begun it", storage.ErrClosed)
 	}
 	s.forget()
-	if own := s.owners[owner]; s.share > 0 && own != nil && own.Len() >= s.share {
-		if victim = idlest(own); victim == nil {
+	if s.share > 0 && s.owners[owner] >= s.share {
+		oldest := s.idle.FirstOf(owner)
+		if oldest == nil {
 			return nil, nil, tooManyUploads(owner, s.share)
 		}
-		victim.leaving = true
+		victim = s.send(oldest.Value)
 	}
 	return s.add(repo, id, owner), victim, nil
 }
 
-// idlest returns the upload in a list that was used least recently and has no request under way; nil: all have.
-func idlest(own *list.List) *stored {
-	for e := own.Front(); e != nil; e = e.Next() {
-		if u := e.Value.(*stored); u.requests == 0 && !u.leaving {
-			return u
-		}
+// yield returns the upload that gives way to a new one of owner when storage has no place for it, as in admit: of the
+// client with the most idle ones, that which was used least recently. So clients that fill all places together keep no
+// other one out. It is one of owner itself if no other client has more. nil: none can give way.
+func (s *sessions) yield(owner limit.Client) (victim *stored) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget()
+	first := s.idle.First()
+	if first == nil {
+		return nil
 	}
-	return nil
+	if own := s.idle.FirstOf(owner); own != nil && first.Group().Weight() <= own.Group().Weight() {
+		first = own
+	}
+	return s.send(first.Value)
+}
+
+// send makes an idle upload leave. The caller holds mu.
+func (s *sessions) send(u *stored) *stored {
+	u.leaving = true
+	s.note(u)
+	return u
 }
 
 // forget removes what storage has dropped since, because it was idle for too long. The caller holds mu.
@@ -242,7 +259,7 @@ func (s *sessions) forget() {
 		if time.Since(u.at) <= s.timeout {
 			return
 		}
-		if e = e.Next(); u.requests == 0 && !u.leaving {
+		if e = e.Next(); u.inIdle != nil {
 			s.remove(u)
 		}
 	}
@@ -251,12 +268,8 @@ func (s *sessions) forget() {
 // add lists an upload with one request under way. The caller holds mu.
 func (s *sessions) add(repo string, id sessionID, owner limit.Client) *stored {
 	u := &stored{storedKey: storedKey{repo, id.name}, session: id, owner: owner, requests: 1, at: time.Now()}
-	own := s.owners[owner]
-	if own == nil {
-		own = list.New()
-		s.owners[owner] = own
-	}
-	u.inUsed, u.inOwner = s.used.PushBack(u), own.PushBack(u)
+	u.inUsed = s.used.PushBack(u)
+	s.owners[owner]++
 	s.stored[u.storedKey] = u
 	return u
 }
@@ -269,7 +282,19 @@ func (s *sessions) use(u *stored, requests int) {
 	}
 	u.at = time.Now()
 	s.used.MoveToBack(u.inUsed)
-	s.owners[u.owner].MoveToBack(u.inOwner)
+	s.note(u)
+}
+
+// note lists an upload among those that can give way, or takes it off, as the newest. The caller holds mu.
+func (s *sessions) note(u *stored) {
+	idle := u.requests == 0 && !u.leaving && s.stored[u.storedKey] == u
+	switch {
+	case idle && u.inIdle == nil:
+		u.inIdle = s.idle.Add(u.owner, 1, u)
+	case !idle && u.inIdle != nil:
+		s.idle.Remove(u.inIdle)
+		u.inIdle = nil
+	}
 }
 
 // leave ends what enter, adopt or admit has begun. gone reports whether storage has the upload no more. u may be nil.
@@ -291,6 +316,7 @@ func (s *sessions) dropped(u *stored, gone bool) {
 	if u.leaving = false; gone {
 		s.remove(u)
 	}
+	s.note(u)
 }
 
 // remove takes an upload off the lists. The caller holds mu.
@@ -300,8 +326,8 @@ func (s *sessions) remove(u *stored) {
 	}
 	delete(s.stored, u.storedKey)
 	s.used.Remove(u.inUsed)
-	own := s.owners[u.owner]
-	if own.Remove(u.inOwner); own.Len() == 0 {
+	s.note(u)
+	if s.owners[u.owner]--; s.owners[u.owner] == 0 {
 		delete(s.owners, u.owner)
 	}
 }

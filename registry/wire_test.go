@@ -50,7 +50,7 @@ type open struct{}
 
 func (open) Identify(*http.Request) (*auth.Identity, error)                       { return &auth.Identity{}, nil }
 func (open) Authorize(context.Context, *auth.Identity, string, auth.Action) error { return nil }
-func (open) Readable(context.Context, *auth.Identity) func(string) bool           { return nil }
+func (open) Readable(context.Context, *auth.Identity) func(string) (bool, error)  { return nil }
 func (open) Challenge(*http.Request, string, auth.Action, error) []string         { return nil }
 
 // newWire runs a registry over memory.

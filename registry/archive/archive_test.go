@@ -970,5 +970,5 @@ type allowAll struct{}
 
 func (allowAll) Identify(*http.Request) (*auth.Identity, error)                       { return &auth.Identity{}, nil }
 func (allowAll) Authorize(context.Context, *auth.Identity, string, auth.Action) error { return nil }
-func (allowAll) Readable(context.Context, *auth.Identity) func(string) bool           { return nil }
+func (allowAll) Readable(context.Context, *auth.Identity) func(string) (bool, error)  { return nil }
 func (allowAll) Challenge(*http.Request, string, auth.Action, error) []string         { return nil }

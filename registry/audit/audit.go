@@ -13,8 +13,8 @@
 //
 //  1. Each successful push and delete that changed something has a line.
 //  2. Of every other kind there are at most 10 lines a second (and 100 at once) of proven identities, and as many of
-//     other clients. A peer gets half of that at most, so that its lines never keep out those of the others. A further
-//     line reports how many events were left out.
+//     other clients. A peer gets as many as it leaves to the others, so half of that at most, and dozens of peers that
+//     write all they can keep out no other one. A further line reports how many events were left out.
 //  3. No line contains a secret: events have no field for one, and a failed login names only users who exist, because
 //     people type passwords where names belong, and what looks like a robot's secret is removed.
 //  4. A line that cannot be written does not fail a request. It is counted, and reported in the program's log once a

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"hash/maphash"
+	"math"
 	"net/netip"
 	"time"
 
@@ -16,12 +17,12 @@ const (
 	// is at most 300 MB a day.
 	linesPerSecond = 10
 	linesAtOnce    = 100
-	// peerPerSecond and peerAtOnce bound the lines of a peer within a kind: half of it, so that the other half is left
-	// for the rest, whatever one peer does.
-	peerPerSecond = linesPerSecond / 2
-	peerAtOnce    = linesAtOnce / 2
-	// maxPeers bounds the peers that are remembered, about 200 bytes each. A peer that was forgotten starts with a full
-	// budget; the one of its kind still applies.
+	// shareTime is how fast the lines of a peer cease to count against it. A peer may have as many as are left for the
+	// others, so alone it gets half of a kind: 50 at once, and then up to 100 in 20 s, which are 5 a second. N peers that
+	// write all they can leave 200/N of the 100 lines, and 100/(N+1) after a sudden start.
+	shareTime = 2 * linesAtOnce / linesPerSecond * time.Second
+	// maxPeers bounds the peers that are remembered, about 200 bytes each. A peer that was forgotten starts anew; the
+	// budget of its kind still applies.
 	maxPeers = 1024
 )
 
@@ -54,25 +55,42 @@ type peer struct {
 // peers are the budgets of those seen last. Not safe for concurrent use.
 type peers struct {
 	seed maphash.Seed
-	all  *simplelru.LRU[peer, *rate.Limiter]
+	all  *simplelru.LRU[peer, *share]
+}
+
+// share is what a peer has had of the budget of its kind.
+type share struct {
+	lines float64 // at a time; they fade
+	at    time.Time
+}
+
+// left returns how much of the share still counts.
+func (s *share) left(now time.Time) float64 {
+	return s.lines * math.Exp(-now.Sub(s.at).Seconds()/shareTime.Seconds())
 }
 
 func newPeers() *peers {
-	all, err := simplelru.NewLRU[peer, *rate.Limiter](maxPeers, nil)
+	all, err := simplelru.NewLRU[peer, *share](maxPeers, nil)
 	if err != nil {
 		panic(err) // impossible: the size is positive
 	}
 	return &peers{seed: maphash.MakeSeed(), all: all}
 }
 
-// allow reports whether there may be one more line of the peer.
-func (p *peers) allow(who peer, now time.Time) bool {
-	lines, ok := p.all.Get(who)
+// allow takes one line of the peer from a budget, and reports whether there was room: a peer may have no more than is
+// left for others after it, so that one which had none yet finds room, even if several others write all they can.
+func (p *peers) allow(who peer, budget *rate.Limiter, now time.Time) bool {
+	s, ok := p.all.Get(who)
 	if !ok {
-		lines = rate.NewLimiter(peerPerSecond, peerAtOnce)
-		p.all.Add(who, lines)
+		s = &share{at: now}
+		p.all.Add(who, s)
 	}
-	return lines.AllowN(now, 1)
+	had := s.left(now)
+	if budget.TokensAt(now) < had+1 || !budget.AllowN(now, 1) {
+		return false
+	}
+	s.lines, s.at = had+1, now
+	return true
 }
 
 // of returns the peer of an event: the identity that was proved, otherwise the address.
@@ -134,9 +152,8 @@ func (l *Log) room(e *Event) bool {
 	if who.proven {
 		lines = b.proven
 	}
-	// The peer first: what is beyond its own budget takes nothing from that of the kind. The count is taken and reset
-	// under the lock, so that each event is reported once, here or by reportLeftOut.
-	room, left := l.peers.allow(who, now) && lines.AllowN(now, 1), b.leftOut
+	// The count is taken and reset under the lock, so that each event is reported once, here or by reportLeftOut.
+	room, left := l.peers.allow(who, lines, now), b.leftOut
 	if b.leftOut = 0; !room {
 		b.leftOut = left + 1
 		l.leftOut.Add(1)

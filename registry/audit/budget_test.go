@@ -52,6 +52,12 @@ func TestOneClientDoesNotKeepOutTheLinesOfAnother(t *testing.T) {
 				return denied(fmt.Sprint("10.0.", i/250, ".", i%250), false, "x", "a", "forged")
 			},
 			func(int) audit.Event { return denied("10.0.0.1", true, "alice", "a", "honest") }},
+		"twenty forgers": {
+			func(i int) audit.Event { return denied(fmt.Sprint("10.0.0.", i%20), false, "x", "a", "forged") },
+			func(i int) audit.Event { return denied(fmt.Sprint("10.0.1.", i), false, "alice", "a", "honest") }},
+		"four users": {
+			func(i int) audit.Event { return request("user", fmt.Sprint("mallory", i%4), "10.0.0.1") },
+			func(int) audit.Event { return request("user", "honest", "10.0.0.1") }},
 		"an IPv6 host with many addresses": {
 			func(i int) audit.Event { return denied(fmt.Sprintf("fd00::%x", i+1), false, "x", "a", "forged") },
 			func(int) audit.Event { return denied("fd00:0:0:1::1", false, "x", "a", "honest") }},
@@ -108,6 +114,29 @@ func TestManyPeersStayWithinTheKind(t *testing.T) {
 		}
 		if n, _ := recorded(t, program.String(), "p"); n != 100 {
 			t.Errorf("%d lines, want 100", n)
+		}
+	})
+}
+
+// TestAPeerAloneHasHalfOfItsKind: at once, and for long.
+func TestAPeerAloneHasHalfOfItsKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var program bytes.Buffer
+		l := openLog(t, "", &program)
+		flood := func() (n int) {
+			for range 1000 {
+				l.Record(t.Context(), denied("10.0.0.6", false, "x", "a", "p"))
+			}
+			n, _ = recorded(t, program.String(), "p")
+			return n
+		}
+		begin := flood()
+		for range 600 {
+			time.Sleep(time.Second)
+			flood()
+		}
+		if n := flood() - begin; begin != 50 || n < 2500 || n > 3050 {
+			t.Errorf("%d lines at once, and %d in ten minutes; want 50, and at most 5 a second", begin, n)
 		}
 	})
 }

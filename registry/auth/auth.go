@@ -169,8 +169,9 @@ type Authorizer interface {
 	// ErrUnauthorized, ErrDenied, ErrHidden (Pull alone), ErrCreateOnly (Push alone), ErrUnavailable.
 	Authorize(ctx context.Context, who *Identity, repo string, a Action) error
 	// Readable returns a function that reports from which repositories who may pull, whatever the scopes of its token
-	// are. nil means: from all.
-	Readable(ctx context.Context, who *Identity) func(repo string) bool
+	// are. nil means: from all. It is for one request and one goroutine. Its errors: ErrSpent, after which the request
+	// ends its list, ErrUnavailable.
+	Readable(ctx context.Context, who *Identity) func(repo string) (bool, error)
 	// Challenge returns the values of the WWW-Authenticate headers that go with an ErrUnauthorized, one header for each
 	// (RFC 9110, section 11.6.1).
 	Challenge(r *http.Request, repo string, a Action, err error) []string

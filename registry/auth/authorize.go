@@ -91,18 +91,6 @@ func (g *Guard) ask(ctx context.Context, who *Identity, repo string, a Action) (
 	return allowed, reason, nil
 }
 
-// Readable implements Authorizer.
-func (g *Guard) Readable(ctx context.Context, who *Identity) func(repo string) bool {
-	s := g.state.Load()
-	if who == Socket || s.policy.readsAll(who) {
-		return nil
-	}
-	return func(repo string) bool {
-		ok, err := g.allows(ctx, s, who, repo, Pull)
-		return ok && err == nil
-	}
-}
-
 // Protect returns a handler that passes on the requests of identities that may do an action to the registry as a whole,
 // and refuses others. It asks clients without a login for one.
 func (g *Guard) Protect(a Action, next http.Handler) http.Handler {

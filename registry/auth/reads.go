@@ -10,5 +10,12 @@ func (g *Guard) Reads(r *http.Request) (login bool, readable func(repo string) b
 	if err != nil {
 		return false, func(string) bool { return false }
 	}
-	return !who.Anonymous(), g.Readable(r.Context(), who)
+	known := g.Readable(r.Context(), who)
+	if known == nil {
+		return !who.Anonymous(), nil
+	}
+	return !who.Anonymous(), func(repo string) bool {
+		ok, err := known(repo)
+		return ok && err == nil
+	}
 }

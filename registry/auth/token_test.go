@@ -123,7 +123,7 @@ func TestATokenAllowsWhatBothScopesAndRulesAllow(t *testing.T) {
 		`,scope="repository:team/other:pull",error="insufficient_scope",error_description="token lacks the required scope"`) {
 		t.Errorf("%q", c)
 	}
-	if readable := g.Readable(t.Context(), who); !readable("team/other") || readable("secret") {
+	if readable := reads(t, g, who); !readable("team/other") || readable("secret") {
 		t.Error("the catalog is not what the rules say")
 	}
 	// A change of the rules takes effect at once.

@@ -44,7 +44,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	AddDataDirFlag(fs, &o.DataDir)
 	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none")
 	fs.IntVar(&o.MaxUploads, "max-uploads", 10000,
-		"uploads with bytes that may be open at once; further ones are answered 429")
+		"uploads with bytes that may be open at once; for further ones an idle one is dropped, of the client with most")
 	fs.IntVar(&o.MaxUploadsPerClient, "max-uploads-per-client", 0, "how many of them one login, or without a login one "+
 		"address, may have; for further ones its own that was idle the longest is dropped; 0: a tenth of max-uploads, at "+
 		"least 16")

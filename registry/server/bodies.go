@@ -144,15 +144,15 @@ type pool struct {
 
 	mu      sync.Mutex // guards what follows, and the members of its holds and waiters
 	free    int64
-	held    crowd // of *hold
-	waiting crowd // of *waiter
+	held    crowdOf[*hold]
+	waiting crowdOf[*waiter]
 	pressed time.Time
 }
 
 // hold is what a request has of a pool.
 type hold struct {
 	pool    *pool
-	member  *member
+	member  *memberOf[*hold]
 	since   time.Time
 	reader  *http.ResponseController // of a body that is being read; nil: the hold does not give way
 	evicted bool
@@ -162,7 +162,7 @@ type hold struct {
 type waiter struct {
 	bytes  int64
 	hold   hold
-	member *member
+	member *memberOf[*waiter]
 	done   chan struct{} // closed when the hold is granted, or the waiter gives way
 	err    error         // why there is no hold; set before done is closed
 }
@@ -173,16 +173,16 @@ func (p *pool) init(size int64) { p.size, p.free = size, size }
 func (p *pool) take(ctx context.Context, from netip.Addr, bytes int64, reader *http.ResponseController) (*hold, error) {
 	bytes = min(bytes, p.size)
 	p.mu.Lock()
-	if p.free >= bytes && len(p.waiting.order) == 0 {
+	if p.free >= bytes && p.waiting.Len() == 0 {
 		h := &hold{pool: p, reader: reader}
 		p.grant(h, from, bytes)
 		p.mu.Unlock()
 		return h, nil
 	}
 	w := &waiter{bytes: bytes, hold: hold{pool: p, reader: reader}, done: make(chan struct{})}
-	w.member = p.waiting.add(from, 1, w)
-	if p.waiting.n > maxBodiesWaiting {
-		p.dismiss(p.waiting.first().value.(*waiter))
+	w.member = p.waiting.Add(from, 1, w)
+	if p.waiting.Len() > maxBodiesWaiting {
+		p.dismiss(p.waiting.First().Value)
 	}
 	p.mu.Unlock()
 	return p.await(ctx, w)
@@ -214,7 +214,7 @@ func (p *pool) await(ctx context.Context, w *waiter) (*hold, error) {
 		case <-w.done: // it was granted meanwhile, and the hold must not get lost
 			return &w.hold, w.err
 		default:
-			p.waiting.remove(w.member)
+			p.waiting.Remove(w.member)
 			return nil, err
 		}
 	}
@@ -224,12 +224,12 @@ func (p *pool) await(ctx context.Context, w *waiter) (*hold, error) {
 func (p *pool) grant(h *hold, from netip.Addr, bytes int64) {
 	p.free -= bytes
 	h.since = time.Now()
-	h.member = p.held.add(from, bytes, h)
+	h.member = p.held.Add(from, bytes, h)
 }
 
 // dismiss ends the wait of a waiter without a hold. The caller holds mu.
 func (p *pool) dismiss(w *waiter) {
-	p.waiting.remove(w.member)
+	p.waiting.Remove(w.member)
 	w.err = errBusy{}
 	close(w.done)
 }
@@ -239,11 +239,11 @@ func (h *hold) release() {
 	p := h.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held.remove(h.member)
-	p.free += h.member.weight
+	p.held.Remove(h.member)
+	p.free += h.member.Weight()
 	for next := p.next(); next != nil; next = p.next() {
-		p.waiting.remove(next.member)
-		p.grant(&next.hold, next.member.group.address, next.bytes)
+		p.waiting.Remove(next.member)
+		p.grant(&next.hold, next.member.Group().Key, next.bytes)
 		close(next.done)
 	}
 }
@@ -253,12 +253,12 @@ func (h *hold) release() {
 // nothing, and it would wait in vain behind them. It returns nil if there is none. The caller holds mu.
 func (p *pool) next() (best *waiter) {
 	var least int64
-	for address, g := range p.waiting.groups { // at most maxBodiesWaiting
-		w, held := g.newest().value.(*waiter), p.held.of(address)
+	for g := range p.waiting.Groups() { // at most maxBodiesWaiting
+		w, held := g.Newest().Value, p.held.Of(g.Key)
 		if w.bytes > p.free || best != nil && held > least {
 			continue
 		}
-		if best == nil || held < least || g.weight < best.member.group.weight {
+		if best == nil || held < least || g.Weight() < best.member.Group().Weight() {
 			best, least = w, held
 		}
 	}
@@ -270,23 +270,23 @@ func (p *pool) next() (best *waiter) {
 func (p *pool) press(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	first := p.waiting.first()
+	first := p.waiting.First()
 	if first == nil || now.Sub(p.pressed) < pressInterval/2 { // other waiters press too
 		return
 	}
 	p.pressed = now
-	missing := first.value.(*waiter).bytes - p.free
-	for _, g := range p.held.order { // the address that holds most comes first; the others come in no particular order
-		for at := g.members.Front(); at != nil && missing > 0; at = at.Next() {
-			h := at.Value.(*member).value.(*hold)
-			if h.reader == nil || now.Sub(h.since) < readGrace {
-				break // those behind it are younger
+	missing := first.Value.bytes - p.free
+	for g := range p.held.Groups() { // the address that holds most comes first; the others come in no particular order
+		for m := range g.Members() {
+			h := m.Value
+			if missing <= 0 || h.reader == nil || now.Sub(h.since) < readGrace {
+				break // there is enough, or those behind it are younger
 			}
 			if !h.evicted {
 				h.evicted = true
 				_ = h.reader.SetReadDeadline(now) // its reading fails; without a connection, it ends by itself
 			}
-			missing -= h.member.weight
+			missing -= m.Weight()
 		}
 	}
 }

@@ -102,7 +102,7 @@ func (k *keeper) whole(t *testing.T) {
 	free := func(p *pool) bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return p.free == p.size && p.waiting.n == 0 && p.held.n == 0 && len(p.held.groups) == 0
+		return p.free == p.size && p.waiting.Len() == 0 && p.held.Len() == 0
 	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		if free(&k.small) && free(&k.large) && free(&k.light) && free(&k.heavy) {

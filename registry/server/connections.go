@@ -39,11 +39,11 @@ type connections struct {
 
 	mu     sync.Mutex // guards what follows
 	all    map[net.Conn]*place
-	idle   *list.List // of *place, the one that has been idle the longest first
-	fresh  crowd      // of *place: those without a request yet, of the ordinary ones
-	silent crowd      // of *place: those without a request yet, of the surplus ones
-	late   crowd      // of *place: the surplus ones with a request
-	heavy  crowd      // of *heads: the connections with large headers that are not complete
+	idle   *list.List      // of *place, the one that has been idle the longest first
+	fresh  crowdOf[*place] // those without a request yet, of the ordinary ones
+	silent crowdOf[*place] // those without a request yet, of the surplus ones
+	late   crowdOf[*place] // the surplus ones with a request
+	heavy  crowdOf[*heads] // the connections with large headers that are not complete
 
 	surplus int       // number of surplus connections
 	warned  time.Time // when the log was last warned
@@ -55,10 +55,10 @@ type place struct {
 	address netip.Addr
 	since   time.Time
 	surplus bool
-	idle    *list.Element // nil: the connection is not idle
-	crowd   *crowd        // nil: the connection is in none
-	member  *member       // of crowd
-	heads   *heads        // nil in tests with connections of other kinds
+	idle    *list.Element     // nil: the connection is not idle
+	crowd   *crowdOf[*place]  // nil: the connection is in none
+	member  *memberOf[*place] // of crowd
+	heads   *heads            // nil in tests with connections of other kinds
 }
 
 const (
@@ -110,8 +110,8 @@ func (c *connections) evict() bool {
 		c.close(first.Value.(*place))
 		return true
 	}
-	if first := c.fresh.first(); first != nil {
-		c.close(first.value.(*place))
+	if first := c.fresh.First(); first != nil {
+		c.close(first.Value)
 		return true
 	}
 	return false
@@ -120,14 +120,14 @@ func (c *connections) evict() bool {
 // evictSurplus closes the surplus connection that gives way to a new one. It reports whether there was one. The caller
 // holds mu.
 func (c *connections) evictSurplus() bool {
-	first := c.silent.first()
+	first := c.silent.First()
 	if first == nil {
-		first = c.late.first()
-		if first == nil || time.Since(first.value.(*place).since) < surplusTime {
+		first = c.late.First()
+		if first == nil || time.Since(first.Value.since) < surplusTime {
 			return false
 		}
 	}
-	c.close(first.value.(*place))
+	c.close(first.Value)
 	return true
 }
 
@@ -139,9 +139,9 @@ func (c *connections) close(p *place) {
 }
 
 // join adds a connection to a crowd. The caller holds mu.
-func (c *connections) join(p *place, to *crowd) {
+func (c *connections) join(p *place, to *crowdOf[*place]) {
 	c.leave(p)
-	p.crowd, p.member = to, to.add(p.address, 1, p)
+	p.crowd, p.member = to, to.Add(p.address, 1, p)
 }
 
 // leave takes a connection off the list of idle ones, or out of its crowd. The caller holds mu.
@@ -151,7 +151,7 @@ func (c *connections) leave(p *place) {
 		p.idle = nil
 	}
 	if p.crowd != nil {
-		p.crowd.remove(p.member)
+		p.crowd.Remove(p.member)
 		p.crowd, p.member = nil, nil
 	}
 }

@@ -39,7 +39,7 @@ type heads struct {
 	done  atomic.Bool  // the headers are complete
 	bytes atomic.Int64 // of the headers that are not
 
-	member *member // of connections.heavy; guarded by connections.mu
+	member *memberOf[*heads] // of connections.heavy; guarded by connections.mu
 }
 
 // watch returns what counts the headers of a connection; nil if nothing does.
@@ -68,10 +68,10 @@ func (h *heads) read(n int) {
 	if h.member != nil || c.all[h.place.conn] != h.place {
 		return // it has a place, or was closed
 	}
-	if c.heavy.n >= c.heads {
-		c.close(c.heavy.first().value.(*heads).place)
+	if c.heavy.Len() >= c.heads {
+		c.close(c.heavy.First().Value.place)
 	}
-	h.member = c.heavy.add(h.place.address, 1, h)
+	h.member = c.heavy.Add(h.place.address, 1, h)
 }
 
 // complete ends the counting: the headers are complete, or the connection has ended. The caller holds connections.mu.
@@ -81,7 +81,7 @@ func (h *heads) complete() {
 	}
 	h.done.Store(true)
 	if h.member != nil {
-		h.all.heavy.remove(h.member)
+		h.all.heavy.Remove(h.member)
 		h.member = nil
 	}
 }

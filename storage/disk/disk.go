@@ -30,8 +30,10 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -52,6 +54,9 @@ type Blobs struct {
 	mu      sync.Mutex // guards what follows; never held across I/O
 	uploads map[string]*upload
 	kept    int // how many of uploads count for MaxUploads
+	// unclaimed are the uploads from before the start, the one that was idle the longest first. Those that were continued
+	// or have ended since are left in it until they are reached.
+	unclaimed []*upload
 }
 
 // Options bound what uploads may use. The zero value bounds nothing.
@@ -60,8 +65,9 @@ type Options struct {
 	// refused with ErrFull. So deletions, tags and the journal have room to go on.
 	Reserve func(size int64) int64
 	// MaxUploads bounds the uploads that CreateAs makes and that are open at once, including those that no client writes
-	// to and those from before a restart; then CreateAs fails with ErrBusy. Create is not bounded: a manifest must not
-	// wait until uploads end. 0: no bound.
+	// to and those from before a restart; then CreateAs fails with ErrBusy. Those from before a restart that no
+	// client has continued since are dropped instead, the oldest first: nobody knows whose they are, and most clients
+	// begin again. Create is not bounded: a manifest must not wait until uploads end. 0: no bound.
 	MaxUploads int
 	// Uploads counts the uploads for quotas. nil: they do not count.
 	Uploads *storage.Uploads
@@ -109,14 +115,18 @@ func (b *Blobs) open() error {
 	if err != nil {
 		return err
 	}
+	used := map[*upload]time.Time{}
 	for _, e := range entries { // from before a restart: they count, and can be resumed
 		if fi, err := e.Info(); err == nil {
 			path := filepath.Join(b.dir, "uploads", e.Name())
-			b.uploads[path] = &upload{path: path, size: fi.Size(), kept: true,
+			u := &upload{path: path, size: fi.Size(), kept: true,
 				open: b.options.Uploads.Begin(repoOf(e.Name()), fi.Size())}
+			b.uploads[path], used[u] = u, fi.ModTime()
+			b.unclaimed = append(b.unclaimed, u)
 			b.kept++
 		}
 	}
+	slices.SortFunc(b.unclaimed, func(x, y *upload) int { return used[x].Compare(used[y]) })
 	return nil
 }
 

@@ -26,6 +26,7 @@ type upload struct {
 	mu         sync.Mutex // guards all below; held across the I/O of the writer
 	path       string     // fixed
 	kept       bool       // fixed: it counts for MaxUploads
+	claimed    bool       // a client has continued it since the start
 	open       *storage.OpenUpload
 	writer     *writer   // the current one; nil: there is none
 	file       *os.File  // open while there is a writer
@@ -65,7 +66,40 @@ func (b *Blobs) CreateAs(ctx context.Context, repo, id string, alg digest.Algori
 	if !local.ValidUploadID(id) {
 		return nil, fmt.Errorf("upload %.40q: %w", id, storage.ErrNotFound)
 	}
-	return b.create(ctx, repo, id, alg, true)
+	for {
+		u, err := b.create(ctx, repo, id, alg, true)
+		if !errors.Is(err, storage.ErrBusy) || !b.dropUnclaimed() {
+			return u, err
+		}
+	}
+}
+
+// dropUnclaimed drops the oldest of the uploads from before the restart that no client has continued since. It reports
+// whether there was one.
+func (b *Blobs) dropUnclaimed() bool {
+	for {
+		b.mu.Lock()
+		if len(b.unclaimed) == 0 {
+			b.mu.Unlock()
+			return false
+		}
+		u := b.unclaimed[0]
+		b.unclaimed = b.unclaimed[1:]
+		b.mu.Unlock()
+		if b.dropIfUnclaimed(u) {
+			return true
+		}
+	}
+}
+
+func (b *Blobs) dropIfUnclaimed(u *upload) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ended || u.claimed {
+		return false
+	}
+	_ = b.drop(u) // if the file cannot be removed now, the next Expire tries again
+	return true
 }
 
 // create starts an upload; kept reports whether it counts for MaxUploads.
@@ -167,6 +201,7 @@ func (b *Blobs) Resume(ctx context.Context, repo, id string, offset int64) (stor
 			return nil, fileError("upload", err)
 		}
 	}
+	u.claimed = true
 	u.open = u.open.In(repo)
 	u.writer = &writer{b, u, id, storage.IsUnbounded(ctx)} // an earlier writer has ended
 	return u.writer, nil
