@@ -39,8 +39,8 @@ func TestAFirewallKeepsTheAPIServerOut(t *testing.T) {
 	c := start(t)
 	uninstall(t, c, manifest(t))
 	// Only the API server sends this name; the probes of the kubelet come from the same host.
-	rule := strings.Fields("OUTPUT --protocol=tcp --dport=8443 --match=string --algo=bm --string=trow.kube-public.svc " +
-		"--jump=DROP")
+	rule := strings.Fields("OUTPUT --protocol tcp --dport 8443 --match string --algo bm --string trow.kube-public.svc " +
+		"--jump DROP")
 	iptables := func(action string) error {
 		out, err := c.Run(append([]string{"iptables", action}, rule...)...)
 		if err != nil {
