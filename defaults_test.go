@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,7 +50,7 @@ func podOf(t *testing.T, manifest string) (pod serverPod) {
 			t.Fatal(err)
 		}
 		switch object.Kind + "/" + object.Metadata.Name {
-		case "ConfigMap/trow":
+		case "ConfigMap/trow", "ConfigMap/trow-base":
 			pod.file = object.Data["trow.yaml"]
 		case "StatefulSet/trow":
 			c := object.Spec.Template.Spec.Containers[0]
@@ -85,7 +86,9 @@ func TestTheImageListensForItsPods(t *testing.T) {
 		if len(pod.args) == 0 || pod.args[0] != "serve" {
 			t.Fatalf("%s: the arguments are %q", manifest, pod.args)
 		}
-		if err := cmd.ParseFlags(append(pod.args[1:], "--config="+file)); err != nil {
+		// In the pod the file is mounted where --config says.
+		args := slices.DeleteFunc(pod.args[1:], func(arg string) bool { return strings.HasPrefix(arg, "--config=") })
+		if err := cmd.ParseFlags(append(args, "--config="+file)); err != nil {
 			t.Fatal(err)
 		}
 		o, err := load(cmd)

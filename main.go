@@ -266,32 +266,14 @@ func verdict(ctx context.Context, d admission.Decision, c *admission.Callers) au
 			DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}}
 }
 
-// welcome prints what runs and, outside a cluster, what to do next: nobody sits at the machine of a pod.
+// welcome prints what runs, and what to do next.
 func welcome(out io.Writer, o *options, l net.Listener, reg *service.Service, p *admission.Policy, k *trowtls.Keeper) {
 	at := l.Addr().(*net.TCPAddr)
-	cluster := kube.Inside() || o.cluster.Webhook != ""
-	host := o.policy.Host(at.Port, cluster)
-	data, anonymous := reg.Summary()
-	fmt.Fprintf(out, "Trow %s is ready.\n\n  listens on   %s://%s\n  data         %s\n  local names  %s\n"+
-		"  may run      %s\n  no login     %s\n%s", version, k.Scheme(), at, data, strings.Join(o.policy.Names, ", "),
-		p.Summary(), anonymous, k.Summary(host))
-	if !cluster {
-		firstSteps(out, at, o.registry.Data.DataDir, host, k)
-	}
-}
-
-// firstSteps prints what to do next on this machine: with no right but that of the user, and with images that are here.
-func firstSteps(out io.Writer, at *net.TCPAddr, dir, host string, k *trowtls.Keeper) {
-	verify := ""
-	if file := k.CAFile(); file != "" {
-		verify = " --cacert " + file
-		if at.IP.IsUnspecified() {
-			fmt.Fprint(out, "\nOther machines reach it by names that the certificate must have: --tls-names NAME,ADDRESS\n")
-		}
-	}
-	fmt.Fprintf(out, "\nPush an image that is here (docker, podman), see it, and check what may run:\n"+
-		"  docker save app:1 | trow import --data-dir %[1]s --as app:1 -\n"+
-		"  skopeo copy%[2]s docker-daemon:app:1 docker://%[3]s/app:1\n"+
-		"  trow ls --data-dir %[1]s app\n"+
-		"  trow check -f pods.yaml --server %[4]s://%[3]s%[5]s\n", dir, k.SkopeoFlag(), host, k.Scheme(), verify)
+	w := server.Welcome{Version: version, Addr: at, Scheme: k.Scheme(), DataDir: o.registry.Data.DataDir,
+		Names: o.policy.Names, MayRun: p.Summary(), CAFile: k.CAFile(), SkopeoFlag: k.SkopeoFlag(),
+		Cluster: kube.Inside() || o.cluster.Webhook != ""}
+	w.Data, w.Anonymous = reg.Summary()
+	w.Host = o.policy.Host(at.Port, w.Cluster)
+	w.Trust = k.Summary(w.Host)
+	w.Print(out)
 }

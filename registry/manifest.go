@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/audit"
+	"trow/registry/ocierror"
 	"trow/storage"
 )
 
@@ -105,7 +106,8 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 // from here. The push has succeeded: what cannot be known now is left out.
 func (r *Registry) absentLayers(ctx context.Context, p *push) (absent []digest.Digest) {
 	for _, d := range p.parsed.elsewhere {
-		if _, held, err := r.options.Index.Blob(ctx, p.repo, d); held || err != nil {
+		_, err := r.blob(ctx, p.repo, d)
+		if e := ocierror.As(err); e == nil || e.Code != ocierror.BlobUnknown {
 			continue
 		}
 		if absent = append(absent, d); len(absent) == maxWarnings {

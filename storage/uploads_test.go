@@ -153,7 +153,7 @@ func TestAnUploadCountsOnce(t *testing.T) {
 			t.Errorf("released: %+v", q)
 		}
 	}
-	if _, err := (&storage.Collector{Blobs: b, Index: x}).Run(t.Context(), false, nil); err != nil {
+	if _, err := (&storage.Collector{Blobs: b, Index: x, Grace: time.Hour}).Run(t.Context(), false, nil); err != nil {
 		t.Fatal(err)
 	}
 	wantUsage(t, x, "collected", 40, 0)

@@ -17,7 +17,7 @@ var groups = []struct {
 	id, title string
 	commands  []string
 }{
-	{"run", "Run:", []string{"serve", "check", "settings", "bench", "version"}},
+	{"run", "Run:", []string{"serve", "check", "config", "settings", "bench", "version"}},
 	{"content", "See and change what a registry holds:", []string{"ls", "tags", "inspect", "cp", "rm", "du"}},
 	{"operate", "Operate a server:",
 		[]string{"gc", "retention", "scrub", "export", "import", "rebuild", "token", "can-i", "pull-secret"}},
