@@ -37,7 +37,7 @@ func account(ns, name, image, more string) string {
 // pullSecret returns the YAML of a pull secret for a namespace, made as the manifest says. It can be made again.
 func pullSecret(t *testing.T, c *cluster.Cluster, ns string) string {
 	t.Helper()
-	return c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "pull-secret", "--replace",
+	return c.Output(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "pull-secret", "--replace",
 		"--namespace="+ns, "--server="+host, "--server=127.0.0.1:31000")
 }
 

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -97,7 +96,7 @@ func TestATagIsMovedWithALogin(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "403") || !strings.Contains(err.Error(), command) {
 		t.Fatalf("moved without a login: %v", err)
 	}
-	out := c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "token", "create", "mover",
+	token := c.Output(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "token", "create", "mover",
 		"--repository=moved", "--actions=pull,push")
 	t.Cleanup(func() {
 		c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "token", "revoke", "mover")
@@ -112,7 +111,7 @@ func TestATagIsMovedWithALogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.SetBasicAuth("mover", regexp.MustCompile(`trow_\S+`).FindString(out))
+	req.SetBasicAuth("mover", strings.TrimSpace(token)) // as docker login --password-stdin
 	req.Header.Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
 	resp, err := client.Do(req)
 	if err != nil {

@@ -74,22 +74,61 @@ func TestAnotherNamespace(t *testing.T) {
 	}
 }
 
-// TestTheManifestOfBefore checks that the image works with the manifest of before the image had to say that it listens
-// for all, and that the loopback names which that one lists stay names of the registry.
+// TestTheManifestOfBefore checks that the image works with the manifest of before the settings of users had a ConfigMap
+// of their own, and that an upgrade keeps what a user has changed there: settings, images, and the loopback names which
+// that one lists.
 func TestTheManifestOfBefore(t *testing.T) {
 	c := start(t)
-	armed(t, c)
 	namespace(t, c, "before")
 	text, err := os.ReadFile("testdata/earlier.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
+	const mine = "allow-prefixes: [registry.k8s.io/pause]"
+	earlier := strings.Replace(string(text), "# allow-prefixes: [quay.io/team]", mine, 1)
+	if earlier == string(text) {
+		t.Fatal("the earlier manifest has no such comment")
+	}
 	uninstall(t, c, manifest(t))
-	apply(t, c, string(text))
+	t.Cleanup(func() {
+		armed(t, c)
+		c.Kubectl(t, "--namespace=kube-public", "delete", "configmap", "trow")
+		restart(t, c)
+	})
+	c.Apply(t, earlier)
 	cluster.Eventually(t, time.Minute, "pod trow-0 is ready", func() error { return podReady(c, "kube-public", "trow-0") })
+	restart(t, c)
 	push(t, c, "before", "1", app(t, "before", 0))
 	running(t, c, "before", "named", host+"/before:1")
 	running(t, c, "before", "loopback", "127.0.0.1:31000/before:1")
+	settings := func() string {
+		return c.Kubectl(t, "--namespace=kube-public", "get", "configmap", "trow", "--output=jsonpath={.data}")
+	}
+	before := settings()
+
+	c.Apply(t, manifest(t))
+	for _, what := range []string{"statefulset/trow", "daemonset/trow-node"} {
+		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", what, "--timeout=120s")
+	}
+	cluster.Eventually(t, time.Minute, "the webhook refuses", func() error {
+		out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
+		if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return mode(c, "enforce")
+	})
+	if after := settings(); after != before || !strings.Contains(after, mine) {
+		t.Errorf("the settings after the upgrade: %s", after)
+	}
+	for _, image := range []string{host + "/before:1", "127.0.0.1:31000/before:1", "registry.k8s.io/pause:3.10"} {
+		if out, err := c.TryKubectl("run", "x", "--image="+image, "--dry-run=server"); err != nil {
+			t.Errorf("after the upgrade, %s: %s", image, out)
+		}
+	}
+	push(t, c, "before", "2", app(t, "after", 0))
+	running(t, c, "before", "named-after", host+"/before:2")
+	running(t, c, "before", "loopback-after", "127.0.0.1:31000/before:2")
+	unchanged(t, c)
 }
 
 // TestDrift checks that changes of the webhook's configuration by other clients are undone.

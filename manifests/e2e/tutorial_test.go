@@ -14,8 +14,18 @@ import (
 	"trow/manifests/e2e/workstation"
 )
 
-// startWorkstation starts a workstation that resolves the registry's name to the node, and does not trust its CA yet.
+// startWorkstation starts a workstation with the images of the tutorial.
 func startWorkstation(t *testing.T) *workstation.Workstation {
+	t.Helper()
+	w := startDocker(t)
+	if err := w.Images(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// startDocker starts a workstation that resolves the registry's name to the node, and does not trust its CA yet.
+func startDocker(t *testing.T) *workstation.Workstation {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "workstation-")
 	if err != nil {
@@ -31,9 +41,6 @@ func startWorkstation(t *testing.T) *workstation.Workstation {
 		}
 		os.RemoveAll(dir)
 	})
-	if err := w.Images(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	return w
 }
 

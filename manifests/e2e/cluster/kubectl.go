@@ -41,6 +41,21 @@ func (c *Cluster) Kubectl(t testing.TB, args ...string) string {
 	return out
 }
 
+// Output runs kubectl and returns its standard output alone, which is what a pipe passes on. If it fails, the test fails.
+func (c *Cluster) Output(t testing.TB, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), kubectlTimeout)
+	defer cancel()
+	cmd := c.command(ctx, "kubectl", args...)
+	var errOut strings.Builder
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("kubectl %s: %v: %s%s", strings.Join(args, " "), err, out, errOut.String())
+	}
+	return string(out)
+}
+
 // Apply applies objects and returns kubectl's output. If that fails, the test fails.
 func (c *Cluster) Apply(t testing.TB, yaml string) string {
 	t.Helper()
