@@ -367,3 +367,32 @@ func (r *turnTaker) Review(ctx context.Context, _ string, enter turn) (
 	done(r.ok, r.err)
 	return info(account("a", "b")), r.ok, "unknown", r.err
 }
+
+// TestTheDelaysOfGuesses: three are free, then each waits twice as long as the one before, 4 seconds at most, until the
+// last one is more than a quarter of an hour ago.
+func TestTheDelaysOfGuesses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice")})
+		guess := func() time.Duration {
+			begin := time.Now()
+			if _, err := g.Identify(from(withLogin("alice", "wrong"), "10.0.0.1")); !errors.Is(err, auth.ErrUnauthorized) {
+				t.Error(err)
+			}
+			return time.Since(begin)
+		}
+		const ms = time.Millisecond
+		for i, want := range []time.Duration{0, 0, 0, 250 * ms, 500 * ms, 1000 * ms, 2000 * ms, 4000 * ms, 4000 * ms} {
+			if d := guess(); d != want {
+				t.Errorf("guess %d waits %v, want %v", i+1, d, want)
+			}
+		}
+		time.Sleep(15 * time.Minute)
+		if d := guess(); d != 4*time.Second {
+			t.Errorf("after a quarter of an hour it waits %v", d)
+		}
+		time.Sleep(15*time.Minute + 1)
+		if d := guess(); d != 0 {
+			t.Errorf("after more than a quarter of an hour it waits %v", d)
+		}
+	})
+}

@@ -184,6 +184,18 @@ func TestATagOfExactlyKeepYoungerIsRemoved(t *testing.T) {
 	}
 }
 
+func TestAManifestOfExactlyDeleteUntaggedIsRemoved(t *testing.T) {
+	rule := retention.Rule{Repositories: []string{"**"}, DeleteUntagged: 2 * day}
+	for second, want := range map[int64]int{-1: 1, 0: 1, 1: 0} {
+		m := held("a", 2, "")
+		m.Time = now.Add(-48*time.Hour).Unix() + second
+		h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{m}}
+		if got := policy(t, []retention.Rule{rule}).Plan(now, h); len(got) != want {
+			t.Errorf("%d s after the bound: %d removals, want %d: %+v", second, len(got), want, got)
+		}
+	}
+}
+
 func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
 	rules := []retention.Rule{{Repositories: []string{"team/keep"}, KeepLast: 9},
 		{Repositories: []string{"team/*", "x/**"}, KeepLast: 1}}
