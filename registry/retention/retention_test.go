@@ -150,6 +150,22 @@ func TestReasonsAreForPeople(t *testing.T) {
 	}
 }
 
+// TestAReasonNamesTheConditionsThatAreSet, and no others.
+func TestAReasonNamesTheConditionsThatAreSet(t *testing.T) {
+	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 45, "", "x"), held("b", 1, "", "v")}}
+	for want, rule := range map[string]retention.Rule{
+		"not among the last 1":                 {KeepLast: 1},
+		"set 1080h1m0s ago, not less than 30d": {KeepYounger: 30 * day},
+		"not one of v*":                        {KeepTags: []string{"v*"}},
+	} {
+		rule.Repositories = []string{"**"}
+		got := policy(t, []retention.Rule{rule}).Plan(now, h)
+		if len(got) != 2 || got[0].Tag != "x" || got[0].Why != want {
+			t.Errorf("got %+v, want %q", got, want)
+		}
+	}
+}
+
 func TestTheReasonForAManifestIsItsOwn(t *testing.T) {
 	rule := retention.Rule{Repositories: []string{"**"}, KeepLast: 1, DeleteUntagged: 7 * day}
 	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("index", 9, "child", "1"),
