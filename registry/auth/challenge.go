@@ -100,7 +100,7 @@ func ValidHost(s string) bool {
 		return false
 	}
 	host, port := s, ""
-	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.HasSuffix(s, "]") {
+	if i := strings.LastIndexByte(s, ':'); i != -1 && !strings.HasSuffix(s, "]") {
 		host, port = s[:i], s[i+1:]
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 			return false

@@ -3,6 +3,7 @@ package auth
 import (
 	"crypto/ed25519"
 	"net/http"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -82,7 +83,19 @@ const (
 	MaxKnown         = maxKnown
 	MaxToken         = maxToken
 	MaxTokenRequests = maxTokenRequests
+	MaxHeader        = maxHeader
+	MaxRobots        = maxRobots
 )
+
+// CheckHash is checkHash.
+var CheckHash = checkHash
+
+// ReviewFailures returns how many tokens of the cluster from an address were not accepted.
+func (g *Guard) ReviewFailures(addr netip.Addr) int {
+	g.reviews.mu.Lock()
+	defer g.reviews.mu.Unlock()
+	return g.reviews.address(addr, time.Now()).failures
+}
 
 // Known returns how many verified credentials are remembered.
 func (g *Guard) Known() (users, tokens int) {

@@ -3,6 +3,7 @@ package auth_test
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -48,6 +49,27 @@ func TestJobs(t *testing.T) {
 	if user, err := may(g, withLogin("x", created.Secret), "team/a", auth.Push); user != "robot:ci" || err != nil {
 		t.Errorf("%s, %v", user, err)
 	}
+	if text := log.String(); !strings.Contains(text, `"robot":"ci","event":"created"`) ||
+		strings.Contains(text, created.Secret) {
+		t.Errorf("logged:\n%s", text)
+	}
+	var again auth.CreatedRobot
+	if text := job(t, g, auth.JobCreateRobot, q, &again); !strings.Contains(text, "already exists") {
+		t.Errorf("the same name again: %q, %+v", text, again)
+	}
+	other := maps.Clone(q)
+	other.Set("name", "other")
+	if text := job(t, g, auth.JobCreateRobot, other, &again); text != "" {
+		t.Error(text)
+	}
+	other.Set("replace", "true")
+	if text := job(t, g, auth.JobCreateRobot, other, &again); text != "" || again.Secret == created.Secret {
+		t.Errorf("a replacement: %q, %+v", text, again)
+	}
+	if text := job(t, g, auth.JobRevokeRobot, other, new(auth.Robot)); text != "" {
+		t.Error(text)
+	}
+	log.Reset()
 	var list []auth.Robot
 	if text := job(t, g, auth.JobListRobots, nil, &list); text != "" || len(list) != 1 || len(list[0].Repositories) != 2 ||
 		len(list[0].Actions) != 2 {
@@ -76,8 +98,7 @@ func TestJobs(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, text, row.want)
 		}
 	}
-	if text := log.String(); strings.Count(text, `"message":"token"`) != 2 ||
-		!strings.Contains(text, `"robot":"ci","event":"created"`) ||
+	if text := log.String(); strings.Count(text, `"message":"token"`) != 1 ||
 		!strings.Contains(text, `"event":"revoked"`) || strings.Contains(text, created.Secret) {
 		t.Errorf("logged:\n%s", text)
 	}

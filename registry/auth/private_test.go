@@ -116,3 +116,32 @@ func TestATokenDoesNotCarryWhatIsPrivate(t *testing.T) {
 		t.Errorf("login from here: %v", err)
 	}
 }
+
+// TestAPrivateRequestKeepsItsIdentity: it may do more, and is still the one that it was.
+func TestAPrivateRequestKeepsItsIdentity(t *testing.T) {
+	g := guard(t, auth.Options{Anonymous: "push", Loopback: true, Certificate: shown, Reviewer: &reviewer{}})
+	certificate := private()
+	certificate.Header["X-Certificate"] = []string{"ann", "devs"}
+	for want, r := range map[string]*http.Request{
+		"cert:ann":                        certificate,
+		"system:serviceaccount:team-a:ci": private("Authorization", "Bearer "+clusterToken(`{}`)),
+		"":                                private(),
+	} {
+		who, err := g.Identify(r)
+		if err != nil || who.Name != want {
+			t.Errorf("%+v, %v, want %q", who, err, want)
+			continue
+		}
+		if err := g.Authorize(t.Context(), who, "a", auth.Delete); err != nil {
+			t.Errorf("%s: %v", want, err)
+		}
+		r.Header.Set("Via", "1.1 proxy")
+		if who, err = g.Identify(r); err != nil || who.Name != want {
+			t.Errorf("through a proxy: %+v, %v, want %q", who, err, want)
+			continue
+		}
+		if err := g.Authorize(t.Context(), who, "a", auth.Delete); err == nil {
+			t.Errorf("through a proxy, %s deletes", want)
+		}
+	}
+}

@@ -28,3 +28,42 @@ func TestReadsSaysWhatASenderMayPull(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoReadsEverything without being asked about each repository; a robot reads what it was created for, even where
+// everybody may pull.
+func TestWhoReadsEverything(t *testing.T) {
+	for _, level := range []string{"none", "pull", "create"} {
+		g := guard(t, auth.Options{User: "u", Password: "p", Htpasswd: htpasswd(t, "ann"), Anonymous: level,
+			Certificate: shown, Reviewer: &reviewer{}})
+		secret := create(t, g, robot("ci", "pull", "a"))
+		for _, row := range []struct {
+			name string
+			r    *http.Request
+			all  bool
+			want string // of a and b
+		}{
+			{"the owner", withLogin("u", "p"), true, ""},
+			{"a user", withLogin("ann", "ann's"), true, ""},
+			{"a certificate", withCertificate("ann"), true, ""},
+			{"a robot", withLogin("x", secret), false, "a"},
+			{"no login", request(), level != "none", ""},
+		} {
+			who, err := g.Identify(row.r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			readable, got := g.Readable(t.Context(), who), ""
+			if (readable == nil) != row.all {
+				t.Errorf("%s, %s: reads everything: %v, want %v", level, row.name, readable == nil, row.all)
+			}
+			for _, repo := range []string{"a", "b"} {
+				if readable != nil && readable(repo) {
+					got += repo
+				}
+			}
+			if got != row.want {
+				t.Errorf("%s, %s: reads %q, want %q", level, row.name, got, row.want)
+			}
+		}
+	}
+}

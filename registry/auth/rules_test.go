@@ -117,6 +117,11 @@ func TestExplanations(t *testing.T) {
 	p := policy(t, auth.PolicyOptions{}, rule("user:alice serviceaccount:a/ci", "pull push", "a/** b"),
 		rule("*", "none", "secret"), rule("authenticated", "catalog", ""))
 	none := policy(t, auth.PolicyOptions{Anonymous: auth.ReadOnly})
+	creates := policy(t, auth.PolicyOptions{Anonymous: auth.CreateOnly, Private: true})
+	pushes := policy(t, auth.PolicyOptions{Anonymous: auth.ReadWrite, Private: true})
+	const setting = "there are no rules, and the setting anonymous decides for clients without a login"
+	const private = "there are no rules, and clients without a login may do that where the registry listens on a " +
+		"loopback address, and the request has a loopback Host and has not come through a proxy"
 	for _, row := range []struct {
 		p    *auth.Policy
 		who  *auth.Identity
@@ -130,8 +135,12 @@ func TestExplanations(t *testing.T) {
 		{p, auth.Named("x", nil), "", auth.Catalog, "rule 3 decides: authenticated may catalog in all repositories"},
 		{p, auth.Named("x", nil), "x", auth.Pull, "none of the 3 rules allows it"},
 		{p, auth.Owner("x"), "x", auth.Pull, "the user of the setting user may do everything"},
-		{none, auth.Named("", nil), "x", auth.Pull,
-			"there are no rules, and the setting anonymous decides for clients without a login"},
+		{none, auth.Named("", nil), "x", auth.Pull, setting},
+		{creates, auth.Named("", nil), "x", auth.Create, setting},
+		{creates, auth.Named("", nil), "x", auth.Push, private},
+		{creates, auth.Named("", nil), "x", auth.Delete, private},
+		{pushes, auth.Named("", nil), "x", auth.Push, setting},
+		{pushes, auth.Named("", nil), "x", auth.Delete, private},
 		{none, auth.Named("x", nil), "x", auth.Push,
 			"there are no rules: users may do everything but administer the registry, " +
 				"and accounts of the cluster and holders of certificates may pull"},

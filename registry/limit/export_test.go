@@ -10,3 +10,13 @@ func (l *Limits) Accounts() int {
 	defer a.mu.Unlock()
 	return a.all.Len()
 }
+
+// Counts returns the sum of the counters of each row: how many places are held.
+func (p *Places) Counts() (sums [2]int64) {
+	for i := range p.rows {
+		for j := range p.rows[i] {
+			sums[i] += int64(p.rows[i][j].Load())
+		}
+	}
+	return sums
+}

@@ -107,11 +107,8 @@ func (l *Limits) Set(rules []Rule) error {
 	if err != nil {
 		return err
 	}
-	var a *accounts // nil if there are no limits, so that Enter costs nothing
-	if len(limits) > 0 {
-		// Accounts with uploads under way are in use, and stay: they are no more than there are requests.
-		a = &accounts{limits: limits, all: bounded.New[Client](maxAccounts, func(a *account) bool { return a.uploads > 0 })}
-	}
+	// Accounts with uploads under way are in use, and stay: they are no more than there are requests.
+	a := &accounts{limits: limits, all: bounded.New[Client](maxAccounts, func(a *account) bool { return a.uploads > 0 })}
 	l.current.Store(a)
 	return nil
 }

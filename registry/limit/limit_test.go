@@ -2,6 +2,7 @@ package limit_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -275,6 +277,55 @@ func TestRatesSlowTransfersDown(t *testing.T) {
 	})
 }
 
+// push returns a body of alice's, slowed down by her limit.
+func push(t *testing.T, ctx context.Context, l *limit.Limits, content io.Reader) io.Reader {
+	t.Helper()
+	p, err := l.Enter(alice, home, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body := p.Shape(ctx, httptest.NewRecorder(), io.NopCloser(content))
+	return body
+}
+
+// TestAClientThatDisconnectsEndsItsWaiting: the bytes of a request that waits must not be taken for the whole of it.
+func TestAClientThatDisconnectsEndsItsWaiting(t *testing.T) {
+	l := set(t, limit.Rule{Who: []string{"*"}, PushRate: quantity(1 << 20)})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if n, err := push(t, ctx, l, strings.NewReader("trow")).Read(make([]byte, 9)); n != 4 || err != context.Canceled {
+		t.Errorf("%d, %v, want 4 bytes and %v", n, err, context.Canceled)
+	}
+	// What the connection says comes first.
+	body := push(t, ctx, l, iotest.DataErrReader(strings.NewReader("trow")))
+	if n, err := body.Read(make([]byte, 9)); n != 4 || err != io.EOF {
+		t.Errorf("%d, %v, want 4 bytes and %v", n, err, io.EOF)
+	}
+}
+
+// TestTheEndOfABodyDoesNotWait, while another connection of the same identity has used up the rate.
+func TestTheEndOfABodyDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := set(t, limit.Rule{Who: []string{"*"}, PushRate: quantity(1 << 20)})
+		other := push(t, t.Context(), l, strings.NewReader(strings.Repeat("x", 1<<20)))
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, other, make([]byte, 1<<20)); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		start := time.Now()
+		if n, err := push(t, t.Context(), l, strings.NewReader("")).Read(make([]byte, 9)); n != 0 || err != io.EOF {
+			t.Errorf("%d, %v", n, err)
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("the end of a body waits for %v", took)
+		}
+		wg.Wait()
+	})
+}
+
 // TestNothingIsWrappedWithoutARate, so that files go out by sendfile.
 func TestNothingIsWrappedWithoutARate(t *testing.T) {
 	for name, l := range map[string]*limit.Limits{"none": nil, "empty": {},
@@ -324,6 +375,10 @@ func TestAFileIsHandedOnInLargeSteps(t *testing.T) {
 	}
 	if n, err := io.CopyN(w, strings.NewReader("short"), 100); n != 5 || err != io.EOF {
 		t.Errorf("a source that ends early: %d, %v", n, err)
+	}
+	source := &io.LimitedReader{R: strings.NewReader("short"), N: 100}
+	if n, err := w.(io.ReaderFrom).ReadFrom(source); n != 5 || err != nil || source.N != 95 {
+		t.Errorf("a source that ends early: %d, %v; %d bytes are left of 100, want 95", n, err, source.N)
 	}
 	if http.NewResponseController(w).Flush() != nil {
 		t.Error("the controller does not reach the connection")

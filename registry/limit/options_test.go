@@ -25,18 +25,25 @@ quotas:
   bytes: 10Gi
 - repositories: a, b
   bytes: 2G
+max-requests: 1
 `)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(o.Limits) != 2 || len(o.Limits[0].Who) != 2 || o.Limits[0].PullRate.Value() != 3<<19 ||
 		o.Limits[0].PushRate.Value() != 100_000 ||
-		!o.Limits[1].ByAddress || o.Limits[1].Uploads != 3 || o.MaxRequests != 1000 {
+		!o.Limits[1].ByAddress || o.Limits[1].Uploads != 3 || o.MaxRequests != 1 {
 		t.Errorf("%+v", o)
 	}
 	quotas, err := limit.Quotas(o.Quotas)
 	if err != nil || len(quotas) != 2 || quotas[0].Bytes != 10<<30 || quotas[1].Bytes != 2e9 || !quotas[1].Match("b") {
 		t.Errorf("%+v, %v", quotas, err)
+	}
+}
+
+func TestTheDefaultOfMaxRequests(t *testing.T) {
+	if o, err := load(t, "limits: []"); err != nil || o.MaxRequests != 1000 {
+		t.Errorf("%+v, %v", o, err)
 	}
 }
 

@@ -72,7 +72,7 @@ type body struct {
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), b.limit.Burst())])
 	if n > 0 {
-		if werr := b.limit.WaitN(b.ctx, n); werr != nil && err == nil {
+		if werr := b.limit.WaitN(b.ctx, n); err == nil {
 			err = werr
 		}
 	}

@@ -34,6 +34,16 @@ immutable-tags: "prod/**:*, *:v*"
 	}
 }
 
+func TestImmutableTagsAreNoRules(t *testing.T) {
+	o, err := load(t, `immutable-tags: "**:*"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := o.Policy(); err != nil || p.Rules() {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
 func TestSettingsThatAreInvalid(t *testing.T) {
 	for file, want := range map[string]string{
 		"retention: [{repositories: '**', keep-younger: soon}]": "not a valid duration",

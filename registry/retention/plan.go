@@ -163,7 +163,7 @@ func (d *decision) expires(m *storage.HeldManifest) bool {
 			return true // its last tag is removed
 		}
 	}
-	if len(m.Tags) > 0 || d.parents[m.Digest] > 0 || m.Subject != "" && d.index[m.Subject] != nil {
+	if len(m.Tags) > 0 || d.parents[m.Digest] > 0 || d.index[m.Subject] != nil { // no manifest has an empty digest
 		return false // it is removed with what it belongs to
 	}
 	after := time.Duration(d.rule.DeleteUntagged)

@@ -150,6 +150,22 @@ func TestReasonsAreForPeople(t *testing.T) {
 	}
 }
 
+// TestAReasonNamesTheConditionsThatAreSet, and no others.
+func TestAReasonNamesTheConditionsThatAreSet(t *testing.T) {
+	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 45, "", "x"), held("b", 1, "", "v")}}
+	for want, rule := range map[string]retention.Rule{
+		"not among the last 1":                 {KeepLast: 1},
+		"set 1080h1m0s ago, not less than 30d": {KeepYounger: 30 * day},
+		"not one of v*":                        {KeepTags: []string{"v*"}},
+	} {
+		rule.Repositories = []string{"**"}
+		got := policy(t, []retention.Rule{rule}).Plan(now, h)
+		if len(got) != 2 || got[0].Tag != "x" || got[0].Why != want {
+			t.Errorf("got %+v, want %q", got, want)
+		}
+	}
+}
+
 func TestTheReasonForAManifestIsItsOwn(t *testing.T) {
 	rule := retention.Rule{Repositories: []string{"**"}, KeepLast: 1, DeleteUntagged: 7 * day}
 	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("index", 9, "child", "1"),
@@ -177,6 +193,18 @@ func TestATagOfExactlyKeepYoungerIsRemoved(t *testing.T) {
 	for second, want := range map[int64]int{-1: 2, 0: 2, 1: 0} { // a tag and its manifest
 		m := held("a", 2, "", "1")
 		m.Tags[0].Time = now.Add(-48*time.Hour).Unix() + second
+		h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{m}}
+		if got := policy(t, []retention.Rule{rule}).Plan(now, h); len(got) != want {
+			t.Errorf("%d s after the bound: %d removals, want %d: %+v", second, len(got), want, got)
+		}
+	}
+}
+
+func TestAManifestOfExactlyDeleteUntaggedIsRemoved(t *testing.T) {
+	rule := retention.Rule{Repositories: []string{"**"}, DeleteUntagged: 2 * day}
+	for second, want := range map[int64]int{-1: 1, 0: 1, 1: 0} {
+		m := held("a", 2, "")
+		m.Time = now.Add(-48*time.Hour).Unix() + second
 		h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{m}}
 		if got := policy(t, []retention.Rule{rule}).Plan(now, h); len(got) != want {
 			t.Errorf("%d s after the bound: %d removals, want %d: %+v", second, len(got), want, got)
