@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -42,13 +43,13 @@ func TestHistory(t *testing.T) {
 		return h
 	}
 	for path, want := range map[string][]string{
-		"":                             {second.String() + " ann", first.String() + " "},
+		"":                             {second.String() + " ann", first.String() + " (anonymous)"},
 		"?n=1":                         {second.String() + " ann"},
 		"?n=0":                         {},
-		"?last=" + second.String():     {first.String() + " "},
+		"?last=" + second.String():     {first.String() + " (anonymous)"},
 		"?last=" + first.String():      {},
 		"?last=none":                   {},
-		"?n=5&last=" + second.String(): {first.String() + " "},
+		"?n=5&last=" + second.String(): {first.String() + " (anonymous)"},
 	} {
 		h := list("/v2/a/b/manifest_history/v" + path)
 		var got []string
@@ -68,6 +69,37 @@ func TestHistory(t *testing.T) {
 	w.do("GET", "/v2/a/b/manifest_history/v?n=x", nil).code(400, "UNSUPPORTED")
 	w.do("DELETE", "/v2/a/b/manifest_history/v", nil).code(405, "UNSUPPORTED")
 	w.do("GET", "/v2/manifest_history/v", nil).is(404)
+}
+
+// namedKinds is an Authorizer for which the client is one of the identities, by the header X-User.
+type namedKinds struct {
+	open
+	all map[string]*auth.Identity
+}
+
+func (n namedKinds) Identify(r *http.Request) (*auth.Identity, error) {
+	return cmp.Or(n.all[r.Header.Get("X-User")], &auth.Identity{}), nil
+}
+
+// TestEveryKindOfClientHasANameInTheHistory: also the longest, and those without a name.
+func TestEveryKindOfClientHasANameInTheHistory(t *testing.T) {
+	account := "system:serviceaccount:" + strings.Repeat("n", 63) + ":" + strings.Repeat("a", 253)
+	who := namedKinds{all: map[string]*auth.Identity{
+		"ann": {Name: "ann"}, "robot:ci": {Name: "robot:ci"}, account: {Name: account, Cluster: true},
+		"cert:" + strings.Repeat("c", 255): {Name: "cert:" + strings.Repeat("c", 255)},
+		"(socket)":                         auth.Socket, "(anonymous)": {},
+	}}
+	w := newServer(t, func(o *registry.Options) { o.Auth = who })
+	body, _ := w.pushImage("a", "other", "1")
+	for name := range who.all {
+		w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest, "X-User", name).is(201)
+		a := w.do("GET", "/v2/a/manifest_history/v", nil, "X-User", name).is(200)
+		var h historyAnswer
+		if err := json.Unmarshal(a.body, &h); err != nil || len(h.History) != 1 || h.History[0].By != name {
+			t.Errorf("%s: %v %s", name, err, a.body)
+		}
+		w.do("DELETE", "/v2/a/manifests/v", nil, "X-User", name).is(202)
+	}
 }
 
 // pullOnly lets clients do nothing but pull.

@@ -53,7 +53,7 @@ func (r *Registry) push(ctx context.Context, p *push) error {
 		}
 		// The function may run more than once; the last run is the one that is committed.
 		p.changed = p.changes(tx)
-		tx.As(p.who.Name)
+		tx.As(p.who.Label())
 		err := tx.PutManifest(p.manifest())
 		for _, tag := range p.tags {
 			err = errors.Join(err, tx.SetTag(tag, p.digest))

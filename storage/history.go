@@ -15,8 +15,9 @@ import (
 // HistoryLength is how many targets of a tag its history keeps, the present one included.
 const HistoryLength = 50
 
-// maxBy bounds the bytes of the name of who set a tag.
-const maxBy = 255
+// maxBy bounds the bytes of the name of who set a tag. The names of ServiceAccounts, the longest that Kubernetes makes,
+// have at most 338: prefix, namespace (63), colon, name (253).
+const maxBy = 512
 
 // Target is what a tag names, or named before.
 type Target struct {
@@ -26,7 +27,11 @@ type Target struct {
 }
 
 // As records who makes the changes, for the history of the tags that they set.
-func (tx *Tx) As(who string) { tx.by = who[:min(len(who), maxBy)] }
+func (tx *Tx) As(who string) {
+	if tx.by = who; len(who) > maxBy { // cut between two characters: what follows is shown as text
+		tx.by = strings.ToValidUTF8(who[:maxBy], "")
+	}
+}
 
 // The history of a tag is a ring of facts: target n is in place n modulo HistoryLength. So a push writes one of them,
 // reads none and leaves nothing to trim; the tag itself records how many targets it has had.

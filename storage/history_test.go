@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,5 +102,14 @@ func TestAHistoryBeginsBeforeTheUpgrade(t *testing.T) {
 	storagetest.Update(t, x, "r", move(2, "v", "ann"))
 	if got, want := historyOf(t, x, "v"), []string{"2 by ann", "1 by "}; !slices.Equal(got, want) {
 		t.Errorf("after a move the history is %q, want %q", got, want)
+	}
+}
+
+// TestALongNameIsCutBetweenCharacters: what the journal keeps of a name is bounded, and can be shown.
+func TestALongNameIsCutBetweenCharacters(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "r", move(1, "v", "a"+strings.Repeat("ü", 300)))
+	if got, want := historyOf(t, x, "v"), []string{"1 by a" + strings.Repeat("ü", 255)}; !slices.Equal(got, want) {
+		t.Errorf("the history is %q, want %q", got, want)
 	}
 }

@@ -160,6 +160,15 @@ func (i *Identity) Kind() string {
 	return "user"
 }
 
+// Label is the name of an identity in records that people read, such as the history of a tag. It is never empty:
+// identities without a name have that of their kind, in parentheses.
+func (i *Identity) Label() string {
+	if i.Name != "" {
+		return i.Name
+	}
+	return "(" + i.Kind() + ")"
+}
+
 // Authorizer decides whether a request may do an action to a repository. Implementations are safe for concurrent use.
 type Authorizer interface {
 	// Identify returns the sender of a request; it reads nothing but the headers. Errors: ErrUnauthorized, ErrBusy,

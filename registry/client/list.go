@@ -3,7 +3,12 @@ package client
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -49,6 +54,40 @@ func (c *Client) Delete(ctx context.Context, repo, ref string, now digest.Digest
 		return err
 	}
 	return resp.Body.Close()
+}
+
+// Target is what a tag names, or named before.
+type Target struct {
+	Digest digest.Digest `json:"digest"`
+	Date   time.Time     `json:"date"` // from when on
+	By     string        `json:"by"`   // who set it; empty if that is not known, or not for this login
+}
+
+// History returns what a tag names and named before, the newest first. It is an API of Trow, which other registries and
+// earlier versions do not have. Errors: *Error; that the answer is no history.
+func (c *Client) History(ctx context.Context, repo, tag string) ([]Target, error) {
+	ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), auth.ActionPull)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(repo, "manifest_history", tag), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.do(req, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	const max = 1 << 20 // bytes; 50 targets, each with a name of up to 512 bytes, have less
+	var answer struct {
+		History []Target `json:"history"`
+	}
+	err = json.NewDecoder(io.LimitReader(resp.Body, max)).Decode(&answer)
+	if err == nil && answer.History == nil {
+		err = errors.New("it has no list of this name")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the registry's answer is not the history of a tag: %w", err)
+	}
+	return answer.History, nil
 }
 
 // PushReferrer pushes a manifest that has a subject, and adds it to the tag of the subject's referrers where the

@@ -1,4 +1,4 @@
-// Package commands has the commands for what a registry holds (ls, tags, inspect, cp, rm, du), and those with which an
+// Package commands has the commands for what a registry holds (ls, tags, inspect, history, cp, rm, du), and those with which an
 // administrator operates it: gc, retention, scrub, rebuild, export, import, token, can-i and pull-secret.
 //
 // # Words
@@ -57,7 +57,8 @@ type Program struct {
 // Commands returns all commands of the package.
 func (p Program) Commands() []*cobra.Command {
 	return []*cobra.Command{
-		p.lsCommand(), p.tagsCommand(), p.inspectCommand(), p.cpCommand(), p.rmCommand(), p.duCommand(),
+		p.lsCommand(), p.tagsCommand(), p.inspectCommand(), p.historyCommand(), p.cpCommand(), p.rmCommand(),
+		p.duCommand(),
 		p.gcCommand(), p.retentionCommand(), p.scrubCommand(), p.rebuildCommand(),
 		p.exportCommand(), p.importCommand(),
 		p.tokenCommand(), p.canICommand(), p.pullSecretCommand(),

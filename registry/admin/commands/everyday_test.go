@@ -129,7 +129,7 @@ func golden(t *testing.T, name, got string) {
 // TestHelpFitsATerminal: the help of every command is at most 80 columns wide; that of the commands for every day is
 // as it was.
 func TestHelpFitsATerminal(t *testing.T) {
-	for _, name := range []string{"ls", "tags", "inspect", "cp", "rm", "du"} {
+	for _, name := range []string{"ls", "tags", "inspect", "history", "cp", "rm", "du"} {
 		out, _, err := run(t, "./data", "", name, "--help")
 		if err != nil {
 			t.Fatal(err)
@@ -182,6 +182,20 @@ func TestCommandsForEveryDay(t *testing.T) {
 	transcript("rm", "rm team/app:1.0 --dry-run", "rm team/app:1.0 <<< n", "rm team/app:1.0 --manifest --yes",
 		"rm team/app:1.0 -y", "rm team/app:latest --manifest <<< y", "ls team/app", "rm copy@INDEX -y", "rm copy/all -y",
 		"rm copy/all --manifest", "rm none -y", "rm team/web --dry-run -o json")
+	for _, arch := range []string{"amd64", "arm64", "amd64"} {
+		s.image("moved", "latest", arch)
+	}
+	transcript("history", "history moved", "history -q moved:latest", "history moved -o json", "history team/web",
+		"history none:1", "history moved@INDEX", "history")
+	// Back to what the tag named before, as the help says.
+	before, _, _ := s.run("", "history", "-q", "moved")
+	digests := strings.Fields(before)
+	if _, _, err := s.run("", "cp", "moved@"+digests[1], "moved:latest"); err != nil {
+		t.Error(err)
+	}
+	if now, _, err := s.run("", "history", "-q", "moved"); err != nil || now != digests[1]+"\n"+before {
+		t.Errorf("after the way back: %v: %s", err, now)
+	}
 }
 
 // TestRemovingWhatIsNeeded: a platform of an index stays, and rm ends with the error of a removal that removed nothing.
@@ -333,7 +347,8 @@ func TestCompletionOfRepositoriesAndTags(t *testing.T) {
 	s.fill()
 	for typed, want := range map[string]string{
 		"ls te": "team/app\nteam/web\n:6\n", "inspect team/app:": "team/app:1.0\nteam/app:latest\n:4\n",
-		"rm team/app:l": "team/app:latest\n:4\n", "inspect nothing:": ":4\n", "tags a b": ":4\n"} {
+		"rm team/app:l": "team/app:latest\n:4\n", "history team/app:1": "team/app:1.0\n:4\n", "history te": "team/app\nteam/web\n:6\n",
+		"inspect nothing:": ":4\n", "tags a b": ":4\n"} {
 		if out, _, err := s.run("", append([]string{"__complete"}, strings.Fields(typed)...)...); err != nil || out != want {
 			t.Errorf("%s: %v: %q, want %q", typed, err, out, want)
 		}
