@@ -147,6 +147,29 @@ logins_tools() {
   debian docker.io containerd apache2-utils
 }
 helm_tools() { tool helm helm.sh/helm/v4/cmd/helm@v4.3.1; }
+ko_tools() {
+  clients_tools
+  tool ko github.com/google/ko@v0.19.1
+}
+cosign_tools() {
+  clients_tools
+  tool cosign github.com/sigstore/cosign/v2/cmd/cosign@v2.6.5
+}
+
+# go install refuses BuildKit, whose go.mod has exclude directives, so it is a tool of the module .ci/buildkitd.
+buildkit_tools() {
+  local dir version
+  clients_tools
+  debian runc
+  version=$(cd .ci/buildkitd && go list -m -f '{{.Version}}' github.com/moby/buildkit)
+  dir=$CACHE/bin/$(go env GOVERSION)/buildkitd@$version
+  if [[ ! -x $dir/buildkitd ]]; then
+    say "building buildkitd $version"
+    mkdir -p "$dir"
+    (cd .ci/buildkitd && CGO_ENABLED=0 go build -trimpath -o "$dir/" tool)
+  fi
+  PATH=$dir:$PATH
+}
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
 faults_tools() { debian strace; }
