@@ -57,7 +57,12 @@ func TestWhoReadsEverything(t *testing.T) {
 				t.Errorf("%s, %s: reads everything: %v, want %v", level, row.name, readable == nil, row.all)
 			}
 			for _, repo := range []string{"a", "b"} {
-				if readable != nil && readable(repo) {
+				if readable == nil {
+					continue
+				}
+				if ok, err := readable(repo); err != nil {
+					t.Error(err)
+				} else if ok {
 					got += repo
 				}
 			}
