@@ -767,6 +767,11 @@ func TestTokensOfRobots(t *testing.T) {
 	trow(2, "server", "pull-secret", "--server=a/b")
 	trow(2, "namespace", "pull-secret", "--namespace=A")
 	trow(2, "name", "pull-secret", "--name=A B")
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte("p"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	trow(2, "u may administer the registry", "pull-secret", "--user=u", "--password-file="+password)
 	code, yaml, _ := command(t, "secret\n", "pull-secret", "--user=u", "--password-file=-")
 	if code != 0 || !strings.Contains(yaml, `"password":"secret"`) {
 		t.Errorf("%d, %s", code, yaml)
