@@ -1722,12 +1722,12 @@ type folderRule struct {
 // understood, tested and replaced without the other.
 var folderRules = []folderRule{
 	{"registry", []string{"admission", "tls", "manifests"}, nil, "the registry knows nothing of Kubernetes"},
-	{"admission", []string{"registry", "tls"}, nil, "a verdict is a look-up in the index"},
+	{"admission", []string{"registry", "tls"}, []string{"registry/address"}, "a verdict is a look-up in the index"},
 	{"tls", []string{"registry", "admission", "manifests"}, nil, "certificates are of no use to know"},
 	{
 		"manifests",
 		[]string{"registry", "admission", "tls"},
-		[]string{"registry/ocierror"},
+		[]string{"registry/address", "registry/ocierror"},
 		"a node runs without a registry",
 	},
 	{"storage", []string{"registry", "admission", "tls", "manifests"}, nil, "storage is below everything"},
@@ -1748,6 +1748,7 @@ var onlyFrom = map[string][]string{
 	"storage/disk":      {"storage", "storage/files", "storage/internal"},
 	"storage/bolt":      {"storage", "storage/files", "storage/internal"},
 	"storage/memory":    {"storage", "storage/files", "storage/internal"},
+	"registry/address":  {}, // a leaf: hosts have one form to registry, webhook and nodes
 	"registry/ocierror": {},
 	"registry/glob":     {},
 	"registry/bounded":  {},
