@@ -767,6 +767,11 @@ func TestTokensOfRobots(t *testing.T) {
 	trow(2, "server", "pull-secret", "--server=a/b")
 	trow(2, "namespace", "pull-secret", "--namespace=A")
 	trow(2, "name", "pull-secret", "--name=A B")
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte("p"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	trow(2, "u may administer the registry", "pull-secret", "--user=u", "--password-file="+password)
 	code, yaml, _ := command(t, "secret\n", "pull-secret", "--user=u", "--password-file=-")
 	if code != 0 || !strings.Contains(yaml, `"password":"secret"`) {
 		t.Errorf("%d, %s", code, yaml)
@@ -1717,12 +1722,12 @@ type folderRule struct {
 // understood, tested and replaced without the other.
 var folderRules = []folderRule{
 	{"registry", []string{"admission", "tls", "manifests"}, nil, "the registry knows nothing of Kubernetes"},
-	{"admission", []string{"registry", "tls"}, nil, "a verdict is a look-up in the index"},
+	{"admission", []string{"registry", "tls"}, []string{"registry/address"}, "a verdict is a look-up in the index"},
 	{"tls", []string{"registry", "admission", "manifests"}, nil, "certificates are of no use to know"},
 	{
 		"manifests",
 		[]string{"registry", "admission", "tls"},
-		[]string{"registry/ocierror"},
+		[]string{"registry/address", "registry/ocierror"},
 		"a node runs without a registry",
 	},
 	{"storage", []string{"registry", "admission", "tls", "manifests"}, nil, "storage is below everything"},
@@ -1743,6 +1748,7 @@ var onlyFrom = map[string][]string{
 	"storage/disk":      {"storage", "storage/files", "storage/internal"},
 	"storage/bolt":      {"storage", "storage/files", "storage/internal"},
 	"storage/memory":    {"storage", "storage/files", "storage/internal"},
+	"registry/address":  {}, // a leaf: hosts have one form to registry, webhook and nodes
 	"registry/ocierror": {},
 	"registry/glob":     {},
 	"registry/bounded":  {},

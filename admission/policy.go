@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+
+	"trow/registry/address"
 )
 
 // Policy decides which images may run. It is immutable and safe for concurrent use.
@@ -115,7 +117,7 @@ func each(key string, list []string, add func(Rule) error) error {
 }
 
 func (p *Policy) addName(rule Rule) error {
-	if lower := strings.ToLower(rule.Entry); !looksLikeHost(lower) {
+	if lower := strings.ToLower(rule.Entry); !address.LooksLikeHost(lower) {
 		return fmt.Errorf("%s/app would mean an image of Docker Hub; write the name with its port or domain", lower)
 	}
 	name, err := settingHost(rule.Entry)
@@ -189,7 +191,7 @@ func (p *Policy) withoutLocalName(s string) (string, error) {
 	host, rest, slash := strings.Cut(s, "/")
 	canonical, err := settingHost(host)
 	switch {
-	case err == nil && looksLikeHost(strings.ToLower(host)) && p.names[canonical]:
+	case err == nil && address.LooksLikeHost(strings.ToLower(host)) && p.names[canonical]:
 		return rest, nil
 	case slash && strings.Contains(host, ":"):
 		return "", fmt.Errorf("%s is not one of names; remove the host or add it to names", quote(host))

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
+
+	"trow/registry/address"
 )
 
 // self is the host of local images in references and rules, so that a rule for one local name holds for all of them. No
@@ -27,7 +29,7 @@ func parsePrefix(s string) (prefix, error) {
 		return prefix{}, errors.New("remove the scheme; a prefix starts with the host")
 	}
 	host, path, _ := strings.Cut(s, "/")
-	if !looksLikeHost(host) {
+	if !address.LooksLikeHost(host) {
 		return prefix{}, fmt.Errorf("no host; for Docker Hub write docker.io/%s", strings.ToLower(s))
 	}
 	p, err := parsePath(path)
@@ -42,12 +44,12 @@ func parsePrefix(s string) (prefix, error) {
 
 // settingHost returns the canonical form of a host in a setting, in which a dot may end it.
 func settingHost(host string) (string, error) {
-	name, port := splitPort(host)
-	host = join(strings.TrimSuffix(name, "."), port)
+	name, port := address.SplitPort(host)
+	host = address.JoinPort(strings.TrimSuffix(name, "."), port)
 	if n, err := reference.WithName(host + "/x"); err != nil || reference.Domain(n) != host {
 		return "", errors.New("not a valid host[:port]; write it without scheme and path")
 	}
-	return canonicalHost(host)
+	return address.Host(host)
 }
 
 // parsePath parses the part of a prefix after the host.

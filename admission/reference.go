@@ -9,10 +9,12 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+
+	"trow/registry/address"
 )
 
 const (
-	hub      = "docker.io"
+	hub      = address.Hub
 	official = "library/" // where Docker Hub keeps the images whose familiar name has one component
 
 	// maxReference bounds a reference, in bytes. A host name (253), a port, a path (255), a tag (128) and the longest
@@ -61,7 +63,7 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{}, &InvalidError{quote(s), "the part before the first slash is not a valid host[:port]"}
 	}
 	r.Short = r.Domain == hub && !namesHost(s)
-	if r.Domain, err = canonicalHost(r.Domain); err != nil {
+	if r.Domain, err = address.Host(r.Domain); err != nil {
 		return Reference{}, &InvalidError{quote(s), "the host is " + err.Error()}
 	}
 	if r.Domain == hub && !strings.Contains(r.Path, "/") {
@@ -143,8 +145,8 @@ func explain(s string, err error) string {
 		return "64 hex digits mean an image in the cache of the node, not one in a registry"
 	}
 	if host, rest, _ := strings.Cut(s, "/"); strings.Contains(host+":", ".:") {
-		name, port := splitPort(host)
-		if _, err := reference.ParseNormalizedNamed(join(strings.TrimRight(name, "."), port) + "/" + rest); err == nil {
+		name, port := address.SplitPort(host)
+		if _, err := reference.ParseNormalizedNamed(address.JoinPort(strings.TrimRight(name, "."), port) + "/" + rest); err == nil {
 			return "not a valid host: it ends with a dot; remove the dot"
 		}
 	}
@@ -158,10 +160,8 @@ func explain(s string, err error) string {
 // component in upper case for one; this function does not.
 func namesHost(s string) bool {
 	host, _, slash := strings.Cut(s, "/")
-	return slash && looksLikeHost(host)
+	return slash && address.LooksLikeHost(host)
 }
-
-func looksLikeHost(s string) bool { return s == "localhost" || strings.ContainsAny(s, ".:") }
 
 // quote makes any string safe to print in a sentence: in quotes, ASCII, bounded.
 func quote(s string) string { return quoteUpTo(maxQuoted, s) }

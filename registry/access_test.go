@@ -22,6 +22,12 @@ func TestNamespaceOfAMirror(t *testing.T) {
 	w.do("HEAD", "/v2/library/nginx/manifests/v?ns=docker.io", nil).is(404)
 	w.do("GET", "/v2/library/nginx/manifests/v?ns=Trow.kube-public:31000", nil).is(200).
 		has("OCI-Namespace", "Trow.kube-public:31000")
+	for _, same := range []string{"trow.kube-public.:31000", "trow.kube-public:031000"} {
+		w.do("GET", "/v2/library/nginx/manifests/v?ns="+same, nil).is(200).has("OCI-Namespace", same)
+	}
+	for _, other := range []string{"trow.kube-public", "trow.kube-public:0", "[", ":", "1.2", "trow.kube-public:31000/x"} {
+		w.do("GET", "/v2/library/nginx/manifests/v?ns="+other, nil).code(404, "NAME_UNKNOWN")
+	}
 	w.do("POST", "/v2/library/nginx/blobs/uploads/?ns=docker.io", nil).is(202)
 }
 

@@ -33,12 +33,11 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/address"
 	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/limit"
@@ -100,6 +99,7 @@ type Registry struct {
 
 	pushing, others *limit.Places // requests under way
 	sessions        *sessions
+	names           map[string]bool // canonical, of Options.Names
 	cursors         cursors
 }
 
@@ -134,9 +134,21 @@ func New(o Options) *Registry {
 		pushing:   limit.NewPlaces(o.MaxRequests),
 		others:    limit.NewPlaces(o.MaxRequests),
 		sessions:  sessions,
+		names:     canonical(o.Names),
 		cursors:   newCursors(sessions.key),
 
 		artifactTypes: newCache[storage.Descriptor, string](artifactCacheSize)}
+}
+
+// canonical returns the canonical forms of names that have one.
+func canonical(names []string) map[string]bool {
+	all := map[string]bool{}
+	for _, name := range names {
+		if host, err := address.Host(name); err == nil {
+			all[host] = true
+		}
+	}
+	return all
 }
 
 func (r *Registry) annotate(ctx context.Context, key, value string) {
@@ -366,7 +378,7 @@ func (r *Registry) checkNamespace(w http.ResponseWriter, req *http.Request) erro
 	if ns == "" {
 		return nil
 	}
-	if !slices.Contains(r.options.Names, strings.ToLower(ns)) {
+	if host, err := address.Host(ns); err != nil || !r.names[host] {
 		return namespaceUnknown(ns)
 	}
 	w.Header().Set("OCI-Namespace", ns)

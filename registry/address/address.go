@@ -1,8 +1,10 @@
 // Package address says which addresses count as one client, for all that is shared out by address: connections, password
-// guesses, limits, lines of the audit log; and which requests have certainly come from this machine.
+// guesses, limits, lines of the audit log; which requests have certainly come from this machine; and which names of a host
+// are the same one. It is a leaf: webhook and nodes import it too, so that a host has one form to all of them.
 //
 // # Words
 //
+//   - canonical host: the form of host[:port] in which hosts are compared.
 //   - network: an IPv4 address, or the /64 of an IPv6 address, which one host has to itself (RFC 4291, section 2.5.4).
 //
 // # Invariants

@@ -16,15 +16,18 @@ const auxiliaryHeaderTimeout = 10 * time.Second
 
 // ServeAuxiliary serves h on a listener of its own, without access log, metrics and limits, until ctx is done: the
 // administration socket and the listener for profiles. It closes l, and the requests under way are cut off: their
-// context is done. connContext, if it is not nil, adds to the context of each connection. Without a listener
+// context is done, and ServeAuxiliary waits until their handlers have returned, at most 25 s. connContext, if it is not nil, adds to the context of each connection. Without a listener
 // ServeAuxiliary returns nil at once. Errors: those of the listener.
 func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 	connContext func(context.Context) context.Context) error {
 	if l == nil {
 		return nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	jobs := &handlers{next: secured(h)}
 	s := &http.Server{
-		Handler:           secured(h),
+		Handler:           jobs,
 		ReadHeaderTimeout: auxiliaryHeaderTimeout,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
@@ -33,10 +36,15 @@ func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() }) // what it reports, Serve reports as well
 	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return err
+	err := s.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
 	}
-	return nil
+	// A job must not be at work on a data directory that is closed. It ends also when the listener has failed.
+	cancel()
+	_ = s.Close()
+	jobs.wait(shutdownTimeout)
+	return err
 }
 
 // probeConnections is how many connections the listener for probes has. The kubelet opens one for each probe.

@@ -3,6 +3,7 @@ package server_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -169,14 +170,14 @@ func TestALengthBesideAnEncodingEndsTheConnection(t *testing.T) {
 	})
 	s := start(t, modes[0], server.Options{Handler: h})
 	secure := start(t, modes[1], server.Options{Handler: h})
-	for via, closed := range map[string]bool{"": false, "1.1 proxy": true} {
+	for _, header := range []string{"", "Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip"} {
 		r, _ := http.NewRequest("POST", secure.url+"/v2/first", io.MultiReader(strings.NewReader("")))
-		if via != "" {
-			r.Header.Set("Via", via)
+		if header != "" {
+			r.Header.Set(header, "x")
 		}
 		resp, err := secure.client.Do(r)
-		if err != nil || resp.Close != closed {
-			t.Errorf("via %q: %v, %v", via, resp, err)
+		if err != nil || resp.Close != (header != "") {
+			t.Errorf("%q: %v, %v", header, resp, err)
 		} else {
 			resp.Body.Close()
 		}
@@ -260,5 +261,48 @@ func TestAPrefix(t *testing.T) {
 		if w.Body.String() != want {
 			t.Errorf("%s: %s, want %s", path, w.Body, want)
 		}
+	}
+}
+
+// TestALengthBesideAnEncodingSmugglesNothing: over TLS without a proxy the connection goes on, and nothing of the body
+// becomes a request, nor anything of the first request part of the second.
+func TestALengthBesideAnEncodingSmugglesNothing(t *testing.T) {
+	served := make(chan string, 10)
+	s := start(t, modes[1], server.Options{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		served <- fmt.Sprintf("%s %q %q", r.URL.Path, r.Header.Get("Authorization"), b)
+		fmt.Fprint(w, "ok")
+	})})
+	const hidden = "GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+	for name, headers := range map[string]string{
+		"a length that ends in the body":     "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+		"a length that ends behind the body": "Transfer-Encoding: chunked\r\nContent-Length: 400\r\n",
+		"a length of zero":                   "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n",
+	} {
+		c, err := tls.Dial("tcp", s.addr, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "POST /first HTTP/1.1\r\nHost: x\r\nAuthorization: Basic YTpi\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n"+
+			"GET /second HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", headers, len(hidden), hidden)
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		answer, err := io.ReadAll(c)
+		if n := strings.Count(string(answer), "HTTP/1.1 200"); err != nil || n != 2 {
+			t.Errorf("%s: %d answers, %v", name, n, err)
+		}
+		for _, want := range []string{fmt.Sprintf(`/first "Basic YTpi" %q`, hidden), `/second "" ""`} {
+			select {
+			case got := <-served:
+				if got != want {
+					t.Errorf("%s: served %s, want %s", name, got, want)
+				}
+			default:
+				t.Errorf("%s: %s was not served", name, want)
+			}
+		}
+	}
+	if len(served) > 0 {
+		t.Errorf("served %s too", <-served)
 	}
 }

@@ -4,12 +4,15 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -268,6 +271,59 @@ func TestAnAuxiliaryListenerEndsWithItsContext(t *testing.T) {
 	}
 	if err := server.ServeAuxiliary(t.Context(), l, h, nil); err == nil {
 		t.Error("a closed listener is no error")
+	}
+}
+
+// TestAServerEndsAfterItsHandlers: what they use is closed then. A handler may go on when its connection is cut off.
+func TestAServerEndsAfterItsHandlers(t *testing.T) {
+	for name, serve := range map[string]func(ctx context.Context, l net.Listener, h http.Handler) error{
+		"auxiliary": func(ctx context.Context, l net.Listener, h http.Handler) error {
+			return server.ServeAuxiliary(ctx, l, h, nil)
+		},
+		"server": func(ctx context.Context, l net.Listener, h http.Handler) error {
+			s, err := server.New(server.Options{Handler: h, Log: zerolog.Nop()})
+			if err != nil {
+				return err
+			}
+			served := make(chan error, 1)
+			go func() { served <- s.Serve(l) }()
+			<-ctx.Done()
+			if err := s.Shutdown(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("Shutdown: %v", err)
+			}
+			return <-served
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			entered, cut := make(chan struct{}), make(chan struct{})
+			var finished atomic.Bool
+			h := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				close(entered)
+				<-cut
+				for range 1000 {
+					runtime.Gosched()
+				}
+				finished.Store(true)
+			})
+			go func() {
+				if resp, err := http.Get("http://" + l.Addr().String()); err == nil {
+					resp.Body.Close()
+				}
+				close(cut)
+			}()
+			ctx, cancel := context.WithCancel(t.Context())
+			served := make(chan error, 1)
+			go func() { served <- serve(ctx, l, h) }()
+			<-entered
+			cancel()
+			if err := <-served; err != nil || !finished.Load() {
+				t.Errorf("%v; the handler has returned: %v", err, finished.Load())
+			}
+		})
 	}
 }
 

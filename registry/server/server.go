@@ -70,6 +70,8 @@ const (
 	// shutdownTimeout is how long requests under way may take after the server was asked to stop. Kubernetes kills the
 	// process 30 s after it asked.
 	shutdownTimeout = 25 * time.Second
+	// cutTimeout is how long the handlers of requests that were cut off may take to return.
+	cutTimeout = 3 * time.Second
 )
 
 // probePaths are the paths whose requests are logged at debug, and answered on surplus connections.
@@ -81,6 +83,8 @@ type Server struct {
 	log    zerolog.Logger
 	probes *Probes // nil: there are none
 	drains drains
+
+	handlers handlers
 }
 
 // New makes a server. Errors: the names of the metrics are taken in o.Registerer.
@@ -96,7 +100,6 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{log: o.Log, probes: o.Probes, http: http.Server{
-		Handler:           newAccessLog(o, m),
 		TLSConfig:         o.TLSConfig.Clone(), // because net/http changes it
 		Protocols:         new(http.Protocols),
 		ReadHeaderTimeout: headerTimeout,
@@ -104,6 +107,8 @@ func New(o Options) (*Server, error) {
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          log.New(errorLog{o.Log}, "", 0),
 	}}
+	s.handlers.next = newAccessLog(o, m)
+	s.http.Handler = &s.handlers
 	s.http.Protocols.SetHTTP1(true)
 	if s.http.TLSConfig != nil {
 		// Small records at the start of an answer are good for web pages, not for layers.
@@ -164,12 +169,15 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown accepts no more connections and waits for the requests under way. If ctx is done first, it cuts them off and
-// returns ctx's error.
+// Shutdown accepts no more connections and waits for the requests under way. If ctx is done first, it cuts them off,
+// waits until their handlers have returned, at most 3 s, and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		err = errors.Join(err, s.http.Close())
+		if !s.handlers.wait(cutTimeout) {
+			err = errors.Join(err, errors.New("some are still at work"))
+		}
 	}
 	s.drains.wait(ctx) // the end of the process would reset these connections
 	return err

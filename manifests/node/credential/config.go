@@ -80,8 +80,8 @@ var (
 	plainPath = regexp.MustCompile(`^(/[a-zA-Z0-9._-]+)+$`)
 	// plainWord matches audiences; those of Kubernetes are often URLs.
 	plainWord = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:/-]*$`)
-	// address matches a host name or an IP address, with or without a port.
-	address = regexp.MustCompile(`^(\[[0-9a-fA-F:]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
+	// plainHost matches a host name or an IP address, with or without a port.
+	plainHost = regexp.MustCompile(`^(\[[0-9a-fA-F:]+\]|[a-zA-Z0-9.-]+)(:[0-9]{1,5})?$`)
 )
 
 // validate reports each invalid option.
@@ -91,7 +91,7 @@ func (o *ConfigOptions) validate() error {
 		errs = append(errs, errors.New("names: empty; no image would match"))
 	}
 	for _, name := range o.Names {
-		if !address.MatchString(name) {
+		if !plainHost.MatchString(name) {
 			errs = append(errs, fmt.Errorf("names: %.80q: want host[:port]; a pattern would send tokens to other hosts", name))
 		}
 	}

@@ -36,6 +36,8 @@ import (
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	credentialprovider "k8s.io/kubelet/pkg/apis/credentialprovider/v1"
+
+	"trow/registry/address"
 )
 
 const (
@@ -116,7 +118,7 @@ func Answer(in io.Reader, out io.Writer, now time.Time, names ...string) error {
 	if err != nil {
 		return err
 	}
-	if len(names) > 0 && !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, host) }) {
+	if len(names) > 0 && !slices.ContainsFunc(names, func(n string) bool { return sameHost(n, host) }) {
 		return fmt.Errorf("image %.200q: its host gets no token, because it is not one of --names in the kubelet's "+
 			"configuration (%s)", r.Image, strings.Join(names, ", "))
 	}
@@ -126,6 +128,13 @@ func Answer(in io.Reader, out io.Writer, now time.Time, names ...string) error {
 		CacheDuration: &metav1.Duration{Duration: cacheFor(r.ServiceAccountToken, now)},
 		Auth:          map[string]credentialprovider.AuthConfig{host: {Username: User, Password: r.ServiceAccountToken}},
 	})
+}
+
+// sameHost reports whether two names are those of one host, as they are to the webhook.
+func sameHost(a, b string) bool {
+	x, err := address.Host(a)
+	y, berr := address.Host(b)
+	return err == nil && berr == nil && x == y
 }
 
 // hostOf returns the registry of an image. Docker Hub, the registry of images that name none, must not get the token.

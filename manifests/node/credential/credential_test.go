@@ -205,8 +205,15 @@ func TestTheCommand(t *testing.T) {
 			t.Errorf("%s: %v: %s", image, err, out)
 		}
 	}
-	if out, err := run(request("b.example:2/app", "t"), "--names=a.example:1,b.example:2"); err != nil ||
-		!strings.Contains(out, `"b.example:2"`) {
+	// Names are compared as the webhook does.
+	for _, names := range []string{"a.example:1,b.example:2", "B.example.:02", "b.example:2"} {
+		if out, err := run(request("b.example:2/app", "t"), "--names="+names); err != nil ||
+			!strings.Contains(out, `"b.example:2"`) {
+			t.Errorf("%s: %v: %s", names, err, out)
+		}
+	}
+	if out, err := run(request("a.example:443/app", "t"), "--names=a.example"); err != nil ||
+		!strings.Contains(out, `"a.example:443"`) {
 		t.Errorf("%v: %s", err, out)
 	}
 	if _, err := run("", "more"); err == nil {

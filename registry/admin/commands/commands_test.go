@@ -393,7 +393,13 @@ func TestPullSecret(t *testing.T) {
 }
 
 func TestPullSecretOfAUser(t *testing.T) {
-	s := newServer(t, nil) // nothing may be asked of it
+	rights := func(_ context.Context, q url.Values, _ func(any)) (any, error) {
+		if q.Get("action") != "admin" || q.Get("as") == "absent" {
+			return nil, errors.New("user does not exist")
+		}
+		return auth.Explanation{Allowed: q.Get("as") == "root", Why: "rule 3 decides"}, nil
+	}
+	s := newServer(t, map[string]admin.Job{auth.JobExplain: rights})
 	file := filepath.Join(t.TempDir(), "password")
 	if err := os.WriteFile(file, []byte("from a file\r\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -405,6 +411,15 @@ func TestPullSecretOfAUser(t *testing.T) {
 		}
 		wantSecret(t, out, "default", "regcred",
 			`{"auths":{"registry.example:31000":{"password":"`+want+`","username":"alice"}}}`)
+	}
+	if out, _, err := s.run("x\n", "pull-secret", "--user=root", "--password-file=-"); err == nil || out != "" ||
+		!strings.Contains(err.Error(), "root may administer the registry (rule 3 decides)") ||
+		!strings.Contains(err.Error(), "omit --user") {
+		t.Errorf("a user who may administer: %s %v", out, err)
+	}
+	if out, errOut, err := s.run("x\n", "pull-secret", "--user=absent", "--password-file=-"); err != nil ||
+		!strings.Contains(out, "absent") || !strings.Contains(errOut, "Warning: no server has said") {
+		t.Errorf("a user who is not known: %s %s %v", out, errOut, err)
 	}
 	large := filepath.Join(t.TempDir(), "large")
 	if err := os.WriteFile(large, bytes.Repeat([]byte("x"), 1<<20), 0o600); err != nil {

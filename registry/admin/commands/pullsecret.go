@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -43,7 +44,8 @@ func (p Program) pullSecretCommand() *cobra.Command {
 			"    kubectl apply -f -\n" +
 			"With --replace it can be run again: the robot gets a new token, and the token\n" +
 			"before stops working.\n" +
-			"With --user it creates no robot; the Secret has the password of that user.",
+			"With --user it creates no robot; the Secret has the password of that user,\n" +
+			"who must not be one who may administer the registry.",
 		Args: cobra.NoArgs,
 	}
 	t := &target{dataDir: p.DataDir(cmd)}
@@ -61,6 +63,9 @@ func (p Program) pullSecretCommand() *cobra.Command {
 			}
 			if err := auth.CheckPassword(password); err != nil {
 				return fmt.Errorf("password-file: %w; or omit --user, which creates a robot", err)
+			}
+			if err := t.checkNoAdministrator(cmd, user); err != nil {
+				return err
 			}
 			return s.print(cmd.OutOrStdout(), user, password)
 		}
@@ -86,6 +91,28 @@ func (p Program) pullSecretCommand() *cobra.Command {
 	cmd.MarkFlagsMutuallyExclusive("replace", "user")
 	cmd.MarkFlagsRequiredTogether("user", "password-file")
 	return cmd
+}
+
+// checkNoAdministrator refuses a user who may administer the registry: everybody who can read the Secret could do it. A
+// server that does not answer, or that does not know the user, is no obstacle, because the Secret may be for another one.
+func (t *target) checkNoAdministrator(cmd *cobra.Command, user string) error {
+	var answer auth.Explanation
+	e, err := t.open(cmd)
+	if err == nil {
+		err = runQuietly(cmd.Context(), e.admin, auth.JobExplain,
+			url.Values{"action": {string(auth.Admin)}, "as": {user}}, &answer)
+	}
+	if err != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "Warning: no server has said whether %s may administer it (%v). If so, "+
+			"everybody who can read this Secret may; omit --user, and the Secret gets a robot that may only pull.\n",
+			user, err)
+		return nil
+	}
+	if answer.Allowed {
+		return fmt.Errorf("user: %s may administer the registry (%s), and so could everybody who can read the Secret; "+
+			"omit --user and --password-file: then the Secret gets a robot that may only pull", user, answer.Why)
+	}
+	return nil
 }
 
 // takeURL returns the first server that is a URL, and leaves its host: image names have no scheme.

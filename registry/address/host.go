@@ -1,4 +1,4 @@
-package admission
+package address
 
 import (
 	"encoding/binary"
@@ -10,10 +10,13 @@ import (
 	"strings"
 )
 
+// Hub is the canonical host of Docker Hub.
+const Hub = "docker.io"
+
 // httpsPort is the port of a host that is written without one.
 const httpsPort = "443"
 
-// canonicalHost returns the form of host[:port] in which hosts are compared: two spellings for which a container
+// Host returns the form of host[:port] in which hosts are compared: two spellings for which a container
 // runtime dials the same address of the same name have one form. It is in lower case, without the dot that may end a
 // DNS name, without port 443 and without leading zeros of other ports; docker.io stands for every name of Docker Hub.
 // IP addresses are compared by value: an IPv6 address that means an IPv4 address is that one, and the unspecified
@@ -21,27 +24,27 @@ const httpsPort = "443"
 // Errors: a port or an IP address that the parser of references accepts and that does not exist.
 //
 // A host whose name does not look like one to the parser (foo) keeps or gets a port, because foo/x is docker.io/foo/x.
-func canonicalHost(domain string) (string, error) {
+func Host(domain string) (string, error) {
 	domain = strings.ToLower(domain)
-	name, port := splitPort(domain)
+	name, port := SplitPort(domain)
 	number, err := canonicalPort(port)
 	if err != nil {
 		return "", err
 	}
 	name = strings.TrimSuffix(name, ".")
 	switch name {
-	case hub, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
+	case Hub, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
 		if number == "" {
-			return hub, nil
+			return Hub, nil
 		}
 	}
 	if name, err = canonicalIP(name); err != nil {
 		if address, ok := parseInetAton(name); ok {
-			return "", fmt.Errorf("%w; write %s", err, join(address.String(), number))
+			return "", fmt.Errorf("%w; write %s", err, JoinPort(address.String(), number))
 		}
 		return "", err
 	}
-	if number == "" && !looksLikeHost(name) {
+	if number == "" && !LooksLikeHost(name) {
 		number = httpsPort
 	}
 	if rest, ok := strings.CutPrefix(domain, name); ok {
@@ -49,18 +52,22 @@ func canonicalHost(domain string) (string, error) {
 			return domain, nil // it is canonical, and joining would allocate
 		}
 	}
-	return join(name, number), nil
+	return JoinPort(name, number), nil
 }
 
-func join(name, port string) string {
+// LooksLikeHost reports whether the first part of an image name is a host to the parser of references.
+func LooksLikeHost(s string) bool { return s == "localhost" || strings.ContainsAny(s, ".:") }
+
+// JoinPort is the reverse of SplitPort.
+func JoinPort(name, port string) string {
 	if port == "" {
 		return name
 	}
 	return name + ":" + port
 }
 
-// splitPort splits host[:port]. The colons of an IPv6 address are in brackets.
-func splitPort(s string) (host, port string) {
+// SplitPort splits host[:port]; port is empty if there is none. The colons of an IPv6 address are in brackets.
+func SplitPort(s string) (host, port string) {
 	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.HasSuffix(s, "]") {
 		return s[:i], s[i+1:]
 	}
