@@ -97,7 +97,9 @@ func TestTheManifestOfBefore(t *testing.T) {
 		restart(t, c)
 	})
 	c.Apply(t, earlier)
-	cluster.Eventually(t, time.Minute, "pod trow-0 is ready", func() error { return podReady(c, "kube-public", "trow-0") })
+	for _, what := range []string{"statefulset/trow", "daemonset/trow-node"} {
+		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", what, "--timeout=60s")
+	}
 	restart(t, c)
 	push(t, c, "before", "1", app(t, "before", 0))
 	running(t, c, "before", "named", host+"/before:1")
