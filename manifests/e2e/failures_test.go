@@ -220,12 +220,16 @@ func TestUninstall(t *testing.T) {
 	if out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server"); err != nil {
 		t.Errorf("pods are still denied: %s", out)
 	}
-	left := c.Kubectl(t, "get", "all,secrets,configmaps,serviceaccounts,persistentvolumeclaims,"+
-		"validatingwebhookconfigurations,roles,rolebindings,clusterroles,clusterrolebindings", "--all-namespaces",
-		"--output=name", "--selector=app.kubernetes.io/name=trow")
-	if strings.TrimSpace(left) != "persistentvolumeclaim/data-trow-0" && strings.TrimSpace(left) != "" {
-		t.Errorf("left behind: %s", left)
-	}
+	// kubectl waits for the StatefulSet, and not for its pod, which the garbage collector deletes.
+	cluster.Eventually(t, 40*time.Second, "nothing but the volume is left", func() error {
+		left := strings.TrimSpace(c.Kubectl(t, "get", "all,secrets,configmaps,serviceaccounts,persistentvolumeclaims,"+
+			"validatingwebhookconfigurations,roles,rolebindings,clusterroles,clusterrolebindings,networkpolicies,"+
+			"resourcequotas", "--all-namespaces", "--output=name", "--selector=app.kubernetes.io/name=trow"))
+		if left != "persistentvolumeclaim/data-trow-0" && left != "" {
+			return fmt.Errorf("left behind: %s", left)
+		}
+		return nil
+	})
 	armed(t, c)
 	if out, err := c.TryKubectl("run", "x", "--image="+host+"/kept:1", "--dry-run=server"); err != nil {
 		t.Errorf("the images are lost: %s", out)

@@ -34,9 +34,13 @@ func account(ns, name, image, more string) string {
 		pod(ns, name, fmt.Sprintf("  serviceAccountName: %s\n%s", name, more)+containers(image))
 }
 
-// pullSecret returns the YAML of a pull secret for a namespace, made as the manifest says. It can be made again.
+// pullSecret returns the YAML of a pull secret for a namespace, made as the manifest says. It can be made again. Its
+// robot is revoked when the test ends: where there is one, clients are asked for a login.
 func pullSecret(t *testing.T, c *cluster.Cluster, ns string) string {
 	t.Helper()
+	t.Cleanup(func() {
+		c.Kubectl(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "token", "revoke", "pull-"+ns)
+	})
 	return c.Output(t, "--namespace=kube-public", "exec", "trow-0", "--", "/trow", "pull-secret", "--replace",
 		"--namespace="+ns, "--server="+host, "--server=127.0.0.1:31000")
 }

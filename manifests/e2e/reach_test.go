@@ -57,24 +57,29 @@ func TestAFirewallKeepsTheAPIServerOut(t *testing.T) {
 	})
 	c.Apply(t, manifest(t))
 	unreached(t, c, "no review arrived within 5 s, as when packets are dropped")
+	cluster.Eventually(t, 20*time.Second, "/readyz?verbose says why", func() error {
+		return readiness(c, "[-]webhook audit", unproven)
+	})
 	if err := iptables("--delete"); err != nil {
 		t.Fatal(err)
 	}
 	reached(t, c)
 }
 
-// unreached waits until the webhook is held back because the API server does not reach it, and checks that it says why
-// in each place, and that pods can be created.
+// unproven is how the server begins to say why the webhook is held back.
+const unproven = "the API server has not shown that it reaches the webhook"
+
+// unreached waits until the webhook is held back because the API server does not reach it, and checks that an Event
+// says why, and that pods can be created.
 func unreached(t *testing.T, c *cluster.Cluster, outcome string) {
 	t.Helper()
 	cluster.Eventually(t, 2*time.Minute, "pod trow-0 is ready", func() error {
 		return podReady(c, "kube-public", "trow-0")
 	})
-	const reason = "has not shown that it reaches the webhook"
 	cluster.Eventually(t, time.Minute, "it is held back", func() error {
 		why, err := c.TryKubectl("get", "validatingwebhookconfiguration", "trow",
 			`--output=jsonpath={.metadata.annotations.trow\.io/held-back}`)
-		if err != nil || !strings.Contains(why, reason) || !strings.Contains(why, outcome) {
+		if err != nil || !strings.Contains(why, unproven) || !strings.Contains(why, outcome) {
 			return fmt.Errorf("%q, %v", why, err)
 		}
 		return mode(c, "audit")
@@ -93,9 +98,6 @@ func unreached(t *testing.T, c *cluster.Cluster, outcome string) {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
-	})
-	cluster.Eventually(t, 20*time.Second, "/readyz?verbose says why", func() error {
-		return readiness(c, "[-]webhook audit", reason)
 	})
 }
 

@@ -29,14 +29,15 @@ func shape(t *testing.T, c *cluster.Cluster, options ...string) {
 	}
 }
 
-// uninstall deletes the objects of a manifest.
+// uninstall deletes the objects of a manifest, and waits for its pods as well.
 func uninstall(t *testing.T, c *cluster.Cluster, text string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "trow.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c.Kubectl(t, "delete", "--filename", file, "--ignore-not-found", "--timeout=90s")
+	c.Kubectl(t, "delete", "--filename", file, "--ignore-not-found", "--cascade=foreground",
+		"--timeout=90s")
 }
 
 // TestAnotherNamespace checks the Pod Security level of the manifest's namespace: restricted is enough for the server,
@@ -96,7 +97,9 @@ func TestTheManifestOfBefore(t *testing.T) {
 		restart(t, c)
 	})
 	c.Apply(t, earlier)
-	cluster.Eventually(t, time.Minute, "pod trow-0 is ready", func() error { return podReady(c, "kube-public", "trow-0") })
+	for _, what := range []string{"statefulset/trow", "daemonset/trow-node"} {
+		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", what, "--timeout=60s")
+	}
 	restart(t, c)
 	push(t, c, "before", "1", app(t, "before", 0))
 	running(t, c, "before", "named", host+"/before:1")

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -39,7 +40,8 @@ func Command() *cobra.Command {
 	f.StringVar(&o.Host, "host", o.Host, "name of the registry in image names")
 	f.IntVar(&o.Port, "port", o.Port, "node port of the registry; node listens on it as well, on loopback")
 	f.IntVar(&o.LocalPort, "local-port", 0,
-		"port on loopback that runtimes are configured with (default below 30000: 21000 for node port 31000)")
+		"port on loopback that runtimes are configured with; the manifest sets it (default of --print: 21000 for node "+
+			"port 31000)")
 	f.StringVar(&o.Root, "root", o.Root, "where the node's directories are mounted")
 	f.StringVar(&flavour, "print", "", "print how to configure a platform by hand: "+strings.Join(Flavours(), ", "))
 	f.StringVar(&ca, "ca", "", "with --print: file with the CA certificate ("+kube.CAKey+" of ConfigMap "+
@@ -58,12 +60,18 @@ func run(ctx context.Context, o Options, logger zerolog.Logger) (err error) {
 		o.Service = net.JoinHostPort(host, port)
 	}
 	o.Notify = func(e Event) { logEvent(logger, e) }
+	o.LocalPort = localPortInPod(o)
 	n, err := New(o)
 	if err != nil {
 		return err
 	}
 	return n.Run(ctx)
 }
+
+// localPortInPod returns the local port of a pod. Manifests from version 0.2 on set it. Where one does not, this image
+// runs with an earlier manifest, whose probes expect the earlier port: with another one, the kubelet would restart the
+// pod again and again.
+func localPortInPod(o Options) int { return cmp.Or(o.LocalPort, olderLocalPort(o.Port)) }
 
 func logEvent(logger zerolog.Logger, e Event) {
 	line := logger.Info()

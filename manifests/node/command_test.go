@@ -54,3 +54,13 @@ func TestTheCommandSaysWhatIsMissing(t *testing.T) {
 		}
 	}
 }
+
+// TestAPodOfAnEarlierManifestKeepsItsPort, which the probes of that manifest ask.
+func TestAPodOfAnEarlierManifestKeepsItsPort(t *testing.T) {
+	for want, o := range map[int]node.Options{
+		31001: {Port: 31000}, 21000: {Port: 31000, LocalPort: 21000}, 30501: {Port: 30500}} {
+		if got := node.LocalPortInPod(o); got != want {
+			t.Errorf("port %d, local port %d: %d, want %d", o.Port, o.LocalPort, got, want)
+		}
+	}
+}

@@ -16,6 +16,9 @@ func Impatient(n *Node, idle, first time.Duration) { n.times.idle, n.times.first
 // Targets replaces the addresses of the registry.
 func Targets(n *Node, addresses ...string) { n.targets = addresses }
 
+// LocalPortInPod calls [localPortInPod].
+func LocalPortInPod(o Options) int { return localPortInPod(o) }
+
 // Due calls [Node.due].
 func Due(n *Node, e Event, now time.Time) bool { return n.due(e, now) }
 
