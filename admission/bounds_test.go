@@ -172,3 +172,22 @@ func TestTheLengthOfTheTokenOfCallers(t *testing.T) {
 		}
 	}
 }
+
+func TestTheLengthOfAReference(t *testing.T) {
+	for n, want := range map[int]bool{maxReference: false, maxReference + 1: true} {
+		if _, err := ParseReference(strings.Repeat("a", n)); err == nil ||
+			strings.Contains(err.Error(), "longer than 1024 bytes") != want {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
+}
+
+func TestTheNumberOfPathsThatAreNotJudged(t *testing.T) {
+	for n, want := range map[int]int{0: 0, maxUnjudged: maxUnjudged, maxUnjudged + 1: maxUnjudged} {
+		list := strings.TrimSuffix(strings.Repeat(`{"image":"a"},`, n), ",")
+		s := findShapes(jsontext.Value(`{"spec":{"steps":[` + list + `]},"status":{"image":"a"}}`))
+		if len(s.unjudged) != want || len(s.containers) != 0 {
+			t.Errorf("of %d: %q, want %d", n, s.unjudged, want)
+		}
+	}
+}

@@ -470,3 +470,62 @@ func TestFaultsNameThePath(t *testing.T) {
 		}
 	}
 }
+
+// TestOnlyWhatTheVerdictDependsOnIsDecoded: of an object that decides nothing, the form does not matter, so that the
+// webhook does not stand in the way of a DELETE. The order of the members does not matter either.
+func TestOnlyWhatTheVerdictDependsOnIsDecoded(t *testing.T) {
+	const good, bad = `{"spec":{"containers":[{"image":"a"}]}}`, `{"spec":7}`
+	for _, row := range []struct {
+		operation, object, old string
+		accepted, new, before  bool // whether the objects are decoded
+	}{
+		{"CREATE", good, bad, true, true, false},
+		{"CREATE", bad, good, false, false, false},
+		{"UPDATE", good, good, true, true, true},
+		{"UPDATE", good, bad, false, false, false},
+		{"UPDATE", bad, good, false, false, false},
+		{"DELETE", bad, bad, true, false, false},
+		{"CONNECT", bad, bad, true, false, false},
+	} {
+		decides := `"operation":"` + row.operation + `","kind":{"kind":"Pod"}`
+		objects := `"object":` + row.object + `,"oldObject":` + row.old
+		for _, members := range []string{decides + "," + objects, objects + "," + decides} {
+			v, err := decodeReview([]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
+				members + `}}`))
+			if (err == nil) != row.accepted {
+				t.Errorf("%s: %v", members, err)
+			}
+			if err == nil && ((v.Request.Object != nil) != row.new || (v.Request.OldObject != nil) != row.before) {
+				t.Errorf("%s: %+v, %+v", members, v.Request.Object, v.Request.OldObject)
+			}
+		}
+	}
+}
+
+// TestAnObjectOfAnotherKindIsNamed: its metadata is read only where the request has no name, and need not have any
+// form.
+func TestAnObjectOfAnotherKindIsNamed(t *testing.T) {
+	for members, want := range map[string]string{
+		`"object":{"metadata":{"generateName":"x-"}}`:            "x-",
+		`"name":"","object":{"metadata":{"generateName":"x-"}}`:  "x-",
+		`"name":"n","object":{"metadata":{"generateName":"x-"}}`: "none",
+		`"object":{"metadata":7}`:                                "none",
+		`"object":7`:                                             "none",
+		`"object":{}`:                                            "",
+		`"dryRun":true`:                                          "none",
+	} {
+		v, err := decodeReview([]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
+			`"operation":"CREATE","kind":{"kind":"Other"},` + members + `}}`))
+		if err != nil {
+			t.Errorf("%s: %v", members, err)
+			continue
+		}
+		got := "none"
+		if o := v.Request.Object; o != nil {
+			got = o.Metadata.GenerateName
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", members, got, want)
+		}
+	}
+}

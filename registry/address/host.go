@@ -135,7 +135,7 @@ func parseNumber(s string) (n uint64, ok bool) {
 	base, digits, set := 10, s, "0123456789"
 	if rest, hex := strings.CutPrefix(s, "0x"); hex {
 		base, digits, set = 16, rest, "0123456789abcdef"
-	} else if len(s) > 1 && s[0] == '0' {
+	} else if strings.HasPrefix(s, "0") {
 		base = 8
 	}
 	if strings.Trim(digits, set) != "" { // first, because nearly no host is one, and an error allocates

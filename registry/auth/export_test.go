@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"net/http"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -101,4 +102,54 @@ func (g *Guard) ReviewFailures(addr netip.Addr) int {
 func (g *Guard) Known() (users, tokens int) {
 	s := g.state.Load()
 	return s.users.known.Len(), s.tokens.Len()
+}
+
+// Waiting is a request that waits for its turn.
+type Waiting struct {
+	Addr                string // its address; the first of an address says what is known of it:
+	Failures            int
+	AddrRight, OwnRight bool
+	First, Turn         uint64
+	Delayed             bool
+}
+
+// waiters returns the requests, as those that wait in this order.
+func waiters(all []Waiting) (list []*waiter) {
+	addresses := map[string]*score{}
+	for _, one := range all {
+		addr := addresses[one.Addr]
+		if addr == nil {
+			addr = &score{failures: one.Failures, right: one.AddrRight, first: one.First, turn: one.Turn}
+			addresses[one.Addr] = addr
+		}
+		addr.waiting++
+		list = append(list, &waiter{own: &score{right: one.OwnRight, waiting: 1}, addr: addr, ready: !one.Delayed,
+			answer: make(chan lane, 1)})
+	}
+	return list
+}
+
+// Displaced returns which of the requests that wait loses its place to one that comes, the last of all; -1: none does.
+func Displaced(all ...Waiting) int {
+	list := waiters(all)
+	last := len(list) - 1
+	list[last].addr.waiting--
+	t := turns{waiting: slices.Clone(list[:last])}
+	if !t.displace(list[last]) {
+		return -1
+	}
+	return slices.IndexFunc(list, func(w *waiter) bool {
+		select {
+		case <-w.answer: // it is closed
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+// Next returns which of the requests gets the next turn on the quick lane, and on the other one; -1: none does.
+func Next(all ...Waiting) (onQuick, onRound int) {
+	t := turns{waiting: waiters(all)}
+	return slices.Index(t.waiting, t.pick(quick)), slices.Index(t.waiting, t.pick(round))
 }

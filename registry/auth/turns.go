@@ -1,6 +1,9 @@
 package auth
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // lane is one of the two places at which credentials are verified, with a bound of its own, see newThrottle.
 type lane int
@@ -123,10 +126,7 @@ func (t *turns) end(l lane) {
 
 // before reports whether a request goes before another one, which came earlier, on the quick lane.
 func (w *waiter) before(other *waiter) bool {
-	if a, b := w.rank(), other.rank(); a != b {
-		return a < b
-	}
-	return w.addr.first >= other.addr.first
+	return cmp.Or(cmp.Compare(w.rank(), other.rank()), cmp.Compare(other.addr.first, w.addr.first)) <= 0
 }
 
 // pick returns the request that is next on a lane, see the lanes. nil: there is none.

@@ -251,3 +251,62 @@ func TestAClientThatGivesUpTakesNoTurn(t *testing.T) {
 		}
 	})
 }
+
+// TestWhoLosesItsPlace when all places are taken: the newest of those with the most reason to wait, if one has more
+// than the request that comes. Otherwise guesses would keep others out.
+func TestWhoLosesItsPlace(t *testing.T) {
+	type w = auth.Waiting
+	guess := func(addr string, failures int) w { return w{Addr: addr, Failures: failures} }
+	for _, row := range []struct {
+		name string
+		all  []w // the last one comes
+		want int
+	}{
+		{"others of the same rank, one from each address", []w{guess("a", 0), guess("b", 0), guess("c", 0)}, -1},
+		{"one of a higher rank", []w{guess("a", 0), guess("b", 1), guess("c", 0), guess("d", 0)}, 1},
+		{"one of a higher rank comes", []w{guess("a", 3), guess("b", 5)}, -1},
+		{"two of an address", []w{guess("a", 0), guess("b", 0), guess("b", 0), guess("c", 0)}, 2},
+		{"two of an address, and then another", []w{guess("b", 0), guess("b", 0), guess("a", 0), guess("c", 0)}, 1},
+		{"a third of that address comes", []w{guess("a", 0), guess("a", 0), guess("a", 0)}, -1},
+		{"a second comes while another address has two", []w{guess("a", 0), guess("a", 0), guess("b", 0), guess("b", 0)}, -1},
+		{"a second comes while another address has three", []w{guess("a", 0), guess("a", 0), guess("a", 0), guess("b", 0),
+			guess("b", 0)}, 2},
+		{"rank counts more than their number", []w{guess("a", 2), guess("b", 1), guess("b", 1), guess("c", 0)}, 0},
+		{"rank counts more, in another order", []w{guess("b", 1), guess("b", 1), guess("a", 2), guess("c", 0)}, 2},
+		{"the highest rank, of two alike in number", []w{guess("a", 2), guess("b", 1), guess("c", 0)}, 0},
+		{"an address that was right last comes", []w{guess("a", 0), {Addr: "b", AddrRight: true, Failures: 9}}, 0},
+		{"a user who was right last comes", []w{guess("a", 1), {Addr: "b", OwnRight: true, Failures: 9}}, 0},
+		{"and finds only others without failures", []w{guess("a", 0), {Addr: "b", OwnRight: true, Failures: 9}}, -1},
+	} {
+		if got := auth.Displaced(row.all...); got != row.want {
+			t.Errorf("%s: %d loses its place, want %d", row.name, got, row.want)
+		}
+	}
+}
+
+// TestWhoIsNext on each of the two lanes.
+func TestWhoIsNext(t *testing.T) {
+	type w = auth.Waiting
+	for _, row := range []struct {
+		name         string
+		all          []w
+		quick, round int
+	}{
+		{"nobody", nil, -1, -1},
+		{"the lowest rank, and the turn that is the longest ago",
+			[]w{{Addr: "a", Failures: 2, Turn: 1}, {Addr: "b", Failures: 1, Turn: 2}}, 1, 0},
+		{"of one rank the address that came last", []w{{Addr: "a", First: 2, Turn: 2}, {Addr: "b", First: 1, Turn: 1}}, 0, 1},
+		{"of one address the last on the quick lane, and the first on the other", []w{{Addr: "a"}, {Addr: "a"}}, 1, 0},
+		{"whoever is not delayed", []w{{Addr: "a", Delayed: true}, {Addr: "b", Failures: 9, Turn: 9}}, 1, 1},
+		{"only delayed ones", []w{{Addr: "a", Delayed: true}}, -1, -1},
+		{"19 failures", []w{{Addr: "a", Failures: 19}}, 0, 0},
+		{"20 failures bar an address from the quick lane", []w{{Addr: "a", Failures: 20}}, -1, 0},
+		{"a user who was right last is not barred", []w{{Addr: "a", Failures: 20, OwnRight: true}}, 0, 0},
+		{"an address that was right last comes before new ones",
+			[]w{{Addr: "a", Failures: 20, AddrRight: true, First: 1, Turn: 2}, {Addr: "b", First: 2, Turn: 1}}, 0, 1},
+	} {
+		if quick, round := auth.Next(row.all...); quick != row.quick || round != row.round {
+			t.Errorf("%s: %d and %d, want %d and %d", row.name, quick, round, row.quick, row.round)
+		}
+	}
+}
