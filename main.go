@@ -186,7 +186,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	}
 	defer reg.Close()
 	o.tls.Log, o.tls.Names, o.tls.Dir = log, append(trowtls.DefaultNames(), o.policy.Names...), o.registry.Data.DataDir
-	o.tls.Published, o.tls.Wait = hook.Published, hook != nil
+	o.tls.Published, o.tls.Wait, o.tls.ReadOnly = hook.Published, hook != nil, reg.ReadOnly()
 	if keeper, err = trowtls.Open(cmd.Context(), hook.Store(), o.tls); err != nil {
 		return err
 	}
@@ -275,7 +275,7 @@ func welcome(out io.Writer, o *options, l net.Listener, reg *service.Service, p 
 	fmt.Fprintf(out, "Trow %s is ready.\n\n  listens on   %s://%s\n  data         %s\n  local names  %s\n"+
 		"  may run      %s\n  no login     %s\n%s", version, k.Scheme(), at, data, strings.Join(o.policy.Names, ", "),
 		p.Summary(), anonymous, k.Summary(host))
-	if !cluster {
+	if !cluster && !reg.ReadOnly() {
 		firstSteps(out, at, o.registry.Data.DataDir, host, k)
 	}
 }
