@@ -215,11 +215,10 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	g.Go(func() error { return reg.ServeSocket(ctx) })
 	g.Go(func() error { return server.ServeAuxiliary(ctx, profiles, server.Profiles(), nil) })
 	g.Go(func() error {
-		index, err := reg.Load(ctx)
-		if err != nil {
+		if _, err := reg.Load(ctx); err != nil {
 			return err
 		}
-		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
+		webhook.Set(admission.New(admission.Options{Images: reg.Images(), Policy: policy, Log: log, Metrics: reviews,
 			Hints: admission.NewHints(o.callers, callers, reg.Guard().Reads), Probe: hook.AnswerProbe,
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))

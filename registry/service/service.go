@@ -92,6 +92,7 @@ type Service struct {
 	guard   *auth.Guard
 	limits  limit.Limits
 	api     *server.Pending
+	images  registry.Images
 	index   *storage.Index // nil until Load has returned
 }
 
@@ -171,14 +172,16 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	if s.index, err = s.data.Load(ctx, keep, quotas); err != nil {
 		return nil, err
 	}
-	s.api.Set(registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
+	api := registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
 		Prefix: s.options.Auth.Prefix(),
 		Check:  s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
 		Sparse: s.options.Content.Sparse(), ReadOnly: s.data.ReadOnly(),
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
 		UploadKey: s.data.UploadKey(), UploadTimeout: s.options.Data.UploadTimeout,
 		MaxUploadsPerClient: s.options.Data.UploadsPerClient(), Bodies: server.ReserveBodies(),
-		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}))
+		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record})
+	s.images = api.Images()
+	s.api.Set(api)
 	return s.index, nil
 }
 
@@ -242,6 +245,9 @@ func (s *Service) logReload(err error) {
 	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: " +
 		"its rules, limits and quotas are in effect, its other settings will be after the next start")
 }
+
+// Images are what the registry holds, for the webhook. Load must have returned.
+func (s *Service) Images() registry.Images { return s.images }
 
 // ReadOnly reports whether the data directory is only read.
 func (s *Service) ReadOnly() bool { return s.data.ReadOnly() }
