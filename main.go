@@ -186,7 +186,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	}
 	defer reg.Close()
 	o.tls.Log, o.tls.Names, o.tls.Dir = log, append(trowtls.DefaultNames(), o.policy.Names...), o.registry.Data.DataDir
-	o.tls.Published, o.tls.Wait = hook.Published, hook != nil
+	o.tls.Published, o.tls.Wait, o.tls.ReadOnly = hook.Published, hook != nil, reg.ReadOnly()
 	if keeper, err = trowtls.Open(cmd.Context(), hook.Store(), o.tls); err != nil {
 		return err
 	}
@@ -215,11 +215,10 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	g.Go(func() error { return reg.ServeSocket(ctx) })
 	g.Go(func() error { return server.ServeAuxiliary(ctx, profiles, server.Profiles(), nil) })
 	g.Go(func() error {
-		index, err := reg.Load(ctx)
-		if err != nil {
+		if _, err := reg.Load(ctx); err != nil {
 			return err
 		}
-		webhook.Set(admission.New(admission.Options{Images: index, Policy: policy, Log: log, Metrics: reviews,
+		webhook.Set(admission.New(admission.Options{Images: reg.Images(), Policy: policy, Log: log, Metrics: reviews,
 			Hints: admission.NewHints(o.callers, callers, reg.Guard().Reads), Probe: hook.AnswerProbe,
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
 			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
@@ -270,10 +269,11 @@ func verdict(ctx context.Context, d admission.Decision, c *admission.Callers) au
 func welcome(out io.Writer, o *options, l net.Listener, reg *service.Service, p *admission.Policy, k *trowtls.Keeper) {
 	at := l.Addr().(*net.TCPAddr)
 	w := server.Welcome{Version: version, Addr: at, Scheme: k.Scheme(), DataDir: o.registry.Data.DataDir,
-		Names: o.policy.Names, MayRun: p.Summary(), CAFile: k.CAFile(), SkopeoFlag: k.SkopeoFlag(),
-		Cluster: kube.Inside() || o.cluster.Webhook != ""}
+		Names: o.policy.Names, MayRun: p.Summary(), CAFile: k.CAFile(), SkopeoFlag: k.SkopeoFlag()}
+	cluster := kube.Inside() || o.cluster.Webhook != ""
+	w.Quiet = cluster || reg.ReadOnly()
 	w.Data, w.Anonymous = reg.Summary()
-	w.Host = o.policy.Host(at.Port, w.Cluster)
+	w.Host = o.policy.Host(at.Port, cluster)
 	w.Trust = k.Summary(w.Host)
 	w.Print(out)
 }

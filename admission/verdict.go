@@ -27,6 +27,14 @@ type lister interface {
 type completer interface {
 	// Incomplete reports whether a manifest that the repo holds consists of anything that the repo does not hold.
 	Incomplete(repo string, m storage.Descriptor) bool
+	// Absent returns which parts of it are not there, at most n.
+	Absent(repo string, m storage.Descriptor, n int) []digest.Digest
+}
+
+// platforms is what Images may implement as well.
+type platforms interface {
+	// Platforms returns the platforms that an index names for these manifests; empty where that is not known in memory.
+	Platforms(index digest.Digest, of []digest.Digest) []string
 }
 
 // Reason is why an image is allowed or denied, for programs. The set is closed.
@@ -178,7 +186,7 @@ func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
 			v.hint("damaged here, push it again: " + v.Image) // a node may have it in its cache all the same
 		}
 		if c, ok := images.(completer); ok && c.Incomplete(v.Reference.Path, m) {
-			v.hintIncomplete(m.MediaType)
+			v.hintIncomplete(m.MediaType, absentPlatforms(images, c, v.Reference.Path, m))
 		}
 		return
 	case ruling == allowedByRule:
@@ -221,19 +229,66 @@ func (v *Verdict) hint(text string) { v.Hints = append(v.Hints, text) }
 // hintIncomplete says that a part of an image is not in the registry, such as a foreign layer. It names the image if
 // that fits into a warning: a long name must not suppress the hint.
 //
-// Of an index, the manifests of some platforms are not here: nodes of these platforms cannot pull it.
-func (v *Verdict) hintIncomplete(mediaType string) {
-	text := "not all of it is here, nodes get the rest from elsewhere: "
+// Of an index, the manifests of some platforms are not here: nodes of these platforms cannot pull it. It names them as
+// far as they fit.
+func (v *Verdict) hintIncomplete(mediaType string, missing []string) {
+	text := "not all of it is here, nodes get the rest from elsewhere"
 	short := "not all of an image is here, nodes get the rest from elsewhere"
-	switch mediaType {
-	case "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json":
-		text, short = "not here for all of its platforms: ", "an image is not here for all of its platforms"
+	if isIndex(mediaType) {
+		text, short = "not here for all of its platforms", "an image is not here for all of its platforms"
 	}
-	if len(text+v.Image) > maxWarning {
+	for n := len(missing); n > 0; n-- {
+		list := strings.Join(missing[:n], ", ")
+		if n < len(missing) || n > maxPlatforms {
+			list = strings.Join(missing[:min(n, maxPlatforms)], ", ") + ", ..."
+		}
+		if hint := text + " (missing: " + list + "): " + v.Image; len(hint) <= maxWarning {
+			v.hint(hint)
+			return
+		}
+	}
+	if len(text+": "+v.Image) > maxWarning {
 		v.hint(short)
 		return
 	}
-	v.hint(text + v.Image)
+	v.hint(text + ": " + v.Image)
+}
+
+func isIndex(mediaType string) bool {
+	return mediaType == "application/vnd.oci.image.index.v1+json" ||
+		mediaType == "application/vnd.docker.distribution.manifest.list.v2+json"
+}
+
+// maxPlatforms is how many of the platforms that are missing a hint names.
+const maxPlatforms = 3
+
+// absentPlatforms names the manifests of an index that are not here, one more than a hint names if there are as many:
+// by their platforms, or by their digests where these are not known.
+func absentPlatforms(images Images, c completer, repo string, m storage.Descriptor) []string {
+	if !isIndex(m.MediaType) {
+		return nil
+	}
+	absent := c.Absent(repo, m, maxPlatforms+1)
+	names := make([]string, len(absent))
+	if p, ok := images.(platforms); ok && len(absent) > 0 {
+		names = p.Platforms(m.Digest(), absent)
+	}
+	for i, d := range absent {
+		// Of a name that a client has pushed, only what is as long and as plain as those of platforms is shown.
+		if names[i] == "" || len(names[i]) > maxPlatformName || strings.ContainsFunc(names[i], notInPlatform) {
+			names[i] = d.String()[:min(len(d), shortDigest)]
+		}
+	}
+	return names
+}
+
+const (
+	maxPlatformName = 40
+	shortDigest     = len("sha256:") + 12
+)
+
+func notInPlatform(c rune) bool {
+	return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("/._-", c)
 }
 
 // hintAbsent says how to get a local image that the registry does not hold. Hints are a courtesy: errors of the

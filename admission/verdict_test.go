@@ -153,8 +153,9 @@ func TestAnIncompleteImageHasAHint(t *testing.T) {
 	for image, want := range map[string]string{
 		host + "/app:far":          "not all of it is here, nodes get the rest from elsewhere: " + host + "/app:far",
 		host + "/" + long + ":far": "not all of an image is here, nodes get the rest from elsewhere",
-		host + "/app:sparse":       "not here for all of its platforms: " + host + "/app:sparse",
-		host + "/app:1":            "",
+		host + "/app:sparse": "not here for all of its platforms (missing: " + digest.FromString("arm").String()[:19] +
+			"): " + host + "/app:sparse",
+		host + "/app:1": "",
 	} {
 		v := newPolicy(t, admission.PolicyOptions{}).Decide(t.Context(), r, image)
 		if got := strings.Join(v.Hints, "; "); !v.Allowed || got != want || len(got) > 120 {

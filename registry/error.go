@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/auth"
 	"trow/registry/limit"
 	"trow/registry/ocierror"
 	"trow/storage"
@@ -33,6 +34,20 @@ func methodUnsupported(e endpoint) *ocierror.Error {
 	allowed := strings.Join(methods, ", ")
 	return &ocierror.Error{Code: ocierror.Unsupported, Header: http.Header{"Allow": {allowed}},
 		Message: "method not allowed; allowed: " + allowed}
+}
+
+// readOnly refuses to change anything. Not 503: clients would try again.
+func readOnly(e endpoint) *ocierror.Error {
+	var methods []string
+	for method, h := range handlers[e] {
+		if h.action == auth.Pull {
+			methods = append(methods, method)
+		}
+	}
+	slices.Sort(methods)
+	return &ocierror.Error{Code: ocierror.Unsupported, Header: http.Header{"Allow": {strings.Join(methods, ", ")}},
+		Message: "this registry is read-only: it cannot write to its storage, or must not (setting read-only); pull from " +
+			"it, and push when its administrator has restarted it where it can"}
 }
 
 func nameInvalid(name string) *ocierror.Error {
@@ -284,6 +299,10 @@ func internal(err error) *ocierror.Error {
 	case errors.Is(err, storage.ErrFull):
 		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusInsufficientStorage, Cause: err,
 			Header: ocierror.RetryAfter(60), Message: "the registry's storage is full; its administrator must make room"}
+	case errors.Is(err, storage.ErrReadOnly): // it has become so, or the registry would not have got this far
+		return &ocierror.Error{Code: ocierror.Unavailable, Cause: err, Header: ocierror.RetryAfter(60),
+			Message: "the registry's storage has become read-only, as after an error of the disk; pulls go on, and its " +
+				"administrator must look at the volume and restart the registry"}
 	case errors.Is(err, storage.ErrBusy):
 		return &ocierror.Error{Code: ocierror.TooManyRequests, Cause: err,
 			Header: ocierror.RetryAfter(5), Message: "too many uploads are open; retry in a moment"}

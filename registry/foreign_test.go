@@ -3,6 +3,7 @@ package registry_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -179,5 +180,35 @@ func TestAForeignLayerThatIsHere(t *testing.T) {
 	body = []byte(strings.Replace(string(body), `"layers":[`, `"layers":[`+desc(foreignType, []byte("absent"))+",", 1))
 	if a := w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201); len(a.header["Warning"]) != 1 {
 		t.Errorf("warnings: %q", a.header["Warning"])
+	}
+}
+
+// TestPlatformsOfAnIndexInMemory: they are known once the index was read, and never read for the question.
+func TestPlatformsOfAnIndexInMemory(t *testing.T) {
+	w := newServer(t, func(o *registry.Options) { o.Sparse = func(string) bool { return true } })
+	body, here := w.pushImage("a", "v", "x")
+	absent := []digest.Digest{digest.FromString("none"), digest.FromString("arm"), digest.FromString("plain")}
+	all := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s,`+
+		`{"mediaType":%[3]q,"digest":%[4]q,"size":1,"platform":{"os":"linux","architecture":"arm64","variant":"v8"}},`+
+		`{"mediaType":%[3]q,"digest":%[5]q,"size":1}]}`, typeIndex, desc(typeManifest, body), typeManifest, absent[1],
+		absent[2])
+	w.do("PUT", "/v2/a/manifests/sparse", []byte(all), "Content-Type", typeIndex).is(201)
+	index := digest.FromString(all)
+	if got := w.registry.(*registry.Registry).Images().Platforms(index, absent); !slices.Equal(got, []string{"", "", ""}) {
+		t.Errorf("before the index was read: %q", got)
+	}
+	w.do("GET", "/v2/a/manifests/sparse", nil).is(200)
+	if got := w.registry.(*registry.Registry).Images().Platforms(index, absent); !slices.Equal(got, []string{"", "linux/arm64/v8", ""}) {
+		t.Errorf("after it was read: %q", got)
+	}
+	m, _, err := w.index.Resolve(t.Context(), "a", "sparse")
+	if got := w.index.Absent("a", m, 1); err != nil || !slices.Equal(got, absent[1:2]) {
+		t.Errorf("absent: %v %v", got, err)
+	}
+	if got := w.index.Absent("a", m, 9); !slices.Equal(got, absent[1:]) || slices.Contains(got, here) {
+		t.Errorf("absent: %v", got)
+	}
+	if got := w.index.Absent("b", m, 9); got != nil {
+		t.Errorf("in another repository: %v", got)
 	}
 }

@@ -245,6 +245,7 @@ func TestAnswersWhenTheStorageFails(t *testing.T) {
 	}{
 		{fmt.Errorf("write: %w", storage.ErrFull), 507},
 		{fmt.Errorf("write: %w", storage.ErrClosed), 503},
+		{fmt.Errorf("write: %w", storage.ErrReadOnly), 503},
 		{errors.New("the disk is on fire"), 500},
 	} {
 		blobs.err = row.err

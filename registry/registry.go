@@ -56,6 +56,8 @@ type Options struct {
 	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
 	// requests come without it.
 	Prefix string
+	// ReadOnly refuses everything but pulls and lists: nothing can be written to Blobs and Index.
+	ReadOnly bool
 	// Check verifies the bytes of content that could not be read as recorded, and records the damage. Optional.
 	Check func(ctx context.Context, d digest.Digest) error
 	// Immutable reports whether a tag must not be moved or deleted once it exists. Optional.
@@ -321,6 +323,9 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 	// Also for a hidden repository: its answer must not differ from that of one that does not exist.
 	if err := r.checkNamespace(w, req); err != nil {
 		return err
+	}
+	if r.options.ReadOnly && (c.action == auth.Push || c.action == auth.Delete) {
+		return readOnly(c.endpoint)
 	}
 	if c.hidden {
 		return r.absent(w, req, c)

@@ -68,6 +68,8 @@ var (
 	ErrConflict = errors.New("repository was changed meanwhile")
 	// ErrFull: there is no space left for the bytes.
 	ErrFull = errors.New("no space left on the storage")
+	// ErrReadOnly: the storage cannot be written to, or was opened only to read. Reads work.
+	ErrReadOnly = errors.New("the storage is read-only")
 	// ErrBusy: more is in progress than the configuration allows. Nothing was changed; a later attempt can succeed.
 	ErrBusy = errors.New("too much in progress")
 	// ErrLimit: the change adds a name beyond one of the Limits; a *LimitError says which. Nothing was changed.
@@ -97,11 +99,12 @@ type Blobs interface {
 	// Open opens a blob for reading; the caller closes it. On disk it is an *os.File, so that sendfile applies. Errors:
 	// as Stat.
 	Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error)
-	// Room returns ErrFull when Create and CreateAs would, so that a client hears it before it sends any bytes.
+	// Room returns ErrFull or ErrReadOnly when Create and CreateAs would, so that a client hears it before it sends any
+	// bytes.
 	Room(ctx context.Context) error
 	// Create starts an upload in a repo that the caller itself ends: its number is bounded by that of the requests. alg is
 	// the algorithm that the digest will probably have; with another one, Commit has to read the bytes again. Errors:
-	// ErrDigest for an unsupported algorithm, ErrFull.
+	// ErrDigest for an unsupported algorithm, ErrFull, ErrReadOnly.
 	Create(ctx context.Context, repo string, alg digest.Algorithm) (Upload, error)
 	// CreateAs is Create for an upload that stays for later requests, under an ID that the caller has made: a UUID in
 	// lower case. How many there are may be bounded. Errors: as Create, ErrBusy at the bound, ErrConflict if the repo has

@@ -40,6 +40,8 @@ type Options struct {
 	// Dir is the data directory. Open writes the bundle there (ca.crt, unless CAFile is set) and, without another store,
 	// keeps the pairs there (tls/). A new store gets the CA that the directory has from before, if there is one.
 	Dir string
+	// ReadOnly reports that nothing may be written to Dir. The pairs there are used, and a new leaf is kept in memory.
+	ReadOnly bool
 	// CAFile is a file into which the bundle is written for people on this machine, by Open and whenever it changes.
 	// Its directory must exist. Empty: there is none. An error is only logged.
 	CAFile string

@@ -40,7 +40,7 @@ func (k *Keeper) CAFile() string {
 
 // writeCAFile writes the bundle into CAFile. An error is logged.
 func (k *Keeper) writeCAFile() {
-	if k.caFile == "" {
+	if k.caFile == "" || k.readOnly {
 		return
 	}
 	if err := writeIfChanged(k.caFile, k.CA()); err != nil {

@@ -55,18 +55,25 @@ func (d Dir) path(name string) string { return filepath.Join(string(d), name) }
 
 // Load reads the files.
 func (d Dir) Load(context.Context) (map[string][]byte, string, error) {
-	pairs := map[string][]byte{}
 	for _, name := range []string{caFile, leafFile} {
 		restrict(d.path(name), 0o600)
+	}
+	pairs, err := d.read()
+	return pairs, "", err
+}
+
+func (d Dir) read() (map[string][]byte, error) {
+	pairs := map[string][]byte{}
+	for _, name := range []string{caFile, leafFile} {
 		b, err := files.Read(d.path(name), files.MaxSize)
 		switch {
 		case err == nil:
 			pairs[name] = b
 		case !errors.Is(err, fs.ErrNotExist):
-			return nil, "", err
+			return nil, err
 		}
 	}
-	return pairs, "", nil
+	return pairs, nil
 }
 
 // Save writes the files that have changed.

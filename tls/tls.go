@@ -95,6 +95,7 @@ type Keeper struct {
 	overlap   time.Duration
 	published func([]byte) bool
 	caFile    string
+	readOnly  bool
 	volume    string // data directory of a server whose pairs are kept elsewhere; see reinstall.go
 	log       zerolog.Logger
 	sources   []*source // of user and clients
@@ -122,11 +123,10 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 	}
 	volume := ""
 	if store == nil {
-		dir, err := OpenDir(filepath.Join(o.Dir, "tls"))
-		if err != nil {
+		var err error
+		if store, err = openStore(filepath.Join(o.Dir, "tls"), o.ReadOnly); err != nil {
 			return nil, err
 		}
-		store = dir
 	} else {
 		volume = o.Dir
 	}
@@ -138,7 +138,7 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 		return nil, err
 	}
 	k := &Keeper{store: store, names: names, poll: o.Poll, overlap: o.Overlap, published: o.Published,
-		caFile: o.CAFile, volume: volume, log: o.Log}
+		caFile: o.CAFile, volume: volume, readOnly: o.ReadOnly, log: o.Log}
 	if k.poll <= 0 {
 		k.poll = defaultPoll
 	}
@@ -224,7 +224,12 @@ func (k *Keeper) tryReconcile(ctx context.Context, now time.Time, rotate bool) (
 	if err != nil {
 		return false, err
 	}
-	next, err := ca.step(now, k.overlap, rotate, k.published)
+	next := ca
+	if _, fixed := k.store.(*fixedDir); !fixed { // a rotation that is under way waits
+		next, err = ca.step(now, k.overlap, rotate, k.published)
+	} else if rotate {
+		err = errFixedCA
+	}
 	if err != nil {
 		return false, err
 	}

@@ -21,7 +21,7 @@ import (
 // Guard is the Authorizer of a server. Make it with [New].
 type Guard struct {
 	options  Options
-	root     *os.Root // the directory Options.Dir
+	root     *os.Root // the directory Options.Dir; nil if it is only read and there is none
 	owner    *user
 	url      *url.URL       // the setting public-url; nil: it is not set
 	proxies  []netip.Prefix // the setting trusted-proxies
@@ -82,7 +82,7 @@ func New(o Options) (*Guard, error) {
 	if g.proxies, err = parseProxies(o.TrustedProxies); err != nil {
 		return nil, err
 	}
-	if g.root, err = files.OpenDir(o.Dir); err != nil {
+	if g.root, err = openDir(o); err != nil {
 		return nil, fmt.Errorf("directory of tokens: %w", err)
 	}
 	if err := g.start(); err != nil {
@@ -123,6 +123,10 @@ func (g *Guard) read() (s *state, err error) {
 	if s.users, err = g.parseUsers(g.htpasswd); err != nil {
 		return nil, err
 	}
+	if g.root == nil {
+		s.robots, err = newRobots(nil)
+		return s, err
+	}
 	if s.robots, err = readRobots(g.root); err != nil {
 		return nil, err
 	}
@@ -131,7 +135,12 @@ func (g *Guard) read() (s *state, err error) {
 }
 
 // Close releases the directory. The Guard must not be used afterwards.
-func (g *Guard) Close() error { return g.root.Close() }
+func (g *Guard) Close() error {
+	if g.root == nil {
+		return nil
+	}
+	return g.root.Close()
+}
 
 func (g *Guard) parseUsers(content []byte) (*users, error) {
 	u, err := newUsers(g.owner, content)

@@ -82,7 +82,7 @@ func (g *Guard) rotateKeys(now time.Time) error {
 		b, err := json.MarshalIndent(next, "", "  ")
 		if err == nil {
 			// The key is durable before it signs, or the tokens that it signs would be invalid after a crash.
-			err = files.Write(g.root, keysFile, append(b, '\n'), 0o600)
+			err = g.keepKeys(append(b, '\n'))
 		}
 		if err != nil {
 			return fmt.Errorf("token keys: %w", err)

@@ -43,6 +43,8 @@ type Options struct {
 	PlainHTTP bool
 	// Dir is the guard's own directory, for the keys that sign tokens and the robots. New creates it if needed.
 	Dir string
+	// ReadOnly reports that nothing may be written to Dir: robots stay as they are, and a new key is not kept.
+	ReadOnly bool
 	// Name is the host[:port] that goes into challenges for clients that send no valid Host header.
 	Name string
 	// Loopback reports whether the registry listens on a loopback address only: then requests can be private.

@@ -235,6 +235,6 @@ func (g *Guard) changeRobots(change func(*robots) (*robots, error)) error {
 			return err
 		}
 		s.robots = next
-		return files.Write(g.root, robotsFile, append(b, '\n'), 0o600)
+		return g.keepRobots(append(b, '\n'))
 	})
 }

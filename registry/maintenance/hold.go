@@ -48,15 +48,18 @@ const (
 )
 
 // openHold reads the file; without one, or with one that cannot be used, the next run only reports. The caller has
-// locked the directory. Errors: the directory cannot be opened.
-func openHold(dir string) (*hold, error) {
+// locked the directory. Errors: the directory cannot be opened; what a crash left cannot be removed, unless the
+// directory is only read.
+func openHold(dir string, readOnly bool) (*hold, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	h := &hold{root: root}
-	if err := files.Sweep(root, "."); err != nil {
-		return nil, errors.Join(err, root.Close())
+	if !readOnly {
+		if err := files.Sweep(root, "."); err != nil {
+			return nil, errors.Join(err, root.Close())
+		}
 	}
 	text, err := files.ReadIn(root, holdFile, 1<<10)
 	if err != nil {
@@ -198,6 +201,10 @@ func (d *Data) holdRetention(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		http.Error(w, "method not allowed; allowed: POST", http.StatusMethodNotAllowed)
+		return
+	}
+	if d.readOnly != "" {
+		http.Error(w, errReadOnly.Error(), http.StatusConflict)
 		return
 	}
 	if err := d.hold.importing(); err != nil {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"trow/registry/admin"
 	"trow/registry/retention"
 	"trow/registry/size"
 	"trow/storage"
@@ -32,9 +31,9 @@ type Found struct {
 // before one is called.
 func (d *Data) Jobs() map[string]http.Handler {
 	return map[string]http.Handler{
-		"gc":             admin.Job(d.gcJob),
-		"scrub":          admin.Job(d.scrubJob),
-		"retention":      admin.Job(d.retentionJob),
+		"gc":             d.writing(d.gcJob),
+		"scrub":          d.writing(d.scrubJob),
+		"retention":      d.writing(d.retentionJob),
 		"retention-hold": http.HandlerFunc(d.holdRetention),
 		"repositories":   http.HandlerFunc(d.listRepositories),
 	}

@@ -32,6 +32,8 @@ type Data struct {
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
 	hold   *hold
 
+	readOnly string // why nothing is written to the directory; empty: it is written to
+
 	indexFull string // the settings because of which new names are refused, and the log has said so; used by one loop
 
 	collected, freed prometheus.Counter
@@ -45,8 +47,9 @@ type loaded struct {
 	scrubber  *storage.Scrubber
 }
 
-// Open locks the data directory and opens what is in it. The caller closes Data. Errors: another process uses the
-// directory; the journal is damaged, with the remedy; those of the file system.
+// Open locks the data directory and opens what is in it; one that holds data and cannot be written to is only read, see
+// [Data.ReadOnly]. The caller closes Data. Errors: another process uses the directory; the journal is damaged, with the
+// remedy; those of the file system.
 func Open(o Options) (*Data, error) {
 	if o.Audit == nil {
 		o.Audit = func(audit.Event) {}
@@ -54,18 +57,30 @@ func Open(o Options) (*Data, error) {
 	d := &Data{options: o, log: o.Log, uploads: storage.NewUploads(),
 		collected: counter("trow_gc_deleted_total", "Blobs that were collected."),
 		freed:     counter("trow_gc_freed_bytes_total", "Bytes that were collected.")}
-	var err error
-	if d.journal, err = bolt.Open(o.DataDir); err != nil { // first: it holds the lock of the directory
+	if err := d.open(); err != nil {
 		return nil, err
 	}
-	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads,
-		Uploads: d.uploads}); err != nil {
-		return nil, errors.Join(err, d.journal.Close())
-	}
-	if d.hold, err = openHold(o.DataDir); err != nil {
-		return nil, errors.Join(fmt.Errorf("data directory: %w", err), d.journal.Close())
-	}
 	return d, nil
+}
+
+// openParts opens what is in the directory, as readOnly says.
+func (d *Data) openParts() (err error) {
+	o := &d.options
+	open := openJournal
+	if d.readOnly != "" {
+		open = bolt.OpenReadOnly
+	}
+	if d.journal, err = open(o.DataDir); err != nil { // first: it holds the lock of the directory
+		return err
+	}
+	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads,
+		Uploads: d.uploads, ReadOnly: d.readOnly != ""}); err != nil {
+		return errors.Join(err, d.journal.Close())
+	}
+	if d.hold, err = openHold(o.DataDir, d.readOnly != ""); err != nil {
+		return errors.Join(fmt.Errorf("data directory: %w", err), d.journal.Close())
+	}
+	return nil
 }
 
 // Blobs is the content in the directory.
@@ -86,6 +101,10 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	l := &loaded{index: index, retention: keep,
 		collector: &storage.Collector{Blobs: d.blobs, Index: index, Grace: d.options.GCGrace},
 		scrubber:  &storage.Scrubber{Blobs: d.blobs, Index: index}}
+	if d.readOnly != "" { // what follows writes
+		d.loaded.Store(l)
+		return index, nil
+	}
 	if err := l.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")
 	}
@@ -120,6 +139,10 @@ const (
 
 // Run does the work that is due, until ctx is done. Load must have returned.
 func (d *Data) Run(ctx context.Context) error {
+	if d.readOnly != "" { // all of it writes, or is about what is written
+		<-ctx.Done()
+		return nil
+	}
 	o := d.options
 	g := &errgroup.Group{}
 	every := func(interval, first time.Duration, do func(context.Context)) {
@@ -189,6 +212,9 @@ func (d *Data) watchSpace(context.Context) {
 
 // SpaceCheck is a line of /readyz?verbose: ok reports whether there is space for uploads.
 func (d *Data) SpaceCheck() (ok bool, text string) {
+	if d.readOnly != "" {
+		return true, "" // ReadOnlyCheck has a line
+	}
 	space, err := d.blobs.Space()
 	if err != nil {
 		return false, "space for uploads: unknown"

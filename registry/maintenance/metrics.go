@@ -27,6 +27,7 @@ var (
 	sizeBytes    = gauge("trow_storage_size_bytes", "Size of the file system with the data.")
 	freeBytes    = gauge("trow_storage_free_bytes", "Free space of the file system with the data.")
 	reserveBytes = gauge("trow_storage_reserve_bytes", "Space that uploads leave free: below, they are refused.")
+	readOnly     = gauge("trow_storage_read_only", "1 if the server writes nothing to the data directory, else 0.")
 	uploadsOpen  = gauge("trow_uploads_open", "Uploads that are open.")
 	quotaUsed    = gauge("trow_quota_used_bytes", "Bytes that the repositories of a quota hold.", "quota")
 	indexBytes   = gauge("trow_index_bytes", "Memory that the index takes, as estimated; max-index limits it.")
@@ -38,7 +39,8 @@ var (
 // Describe implements prometheus.Collector.
 func (d *Data) Describe(to chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{repositories, manifests, tags, blobs, quarantined,
-		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes, pending, indexBytes} {
+		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes, pending, indexBytes,
+		readOnly} {
 		to <- desc
 	}
 	d.collected.Describe(to)
@@ -77,6 +79,7 @@ func (d *Data) Collect(to chan<- prometheus.Metric) {
 	send(uploadsOpen, float64(d.blobs.Uploads()))
 	send(indexBytes, float64(memory))
 	send(pending, float64(d.hold.pendingNow()))
+	send(readOnly, map[bool]float64{true: 1}[d.readOnly != ""])
 	d.collected.Collect(to)
 	d.freed.Collect(to)
 }

@@ -16,6 +16,7 @@ import (
 // Options are the settings of the data directory and of the work on it.
 type Options struct {
 	DataDir    string
+	ReadOnly   bool    // serve what is there, and write nothing; see readonly.go
 	Reserve    Reserve // space that uploads leave free
 	MaxUploads int
 	// MaxUploadsPerClient is what the setting says; UploadsPerClient is what counts.
@@ -42,6 +43,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.ScrubRate = resource.QuantityValue{Quantity: resource.MustParse("16Mi")}
 	_ = o.Reserve.Set("5%,1Gi") // valid
 	AddDataDirFlag(fs, &o.DataDir)
+	fs.BoolVar(&o.ReadOnly, "read-only", false,
+		"serve pulls and verdicts alone, and write nothing to data-dir; so does a server that may not write there")
 	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none")
 	fs.IntVar(&o.MaxUploads, "max-uploads", 10000,
 		"uploads with bytes that may be open at once; for further ones an idle one is dropped, of the client with most")

@@ -30,6 +30,11 @@ const uploadKeyFile = "upload.key"
 // is made at the first start. Without a file that can be used the key is a new one, and a warning is logged: clients
 // that are pushing at that time have to begin again, which is no reason not to start.
 func (d *Data) UploadKey() []byte {
+	if d.readOnly != "" {
+		key := make([]byte, sha256.Size) // there are no uploads
+		rand.Read(key)                   // never fails
+		return key
+	}
 	key, err := uploadKey(d.options.DataDir)
 	if err != nil {
 		d.log.Warn().Err(err).Msg("the key of upload IDs cannot be kept: pushes that are under way at a restart " +

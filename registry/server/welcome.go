@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Welcome is what the server prints when it is ready: what runs and, outside a cluster, what to do next.
+// Welcome is what the server prints when it is ready: what runs, and what to do next.
 type Welcome struct {
 	Version   string
 	Scheme    string // http or https
@@ -22,7 +22,7 @@ type Welcome struct {
 
 	Host       string // the name by which clients on this machine reach the server
 	SkopeoFlag string // what skopeo needs to trust it
-	Cluster    bool   // it runs in a cluster: no user works on the machine of a pod
+	Quiet      bool   // no next steps: no user works on the machine of a pod, and a server for pulls takes no push
 }
 
 // Print prints it.
@@ -30,7 +30,7 @@ func (w *Welcome) Print(out io.Writer) {
 	fmt.Fprintf(out, "Trow %s is ready.\n\n  listens on   %s://%s\n  data         %s\n  local names  %s\n"+
 		"  may run      %s\n  no login     %s\n%s", w.Version, w.Scheme, w.Addr, w.Data, strings.Join(w.Names, ", "),
 		w.MayRun, w.Anonymous, w.Trust)
-	if w.Cluster {
+	if w.Quiet {
 		return
 	}
 	// The steps need no right but that of the user, and images that are here.

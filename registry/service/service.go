@@ -92,6 +92,7 @@ type Service struct {
 	guard   *auth.Guard
 	limits  limit.Limits
 	api     *server.Pending
+	images  registry.Images
 	index   *storage.Index // nil until Load has returned
 }
 
@@ -116,12 +117,18 @@ func Open(o Options) (s *Service, err error) {
 	}
 	o.Audit.RequestID = server.RequestID
 	if s.trail, err = audit.Open(o.Audit, o.Log); err != nil {
+		if s.data.ReadOnly() {
+			err = fmt.Errorf("%w; the data directory is only read: set a file elsewhere", err)
+		}
 		return s, fmt.Errorf("audit-log: %w", err)
 	}
-	if s.socket, err = admin.Listen(o.Data.DataDir); err != nil {
+	if s.data.ReadOnly() {
+		o.Log.Warn().Msg("no administration socket, because the data directory is only read: use --server with a login")
+	} else if s.socket, err = admin.Listen(o.Data.DataDir); err != nil {
 		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
 	}
 	o.Auth.Dir, o.Auth.Name, o.Auth.Log = filepath.Join(o.Data.DataDir, "auth"), o.Names[0], o.Log
+	o.Auth.ReadOnly = s.data.ReadOnly()
 	if !o.Auth.AccessReview {
 		o.Auth.Accesses = nil
 	}
@@ -165,14 +172,16 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	if s.index, err = s.data.Load(ctx, keep, quotas); err != nil {
 		return nil, err
 	}
-	s.api.Set(registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
+	api := registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
 		Prefix: s.options.Auth.Prefix(),
 		Check:  s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
-		Sparse:        s.options.Content.Sparse(),
+		Sparse: s.options.Content.Sparse(), ReadOnly: s.data.ReadOnly(),
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
 		UploadKey: s.data.UploadKey(), UploadTimeout: s.options.Data.UploadTimeout,
 		MaxUploadsPerClient: s.options.Data.UploadsPerClient(), Bodies: server.ReserveBodies(),
-		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}))
+		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record})
+	s.images = api.Images()
+	s.api.Set(api)
 	return s.index, nil
 }
 
@@ -194,10 +203,14 @@ func (s *Service) ServeSocket(ctx context.Context) error {
 // quotas of the files whenever they change, and logs the outcome, until ctx is done. load returns the settings as they
 // are now, valid. Load must have returned.
 func (s *Service) Follow(ctx context.Context, load func() (*Options, error)) {
-	if err := s.options.Files.Started(s.options.Data.DataDir); err != nil {
+	keep := s.options.Data.DataDir
+	if s.data.ReadOnly() {
+		keep = ""
+	}
+	if err := s.options.Files.Started(keep); err != nil {
 		s.log.Warn().Err(err).Msg("a mistake in the configuration files would keep the server from starting again")
 	}
-	s.options.Files.Follow(ctx, s.options.Data.DataDir, func() error {
+	s.options.Files.Follow(ctx, keep, func() error {
 		o, err := load()
 		if err != nil {
 			return err
@@ -232,6 +245,12 @@ func (s *Service) logReload(err error) {
 	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: " +
 		"its rules, limits and quotas are in effect, its other settings will be after the next start")
 }
+
+// Images are what the registry holds, for the webhook. Load must have returned.
+func (s *Service) Images() registry.Images { return s.images }
+
+// ReadOnly reports whether the data directory is only read.
+func (s *Service) ReadOnly() bool { return s.data.ReadOnly() }
 
 // API is the distribution API, below /v2.
 func (s *Service) API() http.Handler { return s.api }
@@ -272,14 +291,19 @@ func (s *Service) whenLoaded(job http.Handler) http.Handler {
 
 // Checks are the lines of /readyz?verbose.
 func (s *Service) Checks() []server.Check {
-	return []server.Check{s.options.Files.Check, s.data.SpaceCheck, s.data.ContentCheck, s.data.IndexCheck,
-		s.data.RetentionCheck}
+	return []server.Check{s.options.Files.Check, s.data.ReadOnlyCheck, s.data.SpaceCheck, s.data.ContentCheck,
+		s.data.IndexCheck, s.data.RetentionCheck}
 }
 
 // Summary says what is stored, and what is allowed without a login.
 func (s *Service) Summary() (data, anonymous string) {
 	stats := s.index.Stats()
-	return fmt.Sprintf("%s (%d repositories, %d tags)", s.options.Data.DataDir, stats.Repos, stats.Tags), s.guard.Summary()
+	only := ""
+	if s.data.ReadOnly() {
+		only = "; read-only"
+	}
+	return fmt.Sprintf("%s (%d repositories, %d tags%s)", s.options.Data.DataDir, stats.Repos, stats.Tags, only),
+		s.guard.Summary()
 }
 
 // Describe implements prometheus.Collector.

@@ -109,7 +109,7 @@ func directory(given *pflag.FlagSet, docs []document, parts []Part) string {
 }
 
 // Started notes that the server has started, and keeps the files that its settings come from in the data directory, as
-// the last good ones. Errors: those of the file system; the server runs all the same.
+// the last good ones; in none if dir is empty. Errors: those of the file system; the server runs all the same.
 func (f *Files) Started(dir string) error {
 	if f == nil {
 		return nil
@@ -125,6 +125,9 @@ func (f *Files) Started(dir string) error {
 
 // keep writes sets of files, newest first.
 func keep(dir string, sets ...[]document) error {
+	if dir == "" { // it is read-only
+		return nil
+	}
 	content, err := json.Marshal(slices.CompactFunc(sets, slices.Equal[[]document]))
 	if err != nil {
 		return err

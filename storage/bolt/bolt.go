@@ -40,8 +40,9 @@ import (
 
 // Journal is the engine. Open it with [Open].
 type Journal struct {
-	path  string
-	saved storage.Revision // the revision of the last backup; only Backup uses it
+	path     string
+	readOnly bool             // see OpenReadOnly
+	saved    storage.Revision // the revision of the last backup; only Backup uses it
 
 	feed    local.Feed // its lock guards all below
 	db      *bbolt.DB
@@ -79,6 +80,9 @@ func (j *Journal) Commit(_ context.Context, batches ...storage.Batch) (storage.R
 	defer j.feed.Unlock()
 	if j.feed.Closed() {
 		return 0, fmt.Errorf("journal: %w", storage.ErrClosed)
+	}
+	if j.readOnly {
+		return 0, fmt.Errorf("journal: %w", storage.ErrReadOnly)
 	}
 	if j.damage != nil {
 		return 0, fmt.Errorf("journal %s: %w; reads continue from memory; stop the server and run trow rebuild", j.path,

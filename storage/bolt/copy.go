@@ -21,7 +21,7 @@ func (j *Journal) rewrite() error {
 	}
 	// The new file is opened, and so locked, before it gets the name, and the old one is closed last. So there is no
 	// moment in which another process could take the directory, and no failure after which no file is open.
-	db, file, err := openFile(tmp, lockTimeout)
+	db, file, err := openFile(tmp, lockTimeout, false)
 	if err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
@@ -50,7 +50,7 @@ func copyTo(db *bbolt.DB, path string) error {
 // Commits go on meanwhile. It must not be called twice at once.
 func (j *Journal) Backup() error {
 	j.feed.Lock()
-	db, unusable, head := j.db, j.feed.Closed() || j.damage != nil, j.feed.Head()
+	db, unusable, head := j.db, j.feed.Closed() || j.damage != nil || j.readOnly, j.feed.Head()
 	j.feed.Unlock()
 	dir := filepath.Dir(j.path)
 	// A copy of a damaged journal must not replace a good one.

@@ -38,11 +38,19 @@ var errForeign = errors.New("this bbolt file is not a journal of this registry")
 // it, after waiting 10 s for it to end); the data is of a newer format; ErrDamaged, also for a journal that [Recover]
 // has not finished; those of the file system.
 func Open(dir string) (*Journal, error) {
-	if _, err := os.Stat(filepath.Join(dir, unfinishedFile)); err == nil {
-		return nil, fmt.Errorf("%s: %w: a rebuild of it was cut short; run trow rebuild --data-dir %s again",
-			filepath.Join(dir, journalFile), storage.ErrDamaged, dir)
+	if err := checkFinished(dir); err != nil {
+		return nil, err
 	}
 	return open(dir)
+}
+
+// checkFinished returns ErrDamaged while a rebuild has not recorded all that it found.
+func checkFinished(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, unfinishedFile)); err != nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: a rebuild of it was cut short; run trow rebuild --data-dir %s again",
+		filepath.Join(dir, journalFile), storage.ErrDamaged, dir)
 }
 
 func open(dir string) (*Journal, error) {
@@ -142,14 +150,18 @@ func hostname() string {
 // openLocked opens the file, takes its lock and reads the revision.
 func (j *Journal) openLocked(timeout time.Duration) error {
 	dir := filepath.Dir(j.path)
-	db, file, err := openFile(j.path, timeout)
+	db, file, err := openFile(j.path, timeout, j.readOnly)
 	if errors.Is(err, berrors.ErrTimeout) {
 		return fmt.Errorf("data directory %s is in use by %s; stop that one first, or use another --data-dir", dir,
 			owner(dir))
 	}
 	if err == nil {
 		j.db, j.file = db, file
-		if err = guard(func() error { return db.Update(j.prepare) }); err != nil {
+		run, prepare := db.Update, j.prepare
+		if j.readOnly {
+			run, prepare = db.View, j.readMeta
+		}
+		if err = guard(func() error { return run(prepare) }); err != nil {
 			_ = j.release(err)
 		}
 	}
@@ -161,6 +173,8 @@ func (j *Journal) openLocked(timeout time.Duration) error {
 		return fmt.Errorf("%s: %w; run trow rebuild --data-dir %s", j.path, err, dir)
 	case err != nil:
 		return fmt.Errorf("journal %s: %w", j.path, err)
+	case j.readOnly:
+		return nil
 	}
 	// The file's name must be durable before anything is recorded in it. Also if the file exists: the process that made it
 	// may have been killed before its fsync.
@@ -187,11 +201,12 @@ func (j *Journal) release(met error) error {
 }
 
 // openFile opens a bbolt file and takes its lock.
-func openFile(path string, timeout time.Duration) (db *bbolt.DB, file *os.File, err error) {
+func openFile(path string, timeout time.Duration, readOnly bool) (db *bbolt.DB, file *os.File, err error) {
 	for {
 		err = guard(func() (err error) {
 			db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 				Timeout:      timeout,
+				ReadOnly:     readOnly, // then the lock is a shared one
 				FreelistType: bbolt.FreelistMapType,
 				OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
 					file, err = os.OpenFile(name, flag, perm)
@@ -244,6 +259,21 @@ func (j *Journal) prepare(tx *bbolt.Tx) error {
 		meta = tx.Bucket(bucketMeta)
 		return errors.Join(meta.Put(keyFormat, number(storage.FirstFormat)), meta.Put(keyTally, tally{}.bytes()))
 	}
+	if err := j.readFormat(tx, meta); err != nil {
+		return err
+	}
+	if _, ok := parseTally(meta.Get(keyTally)); !ok { // written before there were tallies
+		var t tally
+		if err := tx.Bucket(bucketFacts).ForEach(func(k, v []byte) error { t.add(1, k, v); return nil }); err != nil {
+			return err
+		}
+		return meta.Put(keyTally, t.bytes())
+	}
+	return nil
+}
+
+// readFormat checks the format, and takes over the revision.
+func (j *Journal) readFormat(tx *bbolt.Tx, meta *bbolt.Bucket) error {
 	switch v := parseNumber(meta.Get(keyFormat)); {
 	case v == 0:
 		return foreign(tx)
@@ -252,13 +282,6 @@ func (j *Journal) prepare(tx *bbolt.Tx) error {
 			"wrote it", v, storage.Format)
 	}
 	j.feed.SetHead(storage.Revision(parseNumber(meta.Get(keyRevision))))
-	if _, ok := parseTally(meta.Get(keyTally)); !ok { // written before there were tallies
-		var t tally
-		if err := tx.Bucket(bucketFacts).ForEach(func(k, v []byte) error { t.add(1, k, v); return nil }); err != nil {
-			return err
-		}
-		return meta.Put(keyTally, t.bytes())
-	}
 	return nil
 }
 

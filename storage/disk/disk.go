@@ -69,6 +69,8 @@ type Options struct {
 	// client has continued since are dropped instead, the oldest first: nobody knows whose they are, and most clients
 	// begin again. Create is not bounded: a manifest must not wait until uploads end. 0: no bound.
 	MaxUploads int
+	// ReadOnly makes everything that writes fail with ErrReadOnly, and Open create nothing.
+	ReadOnly bool
 	// Uploads counts the uploads for quotas. nil: they do not count.
 	Uploads *storage.Uploads
 }
@@ -92,6 +94,9 @@ func Open(dir string, o Options) (*Blobs, error) {
 }
 
 func (b *Blobs) open() error {
+	if b.options.ReadOnly {
+		return nil // uploads from before cannot go on, so they do not count
+	}
 	if err := local.MakeDir(b.dir); err != nil {
 		return err
 	}
@@ -146,8 +151,19 @@ func (b *Blobs) Space() (Space, error) {
 // Room implements [storage.Blobs].
 func (b *Blobs) Room(context.Context) error { return b.checkRoom() }
 
-// checkRoom returns ErrFull when uploads are to be refused.
+// writable returns ErrReadOnly if nothing may be written.
+func (b *Blobs) writable() error {
+	if b.options.ReadOnly {
+		return fmt.Errorf("blobs: %w", storage.ErrReadOnly)
+	}
+	return nil
+}
+
+// checkRoom returns ErrFull when uploads are to be refused, ErrReadOnly if they always are.
 func (b *Blobs) checkRoom() error {
+	if err := b.writable(); err != nil {
+		return err
+	}
 	s, err := b.Space()
 	if err == nil && s.Full() {
 		return fmt.Errorf("upload: %w: %d MiB are free, and %d MiB are reserved", storage.ErrFull, s.Free>>20, s.Reserve>>20)
@@ -204,7 +220,7 @@ func (b *Blobs) Lost(err error) bool { return errors.Is(err, syscall.EIO) }
 // next collection deletes it again.
 func (b *Blobs) Delete(_ context.Context, d digest.Digest) error {
 	path, err := b.path(d)
-	if err != nil {
+	if err = errors.Join(err, b.writable()); err != nil {
 		return err
 	}
 	return fileError("blob", os.Remove(path))

@@ -178,6 +178,9 @@ func repoOf(name string) string {
 
 // Resume implements [storage.Blobs].
 func (b *Blobs) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
+	if err := b.writable(); err != nil {
+		return nil, err
+	}
 	if !local.ValidUploadID(id) {
 		return nil, fmt.Errorf("upload %.40q: %w", id, storage.ErrNotFound)
 	}
@@ -233,6 +236,9 @@ func (b *Blobs) upload(path string) (*upload, error) {
 
 // Expire implements [storage.Blobs].
 func (b *Blobs) Expire(ctx context.Context, before time.Time) (freed int64, err error) {
+	if err := b.writable(); err != nil {
+		return 0, err
+	}
 	entries, err := os.ReadDir(filepath.Join(b.dir, "uploads"))
 	if err != nil {
 		return 0, fileError("uploads", err)

@@ -42,10 +42,14 @@ func Denied(err error) error {
 	return err
 }
 
-// Full adds ErrFull to an error of the file system that says that no space, or no quota of the user, is left.
+// Full adds ErrFull to an error of the file system that says that no space, or no quota of the user, is left, and
+// ErrReadOnly to one that says that it is read-only: it may have become so, after an error of the disk.
 func Full(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	switch {
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return fmt.Errorf("%w: %w", storage.ErrFull, err)
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%w: %w", storage.ErrReadOnly, err)
 	}
 	return err
 }
