@@ -11,8 +11,8 @@ import (
 	"trow/registry/auth"
 )
 
-// The requests of clients that .ci/clients and .ci/logins do not run, to a registry with anonymous: create, with and
-// without logins. README.md has what these clients say about the answers.
+// The requests of clients that .ci/clients and .ci/logins do not run, and .ci/matrix only in part, to a registry with
+// anonymous: create, with and without logins. README.md has what these clients say about the answers.
 
 // caller sends the requests of one client.
 type caller struct {

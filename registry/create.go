@@ -81,7 +81,7 @@ func (n *creation) allows(tx *storage.Tx, p *push) error {
 			continue
 		}
 		remedy := "push another tag, or "
-		if companionOf(tx, tag) {
+		if mayGrow(tx, tag, at) {
 			grows, err := p.growth.of(at)
 			if err != nil {
 				return err
@@ -114,7 +114,7 @@ func (r *Registry) checkImmutable(tx *storage.Tx, p *push) error {
 		if !ok || at.Digest() == p.digest || !r.isImmutable(p.who, p.repo, tag) {
 			continue
 		}
-		if !companionOf(tx, tag) {
+		if !mayGrow(tx, tag, at) {
 			return immutableTag(tag, at.Digest())
 		}
 		grows, err := p.growth.of(at)
@@ -150,6 +150,13 @@ func companionOf(tx *storage.Tx, tag string) bool {
 	}
 	_, held := tx.Manifest(d)
 	return held
+}
+
+// mayGrow reports whether a tag, which names at, is a companion that may grow. A tag sha256-<hex> that names this manifest
+// itself is none, although it has the name: cosign copy sets one for each image, and people run what it names.
+func mayGrow(tx *storage.Tx, tag string, at storage.Descriptor) bool {
+	d, _ := accompanied(tag)
+	return d != at.Digest() && companionOf(tx, tag)
 }
 
 // accompanied returns the manifest in the name of a companion.

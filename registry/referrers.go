@@ -241,6 +241,9 @@ func (r *Registry) addTagged(ctx context.Context, repo string, subject, after di
 	if err != nil || !ok || index.MediaType != typeOCIIndex {
 		return err
 	}
+	if index.Digest() == subject { // cosign copy tags the image itself so, and its platforms do not refer to it
+		return nil
+	}
 	c, err := r.decoded(ctx, repo, index)
 	if err != nil && all.omit(err) {
 		return nil
