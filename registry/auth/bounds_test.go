@@ -249,6 +249,11 @@ func TestTheBoundsOfHashesAndPasswords(t *testing.T) {
 			t.Errorf("%s: %v", cost, err)
 		}
 	}
+	for prefix, want := range map[string]bool{"$2a$": true, "$2b$": true, "$2y$": true, "$2x$": false, "$2c$": false} {
+		if _, err := auth.CheckHash(prefix + hash[4:]); (err == nil) != want {
+			t.Errorf("%s: %v", prefix, err)
+		}
+	}
 	for n := range 5 {
 		if _, err := auth.CheckHash(hash[:n]); err == nil {
 			t.Errorf("%q is accepted", hash[:n])
