@@ -1105,12 +1105,13 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	write("quotas: [{repositories: ['team/**'], bytes: 1Mi}]\nlimits: [{who: ['user:alice'], requests: 1, burst: 2}]\n")
 	await("its rules, limits and quotas are in effect")
 	blob(201, 25)
-	blob(201, 26)
-	if text := blob(429, 27); !strings.Contains(
-		text,
-		"alice may have 1 requests per second (setting limits, limit 1: requests)",
-	) {
-		t.Errorf("%s", text)
+	// On a busy machine the requests may be a second apart, and each then finds another one allowed.
+	status, text := 0, ""
+	for n := 0; n < 100 && status != 429; n++ {
+		status, _, text = p.do("GET", "/v2/team/app/tags/list", "", alice...)
+	}
+	if status != 429 || !strings.Contains(text, "alice may have 1 requests per second (setting limits, limit 1: requests)") {
+		t.Errorf("%d %s", status, text)
 	}
 	p.want(200, "GET", "/healthz", "")
 }
