@@ -253,7 +253,8 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 	r.Handle("/v2", reg.API())
 	r.Handle("/v2/*", reg.API())
 	r.MethodNotAllowed(server.MethodNotAllowed(reg.API()))
-	r.NotFound(registry.OldPaths(reg.API(), server.NotFound("the registry is at /v2/, the webhook at /validate, the CA at /ca.crt")))
+	r.NotFound(registry.OldPaths(reg.API(),
+		server.NotFound("the registry is at /v2/, the webhook at /validate, the CA at /ca.crt")))
 	return r
 }
 

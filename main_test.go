@@ -1110,7 +1110,8 @@ func TestLimitsAndQuotasAreFollowed(t *testing.T) {
 	for n := 0; n < 100 && status != 429; n++ {
 		status, _, text = p.do("GET", "/v2/team/app/tags/list", "", alice...)
 	}
-	if status != 429 || !strings.Contains(text, "alice may have 1 requests per second (setting limits, limit 1: requests)") {
+	const refusal = "alice may have 1 requests per second (setting limits, limit 1: requests)"
+	if status != 429 || !strings.Contains(text, refusal) {
 		t.Errorf("%d %s", status, text)
 	}
 	p.want(200, "GET", "/healthz", "")

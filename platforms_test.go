@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestAVerdictNamesThePlatformsThatAreMissing: the webhook asks the registry, which knows them once a node has asked for
-// the image.
+// TestAVerdictNamesThePlatformsThatAreMissing: the webhook asks the registry, which knows them once a node has asked
+// for the image.
 func TestAVerdictNamesThePlatformsThatAreMissing(t *testing.T) {
 	p := start(t, t.TempDir(), "--no-tls", "--names=trow.example", "--sparse-indexes=app")
 	here, absent := p.push("app", "one"), digest.FromString("not here")

@@ -41,8 +41,9 @@ func NewHints(o CallersOptions, c *Callers, reads func(*http.Request) (login boo
 	return &Hints{o.Hints, c, reads}
 }
 
-// of returns what says, of a repository, the warning in place of its tags and digests, "" if the sender of a request may
-// have them. r is nil for a review that is no request. A nil *Hints withholds nothing. The sender is asked about once.
+// of returns what says, of a repository, the warning in place of its tags and digests, "" if the sender of a request
+// may have them. r is nil for a review that is no request. A nil *Hints withholds nothing. The sender is asked about
+// once.
 func (h *Hints) of(r *http.Request) (withhold func(repo string) string) {
 	switch {
 	case h == nil || r == nil || h.mode == hintsAll:

@@ -12,7 +12,8 @@ import (
 const tutorialPort = "31000"
 
 // DefaultNames returns the local names of a registry that listens on port: the names that the manifest and the tutorial
-// use, and those of this machine. Inside a cluster, loopback is not a local name: on a node any program may listen there.
+// use, and those of this machine. Inside a cluster, loopback is not a local name: on a node any program may listen
+// there.
 func DefaultNames(port string, inCluster bool) []string {
 	names := []string{"trow.kube-public:" + tutorialPort, "trow:" + tutorialPort}
 	if inCluster {
@@ -30,8 +31,8 @@ func DefaultNames(port string, inCluster bool) []string {
 	return names
 }
 
-// Host returns the host:port for clients to push to: in a cluster the first of Names, which nodes and workstations know,
-// elsewhere this machine and the port of the listener.
+// Host returns the host:port for clients to push to: in a cluster the first of Names, which nodes and workstations
+// know, elsewhere this machine and the port of the listener.
 func (o *PolicyOptions) Host(port int, inCluster bool) string {
 	if inCluster {
 		return o.Names[0]

@@ -146,7 +146,8 @@ func explain(s string, err error) string {
 	}
 	if host, rest, _ := strings.Cut(s, "/"); strings.Contains(host+":", ".:") {
 		name, port := address.SplitPort(host)
-		if _, err := reference.ParseNormalizedNamed(address.JoinPort(strings.TrimRight(name, "."), port) + "/" + rest); err == nil {
+		host := address.JoinPort(strings.TrimRight(name, "."), port)
+		if _, err := reference.ParseNormalizedNamed(host + "/" + rest); err == nil {
 			return "not a valid host: it ends with a dot; remove the dot"
 		}
 	}

@@ -161,7 +161,8 @@ func (s *spending) Readable(context.Context, *auth.Identity) func(string) (bool,
 	}
 }
 
-// TestAPageOfTheCatalogEndsWhenTheQuestionsAreSpent: no repository is left out for that, and no link names a hidden one.
+// TestAPageOfTheCatalogEndsWhenTheQuestionsAreSpent: no repository is left out for that, and no link names a hidden
+// one.
 func TestAPageOfTheCatalogEndsWhenTheQuestionsAreSpent(t *testing.T) {
 	a := &spending{}
 	w := newServer(t, func(o *registry.Options) { o.Auth = a })

@@ -10,8 +10,8 @@ import (
 	"trow/registry/auth"
 )
 
-// The tags that cosign copy sets: each image and each image of an index gets a tag sha256-<hex> that names this manifest
-// itself, which has the name of a companion.
+// The tags that cosign copy sets: each image and each image of an index gets a tag sha256-<hex> that names this
+// manifest itself, which has the name of a companion.
 
 // copied pushes an index with one image and the tags of cosign copy, and returns both and what they would grow to.
 func (w *server) copied(repo string) (list, img, longer, larger []byte) {
@@ -64,7 +64,8 @@ func TestATagOfItsOwnManifestDoesNotGrow(t *testing.T) {
 	}
 }
 
-// TestThePlatformsOfAnIndexAreNotItsReferrers: the index under the tag of its own digest was taken for one of referrers.
+// TestThePlatformsOfAnIndexAreNotItsReferrers: the index under the tag of its own digest was taken for one of
+// referrers.
 func TestThePlatformsOfAnIndexAreNotItsReferrers(t *testing.T) {
 	w := newServer(t)
 	list, img, _, _ := w.copied("app")

@@ -198,7 +198,8 @@ func TestPlatformsOfAnIndexInMemory(t *testing.T) {
 		t.Errorf("before the index was read: %q", got)
 	}
 	w.do("GET", "/v2/a/manifests/sparse", nil).is(200)
-	if got := w.registry.(*registry.Registry).Images().Platforms(index, absent); !slices.Equal(got, []string{"", "linux/arm64/v8", ""}) {
+	got := w.registry.(*registry.Registry).Images().Platforms(index, absent)
+	if !slices.Equal(got, []string{"", "linux/arm64/v8", ""}) {
 		t.Errorf("after it was read: %q", got)
 	}
 	m, _, err := w.index.Resolve(t.Context(), "a", "sparse")

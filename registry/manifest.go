@@ -118,7 +118,8 @@ func (r *Registry) absentLayers(ctx context.Context, p *push) (absent []digest.D
 }
 
 // parse parses the body of a push, and refuses what new manifests must not have. The same bytes under the media type
-// under which the repository holds them are not new: a push of them heals damaged content, whatever the rules are today.
+// under which the repository holds them are not new: a push of them heals damaged content, whatever the rules are
+// today.
 func (r *Registry) parse(p *push, contentType string) (err error) {
 	p.parsed, err = parseManifest(contentType, p.body)
 	if err == nil && r.options.RefuseForeign && len(p.parsed.elsewhere) > 0 {

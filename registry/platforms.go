@@ -23,8 +23,8 @@ func (r *Registry) Images() Images { return Images{r.options.Index, r} }
 // images have some thousand.
 const maxPlatformIndex = 64 << 10
 
-// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. What is
-// not known is empty: it comes from the bytes that are in memory, because a verdict must not wait for the disk.
+// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. What
+// is not known is empty: it comes from the bytes that are in memory, because a verdict must not wait for the disk.
 func (i Images) Platforms(index digest.Digest, of []digest.Digest) []string {
 	names := make([]string, len(of))
 	body, ok := i.registry.contents.get(index)

@@ -189,8 +189,8 @@ func (r *Registry) tags(ctx context.Context, repo, after string, n int) ([]strin
 
 // repos returns up to n repositories after the given one that are readable; a nil readable means all. It searches until
 // it has n, so that only the last page is not full, however many repositories between are not readable. If more would
-// have to be asked about than one request may (auth.ErrSpent), rest is the last one that was looked at, which may not be
-// readable; it is empty otherwise. Errors: auth.ErrUnavailable.
+// have to be asked about than one request may (auth.ErrSpent), rest is the last one that was looked at, which may not
+// be readable; it is empty otherwise. Errors: auth.ErrUnavailable.
 func (r *Registry) repos(ctx context.Context, after string, n int, readable func(string) (bool, error)) (
 	list []string, rest string, err error) {
 	if readable == nil {

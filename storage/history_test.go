@@ -85,8 +85,8 @@ func TestTheHistoryIsBounded(t *testing.T) {
 	}
 }
 
-// TestAHistoryBeginsBeforeTheUpgrade: a tag that an earlier version has set has no history. Its target then is the first
-// entry.
+// TestAHistoryBeginsBeforeTheUpgrade: a tag that an earlier version has set has no history. Its target then is the
+// first entry.
 func TestAHistoryBeginsBeforeTheUpgrade(t *testing.T) {
 	j := memory.NewJournal()
 	x := storagetest.OpenIndex(t, j)

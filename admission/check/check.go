@@ -117,8 +117,8 @@ func Command(p Program) *cobra.Command {
 	return cmd
 }
 
-// run reviews the files in order, and prints each object and what there is to say about it. It goes on after an error of
-// a file or a document, but not after one of the reviewer.
+// run reviews the files in order, and prints each object and what there is to say about it. It goes on after an error
+// of a file or a document, but not after one of the reviewer.
 func run(cmd *cobra.Command, o *options, exempt []string, review reviewer, to printer) error {
 	n := totals{to: to}
 	var first, failed error // of those that are printed; of the reviewer

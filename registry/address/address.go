@@ -1,6 +1,7 @@
-// Package address says which addresses count as one client, for all that is shared out by address: connections, password
-// guesses, limits, lines of the audit log; which requests have certainly come from this machine; and which names of a host
-// are the same one. It is a leaf: webhook and nodes import it too, so that a host has one form to all of them.
+// Package address says which addresses count as one client, for all that is shared out by address: connections,
+// password guesses, limits, lines of the audit log; which requests have certainly come from this machine; and which
+// names of a host are the same one. It is a leaf: webhook and nodes import it too, so that a host has one form to all
+// of them.
 //
 // # Words
 //

@@ -78,7 +78,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVarP(&o.User, "user", "u", "", "the user who may do everything")
 	fs.StringVarP(&o.Password, "password", "p", "",
 		"the user's password; other processes can see it, so password-file is better")
-	fs.StringVar(&o.PasswordFile, "password-file", "", "file with the user's password; what is not a regular file, such as a pipe, is read once")
+	fs.StringVar(&o.PasswordFile, "password-file", "",
+		"file with the user's password; what is not a regular file, such as a pipe, is read once")
 	fs.StringVar(&o.Htpasswd, "htpasswd", "",
 		"file of further users, with bcrypt hashes (htpasswd -B); read again when it changes")
 	fs.StringVar(&o.Anonymous, "anonymous", "",

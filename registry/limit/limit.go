@@ -261,7 +261,8 @@ func (p *Pass) Leave() {
 
 // Shape returns the writer of the response and the body of the request, slowed down if their rate is bounded. ctx ends
 // waiting.
-func (p *Pass) Shape(ctx context.Context, w http.ResponseWriter, in io.ReadCloser) (http.ResponseWriter, io.ReadCloser) {
+func (p *Pass) Shape(ctx context.Context, w http.ResponseWriter, in io.ReadCloser) (
+	http.ResponseWriter, io.ReadCloser) {
 	if p == nil {
 		return w, in
 	}

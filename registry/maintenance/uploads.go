@@ -12,8 +12,8 @@ import (
 )
 
 // UploadsPerClient is the setting max-uploads-per-client: its default is a tenth of max-uploads, so that one client
-// leaves most places to the others, but at least 16, so that a client can push several images at once. Clients that fill
-// all places together lose theirs to new ones, see registry.sessions.
+// leaves most places to the others, but at least 16, so that a client can push several images at once. Clients that
+// fill all places together lose theirs to new ones, see registry.sessions.
 func (o *Options) UploadsPerClient() int {
 	if o.MaxUploadsPerClient > 0 {
 		return o.MaxUploadsPerClient

@@ -16,8 +16,9 @@ const auxiliaryHeaderTimeout = 10 * time.Second
 
 // ServeAuxiliary serves h on a listener of its own, without access log, metrics and limits, until ctx is done: the
 // administration socket and the listener for profiles. It closes l, and the requests under way are cut off: their
-// context is done, and ServeAuxiliary waits until their handlers have returned, at most 25 s. connContext, if it is not nil, adds to the context of each connection. Without a listener
-// ServeAuxiliary returns nil at once. Errors: those of the listener.
+// context is done, and ServeAuxiliary waits until their handlers have returned, at most 25 s. connContext, if it is not
+// nil, adds to the context of each connection. Without a listener ServeAuxiliary returns nil at once. Errors: those of
+// the listener.
 func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 	connContext func(context.Context) context.Context) error {
 	if l == nil {

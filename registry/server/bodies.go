@@ -22,8 +22,8 @@ import (
 // Each use of memory that clients must not take from another has its own Bodies. Safe for concurrent use.
 type Bodies struct {
 	small, large pool // for reading
-	// For processing. Clients cannot hold these, because processing waits for none. What takes much, and so takes long, has
-	// a part of its own: a verdict on a pod must not wait behind reviews of megabytes.
+	// For processing. Clients cannot hold these, because processing waits for none. What takes much, and so takes long,
+	// has a part of its own: a verdict on a pod must not wait behind reviews of megabytes.
 	light, heavy pool
 	patience     time.Duration
 }

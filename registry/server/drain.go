@@ -19,8 +19,8 @@ const (
 )
 
 // drains ends connections. A socket that is closed while the client sends makes the kernel reset the connection (RFC
-// 9293, section 3.6.1), and the reset takes what the client has not read yet with it: the last answer, or the rest of the other
-// connections in the tunnel of kubectl port-forward. Each TLS client sends something after the end: its own
+// 9293, section 3.6.1), and the reset takes what the client has not read yet with it: the last answer, or the rest of
+// the other connections in the tunnel of kubectl port-forward. Each TLS client sends something after the end: its own
 // close_notify. Therefore the server first says that nothing follows (FIN), reads what still comes, and closes then.
 //
 // A connection that is drained has no place among the connections any more, so it keeps no client out. If there are too

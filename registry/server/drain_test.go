@@ -91,8 +91,8 @@ func stillSends(t *testing.T, isTLS bool) {
 	stop()
 }
 
-// TestTheCloseOfAClientIsRead: its close_notify, which it sends when it has read that of the server, finds a socket that
-// is open. The server then closes at once, and shutting down waits for that.
+// TestTheCloseOfAClientIsRead: its close_notify, which it sends when it has read that of the server, finds a socket
+// that is open. The server then closes at once, and shutting down waits for that.
 func TestTheCloseOfAClientIsRead(t *testing.T) {
 	url, stop := serveOn(t, true, func(c net.Conn) net.Conn { return c },
 		func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "answer") })

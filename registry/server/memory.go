@@ -26,8 +26,8 @@ const (
 	assumedMemory = 1 << 30
 )
 
-// Memory returns how many bytes the process may use: the least of the limits of its control groups, of the memory of the
-// machine, and of GOMEMLIMIT. Everything that is bounded by memory follows from it.
+// Memory returns how many bytes the process may use: the least of the limits of its control groups, of the memory of
+// the machine, and of GOMEMLIMIT. Everything that is bounded by memory follows from it.
 func Memory() int64 {
 	n := min(groupsLimit(), totalMemory(os.ReadFile(machineMemory)))
 	if os.Getenv("GOMEMLIMIT") != "" {
@@ -98,8 +98,8 @@ func TuneMemory() (release func()) {
 	return func() { runtime.KeepAlive(b) } // until here the collector must count b
 }
 
-// heapLimit is the size that the heap may reach before garbage is collected at any cost: nine tenths of the limit of the
-// control groups. Without one there is no limit.
+// heapLimit is the size that the heap may reach before garbage is collected at any cost: nine tenths of the limit of
+// the control groups. Without one there is no limit.
 func heapLimit(groups int64) int64 {
 	if groups == math.MaxInt64 {
 		return groups

@@ -135,7 +135,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"the nearest key":                    {text: "cuont: 1", want: "did you mean count?"},
 		"the file of a bad value":            {text: "count: many", want: "trow.yaml: count: "},
 		"an unknown key in a rule": {text: "rules: [{who: a}, {who: b, rates: 1}]",
-			want: `trow.yaml: rules: entry 2: unknown key "rates"; did you mean rate?; the keys are who, rate, after, count, flag`},
+			want: `trow.yaml: rules: entry 2: unknown key "rates"; did you mean rate?; ` +
+				`the keys are who, rate, after, count, flag`},
 		"a size in a rule without a known unit": {text: "rules: [{who: a, rate: fast}]", want: "is not a number of bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -526,8 +526,8 @@ func (s *server) aborted(i int, content []byte, d digest.Digest) error {
 }
 
 // wantExpired opens uploads until there are as many as max-uploads allows, and one more, for which an idle one is
-// dropped. Then it restarts the server with a shorter upload-timeout, and checks that all are dropped when they have been
-// idle for that long.
+// dropped. Then it restarts the server with a shorter upload-timeout, and checks that all are dropped when they have
+// been idle for that long.
 func (s *server) wantExpired(open, most int) {
 	t := s.t
 	c := &client{s.client, s.url}

@@ -9,8 +9,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// TestTheFormatFollowsTheHistory: an earlier program opens data without a history, and refuses data with one, because it
-// would move tags without recording it.
+// TestTheFormatFollowsTheHistory: an earlier program opens data without a history, and refuses data with one, because
+// it would move tags without recording it.
 func TestTheFormatFollowsTheHistory(t *testing.T) {
 	dir := t.TempDir()
 	j := openBolt(t, dir)

@@ -41,7 +41,8 @@ func (c *Cluster) Kubectl(t testing.TB, args ...string) string {
 	return out
 }
 
-// Output runs kubectl and returns its standard output alone, which is what a pipe passes on. If it fails, the test fails.
+// Output runs kubectl and returns its standard output alone, which is what a pipe passes on. If it fails, the test
+// fails.
 func (c *Cluster) Output(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), kubectlTimeout)

@@ -1,5 +1,5 @@
-// Package commands has the commands for what a registry holds (ls, tags, inspect, history, cp, rm, du), and those with which an
-// administrator operates it: gc, retention, scrub, rebuild, export, import, token, can-i and pull-secret.
+// Package commands has the commands for what a registry holds (ls, tags, inspect, history, cp, rm, du), and those with
+// which an administrator operates it: gc, retention, scrub, rebuild, export, import, token, can-i and pull-secret.
 //
 // # Words
 //
@@ -9,8 +9,8 @@
 // # Invariants
 //
 //   - Every command but rebuild, and can-i with --config, talks to a running server, by the socket in its data
-//     directory or over the network with a login. The server keeps serving meanwhile. rebuild works on a data directory that no
-//     server uses.
+//     directory or over the network with a login. The server keeps serving meanwhile. rebuild works on a data directory
+//     that no server uses.
 //   - A password goes to the registry that it is for, and to no other that a command names.
 //   - The job names, their parameters and their JSON are those of earlier versions: an older command works with a newer
 //     server.

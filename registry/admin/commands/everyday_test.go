@@ -347,7 +347,8 @@ func TestCompletionOfRepositoriesAndTags(t *testing.T) {
 	s.fill()
 	for typed, want := range map[string]string{
 		"ls te": "team/app\nteam/web\n:6\n", "inspect team/app:": "team/app:1.0\nteam/app:latest\n:4\n",
-		"rm team/app:l": "team/app:latest\n:4\n", "history team/app:1": "team/app:1.0\n:4\n", "history te": "team/app\nteam/web\n:6\n",
+		"rm team/app:l": "team/app:latest\n:4\n", "history team/app:1": "team/app:1.0\n:4\n",
+		"history te":       "team/app\nteam/web\n:6\n",
 		"inspect nothing:": ":4\n", "tags a b": ":4\n"} {
 		if out, _, err := s.run("", append([]string{"__complete"}, strings.Fields(typed)...)...); err != nil || out != want {
 			t.Errorf("%s: %v: %q, want %q", typed, err, out, want)

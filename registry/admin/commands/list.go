@@ -332,7 +332,8 @@ func printUsage(cmd *cobra.Command, o output, usages []inventory.Usage, total in
 	list := table{head: []string{"REPOSITORY", "TAGS", "MANIFESTS", "SIZE", "OWN", "UNUSED"},
 		right: " TAGS MANIFESTS SIZE OWN UNUSED "}
 	for _, u := range usages {
-		list.add(u.Repository, fmt.Sprint(u.Tags), fmt.Sprint(u.Manifests), size.Format(u.Bytes), size.Format(u.Own), size.Format(u.Unused))
+		list.add(u.Repository, fmt.Sprint(u.Tags), fmt.Sprint(u.Manifests), size.Format(u.Bytes),
+			size.Format(u.Own), size.Format(u.Unused))
 	}
 	if err := list.print(out, ""); err != nil {
 		return err
