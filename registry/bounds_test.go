@@ -152,16 +152,21 @@ func TestTheAnswerNamesTheLimit(t *testing.T) {
 	if err := limits.Set([]limit.Rule{{Who: []string{"user:alice"}, Uploads: 1}}); err != nil {
 		t.Fatal(err)
 	}
-	body, feed := io.Pipe()
-	done := make(chan *answer)
 	start := w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice").is(202)
-	go func() { done <- w.send("PATCH", start.header.Get("Location"), body, "X-User", "alice") }()
-	if _, err := feed.Write([]byte("half")); err != nil {
-		t.Fatal(err)
+	upload := func() (feed *io.PipeWriter, done chan *answer) {
+		body, feed := io.Pipe()
+		done = make(chan *answer, 1)
+		go func() { done <- w.send("PATCH", start.header.Get("Location"), body, "X-User", "alice") }()
+		return feed, done
 	}
-	for { // until the server is reading the upload
-		if a := w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice"); a.status == 429 {
-			break
+	feed, done := upload()
+	for taken := false; !taken; { // until the server is reading the upload
+		select {
+		case a := <-done: // a POST of this loop had the only place
+			a.is(429)
+			feed, done = upload()
+		default:
+			taken = w.do("POST", "/v2/a/blobs/uploads/", nil, "X-User", "alice").status == 429
 		}
 	}
 	w.do("GET", "/v2/a/tags/list", nil, "X-User", "alice").is(404)
