@@ -160,7 +160,8 @@ func (f *findings) deny(k kind, p place, sentence string) {
 // named reports whether the registry holds the image, and its reference does not say the digest.
 func (v *Verdict) named() bool { return v.Digest != "" && v.Reference.Digest == "" }
 
-// listImages lists images, each with its digest if the registry holds it and it may be told. Invalid ones are left out.
+// listImages lists images, each with its digest if the registry holds it and the caller may know it. Invalid ones are
+// left out.
 func listImages(verdicts []Verdict, may func(*Verdict) bool) []string {
 	list := make([]string, 0, len(verdicts))
 	size := 0

@@ -30,7 +30,7 @@ func (k *Keeper) Summary(host string) string {
 	return "  CA           https://" + host + "/ca.crt\n               SHA-256 " + k.Fingerprint() + "\n"
 }
 
-// CAFile is the file with the bundle on this machine; empty if there is none.
+// CAFile is the file with the bundle on this machine; empty if it does not exist.
 func (k *Keeper) CAFile() string {
 	if k == nil {
 		return ""

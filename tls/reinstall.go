@@ -11,11 +11,11 @@ import (
 )
 
 // A server in a cluster keeps its CA in a Secret, which an uninstall deletes; the volume stays. The volume has the key
-// of a CA only if the server once ran on it without a cluster: the key is not copied there, because whoever reads a
+// of a CA only if the server once ran on it without a cluster: the key is not copied there, because a user who reads a
 // volume or its snapshots must not be able to sign for the registry. So after a reinstall there is a new CA in most
 // cases. The bundle of the old one, which is public, stays on the volume, so that the log can say so.
 
-// fromVolume returns the CA that the volume has from before, nil if there is none that can sign.
+// fromVolume returns the CA that the volume has from before, nil if no CA there can sign.
 func (k *Keeper) fromVolume(now time.Time) *authority {
 	if k.volume == "" {
 		return nil

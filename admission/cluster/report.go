@@ -27,7 +27,7 @@ const (
 	noteTolerated = "tolerated" // what another controller has excluded
 )
 
-// report sets the text of a risk; empty if there is none. A text that is new is logged.
+// report sets the text of a risk; empty if it does not exist. A text that is new is logged.
 func (c *Cluster) report(kind, text string) {
 	if c.change(c.risks, kind, text) && text != "" {
 		c.log(risk, text)

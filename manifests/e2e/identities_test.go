@@ -16,16 +16,7 @@ func closed(t *testing.T, c *cluster.Cluster, options ...string) {
 	text := rendered(t, c, options...)
 	t.Cleanup(func() { uninstall(t, c, text) })
 	c.Apply(t, text)
-	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "statefulset/trow")
-	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=120s")
-	cluster.Eventually(t, time.Minute, "the registry answers", func() error { return registryReady(c) })
-	cluster.Eventually(t, time.Minute, "the webhook answers", func() error {
-		out, err := c.TryKubectl("run", "x", "--image=docker.io/nginx", "--dry-run=server")
-		if err == nil || !strings.Contains(out, "Remote image docker.io/nginx"+notIn) {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
+	restart(t, c)
 }
 
 // account returns the YAML of a ServiceAccount, and of a pod with it and this image.

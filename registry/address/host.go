@@ -66,7 +66,7 @@ func JoinPort(name, port string) string {
 	return name + ":" + port
 }
 
-// SplitPort splits host[:port]; port is empty if there is none. The colons of an IPv6 address are in brackets.
+// SplitPort splits host[:port]; port is empty if it does not exist. The colons of an IPv6 address are in brackets.
 func SplitPort(s string) (host, port string) {
 	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.HasSuffix(s, "]") {
 		return s[:i], s[i+1:]

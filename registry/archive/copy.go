@@ -77,7 +77,7 @@ func (i *importer) copy(ctx context.Context, from remote, c Copied, referrers bo
 	if c.ToTag == "" {
 		return desc.Digest, nil
 	}
-	// The tag comes last, so that whoever finds it finds everything.
+	// The tag comes last, so that a client that finds it finds everything.
 	now, err := i.to.manifest(ctx, c.ToRepo, c.ToTag)
 	if err == nil && now != desc.Digest {
 		err = pushed(i.to.PushManifest(ctx, c.ToRepo, c.ToTag, desc, body))

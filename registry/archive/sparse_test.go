@@ -1,8 +1,6 @@
 package archive_test
 
 import (
-	"archive/tar"
-	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -37,20 +35,6 @@ func saved(t *testing.T, lacksAll bool) (dir string, index v1.Descriptor) {
 	return dir, index
 }
 
-// asTar returns the tar of a directory, with its files in the order of their names.
-func asTar(t *testing.T, dir string) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	if err := w.AddFS(os.DirFS(dir)); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
 // TestImportOfOnePlatform keeps digest and tag of the image, and says what is not here.
 func TestImportOfOnePlatform(t *testing.T) {
 	for _, form := range []string{"directory", "tar"} {
@@ -61,7 +45,7 @@ func TestImportOfOnePlatform(t *testing.T) {
 		name := dir
 		if form == "tar" {
 			name = filepath.Join(t.TempDir(), "image.tar")
-			write(t, name, asTar(t, dir))
+			write(t, name, tarOf(t, dir))
 		}
 		if _, err := archive.Import(t.Context(), to.Client, name, o); err != nil {
 			t.Fatalf("%s: %v", form, err)
@@ -92,7 +76,7 @@ func TestAnArchiveWithNothingInIt(t *testing.T) {
 		t.Errorf("an empty registry: %v", err)
 	}
 	name := filepath.Join(t.TempDir(), "empty.tar")
-	write(t, name, asTar(t, dir))
+	write(t, name, tarOf(t, dir))
 	for _, name := range []string{dir, name} {
 		_, err := archive.Import(t.Context(), from.Client, name, archive.ImportOptions{})
 		if err == nil || !strings.Contains(err.Error(), "nothing was imported") {
@@ -122,7 +106,7 @@ func TestAnArchiveOfOldDockerSave(t *testing.T) {
 	write(t, filepath.Join(dir, "manifest.json"), body)
 	write(t, filepath.Join(dir, "l", "layer.tar"), layer(1, 1000))
 	name := filepath.Join(t.TempDir(), "image.tar")
-	write(t, name, asTar(t, dir))
+	write(t, name, tarOf(t, dir))
 	for _, name := range []string{dir, name} {
 		_, err := archive.Import(t.Context(), newTarget(t).Client, name, archive.ImportOptions{As: "app"})
 		if err == nil || !strings.Contains(err.Error(), "skopeo copy docker-archive:") {

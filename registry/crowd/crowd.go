@@ -1,4 +1,4 @@
-// Package crowd says who gives way when all places are taken: the oldest of whoever holds most, so that a client that
+// Package crowd says who gives way when all places are taken: the oldest of the holder of most, so that a client that
 // takes more than the others loses its own, and a new one gets a place.
 package crowd
 
@@ -8,7 +8,7 @@ import (
 	"iter"
 )
 
-// Crowd is a set of things that can give way to new ones. K is whoever they count for, an address for example, and V
+// Crowd is a set of things that can give way to new ones. K is what they count for, an address for example, and V
 // what they are. The zero value is empty. A Crowd is not safe for concurrent use.
 type Crowd[K comparable, V any] struct {
 	groups map[K]*Group[K, V]

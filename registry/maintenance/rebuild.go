@@ -27,7 +27,7 @@ type RebuildOptions struct {
 	// Progress is called about once a second with the number of blobs examined. Optional.
 	Progress func(blobs int)
 	// Recover puts the manifests that no repo holds into Into. They are deleted ones that were not collected yet, and
-	// what was pushed after the backup: nothing tells the two apart.
+	// what was pushed after the backup: nothing distinguishes the two.
 	Recover bool
 	// Discard leaves them to the collector also if the journal was damaged.
 	Discard bool

@@ -176,7 +176,7 @@ func contents(t *testing.T, dir string) map[string]string {
 	return all
 }
 
-// TestDeletedManifestsDoNotComeBackUnasked: a rebuild says how many would, and after damage wants to be told.
+// TestDeletedManifestsDoNotComeBackUnasked: a rebuild says how many would, and after damage asks for a decision.
 func TestDeletedManifestsDoNotComeBackUnasked(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	blobs, journal := openData(t, dir)

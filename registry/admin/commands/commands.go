@@ -48,7 +48,7 @@ type Program struct {
 	// finds its data directory when the command runs.
 	DataDir func(cmd *cobra.Command) func() (string, error)
 	// Policy returns the rules of the configuration file that --config names, and the name of the user who may do
-	// everything, empty if there is none.
+	// everything, empty if it does not exist.
 	Policy func(cmd *cobra.Command) (p *auth.Policy, owner string, err error)
 	// Servers are the host[:port] under which nodes reach the registry.
 	Servers []string

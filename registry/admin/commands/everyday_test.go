@@ -380,7 +380,7 @@ func TestReferences(t *testing.T) {
 	}
 }
 
-// TestNothingFromARegistryControlsTheTerminal: labels and the like are text of whoever made the image.
+// TestNothingFromARegistryControlsTheTerminal: labels and the like are text of the author of the image.
 func TestNothingFromARegistryControlsTheTerminal(t *testing.T) {
 	s := newRegistry(t)
 	s.manifest("a", "v", v1.MediaTypeImageIndex, v1.Index{Versioned: specs.Versioned{SchemaVersion: 2},

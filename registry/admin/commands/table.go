@@ -136,7 +136,7 @@ func (t *table) print(w io.Writer, indent string) error {
 	return nil
 }
 
-// printable replaces what would control a terminal: names and labels are text of whoever made an image.
+// printable replaces what would control a terminal: names and labels are text of the author of an image.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == utf8.RuneError {
