@@ -75,7 +75,10 @@ func run(t *testing.T, settings func(*cobra.Command) (admission.PolicyOptions, e
 		settings = func(*cobra.Command) (admission.PolicyOptions, error) { return admission.PolicyOptions{}, nil }
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(check.Command(check.Program{Policy: settings}))
+	root.AddCommand(check.Command(func(cmd *cobra.Command) (admission.PolicyOptions, []string, error) {
+		o, err := settings(cmd)
+		return o, nil, err
+	}))
 	root.SetArgs(append([]string{"check"}, args...))
 	root.SetIn(strings.NewReader(in))
 	var out bytes.Buffer
@@ -230,9 +233,8 @@ func TestADirectoryIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(check.Command(check.Program{
-		Policy: func(*cobra.Command) (admission.PolicyOptions, error) { return admission.PolicyOptions{}, nil },
-		Exempt: func(*cobra.Command) []string { return []string{"csi"} },
+	root.AddCommand(check.Command(func(*cobra.Command) (admission.PolicyOptions, []string, error) {
+		return admission.PolicyOptions{}, []string{"csi"}, nil
 	}))
 	root.SetArgs([]string{"check", "-f", dir, "--data-dir", data, "--exempt-namespace", "cni"})
 	var b bytes.Buffer

@@ -101,11 +101,16 @@ type Limits struct {
 	current atomic.Pointer[accounts]
 }
 
-// Set replaces the limits; all accounts start anew. Errors: as those of Options.Validate; then nothing changes.
+// Set replaces the limits; all accounts start anew, and without rules there are none. Errors: as those of
+// Options.Validate; then nothing changes.
 func (l *Limits) Set(rules []Rule) error {
 	limits, err := compile(rules)
 	if err != nil {
 		return err
+	}
+	if len(limits) == 0 { // no list to search and no lock to take for a request (invariant 4)
+		l.current.Store(nil)
+		return nil
 	}
 	// Accounts with uploads under way are in use, and stay: they are no more than there are requests.
 	a := &accounts{limits: limits, all: bounded.New[Client](maxAccounts, func(a *account) bool { return a.uploads > 0 })}

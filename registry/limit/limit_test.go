@@ -231,6 +231,18 @@ func TestTheMemoryIsBounded(t *testing.T) {
 	busy.Leave()
 }
 
+// TestWithoutLimitsThereIsNoCost: an empty list makes no accounts, and a request takes no memory.
+func TestWithoutLimitsThereIsNoCost(t *testing.T) {
+	l := set(t, limit.Rule{Who: []string{"*"}, Requests: 1, ByAddress: true})
+	enter(t, l, alice, home, 1)
+	if n := testing.AllocsPerRun(100, func() { _ = l.Set(nil) }); n != 0 {
+		t.Errorf("no limits: %v allocations", n)
+	}
+	if n := testing.AllocsPerRun(100, func() { _, _ = l.Enter(alice, home, true) }); n != 0 {
+		t.Errorf("a request without limits: %v allocations", n)
+	}
+}
+
 func TestRatesSlowTransfersDown(t *testing.T) {
 	const rate, size = 1 << 20, 3 << 20
 	content := bytes.Repeat([]byte("trow"), size/4)

@@ -62,7 +62,7 @@ func begin(t *testing.T, args []string, open func(*server) error, then func(*set
 	}
 	load := func() (*server, error) {
 		s := &server{}
-		return s, settings.LoadParts(given, func() error { return nil }, s)
+		return s, settings.LoadParts(given, func() {}, s)
 	}
 	err = settings.Start(given, []settings.Part{new(server)}, func(f *settings.Files) error {
 		s, err := load()
