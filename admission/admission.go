@@ -26,7 +26,7 @@
 //
 // It changes no object and asks no other registry. It checks names, not origins: a node may be configured to pull
 // docker.io from a mirror, or have an image in its cache. The webhook answers every caller;
-// [Callers], if configured, refuses clients other than the API server before.
+// [Callers], if configured, refuses other clients than the API server before it.
 package admission
 
 import (

@@ -40,7 +40,7 @@ func (o *PolicyOptions) Host(port int, inCluster bool) string {
 	return net.JoinHostPort("localhost", strconv.Itoa(port))
 }
 
-// Complete sets Names to [DefaultNames] if there are none, and folds them to lower case, in which hosts are compared.
+// Complete sets Names to [DefaultNames] if it is empty, and folds them to lower case, in which hosts are compared.
 func (o *PolicyOptions) Complete(port string, inCluster bool) {
 	if len(o.Names) == 0 {
 		o.Names = DefaultNames(port, inCluster)

@@ -84,7 +84,7 @@ func (s *shapes) take(name string, v any) bool {
 	return true
 }
 
-// template returns a PodTemplate with the images of all pod specs that were found; nil if there are none.
+// template returns a PodTemplate with the images of all pod specs that were found, or nil without any.
 func (s *shapes) template() jsontext.Value {
 	if len(s.containers) == 0 {
 		return nil

@@ -77,7 +77,7 @@ func (n *creation) allows(tx *storage.Tx, p *push) error {
 	}
 	for _, tag := range p.tags {
 		at, exists := tx.Tag(tag)
-		if !exists || at.Digest() == p.digest { // the same digest again is no move
+		if !exists || at.Digest() == p.digest { // the same digest again is not a move
 			continue
 		}
 		remedy := "push another tag, or "

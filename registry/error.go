@@ -67,7 +67,7 @@ func pageInvalid(n string) *ocierror.Error {
 		Message: "invalid n; want the number of results, 0 or more"}
 }
 
-// cursorInvalid refuses a last that looks like a cursor and is none.
+// cursorInvalid refuses a last that looks like a cursor and is not one.
 func cursorInvalid(last string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusBadRequest,
 		Detail:  map[string]string{"last": ocierror.Clip(last)},

@@ -70,7 +70,7 @@ func typeOf(contentType string, c content, decodeErr error) (string, error) {
 	return given, err
 }
 
-// parseContentType returns the media type in a Content-Type, in lower case; "" if there is none.
+// parseContentType returns the media type in a Content-Type, in lower case, or "" for an empty one.
 func parseContentType(contentType string) (string, error) {
 	contentType = strings.TrimSpace(contentType)
 	if contentType == "" {

@@ -437,7 +437,7 @@ func (s *state) detachTag(i slab.ID) {
 	}
 }
 
-// addEntry returns the entry of k in r, and adds an empty one if there is none. The caller makes it present or
+// addEntry returns the entry of k in r, and adds an empty one if r has none. The caller makes it present or
 // referenced.
 func (s *state) addEntry(r *repo, k []byte) slab.ID {
 	i := s.find(r, k)
@@ -462,7 +462,7 @@ func (s *state) release(r *repo, i slab.ID) {
 	s.forget(c)
 }
 
-// intern returns the content with the digest k, and adds it if there is none.
+// intern returns the content with the digest k, and adds it if it is new.
 func (s *state) intern(k []byte) slab.ID {
 	c := s.lookup(k)
 	if c == 0 {

@@ -13,7 +13,7 @@ import (
 type Options struct {
 	// NoTLS switches TLS off: the program then opens no Keeper.
 	NoTLS bool
-	// CertFile and KeyFile contain the user's pair in PEM, the chain after the certificate. Both empty: there is none.
+	// CertFile and KeyFile contain the user's pair in PEM, the chain after the certificate. Both empty: no such pair.
 	// KeyFile empty: CertFile contains the key as well.
 	CertFile, KeyFile string
 	// ExtraNames are further names of the leaf, in the same form as Names.
@@ -43,7 +43,7 @@ type Options struct {
 	// ReadOnly reports that nothing may be written to Dir. The pairs there are used, and a new leaf is kept in memory.
 	ReadOnly bool
 	// CAFile is a file into which the bundle is written for people on this machine, by Open and whenever it changes.
-	// Its directory must exist. Empty: there is none. An error is only logged.
+	// Its directory must exist. Empty: no file. An error is only logged.
 	CAFile string
 	// Log gets what happens to the certificates.
 	Log zerolog.Logger

@@ -67,8 +67,8 @@ type journal interface {
 	Close() error
 }
 
-// openJournal opens the journal in a directory. In one where no server has run yet nothing is made: it is that of an
-// empty registry.
+// openJournal opens the journal in a directory. It creates nothing where no server has run yet: such a directory is
+// that of an empty registry.
 func openJournal(dir string) (journal, error) {
 	if !bolt.Exists(dir) {
 		return memory.NewJournal(), nil

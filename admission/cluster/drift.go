@@ -17,7 +17,7 @@ import (
 )
 
 // Other controllers write to webhook configurations as well. Their labels, annotations and entries stay. Where they
-// change our entries, known ones are tolerated, and what the others change is put back, but not without end.
+// change our entries, known changes are tolerated, and others are put back, but not endlessly.
 
 const (
 	// fieldManager is the name under which the API server notes what this process has written.

@@ -98,7 +98,8 @@ func (n *Node) writePlace(ctx context.Context, root *os.Root, p *place) bool {
 	return err == nil
 }
 
-// problem reports the problem of a path, once until it is solved or another takes its place. nil: there is none.
+// problem reports the problem of a path, once until it is solved or another takes its place. nil means that it is
+// solved.
 func (n *Node) problem(ctx context.Context, path string, kind Kind, err error) {
 	if err == nil {
 		delete(n.lastReported, path)

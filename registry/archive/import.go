@@ -135,7 +135,7 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	return g.Wait()
 }
 
-// setTotal sets the number of items to import. Errors: there are none.
+// setTotal sets the number of items to import. Error: all is empty.
 func (i *importer) setTotal(all []incoming) error {
 	total := 0
 	for _, r := range all {
@@ -171,7 +171,7 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 		return problemf("%.150q is not a valid tag", it.tag)
 	}
 	if it.desc.Digest == "" {
-		return problemf("there is no digest for it; in a data directory of Distribution, the link of the tag is missing or " +
+		return problemf("it has no digest; in a data directory of Distribution, the link of the tag is missing or " +
 			"empty")
 	}
 	body, desc, err := i.manifest(ctx, from, repo, it.desc, map[digest.Digest]bool{})
@@ -313,7 +313,7 @@ func mediaType(known string, c content, body []byte) (string, error) {
 	if m, ok := registry.ReadManifest(body); ok {
 		return m.MediaType, nil
 	}
-	return "", problemf("it has no media type and has the form of no known one")
+	return "", problemf("it has no media type, and its form is not that of a known one")
 }
 
 // readManifest reads a manifest and compares it with its digest.

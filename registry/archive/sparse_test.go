@@ -92,7 +92,7 @@ func TestAnArchiveWithNothingInIt(t *testing.T) {
 	all := t.TempDir()
 	export(t, from, all, archive.ExportOptions{})
 	if _, err := archive.Import(t.Context(), from.Client, all, archive.ImportOptions{Options: none}); err == nil ||
-		!strings.Contains(err.Error(), "was asked for") {
+		!strings.Contains(err.Error(), "no selected repository") {
 		t.Errorf("import: %v", err)
 	}
 }

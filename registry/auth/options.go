@@ -51,7 +51,7 @@ type Options struct {
 	Loopback bool
 	// ClientCA reports whether clients can log in with certificates (the setting client-ca).
 	ClientCA bool
-	// Certificate returns the certificate of a request's connection, verified and currently valid; nil: there is none.
+	// Certificate returns the certificate of a request's connection, verified and currently valid, or nil.
 	// Optional: without it certificates prove nothing.
 	Certificate func(*http.Request) *x509.Certificate
 	// Reviewer asks the Kubernetes API whose a token is. Optional.

@@ -51,7 +51,7 @@ type Registry struct {
 	Referrers bool
 }
 
-// Each calls each with the holdings of these repositories, or of all if there are none given, in the order of their
+// Each calls each with the holdings of these repositories, or of all if repos is empty, in the order of their
 // names. whole reports whether the registry listed what it holds; a walk finds only what tags lead to. A repository
 // that does not exist is left out. Errors: those of the registry, with fs.ErrNotExist for a walk of a repository that
 // does not exist; those of each.
@@ -126,7 +126,7 @@ func (m *Manifest) parts() []v1.Descriptor {
 }
 
 // Fetch reads a manifest and compares it with its digest. ref is a tag or a digest. Errors: those of the registry,
-// fs.ErrNotExist among them; that it is too large, damaged or no JSON.
+// fs.ErrNotExist among them; that it is too large, damaged or not JSON.
 func Fetch(ctx context.Context, c *client.Client, repo, ref string) (m Manifest, desc v1.Descriptor, err error) {
 	desc, body, err := c.Manifest(ctx, repo, ref)
 	if err != nil {

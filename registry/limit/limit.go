@@ -196,7 +196,7 @@ func (l *Limits) Enter(who *auth.Identity, addr netip.Addr, upload bool) (*Pass,
 	return a.enter(limit, ClientOf(who, addr), upload, time.Now())
 }
 
-// limitOf returns the first limit that names who. nil: there is none.
+// limitOf returns the first limit that names who, or nil.
 func (a *accounts) limitOf(who *auth.Identity) *limited {
 	for i := range a.limits {
 		if l := &a.limits[i]; l.who.Match(who) && (l.ByAddress || !who.Anonymous()) {

@@ -184,7 +184,7 @@ func Clip(s string) string {
 	return s
 }
 
-// As finds the Error in err's tree, nil if there is none.
+// As finds the Error in err's tree. It returns nil without one.
 func As(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {

@@ -57,7 +57,7 @@ func (c *connections) watch(p *place) *heads {
 }
 
 // read counts bytes that were read from the connection. When headers have become large, the connection takes one of the
-// places for such, and another gives way if there is none: the oldest one of the address that holds most.
+// places for such, and if all are taken another gives way: the oldest one of the address that holds most.
 func (h *heads) read(n int) {
 	if h == nil || h.done.Load() || h.bytes.Add(int64(n)) <= heavyHead {
 		return

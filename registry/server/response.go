@@ -139,7 +139,7 @@ func (w *response) pass(p []byte) (int, error) {
 	return n, err
 }
 
-// contentLength is the length of the body in the header, -1 if there is none.
+// contentLength is the length of the body in the header, or -1 if the header has no length.
 func (w *response) contentLength() int64 {
 	if n, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64); err == nil {
 		return n

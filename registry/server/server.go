@@ -81,7 +81,7 @@ var probePaths = []string{"/healthz", "/livez", "/readyz", "/metrics"}
 type Server struct {
 	http   http.Server
 	log    zerolog.Logger
-	probes *Probes // nil: there are none
+	probes *Probes // nil: no probes
 	drains drains
 
 	handlers handlers
@@ -176,7 +176,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if err != nil {
 		err = errors.Join(err, s.http.Close())
 		if !s.handlers.wait(cutTimeout) {
-			err = errors.Join(err, errors.New("some are still at work"))
+			err = errors.Join(err, errors.New("some handlers have not returned"))
 		}
 	}
 	s.drains.wait(ctx) // the end of the process would reset these connections

@@ -118,12 +118,12 @@ func Open(o Options) (s *Service, err error) {
 	o.Audit.RequestID = server.RequestID
 	if s.trail, err = audit.Open(o.Audit, o.Log); err != nil {
 		if s.data.ReadOnly() {
-			err = fmt.Errorf("%w; the data directory is only read: set a file elsewhere", err)
+			err = fmt.Errorf("%w; the data directory is read-only: set a file elsewhere", err)
 		}
 		return s, fmt.Errorf("audit-log: %w", err)
 	}
 	if s.data.ReadOnly() {
-		o.Log.Warn().Msg("no administration socket, because the data directory is only read: use --server with a login")
+		o.Log.Warn().Msg("no administration socket, because the data directory is read-only: use --server with a login")
 	} else if s.socket, err = admin.Listen(o.Data.DataDir); err != nil {
 		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
 	}
@@ -249,7 +249,7 @@ func (s *Service) logReload(err error) {
 // Images are what the registry holds, for the webhook. Load must have returned.
 func (s *Service) Images() registry.Images { return s.images }
 
-// ReadOnly reports whether the data directory is only read.
+// ReadOnly reports whether the data directory is read-only.
 func (s *Service) ReadOnly() bool { return s.data.ReadOnly() }
 
 // API is the distribution API, below /v2.

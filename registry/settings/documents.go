@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// configFlag is the flag that names the configuration files, and no setting itself.
+	// configFlag is the flag that names the configuration files, and is not a setting.
 	configFlag = "config"
 	// optionalFile is what a directory stands for among the configuration files: a ConfigMap that may not exist is
 	// mounted as an empty directory.

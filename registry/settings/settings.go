@@ -297,7 +297,7 @@ func quantities(_, to reflect.Type, value any) (any, error) {
 	}
 	text, err := cast.ToStringE(value)
 	if err != nil {
-		text = fmt.Sprint(value) // a list or a map, which is no number either
+		text = fmt.Sprint(value) // a list or a map, which is not a number
 	}
 	return size.ParseQuantity(text)
 }

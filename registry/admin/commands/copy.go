@@ -105,7 +105,7 @@ func everyTag(cmd *cobra.Command, source *endpoint, from, to reference) (all []a
 		return nil
 	})
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(all) == 0 {
-		err = fmt.Errorf("all-tags: there is no repository %s with tags", source.name+from.repo)
+		err = fmt.Errorf("all-tags: repository %s not found, or it has no tags", source.name+from.repo)
 	}
 	return all, err
 }

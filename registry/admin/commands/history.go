@@ -70,9 +70,10 @@ func history(cmd *cobra.Command, e *endpoint, r reference) ([]client.Target, err
 	}
 	switch _, rerr := e.Resolve(cmd.Context(), r.repo, r.ref()); {
 	case errors.Is(rerr, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no %s:%s; trow tags %[1]s lists the tags", e.name+r.repo, r.ref())
+		return nil, fmt.Errorf("%s:%s not found; trow tags %[1]s lists the tags", e.name+r.repo, r.ref())
 	case rerr == nil:
-		return nil, fmt.Errorf("%s keeps no history of tags: it is no Trow, or an older version (%w)", e.URL(), err)
+		return nil, fmt.Errorf("%s keeps no history of tags: it is not a Trow server, or one of an older version (%w)",
+			e.URL(), err)
 	}
 	return nil, err
 }

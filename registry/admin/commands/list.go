@@ -143,7 +143,7 @@ func holdings(cmd *cobra.Command, from inventory.Registry, repo string) (h stora
 		return nil
 	})
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !found {
-		err = fmt.Errorf("there is no repository %s; trow ls lists those that there are", repo)
+		err = fmt.Errorf("repository %s not found; trow ls lists the repositories", repo)
 	}
 	return h, whole, err
 }
@@ -247,7 +247,7 @@ func (p Program) tagsCommand() *cobra.Command {
 func listTags(cmd *cobra.Command, e *endpoint, repo string) error {
 	err := e.Tags(cmd.Context(), repo, func(page []string) error { return printLines(cmd.OutOrStdout(), page) })
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no repository %s; trow ls lists those that there are", repo)
+		return fmt.Errorf("repository %s not found; trow ls lists the repositories", repo)
 	}
 	return err
 }

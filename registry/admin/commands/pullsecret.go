@@ -94,7 +94,7 @@ func (p Program) pullSecretCommand() *cobra.Command {
 }
 
 // checkNoAdministrator refuses a user who may administer the registry: everybody who can read the Secret could do it. A
-// server that does not answer, or that does not know the user, is no obstacle, because the Secret may be for another
+// server that does not answer, or that does not know the user, prevents nothing, because the Secret may be for another
 // one.
 func (t *target) checkNoAdministrator(cmd *cobra.Command, user string) error {
 	var answer auth.Explanation

@@ -212,7 +212,7 @@ func whyKept(k inventory.Kept) string {
 func ask(cmd *cobra.Command, question string) (bool, error) {
 	in := cmd.InOrStdin()
 	if f, ok := in.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
-		return false, errors.New("standard input is no terminal, so rm cannot ask; add --yes, " +
+		return false, errors.New("standard input is not a terminal, so rm cannot ask; add --yes, " +
 			"or --dry-run to see what would go")
 	}
 	fmt.Fprint(cmd.ErrOrStderr(), question)
