@@ -127,8 +127,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 		return err
 	}
 	defer server.CloseListeners(listener, profiles)
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	o.policy.Complete(port, kube.Inside())
+	o.policy.Complete(kube.LocalNames(listener.Addr().(*net.TCPAddr).Port, kube.Inside()))
 	policy, err := admission.NewPolicy(o.policy)
 	if err != nil {
 		return err
@@ -153,7 +152,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 		return err
 	}
 	defer reg.Close()
-	o.tls.Log, o.tls.Names, o.tls.Dir = log, append(trowtls.DefaultNames(), o.policy.Names...), o.registry.Data.DataDir
+	o.tls.Log, o.tls.Names, o.tls.Dir = log, append(kube.CertificateNames(), o.policy.Names...), o.registry.Data.DataDir
 	o.tls.Published, o.tls.Wait, o.tls.ReadOnly = hook.Published, hook != nil, reg.ReadOnly()
 	if keeper, err = trowtls.Open(cmd.Context(), hook.Store(), o.tls); err != nil {
 		return err

@@ -1725,7 +1725,7 @@ type folderRule struct {
 var folderRules = []folderRule{
 	{"registry", []string{"admission", "tls", "manifests"}, nil, "the registry knows nothing of Kubernetes"},
 	{"admission", []string{"registry", "tls"}, []string{"registry/address"}, "a verdict is a look-up in the index"},
-	{"tls", []string{"registry", "admission", "manifests"}, nil, "certificates are of no use to know"},
+	{"tls", []string{"registry", "admission", "manifests"}, nil, "certificates do not depend on what is served with them"},
 	{
 		"manifests",
 		[]string{"registry", "admission", "tls"},

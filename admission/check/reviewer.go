@@ -25,7 +25,7 @@ import (
 
 const (
 	// serverPort is the default port of a server, which completes the local names.
-	serverPort = "8443"
+	serverPort = 8443
 
 	// askTimeout bounds a call to a server. The webhook answers in milliseconds; the rest is for slow networks.
 	askTimeout = 30 * time.Second
@@ -40,7 +40,7 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	if _, err := os.Stat(dir); err != nil {
 		return nil, nil, fmt.Errorf("data-dir: %w", err)
 	}
-	settings.Complete(serverPort, kube.Inside())
+	settings.Complete(kube.LocalNames(serverPort, kube.Inside()))
 	settings.EnforceTemplates = true // invariant 1
 	policy, err := admission.NewPolicy(settings)
 	if err != nil {

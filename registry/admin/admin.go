@@ -31,6 +31,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"trow/registry/redact"
 )
 
 // socket is the socket's name in the data directory.
@@ -213,7 +215,7 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 	}
 	resp, err := do.Do(req)
 	if err != nil {
-		return nil, unwrapURL(err)
+		return nil, redact.URL(err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -228,14 +230,6 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 		text += "; is " + c.url + " a Trow server?"
 	}
 	return nil, &Status{resp.StatusCode, text}
-}
-
-// unwrapURL removes the URL from an error of net/http: its host is made up.
-func unwrapURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
-	}
-	return err
 }
 
 // follow reads the events of a job to the last.

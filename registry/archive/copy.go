@@ -12,6 +12,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"trow/registry/client"
+	"trow/registry/inventory"
 )
 
 // Copied is an image to copy from one repository to another, of the same or of another registry.
@@ -178,11 +179,11 @@ func (r *running) open(_ string, d digest.Digest) (io.ReadCloser, int64, error) 
 	if err != nil {
 		return nil, 0, err
 	}
-	var c content
+	var c inventory.Parts
 	_ = json.Unmarshal(text, &c) // without JSON it has no parts
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, b := range c.blobs() {
+	for _, b := range c.NotManifests() {
 		r.blobs[b.Digest] = b.Size
 	}
 	if r.manifests == nil {

@@ -18,6 +18,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/client"
+	"trow/registry/inventory"
 	"trow/storage"
 )
 
@@ -218,7 +219,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	if err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
-	var c content
+	var c inventory.Parts
 	_ = json.Unmarshal(body, &c) // without JSON it has no parts, and the registry decides whether to accept it
 	if desc.MediaType, err = mediaType(desc.MediaType, c, body); err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
@@ -234,7 +235,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 		i.add(func(p *Progress) { p.Present++ })
 		return body, desc, nil
 	}
-	if err := i.blobs(ctx, from, repo, c.blobs()); err != nil {
+	if err := i.blobs(ctx, from, repo, c.NotManifests()); err != nil {
 		return nil, desc, err
 	}
 	if i.copies && c.Subject != nil {
@@ -300,7 +301,7 @@ func platformOf(d v1.Descriptor) string {
 
 // mediaType returns the media type of a manifest: that of its descriptor, or that in the manifest, or what it looks
 // like.
-func mediaType(known string, c content, body []byte) (string, error) {
+func mediaType(known string, c inventory.Parts, body []byte) (string, error) {
 	if c.SchemaVersion == 1 {
 		return "", problemf("Docker's schema 1 is not supported; pull the image and push it again with a current client")
 	}

@@ -1,6 +1,8 @@
 package archive
 
 import (
+	"trow/registry/inventory"
+
 	"archive/tar"
 	"bufio"
 	"bytes"
@@ -210,11 +212,11 @@ func (s *stream) claim(d digest.Digest, n int) {
 }
 
 func (s *stream) claimParts(body []byte, n int) {
-	var c content
+	var c inventory.Parts
 	if json.Unmarshal(body, &c) != nil {
 		return
 	}
-	for _, part := range append(c.blobs(), c.Manifests...) {
+	for _, part := range append(c.NotManifests(), c.Manifests...) {
 		s.claim(part.Digest, n)
 	}
 }

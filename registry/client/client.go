@@ -45,7 +45,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -193,12 +192,4 @@ func (c *Client) ResolveBlob(ctx context.Context, repo string, d digest.Digest) 
 func (c *Client) Blob(ctx context.Context, repo string, d digest.Digest, size int64) (io.ReadCloser, error) {
 	body, err := c.repository(repo).Blobs().Fetch(ctx, v1.Descriptor{Digest: d, Size: size})
 	return body, convert(err)
-}
-
-// unwrapURL removes the URL from an error of net/http, which can hold what a log must not, and does not help.
-func unwrapURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
-	}
-	return err
 }

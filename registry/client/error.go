@@ -13,6 +13,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"trow/registry/ocierror"
+	"trow/registry/redact"
 )
 
 // Error is an answer of the registry that is not a success.
@@ -71,5 +72,5 @@ func convert(err error) error {
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
 		return &Error{Status: http.StatusUnauthorized, Code: ocierror.Unauthorized, Message: "login required"}
 	}
-	return unwrapURL(err)
+	return redact.URL(err)
 }
