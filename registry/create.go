@@ -153,7 +153,7 @@ func companionOf(tx *storage.Tx, tag string) bool {
 }
 
 // mayGrow reports whether a tag, which names at, is a companion that may grow. A tag sha256-<hex> that names this
-// manifest itself is none, although it has the name: cosign copy sets one for each image, and people run what it names.
+// manifest itself is not one, whatever its name: cosign copy sets one for each image, and people run what it names.
 func mayGrow(tx *storage.Tx, tag string, at storage.Descriptor) bool {
 	d, _ := accompanied(tag)
 	return d != at.Digest() && companionOf(tx, tag)

@@ -45,7 +45,7 @@ func storable(mediaType string) bool {
 }
 
 // typeOf returns the media type, in lower case: that of the Content-Type without its parameters, or what the body says
-// if there is none or a general one. A body with another type is refused, because a client that pulls the manifest
+// where that is missing or general. A body with another type is refused, because a client that pulls the manifest
 // could believe either. decodeErr is why the body cannot be decoded.
 func typeOf(contentType string, c content, decodeErr error) (string, error) {
 	if c.MediaType != "" && !validMediaType(c.MediaType) { // an index without a limit would keep it in memory

@@ -49,7 +49,8 @@ func TestSettings(t *testing.T) {
 }
 
 func TestTheLeafHasTheExtraNames(t *testing.T) {
-	o := trowtls.Options{Names: []string{"localhost", "trow.kube-public.svc", "a.example:31000"}, ExtraNames: []string{"b.example"}}
+	o := trowtls.Options{Names: []string{"localhost", "trow.kube-public.svc", "a.example:31000"},
+		ExtraNames: []string{"b.example"}}
 	leaf := shown(t, open(t, t.TempDir(), o), "")
 	for _, name := range []string{"localhost", "trow.kube-public.svc", "a.example", "b.example"} {
 		if !slices.Contains(leaf.DNSNames, name) {

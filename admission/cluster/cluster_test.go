@@ -543,7 +543,7 @@ func TestSettings(t *testing.T) {
 		{[]string{"--token-audience= trow"}, `token-audience: " trow"`},
 		{[]string{"--token-audience=" + strings.Repeat("a", 257)}, "token-audience:"},
 		{[]string{"--access-review"}, "access-review requires token-audience"},
-		{[]string{"--webhook=audit", "--no-tls"}, "webhook conflicts with no-tls: the API server calls webhooks over TLS only"},
+		{[]string{"--webhook=audit", "--no-tls"}, "webhook conflicts with no-tls: the API server calls webhooks"},
 		{[]string{"--no-tls"}, ""},
 		{[]string{"--login-secret=trow-login", "--user=u"}, "login-secret: conflicts with user"},
 		{[]string{"--user=u"}, ""},

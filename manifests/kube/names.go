@@ -103,9 +103,9 @@ func RegistryNames(host, namespace string, nodePort int) []string {
 // the node port is what listens there: a pod with hostNetwork can be the first. An IPv6 address is in brackets.
 func LoopbackNames(nodePort int) []string { return withPort(nodePort, loopback...) }
 
-// LocalNames returns the host:port pairs that are the registry by default for a server that listens on port: the names of
-// the default manifest and, outside a cluster, those of this machine. Inside, loopback is not one of them: on a node any
-// program may listen there.
+// LocalNames returns the host:port pairs that are the registry by default, for a server that listens on port: the names
+// of the default manifest and, outside a cluster, those of this machine. Inside, loopback is not one of them: on a node
+// any program may listen there.
 func LocalNames(port int, inCluster bool) []string {
 	names := RegistryNames(DefaultHost(DefaultNamespace), DefaultNamespace, DefaultNodePort)
 	if inCluster {

@@ -126,8 +126,8 @@ type accounts struct {
 	all *bounded.Map[Client, *account]
 }
 
-// Client is a client as bounds tell it from others: an identity, whatever its connections are, or without a login an
-// address. It can be compared.
+// Client is what bounds count as one client: an identity, whatever its connections are, or without a login an address.
+// It can be compared.
 type Client struct {
 	kind, name string
 	addr       netip.Addr // of clients without a login

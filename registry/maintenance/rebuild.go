@@ -35,8 +35,9 @@ type RebuildOptions struct {
 	DryRun bool
 }
 
-// ErrUndecided ends a rebuild of a damaged journal that found manifests that no repo holds and was not told what to do
-// with them: a collection would delete them. No server starts until it has been run again with Recover or Discard.
+// ErrUndecided ends a rebuild of a damaged journal that found manifests that no repo holds, where the options do not
+// say what becomes of them: a collection would delete them. No server starts until it has been run again with Recover
+// or Discard.
 var ErrUndecided = errors.New("manifests were found that no repository holds")
 
 // Rebuilt is what became of a journal.

@@ -36,8 +36,8 @@ func (p Program) rmCommand() *cobra.Command {
 		Short: "Remove a tag, a manifest or a repository; first say what goes and what stays",
 		Long: "rm REPOSITORY:TAG removes the tag alone: the manifest stays and can be pulled by its digest. --manifest\n" +
 			"takes the manifest too, unless another tag or an index needs it. rm REPOSITORY@DIGEST removes a manifest with\n" +
-			"its tags, and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as signatures,\n" +
-			"where nothing else needs them. The next collection frees the space: trow gc.\n\n" +
+			"its tags, and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as\n" +
+			"signatures, where nothing else needs them. The next collection frees the space: trow gc.\n\n" +
 			"rm says what goes and asks; --yes does not ask. In a cluster:\n" +
 			"  kubectl -n kube-public exec trow-0 -- /trow rm team/app:1.0 --yes\n\n" + referenceUsage +
 			"\n\nExit code: 0 on success, 1 if nothing was removed, because something needs it or you said no, 2 on an error.",
