@@ -39,6 +39,9 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	rec := newRecord(r)
 	w := newResponse(inner, r, a.stall)
+	if w.conn != nil {
+		w.conn.wire.answering = true
+	}
 	outer := r
 	r = r.WithContext(rec)
 	if a.prefix != "" {
@@ -85,7 +88,7 @@ func (a *accessLog) serve(w *response, r *http.Request, rec *record) (p panicked
 			writePanic(w, r, rec.id)
 		}
 	}()
-	if !a.refuse(w, r) && !leadToTLS(w, r) && !a.origins.answer(w, r) {
+	if !refuseLines(w, r) && !a.refuse(w, r) && !leadToTLS(w, r) && !a.origins.answer(w, r) {
 		a.next.ServeHTTP(w, r)
 	}
 	return p

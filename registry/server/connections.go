@@ -3,7 +3,6 @@ package server
 import (
 	"container/list"
 	"context"
-	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
@@ -43,7 +42,7 @@ type connections struct {
 	fresh  crowdOf[*place] // those without a request yet, of the ordinary ones
 	silent crowdOf[*place] // those without a request yet, of the surplus ones
 	late   crowdOf[*place] // the surplus ones with a request
-	heavy  crowdOf[*heads] // the connections with large headers that are not complete
+	heavy  crowdOf[*heads] // the connections with large headers that are not complete, or whose request is under way
 
 	surplus int       // number of surplus connections
 	warned  time.Time // when the log was last warned
@@ -158,10 +157,7 @@ func (c *connections) leave(p *place) {
 
 // abort closes a connection at once. A tls.Conn would first send an alert, and might wait for that.
 func abort(c net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	if counted, ok := c.(*conn); ok {
+	if counted := under(c); counted != nil {
 		counted.abort()
 		return
 	}
@@ -181,6 +177,9 @@ func (c *connections) warn() {
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if counted := under(conn); counted != nil && state == http.StateIdle {
+		counted.wire.next() // before the next request is read, in the goroutine that reads it
+	}
 	p := c.all[conn]
 	if p == nil {
 		return // it was evicted, or never had a place
@@ -209,7 +208,7 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 // remove gives up the place of a connection. The caller holds mu.
 func (c *connections) remove(p *place) {
 	c.leave(p)
-	p.heads.complete()
+	p.heads.end()
 	delete(c.all, p.conn)
 	if p.surplus {
 		c.surplus--
