@@ -58,6 +58,10 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	a.metrics.inFlight.Inc()
 	p := a.serve(w, r, rec)
 	w.finish()
+	w.heads().awaitBody(0)
+	if h := w.heads(); h != nil && w.body.isOpen() {
+		h.all.unread(h.place)
+	}
 	a.metrics.inFlight.Dec()
 	a.end(ending{w: w, rec: rec, request: outer, took: time.Since(start), panicked: p})
 	if p.cut || w.brokeOff() { // last, because net/http closes the connection and recovers

@@ -1,6 +1,9 @@
 package server
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // The memory of connections, in bytes, each measured by a test: for a connection over TLS that is idle, and in addition
 // for one with headers of almost maxHeader that are not complete.
@@ -33,8 +36,11 @@ func headsLimit(connections int, memory int64) int {
 type heads struct {
 	all   *connections
 	place *place
-	head  *head        // of the request; for the goroutine that reads it
-	done  atomic.Bool  // the headers are complete
+	head  *head       // of the request; for the goroutine that reads it
+	done  atomic.Bool // the headers are complete
+	// body is since when the request has waited for a body that is kept in memory, in nanoseconds since 1970; 0: it does
+	// not.
+	body  atomic.Int64
 	bytes atomic.Int64 // of the headers that are not, over TLS with what else came
 
 	member *memberOf[*heads] // of connections.heavy; guarded by connections.mu
@@ -79,6 +85,28 @@ func (h *heads) complete() {
 	if h.head.bytes <= heavyHead {
 		h.leave()
 	}
+}
+
+// awaitBody notes since when the handler has waited for a body that must arrive in a given time; 0: it does not.
+func (h *heads) awaitBody(since int64) {
+	if h == nil {
+		return
+	}
+	switch old := h.body.Swap(since); {
+	case old == 0 && since != 0:
+		h.all.awaiting.Add(1)
+	case old != 0 && since == 0:
+		h.all.awaiting.Add(-1)
+	}
+}
+
+// awaitsBody reports whether the request has waited longer for a small body than a client needs that is not hindered.
+func (h *heads) awaitsBody(now time.Time) bool {
+	if h == nil {
+		return false
+	}
+	since := h.body.Load()
+	return since != 0 && now.UnixNano()-since >= int64(readGrace)
 }
 
 // end ends the counting: the connection has ended. The caller holds connections.mu.

@@ -55,6 +55,10 @@ var attacks = []attack{
 	{name: "short header lines", short: 1500, full: 5000, run: (*attacker).shortLines},
 	{name: "large headers", short: 1000, full: 5000, run: (*attacker).largeHeaders},
 	{name: "forms but a byte", short: 1500, full: 5000, run: (*attacker).formsButAByte},
+	{name: "bodies that nobody reads", short: 1000, full: 9900, args: setting("max-connections"),
+		run: (*attacker).unreadBodies},
+	{name: "reviews on all connections", short: 1000, full: 9900, args: setting("max-connections"),
+		run: (*attacker).reviewsEverywhere},
 	{name: "large reviews", short: 4, full: 4, run: (*attacker).largeReviews},
 	{name: "silent TLS", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTLS},
 	{name: "silent TCP", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTCP},
@@ -415,6 +419,23 @@ func (a *attacker) formsButAByte(n int) {
 		fmt.Sprintf("Content-Length: %d\r\n\r\n%s", 64<<10, strings.Repeat("a=&", 64<<10/3))
 	a.open(n, func(_ int, l *line) error {
 		_, err := io.WriteString(l, text)
+		return err
+	})
+}
+
+// unreadBodies sends requests that are refused at once, and announces a body for each.
+func (a *attacker) unreadBodies(n int) {
+	a.open(n, func(_ int, l *line) error {
+		_, err := io.WriteString(l, "POST /nothing HTTP/1.1\r\nHost: trow\r\nContent-Length: 10\r\n\r\n")
+		return err
+	})
+}
+
+// reviewsEverywhere holds back a small review on each connection.
+func (a *attacker) reviewsEverywhere(n int) {
+	a.open(n, func(_ int, l *line) error {
+		_, err := io.WriteString(l, "POST /validate HTTP/1.1\r\nHost: trow\r\nContent-Type: application/json\r\n"+
+			"Content-Length: 3000\r\n\r\n{")
 		return err
 	})
 }
