@@ -52,13 +52,9 @@ var attacks = []attack{
 	{name: "manifests but a byte", short: 120, full: 950, run: (*attacker).manifestsButAByte},
 	{name: "reviews but a byte", short: 1200, full: 5000, run: (*attacker).reviewsButAByte},
 	{name: "unfinished headers", short: 2000, full: 6000, run: (*attacker).unfinishedHeaders},
-	{name: "short header lines", short: 1500, full: 5000, run: (*attacker).shortLines},
-	{name: "large headers", short: 1000, full: 5000, run: (*attacker).largeHeaders},
-	{name: "forms but a byte", short: 1500, full: 5000, run: (*attacker).formsButAByte},
-	{name: "bodies that nobody reads", short: 1000, full: 9900, args: setting("max-connections"),
-		run: (*attacker).unreadBodies},
-	{name: "reviews on all connections", short: 1000, full: 9900, args: setting("max-connections"),
-		run: (*attacker).reviewsEverywhere},
+	{name: "large headers", short: 2000, full: 6000, run: (*attacker).largeHeaders},
+	{name: "bodies that do not come", short: 1000, full: 9900, args: setting("max-connections"),
+		run: (*attacker).bodiesThatDoNotCome},
 	{name: "large reviews", short: 4, full: 4, run: (*attacker).largeReviews},
 	{name: "silent TLS", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTLS},
 	{name: "silent TCP", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTCP},
@@ -383,8 +379,9 @@ func (a *attacker) unfinishedHeaders(n int) {
 	})
 }
 
-// shortLines sends reviews without an end whose headers have as many lines as fit, some of them in the body's packet.
-func (a *attacker) shortLines(n int) {
+// largeHeaders sends reviews without an end whose headers are as large as they may be: one line, as many short lines as
+// fit, and such lines that come with the body of the request before.
+func (a *attacker) largeHeaders(n int) {
 	var lines strings.Builder
 	for i := 0; lines.Len() < 60<<10; i++ {
 		fmt.Fprintf(&lines, "%s:\r\n", strconv.FormatInt(int64(i), 36))
@@ -393,49 +390,19 @@ func (a *attacker) shortLines(n int) {
 		return "POST /validate HTTP/1.1\r\nHost: trow\r\nContent-Type: application/json\r\n" + lines +
 			"Content-Length: 3000\r\n\r\n"
 	}
+	texts := []string{post("X: "+strings.Repeat("a", 60<<10)+"\r\n") + "{", post(lines.String()) + "{",
+		post("") + strings.Repeat(" ", 3000) + post(lines.String()[:4000]) + "{"}
 	a.open(n, func(i int, l *line) error {
-		text := post(lines.String()) + "{"
-		if i%2 == 1 {
-			text = post("") + strings.Repeat(" ", 3000) + post(lines.String()[:4000]) + "{"
-		}
-		_, err := io.WriteString(l, text)
+		_, err := io.WriteString(l, texts[i%len(texts)])
 		return err
 	})
 }
 
-// largeHeaders sends reviews without an end that have large headers.
-func (a *attacker) largeHeaders(n int) {
-	text := "POST /validate HTTP/1.1\r\nHost: trow\r\nContent-Type: application/json\r\nContent-Length: 3000\r\nX: " +
-		strings.Repeat("a", 60<<10) + "\r\n\r\n{"
-	a.open(n, func(_ int, l *line) error {
-		_, err := io.WriteString(l, text)
-		return err
-	})
-}
-
-// formsButAByte asks for tokens without the last byte.
-func (a *attacker) formsButAByte(n int) {
-	text := "POST /token HTTP/1.1\r\nHost: trow\r\nContent-Type: application/x-www-form-urlencoded\r\n" +
-		fmt.Sprintf("Content-Length: %d\r\n\r\n%s", 64<<10, strings.Repeat("a=&", 64<<10/3))
-	a.open(n, func(_ int, l *line) error {
-		_, err := io.WriteString(l, text)
-		return err
-	})
-}
-
-// unreadBodies sends requests that are refused at once, and announces a body for each.
-func (a *attacker) unreadBodies(n int) {
-	a.open(n, func(_ int, l *line) error {
-		_, err := io.WriteString(l, "POST /nothing HTTP/1.1\r\nHost: trow\r\nContent-Length: 10\r\n\r\n")
-		return err
-	})
-}
-
-// reviewsEverywhere holds back a small review on each connection.
-func (a *attacker) reviewsEverywhere(n int) {
-	a.open(n, func(_ int, l *line) error {
-		_, err := io.WriteString(l, "POST /validate HTTP/1.1\r\nHost: trow\r\nContent-Type: application/json\r\n"+
-			"Content-Length: 3000\r\n\r\n{")
+// bodiesThatDoNotCome holds back a body on each connection: one that nobody waits for, a small review, and a form.
+func (a *attacker) bodiesThatDoNotCome(n int) {
+	a.open(n, func(i int, l *line) error {
+		_, err := fmt.Fprintf(l, "POST /%s HTTP/1.1\r\nHost: trow\r\nContent-Length: 3000\r\n\r\n{",
+			[]string{"nothing", "validate", "token"}[i%3])
 		return err
 	})
 }
