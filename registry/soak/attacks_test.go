@@ -52,7 +52,7 @@ var attacks = []attack{
 	{name: "manifests but a byte", short: 120, full: 950, run: (*attacker).manifestsButAByte},
 	{name: "reviews but a byte", short: 1200, full: 5000, run: (*attacker).reviewsButAByte},
 	{name: "unfinished headers", short: 2000, full: 6000, run: (*attacker).unfinishedHeaders},
-	{name: "large headers", short: 2000, full: 6000, run: (*attacker).largeHeaders},
+	{name: "large headers", short: 750, full: 6000, run: (*attacker).largeHeaders},
 	{name: "bodies that do not come", short: 1000, full: 9900, args: setting("max-connections"),
 		run: (*attacker).bodiesThatDoNotCome},
 	{name: "large reviews", short: 4, full: 4, run: (*attacker).largeReviews},
