@@ -223,8 +223,8 @@ func TestAConnectionWaitsForASlot(t *testing.T) {
 	}
 }
 
-// TestTheLinesOfHeadersAreBounded, of the first request of a connection and of the next ones, whole or not. A body has as
-// many as it likes.
+// TestTheLinesOfHeadersAreBounded, of the first request of a connection and of the next ones, whole or not. A body has
+// as many as it likes.
 func TestTheLinesOfHeadersAreBounded(t *testing.T) {
 	ca := makeAuthority(t)
 	registry := startRegistry(t, ca, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })

@@ -19,8 +19,8 @@ func Local(r *http.Request) bool {
 }
 
 // Direct reports whether a request names this machine, and nothing says that someone has forwarded it. A client that
-// sends a whole URL takes this server for a proxy; where there is one before it, that may have looked at the Host header,
-// while the Host of the request is that of the URL (RFC 9112, section 3.2.2).
+// sends a whole URL takes this server for a proxy; where there is one before it, that may have looked at the Host
+// header, while the Host of the request is that of the URL (RFC 9112, section 3.2.2).
 func Direct(r *http.Request) bool {
 	return r.URL.Host == "" && LoopbackHost(r.Host) && !Forwarded(r.Header)
 }

@@ -17,9 +17,9 @@ const (
 	formFactor = 32
 )
 
-// Bodies reads the bodies of requests that are kept in memory. Read reads that of r, of at most most bytes, and reserves
-// factor times its size until release is called. Errors: *http.MaxBytesError; one with a method RetryAfter() int, in
-// seconds, if there is no memory; those of the body. On an error there is nothing to release.
+// Bodies reads the bodies of requests that are kept in memory. Read reads that of r, of at most most bytes, and
+// reserves factor times its size until release is called. Errors: *http.MaxBytesError; one with a method RetryAfter()
+// int, in seconds, if there is no memory; those of the body. On an error there is nothing to release.
 type Bodies interface {
 	Read(into *bytes.Buffer, w http.ResponseWriter, r *http.Request, most int64, factor int) (release func(), err error)
 }

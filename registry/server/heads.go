@@ -25,8 +25,8 @@ func defaultConnections(memory int64) int {
 	return int(min(max(memory/32*7/idleCost, 64), mostConnections))
 }
 
-// headsLimit returns how many of so many connections may have large headers, complete or not: as many as fit into a 32nd
-// of the memory.
+// headsLimit returns how many of so many connections may have large headers, complete or not: as many as fit into a
+// 32nd of the memory.
 func headsLimit(connections int, memory int64) int {
 	return max(8, min(connections/8, int(memory/32/headCost)))
 }
@@ -75,8 +75,8 @@ func (h *heads) read(n int) {
 }
 
 // complete ends the counting: the headers are complete. Large ones keep their place until the request has ended,
-// because the request keeps the headers. Those of most requests that have taken a place are not: a part of the body came
-// with them. The caller holds connections.mu, and reads the connection.
+// because the request keeps the headers. Those of most requests that have taken a place are not: a part of the body
+// came with them. The caller holds connections.mu, and reads the connection.
 func (h *heads) complete() {
 	if h == nil {
 		return

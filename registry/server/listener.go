@@ -67,8 +67,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// maxPlainHeader bounds the headers of a request in plain HTTP from elsewhere, which are not among the counted ones. The
-// longest path of the API with a digest has less than 500 bytes.
+// maxPlainHeader bounds the headers of a request in plain HTTP from elsewhere, which are not among the counted ones.
+// The longest path of the API with a digest has less than 500 bytes.
 const maxPlainHeader = 8 << 10
 
 // headReader reads the headers of one request, up to maxHeaderLines.

@@ -153,8 +153,8 @@ func TestTheEndOfHeadersIsFound(t *testing.T) {
 	}
 }
 
-// TestRequestsWithLargeHeadersAreBounded: a request keeps its headers, so that those under way count like those that are
-// not complete. A body that comes with small headers does not count.
+// TestRequestsWithLargeHeadersAreBounded: a request keeps its headers, so that those under way count like those that
+// are not complete. A body that comes with small headers does not count.
 func TestRequestsWithLargeHeadersAreBounded(t *testing.T) {
 	const most = 500
 	limit := headsLimit(most, Memory())
@@ -162,8 +162,8 @@ func TestRequestsWithLargeHeadersAreBounded(t *testing.T) {
 		name, request string
 		open          int
 	}{
-		{"large", "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nX: " + strings.Repeat("a", 2*heavyHead) + "\r\n\r\n",
-			limit},
+		{"large", "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nX: " +
+			strings.Repeat("a", 2*heavyHead) + "\r\n\r\n", limit},
 		{"small, with a body", "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" +
 			strings.Repeat("\n", 2*heavyHead), 2 * limit},
 	} {
