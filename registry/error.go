@@ -84,6 +84,11 @@ func tagInvalid(tag string) *ocierror.Error {
 		Message: "invalid tag; want at most 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"}
 }
 
+func queryInvalid(err error) *ocierror.Error {
+	return manifestInvalid("the query cannot be read: %s; want ?tag=TAG, with further tags after &, percent-encoded",
+		ocierror.Clip(err.Error()))
+}
+
 func tooManyTags() *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusRequestURITooLong,
 		Message: fmt.Sprintf("too many tags; want at most %d in one request", maxTags)}

@@ -108,7 +108,7 @@ func (n *Node) server() (*http.Server, *handover) {
 		ErrorHandler:  fail,
 	}
 	server := &http.Server{Handler: n.handler(proxy), ErrorLog: quiet, ReadHeaderTimeout: n.times.first,
-		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader,
+		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader, ConnState: ask,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		}}

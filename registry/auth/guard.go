@@ -63,6 +63,9 @@ func New(o Options) (*Guard, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
+	if o.Forms == nil {
+		o.Forms = unboundedBodies{}
+	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}
 	}

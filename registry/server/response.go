@@ -313,7 +313,16 @@ func (w *response) SetReadDeadline(t time.Time) error {
 	if w.body == nil {
 		return nil
 	}
+	w.heads().awaitBody(time.Now().UnixNano())
 	return w.body.setLimit(t)
+}
+
+// heads returns the heads of the connection; nil if there are none.
+func (w *response) heads() *heads {
+	if w.conn == nil {
+		return nil
+	}
+	return w.conn.heads
 }
 
 // set sets the write deadline. In tests without a connection it has no effect.

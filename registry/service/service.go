@@ -132,6 +132,7 @@ func Open(o Options) (s *Service, err error) {
 	if !o.Auth.AccessReview {
 		o.Auth.Accesses = nil
 	}
+	o.Auth.Forms = server.NewBodies(server.Memory() / 64)
 	o.Auth.Annotate, o.Auth.Audit = server.Annotate, s.trail.Record
 	if s.guard, err = auth.New(o.Auth); err != nil {
 		return s, err
