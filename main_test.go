@@ -772,9 +772,9 @@ func TestTokensOfRobots(t *testing.T) {
 		t.Fatal(err)
 	}
 	trow(2, "u may administer the registry", "pull-secret", "--user=u", "--password-file="+password)
-	code, yaml, _ := command(t, "secret\n", "pull-secret", "--user=u", "--password-file=-")
-	if code != 0 || !strings.Contains(yaml, `"password":"secret"`) {
-		t.Errorf("%d, %s", code, yaml)
+	code, yaml, errOut := command(t, "p\n", "pull-secret", "--user=u", "--password-file=-", "--data-dir="+t.TempDir())
+	if code != 2 || yaml != "" || !strings.Contains(errOut, "has not said whether u may administer") {
+		t.Errorf("where no server can be asked: %d, %s, %s", code, yaml, errOut)
 	}
 }
 
