@@ -1448,14 +1448,15 @@ func TestAMistakeInTheSettings(t *testing.T) {
 	}
 	p.stop()
 	for _, bad := range []string{"allow-prefixes: [nginx]", "alow-prefixes: [quay.io/mine]", "htpasswd: /nowhere",
-		"audit-log: " + dir + "/none/a"} {
+		"audit-log: " + dir + "/none/a", "allow-prefixes: {a: b}", "allow-prefixes: [quay.io/mine", "htpasswd: [1]",
+		"allow-prefixes: [quay.io/other]\n---\nallow-prefixes: [quay.io/base]"} {
 		write(mine, bad)
 		p = start(t, data, args...)
 		if !p.admit("/validate", "quay.io/mine/app").Allowed {
 			t.Errorf("%s: the last good file does not count", bad)
 		}
 		if text := p.want(200, "GET", "/readyz?verbose", ""); !strings.Contains(text, "[-]configuration files: ") ||
-			!strings.Contains(text, strings.TrimSuffix(strings.Fields(bad)[0], ":")) {
+			!strings.Contains(text, mine) && !strings.Contains(text, strings.TrimSuffix(strings.Fields(bad)[0], ":")) {
 			t.Errorf("%s: %s", bad, text)
 		}
 		if text := p.want(200, "GET", "/metrics", ""); !strings.Contains(text, "trow_settings_valid 0\n") {
