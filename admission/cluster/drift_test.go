@@ -210,7 +210,8 @@ func TestWhatLooksLikeAKSIsPutBack(t *testing.T) {
 				h.ObjectSelector.MatchExpressions = []metav1.LabelSelectorRequirement{not("control-plane", "true")}
 			},
 			func(h *validating) {
-				h.MatchConditions = append(h.MatchConditions, admissionregistrationv1.MatchCondition{Name: "no", Expression: "false"})
+				h.MatchConditions = append(h.MatchConditions,
+					admissionregistrationv1.MatchCondition{Name: "no", Expression: "false"})
 			},
 			func(h *validating) { h.NamespaceSelector = nil },
 			open,

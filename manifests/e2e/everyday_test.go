@@ -93,8 +93,9 @@ func startDNS(t *testing.T, c *cluster.Cluster) string {
 	return c.Kubectl(t, "--namespace=kube-system", "get", "pod", "dns", "--output=jsonpath={.status.podIP}")
 }
 
-// TestTheAddressInsideAPod checks that a program in a pod reaches the registry by the DNS of the cluster, at the address
-// that nodes and workstations use, and at that of ConfigMap local-registry-hosting, with the CA of ConfigMap trow-ca.
+// TestTheAddressInsideAPod checks that a program in a pod reaches the registry by the DNS of the cluster, at the
+// address that nodes and workstations use, and at that of ConfigMap local-registry-hosting, with the CA of ConfigMap
+// trow-ca.
 func TestTheAddressInsideAPod(t *testing.T) {
 	c := start(t)
 	armed(t, c)

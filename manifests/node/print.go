@@ -105,7 +105,8 @@ func printRancher(p printed, product, service string) string {
 	ca, ours, file := dir+"/trow-ca.crt", dir+"/trow-registries.yaml", dir+"/registries.yaml"
 	return `# ` + product + `: run this as root on each node. If somebody else has written or changed registries.yaml,
 # it stays: add the entries that the script prints then. The file is read at start: restart ` + service + ` afterwards.
-` + fmt.Sprintf(`if [ ! -e '%[1]s' ] && [ ! -L '%[1]s' ] || [ -f '%[2]s' ] && [ "$(cat '%[1]s')" = "$(cat '%[2]s')" ]; then
+` + fmt.Sprintf(`if [ ! -e '%[1]s' ] && [ ! -L '%[1]s' ] ||
+  [ -f '%[2]s' ] && [ "$(cat '%[1]s')" = "$(cat '%[2]s')" ]; then
   trow_replace=yes
 else
   trow_replace=no
