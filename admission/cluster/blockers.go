@@ -117,8 +117,8 @@ func (g *gate) judgesPods() bool {
 }
 
 // searchProvisioners reports as a risk what may make the nodes of the cluster: a registry that waits for a node while
-// this waits for a verdict does not come back by itself. For which nodes it does so cannot be known, so it holds nothing
-// back.
+// this waits for a verdict does not come back by itself. For which nodes it does so cannot be known, so it holds
+// nothing back.
 func (c *Cluster) searchProvisioners(ctx context.Context) error {
 	now := time.Now()
 	if now.Before(c.provisionersAt.Add(provisionersEvery)) {

@@ -164,7 +164,8 @@ type source struct {
 	v    *viper.Viper
 }
 
-// parse parses documents. Errors: one is not YAML, see checkYAML; a key that no setting has, with the most similar ones.
+// parse parses documents. Errors: those of checkYAML; one is not YAML; a key that no setting has, with the most similar
+// one.
 func parse(docs []document, all *pflag.FlagSet) (parsed []source, err error) {
 	for _, d := range docs {
 		v := viper.New()

@@ -235,7 +235,9 @@ func TestAFileThatIsNoFile(t *testing.T) {
 		"gone":                       {"trow.yaml", "trow.yaml", func(string) error { return nil }, "no such file"},
 		"a directory":                {"trow.yaml", "trow.yaml", directory, "is a directory"},
 		"a directory in a directory": {"mine", "mine/trow.yaml", directory, "is not a regular file"},
-		"a link that leads nowhere":  {"trow.yaml", "trow.yaml", func(p string) error { return os.Symlink("x", p) }, "no such"},
+		"a link that leads nowhere": {"trow.yaml", "trow.yaml", func(p string) error {
+			return os.Symlink("x", p)
+		}, "no such file"},
 		"too large": {"trow.yaml", "trow.yaml", func(p string) error {
 			return os.WriteFile(p, bytes.Repeat([]byte("# \n"), files.MaxSize), 0o600)
 		}, "bytes"},
