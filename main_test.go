@@ -773,7 +773,7 @@ func TestTokensOfRobots(t *testing.T) {
 	}
 	trow(2, "u may administer the registry", "pull-secret", "--user=u", "--password-file="+password)
 	code, yaml, errOut := command(t, "p\n", "pull-secret", "--user=u", "--password-file=-", "--data-dir="+t.TempDir())
-	if code != 2 || yaml != "" || !strings.Contains(errOut, "has not said whether u may administer") {
+	if code != 2 || yaml != "" || !strings.Contains(errOut, "cannot find out whether u may administer") {
 		t.Errorf("where no server can be asked: %d, %s, %s", code, yaml, errOut)
 	}
 }

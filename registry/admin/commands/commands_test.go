@@ -423,7 +423,7 @@ func TestPullSecretOfAUser(t *testing.T) {
 	}{
 		"a user who is not known": {[]string{"--user=absent"}, "user does not exist"},
 		"no server in this directory": {[]string{"--user=alice", "--data-dir=" + t.TempDir()},
-			"has not said whether alice may administer"},
+			"cannot find out whether alice may administer"},
 		"a server that does not answer": {[]string{"--user=alice", "--server=http://127.0.0.1:1"}, "connection refused"},
 	} {
 		args := append([]string{"pull-secret", "--password-file=-"}, row.args...)

@@ -109,9 +109,8 @@ func (t *target) checkNoAdministrator(cmd *cobra.Command, user string) error {
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("user: the server has not said whether %s may administer the registry, as everybody who can read "+
-			"the Secret could then: %w; run this where the server runs, or name it with --server https://HOST, or %s", user,
-			err, instead)
+		return fmt.Errorf("user: cannot find out whether %s may administer the registry, and a pull secret must not: "+
+			"%w; name the server with --data-dir or --server https://HOST, or %s", user, err, instead)
 	case answer.Allowed:
 		return fmt.Errorf("user: %s may administer the registry (%s), and so could everybody who can read the Secret; %s",
 			user, answer.Why, instead)
