@@ -29,9 +29,11 @@ const (
 )
 
 // known are the expressions that a controller of the cluster's provider adds to namespace selectors: the admissions
-// enforcer of AKS excludes the namespaces of the control plane.
+// enforcer of AKS excludes the namespaces of the control plane. It has added more of them over time
+// (https://github.com/Azure/AKS/issues/1771 and 4002, https://github.com/DataDog/datadog-agent/pull/19965).
 var known = []metav1.LabelSelectorRequirement{
 	{Key: "control-plane", Operator: metav1.LabelSelectorOpDoesNotExist},
+	{Key: "control-plane", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"true"}},
 	{Key: "kubernetes.azure.com/managedby", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"aks"}},
 }
 

@@ -417,14 +417,25 @@ func TestPullSecretOfAUser(t *testing.T) {
 		!strings.Contains(err.Error(), "omit --user") {
 		t.Errorf("a user who may administer: %s %v", out, err)
 	}
-	if out, errOut, err := s.run("x\n", "pull-secret", "--user=absent", "--password-file=-"); err != nil ||
-		!strings.Contains(out, "absent") || !strings.Contains(errOut, "Warning: no server has said") {
-		t.Errorf("a user who is not known: %s %s %v", out, errOut, err)
+	for name, row := range map[string]struct {
+		args []string
+		want string
+	}{
+		"a user who is not known": {[]string{"--user=absent"}, "user does not exist"},
+		"no server in this directory": {[]string{"--user=alice", "--data-dir=" + t.TempDir()},
+			"cannot find out whether alice may administer"},
+		"a server that does not answer": {[]string{"--user=alice", "--server=http://127.0.0.1:1"}, "connection refused"},
+	} {
+		args := append([]string{"pull-secret", "--password-file=-"}, row.args...)
+		if out, _, err := s.run("x\n", args...); err == nil || out != "" || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: %q, %v", name, out, err)
+		}
 	}
 	large := filepath.Join(t.TempDir(), "large")
 	if err := os.WriteFile(large, bytes.Repeat([]byte("x"), 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	s.wantError("actions: admin: ", "pull-secret", "--actions=pull,admin")
 	s.wantError("is empty", "pull-secret", "--user=alice", "--password-file=-")
 	s.wantError("no such file", "pull-secret", "--user=alice", "--password-file="+file+".none")
 	s.wantError("more than 65536 bytes", "pull-secret", "--user=alice", "--password-file="+large)
