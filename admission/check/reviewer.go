@@ -56,7 +56,11 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	}
 	w := admission.New(admission.Options{Images: index, Policy: policy})
 	review := func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
-		return w.Review(ctx, r.Request)
+		answer, err := w.Review(ctx, r.Request)
+		if admission.Malformed(err) {
+			err = fmt.Errorf("%w: %w", errObject, err)
+		}
+		return answer, err
 	}
 	return review, func() { index.Close(); journal.Close() }, nil
 }
@@ -133,6 +137,10 @@ func (c *client) ask(ctx context.Context, r *admissionv1.AdmissionReview) (*admi
 // errUnauthorized is the error of a server that wants a credential.
 var errUnauthorized = errors.New("401 Unauthorized")
 
+// errObject is the error of an object that the webhook cannot read, or that is too large for it. Others can be
+// reviewed.
+var errObject = errors.New("cannot be reviewed")
+
 // remedy names the flag that helps with an error of a server, if there is one.
 func remedy(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
@@ -168,6 +176,8 @@ func (c *client) post(ctx context.Context, body []byte) ([]byte, error) {
 		return answer, nil
 	case http.StatusUnauthorized:
 		return nil, fmt.Errorf("%w: %.200s", errUnauthorized, strings.TrimSpace(string(answer)))
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+		return nil, fmt.Errorf("%w: %s: %.200s", errObject, resp.Status, strings.TrimSpace(string(answer)))
 	default:
 		return nil, fmt.Errorf("%s: %.200s", resp.Status, strings.TrimSpace(string(answer)))
 	}

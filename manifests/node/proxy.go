@@ -192,7 +192,8 @@ func (b *body) Read(p []byte) (int, error) {
 	if err != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		// The time limit is for the body alone, not for the answer. It stays after an error: net/http would wait for the rest.
+		// The time limit is for the body alone, not for the answer. It stays after an error: net/http would wait for the
+		// rest.
 		if b.err = err; err == io.EOF && !b.over {
 			_ = b.conn.SetReadDeadline(time.Time{})
 		}
@@ -200,8 +201,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return k, err
 }
 
-// end bounds how long the rest of a body is waited for, and waits for a read that is under way. Its deadline stays: with
-// it net/http, which reads on when the handler has returned, ends at once. It would remove the deadline if a read
+// end bounds how long the rest of a body is waited for, and waits for a read that is under way. Its deadline stays:
+// with it net/http, which reads on when the handler has returned, ends at once. It would remove the deadline if a read
 // were under way then.
 func (b *body) end() {
 	b.mu.Lock()
