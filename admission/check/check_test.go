@@ -273,3 +273,12 @@ func TestAnObjectThatCannotBeReviewed(t *testing.T) {
 		}
 	}
 }
+
+// TestAReadOnlyVolume can be checked against: nothing is written.
+func TestAReadOnlyVolume(t *testing.T) {
+	check.Unwritable(t)
+	out, err := run(t, nil, "", "-f", pods, "--data-dir", newDataDir(t))
+	if !errors.Is(err, check.ErrDenied) || !strings.Contains(out, "allowed  "+pods+":1 Pod/good") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

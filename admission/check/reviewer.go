@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -71,13 +73,25 @@ type journal interface {
 	Close() error
 }
 
+// openToWrite is bolt.Open. Tests replace it, because root may write wherever permissions are all that is missing.
+var openToWrite = bolt.Open
+
 // openJournal opens the journal in a directory. In one where no server has run yet nothing is made: it is that of an
-// empty registry.
+// empty registry. On a volume that cannot be written to, the journal is only read, as a server does.
 func openJournal(dir string) (journal, error) {
 	if !bolt.Exists(dir) {
 		return memory.NewJournal(), nil
 	}
-	return bolt.Open(dir)
+	j, err := openToWrite(dir) // first: only then a journal of an earlier format can be read
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || errors.Is(err, storage.ErrReadOnly) {
+		if read, rerr := bolt.OpenReadOnly(dir); rerr == nil {
+			return read, nil
+		}
+	}
+	if err != nil {
+		return nil, err // not j, which would be a journal of its own type
+	}
+	return j, nil
 }
 
 // newRemote returns a reviewer that asks a server.
