@@ -230,6 +230,12 @@ func (w *Webhook) Review(ctx context.Context, r *admissionv1.AdmissionRequest) (
 	return response, err
 }
 
+// Malformed reports whether an error of Review is about the request, which cannot be read.
+func Malformed(err error) bool {
+	_, ok := errors.AsType[*httpError](err)
+	return ok
+}
+
 // isJSON reports whether a content type is JSON, with any parameters.
 func isJSON(contentType string) bool {
 	if contentType == "application/json" {

@@ -55,6 +55,12 @@ func TestReadDocuments(t *testing.T) {
 		{"items that are not objects of the API", "apiVersion: a.b/v1\nkind: Menu\nitems: [{name: soup}]\n",
 			[]string{"1:1 a.b/v1 Menu / skipped"}},
 		{"an empty List", "apiVersion: v1\nkind: List\nitems: []\n", nil},
+		{"a List without items", "apiVersion: v1\nkind: List\n---\napiVersion: v1\nkind: List\nitems: null\n", nil},
+		{"a pod with items, which only kubectl takes for a list", pod + "items: [{apiVersion: v1, kind: Service}]\n",
+			[]string{"1:1 v1 Service / skipped", "1:1 v1 Pod /p"}},
+		{"a custom resource with items and a template", "apiVersion: a.b/v1\nkind: Set\nmetadata: {name: s}\n" +
+			"spec: {containers: [{image: x}]}\nitems: [{apiVersion: v1, kind: Pod, metadata: {name: i}}]\n",
+			[]string{"1:1 v1 Pod /i", "1:1 a.b/v1 Set /s"}},
 		{"a kind of another group", "apiVersion: example.com/v1\nkind: Pod\n", []string{"1:1 example.com/v1 Pod / skipped"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -78,6 +84,8 @@ func TestErrorsOfManifestsNameTheDocument(t *testing.T) {
 	for _, tt := range []struct{ name, stream, want string }{
 		{"bad YAML", good + "a: [\n", "2:3: "},
 		{"a key twice", good + "a: 1\na: 2\n", `key "a" already set`},
+		{"a List of no list", good + "apiVersion: v1\nkind: List\nitems: {a: b}\n", "2:3: the items of a List are not"},
+		{"a List of text", good + "apiVersion: v1\nkind: List\nitems: x\n", "2:3: the items of a List are not"},
 		{"bad JSON", `{"a":}`, "1:1: "},
 		{"a scalar", good + "hello\n", "2:3: not an object"},
 		{"a list", "- a\n", "1:1: not an object"},
@@ -163,7 +171,17 @@ func TestPodTemplatesAreFoundByShape(t *testing.T) {
 			"spec: {templates: [{container: {image: quay.io/x}}]}",
 			"", "spec.templates[0].container.image"},
 		{"an image that is open", "apiVersion: a.b/v1\nkind: X\nspec: {image: '', other: {image: auto}}", "", ""},
-		{"an image that is an object", "apiVersion: a.b/v1\nkind: X\nspec: {image: {repository: x}}", "", ""},
+		{"an image that is an object", "apiVersion: a.b/v1\nkind: X\nspec: {image: {repository: x, tag: y}}", "",
+			"spec.image"},
+		{"an empty object", "apiVersion: a.b/v1\nkind: X\nspec: {image: {repository: '', pullPolicy: Always}}", "", ""},
+		{"a Cluster of CloudNativePG", "apiVersion: postgresql.cnpg.io/v1\nkind: Cluster\nspec: {imageName: quay.io/p," +
+			" imagePullPolicy: Always, imagePullSecrets: [{name: s}]}", "", "spec.imageName"},
+		{"a list of images", "apiVersion: a.b/v1\nkind: X\nspec: {images: [x, {name: b}], base_image: z}", "",
+			"spec.base_image spec.images[0] spec.images[1]"},
+		{"a template whose operator adds the container", "apiVersion: a.b/v1\nkind: X\nspec: {podTemplate: {spec: " +
+			"{initContainers: [{image: quay.io/init}], containers: [{name: c}]}}}", "quay.io/init", ""},
+		{"a Rollout of a workload", "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\n" +
+			"spec: {workloadRef: {apiVersion: apps/v1, kind: Deployment, name: x}}", "", ""},
 		{"a status", "apiVersion: a.b/v1\nkind: X\nstatus: {image: x}", "", ""},
 		{"a kind of Kubernetes", "apiVersion: v1\nkind: ConfigMap\ndata: {image: x}", "", ""},
 	} {

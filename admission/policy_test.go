@@ -330,6 +330,10 @@ func TestInvalidSettingsAreRefused(t *testing.T) {
 			"not a valid IPv4 address; write 127.0.0.1:31000"},
 		{"a name with half an address", admission.PolicyOptions{Names: []string{"0x7f.1:31000"}},
 			`names: "0x7f.1:31000": not a valid IPv4 address; write 127.0.0.1:31000`},
+		{"a name with a zone", admission.PolicyOptions{Names: []string{"[fe80::1%eth0]:5000"}}, "remove the zone"},
+		{"a prefix with a zone", admission.PolicyOptions{Deny: []string{"[fe80::1%25eth0]/x"}}, "remove the zone"},
+		{"a name without its port", admission.PolicyOptions{Names: []string{"trow:"}}, "its port is missing"},
+		{"a name in Unicode", admission.PolicyOptions{Names: []string{"b\u00fccher.example"}}, "write it as xn--"},
 		{"Docker Hub by another name", admission.PolicyOptions{Names: []string{"registry.hub.docker.com:0443"}},
 			"this is Docker Hub"},
 		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}}, "not a valid host[:port]"},
@@ -365,10 +369,11 @@ func TestAllInvalidSettingsAreReportedAtOnce(t *testing.T) {
 }
 
 func TestLocalReportsTheImagesOfTheRegistry(t *testing.T) {
-	names := append(localNames, "127.0.0.1:31000", "[::1]:031000")
+	names := append(localNames, "[::ffff:127.0.0.1]:31000", "[::1]:031000") // a setting may end in an IPv4 address
 	p := newPolicy(t, admission.PolicyOptions{Default: "deny", Names: names})
 	for image, want := range map[string]bool{"TROW:31000/x": true, "trow:031000/x": true, "quay.io/x": false,
-		"x": false, "[0:0::1]:31000/x": true, "[::ffff:7f00:1]:31000/x": true, "0.0.0.0:31000/x": true} {
+		"x": false, "[0:0::1]:31000/x": true, "[::ffff:7f00:1]:31000/x": true, "0.0.0.0:31000/x": true,
+		"127.0.0.1:31000/x": true} {
 		r, err := admission.ParseReference(image)
 		if err != nil || p.Local(r) != want {
 			t.Errorf("%s: local is %v (%v)", image, !want, err)

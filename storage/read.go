@@ -54,6 +54,18 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 	return "", false
 }
 
+// sha512s returns every sha512 that is known and starts with these bytes of a key.
+func (x *Index) sha512s(start []byte) (keys []key) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for i := range x.state.tails {
+		if string(x.state.contents.At(i).sum[:]) == string(start[1:]) {
+			keys = append(keys, x.state.keyOf(i).key())
+		}
+	}
+	return keys
+}
+
 // confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
 // the caller has to look again.
 func (x *Index) confirm(ctx context.Context) (news bool, err error) {

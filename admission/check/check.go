@@ -109,7 +109,7 @@ func Command(load Settings) *cobra.Command {
 }
 
 // run reviews the files in order, and prints each object and what there is to say about it. It goes on after an error
-// of a file or a document, but not after one of the reviewer.
+// of a file, a document or an object, but not after one of the reviewer.
 func run(cmd *cobra.Command, o *options, exempt []string, review reviewer, to printer) error {
 	n := totals{to: to}
 	var first, failed error // of those that are printed; of the reviewer
@@ -122,7 +122,11 @@ func run(cmd *cobra.Command, o *options, exempt []string, review reviewer, to pr
 			if d.Err != nil {
 				report(fmt.Errorf("%s:%d:%d: %w", file, d.Number, d.Line, d.Err))
 			} else if failed == nil {
-				failed = n.judge(cmd.Context(), file, d, exempt, review)
+				if err := n.judge(cmd.Context(), file, d, exempt, review); errors.Is(err, errObject) {
+					report(err)
+				} else {
+					failed = err
+				}
 			}
 		}
 	}

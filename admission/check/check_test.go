@@ -260,3 +260,27 @@ func TestADirectoryIsChecked(t *testing.T) {
 		t.Errorf("got\n%q\nwant\n%q", got, want)
 	}
 }
+
+// TestAnObjectThatCannotBeReviewed stops the check of nothing else, whoever reviews it.
+func TestAnObjectThatCannotBeReviewed(t *testing.T) {
+	url, ca := newServer(t, "")
+	const in = "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {containers: {image: nginx}}\n---\n" +
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: late}\nspec: {containers: [{image: nginx}]}\n"
+	for _, args := range [][]string{{"--server", url, "--cacert", ca}, {"--data-dir", newDataDir(t)}} {
+		out, err := run(t, nil, in, append([]string{"-f", "-"}, args...)...)
+		if err == nil || errors.Is(err, check.ErrDenied) || !strings.Contains(err.Error(), "-:1 Pod/bad: ") ||
+			!strings.Contains(err.Error(), "cannot be reviewed: ") ||
+			!strings.Contains(out, "denied   -:5 Pod/late: ") || !strings.HasSuffix(out, "1 checked, 1 denied, 1 not read\n") {
+			t.Errorf("%v: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// TestAReadOnlyVolume can be checked against: nothing is written.
+func TestAReadOnlyVolume(t *testing.T) {
+	check.Unwritable(t)
+	out, err := run(t, nil, "", "-f", pods, "--data-dir", newDataDir(t))
+	if !errors.Is(err, check.ErrDenied) || !strings.Contains(out, "allowed  "+pods+":1 Pod/good") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

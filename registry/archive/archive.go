@@ -34,7 +34,7 @@
 // # What it does not do
 //
 // It does not export blobs that no manifest refers to. It keeps the order of times, not the times: after an import all
-// content is new. It does not import Docker's schema 1 manifests.
+// content is new. It does not import Docker's schema 1 manifests, nor what docker save of Docker before 1.10 wrote.
 package archive
 
 import (

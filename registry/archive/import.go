@@ -55,10 +55,14 @@ func Import(ctx context.Context, to *client.Client, name string, o ImportOptions
 		}
 		defer f.Close()
 		return i.run(ctx, func() error {
-			return i.tar(ctx, f, func() (io.Reader, error) {
+			err := i.tar(ctx, f, func() (io.Reader, error) {
 				_, err := f.Seek(0, io.SeekStart)
 				return f, err
 			})
+			if errors.Is(err, errDockerPipe) {
+				err = i.savedTar(ctx, f)
+			}
+			return err
 		})
 	}
 	root, err := os.OpenRoot(name)
@@ -115,6 +119,23 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	if err != nil {
 		return err
 	}
+	return i.form(ctx, f)
+}
+
+// savedTar imports the tar file of docker save before Docker 25.
+func (i *importer) savedTar(ctx context.Context, f *os.File) error {
+	var head [2]byte
+	if _, err := f.ReadAt(head[:], 0); err == nil && bytes.Equal(head[:], gzipMagic) {
+		return errDockerCompressed
+	}
+	m, err := readMembers(f)
+	if err != nil {
+		return err
+	}
+	return i.form(ctx, newSaved(i, m))
+}
+
+func (i *importer) form(ctx context.Context, f form) error {
 	if i.o.Form != nil {
 		i.o.Form(f.name())
 	}

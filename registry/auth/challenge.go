@@ -65,10 +65,15 @@ func (g *Guard) base(r *http.Request) (scheme, host string) {
 	return scheme, g.fallback
 }
 
-// behindTLS reports whether a trusted proxy says that its client speaks TLS.
+// behindTLS reports whether a trusted proxy says that its client speaks TLS. Where several proxies follow each other,
+// and each adds its own client's scheme, the first value is what the client itself speaks. A client that sends such a
+// header misleads only itself.
 func (g *Guard) behindTLS(r *http.Request) bool {
-	said := r.Header.Get("X-Forwarded-Proto")
-	if len(g.proxies) == 0 || !strings.EqualFold(said, "https") {
+	if len(g.proxies) == 0 {
+		return false
+	}
+	said, _, _ := strings.Cut(r.Header.Get("X-Forwarded-Proto"), ",")
+	if !strings.EqualFold(strings.TrimSpace(said), "https") {
 		return false
 	}
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
@@ -156,7 +161,8 @@ func parseURL(text string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSuffix(text, "/"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || !validPrefix(u.EscapedPath()) ||
 		u.RawQuery != "" || u.User != nil || u.Fragment != "" {
-		return nil, errors.New("public-url: want https://host[:port][/path]")
+		return nil, errors.New("public-url: want https://host[:port][/path]; the elements of a path have letters, digits " +
+			"and . _ ~ -, and no % escapes")
 	}
 	if u.Path == "/v2" || strings.HasPrefix(u.Path, "/v2/") {
 		return nil, errors.New("public-url: the path must not start with /v2, where the API is; a proxy that leaves a part " +

@@ -79,8 +79,9 @@ func (p Program) importCommand() *cobra.Command {
 		Use:   "import DIRECTORY|FILE|-",
 		Short: "Copy an archive, or the data directory of another registry, into the running server",
 		Long: "import reads archives of trow export, any OCI image layout (a directory, tar or tar.gz; - is standard\n" +
-			"input), and the data directories of Distribution (registry:2, registry:3) and zot. It detects the form. It\n" +
-			"copies only what the server does not have yet; an interrupted import continues when you run it again.",
+			"input), files of docker save and podman save, and the data directories of Distribution (registry:2,\n" +
+			"registry:3) and zot. It detects the form. It copies only what the server does not have yet; an interrupted\n" +
+			"import continues when you run it again.",
 		Args: cobra.ExactArgs(1),
 	}
 	t := p.target(cmd)
