@@ -158,8 +158,14 @@ func (c *Client) do(req *http.Request, statuses ...int) (*http.Response, error) 
 // repository returns the library's client of one repository.
 func (c *Client) repository(name string) *remote.Repository {
 	return &remote.Repository{Client: c.auth, Reference: c.reference(name), PlainHTTP: c.base.Scheme == "http",
-		ManifestMediaTypes: []string{"*/*"}} // also types that the library does not know
+		ManifestMediaTypes: manifestTypes}
 }
+
+// manifestTypes are what a request for a manifest accepts: everything, also types that the library does not know.
+// Distribution answers 404 for an OCI manifest, and makes an image of a list, where the types are not named one by one.
+var manifestTypes = []string{v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
+	"application/vnd.docker.distribution.manifest.list.v2+json",
+	"application/vnd.docker.distribution.manifest.v2+json", "*/*"}
 
 func (c *Client) reference(repo string) registry.Reference {
 	return registry.Reference{Registry: c.base.Host, Repository: repo}

@@ -65,6 +65,9 @@ func convert(err error) error {
 	if resp, ok := errors.AsType[*errcode.ErrorResponse](err); ok {
 		return newError(resp.StatusCode, resp.Errors)
 	}
+	if login, ok := errors.AsType[*loginError](err); ok {
+		return login
+	}
 	switch {
 	case errors.Is(err, errdef.ErrNotFound):
 		return &Error{Status: http.StatusNotFound}
