@@ -137,7 +137,7 @@ func retryAfter(resp *http.Response) time.Duration {
 // whatever its status. Errors: those of the connection; that there are no credentials (see [Error]).
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.auth.Do(req)
-	return resp, convert(err)
+	return resp, c.convert(err)
 }
 
 // do is Do for an answer that must have one of the statuses. Errors: *Error for any other status.
@@ -180,25 +180,25 @@ func (c *Client) url(repo, kind, ref string) string {
 // such manifest.
 func (c *Client) Resolve(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
 	desc, err := c.repository(repo).Manifests().Resolve(ctx, ref)
-	return desc, convert(err)
+	return desc, c.convert(err)
 }
 
 // Manifest opens a manifest. The caller closes it. Errors: as Resolve.
 func (c *Client) Manifest(ctx context.Context, repo, ref string) (v1.Descriptor, io.ReadCloser, error) {
 	desc, body, err := c.repository(repo).Manifests().FetchReference(ctx, ref)
-	return desc, body, convert(err)
+	return desc, body, c.convert(err)
 }
 
 // ResolveBlob returns the descriptor of a blob. Errors: as Resolve.
 func (c *Client) ResolveBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	desc, err := c.repository(repo).Blobs().Resolve(ctx, d.String())
-	return desc, convert(err)
+	return desc, c.convert(err)
 }
 
 // Blob opens a blob of known size. The caller closes it. Errors: as Resolve; that it has another size.
 func (c *Client) Blob(ctx context.Context, repo string, d digest.Digest, size int64) (io.ReadCloser, error) {
 	body, err := c.repository(repo).Blobs().Fetch(ctx, v1.Descriptor{Digest: d, Size: size})
-	return body, convert(err)
+	return body, c.convert(err)
 }
 
 // unwrapURL removes the URL from an error of net/http, which can hold what a log must not, and does not help.
