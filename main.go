@@ -57,6 +57,27 @@ func main() {
 // found by scrub, a removal that removed nothing, a scenario that failed in bench or settings that config check finds
 // invalid, and 2 for an error, which is printed as one line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot()
+	commands.Arrange(root)
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, commands.ErrKept, bench.ErrFailed,
+		settings.ErrInvalid}
+	switch {
+	case err == nil:
+		return 0
+	case slices.ContainsFunc(negative, func(e error) bool { return errors.Is(err, e) }):
+		return 1
+	}
+	fmt.Fprintln(errOut, "trow:", strings.Join(strings.Fields(err.Error()), " "))
+	return 2
+}
+
+// newRoot returns the program with all of its commands.
+func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "trow",
 		Short:         "An OCI registry inside a Kubernetes cluster, and the webhook that decides which images may run there",
@@ -79,22 +100,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
-	commands.Arrange(root)
-	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errOut)
-	err := root.ExecuteContext(ctx)
-	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, commands.ErrKept, bench.ErrFailed,
-		settings.ErrInvalid}
-	switch {
-	case err == nil:
-		return 0
-	case slices.ContainsFunc(negative, func(e error) bool { return errors.Is(err, e) }):
-		return 1
-	}
-	fmt.Fprintln(errOut, "trow:", strings.Join(strings.Fields(err.Error()), " "))
-	return 2
+	return root
 }
 
 // options are the settings of all parts.
