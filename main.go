@@ -49,14 +49,21 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial by check or can-i, damage
-// found by scrub, a removal that removed nothing, a scenario that failed in bench or settings that config check finds
-// invalid, and 2 for an error, which is printed as one line.
+// run is the whole program, for main and for tests. It returns the exit code; see [commands.Execute].
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	return commands.Execute(ctx, root, check.ErrDenied, bench.ErrFailed, settings.ErrInvalid)
+}
+
+// newRoot returns the program with all of its commands.
+func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Use:     "trow",
-		Short:   "An OCI registry inside a Kubernetes cluster, and the webhook that decides which images may run there",
-		Version: server.Build("trow", version),
+		Use: "trow", Version: server.Build("trow", version),
+		Short: "An OCI registry inside a Kubernetes cluster, and the webhook that decides which images may run there",
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs,
@@ -76,11 +83,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		settings.Version(root.Version), manifests.Command(version), node.Command(), credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
-	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errOut)
-	return commands.Execute(ctx, root, check.ErrDenied, bench.ErrFailed, settings.ErrInvalid)
+	return root
 }
 
 // options are the settings of all parts.

@@ -409,7 +409,7 @@ func TestExportAndImport(t *testing.T) {
 	trow(2, "", "is not a valid pattern", "export", archive, "-d", from.dir, "--repository=a b")
 	trow(2, "", "--prune: not supported for a tar stream", "export", "-", "-d", from.dir, "--prune")
 	trow(2, "", "not an archive", "import", t.TempDir(), "-d", to.dir)
-	trow(2, "", "accepts 1 arg", "import")
+	trow(2, "", "got no argument; want: trow import", "import")
 }
 
 // TestRebuild loses a journal, with its backup and without.

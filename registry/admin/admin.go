@@ -223,6 +223,12 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 	text := fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(body))
+	var oci struct {
+		Errors []struct{ Code, Message string }
+	} // of another registry
+	if json.Unmarshal(body, &oci) == nil && len(oci.Errors) > 0 {
+		text = fmt.Sprintf("%s: %s: %s", resp.Status, oci.Errors[0].Code, oci.Errors[0].Message)
+	}
 	switch {
 	case c.remote != nil && resp.StatusCode == http.StatusUnauthorized:
 		text += "; log in: docker login, or --user and --password-file"

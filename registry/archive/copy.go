@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -58,7 +59,7 @@ func Copy(ctx context.Context, from, to *client.Client, all []Copied, o CopyOpti
 func (i *importer) copy(ctx context.Context, from remote, c Copied, referrers bool) (digest.Digest, error) {
 	desc, err := from.Resolve(ctx, c.FromRepo, c.From)
 	if missing(err) {
-		return "", problemf("%s has no %s", c.FromRepo, c.From)
+		return "", problemf("the source has no %s; trow tags lists what it has", name(c.FromRepo, c.From))
 	} else if err != nil {
 		return "", err
 	}
@@ -123,6 +124,14 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 		}
 	}
 	return nil
+}
+
+// name is a reference to a manifest. ref is a tag or a digest.
+func name(repo, ref string) string {
+	if strings.Contains(ref, ":") {
+		return repo + "@" + ref
+	}
+	return repo + ":" + ref
 }
 
 // companion copies a tag if there is one.

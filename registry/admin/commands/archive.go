@@ -62,7 +62,7 @@ func export(cmd *cobra.Command, from *client.Client, to string, o archive.Export
 	} else {
 		done, err = archive.ExportTar(cmd.Context(), from, cmd.OutOrStdout(), o)
 	}
-	printCopied(cmd.ErrOrStderr(), "Exported", done)
+	printCopied(cmd.ErrOrStderr(), "Exported", done, err)
 	return err
 }
 
@@ -99,7 +99,7 @@ func (p Program) importCommand() *cobra.Command {
 		} else {
 			done, err = archive.Import(cmd.Context(), to, args[0], o)
 		}
-		printCopied(cmd.ErrOrStderr(), "Imported", done)
+		printCopied(cmd.ErrOrStderr(), "Imported", done, err)
 		return err
 	})
 	f := cmd.Flags()
@@ -130,8 +130,8 @@ func server(cmd *cobra.Command, t *target, repositories []string) (e *endpoint, 
 	return e, o, err
 }
 
-func printCopied(w io.Writer, verb string, done archive.Progress) {
-	if done == (archive.Progress{}) {
+func printCopied(w io.Writer, verb string, done archive.Progress, err error) {
+	if err != nil && done == (archive.Progress{}) {
 		return // the copy did not start; the error says why
 	}
 	fmt.Fprintf(w, "%s %s and %s, %s; %d already there.\n", verb,

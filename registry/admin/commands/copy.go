@@ -74,7 +74,7 @@ func (p Program) cpCommand() *cobra.Command {
 		if quiet {
 			return printLines(cmd.OutOrStdout(), []string{d.String()})
 		}
-		printCopied(cmd.OutOrStdout(), "Copied", done)
+		printCopied(cmd.OutOrStdout(), "Copied", done, nil)
 		fmt.Fprintln(cmd.OutOrStdout(), destination.name+to.repo+"@"+d.String())
 		return nil
 	})

@@ -74,7 +74,7 @@ func (p Program) inspectCommand() *cobra.Command {
 		i, err := inspect(cmd, e, r, platform)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("%s not found; trow tags %s lists the tags", args[0], e.name+r.repo)
+			return fmt.Errorf("%s not found; trow tags %s lists the tags", e.name+r.text(), e.name+r.repo)
 		case err != nil:
 			return err
 		case o.json():

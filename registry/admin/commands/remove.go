@@ -119,7 +119,7 @@ func (o *removing) plan(cmd *cobra.Command, e *endpoint, r reference) (plan inve
 	from := e.inventory()
 	from.Referrers = true
 	var h storage.Holdings
-	if h, _, err = holdings(cmd, from, r.repo); err != nil {
+	if h, _, err = holdings(cmd, e, from, r.repo); err != nil {
 		return plan, err
 	}
 	if r.digest != "" {
@@ -129,7 +129,7 @@ func (o *removing) plan(cmd *cobra.Command, e *endpoint, r reference) (plan inve
 	}
 	plan, found := inventory.Plan(h, inventory.Target{Tag: r.tag, Digest: r.digest, WithManifest: o.withManifest})
 	if !found {
-		return plan, fmt.Errorf("%s has no %s; trow ls %[1]s lists what it has", r.repo, r.ref())
+		return plan, fmt.Errorf("%s not found; trow ls %s lists the tags", e.name+r.text(), e.name+r.repo)
 	}
 	if e.admin == nil || plan.Bytes == 0 {
 		return plan, nil
