@@ -199,7 +199,7 @@ func (t *target) drop(texts map[string]string, messages string) bool {
 		}
 		last := 0
 		for _, c := range choice.FindAllStringSubmatchIndex(text, -1) {
-			if c[0] > position {
+			if c[0] > position+1 { // the position may be that of the parenthesis before the choice
 				break
 			}
 			last, _ = strconv.Atoi(text[c[2]:c[3]])

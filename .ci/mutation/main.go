@@ -118,6 +118,11 @@ func (o *options) judge(ctx context.Context, pkg string, known map[string]string
 	}
 	fmt.Fprintf(out, "note: %d mutants, %d tests reach some, prepared in %.0f s\n", len(chosen), len(tr.tests),
 		time.Since(begin).Seconds())
+	for _, t := range tr.tests {
+		if t.time > 5*time.Second { // survivors take at least as long
+			fmt.Fprintf(out, "note: %s takes %.0f s\n", t.name, t.time.Seconds())
+		}
+	}
 	outcomes := make([]outcome, len(chosen))
 	killers := make([]string, len(chosen))
 	tr.parallel(len(chosen), func(i int) {

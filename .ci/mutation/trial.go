@@ -175,16 +175,15 @@ func list(ctx context.Context, binary, dir string) ([]*test, error) {
 
 var failed = regexp.MustCompile(`(?m)^--- FAIL: (\S+)`)
 
-// failure returns the name of the test that failed, or those that may have, if the process ended in another way.
+// failure returns the name of the test that failed, or a guess if the process ended in another way.
 func failure(output string, batch []*test) string {
 	if match := failed.FindStringSubmatch(output); match != nil {
 		return match[1]
 	}
-	var names []string
-	for _, t := range batch {
-		names = append(names, t.name)
+	if len(batch) > 1 {
+		return fmt.Sprintf("a crash of %s or another test", batch[0].name)
 	}
-	return "a crash in " + strings.Join(names, " or ")
+	return "a crash of " + batch[0].name
 }
 
 func lastLines(text string, n int) string {
