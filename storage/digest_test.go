@@ -26,6 +26,26 @@ func TestDigestsGoToBinaryFormAndBack(t *testing.T) {
 	}
 }
 
+func TestMalformedDigestsAreRefused(t *testing.T) {
+	hex := strings.Repeat("0123456789abcdef", 8)
+	for _, s := range []string{"", "sha256", "sha256:", "sha256:" + hex[:62], "sha256:" + hex[:63], "sha256:" + hex[:65],
+		"sha256:" + hex, "sha512:" + hex[:64], "sha512:" + hex[:126], "sha512:" + hex + "00", "sha384:" + hex[:96],
+		"sha256." + hex[:64], "SHA256:" + hex[:64], "sha512." + hex, "md5abc:" + hex[:64], "md5abc:" + hex} {
+		if _, err := ParseDigest(s); !errors.Is(err, ErrDigest) || keyOf(digest.Digest(s)) != "" {
+			t.Errorf("ParseDigest(%q): %v", s, err)
+		}
+	}
+	for _, bad := range "/:@G`gAF.\x00\xff" { // beside the hex digits in ASCII, and others
+		for i := range 2 { // the upper and the lower half of a byte
+			s := []byte("sha256:" + hex[:64])
+			s[len("sha256:")+i] = byte(bad)
+			if _, err := ParseDigest(string(s)); !errors.Is(err, ErrDigest) {
+				t.Errorf("ParseDigest(%q): %v", s, err)
+			}
+		}
+	}
+}
+
 func FuzzParseDigest(f *testing.F) {
 	f.Add(string(digest.FromString("x")))
 	f.Add(string(digest.SHA512.FromString("x")))

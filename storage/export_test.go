@@ -48,3 +48,6 @@ func MemoryOfFacts(x *Index) int64 {
 	}
 	return n
 }
+
+// MaxGroup bounds the changes of one commit.
+const MaxGroup = maxGroup

@@ -381,10 +381,12 @@ func TestAFailedWatchIsStartedAgain(t *testing.T) {
 					fault := &storagetest.Fault{Method: "Watch", N: n, After: after}
 					commitFault := &storagetest.Fault{Method: "Commit", N: 2}
 					j := storagetest.FailJournal{Journal: storagetest.FailJournal{Journal: inner, Fault: commitFault}, Fault: fault}
-					x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
+					warned := 0
+					x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Warn: func(error) { warned++ }})
 					if n == 1 && !after {
-						if !errors.Is(err, storagetest.ErrFault) {
-							t.Errorf("OpenIndex: %v, want the journal's error", err)
+						synctest.Wait()
+						if !errors.Is(err, storagetest.ErrFault) || warned != 0 {
+							t.Errorf("OpenIndex: %v, want the journal's error; %d warnings", err, warned)
 						}
 						return
 					}
@@ -496,6 +498,10 @@ func TestAMissWaitsForTheJournal(t *testing.T) {
 		},
 		"Update that fails because of a miss": func(ctx context.Context, x *storage.Index) (bool, error) {
 			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
+			return err == nil, err
+		},
+		"Update that changes something and fails because of a miss": func(ctx context.Context, x *storage.Index) (bool, error) {
+			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return errors.Join(put(9, "w")(tx), tx.DeleteTag("v")) })
 			return err == nil, err
 		},
 		"Update that changes nothing because of a hit": func(ctx context.Context, x *storage.Index) (bool, error) {
@@ -756,7 +762,15 @@ func TestDamagedFactsAreRefused(t *testing.T) {
 				}
 				want := func(err error) {
 					t.Helper()
-					if err == nil || !strings.Contains(err.Error(), "damaged fact") || !strings.Contains(err.Error(), `"team/app"`) {
+					name := f.Name
+					if f.Kind != storage.KindTag { // a digest in binary form
+						name = ""
+						if f.Name == good {
+							name = digest.FromString("x").String()
+						}
+					}
+					if err == nil || !strings.Contains(err.Error(), "damaged fact") || !strings.Contains(err.Error(), `"team/app"`) ||
+						!strings.Contains(err.Error(), fmt.Sprintf("name %q", name)) {
 						t.Errorf("the error %q does not say what is damaged", err)
 					}
 				}
@@ -830,6 +844,15 @@ func TestProgressIsReportedWhileLoading(t *testing.T) {
 		defer x.Close()
 		if !slices.Equal(reported, []int{2}) {
 			t.Errorf("progress: %v, want the 2 facts", reported)
+		}
+		storagetest.OpenIndex(t, j) // without a report
+		fast, err := storage.OpenIndex(t.Context(), j.Journal, storage.IndexOptions{Progress: report})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fast.Close()
+		if len(reported) != 1 {
+			t.Errorf("progress of less than a second: %v", reported[1:])
 		}
 	})
 }
