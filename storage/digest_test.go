@@ -26,6 +26,26 @@ func TestDigestsGoToBinaryFormAndBack(t *testing.T) {
 	}
 }
 
+// TestADigestThatBeginsAsAnotherIsAnotherOne: clients name any digests in manifests, also such that begin with the bytes
+// of one that is here. The hash table compares them if their hashes collide.
+func TestADigestThatBeginsAsAnotherIsAnotherOne(t *testing.T) {
+	short := keyOf(digest.FromString("x"))
+	long := key(string(rune(algSHA512)) + string(short[1:]) + strings.Repeat("y", 32))
+	other := long[:len(long)-1] + "z"
+	if !long.valid() || !other.valid() {
+		t.Fatal("the test's digests are not valid")
+	}
+	for _, here := range []key{short, long} {
+		s := newState()
+		i := s.intern([]byte(here))
+		for _, k := range []key{short, long, other} {
+			if got := s.equalDigest(i, []byte(k)); got != (k == here) {
+				t.Errorf("%s is %s: %v", here.digest(), k.digest(), got)
+			}
+		}
+	}
+}
+
 func TestMalformedDigestsAreRefused(t *testing.T) {
 	hex := strings.Repeat("0123456789abcdef", 8)
 	for _, s := range []string{"", "sha256", "sha256:", "sha256:" + hex[:62], "sha256:" + hex[:63], "sha256:" + hex[:65],

@@ -18,7 +18,7 @@ func Leftovers(x *Index) int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	s := x.state
-	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len
+	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len + len(x.quotas.of)
 }
 
 // TagValue and ParseTag are the values of facts about tags.
@@ -51,3 +51,13 @@ func MemoryOfFacts(x *Index) int64 {
 
 // MaxGroup bounds the changes of one commit.
 const MaxGroup = maxGroup
+
+// StoreRepo has the facts about content itself.
+const StoreRepo = storeRepo
+
+// QuotasByRepo returns of how many repos an Index remembers the quotas.
+func QuotasByRepo(x *Index) int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.quotas.of)
+}

@@ -535,6 +535,9 @@ func TestAMissWaitsForTheJournal(t *testing.T) {
 				if _, _, err := x.Resolve(short, "r", "v"); !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("a miss that cannot be confirmed in time: %v", err)
 				}
+				if _, _, err := x.Blob(short, "r", blob); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("a missing blob that cannot be confirmed in time: %v", err)
+				}
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
@@ -946,4 +949,30 @@ func TestMoreUpdatesThanOneCommitTakes(t *testing.T) {
 			t.Errorf("counted %d of %d in %d commits", got, n, c)
 		}
 	})
+}
+
+// TestAPageOfNoReferrers is empty.
+func TestAPageOfNoReferrers(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	m := manifest(1)
+	m.Subject = digestOf("m", 2)
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+	for n, want := range map[int]int{-1: 1, 0: 0, 1: 1, 2: 1} {
+		if got, err := x.Referrers(t.Context(), "r", m.Subject, "", n); err != nil || len(got) != want {
+			t.Errorf("at most %d: %v, %v", n, got, err)
+		}
+	}
+}
+
+// TestTheLongestMediaType is kept; a longer one is none.
+func TestTheLongestMediaType(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	for n, want := range map[int]int{255: 255, 256: 0} { // RFC 6838, section 4.2: 127 characters, a slash, 127 more
+		m := manifest(n)
+		m.MediaType = strings.Repeat("a", n)
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+		if at, ok, err := x.Resolve(t.Context(), "r", m.Digest.String()); !ok || err != nil || len(at.MediaType) != want {
+			t.Errorf("a media type of %d bytes became %q, %v, %v", n, at.MediaType, ok, err)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/opencontainers/go-digest"
 
@@ -200,6 +201,7 @@ func TestTagsOfARepoAreLimited(t *testing.T) {
 	}
 	storagetest.Update(t, x, "a", setTags(other, "1", "3", "4", "5"))
 	wantLimit(t, x.Update(t.Context(), "a", setTags(m, "6")), storage.LimitTags)
+	storagetest.Update(t, x, "a", link(1, 1)) // adds no tag
 }
 
 func TestReposAreLimited(t *testing.T) {
@@ -214,6 +216,139 @@ func TestReposAreLimited(t *testing.T) {
 	storagetest.Update(t, x, "a", link(2, 1))
 	storagetest.Update(t, x, "b", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
 	storagetest.Update(t, x, "c", link(1, 1))
+}
+
+// TestReposOfOneCommitShareTheLimit, and what the Index records about content itself is no repo.
+func TestReposOfOneCommitShareTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := limited(t, memory.NewJournal(), storage.Limits{Repos: 2})
+		storagetest.Update(t, x, "a", link(1, 1))
+		if err := x.Quarantine(t.Context(), digestOf("blob", 1), "test"); err != nil {
+			t.Fatal(err)
+		}
+		if n := x.Load().Repos; n != 1 {
+			t.Errorf("%d repositories, want 1", n)
+		}
+		together(t, x,
+			func(x *storage.Index) error { return x.Update(t.Context(), "b", link(1, 1)) },
+			func(x *storage.Index) error {
+				wantLimit(t, x.Update(t.Context(), "c", link(1, 1)), storage.LimitRepos)
+				return nil
+			})
+	})
+}
+
+// TestTheLimitOfMemoryIsExact: a change is accepted if the memory after it is the limit, and refused if it would be one
+// byte more.
+func TestTheLimitOfMemoryIsExact(t *testing.T) {
+	long := func(i int) digest.Digest { return digest.SHA512.FromString(fmt.Sprint(i)) }
+	image := storage.Manifest{Digest: digestOf("image", 1), MediaType: "application/x",
+		Refs: []digest.Digest{digestOf("blob", 1), long(3), long(4), digestOf("blob", 5)}}
+	tagged := func(names ...string) func(*storage.Tx) error {
+		return func(tx *storage.Tx) (err error) {
+			for _, name := range names {
+				err = errors.Join(err, tx.SetTag(name, image.Digest))
+			}
+			return err
+		}
+	}
+	// The first manifest of a media type takes a little more, for the type: it is put before all limits.
+	first := func(tx *storage.Tx) error {
+		return tx.PutManifest(storage.Manifest{Digest: digestOf("image", 2), MediaType: image.MediaType})
+	}
+	steps := []func(*storage.Tx) error{
+		func(tx *storage.Tx) error { tx.Link(digestOf("blob", 1), 1); return nil },
+		func(tx *storage.Tx) error { tx.Link(long(2), 1); return nil },
+		func(tx *storage.Tx) error {
+			tx.Link(digestOf("blob", 6), 1)
+			tx.Link(digestOf("blob", 7), 1)
+			return nil
+		},
+		func(tx *storage.Tx) error { return tx.PutManifest(image) },
+		tagged("first"),
+		tagged("second"),
+		tagged("a name that is longer than sixteen", "4"),
+	}
+	for n := range steps {
+		measure := limited(t, memory.NewJournal(), storage.Limits{})
+		storagetest.Update(t, measure, "other", first)
+		for _, step := range steps[:n+1] {
+			storagetest.Update(t, measure, "team/app", step)
+		}
+		want := measure.Load().Bytes
+		for _, short := range []int64{0, 1} {
+			j := memory.NewJournal()
+			before := limited(t, j, storage.Limits{})
+			storagetest.Update(t, before, "other", first)
+			for _, step := range steps[:n] {
+				storagetest.Update(t, before, "team/app", step)
+			}
+			x := limited(t, j, storage.Limits{Bytes: want - short})
+			err := x.Update(t.Context(), "team/app", steps[n])
+			if got := errors.Is(err, storage.ErrLimit); got != (short > 0) {
+				t.Errorf("step %d with %d bytes too few: %v", n, short, err)
+			}
+			if got := x.Load().Bytes; short == 0 && got != want {
+				t.Errorf("step %d: %d bytes, want %d", n, got, want)
+			}
+		}
+	}
+}
+
+// TestTheMemoryOfOneCommitIsCountedTogether, to the byte.
+func TestTheMemoryOfOneCommitIsCountedTogether(t *testing.T) {
+	measure := limited(t, memory.NewJournal(), storage.Limits{})
+	for i := range 3 {
+		storagetest.Update(t, measure, fmt.Sprint("repo", i), link(i, 1))
+	}
+	for _, short := range []int64{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			x := limited(t, memory.NewJournal(), storage.Limits{Bytes: measure.Load().Bytes - short})
+			var updates []func(*storage.Index) error
+			for i := range 3 {
+				updates = append(updates, func(x *storage.Index) error {
+					err := x.Update(t.Context(), fmt.Sprint("repo", i), link(i, 1))
+					if got := errors.Is(err, storage.ErrLimit); got != (i == 2 && short > 0) {
+						t.Errorf("update %d with %d bytes too few: %v", i, short, err)
+					}
+					return nil
+				})
+			}
+			together(t, x, updates...)
+		})
+	}
+}
+
+// TestRoomAsksAsAChangeDoes, also for a blob whose digest is not known yet; and so does Fits.
+func TestRoomAsksAsAChangeDoes(t *testing.T) {
+	measure := limited(t, memory.NewJournal(), storage.Limits{})
+	storagetest.Update(t, measure, "a", link(1, 1))
+	one := measure.Load().Bytes
+	for short, want := range map[int64]bool{0: false, 1: true} {
+		x := limited(t, memory.NewJournal(), storage.Limits{Bytes: one - short})
+		for what, d := range map[string]digest.Digest{"a digest": digestOf("blob", 1), "none yet": ""} {
+			err := x.View("a", func(tx *storage.Tx) error { return tx.Room(d) })
+			if got := errors.Is(err, storage.ErrLimit); got != want {
+				t.Errorf("Room of %s with %d bytes too few: %v", what, short, err)
+			}
+		}
+		err := x.Update(t.Context(), "a", link(1, 1))
+		if got := errors.Is(err, storage.ErrLimit); got != want {
+			t.Errorf("a link with %d bytes too few: %v", short, err)
+		}
+	}
+	// A referrer takes more than a manifest without a subject.
+	m := storage.Manifest{Digest: digestOf("m", 1), MediaType: "m"}
+	storagetest.Update(t, measure, "b", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+	x := limited(t, memory.NewJournal(), storage.Limits{Bytes: measure.Load().Bytes - one})
+	fits := func(m storage.Manifest) error {
+		return x.View("b", func(tx *storage.Tx) error { return tx.Fits(m) })
+	}
+	if err := fits(m); err != nil {
+		t.Errorf("a manifest that fits: %v", err)
+	}
+	m.Subject = digestOf("m", 2)
+	wantLimit(t, fits(m), storage.LimitBytes)
 }
 
 // TestMemoryIsLimited: one connection filled the memory with tags, or with manifests of many references.
