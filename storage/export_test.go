@@ -61,3 +61,10 @@ func QuotasByRepo(x *Index) int {
 	defer x.mu.RUnlock()
 	return len(x.quotas.of)
 }
+
+// OpenRepos returns of how many repos an Uploads knows an upload, open or committed.
+func OpenRepos(u *Uploads) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.repos) + len(u.committed)
+}
