@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
-
-	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
 	"trow/storage/memory"
@@ -149,35 +146,20 @@ func TestACommitIsBounded(t *testing.T) {
 
 // TestBytesOfAnUploadCountOnceWithinACommit: they count as an open upload while the rest of the commit is decided.
 func TestBytesOfAnUploadCountOnceWithinACommit(t *testing.T) {
-	b, x := countedBy(t, t.TempDir(), memory.NewJournal(), 100)
-	content := strings.Repeat("a", 60)
-	u, err := b.Create(t.Context(), "team/a", digest.SHA256)
-	if err == nil {
-		_, err = u.Write([]byte(content))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	release, err := x.Commit(t.Context(), u, digest.FromString(content))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer release()
-	// One function makes both changes of the commit follow each other: the second update waits behind the first.
-	held, second := make(chan struct{}), make(chan error, 2)
-	go x.Update(t.Context(), "hold", func(*storage.Tx) error { <-held; return nil })
-	go func() {
-		second <- x.Update(t.Context(), "team/a", func(tx *storage.Tx) error {
-			tx.Link(digest.FromString(content), 60)
-			return nil
-		})
-	}()
-	go func() { second <- x.Update(t.Context(), "team/b", link(1, 40)) }()
-	close(held)
-	for range 2 {
-		if err := <-second; err != nil {
-			t.Error(err)
-		}
-	}
-	wantUsage(t, x, "both", 100, 0)
+	synctest.Test(t, func(t *testing.T) {
+		u := storage.NewUploads()
+		x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Uploads: u})
+		x.SetQuotas(team(100))
+		u.Begin("team/a", 60).Commit(digestOf("blob", 1))
+		together(t, x,
+			func(x *storage.Index) error { return x.Update(t.Context(), "team/a", link(1, 60)) },
+			func(x *storage.Index) error { return x.Update(t.Context(), "team/b", link(2, 40)) },
+			func(x *storage.Index) error {
+				if err := x.Update(t.Context(), "team/c", link(3, 1)); !errors.Is(err, errOver) {
+					return fmt.Errorf("a byte too many: %w", err)
+				}
+				return nil
+			})
+		wantUsage(t, x, "all", 100, 0)
+	})
 }
