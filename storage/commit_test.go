@@ -14,8 +14,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// TestASuccessAfterAFailedCommitIsDurable: the state may show a change whose commit failed, and a client that tries again
-// needs no commit of its own. Its success must wait until the journal has made durable what the state shows.
+// TestASuccessAfterAFailedCommitIsDurable: the state may show a change whose commit failed, and a client that tries
+// again needs no commit of its own. Its success must wait until the journal has made durable what the state shows.
 func TestASuccessAfterAFailedCommitIsDurable(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

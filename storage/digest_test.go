@@ -26,8 +26,8 @@ func TestDigestsGoToBinaryFormAndBack(t *testing.T) {
 	}
 }
 
-// TestADigestThatBeginsAsAnotherIsAnotherOne: clients name any digests in manifests, also such that begin with the bytes
-// of one that is here. The hash table compares them if their hashes collide.
+// TestADigestThatBeginsAsAnotherIsAnotherOne: clients name any digests in manifests, also such that begin with the
+// bytes of one that is here. The hash table compares them if their hashes collide.
 func TestADigestThatBeginsAsAnotherIsAnotherOne(t *testing.T) {
 	short := keyOf(digest.FromString("x"))
 	long := key(string(rune(algSHA512)) + string(short[1:]) + strings.Repeat("y", 32))

@@ -500,7 +500,8 @@ func TestAMissWaitsForTheJournal(t *testing.T) {
 			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
 			return err == nil, err
 		},
-		"Update that changes something and fails because of a miss": func(ctx context.Context, x *storage.Index) (bool, error) {
+		"Update that changes something and fails because of a miss": func(ctx context.Context,
+			x *storage.Index) (bool, error) {
 			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return errors.Join(put(9, "w")(tx), tx.DeleteTag("v")) })
 			return err == nil, err
 		},

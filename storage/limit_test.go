@@ -410,3 +410,77 @@ func TestChangesOfOneCommitShareTheLimits(t *testing.T) {
 		t.Errorf("%+v, %+v", l, s)
 	}
 }
+
+// TestTheMemoryOfTextsAndReferences grows with them, in steps of 16 bytes, as Go allocates them.
+func TestTheMemoryOfTextsAndReferences(t *testing.T) {
+	var blobs []digest.Digest
+	for i := range 101 {
+		blobs = append(blobs, digestOf("blob", i))
+	}
+	takes := func(repo, tag, mediaType string, refs int, subject digest.Digest) int64 {
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		// Whatever a manifest refers to is here: its contents and entries are no part of it.
+		storagetest.Update(t, x, "r"+repo, func(tx *storage.Tx) error {
+			for _, d := range blobs {
+				tx.Link(d, 1)
+			}
+			return nil
+		})
+		before := x.Load().Bytes - int64(len(repo))/16*16 // the name of the repo takes its part of it
+		storagetest.Update(t, x, "r"+repo, func(tx *storage.Tx) error {
+			m := storage.Manifest{Digest: digestOf("m", 1), MediaType: mediaType, Refs: blobs[:refs], Subject: subject}
+			return errors.Join(tx.PutManifest(m), tx.SetTag("t"+tag, m.Digest))
+		})
+		return x.Load().Bytes - before
+	}
+	long := strings.Repeat("x", 160)
+	least := takes("", "", "m", 1, "")
+	for name, row := range map[string]struct{ got, more int64 }{
+		"a repository's name": {takes(long, "", "m", 1, ""), 160},
+		"a tag's name":        {takes("", long, "m", 1, ""), 160},
+		"a media type":        {takes("", "", "m"+long, 1, ""), 160},
+		"references":          {takes("", "", "m", 101, ""), 400}, // 101 of 4 bytes take 416 bytes, one takes 16
+		"references, rounded": {takes("", "", "m", 5, ""), 16},
+		"a step":              {takes("", "", "m", 4, ""), 0},
+	} {
+		if row.got-least != row.more {
+			t.Errorf("%s: %d bytes more, want %d", name, row.got-least, row.more)
+		}
+	}
+	// One that is here already: the map, the subject and one referrer.
+	if one := takes("", "", "m", 1, blobs[0]); one-least < 300 || one-least > 400 {
+		t.Errorf("a subject takes %d bytes", one-least)
+	}
+}
+
+// TestReferrersTakeMemory: the first of a repo takes more than the first of a subject, and that more than others.
+func TestReferrersTakeMemory(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+		tx.Link(digestOf("blob", 1), 1)
+		tx.Link(digestOf("blob", 2), 1)
+		return nil
+	})
+	var steps []int64
+	for i, subject := range []int{0, 1, 1, 2} { // 0: none
+		before := x.Load().Bytes
+		m := storage.Manifest{Digest: digestOf("m", i), MediaType: "m"}
+		if subject > 0 {
+			m.Subject = digestOf("blob", subject)
+		}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+		steps = append(steps, x.Load().Bytes-before)
+	}
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+		var err error
+		for i := range 4 {
+			err = errors.Join(err, tx.DeleteManifest(digestOf("m", i)))
+		}
+		return errors.Join(err, tx.Unlink(digestOf("blob", 1)), tx.Unlink(digestOf("blob", 2)))
+	})
+	first, other, second := steps[1], steps[2], steps[3]
+	if first <= second || second <= other || storage.MemoryOfFacts(x) != 0 {
+		t.Errorf("the first takes %d bytes, one of another subject %d, the next of the same %d; %d are left", first, second,
+			other, storage.MemoryOfFacts(x))
+	}
+}

@@ -182,7 +182,8 @@ func TestHoldingsAreWhatWasRecorded(t *testing.T) {
 		if got.Digest != m.Digest {
 			want = manifest(3)
 		}
-		if got.Digest != want.Digest || got.Subject != want.Subject || !slices.Equal(got.Refs, want.Refs) || got.Size != want.Size {
+		if got.Digest != want.Digest || got.Subject != want.Subject || !slices.Equal(got.Refs, want.Refs) ||
+			got.Size != want.Size {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 	}

@@ -257,8 +257,8 @@ func TestDamageInARingOfManifestsEnds(t *testing.T) {
 	}
 }
 
-// TestFactsAboutContentAreApplied as they come, without an error that only a new full state hides; and a kind of a later
-// version is refused.
+// TestFactsAboutContentAreApplied as they come, without an error that only a new full state hides; and a kind of a
+// later version is refused.
 func TestFactsAboutContentAreApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := memory.NewJournal()
@@ -275,7 +275,8 @@ func TestFactsAboutContentAreApplied(t *testing.T) {
 			t.Errorf("%d warnings", warned)
 		}
 		unknown := storage.Fact{Kind: 'z', Name: string(binary(d)), Value: []byte{1}}
-		if _, err := j.Commit(t.Context(), storage.Batch{Repo: storage.StoreRepo, Facts: []storage.Fact{unknown}}); err != nil {
+		batch := storage.Batch{Repo: storage.StoreRepo, Facts: []storage.Fact{unknown}}
+		if _, err := j.Commit(t.Context(), batch); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{}); !errors.Is(err, storage.ErrDamaged) {
@@ -342,7 +343,8 @@ func TestScrubReportsProgressOnceASecond(t *testing.T) {
 		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
 		for rate, want := range map[int64]int{0: 0, 1 << 20: 4, 4 << 20: 1} {
 			reports := 0
-			if _, err := scrubber.Run(t.Context(), rate, nil, func(storage.Scrubbed) { reports++ }); err != nil || reports != want {
+			_, err := scrubber.Run(t.Context(), rate, nil, func(storage.Scrubbed) { reports++ })
+			if err != nil || reports != want {
 				t.Errorf("%d reports at %d bytes a second, want %d; %v", reports, rate, want, err)
 			}
 			if _, err := scrubber.Run(t.Context(), rate, nil, nil); err != nil {

@@ -33,7 +33,10 @@ func TestATagLeavesAManifestThatIsDeletedInTheSameCommit(t *testing.T) {
 func TestAContentCountsOnceInAChange(t *testing.T) {
 	m := manifest(60)
 	asManifest := func(tx *storage.Tx) error { return tx.PutManifest(m) }
-	asBlob := func(tx *storage.Tx) error { tx.Link(m.Digest, 60); return nil }
+	resized := func(size int64) func(*storage.Tx) error {
+		return func(tx *storage.Tx) error { tx.Link(m.Digest, size); return nil }
+	}
+	asBlob := resized(60)
 	letGo := func(tx *storage.Tx) error {
 		if tx.Linked(m.Digest) {
 			return tx.Unlink(m.Digest)
@@ -54,8 +57,8 @@ func TestAContentCountsOnceInAChange(t *testing.T) {
 		"what waits as manifest": {[]func(*storage.Tx) error{asBlob, letGo}, asManifest, 40},
 		"what waits":             {[]func(*storage.Tx) error{asBlob, letGo}, nothing, 40},
 		"both":                   {nil, func(tx *storage.Tx) error { return errors.Join(asBlob(tx), asManifest(tx)) }, 40},
-		"a corrected size":       {[]func(*storage.Tx) error{asBlob}, func(tx *storage.Tx) error { tx.Link(m.Digest, 70); return nil }, 30},
-		"a size corrected down":  {[]func(*storage.Tx) error{asBlob}, func(tx *storage.Tx) error { tx.Link(m.Digest, 50); return nil }, 50},
+		"a corrected size":       {[]func(*storage.Tx) error{asBlob}, resized(70), 30},
+		"a size corrected down":  {[]func(*storage.Tx) error{asBlob}, resized(50), 50},
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := storagetest.OpenIndex(t, memory.NewJournal())

@@ -186,8 +186,8 @@ func TestAnUploadOfALongName(t *testing.T) {
 	wantUsage(t, x, "continued", 0, 0)
 }
 
-// TestTheCountOfAnUpload: it may be written to the last byte of a quota, takes back what was not written, and is the same
-// with new quotas. Nothing of it stays in memory.
+// TestTheCountOfAnUpload: it may be written to the last byte of a quota, takes back what was not written, and is the
+// same with new quotas. Nothing of it stays in memory.
 func TestTheCountOfAnUpload(t *testing.T) {
 	u := storage.NewUploads()
 	x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Uploads: u})

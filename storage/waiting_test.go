@@ -161,19 +161,27 @@ func TestWhatWaitsWithinOneCommit(t *testing.T) {
 		return tx.PutManifest(storage.Manifest{Digest: digestOf("blob", 1), MediaType: "m", Size: 40})
 	}
 	type updates = []func(*storage.Index) error
+	each := func(fn func(*storage.Tx) error) func(repos ...string) updates {
+		return func(repos ...string) (all updates) {
+			for _, repo := range repos {
+				all = append(all, update("team/"+repo, fn))
+			}
+			return all
+		}
+	}
+	hold, letGo := each(link(1, 40)), each(unlink(1))
 	for name, row := range map[string]struct {
 		before, commit updates
 		used, waiting  int64
 	}{
-		"all let go": {updates{update("team/a", link(1, 40)), update("team/b", link(1, 40)), update("team/c", link(1, 40))},
-			updates{update("team/a", unlink(1)), update("team/b", unlink(1)), update("team/c", unlink(1))}, 40, 40},
-		"one holds it": {updates{update("team/a", link(1, 40)), update("team/b", link(1, 40)), update("team/c", link(1, 40))},
-			updates{update("team/a", unlink(1)), update("team/b", unlink(1))}, 40, 0},
-		"let go and held again":      {updates{update("team/a", link(1, 40))}, updates{update("team/a", unlink(1)), update("team/a", link(1, 40))}, 40, 0},
-		"held and let go":            {nil, updates{update("team/a", link(1, 40)), update("team/a", unlink(1))}, 40, 40},
-		"another begins to hold it":  {updates{update("team/a", link(1, 40))}, updates{update("team/b", link(1, 40)), update("team/a", unlink(1))}, 40, 0},
-		"another, as a manifest":     {updates{update("team/a", link(1, 40))}, updates{update("team/b", asManifest), update("team/a", unlink(1))}, 40, 0},
-		"it waited for another repo": {updates{update("team/a", link(1, 40)), update("team/a", unlink(1))}, updates{update("other", link(1, 40)), update("other", unlink(1))}, 40, 40},
+		"all let go":                {hold("a", "b", "c"), letGo("a", "b", "c"), 40, 40},
+		"one holds it":              {hold("a", "b", "c"), letGo("a", "b"), 40, 0},
+		"and again":                 {hold("a"), slices.Concat(letGo("a"), hold("a")), 40, 0},
+		"held and gone":             {nil, slices.Concat(hold("a"), letGo("a")), 40, 40},
+		"another begins to hold it": {hold("a"), slices.Concat(hold("b"), letGo("a")), 40, 0},
+		"another, as a manifest":    {hold("a"), slices.Concat(updates{update("team/b", asManifest)}, letGo("a")), 40, 0},
+		"it waited for another repo": {slices.Concat(hold("a"), letGo("a")),
+			updates{update("other", link(1, 40)), update("other", unlink(1))}, 40, 40},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -240,8 +248,8 @@ func TestWhatIsHeldAgainWaitsNoMore(t *testing.T) {
 	wantUsage(t, x, "a repository without a quota holds it", 40, 0)
 }
 
-// TestWhatWaitsIsCollectedAlthoughNoListingShowsIt: its bytes came after the listing, and the end of waiting must not come
-// before them.
+// TestWhatWaitsIsCollectedAlthoughNoListingShowsIt: its bytes came after the listing, and the end of waiting must not
+// come before them.
 func TestWhatWaitsIsCollectedAlthoughNoListingShowsIt(t *testing.T) {
 	s := newStore(t, memory.NewBlobs(), memory.NewJournal())
 	s.index.SetQuotas(team(1 << 20))

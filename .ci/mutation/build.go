@@ -128,8 +128,8 @@ func mutant_negate[T mutantNumber_](n int, a T) T {
 }
 `
 
-// compile builds the test binaries of packages with all mutants of the target in them. Mutants that the compiler refuses
-// are dropped.
+// compile builds the test binaries of packages with all mutants of the target in them. Mutants that the compiler
+// refuses are dropped.
 func (t *target) compile(module, work string, packages []string) ([]string, error) {
 	for {
 		overlay := map[string]map[string]string{"Replace": {}}
@@ -161,7 +161,8 @@ func (t *target) compile(module, work string, packages []string) ([]string, erro
 		refused := ""
 		for i, pkg := range packages {
 			binary := filepath.Join(work, fmt.Sprintf("test%d", i))
-			cmd := exec.Command("go", "test", "-c", "-vet=off", "-gcflags="+t.path+"=-e", "-overlay", file, "-o", binary, pkg)
+			cmd := exec.Command("go", "test", "-c", "-vet=off", "-gcflags="+t.path+"=-e", "-overlay", file, "-o", binary,
+				pkg)
 			cmd.Dir = module
 			var out bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &out, &out

@@ -118,10 +118,11 @@ func (t *target) parse(names []string, exports map[string]string) error {
 		return err
 	}
 	for i, f := range files {
-		v := &visitor{target: t, source: t.sources[i], fset: fset, info: info, seen: map[string]int{}, imports: map[string]string{}}
+		v := &visitor{target: t, source: t.sources[i], fset: fset, info: info, seen: map[string]int{},
+			imports: map[string]bool{}}
 		for _, spec := range f.Imports {
 			if spec.Name == nil {
-				v.imports[strings.Trim(spec.Path.Value, `"`)] = ""
+				v.imports[strings.Trim(spec.Path.Value, `"`)] = true
 			}
 		}
 		ast.PreorderStack(f, nil, func(n ast.Node, stack []ast.Node) bool {
@@ -144,19 +145,22 @@ type visitor struct {
 	source  *source
 	fset    *token.FileSet
 	info    *types.Info
-	seen    map[string]int    // sources in functions, for mutant.nth
-	imports map[string]string // paths of packages that have their own names in this file
+	seen    map[string]int  // sources in functions, for mutant.nth
+	imports map[string]bool // paths of packages that have their own names in this file
 }
 
 // The operators, with the names that gremlins and other tools use.
 var (
-	boundary   = map[token.Token]string{token.LSS: "<=", token.LEQ: "<", token.GTR: ">=", token.GEQ: ">"}
-	negation   = map[token.Token]string{token.EQL: "!=", token.NEQ: "==", token.LSS: ">=", token.LEQ: ">", token.GTR: "<=", token.GEQ: "<"}
+	boundary = map[token.Token]string{token.LSS: "<=", token.LEQ: "<", token.GTR: ">=", token.GEQ: ">"}
+	negation = map[token.Token]string{token.EQL: "!=", token.NEQ: "==", token.LSS: ">=", token.LEQ: ">",
+		token.GTR: "<=", token.GEQ: "<"}
 	logical    = map[token.Token]string{token.LAND: "||", token.LOR: "&&"}
-	arithmetic = map[token.Token]string{token.ADD: "add", token.SUB: "subtract", token.MUL: "multiply", token.QUO: "divide", token.REM: "remainder"}
-	assignment = map[token.Token]string{token.ADD_ASSIGN: "-=", token.SUB_ASSIGN: "+=", token.MUL_ASSIGN: "/=", token.QUO_ASSIGN: "*=", token.REM_ASSIGN: "*="}
-	control    = map[token.Token]string{token.BREAK: "continue", token.CONTINUE: "break"}
-	step       = map[token.Token]string{token.INC: "--", token.DEC: "++"}
+	arithmetic = map[token.Token]string{token.ADD: "add", token.SUB: "subtract", token.MUL: "multiply",
+		token.QUO: "divide", token.REM: "remainder"}
+	assignment = map[token.Token]string{token.ADD_ASSIGN: "-=", token.SUB_ASSIGN: "+=", token.MUL_ASSIGN: "/=",
+		token.QUO_ASSIGN: "*=", token.REM_ASSIGN: "*="}
+	control = map[token.Token]string{token.BREAK: "continue", token.CONTINUE: "break"}
+	step    = map[token.Token]string{token.INC: "--", token.DEC: "++"}
 )
 
 func (v *visitor) visit(n ast.Node, stack []ast.Node) {
@@ -241,7 +245,8 @@ func (v *visitor) call(name string, n ast.Expr, operands ...ast.Expr) func(*sour
 	}
 }
 
-// statement adds a mutant that replaces a statement. Where Go wants a simple statement, the choice is made in a function.
+// statement adds a mutant that replaces a statement. Where Go wants a simple statement, the choice is made in a
+// function.
 func (v *visitor) statement(n ast.Stmt, stack []ast.Node, kind, changed string) {
 	before, after := "", ""
 	switch stack[len(stack)-1].(type) {
@@ -272,8 +277,8 @@ func (v *visitor) add(n ast.Node, stack []ast.Node, kinds []string, build func(*
 		key := function + " " + kind + " " + text
 		v.seen[key]++
 		m := &mutant{
-			id: len(v.target.mutants) + 1, kind: kind, file: filepath.Base(v.source.path), line: v.fset.Position(n.Pos()).Line,
-			function: function, source: text, nth: v.seen[key],
+			id: len(v.target.mutants) + 1, kind: kind, file: filepath.Base(v.source.path),
+			line: v.fset.Position(n.Pos()).Line, function: function, source: text, nth: v.seen[key],
 		}
 		p.mutants = append(p.mutants, m)
 		v.target.mutants = append(v.target.mutants, m)
@@ -314,9 +319,7 @@ func (v *visitor) typeName(t types.Type) (string, bool) {
 		if p.Path() == v.target.path {
 			return ""
 		}
-		if _, found := v.imports[p.Path()]; !found {
-			ok = false
-		}
+		ok = ok && v.imports[p.Path()]
 		return p.Name()
 	})
 	return text, ok && !strings.HasPrefix(text, "untyped ")

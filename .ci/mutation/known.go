@@ -8,8 +8,9 @@ import (
 	"strings"
 )
 
-// readKnown reads the known survivors and their reasons. Lines that begin with # are comments, and indented lines are the
-// reason of the survivor above them. It returns an error for a survivor without a reason, and for one that occurs twice.
+// readKnown reads the known survivors and their reasons. Lines that begin with # are comments, and indented lines are
+// the reason of the survivor above them. It returns an error for a survivor without a reason, and for one that occurs
+// twice.
 func readKnown(file string) (map[string]string, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {

@@ -1,4 +1,5 @@
-// Command mutation tests the tests of a package: it changes the code in small ways (mutants) and checks that a test fails.
+// Command mutation tests the tests of a package: it changes the code in small ways (mutants) and checks that a test
+// fails.
 //
 //	cd .ci/mutation
 //	go run . ./registry/limit            # a package of the module in ../..; takes seconds to minutes
@@ -164,7 +165,8 @@ func (o *options) verdict(name string, percent float64, unknown, stale []string)
 		faults = append(faults, "survivors without a reason in "+filepath.Base(o.known)+":\n"+strings.Join(unknown, "\n"))
 	}
 	if len(stale) > 0 {
-		faults = append(faults, "not survivors any more; remove them from "+filepath.Base(o.known)+":\n"+strings.Join(stale, "\n"))
+		faults = append(faults, "not survivors any more; remove them from "+filepath.Base(o.known)+":\n"+
+			strings.Join(stale, "\n"))
 	}
 	if len(faults) > 0 {
 		return fmt.Errorf("%s", strings.Join(faults, "\n"))

@@ -84,8 +84,8 @@ func TestFails(t *testing.T) { t.Fail() }
 func sample(t *testing.T, known, only string) (string, error) {
 	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"go.mod": "module sample\n\ngo 1.26\n", "p/p.go": code, "p/p_test.go": codeTest,
-		"known": known} {
+	for name, text := range map[string]string{"go.mod": "module sample\n\ngo 1.26\n", "p/p.go": code,
+		"p/p_test.go": codeTest, "known": known} {
 		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -94,7 +94,8 @@ func sample(t *testing.T, known, only string) (string, error) {
 		}
 	}
 	var out strings.Builder
-	err := run(t.Context(), []string{"-v", "-module", dir, "-known", filepath.Join(dir, "known"), "-only", only, "./p"}, &out)
+	args := []string{"-v", "-module", dir, "-known", filepath.Join(dir, "known"), "-only", only, "./p"}
+	err := run(t.Context(), args, &out)
 	return out.String(), err
 }
 
@@ -120,7 +121,8 @@ func TestTheOutcomeOfEachOperator(t *testing.T) {
 			t.Errorf("no %s", want)
 		}
 	}
-	if err == nil || !strings.Contains(err.Error(), "survivors without a reason in known:\np p.go never CONDITIONALS_BOUNDARY n > 1000") {
+	want := "survivors without a reason in known:\np p.go never CONDITIONALS_BOUNDARY n > 1000"
+	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error: %v", err)
 	}
 	if t.Failed() {
@@ -132,7 +134,8 @@ func TestKnownSurvivors(t *testing.T) {
 	lives, dead := "p p.go never CONDITIONALS_BOUNDARY n > 1000\n", "p p.go never CONDITIONALS_NEGATION n > 1000\n"
 	reason := "    because\n"
 	for name, row := range map[string]struct{ known, want string }{
-		"stale":     {lives + reason + dead + reason, "not survivors any more; remove them from known:\n" + strings.TrimSpace(dead)},
+		"stale": {lives + reason + dead + reason,
+			"not survivors any more; remove them from known:\n" + strings.TrimSpace(dead)},
 		"no reason": {lives, "no reason for"},
 		"twice":     {lives + reason + lives + reason, "occurs twice"},
 		"no mutant": {reason, "a reason without a survivor"},

@@ -112,7 +112,8 @@ func (tr *trial) try(ctx context.Context, id int) (outcome, string) {
 }
 
 // run runs tests of one binary in a process group and a temporary directory of their own, and ends them all at the end.
-func (tr *trial) run(ctx context.Context, tests []*test, limit time.Duration, env string) (ok bool, output string, late bool) {
+func (tr *trial) run(ctx context.Context, tests []*test, limit time.Duration,
+	env string) (ok bool, output string, late bool) {
 	tmp, err := os.MkdirTemp(tr.work, "run")
 	if err != nil {
 		return false, err.Error(), false
@@ -124,7 +125,8 @@ func (tr *trial) run(ctx context.Context, tests []*test, limit time.Duration, en
 	for _, t := range tests {
 		names = append(names, regexp.QuoteMeta(t.name))
 	}
-	cmd := exec.CommandContext(ctx, tests[0].binary, "-test.run=^("+strings.Join(names, "|")+")$", "-test.failfast", "-test.timeout=0")
+	cmd := exec.CommandContext(ctx, tests[0].binary, "-test.run=^("+strings.Join(names, "|")+")$", "-test.failfast",
+		"-test.timeout=0")
 	cmd.Dir = tests[0].dir
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, env)
 	out := &tail{}

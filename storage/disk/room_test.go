@@ -142,7 +142,8 @@ func TestAShortWrite(t *testing.T) {
 func TestTheNameOfAnUploadTellsItsRepo(t *testing.T) {
 	b := openIn(t, t.TempDir(), Options{})
 	id := local.NewUploadID()
-	for _, repo := range []string{"a", "team/app", strings.Repeat("a", maxRepoInPath-1), strings.Repeat("a", maxRepoInPath)} {
+	for _, repo := range []string{"a", "team/app", strings.Repeat("a", maxRepoInPath-1),
+		strings.Repeat("a", maxRepoInPath)} {
 		name := filepath.Base(b.uploadPath(repo, id))
 		if got := repoOf(name); got != repo || len(name) != uploadName+1+len(repo) {
 			t.Errorf("the name %s is of %q, want %q", name, got, repo)
@@ -240,7 +241,8 @@ func TestAListingShowsEachBlob(t *testing.T) {
 		}
 		want[d] = true
 		for _, alg := range algorithms { // what is not a blob, in between
-			if err := os.WriteFile(filepath.Join(b.dir, "blobs", string(alg), fmt.Sprintf("%02x", i*13)), nil, 0o600); err != nil {
+			name := filepath.Join(b.dir, "blobs", string(alg), fmt.Sprintf("%02x", i*13))
+			if err := os.WriteFile(name, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -237,7 +237,8 @@ func TestAFollowerReportsTheFirstFileThatCannotBeRead(t *testing.T) {
 	if err := os.WriteFile(there, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f := files.NewFollower([]string{"", there, filepath.Join(dir, "first"), filepath.Join(dir, "second"), there}, make([][]byte, 5))
+	paths := []string{"", there, filepath.Join(dir, "first"), filepath.Join(dir, "second"), there}
+	f := files.NewFollower(paths, make([][]byte, len(paths)))
 	for i := range 2 {
 		_, changed, err := f.Poll()
 		if changed != (i == 1) || changed && (!errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "first")) {
