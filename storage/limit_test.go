@@ -426,18 +426,19 @@ func TestTheMemoryOfTextsAndReferences(t *testing.T) {
 			}
 			return nil
 		})
-		before := x.Load().Bytes - int64(len(repo))/16*16 // the name of the repo takes its part of it
 		storagetest.Update(t, x, "r"+repo, func(tx *storage.Tx) error {
 			m := storage.Manifest{Digest: digestOf("m", 1), MediaType: mediaType, Refs: blobs[:refs], Subject: subject}
 			return errors.Join(tx.PutManifest(m), tx.SetTag("t"+tag, m.Digest))
 		})
-		return x.Load().Bytes - before
+		return x.Load().Bytes
 	}
 	long := strings.Repeat("x", 160)
 	least := takes("", "", "m", 1, "")
 	for name, row := range map[string]struct{ got, more int64 }{
 		"a repository's name": {takes(long, "", "m", 1, ""), 160},
 		"a tag's name":        {takes("", long, "m", 1, ""), 160},
+		"a name of 16 bytes":  {takes("", long[:15], "m", 1, ""), 0},
+		"one of 17 bytes":     {takes("", long[:16], "m", 1, ""), 16},
 		"a media type":        {takes("", "", "m"+long, 1, ""), 160},
 		"references":          {takes("", "", "m", 101, ""), 400}, // 101 of 4 bytes take 416 bytes, one takes 16
 		"references, rounded": {takes("", "", "m", 5, ""), 16},
@@ -459,7 +460,7 @@ func TestReferrersTakeMemory(t *testing.T) {
 	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
 		tx.Link(digestOf("blob", 1), 1)
 		tx.Link(digestOf("blob", 2), 1)
-		return nil
+		return tx.PutManifest(storage.Manifest{Digest: digestOf("m", 9), MediaType: "m"}) // the first of its type
 	})
 	var steps []int64
 	for i, subject := range []int{0, 1, 1, 2} { // 0: none
@@ -473,14 +474,14 @@ func TestReferrersTakeMemory(t *testing.T) {
 	}
 	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
 		var err error
-		for i := range 4 {
+		for _, i := range []int{0, 1, 2, 3, 9} {
 			err = errors.Join(err, tx.DeleteManifest(digestOf("m", i)))
 		}
 		return errors.Join(err, tx.Unlink(digestOf("blob", 1)), tx.Unlink(digestOf("blob", 2)))
 	})
-	first, other, second := steps[1], steps[2], steps[3]
-	if first <= second || second <= other || storage.MemoryOfFacts(x) != 0 {
-		t.Errorf("the first takes %d bytes, one of another subject %d, the next of the same %d; %d are left", first, second,
-			other, storage.MemoryOfFacts(x))
+	none, first, other, second := steps[0], steps[1], steps[2], steps[3]
+	if first <= second || second <= other || other <= none || storage.MemoryOfFacts(x) != 0 {
+		t.Errorf("the first takes %d bytes, one of another subject %d, the next of the same %d, without a subject %d; "+
+			"%d are left", first, second, other, none, storage.MemoryOfFacts(x))
 	}
 }

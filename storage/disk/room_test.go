@@ -111,7 +111,7 @@ func TestAShortWrite(t *testing.T) {
 	defer x.Close()
 	x.SetQuotas([]storage.Quota{{Name: "all", Match: func(string) bool { return true }, Bytes: 1 << 30}})
 	b := openIn(t, t.TempDir(), Options{Uploads: uploads})
-	content := bytes.Repeat([]byte("0123456789"), 20_000)
+	content := bytes.Repeat([]byte("0123456789"), 12_000) // the rest is short, so that it is hashed after it is written
 	u := begin(t, b, "r", nil)
 	// A limit of the process stands for a full disk.
 	signal.Ignore(syscall.SIGXFSZ)
