@@ -485,3 +485,18 @@ func TestReferrersTakeMemory(t *testing.T) {
 			"%d are left", first, second, other, none, storage.MemoryOfFacts(x))
 	}
 }
+
+// TestAMediaTypeIsKeptOnce, for all manifests that have it.
+func TestAMediaTypeIsKeptOnce(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	var took []int64
+	for i := range 2 {
+		before := x.Load().Bytes
+		m := storage.Manifest{Digest: digestOf("m", i), MediaType: strings.Repeat("m", 240)}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+		took = append(took, x.Load().Bytes-before)
+	}
+	if took[0]-took[1] < 240 {
+		t.Errorf("the first manifest of a media type takes %d bytes, the second %d", took[0], took[1])
+	}
+}
