@@ -257,3 +257,48 @@ func TestAListingShowsEachBlob(t *testing.T) {
 		t.Errorf("not listed: %v", want)
 	}
 }
+
+// TestNoByteIsReadAgain: bytes are hashed as they come in, also of an upload that was empty at a restart, and the kernel
+// is asked to write them out piece by piece.
+func TestNoByteIsReadAgain(t *testing.T) {
+	dir := t.TempDir()
+	b := openIn(t, dir, Options{})
+	id := local.NewUploadID()
+	created, err := b.CreateAs(t.Context(), "r", id, digest.SHA512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := created.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if u := created.(*writer).u; u.alg != digest.SHA512 || u.hash == nil || u.hash.Size() != digest.SHA512.Size() {
+		t.Errorf("what is created for %s is hashed as %s", digest.SHA512, u.alg)
+	}
+	if err := created.Cancel(); err != nil {
+		t.Fatal(err)
+	}
+	empty, err := b.CreateAs(t.Context(), "r", id, digest.SHA256)
+	if err == nil {
+		err = empty.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	resumed, err := openIn(t, dir, Options{}).Resume(t.Context(), "r", id, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := resumed.(*writer).u
+	for i, piece := range []struct{ length, writtenOut int64 }{{writeOutEvery - 1, 0}, {1, writeOutEvery},
+		{writeOutEvery - 1, writeOutEvery}, {1, 2 * writeOutEvery}} {
+		if _, err := resumed.Write(make([]byte, piece.length)); err != nil {
+			t.Fatal(err)
+		}
+		if u.hash == nil || u.writtenOut != piece.writtenOut {
+			t.Errorf("piece %d: hashed %v, written out up to %d, want %d", i, u.hash != nil, u.writtenOut, piece.writtenOut)
+		}
+	}
+	if err := resumed.Commit(t.Context(), digest.FromBytes(make([]byte, 2*writeOutEvery))); err != nil {
+		t.Error(err)
+	}
+}
