@@ -358,7 +358,7 @@ func TestALeaseOfExactlyTheGraceHolds(t *testing.T) {
 		if done := s.collect(); done.Unlinked != len(all)-1 || !s.holds("a", leased) {
 			t.Errorf("%+v; the leased one is held: %v", done, s.holds("a", leased))
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if done := s.collect(); done.Unlinked != 1 {
 			t.Errorf("after the lease: %+v", done)
 		}
