@@ -489,6 +489,7 @@ func TestReferrersTakeMemory(t *testing.T) {
 // TestAMediaTypeIsKeptOnce, for all manifests that have it.
 func TestAMediaTypeIsKeptOnce(t *testing.T) {
 	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "r", put(9, "v")) // the first of the repository
 	var took []int64
 	for i := range 2 {
 		before := x.Load().Bytes

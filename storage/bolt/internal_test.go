@@ -157,3 +157,52 @@ func TestAnEmptyOwnerFileNamesNoProcess(t *testing.T) {
 		}
 	}
 }
+
+// TestARecoveryIsDoneWhenItsMarkIsGone, and not if the mark cannot be removed.
+func TestARecoveryIsDoneWhenItsMarkIsGone(t *testing.T) {
+	r := &Recovered{dir: t.TempDir()}
+	mark := filepath.Join(r.dir, unfinishedFile)
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is none
+		if err := r.Done(); err != nil || r.Unfinished() {
+			t.Errorf("%v; it is unfinished: %v", err, r.Unfinished())
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(mark, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Done(); err == nil {
+		t.Error("a mark that stays was reported as gone")
+	}
+}
+
+// TestACopyOfAFileHasItsTime, which says of a backup how old it is. A file that is missing is none.
+func TestACopyOfAFileHasItsTime(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	root, err := os.OpenRoot(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	backup, when := filepath.Join(from, backupFile), time.Unix(1_700_000_000, 0)
+	if err := errors.Join(os.WriteFile(backup, []byte("facts"), 0o600), os.Chtimes(backup, when, when)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{backupFile, journalFile} {
+		if err := copyFile(filepath.Join(from, name), root, name); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := copyFile(from+"/"+backupFile+"/x", root, "x"); err == nil {
+		t.Error("a path through a file was taken for a missing file")
+	}
+	fi, err := root.Stat(backupFile)
+	if err != nil || !fi.ModTime().Equal(when) || fi.Size() != 5 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	if _, err := root.Stat(journalFile); err == nil {
+		t.Error("a file that is missing was copied")
+	}
+}
