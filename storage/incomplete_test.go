@@ -74,6 +74,9 @@ func TestIncomplete(t *testing.T) {
 		if x.Incomplete("elsewhere", at) || x.Absent("elsewhere", at, 1) != nil {
 			t.Errorf("%s is incomplete in a repository that does not hold it", name)
 		}
+		if got := x.Absent("r", at, 0); len(got) > 0 {
+			t.Errorf("%s: at most no part: %v", name, got)
+		}
 		var want []digest.Digest // parts of its own
 		if name == "broken" || name == "broken 512" {
 			want = []digest.Digest{gone}

@@ -349,6 +349,27 @@ func TestRoomAsksAsAChangeDoes(t *testing.T) {
 	}
 	m.Subject = digestOf("m", 2)
 	wantLimit(t, fits(m), storage.LimitBytes)
+	// Also if there is room for the referrer, but not for the content that it is about.
+	x = limited(t, memory.NewJournal(), storage.Limits{Bytes: measure.Load().Bytes - one + 280 + 58 + 5})
+	wantLimit(t, fits(m), storage.LimitBytes)
+}
+
+// TestTagsOfOneCommitShareTheLimit, to the last one.
+func TestTagsOfOneCommitShareTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := limited(t, memory.NewJournal(), storage.Limits{Tags: 2})
+		var updates []func(*storage.Index) error
+		for i := range 3 {
+			updates = append(updates, func(x *storage.Index) error {
+				err := x.Update(t.Context(), "a", setTags(digestOf("manifest", 1), fmt.Sprint("v", i)))
+				if got := errors.Is(err, storage.ErrLimit); got != (i == 2) {
+					t.Errorf("tag %d: %v", i, err)
+				}
+				return nil
+			})
+		}
+		together(t, x, updates...)
+	})
 }
 
 // TestMemoryIsLimited: one connection filled the memory with tags, or with manifests of many references.
