@@ -86,10 +86,10 @@ func (g *Guard) behindTLS(r *http.Request) bool {
 func parseProxies(all []string) (proxies []netip.Prefix, err error) {
 	for _, text := range all {
 		p, err := netip.ParsePrefix(text)
-		if a, aerr := netip.ParseAddr(text); aerr == nil {
+		if a, aerr := netip.ParseAddr(text); aerr == nil && a.Zone() == "" { // PrefixFrom would drop the zone
 			p, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
-		if err != nil || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+		if err != nil || p.Addr().Is4In6() {
 			return nil, fmt.Errorf("trusted-proxies: %.50q is not an address or network; want 10.0.0.7 or 10.0.0.0/8", text)
 		}
 		proxies = append(proxies, p)

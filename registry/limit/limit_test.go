@@ -338,6 +338,33 @@ func TestTheEndOfABodyDoesNotWait(t *testing.T) {
 	})
 }
 
+// TestEachDirectionHasItsOwnRate: a rate of pulls wraps no body, one of pushes no writer, and nothing an empty body.
+func TestEachDirectionHasItsOwnRate(t *testing.T) {
+	content := io.NopCloser(strings.NewReader("trow"))
+	for name, row := range map[string]struct {
+		rule           limit.Rule
+		in             io.ReadCloser
+		writer, reader bool // whether they are wrapped
+	}{
+		"pull":                {limit.Rule{PullRate: quantity(1 << 20)}, content, true, false},
+		"push":                {limit.Rule{PushRate: quantity(1 << 20)}, content, false, true},
+		"push of an empty":    {limit.Rule{PushRate: quantity(1 << 20)}, http.NoBody, false, false},
+		"push without a body": {limit.Rule{PushRate: quantity(1 << 20)}, nil, false, false},
+	} {
+		row.rule.Who = []string{"*"}
+		p, err := set(t, row.rule).Enter(alice, home, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := httptest.NewRecorder()
+		w, in := p.Shape(t.Context(), out, row.in)
+		if (w != http.ResponseWriter(out)) != row.writer || (in != row.in) != row.reader {
+			t.Errorf("%s: %T, %T", name, w, in)
+		}
+		p.Leave()
+	}
+}
+
 // TestNothingIsWrappedWithoutARate, so that files go out by sendfile.
 func TestNothingIsWrappedWithoutARate(t *testing.T) {
 	for name, l := range map[string]*limit.Limits{"none": nil, "empty": {},
