@@ -35,7 +35,12 @@ func Journal(t *testing.T, place func(t *testing.T) (open func() storage.Journal
 		{"a commit without a batch changes nothing", testEmpty},
 		{"a restart keeps everything", testJournalRestart},
 		{"the history is kept apart from the full state", testHistory},
+		{"the history of a tag ends as a whole", testHistoryEnds},
 		{"of several commits on one base one succeeds", testRace},
+		{"a condition holds or the commit is refused", testConditions},
+		{"a detached batch is in no conflict", testDetached},
+		{"a repo that ends while a detached batch adds to it has no revision", testEndsAround},
+		{"a conflict names its repos", testConflictNames},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, place(t)) })
@@ -91,9 +96,6 @@ func (v *view) apply(u storage.Update) error {
 		v.commits = append(v.commits, u)
 	}
 	for _, b := range u.Batches {
-		if v.synced && v.bases[b.Repo] != b.Base {
-			v.t.Errorf("%s was at revision %d, and the next batch has base %d: a gap", b.Repo, v.bases[b.Repo], b.Base)
-		}
 		if v.facts[b.Repo] == nil {
 			v.facts[b.Repo] = map[string]string{}
 		}
@@ -105,15 +107,19 @@ func (v *view) apply(u storage.Update) error {
 				v.facts[b.Repo][k] = string(f.Value)
 			}
 		}
-		if v.bases[b.Repo] = u.Revision; !v.synced {
+		switch {
+		case !v.synced:
 			v.bases[b.Repo] = b.Base
+		case b.Ends && !b.Detached:
+			v.bases[b.Repo] = 0
+		case !b.Detached:
+			v.bases[b.Repo] = u.Revision
+		}
+		if v.bases[b.Repo] == 0 {
+			delete(v.bases, b.Repo)
 		}
 		if len(v.facts[b.Repo]) == 0 {
-			if !v.synced {
-				v.t.Errorf("%q is in the full state without a fact", b.Repo)
-			}
 			delete(v.facts, b.Repo)
-			delete(v.bases, b.Repo)
 		}
 	}
 	v.synced = v.synced || u.Synced
@@ -169,6 +175,14 @@ func unset(name string) storage.Fact { return storage.Fact{Kind: storage.KindTag
 
 func batch(repo string, base storage.Revision, facts ...storage.Fact) storage.Batch {
 	return storage.Batch{Repo: repo, Base: base, Facts: facts}
+}
+
+// ending is a batch after which a repo has no fact.
+func ending(b storage.Batch) storage.Batch { b.Ends = true; return b }
+
+// detached is a batch with conditions alone.
+func detached(repo string, conditions []storage.Fact, facts ...storage.Fact) storage.Batch {
+	return storage.Batch{Repo: repo, Detached: true, If: conditions, Facts: facts}
 }
 
 func commit(t *testing.T, j storage.Journal, b ...storage.Batch) storage.Revision {
@@ -409,7 +423,7 @@ func testLastFact(t *testing.T, open func() storage.Journal) {
 	a := commit(t, j, batch("a", 0, set("x", "1"), set("y", "1")), batch("ab", 0, set("x", "1")))
 	b := commit(t, j, batch("a", a, unset("x")))
 	wantState(t, j, facts{"a": {"ty": "1"}, "ab": {"tx": "1"}})
-	c := commit(t, j, batch("a", b, unset("y")))
+	c := commit(t, j, ending(batch("a", b, unset("y"))))
 	wantHead(t, j, c)
 	wantState(t, j, facts{"ab": {"tx": "1"}})
 	for _, base := range []storage.Revision{a, b, c} {
@@ -426,7 +440,7 @@ func testLastFact(t *testing.T, open func() storage.Journal) {
 
 func testDeleteNothing(t *testing.T, open func() storage.Journal) {
 	j := open()
-	commit(t, j, batch("a", 0, unset("x")))
+	commit(t, j, ending(batch("a", 0, unset("x"))))
 	wantState(t, j, facts{})
 	commit(t, j, batch("a", 0, set("y", "1"), unset("x")))
 	wantState(t, j, facts{"a": {"ty": "1"}})
@@ -475,7 +489,7 @@ func testJournalRestart(t *testing.T, open func() storage.Journal) {
 	_, bases := state(t, j)
 	_, err := j.Commit(t.Context(), batch("repo0", last, set("x", "9")))
 	wantErr(t, "a wrong base after the restart", err, storage.ErrConflict)
-	if rev := commit(t, j, batch("repo0", bases["repo0"], unset("x"))); rev <= last {
+	if rev := commit(t, j, ending(batch("repo0", bases["repo0"], unset("x")))); rev <= last {
 		t.Errorf("revision %d came after %d", rev, last)
 	}
 }
@@ -531,7 +545,7 @@ func testHistory(t *testing.T, open func() storage.Journal) {
 	rev = commit(t, j, batch("r", rev, old("a\x000", ""), old("a\x001", "new"), old("none", "")))
 	wantHistory(t, j, "r", "a\x00", old("a\x001", "new"))
 	// A repo ends with its last fact that is part of the state.
-	commit(t, j, batch("r", rev, unset("a"), old("a\x001", ""), old("aa\x000", "")))
+	commit(t, j, ending(batch("r", rev, unset("a"), old("a\x001", ""), old("aa\x000", ""))))
 	j = open()
 	wantHistory(t, j, "r", "")
 	wantState(t, j, facts{"rr": {"ta": "1"}})
