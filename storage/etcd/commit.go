@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"trow/storage"
@@ -102,24 +103,42 @@ func (j *Journal) commit(ctx context.Context, batches []storage.Batch) (storage.
 	}
 	before, value := j.current(), j.writer.next()
 	t := j.transaction(batches, before.head, value)
-	attempt, cancel := context.WithTimeout(ctx, j.options.RequestTimeout)
-	defer cancel()
-	r, err := j.client.Txn(attempt).If(t.compares...).Then(t.changes...).Else(t.reads...).Commit()
+	r, copies, err := hedged(ctx, j, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		if err := j.verify(ctx); err != nil {
+			return nil, err
+		}
+		return j.client.Txn(ctx).If(t.compares...).Then(t.changes...).Else(t.reads...).Commit()
+	})
 	switch {
 	case err == nil && r.Succeeded:
 		return j.committed(before, r.Header.ClusterId, r.Header.Revision, value)
 	case err == nil:
-		return j.refused(before, r, t, value)
-	case stays(err): // refused before anything was done
-		return 0, fmt.Errorf("%w; nothing was committed", j.explain(err))
+		rev, err := j.refused(before, r, t, value)
+		if copies == 1 || err == nil || j.writer.id == "" {
+			return rev, err
+		}
+		// Another copy may be on its way, and its conditions may hold when it arrives. Below it is settled.
+		return j.outcome(ctx, before, value, err)
+	case stays(err):
+		// The commit that fills etcd's quota is made, and answered with NOSPACE all the same.
+		cause := fmt.Errorf("%w; nothing was committed", j.explain(err))
+		if copies == 1 && !errors.Is(err, rpctypes.ErrNoSpace) {
+			return 0, cause
+		}
+		return j.outcome(ctx, before, value, cause)
 	}
+	return j.outcome(ctx, before, value, fmt.Errorf("%w; %w", j.explain(err), errLost))
+}
+
+// outcome settles a commit, and returns cause if it was not made.
+func (j *Journal) outcome(ctx context.Context, before place, value string, cause error) (storage.Revision, error) {
 	j.writer.pending = value
-	rev, settled := j.settle(ctx)
+	rev, err := j.settle(ctx)
 	switch {
-	case settled != nil:
-		return 0, fmt.Errorf("%w; it is not known whether the change was committed: %w", j.explain(err), settled)
+	case err != nil:
+		return 0, fmt.Errorf("it is not known whether a change was committed: %w", err)
 	case rev == 0:
-		return 0, fmt.Errorf("%w; %w", j.explain(err), errLost)
+		return 0, cause
 	}
 	return j.committed(before, 0, int64(rev), value)
 }
@@ -267,9 +286,6 @@ func (j *Journal) settlePending(ctx context.Context) error {
 func (j *Journal) settle(ctx context.Context) (storage.Revision, error) {
 	mine := j.keys.writer(j.writer.id)
 	r, err := retry(ctx, j, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		// A member that does not answer must not take all of the time: others may.
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
 		return j.client.Txn(ctx).If(clientv3.Compare(clientv3.Value(mine), "!=", j.writer.pending)).
 			Then(clientv3.OpDelete(mine)).Else(clientv3.OpGet(mine)).Commit()
 	})

@@ -18,15 +18,16 @@ import (
 type fileCredentials struct {
 	credentials.TransportCredentials // for what does not depend on the files
 
-	ca, cert, key string // paths; ca "": the CAs of the system; cert "": no client certificate
+	connected     func(error) // called with the outcome of each handshake
+	ca, cert, key string      // paths; ca "": the CAs of the system; cert "": no client certificate
 }
 
 // newFileCredentials reads the files once, so that a mistake in them is reported at the start.
-func newFileCredentials(ca, cert, key string) (*fileCredentials, error) {
+func newFileCredentials(ca, cert, key string, connected func(error)) (*fileCredentials, error) {
 	if (cert == "") != (key == "") {
 		return nil, errors.New("a client certificate needs its key, and the key its certificate: give both files")
 	}
-	c := &fileCredentials{credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12}), ca, cert, key}
+	c := &fileCredentials{credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12}), connected, ca, cert, key}
 	_, err := c.config()
 	return c, err
 }
@@ -64,8 +65,9 @@ func (c *fileCredentials) config() (*tls.Config, error) {
 
 // ClientHandshake implements [credentials.TransportCredentials].
 func (c *fileCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (
-	net.Conn, credentials.AuthInfo, error,
+	secure net.Conn, info credentials.AuthInfo, err error,
 ) {
+	defer func() { c.connected(err) }()
 	config, err := c.config()
 	if err != nil {
 		return nil, nil, err

@@ -11,8 +11,9 @@ import (
 	"trow/storage"
 )
 
-// remedies say what to do about errors of etcd that stay until somebody acts. etcd refuses the request with all of
-// them, so nothing was changed. %[1]s stands for the prefix.
+// remedies say what to do about errors of etcd that stay until somebody acts. etcd refuses the request with them, so
+// nothing was changed; except for NOSPACE, which also answers the request that fills the quota and is carried out.
+// %[1]s stands for the prefix.
 var remedies = []struct {
 	err    error
 	remedy string
@@ -28,6 +29,8 @@ var remedies = []struct {
 	{rpctypes.ErrInvalidAuthToken, "the user was changed, or its token is not accepted: check the user and the password"},
 	{rpctypes.ErrRequestTooLarge, "--max-request-bytes must be at least 1572864, its default"},
 	{rpctypes.ErrTooManyOps, "--max-txn-ops must be at least 128, its default"},
+	{rpctypes.ErrCompacted, "it was compacted faster than it could be read; if this happens often: " +
+		"--auto-compaction-mode=periodic --auto-compaction-retention=1h"},
 	{rpctypes.ErrCorrupt, "the cluster found its data corrupt (alarm CORRUPT): replace the member that etcdctl " +
 		"endpoint hashkv --cluster shows to differ"},
 }
@@ -53,6 +56,9 @@ func (j *Journal) explain(err error) error {
 	if errors.Is(err, storage.ErrClosed) || j.ctx != nil && j.ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", at, storage.ErrClosed)
 	}
+	if errors.Is(err, errMoved) {
+		return err
+	}
 	for _, r := range remedies {
 		if !errors.Is(err, r.err) {
 			continue
@@ -65,6 +71,9 @@ func (j *Journal) explain(err error) error {
 			remedy = fmt.Sprintf(remedy, j.keys.prefix)
 		}
 		return fmt.Errorf("%s: %w; %s", at, err, remedy)
+	}
+	if failed := j.failed.Load(); failed != nil {
+		err = fmt.Errorf("%w (the last connection failed: %w)", err, *failed)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s: no answer in time: %w", at, err)

@@ -35,6 +35,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -79,6 +80,9 @@ type Journal struct {
 	turn   chan struct{} // held by the one commit in progress; guards writer
 	writer writer
 
+	dials  atomic.Int64          // connections begun
+	failed atomic.Pointer[error] // why the last one was not made; nil: it was
+
 	mu    sync.Mutex // guards place
 	place place
 }
@@ -91,9 +95,6 @@ const (
 	// etcd refuses clients that ask more often than each 5 s.
 	keepAlive        = 5 * time.Second
 	keepAliveTimeout = 2 * time.Second
-
-	// hedge is how long a read waits for one member before it asks another one as well.
-	hedge = 150 * time.Millisecond
 )
 
 // Open connects to etcd, and makes the place if there is none. Errors: what etcd says, with the remedy; for data of a
@@ -102,6 +103,9 @@ func Open(ctx context.Context, o Options) (*Journal, error) {
 	prefix, err := cleanPrefix(o.Prefix)
 	if err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	if len(o.Endpoints) == 0 {
+		return nil, errors.New("etcd: there is no endpoint; give HOST:PORT of each member")
 	}
 	if o.Warn == nil {
 		o.Warn = func(error) {}
@@ -112,11 +116,11 @@ func Open(ctx context.Context, o Options) (*Journal, error) {
 	if o.RequestTimeout <= 0 {
 		o.RequestTimeout = defaultRequestTimeout
 	}
-	config, err := o.config()
+	j := &Journal{options: o, keys: layout{prefix}, turn: make(chan struct{}, 1), place: newPlace()}
+	config, err := o.config(j.connected, grpc.WithContextDialer(j.dial))
 	if err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
-	j := &Journal{options: o, keys: layout{prefix}, turn: make(chan struct{}, 1), place: newPlace()}
 	if j.client, err = clientv3.New(config); err != nil {
 		return nil, j.explain(err)
 	}
@@ -128,14 +132,15 @@ func Open(ctx context.Context, o Options) (*Journal, error) {
 	return j, nil
 }
 
-func (o Options) config() (clientv3.Config, error) {
+// config returns the client's. connected is called with the outcome of each handshake.
+func (o Options) config(connected func(error), dial ...grpc.DialOption) (clientv3.Config, error) {
 	scheme := "http://"
-	dial := []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: o.DialTimeout,
+	dial = append(dial, grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: o.DialTimeout,
 		// A member that was restarted is back within seconds.
-		Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}})}
+		Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}}))
 	if o.TLS {
 		scheme = "https://"
-		creds, err := newFileCredentials(o.CAFile, o.CertFile, o.KeyFile)
+		creds, err := newFileCredentials(o.CAFile, o.CertFile, o.KeyFile, connected)
 		if err != nil {
 			return clientv3.Config{}, err
 		}
@@ -164,17 +169,18 @@ func (o Options) config() (clientv3.Config, error) {
 func (j *Journal) prepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, j.options.DialTimeout+j.options.RequestTimeout)
 	defer cancel()
-	get := []clientv3.Op{clientv3.OpGet(j.keys.format()), clientv3.OpGet(j.keys.identity())}
 	read, err := retry(ctx, j, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		identity := rand.Text()
-		// Two that start at once get the same identity: that of the first.
-		made, err := j.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(j.keys.identity()), "=", 0)).
-			Then(clientv3.OpPut(j.keys.format(), strconv.Itoa(storage.Format)), clientv3.OpPut(j.keys.identity(), identity)).
-			Commit()
-		if err != nil {
-			return made, err
+		r, err := j.client.Txn(ctx).Then(clientv3.OpGet(j.keys.format()), clientv3.OpGet(j.keys.identity())).Commit()
+		if err != nil || kvOf(r, 1) != nil { // a full etcd refuses a transaction that could put
+			return r, err
 		}
-		return j.client.Txn(ctx).Then(get...).Commit()
+		// Two that start at once get the same identity: that of the first.
+		if _, err := j.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(j.keys.identity()), "=", 0)).
+			Then(clientv3.OpPut(j.keys.format(), strconv.Itoa(storage.Format)), clientv3.OpPut(j.keys.identity(), rand.Text())).
+			Commit(); err != nil {
+			return nil, err
+		}
+		return j.client.Txn(ctx).Then(clientv3.OpGet(j.keys.format()), clientv3.OpGet(j.keys.identity())).Commit()
 	})
 	if err != nil {
 		return j.explain(err)
@@ -222,6 +228,9 @@ func (j *Journal) Head(ctx context.Context) (storage.Revision, error) {
 func (j *Journal) readHead(ctx context.Context) (head, revision storage.Revision, err error) {
 	before := j.current()
 	r, err := j.get(ctx, j.keys.head())
+	if err == nil {
+		err = j.verify(ctx) // after the answer: it may have come over a new connection
+	}
 	if err != nil {
 		return 0, 0, j.explain(err)
 	}
@@ -274,54 +283,10 @@ func (j *Journal) Close() error {
 	return nil
 }
 
-// get is a linearizable read of one key, within the time for a request. It asks further members when one does not
-// answer at once: one that is cut off, or stopped, is part of the connections for seconds.
-func (j *Journal) get(ctx context.Context, key string) (*clientv3.GetResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, j.options.RequestTimeout)
-	defer cancel()
-	type answer struct {
-		r   *clientv3.GetResponse
-		err error
-	}
-	answers := make(chan answer, len(j.options.Endpoints))
-	ask := func() {
-		r, err := j.client.Get(ctx, key)
-		answers <- answer{r, err}
-	}
-	next := time.NewTimer(hedge)
-	defer next.Stop()
-	go ask()
-	for asked, failed := 1, 0; ; {
-		select {
-		case a := <-answers:
-			if failed++; a.err == nil || failed == asked {
-				return a.r, a.err
-			}
-		case <-next.C:
-			if asked < len(j.options.Endpoints) {
-				asked++
-				go ask()
-				next.Reset(hedge)
-			}
-		}
-	}
-}
-
-// retry calls do, for the time of a request each, until it succeeds, the error is one that stays, or ctx ends.
-func retry[T any](ctx context.Context, j *Journal, do func(context.Context) (T, error)) (T, error) {
-	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		attempt, cancel := context.WithTimeout(ctx, j.options.RequestTimeout)
-		r, err := do(attempt)
-		cancel()
-		if err == nil || stays(err) || gone(err) {
-			return r, err
-		}
-		select {
-		case <-ctx.Done():
-			return r, err
-		case <-j.ctx.Done():
-			return r, storage.ErrClosed
-		case <-time.After(wait):
-		}
-	}
+// get is a linearizable read of one key.
+func (j *Journal) get(ctx context.Context, key string, options ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	r, _, err := hedged(ctx, j, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return j.client.Get(ctx, key, options...)
+	})
+	return r, err
 }

@@ -2,10 +2,14 @@ package etcd
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"net"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"trow/storage"
 )
@@ -20,6 +24,7 @@ type place struct {
 	head    storage.Revision // the last one seen; 0: none
 	mark    string           // its value, which is different for each commit
 
+	dials  int64         // the connections that were begun when it was last verified
 	moves  int           // how often it has moved
 	moved  chan struct{} // closed when it moves again
 	loaded bool          // false between a move and the next full state that a Watch delivers
@@ -66,9 +71,7 @@ func (j *Journal) note(before place, cluster uint64, head *mvccpb.KeyValue) erro
 		err = fmt.Errorf("%w: revision %d is another commit", errMoved, rev)
 	}
 	if err != nil {
-		close(p.moved)
-		j.place = place{moves: p.moves + 1, moved: make(chan struct{})}
-		return fmt.Errorf("etcd: %w; was it restored from a backup?", err)
+		return j.move(err)
 	}
 	p.cluster = cmp.Or(cluster, p.cluster)
 	if rev > p.head {
@@ -84,4 +87,65 @@ func (j *Journal) setLoaded(moves int) {
 	if j.place.moves == moves {
 		j.place.loaded = true
 	}
+}
+
+// move records that the place has moved; the caller holds mu.
+func (j *Journal) move(cause error) error {
+	close(j.place.moved)
+	j.place = place{moves: j.place.moves + 1, moved: make(chan struct{}), dials: j.place.dials}
+	return fmt.Errorf("etcd: %w; was it restored from a backup?", cause)
+}
+
+// dial makes a connection, and counts it.
+func (j *Journal) dial(ctx context.Context, addr string) (net.Conn, error) {
+	j.dials.Add(1)
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil || !j.options.TLS {
+		j.connected(err)
+	}
+	return conn, err
+}
+
+// connected remembers why the last connection failed, nil if it did not: grpc says only that there was no answer.
+func (j *Journal) connected(err error) {
+	if err != nil {
+		j.failed.Store(&err)
+	} else {
+		j.failed.Store(nil)
+	}
+}
+
+// verify makes sure that the last commit that was seen is still there, if there are new connections since it last did:
+// etcd cannot be restored without ending the old ones. It returns an errMoved if it is not, or if nobody can know
+// because it was compacted.
+func (j *Journal) verify(ctx context.Context) error {
+	dials, before := j.dials.Load(), j.current()
+	if dials == before.dials {
+		return nil
+	}
+	if before.head != 0 {
+		r, err := j.get(ctx, j.keys.head(), clientv3.WithRev(int64(before.head)))
+		same := err == nil && len(r.Kvs) == 1 && r.Kvs[0].ModRevision == int64(before.head) &&
+			string(r.Kvs[0].Value) == before.mark
+		if errors.Is(err, rpctypes.ErrCompacted) { // it may still be the last one, which is always there
+			r, err = j.get(ctx, j.keys.head())
+			same = err == nil && len(r.Kvs) == 1 && string(r.Kvs[0].Value) == before.mark
+		}
+		if err != nil && !gone(err) {
+			return err
+		}
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if j.place.moves != before.moves {
+			return fmt.Errorf("etcd: %w", errMoved)
+		}
+		if !same {
+			return j.move(fmt.Errorf("%w: commit %d is not there", errMoved, before.head))
+		}
+	} else {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+	}
+	j.place.dials = max(j.place.dials, dials)
+	return nil
 }

@@ -88,6 +88,7 @@ func (f *follower) follow(ctx context.Context) error {
 		before := f.next
 		err := f.attempt(ctx)
 		var applied applyError
+		var compacted compactedError
 		switch {
 		case errors.As(err, &applied):
 			return applied.error
@@ -95,8 +96,8 @@ func (f *follower) follow(ctx context.Context) error {
 			return ctx.Err()
 		case errors.Is(err, errMoved):
 			return err
-		case errors.Is(err, errCompacted):
-			if err := f.skip(ctx); err != nil {
+		case errors.As(err, &compacted):
+			if err := f.skip(ctx, compacted.revision); err != nil {
 				return err
 			}
 		case stays(err):
@@ -113,20 +114,23 @@ func (f *follower) follow(ctx context.Context) error {
 	}
 }
 
+// compactedError: a watch cannot begin where it should, because etcd has compacted up to a revision.
+type compactedError struct{ revision int64 }
+
+func (e compactedError) Error() string { return fmt.Sprintf("compacted up to revision %d", e.revision) }
+
 // skip goes on behind a compaction if it has taken nothing away: etcd numbers the changes of all its users, and there
 // may have been none of ours.
-func (f *follower) skip(ctx context.Context) error {
-	head, revision, err := f.j.readHead(ctx)
+func (f *follower) skip(ctx context.Context, compacted int64) error {
+	r, err := f.j.get(ctx, f.j.keys.head(), clientv3.WithRev(compacted)) // the last one that can be read
 	switch {
-	case errors.Is(err, errMoved):
-		return err
-	case err != nil: // the next watch says again that there was a compaction
-		return nil
-	case uint64(head) != f.delivered.Load():
+	case err == nil && len(r.Kvs) == 0 && f.delivered.Load() == 0,
+		err == nil && len(r.Kvs) == 1 && uint64(r.Kvs[0].ModRevision) == f.delivered.Load():
+		f.next = max(f.next, compacted+1)
+	case err == nil:
 		return fmt.Errorf("etcd: %w", errCompacted)
 	}
-	f.next = int64(revision) + 1
-	return nil
+	return nil // after an error, the next watch says again that there was a compaction
 }
 
 // attempt delivers what one watch of etcd brings, until it ends.
@@ -143,9 +147,12 @@ func (f *follower) attempt(ctx context.Context) error {
 	for r := range w.Watch(clientv3.WithRequireLeader(ctx), from, clientv3.WithRange(end), clientv3.WithRev(f.next),
 		clientv3.WithProgressNotify()) {
 		if r.CompactRevision != 0 {
-			return errCompacted
+			return compactedError{r.CompactRevision}
 		}
 		if err := r.Err(); err != nil {
+			return err
+		}
+		if err := f.j.verify(ctx); err != nil { // the client may have connected anew
 			return err
 		}
 		if err := f.deliver(r.Header.ClusterId, r.Events); err != nil {
