@@ -211,7 +211,7 @@ func TestCompactedDuringTheSnapshot(t *testing.T) {
 	c := startEtcd(t, 1)
 	prefix := newPrefix()
 	j := c.open(t, prefix)
-	fill(t, j, 20_000, 1000)
+	fill(t, j, 60_000, 1000)
 	parts := 0
 	err := j.Watch(t.Context(), func(storage.Update) error {
 		if parts++; parts == 1 {
@@ -236,7 +236,7 @@ func TestCompactedDuringTheSnapshot(t *testing.T) {
 	for _, f := range facts {
 		n += len(f)
 	}
-	if n != 20_001 {
+	if n != 60_001 {
 		t.Errorf("the state has %d facts", n)
 	}
 }

@@ -208,7 +208,7 @@ func TestPagesFitTheirSize(t *testing.T) {
 	kvs := func(n, size int) []*mvccpb.KeyValue {
 		return slices.Repeat([]*mvccpb.KeyValue{{Key: []byte("k"), Value: bytes.Repeat([]byte("v"), size)}}, n)
 	}
-	for want, last := range map[int64][]*mvccpb.KeyValue{maxPage: kvs(1000, 1), 100: kvs(10, 1<<20), 4190: kvs(1000, 1000)} {
+	for want, last := range map[int64][]*mvccpb.KeyValue{maxPage: kvs(1000, 1), 100: kvs(10, 1<<20), 16760: kvs(1000, 1000)} {
 		if got := nextLimit(last); got != want {
 			t.Errorf("the next page has %d keys, want %d", got, want)
 		}

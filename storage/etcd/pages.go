@@ -12,8 +12,8 @@ const (
 	// firstPage is the number of keys of the first page, and pageBytes what the next ones aim at. etcd counts all keys
 	// that follow for each page, so small pages take it long; large ones hold memory here and there.
 	firstPage = 1000
-	pageBytes = 4 << 20
-	maxPage   = 50_000
+	pageBytes = 16 << 20
+	maxPage   = 200_000
 )
 
 // page is one answer, or the error instead.
