@@ -52,7 +52,8 @@ func TestUsers(t *testing.T) {
 	for want, o := range map[string]etcd.Options{
 		"check the user and the file": {Endpoints: c.endpoints(), User: "trow", PasswordFile: file("wrong")},
 		"set the user":                {Endpoints: c.endpoints()},
-		"readwrite other/":            {Endpoints: c.endpoints(), Prefix: "other", User: "trow", PasswordFile: good.PasswordFile},
+		"readwrite other/": {Endpoints: c.endpoints(), Prefix: "other", User: "trow",
+			PasswordFile: good.PasswordFile},
 	} {
 		if _, err := etcd.Open(ctx, o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %q", err, want)
@@ -65,7 +66,7 @@ func TestUsers(t *testing.T) {
 	v.await(0)
 	var last storage.Revision
 	for i := range 12 { // for four lives of a token; the connections are cut in between
-		rev, err := j.Commit(ctx, storage.Batch{Repo: "r", Base: last, Facts: []storage.Fact{set("a", fmt.Sprint(i))}})
+		rev, err := j.Commit(ctx, one("r", last, set("a", fmt.Sprint(i))))
 		must(nil, err)
 		last = rev
 		v.await(rev)
@@ -104,8 +105,9 @@ func (a *authority) sign(name string, isCA bool) (*x509.Certificate, *ecdsa.Priv
 		a.t.Fatal(err)
 	}
 	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62))
-	c := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: isCA,
+	c := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: isCA,
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	parent, signer := a.cert, a.key
@@ -121,7 +123,8 @@ func (a *authority) sign(name string, isCA bool) (*x509.Certificate, *ecdsa.Priv
 		a.t.Fatal(err)
 	}
 	for path, block := range map[string]*pem.Block{
-		a.file(name + ".crt"): {Type: "CERTIFICATE", Bytes: der}, a.file(name + ".key"): {Type: "PRIVATE KEY", Bytes: private},
+		a.file(name + ".crt"): {Type: "CERTIFICATE", Bytes: der},
+		a.file(name + ".key"): {Type: "PRIVATE KEY", Bytes: private},
 	} {
 		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
 			a.t.Fatal(err)
@@ -157,7 +160,7 @@ func TestTLS(t *testing.T) {
 	j := openWith(t, o)
 	commit := func(base storage.Revision) storage.Revision {
 		t.Helper()
-		rev, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Base: base, Facts: []storage.Fact{set("a", "1")}})
+		rev, err := j.Commit(t.Context(), one("r", base, set("a", "1")))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -165,11 +168,13 @@ func TestTLS(t *testing.T) {
 	}
 	rev := commit(0)
 	for name, o := range map[string]etcd.Options{
-		"another CA":                {Endpoints: o.Endpoints, TLS: true, CAFile: other.file("ca.crt"), CertFile: o.CertFile, KeyFile: o.KeyFile},
-		"without a certificate":     {Endpoints: o.Endpoints, TLS: true, CAFile: o.CAFile},
-		"the CAs of the system":     {Endpoints: o.Endpoints, TLS: true, CertFile: o.CertFile, KeyFile: o.KeyFile},
-		"without TLS":               {Endpoints: o.Endpoints},
-		"a certificate of another ": {Endpoints: o.Endpoints, TLS: true, CAFile: o.CAFile, CertFile: other.file("ca.crt"), KeyFile: other.file("ca.key")},
+		"another CA": {Endpoints: o.Endpoints, TLS: true, CAFile: other.file("ca.crt"),
+			CertFile: o.CertFile, KeyFile: o.KeyFile},
+		"without a certificate": {Endpoints: o.Endpoints, TLS: true, CAFile: o.CAFile},
+		"the CAs of the system": {Endpoints: o.Endpoints, TLS: true, CertFile: o.CertFile, KeyFile: o.KeyFile},
+		"without TLS":           {Endpoints: o.Endpoints},
+		"a certificate of another": {Endpoints: o.Endpoints, TLS: true, CAFile: o.CAFile,
+			CertFile: other.file("ca.crt"), KeyFile: other.file("ca.key")},
 	} {
 		o.DialTimeout, o.RequestTimeout = time.Second, time.Second
 		if j, err := etcd.Open(t.Context(), o); err == nil {

@@ -47,8 +47,8 @@ func figures(t *testing.T, n int) {
 	fill(t, j, n, 48)
 	filled := time.Since(begin)
 	after := size()
-	t.Logf("%d facts were written in %v, %.0f each second; %.0f bytes each in etcd (%.0f MiB)", n, filled.Round(time.Millisecond),
-		float64(n)/filled.Seconds(), float64(after-before)/float64(n), float64(after)/(1<<20))
+	t.Logf("%d facts were written in %v, %.0f each second; %.0f bytes each in etcd (%.0f MiB)", n,
+		filled.Round(time.Millisecond), float64(n)/filled.Seconds(), float64(after-before)/float64(n), float64(after)/(1<<20))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	loaded, parts := 0, 0
@@ -71,7 +71,7 @@ func figures(t *testing.T, n int) {
 	for i := range 300 {
 		begin := time.Now()
 		var err error
-		rev, err = j.Commit(t.Context(), storage.Batch{Repo: "latency", Base: rev, Facts: []storage.Fact{set("a", fmt.Sprint(i))}})
+		rev, err = j.Commit(t.Context(), one("latency", rev, set("a", fmt.Sprint(i))))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -216,6 +216,11 @@ func set(name, value string) storage.Fact {
 	return storage.Fact{Kind: storage.KindTag, Name: name, Value: []byte(value)}
 }
 
+// one is a batch.
+func one(repo string, base storage.Revision, facts ...storage.Fact) storage.Batch {
+	return storage.Batch{Repo: repo, Base: base, Facts: facts}
+}
+
 func isUnknown(err error) bool {
 	return err != nil && !errors.Is(err, storage.ErrConflict) && !strings.Contains(err.Error(), "nothing was committed")
 }

@@ -133,7 +133,7 @@ func TestLateRequest(t *testing.T) {
 	c := startEtcd(t, 3)
 	prefix := newPrefix()
 	j := c.open(t, prefix)
-	first, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Facts: []storage.Fact{set("n", "1")}})
+	first, err := j.Commit(t.Context(), one("r", 0, set("n", "1")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,14 +141,14 @@ func TestLateRequest(t *testing.T) {
 		held := c.members[i%3].proxy
 		held.hold(true, false)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		rev, err := j.Commit(ctx, storage.Batch{Repo: "r", Base: first, Facts: []storage.Fact{set("n", "2")}})
+		rev, err := j.Commit(ctx, one("r", first, set("n", "2")))
 		cancel()
 		if err != nil {
 			t.Fatalf("a commit with one member that does not answer: %v", err)
 		}
 		held.hold(false, false)
 		// What was held back arrives while the next commits are made.
-		if first, err = j.Commit(t.Context(), storage.Batch{Repo: "r", Base: rev, Facts: []storage.Fact{set("n", "1")}}); err != nil {
+		if first, err = j.Commit(t.Context(), one("r", rev, set("n", "1"))); err != nil {
 			t.Fatalf("the next commit: %v", err)
 		}
 	}
@@ -175,7 +175,7 @@ func TestCompactedUnderTheWatch(t *testing.T) {
 				continue
 			}
 			var err error
-			if last, err = direct.Commit(t.Context(), storage.Batch{Repo: "r", Base: last, Facts: []storage.Fact{set("a", "1")}}); err != nil {
+			if last, err = direct.Commit(t.Context(), one("r", last, set("a", "1"))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -183,7 +183,7 @@ func TestCompactedUnderTheWatch(t *testing.T) {
 		c.members[0].proxy.cut()
 		c.members[0].proxy.hold(false, false)
 		v.await(last)
-		last, err := direct.Commit(t.Context(), storage.Batch{Repo: "r", Base: last, Facts: []storage.Fact{set("b", "1")}})
+		last, err := direct.Commit(t.Context(), one("r", last, set("b", "1")))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,7 +215,7 @@ func TestCompactedDuringTheSnapshot(t *testing.T) {
 	parts := 0
 	err := j.Watch(t.Context(), func(storage.Update) error {
 		if parts++; parts == 1 {
-			if _, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Facts: []storage.Fact{set("a", "1")}}); err != nil {
+			if _, err := j.Commit(t.Context(), one("r", 0, set("a", "1"))); err != nil {
 				t.Error(err)
 			}
 			c.compact()

@@ -53,7 +53,8 @@ type view struct {
 
 func newView(t *testing.T, j storage.Journal) *view {
 	ctx, cancel := context.WithCancel(context.Background())
-	v := &view{t: t, j: j, ends: cancel, changed: make(chan struct{}), made: map[string]map[int]string{}, once: map[string]int{}}
+	v := &view{t: t, j: j, ends: cancel, changed: make(chan struct{}), made: map[string]map[int]string{},
+		once: map[string]int{}}
 	v.done.Go(func() {
 		for ctx.Err() == nil {
 			v.mu.Lock()
@@ -95,7 +96,9 @@ func (v *view) loader() func(storage.Update) error {
 	}
 }
 
-func (v *view) batch(u storage.Update, b storage.Batch, bases map[string]storage.Revision, facts map[string]map[string]string) {
+func (v *view) batch(u storage.Update, b storage.Batch, bases map[string]storage.Revision,
+	facts map[string]map[string]string,
+) {
 	switch {
 	case !v.synced:
 		bases[b.Repo] = b.Base
@@ -325,9 +328,9 @@ func (l *load) compare(made map[string]map[int]string, detached map[string]strin
 	for _, v := range l.views {
 		loads += v.loads.Load()
 	}
-	l.t.Logf("%d acknowledged, %d refused, %d unknown (%d of them made), %d full loads by %d watchers; the longest commit "+
-		"took %d ms, the longest gap was %d ms", len(l.acked), len(l.refused), len(l.unknown), landed, loads, len(l.views),
-		l.slowest.Load(), l.longest.Load())
+	l.t.Logf("%d acknowledged, %d refused, %d unknown (%d of them made), %d full loads by %d watchers; the longest "+
+		"commit took %d ms, the longest gap was %d ms", len(l.acked), len(l.refused), len(l.unknown), landed, loads,
+		len(l.views), l.slowest.Load(), l.longest.Load())
 }
 
 // wantLoads fails unless each watcher has loaded the full state so many times.

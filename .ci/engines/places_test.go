@@ -50,7 +50,7 @@ func TestNoSpace(t *testing.T) {
 	value := strings.Repeat("x", 1<<20)
 	var err error
 	for range 100 {
-		rev, e := j.Commit(t.Context(), storage.Batch{Repo: "r", Base: last, Facts: []storage.Fact{set("a", value)}})
+		rev, e := j.Commit(t.Context(), one("r", last, set("a", value)))
 		if err = e; err != nil {
 			break
 		}
@@ -62,7 +62,8 @@ func TestNoSpace(t *testing.T) {
 	}
 	t.Log(err)
 	for range 3 { // also with the alarm, and from a new process
-		_, err = j.Commit(t.Context(), storage.Batch{Repo: "r", Base: last, Facts: []storage.Fact{{Kind: storage.KindTag, Name: "a"}}})
+		end := storage.Fact{Kind: storage.KindTag, Name: "a"}
+		_, err = j.Commit(t.Context(), one("r", last, end))
 		if !errors.Is(err, storage.ErrFull) {
 			t.Errorf("a further commit: %v", err)
 		}
@@ -84,7 +85,7 @@ func TestNoSpace(t *testing.T) {
 	if _, err := c.admin.AlarmDisarm(t.Context(), &clientv3.AlarmMember{}); err != nil {
 		t.Fatal(err)
 	}
-	last, err = j.Commit(t.Context(), storage.Batch{Repo: "r", Base: last, Facts: []storage.Fact{set("b", "1")}})
+	last, err = j.Commit(t.Context(), one("r", last, set("b", "1")))
 	if err != nil {
 		t.Fatalf("a commit after there is space again: %v", err)
 	}
@@ -117,8 +118,7 @@ func TestRestored(t *testing.T) {
 			commits := func(j storage.Journal, base storage.Revision, n int, value string) storage.Revision {
 				for i := range n {
 					var err error
-					if base, err = j.Commit(t.Context(), storage.Batch{Repo: "r", Base: base,
-						Facts: []storage.Fact{set(fmt.Sprint(value, i), value)}}); err != nil {
+					if base, err = j.Commit(t.Context(), one("r", base, set(fmt.Sprint(value, i), value))); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -153,7 +153,7 @@ func TestRestored(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			for ctx.Err() == nil && v.loads.Load() < 2 {
-				if _, err := j.Commit(ctx, storage.Batch{Repo: "r", Base: last, Facts: []storage.Fact{set("stale", "1")}}); err == nil {
+				if _, err := j.Commit(ctx, one("r", last, set("stale", "1"))); err == nil {
 					t.Fatal("a commit on a state that is gone was made")
 				}
 				loads := v.loads.Load()
@@ -180,7 +180,7 @@ func TestRestoredBehindAQuietWatch(t *testing.T) {
 	m, prefix := c.members[0], newPrefix()
 	j := c.open(t, prefix)
 	v := newView(t, j)
-	rev, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Facts: []storage.Fact{set("a", "1")}})
+	rev, err := j.Commit(t.Context(), one("r", 0, set("a", "1")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -226,7 +226,9 @@ func (t *transaction) require(repo, key string, compare clientv3.Cmp, holds func
 }
 
 // refused returns the outcome of a transaction of which a compare failed.
-func (j *Journal) refused(before place, r *clientv3.TxnResponse, t *transaction, value string) (storage.Revision, error) {
+func (j *Journal) refused(before place, r *clientv3.TxnResponse, t *transaction, value string) (
+	storage.Revision, error,
+) {
 	if err := j.note(before, r.Header.ClusterId, kvOf(r, 1)); err != nil {
 		return 0, err
 	}
@@ -280,9 +282,9 @@ func (j *Journal) settlePending(ctx context.Context) error {
 	return nil
 }
 
-// settle decides for good whether the pending commit is made, and returns its revision, or 0 if it is not. The writer is
-// deleted unless the commit has put it: so a request that is still on its way fails. A deletion needs no space, and it
-// is no harm if it happens twice. The caller has the turn.
+// settle decides for good whether the pending commit is made, and returns its revision, or 0 if it is not. The writer
+// is deleted unless the commit has put it: so a request that is still on its way fails. A deletion needs no space, and
+// it is no harm if it happens twice. The caller has the turn.
 func (j *Journal) settle(ctx context.Context) (storage.Revision, error) {
 	mine := j.keys.writer(j.writer.id)
 	r, err := retry(ctx, j, func(ctx context.Context) (*clientv3.TxnResponse, error) {
@@ -315,8 +317,8 @@ func (j *Journal) dropWriter() {
 	j.writer = writer{}
 }
 
-// sweep deletes the writers that were abandoned. One that is open, and only idle, is not harmed: it has no commit on its
-// way, and makes another.
+// sweep deletes the writers that were abandoned. One that is open, and only idle, is not harmed: it has no commit on
+// its way, and makes another.
 func (j *Journal) sweep(ctx context.Context) {
 	from := j.keys.writer("")
 	_ = j.pages(ctx, from, after(from), 0, func(kvs []*mvccpb.KeyValue, _ bool) error {

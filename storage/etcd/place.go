@@ -66,7 +66,7 @@ func (j *Journal) note(before place, cluster uint64, head *mvccpb.KeyValue) erro
 	case before.cluster != 0 && cluster != 0 && cluster != before.cluster:
 		err = fmt.Errorf("%w: the cluster's ID is %x and was %x", errMoved, cluster, before.cluster)
 	case rev < before.head:
-		err = fmt.Errorf("%w: the last commit is of revision %d, and there was one of revision %d", errMoved, rev, before.head)
+		err = fmt.Errorf("%w: the last commit is of revision %d, and there was one of %d", errMoved, rev, before.head)
 	case rev == before.head && mark != before.mark:
 		err = fmt.Errorf("%w: revision %d is another commit", errMoved, rev)
 	}

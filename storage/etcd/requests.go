@@ -7,8 +7,8 @@ import (
 	"trow/storage"
 )
 
-// hedge is how long a request waits for an answer before it is sent once more, to the next member. Each time the wait is
-// twice as long, so that a slow etcd does not get much more to do.
+// hedge is how long a request waits for an answer before it is sent once more, to the next member. Each time the wait
+// is twice as long, so that a slow etcd does not get much more to do.
 const hedge = 200 * time.Millisecond
 
 // hedged makes a request that may be made more than once, within the time for a request, and returns the first answer.
