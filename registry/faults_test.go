@@ -210,14 +210,14 @@ func (u *ending) Commit(ctx context.Context, d digest.Digest) error {
 	return u.Upload.Commit(ctx, d)
 }
 
-func (u *ending) Cancel() error {
+func (u *ending) Cancel(ctx context.Context) error {
 	u.ended()
-	return u.Upload.Cancel()
+	return u.Upload.Cancel(ctx)
 }
 
-func (u *ending) Close() error {
+func (u *ending) Close(ctx context.Context) error {
 	u.ended()
-	return u.Upload.Close()
+	return u.Upload.Close(ctx)
 }
 
 // count returns how many uploads were created or resumed, and how many of them are open.

@@ -88,7 +88,7 @@ func (u *upload) store() error {
 	// Asked again: a request that cancels the session, or completes it, notes its end before it looks for the upload in
 	// storage, and this one looks after it has stored it. So at least one of the two sees the other.
 	if err == nil && !u.sessions.open(u.id) {
-		err = errors.Join(storage.ErrNotFound, inner.Cancel())
+		err = errors.Join(storage.ErrNotFound, inner.Cancel(u.ctx))
 	}
 	if errors.Is(err, storage.ErrConflict) {
 		err = fmt.Errorf("upload: %w: another request has begun it", storage.ErrClosed)
@@ -130,7 +130,7 @@ func (u *upload) giveWay(victim *stored) error {
 	u.sessions.end(victim.session)
 	old, err := u.blobs.Resume(u.ctx, victim.repo, victim.name, -1)
 	if err == nil {
-		err = old.Cancel()
+		err = old.Cancel(u.ctx)
 	}
 	if errors.Is(err, storage.ErrNotFound) { // it was idle for too long
 		err = nil
@@ -165,10 +165,10 @@ func (u *upload) Commit(ctx context.Context, d digest.Digest) (err error) {
 }
 
 // Cancel implements [storage.Upload].
-func (u *upload) Cancel() (err error) {
+func (u *upload) Cancel(ctx context.Context) (err error) {
 	u.sessions.end(u.id)
 	if u.inner != nil {
-		err = u.inner.Cancel()
+		err = u.inner.Cancel(ctx)
 	}
 	u.sessions.leave(u.known, err == nil)
 	return err
@@ -176,17 +176,17 @@ func (u *upload) Cancel() (err error) {
 
 // Close implements [storage.Upload]. An upload that this request has stored, and to which it could not write, is not
 // kept: the session has no bytes still.
-func (u *upload) Close() (err error) {
+func (u *upload) Close(ctx context.Context) (err error) {
 	switch {
 	case u.inner == nil:
 	case u.made && u.inner.Size() == 0:
-		if err = u.inner.Cancel(); errors.Is(err, storage.ErrClosed) { // another request has taken it over
+		if err = u.inner.Cancel(ctx); errors.Is(err, storage.ErrClosed) { // another request has taken it over
 			err = nil
 		}
 		u.sessions.leave(u.known, err == nil)
 		return err
 	default:
-		err = u.inner.Close()
+		err = u.inner.Close(ctx)
 	}
 	u.sessions.leave(u.known, false)
 	return err

@@ -157,7 +157,7 @@ func (r *Registry) store(ctx context.Context, p *push) (release func(), err erro
 	if err != nil {
 		return nil, err
 	}
-	defer s.end(&err)
+	defer s.end(ctx, &err)
 	s.drop = true // no client knows of this session
 	if _, err := s.Write(p.body); err != nil {
 		return nil, uploadError(s.ID(), p.digest, err)

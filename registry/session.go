@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -40,15 +41,21 @@ func (s *session) commit(ctx context.Context, d digest.Digest) (release func(), 
 	return s.index.Commit(ctx, s.Upload, d)
 }
 
+// endTimeout bounds how long an engine may take to end an upload.
+const endTimeout = 10 * time.Second
+
 // end ends the session: it cancels the upload if drop is set, and keeps it for the client's next request otherwise. It
 // adds its own error to err.
-func (s *session) end(err *error) {
+func (s *session) end(ctx context.Context, err *error) {
+	// The client may have gone already, and the upload has to end all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
 	switch {
 	case s.ended:
 	case s.drop:
-		*err = errors.Join(*err, s.Cancel())
+		*err = errors.Join(*err, s.Cancel(ctx))
 	default:
-		*err = errors.Join(*err, s.Close())
+		*err = errors.Join(*err, s.Close(ctx))
 	}
 }
 
@@ -88,7 +95,7 @@ func (r *Registry) pushBlob(ctx context.Context, c *call, all chunk, d digest.Di
 	if err != nil {
 		return err
 	}
-	defer s.end(&err)
+	defer s.end(ctx, &err)
 	s.drop = true // the client does not know the session, and cannot go on with it
 	if err := receive(s, all.body, all.length); err != nil {
 		return err
@@ -102,7 +109,7 @@ func (r *Registry) extend(ctx context.Context, c *call, next chunk) (size int64,
 	if err != nil {
 		return 0, err
 	}
-	defer s.end(&err)
+	defer s.end(ctx, &err)
 	if err = r.roomFor(c.who, c.repo, "", s.Size(), next.coming); err == nil {
 		err = receive(s, next.body, next.length)
 	}
@@ -117,7 +124,7 @@ func (r *Registry) complete(ctx context.Context, c *call, last chunk, d digest.D
 	if err != nil {
 		return err
 	}
-	defer s.end(&err)
+	defer s.end(ctx, &err)
 	if err := r.roomFor(c.who, c.repo, d, s.Size(), last.coming); err != nil {
 		s.dropIfOver(err, s.Size() > 0)
 		return err
@@ -221,7 +228,7 @@ func (r *Registry) uploadSize(ctx context.Context, c *call) (size int64, err err
 	if err != nil {
 		return 0, err
 	}
-	defer s.end(&err)
+	defer s.end(ctx, &err)
 	return s.Size(), nil
 }
 
@@ -232,6 +239,6 @@ func (r *Registry) cancel(ctx context.Context, c *call) error {
 		return err
 	}
 	s.drop = true
-	s.end(&err)
+	s.end(ctx, &err)
 	return uploadError(c.ref, "", err)
 }

@@ -227,7 +227,7 @@ func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch
 	}
 	for _, repo := range order {
 		if o := pending[repo]; len(o) > 0 {
-			batches = append(batches, Batch{Repo: repo, Base: bases[repo], Facts: o.facts()})
+			batches = append(batches, Batch{Repo: repo, Base: bases[repo], Ends: x.endsWith(repo, o), Facts: o.facts()})
 		}
 	}
 	return bases, batches
@@ -288,6 +288,24 @@ func (x *Index) revisionOf(repo string) Revision {
 		return r.revision
 	}
 	return 0
+}
+
+// endsWith reports whether no fact of a repo is left after these changes of it.
+func (x *Index) endsWith(name string, changes overlay) bool {
+	for f, value := range changes {
+		if value != nil && f.kind != KindHistory {
+			return false
+		}
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	left := x.state.facts(name)
+	for f := range changes {
+		if x.state.has(name, f) {
+			left--
+		}
+	}
+	return left == 0
 }
 
 // newestOf returns the greatest order of a tag of the repo.

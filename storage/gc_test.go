@@ -65,7 +65,7 @@ func (s *store) commit(ctx context.Context, repo string, content []byte) (releas
 		return nil, err
 	}
 	if _, err := u.Write(content); err != nil {
-		return nil, errors.Join(err, u.Cancel())
+		return nil, errors.Join(err, u.Cancel(ctx))
 	}
 	return s.index.Commit(ctx, u, digest.FromBytes(content))
 }

@@ -137,7 +137,7 @@ func (x *Index) awaitSpared(ctx context.Context, k key) error {
 func (x *Index) Commit(ctx context.Context, u Upload, d digest.Digest) (release func(), err error) {
 	// The pin comes before the bytes: without it, the Collector could see bytes that no fact names, and delete them.
 	if release, err = x.Pin(ctx, d); err != nil {
-		return nil, errors.Join(err, u.Close())
+		return nil, errors.Join(err, u.Close(ctx))
 	}
 	if err = u.Commit(ctx, d); err == nil {
 		err = x.heal(ctx, d)

@@ -47,7 +47,7 @@ func (s *state) lookup(k []byte) slab.ID {
 
 // find returns a repo's entry for the digest k, or 0. k is empty for a malformed digest.
 func (s *state) find(r *repo, k []byte) slab.ID {
-	if len(k) == 0 {
+	if r == nil || len(k) == 0 {
 		return 0
 	}
 	return r.entries.Find(s.hash(k), func(i slab.ID) bool { return s.equalDigest(s.entries.At(i).content, k) })
@@ -169,6 +169,33 @@ func (s *state) refersTo(r *repo, k key, skip func(key) bool) (key, bool) {
 		}
 	}
 	return "", false
+}
+
+// facts returns how many facts about content a repo has: tags go with their manifests.
+func (s *state) facts(name string) int {
+	if name == storeRepo {
+		return len(s.condemned) + len(s.quarantined)
+	}
+	if r := s.repos[name]; r != nil {
+		return r.links + r.manifests
+	}
+	return 0
+}
+
+// has reports whether a fact is one of those that facts counts.
+func (s *state) has(name string, f factKey) (yes bool) {
+	switch r := s.repos[name]; f.kind {
+	case kindCondemned:
+		_, yes = s.condemned[key(f.name)]
+	case kindQuarantined:
+		_, yes = s.quarantined[key(f.name)]
+	case KindLink:
+		i := s.find(r, []byte(f.name))
+		yes = i != 0 && s.entries.At(i).linked
+	case KindManifest:
+		yes = s.manifest(r, []byte(f.name)) != 0
+	}
+	return yes
 }
 
 func (s *state) bytes(repo string) int64 {

@@ -64,6 +64,7 @@ type repo struct {
 	entries   slab.Table[entry]
 	tags      slab.Table[tag]
 	order     ordered // the names of tags
+	links     int
 	manifests int
 	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
 	waiting   bool                  // see waitingPrefix
@@ -134,8 +135,13 @@ func (s *state) apply(u Update) error {
 				return damaged(b.Repo, f, err)
 			}
 		}
-		if r.revision = u.Revision; !s.synced {
-			r.revision = b.Base // in the full state, Base is the repo's last revision
+		switch {
+		case !s.synced:
+			r.revision = b.Base
+		case b.Ends && !b.Detached:
+			r.revision = 0
+		case !b.Detached:
+			r.revision = u.Revision
 		}
 		// A repo exists as long as a fact names it. Facts of storeRepo have no entries.
 		if r.entries.Len() == 0 && (b.Repo != storeRepo || len(s.condemned)+len(s.quarantined) == 0) {
@@ -204,8 +210,8 @@ func (s *state) link(r *repo, k, v []byte) error {
 		return err
 	}
 	e := s.entries.At(s.addEntry(r, k))
-	if !e.linked && !r.waiting {
-		s.stats.Links++
+	if !e.linked {
+		s.countLink(r, 1)
 	}
 	s.uncount(r, e)
 	e.since, e.linked = momentOf(unix), true
@@ -222,10 +228,15 @@ func (s *state) unlink(r *repo, k []byte) {
 	if e := s.entries.At(i); e.linked {
 		s.uncount(r, e)
 		e.linked = false
-		if s.count(r, e); !r.waiting {
-			s.stats.Links--
-		}
+		s.count(r, e)
+		s.countLink(r, -1)
 		s.release(r, i)
+	}
+}
+
+func (s *state) countLink(r *repo, n int) {
+	if r.links += n; !r.waiting {
+		s.stats.Links += n
 	}
 }
 

@@ -48,6 +48,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"time"
@@ -64,7 +65,8 @@ var (
 	ErrDigest = errors.New("digest does not match")
 	// ErrOffset: an upload does not end where the caller wants to continue.
 	ErrOffset = errors.New("upload does not end at this offset")
-	// ErrConflict: the repo was changed after the batch's base, or has an upload of this ID. Nothing was committed.
+	// ErrConflict: the repo was changed after the batch's base, a condition does not hold, or the repo has an upload of
+	// this ID. Nothing was committed.
 	ErrConflict = errors.New("repository was changed meanwhile")
 	// ErrFull: there is no space left for the bytes.
 	ErrFull = errors.New("no space left on the storage")
@@ -135,13 +137,13 @@ type Upload interface {
 	// already, so pushing again heals a damaged blob. Errors: ErrDigest (the upload is dropped), ErrFull, ErrClosed.
 	Commit(ctx context.Context, d digest.Digest) error
 	// Cancel drops the upload and its bytes.
-	Cancel() error
+	Cancel(ctx context.Context) error
 	// Close keeps the upload for a later Resume.
-	Close() error
+	Close(ctx context.Context) error
 }
 
-// Revision numbers the commits of a Journal, from 1. As the revision of a repo, 0 means that the Journal has no fact
-// about it.
+// Revision numbers the commits of a Journal, from 1. The revision of a repo is that of the last batch for it that was
+// not Detached; it is 0 if there is no such batch, or if that one had Ends set.
 type Revision uint64
 
 // Kind is the kind of a fact.
@@ -165,6 +167,9 @@ const (
 const storeRepo = "_"
 
 // Fact is one fact about a repo, or its end: a nil Value deletes it. Only the Index knows what a Value contains.
+//
+// The history of a tag ends as a whole: a fact of KindHistory whose name ends with a zero byte, and whose Value is nil,
+// deletes all facts of KindHistory of the repo whose names start with it. No other fact of a batch is among them.
 type Fact struct {
 	Kind  Kind
 	Name  string
@@ -173,12 +178,41 @@ type Fact struct {
 
 // Batch is a set of changes to one repo that is committed as a whole.
 type Batch struct {
-	Repo  string
-	Base  Revision // the repo's revision that the changes are based on
-	Facts []Fact   // each kind and name once; an engine keeps the order for its watchers
+	Repo string
+	Base Revision // the repo's revision that the changes are based on
+	// Detached: the batch neither compares Base nor changes the repo's revision, so that it is in no conflict with other
+	// changes of the repo. What it depends on are its conditions.
+	Detached bool
+	// Ends: the batch leaves no fact of the repo, and its revision becomes 0. A Detached batch that is committed meanwhile
+	// may add one; the repo then has a fact, and the revision 0.
+	Ends  bool
+	If    []Fact // conditions: facts of the repo that must have this Value, or not exist if it is nil
+	Facts []Fact // each kind and name once; an engine keeps the order for its watchers
 }
 
-// Update is what Watch delivers: a part of the full state, in which each Base is its repo's last revision, or a commit.
+// ConflictError is an ErrConflict that says which batches were in conflict, so that only these are made anew.
+type ConflictError struct {
+	Repos []string // of the batches, without repetition
+}
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%v: %.200q", ErrConflict, e.Repos)
+}
+
+func (e *ConflictError) Unwrap() error { return ErrConflict }
+
+// Traits are what the Index has to know of a Journal.
+type Traits struct {
+	// Shared: other processes may write to the Journal as well. The Index then relies on conditions instead of on its one
+	// committer, and confirms a miss before it reports it.
+	Shared bool
+	// Compares, Operations and Bytes bound one Commit; 0 means that there is no bound. Each batch that is not Detached
+	// takes one compare and one operation, each condition one compare, and each fact one operation. Bytes are those of
+	// repos, names and values of facts and conditions.
+	Compares, Operations, Bytes int
+}
+
+// Update is what Watch delivers: a part of the full state, in which each Base is its repo's revision, or a commit.
 type Update struct {
 	Revision Revision // of the commit; of the full state, it is known from the last part on
 	Batches  []Batch
@@ -188,14 +222,17 @@ type Update struct {
 // Journal keeps facts, durably and in order. It has no unconditional write. Implementations are safe for concurrent
 // use.
 type Journal interface {
-	// Commit makes the batches durable, all or nothing, under one new revision; at most one batch per repo. It returns
-	// ErrConflict unless each Base is its repo's last revision. After any other error the outcome is unknown: the caller
-	// loads the full state through a new Watch before the next Commit. A Commit without a batch ensures that everything
-	// that a Watch has delivered is durable.
+	// Traits returns what is always true of the engine.
+	Traits() Traits
+	// Commit makes the batches durable, all or nothing, under one new revision; at most one batch per repo. It returns a
+	// *ConflictError unless each Base is its repo's revision and each condition holds. After any other error the outcome
+	// is unknown: the caller loads the full state through a new Watch before the next Commit. A Commit without a batch
+	// ensures that everything that a Watch has delivered is durable.
 	Commit(ctx context.Context, b ...Batch) (Revision, error)
 	// Watch calls apply with the full state, in parts of which the last has Synced set, and then with every commit, in
 	// order and without gaps, one call at a time. It returns apply's error, or ctx's error when ctx ends. A local
-	// journal calls apply before Commit returns.
+	// journal calls apply before Commit returns. Of a commit, a watcher gets Repo, Detached, Ends and Facts, not Base and
+	// If.
 	Watch(ctx context.Context, apply func(Update) error) error
 	// Head returns the revision of the last commit.
 	Head(ctx context.Context) (Revision, error)

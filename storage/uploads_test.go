@@ -75,7 +75,7 @@ func TestUploadsFillAQuota(t *testing.T) {
 					return
 				}
 			}
-			if err := u.Close(); err != nil {
+			if err := u.Close(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -96,7 +96,7 @@ func TestUploadsFillAQuota(t *testing.T) {
 		t.Error("a write beyond the quota after a restart")
 	}
 	size := u.Size()
-	if err := u.Cancel(); err != nil {
+	if err := u.Cancel(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if n := x.Quotas()[0].Open; n != quota/piece*piece-size {
@@ -175,7 +175,7 @@ func TestAnUploadOfALongName(t *testing.T) {
 	if err == nil {
 		_, err = u.Write([]byte("12345"))
 	}
-	if err := errors.Join(err, u.Close()); err != nil {
+	if err := errors.Join(err, u.Close(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	b, x := countedBy(t, dir, j, 100)

@@ -25,12 +25,13 @@
 package bolt
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"slices"
 
 	bbolt "go.etcd.io/bbolt"
 
@@ -142,9 +143,11 @@ func (j *Journal) shows(rev storage.Revision) (yes bool) {
 func put(tx *bbolt.Tx, rev storage.Revision, batches []storage.Batch) error {
 	meta, repos, facts := tx.Bucket(bucketMeta), tx.Bucket(bucketRepos), tx.Bucket(bucketFacts)
 	sum, _ := parseTally(meta.Get(keyTally)) // prepare has made sure that there is one
+	var conflict []string
 	for _, b := range batches {
-		if storage.Revision(parseNumber(repos.Get([]byte(b.Repo)))) != b.Base {
-			return fmt.Errorf("repository %q: %w", b.Repo, storage.ErrConflict)
+		if !fits(tx, b) {
+			conflict = append(conflict, b.Repo)
+			continue
 		}
 		for _, f := range b.Facts {
 			err := error(nil)
@@ -157,9 +160,12 @@ func put(tx *bbolt.Tx, rev storage.Revision, batches []storage.Batch) error {
 				return err
 			}
 		}
-		if err := putRevision(repos, facts, b.Repo, rev); err != nil {
+		if err := putRevision(repos, b, rev); err != nil {
 			return err
 		}
+	}
+	if len(conflict) > 0 {
+		return &storage.ConflictError{Repos: conflict}
 	}
 	return errors.Join(meta.Put(keyRevision, number(uint64(rev))), meta.Put(keyTally, sum.bytes()))
 }
@@ -176,13 +182,32 @@ func putFact(facts *bbolt.Bucket, sum *tally, repo string, f storage.Fact) error
 	return facts.Put(k, f.Value)
 }
 
-// putRevision sets the revision of a repo; it deletes it if the repo has no fact left.
-func putRevision(repos, facts *bbolt.Bucket, repo string, rev storage.Revision) error {
-	first, _ := facts.Cursor().Seek(prefix(repo))
-	if strings.HasPrefix(string(first), string(prefix(repo))) {
-		return repos.Put([]byte(repo), number(uint64(rev)))
+// fits reports whether a batch can be committed.
+func fits(tx *bbolt.Tx, b storage.Batch) bool {
+	repos, facts, history := tx.Bucket(bucketRepos), tx.Bucket(bucketFacts), tx.Bucket(bucketHistory)
+	if !b.Detached && storage.Revision(parseNumber(repos.Get([]byte(b.Repo)))) != b.Base {
+		return false
 	}
-	return repos.Delete([]byte(repo))
+	return !slices.ContainsFunc(b.If, func(f storage.Fact) bool {
+		var value []byte
+		if f.Kind != storage.KindHistory {
+			value = facts.Get(factKey(b.Repo, f.Kind, f.Name))
+		} else if history != nil {
+			value = history.Get(factKey(b.Repo, f.Kind, f.Name))
+		}
+		return (value == nil) != (f.Value == nil) || !bytes.Equal(value, f.Value)
+	})
+}
+
+// putRevision records the revision that a repo has after a batch.
+func putRevision(repos *bbolt.Bucket, b storage.Batch, rev storage.Revision) error {
+	switch {
+	case b.Detached:
+		return nil
+	case b.Ends:
+		return repos.Delete([]byte(b.Repo))
+	}
+	return repos.Put([]byte(b.Repo), number(uint64(rev)))
 }
 
 func factKey(repo string, kind storage.Kind, name string) []byte {
@@ -191,6 +216,9 @@ func factKey(repo string, kind storage.Kind, name string) []byte {
 
 // prefix is what the keys of a repo's facts start with.
 func prefix(repo string) []byte { return append([]byte(repo), 0) }
+
+// Traits implements [storage.Journal]. One process writes to the file, and a commit may have any size.
+func (j *Journal) Traits() storage.Traits { return storage.Traits{} }
 
 // Head implements [storage.Journal].
 func (j *Journal) Head(context.Context) (storage.Revision, error) { return j.feed.Head(), nil }

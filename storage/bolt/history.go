@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	bbolt "go.etcd.io/bbolt"
 
@@ -19,7 +20,11 @@ func putHistory(tx *bbolt.Tx, repo string, f storage.Fact) error {
 		return err
 	}
 	k := factKey(repo, f.Kind, f.Name)
-	if f.Value == nil {
+	switch {
+	case f.Value != nil:
+	case strings.HasSuffix(f.Name, "\x00"):
+		return deleteAll(history, k)
+	default:
 		return history.Delete(k)
 	}
 	meta, need := tx.Bucket(bucketMeta), uint64(f.Kind.Format())
@@ -27,6 +32,16 @@ func putHistory(tx *bbolt.Tx, repo string, f storage.Fact) error {
 		err = meta.Put(keyFormat, number(need))
 	}
 	return errors.Join(err, history.Put(k, f.Value))
+}
+
+// deleteAll deletes the records whose keys start with start. It seeks anew after each: a deletion moves a cursor.
+func deleteAll(b *bbolt.Bucket, start []byte) error {
+	for k, _ := b.Cursor().Seek(start); bytes.HasPrefix(k, start); k, _ = b.Cursor().Seek(start) {
+		if err := b.Delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // History implements [storage.Journal].

@@ -192,7 +192,7 @@ func TestListingEndsWithItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer u.Cancel()
+	defer u.Cancel(t.Context())
 	if _, err := b.Expire(ctx, time.Now().Add(time.Hour)); !errors.Is(err, context.Canceled) {
 		t.Errorf("Expire: %v", err)
 	}
@@ -207,7 +207,7 @@ func TestUploadsOfAnEarlierProcessExpire(t *testing.T) {
 	if _, err := u.Write([]byte("12345")); err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Close(); err != nil {
+	if err := u.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b := open(t, dir)

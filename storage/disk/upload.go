@@ -428,7 +428,7 @@ func (u *upload) publish(path string, dir *groupSync) error {
 }
 
 // Cancel implements [storage.Upload].
-func (w *writer) Cancel() error {
+func (w *writer) Cancel(context.Context) error {
 	if err := w.lock(); err != nil {
 		return err
 	}
@@ -437,7 +437,7 @@ func (w *writer) Cancel() error {
 }
 
 // Close implements [storage.Upload].
-func (w *writer) Close() error {
+func (w *writer) Close(context.Context) error {
 	w.u.mu.Lock()
 	defer w.u.mu.Unlock()
 	if w.u.writer != w {

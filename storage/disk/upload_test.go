@@ -34,7 +34,7 @@ func TestAFullPoolOfUploadsStopsNoManifest(t *testing.T) {
 	resume := func(b *disk.Blobs, n int) {
 		if u, err := b.Resume(t.Context(), "r", id(n), -1); err != nil {
 			t.Error(err)
-		} else if err := u.Close(); err != nil {
+		} else if err := u.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -44,7 +44,7 @@ func TestAFullPoolOfUploadsStopsNoManifest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := u.Close(); err != nil {
+		if err := u.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -67,13 +67,13 @@ func TestAFullPoolOfUploadsStopsNoManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Cancel(); err != nil {
+	if err := u.Cancel(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if u, err = create(b, most); err != nil {
 		t.Fatalf("after one was cancelled: %v", err)
 	}
-	if err := u.Close(); err != nil {
+	if err := u.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if _, err := create(b, most+1); !errors.Is(err, storage.ErrBusy) {
@@ -99,7 +99,7 @@ func TestUploadsFromBeforeARestartGiveWay(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return u.Close()
+		return u.Close(t.Context())
 	}
 	b := reopen()
 	for n := range most {
@@ -119,7 +119,7 @@ func TestUploadsFromBeforeARestartGiveWay(t *testing.T) {
 	}
 	b = reopen()
 	u, err := b.Resume(t.Context(), "r", id(0), -1)
-	if err != nil || u.Close() != nil {
+	if err != nil || u.Close(t.Context()) != nil {
 		t.Fatal(err)
 	}
 	for i, gone := range []int{2, 3, 1} {

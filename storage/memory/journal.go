@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 
 // Journal keeps facts in memory. Make one with [NewJournal].
 type Journal struct {
+	Is storage.Traits // what it says of itself, so that tests have any kind of journal; set it before it is used
+
 	feed  local.Feed
 	repos map[string]*repo // guarded by feed
 }
@@ -39,11 +42,15 @@ func (j *Journal) Commit(_ context.Context, batches ...storage.Batch) (storage.R
 	if j.feed.Closed() {
 		return 0, fmt.Errorf("journal: %w", storage.ErrClosed)
 	}
-	// All bases are checked before anything changes: all or nothing.
+	// All batches are checked before anything changes: all or nothing.
+	var conflict []string
 	for _, b := range batches {
-		if r := j.repos[b.Repo]; r != nil && r.revision != b.Base || r == nil && b.Base != 0 {
-			return 0, fmt.Errorf("journal: repository %q: %w", b.Repo, storage.ErrConflict)
+		if !j.repos[b.Repo].fits(b) {
+			conflict = append(conflict, b.Repo)
 		}
+	}
+	if len(conflict) > 0 {
+		return 0, fmt.Errorf("journal: %w", &storage.ConflictError{Repos: conflict})
 	}
 	rev := j.feed.Head() + 1
 	for _, b := range batches {
@@ -59,18 +66,43 @@ func (j *Journal) put(b storage.Batch, rev storage.Revision) {
 		r = &repo{facts: map[name][]byte{}}
 		j.repos[b.Repo] = r
 	}
-	r.revision = rev
+	switch {
+	case b.Ends && !b.Detached:
+		r.revision = 0
+	case !b.Detached:
+		r.revision = rev
+	}
 	for _, f := range b.Facts {
-		if f.Value == nil {
-			delete(r.facts, name{f.Kind, f.Name})
-		} else {
+		switch {
+		case f.Value != nil:
 			r.facts[name{f.Kind, f.Name}] = f.Value
+		case f.Kind == storage.KindHistory && strings.HasSuffix(f.Name, "\x00"):
+			maps.DeleteFunc(r.facts, func(n name, _ []byte) bool { return n.kind == f.Kind && strings.HasPrefix(n.name, f.Name) })
+		default:
+			delete(r.facts, name{f.Kind, f.Name})
 		}
 	}
-	if len(r.facts) == 0 { // a repo without facts has no revision
+	if len(r.facts) == 0 && r.revision == 0 {
 		delete(j.repos, b.Repo)
 	}
 }
+
+// fits reports whether a batch can be committed. r is nil for a repo that does not exist.
+func (r *repo) fits(b storage.Batch) bool {
+	if r == nil {
+		r = &repo{}
+	}
+	if !b.Detached && b.Base != r.revision {
+		return false
+	}
+	return !slices.ContainsFunc(b.If, func(f storage.Fact) bool {
+		value, held := r.facts[name{f.Kind, f.Name}]
+		return held != (f.Value != nil) || !bytes.Equal(value, f.Value)
+	})
+}
+
+// Traits implements [storage.Journal].
+func (j *Journal) Traits() storage.Traits { return j.Is }
 
 // Watch implements [storage.Journal].
 func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) error {

@@ -238,7 +238,7 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 }
 
 // Cancel implements [storage.Upload].
-func (w *writer) Cancel() error {
+func (w *writer) Cancel(context.Context) error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()
 	if err := w.check(); err != nil {
@@ -256,7 +256,7 @@ func (w *writer) end() {
 }
 
 // Close implements [storage.Upload].
-func (w *writer) Close() error {
+func (w *writer) Close(context.Context) error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()
 	if w.u.writer == w {

@@ -102,7 +102,7 @@ func write(t *testing.T, u storage.Upload, p []byte) {
 func push(t *testing.T, b storage.Blobs, alg digest.Algorithm, data []byte) digest.Digest {
 	t.Helper()
 	u := must(b.Create(t.Context(), repo, alg))(t)
-	defer u.Close()
+	defer u.Close(t.Context())
 	write(t, u, data)
 	d := alg.FromBytes(data)
 	wantNil(t, "Commit", u.Commit(t.Context(), d))
@@ -282,7 +282,7 @@ func testResume(t *testing.T, open func() storage.Blobs) {
 	id := u.ID()
 	for at := 0; at < len(data); at += 100 {
 		write(t, u, data[at:at+100])
-		wantNil(t, "Close", u.Close())
+		wantNil(t, "Close", u.Close(t.Context()))
 		offset := int64(at + 100)
 		if at%200 == 0 {
 			offset = -1
@@ -299,7 +299,7 @@ func testResume(t *testing.T, open func() storage.Blobs) {
 func testWrongOffset(t *testing.T, open func() storage.Blobs) {
 	b, data := open(), content(10, 3)
 	u := must(b.Create(t.Context(), repo, digest.SHA256))(t)
-	defer u.Close()
+	defer u.Close(t.Context())
 	write(t, u, data[:6])
 	for _, offset := range []int64{0, 5, 7, 1 << 62} {
 		_, err := b.Resume(t.Context(), repo, u.ID(), offset)
@@ -314,19 +314,19 @@ func testOtherRepo(t *testing.T, open func() storage.Blobs) {
 	b := open()
 	u := must(b.Create(t.Context(), repo, digest.SHA256))(t)
 	write(t, u, []byte("secret"))
-	wantNil(t, "Close", u.Close())
+	wantNil(t, "Close", u.Close(t.Context()))
 	for _, other := range []string{"", "team", "team/app2", "team/app/", "Team/App", "../team/app"} {
 		_, err := b.Resume(t.Context(), other, u.ID(), -1)
 		wantErr(t, fmt.Sprintf("Resume in %q", other), err, storage.ErrNotFound)
 	}
 	again := must(b.Resume(t.Context(), repo, u.ID(), 6))(t)
-	wantNil(t, "Cancel", again.Cancel())
+	wantNil(t, "Cancel", again.Cancel(t.Context()))
 }
 
 func testMalformedID(t *testing.T, open func() storage.Blobs) {
 	b := open()
 	u := must(b.Create(t.Context(), repo, digest.SHA256))(t)
-	defer u.Cancel()
+	defer u.Cancel(t.Context())
 	id := u.ID()
 	if len(id) != 36 || id[14] != '4' || strings.Count(id, "-") != 4 {
 		t.Errorf("ID %q is not a UUID of version 4", id)
@@ -360,7 +360,7 @@ func testCreateAs(t *testing.T, open func() storage.Blobs) {
 	_, err = b.CreateAs(t.Context(), repo, id, digest.SHA256)
 	wantErr(t, "CreateAs of an upload that exists", err, storage.ErrConflict)
 	write(t, u, data[7:11]) // it has not ended the writer
-	wantNil(t, "Close", u.Close())
+	wantNil(t, "Close", u.Close(t.Context()))
 	b = open()
 	_, err = b.CreateAs(t.Context(), repo, id, digest.SHA256)
 	wantErr(t, "CreateAs after a restart", err, storage.ErrConflict)
@@ -369,7 +369,7 @@ func testCreateAs(t *testing.T, open func() storage.Blobs) {
 	wantNil(t, "Commit", u.Commit(t.Context(), digest.SHA512.FromBytes(data)))
 	wantBlob(t, b, digest.SHA512.FromBytes(data), data)
 	u = must(b.CreateAs(t.Context(), repo, id, digest.SHA256))(t) // whether an ID may come again is up to the caller
-	wantNil(t, "Cancel", u.Cancel())
+	wantNil(t, "Cancel", u.Cancel(t.Context()))
 }
 
 func testTakeOver(t *testing.T, open func() storage.Blobs) {
@@ -380,8 +380,8 @@ func testTakeOver(t *testing.T, open func() storage.Blobs) {
 	_, err := first.Write([]byte("late"))
 	wantErr(t, "Write of the first", err, storage.ErrClosed)
 	wantErr(t, "Commit of the first", first.Commit(t.Context(), digest.FromBytes(data[:10])), storage.ErrClosed)
-	wantErr(t, "Cancel of the first", first.Cancel(), storage.ErrClosed)
-	wantNil(t, "Close of the first", first.Close())
+	wantErr(t, "Cancel of the first", first.Cancel(t.Context()), storage.ErrClosed)
+	wantNil(t, "Close of the first", first.Close(t.Context()))
 	write(t, second, data[10:]) // the Close of the first writer has not ended it
 	wantNil(t, "Commit", second.Commit(t.Context(), digest.FromBytes(data)))
 	wantBlob(t, b, digest.FromBytes(data), data)
@@ -391,25 +391,25 @@ func testEnded(t *testing.T, open func() storage.Blobs) {
 	b, d := open(), digest.FromString("x")
 	for name, end := range map[string]func(u storage.Upload) error{
 		"Commit": func(u storage.Upload) error { return u.Commit(t.Context(), d) },
-		"Cancel": func(u storage.Upload) error { return u.Cancel() },
-		"Close":  func(u storage.Upload) error { return u.Close() },
+		"Cancel": func(u storage.Upload) error { return u.Cancel(t.Context()) },
+		"Close":  func(u storage.Upload) error { return u.Close(t.Context()) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := must(b.Create(t.Context(), repo, digest.SHA256))(t)
 			write(t, u, []byte("x"))
 			wantNil(t, name, end(u))
-			wantNil(t, "Close", u.Close())
+			wantNil(t, "Close", u.Close(t.Context()))
 			_, err := u.Write([]byte("y"))
 			wantErr(t, "Write", err, storage.ErrClosed)
 			wantErr(t, "Commit", u.Commit(t.Context(), d), storage.ErrClosed)
-			wantErr(t, "Cancel", u.Cancel(), storage.ErrClosed)
+			wantErr(t, "Cancel", u.Cancel(t.Context()), storage.ErrClosed)
 			u, err = b.Resume(t.Context(), repo, u.ID(), -1)
 			if name != "Close" {
 				wantErr(t, "Resume", err, storage.ErrNotFound)
 				return
 			}
 			wantNil(t, "Resume", err)
-			wantNil(t, "Cancel", u.Cancel())
+			wantNil(t, "Cancel", u.Cancel(t.Context()))
 		})
 	}
 	wantBlob(t, b, d, []byte("x"))
@@ -419,7 +419,7 @@ func testCancel(t *testing.T, open func() storage.Blobs) {
 	b := open()
 	u := must(b.Create(t.Context(), repo, digest.SHA256))(t)
 	write(t, u, []byte("x"))
-	wantNil(t, "Cancel", u.Cancel())
+	wantNil(t, "Cancel", u.Cancel(t.Context()))
 	_, err := b.Resume(t.Context(), repo, u.ID(), -1)
 	wantErr(t, "Resume", err, storage.ErrNotFound)
 	wantNoBlob(t, b, digest.FromString("x"))
@@ -434,7 +434,7 @@ func testRestart(t *testing.T, open func() storage.Blobs) {
 		b, data := open(), content(700<<10, 2)
 		u := must(b.Create(t.Context(), repo, alg))(t)
 		write(t, u, data[:500<<10])
-		wantNil(t, "Close", u.Close())
+		wantNil(t, "Close", u.Close(t.Context()))
 		b = open()
 		_, err := b.Resume(t.Context(), "another", u.ID(), -1)
 		wantErr(t, "Resume by another repo", err, storage.ErrNotFound)
@@ -449,7 +449,7 @@ func testRestartEmpty(t *testing.T, open func() storage.Blobs) {
 	for _, data := range [][]byte{{}, content(10, 1)} {
 		for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
 			u := must(open().Create(t.Context(), repo, alg))(t)
-			wantNil(t, "Close", u.Close())
+			wantNil(t, "Close", u.Close(t.Context()))
 			b := open()
 			u = must(b.Resume(t.Context(), repo, u.ID(), 0))(t)
 			write(t, u, data)
@@ -503,7 +503,7 @@ func testExpire(t *testing.T, open func() storage.Blobs) {
 	d := push(t, b, digest.SHA256, []byte("a blob is not an upload"))
 	idle := must(b.Create(t.Context(), repo, digest.SHA256))(t)
 	write(t, idle, content(100, 1))
-	wantNil(t, "Close", idle.Close())
+	wantNil(t, "Close", idle.Close(t.Context()))
 	busy := must(b.Create(t.Context(), repo, digest.SHA256))(t)
 	write(t, busy, content(11, 1))
 
@@ -511,7 +511,7 @@ func testExpire(t *testing.T, open func() storage.Blobs) {
 	if freed != 0 || err != nil {
 		t.Errorf("Expire of uploads older than an hour: %d, %v; want nothing", freed, err)
 	}
-	wantNil(t, "Close", must(b.Resume(t.Context(), repo, idle.ID(), 100))(t).Close())
+	wantNil(t, "Close", must(b.Resume(t.Context(), repo, idle.ID(), 100))(t).Close(t.Context()))
 	write(t, busy, content(11, 2))
 
 	freed, err = b.Expire(t.Context(), time.Now().Add(time.Hour))
@@ -525,7 +525,7 @@ func testExpire(t *testing.T, open func() storage.Blobs) {
 	_, err = busy.Write([]byte("x"))
 	wantErr(t, "Write", err, storage.ErrClosed)
 	wantErr(t, "Commit", busy.Commit(t.Context(), digest.FromBytes(content(11, 1))), storage.ErrClosed)
-	wantNil(t, "Close", busy.Close())
+	wantNil(t, "Close", busy.Close(t.Context()))
 	wantBlob(t, b, d, []byte("a blob is not an upload"))
 }
 

@@ -94,7 +94,7 @@ func (b FailBlobs) Open(ctx context.Context, d digest.Digest) (r io.ReadSeekClos
 
 // Create implements [storage.Blobs].
 func (b FailBlobs) Create(ctx context.Context, repo string, alg digest.Algorithm) (storage.Upload, error) {
-	return b.upload("Create", func() (storage.Upload, error) { return b.Blobs.Create(ctx, repo, alg) })
+	return b.upload(ctx, "Create", func() (storage.Upload, error) { return b.Blobs.Create(ctx, repo, alg) })
 }
 
 // Room implements [storage.Blobs].
@@ -104,19 +104,19 @@ func (b FailBlobs) Room(ctx context.Context) error {
 
 // CreateAs implements [storage.Blobs]. It counts as a Create.
 func (b FailBlobs) CreateAs(ctx context.Context, repo, id string, alg digest.Algorithm) (storage.Upload, error) {
-	return b.upload("Create", func() (storage.Upload, error) { return b.Blobs.CreateAs(ctx, repo, id, alg) })
+	return b.upload(ctx, "Create", func() (storage.Upload, error) { return b.Blobs.CreateAs(ctx, repo, id, alg) })
 }
 
 // Resume implements [storage.Blobs].
 func (b FailBlobs) Resume(ctx context.Context, repo, id string, offset int64) (storage.Upload, error) {
-	return b.upload("Resume", func() (storage.Upload, error) { return b.Blobs.Resume(ctx, repo, id, offset) })
+	return b.upload(ctx, "Resume", func() (storage.Upload, error) { return b.Blobs.Resume(ctx, repo, id, offset) })
 }
 
-func (b FailBlobs) upload(method string, call func() (storage.Upload, error)) (u storage.Upload, err error) {
+func (b FailBlobs) upload(ctx context.Context, method string, call func() (storage.Upload, error)) (u storage.Upload, err error) {
 	err = b.Fault.around(method, func() (err error) { u, err = call(); return err })
 	if err != nil {
 		if u != nil {
-			_ = u.Close()
+			_ = u.Close(ctx)
 		}
 		return nil, err
 	}
@@ -167,9 +167,13 @@ func (u failUpload) Commit(ctx context.Context, d digest.Digest) error {
 	return u.fault.around("Commit", func() error { return u.Upload.Commit(ctx, d) })
 }
 
-func (u failUpload) Cancel() error { return u.fault.around("Cancel", u.Upload.Cancel) }
+func (u failUpload) Cancel(ctx context.Context) error {
+	return u.fault.around("Cancel", func() error { return u.Upload.Cancel(ctx) })
+}
 
-func (u failUpload) Close() error { return u.fault.around("Close", u.Upload.Close) }
+func (u failUpload) Close(ctx context.Context) error {
+	return u.fault.around("Close", func() error { return u.Upload.Close(ctx) })
+}
 
 // FailJournal passes calls on to Journal, except for the one that Fault selects. A Watch that fails after it took
 // effect ends when it has delivered the full state.
@@ -177,6 +181,9 @@ type FailJournal struct {
 	Journal storage.Journal
 	Fault   *Fault
 }
+
+// Traits implements [storage.Journal].
+func (j FailJournal) Traits() storage.Traits { return j.Journal.Traits() }
 
 // Commit implements [storage.Journal].
 func (j FailJournal) Commit(ctx context.Context, b ...storage.Batch) (rev storage.Revision, err error) {

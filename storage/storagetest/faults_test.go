@@ -49,7 +49,7 @@ func TestEveryCallOfBlobsCanBeMadeToFail(t *testing.T) {
 		"Cancel": func(b storage.Blobs) error {
 			u, err := b.Create(t.Context(), "r", digest.SHA256)
 			if err == nil {
-				err = u.Cancel()
+				err = u.Cancel(t.Context())
 			}
 			return err
 		},

@@ -1,11 +1,14 @@
 package storagetest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,6 +28,7 @@ func Journal(t *testing.T, place func(t *testing.T) (open func() storage.Journal
 		{"a watcher gets the full state and then the commits", testWatch},
 		{"watchers get the facts of a batch in its order", testOrder},
 		{"a large state arrives completely", testLarge},
+		{"a commit may have the size that the traits allow", testBounds},
 		{"there is no gap between the full state and the commits", testNoGap},
 		{"an error of apply ends only that watch", testApplyError},
 		{"an error of apply in the full state ends the watch", testApplyErrorAtOnce},
@@ -35,7 +39,12 @@ func Journal(t *testing.T, place func(t *testing.T) (open func() storage.Journal
 		{"a commit without a batch changes nothing", testEmpty},
 		{"a restart keeps everything", testJournalRestart},
 		{"the history is kept apart from the full state", testHistory},
+		{"the history of a tag ends as a whole", testHistoryEnds},
 		{"of several commits on one base one succeeds", testRace},
+		{"a condition holds or the commit is refused", testConditions},
+		{"a detached batch is in no conflict", testDetached},
+		{"a repo that ends while a detached batch adds to it has no revision", testEndsAround},
+		{"a conflict names its repos", testConflictNames},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, place(t)) })
@@ -91,9 +100,6 @@ func (v *view) apply(u storage.Update) error {
 		v.commits = append(v.commits, u)
 	}
 	for _, b := range u.Batches {
-		if v.synced && v.bases[b.Repo] != b.Base {
-			v.t.Errorf("%s was at revision %d, and the next batch has base %d: a gap", b.Repo, v.bases[b.Repo], b.Base)
-		}
 		if v.facts[b.Repo] == nil {
 			v.facts[b.Repo] = map[string]string{}
 		}
@@ -105,15 +111,19 @@ func (v *view) apply(u storage.Update) error {
 				v.facts[b.Repo][k] = string(f.Value)
 			}
 		}
-		if v.bases[b.Repo] = u.Revision; !v.synced {
+		switch {
+		case !v.synced:
 			v.bases[b.Repo] = b.Base
+		case b.Ends && !b.Detached:
+			v.bases[b.Repo] = 0
+		case !b.Detached:
+			v.bases[b.Repo] = u.Revision
+		}
+		if v.bases[b.Repo] == 0 {
+			delete(v.bases, b.Repo)
 		}
 		if len(v.facts[b.Repo]) == 0 {
-			if !v.synced {
-				v.t.Errorf("%q is in the full state without a fact", b.Repo)
-			}
 			delete(v.facts, b.Repo)
-			delete(v.bases, b.Repo)
 		}
 	}
 	v.synced = v.synced || u.Synced
@@ -169,6 +179,14 @@ func unset(name string) storage.Fact { return storage.Fact{Kind: storage.KindTag
 
 func batch(repo string, base storage.Revision, facts ...storage.Fact) storage.Batch {
 	return storage.Batch{Repo: repo, Base: base, Facts: facts}
+}
+
+// ending is a batch after which a repo has no fact.
+func ending(b storage.Batch) storage.Batch { b.Ends = true; return b }
+
+// detached is a batch with conditions alone.
+func detached(repo string, conditions []storage.Fact, facts ...storage.Fact) storage.Batch {
+	return storage.Batch{Repo: repo, Detached: true, If: conditions, Facts: facts}
 }
 
 func commit(t *testing.T, j storage.Journal, b ...storage.Batch) storage.Revision {
@@ -300,7 +318,11 @@ func testLarge(t *testing.T, open func() storage.Journal) {
 			b.Facts = append(b.Facts, f)
 			want[b.Repo]["t"+f.Name] = string(f.Value)
 		}
-		commit(t, j, b)
+		facts := b.Facts
+		for part := range slices.Chunk(facts, cmp.Or(j.Traits().Operations, size+1)-1) {
+			b.Facts = part
+			b.Base = commit(t, j, b)
+		}
 	}
 	for range 2 {
 		got, bases := state(t, j)
@@ -309,6 +331,41 @@ func testLarge(t *testing.T, open func() storage.Journal) {
 		}
 		j = open()
 	}
+}
+
+func testBounds(t *testing.T, open func() storage.Journal) {
+	j := open()
+	is := j.Traits()
+	compares, operations := cmp.Or(is.Compares, 1000), cmp.Or(is.Operations, 1000)
+	left := cmp.Or(is.Bytes, 1<<20)
+	b := batch(strings.Repeat("r", 255), 0)
+	left -= len(b.Repo)
+	for i := range compares - 1 {
+		b.If = append(b.If, unset(fmt.Sprintf("%0128d", i)))
+		left -= 128
+	}
+	left -= 128 * (operations - 1)
+	want := map[string]string{}
+	for i := range operations - 1 {
+		f := set(fmt.Sprintf("%0127d-", i), "")
+		f.Value = make([]byte, left/(operations-1-i))
+		left -= len(f.Value)
+		b.Facts = append(b.Facts, f)
+		want["t"+f.Name] = string(f.Value)
+	}
+	early := follow(t, j)
+	defer early.stop()
+	early.await(0)
+	rev := commit(t, j, b)
+	got, _ := early.at(rev)
+	if !maps.Equal(got[b.Repo], want) || len(early.commits) != 1 {
+		t.Errorf("the watcher has %d facts in %d commits, want %d in one", len(got[b.Repo]), len(early.commits), len(want))
+	}
+	// The conditions are part of what is bounded when they do not hold, too.
+	b.Base = rev
+	b.If[0] = set(b.If[0].Name, "1")
+	_, err := j.Commit(t.Context(), b)
+	wantErr(t, "a condition of many that does not hold", err, storage.ErrConflict)
 }
 
 func testNoGap(t *testing.T, open func() storage.Journal) {
@@ -409,7 +466,7 @@ func testLastFact(t *testing.T, open func() storage.Journal) {
 	a := commit(t, j, batch("a", 0, set("x", "1"), set("y", "1")), batch("ab", 0, set("x", "1")))
 	b := commit(t, j, batch("a", a, unset("x")))
 	wantState(t, j, facts{"a": {"ty": "1"}, "ab": {"tx": "1"}})
-	c := commit(t, j, batch("a", b, unset("y")))
+	c := commit(t, j, ending(batch("a", b, unset("y"))))
 	wantHead(t, j, c)
 	wantState(t, j, facts{"ab": {"tx": "1"}})
 	for _, base := range []storage.Revision{a, b, c} {
@@ -426,7 +483,7 @@ func testLastFact(t *testing.T, open func() storage.Journal) {
 
 func testDeleteNothing(t *testing.T, open func() storage.Journal) {
 	j := open()
-	commit(t, j, batch("a", 0, unset("x")))
+	commit(t, j, ending(batch("a", 0, unset("x"))))
 	wantState(t, j, facts{})
 	commit(t, j, batch("a", 0, set("y", "1"), unset("x")))
 	wantState(t, j, facts{"a": {"ty": "1"}})
@@ -475,7 +532,7 @@ func testJournalRestart(t *testing.T, open func() storage.Journal) {
 	_, bases := state(t, j)
 	_, err := j.Commit(t.Context(), batch("repo0", last, set("x", "9")))
 	wantErr(t, "a wrong base after the restart", err, storage.ErrConflict)
-	if rev := commit(t, j, batch("repo0", bases["repo0"], unset("x"))); rev <= last {
+	if rev := commit(t, j, ending(batch("repo0", bases["repo0"], unset("x")))); rev <= last {
 		t.Errorf("revision %d came after %d", rev, last)
 	}
 }
@@ -531,7 +588,7 @@ func testHistory(t *testing.T, open func() storage.Journal) {
 	rev = commit(t, j, batch("r", rev, old("a\x000", ""), old("a\x001", "new"), old("none", "")))
 	wantHistory(t, j, "r", "a\x00", old("a\x001", "new"))
 	// A repo ends with its last fact that is part of the state.
-	commit(t, j, batch("r", rev, unset("a"), old("a\x001", ""), old("aa\x000", "")))
+	commit(t, j, ending(batch("r", rev, unset("a"), old("a\x001", ""), old("aa\x000", ""))))
 	j = open()
 	wantHistory(t, j, "r", "")
 	wantState(t, j, facts{"rr": {"ta": "1"}})

@@ -53,7 +53,7 @@ func Push(ctx context.Context, b storage.Blobs, data []byte) (digest.Digest, err
 	if err != nil {
 		return "", err
 	}
-	defer u.Close()
+	defer u.Close(ctx)
 	for piece := range bytes.Lines(data) {
 		if _, err := u.Write(piece); err != nil {
 			return "", err

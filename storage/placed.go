@@ -1,0 +1,64 @@
+package storage
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Why some engines keep bytes under names that are not digests: where several processes write to one place, and a
+// request to delete an object cannot be called back, a deletion by digest could meet bytes that were pushed again
+// meanwhile. A name that is used once can be deleted at any time, by anybody, however late: nothing that comes later
+// has it. Which object has the bytes of a digest is a fact, so a deletion is decided by a commit, and nothing that was
+// uploaded is ever copied to another name.
+
+// Placed is implemented by Blobs that keep each upload in an object with a name of its own, from [Records.NewPlace].
+// Their Stat and Open look the object of a digest up in the Records, and they return ErrNotFound if there is none. An
+// Upload of such an engine is a PlacedUpload. Nobody calls their Delete.
+type Placed interface {
+	Blobs
+	// Remove deletes objects. It is no error if one does not exist. The caller has made sure that no fact names them; as
+	// names are used once, the deletion may take effect at any time.
+	Remove(ctx context.Context, places ...string) error
+	// Objects lists the objects that are complete, also those that no fact names, in no order.
+	Objects(ctx context.Context) iter.Seq2[Object, error]
+}
+
+// Object is one object of a Placed engine.
+type Object struct {
+	Place   string
+	Size    int64     // bytes
+	ModTime time.Time // by the clock of the service
+}
+
+// PlacedUpload is an Upload whose Commit makes an object that no fact names yet: the Index does that, and until then
+// the blob is invisible.
+type PlacedUpload interface {
+	Upload
+	// Place is the name of the object, after a Commit without an error.
+	Place() string
+}
+
+// Records are what a Placed engine keeps in the Journal. *Index implements it.
+type Records interface {
+	// Place returns the name of the object that has the bytes of d. Error: ErrNotFound.
+	Place(ctx context.Context, d digest.Digest) (string, error)
+	// NewPlace returns a name that was never used. It consists of lower-case letters, digits, dashes and one slash.
+	NewPlace() string
+	// Session returns the record of an upload that continues in later requests, as it is now in the Journal: the call
+	// confirms it. Errors: ErrNotFound, those of the Journal.
+	Session(ctx context.Context, repo, id string) ([]byte, error)
+	// SetSession replaces the record of an upload durably, and deletes it if value is nil. Errors: ErrConflict unless the
+	// record is old (nil: there is none), those of the Journal; then the outcome is unknown.
+	SetSession(ctx context.Context, repo, id string, old, value []byte) error
+	// Sessions lists the records of all uploads, as far as this process knows them, in no order.
+	Sessions() iter.Seq[SessionRecord]
+}
+
+// SessionRecord is the record of an upload.
+type SessionRecord struct {
+	Repo, ID string
+	Value    []byte // the engine's own
+}
