@@ -81,7 +81,10 @@ func Open(ctx context.Context, o Options) (*Blobs, error) {
 	if c.prefix != "" {
 		c.prefix += "/"
 	}
-	c.circuit.warn = func(err error) { o.Warn(c.error("circuit", err)) }
+	c.circuit.warn = func(requests int, last error) {
+		o.Warn(fmt.Errorf("%d requests in a row have failed, so requests fail at once until one succeeds; the last one: %w",
+			requests, c.error("request", last)))
+	}
 	b := &Blobs{options: o, client: c, memory: newMemory(o.Memory, o.PartSize),
 		sizes:   sizes{first: o.PartSize, largest: o.Memory / 2},
 		writers: map[session]*writer{}, counted: map[session]counted{}}

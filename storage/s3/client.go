@@ -31,10 +31,13 @@ type client struct {
 // mostly: longer than the restart of a service behind a load balancer, shorter than clients wait.
 const attempts = 5
 
+// pauseUnit is half of the longest pause after the first attempt. It is a variable for tests alone.
+var pauseUnit = 50 * time.Millisecond
+
 // pause is the time before the next attempt: half of it by chance, so that those who failed together do not come back
 // together.
 func pause(attempt int) time.Duration {
-	d := 50 * time.Millisecond << attempt
+	d := pauseUnit << attempt
 	return d/2 + rand.N(d/2)
 }
 
@@ -71,7 +74,7 @@ func (c *client) do(ctx context.Context, op string, request func(ctx context.Con
 
 // circuit stops requests to a service that is down, so that they fail at once instead of after their timeouts.
 type circuit struct {
-	warn func(error)
+	warn func(requests int, last error)
 
 	mu     sync.Mutex // guards all below
 	failed int        // requests in a row
@@ -107,8 +110,7 @@ func (c *circuit) leave(down bool, err error) {
 		if c.failed++; c.failed == failuresToOpen {
 			c.until = time.Now().Add(openFor)
 			if c.warn != nil {
-				go c.warn(fmt.Errorf("%d requests in a row have failed, so requests fail at once until one succeeds; "+
-					"the last error: %w", c.failed, err))
+				go c.warn(c.failed, err) // it may log, and the lock is held
 			}
 		}
 	case !cancelled(err): // an answer, whatever it says; a request that was given up says nothing

@@ -98,7 +98,10 @@ func (c *client) error(op string, err error) error {
 		e.Code = answer.Code
 		known, ok := classes[answer.Code]
 		if !ok {
-			known = statuses[answer.StatusCode]
+			known, ok = statuses[answer.StatusCode]
+		}
+		if !ok && answer.StatusCode >= 500 && answer.StatusCode != http.StatusNotImplemented {
+			known.err = storage.ErrBusy // it was asked several times
 		}
 		e.Remedy = known.remedy
 		e.Err = fmt.Errorf("%s: %s", answer.Code, strings.TrimSuffix(answer.Message, "."))

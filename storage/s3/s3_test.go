@@ -1,22 +1,40 @@
 package s3_test
 
 import (
+	"crypto/sha256"
+	"errors"
+	"os"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/s3"
 	"trow/storage/storagetest"
 )
 
-func credentials(t *testing.T) {
-	t.Helper()
-	t.Setenv("AWS_ACCESS_KEY_ID", "trow-test")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
+// secret is what no error may show.
+const secret = "trow-test-secret"
+
+func TestMain(m *testing.M) {
+	for k, v := range map[string]string{"AWS_ACCESS_KEY_ID": "trow-test", "AWS_SECRET_ACCESS_KEY": secret} {
+		if err := os.Setenv(k, v); err != nil {
+			panic(err)
+		}
+	}
+	s3.DoNotPause()
+	os.Exit(m.Run())
 }
 
-// options are for a fake.
+const (
+	id  = "01234567-89ab-4def-8123-456789abcdef"
+	mib = 1 << 20
+)
+
+// options are for a fake. Parts are as short as S3 allows.
 func options(f *fake, r storage.Records) s3.Options {
-	return s3.Options{Endpoint: f.URL, Bucket: "bucket", Prefix: "team/trow", PathStyle: true, PartSize: 5 << 20, Records: r}
+	return s3.Options{Endpoint: f.URL, Bucket: "bucket", Prefix: "team/trow", PathStyle: true, PartSize: 5 * mib, Records: r}
 }
 
 func open(t testing.TB, o s3.Options) *s3.Blobs {
@@ -28,10 +46,269 @@ func open(t testing.TB, o s3.Options) *s3.Blobs {
 	return b
 }
 
+// engine is an engine over a fake, with what the Index would do.
+func engine(t testing.TB, f *fake, r *storagetest.Records) storagetest.PlacedBlobs {
+	t.Helper()
+	return storagetest.PlacedBlobs{Placed: open(t, options(f, r)), Records: r}
+}
+
+// random returns n bytes that differ from those of another seed.
+func random(n int, seed byte) []byte {
+	b := make([]byte, n)
+	state := sha256.Sum256([]byte{seed})
+	for i := 0; i < n; i += len(state) {
+		copy(b[i:], state[:])
+		state = sha256.Sum256(state[:])
+	}
+	return b
+}
+
+func must[T any](v T, err error) func(t testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func write(t testing.TB, u storage.Upload, p []byte) {
+	t.Helper()
+	if n, err := u.Write(p); n != len(p) || err != nil {
+		t.Fatalf("Write of %d bytes: %d, %v", len(p), n, err)
+	}
+}
+
+func wantNil(t testing.TB, what string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+func wantBlob(t testing.TB, b storage.Blobs, data []byte) {
+	t.Helper()
+	got, err := storagetest.Read(t.Context(), b, digest.FromBytes(data))
+	if err != nil || string(got) != string(data) {
+		t.Errorf("read %d bytes, %v; want the %d that were pushed", len(got), err, len(data))
+	}
+}
+
 func TestSuite(t *testing.T) {
-	credentials(t)
 	storagetest.Placed(t, func(t *testing.T) func(storage.Records) storage.Placed {
 		f := newFake(t)
 		return func(r storage.Records) storage.Placed { return open(t, options(f, r)) }
 	})
+}
+
+func TestFailedCalls(t *testing.T) {
+	storagetest.FailedCalls(t, func(t *testing.T) storage.Blobs {
+		return engine(t, newFake(t), storagetest.NewRecords())
+	})
+}
+
+func TestASmallBlobIsOneRequest(t *testing.T) {
+	f := newFake(t)
+	b := engine(t, f, storagetest.NewRecords())
+	before := f.count("PutObject")
+	_, err := storagetest.Push(t.Context(), b, []byte("{}"))
+	wantNil(t, "push", err)
+
+	// A session: one PATCH, and a PUT without bytes, as Docker does.
+	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+	data := random(3*mib, 1)
+	write(t, u, data)
+	wantNil(t, "Close", u.Close(t.Context()))
+	u = must(b.Resume(t.Context(), "a", id, 3*mib))(t)
+	wantNil(t, "Commit", u.Commit(t.Context(), digest.FromBytes(data)))
+	wantBlob(t, b, data)
+	if n := f.count("PutObject") - before; n != 2 || f.count("CreateMultipartUpload") != 2 || len(f.keys()) != 2 {
+		t.Errorf("%d objects were written in 2 pushes, %d multipart uploads but for those of the probe, %v remain", n,
+			f.count("CreateMultipartUpload")-2, f.keys())
+	}
+}
+
+// pushSession pushes in three requests, at processes that take turns, with tails and parts.
+func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
+	t.Helper()
+	ctx := t.Context()
+	u, err := all[0].CreateAs(ctx, "a", id, digest.SHA256)
+	if err != nil {
+		return err
+	}
+	for i, cut := range []int{7 * mib, 18 * mib} {
+		from := []int{0, 7 * mib}[i]
+		if _, err := u.Write(data[from:cut]); err != nil {
+			_ = u.Cancel(ctx)
+			return err
+		}
+		if err := u.Close(ctx); err != nil {
+			return err
+		}
+		if u, err = all[(i+1)%len(all)].Resume(ctx, "a", id, int64(cut)); err != nil {
+			return err
+		}
+	}
+	if _, err := u.Write(data[18*mib:]); err != nil {
+		_ = u.Cancel(ctx)
+		return err
+	}
+	return u.Commit(ctx, digest.FromBytes(data))
+}
+
+func TestASessionLeavesOneObject(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	x, y := engine(t, f, r), engine(t, f, r)
+	data := random(23*mib, 1)
+	wantNil(t, "push", pushSession(t, data, x, y))
+	wantBlob(t, y, data)
+	if keys := f.keys(); len(keys) != 1 || f.openUploads() != 0 {
+		t.Errorf("left: %v, and %d multipart uploads", keys, f.openUploads())
+	}
+	for range r.Sessions() {
+		t.Error("the record is left")
+	}
+}
+
+func TestADigestOfAnotherAlgorithmIsReadAgain(t *testing.T) {
+	f := newFake(t)
+	b := engine(t, f, storagetest.NewRecords())
+	data := random(12*mib, 3)
+	for _, right := range []bool{true, false} {
+		u := must(b.Create(t.Context(), "a", digest.SHA256))(t)
+		write(t, u, data)
+		d := digest.SHA512.FromBytes(data)
+		if !right {
+			d = digest.SHA512.FromString("something else")
+		}
+		err := u.Commit(t.Context(), d)
+		if right != (err == nil) || !right && !errors.Is(err, storage.ErrDigest) {
+			t.Errorf("right digest %v: %v", right, err)
+		}
+	}
+	if keys := f.keys(); len(keys) != 1 {
+		t.Errorf("left: %v; the bytes of the wrong digest are removed", keys)
+	}
+}
+
+func TestAStoredHashThatCannotBeReadCostsASecondReading(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	b := engine(t, f, r)
+	data := random(13*mib, 4)
+	for _, right := range []bool{true, false} {
+		u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+		write(t, u, data[:12*mib])
+		wantNil(t, "Close", u.Close(t.Context()))
+		old := must(r.Session(t.Context(), "a", id))(t)
+		wantNil(t, "SetSession", r.SetSession(t.Context(), "a", id, old, s3.WithoutHash(old)))
+		u = must(b.Resume(t.Context(), "a", id, 12*mib))(t)
+		write(t, u, data[12*mib:])
+		d := digest.FromBytes(data)
+		if !right {
+			d = digest.FromString("something else")
+		}
+		if err := u.Commit(t.Context(), d); right != (err == nil) || !right && !errors.Is(err, storage.ErrDigest) {
+			t.Errorf("right digest %v: %v", right, err)
+		}
+	}
+	wantBlob(t, b, data)
+	if keys := f.keys(); len(keys) != 1 {
+		t.Errorf("left: %v", keys)
+	}
+}
+
+func TestObjectsListsAllPages(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	b := engine(t, f, r)
+	for i := range 25 {
+		must(storagetest.Push(t.Context(), b, []byte{byte(i)}))(t)
+	}
+	seen := map[string]bool{}
+	var places []string
+	for o, err := range b.Objects(t.Context()) {
+		if err != nil || o.Size != 1 || o.ModTime.IsZero() || seen[o.Place] {
+			t.Fatalf("%+v, %v", o, err)
+		}
+		seen[o.Place] = true
+		places = append(places, o.Place)
+	}
+	if len(places) != 25 {
+		t.Fatalf("%d objects", len(places))
+	}
+	wantNil(t, "Remove", b.Remove(t.Context(), append(places[5:], "00000001/none")...))
+	wantNil(t, "Remove of what does not exist", b.Remove(t.Context(), places[7]))
+	wantNil(t, "Remove of nothing", b.Remove(t.Context()))
+	if keys := f.keys(); len(keys) != 5 {
+		t.Errorf("%d objects are left, want 5", len(keys))
+	}
+}
+
+func TestBounds(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	o := options(f, r)
+	o.MaxUploads = 1
+	b := open(t, o)
+	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+	if _, err := b.CreateAs(t.Context(), "b", id, digest.SHA256); !errors.Is(err, storage.ErrBusy) {
+		t.Errorf("a second upload: %v", err)
+	}
+	wantNil(t, "Cancel", u.Cancel(t.Context()))
+	wantNil(t, "Cancel", must(b.CreateAs(t.Context(), "b", id, digest.SHA256))(t).Cancel(t.Context()))
+
+	o.ReadOnly = true
+	before := len(f.keys())
+	b = open(t, o)
+	_, err := b.Create(t.Context(), "a", digest.SHA256)
+	_, err2 := b.Resume(t.Context(), "a", id, -1)
+	for what, err := range map[string]error{"Create": err, "Resume": err2, "Room": b.Room(t.Context()),
+		"Remove": b.Remove(t.Context(), "x/y")} {
+		if !errors.Is(err, storage.ErrReadOnly) {
+			t.Errorf("%s, read-only: %v", what, err)
+		}
+	}
+	if len(f.keys()) != before {
+		t.Error("it has written")
+	}
+}
+
+func TestQuotasCountSessionsOfAllProcesses(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	uploads := storage.NewUploads()
+	x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Uploads: uploads})
+	x.SetQuotas([]storage.Quota{{Name: "a", Match: func(repo string) bool { return repo == "a" }, Bytes: 10 * mib}})
+	o := options(f, r)
+	other := open(t, o)
+	o.Uploads = uploads
+	b := open(t, o)
+	used := func(want int64) {
+		t.Helper()
+		if got := x.Quotas()[0].Open; got != want {
+			t.Errorf("%d bytes are open, want %d", got, want)
+		}
+	}
+	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+	write(t, u, random(4*mib, 1))
+	used(4 * mib)
+	wantNil(t, "Close", u.Close(t.Context()))
+	used(4 * mib)
+	u = must(other.Resume(t.Context(), "a", id, -1))(t) // another process adds a MiB
+	write(t, u, random(mib, 1))
+	wantNil(t, "Close", u.Close(t.Context()))
+	u = must(b.Resume(t.Context(), "a", id, 5*mib))(t)
+	used(5 * mib)
+	if _, err := u.Write(random(6*mib, 2)); err == nil {
+		t.Error("a write beyond the quota succeeded")
+	}
+	wantNil(t, "Cancel", u.Cancel(t.Context()))
+	used(0)
+
+	u = must(other.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+	write(t, u, random(mib, 1))
+	wantNil(t, "Close", u.Close(t.Context()))
+	expire(t, b, -1)
+	used(mib) // it sees those of other processes
+	wantNil(t, "Cancel", must(other.Resume(t.Context(), "a", id, -1))(t).Cancel(t.Context()))
+	expire(t, b, -1)
+	used(0)
 }
