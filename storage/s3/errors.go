@@ -2,6 +2,7 @@ package s3
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -110,6 +111,9 @@ func (c *client) error(op string, err error) error {
 		}
 	case errors.As(err, &failed): // without the URL, whose parameters are of no use to a reader
 		e.Err = failed.Err
+		if certificate := (*tls.CertificateVerificationError)(nil); errors.As(err, &certificate) {
+			e.Remedy = "set ca-file to the certificate of its CA"
+		}
 		if !cancelled(failed.Err) && !errors.Is(err, storage.ErrBusy) {
 			e.Err = fmt.Errorf("%w: no answer: %w", storage.ErrBusy, failed.Err)
 		}
@@ -126,7 +130,10 @@ func cancelled(err error) bool {
 // passing reports whether an attempt may succeed if it is repeated, and whether it says that the service is down.
 func passing(ctx context.Context, err error) (again, down bool) {
 	var answer minio.ErrorResponse
+	var certificate *tls.CertificateVerificationError
 	switch {
+	case errors.As(err, &certificate): // no attempt changes it
+		return false, true
 	case err == nil, ctx.Err() != nil, errors.Is(err, storage.ErrNotFound):
 		return false, false
 	case !errors.As(err, &answer):

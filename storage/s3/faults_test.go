@@ -44,12 +44,12 @@ func nth(op string, n, times int, what fault) func(string, *http.Request) fault 
 }
 
 // writes are the operations of a push, and how many requests of each pushSession makes.
-var writes = map[string]int{"PutObject": 1, "CreateMultipartUpload": 1, "UploadPart": 5, "CompleteMultipartUpload": 1,
-	"GetObject": 1, "DeleteObject": 1}
+var writes = map[string]int{"PutObject": 2, "CreateMultipartUpload": 1, "UploadPart": 3, "CompleteMultipartUpload": 1,
+	"GetObject": 2, "DeleteObject": 2}
 
 // TestEachRequestFailsOnce: nothing is noticed but the time, also if it took effect and its answer was lost.
 func TestEachRequestFailsOnce(t *testing.T) {
-	data := random(23*mib, 1)
+	data := random(13*mib, 1)
 	for name, what := range map[string]fault{
 		"500":         {status: 500, code: "InternalError"},
 		"503":         {status: 503, code: "SlowDown"},
@@ -85,7 +85,7 @@ func TestEachRequestFailsOnce(t *testing.T) {
 
 // TestEachRequestFailsForGood: the push fails, or succeeds with the right bytes, and the next one succeeds.
 func TestEachRequestFailsForGood(t *testing.T) {
-	data := random(23*mib, 1)
+	data := random(13*mib, 1)
 	for op, calls := range writes {
 		for n := 1; n <= calls; n++ {
 			for _, what := range []fault{{status: 500, code: "InternalError"}, {lost: true}} {
@@ -115,7 +115,7 @@ func TestEachRequestFailsForGood(t *testing.T) {
 
 // TestEachChangeOfTheRecordFails: as above, for the Journal.
 func TestEachChangeOfTheRecordFails(t *testing.T) {
-	data := random(23*mib, 1)
+	data := random(13*mib, 1)
 	for _, before := range []bool{true, false} {
 		for n := 1; ; n++ {
 			f, r := newFake(t), storagetest.NewRecords()
@@ -406,7 +406,7 @@ func TestMemoryOfManyUploads(t *testing.T) {
 	o := options(f, r)
 	o.Memory = 64 * mib
 	b := open(t, o)
-	const uploads, size = 200, 7 * mib
+	const uploads, size = 200, 6 * mib
 	block := random(32<<10, 1)
 	var wg sync.WaitGroup
 	stop, peak := make(chan struct{}), make(chan uint64)

@@ -1,10 +1,20 @@
 package s3_test
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/pem"
 	"errors"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -137,8 +147,8 @@ func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
 	if err != nil {
 		return err
 	}
-	for i, cut := range []int{7 * mib, 18 * mib} {
-		from := []int{0, 7 * mib}[i]
+	for i, cut := range []int{6 * mib, 12 * mib} {
+		from := []int{0, 6 * mib}[i]
 		if _, err := u.Write(data[from:cut]); err != nil {
 			_ = u.Cancel(ctx)
 			return err
@@ -150,7 +160,7 @@ func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
 			return err
 		}
 	}
-	if _, err := u.Write(data[18*mib:]); err != nil {
+	if _, err := u.Write(data[12*mib:]); err != nil {
 		_ = u.Cancel(ctx)
 		return err
 	}
@@ -160,7 +170,7 @@ func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
 func TestASessionLeavesOneObject(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	x, y := engine(t, f, r), engine(t, f, r)
-	data := random(23*mib, 1)
+	data := random(13*mib, 1)
 	wantNil(t, "push", pushSession(t, data, x, y))
 	wantBlob(t, y, data)
 	if keys := f.keys(); len(keys) != 1 || f.openUploads() != 0 {
@@ -311,4 +321,85 @@ func TestQuotasCountSessionsOfAllProcesses(t *testing.T) {
 	wantNil(t, "Cancel", must(other.Resume(t.Context(), "a", id, -1))(t).Cancel(t.Context()))
 	expire(t, b, -1)
 	used(0)
+}
+
+// TestTheLastRequestOfAnUploadCopiesNothing: it costs the same whatever the length is.
+func TestTheLastRequestOfAnUploadCopiesNothing(t *testing.T) {
+	for _, size := range []int{10 * mib, 12 * mib, 40 * mib} {
+		f, r := newFake(t), storagetest.NewRecords()
+		b := engine(t, f, r)
+		data := random(size, 1)
+		u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+		write(t, u, data)
+		wantNil(t, "Close", u.Close(t.Context()))
+		u = must(b.Resume(t.Context(), "a", id, int64(size)))(t)
+		requests, received := f.total(), f.bytes()
+		wantNil(t, "Commit", u.Commit(t.Context(), digest.FromBytes(data)))
+		requests, received = f.total()-requests, f.bytes()-received
+		// A tail is read, sent as the last part, and removed.
+		tail := int64(size % (5 * mib))
+		if most := map[bool]int{true: 4, false: 1}[tail > 0]; requests > most || received > tail+1<<10 {
+			t.Errorf("%d bytes: Commit made %d requests and sent %d bytes", size, requests, received)
+		}
+		wantBlob(t, b, data)
+	}
+}
+
+func TestEncryptionAndRedirect(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	var mu sync.Mutex
+	asked := map[string]string{}
+	f.on(func(op string, r *http.Request) fault {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[op] = r.Header.Get("X-Amz-Server-Side-Encryption") + " " +
+			r.Header.Get("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id")
+		return fault{}
+	})
+	o := options(f, r)
+	o.SSE, o.KMSKey, o.Redirect = "aws:kms", "my-key", true
+	b := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
+	data := random(6*mib, 1)
+	d := must(storagetest.Push(t.Context(), b, data))(t)
+	wantBlob(t, b, data)
+	mu.Lock()
+	if asked["PutObject"] != "aws:kms my-key" || asked["CreateMultipartUpload"] != "aws:kms my-key" {
+		t.Errorf("requests had %q", asked)
+	}
+	mu.Unlock()
+
+	u := must(b.Placed.(*s3.Blobs).Redirect(t.Context(), d, time.Minute))(t)
+	response := must(http.Get(u))(t)
+	defer response.Body.Close()
+	if got, err := io.ReadAll(response.Body); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%s: %d bytes, %v", u, len(got), err)
+	}
+	if _, err := b.Placed.(*s3.Blobs).Redirect(t.Context(), digest.FromString("other"), time.Minute); !errors.Is(err,
+		storage.ErrNotFound) {
+		t.Errorf("Redirect of what does not exist: %v", err)
+	}
+	if u, err := open(t, options(f, r)).Redirect(t.Context(), d, time.Minute); u != "" || err != nil {
+		t.Errorf("not asked for: %s, %v", u, err)
+	}
+}
+
+func TestTLSWithACAFile(t *testing.T) {
+	f := newFake(t)
+	secure := httptest.NewUnstartedServer(f)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	defer secure.Close()
+	r := storagetest.NewRecords()
+	o := options(f, r)
+	o.Endpoint = secure.URL
+	if _, err := s3.Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "set ca-file") {
+		t.Errorf("without its CA: %v", err)
+	}
+	o.CAFile = filepath.Join(t.TempDir(), "ca.crt")
+	wantNil(t, "WriteFile", os.WriteFile(o.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+		Bytes: secure.Certificate().Raw}), 0o600))
+	b := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
+	data := random(11*mib, 1)
+	must(storagetest.Push(t.Context(), b, data))(t)
+	wantBlob(t, b, data)
 }

@@ -195,6 +195,7 @@ func (w *writer) load() error {
 		data = big[:w.tail.size]
 	}
 	r := newReader(w.life, w.b.client, w.b.client.key(w.tail.place))
+	r.window = w.tail.size // in one request
 	defer r.Close()
 	if _, err := io.ReadFull(r, data); err != nil {
 		w.b.memory.give(data)
