@@ -126,7 +126,10 @@ func random(n int, seed byte) []byte {
 func TestS3SessionOfManyPartsAtTwoProcesses(t *testing.T) {
 	g := startGateway(t)
 	r := storagetest.NewRecords()
-	both := []storagetest.PlacedBlobs{{Placed: open(t, g.options(r)), Records: r}, {Placed: open(t, g.options(r)), Records: r}}
+	var both []storagetest.PlacedBlobs
+	for range 2 {
+		both = append(both, storagetest.PlacedBlobs{Placed: open(t, g.options(r)), Records: r})
+	}
 	data := random(61<<20, 1)
 	d := digest.FromBytes(data)
 	u, err := both[0].CreateAs(t.Context(), "team/app", "01234567-89ab-4def-8123-456789abcdef", digest.SHA256)
@@ -217,7 +220,8 @@ func TestS3ErrorsOfARealServer(t *testing.T) {
 	}
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-value")
 	_, err := s3.Open(t.Context(), g.options(r))
-	if err == nil || !strings.Contains(err.Error(), "check the credentials") || strings.Contains(err.Error(), "wrong-secret") {
+	if err == nil || !strings.Contains(err.Error(), "check the credentials") ||
+		strings.Contains(err.Error(), "wrong-secret") {
 		t.Errorf("a wrong secret: %v", err)
 	}
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
@@ -272,7 +276,8 @@ func TestS3Figures(t *testing.T) {
 		}
 		d := digest.NewDigest(digest.SHA256, h)
 		begin := time.Now()
-		u, err := b.CreateAs(t.Context(), "a", fmt.Sprintf("01234567-89ab-4def-8123-%012d", begin.UnixNano()%1e12), digest.SHA256)
+		id := fmt.Sprintf("01234567-89ab-4def-8123-%012d", begin.UnixNano()%1e12)
+		u, err := b.CreateAs(t.Context(), "a", id, digest.SHA256)
 		if err == nil {
 			_, err = io.CopyBuffer(struct{ io.Writer }{u}, &pattern{size}, make([]byte, 256<<10))
 		}
@@ -302,8 +307,8 @@ func TestS3Figures(t *testing.T) {
 		}
 		_ = f.Close()
 		mib := float64(size) / (1 << 20)
-		t.Logf("%4.0f MiB: PATCH %.0f MiB/s, the final PUT %v, GET %.0f MiB/s", mib, mib/sent.Seconds(), last.Round(time.Millisecond),
-			mib/time.Since(begin).Seconds())
+		t.Logf("%4.0f MiB: PATCH %.0f MiB/s, the final PUT %v, GET %.0f MiB/s", mib, mib/sent.Seconds(),
+			last.Round(time.Millisecond), mib/time.Since(begin).Seconds())
 		place, _ := r.Unname(d)
 		if err := b.Remove(t.Context(), place); err != nil {
 			t.Fatal(err)

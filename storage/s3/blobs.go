@@ -20,7 +20,7 @@
 //
 // # Why
 //
-// minio-go and not the AWS SDK: measured with the same calls, its part of the program is half as large, and the requests
+// minio-go and not the AWS SDK: measured with the same calls, the program is 3 MB smaller with it, and the requests
 // that are made here are the same for any service; see README.md.
 //
 // # What it does not do
@@ -132,8 +132,8 @@ func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, e
 	return newReader(ctx, b.client, b.client.key(place)), nil
 }
 
-// Redirect returns a URL from which a client can read a blob without credentials, for as long as ttl; it is empty unless
-// [Options].Redirect is set. Errors: as Open.
+// Redirect returns a URL from which a client can read a blob without credentials, for as long as ttl; it is empty
+// unless [Options].Redirect is set. Errors: as Open.
 func (b *Blobs) Redirect(ctx context.Context, d digest.Digest, ttl time.Duration) (string, error) {
 	if !b.options.Redirect {
 		return "", nil

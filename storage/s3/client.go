@@ -118,13 +118,6 @@ func (c *circuit) leave(down bool, err error) {
 	}
 }
 
-// isOpen reports whether requests fail at once.
-func (c *circuit) isOpen() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.failed >= failuresToOpen && time.Now().Before(c.until)
-}
-
 // The keys of the bucket.
 const (
 	objectsPrefix = "objects/" // followed by a place

@@ -140,7 +140,8 @@ func passing(ctx context.Context, err error) (again, down bool) {
 		return true, true // no answer, or a torn one
 	case answer.StatusCode == http.StatusTooManyRequests, classes[answer.Code].err == storage.ErrBusy:
 		return true, false // it is up, and wants to be asked less
-	case answer.Code == "RequestTimeout", answer.Code == "OperationAborted", answer.StatusCode == http.StatusRequestTimeout:
+	case answer.Code == "RequestTimeout", answer.Code == "OperationAborted",
+		answer.StatusCode == http.StatusRequestTimeout:
 		return true, false
 	case classes[answer.Code].err == storage.ErrFull, answer.StatusCode == http.StatusInsufficientStorage,
 		answer.StatusCode == http.StatusNotImplemented:

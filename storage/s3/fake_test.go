@@ -133,7 +133,8 @@ func operation(r *http.Request, key string) string {
 	case q.Has("uploadId"):
 		return "AbortMultipartUpload"
 	}
-	return map[string]string{"PUT": "PutObject", "GET": "GetObject", "HEAD": "HeadObject", "DELETE": "DeleteObject"}[r.Method]
+	return map[string]string{"PUT": "PutObject", "GET": "GetObject", "HEAD": "HeadObject",
+		"DELETE": "DeleteObject"}[r.Method]
 }
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {

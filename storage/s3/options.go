@@ -64,8 +64,8 @@ var parameters = map[string]func(o *Options, value string) error{
 	"ca-file":    func(o *Options, v string) error { o.CAFile = v; return nil },
 	"sse":        func(o *Options, v string) error { o.SSE = v; return nil },
 	"kms-key":    func(o *Options, v string) error { o.KMSKey = v; return nil },
-	"path-style": func(o *Options, v string) error { return parseBool(&o.PathStyle, v) },
-	"redirect":   func(o *Options, v string) error { return parseBool(&o.Redirect, v) },
+	"path-style": func(o *Options, v string) (err error) { o.PathStyle, err = parseBool(v); return err },
+	"redirect":   func(o *Options, v string) (err error) { o.Redirect, err = parseBool(v); return err },
 	"part-size": func(o *Options, v string) (err error) {
 		if o.PartSize, err = strconv.ParseInt(v, 10, 64); err != nil {
 			return errors.New("want a number of bytes")
@@ -74,13 +74,11 @@ var parameters = map[string]func(o *Options, value string) error{
 	},
 }
 
-func parseBool(b *bool, v string) error {
-	switch v {
-	case "true", "false":
-		*b = v == "true"
-		return nil
+func parseBool(v string) (bool, error) {
+	if v != "true" && v != "false" {
+		return false, errors.New("want true or false")
 	}
-	return errors.New("want true or false")
+	return v == "true", nil
 }
 
 // ParseURL reads s3://BUCKET/PREFIX?endpoint=…&region=…&path-style=true. Its errors never quote credentials.
@@ -144,8 +142,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("bucket: %.70q is not the name of a bucket: 3 to 63 lower-case letters, digits, dots and dashes",
 			o.Bucket)
 	case len(o.Prefix) > maxPrefix || o.Prefix != "" && !validPrefix.MatchString(o.Prefix) || dots(o.Prefix):
-		return fmt.Errorf("prefix: %.70q is not valid: up to %d letters, digits, dots, dashes and underscores between slashes",
-			o.Prefix, maxPrefix)
+		return fmt.Errorf("prefix: %.70q is not valid: up to %d letters, digits, dots, dashes and underscores between "+
+			"slashes", o.Prefix, maxPrefix)
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" ||
 		u.RawQuery != "" || u.Fragment != "":
 		return errors.New("endpoint: not of the form https://HOST:PORT")
@@ -234,8 +232,8 @@ func (o *Options) transport() (http.RoundTripper, error) {
 	}, nil
 }
 
-// impatient is a connection on which nothing may stand still for longer than its timeout. Requests have no time limit of
-// their own: how long one takes depends on its length.
+// impatient is a connection on which nothing may stand still for longer than its timeout. Requests have no time limit
+// of their own: how long one takes depends on its length.
 type impatient struct {
 	net.Conn
 	timeout time.Duration

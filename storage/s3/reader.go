@@ -9,9 +9,9 @@ import (
 	"trow/storage"
 )
 
-// Objects are read in windows, each a request of a range: the first is short, as many clients want little, and later ones
-// are longer. When half of a window is read, the next one is asked for, so that its first bytes have arrived in the
-// socket's buffer when they are needed. A window that is read to its end leaves its connection for others.
+// Objects are read in windows, each a request of a range: the first is short, as many clients want little, and later
+// ones are longer. When half of a window is read, the next one is asked for, so that its first bytes have arrived in
+// the socket's buffer when they are needed. A window that is read to its end leaves its connection for others.
 const (
 	firstWindow = 1 << 20
 	maxWindow   = 64 << 20
@@ -49,8 +49,8 @@ func newReader(ctx context.Context, c *client, key string) *reader {
 	return &reader{ctx: ctx, cancel: cancel, c: c, key: key, size: -1, window: firstWindow}
 }
 
-// Read implements [io.Reader]. A connection that breaks is replaced by another one, from where it broke: the name of the
-// object is used once, so it has the same bytes, and its length is compared.
+// Read implements [io.Reader]. A connection that breaks is replaced by another one, from where it broke: the name of
+// the object is used once, so it has the same bytes, and its length is compared.
 func (r *reader) Read(p []byte) (int, error) {
 	for {
 		switch {

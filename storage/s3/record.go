@@ -43,8 +43,8 @@ type part struct {
 	etag   string // as the service has it: it need not be an MD5
 }
 
-// tail is what came after the last part and is too short for one: an object like others. If nothing follows and there is
-// no part, it is the object itself.
+// tail is what came after the last part and is too short for one: an object like others. If nothing follows and there
+// is no part, it is the object itself.
 type tail struct {
 	place string // empty: there is none
 	size  int64

@@ -44,7 +44,8 @@ const (
 
 // options are for a fake. Parts are as short as S3 allows.
 func options(f *fake, r storage.Records) s3.Options {
-	return s3.Options{Endpoint: f.URL, Bucket: "bucket", Prefix: "team/trow", PathStyle: true, PartSize: 5 * mib, Records: r}
+	return s3.Options{Endpoint: f.URL, Bucket: "bucket", Prefix: "team/trow", PathStyle: true, PartSize: 5 * mib,
+		Records: r}
 }
 
 func open(t testing.TB, o s3.Options) *s3.Blobs {

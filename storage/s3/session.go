@@ -184,15 +184,15 @@ func (b *Blobs) hashOf(ctx context.Context, place string, alg digest.Algorithm) 
 }
 
 const (
-	// orphanAge is the age from which on a multipart upload that no record names is aborted. One of a single request has no
-	// record, so that request must not take longer.
+	// orphanAge is the age from which on a multipart upload that no record names is aborted. One of a single request has
+	// no record, so that request must not take longer.
 	orphanAge = 24 * time.Hour
 	// sweepEvery is how often multipart uploads are listed.
 	sweepEvery = time.Hour
 )
 
-// Expire implements [storage.Blobs]. It also aborts multipart uploads that are older than a day and that no record names:
-// their process has ended between the beginning and the record, or within a request.
+// Expire implements [storage.Blobs]. It also aborts multipart uploads that are older than a day and that no record
+// names: their process has ended between the beginning and the record, or within a request.
 func (b *Blobs) Expire(ctx context.Context, before time.Time) (freed int64, err error) {
 	if err := b.Room(ctx); err != nil {
 		return 0, err

@@ -70,7 +70,8 @@ type flight struct {
 func (b *Blobs) newWriter(ctx context.Context, key session, r record) *writer {
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	return &writer{b: b, key: key, free: storage.IsUnbounded(ctx), ctx: ctx, life: life, end: end,
-		record: r, saved: time.Now(), used: time.Now(), size: r.size, tail: r.tail, hash: hashFrom(r.alg, r.state, r.size), limit: r.next}
+		record: r, saved: time.Now(), used: time.Now(), size: r.size, tail: r.tail,
+		hash: hashFrom(r.alg, r.state, r.size), limit: r.next}
 }
 
 func (w *writer) closed() error { return fmt.Errorf("upload %s: %w", w.key.id, storage.ErrClosed) }
@@ -343,8 +344,8 @@ func (w *writer) removeOld(ctx context.Context, named string) {
 	_ = w.b.Remove(ctx, free...)
 }
 
-// Close implements [storage.Upload]. What was received is kept: full parts, what is long enough for one, and the rest as
-// an object of its own. If a part could not be sent, what comes before it is kept.
+// Close implements [storage.Upload]. What was received is kept: full parts, what is long enough for one, and the rest
+// as an object of its own. If a part could not be sent, what comes before it is kept.
 func (w *writer) Close(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -16,9 +16,9 @@ import (
 	"trow/storage"
 )
 
-// Placed tests an engine that keeps bytes in objects with names of their own: with the suite of Blobs, once with a new
-// engine for each opening, and once with two engines that take turns, as two processes would. place makes an empty place
-// and returns a function that opens the engine there, with Records that all of that place share.
+// Placed tests an engine that keeps bytes in objects with names of their own: with the suite of Blobs, once with a
+// new engine for each opening, and once with two engines that take turns, as two processes would. place makes an
+// empty place and returns a function that opens the engine there, with Records that all of that place share.
 func Placed(t *testing.T, place func(t *testing.T) (open func(storage.Records) storage.Placed)) {
 	t.Run("one engine", func(t *testing.T) {
 		Blobs(t, func(t *testing.T) func() storage.Blobs {
