@@ -86,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Blobs, error) {
 			requests, c.error("request", last)))
 	}
 	b := &Blobs{options: o, client: c, memory: newMemory(o.Memory, o.PartSize),
-		sizes:   sizes{first: o.PartSize, largest: o.Memory / 2},
+		sizes:   sizes{least: o.minPart, first: o.PartSize, largest: o.Memory / 2},
 		writers: map[session]*writer{}, counted: map[session]counted{}}
 	if !o.ReadOnly {
 		if err := c.probe(ctx, o.Warn); err != nil {

@@ -86,7 +86,7 @@ const (
 	openFor        = 2 * time.Second
 )
 
-// enter returns ErrBusy while the circuit is open. One request after each period is let through.
+// enter returns errLater while the circuit is open. One request after each period is let through.
 func (c *circuit) enter() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -95,7 +95,7 @@ func (c *circuit) enter() error {
 	}
 	now := time.Now()
 	if wait := c.until.Sub(now); wait > 0 {
-		return fmt.Errorf("%w: the last %d requests have failed; it is asked again in %v", storage.ErrBusy, c.failed,
+		return fmt.Errorf("%w: the last %d requests have failed; it is asked again in %v", errLater, c.failed,
 			wait.Round(100*time.Millisecond))
 	}
 	c.until = now.Add(openFor)

@@ -17,6 +17,8 @@ import (
 var (
 	// errNoUpload: the service does not know the multipart upload. It was completed, aborted or swept.
 	errNoUpload = errors.New("no such multipart upload")
+	// errLater is part of the errors of requests that may succeed later: the service is down, or wants to be asked less.
+	errLater = storage.ErrBusy
 	// errShort: an object does not have the bytes that it had.
 	errShort = errors.New("the object is shorter than it was")
 )
@@ -68,21 +70,21 @@ var classes = map[string]class{
 	"XMinioAdminBucketQuotaExceeded": {err: storage.ErrFull},
 	"InsufficientStorage":            {err: storage.ErrFull},
 	"ServiceQuotaExceeded":           {err: storage.ErrFull},
-	"SlowDown":                       {err: storage.ErrBusy},
-	"SlowDownRead":                   {err: storage.ErrBusy},
-	"SlowDownWrite":                  {err: storage.ErrBusy},
-	"ServiceUnavailable":             {err: storage.ErrBusy},
-	"RequestLimitExceeded":           {err: storage.ErrBusy},
-	"Throttling":                     {err: storage.ErrBusy},
-	"ThrottlingException":            {err: storage.ErrBusy},
-	"TooManyRequests":                {err: storage.ErrBusy},
+	"SlowDown":                       {err: errLater},
+	"SlowDownRead":                   {err: errLater},
+	"SlowDownWrite":                  {err: errLater},
+	"ServiceUnavailable":             {err: errLater},
+	"RequestLimitExceeded":           {err: errLater},
+	"Throttling":                     {err: errLater},
+	"ThrottlingException":            {err: errLater},
+	"TooManyRequests":                {err: errLater},
 }
 
 // statuses are for services that answer with codes of their own, and for HEAD, whose answers have no code.
 var statuses = map[int]class{
 	http.StatusInsufficientStorage: {err: storage.ErrFull},
-	http.StatusServiceUnavailable:  {err: storage.ErrBusy},
-	http.StatusTooManyRequests:     {err: storage.ErrBusy},
+	http.StatusServiceUnavailable:  {err: errLater},
+	http.StatusTooManyRequests:     {err: errLater},
 	http.StatusForbidden:           {remedy: checkAccess},
 }
 
@@ -102,7 +104,7 @@ func (c *client) error(op string, err error) error {
 			known, ok = statuses[answer.StatusCode]
 		}
 		if !ok && answer.StatusCode >= 500 && answer.StatusCode != http.StatusNotImplemented {
-			known.err = storage.ErrBusy // it was asked several times
+			known.err = errLater // it was asked several times
 		}
 		e.Remedy = known.remedy
 		e.Err = fmt.Errorf("%s: %s", answer.Code, strings.TrimSuffix(answer.Message, "."))
@@ -114,8 +116,8 @@ func (c *client) error(op string, err error) error {
 		if certificate := (*tls.CertificateVerificationError)(nil); errors.As(err, &certificate) {
 			e.Remedy = "set ca-file to the certificate of its CA"
 		}
-		if !cancelled(failed.Err) && !errors.Is(err, storage.ErrBusy) {
-			e.Err = fmt.Errorf("%w: no answer: %w", storage.ErrBusy, failed.Err)
+		if !cancelled(failed.Err) && !errors.Is(err, errLater) {
+			e.Err = fmt.Errorf("%w: no answer: %w", errLater, failed.Err)
 		}
 	default:
 		e.Err = err
@@ -138,7 +140,7 @@ func passing(ctx context.Context, err error) (again, down bool) {
 		return false, false
 	case !errors.As(err, &answer):
 		return true, true // no answer, or a torn one
-	case answer.StatusCode == http.StatusTooManyRequests, classes[answer.Code].err == storage.ErrBusy:
+	case answer.StatusCode == http.StatusTooManyRequests, classes[answer.Code].err == errLater:
 		return true, false // it is up, and wants to be asked less
 	case answer.Code == "RequestTimeout", answer.Code == "OperationAborted",
 		answer.StatusCode == http.StatusRequestTimeout:

@@ -9,6 +9,12 @@ import (
 // DoNotPause makes the pauses between attempts short. Call it before all tests.
 func DoNotPause() { pauseUnit, minio.DefaultRetryUnit = time.Millisecond, time.Millisecond }
 
+// WithMinPart returns options for a service that takes shorter parts, so that tests need not send much.
+func WithMinPart(o Options, n int64) Options {
+	o.minPart, o.PartSize = n, n
+	return o
+}
+
 // WithoutHash returns a record with a state of the hash that no version can read.
 func WithoutHash(b []byte) []byte {
 	r, err := decodeRecord(b)
@@ -16,6 +22,16 @@ func WithoutHash(b []byte) []byte {
 		panic(err)
 	}
 	r.state = []byte("a state of another version")
+	return r.encode()
+}
+
+// WithNext returns a record of which all numbers of parts below next are used.
+func WithNext(b []byte, next int) []byte {
+	r, err := decodeRecord(b)
+	if err != nil {
+		panic(err)
+	}
+	r.next = next
 	return r.encode()
 }
 

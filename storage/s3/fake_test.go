@@ -25,6 +25,7 @@ import (
 type fake struct {
 	*httptest.Server
 	keep int64
+	min  int64 // bytes of all parts but the last
 
 	mu        sync.Mutex // guards all below
 	objects   map[string]*object
@@ -60,7 +61,7 @@ type fault struct {
 }
 
 func newFake(t testing.TB) *fake {
-	f := &fake{keep: 1 << 30, objects: map[string]*object{}, uploads: map[string]*multipart{}, calls: map[string]int{}}
+	f := &fake{keep: 1 << 30, min: 5 << 20, objects: map[string]*object{}, uploads: map[string]*multipart{}, calls: map[string]int{}}
 	f.Server = httptest.NewServer(f)
 	t.Cleanup(f.Close)
 	return f
@@ -378,7 +379,7 @@ func (f *fake) complete(id string, u *multipart, body *object) answer {
 			return answer{status: 400, code: "InvalidPartOrder"}
 		case o == nil || strings.Trim(p.ETag, `"`) != o.etag:
 			return answer{status: 400, code: "InvalidPart"}
-		case i < len(asked.Part)-1 && o.size < 5<<20:
+		case i < len(asked.Part)-1 && o.size < f.min:
 			return answer{status: 400, code: "EntityTooSmall"}
 		}
 		whole.size, last = whole.size+o.size, p.PartNumber

@@ -49,7 +49,7 @@ var writes = map[string]int{"PutObject": 2, "CreateMultipartUpload": 1, "UploadP
 
 // TestEachRequestFailsOnce: nothing is noticed but the time, also if it took effect and its answer was lost.
 func TestEachRequestFailsOnce(t *testing.T) {
-	data := random(13*mib, 1)
+	data := sessionData()
 	for name, what := range map[string]fault{
 		"500":         {status: 500, code: "InternalError"},
 		"503":         {status: 503, code: "SlowDown"},
@@ -61,7 +61,7 @@ func TestEachRequestFailsOnce(t *testing.T) {
 				t.Run(fmt.Sprint(name, " ", op, " ", n), func(t *testing.T) {
 					t.Parallel()
 					f, r := newFake(t), storagetest.NewRecords()
-					x, y := engine(t, f, r), engine(t, f, r)
+					x, y := shortEngine(t, f, r), shortEngine(t, f, r)
 					before := f.count(op)
 					f.on(nth(op, n, 1, what))
 					wantNil(t, "push", pushSession(t, data, x, y))
@@ -85,14 +85,14 @@ func TestEachRequestFailsOnce(t *testing.T) {
 
 // TestEachRequestFailsForGood: the push fails, or succeeds with the right bytes, and the next one succeeds.
 func TestEachRequestFailsForGood(t *testing.T) {
-	data := random(13*mib, 1)
+	data := sessionData()
 	for op, calls := range writes {
 		for n := 1; n <= calls; n++ {
 			for _, what := range []fault{{status: 500, code: "InternalError"}, {lost: true}} {
 				t.Run(fmt.Sprint(op, " ", n, " with an effect: ", what.lost), func(t *testing.T) {
 					t.Parallel()
 					f, r := newFake(t), storagetest.NewRecords()
-					x, y := engine(t, f, r), engine(t, f, r)
+					x, y := shortEngine(t, f, r), shortEngine(t, f, r)
 					f.on(nth(op, n, 8, what))
 					err := pushSession(t, data, x, y)
 					f.on(nil)
@@ -115,11 +115,11 @@ func TestEachRequestFailsForGood(t *testing.T) {
 
 // TestEachChangeOfTheRecordFails: as above, for the Journal.
 func TestEachChangeOfTheRecordFails(t *testing.T) {
-	data := random(13*mib, 1)
+	data := sessionData()
 	for _, before := range []bool{true, false} {
 		for n := 1; ; n++ {
 			f, r := newFake(t), storagetest.NewRecords()
-			x, y := engine(t, f, r), engine(t, f, r)
+			x, y := shortEngine(t, f, r), shortEngine(t, f, r)
 			calls := 0
 			r.Fail(func(_, _ []byte) (bool, error) {
 				if calls++; calls == n {

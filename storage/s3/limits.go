@@ -19,7 +19,7 @@ const (
 const growEvery = 500
 
 // sizes says how long parts are.
-type sizes struct{ first, largest int64 }
+type sizes struct{ least, first, largest int64 }
 
 // of returns the length of the part with a number, from 1.
 func (s sizes) of(number int) int64 {
@@ -42,17 +42,19 @@ const smallBuffer = 64 << 10
 // other half could wait for another one that waits for it.
 type memory struct {
 	room  *semaphore.Weighted
+	all   int64
 	first int64     // the length of most buffers
 	pool  sync.Pool // of *[]byte with a capacity of first
 }
 
 func newMemory(bytes, first int64) *memory {
-	return &memory{room: semaphore.NewWeighted(bytes), first: first}
+	return &memory{room: semaphore.NewWeighted(bytes), all: bytes, first: first}
 }
 
 // take waits for room, in the order of calls, and returns an empty buffer for n bytes. Error: that of ctx.
 func (m *memory) take(ctx context.Context, n int64) ([]byte, error) {
-	if err := m.room.Acquire(ctx, n); err != nil {
+	// One that is longer than all there is waits for all.
+	if err := m.room.Acquire(ctx, min(n, m.all)); err != nil {
 		return nil, context.Cause(ctx)
 	}
 	if n == m.first {
@@ -72,5 +74,5 @@ func (m *memory) give(b []byte) {
 	if n == m.first {
 		m.pool.Put(&b)
 	}
-	m.room.Release(n)
+	m.room.Release(min(n, m.all))
 }

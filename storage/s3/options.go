@@ -47,6 +47,7 @@ type Options struct {
 	ReadOnly   bool // everything that writes fails with ErrReadOnly, and Open does not try to write
 	// Timeout is how long the service may be silent within a request; 0: 2 minutes.
 	Timeout time.Duration
+	minPart int64       // 0: minPart; less for tests
 	Warn    func(error) // hears of what an operator should know and that fails no call. nil: nothing is reported
 }
 
@@ -124,6 +125,9 @@ func (o *Options) check() error {
 	if o.PartSize == 0 {
 		o.PartSize = defaultPartSize
 	}
+	if o.minPart == 0 {
+		o.minPart = minPart
+	}
 	if o.Memory == 0 {
 		o.Memory = max(defaultMemory, 4*o.PartSize)
 	}
@@ -153,7 +157,7 @@ func (o *Options) check() error {
 		return fmt.Errorf("sse: %.40q is not valid; want AES256 or aws:kms", o.SSE)
 	case o.KMSKey != "" && o.SSE != "aws:kms":
 		return errors.New("kms-key: it needs sse=aws:kms")
-	case o.PartSize < minPart || o.PartSize > 1<<30:
+	case o.PartSize < o.minPart || o.PartSize > 1<<30:
 		return fmt.Errorf("part-size: %d is not valid; want %d (5 MiB) to %d (1 GiB) bytes", o.PartSize, minPart, 1<<30)
 	case o.Memory < 2*o.PartSize:
 		return fmt.Errorf("memory for uploads: %d bytes are too few; want %d, two parts, or more", o.Memory, 2*o.PartSize)

@@ -74,7 +74,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			r.drop()
 			if r.broken++; n == 0 && (r.broken == maxBroken || sleep(r.ctx, pause(r.broken)) != nil) {
 				return 0, r.c.error("read "+r.key, fmt.Errorf("%w: the connection broke after %d of %d bytes: %w",
-					storage.ErrBusy, r.at, r.size, err))
+					errLater, r.at, r.size, err))
 			}
 		}
 		if n > 0 {

@@ -76,7 +76,7 @@ func FuzzRecord(f *testing.F) {
 }
 
 func TestSizesOfParts(t *testing.T) {
-	s := sizes{first: 8 << 20, largest: 128 << 20}
+	s := sizes{least: minPart, first: 8 << 20, largest: 128 << 20}
 	for number, want := range map[int]int64{1: 8 << 20, 500: 8 << 20, 501: 16 << 20, 1001: 24 << 20, 7501: 128 << 20,
 		10_000: 128 << 20} {
 		if got := s.of(number); got != want {
@@ -99,7 +99,7 @@ func TestParseURL(t *testing.T) {
 			Endpoint: "https://s3.amazonaws.com", Region: "r", SSE: "aws:kms", KMSKey: "k", CAFile: "/ca.crt", Redirect: true,
 			PartSize: 8 << 20},
 	} {
-		want.Memory, want.Timeout = defaultMemory, defaultTimeout
+		want.minPart, want.Memory, want.Timeout = minPart, defaultMemory, defaultTimeout
 		if got, err := ParseURL(text); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v; want %+v", text, got, err, want)
 		}

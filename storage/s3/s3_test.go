@@ -140,6 +140,19 @@ func TestASmallBlobIsOneRequest(t *testing.T) {
 	}
 }
 
+// short is the length of a part in tests that push often.
+const short = 128 << 10
+
+// shortEngine is an engine whose parts are short.
+func shortEngine(t testing.TB, f *fake, r *storagetest.Records) storagetest.PlacedBlobs {
+	t.Helper()
+	f.min = short
+	return storagetest.PlacedBlobs{Placed: open(t, s3.WithMinPart(options(f, r), short)), Records: r}
+}
+
+// sessionData is what pushSession pushes: it has three parts and two tails.
+func sessionData() []byte { return random(13*short/5, 1) }
+
 // pushSession pushes in three requests, at processes that take turns, with tails and parts.
 func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
 	t.Helper()
@@ -148,8 +161,8 @@ func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
 	if err != nil {
 		return err
 	}
-	for i, cut := range []int{6 * mib, 12 * mib} {
-		from := []int{0, 6 * mib}[i]
+	for i, cut := range []int{6 * short / 5, 12 * short / 5} {
+		from := []int{0, 6 * short / 5}[i]
 		if _, err := u.Write(data[from:cut]); err != nil {
 			_ = u.Cancel(ctx)
 			return err
@@ -161,7 +174,7 @@ func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
 			return err
 		}
 	}
-	if _, err := u.Write(data[12*mib:]); err != nil {
+	if _, err := u.Write(data[12*short/5:]); err != nil {
 		_ = u.Cancel(ctx)
 		return err
 	}
@@ -170,8 +183,8 @@ func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
 
 func TestASessionLeavesOneObject(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
-	x, y := engine(t, f, r), engine(t, f, r)
-	data := random(13*mib, 1)
+	x, y := shortEngine(t, f, r), shortEngine(t, f, r)
+	data := sessionData()
 	wantNil(t, "push", pushSession(t, data, x, y))
 	wantBlob(t, y, data)
 	if keys := f.keys(); len(keys) != 1 || f.openUploads() != 0 {
@@ -403,4 +416,44 @@ func TestTLSWithACAFile(t *testing.T) {
 	data := random(11*mib, 1)
 	must(storagetest.Push(t.Context(), b, data))(t)
 	wantBlob(t, b, data)
+}
+
+func TestSettingsOfProcessesMayDiffer(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	o := options(f, r)
+	o.PartSize, o.Memory = 32*mib, 64*mib
+	large := open(t, o)
+	o.PartSize, o.Memory = 5*mib, 10*mib
+	small := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
+	data := random(36*mib, 1)
+	u := must(large.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+	write(t, u, data[:15*mib])
+	wantNil(t, "Close", u.Close(t.Context()))
+	u = must(small.Resume(t.Context(), "a", id, 15*mib))(t) // its tail is longer than three parts, and than all memory
+	write(t, u, data[15*mib:20*mib])
+	wantNil(t, "Close", u.Close(t.Context()))
+	u = must(large.Resume(t.Context(), "a", id, 20*mib))(t)
+	write(t, u, data[20*mib:])
+	wantNil(t, "Close", u.Close(t.Context()))
+	u = must(small.Resume(t.Context(), "a", id, 36*mib))(t)
+	wantNil(t, "Commit", u.Commit(t.Context(), digest.FromBytes(data)))
+	wantBlob(t, small, data)
+}
+
+func TestAnUploadOfTooManyPartsIsRefused(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	b := engine(t, f, r)
+	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
+	write(t, u, random(5*mib, 1))
+	wantNil(t, "Close", u.Close(t.Context()))
+	old := must(r.Session(t.Context(), "a", id))(t)
+	wantNil(t, "SetSession", r.SetSession(t.Context(), "a", id, old, s3.WithNext(old, 10_000)))
+	u = must(b.Resume(t.Context(), "a", id, 5*mib))(t)
+	var err error
+	for n, block := 0, make([]byte, mib); n < 200 && err == nil; n++ { // part 10,000 has 100 MiB
+		_, err = u.Write(block)
+	}
+	if !errors.Is(err, storage.ErrFull) || !strings.Contains(err.Error(), "10000 parts") {
+		t.Errorf("beyond 10,000 parts: %v", err)
+	}
 }

@@ -135,6 +135,16 @@ func (w *writer) write(p []byte) (n int, err error) {
 		return 0, err
 	}
 	for len(p) > 0 {
+		// A tail may be longer than a part if another process has other settings.
+		if int64(len(w.buf)) >= w.partSize() {
+			if err := w.send(w.life); err != nil {
+				return n, w.fail(err)
+			}
+		}
+		if w.record.next > maxParts {
+			return n, w.fail(fmt.Errorf("upload %s: %w: it has %d bytes, and %d parts are the most that S3 allows; raise "+
+				"part-size", w.key.id, storage.ErrFull, w.size, maxParts))
+		}
 		if err := w.room(); err != nil {
 			return n, err
 		}
@@ -271,10 +281,6 @@ func (w *writer) reserve(ctx context.Context) error {
 	if w.record.upload != "" && w.record.next < w.limit {
 		return nil
 	}
-	if w.record.next > maxParts {
-		return fmt.Errorf("upload %s: %w: it has %d bytes, and %d parts are the most that S3 allows; raise part-size",
-			w.key.id, storage.ErrFull, w.size, maxParts)
-	}
 	began := w.record.upload == ""
 	if began {
 		place := w.b.options.Records.NewPlace()
@@ -379,7 +385,7 @@ func (w *writer) keep(ctx context.Context) error {
 		return nil // nothing was written
 	}
 	var failed error
-	if w.failed == nil && int64(len(w.buf)) >= max(minPart, w.partSize()/2) {
+	if w.failed == nil && int64(len(w.buf)) >= max(w.b.sizes.least, w.partSize()/2) {
 		failed = w.send(ctx)
 	}
 	failed = errors.Join(failed, w.landAll(ctx))
