@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -577,4 +579,76 @@ func TestTheProbeNamesWhatTheServiceLacks(t *testing.T) {
 	if keys := f.keys(); len(keys) != 0 {
 		t.Errorf("left: %v", keys)
 	}
+}
+
+// TestWritersFightForASession: requests of several clients at several processes, each of which believes that the session
+// is its own. Whatever is acknowledged has the right bytes.
+func TestWritersFightForASession(t *testing.T) {
+	data := random(9*short+100, 1)
+	d := digest.FromBytes(data)
+	for round := range 5 {
+		f, r := newFake(t), storagetest.NewRecords()
+		all := []storagetest.PlacedBlobs{shortEngine(t, f, r), shortEngine(t, f, r), shortEngine(t, f, r)}
+		var held sync.WaitGroup
+		f.on(func(op string, _ *http.Request) fault {
+			if rand.IntN(4) > 0 {
+				return fault{}
+			}
+			hold := make(chan struct{})
+			held.Go(func() { time.Sleep(time.Duration(rand.IntN(5)) * time.Millisecond); close(hold) })
+			return fault{hold: hold, lost: rand.IntN(3) == 0}
+		})
+		wantNil(t, "Close", must(all[0].CreateAs(t.Context(), "a", id, digest.SHA256))(t).Close(t.Context()))
+		var committed atomic.Int32
+		var wg sync.WaitGroup
+		for n := range 4 {
+			wg.Go(func() {
+				for committed.Load() == 0 && t.Context().Err() == nil {
+					if fight(t, all[rand.IntN(len(all))], data, n%2 == 0) {
+						committed.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		f.on(nil)
+		held.Wait()
+		if committed.Load() != 1 {
+			t.Errorf("round %d: %d commits succeeded", round, committed.Load())
+		}
+		for _, b := range all {
+			wantBlob(t, b, data)
+		}
+		if _, err := all[0].Stat(t.Context(), d); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// fight is one request: it goes on with the session, and reports whether it has committed it. A session that was dropped
+// is begun again.
+func fight(t *testing.T, b storagetest.PlacedBlobs, data []byte, slow bool) bool {
+	u, err := b.Resume(t.Context(), "a", id, -1)
+	if errors.Is(err, storage.ErrNotFound) {
+		u, err = b.CreateAs(t.Context(), "a", id, digest.SHA256)
+	}
+	if err != nil {
+		return false
+	}
+	next := data[u.Size():]
+	next = next[:min(len(next), 1+rand.IntN(4*short))]
+	for piece := range slices.Chunk(next, 10_000) {
+		if slow {
+			runtime.Gosched()
+		}
+		if _, err := u.Write(piece); err != nil {
+			_ = u.Close(t.Context())
+			return false
+		}
+	}
+	if u.Size() < int64(len(data)) {
+		_ = u.Close(t.Context())
+		return false
+	}
+	return u.Commit(t.Context(), digest.FromBytes(data)) == nil
 }

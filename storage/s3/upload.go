@@ -142,8 +142,7 @@ func (w *writer) write(p []byte) (n int, err error) {
 			}
 		}
 		if w.record.next > maxParts {
-			return n, w.fail(fmt.Errorf("upload %s: %w: it has %d bytes, and %d parts are the most that S3 allows; raise "+
-				"part-size", w.key.id, storage.ErrFull, w.size, maxParts))
+			return n, w.fail(w.tooMany())
 		}
 		if err := w.room(); err != nil {
 			return n, err
@@ -161,6 +160,11 @@ func (w *writer) write(p []byte) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+func (w *writer) tooMany() error {
+	return fmt.Errorf("upload %s: %w: it has %d bytes, and %d parts are the most that S3 allows; raise part-size",
+		w.key.id, storage.ErrFull, w.size, maxParts)
 }
 
 // fail notes that nothing can be appended any more.
@@ -280,6 +284,9 @@ func (w *writer) landAll(ctx context.Context) (err error) {
 func (w *writer) reserve(ctx context.Context) error {
 	if w.record.upload != "" && w.record.next < w.limit {
 		return nil
+	}
+	if w.record.next > maxParts {
+		return w.tooMany()
 	}
 	began := w.record.upload == ""
 	if began {
