@@ -229,11 +229,15 @@ func (f *fake) body(r *http.Request) (o *object, err error) {
 	}
 	// No MD5: it is slow, and nothing may rely on an ETag being one.
 	sum, o := crc32.New(crc32.MakeTable(crc32.Castagnoli)), &object{time: time.Now()}
-	if length, _ := strconv.ParseInt(r.Header.Get("X-Amz-Decoded-Content-Length"), 10, 64); length > f.keep {
+	length := r.ContentLength
+	if decoded, err := strconv.ParseInt(r.Header.Get("X-Amz-Decoded-Content-Length"), 10, 64); err == nil {
+		length = decoded
+	}
+	if length > f.keep {
 		o.size, err = io.Copy(sum, src)
 	} else {
 		var buf bytes.Buffer
-		buf.Grow(int(length))
+		buf.Grow(int(max(length, 0)))
 		o.size, err = io.Copy(io.MultiWriter(&buf, sum), src)
 		o.data = buf.Bytes()
 		if o.data == nil {

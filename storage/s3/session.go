@@ -150,7 +150,10 @@ func (b *Blobs) closeLocal(ctx context.Context, key session, offset int64) error
 	case offset >= 0 && offset != w.size:
 		return fmt.Errorf("upload %s: %w: it has %d bytes, not %d", key.id, storage.ErrOffset, w.size, offset)
 	}
-	return w.close(ctx)
+	if err := w.close(ctx); !errors.Is(err, storage.ErrClosed) { // another process has it, and Resume sees that
+		return err
+	}
+	return nil
 }
 
 // endRecord deletes a record. Error: ErrConflict if it has changed.

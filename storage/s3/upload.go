@@ -358,7 +358,8 @@ func (w *writer) removeOld(ctx context.Context, named string) {
 }
 
 // Close implements [storage.Upload]. What was received is kept: full parts, what is long enough for one, and the rest
-// as an object of its own. If a part could not be sent, what comes before it is kept.
+// as an object of its own. If a part could not be sent, what comes before it is kept. Error: ErrClosed if another
+// writer has taken the session over, and what this one has received since is not kept.
 func (w *writer) Close(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -374,7 +375,7 @@ func (w *writer) close(ctx context.Context) error {
 	err := w.keep(ctx)
 	if errors.Is(err, storage.ErrClosed) { // another writer has what was kept before
 		w.open.End()
-		return nil
+		return err
 	}
 	r, derr := decodeRecord(w.stored)
 	if derr != nil { // nothing was stored, so nothing is kept
