@@ -69,6 +69,9 @@ func Open(ctx context.Context, o Options) (*Blobs, error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("S3: %w", err)
 	}
+	if o.Records == nil {
+		return nil, errors.New("S3: there are no Records: which object has which digest is a fact")
+	}
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
@@ -122,14 +125,19 @@ func (b *Blobs) Stat(ctx context.Context, d digest.Digest) (storage.BlobInfo, er
 	return storage.BlobInfo{Digest: d, Size: info.Size, ModTime: info.LastModified}, nil
 }
 
-// Open implements [storage.Blobs]. The first Read makes the first request, so it is a Read that returns ErrNotFound if
-// the object that the Records name does not exist.
+// Open implements [storage.Blobs]. It makes the first request, so that an object that is not there, or a service that
+// does not answer, is an error here, where a server can still say so to its client.
 func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
 	place, err := b.place(ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	return newReader(ctx, b.client, b.client.key(place)), nil
+	r := newReader(ctx, b.client, b.client.key(place))
+	if err := r.open(); err != nil {
+		_ = r.Close()
+		return nil, fmt.Errorf("blob %s: %w", d, err)
+	}
+	return r, nil
 }
 
 // Redirect returns a URL from which a client can read a blob without credentials, for as long as ttl; it is empty

@@ -57,11 +57,12 @@ type fault struct {
 	code   string        // the S3 code of that answer
 	lost   bool          // the effect happens, and the connection breaks instead of an answer
 	torn   int64         // the connection breaks after so many bytes of the answer; 0: it does not
-	hold   chan struct{} // the request waits for it, even if its client has gone
+	hold   chan struct{} // the request waits for it
 }
 
 func newFake(t testing.TB) *fake {
-	f := &fake{keep: 1 << 30, min: 5 << 20, objects: map[string]*object{}, uploads: map[string]*multipart{}, calls: map[string]int{}}
+	f := &fake{keep: 1 << 30, min: 5 << 20, objects: map[string]*object{}, uploads: map[string]*multipart{},
+		calls: map[string]int{}}
 	f.Server = httptest.NewServer(f)
 	t.Cleanup(f.Close)
 	return f

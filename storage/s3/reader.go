@@ -13,7 +13,7 @@ import (
 // ones are longer. When half of a window is read, the next one is asked for, so that its first bytes have arrived in
 // the socket's buffer when they are needed. A window that is read to its end leaves its connection for others.
 const (
-	firstWindow = 1 << 20
+	firstWindow = 256 << 10 // all of a manifest, and little enough to be thrown away by a Seek
 	maxWindow   = 64 << 20
 	skipAtMost  = 64 << 10 // bytes that a Seek reads away instead of making a new request
 	maxBroken   = 5        // connections in a row that break without a byte

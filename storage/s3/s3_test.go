@@ -457,3 +457,22 @@ func TestAnUploadOfTooManyPartsIsRefused(t *testing.T) {
 		t.Errorf("beyond 10,000 parts: %v", err)
 	}
 }
+
+func TestOpenSaysThatAnObjectIsMissing(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	b := engine(t, f, r)
+	r.Name(digest.FromString("x"), "00000001/lost")
+	if _, err := b.Open(t.Context(), digest.FromString("x")); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("Open: %v", err)
+	}
+	data := random(200<<10, 1)
+	must(storagetest.Push(t.Context(), b, data))(t)
+	before := f.total()
+	wantBlob(t, b, data)
+	if n := f.total() - before; n != 1 {
+		t.Errorf("%d requests to read a small blob", n)
+	}
+	if _, err := s3.Open(t.Context(), options(f, nil)); err == nil || !strings.Contains(err.Error(), "Records") {
+		t.Errorf("without Records: %v", err)
+	}
+}
