@@ -1752,6 +1752,7 @@ var onlyFrom = map[string][]string{
 	"storage/bolt":      {"storage", "storage/files", "storage/internal"},
 	"storage/etcd":      {"storage", "storage/files", "storage/internal"},
 	"storage/memory":    {"storage", "storage/files", "storage/internal"},
+	"storage/s3":        {"storage", "storage/files", "storage/internal"},
 	"registry/address":  {}, // a leaf: hosts have one form to registry, webhook and nodes
 	"registry/ocierror": {},
 	"registry/glob":     {},
@@ -1764,6 +1765,7 @@ var onlyIn = map[string][]string{
 	"github.com/spf13/viper":            {"registry/settings"},       // one place knows how settings come together
 	"go.etcd.io/bbolt":                  {"storage/bolt"},            // engines are replaceable
 	"go.etcd.io/etcd/client/v3":         {"storage/etcd"},            // the same
+	"github.com/minio/minio-go/v7":      {"storage/s3"},              // the same
 	"k8s.io/client-go/kubernetes":       {"manifests/kube/kubetest"}, // a third of the program, see manifests/kube
 	"github.com/distribution/reference": {"admission", "manifests", "manifests/node/credential"},
 	"github.com/spf13/cobra": {".", "admission/check", "admission/cluster", "manifests", "manifests/node",

@@ -187,6 +187,7 @@ engines_tools() {
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
 faults_tools() { debian strace; }
+s3_tools() { tool versitygw github.com/versity/versitygw/cmd/versitygw@v1.8.0; }
 versus_tools() { debian nginx-light; }
 
 # ---- The product
