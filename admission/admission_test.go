@@ -631,6 +631,13 @@ func TestAPodWithTooManyImagesIsDenied(t *testing.T) {
 	if r := reviewPod(t, w, podOf(images...)); r.message() != "More than 256 different images in one object" {
 		t.Errorf("257: %q", r.message())
 	}
+	// The images after it are not looked at.
+	images = append(images, "NGINX", "quay.io/x:258")
+	r := reviewPod(t, w, podOf(images...))
+	if r.message() != "More than 256 different images in one object" || len(r.Result.Details.Causes) != 1 ||
+		r.Result.Details.Causes[0].Field != "spec.containers[256].image" {
+		t.Errorf("259: %+v", r.Result)
+	}
 }
 
 func TestReviewRefusesMalformedObjects(t *testing.T) {
