@@ -185,6 +185,9 @@ func TestPodTemplatesAreFoundByShape(t *testing.T) {
 			containers + "}}", three, ""},
 		{"an operator's kind", "apiVersion: monitoring.coreos.com/v1\nkind: Prometheus\n" +
 			"spec: {image: quay.io/p, containers: [{name: c, image: quay.io/x}]}", "quay.io/x", "spec.image"},
+		{"other lists of a pod spec, and one that is no list", "apiVersion: a.b/v1\nkind: X\nspec: {containers: [{image: " +
+			"quay.io/x}], sidecars: [{image: quay.io/s}], volumes: {image: quay.io/v}}", "quay.io/x",
+			"spec.sidecars[0].image spec.volumes.image"},
 		{"a Workflow", "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\n" +
 			"spec: {templates: [{container: {image: quay.io/x}}]}",
 			"", "spec.templates[0].container.image"},

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
 
 	"trow/admission"
@@ -51,11 +52,13 @@ func TestLoadingIsAFailedCall(t *testing.T) {
 	}
 }
 
-// TestOnlyFailedReviewsAreErrorsInTheLog.
+// TestOnlyFailedReviewsAreErrorsInTheLog: and each review is counted once.
 func TestOnlyFailedReviewsAreErrorsInTheLog(t *testing.T) {
 	var log bytes.Buffer
 	reg := newRegistry(t, held)
-	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}), Log: zerolog.New(&log)})
+	metrics := admission.NewMetrics()
+	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}), Log: zerolog.New(&log),
+		Metrics: metrics})
 	for _, tt := range []struct{ image, level, verdict, err string }{
 		{host + "/app:1", "debug", "allowed", ""}, {"nginx", "debug", "denied", ""},
 		{host + "/app:1", "error", "error", "broken"},
@@ -72,6 +75,9 @@ func TestOnlyFailedReviewsAreErrorsInTheLog(t *testing.T) {
 		if err := json.Unmarshal(log.Bytes(), &line); err != nil || line.Level != tt.level || line.Verdict != tt.verdict ||
 			!strings.Contains(line.Error, tt.err) || tt.err == "" && line.Error != "" {
 			t.Errorf("%s: %s (%v)", tt.image, &log, err)
+		}
+		if n := testutil.ToFloat64(metrics.WithLabelValues(tt.verdict)); n != 1 {
+			t.Errorf("%s: counted %v times as %s", tt.image, n, tt.verdict)
 		}
 	}
 }
