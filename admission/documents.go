@@ -165,14 +165,16 @@ func appendObjects(docs []Document, d Document, v jsontext.Value, list manifest)
 	}
 	if items, ok := m.items(); ok {
 		inherited := manifest{}
-		if kind, typed := strings.CutSuffix(m.Kind, "List"); typed && kind != "" {
+		if kind, typed := strings.CutSuffix(m.Kind, "List"); typed { // "" for a List, which says nothing of its items
 			inherited = manifest{APIVersion: m.APIVersion, Kind: kind}
 		}
 		for i, item := range items {
 			before := len(docs)
 			docs = appendObjects(docs, d, item, inherited)
-			if last := &docs[len(docs)-1]; len(docs) == before+1 && last.Err != nil {
-				last.Err = fmt.Errorf("item %d of the %s: %w", i+1, m.Kind, last.Err)
+			for j := range docs[before:] { // none for an empty list, several for another
+				if item := &docs[before+j]; item.Err != nil {
+					item.Err = fmt.Errorf("item %d of the %s: %w", i+1, m.Kind, item.Err)
+				}
 			}
 		}
 		// kubectl applies the items alone, other clients the object as it is.

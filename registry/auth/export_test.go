@@ -156,3 +156,6 @@ func Next(all ...Waiting) (onQuick, onRound int) {
 
 // WayIn is wayIn.
 func (g *Guard) WayIn(repo string, a Action) string { return g.wayIn(repo, a) }
+
+// Private is private.
+func (g *Guard) Private(r *http.Request) bool { return g.private(r) }
