@@ -95,7 +95,7 @@ func TestUploadsAreRefusedBelowTheReserve(t *testing.T) {
 		}
 		full.Store(true)
 	}
-	if err := u.Cancel(); err != nil {
+	if err := u.Cancel(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -160,7 +160,7 @@ func TestTheNameOfAnUploadTellsItsRepo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := u.Cancel(); err != nil {
+		if err := u.Cancel(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -172,7 +172,7 @@ func TestExpireLooksAtEachUpload(t *testing.T) {
 	var all []*writer
 	for range 5 {
 		u := begin(t, b, "r", []byte("12345"))
-		if err := u.Close(); err != nil {
+		if err := u.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, u)
@@ -274,12 +274,12 @@ func TestNoByteIsReadAgain(t *testing.T) {
 	if u := created.(*writer).u; u.alg != digest.SHA512 || u.hash == nil || u.hash.Size() != digest.SHA512.Size() {
 		t.Errorf("what is created for %s is hashed as %s", digest.SHA512, u.alg)
 	}
-	if err := created.Cancel(); err != nil {
+	if err := created.Cancel(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	empty, err := b.CreateAs(t.Context(), "r", id, digest.SHA256)
 	if err == nil {
-		err = empty.Close()
+		err = empty.Close(t.Context())
 	}
 	if err != nil {
 		t.Fatal(err)
