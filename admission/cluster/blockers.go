@@ -19,7 +19,7 @@ import (
 const (
 	// clusterCritical is the priority class of what a cluster needs, if not each node: what makes nodes, among others.
 	clusterCritical = "system-cluster-critical"
-	// provisionersEvery is the time between two searches for these: each is a request for each name that they may have.
+	// provisionersEvery is the time between two searches for these: each lists all Deployments of the cluster.
 	provisionersEvery = 15 * time.Minute
 )
 
@@ -117,8 +117,8 @@ func (g *gate) judgesPods() bool {
 }
 
 // searchProvisioners reports as a risk what may make the nodes of the cluster: a registry that waits for a node while
-// this waits for a verdict does not come back by itself. For which nodes it does so cannot be known, so it holds
-// nothing back.
+// this waits for a verdict does not come back by itself. Which Deployment does so cannot be known, so it holds nothing
+// back.
 func (c *Cluster) searchProvisioners(ctx context.Context) error {
 	now := time.Now()
 	if now.Before(c.provisionersAt.Add(provisionersEvery)) {
@@ -126,25 +126,20 @@ func (c *Cluster) searchProvisioners(ctx context.Context) error {
 	}
 	exempt := c.exempt()
 	var names, namespaces []string
-	for _, name := range kube.Provisioners() {
-		// The field selector is what the right is limited to.
-		err := pages(func(o metav1.ListOptions) (string, error) {
-			o.FieldSelector = named(name).FieldSelector
-			list, err := c.o.Client.Deployments(metav1.NamespaceAll).List(ctx, o)
-			if err != nil {
-				return "", err
-			}
-			for _, d := range list.Items {
-				if d.Name == name && d.Spec.Template.Spec.PriorityClassName == clusterCritical &&
-					!slices.Contains(exempt, d.Namespace) {
-					names, namespaces = append(names, d.Namespace+"/"+d.Name), append(namespaces, d.Namespace)
-				}
-			}
-			return list.Continue, nil
-		})
+	err := pages(func(o metav1.ListOptions) (string, error) {
+		list, err := c.o.Client.Deployments(metav1.NamespaceAll).List(ctx, o)
 		if err != nil {
-			return c.without(err, "Deployments of node provisioners")
+			return "", err
 		}
+		for _, d := range list.Items {
+			if d.Spec.Template.Spec.PriorityClassName == clusterCritical && !slices.Contains(exempt, d.Namespace) {
+				names, namespaces = append(names, d.Namespace+"/"+d.Name), append(namespaces, d.Namespace)
+			}
+		}
+		return list.Continue, nil
+	})
+	if err != nil {
+		return c.without(err, "Deployments")
 	}
 	c.provisionersAt = now
 	if len(names) == 0 {

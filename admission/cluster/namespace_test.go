@@ -139,7 +139,7 @@ func TestWithoutTheRightToWatch(t *testing.T) {
 		}
 		_, line := w.c.Check()
 		for _, want := range []string{"webhook enforce", "may not watch its namespace",
-			"may not list webhook configurations, Deployments of node provisioners", "apply the manifest"} {
+			"may not list webhook configurations, Deployments", "apply the manifest"} {
 			if !strings.Contains(line, want) {
 				t.Errorf("%q lacks %q", line, want)
 			}

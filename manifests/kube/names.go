@@ -67,15 +67,6 @@ const (
 	WebhookPath = "/validate"
 )
 
-// Provisioners are the names of Deployments that make the nodes of a cluster: those of Karpenter and of the cluster
-// autoscaler, as their own instructions and charts name them. Nothing but a name can limit the right to read
-// Deployments, and in many clusters Deployments have passwords among their variables.
-func Provisioners() []string {
-	return []string{"karpenter", "cluster-autoscaler", "aws-cluster-autoscaler", "azure-cluster-autoscaler",
-		"cluster-autoscaler-aws-cluster-autoscaler", "cluster-autoscaler-azure-cluster-autoscaler",
-		"cluster-autoscaler-clusterapi-cluster-autoscaler", "cluster-autoscaler-gce-cluster-autoscaler"}
-}
-
 // LocalPort returns the port on loopback where trow node listens by default, beside the node port. It is below 30000,
 // where node ports begin in most clusters: kube-proxy may intercept a node port on loopback, whichever Service has it.
 // Different node ports between 30000 and 32767 have different local ports.
