@@ -386,9 +386,9 @@ func (w *worker) do(repo string, d step) error {
 			return err
 		}
 		if d.how == "leave" {
-			return u.Close()
+			return u.Close(ctx)
 		}
-		return u.Cancel()
+		return u.Cancel(ctx)
 	}
 	return w.index.Update(ctx, repo, func(tx *storage.Tx) error {
 		switch d.how {
