@@ -61,7 +61,7 @@ func settingHost(host string) (string, error) {
 	if n, err := reference.WithName(host + "/x"); err != nil || reference.Domain(n) != host {
 		for _, c := range host {
 			if c > unicode.MaxASCII {
-				return "", errors.New("not a valid host[:port]: images name such a host in ASCII; write it in its form that starts with xn--")
+				return "", errors.New("not a valid host[:port]: images name such a host in ASCII; write it as xn--NAME")
 			}
 		}
 		return "", errors.New("not a valid host[:port]; write it without scheme and path")

@@ -443,7 +443,7 @@ func (w *worker) chunks(ctx context.Context, repo string, u storage.Upload, d st
 				return u, err
 			}
 		}
-		err := u.Close()
+		err := u.Close(ctx)
 		if err == nil {
 			u, err = w.blobs.Resume(ctx, repo, u.ID(), u.Size())
 		}
