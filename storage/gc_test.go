@@ -407,14 +407,17 @@ func TestFinishSparesWhatIsPushedAgain(t *testing.T) {
 			t.Errorf("a run that deletes nothing: %v", err)
 		}
 		s = newStore(t, memory, journal)
-		pinned := make(chan func(), 1)
-		go func() {
-			release, err := s.index.Pin(t.Context(), all[0])
-			if err != nil {
-				t.Error(err)
-			}
-			pinned <- release
-		}()
+		const pins = 4 // several, so that some come before others, in whichever order Finish looks at them
+		pinned := make(chan func(), pins)
+		for _, d := range all[:pins] {
+			go func() {
+				release, err := s.index.Pin(t.Context(), d)
+				if err != nil {
+					t.Error(err)
+				}
+				pinned <- release
+			}()
+		}
 		synctest.Wait()
 		if len(pinned) > 0 {
 			t.Fatal("a pin of what is condemned does not wait")
@@ -424,7 +427,7 @@ func TestFinishSparesWhatIsPushedAgain(t *testing.T) {
 		}
 		release := <-pinned
 		for i, d := range all {
-			if s.has(d) != (i == 0) {
+			if s.has(d) != (i < pins) {
 				t.Errorf("orphan %d is there: %v", i, s.has(d))
 			}
 		}

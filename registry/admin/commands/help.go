@@ -2,6 +2,7 @@ package commands
 
 import (
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,13 @@ var groups = []struct {
 // helpWidth is the width of help texts, in characters.
 const helpWidth = 80
 
+// addTemplates adds what the templates of the help use. The templates of cobra are those of the process.
+var addTemplates = sync.OnceFunc(func() {
+	cobra.AddTemplateFunc("trowWrap", wrap)
+	cobra.AddTemplateFunc("trowFlags", flags80)
+	cobra.AddTemplateFunc("trowShort", short80)
+})
+
 // Arrange gives a program its help: commands in groups, texts that fit a terminal, and errors about commands, arguments
 // and flags that name the one that was meant. Call it when all commands are there.
 func Arrange(root *cobra.Command) {
@@ -40,14 +48,12 @@ func Arrange(root *cobra.Command) {
 			}
 		}
 	}
-	cobra.AddTemplateFunc("trowWrap", wrap)
-	cobra.AddTemplateFunc("trowFlags", flags80)
+	addTemplates()
 	usage := root.UsageTemplate()
 	for _, flags := range []string{".LocalFlags", ".InheritedFlags"} {
 		usage = strings.ReplaceAll(usage, "{{"+flags+".FlagUsages | trimTrailingWhitespaces}}",
 			"{{trowFlags "+flags+" | trimTrailingWhitespaces}}")
 	}
-	cobra.AddTemplateFunc("trowShort", short80)
 	usage = strings.ReplaceAll(usage, "{{rpad .Name .NamePadding }} {{.Short}}",
 		"{{rpad .Name .NamePadding }} {{trowShort .Short .NamePadding}}")
 	usage = strings.ReplaceAll(usage, "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}")
