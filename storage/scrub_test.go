@@ -225,7 +225,7 @@ func TestWhatIsDamagedStaysInQuarantine(t *testing.T) {
 		if !s.index.Quarantined(damaged) || s.holds("a", damaged) || !s.holds("a", intact) {
 			t.Errorf("after a collection: %v", s.index.Damages())
 		}
-		// The mark of what was not present any more is gone: whoever holds it again has other bytes.
+		// The mark of what was not present any more is gone: a repository that holds it again has other bytes.
 		storagetest.Update(t, s.index, "b", func(tx *storage.Tx) error { tx.Link(gone, 4); return nil })
 		if s.index.Quarantined(gone) {
 			t.Error("the mark of what was collected stays")

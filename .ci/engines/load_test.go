@@ -14,7 +14,7 @@ import (
 	"trow/storage"
 )
 
-// load is a number of clients that change a few repos while something goes wrong, and what they were told. Each repo
+// load is a number of clients that change a few repos while something goes wrong, and the answers they got. Each repo
 // has a counter, n, which each change increments, and the name of the change that did. So a change that is lost, made
 // twice or not delivered shows.
 type load struct {
@@ -262,7 +262,7 @@ func (l *load) count() int {
 	return len(l.acked)
 }
 
-// finish ends the load and checks what was told against what is there, by a fresh look.
+// finish ends the load and compares the answers with what is there, by a fresh look.
 func (l *load) finish(fresh storage.Journal) {
 	l.t.Helper()
 	close(l.stop)

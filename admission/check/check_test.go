@@ -261,7 +261,7 @@ func TestADirectoryIsChecked(t *testing.T) {
 	}
 }
 
-// TestAnObjectThatCannotBeReviewed stops the check of nothing else, whoever reviews it.
+// TestAnObjectThatCannotBeReviewed does not end the check of other objects.
 func TestAnObjectThatCannotBeReviewed(t *testing.T) {
 	url, ca := newServer(t, "")
 	const in = "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {containers: {image: nginx}}\n---\n" +

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// TestRequestsThatWaitForTheirClientGiveWay: whoever holds back bodies on all connections keeps no other client out.
+// TestRequestsThatWaitForTheirClientGiveWay: a client that holds back bodies on all connections keeps out nobody.
 func TestRequestsThatWaitForTheirClientGiveWay(t *testing.T) {
 	const most = 40
 	open := make(chan struct{})

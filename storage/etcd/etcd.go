@@ -206,7 +206,7 @@ func kvOf(r *clientv3.TxnResponse, n int) *mvccpb.KeyValue {
 	return nil
 }
 
-// Identity returns what tells this place from any other. It is made with the first Open.
+// Identity returns what distinguishes this place from any other. It is made with the first Open.
 func (j *Journal) Identity() string { return j.identity }
 
 // Traits implements [storage.Journal]. The bounds are the defaults of etcd (--max-txn-ops, --max-request-bytes) less

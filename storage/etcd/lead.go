@@ -48,7 +48,7 @@ func (j *Journal) Lead(ctx context.Context, task, name string) (fence storage.Fa
 	}
 }
 
-// Leader returns the name of the process that does a task, and "" if there is none.
+// Leader returns the name of the process that does a task, or "".
 func (j *Journal) Leader(ctx context.Context, task string) (string, error) {
 	r, err := j.get(ctx, j.keys.lead(task))
 	if err != nil {

@@ -140,7 +140,7 @@ func (c *client) putOptions(upload string) minio.PutObjectOptions {
 	}
 }
 
-// sum is what a body is signed with. Over TLS nobody on the way can change the bytes, so there is none. Otherwise the
+// sum is what a body is signed with. Over TLS nobody on the way can change the bytes: it is not signed. Otherwise the
 // signature covers all of the body: the client would sign it in chunks of 64 KiB, which takes as long, 12 times the
 // allocations, and a form of body that not all services read.
 func (c *client) sum(data []byte) string {
@@ -264,7 +264,7 @@ func (c *client) complete(ctx context.Context, key, id, upload string, parts []p
 	return c.unlessMade(ctx, err, key, upload, size)
 }
 
-// abort drops a multipart upload. It is no error if there is none.
+// abort drops a multipart upload. It is no error if it does not exist.
 func (c *client) abort(ctx context.Context, key, id string) error {
 	err := c.do(ctx, "abort "+key, func(ctx context.Context) error {
 		return c.core.AbortMultipartUpload(ctx, c.bucket, key, id)
@@ -275,7 +275,7 @@ func (c *client) abort(ctx context.Context, key, id string) error {
 	return err
 }
 
-// remove deletes objects. It is no error if there is none.
+// remove deletes objects. It is no error if one does not exist.
 func (c *client) remove(ctx context.Context, keys []string) error {
 	if len(keys) == 1 { // no list: a policy or a service without DeleteObjects still works
 		err := c.do(ctx, "delete "+keys[0], func(ctx context.Context) error {

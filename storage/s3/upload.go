@@ -455,7 +455,7 @@ func (w *writer) Cancel(ctx context.Context) error {
 	return w.drop(ctx)
 }
 
-// drop ends the upload and removes its bytes. The record goes first: whoever finds one can go on with it.
+// drop ends the upload and removes its bytes. The record goes first: a process that finds one can go on with it.
 func (w *writer) drop(ctx context.Context) error {
 	defer w.release()
 	w.open.End()
