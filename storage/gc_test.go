@@ -533,7 +533,7 @@ func (b *atDelete) Delete(ctx context.Context, d digest.Digest) error {
 // TestCollectorAmongClients lets random clients push, ask, mount, refer, retag and delete while the collector runs
 // without pause. No request fails that must not, and in the end exactly the bytes exist that facts name.
 func TestCollectorAmongClients(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(8) {
 		synctest.Test(t, func(t *testing.T) { testCollectorAmongClients(t, seed) })
 	}
 }

@@ -55,14 +55,14 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 	for name, fill := range map[string]func(put put) error{
 		"tags of one manifest": func(put put) error {
 			facts := []storage.Fact{manifest(storage.Manifest{Digest: sum(0), MediaType: kind})}
-			for i := range 100_000 {
+			for i := range 25_000 {
 				facts = append(facts, tag(fmt.Sprintf("v1.%06d", i), sum(0)))
 			}
 			return put("app", facts...)
 		},
 		"tags in random order, with long names": func(put put) error {
 			facts := []storage.Fact{manifest(storage.Manifest{Digest: sum(0), MediaType: kind})}
-			for range 100_000 {
+			for range 25_000 {
 				facts = append(facts, tag(fmt.Sprintf("%0100d", random.Uint64()), sum(0)))
 			}
 			return put("app", facts...)
@@ -70,8 +70,8 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 		"manifests with many references": func(put put) error {
 			for i := range 4 {
 				m := storage.Manifest{Digest: sum(i), MediaType: kind}
-				for k := range 38_000 {
-					m.Refs = append(m.Refs, sum(1000+i*40_000+k))
+				for k := range 10_000 {
+					m.Refs = append(m.Refs, sum(1000+i*10_000+k))
 				}
 				if err := put("app", manifest(m)); err != nil {
 					return err
@@ -84,7 +84,7 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 			for k := range 10_000 {
 				refs = append(refs, sum(1000+k))
 			}
-			for i := range 200 {
+			for i := range 40 {
 				m := storage.Manifest{Digest: sum(i), MediaType: kind, Refs: refs}
 				if err := put("app", manifest(m)); err != nil {
 					return err
@@ -93,7 +93,7 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 			return nil
 		},
 		"repositories with a link": func(put put) error {
-			for i := range 60_000 {
+			for i := range 15_000 {
 				if err := put(fmt.Sprintf("team/app-%d", i), storage.LinkFact(sum(0), 1)); err != nil {
 					return err
 				}
@@ -101,7 +101,7 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 			return nil
 		},
 		"images": func(put put) error {
-			for r := range 500 {
+			for r := range 125 {
 				for i := range 20 {
 					n := (r*20 + i) * 10
 					m := storage.Manifest{Digest: sum(n), MediaType: kind}
@@ -119,7 +119,7 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 			return nil
 		},
 		"sha512": func(put put) error {
-			for i := range 100_000 {
+			for i := range 25_000 {
 				if err := put("app", storage.LinkFact(digest.SHA512.FromString(fmt.Sprint(i)), 1)); err != nil {
 					return err
 				}
@@ -127,7 +127,7 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 			return nil
 		},
 		"referrers": func(put put) error {
-			for i := range 60_000 {
+			for i := range 15_000 {
 				m := storage.Manifest{Digest: sum(i), MediaType: kind, Subject: sum(i - i%2 + 1_000_000)}
 				if err := put("app", manifest(m)); err != nil {
 					return err
@@ -136,7 +136,7 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 			return nil
 		},
 		"media types": func(put put) error {
-			for i := range 50_000 {
+			for i := range 12_500 {
 				m := storage.Manifest{Digest: sum(i), MediaType: fmt.Sprintf("application/%0200d", i)}
 				if err := put("app", manifest(m)); err != nil {
 					return err
