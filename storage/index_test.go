@@ -924,3 +924,5 @@ func TestMoreUpdatesThanOneCommitTakes(t *testing.T) {
 		}
 	})
 }
+
+func (silent) Traits() storage.Traits { return storage.Traits{} }

@@ -275,3 +275,5 @@ func TestChangesOfOneCommitShareTheLimits(t *testing.T) {
 		t.Errorf("%+v, %+v", l, s)
 	}
 }
+
+func (full) Traits() storage.Traits { return storage.Traits{} }

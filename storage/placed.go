@@ -39,6 +39,8 @@ type PlacedUpload interface {
 	Upload
 	// Place is the name of the object, after a Commit without an error.
 	Place() string
+	// Discard removes the object, after a Commit without an error.
+	Discard(ctx context.Context) error
 }
 
 // Records are what a Placed engine keeps in the Journal. *Index implements it.

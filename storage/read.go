@@ -3,7 +3,6 @@ package storage
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -52,22 +51,6 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 		return x.state.refersTo(r, k, skip)
 	}
 	return "", false
-}
-
-// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
-// the caller has to look again.
-func (x *Index) confirm(ctx context.Context) (news bool, err error) {
-	head, err := x.journal.Head(ctx)
-	if err != nil {
-		return false, fmt.Errorf("index: confirm with the journal: %w", err)
-	}
-	x.mu.RLock()
-	behind := x.state.revision < head
-	x.mu.RUnlock()
-	if !behind {
-		return false, nil
-	}
-	return true, x.awaitRevision(ctx, head)
 }
 
 // Resolve returns the manifest that ref, a tag or a digest, names in repo. It allocates nothing. It returns an error

@@ -21,7 +21,8 @@ import (
 // are blobs.
 type state struct {
 	revision     Revision
-	synced       bool // the full state has been loaded
+	loaded       Revision // of the full state
+	synced       bool     // the full state has been loaded
 	repos        map[string]*repo
 	waitingRepos int               // how many of repos are waiting repos
 	catalog      ordered           // the repos that have a manifest
@@ -37,8 +38,10 @@ type state struct {
 	manifests slab.Slab[manifest]
 	tags      slab.Slab[tag]
 
-	condemned   map[key]struct{}
+	condemned   map[key]string // with the value of the mark
 	quarantined map[key]Damage
+	places      map[slab.ID]place // of contents
+	records     map[string][]byte
 }
 
 // content is a digest that facts name, shared by all of them.
@@ -60,12 +63,15 @@ type sha512Tail [maxKey - shortKey]byte
 // repo is one repository.
 type repo struct {
 	name      string
-	revision  Revision
+	revision  Revision // that a batch compares
+	changed   Revision // of the last change since the full state
 	entries   slab.Table[entry]
 	tags      slab.Table[tag]
 	order     ordered // the names of tags
 	links     int
 	manifests int
+	departed  map[slab.ID]departed  // by manifest, a content; nil while empty
+	kept      map[slab.ID]int32     // entries: how many of departed refer to each
 	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
 	waiting   bool                  // see waitingPrefix
 	bytes     int64                 // of what is present, each content once; see Index.Bytes
@@ -112,7 +118,8 @@ func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
 	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(),
-		tails: map[slab.ID]sha512Tail{}, condemned: map[key]struct{}{}, quarantined: map[key]Damage{}}
+		tails: map[slab.ID]sha512Tail{}, condemned: map[key]string{}, quarantined: map[key]Damage{},
+		places: map[slab.ID]place{}, records: map[string][]byte{}}
 	s.byDigest = slab.NewTable(&s.contents)
 	return s
 }
@@ -135,7 +142,7 @@ func (s *state) apply(u Update) error {
 				return damaged(b.Repo, f, err)
 			}
 		}
-		switch {
+		switch r.changed = u.Revision; {
 		case !s.synced:
 			r.revision = b.Base
 		case b.Ends && !b.Detached:
@@ -144,7 +151,7 @@ func (s *state) apply(u Update) error {
 			r.revision = u.Revision
 		}
 		// A repo exists as long as a fact names it. Facts of storeRepo have no entries.
-		if r.entries.Len() == 0 && (b.Repo != storeRepo || len(s.condemned)+len(s.quarantined) == 0) {
+		if r.entries.Len() == 0 && (b.Repo != storeRepo || s.facts(storeRepo) == 0) {
 			if delete(s.repos, b.Repo); r.waiting {
 				s.waitingRepos--
 			}
@@ -152,7 +159,9 @@ func (s *state) apply(u Update) error {
 		}
 	}
 	s.revision = max(s.revision, u.Revision)
-	s.synced = s.synced || u.Synced
+	if s.synced = s.synced || u.Synced; u.Synced {
+		s.loaded = u.Revision
+	}
 	return nil
 }
 
@@ -160,7 +169,7 @@ func (s *state) applyFact(r *repo, f Fact) error {
 	if f.Kind == KindHistory { // it is read from the journal when it is asked for
 		return nil
 	}
-	if f.Kind != KindTag && !key(f.Name).valid() {
+	if f.Kind != KindTag && f.Kind != kindRecord && !key(f.Name).valid() {
 		return errFact
 	}
 	if r.name == storeRepo {
@@ -180,6 +189,8 @@ func (s *state) applyFact(r *repo, f Fact) error {
 		return s.putManifest(r, k, f.Value)
 	case f.Kind == KindManifest:
 		return s.deleteManifest(r, k)
+	case f.Kind == KindDeparted:
+		return s.depart(r, k, f.Value)
 	default: // a kind of a later version, which a newer Format would have announced
 		return errFact
 	}
@@ -191,13 +202,17 @@ func (s *state) applyStoreFact(f Fact) (err error) {
 	k := key(strings.Clone(f.Name))
 	switch {
 	case f.Kind == kindCondemned && f.Value != nil:
-		s.condemned[k] = struct{}{}
+		s.condemned[k] = string(f.Value)
 	case f.Kind == kindCondemned:
 		delete(s.condemned, k)
 	case f.Kind == kindQuarantined && f.Value != nil:
 		s.quarantined[k], err = parseQuarantined(f.Value)
 	case f.Kind == kindQuarantined:
 		delete(s.quarantined, k)
+	case f.Kind == kindPlace:
+		err = s.setPlace([]byte(f.Name), f.Value)
+	case f.Kind == kindRecord:
+		s.setRecord(string(k), f.Value)
 	default:
 		err = errFact
 	}
@@ -489,7 +504,7 @@ func (s *state) intern(k []byte) slab.ID {
 
 // forget drops a content that no fact names any more.
 func (s *state) forget(i slab.ID) {
-	if c := s.contents.At(i); c.present+c.referenced+c.subjects+c.waiting == 0 {
+	if c := s.contents.At(i); c.present+c.referenced+c.subjects+c.waiting == 0 && !s.placed(i) {
 		if s.memory -= memContent; len(s.tails) > 0 {
 			if _, long := s.tails[i]; long {
 				s.memory -= memTail

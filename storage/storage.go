@@ -76,6 +76,12 @@ var (
 	ErrBusy = errors.New("too much in progress")
 	// ErrLimit: the change adds a name beyond one of the Limits; a *LimitError says which. Nothing was changed.
 	ErrLimit = errors.New("limit reached")
+	// ErrTooLarge: the change is more than one commit of the Journal can take. Nothing was changed.
+	ErrTooLarge = errors.New("the change is too large for one commit")
+	// ErrUnavailable: the Journal cannot be asked, so that a miss is not certain. A later attempt can succeed.
+	ErrUnavailable = errors.New("the journal does not answer")
+	// ErrExpired: an upload has taken so long that its bytes may have been removed. Send them again.
+	ErrExpired = errors.New("the upload took too long")
 	// ErrClosed: the engine was closed, or another writer has taken the upload over.
 	ErrClosed = errors.New("closed")
 	// ErrDamaged: the journal's data cannot be read as it was written. The server does not start with it; trow rebuild
@@ -150,16 +156,20 @@ type Revision uint64
 type Kind byte
 
 // The kinds of facts. The letters are part of the data format. Names of links and manifests are digests in binary form,
-// names of tags are their text, and names in a history start with that of the tag and a zero byte. The last two are
-// kinds of facts about content itself, see storeRepo.
+// names of tags are their text, and names in a history start with that of the tag and a zero byte. The kinds that are
+// not exported are of facts about content itself, see storeRepo.
 const (
 	KindLink     Kind = 'b'
 	KindManifest Kind = 'm'
 	KindTag      Kind = 't'
 	KindHistory  Kind = 'h' // what a tag names, or named before; see Index.History
 
+	KindDeparted Kind = 'd' // what a deleted manifest consisted of; see departed.go
+
 	kindCondemned   Kind = 'c'
 	kindQuarantined Kind = 'q'
+	kindPlace       Kind = 'o' // which object has the bytes of a content; see placed.go
+	kindRecord      Kind = 'r' // a value by name; see record.go
 )
 
 // storeRepo stands in for a repo's name in facts about content itself, whichever repos hold it. No repository can have
