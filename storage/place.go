@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -107,42 +108,54 @@ func (x *Index) placeOf(k key) (p place, ok bool) {
 // made are the objects that uploads of this process have made, and that no fact names yet.
 type made struct {
 	mu     sync.Mutex // guards all below
-	places map[key][]place
+	places map[key][]madePlace
+}
+
+type madePlace struct {
+	place
+	used bool // a change has tried to name it
 }
 
 func (m *made) add(k key, p place) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.places == nil {
-		m.places = map[key][]place{}
+		m.places = map[key][]madePlace{}
 	}
-	m.places[k] = append(m.places[k], p)
+	m.places[k] = append(m.places[k], madePlace{place: p})
 }
 
-func (m *made) remove(k key, p place) {
+// remove takes an object out, so that no change names it from now on. It reports whether one has tried to: then a
+// commit may be under way that does, or its outcome is not known.
+func (m *made) remove(k key, p place) (used bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	left := m.places[k][:0]
-	for _, other := range m.places[k] {
-		if other != p {
-			left = append(left, other)
-		}
-	}
-	if m.places[k] = left; len(left) == 0 {
+	m.places[k] = slices.DeleteFunc(m.places[k], func(other madePlace) bool {
+		used = used || other.place == p && other.used
+		return other.place == p
+	})
+	if len(m.places[k]) == 0 {
 		delete(m.places, k)
 	}
+	return used
 }
 
-// newest returns the object of a content with the newest generation.
-func (m *made) newest(k key) (newest place, ok bool) {
+// use returns the object of a content with the newest generation, for a change that names it.
+func (m *made) use(k key) (newest place, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, p := range m.places[k] {
-		if !ok || p.generation > newest.generation {
-			newest, ok = p, true
+	all := m.places[k]
+	if len(all) == 0 {
+		return place{}, false
+	}
+	last := &all[0]
+	for i := range all {
+		if all[i].generation > last.generation {
+			last = &all[i]
 		}
 	}
-	return newest, ok
+	last.used = true
+	return last.place, true
 }
 
 // place makes the change depend on where the bytes of k are, and names the object if no fact does. Errors: ErrNotFound
@@ -160,7 +173,7 @@ func (tx *Tx) place(k key) error {
 		}
 		return nil
 	}
-	p, ok := tx.x.made.newest(k)
+	p, ok := tx.x.made.use(k)
 	if !ok {
 		return fmt.Errorf("content %s: %w", k.digest(), ErrNotFound)
 	}
@@ -219,8 +232,7 @@ func (x *Index) commitPlaced(ctx context.Context, u PlacedUpload, d digest.Diges
 		return nil, err
 	}
 	return func() {
-		x.made.remove(k, p)
-		x.abandon(context.WithoutCancel(ctx), u, k, p)
+		x.abandon(context.WithoutCancel(ctx), u, k, p, x.made.remove(k, p))
 	}, nil
 }
 
@@ -243,24 +255,20 @@ func (x *Index) replaceDamaged(ctx context.Context, k key, p place) error {
 	})
 }
 
-// abandon handles an object that its upload does not name any more. If another one has the bytes, it is removed. If none
-// has, because the client has gone or a limit was reached, a fact names it, so that the next collection removes it.
-// Where that fails, it is removed by its generation.
-func (x *Index) abandon(ctx context.Context, u PlacedUpload, k key, p place) {
-	if _, ok := x.placeOf(k); !ok {
-		if err := x.Update(ctx, storeRepo, func(tx *Tx) error {
-			if _, ok := x.placeOf(k); ok {
+// abandon handles an object that its upload does not name any more. If another one had the bytes already, it is removed.
+// If none has, because the client has gone or a limit was reached, a fact names it, so that the next collection removes
+// it. Where neither is possible, it is removed by its generation.
+func (x *Index) abandon(ctx context.Context, u PlacedUpload, k key, p place, used bool) {
+	switch other, named := x.placeOf(k); {
+	case named && other != p && !used:
+		_ = u.Discard(ctx)
+	case !named:
+		_ = x.Update(ctx, storeRepo, func(tx *Tx) error {
+			if _, named := x.placeOf(k); named {
 				return nil
 			}
 			return tx.name(k, p, nil)
-		}); err != nil {
-			return
-		}
-	}
-	// A fact with another name: a commit that would name this one depends on there being none, or on a generation that
-	// passes before the other one can be gone.
-	if other, ok := x.placeOf(k); ok && other != p {
-		_ = u.Discard(ctx)
+		})
 	}
 }
 

@@ -149,6 +149,12 @@ func (p *process) stopped() {
 	p.index.Close()
 }
 
+func (p *process) finish() error {
+	p.runs <- struct{}{}
+	defer func() { <-p.runs }()
+	return p.collector.Finish(p.ctx)
+}
+
 func (w *sharedWorld) content(n int) []byte { return fmt.Appendf(nil, "content %d", n) }
 
 func (w *sharedWorld) blob(n int) digest.Digest { return digest.FromBytes(w.content(n)) }
@@ -407,6 +413,14 @@ func sharedRound(t *testing.T, seed uint64) {
 					}
 				})
 			}
+			wg.Go(func() { // another process takes over what one that has ended was deleting
+				for range 200 {
+					time.Sleep(time.Duration(1+w.rand(180)) * time.Minute)
+					if err := p.finish(); !expected(err) {
+						w.fail(err)
+					}
+				}
+			})
 			wg.Go(func() { // an end at any time
 				if w.rand(2) == 0 {
 					time.Sleep(w.stop() + w.stop())
