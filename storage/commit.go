@@ -146,6 +146,9 @@ func (x *Index) try(group []*change) (again []*change) {
 		return again
 	}
 	rev, err := x.journal.Commit(x.ctx, batches...)
+	if !errors.Is(err, ErrConflict) {
+		x.made.spend(p.changesOf(storeRepo))
+	}
 	switch {
 	case err == nil:
 		answer(group, x.awaitShown(rev)) // a client that got its answer sees its write

@@ -113,7 +113,8 @@ type made struct {
 
 type madePlace struct {
 	place
-	used bool // a change has tried to name it
+	used  bool // a change has tried to name it
+	spent bool // a commit has named it, or may have: it may be deleted at any time, and must not be named again
 }
 
 func (m *made) add(k key, p place) {
@@ -140,22 +141,41 @@ func (m *made) remove(k key, p place) (used bool) {
 	return used
 }
 
-// use returns the object of a content with the newest generation, for a change that names it.
-func (m *made) use(k key) (newest place, ok bool) {
+// use returns the object of a content with the newest generation, for a change that names it. Errors: ErrNotFound if
+// there is none, ErrExpired if those that there were have been named before.
+func (m *made) use(k key) (place, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all := m.places[k]
-	if len(all) == 0 {
-		return place{}, false
-	}
-	last := &all[0]
-	for i := range all {
-		if all[i].generation > last.generation {
-			last = &all[i]
+	var last *madePlace
+	for i := range m.places[k] {
+		if p := &m.places[k][i]; !p.spent && (last == nil || p.generation > last.generation) {
+			last = p
 		}
 	}
-	last.used = true
-	return last.place, true
+	switch {
+	case last != nil:
+		last.used = true
+		return last.place, nil
+	case len(m.places[k]) > 0:
+		return place{}, ErrExpired
+	}
+	return place{}, ErrNotFound
+}
+
+// spend records that a commit with these changes of facts about content has happened, or may have.
+func (m *made) spend(changes overlay) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for f, value := range changes {
+		if f.kind != kindPlace {
+			continue
+		}
+		named, err := parsePlaceValue(value)
+		all := m.places[key(f.name)]
+		for i := range all {
+			all[i].spent = all[i].spent || err == nil && all[i].place == named
+		}
+	}
 }
 
 // place makes the change depend on where the bytes of k are, and names the object if no fact does. Errors: ErrNotFound
@@ -173,9 +193,9 @@ func (tx *Tx) place(k key) error {
 		}
 		return nil
 	}
-	p, ok := tx.x.made.use(k)
-	if !ok {
-		return fmt.Errorf("content %s: %w", k.digest(), ErrNotFound)
+	p, err := tx.x.made.use(k)
+	if err != nil {
+		return fmt.Errorf("content %s: %w", k.digest(), err)
 	}
 	return tx.name(k, p, nil)
 }
