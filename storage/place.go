@@ -126,19 +126,20 @@ func (m *made) add(k key, p place) {
 	m.places[k] = append(m.places[k], madePlace{place: p})
 }
 
-// remove takes an object out, so that no change names it from now on. It reports whether one has tried to: then a
-// commit may be under way that does, or its outcome is not known.
-func (m *made) remove(k key, p place) (used bool) {
+// remove takes an object out, so that no change names it from now on, and returns it.
+func (m *made) remove(k key, p place) (removed madePlace) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.places[k] = slices.DeleteFunc(m.places[k], func(other madePlace) bool {
-		used = used || other.place == p && other.used
+		if other.place == p {
+			removed = other
+		}
 		return other.place == p
 	})
 	if len(m.places[k]) == 0 {
 		delete(m.places, k)
 	}
-	return used
+	return removed
 }
 
 // use returns the object of a content with the newest generation, for a change that names it. Errors: ErrNotFound if
@@ -252,7 +253,7 @@ func (x *Index) commitPlaced(ctx context.Context, u PlacedUpload, d digest.Diges
 		return nil, err
 	}
 	return func() {
-		x.abandon(context.WithoutCancel(ctx), u, k, p, x.made.remove(k, p))
+		x.abandon(context.WithoutCancel(ctx), u, k, x.made.remove(k, p))
 	}, nil
 }
 
@@ -278,16 +279,17 @@ func (x *Index) replaceDamaged(ctx context.Context, k key, p place) error {
 // abandon handles an object that its upload does not name any more. If another one had the bytes already, it is removed.
 // If none has, because the client has gone or a limit was reached, a fact names it, so that the next collection removes
 // it. Where neither is possible, it is removed by its generation.
-func (x *Index) abandon(ctx context.Context, u PlacedUpload, k key, p place, used bool) {
-	switch other, named := x.placeOf(k); {
-	case named && other != p && !used:
+func (x *Index) abandon(ctx context.Context, u PlacedUpload, k key, p madePlace) {
+	switch _, named := x.placeOf(k); {
+	case p.spent: // it was named, and may have been deleted since
+	case named && !p.used: // no commit can name it: of one that has tried, it is not certain when it ends
 		_ = u.Discard(ctx)
 	case !named:
 		_ = x.Update(ctx, storeRepo, func(tx *Tx) error {
 			if _, named := x.placeOf(k); named {
 				return nil
 			}
-			return tx.name(k, p, nil)
+			return tx.name(k, p.place, nil)
 		})
 	}
 }
