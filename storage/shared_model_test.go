@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,12 +304,31 @@ func (w *sharedWorld) fail(err error) {
 	}
 }
 
-// check compares what a new process would read with the objects.
+// check compares what a new process would read with the objects. Nothing is committed meanwhile.
 func (w *sharedWorld) check(t *testing.T) {
 	t.Helper()
-	x, err := storage.OpenIndex(t.Context(), w.journal, storage.IndexOptions{Placed: true, Grace: sharedGrace})
+	enough := errors.New("enough")
+	err := w.journal.Watch(t.Context(), func(u storage.Update) error {
+		now := memory.NewJournal()
+		for i := range u.Batches {
+			u.Batches[i].Base = 0
+		}
+		if _, err := now.Commit(t.Context(), u.Batches...); err != nil {
+			t.Error(err)
+		}
+		w.compare(t, now)
+		return enough
+	})
+	if !errors.Is(err, enough) {
+		t.Error(err)
+	}
+}
+
+func (w *sharedWorld) compare(t *testing.T, j storage.Journal) {
+	x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Placed: true, Grace: sharedGrace})
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return
 	}
 	defer x.Close()
 	for d := range x.Contents() {
@@ -403,9 +423,12 @@ func sharedRound(t *testing.T, seed uint64) {
 	for range 4 {
 		processes := []*process{w.start(t), w.start(t)}
 		var wg sync.WaitGroup
+		var busy atomic.Int32 // pushers
 		for _, p := range processes {
 			for range 3 {
+				busy.Add(1)
 				wg.Go(func() {
+					defer busy.Add(-1)
 					for range 6 {
 						if err := p.act(); !expected(err) {
 							w.fail(err)
@@ -414,7 +437,7 @@ func sharedRound(t *testing.T, seed uint64) {
 				})
 			}
 			wg.Go(func() { // another process takes over what one that has ended was deleting
-				for range 200 {
+				for busy.Load() > 0 {
 					time.Sleep(time.Duration(1+w.rand(180)) * time.Minute)
 					if err := p.finish(); !expected(err) {
 						w.fail(err)
