@@ -326,8 +326,9 @@ func (x *Index) revisionOf(repo string) (base, seen Revision, newest int64) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if r := x.state.repos[repo]; r != nil {
-		base, seen, newest = r.revision, max(r.changed, x.state.loaded), r.newest
+		return r.revision, max(r.changed, x.state.loaded), r.newest
 	}
+	base = x.state.ended[repo]
 	return base, seen, newest
 }
 

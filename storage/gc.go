@@ -24,7 +24,8 @@ type Collector struct {
 	Index *Index
 	Grace time.Duration
 
-	mu sync.Mutex // one run at a time: the end of a run takes marks away that another run would rely on
+	mu    sync.Mutex // one run at a time: the end of a run takes marks away that another run would rely on
+	ended map[string]ended
 }
 
 // Collected is what a run has done, or would do.
@@ -80,7 +81,7 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 		return done, fmt.Errorf("collect: sweep: %w", err)
 	}
 	if !dry {
-		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx))
+		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx), c.endRevisions(ctx))
 	}
 	return done, err
 }

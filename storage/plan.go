@@ -26,6 +26,7 @@ type planned struct {
 	changes    overlay
 	conditions overlay
 	moved      bool // there is a change that must be in conflict with others
+	ends       bool // its revision ends
 }
 
 // plan calls the functions of a group, as far as their changes fit into one commit.
@@ -74,7 +75,7 @@ func (p *plan) run(c *change) (fits bool) {
 	if c.err = c.call(tx); c.err == nil {
 		c.err = cmp.Or(tx.refused, tx.exceeded())
 	}
-	if c.quiet = c.err != nil || len(tx.own) == 0; c.quiet { // of a function that failed nothing is committed
+	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet { // of a function that failed nothing is committed
 		return true
 	}
 	waiting := p.letGo(tx)
@@ -99,7 +100,7 @@ func (p *plan) run(c *change) (fits bool) {
 func (p *plan) take(tx *Tx, waiting overlay) {
 	r := p.repos[tx.repo]
 	maps.Copy(r.changes, tx.own)
-	r.moved = r.moved || tx.moved
+	r.moved, r.ends = r.moved || tx.moved, tx.ends
 	if len(waiting) > 0 {
 		w := p.repo(waitingOf(tx.repo))
 		maps.Copy(w.changes, waiting)
@@ -126,14 +127,14 @@ func (r *planned) require(f factKey, value []byte) {
 // batches returns what to commit.
 func (p *plan) batches() (all []Batch) {
 	for _, r := range p.order {
-		if len(r.changes)+len(r.conditions) == 0 {
+		if len(r.changes)+len(r.conditions) == 0 && !r.ends {
 			continue
 		}
 		b := Batch{Repo: r.name, Facts: r.changes.facts(), If: r.conditions.facts()}
 		// Facts about content itself change for everybody: a revision that they share would put each push in conflict with
 		// each other one. Their conditions decide.
 		if b.Detached = p.x.shared && (r.name == storeRepo || !r.moved); !b.Detached {
-			b.Base, b.Ends = r.base, p.x.endsWith(r.name, r.changes)
+			b.Base, b.Ends = r.base, r.ends || !p.x.shared && p.x.endsWith(r.name, r.changes)
 		}
 		all = append(all, b)
 	}

@@ -24,6 +24,7 @@ type state struct {
 	loaded       Revision // of the full state
 	synced       bool     // the full state has been loaded
 	repos        map[string]*repo
+	ended        map[string]Revision // of repos without a fact that still have a revision
 	waitingRepos int               // how many of repos are waiting repos
 	catalog      ordered           // the repos that have a manifest
 	types        map[string]string // media types, each kept once
@@ -117,7 +118,7 @@ func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
 func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
-	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(),
+	s := &state{repos: map[string]*repo{}, ended: map[string]Revision{}, types: map[string]string{}, seed: maphash.MakeSeed(),
 		tails: map[slab.ID]sha512Tail{}, condemned: map[key]string{}, quarantined: map[key]Damage{},
 		places: map[slab.ID]place{}, records: map[string][]byte{}}
 	s.byDigest = slab.NewTable(&s.contents)
@@ -130,7 +131,9 @@ func (s *state) apply(u Update) error {
 		r := s.repos[b.Repo]
 		if r == nil {
 			// A clone, because the journal may hand out parts of a larger string.
-			r = &repo{name: strings.Clone(b.Repo), entries: slab.NewTable(&s.entries), tags: slab.NewTable(&s.tags)}
+			r = &repo{name: strings.Clone(b.Repo), entries: slab.NewTable(&s.entries), tags: slab.NewTable(&s.tags),
+				revision: s.ended[b.Repo]}
+			delete(s.ended, b.Repo)
 			if s.repos[r.name] = r; strings.HasPrefix(r.name, waitingPrefix) {
 				r.waiting = true
 				s.waitingRepos++
@@ -154,6 +157,9 @@ func (s *state) apply(u Update) error {
 		if r.entries.Len() == 0 && (b.Repo != storeRepo || s.facts(storeRepo) == 0) {
 			if delete(s.repos, b.Repo); r.waiting {
 				s.waitingRepos--
+			}
+			if r.revision != 0 {
+				s.ended[r.name] = r.revision
 			}
 			s.memory -= memOfRepo(b.Repo)
 		}

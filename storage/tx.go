@@ -17,6 +17,7 @@ type Tx struct {
 	pending overlay // the changes of this repo that come earlier in the same commit
 	own     overlay
 	moved   bool    // own has more than links that are added
+	ends    bool    // see Index.endRevision
 	store   overlay // what earlier changes of the same commit do to facts about content itself
 	waiting overlay // what they do to the waiting repo of this one
 	// With a journal that other processes write to: what the change does to facts about content itself, and on what it
