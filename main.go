@@ -7,15 +7,11 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/go-chi/chi/v5"
@@ -53,16 +49,21 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the whole program, for main and for tests. The code is 0 for success, 1 for a denial by check or can-i, damage
-// found by scrub, a removal that removed nothing, a scenario that failed in bench or settings that config check finds
-// invalid, and 2 for an error, which is printed as one line.
+// run is the whole program, for main and for tests. It returns the exit code; see [commands.Execute].
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	return commands.Execute(ctx, root, check.ErrDenied, bench.ErrFailed, settings.ErrInvalid)
+}
+
+// newRoot returns the program with all of its commands.
+func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "trow",
-		Short:         "An OCI registry inside a Kubernetes cluster, and the webhook that decides which images may run there",
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Version:       server.Build("trow", version),
+		Use: "trow", Version: server.Build("trow", version),
+		Short: "An OCI registry inside a Kubernetes cluster, and the webhook that decides which images may run there",
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs,
@@ -71,30 +72,18 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		}}
 	settings.Register(start.Flags(), new(options).parts()...)
 	root.AddCommand(settings.WithConfig(start),
-		settings.WithConfig(check.Command(check.Program{Policy: policySettings, Exempt: exemptNamespaces})),
+		settings.WithConfig(check.Command(func(cmd *cobra.Command) (admission.PolicyOptions, []string, error) {
+			o, err := load(cmd)
+			return o.policy, o.cluster.ExemptNamespaces, err
+		})),
 		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
 			_, err := load(cmd)
 			return err
-		}), settings.Version(root.Version), manifests.Command(version), node.Command(),
-		credential.Command(), bench.Command())
+		}),
+		settings.Version(root.Version), manifests.Command(version), node.Command(), credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
-	commands.Arrange(root)
-	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errOut)
-	err := root.ExecuteContext(ctx)
-	negative := []error{check.ErrDenied, commands.ErrDenied, commands.ErrDamaged, commands.ErrKept, bench.ErrFailed,
-		settings.ErrInvalid}
-	switch {
-	case err == nil:
-		return 0
-	case slices.ContainsFunc(negative, func(e error) bool { return errors.Is(err, e) }):
-		return 1
-	}
-	fmt.Fprintln(errOut, "trow:", strings.Join(strings.Fields(err.Error()), " "))
-	return 2
+	return root
 }
 
 // options are the settings of all parts.
@@ -114,37 +103,19 @@ func (o *options) parts() []settings.Part {
 // load returns the settings, from the configuration file, the environment and the flags of a command.
 func load(cmd *cobra.Command) (*options, error) {
 	o := &options{}
-	return o, settings.LoadParts(cmd.Flags(), func() error {
-		o.registry.Auth.ClientCA, o.registry.Auth.AccessReview = o.tls.ClientCA != "", o.cluster.AccessReview
-		o.registry.Auth.Loopback, o.registry.Auth.PlainHTTP = server.Loopback(o.server.Listen), o.tls.NoTLS
-		if o.cluster.LoginSecret != "" {
-			if o.registry.Auth.User != "" {
-				return errors.New("login-secret: conflicts with user, password and password-file; remove one of the two")
-			}
-			o.registry.Auth.User = kube.LoginUser // the password follows from the Secret when the server starts
-		}
-		if o.tls.NoTLS && o.cluster.Webhook != "" {
-			return errors.New("webhook conflicts with no-tls: the API server calls webhooks over TLS only; " +
-				"remove no-tls, or register the webhook yourself")
-		}
-		return nil
+	return o, settings.LoadParts(cmd.Flags(), func() {
+		login := &o.registry.Auth
+		login.ClientCA, login.AccessReview = o.tls.ClientCA != "", o.cluster.AccessReview
+		login.Loopback, login.PlainHTTP = server.Loopback(o.server.Listen), o.tls.NoTLS
+		o.cluster.User, o.cluster.NoTLS = login.User, o.tls.NoTLS
+		login.User = o.cluster.LoginUser()
 	}, o.parts()...)
 }
 
-// registrySettings and policySettings are what commands outside of this file get of the settings.
+// registrySettings returns the settings of the registry, for the commands that work on its data or on its server.
 func registrySettings(cmd *cobra.Command) (*service.Options, error) {
 	o, err := load(cmd)
 	return &o.registry, err
-}
-
-func policySettings(cmd *cobra.Command) (admission.PolicyOptions, error) {
-	o, err := load(cmd)
-	return o.policy, err
-}
-
-func exemptNamespaces(cmd *cobra.Command) []string {
-	o, _ := load(cmd) // policySettings has reported the error
-	return o.cluster.ExemptNamespaces
 }
 
 // serve opens the parts, each after those that it needs, and runs them until the command's context is done.
@@ -159,8 +130,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 		return err
 	}
 	defer server.CloseListeners(listener, profiles)
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	o.policy.Complete(port, kube.Inside())
+	o.policy.Complete(kube.LocalNames(listener.Addr().(*net.TCPAddr).Port, kube.Inside()))
 	policy, err := admission.NewPolicy(o.policy)
 	if err != nil {
 		return err
@@ -185,7 +155,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 		return err
 	}
 	defer reg.Close()
-	o.tls.Log, o.tls.Names, o.tls.Dir = log, append(trowtls.DefaultNames(), o.policy.Names...), o.registry.Data.DataDir
+	o.tls.Log, o.tls.Names, o.tls.Dir = log, append(kube.CertificateNames(), o.policy.Names...), o.registry.Data.DataDir
 	o.tls.Published, o.tls.Wait, o.tls.ReadOnly = hook.Published, hook != nil, reg.ReadOnly()
 	if keeper, err = trowtls.Open(cmd.Context(), hook.Store(), o.tls); err != nil {
 		return err

@@ -132,13 +132,13 @@ func TestReadOnlyNeedsWhatItCannotMake(t *testing.T) {
 		}
 		return errOut
 	}
-	if text := serve("--no-tls"); !strings.Contains(text, "there is nothing to serve") {
+	if text := serve("--no-tls"); !strings.Contains(text, "holds nothing to serve") {
 		t.Errorf("an empty directory: %s", text)
 	}
 	p := start(t, dir, "--no-tls")
 	p.push("app", "v")
 	p.stop()
-	if text := serve(); !strings.Contains(text, "there is no CA in") || !strings.Contains(text, "set no-tls") {
+	if text := serve(); !strings.Contains(text, "contains no CA") || !strings.Contains(text, "set no-tls") {
 		t.Errorf("without a CA: %s", text)
 	}
 	start(t, dir, "--no-tls", "--read-only").want(200, "GET", "/v2/app/manifests/v", "")

@@ -170,9 +170,24 @@ buildkit_tools() {
   fi
   PATH=$dir:$PATH
 }
+
+# go install refuses etcd as well: its modules replace each other.
+engines_tools() {
+  local dir version
+  debian iproute2
+  version=$(cd .ci/engines/etcd && go list -m -f '{{.Version}}' go.etcd.io/etcd/server/v3)
+  ETCD=$CACHE/bin/$(go env GOVERSION)/etcd@$version/etcd
+  dir=$(dirname "$ETCD")
+  if [[ ! -x $ETCD ]]; then
+    say "building etcd $version"
+    mkdir -p "$dir"
+    (cd .ci/engines/etcd && CGO_ENABLED=0 go build -trimpath -o "$ETCD" go.etcd.io/etcd/server/v3)
+  fi
+}
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
 faults_tools() { debian strace; }
+s3_tools() { tool versitygw github.com/versity/versitygw/cmd/versitygw@v1.8.0; }
 versus_tools() { debian nginx-light; }
 
 # ---- The product

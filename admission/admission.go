@@ -26,7 +26,7 @@
 //
 // It changes no object and asks no other registry. It checks names, not origins: a node may be configured to pull
 // docker.io from a mirror, or have an image in its cache. The webhook answers every caller;
-// [Callers], if configured, refuses clients other than the API server before.
+// [Callers], if configured, refuses other clients than the API server before it.
 package admission
 
 import (
@@ -228,6 +228,12 @@ func (w *Webhook) Review(ctx context.Context, r *admissionv1.AdmissionRequest) (
 	response, err := w.review(ctx, nil, q, &d)
 	w.report(ctx, d, err)
 	return response, err
+}
+
+// Malformed reports whether an error of Review is about the request, which cannot be read.
+func Malformed(err error) bool {
+	_, ok := errors.AsType[*httpError](err)
+	return ok
 }
 
 // isJSON reports whether a content type is JSON, with any parameters.

@@ -631,6 +631,38 @@ func TestAPodWithTooManyImagesIsDenied(t *testing.T) {
 	if r := reviewPod(t, w, podOf(images...)); r.message() != "More than 256 different images in one object" {
 		t.Errorf("257: %q", r.message())
 	}
+	// The images after it are not looked at.
+	images = append(images, "NGINX", "quay.io/x:258")
+	r := reviewPod(t, w, podOf(images...))
+	if r.message() != "More than 256 different images in one object" || len(r.Result.Details.Causes) != 1 ||
+		r.Result.Details.Causes[0].Field != "spec.containers[256].image" {
+		t.Errorf("259: %+v", r.Result)
+	}
+	var volumes []any
+	for _, image := range images {
+		volumes = append(volumes, object{"name": "v", "image": object{"reference": image}})
+	}
+	pod := podOf()
+	pod["spec"] = object{"volumes": volumes}
+	r = reviewPod(t, w, pod)
+	if len(r.Result.Details.Causes) != 1 || r.Result.Details.Causes[0].Field != "spec.volumes[256].image.reference" {
+		t.Errorf("259 volumes: %+v", r.Result)
+	}
+}
+
+// TestAnObjectThatIsNull is none: there is nothing to check, and no image was there before.
+func TestAnObjectThatIsNull(t *testing.T) {
+	w, _ := newWebhook(t, admission.PolicyOptions{})
+	for _, operation := range []string{"CREATE", "UPDATE"} {
+		rec := post(w, strings.NewReader(reviewOf(t, "", "Pod", nil, object{"operation": operation, "object": nil})))
+		if rec.Code != http.StatusBadRequest || rec.Body.String() != "the request has no object (review u-1)\n" {
+			t.Errorf("%s: %d %s", operation, rec.Code, rec.Body)
+		}
+	}
+	r := answer(t, w, reviewOf(t, "", "Pod", podOf("nginx"), object{"operation": "UPDATE", "oldObject": nil}))
+	if r.Allowed {
+		t.Errorf("an update of null: %+v", r)
+	}
 }
 
 func TestReviewRefusesMalformedObjects(t *testing.T) {
@@ -641,7 +673,7 @@ func TestReviewRefusesMalformedObjects(t *testing.T) {
 	for _, r := range []admissionv1.AdmissionRequest{{Object: bad}, {Object: good, OldObject: bad}, {}} {
 		r.Kind, r.Operation = pod, admissionv1.Update
 		if response, err := w.Review(t.Context(), &r); err == nil || response != nil ||
-			!strings.Contains(err.Error(), "object") {
+			!strings.Contains(err.Error(), "object") || !admission.Malformed(err) {
 			t.Errorf("got %+v, %v", response, err)
 		}
 	}

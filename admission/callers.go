@@ -26,7 +26,7 @@ type CallersOptions struct {
 	Hints     string   // who gets hints with tags and digests; empty: those who may pull
 
 	// Set by the program. Certificate returns the certificate of the API server's CA that the connection of a request has
-	// shown, verified and valid now; nil if there is none. The field is nil if no such CA is set (validate-client-ca).
+	// shown, verified and valid now, or nil. The field is nil if no such CA is set (validate-client-ca).
 	Certificate func(*http.Request) *x509.Certificate
 	Refused     func(r *http.Request, why string) // optional: called for each call that is refused
 	Log         zerolog.Logger                    // for what becomes of a changed token file
@@ -118,7 +118,7 @@ func (c *Callers) setToken(content []byte) error {
 var (
 	errNoCredentials = errors.New("this webhook is for the API server, which identifies itself by a certificate or " +
 		"a token (kubeConfigFile of its AdmissionConfiguration)")
-	errBadToken  = errors.New("the token is not that of this webhook")
+	errBadToken  = errors.New("wrong token; this webhook expects the one of its setting validate-token-file")
 	errOtherName = errors.New("the certificate has a name that may not call the webhook (setting validate-client-names)")
 )
 

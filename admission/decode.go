@@ -243,7 +243,7 @@ func (q *request) decodeObjects(object, oldObject []byte, o ...jsontext.Options)
 	return err
 }
 
-// decodeObject decodes an object of one of the kinds; nil if there is none. path is where it is in the review.
+// decodeObject decodes an object of one of the kinds; nil for an absent object. path is where it is in the review.
 func decodeObject(k kind, path string, text []byte, options ...jsontext.Options) (o *object, err error) {
 	if len(text) == 0 {
 		return nil, nil

@@ -35,7 +35,8 @@ type Document struct {
 	Review *admissionv1.AdmissionReview
 
 	// NotJudged are the paths of other fields of the object, of a kind that is not one of Kubernetes, that may be images:
-	// strings with the name image. At most five.
+	// strings, or objects with the parts of a name, that are called image, baseImage, imageName and the like. At most
+	// five.
 	NotJudged []string
 
 	// Err is why the document cannot be read. Then only Number and Line are set.
@@ -164,24 +165,40 @@ func appendObjects(docs []Document, d Document, v jsontext.Value, list manifest)
 	}
 	if items, ok := m.items(); ok {
 		inherited := manifest{}
-		if kind, typed := strings.CutSuffix(m.Kind, "List"); typed && kind != "" {
+		if kind, typed := strings.CutSuffix(m.Kind, "List"); typed { // "" for a List, which says nothing of its items
 			inherited = manifest{APIVersion: m.APIVersion, Kind: kind}
 		}
 		for i, item := range items {
 			before := len(docs)
 			docs = appendObjects(docs, d, item, inherited)
-			if last := &docs[len(docs)-1]; len(docs) == before+1 && last.Err != nil {
-				last.Err = fmt.Errorf("item %d of the %s: %w", i+1, m.Kind, last.Err)
+			for j := range docs[before:] { // none for an empty list, several for another
+				if item := &docs[before+j]; item.Err != nil {
+					item.Err = fmt.Errorf("item %d of the %s: %w", i+1, m.Kind, item.Err)
+				}
 			}
+		}
+		// kubectl applies the items alone, other clients the object as it is.
+		if d.describe(m, v, "items"); d.Review != nil || len(d.NotJudged) > 0 {
+			docs = append(docs, d)
 		}
 		return docs
 	}
+	if m.Kind == "List" && m.Items != nil && m.Items.Kind() != 'n' {
+		d.Err = errors.New("the items of a List are not a list")
+		return append(docs, d)
+	}
+	d.describe(m, v)
+	return append(docs, d)
+}
+
+// describe fills in what a document says of its object. without are members of it that are no part of it.
+func (d *Document) describe(m manifest, v jsontext.Value, without ...string) {
 	d.APIVersion, d.Kind, d.Namespace, d.Name = m.APIVersion, m.Kind, m.Metadata.Namespace, m.Metadata.Name
 	if d.Name == "" {
 		d.Name = m.Metadata.GenerateName
 	}
 	if d.Review = m.review(v); d.Review == nil {
-		found := findShapes(v)
+		found := findShapes(v, without...)
 		if text := found.template(); text != nil {
 			template := manifest{APIVersion: "v1", Kind: "PodTemplate", Metadata: m.Metadata}
 			d.Review = template.review(text)
@@ -190,7 +207,6 @@ func appendObjects(docs []Document, d Document, v jsontext.Value, list manifest)
 			d.NotJudged = found.unjudged
 		}
 	}
-	return append(docs, d)
 }
 
 // items returns the items of a list. An object whose kind does not end in List is one if its items are objects with a
@@ -198,7 +214,7 @@ func appendObjects(docs []Document, d Document, v jsontext.Value, list manifest)
 func (m *manifest) items() (items []jsontext.Value, ok bool) {
 	plain := m.Kind == "List" && m.APIVersion == "v1"
 	if m.Items.Kind() != '[' || json.Unmarshal(m.Items, &items) != nil {
-		return nil, plain
+		return nil, plain && (m.Items == nil || m.Items.Kind() == 'n')
 	}
 	typed := strings.HasSuffix(m.Kind, "List")
 	for _, item := range items {

@@ -42,15 +42,15 @@ func NewHints(o CallersOptions, c *Callers, reads func(*http.Request) (login boo
 }
 
 // of returns what says, of a repository, the warning in place of its tags and digests, "" if the sender of a request
-// may have them. r is nil for a review that is no request. A nil *Hints withholds nothing. The sender is asked about
-// once.
+// may have them. r is nil for a review that did not come by HTTP. A nil *Hints withholds nothing. The sender is asked
+// about once.
 func (h *Hints) of(r *http.Request) (withhold func(repo string) string) {
 	switch {
 	case h == nil || r == nil || h.mode == hintsAll:
 		return nothing
 	case h.mode == hintsOff:
 		return func(string) string { return hintsAreOff }
-	case h.callers.Authenticate(): // its credentials are none of the registry
+	case h.callers.Authenticate(): // its credentials are not those of the registry
 		return nothing
 	}
 	reads := sync.OnceValues(func() (bool, func(string) bool) { return h.reads(r) })

@@ -81,3 +81,23 @@ func TestWhoGetsHintsWithTags(t *testing.T) {
 		}
 	}
 }
+
+// TestALoginIsCheckedOnlyWhereItMatters: checking a password is dear, and most answers name no tag and no digest that
+// the request does not have.
+func TestALoginIsCheckedOnlyWhereItMatters(t *testing.T) {
+	for image, want := range map[string]int{
+		"nginx": 0, "NGINX": 0, host + "/app@" + digestOf("app one"): 0, host + "/app:1": 1, host + "/app:9": 1,
+	} {
+		asked := 0
+		hints := admission.NewHints(admission.CallersOptions{}, nil, func(*http.Request) (bool, func(string) bool) {
+			asked++
+			return false, func(string) bool { return false }
+		})
+		w := newHook(admission.Options{Images: newRegistry(t, held), Hints: hints,
+			Policy: newPolicy(t, admission.PolicyOptions{})})
+		answer(t, w, reviewOf(t, "", "Pod", podOf(image, image), nil))
+		if asked != want {
+			t.Errorf("%s: asked %d times, want %d", image, asked, want)
+		}
+	}
+}

@@ -1,6 +1,8 @@
 package admission_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -8,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/rs/zerolog"
 
 	"trow/admission"
 )
@@ -45,5 +49,35 @@ func TestLoadingIsAFailedCall(t *testing.T) {
 	if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") != "1" ||
 		!strings.Contains(rec.Body.String(), "loading") {
 		t.Errorf("status %d, %v: %s", rec.Code, rec.Header(), rec.Body)
+	}
+}
+
+// TestOnlyFailedReviewsAreErrorsInTheLog: and each review is counted once.
+func TestOnlyFailedReviewsAreErrorsInTheLog(t *testing.T) {
+	var log bytes.Buffer
+	reg := newRegistry(t, held)
+	metrics := admission.NewMetrics()
+	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{}), Log: zerolog.New(&log),
+		Metrics: metrics})
+	for _, tt := range []struct{ image, level, verdict, err string }{
+		{host + "/app:1", "debug", "allowed", ""}, {"nginx", "debug", "denied", ""},
+		{host + "/app:1", "error", "error", "broken"},
+	} {
+		log.Reset()
+		reg.resolve = func(string, string) error {
+			if tt.err != "" {
+				return errors.New(tt.err)
+			}
+			return nil
+		}
+		post(w, strings.NewReader(reviewOf(t, "", "Pod", podOf(tt.image), nil)))
+		var line struct{ Level, Verdict, Error string }
+		if err := json.Unmarshal(log.Bytes(), &line); err != nil || line.Level != tt.level || line.Verdict != tt.verdict ||
+			!strings.Contains(line.Error, tt.err) || tt.err == "" && line.Error != "" {
+			t.Errorf("%s: %s (%v)", tt.image, &log, err)
+		}
+		if n := testutil.ToFloat64(metrics.WithLabelValues(tt.verdict)); n != 1 {
+			t.Errorf("%s: counted %v times as %s", tt.image, n, tt.verdict)
+		}
 	}
 }

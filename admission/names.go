@@ -8,29 +8,6 @@ import (
 	"strings"
 )
 
-// tutorialPort is the port of the registry on every node, with the manifest as it is.
-const tutorialPort = "31000"
-
-// DefaultNames returns the local names of a registry that listens on port: the names that the manifest and the tutorial
-// use, and those of this machine. Inside a cluster, loopback is not a local name: on a node any program may listen
-// there.
-func DefaultNames(port string, inCluster bool) []string {
-	names := []string{"trow.kube-public:" + tutorialPort, "trow:" + tutorialPort}
-	if inCluster {
-		return names
-	}
-	ports := []string{tutorialPort}
-	if port != tutorialPort {
-		ports = append(ports, port)
-	}
-	for _, p := range ports {
-		for _, host := range []string{"localhost", "127.0.0.1", "::1"} {
-			names = append(names, net.JoinHostPort(host, p))
-		}
-	}
-	return names
-}
-
 // Host returns the host:port for clients to push to: in a cluster the first of Names, which nodes and workstations
 // know, elsewhere this machine and the port of the listener.
 func (o *PolicyOptions) Host(port int, inCluster bool) string {
@@ -40,10 +17,10 @@ func (o *PolicyOptions) Host(port int, inCluster bool) string {
 	return net.JoinHostPort("localhost", strconv.Itoa(port))
 }
 
-// Complete sets Names to [DefaultNames] if there are none, and folds them to lower case, in which hosts are compared.
-func (o *PolicyOptions) Complete(port string, inCluster bool) {
+// Complete sets Names to defaults if it is empty, and folds them to lower case, in which hosts are compared.
+func (o *PolicyOptions) Complete(defaults []string) {
 	if len(o.Names) == 0 {
-		o.Names = DefaultNames(port, inCluster)
+		o.Names = defaults
 	}
 	o.Names = slices.Clone(o.Names) // it may be the list that a flag owns
 	for i, name := range o.Names {

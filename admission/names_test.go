@@ -26,3 +26,10 @@ func TestLoopbackNamesAreExplained(t *testing.T) {
 		}
 	}
 }
+
+func TestTheHostToPushTo(t *testing.T) {
+	o := admission.PolicyOptions{Names: []string{host, "trow:31000"}}
+	if inside, outside := o.Host(8443, true), o.Host(8443, false); inside != host || outside != "localhost:8443" {
+		t.Errorf("in a cluster %s, elsewhere %s", inside, outside)
+	}
+}

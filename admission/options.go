@@ -32,7 +32,7 @@ type PolicyOptions struct {
 	// other image of Docker Hub.
 	AllowDockerOfficial bool
 
-	// DenyK8sImages takes away that images under registry.k8s.io/ and k8s.gcr.io/ are allowed.
+	// DenyK8sImages ends the default that images under registry.k8s.io/ and k8s.gcr.io/ are allowed.
 	DenyK8sImages bool
 
 	// DisallowLocalPrefixes and DisallowLocalImages deny local images even if the registry holds them; no

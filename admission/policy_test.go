@@ -171,6 +171,37 @@ func TestVerdicts(t *testing.T) {
 			host + "/gone:1":        local(host + "/gone:1"),
 		},
 	}, {
+		name: "each of the disallowed images of a repository counts, also if the registry does not hold it",
+		options: admission.PolicyOptions{
+			AllowPrefixes:       []string{host}, // has no effect on them
+			DisallowLocalImages: []string{"app:7", "app:8", "nothing:1", "nothing:2"},
+		},
+		verdict: map[string]string{
+			host + "/app:7":     "Local image " + host + "/app:7 on deny list",
+			host + "/app:8":     "Local image " + host + "/app:8 on deny list",
+			host + "/nothing:2": "Local image " + host + "/nothing:2 on deny list",
+			host + "/nothing:3": allowed,
+			host + "/app:9":     allowed,
+		},
+	}, {
+		name: "a repository that is called as a local name without its port",
+		options: admission.PolicyOptions{
+			Names:                 []string{"trow:443"},
+			AllowPrefixes:         []string{"trow:443"},
+			DisallowLocalPrefixes: []string{"trow/a", "trow:443/b"},
+			DisallowLocalImages:   []string{"trow/c", "trow:443/d"},
+		},
+		verdict: map[string]string{
+			"trow:443/trow/a/x": "Local image trow:443/trow/a/x on deny list",
+			"trow:443/a/x":      allowed,
+			"trow:443/b/x":      "Local image trow:443/b/x on deny list",
+			"trow:443/trow/b/x": allowed,
+			"trow:443/trow/c":   "Local image trow:443/trow/c on deny list",
+			"trow:443/c":        allowed,
+			"trow:443/d":        "Local image trow:443/d on deny list",
+			"trow:443/trow/d":   allowed,
+		},
+	}, {
 		name: "the longest rule wins, and deny when equal",
 		options: admission.PolicyOptions{
 			Allow: []string{"quay.io", "quay.io/team/public", "ghcr.io/same", host + "/mirror"},
@@ -323,13 +354,25 @@ func TestInvalidSettingsAreRefused(t *testing.T) {
 		{"a name without domain and port", admission.PolicyOptions{Names: []string{"trow"}},
 			`names: "trow": trow/app would mean an image of Docker Hub`},
 		{"a name with a path", admission.PolicyOptions{Names: []string{"trow:31000/x"}},
-			`names: "trow:31000/x": not a valid host[:port]`},
+			`names: "trow:31000/x": not a valid host[:port]; write it without scheme and path`},
+		{"a name with a control character", admission.PolicyOptions{Names: []string{"a\x7f.example"}},
+			`names: "a\x7f.example": not a valid host[:port]; write it without scheme and path`},
+		{"an IPv4 address in brackets", admission.PolicyOptions{Names: []string{"[127.0.0.1]:31000"}},
+			`names: "[127.0.0.1]:31000": not a valid host[:port]`},
+		{"text in brackets", admission.PolicyOptions{Deny: []string{"[a.example]:31000/x"}}, "not a valid host[:port]"},
+		{"nothing in brackets", admission.PolicyOptions{Names: []string{"[]:31000"}}, "not a valid host[:port]"},
+		{"an IPv6 address without brackets", admission.PolicyOptions{Names: []string{"2001:db8::1:31000"}},
+			`names: "2001:db8::1:31000": not a valid host[:port]`},
 		{"a prefix with a port that does not exist", admission.PolicyOptions{Deny: []string{"quay.io:65536"}},
 			"its port is not between 1 and 65535"},
 		{"a prefix with half an address", admission.PolicyOptions{Deny: []string{"127.1:31000/x"}},
 			"not a valid IPv4 address; write 127.0.0.1:31000"},
 		{"a name with half an address", admission.PolicyOptions{Names: []string{"0x7f.1:31000"}},
 			`names: "0x7f.1:31000": not a valid IPv4 address; write 127.0.0.1:31000`},
+		{"a name with a zone", admission.PolicyOptions{Names: []string{"[fe80::1%eth0]:5000"}}, "remove the zone"},
+		{"a prefix with a zone", admission.PolicyOptions{Deny: []string{"[fe80::1%25eth0]/x"}}, "remove the zone"},
+		{"a name without its port", admission.PolicyOptions{Names: []string{"trow:"}}, "its port is missing"},
+		{"a name in Unicode", admission.PolicyOptions{Names: []string{"b\u00fccher.example"}}, "write it as xn--"},
 		{"Docker Hub by another name", admission.PolicyOptions{Names: []string{"registry.hub.docker.com:0443"}},
 			"this is Docker Hub"},
 		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}}, "not a valid host[:port]"},
@@ -365,10 +408,11 @@ func TestAllInvalidSettingsAreReportedAtOnce(t *testing.T) {
 }
 
 func TestLocalReportsTheImagesOfTheRegistry(t *testing.T) {
-	names := append(localNames, "127.0.0.1:31000", "[::1]:031000")
+	names := append(localNames, "[::ffff:127.0.0.1]:31000", "[::1]:031000") // a setting may end in an IPv4 address
 	p := newPolicy(t, admission.PolicyOptions{Default: "deny", Names: names})
 	for image, want := range map[string]bool{"TROW:31000/x": true, "trow:031000/x": true, "quay.io/x": false,
-		"x": false, "[0:0::1]:31000/x": true, "[::ffff:7f00:1]:31000/x": true, "0.0.0.0:31000/x": true} {
+		"x": false, "[0:0::1]:31000/x": true, "[::ffff:7f00:1]:31000/x": true, "0.0.0.0:31000/x": true,
+		"127.0.0.1:31000/x": true} {
 		r, err := admission.ParseReference(image)
 		if err != nil || p.Local(r) != want {
 			t.Errorf("%s: local is %v (%v)", image, !want, err)

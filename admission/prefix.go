@@ -3,7 +3,9 @@ package admission
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
+	"unicode"
 
 	"github.com/distribution/reference"
 
@@ -42,11 +44,26 @@ func parsePrefix(s string) (prefix, error) {
 	return p, nil
 }
 
-// settingHost returns the canonical form of a host in a setting, in which a dot may end it.
+// settingHost returns the canonical form of a host in a setting, in which a dot may end it and an IPv6 address may end
+// in an IPv4 address, which references cannot.
 func settingHost(host string) (string, error) {
 	name, port := address.SplitPort(host)
+	if strings.HasSuffix(host, ":") {
+		return "", errors.New("not a valid host[:port]: its port is missing; remove the colon or write the port")
+	}
+	if a, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil && a.Is6() && strings.HasPrefix(name, "[") {
+		if a.Zone() != "" {
+			return "", errors.New("an IPv6 address with a zone, which no image can name; remove the zone")
+		}
+		name = "[" + netip.AddrFrom16(a.As16()).StringExpanded() + "]" // without dots
+	}
 	host = address.JoinPort(strings.TrimSuffix(name, "."), port)
 	if n, err := reference.WithName(host + "/x"); err != nil || reference.Domain(n) != host {
+		for _, c := range host {
+			if c > unicode.MaxASCII {
+				return "", errors.New("not a valid host[:port]: images name such a host in ASCII; write it as xn--NAME")
+			}
+		}
 		return "", errors.New("not a valid host[:port]; write it without scheme and path")
 	}
 	return address.Host(host)

@@ -9,7 +9,7 @@ import (
 // A probe is an update of a ConfigMap with which the server finds out whether the API server reaches this webhook: see
 // package cluster. The API server calls the webhook, and the denial that it returns proves that it did.
 
-// decodeProbe returns the value of a probe in an object, which is not trusted; empty if the object is none.
+// decodeProbe returns the value of a probe in an object, which is not trusted; empty if the object is not a probe.
 func decodeProbe(q *request, text []byte) string {
 	if q.Kind != (groupKind{"", "ConfigMap"}) || q.Operation != "UPDATE" || len(text) == 0 {
 		return ""
@@ -27,7 +27,7 @@ func decodeProbe(q *request, text []byte) string {
 	return o.Metadata.Annotations.Probe
 }
 
-// denyProbe returns the denial of a probe of this process; nil if the request is none. A value that another client made
+// denyProbe returns the denial of a probe of this process; nil for any other request. A value that another client made
 // up has no effect. For the log and the metrics the request was skipped: it is about no image.
 func (w *Webhook) denyProbe(q *request, d *Decision) *admissionv1.AdmissionResponse {
 	if q.Probe == "" || w.probe == nil {

@@ -48,6 +48,9 @@ func TestProbesAreDenied(t *testing.T) {
 					}
 				},
 				Probe: func(v string) string {
+					if v == "" {
+						t.Error("asked about no value")
+					}
 					if v == value {
 						return sentence
 					}
@@ -73,5 +76,14 @@ func TestProbesAreDenied(t *testing.T) {
 				t.Errorf("the value is in the log or the answer: %s %s", &log, answer.Body)
 			}
 		})
+	}
+}
+
+// TestAWebhookWithoutProbesAllowsThem: any client may write the annotation.
+func TestAWebhookWithoutProbesAllowsThem(t *testing.T) {
+	w, _ := newWebhook(t, admission.PolicyOptions{})
+	o := object{"metadata": object{"annotations": object{kube.ProbeAnnotation: "x"}}}
+	if r := answer(t, w, reviewOf(t, "", "ConfigMap", o, object{"operation": "UPDATE"})); !r.Allowed {
+		t.Errorf("%+v", r)
 	}
 }

@@ -118,7 +118,7 @@ func (r Reference) key() Reference {
 	return r
 }
 
-// implausible returns the reason to refuse a string before it is parsed, "" if there is none.
+// implausible returns the reason to refuse a string before it is parsed, or "" to parse it.
 func implausible(s string) string {
 	alg, _, colon := strings.Cut(s, ":")
 	switch {

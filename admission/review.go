@@ -37,7 +37,7 @@ type findings struct {
 	digests   []string // see [Decision.Images]
 }
 
-// review decides on a request, and fills in d as far as it gets. call is the HTTP request, nil if there is none.
+// review decides on a request, and fills in d as far as it gets. call is the HTTP request; it may be nil.
 // Errors: *httpError for a malformed request, or why the registry could not be asked.
 func (w *Webhook) review(ctx context.Context, call *http.Request, q *request, d *Decision) (
 	*admissionv1.AdmissionResponse, error) {
@@ -89,7 +89,7 @@ func (q *request) decision() Decision {
 	return d
 }
 
-// exempt returns the reason not to check the images of a request, "" if there is none.
+// exempt returns the reason not to check the images of a request, or "" to check them.
 func (q *request) exempt(k kind) string {
 	switch {
 	case q.Operation == "DELETE" || q.Operation == "CONNECT":

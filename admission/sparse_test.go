@@ -31,7 +31,8 @@ func (n named) Platforms(_ digest.Digest, of []digest.Digest) []string {
 func TestASparseIndexNamesWhatIsMissing(t *testing.T) {
 	r := newRegistry(t, held)
 	here, all := digest.FromString("here"), []string{"linux/arm64/v8", "linux/s390x", "linux/ppc64le", "linux/riscv64"}
-	n := named{r, map[digest.Digest]string{digest.FromString("hostile"): "linux/\x1b[2J", here: "linux/amd64"}}
+	n := named{r, map[digest.Digest]string{digest.FromString("hostile"): "linux/\x1b[2J", here: "linux/amd64",
+		digest.FromString("40"): strings.Repeat("p", 40), digest.FromString("41"): strings.Repeat("p", 41)}}
 	long := strings.Repeat("l", 120-len("not here for all of its platforms (missing: linux/arm64/v8, ...): "+host+"/:4"))
 	sparse := func(repo string, missing ...string) {
 		t.Helper()
@@ -57,6 +58,8 @@ func TestASparseIndexNamesWhatIsMissing(t *testing.T) {
 		sparse("a", all[:i+1]...)
 	}
 	sparse("hostile", "hostile")
+	sparse("forty", "40")
+	sparse("more", "41")
 	sparse(long, all...)
 	sparse(long+"l", all...)
 	sparse(long+strings.Repeat("l", 40), all...)
@@ -67,6 +70,9 @@ func TestASparseIndexNamesWhatIsMissing(t *testing.T) {
 		"a:4": "not here for all of its platforms (missing: linux/arm64/v8, linux/s390x, linux/ppc64le, ...): ",
 		"hostile:1": "not here for all of its platforms (missing: " +
 			digest.FromString("hostile").String()[:len("sha256:")+12] + "): ",
+		"forty:1": "not here for all of its platforms (missing: " + strings.Repeat("p", 40) + "): ",
+		"more:1": "not here for all of its platforms (missing: " +
+			digest.FromString("41").String()[:len("sha256:")+12] + "): ",
 		long + ":4":  "not here for all of its platforms (missing: linux/arm64/v8, ...): ",
 		long + "l:4": "not here for all of its platforms: ",
 	} {

@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -120,6 +121,68 @@ func TestTagsAreOptionalForHints(t *testing.T) {
 	}
 	if len(with.Hints) != 2 || with.Hints[1] != "tags of app here: 1, 2, stable" {
 		t.Errorf("with Tags: %q", with.Hints)
+	}
+}
+
+// lister is a registry with other answers of Tags.
+type lister struct {
+	*registry
+	tags  []string
+	found bool
+	err   error
+}
+
+func (l lister) Tags(context.Context, string, string, int) ([]string, bool, error) {
+	return l.tags, l.found, l.err
+}
+
+// TestHintsNameOnlyWhatIsHere and known for sure.
+func TestHintsNameOnlyWhatIsHere(t *testing.T) {
+	p, reg := newPolicy(t, admission.PolicyOptions{AllowPrefixes: []string{host}}), newRegistry(t, held)
+	push := "push it: docker push " + host + "/app:9"
+	for _, tt := range []struct {
+		name   string
+		images admission.Images
+		want   []string
+	}{
+		{"tags", lister{reg, []string{"a"}, true, nil}, []string{push, "tags of app here: a"}},
+		{"tags beside an error", lister{reg, []string{"a"}, true, errors.New("broken")}, []string{push}},
+		{"tags of no repository", lister{reg, []string{"a"}, false, nil}, []string{push}},
+		{"no tags", lister{reg, nil, true, nil}, []string{push}},
+		{"tags that do not fit", lister{reg, []string{strings.Repeat("a", 120)}, true, nil}, []string{push}},
+	} {
+		if v := p.Decide(t.Context(), tt.images, host+"/app:9"); !slices.Equal(v.Hints, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, v.Hints, tt.want)
+		}
+	}
+	const absent = "@sha256:" + hex64
+	for image, want := range map[string]struct {
+		asked []string
+		hint  string
+	}{
+		"app:9":          {[]string{"9"}, push},
+		"app" + absent:   {[]string{absent[1:]}, ""},
+		"app:9" + absent: {[]string{absent[1:], "9"}, ""},
+		"app:1" + absent: {[]string{absent[1:], "1"}, "app:1 is here as " + digestOf("app one")},
+	} {
+		var asked []string
+		reg.resolve = func(_, ref string) error {
+			asked = append(asked, ref)
+			return nil
+		}
+		v := p.Decide(t.Context(), onlyResolve{reg}, host+"/"+image)
+		if !slices.Equal(asked, want.asked) || strings.Join(v.Hints, "\n") != want.hint {
+			t.Errorf("%s: asked for %q, hints %q", image, asked, v.Hints)
+		}
+	}
+	reg.resolve = func(_, ref string) error {
+		if ref == "1" {
+			return errors.New("broken")
+		}
+		return nil
+	}
+	if v := p.Decide(t.Context(), onlyResolve{reg}, host+"/app:1"+absent); !v.Allowed || len(v.Hints) > 0 {
+		t.Errorf("a tag that cannot be looked up: %+v", v)
 	}
 }
 

@@ -34,6 +34,7 @@ import (
 	"github.com/distribution/reference"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/yaml"
 
 	"trow/manifests/kube"
 )
@@ -42,7 +43,8 @@ import (
 var source string
 
 // The delimiters are not the default ones, {{ and }}, which occur in flow mappings of YAML.
-var parsed = template.Must(template.New("trow.yaml").Delims("[[", "]]").Option("missingkey=error").Parse(source))
+var parsed = template.Must(template.New("trow.yaml").Delims("[[", "]]").Option("missingkey=error").
+	Funcs(template.FuncMap{"str": str}).Parse(source))
 
 // Values of Options.Storage.
 const (
@@ -158,6 +160,15 @@ func (o *Options) tlsNames() []string {
 	return []string{o.Host, service, service + ".cluster.local"}
 }
 
+// str returns a YAML string: in quotes where YAML would take the text for something else, as a namespace 123 or true.
+func str(text string) string {
+	var v any
+	if err := yaml.Unmarshal([]byte(text), &v); err == nil && v == any(text) {
+		return text
+	}
+	return strings.Trim(list([]string{text}), "[]")
+}
+
 // list returns a YAML list on one line.
 func list(items []string) string {
 	b, err := json.Marshal(append([]string{}, items...)) // JSON is YAML, with each string quoted; never null
@@ -210,6 +221,8 @@ func (o *Options) validate() error {
 	}
 	if o.NodePort < 1 || o.NodePort > 65535 {
 		wrong("node-port", "%d is not a valid port; want 1 to 65535; node ports usually are 30000 to 32767", o.NodePort)
+	} else if slices.Contains(nodePorts, o.NodePort) {
+		wrong("node-port", "%d is a port of Kubernetes on each node; choose another", o.NodePort)
 	} else if o.LocalPort == o.NodePort {
 		wrong("local-port", "%d is the node port; kube-proxy may intercept that one on loopback, so choose another below "+
 			"30000", o.LocalPort)

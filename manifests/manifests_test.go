@@ -3,6 +3,7 @@ package manifests_test
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -83,7 +84,14 @@ func objects(t *testing.T, text []byte) map[string]metav1.Object {
 		if !ok {
 			t.Fatalf("unexpected kind %s %s", kind.APIVersion, kind.Kind)
 		}
-		if err := kyaml.UnmarshalStrict(doc, into); err != nil {
+		// As kubectl does it: as JSON first, where 123 and true are no strings.
+		asJSON, err := kyaml.YAMLToJSONStrict(doc)
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", kind.Kind, err, doc)
+		}
+		d := json.NewDecoder(bytes.NewReader(asJSON))
+		d.DisallowUnknownFields()
+		if err := d.Decode(into); err != nil {
 			t.Fatalf("%s: %v\n%s", kind.Kind, err, doc)
 		}
 		all[kind.Kind+"/"+into.GetName()] = into
@@ -731,6 +739,8 @@ func TestInvalidOptions(t *testing.T) {
 		"local-port: 31000":  func(o *manifests.Options) { o.LocalPort = 31000 },
 		"local-port: 70000":  func(o *manifests.Options) { o.LocalPort = 70000 },
 		"local-port: 10250":  func(o *manifests.Options) { o.LocalPort = 10250 },
+		"node-port: 10250":   func(o *manifests.Options) { o.NodePort = 10250 },
+		"node-port: 6443":    func(o *manifests.Options) { o.NodePort = 6443 },
 		"pull-secret:":       func(o *manifests.Options) { o.PullSecret = "a b" },
 		"priority-class:":    func(o *manifests.Options) { o.PriorityClass = "A: b" },
 		"image:":             func(o *manifests.Options) { o.Image = "x: y" },
@@ -759,6 +769,23 @@ func TestInvalidOptions(t *testing.T) {
 	o.Storage, o.StorageClass = manifests.StorageEmpty, "fast"
 	if _, err := manifests.Render(o); err == nil {
 		t.Error("a StorageClass for an emptyDir is accepted")
+	}
+}
+
+// TestNamesThatLookLikeSomethingElse in YAML are strings.
+func TestNamesThatLookLikeSomethingElse(t *testing.T) {
+	for _, name := range []string{"123", "1e3", "0x10", "true", "null", "yes", "off", "2020-01-01", "infinity"} {
+		all := objects(t, render(t, func(o *manifests.Options) {
+			o.Namespace, o.PullSecret, o.PriorityClass, o.StorageClass, o.Image = name, name, name, name, name
+			o.ExemptNamespaces, o.Login = []string{name}, true
+		}))
+		set := all["StatefulSet/trow"].(*appsv1.StatefulSet)
+		pod := set.Spec.Template.Spec
+		if all["Namespace/"+name] == nil || set.Namespace != name || pod.ImagePullSecrets[0].Name != name ||
+			pod.PriorityClassName != name || pod.Containers[0].Image != name ||
+			*set.Spec.VolumeClaimTemplates[0].Spec.StorageClassName != name {
+			t.Errorf("%s: %+v", name, set)
+		}
 	}
 }
 

@@ -64,6 +64,11 @@ func TestBlobHeadersAndRanges(t *testing.T) {
 		{"bytes=--5", 200, 0, 2048},
 		{"bytes=+1-2", 200, 0, 2048},
 		{"lines=1-2", 200, 0, 2048},
+		{"Bytes=1-2", 206, 1, 3},       // units are case-insensitive (RFC 9110, section 14.1)
+		{"bytes=,1-2, ,", 206, 1, 3},   // lists may have empty elements
+		{"bytes=,", 200, 0, 2048},      // but not these alone
+		{"bytes=1-2,4000-", 206, 1, 3}, // one part is left
+		{"bytes=4000-,-0", 416, 0, 0},
 	} {
 		a := w.do("GET", path, nil, "Range", row.header).is(row.status)
 		w.do("HEAD", path, nil, "Range", row.header).is(200).has("Content-Length", "2048") // ranges are defined for GET alone

@@ -19,8 +19,8 @@ import (
 
 // This file is what an identity that may create, and not push, can do to tags: set new ones, and let a companion grow;
 // and how a companion under an immutable tag grows, and ends. A companion is a tag under which clients keep what
-// belongs to a manifest: sha256-<hex>, the index of its referrers (distribution spec, "Referrers Tag Schema"), and
-// sha256-<hex>.sig, .att and .sbom (cosign).
+// belongs to a manifest: sha256-<hex>, the index of its referrers (distribution spec, "Referrers Tag Schema"), or
+// sha512-<first half of the hex>, and sha256-<hex>.sig, .att and .sbom (cosign).
 
 // creation is a push by an identity that may create and not push.
 type creation struct {
@@ -77,7 +77,7 @@ func (n *creation) allows(tx *storage.Tx, p *push) error {
 	}
 	for _, tag := range p.tags {
 		at, exists := tx.Tag(tag)
-		if !exists || at.Digest() == p.digest { // the same digest again is no move
+		if !exists || at.Digest() == p.digest { // the same digest again is not a move
 			continue
 		}
 		remedy := "push another tag, or "
@@ -135,39 +135,40 @@ func (r *Registry) isFixed(tx *storage.Tx, who *auth.Identity, repo, tag string)
 	if !r.isImmutable(who, repo, tag) {
 		return false
 	}
-	_, named := accompanied(tag)
-	return !named || companionOf(tx, tag)
+	_, named, held := accompanied(tx, tag)
+	return !named || held
 }
 
 // companions are the ends of the names of companions.
 var companions = []string{"", ".sig", ".att", ".sbom"}
 
-// companionOf reports whether a tag is a companion of a manifest that the repository holds.
-func companionOf(tx *storage.Tx, tag string) bool {
-	d, ok := accompanied(tag)
-	if !ok {
-		return false
-	}
-	_, held := tx.Manifest(d)
-	return held
-}
-
 // mayGrow reports whether a tag, which names at, is a companion that may grow. A tag sha256-<hex> that names this
-// manifest itself is none, although it has the name: cosign copy sets one for each image, and people run what it names.
+// manifest itself is not one, whatever its name: cosign copy sets one for each image, and people run what it names.
 func mayGrow(tx *storage.Tx, tag string, at storage.Descriptor) bool {
-	d, _ := accompanied(tag)
-	return d != at.Digest() && companionOf(tx, tag)
+	d, _, held := accompanied(tx, tag)
+	return held && d != at.Digest()
 }
 
-// accompanied returns the manifest in the name of a companion.
-func accompanied(tag string) (digest.Digest, bool) {
-	const prefix, hex = "sha256-", 64
+// accompanied returns the manifest in the name of a companion, and whether the repository holds it. named reports
+// whether the tag has the name of a companion at all. Of a sha512 such a name has the first half (distribution spec,
+// "Referrers Tag Schema"), and then d is known only of a manifest that is held.
+func accompanied(tx *storage.Tx, tag string) (d digest.Digest, named, held bool) {
+	const prefix, long, hex = "sha256-", "sha512-", 64
+	if start, ok := strings.CutPrefix(tag, long); ok && len(start) == hex {
+		_, err := storage.ParseDigest("sha256:" + start) // the same form
+		d, held = tx.ManifestBySHA512(start)
+		return d, err == nil, held
+	}
 	rest, ok := strings.CutPrefix(tag, prefix)
 	if !ok || len(rest) < hex || !slices.Contains(companions, rest[hex:]) {
-		return "", false
+		return "", false, false
 	}
 	d, err := storage.ParseDigest("sha256:" + rest[:hex])
-	return d, err == nil
+	if err != nil {
+		return "", false, false
+	}
+	_, held = tx.Manifest(d)
+	return d, true, held
 }
 
 // grows reports whether the pushed manifest has everything of the old one: type, subject, and each layer or child. An

@@ -361,6 +361,27 @@ func TestRulesAndRobotsThatMayCreate(t *testing.T) {
 	w.put("open/app", "v4", v2, w.token(g, "repository:open/app:create", ci...)...).is(201)
 }
 
+// TestACompanionOfASHA512 has the first half of the digest in its name.
+func TestACompanionOfASHA512(t *testing.T) {
+	w := newServer(t, func(o *registry.Options) { o.Immutable = func(repo, _ string) bool { return repo == "prod" } })
+	subject, other := w.build("prod", "1"), w.build("prod", "2")
+	d := digest.SHA512.FromBytes(subject)
+	tag := "sha512-" + d.Encoded()[:64]
+	for _, body := range [][]byte{subject, other} {
+		w.put("prod", digest.FromBytes(body).String(), body).is(201)
+	}
+	w.put("prod", tag, index(subject)).is(201)
+	w.put("prod", tag, index(subject, other)).code(403, "DENIED") // the manifest with that digest is not here
+	w.do("DELETE", "/v2/prod/manifests/"+tag, nil).is(202)
+	w.put("prod", d.String(), subject).is(201)
+	w.put("prod", tag, index(subject)).is(201)
+	w.put("prod", tag, index(subject, other)).is(201)
+	w.put("prod", tag, index(other)).code(403, "DENIED").contains("add to it")
+	w.do("DELETE", "/v2/prod/manifests/"+tag, nil).code(403, "DENIED")
+	w.do("DELETE", "/v2/prod/manifests/"+d.String(), nil).is(202)
+	w.do("DELETE", "/v2/prod/manifests/"+tag, nil).is(202)
+}
+
 // TestACompanionUnderAnImmutableTag: the second signature of an image was refused, and so was the index of its
 // referrers.
 func TestACompanionUnderAnImmutableTag(t *testing.T) {

@@ -67,7 +67,7 @@ func pageInvalid(n string) *ocierror.Error {
 		Message: "invalid n; want the number of results, 0 or more"}
 }
 
-// cursorInvalid refuses a last that looks like a cursor and is none.
+// cursorInvalid refuses a last that looks like a cursor and is not one.
 func cursorInvalid(last string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusBadRequest,
 		Detail:  map[string]string{"last": ocierror.Clip(last)},
@@ -82,6 +82,11 @@ func namespaceUnknown(ns string) *ocierror.Error {
 func tagInvalid(tag string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Detail: map[string]string{"tag": ocierror.Clip(tag)},
 		Message: "invalid tag; want at most 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"}
+}
+
+func queryInvalid(err error) *ocierror.Error {
+	return manifestInvalid("the query cannot be read: %s; want ?tag=TAG, with further tags after &, percent-encoded",
+		ocierror.Clip(err.Error()))
 }
 
 func tooManyTags() *ocierror.Error {

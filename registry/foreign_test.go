@@ -37,6 +37,11 @@ func TestOnlyLayersAreForeign(t *testing.T) {
 				code(404, "MANIFEST_BLOB_UNKNOWN")
 		}
 	}
+	for _, near := range []string{"application/vnd.example.foreign.tar", "application/vnd.example.nondistributable.tar",
+		"application/vnd.oci.image.layer.v1.tar.foreign.gzip", "APPLICATION/vnd.docker.image.rootfs.foreign.diff.tar"} {
+		w.do("PUT", "/v2/a/manifests/n", []byte(`{"schemaVersion":2,"config":`+c+`,"layers":[`+absent(near, "")+`]}`),
+			"Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
+	}
 	m, ok, err := w.index.Resolve(t.Context(), "a", "v")
 	if err != nil || !ok || !w.index.Incomplete("a", m) {
 		t.Errorf("an image with a foreign layer is complete (%v, %v)", ok, err)

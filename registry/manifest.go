@@ -62,7 +62,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, c *call
 
 // putManifest answers end-7.
 func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call) error {
-	tags, err := tagParameters(req.URL.Query())
+	tags, err := tagParameters(req.URL.RawQuery)
 	if err != nil {
 		return err
 	}
@@ -150,8 +150,13 @@ func (r *Registry) holds(repo string, d digest.Digest, mediaType string) (held b
 	return held
 }
 
-// tagParameters returns the tags in ?tag= of end-7b.
-func tagParameters(q url.Values) ([]string, error) {
+// tagParameters returns the tags in ?tag= of end-7b. A query that cannot be read is refused: without its tags the push
+// would succeed, and set others than the client has asked for.
+func tagParameters(query string) ([]string, error) {
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, queryInvalid(err)
+	}
 	tags := slices.Clone(q["tag"])
 	if len(tags) > maxTags {
 		return nil, tooManyTags()

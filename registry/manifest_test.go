@@ -60,6 +60,10 @@ func TestManifestPutAnswers(t *testing.T) {
 	put("sha256:"+zeros, "Content-Type", typeManifest).code(400, "DIGEST_INVALID")
 	put(d.String()+"?tag=-x", "Content-Type", typeManifest).code(400, "MANIFEST_INVALID")
 	put(d.String()+"?"+strings.Repeat("tag=x&", 101), "Content-Type", typeManifest).code(414, "MANIFEST_INVALID")
+	// A query of which a part would be ignored.
+	for _, query := range []string{"tag=a&tag=%zz", "tag=a;tag=b", "tag=a&" + strings.Repeat("a&", 10_000)} {
+		put("unread?"+query, "Content-Type", typeManifest).code(400, "MANIFEST_INVALID").contains("query")
+	}
 	put("v2").is(201) // the body has the type
 	w.do("HEAD", "/v2/a/manifests/v2", nil).is(200).has("Content-Type", typeManifest)
 }

@@ -45,7 +45,7 @@ func storable(mediaType string) bool {
 }
 
 // typeOf returns the media type, in lower case: that of the Content-Type without its parameters, or what the body says
-// if there is none or a general one. A body with another type is refused, because a client that pulls the manifest
+// where that is missing or general. A body with another type is refused, because a client that pulls the manifest
 // could believe either. decodeErr is why the body cannot be decoded.
 func typeOf(contentType string, c content, decodeErr error) (string, error) {
 	if c.MediaType != "" && !validMediaType(c.MediaType) { // an index without a limit would keep it in memory
@@ -70,7 +70,7 @@ func typeOf(contentType string, c content, decodeErr error) (string, error) {
 	return given, err
 }
 
-// parseContentType returns the media type in a Content-Type, in lower case; "" if there is none.
+// parseContentType returns the media type in a Content-Type, in lower case, or "" for an empty one.
 func parseContentType(contentType string) (string, error) {
 	contentType = strings.TrimSpace(contentType)
 	if contentType == "" {

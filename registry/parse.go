@@ -215,10 +215,11 @@ func (p *parsed) need(where string, d descriptor, foreign bool) error {
 	return nil
 }
 
-// foreign reports whether a layer is not meant to be in a registry (image spec, "Non-Distributable Layers").
+// foreign reports whether a layer is not meant to be in a registry (image spec, "Non-Distributable Layers"; Docker's
+// manifest version 2, schema 2). The types are those that containerd does not push.
 func foreign(d descriptor) bool {
-	return bool(d.URLs) || strings.Contains(d.MediaType, ".nondistributable.") ||
-		strings.Contains(d.MediaType, ".foreign.")
+	return bool(d.URLs) || strings.HasPrefix(d.MediaType, "application/vnd.oci.image.layer.nondistributable.") ||
+		strings.HasPrefix(d.MediaType, "application/vnd.docker.image.rootfs.foreign.")
 }
 
 func (p *parsed) setSubject(subject *descriptor) error {

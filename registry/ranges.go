@@ -27,13 +27,17 @@ func requestedRanges(h http.Header, etag string, size int64) (parts []span, sati
 	if since := h.Get("If-Range"); since != "" && since != etag {
 		return nil, true
 	}
-	set, ok := strings.CutPrefix(text, "bytes=")
-	if !ok || strings.Count(set, ",") >= maxRanges {
+	unit, set, ok := strings.Cut(text, "=")
+	if !ok || !strings.EqualFold(unit, "bytes") || strings.Count(set, ",") >= maxRanges {
 		return nil, true
 	}
-	sum := int64(0)
+	sum, some := int64(0), false
 	for spec := range strings.SplitSeq(set, ",") {
-		part, ok := parseRange(strings.TrimSpace(spec), size)
+		if spec = strings.TrimSpace(spec); spec == "" { // lists may have empty elements (RFC 9110, section 5.6.1)
+			continue
+		}
+		some = true
+		part, ok := parseRange(spec, size)
 		if !ok {
 			return nil, true
 		}
@@ -44,7 +48,7 @@ func requestedRanges(h http.Header, etag string, size int64) (parts []span, sati
 	if sum > size && len(parts) > 1 {
 		return nil, true
 	}
-	return parts, len(parts) > 0
+	return parts, !some || len(parts) > 0
 }
 
 // parseRange parses first-last, first- or -length. A range outside of the blob has no bytes. It reports whether spec

@@ -51,7 +51,7 @@ func (f *referrersFound) omit(err error) bool {
 	return true
 }
 
-// badManifest is a manifest that a list cannot show: its bytes are gone, damaged or no JSON.
+// badManifest is a manifest that a list cannot show: its bytes are gone, damaged or not JSON.
 type badManifest struct {
 	digest digest.Digest
 	cause  error

@@ -14,7 +14,7 @@ type Descriptor struct {
 // Digest returns the textual form of the manifest's digest.
 func (d Descriptor) Digest() digest.Digest { return d.sum.digest() }
 
-// Damaged returns the manifest itself or a part of it that is quarantined, and "" if there is none. A part that the
+// Damaged returns the manifest itself or a part of it that is quarantined, or "". A part that the
 // repo does not hold, such as a foreign layer, does not count.
 func (d Descriptor) Damaged() digest.Digest { return d.damaged.digest() }
 

@@ -26,8 +26,8 @@ const (
 	maxKey   = 1 + 64
 )
 
-// sum is a key that holds its bytes in itself, so that a look-up can return it without allocating. The zero value is no
-// digest.
+// sum is a key that holds its bytes in itself, so that a look-up can return it without allocating. The zero value is
+// not a digest.
 type sum [maxKey]byte
 
 func sumOf(k key) (s sum) {

@@ -26,6 +26,46 @@ func TestDigestsGoToBinaryFormAndBack(t *testing.T) {
 	}
 }
 
+// TestADigestThatBeginsAsAnotherIsAnotherOne: clients name any digests in manifests, also such that begin with the
+// bytes of one that is here. The hash table compares them if their hashes collide.
+func TestADigestThatBeginsAsAnotherIsAnotherOne(t *testing.T) {
+	short := keyOf(digest.FromString("x"))
+	long := key(string(rune(algSHA512)) + string(short[1:]) + strings.Repeat("y", 32))
+	other := long[:len(long)-1] + "z"
+	if !long.valid() || !other.valid() {
+		t.Fatal("the test's digests are not valid")
+	}
+	for _, here := range []key{short, long} {
+		s := newState()
+		i := s.intern([]byte(here))
+		for _, k := range []key{short, long, other} {
+			if got := s.equalDigest(i, []byte(k)); got != (k == here) {
+				t.Errorf("%s is %s: %v", here.digest(), k.digest(), got)
+			}
+		}
+	}
+}
+
+func TestMalformedDigestsAreRefused(t *testing.T) {
+	hex := strings.Repeat("0123456789abcdef", 8)
+	for _, s := range []string{"", "sha256", "sha256:", "sha256:" + hex[:62], "sha256:" + hex[:63], "sha256:" + hex[:65],
+		"sha256:" + hex, "sha512:" + hex[:64], "sha512:" + hex[:126], "sha512:" + hex + "00", "sha384:" + hex[:96],
+		"sha256." + hex[:64], "SHA256:" + hex[:64], "sha512." + hex, "md5abc:" + hex[:64], "md5abc:" + hex} {
+		if _, err := ParseDigest(s); !errors.Is(err, ErrDigest) || keyOf(digest.Digest(s)) != "" {
+			t.Errorf("ParseDigest(%q): %v", s, err)
+		}
+	}
+	for _, bad := range "/:@G`gAF.\x00\xff" { // beside the hex digits in ASCII, and others
+		for i := range 2 { // the upper and the lower half of a byte
+			s := []byte("sha256:" + hex[:64])
+			s[len("sha256:")+i] = byte(bad)
+			if _, err := ParseDigest(string(s)); !errors.Is(err, ErrDigest) {
+				t.Errorf("ParseDigest(%q): %v", s, err)
+			}
+		}
+	}
+}
+
 func FuzzParseDigest(f *testing.F) {
 	f.Add(string(digest.FromString("x")))
 	f.Add(string(digest.SHA512.FromString("x")))

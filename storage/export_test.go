@@ -18,7 +18,7 @@ func Leftovers(x *Index) int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	s := x.state
-	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len
+	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len + len(x.quotas.of)
 }
 
 // TagValue and ParseTag are the values of facts about tags.
@@ -47,4 +47,24 @@ func MemoryOfFacts(x *Index) int64 {
 		n -= memType + memText(len(t))
 	}
 	return n
+}
+
+// MaxGroup bounds the changes of one commit.
+const MaxGroup = maxGroup
+
+// StoreRepo has the facts about content itself.
+const StoreRepo = storeRepo
+
+// QuotasByRepo returns of how many repos an Index remembers the quotas.
+func QuotasByRepo(x *Index) int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.quotas.of)
+}
+
+// OpenRepos returns of how many repos an Uploads knows an upload, open or committed.
+func OpenRepos(u *Uploads) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.repos) + len(u.committed)
 }

@@ -263,6 +263,189 @@ func TestNothingIsUnlinkedDuringTheFirstGrace(t *testing.T) {
 	})
 }
 
+// TestWhatACollectionExamines is counted, and all of it is looked at: each repo, link and blob.
+func TestWhatACollectionExamines(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		for _, repo := range []string{"a", "b", "c"} {
+			s.push(repo, []byte("unused 1 of "+repo))
+			s.push(repo, []byte("unused 2 of "+repo))
+			if _, err := s.manifest(t.Context(), repo, "v", s.push(repo, []byte("used"))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(grace + 2*time.Second)
+		want := storage.Collected{Repos: 3, Unlinked: 6, Blobs: 8, Deleted: 6, Freed: 6 * int64(len("unused 1 of a"))}
+		if dry, err := s.collector.Run(t.Context(), true, nil); err != nil || dry != want {
+			t.Errorf("a dry run: %+v, %v; want %+v", dry, err, want)
+		}
+		if done := s.collect(); done != want {
+			t.Errorf("got %+v, want %+v", done, want)
+		}
+		if done := s.collect(); done != (storage.Collected{Repos: 3, Blobs: 2}) {
+			t.Errorf("a second run: %+v", done)
+		}
+	})
+}
+
+// commitsOf is a journal that counts commits.
+type commitsOf struct {
+	storage.Journal
+	n int
+}
+
+func (j *commitsOf) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	j.n++
+	return j.Journal.Commit(ctx, b...)
+}
+
+// TestACollectionOfNothingCommitsNothing, and many blobs share a commit: a mark makes pushes of the content wait.
+func TestACollectionOfNothingCommitsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &commitsOf{Journal: memory.NewJournal()}
+		s := newStore(t, memory.NewBlobs(), j)
+		if _, err := s.manifest(t.Context(), "a", "v", s.push("a", []byte("used"))); err != nil {
+			t.Fatal(err)
+		}
+		release, err := s.index.Pin(t.Context(), digest.FromString("orphan 0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const orphans = 300
+		for i := range orphans {
+			release, err := s.commit(t.Context(), "a", fmt.Appendf(nil, "orphan %d", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			release()
+		}
+		j.n = 0
+		if done := s.collect(); done.Deleted != orphans-1 || j.n != 4 { // two steps, each with a mark and its end
+			t.Errorf("%+v in %d commits", done, j.n)
+		}
+		if done := s.collect(); done.Deleted != 0 || j.n != 4 {
+			t.Errorf("a second run: %+v in %d commits", done, j.n-4)
+		}
+		release()
+	})
+}
+
+// TestALinkYoungerThanTheGraceStays: its moment is recorded in whole seconds, and no lease protects it, because another
+// process has made it.
+func TestALinkYoungerThanTheGraceStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blobs, journal := memory.NewBlobs(), memory.NewJournal()
+		s, other := newStore(t, blobs, journal), newStore(t, blobs, journal)
+		time.Sleep(900 * time.Millisecond)
+		d := other.push("a", []byte("layer"))
+		time.Sleep(grace - 400*time.Millisecond)
+		if s.collect(); !s.holds("a", d) {
+			t.Error("a link was removed before its grace was over")
+		}
+		time.Sleep(2 * time.Second)
+		if s.collect(); s.holds("a", d) {
+			t.Error("a link stays after its grace")
+		}
+	})
+}
+
+// TestALeaseOfExactlyTheGraceHolds, and does not keep other links of the repo.
+func TestALeaseOfExactlyTheGraceHolds(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		var all []digest.Digest
+		for i := range 9 {
+			all = append(all, s.push("a", fmt.Appendf(nil, "layer %d", i)))
+		}
+		time.Sleep(10 * time.Second)
+		leased := all[4]
+		s.index.Lease("a", leased)
+		time.Sleep(grace)
+		if done := s.collect(); done.Unlinked != len(all)-1 || !s.holds("a", leased) {
+			t.Errorf("%+v; the leased one is held: %v", done, s.holds("a", leased))
+		}
+		time.Sleep(time.Nanosecond)
+		if done := s.collect(); done.Unlinked != 1 {
+			t.Errorf("after the lease: %+v", done)
+		}
+	})
+}
+
+// TestADryRunWithAManifestThatIsLinkedToo: its link goes, and its bytes stay.
+func TestADryRunWithAManifestThatIsLinkedToo(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		m, err := s.manifest(t.Context(), "a", "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.link(t.Context(), "a", m, 1); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(grace + 2*time.Second)
+		want := storage.Collected{Repos: 1, Unlinked: 1, Blobs: 1}
+		if dry, err := s.collector.Run(t.Context(), true, nil); err != nil || dry != want {
+			t.Errorf("a dry run: %+v, %v; want %+v", dry, err, want)
+		}
+		if done := s.collect(); done != want || !s.has(m) {
+			t.Errorf("got %+v, want %+v", done, want)
+		}
+	})
+}
+
+// TestFinishSparesWhatIsPushedAgain, and deletes everything else that a crash has left condemned.
+func TestFinishSparesWhatIsPushedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory, journal := memory.NewBlobs(), memory.NewJournal()
+		// The second commit, which ends the marks, fails as well as each deletion: as if the process had ended before.
+		s := newStore(t, memory, storagetest.FailJournal{Journal: journal, Fault: &storagetest.Fault{Method: "Commit", N: 2}})
+		s.collector.Blobs = undeletable{memory}
+		var all []digest.Digest
+		for i := range 9 {
+			content := fmt.Appendf(nil, "orphan %d", i)
+			release, err := s.commit(t.Context(), "a", content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			release()
+			all = append(all, digest.FromBytes(content))
+		}
+		if _, err := s.collector.Run(t.Context(), false, nil); !errors.Is(err, errUndeletable) {
+			t.Errorf("a run that deletes nothing: %v", err)
+		}
+		s = newStore(t, memory, journal)
+		pinned := make(chan func(), 1)
+		go func() {
+			release, err := s.index.Pin(t.Context(), all[0])
+			if err != nil {
+				t.Error(err)
+			}
+			pinned <- release
+		}()
+		synctest.Wait()
+		if len(pinned) > 0 {
+			t.Fatal("a pin of what is condemned does not wait")
+		}
+		if err := s.collector.Finish(t.Context()); err != nil {
+			t.Error(err)
+		}
+		release := <-pinned
+		for i, d := range all {
+			if s.has(d) != (i == 0) {
+				t.Errorf("orphan %d is there: %v", i, s.has(d))
+			}
+		}
+		release()
+		if done := s.collect(); done.Deleted != 1 {
+			t.Errorf("after the pin: %+v", done)
+		}
+	})
+}
+
+var errUndeletable = errors.New("undeletable")
+
+// undeletable blobs cannot be deleted.
+type undeletable struct{ storage.Blobs }
+
+func (undeletable) Delete(context.Context, digest.Digest) error { return errUndeletable }
+
 // TestACrashBetweenMarkAndDelete leaves bytes condemned: a push of them waits for Finish, and then continues.
 func TestACrashBetweenMarkAndDelete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -328,6 +511,11 @@ func TestBytesThatAreBeingDeletedCannotBeNamed(t *testing.T) {
 			t.Errorf("got %+v", done)
 		}
 		s.push("a", []byte("orphan"))
+		s.collector.Blobs = s.blobs
+		time.Sleep(grace + 2*time.Second)
+		if s.collect(); s.has(d) { // the pin that failed keeps nothing
+			t.Error("bytes that nothing needs stay for ever")
+		}
 	})
 }
 

@@ -65,6 +65,53 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// TestAMoveWithinOneCommitIsInTheHistory too.
+func TestAMoveWithinOneCommitIsInTheHistory(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+		return errors.Join(move(1, "v", "ann")(tx), move(2, "v", "bob")(tx))
+	})
+	if got, want := historyOf(t, x, "v"), []string{"2 by bob", "1 by ann"}; !slices.Equal(got, want) {
+		t.Errorf("the history is %q, want %q", got, want)
+	}
+}
+
+// TestOnlyTagsHaveAHistory: a digest names a manifest for ever.
+func TestOnlyTagsHaveAHistory(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "r", put(1, "v"))
+	if got, err := x.History(t.Context(), "r", manifest(1).Digest.String()); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("the history of a digest: %v, %v", got, err)
+	}
+}
+
+// TestTheFormOfAHistory is part of the data format. An entry that cannot be read hides no other.
+func TestTheFormOfAHistory(t *testing.T) {
+	j := memory.NewJournal()
+	x := storagetest.OpenIndex(t, j)
+	storagetest.Update(t, x, "r", move(1, "v", "ann"))
+	storagetest.Update(t, x, "r", move(2, "v", "bob"))
+	facts, err := j.History(t.Context(), "r", "v\x00")
+	if err != nil || len(facts) != 2 || facts[0].Name != "v\x000" || facts[1].Name != "v\x001" {
+		t.Errorf("the journal has %q, %v", facts, err)
+	}
+	for kind, want := range map[storage.Kind]int{storage.KindHistory: 2, storage.KindTag: 1, storage.KindManifest: 1,
+		storage.KindLink: 1} {
+		if got := kind.Format(); got != want {
+			t.Errorf("kind %q needs format %d, want %d", kind, got, want)
+		}
+	}
+	head, _ := j.Head(t.Context())
+	bad := storage.Fact{Kind: storage.KindHistory, Name: "v\x00a", Value: []byte{200}}
+	if _, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Base: head, Facts: []storage.Fact{bad}}); err != nil {
+		t.Fatal(err)
+	}
+	targets, err := x.History(t.Context(), "r", "v")
+	if err != nil || len(targets) != 2 {
+		t.Errorf("with a damaged entry the history is %v, %v", targets, err)
+	}
+}
+
 func TestTheHistoryIsBounded(t *testing.T) {
 	j := memory.NewJournal()
 	x := storagetest.OpenIndex(t, j)

@@ -2,6 +2,8 @@ package storage_test
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -33,6 +35,56 @@ func holdParts(tb testing.TB, parts int) (*storage.Index, storage.Descriptor) {
 		tb.Fatal(ok, err)
 	}
 	return x, d
+}
+
+// TestIncomplete: a part that is missing makes its manifest incomplete, and each index of it.
+func TestIncomplete(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	blob, gone := digest.FromString("blob"), digest.FromString("gone")
+	all := map[string]storage.Manifest{}
+	for _, m := range []struct {
+		name string
+		alg  digest.Algorithm
+		refs []digest.Digest
+	}{
+		{"empty", digest.SHA256, nil},
+		{"whole", digest.SHA256, []digest.Digest{blob}},
+		{"whole 512", digest.SHA512, []digest.Digest{blob}},
+		{"broken", digest.SHA256, []digest.Digest{blob, gone}},
+		{"broken 512", digest.SHA512, []digest.Digest{gone, blob}},
+		{"index", digest.SHA256, []digest.Digest{digest.FromString("whole"), digest.FromString("empty")}},
+		{"broken index", digest.SHA256, []digest.Digest{digest.FromString("whole"), digest.FromString("broken")}},
+		{"index of an index", digest.SHA256, []digest.Digest{blob, digest.FromString("broken index")}},
+	} {
+		all[m.name] = storage.Manifest{Digest: m.alg.FromString(m.name), MediaType: "application/a", Refs: m.refs}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+			tx.Link(blob, 1)
+			return tx.PutManifest(all[m.name])
+		})
+	}
+	for name, m := range all {
+		at, ok, err := x.Resolve(t.Context(), "r", m.Digest.String())
+		if !ok || err != nil {
+			t.Fatal(name, ok, err)
+		}
+		broken := strings.HasPrefix(name, "broken") || name == "index of an index"
+		if got := x.Incomplete("r", at); got != broken {
+			t.Errorf("%s is incomplete: %v", name, got)
+		}
+		if x.Incomplete("elsewhere", at) || x.Absent("elsewhere", at, 1) != nil {
+			t.Errorf("%s is incomplete in a repository that does not hold it", name)
+		}
+		if got := x.Absent("r", at, 0); len(got) > 0 {
+			t.Errorf("%s: at most no part: %v", name, got)
+		}
+		var want []digest.Digest // parts of its own
+		if name == "broken" || name == "broken 512" {
+			want = []digest.Digest{gone}
+		}
+		if got := x.Absent("r", at, 2); !slices.Equal(got, want) {
+			t.Errorf("%s lacks %v, want %v", name, got, want)
+		}
+	}
 }
 
 // TestIncompleteEnds: manifests can refer to each other in a ring, which only a manifest of an unknown type can name.

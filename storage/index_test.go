@@ -381,10 +381,12 @@ func TestAFailedWatchIsStartedAgain(t *testing.T) {
 					fault := &storagetest.Fault{Method: "Watch", N: n, After: after}
 					commitFault := &storagetest.Fault{Method: "Commit", N: 2}
 					j := storagetest.FailJournal{Journal: storagetest.FailJournal{Journal: inner, Fault: commitFault}, Fault: fault}
-					x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{})
+					warned := 0
+					x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Warn: func(error) { warned++ }})
 					if n == 1 && !after {
-						if !errors.Is(err, storagetest.ErrFault) {
-							t.Errorf("OpenIndex: %v, want the journal's error", err)
+						synctest.Wait()
+						if !errors.Is(err, storagetest.ErrFault) || warned != 0 {
+							t.Errorf("OpenIndex: %v, want the journal's error; %d warnings", err, warned)
 						}
 						return
 					}
@@ -498,6 +500,11 @@ func TestAMissWaitsForTheJournal(t *testing.T) {
 			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
 			return err == nil, err
 		},
+		"Update that changes something and fails because of a miss": func(ctx context.Context,
+			x *storage.Index) (bool, error) {
+			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return errors.Join(put(9, "w")(tx), tx.DeleteTag("v")) })
+			return err == nil, err
+		},
 		"Update that changes nothing because of a hit": func(ctx context.Context, x *storage.Index) (bool, error) {
 			err := x.Update(ctx, "gone", put(7, "v")) // another process has deleted it
 			_, ok, _ := x.Resolve(ctx, "gone", "v")
@@ -528,6 +535,9 @@ func TestAMissWaitsForTheJournal(t *testing.T) {
 				defer cancel()
 				if _, _, err := x.Resolve(short, "r", "v"); !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("a miss that cannot be confirmed in time: %v", err)
+				}
+				if _, _, err := x.Blob(short, "r", blob); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("a missing blob that cannot be confirmed in time: %v", err)
 				}
 				done := make(chan struct{})
 				go func() {
@@ -756,7 +766,15 @@ func TestDamagedFactsAreRefused(t *testing.T) {
 				}
 				want := func(err error) {
 					t.Helper()
-					if err == nil || !strings.Contains(err.Error(), "damaged fact") || !strings.Contains(err.Error(), `"team/app"`) {
+					name := f.Name
+					if f.Kind != storage.KindTag { // a digest in binary form
+						name = ""
+						if f.Name == good {
+							name = digest.FromString("x").String()
+						}
+					}
+					if err == nil || !strings.Contains(err.Error(), "damaged fact") || !strings.Contains(err.Error(), `"team/app"`) ||
+						!strings.Contains(err.Error(), fmt.Sprintf("name %q", name)) {
 						t.Errorf("the error %q does not say what is damaged", err)
 					}
 				}
@@ -830,6 +848,15 @@ func TestProgressIsReportedWhileLoading(t *testing.T) {
 		defer x.Close()
 		if !slices.Equal(reported, []int{2}) {
 			t.Errorf("progress: %v, want the 2 facts", reported)
+		}
+		storagetest.OpenIndex(t, j) // without a report
+		fast, err := storage.OpenIndex(t.Context(), j.Journal, storage.IndexOptions{Progress: report})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fast.Close()
+		if len(reported) != 1 {
+			t.Errorf("progress of less than a second: %v", reported[1:])
 		}
 	})
 }
@@ -926,3 +953,29 @@ func TestMoreUpdatesThanOneCommitTakes(t *testing.T) {
 }
 
 func (silent) Traits() storage.Traits { return storage.Traits{} }
+
+// TestAPageOfNoReferrers is empty.
+func TestAPageOfNoReferrers(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	m := manifest(1)
+	m.Subject = digestOf("m", 2)
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+	for n, want := range map[int]int{-1: 1, 0: 0, 1: 1, 2: 1} {
+		if got, err := x.Referrers(t.Context(), "r", m.Subject, "", n); err != nil || len(got) != want {
+			t.Errorf("at most %d: %v, %v", n, got, err)
+		}
+	}
+}
+
+// TestTheLongestMediaType is kept; a longer one is none.
+func TestTheLongestMediaType(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	for n, want := range map[int]int{255: 255, 256: 0} { // RFC 6838, section 4.2: 127 characters, a slash, 127 more
+		m := manifest(n)
+		m.MediaType = strings.Repeat("a", n)
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+		if at, ok, err := x.Resolve(t.Context(), "r", m.Digest.String()); !ok || err != nil || len(at.MediaType) != want {
+			t.Errorf("a media type of %d bytes became %q, %v, %v", n, at.MediaType, ok, err)
+		}
+	}
+}

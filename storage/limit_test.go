@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/opencontainers/go-digest"
 
@@ -200,6 +201,7 @@ func TestTagsOfARepoAreLimited(t *testing.T) {
 	}
 	storagetest.Update(t, x, "a", setTags(other, "1", "3", "4", "5"))
 	wantLimit(t, x.Update(t.Context(), "a", setTags(m, "6")), storage.LimitTags)
+	storagetest.Update(t, x, "a", link(1, 1)) // adds no tag
 }
 
 func TestReposAreLimited(t *testing.T) {
@@ -214,6 +216,160 @@ func TestReposAreLimited(t *testing.T) {
 	storagetest.Update(t, x, "a", link(2, 1))
 	storagetest.Update(t, x, "b", func(tx *storage.Tx) error { return tx.Unlink(digestOf("blob", 1)) })
 	storagetest.Update(t, x, "c", link(1, 1))
+}
+
+// TestReposOfOneCommitShareTheLimit, and what the Index records about content itself is no repo.
+func TestReposOfOneCommitShareTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := limited(t, memory.NewJournal(), storage.Limits{Repos: 2})
+		storagetest.Update(t, x, "a", link(1, 1))
+		if err := x.Quarantine(t.Context(), digestOf("blob", 1), "test"); err != nil {
+			t.Fatal(err)
+		}
+		if n := x.Load().Repos; n != 1 {
+			t.Errorf("%d repositories, want 1", n)
+		}
+		together(t, x,
+			func(x *storage.Index) error { return x.Update(t.Context(), "b", link(1, 1)) },
+			func(x *storage.Index) error {
+				wantLimit(t, x.Update(t.Context(), "c", link(1, 1)), storage.LimitRepos)
+				return nil
+			})
+	})
+}
+
+// TestTheLimitOfMemoryIsExact: a change is accepted if the memory after it is the limit, and refused if it would be one
+// byte more.
+func TestTheLimitOfMemoryIsExact(t *testing.T) {
+	long := func(i int) digest.Digest { return digest.SHA512.FromString(fmt.Sprint(i)) }
+	image := storage.Manifest{Digest: digestOf("image", 1), MediaType: "application/x",
+		Refs: []digest.Digest{digestOf("blob", 1), long(3), long(4), digestOf("blob", 5)}}
+	tagged := func(names ...string) func(*storage.Tx) error {
+		return func(tx *storage.Tx) (err error) {
+			for _, name := range names {
+				err = errors.Join(err, tx.SetTag(name, image.Digest))
+			}
+			return err
+		}
+	}
+	// The first manifest of a media type takes a little more, for the type: it is put before all limits.
+	first := func(tx *storage.Tx) error {
+		return tx.PutManifest(storage.Manifest{Digest: digestOf("image", 2), MediaType: image.MediaType})
+	}
+	steps := []func(*storage.Tx) error{
+		func(tx *storage.Tx) error { tx.Link(digestOf("blob", 1), 1); return nil },
+		func(tx *storage.Tx) error { tx.Link(long(2), 1); return nil },
+		func(tx *storage.Tx) error {
+			tx.Link(digestOf("blob", 6), 1)
+			tx.Link(digestOf("blob", 7), 1)
+			return nil
+		},
+		func(tx *storage.Tx) error { return tx.PutManifest(image) },
+		tagged("first"),
+		tagged("second"),
+		tagged("a name that is longer than sixteen", "4"),
+	}
+	for n := range steps {
+		measure := limited(t, memory.NewJournal(), storage.Limits{})
+		storagetest.Update(t, measure, "other", first)
+		for _, step := range steps[:n+1] {
+			storagetest.Update(t, measure, "team/app", step)
+		}
+		want := measure.Load().Bytes
+		for _, short := range []int64{0, 1} {
+			j := memory.NewJournal()
+			before := limited(t, j, storage.Limits{})
+			storagetest.Update(t, before, "other", first)
+			for _, step := range steps[:n] {
+				storagetest.Update(t, before, "team/app", step)
+			}
+			x := limited(t, j, storage.Limits{Bytes: want - short})
+			err := x.Update(t.Context(), "team/app", steps[n])
+			if got := errors.Is(err, storage.ErrLimit); got != (short > 0) {
+				t.Errorf("step %d with %d bytes too few: %v", n, short, err)
+			}
+			if got := x.Load().Bytes; short == 0 && got != want {
+				t.Errorf("step %d: %d bytes, want %d", n, got, want)
+			}
+		}
+	}
+}
+
+// TestTheMemoryOfOneCommitIsCountedTogether, to the byte.
+func TestTheMemoryOfOneCommitIsCountedTogether(t *testing.T) {
+	measure := limited(t, memory.NewJournal(), storage.Limits{})
+	for i := range 3 {
+		storagetest.Update(t, measure, fmt.Sprint("repo", i), link(i, 1))
+	}
+	for _, short := range []int64{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			x := limited(t, memory.NewJournal(), storage.Limits{Bytes: measure.Load().Bytes - short})
+			var updates []func(*storage.Index) error
+			for i := range 3 {
+				updates = append(updates, func(x *storage.Index) error {
+					err := x.Update(t.Context(), fmt.Sprint("repo", i), link(i, 1))
+					if got := errors.Is(err, storage.ErrLimit); got != (i == 2 && short > 0) {
+						t.Errorf("update %d with %d bytes too few: %v", i, short, err)
+					}
+					return nil
+				})
+			}
+			together(t, x, updates...)
+		})
+	}
+}
+
+// TestRoomAsksAsAChangeDoes, also for a blob whose digest is not known yet; and so does Fits.
+func TestRoomAsksAsAChangeDoes(t *testing.T) {
+	measure := limited(t, memory.NewJournal(), storage.Limits{})
+	storagetest.Update(t, measure, "a", link(1, 1))
+	one := measure.Load().Bytes
+	for short, want := range map[int64]bool{0: false, 1: true} {
+		x := limited(t, memory.NewJournal(), storage.Limits{Bytes: one - short})
+		for what, d := range map[string]digest.Digest{"a digest": digestOf("blob", 1), "none yet": ""} {
+			err := x.View("a", func(tx *storage.Tx) error { return tx.Room(d) })
+			if got := errors.Is(err, storage.ErrLimit); got != want {
+				t.Errorf("Room of %s with %d bytes too few: %v", what, short, err)
+			}
+		}
+		err := x.Update(t.Context(), "a", link(1, 1))
+		if got := errors.Is(err, storage.ErrLimit); got != want {
+			t.Errorf("a link with %d bytes too few: %v", short, err)
+		}
+	}
+	// A referrer takes more than a manifest without a subject.
+	m := storage.Manifest{Digest: digestOf("m", 1), MediaType: "m"}
+	storagetest.Update(t, measure, "b", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+	x := limited(t, memory.NewJournal(), storage.Limits{Bytes: measure.Load().Bytes - one})
+	fits := func(m storage.Manifest) error {
+		return x.View("b", func(tx *storage.Tx) error { return tx.Fits(m) })
+	}
+	if err := fits(m); err != nil {
+		t.Errorf("a manifest that fits: %v", err)
+	}
+	m.Subject = digestOf("m", 2)
+	wantLimit(t, fits(m), storage.LimitBytes)
+	// Also if there is room for the referrer, but not for the content that it is about.
+	x = limited(t, memory.NewJournal(), storage.Limits{Bytes: measure.Load().Bytes - one + 280 + 58 + 5})
+	wantLimit(t, fits(m), storage.LimitBytes)
+}
+
+// TestTagsOfOneCommitShareTheLimit, to the last one.
+func TestTagsOfOneCommitShareTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := limited(t, memory.NewJournal(), storage.Limits{Tags: 2})
+		var updates []func(*storage.Index) error
+		for i := range 3 {
+			updates = append(updates, func(x *storage.Index) error {
+				err := x.Update(t.Context(), "a", setTags(digestOf("manifest", 1), fmt.Sprint("v", i)))
+				if got := errors.Is(err, storage.ErrLimit); got != (i == 2) {
+					t.Errorf("tag %d: %v", i, err)
+				}
+				return nil
+			})
+		}
+		together(t, x, updates...)
+	})
 }
 
 // TestMemoryIsLimited: one connection filled the memory with tags, or with manifests of many references.
@@ -277,3 +433,94 @@ func TestChangesOfOneCommitShareTheLimits(t *testing.T) {
 }
 
 func (full) Traits() storage.Traits { return storage.Traits{} }
+
+// TestTheMemoryOfTextsAndReferences grows with them, in steps of 16 bytes, as Go allocates them.
+func TestTheMemoryOfTextsAndReferences(t *testing.T) {
+	var blobs []digest.Digest
+	for i := range 101 {
+		blobs = append(blobs, digestOf("blob", i))
+	}
+	takes := func(repo, tag, mediaType string, refs int, subject digest.Digest) int64 {
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		// Whatever a manifest refers to is here: its contents and entries are no part of it.
+		storagetest.Update(t, x, "r"+repo, func(tx *storage.Tx) error {
+			for _, d := range blobs {
+				tx.Link(d, 1)
+			}
+			return nil
+		})
+		storagetest.Update(t, x, "r"+repo, func(tx *storage.Tx) error {
+			m := storage.Manifest{Digest: digestOf("m", 1), MediaType: mediaType, Refs: blobs[:refs], Subject: subject}
+			return errors.Join(tx.PutManifest(m), tx.SetTag("t"+tag, m.Digest))
+		})
+		return x.Load().Bytes
+	}
+	long := strings.Repeat("x", 160)
+	least := takes("", "", "m", 1, "")
+	for name, row := range map[string]struct{ got, more int64 }{
+		"a repository's name": {takes(long, "", "m", 1, ""), 160},
+		"a tag's name":        {takes("", long, "m", 1, ""), 160},
+		"a name of 16 bytes":  {takes("", long[:15], "m", 1, ""), 0},
+		"one of 17 bytes":     {takes("", long[:16], "m", 1, ""), 16},
+		"a media type":        {takes("", "", "m"+long, 1, ""), 160},
+		"references":          {takes("", "", "m", 101, ""), 400}, // 101 of 4 bytes take 416 bytes, one takes 16
+		"references, rounded": {takes("", "", "m", 5, ""), 16},
+		"a step":              {takes("", "", "m", 4, ""), 0},
+	} {
+		if row.got-least != row.more {
+			t.Errorf("%s: %d bytes more, want %d", name, row.got-least, row.more)
+		}
+	}
+	// One that is here already: the map, the subject and one referrer.
+	if one := takes("", "", "m", 1, blobs[0]); one-least < 300 || one-least > 400 {
+		t.Errorf("a subject takes %d bytes", one-least)
+	}
+}
+
+// TestReferrersTakeMemory: the first of a repo takes more than the first of a subject, and that more than others.
+func TestReferrersTakeMemory(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+		tx.Link(digestOf("blob", 1), 1)
+		tx.Link(digestOf("blob", 2), 1)
+		return tx.PutManifest(storage.Manifest{Digest: digestOf("m", 9), MediaType: "m"}) // the first of its type
+	})
+	var steps []int64
+	for i, subject := range []int{0, 1, 1, 2} { // 0: none
+		before := x.Load().Bytes
+		m := storage.Manifest{Digest: digestOf("m", i), MediaType: "m"}
+		if subject > 0 {
+			m.Subject = digestOf("blob", subject)
+		}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+		steps = append(steps, x.Load().Bytes-before)
+	}
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+		var err error
+		for _, i := range []int{0, 1, 2, 3, 9} {
+			err = errors.Join(err, tx.DeleteManifest(digestOf("m", i)))
+		}
+		return errors.Join(err, tx.Unlink(digestOf("blob", 1)), tx.Unlink(digestOf("blob", 2)))
+	})
+	none, first, other, second := steps[0], steps[1], steps[2], steps[3]
+	if first <= second || second <= other || other <= none || storage.MemoryOfFacts(x) != 0 {
+		t.Errorf("the first takes %d bytes, one of another subject %d, the next of the same %d, without a subject %d; "+
+			"%d are left", first, second, other, none, storage.MemoryOfFacts(x))
+	}
+}
+
+// TestAMediaTypeIsKeptOnce, for all manifests that have it.
+func TestAMediaTypeIsKeptOnce(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "r", put(9, "v")) // the first of the repository
+	var took []int64
+	for i := range 2 {
+		before := x.Load().Bytes
+		m := storage.Manifest{Digest: digestOf("m", i), MediaType: strings.Repeat("m", 240)}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+		took = append(took, x.Load().Bytes-before)
+	}
+	if took[0]-took[1] < 240 {
+		t.Errorf("the first manifest of a media type takes %d bytes, the second %d", took[0], took[1])
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -137,5 +139,65 @@ func TestTheOrderOfTagsWithOlderData(t *testing.T) {
 	i := slices.IndexFunc(h.Manifests[0].Tags, func(t storage.HeldTag) bool { return t.Name == "y" })
 	if got := h.Manifests[0].Tags[i].Time; got >= future {
 		t.Errorf("the time of a tag is %d: only its order follows the future one", got)
+	}
+}
+
+// TestATagOfTheSameSecondIsNewerThanOlderData: an earlier version may have set its tag at any time of the second.
+func TestATagOfTheSameSecondIsNewerThanOlderData(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := memory.NewJournal()
+		d := digest.FromString("a")
+		x := storagetest.OpenIndex(t, j)
+		storagetest.Update(t, x, "a", setTags(d))
+		old := storage.TagValue(d, time.Now().Unix(), time.Now().Unix()*1e9)
+		old = old[:len(old)-1] // without an order
+		facts := []storage.Fact{{Kind: storage.KindTag, Name: "old", Value: old}}
+		if _, err := j.Commit(t.Context(), storage.Batch{Repo: "a", Base: 1, Facts: facts}); err != nil {
+			t.Fatal(err)
+		}
+		storagetest.Update(t, x, "a", setTags(d, "new"))
+		h, _, err := x.Holdings(t.Context(), "a")
+		if err != nil || len(h.Manifests) != 1 || len(h.Manifests[0].Tags) != 2 {
+			t.Fatalf("%+v, %v", h, err)
+		}
+		if got, want := h.Manifests[0].Tags[0].Order, (time.Now().Unix()+1)*1e9; got != want {
+			t.Errorf("the order of the new tag is %d, want %d: just after the second of the old one", got, want)
+		}
+	})
+}
+
+// TestHoldingsAreWhatWasRecorded, with moments as far as they can be kept.
+func TestHoldingsAreWhatWasRecorded(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	m := manifest(1)
+	m.Subject, m.Refs = digestOf("m", 2), []digest.Digest{digestOf("blob", 1)}
+	storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+	storagetest.Update(t, x, "r", put(3, "v"))
+	h, ok, err := x.Holdings(t.Context(), "r")
+	if !ok || err != nil || len(h.Manifests) != 2 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	for _, got := range h.Manifests {
+		want := m
+		if got.Digest != m.Digest {
+			want = manifest(3)
+		}
+		if got.Digest != want.Digest || got.Subject != want.Subject || !slices.Equal(got.Refs, want.Refs) ||
+			got.Size != want.Size {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+	const last = 1<<32 - 1 // in the year 2106
+	for i, unix := range []int64{-1, 0, 7, last, last + 1, last + 2, 1 << 50} {
+		j := memory.NewJournal()
+		facts := []storage.Fact{storage.ManifestFact(manifest(1)), {Kind: storage.KindTag, Name: "v",
+			Value: storage.TagValue(manifest(1).Digest, unix, unix*1e9)}}
+		if _, err := j.Commit(t.Context(), storage.Batch{Repo: "r", Facts: facts}); err != nil {
+			t.Fatal(err)
+		}
+		h, _, err := storagetest.OpenIndex(t, j).Holdings(t.Context(), "r")
+		if want := min(max(unix, 0), last); err != nil || h.Manifests[0].Tags[0].Time != want {
+			t.Errorf("%d: the time %d became %+v, want %d; %v", i, unix, h.Manifests, want, err)
+		}
 	}
 }

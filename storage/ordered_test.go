@@ -68,3 +68,23 @@ func compareOrdered(t *testing.T, o *ordered, want []string, r *rand.Rand) {
 		t.Fatalf("%d strings after %s, want %d", len(got), last, min(n, len(want)-at))
 	}
 }
+
+// TestStringsThatComeInOrderFillTheirChunks, as while loading: half of the memory would be free otherwise.
+func TestStringsThatComeInOrderFillTheirChunks(t *testing.T) {
+	var o ordered
+	for i := range 5*chunkMax + 1 {
+		o.insert(fmt.Sprintf("%06d", i))
+	}
+	if len(o.chunks) != 6 {
+		t.Fatalf("%d chunks", len(o.chunks))
+	}
+	for i, c := range o.chunks[:5] {
+		if len(c) != chunkMax {
+			t.Errorf("chunk %d has %d strings, want %d", i, len(c), chunkMax)
+		}
+	}
+	o.insert("000000x") // into a full one
+	if len(o.chunks) != 7 || len(o.chunks[0])+len(o.chunks[1]) != chunkMax+1 {
+		t.Errorf("a full chunk was not divided: %d chunks", len(o.chunks))
+	}
+}

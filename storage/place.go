@@ -353,3 +353,16 @@ func (x *Index) Sessions() iter.Seq[SessionRecord] {
 		}
 	}
 }
+
+// Places implements [Records].
+func (x *Index) Places() iter.Seq2[digest.Digest, string] {
+	return func(yield func(digest.Digest, string) bool) {
+		for _, k := range x.placedContents() {
+			if p, ok := x.placeOf(k); ok && !yield(k.digest(), p.String()) {
+				return
+			}
+		}
+	}
+}
+
+var _ Records = (*Index)(nil)

@@ -47,6 +47,8 @@ type PlacedUpload interface {
 type Records interface {
 	// Place returns the name of the object that has the bytes of d. Error: ErrNotFound.
 	Place(ctx context.Context, d digest.Digest) (string, error)
+	// Places lists all digests that have an object, and its name, as far as this process knows them, in no order.
+	Places() iter.Seq2[digest.Digest, string]
 	// NewPlace returns a name that was never used. It consists of lower-case letters, digits, dashes and one slash.
 	NewPlace() string
 	// Session returns the record of an upload that continues in later requests, as it is now in the Journal: the call

@@ -81,7 +81,7 @@ func (tx *Tx) Excess(d digest.Digest, size int64) (e Excess, over bool) {
 	if _, held := tx.Manifest(d); held || tx.Linked(d) || d != "" && tx.waits(keyOf(d)) {
 		return e, false
 	}
-	added := tx.added + min(size, math.MaxInt64-tx.added) // without overflow: a client states the size
+	added := tx.added + min(size, math.MaxInt64-max(0, tx.added)) // without overflow: a client states the size
 	tx.x.mu.RLock()
 	defer tx.x.mu.RUnlock()
 	of := g.quotas.ofRepo(tx.repo)

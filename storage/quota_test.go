@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -122,5 +123,40 @@ func TestQuotasAreCountedAgainWithANewState(t *testing.T) {
 	used(t, y, 40)
 	if y.Bytes("team/a") != 40 || y.Bytes("nowhere") != 0 {
 		t.Errorf("team/a holds %d bytes, a repository that does not exist %d", y.Bytes("team/a"), y.Bytes("nowhere"))
+	}
+}
+
+// TestWhatCountsAlreadyExceedsNothing, however full the quota is; and what a change adds before counts with it.
+func TestWhatCountsAlreadyExceedsNothing(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	x.SetQuotas(team(100))
+	storagetest.Update(t, x, "team/a", link(1, 100))
+	storagetest.Update(t, x, "team/a", unlink(1)) // it waits
+	over := func(i int, size int64) (over bool) {
+		storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error {
+			_, over = tx.Excess(digestOf("blob", i), size)
+			return nil
+		})
+		return over
+	}
+	if over(1, 100) || !over(2, 1) {
+		t.Error("content that waits exceeds the quota, or other content does not")
+	}
+	x.SetQuotas(team(50)) // less than is used
+	if over(2, 0) || over(2, -1) || !over(2, 1) {
+		t.Error("nothing exceeds a quota, or a byte does not")
+	}
+	x.SetQuotas(team(1000))
+	storagetest.Update(t, x, "team/b", func(tx *storage.Tx) error {
+		tx.Link(digestOf("blob", 3), 100)
+		for size, want := range map[int64]bool{1: false, 800: false, 801: true, math.MaxInt64: true} {
+			if _, over := tx.Excess(digestOf("blob", 4), size); over != want {
+				t.Errorf("%d bytes more: %v", size, over)
+			}
+		}
+		return nil
+	})
+	if n := storage.QuotasByRepo(x); n != 2 { // team/b, and what waits of team/a
+		t.Errorf("the quotas of %d repositories are remembered, want 2", n)
 	}
 }

@@ -53,6 +53,18 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 	return "", false
 }
 
+// sha512s returns every sha512 that is known and starts with these bytes of a key.
+func (x *Index) sha512s(start []byte) (keys []key) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for i := range x.state.tails {
+		if string(x.state.contents.At(i).sum[:]) == string(start[1:]) {
+			keys = append(keys, x.state.keyOf(i).key())
+		}
+	}
+	return keys
+}
+
 // Resolve returns the manifest that ref, a tag or a digest, names in repo. It allocates nothing. It returns an error
 // only if a miss could not be confirmed with the Journal.
 func (x *Index) Resolve(ctx context.Context, repo, ref string) (Descriptor, bool, error) {

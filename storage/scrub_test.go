@@ -207,6 +207,153 @@ type afterEnd struct {
 
 func (r *afterEnd) Close() error { r.end(); return nil }
 
+// TestWhatIsDamagedStaysInQuarantine when the Collector runs, and keeps nothing else from being served.
+func TestWhatIsDamagedStaysInQuarantine(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		damaged, intact := s.push("a", []byte("damaged")), s.push("a", []byte("intact"))
+		if _, err := s.manifest(t.Context(), "a", "v", damaged, intact); err != nil {
+			t.Fatal(err)
+		}
+		gone := s.push("b", []byte("gone"))
+		for _, d := range []digest.Digest{damaged, gone} {
+			if err := s.index.Quarantine(t.Context(), d, "test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		storagetest.Update(t, s.index, "b", func(tx *storage.Tx) error { return tx.Unlink(gone) })
+		s.collect()
+		if !s.index.Quarantined(damaged) || s.holds("a", damaged) || !s.holds("a", intact) {
+			t.Errorf("after a collection: %v", s.index.Damages())
+		}
+		// The mark of what was not present any more is gone: whoever holds it again has other bytes.
+		storagetest.Update(t, s.index, "b", func(tx *storage.Tx) error { tx.Link(gone, 4); return nil })
+		if s.index.Quarantined(gone) {
+			t.Error("the mark of what was collected stays")
+		}
+	})
+}
+
+// TestDamageInARingOfManifestsEnds: only manifests of unknown types can name each other.
+func TestDamageInARingOfManifestsEnds(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	a, b, damaged := digest.FromString("a"), digest.FromString("b"), digest.FromString("damaged")
+	put := func(d digest.Digest, refs ...digest.Digest) {
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+			tx.Link(damaged, 1)
+			return tx.PutManifest(storage.Manifest{Digest: d, MediaType: "application/a", Refs: refs})
+		})
+	}
+	put(a, b)
+	put(b, a)
+	if err := x.Quarantine(t.Context(), damaged, "test"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []digest.Digest{"", damaged} {
+		if m, ok, err := x.Resolve(t.Context(), "r", a.String()); !ok || err != nil || m.Damaged() != want {
+			t.Errorf("%q is damaged, want %q; %v, %v", m.Damaged(), want, ok, err)
+		}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.DeleteManifest(b) })
+		put(b, a, damaged)
+	}
+}
+
+// TestFactsAboutContentAreApplied as they come, without an error that only a new full state hides; and a kind of a
+// later version is refused.
+func TestFactsAboutContentAreApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := memory.NewJournal()
+		warned := 0
+		s := newStore(t, memory.NewBlobs(), j)
+		s.index = storagetest.OpenIndexWith(t, j, storage.IndexOptions{Warn: func(error) { warned++ }})
+		d := s.push("a", []byte("layer"))
+		if err := s.index.Quarantine(t.Context(), d, "test"); err != nil {
+			t.Fatal(err)
+		}
+		s.push("a", []byte("layer")) // heals
+		synctest.Wait()
+		if warned != 0 || s.index.Quarantined(d) {
+			t.Errorf("%d warnings", warned)
+		}
+		unknown := storage.Fact{Kind: 'z', Name: string(binary(d)), Value: []byte{1}}
+		batch := storage.Batch{Repo: storage.StoreRepo, Facts: []storage.Fact{unknown}}
+		if _, err := j.Commit(t.Context(), batch); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{}); !errors.Is(err, storage.ErrDamaged) {
+			t.Errorf("an unknown kind: %v", err)
+		}
+	})
+}
+
+// TestScrubOfManyContents checks each once, from a random one on.
+func TestScrubOfManyContents(t *testing.T) {
+	s := newStore(t, memory.NewBlobs(), memory.NewJournal())
+	const n = 2500 // several times the number that is listed at a time
+	storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error {
+		for i := range n {
+			tx.Link(digestOf("blob", i), 1)
+		}
+		return nil
+	})
+	for range 3 {
+		seen := map[digest.Digest]int{}
+		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
+		done, err := scrubber.Run(t.Context(), 0, func(f storage.Finding) { seen[f.Digest]++ }, nil)
+		if err != nil || done.Contents != n || done.Blobs != n || done.Damaged != n || len(seen) != n { // none has bytes
+			t.Errorf("%+v, %d findings, %v", done, len(seen), err)
+		}
+		s.index = storagetest.OpenIndex(t, memory.NewJournal())
+		storagetest.Update(t, s.index, "b", func(tx *storage.Tx) error {
+			for i := range n {
+				tx.Link(digestOf("blob", i), 1)
+			}
+			return nil
+		})
+	}
+}
+
+// TestAScrubThatIsCutShortReportsNoFinding: that its context ended says nothing about the bytes.
+func TestAScrubThatIsCutShortReportsNoFinding(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		s.push("a", []byte("layer"))
+		ctx, cancel := context.WithCancel(t.Context())
+		scrubber := &storage.Scrubber{Blobs: onOpen{s.blobs, cancel}, Index: s.index}
+		done, err := scrubber.Run(ctx, 0, func(f storage.Finding) { t.Errorf("finding %+v", f) }, nil)
+		if !errors.Is(err, context.Canceled) || done.Failed != 0 {
+			t.Errorf("%+v, %v", done, err)
+		}
+	})
+}
+
+type onOpen struct {
+	storage.Blobs
+	hook func()
+}
+
+func (b onOpen) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
+	b.hook()
+	return b.Blobs.Open(ctx, d)
+}
+
+func TestScrubReportsProgressOnceASecond(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *store) {
+		for i := range 4 {
+			s.push("a", append(make([]byte, 1<<20-1), byte(i)))
+		}
+		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
+		for rate, want := range map[int64]int{0: 0, 1 << 20: 4, 4 << 20: 1} {
+			reports := 0
+			_, err := scrubber.Run(t.Context(), rate, nil, func(storage.Scrubbed) { reports++ })
+			if err != nil || reports != want {
+				t.Errorf("%d reports at %d bytes a second, want %d; %v", reports, rate, want, err)
+			}
+			if _, err := scrubber.Run(t.Context(), rate, nil, nil); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 func TestScrubKeepsToItsPace(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *store) {
 		s.push("a", make([]byte, 10<<20))

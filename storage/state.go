@@ -25,9 +25,9 @@ type state struct {
 	synced       bool     // the full state has been loaded
 	repos        map[string]*repo
 	ended        map[string]Revision // of repos without a fact that still have a revision
-	waitingRepos int               // how many of repos are waiting repos
-	catalog      ordered           // the repos that have a manifest
-	types        map[string]string // media types, each kept once
+	waitingRepos int                 // how many of repos are waiting repos
+	catalog      ordered             // the repos that have a manifest
+	types        map[string]string   // media types, each kept once
 	stats        Stats
 	memory       int64 // an estimate of the bytes that all of this takes; see limit.go
 
@@ -469,7 +469,7 @@ func (s *state) detachTag(i slab.ID) {
 	}
 }
 
-// addEntry returns the entry of k in r, and adds an empty one if there is none. The caller makes it present or
+// addEntry returns the entry of k in r, and adds an empty one if r has none. The caller makes it present or
 // referenced.
 func (s *state) addEntry(r *repo, k []byte) slab.ID {
 	i := s.find(r, k)
@@ -494,7 +494,7 @@ func (s *state) release(r *repo, i slab.ID) {
 	s.forget(c)
 }
 
-// intern returns the content with the digest k, and adds it if there is none.
+// intern returns the content with the digest k, and adds it if it is new.
 func (s *state) intern(k []byte) slab.ID {
 	c := s.lookup(k)
 	if c == 0 {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -134,6 +135,29 @@ func (tx *Tx) manifest(k key) (Descriptor, bool) {
 		return Descriptor{MediaType: string(m.mediaType), Size: m.size, sum: sumOf(k)}, v != nil && err == nil
 	}
 	return tx.x.manifest(tx.repo, string(k.digest()))
+}
+
+// ManifestBySHA512 returns a manifest of the repo whose digest is a sha512 that starts with these 64 hex digits: of
+// such a digest, the names of tags have no more. It looks at every sha512 that is known, of which there are few.
+func (tx *Tx) ManifestBySHA512(start string) (digest.Digest, bool) {
+	var buf [maxKey]byte
+	k := appendKey(buf[:0], "sha256:"+start) // the same form
+	if k == nil {
+		return "", false
+	}
+	k[0] = algSHA512
+	candidates := tx.x.sha512s(k)
+	tx.changes(KindManifest, func(name string) {
+		if strings.HasPrefix(name, string(k)) {
+			candidates = append(candidates, key(name))
+		}
+	})
+	for _, c := range candidates {
+		if _, held := tx.manifest(c); held {
+			return c.digest(), true
+		}
+	}
+	return "", false
 }
 
 // Tag returns the manifest that a tag names.

@@ -224,13 +224,13 @@ func (u *Uploads) shown(b Batch) {
 	defer u.mu.Unlock()
 	for _, f := range b.Facts {
 		if f.Value != nil && (f.Kind == KindLink || f.Kind == KindManifest) && len(u.committed) > 0 {
-			u.settle(linkKey{b.Repo, key(f.Name)})
+			u.countDown(linkKey{b.Repo, key(f.Name)})
 		}
 	}
 }
 
-// settle counts down committed bytes; ok is false if they were counted down already. The caller holds mu.
-func (u *Uploads) settle(k linkKey) (size int64, ok bool) {
+// countDown counts down committed bytes; ok is false if they were counted down already. The caller holds mu.
+func (u *Uploads) countDown(k linkKey) (size int64, ok bool) {
 	if size, ok = u.committed[k]; ok {
 		delete(u.committed, k)
 		u.add(u.repos[k.repo], -size)
@@ -254,11 +254,11 @@ func (u *Uploads) abandoned(k key) (all []linkKey) {
 	return all
 }
 
-// drop is settle without a lock held.
+// drop is countDown without a lock held.
 func (u *Uploads) drop(l linkKey) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.settle(l)
+	u.countDown(l)
 }
 
 // counted reports whether a quota counts a repo.

@@ -17,6 +17,7 @@ import (
 	"trow/storage/disk"
 	"trow/storage/internal/local"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // countedBy opens an engine and an Index that count uploads for a quota of team/.
@@ -136,6 +137,9 @@ func TestAnUploadCountsOnce(t *testing.T) {
 			t.Errorf("committed: %+v", q)
 		}
 		if row.link {
+			if q := x.Quotas()[0]; q.Open != 40 {
+				t.Errorf("committed and not linked yet: %+v", q)
+			}
 			if err := x.Update(ctx, "team/a", func(tx *storage.Tx) error {
 				if _, over := tx.Excess(d, 40); over {
 					return errOver
@@ -144,6 +148,9 @@ func TestAnUploadCountsOnce(t *testing.T) {
 				return nil
 			}); err != nil {
 				t.Error(err)
+			}
+			if q := x.Quotas()[0]; q.Used != 40 || q.Open != 0 { // before the caller releases it
+				t.Errorf("linked: %+v", q)
 			}
 		}
 		gone()
@@ -177,4 +184,113 @@ func TestAnUploadOfALongName(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantUsage(t, x, "continued", 0, 0)
+}
+
+// TestTheCountOfAnUpload: it may be written to the last byte of a quota, takes back what was not written, and is the
+// same with new quotas. Nothing of it stays in memory.
+func TestTheCountOfAnUpload(t *testing.T) {
+	u := storage.NewUploads()
+	x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Uploads: u})
+	x.SetQuotas(team(100))
+	want := func(when string, open int64) {
+		t.Helper()
+		if got := x.Quotas()[0].Open; got != open {
+			t.Errorf("%s: %d bytes open, want %d", when, got, open)
+		}
+	}
+	a, b := u.Begin("team/a", 10), u.Begin("team/a", 0)
+	want("begun", 10)
+	if err := b.Grow(90, true); err != nil {
+		t.Errorf("up to the last byte: %v", err)
+	}
+	var over *storage.QuotaError
+	if err := b.Grow(1, true); !errors.As(err, &over) || over.Excess.Used != 100 || over.Excess.Added != 1 {
+		t.Errorf("beyond the last byte: %v", err)
+	}
+	want("full", 100)
+	if err := b.Grow(5, false); err != nil {
+		t.Errorf("what no quota bounds: %v", err)
+	}
+	b.Shrink(5)
+	b.Shrink(0)
+	b.Shrink(-1)
+	want("taken back", 100)
+	x.SetQuotas(team(200))
+	want("with another quota", 100)
+	if a.In("team/a") != a {
+		t.Error("an upload in the same repository is another one")
+	}
+	other := a.In("other")
+	want("in another repository", 90)
+	if a.In("team/b") != a || other.In("other") != other {
+		t.Error("an upload that has ended begins again")
+	}
+	want("after that", 90)
+	b.End()
+	b.End()
+	want("ended", 0)
+	if n := storage.OpenRepos(u); n != 1 {
+		t.Errorf("%d repositories have uploads, want 1", n)
+	}
+	other.End()
+	if n := storage.OpenRepos(u); n != 0 {
+		t.Errorf("%d repositories have uploads after all have ended", n)
+	}
+	none := (*storage.Uploads)(nil).Begin("team/a", 1)
+	none.Shrink(1)
+	none.End()
+	none.Commit(digest.FromString("x"))
+	if none.In("other") != none || none.Grow(1<<40, true) != nil {
+		t.Error("an upload that is not counted is refused")
+	}
+}
+
+// TestCommittedBytesCountUntilTheIndexShowsThem: as a manifest too, and not only because the repo drops older ones.
+func TestCommittedBytesCountUntilTheIndexShowsThem(t *testing.T) {
+	u := storage.NewUploads()
+	x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Uploads: u})
+	x.SetQuotas(team(1000))
+	want := func(when string, used, open int64) {
+		t.Helper()
+		if q := x.Quotas()[0]; q.Used != used || q.Open != open {
+			t.Errorf("%s: %d used, %d open; want %d, %d", when, q.Used, q.Open, used, open)
+		}
+	}
+	m := manifest(60)
+	u.Begin("team/a", 60).Commit(m.Digest)
+	want("committed", 60, 60)
+	storagetest.Update(t, x, "team/b", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+	want("another repository holds it", 120, 60)
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return tx.PutManifest(m) })
+	want("recorded", 120, 0)
+	u.Begin("team/a", 60).Commit(m.Digest) // pushed again, and deleted before it is recorded
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return tx.DeleteManifest(m.Digest) })
+	want("deleted", 120, 60)
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { tx.Link(m.Digest, 60); return nil })
+	want("linked", 120, 0)
+	if n := storage.OpenRepos(u); n != 0 {
+		t.Errorf("%d repositories have uploads", n)
+	}
+}
+
+// TestWhatNoQuotaCountsDoesNotWait: a push to such a repo that is given up costs nothing.
+func TestWhatNoQuotaCountsDoesNotWait(t *testing.T) {
+	b, x := countedBy(t, t.TempDir(), memory.NewJournal(), 100)
+	u, err := b.Create(t.Context(), "other", digest.SHA256)
+	if err == nil {
+		_, err = u.Write([]byte("content"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := x.Commit(t.Context(), u, digest.FromString("content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	storagetest.Update(t, x, "other", link(1, 1))
+	storagetest.Update(t, x, "other", unlink(1))
+	if n := storage.Leftovers(x); n != 0 {
+		t.Errorf("%d records of what no quota counts", n)
+	}
 }

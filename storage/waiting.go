@@ -8,7 +8,7 @@ import (
 
 // Content that the last repo lets go is on the disk until it is collected. It counts for the quotas of that repo until
 // then, also after a restart: otherwise a client that pushes and deletes in a loop would fill the disk. So the commit
-// that lets it go links it in another repo, the waiting repo of the first; that is no repo of the registry, and its
+// that lets it go links it in another repo, the waiting repo of the first; clients cannot see it, and its
 // links do not make content present: the Collector deletes the bytes, and after that the link.
 //
 // Why a repo and not a kind of facts of its own: earlier versions refuse a kind that they do not know. They take a

@@ -1,9 +1,12 @@
 package storage_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -147,4 +150,125 @@ func TestPushAndDeleteInALoop(t *testing.T) {
 	if pushed != quota/size+9 { // until the quota was full, and after the collection again
 		t.Errorf("%d pushes", pushed)
 	}
+}
+
+// TestWhatWaitsWithinOneCommit: an update sees what earlier ones of its commit let go, and what they hold.
+func TestWhatWaitsWithinOneCommit(t *testing.T) {
+	update := func(repo string, fn func(*storage.Tx) error) func(*storage.Index) error {
+		return func(x *storage.Index) error { return x.Update(context.Background(), repo, fn) }
+	}
+	asManifest := func(tx *storage.Tx) error {
+		return tx.PutManifest(storage.Manifest{Digest: digestOf("blob", 1), MediaType: "m", Size: 40})
+	}
+	type updates = []func(*storage.Index) error
+	each := func(fn func(*storage.Tx) error) func(repos ...string) updates {
+		return func(repos ...string) (all updates) {
+			for _, repo := range repos {
+				all = append(all, update("team/"+repo, fn))
+			}
+			return all
+		}
+	}
+	hold, letGo := each(link(1, 40)), each(unlink(1))
+	for name, row := range map[string]struct {
+		before, commit updates
+		used, waiting  int64
+	}{
+		"all let go":                {hold("a", "b", "c"), letGo("a", "b", "c"), 40, 40},
+		"one holds it":              {hold("a", "b", "c"), letGo("a", "b"), 40, 0},
+		"and again":                 {hold("a"), slices.Concat(letGo("a"), hold("a")), 40, 0},
+		"held and gone":             {nil, slices.Concat(hold("a"), letGo("a")), 40, 40},
+		"another begins to hold it": {hold("a"), slices.Concat(hold("b"), letGo("a")), 40, 0},
+		"another, as a manifest":    {hold("a"), slices.Concat(updates{update("team/b", asManifest)}, letGo("a")), 40, 0},
+		"it waited for another repo": {slices.Concat(hold("a"), letGo("a")),
+			updates{update("other", link(1, 40)), update("other", unlink(1))}, 40, 40},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := storagetest.OpenIndex(t, memory.NewJournal())
+				x.SetQuotas(team(80)) // all of it is needed while two hold it
+				if len(row.before) > 2 {
+					x.SetQuotas(team(120))
+				}
+				for _, u := range row.before {
+					if err := u(x); err != nil {
+						t.Fatal(err)
+					}
+				}
+				together(t, x, row.commit...)
+				wantUsage(t, x, "committed", row.used, row.waiting)
+			})
+		})
+	}
+}
+
+// TestWhatDoesNotWaitCostsNothing: neither facts in a commit, nor records.
+func TestWhatDoesNotWaitCostsNothing(t *testing.T) {
+	inner := memory.NewJournal()
+	batches := 0
+	x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+		batches += len(b)
+		return inner.Commit(ctx, b...)
+	}})
+	x.SetQuotas(team(1000))
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return errors.Join(link(1, 40)(tx), unlink(1)(tx)) })
+	if n := storage.Leftovers(x); n != 0 || batches != 1 {
+		t.Errorf("a blob that was never held: %d records in %d batches", n, batches)
+	}
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return errors.Join(link(1, 40)(tx), put(7, "v")(tx)) })
+	if batches != 2 {
+		t.Errorf("a push takes %d batches", batches-1)
+	}
+	storagetest.Update(t, x, "team/a", unlink(1)) // it waits: no look-up is idle from now on
+	storagetest.Update(t, x, "other", link(2, 40))
+	storagetest.Update(t, x, "other", unlink(2))
+	if batches != 6 {
+		t.Errorf("%d batches, want 6: no quota counts the last two", batches)
+	}
+}
+
+// TestWhatIsHeldAgainWaitsNoMore, also if its quota was removed meanwhile, or if a repo without a quota holds it.
+func TestWhatIsHeldAgainWaitsNoMore(t *testing.T) {
+	s := newStore(t, memory.NewBlobs(), memory.NewJournal())
+	x := s.index
+	x.SetQuotas(team(100))
+	storagetest.Update(t, x, "team/a", link(1, 40))
+	storagetest.Update(t, x, "team/a", unlink(1))
+	x.SetQuotas(nil)
+	storagetest.Update(t, x, "team/a", link(1, 40))
+	x.SetQuotas(team(100))
+	wantUsage(t, x, "held again without a quota", 40, 0)
+	d := s.push("team/b", []byte("layer"))
+	storagetest.Update(t, x, "team/b", func(tx *storage.Tx) error { return tx.Unlink(d) })
+	wantUsage(t, x, "let go", 45, 5)
+	storagetest.Update(t, x, "other", func(tx *storage.Tx) error { tx.Link(d, 5); return nil })
+	if s.collect(); !s.has(d) {
+		t.Error("what a repository holds was collected")
+	}
+	wantUsage(t, x, "a repository without a quota holds it", 40, 0)
+}
+
+// TestWhatWaitsIsCollectedAlthoughNoListingShowsIt: its bytes came after the listing, and the end of waiting must not
+// come before them.
+func TestWhatWaitsIsCollectedAlthoughNoListingShowsIt(t *testing.T) {
+	s := newStore(t, memory.NewBlobs(), memory.NewJournal())
+	s.index.SetQuotas(team(1 << 20))
+	const n = 300 // more than one commit deletes
+	var all []digest.Digest
+	for i := range n {
+		d := s.push("team/a", fmt.Appendf(nil, "layer %03d", i))
+		all = append(all, d)
+		storagetest.Update(t, s.index, "team/a", func(tx *storage.Tx) error { return tx.Unlink(d) })
+	}
+	wantUsage(t, s.index, "let go", 9*n, 9*n)
+	s.collector.Blobs = listing{Blobs: s.blobs}
+	if done := s.collect(); done.Deleted != n || done.Freed != 9*n {
+		t.Errorf("%+v", done)
+	}
+	for _, d := range all {
+		if s.has(d) {
+			t.Fatal("bytes stay that nothing counts")
+		}
+	}
+	wantUsage(t, s.index, "collected", 0, 0)
 }

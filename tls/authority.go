@@ -37,7 +37,7 @@ const caRemedy = "restore it from a backup; or move it away, then a new CA is ma
 // all of them, the one that signs first.
 type authority struct {
 	signer tls.Certificate
-	next   *tls.Certificate // published, and does not sign yet; nil: there is none
+	next   *tls.Certificate // published, and does not sign yet; nil outside a rotation
 	since  time.Time        // when next was published
 	old    []oldCA          // no longer sign, and are still published
 }
@@ -60,7 +60,7 @@ func (a *authority) bundle() []byte {
 	return out
 }
 
-// step returns the authority after the step of a rotation that is due now, or a itself if none is. rotate starts a
+// step returns the authority after the step of a rotation that is due now, or a itself. rotate starts a
 // rotation. published reports whether a bundle has reached the clients.
 func (a *authority) step(now time.Time, overlap time.Duration, rotate bool, published func([]byte) bool) (*authority,
 	error) {
@@ -138,7 +138,7 @@ func parseAuthority(b []byte) (*authority, error) {
 		case !first && a.next == nil && !entry.since.IsZero():
 			a.next, a.since = pair, entry.since
 		default:
-			return nil, errors.New("it contains a certificate too many")
+			return nil, errors.New("it contains one certificate too many")
 		}
 	}
 }
@@ -147,7 +147,7 @@ func parseAuthority(b []byte) (*authority, error) {
 type caEntry struct {
 	cert  *x509.Certificate // nil: the end of the file
 	since time.Time         // zero: the one that signs
-	key   *pem.Block        // nil: there is none
+	key   *pem.Block        // nil if the entry has no key
 	err   error
 }
 

@@ -131,8 +131,8 @@ func (o *Options) Certificates(keeper **Keeper, p Purpose) func(*http.Request) *
 	return func(r *http.Request) *x509.Certificate { return (*keeper).Certificate(r, p) }
 }
 
-// Certificate returns the certificate that the client of a request has presented for a purpose. It returns nil if there
-// is none, or none that is valid now: its CA may have been removed, or it may have expired, since the connection was
+// Certificate returns the certificate that the client of a request has presented for a purpose. It returns nil without
+// a certificate that is valid now: its CA may have been removed, or it may have expired, since the connection was
 // opened.
 func (k *Keeper) Certificate(r *http.Request, p Purpose) *x509.Certificate {
 	if k == nil {

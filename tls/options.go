@@ -13,7 +13,7 @@ import (
 type Options struct {
 	// NoTLS switches TLS off: the program then opens no Keeper.
 	NoTLS bool
-	// CertFile and KeyFile contain the user's pair in PEM, the chain after the certificate. Both empty: there is none.
+	// CertFile and KeyFile contain the user's pair in PEM, the chain after the certificate. Both empty: no such pair.
 	// KeyFile empty: CertFile contains the key as well.
 	CertFile, KeyFile string
 	// ExtraNames are further names of the leaf, in the same form as Names.
@@ -28,7 +28,7 @@ type Options struct {
 	// The fields below are set by the program. There must be a name; the zero value of the others works.
 
 	// Names are what the leaf is for: DNS names (one leading "*." is allowed) and IP addresses, each alone or as
-	// host:port, IPv6 with or without brackets. Order and case do not matter. See [DefaultNames].
+	// host:port, IPv6 with or without brackets. Order and case do not matter.
 	Names []string
 	// Published, if set, is called before a new CA signs: it reports whether this bundle has reached the clients. As
 	// long as it returns false the rotation waits, even after the overlap.
@@ -43,7 +43,7 @@ type Options struct {
 	// ReadOnly reports that nothing may be written to Dir. The pairs there are used, and a new leaf is kept in memory.
 	ReadOnly bool
 	// CAFile is a file into which the bundle is written for people on this machine, by Open and whenever it changes.
-	// Its directory must exist. Empty: there is none. An error is only logged.
+	// Its directory must exist. Empty: no file. An error is only logged.
 	CAFile string
 	// Log gets what happens to the certificates.
 	Log zerolog.Logger
@@ -83,11 +83,4 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("ca-overlap: %s is too short; want at least %s", o.Overlap, minOverlap)
 	}
 	return nil
-}
-
-// DefaultNames returns the names by which clients reach a server in its usual places: on this machine, and as the
-// Service of the manifest.
-func DefaultNames() []string {
-	return []string{"localhost", "127.0.0.1", "::1",
-		"trow", "trow.kube-public", "trow.kube-public.svc", "trow.kube-public.svc.cluster.local"}
 }

@@ -48,8 +48,9 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-func TestTheLeafHasTheDefaultAndTheExtraNames(t *testing.T) {
-	o := trowtls.Options{Names: append(trowtls.DefaultNames(), "a.example:31000"), ExtraNames: []string{"b.example"}}
+func TestTheLeafHasTheExtraNames(t *testing.T) {
+	o := trowtls.Options{Names: []string{"localhost", "trow.kube-public.svc", "a.example:31000"},
+		ExtraNames: []string{"b.example"}}
 	leaf := shown(t, open(t, t.TempDir(), o), "")
 	for _, name := range []string{"localhost", "trow.kube-public.svc", "a.example", "b.example"} {
 		if !slices.Contains(leaf.DNSNames, name) {

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// fixedDir is a [Store] on a directory that is only read. A new leaf stays in memory: clients trust the CA that has
+// fixedDir is a [Store] on a read-only directory. A new leaf stays in memory: clients trust the CA that has
 // signed it. A new CA does not, because clients that had come to trust it would meet another one after a restart.
 type fixedDir struct {
 	Dir
@@ -17,7 +17,7 @@ type fixedDir struct {
 	leaf []byte     // nil: that of the directory
 }
 
-var errFixedCA = errors.New("the CA cannot be changed, because the data directory is only read; restart the server " +
+var errFixedCA = errors.New("the CA cannot be changed, because the data directory is read-only; restart the server " +
 	"where it can write to it")
 
 // openStore returns the store of a server that keeps the pairs in a directory of its own.
@@ -31,8 +31,8 @@ func openStore(path string, readOnly bool) (Store, error) {
 	case err != nil:
 		return nil, fmt.Errorf("certificates: %w", err)
 	case pairs[caFile] == nil:
-		return nil, fmt.Errorf("certificates: there is no CA in %s, and none can be made there, because the data "+
-			"directory is only read; start the server once where it can write to it, or set no-tls", path)
+		return nil, fmt.Errorf("certificates: %s contains no CA, and the server cannot make one, because the data "+
+			"directory is read-only; start the server once where it can write to it, or set no-tls", path)
 	}
 	return d, nil
 }

@@ -105,7 +105,7 @@ type Keeper struct {
 
 	ca      atomic.Pointer[authority]
 	leaf    atomic.Pointer[tls.Certificate]
-	user    atomic.Pointer[tls.Certificate] // nil: there is none
+	user    atomic.Pointer[tls.Certificate] // nil: the user provides none
 	clients atomic.Pointer[clientCAs]       // nil: clients are not asked for certificates
 }
 

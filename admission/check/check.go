@@ -36,15 +36,9 @@ import (
 // ErrDenied ends a check that found an image that may not run.
 var ErrDenied = errors.New("denied")
 
-// Program is what the command needs of the program around it.
-type Program struct {
-	// Policy returns the settings of the policy, from the flags of the command, the environment and the configuration
-	// file. The command has a flag for each of them.
-	Policy func(*cobra.Command) (admission.PolicyOptions, error)
-
-	// Exempt, if set, returns the setting exempt-namespaces of the configuration file and the environment.
-	Exempt func(*cobra.Command) []string
-}
+// Settings returns the settings of the policy and the exempt namespaces, from the flags of the command, the environment
+// and the configuration files. The command has a flag for each setting of the policy.
+type Settings func(*cobra.Command) (policy admission.PolicyOptions, exempt []string, err error)
 
 // options are the flags of the command that are not settings.
 type options struct {
@@ -58,7 +52,7 @@ type options struct {
 }
 
 // Command returns the command. Its errors are ErrDenied if an image may not run, or what kept it from finding out.
-func Command(p Program) *cobra.Command {
+func Command(load Settings) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
 		Use:   "check -f FILE",
@@ -72,15 +66,12 @@ func Command(p Program) *cobra.Command {
 				return errors.New("neither --server nor --data-dir is set: name a running server by its URL with --server, or " +
 					"the data directory of a stopped one with --data-dir")
 			}
-			settings, err := p.Policy(cmd)
+			policy, exempt, err := load(cmd)
 			if err != nil {
 				return err
 			}
-			exempt := append([]string{metav1.NamespaceSystem}, o.exempt...) // the webhook never gets its objects
-			if p.Exempt != nil {
-				exempt = append(exempt, p.Exempt(cmd)...)
-			}
-			review, done, err := o.reviewer(cmd.Context(), settings)
+			exempt = slices.Concat(exempt, o.exempt, []string{metav1.NamespaceSystem}) // the webhook never gets its objects
+			review, done, err := o.reviewer(cmd.Context(), policy)
 			if err != nil {
 				return err
 			}
@@ -96,7 +87,7 @@ func Command(p Program) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		if name == "data" { // its name before version 0.2
+		if name == "data" { // its name in earlier versions
 			name = "data-dir"
 		}
 		return pflag.NormalizedName(name)
@@ -111,14 +102,14 @@ func Command(p Program) *cobra.Command {
 	f.StringVarP(&o.output, "output", "o", "table", "table or json")
 	f.StringSliceVar(&o.exempt, "exempt-namespace", nil,
 		"namespaces that the webhook does not review, beside kube-system and the setting exempt-namespaces")
-	new(admission.PolicyOptions).AddFlags(f) // Program.Policy reads them
+	new(admission.PolicyOptions).AddFlags(f) // load reads them
 	cmd.MarkFlagsMutuallyExclusive("data-dir", "server")
 	_ = cmd.MarkFlagRequired("filename") // the flag exists
 	return cmd
 }
 
 // run reviews the files in order, and prints each object and what there is to say about it. It goes on after an error
-// of a file or a document, but not after one of the reviewer.
+// of a file, a document or an object, but not after one of the reviewer.
 func run(cmd *cobra.Command, o *options, exempt []string, review reviewer, to printer) error {
 	n := totals{to: to}
 	var first, failed error // of those that are printed; of the reviewer
@@ -131,7 +122,11 @@ func run(cmd *cobra.Command, o *options, exempt []string, review reviewer, to pr
 			if d.Err != nil {
 				report(fmt.Errorf("%s:%d:%d: %w", file, d.Number, d.Line, d.Err))
 			} else if failed == nil {
-				failed = n.judge(cmd.Context(), file, d, exempt, review)
+				if err := n.judge(cmd.Context(), file, d, exempt, review); errors.Is(err, errObject) {
+					report(err)
+				} else {
+					failed = err
+				}
 			}
 		}
 	}

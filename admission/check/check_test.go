@@ -75,7 +75,10 @@ func run(t *testing.T, settings func(*cobra.Command) (admission.PolicyOptions, e
 		settings = func(*cobra.Command) (admission.PolicyOptions, error) { return admission.PolicyOptions{}, nil }
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(check.Command(check.Program{Policy: settings}))
+	root.AddCommand(check.Command(func(cmd *cobra.Command) (admission.PolicyOptions, []string, error) {
+		o, err := settings(cmd)
+		return o, nil, err
+	}))
 	root.SetArgs(append([]string{"check"}, args...))
 	root.SetIn(strings.NewReader(in))
 	var out bytes.Buffer
@@ -230,9 +233,8 @@ func TestADirectoryIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(check.Command(check.Program{
-		Policy: func(*cobra.Command) (admission.PolicyOptions, error) { return admission.PolicyOptions{}, nil },
-		Exempt: func(*cobra.Command) []string { return []string{"csi"} },
+	root.AddCommand(check.Command(func(*cobra.Command) (admission.PolicyOptions, []string, error) {
+		return admission.PolicyOptions{}, []string{"csi"}, nil
 	}))
 	root.SetArgs([]string{"check", "-f", dir, "--data-dir", data, "--exempt-namespace", "cni"})
 	var b bytes.Buffer
@@ -256,5 +258,29 @@ func TestADirectoryIsChecked(t *testing.T) {
 		"4 checked, 2 denied, 3 exempt, 1 n"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%q\nwant\n%q", got, want)
+	}
+}
+
+// TestAnObjectThatCannotBeReviewed stops the check of nothing else, whoever reviews it.
+func TestAnObjectThatCannotBeReviewed(t *testing.T) {
+	url, ca := newServer(t, "")
+	const in = "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {containers: {image: nginx}}\n---\n" +
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: late}\nspec: {containers: [{image: nginx}]}\n"
+	for _, args := range [][]string{{"--server", url, "--cacert", ca}, {"--data-dir", newDataDir(t)}} {
+		out, err := run(t, nil, in, append([]string{"-f", "-"}, args...)...)
+		if err == nil || errors.Is(err, check.ErrDenied) || !strings.Contains(err.Error(), "-:1 Pod/bad: ") ||
+			!strings.Contains(err.Error(), "cannot be reviewed: ") ||
+			!strings.Contains(out, "denied   -:5 Pod/late: ") || !strings.HasSuffix(out, "1 checked, 1 denied, 1 not read\n") {
+			t.Errorf("%v: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// TestAReadOnlyVolume can be checked against: nothing is written.
+func TestAReadOnlyVolume(t *testing.T) {
+	check.Unwritable(t)
+	out, err := run(t, nil, "", "-f", pods, "--data-dir", newDataDir(t))
+	if !errors.Is(err, check.ErrDenied) || !strings.Contains(out, "allowed  "+pods+":1 Pod/good") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -25,7 +27,7 @@ import (
 
 const (
 	// serverPort is the default port of a server, which completes the local names.
-	serverPort = "8443"
+	serverPort = 8443
 
 	// askTimeout bounds a call to a server. The webhook answers in milliseconds; the rest is for slow networks.
 	askTimeout = 30 * time.Second
@@ -40,7 +42,7 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	if _, err := os.Stat(dir); err != nil {
 		return nil, nil, fmt.Errorf("data-dir: %w", err)
 	}
-	settings.Complete(serverPort, kube.Inside())
+	settings.Complete(kube.LocalNames(serverPort, kube.Inside()))
 	settings.EnforceTemplates = true // invariant 1
 	policy, err := admission.NewPolicy(settings)
 	if err != nil {
@@ -56,7 +58,11 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	}
 	w := admission.New(admission.Options{Images: index, Policy: policy})
 	review := func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
-		return w.Review(ctx, r.Request)
+		answer, err := w.Review(ctx, r.Request)
+		if admission.Malformed(err) {
+			err = fmt.Errorf("%w: %w", errObject, err)
+		}
+		return answer, err
 	}
 	return review, func() { index.Close(); journal.Close() }, nil
 }
@@ -67,13 +73,25 @@ type journal interface {
 	Close() error
 }
 
-// openJournal opens the journal in a directory. In one where no server has run yet nothing is made: it is that of an
-// empty registry.
+// openToWrite is bolt.Open. Tests replace it, because root may write wherever permissions are all that is missing.
+var openToWrite = bolt.Open
+
+// openJournal opens the journal in a directory. It creates nothing where no server has run yet: such a directory is
+// that of an empty registry. On a volume that cannot be written to, the journal is only read, as a server does.
 func openJournal(dir string) (journal, error) {
 	if !bolt.Exists(dir) {
 		return memory.NewJournal(), nil
 	}
-	return bolt.Open(dir)
+	j, err := openToWrite(dir) // first: only then a journal of an earlier format can be read
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || errors.Is(err, storage.ErrReadOnly) {
+		if read, rerr := bolt.OpenReadOnly(dir); rerr == nil {
+			return read, nil
+		}
+	}
+	if err != nil {
+		return nil, err // not j, which would be a journal of its own type
+	}
+	return j, nil
 }
 
 // newRemote returns a reviewer that asks a server.
@@ -133,6 +151,10 @@ func (c *client) ask(ctx context.Context, r *admissionv1.AdmissionReview) (*admi
 // errUnauthorized is the error of a server that wants a credential.
 var errUnauthorized = errors.New("401 Unauthorized")
 
+// errObject is the error of an object that the webhook cannot read, or that is too large for it. Others can be
+// reviewed.
+var errObject = errors.New("cannot be reviewed")
+
 // remedy names the flag that helps with an error of a server, if there is one.
 func remedy(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
@@ -168,6 +190,8 @@ func (c *client) post(ctx context.Context, body []byte) ([]byte, error) {
 		return answer, nil
 	case http.StatusUnauthorized:
 		return nil, fmt.Errorf("%w: %.200s", errUnauthorized, strings.TrimSpace(string(answer)))
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+		return nil, fmt.Errorf("%w: %s: %.200s", errObject, resp.Status, strings.TrimSpace(string(answer)))
 	default:
 		return nil, fmt.Errorf("%s: %.200s", resp.Status, strings.TrimSpace(string(answer)))
 	}

@@ -45,7 +45,7 @@ type answer[V any] struct {
 // Good answers have a cache of their own, so that made-up tokens, which only get bad answers, do not evict them. For
 // the same reason questions that renew a good answer have a lane of their own: a flood of made-up tokens does not delay
 // an account that has an answer. A token seen for the first time waits in the lane of the unknown ones, and before
-// that for a turn, which the caller of Review gives: he knows where the tokens come from.
+// that for a turn, which the caller of Review gives, because it knows where the tokens come from.
 type cache[V any] struct {
 	secret         []byte
 	good, bad      *lru.Cache[string, answer[V]]
@@ -127,7 +127,7 @@ func (c *cache[V]) warningDue() bool {
 	return now.UnixNano() >= until && c.warnAgain.CompareAndSwap(until, now.Add(retryAfter).UnixNano())
 }
 
-// lookup returns the cached answer, zero if there is none.
+// lookup returns the cached answer, or the zero answer.
 func (c *cache[V]) lookup(key string) answer[V] {
 	if a, ok := c.good.Get(key); ok {
 		return a

@@ -104,7 +104,7 @@ type Cluster struct {
 
 	leaving atomic.Bool // the namespace is being deleted, so the configuration stays empty
 
-	// Used by Run alone, but for drift.restores.
+	// Only Run uses what follows, except drift.restores.
 	drift          drift
 	probe          prober
 	lastError      string               // the error logged last

@@ -543,10 +543,16 @@ func TestSettings(t *testing.T) {
 		{[]string{"--token-audience= trow"}, `token-audience: " trow"`},
 		{[]string{"--token-audience=" + strings.Repeat("a", 257)}, "token-audience:"},
 		{[]string{"--access-review"}, "access-review requires token-audience"},
+		{[]string{"--webhook=audit", "--no-tls"}, "webhook conflicts with no-tls: the API server calls webhooks"},
+		{[]string{"--no-tls"}, ""},
+		{[]string{"--login-secret=trow-login", "--user=u"}, "login-secret: conflicts with user"},
+		{[]string{"--user=u"}, ""},
 	} {
 		var o cluster.Options
 		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
 		o.AddFlags(fs)
+		fs.BoolVar(&o.NoTLS, "no-tls", false, "") // of package tls, as the program passes it in
+		fs.StringVar(&o.User, "user", "", "")     // of registry/auth, likewise
 		if err := fs.Parse(tt.args); err != nil {
 			t.Fatal(err)
 		}

@@ -63,7 +63,7 @@ func (c *Cluster) search(ctx context.Context) (string, error) {
 	return c.complain(nodes, gates), nil
 }
 
-// pod returns the pod of this process; nil if there is none.
+// pod returns the pod of this process, or nil if the process does not run in one.
 func (c *Cluster) pod(ctx context.Context) (*corev1.Pod, error) {
 	if c.o.Pod == "" {
 		return nil, nil

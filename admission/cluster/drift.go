@@ -17,7 +17,7 @@ import (
 )
 
 // Other controllers write to webhook configurations as well. Their labels, annotations and entries stay. Where they
-// change our entries, known ones are tolerated, and what the others change is put back, but not without end.
+// change our entries, known changes are tolerated, and others are put back, but not endlessly.
 
 const (
 	// fieldManager is the name under which the API server notes what this process has written.
@@ -29,9 +29,11 @@ const (
 )
 
 // known are the expressions that a controller of the cluster's provider adds to namespace selectors: the admissions
-// enforcer of AKS excludes the namespaces of the control plane.
+// enforcer of AKS excludes the namespaces of the control plane. It has added more of them over time
+// (https://github.com/Azure/AKS/issues/1771 and 4002, https://github.com/DataDog/datadog-agent/pull/19965).
 var known = []metav1.LabelSelectorRequirement{
 	{Key: "control-plane", Operator: metav1.LabelSelectorOpDoesNotExist},
+	{Key: "control-plane", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"true"}},
 	{Key: "kubernetes.azure.com/managedby", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"aks"}},
 }
 

@@ -11,6 +11,7 @@ import (
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
@@ -43,7 +44,7 @@ func narrow(v *admissionregistrationv1.ValidatingWebhookConfiguration, e ...meta
 	for i := range v.Webhooks {
 		s := v.Webhooks[i].NamespaceSelector
 		if !strings.Contains(fmt.Sprint(s.MatchExpressions), e[0].Key) {
-			s.MatchExpressions = append(e[:len(e):len(e)], s.MatchExpressions...)
+			s.MatchExpressions = append(s.MatchExpressions, e...)
 		}
 	}
 }
@@ -130,38 +131,121 @@ func TestTwoControllersDoNotFight(t *testing.T) {
 	}
 }
 
-// TestAKSIsLeftAlone: its admissions enforcer adds an expression to each webhook configuration, unless a label asks it
-// not to.
+// aks are the expressions that the admissions enforcer of AKS adds, as clusters of 2020 and of today have them.
+var aks = map[string][]metav1.LabelSelectorRequirement{
+	"of 2020": {{Key: "control-plane", Operator: metav1.LabelSelectorOpDoesNotExist}},
+	"of today": {
+		{Key: "control-plane", Operator: metav1.LabelSelectorOpDoesNotExist},
+		{Key: "control-plane", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"true"}},
+		{Key: "kubernetes.azure.com/managedby", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"aks"}},
+	},
+}
+
+// TestAKSIsLeftAlone: its admissions enforcer adds expressions to each webhook, unless a label asks it not to. It may
+// change what is written on its way in, or be another client of the API server.
 func TestAKSIsLeftAlone(t *testing.T) {
+	for when, expressions := range aks {
+		for how, enforce := range map[string]func(*testing.T, *world, func(
+			*admissionregistrationv1.ValidatingWebhookConfiguration)){
+			"on the way in": func(_ *testing.T, w *world, f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
+				w.rewrite(f)
+			},
+			"afterwards": func(t *testing.T, w *world, f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
+				w.react(t, "admissionsenforcer", f)
+			},
+		} {
+			t.Run(when+" "+how, func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
+					w := newWorld(t, cluster.Enforce, home())
+					enforce(t, w, func(v *admissionregistrationv1.ValidatingWebhookConfiguration) { narrow(v, expressions...) })
+					w.start(t)
+					time.Sleep(10 * time.Minute)
+					if got := w.logged(t); got != "armed" {
+						t.Errorf("%q", got)
+					}
+					if n := w.written(); n > 3 {
+						t.Errorf("%d writes", n)
+					}
+					v := w.configuration(t)
+					for _, h := range v.Webhooks {
+						if len(h.NamespaceSelector.MatchExpressions) != len(expressions)+1 {
+							t.Errorf("%s: %+v", h.Name, h.NamespaceSelector)
+						}
+					}
+					if v.Labels["admissions.enforcer/disabled"] != "true" || w.policy(t) != admissionregistrationv1.Fail {
+						t.Errorf("%+v", v)
+					}
+					if ok, line := w.c.Check(); !ok || !strings.Contains(line, "control-plane DoesNotExist") {
+						t.Errorf("%v %q", ok, line)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestWhatLooksLikeAKSIsPutBack: an expression, or a value of one, that AKS does not add.
+func TestWhatLooksLikeAKSIsPutBack(t *testing.T) {
+	not := func(key string, values ...string) metav1.LabelSelectorRequirement {
+		return metav1.LabelSelectorRequirement{Key: key, Operator: metav1.LabelSelectorOpNotIn, Values: values}
+	}
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce, home())
-		w.rewrite(func(v *admissionregistrationv1.ValidatingWebhookConfiguration) {
-			narrow(v, metav1.LabelSelectorRequirement{Key: "control-plane", Operator: metav1.LabelSelectorOpDoesNotExist},
-				metav1.LabelSelectorRequirement{Key: "kubernetes.azure.com/managedby", Operator: metav1.LabelSelectorOpNotIn,
-					Values: []string{"aks"}})
-		})
 		w.start(t)
-		time.Sleep(10 * time.Minute)
-		if got := w.logged(t); got != "armed" {
-			t.Errorf("%q", got)
+		w.logged(t)
+		for i, change := range []func(*validating){
+			func(h *validating) {
+				h.NamespaceSelector.MatchExpressions = append(h.NamespaceSelector.MatchExpressions,
+					metav1.LabelSelectorRequirement{Key: "control-plane", Operator: metav1.LabelSelectorOpExists})
+			},
+			func(h *validating) {
+				h.NamespaceSelector.MatchExpressions = append(h.NamespaceSelector.MatchExpressions, not("control-plane", "false"))
+			},
+			func(h *validating) {
+				h.NamespaceSelector.MatchExpressions = append(h.NamespaceSelector.MatchExpressions,
+					not("kubernetes.azure.com/managedby", "aks", "me"))
+			},
+			func(h *validating) { h.NamespaceSelector.MatchLabels = map[string]string{"team": "a"} },
+			func(h *validating) {
+				h.ObjectSelector.MatchExpressions = []metav1.LabelSelectorRequirement{not("control-plane", "true")}
+			},
+			func(h *validating) {
+				h.MatchConditions = append(h.MatchConditions,
+					admissionregistrationv1.MatchCondition{Name: "no", Expression: "false"})
+			},
+			func(h *validating) { h.NamespaceSelector = nil },
+			open,
+		} {
+			time.Sleep(time.Minute) // changes a minute apart are no fight
+			before := w.configuration(t)
+			v := before.DeepCopy()
+			change(&v.Webhooks[0])
+			w.AdmissionregistrationV1().ValidatingWebhookConfigurations().Update(t.Context(), v, metav1.UpdateOptions{})
+			synctest.Wait()
+			if after := w.configuration(t); !equality.Semantic.DeepEqual(after.Webhooks, before.Webhooks) {
+				t.Errorf("change %d: %+v", i, after.Webhooks[0])
+			}
 		}
-		if n := w.written(); n != 2 {
-			t.Errorf("%d writes", n)
-		}
-		v := w.configuration(t)
-		if v.Labels["admissions.enforcer/disabled"] != "true" || len(v.Webhooks[0].NamespaceSelector.MatchExpressions) != 3 {
-			t.Errorf("%+v", v)
-		}
-		if ok, line := w.c.Check(); !ok || !strings.Contains(line, "control-plane DoesNotExist") {
-			t.Errorf("%v %q", ok, line)
-		}
-		// What only looks like it is put back.
-		v.Webhooks[0].NamespaceSelector.MatchExpressions[0].Operator = metav1.LabelSelectorOpExists
-		w.AdmissionregistrationV1().ValidatingWebhookConfigurations().Update(t.Context(), v, metav1.UpdateOptions{})
-		synctest.Wait()
-		for _, e := range w.configuration(t).Webhooks[0].NamespaceSelector.MatchExpressions {
-			if e.Operator == metav1.LabelSelectorOpExists {
-				t.Errorf("%+v", e)
+	})
+}
+
+// TestGardenerIsLeftAlone: its care of webhooks changes those that could judge what a cluster needs in order to start
+// (pkg/gardenlet/operation/botanist/matchers): pods in kube-system, by the labels of that namespace, and those that
+// take longer than 15 s. It leaves alone those that ignore failures, and has no interest in other resources of ours.
+func TestGardenerIsLeftAlone(t *testing.T) {
+	kubeSystem := labels.Set{"kubernetes.io/metadata.name": "kube-system", "gardener.cloud/purpose": "kube-system",
+		"role": "kube-system", "shoot.gardener.cloud/no-cleanup": "true"}
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, cluster.Enforce, home())
+		w.start(t)
+		w.logged(t)
+		for _, h := range w.configuration(t).Webhooks {
+			s, err := metav1.LabelSelectorAsSelector(h.NamespaceSelector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *h.FailurePolicy == admissionregistrationv1.Fail && s.Matches(kubeSystem) || *h.TimeoutSeconds > 15 {
+				t.Errorf("Gardener would change %+v", h)
 			}
 		}
 	})

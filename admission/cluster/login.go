@@ -17,6 +17,15 @@ import (
 // loginRetry is the time between two tries to read or fill the Secret of the login.
 const loginRetry = time.Second
 
+// LoginUser returns the user who may do everything: the setting user, or the one in the Secret that login-secret names.
+// That Secret is read when the server starts, by [Options.Login].
+func (o *Options) LoginUser() string {
+	if o.LoginSecret != "" {
+		return kube.LoginUser
+	}
+	return o.User
+}
+
 // Login sets user and password to those in the Secret that the setting login-secret names, and fills in what the Secret
 // lacks: the manifest has it without data, so that applying it again keeps the password. Without that setting it does
 // nothing. While the API server does not answer, it retries: after a power cut this process may start first. Errors:

@@ -25,7 +25,11 @@ type Options struct {
 	AccessReview     bool     // whether RBAC decides what ServiceAccounts may do
 	LoginSecret      string   // the Secret with the login of the user who may do everything; empty: none
 
-	// The rest is set by the program. Open sets Client, Namespace and Pod if Client is nil.
+	// The rest is set by the program: User and NoTLS, the settings of these names, before Validate. Open sets Client,
+	// Namespace and Pod if Client is nil.
+
+	User  string
+	NoTLS bool
 
 	Client    *kube.Client
 	Namespace string // of the Service, the Secret and the ConfigMap
@@ -63,6 +67,11 @@ func (o *Options) Validate() error {
 	switch {
 	case o.Webhook != "" && !slices.Contains([]Mode{Off, Audit, Enforce}, o.mode()):
 		return fmt.Errorf("webhook: %.80q: want one of off, audit, enforce", o.Webhook)
+	case o.Webhook != "" && o.NoTLS:
+		return errors.New("webhook conflicts with no-tls: the API server calls webhooks over TLS only; " +
+			"remove no-tls, or register the webhook yourself")
+	case o.LoginSecret != "" && o.User != "":
+		return errors.New("login-secret: conflicts with user, password and password-file; remove one of the two")
 	case o.Webhook == "" && len(o.ExemptNamespaces) > 0:
 		return errors.New("exempt-namespaces requires webhook: without it no webhook is registered")
 	case o.TokenAudience != strings.TrimSpace(o.TokenAudience) || len(o.TokenAudience) > 256:

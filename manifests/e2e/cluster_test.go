@@ -117,9 +117,5 @@ func registryReady(c *cluster.Cluster) error {
 func TestApply(t *testing.T) {
 	c := start(t)
 	install(t, c)
-	for line := range strings.Lines(c.Apply(t, manifest(t))) {
-		if !strings.HasSuffix(strings.TrimSpace(line), " unchanged") {
-			t.Errorf("applying the manifest again: %s", line)
-		}
-	}
+	unchanged(t, c, manifest(t))
 }

@@ -14,13 +14,55 @@ import (
 	"trow/manifests/e2e/cluster"
 )
 
-// insidePod is a pod with the program of [probeSource], the CA and the address of the registry. The namespace is exempt
-// from the webhook. The cluster has no DNS: hostAliases stand for its answer.
+// dnsPod is CoreDNS, which answers for the Services of this cluster as the DNS of others does.
+const dnsPod = `apiVersion: v1
+kind: ServiceAccount
+metadata: {name: dns, namespace: kube-system}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: dns}
+rules:
+  - {apiGroups: [""], resources: [namespaces, services], verbs: [list, watch]}
+  - {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: dns}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: dns}
+subjects: [{kind: ServiceAccount, name: dns, namespace: kube-system}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: dns, namespace: kube-system}
+data: {Corefile: ".:53 {\n  ready\n  errors\n  kubernetes cluster.local\n}\n"}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: dns, namespace: kube-system}
+spec:
+  serviceAccountName: dns
+  containers:
+    - name: dns
+      image: registry.test/dns:1
+      args: [-conf, /etc/dns/Corefile]
+      securityContext: {runAsUser: 0}
+      readinessProbe: {httpGet: {path: /ready, port: 8181}, periodSeconds: 1}
+      volumeMounts: [{name: corefile, mountPath: /etc/dns}]
+  volumes: [{name: corefile, configMap: {name: dns}}]
+`
+
+// insidePod is a pod with the program of [probeSource] and the CA of the registry. The namespace is exempt from the
+// webhook. Its dnsConfig is what the kubelet of a cluster with DNS gives to each pod.
 const insidePod = `apiVersion: v1
 kind: Pod
 metadata: {name: inside, namespace: kube-public}
 spec:
-  hostAliases: [{ip: %q, hostnames: [trow.kube-public, trow.kube-public.svc]}]
+  dnsPolicy: None
+  dnsConfig:
+    nameservers: [%q]
+    searches: [kube-public.svc.cluster.local, svc.cluster.local, cluster.local]
+    options: [{name: ndots, value: "5"}]
   containers:
     - name: probe
       image: registry.test/inside:1
@@ -30,15 +72,36 @@ spec:
   volumes: [{name: ca, configMap: {name: trow-ca}}]
 `
 
-// TestTheAddressInsideAPod checks that a program in a pod reaches the registry at the address that nodes and
-// workstations use, and at that of ConfigMap local-registry-hosting, with the CA of ConfigMap trow-ca.
+// startDNS starts a pod with CoreDNS, and returns its address.
+func startDNS(t *testing.T, c *cluster.Cluster) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "dns")
+	if err := cluster.BuildModule(t.Context(), program, "dns"); err != nil {
+		t.Fatal(err)
+	}
+	err := c.AddImage("registry.test/dns:1", cluster.Image{Entrypoint: []string{"/dns"}, User: "0",
+		Files: []cluster.File{{Name: "dns", Mode: 0o755, Source: program}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Apply(t, dnsPod)
+	t.Cleanup(func() {
+		_, _ = c.TryKubectl("--namespace=kube-system", "delete", "--now", "pod/dns", "configmap/dns", "serviceaccount/dns")
+		_, _ = c.TryKubectl("delete", "clusterrole/dns", "clusterrolebinding/dns")
+	})
+	cluster.Eventually(t, time.Minute, "the DNS is ready", func() error { return podReady(c, "kube-system", "dns") })
+	return c.Kubectl(t, "--namespace=kube-system", "get", "pod", "dns", "--output=jsonpath={.status.podIP}")
+}
+
+// TestTheAddressInsideAPod checks that a program in a pod reaches the registry by the DNS of the cluster, at the
+// address that nodes and workstations use, and at that of ConfigMap local-registry-hosting, with the CA of ConfigMap
+// trow-ca.
 func TestTheAddressInsideAPod(t *testing.T) {
 	c := start(t)
 	armed(t, c)
 	push(t, c, "inside", "1", app(t, "inside", 0))
 	addProbe(t, c, "registry.test/inside:1")
-	ip := c.Kubectl(t, "--namespace=kube-public", "get", "service", "trow", "--output=jsonpath={.spec.clusterIP}")
-	c.Apply(t, fmt.Sprintf(insidePod, ip))
+	c.Apply(t, fmt.Sprintf(insidePod, startDNS(t, c)))
 	t.Cleanup(func() { c.Kubectl(t, "--namespace=kube-public", "delete", "pod", "inside", "--now") })
 	cluster.Eventually(t, time.Minute, "the pod is ready", func() error { return podReady(c, "kube-public", "inside") })
 	for _, address := range []string{host, "trow.kube-public.svc:443"} {

@@ -21,11 +21,24 @@ func rendered(t *testing.T, c *cluster.Cluster, options ...string) string {
 	return text
 }
 
-// shape applies the manifest with these options, which must cause no warning.
+// shape applies the manifest with these options, which must cause no warning, and change nothing when it is applied
+// again.
 func shape(t *testing.T, c *cluster.Cluster, options ...string) {
 	t.Helper()
-	if out := c.Apply(t, rendered(t, c, options...)); strings.Contains(out, "Warning") {
+	text := rendered(t, c, options...)
+	if out := c.Apply(t, text); strings.Contains(out, "Warning") {
 		t.Errorf("trow manifest %s: %s", strings.Join(options, " "), out)
+	}
+	unchanged(t, c, text)
+}
+
+// unchanged applies a manifest that was applied before, which must change nothing.
+func unchanged(t *testing.T, c *cluster.Cluster, text string) {
+	t.Helper()
+	for line := range strings.Lines(c.Apply(t, text)) {
+		if !strings.HasSuffix(strings.TrimSpace(line), " unchanged") {
+			t.Errorf("applying the manifest again: %s", line)
+		}
 	}
 }
 
@@ -131,7 +144,7 @@ func TestTheManifestOfBefore(t *testing.T) {
 	push(t, c, "before", "2", app(t, "after", 0))
 	running(t, c, "before", "named-after", host+"/before:2")
 	running(t, c, "before", "loopback-after", "127.0.0.1:31000/before:2")
-	unchanged(t, c)
+	unchanged(t, c, manifest(t))
 }
 
 // TestDrift checks that changes of the webhook's configuration by other clients are undone.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -38,4 +39,54 @@ func TestSettingsSurvive(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// loginOfBefore is the Secret of an earlier manifest of --login, which had the password.
+const loginOfBefore = `apiVersion: v1
+kind: Secret
+metadata: {name: trow-login, namespace: kube-public, labels: {app.kubernetes.io/name: trow}}
+stringData: {user: trow, password: of-before}
+`
+
+// TestTheLoginOfBefore checks that the password of an earlier manifest survives one that does not have it.
+func TestTheLoginOfBefore(t *testing.T) {
+	c := start(t)
+	armed(t, c)
+	c.Apply(t, loginOfBefore)
+	t.Cleanup(func() {
+		c.Apply(t, manifest(t))
+		c.Kubectl(t, "--namespace=kube-public", "delete", "secret", "trow-login")
+		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=60s")
+	})
+	text := rendered(t, c, "--login")
+	for range 2 {
+		c.Apply(t, text)
+		c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "statefulset/trow", "--timeout=60s")
+		if password := c.Kubectl(t, "--namespace=kube-public", "get", "secret", "trow-login",
+			"--output=go-template={{.data.password|base64decode}}"); password != "of-before" {
+			t.Fatalf("the password is now %q", password)
+		}
+	}
+	unchanged(t, c, text)
+	client, err := registryClient(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for password, want := range map[string]int{"of-before": http.StatusOK, "wrong": http.StatusUnauthorized} {
+		cluster.Eventually(t, 20*time.Second, "the login "+password, func() error {
+			req, err := http.NewRequest(http.MethodGet, "https://"+cluster.NodeIP+":31000/v2/", nil)
+			if err != nil {
+				return err
+			}
+			req.SetBasicAuth("trow", password)
+			resp, err := client.Do(req)
+			if err != nil {
+				return err
+			}
+			if resp.Body.Close(); resp.StatusCode != want {
+				return fmt.Errorf("%s", resp.Status)
+			}
+			return nil
+		})
+	}
 }

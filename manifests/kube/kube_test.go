@@ -170,6 +170,27 @@ func TestRegistryNames(t *testing.T) {
 	}
 }
 
+func TestLocalNamesDependOnPortAndPlace(t *testing.T) {
+	for _, tt := range []struct {
+		port      int
+		inCluster bool
+		want      string
+	}{
+		{8443, false, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000 " +
+			"localhost:8443 127.0.0.1:8443 [::1]:8443"},
+		{31000, false, "trow.kube-public:31000 trow:31000 localhost:31000 127.0.0.1:31000 [::1]:31000"},
+		{8443, true, "trow.kube-public:31000 trow:31000"},
+	} {
+		if got := strings.Join(kube.LocalNames(tt.port, tt.inCluster), " "); got != tt.want {
+			t.Errorf("%d, %v: %s", tt.port, tt.inCluster, got)
+		}
+	}
+	const want = "localhost 127.0.0.1 ::1 trow trow.kube-public trow.kube-public.svc trow.kube-public.svc.cluster.local"
+	if got := strings.Join(kube.CertificateNames(), " "); got != want {
+		t.Errorf("names of the certificate: %s", got)
+	}
+}
+
 func TestConnecting(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	if _, _, err := kube.InCluster(); err == nil {

@@ -101,7 +101,32 @@ func RegistryNames(host, namespace string, nodePort int) []string {
 
 // LoopbackNames returns the host:port pairs of loopback on a node, which are the registry only as long as trow node or
 // the node port is what listens there: a pod with hostNetwork can be the first. An IPv6 address is in brackets.
-func LoopbackNames(nodePort int) []string { return withPort(nodePort, "localhost", "127.0.0.1", "::1") }
+func LoopbackNames(nodePort int) []string { return withPort(nodePort, loopback...) }
+
+// LocalNames returns the host:port pairs that are the registry by default, for a server that listens on port: the names
+// of the default manifest and, outside a cluster, those of this machine. Inside, loopback is not one of them: on a node
+// any program may listen there.
+func LocalNames(port int, inCluster bool) []string {
+	names := RegistryNames(DefaultHost(DefaultNamespace), DefaultNamespace, DefaultNodePort)
+	if inCluster {
+		return names
+	}
+	names = append(names, LoopbackNames(DefaultNodePort)...)
+	if port != DefaultNodePort {
+		names = append(names, LoopbackNames(port)...)
+	}
+	return names
+}
+
+// CertificateNames returns the names by which clients reach a server in its usual places: on this machine, and as the
+// Service of the default manifest.
+func CertificateNames() []string {
+	service := ServiceHost(DefaultNamespace)
+	return append(slices.Clone(loopback), Name, DefaultHost(DefaultNamespace), service, service+".cluster.local")
+}
+
+// loopback are the names and addresses of this machine.
+var loopback = []string{"localhost", "127.0.0.1", "::1"}
 
 // withPort returns host:port for each host, each once.
 func withPort(port int, hosts ...string) []string {

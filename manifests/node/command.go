@@ -68,9 +68,9 @@ func run(ctx context.Context, o Options, logger zerolog.Logger) (err error) {
 	return n.Run(ctx)
 }
 
-// localPortInPod returns the local port of a pod. Manifests from version 0.2 on set it. Where one does not, this image
-// runs with an earlier manifest, whose probes expect the earlier port: with another one, the kubelet would restart the
-// pod again and again.
+// localPortInPod returns the local port of a pod. The manifest of this version sets it. Where it is not set, this image
+// runs with the manifest of an earlier version, whose probes expect the earlier port: with another one, the kubelet
+// would restart the pod again and again.
 func localPortInPod(o Options) int { return cmp.Or(o.LocalPort, olderLocalPort(o.Port)) }
 
 func logEvent(logger zerolog.Logger, e Event) {

@@ -55,7 +55,7 @@ var public = map[Kind]string{
 type Event struct {
 	Kind    Kind
 	Message string
-	Err     error // the cause, nil if there is none
+	Err     error // the cause; may be nil
 }
 
 // Warning reports whether the event is a problem.

@@ -21,7 +21,7 @@ const (
 	// starts otherwise is foreign.
 	marker     = "# Written by trow node"
 	markerLine = marker + "; removed when Trow is uninstalled\n"
-	// olderTempSuffix ended the names of temporary files before version 0.2. A crash may have left one.
+	// olderTempSuffix ended the names of temporary files in earlier versions. A crash may have left one.
 	olderTempSuffix = ".trow-tmp"
 	// maxFile is more than any file of ours has.
 	maxFile = 1 << 20
@@ -98,7 +98,8 @@ func (n *Node) writePlace(ctx context.Context, root *os.Root, p *place) bool {
 	return err == nil
 }
 
-// problem reports the problem of a path, once until it is solved or another takes its place. nil: there is none.
+// problem reports the problem of a path, once until it is solved or another takes its place. nil means that it is
+// solved.
 func (n *Node) problem(ctx context.Context, path string, kind Kind, err error) {
 	if err == nil {
 		delete(n.lastReported, path)
@@ -146,7 +147,7 @@ func (n *Node) removePlace(root *os.Root, p *place) {
 	}
 }
 
-// olderLocalPort returns the local port of manifests before version 0.2, which was a node port in most clusters.
+// olderLocalPort returns the local port of the manifests of earlier versions. It was a node port in most clusters.
 func olderLocalPort(port int) int { return port + 1 }
 
 // localAddresses returns the addresses of a local port, one of which runtimes are configured with.

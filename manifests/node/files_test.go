@@ -229,7 +229,7 @@ func TestFilesAreRestored(t *testing.T) {
 	w.until("the removed file is written again", func() bool { return w.file(dir+"/hosts.toml") == hosts })
 	w.put(dir+"/hosts.toml", mark+" but changed")
 	w.until("the changed file is corrected", func() bool { return w.file(dir+"/hosts.toml") == hosts })
-	// A crash of this version, and one of a version before 0.2, have left these.
+	// A crash of this version, and one of an earlier version, have left these.
 	w.put(dir+"/.trow-tmp-ABC", "half")
 	w.put(dir+"/.hosts.toml.trow-tmp", "half")
 	if err := os.RemoveAll(filepath.Join(w.root, dir, "hosts.toml")); err != nil {

@@ -47,7 +47,7 @@ func (n *Node) listen() (all []net.Listener, failed map[string]error, err error)
 // local returns the address that runtimes are configured with.
 func (n *Node) local() string { return fmt.Sprintf("%s:%d", n.loopback, n.o.LocalPort) }
 
-// accept accepts connections until the listener is closed. It never stops to accept: a connection that says nothing
+// accept accepts connections until the listener is closed. It never stops accepting: a connection that sends nothing
 // has to give way to the next, which may be a probe of the kubelet.
 func (n *Node) accept(l net.Listener, http *handover) {
 	for {

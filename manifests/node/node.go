@@ -34,7 +34,7 @@
 // # Why
 //
 // Whether node ports are reachable on loopback depends on the mode of kube-proxy, and fewer modes support it; a
-// listener on the host's network works with each of them. The local port is no node port, because kube-proxy may
+// listener on the host's network works with each of them. The local port is not a node port, because kube-proxy may
 // intercept those.
 package node
 

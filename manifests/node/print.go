@@ -98,16 +98,20 @@ func printCRIO(p printed) string {
 		"systemctl reload crio\n"
 }
 
-// rancherMarker is the first line of a registries.yaml that the script of printRancher has written, and may replace.
-const rancherMarker = "# Printed by trow node --print"
-
-// printRancher never replaces a registries.yaml of somebody else, which may have the logins of other registries.
+// printRancher never replaces a registries.yaml that somebody else has written or changed, which may have the logins of
+// other registries: only one that is the same as the file of the run before.
 func printRancher(p printed, product, service string) string {
 	dir := "/etc/rancher/" + product
-	ca := dir + "/trow-ca.crt"
-	return `# ` + product + `: run this as root on each node. If there is a registries.yaml already, it stays: add
-# the entries that the script prints then. The file is read at start: restart ` + service + ` afterwards.
-` + script(ca, p.ca) + script(dir+"/trow-registries.yaml", fmt.Sprintf(rancherMarker+`
+	ca, ours, file := dir+"/trow-ca.crt", dir+"/trow-registries.yaml", dir+"/registries.yaml"
+	return `# ` + product + `: run this as root on each node. If somebody else has written or changed registries.yaml,
+# it stays: add the entries that the script prints then. The file is read at start: restart ` + service + ` afterwards.
+` + fmt.Sprintf(`if [ ! -e '%[1]s' ] && [ ! -L '%[1]s' ] ||
+  [ -f '%[2]s' ] && [ "$(cat '%[1]s')" = "$(cat '%[2]s')" ]; then
+  trow_replace=yes
+else
+  trow_replace=no
+fi
+`, file, ours) + script(ca, p.ca) + script(ours, fmt.Sprintf(`# Printed by trow node --print
 mirrors:
   %[1]q:
     endpoint:
@@ -117,14 +121,14 @@ configs:
     tls:
       ca_file: %[3]s
 `, p.name, p.local, ca)) +
-		fmt.Sprintf(`if [ ! -e '%[1]s/registries.yaml' ] || grep -qx '%[2]s' '%[1]s/registries.yaml'; then
-  cp '%[1]s/trow-registries.yaml' '%[1]s/registries.yaml'
+		fmt.Sprintf(`if [ $trow_replace = yes ]; then
+  cp '%[2]s' '%[1]s'
 else
-  echo '%[1]s/registries.yaml exists and stays as it is. Add these entries to its mirrors and configs:' >&2
-  cat '%[1]s/trow-registries.yaml' >&2
-  exit 1
+  echo '%[1]s exists and stays as it is. Add these entries to its mirrors and configs:' >&2
+  cat '%[2]s' >&2
+  false
 fi
-`, dir, rancherMarker)
+`, file, ours)
 }
 
 func printTalos(p printed) string {

@@ -3,6 +3,7 @@ package node_test
 import (
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,7 +119,8 @@ func TestPrintedSnippets(t *testing.T) {
 	same(t, "crio", at(conf, "registry", 0, "mirror", 0, "location"), local)
 }
 
-// TestRegistriesOfOthersStay: the script for k3s and RKE2 replaces only a file that it has written itself.
+// TestRegistriesOfOthersStay: the script for k3s and RKE2 replaces only a file that it has written itself, and that
+// nobody has changed.
 func TestRegistriesOfOthersStay(t *testing.T) {
 	shell, err := exec.LookPath("sh")
 	if err != nil {
@@ -143,16 +145,35 @@ func TestRegistriesOfOthersStay(t *testing.T) {
 				t.Errorf("%s: %s, %v", product, b, err)
 			}
 		}
-		const mine = "configs: {docker.io: {auth: {username: u, password: p}}}\n"
-		if err := os.WriteFile(file, []byte(mine), 0o600); err != nil {
+		printed, err := os.ReadFile(file)
+		if err != nil {
 			t.Fatal(err)
 		}
-		out := run(false)
-		if b, err := os.ReadFile(file); err != nil || string(b) != mine {
-			t.Errorf("%s: the file of the administrator is now %s, %v", product, b, err)
+		for what, mine := range map[string]string{
+			"a file of the administrator": "configs: {docker.io: {auth: {username: u, password: p}}}\n",
+			"a file that was added to":    string(printed) + "  docker.io: {auth: {username: u, password: p}}\n",
+			"an empty file":               "",
+		} {
+			if err := os.WriteFile(file, []byte(mine), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				out := run(false)
+				if b, err := os.ReadFile(file); err != nil || string(b) != mine {
+					t.Errorf("%s: %s is now %s, %v", product, what, b, err)
+				}
+				if !strings.Contains(out, name) || !strings.Contains(out, "https://"+local) || !strings.Contains(out, "ca_file") {
+					t.Errorf("%s: %s: it does not print what to add: %s", product, what, out)
+				}
+			}
 		}
-		if !strings.Contains(out, name) || !strings.Contains(out, "https://"+local) || !strings.Contains(out, "ca_file") {
-			t.Errorf("%s: it does not print what to add: %s", product, out)
+		link := filepath.Join(dir, "elsewhere")
+		if err := errors.Join(os.Remove(file), os.Symlink(link, file)); err != nil {
+			t.Fatal(err)
+		}
+		run(false)
+		if _, err := os.Lstat(link); err == nil {
+			t.Errorf("%s: it writes through a link that leads nowhere", product)
 		}
 	}
 }

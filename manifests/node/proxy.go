@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,13 +103,14 @@ func (n *Node) server() (*http.Server, *handover) {
 			r.Out.URL.RawQuery = r.In.URL.RawQuery
 			r.Out.Host = r.In.Host // the registry answers for the name that the client uses
 		},
-		Transport:     &n.upstream,
-		FlushInterval: -1,
-		ErrorLog:      quiet,
-		ErrorHandler:  fail,
+		Transport:      &n.upstream,
+		FlushInterval:  -1,
+		ModifyResponse: early,
+		ErrorLog:       quiet,
+		ErrorHandler:   fail,
 	}
 	server := &http.Server{Handler: n.handler(proxy), ErrorLog: quiet, ReadHeaderTimeout: n.times.first,
-		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader,
+		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader, ConnState: ask,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		}}
@@ -145,7 +147,12 @@ func (n *Node) handler(proxy http.Handler) http.Handler {
 			}
 			_, _ = io.WriteString(w, "ok\n")
 		default:
-			r.Body = &body{r.Body, http.NewResponseController(w), n.times.idle}
+			if r.Body != http.NoBody {
+				b := &body{ReadCloser: r.Body, conn: http.NewResponseController(w), idle: n.times.idle}
+				r.Body = b
+				r = r.WithContext(context.WithValue(r.Context(), bodyKey{}, b))
+				defer b.end()
+			}
 			proxy.ServeHTTP(w, r)
 		}
 	})
@@ -156,15 +163,72 @@ type body struct {
 	io.ReadCloser
 	conn *http.ResponseController
 	idle time.Duration
+
+	reading sync.Mutex // held by Read
+
+	mu   sync.Mutex // guards what follows: the transport may read on when the request ends
+	err  error      // of reading, also io.EOF
+	over bool       // whether the request ends
 }
 
+// bodyKey is the key of a request's *body in its context. ReverseProxy wraps what it is given as a body.
+type bodyKey struct{}
+
+// linger is how long the rest of a body is waited for after the answer. net/http waits as well before it closes a
+// connection whose client still sends.
+const linger = 500 * time.Millisecond
+
 func (b *body) Read(p []byte) (int, error) {
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	b.mu.Lock()
+	if b.over {
+		b.mu.Unlock()
+		return 0, http.ErrBodyReadAfterClose
+	}
 	_ = b.conn.SetReadDeadline(time.Now().Add(b.idle))
+	b.mu.Unlock()
 	k, err := b.ReadCloser.Read(p)
 	if err != nil {
-		_ = b.conn.SetReadDeadline(time.Time{}) // the time limit is for the body alone, not for the answer
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		// The time limit is for the body alone, not for the answer. It stays after an error: net/http would wait for the
+		// rest.
+		if b.err = err; err == io.EOF && !b.over {
+			_ = b.conn.SetReadDeadline(time.Time{})
+		}
 	}
 	return k, err
+}
+
+// end bounds how long the rest of a body is waited for, and waits for a read that is under way. Its deadline stays:
+// with it net/http, which reads on when the handler has returned, ends at once. It would remove the deadline if a read
+// were under way then.
+func (b *body) end() {
+	b.mu.Lock()
+	b.over = true
+	if b.err != io.EOF {
+		_ = b.conn.SetReadDeadline(time.Now().Add(linger))
+	}
+	b.mu.Unlock()
+	b.reading.Lock() // when the read under way is over
+	defer b.reading.Unlock()
+}
+
+// ended returns the error that ended the body, which is nil while more may come.
+func (b *body) ended() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
+// early makes an answer that comes before the end of the request's body the last one of the client's connection.
+// Otherwise net/http reads the rest before it sends the answer, which takes as long as a client stalls.
+func early(answer *http.Response) error {
+	if b, ok := answer.Request.Context().Value(bodyKey{}).(*body); ok && b.ended() != io.EOF {
+		answer.Header.Set("Connection", "close")
+	}
+	return nil
 }
 
 // fail answers a request that could not be passed on, in the form of the distribution specification.
@@ -173,6 +237,11 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 		Message: "this node cannot reach the registry, or does not trust its certificate"}
 	if errors.Is(err, errNoCA) {
 		e.Status, e.Message = http.StatusServiceUnavailable, err.Error()
+	}
+	if b, ok := r.Context().Value(bodyKey{}).(*body); ok && errors.Is(b.ended(), os.ErrDeadlineExceeded) {
+		e = &ocierror.Error{Code: ocierror.SizeInvalid, Status: http.StatusRequestTimeout,
+			Header:  http.Header{"Connection": {"close"}},
+			Message: "nothing of the body has come for too long; send the request again"}
 	}
 	ocierror.Write(w, r, e)
 }

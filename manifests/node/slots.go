@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"container/list"
 	"context"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +22,8 @@ const (
 	maxWaiting = 256
 	// maxWait bounds how long they wait.
 	maxWait = time.Minute
+	// maxLines bounds the lines of the headers of a request: as fields, short lines take twenty times their bytes.
+	maxLines = 512
 	// poll is how often they look for a connection that gives way.
 	poll = 100 * time.Millisecond
 )
@@ -54,6 +59,9 @@ type conn struct {
 	ctx    context.Context // done after Close
 	cancel context.CancelFunc
 	closed atomic.Bool
+
+	asks  atomic.Bool // the headers of a request over HTTP are awaited
+	lines int         // of these; for the goroutine that reads them
 
 	since  time.Time    // when it was accepted
 	shown  atomic.Bool  // whether it is in use: a whole request has come, or the registry has answered
@@ -196,13 +204,44 @@ func (c *conn) Read(b []byte) (int, error) {
 	if len(c.head) > 0 {
 		k := copy(b, c.head)
 		c.head = c.head[k:]
-		return k, nil
+		return c.count(b, k, nil)
 	}
 	k, err := c.Conn.Read(b)
 	if k > 0 {
 		c.move()
 	}
+	return c.count(b, k, err)
+}
+
+// count ends a connection whose request has too many lines.
+func (c *conn) count(b []byte, k int, err error) (int, error) {
+	if !c.asks.Load() {
+		return k, err
+	}
+	head, _, _ := bytes.Cut(b[:k], []byte("\r\n\r\n")) // a body may come with the headers
+	if c.lines += bytes.Count(head, []byte{'\n'}); c.lines > maxLines {
+		const text = "431 Request Header Fields Too Large"
+		// If it cannot be written, the client has gone.
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"+
+			"%s: more than %d lines\n", text, text, maxLines)
+		return 0, io.EOF
+	}
 	return k, err
+}
+
+// ask counts the lines of the next request. net/http calls it in the goroutine that reads the connection.
+func ask(c net.Conn, state http.ConnState) {
+	k, ok := c.(*conn)
+	if !ok {
+		return
+	}
+	switch state {
+	case http.StateNew, http.StateIdle:
+		k.lines = 0
+		k.asks.Store(true)
+	case http.StateActive: // the headers are complete
+		k.asks.Store(false)
+	}
 }
 
 // Write gives the client the idle time to receive the data.

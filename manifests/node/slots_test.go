@@ -222,3 +222,38 @@ func TestAConnectionWaitsForASlot(t *testing.T) {
 		t.Errorf("after a slot became free: %v", err)
 	}
 }
+
+// TestTheLinesOfHeadersAreBounded, of the first request of a connection and of the next ones, whole or not. A body has
+// as many as it likes.
+func TestTheLinesOfHeadersAreBounded(t *testing.T) {
+	ca := makeAuthority(t)
+	registry := startRegistry(t, ca, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	w := newWorld(t, ca.pem).start(registry.address()).ready()
+	head := func(lines int, more string) string {
+		return "PUT /v2/ HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", lines) + more
+	}
+	body := head(10, "Content-Length: 3000\r\n\r\n") + strings.Repeat("\n", 3000)
+	for _, c := range []struct {
+		sent []string
+		want []int
+	}{
+		{[]string{head(400, "\r\n")}, []int{200}},
+		{[]string{head(600, "")}, []int{431}},
+		{[]string{body, body, head(600, "")}, []int{200, 200, 431}},
+	} {
+		conn := w.dial("")
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		r := bufio.NewReader(conn)
+		for i, sent := range c.sent {
+			write(t, conn, []byte(sent))
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatalf("request %d: %v", i, err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			if resp.StatusCode != c.want[i] {
+				t.Errorf("request %d: %d, want %d", i, resp.StatusCode, c.want[i])
+			}
+		}
+	}
+}

@@ -90,7 +90,7 @@ func canonicalPort(port string) (string, error) {
 }
 
 // canonicalIP returns the canonical form of a host that is an IP address, and any DNS name as it is. A host whose last
-// label is a number is no DNS name (RFC 1123, section 2.1; the URL standard decides by the same label), but the C
+// label is a number is not a DNS name (RFC 1123, section 2.1; the URL standard decides by the same label), but the C
 // library takes many such texts for IPv4 addresses: 127.1, 0x7f.0.0.1, 2130706433.
 func canonicalIP(host string) (string, error) {
 	if inner, ok := strings.CutPrefix(host, "["); ok {

@@ -15,7 +15,14 @@ import (
 // A proxy that rewrites the Host and adds no header cannot be recognized.
 func Local(r *http.Request) bool {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().Unmap().IsLoopback() && LoopbackHost(r.Host) && !Forwarded(r.Header)
+	return err == nil && peer.Addr().Unmap().IsLoopback() && Direct(r)
+}
+
+// Direct reports whether a request names this machine, and nothing says that someone has forwarded it. A client that
+// sends a whole URL takes this server for a proxy; where there is one before it, that may have looked at the Host
+// header, while the Host of the request is that of the URL (RFC 9112, section 3.2.2).
+func Direct(r *http.Request) bool {
+	return r.URL.Host == "" && LoopbackHost(r.Host) && !Forwarded(r.Header)
 }
 
 // LoopbackHost reports whether a Host header names this machine: localhost or a name below it (RFC 6761, section 6.3),
@@ -32,10 +39,12 @@ func LoopbackHost(host string) bool {
 }
 
 // Forwarded reports whether a proxy says that it has forwarded the request: Forwarded (RFC 7239), Via (RFC 9110,
-// section 7.6.3), and what proxies used before there was a standard.
+// section 7.6.3), and what proxies used before there was a standard, or use beside it: X-Forwarded-*, X-Real-IP,
+// CF-Connecting-IP, True-Client-IP, X-Envoy-External-Address, X-Original-URL and the like.
 func Forwarded(h http.Header) bool {
 	for key := range h {
-		if key == "Forwarded" || key == "Via" || key == "X-Real-Ip" || strings.HasPrefix(key, "X-Forwarded-") {
+		if key == "Via" || strings.Contains(key, "Forward") || strings.HasSuffix(key, "-Ip") ||
+			strings.HasPrefix(key, "X-Envoy-") || strings.HasPrefix(key, "X-Original-") {
 			return true
 		}
 	}

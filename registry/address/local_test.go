@@ -29,6 +29,12 @@ func TestLocal(t *testing.T) {
 		{"127.0.0.1:4000", "localhost", "X-Forwarded-For", false},
 		{"127.0.0.1:4000", "localhost", "X-Forwarded-Proto", false},
 		{"127.0.0.1:4000", "localhost", "X-Real-Ip", false},
+		{"127.0.0.1:4000", "localhost", "Cf-Connecting-Ip", false},
+		{"127.0.0.1:4000", "localhost", "X-Forwarded", false},
+		{"127.0.0.1:4000", "localhost", "X-Original-Forwarded-For", false},
+		{"127.0.0.1:4000", "localhost", "X-Envoy-External-Address", false},
+		{"127.0.0.1:4000", "localhost", "X-Original-Url", false},
+		{"127.0.0.1:4000", "localhost", "X-Request-Id", true},
 		{"127.0.0.1:4000", "localhost", "Via", false},
 	} {
 		r := httptest.NewRequest("GET", "/v2/", nil)
@@ -37,6 +43,10 @@ func TestLocal(t *testing.T) {
 		}
 		if got := address.Local(r); got != c.want {
 			t.Errorf("peer %s, Host %q, %s: %v", c.peer, c.host, c.header, got)
+		}
+		r.URL.Scheme, r.URL.Host = "https", "localhost" // a whole URL in the request line
+		if address.Local(r) {
+			t.Errorf("peer %s, Host %q, a whole URL: local", c.peer, c.host)
 		}
 	}
 }

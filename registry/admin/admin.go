@@ -31,6 +31,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"trow/registry/redact"
 )
 
 // socket is the socket's name in the data directory.
@@ -213,7 +215,7 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 	}
 	resp, err := do.Do(req)
 	if err != nil {
-		return nil, unwrapURL(err)
+		return nil, redact.URL(err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -221,6 +223,12 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 	defer resp.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
 	text := fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(body))
+	var oci struct {
+		Errors []struct{ Code, Message string }
+	} // of another registry
+	if json.Unmarshal(body, &oci) == nil && len(oci.Errors) > 0 {
+		text = fmt.Sprintf("%s: %s: %s", resp.Status, oci.Errors[0].Code, oci.Errors[0].Message)
+	}
 	switch {
 	case c.remote != nil && resp.StatusCode == http.StatusUnauthorized:
 		text += "; log in: docker login, or --user and --password-file"
@@ -228,14 +236,6 @@ func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*h
 		text += "; is " + c.url + " a Trow server?"
 	}
 	return nil, &Status{resp.StatusCode, text}
-}
-
-// unwrapURL removes the URL from an error of net/http: its host is made up.
-func unwrapURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
-	}
-	return err
 }
 
 // follow reads the events of a job to the last.

@@ -34,7 +34,7 @@
 // # What it does not do
 //
 // It does not export blobs that no manifest refers to. It keeps the order of times, not the times: after an import all
-// content is new. It does not import Docker's schema 1 manifests.
+// content is new. It does not import Docker's schema 1 manifests, nor what docker save of Docker before 1.10 wrote.
 package archive
 
 import (
@@ -87,7 +87,7 @@ type Options struct {
 	Match    func(repo string) bool // selects repositories; nil: all
 	Progress func(Progress)         // called about once a second
 	Problem  func(text string)      // called with each problem
-	Note     func(text string)      // called with what is left out of an item and is no problem
+	Note     func(text string)      // called with what is left out of an item and is not a problem
 }
 
 func (o *Options) matches(repo string) bool { return o.Match == nil || o.Match(repo) }
@@ -138,7 +138,7 @@ func (c *counter) report(where string, err error) error {
 	return nil
 }
 
-// note reports what is left out of an item, which is no problem.
+// note reports what is left out of an item, which is not a problem.
 func (c *counter) note(text string) {
 	c.mu.Lock() // an import has several items at once
 	defer c.mu.Unlock()
@@ -150,9 +150,9 @@ func (c *counter) note(text string) {
 // errEmpty says that there was nothing to copy, where somebody expected something.
 func (c *counter) errEmpty(what string) error {
 	if c.options.Match != nil {
-		return fmt.Errorf("nothing was %s: no manifest or tag is in a repository that was asked for", what)
+		return fmt.Errorf("nothing was %s: no selected repository has a manifest or tag", what)
 	}
-	return fmt.Errorf("nothing was %s: there is no manifest or tag", what)
+	return fmt.Errorf("nothing was %s: the source has no manifest or tag", what)
 }
 
 // end returns the outcome of a copy. Errors: err; that there were problems.

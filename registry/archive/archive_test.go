@@ -7,6 +7,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -530,7 +531,7 @@ func wantIntactFiles(t *testing.T, dir string) {
 		}
 		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an export that read no list makes no directory
 		t.Fatal(err)
 	}
 }

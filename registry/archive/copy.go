@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"trow/registry/client"
+	"trow/registry/inventory"
 )
 
 // Copied is an image to copy from one repository to another, of the same or of another registry.
@@ -57,7 +59,7 @@ func Copy(ctx context.Context, from, to *client.Client, all []Copied, o CopyOpti
 func (i *importer) copy(ctx context.Context, from remote, c Copied, referrers bool) (digest.Digest, error) {
 	desc, err := from.Resolve(ctx, c.FromRepo, c.From)
 	if missing(err) {
-		return "", problemf("%s has no %s", c.FromRepo, c.From)
+		return "", problemf("the source has no %s; trow tags lists what it has", name(c.FromRepo, c.From))
 	} else if err != nil {
 		return "", err
 	}
@@ -124,6 +126,14 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 	return nil
 }
 
+// name is a reference to a manifest. ref is a tag or a digest.
+func name(repo, ref string) string {
+	if strings.Contains(ref, ":") {
+		return repo + "@" + ref
+	}
+	return repo + ":" + ref
+}
+
 // companion copies a tag if there is one.
 func (i *importer) companion(ctx context.Context, from *running, repo, tag string) error {
 	desc, err := from.from.Resolve(ctx, from.repo, tag)
@@ -178,11 +188,11 @@ func (r *running) open(_ string, d digest.Digest) (io.ReadCloser, int64, error) 
 	if err != nil {
 		return nil, 0, err
 	}
-	var c content
+	var c inventory.Parts
 	_ = json.Unmarshal(text, &c) // without JSON it has no parts
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, b := range c.blobs() {
+	for _, b := range c.NotManifests() {
 		r.blobs[b.Digest] = b.Size
 	}
 	if r.manifests == nil {

@@ -31,17 +31,21 @@ type ExportOptions struct {
 // only new content is copied. Errors: the directory holds other files; those of the file system and of the registry;
 // that there were problems, after everything else was copied.
 func Export(ctx context.Context, from *client.Client, dir string, o ExportOptions) (Progress, error) {
-	w, err := openDirectory(dir)
-	if err != nil {
-		return Progress{}, err
-	}
-	defer w.root.Close()
-	return export(ctx, from, w, o)
+	var w *directory
+	defer func() {
+		if w != nil {
+			w.root.Close()
+		}
+	}()
+	return export(ctx, from, o, func() (_ writer, err error) {
+		w, err = openDirectory(dir)
+		return w, err
+	})
 }
 
 // ExportTar is [Export] to a tar stream, which always gets everything.
 func ExportTar(ctx context.Context, from *client.Client, out io.Writer, o ExportOptions) (Progress, error) {
-	return export(ctx, from, newTarWriter(out), o)
+	return export(ctx, from, o, func() (writer, error) { return newTarWriter(out), nil })
 }
 
 // writer writes an archive.
@@ -84,16 +88,16 @@ type exporter struct {
 	keep  map[digest.Digest]struct{} // the content of the archive; guarded by counter.mu
 }
 
-func export(ctx context.Context, from *client.Client, to writer, o ExportOptions) (Progress, error) {
-	e := &exporter{counter: counter{options: o.Options}, from: remote{from}, to: to, have: o.Have,
+func export(ctx context.Context, from *client.Client, o ExportOptions, open func() (writer, error)) (Progress, error) {
+	e := &exporter{counter: counter{options: o.Options}, from: remote{from}, have: o.Have,
 		sizes: map[digest.Digest]int64{}, keep: map[digest.Digest]struct{}{}}
 	if e.have == nil {
 		e.have = func(digest.Digest) bool { return false }
 	}
-	return e.end("exported", e.run(ctx, o.Prune))
+	return e.end("exported", e.run(ctx, open, o.Prune))
 }
 
-func (e *exporter) run(ctx context.Context, prune bool) error {
+func (e *exporter) run(ctx context.Context, open func() (writer, error), prune bool) error {
 	err := e.from.repositories(ctx, func(h storage.Holdings) error {
 		if e.options.matches(h.Repo) {
 			e.list(h)
@@ -106,6 +110,10 @@ func (e *exporter) run(ctx context.Context, prune bool) error {
 	// Of an empty registry, an empty archive is right; an empty answer to a question is a typing error.
 	if len(e.items) == 0 && e.options.Match != nil {
 		return e.errEmpty("exported")
+	}
+	// Only now: an export from a server that does not answer leaves no directory behind.
+	if e.to, err = open(); err != nil {
+		return err
 	}
 	e.add(func(p *Progress) { p.TotalItems = len(e.items) })
 	if err := e.to.begin(e.index()); err != nil {

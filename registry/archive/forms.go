@@ -24,13 +24,6 @@ type form interface {
 	list() ([]incoming, error) // all items
 }
 
-// dockerFile is what all archives of docker save have. Those of Docker 25 and later, and of other tools, are OCI image
-// layouts as well.
-const dockerFile = "manifest.json"
-
-var errDocker = errors.New("this is an archive of docker save before Docker 25, which has layers without digests; " +
-	"convert it: skopeo copy docker-archive:FILE oci:DIRECTORY:TAG, and import DIRECTORY")
-
 // detectForm returns the form of a directory.
 func (i *importer) detectForm(root *os.Root) (form, error) {
 	const distributionDir = "docker/registry/v2"
@@ -45,9 +38,11 @@ func (i *importer) detectForm(root *os.Root) (form, error) {
 	case exists(distributionDir):
 		return &distribution{root: root, base: distributionDir}, nil
 	case exists(dockerFile):
-		return nil, errDocker
+		return newSaved(i, directoryMembers{root}), nil
 	case exists("repositories") && exists("blobs"):
 		return &distribution{root: root, base: "."}, nil
+	case hasOldDocker(root):
+		return nil, errDockerOld
 	}
 	l := &layouts{root: root, form: "a data directory of zot", dirs: map[string]string{}}
 	if err := l.find("."); err != nil {
@@ -57,6 +52,15 @@ func (i *importer) detectForm(root *os.Root) (form, error) {
 		return nil, errors.New("not an archive: want an OCI image layout, or a data directory of Distribution or zot")
 	}
 	return l, nil
+}
+
+// hasOldDocker reports whether a directory has the files of isOldDocker.
+func hasOldDocker(root *os.Root) bool {
+	if info, err := root.Stat("repositories"); err == nil {
+		return info.Mode().IsRegular()
+	}
+	found, err := fs.Glob(root.FS(), "*/layer.tar")
+	return err == nil && len(found) > 0
 }
 
 // open opens a regular file. It looks at the file first, because opening a named pipe would block. A file that cannot

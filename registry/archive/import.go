@@ -18,6 +18,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/client"
+	"trow/registry/inventory"
 	"trow/storage"
 )
 
@@ -54,10 +55,14 @@ func Import(ctx context.Context, to *client.Client, name string, o ImportOptions
 		}
 		defer f.Close()
 		return i.run(ctx, func() error {
-			return i.tar(ctx, f, func() (io.Reader, error) {
+			err := i.tar(ctx, f, func() (io.Reader, error) {
 				_, err := f.Seek(0, io.SeekStart)
 				return f, err
 			})
+			if errors.Is(err, errDockerPipe) {
+				err = i.savedTar(ctx, f)
+			}
+			return err
 		})
 	}
 	root, err := os.OpenRoot(name)
@@ -114,6 +119,23 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	if err != nil {
 		return err
 	}
+	return i.form(ctx, f)
+}
+
+// savedTar imports the tar file of docker save before Docker 25.
+func (i *importer) savedTar(ctx context.Context, f *os.File) error {
+	var head [2]byte
+	if _, err := f.ReadAt(head[:], 0); err == nil && bytes.Equal(head[:], gzipMagic) {
+		return errDockerCompressed
+	}
+	m, err := readMembers(f)
+	if err != nil {
+		return err
+	}
+	return i.form(ctx, newSaved(i, m))
+}
+
+func (i *importer) form(ctx context.Context, f form) error {
 	if i.o.Form != nil {
 		i.o.Form(f.name())
 	}
@@ -135,7 +157,7 @@ func (i *importer) directory(ctx context.Context, root *os.Root) error {
 	return g.Wait()
 }
 
-// setTotal sets the number of items to import. Errors: there are none.
+// setTotal sets the number of items to import. Error: all is empty.
 func (i *importer) setTotal(all []incoming) error {
 	total := 0
 	for _, r := range all {
@@ -171,7 +193,7 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 		return problemf("%.150q is not a valid tag", it.tag)
 	}
 	if it.desc.Digest == "" {
-		return problemf("there is no digest for it; in a data directory of Distribution, the link of the tag is missing or " +
+		return problemf("it has no digest; in a data directory of Distribution, the link of the tag is missing or " +
 			"empty")
 	}
 	body, desc, err := i.manifest(ctx, from, repo, it.desc, map[digest.Digest]bool{})
@@ -218,7 +240,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	if err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
-	var c content
+	var c inventory.Parts
 	_ = json.Unmarshal(body, &c) // without JSON it has no parts, and the registry decides whether to accept it
 	if desc.MediaType, err = mediaType(desc.MediaType, c, body); err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
@@ -234,7 +256,7 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 		i.add(func(p *Progress) { p.Present++ })
 		return body, desc, nil
 	}
-	if err := i.blobs(ctx, from, repo, c.blobs()); err != nil {
+	if err := i.blobs(ctx, from, repo, c.NotManifests()); err != nil {
 		return nil, desc, err
 	}
 	if i.copies && c.Subject != nil {
@@ -300,7 +322,7 @@ func platformOf(d v1.Descriptor) string {
 
 // mediaType returns the media type of a manifest: that of its descriptor, or that in the manifest, or what it looks
 // like.
-func mediaType(known string, c content, body []byte) (string, error) {
+func mediaType(known string, c inventory.Parts, body []byte) (string, error) {
 	if c.SchemaVersion == 1 {
 		return "", problemf("Docker's schema 1 is not supported; pull the image and push it again with a current client")
 	}
@@ -313,7 +335,7 @@ func mediaType(known string, c content, body []byte) (string, error) {
 	if m, ok := registry.ReadManifest(body); ok {
 		return m.MediaType, nil
 	}
-	return "", problemf("it has no media type and has the form of no known one")
+	return "", problemf("it has no media type, and its form is not that of a known one")
 }
 
 // readManifest reads a manifest and compares it with its digest.

@@ -1,6 +1,8 @@
 package archive
 
 import (
+	"trow/registry/inventory"
+
 	"archive/tar"
 	"bufio"
 	"bytes"
@@ -18,14 +20,20 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// The first bytes of what is compressed.
+var (
+	gzipMagic = []byte{0x1f, 0x8b}
+	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+)
+
 // uncompressed returns a tar stream that may be compressed with gzip.
 func uncompressed(in io.Reader) (io.Reader, error) {
 	b := bufio.NewReaderSize(in, 1<<20)
 	head, _ := b.Peek(4)
 	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+	case bytes.HasPrefix(head, gzipMagic):
 		return gzip.NewReader(b)
-	case bytes.Equal(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case bytes.Equal(head, zstdMagic):
 		return nil, errors.New("the archive is compressed with zstd; decompress it: zstd -dc FILE | trow import -")
 	}
 	return b, nil
@@ -67,6 +75,7 @@ type stream struct {
 	postponed []digest.Digest
 	twice     bool  // the archive can be read a second time, for the postponed blobs
 	docker    bool  // it has a file of docker save
+	oldDocker bool  // it has one that is enough for Docker before 1.10
 	empty     error // the index has no items
 }
 
@@ -92,7 +101,10 @@ func (i *importer) tar(ctx context.Context, in io.Reader, again func() (io.Reade
 		return err
 	}
 	if s.items == nil && s.docker {
-		return errDocker
+		return errDockerPipe
+	}
+	if s.items == nil && s.oldDocker {
+		return errDockerOld
 	}
 	if s.empty != nil {
 		return s.empty
@@ -125,6 +137,7 @@ func (s *stream) read(ctx context.Context, in io.Reader) error {
 			return s.setItems(in)
 		}
 		s.docker = s.docker || name == dockerFile
+		s.oldDocker = s.oldDocker || isOldDocker(name)
 		d, ok := parseBlobPath(name)
 		if !ok {
 			return nil
@@ -210,11 +223,11 @@ func (s *stream) claim(d digest.Digest, n int) {
 }
 
 func (s *stream) claimParts(body []byte, n int) {
-	var c content
+	var c inventory.Parts
 	if json.Unmarshal(body, &c) != nil {
 		return
 	}
-	for _, part := range append(c.blobs(), c.Manifests...) {
+	for _, part := range append(c.NotManifests(), c.Manifests...) {
 		s.claim(part.Digest, n)
 	}
 }

@@ -65,10 +65,15 @@ func (g *Guard) base(r *http.Request) (scheme, host string) {
 	return scheme, g.fallback
 }
 
-// behindTLS reports whether a trusted proxy says that its client speaks TLS.
+// behindTLS reports whether a trusted proxy says that its client speaks TLS. Where several proxies follow each other,
+// and each adds its own client's scheme, the first value is what the client itself speaks. A client that sends such a
+// header misleads only itself.
 func (g *Guard) behindTLS(r *http.Request) bool {
-	said := r.Header.Get("X-Forwarded-Proto")
-	if len(g.proxies) == 0 || !strings.EqualFold(said, "https") {
+	if len(g.proxies) == 0 {
+		return false
+	}
+	said, _, _ := strings.Cut(r.Header.Get("X-Forwarded-Proto"), ",")
+	if !strings.EqualFold(strings.TrimSpace(said), "https") {
 		return false
 	}
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
@@ -81,10 +86,10 @@ func (g *Guard) behindTLS(r *http.Request) bool {
 func parseProxies(all []string) (proxies []netip.Prefix, err error) {
 	for _, text := range all {
 		p, err := netip.ParsePrefix(text)
-		if a, aerr := netip.ParseAddr(text); aerr == nil {
+		if a, aerr := netip.ParseAddr(text); aerr == nil && a.Zone() == "" { // PrefixFrom would drop the zone
 			p, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
-		if err != nil || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+		if err != nil || p.Addr().Is4In6() {
 			return nil, fmt.Errorf("trusted-proxies: %.50q is not an address or network; want 10.0.0.7 or 10.0.0.0/8", text)
 		}
 		proxies = append(proxies, p)
@@ -156,7 +161,8 @@ func parseURL(text string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSuffix(text, "/"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || !validPrefix(u.EscapedPath()) ||
 		u.RawQuery != "" || u.User != nil || u.Fragment != "" {
-		return nil, errors.New("public-url: want https://host[:port][/path]")
+		return nil, errors.New("public-url: want https://host[:port][/path]; the elements of a path have letters, digits " +
+			"and . _ ~ -, and no % escapes")
 	}
 	if u.Path == "/v2" || strings.HasPrefix(u.Path, "/v2/") {
 		return nil, errors.New("public-url: the path must not start with /v2, where the API is; a proxy that leaves a part " +

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,10 +15,6 @@ import (
 )
 
 const (
-	// maxForm bounds the body of a POST to the token endpoint.
-	maxForm = 64 << 10
-	// formTime is how long that body may take to arrive.
-	formTime = 10 * time.Second
 	// maxScopes bounds how many of the requested scopes are considered. Clients ask for one or two.
 	maxScopes = 64
 	// maxRepo is the longest name of a repository.
@@ -37,13 +32,22 @@ const (
 func (g *Guard) ServeToken(w http.ResponseWriter, r *http.Request) {
 	g.options.Annotate(r.Context(), "route", "token")
 	w.Header().Set("Cache-Control", "no-store")
-	// The place is taken before anything is read or verified, so that all of that work is bounded.
+	var f form
+	if r.Method == http.MethodPost {
+		// Before the place is taken, because a client that sends slowly would keep it: Forms bound what is read.
+		var err error
+		if f, err = g.readForm(w, r); err != nil {
+			g.refuse(w, r, err)
+			return
+		}
+	}
+	// The place is taken before anything is verified, so that all of that work is bounded.
 	if !g.tokenRequests.TryAcquire(1) {
 		g.refuse(w, r, errTokenRequests)
 		return
 	}
 	defer g.tokenRequests.Release(1)
-	who, scopes, err := g.applicant(w, r)
+	who, scopes, err := g.applicant(w, r, &f)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
@@ -91,8 +95,8 @@ var (
 	errTokenRequests = errors.New("too many token requests at once; retry")
 )
 
-// applicant returns who asks for a token, and the requested scopes.
-func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []string, error) {
+// applicant returns who asks for a token, and the requested scopes. f is the form of a POST.
+func (g *Guard) applicant(w http.ResponseWriter, r *http.Request, f *form) (*Identity, []string, error) {
 	switch r.Method {
 	case http.MethodGet:
 		who, err := g.Identify(r)
@@ -103,50 +107,36 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request) (*Identity, []
 		}
 		return who, r.URL.Query()["scope"], err
 	case http.MethodPost:
-		// A deadline for the whole, because with a byte within each stall timeout a form could hold its place for days.
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(formTime))
-		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-		if err := r.ParseForm(); err != nil {
-			if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
-				return nil, nil, errLarge
-			}
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return nil, nil, errSlow
-			}
-			return nil, nil, errForm
-		}
-		who, err := g.granted(r)
+		who, err := g.granted(r, f)
 		if err != nil {
 			g.loginFailed(r, err)
 			return nil, nil, err
 		}
-		return g.here(r, who), r.PostForm["scope"], nil
+		return g.here(r, who), f.scopes, nil
 	}
 	w.Header().Set("Allow", "GET, POST")
 	return nil, nil, errMethod
 }
 
 // granted returns the identity of the credentials in a form.
-func (g *Guard) granted(r *http.Request) (*Identity, error) {
-	form := r.PostForm
+func (g *Guard) granted(r *http.Request, f *form) (*Identity, error) {
 	s := g.state.Load()
-	switch form.Get("grant_type") {
+	switch f.grant {
 	case "password":
 		if !s.logins {
 			return anonymous, nil
 		}
-		name, password := form.Get("username"), form.Get("password")
-		if len(name)+len(password) > maxHeader || strings.Contains(name, ":") {
+		if len(f.name)+len(f.password) > maxHeader || strings.Contains(f.name, ":") {
 			return nil, errWrong
 		}
 		// The key is that of the same credentials in a header, so that they are verified once for both.
-		key := sumOf(&g.secret, base64.StdEncoding.EncodeToString([]byte(name+":"+password)))
+		key := sumOf(&g.secret, base64.StdEncoding.EncodeToString([]byte(f.name+":"+f.password)))
 		if p, ok := s.users.known.get(key, time.Time{}); ok {
 			return p.who, nil
 		}
-		return g.password(r.Context(), s, Address(r), key, name, password)
+		return g.password(r.Context(), s, Address(r), key, f.name, f.password)
 	case "refresh_token":
-		if robot := s.robots.find(form.Get("refresh_token"), time.Now()); robot != nil {
+		if robot := s.robots.find(f.secret, time.Now()); robot != nil {
 			return robot.who, nil
 		}
 		return nil, errWrong

@@ -153,3 +153,9 @@ func Next(all ...Waiting) (onQuick, onRound int) {
 	t := turns{waiting: waiters(all)}
 	return slices.Index(t.waiting, t.pick(quick)), slices.Index(t.waiting, t.pick(round))
 }
+
+// WayIn is wayIn.
+func (g *Guard) WayIn(repo string, a Action) string { return g.wayIn(repo, a) }
+
+// Private is private.
+func (g *Guard) Private(r *http.Request) bool { return g.private(r) }

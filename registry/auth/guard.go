@@ -21,7 +21,7 @@ import (
 // Guard is the Authorizer of a server. Make it with [New].
 type Guard struct {
 	options  Options
-	root     *os.Root // the directory Options.Dir; nil if it is only read and there is none
+	root     *os.Root // the directory Options.Dir; nil if it is read-only and does not exist
 	owner    *user
 	url      *url.URL       // the setting public-url; nil: it is not set
 	proxies  []netip.Prefix // the setting trusted-proxies
@@ -63,6 +63,9 @@ func New(o Options) (*Guard, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
+	if o.Forms == nil {
+		o.Forms = unboundedBodies{}
+	}
 	if o.Annotate == nil {
 		o.Annotate = func(context.Context, string, string) {}
 	}
@@ -102,7 +105,7 @@ func (g *Guard) start() error {
 		return errors.New("user: everything needs a login, and no user could log in; set user, htpasswd or client-ca")
 	}
 	g.state.Store(s)
-	return g.rotateKeys(time.Now()) // makes the first key, if there is none
+	return g.rotateKeys(time.Now()) // makes the first key
 }
 
 // read reads the first state.

@@ -106,6 +106,9 @@ func TestTheSchemeThatAProxySays(t *testing.T) {
 	for _, row := range []struct{ peer, said, want string }{
 		{"10.1.2.3:4000", "https", "https"}, {"10.1.2.3:4000", "HTTPS", "https"}, {"[fd00::1]:4000", "https", "https"},
 		{"[::ffff:10.1.2.3]:4000", "https", "https"}, {"10.1.2.3:4000", "http", "http"}, {"10.1.2.3:4000", "", "http"},
+		{"10.1.2.3:4000", "https, http", "https"}, {"10.1.2.3:4000", "https,http", "https"},
+		{"10.1.2.3:4000", "http, https", "http"}, {"10.1.2.3:4000", ", https", "http"},
+		{"11.1.2.3:4000", "https, http", "http"},
 		{"10.1.2.3:4000", "javascript", "http"}, {"11.1.2.3:4000", "https", "http"}, {"[fd00::2]:4000", "https", "http"},
 	} {
 		r := httptest.NewRequest("GET", "/v2/", nil)

@@ -51,7 +51,7 @@ type Options struct {
 	Loopback bool
 	// ClientCA reports whether clients can log in with certificates (the setting client-ca).
 	ClientCA bool
-	// Certificate returns the certificate of a request's connection, verified and currently valid; nil: there is none.
+	// Certificate returns the certificate of a request's connection, verified and currently valid, or nil.
 	// Optional: without it certificates prove nothing.
 	Certificate func(*http.Request) *x509.Certificate
 	// Reviewer asks the Kubernetes API whose a token is. Optional.
@@ -61,6 +61,8 @@ type Options struct {
 	// AccessReview reports whether the Kubernetes API is asked that (the setting access-review). Where there are Accesses
 	// it is implied; commands that do not ask the API set it, so that they do not decide in its place.
 	AccessReview bool
+	// Forms bounds the memory of the forms that the token endpoint reads. Optional.
+	Forms Bodies
 	// Annotate attaches a fact to the request's line in the access log. Optional.
 	Annotate func(ctx context.Context, key, value string)
 	// Audit records logins that fail, and what Protect refuses. Optional.

@@ -16,8 +16,7 @@ var local = &Identity{local: true}
 //
 // A proxy that rewrites the Host and adds no header cannot be recognized. Its owner must set public-url.
 func (g *Guard) private(r *http.Request) bool {
-	return g.options.Loopback && g.url == nil && ValidHost(r.Host) && address.LoopbackHost(r.Host) &&
-		!address.Forwarded(r.Header)
+	return g.options.Loopback && g.url == nil && ValidHost(r.Host) && address.Direct(r)
 }
 
 // here returns who, or who as the sender of a private request. It is decided for each request, because the same token

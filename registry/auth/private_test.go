@@ -145,3 +145,20 @@ func TestAPrivateRequestKeepsItsIdentity(t *testing.T) {
 		}
 	}
 }
+
+// TestOnlyALoopbackListenerWithoutPublicURLHasPrivateRequests, whatever the rules allow these.
+func TestOnlyALoopbackListenerWithoutPublicURLHasPrivateRequests(t *testing.T) {
+	for _, row := range []struct {
+		o    auth.Options
+		want bool
+	}{
+		{auth.Options{Loopback: true}, true},
+		{auth.Options{}, false},
+		{auth.Options{Loopback: true, PublicURL: "https://localhost"}, false},
+		{auth.Options{PublicURL: "https://localhost"}, false},
+	} {
+		if got := byDefault(t, row.o).Private(private()); got != row.want {
+			t.Errorf("loopback %v, public-url %q: %v", row.o.Loopback, row.o.PublicURL, got)
+		}
+	}
+}

@@ -12,7 +12,7 @@ import (
 var errReadOnly = errors.New("the registry is read-only: it writes nothing to its data directory, so no token can be " +
 	"created or revoked; restart it where it may write there")
 
-// openDir opens the directory of a Guard. If it is only read and does not exist, both results are nil.
+// openDir opens the directory of a Guard. If it is read-only and does not exist, both results are nil.
 func openDir(o Options) (*os.Root, error) {
 	if !o.ReadOnly {
 		return files.OpenDir(o.Dir)

@@ -111,7 +111,7 @@ func newRobots(list []storedRobot) (*robots, error) {
 	return r, nil
 }
 
-// find returns the robot with this secret, nil if there is none. The time that a look-up in a map takes reveals nothing
+// find returns the robot with this secret, or nil. The time that a look-up in a map takes reveals nothing
 // about the secret, because the key is a hash.
 func (r *robots) find(secret string, now time.Time) *robot {
 	if !strings.HasPrefix(secret, SecretPrefix) {

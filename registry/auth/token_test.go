@@ -414,6 +414,41 @@ func TestTheKeysOfTokens(t *testing.T) {
 	}
 }
 
+// TestOnlyTheTokenOfAUserProvesAPassword: the cluster's alice may be another person than ours, and her token must not
+// have what is made of our alice's password.
+func TestOnlyTheTokenOfAUserProvesAPassword(t *testing.T) {
+	g := guard(t, auth.Options{Dir: t.TempDir(), Htpasswd: htpasswd(t, "alice"), Certificate: shown, Anonymous: "pull",
+		Reviewer: &reviewer{user: info(&auth.Identity{Name: "alice"})}})
+	certificate := withCertificate("alice")
+	certificate.URL.Path, certificate.URL.RawQuery = auth.TokenPath, "scope=repository:a:pull"
+	secret, err := g.CreateRobot(robot("alice", "pull", "**"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		r     *http.Request
+		proof []byte
+	}{
+		"alice":              {tokenGET("alice", "alice's", "repository:a:pull"), g.Proof("alice")},
+		"alice in a cluster": {tokenGET("x", clusterToken(`{}`), "repository:a:pull"), nil},
+		"a certificate":      {certificate, nil},
+		"a robot":            {tokenGET("alice", secret, "repository:a:pull"), nil},
+		"without a login":    {tokenGET("", "", "repository:a:pull"), nil},
+	} {
+		w := httptest.NewRecorder()
+		g.ServeToken(w, tt.r)
+		var answer token
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || w.Code != 200 {
+			t.Fatalf("%s: %d %s", name, w.Code, w.Body)
+		}
+		var claims struct{ Proof []byte }
+		b, err := base64.RawURLEncoding.DecodeString(strings.Split(answer.Token, ".")[1])
+		if err = errors.Join(err, json.Unmarshal(b, &claims)); err != nil || !bytes.Equal(claims.Proof, tt.proof) {
+			t.Errorf("%s: %s, %v", name, b, err)
+		}
+	}
+}
+
 func TestAnAccountWithTooManyGroups(t *testing.T) {
 	r := &reviewer{user: info(account("a", "b"))}
 	g := guard(t, auth.Options{Reviewer: r})

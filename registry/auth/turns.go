@@ -129,7 +129,7 @@ func (w *waiter) before(other *waiter) bool {
 	return cmp.Or(cmp.Compare(w.rank(), other.rank()), cmp.Compare(other.addr.first, w.addr.first)) <= 0
 }
 
-// pick returns the request that is next on a lane, see the lanes. nil: there is none.
+// pick returns the request that is next on a lane, see the lanes; nil if no request is ready.
 func (t *turns) pick(l lane) (next *waiter) {
 	for _, w := range t.waiting {
 		switch {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"trow/registry/redact"
 )
 
 // access obtains the credentials that the server asks for: none, a user's password (RFC 7617), or tokens of a token
@@ -153,7 +154,7 @@ func (a *access) token(ctx context.Context, params map[string]string, scopes map
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return "", a.errorf("token server: %v", withoutURL(err))
+		return "", a.errorf("token server: %v", redact.URL(err))
 	}
 	defer resp.Body.Close()
 	return a.readToken(resp)
@@ -176,13 +177,6 @@ func (a *access) readToken(resp *http.Response) (string, error) {
 		return "", a.errorf("the token server answered with status %d and without a token", resp.StatusCode)
 	}
 	return token, nil
-}
-
-func withoutURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
-	}
-	return err
 }
 
 // challenge returns the parameters of one scheme in WWW-Authenticate (RFC 9110, 11.6.1), and whether the scheme is

@@ -37,8 +37,10 @@ leaves blobs to the server's garbage collection, the names of repositories if th
 without a tag if an earlier run was stopped while it deleted them.
 
 The exit code is 1 if all operations of a scenario failed.`,
-		Example: "  trow bench https://trow.kube-public:31000 --cacert ca.crt --user admin --password-file password\n" +
-			"  trow bench http://127.0.0.1:5000 --pid $(pidof registry) --scenarios manifest-get-tag --json a.json\n" +
+		Example: "  trow bench https://trow.kube-public:31000 --cacert ca.crt --user admin \\\n" +
+			"    --password-file password\n" +
+			"  trow bench http://127.0.0.1:5000 --pid $(pidof registry) \\\n" +
+			"    --scenarios manifest-get-tag --json a.json\n" +
 			"  trow bench --compare a.json b.json",
 		RunE: func(cmd *cobra.Command, args []string) error { return c.run(cmd, args) },
 	}

@@ -47,7 +47,7 @@ func (h *histogram) merge(other *histogram) {
 	h.worst = max(h.worst, other.worst)
 }
 
-// percentile returns the duration that a share of all (0 to 1) does not exceed; 0 if there are none.
+// percentile returns the duration that a share of all (0 to 1) does not exceed; 0 for an empty histogram.
 func (h *histogram) percentile(share float64) time.Duration {
 	if h.n == 0 {
 		return 0

@@ -19,7 +19,7 @@ var errTooLarge = errors.New("the answer has more than 16 MiB")
 // response is an answer. Its slices are valid until the next request of the same connection.
 type response struct {
 	status    int
-	length    int64  // bytes of the body; for HEAD the announced length, -1 if there is none
+	length    int64  // bytes of the body; for HEAD the announced length; -1 if not announced
 	body      []byte // empty if the body was streamed
 	location  []byte
 	digest    []byte // Docker-Content-Digest

@@ -28,7 +28,7 @@ func (c *Client) Authorization(ctx context.Context, repo string, actions []strin
 	login.Client = &h
 	resp, err := login.Do(req)
 	if err != nil {
-		return "", convert(err)
+		return "", c.convert(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusUnauthorized {

@@ -45,7 +45,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -137,7 +136,7 @@ func retryAfter(resp *http.Response) time.Duration {
 // whatever its status. Errors: those of the connection; that there are no credentials (see [Error]).
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.auth.Do(req)
-	return resp, convert(err)
+	return resp, c.convert(err)
 }
 
 // do is Do for an answer that must have one of the statuses. Errors: *Error for any other status.
@@ -158,8 +157,14 @@ func (c *Client) do(req *http.Request, statuses ...int) (*http.Response, error) 
 // repository returns the library's client of one repository.
 func (c *Client) repository(name string) *remote.Repository {
 	return &remote.Repository{Client: c.auth, Reference: c.reference(name), PlainHTTP: c.base.Scheme == "http",
-		ManifestMediaTypes: []string{"*/*"}} // also types that the library does not know
+		ManifestMediaTypes: manifestTypes}
 }
+
+// manifestTypes are what a request for a manifest accepts: everything, also types that the library does not know.
+// Distribution answers 404 for an OCI manifest, and makes an image of a list, where the types are not named one by one.
+var manifestTypes = []string{v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
+	"application/vnd.docker.distribution.manifest.list.v2+json",
+	"application/vnd.docker.distribution.manifest.v2+json", "*/*"}
 
 func (c *Client) reference(repo string) registry.Reference {
 	return registry.Reference{Registry: c.base.Host, Repository: repo}
@@ -174,31 +179,23 @@ func (c *Client) url(repo, kind, ref string) string {
 // such manifest.
 func (c *Client) Resolve(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
 	desc, err := c.repository(repo).Manifests().Resolve(ctx, ref)
-	return desc, convert(err)
+	return desc, c.convert(err)
 }
 
 // Manifest opens a manifest. The caller closes it. Errors: as Resolve.
 func (c *Client) Manifest(ctx context.Context, repo, ref string) (v1.Descriptor, io.ReadCloser, error) {
 	desc, body, err := c.repository(repo).Manifests().FetchReference(ctx, ref)
-	return desc, body, convert(err)
+	return desc, body, c.convert(err)
 }
 
 // ResolveBlob returns the descriptor of a blob. Errors: as Resolve.
 func (c *Client) ResolveBlob(ctx context.Context, repo string, d digest.Digest) (v1.Descriptor, error) {
 	desc, err := c.repository(repo).Blobs().Resolve(ctx, d.String())
-	return desc, convert(err)
+	return desc, c.convert(err)
 }
 
 // Blob opens a blob of known size. The caller closes it. Errors: as Resolve; that it has another size.
 func (c *Client) Blob(ctx context.Context, repo string, d digest.Digest, size int64) (io.ReadCloser, error) {
 	body, err := c.repository(repo).Blobs().Fetch(ctx, v1.Descriptor{Digest: d, Size: size})
-	return body, convert(err)
-}
-
-// unwrapURL removes the URL from an error of net/http, which can hold what a log must not, and does not help.
-func unwrapURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
-	}
-	return err
+	return body, c.convert(err)
 }

@@ -100,6 +100,10 @@ func errorBody(w http.ResponseWriter, req *http.Request, code ocierror.Code, sta
 	ocierror.Write(w, req, &ocierror.Error{Code: code, Status: status, Message: "because"})
 }
 
+// accepted is every type, and by name those that Distribution hands out to nobody who does not name them.
+const accepted = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, " +
+	"application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*"
+
 func TestReading(t *testing.T) {
 	const body = `{"of":"a type that the library does not know"}`
 	d := digest.FromString(body)
@@ -108,8 +112,8 @@ func TestReading(t *testing.T) {
 		case strings.HasPrefix(req.URL.Path, "/v2/none/"):
 			errorBody(w, req, ocierror.NameUnknown, 0)
 			return
-		case strings.Contains(req.URL.Path, "/manifests/") && req.Header.Get("Accept") != "*/*":
-			t.Errorf("%s: Accept %q, want */*", req.URL, req.Header.Get("Accept"))
+		case strings.Contains(req.URL.Path, "/manifests/") && req.Header.Get("Accept") != accepted:
+			t.Errorf("%s: Accept %q, want %q", req.URL, req.Header.Get("Accept"), accepted)
 		}
 		w.Header().Set("Content-Type", "application/x-mine")
 		w.Header().Set("Docker-Content-Digest", d.String())
@@ -188,21 +192,42 @@ func TestAnErrorHasTheCodeOfTheAnswer(t *testing.T) {
 	}
 }
 
+// TestPushManifest: a tag is set with the manifest where the registry knows that (its answer lists the tag), and with a
+// request of its own elsewhere: Distribution, zot and Docker Hub ignore the parameter and answer 201.
 func TestPushManifest(t *testing.T) {
 	body := []byte(`{"schemaVersion":2}`)
-	f := newFake(t, func(w http.ResponseWriter, req *http.Request) {
-		if got, _ := io.ReadAll(req.Body); !bytes.Equal(got, body) || req.Header.Get("Content-Type") != "x/y" {
-			t.Errorf("got %s as %s", got, req.Header.Get("Content-Type"))
+	d := digest.SHA512.FromBytes(body)
+	byDigest := "PUT /v2/a/b/manifests/" + d.String()
+	for name, c := range map[string]struct {
+		tag, answer, tagged string
+		want                []string
+		err                 string
+	}{
+		"no tag":                     {want: []string{byDigest}},
+		"the registry lists the tag": {tag: "v1", answer: "v0, v1", want: []string{byDigest + "?tag=v1"}},
+		"it ignores the parameter":   {tag: "v1", want: []string{byDigest + "?tag=v1", "PUT /v2/a/b/manifests/v1"}},
+		"it lists another tag": {tag: "v1", answer: "v10",
+			want: []string{byDigest + "?tag=v1", "PUT /v2/a/b/manifests/v1"}},
+		"it knows SHA-256 alone": {tag: "v1", tagged: "sha256:1", err: "the tag v1 names sha256:1, and the registry cannot",
+			want: []string{byDigest + "?tag=v1", "PUT /v2/a/b/manifests/v1"}},
+	} {
+		f := newFake(t, func(w http.ResponseWriter, req *http.Request) {
+			if got, _ := io.ReadAll(req.Body); !bytes.Equal(got, body) || req.Header.Get("Content-Type") != "x/y" {
+				t.Errorf("%s: got %s as %s", name, got, req.Header.Get("Content-Type"))
+			}
+			w.Header().Set("OCI-Tag", c.answer)
+			if strings.HasSuffix(req.URL.Path, "/v1") {
+				w.Header().Set("Docker-Content-Digest", c.tagged)
+			}
+			w.WriteHeader(http.StatusCreated)
+		})
+		err := f.client(client.Options{}).PushManifest(t.Context(), "a/b", c.tag,
+			v1.Descriptor{MediaType: "x/y", Digest: d}, body)
+		if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("%s: error %v, want %q", name, err, c.err)
 		}
-		w.WriteHeader(http.StatusCreated)
-	})
-	c, d := f.client(client.Options{}), digest.SHA512.FromBytes(body)
-	for _, tag := range []string{"", "v1"} {
-		if err := c.PushManifest(t.Context(), "a/b", tag, v1.Descriptor{MediaType: "x/y", Digest: d}, body); err != nil {
-			t.Error(err)
-		}
+		f.want(c.want...)
 	}
-	f.want("PUT /v2/a/b/manifests/"+d.String(), "PUT /v2/a/b/manifests/"+d.String()+"?tag=v1")
 }
 
 func TestPushBlob(t *testing.T) {
@@ -245,6 +270,39 @@ func TestPushBlob(t *testing.T) {
 		t.Errorf("content that cannot be opened: %v", err)
 	}
 	f.want("POST /v2/a/blobs/uploads/?mount="+escaped(d), "DELETE /v2/a/blobs/uploads/1?state=x")
+}
+
+// TestACopyThatIsStoppedLeavesNoSession: what a session has got when somebody stops a copy is of no use, and registries
+// bound how many sessions there are.
+func TestACopyThatIsStoppedLeavesNoSession(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	deleted := make(chan string, 1)
+	f := newFake(t, func(w http.ResponseWriter, req *http.Request) {
+		switch req.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/v2/a/blobs/uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPut:
+			stop()
+			_, _ = io.Copy(io.Discard, req.Body)
+		case http.MethodDelete:
+			deleted <- req.URL.Path
+			w.WriteHeader(http.StatusNoContent)
+		}
+	})
+	text := strings.Repeat("x", 1<<20)
+	_, err := f.client(client.Options{}).PushBlob(ctx, "a", digest.FromString(text), content(text))
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	select {
+	case path := <-deleted:
+		if path != "/v2/a/blobs/uploads/1" {
+			t.Error(path)
+		}
+	default:
+		t.Error("the session is still there")
+	}
 }
 
 func TestNothingIsSentToAnotherHost(t *testing.T) {

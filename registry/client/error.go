@@ -13,6 +13,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"trow/registry/ocierror"
+	"trow/registry/redact"
 )
 
 // Error is an answer of the registry that is not a success.
@@ -20,6 +21,8 @@ type Error struct {
 	Status  int           // of HTTP
 	Code    ocierror.Code // of the first error in the answer; empty if the answer is not in the OCI form
 	Message string        // likewise
+
+	Registry string // host[:port] of the registry, for messages about several
 }
 
 func (e *Error) Error() string {
@@ -46,7 +49,11 @@ func readError(resp *http.Response) *Error {
 	if json.NewDecoder(io.LimitReader(resp.Body, max)).Decode(&body) != nil {
 		body.Errors = nil
 	}
-	return newError(resp.StatusCode, body.Errors)
+	e := newError(resp.StatusCode, body.Errors)
+	if resp.Request != nil {
+		e.Registry = resp.Request.URL.Host
+	}
+	return e
 }
 
 func newError(status int, errs errcode.Errors) *Error {
@@ -58,18 +65,24 @@ func newError(status int, errs errcode.Errors) *Error {
 }
 
 // convert turns an error of the library into one of this package.
-func convert(err error) error {
+func (c *Client) convert(err error) error {
 	if err == nil {
 		return nil
 	}
 	if resp, ok := errors.AsType[*errcode.ErrorResponse](err); ok {
-		return newError(resp.StatusCode, resp.Errors)
+		e := newError(resp.StatusCode, resp.Errors)
+		e.Registry = c.base.Host
+		return e
+	}
+	if login, ok := errors.AsType[*loginError](err); ok {
+		return login
 	}
 	switch {
 	case errors.Is(err, errdef.ErrNotFound):
-		return &Error{Status: http.StatusNotFound}
+		return &Error{Status: http.StatusNotFound, Registry: c.base.Host}
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
-		return &Error{Status: http.StatusUnauthorized, Code: ocierror.Unauthorized, Message: "login required"}
+		return &Error{Status: http.StatusUnauthorized, Code: ocierror.Unauthorized, Message: "login required",
+			Registry: c.base.Host}
 	}
-	return unwrapURL(err)
+	return redact.URL(err)
 }

@@ -22,12 +22,12 @@ import (
 func (c *Client) Repositories(ctx context.Context, each func([]string) error) error {
 	r := &remote.Registry{RepositoryOptions: remote.RepositoryOptions{Client: c.auth,
 		Reference: registry.Reference{Registry: c.base.Host}, PlainHTTP: c.base.Scheme == "http"}}
-	return convert(r.Repositories(ctx, "", each))
+	return c.convert(r.Repositories(ctx, "", each))
 }
 
 // Tags calls each with the tags of a repository, page by page. Errors: as Resolve; those of each.
 func (c *Client) Tags(ctx context.Context, repo string, each func([]string) error) error {
-	return convert(c.repository(repo).Tags(ctx, "", each))
+	return c.convert(c.repository(repo).Tags(ctx, "", each))
 }
 
 // Referrers calls each with the manifests whose subject is desc, page by page; where the registry has no API for them,
@@ -35,7 +35,7 @@ func (c *Client) Tags(ctx context.Context, repo string, each func([]string) erro
 // of each.
 func (c *Client) Referrers(ctx context.Context, repo string, desc v1.Descriptor,
 	each func([]v1.Descriptor) error) error {
-	return convert(c.repository(repo).Referrers(ctx, desc, "", each))
+	return c.convert(c.repository(repo).Referrers(ctx, desc, "", each))
 }
 
 // Delete deletes a tag, or a manifest with all its tags (end-9). ref is a tag or a digest; a tag is deleted only while
@@ -64,7 +64,7 @@ type Target struct {
 }
 
 // History returns what a tag names and named before, the newest first. It is an API of Trow, which other registries and
-// earlier versions do not have. Errors: *Error; that the answer is no history.
+// earlier versions do not have. Errors: *Error; that the answer is not a history.
 func (c *Client) History(ctx context.Context, repo, tag string) ([]Target, error) {
 	ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), auth.ActionPull)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(repo, "manifest_history", tag), nil)
@@ -93,5 +93,5 @@ func (c *Client) History(ctx context.Context, repo, tag string) ([]Target, error
 // PushReferrer pushes a manifest that has a subject, and adds it to the tag of the subject's referrers where the
 // registry has no API for them. Errors: *Error.
 func (c *Client) PushReferrer(ctx context.Context, repo string, desc v1.Descriptor, body []byte) error {
-	return convert(c.repository(repo).Manifests().Push(c.pushing(ctx, repo), desc, bytes.NewReader(body)))
+	return c.convert(c.repository(repo).Manifests().Push(c.pushing(ctx, repo), desc, bytes.NewReader(body)))
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,22 +23,55 @@ func (c *Client) pushing(ctx context.Context, repo string) context.Context {
 }
 
 // PushManifest pushes a manifest, and sets a tag to it if tag is not empty. It is pushed by its digest, so that the
-// algorithm of the digest is kept (distribution spec, end-7). Errors: *Error.
+// algorithm of the digest is kept (distribution spec, end-7). Errors: *Error; that the registry cannot tag a manifest
+// of this digest.
 func (c *Client) PushManifest(ctx context.Context, repo, tag string, desc v1.Descriptor, body []byte) error {
 	at := c.url(repo, "manifests", desc.Digest.String())
 	if tag != "" {
 		at += "?tag=" + url.QueryEscape(tag)
 	}
-	req, err := http.NewRequestWithContext(c.pushing(ctx, repo), http.MethodPut, at, bytes.NewReader(body))
+	h, err := c.putManifest(ctx, repo, at, desc, body)
+	if err != nil || tag == "" || tagged(h, tag) {
+		return err
+	}
+	// Most registries ignore the parameter (end-7b is newer than version 1.1 of the specification), and their answer does
+	// not name the tag: it takes a second request.
+	h, err = c.putManifest(ctx, repo, c.url(repo, "manifests", tag), desc, body)
 	if err != nil {
 		return err
+	}
+	if d := h.Get("Docker-Content-Digest"); d != "" && d != desc.Digest.String() {
+		return fmt.Errorf("registry: the tag %s names %.150s, and the registry cannot set it to %s", tag, d, desc.Digest)
+	}
+	return nil
+}
+
+// putManifest sends a manifest to a URL, and returns the header of the answer.
+func (c *Client) putManifest(ctx context.Context, repo, at string, desc v1.Descriptor, body []byte) (
+	http.Header, error) {
+	req, err := http.NewRequestWithContext(c.pushing(ctx, repo), http.MethodPut, at, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
 	}
 	req.Header.Set("Content-Type", desc.MediaType)
 	resp, err := c.do(req, http.StatusCreated)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return resp.Body.Close()
+	return resp.Header, resp.Body.Close()
+}
+
+// tagged reports whether the answer to a push says that it set the tag (end-7b): the header lists tags, and may be
+// repeated.
+func tagged(h http.Header, tag string) bool {
+	for _, line := range h.Values("OCI-Tag") {
+		for name := range strings.SplitSeq(line, ",") {
+			if strings.TrimSpace(name) == tag {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Open opens content to be pushed, and returns its size. The receiver closes it.
@@ -94,8 +128,19 @@ func (c *Client) pushBlob(ctx context.Context, repo, from string, d digest.Diges
 		return 0, errors.Join(err, c.cancel(ctx, s))
 	}
 	defer content.Close()
-	return size, c.send(ctx, s, d, content, size)
+	err = c.send(ctx, s, d, content, size)
+	if err != nil && ctx.Err() != nil {
+		// Somebody stopped the copy: what the session has got is of no use, because another one starts at the beginning,
+		// and registries bound how many sessions there are. If this fails, the registry drops it later.
+		cctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
+		defer stop()
+		_ = c.cancel(cctx, s)
+	}
+	return size, err
 }
+
+// cancelTime bounds how long a copy that was stopped waits for the deletion of its session.
+const cancelTime = 2 * time.Second
 
 // session is an upload session.
 type session struct {

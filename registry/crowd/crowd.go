@@ -68,7 +68,7 @@ func (c *Crowd[K, V]) Remove(m *Member[K, V]) {
 	delete(c.groups, g.Key)
 }
 
-// First returns the oldest member of the key that holds most; nil if there is none. Of keys that hold the same, it is
+// First returns the oldest member of the key that holds most, or nil without members. Of keys that hold the same, it is
 // the one with the oldest member.
 func (c *Crowd[K, V]) First() *Member[K, V] {
 	if len(c.order) == 0 {
@@ -77,7 +77,7 @@ func (c *Crowd[K, V]) First() *Member[K, V] {
 	return c.order[0].oldest()
 }
 
-// FirstOf returns the oldest member of a key; nil if there is none.
+// FirstOf returns the oldest member of a key, or nil if the key has no member.
 func (c *Crowd[K, V]) FirstOf(key K) *Member[K, V] {
 	if g := c.groups[key]; g != nil {
 		return g.oldest()

@@ -51,7 +51,7 @@ type Registry struct {
 	Referrers bool
 }
 
-// Each calls each with the holdings of these repositories, or of all if there are none given, in the order of their
+// Each calls each with the holdings of these repositories, or of all if repos is empty, in the order of their
 // names. whole reports whether the registry listed what it holds; a walk finds only what tags lead to. A repository
 // that does not exist is left out. Errors: those of the registry, with fs.ErrNotExist for a walk of a repository that
 // does not exist; those of each.
@@ -104,29 +104,41 @@ func Read(ctx context.Context, from *admin.Client, repos []string, each func(sto
 	}
 }
 
+// Parts are the descriptors in a manifest or an index of any type. Package registry reads more and is strict; a copy or
+// a listing must get along with what other registries have accepted, and leaves it to the server to refuse a manifest.
+type Parts struct {
+	SchemaVersion int             `json:"schemaVersion"`
+	MediaType     string          `json:"mediaType"`
+	Config        *v1.Descriptor  `json:"config"`
+	Layers        []v1.Descriptor `json:"layers"`
+	Manifests     []v1.Descriptor `json:"manifests"`
+	Blobs         []v1.Descriptor `json:"blobs"` // OCI artifact manifests
+	Subject       *v1.Descriptor  `json:"subject"`
+}
+
+// NotManifests returns the descriptors of the parts that are not manifests.
+func (p *Parts) NotManifests() []v1.Descriptor {
+	all := append(p.Layers[:len(p.Layers):len(p.Layers)], p.Blobs...)
+	if p.Config != nil {
+		all = append(all, *p.Config)
+	}
+	return all
+}
+
 // Manifest is what a listing reads of a manifest or an index.
 type Manifest struct {
-	MediaType    string            `json:"mediaType"`
+	Parts
 	ArtifactType string            `json:"artifactType"`
-	Config       *v1.Descriptor    `json:"config"`
-	Layers       []v1.Descriptor   `json:"layers"`
-	Blobs        []v1.Descriptor   `json:"blobs"`
-	Manifests    []v1.Descriptor   `json:"manifests"`
-	Subject      *v1.Descriptor    `json:"subject"`
 	Annotations  map[string]string `json:"annotations"`
 }
 
-// parts are the blobs that a registry with the manifest holds. Content with URLs of its own need not be there.
-func (m *Manifest) parts() []v1.Descriptor {
-	all := append(m.Layers[:len(m.Layers):len(m.Layers)], m.Blobs...)
-	if m.Config != nil {
-		all = append(all, *m.Config)
-	}
-	return slices.DeleteFunc(all, func(d v1.Descriptor) bool { return len(d.URLs) > 0 })
+// held returns the blobs that a registry with the manifest holds. Content with URLs of its own need not be there.
+func (m *Manifest) held() []v1.Descriptor {
+	return slices.DeleteFunc(m.NotManifests(), func(d v1.Descriptor) bool { return len(d.URLs) > 0 })
 }
 
 // Fetch reads a manifest and compares it with its digest. ref is a tag or a digest. Errors: those of the registry,
-// fs.ErrNotExist among them; that it is too large, damaged or no JSON.
+// fs.ErrNotExist among them; that it is too large, damaged or not JSON.
 func Fetch(ctx context.Context, c *client.Client, repo, ref string) (m Manifest, desc v1.Descriptor, err error) {
 	desc, body, err := c.Manifest(ctx, repo, ref)
 	if err != nil {
@@ -246,7 +258,7 @@ func (w *walker) add(desc v1.Descriptor, m Manifest, tag string) bool {
 			held.Subject = m.Subject.Digest
 		}
 		refs := map[digest.Digest]bool{}
-		for _, part := range m.parts() {
+		for _, part := range m.held() {
 			refs[part.Digest], w.blobs[part.Digest] = true, part.Size
 		}
 		for _, child := range m.Manifests {

@@ -121,7 +121,7 @@ func (p *plan) needs(m *storage.HeldManifest) (k Kept, needed bool) {
 	return k, len(k.Tags)+len(k.By) > 0
 }
 
-// spread adds the platforms and the referrers of what goes, where nothing else needs them: without it, nobody would
+// spread adds the platforms and the referrers of what goes, where nothing else needs them: without it, no client would
 // find them.
 func (p *plan) spread() {
 	for grown := true; grown; {

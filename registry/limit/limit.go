@@ -101,11 +101,16 @@ type Limits struct {
 	current atomic.Pointer[accounts]
 }
 
-// Set replaces the limits; all accounts start anew. Errors: as those of Options.Validate; then nothing changes.
+// Set replaces the limits; all accounts start anew, and without rules there are none. Errors: as those of
+// Options.Validate; then nothing changes.
 func (l *Limits) Set(rules []Rule) error {
 	limits, err := compile(rules)
 	if err != nil {
 		return err
+	}
+	if len(limits) == 0 { // no list to search and no lock to take for a request (invariant 4)
+		l.current.Store(nil)
+		return nil
 	}
 	// Accounts with uploads under way are in use, and stay: they are no more than there are requests.
 	a := &accounts{limits: limits, all: bounded.New[Client](maxAccounts, func(a *account) bool { return a.uploads > 0 })}
@@ -121,8 +126,8 @@ type accounts struct {
 	all *bounded.Map[Client, *account]
 }
 
-// Client is a client as bounds tell it from others: an identity, whatever its connections are, or without a login an
-// address. It can be compared.
+// Client is what bounds count as one client: an identity, whatever its connections are, or without a login an address.
+// It can be compared.
 type Client struct {
 	kind, name string
 	addr       netip.Addr // of clients without a login
@@ -191,7 +196,7 @@ func (l *Limits) Enter(who *auth.Identity, addr netip.Addr, upload bool) (*Pass,
 	return a.enter(limit, ClientOf(who, addr), upload, time.Now())
 }
 
-// limitOf returns the first limit that names who. nil: there is none.
+// limitOf returns the first limit that names who, or nil.
 func (a *accounts) limitOf(who *auth.Identity) *limited {
 	for i := range a.limits {
 		if l := &a.limits[i]; l.who.Match(who) && (l.ByAddress || !who.Anonymous()) {

@@ -231,6 +231,18 @@ func TestTheMemoryIsBounded(t *testing.T) {
 	busy.Leave()
 }
 
+// TestWithoutLimitsThereIsNoCost: an empty list makes no accounts, and a request takes no memory.
+func TestWithoutLimitsThereIsNoCost(t *testing.T) {
+	l := set(t, limit.Rule{Who: []string{"*"}, Requests: 1, ByAddress: true})
+	enter(t, l, alice, home, 1)
+	if n := testing.AllocsPerRun(100, func() { _ = l.Set(nil) }); n != 0 {
+		t.Errorf("no limits: %v allocations", n)
+	}
+	if n := testing.AllocsPerRun(100, func() { _, _ = l.Enter(alice, home, true) }); n != 0 {
+		t.Errorf("a request without limits: %v allocations", n)
+	}
+}
+
 func TestRatesSlowTransfersDown(t *testing.T) {
 	const rate, size = 1 << 20, 3 << 20
 	content := bytes.Repeat([]byte("trow"), size/4)
@@ -324,6 +336,33 @@ func TestTheEndOfABodyDoesNotWait(t *testing.T) {
 		}
 		wg.Wait()
 	})
+}
+
+// TestEachDirectionHasItsOwnRate: a rate of pulls wraps no body, one of pushes no writer, and nothing an empty body.
+func TestEachDirectionHasItsOwnRate(t *testing.T) {
+	content := io.NopCloser(strings.NewReader("trow"))
+	for name, row := range map[string]struct {
+		rule           limit.Rule
+		in             io.ReadCloser
+		writer, reader bool // whether they are wrapped
+	}{
+		"pull":                {limit.Rule{PullRate: quantity(1 << 20)}, content, true, false},
+		"push":                {limit.Rule{PushRate: quantity(1 << 20)}, content, false, true},
+		"push of an empty":    {limit.Rule{PushRate: quantity(1 << 20)}, http.NoBody, false, false},
+		"push without a body": {limit.Rule{PushRate: quantity(1 << 20)}, nil, false, false},
+	} {
+		row.rule.Who = []string{"*"}
+		p, err := set(t, row.rule).Enter(alice, home, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := httptest.NewRecorder()
+		w, in := p.Shape(t.Context(), out, row.in)
+		if (w != http.ResponseWriter(out)) != row.writer || (in != row.in) != row.reader {
+			t.Errorf("%s: %T, %T", name, w, in)
+		}
+		p.Leave()
+	}
 }
 
 // TestNothingIsWrappedWithoutARate, so that files go out by sendfile.

@@ -1,7 +1,6 @@
 package limit_test
 
 import (
-	"strings"
 	"testing"
 
 	"trow/registry/limit"
@@ -48,7 +47,7 @@ func TestTheDefaultOfMaxRequests(t *testing.T) {
 }
 
 func TestSettingsThatAreInvalid(t *testing.T) {
-	for file, want := range map[string]string{
+	settingstest.Reject[limit.Options](t, map[string]string{
 		"limits: [{who: '*', pull-rate: fast}]":            "not a number of bytes",
 		"limits: [{who: '*', pull-rate: -1}]":              "pull-rate, push-rate: want at least 16Ki",
 		"limits: [{who: '*', request: 1}]":                 "request",
@@ -57,9 +56,5 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 		"quotas: [{repositories: '**', byte: 5}]":          "byte",
 		"max-requests: 0":                                  "max-requests: 0 is too low",
 		"limits: [{who: '*', requests: 1}, {requests: 1}]": "limits: limit 2: who",
-	} {
-		if _, err := load(t, file); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", file, err, want)
-		}
-	}
+	})
 }

@@ -49,7 +49,7 @@ const (
 
 // openHold reads the file; without one, or with one that cannot be used, the next run only reports. The caller has
 // locked the directory. Errors: the directory cannot be opened; what a crash left cannot be removed, unless the
-// directory is only read.
+// directory is read-only.
 func openHold(dir string, readOnly bool) (*hold, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {

@@ -47,9 +47,9 @@ type loaded struct {
 	scrubber  *storage.Scrubber
 }
 
-// Open locks the data directory and opens what is in it; one that holds data and cannot be written to is only read, see
-// [Data.ReadOnly]. The caller closes Data. Errors: another process uses the directory; the journal is damaged, with the
-// remedy; those of the file system.
+// Open locks the data directory and opens what is in it; one that holds data and cannot be written to is opened
+// read-only, see [Data.ReadOnly]. The caller closes Data. Errors: another process uses the directory; the journal is
+// damaged, with the remedy; those of the file system.
 func Open(o Options) (*Data, error) {
 	if o.Audit == nil {
 		o.Audit = func(audit.Event) {}

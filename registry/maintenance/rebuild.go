@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -35,8 +36,9 @@ type RebuildOptions struct {
 	DryRun bool
 }
 
-// ErrUndecided ends a rebuild of a damaged journal that found manifests that no repo holds and was not told what to do
-// with them: a collection would delete them. No server starts until it has been run again with Recover or Discard.
+// ErrUndecided ends a rebuild of a damaged journal that found manifests that no repo holds, where the options do not
+// say what becomes of them: a collection would delete them. No server starts until it has been run again with Recover
+// or Discard.
 var ErrUndecided = errors.New("manifests were found that no repository holds")
 
 // Rebuilt is what became of a journal.
@@ -59,6 +61,7 @@ type Rebuilt struct {
 // cut short, no server starts on the directory until it is run again; it then continues where it was. Errors: as
 // bolt.Open; the directory holds no data; [ErrUndecided], with what was found; those of the file system.
 func Rebuild(ctx context.Context, dir string, o RebuildOptions) (done *Rebuilt, err error) {
+	dir = filepath.Clean(dir) // as in the messages of the journal, in which its copy gets the name of the original
 	at := dir
 	if o.DryRun {
 		if !bolt.Exists(dir) {
@@ -85,7 +88,8 @@ func Rebuild(ctx context.Context, dir string, o RebuildOptions) (done *Rebuilt, 
 	}
 	defer journal.Journal.Close()
 	defer r.index.Close()
-	r.done = &Rebuilt{Damage: strings.ReplaceAll(journal.Damage, at, dir), Aside: journal.Aside, Backup: journal.Backup}
+	damage, _, _ := strings.Cut(strings.ReplaceAll(journal.Damage, at, dir), "; run trow rebuild") // it runs
+	r.done = &Rebuilt{Damage: damage, Aside: journal.Aside, Backup: journal.Backup}
 	if r.blobs, err = disk.Open(dir, disk.Options{}); err != nil {
 		return nil, err
 	}

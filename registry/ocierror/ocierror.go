@@ -170,7 +170,7 @@ func Write(w http.ResponseWriter, r *http.Request, e *Error) {
 // IsPath reports whether a URL's path belongs to the distribution API, whose errors have the form of this package.
 func IsPath(path string) bool { return path == "/v2" || strings.HasPrefix(path, "/v2/") }
 
-// RetryAfter returns the header that tells a client after how many seconds to try again.
+// RetryAfter returns the header that says after how many seconds a client should try again.
 func RetryAfter(seconds int) http.Header {
 	return http.Header{"Retry-After": {strconv.Itoa(seconds)}}
 }
@@ -184,7 +184,7 @@ func Clip(s string) string {
 	return s
 }
 
-// As finds the Error in err's tree, nil if there is none.
+// As finds the Error in err's tree. It returns nil without one.
 func As(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {

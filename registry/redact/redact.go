@@ -1,4 +1,5 @@
-// Package redact removes secrets of robots from texts for logs: people type them where names belong.
+// Package redact removes from texts and errors what must not get into a log: secrets of robots, which people type where
+// names belong, and URLs.
 //
 // # Words
 //
@@ -6,7 +7,7 @@
 //
 // # Invariants
 //
-// A text without such a secret is returned as it is, without an allocation: it is called for each line of a log.
+// A text without such a secret is returned as it is, without an allocation: Secrets is called for each line of a log.
 //
 // # What it does not do
 //
@@ -14,6 +15,8 @@
 package redact
 
 import (
+	"errors"
+	"net/url"
 	"regexp"
 	"strings"
 )
@@ -29,4 +32,12 @@ func Secrets(text string) string {
 		return text
 	}
 	return secret.ReplaceAllString(text, "trow_[REDACTED]")
+}
+
+// URL returns an error of net/http without the URL, which may contain a secret, or be made up.
+func URL(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
+	}
+	return err
 }

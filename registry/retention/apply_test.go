@@ -96,3 +96,27 @@ func TestWhatChangesAfterThePlanStays(t *testing.T) {
 		t.Errorf("left: %+v", s)
 	}
 }
+
+// TestATagThatMovedAfterThePlanStays: the tag moves between the first step and its own.
+func TestATagThatMovedAfterThePlanStays(t *testing.T) {
+	x := open(t)
+	for i := range 101 {
+		put(t, x, fmt.Sprintf("m%03d", i), fmt.Sprintf("t%03d", i))
+	}
+	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepTags: []string{"none"}}})
+	moved := ""
+	apply(t, p, x, false, func(r retention.Removal) {
+		if moved != "" {
+			return
+		}
+		tags, _, err := x.Tags(t.Context(), "a", "", -1)
+		if err != nil || len(tags) != 1 {
+			t.Fatalf("after the first step: %v, %v", tags, err)
+		}
+		moved = tags[0]
+		put(t, x, "other", moved)
+	})
+	if at, ok, err := x.Resolve(t.Context(), "a", moved); !ok || err != nil || at.Digest() != d("other") {
+		t.Errorf("tag %s was moved and then removed: %v", moved, err)
+	}
+}

@@ -103,7 +103,7 @@ func (p *Policy) Immutable(repo, tag string) bool {
 	return false
 }
 
-// ruleOf returns the first rule that matches a repository, nil if there is none.
+// ruleOf returns the first rule that matches a repository, or nil.
 func (p *Policy) ruleOf(repo string) *rule {
 	for i := range p.rules {
 		if p.rules[i].repos.Match(repo) {

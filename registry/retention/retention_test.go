@@ -116,6 +116,9 @@ func TestPlan(t *testing.T) {
 			[]storage.HeldManifest{held("a", 9, "gone", "1"), held("b", 1, "gone", "2")}, "1 a"},
 		{"manifests that need each other stay", last(1),
 			[]storage.HeldManifest{held("child", 9, ""), held("index", 9, "child subject:child")}, ""},
+		{"also if they are old and have no tag", untagged,
+			[]storage.HeldManifest{held("child", 9, ""), held("index", 9, "child subject:child")}, ""},
+		{"a manifest that names itself is like others", untagged, []storage.HeldManifest{held("a", 9, "a")}, "a"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			h := storage.Holdings{Repo: "team/app", Manifests: row.manifests}
@@ -264,9 +267,11 @@ func TestInvalidRules(t *testing.T) {
 			t.Errorf("%v; want %s", err, want)
 		}
 	}
-	for _, text := range []string{"", "a", "a:", ":v", "a b:c", "/(/:x"} {
-		if _, err := retention.Compile(nil, []string{text}); err == nil || !strings.Contains(err.Error(), "immutable-tags") {
-			t.Errorf("%q: %v", text, err)
+	for text, want := range map[string]string{"": "want repository:tag", "a": "want repository:tag",
+		"a:": "want repository:tag", ":v": "want repository:tag", "a b:c": "not a valid", "/(/:x": "not a valid"} {
+		_, err := retention.Compile(nil, []string{text})
+		if err == nil || !strings.Contains(err.Error(), "immutable-tags") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want %s", text, err, want)
 		}
 	}
 }

@@ -39,6 +39,9 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	rec := newRecord(r)
 	w := newResponse(inner, r, a.stall)
+	if w.conn != nil {
+		w.conn.wire.answering = true
+	}
 	outer := r
 	r = r.WithContext(rec)
 	if a.prefix != "" {
@@ -55,6 +58,10 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	a.metrics.inFlight.Inc()
 	p := a.serve(w, r, rec)
 	w.finish()
+	w.heads().awaitBody(0)
+	if h := w.heads(); h != nil && w.body.isOpen() {
+		h.all.unread(h.place)
+	}
 	a.metrics.inFlight.Dec()
 	a.end(ending{w: w, rec: rec, request: outer, took: time.Since(start), panicked: p})
 	if p.cut || w.brokeOff() { // last, because net/http closes the connection and recovers
@@ -85,7 +92,7 @@ func (a *accessLog) serve(w *response, r *http.Request, rec *record) (p panicked
 			writePanic(w, r, rec.id)
 		}
 	}()
-	if !a.refuse(w, r) && !leadToTLS(w, r) && !a.origins.answer(w, r) {
+	if !refuseLines(w, r) && !a.refuse(w, r) && !leadToTLS(w, r) && !a.origins.answer(w, r) {
 		a.next.ServeHTTP(w, r)
 	}
 	return p

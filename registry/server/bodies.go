@@ -250,7 +250,7 @@ func (h *hold) release() {
 
 // next returns the waiter that gets what is free, of those for which there is enough: of the address that holds least,
 // then of the one that waits least, the newest. The newest, because those that came before may be many that send
-// nothing, and it would wait in vain behind them. It returns nil if there is none. The caller holds mu.
+// nothing, and it would wait in vain behind them. It returns nil if no waiter fits. The caller holds mu.
 func (p *pool) next() (best *waiter) {
 	var least int64
 	for g := range p.waiting.Groups() { // at most maxBodiesWaiting

@@ -47,6 +47,7 @@ func (b *body) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	b.ended = true
+	b.w.heads().awaitBody(0)
 	if err != io.EOF {
 		err = b.failed(err)
 	}

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
 	"net"
 	"sync"
@@ -17,8 +16,10 @@ type conn struct {
 	first   []byte // what was read before this conn took over; used by the reading goroutine alone
 	local   *plain // where a conn to the TLS port that speaks plain HTTP goes on; nil: nowhere
 	plain   bool   // it came from there
+	clear   bool   // net/http reads and writes it without TLS; otherwise through a secureConn
 
 	heads *heads // counts what comes before a request; nil: it does not count
+	wire  wire
 
 	drains *drains
 	closed atomic.Bool
@@ -37,8 +38,16 @@ const sendBufferSize = piece + 8<<10
 
 var sendBuffers = sync.Pool{New: func() any { return &sendBuffer{make([]byte, 0, sendBufferSize)} }}
 
-// Write holds p back until flush, between hold and flush and if there is room for it.
+// Write implements net.Conn.
 func (c *conn) Write(p []byte) (int, error) {
+	if c.clear {
+		return c.wire.writeTo(p, c.write)
+	}
+	return c.write(p)
+}
+
+// write holds p back until flush, between hold and flush and if there is room for it.
+func (c *conn) write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -122,10 +131,7 @@ type connKey struct{}
 
 // withConn is http.Server.ConnContext: it adds the conn to the context of the connection's requests.
 func withConn(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	if c, ok := c.(*conn); ok {
+	if c := under(c); c != nil {
 		return context.WithValue(ctx, connKey{}, c)
 	}
 	return ctx

@@ -3,12 +3,12 @@ package server
 import (
 	"container/list"
 	"context"
-	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -20,12 +20,16 @@ import (
 // gives way:
 //
 //  1. the one that has been idle the longest;
-//  2. of those that have not sent the headers of a request yet, whatever else they have sent, the oldest one of the
-//     address that holds most of them.
+//  2. of those whose small body (see Bodies) has not come for readGrace, the oldest one, of the address that holds most
+//     connections if it has any;
+//  3. of those that have not sent the headers of a request yet, whatever else they have sent, or whose last request is
+//     answered but for a body that does not come, the oldest one of the address that holds most of them;
+//  4. the oldest one of the address that holds most, if that is a quarter of all and far more than the address of the
+//     new one holds: requests that wait for their client cost it nothing, and must not keep out others.
 //
-// If all have a request under way, up to maxSurplus more are accepted: on these surplus connections only probes and
+// If none does, up to maxSurplus more are accepted: on these surplus connections only probes and
 // vital paths are answered, other requests get a 503, and they end with their first answer. When these are taken as
-// well, of them gives way one without a request, as in 2, or else the oldest one of the address that holds most, if it
+// well, of them gives way one without a request, as in 3, or else the oldest one of the address that holds most, if it
 // is older than surplusTime. Beyond these, connections are closed without an answer.
 //
 // Behind a node port that hides addresses, all clients have one address. Then the oldest connection without a request
@@ -37,13 +41,16 @@ type connections struct {
 	log     zerolog.Logger
 	metrics *metrics
 
+	awaiting atomic.Int64 // requests that wait for a small body; see heads.awaitBody
+
 	mu     sync.Mutex // guards what follows
 	all    map[net.Conn]*place
 	idle   *list.List      // of *place, the one that has been idle the longest first
-	fresh  crowdOf[*place] // those without a request yet, of the ordinary ones
+	fresh  crowdOf[*place] // those without a request, of the ordinary ones
+	every  crowdOf[*place] // all ordinary ones
 	silent crowdOf[*place] // those without a request yet, of the surplus ones
 	late   crowdOf[*place] // the surplus ones with a request
-	heavy  crowdOf[*heads] // the connections with large headers that are not complete
+	heavy  crowdOf[*heads] // the connections with large headers that are not complete, or whose request is under way
 
 	surplus int       // number of surplus connections
 	warned  time.Time // when the log was last warned
@@ -58,6 +65,7 @@ type place struct {
 	idle    *list.Element     // nil: the connection is not idle
 	crowd   *crowdOf[*place]  // nil: the connection is in none
 	member  *memberOf[*place] // of crowd
+	among   *memberOf[*place] // of connections.every; nil: it is a surplus one
 	heads   *heads            // nil in tests with connections of other kinds
 }
 
@@ -68,6 +76,9 @@ const (
 	// surplusTime is how long a request on a surplus connection may take before it gives way to others. A probe or a
 	// review takes milliseconds; one that takes longer waits for its client, or for memory that such clients hold.
 	surplusTime = 2 * time.Second
+	// far is how many times as many connections as the address of a new one another address must hold for one of these
+	// to give way: nodes and build machines that are busy at the same time differ by less.
+	far = 4
 )
 
 // surplusKey marks the context of a surplus connection's requests.
@@ -83,7 +94,7 @@ func (c *connections) accept(ctx context.Context, conn net.Conn) context.Context
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := &place{conn: conn, address: addressOf(conn.RemoteAddr()), since: time.Now()}
-	if over := len(c.all) - c.surplus - c.max; over >= 0 && !c.evict() {
+	if over := len(c.all) - c.surplus - c.max; over >= 0 && !c.evict(p.address) {
 		p.surplus = true
 		c.metrics.refused.Inc()
 		c.warn()
@@ -98,23 +109,53 @@ func (c *connections) accept(ctx context.Context, conn net.Conn) context.Context
 	if c.all[conn] = p; p.surplus {
 		c.join(p, &c.silent)
 	} else {
+		p.among = c.every.Add(p.address, 1, p)
 		c.join(p, &c.fresh)
 	}
 	c.metrics.connections.Set(float64(len(c.all)))
 	return ctx
 }
 
-// evict closes the connection that gives way to a new one. It reports whether there was one. The caller holds mu.
-func (c *connections) evict() bool {
+// evict closes the connection that gives way to a new one from an address. It reports whether there was one. The caller
+// holds mu.
+func (c *connections) evict(from netip.Addr) bool {
 	if first := c.idle.Front(); first != nil {
 		c.close(first.Value.(*place))
 		return true
+	}
+	now := time.Now()
+	if c.awaiting.Load() > 0 { // otherwise the search would be in vain
+		for g := range c.every.Groups() {
+			for m := range g.Members() {
+				if m.Value.heads.awaitsBody(now) {
+					c.close(m.Value)
+					return true
+				}
+			}
+		}
 	}
 	if first := c.fresh.First(); first != nil {
 		c.close(first.Value)
 		return true
 	}
-	return false
+	first := c.every.First()
+	if first == nil || now.Sub(first.Value.since) < surplusTime {
+		return false // a request that has just begun may be a short one
+	}
+	if n := first.Group().Weight(); n < int64(c.max/4) || n < far*(c.every.Of(from)+1) {
+		return false
+	}
+	c.close(first.Value)
+	return true
+}
+
+// unread notes that a request on a connection is answered, but for the rest of its body, for which net/http waits.
+func (c *connections) unread(p *place) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all[p.conn] == p && !p.surplus {
+		c.join(p, &c.fresh)
+	}
 }
 
 // evictSurplus closes the surplus connection that gives way to a new one. It reports whether there was one. The caller
@@ -158,10 +199,7 @@ func (c *connections) leave(p *place) {
 
 // abort closes a connection at once. A tls.Conn would first send an alert, and might wait for that.
 func abort(c net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	if counted, ok := c.(*conn); ok {
+	if counted := under(c); counted != nil {
 		counted.abort()
 		return
 	}
@@ -181,6 +219,9 @@ func (c *connections) warn() {
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if counted := under(conn); counted != nil && state == http.StateIdle {
+		counted.wire.next() // before the next request is read, in the goroutine that reads it
+	}
 	p := c.all[conn]
 	if p == nil {
 		return // it was evicted, or never had a place
@@ -209,10 +250,12 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 // remove gives up the place of a connection. The caller holds mu.
 func (c *connections) remove(p *place) {
 	c.leave(p)
-	p.heads.complete()
+	p.heads.end()
 	delete(c.all, p.conn)
 	if p.surplus {
 		c.surplus--
+	} else {
+		c.every.Remove(p.among)
 	}
 }
 

@@ -25,7 +25,7 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: c, checked: !l.tls, local: l.local, drains: l.drains}, nil
+	return &conn{Conn: c, checked: !l.tls, clear: !l.tls, local: l.local, drains: l.drains}, nil
 }
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1). No HTTP method starts with it.
@@ -37,6 +37,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.closed.Load() { // drains, or another conn, reads what still comes
 		return 0, net.ErrClosed
 	}
+	if n := c.wire.take(p); n > 0 { // it was counted when it was read
+		return c.look(p, n, nil, c)
+	}
 	n, err := len(c.first), error(nil)
 	if n > 0 {
 		n = copy(p, c.first)
@@ -46,6 +49,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	if c.heads != nil {
 		c.heads.read(n)
+	}
+	if c.clear {
+		return c.look(p, n, err, c)
 	}
 	if c.checked || n == 0 {
 		return n, err
@@ -61,11 +67,29 @@ func (c *conn) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
+// maxPlainHeader bounds the headers of a request in plain HTTP from elsewhere, which are not among the counted ones.
+// The longest path of the API with a digest has less than 500 bytes.
+const maxPlainHeader = 8 << 10
+
+// headReader reads the headers of one request, up to maxHeaderLines.
+type headReader struct {
+	io.Reader
+	head head
+}
+
+func (r *headReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if r.head.read(p[:n]); r.head.lines > maxHeaderLines {
+		return 0, io.EOF
+	}
+	return n, err
+}
+
 // answerPlain answers one request in plain HTTP whose first bytes were read: with a redirect, or an error where a
 // client would not follow one.
 func answerPlain(c net.Conn, first []byte) {
-	in := io.LimitReader(c, maxHeader) // the same bound as for other requests
-	r, err := http.ReadRequest(bufio.NewReader(io.MultiReader(bytes.NewReader(first), in)))
+	in := io.LimitReader(io.MultiReader(bytes.NewReader(first), c), maxPlainHeader)
+	r, err := http.ReadRequest(bufio.NewReaderSize(&headReader{Reader: in}, 1<<10))
 	if err != nil {
 		return
 	}

@@ -39,8 +39,8 @@ func Memory() int64 {
 	return n
 }
 
-// groupsLimit returns the lowest limit of the control groups that the process is in (cgroup v2), the largest number if
-// there is none. In a container its own group is the root of what is mounted; under systemd it is a group below.
+// groupsLimit returns the lowest limit of the control groups that the process is in (cgroup v2), or the largest number
+// if they set none. In a container its own group is the root of what is mounted; under systemd it is a group below.
 func groupsLimit() int64 {
 	limit := int64(math.MaxInt64)
 	text, _ := os.ReadFile("/proc/self/cgroup")
@@ -75,7 +75,7 @@ func totalMemory(text []byte, err error) int64 {
 	return math.MaxInt64
 }
 
-// bytesIn returns the limit that the file of a control group contains, the largest number if there is none.
+// bytesIn returns the limit that the file of a control group contains, and the largest number for a file without one.
 func bytesIn(text []byte, err error) int64 {
 	n, perr := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 	if err != nil || perr != nil || n <= 0 {

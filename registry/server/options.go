@@ -28,9 +28,9 @@ type Options struct {
 	StallTimeout time.Duration
 	// LogLevel is the lowest level that is logged: error, warn, info or debug.
 	LogLevel string
-	// DebugListen is the address and port of the listener for profiles. Empty: there is none.
+	// DebugListen is the address and port of the listener for profiles. Empty: no listener.
 	DebugListen string
-	// ProbeListen is the address and port of a listener for probes alone. Empty: there is none.
+	// ProbeListen is the address and port of a listener for probes alone. Empty: no listener.
 	ProbeListen string
 	// CORSOrigins are the origins, https://host[:port], whose pages may use the API in a browser.
 	CORSOrigins []string
@@ -52,9 +52,9 @@ type Options struct {
 	Idle time.Duration
 	// Vital are the paths that are answered on connections over the limit too, in addition to the probes.
 	Vital []string
-	// TokenPath is the path beside the API that pages of CORSOrigins may use. Empty: there is none.
+	// TokenPath is the path beside the API that pages of CORSOrigins may use. Empty: no path.
 	TokenPath string
-	// Prefix is a path below which all requests may come as well, as behind a proxy: /path. Empty: there is none.
+	// Prefix is a path below which all requests may come as well, as behind a proxy: /path. Empty: no prefix.
 	Prefix string
 	// Probes learns that the server stops. nil: there are no probes.
 	Probes *Probes

@@ -40,10 +40,10 @@ func secure(h http.Header) {
 // A client that speaks TLS to this server keeps its connection, against the letter of the RFC. Docker, podman and crane
 // push each layer in a chunked PATCH: a connection for each would cost two round trips, the slow start of TCP and some
 // 2.5 ms of processor time (3.4 ms instead of 0.9 for the four requests of a small layer). net/http hides the length
-// also from a wrapper: one that reads below TLS sees no headers, and one above it is no *tls.Conn, without which there
-// is no Request.TLS. What is gained would be little: what follows on such a connection comes from the same client, and
-// is a request with credentials of its own. Only a proxy that speaks TLS to this server, adds no header, and passes on
-// both headers, which the same section forbids, would mix clients.
+// also from a wrapper: one that reads below TLS sees no headers, and one above it is not a *tls.Conn, without which
+// there is no Request.TLS. What is gained would be little: what follows on such a connection comes from the same
+// client, and is a request with credentials of its own. Only a proxy that speaks TLS to this server, adds no header,
+// and passes on both headers, which the same section forbids, would mix clients.
 func endIfShared(h http.Header, r *http.Request) {
 	if len(r.TransferEncoding) > 0 && (r.TLS == nil || address.Forwarded(r.Header)) {
 		h.Set("Connection", "close")

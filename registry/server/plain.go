@@ -52,7 +52,7 @@ func (c *conn) handOver(first []byte) bool {
 	if c.local == nil || !loopbackPeer(c.Conn) {
 		return false
 	}
-	next := &conn{Conn: c.Conn, checked: true, plain: true, drains: c.drains,
+	next := &conn{Conn: c.Conn, checked: true, plain: true, clear: true, drains: c.drains,
 		first: append([]byte(nil), first...)}
 	// The handshake has set deadlines, of which net/http would renew only the one for reading.
 	if c.Conn.SetDeadline(time.Time{}) != nil {

@@ -107,14 +107,9 @@ func TestShutdownEndsConnectionsInPlain(t *testing.T) {
 	cert := httptest.NewUnstartedServer(nil)
 	cert.StartTLS()
 	defer cert.Close()
-	entered, leave := make(chan struct{}), make(chan struct{})
-	s, err := server.New(server.Options{Log: zerolog.Nop(),
-		TLSConfig: &tls.Config{Certificates: cert.TLS.Certificates},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			close(entered)
-			<-leave
-			fmt.Fprint(w, "done")
-		})})
+	h := newWaiting()
+	s, err := server.New(server.Options{Log: zerolog.Nop(), Handler: h,
+		TLSConfig: &tls.Config{Certificates: cert.TLS.Certificates}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,24 +117,15 @@ func TestShutdownEndsConnectionsInPlain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served, stopped, got := make(chan error, 1), make(chan error, 1), make(chan string, 1)
+	served, stopped := make(chan error, 1), make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	go func() {
-		resp, err := http.Get("http://" + l.Addr().String())
-		if err != nil {
-			got <- err.Error()
-			return
-		}
-		defer resp.Body.Close()
-		b, _ := io.ReadAll(resp.Body)
-		got <- string(b)
-	}()
-	<-entered
+	got := background(l)
+	<-h.entered
 	go func() { stopped <- s.Shutdown(t.Context()) }()
 	if err := <-served; err != nil { // Shutdown has begun
 		t.Error(err)
 	}
-	close(leave)
+	close(h.leave)
 	if g, err := <-got, <-stopped; g != "done" || err != nil {
 		t.Errorf("%q, %v", g, err)
 	}

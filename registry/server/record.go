@@ -129,7 +129,7 @@ func (r *record) set(f field) {
 	}
 }
 
-// get returns an annotation, empty if there is none.
+// get returns an annotation, or "" if the request has no such annotation.
 func (r *record) get(key string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -139,7 +139,7 @@ func (w *response) pass(p []byte) (int, error) {
 	return n, err
 }
 
-// contentLength is the length of the body in the header, -1 if there is none.
+// contentLength is the length of the body in the header, or -1 if the header has no length.
 func (w *response) contentLength() int64 {
 	if n, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64); err == nil {
 		return n
@@ -313,7 +313,16 @@ func (w *response) SetReadDeadline(t time.Time) error {
 	if w.body == nil {
 		return nil
 	}
+	w.heads().awaitBody(time.Now().UnixNano())
 	return w.body.setLimit(t)
+}
+
+// heads returns the heads of the connection; nil if there are none.
+func (w *response) heads() *heads {
+	if w.conn == nil {
+		return nil
+	}
+	return w.conn.heads
 }
 
 // set sets the write deadline. In tests without a connection it has no effect.

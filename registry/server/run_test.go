@@ -163,27 +163,20 @@ func TestProbes(t *testing.T) {
 	}
 }
 
-// TestRunStops: the probes report it first, what is under way ends well, and then Run returns.
-func TestRunStops(t *testing.T) {
-	log, probes := &lines{}, new(server.Probes)
-	probes.SetReady(true)
-	entered, leave := make(chan struct{}), make(chan struct{})
-	s, err := server.New(server.Options{Log: zerolog.New(log), Probes: probes,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			close(entered)
-			<-leave
-			io.WriteString(w, "done")
-		})})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ran, got := make(chan error, 1), make(chan string, 1)
-	go func() { ran <- s.Run(ctx, l) }()
+// waiting is a handler of one request: it closes entered, and answers done when leave is closed.
+type waiting struct{ entered, leave chan struct{} }
+
+func newWaiting() waiting { return waiting{make(chan struct{}), make(chan struct{})} }
+
+func (h waiting) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	close(h.entered)
+	<-h.leave
+	io.WriteString(w, "done")
+}
+
+// background sends a request in plain HTTP in the background, and returns the body of the answer, or the error.
+func background(l net.Listener) <-chan string {
+	got := make(chan string, 1)
 	go func() {
 		resp, err := http.Get("http://" + l.Addr().String())
 		if err != nil {
@@ -194,7 +187,27 @@ func TestRunStops(t *testing.T) {
 		b, _ := io.ReadAll(resp.Body)
 		got <- string(b)
 	}()
-	<-entered
+	return got
+}
+
+// TestRunStops: the probes report it first, what is under way ends well, and then Run returns.
+func TestRunStops(t *testing.T) {
+	log, probes := &lines{}, new(server.Probes)
+	probes.SetReady(true)
+	h := newWaiting()
+	s, err := server.New(server.Options{Log: zerolog.New(log), Probes: probes, Handler: h})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx, l) }()
+	got := background(l)
+	<-h.entered
 	cancel()
 	for deadline := time.Now().Add(20 * time.Second); probes.Ready(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -206,7 +219,7 @@ func TestRunStops(t *testing.T) {
 		t.Fatalf("Run returned while a request was under way: %v", err)
 	default:
 	}
-	close(leave)
+	close(h.leave)
 	if g := <-got; g != "done" {
 		t.Errorf("the request under way got %q", g)
 	}

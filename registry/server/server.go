@@ -81,7 +81,7 @@ var probePaths = []string{"/healthz", "/livez", "/readyz", "/metrics"}
 type Server struct {
 	http   http.Server
 	log    zerolog.Logger
-	probes *Probes // nil: there are none
+	probes *Probes // nil: no probes
 	drains drains
 
 	handlers handlers
@@ -105,7 +105,9 @@ func New(o Options) (*Server, error) {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       o.Idle,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          log.New(errorLog{o.Log}, "", 0),
+		// Or net/http would answer OPTIONS * itself, without the headers and the log of all other answers.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     log.New(errorLog{o.Log}, "", 0),
 	}}
 	s.handlers.next = newAccessLog(o, m)
 	s.http.Handler = &s.handlers
@@ -161,12 +163,21 @@ func (s *Server) Serve(l net.Listener) error {
 		local := newPlain(l.Addr())
 		defer local.Close()
 		go s.http.Serve(local) // ends with local, or with Shutdown
-		serve = func() error { return s.http.ServeTLS(listener{l, true, local, &s.drains}, "", "") }
+		config := s.http.TLSConfig.Clone()
+		config.NextProtos = []string{"http/1.1"} // see above
+		serve = func() error {
+			return s.http.Serve(secureListener{listener{l, true, local, &s.drains}, config, s.handshakeFailed})
+		}
 	}
 	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
+}
+
+// handshakeFailed logs a handshake that has failed, at debug because it is about the client.
+func (s *Server) handshakeFailed(from net.Addr, err error) {
+	s.http.ErrorLog.Printf("TLS handshake error from %s: %v", from, err)
 }
 
 // Shutdown accepts no more connections and waits for the requests under way. If ctx is done first, it cuts them off,
@@ -176,7 +187,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if err != nil {
 		err = errors.Join(err, s.http.Close())
 		if !s.handlers.wait(cutTimeout) {
-			err = errors.Join(err, errors.New("some are still at work"))
+			err = errors.Join(err, errors.New("some handlers have not returned"))
 		}
 	}
 	s.drains.wait(ctx) // the end of the process would reset these connections

@@ -118,12 +118,12 @@ func Open(o Options) (s *Service, err error) {
 	o.Audit.RequestID = server.RequestID
 	if s.trail, err = audit.Open(o.Audit, o.Log); err != nil {
 		if s.data.ReadOnly() {
-			err = fmt.Errorf("%w; the data directory is only read: set a file elsewhere", err)
+			err = fmt.Errorf("%w; the data directory is read-only: set a file elsewhere", err)
 		}
 		return s, fmt.Errorf("audit-log: %w", err)
 	}
 	if s.data.ReadOnly() {
-		o.Log.Warn().Msg("no administration socket, because the data directory is only read: use --server with a login")
+		o.Log.Warn().Msg("no administration socket, because the data directory is read-only: use --server with a login")
 	} else if s.socket, err = admin.Listen(o.Data.DataDir); err != nil {
 		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
 	}
@@ -132,6 +132,7 @@ func Open(o Options) (s *Service, err error) {
 	if !o.Auth.AccessReview {
 		o.Auth.Accesses = nil
 	}
+	o.Auth.Forms = server.NewBodies(server.Memory() / 64)
 	o.Auth.Annotate, o.Auth.Audit = server.Annotate, s.trail.Record
 	if s.guard, err = auth.New(o.Auth); err != nil {
 		return s, err
@@ -249,7 +250,7 @@ func (s *Service) logReload(err error) {
 // Images are what the registry holds, for the webhook. Load must have returned.
 func (s *Service) Images() registry.Images { return s.images }
 
-// ReadOnly reports whether the data directory is only read.
+// ReadOnly reports whether the data directory is read-only.
 func (s *Service) ReadOnly() bool { return s.data.ReadOnly() }
 
 // API is the distribution API, below /v2.

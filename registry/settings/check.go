@@ -25,7 +25,8 @@ func ConfigCommand(load func(*cobra.Command) error) *cobra.Command {
 		Short: "Report whether configuration files are valid",
 		Long: "check reports whether a server could load its settings from these files; a later file overrides an earlier\n" +
 			"one, key by key, as with serve --config. Before changing ConfigMap trow:\n" +
-			"  kubectl -n kube-public exec -i trow-0 -- /trow config check /etc/trow-base - < trow.yaml\n" +
+			"  kubectl -n kube-public exec -i trow-0 -- \\\n" +
+			"    /trow config check /etc/trow-base - < trow.yaml\n" +
 			"- is the standard input. It does not open what settings name, such as certificates.\n" +
 			"The exit code is 0 if the files are valid, 1 if not, and 2 for other errors, such as a file that does not exist.",
 		Args: cobra.MinimumNArgs(1),

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// configFlag is the flag that names the configuration files, and no setting itself.
+	// configFlag is the flag that names the configuration files, and is not a setting.
 	configFlag = "config"
 	// optionalFile is what a directory stands for among the configuration files: a ConfigMap that may not exist is
 	// mounted as an empty directory.
@@ -99,6 +99,10 @@ func (c *configValue) read() ([]document, error) {
 		switch info, e := os.Stat(path); {
 		case e != nil:
 			err = e
+		case info.IsDir() && yamlName(path):
+			// A file was here, or should be: container engines create a directory for a file that they cannot find to mount.
+			// Taken for one without settings, it would open a registry that has logins.
+			err = errors.New("is a directory, and has the name of a file; put the file back")
 		case info.IsDir():
 			path, docs[i].Content, err = readDir(path)
 		case info.Mode().IsRegular():
@@ -128,11 +132,17 @@ func readDir(dir string) (path, content string, err error) {
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
 		// A file with another name would be ignored, although somebody has put settings into it: invariant 1.
-		if ext := filepath.Ext(e.Name()); ext == ".yaml" || ext == ".yml" {
+		if yamlName(e.Name()) {
 			return path, "", fmt.Errorf("does not exist, but %s does; rename it to %s", e.Name(), optionalFile)
 		}
 	}
 	return path, "", err
+}
+
+// yamlName reports whether this is the name of a YAML file.
+func yamlName(name string) bool {
+	ext := filepath.Ext(name)
+	return ext == ".yaml" || ext == ".yml"
 }
 
 func readPipe(path string) (string, error) {
@@ -154,11 +164,15 @@ type source struct {
 	v    *viper.Viper
 }
 
-// parse parses documents. Errors: one is not YAML; a key that no setting has, with the most similar ones.
+// parse parses documents. Errors: those of checkYAML; one is not YAML; a key that no setting has, with the most similar
+// one.
 func parse(docs []document, all *pflag.FlagSet) (parsed []source, err error) {
 	for _, d := range docs {
 		v := viper.New()
 		v.SetConfigType("yaml")
+		if err := checkYAML(d.Content); err != nil {
+			return nil, fmt.Errorf("configuration file %s: %s", d.Path, oneLine(err))
+		}
 		if err := v.ReadConfig(bytes.NewReader([]byte(d.Content))); err != nil {
 			return nil, fmt.Errorf("configuration file %s: %s", d.Path, oneLine(err))
 		}

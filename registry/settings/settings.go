@@ -94,18 +94,16 @@ func Register(fs *pflag.FlagSet, parts ...Part) {
 	}
 }
 
-// LoadParts sets the fields of parts as [Load] does, and validates them. derive, between the two, sets what one part
-// has to know of another, and reports what contradicts itself between them.
-func LoadParts(given *pflag.FlagSet, derive func() error, parts ...Part) error {
+// LoadParts sets the fields of parts as [Load] does, and validates them. Between the two it calls derive, which sets
+// what the Validate of one part needs to know of another part.
+func LoadParts(given *pflag.FlagSet, derive func(), parts ...Part) error {
 	all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	Register(all, parts...)
 	from, err := loadFrom(all, given)
 	if err != nil {
 		return err
 	}
-	if err = derive(); err != nil {
-		return from.name(err)
-	}
+	derive()
 	for _, p := range parts {
 		if err := p.Validate(); err != nil {
 			return from.name(err)
@@ -299,7 +297,7 @@ func quantities(_, to reflect.Type, value any) (any, error) {
 	}
 	text, err := cast.ToStringE(value)
 	if err != nil {
-		text = fmt.Sprint(value) // a list or a map, which is no number either
+		text = fmt.Sprint(value) // a list or a map, which is not a number
 	}
 	return size.ParseQuantity(text)
 }

@@ -1,6 +1,7 @@
 package settings_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -62,7 +63,7 @@ func begin(t *testing.T, args []string, open func(*server) error, then func(*set
 	}
 	load := func() (*server, error) {
 		s := &server{}
-		return s, settings.LoadParts(given, func() error { return nil }, s)
+		return s, settings.LoadParts(given, func() {}, s)
 	}
 	err = settings.Start(given, []settings.Part{new(server)}, func(f *settings.Files) error {
 		s, err := load()
@@ -117,6 +118,19 @@ func TestMistakesNameFileEntryAndKeys(t *testing.T) {
 			"the keys are who, rate, after"}},
 		"a value in one": {"rules: [{who: a, rate: fast}]", []string{"b.yaml: rules: entry 1: ",
 			"is not a number of bytes"}},
+		"a second document":       {"count: 1\n...\ncuont: 1", []string{"b.yaml: yaml: line 2: "}},
+		"what follows the end":    {"count: 1\n...\ncuont: 1", []string{"b.yaml: yaml: line 2: "}},
+		"junk after the end":      {"count: 1\n---\n:\n:", []string{"b.yaml: "}},
+		"a list":                  {"- count: 1", []string{"b.yaml: line 1: not settings"}},
+		"text":                    {"count", []string{"b.yaml: line 1: not settings"}},
+		"no YAML":                 {"count: [", []string{"b.yaml: "}},
+		"a key twice":             {"count: 1\ncount: 2", []string{"b.yaml: line 2: count is set in line 1 already"}},
+		"a key in other letters":  {"count: 1\nCount: 2", []string{"b.yaml: line 2: count is set in line 1 already"}},
+		"the same in an entry":    {"rules: [{who: a, WHO: b}]", []string{"b.yaml: line 1: who is set"}},
+		"a list for a value":      {"count: [1]", []string{"b.yaml: count: [1] is not a int"}},
+		"a mapping for a value":   {"count: {a: 1}", []string{`b.yaml: unknown setting "count.a"`}},
+		"a number for text":       {"list: [1]", []string{"b.yaml: list: 1 is not text; put it in quotes"}},
+		"a value for a file-only": {"rules: all", []string{"b.yaml: rules: entry 1: "}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -142,6 +156,18 @@ func TestADirectoryWithAnotherFile(t *testing.T) {
 	if _, err := begin(t, []string{"-c", dir + "/none"}, nil, nil); err == nil || !strings.Contains(err.Error(),
 		dir+"/none") {
 		t.Error(err)
+	}
+}
+
+// TestWhatSetsNothingIsNoMistake.
+func TestWhatSetsNothingIsNoMistake(t *testing.T) {
+	for _, text := range []string{"", "\n", "# count: 2", "---\n", "---\n# a\n---\n", "null", "{}", "count:", "list: []"} {
+		dir := t.TempDir()
+		write(t, dir, map[string]string{"a.yaml": "count: 1\nlist: [a]", "b.yaml": text})
+		o, err := begin(t, []string{"-c", dir + "/a.yaml", "-c", dir + "/b.yaml", "--data-dir=" + dir}, nil, nil)
+		if err != nil || o.Count != 1 || (len(o.List) == 0) != (text == "list: []") {
+			t.Errorf("%q: %+v, %v", text, o, err)
+		}
 	}
 }
 
@@ -193,6 +219,52 @@ func TestAMistakeDoesNotKeepAServerFromStarting(t *testing.T) {
 			t.Setenv("TROW_CUONT", "1")
 			if o, err := begin(t, args, row.open, nil); err == nil || !strings.Contains(err.Error(), "TROW_CUONT") {
 				t.Errorf("with a bad variable: %+v, %v", o, err)
+			}
+		})
+	}
+}
+
+// TestAFileThatIsNoFile is one of the mistakes that do not keep a server from starting; nor is a missing one.
+func TestAFileThatIsNoFile(t *testing.T) {
+	directory := func(path string) error { return os.MkdirAll(path, 0o700) }
+	for name, row := range map[string]struct {
+		arg, file string // what --config names, and the file with the settings
+		then      func(path string) error
+		want      string
+	}{
+		"gone":                       {"trow.yaml", "trow.yaml", func(string) error { return nil }, "no such file"},
+		"a directory":                {"trow.yaml", "trow.yaml", directory, "is a directory"},
+		"a directory in a directory": {"mine", "mine/trow.yaml", directory, "is not a regular file"},
+		"a link that leads nowhere": {"trow.yaml", "trow.yaml", func(p string) error {
+			return os.Symlink("x", p)
+		}, "no such file"},
+		"too large": {"trow.yaml", "trow.yaml", func(p string) error {
+			return os.WriteFile(p, bytes.Repeat([]byte("# \n"), files.MaxSize), 0o600)
+		}, "bytes"},
+		"a directory that is gone": {"mine", "mine/trow.yaml", func(p string) error { return os.Remove(filepath.Dir(p)) },
+			"no such file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data, dir := t.TempDir(), t.TempDir()
+			write(t, dir, map[string]string{row.file: "count: 5"})
+			args := []string{"-c", filepath.Join(dir, row.arg), "--data-dir=" + data}
+			if _, err := begin(t, args, nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(dir, row.file)
+			if err := errors.Join(os.Remove(path), row.then(path)); err != nil {
+				t.Fatal(err)
+			}
+			o, err := begin(t, args, nil, func(f *settings.Files, _ func() (*server, error)) {
+				if ok, text := f.Check(); ok || !strings.Contains(text, row.want) || testutil.ToFloat64(f) != 0 {
+					t.Errorf("it says %t %q", ok, text)
+				}
+			})
+			if err != nil || o.Count != 5 {
+				t.Errorf("%+v, %v", o, err)
+			}
+			if o, err := begin(t, append(args[:1:1], args[1], "--data-dir="+t.TempDir()), nil, nil); err == nil {
+				t.Errorf("a first start: %+v", o)
 			}
 		})
 	}

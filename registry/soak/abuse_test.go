@@ -37,7 +37,7 @@ const (
 	slowestImage = 10 * time.Second
 	// attackTime bounds an attack, holdTime how long it keeps what it has opened.
 	attackTime     = 20 * time.Second
-	holdTime       = 3 * time.Second
+	holdTime       = 2500 * time.Millisecond
 	attackTimeFull = 5 * time.Minute
 	holdTimeFull   = 30 * time.Second
 	// restartTime bounds the restart after an attack.

@@ -52,6 +52,9 @@ var attacks = []attack{
 	{name: "manifests but a byte", short: 120, full: 950, run: (*attacker).manifestsButAByte},
 	{name: "reviews but a byte", short: 1200, full: 5000, run: (*attacker).reviewsButAByte},
 	{name: "unfinished headers", short: 2000, full: 6000, run: (*attacker).unfinishedHeaders},
+	{name: "large headers", short: 750, full: 6000, run: (*attacker).largeHeaders},
+	{name: "bodies that do not come", short: 1000, full: 9900, args: setting("max-connections"),
+		run: (*attacker).bodiesThatDoNotCome},
 	{name: "large reviews", short: 4, full: 4, run: (*attacker).largeReviews},
 	{name: "silent TLS", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTLS},
 	{name: "silent TCP", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTCP},
@@ -372,6 +375,34 @@ func (a *attacker) unfinishedHeaders(n int) {
 	long := strings.Repeat("a", 60<<10)
 	a.open(n, func(_ int, l *line) error {
 		_, err := fmt.Fprintf(l, "GET /v2/ HTTP/1.1\r\nHost: trow\r\nX-A: %s", long)
+		return err
+	})
+}
+
+// largeHeaders sends reviews without an end whose headers are as large as they may be: one line, as many short lines as
+// fit, and such lines that come with the body of the request before.
+func (a *attacker) largeHeaders(n int) {
+	var lines strings.Builder
+	for i := 0; lines.Len() < 60<<10; i++ {
+		fmt.Fprintf(&lines, "%s:\r\n", strconv.FormatInt(int64(i), 36))
+	}
+	post := func(lines string) string {
+		return "POST /validate HTTP/1.1\r\nHost: trow\r\nContent-Type: application/json\r\n" + lines +
+			"Content-Length: 3000\r\n\r\n"
+	}
+	texts := []string{post("X: "+strings.Repeat("a", 60<<10)+"\r\n") + "{", post(lines.String()) + "{",
+		post("") + strings.Repeat(" ", 3000) + post(lines.String()[:4000]) + "{"}
+	a.open(n, func(i int, l *line) error {
+		_, err := io.WriteString(l, texts[i%len(texts)])
+		return err
+	})
+}
+
+// bodiesThatDoNotCome holds back a body on each connection: one that nobody waits for, a small review, and a form.
+func (a *attacker) bodiesThatDoNotCome(n int) {
+	a.open(n, func(i int, l *line) error {
+		_, err := fmt.Fprintf(l, "POST /%s HTTP/1.1\r\nHost: trow\r\nContent-Length: 3000\r\n\r\n{",
+			[]string{"nothing", "validate", "token"}[i%3])
 		return err
 	})
 }

@@ -15,8 +15,8 @@
 //
 // Why a commit that failed stops the writing: when the last fsync of a commit fails, bbolt returns an error, but shows
 // the change all the same, and the kernel may have dropped the pages that it could not write. So the next commit first
-// rewrites the file from what bbolt shows, and continues with the new one. A full disk is no such failure: nothing was
-// overwritten, and writing continues when there is space again.
+// rewrites the file from what bbolt shows, and continues with the new one. A full disk is not such a failure: nothing
+// was overwritten, and writing continues when there is space again.
 //
 // # What it does not do
 //

@@ -34,9 +34,9 @@ var lockTimeout = 10 * time.Second
 
 var errForeign = errors.New("this bbolt file is not a journal of this registry")
 
-// Open opens the journal in dir, and makes one if there is none. Errors: another process has it open (the error names
-// it, after waiting 10 s for it to end); the data is of a newer format; ErrDamaged, also for a journal that [Recover]
-// has not finished; those of the file system.
+// Open opens the journal in dir, and creates it in an empty directory. Errors: another process has it open (the error
+// names it, after waiting 10 s for it to end); the data is of a newer format; ErrDamaged, also for a journal that
+// [Recover] has not finished; those of the file system.
 func Open(dir string) (*Journal, error) {
 	if err := checkFinished(dir); err != nil {
 		return nil, err

@@ -386,9 +386,9 @@ func (w *worker) do(repo string, d step) error {
 			return err
 		}
 		if d.how == "leave" {
-			return u.Close()
+			return u.Close(ctx)
 		}
-		return u.Cancel()
+		return u.Cancel(ctx)
 	}
 	return w.index.Update(ctx, repo, func(tx *storage.Tx) error {
 		switch d.how {
@@ -443,7 +443,7 @@ func (w *worker) chunks(ctx context.Context, repo string, u storage.Upload, d st
 				return u, err
 			}
 		}
-		err := u.Close()
+		err := u.Close(ctx)
 		if err == nil {
 			u, err = w.blobs.Resume(ctx, repo, u.ID(), u.Size())
 		}

@@ -24,7 +24,7 @@ func OpenReadOnly(dir string) (*Journal, error) {
 	}
 	// bbolt would start a new file in the place of an empty one.
 	if fi, err := os.Stat(j.path); err != nil {
-		return nil, fmt.Errorf("journal: %w; there is nothing to serve from a data directory that is only read", err)
+		return nil, fmt.Errorf("journal: %w; a read-only data directory without a journal holds nothing to serve", err)
 	} else if fi.Size() == 0 {
 		return nil, errEmpty
 	}
@@ -34,7 +34,7 @@ func OpenReadOnly(dir string) (*Journal, error) {
 	return j, nil
 }
 
-var errEmpty = errors.New("the journal is empty: there is nothing to serve from a data directory that is only read")
+var errEmpty = errors.New("the journal is empty: this read-only data directory holds nothing to serve")
 
 // readMeta checks the format of a file that cannot be changed.
 func (j *Journal) readMeta(tx *bbolt.Tx) error {

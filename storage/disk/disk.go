@@ -66,7 +66,7 @@ type Options struct {
 	Reserve func(size int64) int64
 	// MaxUploads bounds the uploads that CreateAs makes and that are open at once, including those that no client writes
 	// to and those from before a restart; then CreateAs fails with ErrBusy. Those from before a restart that no
-	// client has continued since are dropped instead, the oldest first: nobody knows whose they are, and most clients
+	// client has continued since are dropped instead, the oldest first: their owners are not known, and most clients
 	// begin again. Create is not bounded: a manifest must not wait until uploads end. 0: no bound.
 	MaxUploads int
 	// ReadOnly makes everything that writes fail with ErrReadOnly, and Open create nothing.

@@ -172,12 +172,21 @@ func TestListingEndsWithItsContext(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
+	long, err := b.Create(t.Context(), "r", digest.SHA512)
+	if err == nil {
+		err = long.Commit(t.Context(), digest.SHA512.FromString(""))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	var last error
+	listed := 0
 	for _, err := range b.All(ctx) {
+		listed++
 		last = err
 	}
-	if !errors.Is(last, context.Canceled) {
-		t.Errorf("the last of All is %v", last)
+	if !errors.Is(last, context.Canceled) || listed != 3+1 { // what was read with the first look, and the error
+		t.Errorf("the last of %d in All is %v", listed, last)
 	}
 	u, err := b.Create(t.Context(), "r", digest.SHA256)
 	if err != nil {

@@ -28,7 +28,7 @@ type upload struct {
 	kept       bool       // fixed: it counts for MaxUploads
 	claimed    bool       // a client has continued it since the start
 	open       *storage.OpenUpload
-	writer     *writer   // the current one; nil: there is none
+	writer     *writer   // the current one; nil: no writer
 	file       *os.File  // open while there is a writer
 	hash       hash.Hash // of the bytes so far; nil if they are from before a restart
 	alg        digest.Algorithm

@@ -36,7 +36,7 @@ import (
 // other programs use as well.
 const tempPrefix = ".trow-tmp-"
 
-// olderTempPrefix marked them in directories of our own before version 0.2.
+// olderTempPrefix marked them in earlier versions, in directories of our own alone.
 const olderTempPrefix = ".tmp-"
 
 // OpenDir creates the directory for its owner alone if it does not exist, removes what a crash left in it, and opens

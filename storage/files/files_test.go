@@ -80,6 +80,23 @@ func TestAFailedWriteLeavesTheOldContentAlone(t *testing.T) {
 	}
 }
 
+// TestADirectoryIsOpenedToBeSynced and closed again.
+func TestADirectoryIsOpenedToBeSynced(t *testing.T) {
+	root, dir := open(t)
+	before := names(t, "/proc/self/fd")
+	if err := errors.Join(files.SyncDirIn(root, "."), files.SyncDir(dir)); err != nil {
+		t.Error(err)
+	}
+	if after := names(t, "/proc/self/fd"); len(after) != len(before) {
+		t.Errorf("%d files are open, %d were before", len(after), len(before))
+	}
+	for _, err := range []error{files.SyncDirIn(root, "none"), files.SyncDir(filepath.Join(dir, "none"))} {
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a directory that is not there: %v", err)
+		}
+	}
+}
+
 func TestOpenDirRemovesWhatACrashLeft(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{".trow-tmp-x", ".tmp-123", "kept", ".hidden"} {
@@ -138,6 +155,9 @@ func TestReadRefusesWhatIsNoSmallFile(t *testing.T) {
 		if _, err := files.Read(path, 100); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
+	}
+	if b, err := files.Read(large, 101); err != nil || len(b) != 101 {
+		t.Errorf("a file of exactly the limit: %d bytes, %v", len(b), err)
 	}
 	if _, err := files.Read(filepath.Join(dir, "none"), 100); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
@@ -208,6 +228,23 @@ func TestFollow(t *testing.T) {
 			t.Errorf("reported %v", reported)
 		}
 	})
+}
+
+// TestAFollowerReportsTheFirstFileThatCannotBeRead, also behind a path that is empty.
+func TestAFollowerReportsTheFirstFileThatCannotBeRead(t *testing.T) {
+	dir := t.TempDir()
+	there := filepath.Join(dir, "there")
+	if err := os.WriteFile(there, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	paths := []string{"", there, filepath.Join(dir, "first"), filepath.Join(dir, "second"), there}
+	f := files.NewFollower(paths, make([][]byte, len(paths)))
+	for i := range 2 {
+		_, changed, err := f.Poll()
+		if changed != (i == 1) || changed && (!errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "first")) {
+			t.Errorf("poll %d: %v, %v", i, changed, err)
+		}
+	}
 }
 
 func TestAFollowerOfAPair(t *testing.T) {

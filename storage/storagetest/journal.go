@@ -1,11 +1,14 @@
 package storagetest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,6 +28,7 @@ func Journal(t *testing.T, place func(t *testing.T) (open func() storage.Journal
 		{"a watcher gets the full state and then the commits", testWatch},
 		{"watchers get the facts of a batch in its order", testOrder},
 		{"a large state arrives completely", testLarge},
+		{"a commit may have the size that the traits allow", testBounds},
 		{"there is no gap between the full state and the commits", testNoGap},
 		{"an error of apply ends only that watch", testApplyError},
 		{"an error of apply in the full state ends the watch", testApplyErrorAtOnce},
@@ -314,7 +318,11 @@ func testLarge(t *testing.T, open func() storage.Journal) {
 			b.Facts = append(b.Facts, f)
 			want[b.Repo]["t"+f.Name] = string(f.Value)
 		}
-		commit(t, j, b)
+		facts := b.Facts
+		for part := range slices.Chunk(facts, cmp.Or(j.Traits().Operations, size+1)-1) {
+			b.Facts = part
+			b.Base = commit(t, j, b)
+		}
 	}
 	for range 2 {
 		got, bases := state(t, j)
@@ -323,6 +331,41 @@ func testLarge(t *testing.T, open func() storage.Journal) {
 		}
 		j = open()
 	}
+}
+
+func testBounds(t *testing.T, open func() storage.Journal) {
+	j := open()
+	is := j.Traits()
+	compares, operations := cmp.Or(is.Compares, 1000), cmp.Or(is.Operations, 1000)
+	left := cmp.Or(is.Bytes, 1<<20)
+	b := batch(strings.Repeat("r", 255), 0)
+	left -= len(b.Repo)
+	for i := range compares - 1 {
+		b.If = append(b.If, unset(fmt.Sprintf("%0128d", i)))
+		left -= 128
+	}
+	left -= 128 * (operations - 1)
+	want := map[string]string{}
+	for i := range operations - 1 {
+		f := set(fmt.Sprintf("%0127d-", i), "")
+		f.Value = make([]byte, left/(operations-1-i))
+		left -= len(f.Value)
+		b.Facts = append(b.Facts, f)
+		want["t"+f.Name] = string(f.Value)
+	}
+	early := follow(t, j)
+	defer early.stop()
+	early.await(0)
+	rev := commit(t, j, b)
+	got, _ := early.at(rev)
+	if !maps.Equal(got[b.Repo], want) || len(early.commits) != 1 {
+		t.Errorf("the watcher has %d facts in %d commits, want %d in one", len(got[b.Repo]), len(early.commits), len(want))
+	}
+	// The conditions are part of what is bounded when they do not hold, too.
+	b.Base = rev
+	b.If[0] = set(b.If[0].Name, "1")
+	_, err := j.Commit(t.Context(), b)
+	wantErr(t, "a condition of many that does not hold", err, storage.ErrConflict)
 }
 
 func testNoGap(t *testing.T, open func() storage.Journal) {

@@ -215,3 +215,15 @@ func BuildProgram(ctx context.Context, path, source string) error {
 	_, err = goOutput(ctx, dir, "build", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
 	return err
 }
+
+// BuildModule builds the main package of a module of its own in this directory, with the versions of its go.sum.
+func BuildModule(ctx context.Context, path, dir string) error {
+	defer took(time.Now(), "build "+dir)
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly")
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("build %s: %w", dir, err)
+	}
+	return nil
+}

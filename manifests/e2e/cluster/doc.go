@@ -36,6 +36,6 @@
 //
 // # What it does not have
 //
-// There is no DNS: pods reach Services by their address. Images come from [Cluster.ImportImage]. The default route
-// leads nowhere. A run can have one cluster.
+// There is no DNS: pods reach Services by their address; a test that needs names starts CoreDNS (../dns). Images
+// come from [Cluster.ImportImage]. The default route leads nowhere. A run can have one cluster.
 package cluster

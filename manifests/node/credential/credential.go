@@ -73,7 +73,7 @@ func Command() *cobra.Command {
 				_, err = cmd.OutOrStdout().Write(text)
 				return err
 			}
-			var names []string // configurations from before there were names have none
+			var names []string // the configurations of earlier versions set no names
 			if cmd.Flags().Changed("names") {
 				names = o.Names
 			}

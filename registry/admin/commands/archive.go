@@ -62,7 +62,7 @@ func export(cmd *cobra.Command, from *client.Client, to string, o archive.Export
 	} else {
 		done, err = archive.ExportTar(cmd.Context(), from, cmd.OutOrStdout(), o)
 	}
-	printCopied(cmd.ErrOrStderr(), "Exported", done)
+	printCopied(cmd.ErrOrStderr(), "Exported", done, err)
 	return err
 }
 
@@ -79,8 +79,9 @@ func (p Program) importCommand() *cobra.Command {
 		Use:   "import DIRECTORY|FILE|-",
 		Short: "Copy an archive, or the data directory of another registry, into the running server",
 		Long: "import reads archives of trow export, any OCI image layout (a directory, tar or tar.gz; - is standard\n" +
-			"input), and the data directories of Distribution (registry:2, registry:3) and zot. It detects the form. It\n" +
-			"copies only what the server does not have yet; an interrupted import continues when you run it again.",
+			"input), files of docker save and podman save, and the data directories of Distribution (registry:2,\n" +
+			"registry:3) and zot. It detects the form. It copies only what the server does not have yet; an interrupted\n" +
+			"import continues when you run it again.",
 		Args: cobra.ExactArgs(1),
 	}
 	t := p.target(cmd)
@@ -98,7 +99,7 @@ func (p Program) importCommand() *cobra.Command {
 		} else {
 			done, err = archive.Import(cmd.Context(), to, args[0], o)
 		}
-		printCopied(cmd.ErrOrStderr(), "Imported", done)
+		printCopied(cmd.ErrOrStderr(), "Imported", done, err)
 		return err
 	})
 	f := cmd.Flags()
@@ -129,8 +130,8 @@ func server(cmd *cobra.Command, t *target, repositories []string) (e *endpoint, 
 	return e, o, err
 }
 
-func printCopied(w io.Writer, verb string, done archive.Progress) {
-	if done == (archive.Progress{}) {
+func printCopied(w io.Writer, verb string, done archive.Progress, err error) {
+	if err != nil && done == (archive.Progress{}) {
 		return // the copy did not start; the error says why
 	}
 	fmt.Fprintf(w, "%s %s and %s, %s; %d already there.\n", verb,

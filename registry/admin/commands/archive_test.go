@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -143,11 +145,14 @@ func TestExportAndImportWithArgumentsThatAreWrong(t *testing.T) {
 	s.wantError("repository: ", "export", dir, "--repository=a b")
 	s.wantError("repository: ", "import", dir, "--repository=a b")
 	s.wantError("archive", "import", dir)
-	s.wantError("accepts 1 arg", "export")
-	s.wantError("accepts 1 arg", "import")
+	s.wantError("got no argument; want: trow ", "export")
+	s.wantError("got no argument; want: trow ", "import")
 	_, errOut, err := run(t, t.TempDir(), "", "export", filepath.Join(dir, "a"))
 	if err == nil || strings.Contains(errOut, "Exported") {
 		t.Errorf("without a server: error %v, %s", err, errOut)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "a")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an export without a server has left its directory: %v", err)
 	}
 }
 

@@ -88,7 +88,7 @@ func (p Program) onServer(cmd *cobra.Command, run func(*cobra.Command, []string,
 		if err != nil {
 			return err
 		}
-		return explain(run(cmd, args, c))
+		return explain(cmd.Context(), run(cmd, args, c))
 	}
 	return cmd
 }

@@ -18,8 +18,8 @@ func (p Program) cpCommand() *cobra.Command {
 		Use:   "cp SOURCE DESTINATION",
 		Short: "Copy an image between two registries, with all platforms and its signatures",
 		Long: "cp copies a manifest, all platforms of an index, everything that they consist of, and their referrers,\n" +
-			"such as signatures. It copies only what is not there: run it again to continue. Within one registry it copies no\n" +
-			"bytes. Without a tag, SOURCE is its tag latest, and DESTINATION gets the tag of SOURCE. Logins are those of\n" +
+			"such as signatures. It copies only what is not there: run it again to continue. Within one registry it copies\n" +
+			"no bytes. Without a tag, SOURCE is its tag latest, and DESTINATION gets the tag of SOURCE. Logins are those of\n" +
 			"docker login; --user is for --server.\n\n" + referenceUsage + exitCodes,
 		Example: "  trow cp docker.io/library/alpine:3.22 base/alpine\n" +
 			"  trow cp team/app:1.0 trow.example:31000/team/app\n  trow cp --all-tags old.example/app app",
@@ -74,7 +74,7 @@ func (p Program) cpCommand() *cobra.Command {
 		if quiet {
 			return printLines(cmd.OutOrStdout(), []string{d.String()})
 		}
-		printCopied(cmd.OutOrStdout(), "Copied", done)
+		printCopied(cmd.OutOrStdout(), "Copied", done, nil)
 		fmt.Fprintln(cmd.OutOrStdout(), destination.name+to.repo+"@"+d.String())
 		return nil
 	})
@@ -105,7 +105,7 @@ func everyTag(cmd *cobra.Command, source *endpoint, from, to reference) (all []a
 		return nil
 	})
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(all) == 0 {
-		err = fmt.Errorf("all-tags: there is no repository %s with tags", source.name+from.repo)
+		err = fmt.Errorf("all-tags: repository %s not found, or it has no tags", source.name+from.repo)
 	}
 	return all, err
 }

@@ -229,23 +229,34 @@ func (s *server) remote(with func(http.Handler) http.Handler) (url, ca string) {
 	return ts.URL, ca
 }
 
+// distribution makes a Trow answer as Distribution 3 does: it has no API for referrers, ignores ?tag=, and hands out
+// OCI manifests only to those who accept them by name.
+func distribution(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		accepts := strings.Join(req.Header.Values("Accept"), ", ")
+		switch read := req.Method == http.MethodGet || req.Method == http.MethodHead; {
+		case strings.Contains(req.URL.Path, "/referrers/"), strings.HasPrefix(req.URL.Path, "/admin/"),
+			strings.Contains(req.URL.Path, "/manifests/") && read && (!strings.Contains(accepts, v1.MediaTypeImageIndex) ||
+				!strings.Contains(accepts, v1.MediaTypeImageManifest)):
+			http.NotFound(w, req)
+			return
+		}
+		q := req.URL.Query()
+		q.Del("tag")
+		req.URL.RawQuery = q.Encode()
+		next.ServeHTTP(withoutSubject{w}, req)
+	})
+}
+
 // TestCopyBetweenRegistries: everything arrives, also in a registry that has no API for referrers, and a second copy
-// sends nothing.
+// sends nothing; and everything comes back from there.
 func TestCopyBetweenRegistries(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", t.TempDir())
 	from, to := newRegistry(t), newRegistry(t)
 	index := from.fill()
 	cosign := strings.Replace(index.Digest.String(), ":", "-", 1) + ".sig"
 	from.image("team/app", cosign, "none")
-	url, ca := to.remote(func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			if strings.Contains(req.URL.Path, "/referrers/") {
-				http.NotFound(w, req)
-				return
-			}
-			next.ServeHTTP(withoutSubject{w}, req)
-		})
-	})
+	url, ca := to.remote(distribution)
 	host := strings.TrimPrefix(url, "https://")
 	out, errOut, err := from.run("", "cp", "team/app:1.0", host+"/x/app", "--cacert", ca)
 	if err != nil || !strings.Contains(out, "Copied 5 manifests and 8 blobs, ") {
@@ -263,6 +274,19 @@ func TestCopyBetweenRegistries(t *testing.T) {
 	out, _, err = from.run("", "ls", "-q", host+"/x/app", "--cacert", ca)
 	if err != nil || !strings.Contains(out, host+"/x/app:1.0\n") {
 		t.Errorf("ls: %v: %s", err, out)
+	}
+	out, _, err = from.run("", "cp", host+"/x/app:1.0", "back", "--cacert", ca)
+	if err != nil || !strings.Contains(out, "back@"+index.Digest.String()) {
+		t.Errorf("back: %v: %s", err, out)
+	}
+	want, _, _ := from.run("", "inspect", "team/app:1.0", "-o", "json")
+	got, _, err := from.run("", "inspect", "back:1.0", "-o", "json")
+	if err != nil || strings.Replace(got, `"back"`, `"team/app"`, 1) != want {
+		t.Errorf("what came back: %v: %s\nwant %s", err, got, want)
+	}
+	out, _, err = from.run("", "ls", url, "--cacert", ca)
+	if err != nil || out != "REPOSITORY\nx/app\n" {
+		t.Errorf("ls of a URL: %v: %s", err, out)
 	}
 }
 

@@ -1,15 +1,11 @@
 package commands
 
 import (
-	"errors"
-	"fmt"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
-	"trow/registry/settings"
 )
 
 // groups are the headings of trow --help, with the commands below each.
@@ -28,9 +24,14 @@ var groups = []struct {
 // helpWidth is the width of help texts, in characters.
 const helpWidth = 80
 
-// Arrange gives a program its help: commands in groups, texts that fit a terminal, and errors about flags that name the
-// one that was meant. Call it when all commands are there.
+// Arrange gives a program its help: commands in groups, texts that fit a terminal, and errors about commands, arguments
+// and flags that name the one that was meant. Call it when all commands are there.
 func Arrange(root *cobra.Command) {
+	root.Long = root.Short + "\n\nExit code: 0 on success, 1 if the answer is no (" +
+		"an image that may not run, damage that was found, nothing that was removed), 2 on an error."
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	explainUsage(root)
 	for _, g := range groups {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, name := range g.commands {
@@ -40,7 +41,7 @@ func Arrange(root *cobra.Command) {
 		}
 	}
 	cobra.AddTemplateFunc("trowWrap", wrap)
-	cobra.AddTemplateFunc("trowFlags", func(f *pflag.FlagSet) string { return f.FlagUsagesWrapped(helpWidth) })
+	cobra.AddTemplateFunc("trowFlags", flags80)
 	usage := root.UsageTemplate()
 	for _, flags := range []string{".LocalFlags", ".InheritedFlags"} {
 		usage = strings.ReplaceAll(usage, "{{"+flags+".FlagUsages | trimTrailingWhitespaces}}",
@@ -49,11 +50,11 @@ func Arrange(root *cobra.Command) {
 	cobra.AddTemplateFunc("trowShort", short80)
 	usage = strings.ReplaceAll(usage, "{{rpad .Name .NamePadding }} {{.Short}}",
 		"{{rpad .Name .NamePadding }} {{trowShort .Short .NamePadding}}")
+	usage = strings.ReplaceAll(usage, "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}")
 	root.SetUsageTemplate(usage)
 	root.SetHelpTemplate(`{{with (or .Long .Short)}}{{trowWrap . | trimTrailingWhitespaces}}
 
 {{end}}{{if or .Runnable .HasSubCommands}}{{.UsageString}}{{end}}`)
-	root.SetFlagErrorFunc(flagError)
 }
 
 // short80 fills what a list of commands says of one, beside names of this width.
@@ -61,6 +62,32 @@ func short80(text string, names int) string {
 	indent := "  " + strings.Repeat(" ", names) + " "
 	return strings.ReplaceAll(strings.TrimSpace(fill(text, helpWidth-len(indent))), "\n", "\n"+indent)
 }
+
+// flags80 describes flags. pflag makes room for the longest name and type beside every flag: so what a type says in
+// parentheses goes behind the text, and =true|false stays only at switches that are on by default.
+func flags80(all *pflag.FlagSet) string {
+	shown := pflag.NewFlagSet("", pflag.ContinueOnError)
+	shown.SortFlags = all.SortFlags
+	all.VisitAll(func(f *pflag.Flag) {
+		named := *f
+		if typ, form, long := strings.Cut(f.Value.Type(), " ("); long {
+			named.Value = typed{f.Value, typ}
+			named.Usage += " (" + form
+		} else if typ == "bool" && f.DefValue == "false" {
+			named.Value, named.NoOptDefVal = typed{f.Value, ""}, ""
+		}
+		shown.AddFlag(&named)
+	})
+	return shown.FlagUsagesWrapped(helpWidth)
+}
+
+// typed is a value with a type of another name.
+type typed struct {
+	pflag.Value
+	name string
+}
+
+func (t typed) Type() string { return t.name }
 
 // wrap fills a text as wide as the help.
 func wrap(text string) string { return fill(text, helpWidth) }
@@ -92,22 +119,4 @@ func fill(text string, width int) string {
 	}
 	flush()
 	return out.String()
-}
-
-// flagError adds the remedy to an error about the flags of a command.
-func flagError(cmd *cobra.Command, err error) error {
-	unknown, ok := errors.AsType[*pflag.NotExistError](err)
-	if !ok {
-		return err
-	}
-	var names []string
-	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if !f.Hidden {
-			names = append(names, f.Name)
-		}
-	})
-	if near := settings.Nearest(unknown.GetSpecifiedName(), names); near != "" {
-		return fmt.Errorf("%w; did you mean --%s?", err, near)
-	}
-	return fmt.Errorf("%w; %s --help lists the flags", err, cmd.CommandPath())
 }

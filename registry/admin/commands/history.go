@@ -24,8 +24,8 @@ func (p Program) historyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "history REPOSITORY[:TAG]",
 		Short: "Show what a tag names and named before, since when, and who set it",
-		Long: "history shows what a tag names, in the first line, and what it named before, the newest first. Without a tag\n" +
-			"it shows the tag latest. BY is the login that set the tag: a user, robot:NAME, cert:NAME, a ServiceAccount,\n" +
+		Long: "history shows what a tag names, in the first line, and what it named before, the newest first. Without a\n" +
+			"tag it shows the tag latest. BY is the login that set the tag: a user, robot:NAME, cert:NAME, a ServiceAccount,\n" +
 			"(anonymous) without a login, or (socket) for commands on the server's machine. It is - where that is not\n" +
 			"known, and for clients that may not push to the repository. A registry of Trow keeps the last 50 targets of\n" +
 			"a tag until the tag is deleted. A manifest that a tag named before may have been deleted since.\n\n" +
@@ -70,9 +70,10 @@ func history(cmd *cobra.Command, e *endpoint, r reference) ([]client.Target, err
 	}
 	switch _, rerr := e.Resolve(cmd.Context(), r.repo, r.ref()); {
 	case errors.Is(rerr, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no %s:%s; trow tags %[1]s lists the tags", e.name+r.repo, r.ref())
+		return nil, fmt.Errorf("%s:%s not found; trow tags %[1]s lists the tags", e.name+r.repo, r.ref())
 	case rerr == nil:
-		return nil, fmt.Errorf("%s keeps no history of tags: it is no Trow, or an older version (%w)", e.URL(), err)
+		return nil, fmt.Errorf("%s keeps no history of tags: it is not a Trow server, or one of an older version (%w)",
+			e.URL(), err)
 	}
 	return nil, err
 }

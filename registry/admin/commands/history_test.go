@@ -35,8 +35,8 @@ func TestHistoryOfRegistriesWithoutOne(t *testing.T) {
 		})
 		host := strings.TrimPrefix(url, "https://")
 		for tag, want := range map[string]string{
-			"1.0":  url + " keeps no history of tags: it is no Trow, or an older version (",
-			"none": "there is no " + host + "/team/app:none; trow tags " + host + "/team/app lists the tags",
+			"1.0":  url + " keeps no history of tags: it is not a Trow server, or one of an older version (",
+			"none": host + "/team/app:none not found; trow tags " + host + "/team/app lists the tags",
 		} {
 			_, _, err := s.run("", "history", host+"/team/app:"+tag, "--cacert", ca)
 			if err == nil || !strings.HasPrefix(err.Error(), want) {

@@ -74,7 +74,7 @@ func (p Program) inspectCommand() *cobra.Command {
 		i, err := inspect(cmd, e, r, platform)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("there is no %s; trow tags %s lists the tags", args[0], e.name+r.repo)
+			return fmt.Errorf("%s not found; trow tags %s lists the tags", e.name+r.text(), e.name+r.repo)
 		case err != nil:
 			return err
 		case o.json():
@@ -104,7 +104,7 @@ func inspect(cmd *cobra.Command, e *endpoint, r reference, platform string) (*in
 			for _, d := range m.Manifests {
 				all = append(all, platformOf(d.Platform))
 			}
-			return nil, fmt.Errorf("platform: there is no %q; there are %s", platform, strings.Join(all, ", "))
+			return nil, fmt.Errorf("platform: the index has no %q; it has %s", platform, strings.Join(all, ", "))
 		}
 		if m, desc, err = inventory.Fetch(ctx, e.Client, r.repo, m.Manifests[at].Digest.String()); err != nil {
 			return nil, err
@@ -174,7 +174,7 @@ func (i *inspection) readConfig(cmd *cobra.Command, e *endpoint, repo string, d 
 		return fmt.Errorf("configuration %s: %w", d.Digest, err)
 	}
 	var image v1.Image
-	if json.Unmarshal(text, &image) == nil { // what is no image configuration has nothing to show
+	if json.Unmarshal(text, &image) == nil { // other configurations have nothing to show
 		i.Config = &image
 	}
 	return nil

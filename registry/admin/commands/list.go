@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"regexp"
 	"slices"
 	"time"
 
@@ -24,7 +25,7 @@ const exitCodes = "\n\nExit code: 0 on success, 2 on an error."
 
 // explained makes run's errors name their remedy.
 func explained(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error { return explain(run(cmd, args)) }
+	return func(cmd *cobra.Command, args []string) error { return explain(cmd.Context(), run(cmd, args)) }
 }
 
 // repositoryArgument reads an argument that names a repository alone.
@@ -39,12 +40,13 @@ func repositoryArgument(text string) (reference, error) {
 func (p Program) lsCommand() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
-		Use:   "ls [REPOSITORY]",
+		Use:   "ls [REPOSITORY|https://HOST]",
 		Short: "List the repositories of a registry, or the manifests of one",
 		Long: "ls lists repositories, or the manifests and tags of a repository. Untagged manifests are in the list where\n" +
 			"the server's administration may be asked: on its socket, or with a login that has admin.\n\n" + referenceUsage +
 			exitCodes,
-		Example: "  trow ls\n  trow ls team/app --server https://trow.example:31000\n" +
+		Example: "  trow ls\n  trow ls https://trow.example:31000\n" +
+			"  trow ls team/app --server https://trow.example:31000\n" +
 			"  trow ls docker.io/library/alpine -o json",
 		Args: cobra.MaximumNArgs(1),
 	}
@@ -52,6 +54,12 @@ func (p Program) lsCommand() *cobra.Command {
 	o.addFlags(cmd, "names")
 	cmd.ValidArgsFunction = completeReference(t, 1, false)
 	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 && registryURL.MatchString(args[0]) {
+			if t.server != "" {
+				return errors.New("server: the argument names a registry already; omit one of them")
+			}
+			t.server, args = args[0], nil
+		}
 		if len(args) == 0 {
 			return listRepositories(cmd, t, o)
 		}
@@ -59,6 +67,9 @@ func (p Program) lsCommand() *cobra.Command {
 	})
 	return cmd
 }
+
+// registryURL matches a registry without a repository, which trow ls lists.
+var registryURL = regexp.MustCompile(`^https?://[^/]+/?$`)
 
 // listRepositories lists what the server holds, with counts if its administration may be asked, else by name.
 func listRepositories(cmd *cobra.Command, t *target, o output) error {
@@ -80,6 +91,9 @@ func listRepositories(cmd *cobra.Command, t *target, o output) error {
 		usages, _ = sum.Result()
 	} else {
 		err := e.Repositories(cmd.Context(), func(page []string) error { names = append(names, page...); return nil })
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%s does not list its repositories (%w); name one", e.URL(), err)
+		}
 		if err != nil {
 			return err
 		}
@@ -136,16 +150,26 @@ type listed struct {
 }
 
 // holdings returns what a repository holds.
-func holdings(cmd *cobra.Command, from inventory.Registry, repo string) (h storage.Holdings, whole bool, err error) {
+func holdings(cmd *cobra.Command, e *endpoint, from inventory.Registry, repo string) (
+	h storage.Holdings, whole bool, err error) {
 	found := false
 	whole, err = from.Each(cmd.Context(), []string{repo}, func(held storage.Holdings) error {
 		h, found = held, true
 		return nil
 	})
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !found {
-		err = fmt.Errorf("there is no repository %s; trow ls lists those that there are", repo)
+		err = e.noRepository(repo)
 	}
 	return h, whole, err
+}
+
+// noRepository says that a registry has no such repository, and how to find out which it has.
+func (e *endpoint) noRepository(repo string) error {
+	list := "trow ls"
+	if e.dir == "" {
+		list += " " + e.URL()
+	}
+	return fmt.Errorf("repository %s not found; %s lists the repositories", e.name+repo, list)
 }
 
 func listManifests(cmd *cobra.Command, t *target, o output, name string) error {
@@ -157,7 +181,7 @@ func listManifests(cmd *cobra.Command, t *target, o output, name string) error {
 	if err != nil {
 		return err
 	}
-	h, _, err := holdings(cmd, e.inventory(), r.repo)
+	h, _, err := holdings(cmd, e, e.inventory(), r.repo)
 	if err != nil {
 		return err
 	}
@@ -235,7 +259,7 @@ func (p Program) tagsCommand() *cobra.Command {
 		if o.quiet { // a request for each page, where the digests would need one for each tag
 			return listTags(cmd, e, r.repo)
 		}
-		h, _, err := holdings(cmd, e.inventory(), r.repo)
+		h, _, err := holdings(cmd, e, e.inventory(), r.repo)
 		if err != nil {
 			return err
 		}
@@ -247,7 +271,7 @@ func (p Program) tagsCommand() *cobra.Command {
 func listTags(cmd *cobra.Command, e *endpoint, repo string) error {
 	err := e.Tags(cmd.Context(), repo, func(page []string) error { return printLines(cmd.OutOrStdout(), page) })
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no repository %s; trow ls lists those that there are", repo)
+		return e.noRepository(repo)
 	}
 	return err
 }

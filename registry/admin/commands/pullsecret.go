@@ -45,7 +45,7 @@ func (p Program) pullSecretCommand() *cobra.Command {
 			"With --replace it can be run again: the robot gets a new token, and the token\n" +
 			"before stops working.\n" +
 			"With --user it creates no robot; the Secret has the password of that user,\n" +
-			"who must not be one who may administer the registry.",
+			"who must not be one who may administer the registry: the server is asked.",
 		Args: cobra.NoArgs,
 	}
 	t := &target{dataDir: p.DataDir(cmd)}
@@ -55,6 +55,10 @@ func (p Program) pullSecretCommand() *cobra.Command {
 		// Validate first: a robot that was created for a Secret that cannot be printed would be of no use.
 		if err := s.validate(); err != nil {
 			return err
+		}
+		if slices.Contains(o.actions, string(auth.Admin)) {
+			return errors.New("actions: admin: everybody who can read the Secret could administer the registry; leave it out, " +
+				"or make a token for one program with trow token create")
 		}
 		if user != "" {
 			password, err := readPassword(cmd.InOrStdin(), file)
@@ -93,25 +97,23 @@ func (p Program) pullSecretCommand() *cobra.Command {
 	return cmd
 }
 
-// checkNoAdministrator refuses a user who may administer the registry: everybody who can read the Secret could do it. A
-// server that does not answer, or that does not know the user, is no obstacle, because the Secret may be for another
-// one.
+// checkNoAdministrator refuses a user who may administer the registry: everybody who can read the Secret could do it.
+// So it refuses a user as well whom no server knows, or about whom none can be asked.
 func (t *target) checkNoAdministrator(cmd *cobra.Command, user string) error {
+	const instead = "omit --user and --password-file: then the Secret gets a robot that may only pull"
 	var answer auth.Explanation
 	e, err := t.open(cmd)
 	if err == nil {
 		err = runQuietly(cmd.Context(), e.admin, auth.JobExplain,
 			url.Values{"action": {string(auth.Admin)}, "as": {user}}, &answer)
 	}
-	if err != nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "Warning: no server has said whether %s may administer it (%v). If so, "+
-			"everybody who can read this Secret may; omit --user, and the Secret gets a robot that may only pull.\n",
-			user, err)
-		return nil
-	}
-	if answer.Allowed {
-		return fmt.Errorf("user: %s may administer the registry (%s), and so could everybody who can read the Secret; "+
-			"omit --user and --password-file: then the Secret gets a robot that may only pull", user, answer.Why)
+	switch {
+	case err != nil:
+		return fmt.Errorf("user: cannot find out whether %s may administer the registry, and a pull secret must not: "+
+			"%w; name the server with --data-dir or --server https://HOST, or %s", user, err, instead)
+	case answer.Allowed:
+		return fmt.Errorf("user: %s may administer the registry (%s), and so could everybody who can read the Secret; %s",
+			user, answer.Why, instead)
 	}
 	return nil
 }

@@ -40,6 +40,12 @@ func TestRebuild(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte(strings.Repeat("damaged", 5000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// A dry run works on a copy, and names the original; rebuild does not say to run rebuild.
+	out, errOut, err := run(t, dir+"/./", "", "rebuild", "--dry-run")
+	if err != nil || !strings.HasPrefix(out, dir+"/journal.db: the journal is damaged: ") ||
+		strings.Contains(out, "dry-run") || strings.Contains(out, "run trow rebuild") {
+		t.Errorf("a dry run: %v: %s%s", err, out, errOut)
+	}
 	want([]string{"--into=lost/found", "--recover"}, "\nMoved it to ",
 		"There was no backup: the names of repositories and tags are lost.\n",
 		"\nfound    lost/found@"+found+" (application/vnd.oci.image.index.v1+json)\n",

@@ -57,7 +57,7 @@ func parseReference(text string) (r reference, err error) {
 		}
 		rest = path
 		switch first {
-		case dockerHub, "index." + dockerHub, dockerAPI:
+		case dockerHub, "index." + dockerHub, "registry.hub.docker.com", dockerAPI:
 			first = dockerAPI
 			if !strings.Contains(rest, "/") {
 				rest = "library/" + rest
@@ -65,7 +65,8 @@ func parseReference(text string) (r reference, err error) {
 		}
 		r.url = scheme + strings.ToLower(first)
 	case named:
-		return r, fmt.Errorf("%.150q names a registry and no repository; want HOST[:PORT]/REPOSITORY", text)
+		return r, fmt.Errorf("%.150q names a registry and no repository; want HOST[:PORT]/REPOSITORY; "+
+			"trow ls https://HOST lists the repositories", text)
 	}
 	rest, at, hasDigest := strings.Cut(rest, "@")
 	if hasDigest {
@@ -95,6 +96,14 @@ func (r reference) ref() string {
 		return r.tag
 	}
 	return "latest"
+}
+
+// text is the reference without a host, as people write it.
+func (r reference) text() string {
+	if r.digest != "" {
+		return r.repo + "@" + r.digest.String()
+	}
+	return r.repo + ":" + r.ref()
 }
 
 // local makes a reference to one of these hosts one to the server of the command.

@@ -36,8 +36,8 @@ func (p Program) rmCommand() *cobra.Command {
 		Short: "Remove a tag, a manifest or a repository; first say what goes and what stays",
 		Long: "rm REPOSITORY:TAG removes the tag alone: the manifest stays and can be pulled by its digest. --manifest\n" +
 			"takes the manifest too, unless another tag or an index needs it. rm REPOSITORY@DIGEST removes a manifest with\n" +
-			"its tags, and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as signatures,\n" +
-			"where nothing else needs them. The next collection frees the space: trow gc.\n\n" +
+			"its tags, and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as\n" +
+			"signatures, where nothing else needs them. The next collection frees the space: trow gc.\n\n" +
 			"rm says what goes and asks; --yes does not ask. In a cluster:\n" +
 			"  kubectl -n kube-public exec trow-0 -- /trow rm team/app:1.0 --yes\n\n" + referenceUsage +
 			"\n\nExit code: 0 on success, 1 if nothing was removed, because something needs it or you said no, 2 on an error.",
@@ -119,7 +119,7 @@ func (o *removing) plan(cmd *cobra.Command, e *endpoint, r reference) (plan inve
 	from := e.inventory()
 	from.Referrers = true
 	var h storage.Holdings
-	if h, _, err = holdings(cmd, from, r.repo); err != nil {
+	if h, _, err = holdings(cmd, e, from, r.repo); err != nil {
 		return plan, err
 	}
 	if r.digest != "" {
@@ -129,7 +129,7 @@ func (o *removing) plan(cmd *cobra.Command, e *endpoint, r reference) (plan inve
 	}
 	plan, found := inventory.Plan(h, inventory.Target{Tag: r.tag, Digest: r.digest, WithManifest: o.withManifest})
 	if !found {
-		return plan, fmt.Errorf("%s has no %s; trow ls %[1]s lists what it has", r.repo, r.ref())
+		return plan, fmt.Errorf("%s not found; trow ls %s lists the tags", e.name+r.text(), e.name+r.repo)
 	}
 	if e.admin == nil || plan.Bytes == 0 {
 		return plan, nil
@@ -212,7 +212,7 @@ func whyKept(k inventory.Kept) string {
 func ask(cmd *cobra.Command, question string) (bool, error) {
 	in := cmd.InOrStdin()
 	if f, ok := in.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
-		return false, errors.New("standard input is no terminal, so rm cannot ask; add --yes, " +
+		return false, errors.New("standard input is not a terminal, so rm cannot ask; add --yes, " +
 			"or --dry-run to see what would go")
 	}
 	fmt.Fprint(cmd.ErrOrStderr(), question)

@@ -111,7 +111,7 @@ func (t *table) print(w io.Writer, indent string) error {
 				widest = i
 			}
 		}
-		const least = 8 // less is no name any more
+		const least = 8 // a name that is cut further cannot be recognized
 		if widths[widest] <= least {
 			break
 		}

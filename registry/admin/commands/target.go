@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -162,20 +163,46 @@ func (t *target) transport(host string) (*http.Client, error) {
 	}
 	h := http.DefaultTransport.(*http.Transport).Clone()
 	h.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	return &http.Client{Transport: h}, nil
+	return &http.Client{Transport: naming{h}}, nil
 }
 
-// explain adds the remedy to an error of a registry.
-func explain(err error) error {
-	var unknown x509.UnknownAuthorityError
-	e, refused := errors.AsType[*client.Error](err)
+// naming puts the host into the error of a request: a command may talk to several.
+type naming struct{ http.RoundTripper }
+
+func (n naming) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := n.RoundTripper.RoundTrip(req)
+	var plain tls.RecordHeaderError
 	switch {
-	case err == nil, errors.Is(err, context.Canceled):
-		return err
+	case err == nil || req.Context().Err() != nil:
+		return resp, err
+	case errors.As(err, &plain) && string(plain.RecordHeader[:]) == "HTTP/":
+		err = fmt.Errorf("it speaks plain HTTP; name it by http://%s", req.URL.Host)
+	}
+	return resp, fmt.Errorf("%s: %w", req.URL.Host, err)
+}
+
+// explain adds the remedy to an error of a registry, and its name where a command may talk to several.
+func explain(ctx context.Context, err error) error {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	e, refused := errors.AsType[*client.Error](err)
+	dial, unreachable := errors.AsType[*net.OpError](err)
+	if refused && !strings.HasSuffix(admin.URL, "//"+e.Registry) && !strings.Contains(err.Error(), e.Registry) {
+		err = fmt.Errorf("%s: %w", e.Registry, err)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil: // the error is what happened to the request under way
+		return errors.New("interrupted; what was done stays, and the same command continues")
 	case errors.As(err, &unknown):
 		return fmt.Errorf("%w; name the CA of the registry with --cacert", err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w; use a name that the certificate has (the setting tls-names of a Trow adds some)", err)
 	case refused && e.Status == http.StatusUnauthorized:
 		return fmt.Errorf("%w; log in with docker login, or with --user and --password-file", err)
+	case unreachable && dial.Op == "dial" && dial.Net != "unix":
+		return fmt.Errorf("%w; is this the host and the port of the registry, and does it run?", err)
 	}
 	return err
 }

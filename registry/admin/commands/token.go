@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/url"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -117,17 +116,18 @@ func (p Program) listCommand() *cobra.Command {
 }
 
 func printRobots(out io.Writer, all []auth.Robot) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tREPOSITORIES\tACTIONS\tCREATED\tVALIDITY")
+	list := table{head: []string{"NAME", "REPOSITORIES", "ACTIONS", "CREATED", "VALIDITY"}}
 	for _, r := range all {
-		valid := validity(r.Expires)
-		if !r.Expires.IsZero() && time.Now().After(r.Expires) {
-			valid = "expired " + r.Expires.Format(time.RFC3339)
+		valid := "until revoked"
+		if !r.Expires.IsZero() {
+			valid = "until " + moment(r.Expires.Unix())
+			if time.Now().After(r.Expires) {
+				valid = "expired " + moment(r.Expires.Unix())
+			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.Name, strings.Join(r.Repositories, ","), joinActions(r.Actions),
-			r.Created.Format(time.RFC3339), valid)
+		list.add(r.Name, strings.Join(r.Repositories, ","), joinActions(r.Actions), moment(r.Created.Unix()), valid)
 	}
-	return w.Flush()
+	return list.print(out, "")
 }
 
 func joinActions(all []auth.Action) string {

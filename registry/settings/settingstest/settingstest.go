@@ -4,6 +4,7 @@ package settingstest
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/spf13/pflag"
@@ -41,4 +42,14 @@ func Load[T any, P Options[T]](t *testing.T, file string, args ...string) (T, er
 		return o, err
 	}
 	return o, P(&o).Validate()
+}
+
+// Reject fails the test unless each of the files, which are the keys, is refused with an error that has the text.
+func Reject[T any, P Options[T]](t *testing.T, files map[string]string) {
+	t.Helper()
+	for file, want := range files {
+		if _, err := Load[T, P](t, file); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", file, err, want)
+		}
+	}
 }

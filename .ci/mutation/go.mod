@@ -1,0 +1,3 @@
+module trow/mutation
+
+go 1.26

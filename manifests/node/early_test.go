@@ -1,0 +1,104 @@
+package node_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"trow/manifests/node"
+)
+
+// TestAnEarlyAnswerReachesAClientThatStalls: the registry gives up on an upload of which nothing comes any more. The
+// client waits, with a body that it has not sent, and must get the answer, and the end of the connection, all the same.
+func TestAnEarlyAnswerReachesAClientThatStalls(t *testing.T) {
+	const sent = 64 << 10 // more than the buffer from which net/http sends a body on
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(rw http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadFull(r.Body, make([]byte, sent/2))
+		rw.Header().Set("Connection", "close")
+		rw.WriteHeader(http.StatusRequestTimeout)
+		_, _ = io.WriteString(rw, "stalled")
+	})
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+	for i, framing := range []string{"Content-Length: 1000000", "Content-Length: 65537", "Transfer-Encoding: chunked"} {
+		for range 4 {
+			c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetDeadline(time.Now().Add(30 * time.Second)) // the node's own time limit is ten minutes
+			body := strings.Repeat("a", sent)
+			if i == 2 {
+				body = fmt.Sprintf("%x\r\n%s\r\n", sent, body)
+			}
+			_, _ = fmt.Fprintf(c, "PATCH /v2/a/blobs/uploads/1 HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n%s", framing, body)
+			in := bufio.NewReader(c)
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatalf("%s: %v", framing, err)
+			}
+			text, err := io.ReadAll(resp.Body)
+			if resp.StatusCode != http.StatusRequestTimeout || string(text) != "stalled" || err != nil || !resp.Close {
+				t.Errorf("%s: %d %q %v, close: %v", framing, resp.StatusCode, text, err, resp.Close)
+			}
+			if _, err := in.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: the connection stays open: %v", framing, err)
+			}
+			_ = c.Close()
+		}
+	}
+}
+
+// TestOneConnectionServesManyRequests: only an answer before the end of a body ends it.
+func TestOneConnectionServesManyRequests(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.Copy(rw, r.Body) })
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+	c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	in := bufio.NewReader(c)
+	for _, request := range []string{"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n",
+		"PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+		"POST /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+		"PATCH /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"} {
+		write(t, c, []byte(request))
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatalf("%.5s: %v", request, err)
+		}
+		if _, err := io.ReadAll(resp.Body); err != nil || resp.Close {
+			t.Errorf("%.5s: %v, close: %v", request, err, resp.Close)
+		}
+	}
+}
+
+// TestABodyThatStallsForTooLong is the client's fault, not the registry's.
+func TestABodyThatStallsForTooLong(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	w := newWorld(t, ca.pem)
+	w.change = func(n *node.Node) { node.Impatient(n, 300*time.Millisecond, 10*time.Second) }
+	w.start(r.address()).ready()
+	c, err := net.Dial("tcp", w.address("127.0.0.1:21000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	write(t, c, []byte("PUT /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"))
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil || resp.StatusCode != http.StatusRequestTimeout {
+		t.Fatalf("%+v, %v", resp, err)
+	}
+}

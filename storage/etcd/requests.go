@@ -1,0 +1,68 @@
+package etcd
+
+import (
+	"context"
+	"time"
+
+	"trow/storage"
+)
+
+// hedge is how long a request waits for an answer before it is sent once more, to the next member. Each time the wait
+// is twice as long, so that a slow etcd does not get much more to do.
+const hedge = 200 * time.Millisecond
+
+// hedged makes a request that may be made more than once, within the time for a request, and returns the first answer.
+// A member that is cut off, or stopped, is part of the connections for seconds, and one whose leader is lost does not
+// answer before its own timeout. copies is how often the request was sent.
+func hedged[T any](ctx context.Context, j *Journal, do func(context.Context) (T, error)) (r T, copies int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, j.options.RequestTimeout)
+	defer cancel()
+	type answer struct {
+		r   T
+		err error
+	}
+	answers := make(chan answer)
+	send := func() {
+		r, err := do(ctx)
+		select {
+		case answers <- answer{r, err}:
+		case <-ctx.Done():
+		}
+	}
+	wait := hedge
+	next := time.NewTimer(wait)
+	defer next.Stop()
+	go send()
+	copies = 1
+	for open := 1; ; {
+		select {
+		case a := <-answers:
+			if open--; a.err == nil || stays(a.err) || gone(a.err) || open == 0 {
+				return a.r, copies, a.err
+			}
+		case <-next.C:
+			go send()
+			open, copies, wait = open+1, copies+1, 2*wait
+			next.Reset(wait)
+		case <-ctx.Done():
+			return r, copies, ctx.Err()
+		}
+	}
+}
+
+// retry makes a request, hedged, again and again until it succeeds, the error is one that stays, or ctx ends.
+func retry[T any](ctx context.Context, j *Journal, do func(context.Context) (T, error)) (T, error) {
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		r, _, err := hedged(ctx, j, do)
+		if err == nil || stays(err) || gone(err) {
+			return r, err
+		}
+		select {
+		case <-ctx.Done():
+			return r, err
+		case <-j.ctx.Done():
+			return r, storage.ErrClosed
+		case <-time.After(wait):
+		}
+	}
+}
