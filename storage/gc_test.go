@@ -357,7 +357,9 @@ func TestALeaseOfExactlyTheGraceHolds(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		leased := all[4]
-		s.index.Lease("a", leased)
+		if err := s.index.Lease(t.Context(), "a", leased); err != nil {
+			t.Error(err)
+		}
 		time.Sleep(grace)
 		if done := s.collect(); done.Unlinked != len(all)-1 || !s.holds("a", leased) {
 			t.Errorf("%+v; the leased one is held: %v", done, s.holds("a", leased))
