@@ -39,6 +39,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -126,10 +127,13 @@ func (o *options) judge(ctx context.Context, pkg string, known map[string]string
 	}
 	outcomes := make([]outcome, len(chosen))
 	killers := make([]string, len(chosen))
+	var mu sync.Mutex // guards out
 	tr.parallel(len(chosen), func(i int) {
 		if ctx.Err() == nil {
 			outcomes[i], killers[i] = tr.try(ctx, chosen[i].id)
 			if o.verbose || outcomes[i] == lived {
+				mu.Lock()
+				defer mu.Unlock()
 				fmt.Fprintf(out, "%s %s (line %d) %s\n", outcomes[i], chosen[i].key(name), chosen[i].line, killers[i])
 			}
 		}

@@ -2,6 +2,7 @@ package redact_test
 
 import (
 	"crypto/rand"
+	"math"
 	"strings"
 	"testing"
 
@@ -23,7 +24,12 @@ func TestSecretsOfRobotsAreRemoved(t *testing.T) {
 			t.Errorf("%s became %s", text, got)
 		}
 	}
-	if n := testing.AllocsPerRun(100, func() { redact.Secrets("/v2/trow_backend/my_app/manifests/v1") }); n != 0 {
-		t.Errorf("%v allocations", n)
+	// The least of several: under the race detector sync.Pool, which regexp uses, forgets at random.
+	least := math.Inf(1)
+	for range 100 {
+		least = min(least, testing.AllocsPerRun(1, func() { redact.Secrets("/v2/trow_backend/my_app/manifests/v1") }))
+	}
+	if least != 0 {
+		t.Errorf("%v allocations", least)
 	}
 }
