@@ -120,8 +120,8 @@ func (x *Index) commit(group []*change) {
 	}
 }
 
-// try runs the functions of a group and commits what they changed. It returns the changes that it has not answered: they
-// did not fit into the commit, or were in conflict with another process.
+// try runs the functions of a group and commits what they changed. It returns the changes that it has not answered:
+// they did not fit into the commit, or were in conflict with another process.
 func (x *Index) try(group []*change) (again []*change) {
 	if err := x.settle(); err != nil {
 		answer(group, err)
@@ -160,8 +160,8 @@ func (x *Index) try(group []*change) (again []*change) {
 	return again
 }
 
-// resolve handles a conflict: another process was faster. It commits the changes that the conflict is not about, so that
-// they do not wait for those that are, and returns these once the state shows what was written.
+// resolve handles a conflict: another process was faster. It commits the changes that the conflict is not about, so
+// that they do not wait for those that are, and returns these once the state shows what was written.
 func (x *Index) resolve(group []*change, err error) (concerned []*change) {
 	head, err2 := x.journal.Head(x.ctx)
 	if err2 == nil {

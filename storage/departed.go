@@ -9,9 +9,10 @@ import (
 )
 
 // Where several processes share a journal, no process knows what clients of another one have learned. A client that has
-// heard that a layer is here may push a manifest with it much later; if the layer belonged to a manifest that is deleted
-// meanwhile, it must not go at once, however old it is. So a deleted manifest leaves a fact: what it consisted of, and
-// when it was deleted. That keeps the links for the Collector's grace. It is one fact, however many layers there are.
+// heard that a layer is here may push a manifest with it much later; if the layer belonged to a manifest that is
+// deleted meanwhile, it must not go at once, however old it is. So a deleted manifest leaves a fact: what it consisted
+// of, and when it was deleted. That keeps the links for the Collector's grace. It is one fact, however many layers
+// there are.
 
 // departed is what a deleted manifest has left.
 type departed struct {
@@ -146,8 +147,8 @@ func (x *Index) isDepartedBefore(repo string, k key, unix int64) bool {
 // be almost a second younger than it says.
 func (d departed) before(unix int64) bool { return int64(d.at)+1 < unix }
 
-// stale reports whether a link that the repo holds is so old that it has to be recorded anew when a client learns of it.
-// With a journal that one process writes to, leases do that.
+// stale reports whether a link that the repo holds is so old that it has to be recorded anew when a client learns of
+// it. With a journal that one process writes to, leases do that.
 func (tx *Tx) stale(d digest.Digest) bool {
 	return tx.x.shared && tx.x.staleLink(tx.repo, keyOf(d), tx.now)
 }

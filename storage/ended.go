@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// Where several processes write, a repo that loses its last fact keeps its revision. A batch that relies on a link to be
-// there has no other condition than that: if the revision of a repo that has links alone, 0, came back after the link
-// was taken away, the batch would be committed on the state of before. The revision ends when the repo has had no fact
-// for so long that no batch of before can be under way any more.
+// Where several processes write, a repo that loses its last fact keeps its revision. A batch that relies on a link to
+// be there has no other condition than that: if the revision of a repo that has links alone, 0, came back after the
+// link was taken away, the batch would be committed on the state of before. The revision ends when the repo has had no
+// fact for so long that no batch of before can be under way any more.
 
 // endRevisions ends the revisions of repos that the Collector has seen without a fact for a day.
 func (c *Collector) endRevisions(ctx context.Context) error {

@@ -104,8 +104,8 @@ func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[k
 	return nil
 }
 
-// unnamedEvery is how often the objects that no fact names are looked for, at most: listing all objects is expensive. An
-// upload that takes longer than this may have to be sent again.
+// unnamedEvery is how often the objects that no fact names are looked for, at most: listing all objects is expensive.
+// An upload that takes longer than this may have to be sent again.
 const unnamedEvery = 24 * time.Hour
 
 // sweepUnnamed deletes objects that no fact names and that none can start to name; see place.

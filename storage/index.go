@@ -77,7 +77,8 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	x := &Index{journal: j, traits: j.Traits(), shared: j.Traits().Shared, options: o, leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(),
+	x := &Index{journal: j, traits: j.Traits(), shared: j.Traits().Shared, options: o,
+		leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(),
 		quotas: newQuotas(nil), changed: make(chan struct{}), stopped: make(chan struct{})}
 	o.Uploads.set(x)
 	// ctx bounds the loading alone; the Index lives until Close.

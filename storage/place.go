@@ -239,8 +239,8 @@ func generationValue(generation uint32, unix int64) []byte {
 	return binary.AppendVarint(binary.AppendVarint(nil, int64(generation)), unix)
 }
 
-// commitPlaced is Commit for an object that the engine has made for u. The object keeps the mark of quarantine away from
-// what it replaces.
+// commitPlaced is Commit for an object that the engine has made for u. The object keeps the mark of quarantine away
+// from what it replaces.
 func (x *Index) commitPlaced(ctx context.Context, u PlacedUpload, d digest.Digest) (abandon func(), err error) {
 	p, ok := parsePlace(u.Place())
 	if !ok {
@@ -276,9 +276,9 @@ func (x *Index) replaceDamaged(ctx context.Context, k key, p place) error {
 	})
 }
 
-// abandon handles an object that its upload does not name any more. If another one had the bytes already, it is removed.
-// If none has, because the client has gone or a limit was reached, a fact names it, so that the next collection removes
-// it. Where neither is possible, it is removed by its generation.
+// abandon handles an object that its upload does not name any more. If another one had the bytes already, it is
+// removed. If none has, because the client has gone or a limit was reached, a fact names it, so that the next
+// collection removes it. Where neither is possible, it is removed by its generation.
 func (x *Index) abandon(ctx context.Context, u PlacedUpload, k key, p madePlace) {
 	switch _, named := x.placeOf(k); {
 	case p.spent: // it was named, and may have been deleted since

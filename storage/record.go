@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Records are small values by name that are no content: robots, keys, the uploads of a Placed engine. They are facts, so
-// that every process that shares a journal has them.
+// Records are small values by name that are no content: robots, keys, the uploads of a Placed engine. They are facts,
+// so that every process that shares a journal has them.
 
 // Record returns the value of a record, nil if it does not exist. A miss is confirmed with the Journal. Errors: as
 // Resolve.
@@ -25,8 +25,8 @@ func (x *Index) Record(ctx context.Context, name string) ([]byte, error) {
 	return x.record(name), nil
 }
 
-// SetRecord replaces the value of a record, and deletes it if value is nil. Errors: ErrConflict unless the value was old
-// (nil: there was none); as Update.
+// SetRecord replaces the value of a record, and deletes it if value is nil. Errors: ErrConflict unless the value was
+// old (nil: there was none); as Update.
 func (x *Index) SetRecord(ctx context.Context, name string, old, value []byte) error {
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		if now := tx.record(name); !same(now, old) {

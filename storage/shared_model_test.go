@@ -18,8 +18,8 @@ import (
 )
 
 // Two processes share a journal and a service for objects. Pushers stop for days in the middle of a push, processes end
-// at any moment, clocks of Watch lag, and both collect at the same time. Whatever happens, a fact never names bytes that
-// are not there, what was acknowledged stays, and in the end there is exactly what facts name.
+// at any moment, clocks of Watch lag, and both collect at the same time. Whatever happens, a fact never names bytes
+// that are not there, what was acknowledged stays, and in the end there is exactly what facts name.
 
 // laggard is one process's access to a shared journal: calls take their time, and commits show late.
 type laggard struct {
