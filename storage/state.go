@@ -118,9 +118,9 @@ func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
 func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
-	s := &state{repos: map[string]*repo{}, ended: map[string]Revision{}, types: map[string]string{}, seed: maphash.MakeSeed(),
-		tails: map[slab.ID]sha512Tail{}, condemned: map[key]string{}, quarantined: map[key]Damage{},
-		places: map[slab.ID]place{}, records: map[string][]byte{}}
+	s := &state{repos: map[string]*repo{}, ended: map[string]Revision{}, types: map[string]string{},
+		seed: maphash.MakeSeed(), tails: map[slab.ID]sha512Tail{}, condemned: map[key]string{},
+		quarantined: map[key]Damage{}, places: map[slab.ID]place{}, records: map[string][]byte{}}
 	s.byDigest = slab.NewTable(&s.contents)
 	return s
 }

@@ -20,8 +20,8 @@
 //   - quota: how many bytes some repos may hold together; see [Tx.Excess].
 //   - limit: how many repos, and tags of a repo, there may be, and how much memory the Index may take; see [Limits].
 //   - history: what a tag names, and named before, with the times and the identities that set it; see [Index.History].
-//   - place: the name of the object that has the bytes of a content, in an engine that does not find them by digest; see
-//     [Placed].
+//   - place: the name of the object that has the bytes of a content, where an engine does not find them by digest;
+//     see [Placed].
 //   - record: a small value by name, such as where an upload is that continues in later requests; see [Index.Record].
 //   - shared: of a journal, that several processes write to it; see [Traits].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
