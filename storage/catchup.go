@@ -22,7 +22,7 @@ type headCall struct {
 }
 
 // maxHead bounds one call of Head, so that one that gets no answer does not keep the next one from being made.
-const maxHead = 5 * time.Second
+const maxHead = time.Second
 
 // headNow returns a revision of the journal that is not older than the call.
 func (x *Index) headNow(ctx context.Context) (Revision, error) {
@@ -100,6 +100,9 @@ func (x *Index) CatchUp(ctx context.Context, wait time.Duration) (age time.Durat
 	if !x.shared {
 		return 0, nil
 	}
+	if time.Now().UnixNano() < x.silent.Load() {
+		return x.age(), nil
+	}
 	limited, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	if _, err := x.confirm(limited); err == nil {
@@ -108,8 +111,27 @@ func (x *Index) CatchUp(ctx context.Context, wait time.Duration) (age time.Durat
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	return max(time.Since(x.Confirmed()), 1), nil
+	x.silent.Store(time.Now().Add(silence).UnixNano())
+	return x.age(), nil
 }
+
+// silence is how long nobody waits again for a journal that has not answered.
+const silence = time.Second
+
+func (x *Index) age() time.Duration { return max(time.Since(x.Confirmed()), 1) }
+
+// refresh is confirm for a list, which is better old than missing: with a shared journal it waits for CatchUpTime alone.
+func (x *Index) refresh(ctx context.Context) error {
+	if !x.shared {
+		_, err := x.confirm(ctx)
+		return err
+	}
+	_, err := x.CatchUp(ctx, CatchUpTime)
+	return err
+}
+
+// CatchUpTime is how long a read of what can change waits for a shared journal.
+const CatchUpTime = 200 * time.Millisecond
 
 // Confirmed returns when the Index was last known to show all that the Journal had.
 func (x *Index) Confirmed() time.Time {

@@ -23,6 +23,7 @@ type Index struct {
 	made    made
 	// confirmed is when the state was last known to be no older than the journal, in Unix nanoseconds.
 	confirmed atomic.Int64
+	silent    atomic.Int64 // until when CatchUp does not wait, in Unix nanoseconds
 	leases    *leases
 	queue     chan *change
 	ctx       context.Context // ends with Close

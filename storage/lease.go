@@ -153,7 +153,7 @@ func (x *Index) Commit(ctx context.Context, u Upload, d digest.Digest) (release 
 	}
 	abandon := func() {}
 	if err = u.Commit(ctx, d); err == nil {
-		if placed, ok := u.(PlacedUpload); ok {
+		if placed, ok := placedUpload(u); ok {
 			abandon, err = x.commitPlaced(ctx, placed, d)
 		} else {
 			err = x.heal(ctx, d)

@@ -105,7 +105,7 @@ func (x *Index) blob(repo, d string) (int64, bool) {
 // Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in ASCII
 // order. found reports whether the repo exists. Errors: as Resolve.
 func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error) {
-	if _, err := x.confirm(ctx); err != nil { // a list says what does not exist, too
+	if err := x.refresh(ctx); err != nil { // a list says what does not exist, too
 		return nil, false, err
 	}
 	x.mu.RLock()
@@ -119,7 +119,7 @@ func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []str
 
 // Repos lists the repos that have a manifest, as Tags lists tags.
 func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error) {
-	if _, err := x.confirm(ctx); err != nil {
+	if err := x.refresh(ctx); err != nil {
 		return nil, err
 	}
 	x.mu.RLock()
@@ -130,7 +130,7 @@ func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error
 // Referrers lists the manifests of the repo whose subject is d, in order of their digests in binary form, after the
 // given one, which need not exist: at most n, or all if n is negative. Errors: as Resolve.
 func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Digest, n int) ([]Descriptor, error) {
-	if _, err := x.confirm(ctx); err != nil {
+	if err := x.refresh(ctx); err != nil {
 		return nil, err
 	}
 	x.mu.RLock()
