@@ -20,7 +20,9 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 	if err == nil && req.Method == http.MethodHead {
 		// A client that learns that the blob is here will not push it, and will refer to it later. The lease keeps the
 		// Collector off. It comes before the second look: what that finds, the Collector leaves alone.
-		r.options.Index.Lease(c.repo, c.digest)
+		if err := r.options.Index.Lease(req.Context(), c.repo, c.digest); err != nil {
+			return err
+		}
 		b, err = r.blob(req.Context(), c.repo, c.digest)
 	}
 	if err != nil {

@@ -308,6 +308,16 @@ func internal(err error) *ocierror.Error {
 		return &ocierror.Error{Code: ocierror.Unavailable, Cause: err, Header: ocierror.RetryAfter(60),
 			Message: "the registry's storage has become read-only, as after an error of the disk; pulls go on, and its " +
 				"administrator must look at the volume and restart the registry"}
+	case errors.Is(err, storage.ErrUnavailable):
+		return &ocierror.Error{Code: ocierror.Unavailable, Cause: err, Header: ocierror.RetryAfter(5),
+			Message: "the registry's storage does not answer; retry in a moment"}
+	case errors.Is(err, storage.ErrExpired):
+		return &ocierror.Error{Code: ocierror.UploadUnknown, Cause: err,
+			Message: "the upload took so long that its bytes may have been removed; push it again"}
+	case errors.Is(err, storage.ErrTooLarge):
+		return &ocierror.Error{Code: ocierror.SizeInvalid, Status: http.StatusRequestEntityTooLarge, Cause: err,
+			Message: "the change is more than one commit of the registry's journal can take; push fewer tags at once, or a " +
+				"manifest with fewer references"}
 	case errors.Is(err, storage.ErrBusy):
 		return &ocierror.Error{Code: ocierror.TooManyRequests, Cause: err,
 			Header: ocierror.RetryAfter(5), Message: "too many uploads are open; retry in a moment"}

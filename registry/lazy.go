@@ -157,12 +157,16 @@ func (u *upload) Commit(ctx context.Context, d digest.Digest) (err error) {
 		if inner, err = u.blobs.Create(ctx, u.repo, d.Algorithm()); err != nil {
 			return err
 		}
+		u.inner = inner
 	}
 	u.sessions.end(u.id)
 	err = inner.Commit(ctx, d)
 	u.sessions.leave(u.known, !errors.Is(err, storage.ErrClosed)) // then another request has taken it over
 	return err
 }
+
+// Inner implements [storage.Inner].
+func (u *upload) Inner() storage.Upload { return u.inner }
 
 // Cancel implements [storage.Upload].
 func (u *upload) Cancel(ctx context.Context) (err error) {

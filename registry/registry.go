@@ -330,6 +330,9 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 	if c.hidden {
 		return r.absent(w, req, c)
 	}
+	if err := r.catchUp(w, req, c); err != nil {
+		return err
+	}
 	return h.serve(r, w, req, c)
 }
 

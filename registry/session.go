@@ -155,7 +155,9 @@ func (r *Registry) finish(ctx context.Context, c *call, s *session, d digest.Dig
 func (r *Registry) link(ctx context.Context, c *call, d digest.Digest, size int64) error {
 	// The client will refer to the blob later. The lease comes before the link: from its first moment on the Collector
 	// must leave the link alone.
-	r.options.Index.Lease(c.repo, d)
+	if err := r.options.Index.Lease(ctx, c.repo, d); err != nil {
+		return err
+	}
 	return r.options.Index.Update(ctx, c.repo, func(tx *storage.Tx) error {
 		if err := withinQuota(tx, c.who, d, size); err != nil {
 			return err
@@ -203,7 +205,11 @@ func (r *Registry) mountFrom(ctx context.Context, c *call, source string, d dige
 	if err != nil {
 		return false, err
 	}
-	return true, r.link(ctx, c, d, b.size)
+	err = r.link(ctx, c, d, b.size)
+	if errors.Is(err, storage.ErrNotFound) { // its bytes were deleted meanwhile, by another process
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // resumeAt continues the call's upload at offset. If it does not end there, the error says where, so that the client

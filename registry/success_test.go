@@ -97,7 +97,7 @@ func TestErrorsHaveNoHeadersOfASuccess(t *testing.T) {
 		want(404, "GET", b+big.String(), "", "Range", "bytes=1-2")
 	}
 	for err, status := range map[error]int{errors.New("broken"): 500, storage.ErrFull: 507, storage.ErrBusy: 429,
-		storage.ErrClosed: 503} {
+		storage.ErrClosed: 503, storage.ErrUnavailable: 503, storage.ErrExpired: 404, storage.ErrTooLarge: 413} {
 		blobs.err = err
 		want(status, "GET", b+digest.FromString("layer y").String(), "")
 		want(status, "POST", b+"uploads/", "")

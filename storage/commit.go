@@ -1,11 +1,10 @@
 package storage
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +23,12 @@ type change struct {
 	err     error // what fn returned when it last ran
 	depends bool  // fn saw changes that this commit has yet to make
 	quiet   bool  // fn changed nothing
+	store   bool  // the change depends on facts about content itself
+}
+
+// concerns reports whether a conflict about a repo is one of the change.
+func (c *change) concerns(repo string) bool {
+	return repo == c.repo || repo == waitingOf(c.repo) || repo == storeRepo && c.store
 }
 
 // maxGroup bounds the changes in one commit, and so how long the first of them waits for the functions of the others
@@ -100,9 +105,93 @@ func (x *Index) gather(first *change) []*change {
 	return group
 }
 
-// commit answers each change of a group once it is committed, or known not to be.
+// commit answers each change of a group once it is committed, or known not to be. It may take several commits.
 func (x *Index) commit(group []*change) {
-	group, err := x.try(group)
+	const most = 16 // where one process writes, a conflict that does not end is not one
+	for tries := 0; len(group) > 0; tries++ {
+		if tries >= most && !x.shared {
+			answer(group, ErrConflict)
+			return
+		}
+		if tries > 2 { // other processes write the same repo all the time: let one of us be first
+			pause(x.ctx, rand.N(time.Millisecond<<min(tries, 6)))
+		}
+		group = x.try(group)
+	}
+}
+
+// try runs the functions of a group and commits what they changed. It returns the changes that it has not answered:
+// they did not fit into the commit, or were in conflict with another process.
+func (x *Index) try(group []*change) (again []*change) {
+	if err := x.settle(); err != nil {
+		answer(group, err)
+		return nil
+	}
+	p := x.plan(group)
+	group, again = group[:p.changes], group[p.changes:]
+	if slices.ContainsFunc(group, func(c *change) bool { return c.quiet }) {
+		unchanged, err := x.unchanged(p)
+		if err != nil {
+			answer(group, err)
+			return again
+		}
+		if !unchanged {
+			return slices.Concat(group, again)
+		}
+		group = answerFailed(group)
+	}
+	batches := p.batches()
+	if len(batches) == 0 {
+		answer(group, nil)
+		return again
+	}
+	rev, err := x.journal.Commit(x.ctx, batches...)
+	if !errors.Is(err, ErrConflict) {
+		x.made.spend(p.changesOf(storeRepo))
+	}
+	switch {
+	case err == nil:
+		answer(group, x.awaitShown(rev)) // a client that got its answer sees its write
+	case errors.Is(err, ErrConflict):
+		return append(x.resolve(group, err), again...)
+	default:
+		answer(group, x.failed(err))
+	}
+	return again
+}
+
+// resolve handles a conflict: another process was faster. It commits the changes that the conflict is not about, so
+// that they do not wait for those that are, and returns these once the state shows what was written.
+func (x *Index) resolve(group []*change, err error) (concerned []*change) {
+	head, err2 := x.journal.Head(x.ctx)
+	if err2 == nil {
+		err2 = x.awaitShown(head)
+	}
+	if err2 != nil {
+		answer(group, fmt.Errorf("commit: %w", errors.Join(err, err2)))
+		return nil
+	}
+	var conflict *ConflictError
+	if !errors.As(err, &conflict) {
+		return group
+	}
+	var others []*change
+	for _, c := range group {
+		if slices.ContainsFunc(conflict.Repos, c.concerns) {
+			concerned = append(concerned, c)
+		} else {
+			others = append(others, c)
+		}
+	}
+	if len(concerned) == 0 { // it is about what changes of other repos have in common
+		return group
+	}
+	x.commit(others)
+	return concerned
+}
+
+// answer answers changes: with err, or with what the function of each returned.
+func answer(group []*change, err error) {
 	for _, c := range group {
 		if err == nil {
 			c.done <- c.err
@@ -110,48 +199,6 @@ func (x *Index) commit(group []*change) {
 			c.done <- err
 		}
 	}
-}
-
-// try runs the functions of a group and commits what they changed. It returns the changes that it has not answered yet.
-// With a journal that other processes write to, it may take several rounds.
-func (x *Index) try(group []*change) ([]*change, error) {
-	const rounds = 16 // each round is lost to another process that writes the same repo within milliseconds
-	// After a failed commit, the functions must see what became of it, and see it durable, before they decide anew.
-	if err := x.awaitReload(); err != nil {
-		return group, err
-	}
-	if err := x.confirmDurable(); err != nil {
-		return group, err
-	}
-	for range rounds {
-		if x.ctx.Err() != nil {
-			return group, fmt.Errorf("index: %w", ErrClosed)
-		}
-		bases, batches := x.run(group)
-		if slices.ContainsFunc(group, func(c *change) bool { return c.quiet }) {
-			if unchanged, err := x.unchanged(bases); err != nil {
-				return group, err
-			} else if !unchanged {
-				continue
-			}
-			group = answerFailed(group)
-		}
-		if len(batches) == 0 {
-			return group, nil
-		}
-		rev, err := x.journal.Commit(x.ctx, batches...)
-		if err == nil {
-			return group, x.awaitShown(rev) // a client that got its answer sees its write
-		}
-		if !errors.Is(err, ErrConflict) {
-			return group, x.reload(err)
-		}
-		// Another process was faster. Wait until the state shows what it wrote; if that fails, so does the next round.
-		if head, err := x.journal.Head(x.ctx); err == nil {
-			_ = x.awaitShown(head)
-		}
-	}
-	return group, ErrConflict
 }
 
 // awaitShown waits until the state shows a revision, but not without end: with a journal that does not deliver, one
@@ -165,14 +212,15 @@ func (x *Index) awaitShown(rev Revision) error {
 	return nil
 }
 
-// unchanged reports whether every repo is still at the revision that its update was based on. A function that failed or
-// changed nothing has no commit that would detect a conflict, but its answer is a claim about the repo all the same.
-func (x *Index) unchanged(bases map[string]Revision) (bool, error) {
+// unchanged reports whether every repo is still as the functions saw it. A function that failed or changed nothing has
+// no commit that would detect a conflict, but its answer is a claim about the repo all the same. Links count as well,
+// which do not change the revision: a manifest may have been refused because one was missing.
+func (x *Index) unchanged(p *plan) (bool, error) {
 	if _, err := x.confirm(x.ctx); err != nil {
 		return false, err
 	}
-	for repo, base := range bases {
-		if x.revisionOf(repo) != base {
+	for _, r := range p.order {
+		if _, seen, _ := x.revisionOf(r.name); seen != r.seen {
 			return false, nil
 		}
 	}
@@ -191,48 +239,6 @@ func answerFailed(group []*change) []*change {
 	})
 }
 
-// run calls the functions of a group. It returns the repos' revisions, and one batch for each repo that changes.
-func (x *Index) run(group []*change) (bases map[string]Revision, batches []Batch) {
-	var order []string
-	pending, newest := map[string]overlay{}, map[string]*int64{}
-	bases = map[string]Revision{}
-	growth, adding := &growth{quotas: x.currentQuotas()}, &adding{}
-	begin := func(repo string) {
-		// The base is read before the function runs. If the repo changes in between, the commit is a conflict.
-		if _, ok := bases[repo]; !ok {
-			bases[repo] = x.revisionOf(repo)
-			order = append(order, repo)
-			pending[repo], newest[repo] = overlay{}, new(x.newestOf(repo))
-		}
-	}
-	for _, c := range group {
-		begin(c.repo)
-		now := time.Now()
-		tx := &Tx{x: x, repo: c.repo, pending: pending[c.repo], store: pending[storeRepo], growth: growth,
-			waiting: pending[waitingOf(c.repo)], now: now.Unix(), clock: now.UnixNano(), newest: newest[c.repo], adding: adding}
-		c.depends = len(tx.pending) > 0
-		if c.err = c.call(tx); c.err == nil {
-			c.err = cmp.Or(tx.refused, tx.exceeded())
-		}
-		c.quiet = c.err != nil || len(tx.own) == 0
-		if c.err == nil { // of a function that failed nothing is committed
-			if waiting := x.letGo(tx, pending); waiting != nil {
-				begin(waitingOf(c.repo))
-				maps.Copy(pending[waitingOf(c.repo)], waiting)
-			}
-			maps.Copy(pending[c.repo], tx.own)
-			growth.add(c.repo, tx.added-tx.counted)
-			adding.take(c.repo, tx.adds)
-		}
-	}
-	for _, repo := range order {
-		if o := pending[repo]; len(o) > 0 {
-			batches = append(batches, Batch{Repo: repo, Base: bases[repo], Ends: x.endsWith(repo, o), Facts: o.facts()})
-		}
-	}
-	return bases, batches
-}
-
 // call runs the function, unless its caller has given up. A panic of one function must not end the committer, so it
 // becomes an error of that caller alone.
 func (c *change) call(tx *Tx) (err error) {
@@ -247,7 +253,31 @@ func (c *change) call(tx *Tx) (err error) {
 	return c.fn(tx)
 }
 
-// reload asks for the full state after a commit that failed with cause: the commit may have happened all the same.
+// settle makes sure, before functions run, that the state shows what became of earlier commits whose outcome was not
+// known, and that this is durable.
+func (x *Index) settle() error {
+	if x.ctx.Err() != nil {
+		return fmt.Errorf("index: %w", ErrClosed)
+	}
+	if err := x.awaitReload(); err != nil {
+		return err
+	}
+	return x.confirmDurable()
+}
+
+// failed handles a commit that failed with cause, and returns the error for its changes. The commit may have happened
+// all the same, or may happen yet.
+func (x *Index) failed(cause error) error {
+	if !x.shared {
+		return x.reload(cause)
+	}
+	// What a shared journal shows is durable, and its watch shows everything: nothing has to be loaded again. If the
+	// commit arrives later, its conditions decide, as with a commit of another process.
+	x.unsure = true
+	return fmt.Errorf("commit: %w", cause)
+}
+
+// reload asks for the full state after a commit that failed.
 func (x *Index) reload(cause error) error {
 	x.options.Warn(fmt.Errorf("commit: %w; loading the state again", cause))
 	x.unsure = x.unsure || !errors.Is(cause, ErrFull) // a commit that failed for lack of space has left nothing
@@ -274,6 +304,15 @@ func (x *Index) confirmDurable() error {
 	if !x.unsure {
 		return nil
 	}
+	if x.shared {
+		ctx, cancel := context.WithTimeout(x.ctx, reloadTimeout)
+		defer cancel()
+		if _, err := x.confirm(ctx); err != nil {
+			return err
+		}
+		x.unsure = false
+		return nil
+	}
 	if _, err := x.journal.Commit(x.ctx); err != nil {
 		return fmt.Errorf("commit again what a failed commit left: %w", err)
 	}
@@ -281,13 +320,16 @@ func (x *Index) confirmDurable() error {
 	return nil
 }
 
-func (x *Index) revisionOf(repo string) Revision {
+// revisionOf returns the revision of a repo that a batch compares, the one of its last change of any kind, and the
+// greatest order of a tag of it.
+func (x *Index) revisionOf(repo string) (base, seen Revision, newest int64) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if r := x.state.repos[repo]; r != nil {
-		return r.revision
+		return r.revision, max(r.changed, x.state.loaded), r.newest
 	}
-	return 0
+	base = x.state.ended[repo]
+	return base, seen, newest
 }
 
 // endsWith reports whether no fact of a repo is left after these changes of it.
@@ -306,14 +348,4 @@ func (x *Index) endsWith(name string, changes overlay) bool {
 		}
 	}
 	return left == 0
-}
-
-// newestOf returns the greatest order of a tag of the repo.
-func (x *Index) newestOf(repo string) int64 {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	if r := x.state.repos[repo]; r != nil {
-		return r.newest
-	}
-	return 0
 }

@@ -12,14 +12,17 @@ import (
 // the data directory. An engine refuses data of a newer version. New data has FirstFormat, and a newer version from the
 // first fact on that needs it (see Kind.Format), so that earlier programs open what they can read.
 const (
-	Format      = 2
+	Format      = 3
 	FirstFormat = 1
 )
 
 // Format returns the version of the data format that facts of this kind need.
 func (k Kind) Format() int {
-	if k == KindHistory {
+	switch k {
+	case KindHistory:
 		return 2
+	case KindDeparted, kindPlace, kindRecord:
+		return 3
 	}
 	return FirstFormat
 }
@@ -55,7 +58,10 @@ func tagValue(d key, unix, order int64, targets uint32) []byte {
 	return binary.AppendVarint(buf, int64(targets))
 }
 
-func condemnedValue(unix int64) []byte { return binary.AppendVarint(nil, unix) }
+// condemnedValue has, after the time, who set the mark: a random text of one run.
+func condemnedValue(unix int64, by string) []byte {
+	return appendString(binary.AppendVarint(nil, unix), by)
+}
 
 func quarantinedValue(reason string, unix int64) []byte {
 	return binary.AppendVarint(appendString(nil, reason), unix)

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,7 +24,8 @@ type Collector struct {
 	Index *Index
 	Grace time.Duration
 
-	mu sync.Mutex // one run at a time: the end of a run takes marks away that another run would rely on
+	mu    sync.Mutex // one run at a time: the end of a run takes marks away that another run would rely on
+	ended map[string]ended
 }
 
 // Collected is what a run has done, or would do.
@@ -55,7 +57,8 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	report func(Collected)) (done Collected, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := collection{Collector: c, dry: dry, done: &done, report: report, lastReport: time.Now(), unlinked: map[key]int32{}}
+	r := collection{Collector: c, dry: dry, done: &done, report: report, lastReport: time.Now(), unlinked: map[key]int32{},
+		id: rand.Text()}
 	since := time.Now().Add(-grace)
 	if grace == 0 {
 		// Moments are whole seconds, and what is not surely older than since is kept. Without a grace nothing is.
@@ -67,8 +70,9 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 			return done, fmt.Errorf("collect: %w", err)
 		}
 	}
-	// Leases are in memory: for a grace after the start we do not know what clients learned before it.
-	if done.Waiting = c.Index.leases.born.After(since); !done.Waiting {
+	// Leases are in memory: for a grace after the start we do not know what clients learned before it. With a shared
+	// journal, the links say it themselves.
+	if done.Waiting = !c.Index.shared && c.Index.leases.born.After(since); !done.Waiting {
 		if err := r.unlink(ctx, since); err != nil {
 			return done, fmt.Errorf("collect: unlink: %w", err)
 		}
@@ -77,7 +81,7 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 		return done, fmt.Errorf("collect: sweep: %w", err)
 	}
 	if !dry {
-		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx))
+		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx), c.endRevisions(ctx))
 	}
 	return done, err
 }
@@ -86,7 +90,7 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 func (c *Collector) Finish(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := collection{Collector: c, done: &Collected{}}
+	r := collection{Collector: c, done: &Collected{}, id: rand.Text()}
 	return r.finish(ctx)
 }
 
@@ -110,6 +114,7 @@ type collection struct {
 	done       *Collected
 	report     func(Collected)
 	lastReport time.Time
+	id         string        // in the marks of this run
 	unlinked   map[key]int32 // of a dry run: how many links of a content would be removed that alone make it present
 }
 
@@ -122,6 +127,10 @@ func (r *collection) progress() {
 
 // finish is Finish. No fact can have started to name what is condemned.
 func (r *collection) finish(ctx context.Context) error {
+	if placed, ok := r.Blobs.(Placed); ok {
+		// Marked anew: a run of another process, which may only be slow, must not go on with them.
+		return r.condemnPlaced(ctx, placed, r.Index.condemned())
+	}
 	var left []BlobInfo
 	for _, k := range r.Index.condemned() {
 		info, err := r.Blobs.Stat(ctx, k.digest())
@@ -136,7 +145,10 @@ func (r *collection) finish(ctx context.Context) error {
 // unlink removes the links that nothing needs, repo by repo.
 func (r *collection) unlink(ctx context.Context, since time.Time) error {
 	for _, name := range r.Index.Names() {
-		for links := range slices.Chunk(r.Index.unneeded(name, since), unlinkStep) {
+		if err := r.forgetDeparted(ctx, name, since); err != nil {
+			return err
+		}
+		for links := range slices.Chunk(r.Index.unneeded(name, since), r.Index.step(unlinkStep, 1, 0)) {
 			if err := r.unlinkStep(ctx, name, links, since); err != nil {
 				return err
 			}
@@ -162,8 +174,9 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 		n = 0
 		for _, k := range free {
 			d := k.digest()
-			// Asked again inside the commit: a manifest may have come that refers to it.
-			if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) {
+			// Asked again inside the commit: a manifest may have come that refers to it, or a client to which another process
+			// has said that it is here.
+			if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) && r.Index.isUnneeded(name, k, since) {
 				n++
 				if err := tx.Unlink(d); err != nil {
 					return err
@@ -180,6 +193,9 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 
 // sweep deletes the bytes that are not present in any repo, step by step.
 func (r *collection) sweep(ctx context.Context) error {
+	if placed, ok := r.Blobs.(Placed); ok {
+		return r.sweepPlaced(ctx, placed)
+	}
 	var step []BlobInfo
 	for info, err := range r.Blobs.All(ctx) {
 		if err != nil {
@@ -215,6 +231,9 @@ func (r *collection) sweepWaiting(ctx context.Context) error {
 	if err := r.Index.collected(ctx, r.Index.held); err != nil {
 		return err
 	}
+	if _, ok := r.Blobs.(Placed); ok { // sweep has seen all of it: a commit that lets content go leaves its place
+		return nil
+	}
 	var left []BlobInfo
 	for _, keys := range r.Index.waitingLinks(func(key) bool { return true }) {
 		for _, k := range keys {
@@ -240,7 +259,7 @@ func (r *collection) condemn(ctx context.Context, step []BlobInfo) error {
 	}
 	err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 		for _, info := range step {
-			tx.set(kindCondemned, string(keyOf(info.Digest)), condemnedValue(tx.now))
+			tx.set(kindCondemned, string(keyOf(info.Digest)), condemnedValue(tx.now, r.id))
 		}
 		return nil
 	})
@@ -297,13 +316,37 @@ func (x *Index) unneeded(name string, since time.Time) (links []key) {
 		return nil
 	}
 	for i := range r.entries.All() {
-		e := x.state.entries.At(i)
-		// A moment is whole seconds, so the link may be almost a second younger than it says.
-		if e.linked && e.refs == 0 && time.Unix(int64(e.since)+1, 0).Before(since) {
+		if e := x.state.entries.At(i); e.unneeded(since) {
 			links = append(links, x.state.keyOf(e.content).key())
 		}
 	}
 	return links
+}
+
+// unneeded reports whether an entry is a link from before a time that no manifest of the repo refers to.
+func (e *entry) unneeded(since time.Time) bool {
+	// A moment is whole seconds, so the link may be almost a second younger than it says.
+	return e.linked && e.refs == 0 && time.Unix(int64(e.since)+1, 0).Before(since)
+}
+
+// isUnneeded reports whether unneeded lists a link.
+func (x *Index) isUnneeded(name string, k key, since time.Time) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	i := x.state.find(x.state.repos[name], []byte(k))
+	return i != 0 && x.state.entries.At(i).unneeded(since)
+}
+
+// step returns how many things one commit can change if each takes some operations and compares, at most n.
+func (x *Index) step(n, operations, compares int) int {
+	const spare = 8 // for the revision and the conditions that the change has besides
+	if most := x.traits.Operations; most > 0 {
+		n = min(n, (most-spare)/operations)
+	}
+	if most := x.traits.Compares; most > 0 && compares > 0 {
+		n = min(n, (most-spare)/compares)
+	}
+	return max(n, 1)
 }
 
 // countVanishing counts, by content, the links without which the content is not present in the repo.

@@ -55,7 +55,9 @@ func (s *store) tryPush(ctx context.Context, repo string, content []byte) (diges
 
 // link records a blob, as the registry does.
 func (s *store) link(ctx context.Context, repo string, d digest.Digest, size int64) error {
-	s.index.Lease(repo, d)
+	if err := s.index.Lease(ctx, repo, d); err != nil {
+		return err
+	}
 	return s.index.Update(ctx, repo, func(tx *storage.Tx) error { tx.Link(d, size); return nil })
 }
 
@@ -194,7 +196,9 @@ func TestAClientMayReferToABlobThatWasReportedToIt(t *testing.T) {
 		d := s.push("a", []byte("layer"))
 		for range 5 { // without end, as long as a client asks in time
 			time.Sleep(grace - time.Second)
-			s.index.Lease("a", d)
+			if err := s.index.Lease(t.Context(), "a", d); err != nil {
+				t.Error(err)
+			}
 			if s.collect(); !s.holds("a", d) {
 				t.Fatal("the lease was not honoured")
 			}
@@ -353,7 +357,9 @@ func TestALeaseOfExactlyTheGraceHolds(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		leased := all[4]
-		s.index.Lease("a", leased)
+		if err := s.index.Lease(t.Context(), "a", leased); err != nil {
+			t.Error(err)
+		}
 		time.Sleep(grace)
 		if done := s.collect(); done.Unlinked != len(all)-1 || !s.holds("a", leased) {
 			t.Errorf("%+v; the leased one is held: %v", done, s.holds("a", leased))
@@ -609,7 +615,9 @@ func (s *store) ask(repo string, d digest.Digest) bool {
 	if !s.holds(repo, d) {
 		return false
 	}
-	s.index.Lease(repo, d)
+	if err := s.index.Lease(s.Context(), repo, d); err != nil {
+		s.Error(err)
+	}
 	return s.holds(repo, d)
 }
 

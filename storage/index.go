@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,18 +16,25 @@ import (
 // reader waits for microseconds at most.
 type Index struct {
 	journal Journal
+	traits  Traits // of the journal
+	shared  bool   // of traits
 	options IndexOptions
-	leases  *leases
-	queue   chan *change
-	ctx     context.Context // ends with Close
-	close   context.CancelFunc
-	done    sync.WaitGroup
-	refused refusals      // because of a limit
-	stopped chan struct{} // closed when the committer has ended, so that no function runs any more
+	head    heads
+	made    made
+	// confirmed is when the state was last known to be no older than the journal, in Unix nanoseconds.
+	confirmed atomic.Int64
+	silent    atomic.Int64 // until when CatchUp does not wait, in Unix nanoseconds
+	leases    *leases
+	queue     chan *change
+	ctx       context.Context // ends with Close
+	close     context.CancelFunc
+	done      sync.WaitGroup
+	refused   refusals      // because of a limit
+	stopped   chan struct{} // closed when the committer has ended, so that no function runs any more
 
 	// These two belong to the committer alone.
 	needLoads int  // how many full states must have been loaded before the next commit
-	unsure    bool // a commit failed and none has succeeded since: what the state shows may not be durable
+	unsure    bool // a commit failed, and what the state shows has not been confirmed since
 
 	mu      sync.RWMutex // guards all below
 	state   *state
@@ -43,6 +51,10 @@ type IndexOptions struct {
 	Progress func(facts int)
 	// Uploads counts the open uploads of the engine for quotas. nil: they do not count.
 	Uploads *Uploads
+	// Placed: the engine for bytes is a Placed one.
+	Placed bool
+	// Grace is that of the Collector. With a shared journal, it decides when the age of a link is recorded anew.
+	Grace time.Duration
 	// Limits bound what is added.
 	Limits Limits
 	// Warn is called with what the Index handled without the caller, such as a Watch that failed.
@@ -66,7 +78,8 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	x := &Index{journal: j, options: o, leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(),
+	x := &Index{journal: j, traits: j.Traits(), shared: j.Traits().Shared, options: o,
+		leases: newLeases(), queue: make(chan *change, maxGroup), state: newState(),
 		quotas: newQuotas(nil), changed: make(chan struct{}), stopped: make(chan struct{})}
 	o.Uploads.set(x)
 	// ctx bounds the loading alone; the Index lives until Close.
@@ -154,6 +167,7 @@ func (x *Index) loader() func(Update) error {
 		if u.Synced {
 			x.mu.Lock()
 			x.state, x.broken = next, nil
+			x.caughtUp()
 			x.quotas.recount(next)
 			x.loads++
 			x.wake()

@@ -952,6 +952,8 @@ func TestMoreUpdatesThanOneCommitTakes(t *testing.T) {
 	})
 }
 
+func (silent) Traits() storage.Traits { return storage.Traits{} }
+
 // TestAPageOfNoReferrers is empty.
 func TestAPageOfNoReferrers(t *testing.T) {
 	x := storagetest.OpenIndex(t, memory.NewJournal())

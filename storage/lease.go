@@ -107,8 +107,20 @@ func (l *leases) pinned(k key) bool {
 
 // Lease records that a client learns that repo holds the blob d. The client may skip pushing it, and refer to it in a
 // manifest much later, so the Collector then keeps the link for its grace. Call Lease before looking the link up; a
-// link that is found after it stays.
-func (x *Index) Lease(repo string, d digest.Digest) { x.leases.use(repo, keyOf(d)) }
+// link that is found after it stays. With a shared journal it stays for at least half of the grace, because the age of
+// an older link is recorded anew. Errors: those of Update; without a shared journal none.
+func (x *Index) Lease(ctx context.Context, repo string, d digest.Digest) error {
+	x.leases.use(repo, keyOf(d))
+	if !x.shared || !x.staleLink(repo, keyOf(d), time.Now().Unix()) {
+		return nil
+	}
+	return x.Update(ctx, repo, func(tx *Tx) error {
+		if size, linked := tx.linkedSize(d); linked {
+			tx.Link(d, size)
+		}
+		return nil
+	})
+}
 
 // Pin keeps the Collector from deleting the bytes of d while a caller is about to make them or to name them, until
 // release is called. It waits while they are being deleted. Errors: ctx's, ErrClosed.
@@ -139,8 +151,13 @@ func (x *Index) Commit(ctx context.Context, u Upload, d digest.Digest) (release 
 	if release, err = x.Pin(ctx, d); err != nil {
 		return nil, errors.Join(err, u.Close(ctx))
 	}
+	abandon := func() {}
 	if err = u.Commit(ctx, d); err == nil {
-		err = x.heal(ctx, d)
+		if placed, ok := placedUpload(u); ok {
+			abandon, err = x.commitPlaced(ctx, placed, d)
+		} else {
+			err = x.heal(ctx, d)
+		}
 	}
 	if err != nil {
 		release()
@@ -148,6 +165,7 @@ func (x *Index) Commit(ctx context.Context, u Upload, d digest.Digest) (release 
 	}
 	unpin := release
 	return func() {
+		abandon()
 		x.giveUp(ctx, d)
 		unpin()
 	}, nil

@@ -432,6 +432,8 @@ func TestChangesOfOneCommitShareTheLimits(t *testing.T) {
 	}
 }
 
+func (full) Traits() storage.Traits { return storage.Traits{} }
+
 // TestTheMemoryOfTextsAndReferences grows with them, in steps of 16 bytes, as Go allocates them.
 func TestTheMemoryOfTextsAndReferences(t *testing.T) {
 	var blobs []digest.Digest

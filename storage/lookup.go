@@ -174,10 +174,10 @@ func (s *state) refersTo(r *repo, k key, skip func(key) bool) (key, bool) {
 // facts returns how many facts about content a repo has: tags go with their manifests.
 func (s *state) facts(name string) int {
 	if name == storeRepo {
-		return len(s.condemned) + len(s.quarantined)
+		return len(s.condemned) + len(s.quarantined) + len(s.places) + len(s.records)
 	}
 	if r := s.repos[name]; r != nil {
-		return r.links + r.manifests
+		return r.links + r.manifests + len(r.departed)
 	}
 	return 0
 }
@@ -189,6 +189,12 @@ func (s *state) has(name string, f factKey) (yes bool) {
 		_, yes = s.condemned[key(f.name)]
 	case kindQuarantined:
 		_, yes = s.quarantined[key(f.name)]
+	case kindPlace:
+		yes = s.placed(s.lookup([]byte(f.name)))
+	case kindRecord:
+		_, yes = s.records[f.name]
+	case KindDeparted:
+		_, yes = s.departed(name, key(f.name))
 	case KindLink:
 		i := s.find(r, []byte(f.name))
 		yes = i != 0 && s.entries.At(i).linked

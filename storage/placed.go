@@ -43,6 +43,27 @@ type PlacedUpload interface {
 	Discard(ctx context.Context) error
 }
 
+// Inner is implemented by an Upload that wraps another one, so that the Index finds a PlacedUpload in it.
+type Inner interface {
+	Upload
+	// Inner returns the upload that the last call went to.
+	Inner() Upload
+}
+
+// placedUpload returns the PlacedUpload that an upload is, or wraps.
+func placedUpload(u Upload) (PlacedUpload, bool) {
+	for {
+		if p, ok := u.(PlacedUpload); ok {
+			return p, true
+		}
+		w, ok := u.(Inner)
+		if !ok {
+			return nil, false
+		}
+		u = w.Inner()
+	}
+}
+
 // Records are what a Placed engine keeps in the Journal. *Index implements it.
 type Records interface {
 	// Place returns the name of the object that has the bytes of d. Error: ErrNotFound.

@@ -3,7 +3,6 @@ package storage
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -66,22 +65,6 @@ func (x *Index) sha512s(start []byte) (keys []key) {
 	return keys
 }
 
-// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
-// the caller has to look again.
-func (x *Index) confirm(ctx context.Context) (news bool, err error) {
-	head, err := x.journal.Head(ctx)
-	if err != nil {
-		return false, fmt.Errorf("index: confirm with the journal: %w", err)
-	}
-	x.mu.RLock()
-	behind := x.state.revision < head
-	x.mu.RUnlock()
-	if !behind {
-		return false, nil
-	}
-	return true, x.awaitRevision(ctx, head)
-}
-
 // Resolve returns the manifest that ref, a tag or a digest, names in repo. It allocates nothing. It returns an error
 // only if a miss could not be confirmed with the Journal.
 func (x *Index) Resolve(ctx context.Context, repo, ref string) (Descriptor, bool, error) {
@@ -122,7 +105,7 @@ func (x *Index) blob(repo, d string) (int64, bool) {
 // Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in ASCII
 // order. found reports whether the repo exists. Errors: as Resolve.
 func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error) {
-	if _, err := x.confirm(ctx); err != nil { // a list says what does not exist, too
+	if err := x.refresh(ctx); err != nil { // a list says what does not exist, too
 		return nil, false, err
 	}
 	x.mu.RLock()
@@ -136,7 +119,7 @@ func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []str
 
 // Repos lists the repos that have a manifest, as Tags lists tags.
 func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error) {
-	if _, err := x.confirm(ctx); err != nil {
+	if err := x.refresh(ctx); err != nil {
 		return nil, err
 	}
 	x.mu.RLock()
@@ -147,7 +130,7 @@ func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error
 // Referrers lists the manifests of the repo whose subject is d, in order of their digests in binary form, after the
 // given one, which need not exist: at most n, or all if n is negative. Errors: as Resolve.
 func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Digest, n int) ([]Descriptor, error) {
-	if _, err := x.confirm(ctx); err != nil {
+	if err := x.refresh(ctx); err != nil {
 		return nil, err
 	}
 	x.mu.RLock()

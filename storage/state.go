@@ -21,11 +21,13 @@ import (
 // are blobs.
 type state struct {
 	revision     Revision
-	synced       bool // the full state has been loaded
+	loaded       Revision // of the full state
+	synced       bool     // the full state has been loaded
 	repos        map[string]*repo
-	waitingRepos int               // how many of repos are waiting repos
-	catalog      ordered           // the repos that have a manifest
-	types        map[string]string // media types, each kept once
+	ended        map[string]Revision // of repos without a fact that still have a revision
+	waitingRepos int                 // how many of repos are waiting repos
+	catalog      ordered             // the repos that have a manifest
+	types        map[string]string   // media types, each kept once
 	stats        Stats
 	memory       int64 // an estimate of the bytes that all of this takes; see limit.go
 
@@ -37,8 +39,10 @@ type state struct {
 	manifests slab.Slab[manifest]
 	tags      slab.Slab[tag]
 
-	condemned   map[key]struct{}
+	condemned   map[key]string // with the value of the mark
 	quarantined map[key]Damage
+	places      map[slab.ID]place // of contents
+	records     map[string][]byte
 }
 
 // content is a digest that facts name, shared by all of them.
@@ -60,12 +64,15 @@ type sha512Tail [maxKey - shortKey]byte
 // repo is one repository.
 type repo struct {
 	name      string
-	revision  Revision
+	revision  Revision // that a batch compares
+	changed   Revision // of the last change since the full state
 	entries   slab.Table[entry]
 	tags      slab.Table[tag]
 	order     ordered // the names of tags
 	links     int
 	manifests int
+	departed  map[slab.ID]departed  // by manifest, a content; nil while empty
+	kept      map[slab.ID]int32     // entries: how many of departed refer to each
 	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
 	waiting   bool                  // see waitingPrefix
 	bytes     int64                 // of what is present, each content once; see Index.Bytes
@@ -111,8 +118,9 @@ func momentOf(unix int64) moment { return moment(min(max(unix, 0), 1<<32-1)) }
 func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
-	s := &state{repos: map[string]*repo{}, types: map[string]string{}, seed: maphash.MakeSeed(),
-		tails: map[slab.ID]sha512Tail{}, condemned: map[key]struct{}{}, quarantined: map[key]Damage{}}
+	s := &state{repos: map[string]*repo{}, ended: map[string]Revision{}, types: map[string]string{},
+		seed: maphash.MakeSeed(), tails: map[slab.ID]sha512Tail{}, condemned: map[key]string{},
+		quarantined: map[key]Damage{}, places: map[slab.ID]place{}, records: map[string][]byte{}}
 	s.byDigest = slab.NewTable(&s.contents)
 	return s
 }
@@ -123,7 +131,9 @@ func (s *state) apply(u Update) error {
 		r := s.repos[b.Repo]
 		if r == nil {
 			// A clone, because the journal may hand out parts of a larger string.
-			r = &repo{name: strings.Clone(b.Repo), entries: slab.NewTable(&s.entries), tags: slab.NewTable(&s.tags)}
+			r = &repo{name: strings.Clone(b.Repo), entries: slab.NewTable(&s.entries), tags: slab.NewTable(&s.tags),
+				revision: s.ended[b.Repo]}
+			delete(s.ended, b.Repo)
 			if s.repos[r.name] = r; strings.HasPrefix(r.name, waitingPrefix) {
 				r.waiting = true
 				s.waitingRepos++
@@ -135,7 +145,7 @@ func (s *state) apply(u Update) error {
 				return damaged(b.Repo, f, err)
 			}
 		}
-		switch {
+		switch r.changed = u.Revision; {
 		case !s.synced:
 			r.revision = b.Base
 		case b.Ends && !b.Detached:
@@ -144,15 +154,20 @@ func (s *state) apply(u Update) error {
 			r.revision = u.Revision
 		}
 		// A repo exists as long as a fact names it. Facts of storeRepo have no entries.
-		if r.entries.Len() == 0 && (b.Repo != storeRepo || len(s.condemned)+len(s.quarantined) == 0) {
+		if r.entries.Len() == 0 && (b.Repo != storeRepo || s.facts(storeRepo) == 0) {
 			if delete(s.repos, b.Repo); r.waiting {
 				s.waitingRepos--
+			}
+			if r.revision != 0 {
+				s.ended[r.name] = r.revision
 			}
 			s.memory -= memOfRepo(b.Repo)
 		}
 	}
 	s.revision = max(s.revision, u.Revision)
-	s.synced = s.synced || u.Synced
+	if s.synced = s.synced || u.Synced; u.Synced {
+		s.loaded = u.Revision
+	}
 	return nil
 }
 
@@ -160,7 +175,7 @@ func (s *state) applyFact(r *repo, f Fact) error {
 	if f.Kind == KindHistory { // it is read from the journal when it is asked for
 		return nil
 	}
-	if f.Kind != KindTag && !key(f.Name).valid() {
+	if f.Kind != KindTag && f.Kind != kindRecord && !key(f.Name).valid() {
 		return errFact
 	}
 	if r.name == storeRepo {
@@ -180,6 +195,8 @@ func (s *state) applyFact(r *repo, f Fact) error {
 		return s.putManifest(r, k, f.Value)
 	case f.Kind == KindManifest:
 		return s.deleteManifest(r, k)
+	case f.Kind == KindDeparted:
+		return s.depart(r, k, f.Value)
 	default: // a kind of a later version, which a newer Format would have announced
 		return errFact
 	}
@@ -191,13 +208,17 @@ func (s *state) applyStoreFact(f Fact) (err error) {
 	k := key(strings.Clone(f.Name))
 	switch {
 	case f.Kind == kindCondemned && f.Value != nil:
-		s.condemned[k] = struct{}{}
+		s.condemned[k] = string(f.Value)
 	case f.Kind == kindCondemned:
 		delete(s.condemned, k)
 	case f.Kind == kindQuarantined && f.Value != nil:
 		s.quarantined[k], err = parseQuarantined(f.Value)
 	case f.Kind == kindQuarantined:
 		delete(s.quarantined, k)
+	case f.Kind == kindPlace:
+		err = s.setPlace([]byte(f.Name), f.Value)
+	case f.Kind == kindRecord:
+		s.setRecord(string(k), f.Value)
 	default:
 		err = errFact
 	}
@@ -489,7 +510,7 @@ func (s *state) intern(k []byte) slab.ID {
 
 // forget drops a content that no fact names any more.
 func (s *state) forget(i slab.ID) {
-	if c := s.contents.At(i); c.present+c.referenced+c.subjects+c.waiting == 0 {
+	if c := s.contents.At(i); c.present+c.referenced+c.subjects+c.waiting == 0 && !s.placed(i) {
 		if s.memory -= memContent; len(s.tails) > 0 {
 			if _, long := s.tails[i]; long {
 				s.memory -= memTail

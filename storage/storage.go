@@ -20,6 +20,10 @@
 //   - quota: how many bytes some repos may hold together; see [Tx.Excess].
 //   - limit: how many repos, and tags of a repo, there may be, and how much memory the Index may take; see [Limits].
 //   - history: what a tag names, and named before, with the times and the identities that set it; see [Index.History].
+//   - place: the name of the object that has the bytes of a content, where an engine does not find them by digest;
+//     see [Placed].
+//   - record: a small value by name, such as where an upload is that continues in later requests; see [Index.Record].
+//   - shared: of a journal, that several processes write to it; see [Traits].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
 //
 // # Invariants
@@ -76,6 +80,12 @@ var (
 	ErrBusy = errors.New("too much in progress")
 	// ErrLimit: the change adds a name beyond one of the Limits; a *LimitError says which. Nothing was changed.
 	ErrLimit = errors.New("limit reached")
+	// ErrTooLarge: the change is more than one commit of the Journal can take. Nothing was changed.
+	ErrTooLarge = errors.New("the change is too large for one commit")
+	// ErrUnavailable: the Journal cannot be asked, so that a miss is not certain. A later attempt can succeed.
+	ErrUnavailable = errors.New("the journal does not answer")
+	// ErrExpired: an upload has taken so long that its bytes may have been removed. Send them again.
+	ErrExpired = errors.New("the upload took too long")
 	// ErrClosed: the engine was closed, or another writer has taken the upload over.
 	ErrClosed = errors.New("closed")
 	// ErrDamaged: the journal's data cannot be read as it was written. The server does not start with it; trow rebuild
@@ -104,8 +114,8 @@ type Blobs interface {
 	// Room returns ErrFull or ErrReadOnly when Create and CreateAs would, so that a client hears it before it sends any
 	// bytes.
 	Room(ctx context.Context) error
-	// Create starts an upload in a repo that the caller itself ends: its number is bounded by that of the requests. alg is
-	// the algorithm that the digest will probably have; with another one, Commit has to read the bytes again. Errors:
+	// Create starts an upload in a repo that the caller itself ends: its number is bounded by that of the requests. alg
+	// is the algorithm that the digest will probably have; with another one, Commit has to read the bytes again. Errors:
 	// ErrDigest for an unsupported algorithm, ErrFull, ErrReadOnly.
 	Create(ctx context.Context, repo string, alg digest.Algorithm) (Upload, error)
 	// CreateAs is Create for an upload that stays for later requests, under an ID that the caller has made: a UUID in
@@ -150,16 +160,20 @@ type Revision uint64
 type Kind byte
 
 // The kinds of facts. The letters are part of the data format. Names of links and manifests are digests in binary form,
-// names of tags are their text, and names in a history start with that of the tag and a zero byte. The last two are
-// kinds of facts about content itself, see storeRepo.
+// names of tags are their text, and names in a history start with that of the tag and a zero byte. The kinds that are
+// not exported are of facts about content itself, see storeRepo.
 const (
 	KindLink     Kind = 'b'
 	KindManifest Kind = 'm'
 	KindTag      Kind = 't'
 	KindHistory  Kind = 'h' // what a tag names, or named before; see Index.History
 
+	KindDeparted Kind = 'd' // what a deleted manifest consisted of; see departed.go
+
 	kindCondemned   Kind = 'c'
 	kindQuarantined Kind = 'q'
+	kindPlace       Kind = 'o' // which object has the bytes of a content; see placed.go
+	kindRecord      Kind = 'r' // a value by name; see record.go
 )
 
 // storeRepo stands in for a repo's name in facts about content itself, whichever repos hold it. No repository can have
@@ -183,8 +197,8 @@ type Batch struct {
 	// Detached: the batch neither compares Base nor changes the repo's revision, so that it is in no conflict with other
 	// changes of the repo. What it depends on are its conditions.
 	Detached bool
-	// Ends: the batch leaves no fact of the repo, and its revision becomes 0. A Detached batch that is committed meanwhile
-	// may add one; the repo then has a fact, and the revision 0.
+	// Ends: the batch leaves no fact of the repo, and its revision becomes 0. A Detached batch that is committed
+	// meanwhile may add one; the repo then has a fact, and the revision 0.
 	Ends  bool
 	If    []Fact // conditions: facts of the repo that must have this Value, or not exist if it is nil
 	Facts []Fact // each kind and name once; an engine keeps the order for its watchers

@@ -17,19 +17,25 @@ type Tx struct {
 	repo    string
 	pending overlay // the changes of this repo that come earlier in the same commit
 	own     overlay
+	moved   bool    // own has more than links that are added
+	ends    bool    // see Index.endRevision
 	store   overlay // what earlier changes of the same commit do to facts about content itself
 	waiting overlay // what they do to the waiting repo of this one
-	growth  *growth // what earlier changes of the same commit add to quotas
-	added   int64   // bytes that this change adds to the repo
-	by      string  // who makes the change; see As
-	counted int64   // of these, what counts already, as committed uploads
-	now     int64   // Unix seconds
-	clock   int64   // the same moment in Unix nanoseconds
-	newest  *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
-	refused error   // a condemnedError: the change fails, whatever the function returns
-	adding  *adding // what earlier changes of the same commit add to what the Limits bound
-	adds    adds    // what this change adds to that
-	limited *LimitError
+	// With a journal that other processes write to: what the change does to facts about content itself, and on what it
+	// depends beside the repo's revision.
+	ownStore   overlay
+	conditions map[factOf][]byte
+	growth     *growth // what earlier changes of the same commit add to quotas
+	added      int64   // bytes that this change adds to the repo
+	by         string  // who makes the change; see As
+	counted    int64   // of these, what counts already, as committed uploads
+	now        int64   // Unix seconds
+	clock      int64   // the same moment in Unix nanoseconds
+	newest     *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
+	refused    error   // such as a condemnedError: the change fails, whatever the function returns
+	adding     *adding // what earlier changes of the same commit add to what the Limits bound
+	adds       adds    // what this change adds to that
+	limited    *LimitError
 }
 
 // overlay is a set of facts that are not committed yet, each with its last value; a nil value deletes it.
@@ -76,7 +82,27 @@ func (tx *Tx) fact(kind Kind, name string) (value []byte, changed bool) {
 	return v, ok
 }
 
+// factOf is a fact of any repo.
+type factOf struct {
+	repo string
+	factKey
+}
+
+// require makes the change depend on a fact being as it is committed now.
+func (tx *Tx) require(repo string, kind Kind, name string, value []byte) {
+	if tx.conditions == nil {
+		tx.conditions = map[factOf][]byte{}
+	}
+	tx.conditions[factOf{repo, factKey{kind, name}}] = value
+}
+
 func (tx *Tx) set(kind Kind, name string, value []byte) {
+	tx.moved = true
+	tx.put(kind, name, value)
+}
+
+// put is set for a fact that no other change of the repo can contradict.
+func (tx *Tx) put(kind Kind, name string, value []byte) {
 	if tx.own == nil {
 		tx.own = overlay{}
 	}
@@ -198,19 +224,31 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 		panic(fmt.Sprintf("link to a malformed digest %.150q", d))
 	}
 	recorded, linked := tx.linkedSize(d)
+	first := false
 	switch {
-	case linked && recorded == size:
+	case linked && recorded == size && !tx.stale(d):
 		return
+	case linked && recorded == size: // clients rely on its age; see Lease
 	case linked: // a rebuild may have taken the size from a manifest, when the bytes were missing
 		tx.added += size - recorded
 	default:
 		tx.startNaming(keyOf(d))
 		tx.askLink(keyOf(d))
+		if tx.x.shared && tx.own == nil {
+			// Two processes may add it at the same time, but a process that believes that it is not there must not add it
+			// while the Collector of another one, which knows its age, takes it away.
+			tx.require(tx.repo, KindLink, string(keyOf(d)), nil)
+			first = true
+		}
 		if _, held := tx.Manifest(d); !held && !tx.waits(keyOf(d)) { // a content counts once per repo
 			tx.add(keyOf(d), size)
 		}
 	}
-	tx.set(KindLink, string(keyOf(d)), linkValue(size, tx.now))
+	if value := linkValue(size, tx.now); first {
+		tx.put(KindLink, string(keyOf(d)), value)
+	} else {
+		tx.set(KindLink, string(keyOf(d)), value)
+	}
 }
 
 // add counts a content that the repo did not hold.
@@ -234,6 +272,13 @@ func (tx *Tx) startNaming(k key) {
 	v, changed := tx.store[factKey{kindCondemned, string(k)}]
 	if changed && v != nil || !changed && tx.x.isCondemned(k) {
 		tx.refused = condemnedError{k}
+		return
+	}
+	if tx.x.shared && !changed {
+		tx.require(storeRepo, kindCondemned, string(k), nil)
+	}
+	if tx.x.options.Placed && tx.refused == nil {
+		tx.refused = tx.place(k)
 	}
 }
 
@@ -302,6 +347,7 @@ func (tx *Tx) DeleteManifest(d digest.Digest) error {
 	for _, name := range tx.TagsOf(d) {
 		tx.removeTag(name)
 	}
+	tx.leave(keyOf(d))
 	tx.set(KindManifest, string(keyOf(d)), nil)
 	return nil
 }

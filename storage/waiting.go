@@ -42,8 +42,9 @@ func (s *state) isWaiting(name string, k key) bool {
 }
 
 // letGo returns the facts of the waiting repo that go with a change: links to what the last repo lets go, and the end
-// of links to what the repo holds again. pending are the changes that come earlier in the same commit, of all repos.
-func (x *Index) letGo(tx *Tx, pending map[string]overlay) (facts overlay) {
+// of links to what the repo holds again.
+func (p *plan) letGo(tx *Tx) (facts overlay) {
+	x := p.x
 	if !ofRegistry(tx.repo) || len(tx.own) == 0 {
 		return nil
 	}
@@ -66,7 +67,7 @@ func (x *Index) letGo(tx *Tx, pending map[string]overlay) (facts overlay) {
 		var value []byte
 		switch {
 		case holds && tx.waits(k): // its end
-		case counted && held && !holds && !x.heldElsewhere(tx.repo, k, pending):
+		case counted && held && !holds && !p.heldElsewhere(tx.repo, k):
 			value = linkValue(size, tx.now)
 		default:
 			continue
@@ -89,7 +90,8 @@ func (tx *Tx) sizeOf(k key) (size int64, held bool) {
 }
 
 // heldElsewhere reports whether another repo holds k, with the changes of the same commit.
-func (x *Index) heldElsewhere(repo string, k key, pending map[string]overlay) bool {
+func (p *plan) heldElsewhere(repo string, k key) bool {
+	x := p.x
 	x.mu.RLock()
 	n := int(x.state.present(k))
 	x.mu.RUnlock()
@@ -100,7 +102,8 @@ func (x *Index) heldElsewhere(repo string, k key, pending map[string]overlay) bo
 		return n
 	}
 	n -= holds(repo, nil)
-	for name, changes := range pending {
+	for name, r := range p.repos {
+		changes := r.changes
 		_, link := changes[factKey{KindLink, string(k)}]
 		_, manifest := changes[factKey{KindManifest, string(k)}]
 		if name != repo && ofRegistry(name) && (link || manifest) {

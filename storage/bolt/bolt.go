@@ -150,6 +150,9 @@ func put(tx *bbolt.Tx, rev storage.Revision, batches []storage.Batch) error {
 			continue
 		}
 		for _, f := range b.Facts {
+			if err := raiseFormat(tx, f); err != nil {
+				return err
+			}
 			err := error(nil)
 			if f.Kind == storage.KindHistory {
 				err = putHistory(tx, b.Repo, f)

@@ -72,7 +72,7 @@ func TestOpenRefusesUnknownData(t *testing.T) {
 			edit(t, dir, func(tx *bbolt.Tx) error {
 				return tx.Bucket([]byte("meta")).Put([]byte("format"), number(storage.Format+1))
 			})
-		}, "the data is of format 3, and this version knows formats up to 2: use the newer version that wrote it"},
+		}, "the data is of format 4, and this version knows formats up to 3: use the newer version that wrote it"},
 		{"another program's file", bucket("v1"), "not a journal of this registry"},
 		{"another program's file with a bucket of our name", bucket("meta"), "not a journal of this registry"},
 		{"something else", func(t *testing.T, dir string) {

@@ -3,7 +3,6 @@ package bolt
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -12,8 +11,7 @@ import (
 	"trow/storage"
 )
 
-// putHistory records a fact of a history. The first one makes the data one of a newer format: an earlier program would
-// move tags without recording it.
+// putHistory records a fact of a history.
 func putHistory(tx *bbolt.Tx, repo string, f storage.Fact) error {
 	history, err := tx.CreateBucketIfNotExists(bucketHistory)
 	if err != nil {
@@ -27,11 +25,17 @@ func putHistory(tx *bbolt.Tx, repo string, f storage.Fact) error {
 	default:
 		return history.Delete(k)
 	}
+	return history.Put(k, f.Value)
+}
+
+// raiseFormat makes the data one of the format that a kind of facts needs, before the first such fact: an earlier
+// program must not open what it does not understand.
+func raiseFormat(tx *bbolt.Tx, f storage.Fact) error {
 	meta, need := tx.Bucket(bucketMeta), uint64(f.Kind.Format())
-	if parseNumber(meta.Get(keyFormat)) < need {
-		err = meta.Put(keyFormat, number(need))
+	if f.Value == nil || need == storage.FirstFormat || parseNumber(meta.Get(keyFormat)) >= need {
+		return nil
 	}
-	return errors.Join(err, history.Put(k, f.Value))
+	return meta.Put(keyFormat, number(need))
 }
 
 // deleteAll deletes the records whose keys start with start. It seeks anew after each: a deletion moves a cursor.

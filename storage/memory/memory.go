@@ -225,15 +225,23 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 		return err
 	}
 	defer w.end() // after the bytes count as committed
+	if err := w.verify(d); err != nil {
+		return err
+	}
+	info := storage.BlobInfo{Digest: d, Size: int64(len(w.u.data)), ModTime: time.Now()}
+	w.b.blobs[d] = blob{w.u.data, info}
+	w.u.open.Commit(d)
+	return nil
+}
+
+// verify compares the bytes with a digest. The caller holds mu.
+func (w *writer) verify(d digest.Digest) error {
 	if _, err := storage.ParseDigest(string(d)); err != nil {
 		return err
 	}
 	if got := d.Algorithm().FromBytes(w.u.data); got != d {
 		return fmt.Errorf("upload: %w: content is %s, not %s", storage.ErrDigest, got, d)
 	}
-	info := storage.BlobInfo{Digest: d, Size: int64(len(w.u.data)), ModTime: time.Now()}
-	w.b.blobs[d] = blob{w.u.data, info}
-	w.u.open.Commit(d)
 	return nil
 }
 

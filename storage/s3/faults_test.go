@@ -314,8 +314,8 @@ func TestErrors(t *testing.T) {
 		"InvalidAccessKeyId": {403, nil, "check the credentials", false},
 		"QuotaExceeded":      {403, storage.ErrFull, "", false},
 		"Unheard":            {507, storage.ErrFull, "", false},
-		"SlowDown":           {503, storage.ErrBusy, "", false},
-		"InternalError":      {500, storage.ErrBusy, "", false},
+		"SlowDown":           {503, storage.ErrUnavailable, "", false},
+		"InternalError":      {500, storage.ErrUnavailable, "", false},
 		"InvalidObjectState": {403, nil, "archive", true},
 	} {
 		t.Run(code, func(t *testing.T) {
@@ -355,7 +355,7 @@ func TestASilentServiceIsGivenUp(t *testing.T) {
 	silent := make(chan struct{})
 	t.Cleanup(func() { close(silent) })
 	f.on(func(string, *http.Request) fault { return fault{hold: silent} })
-	if _, err := b.Stat(t.Context(), digest.FromString("x")); !errors.Is(err, storage.ErrBusy) {
+	if _, err := b.Stat(t.Context(), digest.FromString("x")); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("Stat: %v", err)
 	}
 }
@@ -379,7 +379,7 @@ func TestTheCircuitOpensAndCloses(t *testing.T) {
 	}
 	before := f.count("HeadObject")
 	for range 50 {
-		if _, err := b.Stat(t.Context(), d); !errors.Is(err, storage.ErrBusy) {
+		if _, err := b.Stat(t.Context(), d); !errors.Is(err, storage.ErrUnavailable) {
 			t.Fatalf("Stat: %v", err)
 		}
 	}

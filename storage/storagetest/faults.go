@@ -158,6 +158,9 @@ type failUpload struct {
 	fault *Fault
 }
 
+// Inner implements [storage.Inner].
+func (u failUpload) Inner() storage.Upload { return u.Upload }
+
 func (u failUpload) Write(p []byte) (n int, err error) {
 	err = u.fault.around("Write", func() (err error) { n, err = u.Upload.Write(p); return err })
 	return n, err

@@ -1,0 +1,136 @@
+package registry_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"trow/registry"
+	"trow/storage"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
+)
+
+// deaf is a journal that may not answer, as one behind a network.
+type deaf struct {
+	storage.Journal
+	silent *atomic.Bool
+}
+
+var errDeaf = errors.New("the network is down")
+
+func (j deaf) Head(ctx context.Context) (storage.Revision, error) {
+	if j.silent.Load() {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	return j.Journal.Head(ctx)
+}
+
+func (j deaf) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	if j.silent.Load() {
+		return 0, errDeaf
+	}
+	return j.Journal.Commit(ctx, b...)
+}
+
+// replicas serves a registry at two processes that share a journal and a service for objects.
+func replicas(t *testing.T) (all [2]*server, silent *atomic.Bool) {
+	silent = new(atomic.Bool)
+	journal := memory.NewJournal()
+	journal.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 1 << 20}
+	service := memory.NewService()
+	for i := range all {
+		x := storagetest.OpenIndexWith(t, deaf{journal, silent}, storage.IndexOptions{Placed: true, Grace: time.Hour})
+		blobs := &memory.Objects{Service: service, Records: x}
+		all[i] = serve(t, memory.NewBlobs(), memory.NewJournal(), func(o *registry.Options) { o.Blobs, o.Index = blobs, x })
+		all[i].index = x
+	}
+	return all, silent
+}
+
+// TestReplicasAreOneRegistry: what one replica has answered to a write, each other one shows to the next request.
+func TestReplicasAreOneRegistry(t *testing.T) {
+	all, _ := replicas(t)
+	at := func(i int) *server { return all[i%2] }
+	layer, config := []byte("layer"), []byte("{}")
+	n := 0
+	next := func() *server { n++; return at(n) }
+	// Each request of a push reaches another replica.
+	for _, content := range [][]byte{layer, config} {
+		location := next().do("POST", "/v2/app/blobs/uploads/", nil).is(202).header.Get("Location")
+		location = next().do("PATCH", location, content).is(202).header.Get("Location")
+		d := digest.FromBytes(content).String()
+		next().do("PUT", location+sep(location)+"digest="+d, nil).is(201)
+		next().do("HEAD", "/v2/app/blobs/"+d, nil).is(200)
+	}
+	image := func(tag string) string {
+		return `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","config":{"mediaType":"application/x","digest":"` +
+			digest.FromBytes(config).String() + `","size":2},"layers":[{"mediaType":"application/x","digest":"` +
+			digest.FromBytes(layer).String() + `","size":5}],"annotations":{"tag":"` + tag + `"}}`
+	}
+	for _, tag := range []string{"a", "b", "a"} {
+		body := image(tag + "x")
+		next().do("PUT", "/v2/app/manifests/"+tag, []byte(body), "Content-Type", v1.MediaTypeImageManifest).is(201)
+		if got := next().do("GET", "/v2/app/manifests/"+tag, nil).is(200); string(got.body) != body {
+			t.Errorf("tag %s: %s", tag, got.body)
+		}
+	}
+	if got := next().do("GET", "/v2/app/tags/list", nil).is(200); !strings.Contains(string(got.body), `["a","b"]`) {
+		t.Errorf("%s", got.body)
+	}
+	next().do("DELETE", "/v2/app/manifests/a", nil).is(202)
+	next().do("GET", "/v2/app/manifests/a", nil).is(404)
+	next().do("GET", "/v2/app/manifests/a", nil).is(404)
+}
+
+func sep(location string) string {
+	if strings.Contains(location, "?") {
+		return "&"
+	}
+	return "?"
+}
+
+// TestASilentJournal: what is held is served and says how old it may be; a miss is no answer, and content by digest is
+// as always.
+func TestASilentJournal(t *testing.T) {
+	all, silent := replicas(t)
+	w := all[0]
+	body := `{"schemaVersion":2,"mediaType":"` + typeOther + `"}`
+	d := digest.FromString(body).String()
+	w.do("PUT", "/v2/app/manifests/v", []byte(body), "Content-Type", typeOther).is(201)
+	all[1].do("GET", "/v2/app/manifests/v", nil).is(200)
+	silent.Store(true)
+	for _, path := range []string{"/v2/app/manifests/v", "/v2/app/tags/list", "/v2/_catalog"} {
+		got := all[1].do("GET", path, nil).is(200)
+		if h := got.header; !strings.HasPrefix(h.Get("Warning"), `299 - "stale: `) ||
+			!strings.HasPrefix(h.Get("Trow-Stale"), "journal; age=") {
+			t.Errorf("%s: %v", path, h)
+		}
+	}
+	if got := all[1].do("GET", "/v2/app/manifests/"+d, nil).is(200); got.header.Get("Warning") != "" {
+		t.Errorf("by digest: %v", got.header)
+	}
+	w.do("PUT", "/v2/app/manifests/w", []byte(body), "Content-Type", typeOther).is(500)
+	silent.Store(false)
+	for stale := true; stale; time.Sleep(10 * time.Millisecond) { // after a silence nobody waits for a second
+		stale = all[1].do("GET", "/v2/app/manifests/v", nil).is(200).header.Get("Warning") != ""
+	}
+	w.do("PUT", "/v2/app/manifests/w", []byte(body), "Content-Type", typeOther).is(201)
+}
+
+// TestAMissThatCannotBeConfirmed is no 404: another replica may hold it.
+func TestAMissThatCannotBeConfirmed(t *testing.T) {
+	all, silent := replicas(t)
+	silent.Store(true)
+	got := all[0].do("GET", "/v2/app/blobs/"+digest.FromString("x").String(), nil).is(503)
+	if got.header.Get("Retry-After") == "" {
+		t.Errorf("%v", got.header)
+	}
+}

@@ -1,0 +1,148 @@
+package storage
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// heads shares calls of Journal.Head among those that wait for one. A call serves those who came before it began: for
+// one who came later, it may have been answered too early.
+type heads struct {
+	mu      sync.Mutex // guards all below
+	running *headCall
+	next    *headCall // waits for running
+}
+
+type headCall struct {
+	done chan struct{}
+	head Revision // valid once done is closed, as err
+	err  error
+}
+
+// maxHead bounds one call of Head, so that one that gets no answer does not keep the next one from being made.
+const maxHead = time.Second
+
+// headNow returns a revision of the journal that is not older than the call.
+func (x *Index) headNow(ctx context.Context) (Revision, error) {
+	if !x.shared { // it is known without asking anybody
+		return x.journal.Head(ctx)
+	}
+	c := x.head.join(x)
+	select {
+	case <-c.done:
+		return c.head, c.err
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+}
+
+// join returns a call that has not begun yet.
+func (h *heads) join(x *Index) *headCall {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.next != nil {
+		return h.next
+	}
+	c := &headCall{done: make(chan struct{})}
+	if h.running != nil {
+		h.next = c
+		return c
+	}
+	h.start(x, c)
+	return c
+}
+
+// start begins a call; the caller holds mu.
+func (h *heads) start(x *Index, c *headCall) {
+	h.running = c
+	go func() {
+		ctx, cancel := context.WithTimeout(x.ctx, maxHead) // not of one who waits: others wait as well
+		defer cancel()
+		c.head, c.err = x.journal.Head(ctx)
+		close(c.done)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.running = nil; h.next != nil {
+			next := h.next
+			h.next = nil
+			h.start(x, next)
+		}
+	}()
+}
+
+// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
+// the caller has to look again. Error: ErrUnavailable.
+func (x *Index) confirm(ctx context.Context) (news bool, err error) {
+	head, err := x.headNow(ctx)
+	if err == nil {
+		x.mu.RLock()
+		behind := x.state.revision < head
+		x.mu.RUnlock()
+		if !behind {
+			x.caughtUp()
+			return false, nil
+		}
+		err = x.awaitRevision(ctx, head)
+	}
+	if err != nil {
+		return false, fmt.Errorf("index: confirm with the journal: %w: %w", ErrUnavailable, err)
+	}
+	x.caughtUp()
+	return true, nil
+}
+
+// CatchUp waits until the Index shows what the Journal had when it was called, for at most wait: what is read after it
+// is no older than that. It reports how old the Index may be if the Journal did not answer in time; 0 means that it is
+// not older. With a journal that one process writes to, it returns at once. Errors: ctx's.
+func (x *Index) CatchUp(ctx context.Context, wait time.Duration) (age time.Duration, err error) {
+	if !x.shared {
+		return 0, nil
+	}
+	if time.Now().UnixNano() < x.silent.Load() {
+		return x.age(), nil
+	}
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if _, err := x.confirm(limited); err == nil {
+		return 0, nil
+	}
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	x.silent.Store(time.Now().Add(silence).UnixNano())
+	return x.age(), nil
+}
+
+// silence is how long nobody waits again for a journal that has not answered.
+const silence = time.Second
+
+func (x *Index) age() time.Duration { return max(time.Since(x.Confirmed()), 1) }
+
+// refresh is confirm for a list, which is better old than missing: with a shared journal it waits for CatchUpTime alone.
+func (x *Index) refresh(ctx context.Context) error {
+	if !x.shared {
+		_, err := x.confirm(ctx)
+		return err
+	}
+	_, err := x.CatchUp(ctx, CatchUpTime)
+	return err
+}
+
+// CatchUpTime is how long a read of what can change waits for a shared journal.
+const CatchUpTime = 200 * time.Millisecond
+
+// Confirmed returns when the Index was last known to show all that the Journal had.
+func (x *Index) Confirmed() time.Time {
+	if !x.shared {
+		return time.Now()
+	}
+	return time.Unix(0, x.confirmed.Load())
+}
+
+func (x *Index) caughtUp() {
+	if x.shared {
+		x.confirmed.Store(time.Now().UnixNano())
+	}
+}

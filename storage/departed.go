@@ -1,0 +1,172 @@
+package storage
+
+import (
+	"encoding/binary"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage/internal/slab"
+)
+
+// Where several processes share a journal, no process knows what clients of another one have learned. A client that has
+// heard that a layer is here may push a manifest with it much later; if the layer belonged to a manifest that is
+// deleted meanwhile, it must not go at once, however old it is. So a deleted manifest leaves a fact: what it consisted
+// of, and when it was deleted. That keeps the links for the Collector's grace. It is one fact, however many layers
+// there are.
+
+// departed is what a deleted manifest has left.
+type departed struct {
+	at   moment
+	refs []slab.ID // entries
+}
+
+func departedValue(unix int64, refs []key) []byte {
+	buf := binary.AppendUvarint(binary.AppendVarint(nil, unix), uint64(len(refs)))
+	for _, k := range refs {
+		buf = appendString(buf, string(k))
+	}
+	return buf
+}
+
+// depart applies the fact.
+func (s *state) depart(r *repo, k, v []byte) error {
+	c := s.intern(k)
+	// What is new is counted before what goes is not, so that no entry that both have is dropped in between.
+	old, held := r.departed[c]
+	if v != nil {
+		f := reader{buf: v}
+		d := departed{at: momentOf(f.number())}
+		n := f.length()
+		if f.err != nil || n > uint64(len(f.buf)) {
+			return errFact
+		}
+		for range n {
+			ref := f.key(false)
+			if f.err != nil {
+				return f.err
+			}
+			d.refs = append(d.refs, r.keep(s.addRef(r, ref), 1))
+		}
+		if r.departed == nil {
+			r.departed = map[slab.ID]departed{}
+		}
+		s.contents.At(c).subjects++ // the content stays known as long as the record names it
+		r.departed[c] = d
+		s.memory += memOfDeparted(d)
+	}
+	if held {
+		if v == nil {
+			delete(r.departed, c)
+		}
+		for _, ref := range old.refs {
+			s.removeRef(r, r.keep(ref, -1))
+		}
+		s.contents.At(c).subjects--
+		s.memory -= memOfDeparted(old)
+	}
+	s.forget(c)
+	return nil
+}
+
+// keep counts a reference of a departed manifest, and returns the entry.
+func (r *repo) keep(entry slab.ID, n int32) slab.ID {
+	if r.kept == nil {
+		r.kept = map[slab.ID]int32{}
+	}
+	if r.kept[entry] += n; r.kept[entry] == 0 {
+		delete(r.kept, entry)
+	}
+	return entry
+}
+
+func memOfDeparted(d departed) int64 { return 100 + 32*int64(len(d.refs)) }
+
+func (s *state) departed(repo string, k key) (d departed, held bool) {
+	if r := s.repos[repo]; r != nil {
+		if c := s.lookup([]byte(k)); c != 0 {
+			d, held = r.departed[c]
+		}
+	}
+	return d, held
+}
+
+// leave records what a manifest that is deleted consists of.
+func (tx *Tx) leave(k key) {
+	if !tx.x.shared {
+		return // this process knows what its clients have learned: see leases
+	}
+	refs := tx.refsOf(k)
+	if len(refs) > 0 {
+		tx.set(KindDeparted, string(k), departedValue(tx.now, refs))
+	}
+}
+
+// refsOf returns what a manifest refers to.
+func (tx *Tx) refsOf(k key) (refs []key) {
+	if v, changed := tx.fact(KindManifest, string(k)); changed {
+		if m, err := parseManifest(v); err == nil {
+			_ = m.eachRef(func(ref []byte) { refs = append(refs, key(ref)) }) // a value of our own: it is valid
+		}
+		return refs
+	}
+	tx.x.mu.RLock()
+	defer tx.x.mu.RUnlock()
+	s := tx.x.state
+	if r := s.repos[tx.repo]; r != nil {
+		if i := s.manifest(r, []byte(k)); i != 0 {
+			for _, ref := range s.manifests.At(s.entries.At(i).manifest).refs {
+				refs = append(refs, s.keyOf(s.entries.At(ref).content).key())
+			}
+		}
+	}
+	return refs
+}
+
+// departedBefore lists the manifests of a repo whose records are older than a time, in Unix seconds.
+func (x *Index) departedBefore(repo string, unix int64) (keys []key) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.state.repos[repo]; r != nil {
+		for c, d := range r.departed {
+			if d.before(unix) {
+				keys = append(keys, x.state.keyOf(c).key())
+			}
+		}
+	}
+	return keys
+}
+
+func (x *Index) isDepartedBefore(repo string, k key, unix int64) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	d, held := x.state.departed(repo, k)
+	return held && d.before(unix)
+}
+
+// before reports whether the manifest was deleted before a time, in Unix seconds. A moment is whole seconds, so it may
+// be almost a second younger than it says.
+func (d departed) before(unix int64) bool { return int64(d.at)+1 < unix }
+
+// stale reports whether a link that the repo holds is so old that it has to be recorded anew when a client learns of
+// it. With a journal that one process writes to, leases do that.
+func (tx *Tx) stale(d digest.Digest) bool {
+	return tx.x.shared && tx.x.staleLink(tx.repo, keyOf(d), tx.now)
+}
+
+// staleLink reports whether no manifest of the repo refers to a link, and half of the grace has passed since it was
+// recorded. What a deleted manifest has left does not count: it may be forgotten at any moment.
+func (x *Index) staleLink(repo string, k key, unix int64) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	r := s.repos[repo]
+	if r == nil {
+		return false
+	}
+	i := s.find(r, []byte(k))
+	if i == 0 {
+		return false
+	}
+	e := s.entries.At(i)
+	return e.linked && e.refs == r.kept[i] && unix-int64(e.since) > int64(x.options.Grace.Seconds()/2)
+}

@@ -1,0 +1,58 @@
+package storage
+
+import (
+	"context"
+	"time"
+)
+
+// Where several processes write, a repo that loses its last fact keeps its revision. A batch that relies on a link to
+// be there has no other condition than that: if the revision of a repo that has links alone, 0, came back after the
+// link was taken away, the batch would be committed on the state of before. The revision ends when the repo has had no
+// fact for so long that no batch of before can be under way any more.
+
+// endRevisions ends the revisions of repos that the Collector has seen without a fact for a day.
+func (c *Collector) endRevisions(ctx context.Context) error {
+	const after = 24 * time.Hour
+	now, seen := time.Now(), map[string]ended{}
+	for name, rev := range c.Index.endedRevisions() {
+		e, known := c.ended[name]
+		if !known || e.revision != rev {
+			e = ended{rev, now}
+		}
+		if now.Sub(e.since) >= max(after, c.Grace) {
+			if err := c.Index.endRevision(ctx, name, rev); err != nil {
+				return err
+			}
+			continue
+		}
+		seen[name] = e
+	}
+	c.ended = seen
+	return nil
+}
+
+// ended is a repo without a fact.
+type ended struct {
+	revision Revision
+	since    time.Time
+}
+
+func (x *Index) endedRevisions() map[string]Revision {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	all := make(map[string]Revision, len(x.state.ended))
+	for name, rev := range x.state.ended {
+		all[name] = rev
+	}
+	return all
+}
+
+func (x *Index) endRevision(ctx context.Context, name string, rev Revision) error {
+	return x.Update(ctx, name, func(tx *Tx) error {
+		x.mu.RLock()
+		defer x.mu.RUnlock()
+		tx.ends = x.state.ended[name] == rev && len(tx.pending) == 0
+		tx.moved = tx.ends
+		return nil
+	})
+}

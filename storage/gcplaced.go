@@ -1,0 +1,223 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// How the Collector deletes from an engine that keeps bytes under names of their own. The facts go first, by a commit
+// with conditions, and then the objects: nothing can name them any more, whoever deletes them, and however late.
+
+// sweepPlaced deletes the bytes that are not present in any repo, and from time to time the objects that no fact names.
+func (r *collection) sweepPlaced(ctx context.Context, blobs Placed) error {
+	var free []key
+	for _, k := range r.Index.placedContents() {
+		r.done.Blobs++
+		switch {
+		case !r.dry && !r.Index.present(k):
+			free = append(free, k)
+		case r.dry && !r.Index.presentInMore(k, r.unlinked[k]):
+			r.done.Deleted++
+			r.done.Freed += r.Index.sizeOf(k)
+		}
+	}
+	if r.dry {
+		return nil
+	}
+	if err := r.condemnPlaced(ctx, blobs, free); err != nil {
+		return err
+	}
+	return r.sweepUnnamed(ctx, blobs)
+}
+
+// condemnPlaced marks contents in the Journal, so that no fact can start to name them, and deletes them.
+func (r *collection) condemnPlaced(ctx context.Context, blobs Placed, keys []key) error {
+	for step := range slices.Chunk(keys, r.Index.step(sweepStep, 2, 3)) {
+		marks := map[key][]byte{}
+		err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
+			for _, k := range step {
+				marks[k] = condemnedValue(tx.now, r.id)
+				tx.setStore(kindCondemned, string(k), marks[k], r.Index.mark(k))
+			}
+			return nil
+		})
+		if err == nil {
+			// The marks are removed even if ctx has ended meanwhile: pushes wait for that.
+			err = r.deletePlaced(context.WithoutCancel(ctx), blobs, marks)
+		}
+		if err != nil {
+			return err
+		}
+		r.progress()
+	}
+	return nil
+}
+
+// deletePlaced deletes condemned contents and takes the marks away. It spares those that were named before the mark was
+// set.
+func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[key][]byte) error {
+	type object struct {
+		place place
+		size  int64
+	}
+	gone := map[key]object{}
+	// Before the marks are removed: as long as there is a mark, nothing of this can have been pushed again.
+	err := r.Index.collected(ctx, func(k key) bool {
+		_, marked := marks[k]
+		return marked && !r.Index.held(k)
+	})
+	if err != nil {
+		return err
+	}
+	err = r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
+		clear(gone)
+		for k, mark := range marks {
+			if !same(r.Index.mark(k), mark) {
+				continue // another run has taken it over, and what it decides may have ended ours
+			}
+			// What was named before the mark shows now; while there is a mark, nothing can start to name it. That it is still
+			// there is a condition, as that the place is the one that is deleted.
+			if p, ok := r.Index.placeOf(k); ok && !r.Index.present(k) {
+				tx.setStore(kindPlace, string(k), nil, p.value())
+				gone[k] = object{p, r.Index.sizeOf(k)}
+			}
+			tx.setStore(kindCondemned, string(k), nil, mark)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var places []string
+	for _, o := range gone {
+		places = append(places, o.place.String())
+		r.done.Deleted++
+		r.done.Freed += o.size
+	}
+	if err := blobs.Remove(ctx, places...); err != nil {
+		return fmt.Errorf("delete objects: %w", err) // they are swept as unnamed
+	}
+	return nil
+}
+
+// unnamedEvery is how often the objects that no fact names are looked for, at most: listing all objects is expensive.
+// An upload that takes longer than this may have to be sent again.
+const unnamedEvery = 24 * time.Hour
+
+// sweepUnnamed deletes objects that no fact names and that none can start to name; see place.
+func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
+	raised := false
+	var generation uint32
+	err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
+		old, at := parseGeneration(tx.record(generationRecord))
+		every := max(r.Grace, unnamedEvery)
+		if raised = tx.now-at >= int64(every.Seconds()); raised {
+			generation = old + 1
+			tx.setRecord(generationRecord, generationValue(generation, tx.now))
+		}
+		return nil
+	})
+	if err != nil || !raised || generation < 2 {
+		return err
+	}
+	// The Index shows the new generation, and so all that was named before it.
+	named := r.Index.namedBefore(generation - 1)
+	var free []string
+	remove := func() error {
+		defer func() { free = free[:0] }()
+		return blobs.Remove(ctx, free...)
+	}
+	for object, err := range blobs.Objects(ctx) {
+		if err != nil {
+			return err
+		}
+		p, ok := parsePlace(object.Place)
+		if !ok || p.generation >= generation-1 {
+			continue // not ours, or still young
+		}
+		if _, found := slices.BinarySearchFunc(named, p, place.compare); found {
+			continue
+		}
+		r.done.Deleted++
+		r.done.Freed += object.Size
+		if free = append(free, object.Place); len(free) == sweepStep {
+			if err := remove(); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.Join(err, remove())
+}
+
+// forgetDeparted ends the records of manifests that were deleted before a time.
+func (r *collection) forgetDeparted(ctx context.Context, name string, since time.Time) error {
+	if r.dry {
+		return nil
+	}
+	for step := range slices.Chunk(r.Index.departedBefore(name, since.Unix()), r.Index.step(unlinkStep, 1, 0)) {
+		if err := r.Index.Update(ctx, name, func(tx *Tx) error {
+			for _, k := range step {
+				// Asked again inside the commit: the manifest may have come back, and been deleted again.
+				if r.Index.isDepartedBefore(name, k, since.Unix()) {
+					tx.set(KindDeparted, string(k), nil)
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p place) compare(q place) int {
+	return cmp.Or(cmp.Compare(p.generation, q.generation), slices.Compare(p.random[:], q.random[:]))
+}
+
+// namedBefore returns the places that facts name and whose generation is less, in order.
+func (x *Index) namedBefore(generation uint32) (places []place) {
+	x.mu.RLock()
+	for _, p := range x.state.places {
+		if p.generation < generation {
+			places = append(places, p)
+		}
+	}
+	x.mu.RUnlock()
+	slices.SortFunc(places, place.compare)
+	return places
+}
+
+// placedContents lists the contents that have a place.
+func (x *Index) placedContents() []key {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	keys := make([]key, 0, len(x.state.places))
+	for c := range x.state.places {
+		keys = append(keys, x.state.keyOf(c).key())
+	}
+	return keys
+}
+
+// sizeOf returns the size of a content, as far as it is known.
+func (x *Index) sizeOf(k key) int64 {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if c := x.state.lookup([]byte(k)); c != 0 {
+		return x.state.contents.At(c).size
+	}
+	return 0
+}
+
+// mark returns the value of the mark of a content that is condemned.
+func (x *Index) mark(k key) []byte {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if v, ok := x.state.condemned[k]; ok {
+		return []byte(v)
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package storage
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"time"
+)
+
+// plan is what the functions of a group come to: the batches of one commit.
+type plan struct {
+	x       *Index
+	repos   map[string]*planned
+	order   []*planned
+	changes int // how many changes of the group are in the commit; the others do not fit
+	cost    cost
+	growth  *growth
+	adding  *adding
+}
+
+// planned is what a commit does to one repo.
+type planned struct {
+	name       string
+	base, seen Revision // see Index.revisionOf
+	newest     int64    // the greatest order of a tag; see HeldTag.Order
+	changes    overlay
+	conditions overlay
+	moved      bool // there is a change that must be in conflict with others
+	ends       bool // its revision ends
+}
+
+// plan calls the functions of a group, as far as their changes fit into one commit.
+func (x *Index) plan(group []*change) *plan {
+	p := &plan{x: x, repos: map[string]*planned{}, growth: &growth{quotas: x.currentQuotas()}, adding: &adding{}}
+	for _, c := range group {
+		if !p.run(c) {
+			break
+		}
+		p.changes++
+	}
+	return p
+}
+
+// repo returns the part of the plan for a repo. The revisions are read before a function runs: if the repo changes in
+// between, the commit is a conflict.
+func (p *plan) repo(name string) *planned {
+	r := p.repos[name]
+	if r == nil {
+		r = &planned{name: name, changes: overlay{}}
+		r.base, r.seen, r.newest = p.x.revisionOf(name)
+		p.repos[name] = r
+		p.order = append(p.order, r)
+	}
+	return r
+}
+
+// changesOf returns what the commit does to a repo so far.
+func (p *plan) changesOf(name string) overlay {
+	if r := p.repos[name]; r != nil {
+		return r.changes
+	}
+	return nil
+}
+
+// run calls the function of a change and adds what it does. It reports false if that does not fit: the change then
+// goes into the next commit.
+func (p *plan) run(c *change) (fits bool) {
+	r, now := p.repo(c.repo), time.Now()
+	if p.x.shared || p.x.options.Placed {
+		p.repo(storeRepo) // what a function saw of it must not change before the answer either
+	}
+	tx := &Tx{x: p.x, repo: c.repo, pending: r.changes, store: p.changesOf(storeRepo), growth: p.growth,
+		waiting: p.changesOf(waitingOf(c.repo)), now: now.Unix(), clock: now.UnixNano(), newest: &r.newest, adding: p.adding}
+	c.depends = len(tx.pending) > 0
+	if c.err = c.call(tx); c.err == nil {
+		c.err = cmp.Or(tx.refused, tx.exceeded())
+	}
+	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet { // of a function that failed nothing is committed
+		return true
+	}
+	waiting := p.letGo(tx)
+	tx.guardQuotas()
+	if p.x.traits.bounded() {
+		all := p.cost.plus(p.costOf(tx, waiting))
+		if !p.x.traits.fit(all) {
+			if p.changes > 0 {
+				return false
+			}
+			c.err, c.quiet = fmt.Errorf("index: %q: %w", c.repo, ErrTooLarge), true
+			return true
+		}
+		p.cost = all
+	}
+	c.store = len(tx.ownStore)+len(tx.conditions) > 0
+	p.take(tx, waiting)
+	return true
+}
+
+// take adds the changes of a function.
+func (p *plan) take(tx *Tx, waiting overlay) {
+	r := p.repos[tx.repo]
+	maps.Copy(r.changes, tx.own)
+	r.moved, r.ends = r.moved || tx.moved, tx.ends
+	if len(waiting) > 0 {
+		w := p.repo(waitingOf(tx.repo))
+		maps.Copy(w.changes, waiting)
+		w.moved = true
+	}
+	if len(tx.ownStore) > 0 {
+		maps.Copy(p.repo(storeRepo).changes, tx.ownStore)
+	}
+	for f, value := range tx.conditions {
+		p.repo(f.repo).require(f.factKey, value)
+	}
+	p.growth.add(tx.repo, tx.added-tx.counted)
+	p.adding.take(tx.repo, tx.adds)
+}
+
+// require adds a condition.
+func (r *planned) require(f factKey, value []byte) {
+	if r.conditions == nil {
+		r.conditions = overlay{}
+	}
+	r.conditions[f] = value
+}
+
+// batches returns what to commit.
+func (p *plan) batches() (all []Batch) {
+	for _, r := range p.order {
+		if len(r.changes)+len(r.conditions) == 0 && !r.ends {
+			continue
+		}
+		b := Batch{Repo: r.name, Facts: r.changes.facts(), If: r.conditions.facts()}
+		// Facts about content itself change for everybody: a revision that they share would put each push in conflict with
+		// each other one. Their conditions decide.
+		if b.Detached = p.x.shared && (r.name == storeRepo || !r.moved); !b.Detached {
+			b.Base, b.Ends = r.base, r.ends || !p.x.shared && p.x.endsWith(r.name, r.changes)
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+// cost is what a commit takes of the bounds of a journal; see Traits.
+type cost struct{ compares, operations, bytes int }
+
+func (c cost) plus(d cost) cost {
+	return cost{c.compares + d.compares, c.operations + d.operations, c.bytes + d.bytes}
+}
+
+func (t Traits) bounded() bool { return t.Compares > 0 || t.Operations > 0 || t.Bytes > 0 }
+
+// fit reports whether one commit can have a cost.
+func (t Traits) fit(c cost) bool {
+	within := func(n, most int) bool { return most == 0 || n <= most }
+	return within(c.compares, t.Compares) && within(c.operations, t.Operations) && within(c.bytes, t.Bytes)
+}
+
+// costOf returns what a change adds at most: facts that an earlier change of the same commit has set count again.
+func (p *plan) costOf(tx *Tx, waiting overlay) (c cost) {
+	count := func(repo string, changes overlay) {
+		if len(changes) == 0 {
+			return
+		}
+		if r := p.repos[repo]; r == nil || len(r.changes) == 0 {
+			c = c.plus(cost{1, 1, len(repo)})
+		}
+		for f, value := range changes {
+			c = c.plus(cost{0, 1, len(repo) + len(f.name) + len(value)})
+		}
+	}
+	count(tx.repo, tx.own)
+	count(waitingOf(tx.repo), waiting)
+	count(storeRepo, tx.ownStore)
+	for f, value := range tx.conditions {
+		c = c.plus(cost{1, 0, len(f.repo) + len(f.name) + len(value)})
+	}
+	return c
+}

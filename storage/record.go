@@ -1,0 +1,145 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+)
+
+// Records are small values by name that are no content: robots, keys, the uploads of a Placed engine. They are facts,
+// so that every process that shares a journal has them.
+
+// Record returns the value of a record, nil if it does not exist. A miss is confirmed with the Journal. Errors: as
+// Resolve.
+func (x *Index) Record(ctx context.Context, name string) ([]byte, error) {
+	if value := x.record(name); value != nil {
+		return value, nil
+	}
+	if news, err := x.confirm(ctx); err != nil || !news {
+		return nil, err
+	}
+	return x.record(name), nil
+}
+
+// SetRecord replaces the value of a record, and deletes it if value is nil. Errors: ErrConflict unless the value was
+// old (nil: there was none); as Update.
+func (x *Index) SetRecord(ctx context.Context, name string, old, value []byte) error {
+	return x.Update(ctx, storeRepo, func(tx *Tx) error {
+		if now := tx.record(name); !same(now, old) {
+			return fmt.Errorf("record %q: %w", name, ErrConflict)
+		}
+		tx.setRecord(name, value)
+		return nil
+	})
+}
+
+// Records lists the records whose names start with prefix, in order.
+func (x *Index) Records(prefix string) iter.Seq2[string, []byte] {
+	x.mu.RLock()
+	found := map[string][]byte{}
+	var names []string
+	for name, value := range x.state.records {
+		if strings.HasPrefix(name, prefix) {
+			found[name] = value
+			names = append(names, name)
+		}
+	}
+	x.mu.RUnlock()
+	slices.Sort(names)
+	return func(yield func(string, []byte) bool) {
+		for _, name := range names {
+			if !yield(name, found[name]) {
+				return
+			}
+		}
+	}
+}
+
+// same reports whether two values are equal; nil is none.
+func same(a, b []byte) bool { return (a == nil) == (b == nil) && bytes.Equal(a, b) }
+
+func (x *Index) record(name string) []byte {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.state.records[name]
+}
+
+func (s *state) setRecord(name string, value []byte) {
+	s.memory -= memOfRecord(name, s.records[name])
+	if value == nil {
+		delete(s.records, name)
+		return
+	}
+	s.records[name] = bytes.Clone(value) // the journal may reuse its buffer
+	s.memory += memOfRecord(name, value)
+}
+
+// memOfRecord is what a record takes: 100 bytes are its place in the map.
+func memOfRecord(name string, value []byte) int64 {
+	if value == nil {
+		return 0
+	}
+	return 100 + memText(len(name)) + memText(len(value))
+}
+
+// record returns a record as the change sees it.
+func (tx *Tx) record(name string) []byte {
+	if v, ok := tx.storeFact(kindRecord, name); ok {
+		return v
+	}
+	return tx.x.record(name)
+}
+
+// setRecord changes a record, on the condition that it is as the change sees it.
+func (tx *Tx) setRecord(name string, value []byte) {
+	tx.setStore(kindRecord, name, value, tx.x.record(name))
+}
+
+// storeFact looks a fact about content itself up among the changes of this commit.
+func (tx *Tx) storeFact(kind Kind, name string) (value []byte, changed bool) {
+	if tx.repo == storeRepo {
+		return tx.fact(kind, name)
+	}
+	k := factKey{kind, name}
+	if v, ok := tx.ownStore[k]; ok {
+		return v, true
+	}
+	v, ok := tx.store[k]
+	return v, ok
+}
+
+// setStore changes a fact about content itself, on the condition that it is committed as now (nil: not at all).
+func (tx *Tx) setStore(kind Kind, name string, value, committed []byte) {
+	if tx.x.shared {
+		if _, changed := tx.storeFact(kind, name); !changed {
+			tx.require(storeRepo, kind, name, committed)
+		}
+	}
+	if tx.repo == storeRepo {
+		tx.set(kind, name, value)
+		return
+	}
+	if tx.ownStore == nil {
+		tx.ownStore = overlay{}
+	}
+	tx.ownStore[factKey{kind, name}] = value
+}
+
+// guardQuotas makes a change that adds to a quota be in conflict with each other one that does, in whichever repo, so
+// that what is used never exceeds it. The record holds no number: what is used is what the facts add up to.
+func (tx *Tx) guardQuotas() {
+	if !tx.x.shared || tx.added <= 0 {
+		return
+	}
+	for _, i := range tx.growth.quotas.ofRepo(tx.repo) {
+		var value [8]byte
+		rand.Read(value[:]) // never fails
+		tx.setRecord(quotaRecord+tx.growth.quotas.all[i].Name, value[:])
+	}
+}
+
+const quotaRecord = "quota/"
