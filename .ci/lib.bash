@@ -55,10 +55,16 @@ check() {
   else
     printf 'FAIL  %s (%s s): exit code %d\n' "$check_name" "$(since "$check_begin")" "$check_code"
     tail -n 200 "$check_log" | sed 's/^/        /'
-    say "$check_name" >>"$CI_WORK/failed"
+    say "$check_name$(failed_tests "$check_log")" >>"$CI_WORK/failed"
     failures=$((failures + 1))
   fi
   rm -f "$check_log"
+}
+
+# failed_tests LOG prints ": " and the tests that failed, of the first ten, as the output of go test names them.
+failed_tests() {
+  grep -oE '(--- FAIL: |^panic: test timed out|^FAIL[[:space:]]+trow)[^ (]*' "$1" | sed 's/^--- FAIL: //' | sort -u |
+    head -n 10 | paste -sd ' ' - | sed 's/^\(.\)/: \1/' || true
 }
 
 # finish ends a part; it fails if a check failed.

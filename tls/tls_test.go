@@ -574,7 +574,7 @@ func TestACAThatHasEndedIsAnErrorWithARemedy(t *testing.T) {
 // TestTheLastLeafEndsWithItsCA while the rotation waits. It is not renewed, because a new one would end no later.
 func TestTheLastLeafEndsWithItsCA(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := open(t, t.TempDir(), trowtls.Options{Poll: time.Hour, Published: func([]byte) bool { return false }})
+		k := open(t, t.TempDir(), trowtls.Options{Poll: day, Published: func([]byte) bool { return false }})
 		events := run(t, k)
 		after(10*365*day-15*day, events)
 		if !k.NotAfter(trowtls.Leaf).Equal(k.NotAfter(trowtls.CA)) {

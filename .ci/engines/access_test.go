@@ -190,9 +190,11 @@ func TestTLS(t *testing.T) {
 	a.sign("client", false)
 	m.kill()
 	m.start()
-	for range 5 { // until the server is there again
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // until the server is there again
 		if _, err := j.Head(t.Context()); err == nil {
 			break
+		} else if time.Now().After(end) {
+			t.Fatalf("after all certificates were renewed: %v", err)
 		}
 	}
 	commit(rev)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,14 +85,13 @@ func adminOf(t *testing.T, endpoints ...string) *clientv3.Client {
 	return c
 }
 
-func freeAddr(t *testing.T) string {
+var ports atomic.Int64
+
+// freeAddr returns an address for a server, which stays free while the server is restarted: it is below the ports that
+// the kernel takes for the other end of connections, and no test uses it twice. The tests have a network of their own.
+func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprint("127.0.0.1:", 10_000+ports.Add(1))
 }
 
 func (m *member) start() {

@@ -41,12 +41,7 @@ func startGateway(t testing.TB, more ...string) *gateway {
 	}
 	t.Setenv("AWS_ACCESS_KEY_ID", "trow-test")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
+	address := freeAddr(t)
 	g := &gateway{endpoint: "http://" + address, dir: t.TempDir()}
 	if err := os.Mkdir(filepath.Join(g.dir, "bucket"), 0o700); err != nil {
 		t.Fatal(err)

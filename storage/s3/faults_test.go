@@ -276,12 +276,9 @@ func TestAReaderGoesOnWhereTheConnectionBroke(t *testing.T) {
 	})
 	wantBlob(t, b, data)
 	f.on(nil)
-	file := must(b.Open(t.Context(), d))(t)
-	defer file.Close()
-	wantNil(t, "TestReader", iotest.TestReader(struct{ io.ReadSeeker }{file}, data))
 
 	// Less of it than there was.
-	file = must(b.Open(t.Context(), d))(t)
+	file := must(b.Open(t.Context(), d))(t)
 	defer file.Close()
 	if _, err := io.ReadFull(file, make([]byte, 100)); err != nil {
 		t.Fatal(err)
@@ -291,6 +288,16 @@ func TestAReaderGoesOnWhereTheConnectionBroke(t *testing.T) {
 	if err == nil || !open(t, options(f, r)).Lost(err) {
 		t.Errorf("a reader of an object that became shorter: %v", err)
 	}
+}
+
+// TestReads: reading in steps of any length, and from anywhere.
+func TestReads(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	b := engine(t, f, r)
+	data := random(mib/4+17, 1)
+	file := must(b.Open(t.Context(), must(storagetest.Push(t.Context(), b, data))(t)))(t)
+	defer file.Close()
+	wantNil(t, "TestReader", iotest.TestReader(struct{ io.ReadSeeker }{file}, data))
 }
 
 func (f *fake) truncate(n int64) {
