@@ -5,9 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"trow/registry/maintenance"
+	"trow/storage"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // TestTheKeyOfUploadIDsOutlivesARestart as a record; that of an earlier version is taken from its file, and a damaged
@@ -73,6 +77,29 @@ func TestUploadsPerClient(t *testing.T) {
 		o := maintenance.Options{MaxUploads: row[0], MaxUploadsPerClient: row[1]}
 		if n := o.UploadsPerClient(); n != row[2] {
 			t.Errorf("max-uploads %d and max-uploads-per-client %d: %d, want %d", row[0], row[1], n, row[2])
+		}
+	}
+}
+
+// TestReplicasHaveOneKeyOfUploadIDs, also if both start for the first time at the same moment.
+func TestReplicasHaveOneKeyOfUploadIDs(t *testing.T) {
+	for range 20 {
+		j := memory.NewJournal()
+		j.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 1 << 20}
+		var keys [2][]byte
+		var wg sync.WaitGroup
+		for i := range keys {
+			x := storagetest.OpenIndex(t, j)
+			wg.Go(func() {
+				var err error
+				if keys[i], err = maintenance.RecordKey(t.Context(), x, bytes.Repeat([]byte{byte(i)}, 32)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if len(keys[0]) != 32 || !bytes.Equal(keys[0], keys[1]) {
+			t.Errorf("the keys are %x and %x", keys[0], keys[1])
 		}
 	}
 }
