@@ -354,7 +354,7 @@ func TestAFloodOfUnknownCredentials(t *testing.T) {
 		_, key := g.Key()
 		var refused atomic.Int64
 		begin, before := time.Now(), j.heads.Load()
-		for i := range 2000 {
+		for i := range 100 {
 			go func() {
 				for n := 0; time.Since(begin) < 2*time.Second; n++ {
 					r := bearer(fmt.Sprintf("trow_%d-%d", i, n))
@@ -369,7 +369,7 @@ func TestAFloodOfUnknownCredentials(t *testing.T) {
 			}()
 		}
 		time.Sleep(3 * time.Second)
-		if n := j.heads.Load() - before; n > 21 || n < 15 || refused.Load() < 2000 {
+		if n := j.heads.Load() - before; n > 21 || n < 15 || refused.Load() < 1000 {
 			t.Errorf("%d questions for %d requests", n, refused.Load())
 		}
 		// One that comes alone does not wait.

@@ -236,7 +236,8 @@ func TestARobotThatCannotBeStored(t *testing.T) {
 	dir := t.TempDir()
 	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
 	records(t, dir).Close()
-	if secret, err := g.CreateRobot(t.Context(), robot("ci", "pull", "**")); err == nil || secret != "" || len(g.Robots(t.Context())) != 0 {
+	if secret, err := g.CreateRobot(t.Context(), robot("ci", "pull", "**")); err == nil || secret != "" ||
+		len(g.Robots(t.Context())) != 0 {
 		t.Errorf("%q, %v", secret, err)
 	}
 }

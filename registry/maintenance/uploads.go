@@ -49,10 +49,11 @@ func (d *Data) UploadKey(ctx context.Context) ([]byte, error) {
 	}
 	defer root.Close()
 	index := d.loaded.Load().index
-	if key, err := files.ReadIn(root, uploadKeyFile, sha256.Size); err == nil && len(key) == sha256.Size && !index.Shared() {
+	key, err := files.ReadIn(root, uploadKeyFile, sha256.Size)
+	if err == nil && len(key) == sha256.Size && !index.Shared() {
 		fresh = key
 	}
-	key, err := recordKey(ctx, index, fresh)
+	key, err = recordKey(ctx, index, fresh)
 	if err == nil {
 		// After the record: a crash in between leaves a file that does not count.
 		if err := root.Remove(uploadKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
