@@ -78,7 +78,7 @@ func New(o Options) (*Guard, error) {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
 	g := &Guard{options: o, unread: map[string]string{}, fallback: o.Name, throttle: newThrottle(1, 1),
-		reviews: newThrottle(6, 2),
+		reviews:       newThrottle(6, 2),
 		tokenRequests: semaphore.NewWeighted(maxTokenRequests)}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {
