@@ -1646,9 +1646,9 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 	})
 	var log bytes.Buffer
 	r := cluster.NewReviewer(kubetest.Client(client), kube.Audience, zerolog.New(&log))
-	guard, err := auth.New(
+	guard := authtest.New(
+		t,
 		auth.Options{
-			Dir:          t.TempDir(),
 			Name:         "trow.kube-public:31000",
 			Reviewer:     r,
 			Accesses:     r,
@@ -1656,9 +1656,6 @@ func TestHowTheRegistryAsksTheCluster(t *testing.T) {
 			Anonymous:    "none",
 		},
 	)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, row := range []struct {
 		token, repo string
 		action      auth.Action

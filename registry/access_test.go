@@ -13,6 +13,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/registry/auth/authtest"
 )
 
 func TestNamespaceOfAMirror(t *testing.T) {
@@ -32,11 +33,7 @@ func TestNamespaceOfAMirror(t *testing.T) {
 }
 
 func TestAccessByIdentity(t *testing.T) {
-	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "u", Password: "p:ä",
-		Anonymous: "pull"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := authtest.New(t, auth.Options{User: "u", Password: "p:ä", Anonymous: "pull"})
 	w := newServer(t, func(o *registry.Options) { o.Auth = g })
 	login := []string{"Authorization", "Basic dTpwOsOk"} // u:p:ä
 	challenge := fmt.Sprintf(`Bearer realm="%s/token",service="%s"`, w.url, strings.TrimPrefix(w.url, "http://"))
@@ -54,10 +51,7 @@ func TestAccessByIdentity(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v", []byte("{}")).code(401, "UNAUTHORIZED")
 	w.do("DELETE", "/v2/a/blobs/"+d, nil, login...).is(202)
 
-	none, err := auth.New(auth.Options{Dir: t.TempDir(), Anonymous: "push"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	none := authtest.New(t, auth.Options{Anonymous: "push"})
 	w = newServer(t, func(o *registry.Options) { o.Auth = none })
 	w.do("POST", "/v2/a/blobs/uploads/?digest="+d, []byte("x")).is(201)
 	w.do("DELETE", "/v2/a/blobs/"+d, nil).code(403, "DENIED").contains("--user")

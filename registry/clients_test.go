@@ -31,7 +31,7 @@ func callers(t *testing.T, run func(t *testing.T, c *caller)) {
 			want := http.StatusOK
 			if logins {
 				robot := auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{"push"}}
-				if _, err := g.CreateRobot(robot); err != nil {
+				if _, err := g.CreateRobot(t.Context(), robot); err != nil {
 					t.Fatal(err)
 				}
 				c.headers, want = w.token(g, "repository:team/app:pull,push"), http.StatusUnauthorized

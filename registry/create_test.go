@@ -14,20 +14,16 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/registry/auth/authtest"
 )
 
 // creating runs a registry whose clients without a login may create.
 func creating(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	t.Helper()
-	o.Dir = t.TempDir()
 	if len(o.Rules) == 0 {
 		o.Anonymous = "create"
 	}
-	g, err := auth.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { g.Close() })
+	g := authtest.New(t, o)
 	return newServer(t, func(o *registry.Options) { o.Auth = g }), g
 }
 
@@ -116,7 +112,7 @@ func TestARefusalNamesTheCommandThatGivesAccess(t *testing.T) {
 	w.put("team/app", "v1", first).is(201)
 	w.put("team/app", "v1", second).code(403, "DENIED").
 		contains(command + " token create NAME --repository team/app --actions pull,push")
-	secret, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{"push"}})
+	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{"push"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +281,7 @@ func TestWhatClientsCallUnderCreate(t *testing.T) {
 		w, g := creating(t, auth.Options{})
 		headers := func() []string { return nil }
 		if login {
-			if _, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"**"},
+			if _, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"**"},
 				Actions: []auth.Action{"push"}}); err != nil {
 				t.Fatal(err)
 			}
@@ -339,7 +335,7 @@ func TestRulesAndRobotsThatMayCreate(t *testing.T) {
 		{Who: []string{"anonymous"}, May: []string{"pull", "create"}, Repositories: []string{"open/**"}},
 		{Who: []string{"robot:ci"}, May: []string{"pull", "push"}}}})
 	login := func(name string, actions ...auth.Action) []string {
-		secret, err := g.CreateRobot(auth.Robot{Name: name, Repositories: []string{"**"}, Actions: actions})
+		secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: name, Repositories: []string{"**"}, Actions: actions})
 		if err != nil {
 			t.Fatal(err)
 		}

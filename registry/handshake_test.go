@@ -22,11 +22,7 @@ import (
 // guarded runs a registry with a Guard and its token endpoint behind one HTTP server, as the program does.
 func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 	t.Helper()
-	o.Dir = t.TempDir()
-	g, err := auth.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := authtest.New(t, o)
 	w := newServer(t, func(o *registry.Options) { o.Auth = g })
 	mux := http.NewServeMux()
 	mux.HandleFunc(auth.TokenPath, g.ServeToken)

@@ -13,6 +13,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/registry/auth/authtest"
 	"trow/registry/limit"
 )
 
@@ -20,11 +21,8 @@ import (
 // network reach it, and once as the administration socket does.
 func withSocket(t *testing.T, options ...option) (network, socket *server) {
 	t.Helper()
-	g, err := auth.New(auth.Options{Dir: t.TempDir(), User: "owner", Password: "owner",
+	g := authtest.New(t, auth.Options{User: "owner", Password: "owner",
 		Rules: []auth.Rule{{Who: []string{"*"}, May: []string{"none"}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	options = append([]option{func(o *registry.Options) { o.Auth = g }}, options...)
 	network = newServer(t, options...)
 	s := httptest.NewUnstartedServer(network.registry)

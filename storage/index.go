@@ -43,6 +43,8 @@ type Index struct {
 	rewatch context.CancelFunc // ends the current Watch, so that the full state is loaded again
 	broken  error              // why the last Watch ended
 	quotas  *quotas
+
+	recordNews []recordNews // see NotifyRecords
 }
 
 // IndexOptions are the options of an Index; all have defaults.
@@ -150,7 +152,11 @@ func (x *Index) loader() func(Update) error {
 			for _, b := range u.Batches { // under the same lock as the state: nothing counts twice, or not at all
 				x.options.Uploads.shown(b)
 			}
-			return x.quotas.apply(next, u)
+			if err := x.quotas.apply(next, u); err != nil {
+				return err
+			}
+			x.notifyRecords(u) // after the state has changed: who is notified may look at once
+			return nil
 		}
 		// An error in the full state is damage, and another Watch would end the same way. An error in a commit is not:
 		// the full state decides.
@@ -170,6 +176,7 @@ func (x *Index) loader() func(Update) error {
 			x.caughtUp()
 			x.quotas.recount(next)
 			x.loads++
+			x.reloaded()
 			x.wake()
 			x.mu.Unlock()
 		}

@@ -32,7 +32,7 @@ func BenchmarkIdentifyAndAuthorize(b *testing.B) {
 	g := guard(b, auth.Options{User: "u", Password: "p"})
 	run("basic", g, withLogin("u", "p"))
 	run("bearer", g, bearer(ask(b, g, tokenGET("u", "p", "repository:team/app:pull,push"), 200).Token))
-	secret, err := g.CreateRobot(robot("ci", "pull", "team/**"))
+	secret, err := g.CreateRobot(b.Context(), robot("ci", "pull", "team/**"))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -185,7 +185,7 @@ func TestDamagedFilesOfTheGuard(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "robots.json"), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := auth.New(auth.Options{Dir: dir, User: "u", Password: "p"})
+		_, err := start(t, auth.Options{Dir: dir, User: "u", Password: "p"})
 		if err == nil || !strings.Contains(err.Error(), `robot "ci": invalid sha256`) {
 			t.Errorf("%q: %v", sum, err)
 		}
@@ -207,31 +207,6 @@ func TestAPrivateUserIsTheSame(t *testing.T) {
 	}
 	if all[0] != all[1] {
 		t.Error("from this machine, a user is another identity")
-	}
-}
-
-// TestTheGuardClosesItsDirectory.
-func TestTheGuardClosesItsDirectory(t *testing.T) {
-	dir := t.TempDir()
-	open := func() (n int) {
-		entries, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Skip(err)
-		}
-		for _, e := range entries {
-			if to, _ := os.Readlink("/proc/self/fd/" + e.Name()); to == dir {
-				n++
-			}
-		}
-		return n
-	}
-	g, err := auth.New(auth.Options{Dir: dir, User: "u", Password: "p"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := open()
-	if err := g.Close(); err != nil || before != 1 || open() != 0 {
-		t.Errorf("%v; it is open %d times, and %d times after Close", err, before, open())
 	}
 }
 

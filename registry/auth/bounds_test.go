@@ -73,7 +73,7 @@ func TestTheLengthsOfNames(t *testing.T) {
 	}
 	for name, want := range map[string]bool{strings.Repeat("a", 63): true, "az09._-": true, "a`": false, "a{": false,
 		"a/": false, "a;": false} {
-		if _, err := g.CreateRobot(robot(name, "pull", "**")); (err == nil) != want {
+		if _, err := g.CreateRobot(t.Context(), robot(name, "pull", "**")); (err == nil) != want {
 			t.Errorf("the robot %.10s: %v, want %v", name, err, want)
 		}
 	}
@@ -207,11 +207,11 @@ func TestTheNumberOfRobots(t *testing.T) {
 	write(t, filepath.Join(dir, "robots.json"), string(text))
 	g := guard(t, o)
 	create(t, g, robot("last", "pull", "a"))
-	if secret, err := g.CreateRobot(robot("more", "pull", "a")); err == nil || secret != "" ||
+	if secret, err := g.CreateRobot(t.Context(), robot("more", "pull", "a")); err == nil || secret != "" ||
 		!strings.Contains(err.Error(), "10000 robots already") {
 		t.Errorf("one more than the limit: %v", err)
 	}
-	if _, err := g.ReplaceRobot(robot("last", "push", "a")); err != nil {
+	if _, err := g.ReplaceRobot(t.Context(), robot("last", "push", "a")); err != nil {
 		t.Errorf("a replacement at the limit: %v", err)
 	}
 }
@@ -228,7 +228,7 @@ func TestWhenKeysChange(t *testing.T) {
 			if err := g.RotateKeys(made.Add(after)); err != nil || g.Keys() != keys {
 				t.Errorf("after %v: %d keys, want %d: %v", after, g.Keys(), keys, err)
 			}
-			id, _ = g.Key()
+			id, _ = g.KeyAt(made.Add(after))
 			return id
 		}
 		// A clock that was set back by less than the overlap.

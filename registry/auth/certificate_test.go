@@ -166,7 +166,7 @@ func TestTheActionMetrics(t *testing.T) {
 	h := g.Protect(auth.Metrics, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("trow_up 1"))
 	}))
-	secret, err := g.CreateRobot(auth.Robot{Name: "scraper", Repositories: []string{"none"},
+	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "scraper", Repositories: []string{"none"},
 		Actions: []auth.Action{auth.Metrics}})
 	if err != nil {
 		t.Fatal(err)
@@ -204,7 +204,7 @@ func TestFailedLoginsAreRecordedWithoutASecret(t *testing.T) {
 	o := &recorder{}
 	g := guard(t, auth.Options{User: "root", Password: canary, Htpasswd: htpasswd(t, "alice"), Audit: o.audit,
 		Rules: []auth.Rule{{Who: []string{"user:alice"}, May: []string{"pull"}}}})
-	secret, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{auth.Pull}})
+	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{auth.Pull}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,7 @@ func (g *Guard) ServeToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.options.Annotate(r.Context(), "user", who.Name)
-	s, now := g.state.Load(), time.Now()
+	s, now := g.current(), time.Now()
 	all, err := g.intersect(r.Context(), s, who, scopes)
 	if err != nil {
 		g.refuse(w, r, err)
@@ -120,9 +120,13 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request, f *form) (*Ide
 
 // granted returns the identity of the credentials in a form.
 func (g *Guard) granted(r *http.Request, f *form) (*Identity, error) {
-	s := g.state.Load()
+	s := g.current()
 	switch f.grant {
 	case "password":
+		s, err := g.anybody(r.Context(), s, strings.HasPrefix(f.password, SecretPrefix))
+		if err != nil {
+			return nil, err
+		}
 		if !s.logins {
 			return anonymous, nil
 		}
@@ -136,7 +140,11 @@ func (g *Guard) granted(r *http.Request, f *form) (*Identity, error) {
 		}
 		return g.password(r.Context(), s, Address(r), key, f.name, f.password)
 	case "refresh_token":
-		if robot := s.robots.find(f.secret, time.Now()); robot != nil {
+		robot, _, err := g.robot(r.Context(), s, f.secret, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		if robot != nil {
 			return robot.who, nil
 		}
 		return nil, errWrong

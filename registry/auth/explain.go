@@ -67,7 +67,7 @@ func (g *Guard) Explain(ctx context.Context, who *Identity, repo string, a Actio
 // (any other name with a colon, or with groups), or anonymous for the empty name. Errors: there is no such robot or
 // user.
 func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
-	s := g.state.Load()
+	s := g.current()
 	if robot, ok := strings.CutPrefix(name, robotPrefix); ok {
 		if r := s.robots.byName[robot]; r != nil {
 			return r.who, nil

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"crypto/ed25519"
 	"net/http"
 	"net/netip"
@@ -15,24 +16,26 @@ import (
 func init() { ownCost = bcrypt.MinCost }
 
 // Key returns the key that signs now.
-func (g *Guard) Key() (id string, key ed25519.PrivateKey) {
-	s := g.state.Load()
-	k := s.keys[len(s.keys)-1]
+func (g *Guard) Key() (id string, key ed25519.PrivateKey) { return g.KeyAt(time.Now()) }
+
+// KeyAt returns the key that signs at that time.
+func (g *Guard) KeyAt(now time.Time) (id string, key ed25519.PrivateKey) {
+	k := g.current().keys.signer(now)
 	return k.ID, k.private()
 }
 
 // Proof returns what a token that Key signs says about a user's password.
 func (g *Guard) Proof(name string) []byte {
-	s := g.state.Load()
+	s := g.current()
 	u := s.users.list[name]
-	return u.proof(&s.keys[len(s.keys)-1])
+	return u.proof(s.keys.signer(time.Now()))
 }
 
 // RotateKeys does what Run does with the keys at that time.
-func (g *Guard) RotateKeys(now time.Time) error { return g.rotateKeys(now) }
+func (g *Guard) RotateKeys(now time.Time) error { return g.rotateKeys(context.Background(), now) }
 
 // Keys returns the number of keys.
-func (g *Guard) Keys() int { return len(g.state.Load().keys) }
+func (g *Guard) Keys() int { return len(g.current().keys) }
 
 // Sign makes a token with any claims and any method.
 func Sign(t *testing.T, method jwt.SigningMethod, kid string, key any, claims map[string]any) string {

@@ -3,11 +3,9 @@ package auth
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,10 +16,10 @@ import (
 	"trow/storage/files"
 )
 
-// Guard is the Authorizer of a server. Make it with [New].
+// Guard is the Authorizer of a server. Make it with [New], and then call [Guard.Load] once: until that has returned,
+// credentials of robots and tokens can be neither accepted nor refused (ErrUnavailable).
 type Guard struct {
 	options  Options
-	root     *os.Root // the directory Options.Dir; nil if it is read-only and does not exist
 	owner    *user
 	url      *url.URL       // the setting public-url; nil: it is not set
 	proxies  []netip.Prefix // the setting trusted-proxies
@@ -35,6 +33,15 @@ type Guard struct {
 
 	mu    sync.Mutex // held while the state is replaced
 	state atomic.Pointer[state]
+
+	news      atomic.Uint64 // counts changes of what the state has read of the records
+	misses    confirmer
+	temporary *signingKey       // signs where nothing may be written; guarded by mu
+	unread    map[string]string // by id, records of keys that were reported; guarded by mu
+
+	changes sync.Mutex // held while records are changed; never together with a request
+	old     *oldFiles  // nil: there are none whose content counts; set by Load alone
+	cleanup func(context.Context) error
 }
 
 // state is everything that decisions are based on. It never changes, except for what it remembers of verified
@@ -42,23 +49,21 @@ type Guard struct {
 type state struct {
 	policy *Policy
 	users  *users
-	robots *robots
-	keys   keyring
 	tokens known
 	lives  lives
+
+	records Records // nil until Load
+	shared  bool    // other processes change the records
+	seen    uint64  // Guard.news when the records were read
+	robots  *robots
+	keys    keyring
+	taken   bool // the files of earlier versions are in the records
 
 	logins bool // some credentials are valid
 	people bool // not only those of robots
 }
 
-// The files in Options.Dir.
-const (
-	robotsFile = "robots.json"
-	keysFile   = "token-keys.json"
-)
-
-// New reads the files and makes a Guard. The caller closes it. Errors: invalid options, and files that cannot be used,
-// with the remedy.
+// New reads the users and makes a Guard. Errors: invalid options, and files that cannot be used, with the remedy.
 func New(o Options) (*Guard, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -72,7 +77,8 @@ func New(o Options) (*Guard, error) {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
-	g := &Guard{options: o, fallback: o.Name, throttle: newThrottle(1, 1), reviews: newThrottle(6, 2),
+	g := &Guard{options: o, unread: map[string]string{}, fallback: o.Name, throttle: newThrottle(1, 1),
+		reviews:       newThrottle(6, 2),
 		tokenRequests: semaphore.NewWeighted(maxTokenRequests)}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {
@@ -85,33 +91,19 @@ func New(o Options) (*Guard, error) {
 	if g.proxies, err = parseProxies(o.TrustedProxies); err != nil {
 		return nil, err
 	}
-	if g.root, err = openDir(o); err != nil {
-		return nil, fmt.Errorf("directory of tokens: %w", err)
-	}
-	if err := g.start(); err != nil {
-		return nil, errors.Join(err, g.Close())
-	}
-	return g, nil
-}
-
-// start makes the first state.
-func (g *Guard) start() error {
 	s, err := g.read()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.derive(g)
-	if !s.logins && s.policy.closed() {
-		return errors.New("user: everything needs a login, and no user could log in; set user, htpasswd or client-ca")
-	}
 	g.state.Store(s)
-	return g.rotateKeys(time.Now()) // makes the first key
+	return g, nil
 }
 
 // read reads the first state.
 func (g *Guard) read() (s *state, err error) {
 	o := &g.options
-	s = &state{lives: o.lives()}
+	s = &state{lives: o.lives(), robots: newRobots(nil, nil, nil)}
 	if s.policy, err = o.Policy(); err != nil {
 		return nil, err
 	}
@@ -123,26 +115,8 @@ func (g *Guard) read() (s *state, err error) {
 			return nil, fmt.Errorf("htpasswd: %w", err)
 		}
 	}
-	if s.users, err = g.parseUsers(g.htpasswd); err != nil {
-		return nil, err
-	}
-	if g.root == nil {
-		s.robots, err = newRobots(nil)
-		return s, err
-	}
-	if s.robots, err = readRobots(g.root); err != nil {
-		return nil, err
-	}
-	s.keys, err = readKeys(g.root)
+	s.users, err = g.parseUsers(g.htpasswd)
 	return s, err
-}
-
-// Close releases the directory. The Guard must not be used afterwards.
-func (g *Guard) Close() error {
-	if g.root == nil {
-		return nil
-	}
-	return g.root.Close()
 }
 
 func (g *Guard) parseUsers(content []byte) (*users, error) {
@@ -199,7 +173,7 @@ func (g *Guard) Policy() *Policy { return g.state.Load().policy }
 
 // Summary returns what may be done without a login, for people: the end of a sentence that begins "without a login:".
 func (g *Guard) Summary() string {
-	s := g.state.Load()
+	s := g.current()
 	p, rest := s.policy, "needs a login"
 	if !s.logins {
 		rest = "is not possible, because there are no users"
@@ -221,24 +195,29 @@ func (g *Guard) Summary() string {
 
 // Run follows the htpasswd file and rotates the keys until ctx is done, and logs what changes.
 func (g *Guard) Run(ctx context.Context) error {
-	const interval = time.Hour // far below keyLife
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	if path := g.options.Htpasswd; path != "" {
 		wg.Go(func() { files.Follow(ctx, path, g.htpasswd, g.setUsers, func(err error) { g.logChange("users", err) }) })
 	}
-	t := time.NewTicker(interval)
-	defer t.Stop()
-	for {
+	for next := time.Minute; ; next = g.keepKeys(ctx) { // Load has looked, perhaps in vain
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-t.C:
-		}
-		if err := g.rotateKeys(time.Now()); err != nil {
-			g.logChange("keys", err)
+		case <-time.After(next):
 		}
 	}
+}
+
+// keepKeys looks whether a key is due, and returns when to look again.
+func (g *Guard) keepKeys(ctx context.Context) time.Duration {
+	if err := g.rotateKeys(ctx, time.Now()); err != nil {
+		if ctx.Err() == nil {
+			g.options.Log.Error().Err(err).Msg("the keys of tokens cannot be renewed; the next attempt is in a minute")
+		}
+		return time.Minute
+	}
+	return time.Hour // far below keyLife
 }
 
 // logChange logs the outcome of a change to users or keys.

@@ -18,6 +18,9 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"trow/registry/auth"
+	"trow/storage"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 func request(headers ...string) *http.Request {
@@ -32,6 +35,20 @@ func withLogin(user, password string) *http.Request {
 	r := request()
 	r.SetBasicAuth(user, password)
 	return r
+}
+
+// indexes are the records of Guards, by directory: a Guard in the directory of another one is that one after a restart.
+var indexes sync.Map
+
+// records returns the records of a directory.
+func records(t testing.TB, dir string) *storage.Index {
+	t.Helper()
+	if x, ok := indexes.Load(dir); ok {
+		return x.(*storage.Index)
+	}
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	indexes.Store(dir, x)
+	return x
 }
 
 // guard makes a Guard in its own directory unless the options name one. Without rules its default of anonymous is none.
@@ -49,12 +66,21 @@ func byDefault(t testing.TB, o auth.Options) *auth.Guard {
 	if o.Dir == "" {
 		o.Dir = t.TempDir()
 	}
-	g, err := auth.New(o)
+	g, err := start(t, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { g.Close() })
 	return g
+}
+
+// start makes a Guard and gives it its records.
+func start(t testing.TB, o auth.Options) (*auth.Guard, error) {
+	t.Helper()
+	g, err := auth.New(o)
+	if err == nil {
+		err = g.Load(t.Context(), records(t, o.Dir), nil)
+	}
+	return g, err
 }
 
 // may identifies and authorizes.
@@ -237,7 +263,7 @@ func TestInvalidOptions(t *testing.T) {
 		{Rules: []auth.Rule{rule("*", "pull", "")}, Anonymous: "pull"},
 	} {
 		o.Dir = t.TempDir()
-		if _, err := auth.New(o); err == nil {
+		if _, err := start(t, o); err == nil {
 			t.Errorf("%+v was accepted", o)
 		}
 	}

@@ -28,11 +28,17 @@ func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 }
 
 func (g *Guard) identify(r *http.Request) (*Identity, error) {
-	s := g.state.Load()
+	headers := r.Header["Authorization"]
+	s := g.current()
+	if !s.logins {
+		var err error
+		if s, err = g.anybody(r.Context(), s, len(headers) == 1 && robotic(headers[0])); err != nil {
+			return nil, err
+		}
+	}
 	if !s.logins { // no credentials are valid; some clients send some all the same
 		return anonymous, nil
 	}
-	headers := r.Header["Authorization"]
 	switch {
 	case len(headers) == 0:
 		return g.certified(r), nil
@@ -57,7 +63,11 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 		return nil, errBadToken
 	}
 	now := time.Now()
-	if robot := s.robots.find(token, now); robot != nil {
+	robot, s, err := g.robot(r.Context(), s, token, now)
+	if err != nil {
+		return nil, err
+	}
+	if robot != nil {
 		return robot.who, nil
 	}
 	if g.options.Reviewer != nil && foreign(token) {
@@ -66,11 +76,9 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 	key := sumOf(&g.secret, token)
 	p, ok := s.tokens.get(key, now)
 	if !ok {
-		var err error
-		if p, err = s.verify(token, now); err != nil {
+		if p, err = g.verify(r.Context(), s, key, token, now); err != nil {
 			return nil, err
 		}
-		s.tokens.Add(key, p)
 	}
 	// The token is for the host that the client named when it got it. Usually it is spelled in the same way now; if not,
 	// it may still be the same host.
@@ -107,7 +115,11 @@ var errWrong = fmt.Errorf("%w: user or password is wrong", ErrUnauthorized)
 func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32]byte, name, password string) (
 	*Identity, error) {
 	now := time.Now()
-	if robot := s.robots.find(password, now); robot != nil {
+	robot, s, err := g.robot(ctx, s, password, now)
+	if err != nil {
+		return nil, err
+	}
+	if robot != nil {
 		s.tokens.Add(key, proof{who: robot.who, until: robot.Expires})
 		return robot.who, nil
 	}

@@ -29,7 +29,7 @@ type CreatedRobot struct {
 // (true); as, group, repository and action of a question. They return CreatedRobot, Robot, []Robot, and Explanation.
 func (g *Guard) Jobs() map[string]http.Handler {
 	return map[string]http.Handler{
-		JobCreateRobot: admin.Job(func(_ context.Context, q url.Values, _ func(any)) (any, error) {
+		JobCreateRobot: admin.Job(func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
 			r, err := parseRobot(q)
 			if err != nil {
 				return nil, err
@@ -38,22 +38,24 @@ func (g *Guard) Jobs() map[string]http.Handler {
 			if q.Get("replace") == "true" {
 				create = g.ReplaceRobot
 			}
-			secret, err := create(r)
+			secret, err := create(ctx, r)
 			if err != nil {
 				return nil, err
 			}
 			g.logRobot("created", r.Name)
 			return CreatedRobot{r, secret}, nil
 		}),
-		JobRevokeRobot: admin.Job(func(_ context.Context, q url.Values, _ func(any)) (any, error) {
+		JobRevokeRobot: admin.Job(func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
 			name := q.Get("name")
-			if err := g.RevokeRobot(name); err != nil {
+			if err := g.RevokeRobot(ctx, name); err != nil {
 				return nil, err
 			}
 			g.logRobot("revoked", name)
 			return Robot{Name: name}, nil
 		}),
-		JobListRobots: admin.Job(func(context.Context, url.Values, func(any)) (any, error) { return g.Robots(), nil }),
+		JobListRobots: admin.Job(func(ctx context.Context, _ url.Values, _ func(any)) (any, error) {
+			return g.Robots(ctx), nil
+		}),
 		JobExplain: admin.Job(func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
 			who, err := g.Impersonate(q.Get("as"), q["group"])
 			if err != nil {

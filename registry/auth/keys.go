@@ -1,17 +1,18 @@
 package auth
 
 import (
+	"cmp"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
+	"strings"
 	"time"
 
-	"trow/storage/files"
+	"trow/storage"
 )
 
 const (
@@ -20,6 +21,8 @@ const (
 	// keyOverlap is how long tokens of a key are accepted after it has been replaced: by then they have expired, even if a
 	// clock was corrected.
 	keyOverlap = 2 * maxTokenLife
+	// maxKeyID bounds the id of a key in bytes.
+	maxKeyID = 64
 )
 
 // signingKey is a key as it is stored.
@@ -27,67 +30,117 @@ type signingKey struct {
 	ID   string    `json:"id"`
 	Made time.Time `json:"made"`
 	Seed []byte    `json:"seed"`
+
+	record []byte // the value of its record; nil: it has none
 }
 
 func (k *signingKey) private() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(k.Seed) }
 
-func (k *signingKey) valid() bool { return len(k.Seed) == ed25519.SeedSize && k.ID != "" }
-
-// keyring holds the key that signs, last, and before it the one whose tokens may not have expired. It never changes.
-type keyring []signingKey
-
-// readKeys reads the keys. A file that cannot be decoded counts as empty: clients get new tokens automatically, so that
-// nothing is lost.
-func readKeys(root *os.Root) (keyring, error) {
-	b, err := files.ReadIn(root, keysFile, files.MaxSize)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("token keys: %w", err)
-	}
-	var ring keyring
-	if json.Unmarshal(b, &ring) != nil || slices.ContainsFunc(ring, func(k signingKey) bool { return !k.valid() }) {
-		return nil, nil
-	}
-	return ring, nil
+func (k *signingKey) valid() bool {
+	return len(k.Seed) == ed25519.SeedSize && k.ID != "" && len(k.ID) <= maxKeyID &&
+		!strings.ContainsFunc(k.ID, func(c rune) bool { return c <= ' ' || c >= 0x7f })
 }
 
-// rotated returns the keyring as it should be at that time, and whether it differs from r.
-func (r keyring) rotated(now time.Time) (keyring, bool) {
-	// A key that is younger than keyLife signs, unless the clock was set back behind its creation by more than the
-	// overlap.
-	if n := len(r); n > 0 && now.Sub(r[n-1].Made) < keyLife && now.After(r[n-1].Made.Add(-keyOverlap)) {
-		if n == 1 || now.Sub(r[n-1].Made) < keyOverlap {
-			return r, false
-		}
-		return r[n-1:], true
-	}
+// usable reports whether a key signs at that time: it is young enough, and was not made so far in the future that
+// tokens that it signs could outlive it, because the clock was set back.
+func (k *signingKey) usable(now time.Time) bool {
+	return now.Sub(k.Made) < keyLife && now.After(k.Made.Add(-keyOverlap))
+}
+
+func newKey(now time.Time) *signingKey {
 	seed := make([]byte, ed25519.SeedSize)
 	rand.Read(seed) // never fails
-	next := signingKey{ID: rand.Text()[:8], Made: now.UTC(), Seed: seed}
-	if len(r) > 0 {
-		return keyring{r[len(r)-1], next}, true
-	}
-	return keyring{next}, true
+	return &signingKey{ID: rand.Text()[:8], Made: now.UTC(), Seed: seed}
 }
 
-// rotateKeys adds a signing key when the current one is 30 days old, and drops the one before it after the overlap.
-func (g *Guard) rotateKeys(now time.Time) error {
-	return g.change(func(s *state) error {
-		next, changed := s.keys.rotated(now)
-		if !changed {
-			return nil
+func parseKey(id string, value []byte) (signingKey, error) {
+	k := signingKey{record: value}
+	if err := json.Unmarshal(value, &k); err != nil {
+		return k, fmt.Errorf("key of tokens %q: %w", id, err)
+	}
+	if !k.valid() || k.ID != id {
+		return k, fmt.Errorf("key of tokens %q: invalid record", id)
+	}
+	return k, nil
+}
+
+// keyring holds the keys whose tokens are accepted, the youngest last. It never changes. Replicas that renew a key at
+// the same moment make one each: all of them accept both, and sign with the same one as soon as they know both.
+type keyring []signingKey
+
+// sorted puts the keys in their order, which is the same at all replicas.
+func (r keyring) sorted() keyring {
+	slices.SortFunc(r, func(a, b signingKey) int { return cmp.Or(a.Made.Compare(b.Made), cmp.Compare(a.ID, b.ID)) })
+	return r
+}
+
+// signer returns the key that signs at that time, or nil.
+func (r keyring) signer(now time.Time) *signingKey {
+	for i := range r {
+		if k := &r[len(r)-1-i]; k.usable(now) {
+			return k
 		}
-		b, err := json.MarshalIndent(next, "", "  ")
-		if err == nil {
-			// The key is durable before it signs, or the tokens that it signs would be invalid after a crash.
-			err = g.keepKeys(append(b, '\n'))
+	}
+	return nil
+}
+
+// find returns the key with an id, or nil.
+func (r keyring) find(id any) *signingKey {
+	for i := range r {
+		if r[i].ID == id {
+			return &r[i]
 		}
-		if err != nil {
+	}
+	return nil
+}
+
+// rotateKeys adds a signing key when no present one may sign, and drops the others when it has signed alone for the
+// overlap. Where nothing may be written, the new key is valid until the process ends: clients get new tokens then, as
+// they do when theirs have expired.
+func (g *Guard) rotateKeys(ctx context.Context, now time.Time) error {
+	g.changes.Lock() // or this process would make two
+	defer g.changes.Unlock()
+	if g.options.ReadOnly {
+		if g.current().keys.signer(now) == nil {
+			g.mu.Lock()
+			g.temporary = newKey(now)
+			g.mu.Unlock()
+			g.news.Add(1)
+		}
+		return nil
+	}
+	s, err := g.writable(ctx)
+	if err != nil {
+		return err
+	}
+	signer := s.keys.signer(now)
+	if signer == nil {
+		return g.addKey(ctx, s.records, newKey(now))
+	}
+	if now.Sub(signer.Made) < keyOverlap {
+		return nil
+	}
+	for _, k := range s.keys {
+		if k.ID == signer.ID {
+			continue
+		}
+		err := s.records.SetRecord(ctx, keyRecord+k.ID, k.record, nil)
+		if err != nil && !errors.Is(err, storage.ErrConflict) { // a conflict: another replica has dropped it
 			return fmt.Errorf("token keys: %w", err)
 		}
-		s.keys = next
-		return nil
-	})
+	}
+	return nil
+}
+
+// addKey records a key. It is durable before it signs, or the tokens that it signs would be invalid after a crash, and
+// at other replicas.
+func (g *Guard) addKey(ctx context.Context, records Records, k *signingKey) error {
+	value, err := json.Marshal(k)
+	if err == nil {
+		err = records.SetRecord(ctx, keyRecord+k.ID, nil, value)
+	}
+	if err != nil {
+		return fmt.Errorf("token keys: %w", err)
+	}
+	return nil
 }

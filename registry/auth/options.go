@@ -41,9 +41,9 @@ type Options struct {
 
 	// PlainHTTP reports whether the listener speaks plain HTTP (the setting no-tls).
 	PlainHTTP bool
-	// Dir is the guard's own directory, for the keys that sign tokens and the robots. New creates it if needed.
+	// Dir is where earlier versions kept the keys that sign tokens, and the robots; see oldfiles.go. It need not exist.
 	Dir string
-	// ReadOnly reports that nothing may be written to Dir: robots stay as they are, and a new key is not kept.
+	// ReadOnly reports that nothing may be written: robots stay as they are, and a new key is not kept.
 	ReadOnly bool
 	// Name is the host[:port] that goes into challenges for clients that send no valid Host header.
 	Name string

@@ -1,22 +1,21 @@
 package auth
 
 import (
+	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"trow/registry/glob"
-	"trow/storage/files"
+	"trow/storage"
 )
 
 // SecretPrefix begins the secrets of robots, so that scanners for secrets find them in code.
@@ -34,8 +33,8 @@ type Robot struct {
 	Expires      time.Time `json:"expires,omitzero"` // zero: never
 }
 
-// storedRobot is a robot in the file. Of its secret, the file has the SHA-256. Slow hashes are for passwords, which can
-// be guessed; 256 random bits cannot, and with a fast hash a machine can log in with each request.
+// storedRobot is the value of a robot's record. Of its secret, it has the SHA-256. Slow hashes are for passwords, which
+// can be guessed; 256 random bits cannot, and with a fast hash a machine can log in with each request.
 type storedRobot struct {
 	Robot
 	SHA256 string `json:"sha256"`
@@ -45,6 +44,7 @@ type storedRobot struct {
 type robot struct {
 	Robot
 	who   *Identity
+	hash  [sha256.Size]byte
 	id    string // distinguishes it from an earlier robot of the same name
 	repos glob.Set
 }
@@ -58,128 +58,128 @@ func (r *robot) expired(now time.Time) bool { return !r.Expires.IsZero() && !now
 
 // robots are all robots. A set never changes.
 type robots struct {
-	stored []storedRobot
+	stored map[string][]byte // the values of the records, by name; also of those that cannot be read
 	byHash map[[sha256.Size]byte]*robot
 	byName map[string]*robot
 }
 
-const (
-	// maxRobots bounds the file.
-	maxRobots = 10_000
-	// maxRobotsFile is more than that many robots take.
-	maxRobotsFile = 64 << 20
-)
+// maxRobots bounds the robots. Several processes that create robots at the same moment may exceed it by a few.
+const maxRobots = 10_000
 
-// readRobots reads the file. Unlike the keys, it must not be replaced by an empty one when it is damaged: machines have
-// the secrets.
-func readRobots(root *os.Root) (*robots, error) {
-	b, err := files.ReadIn(root, robotsFile, maxRobotsFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return newRobots(nil)
+// newRobots reads the values of records. What was read for the set before is not read again. A value that cannot be
+// read is no robot, so that its secret is refused; it is reported once, and can be replaced and revoked.
+func newRobots(stored map[string][]byte, before *robots, report func(error)) *robots {
+	r := &robots{stored: stored, byHash: make(map[[sha256.Size]byte]*robot, len(stored)),
+		byName: make(map[string]*robot, len(stored))}
+	for name, value := range stored {
+		var one *robot
+		known := before != nil && bytes.Equal(before.stored[name], value)
+		if known {
+			one = before.byName[name]
+		} else {
+			var err error
+			if one, err = parseRobotRecord(name, value); err != nil {
+				report(err)
+			}
+		}
+		if one != nil {
+			r.byHash[one.hash], r.byName[name] = one, one
+		}
 	}
-	var list []storedRobot
-	if err == nil {
-		err = json.Unmarshal(b, &list)
-	}
-	var r *robots
-	if err == nil {
-		r, err = newRobots(list)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the robots in %s: %w; "+
-			"restore the file from a copy, or delete it, which revokes all robots", filepath.Join(root.Name(), robotsFile), err)
-	}
-	return r, nil
+	return r
 }
 
-func newRobots(list []storedRobot) (*robots, error) {
-	r := &robots{stored: list, byHash: map[[sha256.Size]byte]*robot{}, byName: map[string]*robot{}}
-	for _, stored := range list {
-		one := &robot{Robot: stored.Robot}
-		sum, err := hex.DecodeString(stored.SHA256)
-		if err != nil || len(sum) != sha256.Size {
-			return nil, fmt.Errorf("robot %q: invalid sha256", stored.Name)
-		}
-		if one.repos, err = glob.Compile(stored.Repositories...); err != nil {
-			return nil, fmt.Errorf("robot %q: %w", stored.Name, err)
-		}
-		one.id = stored.SHA256[:16]
-		one.who = &Identity{Name: robotPrefix + stored.Name, robot: one}
-		r.byHash[[sha256.Size]byte(sum)] = one
-		r.byName[stored.Name] = one
+func parseRobotRecord(name string, value []byte) (*robot, error) {
+	var stored storedRobot
+	if err := json.Unmarshal(value, &stored); err != nil {
+		return nil, fmt.Errorf("robot %q: %w", name, err)
 	}
-	return r, nil
+	if stored.Name != name {
+		return nil, fmt.Errorf("robot %q: its record is that of %q", name, stored.Name)
+	}
+	return stored.robot()
 }
 
-// find returns the robot with this secret, or nil. The time that a look-up in a map takes reveals nothing
-// about the secret, because the key is a hash.
-func (r *robots) find(secret string, now time.Time) *robot {
+// robot returns the robot as it is used.
+func (r storedRobot) robot() (one *robot, err error) {
+	one = &robot{Robot: r.Robot}
+	sum, err := hex.DecodeString(r.SHA256)
+	if err != nil || len(sum) != sha256.Size {
+		return nil, fmt.Errorf("robot %q: invalid sha256", r.Name)
+	}
+	if one.repos, err = glob.Compile(r.Repositories...); err != nil {
+		return nil, fmt.Errorf("robot %q: %w", r.Name, err)
+	}
+	one.hash, one.id = [sha256.Size]byte(sum), r.SHA256[:16]
+	one.who = &Identity{Name: robotPrefix + r.Name, robot: one}
+	return one, nil
+}
+
+// find returns the robot with this secret, or nil, and whether the secret is known: that of one that has expired is.
+// The time that a look-up in a map takes reveals nothing about the secret, because the key is a hash.
+func (r *robots) find(secret string, now time.Time) (one *robot, known bool) {
 	if !strings.HasPrefix(secret, SecretPrefix) {
-		return nil
+		return nil, true // no robot has such a one, here or elsewhere
 	}
-	one := r.byHash[sha256.Sum256([]byte(secret))]
-	if one == nil || one.expired(now) {
-		return nil
+	one = r.byHash[sha256.Sum256([]byte(secret))]
+	if one == nil {
+		return nil, false
 	}
-	return one
+	if one.expired(now) {
+		return nil, true
+	}
+	return one, true
 }
 
-// with returns the set with one more robot, and its secret.
-func (r *robots) with(o Robot) (*robots, string, error) {
-	switch _, exists := r.byName[o.Name]; {
-	case exists:
-		return nil, "", fmt.Errorf("robot %q already exists; use --replace, which makes its present token invalid, or "+
-			"choose another name", o.Name)
-	case len(r.stored) >= maxRobots:
-		return nil, "", fmt.Errorf("there are %d robots already, which is the limit; revoke those that have expired",
-			maxRobots)
+// robot returns the robot with this secret, or nil if there is none: a secret that is not known is confirmed with the
+// journal, since another replica may have just created the robot. It also returns the state that says so. Errors:
+// ErrUnavailable; that of ctx.
+func (g *Guard) robot(ctx context.Context, s *state, secret string, now time.Time) (*robot, *state, error) {
+	one, known := s.robots.find(secret, now)
+	if known {
+		return one, s, nil
 	}
-	secret := SecretPrefix + rand.Text() + rand.Text() // 260 bits
-	sum := sha256.Sum256([]byte(secret))
-	next, err := newRobots(append(slices.Clone(r.stored), storedRobot{o, hex.EncodeToString(sum[:])}))
-	return next, secret, err
-}
-
-// without returns the set without one robot.
-func (r *robots) without(name string) (*robots, error) {
-	if _, ok := r.byName[name]; !ok {
-		return nil, fmt.Errorf("robot %q does not exist", name)
+	s, err := g.settle(ctx, s)
+	if err != nil {
+		return nil, s, err
 	}
-	is := func(k storedRobot) bool { return k.Name == name }
-	return newRobots(slices.DeleteFunc(slices.Clone(r.stored), is))
+	one, _ = s.robots.find(secret, now)
+	return one, s, nil
 }
 
 // ReplaceRobot is CreateRobot in the place of a robot of the same name, if there is one: the secret of that one, and
 // the tokens that were issued for it, become invalid in the same step.
-func (g *Guard) ReplaceRobot(o Robot) (secret string, err error) {
-	return g.addRobot(o, func(r *robots) (*robots, error) {
-		if _, exists := r.byName[o.Name]; exists {
-			return r.without(o.Name)
-		}
-		return r, nil
-	})
+func (g *Guard) ReplaceRobot(ctx context.Context, o Robot) (secret string, err error) {
+	return g.putRobot(ctx, o, true)
 }
 
 // CreateRobot creates a robot and returns its secret, which is not stored anywhere. Errors: an invalid name, pattern,
-// action or end; a robot of this name exists; those of the file system.
-func (g *Guard) CreateRobot(o Robot) (secret string, err error) {
-	return g.addRobot(o, func(r *robots) (*robots, error) { return r, nil })
+// action or end; a robot of this name exists; nothing may be written; those of the journal.
+func (g *Guard) CreateRobot(ctx context.Context, o Robot) (secret string, err error) {
+	return g.putRobot(ctx, o, false)
 }
 
-// addRobot adds a robot to the set that prepare makes of the present one.
-func (g *Guard) addRobot(o Robot, prepare func(*robots) (*robots, error)) (secret string, err error) {
+func (g *Guard) putRobot(ctx context.Context, o Robot, replace bool) (secret string, err error) {
 	o.Created = time.Now().UTC().Truncate(time.Second)
 	if err := o.validate(); err != nil {
 		return "", err
 	}
-	err = g.changeRobots(func(r *robots) (*robots, error) {
-		r, err := prepare(r)
-		if err != nil {
-			return nil, err
+	secret = SecretPrefix + rand.Text() + rand.Text() // 260 bits
+	sum := sha256.Sum256([]byte(secret))
+	value, err := json.Marshal(storedRobot{o, hex.EncodeToString(sum[:])})
+	if err != nil {
+		return "", err
+	}
+	err = g.changeRobot(ctx, o.Name, func(r *robots) ([]byte, error) {
+		switch _, exists := r.stored[o.Name]; {
+		case exists && !replace:
+			return nil, fmt.Errorf("robot %q already exists; use --replace, which makes its present token invalid, or "+
+				"choose another name", o.Name)
+		case !exists && len(r.stored) >= maxRobots:
+			return nil, fmt.Errorf("there are %d robots already, which is the limit; revoke those that have expired",
+				maxRobots)
 		}
-		next, s, err := r.with(o)
-		secret = s
-		return next, err
+		return value, nil
 	})
 	if err != nil {
 		return "", err
@@ -206,15 +206,24 @@ func (r *Robot) validate() error {
 	return nil
 }
 
-// RevokeRobot revokes a robot: its secret and the tokens that were issued for it are invalid at once. Errors: there is
-// no robot of this name; those of the file system.
-func (g *Guard) RevokeRobot(name string) error {
-	return g.changeRobots(func(r *robots) (*robots, error) { return r.without(name) })
+// RevokeRobot revokes a robot: its secret and the tokens that were issued for it are invalid at once, and at the other
+// replicas as soon as they hear of it. Errors: there is no robot of this name; ErrUnavailable if that cannot be
+// confirmed; nothing may be written; those of the journal.
+func (g *Guard) RevokeRobot(ctx context.Context, name string) error {
+	return g.changeRobot(ctx, name, func(r *robots) ([]byte, error) {
+		if _, exists := r.stored[name]; !exists {
+			return nil, fmt.Errorf("robot %q does not exist", name)
+		}
+		return nil, nil
+	})
 }
 
-// Robots returns the robots, sorted by name.
-func (g *Guard) Robots() []Robot {
-	all := g.state.Load().robots.byName
+// Robots returns the robots, sorted by name. If the journal does not answer in time, they are those that are known.
+func (g *Guard) Robots(ctx context.Context) []Robot {
+	if s := g.state.Load(); s.records != nil {
+		_, _ = s.records.CatchUp(ctx, storage.CatchUpTime)
+	}
+	all := g.current().robots.byName
 	list := make([]Robot, 0, len(all))
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		list = append(list, all[name].Robot)
@@ -222,19 +231,41 @@ func (g *Guard) Robots() []Robot {
 	return list
 }
 
-// changeRobots makes a change durable before it takes effect: a secret that is shown must be valid after a crash, and
-// one that was revoked must stay invalid.
-func (g *Guard) changeRobots(change func(*robots) (*robots, error)) error {
-	return g.change(func(s *state) error {
-		next, err := change(s.robots)
+// changeRobot replaces the record of a robot with the value that decide returns, nil for none. The change is durable
+// before it takes effect: a secret that is shown must be valid after a crash, and one that was revoked must stay
+// invalid.
+func (g *Guard) changeRobot(ctx context.Context, name string, decide func(*robots) (value []byte, err error)) error {
+	g.changes.Lock() // or two changes at once would exceed maxRobots
+	defer g.changes.Unlock()
+	s, err := g.writable(ctx)
+	if err != nil {
+		return err
+	}
+	if _, exists := s.robots.stored[name]; !exists {
+		limited, cancel := context.WithTimeout(ctx, maxConfirm)
+		defer cancel()
+		if _, err := s.records.Record(limited, robotRecord+name); err != nil {
+			return fmt.Errorf("robot %q: %w", name, err)
+		}
+		s = g.current()
+	}
+	for range maxAttempts {
+		value, err := decide(s.robots)
 		if err != nil {
 			return err
 		}
-		b, err := json.MarshalIndent(next.stored, "", "  ")
-		if err != nil {
+		err = s.records.SetRecord(ctx, robotRecord+name, s.robots.stored[name], value)
+		s = g.current() // shows the change, or the one that was faster
+		if !errors.Is(err, storage.ErrConflict) {
 			return err
 		}
-		s.robots = next
-		return g.keepRobots(append(b, '\n'))
-	})
+	}
+	return fmt.Errorf("robot %q: others change it at the same time; try again", name)
 }
+
+const (
+	// maxAttempts bounds how often a change of a record that another replica has just changed is tried again.
+	maxAttempts = 10
+	// maxConfirm bounds how long an administrator waits for a journal that does not answer.
+	maxConfirm = 5 * time.Second
+)

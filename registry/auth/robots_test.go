@@ -2,7 +2,6 @@ package auth_test
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -24,7 +23,7 @@ func robot(name, actions, repositories string) auth.Robot {
 
 func create(t testing.TB, g *auth.Guard, r auth.Robot) string {
 	t.Helper()
-	secret, err := g.CreateRobot(r)
+	secret, err := g.CreateRobot(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,13 +38,14 @@ func TestARobotMayDoWhatItWasCreatedForAndNoMore(t *testing.T) {
 	if !regexp.MustCompile(`^trow_[A-Z2-7]{52}$`).MatchString(secret) {
 		t.Errorf("the secret is %s", secret)
 	}
-	file := filepath.Join(dir, "robots.json")
-	b, err := os.ReadFile(file)
-	if err != nil || strings.Contains(string(b), secret) || strings.Contains(string(b), secret[5:]) {
-		t.Errorf("%v: the file has the secret: %s", err, b)
+	n := 0
+	for name, value := range records(t, dir).Records("auth/robot/") {
+		if n++; name != "auth/robot/ci" || strings.Contains(string(value), secret[5:]) {
+			t.Errorf("the record %s has the secret: %s", name, value)
+		}
 	}
-	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("%v, %v", info, err)
+	if n != 1 {
+		t.Errorf("there are %d records", n)
 	}
 	for range 2 { // and after a restart
 		for _, r := range []func() (string, string){func() (string, string) { return "any", secret },
@@ -113,7 +113,7 @@ func TestARobotExpires(t *testing.T) {
 		if _, err := g.Identify(bearer(got.Token)); !errors.Is(err, auth.ErrUnauthorized) {
 			t.Errorf("its token after its end: %v", err)
 		}
-		if len(g.Robots()) != 1 {
+		if len(g.Robots(t.Context())) != 1 {
 			t.Error("an expired robot is no longer listed")
 		}
 	})
@@ -126,7 +126,7 @@ func TestARevokedRobotIsInvalidAtOnce(t *testing.T) {
 	if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.RevokeRobot("ci"); err != nil {
+	if err := g.RevokeRobot(t.Context(), "ci"); err != nil {
 		t.Fatal(err)
 	}
 	again := create(t, g, robot("ci", "pull", "**")) // a new robot of the same name
@@ -139,7 +139,7 @@ func TestARevokedRobotIsInvalidAtOnce(t *testing.T) {
 	if _, err := g.Identify(withLogin("x", again)); err != nil {
 		t.Error(err)
 	}
-	if err := g.RevokeRobot("none"); err == nil {
+	if err := g.RevokeRobot(t.Context(), "none"); err == nil {
 		t.Error("a robot that does not exist was revoked")
 	}
 }
@@ -152,7 +152,7 @@ func TestARobotIsReplaced(t *testing.T) {
 	var last string
 	for range 3 {
 		var err error
-		if last, err = g.ReplaceRobot(robot("ci", "push", "**")); err != nil {
+		if last, err = g.ReplaceRobot(t.Context(), robot("ci", "push", "**")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -167,14 +167,14 @@ func TestARobotIsReplaced(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if all := g.Robots(); len(all) != 2 || !slices.Equal(all[0].Actions, []auth.Action{auth.Push}) {
+	if all := g.Robots(t.Context()); len(all) != 2 || !slices.Equal(all[0].Actions, []auth.Action{auth.Push}) {
 		t.Errorf("%+v", all)
 	}
-	if _, err := g.ReplaceRobot(robot("new", "pull", "**")); err != nil { // there was none
+	if _, err := g.ReplaceRobot(t.Context(), robot("new", "pull", "**")); err != nil { // there was none
 		t.Error(err)
 	}
-	if _, err := g.ReplaceRobot(auth.Robot{Name: "ci"}); err == nil || len(g.Robots()) != 3 {
-		t.Errorf("an invalid robot: %v, %+v", err, g.Robots())
+	if _, err := g.ReplaceRobot(t.Context(), auth.Robot{Name: "ci"}); err == nil || len(g.Robots(t.Context())) != 3 {
+		t.Errorf("an invalid robot: %v, %+v", err, g.Robots(t.Context()))
 	}
 }
 
@@ -204,8 +204,7 @@ func TestARobotWhereEverythingIsOpen(t *testing.T) {
 }
 
 func TestInvalidRobots(t *testing.T) {
-	dir := t.TempDir()
-	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
+	g := guard(t, auth.Options{User: "owner", Password: "p"})
 	create(t, g, robot("ci", "pull", "**"))
 	past := robot("past", "pull", "**")
 	past.Expires = time.Now().Add(-time.Second)
@@ -213,18 +212,19 @@ func TestInvalidRobots(t *testing.T) {
 		robot("a b", "pull", "**"), robot("ä", "pull", "**"),
 		robot(strings.Repeat("a", 64), "pull", "**"), robot("x", "pull", ""), robot("x", "pull", "a:b"),
 		robot("ci", "pull", "**"), past} {
-		if secret, err := g.CreateRobot(r); err == nil || secret != "" {
+		if secret, err := g.CreateRobot(t.Context(), r); err == nil || secret != "" {
 			t.Errorf("%+v was created", r)
 		}
 	}
-	if n := len(g.Robots()); n != 1 {
+	if n := len(g.Robots(t.Context())); n != 1 {
 		t.Errorf("there are %d", n)
 	}
 	// A damaged file is not replaced by an empty one: machines have the secrets.
 	for _, bad := range []string{"", "{", `[{"name":"a","sha256":"x"}]`,
 		`[{"name":"a","sha256":"` + strings.Repeat("00", 32) + `","repositories":["a:b"]}]`} {
+		dir := t.TempDir()
 		write(t, filepath.Join(dir, "robots.json"), bad)
-		if _, err := auth.New(auth.Options{Dir: dir, User: "owner", Password: "p"}); err == nil ||
+		if _, err := start(t, auth.Options{Dir: dir, User: "owner", Password: "p"}); err == nil ||
 			!strings.Contains(err.Error(), "robots.json") {
 			t.Errorf("%q: %v", bad, err)
 		}
@@ -233,12 +233,11 @@ func TestInvalidRobots(t *testing.T) {
 
 // TestARobotThatCannotBeStored is not created: its secret would be invalid after a restart.
 func TestARobotThatCannotBeStored(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "auth")
+	dir := t.TempDir()
 	g := guard(t, auth.Options{Dir: dir, User: "owner", Password: "p"})
-	if err := os.RemoveAll(dir); err != nil {
-		t.Fatal(err)
-	}
-	if secret, err := g.CreateRobot(robot("ci", "pull", "**")); err == nil || secret != "" || len(g.Robots()) != 0 {
+	records(t, dir).Close()
+	if secret, err := g.CreateRobot(t.Context(), robot("ci", "pull", "**")); err == nil || secret != "" ||
+		len(g.Robots(t.Context())) != 0 {
 		t.Errorf("%q, %v", secret, err)
 	}
 }

@@ -1,11 +1,14 @@
 package auth
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -85,10 +88,13 @@ func grantOf(all []access) *grant {
 var errGroups = errors.New("the account has too many groups for a token; use Basic credentials")
 
 // issue makes a token for who, valid at that host, and returns when it expires. A robot's token expires no later than
-// the robot.
+// the robot. Errors: errGroups; ErrUnavailable without a key.
 func (s *state) issue(who *Identity, host string, all []access, now time.Time) (
 	token string, expires time.Time, err error) {
-	key := &s.keys[len(s.keys)-1]
+	key := s.keys.signer(now)
+	if key == nil { // it is made when the records are loaded; where that failed, the log says why
+		return "", expires, fmt.Errorf("%w: there is no key to sign tokens with", ErrUnavailable)
+	}
 	expires = now.Add(s.life(who, all))
 	c := claims{Cluster: who.Cluster, Groups: who.Groups, Cert: who.cert, Orgs: who.orgs, Access: all}
 	c.Issuer, c.Subject, c.Audience = issuer, who.Name, jwt.ClaimStrings{host}
@@ -129,19 +135,43 @@ type lives struct{ other, push time.Duration }
 var parser = jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(issuer),
 	jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(leeway), jwt.WithStrictDecoding())
 
-// verify checks a token of ours and returns what it proves. Errors: errBadToken.
+// verify checks a token that is not remembered and remembers what it proves. A key or robot that is not known is
+// confirmed with the journal: another replica may have made it a moment ago. Errors: errBadToken, ErrUnavailable, that
+// of ctx.
+func (g *Guard) verify(ctx context.Context, s *state, key [sha256.Size]byte, token string, now time.Time) (
+	proof, error) {
+	p, err := s.verify(token, now)
+	if errors.Is(err, errMiss) {
+		if s, err = g.settle(ctx, s); err != nil {
+			return proof{}, err
+		}
+		if p, err = s.verify(token, now); errors.Is(err, errMiss) {
+			err = errBadToken
+		}
+	}
+	if err != nil {
+		return proof{}, err
+	}
+	s.tokens.Add(key, p)
+	return p, nil
+}
+
+// errMiss: a token is of a key or a robot that is not known.
+var errMiss = errors.New("unknown key or robot")
+
+// verify checks a token of ours and returns what it proves. Errors: errBadToken, errMiss.
 func (s *state) verify(token string, now time.Time) (proof, error) {
 	var c claims
 	var key *signingKey
 	_, err := parser.ParseWithClaims(token, &c, func(t *jwt.Token) (any, error) {
-		for i := range s.keys {
-			if s.keys[i].ID == t.Header["kid"] {
-				key = &s.keys[i]
-				return s.keys[i].private().Public().(ed25519.PublicKey), nil
-			}
+		if key = s.keys.find(t.Header["kid"]); key == nil {
+			return nil, errMiss
 		}
-		return nil, errBadToken
+		return key.private().Public().(ed25519.PublicKey), nil
 	})
+	if errors.Is(err, errMiss) {
+		return proof{}, errMiss
+	}
 	if err != nil || len(c.Audience) != 1 {
 		return proof{}, errBadToken
 	}
@@ -153,8 +183,9 @@ func (s *state) verify(token string, now time.Time) (proof, error) {
 	return proof{who: who, aud: c.Audience[0], until: c.ExpiresAt.Time}, nil
 }
 
-// holder returns the identity that a token was issued to, as a copy. Errors: the robot or user does not exist any more,
-// or the user has another password.
+// holder returns the identity that a token was issued to, as a copy. Errors: errMiss for a robot that does not exist,
+// or that is another one of the same name; errBadToken: the robot has expired, or the user does not exist any more or
+// has another password.
 func (s *state) holder(c *claims, key *signingKey, now time.Time) (*Identity, error) {
 	switch {
 	case c.Subject == "":
@@ -165,7 +196,11 @@ func (s *state) holder(c *claims, key *signingKey, now time.Time) (*Identity, er
 		return &Identity{Name: c.Subject, cert: true, orgs: c.Orgs}, nil
 	case c.Robot != "":
 		name, _ := strings.CutPrefix(c.Subject, robotPrefix)
-		if r := s.robots.byName[name]; r != nil && r.id == c.Robot && !r.expired(now) {
+		r := s.robots.byName[name]
+		if r == nil || r.id != c.Robot {
+			return nil, errMiss
+		}
+		if !r.expired(now) {
 			who := *r.who
 			return &who, nil
 		}

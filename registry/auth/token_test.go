@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -172,7 +170,7 @@ func TestWhichCredentialsGetAToken(t *testing.T) {
 	ask(t, g, tokenPOST(url.Values{"grant_type": {"client_credentials"}}), 400)
 	ask(t, g, tokenPOST(nil), 400)
 	ask(t, g, tokenPOST(url.Values{"grant_type": {"refresh_token"}, "refresh_token": {"x"}}), 401)
-	secret, err := g.CreateRobot(auth.Robot{Name: "ci", Repositories: []string{"team/**"},
+	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"team/**"},
 		Actions: []auth.Action{auth.Pull}})
 	if err != nil {
 		t.Fatal(err)
@@ -365,53 +363,45 @@ func TestTokensExpire(t *testing.T) {
 }
 
 func TestTheKeysOfTokens(t *testing.T) {
-	dir := t.TempDir()
-	o := auth.Options{Dir: dir, User: "owner", Password: "p"}
-	g := guard(t, o)
-	token := ask(t, g, tokenGET("owner", "p", "repository:a:pull"), 200).Token
-	file := filepath.Join(dir, "token-keys.json")
-	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("%v, %v", info, err)
-	}
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		t.Fatal(err)
-	}
-	g = guard(t, o)
-	if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
-		t.Errorf("after a restart: %v", err)
-	}
-	old, _ := g.Key()
-	if err := g.RotateKeys(time.Now().Add(29 * 24 * time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	if id, _ := g.Key(); id != old {
-		t.Error("a key was replaced too early")
-	}
-	if err := g.RotateKeys(time.Now().Add(31 * 24 * time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	if id, _ := g.Key(); id == old || g.Keys() != 2 {
-		t.Errorf("a key of 31 days signs; there are %d", g.Keys())
-	}
-	if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
-		t.Errorf("a token of the old key: %v", err)
-	}
-	if err := g.RotateKeys(time.Now().Add(33*24*time.Hour + time.Hour)); err != nil || g.Keys() != 1 {
-		t.Errorf("%d keys, %v", g.Keys(), err)
-	}
-	if _, err := may(g, bearer(token), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
-		t.Errorf("a token of a key that was dropped: %v", err)
-	}
-	for _, bad := range []string{"", "{", "[]", `[{"id":"x","seed":"AA=="}]`, "null"} { // clients get new tokens
-		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		o := auth.Options{Dir: dir, User: "owner", Password: "p", TokenLifetime: 24 * time.Hour}
+		g := guard(t, o)
+		issue := func() string { return ask(t, g, tokenGET("owner", "p", "repository:a:pull"), 200).Token }
+		token := issue()
+		g = guard(t, o)
+		if _, err := may(g, bearer(token), "a", auth.Pull); err != nil {
+			t.Errorf("after a restart: %v", err)
+		}
+		old, _ := g.Key()
+		time.Sleep(30*24*time.Hour - 1)
+		if err := g.RotateKeys(time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		ask(t, guard(t, o), tokenGET("owner", "p"), 200)
-	}
-	b, err := os.ReadFile(file)
-	if err != nil || !bytes.Contains(b, []byte(`"seed"`)) {
-		t.Errorf("%v: %s", err, b)
-	}
+		if id, _ := g.Key(); id != old {
+			t.Error("a key was replaced too early")
+		}
+		token = issue()
+		time.Sleep(1)
+		if err := g.RotateKeys(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if id, _ := g.Key(); id == old || g.Keys() != 2 {
+			t.Errorf("a key of 30 days signs; there are %d", g.Keys())
+		}
+		if _, err := may(guard(t, o), bearer(token), "a", auth.Pull); err != nil {
+			t.Errorf("a token of the old key, after a restart: %v", err)
+		}
+		time.Sleep(48 * time.Hour)
+		if err := g.RotateKeys(time.Now()); err != nil || g.Keys() != 1 {
+			t.Errorf("%d keys, %v", g.Keys(), err)
+		}
+		for name, value := range records(t, dir).Records("auth/key/") {
+			if id, _ := g.Key(); name != "auth/key/"+id || !bytes.Contains(value, []byte(`"seed"`)) {
+				t.Errorf("%s: %s", name, value)
+			}
+		}
+	})
 }
 
 // TestOnlyTheTokenOfAUserProvesAPassword: the cluster's alice may be another person than ours, and her token must not
@@ -421,7 +411,7 @@ func TestOnlyTheTokenOfAUserProvesAPassword(t *testing.T) {
 		Reviewer: &reviewer{user: info(&auth.Identity{Name: "alice"})}})
 	certificate := withCertificate("alice")
 	certificate.URL.Path, certificate.URL.RawQuery = auth.TokenPath, "scope=repository:a:pull"
-	secret, err := g.CreateRobot(robot("alice", "pull", "**"))
+	secret, err := g.CreateRobot(t.Context(), robot("alice", "pull", "**"))
 	if err != nil {
 		t.Fatal(err)
 	}

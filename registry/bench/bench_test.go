@@ -20,6 +20,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/registry/auth/authtest"
 	"trow/registry/bench"
 	front "trow/registry/server"
 	"trow/storage/memory"
@@ -30,10 +31,7 @@ import (
 func handler(t *testing.T) http.Handler {
 	t.Helper()
 	index := storagetest.OpenIndex(t, memory.NewJournal())
-	guard, err := auth.New(auth.Options{Dir: t.TempDir(), Loopback: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	guard := authtest.New(t, auth.Options{Loopback: true})
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", registry.New(registry.Options{Blobs: memory.NewBlobs(), Index: index, Auth: guard,
 		Bodies: front.NewBodies(1 << 30), Annotate: func(context.Context, string, string) {},

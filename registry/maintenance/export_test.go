@@ -12,3 +12,6 @@ func SetOpenJournal(t *testing.T, open func(dir string) (*bolt.Journal, error)) 
 	openJournal = open
 	t.Cleanup(func() { openJournal = old })
 }
+
+// RecordKey is recordKey.
+var RecordKey = recordKey

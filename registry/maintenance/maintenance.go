@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,8 @@ type Data struct {
 	loaded atomic.Pointer[loaded] // nil until Load has returned
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
 	hold   *hold
+
+	copying sync.Mutex // held while the journal is copied
 
 	readOnly string // why nothing is written to the directory; empty: it is written to
 
@@ -177,10 +180,17 @@ func repeat(ctx context.Context, interval, first time.Duration, do func(context.
 }
 
 // backup copies the journal, for trow rebuild.
-func (d *Data) backup(context.Context) {
-	if err := d.journal.Backup(); err != nil {
+func (d *Data) backup(ctx context.Context) {
+	if err := d.Backup(ctx); err != nil {
 		d.log.Error().Err(err).Msg("storage")
 	}
+}
+
+// Backup copies the journal, for trow rebuild, unless the copy knows everything. Errors: those of the file system.
+func (d *Data) Backup(context.Context) error {
+	d.copying.Lock() // two at once would write one file
+	defer d.copying.Unlock()
+	return d.journal.Backup()
 }
 
 // expire drops idle uploads.

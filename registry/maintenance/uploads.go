@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 
+	"trow/storage"
 	"trow/storage/files"
 )
 
@@ -23,42 +25,65 @@ func (o *Options) UploadsPerClient() int {
 
 const minUploadsPerClient = 16
 
-// uploadKeyFile is the file of UploadKey, in the data directory.
-const uploadKeyFile = "upload.key"
+const (
+	// uploadKeyRecord is the record of UploadKey.
+	uploadKeyRecord = "upload-key"
+	// uploadKeyFile is where earlier versions kept it, in the data directory.
+	uploadKeyFile = "upload.key"
+)
 
-// UploadKey is the key that authenticates the IDs of uploads, so that those from before a restart can be continued. It
-// is made at the first start. Without a file that can be used the key is a new one, and a warning is logged: clients
-// that are pushing at that time have to begin again, which is no reason not to start.
-func (d *Data) UploadKey() []byte {
-	if d.readOnly != "" {
-		key := make([]byte, sha256.Size) // there are no uploads
-		rand.Read(key)                   // never fails
-		return key
-	}
-	key, err := uploadKey(d.options.DataDir)
-	if err != nil {
-		d.log.Warn().Err(err).Msg("the key of upload IDs cannot be kept: pushes that are under way at a restart " +
-			"have to begin again")
-	}
-	return key
-}
-
-// uploadKey reads the key, or makes it. The key is of use even if there is an error.
-func uploadKey(dir string) ([]byte, error) {
+// UploadKey is the key that authenticates the IDs of uploads, so that those from before a restart, and those of other
+// replicas, can be continued. It is a record of the journal, made at the first start. With a journal of our own, one
+// that cannot be recorded is a new one at each start, and a warning is logged: clients that are pushing at that time
+// have to begin again, which is no reason not to start. With a shared one that is an error, because this replica and
+// the others would refuse each other's uploads. Load must have returned.
+func (d *Data) UploadKey(ctx context.Context) ([]byte, error) {
 	fresh := make([]byte, sha256.Size)
-	rand.Read(fresh) // never fails
-	root, err := os.OpenRoot(dir)
+	rand.Read(fresh)      // never fails
+	if d.readOnly != "" { // there are no uploads
+		return fresh, nil
+	}
+	root, err := os.OpenRoot(d.options.DataDir)
 	if err != nil {
-		return fresh, err
+		return nil, err
 	}
 	defer root.Close()
+	index := d.loaded.Load().index
 	key, err := files.ReadIn(root, uploadKeyFile, sha256.Size)
-	if err == nil && len(key) == sha256.Size {
+	if err == nil && len(key) == sha256.Size && !index.Shared() {
+		fresh = key
+	}
+	key, err = recordKey(ctx, index, fresh)
+	if err == nil {
+		// After the record: a crash in between leaves a file that does not count.
+		if err := root.Remove(uploadKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.log.Warn().Err(err).Msg("the key of upload IDs is a record of the journal; its file cannot be removed")
+		}
 		return key, nil
 	}
-	var damaged error
-	if !errors.Is(err, fs.ErrNotExist) {
-		damaged = fmt.Errorf("%s: it is damaged, and was replaced", uploadKeyFile)
+	if index.Shared() {
+		return nil, fmt.Errorf("the key of upload IDs cannot be recorded in the journal: %w", err)
 	}
-	return fresh, errors.Join(damaged, files.Write(root, uploadKeyFile, fresh, 0o600))
+	d.log.Warn().Err(err).Msg("the key of upload IDs cannot be kept: pushes that are under way at a restart " +
+		"have to begin again")
+	return fresh, nil
+}
+
+// recordKey returns the key that is recorded, and records one if there is none or if it is damaged.
+func recordKey(ctx context.Context, index *storage.Index, fresh []byte) ([]byte, error) {
+	for {
+		key, err := index.Record(ctx, uploadKeyRecord)
+		if err != nil {
+			return nil, err
+		}
+		if len(key) == sha256.Size {
+			return key, nil
+		}
+		switch err := index.SetRecord(ctx, uploadKeyRecord, key, fresh); {
+		case err == nil:
+			return fresh, nil
+		case !errors.Is(err, storage.ErrConflict): // a conflict: another replica was faster, and its key counts
+			return nil, err
+		}
+	}
 }

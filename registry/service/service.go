@@ -143,9 +143,6 @@ func Open(o Options) (s *Service, err error) {
 // Close releases what Open has opened. No request may be under way.
 func (s *Service) Close() {
 	var errs []error
-	if s.guard != nil {
-		errs = append(errs, s.guard.Close())
-	}
 	if s.socket != nil {
 		_ = s.socket.Close() // ServeAuxiliary may have closed it
 	}
@@ -160,7 +157,8 @@ func (s *Service) Close() {
 	}
 }
 
-// Load loads the index; from then on requests are answered from it. Errors: those of the journal.
+// Load loads the index; from then on requests are answered from it. Errors: those of the journal, of
+// maintenance.Data.UploadKey and of auth.Guard.Load.
 func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	keep, err := s.options.Retention.Policy()
 	if err != nil {
@@ -173,12 +171,19 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	if s.index, err = s.data.Load(ctx, keep, quotas); err != nil {
 		return nil, err
 	}
+	uploadKey, err := s.data.UploadKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.guard.Load(ctx, s.index, s.data.Backup); err != nil {
+		return nil, err
+	}
 	api := registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
 		Prefix: s.options.Auth.Prefix(),
 		Check:  s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
 		Sparse: s.options.Content.Sparse(), ReadOnly: s.data.ReadOnly(),
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
-		UploadKey: s.data.UploadKey(), UploadTimeout: s.options.Data.UploadTimeout,
+		UploadKey: uploadKey, UploadTimeout: s.options.Data.UploadTimeout,
 		MaxUploadsPerClient: s.options.Data.UploadsPerClient(), Bodies: server.ReserveBodies(),
 		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record})
 	s.images = api.Images()

@@ -3,6 +3,9 @@ package service_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -10,11 +13,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
 	"trow/registry/auth"
+	"trow/registry/maintenance"
 	"trow/registry/service"
+	"trow/storage"
 )
 
 // options returns the default settings for a new data directory, which does not exist yet.
@@ -120,4 +126,58 @@ func TestRunEndsWithTheContext(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRobotsOfAnEarlierVersion go on after an upgrade, and are in the copy of the journal before their file is gone;
+// trow rebuild keeps them.
+func TestRobotsOfAnEarlierVersion(t *testing.T) {
+	o := options(t)
+	o.Auth.User, o.Auth.Password = "owner", "p"
+	dir := o.Data.DataDir
+	if err := os.MkdirAll(filepath.Join(dir, "auth"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "auth", "robots.json")
+	content := fmt.Sprintf(`[{"name":"ci","repositories":["**"],"actions":["pull"],"sha256":"%x"}]`,
+		sha256.Sum256([]byte("trow_x")))
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest("GET", "/v2/", nil)
+	r.Header.Set("Authorization", "Bearer trow_x")
+	run := func() {
+		t.Helper()
+		s, err := service.Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if _, err := s.Guard().Identify(r); !errors.Is(err, auth.ErrUnavailable) {
+			t.Errorf("while it is loading: %v", err)
+		}
+		if _, err := s.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if who, err := s.Guard().Identify(r); err != nil || who.Name != "robot:ci" {
+			t.Errorf("%v", err)
+		}
+		if _, err := os.Stat(file); err == nil {
+			t.Error("the file is still there")
+		}
+		copied, err := os.ReadFile(filepath.Join(dir, "journal.backup"))
+		if err != nil || !bytes.Contains(copied, []byte("auth/robot/ci")) {
+			t.Errorf("the copy of the journal does not have the robot: %v", err)
+		}
+	}
+	run()
+	run()
+	if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	parse := func([]byte) (m storage.Manifest, parts map[digest.Digest]int64, ok bool) { return m, nil, false }
+	done, err := maintenance.Rebuild(t.Context(), dir, maintenance.RebuildOptions{Into: "recovered", Parse: parse})
+	if err != nil || done.Damage == "" || done.Backup.IsZero() {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	run()
 }

@@ -63,7 +63,8 @@ func printRebuilt(w io.Writer, r *maintenance.Rebuilt, o maintenance.RebuildOpti
 	case r.Backup.IsZero():
 		fmt.Fprintf(w, "%s\n%s. There was no backup: the names of repositories and tags are lost.\n", r.Damage, moved)
 	default:
-		fmt.Fprintf(w, "%s\n%s. %s the backup of %s: later changes of tags are lost.\n",
+		fmt.Fprintf(w, "%s\n%s. %s the backup of %s: later changes of tags are lost,\n"+
+			"and robots that were revoked later are valid again: look at trow token list.\n",
 			r.Damage, moved, restored, r.Backup.UTC().Format(time.RFC3339))
 	}
 	fmt.Fprintf(w, "The journal lists %s, %s, %s.\n", count(r.Restored.Repos, "repository", ""),
