@@ -68,3 +68,6 @@ func OpenRepos(u *Uploads) int {
 	defer u.mu.Unlock()
 	return len(u.repos) + len(u.committed)
 }
+
+// Queued returns how many changes wait for the committer.
+func Queued(x *Index) int { return len(x.queue) }

@@ -81,7 +81,7 @@ func (p *plan) run(c *change) (fits bool) {
 	waiting := p.letGo(tx)
 	tx.guardQuotas()
 	if p.x.traits.bounded() {
-		all := p.cost.plus(p.costOf(tx, waiting))
+		all := p.cost.plus(p.costOf(tx, waiting)).plus(p.costOfFence(c.fence))
 		if !p.x.traits.fit(all) {
 			if p.changes > 0 {
 				return false
@@ -90,6 +90,9 @@ func (p *plan) run(c *change) (fits bool) {
 			return true
 		}
 		p.cost = all
+	}
+	if !p.guard(c.fence) {
+		return false
 	}
 	c.store = len(tx.ownStore)+len(tx.conditions) > 0
 	p.take(tx, waiting)

@@ -19,6 +19,7 @@ type Journal struct {
 
 	feed  local.Feed
 	repos map[string]*repo // guarded by feed
+	leads leads
 }
 
 type repo struct {
@@ -45,7 +46,7 @@ func (j *Journal) Commit(_ context.Context, batches ...storage.Batch) (storage.R
 	// All batches are checked before anything changes: all or nothing.
 	var conflict []string
 	for _, b := range batches {
-		if !j.repos[b.Repo].fits(b) {
+		if !j.repos[b.Repo].fits(b) || !j.leads.fit(b) {
 			conflict = append(conflict, b.Repo)
 		}
 	}
@@ -96,6 +97,9 @@ func (r *repo) fits(b storage.Batch) bool {
 		return false
 	}
 	return !slices.ContainsFunc(b.If, func(f storage.Fact) bool {
+		if f.Kind == storage.KindLead { // see leads.fit
+			return false
+		}
 		value, held := r.facts[name{f.Kind, f.Name}]
 		return held != (f.Value != nil) || !bytes.Equal(value, f.Value)
 	})
