@@ -1,8 +1,13 @@
 package maintenance
 
 import (
+	"context"
 	"testing"
+	"time"
 
+	"github.com/rs/zerolog"
+
+	"trow/storage"
 	"trow/storage/bolt"
 )
 
@@ -11,4 +16,24 @@ func SetOpenJournal(t *testing.T, open func(dir string) (*bolt.Journal, error)) 
 	old := openJournal
 	openJournal = open
 	t.Cleanup(func() { openJournal = old })
+}
+
+// Turns are the turns of one replica, of the task collect.
+type Turns struct{ *turns }
+
+// NewTurns returns the turns of a replica, which has a name.
+func NewTurns(j storage.Journal, index *storage.Index, log zerolog.Logger, name string) Turns {
+	t := newTurns(j, index, log)
+	if t != nil {
+		t.name = name
+	}
+	return Turns{t}
+}
+
+func (t Turns) Repeat(ctx context.Context, interval time.Duration, do func(context.Context)) {
+	t.repeat(ctx, taskCollect, interval, time.Minute, do)
+}
+
+func (t Turns) Now(ctx context.Context, report func(any), do func(context.Context) error) error {
+	return t.now(ctx, taskCollect, report, do)
 }

@@ -45,6 +45,7 @@ type loaded struct {
 	retention *retention.Policy
 	collector *storage.Collector
 	scrubber  *storage.Scrubber
+	turns     *turns
 }
 
 // Open locks the data directory and opens what is in it; one that holds data and cannot be written to is opened
@@ -100,7 +101,8 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	index.SetQuotas(quotas)
 	l := &loaded{index: index, retention: keep,
 		collector: &storage.Collector{Blobs: d.blobs, Index: index, Grace: d.options.GCGrace},
-		scrubber:  &storage.Scrubber{Blobs: d.blobs, Index: index}}
+		scrubber:  &storage.Scrubber{Blobs: d.blobs, Index: index},
+		turns:     newTurns(d.journal, index, d.log)}
 	if d.readOnly != "" { // what follows writes
 		d.loaded.Store(l)
 		return index, nil
@@ -154,8 +156,13 @@ func (d *Data) Run(ctx context.Context) error {
 	every(spaceInterval, 0, d.watchSpace)
 	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
-	every(o.GCInterval, startDelay, d.collect)
-	every(o.ScrubInterval, startDelay, d.scrub)
+	turn := func(task string, interval time.Duration, do func(context.Context)) {
+		if interval > 0 {
+			g.Go(func() error { d.loaded.Load().turns.repeat(ctx, task, interval, startDelay, do); return nil })
+		}
+	}
+	turn(taskCollect, o.GCInterval, d.collect)
+	turn(taskScrub, o.ScrubInterval, d.scrub)
 	return g.Wait()
 }
 
