@@ -1,6 +1,12 @@
 package storage
 
-import "github.com/opencontainers/go-digest"
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // Sizes are how many records the state of an Index has, free ones included.
 type Sizes struct{ Contents, Entries, Manifests, Tags int }
@@ -71,3 +77,19 @@ func OpenRepos(u *Uploads) int {
 
 // Queued returns how many changes wait for the committer.
 func Queued(x *Index) int { return len(x.queue) }
+
+// BeatOf is Beat of a process whose clock shows a time.
+func BeatOf(ctx context.Context, x *Index, name string, clock time.Time) error {
+	return x.Update(ctx, storeRepo, func(tx *Tx) error {
+		tx.setRecord(replicaRecord+name, replicaValue(clock))
+		return nil
+	})
+}
+
+// Replicas returns the names of the processes that have a record.
+func Replicas(x *Index) (names []string) {
+	for name := range x.Records(replicaRecord) {
+		names = append(names, strings.TrimPrefix(name, replicaRecord))
+	}
+	return names
+}

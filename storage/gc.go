@@ -46,7 +46,7 @@ const (
 )
 
 // Run collects once. With dry it only looks; bytes that its own unlinking would free count as well. report, which may
-// be nil, is called about once a second with the progress. Errors: those of the engines. Collected holds what was done
+// be nil, is called about once a second with the progress. Errors: those of the engines; ErrClocks. Collected holds what was done
 // until then, and the next run continues.
 func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (done Collected, err error) {
 	return c.RunWith(ctx, c.Grace, dry, report)
@@ -72,7 +72,8 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	}
 	// Leases are in memory: for a grace after the start we do not know what clients learned before it. With a shared
 	// journal, the links say it themselves.
-	if done.Waiting = !c.Index.shared && c.Index.leases.born.After(since); !done.Waiting {
+	unsure, clocks := c.Index.clocks(grace)
+	if done.Waiting = !c.Index.shared && c.Index.leases.born.After(since) || unsure; !done.Waiting && clocks == nil {
 		if err := r.unlink(ctx, since); err != nil {
 			return done, fmt.Errorf("collect: unlink: %w", err)
 		}
@@ -81,9 +82,10 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 		return done, fmt.Errorf("collect: sweep: %w", err)
 	}
 	if !dry {
-		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx), c.endRevisions(ctx))
+		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx), c.endRevisions(ctx),
+			c.Index.forgetReplicas(ctx, c.Grace))
 	}
-	return done, err
+	return done, errors.Join(err, clocks)
 }
 
 // Finish deletes what an earlier run that was cut short has condemned; pushes of it wait. Call it at the start.

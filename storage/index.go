@@ -43,6 +43,7 @@ type Index struct {
 	rewatch context.CancelFunc // ends the current Watch, so that the full state is loaded again
 	broken  error              // why the last Watch ended
 	quotas  *quotas
+	name    string // of this process; see Beat
 }
 
 // IndexOptions are the options of an Index; all have defaults.

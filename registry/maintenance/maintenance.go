@@ -156,6 +156,7 @@ func (d *Data) Run(ctx context.Context) error {
 	every(spaceInterval, 0, d.watchSpace)
 	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
+	g.Go(func() error { d.loaded.Load().turns.beat(ctx); return nil })
 	turn := func(task string, interval time.Duration, do func(context.Context)) {
 		if interval > 0 {
 			g.Go(func() error { d.loaded.Load().turns.repeat(ctx, task, interval, startDelay, do); return nil })

@@ -231,3 +231,21 @@ func (d *Data) turn(task string, job admin.Job) admin.Job {
 		return done, err
 	}
 }
+
+// beat records that this replica is there until ctx ends, and the time of its clock, which the Collector compares.
+func (t *turns) beat(ctx context.Context) {
+	if t == nil {
+		<-ctx.Done()
+		return
+	}
+	repeat(ctx, storage.BeatInterval, 0, func(ctx context.Context) {
+		if err := t.index.Beat(ctx, t.name); err != nil && ctx.Err() == nil {
+			t.log.Warn().Err(err).Msg("recording that this replica is there")
+		}
+	})
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := t.index.Leave(end, t.name); err != nil { // it is forgotten after a day
+		t.log.Debug().Err(err).Msg("recording that this replica ends")
+	}
+}

@@ -213,3 +213,31 @@ func TestOneProcessTakesNoTurns(t *testing.T) {
 		t.Errorf("a job has committed %d times besides its work", after-before)
 	}
 }
+
+// TestAReplicaSaysThatItIsThere, until it ends.
+func TestAReplicaSaysThatItIsThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, func(context.Context, *cluster, *replica) {})
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { c.replicas[0].Beat(ctx) })
+		record := func() string {
+			value, err := c.replicas[1].index.Record(t.Context(), "replica/replica-0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(value)
+		}
+		time.Sleep(time.Second)
+		first := record()
+		time.Sleep(storage.BeatInterval)
+		if second := record(); first == "" || second == first {
+			t.Errorf("the record is %q, and after a minute %q", first, second)
+		}
+		stop()
+		wg.Wait()
+		if end := record(); end != "" {
+			t.Errorf("after its end: %q", end)
+		}
+	})
+}
