@@ -101,11 +101,13 @@ func (c *Collector) Finish(ctx context.Context) error {
 func (c *Collector) Pardon(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.Index.Update(ctx, storeRepo, func(tx *Tx) error {
-		for _, k := range c.Index.condemned() {
-			tx.set(kindCondemned, string(k), nil)
-		}
-		return nil
+	return InSteps(c.Index.condemned(), func(keys []key) error {
+		return c.Index.Update(ctx, storeRepo, func(tx *Tx) error {
+			for _, k := range keys {
+				tx.set(kindCondemned, string(k), nil)
+			}
+			return nil
+		})
 	})
 }
 
@@ -171,26 +173,28 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 		r.Index.countVanishing(name, free, r.unlinked)
 		return nil
 	}
-	n := 0
-	err := r.Index.Update(ctx, name, func(tx *Tx) error {
-		n = 0
-		for _, k := range free {
-			d := k.digest()
-			// Asked again inside the commit: a manifest may have come that refers to it, or a client to which another process
-			// has said that it is here.
-			if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) && r.Index.isUnneeded(name, k, since) {
-				n++
-				if err := tx.Unlink(d); err != nil {
-					return err
+	return InSteps(free, func(links []key) error { // where quotas count them, they take more operations
+		n := 0
+		err := r.Index.Update(ctx, name, func(tx *Tx) error {
+			n = 0
+			for _, k := range links {
+				d := k.digest()
+				// Asked again inside the commit: a manifest may have come that refers to it, or a client to which another process
+				// has said that it is here.
+				if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) && r.Index.isUnneeded(name, k, since) {
+					n++
+					if err := tx.Unlink(d); err != nil {
+						return err
+					}
 				}
 			}
+			return nil
+		})
+		if err == nil {
+			r.done.Unlinked += n
 		}
-		return nil
+		return err
 	})
-	if err == nil {
-		r.done.Unlinked += n
-	}
-	return err
 }
 
 // sweep deletes the bytes that are not present in any repo, step by step.
