@@ -377,6 +377,13 @@ func (x *Index) presentInMore(k key, n int32) bool {
 	return x.state.present(k) > n
 }
 
+// Condemned reports whether a collection is about to delete something, or was cut short.
+func (x *Index) Condemned() bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.state.condemned) > 0
+}
+
 func (x *Index) condemned() []key {
 	x.mu.RLock()
 	defer x.mu.RUnlock()

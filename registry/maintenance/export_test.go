@@ -34,6 +34,8 @@ func (t Turns) Repeat(ctx context.Context, interval time.Duration, do func(conte
 	t.repeat(ctx, taskCollect, interval, time.Minute, do)
 }
 
+func (t Turns) Finish(ctx context.Context, c *storage.Collector) { t.finish(ctx, c) }
+
 func (t Turns) Beat(ctx context.Context) { t.beat(ctx) }
 
 func (t Turns) Now(ctx context.Context, report func(any), do func(context.Context) error) error {

@@ -107,7 +107,7 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 		d.loaded.Store(l)
 		return index, nil
 	}
-	if err := l.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
+	if err := l.turns.finishNow(ctx, l.collector); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")
 	}
 	if err := d.hold.loaded(index.Stats() == storage.Stats{}); err != nil { // not fatal: it is known until the next start
@@ -156,10 +156,12 @@ func (d *Data) Run(ctx context.Context) error {
 	every(spaceInterval, 0, d.watchSpace)
 	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
-	g.Go(func() error { d.loaded.Load().turns.beat(ctx); return nil })
+	l := d.loaded.Load()
+	g.Go(func() error { l.turns.beat(ctx); return nil })
+	g.Go(func() error { l.turns.finish(ctx, l.collector); return nil })
 	turn := func(task string, interval time.Duration, do func(context.Context)) {
 		if interval > 0 {
-			g.Go(func() error { d.loaded.Load().turns.repeat(ctx, task, interval, startDelay, do); return nil })
+			g.Go(func() error { l.turns.repeat(ctx, task, interval, startDelay, do); return nil })
 		}
 	}
 	turn(taskCollect, o.GCInterval, d.collect)

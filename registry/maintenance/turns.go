@@ -232,6 +232,31 @@ func (d *Data) turn(task string, job admin.Job) admin.Job {
 	}
 }
 
+// finishNow deletes at the start what an earlier collection has condemned. Of several replicas, another one may be
+// collecting: then finish does it.
+func (t *turns) finishNow(ctx context.Context, c *storage.Collector) error {
+	if t != nil {
+		return nil
+	}
+	return c.Finish(ctx)
+}
+
+// finish looks each minute whether a collection that failed has left something condemned: pushes of it wait.
+func (t *turns) finish(ctx context.Context, c *storage.Collector) {
+	if t == nil {
+		return
+	}
+	repeat(ctx, time.Minute, 0, func(ctx context.Context) {
+		if !t.index.Condemned() {
+			return
+		}
+		err := t.lead(ctx, taskCollect, c.Finish)
+		if err != nil && ctx.Err() == nil {
+			t.log.Error().Err(err).Msg("finishing a collection")
+		}
+	})
+}
+
 // beat records that this replica is there until ctx ends, and the time of its clock, which the Collector compares.
 func (t *turns) beat(ctx context.Context) {
 	if t == nil {

@@ -241,3 +241,59 @@ func TestAReplicaSaysThatItIsThere(t *testing.T) {
 		}
 	})
 }
+
+// failing is a journal whose commits fail from the n-th on.
+type failing struct {
+	*memory.Journal
+	left atomic.Int32
+}
+
+func (j *failing) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	if j.left.Add(-1) < 0 {
+		return 0, errors.New("the network is down")
+	}
+	return j.Journal.Commit(ctx, b...)
+}
+
+// TestWhatACollectionHasLeftIsFinished by another replica: pushes of what is condemned wait for that.
+func TestWhatACollectionHasLeftIsFinished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := memory.NewJournal()
+		shared.Is = storage.Traits{Shared: true}
+		service := memory.NewService()
+		type one struct {
+			index     *storage.Index
+			collector *storage.Collector
+		}
+		start := func(j storage.Journal) one {
+			x := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: time.Hour})
+			return one{x, &storage.Collector{Blobs: &memory.Objects{Service: service, Records: x}, Index: x, Grace: time.Hour}}
+		}
+		first := &failing{Journal: shared}
+		first.left.Store(1 << 30)
+		a, b := start(first), start(shared)
+		d := digest.FromString("content")
+		u, err := a.collector.Blobs.Create(t.Context(), "a", d.Algorithm())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, werr := u.Write([]byte("content"))
+		release, err := a.index.Commit(t.Context(), u, d)
+		if err := errors.Join(werr, err); err != nil {
+			t.Fatal(err)
+		}
+		release() // nothing names it, so the next collection deletes it
+		first.left.Store(1)
+		if _, err := a.collector.Run(t.Context(), false, nil); err == nil || !b.index.Condemned() {
+			t.Fatalf("the collection leaves nothing: %v", err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		turns := maintenance.NewTurns(shared, b.index, zerolog.Nop(), "b")
+		go turns.Finish(ctx, b.collector)
+		time.Sleep(2 * time.Minute)
+		if b.index.Condemned() || service.Len() != 0 {
+			t.Errorf("still condemned; %d objects", service.Len())
+		}
+	})
+}
