@@ -75,6 +75,9 @@ func (p *plan) run(c *change) (fits bool) {
 	if c.err = c.call(tx); c.err == nil {
 		c.err = cmp.Or(tx.refused, tx.exceeded())
 	}
+	if c.err == nil && p.x.shared {
+		c.err = tx.checkFormats()
+	}
 	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet { // of a function that failed nothing is committed
 		return true
 	}

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Where several processes share a journal, each has a record, which it renews once in a while: the time of its clock.
+// Where several processes share a journal, each has a record, which it renews once in a while: the time of its clock, and
+// which format it knows (see format.go).
 // Links and what deleted manifests leave have times of such clocks, and the Collector unlinks by their age. So it
 // compares each clock with its own, at the moment at which a record shows: a record that is not renewed, because its
 // process has stopped, says nothing more about a clock than it did then. A record that comes late makes a clock seem
@@ -30,6 +31,8 @@ type replica struct {
 	clock time.Time // when it wrote its record, by its own clock
 	seen  time.Time // when the record showed here
 	fresh bool      // the record was seen to come: one that was loaded may be of any age
+
+	format int // that it knows
 }
 
 // ahead compares its clock with the one here. The time since the record showed is that of a timer, not of a clock: so
@@ -38,7 +41,9 @@ func (r replica) ahead() time.Duration {
 	return r.clock.Add(time.Since(r.seen)).Sub(time.Now())
 }
 
-func replicaValue(clock time.Time) []byte { return binary.AppendVarint(nil, clock.UnixNano()) }
+func replicaValue(clock time.Time, format int) []byte {
+	return binary.AppendUvarint(binary.AppendVarint(nil, clock.UnixNano()), uint64(format))
+}
 
 // noteReplica keeps what a record says of its process.
 func (s *state) noteReplica(record string, value []byte) {
@@ -47,7 +52,7 @@ func (s *state) noteReplica(record string, value []byte) {
 		return
 	}
 	r := reader{buf: value}
-	nanos := r.number()
+	nanos, format := r.number(), r.length()
 	if value == nil || r.err != nil {
 		delete(s.replicas, name)
 		return
@@ -55,17 +60,21 @@ func (s *state) noteReplica(record string, value []byte) {
 	if s.replicas == nil {
 		s.replicas = map[string]replica{}
 	}
-	s.replicas[strings.Clone(name)] = replica{clock: time.Unix(0, nanos), seen: time.Now(), fresh: s.synced}
+	s.replicas[strings.Clone(name)] = replica{clock: time.Unix(0, nanos), seen: time.Now(), fresh: s.synced,
+		format: int(format)}
 }
 
-// Beat records that this process is there, and the time of its clock. name is different for each process. Call it every
-// BeatInterval. Errors: as Update.
+// Beat records that this process is there, the time of its clock and the format that it knows. name is different for
+// each process. Call it every BeatInterval. Errors: ErrFormat; as Update.
 func (x *Index) Beat(ctx context.Context, name string) error {
 	x.mu.Lock()
 	x.name = name
 	x.mu.Unlock()
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
-		tx.setRecord(replicaRecord+name, replicaValue(time.Now())) // now, not when Beat was called
+		if err := tx.agree(name); err != nil {
+			return err
+		}
+		tx.setRecord(replicaRecord+name, replicaValue(time.Now(), x.format())) // now, not when Beat was called
 		return nil
 	})
 }

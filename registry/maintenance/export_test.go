@@ -36,6 +36,8 @@ func (t Turns) Repeat(ctx context.Context, interval time.Duration, do func(conte
 
 func (t Turns) Finish(ctx context.Context, c *storage.Collector) { t.finish(ctx, c) }
 
+func (t Turns) Join(ctx context.Context) error { return t.join(ctx) }
+
 func (t Turns) Beat(ctx context.Context) { t.beat(ctx) }
 
 func (t Turns) Now(ctx context.Context, report func(any), do func(context.Context) error) error {

@@ -87,7 +87,8 @@ func (d *Data) openParts() (err error) {
 // Blobs is the content in the directory.
 func (d *Data) Blobs() storage.Blobs { return d.blobs }
 
-// Load loads the index and finishes the deletions that a crash interrupted. Errors: those of the journal.
+// Load loads the index and finishes the deletions that a crash interrupted. Errors: those of the journal;
+// other replicas write what this version does not know.
 func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storage.Quota) (*storage.Index, error) {
 	index, err := storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
 		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
@@ -106,6 +107,10 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	if d.readOnly != "" { // what follows writes
 		d.loaded.Store(l)
 		return index, nil
+	}
+	if err := l.turns.join(ctx); err != nil {
+		index.Close()
+		return nil, err
 	}
 	if err := l.turns.finishNow(ctx, l.collector); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")

@@ -257,6 +257,15 @@ func (t *turns) finish(ctx context.Context, c *storage.Collector) {
 	})
 }
 
+// join records that this replica is there, before it changes anything, so that others write nothing that it does not
+// know. Errors: those of the Journal; ErrFormat if they do already.
+func (t *turns) join(ctx context.Context) error {
+	if t == nil {
+		return nil
+	}
+	return t.index.Beat(ctx, t.name)
+}
+
 // beat records that this replica is there until ctx ends, and the time of its clock, which the Collector compares.
 func (t *turns) beat(ctx context.Context) {
 	if t == nil {

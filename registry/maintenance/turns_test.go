@@ -297,3 +297,20 @@ func TestWhatACollectionHasLeftIsFinished(t *testing.T) {
 		}
 	})
 }
+
+// TestAReplicaOfAnEarlierVersionDoesNotJoin once the others write what it does not know.
+func TestAReplicaOfAnEarlierVersionDoesNotJoin(t *testing.T) {
+	j := memory.NewJournal()
+	j.Is = storage.Traits{Shared: true}
+	next := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Format: storage.Format + 1})
+	turns := maintenance.NewTurns(j, storagetest.OpenIndex(t, j), zerolog.Nop(), "old")
+	for range 2 { // the second one raises the format
+		if err := next.Beat(t.Context(), "next"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := turns.Join(t.Context()); !errors.Is(err, storage.ErrFormat) ||
+		!strings.Contains(err.Error(), "use the newer version") {
+		t.Errorf("%v", err)
+	}
+}
