@@ -89,9 +89,9 @@ func queryInvalid(err error) *ocierror.Error {
 		ocierror.Clip(err.Error()))
 }
 
-func tooManyTags() *ocierror.Error {
+func tooManyTags(most int) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.ManifestInvalid, Status: http.StatusRequestURITooLong,
-		Message: fmt.Sprintf("too many tags; want at most %d in one request", maxTags)}
+		Message: fmt.Sprintf("too many tags; want at most %d in one request", most)}
 }
 
 func digestInvalid(d string) *ocierror.Error {
@@ -149,9 +149,8 @@ func mediaTypeHeld(d digest.Digest, held, other string) *ocierror.Error {
 			held, other)}
 }
 
-func tooManyReferences(n, limit int) *ocierror.Error {
-	return manifestInvalid("the manifest refers to %d blobs and manifests; at most %d are accepted (setting "+
-		"max-references)", n, limit)
+func tooManyReferences(n, most int, because string) *ocierror.Error {
+	return manifestInvalid("the manifest refers to %d blobs and manifests; at most %d are accepted (%s)", n, most, because)
 }
 
 // foreignRefused refuses an image with the foreign layer d.

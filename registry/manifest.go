@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -62,7 +63,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, c *call
 
 // putManifest answers end-7.
 func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call) error {
-	tags, err := tagParameters(req.URL.RawQuery)
+	tags, err := tagParameters(req.URL.RawQuery, r.maxTags())
 	if err != nil {
 		return err
 	}
@@ -150,16 +151,25 @@ func (r *Registry) holds(repo string, d digest.Digest, mediaType string) (held b
 	return held
 }
 
+// maxTags returns how many tags ?tag= may have, beside that in the path: so many that the push is one commit.
+func (r *Registry) maxTags() int {
+	if most := r.options.Index.MaxTags(); most > 0 {
+		return min(maxTags, max(most-1, 0))
+	}
+	return maxTags
+}
+
 // tagParameters returns the tags in ?tag= of end-7b. A query that cannot be read is refused: without its tags the push
 // would succeed, and set others than the client has asked for.
-func tagParameters(query string) ([]string, error) {
+// most is how many there may be.
+func tagParameters(query string, most int) ([]string, error) {
 	q, err := url.ParseQuery(query)
 	if err != nil {
 		return nil, queryInvalid(err)
 	}
 	tags := slices.Clone(q["tag"])
-	if len(tags) > maxTags {
-		return nil, tooManyTags()
+	if len(tags) > most {
+		return nil, tooManyTags(most)
 	}
 	for _, tag := range tags {
 		if !ValidTag(tag) {
@@ -192,19 +202,35 @@ func (c conditions) check(current digest.Digest, exists bool) error {
 func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, c *call) error {
 	conditions := conditionsOf(req.Header)
 	var gone audit.Event
-	err := r.options.Index.Update(req.Context(), c.repo, func(tx *storage.Tx) (err error) {
-		// The function may run more than once; the last run is the one that is committed.
-		if c.digest != "" {
-			gone, err = r.deleteByDigest(tx, c, conditions)
-		} else {
-			gone, err = r.deleteTag(tx, c, conditions)
+	remove := func(what func(*storage.Tx) (audit.Event, error)) error {
+		err := r.options.Index.Update(req.Context(), c.repo, func(tx *storage.Tx) (err error) {
+			gone, err = what(tx) // it may run more than once; the last run is the one that is committed
+			return err
+		})
+		if err == nil {
+			r.audit(req, c, gone)
 		}
 		return err
-	})
+	}
+	all := func(tx *storage.Tx) (audit.Event, error) { return r.deleteByDigest(tx, c, conditions) }
+	if c.digest == "" {
+		all = func(tx *storage.Tx) (audit.Event, error) { return r.deleteTag(tx, c, conditions) }
+	}
+	err := remove(all)
+	for errors.Is(err, storage.ErrTooLarge) && c.digest != "" && len(gone.Tags) > 0 {
+		// There are more tags than one commit can take. They go first, so that each step leaves a manifest with its other
+		// tags, and a DELETE that is repeated after it was interrupted goes on; then the manifest, with what was tagged
+		// meanwhile.
+		err = storage.InSteps(gone.Tags, func(tags []string) error {
+			return remove(func(tx *storage.Tx) (audit.Event, error) { return r.untag(tx, c, conditions, tags) })
+		})
+		if err == nil {
+			err = remove(all)
+		}
+	}
 	if err != nil {
 		return err
 	}
-	r.audit(req, c, gone)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
@@ -225,24 +251,51 @@ func (r *Registry) deleteTag(tx *storage.Tx, c *call, conditions conditions) (go
 }
 
 func (r *Registry) deleteByDigest(tx *storage.Tx, c *call, conditions conditions) (gone audit.Event, err error) {
-	_, exists := tx.Manifest(c.digest)
-	if err := conditions.check(c.digest, exists); err != nil {
+	tags, err := r.deletable(tx, c, conditions)
+	if err != nil {
 		return gone, err
-	}
-	if !exists {
-		return gone, manifestUnknown(c.repo, c.ref)
-	}
-	if by, ok := tx.ReferredBy(c.digest); ok {
-		return gone, inUse("manifest", by)
-	}
-	tags := tx.TagsOf(c.digest)
-	for _, tag := range tags {
-		if r.isFixed(tx, c.who, c.repo, tag) {
-			return gone, immutableTag(tag, c.digest)
-		}
 	}
 	gone = audit.Event{What: audit.Delete, Digest: c.ref, Tags: tags}
 	return gone, tx.DeleteManifest(c.digest)
+}
+
+// untag deletes those of some tags that name a manifest which is about to be deleted.
+func (r *Registry) untag(tx *storage.Tx, c *call, conditions conditions, tags []string) (gone audit.Event, err error) {
+	if _, err := r.deletable(tx, c, conditions); err != nil {
+		return gone, err
+	}
+	gone = audit.Event{What: audit.Delete, Digest: c.ref}
+	for _, tag := range tags {
+		if at, ok := tx.Tag(tag); !ok || at.Digest() != c.digest { // moved or deleted meanwhile
+			continue
+		}
+		if err := tx.DeleteTag(tag); err != nil {
+			return gone, err
+		}
+		gone.Tags = append(gone.Tags, tag)
+	}
+	return gone, nil
+}
+
+// deletable returns the tags of a manifest, or why it must not be deleted.
+func (r *Registry) deletable(tx *storage.Tx, c *call, conditions conditions) (tags []string, err error) {
+	_, exists := tx.Manifest(c.digest)
+	if err := conditions.check(c.digest, exists); err != nil {
+		return nil, err
+	}
+	if !exists {
+		return nil, manifestUnknown(c.repo, c.ref)
+	}
+	if by, ok := tx.ReferredBy(c.digest); ok {
+		return nil, inUse("manifest", by)
+	}
+	tags = tx.TagsOf(c.digest)
+	for _, tag := range tags {
+		if r.isFixed(tx, c.who, c.repo, tag) {
+			return nil, immutableTag(tag, c.digest)
+		}
+	}
+	return tags, nil
 }
 
 // warn adds a warning, which clients show to their users (distribution spec, "Warnings"; RFC 7234, section 5.5).

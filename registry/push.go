@@ -108,8 +108,10 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 		return mediaTypeHeld(p.digest, held.MediaType, p.parsed.mediaType)
 	}
 	// Each reference is an entry of the Index. What is held already is there, and may be pushed again.
-	if n := len(p.parsed.refs); !isHeld && r.options.MaxReferences > 0 && n > r.options.MaxReferences {
-		return tooManyReferences(n, r.options.MaxReferences)
+	if !isHeld {
+		if err := r.checkReferences(len(p.parsed.refs)); err != nil {
+			return err
+		}
 	}
 	if err := p.create.allows(tx, p); err != nil {
 		return err
@@ -118,6 +120,17 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 		return err
 	}
 	return withinQuota(tx, p.who, p.digest, int64(len(p.body)))
+}
+
+// checkReferences refuses a manifest with more references than the setting allows, or than the journal can record.
+func (r *Registry) checkReferences(n int) error {
+	if most := r.options.MaxReferences; most > 0 && n > most {
+		return tooManyReferences(n, most, "setting max-references")
+	}
+	if most := r.options.Index.MaxReferences(); most > 0 && n > most {
+		return tooManyReferences(n, most, "what the registry's journal can record at once")
+	}
+	return nil
 }
 
 // acceptsSparse reports whether the repository accepts the manifest although it does not hold all of it: it is an

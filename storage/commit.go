@@ -20,6 +20,8 @@ type change struct {
 	fn   func(*Tx) error
 	done chan error
 
+	fence *Fact // nil: the change has none; see WithFence
+
 	err     error // what fn returned when it last ran
 	depends bool  // fn saw changes that this commit has yet to make
 	quiet   bool  // fn changed nothing
@@ -39,7 +41,7 @@ const maxGroup = 256
 // fn returns an error, Update returns it unchanged and nothing is changed. fn must be quick and must not block: the one
 // committer calls it, and commits the changes of all waiting updates at once; it may be called again. After any other
 // error the outcome is unknown, and trying again is safe; except ErrBusy, which means that fn starts to name bytes that
-// are being deleted: pin them first.
+// are being deleted, so pin them first, and ErrNotLeader, see WithFence.
 func (x *Index) Update(ctx context.Context, repo string, fn func(*Tx) error) error {
 	for {
 		err := x.update(ctx, repo, fn)
@@ -58,7 +60,7 @@ func (x *Index) update(ctx context.Context, repo string, fn func(*Tx) error) err
 	if repo == "" || strings.Contains(repo, "\x00") { // a zero byte ends the name in the data format
 		return fmt.Errorf("index: %.80q is not a valid name for a repository", repo)
 	}
-	c := &change{ctx: ctx, repo: repo, fn: fn, done: make(chan error, 1)}
+	c := &change{ctx: ctx, repo: repo, fn: fn, done: make(chan error, 1), fence: fenceOf(ctx)}
 	select {
 	case x.queue <- c:
 	case <-ctx.Done():
@@ -163,6 +165,9 @@ func (x *Index) try(group []*change) (again []*change) {
 // resolve handles a conflict: another process was faster. It commits the changes that the conflict is not about, so
 // that they do not wait for those that are, and returns these once the state shows what was written.
 func (x *Index) resolve(group []*change, err error) (concerned []*change) {
+	if group = deposed(group, err); len(group) == 0 {
+		return nil
+	}
 	head, err2 := x.journal.Head(x.ctx)
 	if err2 == nil {
 		err2 = x.awaitShown(head)

@@ -1,6 +1,12 @@
 package storage
 
-import "github.com/opencontainers/go-digest"
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // Sizes are how many records the state of an Index has, free ones included.
 type Sizes struct{ Contents, Entries, Manifests, Tags int }
@@ -67,4 +73,45 @@ func OpenRepos(u *Uploads) int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return len(u.repos) + len(u.committed)
+}
+
+// Queued returns how many changes wait for the committer.
+func Queued(x *Index) int { return len(x.queue) }
+
+// BeatOf is Beat of a process whose clock shows a time.
+func BeatOf(ctx context.Context, x *Index, name string, clock time.Time) error {
+	return x.Update(ctx, storeRepo, func(tx *Tx) error {
+		tx.setRecord(replicaRecord+name, replicaValue(clock, Format))
+		return nil
+	})
+}
+
+// Replicas returns the names of the processes that have a record.
+func Replicas(x *Index) (names []string) {
+	for name := range x.Records(replicaRecord) {
+		names = append(names, strings.TrimPrefix(name, replicaRecord))
+	}
+	return names
+}
+
+// The kinds of a made-up next format. A reader of this one may skip the first.
+const (
+	OptionalKind Kind = 'Z'
+	NextKind     Kind = 'z'
+)
+
+// SetFact sets a fact of any kind, if others may set it as well.
+func SetFact(ctx context.Context, x *Index, repo string, k Kind, name string, value []byte) (may bool, err error) {
+	err = x.Update(ctx, repo, func(tx *Tx) error {
+		if may = tx.May(k); may {
+			tx.set(k, name, value)
+		}
+		return nil
+	})
+	return may, err
+}
+
+// Force is SetFact by a version that forgets to ask.
+func Force(ctx context.Context, x *Index, repo string, k Kind, name string) error {
+	return x.Update(ctx, repo, func(tx *Tx) error { tx.set(k, name, []byte("x")); return nil })
 }

@@ -24,7 +24,19 @@ func (k Kind) Format() int {
 	case KindDeparted, kindPlace, kindRecord:
 		return 3
 	}
+	if !k.known() {
+		return Format + 1
+	}
 	return FirstFormat
+}
+
+// known reports whether facts of this kind are of a format that is known here.
+func (k Kind) known() bool {
+	switch k {
+	case KindLink, KindManifest, KindTag, KindHistory, KindDeparted, kindCondemned, kindQuarantined, kindPlace, kindRecord:
+		return true
+	}
+	return false
 }
 
 // Manifest is what is recorded of a manifest.

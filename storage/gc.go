@@ -46,7 +46,7 @@ const (
 )
 
 // Run collects once. With dry it only looks; bytes that its own unlinking would free count as well. report, which may
-// be nil, is called about once a second with the progress. Errors: those of the engines. Collected holds what was done
+// be nil, is called about once a second with the progress. Errors: those of the engines; ErrClocks. Collected holds what was done
 // until then, and the next run continues.
 func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (done Collected, err error) {
 	return c.RunWith(ctx, c.Grace, dry, report)
@@ -72,7 +72,8 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	}
 	// Leases are in memory: for a grace after the start we do not know what clients learned before it. With a shared
 	// journal, the links say it themselves.
-	if done.Waiting = !c.Index.shared && c.Index.leases.born.After(since); !done.Waiting {
+	unsure, clocks := c.Index.clocks(grace)
+	if done.Waiting = !c.Index.shared && c.Index.leases.born.After(since) || unsure; !done.Waiting && clocks == nil {
 		if err := r.unlink(ctx, since); err != nil {
 			return done, fmt.Errorf("collect: unlink: %w", err)
 		}
@@ -81,9 +82,10 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 		return done, fmt.Errorf("collect: sweep: %w", err)
 	}
 	if !dry {
-		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx), c.endRevisions(ctx))
+		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx), c.endRevisions(ctx),
+			c.Index.forgetReplicas(ctx, c.Grace))
 	}
-	return done, err
+	return done, errors.Join(err, clocks)
 }
 
 // Finish deletes what an earlier run that was cut short has condemned; pushes of it wait. Call it at the start.
@@ -99,11 +101,13 @@ func (c *Collector) Finish(ctx context.Context) error {
 func (c *Collector) Pardon(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.Index.Update(ctx, storeRepo, func(tx *Tx) error {
-		for _, k := range c.Index.condemned() {
-			tx.set(kindCondemned, string(k), nil)
-		}
-		return nil
+	return InSteps(c.Index.condemned(), func(keys []key) error {
+		return c.Index.Update(ctx, storeRepo, func(tx *Tx) error {
+			for _, k := range keys {
+				tx.set(kindCondemned, string(k), nil)
+			}
+			return nil
+		})
 	})
 }
 
@@ -169,26 +173,28 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 		r.Index.countVanishing(name, free, r.unlinked)
 		return nil
 	}
-	n := 0
-	err := r.Index.Update(ctx, name, func(tx *Tx) error {
-		n = 0
-		for _, k := range free {
-			d := k.digest()
-			// Asked again inside the commit: a manifest may have come that refers to it, or a client to which another process
-			// has said that it is here.
-			if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) && r.Index.isUnneeded(name, k, since) {
-				n++
-				if err := tx.Unlink(d); err != nil {
-					return err
+	return InSteps(free, func(links []key) error { // where quotas count them, they take more operations
+		n := 0
+		err := r.Index.Update(ctx, name, func(tx *Tx) error {
+			n = 0
+			for _, k := range links {
+				d := k.digest()
+				// Asked again inside the commit: a manifest may have come that refers to it, or a client to which another process
+				// has said that it is here.
+				if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) && r.Index.isUnneeded(name, k, since) {
+					n++
+					if err := tx.Unlink(d); err != nil {
+						return err
+					}
 				}
 			}
+			return nil
+		})
+		if err == nil {
+			r.done.Unlinked += n
 		}
-		return nil
+		return err
 	})
-	if err == nil {
-		r.done.Unlinked += n
-	}
-	return err
 }
 
 // sweep deletes the bytes that are not present in any repo, step by step.
@@ -369,6 +375,13 @@ func (x *Index) presentInMore(k key, n int32) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	return x.state.present(k) > n
+}
+
+// Condemned reports whether a collection is about to delete something, or was cut short.
+func (x *Index) Condemned() bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.state.condemned) > 0
 }
 
 func (x *Index) condemned() []key {

@@ -43,6 +43,7 @@ type Index struct {
 	rewatch context.CancelFunc // ends the current Watch, so that the full state is loaded again
 	broken  error              // why the last Watch ended
 	quotas  *quotas
+	name    string // of this process; see Beat
 
 	recordNews []recordNews // see NotifyRecords
 }
@@ -57,6 +58,8 @@ type IndexOptions struct {
 	Placed bool
 	// Grace is that of the Collector. With a shared journal, it decides when the age of a link is recorded anew.
 	Grace time.Duration
+	// Format is a newer format than this version has, which the process says that it knows; for tests. 0: there is none.
+	Format int
 	// Limits bound what is added.
 	Limits Limits
 	// Warn is called with what the Index handled without the caller, such as a Watch that failed.
@@ -144,6 +147,9 @@ func pause(ctx context.Context, d time.Duration) {
 // loader returns the apply function for one Watch. No reader sees the state until it is complete.
 func (x *Index) loader() func(Update) error {
 	next, facts, last := newState(), 0, time.Now()
+	if x.shared {
+		next.format = x.format()
+	}
 	return func(u Update) error {
 		if next.synced {
 			x.mu.Lock()
@@ -160,7 +166,9 @@ func (x *Index) loader() func(Update) error {
 		}
 		// An error in the full state is damage, and another Watch would end the same way. An error in a commit is not:
 		// the full state decides.
-		if err := next.apply(u); err != nil {
+		if err := next.apply(u); errors.Is(err, ErrFormat) {
+			return err
+		} else if err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
 		for _, b := range u.Batches {

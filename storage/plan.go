@@ -75,13 +75,16 @@ func (p *plan) run(c *change) (fits bool) {
 	if c.err = c.call(tx); c.err == nil {
 		c.err = cmp.Or(tx.refused, tx.exceeded())
 	}
+	if c.err == nil && p.x.shared {
+		c.err = tx.checkFormats()
+	}
 	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet { // of a function that failed nothing is committed
 		return true
 	}
 	waiting := p.letGo(tx)
 	tx.guardQuotas()
 	if p.x.traits.bounded() {
-		all := p.cost.plus(p.costOf(tx, waiting))
+		all := p.cost.plus(p.costOf(tx, waiting)).plus(p.costOfFence(c.fence))
 		if !p.x.traits.fit(all) {
 			if p.changes > 0 {
 				return false
@@ -90,6 +93,9 @@ func (p *plan) run(c *change) (fits bool) {
 			return true
 		}
 		p.cost = all
+	}
+	if !p.guard(c.fence) {
+		return false
 	}
 	c.store = len(tx.ownStore)+len(tx.conditions) > 0
 	p.take(tx, waiting)

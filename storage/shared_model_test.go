@@ -153,7 +153,24 @@ func (p *process) stopped() {
 func (p *process) finish() error {
 	p.runs <- struct{}{}
 	defer func() { <-p.runs }()
-	return p.collector.Finish(p.ctx)
+	return p.leading(p.collector.Finish)
+}
+
+// leading calls work, sometimes as the one that leads, which may be deposed at any moment without noticing it.
+func (p *process) leading(work func(context.Context) error) error {
+	if p.rand(3) == 0 {
+		return work(p.ctx)
+	}
+	ctx, resign := context.WithCancel(p.ctx)
+	defer resign()
+	fence, _, err := p.journal.Lead(ctx, "gc", "name")
+	if err != nil {
+		return err
+	}
+	if p.rand(3) == 0 {
+		time.AfterFunc(time.Duration(p.rand(200))*time.Millisecond, func() { p.journal.Depose("gc") })
+	}
+	return work(storage.WithFence(ctx, fence))
 }
 
 func (w *sharedWorld) content(n int) []byte { return fmt.Appendf(nil, "content %d", n) }
@@ -378,8 +395,10 @@ func (p *process) act() error {
 	case 4:
 		p.runs <- struct{}{}
 		defer func() { <-p.runs }()
-		_, err := p.collector.Run(p.ctx, false, nil)
-		return err
+		return p.leading(func(ctx context.Context) error {
+			_, err := p.collector.Run(ctx, false, nil)
+			return err
+		})
 	}
 	return p.pushImage(repo, a, b, fmt.Sprint("tag", p.rand(4)))
 }
@@ -387,7 +406,7 @@ func (p *process) act() error {
 // expected reports whether an error is one that a client can do something about.
 func expected(err error) bool {
 	for _, e := range []error{context.Canceled, storage.ErrClosed, storage.ErrBusy, storage.ErrExpired,
-		storage.ErrUnavailable, errMissing} {
+		storage.ErrUnavailable, storage.ErrNotLeader, errMissing} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -23,6 +23,7 @@ type state struct {
 	revision     Revision
 	loaded       Revision // of the full state
 	synced       bool     // the full state has been loaded
+	format       int      // the newest one that is known here; 0: no other process writes, which would not be damage
 	repos        map[string]*repo
 	ended        map[string]Revision // of repos without a fact that still have a revision
 	waitingRepos int                 // how many of repos are waiting repos
@@ -43,6 +44,7 @@ type state struct {
 	quarantined map[key]Damage
 	places      map[slab.ID]place // of contents
 	records     map[string][]byte
+	replicas    map[string]replica // by name; nil while empty
 }
 
 // content is a digest that facts name, shared by all of them.
@@ -175,6 +177,9 @@ func (s *state) applyFact(r *repo, f Fact) error {
 	if f.Kind == KindHistory { // it is read from the journal when it is asked for
 		return nil
 	}
+	if !f.Kind.known() {
+		return s.unknown(f.Kind)
+	}
 	if f.Kind != KindTag && f.Kind != kindRecord && !key(f.Name).valid() {
 		return errFact
 	}
@@ -197,7 +202,7 @@ func (s *state) applyFact(r *repo, f Fact) error {
 		return s.deleteManifest(r, k)
 	case f.Kind == KindDeparted:
 		return s.depart(r, k, f.Value)
-	default: // a kind of a later version, which a newer Format would have announced
+	default: // of another place
 		return errFact
 	}
 	return nil

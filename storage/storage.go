@@ -24,6 +24,8 @@
 //     see [Placed].
 //   - record: a small value by name, such as where an upload is that continues in later requests; see [Index.Record].
 //   - shared: of a journal, that several processes write to it; see [Traits].
+//   - lead, fence: to be the one process that does a task, and the condition by which its commits are refused once it is
+//     not; see [Leads].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
 //
 // # Invariants
@@ -169,6 +171,9 @@ const (
 	KindHistory  Kind = 'h' // what a tag names, or named before; see Index.History
 
 	KindDeparted Kind = 'd' // what a deleted manifest consisted of; see departed.go
+
+	// KindLead is the kind of conditions alone, see Leads: no batch sets such a fact, and no Watch delivers one.
+	KindLead Kind = 'l'
 
 	kindCondemned   Kind = 'c'
 	kindQuarantined Kind = 'q'

@@ -143,12 +143,15 @@ func (x *Index) waitingLinks(choose func(key) bool) map[string][]key {
 func (x *Index) collected(ctx context.Context, choose func(key) bool) error {
 	for name, keys := range x.waitingLinks(choose) {
 		for step := range slices.Chunk(keys, unlinkStep) {
-			if err := x.Update(ctx, name, func(tx *Tx) error {
-				for _, k := range step {
-					tx.set(KindLink, string(k), nil)
-				}
-				return nil
-			}); err != nil {
+			err := InSteps(step, func(keys []key) error {
+				return x.Update(ctx, name, func(tx *Tx) error {
+					for _, k := range keys {
+						tx.set(KindLink, string(k), nil)
+					}
+					return nil
+				})
+			})
+			if err != nil {
 				return err
 			}
 		}

@@ -31,9 +31,9 @@ type Found struct {
 // before one is called.
 func (d *Data) Jobs() map[string]http.Handler {
 	return map[string]http.Handler{
-		"gc":             d.writing(d.gcJob),
-		"scrub":          d.writing(d.scrubJob),
-		"retention":      d.writing(d.retentionJob),
+		"gc":             d.writing(d.turn(taskCollect, d.gcJob)),
+		"scrub":          d.writing(d.turn(taskScrub, d.scrubJob)),
+		"retention":      d.writing(d.turn(taskCollect, d.retentionJob)),
 		"retention-hold": http.HandlerFunc(d.holdRetention),
 		"repositories":   http.HandlerFunc(d.listRepositories),
 	}

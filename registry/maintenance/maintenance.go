@@ -48,6 +48,7 @@ type loaded struct {
 	retention *retention.Policy
 	collector *storage.Collector
 	scrubber  *storage.Scrubber
+	turns     *turns
 }
 
 // Open locks the data directory and opens what is in it; one that holds data and cannot be written to is opened
@@ -89,7 +90,8 @@ func (d *Data) openParts() (err error) {
 // Blobs is the content in the directory.
 func (d *Data) Blobs() storage.Blobs { return d.blobs }
 
-// Load loads the index and finishes the deletions that a crash interrupted. Errors: those of the journal.
+// Load loads the index and finishes the deletions that a crash interrupted. Errors: those of the journal;
+// other replicas write what this version does not know.
 func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storage.Quota) (*storage.Index, error) {
 	index, err := storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
 		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
@@ -103,12 +105,17 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	index.SetQuotas(quotas)
 	l := &loaded{index: index, retention: keep,
 		collector: &storage.Collector{Blobs: d.blobs, Index: index, Grace: d.options.GCGrace},
-		scrubber:  &storage.Scrubber{Blobs: d.blobs, Index: index}}
+		scrubber:  &storage.Scrubber{Blobs: d.blobs, Index: index},
+		turns:     newTurns(d.journal, index, d.log)}
 	if d.readOnly != "" { // what follows writes
 		d.loaded.Store(l)
 		return index, nil
 	}
-	if err := l.collector.Finish(ctx); err != nil { // not fatal: the next collection tries again
+	if err := l.turns.join(ctx); err != nil {
+		index.Close()
+		return nil, err
+	}
+	if err := l.turns.finishNow(ctx, l.collector); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")
 	}
 	if err := d.hold.loaded(index.Stats() == storage.Stats{}); err != nil { // not fatal: it is known until the next start
@@ -157,8 +164,16 @@ func (d *Data) Run(ctx context.Context) error {
 	every(spaceInterval, 0, d.watchSpace)
 	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
-	every(o.GCInterval, startDelay, d.collect)
-	every(o.ScrubInterval, startDelay, d.scrub)
+	l := d.loaded.Load()
+	g.Go(func() error { l.turns.beat(ctx); return nil })
+	g.Go(func() error { l.turns.finish(ctx, l.collector); return nil })
+	turn := func(task string, interval time.Duration, do func(context.Context)) {
+		if interval > 0 {
+			g.Go(func() error { l.turns.repeat(ctx, task, interval, startDelay, do); return nil })
+		}
+	}
+	turn(taskCollect, o.GCInterval, d.collect)
+	turn(taskScrub, o.ScrubInterval, d.scrub)
 	return g.Wait()
 }
 

@@ -27,13 +27,19 @@ func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, report f
 			continue
 		}
 		for step := range slices.Chunk(p.Plan(time.Now(), h), applyStep) {
-			if !dry {
-				if step, err = remove(ctx, x, repo, step); err != nil {
-					return fmt.Errorf("retention: %s: %w", repo, err)
+			err := storage.InSteps(step, func(step []Removal) (err error) { // a tag with its history takes many operations
+				if !dry {
+					if step, err = remove(ctx, x, repo, step); err != nil {
+						return fmt.Errorf("retention: %s: %w", repo, err)
+					}
 				}
-			}
-			for _, r := range step {
-				report(r)
+				for _, r := range step {
+					report(r)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
 			}
 		}
 	}

@@ -120,3 +120,27 @@ func TestATagThatMovedAfterThePlanStays(t *testing.T) {
 		t.Errorf("tag %s was moved and then removed: %v", moved, err)
 	}
 }
+
+// TestApplyKeepsToTheBoundsOfTheJournal: a tag whose history is long takes as many operations.
+func TestApplyKeepsToTheBoundsOfTheJournal(t *testing.T) {
+	j := memory.NewJournal()
+	j.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 3 << 19}
+	x := storagetest.OpenIndex(t, j)
+	put(t, x, "one", "kept")
+	put(t, x, "two", "kept")
+	for i := range 20 {
+		tag := fmt.Sprint("old", i)
+		storagetest.Update(t, x, "a", func(tx *storage.Tx) error {
+			var errs []error
+			for range 20 {
+				errs = append(errs, tx.SetTag(tag, d("one")), tx.SetTag(tag, d("two")))
+			}
+			return errors.Join(errs...)
+		})
+	}
+	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepTags: []string{"kept"}}})
+	if n := apply(t, p, x, false, nil); n != 20 {
+		t.Errorf("%d removals", n)
+	}
+	storagetest.WantTags(t, x, "a", "kept")
+}

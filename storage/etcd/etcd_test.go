@@ -74,7 +74,7 @@ func TestKeys(t *testing.T) {
 	}
 	for _, key := range []string{l.identity(), l.lead("x"), l.writer("x"), "other/f/a\x00", "trow/f/", "trow/f/a",
 		"trow/f/\x00", l.fact("a", storage.Fact{Kind: storage.KindHistory, Name: "x\x000"}),
-		l.fact("a", storage.Fact{Kind: kindLead})} {
+		l.fact("a", storage.Fact{Kind: storage.KindLead})} {
 		if _, _, _, ok := l.parse([]byte(key)); ok {
 			t.Errorf("%q is taken for a fact", key)
 		}

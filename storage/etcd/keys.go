@@ -18,9 +18,6 @@ const (
 	keyWriter   = "writer/"  // the ID of a Journal that is open: the number of its last commit
 )
 
-// kindLead is the kind of the conditions that Lead returns. No fact has it.
-const kindLead storage.Kind = 'l'
-
 // layout makes and reads the keys below a prefix, which ends with a slash.
 type layout struct{ prefix string }
 
@@ -38,7 +35,7 @@ func (l layout) fact(repo string, f storage.Fact) string {
 	switch f.Kind {
 	case storage.KindHistory:
 		return l.prefix + keyHistory + repo + "\x00" + f.Name
-	case kindLead:
+	case storage.KindLead:
 		return l.lead(f.Name)
 	}
 	return l.repo(repo) + string(f.Kind) + f.Name

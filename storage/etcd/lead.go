@@ -14,11 +14,9 @@ import (
 // leadTTL is after how many seconds without a word another process takes a task over.
 const leadTTL = 8
 
-// Lead waits until this process is the one that does a task, such as to collect, and then does it until ctx ends, when
-// the next one follows at once. name is what Leader returns. lost is closed when it may be another process's turn.
-//
-// fence is a condition for the batches, of any repo, that the task commits: they are refused from the moment on at
-// which another process may have taken over, however late they arrive. It takes one compare.
+var _ storage.Leads = (*Journal)(nil)
+
+// Lead implements [storage.Leads]. The fence takes one compare.
 func (j *Journal) Lead(ctx context.Context, task, name string) (fence storage.Fact, lost <-chan struct{}, err error) {
 	for {
 		if err := j.awaitVacancy(ctx, task); err != nil {
@@ -39,7 +37,7 @@ func (j *Journal) Lead(ctx context.Context, task, name string) (fence storage.Fa
 				defer close(ended)
 				j.hold(ctx, lease)
 			})
-			return storage.Fact{Kind: kindLead, Name: task, Value: []byte(value)}, ended, nil
+			return storage.Fact{Kind: storage.KindLead, Name: task, Value: []byte(value)}, ended, nil
 		}
 		j.revoke(lease) // the put may have happened: the next attempt must not wait for itself
 		if err != nil && (stays(err) || ctx.Err() != nil) {
@@ -48,7 +46,7 @@ func (j *Journal) Lead(ctx context.Context, task, name string) (fence storage.Fa
 	}
 }
 
-// Leader returns the name of the process that does a task, or "".
+// Leader implements [storage.Leads].
 func (j *Journal) Leader(ctx context.Context, task string) (string, error) {
 	r, err := j.get(ctx, j.keys.lead(task))
 	if err != nil {

@@ -19,6 +19,7 @@ type Journal struct {
 
 	feed  local.Feed
 	repos map[string]*repo // guarded by feed
+	leads leads
 }
 
 type repo struct {
@@ -42,10 +43,13 @@ func (j *Journal) Commit(_ context.Context, batches ...storage.Batch) (storage.R
 	if j.feed.Closed() {
 		return 0, fmt.Errorf("journal: %w", storage.ErrClosed)
 	}
+	if err := j.bounded(batches); err != nil {
+		return 0, err
+	}
 	// All batches are checked before anything changes: all or nothing.
 	var conflict []string
 	for _, b := range batches {
-		if !j.repos[b.Repo].fits(b) {
+		if !j.repos[b.Repo].fits(b) || !j.leads.fit(b) {
 			conflict = append(conflict, b.Repo)
 		}
 	}
@@ -58,6 +62,28 @@ func (j *Journal) Commit(_ context.Context, batches ...storage.Batch) (storage.R
 	}
 	j.feed.Publish(rev, batches)
 	return rev, nil
+}
+
+// bounded returns an error for what is beyond the bounds that the journal says it has.
+func (j *Journal) bounded(batches []storage.Batch) error {
+	var is storage.Traits
+	for _, b := range batches {
+		if !b.Detached {
+			is.Compares++
+			is.Operations++
+		}
+		is.Compares += len(b.If)
+		is.Operations += len(b.Facts)
+		for _, f := range slices.Concat(b.If, b.Facts) {
+			is.Bytes += len(b.Repo) + len(f.Name) + len(f.Value)
+		}
+	}
+	over := func(n, most int) bool { return most > 0 && n > most }
+	if over(is.Compares, j.Is.Compares) || over(is.Operations, j.Is.Operations) || over(is.Bytes, j.Is.Bytes) {
+		return fmt.Errorf("journal: a commit has %d compares, %d operations and %d bytes; the bounds are %d, %d and %d",
+			is.Compares, is.Operations, is.Bytes, j.Is.Compares, j.Is.Operations, j.Is.Bytes)
+	}
+	return nil
 }
 
 func (j *Journal) put(b storage.Batch, rev storage.Revision) {
@@ -96,6 +122,9 @@ func (r *repo) fits(b storage.Batch) bool {
 		return false
 	}
 	return !slices.ContainsFunc(b.If, func(f storage.Fact) bool {
+		if f.Kind == storage.KindLead { // see leads.fit
+			return false
+		}
 		value, held := r.facts[name{f.Kind, f.Name}]
 		return held != (f.Value != nil) || !bytes.Equal(value, f.Value)
 	})

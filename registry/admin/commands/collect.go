@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -33,7 +34,7 @@ func (p Program) gcCommand() *cobra.Command {
 			q.Set("grace", grace)
 		}
 		var done storage.Collected
-		err := c.Run(cmd.Context(), "gc", q, progress(func(now storage.Collected) {
+		err := c.Run(cmd.Context(), "gc", q, turn(cmd, func(now storage.Collected) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s and %s; %s to free\n",
 				count(now.Repos, "repository", ""), count(now.Blobs, "blob", ""), size.Format(now.Freed))
 		}), &done)
@@ -56,6 +57,19 @@ func (p Program) gcCommand() *cobra.Command {
 	_ = f.MarkHidden("now") // the flag exists
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "now")
 	return cmd
+}
+
+// turn is progress for a job that one replica at a time does: it also shows for which one the server waits.
+func turn[T any](cmd *cobra.Command, show func(T)) func(json.RawMessage) error {
+	next := progress(show)
+	return func(b json.RawMessage) error {
+		var waits maintenance.Waits
+		if err := json.Unmarshal(b, &waits); err == nil && waits.For != "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Waiting for %s, which %s\n", waits.For, waits.Does)
+			return nil
+		}
+		return next(b)
+	}
 }
 
 // dryRunQuery is the query of a job that can also only report what it would do.
@@ -99,7 +113,7 @@ func (p Program) retentionCommand() *cobra.Command {
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
 		done := retained{Removals: []retention.Removal{}}
 		out := cmd.OutOrStdout()
-		err := c.Run(cmd.Context(), "retention", dryRunQuery(dryRun), progress(func(r retention.Removal) {
+		err := c.Run(cmd.Context(), "retention", dryRunQuery(dryRun), turn(cmd, func(r retention.Removal) {
 			if o.json() {
 				done.Removals = append(done.Removals, r)
 				return
@@ -149,7 +163,7 @@ func (p Program) scrubCommand() *cobra.Command {
 			q.Set("rate", rate)
 		}
 		var done maintenance.Found
-		err := c.Run(cmd.Context(), "scrub", q, progress(func(now storage.Scrubbed) {
+		err := c.Run(cmd.Context(), "scrub", q, turn(cmd, func(now storage.Scrubbed) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "Read %d of %s, %s\n",
 				now.Blobs, count(now.Contents, "blob or manifest", "blobs and manifests"), size.Format(now.Bytes))
 		}), &done)

@@ -186,11 +186,12 @@ func TestGC(t *testing.T) {
 
 func TestTheProgressOfTheCollectorIsPrinted(t *testing.T) {
 	s := newServer(t, map[string]admin.Job{"gc": func(_ context.Context, _ url.Values, report func(any)) (any, error) {
+		report(maintenance.Waits{For: "trow-1", Does: "collects"})
 		report(storage.Collected{Repos: 2, Blobs: 1, Freed: 5})
 		return storage.Collected{Repos: 2, Blobs: 1}, nil
 	}})
 	s.want("Freed 0 B: deleted 0 of 1 blob; unlinked 0 in 2 repositories.\n",
-		"Checked 2 repositories and 1 blob; 5 B to free\n", "gc?", "gc")
+		"Waiting for trow-1, which collects\nChecked 2 repositories and 1 blob; 5 B to free\n", "gc?", "gc")
 }
 
 func TestRetention(t *testing.T) {
