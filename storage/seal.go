@@ -22,8 +22,10 @@ const (
 	migratingRecord = "migration/source"
 	sealRecord      = "migration/seal"
 	originRecord    = "migration/origin" // at a target that is finished: where it comes from
-	identityRecord  = "identity"         // of a journal and its blobs: each pair has its own
 )
+
+// IdentityRecord is the name of the record of the identity of a journal and its blobs: each pair has its own.
+const IdentityRecord = "identity"
 
 // Migration is what the records of a migration say.
 type Migration struct {
@@ -202,7 +204,7 @@ func Portable(repo string, f Fact) bool {
 		return false
 	case kindRecord:
 		switch f.Name {
-		case migratingRecord, sealRecord, originRecord, identityRecord, generationRecord:
+		case migratingRecord, sealRecord, originRecord, IdentityRecord, generationRecord:
 			return false
 		}
 		return !strings.HasPrefix(f.Name, uploadRecord) && !strings.HasPrefix(f.Name, quotaRecord)

@@ -125,7 +125,7 @@ func Run(ctx context.Context, o Options) (Progress, error) {
 		return m.now(), err
 	}
 	go m.reportEach(ctx, time.Second)
-	for _, step := range []func(context.Context) error{m.load, m.follow, m.compare, m.finish} {
+	for _, step := range []func(context.Context) error{m.identity, m.load, m.follow, m.compare, m.finish} {
 		if err := step(ctx); err != nil {
 			return m.now(), fmt.Errorf("migrate to %s: %w", o.To.Name, err)
 		}
@@ -204,6 +204,44 @@ func (m *migration) empty(ctx context.Context) error {
 			ErrNotEmpty))
 	}
 	return nil
+}
+
+// identified is implemented by Blobs that keep the identity of the pair that they are in. The journal has it in a record.
+type identified interface {
+	Identity(ctx context.Context) (string, error)
+	SetIdentity(ctx context.Context, id string) error
+}
+
+// identity makes the target's journal and blobs a pair, with an identity of its own. It refuses blobs of another pair.
+func (m *migration) identity(ctx context.Context) error {
+	blobs, ok := m.To.Blobs.(identified)
+	if !ok {
+		return nil
+	}
+	theirs, err := blobs.Identity(ctx)
+	if err != nil {
+		return fmt.Errorf("read the identity of the target's blobs: %w", err)
+	}
+	mine, err := m.To.Index.Record(ctx, storage.IdentityRecord)
+	switch {
+	case err != nil:
+		return err
+	case theirs != "" && theirs != string(mine):
+		return fmt.Errorf("%w: its blobs belong to another journal (identity %s); give an empty prefix of the bucket",
+			ErrNotEmpty, theirs)
+	case theirs != "":
+		return nil
+	}
+	if mine == nil {
+		mine = []byte(rand.Text())
+		if j, ok := m.To.Journal.(interface{ Identity() string }); ok {
+			mine = []byte(j.Identity()) // by which the administrator of the service finds it
+		}
+		if err := m.To.Index.SetRecord(ctx, storage.IdentityRecord, nil, mine); err != nil {
+			return err
+		}
+	}
+	return blobs.SetIdentity(ctx, string(mine))
 }
 
 // finish takes the seal off the target.

@@ -38,6 +38,7 @@ type migration struct {
 	pass     uint32
 	synced   bool // the pass has seen the full state
 	sealSeen bool // the source's
+	staleDue bool // what only the target has was not looked for
 }
 
 type known struct {
@@ -249,13 +250,13 @@ func (m *migration) run(ctx context.Context, once bool) (differed int, err error
 	wake, ended := make(chan struct{}, 1), make(chan error, 1)
 	m.mu.Lock()
 	m.pass++
-	m.synced, m.sealSeen = false, false
+	m.synced, m.sealSeen, m.staleDue = false, false, true
 	m.mu.Unlock()
 	var watch sync.WaitGroup
 	watch.Go(func() { ended <- m.From.Journal.Watch(ctx, m.watcher(once, wake)) })
 	defer watch.Wait()
 	defer cancel()
-	settled, stale := false, true
+	settled := false
 	for takes := 0; ; takes++ {
 		over := false
 		select { // what came before the end is taken after it
@@ -263,7 +264,7 @@ func (m *migration) run(ctx context.Context, once bool) (differed int, err error
 			over = true
 		default:
 		}
-		if err := m.findStale(ctx, &stale); err != nil {
+		if err := m.findStale(ctx); err != nil {
 			return differed, copyError{err}
 		}
 		w, synced, sealed := m.take()
@@ -510,16 +511,17 @@ func (m *migration) settle(ctx context.Context) (differed int, err error) {
 // findStale finds, once in a pass, the facts that the target has of an earlier run and that the source has not. They are
 // deleted together with all that has changed since the full state: one without the other could leave a tag without its
 // manifest.
-func (m *migration) findStale(ctx context.Context, look *bool) error {
+func (m *migration) findStale(ctx context.Context) error {
 	m.mu.Lock()
-	due, stale := *look && m.synced, false
+	due, stale := m.staleDue && m.synced, false
 	if due {
+		m.staleDue = false
 		for _, k := range m.have {
 			stale = stale || k.pass != m.pass
 		}
 	}
 	m.mu.Unlock()
-	if *look = *look && !due; !stale {
+	if !stale {
 		return nil
 	}
 	return state(ctx, m.To.Journal, func(repo string, f storage.Fact) {
