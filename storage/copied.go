@@ -53,7 +53,9 @@ func (x *Index) copyStep(repo string, facts []Fact) int {
 }
 
 // Facts reads the histories of all tags of a repo from the journal; see Journal.History.
-func (x *Index) Facts(ctx context.Context, repo string) ([]Fact, error) { return x.journal.History(ctx, repo, "") }
+func (x *Index) Facts(ctx context.Context, repo string) ([]Fact, error) {
+	return x.journal.History(ctx, repo, "")
+}
 
 // Size returns the bytes of a content, as far as they are known.
 func (x *Index) Size(d digest.Digest) int64 { return x.sizeOf(keyOf(d)) }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"trow/registry/server"
 	"trow/storage"
 	"trow/storage/bolt"
 	"trow/storage/disk"
@@ -81,6 +82,10 @@ func (t *target) exists() bool {
 	return err == nil
 }
 
+// memoryShare is the part of the memory that the process may use that uploads to S3 take for their parts: an eighth. The
+// server goes on serving.
+const memoryShare = 8
+
 // open is a target that is open.
 type open struct {
 	migrate.Side
@@ -117,6 +122,7 @@ func (t *target) open(ctx context.Context, warn func(error)) (o *open, err error
 		return o, err
 	}
 	options.CAFile, options.Records, options.Warn = cmp.Or(t.blobsCA, options.CAFile), o.Index, warn
+	options.Memory = max(server.Memory()/memoryShare, 2*options.PartSize)
 	b, err := s3.Open(ctx, options)
 	if err == nil {
 		o.Blobs = b

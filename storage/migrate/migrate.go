@@ -37,6 +37,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -116,6 +117,8 @@ func Run(ctx context.Context, o Options) (Progress, error) {
 		o.Report = func(Progress) {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	var reporting sync.WaitGroup
+	defer reporting.Wait() // nothing is reported after Run has returned
 	defer cancel()
 	m := &migration{Options: o, start: time.Now(), lost: map[digest.Digest]string{}, verified: map[uint64]int64{}}
 	m.done.Stage = Copying
@@ -124,7 +127,7 @@ func Run(ctx context.Context, o Options) (Progress, error) {
 		m.done.Again = finished && err == nil
 		return m.now(), err
 	}
-	go m.reportEach(ctx, time.Second)
+	reporting.Go(func() { m.reportEach(ctx, time.Second) })
 	for _, step := range []func(context.Context) error{m.identity, m.load, m.follow, m.compare, m.finish} {
 		if err := step(ctx); err != nil {
 			return m.now(), fmt.Errorf("migrate to %s: %w", o.To.Name, err)
