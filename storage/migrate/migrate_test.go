@@ -618,3 +618,49 @@ func TestPlan(t *testing.T) {
 		t.Errorf("a target in use: %v", err)
 	}
 }
+
+// named is an engine for bytes that keeps the identity of its pair.
+type named struct {
+	storage.Placed
+	id *string
+}
+
+func (b named) Identity(context.Context) (string, error) { return *b.id, nil }
+
+func (b named) SetIdentity(_ context.Context, id string) error {
+	*b.id = id
+	return nil
+}
+
+// TestTheTargetHasAnIdentityOfItsOwn, with which its servers know that journal and blobs belong together.
+func TestTheTargetHasAnIdentityOfItsOwn(t *testing.T) {
+	identify := func(name, id string) (*place, *string) {
+		p, service := shared(name), memory.NewService()
+		p.blobs = func(r storage.Records) storage.Blobs {
+			return named{&memory.Objects{Service: service, Records: r}, &id}
+		}
+		return p, &id
+	}
+	from, source := identify("from", "the source's")
+	s := fill(t, from)
+	if err := s.Index.SetRecord(t.Context(), storage.IdentityRecord, nil, []byte(*source)); err != nil {
+		t.Fatal(err)
+	}
+	other, _ := identify("other", "of another journal")
+	if _, err := migrate.Run(t.Context(), migrate.Options{From: s, To: other.open(t, true)}); !errors.Is(err, migrate.ErrNotEmpty) {
+		t.Errorf("to the blobs of another journal: %v", err)
+	}
+	if _, _, err := migrate.Cancel(t.Context(), s.Index); err != nil {
+		t.Fatal(err)
+	}
+	to, id := identify("to", "")
+	target := to.open(t, true)
+	if _, err := migrate.Run(t.Context(), migrate.Options{From: s, To: target}); err != nil {
+		t.Fatal(err)
+	}
+	mine, err := target.Index.Record(t.Context(), storage.IdentityRecord)
+	if err != nil || *id == "" || string(mine) != *id || *id == *source {
+		t.Errorf("the journal has %q, %v, and the blobs %q", mine, err, *id)
+	}
+	wantEqual(t, from, to)
+}
