@@ -48,7 +48,9 @@ type Migration struct {
 	Socket func(*http.Request) bool
 	// ReadOnly: the server writes nothing, so that a migration cannot be recorded.
 	ReadOnly func() bool
-	Log      zerolog.Logger
+	// Memory is what uploads to S3 may take for their parts, in bytes; 0: the least that they need.
+	Memory int64
+	Log    zerolog.Logger
 
 	running sync.Mutex
 }
@@ -89,6 +91,7 @@ func (m *Migration) run(ctx context.Context, q url.Values, report func(any)) (an
 	if err != nil {
 		return nil, err
 	}
+	t.memory = m.Memory
 	if dry {
 		return m.plan(ctx, from, t)
 	}

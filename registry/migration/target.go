@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"trow/registry/server"
 	"trow/storage"
 	"trow/storage/bolt"
 	"trow/storage/disk"
@@ -23,6 +22,7 @@ type target struct {
 	dir, journal, blobs     string
 	journalCA, cert, key    string
 	user, password, blobsCA string // the second is a file
+	memory                  int64  // see Migration.Memory
 }
 
 // targetOf reads the target of a query, and checks it. source is the data directory of the server.
@@ -82,10 +82,6 @@ func (t *target) exists() bool {
 	return err == nil
 }
 
-// memoryShare is the part of the memory that the process may use that uploads to S3 take for their parts: an eighth. The
-// server goes on serving.
-const memoryShare = 8
-
 // open is a target that is open.
 type open struct {
 	migrate.Side
@@ -122,7 +118,7 @@ func (t *target) open(ctx context.Context, warn func(error)) (o *open, err error
 		return o, err
 	}
 	options.CAFile, options.Records, options.Warn = cmp.Or(t.blobsCA, options.CAFile), o.Index, warn
-	options.Memory = max(server.Memory()/memoryShare, 2*options.PartSize)
+	options.Memory = max(t.memory, 2*options.PartSize)
 	b, err := s3.Open(ctx, options)
 	if err == nil {
 		o.Blobs = b
