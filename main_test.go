@@ -1762,6 +1762,7 @@ var onlyFrom = map[string][]string{
 	"storage/bolt":      {"storage", "storage/files", "storage/internal"},
 	"storage/etcd":      {"storage", "storage/files", "storage/internal"},
 	"storage/memory":    {"storage", "storage/files", "storage/internal"},
+	"storage/migrate":   {"storage"}, // it knows no engine
 	"storage/s3":        {"storage", "storage/files", "storage/internal"},
 	"registry/address":  {}, // a leaf: hosts have one form to registry, webhook and nodes
 	"registry/ocierror": {},

@@ -297,8 +297,22 @@ func overLimit(e *storage.LimitError) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.Denied, Status: http.StatusInsufficientStorage, Cause: e, Message: message}
 }
 
+// moved refuses to change anything after a migration. Not 503: clients would try again.
+func moved(err *storage.SealedError) *ocierror.Error {
+	where := "it is the target of a migration that has not finished"
+	if err.Moved() {
+		where = "its content has moved to " + err.Migration.To + ", and pulls go on here"
+	}
+	return &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusConflict, Cause: err,
+		Message: "this registry refuses everything that changes it: " + where + "; push to the registry that its " +
+			"administrator has started there"}
+}
+
 // internal returns what a client gets for an error that has no form for clients. The cause goes to the log alone.
 func internal(err error) *ocierror.Error {
+	if sealed := (*storage.SealedError)(nil); errors.As(err, &sealed) {
+		return moved(sealed)
+	}
 	switch {
 	case errors.Is(err, storage.ErrFull):
 		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusInsufficientStorage, Cause: err,

@@ -327,6 +327,11 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 	if r.options.ReadOnly && (c.action == auth.Push || c.action == auth.Delete) {
 		return readOnly(c.endpoint)
 	}
+	if c.action == auth.Push || c.action == auth.Delete {
+		if err := r.options.Index.Sealed(); err != nil {
+			return err // before bytes are sent; see internal
+		}
+	}
 	if c.hidden {
 		return r.absent(w, req, c)
 	}

@@ -55,6 +55,9 @@ func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (
 // RunWith is Run with another grace.
 func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	report func(Collected)) (done Collected, err error) {
+	if err := c.Index.Resting(); err != nil && !dry {
+		return done, fmt.Errorf("collect: %w", err)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := collection{Collector: c, dry: dry, done: &done, report: report, lastReport: time.Now(), unlinked: map[key]int32{},
@@ -73,7 +76,8 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	// Leases are in memory: for a grace after the start we do not know what clients learned before it. With a shared
 	// journal, the links say it themselves.
 	unsure, clocks := c.Index.clocks(grace)
-	if done.Waiting = !c.Index.shared && c.Index.leases.born.After(since) || unsure; !done.Waiting && clocks == nil {
+	done.Waiting = !c.Index.shared && c.Index.leases.born.After(since) || unsure || c.Index.migratedSince(since)
+	if !done.Waiting && clocks == nil {
 		if err := r.unlink(ctx, since); err != nil {
 			return done, fmt.Errorf("collect: unlink: %w", err)
 		}
@@ -90,6 +94,9 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 
 // Finish deletes what an earlier run that was cut short has condemned; pushes of it wait. Call it at the start.
 func (c *Collector) Finish(ctx context.Context) error {
+	if c.Index.Sealed() != nil {
+		return nil // nothing is pushed here any more
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := collection{Collector: c, done: &Collected{}, id: rand.Text()}

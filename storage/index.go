@@ -44,6 +44,7 @@ type Index struct {
 	broken  error              // why the last Watch ended
 	quotas  *quotas
 	name    string // of this process; see Beat
+	ownSeal []byte // the seal with which this Index writes; nil: it writes where there is none
 
 	recordNews []recordNews // see NotifyRecords
 }
@@ -62,6 +63,8 @@ type IndexOptions struct {
 	Format int
 	// Limits bound what is added.
 	Limits Limits
+	// Migration: this Index is for a migration, whose target it may open.
+	Migration bool
 	// Warn is called with what the Index handled without the caller, such as a Watch that failed.
 	Warn func(error)
 }
@@ -78,7 +81,7 @@ type Stats struct {
 const reloadTimeout = 10 * time.Second
 
 // OpenIndex loads the journal's state and follows it until Close. Errors: those of the journal; ErrDamaged for a
-// journal that contradicts itself.
+// journal that contradicts itself; *SealedError for the target of a migration that has not finished.
 func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
@@ -93,6 +96,10 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	if err := x.awaitLoad(ctx, 1); err != nil {
 		x.Close()
 		return nil, fmt.Errorf("load the index: %w", err)
+	}
+	if sealed := (*SealedError)(nil); errors.As(x.Sealed(), &sealed) && !sealed.Moved() && !o.Migration {
+		x.Close()
+		return nil, sealed
 	}
 	x.done.Go(func() {
 		defer close(x.stopped)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -31,7 +32,8 @@ type planned struct {
 
 // plan calls the functions of a group, as far as their changes fit into one commit.
 func (x *Index) plan(group []*change) *plan {
-	p := &plan{x: x, repos: map[string]*planned{}, growth: &growth{quotas: x.currentQuotas()}, adding: &adding{}}
+	p := &plan{x: x, repos: map[string]*planned{}, growth: &growth{quotas: x.currentQuotas()}, adding: &adding{},
+		cost: x.sealCost()}
 	for _, c := range group {
 		if !p.run(c) {
 			break
@@ -78,10 +80,16 @@ func (p *plan) run(c *change) (fits bool) {
 	if c.err == nil && p.x.shared {
 		c.err = tx.checkFormats()
 	}
+	if len(tx.own)+len(tx.ownStore) > 0 && c.err == nil && !tx.seals {
+		c.err = p.x.sealed()
+	}
 	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet { // of a function that failed nothing is committed
 		return true
 	}
-	waiting := p.letGo(tx)
+	var waiting overlay
+	if !tx.copied {
+		waiting = p.letGo(tx)
+	}
 	tx.guardQuotas()
 	if p.x.traits.bounded() {
 		all := p.cost.plus(p.costOf(tx, waiting)).plus(p.costOfFence(c.fence))
@@ -132,6 +140,9 @@ func (r *planned) require(f factKey, value []byte) {
 
 // batches returns what to commit.
 func (p *plan) batches() (all []Batch) {
+	if slices.ContainsFunc(p.order, func(r *planned) bool { return len(r.changes) > 0 || r.ends }) {
+		p.requireSeal()
+	}
 	for _, r := range p.order {
 		if len(r.changes)+len(r.conditions) == 0 && !r.ends {
 			continue

@@ -36,6 +36,8 @@ type Tx struct {
 	adding     *adding // what earlier changes of the same commit add to what the Limits bound
 	adds       adds    // what this change adds to that
 	limited    *LimitError
+	seals      bool // the change is about the seal, which refuses all others
+	copied     bool // see CopyFacts
 }
 
 // overlay is a set of facts that are not committed yet, each with its last value; a nil value deletes it.

@@ -86,6 +86,9 @@ func (d *Data) gcJob(ctx context.Context, q url.Values, report func(any)) (any, 
 func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any)) (any, error) {
 	l, n := d.loaded.Load(), 0
 	dry := q.Has("dry-run")
+	if err := l.index.Resting(); err != nil && !dry {
+		return nil, err
+	}
 	if !dry {
 		d.hold.runs.Lock()
 		defer d.hold.runs.Unlock()

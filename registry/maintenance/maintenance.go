@@ -261,6 +261,9 @@ func (d *Data) ContentCheck() (ok bool, text string) {
 // collect applies the retention rules, then frees what nothing needs: in this order, so that one run frees the space
 // of what the rules remove.
 func (d *Data) collect(ctx context.Context) {
+	if d.resting() {
+		return
+	}
 	d.retain(ctx)
 	done, err := d.loaded.Load().collector.Run(ctx, false, nil)
 	d.countCollected(ctx, done, err)
@@ -293,6 +296,9 @@ func (d *Data) countCollected(ctx context.Context, done storage.Collected, err e
 
 // scrub reads all content and compares it with its digests.
 func (d *Data) scrub(ctx context.Context) {
+	if d.loaded.Load().index.Sealed() != nil {
+		return // it could record nothing
+	}
 	done, err := d.loaded.Load().scrubber.Run(ctx, d.options.ScrubRate.Value(), d.found, nil)
 	if err != nil && ctx.Err() == nil {
 		d.log.Error().Err(err).Msg("scrub")

@@ -39,6 +39,7 @@ import (
 	"trow/registry/auth"
 	"trow/registry/limit"
 	"trow/registry/maintenance"
+	"trow/registry/migration"
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/registry/settings"
@@ -84,16 +85,17 @@ func (o *Options) Validate() error {
 
 // Service is a registry that runs. Make it with [Open]; then call [Service.Load] once, and [Service.Run].
 type Service struct {
-	options Options
-	log     zerolog.Logger
-	trail   *audit.Log
-	data    *maintenance.Data
-	socket  net.Listener // nil where the file system has no sockets
-	guard   *auth.Guard
-	limits  limit.Limits
-	api     *server.Pending
-	images  registry.Images
-	index   *storage.Index // nil until Load has returned
+	options   Options
+	log       zerolog.Logger
+	trail     *audit.Log
+	data      *maintenance.Data
+	socket    net.Listener // nil where the file system has no sockets
+	guard     *auth.Guard
+	limits    limit.Limits
+	api       *server.Pending
+	images    registry.Images
+	migration migration.Migration
+	index     *storage.Index // nil until Load has returned
 }
 
 // Open opens the parts. The caller closes the Service. Errors: another process uses the data directory; a file or a
@@ -187,6 +189,12 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		MaxUploadsPerClient: s.options.Data.UploadsPerClient(), Bodies: server.ReserveBodies(),
 		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record})
 	s.images = api.Images()
+	s.migration.From, s.migration.ReadOnly, s.migration.Log = s.data.Side, s.data.ReadOnly, s.log
+	s.migration.Memory = server.Memory() / 8 // the server goes on serving
+	s.migration.Socket = func(req *http.Request) bool {
+		who, err := s.guard.Identify(req)
+		return err == nil && who.Unlimited()
+	}
 	s.api.Set(api)
 	return s.index, nil
 }
@@ -276,6 +284,7 @@ func (s *Service) Administration() http.Handler {
 			r.Handle("/admin/"+name, s.whenLoaded(job))
 		}
 	}
+	r.Handle("/admin/migrate", s.whenLoaded(&s.migration))
 	r.MethodNotAllowed(server.MethodNotAllowed(s.api))
 	r.NotFound(server.NotFound("jobs are at /admin/, the registry is at /v2/"))
 	r.Handle("/v2", s.api)
@@ -298,7 +307,7 @@ func (s *Service) whenLoaded(job http.Handler) http.Handler {
 // Checks are the lines of /readyz?verbose.
 func (s *Service) Checks() []server.Check {
 	return []server.Check{s.options.Files.Check, s.data.ReadOnlyCheck, s.data.SpaceCheck, s.data.ContentCheck,
-		s.data.IndexCheck, s.data.RetentionCheck}
+		s.data.IndexCheck, s.data.RetentionCheck, s.data.MigrationCheck}
 }
 
 // Summary says what is stored, and what is allowed without a login.

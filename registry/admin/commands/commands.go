@@ -1,5 +1,5 @@
 // Package commands has the commands for what a registry holds (ls, tags, inspect, history, cp, rm, du), and those with
-// which an administrator operates it: gc, retention, scrub, rebuild, export, import, token, can-i and pull-secret.
+// which an administrator operates it: gc, retention, scrub, rebuild, export, import, migrate, token, can-i and pull-secret.
 //
 // # Words
 //
@@ -60,7 +60,7 @@ func (p Program) Commands() []*cobra.Command {
 		p.lsCommand(), p.tagsCommand(), p.inspectCommand(), p.historyCommand(), p.cpCommand(), p.rmCommand(),
 		p.duCommand(),
 		p.gcCommand(), p.retentionCommand(), p.scrubCommand(), p.rebuildCommand(),
-		p.exportCommand(), p.importCommand(),
+		p.exportCommand(), p.importCommand(), p.migrateCommand(),
 		p.tokenCommand(), p.canICommand(), p.pullSecretCommand(),
 	}
 }

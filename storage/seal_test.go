@@ -1,0 +1,111 @@
+package storage_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
+)
+
+// behind is a process's access to a shared journal: what others commit shows only after its own first commit.
+type behind struct {
+	storage.Journal
+	committed chan struct{}
+	once      *sync.Once
+}
+
+func (j behind) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	rev, err := j.Journal.Commit(ctx, b...)
+	j.once.Do(func() { close(j.committed) })
+	return rev, err
+}
+
+// Head is what the process would be told if it asked before the others committed.
+func (j behind) Head(ctx context.Context) (storage.Revision, error) {
+	select {
+	case <-j.committed:
+		return j.Journal.Head(ctx)
+	default:
+		return 0, nil
+	}
+}
+
+func (j behind) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	updates := make(chan storage.Update, 100)
+	go func() {
+		synced := false
+		for u := range updates {
+			if synced {
+				<-j.committed
+			}
+			synced = synced || u.Synced
+			_ = apply(u)
+		}
+	}()
+	return j.Journal.Watch(ctx, func(u storage.Update) error { updates <- u; return nil })
+}
+
+// TestNothingIsCommittedAfterASeal, also by a process that does not know of it yet, whatever it commits.
+func TestNothingIsCommittedAfterASeal(t *testing.T) {
+	d := digest.FromString("m")
+	for name, change := range map[string]func(tx *storage.Tx) error{
+		"a link": func(tx *storage.Tx) error { tx.Link(digest.FromString("b"), 1); return nil },
+		"a manifest and a tag": func(tx *storage.Tx) error {
+			return errors.Join(tx.PutManifest(storage.Manifest{Digest: digest.FromString("n"), MediaType: "application/a"}),
+				tx.SetTag("n", digest.FromString("n")))
+		},
+		"a tag":      func(tx *storage.Tx) error { return tx.SetTag("other", d) },
+		"a deletion": func(tx *storage.Tx) error { return tx.DeleteManifest(d) },
+		"a tag goes": func(tx *storage.Tx) error { return tx.DeleteTag("v") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			journal := memory.NewJournal()
+			journal.Is = storage.Traits{Shared: true}
+			sealing := storagetest.OpenIndex(t, journal)
+			storagetest.Update(t, sealing, "r", func(tx *storage.Tx) error {
+				return errors.Join(tx.PutManifest(storage.Manifest{Digest: d, MediaType: "application/a"}), tx.SetTag("v", d))
+			})
+			late := storagetest.OpenIndex(t, behind{journal, make(chan struct{}), new(sync.Once)})
+			if err := sealing.Seal(t.Context(), storage.Migration{ID: "id", To: "elsewhere"}); err != nil {
+				t.Fatal(err)
+			}
+			sealed, _ := journal.Head(t.Context())
+			if late.Sealed() != nil {
+				t.Fatal("the process knows of the seal")
+			}
+			var refused *storage.SealedError
+			err := late.Update(t.Context(), "r", change)
+			if !errors.As(err, &refused) || !refused.Moved() || refused.Migration.To != "elsewhere" {
+				t.Errorf("a change: %v", err)
+			}
+			if head, _ := journal.Head(t.Context()); head != sealed {
+				t.Error("something was committed after the seal")
+			}
+		})
+	}
+}
+
+// TestASealRefusesRecordsToo: robots and keys are what moves as well.
+func TestASealRefusesRecordsToo(t *testing.T) {
+	j := memory.NewJournal()
+	x := storagetest.OpenIndex(t, j)
+	if err := x.Seal(t.Context(), storage.Migration{ID: "id", To: "elsewhere"}); err != nil {
+		t.Fatal(err)
+	}
+	var refused *storage.SealedError
+	if err := x.SetRecord(t.Context(), "auth/robot/a", nil, []byte("a")); !errors.As(err, &refused) {
+		t.Errorf("a record: %v", err)
+	}
+	if err := x.Unseal(t.Context(), storage.Migration{ID: "id"}); !errors.As(err, &refused) {
+		t.Errorf("a source is unsealed: %v", err)
+	}
+	if again := storagetest.OpenIndex(t, j); !errors.As(again.Sealed(), &refused) {
+		t.Errorf("after a restart: %v", again.Sealed())
+	}
+}
