@@ -73,7 +73,7 @@ func (o *Shared) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.WithEtcd, "with-etcd", o.WithEtcd,
 		"run an etcd of three members as well; --etcd-secrets prints its certificates")
 	f.StringVar(&o.EtcdImage, "etcd-image", o.EtcdImage, "image of --with-etcd")
-	f.StringVar(&o.S3, "s3", o.S3, "your S3 bucket, for the blobs: s3://BUCKET/PREFIX?endpoint=https://HOST&region=REGION")
+	f.StringVar(&o.S3, "s3", o.S3, "your S3 bucket, for the blobs: s3://BUCKET/PREFIX?endpoint=https://HOST")
 	f.StringVar(&o.S3Secret, "s3-secret", o.S3Secret,
 		"existing Secret with the credentials of S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
 	f.StringVar(&o.S3CASecret, "s3-ca-secret", o.S3CASecret, "existing Secret with the CA of your S3 service: ca.crt")
