@@ -41,8 +41,9 @@ func writeEtcdSecrets(out io.Writer, namespace string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	server := certificate(kube.EtcdName)                                                            // peer-cert-allowed-cn of the members
-	server.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} // of each other
+	// The members accept this name alone as one of theirs (peer-cert-allowed-cn), and are clients of each other.
+	server := certificate(kube.EtcdName)
+	server.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	server.DNSNames, server.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 	for _, m := range members(namespace) {
 		server.DNSNames = append(server.DNSNames, m.Host)

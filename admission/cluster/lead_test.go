@@ -75,7 +75,10 @@ func (r *replicas) run(t *testing.T, pod string, change func(*cluster.Options)) 
 		change(&o)
 	}
 	c := cluster.New(o)
-	r.all[pod], r.c = c, c
+	r.all[pod] = c
+	if r.c == nil { // the one that gets the reviews; it is not changed while others run
+		r.c = c
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	r.ended.Go(func() {
@@ -202,8 +205,8 @@ func TestALeaderThatLosesItsLeaseStops(t *testing.T) {
 func TestAReplicaAnswersTheProbesOfTheOthers(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		r := newReplicas(t, "trow-a")
+		r.c = cluster.New(r.options) // it has sent no probe
 		defer r.run(t, "trow-a", nil)()
-		r.c = cluster.New(r.options) // the one that gets the reviews; it has sent no probe
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if r.policy(t) != admissionregistrationv1.Fail {
@@ -230,10 +233,10 @@ func TestReplicasWithOtherKeysAreNotBelieved(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				r := newReplicas(t, "trow-a")
-				defer r.run(t, "trow-a", nil)()
 				o := r.options
 				change(&o)
 				r.c = cluster.New(o)
+				defer r.run(t, "trow-a", nil)()
 				time.Sleep(30 * time.Second)
 				synctest.Wait()
 				if r.policy(t) != admissionregistrationv1.Ignore {

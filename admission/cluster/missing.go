@@ -39,9 +39,9 @@ func (c *Cluster) miss(ctx context.Context) {
 	}
 }
 
-// warn creates an Event about the pod of this process or its Deployment, which kubectl describe shows. An Event about the configuration
-// itself, which has no namespace, would need the right to create Events in namespace default. message has at most 1,024
-// bytes.
+// warn creates an Event about the pod of this process or its Deployment, which kubectl describe shows. An Event about
+// the configuration itself, which has no namespace, would need the right to create Events in namespace default. message
+// has at most 1,024 bytes.
 func (c *Cluster) warn(ctx context.Context, reason, action, message string, at time.Time) error {
 	subject, err := c.subject(ctx)
 	if err != nil {

@@ -20,8 +20,9 @@ import (
 )
 
 // A probe is an update of ConfigMap trow-ca, as a dry run, that carries a random value. The configuration makes the API
-// server send it to this process or another replica, which denies it: see [Cluster.AnswerProbe]. Only the API server's answer to our own
-// request proves that it reaches the webhook; that a review arrives does not, because any client may send one.
+// server send it to this process or another replica, which denies it: see [Cluster.AnswerProbe]. Only the API server's
+// answer to our own request proves that it reaches the webhook; that a review arrives does not, because any client may
+// send one.
 
 const (
 	// probeSentence is what a probe is denied with.

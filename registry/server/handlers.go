@@ -12,7 +12,7 @@ import (
 type handlers struct {
 	next http.Handler
 	n    atomic.Int64
-	last atomic.Bool                   // the server is stopping: each connection ends with its next answer, so that clients go elsewhere
+	last atomic.Bool                   // the server is stopping: each connection ends with its next answer
 	end  atomic.Pointer[chan struct{}] // not nil: no request begins any more; it gets a value when none is left
 }
 
