@@ -3,6 +3,7 @@ package manifests
 import (
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -10,12 +11,15 @@ import (
 // Command returns trow manifest, for the image of this version.
 func Command(version string) *cobra.Command {
 	o := Defaults(version)
-	noNode := false
+	noNode, etcdSecrets := false, false
 	cmd := &cobra.Command{
 		Use:   "manifest",
 		Short: "Print the Kubernetes manifest that installs Trow",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if etcdSecrets {
+				return writeEtcdSecrets(cmd.OutOrStdout(), o.Namespace, time.Now())
+			}
 			o.Node = !noNode
 			if cmd.Flags().Changed("node-dir") && o.NodeDir == nil {
 				o.NodeDir = []string{} // none, not those of the runtimes
@@ -37,10 +41,13 @@ func Command(version string) *cobra.Command {
 	f.StringVar(&o.Image, "image", o.Image, "image of Trow itself, from a registry that the nodes can pull from")
 	f.StringVar(&o.PullSecret, "pull-secret", o.PullSecret,
 		"existing Secret (imagePullSecrets) in the namespace, with which nodes pull Trow's own image")
+	o.addFlags(f)
+	f.BoolVar(&etcdSecrets, "etcd-secrets", false, "print nothing but new certificates for --with-etcd, as two Secrets in "+
+		"--namespace, for kubectl create -f -")
 	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a persistent volume; empty: none, images are lost with the pod")
 	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass,
-		"StorageClass of the volume (default: the cluster's default)")
-	f.StringVar(&o.Size, "size", o.Size, "size of the volume")
+		"StorageClass of the volume, or of those of --with-etcd (default: the cluster's default)")
+	f.StringVar(&o.Size, "size", o.Size, "size of the volume, or of each of those of --with-etcd")
 	f.BoolVar(&o.Login, "login", o.Login,
 		"close the registry to clients without a login: the server makes up a password; ServiceAccounts may pull")
 	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview,

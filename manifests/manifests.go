@@ -66,6 +66,8 @@ type Options struct {
 	Login        bool   // the server makes up a password; without a login, only ServiceAccounts may pull
 	AccessReview bool   // with Login: RBAC decides what ServiceAccounts may do; otherwise they may pull
 
+	Shared // facts in etcd and bytes in S3, for several replicas
+
 	// LoopbackNames makes the webhook take images of 127.0.0.1 with the node port for those of this registry. They need no
 	// configuration of the runtime, and come from whatever listens there first, such as a pod with hostNetwork.
 	LoopbackNames bool
@@ -85,7 +87,7 @@ type Options struct {
 func Defaults(version string) Options {
 	return Options{Namespace: kube.DefaultNamespace, NodePort: kube.DefaultNodePort, Image: "trow:" + version,
 		Storage: StoragePVC, Size: "20Gi", Webhook: "enforce", Node: true,
-		Runtimes: []string{RuntimeContainerd}, Hosting: true}
+		Runtimes: []string{RuntimeContainerd}, Hosting: true, Shared: Shared{Replicas: 1, EtcdImage: DefaultEtcdImage}}
 }
 
 // values is the data of the template.
@@ -134,7 +136,7 @@ func Render(o Options) ([]byte, error) {
 
 func execute(v values) ([]byte, error) {
 	var buf bytes.Buffer
-	err := parsed.Execute(&buf, v)
+	err := parsed.Execute(&buf, &v) // some methods are those of pointers
 	return buf.Bytes(), err
 }
 
@@ -198,6 +200,11 @@ func (v *values) classes() {
 // imageChars has the characters of image references, none of which has a meaning in YAML.
 var imageChars = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$`)
 
+func validImage(text string) bool {
+	_, err := reference.ParseNormalizedNamed(text)
+	return err == nil && imageChars.MatchString(text)
+}
+
 // nodePorts are ports on which the parts of Kubernetes listen on loopback of a node: etcd, the API server, the kubelet,
 // kube-proxy, the controller manager and the scheduler.
 var nodePorts = []int{2379, 2380, 6443, 10248, 10249, 10250, 10256, 10257, 10259}
@@ -238,7 +245,8 @@ func (o *Options) validate() error {
 	if o.PriorityClass != "" && len(validation.IsDNS1123Subdomain(o.PriorityClass)) > 0 {
 		wrong("priority-class", "%.80q is not a valid name of a PriorityClass", o.PriorityClass)
 	}
-	if _, err := reference.ParseNormalizedNamed(o.Image); err != nil || !imageChars.MatchString(o.Image) {
+	o.validateShared(wrong)
+	if !validImage(o.Image) {
 		wrong("image", "%.80q is not a valid image reference", o.Image)
 	}
 	if o.Storage != StoragePVC && o.Storage != StorageEmpty {

@@ -14,8 +14,11 @@ import (
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -65,15 +68,19 @@ func objects(t *testing.T, text []byte) map[string]metav1.Object {
 			t.Fatalf("%v:\n%s", err, doc)
 		}
 		into, ok := map[string]metav1.Object{
-			"v1/Namespace":                       &corev1.Namespace{},
-			"v1/ServiceAccount":                  &corev1.ServiceAccount{},
-			"v1/Secret":                          &corev1.Secret{},
-			"v1/ConfigMap":                       &corev1.ConfigMap{},
-			"v1/Service":                         &corev1.Service{},
-			"v1/ResourceQuota":                   &corev1.ResourceQuota{},
-			"networking.k8s.io/v1/NetworkPolicy": &networkingv1.NetworkPolicy{},
-			"apps/v1/StatefulSet":                &appsv1.StatefulSet{},
-			"apps/v1/DaemonSet":                  &appsv1.DaemonSet{},
+			"v1/Namespace":                           &corev1.Namespace{},
+			"v1/ServiceAccount":                      &corev1.ServiceAccount{},
+			"v1/Secret":                              &corev1.Secret{},
+			"v1/ConfigMap":                           &corev1.ConfigMap{},
+			"v1/Service":                             &corev1.Service{},
+			"v1/ResourceQuota":                       &corev1.ResourceQuota{},
+			"networking.k8s.io/v1/NetworkPolicy":     &networkingv1.NetworkPolicy{},
+			"apps/v1/StatefulSet":                    &appsv1.StatefulSet{},
+			"apps/v1/Deployment":                     &appsv1.Deployment{},
+			"policy/v1/PodDisruptionBudget":          &policyv1.PodDisruptionBudget{},
+			"coordination.k8s.io/v1/Lease":           &coordinationv1.Lease{},
+			"autoscaling/v2/HorizontalPodAutoscaler": &autoscalingv2.HorizontalPodAutoscaler{},
+			"apps/v1/DaemonSet":                      &appsv1.DaemonSet{},
 			"admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration": &webhookConfiguration{},
 
 			"rbac.authorization.k8s.io/v1/ClusterRole":        &rbacv1.ClusterRole{},
@@ -120,7 +127,10 @@ func TestEachFlag(t *testing.T) {
 		{"--local-port=21001"}, {"--image=example.com/trow:1"}, {"--pull-secret=pull"}, {"--storage=empty"},
 		{"--storage-class=fast"}, {"--size=1Ti"}, {"--login"}, {"--login", "--access-review"}, {"--webhook=audit"},
 		{"--webhook=off"}, {"--exempt-namespaces=a,b"}, {"--no-node"}, {"--runtimes=docker,crio"}, {"--node-dir="},
-		{"--node-dir=/etc"}, {"--hosting=false"}, {"--priority-class=important"}} {
+		{"--node-dir=/etc"}, {"--hosting=false"}, {"--priority-class=important"},
+		{"--s3=s3://images/trow?region=eu-west-1", "--s3-secret=s3"}, {"--replicas=3", "--etcd=etcds://etcd.example.org:2379/a",
+			"--etcd-tls-secret=etcd", "--s3=s3://images", "--s3-ca-secret=ca"}, {"--replicas=3", "--max-replicas=9",
+			"--with-etcd", "--s3=s3://images", "--storage-class=fast", "--pull-secret=pull"}} {
 		var text bytes.Buffer
 		cmd := manifests.Command(release)
 		cmd.SetOut(&text)
@@ -232,6 +242,12 @@ func TestTheNamesAreThoseOfTheCode(t *testing.T) {
 	if may["namespaces"] != "[kube-public] [get watch]" {
 		t.Errorf("the server cannot see that its namespace is deleted, or more: %s", may["namespaces"])
 	}
+	wantNarrow(t, all)
+}
+
+// wantNarrow reports rights that are not limited to a name, except those that cannot be.
+func wantNarrow(t *testing.T, all map[string]metav1.Object) {
+	t.Helper()
 	for key, o := range all {
 		var rules []rbacv1.PolicyRule
 		switch o := o.(type) {

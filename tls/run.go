@@ -17,14 +17,14 @@ const (
 	retired   kind = "retired"   // CA: an old one is no longer in the bundle
 	reloaded  kind = "reloaded"  // User, Clients: the files have changed, and their content is used from now on
 	rejected  kind = "rejected"  // User, Clients: the files have changed and are invalid; what was before is used on
-	failed    kind = "failed"    // CA, Leaf: something is due and could not be done; the next try is in an hour
+	failed    kind = "failed"    // CA, Leaf: something is due and could not be done; it is tried again at each poll
 	ending    kind = "ending"    // User: it has expired
 )
 
 const (
-	// retry is the time until the next try after a failure. A leaf is renewed a month before its end and a CA a year, so
-	// an hour is often enough, and it does not fill the log.
-	retry = time.Hour
+	// repeat is how often a failure that lasts is logged. A leaf is renewed a month before its end and a CA a year, so an
+	// hour is often enough, and it does not fill the log.
+	repeat = time.Hour
 	// remind is how often an expired certificate is logged that people have to replace.
 	remind = 24 * time.Hour
 )
@@ -39,7 +39,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 	t := time.NewTicker(k.poll)
 	defer t.Stop()
-	r := runner{Keeper: k, reportedCA: k.ca.Load(), reportedLeaf: k.leaf.Load()}
+	r := k.opened
 	for {
 		r.pollOnce(ctx, time.Now())
 		select {
@@ -57,7 +57,7 @@ type runner struct {
 	reportedCA   *authority       // the last that was logged
 	reportedLeaf *tls.Certificate // the last that was logged
 
-	nextTry    time.Time // after a failure; not before
+	nextReport time.Time // of a failure; not before
 	nextRemind time.Time // of expired certificates; not before
 }
 
@@ -83,19 +83,18 @@ func (r *runner) pollOnce(ctx context.Context, now time.Time) {
 	}
 }
 
-// pollStore reconciles with the store, and logs what has changed. An error is logged only if something is due: until
-// then a store that does not answer does no harm.
+// pollStore reconciles with the store, and logs what has changed. An error is logged only if something is due, and once
+// an hour: until then a store that does not answer does no harm. The store is read again at the next poll all the same,
+// because another process may have done meanwhile what is due, such as to let a new CA sign.
 func (r *runner) pollStore(ctx context.Context, now time.Time) {
-	if now.Before(r.nextTry) {
-		return
-	}
 	if err := r.reconcile(ctx, now, false); err != nil {
-		if cert := r.urgent(now); cert != "" && ctx.Err() == nil {
-			r.nextTry = now.Add(retry)
+		if cert := r.urgent(now); cert != "" && ctx.Err() == nil && !now.Before(r.nextReport) {
+			r.nextReport = now.Add(repeat)
 			r.event(failed, cert, err)
 		}
 		return
 	}
+	r.nextReport = time.Time{}
 	ca, leaf, before := r.ca.Load(), r.leaf.Load(), r.reportedCA
 	r.reportedCA = ca
 	// A rotation takes these steps one after the other, so at most one of them is new.

@@ -48,9 +48,11 @@ package tls
 import (
 	"bytes"
 	"context"
+	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -102,6 +104,8 @@ type Keeper struct {
 
 	mu               sync.Mutex // held by reconcile; not by handshakes. Guards the next line
 	keptCA, keptLeaf []byte     // the content of the store from which ca and leaf were last made
+
+	opened runner // what Run reports changes of first: what Open had
 
 	ca      atomic.Pointer[authority]
 	leaf    atomic.Pointer[tls.Certificate]
@@ -162,6 +166,8 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 	}
 	k.compareVolume()
 	k.writeCAFile()
+	// Not when Run begins: Rotate and Refresh may be called earlier, and Run must not miss what they change.
+	k.opened = runner{Keeper: k, reportedCA: k.ca.Load(), reportedLeaf: k.leaf.Load()}
 	return k, nil
 }
 
@@ -196,6 +202,23 @@ func (k *Keeper) openWait(ctx context.Context) error {
 		case <-time.After(openRetry):
 		}
 	}
+}
+
+// Refresh takes over what other processes have saved in the store, and does what is due, now and not at the next poll
+// of [Keeper.Run]. Errors: those of the store.
+func (k *Keeper) Refresh(ctx context.Context) error { return k.reconcile(ctx, time.Now(), false) }
+
+// Key returns a secret of 32 bytes that all processes with the same CA have, and no other: one for each purpose, from
+// which neither another nor the CA's key can be computed (HKDF, RFC 5869). It changes with the CA. A nil Keeper has none.
+func (k *Keeper) Key(purpose string) ([]byte, error) {
+	if k == nil {
+		return nil, errors.New("a server without TLS has no CA, and no key that others have too")
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(k.ca.Load().signer.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	return hkdf.Key(sha256.New, secret, nil, "trow "+purpose, sha256.Size)
 }
 
 // Rotate starts a rotation of the CA, unless one is under way; [Keeper.Run] completes it. Errors: those of the store.

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"maps"
 	"math/big"
@@ -664,6 +665,75 @@ func TestProcessesThatStartTogetherAgree(t *testing.T) {
 			t.Errorf("%d saves with a rotation's three", store.saves)
 		}
 	})
+}
+
+// TestAProcessThatCouldNotReadTheStoreFollowsAtTheNextPoll: otherwise it would serve a leaf of a CA that the others
+// have retired meanwhile.
+func TestAProcessThatCouldNotReadTheStoreFollowsAtTheNextPoll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(shared)
+		o := trowtls.Options{Poll: time.Second, Overlap: time.Minute}
+		leader, follower := openStore(t, store, o), openStore(t, store, o)
+		events := run(t, follower)
+		if err := leader.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := after(3*time.Second, events); got != "published ca" {
+			t.Fatalf("after the first step: %q", got)
+		}
+		store.fail(errors.New("cut off"))
+		if got := after(2*time.Minute, events); got != "failed ca" {
+			t.Errorf("while it is cut off: %q", got)
+		}
+		store.fail(nil)
+		if err := leader.Refresh(t.Context()); err != nil { // the second step is due
+			t.Fatal(err)
+		}
+		if got := after(3*time.Second, events); got != "renewed ca, renewed leaf" ||
+			!bytes.Equal(follower.CA(), leader.CA()) || !shown(t, follower, "").Equal(shown(t, leader, "")) {
+			t.Errorf("when it can read the store again: %q", got)
+		}
+	})
+}
+
+// TestRefreshTakesOverWhatAnotherProcessHasSaved at once, not at the next poll.
+func TestRefreshTakesOverWhatAnotherProcessHasSaved(t *testing.T) {
+	store := new(shared)
+	one, two := openStore(t, store, trowtls.Options{}), openStore(t, store, trowtls.Options{})
+	if err := one.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(one.CA(), two.CA()) {
+		t.Fatal("the rotation changed nothing")
+	}
+	if err := two.Refresh(t.Context()); err != nil || !bytes.Equal(one.CA(), two.CA()) {
+		t.Errorf("%v, or another bundle", err)
+	}
+	store.fail(errors.New("down"))
+	if err := two.Refresh(t.Context()); err == nil {
+		t.Error("an error of the store is dropped")
+	}
+}
+
+// TestProcessesWithOneCAHaveTheSameKeys, each purpose another one, and other CAs others.
+func TestProcessesWithOneCAHaveTheSameKeys(t *testing.T) {
+	store := new(shared)
+	key := func(k keeper, purpose string) string {
+		t.Helper()
+		b, err := k.Key(purpose)
+		if err != nil || len(b) != 32 {
+			t.Fatalf("%x, %v", b, err)
+		}
+		return string(b)
+	}
+	one, two := openStore(t, store, trowtls.Options{}), openStore(t, store, trowtls.Options{})
+	other := openStore(t, new(shared), trowtls.Options{})
+	if key(one, "a") != key(two, "a") || key(one, "a") == key(one, "b") || key(one, "a") == key(other, "a") {
+		t.Error("the keys do not fit together")
+	}
+	if b, err := (*trowtls.Keeper)(nil).Key("a"); err == nil {
+		t.Errorf("without TLS: %x", b)
+	}
 }
 
 // TestAStoreThatWasEmptiedIsFilledAgain: clients trust the CA that is served.

@@ -16,20 +16,29 @@
 //
 //  1. The webhook is armed only after the pod is ready, and with failurePolicy Fail only after the API server's own
 //     answer to a probe has shown that it reaches the webhook: otherwise no pod starts.
+//
 //  2. The webhook is not armed with Fail while it could block something that this pod needs in order to start: pods in
 //     its own namespace, in kube-system, of DaemonSets of class system-node-critical, of its volume's driver, of
 //     webhooks that must approve this pod. A configuration that already has Fail keeps it; otherwise anyone who may
 //     create a DaemonSet could disarm it.
+//
 //  3. The configuration is an object of the manifest, which has it without webhooks: applying the manifest again keeps
 //     them, and deleting it deletes the configuration first. The server neither creates nor deletes it, and needs no
 //     right to.
+//
 //  4. Shutting down does not disarm: a registry that is down must not open the cluster. The deletion of its namespace
 //     does: what it deletes does not come back.
+//
 //  5. What other clients add to the configuration stays. What they change in our entries is put back, but only a few
 //     times a minute, so that two controllers do not keep an API server busy.
+//
 //  6. Each write of an object is conditional on its not having changed since it was read.
+//
 //  7. A token is accepted only if the API server has accepted it for our audience, and not after it expires. Tokens are
 //     neither kept nor part of an error or a log line.
+//
+//  8. Of several replicas one writes, see lead.go; each of them knows in which mode the webhook is armed, and answers the
+//     probes of the others.
 //
 // # What it does not do
 //
@@ -105,6 +114,7 @@ type Cluster struct {
 	leaving atomic.Bool // the namespace is being deleted, so the configuration stays empty
 
 	// Only Run uses what follows, except drift.restores.
+	term           term
 	drift          drift
 	probe          prober
 	lastError      string               // the error logged last
@@ -185,6 +195,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			c.farewell(context.WithoutCancel(ctx))
+			c.release(context.WithoutCancel(ctx))
 			return nil
 		case <-time.After(c.pause()):
 		case <-changed:
@@ -205,7 +216,11 @@ const reconcileTimeout = 30 * time.Second
 
 // reconcile runs one pass: CA rotation, ConfigMap, webhook configuration.
 func (c *Cluster) reconcile(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout)
+	limit := reconcileTimeout
+	if c.replicated() {
+		limit = leaderTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if c.leaving.Load() { // the objects of the namespace may be gone already
 		c.leave(ctx)
@@ -213,13 +228,20 @@ func (c *Cluster) reconcile(ctx context.Context) error {
 	}
 	c.reportSettings(ctx)
 	c.readNodes(ctx)
+	if leads, err := c.lead(ctx); err != nil {
+		return err
+	} else if !leads {
+		return c.observe(ctx)
+	}
 	if err := c.rotate(ctx); err != nil {
 		return fmt.Errorf("Secret of the certificates: %w", err)
 	}
 	// One bundle for the whole pass: it counts as published only if each write of the pass had it.
 	bundle := c.o.CA()
-	if err := c.publish(ctx, bundle); err != nil {
+	if settled, err := c.publish(ctx, bundle); err != nil {
 		return fmt.Errorf("ConfigMap of the CA: %w", err)
+	} else if !settled {
+		return nil
 	}
 	if settled, err := c.arm(ctx, bundle); err != nil {
 		return fmt.Errorf("webhook configuration: %w", err)

@@ -545,6 +545,9 @@ func TestSettings(t *testing.T) {
 		{[]string{"--access-review"}, "access-review requires token-audience"},
 		{[]string{"--webhook=audit", "--no-tls"}, "webhook conflicts with no-tls: the API server calls webhooks"},
 		{[]string{"--no-tls"}, ""},
+		{[]string{"--deployment=trow"}, "deployment requires webhook"},
+		{[]string{"--webhook=audit", "--deployment=A b"}, `deployment: "A b" is not a valid name`},
+		{[]string{"--webhook=audit", "--deployment=trow"}, ""},
 		{[]string{"--login-secret=trow-login", "--user=u"}, "login-secret: conflicts with user"},
 		{[]string{"--user=u"}, ""},
 	} {

@@ -63,8 +63,16 @@ func (c *Cluster) search(ctx context.Context) (string, error) {
 	return c.complain(nodes, gates), nil
 }
 
-// pod returns the pod of this process, or nil if the process does not run in one.
+// pod returns the pod of this process, or nil if the process does not run in one. Of several replicas it is what their
+// Deployment makes pods from: its labels and volumes count here.
 func (c *Cluster) pod(ctx context.Context) (*corev1.Pod, error) {
+	if c.replicated() {
+		d, err := c.deployment(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &corev1.Pod{ObjectMeta: d.Spec.Template.ObjectMeta, Spec: d.Spec.Template.Spec}, nil
+	}
 	if c.o.Pod == "" {
 		return nil, nil
 	}

@@ -39,19 +39,18 @@ func (c *Cluster) miss(ctx context.Context) {
 	}
 }
 
-// warn creates an Event about the pod of this process, which kubectl describe shows. An Event about the configuration
-// itself, which has no namespace, would need the right to create Events in namespace default. message has at most 1,024
-// bytes.
+// warn creates an Event about the pod of this process or its Deployment, which kubectl describe shows. An Event about
+// the configuration itself, which has no namespace, would need the right to create Events in namespace default. message
+// has at most 1,024 bytes.
 func (c *Cluster) warn(ctx context.Context, reason, action, message string, at time.Time) error {
-	pod, err := c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
+	subject, err := c.subject(ctx)
 	if err != nil {
 		return err
 	}
 	_, err = c.o.Client.Events(c.o.Namespace).Create(ctx, &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: c.o.Namespace,
 			Name: fmt.Sprintf("%.200s.%x%08x", c.o.Pod, at.UnixNano(), rand.Uint32())},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name,
-			UID: pod.UID},
+		InvolvedObject:      subject,
 		Type:                corev1.EventTypeWarning,
 		Reason:              reason,
 		Message:             message,

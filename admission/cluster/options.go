@@ -24,6 +24,7 @@ type Options struct {
 	TokenAudience    string   // accept ServiceAccount tokens of this audience; empty: none
 	AccessReview     bool     // whether RBAC decides what ServiceAccounts may do
 	LoginSecret      string   // the Secret with the login of the user who may do everything; empty: none
+	Deployment       string   // the Deployment of the replicas, and their Lease; empty: there is one pod
 
 	// The rest is set by the program: User and NoTLS, the settings of these names, before Validate. Open sets Client,
 	// Namespace and Pod if Client is nil.
@@ -38,6 +39,11 @@ type Options struct {
 	CA     func() []byte                   // returns the current bundle
 	Ready  func() bool                     // reports whether the server would answer a review
 	Rotate func(ctx context.Context) error // starts a rotation of the CA
+
+	// Refresh takes over what other replicas have saved, so that CA returns the bundle of now, and Key returns a secret
+	// that all replicas have; see package tls. Optional without Deployment.
+	Refresh func(ctx context.Context) error
+	Key     func(purpose string) ([]byte, error)
 
 	// Settings returns why the configuration files are not in use, nil if they are. Optional.
 	Settings func() error
@@ -60,6 +66,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"let RBAC decide what ServiceAccounts may do where no rule decides")
 	fs.StringVar(&o.LoginSecret, "login-secret", "", "in a pod of the manifest: the Secret with user and password of the "+
 		"user who may do everything; the server fills in what it lacks; empty: none")
+	fs.StringVar(&o.Deployment, "deployment", "", "in a pod of the manifest of several replicas: their Deployment, and the "+
+		"Lease of the one that arms the webhook; empty: there is one pod")
 }
 
 // Validate reports the first invalid setting.
@@ -72,6 +80,11 @@ func (o *Options) Validate() error {
 			"remove no-tls, or register the webhook yourself")
 	case o.LoginSecret != "" && o.User != "":
 		return errors.New("login-secret: conflicts with user, password and password-file; remove one of the two")
+	case o.Webhook == "" && o.Deployment != "":
+		return errors.New("deployment requires webhook: replicas agree on nothing else in the cluster")
+	case o.Deployment != "" && len(validation.IsDNS1123Subdomain(o.Deployment)) > 0:
+		return fmt.Errorf("deployment: %.80q is not a valid name of a Deployment; that of the manifest is %s", o.Deployment,
+			kube.Name)
 	case o.Webhook == "" && len(o.ExemptNamespaces) > 0:
 		return errors.New("exempt-namespaces requires webhook: without it no webhook is registered")
 	case o.TokenAudience != strings.TrimSpace(o.TokenAudience) || len(o.TokenAudience) > 256:

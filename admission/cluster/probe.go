@@ -2,8 +2,11 @@ package cluster
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,8 +20,9 @@ import (
 )
 
 // A probe is an update of ConfigMap trow-ca, as a dry run, that carries a random value. The configuration makes the API
-// server send it to this process, which denies it: see [Cluster.AnswerProbe]. Only the API server's answer to our own
-// request proves that it reaches the webhook; that a review arrives does not, because any client may send one.
+// server send it to this process or another replica, which denies it: see [Cluster.AnswerProbe]. Only the API server's
+// answer to our own request proves that it reaches the webhook; that a review arrives does not, because any client may
+// send one.
 
 const (
 	// probeSentence is what a probe is denied with.
@@ -50,18 +54,58 @@ type secretValue struct {
 }
 
 // AnswerProbe returns the sentence with which a review is denied whose object carries this value, if that is the value
-// of the probe under way; otherwise it returns "". It compares in constant time.
+// of the probe under way, or of a probe of another replica; otherwise it returns "". It compares in constant time.
 func (c *Cluster) AnswerProbe(value string) string {
 	if c == nil {
 		return ""
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.secret.value == "" || subtle.ConstantTimeCompare([]byte(value), []byte(c.secret.value)) != 1 {
+	switch {
+	case c.secret.value != "" && subtle.ConstantTimeCompare([]byte(value), []byte(c.secret.value)) == 1:
+		c.secret.arrived = true
+	case !c.signed(value):
 		return ""
 	}
-	c.secret.arrived = true
 	return probeSentence
+}
+
+// probeValue returns the value of a new probe: random, because the API server's audit log may show it. The Service may
+// lead the API server to another replica; that one knows by the signature that a replica has sent the probe. A value
+// that is used again has no effect but that the update is denied, and proves nothing to anyone.
+func (c *Cluster) probeValue() string {
+	value := rand.Text()
+	if mac := c.sign(value); mac != "" {
+		value += "." + mac
+	}
+	return value
+}
+
+// signed reports whether a value of a probe has the signature of a replica.
+func (c *Cluster) signed(value string) bool {
+	text, mac, ok := strings.Cut(value, ".")
+	if !ok || len(text) > maxProbeText {
+		return false
+	}
+	want := c.sign(text)
+	return want != "" && subtle.ConstantTimeCompare([]byte(mac), []byte(want)) == 1
+}
+
+// maxProbeText bounds what is signed for others, who may send anything.
+const maxProbeText = 64
+
+// sign returns the signature of a text by the key that all replicas have; empty without replicas.
+func (c *Cluster) sign(text string) string {
+	if !c.replicated() || c.o.Key == nil {
+		return ""
+	}
+	key, err := c.o.Key("probe")
+	if err != nil {
+		return ""
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(text))
+	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // prove sends a probe if one is due, and the configuration makes the API server call the webhook for it. It updates
@@ -118,8 +162,7 @@ func (c *Cluster) probeOnce(ctx context.Context) (proven bool, outcome string) {
 	if err != nil {
 		return false, fmt.Sprintf("cannot read ConfigMap %s: %.200s", kube.ConfigMapName, err)
 	}
-	// A fresh value for each probe: the API server's audit log may show it.
-	value := rand.Text()
+	value := c.probeValue()
 	c.setSecret(value)
 	defer c.setSecret("")
 	m.Annotations = with(m.Annotations, kube.ProbeAnnotation, value)

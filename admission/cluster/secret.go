@@ -89,20 +89,24 @@ func (c *Cluster) rotate(ctx context.Context) error {
 	return err
 }
 
-// publish writes the bundle to the ConfigMap. A conflict is an error; the next pass tries again.
-func (c *Cluster) publish(ctx context.Context, bundle []byte) error {
+// publish writes the bundle to the ConfigMap. settled reports whether it is there; it is not if there is a newer bundle,
+// which the next pass has. A conflict is an error; the next pass tries again.
+func (c *Cluster) publish(ctx context.Context, bundle []byte) (settled bool, err error) {
 	configMaps := c.o.Client.ConfigMaps(c.o.Namespace)
 	m, err := configMaps.Get(ctx, kube.ConfigMapName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return errMissing
+		return false, errMissing
 	}
 	if err != nil || m.Data[kube.CAKey] == string(bundle) {
-		return err
+		return err == nil, err
+	}
+	if current, err := c.current(ctx, bundle); !current || err != nil {
+		return false, err
 	}
 	if m.Data == nil {
 		m.Data = map[string]string{}
 	}
 	m.Data[kube.CAKey] = string(bundle)
 	_, err = configMaps.Update(ctx, m, metav1.UpdateOptions{})
-	return err
+	return err == nil, err
 }

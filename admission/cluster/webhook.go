@@ -93,6 +93,10 @@ func (c *Cluster) ready(ctx context.Context, have *configuration) (bool, error) 
 	if filled(have) || c.State().Mode != Off || c.o.Pod == "" {
 		return true, nil
 	}
+	if c.replicated() { // the Service has an endpoint if any replica is ready
+		d, err := c.deployment(ctx)
+		return err == nil && d.Status.ReadyReplicas > 0, err
+	}
 	pod, err := c.o.Client.Pods(c.o.Namespace).Get(ctx, c.o.Pod, metav1.GetOptions{})
 	if err != nil {
 		return false, err
@@ -104,6 +108,11 @@ func (c *Cluster) ready(ctx context.Context, have *configuration) (bool, error) 
 
 // write fills the configuration, as arm does.
 func (c *Cluster) write(ctx context.Context, have *configuration, bundle []byte) (settled bool, err error) {
+	if !trusts(have, bundle) {
+		if current, err := c.current(ctx, bundle); !current || err != nil {
+			return false, err
+		}
+	}
 	c.prove(ctx, have, bundle)
 	mode, why, err := c.decide(ctx, have)
 	if err != nil {
@@ -184,6 +193,11 @@ func (c *Cluster) decide(ctx context.Context, have *configuration) (Mode, string
 
 // filled reports whether a configuration has our webhook.
 func filled(have *configuration) bool { return has(have, func(validatingWebhook) bool { return true }) }
+
+// trusts reports whether a configuration has our webhook with this bundle.
+func trusts(have *configuration, bundle []byte) bool {
+	return has(have, func(w validatingWebhook) bool { return string(w.ClientConfig.CABundle) == string(bundle) })
+}
 
 // enforces reports whether a configuration makes the API server refuse pods that it cannot have reviewed.
 func enforces(have *configuration) bool {

@@ -21,7 +21,17 @@ func Program() string {
 	if err != nil || !Inside() {
 		return "trow"
 	}
-	return "kubectl -n " + strings.TrimSpace(string(namespace)) + " exec " + Name + "-0 -- /trow"
+	host, _ := os.Hostname() // the pod's name
+	return "kubectl -n " + strings.TrimSpace(string(namespace)) + " exec " + podOf(host) + " -- /trow"
+}
+
+// podOf returns what kubectl exec takes for a pod of the manifest: the only pod by its name, and of the pods of
+// Deployment [Name], whose names change, any.
+func podOf(host string) string {
+	if n, ok := strings.CutPrefix(host, Name+"-"); ok && n != "0" {
+		return "deploy/" + Name
+	}
+	return Name + "-0"
 }
 
 // InCluster connects with the ServiceAccount of the pod that this process runs in, and returns the pod's namespace.

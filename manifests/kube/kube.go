@@ -29,6 +29,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -76,6 +77,7 @@ type Client struct {
 	DaemonSets             func(namespace string) Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList]
 	Deployments            func(namespace string) Lister[*appsv1.Deployment, *appsv1.DeploymentList]
 	EndpointSlices         func(namespace string) Resource[*discoveryv1.EndpointSlice]
+	Leases                 func(namespace string) Resource[*coordinationv1.Lease]
 
 	Namespaces            Resource[*corev1.Namespace]
 	PersistentVolumes     Resource[*corev1.PersistentVolume]
@@ -95,7 +97,7 @@ func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme,
 		admissionregistrationv1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme,
-		discoveryv1.AddToScheme} {
+		discoveryv1.AddToScheme, coordinationv1.AddToScheme} {
 		utilruntime.Must(add(s)) // it fails only if two kinds of ours have the same name
 	}
 	metav1.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
@@ -113,7 +115,7 @@ func New(config *rest.Config) (*Client, error) {
 	}
 	for _, gv := range []schema.GroupVersion{corev1.SchemeGroupVersion, appsv1.SchemeGroupVersion,
 		rbacv1.SchemeGroupVersion, admissionregistrationv1.SchemeGroupVersion, authenticationv1.SchemeGroupVersion,
-		authorizationv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion} {
+		authorizationv1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, coordinationv1.SchemeGroupVersion} {
 		c := rest.CopyConfig(config)
 		c.GroupVersion, c.NegotiatedSerializer, c.APIPath = &gv, codecs.WithoutConversion(), "/apis"
 		if gv.Group == "" {
@@ -168,6 +170,10 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 		EndpointSlices: func(ns string) Resource[*discoveryv1.EndpointSlice] {
 			return gentype.NewClient("endpointslices", groups[discoveryv1.SchemeGroupVersion], parameters, ns,
 				func() *discoveryv1.EndpointSlice { return &discoveryv1.EndpointSlice{} })
+		},
+		Leases: func(ns string) Resource[*coordinationv1.Lease] {
+			return gentype.NewClient("leases", groups[coordinationv1.SchemeGroupVersion], parameters, ns,
+				func() *coordinationv1.Lease { return &coordinationv1.Lease{} })
 		},
 		Namespaces: gentype.NewClient("namespaces", core, parameters, "",
 			func() *corev1.Namespace { return &corev1.Namespace{} }),

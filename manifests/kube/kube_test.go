@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -73,6 +74,7 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 			"items":[{"metadata":{"name":"x"}}]}`,
 		"GET /api/v1/namespaces/x":                                      object("v1", "Namespace"),
 		"GET /apis/apps/v1/namespaces/ns/deployments/x":                 object("apps/v1", "Deployment"),
+		"PUT /apis/coordination.k8s.io/v1/namespaces/ns/leases/x":       object("coordination.k8s.io/v1", "Lease"),
 		"GET /apis/discovery.k8s.io/v1/namespaces/ns/endpointslices/x":  object("discovery.k8s.io/v1", "EndpointSlice"),
 		"GET /apis/" + admission + "/mutatingwebhookconfigurations/x":   object(admission, "MutatingWebhookConfiguration"),
 		"GET /apis/" + rbac + "/clusterroles/x":                         object(rbac, "ClusterRole"),
@@ -109,6 +111,10 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 		"updated Secret": func() (metav1.Object, error) {
 			secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "x"}}
 			return c.Secrets("ns").Update(ctx, secret, metav1.UpdateOptions{})
+		},
+		"updated Lease": func() (metav1.Object, error) {
+			lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "x"}}
+			return c.Leases("ns").Update(ctx, lease, metav1.UpdateOptions{})
 		},
 		"created Event": func() (metav1.Object, error) {
 			return c.Events("ns").Create(ctx, &corev1.Event{}, metav1.CreateOptions{})

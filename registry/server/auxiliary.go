@@ -51,8 +51,9 @@ func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 // probeConnections is how many connections the listener for probes has. The kubelet opens one for each probe.
 const probeConnections = 64
 
-// ServeProbes answers /healthz and /readyz with o.Probes on the listener of probe-listen until ctx is done. Silent
-// connections give way there too. If the setting is empty, it returns nil at once. Errors: those of the listener.
+// ServeProbes answers /healthz and /readyz with o.Probes on the listener of probe-listen until ctx is done, and for
+// ShutdownDelay after that. Silent connections give way there too. If the setting is empty, it returns nil at once.
+// Errors: those of the listener.
 func (o *Options) ServeProbes(ctx context.Context) error {
 	if o.ProbeListen == "" {
 		return nil
@@ -64,7 +65,8 @@ func (o *Options) ServeProbes(ctx context.Context) error {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /healthz", o.Probes.ServeHealth)
 	m.HandleFunc("GET /readyz", o.Probes.ServeReady)
-	s, err := New(Options{Handler: m, MaxConnections: probeConnections, Log: zerolog.Nop()})
+	s, err := New(Options{Handler: m, MaxConnections: probeConnections, Log: zerolog.Nop(),
+		ShutdownDelay: o.ShutdownDelay})
 	if err != nil {
 		_ = l.Close() // nothing was accepted on it yet
 		return err

@@ -12,6 +12,7 @@ import (
 type handlers struct {
 	next http.Handler
 	n    atomic.Int64
+	last atomic.Bool                   // the server is stopping: each connection ends with its next answer
 	end  atomic.Pointer[chan struct{}] // not nil: no request begins any more; it gets a value when none is left
 }
 
@@ -21,6 +22,9 @@ func (h *handlers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.leave()
 	if h.end.Load() != nil { // after n was counted: wait sees it, or it sees wait
 		panic(http.ErrAbortHandler) // its connection is closed, or about to be
+	}
+	if h.last.Load() {
+		w.Header().Set("Connection", "close")
 	}
 	h.next.ServeHTTP(w, r)
 }

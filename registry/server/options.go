@@ -26,6 +26,9 @@ type Options struct {
 	// connection is closed. 0 means 60 s: longer than TCP needs to get over a lost route or a moved pod. A pull that
 	// waits longer has failed for the person who looks at it.
 	StallTimeout time.Duration
+	// ShutdownDelay is how long the server goes on serving, not ready, after it was asked to stop: until all who choose
+	// among several replicas have heard of it. 0: connections are accepted no longer, as is right for a single server.
+	ShutdownDelay time.Duration
 	// LogLevel is the lowest level that is logged: error, warn, info or debug.
 	LogLevel string
 	// DebugListen is the address and port of the listener for profiles. Empty: no listener.
@@ -69,6 +72,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"into a quarter of the memory limit, at most 10000")
 	fs.DurationVar(&o.StallTimeout, "stall-timeout", time.Minute,
 		"how long a transfer may make no progress before its connection is closed")
+	fs.DurationVar(&o.ShutdownDelay, "shutdown-delay", 0, "how long to go on serving, with /readyz failing, after SIGTERM, "+
+		"so that load balancers stop sending first; Kubernetes must wait half a minute longer before it kills the process")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "lowest level that is logged: error, warn, info or debug")
 	fs.StringVar(&o.DebugListen, "debug-listen", "", "address and port of a listener for profiles (/debug/pprof/), "+
 		"preferably 127.0.0.1:6060; empty: none")
@@ -88,6 +93,8 @@ func (o *Options) Validate() error {
 			o.MaxConnections)
 	case o.StallTimeout < time.Second:
 		return fmt.Errorf("stall-timeout: %s is too short; want at least 1s", o.StallTimeout)
+	case o.ShutdownDelay < 0 || o.ShutdownDelay > time.Hour:
+		return fmt.Errorf("shutdown-delay: %s is not a valid delay; want 0s to 1h", o.ShutdownDelay)
 	}
 	if err := checkOrigins(o.CORSOrigins); err != nil {
 		return err

@@ -42,6 +42,9 @@ func TestSettings(t *testing.T) {
 		"--max-connections=0":    "",
 		"--max-connections=1":    "",
 		"--stall-timeout=999ms":  "stall-timeout: 999ms is too short; want at least 1s",
+		"--shutdown-delay=-1s":   "shutdown-delay: -1s is not a valid delay; want 0s to 1h",
+		"--shutdown-delay=2h":    "shutdown-delay: 2h0m0s is not a valid delay; want 0s to 1h",
+		"--shutdown-delay=10s":   "",
 		"--log-level=loud":       `log-level: "loud": want error, warn, info or debug`,
 		"--log-level=":           `log-level: "": want error, warn, info or debug`,
 		"--metrics-login":        "",
@@ -231,10 +234,66 @@ func TestRunStops(t *testing.T) {
 	}
 }
 
+// TestTheServerGoesOnForTheShutdownDelay: it is not ready at once, which those who choose among replicas see some time
+// later. Until then it answers new connections and old ones, each once more.
+func TestTheServerGoesOnForTheShutdownDelay(t *testing.T) {
+	const delay = 2 * time.Second
+	probes := new(server.Probes)
+	probes.SetReady(true)
+	m := http.NewServeMux()
+	m.HandleFunc("/readyz", probes.ServeReady)
+	m.HandleFunc("/v2/", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "served") })
+	s, err := server.New(server.Options{Log: zerolog.Nop(), Probes: probes, Handler: m, ShutdownDelay: delay})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx, l) }()
+	old := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	defer old.CloseIdleConnections()
+	get := func(c *http.Client, path string) *http.Response {
+		t.Helper()
+		resp, err := c.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		return resp
+	}
+	if resp := get(old, "/v2/"); resp.StatusCode != 200 || resp.Close {
+		t.Fatalf("before: %s, close %v", resp.Status, resp.Close)
+	}
+	asked := time.Now()
+	cancel()
+	for deadline := time.Now().Add(20 * time.Second); probes.Ready(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("still ready")
+		}
+	}
+	if status := get(http.DefaultClient, "/readyz").StatusCode; status != 503 {
+		t.Errorf("/readyz answers %d", status)
+	}
+	for name, c := range map[string]*http.Client{"old connection": old, "new connection": http.DefaultClient} {
+		if resp := get(c, "/v2/"); resp.StatusCode != 200 || !resp.Close {
+			t.Errorf("%s: %s, close %v", name, resp.Status, resp.Close)
+		}
+	}
+	if err := <-ran; err != nil || time.Since(asked) < delay {
+		t.Errorf("Run: %v after %v", err, time.Since(asked))
+	}
+}
+
 func TestRunReportsTheErrorOfTheListener(t *testing.T) {
 	probes := new(server.Probes)
 	probes.SetReady(true)
-	s, err := server.New(server.Options{Handler: http.NotFoundHandler(), Probes: probes, Log: zerolog.Nop()})
+	s, err := server.New(server.Options{Handler: http.NotFoundHandler(), Probes: probes, Log: zerolog.Nop(),
+		ShutdownDelay: time.Hour}) // which it does not wait for
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,6 +83,7 @@ type Server struct {
 	log    zerolog.Logger
 	probes *Probes // nil: no probes
 	drains drains
+	delay  time.Duration // see Options.ShutdownDelay
 
 	handlers handlers
 }
@@ -99,7 +100,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{log: o.Log, probes: o.Probes, http: http.Server{
+	s := &Server{log: o.Log, probes: o.Probes, delay: o.ShutdownDelay, http: http.Server{
 		TLSConfig:         o.TLSConfig.Clone(), // because net/http changes it
 		Protocols:         new(http.Protocols),
 		ReadHeaderTimeout: headerTimeout,
@@ -126,28 +127,42 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Run serves on l until ctx is done, and then stops: the probes report that the server is not ready, and requests under
-// way have 25 s to end before they are cut off. Run closes l. Errors: those of the listener, after the same stop.
+// Run serves on l until ctx is done, and then stops: the probes report at once that the server is not ready; for the
+// time of [Options.ShutdownDelay] everything is answered as before, each connection once more; then requests under way
+// have 25 s to end before they are cut off. Run closes l. Errors: those of the listener, after the same stop, but
+// without that delay.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	served := make(chan error, 1)
+	ended := make(chan struct{})
+	var failed error
 	go func() {
-		served <- s.Serve(l)
-		cancel() // a listener that failed stops the server as well
+		defer close(ended)
+		failed = s.Serve(l)
 	}()
-	<-ctx.Done()
-	s.stop()
-	return <-served
+	select {
+	case <-ctx.Done():
+	case <-ended: // a listener that failed stops the server as well
+	}
+	s.stop(ended)
+	<-ended
+	return failed
 }
 
-// stop ends the serving.
-func (s *Server) stop() {
+// stop ends the serving. ended is closed if there is no listener left to serve on.
+func (s *Server) stop(ended <-chan struct{}) {
 	// The probes come first, so that Kubernetes sends no further requests while the listener closes.
 	if s.probes != nil {
 		s.probes.Stop()
 	}
 	s.log.Info().Msg("stopping")
+	s.handlers.last.Store(true)
+	if s.delay > 0 {
+		left := time.NewTimer(s.delay)
+		defer left.Stop()
+		select {
+		case <-left.C:
+		case <-ended:
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	if err := s.Shutdown(ctx); err != nil {

@@ -3,6 +3,7 @@ package kubetest
 
 import (
 	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/client-go/kubernetes"
@@ -31,6 +32,7 @@ func Client(c kubernetes.Interface) *kube.Client {
 		EndpointSlices: func(ns string) kube.Resource[*discoveryv1.EndpointSlice] {
 			return c.DiscoveryV1().EndpointSlices(ns)
 		},
+		Leases:                        func(ns string) kube.Resource[*coordinationv1.Lease] { return c.CoordinationV1().Leases(ns) },
 		Namespaces:                    c.CoreV1().Namespaces(),
 		PersistentVolumes:             c.CoreV1().PersistentVolumes(),
 		ClusterRoles:                  c.RbacV1().ClusterRoles(),
