@@ -21,8 +21,8 @@ import (
 	"trow/storage/storagetest"
 )
 
-// replica is one of several that share a journal.
-type replica struct {
+// member is one of several that share a journal.
+type member struct {
 	maintenance.Turns
 	index *storage.Index
 	stop  context.CancelFunc
@@ -31,7 +31,7 @@ type replica struct {
 // cluster are replicas that take turns at a run.
 type cluster struct {
 	journal  *memory.Journal
-	replicas []*replica
+	replicas []*member
 	running  atomic.Int32
 	stopped  bool // one that does not notice that its turn is over runs beside the next one
 
@@ -41,14 +41,14 @@ type cluster struct {
 }
 
 // newCluster starts replicas, each of which does run every hour.
-func newCluster(t *testing.T, run func(ctx context.Context, c *cluster, r *replica)) *cluster {
+func newCluster(t *testing.T, run func(ctx context.Context, c *cluster, r *member)) *cluster {
 	c := &cluster{journal: memory.NewJournal()}
 	c.journal.Is = storage.Traits{Shared: true}
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)
 	for i := range 3 {
 		name := fmt.Sprint("replica-", i)
-		r := &replica{index: storagetest.OpenIndex(t, c.journal)}
+		r := &member{index: storagetest.OpenIndex(t, c.journal)}
 		r.Turns = maintenance.NewTurns(c.journal, r.index, zerolog.New(c), name)
 		ctx, stop := context.WithCancel(t.Context())
 		r.stop = stop
@@ -83,16 +83,16 @@ func (c *cluster) byWhom() []string {
 	return append([]string(nil), c.runs...)
 }
 
-func (c *cluster) replica(name string) *replica { return c.replicas[name[len(name)-1]-'0'] }
+func (c *cluster) member(name string) *member { return c.replicas[name[len(name)-1]-'0'] }
 
-func change(ctx context.Context, r *replica, content string) error {
+func change(ctx context.Context, r *member, content string) error {
 	return r.index.Update(ctx, "a", func(tx *storage.Tx) error { tx.Link(digest.FromString(content), 1); return nil })
 }
 
 // TestOneReplicaAtATimeDoesARun: there is one run in each interval over all replicas, not one of each.
 func TestOneReplicaAtATimeDoesARun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, func(ctx context.Context, _ *cluster, r *replica) {
+		c := newCluster(t, func(ctx context.Context, _ *cluster, r *member) {
 			time.Sleep(10 * time.Minute)
 			if err := change(ctx, r, "x"); err != nil {
 				t.Error(err)
@@ -108,14 +108,14 @@ func TestOneReplicaAtATimeDoesARun(t *testing.T) {
 // TestARunThatWasCutShortIsTakenOver within seconds: of a replica that stops, and of one that was stopped for a while
 // and goes on, which then changes nothing any more.
 func TestARunThatWasCutShortIsTakenOver(t *testing.T) {
-	for name, cut := range map[string]func(c *cluster, by *replica){
-		"it ends":        func(_ *cluster, by *replica) { by.stop() },
-		"it was stopped": func(c *cluster, _ *replica) { c.journal.Depose("collect") },
+	for name, cut := range map[string]func(c *cluster, by *member){
+		"it ends":        func(_ *cluster, by *member) { by.stop() },
+		"it was stopped": func(c *cluster, _ *member) { c.journal.Depose("collect") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				late := make(chan error, 10)
-				c := newCluster(t, func(ctx context.Context, c *cluster, r *replica) {
+				c := newCluster(t, func(ctx context.Context, c *cluster, r *member) {
 					if len(c.byWhom()) > 1 {
 						return
 					}
@@ -131,7 +131,7 @@ func TestARunThatWasCutShortIsTakenOver(t *testing.T) {
 				if len(first) != 1 {
 					t.Fatalf("the runs are %v", first)
 				}
-				cut(c, c.replica(first[0]))
+				cut(c, c.member(first[0]))
 				time.Sleep(5 * time.Second)
 				if all := c.byWhom(); len(all) != 2 || all[1] == all[0] {
 					t.Errorf("after 5 s the runs are %v", all)
@@ -159,12 +159,12 @@ func TestARunThatWasCutShortIsTakenOver(t *testing.T) {
 // the periodic runs go on as if there had been none.
 func TestAJobTakesItsTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, func(context.Context, *cluster, *replica) { time.Sleep(10 * time.Minute) })
+		c := newCluster(t, func(context.Context, *cluster, *member) { time.Sleep(10 * time.Minute) })
 		time.Sleep(2 * time.Minute)
 		by, begin := c.byWhom()[0], time.Now()
-		var asked *replica
+		var asked *member
 		for _, r := range c.replicas {
-			if r != c.replica(by) {
+			if r != c.member(by) {
 				asked = r
 			}
 		}
@@ -217,7 +217,7 @@ func TestOneProcessTakesNoTurns(t *testing.T) {
 // TestAReplicaSaysThatItIsThere, until it ends.
 func TestAReplicaSaysThatItIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, func(context.Context, *cluster, *replica) {})
+		c := newCluster(t, func(context.Context, *cluster, *member) {})
 		ctx, stop := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { c.replicas[0].Beat(ctx) })
