@@ -1,0 +1,2 @@
+// Package upstream asks other registries, for the cache in front of them.
+package upstream
