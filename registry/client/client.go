@@ -167,9 +167,9 @@ func (c *Client) do(req *http.Request, statuses ...int) (*http.Response, error) 
 	return nil, readError(resp)
 }
 
-// Fetch sends a GET or a HEAD for something in a repository, with the right to pull from it: kind is manifests, blobs or
-// referrers, and ref a tag or a digest. The names must be valid. The caller closes the body of the answer, whatever its
-// status; see [ReadError]. Errors: as Do.
+// Fetch sends a GET or a HEAD for something in a repository, with the right to pull from it: kind is manifests, blobs
+// or referrers, and ref a tag or a digest. The names must be valid. The caller closes the body of the answer, whatever
+// its status; see [ReadError]. Errors: as Do.
 func (c *Client) Fetch(ctx context.Context, method, repo, kind, ref string, h http.Header) (*http.Response, error) {
 	ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), auth.ActionPull)
 	req, err := http.NewRequestWithContext(ctx, method, c.url(repo, kind, ref), nil)
