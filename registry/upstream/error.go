@@ -42,7 +42,10 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	text := fmt.Sprintf("%.255s/%.255s %.140s: %v", e.Host, e.Repo, e.Ref, e.Kind)
+	text := fmt.Sprintf("%.140s: %v", e.Ref, e.Kind)
+	if e.Host != "" {
+		text = fmt.Sprintf("%.255s/%.255s %s", e.Host, e.Repo, text)
+	}
 	if e.Reason != "" {
 		text += ": " + e.Reason
 	}
