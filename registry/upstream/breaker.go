@@ -74,6 +74,9 @@ func (b *breaker) done(o outcome) {
 	case alive:
 		b.failures = 0
 	case down:
+		if b.failures >= breakAfter && time.Now().Before(b.until) {
+			return // asked before the others failed: one outage is no reason for a long pause
+		}
 		b.failures++
 		shift := max(min(b.failures-breakAfter, 10), 0)
 		b.until = time.Now().Add(jittered(min(minBreak<<shift, maxBreak)))

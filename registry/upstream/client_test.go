@@ -61,7 +61,7 @@ func upstreamOf(t *testing.T, origins ...http.RoundTripper) *Upstream {
 		base := &url.URL{Scheme: "https", Host: fmt.Sprintf("e%d.up.example", i+1)}
 		c, err := client.New(client.Options{URL: base.String(), Once: true,
 			HTTP:  &http.Client{Transport: o, CheckRedirect: redirects(false)},
-			Realm: func(u *url.URL) error { return checkRealm(u, base, nil, false) }})
+			Realm: func(u *url.URL) error { return checkRealm(u, base, nil, false, true) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -403,6 +403,26 @@ func TestAnEndpointThatIsDownIsLeftAlone(t *testing.T) {
 	})
 }
 
+// TestOneOutageIsOneFailure for the length of the pause, however many asked at that time.
+func TestOneOutageIsOneFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := upstreamOf(t, transportFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			return nil, errors.New("connection reset by peer")
+		}))
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				_, err := u.Head(t.Context(), "a", "v")
+				if wait, _ := RetryAfter(err); wait > 3*time.Second || !strings.Contains(err.Error(), "the connection failed") {
+					t.Errorf("%v, again after %s", err, wait)
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
 type transportFunc func(*http.Request) (*http.Response, error)
 
 func (f transportFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
@@ -573,8 +593,13 @@ func TestRealms(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := checkRealm(realm, base, strings.Fields(c.named), c.insecure); (err == nil) != c.ok {
+		if err := checkRealm(realm, base, strings.Fields(c.named), c.insecure, true); (err == nil) != c.ok {
 			t.Errorf("%+v: %v", c, err)
+		}
+		// Without a login a token may be fetched from elsewhere (lscr.io has ghcr.io), but not in the clear.
+		safe := realm.Scheme == "https" && realm.User == nil || realm.Scheme == "http" && base.Scheme == "http"
+		if err := checkRealm(realm, base, nil, c.insecure, false); (err == nil) != safe {
+			t.Errorf("%+v, without a login: %v", c, err)
 		}
 	}
 }

@@ -22,7 +22,7 @@
 //     connects, so that no later answer of a name server counts. Of this machine, a written host has only its port.
 //  2. A login is sent to the endpoint beside which it is written, and to a realm that is https and at the same
 //     registrable domain (publicsuffix.org) or in realm:; never to where a redirect leads. Only insecure: true allows
-//     plain HTTP, for endpoints whose URL has it.
+//     plain HTTP, for endpoints whose URL has it. A token without a login may be fetched from any realm that is https.
 //  3. Errors have no credentials, and no text that an upstream has sent but a known code; see [Error].
 //  4. That something does not exist is reported only if every endpoint says so. Slow, busy and broken are never
 //     ErrNotFound.

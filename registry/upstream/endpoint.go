@@ -59,17 +59,16 @@ func newEndpoint(k endpointKey, guard *Guard, secrets Secrets) (*endpoint, error
 		pool.AppendCertsFromPEM([]byte(k.ca))
 		e.transport.TLSClientConfig.RootCAs = pool
 	}
-	o := client.Options{URL: k.url, Once: true, Logins: logins,
+	o := client.Options{URL: k.url, Once: true,
 		HTTP:  &http.Client{Transport: e.transport, CheckRedirect: redirects(k.insecure)},
-		Realm: func(u *url.URL) error { return checkRealm(u, base, strings.Fields(k.realm), k.insecure) }}
-	if e.login, err = client.New(o); err != nil {
-		return nil, err
+		Realm: func(u *url.URL) error { return checkRealm(u, base, nil, k.insecure, false) }}
+	if e.anonymous, err = client.New(o); err != nil || logins == nil {
+		e.login = e.anonymous
+		return e, err
 	}
-	if o.Logins = nil; logins == nil {
-		e.anonymous = e.login
-		return e, nil
-	}
-	e.anonymous, err = client.New(o)
+	o.Logins = logins
+	o.Realm = func(u *url.URL) error { return checkRealm(u, base, strings.Fields(k.realm), k.insecure, true) }
+	e.login, err = client.New(o)
 	return e, err
 }
 
@@ -91,16 +90,16 @@ func redirects(insecure bool) func(*http.Request, []*http.Request) error {
 type realmError struct{ realm, host string }
 
 func (e *realmError) Error() string {
-	return fmt.Sprintf("it wants the login to be sent to %.255s, which is neither https at the domain of %.255s nor "+
-		"named in realm: of the upstream", e.realm, e.host)
+	return fmt.Sprintf("it wants a login at %.255s, which is not https, or neither at the domain of %.255s nor named in "+
+		"realm: of the upstream", e.realm, e.host)
 }
 
-// checkRealm decides whether the login of base may be sent to a token server: only over https, and to the same
-// registrable domain (such as docker.io) or to a host that the settings name. Errors: *realmError.
-func checkRealm(realm, base *url.URL, named []string, insecure bool) error {
+// checkRealm decides whether a token for base may be fetched from a token server: only over https, and with a login only
+// at the same registrable domain (such as docker.io) or from a host that the settings name. Errors: *realmError.
+func checkRealm(realm, base *url.URL, named []string, insecure, login bool) error {
 	host := strings.ToLower(strings.TrimSuffix(realm.Hostname(), "."))
 	secure := realm.Scheme == "https" || realm.Scheme == "http" && insecure && base.Scheme == "http"
-	ok := host == strings.ToLower(base.Hostname()) || sameDomain(host, strings.ToLower(base.Hostname()))
+	ok := !login || host == strings.ToLower(base.Hostname()) || sameDomain(host, strings.ToLower(base.Hostname()))
 	for _, n := range named {
 		u := url.URL{Host: n}
 		ok = ok || u.Hostname() == host && (u.Port() == "" || u.Port() == portOf(realm))
@@ -131,15 +130,18 @@ type request struct {
 
 // ask asks one endpoint, some times. Errors: *Error.
 func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) {
+	failure := &Error{Kind: ErrUnavailable, Reason: "it did not answer before, or asked to wait"}
 	for try := 1; ; try++ {
 		wait, ok := e.breaker.allow(r.kind)
 		if !ok {
-			return nil, &Error{Kind: ErrUnavailable, Reason: "it did not answer before, or asked to wait", Retry: wait}
+			failure.Retry = wait
+			return nil, failure
 		}
-		resp, failure, again := e.once(ctx, r)
-		if failure == nil {
+		resp, last, again := e.once(ctx, r)
+		if last == nil {
 			return resp, nil
 		}
+		failure = last
 		if wait = max(failure.Retry, jittered(firstWait<<(try-1))); !again || try == tries || wait > maxWait {
 			return nil, failure
 		}

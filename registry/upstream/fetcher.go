@@ -113,11 +113,7 @@ func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 	f.mu.Lock()
 	if fl := f.flights[d.Digest]; fl != nil {
 		defer f.mu.Unlock()
-		if fl.d.Size >= 0 && d.Size >= 0 && fl.d.Size != d.Size {
-			return nil, &Error{Kind: ErrDamaged, Ref: d.Digest.String(),
-				Reason: fmt.Sprintf("one descriptor says %d bytes, and another %d", fl.d.Size, d.Size)}
-		}
-		return fl.reader(ctx), nil
+		return fl.reader(ctx, d.Size)
 	}
 	if f.ctx.Err() != nil || f.active >= f.options.Downloads {
 		defer f.mu.Unlock()
@@ -130,8 +126,11 @@ func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 	f.flights[d.Digest] = fl
 	f.active++
 	f.running.Add(1)
-	r := fl.reader(ctx)
+	r, err := fl.reader(ctx, d.Size)
 	f.mu.Unlock()
+	if err != nil {
+		return nil, err // not possible: it has this size
+	}
 	// Now that others would join this one, nobody can store the content unseen between this look and the download.
 	if d.Held != nil && d.Held() {
 		fl.end(ErrHeld)
@@ -238,15 +237,20 @@ func (fl *flight) abandon() {
 	fl.cancel(errAbandoned)
 }
 
-// reader returns a new reader. The caller holds the lock of the Fetcher, so the flight has not ended.
-func (fl *flight) reader(ctx context.Context) *Reader {
+// reader returns a new reader for one who expects this size; -1: any. The caller holds the lock of the Fetcher, so the
+// flight has not ended. Errors: ErrDamaged, it has another size.
+func (fl *flight) reader(ctx context.Context, size int64) (*Reader, error) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
+	if fl.size >= 0 && size >= 0 && fl.size != size {
+		return nil, &Error{Kind: ErrDamaged, Ref: fl.d.Digest.String(),
+			Reason: fmt.Sprintf("it is on its way with %d bytes, and not %d", fl.size, size)}
+	}
 	fl.readers++
 	if fl.idle != nil {
 		fl.idle.Stop()
 	}
-	return &Reader{ctx: ctx, flight: fl}
+	return &Reader{ctx: ctx, flight: fl}, nil
 }
 
 // left counts a reader down.

@@ -187,6 +187,11 @@ func TestReadersFollowOneDownload(t *testing.T) {
 				t.Errorf("a reader has %d bytes of 1000", r.n.Load())
 			}
 		}
+		wrong := d
+		wrong.Size--
+		if _, err := f.Join(t.Context(), wrong); !errors.Is(err, ErrDamaged) {
+			t.Errorf("with another size: %v", err)
+		}
 		late := join(t, f, d)
 		if size, err := late.Size(); err != nil || size != l.size {
 			t.Errorf("the size is %d, %v", size, err)

@@ -137,7 +137,7 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 	c := all[0]
 	// Nobody has written this host into the settings: it gets none of the exceptions of those that are.
 	k := c.endpoints[0]
-	k.unnamed = k.url != hubEndpoint
+	k.unnamed = true
 	e, err := newEndpoint(k, u.config.Guard, nil)
 	if err != nil {
 		return nil, err

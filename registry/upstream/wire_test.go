@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -51,7 +52,8 @@ func newOrigin(t *testing.T) *origin {
 				o.leaked = append(o.leaked, h+": "+v)
 			}
 		}
-		_, _ = io.WriteString(w, layer)
+		w.Header().Set("ETag", `"v"`)
+		http.ServeContent(w, req, "", time.Time{}, strings.NewReader(layer))
 	}))
 	t.Cleanup(o.elsewhere.Close)
 	o.registry = httptest.NewTLSServer(o)
@@ -138,6 +140,17 @@ func TestALoginGoesToItsEndpointAlone(t *testing.T) {
 		defer b.Body.Close()
 		if body, err := io.ReadAll(b.Body); err != nil || string(body) != layer || b.Size != int64(len(layer)) {
 			t.Errorf("%s, %v", body, err)
+		}
+		// Elsewhere continues too, if it is the same.
+		for etag, from := range map[string]int64{`"v"`: 5, "": 5, `"w"`: 0} {
+			b, err := o.find(u, "private").Blob(t.Context(), "private", digest.FromString(layer), 5, etag)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body, err := io.ReadAll(b.Body); err != nil || b.From != from || string(body) != layer[from:] || b.ETag != `"v"` {
+				t.Errorf("%s: %s from %d, %v", etag, body, b.From, err)
+			}
+			b.Body.Close()
 		}
 	}
 	pull()
