@@ -554,6 +554,29 @@ func TestOffline(t *testing.T) {
 	}
 }
 
+func TestRedirectsThatAreFollowed(t *testing.T) {
+	for _, c := range []struct {
+		to       string
+		insecure bool
+		before   int
+		ok       bool
+	}{
+		{"https://cdn.example/x", false, 1, true},
+		{"https://cdn.example/x", false, maxRedirects - 1, true},
+		{"https://cdn.example/x", false, maxRedirects, false},
+		{"http://cdn.example/x", false, 1, false},
+		{"http://cdn.example/x", true, 1, true},
+		{"https://me@cdn.example/x", true, 1, false},
+	} {
+		req := httptest.NewRequest(http.MethodGet, c.to, nil)
+		req.Header.Set("Referer", "https://registry.example/?signature=secret")
+		err := redirects(c.insecure)(req, make([]*http.Request, c.before))
+		if (err == nil) != c.ok || c.ok && req.Header.Get("Referer") != "" {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
 func TestRealms(t *testing.T) {
 	for _, c := range []struct {
 		base, realm string

@@ -252,6 +252,28 @@ func TestAContentOfUnknownLength(t *testing.T) {
 	})
 }
 
+// TestWhatHasArrivedIsStored, also if its length was not known, and everybody leaves while it is.
+func TestWhatHasArrivedIsStored(t *testing.T) {
+	each(t, FetcherOptions{}, func(t *testing.T, f *Fetcher, l *line, d Download) {
+		l.size, d.Size = -1, -1
+		d.Commit = func(ctx context.Context, u storage.Upload) error {
+			time.Sleep(2 * max(lingerTime, stallTime)) // a slow disk
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return u.Commit(ctx, l.digest)
+		}
+		r := join(t, f, d)
+		l.send(0, len(l.content))
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if f.running.Wait(); !d.Held() {
+			t.Error("it is not kept")
+		}
+	})
+}
+
 // TestADamagedContentIsGivenToNobody, and kept nowhere.
 func TestADamagedContentIsGivenToNobody(t *testing.T) {
 	for name, c := range map[string]struct {
