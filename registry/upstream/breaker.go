@@ -151,3 +151,10 @@ func parseLimit(text string) (n int, window time.Duration, ok bool) {
 	}
 	return n, window, true
 }
+
+// open reports whether the endpoint has failed so often that it is left alone.
+func (b *breaker) open() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failures >= breakAfter
+}
