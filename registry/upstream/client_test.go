@@ -47,12 +47,6 @@ func (o *origin) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-func (o *origin) requests() []string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return slices.Clone(o.asked)
-}
-
 // upstreamOf is an upstream whose endpoints are these.
 func upstreamOf(t *testing.T, origins ...http.RoundTripper) *Upstream {
 	t.Helper()
@@ -384,7 +378,7 @@ func TestAnEndpointThatIsDownIsLeftAlone(t *testing.T) {
 		}
 		for range 20 { // the pauses get longer, up to a bound
 			time.Sleep(time.Hour)
-			_, err = u.Manifest(t.Context(), "a", "v")
+			_, _ = u.Manifest(t.Context(), "a", "v")
 		}
 		_, err = u.Manifest(t.Context(), "a", "v")
 		if wait, _ = RetryAfter(err); wait < 40*time.Second || wait > 80*time.Second {

@@ -419,10 +419,10 @@ func TestWhoLeavesDoesNotStopOthers(t *testing.T) {
 		"nothing has come yet": {8 << 20, 0, false, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			each(t, FetcherOptions{}, func(t *testing.T, f *Fetcher, _ *line, d Download) {
+			each(t, FetcherOptions{}, func(t *testing.T, f *Fetcher, _ *line, _ Download) {
 				l := newLine(t, c.size)
 				committed := false
-				d = Download{Digest: l.digest, Size: l.size, Open: l.open,
+				d := Download{Digest: l.digest, Size: l.size, Open: l.open,
 					Create: func(context.Context) (storage.Upload, error) { return &sink{content: l.content}, nil },
 					Commit: func(context.Context, storage.Upload) error {
 						committed = true
