@@ -16,7 +16,8 @@
 //  3. The reader of a blob is not used after PushBlob has returned, although net/http may read a request's body for a
 //     moment longer.
 //  4. An upload session for content that cannot be opened is deleted.
-//  5. A busy registry is asked again, [maxRetries] times, after the time that it asked for.
+//  5. A busy registry is asked again, [maxRetries] times, after the time that it asked for, unless Options.Once is set.
+//  6. How many tokens are kept is bounded, and none is sent when it is about to expire.
 //
 // # What it does not do
 //
@@ -44,10 +45,12 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"time"
@@ -74,6 +77,10 @@ type Options struct {
 	HTTP               *http.Client // makes the connections; nil: http.DefaultClient
 	Username, Password string       // empty: no login
 	Logins             Logins       // without a Username: where to look for one; nil: no login
+	// Realm decides, by returning nil, whether a token may be fetched from this URL, which the registry named or to which
+	// a token server redirects. nil: from any that is not on an internal address, see oras-go.
+	Realm func(*url.URL) error
+	Once  bool // a busy registry is not asked again: the caller has its own way to do that
 }
 
 // Client is a client of one registry. It is safe for concurrent use.
@@ -96,8 +103,14 @@ func New(o Options) (*Client, error) {
 	if o.HTTP != nil {
 		h = *o.HTTP
 	}
-	h.Transport = &retry.Transport{Base: h.Transport, Policy: func() retry.Policy { return policy }}
-	c := &Client{base: base, auth: &auth.Client{Client: &h, Cache: auth.NewCache()}}
+	h.Transport = &tokenTransport{base: cmp.Or[http.RoundTripper](h.Transport, http.DefaultTransport), realm: o.Realm}
+	if !o.Once {
+		h.Transport = &retry.Transport{Base: h.Transport, Policy: func() retry.Policy { return policy }}
+	}
+	c := &Client{base: base, auth: &auth.Client{Client: &h, Cache: newTokens()}}
+	if o.Realm != nil {
+		c.auth.BlockedRealmPrefixes = []netip.Prefix{} // Realm decides instead
+	}
 	switch {
 	case o.Username == "" && o.Logins != nil:
 		c.auth.Credential = auth.CredentialFunc(o.Logins)
@@ -152,6 +165,21 @@ func (c *Client) do(req *http.Request, statuses ...int) (*http.Response, error) 
 	}
 	defer resp.Body.Close()
 	return nil, readError(resp)
+}
+
+// Fetch sends a GET or a HEAD for something in a repository, with the right to pull from it: kind is manifests, blobs
+// or referrers, and ref a tag or a digest. The names must be valid. The caller closes the body of the answer, whatever
+// its status; see [ReadError]. Errors: as Do.
+func (c *Client) Fetch(ctx context.Context, method, repo, kind, ref string, h http.Header) (*http.Response, error) {
+	ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), auth.ActionPull)
+	req, err := http.NewRequestWithContext(ctx, method, c.url(repo, kind, ref), nil)
+	if err != nil {
+		return nil, err
+	}
+	if h != nil {
+		req.Header = h.Clone()
+	}
+	return c.Do(req)
 }
 
 // repository returns the library's client of one repository.

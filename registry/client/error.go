@@ -40,6 +40,9 @@ func (e *Error) Is(target error) bool {
 	return target == fs.ErrNotExist && e.Status == http.StatusNotFound
 }
 
+// ReadError reads the error in an answer that is not a success. The caller closes the body.
+func ReadError(resp *http.Response) *Error { return readError(resp) }
+
 // readError reads the error in an answer.
 func readError(resp *http.Response) *Error {
 	const max = 64 << 10 // bytes of an answer; messages have some hundred

@@ -31,6 +31,30 @@ func DockerLogins() (Logins, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the file of docker login: %w", err)
 	}
+	return StoredLogins(store, store.ConfigPath()), nil
+}
+
+// FileLogins are those in a file of docker login, or in the credential helpers that it names. The file is read now.
+// Errors: there is no such file; it is damaged.
+func FileLogins(path string) (Logins, error) {
+	if _, err := os.Stat(path); err != nil { // to the library no file is one without logins
+		return nil, err
+	}
+	store, err := credentials.NewStore(path, credentials.StoreOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("%s is not a file of docker login: %w", path, err)
+	}
+	return StoredLogins(store, path), nil
+}
+
+// HelperLogins are those that the program docker-credential-NAME knows, which is run for each. name is made of letters,
+// digits, - and _.
+func HelperLogins(name string) Logins {
+	return StoredLogins(credentials.NewNativeStore(name), "docker-credential-"+name)
+}
+
+// StoredLogins are those in a store, which from names in errors.
+func StoredLogins(store credentials.Store, from string) Logins {
 	return func(ctx context.Context, host string) (c auth.Credential, err error) {
 		names := []string{host}
 		if host == dockerHub {
@@ -38,14 +62,14 @@ func DockerLogins() (Logins, error) {
 		}
 		for _, name := range names {
 			if c, err = store.Get(ctx, name); err != nil {
-				return c, &loginError{host, store.ConfigPath(), err}
+				return c, &loginError{host, from, err}
 			}
 			if c != auth.EmptyCredential {
 				break
 			}
 		}
 		return c, nil
-	}, nil
+	}
 }
 
 // loginError says that the login of a host cannot be read.

@@ -1,0 +1,211 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http/httpproxy"
+)
+
+// Guard keeps the server from connecting to addresses that are not of the Internet because an answer of an upstream
+// says so. It checks the address of each connection at the moment when it is made, after the look-up of the name: a
+// name may have another address by then than when somebody looked before.
+//
+// Hosts that an administrator has written in the settings may have any address. Of the addresses of this machine
+// (loopback) they may have only the port that is written: behind each is another service.
+type Guard struct {
+	dialer  net.Dialer
+	proxy   func(*url.URL) (*url.URL, error) // what the environment says, see net/http.ProxyFromEnvironment
+	proxies []string                         // host:port
+	refused atomic.Pointer[[]netip.Prefix]   // beside internal
+}
+
+// internal are the addresses outside of the Internet, by the registries of special-purpose addresses (RFC 6890, IANA).
+// IPv6 addresses outside of 2000::/3 are refused as a whole: those are unspecified, loopback, link-local (fe80::/10),
+// site-local, unique local (fc00::/7), multicast (ff00::/8), IPv4-compatible (::/96) and translated (::ffff:0:0:0/96),
+// NAT64 (64:ff9b::/96, RFC 6052; 64:ff9b:1::/48, RFC 8215), discarded (100::/64) and segments (5f00::/16), and what is
+// not assigned yet.
+var internal = prefixes(
+	"0.0.0.0/8",        // this network, unspecified
+	"10.0.0.0/8",       // private
+	"100.64.0.0/10",    // shared, of carriers and of clouds
+	"127.0.0.0/8",      // loopback
+	"168.63.129.16/32", // what Azure answers to the machines that run there, metadata among it
+	"169.254.0.0/16",   // link-local, the metadata of clouds
+	"172.16.0.0/12",    // private
+	"192.0.0.0/24",     // protocol assignments
+	"192.0.2.0/24",     // documentation
+	"192.88.99.0/24",   // 6to4 relays
+	"192.168.0.0/16",   // private
+	"198.18.0.0/15",    // benchmarks
+	"198.51.100.0/24",  // documentation
+	"203.0.113.0/24",   // documentation
+	"224.0.0.0/4",      // multicast
+	"240.0.0.0/4",      // reserved, and broadcast
+	"2001::/23",        // protocol assignments: Teredo, benchmarks, ORCHID
+	"2001:db8::/32",    // documentation
+	"2002::/16",        // 6to4
+	"3fff::/20",        // documentation
+)
+
+// global6 are the IPv6 addresses of the Internet.
+var global6 = netip.MustParsePrefix("2000::/3")
+
+func prefixes(texts ...string) (all []netip.Prefix) {
+	for _, text := range texts {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}
+
+// NewGuard returns a Guard that looks up names as the system does, and uses the proxies of the environment.
+func NewGuard() *Guard {
+	config := httpproxy.FromEnvironment()
+	g := &Guard{dialer: net.Dialer{Timeout: dialTime, KeepAlive: 30 * time.Second}, proxy: config.ProxyFunc()}
+	for _, text := range []string{config.HTTPProxy, config.HTTPSProxy} {
+		if u, err := parseProxy(text); err == nil && u.Host != "" {
+			g.proxies = append(g.proxies, net.JoinHostPort(strings.ToLower(u.Hostname()), portOf(u)))
+		}
+	}
+	return g
+}
+
+// dialTime bounds a connection attempt. A registry that does not accept within this time is down.
+const dialTime = 10 * time.Second
+
+// parseProxy parses a proxy as package httpproxy does: without a scheme it is http.
+func parseProxy(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" {
+		return url.Parse("http://" + text)
+	}
+	return u, nil
+}
+
+// portOf returns the port of a URL.
+func portOf(u *url.URL) string {
+	switch {
+	case u.Port() != "":
+		return u.Port()
+	case u.Scheme == "http":
+		return "80"
+	case strings.HasPrefix(u.Scheme, "socks5"):
+		return "1080"
+	}
+	return "443"
+}
+
+// errProxy is why a proxy and unknown hosts exclude each other.
+var errProxy = errors.New("a proxy in the environment (HTTPS_PROXY) connects to whatever address a name has, so that " +
+	"internal ones cannot be refused here; list the hosts in upstreams, or set upstream-proxy-filters where the proxy " +
+	"refuses them")
+
+// hasProxy reports whether the environment has a proxy.
+func hasProxy() bool {
+	config := httpproxy.FromEnvironment()
+	return config.HTTPProxy != "" || config.HTTPSProxy != ""
+}
+
+// Refuse sets what is refused beside the addresses that are not of the Internet: those of nodes, pods and services, and
+// those on which this server listens.
+func (g *Guard) Refuse(all ...netip.Prefix) { g.refused.Store(&all) }
+
+// AddressError is the refusal of an address.
+type AddressError struct {
+	Host string
+	Addr netip.Addr
+}
+
+func (e *AddressError) Error() string {
+	return fmt.Sprintf("%.255s has the address %s, which is not one of the Internet; if it is meant, name the host (at "+
+		"an address of this machine with its port) in also: of the upstream", e.Host, e.Addr)
+}
+
+// Check refuses an address that a host must not have which no setting names. Errors: *AddressError.
+func (g *Guard) Check(host string, addr netip.Addr) error {
+	plain := addr.Unmap().WithZone("")
+	bad := addr.Zone() != "" || !plain.IsValid() || plain.Is6() && !global6.Contains(plain)
+	for _, p := range internal {
+		bad = bad || p.Contains(plain)
+	}
+	if more := g.refused.Load(); more != nil {
+		for _, p := range *more {
+			bad = bad || p.Contains(plain)
+		}
+	}
+	if bad {
+		return &AddressError{host, addr}
+	}
+	return nil
+}
+
+// written are the hosts that the settings name: hosts by name alone, services with a port.
+type written struct{ hosts, services map[string]bool }
+
+// add adds a host[:port] in lower case.
+func (w *written) add(host string) {
+	u := url.URL{Host: host}
+	if u.Port() != "" {
+		w.services[net.JoinHostPort(u.Hostname(), u.Port())] = true
+	}
+	w.hosts[u.Hostname()] = true
+}
+
+// transport returns what connects to the hosts of an endpoint, and to those that its answers name.
+func (g *Guard) transport(w written) *http.Transport {
+	for _, p := range g.proxies {
+		w.services[p] = true
+	}
+	return &http.Transport{
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			host, port, err := net.SplitHostPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			host = strings.TrimSuffix(strings.ToLower(host), ".")
+			d := g.dialer
+			// Control is called with the address that the socket is about to connect to, for each that is tried.
+			d.ControlContext = func(_ context.Context, _, at string, _ syscall.RawConn) error {
+				to, err := netip.ParseAddrPort(at)
+				switch {
+				case err != nil:
+					return err
+				case w.services[net.JoinHostPort(host, port)]:
+					return nil
+				case w.hosts[host] && !to.Addr().Unmap().IsLoopback() && !to.Addr().IsUnspecified():
+					return nil
+				}
+				return g.Check(host, to.Addr())
+			}
+			return d.DialContext(ctx, network, addr)
+		},
+		// A proxy dials for us, and what it may reach is its own matter; but an address that is written out is known here.
+		Proxy: func(req *http.Request) (*url.URL, error) {
+			proxy, err := g.proxy(req.URL)
+			host := strings.ToLower(req.URL.Hostname())
+			if proxy != nil && err == nil && !w.hosts[host] {
+				if addr, parseErr := netip.ParseAddr(host); parseErr == nil {
+					err = g.Check(host, addr)
+				}
+			}
+			return proxy, err
+		},
+		// Bytes arrive as they are, so that they have the digest that they should have.
+		DisableCompression: true,
+		// HTTP/1 on purpose: blobs arrive faster on a connection each, and none of them holds up another.
+		TLSHandshakeTimeout: dialTime, ResponseHeaderTimeout: headerTime, IdleConnTimeout: time.Minute,
+		MaxIdleConns: 64, MaxIdleConnsPerHost: 16, MaxResponseHeaderBytes: 64 << 10,
+	}
+}
+
+// headerTime bounds how long an upstream may take until it begins to answer.
+const headerTime = 30 * time.Second

@@ -1,0 +1,255 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	// maxManifest is how large a manifest may be, in bytes: as large as one that is pushed (distribution spec, "Pushing
+	// Manifests").
+	maxManifest = 4 << 20
+	// manifestTime bounds how long the bytes of a manifest may take.
+	manifestTime = time.Minute
+	// maxPages bounds a list of referrers that comes in pages.
+	maxPages = 16
+	// maxMediaType bounds a media type, in bytes (RFC 6838, section 4.2: 127 for each of its two parts).
+	maxMediaType = 255
+)
+
+// accepted are the types of manifests that are asked for. Registries answer 404, or convert, where a type is not named.
+var accepted = strings.Join([]string{v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
+	"application/vnd.docker.distribution.manifest.list.v2+json",
+	"application/vnd.docker.distribution.manifest.v2+json", "*/*"}, ", ")
+
+// schema1 are the types of manifests of Docker before 1.10. Their digests are of a part of their bytes.
+var schema1 = map[string]bool{
+	"application/vnd.docker.distribution.manifest.v1+json":      true,
+	"application/vnd.docker.distribution.manifest.v1+prettyjws": true,
+}
+
+const schema1Reason = "it is a manifest of Docker's schema 1, which no runtime of today pulls; pull it with an old " +
+	"Docker, and push it again with a new one"
+
+// Manifest is a manifest of an upstream: its bytes are those of its digest.
+type Manifest struct {
+	v1.Descriptor // MediaType, Digest and Size
+	Body          []byte
+}
+
+// Head returns what a tag or a digest names. Docker Hub does not count it. An upstream that does not answer a HEAD
+// wholly is asked as by Manifest. Errors: *Error.
+func (u *Upstream) Head(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
+	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref, header: accepts()})
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	resp.Body.Close()
+	desc := v1.Descriptor{MediaType: mediaType(resp.Header), Size: resp.ContentLength,
+		Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest"))}
+	switch {
+	case schema1[desc.MediaType]:
+		return desc, u.failure(ErrRefused, repo, ref, schema1Reason)
+	case desc.Size > maxManifest:
+		return desc, u.failure(ErrTooLarge, repo, ref, tooLarge)
+	case desc.Digest.Validate() != nil || desc.Size <= 0 || desc.MediaType == "":
+		m, err := u.Manifest(ctx, repo, ref)
+		return m.Descriptor, err
+	}
+	if want := digest.Digest(ref); want.Validate() == nil && want != desc.Digest {
+		return desc, u.failure(ErrDamaged, repo, ref, "the upstream says that it has another digest")
+	}
+	return desc, nil
+}
+
+var tooLarge = fmt.Sprintf("a manifest may have %d bytes", maxManifest)
+
+// Manifest returns a manifest whose bytes are those of the digest that ref is, or that the upstream says a tag names.
+// Errors: *Error.
+func (u *Upstream) Manifest(ctx context.Context, repo, ref string) (Manifest, error) {
+	m := Manifest{}
+	ctx, cancel := context.WithTimeout(ctx, manifestTime)
+	defer cancel()
+	resp, err := u.ask(ctx, request{method: http.MethodGet, repo: repo, kind: "manifests", ref: ref, header: accepts()})
+	if err != nil {
+		return m, err
+	}
+	defer resp.Body.Close()
+	body, err := u.read(resp, repo, ref)
+	if err != nil {
+		return m, err
+	}
+	var shape struct {
+		SchemaVersion int    `json:"schemaVersion"`
+		MediaType     string `json:"mediaType"`
+	}
+	isJSON := json.Unmarshal(body, &shape) == nil
+	m.Body, m.MediaType, m.Size = body, mediaType(resp.Header), int64(len(body))
+	if m.MediaType == "" || m.MediaType == "application/json" || m.MediaType == "text/plain" {
+		m.MediaType = shape.MediaType // registries that serve files name the type of the file
+	}
+	switch {
+	case schema1[m.MediaType] || shape.SchemaVersion == 1:
+		return m, u.failure(ErrRefused, repo, ref, schema1Reason)
+	case !isJSON || m.MediaType == "" || len(m.MediaType) > maxMediaType:
+		return m, u.failure(ErrDamaged, repo, ref, "the answer is not a manifest")
+	}
+	// A tag has no digest of its own, so the one that the upstream names is what tells a damaged answer from a whole one.
+	m.Digest = digest.Digest(ref)
+	if m.Digest.Validate() != nil {
+		m.Digest = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+	}
+	if m.Digest.Validate() != nil {
+		m.Digest = digest.FromBytes(body)
+	}
+	if m.Digest.Algorithm().FromBytes(body) != m.Digest {
+		return m, u.failure(ErrDamaged, repo, ref, "the bytes have another digest")
+	}
+	return m, nil
+}
+
+func accepts() http.Header { return http.Header{"Accept": {accepted}} }
+
+// mediaType returns the type of an answer without parameters.
+func mediaType(h http.Header) string {
+	t, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil {
+		return ""
+	}
+	return t
+}
+
+// read reads an answer of bounded size.
+func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
+	if resp.ContentLength > maxManifest {
+		return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	switch {
+	case err != nil:
+		e := failed(err)
+		e.Host, e.Repo, e.Ref = u.Host, repo, ref
+		return nil, e
+	case len(body) > maxManifest:
+		return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
+	}
+	return body, nil
+}
+
+// Public reports whether the upstream gives a manifest to those who have no login. Errors: *Error, if that is not known
+// now.
+func (u *Upstream) Public(ctx context.Context, repo, ref string) (bool, error) {
+	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref, header: accepts(),
+		anonymous: true})
+	switch {
+	case err == nil:
+		resp.Body.Close()
+		return true, nil
+	case errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrNotFound): // GitHub and GitLab hide what they do not give
+		return false, nil
+	}
+	return false, err
+}
+
+// Referrers returns the manifests whose subject has this digest: from the API, and where there is none, from the tag
+// that stands for it (distribution spec, "Unavailable Referrers API"). Descriptors that are not whole are left out.
+// Errors: *Error.
+func (u *Upstream) Referrers(ctx context.Context, repo string, subject digest.Digest) ([]v1.Descriptor, error) {
+	var all []v1.Descriptor
+	ref := subject.String()
+	for range maxPages {
+		page, next, err := u.referrers(ctx, repo, ref)
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrRefused) && ref == subject.String() {
+			return u.fallback(ctx, repo, subject)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if all = append(all, page...); next == "" {
+			break
+		}
+		ref = subject.String() + "?" + next
+	}
+	return all, nil
+}
+
+// referrers returns one page, and the query of the next.
+func (u *Upstream) referrers(ctx context.Context, repo, ref string) (page []v1.Descriptor, next string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, manifestTime)
+	defer cancel()
+	resp, err := u.ask(ctx, request{method: http.MethodGet, repo: repo, kind: "referrers", ref: ref,
+		header: http.Header{"Accept": {v1.MediaTypeImageIndex}}})
+	if err != nil {
+		return nil, "", err
+	}
+	defer resp.Body.Close()
+	if mediaType(resp.Header) != v1.MediaTypeImageIndex { // a page for people, of who knows no API
+		return nil, "", u.failure(ErrNotFound, repo, ref, "")
+	}
+	body, err := u.read(resp, repo, ref)
+	if err != nil {
+		return nil, "", err
+	}
+	var index v1.Index
+	if json.Unmarshal(body, &index) != nil {
+		return nil, "", u.failure(ErrDamaged, repo, ref, "the list of referrers is not JSON")
+	}
+	return whole(index.Manifests), nextPage(resp.Header.Get("Link")), nil
+}
+
+// nextPage returns the query of a Link to the next page (RFC 8288). The rest of the link does not count: it could lead
+// elsewhere.
+func nextPage(link string) string {
+	target, parameters, ok := strings.Cut(link, ">")
+	if !ok || !strings.Contains(parameters, "next") {
+		return ""
+	}
+	at, err := url.Parse(strings.TrimPrefix(strings.TrimSpace(target), "<"))
+	if err != nil {
+		return ""
+	}
+	return at.Query().Encode()
+}
+
+// whole returns the descriptors that name a content.
+func whole(all []v1.Descriptor) (some []v1.Descriptor) {
+	for _, d := range all {
+		if d.Digest.Validate() == nil && d.Size > 0 && d.Size <= maxManifest && len(d.MediaType) <= maxMediaType {
+			some = append(some, d)
+		}
+	}
+	return some
+}
+
+// fallback returns the referrers by the tag that stands for them. Errors: *Error.
+func (u *Upstream) fallback(ctx context.Context, repo string, subject digest.Digest) ([]v1.Descriptor, error) {
+	tag := subject.Algorithm().String() + "-" + subject.Encoded()
+	tag = tag[:min(len(tag), 128)]
+	// A HEAD first: there is nearly always none, and a GET may count against a limit.
+	if _, err := u.Head(ctx, repo, tag); err != nil {
+		if errors.Is(err, ErrNotFound) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	m, err := u.Manifest(ctx, repo, tag)
+	if err != nil {
+		return nil, err
+	}
+	var index v1.Index
+	if m.MediaType != v1.MediaTypeImageIndex || json.Unmarshal(m.Body, &index) != nil {
+		return nil, nil // a tag of this name that is something else
+	}
+	return whole(index.Manifests), nil
+}

@@ -1,0 +1,108 @@
+package upstream
+
+import (
+	"fmt"
+
+	"github.com/spf13/pflag"
+
+	"trow/registry/settings"
+	"trow/registry/size"
+)
+
+// Options are the settings of this package.
+type Options struct {
+	Upstreams []Entry
+	CacheSize string
+	// Any: a host that no entry names is an upstream too, asked without a login.
+	Any bool
+	// Offline: no upstream is asked.
+	Offline bool
+	// ProxyFilters: the proxy in the environment refuses addresses that are not of the Internet, as the guard does where
+	// there is no proxy.
+	ProxyFilters bool
+}
+
+// Entry is one upstream in the configuration file.
+type Entry struct {
+	// Host is that of the registry, as images name it. Path narrows the entry to repositories below it; the entry with
+	// the longest path counts.
+	Host string `mapstructure:"host"`
+	Path string `mapstructure:"path"`
+	// As is the name for the host in the repositories here; empty: the host, a port as __5000.
+	As string `mapstructure:"as"`
+	// Endpoints answer for the host, and are asked in this order; none: the host itself, over https.
+	Endpoints []Endpoint `mapstructure:"endpoints"`
+	// CAFile has the PEM certificates that the endpoints' certificates may be issued by, beside those of the system.
+	CAFile string `mapstructure:"ca-file"`
+	// Insecure permits plain HTTP.
+	Insecure bool `mapstructure:"insecure"`
+	// Realm are further hosts of token servers that get the login; Also are further hosts that may have any address.
+	Realm []string `mapstructure:"realm"`
+	Also  []string `mapstructure:"also"`
+	// Fresh is how long a tag is taken for what it was; not set: 10 minutes.
+	Fresh *settings.Duration `mapstructure:"fresh"`
+	// Allow and Deny are patterns of repositories of the upstream, see package glob. Without Allow all are allowed.
+	Allow []string `mapstructure:"allow"`
+	Deny  []string `mapstructure:"deny"`
+	// Read are the identities that may read, as in an auth.Rule; none: whoever the upstream lets read without a login.
+	Read []string `mapstructure:"read"`
+	// MayRun is what the webhook does with images of the upstream: deny, allow, held or fetch; empty: as for any other
+	// image.
+	MayRun string `mapstructure:"may-run"`
+	// Keep is fetched ahead of need.
+	Keep []Keep `mapstructure:"keep"`
+}
+
+// Endpoint is a registry that answers for an upstream. At most one of PasswordFile (with Username), DockerConfig,
+// Secret and Helper says where its login is; the login is sent to this endpoint only.
+type Endpoint struct {
+	URL          string `mapstructure:"url"`
+	Username     string `mapstructure:"username"`
+	PasswordFile string `mapstructure:"password-file"` // read again for each login
+	DockerConfig string `mapstructure:"docker-config"` // a file of docker login
+	Secret       string `mapstructure:"secret"`        // NAMESPACE/NAME of a Secret of the type dockerconfigjson
+	Helper       string `mapstructure:"helper"`        // the program docker-credential-HELPER
+}
+
+// Keep names tags that are fetched ahead of need.
+type Keep struct {
+	Repository string   `mapstructure:"repository"`
+	Tags       []string `mapstructure:"tags"` // patterns
+}
+
+// AddFlags registers the settings as flags.
+func (o *Options) AddFlags(fs *pflag.FlagSet) {
+	settings.FileOnly(fs, &o.Upstreams, "upstreams",
+		"other registries whose images this one caches; read again when it changes")
+	fs.StringVar(&o.CacheSize, "cache-size", "40%",
+		"how much the cache of other registries may hold: bytes (50Gi), or a percentage of the volume")
+	fs.BoolVar(&o.Any, "upstream-any", false,
+		"cache registries that no entry of upstreams names as well, without a login")
+	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
+	fs.BoolVar(&o.ProxyFilters, "upstream-proxy-filters", false,
+		"the HTTP proxy in the environment refuses internal addresses, so upstream-any is safe with it")
+}
+
+// Validate reports the first invalid setting. It reads the files that the settings name.
+func (o *Options) Validate() error {
+	if _, err := o.Size(); err != nil {
+		return err
+	}
+	if o.Any && !o.ProxyFilters && hasProxy() {
+		return fmt.Errorf("upstream-any: %w", errProxy)
+	}
+	_, err := compile(o.Upstreams)
+	return err
+}
+
+// Size returns how much the cache may hold. Errors: the setting is not valid.
+func (o *Options) Size() (size.Amount, error) {
+	amount, err := size.ParseAmount(o.CacheSize, 1, 90)
+	if err != nil {
+		return amount, fmt.Errorf("cache-size: %w", err)
+	}
+	if amount == (size.Amount{}) {
+		return amount, fmt.Errorf("cache-size: 0 is too low; want at least 1 byte, or leave out upstreams")
+	}
+	return amount, nil
+}

@@ -1,0 +1,112 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+)
+
+// Reader reads a content while it arrives: it waits for bytes that have not arrived yet. It is an io.ReadSeeker at its
+// own position. The last bytes come only after the digest was found right; if it is not, or the content does not arrive,
+// the reads fail. Its methods may be called one at a time, ReadAt and Close at any time.
+type Reader struct {
+	ctx    context.Context
+	flight *flight
+	at     int64
+	closed atomic.Bool
+}
+
+// errReaderClosed is of a read after Close.
+var errReaderClosed = errors.New("the reader is closed")
+
+// Size returns the number of bytes. It waits until the upstream has answered; -1 if it does not say, until the content
+// has arrived. Errors: *Error, why the upstream does not give the content; that of the context.
+func (r *Reader) Size() (int64, error) {
+	for {
+		r.flight.mu.Lock()
+		size, answered, done, err, changed := r.flight.size, r.flight.answered, r.flight.done, r.flight.err, r.flight.changed
+		r.flight.mu.Unlock()
+		switch {
+		case done && err != nil:
+			return 0, err
+		case answered || done:
+			return size, nil
+		}
+		select {
+		case <-r.ctx.Done():
+			return 0, context.Cause(r.ctx)
+		case <-changed:
+		}
+	}
+}
+
+// Read implements io.Reader.
+func (r *Reader) Read(p []byte) (int, error) {
+	n, err := r.ReadAt(p, r.at)
+	r.at += int64(n)
+	return n, err
+}
+
+// ReadAt reads what has arrived at an offset, at least one byte and, unlike other io.ReaderAt, not always all.
+func (r *Reader) ReadAt(p []byte, at int64) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	fl := r.flight
+	for {
+		if r.closed.Load() {
+			return 0, errReaderClosed
+		}
+		fl.mu.Lock()
+		visible, done, err, changed, source := fl.visible(), fl.done, fl.err, fl.changed, fl.source
+		fl.mu.Unlock()
+		switch {
+		case done && err != nil: // also for bytes that are there: they are wrong, or of no use
+			return 0, err
+		case at < visible:
+			n, err := source.ReadAt(p[:min(int64(len(p)), visible-at)], at)
+			if n > 0 {
+				err = nil
+			}
+			return n, err
+		case done:
+			return 0, io.EOF
+		}
+		select {
+		case <-r.ctx.Done():
+			return 0, context.Cause(r.ctx)
+		case <-changed:
+		}
+	}
+}
+
+// Seek implements io.Seeker. Errors: the position is before the beginning; those of Size, for a position from the end.
+func (r *Reader) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += r.at
+	case io.SeekEnd:
+		size, err := r.Size()
+		if err == nil && size < 0 {
+			err = errors.New("the upstream does not say where the content ends")
+		}
+		if err != nil {
+			return r.at, err
+		}
+		offset += size
+	}
+	if offset < 0 {
+		return r.at, errors.New("a position before the beginning")
+	}
+	r.at = offset
+	return offset, nil
+}
+
+// Close ends reading. The download goes on while others read, or if it is nearly done.
+func (r *Reader) Close() error {
+	if r.closed.Swap(true) {
+		return nil
+	}
+	return r.flight.left()
+}

@@ -1,0 +1,214 @@
+package upstream
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"trow/registry/auth"
+	"trow/registry/glob"
+)
+
+// maxAny bounds how many hosts that no entry names are remembered, those that were asked last.
+const maxAny = 256
+
+// Upstreams are the upstreams that the settings name. It is safe for concurrent use.
+type Upstreams struct {
+	config Config
+	now    atomic.Pointer[[]*Upstream]
+	any    *lru.Cache[string, *Upstream]
+
+	mu        sync.Mutex                // guards endpoints; held while the settings change
+	endpoints map[endpointKey]*endpoint // those in use
+}
+
+// Config is what does not change while the server runs.
+type Config struct {
+	Guard   *Guard  // nil: NewGuard()
+	Secrets Secrets // nil: there is no cluster
+	// As in Options.
+	Any, Offline, ProxyFilters bool
+}
+
+// New returns Upstreams without any; see Set.
+func New(c Config) *Upstreams {
+	if c.Guard == nil {
+		c.Guard = NewGuard()
+	}
+	others, err := lru.New[string, *Upstream](maxAny)
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
+	u := &Upstreams{config: c, any: others}
+	u.now.Store(&[]*Upstream{})
+	return u
+}
+
+// Set replaces the upstreams. Requests under way end as they began. Endpoints that are asked as before keep their
+// tokens, their connections, and what is known about them. Errors: those of the settings; nothing has changed then.
+func (u *Upstreams) Set(entries []Entry) error {
+	all, err := compile(entries)
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	endpoints := map[endpointKey]*endpoint{}
+	var list []*Upstream
+	for i, c := range all {
+		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read, MayRun: c.mayRun,
+			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline}
+		for j, k := range c.endpoints {
+			e := endpoints[k]
+			if e == nil {
+				e = u.endpoints[k]
+			}
+			if e == nil {
+				if e, err = newEndpoint(k, u.config.Guard, u.config.Secrets); err != nil {
+					return fmt.Errorf("upstreams: entry %d (%s): endpoints: entry %d: %w", i+1, c.host, j+1, err)
+				}
+			}
+			endpoints[k] = e
+			up.endpoints = append(up.endpoints, e)
+		}
+		list = append(list, up)
+	}
+	// The longest path comes first, so that the first match is the one that counts.
+	slices.SortStableFunc(list, func(a, b *Upstream) int { return len(b.Path) - len(a.Path) })
+	for k, e := range u.endpoints {
+		if endpoints[k] == nil {
+			e.transport.CloseIdleConnections()
+		}
+	}
+	u.endpoints = endpoints
+	u.now.Store(&list)
+	return nil
+}
+
+// All returns the upstreams of the settings.
+func (u *Upstreams) All() []*Upstream { return slices.Clone(*u.now.Load()) }
+
+// Find returns the upstream of a repository of a host, both as an image names them, and the repository's name there.
+// Errors: ErrRefused, if no entry names the host or the path, or the names are not valid.
+func (u *Upstreams) Find(host, repo string) (*Upstream, string, error) {
+	form, err := canonical(host)
+	if err != nil {
+		return nil, "", &Error{Kind: ErrRefused, Host: host, Repo: repo, Reason: "the host is not valid", Cause: err}
+	}
+	if repo = foldRepo(form, repo); !validRepo.MatchString(repo) {
+		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "the name of the repository is not valid"}
+	}
+	named := false
+	for _, up := range *u.now.Load() {
+		named = named || up.Host == form || up.Name == nameOf(form)
+		if up.Host == form && below(repo, up.Path) {
+			return up, repo, up.fits(repo)
+		}
+	}
+	// A host that entries narrow to some paths is not open for others, and its name here must not be that of another.
+	if !u.config.Any || named || !strings.Contains(form, ".") {
+		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "no entry of upstreams names it"}
+	}
+	if len(u.config.Guard.proxies) > 0 && !u.config.ProxyFilters {
+		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "a proxy that does not filter is in use",
+			Cause: errProxy}
+	}
+	up, err := u.unnamed(form)
+	if err != nil {
+		return nil, "", err
+	}
+	return up, repo, up.fits(repo)
+}
+
+// unnamed returns the upstream for a host that no entry names.
+func (u *Upstreams) unnamed(host string) (*Upstream, error) {
+	if up, ok := u.any.Get(host); ok {
+		return up, nil
+	}
+	all, err := compile([]Entry{{Host: host}})
+	if err != nil {
+		return nil, &Error{Kind: ErrRefused, Host: host, Reason: "the host is not valid", Cause: err}
+	}
+	c := all[0]
+	// Nobody has written this host into the settings: it gets none of the exceptions of those that are.
+	k := c.endpoints[0]
+	k.unnamed = true
+	e, err := newEndpoint(k, u.config.Guard, nil)
+	if err != nil {
+		return nil, err
+	}
+	up := &Upstream{Host: c.host, Name: c.name, Fresh: c.fresh, endpoints: []*endpoint{e}, offline: u.config.Offline}
+	u.any.Add(host, up)
+	return up, nil
+}
+
+// Upstream is one registry, or a part of it.
+type Upstream struct {
+	Host, Path string
+	Name       string // for the host in the names of repositories here
+	Fresh      time.Duration
+	Read       auth.Who // empty: see Public
+	MayRun     string   // as in Entry
+
+	allow, deny glob.Set
+	keep        []keep
+	endpoints   []*endpoint
+	offline     bool
+}
+
+// Local returns the name here of a repository of the upstream.
+func (u *Upstream) Local(repo string) string { return Prefix + u.Name + "/" + repo }
+
+// fits reports whether a repository may be asked for. Errors: ErrRefused.
+func (u *Upstream) fits(repo string) error {
+	switch {
+	case len(u.Local(repo)) > maxName || len(u.Host)+1+len(repo) > maxName:
+		return u.refused(repo, fmt.Sprintf("its name here would have more than %d characters", maxName))
+	case u.deny.Match(repo):
+		return u.refused(repo, "deny: of the upstream names it")
+	case len(u.allow) > 0 && !u.allow.Match(repo):
+		return u.refused(repo, "allow: of the upstream does not name it")
+	}
+	return nil
+}
+
+func (u *Upstream) refused(repo, reason string) *Error {
+	return &Error{Kind: ErrRefused, Host: u.Host, Repo: repo, Reason: reason}
+}
+
+// Keeps reports whether a tag is to be fetched ahead of need.
+func (u *Upstream) Keeps(repo, tag string) bool {
+	return slices.ContainsFunc(u.keep, func(k keep) bool { return k.repo == repo && k.tags.Match(tag) })
+}
+
+// Kept returns the repositories of which some tags are to be fetched ahead of need.
+func (u *Upstream) Kept() (repos []string) {
+	for _, k := range u.keep {
+		if !slices.Contains(repos, k.repo) {
+			repos = append(repos, k.repo)
+		}
+	}
+	return repos
+}
+
+// Rates returns what the endpoints last said about how many manifests they still give, by host. Those that never have
+// are left out.
+func (u *Upstream) Rates() map[string]Rate {
+	all := map[string]Rate{}
+	for _, e := range u.endpoints {
+		if r := e.lastRate(); !r.At.IsZero() {
+			all[e.host] = r
+		}
+	}
+	return all
+}
+
+// MayPoll reports whether the endpoints have enough left for requests that nobody waits for.
+func (u *Upstream) MayPoll() bool {
+	return !u.offline && !slices.ContainsFunc(u.endpoints, func(e *endpoint) bool { return e.lastRate().low() })
+}

@@ -1,0 +1,17 @@
+package storage
+
+import "io"
+
+// Growing is an optional interface of an Upload whose bytes can be read while it grows.
+type Growing interface {
+	// Follow opens the bytes of the upload, those that Write has returned for and those still to come. It does not hinder
+	// the writer. It stays readable when the upload has ended, in whichever way. The caller closes it. Errors: ErrClosed.
+	Follow() (Follower, error)
+}
+
+// Follower reads an upload that may still grow. ReadAt returns io.EOF where it has no more bytes yet. It is safe for
+// concurrent use.
+type Follower interface {
+	io.ReaderAt
+	io.Closer
+}
