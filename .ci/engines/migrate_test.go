@@ -212,7 +212,8 @@ func moveInUse(t *testing.T, from migrate.Side, n int, run func() migrate.Progre
 	}()
 	done := run()
 	t.Logf("moved %d contents, %d bytes and %d facts in %v; %d pushes meanwhile; writes were refused for %v of it",
-		done.Copied, done.Sent, done.Facts, done.Took.Round(time.Millisecond), <-pushed, done.Refused.Round(time.Millisecond))
+		done.Copied, done.Sent, done.Facts, done.Took.Round(time.Millisecond), <-pushed,
+		done.Refused.Round(time.Millisecond))
 }
 
 func wantSame(t *testing.T, from, to migrate.Side) {
