@@ -31,7 +31,8 @@ import (
 )
 
 // side opens a journal, an index and blobs, as a server does.
-func side(t *testing.T, name string, j storage.Journal, placed bool, blobs func(*storage.Index) storage.Blobs) migrate.Side {
+func side(t *testing.T, name string, j storage.Journal, placed bool,
+	blobs func(*storage.Index) storage.Blobs) migrate.Side {
 	t.Helper()
 	x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Placed: placed, Grace: time.Hour})
 	if err != nil {
@@ -56,7 +57,8 @@ func directory(t *testing.T, dir string) migrate.Side {
 }
 
 // store is what a push of bytes comes to.
-func store(ctx context.Context, s migrate.Side, repo string, body []byte, name func(*storage.Tx, digest.Digest) error) error {
+func store(ctx context.Context, s migrate.Side, repo string, body []byte,
+	name func(*storage.Tx, digest.Digest) error) error {
 	u, err := s.Blobs.Create(ctx, repo, digest.SHA256)
 	if err != nil {
 		return err
@@ -160,7 +162,8 @@ func TestMigrate(t *testing.T) {
 	first := directory(t, t.TempDir())
 	const images = 300
 	for i := range images {
-		if err := image(t.Context(), first, fmt.Sprint("team/app", i%20), fmt.Sprint("v", i/40), i, 200<<(i%12)); err != nil {
+		repo, tag := fmt.Sprint("team/app", i%20), fmt.Sprint("v", i/40)
+		if err := image(t.Context(), first, repo, tag, i, 200<<(i%12)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -195,7 +198,8 @@ func moveInUse(t *testing.T, from migrate.Side, n int, run func() migrate.Progre
 		r, i := rand.New(rand.NewPCG(1, uint64(n))), 0
 		defer func() { pushed <- i }()
 		for i < 5000 {
-			err := image(t.Context(), from, fmt.Sprint("team/app", r.IntN(25)), fmt.Sprint("v", r.IntN(10)), n+r.IntN(n), 1000)
+			repo, tag := fmt.Sprint("team/app", r.IntN(25)), fmt.Sprint("v", r.IntN(10))
+			err := image(t.Context(), from, repo, tag, n+r.IntN(n), 1000)
 			if sealed := (*storage.SealedError)(nil); errors.As(err, &sealed) && sealed.Moved() {
 				return
 			}
@@ -208,7 +212,8 @@ func moveInUse(t *testing.T, from migrate.Side, n int, run func() migrate.Progre
 	}()
 	done := run()
 	t.Logf("moved %d contents, %d bytes and %d facts in %v; %d pushes meanwhile; writes were refused for %v of it",
-		done.Copied, done.Sent, done.Facts, done.Took.Round(time.Millisecond), <-pushed, done.Refused.Round(time.Millisecond))
+		done.Copied, done.Sent, done.Facts, done.Took.Round(time.Millisecond), <-pushed,
+		done.Refused.Round(time.Millisecond))
 }
 
 func wantSame(t *testing.T, from, to migrate.Side) {

@@ -9,8 +9,8 @@
 //
 //  1. One migration runs at a time.
 //  2. The job is for the administration socket alone: it names directories and hosts that the server then opens.
-//  3. A migration that only reports makes no directory. In etcd and S3 it leaves what opening an engine leaves: the format
-//     and the identity of the place.
+//  3. A migration that only reports makes no directory. In etcd and S3 it leaves what opening an engine leaves: the
+//     format and the identity of the place.
 //
 // # What it does not do
 //

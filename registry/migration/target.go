@@ -39,11 +39,11 @@ func targetOf(q url.Values, source string) (*target, error) {
 	case t.dir != "" && t.journal != "":
 		return nil, errors.New("to-data: a data directory has a journal already; leave out --to-journal, or --to-data")
 	case t.dir == "" && t.journal == "":
-		return nil, errors.New("to-journal: the bytes would be in S3, and the facts nowhere; add --to-journal, or --to-data " +
-			"for a journal in a directory")
+		return nil, errors.New("to-journal: the bytes would be in S3, and the facts nowhere; add --to-journal, or " +
+			"--to-data for a journal in a directory")
 	case t.dir == "" && t.blobs == "":
-		return nil, errors.New("to-blobs: a journal in etcd is for several servers, and a data directory is of one: another " +
-			"server would not find the bytes; add --to-blobs s3://BUCKET/PREFIX?endpoint=https://HOST")
+		return nil, errors.New("to-blobs: a journal in etcd is for several servers, and a data directory is of one: " +
+			"another server would not find the bytes; add --to-blobs s3://BUCKET/PREFIX?endpoint=https://HOST")
 	case t.journal != "" && etcdErr != nil:
 		return nil, fmt.Errorf("to-journal: %w", etcdErr)
 	case t.blobs != "" && s3Err != nil:

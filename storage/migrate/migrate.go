@@ -16,8 +16,8 @@
 //     step.
 //  3. Facts are copied as they are, value by value, so that the times and the order of tags, the ages of links and what
 //     the quotas count are those of the source.
-//  4. What is known to be at the target already is not copied again. A migration that ends at any moment is gone on with
-//     by a new [Run].
+//  4. What is known to be at the target already is not copied again. A migration that ends at any moment is gone on
+//     with by a new [Run].
 //
 // # How
 //
@@ -110,7 +110,8 @@ const (
 )
 
 // Run moves everything, or goes on with a migration that an earlier Run has begun. At the end, the source is sealed for
-// good and the target can be used. Errors: ErrNotEmpty, ErrOther; those of the engines, after which another Run goes on.
+// good and the target can be used. Errors: ErrNotEmpty, ErrOther; those of the engines, after which another Run goes
+// on.
 func Run(ctx context.Context, o Options) (Progress, error) {
 	o.Parallel, o.budget = cmp.Or(o.Parallel, defaultParallel), cmp.Or(o.budget, defaultBudget)
 	if o.Report == nil {
@@ -197,8 +198,8 @@ func (m *migration) empty(ctx context.Context) error {
 	}
 	if placed, ok := m.To.Blobs.(storage.Placed); ok {
 		for _, err := range placed.Objects(ctx) {
-			return cmp.Or(err, fmt.Errorf("%w: there are objects that its journal does not know; give an empty prefix of the "+
-				"bucket", ErrNotEmpty))
+			return cmp.Or(err, fmt.Errorf("%w: there are objects that its journal does not know; give an empty prefix of "+
+				"the bucket", ErrNotEmpty))
 		}
 		return nil
 	}
@@ -209,7 +210,8 @@ func (m *migration) empty(ctx context.Context) error {
 	return nil
 }
 
-// identified is implemented by Blobs that keep the identity of the pair that they are in. The journal has it in a record.
+// identified is implemented by Blobs that keep the identity of the pair that they are in. The journal has it in a
+// record.
 type identified interface {
 	Identity(ctx context.Context) (string, error)
 	SetIdentity(ctx context.Context, id string) error
@@ -280,7 +282,8 @@ type Plan struct {
 }
 
 // PlanOf returns what a migration of a source would copy. to may be nil; otherwise it is the open target. The estimate
-// is from the time that a sample takes, which is read from the source and, if there is a target, sent there and dropped.
+// is from the time that a sample takes, which is read from the source and, if there is a target, sent there and
+// dropped.
 func PlanOf(ctx context.Context, from Side, to *Side) (Plan, error) {
 	s := from.Index.Stats()
 	p := Plan{Repos: s.Repos, Manifests: s.Manifests, Tags: s.Tags, Lost: s.Quarantined}

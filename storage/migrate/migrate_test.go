@@ -449,7 +449,8 @@ func TestAfterTheSwitch(t *testing.T) {
 		t.Errorf("once more: %+v, %v", done, err)
 	}
 	elsewhere := shared("elsewhere")
-	if _, err = migrate.Run(t.Context(), migrate.Options{From: s, To: elsewhere.open(t, true)}); !errors.Is(err, migrate.ErrOther) {
+	_, err = migrate.Run(t.Context(), migrate.Options{From: s, To: elsewhere.open(t, true)})
+	if !errors.Is(err, migrate.ErrOther) {
 		t.Errorf("to another target: %v", err)
 	}
 	// The target's own collector waits for a grace: clients rely on what the source has told them.
@@ -465,7 +466,8 @@ func TestWhileUnfinished(t *testing.T) {
 	from, to := shared("from"), shared("to")
 	s, replica := fill(t, from), from.open(t, false)
 	idle := to.open(t, false) // somebody has started a server on the empty target
-	_, err := migrate.Run(t.Context(), migrate.Options{From: s, To: to.failing(&storagetest.Fault{Method: "Create", N: 3}).open(t, true)})
+	third := to.failing(&storagetest.Fault{Method: "Create", N: 3})
+	_, err := migrate.Run(t.Context(), migrate.Options{From: s, To: third.open(t, true)})
 	if !errors.Is(err, storagetest.ErrFault) {
 		t.Fatal(err)
 	}
@@ -493,10 +495,12 @@ func TestWhileUnfinished(t *testing.T) {
 		t.Errorf("a server on the target: %v", err)
 	}
 	stranger := fill(t, shared("stranger"))
-	if _, err := migrate.Run(t.Context(), migrate.Options{From: stranger, To: to.open(t, true)}); !errors.Is(err, migrate.ErrNotEmpty) {
+	_, err = migrate.Run(t.Context(), migrate.Options{From: stranger, To: to.open(t, true)})
+	if !errors.Is(err, migrate.ErrNotEmpty) {
 		t.Errorf("from another source: %v", err)
 	}
-	if _, err := migrate.Run(t.Context(), migrate.Options{From: s, To: shared("third").open(t, true)}); !errors.Is(err, migrate.ErrOther) {
+	_, err = migrate.Run(t.Context(), migrate.Options{From: s, To: shared("third").open(t, true)})
+	if !errors.Is(err, migrate.ErrOther) {
 		t.Errorf("to another target: %v", err)
 	}
 	m, found, err := migrate.Cancel(t.Context(), s.Index)
@@ -647,7 +651,8 @@ func TestTheTargetHasAnIdentityOfItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	other, _ := identify("other", "of another journal")
-	if _, err := migrate.Run(t.Context(), migrate.Options{From: s, To: other.open(t, true)}); !errors.Is(err, migrate.ErrNotEmpty) {
+	_, err := migrate.Run(t.Context(), migrate.Options{From: s, To: other.open(t, true)})
+	if !errors.Is(err, migrate.ErrNotEmpty) {
 		t.Errorf("to the blobs of another journal: %v", err)
 	}
 	if _, _, err := migrate.Cancel(t.Context(), s.Index); err != nil {

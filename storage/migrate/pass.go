@@ -508,8 +508,8 @@ func (m *migration) settle(ctx context.Context) (differed int, err error) {
 	return differed, nil
 }
 
-// findStale finds, once in a pass, the facts that the target has of an earlier run and that the source has not. They are
-// deleted together with all that has changed since the full state: one without the other could leave a tag without its
+// findStale finds, once in a pass, the facts that the target has of an earlier run and that the source has not. They
+// are deleted together with all that has changed since the full state: one without the other could leave a tag without its
 // manifest.
 func (m *migration) findStale(ctx context.Context) error {
 	m.mu.Lock()

@@ -27,10 +27,10 @@ func (p Program) migrateCommand() *cobra.Command {
 		Use:   "migrate",
 		Short: "Move all that a server holds to etcd and S3, or back, while it runs",
 		Long: "migrate copies everything to another journal and other blobs, and follows the changes that clients make\n" +
-			"meanwhile. When all is there, the server refuses writes, for good, and says where to; the rest is copied, and\n" +
-			"both sides are compared. Pulls and verdicts go on. Then start servers at the target, with the settings journal\n" +
-			"and blobs, or data-dir. Tags keep their order, times and histories. Uploads that are open at the switch are lost:\n" +
-			"clients send them again.\n\n" +
+			"meanwhile. When all is there, the server refuses writes, for good, and says where to; the rest is copied,\n" +
+			"and both sides are compared. Pulls and verdicts go on. Then start servers at the target, with the settings\n" +
+			"journal and blobs, or data-dir. Tags keep their order, times and histories. Uploads that are open at the\n" +
+			"switch are lost: clients send them again.\n\n" +
 			"If it is stopped, or fails, run it again: it goes on. Until then nothing is collected at the source, and no\n" +
 			"server starts at the target. --cancel gives it up, which is possible before the switch.\n\n" +
 			"  trow migrate --to-journal etcd://etcd.example.org:2379/trow \\\n" +
