@@ -72,8 +72,9 @@ func (h *heads) start(x *Index, c *headCall) {
 	}()
 }
 
-// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
-// the caller has to look again. Error: ErrUnavailable.
+// confirm catches up with the Journal, so that a miss is certain. It reports whether there may have been something new,
+// so that the caller has to look again. With a shared journal there always may: what another process had committed
+// before the caller looked may have been delivered while Head was on its way. Error: ErrUnavailable.
 func (x *Index) confirm(ctx context.Context) (news bool, err error) {
 	head, err := x.headNow(ctx)
 	if err == nil {
@@ -82,7 +83,7 @@ func (x *Index) confirm(ctx context.Context) (news bool, err error) {
 		x.mu.RUnlock()
 		if !behind {
 			x.caughtUp()
-			return false, nil
+			return x.shared, nil
 		}
 		err = x.awaitRevision(ctx, head)
 	}
