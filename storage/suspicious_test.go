@@ -77,7 +77,8 @@ func TestObjectsThatAnotherJournalNamesStay(t *testing.T) {
 				if row.stays {
 					want += row.unnamed
 				}
-				if errors.Is(err, storage.ErrSuspicious) != row.stays || service.Len() != want || (c.Suspicion() != nil) != row.stays {
+				if errors.Is(err, storage.ErrSuspicious) != row.stays || service.Len() != want ||
+					(c.Suspicion() != nil) != row.stays {
 					t.Fatalf("%d objects, want %d: %v; %v", service.Len(), want, err, c.Suspicion())
 				}
 				if !row.stays {

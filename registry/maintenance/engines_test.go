@@ -326,7 +326,7 @@ func TestAPairKeepsTogether(t *testing.T) {
 	adopted(refused(moved, "without an identity", "--adopt JOURNAL"), "JOURNAL")
 }
 
-// TestALostIdentityStopsWhatDeletes: nothing is collected or quarantined, and the checks, the job and the metric say so.
+// TestALostIdentityStopsWhatDeletes: nothing is collected or quarantined, and checks, job and metric say so.
 func TestALostIdentityStopsWhatDeletes(t *testing.T) {
 	s := newService()
 	s.use(t)
