@@ -155,13 +155,13 @@ type suspicions struct{ identity, scrub atomic.Pointer[string] }
 // collectTrusted collects if the bytes are those of the journal.
 func (d *Data) collectTrusted(ctx context.Context,
 	collect func() (storage.Collected, error)) (storage.Collected, error) {
-	err := d.trust(ctx)
-	if d.suspicions.identity.Store(nil); err != nil {
+	if err := d.trust(ctx); err != nil {
 		if errors.Is(err, ErrIdentity) {
 			note(&d.suspicions.identity, err)
 		}
 		return storage.Collected{}, fmt.Errorf("nothing is collected: %w", err)
 	}
+	d.suspicions.identity.Store(nil)
 	done, err := collect()
 	if errors.Is(err, storage.ErrSuspicious) {
 		err = fmt.Errorf("%w Nothing of it was deleted; if it is to be, run trow gc --all", err)
