@@ -117,6 +117,10 @@ func TestASilentJournal(t *testing.T) {
 	if got := all[1].do("GET", "/v2/app/manifests/"+d, nil).is(200); got.header.Get("Warning") != "" {
 		t.Errorf("by digest: %v", got.header)
 	}
+	// Whether it is here can change.
+	if got := all[1].do("HEAD", "/v2/app/manifests/"+d, nil).is(200); got.header.Get("Trow-Stale") == "" {
+		t.Errorf("HEAD by digest: %v", got.header)
+	}
 	w.do("PUT", "/v2/app/manifests/w", []byte(body), "Content-Type", typeOther).is(500)
 	silent.Store(false)
 	for stale := true; stale; time.Sleep(10 * time.Millisecond) { // after a silence nobody waits for a second

@@ -9,8 +9,9 @@ import (
 )
 
 // catchUp waits for what other processes have changed, before what can change is read: tags, lists, and whether a blob
-// is here. Content that is asked for by its digest does not change. If the journal does not answer in time, the answer
-// says how old it may be. The distribution spec allows no other code of Warning (RFC 7234, section 5.5) than 299.
+// or a manifest is here. Content that is sent by its digest does not change. If the journal does not answer in time, the
+// answer says how old it may be. The distribution spec allows no other code of Warning (RFC 7234, section 5.5) than
+// 299.
 func (r *Registry) catchUp(w http.ResponseWriter, req *http.Request, c *call) error {
 	if !c.canChange(req.Method) {
 		return nil
@@ -32,7 +33,7 @@ func (r *route) canChange(method string) bool {
 	}
 	switch r.endpoint {
 	case endpointManifest:
-		return r.digest == ""
+		return r.digest == "" || method == http.MethodHead
 	case endpointBlob:
 		return method == http.MethodHead
 	case endpointTags, endpointCatalog, endpointReferrers, endpointHistory:
