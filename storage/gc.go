@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,6 +27,17 @@ type Collector struct {
 
 	mu    sync.Mutex // one run at a time: the end of a run takes marks away that another run would rely on
 	ended map[string]ended
+
+	suspicion atomic.Pointer[error] // see Suspicion
+}
+
+// Suspicion returns why the last look for objects that no fact names has deleted none of them, an ErrSuspicious; nil if
+// it has deleted all. With Blobs that are not Placed it is nil.
+func (c *Collector) Suspicion() error {
+	if err := c.suspicion.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // Collected is what a run has done, or would do.
@@ -46,8 +58,8 @@ const (
 )
 
 // Run collects once. With dry it only looks; bytes that its own unlinking would free count as well. report, which may
-// be nil, is called about once a second with the progress. Errors: those of the engines. Collected holds what was done
-// until then, and the next run continues.
+// be nil, is called about once a second with the progress. Errors: those of the engines; ErrSuspicious, see
+// [Collector.Suspicion]. Collected holds what was done until then, and the next run continues.
 func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (done Collected, err error) {
 	return c.RunWith(ctx, c.Grace, dry, report)
 }
@@ -55,10 +67,20 @@ func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (
 // RunWith is Run with another grace.
 func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	report func(Collected)) (done Collected, err error) {
+	return c.run(ctx, grace, &collection{dry: dry, report: report})
+}
+
+// RunAll is RunWith that looks for objects that no fact names in any case, and deletes them however many there are.
+func (c *Collector) RunAll(ctx context.Context, grace time.Duration,
+	report func(Collected)) (done Collected, err error) {
+	return c.run(ctx, grace, &collection{all: true, report: report})
+}
+
+func (c *Collector) run(ctx context.Context, grace time.Duration, r *collection) (done Collected, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := collection{Collector: c, dry: dry, done: &done, report: report, lastReport: time.Now(), unlinked: map[key]int32{},
-		id: rand.Text()}
+	dry := r.dry
+	r.Collector, r.done, r.lastReport, r.unlinked, r.id = c, &done, time.Now(), map[key]int32{}, rand.Text()
 	since := time.Now().Add(-grace)
 	if grace == 0 {
 		// Moments are whole seconds, and what is not surely older than since is kept. Without a grace nothing is.
@@ -111,6 +133,7 @@ func (c *Collector) Pardon(ctx context.Context) error {
 type collection struct {
 	*Collector
 	dry        bool
+	all        bool // delete more unnamed objects than is likely
 	done       *Collected
 	report     func(Collected)
 	lastReport time.Time

@@ -3,7 +3,6 @@ package storage
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -108,7 +107,16 @@ func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[k
 // An upload that takes longer than this may have to be sent again.
 const unnamedEvery = 24 * time.Hour
 
-// sweepUnnamed deletes objects that no fact names and that none can start to name; see place.
+// A run deletes unnamed objects up to the greater of maxUnnamed and a tenth of all objects. Crashes and failed
+// deletions leave fewer. More means that the Journal is not the one that these objects were made with: it is new, or an
+// old copy.
+const (
+	maxUnnamed      = 100
+	maxUnnamedShare = 10 // one in so many
+)
+
+// sweepUnnamed deletes objects that no fact names and that none can start to name; see place. Error: ErrSuspicious if
+// there are too many, unless the run is for all; then none of them is deleted.
 func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 	raised := false
 	var generation uint32
@@ -118,23 +126,23 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 		if raised = tx.now-at >= int64(every.Seconds()); raised {
 			generation = old + 1
 			tx.setRecord(generationRecord, generationValue(generation, tx.now))
+			return nil
 		}
+		generation = old
 		return nil
 	})
-	if err != nil || !raised || generation < 2 {
+	if err != nil || !raised && !r.all || generation < 2 {
 		return err
 	}
-	// The Index shows the new generation, and so all that was named before it.
+	// The Index shows the generation, and so all that was named before it.
 	named := r.Index.namedBefore(generation - 1)
-	var free []string
-	remove := func() error {
-		defer func() { free = free[:0] }()
-		return blobs.Remove(ctx, free...)
-	}
+	var free []Object
+	objects := 0
 	for object, err := range blobs.Objects(ctx) {
 		if err != nil {
 			return err
 		}
+		objects++
 		p, ok := parsePlace(object.Place)
 		if !ok || p.generation >= generation-1 {
 			continue // not ours, or still young
@@ -142,15 +150,28 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 		if _, found := slices.BinarySearchFunc(named, p, place.compare); found {
 			continue
 		}
-		r.done.Deleted++
-		r.done.Freed += object.Size
-		if free = append(free, object.Place); len(free) == sweepStep {
-			if err := remove(); err != nil {
-				return err
-			}
-		}
+		free = append(free, object)
 	}
-	return errors.Join(err, remove())
+	if len(free) > max(maxUnnamed, objects/maxUnnamedShare) && !r.all {
+		err := fmt.Errorf("%w: of %d objects, the journal names %d not, so that they would be deleted; was it replaced, or "+
+			"restored from an old copy?", ErrSuspicious, objects, len(free))
+		r.suspicion.Store(&err)
+		return err
+	}
+	for step := range slices.Chunk(free, sweepStep) {
+		places := make([]string, len(step))
+		for i, object := range step {
+			places[i] = object.Place
+			r.done.Freed += object.Size
+		}
+		r.done.Deleted += len(step)
+		if err := blobs.Remove(ctx, places...); err != nil {
+			return err
+		}
+		r.progress()
+	}
+	r.suspicion.Store(nil)
+	return nil
 }
 
 // forgetDeparted ends the records of manifests that were deleted before a time.

@@ -26,6 +26,24 @@ type Placed interface {
 	Objects(ctx context.Context) iter.Seq2[Object, error]
 }
 
+// Identified is implemented by Blobs that a setting names, so that a mistake in it would name the bytes of another
+// registry. They keep an identity beside the bytes.
+type Identified interface {
+	// Identity returns the identity, as it is now; "" if there is none.
+	Identity(ctx context.Context) (string, error)
+	// SetIdentity replaces it.
+	SetIdentity(ctx context.Context, id string) error
+}
+
+// Space is the room where an engine keeps its data, in bytes. Blobs that know it have a method Space() (Space, error).
+type Space struct {
+	Size, Free int64 // Free is what the process may still write
+	Reserve    int64 // what is to stay free
+}
+
+// Full reports whether uploads are refused.
+func (s Space) Full() bool { return s.Free < s.Reserve }
+
 // Object is one object of a Placed engine.
 type Object struct {
 	Place   string

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -17,7 +18,14 @@ import (
 type Scrubber struct {
 	Blobs Blobs
 	Index *Index
+	// Trust is called before a content is quarantined. An error of it means that the bytes may be those of another
+	// registry, so that nothing is known about this content. nil: they are not.
+	Trust func(context.Context) error
 }
+
+// maxDamaged is how many contents a run quarantines before somebody must look: so much damage is more often a volume
+// that is not mounted, or a bucket that was emptied.
+const maxDamaged = 100
 
 // Scrubbed is what a run has found.
 type Scrubbed struct {
@@ -38,8 +46,20 @@ type Finding struct {
 
 // Run reads everything that is present once, at most rate bytes per second (0: as fast as possible). It starts at a
 // random place, so that passes that restarts always cut short reach everything in the end. found is called for every
-// Finding; report, which may be nil, about once a second with the progress. Errors: ctx's; those of the Journal.
+// Finding; report, which may be nil, about once a second with the progress. Errors: ctx's; those of the Journal;
+// ErrSuspicious after 100 contents that were not quarantined before.
 func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding),
+	report func(Scrubbed)) (done Scrubbed, err error) {
+	return s.run(ctx, rate, maxDamaged, found, report)
+}
+
+// RunAll is Run that goes on however much is damaged.
+func (s *Scrubber) RunAll(ctx context.Context, rate int64, found func(Finding),
+	report func(Scrubbed)) (done Scrubbed, err error) {
+	return s.run(ctx, rate, math.MaxInt, found, report)
+}
+
+func (s *Scrubber) run(ctx context.Context, rate int64, most int, found func(Finding),
 	report func(Scrubbed)) (done Scrubbed, err error) {
 	for range s.Index.Contents() {
 		done.Contents++
@@ -50,6 +70,7 @@ func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding),
 		if err := ctx.Err(); err != nil {
 			return done, context.Cause(ctx)
 		}
+		known := s.Index.Quarantined(d)
 		f, n, err := s.check(ctx, d, pace)
 		if err != nil {
 			return done, fmt.Errorf("scrub: %w", err)
@@ -57,6 +78,12 @@ func (s *Scrubber) Run(ctx context.Context, rate int64, found func(Finding),
 		done.Blobs++
 		done.Bytes += n
 		s.count(&done, f, found)
+		if f != nil && f.Reason != "" && !known {
+			if most--; most == 0 {
+				return done, fmt.Errorf("scrub: %w: %d contents are damaged or missing after %d of %d; is this the right storage, "+
+					"and all of it?", ErrSuspicious, done.Damaged, done.Blobs, done.Contents)
+			}
+		}
 		if report != nil && time.Since(lastReport) >= time.Second {
 			lastReport = time.Now()
 			report(done)
@@ -115,6 +142,11 @@ func (s *Scrubber) check(ctx context.Context, d digest.Digest, pace *pace) (f *F
 func (s *Scrubber) quarantine(ctx context.Context, d digest.Digest, damage string, n int64) (*Finding, int64, error) {
 	if !s.Index.Present(d) {
 		return nil, n, nil // deleted while it was read
+	}
+	if s.Trust != nil {
+		if err := s.Trust(ctx); err != nil {
+			return &Finding{Digest: d, Err: fmt.Errorf("%s, but it is not quarantined: %w", damage, err)}, n, nil
+		}
 	}
 	if err := s.Index.Quarantine(ctx, d, damage); err != nil {
 		return nil, n, err

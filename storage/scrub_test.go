@@ -298,7 +298,7 @@ func TestScrubOfManyContents(t *testing.T) {
 	for range 3 {
 		seen := map[digest.Digest]int{}
 		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
-		done, err := scrubber.Run(t.Context(), 0, func(f storage.Finding) { seen[f.Digest]++ }, nil)
+		done, err := scrubber.RunAll(t.Context(), 0, func(f storage.Finding) { seen[f.Digest]++ }, nil)
 		if err != nil || done.Contents != n || done.Blobs != n || done.Damaged != n || len(seen) != n { // none has bytes
 			t.Errorf("%+v, %d findings, %v", done, len(seen), err)
 		}

@@ -86,6 +86,9 @@ var (
 	ErrUnavailable = errors.New("the journal does not answer")
 	// ErrExpired: an upload has taken so long that its bytes may have been removed. Send them again.
 	ErrExpired = errors.New("the upload took too long")
+	// ErrSuspicious: work was stopped because it found more wrong than is likely without a mistake, such as a Journal and
+	// Blobs that do not belong together. Somebody must look, and may let it go on.
+	ErrSuspicious = errors.New("stopped: this is more likely a mistake than damage")
 	// ErrClosed: the engine was closed, or another writer has taken the upload over.
 	ErrClosed = errors.New("closed")
 	// ErrDamaged: the journal's data cannot be read as it was written. The server does not start with it; trow rebuild

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"trow/registry/retention"
+	"trow/storage"
 	"trow/storage/files"
 )
 
@@ -20,13 +21,17 @@ import (
 // at once.
 //
 // It is kept in a file of its own in the data directory, not in the journal: it is about the work on the data, and a
-// backup or an export of the data must not carry it.
+// backup or an export of the data must not carry it. Where several servers share the journal there is no other place.
 type hold struct {
 	root *os.Root
-	runs sync.Mutex // held while retention removes, so that an import does not begin in the middle of a run
+	// index is where it is kept instead if several servers share the journal: each applies the rules, and an import
+	// reaches one of them. nil: it is in root.
+	index *storage.Index
+	runs  sync.Mutex // held while retention removes, so that an import does not begin in the middle of a run
 
 	mu      sync.Mutex // guards all below
 	state   holdState
+	kept    []byte    // the record that state was read from
 	until   time.Time // an import that is under way lets runs report until then
 	pending int       // what the last run would have removed; 0 if it has removed
 }
@@ -76,6 +81,7 @@ func openHold(dir string, readOnly bool) (*hold, error) {
 func (h *hold) loaded(empty bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.read()
 	if h.state.Meaning == holdMeaning {
 		return nil
 	}
@@ -94,7 +100,11 @@ func (h *hold) set(reports int) error {
 	}
 	h.state = next
 	text, err := json.Marshal(next)
-	if err == nil {
+	switch {
+	case err != nil:
+	case h.index != nil:
+		err = h.index.SetRecord(context.Background(), holdRecord, h.kept, text)
+	default:
 		err = files.Write(h.root, holdFile, append(text, '\n'), 0o600)
 	}
 	if err != nil {
@@ -104,6 +114,31 @@ func (h *hold) set(reports int) error {
 	return nil
 }
 
+// holdRecord is the name of the record with the same content as the file.
+const holdRecord = "retention-hold"
+
+// keepIn keeps the hold in the journal from now on.
+func (h *hold) keepIn(x *storage.Index) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.index, h.state = x, holdState{}
+}
+
+// read reads what another server may have changed; the caller holds mu. What cannot be decoded is another meaning.
+func (h *hold) read() {
+	if h.index == nil {
+		return
+	}
+	h.kept = nil
+	for name, value := range h.index.Records(holdRecord) {
+		if name == holdRecord {
+			h.kept = value
+		}
+	}
+	h.state = holdState{}
+	_ = json.Unmarshal(h.kept, &h.state)
+}
+
 // importing lets the next run only report, and all runs of the next minute. It returns when no run removes. Errors:
 // those of the file system.
 func (h *hold) importing() error {
@@ -111,6 +146,7 @@ func (h *hold) importing() error {
 	defer h.runs.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.read()
 	h.until = time.Now().Add(holdTime)
 	return h.set(1)
 }
@@ -119,6 +155,7 @@ func (h *hold) importing() error {
 func (h *hold) reportsOnly() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.read()
 	return h.state.Reports > 0 || time.Now().Before(h.until)
 }
 
@@ -126,6 +163,7 @@ func (h *hold) reportsOnly() bool {
 func (h *hold) reported(n int) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.read()
 	h.pending = n
 	if time.Now().Before(h.until) {
 		return nil // the import is not complete: this run has not seen all
@@ -137,6 +175,7 @@ func (h *hold) reported(n int) error {
 func (h *hold) removed() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.read()
 	h.pending, h.until = 0, time.Time{}
 	return h.set(0)
 }

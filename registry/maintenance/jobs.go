@@ -75,7 +75,13 @@ func (d *Data) gcJob(ctx context.Context, q url.Values, report func(any)) (any, 
 		}
 	}
 	dry := q.Has("dry-run")
-	done, err := c.RunWith(ctx, grace, dry, func(done storage.Collected) { report(done) })
+	progress := func(done storage.Collected) { report(done) }
+	done, err := d.collectTrusted(ctx, func() (storage.Collected, error) {
+		if q.Has("all") && !dry {
+			return c.RunAll(ctx, grace, progress)
+		}
+		return c.RunWith(ctx, grace, dry, progress)
+	})
 	if !dry {
 		d.countCollected(ctx, done, err)
 	}
@@ -113,6 +119,11 @@ func (d *Data) scrubJob(ctx context.Context, q url.Values, report func(any)) (an
 		}
 	}
 	l := d.loaded.Load()
-	done, err := l.scrubber.Run(ctx, rate, d.found, func(done storage.Scrubbed) { report(done) })
+	run := l.scrubber.Run
+	if q.Has("all") {
+		run = l.scrubber.RunAll
+	}
+	done, err := run(ctx, rate, d.found, func(done storage.Scrubbed) { report(done) })
+	err = d.noteScrub(err)
 	return Found{Scrubbed: done, Damages: l.index.Damages()}, err
 }

@@ -16,16 +16,16 @@ import (
 	"trow/registry/retention"
 	"trow/registry/size"
 	"trow/storage"
-	"trow/storage/bolt"
-	"trow/storage/disk"
 )
 
-// Data is the data directory of a running server. Make it with [Open], then call [Data.Load] once, and [Data.Run].
+// Data is the data directory of a running server, and the engines that its settings name. Make it with [Open], then
+// call [Data.Load] once, and [Data.Run].
 type Data struct {
 	options Options
 	log     zerolog.Logger
-	journal *bolt.Journal
-	blobs   *disk.Blobs
+	journal storage.Journal // nil until Load has reached one that is not in the directory
+	blobs   atomic.Pointer[storage.Blobs]
+	release func() error // gives up the lock of a directory without a journal
 	uploads *storage.Uploads
 
 	loaded atomic.Pointer[loaded] // nil until Load has returned
@@ -37,11 +37,13 @@ type Data struct {
 	indexFull string // the settings because of which new names are refused, and the log has said so; used by one loop
 
 	collected, freed prometheus.Counter
+	suspicions       suspicions
 }
 
 // loaded is what works on the index.
 type loaded struct {
 	index     *storage.Index
+	shared    bool // other processes write to the journal as well
 	retention *retention.Policy
 	collector *storage.Collector
 	scrubber  *storage.Scrubber
@@ -63,44 +65,25 @@ func Open(o Options) (*Data, error) {
 	return d, nil
 }
 
-// openParts opens what is in the directory, as readOnly says.
-func (d *Data) openParts() (err error) {
-	o := &d.options
-	open := openJournal
-	if d.readOnly != "" {
-		open = bolt.OpenReadOnly
-	}
-	if d.journal, err = open(o.DataDir); err != nil { // first: it holds the lock of the directory
-		return err
-	}
-	if d.blobs, err = disk.Open(o.DataDir, disk.Options{Reserve: o.Reserve.Of, MaxUploads: o.MaxUploads,
-		Uploads: d.uploads, ReadOnly: d.readOnly != ""}); err != nil {
-		return errors.Join(err, d.journal.Close())
-	}
-	if d.hold, err = openHold(o.DataDir, d.readOnly != ""); err != nil {
-		return errors.Join(fmt.Errorf("data directory: %w", err), d.journal.Close())
-	}
-	return nil
-}
-
-// Blobs is the content in the directory.
-func (d *Data) Blobs() storage.Blobs { return d.blobs }
-
-// Load loads the index and finishes the deletions that a crash interrupted. Errors: those of the journal.
+// Load loads the index and finishes the deletions that a crash interrupted. While an engine that is not in the data
+// directory does not answer, it tries again. Errors: those of the journal; [ErrIdentity]; those of a service that
+// answers, with the remedy.
 func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storage.Quota) (*storage.Index, error) {
-	index, err := storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
-		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
-		Limits:   d.options.limits(),
-		Uploads:  d.uploads,
-		Warn:     func(err error) { d.log.Error().Err(err).Msg("storage") },
+	var index *storage.Index
+	err := d.untilAnswered(ctx, func() (err error) {
+		index, err = d.openEngines(ctx)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	index.SetQuotas(quotas)
-	l := &loaded{index: index, retention: keep,
-		collector: &storage.Collector{Blobs: d.blobs, Index: index, Grace: d.options.GCGrace},
-		scrubber:  &storage.Scrubber{Blobs: d.blobs, Index: index}}
+	l := &loaded{index: index, retention: keep, shared: d.journal.Traits().Shared,
+		collector: &storage.Collector{Blobs: d.Blobs(), Index: index, Grace: d.options.GCGrace},
+		scrubber:  &storage.Scrubber{Blobs: d.Blobs(), Index: index, Trust: d.trust}}
+	if l.shared {
+		d.hold.keepIn(index)
+	}
 	if d.readOnly != "" { // what follows writes
 		d.loaded.Store(l)
 		return index, nil
@@ -115,14 +98,28 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	return index, nil
 }
 
-// Close closes the index, copies the journal for trow rebuild, and releases the directory. No request may be under way,
-// and Run has returned. Errors: those of the journal.
+// openIndex loads the index from the journal.
+func (d *Data) openIndex(ctx context.Context) (*storage.Index, error) {
+	return storage.OpenIndex(ctx, d.journal, storage.IndexOptions{
+		Progress: func(facts int) { d.log.Info().Int("facts", facts).Msg("loading the index") },
+		Limits:   d.options.limits(),
+		Uploads:  d.uploads,
+		Placed:   d.options.Blobs != "",
+		Grace:    d.options.GCGrace,
+		Warn:     func(err error) { d.log.Error().Err(err).Msg("storage") },
+	})
+}
+
+// Close closes the index, copies a journal of the directory for trow rebuild, and releases the directory. No request
+// may be under way, and Run has returned. Errors: those of the journal.
 func (d *Data) Close() error {
 	if l := d.loaded.Load(); l != nil {
 		l.index.Close()
-		d.backup(context.Background()) // nothing changes any more: after a clean stop the copy knows everything
+		if j, ok := d.journal.(backed); ok {
+			d.backup(j) // nothing changes any more: after a clean stop the copy knows everything
+		}
 	}
-	return errors.Join(d.journal.Close(), d.hold.root.Close())
+	return errors.Join(d.closeJournal(), d.hold.root.Close())
 }
 
 const (
@@ -139,10 +136,6 @@ const (
 
 // Run does the work that is due, until ctx is done. Load must have returned.
 func (d *Data) Run(ctx context.Context) error {
-	if d.readOnly != "" { // all of it writes, or is about what is written
-		<-ctx.Done()
-		return nil
-	}
 	o := d.options
 	g := &errgroup.Group{}
 	every := func(interval, first time.Duration, do func(context.Context)) {
@@ -150,10 +143,21 @@ func (d *Data) Run(ctx context.Context) error {
 			g.Go(func() error { repeat(ctx, interval, first, do); return nil })
 		}
 	}
+	if d.shared() != nil {
+		every(confirmInterval, 0, d.confirm)
+	}
+	if d.readOnly != "" { // the rest writes, or is about what is written
+		<-ctx.Done()
+		return g.Wait()
+	}
 	every(min(expireInterval, o.UploadTimeout/4), 0, d.expire)
-	every(spaceInterval, 0, d.watchSpace)
+	if b, ok := d.Blobs().(spacious); ok {
+		every(spaceInterval, 0, func(context.Context) { d.watchSpace(b) })
+	}
 	every(spaceInterval, 0, d.watchIndex)
-	every(backupInterval, startDelay, d.backup)
+	if j, ok := d.journal.(backed); ok {
+		every(backupInterval, startDelay, func(context.Context) { d.backup(j) })
+	}
 	every(o.GCInterval, startDelay, d.collect)
 	every(o.ScrubInterval, startDelay, d.scrub)
 	return g.Wait()
@@ -176,16 +180,22 @@ func repeat(ctx context.Context, interval, first time.Duration, do func(context.
 	}
 }
 
+// backed is implemented by a journal that keeps a copy of itself, which Backup makes.
+type backed interface{ Backup() error }
+
+// spacious is implemented by engines that know how much room there is.
+type spacious interface{ Space() (storage.Space, error) }
+
 // backup copies the journal, for trow rebuild.
-func (d *Data) backup(context.Context) {
-	if err := d.journal.Backup(); err != nil {
+func (d *Data) backup(j backed) {
+	if err := j.Backup(); err != nil {
 		d.log.Error().Err(err).Msg("storage")
 	}
 }
 
 // expire drops idle uploads.
 func (d *Data) expire(ctx context.Context) {
-	freed, err := d.blobs.Expire(ctx, time.Now().Add(-d.options.UploadTimeout))
+	freed, err := d.Blobs().Expire(ctx, time.Now().Add(-d.options.UploadTimeout))
 	switch {
 	case err != nil && ctx.Err() == nil:
 		d.log.Error().Err(err).Msg("looking for idle uploads")
@@ -195,8 +205,8 @@ func (d *Data) expire(ctx context.Context) {
 }
 
 // watchSpace logs once that uploads are refused because the disk is full, and once that they are accepted again.
-func (d *Data) watchSpace(context.Context) {
-	space, err := d.blobs.Space()
+func (d *Data) watchSpace(b spacious) {
+	space, err := b.Space()
 	switch {
 	case err != nil:
 		d.log.Error().Err(err).Msg("looking at the free space")
@@ -215,7 +225,11 @@ func (d *Data) SpaceCheck() (ok bool, text string) {
 	if d.readOnly != "" {
 		return true, "" // ReadOnlyCheck has a line
 	}
-	space, err := d.blobs.Space()
+	b, has := d.Blobs().(spacious)
+	if !has {
+		return true, ""
+	}
+	space, err := b.Space()
 	if err != nil {
 		return false, "space for uploads: unknown"
 	}
@@ -237,7 +251,8 @@ func (d *Data) ContentCheck() (ok bool, text string) {
 // of what the rules remove.
 func (d *Data) collect(ctx context.Context) {
 	d.retain(ctx)
-	done, err := d.loaded.Load().collector.Run(ctx, false, nil)
+	c := d.loaded.Load().collector
+	done, err := d.collectTrusted(ctx, func() (storage.Collected, error) { return c.Run(ctx, false, nil) })
 	d.countCollected(ctx, done, err)
 }
 
@@ -268,7 +283,11 @@ func (d *Data) countCollected(ctx context.Context, done storage.Collected, err e
 
 // scrub reads all content and compares it with its digests.
 func (d *Data) scrub(ctx context.Context) {
+	if d.suspicions.scrub.Load() != nil {
+		return // somebody must look first; ScrubCheck says so
+	}
 	done, err := d.loaded.Load().scrubber.Run(ctx, d.options.ScrubRate.Value(), d.found, nil)
+	err = d.noteScrub(err)
 	if err != nil && ctx.Err() == nil {
 		d.log.Error().Err(err).Msg("scrub")
 		return

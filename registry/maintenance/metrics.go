@@ -3,6 +3,7 @@ package maintenance
 import (
 	"math"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -32,7 +33,14 @@ var (
 	quotaUsed    = gauge("trow_quota_used_bytes", "Bytes that the repositories of a quota hold.", "quota")
 	indexBytes   = gauge("trow_index_bytes", "Memory that the index takes, as estimated; max-index limits it.")
 	quotaBytes   = gauge("trow_quota_bytes", "Bytes that the repositories of a quota may hold.", "quota")
-	pending      = gauge("trow_retention_pending",
+	journalAge   = gauge("trow_journal_age_seconds",
+		"Time since the index was known to show all that the journal has; only for a journal that several servers share.")
+	circuitOpen = gauge("trow_blobs_circuit_open",
+		"1 while requests for content fail at once because the service does not answer, else 0; only for blobs in a service.")
+	collectorRests = gauge("trow_gc_suspended",
+		"1 while the collector waits for an administrator, see trow gc --all, else 0; only for blobs in a service.")
+	scrubRests = gauge("trow_scrub_suspended", "1 while the scrub waits for an administrator, else 0.")
+	pending    = gauge("trow_retention_pending",
 		"Tags and manifests that retention has reported and will remove in its next run.")
 )
 
@@ -40,7 +48,7 @@ var (
 func (d *Data) Describe(to chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{repositories, manifests, tags, blobs, quarantined,
 		sizeBytes, freeBytes, reserveBytes, uploadsOpen, quotaUsed, quotaBytes, pending, indexBytes,
-		readOnly} {
+		readOnly, journalAge, circuitOpen, collectorRests, scrubRests} {
 		to <- desc
 	}
 	d.collected.Describe(to)
@@ -69,17 +77,38 @@ func (d *Data) Collect(to chan<- prometheus.Metric) {
 	send(blobs, float64(stats.Links))
 	send(quarantined, float64(stats.Quarantined))
 
-	size, free, reserve := math.NaN(), math.NaN(), math.NaN()
-	if space, err := d.blobs.Space(); err == nil {
-		size, free, reserve = float64(space.Size), float64(space.Free), float64(space.Reserve)
-	}
-	send(sizeBytes, size)
-	send(freeBytes, free)
-	send(reserveBytes, reserve)
-	send(uploadsOpen, float64(d.blobs.Uploads()))
+	d.sendEngines(send)
 	send(indexBytes, float64(memory))
 	send(pending, float64(d.hold.pendingNow()))
 	send(readOnly, map[bool]float64{true: 1}[d.readOnly != ""])
 	d.collected.Collect(to)
 	d.freed.Collect(to)
+}
+
+// sendEngines sends what the engines have.
+func (d *Data) sendEngines(send func(*prometheus.Desc, float64, ...string)) {
+	one := func(yes bool) float64 { return map[bool]float64{true: 1}[yes] }
+	b := d.Blobs()
+	if b, ok := b.(spacious); ok {
+		size, free, reserve := math.NaN(), math.NaN(), math.NaN()
+		if space, err := b.Space(); err == nil {
+			size, free, reserve = float64(space.Size), float64(space.Free), float64(space.Reserve)
+		}
+		send(sizeBytes, size)
+		send(freeBytes, free)
+		send(reserveBytes, reserve)
+	}
+	if b, ok := b.(interface{ Uploads() int }); ok {
+		send(uploadsOpen, float64(b.Uploads()))
+	}
+	if b, ok := b.(answering); ok {
+		send(circuitOpen, one(b.Answering() != nil))
+	}
+	if _, ok := b.(storage.Placed); ok {
+		send(collectorRests, one(d.collectionRests() != ""))
+	}
+	if index := d.shared(); index != nil {
+		send(journalAge, time.Since(index.Confirmed()).Seconds())
+	}
+	send(scrubRests, one(d.suspicions.scrub.Load() != nil))
 }

@@ -15,10 +15,16 @@ import (
 
 // Options are the settings of the data directory and of the work on it.
 type Options struct {
-	DataDir    string
-	ReadOnly   bool    // serve what is there, and write nothing; see readonly.go
-	Reserve    Reserve // space that uploads leave free
-	MaxUploads int
+	DataDir string
+	// Journal and Blobs are URLs of engines; empty: they are in the data directory. See engines.go.
+	Journal, Blobs                     string
+	JournalCA, JournalCert, JournalKey string  // files
+	JournalUser, JournalPassword       string  // the second is a file
+	BlobsCA                            string  // file
+	Adopt                              string  // the identity of a journal whose blobs are to be those that Blobs names
+	ReadOnly                           bool    // serve what is there, and write nothing; see readonly.go
+	Reserve                            Reserve // space that uploads leave free
+	MaxUploads                         int
 	// MaxUploadsPerClient is what the setting says; UploadsPerClient is what counts.
 	MaxUploadsPerClient int
 	UploadTimeout       time.Duration
@@ -43,6 +49,20 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.ScrubRate = resource.QuantityValue{Quantity: resource.MustParse("16Mi")}
 	_ = o.Reserve.Set("5%,1Gi") // valid
 	AddDataDirFlag(fs, &o.DataDir)
+	fs.StringVar(&o.Journal, "journal", "", "where the facts are: empty for data-dir, or "+
+		"etcd://HOST:PORT[,HOST:PORT...]/PREFIX (etcds:// for TLS), which several servers share")
+	fs.StringVar(&o.Blobs, "blobs", "", "where the content is: empty for data-dir, or s3://BUCKET/PREFIX with "+
+		"?endpoint=https://HOST, region and path-style=true as parameters; credentials as for other clients of S3, such as "+
+		"AWS_ACCESS_KEY_ID")
+	fs.StringVar(&o.JournalCA, "journal-ca-file", "", "CA of etcd, PEM; empty: those of the system")
+	fs.StringVar(&o.JournalCert, "journal-cert-file", "",
+		"client certificate for etcd, PEM; read again for each connection")
+	fs.StringVar(&o.JournalKey, "journal-key-file", "", "its key")
+	fs.StringVar(&o.JournalUser, "journal-user", "", "user of etcd")
+	fs.StringVar(&o.JournalPassword, "journal-password-file", "", "file with the password of journal-user")
+	fs.StringVar(&o.BlobsCA, "blobs-ca-file", "", "CA of the S3 service, PEM, beside those of the system")
+	fs.StringVar(&o.Adopt, "adopt", "", "identity of the journal whose content is to be that of blobs from now on; "+
+		"a start with two that do not belong together is refused, and names it")
 	fs.BoolVar(&o.ReadOnly, "read-only", false,
 		"serve pulls and verdicts alone, and write nothing to data-dir; so does a server that may not write there")
 	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none")
@@ -98,7 +118,7 @@ func (o *Options) Validate() error {
 	case o.ScrubRate.Sign() < 0:
 		return fmt.Errorf("scrub-rate: %s is negative; want bytes per second, such as 16Mi", &o.ScrubRate)
 	}
-	return nil
+	return o.validateEngines()
 }
 
 // Reserve is a list of sizes and percentages of a file system, of which the smallest counts: "5%,1Gi". It is a

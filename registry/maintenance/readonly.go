@@ -10,14 +10,10 @@ import (
 
 	"trow/registry/admin"
 	"trow/storage"
-	"trow/storage/bolt"
 )
 
 // A data directory that cannot be written to, but read, is served all the same: pulls and verdicts need no more. A
 // cluster whose volume has come back read-only after an error of the disk can so go on starting pods.
-
-// openJournal is bolt.Open. Tests replace it, because root may write wherever permissions are all that is missing.
-var openJournal = bolt.Open
 
 // errReadOnly refuses the work of an administrator.
 var errReadOnly = errors.New("the registry is read-only: it writes nothing to its data directory; " +

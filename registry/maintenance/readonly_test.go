@@ -10,12 +10,11 @@ import (
 
 	"trow/registry/maintenance"
 	"trow/storage"
-	"trow/storage/bolt"
 )
 
 // failToOpen makes the journal of a directory one that this process cannot write to.
 func failToOpen(t *testing.T, cause error) {
-	maintenance.SetOpenJournal(t, func(string) (*bolt.Journal, error) {
+	maintenance.SetOpenJournal(t, func(string) (storage.Journal, error) {
 		return nil, &os.PathError{Op: "open", Path: "journal.db", Err: cause}
 	})
 }

@@ -292,8 +292,9 @@ func (s *Service) whenLoaded(job http.Handler) http.Handler {
 
 // Checks are the lines of /readyz?verbose.
 func (s *Service) Checks() []server.Check {
-	return []server.Check{s.options.Files.Check, s.data.ReadOnlyCheck, s.data.SpaceCheck, s.data.ContentCheck,
-		s.data.IndexCheck, s.data.RetentionCheck}
+	return []server.Check{s.options.Files.Check, s.data.ReadOnlyCheck, s.data.SpaceCheck, s.data.JournalCheck,
+		s.data.BlobsCheck, s.data.ContentCheck, s.data.IndexCheck, s.data.RetentionCheck, s.data.CollectorCheck,
+		s.data.ScrubCheck}
 }
 
 // Summary says what is stored, and what is allowed without a login.
@@ -303,7 +304,7 @@ func (s *Service) Summary() (data, anonymous string) {
 	if s.data.ReadOnly() {
 		only = "; read-only"
 	}
-	return fmt.Sprintf("%s (%d repositories, %d tags%s)", s.options.Data.DataDir, stats.Repos, stats.Tags, only),
+	return fmt.Sprintf("%s (%d repositories, %d tags%s)", s.options.Data.Where(), stats.Repos, stats.Tags, only),
 		s.guard.Summary()
 }
 

@@ -75,15 +75,6 @@ type Options struct {
 	Uploads *storage.Uploads
 }
 
-// Space is the room on a file system, in bytes.
-type Space struct {
-	Size, Free int64 // Free is what an unprivileged user may still write
-	Reserve    int64 // what is to stay free
-}
-
-// Full reports whether uploads are refused.
-func (s Space) Full() bool { return s.Free < s.Reserve }
-
 // Open opens the blobs in dir; it creates the directories if they do not exist.
 func Open(dir string, o Options) (*Blobs, error) {
 	b := &Blobs{dir: dir, options: o, syncs: map[digest.Algorithm]*groupSync{}, uploads: map[string]*upload{}}
@@ -136,12 +127,12 @@ func (b *Blobs) open() error {
 }
 
 // Space returns how much room there is.
-func (b *Blobs) Space() (Space, error) {
+func (b *Blobs) Space() (storage.Space, error) {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(b.dir, &fs); err != nil {
-		return Space{}, fmt.Errorf("data directory: %w", err)
+		return storage.Space{}, fmt.Errorf("data directory: %w", err)
 	}
-	s := Space{Size: int64(fs.Blocks) * int64(fs.Bsize), Free: int64(fs.Bavail) * int64(fs.Bsize)}
+	s := storage.Space{Size: int64(fs.Blocks) * int64(fs.Bsize), Free: int64(fs.Bavail) * int64(fs.Bsize)}
 	if b.options.Reserve != nil {
 		s.Reserve = b.options.Reserve(s.Size)
 	}

@@ -57,7 +57,7 @@ func TestTheRoomIsThatOfTheFileSystem(t *testing.T) {
 		got.Free < free/2 {
 		t.Errorf("%+v, want %d bytes, of which %d are free", got, size, free)
 	}
-	for s, full := range map[Space]bool{{Free: 9, Reserve: 10}: true, {Free: 10, Reserve: 10}: false, {}: false} {
+	for s, full := range map[storage.Space]bool{{Free: 9, Reserve: 10}: true, {Free: 10, Reserve: 10}: false, {}: false} {
 		if s.Full() != full {
 			t.Errorf("%+v is full: %v", s, s.Full())
 		}

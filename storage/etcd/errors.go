@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"trow/storage"
 )
@@ -72,6 +74,9 @@ func (j *Journal) explain(err error) error {
 		}
 		return fmt.Errorf("%s: %w; %s", at, err, remedy)
 	}
+	if unanswered(err) {
+		err = fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+	}
 	if failed := j.failed.Load(); failed != nil {
 		err = fmt.Errorf("%w (the last connection failed: %w)", err, *failed)
 	}
@@ -79,4 +84,13 @@ func (j *Journal) explain(err error) error {
 		return fmt.Errorf("%s: no answer in time: %w", at, err)
 	}
 	return fmt.Errorf("%s: %w", at, err)
+}
+
+// unanswered reports whether an error means that nothing was heard of etcd, or only that it cannot answer at this time.
+func unanswered(err error) bool {
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		return e.Code() == codes.Unavailable
+	}
+	return errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.Unavailable
 }

@@ -19,8 +19,9 @@ import (
 type Service struct {
 	uploads *Blobs
 
-	mu      sync.Mutex // guards all below
-	objects map[string]blob
+	mu       sync.Mutex // guards all below
+	objects  map[string]blob
+	identity string
 }
 
 // NewService returns a service without objects.
@@ -47,7 +48,10 @@ type Objects struct {
 	Records storage.Records
 }
 
-var _ storage.Placed = (*Objects)(nil)
+var (
+	_ storage.Placed     = (*Objects)(nil)
+	_ storage.Identified = (*Objects)(nil)
+)
 
 // Stat implements [storage.Blobs].
 func (o *Objects) Stat(ctx context.Context, d digest.Digest) (storage.BlobInfo, error) {
@@ -149,6 +153,21 @@ func (o *Objects) Objects(context.Context) iter.Seq2[storage.Object, error] {
 			}
 		}
 	}
+}
+
+// Identity implements [storage.Identified].
+func (s *Service) Identity(context.Context) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.identity, nil
+}
+
+// SetIdentity implements [storage.Identified].
+func (s *Service) SetIdentity(_ context.Context, id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.identity = id
+	return nil
 }
 
 // objectWriter is an upload that becomes an object.

@@ -80,6 +80,7 @@ type circuit struct {
 
 	mu     sync.Mutex // guards all below
 	failed int        // requests in a row
+	last   error      // of the last of them
 	until  time.Time  // when the next one may be tried
 }
 
@@ -109,6 +110,7 @@ func (c *circuit) leave(down bool, err error) {
 	defer c.mu.Unlock()
 	switch {
 	case down:
+		c.last = err
 		if c.failed++; c.failed == failuresToOpen {
 			c.until = time.Now().Add(openFor)
 			if c.warn != nil {
@@ -116,12 +118,23 @@ func (c *circuit) leave(down bool, err error) {
 			}
 		}
 	case !cancelled(err): // an answer, whatever it says; a request that was given up says nothing
-		c.failed = 0
+		c.failed, c.last = 0, nil
 	}
+}
+
+// open returns how many requests have failed if the circuit is open, and the error of the last one.
+func (c *circuit) open() (failed int, last error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed < failuresToOpen {
+		return 0, nil
+	}
+	return c.failed, c.last
 }
 
 // The keys of the bucket.
 const (
+	identityName  = "identity" // what distinguishes this place from others
 	objectsPrefix = "objects/" // followed by a place
 	probesPrefix  = "probe/"
 )

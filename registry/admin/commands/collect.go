@@ -17,7 +17,7 @@ import (
 )
 
 func (p Program) gcCommand() *cobra.Command {
-	var dryRun, now bool
+	var dryRun, now, all bool
 	var grace string
 	var o output
 	cmd := p.onServer(&cobra.Command{
@@ -31,6 +31,9 @@ func (p Program) gcCommand() *cobra.Command {
 		q := dryRunQuery(dryRun)
 		if grace != "" {
 			q.Set("grace", grace)
+		}
+		if all {
+			q.Set("all", "")
 		}
 		var done storage.Collected
 		err := c.Run(cmd.Context(), "gc", q, progress(func(now storage.Collected) {
@@ -51,10 +54,13 @@ func (p Program) gcCommand() *cobra.Command {
 	f.BoolVar(&dryRun, "dry-run", false, "only report what would be freed")
 	f.StringVar(&grace, "grace", "", "use this instead of gc-grace, such as 10m; "+
 		"pushes in progress that lose blobs have to start again")
+	f.BoolVar(&all, "all", false, "delete also more content that the journal does not know than a tenth of all, "+
+		"at which the server stops")
 	// Scripts of earlier versions use --now. It has always been the default.
 	f.BoolVar(&now, "now", false, "collect now (the default)")
 	_ = f.MarkHidden("now") // the flag exists
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "now")
+	cmd.MarkFlagsMutuallyExclusive("dry-run", "all")
 	return cmd
 }
 
@@ -138,6 +144,7 @@ func printRetained(w io.Writer, done maintenance.Retained, dryRun bool) {
 
 func (p Program) scrubCommand() *cobra.Command {
 	var rate string
+	var all bool
 	var o output
 	cmd := p.onServer(&cobra.Command{
 		Use:   "scrub",
@@ -147,6 +154,9 @@ func (p Program) scrubCommand() *cobra.Command {
 		q := url.Values{}
 		if rate != "" {
 			q.Set("rate", rate)
+		}
+		if all {
+			q.Set("all", "")
 		}
 		var done maintenance.Found
 		err := c.Run(cmd.Context(), "scrub", q, progress(func(now storage.Scrubbed) {
@@ -165,6 +175,7 @@ func (p Program) scrubCommand() *cobra.Command {
 		return ErrDamaged
 	})
 	o.addFlags(cmd, "")
+	cmd.Flags().BoolVar(&all, "all", false, "go on however much is damaged; else it stops after 100 new findings")
 	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second, such as 16Mi (default: no limit)")
 	return cmd
 }
