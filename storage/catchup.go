@@ -72,7 +72,7 @@ func (h *heads) start(x *Index, c *headCall) {
 	}()
 }
 
-// confirm catches up with the Journal, so that a miss is certain. It reports whether there was something new, so that
+// confirm catches up with the Journal, so that a miss is certain. It reports whether there may be something new: then
 // the caller has to look again. Error: ErrUnavailable.
 func (x *Index) confirm(ctx context.Context) (news bool, err error) {
 	head, err := x.headNow(ctx)
@@ -82,7 +82,8 @@ func (x *Index) confirm(ctx context.Context) (news bool, err error) {
 		x.mu.RUnlock()
 		if !behind {
 			x.caughtUp()
-			return false, nil
+			// What another process has made may have shown since the caller looked, while the head was asked for.
+			return x.shared, nil
 		}
 		err = x.awaitRevision(ctx, head)
 	}
@@ -120,7 +121,7 @@ const silence = time.Second
 
 func (x *Index) age() time.Duration { return max(time.Since(x.Confirmed()), 1) }
 
-// refresh is confirm for a list, which is better old than missing: with a shared journal it waits for CatchUpTime alone.
+// refresh is confirm for a list, which is better old than missing: with a shared journal it waits for CatchUpTime only.
 func (x *Index) refresh(ctx context.Context) error {
 	if !x.shared {
 		_, err := x.confirm(ctx)

@@ -1,0 +1,67 @@
+package storage_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"trow/storage"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
+)
+
+// tardy is a journal whose commits show after a time, and whose head takes a time of its own.
+type tardy struct {
+	storage.Journal
+	watch, head time.Duration
+}
+
+func (j tardy) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	return laggard{j.Journal, func() time.Duration { return j.watch }}.Watch(ctx, apply)
+}
+
+func (j tardy) Head(ctx context.Context) (storage.Revision, error) {
+	return laggard{j.Journal, func() time.Duration { return j.head }}.Head(ctx)
+}
+
+// TestAMissIsLookedForAgain: a read of what another process has just made finds it, whether it shows before the head is
+// known or after that.
+func TestAMissIsLookedForAgain(t *testing.T) {
+	for name, j := range map[string]tardy{
+		"it shows before the head is known": {watch: 100 * time.Millisecond, head: 200 * time.Millisecond},
+		"the head is known before it shows": {watch: 200 * time.Millisecond, head: 100 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				shared := memory.NewJournal()
+				shared.Is = storage.Traits{Shared: true, Compares: 24, Operations: 24, Bytes: 4000}
+				j.Journal = shared
+				writer, reader := storagetest.OpenIndex(t, shared), storagetest.OpenIndex(t, j)
+				for what, read := range map[string]func() (bool, error){
+					"manifest": func() (bool, error) {
+						storagetest.Update(t, writer, "a", put(1, "v"))
+						_, found, err := reader.Resolve(t.Context(), "a", "v")
+						return found, err
+					},
+					"blob": func() (bool, error) {
+						storagetest.Update(t, writer, "a", link(7, 1))
+						_, found, err := reader.Blob(t.Context(), "a", digestOf("blob", 7))
+						return found, err
+					},
+					"record": func() (bool, error) {
+						if err := writer.SetRecord(t.Context(), "r", nil, []byte("x")); err != nil {
+							return false, err
+						}
+						value, err := reader.Record(t.Context(), "r")
+						return value != nil, err
+					},
+				} {
+					if found, err := read(); !found || err != nil {
+						t.Errorf("%s: %v, %v", what, found, err)
+					}
+				}
+			})
+		})
+	}
+}
