@@ -150,12 +150,12 @@ func (s *set) settle() {
 	}
 }
 
-// newClient returns a client whose requests go to the replicas in turn. A replica that does not answer within a minute
-// has lost the request.
+// newClient returns a client whose requests go to the replicas in turn. A replica that does not answer within
+// two minutes has lost the request.
 func (s *set) newClient() *client {
 	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
 	s.t.Cleanup(transport.CloseIdleConnections)
-	return &client{&http.Client{Transport: turns{s, transport}, Timeout: time.Minute}, "http://replicas"}
+	return &client{&http.Client{Transport: turns{s, transport}, Timeout: 2 * time.Minute}, "http://replicas"}
 }
 
 // turns sends each request to the next replica.
@@ -172,6 +172,33 @@ func (x turns) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
 	req.URL.Host, req.Host = u.Host, u.Host
 	return x.to.RoundTrip(req)
+}
+
+// patient returns a client that repeats a request until the answer is certain, for a minute at most: after a disturbance
+// replicas may say for a while that they are not sure. to is the replica it asks; empty: each in turn.
+func (s *set) patient(to string) *client {
+	c := s.newClient()
+	transport := c.http.Transport
+	if to != "" {
+		c.url, transport = to, transport.(turns).to
+	}
+	c.http.Transport = repeats{transport}
+	return c
+}
+
+type repeats struct{ to http.RoundTripper }
+
+func (x repeats) RoundTrip(req *http.Request) (*http.Response, error) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		resp, err := x.to.RoundTrip(req)
+		if err == nil && resp.StatusCode != http.StatusServiceUnavailable && resp.Header.Get("Trow-Stale") == "" ||
+			time.Now().After(end) {
+			return resp, err
+		}
+		if err == nil {
+			resp.Body.Close()
+		}
+	}
 }
 
 // disturb kills a process and starts it again, or stops it for a time.
@@ -271,13 +298,12 @@ func TestReplicas(t *testing.T) {
 		if !strings.HasPrefix(p.name, "replica") {
 			time.Sleep(8 * time.Second) // etcd gives up what it had not made by then
 		}
-		unsure += w.resolveDoubt(t, s.newClient())
-		w.wantIntact(t, s.newClient(), s)
-		for _, u := range s.urls {
-			w.wantIntact(t, &client{&http.Client{Timeout: time.Minute}, u}, s)
+		unsure += w.resolveDoubt(t, s.patient(""))
+		for _, replica := range s.urls {
+			w.wantIntact(t, s.patient(replica), s)
 		}
 	}
-	left := wantExactly(t, s.stored, w, grace)
+	left := wantExactly(t, s.stored, w, 3*grace) // an object without a name goes after two generations
 	t.Logf("%d kills and stops, %d pushes, %d pulls, %d deletes, %d verdicts, %d operations in doubt; 0 lost; %d objects "+
 		"are left", settings.kills, w.pushes.Load(), w.pulls.Load(), w.deletes.Load(), w.judged.Load(), unsure, left)
 	if unsure == 0 || w.pushes.Load() == 0 || w.judged.Load() == 0 {
