@@ -28,8 +28,8 @@ func TestKill(t *testing.T) {
 		cancel()
 		all.Wait()
 		s.run()
-		unsure += w.resolveDoubt(t, s)
-		w.wantIntact(t, s)
+		unsure += w.resolveDoubt(t, &client{s.client, s.url})
+		w.wantIntact(t, &client{s.client, s.url}, &s.log)
 	}
 	if left, err := os.ReadDir(filepath.Join(s.dir, "uploads")); err != nil {
 		t.Error(err)
@@ -45,9 +45,8 @@ func TestKill(t *testing.T) {
 
 // resolveDoubt finds out what became of the operations without an answer: an image that was being pushed or deleted
 // must be there completely or not at all. It returns how many such operations there were.
-func (w *stock) resolveDoubt(t *testing.T, s *server) (unsure int) {
+func (w *stock) resolveDoubt(t *testing.T, c *client) (unsure int) {
 	t.Helper()
-	c := &client{s.client, s.url}
 	for _, slot := range w.slots {
 		if slot.doubt == nil {
 			continue

@@ -196,8 +196,12 @@ func (i input) writes() bool {
 
 // recorder is the history of a round.
 type recorder struct {
-	*server
 	*world
+	t         *testing.T
+	newClient func() *client
+	now       func() int64            // the time of an operation
+	death     func(after int64) int64 // when an operation that was sent before had happened, or never will
+
 	mu      sync.Mutex // guards all below
 	history []porcupine.Operation
 	lost    int
@@ -214,6 +218,9 @@ func (rec *recorder) perform(ctx context.Context, id int, c *client, i input, he
 		return false
 	}
 	o := output{lost: true}
+	if err == nil && a.header.Get("Trow-Stale") != "" && !i.writes() {
+		return true // it says that it may be old
+	}
 	if err == nil && a.status < 500 {
 		if o, err = rec.read(i, method, a); err != nil {
 			rec.t.Errorf("%v: %v: %v", i, a, err)
@@ -233,7 +240,7 @@ func (rec *recorder) perform(ctx context.Context, id int, c *client, i input, he
 
 // work is one client until ctx ends. It often repeats a lost operation once, as clients do.
 func (rec *recorder) work(ctx context.Context, id int, repo string, r *rand.Rand) {
-	c := &client{rec.newClient(), rec.url}
+	c := rec.newClient()
 	for ctx.Err() == nil {
 		i := choose(r, repo)
 		// Not with ctx: at the end of a round every client would lose an answer.
@@ -257,7 +264,19 @@ func (rec *recorder) complete() []porcupine.Operation {
 
 // round has clients work on fresh repos for a while, and returns the history.
 func round(t *testing.T, s *server, n int, length time.Duration) *recorder {
-	rec := &recorder{server: s, world: newWorld()}
+	rec := &recorder{t: t, world: newWorld(), now: s.now, death: s.death,
+		newClient: func() *client { return &client{s.newClient(), s.url} }}
+	return rec.run(n, length, func(ctx context.Context) {
+		s.restarts(ctx, 3, length)
+	}, func() {
+		s.stop(syscall.SIGKILL) // lost operations have happened by now, or never will
+		s.run()
+	})
+}
+
+// run has clients work on fresh repos for a while, beside a disturbance. end makes sure that nothing is under way.
+func (rec *recorder) run(n int, length time.Duration, disturb func(context.Context), end func()) *recorder {
+	t := rec.t
 	ctx, cancel := context.WithTimeout(t.Context(), length)
 	defer cancel()
 	var repos []string
@@ -265,7 +284,7 @@ func round(t *testing.T, s *server, n int, length time.Duration) *recorder {
 		repo := fmt.Sprintf("linear/r%d-%d", n, i)
 		repos = append(repos, repo)
 		path := "/v2/" + repo + "/blobs/uploads/?digest=" + string(digest.FromBytes(rec.config))
-		a, err := (&client{s.client, s.url}).do(t.Context(), http.MethodPost, path, rec.config)
+		a, err := rec.newClient().do(t.Context(), http.MethodPost, path, rec.config)
 		if err != nil || a.status != http.StatusCreated {
 			t.Fatalf("%v %v", a, err)
 		}
@@ -274,13 +293,13 @@ func round(t *testing.T, s *server, n int, length time.Duration) *recorder {
 	for id := range linearRepos * perRepo {
 		wg.Go(func() { rec.work(ctx, id, repos[id%linearRepos], random(n<<16|id)) })
 	}
-	s.restarts(ctx, 3, length)
+	disturb(ctx)
 	wg.Wait()
-	s.stop(syscall.SIGKILL) // lost operations have happened by now, or never will
-	s.run()
+	end()
+	last := rec.newClient()
 	for _, repo := range repos { // the final state shows most of what happened
 		for tag := range tagCount {
-			rec.perform(t.Context(), linearRepos*perRepo, &client{s.client, s.url},
+			rec.perform(t.Context(), linearRepos*perRepo, last,
 				input{repo: repo, action: getTag, tag: tag}, false)
 		}
 	}
@@ -293,22 +312,28 @@ func TestLinearizable(t *testing.T) {
 	operations, lost := 0, 0
 	for n := 0; n == 0 || n < int(settings.time/roundTime); n++ {
 		rec := round(t, s, n, min(roundTime, settings.time))
-		history := rec.complete()
-		operations += len(history)
+		operations += rec.judge(n)
 		lost += rec.lost
-		if result := porcupine.CheckOperationsTimeout(model, history, checkTime); result != porcupine.Ok {
-			t.Fatalf("round %d: the history is %s; see %s; it ends with:\n%s", n, result, visualize(t, history),
-				describeHistory(history))
-		}
-		wrong := spoil(history)
-		if result := porcupine.CheckOperationsTimeout(model, wrong, checkTime); result != porcupine.Illegal {
-			t.Fatalf("round %d: the history with a wrong answer at its end is %s", n, result)
-		}
 	}
 	t.Logf("%d operations, %d of them lost, %d processes", operations, lost, s.started)
 	if operations < 100 {
 		t.Errorf("%d operations are too few to show anything", operations)
 	}
+}
+
+// judge fails the test unless the history of round n is one of a registry that carries out one operation after the
+// other, and returns its length.
+func (rec *recorder) judge(n int) int {
+	history := rec.complete()
+	if result := porcupine.CheckOperationsTimeout(model, history, checkTime); result != porcupine.Ok {
+		rec.t.Fatalf("round %d: the history is %s; see %s; it ends with:\n%s", n, result, visualize(rec.t, history),
+			describeHistory(history))
+	}
+	wrong := spoil(history)
+	if result := porcupine.CheckOperationsTimeout(model, wrong, checkTime); result != porcupine.Illegal {
+		rec.t.Fatalf("round %d: the history with a wrong answer at its end is %s", n, result)
+	}
+	return len(history)
 }
 
 // spoil returns the history with its last operation, a read, once more, but with another answer, although nothing was

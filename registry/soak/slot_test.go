@@ -50,10 +50,10 @@ type stock struct {
 	pool  []descriptor
 	slots []*slot
 
-	pushes, pulls, deletes, mounts atomic.Int64
-	gap                            atomic.Int64 // the longest time from HEAD to PUT, in ns
-	mu                             sync.Mutex   // guards broken
-	broken                         []string
+	pushes, pulls, deletes, mounts, judged atomic.Int64
+	gap                                    atomic.Int64 // the longest time from HEAD to PUT, in ns
+	mu                                     sync.Mutex   // guards broken
+	broken                                 []string
 }
 
 const (
@@ -125,6 +125,9 @@ func (w *stock) expect(ctx context.Context, c *client, method, path string, body
 	a, err := c.do(ctx, method, path, body, "Content-Type", mediaType)
 	if err != nil || a.status == 503 {
 		return a, fmt.Errorf("%w: %s %s: %v", errNoAnswer, method, path, err)
+	}
+	if age := a.header.Get("Trow-Stale"); age != "" {
+		return a, fmt.Errorf("%w: %s %s: the answer says that it is stale: %s", errNoAnswer, method, path, age)
 	}
 	if !slices.Contains(statuses, a.status) {
 		w.complain("%s %s: %v, not %v", method, path, a, statuses)

@@ -45,8 +45,8 @@ func TestSoak(t *testing.T) {
 	s.args = append(s.args, "--gc-interval=1s", fmt.Sprintf("--gc-grace=%v", grace))
 	s.run()
 	w.run(s, 200, settings.time+grace) // the Collector unlinks nothing during the first grace after a start
-	w.wantIntact(t, s)
-	left := wantExactly(t, s, w, grace)
+	w.wantIntact(t, &client{s.client, s.url}, &s.log)
+	left := wantExactly(t, s.files, w, grace)
 	collected := s.metric("trow_gc_deleted_total")
 	t.Logf("%d pushes (longest gap %v), %d pulls, %d deletes, %d mounts requested; %v blobs collected, %d left; %d broken",
 		w.pushes.Load(), time.Duration(w.gap.Load()), w.pulls.Load(), w.deletes.Load(), w.mounts.Load(),
@@ -60,9 +60,8 @@ func TestSoak(t *testing.T) {
 }
 
 // wantIntact pulls everything once more, and reports all violations.
-func (w *stock) wantIntact(t *testing.T, s *server) {
+func (w *stock) wantIntact(t *testing.T, c *client, output fmt.Stringer) {
 	t.Helper()
-	c := &client{s.client, s.url}
 	for _, slot := range w.slots {
 		if err := w.pull(t.Context(), c, slot); err != nil && errors.Is(err, errNoAnswer) {
 			t.Error(err)
@@ -74,18 +73,18 @@ func (w *stock) wantIntact(t *testing.T, s *server) {
 		}
 	}
 	if len(w.broken) > 0 {
-		t.Fatalf("%d violations; the output of the server:\n%s", len(w.broken), &s.log)
+		t.Fatalf("%d violations; the output of the server:\n%s", len(w.broken), output)
 	}
 }
 
-// wantExactly waits until the files are exactly those that the slots name.
-func wantExactly(t *testing.T, s *server, w *stock, grace time.Duration) (files int) {
+// wantExactly waits until the contents that are stored are exactly those that the slots name.
+func wantExactly(t *testing.T, stored func() map[digest.Digest]bool, w *stock, grace time.Duration) (files int) {
 	t.Helper()
 	want := w.names()
 	var more, less []digest.Digest
 	for deadline := time.Now().Add(3*grace +
 		20*time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		have := s.files()
+		have := stored()
 		more, less = nil, nil
 		for d := range have {
 			if !want[d] {
