@@ -106,3 +106,6 @@ func PlaceFact(d digest.Digest, name string) Fact {
 }
 
 func RecordFact(name string, value []byte) Fact { return Fact{kindRecord, name, value} }
+
+// IsPlace reports whether an object can have this name.
+func IsPlace(name string) bool { _, ok := parsePlace(name); return ok }
