@@ -1,0 +1,182 @@
+package storage_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/memory"
+)
+
+// raise raises the generation of new objects.
+func (s *store) raise(to string) {
+	s.Helper()
+	time.Sleep(25 * time.Hour)
+	if s.collect(); generation(s.index) != to {
+		s.Errorf("generation %q, want %q", generation(s.index), to)
+	}
+}
+
+func (s *store) linkNow(repo string, d digest.Digest) error {
+	return s.index.Update(s.Context(), repo, func(tx *storage.Tx) error { tx.Link(d, 1); return nil })
+}
+
+func (s *store) made(content string) (release func()) {
+	s.Helper()
+	release, err := s.commit(s.Context(), "r", []byte(content))
+	if err != nil {
+		s.Fatal(err)
+	}
+	return release
+}
+
+// TestAnObjectIsNamedOnceAlone: once a commit has named it, or may have, it may be deleted at any moment, and only a new
+// object has the bytes again.
+func TestAnObjectIsNamedOnceAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, service, _ := placed(t, sharedJournal())
+		d := digest.FromString("x")
+		if err := s.linkNow("r", d); !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("without bytes: %v", err)
+		}
+		release := s.made("x")
+		if err := s.linkNow("r", d); err != nil {
+			t.Fatal(err)
+		}
+		second := s.made("x") // as another client may push it at the same time
+		s.unlink("r", d)
+		if s.collect(); service.Len() != 1 { // that of the second
+			t.Errorf("%d objects", service.Len())
+		}
+		if err := s.linkNow("r", d); err != nil {
+			t.Errorf("the second object: %v", err)
+		}
+		if place, err := s.index.Place(t.Context(), d); err != nil || !service.Has(place, d) {
+			t.Errorf("a fact names %s, which is not there: %v", place, err)
+		}
+		s.unlink("r", d)
+		s.collect()
+		if err := s.linkNow("r", d); !errors.Is(err, storage.ErrExpired) || service.Len() != 0 {
+			t.Errorf("both were named before: %v, %d objects", err, service.Len())
+		}
+		release()
+		second()
+		if s.collect(); service.Len() != 0 {
+			t.Errorf("%d objects in the end", service.Len())
+		}
+		if err := s.linkNow("r", d); !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("after the uploads: %v", err)
+		}
+	})
+}
+
+// TestAnObjectIsNamedWithinTwoGenerations, because after that the Collector may delete it; of several the newest one.
+func TestAnObjectIsNamedWithinTwoGenerations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, _ := placed(t, sharedJournal())
+		s.raise("1")
+		defer s.made("old")()
+		defer s.made("both")()
+		defer s.made("next")()
+		s.raise("2")
+		defer s.made("both")()
+		if err := s.linkNow("r", digest.FromString("next")); err != nil {
+			t.Errorf("one generation later: %v", err)
+		}
+		s.raise("3")
+		if err := s.linkNow("r", digest.FromString("old")); !errors.Is(err, storage.ErrExpired) {
+			t.Errorf("two generations later: %v", err)
+		}
+		if err := s.linkNow("r", digest.FromString("both")); err != nil {
+			t.Errorf("the newer one of two: %v", err)
+		}
+		if place, _ := s.index.Place(t.Context(), digest.FromString("both")); !strings.HasPrefix(place, "00000002/") {
+			t.Errorf("named %s", place)
+		}
+	})
+}
+
+// TestWhatBecomesOfAnObjectThatIsNotNeeded: nothing may delete it that a commit may yet name.
+func TestWhatBecomesOfAnObjectThatIsNotNeeded(t *testing.T) {
+	want := func(t *testing.T, what string, service *memory.Service, n int) {
+		t.Helper()
+		if service.Len() != n {
+			t.Errorf("%s: %d objects, want %d", what, service.Len(), n)
+		}
+	}
+	t.Run("nothing names it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, service, _ := placed(t, sharedJournal())
+			s.made("x")()
+			want(t, "released", service, 1)
+			if _, err := s.index.Place(t.Context(), digest.FromString("x")); err != nil {
+				t.Errorf("a fact has to name it, so that it is collected: %v", err)
+			}
+			s.collect()
+			want(t, "collected", service, 0)
+		})
+	})
+	t.Run("another one has the bytes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, service, _ := placed(t, sharedJournal())
+			s.push("r", []byte("x"))
+			release := s.made("x")
+			want(t, "made", service, 2)
+			release()
+			want(t, "released", service, 1)
+		})
+	})
+	t.Run("a commit may have named it, and another one has the bytes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			inner := sharedJournal()
+			var during func()
+			s, service, _ := placed(t, watched(inner, func([]storage.Batch) error {
+				if f := during; f != nil {
+					during = nil
+					f()
+				}
+				return nil
+			}))
+			other, _, b := placed(t, inner)
+			b.Objects.Service = service
+			release := s.made("x")
+			during = func() { other.push("r", []byte("x")) } // before the commit of s, which then is a conflict
+			if err := s.linkNow("r", digest.FromString("x")); err != nil {
+				t.Error(err)
+			}
+			release()
+			want(t, "released", service, 2)
+			s.raise("1")
+			s.raise("2")
+			want(t, "swept as unnamed", service, 0) // nor does anything refer to the link
+		})
+	})
+}
+
+// TestAConflictAboutObjectsConcernsWhatNamesThem, and holds up nothing else.
+func TestAConflictAboutObjectsConcernsWhatNamesThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := sharedJournal()
+		other, _, _ := placed(t, inner)
+		if _, err := other.manifest(t.Context(), "b", "v"); err != nil {
+			t.Fatal(err)
+		}
+		j, commits := conflicts(inner, []string{storage.StoreRepo})
+		s, _, _ := placed(t, j)
+		defer s.made("x")()
+		together(t, s.index, func(*storage.Index) error { return s.linkNow("a", digest.FromString("x")) },
+			func(x *storage.Index) error {
+				return x.Update(t.Context(), "b", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
+			})
+		want := [][]string{{"_", "a", "b"}, {"b"}, {"_", "a"}}
+		if !slices.EqualFunc(*commits, want, slices.Equal) {
+			t.Errorf("commits of %v, want %v", *commits, want)
+		}
+	})
+}
