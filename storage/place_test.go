@@ -41,7 +41,7 @@ func TestFactsAboutPlacesAreRead(t *testing.T) {
 	random := strings.Repeat("r", 16)
 	for value, ok := range map[string]bool{
 		"\x00" + random: true, "\x01" + random: true, "\xff\xff\xff\xff\x0f" + random: true,
-		"\x01" + random + "more": true, // of a later version
+		"\x01" + random + "more":        true, // of a later version
 		"\x80\x80\x80\x80\x10" + random: false, "\xff\xff\xff\xff\x1f" + random: false, "": false, "\x01": false,
 		"\x01" + random[1:]: false, "\x80\x01" + random[1:]: false, random[1:]: false, strings.Repeat("\xff", 40): false,
 	} {

@@ -199,6 +199,9 @@ func (g *Guard) Policy() *Policy { return g.state.Load().policy }
 
 // Summary returns what may be done without a login, for people: the end of a sentence that begins "without a login:".
 func (g *Guard) Summary() string {
+	if g.options.ReadOnly {
+		return g.readOnlySummary()
+	}
 	s := g.state.Load()
 	p, rest := s.policy, "needs a login"
 	if !s.logins {

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 
@@ -39,4 +40,16 @@ func (g *Guard) keepRobots(content []byte) error {
 		return errReadOnly
 	}
 	return files.Write(g.root, robotsFile, content, 0o600)
+}
+
+// readOnlySummary is Summary for a read-only registry: whatever the settings allow, nothing is pushed or deleted.
+func (g *Guard) readOnlySummary() string {
+	const only = "; to push and to delete is not possible, because the registry is read-only"
+	switch p := g.state.Load().policy; {
+	case p.Rules() > 0:
+		return fmt.Sprintf("pull, as the %d rules of the configuration file allow (ask with trow can-i)", p.Rules()) + only
+	case p.Private || p.Anonymous >= ReadOnly:
+		return "pull" + only
+	}
+	return "nothing" + only
 }

@@ -11,6 +11,7 @@ import (
 	"trow/registry/admin"
 	"trow/storage"
 	"trow/storage/bolt"
+	"trow/storage/disk"
 )
 
 // A data directory that cannot be written to, but read, is served all the same: pulls and verdicts need no more. A
@@ -50,12 +51,31 @@ func unwritable(err error) bool {
 // ReadOnly reports whether nothing is written to the directory. It does not change while the server runs.
 func (d *Data) ReadOnly() bool { return d.readOnly != "" }
 
-// ReadOnlyCheck is a line of /readyz?verbose if nothing is written to the directory.
+// stillWritable asks the file system whether the directory can be written to. Tests replace it.
+var stillWritable = (*disk.Blobs).Writable
+
+// ReadOnlyCheck is a line of /readyz?verbose if nothing is written to the directory, or nothing can be any more.
 func (d *Data) ReadOnlyCheck() (ok bool, text string) {
-	if d.readOnly == "" {
-		return true, ""
+	if d.readOnly != "" {
+		return false, "read-only, pulls and verdicts alone: " + d.readOnly
 	}
-	return false, "read-only, pulls and verdicts alone: " + d.readOnly
+	if err := stillWritable(d.blobs); err != nil {
+		return false, "the data directory has become read-only, pulls and verdicts go on: " + err.Error()
+	}
+	return true, ""
+}
+
+// watchWritable logs once that the directory cannot be written to any more, and once that it can again.
+func (d *Data) watchWritable(context.Context) {
+	switch err := stillWritable(d.blobs); {
+	case err != nil && !d.unwritable:
+		d.unwritable = true
+		d.log.Error().Err(err).Msg("the data directory has become read-only, as after an error of the disk: pulls and " +
+			"verdicts go on, and everything that changes anything fails; look at the volume, then restart the server")
+	case err == nil && d.unwritable:
+		d.unwritable = false
+		d.log.Info().Msg("the data directory can be written to again")
+	}
 }
 
 // writing is a job that changes the data, unless it is to report alone.
