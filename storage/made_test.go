@@ -1,6 +1,7 @@
 package storage_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -36,8 +37,8 @@ func (s *store) made(content string) (release func()) {
 	return release
 }
 
-// TestAnObjectIsNamedOnceAlone: once a commit has named it, or may have, it may be deleted at any moment, and only a new
-// object has the bytes again.
+// TestAnObjectIsNamedOnceAlone: once a commit has named it, or may have, it may be deleted at any moment, and only a
+// new object has the bytes again.
 func TestAnObjectIsNamedOnceAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, service, _ := placed(t, sharedJournal())
@@ -179,4 +180,80 @@ func TestAConflictAboutObjectsConcernsWhatNamesThem(t *testing.T) {
 			t.Errorf("commits of %v, want %v", *commits, want)
 		}
 	})
+}
+
+// TestBytesThatGoInTheSameCommitCannotBeNamed: the Collector takes mark and place away in one commit.
+func TestBytesThatGoInTheSameCommitCannotBeNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		held := make(chan struct{})
+		var s *store
+		marked := false
+		s, service, _ := placed(t, watched(sharedJournal(), func(b []storage.Batch) error {
+			for i := range b {
+				if b[i].Repo == storage.StoreRepo && slices.ContainsFunc(b[i].Facts, func(f storage.Fact) bool {
+					return f.Kind == 'c' && f.Value != nil
+				}) {
+					marked = true // what comes next is one commit
+					go s.index.Update(context.Background(), "hold", func(*storage.Tx) error { <-held; return nil })
+				}
+			}
+			return nil
+		}))
+		s.push("r", []byte("x"))
+		s.unlink("r", digest.FromString("x"))
+		collected, linked := make(chan struct{}), make(chan error, 1)
+		go func() { s.collect(); close(collected) }()
+		synctest.Wait()
+		go func() { linked <- s.linkNow("q", digest.FromString("x")) }()
+		synctest.Wait()
+		close(held)
+		<-collected
+		if err := <-linked; !errors.Is(err, storage.ErrNotFound) || !marked || service.Len() != 0 {
+			t.Errorf("the link: %v, %d objects", err, service.Len())
+		}
+	})
+}
+
+// TestChangesThatDoNotContradictAreNoConflicts, although another process makes one at the same moment.
+func TestChangesThatDoNotContradictAreNoConflicts(t *testing.T) {
+	record := func(s *store, name string) error {
+		return s.index.SetRecord(s.Context(), name, nil, []byte("v"))
+	}
+	for name, do := range map[string]func(s *store, i string) error{
+		"records":            record,
+		"links":              func(s *store, i string) error { return s.linkNow("r", digest.FromString(i)) },
+		"links and a record": func(s *store, i string) error { return errors.Join(s.linkNow("r", digest.FromString(i)), record(s, i)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				inner, commits := sharedJournal(), 0
+				var during func()
+				s, _, _ := placed(t, watched(inner, func([]storage.Batch) error {
+					commits++
+					if f := during; f != nil {
+						during = nil
+						f()
+					}
+					return nil
+				}))
+				other, _, _ := placed(t, inner)
+				for _, x := range []*store{s, other} {
+					defer x.made("mine")()
+					defer x.made("theirs")()
+				}
+				commits = 0
+				during = func() {
+					if err := do(other, "theirs"); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := do(s, "mine"); err != nil {
+					t.Error(err)
+				}
+				if want := 1 + strings.Count(name, "and"); commits != want {
+					t.Errorf("%d commits, want %d", commits, want)
+				}
+			})
+		})
+	}
 }

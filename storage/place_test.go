@@ -19,7 +19,7 @@ import (
 	"trow/storage/storagetest"
 )
 
-// TestNamesOfObjects: only what String makes is the name of an object of ours; other objects of a bucket are left alone.
+// TestNamesOfObjects: only what String makes is the name of an object of ours; others of a bucket are left alone.
 func TestNamesOfObjects(t *testing.T) {
 	random := strings.Repeat("0f", 16)
 	for name, want := range map[string]bool{
