@@ -32,9 +32,9 @@ type Data struct {
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
 	hold   *hold
 
-	unwritable bool // nothing can be written any more, and the log has said so; used by one loop
-
 	readOnly string // why nothing is written to the directory; empty: it is written to
+	// unwritable is why nothing can be written to the directory any more; nil: it can.
+	unwritable atomic.Pointer[error]
 
 	indexFull string // the settings because of which new names are refused, and the log has said so; used by one loop
 
@@ -154,7 +154,7 @@ func (d *Data) Run(ctx context.Context) error {
 	}
 	every(min(expireInterval, o.UploadTimeout/4), 0, d.expire)
 	every(spaceInterval, 0, d.watchSpace)
-	every(spaceInterval, 0, d.watchWritable)
+	every(writableInterval, 0, d.watchWritable)
 	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
 	every(o.GCInterval, startDelay, d.collect)

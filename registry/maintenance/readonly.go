@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+	"time"
 
 	"trow/registry/admin"
 	"trow/storage"
@@ -59,21 +60,31 @@ func (d *Data) ReadOnlyCheck() (ok bool, text string) {
 	if d.readOnly != "" {
 		return false, "read-only, pulls and verdicts alone: " + d.readOnly
 	}
-	if err := stillWritable(d.blobs); err != nil {
-		return false, "the data directory has become read-only, pulls and verdicts go on: " + err.Error()
+	if err := d.unwritable.Load(); err != nil {
+		return false, "the data directory has become read-only, pulls and verdicts go on: " + (*err).Error()
 	}
 	return true, ""
 }
 
-// watchWritable logs once that the directory cannot be written to any more, and once that it can again.
+// writableInterval is the time between two tries to write to the directory: each costs the disk a write or two.
+const writableInterval = 30 * time.Second
+
+// watchWritable looks whether the directory can be written to still. It logs once that it cannot, and once that it can
+// again. Lack of space has a line and a message of its own.
 func (d *Data) watchWritable(context.Context) {
-	switch err := stillWritable(d.blobs); {
-	case err != nil && !d.unwritable:
-		d.unwritable = true
+	err := stillWritable(d.blobs)
+	if errors.Is(err, storage.ErrFull) {
+		err = nil
+	}
+	switch known := d.unwritable.Load() != nil; {
+	case err != nil:
+		if d.unwritable.Store(&err); known {
+			return
+		}
 		d.log.Error().Err(err).Msg("the data directory has become read-only, as after an error of the disk: pulls and " +
 			"verdicts go on, and everything that changes anything fails; look at the volume, then restart the server")
-	case err == nil && d.unwritable:
-		d.unwritable = false
+	case known:
+		d.unwritable.Store(nil)
 		d.log.Info().Msg("the data directory can be written to again")
 	}
 }

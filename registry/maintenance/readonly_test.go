@@ -3,6 +3,7 @@ package maintenance_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -77,8 +78,8 @@ func TestOtherErrorsOfADirectoryStay(t *testing.T) {
 	}
 }
 
-// TestADirectoryThatBecomesReadOnlyIsReported while the server runs: by a line of /readyz?verbose and a metric as long as
-// it is so, and by the log once.
+// TestADirectoryThatBecomesReadOnlyIsReported while the server runs: by a line of /readyz?verbose and a metric as long
+// as it is so, and by the log once.
 func TestADirectoryThatBecomesReadOnlyIsReported(t *testing.T) {
 	var log bytes.Buffer
 	o := options(t, &log)
@@ -117,4 +118,6 @@ func TestADirectoryThatBecomesReadOnlyIsReported(t *testing.T) {
 	}
 	now = syscall.EACCES
 	check("and not again", false, 1, 2)
+	now = fmt.Errorf("%w: no space", storage.ErrFull)
+	check("a full disk is no read-only one", true, 0, 2)
 }
