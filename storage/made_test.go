@@ -3,6 +3,7 @@ package storage_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -73,6 +74,31 @@ func TestAnObjectIsNamedOnceAlone(t *testing.T) {
 		}
 		if err := s.linkNow("r", d); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("after the uploads: %v", err)
+		}
+	})
+}
+
+// TestAnObjectIsNamedOnceAmongOtherFacts of the same commit, which come in any order.
+func TestAnObjectIsNamedOnceAmongOtherFacts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _, _ := placed(t, sharedJournal())
+		var updates []func(*storage.Index) error
+		const n = 10
+		for i := range n {
+			text := fmt.Sprint(i)
+			defer s.made(text)()
+			updates = append(updates, func(*storage.Index) error { return s.linkNow("r", digest.FromString(text)) },
+				func(x *storage.Index) error { return x.SetRecord(t.Context(), text, nil, []byte("v")) })
+		}
+		together(t, s.index, updates...)
+		for i := range n {
+			s.unlink("r", digest.FromString(fmt.Sprint(i)))
+		}
+		s.collect()
+		for i := range n {
+			if err := s.linkNow("r", digest.FromString(fmt.Sprint(i))); !errors.Is(err, storage.ErrExpired) {
+				t.Errorf("%d is named again: %v", i, err)
+			}
 		}
 	})
 }
