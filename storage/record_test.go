@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"trow/storage"
 	"trow/storage/storagetest"
@@ -132,6 +133,30 @@ func TestProcessesDoNotExceedAQuotaTogether(t *testing.T) {
 		storagetest.Update(t, x, "other", link(3, 40))
 		if guards != 0 {
 			t.Errorf("%d records of quotas by changes that add nothing", guards)
+		}
+	})
+}
+
+// TestARecordThatAnotherProcessHasSet is found: a miss is confirmed with the Journal.
+func TestARecordThatAnotherProcessHasSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := sharedJournal()
+		far := delayed{inner, make(chan struct{})}
+		j := &mute{Journal: far}
+		x := storagetest.OpenIndex(t, j)
+		if err := storagetest.OpenIndex(t, inner).SetRecord(t.Context(), "a", nil, []byte("v")); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			time.Sleep(time.Millisecond)
+			close(far.pass)
+		}()
+		if value, err := x.Record(t.Context(), "a"); string(value) != "v" || err != nil {
+			t.Errorf("%q, %v", value, err)
+		}
+		j.silent.Store(true)
+		if _, err := x.Record(t.Context(), "b"); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("a miss that cannot be confirmed: %v", err)
 		}
 	})
 }
