@@ -257,3 +257,27 @@ func TestALeaseOfAFreshLinkIsNoCommit(t *testing.T) {
 		})
 	}
 }
+
+// TestAfterAnUnknownOutcomeNothingIsCommittedUntilTheStateIsConfirmed: functions would run on what may be old.
+func TestAfterAnUnknownOutcomeNothingIsCommittedUntilTheStateIsConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner, commits := sharedJournal(), 0
+		j := &mute{Journal: hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+			if commits++; commits == 1 {
+				return 0, errMissing
+			}
+			return inner.Commit(ctx, b...)
+		}}}
+		x := storagetest.OpenIndex(t, j)
+		if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, errMissing) {
+			t.Errorf("the outcome is not known: %v", err)
+		}
+		j.silent.Store(true)
+		if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, storage.ErrUnavailable) || commits != 1 {
+			t.Errorf("the state cannot be confirmed: %v, %d commits", err, commits)
+		}
+		j.silent.Store(false)
+		storagetest.Update(t, x, "r", put(1, "v"))
+		wantTags(t, x, "r", "v")
+	})
+}
