@@ -150,6 +150,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 		return err
 	}
 	o.registry.Log, o.registry.Names, o.registry.Files = log, o.policy.Names, files
+	o.registry.Limit.MaxRequests = o.server.Requests(o.registry.Limit.MaxRequests)
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it

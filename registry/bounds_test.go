@@ -333,6 +333,33 @@ func TestOpenUploadsCount(t *testing.T) {
 	}
 }
 
+// TestAWholeBlobPushedAgainTakesItsRoomWhileItIsOpen: its bytes are on the disk twice until then. After it they count
+// once, however it was sent; and a client that asks first has nothing to send.
+func TestAWholeBlobPushedAgainTakesItsRoomWhileItIsOpen(t *testing.T) {
+	w := newServer(t)
+	content := bytes.Repeat([]byte("x"), 60)
+	d := digest.FromBytes(content)
+	w.do("POST", "/v2/team/a/blobs/uploads/?digest="+d.String(), content).is(201)
+	for room, status := range map[int64]int{60: 201, 59: 403, 0: 403} {
+		quotas(t, w, limit.Quota{Repositories: []string{"team/**"}, Bytes: quantity(60 + room)})
+		w.do("POST", "/v2/team/a/blobs/uploads/?digest="+d.String(), content).is(status)
+		if room > 0 { // a full quota opens no sessions
+			at := w.do("POST", "/v2/team/a/blobs/uploads/", nil).is(202).header.Get("Location")
+			w.do("PUT", at+"?digest="+d.String(), content).is(status)
+			at = w.do("POST", "/v2/team/a/blobs/uploads/", nil).is(202).header.Get("Location")
+			w.do("PATCH", at, content[:30]).is(202)
+			w.do("PUT", at+"?digest="+d.String(), content[30:]).is(status)
+		} else {
+			w.do("POST", "/v2/team/a/blobs/uploads/", nil).over()
+		}
+		w.do("HEAD", "/v2/team/a/blobs/"+d.String(), nil).is(200)
+		w.do("POST", "/v2/team/a/blobs/uploads/?mount="+d.String()+"&from=team/a", nil).is(201)
+		if q := w.index.Quotas()[0]; q.Used != 60 || q.Open != 0 {
+			t.Errorf("room for %d: %d used, %d open", room, q.Used, q.Open)
+		}
+	}
+}
+
 // TestTheUpdateDecidesAboutAQuota has another client take the room after the first look at the quota.
 func TestTheUpdateDecidesAboutAQuota(t *testing.T) {
 	w := newServer(t)

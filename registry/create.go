@@ -19,8 +19,8 @@ import (
 
 // This file is what an identity that may create, and not push, can do to tags: set new ones, and let a companion grow;
 // and how a companion under an immutable tag grows, and ends. A companion is a tag under which clients keep what
-// belongs to a manifest: sha256-<hex>, the index of its referrers (distribution spec, "Referrers Tag Schema"), or
-// sha512-<first half of the hex>, and sha256-<hex>.sig, .att and .sbom (cosign).
+// belongs to a manifest: sha256-<hex>, the index of its referrers (distribution spec, "Referrers Tag Schema"), and
+// sha256-<hex>.sig, .att and .sbom (cosign); of a sha512, sha512-<first half of the hex>.
 
 // creation is a push by an identity that may create and not push.
 type creation struct {
@@ -153,22 +153,24 @@ func mayGrow(tx *storage.Tx, tag string, at storage.Descriptor) bool {
 // whether the tag has the name of a companion at all. Of a sha512 such a name has the first half (distribution spec,
 // "Referrers Tag Schema"), and then d is known only of a manifest that is held.
 func accompanied(tx *storage.Tx, tag string) (d digest.Digest, named, held bool) {
-	const prefix, long, hex = "sha256-", "sha512-", 64
-	if start, ok := strings.CutPrefix(tag, long); ok && len(start) == hex {
-		_, err := storage.ParseDigest("sha256:" + start) // the same form
+	const hex = 64
+	alg, rest, _ := strings.Cut(tag, "-")
+	if len(rest) < hex || !slices.Contains(companions, rest[hex:]) {
+		return "", false, false
+	}
+	start := rest[:hex]
+	d, err := storage.ParseDigest("sha256:" + start) // the first half of a sha512 has the same form
+	switch {
+	case err != nil:
+		return "", false, false
+	case alg == "sha256":
+		_, held = tx.Manifest(d)
+		return d, true, held
+	case alg == "sha512":
 		d, held = tx.ManifestBySHA512(start)
-		return d, err == nil, held
+		return d, true, held
 	}
-	rest, ok := strings.CutPrefix(tag, prefix)
-	if !ok || len(rest) < hex || !slices.Contains(companions, rest[hex:]) {
-		return "", false, false
-	}
-	d, err := storage.ParseDigest("sha256:" + rest[:hex])
-	if err != nil {
-		return "", false, false
-	}
-	_, held = tx.Manifest(d)
-	return d, true, held
+	return "", false, false
 }
 
 // grows reports whether the pushed manifest has everything of the old one: type, subject, and each layer or child. An

@@ -359,10 +359,16 @@ func TestRulesAndRobotsThatMayCreate(t *testing.T) {
 
 // TestACompanionOfASHA512 has the first half of the digest in its name.
 func TestACompanionOfASHA512(t *testing.T) {
+	for _, end := range []string{"", ".sig", ".att", ".sbom"} {
+		t.Run(end, func(t *testing.T) { companionOfASHA512(t, end) })
+	}
+}
+
+func companionOfASHA512(t *testing.T, end string) {
 	w := newServer(t, func(o *registry.Options) { o.Immutable = func(repo, _ string) bool { return repo == "prod" } })
 	subject, other := w.build("prod", "1"), w.build("prod", "2")
 	d := digest.SHA512.FromBytes(subject)
-	tag := "sha512-" + d.Encoded()[:64]
+	tag := "sha512-" + d.Encoded()[:64] + end
 	for _, body := range [][]byte{subject, other} {
 		w.put("prod", digest.FromBytes(body).String(), body).is(201)
 	}

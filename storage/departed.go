@@ -40,12 +40,13 @@ func (s *state) depart(r *repo, k, v []byte) error {
 		if f.err != nil || n > uint64(len(f.buf)) {
 			return errFact
 		}
+		d.refs = make([]slab.ID, 0, min(n, uint64(len(f.buf)/shortKey)))
 		for range n {
 			ref := f.key(false)
 			if f.err != nil {
 				return f.err
 			}
-			d.refs = append(d.refs, r.keep(s.addRef(r, ref), 1))
+			d.refs = append(d.refs, s.keep(r, s.addRef(r, ref), 1))
 		}
 		if r.departed == nil {
 			r.departed = map[slab.ID]departed{}
@@ -59,7 +60,7 @@ func (s *state) depart(r *repo, k, v []byte) error {
 			delete(r.departed, c)
 		}
 		for _, ref := range old.refs {
-			s.removeRef(r, r.keep(ref, -1))
+			s.removeRef(r, s.keep(r, ref, -1))
 		}
 		s.contents.At(c).subjects--
 		s.memory -= memOfDeparted(old)
@@ -69,17 +70,23 @@ func (s *state) depart(r *repo, k, v []byte) error {
 }
 
 // keep counts a reference of a departed manifest, and returns the entry.
-func (r *repo) keep(entry slab.ID, n int32) slab.ID {
+func (s *state) keep(r *repo, entry slab.ID, n int32) slab.ID {
 	if r.kept == nil {
 		r.kept = map[slab.ID]int32{}
 	}
+	before := len(r.kept)
 	if r.kept[entry] += n; r.kept[entry] == 0 {
 		delete(r.kept, entry)
 	}
+	s.memory += memKept * int64(len(r.kept)-before)
 	return entry
 }
 
-func memOfDeparted(d departed) int64 { return 100 + 32*int64(len(d.refs)) }
+// memKept is what an entry takes that deleted manifests keep, in repo.kept.
+const memKept = 16
+
+// memOfDeparted is what a deleted manifest takes: 70 bytes are its place in the map.
+func memOfDeparted(d departed) int64 { return 70 + memRef*int64(len(d.refs)) }
 
 func (s *state) departed(repo string, k key) (d departed, held bool) {
 	if r := s.repos[repo]; r != nil {

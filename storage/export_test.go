@@ -115,3 +115,44 @@ func SetFact(ctx context.Context, x *Index, repo string, k Kind, name string, va
 func Force(ctx context.Context, x *Index, repo string, k Kind, name string) error {
 	return x.Update(ctx, repo, func(tx *Tx) error { tx.set(k, name, []byte("x")); return nil })
 }
+
+// EndedRevisions are the revisions of repos without a fact.
+func EndedRevisions(x *Index) map[string]Revision { return x.endedRevisions() }
+
+// Step returns how many things one commit of a journal with these traits can change.
+func Step(t Traits, n, operations, compares int) int {
+	return (&Index{traits: t}).step(n, operations, compares)
+}
+
+// Departed returns of how many manifests an Index has a record that they were deleted.
+func Departed(x *Index, repo string) int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.state.repos[repo]; r != nil {
+		return len(r.departed)
+	}
+	return 0
+}
+
+// DepartedFact is the fact that a deleted manifest leaves.
+func DepartedFact(d digest.Digest, unix int64, refs ...digest.Digest) Fact {
+	var keys []key
+	for _, ref := range refs {
+		keys = append(keys, keyOf(ref))
+	}
+	return Fact{KindDeparted, string(keyOf(d)), departedValue(unix, keys)}
+}
+
+// PlaceFact and RecordFact are facts about content itself.
+func PlaceFact(d digest.Digest, name string) Fact {
+	p, ok := parsePlace(name)
+	if !ok {
+		panic(name)
+	}
+	return Fact{kindPlace, string(keyOf(d)), p.value()}
+}
+
+func RecordFact(name string, value []byte) Fact { return Fact{kindRecord, name, value} }
+
+// IsPlace reports whether an object can have this name.
+func IsPlace(name string) bool { _, ok := parsePlace(name); return ok }

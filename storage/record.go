@@ -79,12 +79,12 @@ func (s *state) setRecord(name string, value []byte) {
 	s.memory += memOfRecord(name, value)
 }
 
-// memOfRecord is what a record takes: 100 bytes are its place in the map.
+// memOfRecord is what a record takes: 90 bytes are its place in the map.
 func memOfRecord(name string, value []byte) int64 {
 	if value == nil {
 		return 0
 	}
-	return 100 + memText(len(name)) + memText(len(value))
+	return 90 + memText(len(name)) + memText(len(value))
 }
 
 // record returns a record as the change sees it.

@@ -102,3 +102,55 @@ func TestABodyThatStallsForTooLong(t *testing.T) {
 		t.Fatalf("%+v, %v", resp, err)
 	}
 }
+
+// TestAnswersOfTheNodeAreNoPages: its own, and those of net/http before there is a request. What the registry answers
+// is passed on as it is.
+func TestAnswersOfTheNodeAreNoPages(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(rw http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(rw, "HTTP/1.1 of the registry\n") // the form of an answer, but a body
+		rw.(http.Flusher).Flush()
+		_, _ = io.WriteString(rw, "HTTP/1.1 of the registry\n")
+	})
+	w := newWorld(t, ca.pem).start(r.address()).ready()
+	lost := newWorld(t, ca.pem).start("127.0.0.1:1")
+	const get = "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
+	for _, c := range []struct {
+		to      *world
+		request string
+		want    int
+	}{
+		{w, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+		{w, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+		{newWorld(t, "").start("127.0.0.1:1"), "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 503},
+		{lost, get, 502},
+		{w, "CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 405},
+		{w, "GET / HTTP/1.1\r\n\r\n", 400},
+		{w, "GET / HTTP/1.1\r\nHost: x\r\nExpect: more\r\n\r\n", 417},
+		{w, "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501},
+		{w, "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X: y\r\n", 600) + "\r\n", 431},
+		{w, get + "GET / HTTP/1.1\r\n\r\n", 400}, // after a request that was answered
+	} {
+		conn, err := net.Dial("tcp", c.to.address("127.0.0.1:21000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+		go io.WriteString(conn, c.request)
+		in := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(in, nil)
+		if strings.HasPrefix(c.request, get) && c.to == w && err == nil {
+			if body, err := io.ReadAll(resp.Body); string(body) != strings.Repeat("HTTP/1.1 of the registry\n", 2) {
+				t.Errorf("%q, %v", body, err)
+			}
+			resp, err = http.ReadResponse(in, nil)
+		}
+		if err != nil {
+			t.Errorf("%.40q: %v", c.request, err)
+		} else if resp.StatusCode != c.want || len(resp.Header["X-Content-Type-Options"]) != 1 ||
+			resp.Header.Get("Content-Security-Policy") != "default-src 'none'; sandbox; frame-ancestors 'none'" {
+			t.Errorf("%.40q: %d, %v; want %d", c.request, resp.StatusCode, resp.Header, c.want)
+		}
+		_ = conn.Close()
+	}
+}

@@ -111,6 +111,7 @@ func (n *Node) server() (*http.Server, *handover) {
 	}
 	server := &http.Server{Handler: n.handler(proxy), ErrorLog: quiet, ReadHeaderTimeout: n.times.first,
 		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader, ConnState: ask,
+		DisableGeneralOptionsHandler: true, // or net/http would answer OPTIONS * without the headers of all other answers
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		}}
@@ -131,6 +132,10 @@ func (n *Node) handler(proxy http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c, ok := r.Context().Value(connKey{}).(*conn); ok {
 			c.shown.Store(true)
+			c.answering = true
+		}
+		if own := r.Method == http.MethodConnect || r.URL.Path == livePath || r.URL.Path == readyPath; own {
+			ocierror.Secure(w.Header()) // the registry's answers have these headers already
 		}
 		if r.URL.Path == livePath || r.URL.Path == readyPath {
 			w.Header().Set("Connection", "close") // it may have no slot: no other request may follow
@@ -243,6 +248,7 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 			Header:  http.Header{"Connection": {"close"}},
 			Message: "nothing of the body has come for too long; send the request again"}
 	}
+	ocierror.Secure(w.Header())
 	ocierror.Write(w, r, e)
 }
 

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"trow/registry/ocierror"
 )
 
 const (
@@ -62,6 +64,8 @@ type conn struct {
 
 	asks  atomic.Bool // the headers of a request over HTTP are awaited
 	lines int         // of these; for the goroutine that reads them
+	// answering: a handler answers the request. For the goroutine that serves the connection.
+	answering bool
 
 	since  time.Time    // when it was accepted
 	shown  atomic.Bool  // whether it is in use: a whole request has come, or the registry has answered
@@ -237,15 +241,26 @@ func ask(c net.Conn, state http.ConnState) {
 	}
 	switch state {
 	case http.StateNew, http.StateIdle:
-		k.lines = 0
+		k.lines, k.answering = 0, false
 		k.asks.Store(true)
 	case http.StateActive: // the headers are complete
 		k.asks.Store(false)
 	}
 }
 
-// Write gives the client the idle time to receive the data.
+// Write gives the client the idle time to receive the data. What no handler has answered gets the headers of all
+// answers.
 func (c *conn) Write(b []byte) (int, error) {
+	if !c.answering {
+		if _, err := c.write(ocierror.SecureAnswer(b)); err != nil {
+			return 0, err
+		}
+		return len(b), nil
+	}
+	return c.write(b)
+}
+
+func (c *conn) write(b []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(c.idle)); err != nil {
 		return 0, err
 	}

@@ -113,7 +113,9 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 		return err
 	}
 	for _, suffix := range companions {
-		tag := desc.Digest.Algorithm().String() + "-" + desc.Digest.Encoded() + suffix
+		// Of a sha512 the name has the first half: a tag has no room for more (distribution spec, "Referrers Tag Schema").
+		start := desc.Digest.Encoded()[:min(len(desc.Digest.Encoded()), 64)]
+		tag := desc.Digest.Algorithm().String() + "-" + start + suffix
 		if err := i.companion(ctx, from, repo, tag); err != nil {
 			return err
 		}

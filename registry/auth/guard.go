@@ -173,6 +173,9 @@ func (g *Guard) Policy() *Policy { return g.state.Load().policy }
 
 // Summary returns what may be done without a login, for people: the end of a sentence that begins "without a login:".
 func (g *Guard) Summary() string {
+	if g.options.ReadOnly {
+		return g.readOnlySummary()
+	}
 	s := g.current()
 	p, rest := s.policy, "needs a login"
 	if !s.logins {
@@ -191,6 +194,18 @@ func (g *Guard) Summary() string {
 		return "pull, and push of what is new; to move or delete a tag " + rest
 	}
 	return "pull and push, for every client that can connect; delete " + rest
+}
+
+// readOnlySummary is Summary for a read-only registry: whatever the settings allow, nothing is pushed or deleted.
+func (g *Guard) readOnlySummary() string {
+	const only = "; to push and to delete is not possible, because the registry is read-only"
+	switch p := g.current().policy; {
+	case p.Rules() > 0:
+		return fmt.Sprintf("pull, as the %d rules of the configuration file allow (ask with trow can-i)", p.Rules()) + only
+	case p.Private || p.Anonymous >= ReadOnly:
+		return "pull" + only
+	}
+	return "nothing" + only
 }
 
 // Run follows the htpasswd file and rotates the keys until ctx is done, and logs what changes.

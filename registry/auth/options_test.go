@@ -102,6 +102,7 @@ func TestWhatAnonymousIsByDefault(t *testing.T) {
 }
 
 func TestSummary(t *testing.T) {
+	const readOnly = "; to push and to delete is not possible, because the registry is read-only"
 	for _, row := range []struct {
 		o    auth.Options
 		want string
@@ -116,6 +117,13 @@ func TestSummary(t *testing.T) {
 		{auth.Options{User: "u", Password: "p"}, "nothing"},
 		{auth.Options{Rules: []auth.Rule{rule("*", "pull", "")}},
 			"what the 1 rules of the configuration file allow; ask with trow can-i"},
+		// A read-only registry said that it could be pushed to.
+		{auth.Options{ReadOnly: true, Loopback: true}, "pull" + readOnly},
+		{auth.Options{ReadOnly: true, Anonymous: "push"}, "pull" + readOnly},
+		{auth.Options{ReadOnly: true}, "pull" + readOnly},
+		{auth.Options{ReadOnly: true, User: "u", Password: "p"}, "nothing" + readOnly},
+		{auth.Options{ReadOnly: true, Rules: []auth.Rule{rule("*", "pull", "")}},
+			"pull, as the 1 rules of the configuration file allow (ask with trow can-i)" + readOnly},
 	} {
 		if got := byDefault(t, row.o).Summary(); got != row.want {
 			t.Errorf("%q, want %q", got, row.want)

@@ -12,6 +12,16 @@ import (
 	"trow/storage/s3"
 )
 
+// SetWritable makes the file system answer whether it can be written to, for one test.
+func SetWritable(t *testing.T, answer func() error) {
+	old := stillWritable
+	stillWritable = func(writable) error { return answer() }
+	t.Cleanup(func() { stillWritable = old })
+}
+
+// WatchWritable is one look at whether the directory can be written to.
+func WatchWritable(d *Data) { d.watchWritable(context.Background()) }
+
 // SetOpenJournal makes Open open the journal by another function, for one test.
 func SetOpenJournal(t *testing.T, open func(dir string) (storage.Journal, error)) {
 	old := openJournal

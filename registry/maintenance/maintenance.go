@@ -36,6 +36,8 @@ type Data struct {
 	copying sync.Mutex // held while the journal is copied
 
 	readOnly string // why nothing is written to the directory; empty: it is written to
+	// unwritable is why nothing can be written to the directory any more; nil: it can.
+	unwritable atomic.Pointer[error]
 
 	indexFull string // the settings because of which new names are refused, and the log has said so; used by one loop
 
@@ -161,6 +163,7 @@ func (d *Data) Run(ctx context.Context) error {
 	if b, ok := d.Blobs().(spacious); ok {
 		every(spaceInterval, 0, func(context.Context) { d.watchSpace(b) })
 	}
+	every(writableInterval, 0, d.watchWritable)
 	every(spaceInterval, 0, d.watchIndex)
 	every(backupInterval, startDelay, d.backup)
 	l := d.loaded.Load()

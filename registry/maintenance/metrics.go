@@ -80,7 +80,8 @@ func (d *Data) Collect(to chan<- prometheus.Metric) {
 	d.sendEngines(send)
 	send(indexBytes, float64(memory))
 	send(pending, float64(d.hold.pendingNow()))
-	send(readOnly, map[bool]float64{true: 1}[d.readOnly != ""])
+	writable, _ := d.ReadOnlyCheck()
+	send(readOnly, map[bool]float64{false: 1}[writable])
 	d.collected.Collect(to)
 	d.freed.Collect(to)
 }

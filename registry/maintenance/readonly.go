@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+	"time"
 
 	"trow/registry/admin"
 	"trow/storage"
@@ -46,12 +47,48 @@ func unwritable(err error) bool {
 // ReadOnly reports whether nothing is written to the directory. It does not change while the server runs.
 func (d *Data) ReadOnly() bool { return d.readOnly != "" }
 
-// ReadOnlyCheck is a line of /readyz?verbose if nothing is written to the directory.
+// writable is implemented by engines whose file system may stop to take writes.
+type writable interface{ Writable() error }
+
+// stillWritable asks the file system whether the directory can be written to. Tests replace it.
+var stillWritable = writable.Writable
+
+// ReadOnlyCheck is a line of /readyz?verbose if nothing is written to the directory, or nothing can be any more.
 func (d *Data) ReadOnlyCheck() (ok bool, text string) {
-	if d.readOnly == "" {
-		return true, ""
+	if d.readOnly != "" {
+		return false, "read-only, pulls and verdicts alone: " + d.readOnly
 	}
-	return false, "read-only, pulls and verdicts alone: " + d.readOnly
+	if err := d.unwritable.Load(); err != nil {
+		return false, "the data directory has become read-only, pulls and verdicts go on: " + (*err).Error()
+	}
+	return true, ""
+}
+
+// writableInterval is the time between two tries to write to the directory: each costs the disk a write or two.
+const writableInterval = 30 * time.Second
+
+// watchWritable looks whether the directory can be written to still. It logs once that it cannot, and once that it can
+// again. Lack of space has a line and a message of its own.
+func (d *Data) watchWritable(context.Context) {
+	b, ok := d.Blobs().(writable)
+	if !ok {
+		return
+	}
+	err := stillWritable(b)
+	if errors.Is(err, storage.ErrFull) {
+		err = nil
+	}
+	switch known := d.unwritable.Load() != nil; {
+	case err != nil:
+		if d.unwritable.Store(&err); known {
+			return
+		}
+		d.log.Error().Err(err).Msg("the data directory has become read-only, as after an error of the disk: pulls and " +
+			"verdicts go on, and everything that changes anything fails; look at the volume, then restart the server")
+	case known:
+		d.unwritable.Store(nil)
+		d.log.Info().Msg("the data directory can be written to again")
+	}
 }
 
 // writing is a job that changes the data, unless it is to report alone.

@@ -3,10 +3,13 @@ package maintenance_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"trow/registry/maintenance"
 	"trow/storage"
@@ -72,4 +75,48 @@ func TestOtherErrorsOfADirectoryStay(t *testing.T) {
 	if _, err := maintenance.Open(o); !errors.Is(err, syscall.EROFS) || strings.Contains(err.Error(), "nothing to serve") {
 		t.Errorf("an empty directory: %v", err)
 	}
+}
+
+// TestADirectoryThatBecomesReadOnlyIsReported while the server runs: by a line of /readyz?verbose and a metric as long
+// as it is so, and by the log once.
+func TestADirectoryThatBecomesReadOnlyIsReported(t *testing.T) {
+	var log bytes.Buffer
+	o := options(t, &log)
+	data, _ := open(t, o)
+	var now error
+	maintenance.SetWritable(t, func() error { return now })
+	check := func(what string, want bool, metric float64, logged int) {
+		t.Helper()
+		maintenance.WatchWritable(data)
+		maintenance.WatchWritable(data)
+		ok, text := data.ReadOnlyCheck()
+		if ok != want || !want && !strings.HasSuffix(text, now.Error()) {
+			t.Errorf("%s: %v, %q", what, ok, text)
+		}
+		if n := strings.Count(log.String(), "the data directory has become read-only"); n != logged {
+			t.Errorf("%s: logged %d times, want %d: %s", what, n, logged, &log)
+		}
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(data)
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "trow_storage_read_only" && f.Metric[0].GetGauge().GetValue() != metric {
+				t.Errorf("%s: trow_storage_read_only is %v", what, f.Metric[0].GetGauge().GetValue())
+			}
+		}
+	}
+	check("it can be written to", true, 0, 0)
+	now = &os.PathError{Op: "write", Path: "/data/uploads", Err: syscall.EROFS}
+	check("it cannot", false, 1, 1)
+	now = nil
+	if check("again", true, 0, 1); !strings.Contains(log.String(), "can be written to again") {
+		t.Errorf("the log: %s", &log)
+	}
+	now = syscall.EACCES
+	check("and not again", false, 1, 2)
+	now = fmt.Errorf("%w: no space", storage.ErrFull)
+	check("a full disk is no read-only one", true, 0, 2)
 }

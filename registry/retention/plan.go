@@ -31,9 +31,10 @@ func (p *Policy) Plan(now time.Time, h storage.Holdings) []Removal {
 	d := &decision{rule: r, policy: p, now: now, h: h, whyTag: map[string]string{},
 		toDelete: map[digest.Digest]bool{}, kept: map[digest.Digest]bool{},
 		index: map[digest.Digest]*storage.HeldManifest{}, parents: map[digest.Digest]int{},
-		followers: map[digest.Digest][]digest.Digest{}}
+		followers: map[digest.Digest][]digest.Digest{}, companions: map[string]digest.Digest{}}
 	for i := range h.Manifests {
-		d.index[h.Manifests[i].Digest] = &h.Manifests[i]
+		of := h.Manifests[i].Digest
+		d.index[of], d.companions[companionName(of)] = &h.Manifests[i], of
 	}
 	// Tags come first: a manifest is removed with its last tag.
 	d.relate()
@@ -49,28 +50,34 @@ type decision struct {
 	now    time.Time
 	h      storage.Holdings
 
-	index     map[digest.Digest]*storage.HeldManifest
-	parents   map[digest.Digest]int             // manifests here that consist of it
-	followers map[digest.Digest][]digest.Digest // referrers and companions, which are kept and removed with it
-	whyTag    map[string]string                 // why a tag is removed; no entry: it is kept
-	toDelete  map[digest.Digest]bool            // removed unless a kept manifest needs it
-	kept      map[digest.Digest]bool
+	index      map[digest.Digest]*storage.HeldManifest
+	parents    map[digest.Digest]int             // manifests here that consist of it
+	followers  map[digest.Digest][]digest.Digest // referrers and companions, which are kept and removed with it
+	companions map[string]digest.Digest          // by the beginning of the names of their companions
+	whyTag     map[string]string                 // why a tag is removed; no entry: it is kept
+	toDelete   map[digest.Digest]bool            // removed unless a kept manifest needs it
+	kept       map[digest.Digest]bool
 }
 
-var companion = regexp.MustCompile(`^(sha256|sha512)-([0-9a-f]{64,128})(\.[a-z0-9.]+)?$`)
+// companion matches the names of companions: the beginning of a digest, which is the whole of a sha256 and the first
+// half of a sha512 (distribution spec, "Referrers Tag Schema"), and an ending.
+var companion = regexp.MustCompile(`^((?:sha256|sha512)-[0-9a-f]{64})(?:\.[a-z0-9.]+)?$`)
 
-// companionOf returns the digest in the name of a companion.
-func companionOf(tag string) (digest.Digest, bool) {
-	m := companion.FindStringSubmatch(tag)
-	if m == nil {
-		return "", false
+// companionName is how the names of the companions of a manifest begin.
+func companionName(d digest.Digest) string {
+	return d.Algorithm().String() + "-" + d.Encoded()[:min(len(d.Encoded()), 64)]
+}
+
+// companionOf returns the manifest whose companion a tag is; ok is false if the repository does not hold it.
+func (d *decision) companionOf(tag string) (of digest.Digest, ok bool) {
+	if m := companion.FindStringSubmatch(tag); m != nil {
+		of, ok = d.companions[m[1]]
 	}
-	d, err := storage.ParseDigest(m[1] + ":" + m[2])
-	return d, err == nil
+	return of, ok
 }
 
 // isCompanion reports whether a tag has the name of a companion.
-func isCompanion(tag string) bool { _, ok := companionOf(tag); return ok }
+func isCompanion(tag string) bool { return companion.MatchString(tag) }
 
 // relate records which manifests need which others.
 func (d *decision) relate() {
@@ -84,7 +91,7 @@ func (d *decision) relate() {
 			d.followers[m.Subject] = append(d.followers[m.Subject], m.Digest)
 		}
 		for _, t := range m.Tags {
-			if of, ok := companionOf(t.Name); ok {
+			if of, ok := d.companionOf(t.Name); ok {
 				d.followers[of] = append(d.followers[of], m.Digest)
 			}
 		}
@@ -179,8 +186,8 @@ func (d *decision) hasKeptTag(m *storage.HeldManifest) bool {
 
 // accompanies reports whether a tag is a companion. If its manifest is not in the repository it is a tag like others.
 func (d *decision) accompanies(tag string) bool {
-	of, ok := companionOf(tag)
-	return ok && d.index[of] != nil
+	_, ok := d.companionOf(tag)
+	return ok
 }
 
 // mark adds a manifest to a set, with what it consists of and what follows it, at any depth.
@@ -203,7 +210,7 @@ func (d *decision) removals() (out []Removal) {
 		for _, t := range m.Tags {
 			if why := d.whyTag[t.Name]; why != "" {
 				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, why})
-			} else if of, _ := companionOf(t.Name); d.accompanies(t.Name) && !d.kept[of] {
+			} else if of, ok := d.companionOf(t.Name); ok && !d.kept[of] {
 				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, "the manifest that it accompanies is removed"})
 			}
 		}

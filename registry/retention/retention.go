@@ -6,7 +6,8 @@
 //   - rule: states for some repositories what is kept. The first rule whose patterns match a repository is its rule; a
 //     repository without one keeps everything.
 //   - companion: a tag whose name contains the digest of a manifest, as cosign and the referrers tag schema make them
-//     (sha256-<hex>, sha256-<hex>.sig). It is kept and removed together with that manifest, and not counted as a tag.
+//     (sha256-<hex>, sha256-<hex>.sig; sha512-<first 64 digits>, because a tag has no room for more). It is kept and
+//     removed together with that manifest, and not counted as a tag.
 //
 // # Invariants
 //

@@ -143,6 +143,31 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// TestCompanionsOfEachAlgorithm: of a sha512 their names have the first half of the digest. They were tags like others,
+// so that keep-last counted them and removed the signatures of what it kept.
+func TestCompanionsOfEachAlgorithm(t *testing.T) {
+	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
+		for _, end := range []string{"", ".sig", ".att"} {
+			a := held("a", 9, "", "1")
+			a.Digest = alg.FromString("a")
+			name := alg.String() + "-" + a.Digest.Encoded()[:64] + end
+			p := policy(t, []retention.Rule{{Repositories: []string{"**"}, KeepLast: 1}}, "**:sha*")
+			h := storage.Holdings{Repo: "r", Manifests: []storage.HeldManifest{a, held("sig", 1, "", name)}}
+			if got := p.Plan(now, h); len(got) != 0 {
+				t.Errorf("%s: of a manifest that is kept: %+v", name, got)
+			}
+			h.Manifests = append(h.Manifests, held("b", 0, "", "2"))
+			if got := p.Plan(now, h); len(got) != 4 { // the tag 1, the companion, and both manifests
+				t.Errorf("%s: of a manifest that is removed: %+v", name, got)
+			}
+			h.Manifests = h.Manifests[1:]
+			if got := p.Plan(now, h); len(got) != 2 || got[0].Tag != name {
+				t.Errorf("%s: of a manifest that is gone, it is a tag like others: %+v", name, got)
+			}
+		}
+	}
+}
+
 func TestReasonsAreForPeople(t *testing.T) {
 	rule := retention.Rule{Repositories: []string{"**"}, KeepLast: 1, KeepYounger: 30 * day, KeepTags: []string{"v*"}}
 	h := storage.Holdings{Repo: "a", Manifests: []storage.HeldManifest{held("a", 45, "", "x"), held("b", 1, "", "y")}}

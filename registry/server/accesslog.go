@@ -52,7 +52,7 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 		r.Body = w.body
 	}
 	inner.Header()["X-Request-Id"] = rec.header[:]
-	secure(inner.Header())
+	ocierror.Secure(inner.Header())
 	endIfShared(inner.Header(), r)
 
 	a.metrics.inFlight.Inc()
@@ -107,7 +107,7 @@ func writePanic(w *response, r *http.Request, id string) {
 			delete(h, key)
 		}
 	}
-	secure(h)
+	ocierror.Secure(h)
 	endIfShared(h, r)
 	writeError(w, r, &ocierror.Error{Code: ocierror.Unknown, Message: "internal error, request " + id})
 }

@@ -28,16 +28,22 @@ func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 	defer cancel()
 	jobs := &handlers{next: secured(h)}
 	s := &http.Server{
-		Handler:           jobs,
+		Handler:           answering(jobs),
 		ReadHeaderTimeout: auxiliaryHeaderTimeout,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnState:         awaitRequest,
+		// Or net/http would answer OPTIONS * itself, without the headers of all other answers.
+		DisableGeneralOptionsHandler: true,
 	}
-	if connContext != nil {
-		s.ConnContext = func(ctx context.Context, _ net.Conn) context.Context { return connContext(ctx) }
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if connContext != nil {
+			ctx = connContext(ctx)
+		}
+		return context.WithValue(ctx, auxiliaryKey{}, c)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() }) // what it reports, Serve reports as well
 	defer stop()
-	err := s.Serve(l)
+	err := s.Serve(auxiliaryListener{l})
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
 	}
@@ -46,6 +52,54 @@ func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 	_ = s.Close()
 	jobs.wait(shutdownTimeout)
 	return err
+}
+
+// auxiliaryConn is a connection of an auxiliary listener: it adds headers to what net/http answers itself; see wire.
+type auxiliaryConn struct {
+	net.Conn
+	wire wire
+}
+
+// auxiliaryKey finds the auxiliaryConn of a request in its context.
+type auxiliaryKey struct{}
+
+// Write implements net.Conn.
+func (c *auxiliaryConn) Write(p []byte) (int, error) { return c.wire.writeTo(p, c.Conn.Write) }
+
+// CloseWrite reports to the client that nothing follows; net/http then waits for what the client still sends.
+func (c *auxiliaryConn) CloseWrite() error {
+	if to, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return to.CloseWrite()
+	}
+	return nil
+}
+
+// auxiliaryListener makes auxiliaryConns of the connections that it accepts.
+type auxiliaryListener struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l auxiliaryListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &auxiliaryConn{Conn: c}, nil
+}
+
+// answering notes that a handler answers.
+func answering(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Context().Value(auxiliaryKey{}).(*auxiliaryConn).wire.answering = true
+		h.ServeHTTP(w, r)
+	})
+}
+
+// awaitRequest is http.Server.ConnState: the next answer may be one of net/http. It is called in the goroutine that
+// reads the connection.
+func awaitRequest(c net.Conn, state http.ConnState) {
+	if state == http.StateIdle {
+		c.(*auxiliaryConn).wire.next()
+	}
 }
 
 // probeConnections is how many connections the listener for probes has. The kubelet opens one for each probe.

@@ -98,6 +98,22 @@ func TestConnectionsFollowFromTheMemory(t *testing.T) {
 	}
 }
 
+// TestRequestsAreNoMoreThanConnections: with little memory there were more places for requests than connections, so that
+// one client, which gets half of the places, could take all connections.
+func TestRequestsAreNoMoreThanConnections(t *testing.T) {
+	few := Options{MaxConnections: 10}
+	if n := few.Requests(1000); n != 10 {
+		t.Errorf("%d requests on 10 connections", n)
+	}
+	if n := few.Requests(5); n != 5 {
+		t.Errorf("%d requests, want 5", n)
+	}
+	follows := Options{}
+	if n, most := follows.Requests(1<<30), connectionLimit(0, zerolog.Nop()); n != most {
+		t.Errorf("%d requests on %d connections", n, most)
+	}
+}
+
 // TestUnfinishedHeadersAreBounded: of many connections with large headers that are not complete few stay, on new
 // connections and on those that had a request. Requests with large headers are served.
 func TestUnfinishedHeadersAreBounded(t *testing.T) {

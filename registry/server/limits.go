@@ -27,6 +27,13 @@ func connectionLimit(want int, logger zerolog.Logger) int {
 	return n
 }
 
+// Requests returns how many requests of one kind may be under way: want, or as many as there are connections, if these
+// are fewer. What one client may have is a share of it: a share of more places than there are connections would let one
+// client take them all.
+func (o *Options) Requests(want int) int {
+	return min(want, connectionLimit(o.MaxConnections, zerolog.Nop()))
+}
+
 // connectionsWith returns how many connections, at most want, fit into a limit of open files: each takes two, itself
 // and the file that is sent on it.
 func connectionsWith(files uint64, want int) int {

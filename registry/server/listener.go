@@ -94,7 +94,7 @@ func answerPlain(c net.Conn, first []byte) {
 		return
 	}
 	answer := http.Response{ProtoMajor: 1, ProtoMinor: 1, Request: r, Close: true, Header: http.Header{}}
-	secure(answer.Header)
+	ocierror.Secure(answer.Header)
 	if to := onTLS(r); to != "" {
 		answer.StatusCode = http.StatusTemporaryRedirect
 		answer.Header.Set("Location", to)

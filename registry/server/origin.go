@@ -13,8 +13,6 @@ import (
 
 // Values of headers, each a slice without room for more: an append makes a copy, so that all answers can share them.
 var (
-	noSniff     = []string{"nosniff"}
-	noContent   = []string{"default-src 'none'; sandbox; frame-ancestors 'none'"}
 	varyOrigin  = []string{"Origin"}
 	corsMethods = []string{"GET, HEAD, POST, PATCH, PUT, DELETE"}
 	corsHeaders = []string{"Authorization, Accept, Content-Type, Content-Range, Range, If-Match, If-None-Match"}
@@ -23,13 +21,6 @@ var (
 		"Www-Authenticate, X-Request-Id"}
 	corsMaxAge = []string{"600"}
 )
-
-// secure makes a browser show nothing of an answer as a page: what clients push must not become a page, or a script, of
-// the registry's origin.
-func secure(h http.Header) {
-	h["X-Content-Type-Options"] = noSniff
-	h["Content-Security-Policy"] = noContent
-}
 
 // endIfShared makes a chunked request the last one of its connection if a proxy may share the connection between
 // clients: without TLS, or if a header says that there is a proxy. A request with both Content-Length and
@@ -50,10 +41,10 @@ func endIfShared(h http.Header, r *http.Request) {
 	}
 }
 
-// secured adds the headers of secure to the answers of h.
+// secured adds the headers of [ocierror.Secure] to the answers of h.
 func secured(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		secure(w.Header())
+		ocierror.Secure(w.Header())
 		h.ServeHTTP(w, r)
 	})
 }

@@ -115,23 +115,12 @@ func (w *wire) take(p []byte) (n int) {
 	return n
 }
 
-// secureAnswer adds the headers of secure to an answer that no handler has made. net/http answers what it cannot read
-// as a request with one write.
-func secureAnswer(p []byte) []byte {
-	end := bytes.IndexByte(p, '\n') + 1
-	if end == 0 || !bytes.HasPrefix(p, []byte("HTTP/1.")) {
-		return p
-	}
-	return slices.Concat(p[:end], []byte("X-Content-Type-Options: "+noSniff[0]+"\r\nContent-Security-Policy: "+
-		noContent[0]+"\r\n"), p[end:])
-}
-
-// writeTo writes to net/http's side of the connection.
+// writeTo writes to net/http's side of the connection. What no handler has answered gets the headers of all answers.
 func (w *wire) writeTo(p []byte, write func([]byte) (int, error)) (int, error) {
 	if w.answering {
 		return write(p)
 	}
-	if _, err := write(secureAnswer(p)); err != nil {
+	if _, err := write(ocierror.SecureAnswer(p)); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -9,12 +9,6 @@ import (
 	"time"
 )
 
-// review is what the API server asks about a pod with an image that the registry does not hold.
-const review = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE",
-"kind":{"group":"","version":"v1","kind":"Pod"},"resource":{"group":"","version":"v1","resource":"pods"},
-"namespace":"team","name":"p","object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"},
-"spec":{"containers":[{"name":"c","image":"docker.io/nginx"}]}}}}`
-
 // TestAProcessThatIsAskedToStopServesOnUntilTheDelayIsOver: SIGTERM makes it unready at once, and until its replicas
 // are found instead, it answers pulls and reviews, on new connections as well.
 func TestAProcessThatIsAskedToStopServesOnUntilTheDelayIsOver(t *testing.T) {
@@ -50,7 +44,8 @@ func TestAProcessThatIsAskedToStopServesOnUntilTheDelayIsOver(t *testing.T) {
 		}
 	}
 	for name, c := range map[string]*http.Client{"an old connection": s.client, "a new one": s.newClient()} {
-		if v2, verdict := status(c, "GET", "/v2/", ""), status(c, "POST", "/validate", review); v2 != 200 || verdict != 200 {
+		verdict := status(c, "POST", "/validate", string(review("docker.io/nginx")))
+		if v2 := status(c, "GET", "/v2/", ""); v2 != 200 || verdict != 200 {
 			t.Errorf("%s: /v2/ %d, /validate %d", name, v2, verdict)
 		}
 	}

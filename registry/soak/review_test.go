@@ -1,5 +1,3 @@
-//go:build abuse || replicas
-
 package soak
 
 import "fmt"

@@ -150,6 +150,31 @@ func (b *Blobs) writable() error {
 	return nil
 }
 
+// Writable returns an error that names the first directory that cannot be written to any more: the file system may have
+// become read-only after an error of the disk, or someone has changed the permissions. It makes a file and removes it
+// again, because a file system in that state may say that it can be written to (ext4, emergency_ro). Errors:
+// ErrReadOnly; those of the file system.
+func (b *Blobs) Writable() error {
+	if err := b.writable(); err != nil {
+		return err
+	}
+	const wOK = 2 // W_OK of access(2), which package syscall does not have
+	dirs := []string{b.dir, filepath.Join(b.dir, "uploads")}
+	for _, s := range b.syncs {
+		dirs = append(dirs, s.dir)
+	}
+	for _, dir := range dirs {
+		if err := syscall.Access(dir, wOK); err != nil {
+			return local.Full(&fs.PathError{Op: "write", Path: dir, Err: err})
+		}
+	}
+	f, err := os.CreateTemp(b.dir, files.TempPrefix)
+	if err != nil {
+		return local.Full(err)
+	}
+	return local.Full(errors.Join(f.Close(), os.Remove(f.Name())))
+}
+
 // checkRoom returns ErrFull when uploads are to be refused, ErrReadOnly if they always are.
 func (b *Blobs) checkRoom() error {
 	if err := b.writable(); err != nil {

@@ -32,9 +32,9 @@ import (
 	"strings"
 )
 
-// tempPrefix marks temporary files. The name is ours alone, because Sweep removes such files from directories that
-// other programs use as well.
-const tempPrefix = ".trow-tmp-"
+// TempPrefix begins the names of temporary files. It is ours alone, because Sweep removes such files from directories
+// that other programs use as well.
+const TempPrefix = ".trow-tmp-"
 
 // olderTempPrefix marked them in earlier versions, in directories of our own alone.
 const olderTempPrefix = ".tmp-"
@@ -49,7 +49,7 @@ func OpenDir(dir string) (*os.Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := sweep(root, ".", tempPrefix, olderTempPrefix); err != nil {
+	if err := sweep(root, ".", TempPrefix, olderTempPrefix); err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
 	return root, nil
@@ -57,7 +57,7 @@ func OpenDir(dir string) (*os.Root, error) {
 
 // Sweep removes the temporary files that a crash left in a directory below root. No write to that directory may be
 // under way.
-func Sweep(root *os.Root, dir string) error { return sweep(root, dir, tempPrefix) }
+func Sweep(root *os.Root, dir string) error { return sweep(root, dir, TempPrefix) }
 
 func sweep(root *os.Root, dir string, prefixes ...string) error {
 	d, err := root.Open(dir)
@@ -97,7 +97,7 @@ func WriteFrom(root *os.Root, name string, mode fs.FileMode, write func(io.Write
 // Replace is [WriteFrom] without the fsync of the directory, for callers that write many files into one: after a crash
 // the name holds the old content or the new, whole, and it is durable when the caller has called [SyncDirIn].
 func Replace(root *os.Root, name string, mode fs.FileMode, write func(io.Writer) error) error {
-	temp := path.Join(path.Dir(name), tempPrefix+rand.Text())
+	temp := path.Join(path.Dir(name), TempPrefix+rand.Text())
 	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
