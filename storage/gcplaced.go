@@ -123,6 +123,9 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 	err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 		old, at := parseGeneration(tx.record(generationRecord))
 		every := max(r.Grace, unnamedEvery)
+		if r.all { // somebody asks for it
+			every = r.Grace
+		}
 		if raised = tx.now-at >= int64(every.Seconds()); raised {
 			generation = old + 1
 			tx.setRecord(generationRecord, generationValue(generation, tx.now))

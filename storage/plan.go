@@ -15,6 +15,7 @@ type plan struct {
 	order   []*planned
 	changes int // how many changes of the group are in the commit; the others do not fit
 	cost    cost
+	seal    []byte // Index.ownSeal
 	growth  *growth
 	adding  *adding
 }
@@ -32,8 +33,11 @@ type planned struct {
 
 // plan calls the functions of a group, as far as their changes fit into one commit.
 func (x *Index) plan(group []*change) *plan {
-	p := &plan{x: x, repos: map[string]*planned{}, growth: &growth{quotas: x.currentQuotas()}, adding: &adding{},
-		cost: x.sealCost()}
+	p := &plan{x: x, repos: map[string]*planned{}, growth: &growth{quotas: x.currentQuotas()}, adding: &adding{}}
+	x.mu.RLock()
+	p.seal = x.ownSeal
+	x.mu.RUnlock()
+	p.cost = p.costOfSeal()
 	for _, c := range group {
 		if !p.run(c) {
 			break

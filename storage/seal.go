@@ -169,20 +169,16 @@ func (p *plan) requireSeal() {
 	}
 	r := p.repo(storeRepo)
 	if _, known := r.conditions[factKey{kindRecord, sealRecord}]; !known {
-		p.x.mu.RLock()
-		own := p.x.ownSeal
-		p.x.mu.RUnlock()
-		r.require(factKey{kindRecord, sealRecord}, own)
+		r.require(factKey{kindRecord, sealRecord}, p.seal)
 	}
 }
 
-// sealCost is what requireSeal takes of a commit.
-func (x *Index) sealCost() cost {
-	if !x.shared {
+// costOfSeal returns what requireSeal adds.
+func (p *plan) costOfSeal() cost {
+	if !p.x.shared {
 		return cost{}
 	}
-	const most = 1 << 10 // bytes of the value, which only a migration has
-	return cost{compares: 1, bytes: most}
+	return cost{compares: 1, bytes: len(storeRepo) + len(sealRecord) + len(p.seal)}
 }
 
 // migratedSince reports whether a migration has made what is here after a time. Until a grace has passed, clients may

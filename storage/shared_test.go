@@ -162,7 +162,7 @@ func generation(x *storage.Index) string {
 }
 
 // TestUnnamedObjectsAreSweptByGeneration: once a day the generation is raised, and what no fact names and is two behind
-// is deleted, however many there are; what is named or younger stays. In between nothing is listed.
+// is deleted; what is named or younger stays. In between nothing is listed. A run that is for all raises it after Grace.
 func TestUnnamedObjectsAreSweptByGeneration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wholeSecond()
@@ -182,7 +182,7 @@ func TestUnnamedObjectsAreSweptByGeneration(t *testing.T) {
 				}
 			}
 		}
-		upload(300)
+		upload(100)
 		named(20, "old %d")
 		run := func(at time.Duration, wantGeneration string, objects, deleted, lists int) {
 			t.Helper()
@@ -195,15 +195,30 @@ func TestUnnamedObjectsAreSweptByGeneration(t *testing.T) {
 					service.Len(), done, b.listed, wantGeneration, objects, deleted, lists)
 			}
 		}
-		run(0, "1", 340, 0, 0)
+		run(0, "1", 140, 0, 0)
 		upload(30)
 		named(10, "new %d")
-		run(24*time.Hour-time.Second, "1", 390, 0, 0)
-		run(time.Second, "2", 90, 300, 1)
+		run(24*time.Hour-time.Second, "1", 190, 0, 0)
+		run(time.Second, "2", 90, 100, 1)
 		run(time.Hour, "2", 90, 0, 0)
 		s.collector.Grace = 48 * time.Hour
 		run(46*time.Hour, "2", 90, 0, 0)
 		run(time.Hour, "3", 60, 30, 1)
+
+		s.collector.Grace = time.Hour
+		upload(1)
+		for _, want := range []struct {
+			generation string
+			objects    int
+		}{{"4", 61}, {"5", 60}} {
+			time.Sleep(time.Hour)
+			if _, err := s.collector.RunAll(t.Context(), time.Hour, nil); err != nil {
+				t.Fatal(err)
+			}
+			if g := generation(s.index); g != want.generation || service.Len() != want.objects {
+				t.Errorf("generation %q, %d objects, want %+v", g, service.Len(), want)
+			}
+		}
 	})
 }
 
