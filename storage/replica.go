@@ -38,7 +38,7 @@ type replica struct {
 // ahead compares its clock with the one here. The time since the record showed is that of a timer, not of a clock: so
 // it does not matter which of the two was set wrong, nor whether that was before or after.
 func (r replica) ahead() time.Duration {
-	return r.clock.Add(time.Since(r.seen)).Sub(time.Now())
+	return time.Until(r.clock.Add(time.Since(r.seen)))
 }
 
 func replicaValue(clock time.Time, format int) []byte {

@@ -62,7 +62,7 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 		err = errMissing
 	}
 	if err != nil {
-		return false, fmt.Errorf("Lease %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
+		return false, fmt.Errorf("lease %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
 	}
 	holder := ptr.Deref(lease.Spec.HolderIdentity, "")
 	if holder != c.o.Pod {
@@ -77,7 +77,7 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	// The update is refused if another process has changed the Lease since.
 	held, err := written(c.o.Client.Leases(c.o.Namespace).Update(ctx, c.claim(lease, now), metav1.UpdateOptions{}))
 	if err != nil {
-		return false, fmt.Errorf("Lease %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
+		return false, fmt.Errorf("lease %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
 	}
 	if !held {
 		c.follower("")
@@ -179,7 +179,7 @@ func (c *Cluster) deployment(ctx context.Context) (*appsv1.Deployment, error) {
 		err = errMissing
 	}
 	if err != nil {
-		return nil, fmt.Errorf("Deployment %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
+		return nil, fmt.Errorf("deployment %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
 	}
 	return d, nil
 }

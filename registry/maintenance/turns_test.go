@@ -189,7 +189,7 @@ func TestAJobTakesItsTurn(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("the client has gone: %v", err)
 		}
-		time.Sleep(begin.Add(57 * time.Minute).Sub(time.Now()))
+		time.Sleep(time.Until(begin.Add(57 * time.Minute)))
 		if n := len(c.byWhom()); n != 1 {
 			t.Errorf("%d periodic runs in the first hour", n)
 		}

@@ -50,10 +50,10 @@ type stock struct {
 	pool  []descriptor
 	slots []*slot
 
-	pushes, pulls, deletes, mounts, judged atomic.Int64
-	gap                                    atomic.Int64 // the longest time from HEAD to PUT, in ns
-	mu                                     sync.Mutex   // guards broken
-	broken                                 []string
+	pushes, pulls, deletes, mounts atomic.Int64
+	gap                            atomic.Int64 // the longest time from HEAD to PUT, in ns
+	mu                             sync.Mutex   // guards broken
+	broken                         []string
 }
 
 const (
