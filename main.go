@@ -137,11 +137,8 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	}
 	probes := &server.Probes{}
 	var keeper *trowtls.Keeper // nil without TLS
-	o.cluster.Log, o.cluster.Ready, o.cluster.CA = log, probes.Ready, func() []byte { return keeper.CA() }
-	o.cluster.Settings = files.Problem
-	o.cluster.Rotate = func(ctx context.Context) error { return keeper.Rotate(ctx) }
-	o.cluster.Refresh = func(ctx context.Context) error { return keeper.Refresh(ctx) }
-	o.cluster.Key = func(purpose string) ([]byte, error) { return keeper.Key(purpose) }
+	o.cluster.Log, o.cluster.Ready, o.cluster.Settings = log, probes.Ready, files.Problem
+	o.cluster.Use(func() cluster.Keeper { return keeper })
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {
 		return err

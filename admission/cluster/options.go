@@ -145,3 +145,19 @@ func (o *Options) connect(key string) (err error) {
 	o.Pod, err = os.Hostname() // the host name of a pod that is not on the host's network is its name
 	return err
 }
+
+// Keeper has the certificates; see package tls.
+type Keeper interface {
+	CA() []byte
+	Rotate(ctx context.Context) error
+	Refresh(ctx context.Context) error
+	Key(purpose string) ([]byte, error)
+}
+
+// Use sets CA, Rotate, Refresh and Key to those of a Keeper, which need not exist before they are called.
+func (o *Options) Use(keeper func() Keeper) {
+	o.CA = func() []byte { return keeper().CA() }
+	o.Rotate = func(ctx context.Context) error { return keeper().Rotate(ctx) }
+	o.Refresh = func(ctx context.Context) error { return keeper().Refresh(ctx) }
+	o.Key = func(purpose string) ([]byte, error) { return keeper().Key(purpose) }
+}
