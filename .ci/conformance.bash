@@ -5,8 +5,8 @@
 # suite VERSION runs the suite with everything enabled that is disabled by default at that version. OCI_DATA_SPARSE
 # stays disabled: by design, this registry refuses a manifest that refers to blobs it does not have.
 suite() {
-  local results=$CI_WORK/conformance-$1
-  mkdir "$results"
+  local results
+  results=$(mktemp -d "$CI_WORK/conformance-$1.XXXXXX") # several parts run the suite
   env SSL_CERT_FILE="$SERVER_CA" \
     OCI_REGISTRY="$SERVER_HOST" OCI_TLS=enabled OCI_VERSION="$1" OCI_RESULTS_DIR="$results" \
     OCI_REPO1="conformance-$1/one" OCI_REPO2="conformance-$1/two" \
