@@ -123,7 +123,7 @@ func TestASilentJournal(t *testing.T) {
 	}
 	w.do("PUT", "/v2/app/manifests/w", []byte(body), "Content-Type", typeOther).is(500)
 	silent.Store(false)
-	for stale := true; stale; time.Sleep(10 * time.Millisecond) { // after a silence nobody waits for a second
+	for stale := true; stale; time.Sleep(10 * time.Millisecond) { // after a silence no request waits for a second
 		stale = all[1].do("GET", "/v2/app/manifests/v", nil).is(200).header.Get("Warning") != ""
 	}
 	w.do("PUT", "/v2/app/manifests/w", []byte(body), "Content-Type", typeOther).is(201)

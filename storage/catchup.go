@@ -116,7 +116,7 @@ func (x *Index) CatchUp(ctx context.Context, wait time.Duration) (age time.Durat
 	return x.age(), nil
 }
 
-// silence is how long nobody waits again for a journal that has not answered.
+// silence is how long no request waits again for a journal that has not answered.
 const silence = time.Second
 
 func (x *Index) age() time.Duration { return max(time.Since(x.Confirmed()), 1) }

@@ -9,7 +9,8 @@ import (
 )
 
 // How the Collector deletes from an engine that keeps bytes under names of their own. The facts go first, by a commit
-// with conditions, and then the objects: nothing can name them any more, whoever deletes them, and however late.
+// with conditions, and then the objects: nothing can name them any more, however late they are deleted, and by which
+// process.
 
 // sweepPlaced deletes the bytes that are not present in any repo, and from time to time the objects that no fact names.
 func (r *collection) sweepPlaced(ctx context.Context, blobs Placed) error {

@@ -44,7 +44,7 @@ type Index struct {
 	broken  error              // why the last Watch ended
 	quotas  *quotas
 	name    string // of this process; see Beat
-	ownSeal []byte // the seal with which this Index writes; nil: it writes where there is none
+	ownSeal []byte // the seal with which this Index writes; nil: it writes without one
 
 	recordNews []recordNews // see NotifyRecords
 }

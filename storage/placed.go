@@ -29,7 +29,7 @@ type Placed interface {
 // Identified is implemented by Blobs that a setting names, so that a mistake in it would name the bytes of another
 // registry. They keep an identity beside the bytes.
 type Identified interface {
-	// Identity returns the identity, as it is now; "" if there is none.
+	// Identity returns the identity, as it is now; empty if it does not exist.
 	Identity(ctx context.Context) (string, error)
 	// SetIdentity replaces it.
 	SetIdentity(ctx context.Context, id string) error

@@ -59,7 +59,7 @@ func (x *Index) Records(prefix string) iter.Seq2[string, []byte] {
 	}
 }
 
-// same reports whether two values are equal; nil is none.
+// same reports whether two values are equal; nil means that it does not exist.
 func same(a, b []byte) bool { return (a == nil) == (b == nil) && bytes.Equal(a, b) }
 
 func (x *Index) record(name string) []byte {

@@ -15,7 +15,7 @@ import (
 // on as it has to be:
 //
 //   - migrating, at the source, while the migration is unfinished: the Collector and retention rest.
-//   - seal: nobody but the migration writes. The target has it from the beginning to the end, the source for good once
+//   - seal: only the migration writes. The target has it from the beginning to the end, the source for good once
 //     everything is to be written at the target. Every commit of a journal that several processes write to has the
 //     condition that there is no seal, so that no process commits anything after it, however far behind it is.
 const (
@@ -108,7 +108,7 @@ func (x *Index) BeginMigration(ctx context.Context, m *Migration) error {
 	return x.SetRecord(ctx, migratingRecord, nil, m.value())
 }
 
-// Seal lets nobody write from now on. At a target (m.From is set), this Index goes on writing, until another run calls
+// Seal refuses all writes from now on. At a target (m.From is set), this Index goes on writing, until another run calls
 // Seal. Errors: as Update.
 func (x *Index) Seal(ctx context.Context, m Migration) error {
 	value := m.value()

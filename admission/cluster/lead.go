@@ -160,7 +160,7 @@ func (c *Cluster) release(ctx context.Context) {
 }
 
 // current reports whether bundle is that of the Secret now. It must be called after the object was read into which the
-// bundle is to be written, and before it is: whoever has written a newer bundle there has put it into the Secret
+// bundle is to be written, and before it is: a process that has written a newer bundle there has put it into the Secret
 // before, so that a process that was cut off for a while does not put its old bundle in the place of the new one.
 func (c *Cluster) current(ctx context.Context, bundle []byte) (bool, error) {
 	if c.o.Refresh == nil {

@@ -23,10 +23,10 @@ import (
 //  4. the files are removed. They hold the hashes of secrets and the keys themselves, also of robots that are revoked
 //     later.
 //
-// A crash before 2 loses nothing: the next start does it again, and nobody could revoke a robot in between, because
-// nobody else writes to this journal, and a change of a robot needs 2. A crash after 2 revives nothing: the files do not
-// count any more, whether they are gone or not. Until 2 has succeeded, and where nothing may be written, robots and
-// keys are those of the records and of the files together.
+// A crash before 2 loses nothing: the next start does it again, and no robot can have been revoked in between, because
+// no other process writes to this journal, and a change of a robot needs 2. A crash after 2 revives nothing: the files
+// do not count any more, whether they are gone or not. Until 2 has succeeded, and where nothing may be written, robots
+// and keys are those of the records and of the files together.
 
 // The files in Options.Dir.
 const (

@@ -16,7 +16,7 @@ import (
 // Records are the facts of the journal that robots and the keys of tokens are, one each, so that all processes that
 // share a journal accept the same credentials. A [storage.Index] has these methods.
 type Records interface {
-	// Record returns the value of a record, nil if there is none. A miss is confirmed with the journal. Errors:
+	// Record returns the value of a record, nil if it does not exist. A miss is confirmed with the journal. Errors:
 	// storage.ErrUnavailable if that has failed.
 	Record(ctx context.Context, name string) ([]byte, error)
 	// Records lists the records whose names start with prefix, from memory.
@@ -51,7 +51,7 @@ var errLoading = fmt.Errorf("%w: the registry is loading its index", ErrUnavaila
 // Load gives the Guard its records, and from then on follows their changes. Robots and keys that an earlier version
 // kept in files are taken into the records first; copied is called before the files are removed, and makes a copy of
 // the journal that knows the records, for trow rebuild. What cannot be written is logged and tried again: it is no
-// reason not to start. Errors: robots in a file that cannot be read; nobody could log in.
+// reason not to start. Errors: robots in a file that cannot be read; no user could log in.
 func (g *Guard) Load(ctx context.Context, r Records, copied func(context.Context) error) error {
 	g.cleanup = copied
 	if err := g.findFiles(r); err != nil {

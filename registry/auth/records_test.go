@@ -137,8 +137,8 @@ func TestReplicasAcceptTheSameCredentials(t *testing.T) {
 	}
 }
 
-// TestARobotIsRevokedEverywhere within a second, with its tokens, whichever replica does it; also one that has just been
-// replaced.
+// TestARobotIsRevokedEverywhere within a second, with its tokens, whichever replica does it; also one that has just
+// been replaced.
 func TestARobotIsRevokedEverywhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, o := shared(), auth.Options{User: "owner", Password: "p"}
@@ -327,7 +327,7 @@ func TestAMissThatTheJournalDoesNotConfirm(t *testing.T) {
 					t.Errorf("%s: what is known: %v", name, err)
 				}
 			}
-			// A token of a key that nobody knows, with a signature of one that is known.
+			// A token of an unknown key, with a signature of one that is known.
 			_, key := a.Key()
 			token = forged(t, "unknown", key)
 			if _, err := b.Identify(bearer(token)); !errors.Is(err, auth.ErrUnavailable) {

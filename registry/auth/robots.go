@@ -131,8 +131,8 @@ func (r *robots) find(secret string, now time.Time) (one *robot, known bool) {
 	return one, true
 }
 
-// robot returns the robot with this secret, or nil if there is none: a secret that is not known is confirmed with the
-// journal, since another replica may have just created the robot. It also returns the state that says so. Errors:
+// robot returns the robot with this secret, or nil if it does not exist: a secret that is not known is confirmed with
+// the journal, since another replica may have just created the robot. It also returns the state that says so. Errors:
 // ErrUnavailable; that of ctx.
 func (g *Guard) robot(ctx context.Context, s *state, secret string, now time.Time) (*robot, *state, error) {
 	one, known := s.robots.find(secret, now)

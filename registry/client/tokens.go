@@ -79,8 +79,8 @@ func tokenKey(host string, scheme auth.Scheme, key string) string {
 	return host + " " + scheme.String() + " " + key
 }
 
-// Set implements auth.Cache. Those who ask for the same token at the same time share one request; whoever asked first
-// may leave.
+// Set implements auth.Cache. Those who ask for the same token at the same time share one request; the one that asked
+// first may leave.
 func (t *tokens) Set(ctx context.Context, host string, scheme auth.Scheme, key string,
 	fetch func(context.Context) (string, error)) (string, error) {
 	name := tokenKey(host, scheme, key)

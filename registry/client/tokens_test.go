@@ -87,7 +87,7 @@ func TestTokensEndBeforeTheyExpire(t *testing.T) {
 	}
 }
 
-// TestATokenIsFetchedOnceForAll who need it at the same time, also if whoever asked first leaves.
+// TestATokenIsFetchedOnceForAll who need it at the same time, also if the one that asked first leaves.
 func TestATokenIsFetchedOnceForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &tokenServer{answer: `{"token":"t%d"}`}

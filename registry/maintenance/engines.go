@@ -260,7 +260,7 @@ func (j readOnlyJournal) Close() error {
 
 const (
 	// confirmInterval is the time between two questions whether the index is up to date: without them its age would grow
-	// while nobody asks.
+	// while no request comes.
 	confirmInterval = 2 * time.Second
 	// staleAfter is the age from which on a line of /readyz?verbose is marked.
 	staleAfter = 10 * time.Second

@@ -18,9 +18,9 @@ import (
 )
 
 // Where replicas share a journal, one of them at a time collects, and one scrubs: the one whose turn it is. A turn is
-// one run. In between nobody leads, which costs nothing, and an administrator may ask any replica for a run: it takes
-// the next turn. A record of the task says when the last periodic run began, so that there is one for all replicas, and
-// who is at it: a run that was cut short is taken over by another replica as soon as the lead is free.
+// one run. In between no replica leads, which costs nothing, and an administrator may ask any replica for a run: it
+// takes the next turn. A record of the task says when the last periodic run began, so that there is one for all
+// replicas, and who is at it: a run that was cut short is taken over by another replica as soon as the lead is free.
 //
 // Each commit of a turn has the fence, see storage.WithFence: a replica that was stopped in the middle of its turn, and
 // goes on, changes nothing that another one has taken over.
@@ -98,7 +98,7 @@ type lastRun struct {
 
 func recordOf(task string) string { return "run/" + task }
 
-// last returns the record of a task, and its text; nil if there is none.
+// last returns the record of a task, and its text; nil if it does not exist.
 func (t *turns) last(ctx context.Context, task string) (r lastRun, text []byte, err error) {
 	if text, err = t.index.Record(ctx, recordOf(task)); err != nil || text == nil {
 		return r, nil, err
@@ -136,8 +136,8 @@ func (t *turns) runDue(ctx context.Context, task string, interval time.Duration,
 	})
 }
 
-// now takes a turn for a job, whatever is due. report gets a [Waits] if another replica is at it. Errors: do's; those of
-// the Journal; ErrNotLeader.
+// now takes a turn for a job, whatever is due. report gets a [Waits] if another replica is at it. Errors: do's; those
+// of the Journal; ErrNotLeader.
 func (t *turns) now(ctx context.Context, task string, report func(any), do func(context.Context) error) error {
 	if t == nil {
 		return do(ctx)
@@ -162,8 +162,8 @@ func (t *turns) now(ctx context.Context, task string, report func(any), do func(
 // errSeenLate: the record of a task is not what this replica has seen.
 var errSeenLate = errors.New("another replica has just had its turn")
 
-// run does a run, and records that. seen is the record, begun what it says from now on of the last periodic run. Errors:
-// do's; those of the Journal; errSeenLate.
+// run does a run, and records that. seen is the record, begun what it says from now on of the last periodic run.
+// Errors: do's; those of the Journal; errSeenLate.
 func (t *turns) run(ctx context.Context, task string, seen []byte, begun time.Time,
 	do func(context.Context) error,
 ) error {

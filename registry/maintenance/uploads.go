@@ -69,7 +69,7 @@ func (d *Data) UploadKey(ctx context.Context) ([]byte, error) {
 	return fresh, nil
 }
 
-// recordKey returns the key that is recorded, and records one if there is none or if it is damaged.
+// recordKey returns the key that is recorded, and records one if it is missing or damaged.
 func recordKey(ctx context.Context, index *storage.Index, fresh []byte) ([]byte, error) {
 	for {
 		key, err := index.Record(ctx, uploadKeyRecord)

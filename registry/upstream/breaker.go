@@ -60,7 +60,7 @@ func (b *breaker) allow(kind string) (time.Duration, bool) {
 type outcome int
 
 const (
-	unknown outcome = iota // whoever asked has left
+	unknown outcome = iota // the client that asked has left
 	alive
 	down
 )

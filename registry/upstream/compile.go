@@ -303,7 +303,7 @@ func endpointURL(text string, insecure bool) (string, error) {
 	return u.Scheme + "://" + host, nil
 }
 
-// readPassword reads a password. It is read for each login, because whoever mounts it may change it.
+// readPassword reads a password. It is read for each login, because the volume that has it may change.
 func readPassword(path string) (string, error) {
 	b, err := files.Read(path, maxFile)
 	if err != nil {

@@ -18,7 +18,7 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrUnauthorized: the upstream wants a login, or another one.
 	ErrUnauthorized = errors.New("the upstream gives it only to another login")
-	// ErrUnavailable: nobody knows. Try again after Error.Retry.
+	// ErrUnavailable: it is not known. Try again after Error.Retry.
 	ErrUnavailable = errors.New("the upstream cannot be asked now")
 	// ErrRefused: the settings, or this version, do not permit it.
 	ErrRefused = errors.New("refused")

@@ -21,7 +21,7 @@ const (
 	heldBack = 64 << 10
 	// stallTime is how long a download may get no byte, whatever the upstream does in the meantime.
 	stallTime = 30 * time.Second
-	// lingerTime is how long a download that nobody reads goes on: clients whose connection broke come back, and those
+	// lingerTime is how long a download without readers goes on: clients whose connection broke come back, and those
 	// that read in ranges open one after the other.
 	lingerTime = 10 * time.Second
 	// nearPart and nearBytes say when a download is nearly done, and goes on without readers: at most a quarter of it, or
@@ -106,7 +106,7 @@ type Download struct {
 	Held func() bool
 }
 
-// Join returns a reader of a content that is being downloaded; it starts the download if there is none. ctx bounds the
+// Join returns a reader of a content that is being downloaded; it starts the download if needed. ctx bounds the
 // reads, not the download. The caller closes the reader. Errors: ErrHeld; ErrUnavailable, if too many downloads are
 // under way; ErrDamaged, if others wait for another size. What goes wrong later is the error of the reads.
 func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
@@ -131,7 +131,7 @@ func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 	if err != nil {
 		return nil, err // not possible: it has this size
 	}
-	// Now that others would join this one, nobody can store the content unseen between this look and the download.
+	// Now that others would join this one, the content cannot be stored unseen between this look and the download.
 	if d.Held != nil && d.Held() {
 		fl.end(ErrHeld)
 		return nil, errors.Join(ErrHeld, r.Close())
@@ -155,7 +155,7 @@ type flight struct {
 	done     bool
 	err      error // with done: why the content has not arrived
 	readers  int
-	idle     *time.Timer // ends the download if nobody comes back
+	idle     *time.Timer // ends the download if no reader comes back
 }
 
 // update changes the state under the lock, and wakes those who wait for that.
@@ -210,7 +210,7 @@ func (fl *flight) end(err error) {
 	f.running.Done()
 }
 
-// leave makes sure that nobody joins the flight any more.
+// leave makes sure that no reader joins the flight any more.
 func (fl *flight) leave() {
 	f := fl.fetcher
 	f.mu.Lock()
@@ -220,14 +220,14 @@ func (fl *flight) leave() {
 	}
 }
 
-// abandon ends a download that nobody reads and that is not nearly done.
+// abandon ends a download that has no readers and is not nearly done.
 func (fl *flight) abandon() {
 	f := fl.fetcher
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	// With both locks held nobody can join in between.
+	// With both locks held no reader can join in between.
 	if fl.readers > 0 || fl.done || fl.nearly() {
 		return
 	}

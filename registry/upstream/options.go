@@ -44,7 +44,8 @@ type Entry struct {
 	// Allow and Deny are patterns of repositories of the upstream, see package glob. Without Allow all are allowed.
 	Allow []string `mapstructure:"allow"`
 	Deny  []string `mapstructure:"deny"`
-	// Read are the identities that may read, as in an auth.Rule; none: whoever the upstream lets read without a login.
+	// Read are the identities that may read, as in an auth.Rule; empty: everyone whom the upstream lets read without a
+	// login.
 	Read []string `mapstructure:"read"`
 	// MayRun is what the webhook does with images of the upstream: deny, allow, held or fetch; empty: as for any other
 	// image.

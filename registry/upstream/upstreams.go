@@ -135,7 +135,7 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 		return nil, &Error{Kind: ErrRefused, Host: host, Reason: "the host is not valid", Cause: err}
 	}
 	c := all[0]
-	// Nobody has written this host into the settings: it gets none of the exceptions of those that are.
+	// This host is not in the settings: it gets none of the exceptions of those that are.
 	k := c.endpoints[0]
 	k.unnamed = true
 	e, err := newEndpoint(k, u.config.Guard, nil)
@@ -208,7 +208,7 @@ func (u *Upstream) Rates() map[string]Rate {
 	return all
 }
 
-// MayPoll reports whether the endpoints have enough left for requests that nobody waits for.
+// MayPoll reports whether the endpoints have enough left for requests that no client waits for.
 func (u *Upstream) MayPoll() bool {
 	return !u.offline && !slices.ContainsFunc(u.endpoints, func(e *endpoint) bool { return e.lastRate().low() })
 }

@@ -461,7 +461,7 @@ func TestAfterTheSwitch(t *testing.T) {
 	}
 }
 
-// TestWhileUnfinished: the source's collector rests, nobody writes to the target, and a migration can be given up.
+// TestWhileUnfinished: the source's collector rests, nothing is written to the target, and a migration can be given up.
 func TestWhileUnfinished(t *testing.T) {
 	from, to := shared("from"), shared("to")
 	s, replica := fill(t, from), from.open(t, false)
