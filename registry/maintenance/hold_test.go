@@ -97,8 +97,8 @@ func wantRemoval(t *testing.T, data *maintenance.Data, index *storage.Index, new
 	}
 }
 
-// slow has a time between two runs in which a test can look at what the first did.
-const slow = 300 * time.Millisecond
+// slow has a time between two runs in which a test can look at what the first did, also on a busy machine.
+const slow = 1500 * time.Millisecond
 
 // TestTheFirstRunAfterAnImportOnlyReports: an import makes all content new, so rules may remove what they kept before.
 func TestTheFirstRunAfterAnImportOnlyReports(t *testing.T) {
