@@ -19,8 +19,8 @@ import (
 	"trow/manifests/kube"
 )
 
-// etcdLife is how long the certificates of etcd are valid: nothing renews them, and they end with their CA, whose key is
-// not kept.
+// etcdLife is how long the certificates of etcd are valid: nothing renews them, and they end with their CA, whose key
+// is not kept.
 const etcdLife = 10 * 365 * 24 * time.Hour
 
 // writeEtcdSecrets makes a CA, a certificate of it for the members of --with-etcd and one for the registry, and writes

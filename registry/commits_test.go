@@ -148,8 +148,8 @@ func TestAPushWithMoreTagsThanACommitTakes(t *testing.T) {
 	unbounded.do("PUT", path+query(101), body("a"), "Content-Type", typeOther).is(414)
 }
 
-// TestAManifestWithMostReferences can be pushed and deleted, also with the longest digests; one more is refused with the
-// limit.
+// TestAManifestWithMostReferences can be pushed and deleted, also with the longest digests; one more is refused with
+// the limit.
 func TestAManifestWithMostReferences(t *testing.T) {
 	w, _ := bounding(t, func(o *registry.Options) { o.MaxReferences = 1_000_000 })
 	most := w.index.MaxReferences()

@@ -9,8 +9,8 @@ import (
 )
 
 // catchUp waits for what other processes have changed, before what can change is read: tags, lists, and whether a blob
-// or a manifest is here. Content that is sent by its digest does not change. If the journal does not answer in time, the
-// answer says how old it may be. The distribution spec allows no other code of Warning (RFC 7234, section 5.5) than
+// or a manifest is here. Content that is sent by its digest does not change. If the journal does not answer in time,
+// the answer says how old it may be. The distribution spec allows no other code of Warning (RFC 7234, section 5.5) than
 // 299.
 func (r *Registry) catchUp(w http.ResponseWriter, req *http.Request, c *call) error {
 	if !c.canChange(req.Method) {

@@ -95,8 +95,8 @@ func TestRecordsWithinOneCommit(t *testing.T) {
 	})
 }
 
-// TestProcessesDoNotExceedAQuotaTogether: what one adds while another one decides is a conflict, in whichever repository
-// of the quota; what adds nothing is none.
+// TestProcessesDoNotExceedAQuotaTogether: what one adds while another one decides is a conflict, in whichever
+// repository of the quota; what adds nothing is none.
 func TestProcessesDoNotExceedAQuotaTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := sharedJournal()

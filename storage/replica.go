@@ -10,12 +10,11 @@ import (
 	"time"
 )
 
-// Where several processes share a journal, each has a record, which it renews once in a while: the time of its clock, and
-// which format it knows (see format.go).
-// Links and what deleted manifests leave have times of such clocks, and the Collector unlinks by their age. So it
-// compares each clock with its own, at the moment at which a record shows: a record that is not renewed, because its
-// process has stopped, says nothing more about a clock than it did then. A record that comes late makes a clock seem
-// behind, until the next one; the Collector then waits, which is no harm.
+// Where several processes share a journal, each has a record, which it renews once in a while: the time of its clock,
+// and which format it knows (see format.go). Links and what deleted manifests leave have times of such clocks, and the
+// Collector unlinks by their age. So it compares each clock with its own, at the moment at which a record shows: a
+// record that is not renewed, because its process has stopped, says nothing more about a clock than it did then. A
+// record that comes late makes a clock seem behind, until the next one; the Collector then waits, which is no harm.
 
 // BeatInterval is how often a process calls Beat.
 const BeatInterval = time.Minute
@@ -91,8 +90,8 @@ func (x *Index) Leave(ctx context.Context, name string) error {
 const minTolerance = 5 * time.Second
 
 // clocks compares the clocks of all processes with the one here. It returns an ErrClocks if one differs by more than a
-// tenth of the grace. A clock that was wrong counts for the grace even if its process is not there any more: what it has
-// recorded is as wrong. unsure reports that a process may be there whose clock is not known yet.
+// tenth of the grace. A clock that was wrong counts for the grace even if its process is not there any more: what it
+// has recorded is as wrong. unsure reports that a process may be there whose clock is not known yet.
 func (x *Index) clocks(grace time.Duration) (unsure bool, err error) {
 	tolerance, wait := max(grace/10, minTolerance), 2*BeatInterval
 	var wrong []string

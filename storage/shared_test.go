@@ -162,7 +162,8 @@ func generation(x *storage.Index) string {
 }
 
 // TestUnnamedObjectsAreSweptByGeneration: once a day the generation is raised, and what no fact names and is two behind
-// is deleted; what is named or younger stays. In between nothing is listed. A run that is for all raises it after Grace.
+// is deleted; what is named or younger stays. In between nothing is listed. A run that is for all raises it after
+// Grace.
 func TestUnnamedObjectsAreSweptByGeneration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wholeSecond()

@@ -209,7 +209,8 @@ func (k *Keeper) openWait(ctx context.Context) error {
 func (k *Keeper) Refresh(ctx context.Context) error { return k.reconcile(ctx, time.Now(), false) }
 
 // Key returns a secret of 32 bytes that all processes with the same CA have, and no other: one for each purpose, from
-// which neither another nor the CA's key can be computed (HKDF, RFC 5869). It changes with the CA. A nil Keeper has none.
+// which neither another nor the CA's key can be computed (HKDF, RFC 5869). It changes with the CA. A nil Keeper has
+// none.
 func (k *Keeper) Key(purpose string) ([]byte, error) {
 	if k == nil {
 		return nil, errors.New("a server without TLS has no CA, and no key that others have too")

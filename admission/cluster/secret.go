@@ -89,8 +89,8 @@ func (c *Cluster) rotate(ctx context.Context) error {
 	return err
 }
 
-// publish writes the bundle to the ConfigMap. settled reports whether it is there; it is not if there is a newer bundle,
-// which the next pass has. A conflict is an error; the next pass tries again.
+// publish writes the bundle to the ConfigMap. settled reports whether it is there; it is not if there is a newer
+// bundle, which the next pass has. A conflict is an error; the next pass tries again.
 func (c *Cluster) publish(ctx context.Context, bundle []byte) (settled bool, err error) {
 	configMaps := c.o.Client.ConfigMaps(c.o.Namespace)
 	m, err := configMaps.Get(ctx, kube.ConfigMapName, metav1.GetOptions{})

@@ -146,9 +146,9 @@ func (g *Guard) writable(ctx context.Context) (*state, error) {
 	return g.current(), err
 }
 
-// settle makes a miss in a state certain, and returns the state to look in again: another replica may have made the
+// confirmed makes a miss in a state certain, and returns the state to look in again: another replica may have made the
 // robot or key that is missing. Errors: ErrUnavailable if that cannot be known; that of ctx.
-func (g *Guard) settle(ctx context.Context, s *state) (*state, error) {
+func (g *Guard) confirmed(ctx context.Context, s *state) (*state, error) {
 	switch {
 	case s.records == nil:
 		return nil, errLoading
@@ -163,12 +163,12 @@ func (g *Guard) settle(ctx context.Context, s *state) (*state, error) {
 
 // anybody returns a state in which it is certain whether some credentials are valid. Where none are, those of a request
 // count for nothing; but another replica may just have made the first robot, and robotic reports whether they could be
-// those of one. Errors: as settle.
+// those of one. Errors: as confirmed.
 func (g *Guard) anybody(ctx context.Context, s *state, robotic bool) (*state, error) {
 	if s.logins || !robotic {
 		return s, nil
 	}
-	return g.settle(ctx, s)
+	return g.confirmed(ctx, s)
 }
 
 // robotic reports whether an Authorization header could be that of a robot.

@@ -139,7 +139,7 @@ func (g *Guard) robot(ctx context.Context, s *state, secret string, now time.Tim
 	if known {
 		return one, s, nil
 	}
-	s, err := g.settle(ctx, s)
+	s, err := g.confirmed(ctx, s)
 	if err != nil {
 		return nil, s, err
 	}

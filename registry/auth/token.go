@@ -142,7 +142,7 @@ func (g *Guard) verify(ctx context.Context, s *state, key [sha256.Size]byte, tok
 	proof, error) {
 	p, err := s.verify(token, now)
 	if errors.Is(err, errMiss) {
-		if s, err = g.settle(ctx, s); err != nil {
+		if s, err = g.confirmed(ctx, s); err != nil {
 			return proof{}, err
 		}
 		if p, err = s.verify(token, now); errors.Is(err, errMiss) {

@@ -98,8 +98,8 @@ func TestConnectionsFollowFromTheMemory(t *testing.T) {
 	}
 }
 
-// TestRequestsAreNoMoreThanConnections: with little memory there were more places for requests than connections, so that
-// one client, which gets half of the places, could take all connections.
+// TestRequestsAreNoMoreThanConnections: with little memory there were more places for requests than connections, so
+// that one client, which gets half of the places, could take all connections.
 func TestRequestsAreNoMoreThanConnections(t *testing.T) {
 	few := Options{MaxConnections: 10}
 	if n := few.Requests(1000); n != 10 {

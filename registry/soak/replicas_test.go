@@ -110,7 +110,7 @@ func startSet(t *testing.T, args ...string) *set {
 			}
 		}
 	})
-	s.settle()
+	s.awaitReady()
 	return s
 }
 
@@ -132,14 +132,14 @@ func newMembers(t *testing.T) (members []*process, endpoints []string) {
 	return members, endpoints
 }
 
-// settle waits until each replica can write and read.
-func (s *set) settle() {
+// awaitReady waits until each replica can write and read.
+func (s *set) awaitReady() {
 	s.t.Helper()
-	content := fmt.Appendf(nil, "settled %d", s.next.Add(1))
+	content := fmt.Appendf(nil, "ready %d", s.next.Add(1))
 	for i, u := range s.urls {
 		c := &client{&http.Client{Timeout: 10 * time.Second}, u}
 		for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-			a, err := c.do(s.t.Context(), "POST", "/v2/settled/blobs/uploads/?digest="+
+			a, err := c.do(s.t.Context(), "POST", "/v2/ready/blobs/uploads/?digest="+
 				string(digest.FromBytes(content)), content)
 			if err == nil && a.status == http.StatusCreated {
 				break
@@ -175,8 +175,8 @@ func (x turns) RoundTrip(req *http.Request) (*http.Response, error) {
 	return x.to.RoundTrip(req)
 }
 
-// patient returns a client that repeats a request until the answer is certain, for a minute at most: after a disturbance
-// replicas may say for a while that they are not sure. to is the replica it asks; empty: each in turn.
+// patient returns a client that repeats a request until the answer is certain, for a minute at most: after a
+// disturbance replicas may say for a while that they are not sure. to is the replica it asks; empty: each in turn.
 func (s *set) patient(to string) *client {
 	c := s.newClient()
 	transport := c.http.Transport
@@ -248,8 +248,8 @@ func (s *set) stored() map[digest.Digest]bool {
 	return all
 }
 
-// collectAll collects what no fact names as well, as an administrator does. An object that no fact names has to be older
-// than two such runs.
+// collectAll collects what no fact names as well, as an administrator does. An object that no fact names has to be
+// older than two such runs.
 func (s *set) collectAll(grace time.Duration) {
 	s.t.Helper()
 	for range 3 {
@@ -310,7 +310,7 @@ func TestReplicas(t *testing.T) {
 		time.Sleep(time.Duration(r.Int64N(int64(time.Second))))
 		cancel()
 		all.Wait()
-		s.settle()
+		s.awaitReady()
 		if !strings.HasPrefix(p.name, "replica") {
 			time.Sleep(8 * time.Second) // etcd gives up what it had not made by then
 		}
@@ -353,7 +353,7 @@ func TestReplicasAreLinearizable(t *testing.T) {
 			for _, p := range s.processes[:replicaCount] {
 				p.start(t)
 			}
-			s.settle()
+			s.awaitReady()
 			quiet = rec.now()
 		})
 		operations += rec.judge(n)

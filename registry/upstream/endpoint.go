@@ -94,8 +94,8 @@ func (e *realmError) Error() string {
 		"realm: of the upstream", e.realm, e.host)
 }
 
-// checkRealm decides whether a token for base may be fetched from a token server: only over https, and with a login only
-// at the same registrable domain (such as docker.io) or from a host that the settings name. Errors: *realmError.
+// checkRealm decides whether a token for base may be fetched from a token server: only over https, and with a login
+// only at the same registrable domain (such as docker.io) or from a host that the settings name. Errors: *realmError.
 func checkRealm(realm, base *url.URL, named []string, insecure, login bool) error {
 	host := strings.ToLower(strings.TrimSuffix(realm.Hostname(), "."))
 	secure := realm.Scheme == "https" || realm.Scheme == "http" && insecure && base.Scheme == "http"

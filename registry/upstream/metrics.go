@@ -2,8 +2,8 @@ package upstream
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// What is known of each endpoint. The upstream is host or host/path, as in the settings; hosts that no setting names are
-// left out, because clients choose them.
+// What is known of each endpoint. The upstream is host or host/path, as in the settings; hosts that no setting names
+// are left out, because clients choose them.
 var (
 	endpointLabels = []string{"upstream", "endpoint"}
 	rateLimit      = prometheus.NewDesc("trow_upstream_ratelimit_limit",

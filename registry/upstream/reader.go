@@ -8,8 +8,8 @@ import (
 )
 
 // Reader reads a content while it arrives: it waits for bytes that have not arrived yet. It is an io.ReadSeeker at its
-// own position. The last bytes come only after the digest was found right; if it is not, or the content does not arrive,
-// the reads fail. Its methods may be called one at a time, ReadAt and Close at any time.
+// own position. The last bytes come only after the digest was found right; if it is not, or the content does not
+// arrive, the reads fail. Its methods may be called one at a time, ReadAt and Close at any time.
 type Reader struct {
 	ctx    context.Context
 	flight *flight

@@ -256,7 +256,7 @@ func (m *migration) run(ctx context.Context, once bool) (differed int, err error
 	watch.Go(func() { ended <- m.From.Journal.Watch(ctx, m.watcher(once, wake)) })
 	defer watch.Wait()
 	defer cancel()
-	settled := false
+	caughtUp := false
 	for takes := 0; ; takes++ {
 		over := false
 		select { // what came before the end is taken after it
@@ -272,19 +272,19 @@ func (m *migration) run(ctx context.Context, once bool) (differed int, err error
 		if err := m.copy(ctx, w); err != nil {
 			return differed, err
 		}
-		if synced && !settled {
-			n, err := m.settle(ctx)
+		if synced && !caughtUp {
+			n, err := m.copyHistories(ctx)
 			if differed += n; err != nil {
 				return differed, err
 			}
-			settled = true
+			caughtUp = true
 		}
 		switch {
 		case over && (!errors.Is(err, errOnce) || !synced):
 			return differed, err
-		case over, sealed && settled && !once:
+		case over, sealed && caughtUp && !once:
 			return differed, nil
-		case settled && !once && (w.size() < fewFacts || takes > manyTakes):
+		case caughtUp && !once && (w.size() < fewFacts || takes > manyTakes):
 			if err := m.seal(ctx); err != nil {
 				return differed, err
 			}
@@ -490,8 +490,8 @@ func each(ctx context.Context, repos []string, f func(context.Context, string) e
 	return context.Cause(ctx)
 }
 
-// settle copies the histories of tags, once the full state was seen. It returns how much differed.
-func (m *migration) settle(ctx context.Context) (differed int, err error) {
+// copyHistories copies the histories of tags, once the full state was seen. It returns how much differed.
+func (m *migration) copyHistories(ctx context.Context) (differed int, err error) {
 	var mu sync.Mutex
 	names := slices.Concat(m.From.Index.Names(), m.To.Index.Names())
 	slices.Sort(names)
@@ -509,8 +509,8 @@ func (m *migration) settle(ctx context.Context) (differed int, err error) {
 }
 
 // findStale finds, once in a pass, the facts that the target has of an earlier run and that the source has not. They
-// are deleted together with all that has changed since the full state: one without the other could leave a tag without its
-// manifest.
+// are deleted together with all that has changed since the full state: one without the other could leave a tag without
+// its manifest.
 func (m *migration) findStale(ctx context.Context) error {
 	m.mu.Lock()
 	due, stale := m.staleDue && m.synced, false

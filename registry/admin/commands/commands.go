@@ -1,5 +1,6 @@
 // Package commands has the commands for what a registry holds (ls, tags, inspect, history, cp, rm, du), and those with
-// which an administrator operates it: gc, retention, scrub, rebuild, export, import, migrate, token, can-i and pull-secret.
+// which an administrator operates it: gc, retention, scrub, rebuild, export, import, migrate, token, can-i and
+// pull-secret.
 //
 // # Words
 //
