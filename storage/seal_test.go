@@ -26,7 +26,7 @@ func (j behind) Commit(ctx context.Context, b ...storage.Batch) (storage.Revisio
 	return rev, err
 }
 
-// Head is what the process would be told if it asked before the others committed.
+// Head is what the process would get if it asked before the others committed.
 func (j behind) Head(ctx context.Context) (storage.Revision, error) {
 	select {
 	case <-j.committed:

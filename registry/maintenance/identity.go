@@ -13,7 +13,7 @@ import (
 // A journal and bytes that are elsewhere carry one identity. Settings that name another pair would otherwise lose data:
 // a collector with a new journal deletes all bytes, and a scrub with another bucket quarantines all content. The
 // journal has it in a record, and the bytes beside them; in the data directory alone, the two cannot be confused, and
-// there is none.
+// have no identity.
 
 // identityRecord is the name of the record.
 const identityRecord = "identity"

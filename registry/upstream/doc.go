@@ -39,9 +39,9 @@
 // # What it does not do
 //
 // It does not decide who may read, what is kept and what is evicted, or how old a tag may be: the registry does, by
-// Upstream.Read, Public, Fresh and Keeps. It does not record what it stores: Download.Commit does. Whoever joins a
-// download of another upstream must have asked its own for the digest and the size first. It never fetches the urls of
-// foreign layers, and converts nothing.
+// Upstream.Read, Public, Fresh and Keeps. It does not record what it stores: Download.Commit does. A client that
+// joins a download of another upstream must have asked its own for the digest and the size first. It never fetches the
+// urls of foreign layers, and converts nothing.
 //
 // With a proxy in the environment it is the proxy that connects: here only addresses that are written out in a URL are
 // refused then, so upstream-any needs upstream-proxy-filters.

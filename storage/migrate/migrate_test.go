@@ -231,7 +231,7 @@ func moveInUse(t *testing.T, from, to *place, budget, processes int, seed uint64
 			for range 100_000 {
 				if err := act(t.Context(), sides[i%processes], r); err != nil {
 					if !isMoved(err) || !strings.Contains(err.Error(), to.name) {
-						t.Errorf("a client is told: %v", err)
+						t.Errorf("a client gets: %v", err)
 					}
 					return
 				}
@@ -453,7 +453,7 @@ func TestAfterTheSwitch(t *testing.T) {
 	if !errors.Is(err, migrate.ErrOther) {
 		t.Errorf("to another target: %v", err)
 	}
-	// The target's own collector waits for a grace: clients rely on what the source has told them.
+	// The target's own collector waits for a grace: clients rely on the answers of the source.
 	x := to.open(t, false)
 	c := &storage.Collector{Blobs: x.Blobs, Index: x.Index, Grace: time.Hour}
 	if got, err := c.RunWith(t.Context(), time.Minute, false, nil); err != nil || !got.Waiting || got.Unlinked > 0 {
