@@ -40,6 +40,8 @@ func (p *Policy) why(v Verdict) string {
 	case onLogin:
 		return "there are no rules: users may do everything but administer the registry, " +
 			"and accounts of the cluster and holders of certificates may pull"
+	case onMirror:
+		return whyMirror
 	case onCluster:
 		return "no rule decides, and the Kubernetes API does"
 	}

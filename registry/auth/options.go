@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"trow/registry/audit"
+	"trow/registry/namespace"
 	"trow/registry/settings"
 )
 
@@ -67,6 +68,8 @@ type Options struct {
 	Annotate func(ctx context.Context, key, value string)
 	// Audit records logins that fail, and what Protect refuses. Optional.
 	Audit func(context.Context, audit.Event)
+	// Namespaces says which hosts of ours stand for another registry. Optional.
+	Namespaces *namespace.Table
 	// Program is how people run the commands of the server, for messages; empty: trow.
 	Program string
 	// Log is the program's log.

@@ -98,6 +98,9 @@ func compile(r Rule) (c rule, err error) {
 	if c.repos, err = glob.Compile(r.Repositories...); err != nil {
 		return c, fmt.Errorf("repositories: %w", err)
 	}
+	if includes(c.may, Mirror) && slices.ContainsFunc(c.who, func(s subject) bool { return s.kind == "anonymous" }) {
+		return c, fmt.Errorf("may: mirror is never for clients without a login; name those who may, or leave it out")
+	}
 	c.patterns = r.Repositories
 	c.everywhere = len(r.Repositories) == 0 || slices.Contains(r.Repositories, "**")
 	return c, nil
@@ -169,19 +172,20 @@ func parseMay(texts []string) (may []Action, forbids bool, err error) {
 	return may, false, err
 }
 
-// ParseActions reads actions: pull, create, push, delete, catalog, admin, metrics. Errors: an invalid action; no action
-// at all.
+// ParseActions reads actions: pull, create, push, delete, mirror, catalog, admin, metrics. Errors: an invalid action; no
+// action at all.
 func ParseActions(texts []string) (all []Action, err error) {
 	for _, text := range texts {
 		a := Action(text)
-		if !slices.Contains([]Action{Pull, Create, Push, Delete, Catalog, Admin, Metrics}, a) {
-			return nil, fmt.Errorf("%.40q: want one of pull, create, push, delete, catalog, admin, metrics", text)
+		if !slices.Contains([]Action{Pull, Create, Push, Delete, Mirror, Catalog, Admin, Metrics}, a) {
+			return nil, fmt.Errorf("%.40q: want one of pull, create, push, delete, mirror, catalog, admin, metrics",
+				text)
 		}
 		all = append(all, a)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("at least one action is needed: pull, create, push, delete, catalog, admin, metrics; " +
-			"or none, alone, to forbid everything")
+		return nil, fmt.Errorf("at least one action is needed: pull, create, push, delete, mirror, catalog, " +
+			"admin, metrics; or none, alone, to forbid everything")
 	}
 	return all, nil
 }
@@ -238,6 +242,7 @@ const (
 	onLevel   // the setting anonymous
 	onLogin   // what every user may do, where there are no rules
 	onCluster // the Kubernetes API decided
+	onMirror  // no rule gives mirror
 )
 
 // Verdict is a decision.
@@ -250,6 +255,9 @@ type Verdict struct {
 
 // Judge decides about any action but Login. It does not ask the Kubernetes API.
 func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
+	if guarded(repo, a) {
+		return p.judgeMirror(who, repo)
+	}
 	switch {
 	case who.owner:
 		return Verdict{Allowed: true, on: onOwner}
