@@ -187,6 +187,12 @@ func (r *Registry) tags(ctx context.Context, repo, after string, n int) ([]strin
 	return tags, err
 }
 
+// exists reports whether the repo is here.
+func (r *Registry) exists(ctx context.Context, repo string) (bool, error) {
+	_, found, err := r.options.Index.Tags(ctx, repo, "", 1)
+	return found, err
+}
+
 // repos returns up to n repositories after the given one that are readable; a nil readable means all. It searches until
 // it has n, so that only the last page is not full, however many repositories between are not readable. If more would
 // have to be asked about than one request may (auth.ErrSpent), rest is the last one that was looked at, which may not

@@ -122,7 +122,7 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 	}
 	if next != "" {
 		q.values.Set("last", next.String())
-		setNextLink(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/referrers/"+c.ref, q.values)
+		setNextLink(w.Header(), r.path(c, "/referrers/"+c.ref), q.values)
 	}
 	write(w, req, typeOCIIndex, body.Bytes())
 	return nil

@@ -135,7 +135,7 @@ type Table struct {
 	as    atomic.Pointer[aliases]
 }
 
-// aliases are the elements that are not the hosts. They never change.
+// aliases are the elements that settings name, by host, and their hosts. They never change.
 type aliases struct{ elements, hosts map[string]string }
 
 // NewTable returns a Table with the sites of options that are valid.
@@ -149,7 +149,7 @@ func NewTable(sites []Site) *Table {
 	return t
 }
 
-// Set replaces the elements that are not the hosts, by host. Hosts are in their one form, and no two of them have the
+// Set replaces the elements that settings name, by host. Hosts are in their one form, and no two of them have the
 // same element.
 func (t *Table) Set(elements map[string]string) {
 	a := &aliases{elements, map[string]string{}}
@@ -243,13 +243,17 @@ func (t *Table) Site(host string) (upstream string, ok bool) {
 	return upstream, ok
 }
 
-// Stands reports whether a site stands for a namespace.
-func (t *Table) Stands(upstream string) bool {
-	if t != nil {
-		for _, u := range t.sites {
-			if u == upstream {
-				return true
-			}
+// Known reports whether a setting names a namespace: a site stands for it, or Set has its element.
+func (t *Table) Known(host string) bool {
+	if t == nil {
+		return false
+	}
+	if _, ok := t.aliases().elements[host]; ok {
+		return true
+	}
+	for _, upstream := range t.sites {
+		if upstream == host {
+			return true
 		}
 	}
 	return false

@@ -104,8 +104,8 @@ func TestSites(t *testing.T) {
 			t.Errorf("%q: %q, %v", host, got, ok)
 		}
 	}
-	if !table.Stands("docker.io") || table.Stands("ghcr.io") {
-		t.Error("the wrong namespaces have sites")
+	if !table.Known("docker.io") || table.Known("ghcr.io") {
+		t.Error("the wrong namespaces are known")
 	}
 	for text, s := range map[string][]namespace.Site{
 		"namespaces: entry 1: host: it is missing": {{Upstream: "docker.io"}},
@@ -122,7 +122,7 @@ func TestSites(t *testing.T) {
 		}
 	}
 	for _, ours := range []string{"hub.trow.example", "docker.io"} {
-		if err := o.CheckNames(map[string]bool{ours: true}); err == nil || !strings.Contains(err.Error(), ours+" is one of") {
+		if err := o.CheckNames([]string{"a.example", ours}); err == nil || !strings.Contains(err.Error(), ours+" is one of") {
 			t.Errorf("%s as a name of the registry: %v", ours, err)
 		}
 	}

@@ -55,9 +55,15 @@ func (o *Options) Validate() error {
 	return nil
 }
 
-// CheckNames refuses sites and namespaces that are names of this registry, in their one form: it could not be told
-// which repository is meant.
-func (o *Options) CheckNames(names map[string]bool) error {
+// CheckNames refuses sites and namespaces that are names of this registry: it could not be told which repository is
+// meant. The options are valid.
+func (o *Options) CheckNames(all []string) error {
+	names := map[string]bool{}
+	for _, name := range all {
+		if host, err := Host(name); err == nil {
+			names[host] = true
+		}
+	}
 	for i, s := range o.Sites {
 		host, _ := Host(s.Host)
 		upstream, _ := Host(s.Upstream)
