@@ -99,8 +99,8 @@ func (r *Registry) fold(ctx context.Context, c *call) error {
 	return nil
 }
 
-// answer calls the handler of a call that is authorized. A read of a registry of which nothing is known here is answered
-// as one question: whether its content is here.
+// answer calls the handler of a call that is authorized. A read of a registry of which nothing is known here is
+// answered as one question: whether its content is here.
 func (r *Registry) answer(w http.ResponseWriter, req *http.Request, c *call, h handler) error {
 	reads := req.Method == http.MethodGet || req.Method == http.MethodHead
 	if c.asked.ns != "" && reads {

@@ -133,7 +133,8 @@ func TestNamespacesThatAreNotHere(t *testing.T) {
 	for _, path := range []string{"library/nginx/manifests/v?ns=quay.io", "library/nginx/manifests/" + d + "?ns=quay.io",
 		"library/nginx/blobs/" + d + "?ns=quay.io", "library/nginx/tags/list?ns=quay.io",
 		"library/nginx/referrers/" + d + "?ns=quay.io", "f/docker.io/library/nginx/manifests/v?ns=quay.io",
-		"library/nginx/manifests/v?ns=docker.io:5000", "library/nginx/manifests/v?ns=nginx", long + "/manifests/v?ns=quay.io",
+		"library/nginx/manifests/v?ns=docker.io:5000", "library/nginx/manifests/v?ns=nginx",
+		long + "/manifests/v?ns=quay.io",
 		"library/nginx/manifests/v?ns=../../x", "library/nginx/manifests/v?ns=docker.io/library", "_catalog?ns=docker.io",
 		"library/nginx/manifests/v?ns=https://docker.io", "library/nginx/manifests/v?ns=a@docker.io", "?ns=quay.io",
 		"library/nginx/manifests/v?ns=docker.io%00", "library/nginx/manifests/v?ns=[::1]:5000",
@@ -177,7 +178,8 @@ func TestLinksKeepTheNamespace(t *testing.T) {
 func TestNobodyPushesToTheMirror(t *testing.T) {
 	w := newMirror(t, everybodyPulls)
 	robot := func(name string, actions ...auth.Action) []string {
-		secret, err := w.guard.CreateRobot(t.Context(), auth.Robot{Name: name, Actions: actions, Repositories: []string{"**"}})
+		secret, err := w.guard.CreateRobot(t.Context(), auth.Robot{Name: name, Actions: actions,
+			Repositories: []string{"**"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +189,8 @@ func TestNobodyPushesToTheMirror(t *testing.T) {
 	w.do("POST", "/v2/own/blobs/uploads/?digest="+d, []byte("x")).is(201)
 	writes := [][2]string{{"POST", "blobs/uploads/"}, {"POST", "blobs/uploads/?digest=" + d},
 		{"POST", "blobs/uploads/?mount=" + d + "&from=own"}, {"POST", "blobs/uploads/?mount=" + d},
-		{"PUT", "manifests/v"}, {"PUT", "manifests/new"}, {"PUT", "manifests/" + w.digest.String()}, {"DELETE", "manifests/v"},
+		{"PUT", "manifests/v"}, {"PUT", "manifests/new"}, {"PUT", "manifests/" + w.digest.String()},
+		{"DELETE", "manifests/v"},
 		{"DELETE", "manifests/" + w.digest.String()}, {"DELETE", "blobs/" + digest.FromString("layer").String()},
 		{"PATCH", "blobs/uploads/abc"}, {"PUT", "blobs/uploads/abc?digest=" + d}, {"GET", "blobs/uploads/abc"},
 		{"DELETE", "blobs/uploads/abc"}}
@@ -268,7 +271,8 @@ func TestARepositoryOfBeforeStaysReadable(t *testing.T) {
 // TestCredentialsForAnotherRegistry: containerd may send those of docker.io along. They count as none: the request goes
 // on, nothing is delayed, and no failed login is recorded.
 func TestCredentialsForAnotherRegistry(t *testing.T) {
-	w := newMirror(t, auth.Rule{Who: []string{"*"}, May: []string{"pull"}, Repositories: []string{"f/docker.io/library/*"}},
+	public := []string{"f/docker.io/library/*"}
+	w := newMirror(t, auth.Rule{Who: []string{"*"}, May: []string{"pull"}, Repositories: public},
 		auth.Rule{Who: []string{"user:alice"}, May: []string{"pull"}, Repositories: []string{"f/**"}})
 	w.do("POST", "/v2/f/docker.io/team/secret/blobs/uploads/?digest="+digest.FromString("x").String(), []byte("x"),
 		login("importer")...).is(201)
@@ -287,7 +291,8 @@ func TestCredentialsForAnotherRegistry(t *testing.T) {
 			t.Fatalf("challenge %v", b)
 		}
 		// And so does the token endpoint, which gives a token without rights.
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", b["realm"]+"&service="+b["service"]+"&scope="+b["scope"], nil)
+		at := b["realm"] + "&service=" + b["service"] + "&scope=" + b["scope"]
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", at, nil)
 		req.Header.Add(headers[0], headers[1])
 		resp, err := http.DefaultTransport.RoundTrip(req)
 		if err != nil {

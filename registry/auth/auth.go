@@ -7,9 +7,9 @@
 //   - user: the user of the settings, who may do everything, and those of the htpasswd file.
 //   - robot: a named secret for a machine. It may do what it was created for, until it expires or is revoked.
 //   - action: what a request does to a repository: pull, create, push, delete, mirror; or to the registry: list the
-//     catalog, administer it, read its metrics; or only log in. To create is to push what is new: it changes nothing that
-//     others may run. Push includes create. To mirror is to push and to delete below f/, where other registries' content
-//     lies (package namespace); no other action includes it.
+//     catalog, administer it, read its metrics; or only log in. To create is to push what is new: it changes nothing
+//     that others may run. Push includes create. To mirror is to push and to delete below f/, where the content of
+//     other registries lies (package namespace); no other action includes it.
 //   - rule: states what some identities may do to some repositories.
 //   - token: what the token endpoint issues in exchange for credentials, or for none (a JWT, signed with Ed25519). Its
 //     scopes limit what it can be used for.

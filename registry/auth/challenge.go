@@ -23,7 +23,8 @@ const TokenPath = "/token"
 // missing is a login.
 func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []string {
 	scheme, host := g.base(r)
-	bearer := `Bearer realm="` + scheme + "://" + host + g.prefix() + TokenPath + realmQuery(r) + `",service="` + host + `"`
+	realm := scheme + "://" + host + g.prefix() + TokenPath + realmQuery(r)
+	bearer := `Bearer realm="` + realm + `",service="` + host + `"`
 	if scope := scopeOf(repo, a); scope != "" {
 		bearer += `,scope="` + scope + `"`
 	}

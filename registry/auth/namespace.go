@@ -17,8 +17,8 @@ import (
 //
 // Clients may send such a request with the credentials that they have for the other registry: containerd sends those of
 // docker.io along. So what is not known here counts as no credentials, and goes nowhere: not into the log, not to the
-// Kubernetes API, and not into the throttle that logins share. The realm in the challenge has the namespace, so that the
-// request to the token endpoint is recognized as well.
+// Kubernetes API, and not into the throttle that logins share. The realm in the challenge has the namespace, so that
+// the request to the token endpoint is recognized as well.
 
 // namespaceKey is the key of the mark that ForNamespace makes.
 type namespaceKey struct{}
@@ -139,8 +139,8 @@ func (s *state) mirrorable() bool {
 }
 
 // whyMirror is why nobody but those may write below f/.
-const whyMirror = "repositories below f/ hold what other registries hold, for all who pull from those through this one; " +
-	"only trow import, and identities that a rule gives mirror, may write there"
+const whyMirror = "repositories below f/ hold what other registries hold, for all who pull from those through this " +
+	"one; only trow import, and identities that a rule gives mirror, may write there"
 
 // deniedMirror is the refusal of a change below f/.
 func deniedMirror(who *Identity, repo string, a Action) error {

@@ -44,7 +44,8 @@ func TestMirrorIsARightOfItsOwn(t *testing.T) {
 			if got.Rule != max(row.rule, -row.rule) || got.Allowed != (row.rule > 0) {
 				t.Errorf("%s %s %s: %+v, want rule %d", row.who.Label(), a, row.repo, got, row.rule)
 			}
-			if why := row.p.Explain(row.who, row.repo, a).Why; row.rule == 0 && !strings.Contains(why, "a rule gives mirror") {
+			why := row.p.Explain(row.who, row.repo, a).Why
+			if row.rule == 0 && !strings.Contains(why, "a rule gives mirror") {
 				t.Errorf("%s %s %s: %s", row.who.Label(), a, row.repo, why)
 			}
 		}
@@ -57,8 +58,8 @@ func TestMirrorIsARightOfItsOwn(t *testing.T) {
 			t.Errorf("push to %s", repo)
 		}
 	}
-	if _, err := auth.Compile([]auth.Rule{rule("user:a anonymous", "pull mirror", "")}, auth.PolicyOptions{}); err == nil ||
-		!strings.Contains(err.Error(), "rule 1: may: mirror is never for") {
+	_, err := auth.Compile([]auth.Rule{rule("user:a anonymous", "pull mirror", "")}, auth.PolicyOptions{})
+	if err == nil || !strings.Contains(err.Error(), "rule 1: may: mirror is never for") {
 		t.Errorf("a rule for clients without a login: %v", err)
 	}
 }

@@ -172,8 +172,8 @@ func parseMay(texts []string) (may []Action, forbids bool, err error) {
 	return may, false, err
 }
 
-// ParseActions reads actions: pull, create, push, delete, mirror, catalog, admin, metrics. Errors: an invalid action; no
-// action at all.
+// ParseActions reads actions: pull, create, push, delete, mirror, catalog, admin, metrics. Errors: an invalid action;
+// no action at all.
 func ParseActions(texts []string) (all []Action, err error) {
 	for _, text := range texts {
 		a := Action(text)

@@ -5,8 +5,8 @@
 //
 //   - namespace: the host[:port] of a registry as images name it, in the one form of package address; docker.io for
 //     every name of Docker Hub. It is what clients send in ?ns= (distribution spec, "Registry Proxying").
-//   - name: that of a repository of another registry: its namespace, and its name there. A repository of Docker Hub with
-//     one part is the one below library/.
+//   - name: that of a repository of another registry: its namespace, and its name there. A repository of Docker Hub
+//     with one part is the one below library/.
 //   - local name: f/<element>/<repository>. The element stands for the namespace: it is the host, a port as __5000, or
 //     what as: of an upstream says.
 //   - site: a host name of this registry that stands for a namespace, for clients that send no ?ns= (Docker's
@@ -214,8 +214,8 @@ func (t *Table) Upstream(local string) (n Name, ok bool) {
 }
 
 // Here returns the local name of the repository that a request means with the namespace host, in its one form, and the
-// repo of its path. That may be a local name already, of the same host: containerd sends both where the path of a mirror
-// has it (override_path). Errors: those of Parse and of Local.
+// repo of its path. That may be a local name already, of the same host: containerd sends both where the path of a
+// mirror has it (override_path). Errors: those of Parse and of Local.
 func (t *Table) Here(host, repo string) (string, error) {
 	if n, ok := t.Upstream(repo); ok && n.Host == host {
 		return t.Local(n)

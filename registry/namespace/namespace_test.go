@@ -122,7 +122,8 @@ func TestSites(t *testing.T) {
 		}
 	}
 	for _, ours := range []string{"hub.trow.example", "docker.io"} {
-		if err := o.CheckNames([]string{"a.example", ours}); err == nil || !strings.Contains(err.Error(), ours+" is one of") {
+		err := o.CheckNames([]string{"a.example", ours})
+		if err == nil || !strings.Contains(err.Error(), ours+" is one of") {
 			t.Errorf("%s as a name of the registry: %v", ours, err)
 		}
 	}
@@ -130,7 +131,8 @@ func TestSites(t *testing.T) {
 
 // FuzzNames: whatever a client sends leads nowhere but to a valid name below f/, and back to the same upstream.
 func FuzzNames(f *testing.F) {
-	for _, s := range [][2]string{{"docker.io", "nginx"}, {"quay.io:5000", "a/b"}, {"[::1]:5", "a"}, {"", "f/docker.io/nginx"},
+	for _, s := range [][2]string{{"docker.io", "nginx"}, {"quay.io:5000", "a/b"}, {"[::1]:5", "a"},
+		{"", "f/docker.io/nginx"},
 		{"a__5000", "f/a__5000/b"}, {"foo", "f/foo__443/x"}, {"127.1", "x"}, {"docker.io", "f/docker.io/f/docker.io/x"},
 		{"taken.example", "f/six/a"}} {
 		f.Add(s[0], s[1])

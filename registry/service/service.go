@@ -220,9 +220,9 @@ func (s *Service) logMirrored() {
 		return
 	}
 	const most = 20 // named in one line
-	s.log.Info().Int("count", len(all)).Strs("repositories", all[:min(len(all), most)]).Msg("repositories below f/ answer " +
-		"pulls from other registries through this one, and only mirror may change them; delete with trow rm what was pushed " +
-		"for another purpose")
+	s.log.Info().Int("count", len(all)).Strs("repositories", all[:min(len(all), most)]).Msg("repositories below f/ " +
+		"answer pulls from other registries through this one, and only mirror may change them; delete with trow rm what " +
+		"was pushed for another purpose")
 }
 
 // Run does the work beside the requests until ctx is done. Load must have returned.

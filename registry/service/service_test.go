@@ -217,7 +217,8 @@ func TestRepositoriesOfOtherRegistriesAreNamedAtStart(t *testing.T) {
 func TestAHostOfOursStandsForAnotherRegistry(t *testing.T) {
 	o := options(t)
 	o.Namespaces.Sites = []namespace.Site{{Host: o.Names[0], Upstream: "docker.io"}}
-	if _, err := service.Open(o); err == nil || !strings.Contains(err.Error(), "namespaces: entry 1: host: trow.kube-public") {
+	_, err := service.Open(o)
+	if err == nil || !strings.Contains(err.Error(), "namespaces: entry 1: host: trow.kube-public") {
 		t.Errorf("a name of the registry: %v", err)
 	}
 	o.Namespaces.Sites[0].Host = "hub.trow.example"
