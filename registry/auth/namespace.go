@@ -123,6 +123,41 @@ func (p *Policy) judgeMirror(who *Identity, repo string) Verdict {
 	return Verdict{on: onMirror}
 }
 
+// Readers returns who may read a repository below f/, and the upstream whose read: says so. ok is false if none does;
+// then the rules decide. It is called for each decision, and must not wait.
+type Readers func(repo string) (who Who, upstream string, ok bool)
+
+// readers is Readers for any repository.
+func (p *Policy) readers(repo string) (who Who, upstream string, ok bool) {
+	if p.Readers == nil || !namespace.Within(repo) {
+		return nil, "", false
+	}
+	return p.Readers(repo)
+}
+
+// judgeRead decides who may read what is held of an upstream that names its readers. It alone allows that: an upstream
+// with a login may have private content, and a rule that lets all pull from everywhere is not meant for that. A rule
+// that forbids still does, and a robot may read what it was created for.
+func (p *Policy) judgeRead(who *Identity, repo string, readers Who, upstream string) Verdict {
+	switch {
+	case who.owner:
+		return Verdict{Allowed: true, on: onOwner}
+	case who.socket:
+		return Verdict{Allowed: true, on: onSocket}
+	case who.robot != nil && !who.robot.may(repo, Pull):
+		return Verdict{on: onRobot}
+	}
+	for i := range p.rules {
+		if p.rules[i].decides(who, repo, Pull) {
+			if p.rules[i].forbids {
+				return Verdict{Rule: i + 1, on: onRule}
+			}
+			break
+		}
+	}
+	return Verdict{Allowed: readers.Match(who), on: onReaders, upstream: upstream}
+}
+
 // mirrorable reports whether somebody may change repositories below f/, so that a login is worth a try.
 func (s *state) mirrorable() bool {
 	for _, r := range s.policy.rules {

@@ -151,3 +151,69 @@ func TestTheRealmOfAMirror(t *testing.T) {
 		}
 	}
 }
+
+// TestReadersOfAnUpstream: read: decides alone, but for rules that forbid.
+func TestReadersOfAnUpstream(t *testing.T) {
+	who, err := auth.ParseWho([]string{"user:alice", "user:mallory", "namespace:team-a", "robot:puller"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	readers := func(repo string) (auth.Who, string, bool) {
+		return who, "quay.io", strings.HasPrefix(repo, "f/quay.io/")
+	}
+	g := guard(t, auth.Options{User: "owner", Password: "p", Readers: readers,
+		Rules: []auth.Rule{rule("user:mallory", "none", "f/**"), rule("*", "pull push catalog", "")}})
+	puller, other := create(t, g, robot("puller", "pull", "f/quay.io/public")), create(t, g, robot("other", "pull", "**"))
+	robots := map[string]*auth.Identity{}
+	for name, secret := range map[string]string{"puller": puller, "other": other} {
+		if robots[name], err = g.Identify(bearer(secret)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct {
+		who  *auth.Identity
+		repo string
+		want bool
+		why  string
+	}{
+		{auth.Named("alice", nil), "f/quay.io/secret", true, "read: of the upstream quay.io allows it"},
+		{auth.Named("bob", nil), "f/quay.io/secret", false, "read: of the upstream quay.io does not"},
+		{auth.Named("", nil), "f/quay.io/secret", false, "read: of the upstream quay.io does not"},
+		{auth.Named("mallory", nil), "f/quay.io/secret", false, "rule 1"},
+		{account("team-a", "x"), "f/quay.io/secret", true, "read:"},
+		{account("team-b", "x"), "f/quay.io/secret", false, "read:"},
+		{robots["puller"], "f/quay.io/public", true, "read:"},
+		{robots["puller"], "f/quay.io/secret", false, "the robot was not created"},
+		{robots["other"], "f/quay.io/secret", false, "read:"},
+		{auth.Owner("owner"), "f/quay.io/secret", true, "may do everything"},
+		{auth.Socket, "f/quay.io/secret", true, "administration socket"},
+		{auth.Named("bob", nil), "f/docker.io/a", true, "rule 2"},
+		{auth.Named("bob", nil), "team/app", true, "rule 2"},
+	} {
+		got := g.Policy().Explain(row.who, row.repo, auth.Pull)
+		if got.Allowed != row.want || !strings.Contains(got.Why, row.why) {
+			t.Errorf("%s %s: %+v, want %v, %s", row.who.Label(), row.repo, got, row.want, row.why)
+		}
+		// A list shows what may be pulled, and no more.
+		readable := g.Readable(t.Context(), row.who)
+		if readable == nil {
+			if !row.want {
+				t.Errorf("%s may read all", row.who.Label())
+			}
+			continue
+		}
+		if ok, err := readable(row.repo); ok != row.want || err != nil {
+			t.Errorf("%s %s is listed: %v, %v", row.who.Label(), row.repo, ok, err)
+		}
+	}
+	// Also where there are no rules, and all may pull.
+	open := guard(t, auth.Options{Anonymous: "pull", Readers: readers})
+	anonymous, err := open.Identify(request())
+	if err != nil || open.Authorize(t.Context(), anonymous, "f/quay.io/a", auth.Pull) == nil ||
+		open.Authorize(t.Context(), anonymous, "f/docker.io/a", auth.Pull) != nil {
+		t.Errorf("without rules: %v", err)
+	}
+	if readable := open.Readable(t.Context(), anonymous); readable == nil {
+		t.Error("a client without a login may read all")
+	}
+}

@@ -60,6 +60,8 @@ type PolicyOptions struct {
 	Anonymous Level // what may be done without a login, where there are no rules
 	Private   bool  // private requests may push and delete as well, see Guard.private
 	Access    bool  // where no rule decides about an account of the cluster, the Kubernetes API does
+	// Readers says who may read what is held of another registry, where its upstream says so (read:). Optional.
+	Readers Readers
 }
 
 // rule is a Rule that was read.
@@ -243,6 +245,7 @@ const (
 	onLogin   // what every user may do, where there are no rules
 	onCluster // the Kubernetes API decided
 	onMirror  // no rule gives mirror
+	onReaders // read: of an upstream
 )
 
 // Verdict is a decision.
@@ -251,12 +254,19 @@ type Verdict struct {
 	Rule    int // the number of the rule that decided, from 1; 0: no rule decided
 	on      basis
 	private bool // it depends on the request, see Guard.private
+	// upstream is the one whose read: has decided.
+	upstream string
 }
 
 // Judge decides about any action but Login. It does not ask the Kubernetes API.
 func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 	if guarded(repo, a) {
 		return p.judgeMirror(who, repo)
+	}
+	if a == Pull {
+		if readers, upstream, ok := p.readers(repo); ok {
+			return p.judgeRead(who, repo, readers, upstream)
+		}
 	}
 	switch {
 	case who.owner:
@@ -313,7 +323,7 @@ func (p *Policy) withoutLogin(who *Identity, a Action) bool {
 
 // readsAll reports whether who may pull from every repository, whatever its name is.
 func (p *Policy) readsAll(who *Identity) bool {
-	return who.owner || who.socket || len(p.rules) == 0 && who.robot == nil &&
+	return who.owner || who.socket || p.Readers == nil && len(p.rules) == 0 && who.robot == nil &&
 		(p.Anonymous >= ReadOnly || !who.Anonymous() && !who.Cluster)
 }
 

@@ -30,6 +30,8 @@ type Upstreams struct {
 
 // Config is what does not change while the server runs.
 type Config struct {
+	// Names is told what stands for the hosts in the names of repositories here. nil: NewTable(nil).
+	Names   *namespace.Table
 	Guard   *Guard  // nil: NewGuard()
 	Secrets Secrets // nil: there is no cluster
 	// As in Options.
@@ -40,6 +42,9 @@ type Config struct {
 func New(c Config) *Upstreams {
 	if c.Guard == nil {
 		c.Guard = NewGuard()
+	}
+	if c.Names == nil {
+		c.Names = namespace.NewTable(nil)
 	}
 	others, err := lru.New[string, *Upstream](maxAny)
 	if err != nil {
@@ -88,7 +93,34 @@ func (u *Upstreams) Set(entries []Entry) error {
 	}
 	u.endpoints = endpoints
 	u.now.Store(&list)
+	elements := map[string]string{}
+	for _, up := range list {
+		elements[up.Host] = up.Name
+	}
+	u.config.Names.Set(elements)
 	return nil
+}
+
+// Readers implements auth.Readers.
+func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok bool) {
+	n, ok := u.config.Names.Upstream(local)
+	if !ok {
+		return nil, "", false
+	}
+	for _, up := range *u.now.Load() {
+		if up.Host == n.Host && below(n.Repo, up.Path) {
+			return up.Read, up.title(), len(up.Read) > 0
+		}
+	}
+	return nil, "", false
+}
+
+// title returns the upstream as the settings have it.
+func (u *Upstream) title() string {
+	if u.Path == "" {
+		return u.Host
+	}
+	return u.Host + "/" + u.Path
 }
 
 // All returns the upstreams of the settings.
