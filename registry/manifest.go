@@ -42,6 +42,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, c *call
 		}
 	}
 	// Nothing below can fail with an answer.
+	r.warnStale(w, req, m.stale)
 	h := w.Header()
 	h.Set("Docker-Content-Digest", m.digest.String())
 	h.Set("ETag", etag)

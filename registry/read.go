@@ -24,6 +24,7 @@ type manifest struct {
 	storage.Descriptor
 	digest    digest.Digest
 	repo, ref string // as it was asked for
+	stale     error  // not nil: why the upstream of the repository may have another one
 }
 
 // lookup resolves a tag or a digest to what repo holds. It is the one way from a name to a manifest: manifest is for
@@ -35,6 +36,10 @@ func (r *Registry) lookup(ctx context.Context, repo, ref string) (storage.Descri
 // manifest finds the manifest that ref, a tag or a digest, names in repo. Errors: MANIFEST_UNKNOWN, also for one whose
 // own bytes are known to be damaged. One with a damaged part is returned: a client may hold that part already.
 func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, error) {
+	stale, err := r.refresh(ctx, repo, ref)
+	if err != nil {
+		return manifest{}, err
+	}
 	m, ok, err := r.lookup(ctx, repo, ref)
 	if err != nil {
 		return manifest{}, err
@@ -46,7 +51,7 @@ func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, er
 	if m.Damaged() == d {
 		return manifest{}, manifestUnknown(repo, ref)
 	}
-	found := manifest{m, d, repo, ref}
+	found := manifest{m, d, repo, ref, stale}
 	if m.MediaType == "" {
 		return r.withLongType(ctx, found)
 	}

@@ -41,8 +41,10 @@ import (
 	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/limit"
+	"trow/registry/mirror"
 	"trow/registry/namespace"
 	"trow/registry/ocierror"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -56,6 +58,8 @@ type Options struct {
 	Names []string
 	// Namespaces says under which names those lie, and which hosts of ours stand for another registry. Optional.
 	Namespaces *namespace.Table
+	// Upstreams are asked for manifests of repositories below f/; their Config.Names is Namespaces. Optional.
+	Upstreams *upstream.Upstreams
 	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
 	// requests come without it.
 	Prefix string
@@ -106,6 +110,7 @@ type Registry struct {
 	sessions        *sessions
 	names           map[string]bool // canonical, of Options.Names
 	cursors         cursors
+	mirror          *mirror.Mirror // nil: there are no upstreams
 }
 
 // The caches are bounded by bytes. 16 MiB hold about 8,000 manifests of images.
@@ -133,7 +138,7 @@ func New(o Options) *Registry {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
 	sessions := newSessions(o.UploadKey, o.UploadTimeout, o.MaxUploadsPerClient)
-	return &Registry{options: o,
+	r := &Registry{options: o,
 		contents:  newCache[digest.Digest, []byte](contentCacheSize),
 		referrers: newCache[storage.Descriptor, referrer](referrerCacheSize),
 		pushing:   limit.NewPlaces(o.MaxRequests),
@@ -143,6 +148,8 @@ func New(o Options) *Registry {
 		cursors:   newCursors(sessions.key),
 
 		artifactTypes: newCache[storage.Descriptor, string](artifactCacheSize)}
+	r.mirror = r.newMirror()
+	return r
 }
 
 // canonical returns the canonical forms of names that have one.
