@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"time"
@@ -27,19 +28,18 @@ func (r *Registry) refresh(ctx context.Context, repo, ref string) (stale, err er
 		return nil, nil
 	}
 	if stale, err = r.mirror.Refresh(ctx, repo, ref); err != nil {
-		return nil, mirrorError(repo, ref, err)
+		return nil, mirrorError(manifestUnknown(repo, ref), err)
 	}
 	return stale, nil
 }
 
 // mirrorError is the answer for content that is not held, and that its upstream does not give. Only what the upstream
 // certainly does not have is unknown: a client would take that for the end of an image.
-func mirrorError(repo, ref string, err error) error {
+func mirrorError(unknown *ocierror.Error, err error) error {
 	e, ok := errors.AsType[*upstream.Error](err)
 	if !ok {
 		return err
 	}
-	unknown := manifestUnknown(repo, ref)
 	unknown.Message += ": " + e.Error()
 	unknown.Cause = err
 	switch {
@@ -124,10 +124,93 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 	})
 }
 
+// Blob implements mirror.BlobStore.
+func (s mirrorStore) Blob(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	_, held, err := s.sizeOf(ctx, repo, d)
+	return held, err
+}
+
+// Elsewhere implements mirror.BlobStore.
+func (s mirrorStore) Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error) {
+	for _, repo := range s.options.Index.Holders(d) {
+		if size, held, err = s.sizeOf(ctx, repo, d); held || err != nil {
+			return size, held, err
+		}
+	}
+	return 0, false, nil
+}
+
+// Adopt implements mirror.BlobStore.
+func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	// The pin comes before the look at the holders: bytes that are there after it stay until the link is committed.
+	release, err := s.options.Index.Pin(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	size, held, err := s.Elsewhere(ctx, d)
+	if err != nil || !held {
+		return false, err
+	}
+	err = s.link(ctx, mirrorCall(repo), d, size)
+	if errors.Is(err, storage.ErrNotFound) { // its bytes were deleted meanwhile, by another process
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Create implements mirror.BlobStore.
+func (s mirrorStore) Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
+	return s.options.Blobs.Create(storage.Unbounded(ctx), repo, d.Algorithm())
+}
+
+// Keep implements mirror.BlobStore.
+func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u storage.Upload) error {
+	size := u.Size()
+	release, err := s.options.Index.Commit(ctx, u, d)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.link(ctx, mirrorCall(repo), d, size)
+}
+
+// mirrorCall is who records what an upstream has given: what is cached counts for no quota.
+func mirrorCall(repo string) *call { return &call{route: route{repo: repo}, who: auth.Socket} }
+
+// fetchBlob is blob for one that the repository does not hold, if its upstream has it. unknown is the error of blob.
+func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, unknown error) (blob, error) {
+	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || e == nil ||
+		e.Code != ocierror.BlobUnknown {
+		return blob{}, unknown
+	}
+	source, err := r.mirror.Blob(ctx, repo, d)
+	if err != nil {
+		return blob{}, mirrorError(blobUnknown(repo, d), err)
+	}
+	if source == nil {
+		return r.blob(ctx, repo, d)
+	}
+	size, err := source.Size()
+	if err == nil && size < 0 { // the upstream does not say where it ends
+		if _, err = io.Copy(io.Discard, source); err == nil {
+			size, err = source.Size()
+		}
+		if err == nil {
+			_, err = source.Seek(0, io.SeekStart)
+		}
+	}
+	if err != nil {
+		return blob{}, mirrorError(blobUnknown(repo, d), errors.Join(err, source.Close()))
+	}
+	return blob{repo, d, size, source}, nil
+}
+
 // newMirror returns what asks the upstreams, nil without any.
 func (r *Registry) newMirror() *mirror.Mirror {
 	if r.options.Upstreams == nil {
 		return nil
 	}
-	return mirror.New(mirror.Options{Names: r.options.Namespaces, Upstreams: r.options.Upstreams, Store: mirrorStore{r}})
+	return mirror.New(mirror.Options{Names: r.options.Namespaces, Upstreams: r.options.Upstreams, Store: mirrorStore{r},
+		Fetcher: r.options.Fetcher, Blobs: mirrorStore{r}})
 }

@@ -1,7 +1,9 @@
 package registry_test
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -23,15 +25,32 @@ type origin struct {
 	mu        sync.Mutex
 	manifests map[string][]byte
 	asked     []string
-	status    int           // not 0: what it answers to everything
-	hold      chan struct{} // not nil: each answer waits for it
+	blobs     map[string][]byte // by their path
+	rest      chan struct{}     // not nil: the second half of a blob waits for it
+	status    int               // not 0: what it answers to everything
+	hold      chan struct{}     // not nil: each answer waits for it
 }
 
 func (o *origin) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	o.mu.Lock()
 	o.asked = append(o.asked, req.Method+" "+req.URL.Path)
 	body, status, hold := o.manifests[strings.TrimPrefix(req.URL.Path, "/v2/")], o.status, o.hold
+	content, isBlob := o.blobs[strings.TrimPrefix(req.URL.Path, "/v2/")]
+	rest := o.rest
 	o.mu.Unlock()
+	if isBlob && status == 0 {
+		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		_, _ = w.Write(content[:len(content)/2])
+		if rest != nil {
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-rest:
+			case <-req.Context().Done():
+			}
+		}
+		_, _ = w.Write(content[len(content)/2:])
+		return
+	}
 	if hold != nil {
 		select {
 		case <-hold:
@@ -80,7 +99,7 @@ func (o *origin) requests() string {
 // newCache is a registry with quay.io as its upstream, which is an origin.
 func newCache(t *testing.T, fresh string) (*server, *origin) {
 	t.Helper()
-	o := &origin{manifests: map[string][]byte{}}
+	o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
 	o.Server = httptest.NewServer(o)
 	t.Cleanup(o.Close)
 	names := namespace.NewTable(nil)
@@ -92,7 +111,10 @@ func newCache(t *testing.T, fresh string) (*server, *origin) {
 	if err := up.Set([]upstream.Entry{entry}); err != nil {
 		t.Fatal(err)
 	}
-	return newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams = names, up }), o
+	fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30})
+	w := newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher })
+	t.Cleanup(fetcher.Close)
+	return w, o
 }
 
 // TestAManifestOfAnUpstream, as containerd asks for it: HEAD by tag, GET by digest.
@@ -241,4 +263,110 @@ func TestWhatIsNotTakenOver(t *testing.T) {
 		}
 	}
 	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil).is(404)
+}
+
+// blob makes a repository there have a blob.
+func (o *origin) blob(repo string, content []byte) digest.Digest {
+	d := digest.FromBytes(content)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.blobs[repo+"/blobs/"+d.String()] = content
+	return d
+}
+
+// TestABlobOfAnUpstream is downloaded once for all, and reaches them while it arrives.
+func TestABlobOfAnUpstream(t *testing.T) {
+	w, o := newCache(t, "")
+	content := bytes.Repeat([]byte("0123456789abcdef"), 64<<10) // 1 MiB
+	d := o.blob("team/app", content)
+	rest := make(chan struct{})
+	o.mu.Lock()
+	o.rest = rest
+	o.mu.Unlock()
+	path := "/v2/team/app/blobs/" + d.String() + "?ns=quay.io"
+	var wg sync.WaitGroup
+	first := make(chan error, 20)
+	for range 20 {
+		wg.Go(func() {
+			resp, err := http.Get(w.url + path)
+			if err != nil {
+				first <- err
+				return
+			}
+			defer resp.Body.Close()
+			begin := make([]byte, len(content)/4)
+			_, err = io.ReadFull(resp.Body, begin)
+			first <- err
+			all, err := io.ReadAll(resp.Body)
+			if err != nil || !bytes.Equal(append(begin, all...), content) ||
+				resp.Header.Get("Docker-Content-Digest") != d.String() {
+				t.Errorf("%d bytes, %v", len(begin)+len(all), err)
+			}
+		})
+	}
+	for range 20 { // all have a part of it before the upstream has sent the second half
+		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(rest)
+	wg.Wait()
+	w.do("GET", path, nil, "Range", "bytes=1048570-").is(206).equals("abcdef")
+	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(200)
+	if got := o.requests(); got != "GET /v2/team/app/blobs/"+d.String() {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+}
+
+// TestARangeOfABlobOfAnUpstream is answered as of any blob, while all of it is stored.
+func TestARangeOfABlobOfAnUpstream(t *testing.T) {
+	w, o := newCache(t, "")
+	d := o.blob("team/app", []byte("0123456789")).String()
+	path := "/v2/f/quay.io/team/app/blobs/" + d
+	w.do("GET", path, nil, "Range", "bytes=2-4").is(206).equals("234").has("Content-Range", "bytes 2-4/10")
+	w.do("GET", path, nil).is(200).equals("0123456789")
+}
+
+// TestBytesOfAnotherRepository are given only if the repository's own upstream gives them.
+func TestBytesOfAnotherRepository(t *testing.T) {
+	w, o := newCache(t, "")
+	d := o.blob("private/app", []byte("secret")).String()
+	w.do("GET", "/v2/f/quay.io/private/app/blobs/"+d, nil).is(200).equals("secret")
+	o.requests()
+	for range 3 {
+		w.do("GET", "/v2/f/quay.io/evil/app/blobs/"+d, nil).code(404, "BLOB_UNKNOWN")
+	}
+	if got := o.requests(); got != "GET /v2/evil/app/blobs/"+d {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	// One of another size is not the same.
+	o.mu.Lock()
+	o.blobs["other/app/blobs/"+d] = []byte("secret and more")
+	o.mu.Unlock()
+	w.do("GET", "/v2/f/quay.io/other/app/blobs/"+d, nil).is(502)
+	// And what it gives is linked, not stored again.
+	o.blob("public/app", []byte("secret"))
+	w.do("GET", "/v2/f/quay.io/public/app/blobs/"+d, nil).is(200).equals("secret")
+	w.do("HEAD", "/v2/f/quay.io/public/app/blobs/"+d, nil).is(200)
+	w.do("HEAD", "/v2/f/quay.io/evil/app/blobs/"+d, nil).is(404)
+	w.do("GET", "/v2/own/blobs/"+d, nil).is(404)
+}
+
+// TestWrongBytesBreakTheConnection, and nothing of them is kept.
+func TestWrongBytesBreakTheConnection(t *testing.T) {
+	w, o := newCache(t, "")
+	d := digest.FromString("right")
+	o.mu.Lock()
+	o.blobs["team/app/blobs/"+d.String()] = []byte("wrong")
+	o.mu.Unlock()
+	resp, err := http.Get(w.url + "/v2/f/quay.io/team/app/blobs/" + d.String())
+	if err == nil {
+		var all []byte
+		all, err = io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode == 200 && err == nil {
+			t.Errorf("%q is complete", all)
+		}
+	}
+	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(404)
 }

@@ -10,6 +10,7 @@ import (
 
 	"trow/registry/auth"
 	"trow/registry/ocierror"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -96,23 +97,40 @@ type blob struct {
 	repo   string
 	digest digest.Digest
 	size   int64
+	source *upstream.Reader // not nil: the bytes are on their way from an upstream
+}
+
+// close ends the reading of what is on its way.
+func (b *blob) close() {
+	if b.source != nil {
+		_ = b.source.Close() // the download ends by itself
+	}
+}
+
+// sizeOf returns the size of a blob that a repo holds.
+func (r *Registry) sizeOf(ctx context.Context, repo string, d digest.Digest) (size int64, held bool, err error) {
+	return r.options.Index.Blob(ctx, repo, d)
 }
 
 // blob finds a blob in repo. Errors: BLOB_UNKNOWN, also for one whose bytes are known to be damaged.
 func (r *Registry) blob(ctx context.Context, repo string, d digest.Digest) (blob, error) {
-	size, ok, err := r.options.Index.Blob(ctx, repo, d)
+	size, ok, err := r.sizeOf(ctx, repo, d)
 	if err != nil {
 		return blob{}, err
 	}
 	if !ok {
 		return blob{}, blobUnknown(repo, d)
 	}
-	return blob{repo, d, size}, nil
+	return blob{repo: repo, digest: d, size: size}, nil
 }
 
 // openBlob opens a part of a blob; the caller closes it. After that only the copying can fail. Errors: BLOB_UNKNOWN if
 // the bytes are missing or, for a small blob, damaged.
 func (r *Registry) openBlob(ctx context.Context, b blob, part span) (*blobPart, error) {
+	if b.source != nil {
+		_, err := b.source.Seek(part.start, io.SeekStart)
+		return &blobPart{file: b.source, length: part.length}, err
+	}
 	if b.size <= smallBlob {
 		return r.smallPart(ctx, b, part)
 	}

@@ -58,8 +58,10 @@ type Options struct {
 	Names []string
 	// Namespaces says under which names those lie, and which hosts of ours stand for another registry. Optional.
 	Namespaces *namespace.Table
-	// Upstreams are asked for manifests of repositories below f/; their Config.Names is Namespaces. Optional.
+	// Upstreams are asked for what repositories below f/ do not hold; their Config.Names is Namespaces. Optional.
 	Upstreams *upstream.Upstreams
+	// Fetcher downloads their blobs. Optional.
+	Fetcher *upstream.Fetcher
 	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
 	// requests come without it.
 	Prefix string

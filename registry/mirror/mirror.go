@@ -1,4 +1,4 @@
-// Package mirror brings the manifests of other registries here when clients ask for them. It decides when the upstream
+// Package mirror brings the content of other registries here when clients ask for it. It decides when the upstream
 // of a repository below f/ is asked (package namespace has its name, package upstream asks it), and has what it answers
 // stored; the registry then reads as from any repository.
 //
@@ -19,6 +19,9 @@
 //  4. Where something is held, it is answered after 2 s, as stale, whatever the upstream does; and at once where the
 //     upstream has just said no. So nothing that is held is ever answered with an error of an upstream.
 //  5. That the upstream does not have something, or not for us, is remembered briefly, because clients ask in bursts.
+//  6. A blob that is not held is downloaded once for all who ask, and given to them while it arrives. Bytes that are
+//     here because of another repository are given only after this repository's own upstream has answered for the digest
+//     with the same size.
 //
 // # What it does not do
 //
@@ -66,6 +69,11 @@ type Options struct {
 	Names     *namespace.Table
 	Upstreams *upstream.Upstreams
 	Store     Store
+	// Fetcher downloads blobs into Blobs. Optional: without it there are manifests alone.
+	Fetcher *upstream.Fetcher
+	Blobs   BlobStore
+	// Context is that of looks into Blobs that are not for one client alone; nil: context.Background().
+	Context context.Context
 }
 
 // Mirror is safe for concurrent use. Make it with [New].
@@ -86,6 +94,9 @@ type answer struct {
 
 // New returns a Mirror that knows nothing yet.
 func New(o Options) *Mirror {
+	if o.Context == nil {
+		o.Context = context.Background()
+	}
 	answers, err := lru.New[question, answer](maxRemembered)
 	if err != nil {
 		panic(err) // only for a size below 1
