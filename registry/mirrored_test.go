@@ -352,6 +352,40 @@ func TestBytesOfAnotherRepository(t *testing.T) {
 	w.do("GET", "/v2/own/blobs/"+d, nil).is(404)
 }
 
+// TestBytesThatAreOnTheirWay for another repository are not given either.
+func TestBytesThatAreOnTheirWay(t *testing.T) {
+	w, o := newCache(t, "")
+	content := bytes.Repeat([]byte("secret"), 64<<10)
+	d := o.blob("private/app", content).String()
+	o.blob("public/app", content)
+	rest := make(chan struct{})
+	o.mu.Lock()
+	o.rest = rest
+	o.mu.Unlock()
+	begun, done := make(chan error, 1), make(chan error, 1)
+	go func() {
+		resp, err := http.Get(w.url + "/v2/f/quay.io/private/app/blobs/" + d)
+		if err != nil {
+			begun <- err
+			return
+		}
+		defer resp.Body.Close()
+		_, err = io.ReadFull(resp.Body, make([]byte, 100))
+		begun <- err
+		_, err = io.Copy(io.Discard, resp.Body)
+		done <- err
+	}()
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	w.do("GET", "/v2/f/quay.io/evil/app/blobs/"+d, nil).code(404, "BLOB_UNKNOWN")
+	close(rest)
+	w.do("GET", "/v2/f/quay.io/public/app/blobs/"+d, nil).is(200).equals(string(content))
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestWrongBytesBreakTheConnection, and nothing of them is kept.
 func TestWrongBytesBreakTheConnection(t *testing.T) {
 	w, o := newCache(t, "")

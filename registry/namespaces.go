@@ -126,7 +126,10 @@ func (r *Registry) answer(w http.ResponseWriter, req *http.Request, c *call, h h
 	} else if err = r.catchUp(w, req, c); err == nil {
 		err = h.serve(r, w, req, c)
 	}
-	if e := ocierror.As(err); unknown && e != nil {
+	if !unknown {
+		return err
+	}
+	if e := ocierror.As(err); e != nil {
 		switch e.Code {
 		case ocierror.NameUnknown, ocierror.ManifestUnknown, ocierror.BlobUnknown:
 			w.Header().Del("OCI-Namespace")
