@@ -1769,6 +1769,8 @@ var onlyFrom = map[string][]string{
 	"registry/glob":     {},
 	"registry/bounded":  {},
 	"registry/size":     {},
+
+	"registry/namespace": {"registry/address", "registry/settings"},
 }
 
 // onlyIn says which packages alone may import something, and why it is worth a rule.

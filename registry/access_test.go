@@ -29,7 +29,11 @@ func TestNamespaceOfAMirror(t *testing.T) {
 	for _, other := range []string{"trow.kube-public", "trow.kube-public:0", "[", ":", "1.2", "trow.kube-public:31000/x"} {
 		w.do("GET", "/v2/library/nginx/manifests/v?ns="+other, nil).code(404, "NAME_UNKNOWN")
 	}
+	// A push with another name is for the repository below f/ as well, and not for one of ours.
 	w.do("POST", "/v2/library/nginx/blobs/uploads/?ns=docker.io", nil).is(202)
+	if repo, _ := w.notes.Load("repo"); repo != "f/docker.io/library/nginx" {
+		t.Errorf("the push is for %s", repo)
+	}
 }
 
 func TestAccessByIdentity(t *testing.T) {

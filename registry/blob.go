@@ -25,9 +25,13 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 		}
 		b, err = r.blob(req.Context(), c.repo, c.digest)
 	}
+	if err != nil && req.Method == http.MethodGet {
+		b, err = r.fetchBlob(req.Context(), c.repo, c.digest, err)
+	}
 	if err != nil {
 		return err
 	}
+	defer b.close()
 	etag := `"` + c.ref + `"`
 	if matches(req.Header["If-None-Match"], etag) {
 		setBlobHeader(w.Header(), b.digest, etag)

@@ -76,7 +76,20 @@ func cursorInvalid(last string) *ocierror.Error {
 
 func namespaceUnknown(ns string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"ns": ocierror.Clip(ns)},
-		Message: "this registry is not a mirror of the one in ?ns=; if that is a name of this registry, add it to --names"}
+		Message: "this registry is not a mirror of the one in ?ns=, and nothing of that name was imported; pull it from " +
+			"there; if it is a name of this registry, add it to --names"}
+}
+
+// namespaceInvalid has the status 404: a client goes on to the registry that it means.
+func namespaceInvalid(ns string, why error) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"ns": ocierror.Clip(ns)},
+		Message: "this registry can have no such repository of the one in ?ns=: " + why.Error() + "; pull it from there"}
+}
+
+func namespaceTwice(one, other string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.NameInvalid,
+		Detail:  map[string]string{"ns": ocierror.Clip(one) + ", " + ocierror.Clip(other)},
+		Message: "ns is there twice, with different values; want one, the registry as images name it"}
 }
 
 func tagInvalid(tag string) *ocierror.Error {

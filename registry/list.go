@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 )
 
 // maxPage bounds a list. A client that asks for more gets a link to the rest.
@@ -41,9 +42,13 @@ func (p page) cut(h http.Header, path string, list []string) []string {
 	return list
 }
 
-// setNextLink sets the link to the next page.
+// setNextLink sets the link to the next page. path may have a query.
 func setNextLink(h http.Header, path string, q url.Values) {
-	h.Set("Link", "<"+path+"?"+q.Encode()+`>; rel="next"`)
+	separator := "?"
+	if strings.Contains(path, separator) {
+		separator = "&"
+	}
+	h.Set("Link", "<"+path+separator+q.Encode()+`>; rel="next"`)
 }
 
 // listTags answers end-8.
@@ -56,11 +61,11 @@ func (r *Registry) listTags(w http.ResponseWriter, req *http.Request, c *call) e
 	if err != nil {
 		return err
 	}
-	tags = p.cut(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/tags/list", tags)
+	tags = p.cut(w.Header(), r.location(c, "/tags/list"), tags)
 	writeJSON(w, req, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
-	}{c.repo, tags})
+	}{c.asked.path, tags})
 	return nil
 }
 

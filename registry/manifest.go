@@ -42,6 +42,7 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, c *call
 		}
 	}
 	// Nothing below can fail with an answer.
+	r.warnStale(w, req, m.stale)
 	h := w.Header()
 	h.Set("Docker-Content-Digest", m.digest.String())
 	h.Set("ETag", etag)
@@ -88,7 +89,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 		r.audit(req, c, audit.Event{What: audit.Push, Tags: p.tags, Digest: p.digest.String()})
 	}
 	h := w.Header()
-	h.Set("Location", r.options.Prefix+"/v2/"+p.repo+"/manifests/"+p.digest.String())
+	h.Set("Location", r.location(c, "/manifests/"+p.digest.String()))
 	h.Set("Docker-Content-Digest", p.digest.String())
 	if p.parsed.subject != "" {
 		h.Set("OCI-Subject", p.parsed.subject.String())

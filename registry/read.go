@@ -10,6 +10,7 @@ import (
 
 	"trow/registry/auth"
 	"trow/registry/ocierror"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -24,6 +25,7 @@ type manifest struct {
 	storage.Descriptor
 	digest    digest.Digest
 	repo, ref string // as it was asked for
+	stale     error  // not nil: why the upstream of the repository may have another one
 }
 
 // lookup resolves a tag or a digest to what repo holds. It is the one way from a name to a manifest: manifest is for
@@ -35,6 +37,10 @@ func (r *Registry) lookup(ctx context.Context, repo, ref string) (storage.Descri
 // manifest finds the manifest that ref, a tag or a digest, names in repo. Errors: MANIFEST_UNKNOWN, also for one whose
 // own bytes are known to be damaged. One with a damaged part is returned: a client may hold that part already.
 func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, error) {
+	stale, err := r.refresh(ctx, repo, ref)
+	if err != nil {
+		return manifest{}, err
+	}
 	m, ok, err := r.lookup(ctx, repo, ref)
 	if err != nil {
 		return manifest{}, err
@@ -46,7 +52,7 @@ func (r *Registry) manifest(ctx context.Context, repo, ref string) (manifest, er
 	if m.Damaged() == d {
 		return manifest{}, manifestUnknown(repo, ref)
 	}
-	found := manifest{m, d, repo, ref}
+	found := manifest{m, d, repo, ref, stale}
 	if m.MediaType == "" {
 		return r.withLongType(ctx, found)
 	}
@@ -91,23 +97,40 @@ type blob struct {
 	repo   string
 	digest digest.Digest
 	size   int64
+	source *upstream.Reader // not nil: the bytes are on their way from an upstream
+}
+
+// close ends the reading of what is on its way.
+func (b *blob) close() {
+	if b.source != nil {
+		_ = b.source.Close() // the download ends by itself
+	}
+}
+
+// sizeOf returns the size of a blob that a repo holds.
+func (r *Registry) sizeOf(ctx context.Context, repo string, d digest.Digest) (size int64, held bool, err error) {
+	return r.options.Index.Blob(ctx, repo, d)
 }
 
 // blob finds a blob in repo. Errors: BLOB_UNKNOWN, also for one whose bytes are known to be damaged.
 func (r *Registry) blob(ctx context.Context, repo string, d digest.Digest) (blob, error) {
-	size, ok, err := r.options.Index.Blob(ctx, repo, d)
+	size, ok, err := r.sizeOf(ctx, repo, d)
 	if err != nil {
 		return blob{}, err
 	}
 	if !ok {
 		return blob{}, blobUnknown(repo, d)
 	}
-	return blob{repo, d, size}, nil
+	return blob{repo: repo, digest: d, size: size}, nil
 }
 
 // openBlob opens a part of a blob; the caller closes it. After that only the copying can fail. Errors: BLOB_UNKNOWN if
 // the bytes are missing or, for a small blob, damaged.
 func (r *Registry) openBlob(ctx context.Context, b blob, part span) (*blobPart, error) {
+	if b.source != nil {
+		_, err := b.source.Seek(part.start, io.SeekStart)
+		return &blobPart{file: b.source, length: part.length}, err
+	}
 	if b.size <= smallBlob {
 		return r.smallPart(ctx, b, part)
 	}
@@ -185,6 +208,12 @@ func (r *Registry) tags(ctx context.Context, repo, after string, n int) ([]strin
 		err = nameUnknown(repo)
 	}
 	return tags, err
+}
+
+// exists reports whether the repo is here.
+func (r *Registry) exists(ctx context.Context, repo string) (bool, error) {
+	_, found, err := r.options.Index.Tags(ctx, repo, "", 1)
+	return found, err
 }
 
 // repos returns up to n repositories after the given one that are readable; a nil readable means all. It searches until

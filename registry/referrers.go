@@ -122,7 +122,7 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 	}
 	if next != "" {
 		q.values.Set("last", next.String())
-		setNextLink(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/referrers/"+c.ref, q.values)
+		setNextLink(w.Header(), r.path(c, "/referrers/"+c.ref), q.values)
 	}
 	write(w, req, typeOCIIndex, body.Bytes())
 	return nil
@@ -217,7 +217,7 @@ func (r *Registry) pushedReferrer(ctx context.Context, p *push) {
 // the client has not asked for this manifest.
 func (r *Registry) decoded(ctx context.Context, repo string, m storage.Descriptor) (content, error) {
 	d := m.Digest()
-	body, err := r.manifestBytes(ctx, manifest{m, d, repo, d.String()})
+	body, err := r.manifestBytes(ctx, manifest{Descriptor: m, digest: d, repo: repo, ref: d.String()})
 	// EIO is the disk's word for a sector that it cannot read; it will say the same the next time.
 	if e := ocierror.As(err); e != nil && e.Code == ocierror.ManifestUnknown || errors.Is(err, syscall.EIO) {
 		return content{}, &badManifest{d, err}

@@ -41,7 +41,10 @@ import (
 	"trow/registry/audit"
 	"trow/registry/auth"
 	"trow/registry/limit"
+	"trow/registry/mirror"
+	"trow/registry/namespace"
 	"trow/registry/ocierror"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -50,9 +53,15 @@ type Options struct {
 	Blobs storage.Blobs
 	Index *storage.Index
 	Auth  auth.Authorizer
-	// Names are the host[:port] under which clients know this registry. A pull with another name in ?ns= gets 404,
-	// because it is meant for another registry, whose repositories may have the same names.
+	// Names are the host[:port] under which clients know this registry. A request with another name in ?ns= is meant for
+	// a repository of another registry, which lies below f/ here.
 	Names []string
+	// Namespaces says under which names those lie, and which hosts of ours stand for another registry. Optional.
+	Namespaces *namespace.Table
+	// Upstreams are asked for what repositories below f/ do not hold; their Config.Names is Namespaces. Optional.
+	Upstreams *upstream.Upstreams
+	// Fetcher downloads their blobs. Optional.
+	Fetcher *upstream.Fetcher
 	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
 	// requests come without it.
 	Prefix string
@@ -103,6 +112,7 @@ type Registry struct {
 	sessions        *sessions
 	names           map[string]bool // canonical, of Options.Names
 	cursors         cursors
+	mirror          *mirror.Mirror // nil: there are no upstreams
 }
 
 // The caches are bounded by bytes. 16 MiB hold about 8,000 manifests of images.
@@ -130,7 +140,7 @@ func New(o Options) *Registry {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
 	sessions := newSessions(o.UploadKey, o.UploadTimeout, o.MaxUploadsPerClient)
-	return &Registry{options: o,
+	r := &Registry{options: o,
 		contents:  newCache[digest.Digest, []byte](contentCacheSize),
 		referrers: newCache[storage.Descriptor, referrer](referrerCacheSize),
 		pushing:   limit.NewPlaces(o.MaxRequests),
@@ -140,6 +150,8 @@ func New(o Options) *Registry {
 		cursors:   newCursors(sessions.key),
 
 		artifactTypes: newCache[storage.Descriptor, string](artifactCacheSize)}
+	r.mirror = r.newMirror()
+	return r
 }
 
 // canonical returns the canonical forms of names that have one.
@@ -162,7 +174,8 @@ func (r *Registry) annotate(ctx context.Context, key, value string) {
 // call is one request on its way through the registry. It travels by pointer, and each step fills in its part: serve
 // the route and the action, identify the identity, handle the verdict.
 type call struct {
-	route
+	route        // its repo is the one here
+	asked  asked // how the client names it
 	action auth.Action
 	who    *auth.Identity // nil until the request is identified
 	client limit.Client   // who, or the address without a login
@@ -236,13 +249,20 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	}
 	ctx := req.Context()
 	r.annotate(ctx, "route", rt.endpoint.String())
-	r.annotate(ctx, "repo", rt.repo)
 	r.annotate(ctx, "ref", rt.ref)
 	h, ok := handlers[rt.endpoint][req.Method]
 	if !ok {
+		r.annotate(ctx, "repo", rt.repo)
 		return methodUnsupported(rt.endpoint)
 	}
 	c := &call{route: rt, action: h.action}
+	err = r.place(req, c)
+	r.annotate(ctx, "repo", c.repo)
+	if err != nil {
+		return err
+	}
+	req = c.marked(req)
+	ctx = req.Context()
 
 	// The place comes first: verifying credentials can take long, and so counts as being under way.
 	places := r.placesFor(c.action)
@@ -312,6 +332,9 @@ func (r *Registry) unlimited(req *http.Request) bool {
 
 // handle authorizes a call and calls its handler. It alone decides what hidden means.
 func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h handler) error {
+	if err := r.fold(req.Context(), c); err != nil {
+		return err
+	}
 	err := r.options.Auth.Authorize(req.Context(), c.who, c.repo, c.action)
 	c.hidden = errors.Is(err, auth.ErrHidden)
 	if errors.Is(err, auth.ErrCreateOnly) { // what it pushes may be new: admissible decides, when it sees the tags
@@ -319,10 +342,6 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 	}
 	if err != nil && !c.hidden {
 		return r.refusal(req, c, err)
-	}
-	// Also for a hidden repository: its answer must not differ from that of one that does not exist.
-	if err := r.checkNamespace(w, req); err != nil {
-		return err
 	}
 	if r.options.ReadOnly && (c.action == auth.Push || c.action == auth.Delete) {
 		return readOnly(c.endpoint)
@@ -332,13 +351,7 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 			return err // before bytes are sent; see internal
 		}
 	}
-	if c.hidden {
-		return r.absent(w, req, c)
-	}
-	if err := r.catchUp(w, req, c); err != nil {
-		return err
-	}
-	return h.serve(r, w, req, c)
+	return r.answer(w, req, c, h)
 }
 
 // refusal turns an error of the Authorizer into what the client gets.
@@ -379,23 +392,6 @@ func (r *Registry) absent(w http.ResponseWriter, req *http.Request, c *call) err
 		return err
 	}
 	return nameUnknown(c.repo)
-}
-
-// checkNamespace honours ?ns=, in which a client that uses this registry as a mirror names the registry that it means
-// (distribution spec, "Registry Proxying").
-func (r *Registry) checkNamespace(w http.ResponseWriter, req *http.Request) error {
-	if req.URL.RawQuery == "" || req.Method != http.MethodGet && req.Method != http.MethodHead {
-		return nil
-	}
-	ns := req.URL.Query().Get("ns")
-	if ns == "" {
-		return nil
-	}
-	if host, err := address.Host(ns); err != nil || !r.names[host] {
-		return namespaceUnknown(ns)
-	}
-	w.Header().Set("OCI-Namespace", ns)
-	return nil
 }
 
 // base answers end-1: the API is here.

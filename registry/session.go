@@ -224,7 +224,7 @@ func (r *Registry) resumeAt(ctx context.Context, c *call, offset int64) (*sessio
 		return nil, serr
 	}
 	header := http.Header{}
-	r.setProgress(header, c.repo, c.ref, size)
+	r.setProgress(header, c, c.ref, size)
 	return nil, chunkOutOfOrder(header, err)
 }
 

@@ -43,7 +43,7 @@ func (r *Registry) startUpload(w http.ResponseWriter, req *http.Request, c *call
 	if err != nil {
 		return err
 	}
-	r.setProgress(w.Header(), c.repo, id, 0)
+	r.setProgress(w.Header(), c, id, 0)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
@@ -55,7 +55,7 @@ func (r *Registry) answerCreated(w http.ResponseWriter, req *http.Request, c *ca
 	}
 	r.annotate(req.Context(), "digest", d.String())
 	h := w.Header()
-	h.Set("Location", r.options.Prefix+"/v2/"+c.repo+"/blobs/"+d.String())
+	h.Set("Location", r.location(c, "/blobs/"+d.String()))
 	h.Set("Docker-Content-Digest", d.String())
 	w.WriteHeader(http.StatusCreated)
 	return nil
@@ -63,8 +63,8 @@ func (r *Registry) answerCreated(w http.ResponseWriter, req *http.Request, c *ca
 
 // setProgress sets the headers that say where an upload is and how many bytes of it are here. The location has no
 // host, so that it is right behind any proxy. The spec has no range for an empty upload; clients parse 0-0.
-func (r *Registry) setProgress(h http.Header, repo, id string, size int64) {
-	h.Set("Location", r.options.Prefix+"/v2/"+repo+"/blobs/uploads/"+id)
+func (r *Registry) setProgress(h http.Header, c *call, id string, size int64) {
+	h.Set("Location", r.location(c, "/blobs/uploads/"+id))
 	h.Set("Docker-Upload-UUID", id)
 	h.Set("Range", "0-"+strconv.FormatInt(max(size-1, 0), 10))
 }
@@ -79,7 +79,7 @@ func (r *Registry) chunkOf(req *http.Request, c *call) (chunk, error) {
 			return chunk{}, serr
 		}
 		e.Header = http.Header{}
-		r.setProgress(e.Header, c.repo, c.ref, size)
+		r.setProgress(e.Header, c, c.ref, size)
 	}
 	return chunk{req.Body, offset, length, req.ContentLength}, err
 }
@@ -114,7 +114,7 @@ func (r *Registry) patchUpload(w http.ResponseWriter, req *http.Request, c *call
 	if err != nil {
 		return err
 	}
-	r.setProgress(w.Header(), c.repo, c.ref, size)
+	r.setProgress(w.Header(), c, c.ref, size)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
@@ -138,7 +138,7 @@ func (r *Registry) uploadStatus(w http.ResponseWriter, req *http.Request, c *cal
 	if err != nil {
 		return err
 	}
-	r.setProgress(w.Header(), c.repo, c.ref, size)
+	r.setProgress(w.Header(), c, c.ref, size)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -112,12 +112,18 @@ func (w *server) send(method, path string, body io.Reader, headers ...string) *a
 	if err != nil {
 		w.Fatalf("%s %s: %v", method, path, err)
 	}
+	return readAnswer(w, method+" "+path, resp)
+}
+
+// readAnswer reads a response.
+func readAnswer(w *server, what string, resp *http.Response) *answer {
+	w.Helper()
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		w.Fatalf("%s %s: %v", method, path, err)
+		w.Fatalf("%s: %v", what, err)
 	}
-	return &answer{w.T, method + " " + path, resp.StatusCode, resp.Header, b}
+	return &answer{w.T, what, resp.StatusCode, resp.Header, b}
 }
 
 // is checks the status, and that every failure has the spec's JSON body.

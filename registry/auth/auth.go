@@ -6,9 +6,10 @@
 //     certificate, a client of the administration socket, or nothing (anonymous).
 //   - user: the user of the settings, who may do everything, and those of the htpasswd file.
 //   - robot: a named secret for a machine. It may do what it was created for, until it expires or is revoked.
-//   - action: what a request does to a repository: pull, create, push, delete; or to the registry: list the catalog,
-//     administer it, read its metrics; or only log in. To create is to push what is new: it changes nothing that others
-//     may run. Push includes create.
+//   - action: what a request does to a repository: pull, create, push, delete, mirror; or to the registry: list the
+//     catalog, administer it, read its metrics; or only log in. To create is to push what is new: it changes nothing
+//     that others may run. Push includes create. To mirror is to push and to delete below f/, where the content of
+//     other registries lies (package namespace); no other action includes it.
 //   - rule: states what some identities may do to some repositories.
 //   - token: what the token endpoint issues in exchange for credentials, or for none (a JWT, signed with Ed25519). Its
 //     scopes limit what it can be used for.
@@ -60,6 +61,8 @@ const (
 	Catalog Action = "catalog"
 	Admin   Action = "admin"
 	Metrics Action = "metrics"
+	// Mirror is to push to and delete from repositories below f/, where nothing else permits that; see judgeMirror.
+	Mirror Action = "mirror"
 )
 
 // Whole reports whether an action is about the registry and not about a repository.

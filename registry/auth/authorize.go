@@ -39,6 +39,8 @@ func (g *Guard) decide(ctx context.Context, s *state, who *Identity, repo string
 	switch {
 	case err != nil:
 		return err
+	case !allowed && guarded(repo, a) && !(who.Anonymous() && s.logins && s.mirrorable()):
+		return deniedMirror(who, repo, a) // a login would not help
 	case allowed && who.grant != nil && !who.grant.has(repo, a):
 		return errScope
 	case allowed:

@@ -23,7 +23,8 @@ const TokenPath = "/token"
 // missing is a login.
 func (g *Guard) Challenge(r *http.Request, repo string, a Action, err error) []string {
 	scheme, host := g.base(r)
-	bearer := `Bearer realm="` + scheme + "://" + host + g.prefix() + TokenPath + `",service="` + host + `"`
+	realm := scheme + "://" + host + g.prefix() + TokenPath + realmQuery(r)
+	bearer := `Bearer realm="` + realm + `",service="` + host + `"`
 	if scope := scopeOf(repo, a); scope != "" {
 		bearer += `,scope="` + scope + `"`
 	}
@@ -52,8 +53,12 @@ func scopeOf(repo string, a Action) string {
 // base returns the address by which the client reaches the registry: the setting public-url, or the Host header. The
 // headers that proxies add are ignored, because any client can send them, except the scheme that a trusted proxy says.
 func (g *Guard) base(r *http.Request) (scheme, host string) {
-	if g.url != nil {
+	_, site := g.options.Namespaces.Site(r.Host)
+	switch {
+	case g.url != nil && !site:
 		return g.url.Scheme, g.url.Host
+	case g.url != nil && ValidHost(r.Host): // the host says which registry is meant
+		return g.url.Scheme, strings.ToLower(r.Host)
 	}
 	scheme = "http"
 	if r.TLS != nil || g.behindTLS(r) {

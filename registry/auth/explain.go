@@ -40,6 +40,13 @@ func (p *Policy) why(v Verdict) string {
 	case onLogin:
 		return "there are no rules: users may do everything but administer the registry, " +
 			"and accounts of the cluster and holders of certificates may pull"
+	case onReaders:
+		if v.Allowed {
+			return fmt.Sprintf("read: of the upstream %s allows it", v.upstream)
+		}
+		return fmt.Sprintf("read: of the upstream %s does not allow it", v.upstream)
+	case onMirror:
+		return whyMirror
 	case onCluster:
 		return "no rule decides, and the Kubernetes API does"
 	}

@@ -28,6 +28,7 @@ type Guard struct {
 
 	secret        [32]byte            // part of the keys of verified credentials
 	throttle      *throttle           // of passwords
+	elsewhere     *throttle           // of those on requests for other registries
 	reviews       *throttle           // of tokens of the cluster
 	tokenRequests *semaphore.Weighted // places of the token endpoint
 
@@ -78,7 +79,7 @@ func New(o Options) (*Guard, error) {
 		o.Audit = func(context.Context, audit.Event) {}
 	}
 	g := &Guard{options: o, unread: map[string]string{}, fallback: o.Name, throttle: newThrottle(1, 1),
-		reviews:       newThrottle(6, 2),
+		elsewhere: newThrottle(1, 1), reviews: newThrottle(6, 2),
 		tokenRequests: semaphore.NewWeighted(maxTokenRequests)}
 	rand.Read(g.secret[:]) // never fails
 	if !ValidHost(g.fallback) {

@@ -20,6 +20,9 @@ func (g *Guard) Identify(r *http.Request) (*Identity, error) {
 		return Socket, nil
 	}
 	who, err := g.identify(r)
+	if err != nil && namespaceOf(r.Context()) != "" {
+		who, err = g.stranger(r, err)
+	}
 	if err != nil {
 		g.loginFailed(r, err)
 		return who, err
@@ -69,6 +72,9 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 	}
 	if robot != nil {
 		return robot.who, nil
+	}
+	if foreign(token) && namespaceOf(r.Context()) != "" {
+		return nil, errForeign
 	}
 	if g.options.Reviewer != nil && foreign(token) {
 		return g.account(r.Context(), Address(r), token)
@@ -123,17 +129,30 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 		s.tokens.Add(key, proof{who: robot.who, until: robot.Expires})
 		return robot.who, nil
 	}
+	elsewhere, throttle := namespaceOf(ctx) != "", g.throttle
+	if elsewhere {
+		if foreign(password) {
+			return nil, errForeign
+		}
+		if s.users.strangers.Contains(key) {
+			return nil, errWrong
+		}
+		throttle = g.elsewhere
+	}
 	if g.options.Reviewer != nil && foreign(password) {
 		return g.account(ctx, from, password)
 	}
 	if len(s.users.list) == 0 || len(name) > maxUserName {
 		return nil, errWrong
 	}
-	done, err := g.throttle.enter(ctx, name, from)
+	done, err := throttle.enter(ctx, name, from)
 	if err != nil {
 		return nil, err
 	}
 	who, ok := s.users.login(key, name, password, now)
+	if !ok && elsewhere {
+		s.users.strangers.Add(key, struct{}{})
+	}
 	if !ok {
 		done(wasWrong)
 		return nil, s.wrong(name, password)

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"trow/registry/audit"
+	"trow/registry/namespace"
 	"trow/registry/settings"
 )
 
@@ -67,6 +68,10 @@ type Options struct {
 	Annotate func(ctx context.Context, key, value string)
 	// Audit records logins that fail, and what Protect refuses. Optional.
 	Audit func(context.Context, audit.Event)
+	// Readers is that of PolicyOptions. Optional.
+	Readers Readers
+	// Namespaces says which hosts of ours stand for another registry. Optional.
+	Namespaces *namespace.Table
 	// Program is how people run the commands of the server, for messages; empty: trow.
 	Program string
 	// Log is the program's log.
@@ -161,7 +166,7 @@ func (o *Options) Policy() (*Policy, error) {
 		return nil, err
 	}
 	return Compile(o.Rules, PolicyOptions{Anonymous: level, Private: open && o.Loopback && o.PublicURL == "",
-		Access: o.AccessReview || o.Accesses != nil})
+		Access: o.AccessReview || o.Accesses != nil, Readers: o.Readers})
 }
 
 // level returns what may be done without a login, and whether private requests may do everything that users may. A

@@ -60,6 +60,8 @@ type PolicyOptions struct {
 	Anonymous Level // what may be done without a login, where there are no rules
 	Private   bool  // private requests may push and delete as well, see Guard.private
 	Access    bool  // where no rule decides about an account of the cluster, the Kubernetes API does
+	// Readers says who may read what is held of another registry, where its upstream says so (read:). Optional.
+	Readers Readers
 }
 
 // rule is a Rule that was read.
@@ -97,6 +99,9 @@ func compile(r Rule) (c rule, err error) {
 	}
 	if c.repos, err = glob.Compile(r.Repositories...); err != nil {
 		return c, fmt.Errorf("repositories: %w", err)
+	}
+	if includes(c.may, Mirror) && slices.ContainsFunc(c.who, func(s subject) bool { return s.kind == "anonymous" }) {
+		return c, fmt.Errorf("may: mirror is never for clients without a login; name those who may, or leave it out")
 	}
 	c.patterns = r.Repositories
 	c.everywhere = len(r.Repositories) == 0 || slices.Contains(r.Repositories, "**")
@@ -169,19 +174,20 @@ func parseMay(texts []string) (may []Action, forbids bool, err error) {
 	return may, false, err
 }
 
-// ParseActions reads actions: pull, create, push, delete, catalog, admin, metrics. Errors: an invalid action; no action
-// at all.
+// ParseActions reads actions: pull, create, push, delete, mirror, catalog, admin, metrics. Errors: an invalid action;
+// no action at all.
 func ParseActions(texts []string) (all []Action, err error) {
 	for _, text := range texts {
 		a := Action(text)
-		if !slices.Contains([]Action{Pull, Create, Push, Delete, Catalog, Admin, Metrics}, a) {
-			return nil, fmt.Errorf("%.40q: want one of pull, create, push, delete, catalog, admin, metrics", text)
+		if !slices.Contains([]Action{Pull, Create, Push, Delete, Mirror, Catalog, Admin, Metrics}, a) {
+			return nil, fmt.Errorf("%.40q: want one of pull, create, push, delete, mirror, catalog, admin, metrics",
+				text)
 		}
 		all = append(all, a)
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("at least one action is needed: pull, create, push, delete, catalog, admin, metrics; " +
-			"or none, alone, to forbid everything")
+		return nil, fmt.Errorf("at least one action is needed: pull, create, push, delete, mirror, catalog, " +
+			"admin, metrics; or none, alone, to forbid everything")
 	}
 	return all, nil
 }
@@ -238,6 +244,8 @@ const (
 	onLevel   // the setting anonymous
 	onLogin   // what every user may do, where there are no rules
 	onCluster // the Kubernetes API decided
+	onMirror  // no rule gives mirror
+	onReaders // read: of an upstream
 )
 
 // Verdict is a decision.
@@ -246,10 +254,20 @@ type Verdict struct {
 	Rule    int // the number of the rule that decided, from 1; 0: no rule decided
 	on      basis
 	private bool // it depends on the request, see Guard.private
+	// upstream is the one whose read: has decided.
+	upstream string
 }
 
 // Judge decides about any action but Login. It does not ask the Kubernetes API.
 func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
+	if guarded(repo, a) {
+		return p.judgeMirror(who, repo)
+	}
+	if a == Pull {
+		if readers, upstream, ok := p.readers(repo); ok {
+			return p.judgeRead(who, repo, readers, upstream)
+		}
+	}
 	switch {
 	case who.owner:
 		return Verdict{Allowed: true, on: onOwner}
@@ -305,7 +323,7 @@ func (p *Policy) withoutLogin(who *Identity, a Action) bool {
 
 // readsAll reports whether who may pull from every repository, whatever its name is.
 func (p *Policy) readsAll(who *Identity) bool {
-	return who.owner || who.socket || len(p.rules) == 0 && who.robot == nil &&
+	return who.owner || who.socket || p.Readers == nil && len(p.rules) == 0 && who.robot == nil &&
 		(p.Anonymous >= ReadOnly || !who.Anonymous() && !who.Cluster)
 }
 

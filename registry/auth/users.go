@@ -21,6 +21,8 @@ type users struct {
 	dummy user // compared in place of users who do not exist
 	cost  int  // the highest of all users
 	known known
+	// strangers are credentials for other registries, as they were sent on requests for those.
+	strangers strangers
 }
 
 // user has a password.
@@ -52,7 +54,8 @@ var ownCost = bcrypt.DefaultCost
 
 // newUsers returns the user of the settings, if there is one, and those of a htpasswd file.
 func newUsers(owner *user, htpasswd []byte) (*users, error) {
-	u := &users{list: map[string]user{}, cost: bcrypt.MinCost, known: newKnown()}
+	u := &users{list: map[string]user{}, cost: bcrypt.MinCost, known: newKnown(),
+		strangers: newStrangers()}
 	if err := u.read(htpasswd); err != nil {
 		return nil, err
 	}

@@ -26,6 +26,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,6 +41,7 @@ import (
 	"trow/registry/limit"
 	"trow/registry/maintenance"
 	"trow/registry/migration"
+	"trow/registry/namespace"
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/registry/settings"
@@ -54,6 +56,8 @@ type Options struct {
 	Content   registry.ContentOptions
 	Retention retention.Options
 	Audit     audit.Options
+	// Namespaces are hosts of ours that stand for other registries.
+	Namespaces namespace.Options
 
 	// Names are the host[:port] under which clients know the registry; at least one. Set by the program, as is Log.
 	Names []string
@@ -70,12 +74,14 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.Content.AddFlags(fs)
 	o.Retention.AddFlags(fs)
 	o.Audit.AddFlags(fs)
+	o.Namespaces.AddFlags(fs)
 }
 
 // Validate reports the first invalid setting.
 func (o *Options) Validate() error {
 	for _, validate := range []func() error{
-		o.Data.Validate, o.Auth.Validate, o.Limit.Validate, o.Content.Validate, o.Retention.Validate, o.Audit.Validate} {
+		o.Data.Validate, o.Auth.Validate, o.Limit.Validate, o.Content.Validate, o.Retention.Validate, o.Audit.Validate,
+		o.Namespaces.Validate} {
 		if err := validate(); err != nil {
 			return err
 		}
@@ -91,6 +97,7 @@ type Service struct {
 	data      *maintenance.Data
 	socket    net.Listener // nil where the file system has no sockets
 	guard     *auth.Guard
+	names     *namespace.Table
 	limits    limit.Limits
 	api       *server.Pending
 	images    registry.Images
@@ -101,7 +108,11 @@ type Service struct {
 // Open opens the parts. The caller closes the Service. Errors: another process uses the data directory; a file or a
 // setting that cannot be used, with the remedy.
 func Open(o Options) (s *Service, err error) {
-	s = &Service{options: o, log: o.Log, api: server.NewPending(registry.Loading)}
+	if err := o.Namespaces.CheckNames(o.Names); err != nil {
+		return nil, err
+	}
+	s = &Service{options: o, log: o.Log, api: server.NewPending(registry.Loading),
+		names: namespace.NewTable(o.Namespaces.Sites)}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -130,7 +141,7 @@ func Open(o Options) (s *Service, err error) {
 		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
 	}
 	o.Auth.Dir, o.Auth.Name, o.Auth.Log = filepath.Join(o.Data.DataDir, "auth"), o.Names[0], o.Log
-	o.Auth.ReadOnly = s.data.ReadOnly()
+	o.Auth.ReadOnly, o.Auth.Namespaces = s.data.ReadOnly(), s.names
 	if !o.Auth.AccessReview {
 		o.Auth.Accesses = nil
 	}
@@ -181,8 +192,8 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		return nil, err
 	}
 	api := registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
-		Prefix: s.options.Auth.Prefix(),
-		Check:  s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
+		Namespaces: s.names, Prefix: s.options.Auth.Prefix(),
+		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
 		Sparse: s.options.Content.Sparse(), ReadOnly: s.data.ReadOnly(),
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
 		UploadKey: uploadKey, UploadTimeout: s.options.Data.UploadTimeout,
@@ -196,7 +207,22 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		return err == nil && who.Unlimited()
 	}
 	s.api.Set(api)
+	s.logMirrored()
 	return s.index, nil
+}
+
+// logMirrored names the repositories below f/: requests for other registries are answered from there, also from those
+// that were pushed before that was so.
+func (s *Service) logMirrored() {
+	all := s.index.Names()
+	all = slices.DeleteFunc(all, func(repo string) bool { return !namespace.Within(repo) })
+	if len(all) == 0 {
+		return
+	}
+	const most = 20 // named in one line
+	s.log.Info().Int("count", len(all)).Strs("repositories", all[:min(len(all), most)]).Msg("repositories below f/ " +
+		"answer pulls from other registries through this one, and only mirror may change them; delete with trow rm what " +
+		"was pushed for another purpose")
 }
 
 // Run does the work beside the requests until ctx is done. Load must have returned.

@@ -19,6 +19,7 @@ import (
 
 	"trow/registry/auth"
 	"trow/registry/maintenance"
+	"trow/registry/namespace"
 	"trow/registry/service"
 	"trow/storage"
 )
@@ -180,4 +181,60 @@ func TestRobotsOfAnEarlierVersion(t *testing.T) {
 		t.Fatalf("%+v, %v", done, err)
 	}
 	run()
+}
+
+// TestRepositoriesOfOtherRegistriesAreNamedAtStart: those that were pushed before f/ had a meaning, too.
+func TestRepositoriesOfOtherRegistriesAreNamedAtStart(t *testing.T) {
+	o := options(t)
+	var log bytes.Buffer
+	o.Log = zerolog.New(&log)
+	s := open(t, o)
+	if _, err := s.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(log.String(), "below f/") {
+		t.Errorf("without any: %s", &log)
+	}
+	d := digest.FromString("x").String()
+	for _, repo := range []string{"f/docker.io/library/nginx", "f/team/app", "team/f"} {
+		r := httptest.NewRequest("POST", "/v2/"+repo+"/blobs/uploads/?digest="+d, strings.NewReader("x"))
+		w := httptest.NewRecorder()
+		s.Administration().ServeHTTP(w, r.WithContext(auth.WithSocket(r.Context())))
+		if w.Code != 201 {
+			t.Fatalf("%s: %d %s", repo, w.Code, w.Body)
+		}
+	}
+	s.Close()
+	s = open(t, o)
+	if _, err := s.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(log.String(), `"count":2,"repositories":["f/docker.io/library/nginx","f/team/app"]`) {
+		t.Errorf("%s", &log)
+	}
+}
+
+func TestAHostOfOursStandsForAnotherRegistry(t *testing.T) {
+	o := options(t)
+	o.Namespaces.Sites = []namespace.Site{{Host: o.Names[0], Upstream: "docker.io"}}
+	_, err := service.Open(o)
+	if err == nil || !strings.Contains(err.Error(), "namespaces: entry 1: host: trow.kube-public") {
+		t.Errorf("a name of the registry: %v", err)
+	}
+	o.Namespaces.Sites[0].Host = "hub.trow.example"
+	s := open(t, o)
+	if _, err := s.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	push := httptest.NewRequest("POST", "/v2/f/docker.io/library/nginx/blobs/uploads/?digest="+
+		digest.FromString("x").String(), strings.NewReader("x"))
+	w := httptest.NewRecorder()
+	s.Administration().ServeHTTP(w, push.WithContext(auth.WithSocket(push.Context())))
+	pull := httptest.NewRequest("GET", "/v2/library/nginx/blobs/"+digest.FromString("x").String(), nil)
+	pull.Host = "hub.trow.example"
+	w = httptest.NewRecorder()
+	s.API().ServeHTTP(w, pull)
+	if w.Code != 200 || w.Body.String() != "x" {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
 }

@@ -18,34 +18,20 @@ import (
 	trowauth "trow/registry/auth"
 	"trow/registry/client"
 	"trow/registry/glob"
+	"trow/registry/namespace"
 	"trow/storage/files"
 )
 
 const (
 	// defaultFresh is how long a tag is taken for what it was.
 	defaultFresh = 10 * time.Minute
-	// maxName bounds the name of a repository here: many clients allow 255 characters for the host and the name.
-	maxName = 255
 	// maxFile bounds a file with a password or certificates, in bytes. All certificates of a system have 250,000.
 	maxFile = 1 << 20
 	// hubEndpoint answers for Docker Hub.
 	hubEndpoint = "https://registry-1.docker.io"
-	// official is where Docker Hub keeps the repositories whose names have one part.
-	official = "library/"
 )
 
-// label is a part of a DNS name.
-const label = `[a-z0-9]+(-+[a-z0-9]+)*`
-
-// Prefix begins the names of the repositories here that are those of upstreams.
-const Prefix = "f/"
-
 var (
-	// validHost is a DNS name or an IPv4 address, or an IPv6 address in brackets, with or without a port
-	// (github.com/distribution/reference, "domain").
-	validHost = regexp.MustCompile(`^(` + label + `(\.` + label + `)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
-	// validRepo is the name of a repository (distribution spec, "Pulling manifests").
-	validRepo = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 	// validHelper keeps the name of a program to one without a path.
 	validHelper = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 	validSecret = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
@@ -111,18 +97,20 @@ func compile(entries []Entry) (all []compiled, err error) {
 
 func (e *Entry) compile() (c compiled, err error) {
 	c = compiled{path: strings.Trim(e.Path, "/"), fresh: defaultFresh, mayRun: e.MayRun}
-	if c.host, err = canonical(e.Host); err != nil {
+	if c.host, err = namespace.Host(e.Host); err != nil {
 		return c, fmt.Errorf("host: %w", err)
 	}
-	if c.path != "" && !validRepo.MatchString(c.path) {
+	if c.path != "" && !namespace.ValidRepo(c.path) {
 		return c, fmt.Errorf("path: %.80q is not the beginning of a repository's name", e.Path)
 	}
 	if c.name = e.As; c.name == "" {
-		c.name = nameOf(c.host)
+		c.name, err = namespace.Element(c.host)
 	}
-	if !validRepo.MatchString(c.name) || strings.Contains(c.name, "/") || len(c.name) > maxName/2 {
-		return c, fmt.Errorf("as: %.80q is not one part of a repository's name; want lower-case letters, digits, . _ and -",
-			c.name)
+	if err == nil {
+		err = namespace.CheckElement(c.name)
+	}
+	if err != nil {
+		return c, fmt.Errorf("as: %w", err)
 	}
 	if e.Fresh != nil {
 		c.fresh = time.Duration(*e.Fresh)
@@ -160,9 +148,9 @@ func (e *Entry) compileRights(c *compiled) (err error) {
 }
 
 func (k *Keep) compile(host, path string) (keep, error) {
-	repo := foldRepo(host, k.Repository)
+	repo := namespace.Fold(host, k.Repository)
 	switch tags, err := glob.Compile(k.Tags...); {
-	case !validRepo.MatchString(repo):
+	case !namespace.ValidRepo(repo):
 		return keep{}, fmt.Errorf("repository: %.80q is not the name of a repository", k.Repository)
 	case !below(repo, path):
 		return keep{}, fmt.Errorf("repository: %.80q is not below the path %s of the entry", k.Repository, path)
@@ -173,32 +161,6 @@ func (k *Keep) compile(host, path string) (keep, error) {
 	default:
 		return keep{repo, tags}, nil
 	}
-}
-
-// canonical returns the one form of a host[:port].
-func canonical(host string) (string, error) {
-	if host == "" {
-		return "", fmt.Errorf("it is missing; want that of a registry as images name it, such as quay.io")
-	}
-	if lower := strings.ToLower(host); !validHost.MatchString(strings.TrimSuffix(lower, ".")) {
-		return "", fmt.Errorf("%.80q is not a valid host[:port]", host)
-	}
-	form, err := address.Host(host)
-	if err != nil {
-		return "", fmt.Errorf("%.80q is %w", host, err)
-	}
-	return form, nil
-}
-
-// nameOf returns the name for a host in the repositories here where no other is written.
-func nameOf(host string) string { return strings.Replace(host, ":", "__", 1) }
-
-// foldRepo returns a repository's name with the library/ that people leave out at Docker Hub.
-func foldRepo(host, repo string) string {
-	if host == address.Hub && repo != "" && !strings.Contains(repo, "/") {
-		return official + repo
-	}
-	return repo
 }
 
 // below reports whether a repository is at path or below it; every one is below an empty path.
@@ -225,7 +187,7 @@ func (e *Entry) compileEndpoints(host string) (all []endpointKey, err error) {
 	}
 	for key, hosts := range map[string][]string{"realm": e.Realm, "also": e.Also} {
 		for _, h := range hosts {
-			if !validHost.MatchString(strings.ToLower(h)) {
+			if !namespace.ValidHost(strings.ToLower(h)) {
 				return nil, fmt.Errorf("%s: %.80q is not a valid host[:port]", key, h)
 			}
 		}
@@ -289,7 +251,7 @@ func endpointURL(text string, insecure bool) (string, error) {
 	case text == "":
 		return "", fmt.Errorf("it is missing; want https://host[:port]")
 	case err != nil || u.Scheme != "https" && u.Scheme != "http" || strings.Trim(u.Path, "/") != "" ||
-		u.RawQuery != "" || u.Fragment != "" || !validHost.MatchString(strings.ToLower(u.Host)):
+		u.RawQuery != "" || u.Fragment != "" || !namespace.ValidHost(strings.ToLower(u.Host)):
 		return "", fmt.Errorf("not of the form https://host[:port]")
 	case u.User != nil:
 		return "", fmt.Errorf("it has a login; set username and password-file instead")

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"trow/registry/auth"
+	"trow/registry/namespace"
 	"trow/registry/settings/settingstest"
 	"trow/registry/upstream"
 )
@@ -196,5 +198,46 @@ func TestAnyWithAProxy(t *testing.T) {
 	}
 	if _, _, err := u.Find("ghcr.io", "a"); !errors.Is(err, upstream.ErrRefused) {
 		t.Errorf("the package itself does not refuse: %v", err)
+	}
+}
+
+// TestNamesAndReaders: the settings of upstreams say what stands for a host here, and who may read what is held of it.
+func TestNamesAndReaders(t *testing.T) {
+	o, err := load(t, `
+upstreams:
+- {host: docker.io, as: hub, read: ["user:alice"]}
+- {host: quay.io, path: team, read: [authenticated]}
+- {host: quay.io}
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := namespace.NewTable(nil)
+	u := upstream.New(upstream.Config{Guard: upstream.NewGuard(), Names: names})
+	if err := u.Set(o.Upstreams); err != nil {
+		t.Fatal(err)
+	}
+	if here, err := names.Here("docker.io", "nginx"); here != "f/hub/library/nginx" || err != nil {
+		t.Errorf("%s, %v", here, err)
+	}
+	for repo, want := range map[string]string{"f/hub/library/nginx": "docker.io", "f/docker.io/nginx": "docker.io",
+		"f/hub/nginx": "docker.io", "f/quay.io/team/app": "quay.io/team", "f/quay.io__443/team": "quay.io/team",
+		"f/quay.io/other": "", "f/quay.io/teamwork": "", "f/ghcr.io/a": "", "f/x": "", "team/app": ""} {
+		who, from, ok := u.Readers(repo)
+		if ok != (want != "") || ok && from != want {
+			t.Errorf("%s: %q, %v, want %q", repo, from, ok, want)
+		}
+		if ok && (who.Match(auth.Named("alice", nil)) != true || who.Match(auth.Named("", nil))) {
+			t.Errorf("%s: %v", repo, who)
+		}
+	}
+	if !names.Known("docker.io") || !names.Known("quay.io") || names.Known("ghcr.io") {
+		t.Error("the wrong namespaces are known")
+	}
+	if err := u.Set(nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := u.Readers("f/hub/library/nginx"); ok || names.Known("docker.io") {
+		t.Error("what was taken out of the settings is still known")
 	}
 }

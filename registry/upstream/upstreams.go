@@ -12,6 +12,7 @@ import (
 
 	"trow/registry/auth"
 	"trow/registry/glob"
+	"trow/registry/namespace"
 )
 
 // maxAny bounds how many hosts that no entry names are remembered, those that were asked last.
@@ -29,6 +30,8 @@ type Upstreams struct {
 
 // Config is what does not change while the server runs.
 type Config struct {
+	// Names is told what stands for the hosts in the names of repositories here. nil: NewTable(nil).
+	Names   *namespace.Table
 	Guard   *Guard  // nil: NewGuard()
 	Secrets Secrets // nil: there is no cluster
 	// As in Options.
@@ -39,6 +42,9 @@ type Config struct {
 func New(c Config) *Upstreams {
 	if c.Guard == nil {
 		c.Guard = NewGuard()
+	}
+	if c.Names == nil {
+		c.Names = namespace.NewTable(nil)
 	}
 	others, err := lru.New[string, *Upstream](maxAny)
 	if err != nil {
@@ -87,7 +93,34 @@ func (u *Upstreams) Set(entries []Entry) error {
 	}
 	u.endpoints = endpoints
 	u.now.Store(&list)
+	elements := map[string]string{}
+	for _, up := range list {
+		elements[up.Host] = up.Name
+	}
+	u.config.Names.Set(elements)
 	return nil
+}
+
+// Readers implements auth.Readers.
+func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok bool) {
+	n, ok := u.config.Names.Upstream(local)
+	if !ok {
+		return nil, "", false
+	}
+	for _, up := range *u.now.Load() {
+		if up.Host == n.Host && below(n.Repo, up.Path) {
+			return up.Read, up.title(), len(up.Read) > 0
+		}
+	}
+	return nil, "", false
+}
+
+// title returns the upstream as the settings have it.
+func (u *Upstream) title() string {
+	if u.Path == "" {
+		return u.Host
+	}
+	return u.Host + "/" + u.Path
 }
 
 // All returns the upstreams of the settings.
@@ -96,22 +129,23 @@ func (u *Upstreams) All() []*Upstream { return slices.Clone(*u.now.Load()) }
 // Find returns the upstream of a repository of a host, both as an image names them, and the repository's name there.
 // Errors: ErrRefused, if no entry names the host or the path, or the names are not valid.
 func (u *Upstreams) Find(host, repo string) (*Upstream, string, error) {
-	form, err := canonical(host)
+	form, err := namespace.Host(host)
 	if err != nil {
 		return nil, "", &Error{Kind: ErrRefused, Host: host, Repo: repo, Reason: "the host is not valid", Cause: err}
 	}
-	if repo = foldRepo(form, repo); !validRepo.MatchString(repo) {
+	if repo = namespace.Fold(form, repo); !namespace.ValidRepo(repo) {
 		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "the name of the repository is not valid"}
 	}
+	element, _ := namespace.Element(form) // none for an IPv6 address, which an entry has to name
 	named := false
 	for _, up := range *u.now.Load() {
-		named = named || up.Host == form || up.Name == nameOf(form)
+		named = named || up.Host == form || up.Name == element
 		if up.Host == form && below(repo, up.Path) {
 			return up, repo, up.fits(repo)
 		}
 	}
 	// A host that entries narrow to some paths is not open for others, and its name here must not be that of another.
-	if !u.config.Any || named || !strings.Contains(form, ".") {
+	if !u.config.Any || named || element == "" || !strings.Contains(form, ".") {
 		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "no entry of upstreams names it"}
 	}
 	if len(u.config.Guard.proxies) > 0 && !u.config.ProxyFilters {
@@ -162,13 +196,13 @@ type Upstream struct {
 }
 
 // Local returns the name here of a repository of the upstream.
-func (u *Upstream) Local(repo string) string { return Prefix + u.Name + "/" + repo }
+func (u *Upstream) Local(repo string) string { return namespace.Join(u.Name, repo) }
 
 // fits reports whether a repository may be asked for. Errors: ErrRefused.
 func (u *Upstream) fits(repo string) error {
 	switch {
-	case len(u.Local(repo)) > maxName || len(u.Host)+1+len(repo) > maxName:
-		return u.refused(repo, fmt.Sprintf("its name here would have more than %d characters", maxName))
+	case len(u.Local(repo)) > namespace.MaxName || len(u.Host)+1+len(repo) > namespace.MaxName:
+		return u.refused(repo, fmt.Sprintf("its name here would have more than %d characters", namespace.MaxName))
 	case u.deny.Match(repo):
 		return u.refused(repo, "deny: of the upstream names it")
 	case len(u.allow) > 0 && !u.allow.Match(repo):

@@ -33,7 +33,7 @@ func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, exp
 	f.StringSliceVar(&o.repositories, "repository", repositories,
 		"repositories that the token is for; * matches within a path element, ** across them; may be repeated")
 	f.StringSliceVar(&o.actions, "actions", actions,
-		"allowed actions: pull, create (push what is new), push, delete, catalog, admin, metrics")
+		"allowed actions: pull, create (push what is new), push, delete, mirror (push below f/), catalog, admin, metrics")
 	f.StringVar(&o.expires, "expires", expires, "lifetime: 90d, 12h, or never")
 	f.BoolVar(&o.replace, "replace", false, "replace a robot of the same name, whose token stops working")
 }

@@ -1,0 +1,184 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"trow/registry/namespace"
+)
+
+// This file is about requests that are meant for another registry, of which this one is a mirror, and about the
+// repositories below f/, in which the content of other registries lies.
+//
+// Clients may send such a request with the credentials that they have for the other registry: containerd sends those of
+// docker.io along. So what is not known here counts as no credentials, and goes nowhere: not into the log, not to the
+// Kubernetes API, and not into the throttle that logins share. The realm in the challenge has the namespace, so that
+// the request to the token endpoint is recognized as well.
+
+// namespaceKey is the key of the mark that ForNamespace makes.
+type namespaceKey struct{}
+
+// ForNamespace marks a request as meant for another registry, by its host in the one form of package namespace.
+func ForNamespace(ctx context.Context, host string) context.Context {
+	return context.WithValue(ctx, namespaceKey{}, host)
+}
+
+// namespaceOf returns the registry that a request is meant for; empty: this one.
+func namespaceOf(ctx context.Context) string {
+	host, _ := ctx.Value(namespaceKey{}).(string)
+	return host
+}
+
+// realmQuery returns what follows the token endpoint in the realm for a request.
+func realmQuery(r *http.Request) string {
+	if host := namespaceOf(r.Context()); host != "" {
+		return "?ns=" + url.QueryEscape(host)
+	}
+	return ""
+}
+
+// forToken returns a request to the token endpoint with the mark that its realm asks for.
+func (g *Guard) forToken(r *http.Request) *http.Request {
+	host, ok := g.options.Namespaces.Site(r.Host)
+	if !ok {
+		var err error
+		if host, err = namespace.Host(r.URL.Query().Get("ns")); err != nil {
+			return r
+		}
+	}
+	return r.WithContext(ForNamespace(r.Context(), host))
+}
+
+// renamed returns a scope's repository as it is called here. Docker asks for a token with the name in its own path,
+// whatever the challenge says; where it knows this registry by a host that stands for another one, that is not the name
+// here.
+func (g *Guard) renamed(r *http.Request, repo string) string {
+	if upstream, ok := g.options.Namespaces.Site(r.Host); ok {
+		if here, err := g.options.Namespaces.Here(upstream, repo); err == nil {
+			return here
+		}
+	}
+	return repo
+}
+
+// maxStrangers bounds the credentials that are remembered as not ours.
+const maxStrangers = 4096
+
+// strangers remembers credentials of requests for other registries that are not ours, until the users change: a node
+// sends them with each pull, and a comparison takes long. nil if there are none.
+type strangers struct {
+	*lru.Cache[[32]byte, struct{}]
+}
+
+func newStrangers() strangers {
+	c, err := lru.New[[32]byte, struct{}](maxStrangers)
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
+	return strangers{c}
+}
+
+// stranger returns whom a request for another registry comes from whose credentials were refused with err: from nobody
+// that is known here. A certificate of the connection counts all the same. Other errors stay.
+func (g *Guard) stranger(r *http.Request, err error) (*Identity, error) {
+	if errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrBusy) {
+		return g.certified(r), nil
+	}
+	return nil, err
+}
+
+// errForeign: a token of another issuer, on a request for another registry.
+var errForeign = fmt.Errorf("%w: not a token of this registry", ErrUnauthorized)
+
+// guarded reports whether an action would change a repository in which only mirror may.
+func guarded(repo string, a Action) bool {
+	return a == Mirror || namespace.Within(repo) && (a == Push || a == Create || a == Delete)
+}
+
+// judgeMirror decides who may change what other registries are said to hold. Whoever may replaces images for the whole
+// cluster, because ?ns= is answered from there. So no right to push is enough, not even that of the user who may do
+// everything: a rule, or a robot's own actions, must name mirror.
+func (p *Policy) judgeMirror(who *Identity, repo string) Verdict {
+	switch {
+	case who.socket:
+		return Verdict{Allowed: true, on: onSocket}
+	case who.Anonymous():
+		return Verdict{on: onMirror}
+	case who.robot != nil && !who.robot.may(repo, Mirror):
+		return Verdict{on: onRobot}
+	}
+	for i := range p.rules {
+		if p.rules[i].decides(who, repo, Mirror) {
+			return Verdict{Allowed: !p.rules[i].forbids, Rule: i + 1, on: onRule}
+		}
+	}
+	if who.robot != nil {
+		return Verdict{Allowed: true, on: onRobot}
+	}
+	return Verdict{on: onMirror}
+}
+
+// Readers returns who may read a repository below f/, and the upstream whose read: says so. ok is false if none does;
+// then the rules decide. It is called for each decision, and must not wait.
+type Readers func(repo string) (who Who, upstream string, ok bool)
+
+// readers is Readers for any repository.
+func (p *Policy) readers(repo string) (who Who, upstream string, ok bool) {
+	if p.Readers == nil || !namespace.Within(repo) {
+		return nil, "", false
+	}
+	return p.Readers(repo)
+}
+
+// judgeRead decides who may read what is held of an upstream that names its readers. It alone allows that: an upstream
+// with a login may have private content, and a rule that lets all pull from everywhere is not meant for that. A rule
+// that forbids still does, and a robot may read what it was created for.
+func (p *Policy) judgeRead(who *Identity, repo string, readers Who, upstream string) Verdict {
+	switch {
+	case who.owner:
+		return Verdict{Allowed: true, on: onOwner}
+	case who.socket:
+		return Verdict{Allowed: true, on: onSocket}
+	case who.robot != nil && !who.robot.may(repo, Pull):
+		return Verdict{on: onRobot}
+	}
+	for i := range p.rules {
+		if p.rules[i].decides(who, repo, Pull) {
+			if p.rules[i].forbids {
+				return Verdict{Rule: i + 1, on: onRule}
+			}
+			break
+		}
+	}
+	return Verdict{Allowed: readers.Match(who), on: onReaders, upstream: upstream}
+}
+
+// mirrorable reports whether somebody may change repositories below f/, so that a login is worth a try.
+func (s *state) mirrorable() bool {
+	for _, r := range s.policy.rules {
+		if !r.forbids && includes(r.may, Mirror) {
+			return true
+		}
+	}
+	for _, r := range s.robots.byName {
+		if includes(r.Actions, Mirror) {
+			return true
+		}
+	}
+	return false
+}
+
+// whyMirror is why nobody but those may write below f/.
+const whyMirror = "repositories below f/ hold what other registries hold, for all who pull from those through this " +
+	"one; only trow import, and identities that a rule gives mirror, may write there"
+
+// deniedMirror is the refusal of a change below f/.
+func deniedMirror(who *Identity, repo string, a Action) error {
+	return fmt.Errorf("%w: %s may not %s to %.255s: %s; push to another repository", ErrDenied, who.Label(), a, repo,
+		whyMirror)
+}

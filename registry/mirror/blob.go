@@ -1,0 +1,125 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/upstream"
+	"trow/storage"
+)
+
+// BlobStore is the registry as the blobs need it.
+type BlobStore interface {
+	// Blob reports whether a repository holds a blob.
+	Blob(ctx context.Context, repo string, d digest.Digest) (held bool, err error)
+	// Elsewhere returns the size of a blob that other repositories hold.
+	Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error)
+	// Adopt makes a repository hold a blob that others hold. It reports false if none does any more.
+	Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error)
+	// Create makes the upload for a blob; Keep commits it, and makes the repository hold the blob.
+	Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error)
+	Keep(ctx context.Context, repo string, d digest.Digest, u storage.Upload) error
+}
+
+// Blob returns a reader of a blob that a repository does not hold, while it is fetched and stored. nil: the repository
+// has no upstream, or holds the blob by now. The caller closes the reader. Errors: those of package upstream, of the
+// BlobStore, of the context. What goes wrong later is the error of the reads.
+//
+// The bytes may be here already, or on their way, because of another repository. Then they are given only after the
+// upstream of this one has answered for the digest with the same size: it decides who may have them.
+func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (*upstream.Reader, error) {
+	name, ok := m.options.Names.Upstream(repo)
+	if !ok || m.options.Fetcher == nil {
+		return nil, nil
+	}
+	up, there, err := m.options.Upstreams.Find(name.Host, name.Repo)
+	if err != nil {
+		return nil, err
+	}
+	b := &fetch{m, up, there, repo, d, question{repo, "blob " + d.String()}}
+	if last, ok := m.answers.Get(b.q); ok && last.err != nil && last.counts(false, 0) {
+		return nil, last.err
+	}
+	if held, err := b.adopt(ctx); held || err != nil {
+		return nil, err
+	}
+	return b.join(ctx)
+}
+
+// fetch is a blob that a client has asked for.
+type fetch struct {
+	*Mirror
+	up          *upstream.Upstream
+	there, repo string
+	d           digest.Digest
+	q           question
+}
+
+// open opens the blob at the upstream, and remembers whether it has it.
+func (b *fetch) open(ctx context.Context, from int64, etag string) (*upstream.Blob, error) {
+	blob, err := b.up.Blob(ctx, b.there, b.d, from, etag)
+	b.remember(b.q, err)
+	return blob, err
+}
+
+// check makes sure that the upstream has answered for the digest. size is what the bytes have that are to be given; -1:
+// not known. Errors: it does not give the blob, or another one.
+func (b *fetch) check(ctx context.Context, size int64) error {
+	if last, ok := b.answers.Get(b.q); ok && last.err == nil {
+		return nil
+	}
+	blob, err := b.open(ctx, 0, "")
+	if err != nil {
+		return err
+	}
+	blob.Body.Close()
+	if size >= 0 && blob.Size >= 0 && size != blob.Size {
+		b.answers.Remove(b.q)
+		return &upstream.Error{Kind: upstream.ErrDamaged, Host: b.up.Host, Repo: b.there, Ref: b.d.String(),
+			Reason: fmt.Sprintf("the upstream has %d bytes, and not %d", blob.Size, size)}
+	}
+	return nil
+}
+
+// adopt makes the repository hold what another one holds. It reports whether the repository holds the blob.
+func (b *fetch) adopt(ctx context.Context) (bool, error) {
+	size, held, err := b.options.Blobs.Elsewhere(ctx, b.d)
+	if err != nil || !held {
+		return false, err
+	}
+	if err := b.check(ctx, size); err != nil {
+		return false, err
+	}
+	return b.options.Blobs.Adopt(ctx, b.repo, b.d)
+}
+
+// join reads the download of the blob, and starts it if there is none.
+func (b *fetch) join(ctx context.Context) (*upstream.Reader, error) {
+	blobs := b.options.Blobs
+	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: -1, Open: b.open,
+		Create: func(ctx context.Context) (storage.Upload, error) { return blobs.Create(ctx, b.repo, b.d) },
+		Commit: func(ctx context.Context, u storage.Upload) error { return blobs.Keep(ctx, b.repo, b.d, u) },
+		Held: func() bool {
+			held, err := blobs.Blob(b.options.Context, b.repo, b.d)
+			return err == nil && held
+		}})
+	if errors.Is(err, upstream.ErrHeld) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Once there is a size, the upstream of the download has answered. If it is ours, check finds that; if another
+	// repository has started it, ours is asked.
+	size, err := r.Size()
+	if err == nil {
+		err = b.check(ctx, size)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}

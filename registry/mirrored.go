@@ -1,0 +1,216 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/auth"
+	"trow/registry/mirror"
+	"trow/registry/namespace"
+	"trow/registry/ocierror"
+	"trow/registry/upstream"
+	"trow/storage"
+)
+
+// This file is what joins the repositories below f/ to their upstreams: package mirror decides when those are asked.
+
+// refresh asks the upstream of a repository for what ref names, if there is one. stale says why what is held may not be
+// what the upstream has. Errors: as a client gets them.
+func (r *Registry) refresh(ctx context.Context, repo, ref string) (stale, err error) {
+	if r.mirror == nil || !namespace.Within(repo) {
+		return nil, nil
+	}
+	if stale, err = r.mirror.Refresh(ctx, repo, ref); err != nil {
+		return nil, mirrorError(manifestUnknown(repo, ref), err)
+	}
+	return stale, nil
+}
+
+// mirrorError is the answer for content that is not held, and that its upstream does not give. Only what the upstream
+// certainly does not have is unknown: a client would take that for the end of an image.
+func mirrorError(unknown *ocierror.Error, err error) error {
+	e, ok := errors.AsType[*upstream.Error](err)
+	if !ok {
+		return err
+	}
+	unknown.Message += ": " + e.Error()
+	unknown.Cause = err
+	switch {
+	case errors.Is(err, upstream.ErrNotFound), errors.Is(err, upstream.ErrRefused):
+		return unknown
+	case errors.Is(err, upstream.ErrUnauthorized):
+		// No login of ours would help: the client goes on to the upstream, with its own.
+		return &ocierror.Error{Code: ocierror.Unauthorized, Message: e.Error() + "; pull it from there", Cause: err,
+			Header: http.Header{"Www-Authenticate": {fmt.Sprintf(`Basic realm="%s"`, e.Host)}}}
+	case errors.Is(err, upstream.ErrUnavailable):
+		wait, _ := upstream.RetryAfter(err)
+		seconds := int(math.Ceil(max(wait, time.Second).Seconds()))
+		return &ocierror.Error{Code: ocierror.Unavailable, Message: e.Error(), Cause: err,
+			Header: ocierror.RetryAfter(seconds)}
+	}
+	bad := &ocierror.Error{Code: ocierror.Unavailable, Message: e.Error(), Cause: err}
+	return bad.With(http.StatusBadGateway)
+}
+
+// warnStale says that an answer is what was last known of an upstream.
+func (r *Registry) warnStale(w http.ResponseWriter, req *http.Request, stale error) {
+	if stale == nil {
+		return
+	}
+	r.annotate(req.Context(), "err", stale.Error())
+	text := "its upstream's answer could not be recorded"
+	if e, ok := errors.AsType[*upstream.Error](stale); ok {
+		text = e.Error()
+	}
+	warn(w, "stale: "+text)
+	w.Header().Add("Trow-Stale", "upstream")
+}
+
+// mirrorStore is the registry as package mirror sees it.
+type mirrorStore struct{ *Registry }
+
+// mirrorName is who sets the tags, in their history.
+const mirrorName = "(upstream)"
+
+// Resolve implements mirror.Store. A manifest that is damaged is not held: the upstream has it whole.
+func (s mirrorStore) Resolve(ctx context.Context, repo, ref string) (digest.Digest, bool, error) {
+	m, ok, err := s.lookup(ctx, repo, ref)
+	if !ok || err != nil {
+		return "", false, err
+	}
+	d := m.Digest()
+	return d, m.Damaged() != d, nil
+}
+
+// Record implements mirror.Store. Errors: the manifest is not one that clients understand alike; those of the Index.
+func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Digest, m *upstream.Manifest) error {
+	p := &push{repo: repo, who: auth.Socket, digest: d} // what is cached counts for no quota
+	if m != nil {
+		var err error
+		if p.parsed, err = parseManifest(m.MediaType, m.Body); err == nil {
+			err = s.checkReferences(len(p.parsed.refs))
+		}
+		if err != nil {
+			return &upstream.Error{Kind: upstream.ErrDamaged, Repo: repo, Ref: d.String(), Reason: err.Error()}
+		}
+		p.body = m.Body
+		release, err := s.store(ctx, p)
+		if err != nil {
+			return err
+		}
+		defer release()      // until the facts are committed, the Collector must leave the bytes alone
+		s.contents.remove(d) // it may have been damaged
+	}
+	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+		tx.As(mirrorName)
+		if m != nil {
+			if err := tx.PutManifest(p.manifest()); err != nil {
+				return err
+			}
+		} else if _, ok := tx.Manifest(d); !ok { // deleted since it was looked for
+			return fmt.Errorf("manifest %s: %w", d, storage.ErrNotFound)
+		}
+		if tag == "" {
+			return nil
+		}
+		return tx.SetTag(tag, d)
+	})
+}
+
+// Blob implements mirror.BlobStore.
+func (s mirrorStore) Blob(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	_, held, err := s.sizeOf(ctx, repo, d)
+	return held, err
+}
+
+// Elsewhere implements mirror.BlobStore.
+func (s mirrorStore) Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error) {
+	for _, repo := range s.options.Index.Holders(d) {
+		if size, held, err = s.sizeOf(ctx, repo, d); held || err != nil {
+			return size, held, err
+		}
+	}
+	return 0, false, nil
+}
+
+// Adopt implements mirror.BlobStore.
+func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	// The pin comes before the look at the holders: bytes that are there after it stay until the link is committed.
+	release, err := s.options.Index.Pin(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	size, held, err := s.Elsewhere(ctx, d)
+	if err != nil || !held {
+		return false, err
+	}
+	err = s.link(ctx, mirrorCall(repo), d, size)
+	if errors.Is(err, storage.ErrNotFound) { // its bytes were deleted meanwhile, by another process
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Create implements mirror.BlobStore.
+func (s mirrorStore) Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
+	return s.options.Blobs.Create(storage.Unbounded(ctx), repo, d.Algorithm())
+}
+
+// Keep implements mirror.BlobStore.
+func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u storage.Upload) error {
+	size := u.Size()
+	release, err := s.options.Index.Commit(ctx, u, d)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.link(ctx, mirrorCall(repo), d, size)
+}
+
+// mirrorCall is who records what an upstream has given: what is cached counts for no quota.
+func mirrorCall(repo string) *call { return &call{route: route{repo: repo}, who: auth.Socket} }
+
+// fetchBlob is blob for one that the repository does not hold, if its upstream has it. unknown is the error of blob.
+func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, unknown error) (blob, error) {
+	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || e == nil ||
+		e.Code != ocierror.BlobUnknown {
+		return blob{}, unknown
+	}
+	source, err := r.mirror.Blob(ctx, repo, d)
+	if err != nil {
+		return blob{}, mirrorError(blobUnknown(repo, d), err)
+	}
+	if source == nil {
+		return r.blob(ctx, repo, d)
+	}
+	size, err := source.Size()
+	if err == nil && size < 0 { // the upstream does not say where it ends
+		if _, err = io.Copy(io.Discard, source); err == nil {
+			size, err = source.Size()
+		}
+		if err == nil {
+			_, err = source.Seek(0, io.SeekStart)
+		}
+	}
+	if err != nil {
+		return blob{}, mirrorError(blobUnknown(repo, d), errors.Join(err, source.Close()))
+	}
+	return blob{repo, d, size, source}, nil
+}
+
+// newMirror returns what asks the upstreams, nil without any.
+func (r *Registry) newMirror() *mirror.Mirror {
+	if r.options.Upstreams == nil {
+		return nil
+	}
+	return mirror.New(mirror.Options{Names: r.options.Namespaces, Upstreams: r.options.Upstreams, Store: mirrorStore{r},
+		Fetcher: r.options.Fetcher, Blobs: mirrorStore{r}})
+}

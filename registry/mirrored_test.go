@@ -1,0 +1,406 @@
+package registry_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry"
+	"trow/registry/namespace"
+	"trow/registry/settings"
+	"trow/registry/upstream"
+)
+
+// origin is another registry: manifests by tag and digest. It records what it was asked.
+type origin struct {
+	*httptest.Server
+	mu        sync.Mutex
+	manifests map[string][]byte
+	asked     []string
+	blobs     map[string][]byte // by their path
+	rest      chan struct{}     // not nil: the second half of a blob waits for it
+	status    int               // not 0: what it answers to everything
+	hold      chan struct{}     // not nil: each answer waits for it
+}
+
+func (o *origin) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	o.mu.Lock()
+	o.asked = append(o.asked, req.Method+" "+req.URL.Path)
+	body, status, hold := o.manifests[strings.TrimPrefix(req.URL.Path, "/v2/")], o.status, o.hold
+	content, isBlob := o.blobs[strings.TrimPrefix(req.URL.Path, "/v2/")]
+	rest := o.rest
+	o.mu.Unlock()
+	if isBlob && status == 0 {
+		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		_, _ = w.Write(content[:len(content)/2])
+		if rest != nil {
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-rest:
+			case <-req.Context().Done():
+			}
+		}
+		_, _ = w.Write(content[len(content)/2:])
+		return
+	}
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-req.Context().Done():
+		}
+	}
+	if status == 0 && body == nil {
+		status = http.StatusNotFound
+	}
+	if status != 0 {
+		w.WriteHeader(status)
+		return
+	}
+	w.Header().Set("Content-Type", typeManifest)
+	w.Header().Set("Docker-Content-Digest", digest.FromBytes(body).String())
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	_, _ = w.Write(body)
+}
+
+// push makes a tag name a new manifest there.
+func (o *origin) push(repo, tag, content string) (body []byte, d digest.Digest) {
+	body = image([]byte(content), []byte("layer "+content))
+	d = digest.FromBytes(body)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.manifests[repo+"/manifests/"+tag], o.manifests[repo+"/manifests/"+d.String()] = body, body
+	return body, d
+}
+
+// set changes how it answers.
+func (o *origin) set(status int, hold chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.status, o.hold = status, hold
+}
+
+// requests returns what it was asked since the last call.
+func (o *origin) requests() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := strings.Join(o.asked, "\n")
+	o.asked = nil
+	return all
+}
+
+// newCache is a registry with quay.io as its upstream, which is an origin.
+func newCache(t *testing.T, fresh string) (*server, *origin) {
+	t.Helper()
+	o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
+	o.Server = httptest.NewServer(o)
+	t.Cleanup(o.Close)
+	names := namespace.NewTable(nil)
+	up := upstream.New(upstream.Config{Guard: upstream.NewGuard(), Names: names})
+	entry := upstream.Entry{Host: "quay.io", Insecure: true, Endpoints: []upstream.Endpoint{{URL: o.URL}}}
+	if fresh == "always" {
+		entry.Fresh = new(settings.Duration)
+	}
+	if err := up.Set([]upstream.Entry{entry}); err != nil {
+		t.Fatal(err)
+	}
+	fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30})
+	w := newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher })
+	t.Cleanup(fetcher.Close)
+	return w, o
+}
+
+// TestAManifestOfAnUpstream, as containerd asks for it: HEAD by tag, GET by digest.
+func TestAManifestOfAnUpstream(t *testing.T) {
+	w, o := newCache(t, "")
+	body, d := o.push("team/app", "v", "1")
+	at := "/v2/team/app/manifests/"
+	w.do("HEAD", at+"v?ns=quay.io", nil).is(200).has("Docker-Content-Digest", d.String(), "Content-Type", typeManifest,
+		"OCI-Namespace", "quay.io", "Trow-Stale", "")
+	// A HEAD, and one GET by digest: Docker Hub counts one.
+	want := fmt.Sprintf("HEAD %sv\nGET %s%s", at, at, d)
+	if got := o.requests(); got != want {
+		t.Fatalf("the upstream was asked\n%s\nwant\n%s", got, want)
+	}
+	w.do("GET", at+d.String()+"?ns=quay.io", nil).is(200).equals(string(body))
+	w.do("GET", "/v2/f/quay.io/team/app/manifests/v", nil).is(200).equals(string(body)) // it is fresh
+	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil).is(200).contains(`["v"]`)
+	if got := o.requests(); got != "" {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	// By a digest alone.
+	other, d2 := o.push("team/app", "other", "2")
+	w.do("GET", at+d2.String()+"?ns=quay.io", nil).is(200).equals(string(other))
+	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil).is(200).contains(`["v"]`)
+	if got := o.requests(); got != "GET "+at+d2.String() {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	// Nothing of other repositories comes from there.
+	w.do("GET", "/v2/team/app/manifests/v", nil).is(404)
+	w.do("GET", "/v2/f/team/app/manifests/v", nil).is(404)
+	w.do("GET", at+"v?ns=ghcr.io", nil).is(404)
+	if got := o.requests(); got != "" {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+}
+
+// TestATagMoves as soon as it is not fresh any more; a poll that finds nothing new writes nothing.
+func TestATagMoves(t *testing.T) {
+	w, o := newCache(t, "always")
+	at := "/v2/f/quay.io/team/app/manifests/v"
+	first, d1 := o.push("team/app", "v", "1")
+	w.do("GET", at, nil).is(200).equals(string(first))
+	o.requests()
+	history := func() string {
+		return string(w.do("GET", "/v2/f/quay.io/team/app/manifest_history/v", nil).is(200).body)
+	}
+	before := history()
+	w.do("GET", at, nil).is(200).equals(string(first))
+	if got := o.requests(); got != "HEAD /v2/team/app/manifests/v" || history() != before {
+		t.Errorf("asked %s; history %s", got, history())
+	}
+	second, d2 := o.push("team/app", "v", "2")
+	w.do("GET", at, nil).is(200).equals(string(second))
+	o.requests()
+	// Back to what is held: a HEAD is enough.
+	o.push("team/app", "v", "1")
+	w.do("GET", at, nil).is(200).equals(string(first))
+	if got := o.requests(); got != "HEAD /v2/team/app/manifests/v" {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	if h := history(); strings.Count(h, `"digest"`) != 3 || !strings.Contains(h, d1.String()) ||
+		!strings.Contains(h, d2.String()) || !strings.Contains(h, `"by":"(upstream)"`) {
+		t.Errorf("history %s", h)
+	}
+}
+
+// TestAnUpstreamThatIsGone: what is held is answered, with a warning, and never 404; what is not held is 503.
+func TestAnUpstreamThatIsGone(t *testing.T) {
+	w, o := newCache(t, "always")
+	at := "/v2/team/app/manifests/"
+	body, d := o.push("team/app", "v", "1")
+	w.do("GET", at+"v?ns=quay.io", nil).is(200)
+	stale := func(what string) {
+		t.Helper()
+		for _, method := range []string{"GET", "HEAD"} {
+			a := w.do(method, at+"v?ns=quay.io", nil).is(200).has("Trow-Stale", "upstream")
+			a.has("Docker-Content-Digest", d.String())
+			if !strings.HasPrefix(a.header.Get("Warning"), `299 - "stale: quay.io/team/app v: `) {
+				t.Errorf("%s: Warning %s", what, a.header.Get("Warning"))
+			}
+		}
+		w.do("GET", at+d.String()+"?ns=quay.io", nil).is(200).equals(string(body)).has("Trow-Stale", "", "Warning", "")
+	}
+	hold := make(chan struct{})
+	o.set(0, hold)
+	stale("it hangs")
+	close(hold)
+	o.set(500, nil)
+	stale("it fails")
+	w.do("GET", at+"new?ns=quay.io", nil).code(503, "UNAVAILABLE").has("OCI-Namespace", "quay.io")
+	o.Close()
+	stale("it is gone")
+	a := w.do("GET", at+digest.FromString("x").String()+"?ns=quay.io", nil).code(503, "UNAVAILABLE")
+	if a.header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+}
+
+// TestWhatAnUpstreamDoesNotHave is asked for once, in a burst of requests.
+func TestWhatAnUpstreamDoesNotHave(t *testing.T) {
+	for status, want := range map[int]int{404: 404, 401: 401, 403: 401} {
+		w, o := newCache(t, "")
+		o.set(status, nil)
+		for range 5 {
+			a := w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(want)
+			if want == 401 && a.header.Get("Www-Authenticate") == "" {
+				t.Error("401 without a challenge")
+			}
+		}
+		if got := o.requests(); got != "HEAD /v2/team/app/manifests/v" {
+			t.Errorf("%d: the upstream was asked\n%s", status, got)
+		}
+	}
+}
+
+// TestManyAskOnce: clients that ask at the same time wait for one answer.
+func TestManyAskOnce(t *testing.T) {
+	w, o := newCache(t, "")
+	_, d := o.push("team/app", "v", "1")
+	hold := make(chan struct{})
+	o.set(0, hold)
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { w.do("HEAD", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200) })
+	}
+	close(hold)
+	wg.Wait()
+	want := fmt.Sprintf("HEAD /v2/team/app/manifests/v\nGET /v2/team/app/manifests/%s", d)
+	if got := o.requests(); got != want {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+}
+
+// TestWhatIsNotTakenOver: what no client should get is not recorded either.
+func TestWhatIsNotTakenOver(t *testing.T) {
+	w, o := newCache(t, "")
+	bad := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","config":{},"config":{},"layers":[]}`)
+	for ref, body := range map[string][]byte{"dup": bad, "sha": []byte("{}"), "html": []byte("<html>")} {
+		d := digest.FromBytes(body)
+		o.mu.Lock()
+		o.manifests["team/app/manifests/"+ref], o.manifests["team/app/manifests/"+d.String()] = body, body
+		o.mu.Unlock()
+		a := w.do("GET", "/v2/team/app/manifests/"+ref+"?ns=quay.io", nil)
+		if a.status != 502 {
+			t.Errorf("%s: %d %s", ref, a.status, a.body)
+		}
+	}
+	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil).is(404)
+}
+
+// blob makes a repository there have a blob.
+func (o *origin) blob(repo string, content []byte) digest.Digest {
+	d := digest.FromBytes(content)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.blobs[repo+"/blobs/"+d.String()] = content
+	return d
+}
+
+// TestABlobOfAnUpstream is downloaded once for all, and reaches them while it arrives.
+func TestABlobOfAnUpstream(t *testing.T) {
+	w, o := newCache(t, "")
+	content := bytes.Repeat([]byte("0123456789abcdef"), 64<<10) // 1 MiB
+	d := o.blob("team/app", content)
+	rest := make(chan struct{})
+	o.mu.Lock()
+	o.rest = rest
+	o.mu.Unlock()
+	path := "/v2/team/app/blobs/" + d.String() + "?ns=quay.io"
+	var wg sync.WaitGroup
+	first := make(chan error, 20)
+	for range 20 {
+		wg.Go(func() {
+			resp, err := http.Get(w.url + path)
+			if err != nil {
+				first <- err
+				return
+			}
+			defer resp.Body.Close()
+			begin := make([]byte, len(content)/4)
+			_, err = io.ReadFull(resp.Body, begin)
+			first <- err
+			all, err := io.ReadAll(resp.Body)
+			if err != nil || !bytes.Equal(append(begin, all...), content) ||
+				resp.Header.Get("Docker-Content-Digest") != d.String() {
+				t.Errorf("%d bytes, %v", len(begin)+len(all), err)
+			}
+		})
+	}
+	for range 20 { // all have a part of it before the upstream has sent the second half
+		if err := <-first; err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(rest)
+	wg.Wait()
+	w.do("GET", path, nil, "Range", "bytes=1048570-").is(206).equals("abcdef")
+	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(200)
+	if got := o.requests(); got != "GET /v2/team/app/blobs/"+d.String() {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+}
+
+// TestARangeOfABlobOfAnUpstream is answered as of any blob, while all of it is stored.
+func TestARangeOfABlobOfAnUpstream(t *testing.T) {
+	w, o := newCache(t, "")
+	d := o.blob("team/app", []byte("0123456789")).String()
+	path := "/v2/f/quay.io/team/app/blobs/" + d
+	w.do("GET", path, nil, "Range", "bytes=2-4").is(206).equals("234").has("Content-Range", "bytes 2-4/10")
+	w.do("GET", path, nil).is(200).equals("0123456789")
+}
+
+// TestBytesOfAnotherRepository are given only if the repository's own upstream gives them.
+func TestBytesOfAnotherRepository(t *testing.T) {
+	w, o := newCache(t, "")
+	d := o.blob("private/app", []byte("secret")).String()
+	w.do("GET", "/v2/f/quay.io/private/app/blobs/"+d, nil).is(200).equals("secret")
+	o.requests()
+	for range 3 {
+		w.do("GET", "/v2/f/quay.io/evil/app/blobs/"+d, nil).code(404, "BLOB_UNKNOWN")
+	}
+	if got := o.requests(); got != "GET /v2/evil/app/blobs/"+d {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	// One of another size is not the same.
+	o.mu.Lock()
+	o.blobs["other/app/blobs/"+d] = []byte("secret and more")
+	o.mu.Unlock()
+	w.do("GET", "/v2/f/quay.io/other/app/blobs/"+d, nil).is(502)
+	// And what it gives is linked, not stored again.
+	o.blob("public/app", []byte("secret"))
+	w.do("GET", "/v2/f/quay.io/public/app/blobs/"+d, nil).is(200).equals("secret")
+	w.do("HEAD", "/v2/f/quay.io/public/app/blobs/"+d, nil).is(200)
+	w.do("HEAD", "/v2/f/quay.io/evil/app/blobs/"+d, nil).is(404)
+	w.do("GET", "/v2/own/blobs/"+d, nil).is(404)
+}
+
+// TestBytesThatAreOnTheirWay for another repository are not given either.
+func TestBytesThatAreOnTheirWay(t *testing.T) {
+	w, o := newCache(t, "")
+	content := bytes.Repeat([]byte("secret"), 64<<10)
+	d := o.blob("private/app", content).String()
+	o.blob("public/app", content)
+	rest := make(chan struct{})
+	o.mu.Lock()
+	o.rest = rest
+	o.mu.Unlock()
+	begun, done := make(chan error, 1), make(chan error, 1)
+	go func() {
+		resp, err := http.Get(w.url + "/v2/f/quay.io/private/app/blobs/" + d)
+		if err != nil {
+			begun <- err
+			return
+		}
+		defer resp.Body.Close()
+		_, err = io.ReadFull(resp.Body, make([]byte, 100))
+		begun <- err
+		_, err = io.Copy(io.Discard, resp.Body)
+		done <- err
+	}()
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	w.do("GET", "/v2/f/quay.io/evil/app/blobs/"+d, nil).code(404, "BLOB_UNKNOWN")
+	close(rest)
+	w.do("GET", "/v2/f/quay.io/public/app/blobs/"+d, nil).is(200).equals(string(content))
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWrongBytesBreakTheConnection, and nothing of them is kept.
+func TestWrongBytesBreakTheConnection(t *testing.T) {
+	w, o := newCache(t, "")
+	d := digest.FromString("right")
+	o.mu.Lock()
+	o.blobs["team/app/blobs/"+d.String()] = []byte("wrong")
+	o.mu.Unlock()
+	resp, err := http.Get(w.url + "/v2/f/quay.io/team/app/blobs/" + d.String())
+	if err == nil {
+		var all []byte
+		all, err = io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode == 200 && err == nil {
+			t.Errorf("%q is complete", all)
+		}
+	}
+	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(404)
+}

@@ -1,0 +1,163 @@
+package registry
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"trow/registry/address"
+	"trow/registry/auth"
+	"trow/registry/namespace"
+	"trow/registry/ocierror"
+)
+
+// This file finds out which repository a request means. A client that uses this registry as a mirror names the registry
+// that it means in ?ns= (distribution spec, "Registry Proxying"), or says it by its Host (see package namespace): then
+// the repository is the one below f/. No other code looks at ns.
+
+// asked is how a request names its repository.
+type asked struct {
+	path     string // the repository in the path
+	ns       string // ?ns= as it was sent; empty: there was none
+	upstream string // the registry that is meant, in its one form; empty: this one
+}
+
+// place sets the repository here that a call means. Errors: NAME_UNKNOWN for a namespace that is not valid, or in which
+// the repository can have no name here. The status is 404, so that a client goes on to the registry itself.
+func (r *Registry) place(req *http.Request, c *call) error {
+	c.asked.path = c.repo
+	if err := r.findNamespace(req, c); err != nil || c.asked.upstream == "" {
+		return err
+	}
+	if c.repo == "" { // the API and the catalog are this registry's
+		if c.asked.ns != "" && !(c.endpoint == endpointBase && r.options.Namespaces.Known(c.asked.upstream)) {
+			return namespaceUnknown(c.asked.ns)
+		}
+		return nil
+	}
+	local, err := r.options.Namespaces.Here(c.asked.upstream, c.repo)
+	if err != nil {
+		return namespaceInvalid(c.asked.upstream, err)
+	}
+	c.repo = local
+	return nil
+}
+
+// findNamespace finds the registry that a request means.
+func (r *Registry) findNamespace(req *http.Request, c *call) error {
+	if req.URL.RawQuery != "" {
+		all := req.URL.Query()["ns"]
+		for _, ns := range all {
+			if ns != all[0] { // a proxy and we might choose different ones
+				return namespaceTwice(all[0], ns)
+			}
+			c.asked.ns = ns
+		}
+	}
+	if c.asked.ns == "" {
+		if c.repo != "" {
+			c.asked.upstream, _ = r.options.Namespaces.Site(req.Host)
+		}
+		return nil
+	}
+	if host, err := address.Host(c.asked.ns); err == nil && r.names[host] {
+		return nil
+	}
+	upstream, ok := r.options.Namespaces.Site(c.asked.ns)
+	if !ok {
+		var err error
+		if upstream, err = namespace.Host(c.asked.ns); err != nil {
+			return namespaceInvalid(c.asked.ns, err)
+		}
+	}
+	c.asked.upstream = upstream
+	return nil
+}
+
+// fold takes another spelling of a repository below f/ for the one that it stands for: CRI-O and people write what an
+// image has, such as f/docker.io/nginx. A repository with that very name, which an earlier version accepted, comes
+// first, for those who may have it: for others it must not show whether there is one.
+func (r *Registry) fold(ctx context.Context, c *call) error {
+	if c.asked.upstream != "" || !namespace.Within(c.repo) {
+		return nil
+	}
+	n, ok := r.options.Namespaces.Upstream(c.repo)
+	if !ok {
+		return nil
+	}
+	local, err := r.options.Namespaces.Local(n)
+	if err != nil || local == c.repo {
+		return nil
+	}
+	if r.options.Auth.Authorize(ctx, c.who, c.repo, c.action) == nil {
+		if found, err := r.exists(ctx, c.repo); err != nil || found {
+			return err
+		}
+	}
+	c.repo = local
+	r.annotate(ctx, "repo", local)
+	return nil
+}
+
+// answer calls the handler of a call that is authorized. A read of a registry of which nothing is known here is
+// answered as one question: whether its content is here.
+func (r *Registry) answer(w http.ResponseWriter, req *http.Request, c *call, h handler) error {
+	reads := req.Method == http.MethodGet || req.Method == http.MethodHead
+	if c.asked.ns != "" && reads {
+		w.Header().Set("OCI-Namespace", c.asked.ns)
+	}
+	unknown := c.asked.ns != "" && c.asked.upstream != "" && reads && !r.options.Namespaces.Known(c.asked.upstream)
+	if unknown && c.endpoint == endpointReferrers { // an empty list would say that there are none there
+		found := false
+		if !c.hidden {
+			var err error
+			if found, err = r.exists(req.Context(), c.repo); err != nil {
+				return err
+			}
+		}
+		if !found {
+			w.Header().Del("OCI-Namespace")
+			return namespaceUnknown(c.asked.ns)
+		}
+	}
+	var err error
+	if c.hidden {
+		err = r.absent(w, req, c)
+	} else if err = r.catchUp(w, req, c); err == nil {
+		err = h.serve(r, w, req, c)
+	}
+	if !unknown {
+		return err
+	}
+	if e := ocierror.As(err); e != nil {
+		switch e.Code {
+		case ocierror.NameUnknown, ocierror.ManifestUnknown, ocierror.BlobUnknown:
+			w.Header().Del("OCI-Namespace")
+			absent := namespaceUnknown(c.asked.ns)
+			absent.Cause = e.Cause
+			return absent
+		}
+	}
+	return err
+}
+
+// path returns the path of something of the call's repository, as the client has asked for it.
+func (r *Registry) path(c *call, below string) string {
+	return r.options.Prefix + "/v2/" + c.asked.path + below
+}
+
+// location is path with the namespace, for clients that follow it as it is.
+func (r *Registry) location(c *call, below string) string {
+	if c.asked.ns == "" || c.asked.upstream == "" {
+		return r.path(c, below)
+	}
+	return r.path(c, below) + "?ns=" + url.QueryEscape(c.asked.ns)
+}
+
+// marked returns the request with a mark that it is meant for another registry, so that credentials may be for that.
+func (c *call) marked(req *http.Request) *http.Request {
+	if c.asked.upstream == "" || c.repo == "" {
+		return req
+	}
+	return req.WithContext(auth.ForNamespace(req.Context(), c.asked.upstream))
+}
