@@ -156,3 +156,23 @@ func RecordFact(name string, value []byte) Fact { return Fact{kindRecord, name, 
 
 // IsPlace reports whether an object can have this name.
 func IsPlace(name string) bool { _, ok := parsePlace(name); return ok }
+
+// SetTraits is for a journal whose bounds change. No change may be under way.
+func SetTraits(x *Index, t Traits) { x.traits = t }
+
+// IsOptional reports whether a version that does not know a kind leaves it alone.
+func IsOptional(k Kind) bool { return k.optional() }
+
+// Unset deletes a fact of any kind, by a version that does not ask.
+func Unset(ctx context.Context, x *Index, repo string, k Kind, name string) error {
+	return x.Update(ctx, repo, func(tx *Tx) error { tx.set(k, name, nil); return nil })
+}
+
+// SetBoth sets a fact of a repo and one about content itself.
+func SetBoth(ctx context.Context, x *Index, repo string) error {
+	return x.Update(ctx, repo, func(tx *Tx) error {
+		tx.set(OptionalKind, "name", []byte("x"))
+		tx.setStore(OptionalKind, "name", []byte("x"), nil)
+		return nil
+	})
+}

@@ -137,3 +137,40 @@ func TestAFenceCountsInTheBounds(t *testing.T) {
 		t.Errorf("%d commits, want 2", n)
 	}
 }
+
+// TestNoCommitIsBeyondTheBounds: what the Index makes of changes is within the bounds of the journal, which refuses the
+// rest, with fences, and with the seal of a migration.
+func TestNoCommitIsBeyondTheBounds(t *testing.T) {
+	done, refused := 0, 0
+	for bytes := 20; bytes < 600; bytes++ {
+		shared := memory.NewJournal()
+		shared.Is = storage.Traits{Shared: true}
+		x := storagetest.OpenIndex(t, shared)
+		if bytes%2 == 0 {
+			if err := x.Seal(t.Context(), storage.Migration{ID: "a migration", From: "here", To: "there"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fence, _, err := shared.Lead(t.Context(), "a task with a name", "me")
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.Is.Bytes = bytes // from now on
+		storage.SetTraits(x, shared.Is)
+		fenced := storage.WithFence(t.Context(), fence)
+		for _, ctx := range []context.Context{t.Context(), fenced} {
+			switch err := hold(ctx, x, "a", "1"); {
+			case err == nil:
+				done++
+			case errors.Is(err, storage.ErrTooLarge):
+				refused++
+			default:
+				t.Fatalf("%d bytes: %v", bytes, err)
+			}
+		}
+		x.Close()
+	}
+	if done < 200 || refused < 200 {
+		t.Errorf("%d changes were done and %d refused: too few", done, refused)
+	}
+}

@@ -134,3 +134,63 @@ func TestAnEarlierVersionThatJoinsWhileTheFormatIsRaised(t *testing.T) {
 		})
 	}
 }
+
+// TestWhichKindsAreOptional: the upper-case letters.
+func TestWhichKindsAreOptional(t *testing.T) {
+	for k, want := range map[storage.Kind]bool{'A': true, 'M': true, 'Z': true, '@': false, '[': false, 'a': false} {
+		if got := storage.IsOptional(k); got != want {
+			t.Errorf("%q: %v", k, got)
+		}
+	}
+}
+
+// TestADeletionNeedsNoFormat: who does not understand a fact need not understand that it goes.
+func TestADeletionNeedsNoFormat(t *testing.T) {
+	j := memory.NewJournal()
+	j.Is = storage.Traits{Shared: true}
+	x := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Format: storage.Format + 1})
+	if err := storage.Unset(t.Context(), x, "a", storage.NextKind, "name"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestABeatWritesTheFormatOnce: a process that joins at any later time is not in conflict with it.
+func TestABeatWritesTheFormatOnce(t *testing.T) {
+	j := memory.NewJournal()
+	j.Is = storage.Traits{Shared: true}
+	x := storagetest.OpenIndex(t, j)
+	var before []byte
+	for i := range 4 {
+		if err := x.Beat(t.Context(), "me"); err != nil {
+			t.Fatal(err)
+		}
+		now, err := x.Record(t.Context(), "format")
+		if err != nil || now == nil {
+			t.Fatalf("the format is %q, %v", now, err)
+		}
+		if i > 1 && string(now) != string(before) {
+			t.Errorf("beat %d has written the format again", i)
+		}
+		before = now
+	}
+}
+
+// TestForHowLongASilentReplicaHoldsTheFormatBack: for five beats, and not a moment longer.
+func TestForHowLongASilentReplicaHoldsTheFormatBack(t *testing.T) {
+	for silent, want := range map[time.Duration]bool{5 * storage.BeatInterval: false, 5*storage.BeatInterval + 1: true} {
+		synctest.Test(t, func(t *testing.T) {
+			j := memory.NewJournal()
+			j.Is = storage.Traits{Shared: true}
+			next := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Format: storage.Format + 1})
+			if err := errors.Join(next.Beat(t.Context(), "next"), storage.BeatOf(t.Context(), next, "old", time.Now())); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(silent)
+			err := next.Beat(t.Context(), "next")
+			may, ferr := storage.SetFact(t.Context(), next, "a", storage.NextKind, "name", nil)
+			if err := errors.Join(err, ferr); err != nil || may != want {
+				t.Errorf("after %s: %v, want %v; %v", silent, may, want, err)
+			}
+		})
+	}
+}

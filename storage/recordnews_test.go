@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 
@@ -73,4 +74,18 @@ func (j *once) Watch(ctx context.Context, apply func(storage.Update) error) erro
 	defer cancel()
 	go func() { <-j.end; cancel() }()
 	return j.Journal.Watch(ctx, apply)
+}
+
+// TestNotifyRecordsOfACommitOfSeveral: the record may come after other changes.
+func TestNotifyRecordsOfACommitOfSeveral(t *testing.T) {
+	j, gate, commits := gated(memory.NewJournal())
+	x := storagetest.OpenIndex(t, j)
+	var news atomic.Int64
+	x.NotifyRecords("auth/", func() { news.Add(1) })
+	errs, n := inOneCommit(t, x, gate, commits, func() error { return hold(t.Context(), x, "a", "1") },
+		func() error { return x.SetRecord(t.Context(), "auth/x", nil, []byte("x")) },
+		func() error { return hold(t.Context(), x, "b", "2") })
+	if err := errors.Join(errs...); err != nil || n != 1 || news.Load() != 1 {
+		t.Errorf("%v; %d commits, %d calls", err, n, news.Load())
+	}
 }

@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -36,6 +37,9 @@ func TestTheCollectorComparesClocks(t *testing.T) {
 		then  time.Duration   // how long after
 		wrong bool
 	}{
+		{"ahead by the limit", []time.Duration{limit}, 0, false},
+		{"behind, and a grace has just passed", []time.Duration{-limit - time.Minute},
+			sharedGrace + 2*storage.BeatInterval, true},
 		{"the same", []time.Duration{0}, 0, false},
 		{"a little ahead", []time.Duration{limit - time.Minute}, 0, false},
 		{"ahead", []time.Duration{limit + time.Minute}, 0, true},
@@ -68,8 +72,12 @@ func TestTheCollectorComparesClocks(t *testing.T) {
 				if tt.wrong != (done.Unlinked == 0) {
 					t.Errorf("%+v", done)
 				}
-				if tt.wrong && !strings.Contains(err.Error(), "that of other is ") {
-					t.Errorf("which clock? %v", err)
+				direction := "ahead of this one's"
+				if tt.beats[len(tt.beats)-1] < 0 {
+					direction = "behind this one's"
+				}
+				if tt.wrong && (!strings.Contains(err.Error(), "that of other is ") || !strings.Contains(err.Error(), direction)) {
+					t.Errorf("which clock, and how? %v", err)
 				}
 			})
 		})
@@ -122,6 +130,100 @@ func TestAReplicaThatWasLoaded(t *testing.T) {
 			if i == 1 {
 				_, _ = c.Run(t.Context(), false, nil)
 			}
+		}
+	})
+}
+
+// TestForHowLongARecordThatWasLoadedIsWaitedFor: for two beats, and not a moment longer.
+func TestForHowLongARecordThatWasLoadedIsWaitedFor(t *testing.T) {
+	for after, want := range map[time.Duration]bool{2 * storage.BeatInterval: true, 2*storage.BeatInterval + 1: false} {
+		synctest.Test(t, func(t *testing.T) {
+			x, _, j := twoClocks(t)
+			if err := storage.BeatOf(t.Context(), x, "other", time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(3 * sharedGrace)
+			x.Close()
+			x = storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: sharedGrace})
+			blobs := &memory.Objects{Service: memory.NewService(), Records: x}
+			c := &storage.Collector{Blobs: blobs, Index: x, Grace: sharedGrace}
+			time.Sleep(after)
+			if done, err := c.Run(t.Context(), false, nil); err != nil || done.Waiting != want {
+				t.Errorf("after %s: %+v, %v; waiting: want %v", after, done, err, want)
+			}
+		})
+	}
+}
+
+// TestAWrongClockIsFoundAmongRecordsThatWereLoaded, whatever else is not known.
+func TestAWrongClockIsFoundAmongRecordsThatWereLoaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, _, j := twoClocks(t)
+		for i := range 20 {
+			if err := storage.BeatOf(t.Context(), x, fmt.Sprint("loaded ", i), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(3 * sharedGrace)
+		x.Close()
+		x = storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: sharedGrace})
+		if err := storage.BeatOf(t.Context(), x, "wrong", time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		blobs := &memory.Objects{Service: memory.NewService(), Records: x}
+		done, err := (&storage.Collector{Blobs: blobs, Index: x, Grace: sharedGrace}).Run(t.Context(), false, nil)
+		if !errors.Is(err, storage.ErrClocks) || !done.Waiting {
+			t.Errorf("%+v, %v", done, err)
+		}
+	})
+}
+
+// TestWhenAReplicaIsForgotten: a day after its last record, or two graces if they are longer, and only if it had the
+// time to say that it is still there.
+func TestWhenAReplicaIsForgotten(t *testing.T) {
+	const short, long = time.Hour, 20 * time.Hour
+	for _, tt := range []struct {
+		grace, age, seen time.Duration
+		forgotten        bool
+	}{
+		{short, 24 * time.Hour, 24 * time.Hour, false}, {short, 24*time.Hour + 1, 24*time.Hour + 1, true},
+		{long, 30 * time.Hour, 30 * time.Hour, false},
+		{long, 2 * long, 2 * long, false}, {long, 2*long + 1, 2*long + 1, true},
+		{short, 48 * time.Hour, 2 * storage.BeatInterval, false}, {short, 48 * time.Hour, 2*storage.BeatInterval + 1, true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			x, _, j := twoClocks(t)
+			if err := storage.BeatOf(t.Context(), x, "other", time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			if loaded := tt.age - tt.seen; loaded > 0 { // by a process that starts later
+				time.Sleep(loaded)
+				x.Close()
+				x = storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: tt.grace})
+			}
+			time.Sleep(tt.seen)
+			blobs := &memory.Objects{Service: memory.NewService(), Records: x}
+			c := &storage.Collector{Blobs: blobs, Index: x, Grace: tt.grace}
+			if _, err := c.Run(t.Context(), false, nil); err != nil {
+				t.Fatal(err)
+			}
+			if got := !slices.Contains(storage.Replicas(x), "other"); got != tt.forgotten {
+				t.Errorf("%+v: forgotten: %v", tt, got)
+			}
+		})
+	}
+}
+
+// TestARecordThatIsNoReplica is left out: nothing is known of its clock.
+func TestARecordThatIsNoReplica(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, c, _ := twoClocks(t)
+		if err := x.SetRecord(t.Context(), "replica/damaged", nil, []byte{0xff}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(storage.BeatInterval)
+		if _, err := c.Run(t.Context(), false, nil); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -108,4 +110,67 @@ func TestASealRefusesRecordsToo(t *testing.T) {
 	if again := storagetest.OpenIndex(t, j); !errors.As(again.Sealed(), &refused) {
 		t.Errorf("after a restart: %v", again.Sealed())
 	}
+}
+
+// TestWhatASealRefuses: changes, whichever facts they set; not one that changes nothing, and not those of the migration
+// that has sealed its target, until it is unsealed for all.
+func TestWhatASealRefuses(t *testing.T) {
+	nothing := func(*storage.Tx) error { return nil }
+	for _, from := range []string{"", "here"} {
+		j := memory.NewJournal()
+		x := storagetest.OpenIndex(t, j)
+		m := storage.Migration{ID: "id", From: from, To: "there"}
+		if err := x.Seal(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		other := storagetest.OpenIndex(t, j)
+		for _, c := range []struct {
+			x      *storage.Index
+			repo   string
+			writes bool
+		}{{x, "a", from != ""}, {other, "b", false}} {
+			if err := c.x.Update(t.Context(), "r", nothing); err != nil {
+				t.Errorf("from %q, nothing: %v", from, err)
+			}
+			for name, err := range map[string]error{"a link": hold(t.Context(), c.x, c.repo, "a"),
+				"two facts": storage.SetBoth(t.Context(), c.x, c.repo)} {
+				if (err == nil) != c.writes {
+					t.Errorf("from %q, %s: %v", from, name, err)
+				}
+			}
+		}
+		other.Close()
+		if from == "" {
+			continue
+		}
+		if err := x.Unseal(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		if err := hold(t.Context(), x, "r", "after"); err != nil {
+			t.Errorf("after it is unsealed: %v", err)
+		}
+	}
+}
+
+// TestTheCollectorRestsAfterAMigration for a grace: clients may rely on what they have learned from the source.
+func TestTheCollectorRestsAfterAMigration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, c, _ := twoClocks(t)
+		run := func(want bool) {
+			t.Helper()
+			if done, err := c.Run(t.Context(), false, nil); err != nil || done.Waiting != want {
+				t.Errorf("%+v, %v; waiting: want %v", done, err, want)
+			}
+		}
+		run(false)
+		m := storage.Migration{ID: "id", From: "here", Time: time.Now().Unix()}
+		if err := errors.Join(x.Seal(t.Context(), m), x.Unseal(t.Context(), m)); err != nil {
+			t.Fatal(err)
+		}
+		run(true)
+		time.Sleep(sharedGrace - time.Minute)
+		run(true)
+		time.Sleep(2 * time.Minute)
+		run(false)
+	})
 }

@@ -172,3 +172,12 @@ func TestAChangeThatIsTooLargeHoldsUpNoOther(t *testing.T) {
 		wantTags(t, x, "r", "count")
 	})
 }
+
+// TestSpaceFull: uploads are refused once less is free than is to stay free.
+func TestSpaceFull(t *testing.T) {
+	for free, want := range map[int64]bool{0: true, 9: true, 10: false, 11: false} {
+		if got := (storage.Space{Size: 100, Free: free, Reserve: 10}).Full(); got != want {
+			t.Errorf("with %d bytes free: %v", free, got)
+		}
+	}
+}
