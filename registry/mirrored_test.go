@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry"
+	"trow/registry/auth"
+	"trow/registry/auth/authtest"
 	"trow/registry/namespace"
 	"trow/registry/settings"
 	"trow/registry/upstream"
@@ -403,4 +407,49 @@ func TestWrongBytesBreakTheConnection(t *testing.T) {
 		}
 	}
 	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(404)
+}
+
+// TestWhoMayReadOfAnUpstreamWithALogin: what it gives without a login may be read by everybody, nothing else; also
+// where this registry itself is closed.
+func TestWhoMayReadOfAnUpstreamWithALogin(t *testing.T) {
+	o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
+	closed := func(w http.ResponseWriter, req *http.Request) {
+		if strings.HasPrefix(req.URL.Path, "/v2/private/") {
+			if user, _, _ := req.BasicAuth(); user != "alice" {
+				w.Header().Set("WWW-Authenticate", `Basic realm="r"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+		}
+		o.ServeHTTP(w, req)
+	}
+	o.Server = httptest.NewServer(http.HandlerFunc(closed))
+	t.Cleanup(o.Close)
+	names := namespace.NewTable(nil)
+	up := upstream.New(upstream.Config{Guard: upstream.NewGuard(), Names: names})
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte("p4ssw0rd"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := up.Set([]upstream.Entry{{Host: "quay.io", Insecure: true, Endpoints: []upstream.Endpoint{{URL: o.URL,
+		Username: "alice", PasswordFile: password}}}}); err != nil {
+		t.Fatal(err)
+	}
+	guard := authtest.New(t, auth.Options{User: "owner", Password: "p", Readers: up.Readers, Learn: up.Learn,
+		Namespaces: names, Dir: t.TempDir()})
+	w := newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Auth = names, up, guard })
+	open, _ := o.push("open/app", "v", "1")
+	private, d := o.push("private/app", "v", "2")
+	w.do("GET", "/v2/open/app/manifests/v?ns=quay.io", nil).is(200).equals(string(open))
+	w.do("GET", "/v2/f/quay.io/open/app/tags/list", nil).is(200)
+	w.do("GET", "/v2/private/app/manifests/v?ns=quay.io", nil).is(401)
+	w.do("GET", "/v2/f/quay.io/private/app/manifests/v", nil, "Authorization", "Basic b3duZXI6cA==").is(200).
+		equals(string(private))
+	// Now it is held, and is as closed as before.
+	w.do("GET", "/v2/private/app/manifests/"+d.String()+"?ns=quay.io", nil).is(401)
+	w.do("GET", "/v2/private/app/tags/list?ns=quay.io", nil).is(401)
+	o.set(500, nil)
+	w.do("GET", "/v2/open/app/manifests/v?ns=quay.io", nil).is(200)
+	w.do("GET", "/v2/private/app/manifests/v?ns=quay.io", nil).is(401)
+	w.do("GET", "/v2/never/asked/manifests/v?ns=quay.io", nil).is(503).has("Retry-After", "1")
 }

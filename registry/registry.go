@@ -335,7 +335,7 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 	if err := r.fold(req.Context(), c); err != nil {
 		return err
 	}
-	err := r.options.Auth.Authorize(req.Context(), c.who, c.repo, c.action)
+	err := r.authorize(req.Context(), c)
 	c.hidden = errors.Is(err, auth.ErrHidden)
 	if errors.Is(err, auth.ErrCreateOnly) { // what it pushes may be new: admissible decides, when it sees the tags
 		c.create, err = err, nil
@@ -352,6 +352,26 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 		}
 	}
 	return r.answer(w, req, c, h)
+}
+
+// authorize decides whether a call may do what it asks for. Whether everybody may read what is held of another registry
+// is found out first where that registry has to be asked.
+func (r *Registry) authorize(ctx context.Context, c *call) error {
+	err := r.options.Auth.Authorize(ctx, c.who, c.repo, c.action)
+	if err == nil || r.options.Upstreams == nil || c.action != auth.Pull || !namespace.Within(c.repo) {
+		return err
+	}
+	kind, ref := "", ""
+	switch c.endpoint {
+	case endpointManifest:
+		kind, ref = "manifests", c.ref
+	case endpointBlob:
+		kind, ref = "blobs", c.digest.String()
+	}
+	if learnErr := r.options.Upstreams.Learn(ctx, c.repo, kind, ref); errors.Is(learnErr, upstream.ErrUnavailable) {
+		return mirrorError(&ocierror.Error{}, learnErr)
+	}
+	return r.options.Auth.Authorize(ctx, c.who, c.repo, c.action)
 }
 
 // refusal turns an error of the Authorizer into what the client gets.

@@ -18,6 +18,9 @@ func (p *Policy) Explain(who *Identity, repo string, a Action) Explanation {
 	return Explanation{v.Allowed, p.why(v)}
 }
 
+// whoReads is what decides who may read what is held of an upstream.
+const whoReads = "read: (or, without that, whether the registry itself wants a login)"
+
 func (p *Policy) why(v Verdict) string {
 	switch v.on {
 	case onOwner:
@@ -42,9 +45,9 @@ func (p *Policy) why(v Verdict) string {
 			"and accounts of the cluster and holders of certificates may pull"
 	case onReaders:
 		if v.Allowed {
-			return fmt.Sprintf("read: of the upstream %s allows it", v.upstream)
+			return fmt.Sprintf("%s of the upstream %s allows it", whoReads, v.upstream)
 		}
-		return fmt.Sprintf("read: of the upstream %s does not allow it", v.upstream)
+		return fmt.Sprintf("%s of the upstream %s does not allow it", whoReads, v.upstream)
 	case onMirror:
 		return whyMirror
 	case onCluster:

@@ -83,10 +83,7 @@ func contentRange(text string) (start, size int64, ok bool) {
 // ask asks the endpoints in order until one has it. It says that there is no such content only if every one says so.
 // Errors: *Error.
 func (u *Upstream) ask(ctx context.Context, r request) (*http.Response, error) {
-	if u.offline {
-		return nil, u.failure(ErrRefused, r.repo, r.ref, "the server is offline (upstream-offline)")
-	}
-	if err := u.fits(r.repo); err != nil {
+	if err := u.mayAsk(r); err != nil {
 		return nil, err
 	}
 	var worst *Error
@@ -107,6 +104,14 @@ func (u *Upstream) ask(ctx context.Context, r request) (*http.Response, error) {
 	}
 	worst.Host, worst.Repo, worst.Ref = u.Host, r.repo, r.ref
 	return nil, worst
+}
+
+// mayAsk reports whether the settings permit a request. Errors: ErrRefused.
+func (u *Upstream) mayAsk(r request) error {
+	if u.offline {
+		return u.failure(ErrRefused, r.repo, r.ref, "the server is offline (upstream-offline)")
+	}
+	return u.fits(r.repo)
 }
 
 // graver reports whether a failure says less for certain than another: that an endpoint has nothing counts only if all

@@ -39,7 +39,7 @@
 // # What it does not do
 //
 // It does not decide who may read, what is kept and what is evicted, or how old a tag may be: the registry does, by
-// Upstream.Read, Public, Fresh and Keeps. It does not record what it stores: Download.Commit does. A client that
+// Upstreams.Readers, Upstream.Fresh and Keeps. It does not record what it stores: Download.Commit does. A client that
 // joins a download of another upstream must have asked its own for the digest and the size first. It never fetches the
 // urls of foreign layers, and converts nothing.
 //

@@ -147,21 +147,6 @@ func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	return body, nil
 }
 
-// Public reports whether the upstream gives a manifest to those who have no login. Errors: *Error, if that is not known
-// now.
-func (u *Upstream) Public(ctx context.Context, repo, ref string) (bool, error) {
-	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref, header: accepts(),
-		anonymous: true})
-	switch {
-	case err == nil:
-		resp.Body.Close()
-		return true, nil
-	case errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrNotFound): // GitHub and GitLab hide what they do not give
-		return false, nil
-	}
-	return false, err
-}
-
 // Referrers returns the manifests whose subject has this digest: from the API, and where there is none, from the tag
 // that stands for it (distribution spec, "Unavailable Referrers API"). Descriptors that are not whole are left out.
 // Errors: *Error.

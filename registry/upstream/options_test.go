@@ -222,12 +222,12 @@ upstreams:
 	}
 	for repo, want := range map[string]string{"f/hub/library/nginx": "docker.io", "f/docker.io/nginx": "docker.io",
 		"f/hub/nginx": "docker.io", "f/quay.io/team/app": "quay.io/team", "f/quay.io__443/team": "quay.io/team",
-		"f/quay.io/other": "", "f/quay.io/teamwork": "", "f/ghcr.io/a": "", "f/x": "", "team/app": ""} {
+		"f/quay.io/other": "quay.io", "f/quay.io/teamwork": "quay.io", "f/ghcr.io/a": "", "f/x": "", "team/app": ""} {
 		who, from, ok := u.Readers(repo)
 		if ok != (want != "") || ok && from != want {
 			t.Errorf("%s: %q, %v, want %q", repo, from, ok, want)
 		}
-		if ok && (who.Match(auth.Named("alice", nil)) != true || who.Match(auth.Named("", nil))) {
+		if ok && (who.Match(auth.Named("alice", nil)) != true || who.Match(auth.Named("", nil)) != (want == "quay.io")) {
 			t.Errorf("%s: %v", repo, who)
 		}
 	}

@@ -23,6 +23,7 @@ type Upstreams struct {
 	config Config
 	now    atomic.Pointer[[]*Upstream]
 	any    *lru.Cache[string, *Upstream]
+	public *publicity
 
 	mu        sync.Mutex                // guards endpoints; held while the settings change
 	endpoints map[endpointKey]*endpoint // those in use
@@ -50,7 +51,7 @@ func New(c Config) *Upstreams {
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	u := &Upstreams{config: c, any: others}
+	u := &Upstreams{config: c, any: others, public: newPublicity()}
 	u.now.Store(&[]*Upstream{})
 	return u
 }
@@ -99,20 +100,6 @@ func (u *Upstreams) Set(entries []Entry) error {
 	}
 	u.config.Names.Set(elements)
 	return nil
-}
-
-// Readers implements auth.Readers.
-func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok bool) {
-	n, ok := u.config.Names.Upstream(local)
-	if !ok {
-		return nil, "", false
-	}
-	for _, up := range *u.now.Load() {
-		if up.Host == n.Host && below(n.Repo, up.Path) {
-			return up.Read, up.title(), len(up.Read) > 0
-		}
-	}
-	return nil, "", false
 }
 
 // title returns the upstream as the settings have it.

@@ -190,20 +190,6 @@ func TestALoginGoesToItsEndpointAlone(t *testing.T) {
 	}
 }
 
-// TestWhoMayReadWithoutALogin is asked without one.
-func TestWhoMayReadWithoutALogin(t *testing.T) {
-	o := newOrigin(t)
-	u := o.upstreams(upstream.Config{}, o.entry())
-	for repo, want := range map[string]bool{"open": true, "private": false} {
-		if got, err := o.find(u, repo).Public(t.Context(), repo, "v"); err != nil || got != want {
-			t.Errorf("%s: %t, %v", repo, got, err)
-		}
-		if _, err := o.find(u, repo).Head(t.Context(), repo, "v"); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 // TestWhereLoginsAre: each way to give one, and errors that name the entry and no secret.
 func TestWhereLoginsAre(t *testing.T) {
 	o := newOrigin(t)

@@ -1,0 +1,246 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"trow/registry/auth"
+	"trow/registry/namespace"
+)
+
+// This file finds out who may read what is held of an upstream that names no readers: those whom the upstream itself
+// lets read without a login. Where no endpoint has a login, all that is held was given to everybody. Otherwise each
+// repository is asked about once, without the login, and the answer is remembered for a day.
+
+const (
+	// knownFor is how long it is remembered whether a repository is public.
+	knownFor = 24 * time.Hour
+	// absentFor is how long it is remembered that the upstream does not show something to those without a login. It says
+	// little about the repository: GitHub and GitLab answer 404 for private ones, and a tag may be misspelled.
+	absentFor = 10 * time.Second
+	// believedFor is how long an answer of before counts again if the upstream cannot be asked.
+	believedFor = time.Minute
+	// maxKnown bounds how many answers are in memory; clients choose the names.
+	maxKnown = 100_000
+	// maxPublic bounds how many public repositories are in the journal, so that they count after a restart.
+	maxPublic = 10_000
+	// learnTime bounds one question.
+	learnTime = 30 * time.Second
+)
+
+// publicRecord begins the names of the records of public repositories.
+const publicRecord = "upstream/public/"
+
+// Records are the facts of the journal that say which repositories are public. A storage.Index has these methods.
+type Records interface {
+	Records(prefix string) iter.Seq2[string, []byte]
+	SetRecord(ctx context.Context, name string, old, value []byte) error
+}
+
+// everybody and nobody are readers.
+var (
+	everybody = func() auth.Who {
+		who, err := auth.ParseWho([]string{"*"})
+		if err != nil {
+			panic(err)
+		}
+		return who
+	}()
+	nobody = auth.Who{}
+)
+
+// publicity is what is known of the repositories of upstreams that have a login.
+type publicity struct {
+	asking  singleflight.Group
+	answers *lru.Cache[string, verdict] // by the name here; also by that, a space and what was not found
+
+	mu      sync.Mutex // guards what follows
+	records Records
+	stored  map[string]bool // the records, by the name here
+}
+
+// verdict is one answer.
+type verdict struct {
+	public bool
+	until  time.Time
+}
+
+func newPublicity() *publicity {
+	answers, err := lru.New[string, verdict](maxKnown)
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
+	return &publicity{answers: answers, stored: map[string]bool{}}
+}
+
+// Load gives the Upstreams what was known before the restart. It counts only if an upstream cannot be asked.
+func (u *Upstreams) Load(r Records) {
+	p := u.public
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.records = r
+	for name := range r.Records(publicRecord) {
+		p.stored[strings.TrimPrefix(name, publicRecord)] = true
+	}
+}
+
+// now returns the answer that counts, if there is one.
+func (p *publicity) now(key string) (public, ok bool) {
+	k, ok := p.answers.Get(key)
+	ok = ok && time.Now().Before(k.until)
+	return ok && k.public, ok
+}
+
+// before reports whether a repository was public when that was last known.
+func (p *publicity) before(local string) bool {
+	if k, ok := p.answers.Get(local); ok {
+		return k.public
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stored[local]
+}
+
+// learned remembers an answer. In the journal, only what has changed is written; without that the upstream is asked
+// after a restart.
+func (p *publicity) learned(ctx context.Context, local string, public bool) {
+	p.answers.Add(local, verdict{public, time.Now().Add(knownFor)})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.records == nil || p.stored[local] == public || public && len(p.stored) >= maxPublic {
+		return
+	}
+	var old, value []byte
+	if there := []byte("1"); public {
+		value = there
+	} else {
+		old = there
+	}
+	if p.records.SetRecord(ctx, publicRecord+local, old, value) != nil {
+		return
+	}
+	if public {
+		p.stored[local] = true
+	} else {
+		delete(p.stored, local)
+	}
+}
+
+// Readers implements auth.Readers. Who may read is what read: of the upstream says; without that, everybody may if the
+// upstream has no login, or is known to give the repository without one.
+func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok bool) {
+	up, _ := u.of(local)
+	switch {
+	case up == nil:
+		return nil, "", false
+	case len(up.Read) > 0:
+		return up.Read, up.title(), true
+	}
+	public := !up.hasLogin()
+	if !public {
+		public, _ = u.public.now(local)
+	}
+	if public {
+		return everybody, up.title(), true
+	}
+	return nobody, up.title(), true
+}
+
+// Learn makes sure that Readers knows whether everybody may read a repository, where the upstream has to be asked. kind
+// and ref are what a client wants there: manifests and a tag or a digest, or blobs and a digest; other kinds count as
+// the list of tags. What was known before counts while the upstream cannot be asked. Errors: nothing is known, and the
+// upstream cannot be asked now (ErrUnavailable); that of the context.
+func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
+	up, repo := u.of(local)
+	if up == nil || len(up.Read) > 0 || !up.hasLogin() {
+		return nil
+	}
+	method := http.MethodHead
+	if kind != "manifests" && kind != "blobs" {
+		method, kind, ref = http.MethodGet, "tags", "list?n=1"
+	}
+	p, one := u.public, local+" "+kind+"/"+ref
+	if _, ok := p.now(local); ok {
+		return nil
+	}
+	if _, ok := p.now(one); ok {
+		return nil
+	}
+	done := p.asking.DoChan(one, func() (any, error) {
+		// Not the client's context: others wait for the same.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), learnTime)
+		defer cancel()
+		err := up.askAnonymously(ctx, request{method: method, repo: repo, kind: kind, ref: ref, header: accepts()})
+		switch {
+		case err == nil:
+			p.learned(ctx, local, true)
+		case errors.Is(err, ErrUnauthorized):
+			p.learned(ctx, local, false)
+		case errors.Is(err, ErrNotFound):
+			p.answers.Add(one, verdict{false, time.Now().Add(absentFor)})
+		case p.before(local):
+			p.answers.Add(local, verdict{true, time.Now().Add(believedFor)})
+		default:
+			return nil, err
+		}
+		return nil, nil
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// of returns the upstream of a repository here, nil if there is none, and the repository's name there.
+func (u *Upstreams) of(local string) (*Upstream, string) {
+	n, ok := u.config.Names.Upstream(local)
+	if !ok || !namespace.Within(local) {
+		return nil, ""
+	}
+	up, repo, err := u.Find(n.Host, n.Repo)
+	if err != nil && up == nil {
+		return nil, ""
+	}
+	return up, repo
+}
+
+// askAnonymously finds out whether what endpoints give with a login, they give without one as well: each of them, since
+// it may have been any that gave what is held. Errors: *Error.
+func (u *Upstream) askAnonymously(ctx context.Context, r request) error {
+	r.anonymous = true
+	if err := u.mayAsk(r); err != nil {
+		return err
+	}
+	for _, e := range u.endpoints {
+		if e.login == e.anonymous {
+			continue
+		}
+		resp, failure := e.ask(ctx, r)
+		if failure != nil {
+			failure.Host, failure.Repo, failure.Ref = u.Host, r.repo, r.ref
+			return failure
+		}
+		resp.Body.Close()
+	}
+	return nil
+}
+
+// hasLogin reports whether an endpoint has one.
+func (u *Upstream) hasLogin() bool {
+	for _, e := range u.endpoints {
+		if e.login != e.anonymous {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,191 @@
+package upstream_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"trow/registry/namespace"
+	"trow/registry/upstream"
+)
+
+// journal keeps records in memory, and counts what is written.
+type journal struct {
+	mu      sync.Mutex
+	records map[string][]byte
+	writes  int
+}
+
+func (j *journal) Records(prefix string) iter.Seq2[string, []byte] {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	all := maps.Clone(j.records)
+	maps.DeleteFunc(all, func(name string, _ []byte) bool { return !strings.HasPrefix(name, prefix) })
+	return maps.All(all)
+}
+
+func (j *journal) SetRecord(_ context.Context, name string, old, value []byte) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if string(j.records[name]) != string(old) {
+		return errors.New("another value")
+	}
+	if j.writes++; value == nil {
+		delete(j.records, name)
+	} else {
+		j.records[name] = value
+	}
+	return nil
+}
+
+// reads reports who may read a repository of up.example: everybody, or nobody without a login at the upstream.
+func reads(t *testing.T, u *upstream.Upstreams, repo string) string {
+	t.Helper()
+	who, up, ok := u.Readers("f/up.example/" + repo)
+	switch {
+	case !ok || !strings.HasPrefix(up, "up.example"):
+		return "rules"
+	case who.All():
+		return "everybody"
+	case len(who) == 0:
+		return "nobody"
+	}
+	return "some"
+}
+
+// TestWhoMayReadWithoutALogin is what the upstream gives without one; it is asked once for each repository.
+func TestWhoMayReadWithoutALogin(t *testing.T) {
+	o := newOrigin(t)
+	for _, c := range []struct{ repo, kind, ref, want string }{
+		{"open", "manifests", "v", "everybody"}, {"private", "manifests", "v", "nobody"},
+		{"open", "", "", "everybody"}, {"private", "", "", "nobody"}, // the list of tags
+	} {
+		j := &journal{records: map[string][]byte{}}
+		u := o.upstreams(upstream.Config{}, o.entry())
+		u.Load(j)
+		if got := reads(t, u, c.repo); got != "nobody" {
+			t.Errorf("%s may be read by %s before it is known", c.repo, got)
+		}
+		for range 3 {
+			if err := u.Learn(t.Context(), "f/up.example/"+c.repo, c.kind, c.ref); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := reads(t, u, c.repo); got != c.want {
+			t.Errorf("%s may be read by %s, want %s", c.repo, got, c.want)
+		}
+		if _, err := o.find(u, c.repo).Head(t.Context(), c.repo, "v"); err != nil { // with the login
+			t.Error(err)
+		}
+		if public := map[string]int{"everybody": 1}[c.want]; j.writes != public || len(j.records) != public {
+			t.Errorf("%s: %d records after %d writes", c.repo, len(j.records), j.writes)
+		}
+	}
+}
+
+// TestReadersOfOtherEntries: read: decides alone; without a login at the upstream, everybody may; and of what no entry
+// names, the rules decide.
+func TestReadersOfOtherEntries(t *testing.T) {
+	o := newOrigin(t)
+	some := o.entry()
+	some.Path, some.Read = "team", []string{"user:alice"}
+	open := o.entry()
+	open.Path, open.Endpoints[0].Username, open.Endpoints[0].PasswordFile = "free", "", ""
+	u := o.upstreams(upstream.Config{}, some, open)
+	for repo, want := range map[string]string{"team/a": "some", "free/a": "everybody", "other": "rules"} {
+		if err := u.Learn(t.Context(), "f/up.example/"+repo, "manifests", "v"); err != nil {
+			t.Error(err)
+		}
+		if got := reads(t, u, repo); got != want {
+			t.Errorf("%s may be read by %s, want %s", repo, got, want)
+		}
+	}
+	if _, _, ok := u.Readers("team/app"); ok {
+		t.Error("a repository of this registry has readers of an upstream")
+	}
+}
+
+// TestWhatIsKnownOfReaders: for how long, and what counts where the upstream cannot be asked.
+func TestWhatIsKnownOfReaders(t *testing.T) {
+	var status, asked atomic.Int64
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(int(status.Load()))
+	}))
+	defer origin.Close()
+	entry := upstream.Entry{Host: "up.example", Insecure: true, Endpoints: []upstream.Endpoint{{URL: origin.URL,
+		Username: "alice", PasswordFile: write(t, "password", "p4ssw0rd")}}}
+	j := &journal{records: map[string][]byte{}}
+	start := func() *upstream.Upstreams {
+		u := upstream.New(upstream.Config{Names: namespace.NewTable(nil)})
+		if err := u.Set([]upstream.Entry{entry}); err != nil {
+			t.Fatal(err)
+		}
+		u.Load(j)
+		return u
+	}
+	u := start()
+	learn := func(answer int, ref, want string, unavailable bool) {
+		t.Helper()
+		status.Store(int64(answer))
+		err := u.Learn(t.Context(), "f/up.example/a", "manifests", ref)
+		if errors.Is(err, upstream.ErrUnavailable) != unavailable || !unavailable && err != nil {
+			t.Errorf("%d: %v", answer, err)
+		}
+		if got := reads(t, u, "a"); got != want {
+			t.Errorf("%d: may be read by %s, want %s", answer, got, want)
+		}
+	}
+	learn(500, "v", "nobody", true)
+	learn(404, "misspelled", "nobody", false) // says nothing of other tags
+	learn(200, "v", "everybody", false)
+	before := asked.Load()
+	learn(401, "w", "everybody", false) // for a day
+	if asked.Load() != before {
+		t.Error("asked again")
+	}
+	u = start()
+	learn(500, "v", "everybody", false) // what was known before the restart counts
+	u = start()
+	learn(403, "v", "nobody", false)
+	if len(j.records) != 0 {
+		t.Error("the record of a repository that is not public any more is still there")
+	}
+	u = start()
+	learn(500, "v", "nobody", true)
+}
+
+// TestAnAnswerCountsForADay.
+func TestAnAnswerCountsForADay(t *testing.T) {
+	entry := upstream.Entry{Host: "up.example", Insecure: true, Endpoints: []upstream.Endpoint{{URL: "http://127.0.0.1:1",
+		Username: "alice", PasswordFile: write(t, "password", "p4ssw0rd")}}}
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{records: map[string][]byte{"upstream/public/f/up.example/a": []byte("1")}}
+		u := upstream.New(upstream.Config{Names: namespace.NewTable(nil), Offline: true})
+		if err := u.Set([]upstream.Entry{entry}); err != nil {
+			t.Fatal(err)
+		}
+		u.Load(j)
+		for range 3 { // the upstream cannot be asked, so what was known counts for a minute, again and again
+			if err := u.Learn(t.Context(), "f/up.example/a", "manifests", "v"); err != nil {
+				t.Fatal(err)
+			}
+			if got := reads(t, u, "a"); got != "everybody" {
+				t.Errorf("may be read by %s", got)
+			}
+			time.Sleep(time.Minute)
+			if got := reads(t, u, "a"); got != "nobody" {
+				t.Errorf("after a minute, may be read by %s before it is asked again", got)
+			}
+		}
+	})
+}
