@@ -260,3 +260,26 @@ func TestTheFilesAreTakenAsTheyAre(t *testing.T) {
 		t.Errorf("%+v, %d keys", all, g.Keys())
 	}
 }
+
+// TestFilesThatWereTakenAreNotRead, so that a damaged one keeps no server from starting.
+func TestFilesThatWereTakenAreNotRead(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "robots.json"), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		if taken {
+			if err := x.SetRecord(t.Context(), "auth/taken", nil, []byte("1")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g, err := auth.New(auth.Options{Dir: dir, User: "u", Password: "p"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Load(t.Context(), x, nil); (err == nil) != taken {
+			t.Errorf("taken: %v: %v", taken, err)
+		}
+	}
+}

@@ -120,6 +120,7 @@ func TestSummary(t *testing.T) {
 		// A read-only registry said that it could be pushed to.
 		{auth.Options{ReadOnly: true, Loopback: true}, "pull" + readOnly},
 		{auth.Options{ReadOnly: true, Anonymous: "push"}, "pull" + readOnly},
+		{auth.Options{ReadOnly: true, Anonymous: "pull"}, "pull" + readOnly},
 		{auth.Options{ReadOnly: true}, "pull" + readOnly},
 		{auth.Options{ReadOnly: true, User: "u", Password: "p"}, "nothing" + readOnly},
 		{auth.Options{ReadOnly: true, Rules: []auth.Rule{rule("*", "pull", "")}},

@@ -3,6 +3,8 @@ package auth_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -483,7 +485,11 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 	if g.Keys() != 1 || len(g.Robots(t.Context())) != 0 {
 		t.Errorf("%d keys, %v", g.Keys(), g.Robots(t.Context()))
 	}
-	for _, name := range []string{`robot \"a\"`, `robot \"b\"`, `robot \"d\"`} {
+	set("auth/other2", "a change, after which the records are read again")
+	if g.Keys() != 1 {
+		t.Errorf("%d keys", g.Keys())
+	}
+	for _, name := range []string{`robot \"a\"`, `robot \"b\"`, `robot \"d\"`, `tokens \"x\"`, `tokens \"y\"`, `tokens \"z\"`} {
 		if strings.Count(log.String(), name) != 1 {
 			t.Errorf("%s is not logged once:\n%s", name, &log)
 		}
@@ -566,6 +572,60 @@ func TestAKeyThatCannotBeRecorded(t *testing.T) {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestWhichRecordsAreKeys: those with an ID of at most 64 printable characters, none of them a space.
+func TestWhichRecordsAreKeys(t *testing.T) {
+	seed := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	for id, want := range map[string]bool{"a": true, "!": true, "~": true, strings.Repeat("k", 64): true, "": false,
+		strings.Repeat("k", 65): false, "a b": false, "a\t": false, "a\x7f": false, "a\u0080": false} {
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		value, err := json.Marshal(map[string]any{"id": id, "made": time.Now(), "seed": seed})
+		if err == nil {
+			err = x.SetRecord(t.Context(), "auth/key/"+id, nil, value)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := auth.New(auth.Options{User: "owner", Password: "p"})
+		if err == nil {
+			err = g.Load(t.Context(), x, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used, _ := g.Key(); (used == id) != want {
+			t.Errorf("%q: the key that signs is %q", id, used)
+		}
+	}
+}
+
+// TestAKeyOfTheFutureIsDropped as well, which is sorted after the one that signs: a clock was set back.
+func TestAKeyOfTheFutureIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		seed := base64.StdEncoding.EncodeToString(make([]byte, 32))
+		for id, made := range map[string]time.Time{"old": time.Now().Add(-8 * 24 * time.Hour), "signs": time.Now().Add(-7 * 24 * time.Hour),
+			"future": time.Now().Add(100 * 24 * time.Hour)} {
+			value, err := json.Marshal(map[string]any{"id": id, "made": made, "seed": seed})
+			if err == nil {
+				err = x.SetRecord(t.Context(), "auth/key/"+id, nil, value)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		g, err := auth.New(auth.Options{User: "owner", Password: "p"})
+		if err == nil {
+			err = g.Load(t.Context(), x, nil)
+		}
+		if err == nil {
+			err = g.RotateKeys(time.Now())
+		}
+		if id, _ := g.Key(); err != nil || g.Keys() != 1 || id != "signs" {
+			t.Errorf("%d keys, %q signs; %v", g.Keys(), id, err)
 		}
 	})
 }
