@@ -25,8 +25,8 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 		}
 		b, err = r.blob(req.Context(), c.repo, c.digest)
 	}
-	if err != nil && req.Method == http.MethodGet {
-		b, err = r.fetchBlob(req.Context(), c.repo, c.digest, err)
+	if err != nil {
+		b, err = r.fetchBlob(req.Context(), c.repo, c.digest, req.Method == http.MethodHead, err)
 	}
 	if err != nil {
 		return err

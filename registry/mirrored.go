@@ -179,10 +179,22 @@ func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u s
 func mirrorCall(repo string) *call { return &call{route: route{repo: repo}, who: auth.Socket} }
 
 // fetchBlob is blob for one that the repository does not hold, if its upstream has it. unknown is the error of blob.
-func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, unknown error) (blob, error) {
+// For a HEAD the upstream is asked for the size alone.
+func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, head bool, unknown error) (blob, error) {
 	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || e == nil ||
 		e.Code != ocierror.BlobUnknown {
 		return blob{}, unknown
+	}
+	if head {
+		size, known, err := r.mirror.Size(ctx, repo, d)
+		switch {
+		case err != nil:
+			return blob{}, mirrorError(blobUnknown(repo, d), err)
+		case known && size >= 0:
+			return blob{repo: repo, digest: d, size: size}, nil
+		case !known:
+			return blob{}, unknown
+		}
 	}
 	source, err := r.mirror.Blob(ctx, repo, d)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -103,6 +104,12 @@ func (o *origin) requests() string {
 // newCache is a registry with quay.io as its upstream, which is an origin.
 func newCache(t *testing.T, fresh string) (*server, *origin) {
 	t.Helper()
+	return newCacheWith(t, fresh, nil)
+}
+
+// newCacheWith is newCache whose room is what reserve gives.
+func newCacheWith(t *testing.T, fresh string, reserve func(int64) (func(), bool)) (*server, *origin) {
+	t.Helper()
 	o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
 	o.Server = httptest.NewServer(o)
 	t.Cleanup(o.Close)
@@ -115,7 +122,7 @@ func newCache(t *testing.T, fresh string) (*server, *origin) {
 	if err := up.Set([]upstream.Entry{entry}); err != nil {
 		t.Fatal(err)
 	}
-	fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30})
+	fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30, Reserve: reserve})
 	w := newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher })
 	t.Cleanup(fetcher.Close)
 	return w, o
@@ -206,6 +213,9 @@ func TestAnUpstreamThatIsGone(t *testing.T) {
 	o.set(0, hold)
 	stale("it hangs")
 	close(hold)
+	for w.do("GET", at+"v?ns=quay.io", nil).is(200).header.Get("Trow-Stale") != "" {
+		time.Sleep(10 * time.Millisecond) // those who come later wait for the question that is still under way
+	}
 	o.set(500, nil)
 	stale("it fails")
 	w.do("GET", at+"new?ns=quay.io", nil).code(503, "UNAVAILABLE").has("OCI-Namespace", "quay.io")
@@ -406,7 +416,8 @@ func TestWrongBytesBreakTheConnection(t *testing.T) {
 			t.Errorf("%q is complete", all)
 		}
 	}
-	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(404)
+	o.set(500, nil)
+	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(503) // it is not kept
 }
 
 // TestWhoMayReadOfAnUpstreamWithALogin: what it gives without a login may be read by everybody, nothing else; also
@@ -452,4 +463,54 @@ func TestWhoMayReadOfAnUpstreamWithALogin(t *testing.T) {
 	w.do("GET", "/v2/open/app/manifests/v?ns=quay.io", nil).is(200)
 	w.do("GET", "/v2/private/app/manifests/v?ns=quay.io", nil).is(401)
 	w.do("GET", "/v2/never/asked/manifests/v?ns=quay.io", nil).is(503).has("Retry-After", "1")
+}
+
+// TestAHeadOfABlobOfAnUpstream fetches nothing.
+func TestAHeadOfABlobOfAnUpstream(t *testing.T) {
+	w, o := newCache(t, "")
+	content := bytes.Repeat([]byte("layer"), 100_000)
+	d := o.blob("team/app", content)
+	at := "/v2/team/app/blobs/" + d.String()
+	w.do("HEAD", at+"?ns=quay.io", nil).is(200).has("Content-Length", fmt.Sprint(len(content)), "Docker-Content-Digest", d.String())
+	if got := o.requests(); got != "HEAD "+at {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	absent := "/v2/team/app/blobs/" + digest.FromString("absent").String()
+	w.do("HEAD", absent+"?ns=quay.io", nil).is(404)
+	w.do("HEAD", absent+"?ns=quay.io", nil).is(404)
+	if got := o.requests(); got != "HEAD "+absent {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	o.set(503, nil)
+	w.do("HEAD", "/v2/team/app/blobs/"+digest.FromString("other").String()+"?ns=quay.io", nil).is(503)
+}
+
+// TestABlobThatThereIsNoRoomFor reaches the client all the same, and is not stored.
+func TestABlobThatThereIsNoRoomFor(t *testing.T) {
+	w, o := newCacheWith(t, "", func(int64) (func(), bool) { return nil, false })
+	content := bytes.Repeat([]byte("layer"), 100_000)
+	d := o.blob("team/app", content)
+	at := "/v2/team/app/blobs/" + d.String()
+	for range 2 {
+		w.do("GET", at+"?ns=quay.io", nil).is(200).equals(string(content))
+	}
+	w.do("GET", at+"?ns=quay.io", nil, "Range", "bytes=1000-1999").is(206).equals(string(content[1000:2000]))
+	w.do("GET", at+"?ns=quay.io", nil, "Range", "bytes=-5").is(206).equals("layer")
+	w.do("GET", at+"?ns=quay.io", nil, "Range", "bytes=0-4,10-14").is(206)
+	if n := strings.Count(o.requests(), "GET "+at); n < 5 {
+		t.Errorf("the upstream was asked %d times: something is stored", n)
+	}
+	// Bytes that are wrong do not arrive whole.
+	wrong := digest.FromString("another content")
+	o.mu.Lock()
+	o.blobs["team/app/blobs/"+wrong.String()] = content
+	o.mu.Unlock()
+	resp, err := http.Get(w.url + "/v2/team/app/blobs/" + wrong.String() + "?ns=quay.io")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); err == nil || len(got) == len(content) {
+		t.Errorf("%d wrong bytes have arrived, %v", len(got), err)
+	}
 }

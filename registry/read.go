@@ -9,8 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/auth"
+	"trow/registry/mirror"
 	"trow/registry/ocierror"
-	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -97,7 +97,7 @@ type blob struct {
 	repo   string
 	digest digest.Digest
 	size   int64
-	source *upstream.Reader // not nil: the bytes are on their way from an upstream
+	source mirror.Source // not nil: the bytes are on their way from an upstream
 }
 
 // close ends the reading of what is on its way.

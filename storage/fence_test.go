@@ -3,6 +3,7 @@ package storage_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -158,8 +159,8 @@ func TestNoCommitIsBeyondTheBounds(t *testing.T) {
 		shared.Is.Bytes = bytes // from now on
 		storage.SetTraits(x, shared.Is)
 		fenced := storage.WithFence(t.Context(), fence)
-		for _, ctx := range []context.Context{t.Context(), fenced} {
-			switch err := hold(ctx, x, "a", "1"); {
+		for i, ctx := range []context.Context{t.Context(), fenced} {
+			switch err := hold(ctx, x, "a", fmt.Sprint(i)); {
 			case err == nil:
 				done++
 			case errors.Is(err, storage.ErrTooLarge):

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/opencontainers/go-digest"
 
@@ -30,7 +31,43 @@ type BlobStore interface {
 //
 // The bytes may be here already, or on their way, because of another repository. Then they are given only after the
 // upstream of this one has answered for the digest with the same size: it decides who may have them.
-func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (*upstream.Reader, error) {
+func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (Source, error) {
+	b, err := m.fetch(repo, d)
+	if b == nil || err != nil {
+		return nil, err
+	}
+	if held, err := b.adopt(ctx); held || err != nil {
+		return nil, err
+	}
+	return b.join(ctx)
+}
+
+// Source is a blob on its way.
+type Source interface {
+	io.ReadSeekCloser
+	// Size returns the number of bytes. It waits until the upstream has answered; -1 if that does not say, until all was
+	// read. Errors: those of package upstream; that of the context.
+	Size() (int64, error)
+}
+
+// Size returns the number of bytes of a blob that a repository does not hold, as its upstream says, and fetches
+// nothing; -1 if the upstream does not say. known is false if the repository has no upstream. Errors: those of package
+// upstream.
+func (m *Mirror) Size(ctx context.Context, repo string, d digest.Digest) (size int64, known bool, err error) {
+	b, err := m.fetch(repo, d)
+	if b == nil || err != nil {
+		return 0, false, err
+	}
+	size, err = b.up.Size(ctx, b.there, d)
+	if err != nil { // that it has the blob is not remembered: check counts on a size that was compared
+		b.remember(b.q, err)
+	}
+	return size, err == nil, err
+}
+
+// fetch returns what is needed to ask for a blob; nil if the repository has no upstream. Errors: the upstream has said
+// no a moment ago; those of Find.
+func (m *Mirror) fetch(repo string, d digest.Digest) (*fetch, error) {
 	name, ok := m.options.Names.Upstream(repo)
 	if !ok || m.options.Fetcher == nil {
 		return nil, nil
@@ -43,10 +80,7 @@ func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (*upstr
 	if last, ok := m.answers.Get(b.q); ok && last.err != nil && last.counts(false, 0) {
 		return nil, last.err
 	}
-	if held, err := b.adopt(ctx); held || err != nil {
-		return nil, err
-	}
-	return b.join(ctx)
+	return b, nil
 }
 
 // fetch is a blob that a client has asked for.
@@ -96,8 +130,25 @@ func (b *fetch) adopt(ctx context.Context) (bool, error) {
 	return b.options.Blobs.Adopt(ctx, b.repo, b.d)
 }
 
-// join reads the download of the blob, and starts it if there is none.
-func (b *fetch) join(ctx context.Context) (*upstream.Reader, error) {
+// join reads the download of the blob, and starts it if there is none. Where there is no room for it, the client gets
+// the blob all the same, and nothing is stored.
+func (b *fetch) join(ctx context.Context) (Source, error) {
+	r, err := b.download(ctx)
+	switch {
+	case errors.Is(err, upstream.ErrNoRoom):
+		t, err := b.options.Fetcher.Through(ctx, b.up, b.there, b.d)
+		if err != nil {
+			return nil, err
+		}
+		return t, nil
+	case r == nil || err != nil: // not a Source that is a nil pointer
+		return nil, err
+	}
+	return r, nil
+}
+
+// download is join for what can be stored.
+func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 	blobs := b.options.Blobs
 	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: -1, Open: b.open,
 		Create: func(ctx context.Context) (storage.Upload, error) { return blobs.Create(ctx, b.repo, b.d) },

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -16,6 +17,8 @@ const (
 	// defaultDownloads is how many downloads run at once where the settings do not say: each has a connection, a buffer of
 	// copySize bytes and an open upload.
 	defaultDownloads = 64
+	// maxThrough bounds the reads that store nothing: each is a request of its own to the upstream.
+	maxThrough = 32
 	// heldBack is how much of the end of a content no reader gets before the digest is known to be right: enough that no
 	// client takes a damaged content for whole.
 	heldBack = 64 << 10
@@ -62,6 +65,7 @@ type Fetcher struct {
 	ctx     context.Context // of all downloads: no client's leaving ends them
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
+	through atomic.Int64 // reads that store nothing
 
 	mu      sync.Mutex // guards all below; taken before that of a flight
 	flights map[digest.Digest]*flight

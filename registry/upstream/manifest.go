@@ -119,6 +119,17 @@ func (u *Upstream) Manifest(ctx context.Context, repo, ref string) (Manifest, er
 	return m, nil
 }
 
+// Size returns the number of bytes of a blob; -1 if the upstream does not say. It fetches nothing. Errors: *Error.
+func (u *Upstream) Size(ctx context.Context, repo string, d digest.Digest) (int64, error) {
+	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "blobs", ref: d.String(),
+		header: http.Header{"Accept-Encoding": {"identity"}}})
+	if err != nil {
+		return 0, err
+	}
+	resp.Body.Close()
+	return resp.ContentLength, nil
+}
+
 func accepts() http.Header { return http.Header{"Accept": {accepted}} }
 
 // mediaType returns the type of an answer without parameters.

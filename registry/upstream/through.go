@@ -1,0 +1,157 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"hash"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Through reads a blob of an upstream for one client, and stores nothing: there was no room for it. Like a [Reader] it
+// gives the last bytes of a whole blob only after its digest was found right; of a part, the client alone can tell. It
+// is not safe for concurrent use.
+type Through struct {
+	ctx     context.Context
+	up      *Upstream
+	repo    string
+	digest  digest.Digest
+	blob    *Blob
+	size    int64
+	at      int64 // of the next byte of Read
+	sum     hash.Hash
+	held    []byte // read and not given yet
+	failed  error  // of the upstream; io.EOF once all was read and is right
+	release func()
+}
+
+// Through opens a blob that is not stored. Errors: *Error; ErrUnavailable if as many are open as there may be.
+func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d digest.Digest) (*Through, error) {
+	if f.through.Add(1) > maxThrough {
+		f.through.Add(-1)
+		return nil, up.failure(ErrUnavailable, repo, d.String(), "there is no room to store it, and too many clients get "+
+			"what is not stored")
+	}
+	t := &Through{ctx: ctx, up: up, repo: repo, digest: d, release: func() { f.through.Add(-1) }}
+	if err := t.open(0); err != nil {
+		t.release()
+		return nil, err
+	}
+	t.size = t.blob.Size
+	return t, nil
+}
+
+// open opens the blob at an offset.
+func (t *Through) open(at int64) error {
+	if t.blob != nil {
+		t.blob.Body.Close()
+	}
+	b, err := t.up.Blob(t.ctx, t.repo, t.digest, at, "")
+	if err != nil {
+		t.blob = nil
+		return err
+	}
+	t.blob, t.at, t.held, t.failed, t.sum = b, at, nil, nil, nil
+	if at == 0 {
+		t.sum = t.digest.Algorithm().Hash()
+	}
+	if b.From < at { // the upstream knows no ranges
+		if _, err := io.CopyN(io.Discard, b.Body, at-b.From); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Size returns the number of bytes; -1 if the upstream does not say.
+func (t *Through) Size() (int64, error) { return t.size, nil }
+
+// Read implements io.Reader.
+func (t *Through) Read(p []byte) (int, error) {
+	if t.blob == nil {
+		return 0, errReaderClosed
+	}
+	buf := make([]byte, min(len(p)+heldBack, copySize))
+	for t.failed == nil && len(t.held) <= heldBack {
+		body := t.blob.Body
+		stall := time.AfterFunc(stallTime, func() { body.Close() })
+		n, err := body.Read(buf)
+		if !stall.Stop() && err != nil {
+			err = errStalled
+		}
+		t.held = append(t.held, buf[:n]...)
+		if t.sum != nil {
+			t.sum.Write(buf[:n])
+		}
+		if err != nil {
+			t.failed = t.finish(err)
+		}
+	}
+	n := len(t.held)
+	if t.failed == nil {
+		n -= heldBack
+	} else if t.failed != io.EOF {
+		return 0, t.failed
+	}
+	n = copy(p, t.held[:n])
+	t.held = append(t.held[:0], t.held[n:]...)
+	t.at += int64(n)
+	if n == 0 && t.failed != nil {
+		return 0, t.failed
+	}
+	return n, nil
+}
+
+// finish returns the error for the end of what the upstream sends.
+func (t *Through) finish(err error) error {
+	end := t.at + int64(len(t.held))
+	switch {
+	case err != io.EOF:
+		return &Error{Kind: ErrUnavailable, Host: t.up.Host, Repo: t.repo, Ref: t.digest.String(),
+			Reason: "the connection was interrupted", Cause: err}
+	case t.size >= 0 && end != t.size:
+		return t.up.failure(ErrDamaged, t.repo, t.digest.String(), "the upstream does not send all of it")
+	case t.sum != nil && digest.NewDigest(t.digest.Algorithm(), t.sum) != t.digest:
+		return t.up.failure(ErrDamaged, t.repo, t.digest.String(), "the bytes have another digest")
+	}
+	t.size = end
+	return io.EOF
+}
+
+// Seek implements io.Seeker: the upstream is asked again, from that offset.
+func (t *Through) Seek(offset int64, whence int) (int64, error) {
+	switch {
+	case t.blob == nil:
+		return 0, errReaderClosed
+	case whence == io.SeekCurrent:
+		offset += t.at
+	case whence == io.SeekEnd && t.size < 0:
+		return t.at, errors.New("the upstream does not say where the content ends")
+	case whence == io.SeekEnd:
+		offset += t.size
+	}
+	if offset < 0 {
+		return t.at, errors.New("a position before the beginning")
+	}
+	if offset == t.at {
+		return offset, nil
+	}
+	return offset, t.open(offset)
+}
+
+// Close ends reading.
+func (t *Through) Close() error {
+	if t.release == nil {
+		return nil
+	}
+	t.release()
+	t.release = nil
+	if t.blob == nil {
+		return nil
+	}
+	err := t.blob.Body.Close()
+	t.blob = nil
+	return err
+}
