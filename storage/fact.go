@@ -47,6 +47,8 @@ type Manifest struct {
 	Subject   digest.Digest   // the manifest it refers to (OCI image spec, "subject"); empty for most
 	Refs      []digest.Digest // blobs and manifests that it consists of; links to them are kept
 	Time      int64           // when it was pushed, Unix seconds
+	// Cached: it came from the repo's upstream, and can come from there again. See Tx.Evict.
+	Cached bool
 }
 
 // errFact: a fact cannot be read, or contradicts the facts before it.
@@ -87,6 +89,9 @@ func manifestValue(m Manifest) []byte {
 	buf = binary.AppendUvarint(buf, uint64(len(m.Refs)))
 	for _, d := range m.Refs {
 		buf = appendString(buf, string(keyOf(d)))
+	}
+	if m.Cached {
+		buf = binary.AppendUvarint(buf, 1)
 	}
 	return buf
 }
@@ -196,15 +201,22 @@ func parseManifest(v []byte) (manifestFact, error) {
 
 // eachRef calls f with the binary form of every reference.
 func (m *manifestFact) eachRef(f func(k []byte)) error {
+	_, err := m.rest(f)
+	return err
+}
+
+// rest is eachRef that reads what follows the references as well: whether the manifest is cached. Earlier versions
+// leave that out, and ignore it.
+func (m *manifestFact) rest(f func(k []byte)) (cached bool, err error) {
 	r := m.refs
 	for range m.count {
 		k := r.key(false)
 		if r.err != nil {
-			return r.err
+			return false, r.err
 		}
 		f(k)
 	}
-	return nil
+	return len(r.buf) > 0 && r.length() == 1, r.err
 }
 
 // damaged adds to err which fact it is about.

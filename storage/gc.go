@@ -25,7 +25,8 @@ type Collector struct {
 	Index *Index
 	Grace time.Duration
 
-	mu    sync.Mutex // one run at a time: the end of a run takes marks away that another run would rely on
+	mu    sync.Mutex // one run at a time
+	steps sync.Mutex // from setting marks to taking them away: another step would take them for those of a crash
 	ended map[string]ended
 
 	suspicion atomic.Pointer[error] // see Suspicion
@@ -165,6 +166,8 @@ func (r *collection) finish(ctx context.Context) error {
 		// Marked anew: a run of another process, which may only be slow, must not go on with them.
 		return r.condemnPlaced(ctx, placed, r.Index.condemned())
 	}
+	r.steps.Lock()
+	defer r.steps.Unlock()
 	var left []BlobInfo
 	for _, k := range r.Index.condemned() {
 		info, err := r.Blobs.Stat(ctx, k.digest())
@@ -280,7 +283,12 @@ func (r *collection) sweepWaiting(ctx context.Context) error {
 			left = append(left, BlobInfo{Digest: k.digest(), Size: info.Size})
 		}
 	}
-	for step := range slices.Chunk(left, sweepStep) {
+	return r.condemnAll(ctx, left)
+}
+
+// condemnAll is condemn, step by step.
+func (r *collection) condemnAll(ctx context.Context, all []BlobInfo) error {
+	for step := range slices.Chunk(all, sweepStep) {
 		if err := r.condemn(ctx, step); err != nil {
 			return err
 		}
@@ -293,6 +301,8 @@ func (r *collection) condemn(ctx context.Context, step []BlobInfo) error {
 	if len(step) == 0 {
 		return nil
 	}
+	r.steps.Lock()
+	defer r.steps.Unlock()
 	err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 		for _, info := range step {
 			tx.set(kindCondemned, string(keyOf(info.Digest)), condemnedValue(tx.now, r.id))

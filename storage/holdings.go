@@ -26,6 +26,7 @@ type HeldManifest struct {
 	Subject   digest.Digest   `json:"subject,omitempty"`
 	Refs      []digest.Digest `json:"refs,omitempty"` // blobs and manifests that it consists of
 	Tags      []HeldTag       `json:"tags,omitempty"`
+	Cached    bool            `json:"cached,omitempty"` // see Manifest.Cached
 }
 
 // HeldTag is a tag of a manifest.
@@ -111,7 +112,7 @@ func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bo
 func (s *state) heldManifest(e *entry) HeldManifest {
 	m := s.manifests.At(e.manifest)
 	held := HeldManifest{Digest: s.digest(e.content), MediaType: m.mediaType, Size: s.contents.At(e.content).size,
-		Time: int64(m.time)}
+		Time: int64(m.time), Cached: m.cached}
 	if m.subject != 0 {
 		held.Subject = s.digest(m.subject)
 	}

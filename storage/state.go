@@ -99,6 +99,7 @@ type manifest struct {
 	time      moment    // when it was pushed
 	subject   slab.ID   // a content
 	tags      slab.ID   // the first of the list of tags that name it
+	cached    bool      // see Manifest.Cached
 }
 
 // tag is a name of a manifest. The tags of one manifest are a linked list.
@@ -310,7 +311,7 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 	}
 	i := s.addEntry(r, k)
 	m := manifest{mediaType: s.mediaType(f.mediaType), time: momentOf(f.time), refs: make([]slab.ID, 0, f.count)}
-	if err := f.eachRef(func(k []byte) { m.refs = append(m.refs, s.addRef(r, k)) }); err != nil {
+	if m.cached, err = f.rest(func(k []byte) { m.refs = append(m.refs, s.addRef(r, k)) }); err != nil {
 		return err
 	}
 	e := s.entries.At(i)

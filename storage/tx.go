@@ -312,7 +312,8 @@ func (tx *Tx) Unlink(d digest.Digest) error {
 }
 
 // PutManifest records a manifest. Its bytes must be durable already. If the repo holds the digest as a manifest
-// already, its tags stay. PutManifest sets Time. Errors: ErrDigest for a malformed digest in m.
+// already, its tags stay. What was pushed stays so, and what is cached and is pushed now is cached no more. PutManifest
+// sets Time. Errors: ErrDigest for a malformed digest in m.
 func (tx *Tx) PutManifest(m Manifest) error {
 	named := append([]digest.Digest{m.Digest}, m.Refs...)
 	if m.Subject != "" {
@@ -326,7 +327,9 @@ func (tx *Tx) PutManifest(m Manifest) error {
 	k := keyOf(m.Digest)
 	m.Time = tx.now
 	at, held := tx.manifest(k)
-	if held && at.MediaType == m.MediaType {
+	cached := held && tx.cached(k)
+	m.Cached = m.Cached && (cached || !held)
+	if held && at.MediaType == m.MediaType && cached == m.Cached {
 		return nil // the same bytes under the same type: nothing can have changed
 	}
 	if !held && !tx.Linked(m.Digest) && !tx.waits(k) {

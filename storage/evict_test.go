@@ -1,0 +1,235 @@
+package storage_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/storage"
+	"trow/storage/disk"
+	"trow/storage/memory"
+	"trow/storage/storagetest"
+)
+
+// cachedManifest is a manifest as the cache records it.
+func cachedManifest(name string, refs ...digest.Digest) storage.Manifest {
+	return storage.Manifest{Digest: digest.FromString(name), MediaType: "application/a", Size: 1, Refs: refs, Cached: true}
+}
+
+// pushedManifest is a manifest as a client pushes it.
+func pushedManifest(name string, refs ...digest.Digest) storage.Manifest {
+	m := cachedManifest(name, refs...)
+	m.Cached = false
+	return m
+}
+
+// TestWhatIsEvicted: what is cached, and nothing that was pushed, whatever comes in the same commit or before.
+func TestWhatIsEvicted(t *testing.T) {
+	layer, other := digest.FromString("layer"), digest.FromString("other")
+	put := func(all ...storage.Manifest) func(tx *storage.Tx) error {
+		return func(tx *storage.Tx) (err error) {
+			tx.Link(layer, 5)
+			for _, m := range all {
+				err = errors.Join(err, tx.PutManifest(m), tx.SetTag("tag-"+m.Digest.Encoded()[:8], m.Digest))
+			}
+			return err
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		before []storage.Manifest
+		then   []storage.Manifest // in the same commit as the eviction
+		evict  digest.Digest
+		want   bool
+	}{
+		{"a layer of a cached manifest", []storage.Manifest{cachedManifest("m", layer)}, nil, layer, true},
+		{"a layer of two", []storage.Manifest{cachedManifest("m", layer), cachedManifest("n", layer)}, nil, layer, true},
+		{"a layer of a pushed one", []storage.Manifest{pushedManifest("m", layer)}, nil, layer, false},
+		{"a layer of both", []storage.Manifest{cachedManifest("m", layer), pushedManifest("n", layer)}, nil, layer, false},
+		{"a layer of none", []storage.Manifest{cachedManifest("m", other)}, nil, layer, false},
+		{"a layer of a pushed one of this commit", []storage.Manifest{cachedManifest("m", layer)},
+			[]storage.Manifest{pushedManifest("n", layer)}, layer, false},
+		{"a layer of a cached one of this commit", nil, []storage.Manifest{cachedManifest("n", layer)}, layer, true},
+		{"a layer of one that is pushed now", []storage.Manifest{cachedManifest("m", layer)},
+			[]storage.Manifest{pushedManifest("m", layer)}, layer, false},
+		{"a manifest", []storage.Manifest{cachedManifest("m", layer)}, nil, digest.FromString("m"), true},
+		{"a pushed manifest", []storage.Manifest{pushedManifest("m", layer)}, nil, digest.FromString("m"), false},
+		{"a manifest that was cached and pushed", []storage.Manifest{cachedManifest("m"), pushedManifest("m")}, nil,
+			digest.FromString("m"), false},
+		{"a manifest that was pushed and cached", []storage.Manifest{pushedManifest("m"), cachedManifest("m")}, nil,
+			digest.FromString("m"), false},
+		{"a manifest of this commit", nil, []storage.Manifest{pushedManifest("m")}, digest.FromString("m"), false},
+		{"what is not there", nil, nil, other, true},
+	} {
+		for _, shared := range []bool{false, true} {
+			j := memory.NewJournal()
+			j.Is.Shared = shared
+			x := storagetest.OpenIndex(t, j)
+			for _, m := range tt.before { // each in a commit of its own
+				storagetest.Update(t, x, "f/a/b", put(m))
+			}
+			var got bool
+			storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
+				if err := put(tt.then...)(tx); err != nil {
+					return err
+				}
+				got = tx.Evict(tt.evict)
+				return nil
+			})
+			_, found, _ := x.Resolve(t.Context(), "f/a/b", tt.evict.String())
+			_, linked, _ := x.Blob(t.Context(), "f/a/b", tt.evict)
+			if got != tt.want || got == (found || linked) {
+				t.Errorf("%s: evicted: %v; it is held: %v", tt.name, got, found || linked)
+			}
+			if n := storage.Departed(x, "f/a/b"); n != 0 {
+				t.Errorf("%s: %d records of deleted manifests", tt.name, n)
+			}
+			again := storagetest.OpenIndex(t, j)
+			for _, m := range append(tt.before, tt.then...) {
+				if a, b := x.Cached("f/a/b", m.Digest), again.Cached("f/a/b", m.Digest); a != b {
+					t.Errorf("%s: cached: %v; after a restart: %v", tt.name, a, b)
+				}
+			}
+		}
+	}
+}
+
+// TestEvictedTagsGo with the manifest, and leave no history.
+func TestEvictedTagsGo(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
+		return errors.Join(tx.PutManifest(cachedManifest("m")), tx.PutManifest(cachedManifest("n")),
+			tx.SetTag("v", digest.FromString("m")), tx.SetTag("w", digest.FromString("n")))
+	})
+	if h, _, err := x.Holdings(t.Context(), "f/a/b"); err != nil || !h.Manifests[0].Cached || !h.Manifests[1].Cached {
+		t.Errorf("%+v, %v", h, err)
+	}
+	storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
+		if !tx.Evict(digest.FromString("m")) {
+			t.Error("it is not evicted")
+		}
+		return nil
+	})
+	storagetest.WantTags(t, x, "f/a/b", "w")
+}
+
+// TestDrop deletes the bytes of what no repo holds at once, and nothing else; with each kind of engine.
+func TestDrop(t *testing.T) {
+	for _, kind := range []string{"disk", "objects"} {
+		t.Run(kind, func(t *testing.T) {
+			j := memory.NewJournal()
+			var x *storage.Index
+			var blobs storage.Blobs
+			if kind == "disk" {
+				x = storagetest.OpenIndex(t, j)
+				d, err := disk.Open(t.TempDir(), disk.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				blobs = d
+			} else {
+				j.Is.Shared = true
+				x = storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: sharedGrace})
+				blobs = &memory.Objects{Service: memory.NewService(), Records: x}
+			}
+			push := func(repo, content string) (d digest.Digest, release func()) {
+				t.Helper()
+				d = digest.FromString(content)
+				u, err := blobs.Create(t.Context(), repo, "sha256")
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = u.Write([]byte(content))
+				release, cerr := x.Commit(t.Context(), u, d)
+				if err := errors.Join(err, cerr); err != nil {
+					t.Fatal(err)
+				}
+				return d, release
+			}
+			_, releaseManifest := push("f/a/b", "m")
+			evicted, release := push("f/a/b", "evicted")
+			storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
+				tx.Link(evicted, 7)
+				return tx.PutManifest(cachedManifest("m", evicted))
+			})
+			release()
+			releaseManifest()
+			held, release := push("a", "held")
+			if err := hold(t.Context(), x, "a", "held"); err != nil {
+				t.Fatal(err)
+			}
+			release()
+			storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error { tx.Evict(evicted); return nil })
+			c := &storage.Collector{Blobs: blobs, Index: x, Grace: sharedGrace}
+			all := []digest.Digest{evicted, held, digest.FromString("never there"), "no digest"}
+			done, err := c.Drop(t.Context(), all)
+			if err != nil || done.Deleted != 1 || done.Freed != 7 {
+				t.Errorf("%+v, %v", done, err)
+			}
+			if _, err := blobs.Stat(t.Context(), evicted); !errors.Is(err, storage.ErrNotFound) {
+				t.Errorf("what was evicted: %v", err)
+			}
+			if _, err := blobs.Stat(t.Context(), held); err != nil {
+				t.Errorf("what is held: %v", err)
+			}
+			if x.Condemned() {
+				t.Error("marks are left")
+			}
+			if kind == "disk" { // bytes that a pusher relies on stay
+				pinned, release := push("a", "pinned")
+				if done, err := c.Drop(t.Context(), []digest.Digest{pinned}); err != nil || done.Deleted != 0 {
+					t.Errorf("what is pinned: %+v, %v", done, err)
+				}
+				release()
+			}
+		})
+	}
+}
+
+// TestDropBesideARun: steps of the two do not meet, so that bytes that are pushed again in between stay.
+func TestDropBesideARun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		blobs := memory.NewBlobs()
+		c := &storage.Collector{Blobs: blobs, Index: x}
+		d := digest.FromString("again and again")
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 200 {
+				_, err := c.Drop(t.Context(), []digest.Digest{d})
+				_, rerr := c.Run(t.Context(), false, nil)
+				if err := errors.Join(err, rerr); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		go func() {
+			for range 200 {
+				if _, err := c.Run(t.Context(), false, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		for range 200 {
+			u, err := blobs.Create(t.Context(), "a", "sha256")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, werr := u.Write([]byte("again and again"))
+			release, cerr := x.Commit(t.Context(), u, d)
+			if err := errors.Join(werr, cerr, hold(t.Context(), x, "a", "again and again")); err != nil {
+				t.Fatal(err)
+			}
+			release()
+			if _, err := blobs.Stat(t.Context(), d); err != nil {
+				t.Fatalf("what is held: %v", err)
+			}
+			storagetest.Update(t, x, "a", func(tx *storage.Tx) error { return tx.Unlink(d) })
+		}
+		<-done
+		synctest.Wait()
+	})
+}
