@@ -16,6 +16,7 @@ const immutable = "max-age=31536000, immutable"
 
 // getBlob answers end-2, GET and HEAD.
 func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) error {
+	defer r.use(c.repo, c.digest)() // before it is looked up: what is found then is not evicted while it is read
 	b, err := r.blob(req.Context(), c.repo, c.digest)
 	if err == nil && req.Method == http.MethodHead {
 		// A client that learns that the blob is here will not push it, and will refer to it later. The lease keeps the

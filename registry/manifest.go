@@ -29,10 +29,11 @@ const (
 
 // getManifest answers end-3, GET and HEAD.
 func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, c *call) error {
-	m, err := r.manifest(req.Context(), c.repo, c.ref)
+	m, release, err := r.usedManifest(req.Context(), c.repo, c.ref)
 	if err != nil {
 		return err
 	}
+	defer release()
 	etag := `"` + m.digest.String() + `"`
 	unchanged := matches(req.Header["If-None-Match"], etag)
 	var body []byte

@@ -80,13 +80,13 @@ type mirrorStore struct{ *Registry }
 const mirrorName = "(upstream)"
 
 // Resolve implements mirror.Store. A manifest that is damaged is not held: the upstream has it whole.
-func (s mirrorStore) Resolve(ctx context.Context, repo, ref string) (digest.Digest, bool, error) {
+func (s mirrorStore) Resolve(ctx context.Context, repo, ref string) (mirror.Held, bool, error) {
 	m, ok, err := s.lookup(ctx, repo, ref)
 	if !ok || err != nil {
-		return "", false, err
+		return mirror.Held{}, false, err
 	}
 	d := m.Digest()
-	return d, m.Damaged() != d, nil
+	return mirror.Held{Digest: d, Pushed: !s.options.Index.Cached(repo, d)}, m.Damaged() != d, nil
 }
 
 // Record implements mirror.Store. Errors: the manifest is not one that clients understand alike; those of the Index.
@@ -101,6 +101,10 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 			return &upstream.Error{Kind: upstream.ErrDamaged, Repo: repo, Ref: d.String(), Reason: err.Error()}
 		}
 		p.body = m.Body
+		// A manifest is stored also where there is no room: it has at most 4 MiB, and nothing could be pulled without it.
+		if reserved, ok := s.options.Cache.Reserve(int64(len(m.Body))); ok {
+			defer reserved()
+		}
 		release, err := s.store(ctx, p)
 		if err != nil {
 			return err
@@ -108,20 +112,26 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 		defer release()      // until the facts are committed, the Collector must leave the bytes alone
 		s.contents.remove(d) // it may have been damaged
 	}
-	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+	err := s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
 		tx.As(mirrorName)
 		if m != nil {
-			if err := tx.PutManifest(p.manifest()); err != nil {
+			found := p.manifest()
+			found.Cached = true
+			if err := tx.PutManifest(found); err != nil {
 				return err
 			}
 		} else if _, ok := tx.Manifest(d); !ok { // deleted since it was looked for
 			return fmt.Errorf("manifest %s: %w", d, storage.ErrNotFound)
 		}
-		if tag == "" {
+		if at, set := tx.Tag(tag); tag == "" || set && !tx.Cached(at.Digest()) { // what was imported is not moved
 			return nil
 		}
 		return tx.SetTag(tag, d)
 	})
+	if err == nil && m != nil {
+		s.options.Cache.Added(d, int64(len(m.Body)))
+	}
+	return err
 }
 
 // Blob implements mirror.BlobStore.
@@ -156,6 +166,9 @@ func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (b
 	if errors.Is(err, storage.ErrNotFound) { // its bytes were deleted meanwhile, by another process
 		return false, nil
 	}
+	if err == nil {
+		s.options.Cache.Added(d, size)
+	}
 	return err == nil, err
 }
 
@@ -172,7 +185,11 @@ func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u s
 		return err
 	}
 	defer release()
-	return s.link(ctx, mirrorCall(repo), d, size)
+	if err := s.link(ctx, mirrorCall(repo), d, size); err != nil {
+		return err
+	}
+	s.options.Cache.Added(d, size)
+	return nil
 }
 
 // mirrorCall is who records what an upstream has given: what is cached counts for no quota.
@@ -222,6 +239,9 @@ func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, 
 func (r *Registry) newMirror() *mirror.Mirror {
 	if r.options.Upstreams == nil {
 		return nil
+	}
+	if r.options.Cache != nil {
+		r.options.Cache.Attach(mirrorStore{r})
 	}
 	return mirror.New(mirror.Options{Names: r.options.Namespaces, Upstreams: r.options.Upstreams, Store: mirrorStore{r},
 		Fetcher: r.options.Fetcher, Blobs: mirrorStore{r}})

@@ -62,6 +62,10 @@ type Options struct {
 	Upstreams *upstream.Upstreams
 	// Fetcher downloads their blobs. Optional.
 	Fetcher *upstream.Fetcher
+	// Cache bounds what of them is stored. Optional; with it, Drop deletes the bytes of contents that no repository holds
+	// any more.
+	Cache *mirror.Cache
+	Drop  func(context.Context, []digest.Digest) error
 	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
 	// requests come without it.
 	Prefix string

@@ -5,8 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"trow/storage/internal/slab"
 )
 
 // Content of other registries comes and goes without anybody's order: it is fetched when a client asks for it, and let
@@ -135,3 +138,65 @@ func (c *Collector) Drop(ctx context.Context, all []digest.Digest) (done Collect
 	}
 	return done, r.condemnAll(ctx, infos)
 }
+
+// CachedContent is a content that a repo may let go.
+type CachedContent struct {
+	Digest digest.Digest
+	Size   int64 // bytes
+	Repos  int   // that hold it
+}
+
+// CachedContents lists what of a repo Tx.Evict would let go now, in no order.
+func (x *Index) CachedContents(repo string) (all []CachedContent) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	r := s.repos[repo]
+	if r == nil {
+		return nil
+	}
+	pushed := map[slab.ID]bool{} // entries to which a manifest refers that is not cached
+	for i := range r.entries.All() {
+		e := s.entries.At(i)
+		if e.manifest == 0 || s.manifests.At(e.manifest).cached {
+			continue
+		}
+		pushed[i] = true
+		for _, ref := range s.manifests.At(e.manifest).refs {
+			pushed[ref] = true
+		}
+	}
+	for i := range r.entries.All() {
+		e := s.entries.At(i)
+		evictable := e.manifest != 0 && !pushed[i]
+		if e.linked {
+			evictable = (e.manifest == 0 || evictable) && e.refs > r.kept[i] && !pushed[i]
+		}
+		if evictable {
+			all = append(all, CachedContent{s.digest(e.content), s.contents.At(e.content).size,
+				int(s.contents.At(e.content).present)})
+		}
+	}
+	return all
+}
+
+// HoldersOf lists which of some contents the repos hold whose names start with prefix, as blobs or manifests.
+func (x *Index) HoldersOf(prefix string, all []digest.Digest) map[string][]digest.Digest {
+	found := map[string][]digest.Digest{}
+	for _, name := range x.Names() {
+		if !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		x.mu.RLock() // for one at a time: there may be many
+		for _, d := range all {
+			if i := x.state.find(x.state.repos[name], []byte(keyOf(d))); i != 0 && x.state.entries.At(i).present() {
+				found[name] = append(found[name], d)
+			}
+		}
+		x.mu.RUnlock()
+	}
+	return found
+}
+
+// Cached is Index.Cached as the change sees it.
+func (tx *Tx) Cached(d digest.Digest) bool { return tx.cached(keyOf(d)) }

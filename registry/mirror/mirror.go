@@ -57,11 +57,18 @@ const (
 
 // Store is the registry that has the repositories. Its errors are passed on.
 type Store interface {
-	// Resolve returns the digest of what ref, a tag or a digest, names in a repository.
-	Resolve(ctx context.Context, repo, ref string) (d digest.Digest, held bool, err error)
+	// Resolve returns what ref, a tag or a digest, names in a repository.
+	Resolve(ctx context.Context, repo, ref string) (at Held, held bool, err error)
 	// Record stores a manifest, unless it is nil and d is held, and makes the tag name it, unless that is empty. All of
 	// that is one commit.
 	Record(ctx context.Context, repo, tag string, d digest.Digest, m *upstream.Manifest) error
+}
+
+// Held is what a repository has.
+type Held struct {
+	Digest digest.Digest
+	// Pushed: it did not come from the upstream, but was pushed or imported. The upstream is not asked about it.
+	Pushed bool
 }
 
 // Options are the parts of a Mirror.
@@ -113,13 +120,13 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 	if !ok {
 		return nil, nil
 	}
-	_, held, err := m.options.Store.Resolve(ctx, repo, ref)
-	if err != nil || held && isDigest(ref) {
+	at, held, err := m.options.Store.Resolve(ctx, repo, ref)
+	if err != nil || held && (isDigest(ref) || at.Pushed) {
 		return nil, err
 	}
 	up, there, err := m.options.Upstreams.Find(name.Host, name.Repo)
 	switch {
-	case err != nil && held: // imported, or no upstream any more: it stays as it is
+	case err != nil && held: // no upstream any more: it stays as it is
 		return nil, nil
 	case err != nil:
 		return nil, err
@@ -191,7 +198,7 @@ func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q
 			return err
 		}
 		d, tag = desc.Digest, q.ref
-		if at, held, err := store.Resolve(ctx, q.repo, tag); err != nil || held && at == d {
+		if at, held, err := store.Resolve(ctx, q.repo, tag); err != nil || held && (at.Digest == d || at.Pushed) {
 			return err
 		}
 	}

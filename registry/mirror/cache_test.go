@@ -1,0 +1,264 @@
+package mirror_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/mirror"
+)
+
+// shelf is what a registry holds of upstreams.
+type shelf struct {
+	mu      sync.Mutex
+	held    map[digest.Digest]mirror.CachedContent
+	stays   map[digest.Digest]bool
+	fails   error
+	records map[string][]byte
+	writes  int
+	evicted []string
+}
+
+func newShelf() *shelf {
+	return &shelf{held: map[digest.Digest]mirror.CachedContent{}, stays: map[digest.Digest]bool{},
+		records: map[string][]byte{}}
+}
+
+func contentOf(name string) digest.Digest { return digest.FromString(name) }
+
+func (s *shelf) put(name string, size int64) digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := contentOf(name)
+	s.held[d] = mirror.CachedContent{Digest: d, Size: size}
+	return d
+}
+
+func (s *shelf) Cached(context.Context) iter.Seq[mirror.CachedContent] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Values(maps.Clone(s.held))
+}
+
+func (s *shelf) Evict(_ context.Context, all []digest.Digest) (stay []digest.Digest, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fails != nil {
+		return nil, s.fails
+	}
+	for _, d := range all {
+		if s.stays[d] {
+			stay = append(stay, d)
+			continue
+		}
+		delete(s.held, d)
+		s.evicted = append(s.evicted, d.String())
+	}
+	return stay, nil
+}
+
+func (s *shelf) Records(prefix string) iter.Seq2[string, []byte] {
+	all := maps.Clone(s.records)
+	maps.DeleteFunc(all, func(name string, _ []byte) bool { return !strings.HasPrefix(name, prefix) })
+	return maps.All(all)
+}
+
+func (s *shelf) SetRecord(_ context.Context, name string, old, value []byte) error {
+	if string(s.records[name]) != string(old) {
+		return errors.New("another value")
+	}
+	s.writes++
+	s.records[name] = value
+	return nil
+}
+
+// took returns what was evicted since the last call.
+func (s *shelf) took() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.evicted
+	s.evicted = nil
+	return all
+}
+
+func newCache(s *shelf, limit int64) *mirror.Cache {
+	c := mirror.NewCache(limit)
+	c.Attach(s)
+	return c
+}
+
+func names(all ...string) (digests []string) {
+	for _, name := range all {
+		digests = append(digests, contentOf(name).String())
+	}
+	return digests
+}
+
+// TestTheOldestGoes, as much as is needed, and what is read or kept stays.
+func TestTheOldestGoes(t *testing.T) {
+	s := newShelf()
+	c := newCache(s, 100)
+	c.Look(t.Context())
+	for _, name := range []string{"a", "b", "c", "d"} {
+		release, ok := c.Reserve(20)
+		if !ok {
+			t.Fatal("no room")
+		}
+		c.Added(s.put(name, 20), 20)
+		release()
+	}
+	c.Use(contentOf("a"))() // now b is the oldest
+	reading := c.Use(contentOf("c"))
+	release, ok := c.Reserve(30)
+	if got := s.took(); !ok || !slices.Equal(got, names("b")) {
+		t.Fatalf("%v, %v were evicted", ok, got)
+	}
+	if stats := c.Stats(); stats.Used != 60 || stats.Reserved != 30 || stats.Evicted != 20 || stats.Contents != 3 {
+		t.Errorf("%+v", stats)
+	}
+	release()
+	release() // once counts
+	if _, ok := c.Reserve(101); ok {
+		t.Error("there is room for more than the limit")
+	}
+	if _, ok := c.Reserve(100); ok || !slices.Equal(s.took(), names("d", "a")) {
+		t.Error("what is read is evicted, or not all else")
+	}
+	reading()
+	if _, ok := c.Reserve(100); !ok || !slices.Equal(s.took(), names("c")) {
+		t.Error("what is not read any more stays")
+	}
+}
+
+// TestWhatIsKeptGoesLast, what was pushed as well does not count, and what stays is not asked about again.
+func TestWhatIsKeptGoesLast(t *testing.T) {
+	s := newShelf()
+	for _, name := range []string{"kept", "pushed", "stays", "z"} {
+		d := s.put(name, 10)
+		content := s.held[d]
+		content.Kept, content.Pushed = name == "kept", name == "pushed"
+		s.held[d] = content
+		s.stays[d] = name == "stays"
+	}
+	c := newCache(s, 40)
+	c.Look(t.Context())
+	if got := c.Stats(); got.Used != 30 || got.Contents != 4 {
+		t.Fatalf("%+v", got)
+	}
+	if _, ok := c.Reserve(30); !ok {
+		t.Fatal("no room")
+	}
+	if got := s.took(); !slices.Equal(got, names("z")) {
+		t.Errorf("%v were evicted", got)
+	}
+	if _, ok := c.Reserve(10); !ok || !slices.Equal(s.took(), names("kept")) {
+		t.Error("what is kept does not go where nothing else can")
+	}
+	if _, ok := c.Reserve(1); ok {
+		t.Error("there is room")
+	}
+}
+
+// TestTheBoundHolds whatever comes at once, also if evictions fail.
+func TestTheBoundHolds(t *testing.T) {
+	const limit = 1000
+	s := newShelf()
+	c := newCache(s, limit)
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for n := range 200 {
+				size := int64(1 + (worker*7+n*13)%90)
+				release, ok := c.Reserve(size)
+				if stats := c.Stats(); stats.Used+stats.Reserved > limit+90*8 {
+					t.Errorf("%+v", stats)
+				}
+				if !ok {
+					continue
+				}
+				c.Added(s.put(fmt.Sprint(worker, " ", n), size), size)
+				release()
+				c.Use(contentOf(fmt.Sprint(worker, " ", n/2)))()
+			}
+		})
+	}
+	wg.Wait()
+	var held int64
+	for _, content := range s.held {
+		held += content.Size
+	}
+	if stats := c.Stats(); stats.Used > limit || stats.Used != held || stats.Reserved != 0 {
+		t.Errorf("%+v, and %d bytes are held", stats, held)
+	}
+	s.fails = errors.New("the journal does not answer")
+	if _, ok := c.Reserve(limit); ok {
+		t.Error("there is room although nothing was evicted")
+	}
+}
+
+// TestLastUsesSurviveARestart, are written only if they have changed, and by the hour.
+func TestLastUsesSurviveARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		c := newCache(s, 100)
+		c.Look(t.Context())
+		save := func(want int) {
+			t.Helper()
+			before := s.writes
+			if err := c.Save(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.writes - before; got != want {
+				t.Errorf("%d records were written, want %d", got, want)
+			}
+		}
+		for _, name := range []string{"a", "b", "c", "d"} {
+			c.Added(s.put(name, 25), 25)
+			time.Sleep(2 * time.Hour)
+		}
+		save(4)
+		c.Use(contentOf("a"))()
+		save(1)
+		c.Use(contentOf("a"))()
+		save(0)
+		c = newCache(s, 100)
+		c.Look(t.Context())
+		save(0)
+		if _, ok := c.Reserve(50); !ok || !slices.Equal(s.took(), names("b", "c")) {
+			t.Error("after a restart other contents are evicted")
+		}
+		c.Look(t.Context())
+		save(2) // of what has gone
+	})
+}
+
+// TestALookFindsWhatOthersHaveDone: what has come, and what has gone.
+func TestALookFindsWhatOthersHaveDone(t *testing.T) {
+	s := newShelf()
+	c := newCache(s, 100)
+	c.Look(t.Context())
+	c.Added(s.put("a", 10), 10)
+	s.put("b", 20)
+	delete(s.held, contentOf("a"))
+	c.Look(t.Context())
+	if got := c.Stats(); got.Used != 20 || got.Contents != 1 {
+		t.Errorf("%+v", got)
+	}
+	// What has come is the last that goes.
+	c.Added(s.put("c", 70), 70)
+	s.put("d", 10)
+	c.Look(t.Context())
+	if _, ok := c.Reserve(20); !ok || !slices.Equal(s.took(), names("b")) {
+		t.Error("what was seen last goes first")
+	}
+}
