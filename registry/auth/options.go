@@ -70,6 +70,8 @@ type Options struct {
 	Audit func(context.Context, audit.Event)
 	// Readers is that of PolicyOptions. Optional.
 	Readers Readers
+	// Restricted is that of PolicyOptions. Optional.
+	Restricted func() bool
 	// Learn makes sure that Readers knows of a repository below f/, for tokens; kind and ref are empty. Optional. Errors:
 	// it cannot be known now; then the token does not have the repository.
 	Learn func(ctx context.Context, repo, kind, ref string) error
@@ -169,7 +171,8 @@ func (o *Options) Policy() (*Policy, error) {
 		return nil, err
 	}
 	return Compile(o.Rules, PolicyOptions{Anonymous: level, Private: open && o.Loopback && o.PublicURL == "",
-		Access: o.AccessReview || o.Accesses != nil, Readers: o.Readers})
+		Access: o.AccessReview || o.Accesses != nil, Readers: o.Readers,
+		Restricted: o.Restricted})
 }
 
 // level returns what may be done without a login, and whether private requests may do everything that users may. A

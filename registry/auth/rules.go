@@ -62,6 +62,8 @@ type PolicyOptions struct {
 	Access    bool  // where no rule decides about an account of the cluster, the Kubernetes API does
 	// Readers says who may read what is held of another registry, where its upstream says so (read:). Optional.
 	Readers Readers
+	// Restricted reports whether Readers decides about any repository now; nil: it does.
+	Restricted func() bool
 }
 
 // rule is a Rule that was read.
@@ -323,7 +325,8 @@ func (p *Policy) withoutLogin(who *Identity, a Action) bool {
 
 // readsAll reports whether who may pull from every repository, whatever its name is.
 func (p *Policy) readsAll(who *Identity) bool {
-	return who.owner || who.socket || p.Readers == nil && len(p.rules) == 0 && who.robot == nil &&
+	restricted := p.Readers != nil && (p.Restricted == nil || p.Restricted())
+	return who.owner || who.socket || !restricted && len(p.rules) == 0 && who.robot == nil &&
 		(p.Anonymous >= ReadOnly || !who.Anonymous() && !who.Cluster)
 }
 

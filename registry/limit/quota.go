@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"trow/registry/glob"
+	"trow/registry/namespace"
 	"trow/registry/size"
 	"trow/storage"
 )
@@ -23,9 +24,15 @@ func Quotas(all []Quota) ([]storage.Quota, error) {
 			return nil, fmt.Errorf("quotas: quota %d: bytes: want a number of bytes above 0, such as 10Gi", i+1)
 		}
 		name := strings.Join(q.Repositories, ", ")
-		read = append(read, storage.Quota{Name: name, Match: repos.Match, Bytes: q.Bytes.Value()})
+		read = append(read, storage.Quota{Name: name, Match: matcher(repos), Bytes: q.Bytes.Value()})
 	}
 	return read, nil
+}
+
+// matcher matches repositories that count for a quota: the content of other registries below f/ has a bound of its own
+// (cache-size).
+func matcher(repos glob.Set) func(string) bool {
+	return func(repo string) bool { return !namespace.Within(repo) && repos.Match(repo) }
 }
 
 // OverQuota returns a message about an exceeded quota, for the client that pushed.

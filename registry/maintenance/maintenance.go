@@ -248,6 +248,24 @@ func (d *Data) watchSpace(b spacious) {
 	}
 }
 
+// Volume returns the size of the volume that the blobs are on, in bytes. Errors: they are not on a volume.
+func (d *Data) Volume() (int64, error) {
+	b, ok := d.Blobs().(spacious)
+	if !ok {
+		return 0, errors.New("the blobs are not on a volume")
+	}
+	space, err := b.Space()
+	return space.Size, err
+}
+
+// Drop deletes the bytes of contents that no repository holds any more, at once. Errors: those of the engines.
+func (d *Data) Drop(ctx context.Context, all []digest.Digest) error {
+	done, err := d.loaded.Load().collector.Drop(ctx, all)
+	d.freed.Add(float64(done.Freed))
+	d.collected.Add(float64(done.Deleted))
+	return err
+}
+
 // SpaceCheck is a line of /readyz?verbose: ok reports whether there is space for uploads.
 func (d *Data) SpaceCheck() (ok bool, text string) {
 	if d.readOnly != "" {

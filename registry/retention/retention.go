@@ -29,6 +29,7 @@ import (
 	"strings"
 
 	"trow/registry/glob"
+	"trow/registry/namespace"
 )
 
 // Policy is a list of rules, and the immutable tags. The zero value keeps everything, and has no immutable tags.
@@ -104,8 +105,12 @@ func (p *Policy) Immutable(repo, tag string) bool {
 	return false
 }
 
-// ruleOf returns the first rule that matches a repository, or nil.
+// ruleOf returns the first rule that matches a repository, or nil. None does below f/: what is cached of other
+// registries goes when the room is needed, and what was imported stays.
 func (p *Policy) ruleOf(repo string) *rule {
+	if namespace.Within(repo) {
+		return nil
+	}
 	for i := range p.rules {
 		if p.rules[i].repos.Match(repo) {
 			return &p.rules[i]

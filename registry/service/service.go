@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 
@@ -45,6 +46,7 @@ import (
 	"trow/registry/retention"
 	"trow/registry/server"
 	"trow/registry/settings"
+	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -58,12 +60,18 @@ type Options struct {
 	Audit     audit.Options
 	// Namespaces are hosts of ours that stand for other registries.
 	Namespaces namespace.Options
+	// Upstream is the cache of other registries.
+	Upstream upstream.Options
 
 	// Names are the host[:port] under which clients know the registry; at least one. Set by the program, as is Log.
 	Names []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
-	Log   zerolog.Logger
+	// Secrets returns logins of upstreams from the cluster, and Internal are addresses that no upstream may lead to, beside
+	// those that are not of the Internet. Optional.
+	Secrets  upstream.Secrets
+	Internal []netip.Prefix
+	Log      zerolog.Logger
 }
 
 // AddFlags registers the settings as flags.
@@ -75,13 +83,14 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.Retention.AddFlags(fs)
 	o.Audit.AddFlags(fs)
 	o.Namespaces.AddFlags(fs)
+	o.Upstream.AddFlags(fs)
 }
 
 // Validate reports the first invalid setting.
 func (o *Options) Validate() error {
 	for _, validate := range []func() error{
 		o.Data.Validate, o.Auth.Validate, o.Limit.Validate, o.Content.Validate, o.Retention.Validate, o.Audit.Validate,
-		o.Namespaces.Validate} {
+		o.Namespaces.Validate, o.Upstream.Validate} {
 		if err := validate(); err != nil {
 			return err
 		}
@@ -98,6 +107,7 @@ type Service struct {
 	socket    net.Listener // nil where the file system has no sockets
 	guard     *auth.Guard
 	names     *namespace.Table
+	cache     *cache // nil if nothing is cached
 	limits    limit.Limits
 	api       *server.Pending
 	images    registry.Images
@@ -140,6 +150,10 @@ func Open(o Options) (s *Service, err error) {
 	} else if s.socket, err = admin.Listen(o.Data.DataDir); err != nil {
 		o.Log.Warn().Err(err).Msg("no administration socket: trow gc, scrub, token and the like are not available")
 	}
+	if err := s.openCache(); err != nil {
+		return s, err
+	}
+	o.Auth.Readers, o.Auth.Restricted, o.Auth.Learn = s.options.Auth.Readers, s.options.Auth.Restricted, s.options.Auth.Learn
 	o.Auth.Dir, o.Auth.Name, o.Auth.Log = filepath.Join(o.Data.DataDir, "auth"), o.Names[0], o.Log
 	o.Auth.ReadOnly, o.Auth.Namespaces = s.data.ReadOnly(), s.names
 	if !o.Auth.AccessReview {
@@ -156,6 +170,7 @@ func Open(o Options) (s *Service, err error) {
 // Close releases what Open has opened. No request may be under way.
 func (s *Service) Close() {
 	var errs []error
+	s.cache.close() // before the data, into which it writes
 	if s.socket != nil {
 		_ = s.socket.Close() // ServeAuxiliary may have closed it
 	}
@@ -191,14 +206,19 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	if err := s.guard.Load(ctx, s.index, s.data.Backup); err != nil {
 		return nil, err
 	}
-	api := registry.New(registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
+	if s.cache != nil {
+		s.cache.upstreams.Load(s.index)
+	}
+	parts := registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
 		Namespaces: s.names, Prefix: s.options.Auth.Prefix(),
 		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
 		Sparse: s.options.Content.Sparse(), ReadOnly: s.data.ReadOnly(),
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
 		UploadKey: uploadKey, UploadTimeout: s.options.Data.UploadTimeout,
 		MaxUploadsPerClient: s.options.Data.UploadsPerClient(), Bodies: server.ReserveBodies(),
-		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record})
+		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}
+	s.cache.into(&parts, s)
+	api := registry.New(parts)
 	s.images = api.Images()
 	s.migration.From, s.migration.ReadOnly, s.migration.Log = s.data.Side, s.data.ReadOnly, s.log
 	s.migration.Memory = server.Memory() / 8 // the server goes on serving
@@ -228,7 +248,7 @@ func (s *Service) logMirrored() {
 // Run does the work beside the requests until ctx is done. Load must have returned.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{s.data.Run, s.guard.Run, s.trail.Run} {
+	for _, run := range []func(context.Context) error{s.data.Run, s.guard.Run, s.trail.Run, s.cache.run} {
 		g.Go(func() error { return run(ctx) })
 	}
 	return g.Wait()
@@ -264,6 +284,9 @@ func (s *Service) Follow(ctx context.Context, load func() (*Options, error)) {
 func (s *Service) reload(o *Options) error {
 	quotas, err := limit.Quotas(o.Limit.Quotas)
 	if err != nil {
+		return err
+	}
+	if err := s.cache.set(o.Upstream.Upstreams); err != nil {
 		return err
 	}
 	if err := s.guard.SetRules(o.Auth.Rules, o.Auth.Anonymous); err != nil {
@@ -352,6 +375,7 @@ func (s *Service) Summary() (data, anonymous string) {
 func (s *Service) Describe(to chan<- *prometheus.Desc) {
 	s.data.Describe(to)
 	s.trail.Describe(to)
+	s.cache.describe(to)
 	s.options.Files.Describe(to)
 }
 
@@ -359,5 +383,6 @@ func (s *Service) Describe(to chan<- *prometheus.Desc) {
 func (s *Service) Collect(to chan<- prometheus.Metric) {
 	s.data.Collect(to)
 	s.trail.Collect(to)
+	s.cache.collect(to)
 	s.options.Files.Collect(to)
 }

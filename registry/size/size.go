@@ -56,6 +56,9 @@ func ParseAmount(text string, least, most int64) (Amount, error) {
 	return Amount{bytes: n}, err
 }
 
+// Percent reports whether the amount is a percentage.
+func (a Amount) Percent() bool { return a.percent > 0 }
+
 // Of returns the amount in bytes, for a total in bytes.
 func (a Amount) Of(total int64) int64 {
 	if a.percent > 0 {

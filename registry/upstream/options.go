@@ -96,6 +96,9 @@ func (o *Options) Validate() error {
 	return err
 }
 
+// Used reports whether any upstream may be asked.
+func (o *Options) Used() bool { return len(o.Upstreams) > 0 || o.Any }
+
 // Size returns how much the cache may hold. Errors: the setting is not valid.
 func (o *Options) Size() (size.Amount, error) {
 	amount, err := size.ParseAmount(o.CacheSize, 1, 90)

@@ -154,6 +154,9 @@ func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok boo
 	return nobody, up.title(), true
 }
 
+// Restricted reports whether Readers decides about any repository.
+func (u *Upstreams) Restricted() bool { return len(*u.now.Load()) > 0 || u.config.Any }
+
 // Learn makes sure that Readers knows whether everybody may read a repository, where the upstream has to be asked. kind
 // and ref are what a client wants there: manifests and a tag or a digest, or blobs and a digest; other kinds count as
 // the list of tags. What was known before counts while the upstream cannot be asked. Errors: nothing is known, and the

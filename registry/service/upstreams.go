@@ -1,0 +1,150 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"trow/registry"
+	"trow/registry/mirror"
+	"trow/registry/upstream"
+)
+
+// cache is what the service has for the content of other registries.
+type cache struct {
+	upstreams *upstream.Upstreams
+	fetcher   *upstream.Fetcher
+	bound     *mirror.Cache
+}
+
+// spoolShare is the part of the cache's bound that downloads may take on the disk beside it, where the engine of the
+// blobs cannot be read while it grows: one in so many.
+const spoolShare = 4
+
+// openCache opens it, once the data is open. Errors: settings that cannot be used.
+func (s *Service) openCache() error {
+	if s.data.ReadOnly() { // nothing could be stored: the registry serves what it holds
+		return nil
+	}
+	o := s.options.Upstream
+	guard := upstream.NewGuard()
+	guard.Refuse(append(ownAddresses(), s.options.Internal...)...)
+	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: s.options.Secrets, Any: o.Any,
+		Offline: o.Offline, ProxyFilters: o.ProxyFilters})
+	if err := up.Set(o.Upstreams); err != nil {
+		return err
+	}
+	bytes, err := s.cacheSize()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(s.options.Data.DataDir, "spool")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("directory of downloads: %w", err)
+	}
+	c := &cache{upstreams: up, bound: mirror.NewCache(bytes)}
+	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare, Reserve: c.bound.Reserve})
+	s.cache = c
+	s.options.Auth.Readers, s.options.Auth.Restricted, s.options.Auth.Learn = up.Readers, up.Restricted, up.Learn
+	return nil
+}
+
+// cacheSize returns the setting cache-size in bytes. Errors: a percentage of a volume that does not exist.
+func (s *Service) cacheSize() (int64, error) {
+	amount, err := s.options.Upstream.Size()
+	if err != nil {
+		return 0, err
+	}
+	var volume int64
+	if amount.Percent() {
+		switch volume, err = s.data.Volume(); {
+		case err != nil && !s.options.Upstream.Used(): // nothing will be cached
+			return 0, nil
+		case err != nil:
+			return 0, fmt.Errorf("cache-size: %w; write a number of bytes, such as 50Gi", err)
+		}
+	}
+	return amount.Of(volume), nil
+}
+
+// ownAddresses are those of this machine: behind them are this server and its neighbours.
+func ownAddresses() (all []netip.Prefix) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			all = append(all, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
+		}
+	}
+	return all
+}
+
+// into gives a registry its upstreams.
+func (c *cache) into(o *registry.Options, s *Service) {
+	if c == nil {
+		return
+	}
+	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
+	o.Drop = func(ctx context.Context, all []digest.Digest) error { return s.data.Drop(ctx, all) }
+}
+
+// run looks after the bound until ctx is done.
+func (c *cache) run(ctx context.Context) error {
+	if c == nil {
+		return nil
+	}
+	return c.bound.Run(ctx)
+}
+
+// set replaces the upstreams. Errors: those of the settings; nothing has changed then.
+func (c *cache) set(all []upstream.Entry) error {
+	if c == nil {
+		return nil
+	}
+	return c.upstreams.Set(all)
+}
+
+// close ends the downloads.
+func (c *cache) close() {
+	if c != nil && c.fetcher != nil {
+		c.fetcher.Close()
+	}
+}
+
+// What is known of the cache.
+var (
+	cacheLimit    = prometheus.NewDesc("trow_cache_limit_bytes", "How much the content of other registries may take.", nil, nil)
+	cacheUsed     = prometheus.NewDesc("trow_cache_bytes", "How much the content of other registries takes.", nil, nil)
+	cacheReserved = prometheus.NewDesc("trow_cache_reserved_bytes", "How much is reserved for downloads under way.", nil, nil)
+	cacheEvicted  = prometheus.NewDesc("trow_cache_evicted_bytes_total", "How much was evicted.", nil, nil)
+)
+
+func (c *cache) describe(to chan<- *prometheus.Desc) {
+	if c == nil {
+		return
+	}
+	c.upstreams.Describe(to)
+	for _, d := range []*prometheus.Desc{cacheLimit, cacheUsed, cacheReserved, cacheEvicted} {
+		to <- d
+	}
+}
+
+func (c *cache) collect(to chan<- prometheus.Metric) {
+	if c == nil {
+		return
+	}
+	c.upstreams.Collect(to)
+	stats := c.bound.Stats()
+	to <- prometheus.MustNewConstMetric(cacheLimit, prometheus.GaugeValue, float64(stats.Limit))
+	to <- prometheus.MustNewConstMetric(cacheUsed, prometheus.GaugeValue, float64(stats.Used))
+	to <- prometheus.MustNewConstMetric(cacheReserved, prometheus.GaugeValue, float64(stats.Reserved))
+	to <- prometheus.MustNewConstMetric(cacheEvicted, prometheus.CounterValue, float64(stats.Evicted))
+}
