@@ -196,6 +196,9 @@ func (d *Data) collectionRests() string {
 	if why := d.suspicions.identity.Load(); why != nil {
 		return *why
 	}
+	if err := l.index.Suspicion(); err != nil {
+		return err.Error() + ". Run trow gc --all if the journal is to be believed as it is"
+	}
 	if err := l.collector.Suspicion(); err != nil {
 		return err.Error() + " Run trow gc --all if they are to be deleted"
 	}

@@ -162,6 +162,9 @@ func TestAMoveIsNoticed(t *testing.T) {
 		if errors.Is(err, errMoved) != tt.moved {
 			t.Errorf("%s: %v", name, err)
 		}
+		if errors.Is(err, storage.ErrRestored) != tt.moved || errors.Is(j.Watch(t.Context(), nil), storage.ErrRestored) != tt.moved {
+			t.Errorf("%s: the caller of Watch does not learn that the data is older: %v", name, err)
+		}
 		if unusable := j.usable() != nil; unusable != tt.moved {
 			t.Errorf("%s: unusable: %v", name, unusable)
 		}
