@@ -42,7 +42,7 @@ type Snapshots interface {
 type Copy struct {
 	Name     string
 	Time     time.Time // in whole seconds
-	Revision Revision  // of the journal
+	Revision Revision  // of the journal; it may have some later facts as well
 }
 
 // copyTime is the form of the time in a name; names sort by it.
@@ -50,6 +50,11 @@ const copyTime = "20060102T150405Z"
 
 func nameOfCopy(t time.Time, rev Revision) string {
 	return fmt.Sprintf("%s-%d", t.UTC().Format(copyTime), rev)
+}
+
+// NewCopy names a copy.
+func NewCopy(t time.Time, rev Revision) Copy {
+	return Copy{nameOfCopy(t, rev), t.Truncate(time.Second), rev}
 }
 
 // ParseCopy reads the name of a copy.
@@ -71,7 +76,7 @@ func CopiesOf(ctx context.Context, k Keeper) ([]Copy, error) {
 // CopyHeader is what a copy says of itself.
 type CopyHeader struct {
 	Identity string    `json:"identity"` // of the journal and the bytes
-	Revision Revision  `json:"revision"` // 0: it is known at the end alone, and the name has it
+	Revision Revision  `json:"revision"` // as Copy.Revision
 	Time     time.Time `json:"time"`     // when it was begun
 }
 

@@ -134,9 +134,7 @@ func (x *Index) follow() {
 		if first || x.ctx.Err() != nil { // OpenIndex reports the error of the first load
 			return
 		}
-		if errors.Is(err, ErrRestored) {
-			x.suspect(wentBack{})
-		}
+		x.Doubt(err)
 		if errors.Is(err, ErrDamaged) { // it stays so: reads go on with what is in memory, and writes fail
 			x.options.Warn(fmt.Errorf("following the journal: %w", err))
 			return

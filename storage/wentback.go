@@ -69,6 +69,13 @@ func (x *Index) Expect(ctx context.Context, seen Revision) error {
 	return nil
 }
 
+// Doubt suspects the journal if an error of it is an ErrRestored.
+func (x *Index) Doubt(err error) {
+	if errors.Is(err, ErrRestored) {
+		x.suspect(wentBack{})
+	}
+}
+
 // Trust takes the suspicion away: the journal is to be believed as it is. Errors: as Update.
 func (x *Index) Trust(ctx context.Context) error {
 	x.suspected.Store(nil)

@@ -54,6 +54,7 @@ func (j sharedJournal) Head(ctx context.Context) (storage.Revision, error) {
 type sharedObjects struct {
 	storage.Placed
 	storage.Identified
+	storage.Keeper
 	s *service
 }
 
@@ -74,7 +75,7 @@ func (s *service) use(t *testing.T) {
 	}
 	maintenance.SetEngines(t, func() (storage.Journal, error) { return sharedJournal{s.journal, s}, reached() },
 		func(r storage.Records) (storage.Blobs, error) {
-			return sharedObjects{&memory.Objects{Service: s.objects, Records: r}, s.objects, s}, reached()
+			return sharedObjects{&memory.Objects{Service: s.objects, Records: r}, s.objects, s.objects, s}, reached()
 		})
 }
 

@@ -162,6 +162,11 @@ func (d *Data) collectTrusted(ctx context.Context,
 		return storage.Collected{}, fmt.Errorf("nothing is collected: %w", err)
 	}
 	d.suspicions.identity.Store(nil)
+	if k, ok := d.keeper(); ok {
+		if _, err := expectCopied(ctx, k, d.loaded.Load().index); err != nil {
+			return storage.Collected{}, fmt.Errorf("nothing is collected: looking at the copies of the facts: %w", err)
+		}
+	}
 	done, err := collect()
 	if errors.Is(err, storage.ErrSuspicious) {
 		err = fmt.Errorf("%w Nothing of it was deleted; if it is to be, run trow gc --all", err)
