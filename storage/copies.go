@@ -20,7 +20,7 @@ import (
 // about. It is one object, written whole or not at all, from the state of one revision. The histories of tags, which no
 // full state has, are read after it, and may have targets that came later.
 
-// Keeper is implemented by Blobs that keep copies of the facts beside the bytes.
+// Keeper is implemented by Placed Blobs that keep copies of the facts beside the bytes.
 type Keeper interface {
 	// Copies lists the copies, in no order.
 	Copies(ctx context.Context) ([]Copy, error)
@@ -28,6 +28,8 @@ type Keeper interface {
 	WriteCopy(ctx context.Context, name string, write func(io.Writer) error) error
 	// OpenCopy opens a copy for reading. Errors: ErrNotFound.
 	OpenCopy(ctx context.Context, name string) (io.ReadCloser, error)
+	// OpenObject opens an object of a Placed engine whose digest is not known. Errors: ErrNotFound.
+	OpenObject(ctx context.Context, place string) (io.ReadCloser, error)
 	// RemoveCopies removes copies. It is no error if one does not exist.
 	RemoveCopies(ctx context.Context, names ...string) error
 }

@@ -66,17 +66,7 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now().Truncate(time.Second) // as in its name
-	if len(all) > 0 && !now.After(all[0].Time) { // as when a clock was wrong: the names tell the order
-		now = all[0].Time.Add(time.Second)
-	}
-	h := storage.CopyHeader{Identity: string(id), Revision: rev, Time: now}
-	c := storage.NewCopy(now, rev)
-	err = k.WriteCopy(ctx, c.Name, func(w io.Writer) error {
-		// It has what came since as well: rev is what it has at least.
-		_, err := storage.WriteFacts(ctx, w, d.journal, h, isSecret)
-		return err
-	})
+	c, err := writeFacts(ctx, k, d.journal, all, string(id), rev)
 	if index.Doubt(err); err != nil {
 		return err
 	}
@@ -88,6 +78,21 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper) error {
 	}
 	d.log.Debug().Str("copy", c.Name).Msg("copied the facts to where the content is")
 	return k.RemoveCopies(ctx, old...) // last: until here, those that are whole are the old ones
+}
+
+// writeFacts makes a copy that is newer than all others, which are in order. rev is what it has at least: it has what
+// comes meanwhile as well.
+func writeFacts(ctx context.Context, k storage.Keeper, j storage.Journal, others []storage.Copy, identity string,
+	rev storage.Revision) (storage.Copy, error) {
+	now := time.Now().Truncate(time.Second)            // as in its name
+	if len(others) > 0 && !now.After(others[0].Time) { // as when a clock was wrong: the names tell the order
+		now = others[0].Time.Add(time.Second)
+	}
+	c, h := storage.NewCopy(now, rev), storage.CopyHeader{Identity: identity, Revision: rev, Time: now}
+	return c, k.WriteCopy(ctx, c.Name, func(w io.Writer) error {
+		_, err := storage.WriteFacts(ctx, w, j, h, isSecret)
+		return err
+	})
 }
 
 // expectAtStart compares the journal with the newest copy before anything is committed that raises its revision, and

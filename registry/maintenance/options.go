@@ -48,19 +48,7 @@ type Options struct {
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.ScrubRate = resource.QuantityValue{Quantity: resource.MustParse("16Mi")}
 	_ = o.Reserve.Set("5%,1Gi") // valid
-	AddDataDirFlag(fs, &o.DataDir)
-	fs.StringVar(&o.Journal, "journal", "", "where the facts are: empty for data-dir, or "+
-		"etcd://HOST:PORT[,HOST:PORT...]/PREFIX (etcds:// for TLS), which several servers share")
-	fs.StringVar(&o.Blobs, "blobs", "", "where the content is: empty for data-dir, or s3://BUCKET/PREFIX with "+
-		"?endpoint=https://HOST, region and path-style=true as parameters; credentials as for other clients of S3, such as "+
-		"AWS_ACCESS_KEY_ID")
-	fs.StringVar(&o.JournalCA, "journal-ca-file", "", "CA of etcd, PEM; empty: those of the system")
-	fs.StringVar(&o.JournalCert, "journal-cert-file", "",
-		"client certificate for etcd, PEM; read again for each connection")
-	fs.StringVar(&o.JournalKey, "journal-key-file", "", "its key")
-	fs.StringVar(&o.JournalUser, "journal-user", "", "user of etcd")
-	fs.StringVar(&o.JournalPassword, "journal-password-file", "", "file with the password of journal-user")
-	fs.StringVar(&o.BlobsCA, "blobs-ca-file", "", "CA of the S3 service, PEM, beside those of the system")
+	o.AddEngineFlags(fs)
 	fs.StringVar(&o.Adopt, "adopt", "", "identity of the journal whose content is to be that of blobs from now on; "+
 		"a start with two that do not belong together is refused, and names it")
 	fs.BoolVar(&o.ReadOnly, "read-only", false,
@@ -85,6 +73,23 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.ScrubInterval, "scrub-interval", 7*24*time.Hour,
 		"time between two reads of all content to compare it with its digests; 0: never automatically")
 	fs.Var(&o.ScrubRate, "scrub-rate", "bytes per second that a scrub reads; 0: as fast as possible")
+}
+
+// AddEngineFlags registers the settings that say where the data is, for commands that work on it without a server.
+func (o *Options) AddEngineFlags(fs *pflag.FlagSet) {
+	AddDataDirFlag(fs, &o.DataDir)
+	fs.StringVar(&o.Journal, "journal", "", "where the facts are: empty for data-dir, or "+
+		"etcd://HOST:PORT[,HOST:PORT...]/PREFIX (etcds:// for TLS), which several servers share")
+	fs.StringVar(&o.Blobs, "blobs", "", "where the content is: empty for data-dir, or s3://BUCKET/PREFIX with "+
+		"?endpoint=https://HOST, region and path-style=true as parameters; credentials as for other clients of S3, such as "+
+		"AWS_ACCESS_KEY_ID")
+	fs.StringVar(&o.JournalCA, "journal-ca-file", "", "CA of etcd, PEM; empty: those of the system")
+	fs.StringVar(&o.JournalCert, "journal-cert-file", "",
+		"client certificate for etcd, PEM; read again for each connection")
+	fs.StringVar(&o.JournalKey, "journal-key-file", "", "its key")
+	fs.StringVar(&o.JournalUser, "journal-user", "", "user of etcd")
+	fs.StringVar(&o.JournalPassword, "journal-password-file", "", "file with the password of journal-user")
+	fs.StringVar(&o.BlobsCA, "blobs-ca-file", "", "CA of the S3 service, PEM, beside those of the system")
 }
 
 // AddDataDirFlag registers the setting data-dir alone, for commands that act on a server's data directory.

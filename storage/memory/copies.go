@@ -54,6 +54,17 @@ func (s *Service) OpenCopy(_ context.Context, name string) (io.ReadCloser, error
 	return io.NopCloser(bytes.NewReader(data)), nil
 }
 
+// OpenObject implements [storage.Keeper].
+func (s *Service) OpenObject(_ context.Context, place string) (io.ReadCloser, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	object, ok := s.objects[place]
+	if !ok {
+		return nil, fmt.Errorf("object %s: %w", place, storage.ErrNotFound)
+	}
+	return io.NopCloser(bytes.NewReader(object.data)), nil
+}
+
 // RemoveCopies implements [storage.Keeper].
 func (s *Service) RemoveCopies(_ context.Context, names ...string) error {
 	s.mu.Lock()

@@ -41,6 +41,16 @@ func (b *Blobs) OpenCopy(ctx context.Context, name string) (io.ReadCloser, error
 	return r, nil
 }
 
+// OpenObject implements [storage.Keeper].
+func (b *Blobs) OpenObject(ctx context.Context, place string) (io.ReadCloser, error) {
+	r := newReader(ctx, b.client, b.client.key(place))
+	if err := r.open(); err != nil {
+		_ = r.Close()
+		return nil, fmt.Errorf("object %s: %w", place, err)
+	}
+	return r, nil
+}
+
 // RemoveCopies implements [storage.Keeper].
 func (b *Blobs) RemoveCopies(ctx context.Context, names ...string) error {
 	if err := b.Room(ctx); err != nil || len(names) == 0 {

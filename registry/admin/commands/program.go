@@ -24,6 +24,17 @@ func New(load func(*cobra.Command) (*service.Options, error), servers []string) 
 				return o.Data.DataDir, nil
 			}
 		},
+		Engines: func(cmd *cobra.Command) func() (maintenance.Options, error) {
+			settings.AddConfigFlag(cmd.Flags())
+			new(maintenance.Options).AddEngineFlags(cmd.Flags())
+			return func() (maintenance.Options, error) {
+				o, err := load(cmd)
+				if err != nil {
+					return maintenance.Options{}, err
+				}
+				return o.Data, nil
+			}
+		},
 		Policy: func(cmd *cobra.Command) (*auth.Policy, string, error) {
 			o, err := load(cmd)
 			if err != nil {
