@@ -36,7 +36,8 @@ type Keeper interface {
 
 // Snapshots is implemented by a Journal whose Watch keeps commits waiting while it delivers the full state.
 type Snapshots interface {
-	// Snapshot calls apply with the full state, as Watch does, and keeps no commit waiting.
+	// Snapshot calls apply with the full state, as Watch does. Most commits do not wait for it. As some may, apply should
+	// not take longer than it takes to write to a disk.
 	Snapshot(ctx context.Context, apply func(Update) error) error
 }
 
@@ -146,7 +147,7 @@ func kept(repo string, f Fact, omit func(record string) bool) bool {
 	if f.Kind != kindRecord {
 		return Portable(repo, f)
 	}
-	if f.Name == generationRecord { // objects of later generations than it are named by nobody
+	if f.Name == generationRecord { // an object that is two behind it, and that no fact names, was never named
 		return true
 	}
 	return Portable(repo, f) && !strings.HasPrefix(f.Name, replicaRecord) && !omit(f.Name)

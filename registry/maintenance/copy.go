@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -66,7 +67,7 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper) error {
 	if err != nil {
 		return err
 	}
-	c, err := writeFacts(ctx, k, d.journal, all, string(id), rev)
+	c, err := d.writeFacts(ctx, k, all, string(id), rev)
 	if index.Doubt(err); err != nil {
 		return err
 	}
@@ -82,17 +83,40 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper) error {
 
 // writeFacts makes a copy that is newer than all others, which are in order. rev is what it has at least: it has what
 // comes meanwhile as well.
-func writeFacts(ctx context.Context, k storage.Keeper, j storage.Journal, others []storage.Copy, identity string,
+func (d *Data) writeFacts(ctx context.Context, k storage.Keeper, others []storage.Copy, identity string,
 	rev storage.Revision) (storage.Copy, error) {
 	now := time.Now().Truncate(time.Second)            // as in its name
 	if len(others) > 0 && !now.After(others[0].Time) { // as when a clock was wrong: the names tell the order
 		now = others[0].Time.Add(time.Second)
 	}
 	c, h := storage.NewCopy(now, rev), storage.CopyHeader{Identity: identity, Revision: rev, Time: now}
-	return c, k.WriteCopy(ctx, c.Name, func(w io.Writer) error {
-		_, err := storage.WriteFacts(ctx, w, j, h, isSecret)
+	write := func(w io.Writer) error {
+		_, err := storage.WriteFacts(ctx, w, d.journal, h, isSecret)
 		return err
+	}
+	if d.journal.Traits().Shared {
+		return c, k.WriteCopy(ctx, c.Name, write)
+	}
+	// Commits of a local journal may wait while its state is read: for the disk, not for a service.
+	return c, spooled(d.options.DataDir, write, func(r io.Reader) error {
+		return k.WriteCopy(ctx, c.Name, func(w io.Writer) error { _, err := io.Copy(w, r); return err })
 	})
+}
+
+// spooled calls write with a file in a directory, and then read with what is in it.
+func spooled(dir string, write func(io.Writer) error, read func(io.Reader) error) (err error) {
+	f, err := os.CreateTemp(dir, ".trow-tmp-facts-") // the start removes one that a crash leaves
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
+	if err := write(f); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return read(f)
 }
 
 // expectAtStart compares the journal with the newest copy before anything is committed that raises its revision, and

@@ -121,7 +121,7 @@ func (p *pair) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := writeFacts(ctx, p.kept, p.data.journal, all, p.identity, p.index.Revision()); err != nil {
+	if _, err := p.data.writeFacts(ctx, p.kept, all, p.identity, p.index.Revision()); err != nil {
 		return err
 	}
 	return p.index.EndRebuild(ctx, p.identity) // last: from here on a server may start

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -206,5 +208,44 @@ func TestARebuildOfAPairThatIsCutShort(t *testing.T) {
 	}
 	if _, _, err := start(t, o); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAJournalInTheDirectoryIsRebuilt from the copy beside the bytes, where those are elsewhere.
+func TestAJournalInTheDirectoryIsRebuilt(t *testing.T) {
+	newService().use(t)
+	o := options(t, &bytes.Buffer{})
+	o.Blobs = "s3://bucket?endpoint=http://127.0.0.1:2"
+	data, index, err := start(t, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := pushImage(t, data, index, "app", "1.0")
+	maintenance.CopyFacts(data)
+	if err := data.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(o.DataDir, ".trow-tmp-*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	journal := filepath.Join(o.DataDir, "journal.db")
+	if err := os.Truncate(journal, 5000); err != nil {
+		t.Fatal(err)
+	}
+	r := rebuildOptions()
+	_, err = maintenance.RebuildPair(t.Context(), o, r)
+	if !errors.Is(err, storage.ErrDamaged) || !strings.Contains(err.Error(), "move journal.* and owner out of "+o.DataDir) {
+		t.Fatalf("a damaged journal: %v", err)
+	}
+	o.DataDir = t.TempDir()
+	if done, err := maintenance.RebuildPair(t.Context(), o, r); err != nil || done.Restored.Tags != 1 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	_, index, err = start(t, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, ok, err := index.Resolve(t.Context(), "app", "1.0"); !ok || err != nil || m.Digest() != d {
+		t.Errorf("the tag: %v, %v", ok, err)
 	}
 }

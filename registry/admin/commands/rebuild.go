@@ -28,7 +28,7 @@ func (p Program) rebuildCommand() *cobra.Command {
 			"Where the content is elsewhere (--blobs), rebuild makes the journal that --journal names, which must be empty:\n" +
 			"from the newest whole copy of the facts beside the content, which a server makes every hour. Manifests that are\n" +
 			"newer are looked for among the objects of up to 4 MiB; --dry-run says how many bytes would be read. The keys\n" +
-			"that sign tokens are in no copy: people and robots log in again.",
+			"that sign tokens are in no copy: tokens from before are refused, and clients fetch new ones with their logins.",
 		Args: cobra.NoArgs,
 	}
 	engines := p.Engines(cmd)
