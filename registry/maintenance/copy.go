@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"trow/storage"
+	"trow/storage/files"
 )
 
 // Where the bytes are elsewhere, a copy of all facts lies beside them, from which trow rebuild makes a journal: etcd, or
@@ -105,7 +106,7 @@ func (d *Data) writeFacts(ctx context.Context, k storage.Keeper, others []storag
 
 // spooled calls write with a file in a directory, and then read with what is in it.
 func spooled(dir string, write func(io.Writer) error, read func(io.Reader) error) (err error) {
-	f, err := os.CreateTemp(dir, ".trow-tmp-facts-") // the start removes one that a crash leaves
+	f, err := os.CreateTemp(dir, files.TempPrefix+"facts-") // the start removes one that a crash leaves
 	if err != nil {
 		return err
 	}
