@@ -42,17 +42,25 @@ func (d *Data) copyFacts(ctx context.Context) {
 	if !ok || d.loaded.Load().index.Sealed() != nil {
 		return
 	}
-	if err := d.writeCopy(ctx, k); err != nil && ctx.Err() == nil {
+	if err := d.writeCopy(ctx, k, false); err != nil && ctx.Err() == nil {
 		d.log.Error().Err(err).Msg("copying the facts to where the content is; trow rebuild would use an older copy")
 	}
 }
 
-func (d *Data) writeCopy(ctx context.Context, k storage.Keeper) error {
+// writeCopy makes a copy of the facts, unless the newest one knows everything. believed: the journal was suspected, and
+// an administrator has said since that it is to be believed as it is.
+func (d *Data) writeCopy(ctx context.Context, k storage.Keeper, believed bool) error {
 	if err := d.trust(ctx); err != nil { // beside the bytes of another registry it would be taken for that one's
 		return err
 	}
 	index := d.loaded.Load().index
-	all, err := expectCopied(ctx, k, index)
+	var all []storage.Copy
+	var err error
+	if believed { // the newest copy is of what the journal does not know any more
+		all, err = storage.CopiesOf(ctx, k)
+	} else {
+		all, err = expectCopied(ctx, k, index)
+	}
 	if err != nil {
 		return err
 	}
@@ -68,7 +76,7 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper) error {
 	if err != nil {
 		return err
 	}
-	c, err := d.writeFacts(ctx, k, all, string(id), rev)
+	c, err := writeFacts(ctx, k, d.journal, d.options.DataDir, all, string(id), rev)
 	if index.Doubt(err); err != nil {
 		return err
 	}
@@ -82,24 +90,24 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper) error {
 	return k.RemoveCopies(ctx, old...) // last: until here, those that are whole are the old ones
 }
 
-// writeFacts makes a copy that is newer than all others, which are in order. rev is what it has at least: it has what
-// comes meanwhile as well.
-func (d *Data) writeFacts(ctx context.Context, k storage.Keeper, others []storage.Copy, identity string,
-	rev storage.Revision) (storage.Copy, error) {
+// writeFacts makes a copy of a journal that is newer than all others, which are in order. rev is what it has at least:
+// it has what comes meanwhile as well. dir is the data directory, for a file of its length.
+func writeFacts(ctx context.Context, k storage.Keeper, j storage.Journal, dir string, others []storage.Copy,
+	identity string, rev storage.Revision) (storage.Copy, error) {
 	now := time.Now().Truncate(time.Second)            // as in its name
 	if len(others) > 0 && !now.After(others[0].Time) { // as when a clock was wrong: the names tell the order
 		now = others[0].Time.Add(time.Second)
 	}
 	c, h := storage.NewCopy(now, rev), storage.CopyHeader{Identity: identity, Revision: rev, Time: now}
 	write := func(w io.Writer) error {
-		_, err := storage.WriteFacts(ctx, w, d.journal, h, isSecret)
+		_, err := storage.WriteFacts(ctx, w, j, h, isSecret)
 		return err
 	}
-	if d.journal.Traits().Shared {
+	if j.Traits().Shared {
 		return c, k.WriteCopy(ctx, c.Name, write)
 	}
 	// Commits of a local journal may wait while its state is read: for the disk, not for a service.
-	return c, spooled(d.options.DataDir, write, func(r io.Reader) error {
+	return c, spooled(dir, write, func(r io.Reader) error {
 		return k.WriteCopy(ctx, c.Name, func(w io.Writer) error { _, err := io.Copy(w, r); return err })
 	})
 }

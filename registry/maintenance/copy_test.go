@@ -134,3 +134,51 @@ func TestAJournalThatIsOlderThanTheCopyStopsTheCollector(t *testing.T) {
 		t.Errorf("the copies are %+v", after)
 	}
 }
+
+// TestAJournalThatIsBelievedStaysBelieved, also while its last commit is older than the copies from before.
+func TestAJournalThatIsBelievedStaysBelieved(t *testing.T) {
+	s := newService()
+	s.use(t)
+	data, index, err := start(t, replica(t, &bytes.Buffer{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		push(t, data, index, "a", strings.Repeat("x", i+1))
+	}
+	maintenance.CopyFacts(data)
+	before := s.copies(t)
+	old := newService()
+	old.objects = s.objects
+	if err := storagetest.OpenIndex(t, old.journal).SetRecord(t.Context(), "identity", nil, []byte("JOURNAL")); err != nil {
+		t.Fatal(err)
+	}
+	old.use(t)
+	data, index, err = start(t, replica(t, &bytes.Buffer{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, text := data.CollectorCheck(); ok || !strings.Contains(text, "the journal went back") {
+		t.Fatalf("%v %s", ok, text)
+	}
+	if _, text := job(t, data, "POST", "/admin/gc?all"); strings.Contains(text, "error") {
+		t.Fatalf("gc: %s", text)
+	}
+	after := s.copies(t)
+	if len(after) != 2 || after[1] != before[0] || after[0].Revision >= before[0].Revision ||
+		index.Revision() >= before[0].Revision {
+		t.Fatalf("the copies are %+v, at revision %d", after, index.Revision())
+	}
+	if _, text := job(t, data, "POST", "/admin/gc"); strings.Contains(text, "error") {
+		t.Errorf("a further collection: %s", text)
+	}
+	later, _, err := start(t, replica(t, &bytes.Buffer{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string]*maintenance.Data{"the first": data, "a later one": later} {
+		if ok, text := data.CollectorCheck(); !ok {
+			t.Errorf("%s: %s", name, text)
+		}
+	}
+}

@@ -147,7 +147,7 @@ func TestADirectoryOfAnotherServerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	var both sync.WaitGroup // each waits for some seconds
-	for _, o := range []maintenance.Options{o, {DataDir: o.DataDir}} {
+	for _, o := range []maintenance.Options{o, {Engines: maintenance.Engines{DataDir: o.DataDir}}} {
 		both.Go(func() {
 			if _, err := maintenance.Open(o); err == nil || !strings.Contains(err.Error(), "in use") {
 				t.Errorf("journal %q: %v", o.Journal, err)
@@ -305,7 +305,7 @@ func TestAPairKeepsTogether(t *testing.T) {
 	// A new journal on old bytes.
 	fresh := newService()
 	fresh.objects, fresh.id = s.objects, "FRESH"
-	adopted(refused(fresh, "identity FRESH", "identity JOURNAL", "trow serve --adopt FRESH"), "FRESH")
+	adopted(refused(fresh, "identity FRESH", "identity JOURNAL", "trow serve --adopt FRESH", "run trow rebuild"), "FRESH")
 	s.use(t)
 	_ = s.objects.SetIdentity(t.Context(), "JOURNAL")
 	// A new journal on old bytes without an identity.

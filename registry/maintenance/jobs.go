@@ -78,7 +78,7 @@ func (d *Data) gcJob(ctx context.Context, q url.Values, report func(any)) (any, 
 	progress := func(done storage.Collected) { report(done) }
 	done, err := d.collectTrusted(ctx, func() (storage.Collected, error) {
 		if q.Has("all") && !dry {
-			return c.RunAll(ctx, grace, progress)
+			return d.collectAll(ctx, grace, progress)
 		}
 		return c.RunWith(ctx, grace, dry, progress)
 	})

@@ -37,6 +37,8 @@ type RebuildOptions struct {
 	Discard bool
 	// DryRun changes nothing.
 	DryRun bool
+	// Warn hears what an engine has handled by itself, and what its administrator must know. Optional.
+	Warn func(error)
 }
 
 // ErrUndecided ends a rebuild of a damaged journal that found manifests that no repo holds, where the options do not

@@ -18,49 +18,41 @@ import (
 // and from the manifests among the objects that are newer. The journal that the settings name must be empty. What was
 // changed after the copy, such as tags, is recorded nowhere else. Nothing is deleted. If it fails or is cut short, no
 // server starts with the journal until it is run again; it then begins with the same copy. A dry run reads no objects
-// but the copy. Errors: as bolt.Open; those of the engines; the journal is not empty; there is nothing to rebuild from;
-// [ErrUndecided], with what was found.
-func RebuildPair(ctx context.Context, o Options, r RebuildOptions) (done *Rebuilt, err error) {
-	d := &Data{options: o, log: o.Log, uploads: storage.NewUploads(), release: func() error { return nil }}
+// but the copy, and does not look at the journal. Errors: as bolt.Open; those of the engines; the journal is not empty;
+// there is nothing to rebuild from; [ErrUndecided], with what was found.
+func RebuildPair(ctx context.Context, e Engines, r RebuildOptions) (done *Rebuilt, err error) {
+	var j storage.Journal // nil: that of the settings
+	use := Use{ReadOnly: r.DryRun, Memory: Memory(), Warn: r.Warn}
+	if use.Warn == nil {
+		use.Warn = func(error) {}
+	}
 	if r.DryRun { // all of it, with a journal that is thrown away
-		d.readOnly = "a dry run writes nothing"
-		at, err := os.MkdirTemp("", "trow-rebuild-")
-		if err != nil {
+		var at string
+		if at, err = os.MkdirTemp("", "trow-rebuild-"); err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(at)) }()
-		if d.journal, err = journalOr(bolt.Open(at)); err != nil {
+		if j, err = journalOr(bolt.Open(at)); err != nil {
 			return nil, err
 		}
-	} else if o.Journal == "" {
-		d.journal, err = openJournal(o.DataDir)
-		if errors.Is(err, storage.ErrDamaged) {
-			err = fmt.Errorf("%w; as the bytes are in %s, move journal.* and owner out of %s and run it again: the facts are "+
-				"then taken from the copy beside the bytes", err, o.Blobs, o.DataDir)
-		}
-		if err != nil {
-			return nil, err
-		}
-	} else if err := d.openShared(ctx); err != nil {
-		return nil, err
 	}
-	defer func() { err = errors.Join(err, d.closeJournal()) }()
-	index, err := d.openIndex(ctx)
+	opened, err := e.Open(ctx, use, j, storage.IndexOptions{})
+	if errors.Is(err, storage.ErrDamaged) && e.Journal == "" {
+		err = fmt.Errorf("%w; as the bytes are in %s, move journal.* and owner out of %s and run it again: the facts are "+
+			"then taken from the copy beside the bytes", err, e.Blobs, e.DataDir)
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer index.Close()
-	if err := d.openObjects(ctx, index); err != nil {
-		return nil, err
-	}
-	kept, ok := d.Blobs().(storage.Keeper)
-	identified, ok2 := d.Blobs().(storage.Identified)
-	objects, ok3 := d.Blobs().(storage.Placed)
+	defer func() { err = errors.Join(err, opened.Close()) }()
+	kept, ok := opened.Blobs.(storage.Keeper)
+	identified, ok2 := opened.Blobs.(storage.Identified)
+	objects, ok3 := opened.Blobs.(storage.Placed)
 	if !ok || !ok2 || !ok3 {
-		return nil, fmt.Errorf("%s: %w: this engine keeps no copies of the facts", o.Where(), errors.ErrUnsupported)
+		return nil, fmt.Errorf("%s: %w: this engine keeps no copies of the facts", e.Where(), errors.ErrUnsupported)
 	}
-	p := &pair{rebuilding: rebuilding{o: r, index: index, blobs: d.Blobs(), done: &Rebuilt{}}, data: d, kept: kept,
-		objects: objects, found: map[string]bool{}}
+	p := &pair{rebuilding: rebuilding{o: r, index: opened.Index, blobs: opened.Blobs, done: &Rebuilt{}}, engines: e,
+		journal: opened.Journal, kept: kept, objects: objects, found: map[string]bool{}}
 	if p.identity, err = identified.Identity(ctx); err != nil {
 		return nil, err
 	}
@@ -70,7 +62,8 @@ func RebuildPair(ctx context.Context, o Options, r RebuildOptions) (done *Rebuil
 // pair is one rebuild of a journal for bytes that are elsewhere.
 type pair struct {
 	rebuilding
-	data     *Data
+	engines  Engines
+	journal  storage.Journal
 	kept     storage.Keeper
 	objects  storage.Placed
 	identity string           // of the bytes
@@ -81,7 +74,7 @@ type pair struct {
 
 func (p *pair) run(ctx context.Context) error {
 	from, unfinished := p.index.Rebuilding()
-	where := p.data.options.Where()
+	where := p.engines.Where()
 	switch {
 	case p.identity == "":
 		return fmt.Errorf("%s: the bytes have no identity, so no server has ever used them; correct the setting blobs", where)
@@ -121,7 +114,7 @@ func (p *pair) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := p.data.writeFacts(ctx, p.kept, all, p.identity, p.index.Revision()); err != nil {
+	if _, err := writeFacts(ctx, p.kept, p.journal, p.engines.DataDir, all, p.identity, p.index.Revision()); err != nil {
 		return err
 	}
 	return p.index.EndRebuild(ctx, p.identity) // last: from here on a server may start

@@ -79,13 +79,13 @@ func TestAPairIsRebuilt(t *testing.T) {
 	}
 	r := rebuildOptions()
 	r.DryRun = true
-	done, err := maintenance.RebuildPair(ctx, o, r)
+	done, err := maintenance.RebuildPair(ctx, o.Engines, r)
 	if err != nil || done.Copy != copies[0] || done.Restored.Tags != 2 || done.Unread != 2 || done.ToRead == 0 ||
 		len(done.Missing) != 1 {
 		t.Errorf("a dry run: %+v, %v", done, err)
 	}
 	r = rebuildOptions()
-	if done, err := maintenance.RebuildPair(ctx, o, r); !errors.Is(err, maintenance.ErrUndecided) || len(done.Found) != 1 {
+	if done, err := maintenance.RebuildPair(ctx, o.Engines, r); !errors.Is(err, maintenance.ErrUndecided) || len(done.Found) != 1 {
 		t.Fatalf("undecided: %+v, %v", done, err)
 	}
 	if _, _, err := start(t, o); !errors.Is(err, maintenance.ErrIdentity) {
@@ -93,7 +93,7 @@ func TestAPairIsRebuilt(t *testing.T) {
 	}
 	said := ""
 	r.Recover, r.Reading = true, func(n int, bytes int64) { said += fmt.Sprint(n, " objects of ", bytes, " bytes") }
-	done, err = maintenance.RebuildPair(ctx, o, r)
+	done, err = maintenance.RebuildPair(ctx, o.Engines, r)
 	if err != nil || len(done.Found) != 1 || done.Found[0].Digest != after || done.Unclaimed != 0 ||
 		!slices.Equal(done.Missing, []digest.Digest{gone}) || said != "2 objects of 39 bytes" {
 		t.Fatalf("%+v, %v; said %q", done, err, said)
@@ -132,7 +132,7 @@ func TestAPairIsRebuilt(t *testing.T) {
 	if all := fresh.copies(t); len(all) != 2 || !all[0].Time.After(copies[0].Time) {
 		t.Errorf("%+v", all)
 	}
-	if _, err := maintenance.RebuildPair(ctx, o, r); err == nil || !strings.Contains(err.Error(), "in use") &&
+	if _, err := maintenance.RebuildPair(ctx, o.Engines, r); err == nil || !strings.Contains(err.Error(), "in use") &&
 		!strings.Contains(err.Error(), "not empty") {
 		t.Errorf("a journal that is not empty is rebuilt: %v", err)
 	}
@@ -159,7 +159,7 @@ func TestADamagedCopyIsPassedOver(t *testing.T) {
 		_, o := s.lost(t)
 		r := rebuildOptions()
 		r.Recover = true
-		done, err := maintenance.RebuildPair(ctx, o, r)
+		done, err := maintenance.RebuildPair(ctx, o.Engines, r)
 		if err != nil || done.Restored.Tags != want.tags || len(done.Found) != want.found || len(done.Damaged) != n ||
 			len(done.Missing) != 0 {
 			t.Errorf("%d damaged: %+v, %v", n, done, err)
@@ -195,7 +195,7 @@ func TestARebuildOfAPairThatIsCutShort(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := rebuildOptions()
 	r.Recover, r.Reading = true, func(int, int64) { cancel() }
-	if _, err := maintenance.RebuildPair(ctx, o, r); !errors.Is(err, context.Canceled) {
+	if _, err := maintenance.RebuildPair(ctx, o.Engines, r); !errors.Is(err, context.Canceled) {
 		t.Fatalf("it is not cut short: %v", err)
 	}
 	if _, _, err := start(t, o); !errors.Is(err, maintenance.ErrIdentity) {
@@ -203,7 +203,7 @@ func TestARebuildOfAPairThatIsCutShort(t *testing.T) {
 	}
 	maintenance.CopyFacts(data) // a server that was forgotten makes another copy
 	r.Reading = nil
-	if done, err := maintenance.RebuildPair(t.Context(), o, r); err != nil || done.Copy != copies[0] || len(done.Found) != 1 {
+	if done, err := maintenance.RebuildPair(t.Context(), o.Engines, r); err != nil || done.Copy != copies[0] || len(done.Found) != 1 {
 		t.Errorf("%+v, %v", done, err)
 	}
 	if _, _, err := start(t, o); err != nil {
@@ -233,12 +233,12 @@ func TestAJournalInTheDirectoryIsRebuilt(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := rebuildOptions()
-	_, err = maintenance.RebuildPair(t.Context(), o, r)
+	_, err = maintenance.RebuildPair(t.Context(), o.Engines, r)
 	if !errors.Is(err, storage.ErrDamaged) || !strings.Contains(err.Error(), "move journal.* and owner out of "+o.DataDir) {
 		t.Fatalf("a damaged journal: %v", err)
 	}
 	o.DataDir = t.TempDir()
-	if done, err := maintenance.RebuildPair(t.Context(), o, r); err != nil || done.Restored.Tags != 1 {
+	if done, err := maintenance.RebuildPair(t.Context(), o.Engines, r); err != nil || done.Restored.Tags != 1 {
 		t.Fatalf("%+v, %v", done, err)
 	}
 	_, index, err = start(t, o)

@@ -51,7 +51,7 @@ type Program struct {
 	DataDir func(cmd *cobra.Command) func() (string, error)
 	// Engines adds the flags that say where the data of a server is to a command, and returns the function that finds them
 	// all when the command runs.
-	Engines func(cmd *cobra.Command) func() (maintenance.Options, error)
+	Engines func(cmd *cobra.Command) func() (maintenance.Engines, error)
 	// Policy returns the rules of the configuration file that --config names, and the name of the user who may do
 	// everything, empty if it does not exist.
 	Policy func(cmd *cobra.Command) (p *auth.Policy, owner string, err error)

@@ -101,11 +101,11 @@ func run(t *testing.T, dir, stdin string, args ...string) (stdout, stderr string
 				return *at, nil
 			}
 		},
-		Engines: func(cmd *cobra.Command) func() (maintenance.Options, error) {
-			var o maintenance.Options
+		Engines: func(cmd *cobra.Command) func() (maintenance.Engines, error) {
+			var o maintenance.Engines
 			o.AddEngineFlags(cmd.Flags())
 			cmd.Flags().StringP("config", "c", "", "")
-			return func() (maintenance.Options, error) {
+			return func() (maintenance.Engines, error) {
 				if !cmd.Flags().Changed("data-dir") {
 					o.DataDir = dir
 				}
