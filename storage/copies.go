@@ -233,8 +233,8 @@ func (c *copyWriter) end() error {
 // ErrCopy: a copy of the facts is not whole, or of a later version.
 var ErrCopy = errors.New("the copy of the facts cannot be used")
 
-// ReadFacts reads a copy and calls apply, unless it is nil, with the facts of each repo, some at a time. Only when it has
-// returned without an error the copy is known to be whole. Errors: [ErrCopy]; apply's; those of r.
+// ReadFacts reads a copy and calls apply, unless it is nil, with the facts of each repo, some at a time. Only when it
+// has returned without an error the copy is known to be whole. Errors: [ErrCopy]; apply's; those of r.
 func ReadFacts(r io.Reader, apply func(repo string, facts []Fact) error) (h CopyHeader, err error) {
 	c := &copyReader{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
 	magic := make([]byte, len(copyMagic))

@@ -24,10 +24,12 @@ func (x *Index) BeginRebuild(ctx context.Context, from string) error {
 	return x.SetRecord(ctx, rebuildRecord, nil, []byte(from))
 }
 
-// EndRebuild makes a journal that was rebuilt one that servers start with. Errors: as Update.
+// EndRebuild makes a journal that was rebuilt one that servers start with, and that is believed: servers that saw how
+// it became empty have recorded that it went back. Errors: as Update.
 func (x *Index) EndRebuild(ctx context.Context, identity string) error {
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		tx.setRecord(rebuildRecord, nil)
+		tx.setRecord(wentBackRecord, nil)
 		tx.setRecord(IdentityRecord, []byte(identity))
 		return nil
 	})

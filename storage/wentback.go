@@ -10,7 +10,7 @@ import (
 
 // A journal that was restored from a backup knows nothing of what was committed after it: objects that it does not name
 // may be content that was acknowledged, and a mark of the Collector may be on content that was pushed again since. So
-// nothing is collected any more once it is noticed, until somebody who knows what has happened lets the Collector go on.
+// nothing is collected any more once it is noticed, until an administrator lets the Collector go on.
 //
 // It is noticed in three ways: the engine says so with an ErrRestored; a full state is of a lower revision than what
 // this Index has shown; or the last commit is older than a copy of the facts that lies beside the bytes, see

@@ -13,8 +13,8 @@ import (
 	"trow/storage/files"
 )
 
-// Where the bytes are elsewhere, a copy of all facts lies beside them, from which trow rebuild makes a journal: etcd, or
-// the data directory with the journal, may be lost alone.
+// Where the bytes are elsewhere, a copy of all facts lies beside them, from which trow rebuild makes a journal: etcd,
+// or the data directory with the journal, may be lost alone.
 
 const (
 	// copyInterval is the greatest age of the copy, while something changes.
@@ -24,8 +24,8 @@ const (
 )
 
 // isSecret reports whether a record is left out of copies. With the keys, who may read the bucket could make tokens and
-// go on with uploads of others; a server without them makes new ones, and what was signed with the old ones ends. Robots
-// are in the copy: of their secrets, which are random, it has hashes.
+// go on with uploads of others; a server without them makes new ones, and what was signed with the old ones ends.
+// Robots are in the copy: of their secrets, which are random, it has hashes.
 func isSecret(record string) bool {
 	return record == uploadKeyRecord || strings.HasPrefix(record, "auth/key/") || strings.HasPrefix(record, recordOf(""))
 }

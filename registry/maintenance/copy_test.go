@@ -89,7 +89,8 @@ func TestAJournalThatIsOlderThanTheCopyStopsTheCollector(t *testing.T) {
 	before := s.copies(t)
 	old := newService()
 	old.objects = s.objects // the identity is in a backup as well
-	if err := storagetest.OpenIndex(t, old.journal).SetRecord(t.Context(), "identity", nil, []byte("JOURNAL")); err != nil {
+	err = storagetest.OpenIndex(t, old.journal).SetRecord(t.Context(), "identity", nil, []byte("JOURNAL"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	old.use(t)
@@ -109,7 +110,8 @@ func TestAJournalThatIsOlderThanTheCopyStopsTheCollector(t *testing.T) {
 			!strings.Contains(text, "trow gc --all") {
 			t.Errorf("%s: %v %s", name, ok, text)
 		}
-		if _, text := job(t, data, "POST", "/admin/gc?grace=0s"); !strings.Contains(text, "the journal went back") {
+		if _, text := job(t, data, "POST", "/admin/gc?grace=0s"); !strings.Contains(text, "the journal went back") ||
+			!strings.Contains(text, "restore that one. Run trow gc --all if the journal is to be believed") {
 			t.Errorf("%s: gc: %s", name, text)
 		}
 		if m := gather(t, data); m["trow_gc_suspended"] != 1 {
@@ -150,7 +152,8 @@ func TestAJournalThatIsBelievedStaysBelieved(t *testing.T) {
 	before := s.copies(t)
 	old := newService()
 	old.objects = s.objects
-	if err := storagetest.OpenIndex(t, old.journal).SetRecord(t.Context(), "identity", nil, []byte("JOURNAL")); err != nil {
+	err = storagetest.OpenIndex(t, old.journal).SetRecord(t.Context(), "identity", nil, []byte("JOURNAL"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	old.use(t)

@@ -150,6 +150,9 @@ func (d *Data) trust(ctx context.Context) error {
 // suspicions are why work rests until an administrator lets it go on; nil: it does not rest.
 type suspicions struct{ identity, scrub atomic.Pointer[string] }
 
+// believeRemedy is what an administrator can do about a journal that went back.
+const believeRemedy = "Run trow gc --all if the journal is to be believed as it is"
+
 // collectTrusted collects if the bytes are those of the journal.
 func (d *Data) collectTrusted(ctx context.Context,
 	collect func() (storage.Collected, error)) (storage.Collected, error) {
@@ -166,7 +169,11 @@ func (d *Data) collectTrusted(ctx context.Context,
 		}
 	}
 	done, err := collect()
-	if errors.Is(err, storage.ErrSuspicious) {
+	switch {
+	case !errors.Is(err, storage.ErrSuspicious):
+	case d.loaded.Load().index.Suspicion() != nil:
+		err = fmt.Errorf("%w. %s", err, believeRemedy)
+	default:
 		err = fmt.Errorf("%w Nothing of it was deleted; if it is to be, run trow gc --all", err)
 	}
 	return done, err
@@ -216,7 +223,7 @@ func (d *Data) collectionRests() string {
 		return *why
 	}
 	if err := l.index.Suspicion(); err != nil {
-		return err.Error() + ". Run trow gc --all if the journal is to be believed as it is"
+		return err.Error() + ". " + believeRemedy
 	}
 	if err := l.collector.Suspicion(); err != nil {
 		return err.Error() + " Run trow gc --all if they are to be deleted"

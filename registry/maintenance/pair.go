@@ -95,8 +95,8 @@ func (e *Engines) ValidateEngines(to string) error {
 	case e.JournalUser != "" && e.Journal == "":
 		return fmt.Errorf("%sjournal-user: it is for a journal in etcd; set %[1]sjournal to etcd://HOST:PORT/PREFIX", to)
 	case e.BlobsCA != "" && e.Blobs == "":
-		return fmt.Errorf("%sblobs-ca-file: it is for blobs in S3; set %[1]sblobs to s3://BUCKET/PREFIX?endpoint=https://HOST",
-			to)
+		return fmt.Errorf("%sblobs-ca-file: it is for blobs in S3; set %[1]sblobs to "+
+			"s3://BUCKET/PREFIX?endpoint=https://HOST", to)
 	}
 	if e.Journal != "" {
 		if _, err := e.etcd(); err != nil {
@@ -109,8 +109,8 @@ func (e *Engines) ValidateEngines(to string) error {
 		}
 	}
 	if e.Journal != "" && e.Blobs == "" {
-		return fmt.Errorf("%sblobs: a journal in etcd is for several servers, and a data directory is of one: another server "+
-			"would not find the bytes; set %[1]sblobs to s3://BUCKET/PREFIX?endpoint=https://HOST", to)
+		return fmt.Errorf("%sblobs: a journal in etcd is for several servers, and a data directory is of one: another "+
+			"server would not find the bytes; set %[1]sblobs to s3://BUCKET/PREFIX?endpoint=https://HOST", to)
 	}
 	return nil
 }

@@ -143,7 +143,8 @@ func (p *pair) choose(ctx context.Context) error {
 	return nil
 }
 
-func (p *pair) read(ctx context.Context, name string, apply func(string, []storage.Fact) error) (storage.CopyHeader, error) {
+func (p *pair) read(ctx context.Context, name string,
+	apply func(string, []storage.Fact) error) (storage.CopyHeader, error) {
 	r, err := p.kept.OpenCopy(ctx, name)
 	if err != nil {
 		return storage.CopyHeader{}, err
@@ -256,7 +257,8 @@ func (p *pair) content(ctx context.Context, o storage.Object, most int64) ([]byt
 	return content, digest.FromBytes(content), err
 }
 
-// readLarge finds the parts of manifests among the objects that are as long as one: a part has its size in the manifest.
+// readLarge finds the parts of manifests among the objects that are as long as one: a part has its size in the
+// manifest.
 func (p *pair) readLarge(ctx context.Context, found []orphan, large []storage.Object,
 	at map[digest.Digest]storage.Object) error {
 	wanted := map[int64]bool{}
@@ -293,7 +295,8 @@ func (p *pair) readLarge(ctx context.Context, found []orphan, large []storage.Ob
 	return nil
 }
 
-// adoptPlaced is adopt where the objects have to be named. A part without bytes is linked as well, and quarantined later.
+// adoptPlaced is adopt where the objects have to be named. A part without bytes is linked as well, and quarantined
+// later.
 func (p *pair) adoptPlaced(ctx context.Context, m orphan, at map[digest.Digest]storage.Object) error {
 	for _, d := range append([]digest.Digest{m.Digest}, m.Refs...) {
 		o, ok := at[d]

@@ -16,6 +16,7 @@ import (
 
 	"trow/registry/maintenance"
 	"trow/storage"
+	"trow/storage/storagetest"
 )
 
 // pushImage pushes a manifest with its layer, of the form that parseManifest reads.
@@ -77,6 +78,10 @@ func TestAPairIsRebuilt(t *testing.T) {
 	if _, _, err := start(t, o); !errors.Is(err, maintenance.ErrIdentity) { // it leaves records in the journal
 		t.Fatal(err)
 	}
+	// So has one that saw how the journal became empty.
+	if err := storagetest.OpenIndex(t, fresh.journal).SetRecord(ctx, "journal/went-back", nil, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
 	r := rebuildOptions()
 	r.DryRun = true
 	done, err := maintenance.RebuildPair(ctx, o.Engines, r)
@@ -85,7 +90,8 @@ func TestAPairIsRebuilt(t *testing.T) {
 		t.Errorf("a dry run: %+v, %v", done, err)
 	}
 	r = rebuildOptions()
-	if done, err := maintenance.RebuildPair(ctx, o.Engines, r); !errors.Is(err, maintenance.ErrUndecided) || len(done.Found) != 1 {
+	done, err = maintenance.RebuildPair(ctx, o.Engines, r)
+	if !errors.Is(err, maintenance.ErrUndecided) || len(done.Found) != 1 {
 		t.Fatalf("undecided: %+v, %v", done, err)
 	}
 	if _, _, err := start(t, o); !errors.Is(err, maintenance.ErrIdentity) {
@@ -203,7 +209,8 @@ func TestARebuildOfAPairThatIsCutShort(t *testing.T) {
 	}
 	maintenance.CopyFacts(data) // a server that was forgotten makes another copy
 	r.Reading = nil
-	if done, err := maintenance.RebuildPair(t.Context(), o.Engines, r); err != nil || done.Copy != copies[0] || len(done.Found) != 1 {
+	done, err := maintenance.RebuildPair(t.Context(), o.Engines, r)
+	if err != nil || done.Copy != copies[0] || len(done.Found) != 1 {
 		t.Errorf("%+v, %v", done, err)
 	}
 	if _, _, err := start(t, o); err != nil {
@@ -234,7 +241,8 @@ func TestAJournalInTheDirectoryIsRebuilt(t *testing.T) {
 	}
 	r := rebuildOptions()
 	_, err = maintenance.RebuildPair(t.Context(), o.Engines, r)
-	if !errors.Is(err, storage.ErrDamaged) || !strings.Contains(err.Error(), "move journal.* and owner out of "+o.DataDir) {
+	if !errors.Is(err, storage.ErrDamaged) ||
+		!strings.Contains(err.Error(), "move journal.* and owner out of "+o.DataDir) {
 		t.Fatalf("a damaged journal: %v", err)
 	}
 	o.DataDir = t.TempDir()

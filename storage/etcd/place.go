@@ -98,8 +98,8 @@ func (j *Journal) move(cause error) error {
 	return cause
 }
 
-// movedBy returns the cause of a move that no Watch has ended with, so that its caller learns whether the data is older:
-// any request may have noticed it.
+// movedBy returns the cause of a move that no Watch has ended with, so that its caller learns whether the data is
+// older: any request may have noticed it.
 func (j *Journal) movedBy() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
