@@ -102,7 +102,8 @@ func (x *Index) suspect(w wentBack) {
 	value, _ := json.Marshal(w) // never fails
 	x.done.Go(func() {
 		x.options.Warn(w.err())
-		for {
+		// Soon at first: a process that ends before it is recorded leaves nothing that tells the next one.
+		for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 			err := x.SetRecord(x.ctx, wentBackRecord, nil, value)
 			switch {
 			case x.ctx.Err() != nil, errors.Is(err, ErrReadOnly), errors.As(err, new(*SealedError)):
@@ -111,7 +112,7 @@ func (x *Index) suspect(w wentBack) {
 				x.suspected.Store(nil)
 				return
 			}
-			pause(x.ctx, time.Second)
+			pause(x.ctx, wait)
 		}
 	})
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"trow/storage"
 	"trow/storage/bolt"
@@ -523,6 +524,7 @@ func TestEtcdIsRestored(t *testing.T) {
 			s.want(200, "GET", "/v2/team/app/manifests/after", "", "Accept", manifestType)
 			s.want(404, "GET", "/v2/team/app/manifests/lost0", "", "Accept", manifestType)
 			s.trow(2, "Run trow gc --all", "gc", "--grace=0")
+			s.await("it is recorded", func() bool { return c.holds("journal/went-back") })
 			s.stop(syscall.SIGKILL)
 			s.start()
 			s.await("the collector stops after a restart", rests)
@@ -551,6 +553,21 @@ func TestEtcdIsRestored(t *testing.T) {
 			}
 		})
 	}
+}
+
+// holds reports whether a key of etcd has a text.
+func (c *cluster) holds(text string) bool {
+	c.t.Helper()
+	all, err := c.admin.Get(c.t.Context(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, kv := range all.Kvs {
+		if bytes.Contains(kv.Key, []byte(text)) {
+			return true
+		}
+	}
+	return false
 }
 
 // snapshot is what etcdctl snapshot save writes.
