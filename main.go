@@ -138,6 +138,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	probes := &server.Probes{}
 	var keeper *trowtls.Keeper // nil without TLS
 	o.cluster.Log, o.cluster.Ready, o.cluster.Settings = log, probes.Ready, files.Problem
+	o.cluster.Engines = o.registry.Data.Hosts()
 	o.cluster.Use(func() cluster.Keeper { return keeper })
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {

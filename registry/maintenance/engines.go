@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -56,6 +58,23 @@ func (o *Options) s3() (s3.Options, error) {
 	b, err := s3.ParseURL(o.Blobs)
 	b.CAFile = cmp.Or(o.BlobsCA, b.CAFile)
 	return b, err
+}
+
+// Hosts returns the hosts of the services of journal and blobs, without ports, for which a server waits when it starts.
+func (o *Options) Hosts() (hosts []string) {
+	if e, err := o.etcd(); err == nil {
+		for _, endpoint := range e.Endpoints {
+			if host, _, err := net.SplitHostPort(endpoint); err == nil {
+				hosts = append(hosts, host)
+			}
+		}
+	}
+	if b, err := o.s3(); err == nil {
+		if u, err := url.Parse(b.Endpoint); err == nil && u.Hostname() != "" {
+			hosts = append(hosts, u.Hostname())
+		}
+	}
+	return hosts
 }
 
 // validateEngines reports the first setting of an engine that is not valid. No error quotes a credential.
