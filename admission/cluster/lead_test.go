@@ -345,7 +345,7 @@ func TestWhatTheEnginesNeedCanStart(t *testing.T) {
 		"a driver of others":              {engines: ours, objects: both[:1]},
 		"the driver, with an etcd elsewhere": {engines: []string{"trow-etcd-1.trow-etcd.db.svc"}, objects: both,
 			exempt: []string{"db"}},
-		"a webhook for members":              {engines: ours, objects: []runtime.Object{forEtcd},
+		"a webhook for members": {engines: ours, objects: []runtime.Object{forEtcd},
 			why: "exempt-namespaces: kyverno"},
 		"a webhook for members that are not": {engines: []string{"etcd.example.org"}, objects: []runtime.Object{forEtcd}},
 		"an etcd in another namespace": {engines: []string{"e-0.e.db.svc.cluster.local"},

@@ -483,7 +483,7 @@ func TestTheHostsOfTheEngines(t *testing.T) {
 		{"etcds://a.etcd.db.svc:2379,[fd00::1]:2379/trow", "s3://images/p?endpoint=https://minio.minio.svc:9000",
 			"a.etcd.db.svc fd00::1 minio.minio.svc"},
 		{"", "s3://images?endpoint=http://10.0.0.1&region=x", "10.0.0.1"},
-		{"", "s3://images?region=eu-west-1", ""}, // AWS, outside of any cluster
+		{"", "s3://images?region=eu-west-1", "s3.amazonaws.com"},
 		{"nonsense", "nonsense", ""},
 	} {
 		o := maintenance.Options{Journal: row.journal, Blobs: row.blobs}
