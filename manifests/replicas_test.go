@@ -91,6 +91,9 @@ func TestReplicas(t *testing.T) {
 	if settings["deployment"] != d.Name || all["Lease/"+d.Name] == nil {
 		t.Errorf("the replicas do not agree on who arms the webhook: %v", settings["deployment"])
 	}
+	if s, _ := all["Secret/"+kube.SettingsSecretName].(*corev1.Secret); s == nil || len(s.Data)+len(s.StringData) > 0 {
+		t.Errorf("the replicas have no place for their last good settings: %+v", s)
+	}
 	for name, secret := range map[string]string{"AWS_ACCESS_KEY_ID": "s3", "AWS_SECRET_ACCESS_KEY": "s3"} {
 		i := slices.IndexFunc(pod.Containers[0].Env, func(e corev1.EnvVar) bool { return e.Name == name })
 		if i < 0 || pod.Containers[0].Env[i].ValueFrom.SecretKeyRef.Name != secret ||
@@ -138,7 +141,7 @@ func TestTheRightsOfReplicas(t *testing.T) {
 		for _, r := range all["Role/trow"].(*rbacv1.Role).Rules {
 			may = append(may, fmt.Sprint(r.Verbs, r.Resources, r.ResourceNames))
 		}
-		want := []string{"[get update] [secrets] [trow-tls]", "[get update] [configmaps] [trow-ca]",
+		want := []string{"[get update] [secrets] [trow-tls trow-settings]", "[get update] [configmaps] [trow-ca]",
 			"[get] [deployments] [trow]", "[get update] [leases] [trow]", "[create list] [events] []"}
 		volumes := what == "own etcd" // whose drivers have to start before the registry
 		if volumes {

@@ -24,6 +24,8 @@ const (
 	// the common name of their certificate. EtcdClientSecretName is the Secret with the registry's certificate for them.
 	EtcdName             = "trow-etcd"
 	EtcdClientSecretName = "trow-etcd-client"
+	// SettingsSecretName is the Secret in which replicas keep their last good configuration files.
+	SettingsSecretName = "trow-settings"
 	// ConfigMapName is the ConfigMap with the bundle: the CA certificates that clients trust. CAKey is its key.
 	ConfigMapName = "trow-ca"
 	CAKey         = "ca.crt"
