@@ -86,6 +86,7 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	if !c.term.leads {
 		c.note(noteLeader, "this replica keeps it in order")
 	}
+	c.setFollows(false)
 	c.term = term{leads: true, renewed: now}
 	return true, nil
 }
@@ -114,9 +115,16 @@ func (c *Cluster) follower(holder string) {
 		c.mu.Unlock()
 	}
 	c.term.leads = false
+	c.setFollows(true)
 	if holder != "" {
 		c.note(noteLeader, "replica "+holder+" keeps it in order")
 	}
+}
+
+func (c *Cluster) setFollows(follows bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.follows = follows
 }
 
 // observe notes in which mode the leader has armed the webhook: whether denials take effect is up to the configuration.
