@@ -113,14 +113,17 @@ func TestReplicasAndThePodWithAVolumeAreTwoRegistries(t *testing.T) {
 	pod := one["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Labels
 	replica := several["Deployment/trow"].(*appsv1.Deployment).Spec.Template.Labels
 	all := map[string]labels.Selector{}
+	policies := func(all map[string]metav1.Object, name string) networkingv1.NetworkPolicySpec {
+		return all["NetworkPolicy/"+name].(*networkingv1.NetworkPolicy).Spec
+	}
+	budget := several["PodDisruptionBudget/trow"].(*policyv1.PodDisruptionBudget).Spec
 	for what, m := range map[string]map[string]string{
 		"Service of one":       one["Service/trow"].(*corev1.Service).Spec.Selector,
-		"NetworkPolicy of one": one["NetworkPolicy/trow"].(*networkingv1.NetworkPolicy).Spec.PodSelector.MatchLabels,
+		"NetworkPolicy of one": policies(one, "trow").PodSelector.MatchLabels,
 		"Service":              several["Service/trow"].(*corev1.Service).Spec.Selector,
-		"NetworkPolicy":        several["NetworkPolicy/trow"].(*networkingv1.NetworkPolicy).Spec.PodSelector.MatchLabels,
-		"budget":               several["PodDisruptionBudget/trow"].(*policyv1.PodDisruptionBudget).Spec.Selector.MatchLabels,
-		"way to etcd": several["NetworkPolicy/trow-etcd"].(*networkingv1.NetworkPolicy).Spec.Ingress[0].From[0].
-			PodSelector.MatchLabels,
+		"NetworkPolicy":        policies(several, "trow").PodSelector.MatchLabels,
+		"budget":               budget.Selector.MatchLabels,
+		"way to etcd":          policies(several, "trow-etcd").Ingress[0].From[0].PodSelector.MatchLabels,
 	} {
 		all[what] = labels.SelectorFromSet(m)
 	}
@@ -145,7 +148,8 @@ func TestTheRightsOfReplicas(t *testing.T) {
 			"[get] [deployments] [trow]", "[get update] [leases] [trow]", "[create list] [events] []"}
 		volumes := what == "own etcd" // whose drivers have to start before the registry
 		if volumes {
-			want = slices.Insert(want, 4, "[get] [persistentvolumeclaims] [data-trow-etcd-0 data-trow-etcd-1 data-trow-etcd-2]")
+			want = slices.Insert(want, 4,
+				"[get] [persistentvolumeclaims] [data-trow-etcd-0 data-trow-etcd-1 data-trow-etcd-2]")
 		}
 		for i := range may {
 			may[i] = strings.ReplaceAll(may[i], "][", "] [")

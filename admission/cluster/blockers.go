@@ -56,7 +56,8 @@ func (c *Cluster) gates(ctx context.Context, pod *corev1.Pod) (needs, error) {
 	}
 	pods := []map[string]string{pod.Labels}
 	if len(c.members()) > 0 { // without them this pod does not start either
-		pods = append(pods, map[string]string{"app.kubernetes.io/name": kube.Name, kube.ComponentLabel: kube.EtcdComponent})
+		pods = append(pods, map[string]string{"app.kubernetes.io/name": kube.Name,
+			kube.ComponentLabel: kube.EtcdComponent})
 	}
 	for _, g := range all {
 		if g.service != nil && g.closed() && g.judgesPods() && selects(g.namespace, namespaceLabels(c.o.Namespace, home)) &&

@@ -351,10 +351,11 @@ func TestWhatTheEnginesNeedCanStart(t *testing.T) {
 			exempt: []string{"db"}},
 		"a webhook for members": {engines: ours, objects: []runtime.Object{forEtcd},
 			why: "exempt-namespaces: kyverno"},
-		"a webhook for members that are not": {engines: []string{"etcd.example.org"}, objects: []runtime.Object{forEtcd}},
+		"a webhook for members that are not": {engines: []string{"etcd.example.org"},
+			objects: []runtime.Object{forEtcd}},
 		"an etcd in another namespace": {engines: []string{"e-0.e.db.svc.cluster.local"},
-			why: "needs e-0.e.db.svc.cluster.local in order to start, whose pods could not start while the registry is " +
-				"down; add to the setting exempt-namespaces: db"},
+			why: "needs e-0.e.db.svc.cluster.local in order to start, whose pods could not start while the registry " +
+				"is down; add to the setting exempt-namespaces: db"},
 		"an etcd in an exempt namespace": {engines: []string{"etcd.db.svc"}, exempt: []string{"db"}},
 		"an image of now, a manifest of before": {engines: ours, objects: both, forbidden: true,
 			risk: "may not list the volumes of trow-etcd,"},
@@ -363,11 +364,14 @@ func TestWhatTheEnginesNeedCanStart(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				r := newReplicas(t, "", tt.objects...)
 				if tt.forbidden {
-					r.PrependReactor("get", "persistentvolumeclaims", func(clienttesting.Action) (bool, runtime.Object, error) {
-						return true, nil, apierrors.NewForbidden(schema.GroupResource{}, "data", errors.New("no"))
-					})
+					r.PrependReactor("get", "persistentvolumeclaims",
+						func(clienttesting.Action) (bool, runtime.Object, error) {
+							return true, nil, apierrors.NewForbidden(schema.GroupResource{}, "data", errors.New("no"))
+						})
 				}
-				defer r.run(t, "trow-a", func(o *cluster.Options) { o.Engines, o.ExemptNamespaces = tt.engines, tt.exempt })()
+				defer r.run(t, "trow-a", func(o *cluster.Options) {
+					o.Engines, o.ExemptNamespaces = tt.engines, tt.exempt
+				})()
 				time.Sleep(30 * time.Second)
 				synctest.Wait()
 				state := r.all["trow-a"].State()

@@ -102,8 +102,8 @@ func TestNothingIsArmedInANamespaceThatIsDeleted(t *testing.T) {
 		})
 		w.PrependReactor("update", "validatingwebhookconfigurations",
 			func(a clienttesting.Action) (bool, runtime.Object, error) {
-				v := a.(clienttesting.UpdateAction).GetObject().(*admissionregistrationv1.ValidatingWebhookConfiguration)
-				if len(v.Webhooks) > 0 {
+				u := a.(clienttesting.UpdateAction)
+				if len(u.GetObject().(*admissionregistrationv1.ValidatingWebhookConfiguration).Webhooks) > 0 {
 					t.Error("it was filled")
 				}
 				return false, nil, nil

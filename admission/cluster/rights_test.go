@@ -74,7 +74,8 @@ func (r rights) use(a clienttesting.Action) bool {
 	}
 	for _, namespace := range []string{"*", a.GetNamespace()} {
 		for _, n := range []string{name, "*"} {
-			right := fmt.Sprintf("%s %s %s/%s %s", namespace, a.GetVerb(), a.GetResource().Group, a.GetResource().Resource, n)
+			of := a.GetResource()
+			right := fmt.Sprintf("%s %s %s/%s %s", namespace, a.GetVerb(), of.Group, of.Resource, n)
 			if _, ok := r[right]; ok {
 				r[right] = true
 				return true
@@ -91,8 +92,8 @@ func TestTheRightsAreThoseOfTheManifest(t *testing.T) {
 	for what, change := range map[string]func(*manifests.Options){
 		"one pod":             func(*manifests.Options) {},
 		"one pod, a login":    func(o *manifests.Options) { o.Login = true },
-		"replicas":            func(o *manifests.Options) { o.Replicas, o.Etcd, o.S3 = 3, "etcds://e.example.org:2379/trow", bucket },
-		"replicas and etcd":   func(o *manifests.Options) { o.Replicas, o.WithEtcd, o.S3, o.Login = 3, true, bucket, true },
+		"replicas":            func(o *manifests.Options) { o.Replicas, o.Etcd, o.S3 = 3, "etcds://e.org:2379/t", bucket },
+		"replicas and etcd":   func(o *manifests.Options) { o.WithEtcd, o.S3, o.Login = true, bucket, true },
 		"one replica and S3":  func(o *manifests.Options) { o.WithEtcd, o.S3 = true, bucket },
 		"a pod and S3":        func(o *manifests.Options) { o.S3 = bucket },
 		"another that audits": func(o *manifests.Options) { o.Webhook = "audit" },

@@ -18,7 +18,8 @@ import (
 
 // TestTheShelfIsASecret, which two replicas may fill at the same time, and is not written again with the same.
 func TestTheShelfIsASecret(t *testing.T) {
-	w := newWorld(t, cluster.Enforce, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-settings"}})
+	w := newWorld(t, cluster.Enforce,
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-settings"}})
 	updates := 0
 	conflict := false
 	w.PrependReactor("update", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {

@@ -96,8 +96,8 @@ func DefaultHost(namespace string) string { return Name + "." + namespace }
 // ServiceHost is the name of the Service in the cluster's DNS; the server certificate is valid for it.
 func ServiceHost(namespace string) string { return Name + "." + namespace + ".svc" }
 
-// NamespaceOf returns the namespace of a host that is a Service of the cluster, NAME.NAMESPACE.svc, or a pod behind one,
-// POD.NAME.NAMESPACE.svc, with or without the cluster's domain; of any other host it returns "".
+// NamespaceOf returns the namespace of a host that is a Service of the cluster, NAME.NAMESPACE.svc, or a pod behind
+// one, POD.NAME.NAMESPACE.svc, with or without the cluster's domain; of any other host it returns "".
 func NamespaceOf(host string) string {
 	labels := strings.Split(strings.ToLower(host), ".")
 	if i := slices.Index(labels, "svc"); i >= 2 {

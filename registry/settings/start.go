@@ -77,8 +77,8 @@ func (f *Files) hasStarted() bool {
 }
 
 // lastGood returns the copies that differ from the present files: those in the data directory, which this server has
-// used, and then those on the shelf. Errors: those of the shelf. A damaged copy in the directory is as good as none: the
-// error of the present files is returned.
+// used, and then those on the shelf. Errors: those of the shelf. A damaged copy in the directory is as good as none:
+// the error of the present files is returned.
 func (f *Files) lastGood(dir string) ([][]document, error) {
 	if len(f.config.paths) == 0 {
 		return nil, nil
