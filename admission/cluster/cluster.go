@@ -232,6 +232,7 @@ func (c *Cluster) reconcile(ctx context.Context) error {
 	if leads, err := c.lead(ctx); err != nil {
 		return err
 	} else if !leads {
+		c.remindOfLease(ctx)
 		return c.observe(ctx)
 	}
 	if err := c.rotate(ctx); err != nil {

@@ -51,19 +51,25 @@ type term struct {
 func (c *Cluster) replicated() bool { return c.o.Deployment != "" }
 
 // lead reports whether this process is the one that writes: always, without replicas. It takes the Lease if it is
-// free, and renews it. Errors: those of the API; the Lease does not exist.
+// free, and renews it. Without the Lease none does, which is a risk that people are told of. Errors: those of the API.
 func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	now := time.Now()
 	if !c.replicated() || c.term.leads && now.Sub(c.term.renewed) < c.o.Poll/2 {
 		return true, nil // passes may follow each other closely, and need not renew it each time
 	}
 	lease, err := c.o.Client.Leases(c.o.Namespace).Get(ctx, c.o.Deployment, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		err = errMissing
+	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+		c.follower("") // any other replica is no better off
+		c.note(noteLeader, "")
+		c.report(riskLease, fmt.Sprintf("no replica keeps the webhook in order: Lease %s/%s does not exist, or may not "+
+			"be read, and the server has no right to create it; apply the manifest again (trow manifest)",
+			c.o.Namespace, c.o.Deployment))
+		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("lease %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
 	}
+	c.report(riskLease, "")
 	holder := ptr.Deref(lease.Spec.HolderIdentity, "")
 	if holder != c.o.Pod {
 		if lease.ResourceVersion != c.term.version || c.term.since.IsZero() {
@@ -89,6 +95,16 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	c.setFollows(false)
 	c.term = term{leads: true, renewed: now}
 	return true, nil
+}
+
+// remindOfLease creates an Event if there is no Lease to hold.
+func (c *Cluster) remindOfLease(ctx context.Context) {
+	c.mu.Lock()
+	text := c.risks[riskLease]
+	c.mu.Unlock()
+	if text != "" {
+		c.remindOf(ctx, "LeaseMissing", text)
+	}
 }
 
 // claim returns a Lease as this process holds it.

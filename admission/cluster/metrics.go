@@ -11,7 +11,7 @@ var (
 	restoredTotal = prometheus.NewDesc("trow_webhook_restored_total",
 		"How often changes of other clients in the webhook configuration were put back.", nil, nil)
 	riskNow = prometheus.NewDesc("trow_webhook_risk",
-		"1 if there is this risk, else 0: contested, deadlock, namespace, provisioner, rights, unproven; "+
+		"1 if there is this risk, else 0: contested, deadlock, lease, namespace, provisioner, rights, unproven; "+
 			"of several replicas the one that leads looks for them.",
 		[]string{"risk"}, nil)
 )
