@@ -119,6 +119,12 @@ func (c *Cluster) claim(lease *coordinationv1.Lease, now time.Time) *coordinatio
 	return lease
 }
 
+func (c *Cluster) setFollows(follows bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.follows = follows
+}
+
 // follower notes that another process leads, holder if it is known. What this process has found out as the leader may
 // no longer be so.
 func (c *Cluster) follower(holder string) {
@@ -135,12 +141,6 @@ func (c *Cluster) follower(holder string) {
 	if holder != "" {
 		c.note(noteLeader, "replica "+holder+" keeps it in order")
 	}
-}
-
-func (c *Cluster) setFollows(follows bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.follows = follows
 }
 
 // observe notes in which mode the leader has armed the webhook: whether denials take effect is up to the configuration.
