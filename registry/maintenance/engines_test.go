@@ -476,3 +476,20 @@ func TestAnEmptyFileIsLockedNotTaken(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestTheHostsOfTheEngines are what the cluster must be able to start before the server.
+func TestTheHostsOfTheEngines(t *testing.T) {
+	for _, row := range []struct{ journal, blobs, want string }{
+		{"", "", ""},
+		{"etcds://a.etcd.db.svc:2379,[fd00::1]:2379/trow", "s3://images/p?endpoint=https://minio.minio.svc:9000",
+			"a.etcd.db.svc fd00::1 minio.minio.svc"},
+		{"", "s3://images?endpoint=http://10.0.0.1&region=x", "10.0.0.1"},
+		{"", "s3://images?region=eu-west-1", "s3.amazonaws.com"},
+		{"nonsense", "nonsense", ""},
+	} {
+		o := maintenance.Engines{Journal: row.journal, Blobs: row.blobs}
+		if got := strings.Join(o.Hosts(), " "); got != row.want {
+			t.Errorf("%s, %s: %q, want %q", row.journal, row.blobs, got, row.want)
+		}
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -128,6 +130,23 @@ func (e *Engines) s3() (s3.Options, error) {
 	o, err := s3.ParseURL(e.Blobs)
 	o.CAFile = cmp.Or(e.BlobsCA, o.CAFile)
 	return o, err
+}
+
+// Hosts returns the hosts of the services of journal and blobs, without ports, for which a server waits when it starts.
+func (e *Engines) Hosts() (hosts []string) {
+	if o, err := e.etcd(); err == nil {
+		for _, endpoint := range o.Endpoints {
+			if host, _, err := net.SplitHostPort(endpoint); err == nil {
+				hosts = append(hosts, host)
+			}
+		}
+	}
+	if o, err := e.s3(); err == nil {
+		if u, err := url.Parse(o.Endpoint); err == nil && u.Hostname() != "" {
+			hosts = append(hosts, u.Hostname())
+		}
+	}
+	return hosts
 }
 
 // Where says where the data is, for people. It has no credentials, because no URL has any.
