@@ -43,16 +43,22 @@ func (j deaf) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision,
 // replicas serves a registry at two processes that share a journal and a service for objects.
 func replicas(t *testing.T) (all [2]*server, silent *atomic.Bool) {
 	silent = new(atomic.Bool)
+	return replicasOver(t, func(_ int, j storage.Journal) storage.Journal { return deaf{j, silent} }), silent
+}
+
+// replicasOver is replicas, each of which sees the journal through what see returns.
+func replicasOver(t *testing.T, see func(i int, j storage.Journal) storage.Journal, options ...option) (all [2]*server) {
 	journal := memory.NewJournal()
 	journal.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 1 << 20}
 	service := memory.NewService()
 	for i := range all {
-		x := storagetest.OpenIndexWith(t, deaf{journal, silent}, storage.IndexOptions{Placed: true, Grace: time.Hour})
+		x := storagetest.OpenIndexWith(t, see(i, journal), storage.IndexOptions{Placed: true, Grace: time.Hour})
 		blobs := &memory.Objects{Service: service, Records: x}
-		all[i] = serve(t, memory.NewBlobs(), memory.NewJournal(), func(o *registry.Options) { o.Blobs, o.Index = blobs, x })
-		all[i].index = x
+		all[i] = serve(t, memory.NewBlobs(), memory.NewJournal(),
+			append(options, func(o *registry.Options) { o.Blobs, o.Index = blobs, x })...)
+		all[i].blobs, all[i].index = blobs, x
 	}
-	return all, silent
+	return all
 }
 
 // TestReplicasAreOneRegistry: what one replica has answered to a write, each other one shows to the next request.
