@@ -39,6 +39,9 @@ func SetEngines(t *testing.T, journal func() (storage.Journal, error),
 	t.Cleanup(func() { openEtcd, openS3, retryInterval = oldJournal, oldBlobs, oldRetry })
 }
 
+// Retain is one run of retention.
+func Retain(ctx context.Context, d *Data) { d.retain(ctx) }
+
 // RecordKey is recordKey.
 var RecordKey = recordKey
 

@@ -36,7 +36,7 @@ func put(t *testing.T, x *storage.Index, name, tag string, refs ...digest.Digest
 
 func apply(t *testing.T, p *retention.Policy, x *storage.Index, dry bool, report func(retention.Removal)) (n int) {
 	t.Helper()
-	err := p.Apply(t.Context(), x, dry, func(r retention.Removal) {
+	err := p.Apply(t.Context(), x, dry, nil, func(r retention.Removal) {
 		n++
 		if report != nil {
 			report(r)
