@@ -127,6 +127,10 @@ func TestASilentJournal(t *testing.T) {
 	if got := all[1].do("HEAD", "/v2/app/manifests/"+d, nil).is(200); got.header.Get("Trow-Stale") == "" {
 		t.Errorf("HEAD by digest: %v", got.header)
 	}
+	for path, status := range map[string]int{"/v2/app/manifests/none": 503, "/v2/none/tags/list": 503,
+		"/v2/app/tags/list?n=x": 400, "/v2/_catalog?n=x": 400, "/v2/app/referrers/x": 400} {
+		all[1].do("GET", path, nil).is(status) // without the headers of a success
+	}
 	w.do("PUT", "/v2/app/manifests/w", []byte(body), "Content-Type", typeOther).is(500)
 	silent.Store(false)
 	for stale := true; stale; time.Sleep(10 * time.Millisecond) { // after a silence no request waits for a second

@@ -20,7 +20,7 @@ import (
 func (a *answer) hasNothingOfASuccess() {
 	a.t.Helper()
 	for _, name := range []string{"Cache-Control", "ETag", "Docker-Content-Digest", "Accept-Ranges", "Link", "OCI-Subject",
-		"OCI-Tag", "OCI-Filters-Applied", "Last-Modified", "Warning"} {
+		"OCI-Tag", "OCI-Filters-Applied", "Last-Modified", "Warning", "Trow-Stale"} {
 		if got := a.header.Values(name); got != nil {
 			a.t.Errorf("%.200s: error %d with %s %q", a.what, a.status, name, got)
 		}
