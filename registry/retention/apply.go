@@ -74,6 +74,9 @@ func remove(ctx context.Context, x *storage.Index, repo string, allowed func(*st
 
 // removeOne removes a tag or a manifest unless it has changed since the decision.
 func removeOne(tx *storage.Tx, r Removal) (bool, error) {
+	if _, held := tx.Manifest(r.of); held {
+		return false, nil // what it belongs to has been tagged or pushed again
+	}
 	if r.Tag != "" {
 		if at, ok := tx.Tag(r.Tag); !ok || at.Digest() != r.Digest {
 			return false, nil // moved or deleted
