@@ -99,7 +99,8 @@ func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any))
 		d.hold.runs.Lock()
 		defer d.hold.runs.Unlock()
 	}
-	err := l.retention.Apply(ctx, l.index, dry, func(r retention.Removal) {
+	run := d.hold.begin()
+	err := l.retention.Apply(ctx, l.index, dry, nil, func(r retention.Removal) {
 		n++
 		if !dry {
 			d.removed(r)
@@ -107,7 +108,7 @@ func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any))
 		report(r)
 	})
 	if err == nil && !dry && l.retention.Rules() {
-		err = d.hold.removed()
+		err = run.removed()
 	}
 	return Retained{Removed: n, Rules: l.retention.Rules()}, err
 }
