@@ -147,14 +147,15 @@ func (l *lab) load(n int) {
 		peak = append(peak, resident(l.t, p.cmd, "VmHWM"))
 		p.end()
 	}
+	l.facts, l.values.load, l.bytes, l.memory, l.idle = float64(n), median(took).Seconds(), each, median(memory), idle
+	l.member = resident(l.t, l.etcd.members[0].cmd, "VmRSS")
 	what := fmt.Sprintf("%s facts: %s images of %d blobs in %s repositories", short(float64(n)),
 		short(float64(repos*imagesOfRepo)), blobsOfImage, short(float64(repos)))
 	l.line(what+", from exec to the first answer", "–", short(median(took).Seconds())+" s",
 		fmt.Sprintf("written in %s s", short(filled.Seconds())))
 	l.line("memory of a server with them, loaded / at its peak", "–",
 		short(median(memory))+" / "+short(median(peak))+" MB",
-		fmt.Sprintf("without them %s MB; a member of etcd %s MB", short(idle),
-			short(resident(l.t, l.etcd.members[0].cmd, "VmRSS"))))
+		fmt.Sprintf("without them %s MB; a member of etcd %s MB", short(idle), short(l.member)))
 	l.line("bytes of a fact in etcd, in use after a compaction", "–", short(each),
 		fmt.Sprintf("%s million facts in 8 GiB", short(float64(8<<30)/each/1e6)))
 }

@@ -14,8 +14,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestFiguresOfReplicas compares a server on its data directory with servers on etcd and S3, and writes a table to the
-// file that ENGINES_TABLE names: see .ci/figures. All figures of a row are measured in turns.
+// TestFiguresOfReplicas compares a server on its data directory with servers on etcd and S3. It writes a table to the
+// file that ENGINES_TABLE names, and what follows from it for a large cluster to FILE.paper: see .ci/figures. All
+// figures of a row are measured in turns.
 func TestFiguresOfReplicas(t *testing.T) {
 	table := os.Getenv("ENGINES_TABLE")
 	if table == "" {
@@ -41,8 +42,10 @@ func TestFiguresOfReplicas(t *testing.T) {
 	for _, n := range strings.Split(os.Getenv("ENGINES_FACTS"), ",") {
 		l.load(number(t, n))
 	}
-	if err := os.WriteFile(table, []byte(strings.Join(l.lines, "\n")+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{table: strings.Join(l.lines, "\n") + "\n", table + ".paper": l.paper()} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -99,8 +102,20 @@ func (l *lab) compare(embedded, shared *process) {
 	for i, row := range rows {
 		a, b := measured[i][0], measured[i][1]
 		times := func(s series) string { return "p50 " + ms(median(s.p50)) + ", p99 " + ms(median(s.p99)) + " ms" }
+		switch {
+		case row.scenario == "admission":
+			l.verdict = median(b.cpu)
+		case row.scenario == "manifest-get-digest":
+			l.digest = median(b.cpu)
+		case row.scenario == "blob-get-64MiB":
+			l.layer = median(b.cpu)
+		case row.unit == "tag" && row.connections == 1:
+			l.head = (median(b.p50) - median(a.p50)) / 1000
+		case row.unit == "tag" && row.connections == 64:
+			l.tag, l.waiting = median(b.cpu), 1/median(b.heads)
+		}
 		rate := func(s series) string { return short(median(s.rate)) + " per s" }
-		cpu := fmt.Sprintf("processor time of the server %s", ratio(b.cpu, a.cpu))
+		cpu := fmt.Sprintf("processor time of the server %s → %s µs", short(median(a.cpu)), short(median(b.cpu)))
 		switch row.unit {
 		case "per s":
 			l.line(row.about, rate(a), rate(b), ratio(b.rate, a.rate)+"; "+cpu)
@@ -136,6 +151,7 @@ func (l *lab) replicas(servers []*process) {
 	for _, row := range []struct{ about, scenario string }{
 		{"by digest", "manifest-get-digest"}, {"by tag", "manifest-get-tag"}} {
 		var rates, cpu, etcd [3][]float64
+		var head []float64
 		for round := range l.rounds {
 			for k := range robins {
 				i := (k + round) % 3
@@ -146,9 +162,11 @@ func (l *lab) replicas(servers []*process) {
 					return (float64(used.Microseconds()) - idleShare*float64(idle.Microseconds())) / u.requests
 				}
 				rates[i] = append(rates[i], r.OpsPerSecond)
+				head = append(head, each(u.etcd, idle.etcd)*u.requests/u.reads)
 				cpu[i], etcd[i] = append(cpu[i], each(u.servers, idle.servers)), append(etcd[i], each(u.etcd, idle.etcd))
 			}
 		}
+		l.headCPU = median(head) // of the last row
 		three := func(all [3][]float64) string {
 			return short(median(all[0])) + " / " + short(median(all[1])) + " / " + short(median(all[2]))
 		}
@@ -172,6 +190,7 @@ func (l *lab) quota(servers []*process) {
 			rates[i] = append(rates[i], r.OpsPerSecond)
 		}
 	}
+	l.images = median(rates[0])
 	l.line("push of small images to three replicas, 8 at once, without a quota / all under one quota", "–",
 		short(median(rates[0]))+" / "+short(median(rates[1]))+" per s", ratio(rates[1], rates[0]))
 }
@@ -276,13 +295,13 @@ func (l *lab) requests() {
 	var s3 counter
 	p := l.serve(l.shared("figures", s3.start(l))...)
 	last := l.usage()
-	count := func(n int) string {
+	count := func(n float64) string {
 		now := l.usage()
 		u := now.since(last)
 		last = now
-		each := func(v float64) string { return short(v / float64(n)) }
-		return fmt.Sprintf("S3: %s reads, %s writes; etcd: %s reads, %s commits", each(float64(s3.reads.Swap(0))),
-			each(float64(s3.writes.Swap(0))), each(u.reads), each(u.commits))
+		l.writes, l.commits = float64(s3.writes.Swap(0))/n, u.commits/n // of the last row
+		return fmt.Sprintf("S3: %s reads, %s writes; etcd: %s reads, %s commits", short(float64(s3.reads.Swap(0))/n),
+			short(l.writes), short(u.reads/n), short(l.commits))
 	}
 	count(1)
 	l.pull(p, "t00000")

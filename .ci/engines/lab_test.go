@@ -33,6 +33,7 @@ type lab struct {
 	rounds  int
 	phase   time.Duration
 	lines   []string // of the table
+	values
 }
 
 func newLab(t *testing.T) *lab {
