@@ -260,7 +260,7 @@ func (j *Journal) load(ctx context.Context, head, revision storage.Revision, app
 	from, end := j.keys.facts()
 	var repo string // of the last fact, which may continue in the next page
 	var base storage.Revision
-	err := j.pages(ctx, from, end, int64(revision), func(kvs []*mvccpb.KeyValue, last bool) error {
+	err := j.pages(ctx, slow, from, end, int64(revision), func(kvs []*mvccpb.KeyValue, last bool) error {
 		u := storage.Update{Revision: head, Synced: last}
 		for _, kv := range kvs {
 			name, kind, fact, ok := j.keys.parse(kv.Key)
