@@ -68,7 +68,8 @@ func newRoot() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return settings.Start(cmd.Flags(), new(options).parts(), func(f *settings.Files) error { return serve(cmd, f) })
+			return settings.Start(cmd.Flags(), new(options).parts(), shelf,
+				func(f *settings.Files) error { return serve(cmd, f) })
 		}}
 	settings.Register(start.Flags(), new(options).parts()...)
 	root.AddCommand(settings.WithConfig(start),
@@ -118,6 +119,14 @@ func registrySettings(cmd *cobra.Command) (*service.Options, error) {
 	return &o.registry, err
 }
 
+// shelf returns where replicas keep the last good configuration files; see [cluster.Shelf].
+func shelf(lookup settings.Lookup) settings.Shelf {
+	if s := cluster.OpenShelf(lookup("deployment")); s != nil {
+		return s
+	}
+	return nil // not a nil *cluster.Shelf, which would be an interface that is not nil
+}
+
 // serve opens the parts, each after those that it needs, and runs them until the command's context is done.
 func serve(cmd *cobra.Command, files *settings.Files) error {
 	defer server.TuneMemory()()
@@ -138,6 +147,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	probes := &server.Probes{}
 	var keeper *trowtls.Keeper // nil without TLS
 	o.cluster.Log, o.cluster.Ready, o.cluster.Settings = log, probes.Ready, files.Problem
+	o.cluster.Engines = o.registry.Data.Hosts()
 	o.cluster.Use(func() cluster.Keeper { return keeper })
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {

@@ -177,17 +177,21 @@ buildkit_tools() {
   PATH=$dir:$PATH
 }
 
-# go install refuses etcd as well: its modules replace each other.
+# go install refuses etcd as well: its modules replace each other. etcdutl restores backups.
 engines_tools() {
   local dir version
   debian iproute2
   version=$(cd .ci/engines/etcd && go list -m -f '{{.Version}}' go.etcd.io/etcd/server/v3)
-  ETCD=$CACHE/bin/$(go env GOVERSION)/etcd@$version/etcd
-  dir=$(dirname "$ETCD")
-  if [[ ! -x $ETCD ]]; then
-    say "building etcd $version"
+  dir=$CACHE/bin/$(go env GOVERSION)/etcd@$version
+  ETCD=$dir/etcd ETCDUTL=$dir/etcdutl
+  if [[ ! -x $ETCD || ! -x $ETCDUTL ]]; then
+    say "building etcd and etcdutl $version"
     mkdir -p "$dir"
-    (cd .ci/engines/etcd && CGO_ENABLED=0 go build -trimpath -o "$ETCD" go.etcd.io/etcd/server/v3)
+    (
+      cd .ci/engines/etcd
+      CGO_ENABLED=0 go build -trimpath -o "$ETCD" go.etcd.io/etcd/server/v3
+      CGO_ENABLED=0 go build -trimpath -o "$ETCDUTL" go.etcd.io/etcd/etcdutl/v3
+    )
   fi
 }
 big_tools() { debian skopeo curl jq; }

@@ -82,6 +82,31 @@ func (o *Shared) addFlags(f *pflag.FlagSet) {
 // Deployment reports whether the pods of the registry are those of a Deployment: nothing of theirs has to last.
 func (o *Options) Deployment() bool { return o.Etcd != "" || o.WithEtcd }
 
+// Component is the label of the pods of the registry, by which the Service and policies find them. That of replicas is
+// another one than that of the pod with a volume, which is another registry: where one manifest is applied over the
+// other, the pods of before stay, and the Service must not send every second request to them.
+func (o *Options) Component() string {
+	if o.Deployment() {
+		return "replica"
+	}
+	return "registry"
+}
+
+// Claims are the claims of the volumes of the pods that have to run: a YAML list; empty: none.
+func (o *Options) Claims() string {
+	switch {
+	case o.WithEtcd:
+		var all []string
+		for _, m := range o.Members() {
+			all = append(all, "data-"+m.Name)
+		}
+		return "[" + strings.Join(all, ", ") + "]"
+	case o.Deployment():
+		return ""
+	}
+	return "[data-" + kube.Name + "-0]"
+}
+
 // Pod is what kubectl exec takes for a pod of the registry.
 func (o *Options) Pod() string {
 	if o.Deployment() {
@@ -268,12 +293,11 @@ func (o *Options) validateS3(wrong func(flag, format string, args ...any)) {
 // mustStartFirst reports a service of the cluster in a namespace whose pods wait for this registry. The server answers
 // no review before it has read the journal once: after a power cut, both would wait for each other.
 func (o *Options) mustStartFirst(flag, host string, wrong func(flag, format string, args ...any)) {
-	labels := strings.Split(strings.ToLower(host), ".")
-	i := slices.Index(labels, "svc") // NAME.NAMESPACE.svc, or POD.NAME.NAMESPACE.svc
-	if i < 2 || o.Webhook != "enforce" {
+	n := kube.NamespaceOf(host)
+	if n == "" || o.Webhook != "enforce" {
 		return
 	}
-	if n := labels[i-1]; n != o.Namespace && n != "kube-system" && !slices.Contains(o.ExemptNamespaces, n) {
+	if n != o.Namespace && n != "kube-system" && !slices.Contains(o.ExemptNamespaces, n) {
 		wrong(flag, "%.80s is in namespace %.80s, whose pods could not start while the registry is down, and the registry "+
 			"not without them; add --exempt-namespaces %.80s", host, n, n)
 	}

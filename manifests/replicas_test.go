@@ -21,6 +21,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	kyaml "sigs.k8s.io/yaml"
 
 	"trow/manifests"
@@ -90,6 +91,9 @@ func TestReplicas(t *testing.T) {
 	if settings["deployment"] != d.Name || all["Lease/"+d.Name] == nil {
 		t.Errorf("the replicas do not agree on who arms the webhook: %v", settings["deployment"])
 	}
+	if s, _ := all["Secret/"+kube.SettingsSecretName].(*corev1.Secret); s == nil || len(s.Data)+len(s.StringData) > 0 {
+		t.Errorf("the replicas have no place for their last good settings: %+v", s)
+	}
 	for name, secret := range map[string]string{"AWS_ACCESS_KEY_ID": "s3", "AWS_SECRET_ACCESS_KEY": "s3"} {
 		i := slices.IndexFunc(pod.Containers[0].Env, func(e corev1.EnvVar) bool { return e.Name == name })
 		if i < 0 || pod.Containers[0].Env[i].ValueFrom.SecretKeyRef.Name != secret ||
@@ -102,6 +106,35 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// TestReplicasAndThePodWithAVolumeAreTwoRegistries: where one manifest is applied over the other, in either direction,
+// the Service leads to the pods of the new one alone, and so do the policies and the budget.
+func TestReplicasAndThePodWithAVolumeAreTwoRegistries(t *testing.T) {
+	one, several := objects(t, render(t, nil)), objects(t, render(t, three))
+	pod := one["StatefulSet/trow"].(*appsv1.StatefulSet).Spec.Template.Labels
+	replica := several["Deployment/trow"].(*appsv1.Deployment).Spec.Template.Labels
+	all := map[string]labels.Selector{}
+	policies := func(all map[string]metav1.Object, name string) networkingv1.NetworkPolicySpec {
+		return all["NetworkPolicy/"+name].(*networkingv1.NetworkPolicy).Spec
+	}
+	budget := several["PodDisruptionBudget/trow"].(*policyv1.PodDisruptionBudget).Spec
+	for what, m := range map[string]map[string]string{
+		"Service of one":       one["Service/trow"].(*corev1.Service).Spec.Selector,
+		"NetworkPolicy of one": policies(one, "trow").PodSelector.MatchLabels,
+		"Service":              several["Service/trow"].(*corev1.Service).Spec.Selector,
+		"NetworkPolicy":        policies(several, "trow").PodSelector.MatchLabels,
+		"budget":               budget.Selector.MatchLabels,
+		"way to etcd":          policies(several, "trow-etcd").Ingress[0].From[0].PodSelector.MatchLabels,
+	} {
+		all[what] = labels.SelectorFromSet(m)
+	}
+	for what, s := range all {
+		ofOne := strings.HasSuffix(what, " of one")
+		if s.Matches(labels.Set(pod)) != ofOne || s.Matches(labels.Set(replica)) == ofOne {
+			t.Errorf("%s: %s, with pod %v and replica %v", what, s, pod, replica)
+		}
+	}
+}
+
 // TestTheRightsOfReplicas: none on pods, whose names a Deployment makes up, and none that is not limited to a name.
 func TestTheRightsOfReplicas(t *testing.T) {
 	for what, change := range map[string]func(*manifests.Options){"own etcd": three, "another": external} {
@@ -111,18 +144,23 @@ func TestTheRightsOfReplicas(t *testing.T) {
 		for _, r := range all["Role/trow"].(*rbacv1.Role).Rules {
 			may = append(may, fmt.Sprint(r.Verbs, r.Resources, r.ResourceNames))
 		}
-		want := []string{"[get update] [secrets] [trow-tls]", "[get update] [configmaps] [trow-ca]",
+		want := []string{"[get update] [secrets] [trow-tls trow-settings]", "[get update] [configmaps] [trow-ca]",
 			"[get] [deployments] [trow]", "[get update] [leases] [trow]", "[create list] [events] []"}
+		volumes := what == "own etcd" // whose drivers have to start before the registry
+		if volumes {
+			want = slices.Insert(want, 4,
+				"[get] [persistentvolumeclaims] [data-trow-etcd-0 data-trow-etcd-1 data-trow-etcd-2]")
+		}
 		for i := range may {
 			may[i] = strings.ReplaceAll(may[i], "][", "] [")
 		}
 		if !slices.Equal(may, want) {
 			t.Errorf("%s: the server may %q", what, may)
 		}
-		for _, r := range all["ClusterRole/trow"].(*rbacv1.ClusterRole).Rules {
-			if slices.Contains(r.Resources, "persistentvolumes") {
-				t.Errorf("%s: the server may read volumes, and has none", what)
-			}
+		if slices.ContainsFunc(all["ClusterRole/trow"].(*rbacv1.ClusterRole).Rules, func(r rbacv1.PolicyRule) bool {
+			return slices.Contains(r.Resources, "persistentvolumes")
+		}) != volumes {
+			t.Errorf("%s: the server may read volumes: %v", what, !volumes)
 		}
 	}
 }

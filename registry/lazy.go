@@ -25,6 +25,19 @@ type upload struct {
 	inner storage.Upload // nil: it has no bytes
 	known *stored        // nil until sessions knows it
 	made  bool           // this request has stored it
+	brief bool           // it ends with this request, see endsHere
+}
+
+// maxBrief is how many bytes a client can be asked to send again.
+const maxBrief = 1 << 20
+
+// endsHere says that this request brings the last n bytes of the upload. If they are all of it, and few, storage keeps
+// nothing that a later request could go on with: with a shared journal, that takes one commit instead of three. If the
+// request breaks off, the session has no bytes still.
+func (s *session) endsHere(n int64) {
+	if u, ok := s.Upload.(*upload); ok {
+		u.brief = u.inner == nil && 0 < n && n <= maxBrief
+	}
 }
 
 // resume continues the call's upload at offset; -1 stands for where it ends. Errors: BLOB_UPLOAD_UNKNOWN;
@@ -68,11 +81,27 @@ func (u *upload) Write(p []byte) (int, error) {
 		return 0, nil
 	}
 	if u.inner == nil {
-		if err := u.store(); err != nil {
+		store := u.store
+		if u.brief {
+			store = u.begin
+		}
+		if err := store(); err != nil {
 			return 0, err
 		}
 	}
 	return u.inner.Write(p)
+}
+
+// begin creates an upload in storage that this request ends. Like one without a session, it needs no place.
+func (u *upload) begin() error {
+	inner, err := u.blobs.Create(u.ctx, u.repo, u.id.alg)
+	if err == nil && !u.sessions.open(u.id) { // see store
+		err = errors.Join(storage.ErrNotFound, inner.Cancel(u.ctx))
+	}
+	if err == nil {
+		u.inner = inner
+	}
+	return err
 }
 
 // store stores the upload.
@@ -183,6 +212,8 @@ func (u *upload) Cancel(ctx context.Context) (err error) {
 func (u *upload) Close(ctx context.Context) (err error) {
 	switch {
 	case u.inner == nil:
+	case u.brief:
+		err = u.inner.Cancel(ctx)
 	case u.made && u.inner.Size() == 0:
 		if err = u.inner.Cancel(ctx); errors.Is(err, storage.ErrClosed) { // another request has taken it over
 			err = nil

@@ -78,7 +78,7 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, c *call
 	if c.digest == "" {
 		p.digest, p.tag, p.tags = digest.FromBytes(body), c.ref, append(tags, c.ref)
 	}
-	if err := r.parse(p, strings.Join(req.Header["Content-Type"], ", ")); err != nil {
+	if err := r.parse(req.Context(), p, strings.Join(req.Header["Content-Type"], ", ")); err != nil {
 		return err
 	}
 	if err := r.pushAs(req, c, p); err != nil {
@@ -122,8 +122,8 @@ func (r *Registry) absentLayers(ctx context.Context, p *push) (absent []digest.D
 
 // parse parses the body of a push, and refuses what new manifests must not have. The same bytes under the media type
 // under which the repository holds them are not new: a push of them heals damaged content, whatever the rules are
-// today.
-func (r *Registry) parse(p *push, contentType string) (err error) {
+// today. Whether they are held here only predicts what admissible decides. Errors: also those of Resolve.
+func (r *Registry) parse(ctx context.Context, p *push, contentType string) (err error) {
 	p.parsed, err = parseManifest(contentType, p.body)
 	if err == nil && r.options.RefuseForeign && len(p.parsed.elsewhere) > 0 {
 		err = foreignRefused(p.parsed.elsewhere[0])
@@ -136,21 +136,14 @@ func (r *Registry) parse(p *push, contentType string) (err error) {
 		again = parsed{}
 		again.mediaType, _ = parseContentType(contentType)
 	}
-	if !r.holds(p.repo, p.digest, again.mediaType) {
+	switch held, isHeld, herr := r.lookup(ctx, p.repo, p.digest.String()); {
+	case herr != nil:
+		return herr
+	case !isHeld || held.MediaType != again.mediaType:
 		return err
 	}
-	p.parsed = again
+	p.parsed, p.refused = again, err
 	return nil
-}
-
-// holds reports whether a repository holds a manifest under a media type, damaged or not.
-func (r *Registry) holds(repo string, d digest.Digest, mediaType string) (held bool) {
-	_ = r.options.Index.View(repo, func(tx *storage.Tx) error { // the function returns no error
-		m, ok := tx.Manifest(d)
-		held = ok && m.MediaType == mediaType
-		return nil
-	})
-	return held
 }
 
 // maxTags returns how many tags ?tag= may have, beside that in the path: so many that the push is one commit.

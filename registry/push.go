@@ -24,6 +24,7 @@ type push struct {
 	conditions conditions
 	create     *creation // not nil: it may create and not move
 	growth     growth    // nil: nothing was compared
+	refused    error     // why the manifest would be refused if it were new; see Registry.parse
 	changed    bool      // set by push: the repository did not hold the manifest intact, or a tag was new or moved
 }
 
@@ -92,6 +93,10 @@ func (r *Registry) foresee(ctx context.Context, p *push) error {
 // that; and in the Update that records the manifest, because the repository changes meanwhile. Only the last decides.
 func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	held, isHeld := tx.Manifest(p.digest)
+	// Asked again, because it was asked in a View: another client, or another process, may have deleted it meanwhile.
+	if p.refused != nil && (!isHeld || held.MediaType != p.parsed.mediaType) {
+		return p.refused
+	}
 	current, exists := held, isHeld
 	if p.tag != "" {
 		current, exists = tx.Tag(p.tag)

@@ -142,7 +142,11 @@ func (r *Registry) openBlob(ctx context.Context, b blob, part span) (*blobPart, 
 		return nil, err
 	}
 	if part.start > 0 {
-		if _, err := f.Seek(part.start, io.SeekStart); err != nil {
+		_, err := f.Seek(part.start, io.SeekStart)
+		if errors.Is(err, storage.ErrNotFound) { // an engine behind a network asks for the bytes again
+			return nil, errors.Join(r.lost(ctx, b.digest, blobUnknown(b.repo, b.digest)), f.Close())
+		}
+		if err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
 	}

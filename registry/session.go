@@ -129,6 +129,7 @@ func (r *Registry) complete(ctx context.Context, c *call, last chunk, d digest.D
 		s.dropIfOver(err, s.Size() > 0)
 		return err
 	}
+	s.endsHere(last.coming)
 	if err := receive(s, last.body, last.length); err != nil {
 		s.dropIfOver(err, true) // nothing that the client could append would make this fit
 		return err

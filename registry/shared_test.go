@@ -43,16 +43,22 @@ func (j deaf) Commit(ctx context.Context, b ...storage.Batch) (storage.Revision,
 // replicas serves a registry at two processes that share a journal and a service for objects.
 func replicas(t *testing.T) (all [2]*server, silent *atomic.Bool) {
 	silent = new(atomic.Bool)
+	return replicasOver(t, func(_ int, j storage.Journal) storage.Journal { return deaf{j, silent} }), silent
+}
+
+// replicasOver is replicas, each of which sees the journal through what see returns.
+func replicasOver(t *testing.T, see func(i int, j storage.Journal) storage.Journal, options ...option) (all [2]*server) {
 	journal := memory.NewJournal()
 	journal.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 1 << 20}
 	service := memory.NewService()
 	for i := range all {
-		x := storagetest.OpenIndexWith(t, deaf{journal, silent}, storage.IndexOptions{Placed: true, Grace: time.Hour})
+		x := storagetest.OpenIndexWith(t, see(i, journal), storage.IndexOptions{Placed: true, Grace: time.Hour})
 		blobs := &memory.Objects{Service: service, Records: x}
-		all[i] = serve(t, memory.NewBlobs(), memory.NewJournal(), func(o *registry.Options) { o.Blobs, o.Index = blobs, x })
-		all[i].index = x
+		all[i] = serve(t, memory.NewBlobs(), memory.NewJournal(),
+			append(options, func(o *registry.Options) { o.Blobs, o.Index = blobs, x })...)
+		all[i].blobs, all[i].index = blobs, x
 	}
-	return all, silent
+	return all
 }
 
 // TestReplicasAreOneRegistry: what one replica has answered to a write, each other one shows to the next request.
@@ -120,6 +126,10 @@ func TestASilentJournal(t *testing.T) {
 	// Whether it is here can change.
 	if got := all[1].do("HEAD", "/v2/app/manifests/"+d, nil).is(200); got.header.Get("Trow-Stale") == "" {
 		t.Errorf("HEAD by digest: %v", got.header)
+	}
+	for path, status := range map[string]int{"/v2/app/manifests/none": 503, "/v2/none/tags/list": 503,
+		"/v2/app/tags/list?n=x": 400, "/v2/_catalog?n=x": 400, "/v2/app/referrers/x": 400} {
+		all[1].do("GET", path, nil).is(status) // without the headers of a success
 	}
 	w.do("PUT", "/v2/app/manifests/w", []byte(body), "Content-Type", typeOther).is(500)
 	silent.Store(false)

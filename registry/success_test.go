@@ -1,7 +1,9 @@
 package registry_test
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -20,7 +22,7 @@ import (
 func (a *answer) hasNothingOfASuccess() {
 	a.t.Helper()
 	for _, name := range []string{"Cache-Control", "ETag", "Docker-Content-Digest", "Accept-Ranges", "Link", "OCI-Subject",
-		"OCI-Tag", "OCI-Filters-Applied", "Last-Modified", "Warning"} {
+		"OCI-Tag", "OCI-Filters-Applied", "Last-Modified", "Warning", "Trow-Stale"} {
 		if got := a.header.Values(name); got != nil {
 			a.t.Errorf("%.200s: error %d with %s %q", a.what, a.status, name, got)
 		}
@@ -103,6 +105,14 @@ func TestErrorsHaveNoHeadersOfASuccess(t *testing.T) {
 		want(status, "POST", b+"uploads/", "")
 		want(status, "PUT", m+"new", `{"mediaType":"`+typeOther+`"}`)
 	}
+	// A part that cannot be sought to, as behind a network.
+	blobs.err = nil
+	big2 := w.pushBlob("a", random(t, 1<<20))
+	seeks := &failing{Blobs: unseekable{disk, storage.ErrUnavailable}}
+	w = serve(t, seeks, journal, immutable)
+	want(503, "GET", b+big2.String(), "", "Range", "bytes=9-")
+	seeks.Blobs = unseekable{disk, storage.ErrNotFound}
+	want(404, "GET", b+big2.String(), "", "Range", "bytes=9-")
 	w = serve(t, disk, journal, func(o *registry.Options) { o.Auth = strict{open{}} })
 	want(401, "GET", m+"v", "")
 	want(401, "GET", b+small.String(), "", "If-None-Match", `"`+small.String()+`"`)
@@ -114,3 +124,21 @@ func TestErrorsHaveNoHeadersOfASuccess(t *testing.T) {
 		}
 	}
 }
+
+// unseekable are blobs in which every Seek fails.
+type unseekable struct {
+	storage.Blobs
+	err error
+}
+
+func (b unseekable) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
+	f, err := b.Blobs.Open(ctx, d)
+	return unseekableFile{f, b.err}, err
+}
+
+type unseekableFile struct {
+	io.ReadSeekCloser
+	err error
+}
+
+func (f unseekableFile) Seek(int64, int) (int64, error) { return 0, f.err }

@@ -2,6 +2,8 @@ package registry_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/limit"
+	"trow/storage"
 )
 
 func (w *server) begin(repo string) string {
@@ -260,4 +263,34 @@ func TestAPrefixIsPartOfLocationsAndLinks(t *testing.T) {
 	w.do("PUT", "/v2/b/manifests/v", []byte("{}"), "Content-Type", typeOther).is(201)
 	starts(w.do("GET", "/v2/a/tags/list?n=1", nil).is(200), "Link", "</some/path/v2/a/tags/list?")
 	starts(w.do("GET", "/v2/_catalog?n=1", nil).is(200), "Link", "</some/path/v2/_catalog?")
+}
+
+// nameless is Blobs in which no upload stays for later requests.
+type nameless struct{ storage.Blobs }
+
+func (nameless) CreateAs(context.Context, string, string, digest.Algorithm) (storage.Upload, error) {
+	return nil, errors.New("CreateAs was called")
+}
+
+// TestASmallBlobInOneRequestLeavesNoUpload: storage need not know a session of which one PUT brings all bytes. If that
+// breaks off, the client starts the session anew, as its status says.
+func TestASmallBlobInOneRequestLeavesNoUpload(t *testing.T) {
+	memory, journal := inMemory()
+	uploads := &endings{Blobs: nameless{memory}}
+	w := serve(t, uploads, journal)
+	content := random(t, 64<<10)
+	d := digest.FromBytes(content).String()
+	l := w.begin("a")
+	w.breakOff("PUT", l+"?digest="+d, content)
+	if got := w.do("GET", l, nil).is(204).header.Get("Range"); got != "0-0" {
+		t.Errorf("after half of a PUT, Range is %q", got)
+	}
+	uploads.want(t)
+	w.do("PUT", l+"?digest="+d, content).is(201)
+	w.do("GET", "/v2/a/blobs/"+d, nil).is(200)
+	w.do("PUT", l+"?digest="+d, content).is(404) // the session has ended
+	w.do("PUT", w.begin("a")+"?digest="+d, content[1:]).is(400)
+	uploads.want(t)
+	// Of more, what arrives is kept.
+	w.do("PUT", w.begin("a")+"?digest="+d, make([]byte, 2<<20)).is(500)
 }

@@ -122,13 +122,13 @@ const silence = time.Second
 func (x *Index) age() time.Duration { return max(time.Since(x.Confirmed()), 1) }
 
 // refresh is confirm for a list, which is better old than missing: with a shared journal it waits for CatchUpTime only.
-func (x *Index) refresh(ctx context.Context) error {
+// It reports how old the Index may be.
+func (x *Index) refresh(ctx context.Context) (age time.Duration, err error) {
 	if !x.shared {
 		_, err := x.confirm(ctx)
-		return err
+		return 0, err
 	}
-	_, err := x.CatchUp(ctx, CatchUpTime)
-	return err
+	return x.CatchUp(ctx, CatchUpTime)
 }
 
 // CatchUpTime is how long a read of what can change waits for a shared journal.

@@ -85,6 +85,9 @@ func (c *Collector) run(ctx context.Context, grace time.Duration, r *collection)
 	defer c.mu.Unlock()
 	dry := r.dry
 	r.Collector, r.done, r.lastReport, r.unlinked, r.id = c, &done, time.Now(), map[key]int32{}, rand.Text()
+	if err := r.rest(ctx); err != nil {
+		return done, fmt.Errorf("collect: %w", err)
+	}
 	since := time.Now().Add(-grace)
 	if grace == 0 {
 		// Moments are whole seconds, and what is not surely older than since is kept. Without a grace nothing is.
@@ -112,7 +115,20 @@ func (c *Collector) run(ctx context.Context, grace time.Duration, r *collection)
 		err = errors.Join(r.sweepWaiting(ctx), c.Index.healAbsent(ctx), c.endRevisions(ctx),
 			c.Index.forgetReplicas(ctx, c.Grace))
 	}
+	if r.all && err == nil {
+		err = c.Index.Trust(ctx) // last: a run that was cut short has not done what was asked for
+	}
 	return done, errors.Join(err, clocks)
+}
+
+// rest ends a run on a journal that is not what it was before, unless it is for all. Error: ErrSuspicious.
+func (r *collection) rest(ctx context.Context) error {
+	why := r.Index.Suspicion()
+	if why == nil || r.dry || r.all {
+		return nil
+	}
+	// Pushes of what is marked wait, and it may have been pushed again since the mark.
+	return errors.Join(why, r.pardon(ctx))
 }
 
 // Finish deletes what an earlier run that was cut short has condemned; pushes of it wait. Call it at the start.
@@ -122,6 +138,9 @@ func (c *Collector) Finish(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.Index.Suspicion() != nil { // Run reports it
+		return c.pardon(ctx)
+	}
 	r := collection{Collector: c, done: &Collected{}, id: rand.Text()}
 	return r.finish(ctx)
 }
@@ -131,6 +150,11 @@ func (c *Collector) Finish(ctx context.Context) error {
 func (c *Collector) Pardon(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.pardon(ctx)
+}
+
+// pardon is Pardon with the lock held.
+func (c *Collector) pardon(ctx context.Context) error {
 	return InSteps(c.Index.condemned(), func(keys []key) error {
 		return c.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 			for _, k := range keys {

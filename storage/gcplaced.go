@@ -37,6 +37,9 @@ func (r *collection) sweepPlaced(ctx context.Context, blobs Placed) error {
 // condemnPlaced marks contents in the Journal, so that no fact can start to name them, and deletes them.
 func (r *collection) condemnPlaced(ctx context.Context, blobs Placed, keys []key) error {
 	for step := range slices.Chunk(keys, r.Index.step(sweepStep, 2, 3)) {
+		if err := r.Index.Suspicion(); err != nil && !r.all { // since the run began
+			return err
+		}
 		marks := map[key][]byte{}
 		err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 			for _, k := range step {
@@ -163,6 +166,9 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 		return err
 	}
 	for step := range slices.Chunk(free, sweepStep) {
+		if err := r.Index.Suspicion(); err != nil && !r.all { // since the run began
+			return err
+		}
 		places := make([]string, len(step))
 		for i, object := range step {
 			places[i] = object.Place

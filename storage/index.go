@@ -23,7 +23,8 @@ type Index struct {
 	made    made
 	// confirmed is when the state was last known to be no older than the journal, in Unix nanoseconds.
 	confirmed atomic.Int64
-	silent    atomic.Int64 // until when CatchUp does not wait, in Unix nanoseconds
+	silent    atomic.Int64             // until when CatchUp does not wait, in Unix nanoseconds
+	suspected atomic.Pointer[wentBack] // of the journal, until a record says so; see Suspicion
 	leases    *leases
 	queue     chan *change
 	ctx       context.Context // ends with Close
@@ -133,6 +134,7 @@ func (x *Index) follow() {
 		if first || x.ctx.Err() != nil { // OpenIndex reports the error of the first load
 			return
 		}
+		x.Doubt(err)
 		if errors.Is(err, ErrDamaged) { // it stays so: reads go on with what is in memory, and writes fail
 			x.options.Warn(fmt.Errorf("following the journal: %w", err))
 			return
@@ -187,6 +189,9 @@ func (x *Index) loader() func(Update) error {
 		}
 		if u.Synced {
 			x.mu.Lock()
+			if seen := x.state.revision; next.revision < seen { // what was shown is not in the journal any more
+				x.suspect(wentBack{Seen: seen, Head: next.revision})
+			}
 			x.state, x.broken = next, nil
 			x.caughtUp()
 			x.quotas.recount(next)

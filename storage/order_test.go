@@ -104,6 +104,42 @@ func TestTheOrderOfTagsIsThatOfTheJournal(t *testing.T) {
 	}
 }
 
+// TestTheOrderOfTagsOfSeveralProcesses is that of the journal, whichever process sets a tag, whatever its clock says, and
+// if it has not seen the last one yet.
+func TestTheOrderOfTagsOfSeveralProcesses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := sharedJournal()
+		far := delayed{j, make(chan struct{})}
+		all := []*storage.Index{storagetest.OpenIndex(t, j), storagetest.OpenIndex(t, far)}
+		d := digest.FromString("a")
+		storagetest.Update(t, all[0], "a", setTags(d, "a"))
+		// The clock of the first one is an hour ahead of that of the second one.
+		ahead := time.Now().Add(time.Hour).UnixNano()
+		facts := []storage.Fact{{Kind: storage.KindTag, Name: "z", Value: storage.TagValue(d, ahead/1e9, ahead)}}
+		if _, err := j.Commit(t.Context(), storage.Batch{Repo: "a", Base: 1, Facts: facts}); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			time.Sleep(time.Second)
+			close(far.pass) // until then the second one knows none of these
+		}()
+		want := []string{"a", "z"}
+		for i := range 12 {
+			name := fmt.Sprint(string(rune('y'-i)), i)
+			storagetest.Update(t, all[(i+1)%2], "a", setTags(d, name))
+			want = append(want, name)
+		}
+		for i, x := range all {
+			if _, err := x.CatchUp(t.Context(), time.Second); err != nil {
+				t.Fatal(err)
+			}
+			if got := order(t, x, "a"); got != strings.Join(want, "|") {
+				t.Errorf("process %d: the order is %s, want %v", i, got, want)
+			}
+		}
+	})
+}
+
 // TestTheOrderOfTagsWithOlderData: tags of earlier versions have only whole seconds.
 func TestTheOrderOfTagsWithOlderData(t *testing.T) {
 	j := memory.NewJournal()

@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -105,13 +106,18 @@ func (x *Index) blob(repo, d string) (int64, bool) {
 // Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in ASCII
 // order. found reports whether the repo exists. Errors: as Resolve.
 func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error) {
-	if err := x.refresh(ctx); err != nil { // a list says what does not exist, too
+	age, err := x.refresh(ctx) // a list says what does not exist, too
+	if err != nil {
 		return nil, false, err
 	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	r := x.state.repos[repo]
-	if r == nil {
+	switch {
+	case r == nil && age > 0: // another process may have made it
+		return nil, false, fmt.Errorf("index: repository %q is not known, and the journal does not answer: %w", repo,
+			ErrUnavailable)
+	case r == nil:
 		return []string{}, false, nil
 	}
 	return r.order.after(after, n), true, nil
@@ -119,7 +125,7 @@ func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []str
 
 // Repos lists the repos that have a manifest, as Tags lists tags.
 func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error) {
-	if err := x.refresh(ctx); err != nil {
+	if _, err := x.refresh(ctx); err != nil {
 		return nil, err
 	}
 	x.mu.RLock()
@@ -130,7 +136,7 @@ func (x *Index) Repos(ctx context.Context, after string, n int) ([]string, error
 // Referrers lists the manifests of the repo whose subject is d, in order of their digests in binary form, after the
 // given one, which need not exist: at most n, or all if n is negative. Errors: as Resolve.
 func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Digest, n int) ([]Descriptor, error) {
-	if err := x.refresh(ctx); err != nil {
+	if _, err := x.refresh(ctx); err != nil {
 		return nil, err
 	}
 	x.mu.RLock()

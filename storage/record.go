@@ -87,6 +87,20 @@ func memOfRecord(name string, value []byte) int64 {
 	return 90 + memText(len(name)) + memText(len(value))
 }
 
+// Record returns the value of a record, nil if it does not exist, and makes the change depend on it: the change is
+// committed only while the record is so.
+func (tx *Tx) Record(name string) []byte {
+	value, changed := tx.storeFact(kindRecord, name)
+	if changed {
+		return value
+	}
+	value = tx.x.record(name)
+	if tx.x.shared {
+		tx.require(storeRepo, kindRecord, name, value)
+	}
+	return value
+}
+
 // record returns a record as the change sees it.
 func (tx *Tx) record(name string) []byte {
 	if v, ok := tx.storeFact(kindRecord, name); ok {

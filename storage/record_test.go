@@ -1,8 +1,10 @@
 package storage_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -159,4 +161,37 @@ func TestARecordThatAnotherProcessHasSet(t *testing.T) {
 			t.Errorf("a miss that cannot be confirmed: %v", err)
 		}
 	})
+}
+
+// TestAChangeThatReadsARecordDependsOnIt: it is not committed beside another process's change of the record, but runs
+// again and sees that.
+func TestAChangeThatReadsARecordDependsOnIt(t *testing.T) {
+	for name, old := range map[string][]byte{"one that exists": []byte("old"), "one that does not": nil} {
+		t.Run(name, func(t *testing.T) {
+			inner := sharedJournal()
+			other := storagetest.OpenIndex(t, inner)
+			if err := other.SetRecord(t.Context(), "x", nil, old); err != nil {
+				t.Fatal(err)
+			}
+			first := true
+			x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+				if first {
+					first = false
+					if err := other.SetRecord(ctx, "x", old, []byte("new")); err != nil {
+						t.Error(err)
+					}
+				}
+				return inner.Commit(ctx, b...)
+			}})
+			var seen []string
+			storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+				seen = append(seen, string(tx.Record("x")))
+				return put(1, "v")(tx)
+			})
+			if want := []string{string(old), "new"}; !slices.Equal(seen, want) {
+				t.Errorf("it has seen %q, want %q", seen, want)
+			}
+			wantTags(t, x, "r", "v")
+		})
+	}
 }

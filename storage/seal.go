@@ -200,7 +200,8 @@ func Portable(repo string, f Fact) bool {
 		return false
 	case kindRecord:
 		switch f.Name {
-		case migratingRecord, sealRecord, originRecord, IdentityRecord, generationRecord:
+		case migratingRecord, sealRecord, originRecord, IdentityRecord, generationRecord, wentBackRecord,
+			rebuildRecord:
 			return false
 		}
 		return !strings.HasPrefix(f.Name, uploadRecord) && !strings.HasPrefix(f.Name, quotaRecord)

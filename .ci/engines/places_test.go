@@ -38,6 +38,31 @@ func fill(t testing.TB, j storage.Journal, n, size int) {
 	}
 }
 
+// TestALargeStateIsLoadedHoweverSlow: a page of it takes longer than other requests may.
+func TestALargeStateIsLoadedHoweverSlow(t *testing.T) {
+	t.Parallel()
+	const n = 100_000
+	c := startEtcd(t, 1)
+	prefix := newPrefix()
+	fill(t, c.open(t, prefix), n, 48)
+	j := openWith(t, etcd.Options{Endpoints: c.endpoints(), Prefix: prefix, RequestTimeout: 25 * time.Millisecond})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	loaded := 0
+	err := j.Watch(ctx, func(u storage.Update) error {
+		for _, b := range u.Batches {
+			loaded += len(b.Facts)
+		}
+		if u.Synced {
+			cancel()
+		}
+		return nil
+	})
+	if loaded != n {
+		t.Errorf("%d facts were loaded, want %d: %v", loaded, n, err)
+	}
+}
+
 // TestNoSpace fills etcd's quota: reading goes on, the error says what to do, and after that it goes on by itself.
 func TestNoSpace(t *testing.T) {
 	t.Parallel()

@@ -32,15 +32,19 @@ type gateway struct {
 	cmd           *exec.Cmd
 }
 
-// startGateway starts versitygw, which must be in PATH: .ci/engines.bash builds it.
+// Not by T.Setenv: tests that have a gateway may run in parallel.
+func init() {
+	os.Setenv("AWS_ACCESS_KEY_ID", "trow-test")
+	os.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
+}
+
+// startGateway starts versitygw, which must be in PATH: s3_tools of .ci/lib.bash builds it.
 func startGateway(t testing.TB, more ...string) *gateway {
 	t.Helper()
 	path, err := exec.LookPath("versitygw")
 	if err != nil {
 		t.Fatal("versitygw is not in PATH: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0")
 	}
-	t.Setenv("AWS_ACCESS_KEY_ID", "trow-test")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
 	address := freeAddr(t)
 	g := &gateway{endpoint: "http://" + address, dir: t.TempDir()}
 	if err := os.Mkdir(filepath.Join(g.dir, "bucket"), 0o700); err != nil {

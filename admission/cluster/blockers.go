@@ -54,9 +54,14 @@ func (c *Cluster) gates(ctx context.Context, pod *corev1.Pod) (needs, error) {
 	} else if !apierrors.IsForbidden(err) && !apierrors.IsNotFound(err) {
 		return nil, err
 	}
+	pods := []map[string]string{pod.Labels}
+	if len(c.members()) > 0 { // without them this pod does not start either
+		pods = append(pods, map[string]string{"app.kubernetes.io/name": kube.Name,
+			kube.ComponentLabel: kube.EtcdComponent})
+	}
 	for _, g := range all {
 		if g.service != nil && g.closed() && g.judgesPods() && selects(g.namespace, namespaceLabels(c.o.Namespace, home)) &&
-			selects(g.object, pod.Labels) {
+			slices.ContainsFunc(pods, func(labels map[string]string) bool { return selects(g.object, labels) }) {
 			found[g.service.Namespace] = fmt.Sprintf("%s (Service %s/%s)", g.name, g.service.Namespace, g.service.Name)
 		}
 	}

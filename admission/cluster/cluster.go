@@ -110,6 +110,7 @@ type Cluster struct {
 	secret    secretValue       // of the probe under way
 	risks     map[string]string // what may be wrong, by kind
 	notes     map[string]string // what people should know, by kind
+	follows   bool              // at the last look, another replica led
 
 	leaving atomic.Bool // the namespace is being deleted, so the configuration stays empty
 
@@ -231,6 +232,7 @@ func (c *Cluster) reconcile(ctx context.Context) error {
 	if leads, err := c.lead(ctx); err != nil {
 		return err
 	} else if !leads {
+		c.remindOfLease(ctx)
 		return c.observe(ctx)
 	}
 	if err := c.rotate(ctx); err != nil {

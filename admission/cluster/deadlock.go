@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"trow/manifests/kube"
 )
 
 const (
@@ -60,7 +62,29 @@ func (c *Cluster) search(ctx context.Context) (string, error) {
 		return "", err
 	}
 	c.reportRights()
-	return c.complain(nodes, gates), nil
+	return c.complain(nodes, gates, c.engines()), nil
+}
+
+// engines returns the services of the cluster without which this process does not start: those of journal and blobs.
+func (c *Cluster) engines() needs {
+	found := needs{}
+	for _, host := range c.o.Engines {
+		if namespace := kube.NamespaceOf(host); namespace != "" {
+			found[namespace] = fmt.Sprintf("%.100s", host)
+		}
+	}
+	return found
+}
+
+// members returns the pods of the manifest's etcd whose journal this process uses.
+func (c *Cluster) members() (pods []string) {
+	for _, host := range c.o.Engines {
+		pod, service, _ := strings.Cut(strings.ToLower(host), ".")
+		if strings.HasPrefix(service, kube.EtcdName+".") && kube.NamespaceOf(host) == c.o.Namespace {
+			pods = append(pods, pod)
+		}
+	}
+	return pods
 }
 
 // pod returns the pod of this process, or nil if the process does not run in one. Of several replicas it is what their
@@ -120,7 +144,7 @@ func (c *Cluster) neededDaemonSets(ctx context.Context, pod *corev1.Pod) (needs,
 }
 
 // complain names the namespaces that should be exempt and are not, and why.
-func (c *Cluster) complain(nodes, gates needs) string {
+func (c *Cluster) complain(nodes, gates, engines needs) string {
 	exempt := c.exempt()
 	var missing, clauses []string
 	for _, kind := range []struct {
@@ -129,6 +153,7 @@ func (c *Cluster) complain(nodes, gates needs) string {
 	}{
 		{nodes, "nodes or the registry's volume need %s, whose pods could not start while the registry is down"},
 		{gates, "the registry's own pod must be approved by %s, whose pods could not start while the registry is down"},
+		{engines, "the registry needs %s in order to start, whose pods could not start while the registry is down"},
 	} {
 		var because []string
 		for namespace, what := range kind.needed {
@@ -149,22 +174,34 @@ func (c *Cluster) complain(nodes, gates needs) string {
 		strings.Join(slices.Compact(missing), ", "))
 }
 
-// drivers returns the CSI drivers of the volumes of this pod.
+// drivers returns the CSI drivers of the volumes of this pod, and of those of the manifest's etcd.
 func (c *Cluster) drivers(ctx context.Context, pod *corev1.Pod) ([]string, error) {
 	if pod == nil {
 		return nil, nil
 	}
 	var drivers []string
+	add := func(claim string) error {
+		driver, err := c.driver(ctx, claim)
+		if driver != "" && !slices.Contains(drivers, driver) {
+			drivers = append(drivers, driver)
+		}
+		return err
+	}
 	for _, v := range pod.Spec.Volumes {
 		if v.PersistentVolumeClaim == nil {
 			continue
 		}
-		driver, err := c.driver(ctx, v.PersistentVolumeClaim.ClaimName)
-		if err != nil {
+		if err := add(v.PersistentVolumeClaim.ClaimName); err != nil {
 			return nil, err
 		}
-		if driver != "" && !slices.Contains(drivers, driver) {
-			drivers = append(drivers, driver)
+	}
+	for _, member := range c.members() {
+		err := add("data-" + member)
+		if apierrors.IsForbidden(err) {
+			return drivers, c.without(err, "the volumes of "+kube.EtcdName)
+		}
+		if err != nil && !apierrors.IsNotFound(err) { // a member that was never started
+			return nil, err
 		}
 	}
 	return drivers, nil

@@ -51,19 +51,25 @@ type term struct {
 func (c *Cluster) replicated() bool { return c.o.Deployment != "" }
 
 // lead reports whether this process is the one that writes: always, without replicas. It takes the Lease if it is
-// free, and renews it. Errors: those of the API; the Lease does not exist.
+// free, and renews it. Without the Lease none does, which is a risk that people are told of. Errors: those of the API.
 func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	now := time.Now()
 	if !c.replicated() || c.term.leads && now.Sub(c.term.renewed) < c.o.Poll/2 {
 		return true, nil // passes may follow each other closely, and need not renew it each time
 	}
 	lease, err := c.o.Client.Leases(c.o.Namespace).Get(ctx, c.o.Deployment, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		err = errMissing
+	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+		c.follower("") // any other replica is no better off
+		c.note(noteLeader, "")
+		c.report(riskLease, fmt.Sprintf("no replica keeps the webhook in order: Lease %s/%s does not exist, or may not "+
+			"be read, and the server has no right to create it; apply the manifest again (trow manifest)",
+			c.o.Namespace, c.o.Deployment))
+		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("lease %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
 	}
+	c.report(riskLease, "")
 	holder := ptr.Deref(lease.Spec.HolderIdentity, "")
 	if holder != c.o.Pod {
 		if lease.ResourceVersion != c.term.version || c.term.since.IsZero() {
@@ -86,8 +92,19 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	if !c.term.leads {
 		c.note(noteLeader, "this replica keeps it in order")
 	}
+	c.setFollows(false)
 	c.term = term{leads: true, renewed: now}
 	return true, nil
+}
+
+// remindOfLease creates an Event if there is no Lease to hold.
+func (c *Cluster) remindOfLease(ctx context.Context) {
+	c.mu.Lock()
+	text := c.risks[riskLease]
+	c.mu.Unlock()
+	if text != "" {
+		c.remindOf(ctx, "LeaseMissing", text)
+	}
 }
 
 // claim returns a Lease as this process holds it.
@@ -102,6 +119,12 @@ func (c *Cluster) claim(lease *coordinationv1.Lease, now time.Time) *coordinatio
 	return lease
 }
 
+func (c *Cluster) setFollows(follows bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.follows = follows
+}
+
 // follower notes that another process leads, holder if it is known. What this process has found out as the leader may
 // no longer be so.
 func (c *Cluster) follower(holder string) {
@@ -114,6 +137,7 @@ func (c *Cluster) follower(holder string) {
 		c.mu.Unlock()
 	}
 	c.term.leads = false
+	c.setFollows(true)
 	if holder != "" {
 		c.note(noteLeader, "replica "+holder+" keeps it in order")
 	}

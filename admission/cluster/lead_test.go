@@ -124,6 +124,10 @@ func TestOneOfTheReplicasKeepsTheWebhookInOrder(t *testing.T) {
 			if pod == leader {
 				line = "this replica keeps it in order"
 			}
+			if got := allMetrics(t, c); strings.Contains(got, "trow_webhook_proven") != (pod == leader) ||
+				!strings.Contains(got, "trow_webhook_enforcing 1") {
+				t.Errorf("%s: %s", pod, got)
+			}
 			if ok, text := c.Check(); !ok || !c.Denies() || !strings.Contains(text, line) {
 				t.Errorf("%s: %v %q", pod, ok, text)
 			}

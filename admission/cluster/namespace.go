@@ -82,10 +82,15 @@ func (c *Cluster) empty(ctx context.Context) error {
 func (c *Cluster) farewell(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, farewellTimeout)
 	defer cancel()
-	n, err := c.o.Client.Namespaces.Get(ctx, c.o.Namespace, metav1.GetOptions{})
-	if c.leaving.Load() || err == nil && n.DeletionTimestamp != nil {
+	if c.leaving.Load() || c.ending(ctx) {
 		c.leave(ctx)
 	}
+}
+
+// ending reports whether the namespace is being deleted, as far as the server may see that.
+func (c *Cluster) ending(ctx context.Context) bool {
+	n, err := c.o.Client.Namespaces.Get(ctx, c.o.Namespace, metav1.GetOptions{})
+	return err == nil && n.DeletionTimestamp != nil
 }
 
 // named selects the object of this name: the right to watch can then be limited to it.

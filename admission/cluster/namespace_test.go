@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +18,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"trow/admission/cluster"
+	"trow/manifests/kube"
 )
 
 func home() *corev1.Namespace {
@@ -88,6 +90,75 @@ func TestTheEndOfTheNamespaceDisarms(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNothingIsArmedInANamespaceThatIsDeleted, as by a container that restarts meanwhile, although the watch has not
+// said so.
+func TestNothingIsArmedInANamespaceThatIsDeleted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, cluster.Enforce, home())
+		w.PrependWatchReactor("namespaces", func(clienttesting.Action) (bool, watch.Interface, error) {
+			return true, nil, errors.New("no watch")
+		})
+		w.PrependReactor("update", "validatingwebhookconfigurations",
+			func(a clienttesting.Action) (bool, runtime.Object, error) {
+				u := a.(clienttesting.UpdateAction)
+				if len(u.GetObject().(*admissionregistrationv1.ValidatingWebhookConfiguration).Webhooks) > 0 {
+					t.Error("it was filled")
+				}
+				return false, nil, nil
+			})
+		w.terminate(t)
+		w.start(t)
+		time.Sleep(time.Minute)
+		if got := w.logged(t); got != "disarmed" || w.armed(t) {
+			t.Errorf("%q, armed %v", got, w.armed(t))
+		}
+	})
+}
+
+// TestTheEndOfTheNamespaceOfReplicas: one of them sees it first, and the one that keeps the webhook in order, which
+// cannot watch the namespace just now, does not put back what the other one has emptied.
+func TestTheEndOfTheNamespaceOfReplicas(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newReplicas(t, "", home())
+		defer r.run(t, "trow-a", func(o *cluster.Options) {
+			client := *o.Client
+			client.Namespaces = unwatched{client.Namespaces}
+			o.Client = &client
+		})()
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if r.holder(t) != "trow-a" || !r.armed(t) {
+			t.Fatalf("%s leads, armed %v", r.holder(t), r.armed(t))
+		}
+		defer r.run(t, "trow-b", nil)()
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		r.set(func() { r.writes = nil })
+		r.terminate(t)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		r.set(func() {
+			if strings.Join(r.writes, ", ") != "none" {
+				t.Errorf("the writes are %q", r.writes)
+			}
+		})
+		for pod, c := range r.all {
+			if s := c.State(); r.armed(t) || s.Mode != cluster.Off || !strings.Contains(s.Why, "is being deleted") {
+				t.Errorf("%s: armed %v, %+v", pod, r.armed(t), s)
+			}
+		}
+	})
+}
+
+// unwatched is a client of namespaces whose watches fail.
+type unwatched struct {
+	kube.Resource[*corev1.Namespace]
+}
+
+func (unwatched) Watch(context.Context, metav1.ListOptions) (watch.Interface, error) {
+	return nil, errors.New("no watch")
 }
 
 // TestTheEndOfTheProcess does not disarm, unless the namespace is being deleted, which the watch may have missed.

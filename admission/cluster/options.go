@@ -45,6 +45,9 @@ type Options struct {
 	Refresh func(ctx context.Context) error
 	Key     func(purpose string) ([]byte, error)
 
+	// Engines are the hosts of the services of journal and blobs, which this process waits for when it starts.
+	Engines []string
+
 	// Settings returns why the configuration files are not in use, nil if they are. Optional.
 	Settings func() error
 

@@ -16,10 +16,11 @@ const (
 	riskContested   = "contested"   // another client undoes what this process writes
 	riskProvisioner = "provisioner" // what makes nodes may need a verdict in order to start
 	riskRights      = "rights"      // the server may not look for what could lock the cluster
+	riskLease       = "lease"       // no replica may keep the webhook in order
 	riskNamespace   = "namespace"   // the server may not see that its namespace is being deleted
 )
 
-var risks = []string{riskContested, riskDeadlock, riskNamespace, riskProvisioner, riskRights, riskUnproven}
+var risks = []string{riskContested, riskDeadlock, riskLease, riskNamespace, riskProvisioner, riskRights, riskUnproven}
 
 // Kinds of notes: what people should know, and need not change.
 const (
@@ -61,11 +62,14 @@ func (c *Cluster) Check() (ok bool, text string) {
 		for _, kind := range slices.Sorted(maps.Keys(c.notes)) {
 			text += "; " + c.notes[kind]
 		}
-		for _, kind := range slices.Sorted(maps.Keys(c.risks)) {
+	}
+	for _, kind := range slices.Sorted(maps.Keys(c.risks)) {
+		if s.Mode != Off || kind == riskLease { // which may be why it is off
 			text += "; risk: " + c.risks[kind]
 		}
 	}
-	return s.Mode == c.o.mode() && c.risks[riskContested] == "" && c.risks[riskUnproven] == "", text
+	return s.Mode == c.o.mode() && c.risks[riskContested] == "" && c.risks[riskUnproven] == "" &&
+		c.risks[riskLease] == "", text
 }
 
 // remind is the time between two Events with the same reason: the API server keeps Events for an hour.

@@ -108,6 +108,10 @@ func (c *Cluster) ready(ctx context.Context, have *configuration) (bool, error) 
 
 // write fills the configuration, as arm does.
 func (c *Cluster) write(ctx context.Context, have *configuration, bundle []byte) (settled bool, err error) {
+	if !filled(have) && c.ending(ctx) { // another replica may have emptied it, or the watch has not begun yet
+		c.leave(ctx)
+		return false, nil
+	}
 	if !trusts(have, bundle) {
 		if current, err := c.current(ctx, bundle); !current || err != nil {
 			return false, err

@@ -19,7 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(cluster.Main(m.Run, workstation.Prepare))
+	os.Exit(cluster.Main(m.Run, workstation.Prepare, prepareEngineTools))
 }
 
 // shared is the cluster of all tests, because starting one takes as long as most tests.

@@ -176,6 +176,15 @@ func TestRegistryNames(t *testing.T) {
 	}
 }
 
+func TestTheNamespaceOfAHost(t *testing.T) {
+	for host, want := range map[string]string{"etcd.db.svc": "db", "e-0.etcd.DB.svc.cluster.local": "db", "etcd.db": "",
+		"etcd.example.org": "", "svc": "", "db.svc": "", "10.0.0.1": "", "": "", "fd00::1": ""} {
+		if got := kube.NamespaceOf(host); got != want {
+			t.Errorf("%s: %q, want %q", host, got, want)
+		}
+	}
+}
+
 func TestLocalNamesDependOnPortAndPlace(t *testing.T) {
 	for _, tt := range []struct {
 		port      int

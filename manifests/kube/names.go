@@ -4,6 +4,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Names of the objects that the manifest creates, the server fills in, and nodes and commands read. The manifest's
@@ -23,6 +24,8 @@ const (
 	// the common name of their certificate. EtcdClientSecretName is the Secret with the registry's certificate for them.
 	EtcdName             = "trow-etcd"
 	EtcdClientSecretName = "trow-etcd-client"
+	// SettingsSecretName is the Secret in which replicas keep their last good configuration files.
+	SettingsSecretName = "trow-settings"
 	// ConfigMapName is the ConfigMap with the bundle: the CA certificates that clients trust. CAKey is its key.
 	ConfigMapName = "trow-ca"
 	CAKey         = "ca.crt"
@@ -32,6 +35,8 @@ const (
 	// had none: the server created the configuration, without this label.
 	ComponentLabel   = "app.kubernetes.io/component"
 	WebhookComponent = "webhook"
+	// EtcdComponent is that label of the members of EtcdName.
+	EtcdComponent = "etcd"
 	// ServicePort is the port of the Service.
 	ServicePort = 443
 )
@@ -90,6 +95,16 @@ func DefaultHost(namespace string) string { return Name + "." + namespace }
 
 // ServiceHost is the name of the Service in the cluster's DNS; the server certificate is valid for it.
 func ServiceHost(namespace string) string { return Name + "." + namespace + ".svc" }
+
+// NamespaceOf returns the namespace of a host that is a Service of the cluster, NAME.NAMESPACE.svc, or a pod behind
+// one, POD.NAME.NAMESPACE.svc, with or without the cluster's domain; of any other host it returns "".
+func NamespaceOf(host string) string {
+	labels := strings.Split(strings.ToLower(host), ".")
+	if i := slices.Index(labels, "svc"); i >= 2 {
+		return labels[i-1]
+	}
+	return ""
+}
 
 // DefaultServers are the host:port pairs under which nodes reach the registry of the default manifest.
 func DefaultServers() []string {

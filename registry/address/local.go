@@ -40,10 +40,11 @@ func LoopbackHost(host string) bool {
 
 // Forwarded reports whether a proxy says that it has forwarded the request: Forwarded (RFC 7239), Via (RFC 9110,
 // section 7.6.3), and what proxies used before there was a standard, or use beside it: X-Forwarded-*, X-Real-IP,
-// CF-Connecting-IP, True-Client-IP, X-Envoy-External-Address, X-Original-URL and the like.
+// CF-Connecting-IP, True-Client-IP, X-Envoy-External-Address, X-Original-URL and the like, also with underscores.
 func Forwarded(h http.Header) bool {
 	for key := range h {
-		if key == "Via" || strings.Contains(key, "Forward") || strings.HasSuffix(key, "-Ip") ||
+		if key == "Via" || strings.Contains(key, "orward") || strings.HasSuffix(key, "-Ip") ||
+			strings.HasSuffix(key, "_ip") || // net/http writes only the first letter and those after hyphens in upper case
 			strings.HasPrefix(key, "X-Envoy-") || strings.HasPrefix(key, "X-Original-") {
 			return true
 		}

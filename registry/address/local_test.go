@@ -34,6 +34,8 @@ func TestLocal(t *testing.T) {
 		{"127.0.0.1:4000", "localhost", "X-Original-Forwarded-For", false},
 		{"127.0.0.1:4000", "localhost", "X-Envoy-External-Address", false},
 		{"127.0.0.1:4000", "localhost", "X-Original-Url", false},
+		{"127.0.0.1:4000", "localhost", "X_FORWARDED_FOR", false},
+		{"127.0.0.1:4000", "localhost", "x_real_ip", false},
 		{"127.0.0.1:4000", "localhost", "X-Request-Id", true},
 		{"127.0.0.1:4000", "localhost", "Via", false},
 	} {

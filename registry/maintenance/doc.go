@@ -1,4 +1,5 @@
-// Package maintenance owns the data directory of a server, and does the work on it that goes on beside the requests.
+// Package maintenance owns the data directory of a server, opens the engines that settings name (see [Engines]), also
+// for migrations, and does the work on them that goes on beside the requests.
 //
 // # Words
 //

@@ -54,6 +54,7 @@ func (j sharedJournal) Head(ctx context.Context) (storage.Revision, error) {
 type sharedObjects struct {
 	storage.Placed
 	storage.Identified
+	storage.Keeper
 	s *service
 }
 
@@ -74,7 +75,7 @@ func (s *service) use(t *testing.T) {
 	}
 	maintenance.SetEngines(t, func() (storage.Journal, error) { return sharedJournal{s.journal, s}, reached() },
 		func(r storage.Records) (storage.Blobs, error) {
-			return sharedObjects{&memory.Objects{Service: s.objects, Records: r}, s.objects, s}, reached()
+			return sharedObjects{&memory.Objects{Service: s.objects, Records: r}, s.objects, s.objects, s}, reached()
 		})
 }
 
@@ -146,7 +147,7 @@ func TestADirectoryOfAnotherServerIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	var both sync.WaitGroup // each waits for some seconds
-	for _, o := range []maintenance.Options{o, {DataDir: o.DataDir}} {
+	for _, o := range []maintenance.Options{o, {Engines: maintenance.Engines{DataDir: o.DataDir}}} {
 		both.Go(func() {
 			if _, err := maintenance.Open(o); err == nil || !strings.Contains(err.Error(), "in use") {
 				t.Errorf("journal %q: %v", o.Journal, err)
@@ -304,7 +305,7 @@ func TestAPairKeepsTogether(t *testing.T) {
 	// A new journal on old bytes.
 	fresh := newService()
 	fresh.objects, fresh.id = s.objects, "FRESH"
-	adopted(refused(fresh, "identity FRESH", "identity JOURNAL", "trow serve --adopt FRESH"), "FRESH")
+	adopted(refused(fresh, "identity FRESH", "identity JOURNAL", "trow serve --adopt FRESH", "run trow rebuild"), "FRESH")
 	s.use(t)
 	_ = s.objects.SetIdentity(t.Context(), "JOURNAL")
 	// A new journal on old bytes without an identity.
@@ -473,5 +474,22 @@ func TestAnEmptyFileIsLockedNotTaken(t *testing.T) {
 	embedded.DataDir = o.DataDir
 	if _, _, err := start(t, embedded); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestTheHostsOfTheEngines are what the cluster must be able to start before the server.
+func TestTheHostsOfTheEngines(t *testing.T) {
+	for _, row := range []struct{ journal, blobs, want string }{
+		{"", "", ""},
+		{"etcds://a.etcd.db.svc:2379,[fd00::1]:2379/trow", "s3://images/p?endpoint=https://minio.minio.svc:9000",
+			"a.etcd.db.svc fd00::1 minio.minio.svc"},
+		{"", "s3://images?endpoint=http://10.0.0.1&region=x", "10.0.0.1"},
+		{"", "s3://images?region=eu-west-1", "s3.amazonaws.com"},
+		{"nonsense", "nonsense", ""},
+	} {
+		o := maintenance.Engines{Journal: row.journal, Blobs: row.blobs}
+		if got := strings.Join(o.Hosts(), " "); got != row.want {
+			t.Errorf("%s, %s: %q, want %q", row.journal, row.blobs, got, row.want)
+		}
 	}
 }

@@ -39,6 +39,12 @@ func SetEngines(t *testing.T, journal func() (storage.Journal, error),
 	t.Cleanup(func() { openEtcd, openS3, retryInterval = oldJournal, oldBlobs, oldRetry })
 }
 
+// CopyFacts is one run of the task copy.
+func CopyFacts(d *Data) { d.copyFacts(context.Background()) }
+
+// Retain is one run of retention.
+func Retain(ctx context.Context, d *Data) { d.retain(ctx) }
+
 // RecordKey is recordKey.
 var RecordKey = recordKey
 

@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,9 +30,11 @@ type hold struct {
 	index *storage.Index
 	runs  sync.Mutex // held while retention removes, so that an import does not begin in the middle of a run
 
-	mu      sync.Mutex // guards all below
-	state   holdState
-	kept    []byte    // the record that state was read from
+	mu    sync.Mutex // guards all below
+	state holdState
+	kept  []byte // the record that state was read from
+
+	// Of a hold in the directory, these two are not kept; in the record they are part of state.
 	until   time.Time // an import that is under way lets runs report until then
 	pending int       // what the last run would have removed; 0 if it has removed
 }
@@ -42,6 +45,10 @@ type holdState struct {
 	Meaning int `json:"meaning"`
 	// Reports is how many of the next runs only report.
 	Reports int `json:"reports"`
+	// Until is when an import is no longer believed to be under way, in Unix seconds, and Pending what the last run would
+	// have removed: in the record alone, because each run may be that of another replica.
+	Until   int64 `json:"until,omitempty"`
+	Pending int   `json:"pending,omitempty"`
 }
 
 const (
@@ -82,19 +89,34 @@ func (h *hold) loaded(empty bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.read()
-	if h.state.Meaning == holdMeaning {
-		return nil
-	}
-	if empty {
-		return h.set(0)
-	}
-	return h.set(1)
+	return h.change(func(s holdState) holdState {
+		switch {
+		case s.Meaning == holdMeaning: // another replica has decided, if h.state is of another meaning
+		case empty:
+			s.Reports = 0
+		default:
+			s.Reports = 1
+		}
+		return s
+	})
 }
 
-// set sets how many runs only report, also if it cannot be written. The caller holds mu. Errors: those of the file
-// system.
-func (h *hold) set(reports int) error {
-	next := holdState{holdMeaning, reports}
+// change sets what next returns for what is kept. The caller holds mu. Errors: as set.
+func (h *hold) change(next func(holdState) holdState) (err error) {
+	const tries = 10 // each is lost to another replica
+	for range tries {
+		h.read()
+		if err = h.set(next(h.state)); !errors.Is(err, storage.ErrConflict) {
+			return err
+		}
+	}
+	return err
+}
+
+// set sets the state, also if it cannot be written. The caller holds mu. Errors: those of the file system; ErrConflict
+// if another replica has changed the record.
+func (h *hold) set(next holdState) error {
+	next.Meaning = holdMeaning
 	if h.state == next {
 		return nil
 	}
@@ -107,7 +129,9 @@ func (h *hold) set(reports int) error {
 	default:
 		err = files.Write(h.root, holdFile, append(text, '\n'), 0o600)
 	}
-	if err != nil {
+	if err == nil {
+		h.kept = text
+	} else {
 		h.state.Meaning = 0 // so that the next set writes it
 		return fmt.Errorf("%s: %w", holdFile, err)
 	}
@@ -140,51 +164,114 @@ func (h *hold) read() {
 }
 
 // importing lets the next run only report, and all runs of the next minute. It returns when no run removes. Errors:
-// those of the file system.
+// those of the file system, or of the Journal.
 func (h *hold) importing() error {
 	h.runs.Lock()
 	defer h.runs.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.read()
-	h.until = time.Now().Add(holdTime)
-	return h.set(1)
-}
-
-// reportsOnly reports whether the run that begins now must not remove.
-func (h *hold) reportsOnly() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.read()
-	return h.state.Reports > 0 || time.Now().Before(h.until)
-}
-
-// reported ends a run that would have removed n tags and manifests. Errors: those of the file system.
-func (h *hold) reported(n int) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.read()
-	h.pending = n
-	if time.Now().Before(h.until) {
-		return nil // the import is not complete: this run has not seen all
+	until := time.Now().Add(holdTime)
+	if h.index == nil {
+		h.until = until
+		return h.set(holdState{Reports: 1})
 	}
-	return h.set(max(h.state.Reports-1, 0))
+	// A run of another replica may be under way. What it removes depends on the record, and it does not count.
+	return h.change(func(s holdState) holdState {
+		s.Reports, s.Until = 1, until.Unix()
+		return s
+	})
 }
 
-// removed ends a run that has removed. Errors: those of the file system.
-func (h *hold) removed() error {
+// underWay reports whether an import is under way. The caller holds mu, and has called read.
+func (h *hold) underWay() bool {
+	now := time.Now()
+	return now.Before(h.until) || now.Before(time.Unix(h.state.Until, 0))
+}
+
+// holdRun is what a run of retention found when it began.
+type holdRun struct {
+	*hold
+	dry      bool // it must not remove
+	underWay bool
+	kept     []byte
+}
+
+// begin begins a run. The caller holds runs if the run may remove.
+func (h *hold) begin() holdRun {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.read()
-	h.pending, h.until = 0, time.Time{}
-	return h.set(0)
+	return holdRun{h, h.state.Reports > 0 || h.underWay(), h.underWay(), h.kept}
+}
+
+// errHeld: an import has begun at another replica.
+var errHeld = errors.New("an import has begun")
+
+// allowed returns what a removal is asked inside its Update, nil if nothing need be asked. Errors: errHeld.
+func (r holdRun) allowed() func(*storage.Tx) error {
+	if r.index == nil { // an import waits for the run
+		return nil
+	}
+	return func(tx *storage.Tx) error {
+		if !bytes.Equal(tx.Record(holdRecord), r.kept) {
+			return errHeld
+		}
+		return nil
+	}
+}
+
+// reported ends a run that would have removed n tags and manifests. Errors: those of the file system, or of the
+// Journal.
+func (r holdRun) reported(n int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.index == nil {
+		r.pending = n
+	}
+	r.read()
+	next := r.state
+	// Of an import that is not complete, or was not when the run began, the run has not seen all.
+	if whole := !r.hold.underWay() && (r.index == nil || !r.underWay && bytes.Equal(r.hold.kept, r.kept)); whole {
+		next.Reports = max(next.Reports-1, 0)
+	}
+	return r.end(next, n)
+}
+
+// removed ends a run that has removed. Errors: those of the file system, or of the Journal.
+func (r holdRun) removed() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pending, r.until = 0, time.Time{}
+	r.read()
+	if !bytes.Equal(r.hold.kept, r.kept) { // an import has begun at another replica after the last removal
+		return nil
+	}
+	next := r.state
+	next.Reports, next.Until = 0, 0
+	return r.end(next, 0)
+}
+
+// end sets the state after a run. That of an import that has just begun at another replica stays. The caller holds mu.
+func (r holdRun) end(next holdState, pending int) error {
+	if r.index != nil {
+		next.Pending = pending
+	}
+	err := r.set(next)
+	if errors.Is(err, storage.ErrConflict) {
+		return nil
+	}
+	return err
 }
 
 // pendingNow returns what the last run would have removed.
 func (h *hold) pendingNow() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.pending
+	if h.index == nil {
+		return h.pending
+	}
+	h.read()
+	return h.state.Pending
 }
 
 // retain applies the rules, unless a hold lets this run only report.
@@ -198,21 +285,23 @@ func (d *Data) retain(ctx context.Context) {
 		return
 	}
 	defer d.hold.runs.Unlock()
-	dry, n := d.hold.reportsOnly(), 0
+	run, n := d.hold.begin(), 0
 	report := d.removed
-	if dry {
+	if run.dry {
 		report = d.wouldRemove
 	}
-	err := l.retention.Apply(ctx, l.index, dry, func(r retention.Removal) { n++; report(r) })
+	err := l.retention.Apply(ctx, l.index, run.dry, run.allowed(), func(r retention.Removal) { n++; report(r) })
 	switch {
+	case errors.Is(err, errHeld): // the next run reports
+		return
 	case err != nil: // the next run tries again
-	case dry:
-		if err = d.hold.reported(n); n > 0 {
+	case run.dry:
+		if err = run.reported(n); n > 0 {
 			d.log.Warn().Int("pending", n).Msg("retention only reports in this run, the first after an import or an upgrade; " +
 				"the next run removes what it has reported, and trow retention removes it at once")
 		}
 	default:
-		err = d.hold.removed()
+		err = run.removed()
 	}
 	if err != nil && ctx.Err() == nil {
 		d.log.Error().Err(err).Msg("retention")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"trow/storage"
 )
@@ -72,14 +73,7 @@ func (d *Data) adopts(mine []byte) bool {
 
 // mismatch says what does not belong together, and how to go on.
 func (d *Data) mismatch(mine, theirs string) error {
-	o := &d.options
-	journal, blobs := "the journal in "+o.DataDir, "the data directory "+o.DataDir
-	if o.Journal != "" {
-		journal = "the journal " + o.Journal
-	}
-	if o.Blobs != "" {
-		blobs = "the blobs " + o.Blobs
-	}
+	journal, blobs := d.options.names()
 	name := func(what, id string) string {
 		if id == "" {
 			return what + " (without an identity)"
@@ -90,9 +84,13 @@ func (d *Data) mismatch(mine, theirs string) error {
 	if mine == "" { // a server that writes nothing has given it none
 		remedy = "start once without read-only, which says how"
 	}
+	lost := ""
+	if theirs != "" { // a bucket that a server has used may have a copy of the facts
+		lost = "; or, if the journal of these blobs is lost and this one is empty, run trow rebuild with the same settings"
+	}
 	return fmt.Errorf("%w: %s and %s; content that only one of them knows would be lost. Correct the settings journal "+
-		"and blobs; or, if these two are to be used together from now on, %s", ErrIdentity, name(journal, mine),
-		name(blobs, theirs), remedy)
+		"and blobs%s; or, if these two are to be used together from now on, %s", ErrIdentity, name(journal, mine),
+		name(blobs, theirs), lost, remedy)
 }
 
 // identifyDirectory is identify for bytes in the data directory: a journal with an identity has its bytes elsewhere.
@@ -152,6 +150,9 @@ func (d *Data) trust(ctx context.Context) error {
 // suspicions are why work rests until an administrator lets it go on; nil: it does not rest.
 type suspicions struct{ identity, scrub atomic.Pointer[string] }
 
+// believeRemedy is what an administrator can do about a journal that went back.
+const believeRemedy = "Run trow gc --all if the journal is to be believed as it is"
+
 // collectTrusted collects if the bytes are those of the journal.
 func (d *Data) collectTrusted(ctx context.Context,
 	collect func() (storage.Collected, error)) (storage.Collected, error) {
@@ -162,9 +163,34 @@ func (d *Data) collectTrusted(ctx context.Context,
 		return storage.Collected{}, fmt.Errorf("nothing is collected: %w", err)
 	}
 	d.suspicions.identity.Store(nil)
+	if k, ok := d.keeper(); ok {
+		if _, err := expectCopied(ctx, k, d.loaded.Load().index); err != nil {
+			return storage.Collected{}, fmt.Errorf("nothing is collected: looking at the copies of the facts: %w", err)
+		}
+	}
 	done, err := collect()
-	if errors.Is(err, storage.ErrSuspicious) {
+	switch {
+	case !errors.Is(err, storage.ErrSuspicious):
+	case d.loaded.Load().index.Suspicion() != nil:
+		err = fmt.Errorf("%w. %s", err, believeRemedy)
+	default:
 		err = fmt.Errorf("%w Nothing of it was deleted; if it is to be, run trow gc --all", err)
+	}
+	return done, err
+}
+
+// collectAll collects however much it is, and ends the suspicion that the journal went back.
+func (d *Data) collectAll(ctx context.Context, grace time.Duration,
+	report func(storage.Collected)) (storage.Collected, error) {
+	l := d.loaded.Load()
+	suspected := l.index.Suspicion() != nil
+	done, err := l.collector.RunAll(ctx, grace, report)
+	if k, ok := d.keeper(); ok && suspected && err == nil {
+		// The newest copy is of a higher revision than the journal has: the next collection would suspect it again.
+		if err = d.writeCopy(ctx, k, true); err != nil {
+			err = fmt.Errorf("all is collected, but the next collection will not believe the journal: copying the facts to "+
+				"where the content is: %w; run it again", err)
+		}
 	}
 	return done, err
 }
@@ -195,6 +221,9 @@ func (d *Data) collectionRests() string {
 	}
 	if why := d.suspicions.identity.Load(); why != nil {
 		return *why
+	}
+	if err := l.index.Suspicion(); err != nil {
+		return err.Error() + ". " + believeRemedy
 	}
 	if err := l.collector.Suspicion(); err != nil {
 		return err.Error() + " Run trow gc --all if they are to be deleted"

@@ -78,7 +78,7 @@ func (d *Data) gcJob(ctx context.Context, q url.Values, report func(any)) (any, 
 	progress := func(done storage.Collected) { report(done) }
 	done, err := d.collectTrusted(ctx, func() (storage.Collected, error) {
 		if q.Has("all") && !dry {
-			return c.RunAll(ctx, grace, progress)
+			return d.collectAll(ctx, grace, progress)
 		}
 		return c.RunWith(ctx, grace, dry, progress)
 	})
@@ -99,7 +99,8 @@ func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any))
 		d.hold.runs.Lock()
 		defer d.hold.runs.Unlock()
 	}
-	err := l.retention.Apply(ctx, l.index, dry, func(r retention.Removal) {
+	run := d.hold.begin()
+	err := l.retention.Apply(ctx, l.index, dry, nil, func(r retention.Removal) {
 		n++
 		if !dry {
 			d.removed(r)
@@ -107,7 +108,7 @@ func (d *Data) retentionJob(ctx context.Context, q url.Values, report func(any))
 		report(r)
 	})
 	if err == nil && !dry && l.retention.Rules() {
-		err = d.hold.removed()
+		err = run.removed()
 	}
 	return Retained{Removed: n, Rules: l.retention.Rules()}, err
 }

@@ -95,6 +95,7 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 		d.loaded.Store(l)
 		return index, nil
 	}
+	d.expectAtStart(ctx, index)
 	if err := l.turns.join(ctx); err != nil {
 		index.Close()
 		return nil, err
@@ -176,6 +177,9 @@ func (d *Data) Run(ctx context.Context) error {
 	}
 	turn(taskCollect, o.GCInterval, d.collect)
 	turn(taskScrub, o.ScrubInterval, d.scrub)
+	if _, ok := d.keeper(); ok {
+		turn(taskCopy, copyInterval, d.copyFacts)
+	}
 	return g.Wait()
 }
 

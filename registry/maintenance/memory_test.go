@@ -30,7 +30,7 @@ func TestShares(t *testing.T) {
 // TestAFullIndexIsReported: once in the log, and as a line of /readyz?verbose.
 func TestAFullIndexIsReported(t *testing.T) {
 	var log bytes.Buffer
-	o := Options{DataDir: t.TempDir(), Log: zerolog.New(&log), MaxTags: 1, MaxRepositories: 1}
+	o := Options{Engines: Engines{DataDir: t.TempDir()}, Log: zerolog.New(&log), MaxTags: 1, MaxRepositories: 1}
 	if err := o.MaxIndex.Set("1Mi"); err != nil {
 		t.Fatal(err)
 	}

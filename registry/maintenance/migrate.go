@@ -6,7 +6,7 @@ import (
 
 // Side is what the server works on, for a migration to somewhere else. Load must have returned.
 func (d *Data) Side() migrate.Side {
-	return migrate.Side{Name: d.options.DataDir, Journal: d.journal, Index: d.loaded.Load().index, Blobs: d.Blobs()}
+	return migrate.Side{Name: d.options.Settings(), Journal: d.journal, Index: d.loaded.Load().index, Blobs: d.Blobs()}
 }
 
 // resting reports whether nothing is collected or removed now, because of a migration, and logs it.

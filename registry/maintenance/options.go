@@ -15,16 +15,11 @@ import (
 
 // Options are the settings of the data directory and of the work on it.
 type Options struct {
-	DataDir string
-	// Journal and Blobs are URLs of engines; empty: they are in the data directory. See engines.go.
-	Journal, Blobs                     string
-	JournalCA, JournalCert, JournalKey string  // files
-	JournalUser, JournalPassword       string  // the second is a file
-	BlobsCA                            string  // file
-	Adopt                              string  // the identity of a journal whose blobs are to be those that Blobs names
-	ReadOnly                           bool    // serve what is there, and write nothing; see readonly.go
-	Reserve                            Reserve // space that uploads leave free
-	MaxUploads                         int
+	Engines
+	Adopt      string  // the identity of a journal whose blobs are to be those that Blobs names
+	ReadOnly   bool    // serve what is there, and write nothing; see readonly.go
+	Reserve    Reserve // space that uploads leave free
+	MaxUploads int
 	// MaxUploadsPerClient is what the setting says; UploadsPerClient is what counts.
 	MaxUploadsPerClient int
 	UploadTimeout       time.Duration
@@ -48,19 +43,7 @@ type Options struct {
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.ScrubRate = resource.QuantityValue{Quantity: resource.MustParse("16Mi")}
 	_ = o.Reserve.Set("5%,1Gi") // valid
-	AddDataDirFlag(fs, &o.DataDir)
-	fs.StringVar(&o.Journal, "journal", "", "where the facts are: empty for data-dir, or "+
-		"etcd://HOST:PORT[,HOST:PORT...]/PREFIX (etcds:// for TLS), which several servers share")
-	fs.StringVar(&o.Blobs, "blobs", "", "where the content is: empty for data-dir, or s3://BUCKET/PREFIX with "+
-		"?endpoint=https://HOST, region and path-style=true as parameters; credentials as for other clients of S3, such as "+
-		"AWS_ACCESS_KEY_ID")
-	fs.StringVar(&o.JournalCA, "journal-ca-file", "", "CA of etcd, PEM; empty: those of the system")
-	fs.StringVar(&o.JournalCert, "journal-cert-file", "",
-		"client certificate for etcd, PEM; read again for each connection")
-	fs.StringVar(&o.JournalKey, "journal-key-file", "", "its key")
-	fs.StringVar(&o.JournalUser, "journal-user", "", "user of etcd")
-	fs.StringVar(&o.JournalPassword, "journal-password-file", "", "file with the password of journal-user")
-	fs.StringVar(&o.BlobsCA, "blobs-ca-file", "", "CA of the S3 service, PEM, beside those of the system")
+	o.AddEngineFlags(fs)
 	fs.StringVar(&o.Adopt, "adopt", "", "identity of the journal whose content is to be that of blobs from now on; "+
 		"a start with two that do not belong together is refused, and names it")
 	fs.BoolVar(&o.ReadOnly, "read-only", false,
@@ -85,11 +68,6 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.ScrubInterval, "scrub-interval", 7*24*time.Hour,
 		"time between two reads of all content to compare it with its digests; 0: never automatically")
 	fs.Var(&o.ScrubRate, "scrub-rate", "bytes per second that a scrub reads; 0: as fast as possible")
-}
-
-// AddDataDirFlag registers the setting data-dir alone, for commands that act on a server's data directory.
-func AddDataDirFlag(fs *pflag.FlagSet, dir *string) {
-	fs.StringVarP(dir, "data-dir", "d", "./data", "data directory of the server")
 }
 
 // Validate reports the first invalid setting.
@@ -118,7 +96,7 @@ func (o *Options) Validate() error {
 	case o.ScrubRate.Sign() < 0:
 		return fmt.Errorf("scrub-rate: %s is negative; want bytes per second, such as 16Mi", &o.ScrubRate)
 	}
-	return o.validateEngines()
+	return o.ValidateEngines("")
 }
 
 // Reserve is a list of sizes and percentages of a file system, of which the smallest counts: "5%,1Gi". It is a

@@ -26,6 +26,8 @@ type RebuildOptions struct {
 	// Parse reads a manifest; ok is false for content that is not one. It need not set Digest, Size and Time. parts has
 	// the size in bytes of every part that a repo with this manifest must hold, so not of foreign layers.
 	Parse func(content []byte) (m storage.Manifest, parts map[digest.Digest]int64, ok bool)
+	// Reading is called before objects are read whose digests are not known, with their number and bytes. Optional.
+	Reading func(objects int, bytes int64)
 	// Progress is called about once a second with the number of blobs examined. Optional.
 	Progress func(blobs int)
 	// Recover puts the manifests that no repo holds into Into. They are deleted ones that were not collected yet, and
@@ -35,6 +37,8 @@ type RebuildOptions struct {
 	Discard bool
 	// DryRun changes nothing.
 	DryRun bool
+	// Warn hears what an engine has handled by itself, and what its administrator must know. Optional.
+	Warn func(error)
 }
 
 // ErrUndecided ends a rebuild of a damaged journal that found manifests that no repo holds, where the options do not
@@ -47,6 +51,10 @@ type Rebuilt struct {
 	Damage   string             // what was wrong with the journal; empty: nothing
 	Aside    string             // where the damaged file is now
 	Backup   time.Time          // when the copy that took its place was made; zero: there was none
+	Copy     storage.Copy       // beside the bytes, from which the facts are; see RebuildPair
+	Damaged  []string           // newer copies that cannot be used, and why
+	Unread   int                // with DryRun: objects that would be read, because their digests are not known
+	ToRead   int64              // with DryRun: bytes of these
 	Restored storage.Stats      // what the journal knows, without what was found
 	Found    []storage.Manifest // manifests among the blobs that no repo held; with Recover, they are in Into now
 	Missing  []digest.Digest    // content that repos hold and that has no bytes; it is quarantined
@@ -91,7 +99,8 @@ func Rebuild(ctx context.Context, dir string, o RebuildOptions) (done *Rebuilt, 
 	defer r.index.Close()
 	if id, err := r.index.Record(ctx, identityRecord); err != nil || id != nil {
 		return nil, cmp.Or(err, fmt.Errorf("the bytes of the journal in %s are not in that directory (identity %s, setting "+
-			"blobs): a rebuild would call all of them missing; it works only where both are in the data directory", dir, id))
+			"blobs): a rebuild would call all of them missing; set blobs as for the server, so that the journal is made from "+
+			"the copy of the facts beside them", dir, id))
 	}
 	damage, _, _ := strings.Cut(strings.ReplaceAll(journal.Damage, at, dir), "; run trow rebuild") // it runs
 	r.done = &Rebuilt{Damage: damage, Aside: journal.Aside, Backup: journal.Backup}

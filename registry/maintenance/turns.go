@@ -32,6 +32,7 @@ import (
 const (
 	taskCollect = "collect" // retention, and then the collection
 	taskScrub   = "scrub"
+	taskCopy    = "copy" // the facts, to where the bytes are
 )
 
 // turns are the turns of one replica. nil: no other process writes to the journal, and nothing has to wait.

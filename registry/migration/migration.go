@@ -29,6 +29,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"trow/registry/admin"
+	"trow/registry/maintenance"
 	"trow/storage/migrate"
 )
 
@@ -44,6 +45,8 @@ type Outcome struct {
 type Migration struct {
 	// From returns what the server works on. It is called for each request.
 	From func() migrate.Side
+	// DataDir is the data directory of the server, which is no target.
+	DataDir string
 	// Socket reports whether a request came over the administration socket.
 	Socket func(*http.Request) bool
 	// ReadOnly: the server writes nothing, so that a migration cannot be recorded.
@@ -87,22 +90,21 @@ func (m *Migration) run(ctx context.Context, q url.Values, report func(any)) (an
 	if q.Has("parallel") && (err != nil || parallel < 1 || parallel > 256) {
 		return nil, fmt.Errorf("parallel: %.40q is not valid; want a number from 1 to 256", q.Get("parallel"))
 	}
-	t, err := targetOf(q, from.Name)
+	t, err := targetOf(q, m.DataDir)
 	if err != nil {
 		return nil, err
 	}
-	t.memory = m.Memory
 	if dry {
 		return m.plan(ctx, from, t)
 	}
-	to, err := t.open(ctx, m.warn)
+	to, opened, err := m.open(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-	defer to.close(m.warn)
+	defer m.close(opened)
 	m.Log.Info().Str("to", to.Name).Msg("migration: copying")
 	stage := migrate.Copying
-	done, err := migrate.Run(ctx, migrate.Options{From: from, To: to.Side, Parallel: parallel,
+	done, err := migrate.Run(ctx, migrate.Options{From: from, To: to, Parallel: parallel,
 		Report: func(now migrate.Progress) {
 			if now.Stage != stage {
 				stage = now.Stage
@@ -120,15 +122,15 @@ func (m *Migration) run(ctx context.Context, q url.Values, report func(any)) (an
 }
 
 // plan reports what would be copied. A directory that does not exist is not made for it.
-func (m *Migration) plan(ctx context.Context, from migrate.Side, t *target) (any, error) {
+func (m *Migration) plan(ctx context.Context, from migrate.Side, t maintenance.Engines) (any, error) {
 	var side *migrate.Side
-	if t.exists() {
-		to, err := t.open(ctx, m.warn)
+	if exists(t) {
+		to, opened, err := m.open(ctx, t)
 		if err != nil {
 			return nil, err
 		}
-		defer to.close(m.warn)
-		side = &to.Side
+		defer m.close(opened)
+		side = &to
 	}
 	p, err := migrate.PlanOf(ctx, from, side)
 	return Outcome{Plan: &p}, err

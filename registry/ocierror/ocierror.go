@@ -143,7 +143,8 @@ func JSON(v any) ([]byte, error) {
 // ofSuccess are the headers of a success. A handler may have set one before the step that failed: with a validator or a
 // digest, a cache would keep the error as the content, and a client would compare it with that.
 var ofSuccess = []string{"Etag", "Last-Modified", "Docker-Content-Digest", "Content-Range", "Content-Encoding",
-	"Accept-Ranges", "Location", "Link", "Expires", "Oci-Subject", "Oci-Tag", "Oci-Filters-Applied", "Warning"}
+	"Accept-Ranges", "Location", "Link", "Expires", "Oci-Subject", "Oci-Tag", "Oci-Filters-Applied", "Warning",
+	"Trow-Stale"}
 
 // Write answers a request with e. The answer to a HEAD has no body. An error while writing means that the client has
 // gone; it is not returned, because nothing can be done about it.

@@ -13,8 +13,10 @@ import (
 const applyStep = 100
 
 // Apply removes from every repository what its rule does not keep, and calls report with it. If dry is true it only
-// reports. What was changed since the decision stays. Errors: those of the Index.
-func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, report func(Removal)) error {
+// reports. What was changed since the decision stays. allowed, if it is not nil, is asked inside each Update that
+// removes; its error ends the run. Errors: those of the Index, and of allowed.
+func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, allowed func(*storage.Tx) error,
+	report func(Removal)) error {
 	for _, repo := range x.Names() {
 		if p.ruleOf(repo) == nil {
 			continue
@@ -29,7 +31,7 @@ func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, report f
 		for step := range slices.Chunk(p.Plan(time.Now(), h), applyStep) {
 			err := storage.InSteps(step, func(step []Removal) (err error) { // a tag with its history takes many operations
 				if !dry {
-					if step, err = remove(ctx, x, repo, step); err != nil {
+					if step, err = remove(ctx, x, repo, allowed, step); err != nil {
 						return fmt.Errorf("retention: %s: %w", repo, err)
 					}
 				}
@@ -47,9 +49,15 @@ func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, report f
 }
 
 // remove removes what has not changed since the decision, and returns it.
-func remove(ctx context.Context, x *storage.Index, repo string, step []Removal) (done []Removal, err error) {
+func remove(ctx context.Context, x *storage.Index, repo string, allowed func(*storage.Tx) error, step []Removal) (
+	done []Removal, err error) {
 	err = x.Update(ctx, repo, func(tx *storage.Tx) error {
 		done = nil // the Index may call this function again, if another change came first
+		if allowed != nil {
+			if err := allowed(tx); err != nil {
+				return err
+			}
+		}
 		for _, r := range step {
 			removed, err := removeOne(tx, r)
 			if err != nil {
@@ -66,6 +74,9 @@ func remove(ctx context.Context, x *storage.Index, repo string, step []Removal) 
 
 // removeOne removes a tag or a manifest unless it has changed since the decision.
 func removeOne(tx *storage.Tx, r Removal) (bool, error) {
+	if _, held := tx.Manifest(r.of); held {
+		return false, nil // what it belongs to has been tagged or pushed again
+	}
 	if r.Tag != "" {
 		if at, ok := tx.Tag(r.Tag); !ok || at.Digest() != r.Digest {
 			return false, nil // moved or deleted

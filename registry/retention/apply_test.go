@@ -3,6 +3,7 @@ package retention_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func put(t *testing.T, x *storage.Index, name, tag string, refs ...digest.Digest
 
 func apply(t *testing.T, p *retention.Policy, x *storage.Index, dry bool, report func(retention.Removal)) (n int) {
 	t.Helper()
-	err := p.Apply(t.Context(), x, dry, func(r retention.Removal) {
+	err := p.Apply(t.Context(), x, dry, nil, func(r retention.Removal) {
 		n++
 		if report != nil {
 			report(r)
@@ -143,4 +144,71 @@ func TestApplyKeepsToTheBoundsOfTheJournal(t *testing.T) {
 		t.Errorf("%d removals", n)
 	}
 	storagetest.WantTags(t, x, "a", "kept")
+}
+
+// TestASignatureStaysIfItsManifestIsTaggedAfterThePlan: it was removed, because the plan was to remove both.
+func TestASignatureStaysIfItsManifestIsTaggedAfterThePlan(t *testing.T) {
+	for _, again := range []bool{true, false} {
+		x := open(t)
+		put(t, x, "image", "v1")
+		companion := strings.Replace(d("image").String(), ":", "-", 1)
+		put(t, x, "signature", companion+".sig")
+		put(t, x, "of signature", strings.Replace(d("signature").String(), ":", "-", 1)+".sig")
+		storagetest.Update(t, x, "a", func(tx *storage.Tx) error {
+			err := tx.PutManifest(storage.Manifest{Digest: d("sbom"), MediaType: "application/a", Subject: d("image")})
+			return errors.Join(err, tx.PutManifest(storage.Manifest{Digest: d("of sbom"), MediaType: "application/a",
+				Subject: d("sbom")}))
+		})
+		for i := range 101 { // the first step, and a part of the second
+			put(t, x, fmt.Sprintf("m%03d", i), fmt.Sprintf("t%03d", i))
+		}
+		p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepTags: []string{"kept"}}})
+		apply(t, p, x, false, func(r retention.Removal) {
+			if again {
+				put(t, x, "image", "again")
+			}
+		})
+		want := 0
+		if again {
+			want = 5
+		}
+		if s := x.Stats(); s.Manifests != want {
+			t.Errorf("tagged again %v: %d manifests are left, want %d", again, s.Manifests, want)
+		}
+	}
+}
+
+// TestTwoThatAccompanyEachOtherAreRemoved.
+func TestTwoThatAccompanyEachOtherAreRemoved(t *testing.T) {
+	x := open(t)
+	put(t, x, "one", strings.Replace(d("two").String(), ":", "-", 1)+".sig")
+	put(t, x, "one", "v1")
+	put(t, x, "two", strings.Replace(d("one").String(), ":", "-", 1)+".sig")
+	put(t, x, "self", strings.Replace(d("self").String(), ":", "-", 1))
+	put(t, x, "self", "v2")
+	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepTags: []string{"kept"}}})
+	apply(t, p, x, false, nil)
+	if s := x.Stats(); s.Manifests != 0 || s.Tags != 0 {
+		t.Errorf("left: %+v", s)
+	}
+}
+
+// TestAChainOfReferrersIsRemoved, of any length.
+func TestAChainOfReferrersIsRemoved(t *testing.T) {
+	x := open(t)
+	const length = 3500
+	storagetest.Update(t, x, "a", func(tx *storage.Tx) (err error) {
+		for i := range length {
+			m := storage.Manifest{Digest: d(fmt.Sprint("m", i)), MediaType: "application/a"}
+			if i > 0 {
+				m.Subject = d(fmt.Sprint("m", i-1))
+			}
+			err = errors.Join(err, tx.PutManifest(m))
+		}
+		return errors.Join(err, tx.SetTag("v1", d("m0")))
+	})
+	p := policy(t, []retention.Rule{{Repositories: []string{"a"}, KeepTags: []string{"kept"}}})
+	if n := apply(t, p, x, false, nil); n != length+1 || x.Stats().Manifests != 0 {
+		t.Errorf("%d removals, left: %+v", n, x.Stats())
+	}
 }

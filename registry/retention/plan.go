@@ -19,6 +19,8 @@ type Removal struct {
 	Tag    string        `json:"tag,omitempty"` // empty: the manifest is removed
 	Digest digest.Digest `json:"digest"`        // of the manifest, or of the one that the tag points to
 	Why    string        `json:"why"`           // for people
+
+	of digest.Digest // a manifest that is removed before it, to which it belongs: it stays if that one has stayed
 }
 
 // Plan returns what is removed from a repository now: tags first, then manifests, each before what it consists of. It
@@ -201,42 +203,6 @@ func (d *decision) mark(set map[digest.Digest]bool, at digest.Digest) {
 		set[at] = true
 		todo = append(append(todo, m.Refs...), d.followers[at]...)
 	}
-}
-
-// removals returns what is removed: tags, then manifests, each after the manifests that consist of it, because the
-// Index refuses to delete a manifest that another one needs.
-func (d *decision) removals() (out []Removal) {
-	for _, m := range d.h.Manifests {
-		for _, t := range m.Tags {
-			if why := d.whyTag[t.Name]; why != "" {
-				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, why})
-			} else if of, ok := d.companionOf(t.Name); ok && !d.kept[of] {
-				out = append(out, Removal{d.h.Repo, t.Name, m.Digest, "the manifest that it accompanies is removed"})
-			}
-		}
-	}
-	done := map[digest.Digest]bool{}
-	var add func(m *storage.HeldManifest)
-	parentsOf := map[digest.Digest][]*storage.HeldManifest{}
-	for i := range d.h.Manifests {
-		for _, ref := range d.h.Manifests[i].Refs {
-			parentsOf[ref] = append(parentsOf[ref], &d.h.Manifests[i])
-		}
-	}
-	add = func(m *storage.HeldManifest) {
-		if done[m.Digest] || d.kept[m.Digest] {
-			return
-		}
-		done[m.Digest] = true
-		for _, parent := range parentsOf[m.Digest] {
-			add(parent)
-		}
-		out = append(out, Removal{d.h.Repo, "", m.Digest, d.whyManifest(m)})
-	}
-	for i := range d.h.Manifests {
-		add(&d.h.Manifests[i])
-	}
-	return out
 }
 
 func (d *decision) whyManifest(m *storage.HeldManifest) string {

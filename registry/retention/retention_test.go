@@ -108,7 +108,7 @@ func TestPlan(t *testing.T) {
 			[]storage.HeldManifest{held("a", 1, "", "1"), held("sig", 9, "", companion("a")+".sig")}, ""},
 		{"and are removed with it, uncounted", last(1),
 			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 0, "", companion("a")+".sig"), held("b", 1, "", "2")},
-			"1 " + companion("a") + ".sig a sig"},
+			"1 a " + companion("a") + ".sig sig"},
 		{"companions of what is not here are tags like others", last(1),
 			[]storage.HeldManifest{held("b", 1, "", "2"), held("sig", 9, "", companion("gone")+".sig")},
 			companion("gone") + ".sig sig"},

@@ -45,6 +45,7 @@ func TestMigration(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "new")
 	job := "/admin/migrate?data=" + url.QueryEscape(dir)
+	plain := "/admin/migrate?blobs=s3://abc&journal=etcd://h:1/x"
 	for name, row := range map[string]struct{ path, want string }{
 		"no target":       {"/admin/migrate", "the target is missing"},
 		"itself":          {"/admin/migrate?data=" + url.QueryEscape(o.Data.DataDir), "want another one"},
@@ -52,6 +53,10 @@ func TestMigration(t *testing.T) {
 		"bytes of no one": {"/admin/migrate?journal=etcd://h:1/x", "to-blobs"},
 		"facts of no one": {"/admin/migrate?blobs=s3://abc", "to-journal"},
 		"a password":      {"/admin/migrate?journal=etcd://u:secret@h:1/x&blobs=s3://abc", "credentials"},
+		"half a login":    {plain + "&journal-user=u", "to-journal-user: a user needs"},
+		"a certificate":   {plain + "&journal-cert-file=/c", "to-journal-cert-file: "},
+		"a CA for no TLS": {plain + "&journal-ca-file=/c", "to-journal-ca-file: "},
+		"a CA for no S3":  {job + "&blobs-ca-file=/c", "to-blobs-ca-file: it is for blobs in S3"},
 		"two journals":    {job + "&journal=etcd://h:1/x&blobs=s3://abc", "has a journal already"},
 		"parallel":        {job + "&parallel=0", "from 1 to 256"},
 		"nothing to do":   {"/admin/migrate?cancel", `"none":true`},

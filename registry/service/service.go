@@ -221,7 +221,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	api := registry.New(parts)
 	s.images = api.Images()
 	s.migration.From, s.migration.ReadOnly, s.migration.Log = s.data.Side, s.data.ReadOnly, s.log
-	s.migration.Memory = server.Memory() / 8 // the server goes on serving
+	s.migration.DataDir, s.migration.Memory = s.options.Data.DataDir, maintenance.Memory() // the server goes on serving
 	s.migration.Socket = func(req *http.Request) bool {
 		who, err := s.guard.Identify(req)
 		return err == nil && who.Unlimited()

@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cast"
 	"github.com/spf13/pflag"
 
 	"trow/storage/files"
@@ -34,6 +33,7 @@ type Files struct {
 	config *configValue
 	seen   []document // the present files at the start, in use or not; nil: they could not be read
 	first  []document // those that the server has started with
+	shelf  Shelf      // nil: they are kept in the data directory alone
 
 	mu      sync.Mutex // guards the rest
 	problem error      // why the present files are not in use; nil: they are
@@ -43,17 +43,25 @@ type Files struct {
 // Start calls run, which loads the settings and starts a server. If run fails before it has called [Files.Started],
 // Start calls it again with the last good files, if there are other ones than the present: a mistake in a file must not
 // keep a server from starting on whose verdicts a whole cluster waits. Flags and environment are the same each time;
-// what is wrong with them is an error each time, and returned. Errors: that of the first call, if no other call has
-// started the server.
-func Start(given *pflag.FlagSet, parts []Part, run func(*Files) error) error {
+// what is wrong with them is an error each time, and returned. shelf returns where the files are kept beside the data
+// directory, nil if nowhere; it may be nil. Errors: that of the first call, if no other call has started the server.
+func Start(given *pflag.FlagSet, parts []Part, shelf func(Lookup) Shelf, run func(*Files) error) error {
 	f := &Files{config: config(given)}
 	f.seen, _ = f.config.documents() // run reports a file that cannot be read
 	f.first = f.seen
+	lookup := f.lookup(given, parts)
+	if shelf != nil && len(f.config.paths) > 0 {
+		f.shelf = shelf(lookup)
+	}
 	err := run(f)
 	if err == nil || f.hasStarted() {
 		return err
 	}
-	for _, set := range f.lastGood(given, parts) {
+	sets, shelfErr := f.lastGood(lookup(dataDir))
+	if shelfErr != nil {
+		err = fmt.Errorf("%w; the last good configuration files cannot be read: %s", err, oneLine(shelfErr))
+	}
+	for _, set := range sets {
 		f.config.docs, f.first, f.problem = set, set, errors.New(oneLine(err))
 		if again := run(f); again == nil || f.hasStarted() {
 			return again
@@ -68,48 +76,30 @@ func (f *Files) hasStarted() bool {
 	return f.started
 }
 
-// lastGood returns the copies that differ from the present files.
-func (f *Files) lastGood(given *pflag.FlagSet, parts []Part) [][]document {
+// lastGood returns the copies that differ from the present files: those in the data directory, which this server has
+// used, and then those on the shelf. Errors: those of the shelf. A damaged copy in the directory is as good as none:
+// the error of the present files is returned.
+func (f *Files) lastGood(dir string) ([][]document, error) {
 	if len(f.config.paths) == 0 {
-		return nil
+		return nil, nil
 	}
-	root, err := os.OpenRoot(directory(given, f.seen, parts))
-	if err != nil {
-		return nil
-	}
-	defer root.Close()
 	var copies [][]document
-	if b, err := files.ReadIn(root, lastGoodFile, maxLastGood); err != nil || json.Unmarshal(b, &copies) != nil {
-		return nil // a damaged copy is as good as none: the error of the present files is returned
-	}
-	return slices.DeleteFunc(copies, func(c []document) bool { return len(c) == 0 || slices.Equal(c, f.seen) })
-}
-
-// directory returns the data directory, although the settings as a whole cannot be loaded: as the flag, the environment
-// or a file that can be parsed say, or the default.
-func directory(given *pflag.FlagSet, docs []document, parts []Part) string {
-	all := pflag.NewFlagSet("settings", pflag.ContinueOnError)
-	Register(all, parts...)
-	dir := ""
-	if f := all.Lookup(dataDir); f != nil {
-		dir = f.DefValue
-	}
-	for _, d := range docs {
-		if one, err := parse([]document{d}, all); err == nil && one[0].v.IsSet(dataDir) {
-			dir = cast.ToString(one[0].v.Get(dataDir))
+	if root, err := os.OpenRoot(dir); err == nil {
+		if b, err := files.ReadIn(root, lastGoodFile, maxLastGood); err != nil || json.Unmarshal(b, &copies) != nil {
+			copies = nil
 		}
+		root.Close()
 	}
-	if env := environment(); env.BindEnv(dataDir) == nil && env.IsSet(dataDir) {
-		dir = env.GetString(dataDir)
-	}
-	if f := given.Lookup(dataDir); f != nil && f.Changed {
-		dir = f.Value.String()
-	}
-	return dir
+	others, err := f.onShelf()
+	copies = slices.DeleteFunc(append(copies, others...), func(c []document) bool {
+		return len(c) == 0 || slices.Equal(c, f.seen)
+	})
+	return slices.CompactFunc(copies, slices.Equal[[]document]), err
 }
 
 // Started notes that the server has started, and keeps the files that its settings come from in the data directory, as
-// the last good ones; in none if dir is empty. Errors: those of the file system; the server runs all the same.
+// the last good ones, and on the shelf; nowhere if dir is empty. Errors: those of the file system and of the shelf; the
+// server runs all the same.
 func (f *Files) Started(dir string) error {
 	if f == nil {
 		return nil
@@ -120,18 +110,16 @@ func (f *Files) Started(dir string) error {
 	if len(f.config.paths) == 0 {
 		return nil
 	}
-	return keep(dir, f.first)
+	return f.keep(dir, f.first)
 }
 
-// keep writes sets of files, newest first.
-func keep(dir string, sets ...[]document) error {
-	if dir == "" { // it is read-only
-		return nil
-	}
-	content, err := json.Marshal(slices.CompactFunc(sets, slices.Equal[[]document]))
-	if err != nil {
-		return err
-	}
+// encode returns sets of files as they are kept, each once.
+func encode(sets [][]document) ([]byte, error) {
+	return json.Marshal(slices.CompactFunc(sets, slices.Equal[[]document]))
+}
+
+// keep writes encoded sets of files into the data directory.
+func keep(dir string, content []byte) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -197,7 +185,7 @@ func (f *Files) Follow(ctx context.Context, dir string, apply func() error, repo
 		report(err)
 		if err == nil {
 			// The disk may be full. The copies of before stay then, so this is not a problem of the settings.
-			_ = keep(dir, f.config.docs, f.first)
+			_ = f.keep(dir, f.config.docs, f.first)
 		}
 	})
 }

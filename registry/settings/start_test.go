@@ -55,6 +55,13 @@ func write(t *testing.T, dir string, texts map[string]string) {
 func begin(t *testing.T, args []string, open func(*server) error, then func(*settings.Files, func() (*server, error))) (
 	o *server, err error) {
 	t.Helper()
+	return beginWith(t, nil, args, open, then)
+}
+
+// beginWith is begin for a server that keeps its files on a shelf as well.
+func beginWith(t *testing.T, shelf func(settings.Lookup) settings.Shelf, args []string, open func(*server) error,
+	then func(*settings.Files, func() (*server, error))) (o *server, err error) {
+	t.Helper()
 	given := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	new(server).AddFlags(given)
 	settings.AddConfigFlag(given)
@@ -65,7 +72,7 @@ func begin(t *testing.T, args []string, open func(*server) error, then func(*set
 		s := &server{}
 		return s, settings.LoadParts(given, func() {}, s)
 	}
-	err = settings.Start(given, []settings.Part{new(server)}, func(f *settings.Files) error {
+	err = settings.Start(given, []settings.Part{new(server)}, shelf, func(f *settings.Files) error {
 		s, err := load()
 		if err == nil && open != nil {
 			err = open(s)
@@ -354,7 +361,7 @@ func TestWithoutAFile(t *testing.T) {
 		t.Errorf("%v, %v", all, err)
 	}
 	calls := 0
-	err := settings.Start(pflag.NewFlagSet("x", pflag.ContinueOnError), nil, func(*settings.Files) error {
+	err := settings.Start(pflag.NewFlagSet("x", pflag.ContinueOnError), nil, nil, func(*settings.Files) error {
 		calls++
 		return errors.New("no")
 	})

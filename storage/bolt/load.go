@@ -17,6 +17,33 @@ func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) e
 	return j.feed.Watch(ctx, j.load, apply)
 }
 
+// Snapshot implements [storage.Snapshots]: a transaction of its own, as Backup. A commit waits for its end only if it
+// has to enlarge the memory map.
+func (j *Journal) Snapshot(ctx context.Context, apply func(storage.Update) error) error {
+	j.feed.Lock()
+	db, damage, closed := j.db, j.damage, j.feed.Closed()
+	j.feed.Unlock()
+	switch {
+	case closed:
+		return fmt.Errorf("%s: %w", j.path, storage.ErrClosed)
+	case damage != nil:
+		return damage
+	}
+	err := view(db, func(tx *bbolt.Tx) error {
+		defer forgetPages(tx)
+		return read(tx, func(u storage.Update) error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return apply(u)
+		})
+	})
+	j.feed.Lock()
+	defer j.feed.Unlock()
+	j.noteDamage(err)
+	return err
+}
+
 // loadPart is how many facts of the full state are in memory at once, beside what they become.
 const loadPart = 4096
 

@@ -321,7 +321,7 @@ func (j *Journal) dropWriter() {
 // its way, and makes another.
 func (j *Journal) sweep(ctx context.Context) {
 	from := j.keys.writer("")
-	_ = j.pages(ctx, from, after(from), 0, func(kvs []*mvccpb.KeyValue, _ bool) error {
+	_ = j.pages(ctx, j.quick(), from, after(from), 0, func(kvs []*mvccpb.KeyValue, _ bool) error {
 		for _, kv := range kvs {
 			_, at, _ := strings.Cut(string(kv.Value), " ")
 			unix, _ := strconv.ParseInt(at, 10, 64)

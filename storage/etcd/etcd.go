@@ -250,7 +250,7 @@ func (j *Journal) History(ctx context.Context, repo, prefix string) (facts []sto
 	skip := len(from) - len(prefix)
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	err = j.pages(ctx, from, after(from), 0, func(kvs []*mvccpb.KeyValue, _ bool) error {
+	err = j.pages(ctx, j.quick(), from, after(from), 0, func(kvs []*mvccpb.KeyValue, _ bool) error {
 		for _, kv := range kvs {
 			facts = append(facts, storage.Fact{Kind: storage.KindHistory, Name: string(kv.Key[skip:]), Value: valueIn(kv)})
 		}

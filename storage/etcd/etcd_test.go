@@ -162,6 +162,9 @@ func TestAMoveIsNoticed(t *testing.T) {
 		if errors.Is(err, errMoved) != tt.moved {
 			t.Errorf("%s: %v", name, err)
 		}
+		if errors.Is(err, storage.ErrRestored) != tt.moved {
+			t.Errorf("%s: it is not said that the data is older: %v", name, err)
+		}
 		if unusable := j.usable() != nil; unusable != tt.moved {
 			t.Errorf("%s: unusable: %v", name, unusable)
 		}
@@ -169,6 +172,10 @@ func TestAMoveIsNoticed(t *testing.T) {
 			continue
 		}
 		<-before.moved
+		// Whichever request has noticed it, who watches learns it.
+		if err := j.Watch(t.Context(), nil); !errors.Is(err, storage.ErrRestored) {
+			t.Errorf("%s: Watch: %v", name, err)
+		}
 		if err := j.note(before, 1, head(9, "z")); !errors.Is(err, errMoved) {
 			t.Errorf("%s: an answer from before: %v", name, err)
 		}

@@ -25,7 +25,7 @@ type page struct {
 
 // pages calls each with the keys of a range, in order, as they are at one revision; 0 stands for the newest one. The
 // next page is on its way while each has the one before. last is true for the last page, which may be empty.
-func (j *Journal) pages(ctx context.Context, from, end string, revision int64,
+func (j *Journal) pages(ctx context.Context, p pace, from, end string, revision int64,
 	each func(kvs []*mvccpb.KeyValue, last bool) error,
 ) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -35,19 +35,19 @@ func (j *Journal) pages(ctx context.Context, from, end string, revision int64,
 		defer close(read)
 		limit := int64(firstPage)
 		for more := true; more; {
-			r, err := retry(ctx, j, func(ctx context.Context) (*clientv3.GetResponse, error) {
+			r, err := retryAt(ctx, j, p, func(ctx context.Context) (*clientv3.GetResponse, error) {
 				return j.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(limit))
 			})
-			p := page{err: err}
+			next := page{err: err}
 			if more = err == nil && r.More; err == nil {
-				p.kvs, p.last, revision = r.Kvs, !more, cmp.Or(revision, r.Header.Revision)
+				next.kvs, next.last, revision = r.Kvs, !more, cmp.Or(revision, r.Header.Revision)
 			}
 			if more {
 				from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
 				limit = nextLimit(r.Kvs)
 			}
 			select {
-			case read <- p:
+			case read <- next:
 			case <-ctx.Done():
 				return
 			}

@@ -28,6 +28,7 @@ type place struct {
 	moves  int           // how often it has moved
 	moved  chan struct{} // closed when it moves again
 	loaded bool          // false between a move and the next full state that a Watch delivers
+	cause  error         // of the last move, until a Watch has ended with it
 }
 
 func newPlace() place { return place{moved: make(chan struct{}), loaded: true} }
@@ -71,7 +72,7 @@ func (j *Journal) note(before place, cluster uint64, head *mvccpb.KeyValue) erro
 		err = fmt.Errorf("%w: revision %d is another commit", errMoved, rev)
 	}
 	if err != nil {
-		return j.move(err)
+		return j.move(fmt.Errorf("%w (%w)", err, storage.ErrRestored))
 	}
 	p.cluster = cmp.Or(cluster, p.cluster)
 	if rev > p.head {
@@ -92,8 +93,19 @@ func (j *Journal) setLoaded(moves int) {
 // move records that the place has moved; the caller holds mu.
 func (j *Journal) move(cause error) error {
 	close(j.place.moved)
-	j.place = place{moves: j.place.moves + 1, moved: make(chan struct{}), dials: j.place.dials}
-	return fmt.Errorf("etcd: %w; was it restored from a backup?", cause)
+	cause = fmt.Errorf("etcd: %w; was it restored from a backup?", cause)
+	j.place = place{moves: j.place.moves + 1, moved: make(chan struct{}), dials: j.place.dials, cause: cause}
+	return cause
+}
+
+// movedBy returns the cause of a move that no Watch has ended with, so that its caller learns whether the data is
+// older: any request may have noticed it.
+func (j *Journal) movedBy() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	cause := j.place.cause
+	j.place.cause = nil
+	return cause
 }
 
 // dial makes a connection, and counts it.
@@ -127,9 +139,11 @@ func (j *Journal) verify(ctx context.Context) error {
 		r, err := j.get(ctx, j.keys.head(), clientv3.WithRev(int64(before.head)))
 		same := err == nil && len(r.Kvs) == 1 && r.Kvs[0].ModRevision == int64(before.head) &&
 			string(r.Kvs[0].Value) == before.mark
+		what := fmt.Errorf("%w (%w)", errMoved, storage.ErrRestored)
 		if errors.Is(err, rpctypes.ErrCompacted) { // it may still be the last one, which is always there
 			r, err = j.get(ctx, j.keys.head())
 			same = err == nil && len(r.Kvs) == 1 && string(r.Kvs[0].Value) == before.mark
+			what = errMoved // or nothing but time has passed
 		}
 		if err != nil && !gone(err) {
 			return err
@@ -140,7 +154,7 @@ func (j *Journal) verify(ctx context.Context) error {
 			return fmt.Errorf("etcd: %w", errMoved)
 		}
 		if !same {
-			return j.move(fmt.Errorf("%w: commit %d is not there", errMoved, before.head))
+			return j.move(fmt.Errorf("%w: commit %d is not there", what, before.head))
 		}
 	} else {
 		j.mu.Lock()

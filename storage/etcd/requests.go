@@ -7,15 +7,30 @@ import (
 	"trow/storage"
 )
 
-// hedge is how long a request waits for an answer before it is sent once more, to the next member. Each time the wait
-// is twice as long, so that a slow etcd does not get much more to do.
+// pace is how long a request may take, and how long it waits for an answer before it is sent once more, to the next
+// member. Each time the wait is twice as long, so that a slow etcd does not get much more to do.
+type pace struct{ within, hedge time.Duration }
+
 const hedge = 200 * time.Millisecond
+
+// quick is the pace of a request with a small answer.
+func (j *Journal) quick() pace { return pace{j.options.RequestTimeout, hedge} }
+
+// slow is for a page of the full state. It has many keys, and etcd counts those that follow as well, so it takes
+// seconds where they are millions, or the machine is busy. With the pace of other requests it would be given up, and
+// made again, for ever.
+var slow = pace{time.Minute, 3 * time.Second}
 
 // hedged makes a request that may be made more than once, within the time for a request, and returns the first answer.
 // A member that is cut off, or stopped, is part of the connections for seconds, and one whose leader is lost does not
 // answer before its own timeout. copies is how often the request was sent.
 func hedged[T any](ctx context.Context, j *Journal, do func(context.Context) (T, error)) (r T, copies int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, j.options.RequestTimeout)
+	return hedgedAt(ctx, j.quick(), do)
+}
+
+// hedgedAt is hedged at another pace.
+func hedgedAt[T any](ctx context.Context, p pace, do func(context.Context) (T, error)) (r T, copies int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, p.within)
 	defer cancel()
 	type answer struct {
 		r   T
@@ -29,7 +44,7 @@ func hedged[T any](ctx context.Context, j *Journal, do func(context.Context) (T,
 		case <-ctx.Done():
 		}
 	}
-	wait := hedge
+	wait := p.hedge
 	next := time.NewTimer(wait)
 	defer next.Stop()
 	go send()
@@ -52,8 +67,13 @@ func hedged[T any](ctx context.Context, j *Journal, do func(context.Context) (T,
 
 // retry makes a request, hedged, again and again until it succeeds, the error is one that stays, or ctx ends.
 func retry[T any](ctx context.Context, j *Journal, do func(context.Context) (T, error)) (T, error) {
+	return retryAt(ctx, j, j.quick(), do)
+}
+
+// retryAt is retry at another pace.
+func retryAt[T any](ctx context.Context, j *Journal, p pace, do func(context.Context) (T, error)) (T, error) {
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		r, _, err := hedged(ctx, j, do)
+		r, _, err := hedgedAt(ctx, p, do)
 		if err == nil || stays(err) || gone(err) {
 			return r, err
 		}

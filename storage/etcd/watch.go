@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,9 @@ var errCompacted = errors.New("etcd has compacted the commits that come next; th
 // Watch implements [storage.Journal]. It goes on by itself when a connection, a leader or a token is lost. It ends
 // when its caller has to load anew: when etcd was restored, or has compacted what the watch has yet to deliver.
 func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) error {
+	if err := j.movedBy(); err != nil { // noticed while there was no Watch
+		return err
+	}
 	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -41,6 +45,8 @@ func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) e
 		return outer.Err()
 	case j.ctx.Err() != nil:
 		return fmt.Errorf("etcd: %w", storage.ErrClosed)
+	case errors.Is(err, errMoved):
+		return cmp.Or(j.movedBy(), err)
 	}
 	return err
 }
@@ -254,7 +260,7 @@ func (j *Journal) load(ctx context.Context, head, revision storage.Revision, app
 	from, end := j.keys.facts()
 	var repo string // of the last fact, which may continue in the next page
 	var base storage.Revision
-	err := j.pages(ctx, from, end, int64(revision), func(kvs []*mvccpb.KeyValue, last bool) error {
+	err := j.pages(ctx, slow, from, end, int64(revision), func(kvs []*mvccpb.KeyValue, last bool) error {
 		u := storage.Update{Revision: head, Synced: last}
 		for _, kv := range kvs {
 			name, kind, fact, ok := j.keys.parse(kv.Key)

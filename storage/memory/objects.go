@@ -22,6 +22,7 @@ type Service struct {
 	mu       sync.Mutex // guards all below
 	objects  map[string]blob
 	identity string
+	copies   map[string][]byte // of the facts
 }
 
 // NewService returns a service without objects.

@@ -290,6 +290,37 @@ func TestAReaderGoesOnWhereTheConnectionBroke(t *testing.T) {
 	}
 }
 
+// TestASeekSaysThatTheServiceDoesNotAnswer: a server sends the headers of a part of a blob when it has sought to it.
+func TestASeekSaysThatTheServiceDoesNotAnswer(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	b := engine(t, f, r)
+	data := random(mib, 1)
+	d := must(storagetest.Push(t.Context(), b, data))(t)
+	for what, want := range map[fault]error{{status: 500, code: "InternalError"}: storage.ErrUnavailable,
+		{status: 404, code: "NoSuchKey"}: storage.ErrNotFound} {
+		file := must(b.Open(t.Context(), d))(t)
+		f.on(func(op string, _ *http.Request) fault {
+			if op == "GetObject" {
+				return what
+			}
+			return fault{}
+		})
+		if _, err := file.Seek(mib/2, io.SeekStart); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", what.code, err, want)
+		}
+		if _, err := file.Seek(0, io.SeekEnd); err != nil {
+			t.Errorf("%s: to the end, where nothing is to be read: %v", what.code, err)
+		}
+		f.on(nil)
+		_, err := file.Seek(mib/2, io.SeekStart)
+		rest, rerr := io.ReadAll(file)
+		if err != nil || rerr != nil || !bytes.Equal(rest, data[mib/2:]) {
+			t.Errorf("%s: then %d bytes, %v, %v", what.code, len(rest), err, rerr)
+		}
+		file.Close()
+	}
+}
+
 // TestReads: reading in steps of any length, and from anywhere.
 func TestReads(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()

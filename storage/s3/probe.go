@@ -19,19 +19,19 @@ import (
 type uploadInfo struct{ key, id string }
 
 // uploads lists the multipart uploads that began before a time.
-func (c *client) uploads(ctx context.Context, before time.Time) (found []uploadInfo, err error) {
+func (c *client) uploads(ctx context.Context, prefix string, before time.Time) (found []uploadInfo, err error) {
 	var key, id string
 	for {
 		var page minio.ListMultipartUploadsResult
 		err := c.do(ctx, "list multipart uploads", func(ctx context.Context) (err error) {
-			page, err = c.core.ListMultipartUploads(ctx, c.bucket, c.key(""), key, id, "", 1000)
+			page, err = c.core.ListMultipartUploads(ctx, c.bucket, prefix, key, id, "", 1000)
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
 		for _, u := range page.Uploads {
-			if strings.HasPrefix(u.Key, c.key("")) && u.Initiated.Before(before) {
+			if strings.HasPrefix(u.Key, prefix) && u.Initiated.Before(before) {
 				found = append(found, uploadInfo{u.Key, u.UploadID})
 			}
 		}
@@ -155,7 +155,7 @@ func (c *client) wantAborted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listed, err := c.uploads(ctx, time.Now().Add(time.Hour))
+	listed, err := c.uploads(ctx, c.key(""), time.Now().Add(time.Hour))
 	if err = errors.Join(err, c.abort(ctx, key, id)); err != nil {
 		return err
 	}

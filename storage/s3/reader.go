@@ -166,7 +166,8 @@ func (r *reader) drop() {
 	r.body, r.left = nil, 0
 }
 
-// Seek implements [io.Seeker].
+// Seek implements [io.Seeker]. A request that it takes is made here, not by the next Read, for the reason that Open
+// makes the first one.
 func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	switch whence {
 	case io.SeekCurrent:
@@ -194,6 +195,11 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 			r.window = firstWindow
 		}
 		r.at = offset
+	}
+	if r.body == nil && r.size >= 0 && offset < r.size && !r.closed {
+		if err := r.open(); err != nil {
+			return 0, err
+		}
 	}
 	return offset, nil
 }

@@ -140,6 +140,29 @@ func TestASmallBlobIsOneRequest(t *testing.T) {
 	}
 }
 
+// TestASessionInOneRequestChangesItsRecordTwice: most blobs are pushed by a POST and one PUT, and each change is a commit
+// that the client waits for.
+func TestASessionInOneRequestChangesItsRecordTwice(t *testing.T) {
+	f, r := newFake(t), storagetest.NewRecords()
+	x, y := engine(t, f, r), engine(t, f, r)
+	changes := 0
+	r.Fail(func(_, _ []byte) (bool, error) { changes++; return false, nil })
+	var resumed error
+	f.on(func(op string, _ *http.Request) fault {
+		if op == "PutObject" {
+			_, resumed = y.Resume(t.Context(), "a", id, -1)
+		}
+		return fault{}
+	})
+	u, data := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t), random(mib, 1)
+	write(t, u, data)
+	wantNil(t, "Commit", u.Commit(t.Context(), digest.FromBytes(data)))
+	wantBlob(t, y, data)
+	if changes != 2 || !errors.Is(resumed, storage.ErrNotFound) {
+		t.Errorf("the record was changed %d times, want 2; Resume while the object is stored: %v", changes, resumed)
+	}
+}
+
 // short is the length of a part in tests that push often.
 const short = 128 << 10
 

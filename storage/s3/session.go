@@ -281,7 +281,13 @@ func (b *Blobs) expireSession(ctx context.Context, s storage.SessionRecord, befo
 
 // sweepUploads aborts multipart uploads without a record.
 func (b *Blobs) sweepUploads(ctx context.Context) error {
-	found, err := b.client.uploads(ctx, time.Now().Add(-orphanAge))
+	old := time.Now().Add(-orphanAge)
+	copies, failed := b.client.uploads(ctx, b.copyKey(""), old) // no record names one
+	for _, u := range copies {
+		failed = errors.Join(failed, b.client.abort(ctx, u.key, u.id))
+	}
+	found, err := b.client.uploads(ctx, b.client.key(""), old)
+	err = errors.Join(failed, err)
 	if err != nil || len(found) == 0 {
 		return err
 	}

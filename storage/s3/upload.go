@@ -591,6 +591,19 @@ func (w *writer) claim(ctx context.Context) error {
 	if w.stored == nil {
 		return nil
 	}
+	if w.record.upload == "" && w.record.tail.place == "" {
+		// All bytes are in memory, and the object is nobody else's. So the record can end before the object exists, which is
+		// one commit instead of two: a Commit that fails would end it as well.
+		err := w.b.endRecord(ctx, w.key, w.stored)
+		if isConflict(err) {
+			return w.fail(w.closed())
+		}
+		if err != nil {
+			return fmt.Errorf("upload %s: %w", w.key.id, err)
+		}
+		w.stored = nil
+		return nil
+	}
 	r := w.record
 	r.committing = true
 	return w.store(ctx, r)

@@ -56,7 +56,7 @@ func (p Program) gcCommand() *cobra.Command {
 	f.StringVar(&grace, "grace", "", "use this instead of gc-grace, such as 10m; "+
 		"pushes in progress that lose blobs have to start again")
 	f.BoolVar(&all, "all", false, "delete also more content that the journal does not know than a tenth of all, "+
-		"at which the server stops")
+		"at which the server stops, and believe a journal that went back")
 	// Scripts of earlier versions use --now. It has always been the default.
 	f.BoolVar(&now, "now", false, "collect now (the default)")
 	_ = f.MarkHidden("now") // the flag exists

@@ -35,6 +35,7 @@ import (
 
 	"trow/registry/admin"
 	"trow/registry/auth"
+	"trow/registry/maintenance"
 )
 
 // These errors mean that a command worked and that its answer is no. The exit code is 1 for them, and 2 for others.
@@ -48,6 +49,9 @@ type Program struct {
 	// DataDir adds the flags that name the server to a command (--config, --data-dir), and returns the function that
 	// finds its data directory when the command runs.
 	DataDir func(cmd *cobra.Command) func() (string, error)
+	// Engines adds the flags that say where the data of a server is to a command, and returns the function that finds them
+	// all when the command runs.
+	Engines func(cmd *cobra.Command) func() (maintenance.Engines, error)
 	// Policy returns the rules of the configuration file that --config names, and the name of the user who may do
 	// everything, empty if it does not exist.
 	Policy func(cmd *cobra.Command) (p *auth.Policy, owner string, err error)

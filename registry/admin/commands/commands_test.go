@@ -101,6 +101,17 @@ func run(t *testing.T, dir, stdin string, args ...string) (stdout, stderr string
 				return *at, nil
 			}
 		},
+		Engines: func(cmd *cobra.Command) func() (maintenance.Engines, error) {
+			var o maintenance.Engines
+			o.AddEngineFlags(cmd.Flags())
+			cmd.Flags().StringP("config", "c", "", "")
+			return func() (maintenance.Engines, error) {
+				if !cmd.Flags().Changed("data-dir") {
+					o.DataDir = dir
+				}
+				return o, nil
+			}
+		},
 		Policy: func(*cobra.Command) (*auth.Policy, string, error) {
 			p, err := auth.Compile([]auth.Rule{{Who: []string{"user:alice"}, May: []string{"push"},
 				Repositories: []string{"team/**"}}},

@@ -24,6 +24,17 @@ func New(load func(*cobra.Command) (*service.Options, error), servers []string) 
 				return o.Data.DataDir, nil
 			}
 		},
+		Engines: func(cmd *cobra.Command) func() (maintenance.Engines, error) {
+			settings.AddConfigFlag(cmd.Flags())
+			new(maintenance.Engines).AddEngineFlags(cmd.Flags())
+			return func() (maintenance.Engines, error) {
+				o, err := load(cmd)
+				if err != nil {
+					return maintenance.Engines{}, err
+				}
+				return o.Data.Engines, nil
+			}
+		},
 		Policy: func(cmd *cobra.Command) (*auth.Policy, string, error) {
 			o, err := load(cmd)
 			if err != nil {

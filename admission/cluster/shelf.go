@@ -1,0 +1,85 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"trow/manifests/kube"
+)
+
+const (
+	// shelfTimeout bounds the requests about the Secret: a start waits for them.
+	shelfTimeout = 10 * time.Second
+	// shelfKey is the key of the Secret.
+	shelfKey = "last-good-settings.json"
+)
+
+// Shelf keeps the last good configuration files of replicas, in Secret [kube.SettingsSecretName] and not in a
+// ConfigMap, because a file may have a password. The data directory of a replica ends with it, and while the present
+// files have a mistake, new replicas would not start: in the end, there would be none to review a pod. The manifest has
+// the Secret without data.
+type Shelf struct{ o Options }
+
+// OpenShelf returns the Shelf of the replicas of a Deployment, the setting of that name; nil if there is one pod. It
+// sends no request yet.
+func OpenShelf(deployment string) *Shelf {
+	if deployment == "" {
+		return nil
+	}
+	return NewShelf(Options{})
+}
+
+// NewShelf returns the Shelf in the namespace of o, with its client; without a client it connects as [Open] does.
+func NewShelf(o Options) *Shelf { return &Shelf{o} }
+
+// Load returns what was saved last, nil if there is nothing. Errors: this process runs in no cluster; those of the API.
+func (s *Shelf) Load() ([]byte, error) {
+	var content []byte
+	err := s.with(func(ctx context.Context) error {
+		secret, err := s.o.Client.Secrets(s.o.Namespace).Get(ctx, kube.SettingsSecretName, metav1.GetOptions{})
+		if err == nil {
+			content = secret.Data[shelfKey]
+		}
+		return err
+	})
+	return content, err
+}
+
+// Save keeps the content, unless another process has changed the Secret in between: that was as good. Errors: those of
+// Load.
+func (s *Shelf) Save(content []byte) error {
+	return s.with(func(ctx context.Context) error {
+		secret, err := s.o.Client.Secrets(s.o.Namespace).Get(ctx, kube.SettingsSecretName, metav1.GetOptions{})
+		if err != nil || bytes.Equal(secret.Data[shelfKey], content) {
+			return err
+		}
+		if secret.Data == nil {
+			secret.Data = map[string][]byte{}
+		}
+		secret.Data[shelfKey] = content
+		_, err = written(s.o.Client.Secrets(s.o.Namespace).Update(ctx, secret, metav1.UpdateOptions{}))
+		return err
+	})
+}
+
+// with calls do with a client and a time limit, and names the Secret in its error.
+func (s *Shelf) with(do func(context.Context) error) error {
+	if err := s.o.connect("deployment"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), shelfTimeout)
+	defer cancel()
+	err := do(ctx)
+	if apierrors.IsNotFound(err) {
+		err = errMissing
+	}
+	if err != nil {
+		err = fmt.Errorf("Secret %s/%s: %w", s.o.Namespace, kube.SettingsSecretName, err)
+	}
+	return err
+}
