@@ -119,8 +119,8 @@ func (c *Cluster) follower(holder string) {
 	}
 }
 
-// observe notes in which mode the leader has armed the webhook, as it says in the configuration. What another client has
-// made of the entries since is no reason to deny less until the leader, or its successor, puts them back.
+// observe notes in which mode the leader has armed the webhook, as it says in the configuration. What another client
+// has made of the entries since is no reason to deny less until the leader, or its successor, puts them back.
 func (c *Cluster) observe(ctx context.Context) error {
 	have, err := c.o.Client.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{})
 	switch {
