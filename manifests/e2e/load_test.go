@@ -146,7 +146,7 @@ func newUser(t *testing.T, c *cluster.Cluster) *user {
 	if u.http, err = registryClient(c); err != nil {
 		t.Fatal(err)
 	}
-	u.http.Timeout = 40 * time.Second // the slow pull takes 16
+	u.http.Timeout = 40 * time.Second // the slow pull takes 13
 	transport := u.http.Transport.(*http.Transport)
 	u.kept = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{
 		RootCAs: transport.TLSClientConfig.RootCAs, ServerName: transport.TLSClientConfig.ServerName}}}
@@ -267,7 +267,7 @@ func (u *user) kinds() map[string]func(context.Context) error {
 		"pull by digest":             u.get(u.http, service, "manifests/"+u.digest, u.digest, 0),
 		"pull by digest, kept":       u.get(u.kept, loopback, "manifests/"+u.digest, u.digest, 0),
 		"pull of a layer":            u.get(u.http, loopback, "blobs/"+u.layer, u.layer, 0),
-		"slow pull of a layer":       u.get(u.http, service, "blobs/"+u.layer, u.layer, 800*time.Millisecond),
+		"slow pull of a layer":       u.get(u.http, service, "blobs/"+u.layer, u.layer, 650*time.Millisecond),
 		"pod":                        u.run,
 	}
 }

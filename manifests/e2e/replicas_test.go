@@ -76,24 +76,33 @@ func replicas(c *cluster.Cluster) ([]replica, error) {
 	return all, err
 }
 
-// settled waits until there are three replicas, all ready, and none that ends, and returns them.
-func settled(t *testing.T, c *cluster.Cluster) (all []replica) {
+// standing waits until there are three replicas that are ready, beside those that end, and returns them.
+func standing(t *testing.T, c *cluster.Cluster) (all []replica) {
 	t.Helper()
-	cluster.Eventually(t, 3*time.Minute, "three replicas are ready, and no other", func() (err error) {
+	cluster.Eventually(t, 3*time.Minute, "three replicas are ready", func() (err error) {
 		if all, err = replicas(c); err != nil {
 			return err
 		}
-		for _, r := range all {
-			if !r.ready || r.ending {
-				err = fmt.Errorf("%+v", r)
-			}
+		all = slices.DeleteFunc(all, func(r replica) bool { return r.ending })
+		if len(all) != 3 || slices.ContainsFunc(all, func(r replica) bool { return !r.ready }) {
+			return fmt.Errorf("%+v", all)
 		}
-		if len(all) != 3 {
-			err = fmt.Errorf("%d replicas", len(all))
-		}
-		return err
+		return nil
 	})
 	return all
+}
+
+// settled waits until there are three replicas that are ready, and no other, and returns them.
+func settled(t *testing.T, c *cluster.Cluster) []replica {
+	t.Helper()
+	cluster.Eventually(t, time.Minute, "no replica ends", func() error {
+		all, err := replicas(c)
+		if err != nil || slices.ContainsFunc(all, func(r replica) bool { return r.ending }) {
+			return fmt.Errorf("%+v, %w", all, err)
+		}
+		return nil
+	})
+	return standing(t, c)
 }
 
 // endpoint reports whether the Service leads to a pod now.
@@ -218,7 +227,7 @@ func rolled(t *testing.T, c *cluster.Cluster, _ *engines.Engines, _ *user, l *lo
 	begin := time.Now()
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "restart", "deployment/trow")
 	c.Kubectl(t, "--namespace=kube-public", "rollout", "status", "deployment/trow", "--timeout=180s")
-	settled(t, c)
+	standing(t, c)
 	none(t, "rolled", begin, l.since(t, begin, "rolled"))
 }
 
@@ -226,7 +235,7 @@ func rolled(t *testing.T, c *cluster.Cluster, _ *engines.Engines, _ *user, l *lo
 func evicted(t *testing.T, c *cluster.Cluster, _ *engines.Engines, _ *user, l *load) {
 	begin, refused := time.Now(), atomic.Int64{}
 	var drains sync.WaitGroup
-	for _, r := range settled(t, c) {
+	for _, r := range standing(t, c) {
 		drains.Go(func() {
 			for time.Since(begin) < 2*time.Minute {
 				status, answer, err := c.Ask(t.Context(), http.MethodPost,
@@ -247,16 +256,16 @@ func evicted(t *testing.T, c *cluster.Cluster, _ *engines.Engines, _ *user, l *l
 		})
 	}
 	drains.Wait()
-	settled(t, c)
+	standing(t, c)
 	if refused.Load() == 0 {
 		t.Error("the PodDisruptionBudget has refused nothing")
 	}
 	none(t, "evicted", begin, l.since(t, begin, "evicted"))
 }
 
-// deleted deletes two of the replicas at the same time.
+// deleted deletes two of the replicas at the same time. All that were replaced until then have ended at its end.
 func deleted(t *testing.T, c *cluster.Cluster, _ *engines.Engines, _ *user, l *load) {
-	all := settled(t, c)
+	all := standing(t, c)
 	begin := time.Now()
 	c.Kubectl(t, "--namespace=kube-public", "delete", "pod", all[0].name, all[1].name, "--wait=false")
 	settled(t, c)
