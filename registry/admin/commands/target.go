@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -60,6 +61,18 @@ type endpoint struct {
 // inventory is the registry to list.
 func (e *endpoint) inventory() inventory.Registry {
 	return inventory.Registry{Client: e.Client, Admin: e.admin}
+}
+
+// listing is the registry for a list that one bad manifest does not end: it is named on standard error.
+func (e *endpoint) listing(cmd *cobra.Command) inventory.Registry {
+	r := e.inventory()
+	var mu sync.Mutex
+	r.Unreadable = func(repo string, err *inventory.UnreadableError) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintln(cmd.ErrOrStderr(), printable(fmt.Sprintf("%s: %v; its parts are not counted", e.name+repo, err)))
+	}
+	return r
 }
 
 // open returns the server of the command.
