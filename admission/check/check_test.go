@@ -126,6 +126,23 @@ func TestCheckMakesNothingInAnEmptyDirectory(t *testing.T) {
 	}
 }
 
+// TestCheckOfAServerOfEtcd: its data directory does not say what it holds, so nothing is decided by it.
+func TestCheckOfAServerOfEtcd(t *testing.T) {
+	dir := t.TempDir()
+	release, err := bolt.LockDirectory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run(t, nil, "", "-f", pods, "-d", dir)
+	if err == nil || errors.Is(err, check.ErrDenied) || !strings.Contains(err.Error(), "ask a running server with --server") ||
+		out != "" {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // newServer is a server whose webhook wants a token; its verdict comes from a webhook that does not enforce templates.
 func newServer(t *testing.T, token string) (url, ca string) {
 	t.Helper()
