@@ -523,6 +523,26 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+// TestTheHistoryIsAskedForByThoseWhoMayPush: a token that allows pull alone does not show who set a tag.
+func TestTheHistoryIsAskedForByThoseWhoMayPush(t *testing.T) {
+	f := newFake(t, nil)
+	f.answer = func(w http.ResponseWriter, req *http.Request) {
+		switch {
+		case req.URL.Path == "/token":
+			fmt.Fprintf(w, `{"token":%q}`, req.URL.Query().Get("scope"))
+		case req.Header.Get("Authorization") == "":
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+f.url+`/token",service="s",scope="repository:a:pull"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			fmt.Fprintf(w, `{"history":[{"by":%q}]}`, req.Header.Get("Authorization"))
+		}
+	}
+	h, err := f.client(client.Options{Username: "u", Password: "p"}).History(t.Context(), "a", "v1")
+	if err != nil || len(h) != 1 || h[0].By != "Bearer repository:a:pull,push" {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
 func TestBasic(t *testing.T) {
 	f := newFake(t, func(w http.ResponseWriter, req *http.Request) {
 		if user, password, _ := req.BasicAuth(); user != "u" || password != "p" {
