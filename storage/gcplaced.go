@@ -189,12 +189,12 @@ func (r *collection) forgetDeparted(ctx context.Context, name string, since time
 	if r.dry {
 		return nil
 	}
-	for step := range slices.Chunk(r.Index.departedBefore(name, since.Unix()), r.Index.step(unlinkStep, 1, 0)) {
+	for step := range slices.Chunk(r.Index.departedBefore(name, since), r.Index.step(unlinkStep, 1, 0)) {
 		if err := r.Index.Update(ctx, name, func(tx *Tx) error {
 			for _, k := range step {
 				// Asked again inside the commit: the manifest may have come back, and been deleted again, in this commit or before.
 				_, changed := tx.fact(KindDeparted, string(k))
-				if !changed && r.Index.isDepartedBefore(name, k, since.Unix()) {
+				if !changed && r.Index.isDepartedBefore(name, k, since) {
 					tx.set(KindDeparted, string(k), nil)
 				}
 			}
