@@ -57,11 +57,10 @@ func (r *Registry) listTags(w http.ResponseWriter, req *http.Request, c *call) e
 		return err
 	}
 	tags = p.cut(w.Header(), r.options.Prefix+"/v2/"+c.repo+"/tags/list", tags)
-	writeJSON(w, req, struct {
+	return r.writeList(w, req, tags, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
 	}{c.repo, tags})
-	return nil
 }
 
 // listRepos answers Docker's list of repositories.
@@ -83,8 +82,7 @@ func (r *Registry) listRepos(w http.ResponseWriter, req *http.Request, c *call) 
 		setNextLink(w.Header(), path, url.Values{"n": {strconv.Itoa(p.n)}, "last": {r.cursors.seal(rest)}})
 	}
 	repos = p.cut(w.Header(), path, repos)
-	writeJSON(w, req, struct {
+	return r.writeList(w, req, repos, struct {
 		Repositories []string `json:"repositories"`
 	}{repos})
-	return nil
 }

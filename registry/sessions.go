@@ -52,7 +52,9 @@ const maxEnded = 1 << 16
 
 type uuid [16]byte
 
-func (u uuid) String() string { return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]) }
+func (u uuid) String() string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
 
 type endedID struct {
 	id   uuid
