@@ -134,10 +134,11 @@ func (tx *Tx) refsOf(k key) (refs []key) {
 func (x *Index) departedBefore(repo string, since time.Time) (keys []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if r := x.state.repos[repo]; r != nil {
-		for c, d := range r.departed {
+	s := x.state
+	if r := s.repos[repo]; r != nil {
+		for c, d := range yielding(x, r.departed) {
 			if d.before(since) {
-				keys = append(keys, x.state.keyOf(c).key())
+				keys = append(keys, s.keyOf(c).key())
 			}
 		}
 	}

@@ -9,3 +9,6 @@ func cork(net.Conn, bool) {}
 
 // unacknowledged returns 0, for not known.
 func unacknowledged(net.Conn) int { return 0 }
+
+// boundUnsent does nothing here.
+func boundUnsent(net.Conn) {}
