@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/utils/ptr"
 	kyaml "sigs.k8s.io/yaml"
 
 	"trow/manifests"
@@ -57,7 +58,8 @@ func TestReplicas(t *testing.T) {
 		t.Fatal("there is no Deployment, or another set of pods")
 	}
 	roll := d.Spec.Strategy.RollingUpdate
-	if *d.Spec.Replicas != 3 || roll.MaxUnavailable.IntValue() != 0 || roll.MaxSurge.IntValue() != 1 {
+	if *d.Spec.Replicas != 3 || roll.MaxUnavailable.IntValue() != 0 || roll.MaxSurge.IntValue() != 1 ||
+		d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType { // without it, kubectl apply sends a patch each time
 		t.Errorf("%d replicas, rolled by %+v", *d.Spec.Replicas, roll)
 	}
 	labels := d.Spec.Template.Labels
@@ -74,7 +76,8 @@ func TestReplicas(t *testing.T) {
 		}
 	}
 	budget := all["PodDisruptionBudget/trow"].(*policyv1.PodDisruptionBudget).Spec
-	if budget.MaxUnavailable.IntValue() != 1 || !equality.Semantic.DeepEqual(budget.Selector.MatchLabels, labels) {
+	if budget.MaxUnavailable.IntValue() != 1 || !equality.Semantic.DeepEqual(budget.Selector.MatchLabels, labels) ||
+		ptr.Deref(budget.UnhealthyPodEvictionPolicy, "") != policyv1.AlwaysAllow {
 		t.Errorf("the budget is %+v", budget)
 	}
 	for _, v := range pod.Volumes {

@@ -62,11 +62,10 @@ func (r *Registry) listTags(w http.ResponseWriter, req *http.Request, c *call) e
 		return err
 	}
 	tags = p.cut(w.Header(), r.location(c, "/tags/list"), tags)
-	writeJSON(w, req, struct {
+	return r.writeList(w, req, tags, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
 	}{c.asked.path, tags})
-	return nil
 }
 
 // listRepos answers Docker's list of repositories.
@@ -88,8 +87,7 @@ func (r *Registry) listRepos(w http.ResponseWriter, req *http.Request, c *call) 
 		setNextLink(w.Header(), path, url.Values{"n": {strconv.Itoa(p.n)}, "last": {r.cursors.seal(rest)}})
 	}
 	repos = p.cut(w.Header(), path, repos)
-	writeJSON(w, req, struct {
+	return r.writeList(w, req, repos, struct {
 		Repositories []string `json:"repositories"`
 	}{repos})
-	return nil
 }

@@ -38,9 +38,15 @@ func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, c *call
 	unchanged := matches(req.Header["If-None-Match"], etag)
 	var body []byte
 	if !unchanged && req.Method != http.MethodHead {
+		keep, err := r.reserveAnswer(req, answerFactor*m.Size)
+		if err != nil {
+			return err
+		}
+		defer keep(0)
 		if body, err = r.manifestBytes(req.Context(), m); err != nil {
 			return err
 		}
+		keep(int64(len(body)))
 	}
 	// Nothing below can fail with an answer.
 	r.warnStale(w, req, m.stale)

@@ -142,7 +142,7 @@ func (s mirrorStore) Blob(ctx context.Context, repo string, d digest.Digest) (bo
 
 // Elsewhere implements mirror.BlobStore.
 func (s mirrorStore) Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error) {
-	for _, repo := range s.options.Index.Holders(d) {
+	for _, repo := range s.options.Index.Holders(d, maxSources) {
 		if size, held, err = s.sizeOf(ctx, repo, d); held || err != nil {
 			return size, held, err
 		}

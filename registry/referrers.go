@@ -84,11 +84,17 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, c *ca
 	if err != nil {
 		return err
 	}
+	// Before the first look: a list may take megabytes and much of a second, and so may the manifests that it is made of.
+	keep, err := r.reserveAnswer(req, maxReferrers+maxManifest)
+	if err != nil {
+		return err
+	}
+	defer keep(0)
 	found, err := r.referrersOf(req.Context(), c.repo, c.digest, q.after)
 	if err != nil {
 		return err
 	}
-	return r.writeReferrers(w, req, c, q, found)
+	return r.writeReferrers(w, req, c, q, found, keep)
 }
 
 // lists keeps the buffers in which lists were rendered, up to maxListKept bytes each.
@@ -98,7 +104,7 @@ const maxListKept = 256 << 10
 
 // writeReferrers answers with the list of the manifests found.
 func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *call, q referrersQuery,
-	found referrersFound) error {
+	found referrersFound, keep func(int64)) error {
 	body := lists.Get().(*bytes.Buffer)
 	defer func() {
 		if body.Cap() <= maxListKept { // one large list must not keep its memory
@@ -110,6 +116,7 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 	if err != nil {
 		return err
 	}
+	keep(max(int64(body.Cap()), 1))
 	if found.omitted > 0 { // one line for each request, so that the log is bounded
 		r.annotate(req.Context(), "err", fmt.Sprintf("%d manifests left out of the list of referrers: %v", found.omitted,
 			found.why))

@@ -86,6 +86,8 @@ type Options struct {
 	MaxRequests int
 	// Bodies bounds the memory of manifests that are pushed.
 	Bodies Bodies
+	// Answers bounds the memory of manifests and lists that clients receive; nil: nothing does.
+	Answers Answers
 	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of sessions;
 	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it,
 	// its own that was idle the longest gives way. 0: no bound.
@@ -130,6 +132,9 @@ const (
 func New(o Options) *Registry {
 	if o.Check == nil {
 		o.Check = func(context.Context, digest.Digest) error { return nil }
+	}
+	if o.Answers == nil {
+		o.Answers = unbounded{}
 	}
 	if o.Immutable == nil {
 		o.Immutable = func(string, string) bool { return false }
@@ -410,7 +415,7 @@ func (r *Registry) absent(w http.ResponseWriter, req *http.Request, c *call) err
 		if err != nil {
 			return err
 		}
-		return r.writeReferrers(w, req, c, q, referrersFound{})
+		return r.writeReferrers(w, req, c, q, referrersFound{}, uncounted)
 	}
 	if _, err := parsePage(req.URL.Query()); err != nil {
 		return err

@@ -168,6 +168,10 @@ func (r *Registry) link(ctx context.Context, c *call, d digest.Digest, size int6
 	})
 }
 
+// maxSources is how many repositories a mount that names none tries. The first will do, unless it loses the blob
+// meanwhile.
+const maxSources = 8
+
 // mount makes the repo hold a blob that another one holds, if the client may pull that. from names the other one; if it
 // is empty, any will do, for clients that may pull from all: for others each repository that holds the blob would have
 // to be asked about, and how long that takes would reveal that hidden ones hold it. No answer says why a mount was not
@@ -178,7 +182,7 @@ func (r *Registry) mount(ctx context.Context, c *call, from string, d digest.Dig
 		if r.options.Auth.Readable(ctx, c.who) != nil {
 			return false, nil
 		}
-		sources = r.options.Index.Holders(d)
+		sources = r.options.Index.Holders(d, maxSources)
 	}
 	for _, source := range sources {
 		if !ValidName(source) || r.options.Auth.Authorize(ctx, c.who, source, auth.Pull) != nil {

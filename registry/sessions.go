@@ -52,6 +52,10 @@ const maxEnded = 1 << 16
 
 type uuid [16]byte
 
+func (u uuid) String() string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
 type endedID struct {
 	id   uuid
 	made int64
@@ -101,7 +105,7 @@ func (s *sessions) begin(repo string, alg digest.Algorithm) string {
 	binary.BigEndian.PutUint64(b, uint64(time.Now().UnixMilli()))
 	b = append(b[2:], byte(slices.Index(algorithms, alg)))
 	b = append(b, s.mac(id, b, repo)...)
-	return fmt.Sprintf("%x-%x-%x-%x-%x.%s", id[:4], id[4:6], id[6:8], id[8:10], id[10:], strict.EncodeToString(b))
+	return id.String() + "." + strict.EncodeToString(b)
 }
 
 // mac authenticates what an ID says. All parts but the last have a fixed length, so that none runs into the next.
@@ -120,7 +124,10 @@ func (s *sessions) parse(repo, text string) (id sessionID, ok bool) {
 	if err != nil || len(name) != uuidLength || len(raw) != len(id.id) {
 		return id, false
 	}
-	id.id, id.name = uuid(raw), name
+	// Storage has the upload under the text, so another text for the same UUID would be another session without bytes.
+	if id.id, id.name = uuid(raw), name; id.id.String() != name {
+		return id, false
+	}
 	if !long {
 		return id, true
 	}

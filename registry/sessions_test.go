@@ -3,6 +3,7 @@ package registry
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -32,6 +33,25 @@ func TestAnIDOfAnUploadCarriesTheAlgorithm(t *testing.T) {
 			if _, ok := other.parse("a", text); ok != (name == "the same key") {
 				t.Errorf("%s: valid: %v", name, ok)
 			}
+		}
+	}
+}
+
+// TestAnUploadHasOneID: another text for the same UUID was an upload of its own without bytes, which could be cancelled.
+func TestAnUploadHasOneID(t *testing.T) {
+	s := newSessions(nil, 0, 0)
+	text := s.begin("a", digest.SHA256)
+	s.parsed(t, text)
+	name, rest, _ := strings.Cut(text, ".")
+	for _, other := range []string{
+		"F" + strings.Repeat("0", 7) + "-0000-4000-8000-000000000000", // of an earlier version
+		strings.ToUpper(name[:8]) + name[8:] + "." + rest,
+		"-" + strings.Replace(name, "-", "", 1) + "." + rest,
+		strings.ReplaceAll(name, "-", "") + "----." + rest,
+		text + "=", text + ".", "." + text,
+	} {
+		if _, ok := s.parse("a", other); ok && other != text {
+			t.Errorf("%s is valid, as is %s", other, text)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -129,30 +130,31 @@ func (tx *Tx) refsOf(k key) (refs []key) {
 	return refs
 }
 
-// departedBefore lists the manifests of a repo whose records are older than a time, in Unix seconds.
-func (x *Index) departedBefore(repo string, unix int64) (keys []key) {
+// departedBefore lists the manifests of a repo whose records are older than a time.
+func (x *Index) departedBefore(repo string, since time.Time) (keys []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if r := x.state.repos[repo]; r != nil {
-		for c, d := range r.departed {
-			if d.before(unix) {
-				keys = append(keys, x.state.keyOf(c).key())
+	s := x.state
+	if r := s.repos[repo]; r != nil {
+		for c, d := range yielding(x, r.departed) {
+			if d.before(since) {
+				keys = append(keys, s.keyOf(c).key())
 			}
 		}
 	}
 	return keys
 }
 
-func (x *Index) isDepartedBefore(repo string, k key, unix int64) bool {
+func (x *Index) isDepartedBefore(repo string, k key, since time.Time) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	d, held := x.state.departed(repo, k)
-	return held && d.before(unix)
+	return held && d.before(since)
 }
 
-// before reports whether the manifest was deleted before a time, in Unix seconds. A moment is whole seconds, so it may
-// be almost a second younger than it says.
-func (d departed) before(unix int64) bool { return int64(d.at)+1 < unix }
+// before reports whether the manifest was deleted before a time, which may be between two seconds, as that of a run
+// without a grace is. A moment is whole seconds, so the deletion may be almost a second younger than it says.
+func (d departed) before(since time.Time) bool { return time.Unix(int64(d.at)+1, 0).Before(since) }
 
 // stale reports whether a link that the repo holds is so old that it has to be recorded anew when a client learns of
 // it. With a journal that one process writes to, leases do that.

@@ -41,7 +41,7 @@ func (x *Index) endedRevisions() map[string]Revision {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	all := make(map[string]Revision, len(x.state.ended))
-	for name, rev := range x.state.ended {
+	for name, rev := range yielding(x, x.state.ended) {
 		all[name] = rev
 	}
 	return all

@@ -24,7 +24,7 @@ func Leftovers(x *Index) int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	s := x.state
-	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len + len(x.quotas.of)
+	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len + len(x.quotas.of) + len(s.waiting)
 }
 
 // TagValue and ParseTag are the values of facts about tags.
@@ -54,6 +54,9 @@ func MemoryOfFacts(x *Index) int64 {
 	}
 	return n
 }
+
+// WaitingOf returns the name of the waiting repo of a repo.
+func WaitingOf(repo string) string { return waitingOf(repo) }
 
 // MaxGroup bounds the changes of one commit.
 const MaxGroup = maxGroup
@@ -175,4 +178,49 @@ func SetBoth(ctx context.Context, x *Index, repo string) error {
 		tx.setStore(OptionalKind, "name", []byte("x"), nil)
 		return nil
 	})
+}
+
+// Waiters returns how many links of waiting repos to these contents there are.
+func Waiters(x *Index, digests ...digest.Digest) (n int) {
+	keys := make([]key, len(digests))
+	for i, d := range digests {
+		keys[i] = keyOf(d)
+	}
+	for _, keys := range x.waiters(keys) {
+		n += len(keys)
+	}
+	return n
+}
+
+// LongLooks are the looks at many names that are made while clients are served. Each returns how many it has found.
+func LongLooks(x *Index, repo string, d digest.Digest) map[string]func() int {
+	return map[string]func() int{
+		"links":   func() int { return len(x.unneeded(repo, time.Unix(1<<32, 0))) },
+		"waiting": func() int { return len(x.allWaiting()) },
+		"holders": func() int { return len(x.Holders(d, 1<<30)) },
+	}
+}
+
+// Yielding iterates over a map, with the lock held, and calls fn.
+func Yielding(x *Index, m map[int]bool, fn func(int)) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for k := range yielding(x, m) {
+		fn(k)
+	}
+}
+
+// Lock takes the lock for a change, and calls fn. Wanted reports whether a Lock waits.
+func Lock(x *Index, fn func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	fn()
+}
+
+func Wanted(x *Index) bool {
+	if x.mu.TryRLock() {
+		x.mu.RUnlock()
+		return false
+	}
+	return true
 }

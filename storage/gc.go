@@ -291,21 +291,27 @@ func (r *collection) sweep(ctx context.Context) error {
 // sweepWaiting deletes what waits and came too late for sweep, and ends the waiting of what is not there or is held
 // again.
 func (r *collection) sweepWaiting(ctx context.Context) error {
-	if err := r.Index.collected(ctx, r.Index.held); err != nil {
+	var held, free []key
+	for _, k := range r.Index.allWaiting() {
+		if r.Index.present(k) {
+			held = append(held, k)
+		} else {
+			free = append(free, k)
+		}
+	}
+	if err := r.Index.collected(ctx, held); err != nil {
 		return err
 	}
 	if _, ok := r.Blobs.(Placed); ok { // sweep has seen all of it: a commit that lets content go leaves its place
 		return nil
 	}
 	var left []BlobInfo
-	for _, keys := range r.Index.waitingLinks(func(key) bool { return true }) {
-		for _, k := range keys {
-			info, err := r.Blobs.Stat(ctx, k.digest())
-			if err != nil && !errors.Is(err, ErrNotFound) {
-				return err
-			}
-			left = append(left, BlobInfo{Digest: k.digest(), Size: info.Size})
+	for _, k := range free {
+		info, err := r.Blobs.Stat(ctx, k.digest())
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
 		}
+		left = append(left, BlobInfo{Digest: k.digest(), Size: info.Size})
 	}
 	return r.condemnAll(ctx, left)
 }
@@ -346,7 +352,7 @@ func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error
 		return nil
 	}
 	var failed error
-	gone := map[key]bool{}
+	var gone []key
 	for _, info := range step {
 		k := keyOf(info.Digest)
 		// The mark is set: from here on no fact can start to name k, and a new pin waits. What came before shows now.
@@ -357,16 +363,16 @@ func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error
 		case err == nil:
 			r.done.Deleted++
 			r.done.Freed += info.Size
-			gone[k] = true
+			gone = append(gone, k)
 		case errors.Is(err, ErrNotFound):
-			gone[k] = true
+			gone = append(gone, k)
 		default:
 			failed = errors.Join(failed, fmt.Errorf("delete %s: %w", info.Digest, err))
 		}
 		r.progress()
 	}
 	// Before the marks are removed: as long as there is a mark, nothing of this can have been pushed again.
-	failed = errors.Join(failed, r.Index.collected(context.WithoutCancel(ctx), func(k key) bool { return gone[k] }))
+	failed = errors.Join(failed, r.Index.collected(context.WithoutCancel(ctx), gone))
 	// The marks are removed even if ctx has ended meanwhile: pushes wait for that.
 	err := r.Index.Update(context.WithoutCancel(ctx), storeRepo, func(tx *Tx) error {
 		for _, info := range step {
@@ -381,13 +387,14 @@ func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error
 func (x *Index) unneeded(name string, since time.Time) (links []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	r := x.state.repos[name]
+	s := x.state
+	r := s.repos[name]
 	if r == nil {
 		return nil
 	}
-	for i := range r.entries.All() {
-		if e := x.state.entries.At(i); e.unneeded(since) {
-			links = append(links, x.state.keyOf(e.content).key())
+	for i := range r.entries.Walk(yieldEvery, x.yield) {
+		if e := s.entries.At(i); e.unneeded(since) {
+			links = append(links, s.keyOf(e.content).key())
 		}
 	}
 	return links
@@ -452,7 +459,7 @@ func (x *Index) condemned() []key {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	keys := make([]key, 0, len(x.state.condemned))
-	for k := range x.state.condemned {
+	for k := range yielding(x, x.state.condemned) {
 		keys = append(keys, k)
 	}
 	return keys

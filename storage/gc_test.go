@@ -134,6 +134,25 @@ func TestWithoutAGraceNothingIsTooYoung(t *testing.T) {
 	})
 }
 
+// TestWithoutAGraceADeletedManifestKeepsNothing: also where its record is of the same second.
+func TestWithoutAGraceADeletedManifestKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wholeSecond()
+		time.Sleep(300 * time.Millisecond)
+		s := newStore(t, memory.NewBlobs(), sharedJournal())
+		layer := s.push("a", []byte("layer"))
+		m, err := s.manifest(t.Context(), "a", "v", layer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.DeleteManifest(m) })
+		done, err := s.collector.RunWith(t.Context(), 0, false, nil)
+		if err != nil || done.Unlinked != 1 || done.Deleted != 2 || s.has(layer) || storage.Departed(s.index, "a") != 0 {
+			t.Errorf("%+v, %v", done, err)
+		}
+	})
+}
+
 func TestTheCollectorRemovesWhatNothingNeeds(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *store) {
 		used, unused := s.push("a", []byte("used")), s.push("a", []byte("unused"))

@@ -69,14 +69,16 @@ func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[k
 	}
 	gone := map[key]object{}
 	// Before the marks are removed: as long as there is a mark, nothing of this can have been pushed again.
-	err := r.Index.collected(ctx, func(k key) bool {
-		_, marked := marks[k]
-		return marked && !r.Index.held(k)
-	})
-	if err != nil {
+	var free []key
+	for k := range marks {
+		if !r.Index.present(k) {
+			free = append(free, k)
+		}
+	}
+	if err := r.Index.collected(ctx, free); err != nil {
 		return err
 	}
-	err = r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
+	err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 		clear(gone)
 		for k, mark := range marks {
 			if !same(r.Index.mark(k), mark) {
@@ -189,12 +191,12 @@ func (r *collection) forgetDeparted(ctx context.Context, name string, since time
 	if r.dry {
 		return nil
 	}
-	for step := range slices.Chunk(r.Index.departedBefore(name, since.Unix()), r.Index.step(unlinkStep, 1, 0)) {
+	for step := range slices.Chunk(r.Index.departedBefore(name, since), r.Index.step(unlinkStep, 1, 0)) {
 		if err := r.Index.Update(ctx, name, func(tx *Tx) error {
 			for _, k := range step {
 				// Asked again inside the commit: the manifest may have come back, and been deleted again, in this commit or before.
 				_, changed := tx.fact(KindDeparted, string(k))
-				if !changed && r.Index.isDepartedBefore(name, k, since.Unix()) {
+				if !changed && r.Index.isDepartedBefore(name, k, since) {
 					tx.set(KindDeparted, string(k), nil)
 				}
 			}
@@ -213,7 +215,7 @@ func (p place) compare(q place) int {
 // namedBefore returns the places that facts name and whose generation is less, in order.
 func (x *Index) namedBefore(generation uint32) (places []place) {
 	x.mu.RLock()
-	for _, p := range x.state.places {
+	for _, p := range yielding(x, x.state.places) {
 		if p.generation < generation {
 			places = append(places, p)
 		}
@@ -227,9 +229,10 @@ func (x *Index) namedBefore(generation uint32) (places []place) {
 func (x *Index) placedContents() []key {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	keys := make([]key, 0, len(x.state.places))
-	for c := range x.state.places {
-		keys = append(keys, x.state.keyOf(c).key())
+	s := x.state
+	keys := make([]key, 0, len(s.places))
+	for c := range yielding(x, s.places) {
+		keys = append(keys, s.keyOf(c).key())
 	}
 	return keys
 }

@@ -32,6 +32,7 @@ type Index struct {
 	done      sync.WaitGroup
 	refused   refusals      // because of a limit
 	stopped   chan struct{} // closed when the committer has ended, so that no function runs any more
+	searching sync.Mutex    // see Holders
 
 	// These two belong to the committer alone.
 	needLoads int  // how many full states must have been loaded before the next commit

@@ -241,7 +241,7 @@ func (u *universe) wantIndex(t *testing.T, x *storage.Index, all model) {
 				want = append(want, repo)
 			}
 		}
-		if got := slices.Sorted(slices.Values(x.Holders(d))); !slices.Equal(got, want) {
+		if got := slices.Sorted(slices.Values(x.Holders(d, 99))); !slices.Equal(got, want) {
 			t.Errorf("Holders(%s): %v, want %v", d, got, want)
 		}
 	}

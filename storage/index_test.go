@@ -240,7 +240,7 @@ func TestReadersDoNotWaitForACommit(t *testing.T) {
 		if _, err := x.Referrers(t.Context(), "r", blob, "", -1); err != nil {
 			t.Errorf("Referrers: %v", err)
 		}
-		if x.Stats().Tags != 1 || len(x.Holders(blob)) != 1 {
+		if x.Stats().Tags != 1 || len(x.Holders(blob, 9)) != 1 {
 			t.Errorf("Stats: %+v", x.Stats())
 		}
 		close(gate)

@@ -83,6 +83,7 @@ const (
 	memFirstSubject = 280 // in a repo: the map
 	memSubject      = 58  //
 	memReferrer     = 5   //
+	memWaiting      = 60  // a link of a waiting repo, beside its entry
 	memType         = 48  // a media type that is kept once, without its text
 )
 

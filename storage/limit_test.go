@@ -126,6 +126,14 @@ func TestTheEstimateOfMemoryIsThatOfTheHeap(t *testing.T) {
 			}
 			return nil
 		},
+		"what waits": func(put put) error {
+			for i := range 25_000 {
+				if err := put(storage.WaitingOf("app"), storage.LinkFact(sum(i), 1)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 		"referrers": func(put put) error {
 			for i := range 15_000 {
 				m := storage.Manifest{Digest: sum(i), MediaType: kind, Subject: sum(i - i%2 + 1_000_000)}

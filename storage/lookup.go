@@ -50,7 +50,12 @@ func (s *state) find(r *repo, k []byte) slab.ID {
 	if r == nil || len(k) == 0 {
 		return 0
 	}
-	return r.entries.Find(s.hash(k), func(i slab.ID) bool { return s.equalDigest(s.entries.At(i).content, k) })
+	return s.findHash(r, k, s.hash(k))
+}
+
+// findHash is find for a caller that looks k up in many repos.
+func (s *state) findHash(r *repo, k []byte, hash uint32) slab.ID {
+	return r.entries.Find(hash, func(i slab.ID) bool { return s.equalDigest(s.entries.At(i).content, k) })
 }
 
 // manifest returns a repo's entry for the digest k if it is a manifest, or 0.

@@ -164,17 +164,27 @@ func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Dige
 	return out, nil
 }
 
-// Holders lists the repos that hold d as a blob, in no order: for a mount that does not name its source. It scans all
-// repos if d is known at all.
-func (x *Index) Holders(d digest.Digest) []string {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	var names []string
-	if x.state.lookup([]byte(keyOf(d))) == 0 {
+// Holders lists repos that hold d as a blob, at most n, in no order: for a mount that does not name its source. If few
+// hold it, Holders looks at all repos, a tenth of a second long. So that clients cannot use up the CPU that way, it
+// lists nothing while another call is looking.
+func (x *Index) Holders(d digest.Digest, n int) (names []string) {
+	if !x.searching.TryLock() {
 		return nil
 	}
-	for name, r := range x.state.repos {
-		if !r.waiting && x.state.blobOf(name, string(d)) != 0 {
+	defer x.searching.Unlock()
+	k := []byte(keyOf(d))
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	if s.present(key(k)) == 0 {
+		return nil
+	}
+	hash := s.hash(k) // once for all
+	for name, r := range yielding(x, s.repos) {
+		if len(names) >= n {
+			break
+		}
+		if i := s.findHash(r, k, hash); i != 0 && s.entries.At(i).linked && !r.waiting {
 			names = append(names, name)
 		}
 	}

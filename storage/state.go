@@ -27,6 +27,7 @@ type state struct {
 	repos        map[string]*repo
 	ended        map[string]Revision // of repos without a fact that still have a revision
 	waitingRepos int                 // how many of repos are waiting repos
+	waiting      map[slab.ID][]*repo // by content: the waiting repos that link it; nil while empty
 	catalog      ordered             // the repos that have a manifest
 	types        map[string]string   // media types, each kept once
 	stats        Stats
@@ -57,7 +58,6 @@ type content struct {
 	present    int32              // repos in which it is linked as a blob or recorded as a manifest
 	referenced int32              // repos in which a manifest refers to it
 	subjects   int32              // manifests whose subject it is
-	waiting    int32              // waiting repos that link it
 }
 
 // sha512Tail is the second half of a sha512, for which content.sum has no room. A content without one is a sha256.
@@ -277,7 +277,7 @@ func (s *state) addToCounts(r *repo, e *entry, sign int32) {
 	if e.present() {
 		c := s.contents.At(e.content)
 		if r.waiting {
-			c.waiting += sign
+			s.countWaiting(r, e.content, sign)
 		} else {
 			c.present += sign
 		}
@@ -516,7 +516,7 @@ func (s *state) intern(k []byte) slab.ID {
 
 // forget drops a content that no fact names any more.
 func (s *state) forget(i slab.ID) {
-	if c := s.contents.At(i); c.present+c.referenced+c.subjects+c.waiting == 0 && !s.placed(i) {
+	if c := s.contents.At(i); c.present+c.referenced+c.subjects == 0 && len(s.waiting[i]) == 0 && !s.placed(i) {
 		if s.memory -= memContent; len(s.tails) > 0 {
 			if _, long := s.tails[i]; long {
 				s.memory -= memTail

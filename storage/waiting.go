@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"strings"
+
+	"trow/storage/internal/slab"
 )
 
 // Content that the last repo lets go is on the disk until it is collected. It counts for the quotas of that repo until
@@ -113,37 +115,55 @@ func (p *plan) heldElsewhere(repo string, k key) bool {
 	return n > 0
 }
 
-// held is state.present for collected, which calls it with the lock held.
-func (x *Index) held(k key) bool { return x.state.present(k) > 0 }
+// countWaiting records that a waiting repo links a content, or does so no more.
+func (s *state) countWaiting(r *repo, c slab.ID, sign int32) {
+	if sign > 0 {
+		if s.waiting == nil {
+			s.waiting = map[slab.ID][]*repo{}
+		}
+		s.waiting[c] = append(s.waiting[c], r)
+		s.memory += memWaiting
+		return
+	}
+	s.memory -= memWaiting
+	if repos := slices.DeleteFunc(s.waiting[c], func(o *repo) bool { return o == r }); len(repos) > 0 {
+		s.waiting[c] = repos
+	} else if delete(s.waiting, c); len(s.waiting) == 0 {
+		s.waiting = nil // a map keeps what it took when it was largest
+	}
+}
 
-// waitingLinks lists what waits, by waiting repo, as far as choose selects it. choose is called with the lock
-// held.
-func (x *Index) waitingLinks(choose func(key) bool) map[string][]key {
+// waiters lists which waiting repos link these contents, by repo. It does not look at other repos, nor at what else
+// they link: a collection calls it for each step, and there may be 100,000 of both.
+func (x *Index) waiters(keys []key) map[string][]key {
 	all := map[string][]key{}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if x.state.waitingRepos == 0 {
-		return nil
-	}
-	for name, r := range x.state.repos {
-		if !r.waiting {
-			continue
-		}
-		for i := range r.entries.All() {
-			if k := x.state.keyOf(x.state.entries.At(i).content).key(); choose(k) {
-				all[name] = append(all[name], k)
-			}
+	for _, k := range keys {
+		for _, r := range x.state.waiting[x.state.lookup([]byte(k))] {
+			all[r.name] = append(all[r.name], k)
 		}
 	}
 	return all
 }
 
-// collected records that content waits no more: its bytes are deleted and still condemned, so that it cannot have been
-// pushed again meanwhile; or a repo holds it.
-func (x *Index) collected(ctx context.Context, choose func(key) bool) error {
-	for name, keys := range x.waitingLinks(choose) {
-		for step := range slices.Chunk(keys, unlinkStep) {
-			err := InSteps(step, func(keys []key) error {
+// allWaiting lists what waits.
+func (x *Index) allWaiting() (all []key) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	for c := range yielding(x, s.waiting) {
+		all = append(all, s.keyOf(c).key())
+	}
+	return all
+}
+
+// collected records that contents wait no more: their bytes are deleted and still condemned, so that they cannot have
+// been pushed again meanwhile; or a repo holds them.
+func (x *Index) collected(ctx context.Context, keys []key) error {
+	for step := range slices.Chunk(keys, unlinkStep) {
+		for name, keys := range x.waiters(step) {
+			err := InSteps(keys, func(keys []key) error {
 				return x.Update(ctx, name, func(tx *Tx) error {
 					for _, k := range keys {
 						tx.set(KindLink, string(k), nil)

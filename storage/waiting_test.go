@@ -49,7 +49,7 @@ func TestWhatWaitsCounts(t *testing.T) {
 	x = storagetest.OpenIndex(t, j)
 	x.SetQuotas(team(100))
 	wantUsage(t, x, "after a restart", 40, 40)
-	if names, holders, s := x.Names(), x.Holders(digestOf("blob", 1)), x.Stats(); len(names)+len(holders) > 0 ||
+	if names, holders, s := x.Names(), x.Holders(digestOf("blob", 1), 9), x.Stats(); len(names)+len(holders) > 0 ||
 		s.Repos != 0 || s.Links != 0 || x.Present(digestOf("blob", 1)) {
 		t.Errorf("what waits is visible: %v, %v, %+v", names, holders, s)
 	}

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
@@ -77,8 +79,11 @@ type journal interface {
 var openToWrite = bolt.Open
 
 // openJournal opens the journal in a directory. It creates nothing where no server has run yet: such a directory is
-// that of an empty registry. On a volume that cannot be written to, the journal is only read, as a server does.
+// that of an empty registry. Where the facts of a server are elsewhere it fails: nothing is known of them. On a volume that cannot be written to, the journal is only read, as a server does.
 func openJournal(dir string) (journal, error) {
+	if bolt.LockedOnly(dir) {
+		return nil, bolt.NoData(dir)
+	}
 	if !bolt.Exists(dir) {
 		return memory.NewJournal(), nil
 	}
@@ -95,7 +100,10 @@ func openJournal(dir string) (journal, error) {
 }
 
 // newRemote returns a reviewer that asks a server.
-func newRemote(url, ca, tokenFile string) (reviewer, error) {
+func newRemote(server, ca, tokenFile string) (reviewer, error) {
+	if u, err := url.Parse(server); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return nil, fmt.Errorf("server: %.100q is not a valid URL; want https://host[:port]", server)
+	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if ca != "" {
 		pem, err := os.ReadFile(ca)
@@ -115,7 +123,7 @@ func newRemote(url, ca, tokenFile string) (reviewer, error) {
 		}
 	}
 	c := client{
-		url:   strings.TrimRight(url, "/") + "/validate",
+		url:   strings.TrimRight(server, "/") + "/validate",
 		token: string(bytes.TrimSpace(token)),
 		http: &http.Client{Timeout: askTimeout, Transport: &http.Transport{
 			TLSClientConfig: config, Proxy: http.ProxyFromEnvironment,
@@ -159,6 +167,9 @@ var errObject = errors.New("cannot be reviewed")
 func remedy(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "; name the file of its CA with --cacert (ca.crt of its data directory, or of the ConfigMap trow-ca)"
+	}
+	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
+		return "; is this the host and the port of the server, and does it run?"
 	}
 	if errors.Is(err, errUnauthorized) {
 		return "; name the file of its token with --token-file"

@@ -143,7 +143,8 @@ func (c *Cluster) follower(holder string) {
 	}
 }
 
-// observe notes in which mode the leader has armed the webhook: whether denials take effect is up to the configuration.
+// observe notes in which mode the leader has armed the webhook, as it says in the configuration. What another client
+// has made of the entries since is no reason to deny less until the leader, or its successor, puts them back.
 func (c *Cluster) observe(ctx context.Context) error {
 	have, err := c.o.Client.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{})
 	switch {
@@ -155,7 +156,7 @@ func (c *Cluster) observe(ctx context.Context) error {
 	}
 	why := have.Annotations[whyAnnotation]
 	switch {
-	case enforces(have):
+	case enforces(have), filled(have) && have.Annotations[modeAnnotation] == string(Enforce):
 		c.set("", Enforce, "")
 	case filled(have):
 		c.set("", Audit, why)

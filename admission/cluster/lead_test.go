@@ -205,6 +205,45 @@ func TestALeaderThatLosesItsLeaseStops(t *testing.T) {
 	})
 }
 
+// TestAReplicaDeniesWhatTheLeaderDenies, also while nobody leads and another client has taken the teeth out of the
+// configuration. It warns where the leader warns.
+func TestAReplicaDeniesWhatTheLeaderDenies(t *testing.T) {
+	for what, tt := range map[string]struct {
+		mode   cluster.Mode
+		denies bool
+	}{"enforce": {cluster.Enforce, true}, "audit": {cluster.Audit, false}} {
+		t.Run(what, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				r := newReplicas(t, "")
+				stop := r.run(t, "trow-a", func(o *cluster.Options) { o.Webhook = string(tt.mode) })
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				stop()
+				lease, err := r.CoordinationV1().Leases(ns).Get(t.Context(), "trow", metav1.GetOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				lease.Spec.HolderIdentity = ptr.To("trow-gone")
+				if _, err := r.CoordinationV1().Leases(ns).Update(t.Context(), lease, metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				defer r.run(t, "trow-b", nil)()
+				time.Sleep(time.Second)
+				v := r.configuration(t)
+				v.Webhooks[0].FailurePolicy = ptr.To(admissionregistrationv1.Ignore)
+				if _, err := r.configurations().Update(t.Context(), v, metav1.UpdateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				if got := r.holder(t); got != "trow-gone" || r.all["trow-b"].Denies() != tt.denies {
+					t.Errorf("%s leads; the other one denies: %v, want %v", got, !tt.denies, tt.denies)
+				}
+			})
+		})
+	}
+}
+
 // TestAReplicaAnswersTheProbesOfTheOthers: the Service leads the API server to any of them.
 func TestAReplicaAnswersTheProbesOfTheOthers(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -15,11 +15,12 @@ import (
 	"time"
 
 	"trow/manifests/e2e/cluster"
+	"trow/manifests/e2e/engines"
 	"trow/manifests/e2e/workstation"
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(cluster.Main(m.Run, workstation.Prepare, prepareEngineTools))
+	os.Exit(cluster.Main(m.Run, workstation.Prepare, engines.Prepare))
 }
 
 // shared is the cluster of all tests, because starting one takes as long as most tests.

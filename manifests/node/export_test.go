@@ -1,6 +1,10 @@
 package node
 
-import "time"
+import (
+	"context"
+	"net"
+	"time"
+)
 
 // Hurry shortens the intervals of n.
 func Hurry(n *Node) {
@@ -8,6 +12,7 @@ func Hurry(n *Node) {
 	n.times.grace, n.times.quiet = 3*time.Second, 50*time.Millisecond
 	n.times.rebind = 20 * time.Millisecond
 	n.times.ask, n.times.dial = 200*time.Millisecond, time.Second
+	n.times.redial = time.Millisecond
 }
 
 // Impatient shortens the time limits of connections.
@@ -15,6 +20,9 @@ func Impatient(n *Node, idle, first time.Duration) { n.times.idle, n.times.first
 
 // Targets replaces the addresses of the registry.
 func Targets(n *Node, addresses ...string) { n.targets = addresses }
+
+// Connects replaces how n connects to these addresses.
+func Connects(n *Node, f func(context.Context, string) (net.Conn, error)) { n.connect = f }
 
 // LocalPortInPod calls [localPortInPod].
 func LocalPortInPod(o Options) int { return localPortInPod(o) }

@@ -15,6 +15,10 @@ import (
 // chunk is how many bytes a pipe moves before it renews its deadlines: few, compared with the idle time.
 const chunk = 1 << 20
 
+// maxDials is how often an address of the registry is dialed for one connection: of three replicas one may be dead, and
+// with four attempts one connection in 81 meets it each time.
+const maxDials = 4
+
 // listen opens the listeners. failed has the addresses of the node port where that was not possible. Error: it could
 // not listen on any address of the local port.
 func (n *Node) listen() (all []net.Listener, failed map[string]error, err error) {
@@ -99,12 +103,11 @@ func (n *Node) dispatch(c *conn, http *handover) {
 
 // dial connects to the registry: to the address that was reached last, then to the others. Error: none was reached.
 func (n *Node) dial(ctx context.Context) (net.Conn, error) {
-	d := net.Dialer{Timeout: n.times.dial}
 	first := int(n.good.Load())
 	var errs []error
 	for i := range n.targets {
 		at := (first + i) % len(n.targets)
-		c, err := d.DialContext(ctx, "tcp", n.targets[at])
+		c, err := n.dialTarget(ctx, n.targets[at])
 		if err == nil {
 			n.good.Store(int32(at))
 			if n.lost.Swap(false) {
@@ -119,6 +122,25 @@ func (n *Node) dial(ctx context.Context) (net.Conn, error) {
 		n.notify(Unreachable, err, "cannot reach the registry")
 	}
 	return nil, err
+}
+
+// dialTarget connects to one address, that of a Service. Kubernetes chooses a replica for each connection, also one that
+// was killed, until the endpoints are updated: then the next attempt may reach another one. It must not take long either:
+// the client waits. Errors: those of the last attempt.
+func (n *Node) dialTarget(ctx context.Context, address string) (net.Conn, error) {
+	begin := time.Now()
+	for try := 1; ; try++ {
+		c, err := n.connect(ctx, address)
+		var name *net.DNSError
+		if err == nil || errors.As(err, &name) || try == maxDials || time.Since(begin) >= 2*n.times.dial {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(n.times.redial):
+		}
+	}
 }
 
 // pipe is a connection of a client and the one to the registry that belongs to it.

@@ -97,7 +97,8 @@ type times struct {
 	beat       time.Duration // a pipe notices within this time that bytes have moved
 	opening    time.Duration // when the slots are taken, a connection without an answer gives way after this time
 	yield      time.Duration // and one without traffic after this: longer than a registry usually thinks
-	dial       time.Duration // for each address: both are one hop away
+	dial       time.Duration // for each attempt: the registry is one hop away
+	redial     time.Duration // between two attempts
 	grace      time.Duration // for transfers at the end; less than the pod's terminationGracePeriodSeconds of 30
 	quiet      time.Duration // at the end, a pipe without a byte for this long has nothing left to transfer
 	rebind     time.Duration // between two attempts to listen on an address of the node port
@@ -109,7 +110,8 @@ type times struct {
 func defaultTimes() times {
 	return times{
 		recheck: time.Minute, first: 10 * time.Second, idle: 10 * time.Minute, dial: 2 * time.Second,
-		beat: time.Second, opening: 250 * time.Millisecond, yield: 5 * time.Second,
+		redial: 50 * time.Millisecond,
+		beat:   time.Second, opening: 250 * time.Millisecond, yield: 5 * time.Second,
 		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second, rebind: 10 * time.Second,
 		backoff: time.Second, maxBackoff: 30 * time.Second,
 	}
@@ -129,9 +131,10 @@ type Node struct {
 	// the places are used. Used by keepFiles, and at the end.
 	elsewhere string
 
-	targets []string     // addresses of the registry
-	good    atomic.Int32 // index of the target that was reached last
-	lost    atomic.Bool  // whether the last attempt reached none of them
+	connect func(ctx context.Context, address string) (net.Conn, error) // one attempt
+	targets []string                                                    // addresses of the registry
+	good    atomic.Int32                                                // index of the target that was reached last
+	lost    atomic.Bool                                                 // whether the last attempt reached none of them
 
 	listeners listeners
 	named     atomic.Bool   // whether it is known what listens on the addresses of the node port
@@ -178,6 +181,9 @@ func New(o Options) (*Node, error) {
 		closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
 		changed: make(chan struct{}, 1), trusts: make(chan struct{}, 1)}
 	n.slots = newSlots(n.times)
+	n.connect = func(ctx context.Context, address string) (net.Conn, error) {
+		return (&net.Dialer{Timeout: n.times.dial}).DialContext(ctx, "tcp", address)
+	}
 	if o.Service != "" {
 		n.targets = append(n.targets, o.Service)
 	}

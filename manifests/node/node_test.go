@@ -23,6 +23,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -582,6 +584,37 @@ func TestTheNextAddressIsTried(t *testing.T) {
 	w := newWorld(t, ca.pem).start("127.0.0.1:1", r.address()).ready()
 	if status, _, _ := w.get(w.url() + "/v2/"); status != 200 {
 		t.Errorf("status %d", status)
+	}
+}
+
+// TestAnotherReplicaIsTried checks that a connection to a replica that was killed, to which the Service leads until the
+// endpoints are updated, is tried again at the same address, and that a name which is not found is not.
+func TestAnotherReplicaIsTried(t *testing.T) {
+	ca := makeAuthority(t)
+	r := startRegistry(t, ca, func(http.ResponseWriter, *http.Request) {})
+	var refused, unknown atomic.Int32
+	w := newWorld(t, ca.pem)
+	w.change = func(n *node.Node) {
+		node.Connects(n, func(ctx context.Context, address string) (net.Conn, error) {
+			if address == "unknown.test:443" {
+				unknown.Add(1)
+				return nil, &net.OpError{Op: "dial", Err: &net.DNSError{Name: "unknown.test", IsNotFound: true}}
+			}
+			if refused.Add(1) < 4 {
+				return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+			}
+			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		})
+	}
+	w.start("unknown.test:443", r.address()).ready()
+	if status, _, _ := w.get(w.url() + "/v2/"); status != 200 {
+		t.Errorf("status %d", status)
+	}
+	if a, b := refused.Load(), unknown.Load(); a != 4 || b != 1 {
+		t.Errorf("%d attempts at the address, want 4; %d at the name, want 1", a, b)
+	}
+	if reported := w.reported(node.Unreachable); len(reported) != 0 {
+		t.Errorf("reported: %s", reported)
 	}
 }
 

@@ -477,6 +477,20 @@ func TestContentThatIsDeletedDuringAnExport(t *testing.T) {
 	}
 }
 
+// TestADamagedManifestIsAProblemOfAnExport: the registry answers as if it were not there, but it was not deleted.
+func TestADamagedManifestIsAProblemOfAnExport(t *testing.T) {
+	from := newTarget(t)
+	fill(from)
+	victim := from.image("victim", "v1", nil, layer(60, 4000))
+	if err := from.index.Quarantine(t.Context(), victim.Digest, "its bytes are missing"); err != nil {
+		t.Fatal(err)
+	}
+	done, err := archive.Export(t.Context(), from.Client, t.TempDir(), archive.ExportOptions{})
+	if err == nil || done.Problems != 1 || done.Gone != 0 {
+		t.Errorf("%+v, %v", done, err)
+	}
+}
+
 // An export that is stopped at any request continues when it runs again, and no file is ever incomplete.
 func TestACopyThatIsStoppedAtAnyRequestContinues(t *testing.T) {
 	from, dir := newTarget(t), t.TempDir()

@@ -34,11 +34,12 @@ var companions = []string{".sig", ".att", ".sbom"}
 
 // Copy copies images between two running registries: all platforms, everything that they consist of, and then the tag.
 // What is there already is not copied, so a copy that was cut short continues when it is run again; within one registry
-// blobs are mounted. It returns the digest of the last image. Errors: those of the registries; that there were
+// blobs are mounted. Of an image that the source has for some of its platforms, those are copied, with a note, if the
+// destination accepts that. It returns the digest of the last image. Errors: those of the registries; that there were
 // problems, after everything else was copied.
 func Copy(ctx context.Context, from, to *client.Client, all []Copied, o CopyOptions) (d digest.Digest, p Progress,
 	err error) {
-	i := &importer{counter: counter{options: o.Options}, to: remote{to}, copies: true}
+	i := &importer{counter: counter{options: o.Options}, to: remote{to}, copies: true, sparse: true}
 	i.add(func(p *Progress) { p.TotalItems = len(all) })
 	for _, c := range all {
 		var problem error
@@ -95,6 +96,9 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 	}
 	done[desc.Digest] = true
 	next, err := from.children(desc.Digest)
+	if missing(err) {
+		return nil // a platform that the source does not have
+	}
 	if err != nil {
 		return err
 	}

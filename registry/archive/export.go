@@ -242,11 +242,11 @@ func (e *exporter) lost(ctx context.Context, i *outgoing, err error) error {
 	if i.lost = missing(err) || isProblem(err); !missing(err) {
 		return err
 	}
-	now, herr := e.from.manifest(ctx, i.repo, i.desc.Digest.String())
+	held, herr := e.from.holds(ctx, i.repo, i.desc.Digest)
 	if herr != nil {
 		return herr
 	}
-	if now == "" {
+	if !held {
 		e.add(func(p *Progress) { p.Gone++ })
 		return nil
 	}

@@ -237,6 +237,9 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 		return nil, desc, problem{err}
 	}
 	body, err := readManifest(from, repo, desc.Digest)
+	if missing(err) {
+		err = i.absent()
+	}
 	if err != nil {
 		return nil, desc, fmt.Errorf("manifest %s: %w", desc.Digest, err)
 	}
@@ -285,7 +288,7 @@ func (i *importer) children(ctx context.Context, from source, repo string, index
 			continue
 		}
 		_, _, err := i.manifest(ctx, from, repo, child, done)
-		if err != nil && errors.Is(err, errNotInArchive) {
+		if errors.Is(err, errNotInArchive) || errors.Is(err, errNotAtSource) {
 			now, herr := i.to.manifest(ctx, repo, child.Digest.String())
 			if herr != nil {
 				return herr
@@ -308,7 +311,11 @@ func (i *importer) children(ctx context.Context, from source, repo string, index
 	if !i.sparse || here == 0 {
 		return why
 	}
-	i.note(fmt.Sprintf("%s@%s: not in the archive, and so not here: %s", repo, index, strings.Join(absent, ", ")))
+	where := "in the archive"
+	if i.copies {
+		where = "at the source"
+	}
+	i.note(fmt.Sprintf("%s@%s: not %s, and so not here: %s", repo, index, where, strings.Join(absent, ", ")))
 	return nil
 }
 
@@ -338,12 +345,10 @@ func mediaType(known string, c inventory.Parts, body []byte) (string, error) {
 	return "", problemf("it has no media type, and its form is not that of a known one")
 }
 
-// readManifest reads a manifest and compares it with its digest.
+// readManifest reads a manifest and compares it with its digest. Errors: fs.ErrNotExist among them.
 func readManifest(from source, repo string, d digest.Digest) ([]byte, error) {
 	in, size, err := from.open(repo, d)
-	if missing(err) {
-		return nil, errNotInArchive
-	} else if err != nil {
+	if err != nil {
 		return nil, err
 	}
 	defer in.Close()
@@ -357,7 +362,19 @@ func readManifest(from source, repo string, d digest.Digest) ([]byte, error) {
 	return body.Bytes(), nil
 }
 
-var errNotInArchive = problemf("the archive does not have it")
+var (
+	errNotInArchive = problemf("the archive does not have it")
+	errNotAtSource  = problemf("the source does not have it; its registry may have found it damaged, or has only a part of the " +
+		"image")
+)
+
+// absent is the error of content that the source does not have.
+func (i *importer) absent() error {
+	if i.copies {
+		return errNotAtSource
+	}
+	return errNotInArchive
+}
 
 // blobs pushes the blobs of a manifest.
 func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1.Descriptor) error {
@@ -377,7 +394,7 @@ func (i *importer) blobs(ctx context.Context, from source, repo string, all []v1
 				return nil
 			}
 			if missing(err) {
-				err = errNotInArchive
+				err = i.absent()
 			}
 			if err != nil {
 				return fmt.Errorf("blob %s: %w", desc.Digest, err)

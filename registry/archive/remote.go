@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -31,6 +32,15 @@ func (r remote) administer(ctx context.Context, method, path string) (*http.Resp
 // repositories calls each with what every repository holds.
 func (r remote) repositories(ctx context.Context, each func(storage.Holdings) error) error {
 	return inventory.Read(ctx, admin.NewRemote(r.URL(), r), nil, each)
+}
+
+// holds reports whether a repository holds a manifest, also one that it does not hand out because it is damaged.
+func (r remote) holds(ctx context.Context, repo string, d digest.Digest) (held bool, err error) {
+	err = inventory.Read(ctx, admin.NewRemote(r.URL(), r), []string{repo}, func(h storage.Holdings) error {
+		held = slices.ContainsFunc(h.Manifests, func(m storage.HeldManifest) bool { return m.Digest == d })
+		return nil
+	})
+	return held, err
 }
 
 // kind is what a repository holds.

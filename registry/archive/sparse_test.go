@@ -1,6 +1,7 @@
 package archive_test
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,6 +66,43 @@ func TestImportOfOnePlatform(t *testing.T) {
 	dir, _ := saved(t, true)
 	if _, err := archive.Import(t.Context(), newTarget(t).Client, dir, archive.ImportOptions{}); err == nil {
 		t.Error("an index without any of its manifests was imported")
+	}
+}
+
+// TestCopyOfOnePlatform: an image that the source has for some of its platforms arrives as it is there, with a note, and
+// with its referrers; of one of which it has nothing, nothing arrives.
+func TestCopyOfOnePlatform(t *testing.T) {
+	for _, lacksAll := range []bool{false, true} {
+		from, to := newTarget(t), newTarget(t)
+		amd, arm := from.image("app", "", nil, layer(1, 100)), from.image("app", "", nil, layer(2, 100))
+		arm.Platform = &v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}
+		index := from.list("app", "v1", amd, arm)
+		sig := from.image("app", "", &index, layer(3, 100))
+		from.intercept(func(w http.ResponseWriter, req *http.Request) bool {
+			lacks := strings.HasSuffix(req.URL.Path, arm.Digest.String()) ||
+				lacksAll && strings.HasSuffix(req.URL.Path, amd.Digest.String())
+			if lacks && strings.Contains(req.URL.Path, "/manifests/") {
+				http.NotFound(w, req)
+				return true
+			}
+			return false
+		})
+		var notes []string
+		_, _, err := archive.Copy(t.Context(), from.Client, to.Client,
+			[]archive.Copied{{FromRepo: "app", From: "v1", ToRepo: "copy", ToTag: "1"}},
+			archive.CopyOptions{Referrers: true, Options: archive.Options{Note: func(s string) { notes = append(notes, s) }}})
+		now, _ := to.Resolve(t.Context(), "copy", "1")
+		if lacksAll {
+			if err == nil || !strings.Contains(err.Error(), "the source does not have it") || now.Digest != "" {
+				t.Errorf("nothing of it: %v, %v", now.Digest, err)
+			}
+			continue
+		}
+		if err != nil || now.Digest != index.Digest || len(notes) != 1 ||
+			!strings.HasSuffix(notes[0], "not at the source, and so not here: linux/arm/v7") {
+			t.Errorf("%v: %v, notes %q", now.Digest, err, notes)
+		}
+		to.wantContent("copy", "manifests", sig.Digest)
 	}
 }
 

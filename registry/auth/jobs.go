@@ -21,7 +21,8 @@ const (
 // CreatedRobot is the outcome of the job token-create.
 type CreatedRobot struct {
 	Robot
-	Secret string `json:"secret"` // the only copy: it is not stored
+	Secret  string `json:"secret"`            // the only copy: it is not stored
+	Warning string `json:"warning,omitempty"` // what keeps the secret from being one, and the remedy
 }
 
 // Jobs returns what the server does for the commands about robots and rights, by name; each is an admin.Job. Their
@@ -43,7 +44,12 @@ func (g *Guard) Jobs() map[string]http.Handler {
 				return nil, err
 			}
 			g.logRobot("created", r.Name)
-			return CreatedRobot{r, secret}, nil
+			done := CreatedRobot{Robot: r, Secret: secret}
+			if g.options.sendsToPlain() { // a server without other logins starts like that: see checkPlain
+				done.Warning = "no-tls: clients are sent to plain HTTP, and send the token in the clear; " + plainRemedy
+				g.options.Log.Warn().Str("robot", r.Name).Msg(done.Warning)
+			}
+			return done, nil
 		}),
 		JobRevokeRobot: admin.Job(func(ctx context.Context, q url.Values, _ func(any)) (any, error) {
 			name := q.Get("name")

@@ -35,6 +35,26 @@ func job(t *testing.T, g *auth.Guard, name string, q url.Values, done any) strin
 	return event.Error
 }
 
+// TestATokenForPlainHTTPComesWithAWarning: without users such a server starts, and a robot is its first login.
+func TestATokenForPlainHTTPComesWithAWarning(t *testing.T) {
+	q := url.Values{"name": {"ci"}, "repository": {"**"}, "action": {"pull"}}
+	for name, row := range map[string]struct {
+		o    auth.Options
+		want bool
+	}{
+		"plain":            {auth.Options{Anonymous: "create", PlainHTTP: true}, true},
+		"TLS":              {auth.Options{Anonymous: "create"}, false},
+		"loopback":         {auth.Options{Anonymous: "create", PlainHTTP: true, Loopback: true}, false},
+		"in so many words": {auth.Options{Anonymous: "create", PlainHTTP: true, PublicURL: "http://r.example"}, false},
+	} {
+		var created auth.CreatedRobot
+		text := job(t, guard(t, row.o), auth.JobCreateRobot, q, &created)
+		if text != "" || created.Secret == "" || strings.Contains(created.Warning, "set public-url to") != row.want {
+			t.Errorf("%s: %s, %+v", name, text, created)
+		}
+	}
+}
+
 func TestJobs(t *testing.T) {
 	var log bytes.Buffer
 	g := guard(t, auth.Options{User: "owner", Password: "p", Log: zerolog.New(&log)})

@@ -146,12 +146,18 @@ func (o *Options) Validate() error {
 // checkPlain refuses logins that would send passwords over plain HTTP without anybody having asked for that.
 func (o *Options) checkPlain() error {
 	logins := o.User != "" || o.Htpasswd != "" || o.Reviewer != nil || slices.ContainsFunc(o.Rules, Rule.named)
-	if !o.PlainHTTP || !logins || o.Loopback || o.PublicURL != "" || len(o.TrustedProxies) > 0 {
+	if !logins || !o.sendsToPlain() {
 		return nil
 	}
-	return errors.New("no-tls: with logins, clients would be sent to plain HTTP with their passwords; set public-url to " +
-		"the https:// address of the proxy in front, or trusted-proxies to its addresses, or listen on 127.0.0.1; " +
-		"where plain HTTP is intended, set public-url to http://host[:port]")
+	return errors.New("no-tls: with logins, clients would be sent to plain HTTP with their passwords; " + plainRemedy)
+}
+
+const plainRemedy = "set public-url to the https:// address of the proxy in front, or trusted-proxies to its addresses, " +
+	"or listen on 127.0.0.1; where plain HTTP is intended, set public-url to http://host[:port]"
+
+// sendsToPlain reports whether clients are sent to plain HTTP for tokens without anybody having asked for that.
+func (o *Options) sendsToPlain() bool {
+	return o.PlainHTTP && !o.Loopback && o.PublicURL == "" && len(o.TrustedProxies) == 0
 }
 
 // named reports whether the rule is about somebody who logs in.

@@ -81,6 +81,9 @@ type Options struct {
 	// a token server redirects. nil: from any that is not on an internal address, see oras-go.
 	Realm func(*url.URL) error
 	Once  bool // a busy registry is not asked again: the caller has its own way to do that
+	// Busy is called before each wait for a registry that has too much to do, or stops, with its answer, for people who
+	// wait as well. Optional.
+	Busy func(*http.Response)
 }
 
 // Client is a client of one registry. It is safe for concurrent use.
@@ -105,7 +108,8 @@ func New(o Options) (*Client, error) {
 	}
 	h.Transport = &tokenTransport{base: cmp.Or[http.RoundTripper](h.Transport, http.DefaultTransport), realm: o.Realm}
 	if !o.Once {
-		h.Transport = &retry.Transport{Base: h.Transport, Policy: func() retry.Policy { return policy }}
+		p := policy(o.Busy)
+		h.Transport = &retry.Transport{Base: h.Transport, Policy: func() retry.Policy { return p }}
 	}
 	c := &Client{base: base, auth: &auth.Client{Client: &h, Cache: newTokens()}}
 	if o.Realm != nil {
@@ -123,12 +127,19 @@ func New(o Options) (*Client, error) {
 // URL returns the scheme and host of the registry, without a slash at the end.
 func (c *Client) URL() string { return c.base.String() }
 
-// policy retries what a busy registry refused. Errors of the connection are not retried: net/http does that where it is
+// policy retries what a busy registry refused, and calls report, if it is not nil, before each wait. Errors of the connection are not retried: net/http does that where it is
 // safe.
-var policy = &retry.GenericPolicy{
-	Retryable: func(resp *http.Response, err error) (bool, error) { return err == nil && busy(resp), err },
-	Backoff:   func(_ int, resp *http.Response) time.Duration { return retryAfter(resp) },
-	MinWait:   minWait, MaxWait: maxWait, MaxRetry: maxRetries,
+func policy(report func(*http.Response)) retry.Policy {
+	return &retry.GenericPolicy{
+		Retryable: func(resp *http.Response, err error) (bool, error) { return err == nil && busy(resp), err },
+		Backoff: func(_ int, resp *http.Response) time.Duration {
+			if report != nil {
+				report(resp)
+			}
+			return retryAfter(resp)
+		},
+		MinWait: minWait, MaxWait: maxWait, MaxRetry: maxRetries,
+	}
 }
 
 func busy(resp *http.Response) bool {

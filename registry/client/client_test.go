@@ -397,7 +397,12 @@ func TestABusyRegistryIsAskedAgain(t *testing.T) {
 		start := time.Now()
 		var asked []string
 		busyFor := map[string]int{http.MethodPost: 2, http.MethodPut: 1}
-		c, err := client.New(client.Options{URL: "http://registry",
+		waits := 0
+		c, err := client.New(client.Options{URL: "http://registry", Busy: func(resp *http.Response) {
+			if waits++; resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("told to wait because of %d", resp.StatusCode)
+			}
+		},
 			HTTP: &http.Client{Transport: transport(func(req *http.Request) *http.Response {
 				asked = append(asked, fmt.Sprintf("%s after %s", req.Method, time.Since(start)))
 				resp := &http.Response{StatusCode: http.StatusCreated, Header: http.Header{}}
@@ -423,8 +428,8 @@ func TestABusyRegistryIsAskedAgain(t *testing.T) {
 		// The content that was refused goes to a new session, because the old one may have got some of it.
 		want := []string{"POST after 0s", "POST after 7s", "POST after 14s", "PUT after 14s", "POST after 21s",
 			"PUT after 21s"}
-		if err != nil || sent != 1 || opened != 2 || !slices.Equal(asked, want) {
-			t.Errorf("sent %d, opened %d times, %v; requests %v, want %v", sent, opened, err, asked, want)
+		if err != nil || sent != 1 || opened != 2 || waits != 3 || !slices.Equal(asked, want) {
+			t.Errorf("sent %d, opened %d times, waited %d times, %v; requests %v, want %v", sent, opened, waits, err, asked, want)
 		}
 	})
 }
@@ -515,6 +520,26 @@ func TestTokens(t *testing.T) {
 	_, err := f.client(client.Options{Username: "u", Password: "wrong"}).Blob(t.Context(), "a", d, 1)
 	if !errors.As(err, &e) || e.Status != 401 {
 		t.Errorf("a wrong password: %v", err)
+	}
+}
+
+// TestTheHistoryIsAskedForByThoseWhoMayPush: a token that allows pull alone does not show who set a tag.
+func TestTheHistoryIsAskedForByThoseWhoMayPush(t *testing.T) {
+	f := newFake(t, nil)
+	f.answer = func(w http.ResponseWriter, req *http.Request) {
+		switch {
+		case req.URL.Path == "/token":
+			fmt.Fprintf(w, `{"token":%q}`, req.URL.Query().Get("scope"))
+		case req.Header.Get("Authorization") == "":
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+f.url+`/token",service="s",scope="repository:a:pull"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			fmt.Fprintf(w, `{"history":[{"by":%q}]}`, req.Header.Get("Authorization"))
+		}
+	}
+	h, err := f.client(client.Options{Username: "u", Password: "p"}).History(t.Context(), "a", "v1")
+	if err != nil || len(h) != 1 || h[0].By != "Bearer repository:a:pull,push" {
+		t.Errorf("%+v, %v", h, err)
 	}
 }
 

@@ -66,7 +66,8 @@ type Target struct {
 // History returns what a tag names and named before, the newest first. It is an API of Trow, which other registries and
 // earlier versions do not have. Errors: *Error; that the answer is not a history.
 func (c *Client) History(ctx context.Context, repo, tag string) ([]Target, error) {
-	ctx = auth.AppendRepositoryScope(ctx, c.reference(repo), auth.ActionPull)
+	// Who has set a tag is shown to those who may push. A token server gives what the login has of this.
+	ctx = c.pushing(ctx, repo)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(repo, "manifest_history", tag), nil)
 	if err != nil {
 		return nil, err

@@ -49,12 +49,20 @@ type Registry struct {
 	Admin  *admin.Client // nil: the registry is walked
 	// Referrers makes a walk ask for the referrers of each manifest: a request for each.
 	Referrers bool
+	// Unreadable is called for a manifest of a repository that a walk cannot read; the walk goes on, and lists it
+	// without its parts. It may be called by several goroutines at once. nil: such a manifest ends the walk.
+	Unreadable func(repo string, err *UnreadableError)
 }
+
+// UnreadableError means that a registry has a manifest that is too large, damaged, or none.
+type UnreadableError struct{ Ref, Reason string }
+
+func (e *UnreadableError) Error() string { return "manifest " + e.Ref + ": " + e.Reason }
 
 // Each calls each with the holdings of these repositories, or of all if repos is empty, in the order of their
 // names. whole reports whether the registry listed what it holds; a walk finds only what tags lead to. A repository
-// that does not exist is left out. Errors: those of the registry, with fs.ErrNotExist for a walk of a repository that
-// does not exist; those of each.
+// that does not exist is left out: registries other than Trow also list repositories that are empty or deleted. Errors:
+// those of the registry; UnreadableError; those of each.
 func (r Registry) Each(ctx context.Context, repos []string, each func(storage.Holdings) error) (whole bool, err error) {
 	if r.Admin != nil {
 		err := Read(ctx, r.Admin, repos, each)
@@ -70,6 +78,9 @@ func (r Registry) Each(ctx context.Context, repos []string, each func(storage.Ho
 	}
 	for _, repo := range repos {
 		h, err := r.walk(ctx, repo)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err == nil {
 			err = each(h)
 		}
@@ -138,7 +149,7 @@ func (m *Manifest) held() []v1.Descriptor {
 }
 
 // Fetch reads a manifest and compares it with its digest. ref is a tag or a digest. Errors: those of the registry,
-// fs.ErrNotExist among them; that it is too large, damaged or not JSON.
+// fs.ErrNotExist among them; UnreadableError, with what the registry says of it in desc.
 func Fetch(ctx context.Context, c *client.Client, repo, ref string) (m Manifest, desc v1.Descriptor, err error) {
 	desc, body, err := c.Manifest(ctx, repo, ref)
 	if err != nil {
@@ -150,14 +161,14 @@ func Fetch(ctx context.Context, c *client.Client, repo, ref string) (m Manifest,
 	case err != nil:
 		return m, desc, fmt.Errorf("manifest %s: %w", ref, err)
 	case len(text) > maxManifest:
-		return m, desc, fmt.Errorf("manifest %s: it has more than %d bytes", ref, maxManifest)
+		return m, desc, &UnreadableError{ref, fmt.Sprintf("it has more than %d bytes", maxManifest)}
 	}
 	if _, err := storage.ParseDigest(desc.Digest.String()); err != nil ||
 		desc.Digest.Algorithm().FromBytes(text) != desc.Digest {
-		return m, desc, fmt.Errorf("manifest %s: the registry's answer does not match its digest", ref)
+		return m, desc, &UnreadableError{ref, "the registry's answer does not match its digest"}
 	}
 	if err := json.Unmarshal(text, &m); err != nil {
-		return m, desc, fmt.Errorf("manifest %s: it is not JSON: %w", ref, err)
+		return Manifest{}, desc, &UnreadableError{ref, "it is not JSON: " + err.Error()}
 	}
 	desc.Size = int64(len(text))
 	return m, desc, nil
@@ -208,6 +219,8 @@ func (w *walker) visit(ctx context.Context, ref, tag string) error {
 	m, desc, err := Fetch(ctx, w.Client, w.repo, ref)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // deleted meanwhile, or an index that lacks a platform
+	} else if bad, ok := errors.AsType[*UnreadableError](err); ok && w.Unreadable != nil {
+		w.Unreadable(w.repo, bad)
 	} else if err != nil {
 		return err
 	}

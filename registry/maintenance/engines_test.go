@@ -260,6 +260,11 @@ func TestWhatAnEngineDoesNotHaveIsNotShown(t *testing.T) {
 	if age, _ := x.CatchUp(t.Context(), storage.CatchUpTime); age == 0 {
 		t.Error("the journal is silent, and the index counts as up to date")
 	}
+	// A list that cannot be certain says why, where the connection was cut without a word.
+	if code, answer := job(t, shared, "GET", "/admin/repositories?repository=a"); code != http.StatusServiceUnavailable ||
+		!strings.Contains(answer, "does not answer") {
+		t.Errorf("a list: %d %s", code, answer)
+	}
 }
 
 // TestAPairKeepsTogether: bytes and a journal that do not belong together are refused until they are adopted.

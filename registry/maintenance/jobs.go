@@ -53,9 +53,16 @@ func (d *Data) listRepositories(w http.ResponseWriter, req *http.Request) {
 	if len(names) == 0 {
 		names = index.Names()
 	}
+	begun := false
 	for _, name := range names {
 		held, found, err := index.Holdings(req.Context(), name)
+		if err != nil && !begun {
+			w.Header().Set("Retry-After", "5")
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
 		if err == nil && found {
+			begun = true
 			err = out.Encode(held)
 		}
 		if err != nil {

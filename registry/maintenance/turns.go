@@ -138,12 +138,16 @@ func (t *turns) runDue(ctx context.Context, task string, interval time.Duration,
 }
 
 // now takes a turn for a job, whatever is due. report gets a [Waits] if another replica is at it. Errors: do's; those
-// of the Journal; ErrNotLeader.
+// of the Journal, ErrUnavailable at once; ErrNotLeader.
 func (t *turns) now(ctx context.Context, task string, report func(any), do func(context.Context) error) error {
 	if t == nil {
 		return do(ctx)
 	}
-	if name, err := t.leads.Leader(ctx, task); err == nil && name != "" {
+	name, err := t.leads.Leader(ctx, task)
+	if errors.Is(err, storage.ErrUnavailable) { // the lead would be waited for as long as that lasts, without a word
+		return fmt.Errorf("%s: %w; run it again when the journal answers", task, err)
+	}
+	if err == nil && name != "" {
 		report(Waits{For: name, Does: task + "s"})
 	}
 	for {

@@ -200,6 +200,36 @@ func TestAJobTakesItsTurn(t *testing.T) {
 	})
 }
 
+// silentLeads is a journal that does not answer who leads, and that does not answer a candidate as long as that lasts.
+type silentLeads struct {
+	*memory.Journal
+	lead func()
+}
+
+func (silentLeads) Leader(context.Context, string) (string, error) {
+	return "", fmt.Errorf("etcd: %w", storage.ErrUnavailable)
+}
+
+func (j silentLeads) Lead(ctx context.Context, _, _ string) (storage.Fact, <-chan struct{}, error) {
+	j.lead()
+	<-ctx.Done()
+	return storage.Fact{}, nil, context.Cause(ctx)
+}
+
+// TestAJobDoesNotWaitForAJournalThatDoesNotAnswer: its client would hear nothing for as long as that lasts.
+func TestAJobDoesNotWaitForAJournalThatDoesNotAnswer(t *testing.T) {
+	j := memory.NewJournal()
+	j.Is = storage.Traits{Shared: true}
+	waits := silentLeads{j, func() { t.Error("it waits") }}
+	turns := maintenance.NewTurns(waits, storagetest.OpenIndex(t, j), zerolog.Nop(), "replica")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err := turns.Now(ctx, func(any) {}, func(context.Context) error { t.Error("it ran"); return nil })
+	if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "run it again when the journal answers") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // TestOneProcessTakesNoTurns: it pays nothing.
 func TestOneProcessTakesNoTurns(t *testing.T) {
 	j := memory.NewJournal()

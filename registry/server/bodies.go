@@ -86,7 +86,8 @@ func (b *Bodies) Read(into *bytes.Buffer, w http.ResponseWriter, r *http.Request
 		p = &b.small
 	}
 	c := http.NewResponseController(w)
-	reading, err := p.take(r.Context(), from, max(size, int64(into.Cap()), leastBody), c)
+	reading, err := p.take(r.Context(), from, max(size, int64(into.Cap()), leastBody),
+		func(now time.Time) { _ = c.SetReadDeadline(now) }) // its reading fails; without a connection, it ends by itself
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +155,7 @@ type hold struct {
 	pool    *pool
 	member  *memberOf[*hold]
 	since   time.Time
-	reader  *http.ResponseController // of a body that is being read; nil: the hold does not give way
+	giveWay func(now time.Time) // ends the reading of a body, or an answer; nil: the hold does not give way
 	evicted bool
 }
 
@@ -170,16 +171,17 @@ type waiter struct {
 func (p *pool) init(size int64) { p.size, p.free = size, size }
 
 // take takes bytes for a request, or the whole pool if that is less. Errors: errBusy; that of ctx.
-func (p *pool) take(ctx context.Context, from netip.Addr, bytes int64, reader *http.ResponseController) (*hold, error) {
+func (p *pool) take(ctx context.Context, from netip.Addr, bytes int64, giveWay func(time.Time)) (*hold,
+	error) {
 	bytes = min(bytes, p.size)
 	p.mu.Lock()
 	if p.free >= bytes && p.waiting.Len() == 0 {
-		h := &hold{pool: p, reader: reader}
+		h := &hold{pool: p, giveWay: giveWay}
 		p.grant(h, from, bytes)
 		p.mu.Unlock()
 		return h, nil
 	}
-	w := &waiter{bytes: bytes, hold: hold{pool: p, reader: reader}, done: make(chan struct{})}
+	w := &waiter{bytes: bytes, hold: hold{pool: p, giveWay: giveWay}, done: make(chan struct{})}
 	w.member = p.waiting.Add(from, 1, w)
 	if p.waiting.Len() > maxBodiesWaiting {
 		p.dismiss(p.waiting.First().Value)
@@ -241,6 +243,25 @@ func (h *hold) release() {
 	defer p.mu.Unlock()
 	p.held.Remove(h.member)
 	p.free += h.member.Weight()
+	p.serve()
+}
+
+// shrink gives back all but some bytes.
+func (h *hold) shrink(bytes int64) {
+	p := h.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if had := h.member.Weight(); bytes < had {
+		from := h.member.Group().Key
+		p.held.Remove(h.member)
+		h.member = p.held.Add(from, bytes, h)
+		p.free += had - bytes
+		p.serve()
+	}
+}
+
+// serve grants what is free to waiters. The caller holds mu.
+func (p *pool) serve() {
 	for next := p.next(); next != nil; next = p.next() {
 		p.waiting.Remove(next.member)
 		p.grant(&next.hold, next.member.Group().Key, next.bytes)
@@ -279,12 +300,12 @@ func (p *pool) press(now time.Time) {
 	for g := range p.held.Groups() { // the address that holds most comes first; the others come in no particular order
 		for m := range g.Members() {
 			h := m.Value
-			if missing <= 0 || h.reader == nil || now.Sub(h.since) < readGrace {
+			if missing <= 0 || h.giveWay == nil || now.Sub(h.since) < readGrace {
 				break // there is enough, or those behind it are younger
 			}
 			if !h.evicted {
 				h.evicted = true
-				_ = h.reader.SetReadDeadline(now) // its reading fails; without a connection, it ends by itself
+				h.giveWay(now)
 			}
 			missing -= m.Weight()
 		}
@@ -295,7 +316,7 @@ func (p *pool) press(now time.Time) {
 func (h *hold) end() (evicted bool) {
 	h.pool.mu.Lock()
 	defer h.pool.mu.Unlock()
-	h.reader = nil
+	h.giveWay = nil
 	return h.evicted
 }
 

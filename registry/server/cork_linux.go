@@ -3,6 +3,8 @@ package server
 import (
 	"net"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // cork makes the kernel send only full segments until cork is called with on=false; then it sends the rest (tcp(7),
@@ -21,4 +23,22 @@ func cork(c net.Conn, on bool) {
 		value = 1
 	}
 	_ = raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_CORK, value) })
+}
+
+// unacknowledged returns how many bytes of what was sent, the end included, the client's machine has not acknowledged
+// (tcp(7), SIOCOUTQ); 0 if that is not known.
+func unacknowledged(c net.Conn) (n int) {
+	t, ok := c.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	if err != nil {
+		return 0
+	}
+	return n
 }

@@ -6,3 +6,9 @@ import "net"
 
 // cork does nothing where the kernel does not have TCP_CORK.
 func cork(net.Conn, bool) {}
+
+// unacknowledged returns 0, for not known.
+func unacknowledged(net.Conn) int { return 0 }
+
+// boundUnsent does nothing here.
+func boundUnsent(net.Conn) {}

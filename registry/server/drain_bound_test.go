@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"io"
 	"net"
+	"runtime"
 	"testing"
+	"time"
 )
 
 // TestDrainedConnectionsAreBounded: of those whose clients do not end, the oldest is closed at once when there are too
@@ -46,4 +49,54 @@ func TestDrainedConnectionsAreBounded(t *testing.T) {
 	if d.all.Len() != 0 {
 		t.Errorf("%d are left", d.all.Len())
 	}
+}
+
+// TestASlowClientGetsTheRest: a connection is drained until the client's machine has all of the answer, however long
+// that takes, and the server waits for it at its end.
+func TestASlowClientGetsTheRest(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("it is not known what the client has")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.(*net.TCPConn).SetReadBuffer(128 << 10); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 4 << 20
+	if err := c.(*net.TCPConn).SetWriteBuffer(size); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // the rest does not fit into the buffers
+	sent, _ := c.Write(make([]byte, size))
+	d := drains{time: time.Millisecond}
+	d.end(c)
+	waited := make(chan struct{})
+	go func() {
+		d.wait(t.Context())
+		close(waited)
+	}()
+	for range 20 { // longer than the time for reading
+		select {
+		case <-waited:
+			t.Fatalf("closed before the client had %d bytes", sent)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if n, err := io.Copy(io.Discard, client); int(n) != sent || err != nil {
+		t.Errorf("%d of %d bytes, %v", n, sent, err)
+	}
+	client.Close()
+	<-waited
 }

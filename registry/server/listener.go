@@ -25,6 +25,7 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	boundUnsent(c)
 	return &conn{Conn: c, checked: !l.tls, clear: !l.tls, local: l.local, drains: l.drains}, nil
 }
 

@@ -205,7 +205,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			err = errors.Join(err, errors.New("some handlers have not returned"))
 		}
 	}
-	s.drains.wait(ctx) // the end of the process would reset these connections
+	s.drains.wait(ctx) // the end of the process, and of its pod's network, would take what the clients have not got yet
 	return err
 }
 

@@ -216,6 +216,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,
 		UploadKey: uploadKey, UploadTimeout: s.options.Data.UploadTimeout,
 		MaxUploadsPerClient: s.options.Data.UploadsPerClient(), Bodies: server.ReserveBodies(),
+		Answers:  server.ReserveAnswers(),
 		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}
 	s.cache.into(&parts, s)
 	api := registry.New(parts)

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -28,7 +29,7 @@ func decodeList[T any](raw any) ([]T, error) {
 			DecodeHook: mapstructure.ComposeDecodeHookFunc(stringLists, quantities, mapstructure.StringToTimeDurationHookFunc(),
 				mapstructure.TextUnmarshallerHookFunc())})
 		if err == nil {
-			err = d.Decode(entry)
+			err = entryError(reflect.TypeFor[T](), entry, d.Decode(entry))
 		}
 		if err == nil && len(met.Unused) > 0 {
 			slices.Sort(met.Unused)
@@ -40,6 +41,27 @@ func decodeList[T any](raw any) ([]T, error) {
 		list = append(list, e)
 	}
 	return list, nil
+}
+
+// entryError says in words of the file why an entry cannot be decoded: its key and its value. nil if err is.
+func entryError(t reflect.Type, entry any, err error) error {
+	if kind := reflect.ValueOf(entry).Kind(); err != nil && kind != reflect.Map {
+		return fmt.Errorf("%.80q is not an entry; the keys of one are %s", fmt.Sprint(entry), strings.Join(keysOf(t), ", "))
+	}
+	of, ok := errors.AsType[*mapstructure.DecodeError](err)
+	if !ok {
+		return err
+	}
+	var expected reflect.Value
+	var value any
+	if parse, ok := errors.AsType[*mapstructure.ParseError](of); ok {
+		expected, value = parse.Expected, parse.Value
+	} else if other, ok := errors.AsType[*mapstructure.UnconvertibleTypeError](of); ok {
+		expected, value = other.Expected, other.Value
+	} else {
+		return fmt.Errorf("%s: %w", of.Name(), of.Unwrap())
+	}
+	return fmt.Errorf("%s: %.80q is not a valid %s", of.Name(), fmt.Sprint(value), expected.Type())
 }
 
 // unknownKey is the error for a key that an entry does not have. A nested key is a path of keys.

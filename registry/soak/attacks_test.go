@@ -60,6 +60,8 @@ var attacks = []attack{
 	{name: "silent TCP", short: 1000, full: 9900, args: setting("max-connections"), run: (*attacker).silentTCP},
 	{name: "empty uploads", short: 1000, full: 10_000, args: setting("max-uploads"), run: (*attacker).emptyUploads},
 	{name: "stalled readers", short: 200, full: 1000, args: setting("max-requests"), run: (*attacker).stalledReaders},
+	{name: "stalled manifests", short: 200, full: 1000, run: (*attacker).stalledManifests},
+	{name: "lists of referrers", short: 200, full: 500, run: (*attacker).listsOfReferrers},
 	{name: "audit flood", short: 15_000, full: 500_000, run: (*attacker).auditFlood},
 	{name: "mounts without from", short: 2000, full: 30_000, run: (*attacker).mountsWithoutFrom},
 	{name: "bodies that dribble", short: 200, full: 2000, args: half("max-requests"), run: (*attacker).dribble},
@@ -478,6 +480,49 @@ func (a *attacker) stalledReaders(n int) {
 	})
 	a.hold()
 	a.examine(lines)
+}
+
+// stalledManifests gets the largest manifests without reading them, and each is another one.
+func (a *attacker) stalledManifests(n int) {
+	c := a.client(attackerAddress)
+	long := strings.Repeat("a", maxManifest-200)
+	lines := make([]*line, n)
+	a.each(n, 4, func(i int) {
+		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.attack","annotations":{"%d":"%s"}}`, i, long)
+		path := "/v2/attack/stalled/manifests/" + digest.FromBytes(body).String()
+		a.send(c, "PUT", path, body, "Content-Type", "application/vnd.attack")
+		l, err := a.line(4 << 10)
+		if err == nil {
+			err = l.begin("GET", path, 0, nil)
+		}
+		if lines[i] = l; err != nil {
+			a.count(0, err)
+			lines[i] = nil
+		}
+	})
+	a.hold()
+	a.examine(lines)
+}
+
+// listsOfReferrers asks n times at once for a list of more referrers than the registry keeps in memory.
+func (a *attacker) listsOfReferrers(n int) {
+	c := a.client(attackerAddress)
+	c.http.Transport.(*http.Transport).MaxIdleConnsPerHost = n
+	subject := digest.FromString("subject").String()
+	long := strings.Repeat("a", 2000)
+	a.each(4000, 16, func(i int) {
+		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.attack","artifactType":"application/x",`+
+			`"annotations":{"%d":"%s"},"subject":{"mediaType":"application/x","size":7,"digest":"%s"}}`, i, long, subject)
+		a.send(c, "PUT", "/v2/attack/list/manifests/"+digest.FromBytes(body).String(), body,
+			"Content-Type", "application/vnd.attack")
+	})
+	ctx, cancel := context.WithTimeout(a.ctx, a.wait)
+	defer cancel()
+	a.each(n, n, func(int) {
+		for ctx.Err() == nil {
+			a.send(c, "GET", "/v2/attack/list/referrers/"+subject, nil)
+		}
+	})
 }
 
 // auditFlood has the audit log record as much as it can: reviews that a forger wrote, with many images, and requests

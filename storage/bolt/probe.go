@@ -13,14 +13,32 @@ import (
 )
 
 // Exists reports whether a directory holds what a registry keeps, so that nothing is made in one that was named by
-// mistake. One that cannot be read holds something.
+// mistake. One that cannot be read holds something. An empty file alone, as [LockDirectory] makes it, holds nothing.
 func Exists(dir string) bool {
 	for _, name := range []string{journalFile, backupFile, ownerFile, unfinishedFile, "blobs"} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
-			return true
+		fi, err := os.Lstat(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && name == journalFile && fi.Size() == 0 {
+			continue
 		}
+		return true
 	}
 	return false
+}
+
+// LockedOnly reports whether a directory is one that [LockDirectory] has made: the facts of its server are elsewhere, or
+// its first start was cut short.
+func LockedOnly(dir string) bool {
+	fi, err := os.Lstat(filepath.Join(dir, journalFile))
+	return err == nil && fi.Size() == 0 && !Exists(dir)
+}
+
+// NoData returns the error for a directory for which Exists is false.
+func NoData(dir string) error {
+	if LockedOnly(dir) {
+		return fmt.Errorf("%s has no journal: the facts of its server are in etcd (setting journal), or it has not started yet",
+			dir)
+	}
+	return fmt.Errorf("%s holds no data of a registry; set --data-dir to the data directory of one", dir)
 }
 
 // CopyTo copies the journal in dir, damaged or not, and its backup into the directory to, so that a recovery can be

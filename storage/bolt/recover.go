@@ -28,7 +28,7 @@ type Recovered struct {
 // repeated if it was cut short. Errors: as Open; the directory holds no data; those of check and of the file system.
 func Recover(dir string, check func(*Journal) error) (*Recovered, error) {
 	if !Exists(dir) {
-		return nil, fmt.Errorf("%s holds no data of a registry; set --data-dir to the data directory of one", dir)
+		return nil, NoData(dir)
 	}
 	r := &Recovered{dir: dir}
 	err := r.open(check)

@@ -33,6 +33,7 @@ var identities = []identity{
 			"kubernetes.default.svc.cluster.local"}},
 	{name: "etcd", commonName: "etcd", addresses: []string{"127.0.0.1"}, names: []string{"localhost"}},
 	{name: "kubelet-server", commonName: NodeName, addresses: []string{"127.0.0.1", NodeIP}, names: []string{NodeName}},
+	{name: "engines", commonName: "engines", addresses: []string{"127.0.0.1", NodeIP}}, // of package engines
 	{name: "admin", organization: "system:masters", commonName: "admin"},
 	{name: "apiserver-kubelet-client", organization: "system:masters", commonName: "kube-apiserver-kubelet-client"},
 	{name: "controller-manager", commonName: "system:kube-controller-manager"},

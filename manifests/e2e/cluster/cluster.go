@@ -224,7 +224,7 @@ func (c *Cluster) waitNode(ctx context.Context) error {
 				Conditions []struct{ Type, Status, Message string }
 			}
 		}
-		if err := c.get(ctx, "/api/v1/nodes/"+NodeName, &node); err != nil {
+		if err := c.Get(ctx, "/api/v1/nodes/"+NodeName, &node); err != nil {
 			return err
 		}
 		for _, cond := range node.Status.Conditions {
@@ -239,7 +239,7 @@ func (c *Cluster) waitNode(ctx context.Context) error {
 // waitServiceAccounts waits until pods can be created.
 func (c *Cluster) waitServiceAccounts(ctx context.Context) error {
 	return retry(ctx, func() error {
-		return c.get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
+		return c.Get(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil)
 	})
 }
 
@@ -260,28 +260,36 @@ func retry(ctx context.Context, f func() error) error {
 	}
 }
 
-// get gets an object from the API server. object may be nil.
-func (c *Cluster) get(ctx context.Context, path string, object any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://127.0.0.1:6443"+path, nil)
+// Get gets an object from the API server. object may be nil.
+func (c *Cluster) Get(ctx context.Context, path string, object any) error {
+	status, body, err := c.Ask(ctx, http.MethodGet, path, "")
 	if err != nil {
 		return err
 	}
-	resp, err := c.api.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s: %.500s", path, resp.Status, body)
+	if status != http.StatusOK {
+		return fmt.Errorf("GET %s: %d: %.500s", path, status, body)
 	}
 	if object == nil {
 		return nil
 	}
 	return json.Unmarshal(body, object)
+}
+
+// Ask sends a request to the API server as the administrator, with JSON if there is any, and returns the answer. It
+// costs a fraction of what kubectl does.
+func (c *Cluster) Ask(ctx context.Context, method, path, json string) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "https://127.0.0.1:6443"+path, strings.NewReader(json))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.api.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, body, err
 }
 
 // StartComponent starts one of [Components] and waits until it is ready.
@@ -363,7 +371,13 @@ func (c *Cluster) command(ctx context.Context, name string, args ...string) *exe
 
 func (c *Cluster) pki(name string) string        { return filepath.Join(c.dir, "pki", name) }
 func (c *Cluster) kubeconfig(name string) string { return filepath.Join(c.dir, name+".kubeconfig") }
-func (c *Cluster) log(name string) string        { return filepath.Join(c.dir, "logs", name+".log") }
+
+// Certificate returns the files of the certificate and the key of an identity, and that of the CA which has signed it.
+func (c *Cluster) Certificate(name string) (ca, cert, key string) {
+	return c.pki("ca.crt"), c.pki(name + ".crt"), c.pki(name + ".key")
+}
+
+func (c *Cluster) log(name string) string { return filepath.Join(c.dir, "logs", name+".log") }
 
 // Kubeconfig returns the path of the administrator's kubeconfig.
 func (c *Cluster) Kubeconfig() string { return c.kubeconfig("admin") }

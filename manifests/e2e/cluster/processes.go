@@ -130,6 +130,26 @@ func killContainers(cgroup string) error {
 	return errors.New("killed processes of containers do not end")
 }
 
+// PodProcess returns the ID of the process of that name in a pod.
+func PodProcess(uid, name string) (int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		comm, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "comm"))
+		cgroups, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cgroup"))
+		if string(comm) == name+"\n" && strings.Contains(string(cgroups), "/pod"+uid+"/") {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("pod %s has no process %s", uid, name)
+}
+
 // containerProcesses returns the processes of shims, and those in the cgroup. All processes of this PID namespace
 // belong to the cluster.
 func containerProcesses(cgroup string) ([]int, error) {

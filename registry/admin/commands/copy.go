@@ -62,6 +62,7 @@ func (p Program) cpCommand() *cobra.Command {
 		d, done, err := archive.Copy(cmd.Context(), source.Client, destination.Client, all, archive.CopyOptions{
 			Referrers: !noReferrers, Options: archive.Options{
 				Problem: func(text string) { fmt.Fprintln(w, text) },
+				Note:    func(text string) { fmt.Fprintln(w, text) },
 				Progress: func(now archive.Progress) {
 					if !quiet {
 						fmt.Fprintf(w, "Read %s; copied %s and %s; %d already there\n", size.Format(now.Read),

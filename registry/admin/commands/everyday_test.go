@@ -1,6 +1,7 @@
 package commands_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -195,6 +196,82 @@ func TestCommandsForEveryDay(t *testing.T) {
 	}
 	if now, _, err := s.run("", "history", "-q", "moved"); err != nil || now != digests[1]+"\n"+before {
 		t.Errorf("after the way back: %v: %s", err, now)
+	}
+}
+
+// TestDuOfAnyRegistry: its URL alone stands for all of its repositories, as for ls.
+func TestDuOfAnyRegistry(t *testing.T) {
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	s := newRegistry(t)
+	s.fill()
+	url, ca := s.remote(distribution)
+	out, errOut, err := run(t, t.TempDir(), "", "du", url+"/", "--cacert", ca)
+	if err != nil || !strings.Contains(out, "team/web ") || !strings.Contains(out, " in 2 repositories") ||
+		!strings.Contains(errOut, "Only what tags lead to is counted") {
+		t.Errorf("%v: %s%s", err, out, errOut)
+	}
+	if _, _, err = run(t, t.TempDir(), "", "du", url+"/team/none", "--cacert", ca); err == nil ||
+		!strings.Contains(err.Error(), "team/none not found; trow ls "+url+" lists the repositories") {
+		t.Errorf("a repository that is not there: %v", err)
+	}
+	if _, _, err = s.run("", "du", "team/app", "team/none"); err == nil ||
+		!strings.Contains(err.Error(), "team/none not found; trow ls lists the repositories") {
+		t.Errorf("a repository that is not there, of several: %v", err)
+	}
+}
+
+// TestOneBadManifestEndsNoList: of a registry that is no Trow, which may hold any bytes, and lists what is deleted.
+func TestOneBadManifestEndsNoList(t *testing.T) {
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	s := newRegistry(t)
+	index := s.fill()
+	var first v1.Descriptor
+	url, ca := s.remote(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			switch bad := "no JSON"; {
+			case strings.HasPrefix(req.URL.Path, "/admin/"):
+				http.NotFound(w, req)
+			case req.URL.Path == "/v2/_catalog":
+				fmt.Fprint(w, `{"repositories":["deleted","team/app","team/web"]}`)
+			case strings.HasPrefix(req.URL.Path, "/v2/team/web/manifests/"),
+				first.Digest != "" && strings.HasSuffix(req.URL.Path, first.Digest.String()):
+				w.Header().Set("Docker-Content-Digest", cmp.Or(first.Digest, digest.FromString(bad)).String())
+				w.Header().Set("Content-Type", v1.MediaTypeImageManifest)
+				fmt.Fprint(w, bad)
+			default:
+				next.ServeHTTP(w, req)
+			}
+		})
+	})
+	host := strings.TrimPrefix(url, "https://")
+	for args, want := range map[string]string{"du " + url: "in 2 repositories", "ls " + host + "/team/web": "a-tag-",
+		"tags " + host + "/team/web": "a-tag-"} {
+		out, errOut, err := run(t, t.TempDir(), "", append(strings.Fields(args), "--cacert", ca)...)
+		if err != nil || !strings.Contains(out, want) || !strings.Contains(errOut, "it is not JSON") {
+			t.Errorf("%s: %v: %s%s", args, err, out, errOut)
+		}
+	}
+	// What would go is not certain, so nothing goes.
+	if _, _, err := run(t, t.TempDir(), "", "rm", host+"/team/web", "-y", "--cacert", ca); err == nil {
+		t.Error("rm of a repository that cannot be read")
+	}
+	first = s.image("team/app", "", "amd64")
+	out, errOut, err := run(t, t.TempDir(), "", "inspect", host+"/team/app@"+index.Digest.String(), "--cacert", ca)
+	if err != nil || !strings.Contains(out, "linux/arm64/v8") || errOut == "" {
+		t.Errorf("inspect: %v: %s%s", err, out, errOut)
+	}
+}
+
+// TestAnImageWithoutATime: what builds reproducibly writes none, the year 1 (Go's zero time), or that of Unix.
+func TestAnImageWithoutATime(t *testing.T) {
+	s := newRegistry(t)
+	for _, created := range []string{"0001-01-01T00:00:00Z", "1970-01-01T00:00:00Z"} {
+		config := s.blob("a", v1.MediaTypeImageConfig, `{"os":"linux","architecture":"arm","created":"`+created+`"}`)
+		s.manifest("a", "v", v1.MediaTypeImageManifest, v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2},
+			MediaType: v1.MediaTypeImageManifest, Config: config, Layers: []v1.Descriptor{}})
+		if out, _, err := s.run("", "inspect", "a:v"); err != nil || strings.Contains(out, "Created") {
+			t.Errorf("%s: %v: %s", created, err, out)
+		}
 	}
 }
 

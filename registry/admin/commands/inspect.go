@@ -106,7 +106,10 @@ func inspect(cmd *cobra.Command, e *endpoint, r reference, platform string) (*in
 			}
 			return nil, fmt.Errorf("platform: the index has no %q; it has %s", platform, strings.Join(all, ", "))
 		}
-		if m, desc, err = inventory.Fetch(ctx, e.Client, r.repo, m.Manifests[at].Digest.String()); err != nil {
+		d := m.Manifests[at].Digest
+		if m, desc, err = inventory.Fetch(ctx, e.Client, r.repo, d.String()); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("platform: the registry does not have %s, the image of the index for %s", d, platform)
+		} else if err != nil {
 			return nil, err
 		}
 	}
@@ -141,11 +144,16 @@ func inspect(cmd *cobra.Command, e *endpoint, r reference, platform string) (*in
 	return i, err
 }
 
-// wholeSize returns the bytes of a platform of an index; 0 if the registry does not hold it.
+// wholeSize returns the bytes of a platform of an index; 0 if the registry does not hold it. One that cannot be read is
+// named, and does not keep the others from being shown.
 func wholeSize(cmd *cobra.Command, e *endpoint, repo string, d v1.Descriptor) (int64, error) {
 	m, desc, err := inventory.Fetch(cmd.Context(), e.Client, repo, d.Digest.String())
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
+	}
+	if bad, ok := errors.AsType[*inventory.UnreadableError](err); ok {
+		fmt.Fprintln(cmd.ErrOrStderr(), printable(bad.Error()))
+		return d.Size, nil
 	}
 	n := desc.Size
 	for _, l := range append(m.Layers, m.Blobs...) {
@@ -165,7 +173,10 @@ func (i *inspection) readConfig(cmd *cobra.Command, e *endpoint, repo string, d 
 		return nil
 	}
 	body, err := e.Blob(cmd.Context(), repo, d.Digest, d.Size)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) { // damaged or deleted: the rest is here, and shows what it was
+		fmt.Fprintf(cmd.ErrOrStderr(), "configuration %s: the registry does not have it\n", d.Digest)
+		return nil
+	} else if err != nil {
 		return fmt.Errorf("configuration %s: %w", d.Digest, err)
 	}
 	defer body.Close()
@@ -199,7 +210,7 @@ func (i *inspection) print(w io.Writer) error {
 	var environment, labels []string
 	if c := i.Config; c != nil {
 		created, platform := "", ""
-		if c.Created != nil {
+		if c.Created != nil && c.Created.Unix() > 0 { // what makes images without a time writes the year 1
 			created = moment(c.Created.Unix())
 		}
 		if c.OS != "" {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"trow/registry/size"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"trow/registry/admin"
+	"trow/registry/auth"
 	"trow/registry/inventory"
 	"trow/storage"
 )
@@ -32,9 +34,34 @@ func explained(run func(*cobra.Command, []string) error) func(*cobra.Command, []
 func repositoryArgument(text string) (reference, error) {
 	r, err := parseReference(text)
 	if err == nil && (r.tag != "" || r.digest != "") {
-		err = fmt.Errorf("%.150q names a manifest; want a repository alone", text)
+		err = fmt.Errorf("%.150q names a manifest; want a repository alone%s", text, registryHint(text))
 	}
 	return r, err
+}
+
+// registryHint is the end of an error about a repository whose name may be meant as the HOST[:PORT] of a registry.
+func registryHint(text string) string {
+	host, port, _ := strings.Cut(text, ":")
+	if strings.ContainsAny(text, "/@") || !auth.ValidHost(text) || port == "" && !strings.Contains(host, ".") {
+		return ""
+	}
+	return fmt.Sprintf("; a registry is named by https://%.80s", text)
+}
+
+// registryURL matches a registry without a repository, which trow ls and trow du take.
+var registryURL = regexp.MustCompile(`^https?://[^/]+/?$`)
+
+// ofRegistry makes an argument that names a registry alone the server of the command, and returns the arguments that
+// remain.
+func (t *target) ofRegistry(args []string) ([]string, error) {
+	if len(args) != 1 || !registryURL.MatchString(args[0]) {
+		return args, nil
+	}
+	if t.server != "" {
+		return nil, errors.New("server: the argument names a registry already; omit one of them")
+	}
+	t.server = args[0]
+	return nil, nil
 }
 
 func (p Program) lsCommand() *cobra.Command {
@@ -54,11 +81,9 @@ func (p Program) lsCommand() *cobra.Command {
 	o.addFlags(cmd, "names")
 	cmd.ValidArgsFunction = completeReference(t, 1, false)
 	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
-		if len(args) == 1 && registryURL.MatchString(args[0]) {
-			if t.server != "" {
-				return errors.New("server: the argument names a registry already; omit one of them")
-			}
-			t.server, args = args[0], nil
+		args, err := t.ofRegistry(args)
+		if err != nil {
+			return err
 		}
 		if len(args) == 0 {
 			return listRepositories(cmd, t, o)
@@ -67,9 +92,6 @@ func (p Program) lsCommand() *cobra.Command {
 	})
 	return cmd
 }
-
-// registryURL matches a registry without a repository, which trow ls lists.
-var registryURL = regexp.MustCompile(`^https?://[^/]+/?$`)
 
 // listRepositories lists what the server holds, with counts if its administration may be asked, else by name.
 func listRepositories(cmd *cobra.Command, t *target, o output) error {
@@ -157,7 +179,7 @@ func holdings(cmd *cobra.Command, e *endpoint, from inventory.Registry, repo str
 		h, found = held, true
 		return nil
 	})
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !found {
+	if err == nil && !found {
 		err = e.noRepository(repo)
 	}
 	return h, whole, err
@@ -169,7 +191,7 @@ func (e *endpoint) noRepository(repo string) error {
 	if e.dir == "" {
 		list += " " + e.URL()
 	}
-	return fmt.Errorf("repository %s not found; %s lists the repositories", e.name+repo, list)
+	return fmt.Errorf("repository %s not found; %s lists the repositories%s", e.name+repo, list, registryHint(e.name+repo))
 }
 
 func listManifests(cmd *cobra.Command, t *target, o output, name string) error {
@@ -181,7 +203,7 @@ func listManifests(cmd *cobra.Command, t *target, o output, name string) error {
 	if err != nil {
 		return err
 	}
-	h, _, err := holdings(cmd, e, e.inventory(), r.repo)
+	h, _, err := holdings(cmd, e, e.listing(cmd), r.repo)
 	if err != nil {
 		return err
 	}
@@ -259,7 +281,7 @@ func (p Program) tagsCommand() *cobra.Command {
 		if o.quiet { // a request for each page, where the digests would need one for each tag
 			return listTags(cmd, e, r.repo)
 		}
-		h, _, err := holdings(cmd, e, e.inventory(), r.repo)
+		h, _, err := holdings(cmd, e, e.listing(cmd), r.repo)
 		if err != nil {
 			return err
 		}
@@ -306,19 +328,23 @@ func printTags(w io.Writer, h storage.Holdings, o output) error {
 func (p Program) duCommand() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
-		Use:   "du [REPOSITORY...]",
+		Use:   "du [REPOSITORY...|https://HOST]",
 		Short: "Report what takes how much space",
 		Long: "du adds up blobs and manifests by repository, the largest first. OWN is what no other repository holds, so\n" +
 			"what becomes free with the repository; content that several hold is stored once, and counted once in the total.\n" +
 			"UNUSED is what no manifest refers to, which trow gc frees after gc-grace. With names, du adds up these alone:\n" +
 			"OWN is then what none of the others named holds. Without a login that has admin, du follows the tags, and\n" +
 			"misses what is not tagged.\n\n" + referenceUsage + exitCodes,
-		Example: "  trow du\n  trow du team/app team/web -o json",
+		Example: "  trow du\n  trow du https://trow.example:31000\n  trow du team/app team/web -o json",
 	}
 	t := p.target(cmd)
 	o.addFlags(cmd, "")
 	cmd.ValidArgsFunction = completeReference(t, 1000, false)
 	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
+		args, err := t.ofRegistry(args)
+		if err != nil {
+			return err
+		}
 		var repos []string
 		var r reference
 		for i, arg := range args {
@@ -337,7 +363,15 @@ func (p Program) duCommand() *cobra.Command {
 			return err
 		}
 		var sum inventory.Sum
-		whole, err := e.inventory().Each(cmd.Context(), repos, func(h storage.Holdings) error { sum.Add(h); return nil })
+		missing := slices.Clone(repos)
+		whole, err := e.listing(cmd).Each(cmd.Context(), repos, func(h storage.Holdings) error {
+			missing = slices.DeleteFunc(missing, func(name string) bool { return name == h.Repo })
+			sum.Add(h)
+			return nil
+		})
+		if err == nil && len(missing) > 0 {
+			err = e.noRepository(missing[0])
+		}
 		if err != nil {
 			return err
 		}

@@ -78,7 +78,7 @@ func (p Program) pullSecretCommand() *cobra.Command {
 			return err
 		}
 		name := cmp.Or(robot, "pull-"+s.namespace)
-		done, err := o.create(cmd.Context(), e.admin, name)
+		done, err := o.create(cmd, e.admin, name)
 		if err != nil {
 			return err
 		}

@@ -82,7 +82,11 @@ func parseReference(text string) (r reference, err error) {
 		r.tag = tag
 	}
 	if r.repo = rest; !registry.ValidName(rest) {
-		return r, fmt.Errorf("%.150q: %.130q is not a valid repository; want lower-case names, separated by /", text, rest)
+		in := ""
+		if rest != text {
+			in = fmt.Sprintf("%.150q: ", text)
+		}
+		return r, fmt.Errorf("%s%.130q is not a valid repository; want lower-case names, separated by /", in, rest)
 	}
 	return r, nil
 }

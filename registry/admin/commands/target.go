@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -62,6 +63,18 @@ func (e *endpoint) inventory() inventory.Registry {
 	return inventory.Registry{Client: e.Client, Admin: e.admin}
 }
 
+// listing is the registry for a list that one bad manifest does not end: it is named on standard error.
+func (e *endpoint) listing(cmd *cobra.Command) inventory.Registry {
+	r := e.inventory()
+	var mu sync.Mutex
+	r.Unreadable = func(repo string, err *inventory.UnreadableError) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintln(cmd.ErrOrStderr(), printable(fmt.Sprintf("%s: %v; its parts are not counted", e.name+repo, err)))
+	}
+	return r
+}
+
 // open returns the server of the command.
 func (t *target) open(cmd *cobra.Command) (*endpoint, error) {
 	if t.server == "" {
@@ -72,7 +85,7 @@ func (t *target) open(cmd *cobra.Command) (*endpoint, error) {
 		if err != nil {
 			return nil, err
 		}
-		return socketEndpoint(dir)
+		return socketEndpoint(cmd, dir)
 	}
 	u, err := url.Parse(t.server)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || !auth.ValidHost(u.Host) ||
@@ -86,9 +99,9 @@ func (t *target) open(cmd *cobra.Command) (*endpoint, error) {
 	return e, err
 }
 
-func socketEndpoint(dir string) (*endpoint, error) {
+func socketEndpoint(cmd *cobra.Command, dir string) (*endpoint, error) {
 	a := admin.NewClient(dir)
-	c, err := client.New(client.Options{URL: admin.URL, HTTP: &a.HTTP})
+	c, err := client.New(client.Options{URL: admin.URL, HTTP: &a.HTTP, Busy: waiting(cmd, "the server")})
 	return &endpoint{Client: c, admin: a, dir: dir}, err
 }
 
@@ -118,7 +131,7 @@ func (t *target) dial(cmd *cobra.Command, at string, login bool) (*endpoint, err
 	if err != nil {
 		return nil, err
 	}
-	o := client.Options{URL: at}
+	o := client.Options{URL: at, Busy: waiting(cmd, u.Host)}
 	if o.HTTP, err = t.transport(u.Host); err != nil {
 		return nil, err
 	}
@@ -132,6 +145,16 @@ func (t *target) dial(cmd *cobra.Command, at string, login bool) (*endpoint, err
 	}
 	c, err := client.New(o)
 	return &endpoint{Client: c, name: strings.TrimPrefix(at, "https://") + "/"}, err
+}
+
+// waiting says once that a command waits for a registry, which can take minutes.
+func waiting(cmd *cobra.Command, registry string) func(*http.Response) {
+	var once sync.Once
+	return func(resp *http.Response) {
+		once.Do(func() {
+			fmt.Fprintf(cmd.ErrOrStderr(), "Waiting for %s, which answers %s\n", registry, printable(resp.Status))
+		})
+	}
 }
 
 // certDirs is where docker, podman and skopeo keep the CAs of registries, in a directory for each host.

@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/url"
@@ -38,8 +37,8 @@ func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, exp
 	f.BoolVar(&o.replace, "replace", false, "replace a robot of the same name, whose token stops working")
 }
 
-// create asks the server to create the robot.
-func (o *order) create(ctx context.Context, c *admin.Client, name string) (done auth.CreatedRobot, err error) {
+// create asks the server to create the robot, and prints its warning.
+func (o *order) create(cmd *cobra.Command, c *admin.Client, name string) (done auth.CreatedRobot, err error) {
 	q := url.Values{"name": {name}, "repository": o.repositories, "action": o.actions}
 	if o.replace {
 		q.Set("replace", "true")
@@ -51,7 +50,11 @@ func (o *order) create(ctx context.Context, c *admin.Client, name string) (done 
 		}
 		q.Set("expires", time.Now().Add(time.Duration(life)).UTC().Format(time.RFC3339))
 	}
-	return done, runQuietly(ctx, c, auth.JobCreateRobot, q, &done)
+	err = runQuietly(cmd.Context(), c, auth.JobCreateRobot, q, &done)
+	if err == nil && done.Warning != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+done.Warning)
+	}
+	return done, err
 }
 
 func (p Program) createCommand() *cobra.Command {
@@ -66,7 +69,7 @@ func (p Program) createCommand() *cobra.Command {
 			"may do more.",
 		Args: cobra.ExactArgs(1),
 	}, func(cmd *cobra.Command, args []string, c *admin.Client) error {
-		done, err := o.create(cmd.Context(), c, args[0])
+		done, err := o.create(cmd, c, args[0])
 		if err != nil {
 			return err
 		}

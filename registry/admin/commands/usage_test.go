@@ -33,9 +33,14 @@ func TestErrorsOfTheCommandLine(t *testing.T) {
 		"ls -z":                              `trow ls --help lists the flags`,
 		"inspect https://r.io":               `want HOST[:PORT]/REPOSITORY; trow ls https://HOST lists the repositories`,
 		"ls https://r.io --server https://a": `server: the argument names a registry already`,
+		"du https://r.io --server https://a": `server: the argument names a registry already`,
+		"du https://r.io https://s.io":       `names a registry and no repository`,
+		"ls localhost:5000":                  `want a repository alone; a registry is named by https://localhost:5000`,
+		"tags r.io:5000":                     `want a repository alone; a registry is named by https://r.io:5000`,
+		"ls TEAM":                            `"TEAM" is not a valid repository; want lower-case names`,
 	} {
 		out, _, err := run(t, t.TempDir(), "", strings.Fields(args)...)
-		if err == nil || !strings.Contains(err.Error(), want) || out != "" {
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Count(err.Error(), `"TEAM"`) > 1 || out != "" {
 			t.Errorf("trow %s: printed %q, error %v, want %q", args, out, err, want)
 		}
 	}
@@ -58,6 +63,7 @@ func TestErrorsOfRegistriesNameTheRemedy(t *testing.T) {
 		"ls " + url:                  "name the CA of the registry with --cacert",
 		"ls https://127.0.0.1:1":     "is this the host and the port of the registry, and does it run?",
 		"inspect 127.0.0.1:1/a":      "127.0.0.1:1: dial tcp",
+		"ls r.io":                    "lists the repositories; a registry is named by https://r.io",
 		"ls none":                    "repository none not found; trow ls lists the repositories",
 		"tags none -q":               "repository none not found; trow ls lists the repositories",
 		"rm none:1 -y":               "repository none not found; trow ls lists the repositories",

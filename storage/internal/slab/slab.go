@@ -192,3 +192,23 @@ func (t *Table[T]) All() iter.Seq[ID] {
 		}
 	}
 }
+
+// Walk is All for a table that may change at times: after every so many records, between two buckets, it calls pause.
+// What pause adds or removes comes or not; of the rest, records that a split has moved come twice, and records that a
+// join has moved do not come.
+func (t *Table[T]) Walk(every int, pause func()) iter.Seq[ID] {
+	return func(yield func(ID) bool) {
+		n := 0
+		for b := 0; b < len(t.heads); b++ {
+			for i := t.heads[b]; i != 0; i = t.slab.slot(i).next {
+				if n++; !yield(i) {
+					return
+				}
+			}
+			if n >= every {
+				n = 0
+				pause()
+			}
+		}
+	}
+}

@@ -76,3 +76,50 @@ func TestRemovedRecordsAreUsedAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestAWalkGoesOnWhileTheTableChanges: what stays comes, unless the table has shrunk; what was removed does not come.
+func TestAWalkGoesOnWhileTheTableChanges(t *testing.T) {
+	var s Slab[int]
+	table := NewTable(&s)
+	hash := func(n int) uint32 { return uint32(n * 2654435761) }
+	ids := map[int]ID{}
+	add := func(n int) {
+		ids[n] = s.Add(n)
+		table.Add(ids[n], hash(n))
+	}
+	const n = 1000
+	for i := range n {
+		add(i)
+	}
+	seen, pauses := map[int]int{}, 0
+	for i := range table.Walk(100, func() {
+		pauses++
+		for i := range 100 { // it grows to twice its size, and half of what it had goes
+			add(n*pauses + i)
+		}
+		for i := range 50 {
+			gone := (pauses-1)*100 + 2*i
+			if id, held := ids[gone]; held && gone < n {
+				table.Remove(id)
+				s.Remove(id)
+				delete(ids, gone)
+			}
+		}
+	}) {
+		record := *s.At(i)
+		if seen[record]++; ids[record] != i {
+			t.Fatalf("%d is no record of the table", record)
+		}
+	}
+	for record := range ids {
+		if record < n && seen[record] == 0 {
+			t.Errorf("%d did not come", record)
+		}
+	}
+	if pauses < 9 {
+		t.Errorf("%d pauses", pauses)
+	}
+	for range table.Walk(1, func() { t.Fatal("a pause after the end") }) {
+		break
+	}
+}
