@@ -162,7 +162,7 @@ func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (b
 	if err != nil || !held {
 		return false, err
 	}
-	err = s.link(ctx, mirrorCall(repo), d, size)
+	err = s.linkCached(ctx, repo, d, size)
 	if errors.Is(err, storage.ErrNotFound) { // its bytes were deleted meanwhile, by another process
 		return false, nil
 	}
@@ -185,15 +185,20 @@ func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u s
 		return err
 	}
 	defer release()
-	if err := s.link(ctx, mirrorCall(repo), d, size); err != nil {
+	if err := s.linkCached(ctx, repo, d, size); err != nil {
 		return err
 	}
 	s.options.Cache.Added(d, size)
 	return nil
 }
 
-// mirrorCall is who records what an upstream has given: what is cached counts for no quota.
-func mirrorCall(repo string) *call { return &call{route: route{repo: repo}, who: auth.Socket} }
+// linkCached records that a repository has a blob from its upstream. The bytes are pinned.
+func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Digest, size int64) error {
+	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+		tx.LinkCached(d, size)
+		return nil
+	})
+}
 
 // fetchBlob is blob for one that the repository does not hold, if its upstream has it. unknown is the error of blob.
 // For a HEAD the upstream is asked for the size alone.

@@ -110,6 +110,12 @@ func newCache(t *testing.T, fresh string) (*server, *origin) {
 // newCacheWith is newCache whose room is what reserve gives.
 func newCacheWith(t *testing.T, fresh string, reserve func(int64) (func(), bool)) (*server, *origin) {
 	t.Helper()
+	return newCacheOf(t, fresh, reserve, func(*registry.Options) {})
+}
+
+// newCacheOf is newCacheWith with more options.
+func newCacheOf(t *testing.T, fresh string, reserve func(int64) (func(), bool), more option) (*server, *origin) {
+	t.Helper()
 	o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
 	o.Server = httptest.NewServer(o)
 	t.Cleanup(o.Close)
@@ -123,7 +129,7 @@ func newCacheWith(t *testing.T, fresh string, reserve func(int64) (func(), bool)
 		t.Fatal(err)
 	}
 	fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30, Reserve: reserve})
-	w := newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher })
+	w := newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher }, more)
 	t.Cleanup(fetcher.Close)
 	return w, o
 }

@@ -13,8 +13,8 @@ import (
 )
 
 // Content of other registries comes and goes without anybody's order: it is fetched when a client asks for it, and let
-// go when the room is needed. A manifest that came so says it in its fact. A blob is cached in a repo if a manifest of
-// the repo refers to it and all that do are cached. Everything else was pushed or imported, and stays.
+// go when the room is needed. What came so says it in its fact. A blob stays all the same while a manifest of the repo
+// refers to it that was pushed. Everything else was pushed or imported, and stays.
 
 // Cached reports whether a manifest of a repo came from the repo's upstream; false for one that was pushed.
 func (x *Index) Cached(repo string, d digest.Digest) bool { return x.cached(repo, keyOf(d)) }
@@ -48,19 +48,33 @@ func isCachedIn(v []byte) bool {
 	return cached && err == nil
 }
 
+// cachedLink reports whether a link of the repo is cached.
+func (tx *Tx) cachedLink(k key) bool {
+	if v, changed := tx.fact(KindLink, string(k)); changed {
+		_, _, cached, err := parseLink(v)
+		return v != nil && err == nil && cached
+	}
+	x := tx.x
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	i := x.state.find(x.state.repos[tx.repo], []byte(k))
+	return i != 0 && x.state.entries.At(i).linked && x.state.entries.At(i).cached
+}
+
 // Evict records that the repo no longer holds d, as a blob or as a manifest with its tags, if it is cached. It reports
-// whether the repo does not hold d any more: false for what was pushed or imported, and for a blob to which no manifest
-// refers, because that may be on its way.
+// whether the repo does not hold d any more: false for what was pushed or imported, and for that to which a manifest
+// refers that was.
 func (tx *Tx) Evict(d digest.Digest) bool {
 	k := keyOf(d)
+	_, held := tx.manifest(k)
 	linked := tx.Linked(d)
-	if _, held := tx.manifest(k); held && !tx.cached(k) || linked && !tx.onlyCachedRefer(k) {
+	if held && !tx.cached(k) || linked && !tx.cachedLink(k) || tx.pushedRefer(k) {
 		return false
 	}
 	if linked {
 		tx.set(KindLink, string(k), nil)
 	}
-	if _, held := tx.manifest(k); held {
+	if held {
 		for _, name := range tx.TagsOf(d) {
 			tx.removeTag(name)
 		}
@@ -71,41 +85,29 @@ func (tx *Tx) Evict(d digest.Digest) bool {
 	return true
 }
 
-// onlyCachedRefer reports whether manifests of the repo refer to k, and all of them are cached.
-func (tx *Tx) onlyCachedRefer(k key) bool {
-	cached, pushed := false, false
+// pushedRefer reports whether a manifest of the repo refers to k that was pushed.
+func (tx *Tx) pushedRefer(k key) (yes bool) {
 	tx.changes(KindManifest, func(name string) {
 		if v, _ := tx.fact(KindManifest, name); v != nil && refersIn(v, k) {
-			cached, pushed = cached || isCachedIn(v), pushed || !isCachedIn(v)
+			yes = yes || !isCachedIn(v)
 		}
 	})
-	changed := func(m key) bool { _, ok := tx.fact(KindManifest, string(m)); return ok }
-	some, all := tx.x.cachedRefer(tx.repo, k, changed)
-	return (cached || some) && !pushed && all
-}
-
-// cachedRefer reports whether some manifests of a repo that refer to k are cached, and whether all are. Those that skip
-// accepts do not count.
-func (x *Index) cachedRefer(repo string, k key, skip func(key) bool) (some, all bool) {
+	if yes {
+		return true
+	}
+	x := tx.x
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	s := x.state
-	r := s.repos[repo]
-	if all = true; r == nil {
-		return false, all
+	r := s.repos[tx.repo]
+	if r == nil {
+		return false
 	}
-	_, _ = s.refersTo(r, k, func(m key) bool {
-		if skip(m) {
-			return true
-		}
-		if s.isCached(r, []byte(m)) {
-			some = true
-		} else {
-			all = false
-		}
-		return all // one that is not cached decides
+	_, yes = s.refersTo(r, k, func(m key) bool {
+		_, changed := tx.fact(KindManifest, string(m))
+		return changed || s.isCached(r, []byte(m))
 	})
-	return some, all
+	return yes
 }
 
 // Drop deletes the bytes of contents that no repo holds, at once, without a grace; it is for what Evict has let go. What
@@ -161,18 +163,13 @@ func (x *Index) CachedContents(repo string) (all []CachedContent) {
 		if e.manifest == 0 || s.manifests.At(e.manifest).cached {
 			continue
 		}
-		pushed[i] = true
 		for _, ref := range s.manifests.At(e.manifest).refs {
 			pushed[ref] = true
 		}
 	}
 	for i := range r.entries.All() {
 		e := s.entries.At(i)
-		evictable := e.manifest != 0 && !pushed[i]
-		if e.linked {
-			evictable = (e.manifest == 0 || evictable) && e.refs > r.kept[i] && !pushed[i]
-		}
-		if evictable {
+		if e.present() && !pushed[i] && (e.manifest == 0 || s.manifests.At(e.manifest).cached) && (!e.linked || e.cached) {
 			all = append(all, CachedContent{s.digest(e.content), s.contents.At(e.content).size,
 				int(s.contents.At(e.content).present)})
 		}

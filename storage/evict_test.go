@@ -30,7 +30,7 @@ func TestWhatIsEvicted(t *testing.T) {
 	layer, other := digest.FromString("layer"), digest.FromString("other")
 	put := func(all ...storage.Manifest) func(tx *storage.Tx) error {
 		return func(tx *storage.Tx) (err error) {
-			tx.Link(layer, 5)
+			tx.LinkCached(layer, 5)
 			for _, m := range all {
 				err = errors.Join(err, tx.PutManifest(m), tx.SetTag("tag-"+m.Digest.Encoded()[:8], m.Digest))
 			}
@@ -48,7 +48,11 @@ func TestWhatIsEvicted(t *testing.T) {
 		{"a layer of two", []storage.Manifest{cachedManifest("m", layer), cachedManifest("n", layer)}, nil, layer, true},
 		{"a layer of a pushed one", []storage.Manifest{pushedManifest("m", layer)}, nil, layer, false},
 		{"a layer of both", []storage.Manifest{cachedManifest("m", layer), pushedManifest("n", layer)}, nil, layer, false},
-		{"a layer of none", []storage.Manifest{cachedManifest("m", other)}, nil, layer, false},
+		{"a layer of none", []storage.Manifest{cachedManifest("m", other)}, nil, layer, true},
+		{"a child of a cached index", []storage.Manifest{cachedManifest("m"), cachedManifest("n", digest.FromString("m"))}, nil,
+			digest.FromString("m"), true},
+		{"a child of a pushed index", []storage.Manifest{cachedManifest("m"), pushedManifest("n", digest.FromString("m"))}, nil,
+			digest.FromString("m"), false},
 		{"a layer of a pushed one of this commit", []storage.Manifest{cachedManifest("m", layer)},
 			[]storage.Manifest{pushedManifest("n", layer)}, layer, false},
 		{"a layer of a cached one of this commit", nil, []storage.Manifest{cachedManifest("n", layer)}, layer, true},
@@ -151,7 +155,7 @@ func TestDrop(t *testing.T) {
 			_, releaseManifest := push("f/a/b", "m")
 			evicted, release := push("f/a/b", "evicted")
 			storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
-				tx.Link(evicted, 7)
+				tx.LinkCached(evicted, 7)
 				return tx.PutManifest(cachedManifest("m", evicted))
 			})
 			release()
@@ -232,4 +236,45 @@ func TestDropBesideARun(t *testing.T) {
 		<-done
 		synctest.Wait()
 	})
+}
+
+// TestWhoseABlobIs: one that was pushed is not evicted, whether it was cached before or is asked for after.
+func TestWhoseABlobIs(t *testing.T) {
+	d := digest.FromString("blob")
+	cached := func(tx *storage.Tx) error { tx.LinkCached(d, 5); return nil }
+	pushed := func(tx *storage.Tx) error { tx.Link(d, 5); return nil }
+	for name, tt := range map[string]struct {
+		steps []func(*storage.Tx) error
+		want  bool
+	}{
+		"cached":                {[]func(*storage.Tx) error{cached, cached}, true},
+		"pushed":                {[]func(*storage.Tx) error{pushed}, false},
+		"cached, and pushed":    {[]func(*storage.Tx) error{cached, pushed}, false},
+		"pushed, and asked for": {[]func(*storage.Tx) error{pushed, cached}, false},
+		"in one commit: pushed": {[]func(*storage.Tx) error{func(tx *storage.Tx) error { return errors.Join(cached(tx), pushed(tx)) }}, false},
+		"in one commit: cached": {[]func(*storage.Tx) error{func(tx *storage.Tx) error { return errors.Join(cached(tx), cached(tx)) }}, true},
+	} {
+		for _, shared := range []bool{false, true} {
+			j := memory.NewJournal()
+			j.Is.Shared = shared
+			x := storagetest.OpenIndex(t, j)
+			for _, step := range tt.steps {
+				storagetest.Update(t, x, "f/a/b", step)
+			}
+			again := storagetest.OpenIndex(t, j)
+			if got := len(again.CachedContents("f/a/b")) == 1; got != tt.want {
+				t.Errorf("%s: after a restart it may be evicted: %v", name, got)
+			}
+			again.Close()
+			if got := len(x.CachedContents("f/a/b")) == 1; got != tt.want {
+				t.Errorf("%s: it may be evicted: %v", name, got)
+			}
+			storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
+				if got := tx.Evict(d); got != tt.want {
+					t.Errorf("%s: evicted: %v", name, got)
+				}
+				return nil
+			})
+		}
+	}
 }

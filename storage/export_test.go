@@ -41,7 +41,7 @@ func ManifestFact(m Manifest) Fact {
 }
 
 func LinkFact(d digest.Digest, size int64) Fact {
-	return Fact{KindLink, string(keyOf(d)), linkValue(size, 1_800_000_000)}
+	return Fact{KindLink, string(keyOf(d)), linkValue(size, 1_800_000_000, false)}
 }
 
 // MemoryOfFacts is the estimate of memory without the media types, which are never forgotten.

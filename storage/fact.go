@@ -57,8 +57,13 @@ var errFact = errors.New("damaged fact")
 // The values of facts. They are binary, so that a hundred thousand of them load in a moment. Numbers are varints,
 // strings follow their length. A reader ignores what follows the fields it knows, so later versions can add fields.
 
-func linkValue(size, unix int64) []byte {
-	return binary.AppendVarint(binary.AppendVarint(nil, size), unix)
+// linkValue has, after the time, whether the blob is cached. Values of earlier versions end with the time.
+func linkValue(size, unix int64, cached bool) []byte {
+	buf := binary.AppendVarint(binary.AppendVarint(nil, size), unix)
+	if cached {
+		buf = binary.AppendUvarint(buf, 1)
+	}
+	return buf
 }
 
 // tagValue has, after the time in seconds, the tag's order as a distance from that time in nanoseconds, and then the
@@ -148,10 +153,11 @@ func (r *reader) key(optional bool) []byte {
 	return b
 }
 
-func parseLink(v []byte) (size, unix int64, err error) {
+func parseLink(v []byte) (size, unix int64, cached bool, err error) {
 	r := reader{buf: v}
 	size, unix = r.number(), r.number()
-	return size, unix, r.err
+	cached = r.err == nil && len(r.buf) > 0 && r.length() == 1
+	return size, unix, cached, r.err
 }
 
 // tagFact is a tag's value. digest is a part of it, not a copy. order and targets are 0 if it has none.

@@ -181,7 +181,7 @@ func (x *Index) giveUp(ctx context.Context, d digest.Digest) {
 				if tx.x.present(l.key) {
 					return nil
 				}
-				tx.set(KindLink, string(l.key), linkValue(x.options.Uploads.pending(l.repo, l.key), tx.now))
+				tx.set(KindLink, string(l.key), linkValue(x.options.Uploads.pending(l.repo, l.key), tx.now, false))
 				return nil
 			})
 		}

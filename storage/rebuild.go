@@ -67,7 +67,7 @@ func (x *Index) LinkLost(ctx context.Context, repo string, d digest.Digest, size
 	return x.Update(ctx, repo, func(tx *Tx) error {
 		if _, linked := tx.linkedSize(d); !linked {
 			tx.copied = true
-			tx.set(KindLink, string(k), linkValue(size, tx.now))
+			tx.set(KindLink, string(k), linkValue(size, tx.now, false))
 		}
 		return nil
 	})

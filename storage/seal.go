@@ -229,7 +229,7 @@ func ContentOf(repo string, f Fact) (d digest.Digest, size int64, found bool) {
 	}
 	switch f.Kind {
 	case KindLink:
-		size, _, err := parseLink(f.Value)
+		size, _, _, err := parseLink(f.Value)
 		return key(f.Name).digest(), size, err == nil
 	case KindManifest:
 		m, err := parseManifest(f.Value)

@@ -88,6 +88,7 @@ type entry struct {
 	refs     int32   // manifests of this repo that refer to it
 	since    moment  // when it was linked
 	linked   bool    // a blob of this repo
+	cached   bool    // with linked: see Tx.LinkCached
 }
 
 // present reports whether the repo holds the content itself.
@@ -232,7 +233,7 @@ func (s *state) applyStoreFact(f Fact) (err error) {
 }
 
 func (s *state) link(r *repo, k, v []byte) error {
-	size, unix, err := parseLink(v)
+	size, unix, cached, err := parseLink(v)
 	if err != nil {
 		return err
 	}
@@ -241,7 +242,7 @@ func (s *state) link(r *repo, k, v []byte) error {
 		s.countLink(r, 1)
 	}
 	s.uncount(r, e)
-	e.since, e.linked = momentOf(unix), true
+	e.since, e.linked, e.cached = momentOf(unix), true, cached
 	s.contents.At(e.content).size = size
 	s.count(r, e)
 	return nil

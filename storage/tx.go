@@ -221,16 +221,23 @@ func refersIn(v []byte, k key) (found bool) {
 
 // Link records that the repo holds the blob d of size bytes. The bytes must be durable already. It panics if d is
 // malformed, because such a fact would make the journal unreadable.
-func (tx *Tx) Link(d digest.Digest, size int64) {
+func (tx *Tx) Link(d digest.Digest, size int64) { tx.link(d, size, false) }
+
+// LinkCached is Link for a blob that came from the repo's upstream; see Evict. One that was pushed stays so.
+func (tx *Tx) LinkCached(d digest.Digest, size int64) { tx.link(d, size, true) }
+
+func (tx *Tx) link(d digest.Digest, size int64, cached bool) {
 	if keyOf(d) == "" {
 		panic(fmt.Sprintf("link to a malformed digest %.150q", d))
 	}
 	recorded, linked := tx.linkedSize(d)
+	was := linked && tx.cachedLink(keyOf(d))
+	cached = cached && (was || !linked)
 	first := false
 	switch {
-	case linked && recorded == size && !tx.stale(d):
+	case linked && recorded == size && was == cached && !tx.stale(d):
 		return
-	case linked && recorded == size: // clients rely on its age; see Lease
+	case linked && recorded == size: // it is pushed now; or clients rely on its age, see Lease
 	case linked: // a rebuild may have taken the size from a manifest, when the bytes were missing
 		tx.added += size - recorded
 	default:
@@ -246,7 +253,7 @@ func (tx *Tx) Link(d digest.Digest, size int64) {
 			tx.add(keyOf(d), size)
 		}
 	}
-	if value := linkValue(size, tx.now); first {
+	if value := linkValue(size, tx.now, cached); first {
 		tx.put(KindLink, string(keyOf(d)), value)
 	} else {
 		tx.set(KindLink, string(keyOf(d)), value)
@@ -262,7 +269,7 @@ func (tx *Tx) add(k key, size int64) {
 // linkedSize returns the recorded size of a blob that the repo holds.
 func (tx *Tx) linkedSize(d digest.Digest) (size int64, linked bool) {
 	if v, ok := tx.fact(KindLink, string(keyOf(d))); ok {
-		size, _, err := parseLink(v)
+		size, _, _, err := parseLink(v)
 		return size, v != nil && err == nil
 	}
 	return tx.x.linkedSize(tx.repo, string(d))

@@ -70,7 +70,7 @@ func (p *plan) letGo(tx *Tx) (facts overlay) {
 		switch {
 		case holds && tx.waits(k): // its end
 		case counted && held && !holds && !p.heldElsewhere(tx.repo, k):
-			value = linkValue(size, tx.now)
+			value = linkValue(size, tx.now, false)
 		default:
 			continue
 		}
