@@ -177,6 +177,23 @@ func (x *Index) CachedContents(repo string) (all []CachedContent) {
 	return all
 }
 
+// HasPushed reports whether a repo holds what was pushed or imported.
+func (x *Index) HasPushed(repo string) bool {
+	cached := len(x.CachedContents(repo))
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	r := x.state.repos[repo]
+	if r == nil {
+		return false
+	}
+	for i := range r.entries.All() {
+		if x.state.entries.At(i).present() {
+			cached--
+		}
+	}
+	return cached < 0
+}
+
 // HoldersOf lists which of some contents the repos hold whose names start with prefix, as blobs or manifests.
 func (x *Index) HoldersOf(prefix string, all []digest.Digest) map[string][]digest.Digest {
 	found := map[string][]digest.Digest{}

@@ -269,6 +269,9 @@ func TestWhoseABlobIs(t *testing.T) {
 			if got := len(x.CachedContents("f/a/b")) == 1; got != tt.want {
 				t.Errorf("%s: it may be evicted: %v", name, got)
 			}
+			if got := x.HasPushed("f/a/b"); got == tt.want || x.HasPushed("none") {
+				t.Errorf("%s: the repo has what was pushed: %v", name, got)
+			}
 			storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
 				if got := tx.Evict(d); got != tt.want {
 					t.Errorf("%s: evicted: %v", name, got)

@@ -232,11 +232,11 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	return s.index, nil
 }
 
-// logMirrored names the repositories below f/: requests for other registries are answered from there, also from those
+// logMirrored names the repositories below f/ into which something was pushed: requests for other registries are answered from there, also from those
 // that were pushed before that was so.
 func (s *Service) logMirrored() {
 	all := s.index.Names()
-	all = slices.DeleteFunc(all, func(repo string) bool { return !namespace.Within(repo) })
+	all = slices.DeleteFunc(all, func(repo string) bool { return !namespace.Within(repo) || !s.index.HasPushed(repo) })
 	if len(all) == 0 {
 		return
 	}

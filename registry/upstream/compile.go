@@ -49,7 +49,6 @@ type compiled struct {
 	fresh            time.Duration
 	allow, deny      glob.Set
 	read             trowauth.Who
-	mayRun           string
 	keep             []keep
 	endpoints        []endpointKey
 }
@@ -96,7 +95,7 @@ func compile(entries []Entry) (all []compiled, err error) {
 }
 
 func (e *Entry) compile() (c compiled, err error) {
-	c = compiled{path: strings.Trim(e.Path, "/"), fresh: defaultFresh, mayRun: e.MayRun}
+	c = compiled{path: strings.Trim(e.Path, "/"), fresh: defaultFresh}
 	if c.host, err = namespace.Host(e.Host); err != nil {
 		return c, fmt.Errorf("host: %w", err)
 	}
@@ -140,9 +139,6 @@ func (e *Entry) compileRights(c *compiled) (err error) {
 		if c.read, err = trowauth.ParseWho(e.Read); err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
-	}
-	if !slices.Contains([]string{"", "deny", "allow", "held", "fetch"}, e.MayRun) {
-		return fmt.Errorf("may-run: %.40q: want one of deny, allow, held, fetch", e.MayRun)
 	}
 	return nil
 }
@@ -303,7 +299,8 @@ func (k *endpointKey) logins(secrets Secrets) (client.Logins, error) {
 		namespace, name, _ := strings.Cut(k.Secret, "/")
 		return func(ctx context.Context, host string) (auth.Credential, error) {
 			if secrets == nil {
-				return auth.EmptyCredential, fmt.Errorf("secret: %s cannot be read outside of a cluster", k.Secret)
+				return auth.EmptyCredential, fmt.Errorf("secret: %s cannot be read by this server; mount the Secret "+
+					"into the pod, and name its file in docker-config", k.Secret)
 			}
 			config, err := secrets(ctx, namespace, name)
 			if err != nil {

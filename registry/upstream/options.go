@@ -47,10 +47,7 @@ type Entry struct {
 	// Read are the identities that may read, as in an auth.Rule; empty: everyone whom the upstream lets read without a
 	// login.
 	Read []string `mapstructure:"read"`
-	// MayRun is what the webhook does with images of the upstream: deny, allow, held or fetch; empty: as for any other
-	// image.
-	MayRun string `mapstructure:"may-run"`
-	// Keep is fetched ahead of need.
+	// Keep is evicted last.
 	Keep []Keep `mapstructure:"keep"`
 }
 
@@ -65,7 +62,7 @@ type Endpoint struct {
 	Helper       string `mapstructure:"helper"`        // the program docker-credential-HELPER
 }
 
-// Keep names tags that are fetched ahead of need.
+// Keep names tags that are evicted last.
 type Keep struct {
 	Repository string   `mapstructure:"repository"`
 	Tags       []string `mapstructure:"tags"` // patterns

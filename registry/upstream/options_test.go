@@ -38,7 +38,6 @@ upstreams:
   fresh: 1h
   allow: "library/**, team/*"
   deny: [library/old]
-  may-run: held
   keep: [{repository: php, tags: ["8.3*"]}]
 - host: QUAY.io.
   path: /team/
@@ -91,7 +90,7 @@ upstreams:
 	team, _, _ := u.Find("quay.io", "team/a")
 	quay, _, _ := u.Find("quay.io", "a")
 	if hub.Fresh != time.Hour || team.Fresh != 0 || quay.Fresh != 10*time.Minute || len(team.Read) != 1 ||
-		hub.MayRun != "held" || !hub.Keeps("library/php", "8.3.1") || hub.Keeps("library/php", "8.2") ||
+		!hub.Keeps("library/php", "8.3.1") || hub.Keeps("library/php", "8.2") ||
 		len(hub.Kept()) != 1 {
 		t.Errorf("%+v, %+v, %+v", hub, team, quay)
 	}
@@ -144,7 +143,6 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 		entry("allow: ['a@b']"):                              "allow: ",
 		entry("deny: ['/(/']"):                               "deny: ",
 		entry("read: [alice]"):                               "read: who: ",
-		entry("may-run: maybe"):                              "may-run: ",
 		entry("keep: [{repository: A, tags: [x]}]"):          "keep: entry 1: repository: ",
 		entry("path: a, keep: [{repository: b, tags: [x]}]"): "is not below the path a",
 		entry("keep: [{repository: a}]"):                     "keep: entry 1: tags: ",

@@ -68,7 +68,7 @@ func (u *Upstreams) Set(entries []Entry) error {
 	endpoints := map[endpointKey]*endpoint{}
 	var list []*Upstream
 	for i, c := range all {
-		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read, MayRun: c.mayRun,
+		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read,
 			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline}
 		for j, k := range c.endpoints {
 			e := endpoints[k]
@@ -174,7 +174,6 @@ type Upstream struct {
 	Name       string // for the host in the names of repositories here
 	Fresh      time.Duration
 	Read       auth.Who // empty: see Public
-	MayRun     string   // as in Entry
 
 	allow, deny glob.Set
 	keep        []keep
@@ -202,12 +201,12 @@ func (u *Upstream) refused(repo, reason string) *Error {
 	return &Error{Kind: ErrRefused, Host: u.Host, Repo: repo, Reason: reason}
 }
 
-// Keeps reports whether a tag is to be fetched ahead of need.
+// Keeps reports whether keep: names a tag.
 func (u *Upstream) Keeps(repo, tag string) bool {
 	return slices.ContainsFunc(u.keep, func(k keep) bool { return k.repo == repo && k.tags.Match(tag) })
 }
 
-// Kept returns the repositories of which some tags are to be fetched ahead of need.
+// Kept returns the repositories that keep: names.
 func (u *Upstream) Kept() (repos []string) {
 	for _, k := range u.keep {
 		if !slices.Contains(repos, k.repo) {

@@ -219,7 +219,7 @@ func TestWhereLoginsAre(t *testing.T) {
 		"none":                   {upstream.Endpoint{}, nil, "401"},
 		"a helper that is not":   {upstream.Endpoint{Helper: "nothing"}, nil, "docker-credential-nothing"},
 		"another's secret":       {upstream.Endpoint{Secret: "other/pull"}, secrets, "secret: other/pull: forbidden"},
-		"no cluster":             {upstream.Endpoint{Secret: "infra/pull"}, nil, "cannot be read outside of a cluster"},
+		"no cluster":             {upstream.Endpoint{Secret: "infra/pull"}, nil, "cannot be read by this server"},
 		"a secret that is not":   {upstream.Endpoint{Secret: "infra/none"}, secrets, "is not of the type"},
 		"a secret that is wrong": {upstream.Endpoint{Secret: "infra/bad"}, secrets, ""},
 	} {
