@@ -53,8 +53,8 @@ type Options struct {
 	Blobs storage.Blobs
 	Index *storage.Index
 	Auth  auth.Authorizer
-	// Names are the host[:port] under which clients know this registry. A request with another name in ?ns= is meant for
-	// a repository of another registry, which lies below f/ here.
+	// Names are the host[:port] under which clients know this registry. A request with another name in ?ns= is meant
+	// for a repository of another registry, which lies below f/ here.
 	Names []string
 	// Namespaces says under which names those lie, and which hosts of ours stand for another registry. Optional.
 	Namespaces *namespace.Table
@@ -82,9 +82,9 @@ type Options struct {
 	MaxRequests int
 	// Bodies bounds the memory of manifests that are pushed.
 	Bodies Bodies
-	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of sessions;
-	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it,
-	// its own that was idle the longest gives way. 0: no bound.
+	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of
+	// sessions; without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client:
+	// beyond it, its own that was idle the longest gives way. 0: no bound.
 	UploadTimeout       time.Duration
 	UploadKey           []byte
 	MaxUploadsPerClient int

@@ -49,7 +49,9 @@ func replicas(t *testing.T) (all [2]*server, silent *atomic.Bool) {
 	for i := range all {
 		x := storagetest.OpenIndexWith(t, deaf{journal, silent}, storage.IndexOptions{Placed: true, Grace: time.Hour})
 		blobs := &memory.Objects{Service: service, Records: x}
-		all[i] = serve(t, memory.NewBlobs(), memory.NewJournal(), func(o *registry.Options) { o.Blobs, o.Index = blobs, x })
+		all[i] = serve(t, memory.NewBlobs(), memory.NewJournal(), func(o *registry.Options) {
+			o.Blobs, o.Index = blobs, x
+		})
 		all[i].index = x
 	}
 	return all, silent
@@ -71,7 +73,8 @@ func TestReplicasAreOneRegistry(t *testing.T) {
 		next().do("HEAD", "/v2/app/blobs/"+d, nil).is(200)
 	}
 	image := func(tag string) string {
-		return `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","config":{"mediaType":"application/x","digest":"` +
+		return `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest +
+			`","config":{"mediaType":"application/x","digest":"` +
 			digest.FromBytes(config).String() + `","size":2},"layers":[{"mediaType":"application/x","digest":"` +
 			digest.FromBytes(layer).String() + `","size":5}],"annotations":{"tag":"` + tag + `"}}`
 	}

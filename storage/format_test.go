@@ -39,7 +39,8 @@ func startVersion(t *testing.T, j storage.Journal, name string, format int) *ver
 				return
 			case <-time.After(storage.BeatInterval):
 			}
-			if err := errors.Join(v.Beat(ctx, name), hold(ctx, v.Index, "a", fmt.Sprint(name, n))); err != nil && ctx.Err() == nil {
+			if err := errors.Join(v.Beat(ctx, name), hold(ctx, v.Index, "a", fmt.Sprint(name, n))); err != nil &&
+				ctx.Err() == nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
@@ -83,7 +84,8 @@ func TestTwoFormatsSideBySide(t *testing.T) {
 						t.Error("a version that does not ask writes what another one does not understand")
 					}
 					may(next, storage.OptionalKind, true)
-					if err := hold(t.Context(), old.Index, "a", "beside "+name); err != nil || !holds(t, next.Index, "a", "beside "+name) {
+					if err := hold(t.Context(), old.Index, "a", "beside "+name); err != nil ||
+						!holds(t, next.Index, "a", "beside "+name) {
 						t.Errorf("side by side: %v", err)
 					}
 					next.stop(t, cleanly)

@@ -46,7 +46,8 @@ func startGateway(t testing.TB, more ...string) *gateway {
 	if err := os.Mkdir(filepath.Join(g.dir, "bucket"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	g.args = append([]string{path, "--access", "trow-test", "--secret", "trow-test-secret", "--port", address, "--quiet",
+	g.args = append([]string{path, "--access", "trow-test", "--secret", "trow-test-secret", "--port",
+		address, "--quiet",
 		"posix"}, append(more, g.dir)...)
 	g.start(t)
 	t.Cleanup(func() { g.stop() })

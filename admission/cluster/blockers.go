@@ -55,7 +55,8 @@ func (c *Cluster) gates(ctx context.Context, pod *corev1.Pod) (needs, error) {
 		return nil, err
 	}
 	for _, g := range all {
-		if g.service != nil && g.closed() && g.judgesPods() && selects(g.namespace, namespaceLabels(c.o.Namespace, home)) &&
+		if g.service != nil && g.closed() && g.judgesPods() &&
+			selects(g.namespace, namespaceLabels(c.o.Namespace, home)) &&
 			selects(g.object, pod.Labels) {
 			found[g.service.Namespace] = fmt.Sprintf("%s (Service %s/%s)", g.name, g.service.Namespace, g.service.Name)
 		}
@@ -148,8 +149,8 @@ func (c *Cluster) searchProvisioners(ctx context.Context) error {
 	}
 	slices.Sort(names)
 	slices.Sort(namespaces)
-	c.report(riskProvisioner, fmt.Sprintf("pods of %s could not start while the registry is down; if one of them makes "+
-		"nodes and the registry waits for a node, neither starts; consider for the setting exempt-namespaces: %s",
+	c.report(riskProvisioner, fmt.Sprintf("pods of %s could not start while the registry is down; if one of them "+
+		"makes nodes and the registry waits for a node, neither starts; consider for the setting exempt-namespaces: %s",
 		few(names), few(slices.Compact(namespaces))))
 	return nil
 }

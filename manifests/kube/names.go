@@ -20,7 +20,8 @@ const (
 	UserKey         = "user"
 	PasswordKey     = "password"
 	// EtcdName is the StatefulSet, the headless Service and the Secret of the members of trow manifest --with-etcd, and
-	// the common name of their certificate. EtcdClientSecretName is the Secret with the registry's certificate for them.
+	// the common name of their certificate. EtcdClientSecretName is the Secret with the registry's certificate for
+	// them.
 	EtcdName             = "trow-etcd"
 	EtcdClientSecretName = "trow-etcd-client"
 	// ConfigMapName is the ConfigMap with the bundle: the CA certificates that clients trust. CAKey is its key.

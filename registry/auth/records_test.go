@@ -313,7 +313,8 @@ func TestAMissThatTheJournalDoesNotConfirm(t *testing.T) {
 					t.Errorf("%s, %s: %v", name, way, err)
 				}
 			}
-			if _, err := b.CreateRobot(t.Context(), robot("ci", "pull", "**")); !errors.Is(err, storage.ErrUnavailable) {
+			if _, err := b.CreateRobot(t.Context(), robot("ci", "pull", "**")); !errors.Is(err,
+				storage.ErrUnavailable) {
 				t.Errorf("%s: created: %v", name, err)
 			}
 			if err := b.RevokeRobot(t.Context(), "ci"); !errors.Is(err, storage.ErrUnavailable) {

@@ -63,12 +63,14 @@ func (o *Options) validateEngines() error {
 	for setting, file := range map[string]string{"journal-ca-file": o.JournalCA, "journal-cert-file": o.JournalCert,
 		"journal-key-file": o.JournalKey} {
 		if file != "" && !strings.HasPrefix(o.Journal, "etcds://") {
-			return fmt.Errorf("%s: it is for a journal in etcd over TLS; set journal to etcds://HOST:PORT/PREFIX", setting)
+			return fmt.Errorf("%s: it is for a journal in etcd over TLS; set journal to etcds://HOST:PORT/PREFIX",
+				setting)
 		}
 	}
 	switch {
 	case (o.JournalCert == "") != (o.JournalKey == ""):
-		return errors.New("journal-cert-file: a client certificate needs its key; set journal-key-file as well, or neither")
+		return errors.New("journal-cert-file: a client certificate needs its key; set journal-key-file as well, or " +
+			"neither")
 	case (o.JournalUser == "") != (o.JournalPassword == ""):
 		return errors.New("journal-user: a user needs a password; set journal-password-file as well, or neither")
 	case o.JournalUser != "" && o.Journal == "":
@@ -87,8 +89,8 @@ func (o *Options) validateEngines() error {
 		}
 	}
 	if o.Journal != "" && o.Blobs == "" {
-		return errors.New("blobs: a journal in etcd is for several servers, and a data directory is of one: another server " +
-			"would not find the bytes; set blobs to s3://BUCKET/PREFIX?endpoint=https://HOST")
+		return errors.New("blobs: a journal in etcd is for several servers, and a data directory is of one: another " +
+			"server would not find the bytes; set blobs to s3://BUCKET/PREFIX?endpoint=https://HOST")
 	}
 	return nil
 }
@@ -259,8 +261,8 @@ func (j readOnlyJournal) Close() error {
 }
 
 const (
-	// confirmInterval is the time between two questions whether the index is up to date: without them its age would grow
-	// while no request comes.
+	// confirmInterval is the time between two questions whether the index is up to date: without them its age would
+	// grow while no request comes.
 	confirmInterval = 2 * time.Second
 	// staleAfter is the age from which on a line of /readyz?verbose is marked.
 	staleAfter = 10 * time.Second

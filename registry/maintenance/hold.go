@@ -208,8 +208,8 @@ func (d *Data) retain(ctx context.Context) {
 	case err != nil: // the next run tries again
 	case dry:
 		if err = d.hold.reported(n); n > 0 {
-			d.log.Warn().Int("pending", n).Msg("retention only reports in this run, the first after an import or an upgrade; " +
-				"the next run removes what it has reported, and trow retention removes it at once")
+			d.log.Warn().Int("pending", n).Msg("retention only reports in this run, the first after an import or an " +
+				"upgrade; the next run removes what it has reported, and trow retention removes it at once")
 		}
 	default:
 		err = d.hold.removed()

@@ -74,12 +74,13 @@ func (c *conn) look(p []byte, n int, err error, answer io.Writer) (int, error) {
 	if w.head.lines > maxHeaderLines {
 		const text = "431 Request Header Fields Too Large"
 		// If it cannot be written, the client has gone.
-		_, _ = fmt.Fprintf(answer, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"+
+		_, _ = fmt.Fprintf(answer, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: "+
+			"close\r\n\r\n"+
 			"%s: %s", text, text, tooManyLines)
 		return 0, io.EOF
 	}
-	// What follows is a body, or the next request of a client that does not wait for answers. Of that net/http would keep
-	// lines that were not counted, as it does of what follows a body in its buffer of 4 KiB: see manyLines.
+	// What follows is a body, or the next request of a client that does not wait for answers. Of that net/http would
+	// keep lines that were not counted, as it does of what follows a body in its buffer of 4 KiB: see manyLines.
 	if err == nil && bytes.Count(p[end:n], []byte{'\n'}) > maxHeaderLines {
 		w.rest, n = slices.Clone(p[end:n]), end
 	}

@@ -123,7 +123,8 @@ func TestTheLinesOfHeadersAreBounded(t *testing.T) {
 				}
 				text, _ := io.ReadAll(resp.Body)
 				if resp.StatusCode != want || want == 431 && !strings.Contains(string(text), tooManyLines) {
-					t.Errorf("TLS %v, %.20q…, answer %d: %d %s, want %d", isTLS, c.request, i, resp.StatusCode, text, want)
+					t.Errorf("TLS %v, %.20q…, answer %d: %d %s, want %d", isTLS, c.request, i,
+						resp.StatusCode, text, want)
 				}
 			}
 			if got := int(bytes.Load()); got != c.bytes {

@@ -70,7 +70,9 @@ func compile(entries []Entry) (all []compiled, err error) {
 	names, hosts := map[string]string{}, map[string]string{} // the host of a name, and the name of a host
 	for i, e := range entries {
 		c, err := e.compile()
-		if err == nil && slices.ContainsFunc(all, func(o compiled) bool { return o.host == c.host && o.path == c.path }) {
+		if err == nil && slices.ContainsFunc(all, func(o compiled) bool {
+			return o.host == c.host && o.path == c.path
+		}) {
 			err = fmt.Errorf("host: an earlier entry has %s with the same path; join them, or give each a path", c.host)
 		}
 		if err == nil {

@@ -13,19 +13,19 @@ import (
 )
 
 const (
-	// defaultDownloads is how many downloads run at once where the settings do not say: each has a connection, a buffer of
-	// copySize bytes and an open upload.
+	// defaultDownloads is how many downloads run at once where the settings do not say: each has a connection, a buffer
+	// of copySize bytes and an open upload.
 	defaultDownloads = 64
-	// heldBack is how much of the end of a content no reader gets before the digest is known to be right: enough that no
-	// client takes a damaged content for whole.
+	// heldBack is how much of the end of a content no reader gets before the digest is known to be right: enough that
+	// no client takes a damaged content for whole.
 	heldBack = 64 << 10
 	// stallTime is how long a download may get no byte, whatever the upstream does in the meantime.
 	stallTime = 30 * time.Second
 	// lingerTime is how long a download without readers goes on: clients whose connection broke come back, and those
 	// that read in ranges open one after the other.
 	lingerTime = 10 * time.Second
-	// nearPart and nearBytes say when a download is nearly done, and goes on without readers: at most a quarter of it, or
-	// this many bytes, are missing.
+	// nearPart and nearBytes say when a download is nearly done, and goes on without readers: at most a quarter of it,
+	// or this many bytes, are missing.
 	nearPart  = 4
 	nearBytes = 8 << 20
 )
@@ -50,8 +50,8 @@ type FetcherOptions struct {
 	// together.
 	Dir   string
 	Spool int64
-	// Reserve reserves bytes of the cache before they are fetched; release is called when they are stored, or never will
-	// be. nil: nothing is bounded.
+	// Reserve reserves bytes of the cache before they are fetched; release is called when they are stored, or never
+	// will be. nil: nothing is bounded.
 	Reserve func(n int64) (release func(), ok bool)
 }
 
@@ -101,8 +101,8 @@ type Download struct {
 	Create func(ctx context.Context) (storage.Upload, error)
 	// Commit commits the upload, and records the content. nil: it commits the upload.
 	Commit func(ctx context.Context, u storage.Upload) error
-	// Held reports whether the storage has the content by now: it may have arrived after the caller looked. nil: it does
-	// not.
+	// Held reports whether the storage has the content by now: it may have arrived after the caller looked. nil: it
+	// does not.
 	Held func() bool
 }
 

@@ -17,8 +17,8 @@ type Options struct {
 	Any bool
 	// Offline: no upstream is asked.
 	Offline bool
-	// ProxyFilters: the proxy in the environment refuses addresses that are not of the Internet, as the guard does where
-	// there is no proxy.
+	// ProxyFilters: the proxy in the environment refuses addresses that are not of the Internet, as the guard does
+	// where there is no proxy.
 	ProxyFilters bool
 }
 

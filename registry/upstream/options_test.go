@@ -183,7 +183,8 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 // TestAnyWithAProxy is refused, unless a setting says that the proxy refuses internal addresses.
 func TestAnyWithAProxy(t *testing.T) {
 	t.Setenv("HTTPS_PROXY", "http://proxy.example:3128")
-	if _, err := load(t, "upstream-any: true\n"); err == nil || !strings.Contains(err.Error(), "upstream-any: a proxy") {
+	if _, err := load(t, "upstream-any: true\n"); err == nil ||
+		!strings.Contains(err.Error(), "upstream-any: a proxy") {
 		t.Error(err)
 	}
 	for _, file := range []string{"upstreams: [{host: quay.io}]\n",

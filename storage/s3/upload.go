@@ -35,8 +35,8 @@ type writer struct {
 	b    *Blobs
 	key  session
 	free bool // no quota bounds it
-	// ctx ends the waiting for memory when the request ends. life ends what is sent for the upload: that goes on when the
-	// request has ended, as Close keeps what the client has sent.
+	// ctx ends the waiting for memory when the request ends. life ends what is sent for the upload: that goes on when
+	// the request has ended, as Close keeps what the client has sent.
 	ctx, life context.Context
 	end       context.CancelFunc
 
@@ -308,7 +308,8 @@ func (w *writer) reserve(ctx context.Context) error {
 	r.next = w.limit
 	err := w.store(ctx, r)
 	if began && errors.Is(err, storage.ErrClosed) {
-		_ = w.b.client.abort(context.WithoutCancel(ctx), w.b.client.key(w.record.place), w.record.upload) // nobody knows it
+		// nobody knows it
+		_ = w.b.client.abort(context.WithoutCancel(ctx), w.b.client.key(w.record.place), w.record.upload)
 	}
 	return err
 }
@@ -322,8 +323,8 @@ func (w *writer) store(ctx context.Context, r record) error {
 		if err == nil {
 			break
 		}
-		// Also after a conflict: that may be with our own change, whose answer was lost. The record names its writer and
-		// when it was stored, so what is equal is ours.
+		// Also after a conflict: that may be with our own change, whose answer was lost. The record names its writer
+		// and when it was stored, so what is equal is ours.
 		now, serr := w.b.options.Records.Session(ctx, w.key.repo, w.key.id)
 		if serr != nil && !errors.Is(serr, storage.ErrNotFound) {
 			return fmt.Errorf("upload %s: %w", w.key.id, errors.Join(err, serr))

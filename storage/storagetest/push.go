@@ -91,7 +91,8 @@ func FailedCalls(t *testing.T, open func(t *testing.T) storage.Blobs) {
 					t.Errorf("call %d failed, and the push succeeded", n)
 				}
 				commit := last - 1
-				if _, serr := b.Stat(t.Context(), digest.FromBytes(data)); serr == nil && err != nil && !(after && n == commit) {
+				if _, serr := b.Stat(t.Context(), digest.FromBytes(data)); serr == nil && err != nil &&
+					!(after && n == commit) {
 					t.Errorf("call %d failed, and the blob exists", n)
 				}
 				if _, err := Push(t.Context(), b, data); err != nil {

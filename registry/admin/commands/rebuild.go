@@ -19,12 +19,13 @@ func (p Program) rebuildCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild",
 		Short: "Repair a data directory whose journal is damaged, while no server uses it",
-		Long: "rebuild moves a damaged journal aside and replaces it with the backup that the server makes every hour and\n" +
-			"when it stops. If the journal is intact, rebuild keeps it. It deletes nothing.\n\n" +
-			"It also looks for manifests that no repository holds: deleted ones that were not collected yet, and those that\n" +
-			"were pushed after the backup. --recover puts them into the repository --into, by digest: their names are not\n" +
-			"stored anywhere else. --recover=false leaves them to the next collection. After damage rebuild wants one of the\n" +
-			"two if it finds any; no server starts before.",
+		Long: `rebuild moves a damaged journal aside and replaces it with the backup that the server makes every hour
+and when it stops. If the journal is intact, rebuild keeps it. It deletes nothing.
+
+It also looks for manifests that no repository holds: deleted ones that were not collected yet, and those that
+were pushed after the backup. --recover puts them into the repository --into, by digest: their names are not
+stored anywhere else. --recover=false leaves them to the next collection. After damage rebuild wants one of the
+two if it finds any; no server starts before.`,
 		Args: cobra.NoArgs,
 	}
 	dataDir := p.DataDir(cmd)
@@ -41,7 +42,8 @@ func (p Program) rebuildCommand() *cobra.Command {
 		}
 		if errors.Is(err, maintenance.ErrUndecided) {
 			return fmt.Errorf("%w; run trow rebuild --data-dir %s again with --recover to put them into %s, "+
-				"or with --recover=false to leave them to the next collection; no server starts before", err, dir, o.Into)
+				"or with --recover=false to leave them to the next collection; no server starts before", err,
+				dir, o.Into)
 		}
 		return err
 	}

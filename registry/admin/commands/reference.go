@@ -82,7 +82,8 @@ func parseReference(text string) (r reference, err error) {
 		r.tag = tag
 	}
 	if r.repo = rest; !registry.ValidName(rest) {
-		return r, fmt.Errorf("%.150q: %.130q is not a valid repository; want lower-case names, separated by /", text, rest)
+		return r, fmt.Errorf("%.150q: %.130q is not a valid repository; want lower-case names, separated by /", text,
+			rest)
 	}
 	return r, nil
 }
