@@ -3,6 +3,7 @@ package storagetest
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"slices"
@@ -45,6 +46,17 @@ func WantTags(t *testing.T, x *storage.Index, repo string, want ...string) {
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("Tags(%s): %v, %v; want %v", repo, got, err, want)
 	}
+}
+
+// Random returns n bytes that no compression makes shorter, and that differ from those of another seed.
+func Random(n int, seed byte) []byte {
+	b := make([]byte, n)
+	state := sha256.Sum256([]byte{seed})
+	for i := 0; i < n; i += len(state) {
+		copy(b[i:], state[:])
+		state = sha256.Sum256(state[:])
+	}
+	return b
 }
 
 // Push uploads data, one Write per line.
