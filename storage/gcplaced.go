@@ -157,8 +157,8 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 		free = append(free, object)
 	}
 	if len(free) > max(maxUnnamed, objects/maxUnnamedShare) && !r.all {
-		err := fmt.Errorf("%w: of %d objects, the journal names %d not, so that they would be deleted; was it "+
-			"replaced, or restored from an old copy?", ErrSuspicious, objects, len(free))
+		err := fmt.Errorf("%w: the journal does not name %d of %d objects, which would be deleted; was it "+
+			"replaced, or restored from an old copy?", ErrSuspicious, len(free), objects)
 		r.suspicion.Store(&err)
 		return err
 	}

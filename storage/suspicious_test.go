@@ -86,7 +86,8 @@ func TestObjectsThatAnotherJournalNamesStay(t *testing.T) {
 				if !row.stays {
 					return
 				}
-				if text := fmt.Sprintf("of %d objects, the journal names %d not", want, row.unnamed); !strings.Contains(
+				if text := fmt.Sprintf("the journal does not name %d of %d objects", row.unnamed,
+					want); !strings.Contains(
 					err.Error(), text) {
 					t.Errorf("%v, want %s", err, text)
 				}

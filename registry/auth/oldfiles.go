@@ -175,7 +175,7 @@ func (g *Guard) takeFiles(ctx context.Context) error {
 	old.gone = true // also if that fails: one attempt for each start
 	if err := g.removeFiles(ctx); err != nil {
 		g.options.Log.Error().Err(err).Str("dir", g.options.Dir).
-			Msg("files of robots and keys, which do not count any " +
+			Msg("files of robots and keys, which are not used any " +
 				"more, cannot be removed; remove them, they hold keys and hashes of secrets")
 	}
 	return nil

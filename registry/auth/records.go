@@ -128,7 +128,7 @@ func (g *Guard) readRecords(s *state) {
 }
 
 func (g *Guard) unreadable(err error) {
-	g.options.Log.Error().Err(err).Msg("a record of the journal cannot be read, and counts as none; " +
+	g.options.Log.Error().Err(err).Msg("a record of the journal cannot be read, and is ignored; " +
 		"revoke and create the robot, or use the version that wrote it")
 }
 

@@ -113,10 +113,10 @@ func TestSites(t *testing.T) {
 		"namespaces: entry 1: host: it is missing": {{Upstream: "docker.io"}},
 		"namespaces: entry 2: host: an earlier entry has a.example": {{Host: "a.example", Upstream: "docker.io"},
 			{Host: "A.example:443", Upstream: "quay.io"}},
-		"namespaces: entry 1: upstream: it is missing":          {{Host: "a.example"}},
-		"namespaces: entry 1: upstream: \"a/b\" is not a valid": {{Host: "a.example", Upstream: "a/b"}},
-		"namespaces: entry 1: upstream: it is the host itself":  {{Host: "a.example", Upstream: "a.example"}},
-		"namespaces: entry 1: upstream: no name of a":           {{Host: "a.example", Upstream: "[::1]"}},
+		"namespaces: entry 1: upstream: it is missing":            {{Host: "a.example"}},
+		"namespaces: entry 1: upstream: \"a/b\" is not a valid":   {{Host: "a.example", Upstream: "a/b"}},
+		"namespaces: entry 1: upstream: it is the host itself":    {{Host: "a.example", Upstream: "a.example"}},
+		"namespaces: entry 1: upstream: \"[::1]\" cannot be part": {{Host: "a.example", Upstream: "[::1]"}},
 	} {
 		o := namespace.Options{Sites: s}
 		if err := o.Validate(); err == nil || !strings.HasPrefix(err.Error(), text) {

@@ -19,17 +19,20 @@ func TestAnswersOfNetHTTP(t *testing.T) {
 		"HTTP/1.1 400 Bad Request" + headers + "400 Bad Request": "not a valid HTTP request",
 		"HTTP/1.1 431 Request Header Fields Too Large" + headers +
 			"431 Request Header Fields Too Large": "request header fields too large",
-		"HTTP/1.1 501 Not Implemented" + headers + "Unsupported transfer encoding":          "unsupported transfer encoding",
+		"HTTP/1.1 501 Not Implemented" + headers +
+			"Unsupported transfer encoding": "unsupported transfer encoding",
 		"HTTP/1.1 417 Expectation Failed\r\nConnection: close\r\nContent-Length: 0\r\n\r\n": "expectation failed",
 	} {
-		resp, err := http.ReadResponse(bufio.NewReader(strings.NewReader(string(ocierror.RawAnswer([]byte(answer))))), nil)
+		resp, err := http.ReadResponse(bufio.NewReader(strings.NewReader(string(ocierror.RawAnswer([]byte(answer))))),
+			nil)
 		if err != nil {
 			t.Fatalf("%s: %v", answer, err)
 		}
 		body, err := io.ReadAll(resp.Body)
 		if got := string(body); err != nil || resp.StatusCode < 400 || !resp.Close ||
 			got != `{"errors":[{"code":"UNSUPPORTED","message":"`+want+`"}]}` ||
-			resp.Header.Get("Content-Type") != "application/json" || resp.Header.Get("X-Content-Type-Options") != "nosniff" {
+			resp.Header.Get("Content-Type") != "application/json" ||
+			resp.Header.Get("X-Content-Type-Options") != "nosniff" {
 			t.Errorf("%s: %d %v %s, %v", answer, resp.StatusCode, resp.Header, got, err)
 		}
 	}

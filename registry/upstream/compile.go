@@ -223,9 +223,9 @@ func (p *Endpoint) compile(insecure bool) (k endpointKey, err error) {
 	case sources > 1:
 		return k, fmt.Errorf("password-file, docker-config, secret and helper: only one of them may be set")
 	case p.Username != "" && p.PasswordFile == "":
-		return k, fmt.Errorf("username: it needs password-file")
+		return k, fmt.Errorf("username: requires password-file")
 	case p.PasswordFile != "" && (p.Username == "" || strings.Contains(p.Username, ":")):
-		return k, fmt.Errorf("password-file: it needs username, which has no colon")
+		return k, fmt.Errorf("password-file: requires username, without a colon")
 	case p.Secret != "" && !validSecret.MatchString(p.Secret):
 		return k, fmt.Errorf("secret: %.80q is not of the form NAMESPACE/NAME", p.Secret)
 	case p.Helper != "" && !validHelper.MatchString(p.Helper):

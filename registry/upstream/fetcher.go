@@ -39,7 +39,7 @@ var ErrHeld = errors.New("the content is held already")
 // The reasons for which a download ends before its content has arrived.
 var (
 	errStalled   = fmt.Errorf("the upstream sent nothing for %s", stallTime)
-	errAbandoned = errors.New("nobody reads it any more")
+	errAbandoned = errors.New("no client reads it any more")
 	errClosed    = errors.New("the server ends")
 )
 

@@ -39,8 +39,8 @@ var schema1 = map[string]bool{
 	"application/vnd.docker.distribution.manifest.v1+prettyjws": true,
 }
 
-const schema1Reason = "it is a manifest of Docker's schema 1, which no runtime of today pulls; pull it with an old " +
-	"Docker, and push it again with a new one"
+const schema1Reason = "it is a manifest of Docker's schema 1, which current runtimes do not pull; pull it with an " +
+	"old Docker, and push it again with a new one"
 
 // Manifest is a manifest of an upstream: its bytes are those of its digest.
 type Manifest struct {

@@ -78,7 +78,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.CacheSize, "cache-size", "40%",
 		"how much the cache of other registries may hold: bytes (50Gi), or a percentage of the volume")
 	fs.BoolVar(&o.Any, "upstream-any", false,
-		"cache registries that no entry of upstreams names as well, without a login")
+		"also cache registries that no entry of upstreams names, without a login")
 	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
 	fs.BoolVar(&o.ProxyFilters, "upstream-proxy-filters", false,
 		"the HTTP proxy in the environment refuses internal addresses, so upstream-any is safe with it")

@@ -12,6 +12,9 @@ import (
 	"trow/storage"
 )
 
+// parallelRepos is how many repos are changed at once; they share the commits of the target.
+const parallelRepos = 8
+
 // copyError is an error of the copying, after which another Run has to go on.
 type copyError struct{ error }
 
@@ -23,14 +26,14 @@ func (m *migration) copy(ctx context.Context, w work) error {
 	for d := range w.blobs {
 		blobs = append(blobs, d)
 	}
-	if err := m.copyAll(ctx, blobs); err != nil {
+	if err := each(ctx, m.Parallel, blobs, m.copyBlob); err != nil {
 		return copyError{err}
 	}
 	repos := make([]string, 0, len(w.facts))
 	for repo := range w.facts {
 		repos = append(repos, repo)
 	}
-	err := each(ctx, repos, func(ctx context.Context, repo string) error {
+	err := each(ctx, parallelRepos, repos, func(ctx context.Context, repo string) error {
 		facts := make([]storage.Fact, 0, len(w.facts[repo]))
 		for f, value := range w.facts[repo] {
 			facts = append(facts, storage.Fact{Kind: f.kind, Name: f.name, Value: value})
@@ -58,26 +61,25 @@ func (m *migration) copyFacts(ctx context.Context, repo string, facts []storage.
 	return nil
 }
 
-// each calls f for each repo, several at a time.
-func each(ctx context.Context, repos []string, f func(context.Context, string) error) error {
-	const parallel = 8 // they share the commits of the target
+// each calls f for all, so many at a time, until one fails.
+func each[T any](ctx context.Context, parallel int, all []T, f func(context.Context, T) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	queue := make(chan string)
+	queue := make(chan T)
 	var workers sync.WaitGroup
-	for range min(parallel, len(repos)) {
+	for range min(parallel, len(all)) {
 		workers.Go(func() {
-			for repo := range queue {
-				if err := f(ctx, repo); err != nil {
+			for one := range queue {
+				if err := f(ctx, one); err != nil {
 					cancel(err)
 					return
 				}
 			}
 		})
 	}
-	for _, repo := range repos {
+	for _, one := range all {
 		select {
-		case queue <- repo:
+		case queue <- one:
 		case <-ctx.Done():
 		}
 	}
@@ -91,7 +93,7 @@ func (m *migration) copyHistories(ctx context.Context) (differed int, err error)
 	var mu sync.Mutex
 	names := slices.Concat(m.From.Index.Names(), m.To.Index.Names())
 	slices.Sort(names)
-	err = each(ctx, slices.Compact(names), func(ctx context.Context, repo string) error {
+	err = each(ctx, parallelRepos, slices.Compact(names), func(ctx context.Context, repo string) error {
 		n, err := m.copyHistory(ctx, repo)
 		mu.Lock()
 		defer mu.Unlock()
