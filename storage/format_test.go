@@ -179,12 +179,14 @@ func TestABeatWritesTheFormatOnce(t *testing.T) {
 
 // TestForHowLongASilentReplicaHoldsTheFormatBack: for five beats, and not a moment longer.
 func TestForHowLongASilentReplicaHoldsTheFormatBack(t *testing.T) {
-	for silent, want := range map[time.Duration]bool{5 * storage.BeatInterval: false, 5*storage.BeatInterval + 1: true} {
+	for silent, want := range map[time.Duration]bool{5 * storage.BeatInterval: false,
+		5*storage.BeatInterval + 1: true} {
 		synctest.Test(t, func(t *testing.T) {
 			j := memory.NewJournal()
 			j.Is = storage.Traits{Shared: true}
 			next := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Format: storage.Format + 1})
-			if err := errors.Join(next.Beat(t.Context(), "next"), storage.BeatOf(t.Context(), next, "old", time.Now())); err != nil {
+			if err := errors.Join(next.Beat(t.Context(), "next"),
+				storage.BeatOf(t.Context(), next, "old", time.Now())); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(silent)

@@ -71,8 +71,8 @@ type Options struct {
 	Audit func(context.Context, audit.Event)
 	// Readers is that of PolicyOptions. Optional.
 	Readers Readers
-	// Learn makes sure that Readers knows of a repository below f/, for tokens; kind and ref are empty. Optional. Errors:
-	// it cannot be known now; then the token does not have the repository.
+	// Learn makes sure that Readers knows of a repository below f/, for tokens; kind and ref are empty. Optional.
+	// Errors: it cannot be known now; then the token does not have the repository.
 	Learn func(ctx context.Context, repo, kind, ref string) error
 	// Namespaces says which hosts of ours stand for another registry. Optional.
 	Namespaces *namespace.Table

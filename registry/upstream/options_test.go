@@ -228,7 +228,8 @@ upstreams:
 		if ok != (want != "") || ok && from != want {
 			t.Errorf("%s: %q, %v, want %q", repo, from, ok, want)
 		}
-		if ok && (who.Match(auth.Named("alice", nil)) != true || who.Match(auth.Named("", nil)) != (want == "quay.io")) {
+		if ok && (who.Match(auth.Named("alice", nil)) != true ||
+			who.Match(auth.Named("", nil)) != (want == "quay.io")) {
 			t.Errorf("%s: %v", repo, who)
 		}
 	}
