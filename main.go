@@ -80,8 +80,8 @@ func newRoot() *cobra.Command {
 		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
 			_, err := load(cmd)
 			return err
-		}),
-		settings.Version(root.Version), manifests.Command(version), node.Command(), credential.Command(), bench.Command())
+		}), settings.Version(root.Version),
+		manifests.Command(version), node.Command(), credential.Command(), bench.Command())
 	root.AddCommand(cluster.Commands()...)
 	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
 	return root
@@ -201,7 +201,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 		webhook.Set(admission.New(admission.Options{Images: reg.Images(), Policy: policy, Log: log, Metrics: reviews,
 			Hints: admission.NewHints(o.callers, callers, reg.Guard().Reads), Probe: hook.AnswerProbe,
 			Bodies: server.ReserveBodies(), Audit: func() bool { return !hook.Denies() },
-			Observe: func(ctx context.Context, d admission.Decision) { reg.Audit().Record(ctx, verdict(ctx, d, callers)) }}))
+			Observe: func(ctx context.Context, d admission.Decision) { record(ctx, reg.Audit(), d, callers) }}))
 		probes.Add(append(reg.Checks(), hook.Check, hook.NodesCheck, o.policy.LoopbackCheck(kube.Inside()))...)
 		probes.SetReady(true)
 		welcome(cmd.OutOrStdout(), o, listener, reg, policy, keeper)
@@ -238,12 +238,12 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 	return r
 }
 
-// verdict is a decision of the webhook as the audit log records it.
-func verdict(ctx context.Context, d admission.Decision, c *admission.Callers) audit.Event {
-	return audit.Event{What: audit.Verdict, Outcome: audit.Outcome(d.Outcome()), User: d.User, Kind: "cluster",
-		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped, Authenticated: c.Authenticate(),
-		Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name, Operation: d.Operation, UID: d.UID,
-			DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}}
+// record writes a decision of the webhook to the audit log.
+func record(ctx context.Context, log *audit.Log, d admission.Decision, c *admission.Callers) {
+	log.Record(ctx, audit.Event{What: audit.Verdict, Outcome: audit.Outcome(d.Outcome()), User: d.User, Kind: "cluster",
+		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped,
+		Authenticated: c.Authenticate(), Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name,
+			Operation: d.Operation, UID: d.UID, DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}})
 }
 
 // welcome prints what runs, and what to do next.

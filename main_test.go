@@ -196,7 +196,8 @@ func podReview(images ...string) string {
 func (p *process) admit(path string, images ...string) *admissionv1.AdmissionResponse {
 	p.Helper()
 	var review admissionv1.AdmissionReview
-	if err := json.Unmarshal([]byte(p.want(200, "POST", path, podReview(images...), "Content-Type", "application/json")),
+	if err := json.Unmarshal([]byte(p.want(200, "POST", path, podReview(images...), "Content-Type",
+		"application/json")),
 		&review); err != nil {
 		p.Fatal(err)
 	}
@@ -233,7 +234,8 @@ func TestAnImageFromPushToDelete(t *testing.T) {
 	metrics := p.want(200, "GET", "/metrics", "")
 	for _, line := range []string{`trow_admission_reviews_total{verdict="denied"} 3`, "trow_index_tags 1",
 		"trow_index_manifests 1", "trow_index_repositories 1",
-		`trow_http_requests_total{code="201",method="PUT",route="manifest"} 1`, "trow_tls_certificate_not_after_seconds"} {
+		`trow_http_requests_total{code="201",method="PUT",route="manifest"} 1`,
+		"trow_tls_certificate_not_after_seconds"} {
 		if !strings.Contains(metrics, line) {
 			t.Errorf("metrics lack %s", line)
 		}
@@ -278,7 +280,8 @@ func TestStartUpText(t *testing.T) {
 	p := start(t, t.TempDir())
 	text := p.out.String()
 	for _, part := range []string{"is ready", "trow.kube-public:31000", "registry.k8s.io/", "SHA-256",
-		"--dest-cert-dir " + p.dir, "trow import --data-dir " + p.dir, "trow check -f", "--cacert " + p.dir + "/ca.crt"} {
+		"--dest-cert-dir " + p.dir, "trow import --data-dir " + p.dir, "trow check -f",
+		"--cacert " + p.dir + "/ca.crt"} {
 		if !strings.Contains(text, part) {
 			t.Errorf("the text lacks %q:\n%s", part, text)
 		}
@@ -325,7 +328,8 @@ func TestCollectAndScrub(t *testing.T) {
 	trow(0, "Would free 0 B: would delete 0 of 4 blobs", "gc", "--dry-run")
 	trow(0, "Unlinked nothing", "gc")
 	time.Sleep(1100 * time.Millisecond) // times in facts are whole seconds
-	trow(0, "Would free 6 B: would delete 1 of 4 blobs; would unlink 1 in 1 repository.", "gc", "--dry-run", "--grace=0")
+	trow(0, "Would free 6 B: would delete 1 of 4 blobs; would unlink 1 in 1 repository.", "gc", "--dry-run",
+		"--grace=0")
 	trow(0, "Freed 6 B: deleted 1 of 4 blobs; unlinked 1 in 1 repository.", "gc", "--grace=0", "--now")
 	p.want(404, "HEAD", "/v2/app/blobs/"+digest.FromString("unused").String(), "")
 	p.want(200, "GET", "/v2/app/manifests/v", "")
@@ -335,7 +339,8 @@ func TestCollectAndScrub(t *testing.T) {
 
 	trow(0, "Read 3 blobs and manifests", "scrub")
 	layer := digest.FromString("a layer of app")
-	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", layer.Encoded()), []byte("damaged"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", layer.Encoded()), []byte("damaged"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	trow(1, "damaged  "+layer.String(), "scrub", "--rate=1Gi")
@@ -440,7 +445,8 @@ func TestRebuild(t *testing.T) {
 	}
 	damage := func() {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte(strings.Repeat("damaged", 5000)), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte(strings.Repeat("damaged", 5000)),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -615,7 +621,8 @@ func TestSettingsOfManifests(t *testing.T) {
 	if got := put(part); !strings.Contains(got, "foreign-layers") {
 		t.Error(got)
 	}
-	if got := put(strings.ReplaceAll(part+","+part, ".nondistributable", "")); !strings.Contains(got, "max-references") {
+	if got := put(strings.ReplaceAll(part+","+part, ".nondistributable", "")); !strings.Contains(got,
+		"max-references") {
 		t.Error(got)
 	}
 }
@@ -1368,7 +1375,8 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 		{"names of callers without a CA", []string{"--validate-client-names=x"}, "", "validate-client-ca"},
 		{"a short token of the webhook", []string{"--validate-token-file=" + write("short", "x")}, "",
 			"validate-token-file: the file must have one line"},
-		{"a missing token of the webhook", []string{"--validate-token-file=" + dir + "/none"}, "", "validate-token-file"},
+		{"a missing token of the webhook", []string{"--validate-token-file=" + dir + "/none"}, "",
+			"validate-token-file"},
 		{"an overlap that is too short", []string{"--ca-overlap=1s"}, "", "ca-overlap"},
 		{"an invalid address", []string{"--listen=nowhere"}, "", "listen"},
 		{"an unknown flag", []string{"--lisen=x"}, "", "lisen"},
@@ -1379,7 +1387,8 @@ func TestBadSettingsAreOneClearLine(t *testing.T) {
 			if name, value, ok := strings.Cut(row.env, "="); ok {
 				t.Setenv(name, value)
 			}
-			args := append([]string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + filepath.Join(dir, "data")}, row.args...)
+			args := append([]string{"serve", "--listen=127.0.0.1:0", "--data-dir=" + filepath.Join(dir, "data")},
+				row.args...)
 			code, _, errOut := command(t, "", args...)
 			lines := strings.Split(strings.TrimSpace(errOut), "\n")
 			last := lines[len(lines)-1]
@@ -1437,7 +1446,8 @@ func TestAMistakeInTheSettings(t *testing.T) {
 	base, mine := filepath.Join(dir, "base.yaml"), filepath.Join(dir, "mine", "trow.yaml")
 	write := func(path, text string) {
 		t.Helper()
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700),
+			os.WriteFile(path, []byte(text), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -1514,7 +1524,8 @@ func TestCheck(t *testing.T) {
 	p.stop()
 	verify(file, "-f", file, "--data", p.dir)
 	verify("-", "-f", "-", "--data", p.dir)
-	if code, out, errOut := command(t, "", "check", "-f", file, "--data", p.dir, "--allow-docker-official"); code != 0 ||
+	if code, out, errOut := command(t, "", "check", "-f", file, "--data", p.dir,
+		"--allow-docker-official"); code != 0 ||
 		!strings.Contains(out, "2 checked, 0 denied") {
 		t.Errorf("with a rule: code %d\n%s%s", code, out, errOut)
 	}
@@ -1714,7 +1725,8 @@ func TestCommandsForAClusterWithoutOne(t *testing.T) {
 func TestInstructionsForANode(t *testing.T) {
 	p := start(t, t.TempDir())
 	_, _, ca := p.do("GET", "/ca.crt", "")
-	code, out, errOut := command(t, ca, "node", "--print=talos", "--ca=-", "--host=registry.example.org", "--port=30500")
+	code, out, errOut := command(t, ca, "node", "--print=talos", "--ca=-", "--host=registry.example.org",
+		"--port=30500")
 	if code != 0 || !strings.Contains(out, "registry.example.org:30500") ||
 		!strings.Contains(out, "https://127.0.0.1:20500") {
 		t.Errorf("%d, %s%s", code, out, errOut)
@@ -1736,7 +1748,8 @@ type folderRule struct {
 var folderRules = []folderRule{
 	{"registry", []string{"admission", "tls", "manifests"}, nil, "the registry knows nothing of Kubernetes"},
 	{"admission", []string{"registry", "tls"}, []string{"registry/address"}, "a verdict is a look-up in the index"},
-	{"tls", []string{"registry", "admission", "manifests"}, nil, "certificates do not depend on what is served with them"},
+	{"tls", []string{"registry", "admission", "manifests"}, nil,
+		"certificates do not depend on what is served with them"},
 	{
 		"manifests",
 		[]string{"registry", "admission", "tls"},
@@ -1812,7 +1825,8 @@ func sources(t *testing.T) (all []source) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil ||
-			d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "e2e") {
+			d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" ||
+				d.Name() == "e2e") {
 			if err == nil {
 				err = fs.SkipDir
 			}
@@ -1923,7 +1937,8 @@ func TestSettingsAreDefinedInAddFlags(t *testing.T) {
 			}
 			ast.Inspect(f, func(n ast.Node) bool {
 				if call, ok := n.(*ast.CallExpr); ok {
-					if sel, ok := call.Fun.(*ast.SelectorExpr); ok && defines.MatchString(sel.Sel.Name) && len(call.Args) >= 3 &&
+					if sel, ok := call.Fun.(*ast.SelectorExpr); ok && defines.MatchString(sel.Sel.Name) &&
+						len(call.Args) >= 3 &&
 						s.pkg != "admission/cluster" {
 						t.Errorf("%s: a setting outside of AddFlags", s.set.Position(call.Pos()))
 					}
@@ -1944,7 +1959,8 @@ func TestPackagesBelowMainDoNotPrintOrLog(t *testing.T) {
 				x, ok := call.X.(*ast.Ident)
 				if ok &&
 					(x.Name == "fmt" && strings.HasPrefix(call.Sel.Name, "Print") ||
-						x.Name == "log" && (strings.HasPrefix(call.Sel.Name, "Print") || strings.HasPrefix(call.Sel.Name, "Fatal")) ||
+						x.Name == "log" && (strings.HasPrefix(call.Sel.Name, "Print") ||
+							strings.HasPrefix(call.Sel.Name, "Fatal")) ||
 						x.Name == "os" && call.Sel.Name == "Exit") {
 					t.Errorf("%s: %s.%s: return an error instead", s.path, x.Name, call.Sel.Name)
 				}

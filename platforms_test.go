@@ -15,7 +15,8 @@ func TestAVerdictNamesThePlatformsThatAreMissing(t *testing.T) {
 	here, absent := p.push("app", "one"), digest.FromString("not here")
 	const indexType = "application/vnd.oci.image.index.v1+json"
 	child := func(d digest.Digest, arch string) string {
-		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":1,"platform":{"os":"linux","architecture":%q}}`, manifestType,
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":1,"platform":{"os":"linux","architecture":%q}}`,
+			manifestType,
 			d, arch)
 	}
 	p.want(201, "PUT", "/v2/app/manifests/v", fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s,%s]}`,

@@ -86,7 +86,8 @@ func TestReadOnly(t *testing.T) {
 		t.Error("no metric says so")
 	}
 	for _, write := range [][3]string{{"PUT", "manifests/w", "GET, HEAD"}, {"PUT", "manifests/v", "GET, HEAD"},
-		{"DELETE", "manifests/v", "GET, HEAD"}, {"DELETE", "blobs/" + layer, "GET, HEAD"}, {"POST", "blobs/uploads/", ""},
+		{"DELETE", "manifests/v", "GET, HEAD"}, {"DELETE", "blobs/" + layer, "GET, HEAD"},
+		{"POST", "blobs/uploads/", ""},
 		{"POST", "blobs/uploads/?mount=" + layer + "&from=app", ""}, {"POST", "blobs/uploads/?digest=" + layer, ""},
 		{"PATCH", "blobs/uploads/1", ""}, {"GET", "blobs/uploads/1", ""}} {
 		status, header, body := p.do(write[0], "/v2/app/"+write[1], "a layer of app", append(root, "Content-Type",
@@ -94,7 +95,8 @@ func TestReadOnly(t *testing.T) {
 		var answer struct {
 			Errors []struct{ Code, Message string }
 		}
-		if err := json.Unmarshal([]byte(body), &answer); err != nil || status != 405 || header.Get("Allow") != write[2] ||
+		if err := json.Unmarshal([]byte(body), &answer); err != nil || status != 405 ||
+			header.Get("Allow") != write[2] ||
 			answer.Errors[0].Code != "UNSUPPORTED" || !strings.Contains(answer.Errors[0].Message, "read-only") {
 			t.Errorf("%v: %d, Allow %q, %s", write, status, header.Get("Allow"), body)
 		}

@@ -235,8 +235,8 @@ creates_beside() {
 # forget_logins is log_out, for a part whose clients have no more logins than that.
 forget_logins() { log_out; }
 
-# create_part CLIENT… runs these checks, and those of CREATE_ALSO where there are no logins: the names of functions, with
-# spaces.
+# create_part CLIENT… runs these checks, and those of CREATE_ALSO where there are no logins: the names of functions,
+# with spaces.
 create_part() {
   local client also
   server "$work/create" --anonymous create

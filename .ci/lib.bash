@@ -109,7 +109,8 @@ debian() {
   say "installing ${missing[*]}"
   debian_lists
   DEBIAN_FRONTEND=noninteractive \
-    apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends "${missing[@]}" >"$CI_WORK/apt.log" 2>&1 ||
+    apt-get -o DPkg::Lock::Timeout=300 install -qq -y --no-install-recommends "${missing[@]}" \
+    >"$CI_WORK/apt.log" 2>&1 ||
     die "apt-get install failed: $(tail -n 30 "$CI_WORK/apt.log")"
 }
 

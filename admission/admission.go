@@ -53,16 +53,16 @@ type Options struct {
 	// Bodies bounds the memory of reviews that come by HTTP. ServeHTTP needs it, and Review does not.
 	Bodies Bodies
 
-	// Audit, if set, is called for each object. If it returns true, the object is allowed in any case: with warnings, and
-	// with the reasons to deny it in the Decision.
+	// Audit, if set, is called for each object. If it returns true, the object is allowed in any case: with warnings,
+	// and with the reasons to deny it in the Decision.
 	Audit func() bool
 
 	// Observe, if set, is called once for every review that the webhook answered or failed to answer, before the answer
 	// is sent, possibly concurrently. It is not called for requests that are refused as malformed.
 	Observe func(context.Context, Decision)
 
-	// Probe, if set, gets the value of a probe (annotation trow.io/probe of a ConfigMap that is updated), and returns the
-	// sentence to deny it with; empty if the value is not of this process. It must compare in constant time.
+	// Probe, if set, gets the value of a probe (annotation trow.io/probe of a ConfigMap that is updated), and returns
+	// the sentence to deny it with; empty if the value is not of this process. It must compare in constant time.
 	Probe func(value string) string
 
 	// Metrics, if set, counts the reviews.

@@ -101,7 +101,8 @@ func verifyWarnings(tb testing.TB, warnings []string) {
 	total := 0
 	for i, text := range warnings {
 		total += len(text)
-		if text == "" || len(text) > 120 || strings.ContainsFunc(text, notPrintable) || slices.Contains(warnings[:i], text) {
+		if text == "" || len(text) > 120 || strings.ContainsFunc(text, notPrintable) ||
+			slices.Contains(warnings[:i], text) {
 			tb.Errorf("warning %q", text)
 		}
 	}
@@ -230,7 +231,8 @@ func TestWhichImagesAreChecked(t *testing.T) {
 		{name: "a mirror pod of somebody in the nodes' group", kind: "Pod", object: mirror,
 			change: object{"userInfo": object{"username": "mallory", "groups": []string{"system:nodes"}}}},
 		{name: "a mirror pod of somebody with a node's name", kind: "Pod", object: mirror,
-			change: object{"userInfo": object{"username": "system:node:n", "groups": []string{"system:authenticated"}}}},
+			change: object{"userInfo": object{"username": "system:node:n",
+				"groups": []string{"system:authenticated"}}}},
 		{name: "a deletion timestamp on creation", kind: "Pod", object: deleting},
 		{name: "a dry run", kind: "Pod", object: bad, change: object{"dryRun": true}},
 
@@ -240,7 +242,8 @@ func TestWhichImagesAreChecked(t *testing.T) {
 			change: object{"operation": "UPDATE", "subResource": "status", "oldObject": bad}, allowed: true},
 		{name: "not an object that is being deleted", kind: "Pod", object: deleting,
 			change: object{"operation": "UPDATE", "oldObject": podOf("redis")}, allowed: true},
-		{name: "not a mirror pod of a node", kind: "Pod", object: mirror, change: object{"userInfo": node}, allowed: true},
+		{name: "not a mirror pod of a node", kind: "Pod", object: mirror, change: object{"userInfo": node},
+			allowed: true},
 		{name: "not a deletion", kind: "Pod", change: object{"operation": "DELETE", "oldObject": bad}, allowed: true},
 		{name: "not a connection", kind: "PodExecOptions", object: object{"container": "c"},
 			change: object{"operation": "CONNECT"}, allowed: true},
@@ -341,8 +344,9 @@ func TestWarningsHelp(t *testing.T) {
 		{name: "many tags", images: []string{host + "/many:9"},
 			warnings: []string{"push it: docker push " + host + "/many:9", "tags of many here: 0, 1, 2, 3, 4, ..."}},
 		{name: "long tags", images: []string{host + "/long:9"},
-			warnings: []string{"push it: docker push " + host + "/long:9", "tags of long here: " + strings.Repeat("a", 90) +
-				", ..."}},
+			warnings: []string{"push it: docker push " + host + "/long:9",
+				"tags of long here: " + strings.Repeat("a", 90) +
+					", ..."}},
 		{name: "tags too long to list", images: []string{host + "/longer:9"},
 			warnings: []string{"push it: docker push " + host + "/longer:9"}},
 		{name: "a command that is too long", images: []string{host + "/" + long + ":9"}},
@@ -383,7 +387,8 @@ func TestADamagedImageIsAllowedWithAWarning(t *testing.T) {
 	}
 	w := newHook(admission.Options{Images: reg, Policy: newPolicy(t, admission.PolicyOptions{})})
 	r := reviewPod(t, w, podOf(host+"/app:1", host+"/app:2"))
-	if want := []string{"damaged here, push it again: " + host + "/app:1"}; !r.Allowed || !slices.Equal(r.Warnings, want) {
+	if want := []string{"damaged here, push it again: " + host + "/app:1"}; !r.Allowed ||
+		!slices.Equal(r.Warnings, want) {
 		t.Errorf("allowed %v with %q, want %q", r.Allowed, r.Warnings, want)
 	}
 }
@@ -514,7 +519,8 @@ func TestRequestsThatAreNotReviewsAreRefused(t *testing.T) {
 		{name: "no uid", body: start + `{` + pod + `}}`, status: 400, text: "has no uid"},
 		{name: "a long uid", body: start + `{"uid":"` + strings.Repeat("u", 257) + `"}}`, status: 400,
 			text: "longer than 256"},
-		{name: "no object to check", body: start + `{"uid":"u",` + pod + `}}`, status: 400, text: "has no object (review u)"},
+		{name: "no object to check", body: start + `{"uid":"u",` + pod + `}}`, status: 400,
+			text: "has no object (review u)"},
 		{name: "a duplicate name", body: start + `{"uid":"u","uid":"u"}}`, status: 400, text: "duplicate"},
 		{name: "a duplicate name in a part that is skipped", body: start + `{"uid":"u",` + pod +
 			`,"object":{"status":{"a":1,"a":2}}}}`, status: 400, text: "duplicate"},
@@ -524,7 +530,8 @@ func TestRequestsThatAreNotReviewsAreRefused(t *testing.T) {
 			`,"object":{"spec":{"containers":"x"}}}}`, status: 400, text: "the body is not"},
 		{name: "an image that is a number", body: start + `{"uid":"u",` + pod +
 			`,"object":{"spec":{"containers":[{"image":1e99999}]}}}}`, status: 400, text: "the body is not"},
-		{name: "deep nesting", body: start + `{"uid":"u",` + pod + `,"object":{"status":` + strings.Repeat("[", 100_000),
+		{name: "deep nesting", body: start + `{"uid":"u",` + pod + `,"object":{"status":` +
+			strings.Repeat("[", 100_000),
 			status: 400, text: "depth"},
 		{name: "commas", body: strings.Repeat(",", 7<<20), status: 400, text: "the body is not"},
 		{name: "too many bytes", body: strings.Repeat(" ", 7<<20+1), status: 413, text: "7 MiB"},
@@ -581,7 +588,8 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 func TestHugeValuesThatAreSkippedDoNoHarm(t *testing.T) {
 	w, _ := newWebhook(t, admission.PolicyOptions{})
 	body := strings.Replace(reviewOf(t, "", "Pod", podOf(host+"/app:1"), nil), `"metadata":{`,
-		`"metadata":{"generation":`+strings.Repeat("9", 1<<20)+`e999999999,"x":"`+strings.Repeat(`\u0000`, 1<<19)+`",`, 1)
+		`"metadata":{"generation":`+strings.Repeat("9", 1<<20)+`e999999999,"x":"`+strings.Repeat(`\u0000`, 1<<19)+
+			`",`, 1)
 	if r := answer(t, w, body); !r.Allowed {
 		t.Errorf("got %+v", r)
 	}
@@ -680,7 +688,8 @@ func TestReviewRefusesMalformedObjects(t *testing.T) {
 	if len(*seen) > 0 {
 		t.Errorf("observed %v", *seen)
 	}
-	r, err := w.Review(t.Context(), &admissionv1.AdmissionRequest{Kind: metav1.GroupVersionKind{Kind: "X"}, Object: bad})
+	r, err := w.Review(t.Context(), &admissionv1.AdmissionRequest{Kind: metav1.GroupVersionKind{Kind: "X"},
+		Object: bad})
 	if err != nil || !r.Allowed {
 		t.Errorf("another kind: %+v, %v", r, err)
 	}

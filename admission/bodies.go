@@ -11,8 +11,8 @@ import (
 // Bodies bounds the memory of the reviews that are read and processed at once.
 type Bodies interface {
 	// Read reads the body of a request, of at most most bytes, into a buffer. It reserves factor times the size of the
-	// body until release is called. Errors: *http.MaxBytesError if the body is larger; one with a method RetryAfter() int,
-	// in seconds, if there is no memory; those of the body. On an error there is nothing to release.
+	// body until release is called. Errors: *http.MaxBytesError if the body is larger; one with a method RetryAfter()
+	// int, in seconds, if there is no memory; those of the body. On an error there is nothing to release.
 	Read(into *bytes.Buffer, w http.ResponseWriter, r *http.Request, most int64, factor int) (release func(), err error)
 }
 

@@ -224,7 +224,8 @@ func TestSentencesThatAreLeftOutAreCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n, want := range map[int]string{maxSentences: "", maxSentences + 1: "and 1 more", maxSentences + 5: "and 5 more"} {
+	for n, want := range map[int]string{maxSentences: "", maxSentences + 1: "and 1 more",
+		maxSentences + 5: "and 5 more"} {
 		o := &object{}
 		for i := range n {
 			o.Pod.Containers = append(o.Pod.Containers, fmt.Sprintf("a.b/c%d", i))

@@ -25,8 +25,8 @@ type CallersOptions struct {
 	TokenFile string   // file of a token; empty: none
 	Hints     string   // who gets hints with tags and digests; empty: those who may pull
 
-	// Set by the program. Certificate returns the certificate of the API server's CA that the connection of a request has
-	// shown, verified and valid now, or nil. The field is nil if no such CA is set (validate-client-ca).
+	// Set by the program. Certificate returns the certificate of the API server's CA that the connection of a request
+	// has shown, verified and valid now, or nil. The field is nil if no such CA is set (validate-client-ca).
 	Certificate func(*http.Request) *x509.Certificate
 	Refused     func(r *http.Request, why string) // optional: called for each call that is refused
 	Log         zerolog.Logger                    // for what becomes of a changed token file
@@ -39,8 +39,8 @@ func (o *CallersOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.TokenFile, "validate-token-file", "",
 		"file with a token that a caller of the webhook must send, unless it shows a certificate of validate-client-ca")
 	fs.StringVar(&o.Hints, "validate-hints", "",
-		"who gets hints that name tags and digests: authenticated, all or off (default: authenticated where pulling needs "+
-			"a login, else all)")
+		"who gets hints that name tags and digests: authenticated, all or off (default: authenticated where pulling "+
+			"needs a login, else all)")
 }
 
 // Validate reports what is wrong without the options that the program sets; [NewCallers] checks those.
@@ -93,7 +93,8 @@ func (c *Callers) Run(ctx context.Context) error {
 	files.Follow(ctx, c.options.TokenFile, c.seen, c.setToken, func(err error) {
 		const what = "the webhook's token"
 		if err != nil {
-			c.options.Log.Error().Err(err).Str("what", what).Msg("credentials not reloaded; the previous ones stay valid")
+			c.options.Log.Error().Err(err).Str("what", what).
+				Msg("credentials not reloaded; the previous ones stay valid")
 			return
 		}
 		c.options.Log.Info().Str("what", what).Msg("credentials reloaded")
@@ -107,7 +108,8 @@ func (c *Callers) setToken(content []byte) error {
 	const least = 16 // characters; 16 random ones cannot be guessed
 	token := bytes.TrimSpace(content)
 	if len(token) < least || bytes.ContainsAny(token, " \t\r\n") {
-		return fmt.Errorf("the file must have one line: a token of at least %d characters (openssl rand -hex 32)", least)
+		return fmt.Errorf("the file must have one line: a token of at least %d characters (openssl rand -hex 32)",
+			least)
 	}
 	sum := sha256.Sum256(token)
 	c.token.Store(&sum)
@@ -119,7 +121,8 @@ var (
 	errNoCredentials = errors.New("this webhook is for the API server, which identifies itself by a certificate or " +
 		"a token (kubeConfigFile of its AdmissionConfiguration)")
 	errBadToken  = errors.New("wrong token; this webhook expects the one of its setting validate-token-file")
-	errOtherName = errors.New("the certificate has a name that may not call the webhook (setting validate-client-names)")
+	errOtherName = errors.New("the certificate has a name that may not call the webhook (setting " +
+		"validate-client-names)")
 )
 
 // Protect admits the API server to next. Other callers are answered 401, or 403 if their certificate has another name.

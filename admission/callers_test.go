@@ -137,7 +137,8 @@ func TestCallersOptionsThatContradictAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := admission.NewCallers(admission.CallersOptions{TokenFile: file})
-		if err == nil || !strings.HasPrefix(err.Error(), "validate-token-file: ") || strings.Contains(err.Error(), "012345") {
+		if err == nil || !strings.HasPrefix(err.Error(), "validate-token-file: ") ||
+			strings.Contains(err.Error(), "012345") {
 			t.Errorf("%q: %v", content, err)
 		}
 	}
@@ -169,7 +170,8 @@ func TestTheTokenFollowsItsFile(t *testing.T) {
 			t.Helper()
 			time.Sleep(3 * files.PollInterval)
 			synctest.Wait()
-			if w, _ := call(c, "Authorization", "Bearer "+token); w.Code != status || !strings.Contains(log.String(), logged) {
+			if w, _ := call(c, "Authorization", "Bearer "+token); w.Code != status ||
+				!strings.Contains(log.String(), logged) {
 				t.Errorf("%s: %d, want %d; log %q, want %q", token, w.Code, status, log.String(), logged)
 			}
 			log.Reset()

@@ -100,7 +100,8 @@ func atEnd(body []byte, offset int64) error {
 		return nil
 	}
 	r, _ := utf8.DecodeRune(rest)
-	return fmt.Errorf("invalid character %s after top-level value at byte %d", strconv.QuoteRune(r), len(body)-len(rest))
+	return fmt.Errorf("invalid character %s after top-level value at byte %d", strconv.QuoteRune(r),
+		len(body)-len(rest))
 }
 
 func (v *review) read(dec *jsontext.Decoder, later *objects) error {

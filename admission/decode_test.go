@@ -201,7 +201,8 @@ func reviews(tb testing.TB) (list [][]byte) {
 		}
 		list = append(list, body)
 	}
-	const start = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","operation":"CREATE",`
+	const start = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
+		`"operation":"CREATE",`
 	pod := func(object string) string {
 		return start + `"kind":{"group":"","kind":"Pod"},"object":` + object + `}}`
 	}
@@ -425,7 +426,8 @@ func TestDepth(t *testing.T) {
 	for depth, accepted := range map[int]bool{9_998: true, 10_001: false, 100_000: false} {
 		for _, unit := range []string{`[]`, `{"":}`} {
 			open, end := unit[:len(unit)-1], unit[len(unit)-1:]
-			body := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","x":` + strings.Repeat(open, depth) + "0" +
+			body := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","x":` + strings.Repeat(open, depth) +
+				"0" +
 				strings.Repeat(end, depth) + `,"request":{"uid":"u"}}`
 			if _, err := decodeReview([]byte(body)); (err == nil) != accepted {
 				t.Errorf("%d levels of %s: %v", depth, unit, err)
@@ -456,8 +458,9 @@ func TestFaultsNameThePath(t *testing.T) {
 			`object instead of an array"`,
 		start + `"object":{"metadata":{"ownerReferences":[{},7]}}}}`: `"request.object.metadata.ownerReferences[1]: ` +
 			`a number instead of an object"`,
-		start + `"object":7}}`:                                `"request.object: a number instead of an object"`,
-		start + `"userInfo":{"groups":[true]}}}`:              `"request.userInfo.groups[0]: a boolean instead of a string"`,
+		start + `"object":7}}`: `"request.object: a number instead of an object"`,
+		start + `"userInfo":{"groups":[true]}}}`: `"request.userInfo.groups[0]: ` +
+			`a boolean instead of a string"`,
 		start + `"dryRun":"true"}}`:                           `"request.dryRun: a string instead of a boolean"`,
 		`{"` + strings.Repeat("n", 1000) + `":{"b":x}}`:       `"nnn`,
 		strings.Repeat(`{"`+strings.Repeat("n", 90)+`":`, 10): `"nnn`,
@@ -490,8 +493,9 @@ func TestOnlyWhatTheVerdictDependsOnIsDecoded(t *testing.T) {
 		decides := `"operation":"` + row.operation + `","kind":{"kind":"Pod"}`
 		objects := `"object":` + row.object + `,"oldObject":` + row.old
 		for _, members := range []string{decides + "," + objects, objects + "," + decides} {
-			v, err := decodeReview([]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
-				members + `}}`))
+			v, err := decodeReview(
+				[]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
+					members + `}}`))
 			if (err == nil) != row.accepted {
 				t.Errorf("%s: %v", members, err)
 			}
@@ -514,8 +518,9 @@ func TestAnObjectOfAnotherKindIsNamed(t *testing.T) {
 		`"object":{}`:                                            "",
 		`"dryRun":true`:                                          "none",
 	} {
-		v, err := decodeReview([]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
-			`"operation":"CREATE","kind":{"kind":"Other"},` + members + `}}`))
+		v, err := decodeReview(
+			[]byte(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u",` +
+				`"operation":"CREATE","kind":{"kind":"Other"},` + members + `}}`))
 		if err != nil {
 			t.Errorf("%s: %v", members, err)
 			continue

@@ -30,13 +30,13 @@ type Document struct {
 	Namespace  string // as written, may be empty
 	Name       string // as written, or the generateName
 
-	// Review is a review of the creation of the object, as a dry run. It is nil for kinds that have no images. For a kind
-	// that is not known it is one of a PodTemplate with the images of the pod templates in the object.
+	// Review is a review of the creation of the object, as a dry run. It is nil for kinds that have no images. For a
+	// kind that is not known it is one of a PodTemplate with the images of the pod templates in the object.
 	Review *admissionv1.AdmissionReview
 
-	// NotJudged are the paths of other fields of the object, of a kind that is not one of Kubernetes, that may be images:
-	// strings, or objects with the parts of a name, that are called image, baseImage, imageName and the like. At most
-	// five.
+	// NotJudged are the paths of other fields of the object, of a kind that is not one of Kubernetes, that may be
+	// images: strings, or objects with the parts of a name, that are called image, baseImage, imageName and the like.
+	// At most five.
 	NotJudged []string
 
 	// Err is why the document cannot be read. Then only Number and Line are set.

@@ -33,11 +33,13 @@ func TestReadDocuments(t *testing.T) {
 		{"nothing", "", nil},
 		{"only markers and comments", "---\n# nothing\n---\n...\n", nil},
 		{"one document", pod, []string{"1:1 v1 Pod /p"}},
-		{"several, with markers in every form", "\ufeff---\n" + pod + "--- # next\n" + service + "...\n---\r\n\n---\t\n" +
+		{"several, with markers in every form", "\ufeff---\n" + pod + "--- # next\n" + service +
+			"...\n---\r\n\n---\t\n" +
 			pod + "---",
 			[]string{"1:1 v1 Pod /p", "2:6 v1 Service web/s skipped", "3:13 v1 Pod /p"}},
 		{"a marker with content", "--- {apiVersion: v1, kind: Pod}\n", []string{"1:1 v1 Pod /"}},
-		{"text that only looks like a marker", "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    ---\n    b\n----: x\n",
+		{"text that only looks like a marker", "apiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    ---\n    " +
+			"b\n----: x\n",
 			[]string{"1:1 v1 ConfigMap / skipped"}},
 		{"consecutive JSON values", podJSON + "\n" + podJSON, []string{"1:1 v1 Pod /g-", "2:1 v1 Pod /g-"}},
 		{"consecutive JSON values before a marker without an end of line", podJSON + podJSON + "\n---",
@@ -53,7 +55,8 @@ func TestReadDocuments(t *testing.T) {
 			[]string{"1:1 apps/v1 Deployment web/d"}},
 		{"a list in a List", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: PodList, items: [{}]}]\n",
 			[]string{"1:1 v1 Pod /"}},
-		{"an empty list in a List", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: PodList, items: []}]\n", nil},
+		{"an empty list in a List", "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: PodList, items: []}]\n",
+			nil},
 		{"an empty list behind a pod in a List", "apiVersion: v1\nkind: List\nitems: [" + podJSON +
 			", {apiVersion: v1, kind: List}]\n", []string{"1:1 v1 Pod /g-"}},
 		{"a custom kind with no items", "apiVersion: a.b/v1\nkind: Bundle\nmetadata: {name: b}\nitems: []\n",
@@ -71,7 +74,8 @@ func TestReadDocuments(t *testing.T) {
 		{"a custom resource with items and a template", "apiVersion: a.b/v1\nkind: Set\nmetadata: {name: s}\n" +
 			"spec: {containers: [{image: x}]}\nitems: [{apiVersion: v1, kind: Pod, metadata: {name: i}}]\n",
 			[]string{"1:1 v1 Pod /i", "1:1 a.b/v1 Set /s"}},
-		{"a kind of another group", "apiVersion: example.com/v1\nkind: Pod\n", []string{"1:1 example.com/v1 Pod / skipped"}},
+		{"a kind of another group", "apiVersion: example.com/v1\nkind: Pod\n",
+			[]string{"1:1 example.com/v1 Pod / skipped"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			docs, err := admission.ReadDocuments(strings.NewReader(tt.stream))
@@ -108,7 +112,8 @@ func TestErrorsOfManifestsNameTheDocument(t *testing.T) {
 		{"the other half", "apiVersion: v1\nkind: PodList\nitems: [{apiVersion: v1}]\n",
 			"1:1: item 1 of the PodList: apiVersion and kind are missing"},
 		{"bad items of a list in a List",
-			"apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: PodList, items: [{kind: Pod}, {}, {kind: Pod}]}]\n",
+			"apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: PodList, items: [{kind: Pod}, {}, {kind: " +
+				"Pod}]}]\n",
 			"1:1: item 1 of the List: item 1 of the PodList: apiVersion and kind are missing\n" +
 				"1:1: item 1 of the List: item 3 of the PodList: apiVersion and kind are missing\n"},
 		{"the second JSON value", `{"apiVersion":"v1","kind":"Pod"}{}`,
@@ -174,7 +179,8 @@ func TestPodTemplatesAreFoundByShape(t *testing.T) {
 		`volumes: [{name: v, image: {reference: quay.io/volume}}]}`
 	const three = "quay.io/x quay.io/init quay.io/volume"
 	for _, tt := range []struct{ name, object, images, unjudged string }{
-		{"an Argo Rollout", "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nspec: {template: {spec: " + containers + "}}",
+		{"an Argo Rollout", "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nspec: {template: {spec: " + containers +
+			"}}",
 			three, ""},
 		{"a Knative Service", "apiVersion: serving.knative.dev/v1\nkind: Service\n" +
 			"spec: {template: {spec: " + containers + "}}", three, ""},
@@ -185,8 +191,9 @@ func TestPodTemplatesAreFoundByShape(t *testing.T) {
 			containers + "}}", three, ""},
 		{"an operator's kind", "apiVersion: monitoring.coreos.com/v1\nkind: Prometheus\n" +
 			"spec: {image: quay.io/p, containers: [{name: c, image: quay.io/x}]}", "quay.io/x", "spec.image"},
-		{"other lists of a pod spec, and one that is no list", "apiVersion: a.b/v1\nkind: X\nspec: {containers: [{image: " +
-			"quay.io/x}], sidecars: [{image: quay.io/s}], volumes: {image: quay.io/v}}", "quay.io/x",
+		{"other lists of a pod spec, and one that is no list",
+			"apiVersion: a.b/v1\nkind: X\nspec: {containers: [{image: " +
+				"quay.io/x}], sidecars: [{image: quay.io/s}], volumes: {image: quay.io/v}}", "quay.io/x",
 			"spec.sidecars[0].image spec.volumes.image"},
 		{"a Workflow", "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\n" +
 			"spec: {templates: [{container: {image: quay.io/x}}]}",
@@ -195,8 +202,8 @@ func TestPodTemplatesAreFoundByShape(t *testing.T) {
 		{"an image that is an object", "apiVersion: a.b/v1\nkind: X\nspec: {image: {repository: x, tag: y}}", "",
 			"spec.image"},
 		{"an empty object", "apiVersion: a.b/v1\nkind: X\nspec: {image: {repository: '', pullPolicy: Always}}", "", ""},
-		{"a Cluster of CloudNativePG", "apiVersion: postgresql.cnpg.io/v1\nkind: Cluster\nspec: {imageName: quay.io/p," +
-			" imagePullPolicy: Always, imagePullSecrets: [{name: s}]}", "", "spec.imageName"},
+		{"a Cluster of CloudNativePG", "apiVersion: postgresql.cnpg.io/v1\nkind: Cluster\nspec: {imageName: " +
+			"quay.io/p, imagePullPolicy: Always, imagePullSecrets: [{name: s}]}", "", "spec.imageName"},
 		{"a list of images", "apiVersion: a.b/v1\nkind: X\nspec: {images: [x, {name: b}], base_image: z}", "",
 			"spec.base_image spec.images[0] spec.images[1]"},
 		{"a template whose operator adds the container", "apiVersion: a.b/v1\nkind: X\nspec: {podTemplate: {spec: " +
@@ -206,8 +213,10 @@ func TestPodTemplatesAreFoundByShape(t *testing.T) {
 		{"a status", "apiVersion: a.b/v1\nkind: X\nstatus: {image: x}", "", ""},
 		{"a kind of Kubernetes", "apiVersion: v1\nkind: ConfigMap\ndata: {image: x}", "", ""},
 		{"a kind of a group without a dot", "apiVersion: apps/v1\nkind: ControllerRevision\ndata: {image: x}", "", ""},
-		{"a kind of a group of Kubernetes", "apiVersion: networking.k8s.io/v1\nkind: Ingress\nspec: {image: x}", "", ""},
-		{"a kind of a group of its projects", "apiVersion: jobset.x-k8s.io/v1\nkind: X\nspec: {image: x}", "", "spec.image"},
+		{"a kind of a group of Kubernetes", "apiVersion: networking.k8s.io/v1\nkind: Ingress\nspec: {image: x}", "",
+			""},
+		{"a kind of a group of its projects", "apiVersion: jobset.x-k8s.io/v1\nkind: X\nspec: {image: x}", "",
+			"spec.image"},
 		{"a group without a version", "apiVersion: a.b\nkind: X\nspec: {image: x}", "", ""},
 	} {
 		docs, err := admission.ReadDocuments(strings.NewReader(tt.object))

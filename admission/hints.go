@@ -16,8 +16,9 @@ const (
 
 // The warnings for hints that are left out. They do not depend on what the registry holds.
 const (
-	hintsNeedLogin = "tags here are shown to a caller with a login: set validate-token-file (or a CA) for the API server"
-	hintsAreOff    = "tags here are not shown: setting validate-hints is off"
+	hintsNeedLogin = "tags here are shown to a caller with a login: set validate-token-file (or a CA) for the API " +
+		"server"
+	hintsAreOff = "tags here are not shown: setting validate-hints is off"
 )
 
 func (o *CallersOptions) checkHints() error {

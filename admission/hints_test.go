@@ -46,7 +46,8 @@ func TestWhoGetsHintsWithTags(t *testing.T) {
 				}
 				r := answer(t, w, reviewOf(t, "", "Pod", podOf(host+"/"+image), nil))
 				text := strings.Join(r.Warnings, "\n")
-				if got := strings.Contains(text, "tags of app here") || strings.Contains(text, "is here as"); r.Allowed ||
+				if got := strings.Contains(text, "tags of app here") ||
+					strings.Contains(text, "is here as"); r.Allowed ||
 					got != (tt.want == "" && image != "none:1") || !strings.Contains(text, tt.want) ||
 					tt.want != "" && len(r.Warnings) == 0 {
 					t.Errorf("%s: %q", image, r.Warnings)

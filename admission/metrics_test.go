@@ -72,7 +72,8 @@ func TestOnlyFailedReviewsAreErrorsInTheLog(t *testing.T) {
 		}
 		post(w, strings.NewReader(reviewOf(t, "", "Pod", podOf(tt.image), nil)))
 		var line struct{ Level, Verdict, Error string }
-		if err := json.Unmarshal(log.Bytes(), &line); err != nil || line.Level != tt.level || line.Verdict != tt.verdict ||
+		if err := json.Unmarshal(log.Bytes(), &line); err != nil || line.Level != tt.level ||
+			line.Verdict != tt.verdict ||
 			!strings.Contains(line.Error, tt.err) || tt.err == "" && line.Error != "" {
 			t.Errorf("%s: %s (%v)", tt.image, &log, err)
 		}

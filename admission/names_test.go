@@ -14,7 +14,8 @@ func TestLoopbackNamesAreExplained(t *testing.T) {
 		inCluster bool
 		want      string
 	}{
-		{[]string{"trow.kube-public:31000", "LOCALHOST:31000", "127.0.0.1:31000", "127.9.9.9", "[::1]:31000", "[::1]"}, true,
+		{[]string{"trow.kube-public:31000", "LOCALHOST:31000", "127.0.0.1:31000", "127.9.9.9", "[::1]:31000", "[::1]"},
+			true,
 			line + "LOCALHOST:31000, 127.0.0.1:31000, 127.9.9.9, [::1]:31000, [::1] (setting names)"},
 		{[]string{"trow.kube-public:31000", "10.0.0.1:31000", "localhost.example:31000"}, true, ""},
 		{[]string{"127.0.0.1:31000"}, false, ""},

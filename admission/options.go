@@ -54,15 +54,16 @@ type PolicyOptions struct {
 	Allow []string
 	Deny  []string
 
-	// EnforceTemplates denies workloads for the images of their templates. Otherwise they are allowed with warnings, and
-	// their pods are denied.
+	// EnforceTemplates denies workloads for the images of their templates. Otherwise they are allowed with warnings,
+	// and their pods are denied.
 	EnforceTemplates bool
 }
 
 // AddFlags registers the settings as flags.
 func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVarP(&o.Names, "names", "n", nil,
-		"local names, host[:port]: images of these hosts are looked up in this registry (default: see admission/README.md)")
+		"local names, host[:port]: images of these hosts are looked up in this registry (default: see "+
+			"admission/README.md)")
 	fs.StringSliceVar(&o.AllowPrefixes, "allow-prefixes", nil,
 		"remote images to allow, by host[/path]; whole path components")
 	fs.StringSliceVar(&o.AllowImages, "allow-images", nil, "images to allow, by host/name[:tag][@digest]")

@@ -22,8 +22,9 @@ func TestFlagsSetTheOptions(t *testing.T) {
 	}
 	err := fs.Parse(strings.Fields("-n a.b,c:1 --allow-prefixes=p --allow-images=i --allow-docker-official " +
 		"--deny-k8s-images " +
-		"--disallow-local-prefixes=dp --disallow-local-images=di --default=Allow --allow=a --deny=d --enforce-templates " +
-		"--validate-client-names=n --validate-token-file=f --deny-short-names --validate-hints=off"))
+		"--disallow-local-prefixes=dp --disallow-local-images=di --default=Allow --allow=a --deny=d " +
+		"--enforce-templates --validate-client-names=n --validate-token-file=f --deny-short-names " +
+		"--validate-hints=off"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +33,8 @@ func TestFlagsSetTheOptions(t *testing.T) {
 	if got := strings.Join(lists, " "); got != "a.b c:1 p i dp di a d n" {
 		t.Errorf("lists: %s", got)
 	}
-	if !o.AllowDockerOfficial || !o.DenyK8sImages || !o.EnforceTemplates || o.Default != "Allow" || c.TokenFile != "f" ||
+	if !o.AllowDockerOfficial || !o.DenyK8sImages || !o.EnforceTemplates || o.Default != "Allow" ||
+		c.TokenFile != "f" ||
 		!o.DenyShortNames || c.Hints != "off" {
 		t.Errorf("got %+v, %+v", o, c)
 	}
@@ -124,7 +126,8 @@ func TestReadmeExamplesAreValid(t *testing.T) {
 		o.AddFlags(fs)
 		for line := range strings.Lines(part) {
 			key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-			if err := fs.Set(key, strings.NewReplacer(`"`, "", " ", "").Replace(strings.Trim(value, "[]"))); err != nil {
+			if err := fs.Set(key, strings.NewReplacer(`"`, "", " ", "").
+				Replace(strings.Trim(value, "[]"))); err != nil {
 				t.Errorf("%s: %v", line, err)
 			}
 		}

@@ -52,27 +52,29 @@ func TestVerdicts(t *testing.T) {
 	}{{
 		name: "without rules the images of the registry and of Kubernetes are allowed",
 		verdict: map[string]string{
-			host + "/k8s-php:1.0.0":                   allowed,
-			"trow:31000/nginx:1.21.0":                 allowed,
-			host + "/app@" + digestOf("app one"):      allowed,
-			"registry.k8s.io/pause:3.10":              allowed,
-			"k8s.gcr.io/pause:3.1":                    allowed,
-			"nginx":                                   remote("docker.io/nginx"),
-			"nginx:1.21.0":                            remote("docker.io/nginx"),
-			"docker.io/nginx":                         remote("docker.io/nginx"),
-			"docker.io/library/nginx:1.21.0":          remote("docker.io/nginx"),
-			"quay.io/team/app:1":                      remote("quay.io/team/app"),
-			host + "/app":                             local(host + "/app"), // there is no latest
-			host + "/app:3":                           local(host + "/app:3"),
-			host + "/nothing:1":                       local(host + "/nothing:1"),
-			"Trow:31000/nothing:1":                    local("Trow:31000/nothing:1"),
-			host + "/app@" + digestOf("php one"):      local(host + "/app@" + digestOf("php one")), // another repository's
+			host + "/k8s-php:1.0.0":              allowed,
+			"trow:31000/nginx:1.21.0":            allowed,
+			host + "/app@" + digestOf("app one"): allowed,
+			"registry.k8s.io/pause:3.10":         allowed,
+			"k8s.gcr.io/pause:3.1":               allowed,
+			"nginx":                              remote("docker.io/nginx"),
+			"nginx:1.21.0":                       remote("docker.io/nginx"),
+			"docker.io/nginx":                    remote("docker.io/nginx"),
+			"docker.io/library/nginx:1.21.0":     remote("docker.io/nginx"),
+			"quay.io/team/app:1":                 remote("quay.io/team/app"),
+			host + "/app":                        local(host + "/app"), // there is no latest
+			host + "/app:3":                      local(host + "/app:3"),
+			host + "/nothing:1":                  local(host + "/nothing:1"),
+			"Trow:31000/nothing:1":               local("Trow:31000/nothing:1"),
+			// another repository's
+			host + "/app@" + digestOf("php one"):      local(host + "/app@" + digestOf("php one")),
 			host + "/k8s-php:1.0.0@sha256:" + hex64:   local(host + "/k8s-php:1.0.0@sha256:" + hex64),
 			host + "/app:gone@" + digestOf("app one"): allowed, // beside a digest a tag decides nothing
 			"registry.k8s.io.example.com/pause:3.10":  remote("registry.k8s.io.example.com/pause"),
 			"docker.io/containersol/trow":             remote("docker.io/containersol/trow"),
 			"registry.k8s.io:5000/pause":              remote("registry.k8s.io:5000/pause"),
-			"NGINX":                                   `Invalid image reference "NGINX": repository names are in lower case`,
+			"NGINX": `Invalid image reference "NGINX": ` +
+				`repository names are in lower case`,
 		},
 	}, {
 		name:    "the images of Kubernetes are denied on request",
@@ -117,7 +119,8 @@ func TestVerdicts(t *testing.T) {
 	}, {
 		name: "an image of the allow list is that tag or that digest",
 		options: admission.PolicyOptions{AllowImages: []string{
-			"quay.io/team/app:1", "docker.io/redis", "quay.io/pin@sha256:" + hex64, "quay.io/both:1@sha256:" + hex64, host +
+			"quay.io/team/app:1", "docker.io/redis", "quay.io/pin@sha256:" + hex64,
+			"quay.io/both:1@sha256:" + hex64, host +
 				"/soon:1",
 		}},
 		verdict: map[string]string{
@@ -160,7 +163,8 @@ func TestVerdicts(t *testing.T) {
 	}, {
 		name: "local images can be disallowed one by one",
 		options: admission.PolicyOptions{
-			DisallowLocalImages: []string{"nginx:1.21.0", host + "/k8s-php:1.0.0", "app@" + digestOf("app two"), "gone"},
+			DisallowLocalImages: []string{"nginx:1.21.0", host + "/k8s-php:1.0.0",
+				"app@" + digestOf("app two"), "gone"},
 		},
 		verdict: map[string]string{
 			host + "/nginx:1.21.0":  "Local image " + host + "/nginx:1.21.0 on deny list",
@@ -206,7 +210,8 @@ func TestVerdicts(t *testing.T) {
 		options: admission.PolicyOptions{
 			Allow: []string{"quay.io", "quay.io/team/public", "ghcr.io/same", host + "/mirror"},
 			Deny: []string{
-				"quay.io/team", "ghcr.io/same", "docker.io/nginx", "trow:31000/team", "registry.k8s.io/", "k8s.gcr.io/old",
+				"quay.io/team", "ghcr.io/same", "docker.io/nginx", "trow:31000/team", "registry.k8s.io/",
+				"k8s.gcr.io/old",
 			},
 			AllowImages:         []string{"quay.io/team/exception:1"},
 			AllowDockerOfficial: true,
@@ -284,7 +289,8 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 				"10.0.0.7:443/x", "[::ffff:a00:7]/x", "docker.io/team/x", "index.docker.io:443/team/x", "TROW/x",
 				"trow:443/x", "127.0.0.2/x/y", "example.com:443/x", "Example.com/x"}},
 		{"an address in a form of the C library is not a host", admission.PolicyOptions{Default: "Allow"},
-			[]string{"127.1:31000/x", "0x7f.0.0.1/x", "0177.0.0.1/x", "2130706433:31000/x", "0X7F000001/x", "127.0.0.01/x",
+			[]string{"127.1:31000/x", "0x7f.0.0.1/x", "0177.0.0.1/x", "2130706433:31000/x", "0X7F000001/x",
+				"127.0.0.01/x",
 				"127.0.0.256/x", "1.2.3.4.5/x", "a.1/x", "a.0x/x", "a.99999999999999999999999999/x", "quay.io:65536/x",
 				"quay.io:0/x", "quay.io:99999999999999999999/x", "[:::]/x", "[1]/x"}},
 		{"the unspecified address is loopback", admission.PolicyOptions{Default: "Allow",
@@ -292,7 +298,8 @@ func TestSpellingsDoNotBypassARule(t *testing.T) {
 		{"the case of a remote host does not matter",
 			admission.PolicyOptions{Default: "Allow", Deny: []string{"quay.io/team"}},
 			[]string{"QUAY.IO/team/x", "Quay.io/team"}},
-		{"the case of a local host does not matter", denyAll, []string{"Trow.kube-public:31000/app:1", "TROW:31000/app:1"}},
+		{"the case of a local host does not matter", denyAll,
+			[]string{"Trow.kube-public:31000/app:1", "TROW:31000/app:1"}},
 		{"a prefix ends at a component of the host", allowQuay,
 			[]string{"quay.io.evil.com/x", "quay.io-evil.com/x", "quay.io:5000/x", "evil.com/quay.io/x"}},
 		{"deny by tag catches the digest", denyTag,
@@ -375,7 +382,8 @@ func TestInvalidSettingsAreRefused(t *testing.T) {
 		{"a name in Unicode", admission.PolicyOptions{Names: []string{"b\u00fccher.example"}}, "write it as xn--"},
 		{"Docker Hub by another name", admission.PolicyOptions{Names: []string{"registry.hub.docker.com:0443"}},
 			"this is Docker Hub"},
-		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}}, "not a valid host[:port]"},
+		{"a name with a scheme", admission.PolicyOptions{Names: []string{"https://trow:31000"}},
+			"not a valid host[:port]"},
 		{"Docker Hub as a name", admission.PolicyOptions{Names: []string{"docker.io"}}, "this is Docker Hub"},
 		{"a local prefix of another host", admission.PolicyOptions{DisallowLocalPrefixes: []string{"trow:5000/x"}},
 			`disallow-local-prefixes: "trow:5000/x": "trow:5000" is not one of names`},
@@ -401,7 +409,8 @@ func TestInvalidSettingsAreRefused(t *testing.T) {
 }
 
 func TestAllInvalidSettingsAreReportedAtOnce(t *testing.T) {
-	_, err := admission.NewPolicy(admission.PolicyOptions{Names: []string{"a"}, Allow: []string{"b", "c"}, Default: "d"})
+	_, err := admission.NewPolicy(admission.PolicyOptions{Names: []string{"a"}, Allow: []string{"b", "c"},
+		Default: "d"})
 	if err == nil || strings.Count(err.Error(), "\n") != 3 {
 		t.Errorf("got %v", err)
 	}

@@ -25,8 +25,9 @@ func TestProbesAreDenied(t *testing.T) {
 		kind, operation, annotations string
 		denied                       bool
 	}{
-		"a probe":              {"ConfigMap", "UPDATE", fmt.Sprintf(`{%q:%q}`, kube.ProbeAnnotation, value), true},
-		"another value":        {"ConfigMap", "UPDATE", fmt.Sprintf(`{%q:%q}`, kube.ProbeAnnotation, "X"+value[1:]), false},
+		"a probe": {"ConfigMap", "UPDATE", fmt.Sprintf(`{%q:%q}`, kube.ProbeAnnotation, value), true},
+		"another value": {"ConfigMap", "UPDATE",
+			fmt.Sprintf(`{%q:%q}`, kube.ProbeAnnotation, "X"+value[1:]), false},
 		"no value":             {"ConfigMap", "UPDATE", fmt.Sprintf(`{%q:""}`, kube.ProbeAnnotation), false},
 		"no text":              {"ConfigMap", "UPDATE", fmt.Sprintf(`{%q:[1]}`, kube.ProbeAnnotation), false},
 		"another annotation":   {"ConfigMap", "UPDATE", fmt.Sprintf(`{"a":%q}`, value), false},

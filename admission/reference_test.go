@@ -19,7 +19,8 @@ const hex64 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 func TestSpellingsOfOneImageHaveOneCanonicalForm(t *testing.T) {
 	for canonical, spellings := range map[string][]string{
 		"docker.io/library/nginx:latest": {
-			"nginx", "nginx:latest", "library/nginx", "docker.io/nginx", "docker.io/library/nginx:latest", "Docker.IO/nginx",
+			"nginx", "nginx:latest", "library/nginx", "docker.io/nginx", "docker.io/library/nginx:latest",
+			"Docker.IO/nginx",
 			"index.docker.io/nginx", "index.docker.io/library/nginx:latest", "INDEX.docker.io/nginx",
 			"registry-1.docker.io/library/nginx", "registry-1.docker.io/nginx", "docker.io:443/library/nginx",
 			"docker.io:443/nginx",
@@ -31,8 +32,9 @@ func TestSpellingsOfOneImageHaveOneCanonicalForm(t *testing.T) {
 		"quay.io/x:latest": {
 			"quay.io/x", "QUAY.IO/x", "Quay.io/x:latest", "quay.io:443/x", "quay.io:000443/x",
 		},
-		"docker.io:10443/x:latest":             {"docker.io:10443/x"},
-		"foo:443/bar:latest":                   {"FOO/bar", "foo:0443/bar"}, // a first component in upper case is a host
+		"docker.io:10443/x:latest": {"docker.io:10443/x"},
+		// a first component in upper case is a host
+		"foo:443/bar:latest":                   {"FOO/bar", "foo:0443/bar"},
 		"localhost/x:latest":                   {"localhost/x"},
 		"docker.io/localhostevil/x:latest":     {"localhostevil/x"},
 		"[::1]:5000/x:latest":                  {"[::1]:5000/x"},
@@ -138,7 +140,8 @@ func notPrintable(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint
 
 func FuzzReference(f *testing.F) {
 	for _, s := range []string{
-		"", "nginx", "0_0.0/0", "docker.io:443/library/nginx", "QUAY.IO/x", "FOO/bar", "a:b@sha256:" + hex64, "sha256:" +
+		"", "nginx", "0_0.0/0", "docker.io:443/library/nginx", "QUAY.IO/x", "FOO/bar",
+		"a:b@sha256:" + hex64, "sha256:" +
 			hex64, hex64, "[::1]:5000/x", "x\xff",
 	} {
 		f.Add(s)

@@ -60,7 +60,8 @@ func newRegistry(tb testing.TB, images map[string]string) *registry {
 		repo, tag, _ := strings.Cut(image, ":")
 		d := digest.FromString(content)
 		err := x.Update(tb.Context(), repo, func(tx *storage.Tx) error {
-			m := storage.Manifest{Digest: d, MediaType: "application/vnd.oci.image.manifest.v1+json", Size: int64(len(content))}
+			m := storage.Manifest{Digest: d, MediaType: "application/vnd.oci.image.manifest.v1+json",
+				Size: int64(len(content))}
 			if err := tx.PutManifest(m); err != nil {
 				return err
 			}
@@ -128,7 +129,8 @@ func reviewOf(tb testing.TB, group, kind string, o object, change object) string
 	for name, value := range change {
 		request[name] = value
 	}
-	body, err := json.Marshal(object{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
+	body, err := json.Marshal(object{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+		"request": request})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -24,8 +24,9 @@ func BenchmarkDecide(b *testing.B) {
 		err := x.Update(b.Context(), fmt.Sprintf("team/app-%d", r), func(tx *storage.Tx) error {
 			for i := range tags {
 				content := fmt.Sprint(r, i)
-				m := storage.Manifest{Digest: digest.FromString(content), MediaType: "application/vnd.oci.image.manifest.v1+json",
-					Size: int64(len(content))}
+				m := storage.Manifest{Digest: digest.FromString(content),
+					MediaType: "application/vnd.oci.image.manifest.v1+json",
+					Size:      int64(len(content))}
 				if err := tx.PutManifest(m); err != nil {
 					return err
 				}
@@ -75,7 +76,8 @@ func TestAnswersAreThoseOfTheAPITypes(t *testing.T) {
 		{UID: "u", Allowed: true, AuditAnnotations: map[string]string{"decision": "allowed"}},
 		{UID: "\u2028<é>\n\"", Allowed: true, Warnings: []string{`push it: "x"`},
 			AuditAnnotations: map[string]string{"decision": "skipped: nothing starts", "images": "a@sha256:0 b\\"}},
-		{UID: "u", Warnings: []string{"a", "b", ""}, AuditAnnotations: map[string]string{"decision": "warned", "images": ""}},
+		{UID: "u", Warnings: []string{"a", "b", ""},
+			AuditAnnotations: map[string]string{"decision": "warned", "images": ""}},
 		{UID: "u", AuditAnnotations: map[string]string{"decision": "denied"}, Result: &metav1.Status{Message: "m"}},
 	} {
 		b, err := encode(v, r)

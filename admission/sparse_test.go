@@ -33,7 +33,8 @@ func TestASparseIndexNamesWhatIsMissing(t *testing.T) {
 	here, all := digest.FromString("here"), []string{"linux/arm64/v8", "linux/s390x", "linux/ppc64le", "linux/riscv64"}
 	n := named{r, map[digest.Digest]string{digest.FromString("hostile"): "linux/\x1b[2J", here: "linux/amd64",
 		digest.FromString("40"): strings.Repeat("p", 40), digest.FromString("41"): strings.Repeat("p", 41)}}
-	long := strings.Repeat("l", 120-len("not here for all of its platforms (missing: linux/arm64/v8, ...): "+host+"/:4"))
+	long := strings.Repeat("l", 120-len("not here for all of its platforms (missing: linux/arm64/v8, ...): "+host+
+		"/:4"))
 	sparse := func(repo string, missing ...string) {
 		t.Helper()
 		index := storage.Manifest{Digest: digest.FromString(fmt.Sprint(missing)), Refs: []digest.Digest{here},

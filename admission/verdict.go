@@ -143,7 +143,8 @@ func (p *Policy) decideRemote(v *Verdict) {
 		v.deny(OnDenyList, rule, "Remote image "+v.name()+" on deny list")
 	case p.denyShort && v.Reference.Short:
 		v.deny(ShortName, Rule{"deny-short-names", "true"}, "Image "+v.Image+
-			" denied because it names no registry, and nodes may ask any (setting deny-short-names); write "+v.fullName())
+			" denied because it names no registry, and nodes may ask any (setting deny-short-names); write "+
+			v.fullName())
 	case ruling == allowedByRule:
 		v.allow(reasonOf(rule), rule)
 		if name := v.Reference.familiar(); v.Reference.Short {

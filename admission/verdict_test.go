@@ -49,13 +49,15 @@ func TestVerdictsNameReasonAndRule(t *testing.T) {
 		{"NGINX", false, admission.InvalidReference, rule{}, ""},
 	} {
 		v := newPolicy(t, options).Decide(t.Context(), newRegistry(t, held), tt.image)
-		if v.Image != tt.image || v.Allowed != tt.allowed || v.Reason != tt.reason || v.Rule != tt.rule || v.Err != nil {
+		if v.Image != tt.image || v.Allowed != tt.allowed || v.Reason != tt.reason || v.Rule != tt.rule ||
+			v.Err != nil {
 			t.Errorf("%s: %+v", tt.image, v)
 		}
 		if (v.Sentence == "") != v.Allowed {
 			t.Errorf("%s: allowed is %v, and the sentence is %q", tt.image, v.Allowed, v.Sentence)
 		}
-		if want := digestOf(tt.digest); tt.digest == "" && v.Digest != "" || tt.digest != "" && v.Digest.String() != want {
+		if want := digestOf(tt.digest); tt.digest == "" && v.Digest != "" ||
+			tt.digest != "" && v.Digest.String() != want {
 			t.Errorf("%s: the digest is %q", tt.image, v.Digest)
 		}
 		if tt.reason != admission.InvalidReference && v.Reference.String() == "" {
@@ -78,7 +80,8 @@ func TestShortNamesMayBeDenied(t *testing.T) {
 	} {
 		v := p.Decide(t.Context(), newRegistry(t, held), image)
 		if v.Allowed || v.Reason != admission.ShortName || v.Rule != (admission.Rule{"deny-short-names", "true"}) ||
-			!strings.HasPrefix(v.Sentence, "Image "+image+" denied ") || !strings.HasSuffix(v.Sentence, "; write "+full) {
+			!strings.HasPrefix(v.Sentence, "Image "+image+" denied ") ||
+			!strings.HasSuffix(v.Sentence, "; write "+full) {
 			t.Errorf("%s: %+v", image, v)
 		}
 		if v := p.Decide(t.Context(), newRegistry(t, held), full); !v.Allowed {
@@ -100,7 +103,8 @@ func TestAnErrorOfTheRegistryIsNotADenial(t *testing.T) {
 	reg.resolve = func(string, string) error { return broken }
 	p := newPolicy(t, admission.PolicyOptions{DisallowLocalPrefixes: []string{"team"}})
 	v := p.Decide(t.Context(), reg, host+"/app:1")
-	if v.Allowed || v.Reason != admission.Unavailable || !errors.Is(v.Err, broken) || v.Sentence != "" || v.Hints != nil {
+	if v.Allowed || v.Reason != admission.Unavailable || !errors.Is(v.Err, broken) || v.Sentence != "" ||
+		v.Hints != nil {
 		t.Errorf("%+v", v)
 	}
 	// A rule that denies by name holds all the same.
@@ -201,8 +205,9 @@ func TestAnIncompleteImageHasAHint(t *testing.T) {
 	long := strings.Repeat("long/", 20) + "name"
 	for _, repo := range []string{"app", long} {
 		err := r.Update(t.Context(), repo, func(tx *storage.Tx) error {
-			m := storage.Manifest{Digest: digest.FromString("image"), MediaType: "application/vnd.oci.image.manifest.v1+json",
-				Refs: []digest.Digest{digest.FromString("foreign")}}
+			m := storage.Manifest{Digest: digest.FromString("image"),
+				MediaType: "application/vnd.oci.image.manifest.v1+json",
+				Refs:      []digest.Digest{digest.FromString("foreign")}}
 			sparse := storage.Manifest{Digest: digest.FromString("index"),
 				Refs:      []digest.Digest{m.Digest, digest.FromString("arm")},
 				MediaType: "application/vnd.oci.image.index.v1+json"}

@@ -42,8 +42,9 @@ func Command(version string) *cobra.Command {
 	f.StringVar(&o.PullSecret, "pull-secret", o.PullSecret,
 		"existing Secret (imagePullSecrets) in the namespace, with which nodes pull Trow's own image")
 	o.addFlags(f)
-	f.BoolVar(&etcdSecrets, "etcd-secrets", false, "print nothing but new certificates for --with-etcd, as two Secrets in "+
-		"--namespace, for kubectl create -f -")
+	f.BoolVar(&etcdSecrets, "etcd-secrets", false,
+		"print nothing but new certificates for --with-etcd, as two Secrets in "+
+			"--namespace, for kubectl create -f -")
 	f.StringVar(&o.Storage, "storage", o.Storage, "pvc: a persistent volume; empty: none, images are lost with the pod")
 	f.StringVar(&o.StorageClass, "storage-class", o.StorageClass,
 		"StorageClass of the volume, or of those of --with-etcd (default: the cluster's default)")
@@ -53,13 +54,15 @@ func Command(version string) *cobra.Command {
 	f.BoolVar(&o.AccessReview, "access-review", o.AccessReview,
 		"with --login: let RBAC decide what ServiceAccounts may pull, push and delete")
 	f.BoolVar(&o.LoopbackNames, "loopback-names", o.LoopbackNames,
-		"let the webhook take 127.0.0.1:<node-port>/… for this registry; on a node, that is whatever listens there first")
+		"let the webhook take 127.0.0.1:<node-port>/… for this registry; on a node, that is whatever listens there "+
+			"first")
 	f.StringVar(&o.Webhook, "webhook", o.Webhook, "off, audit (only warn) or enforce")
 	f.StringSliceVar(&o.ExemptNamespaces, "exempt-namespaces", nil,
 		"namespaces whose pods are not reviewed, beside kube-system and the registry's own")
 	f.BoolVar(&noNode, "no-node", false, "do not change the nodes: no DaemonSet; see trow node --print")
 	f.StringSliceVar(&o.Runtimes, "runtimes", o.Runtimes,
-		"container runtimes of the nodes, whose directories are mounted: containerd (also of k3s and RKE2), docker, crio")
+		"container runtimes of the nodes, whose directories are mounted: containerd (also of k3s and RKE2), docker, "+
+			"crio")
 	f.StringSliceVar(&o.NodeDir, "node-dir", o.NodeDir,
 		"directories of the nodes to mount instead; empty: none, nothing is written (default: those of runtimes)")
 	f.BoolVar(&o.Hosting, "hosting", o.Hosting,

@@ -68,8 +68,8 @@ type Options struct {
 
 	Shared // facts in etcd and bytes in S3, for several replicas
 
-	// LoopbackNames makes the webhook take images of 127.0.0.1 with the node port for those of this registry. They need no
-	// configuration of the runtime, and come from whatever listens there first, such as a pod with hostNetwork.
+	// LoopbackNames makes the webhook take images of 127.0.0.1 with the node port for those of this registry. They need
+	// no configuration of the runtime, and come from whatever listens there first, such as a pod with hostNetwork.
 	LoopbackNames bool
 
 	Webhook          string   // off, audit or enforce
@@ -126,8 +126,9 @@ func Render(o Options) ([]byte, error) {
 	v.classes()
 	text, err := execute(v)
 	if err == nil {
-		// The digest is an annotation of the server's pods: the server reads most settings when it starts, so a change of
-		// those has to replace the pod. Without that, applying the manifest of --login would leave the registry open.
+		// The digest is an annotation of the server's pods: the server reads most settings when it starts, so a change
+		// of those has to replace the pod. Without that, applying the manifest of --login would leave the registry
+		// open.
 		v.Digest = digest(text)
 		text, err = execute(v)
 	}
@@ -224,15 +225,16 @@ func (o *Options) validate() error {
 	if msg := validation.IsDNS1123Subdomain(o.Host); len(msg) > 0 {
 		wrong("host", "%.80q: %s", o.Host, msg[0])
 	} else if !strings.Contains(o.Host, ".") {
-		wrong("host", "%.80q: some clients take a name without a dot for one of Docker Hub; use a name with a dot", o.Host)
+		wrong("host", "%.80q: some clients take a name without a dot for one of Docker Hub; use a name with a dot",
+			o.Host)
 	}
 	if o.NodePort < 1 || o.NodePort > 65535 {
 		wrong("node-port", "%d is not a valid port; want 1 to 65535; node ports usually are 30000 to 32767", o.NodePort)
 	} else if slices.Contains(nodePorts, o.NodePort) {
 		wrong("node-port", "%d is a port of Kubernetes on each node; choose another", o.NodePort)
 	} else if o.LocalPort == o.NodePort {
-		wrong("local-port", "%d is the node port; kube-proxy may intercept that one on loopback, so choose another below "+
-			"30000", o.LocalPort)
+		wrong("local-port", "%d is the node port; kube-proxy may intercept that one on loopback, so choose another "+
+			"below 30000", o.LocalPort)
 	}
 	if o.LocalPort < 1 || o.LocalPort > 65535 {
 		wrong("local-port", "%d is not a valid port; want 1 to 65535, and usually below 30000", o.LocalPort)

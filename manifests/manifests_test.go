@@ -128,7 +128,8 @@ func TestEachFlag(t *testing.T) {
 		{"--storage-class=fast"}, {"--size=1Ti"}, {"--login"}, {"--login", "--access-review"}, {"--webhook=audit"},
 		{"--webhook=off"}, {"--exempt-namespaces=a,b"}, {"--no-node"}, {"--runtimes=docker,crio"}, {"--node-dir="},
 		{"--node-dir=/etc"}, {"--hosting=false"}, {"--priority-class=important"},
-		{"--s3=s3://images/trow?region=eu-west-1", "--s3-secret=s3"}, {"--replicas=3", "--etcd=etcds://etcd.example.org:2379/a",
+		{"--s3=s3://images/trow?region=eu-west-1", "--s3-secret=s3"},
+		{"--replicas=3", "--etcd=etcds://etcd.example.org:2379/a",
 			"--etcd-tls-secret=etcd", "--s3=s3://images", "--s3-ca-secret=ca"}, {"--replicas=3", "--max-replicas=9",
 			"--with-etcd", "--s3=s3://images", "--storage-class=fast", "--pull-secret=pull"}} {
 		var text bytes.Buffer
@@ -173,7 +174,8 @@ func lines(text string) []string { return strings.Split(strings.TrimSuffix(text,
 func TestTheServerPart(t *testing.T) {
 	all := objects(t, render(t, nil))
 	service, set := all["Service/trow"].(*corev1.Service), all["StatefulSet/trow"].(*appsv1.StatefulSet)
-	if service.Namespace != "kube-public" || service.Spec.Ports[0].NodePort != 31000 || service.Spec.Ports[0].Port != 443 {
+	if service.Namespace != "kube-public" || service.Spec.Ports[0].NodePort != 31000 ||
+		service.Spec.Ports[0].Port != 443 {
 		t.Errorf("the address is not trow.kube-public:31000: %+v", service.Spec.Ports)
 	}
 	pod := set.Spec.Template.Spec
@@ -267,7 +269,8 @@ func wantNarrow(t *testing.T, all map[string]metav1.Object) {
 			}
 			for _, verb := range r.Verbs {
 				what := verb + " " + r.Resources[0]
-				if len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" || len(r.Resources) != 1 {
+				if len(r.ResourceNames) == 0 && !slices.Contains(unnamed, what) || verb == "*" ||
+					len(r.Resources) != 1 {
 					t.Errorf("%s: may %s of any name", key, what)
 				}
 			}
@@ -292,7 +295,8 @@ func TestTheWebhooksConfiguration(t *testing.T) {
 		if err := kyaml.Unmarshal(doc, &first); err != nil {
 			t.Fatal(err)
 		}
-		want := map[string]any{"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+		want := map[string]any{"apiVersion": "admissionregistration.k8s.io/v1",
+			"kind": "ValidatingWebhookConfiguration",
 			"metadata": map[string]any{"name": kube.Name, "labels": map[string]any{"app.kubernetes.io/name": "trow",
 				kube.ComponentLabel: kube.WebhookComponent}}} // without webhooks, not even an empty list
 		if !equality.Semantic.DeepEqual(first, want) {
@@ -325,8 +329,9 @@ func TestTheNodePart(t *testing.T) {
 		t.Errorf("it would not run on each node: %+v", pod)
 	}
 	if c.Ports[0].HostIP != "127.0.0.1" || c.Ports[0].ContainerPort != 21000 ||
-		c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" || !slices.Contains(c.Args, "--port=31000") || !slices.Contains(c.Args,
-		"--local-port=21000") ||
+		c.ReadinessProbe.HTTPGet.Host != "127.0.0.1" || !slices.Contains(c.Args, "--port=31000") ||
+		!slices.Contains(c.Args,
+			"--local-port=21000") ||
 		!slices.Contains(c.Args, "--host=trow.kube-public") {
 		t.Errorf("it does not listen where it should: %v %+v", c.Args, c.Ports)
 	}
@@ -398,7 +403,8 @@ func TestTheNodePartMountsTheDirectoriesOfItsRuntimes(t *testing.T) {
 				text = "hidden " + text
 			case v.HostPath.Path != dir || m.Name != v.Name:
 				t.Errorf("%v: %s is mounted at %s", c.flags, v.HostPath.Path, m.MountPath)
-			case explicit != (v.HostPath.Type == nil), !explicit && *v.HostPath.Type != corev1.HostPathDirectoryOrCreate:
+			case explicit != (v.HostPath.Type == nil),
+				!explicit && *v.HostPath.Type != corev1.HostPathDirectoryOrCreate:
 				t.Errorf("%v: %s has type %v", c.flags, dir, v.HostPath.Type)
 			}
 			got = append(got, text)
@@ -422,7 +428,9 @@ func TestTheWebhooksSettings(t *testing.T) {
 		}
 	}
 	has(settings(nil), "webhook: enforce", "exempt-namespaces: []")
-	has(settings(func(o *manifests.Options) { o.Webhook, o.ExemptNamespaces = "audit", []string{"longhorn-system", "x"} }),
+	has(settings(func(o *manifests.Options) {
+		o.Webhook, o.ExemptNamespaces = "audit", []string{"longhorn-system", "x"}
+	}),
 		"webhook: audit", `exempt-namespaces: ["longhorn-system", "x"]`)
 	if got := settings(func(o *manifests.Options) { o.Webhook = "off" }); !strings.Contains(got, `webhook: "off"`) {
 		t.Errorf("off is not quoted, so YAML reads it as false:\n%s", got)
@@ -518,7 +526,8 @@ func TestALogin(t *testing.T) {
 		t.Errorf("the server may %v", got)
 	}
 	all = objects(t, render(t, nil))
-	if got := rights(all); all["Secret/trow-login"] != nil || !slices.Equal(got, []string{"get", "update", "trow-tls"}) {
+	if got := rights(all); all["Secret/trow-login"] != nil ||
+		!slices.Equal(got, []string{"get", "update", "trow-tls"}) {
 		t.Errorf("without --login there is a login, or the server may %v", got)
 	}
 }
@@ -654,7 +663,8 @@ func TestWherePodsRun(t *testing.T) {
 			t.Errorf("%s runs on %v", name, pod.NodeSelector)
 		}
 		virtual := map[string]string{}
-		for _, term := range pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
+		required := pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+		for _, term := range required.NodeSelectorTerms {
 			for _, e := range term.MatchExpressions {
 				if e.Operator == corev1.NodeSelectorOpNotIn {
 					virtual[e.Key] = strings.Join(e.Values, ",")
@@ -665,7 +675,8 @@ func TestWherePodsRun(t *testing.T) {
 			len(virtual) != 2 {
 			t.Errorf("%s avoids %v", name, virtual)
 		}
-		if len(pod.ImagePullSecrets) != 1 || pod.ImagePullSecrets[0].Name != "pull" || pod.PriorityClassName != "important" {
+		if len(pod.ImagePullSecrets) != 1 || pod.ImagePullSecrets[0].Name != "pull" ||
+			pod.PriorityClassName != "important" {
 			t.Errorf("%s: %v, %s", name, pod.ImagePullSecrets, pod.PriorityClassName)
 		}
 	}
@@ -683,7 +694,8 @@ func TestWherePodsRun(t *testing.T) {
 		quota := objects(t, render(t, row.change))["ResourceQuota/trow"].(*corev1.ResourceQuota)
 		e := quota.Spec.ScopeSelector.MatchExpressions[0]
 		if !slices.Equal(e.Values, row.want) || e.ScopeName != corev1.ResourceQuotaScopePriorityClass ||
-			e.Operator != corev1.ScopeSelectorOpIn || quota.Spec.Hard.Pods().Value() != 1e9 || len(quota.Spec.Hard) != 1 {
+			e.Operator != corev1.ScopeSelectorOpIn || quota.Spec.Hard.Pods().
+			Value() != 1e9 || len(quota.Spec.Hard) != 1 {
 			t.Errorf("%s: the quota is %+v", what, quota.Spec)
 		}
 	}
@@ -741,7 +753,8 @@ func TestWithoutHosting(t *testing.T) {
 			t.Errorf("%s is in kube-public", key)
 		}
 	}
-	if all["Service/trow"] == nil || all["DaemonSet/trow-node"] == nil || all["ConfigMap/local-registry-hosting"] != nil {
+	if all["Service/trow"] == nil || all["DaemonSet/trow-node"] == nil ||
+		all["ConfigMap/local-registry-hosting"] != nil {
 		t.Error("it changes something else")
 	}
 }

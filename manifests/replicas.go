@@ -26,11 +26,11 @@ const DefaultEtcdImage = "gcr.io/etcd-development/etcd:v3.6.16"
 const (
 	// etcdMembers is the number of members of --with-etcd: of three, one may be down.
 	etcdMembers = 3
-	// shutdownDelay is how long a replica goes on serving after SIGTERM: until the Endpoints, kube-proxy of each node and
-	// the load balancers in front of them have dropped it, which takes seconds.
+	// shutdownDelay is how long a replica goes on serving after SIGTERM: until the Endpoints, kube-proxy of each node
+	// and the load balancers in front of them have dropped it, which takes seconds.
 	shutdownDelay = 10 * time.Second
-	// gracePeriod is how long the kubelet waits until it kills a replica: the delay, then what the server gives requests
-	// (25 s), cut handlers (3 s) and closed connections (2 s), and a reserve.
+	// gracePeriod is how long the kubelet waits until it kills a replica: the delay, then what the server gives
+	// requests (25 s), cut handlers (3 s) and closed connections (2 s), and a reserve.
 	gracePeriod = 60 * time.Second
 )
 
@@ -44,7 +44,8 @@ type Shared struct {
 	Replicas    int // pods of the registry; more than one needs Etcd or WithEtcd, and S3
 	MaxReplicas int // a HorizontalPodAutoscaler makes between Replicas and this many; 0: none
 
-	Etcd               string // the journal: etcd://HOST:PORT[,HOST:PORT…]/PREFIX or etcds://; empty: in the data directory
+	// the journal: etcd://HOST:PORT[,HOST:PORT…]/PREFIX or etcds://; empty: in the data directory
+	Etcd               string
 	EtcdCASecret       string // Secret with ca.crt, the CA of etcd
 	EtcdTLSSecret      string // Secret with ca.crt, tls.crt and tls.key: the CA, and the certificate to show to etcd
 	EtcdUser           string // user of etcd
@@ -60,10 +61,12 @@ type Shared struct {
 
 // addFlags registers the options as flags.
 func (o *Shared) addFlags(f *pflag.FlagSet) {
-	f.IntVar(&o.Replicas, "replicas", o.Replicas, "pods of the registry; more than one needs --s3, and --etcd or --with-etcd")
+	f.IntVar(&o.Replicas, "replicas", o.Replicas, "pods of the registry; more than one needs --s3, and --etcd or "+
+		"--with-etcd")
 	f.IntVar(&o.MaxReplicas, "max-replicas", o.MaxReplicas,
 		"let a HorizontalPodAutoscaler make up to this many, by their CPU time; 0: none")
-	f.StringVar(&o.Etcd, "etcd", o.Etcd, "your etcd, for the facts: etcd://HOST:PORT[,HOST:PORT…]/PREFIX, or etcds:// for TLS")
+	f.StringVar(&o.Etcd, "etcd", o.Etcd, "your etcd, for the facts: etcd://HOST:PORT[,HOST:PORT…]/PREFIX, or "+
+		"etcds:// for TLS")
 	f.StringVar(&o.EtcdCASecret, "etcd-ca-secret", o.EtcdCASecret, "existing Secret with the CA of your etcd: ca.crt")
 	f.StringVar(&o.EtcdTLSSecret, "etcd-tls-secret", o.EtcdTLSSecret,
 		"existing Secret with the CA of your etcd and the certificate to show to it: ca.crt, tls.crt, tls.key")
@@ -122,7 +125,8 @@ func (o *Options) ServerSecrets() (all []struct{ Name, Secret string }) {
 		tls = kube.EtcdClientSecretName
 	}
 	for _, s := range []struct{ Name, Secret string }{
-		{"etcd-ca", o.EtcdCASecret}, {"etcd-tls", tls}, {"etcd-password", o.EtcdPasswordSecret}, {"s3-ca", o.S3CASecret},
+		{"etcd-ca", o.EtcdCASecret}, {"etcd-tls", tls}, {"etcd-password", o.EtcdPasswordSecret},
+		{"s3-ca", o.S3CASecret},
 	} {
 		if s.Secret != "" {
 			all = append(all, s)
@@ -216,24 +220,28 @@ func (o *Options) validateShared(wrong func(flag, format string, args ...any)) {
 	case o.Replicas < 1:
 		wrong("replicas", "%d is too few; want at least 1", o.Replicas)
 	case o.Replicas > 1 && !o.Deployment():
-		wrong("replicas", "%d replicas need a journal that they share; add --etcd etcds://HOST:PORT/PREFIX, or --with-etcd",
+		wrong("replicas", "%d replicas need a journal that they share; add --etcd etcds://HOST:PORT/PREFIX, or "+
+			"--with-etcd",
 			o.Replicas)
 	}
 	if o.MaxReplicas != 0 && (o.MaxReplicas < o.Replicas || !o.Deployment()) {
 		wrong("max-replicas", "%d: want at least --replicas, with --etcd or --with-etcd", o.MaxReplicas)
 	}
 	if o.Deployment() && o.S3 == "" {
-		wrong("s3", "with the journal in etcd, several processes may serve, and no volume holds the blobs of all of them; "+
-			"add --s3 's3://BUCKET/PREFIX?endpoint=https://HOST'")
+		wrong("s3", "with the journal in etcd, several processes may serve, and no volume holds the blobs of all of "+
+			"them; add --s3 's3://BUCKET/PREFIX?endpoint=https://HOST'")
 	}
 	if o.WithEtcd && (o.Etcd != "" || o.EtcdCASecret+o.EtcdTLSSecret+o.EtcdUser+o.EtcdPasswordSecret != "") {
-		wrong("with-etcd", "conflicts with --etcd and its Secrets and user, which are about an etcd of yours; leave one out")
+		wrong("with-etcd", "conflicts with --etcd and its Secrets and user, which are about an etcd of yours; leave "+
+			"one out")
 	}
 	if o.WithEtcd && o.Storage != StoragePVC {
-		wrong("storage", "the members of --with-etcd need volumes: what the journal loses, no replica has; leave --storage out")
+		wrong("storage", "the members of --with-etcd need volumes: what the journal loses, no replica has; leave "+
+			"--storage out")
 	}
 	if o.Etcd != "" && (o.StorageClass != "" || o.Storage != StoragePVC) {
-		wrong("storage", "with --etcd and --s3 the pods have no volume to keep; leave --storage and --storage-class out")
+		wrong("storage", "with --etcd and --s3 the pods have no volume to keep; leave --storage and --storage-class "+
+			"out")
 	}
 	secure := o.Etcd != "" && o.validateEtcd(wrong)
 	if (o.EtcdCASecret != "" || o.EtcdTLSSecret != "") && !secure && !o.WithEtcd {

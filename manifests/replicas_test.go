@@ -70,7 +70,8 @@ func TestReplicas(t *testing.T) {
 	pod := d.Spec.Template.Spec
 	for i, key := range []string{corev1.LabelHostname, corev1.LabelTopologyZone} {
 		c := pod.TopologySpreadConstraints[i]
-		if c.TopologyKey != key || c.MaxSkew != 1 || !equality.Semantic.DeepEqual(c.LabelSelector.MatchLabels, labels) ||
+		if c.TopologyKey != key || c.MaxSkew != 1 ||
+			!equality.Semantic.DeepEqual(c.LabelSelector.MatchLabels, labels) ||
 			!slices.Equal(c.MatchLabelKeys, []string{"pod-template-hash"}) {
 			t.Errorf("spread %d: %+v", i, c)
 		}
@@ -104,7 +105,8 @@ func TestReplicas(t *testing.T) {
 			t.Errorf("%s: %+v", name, pod.Containers[0].Env)
 		}
 	}
-	if text := string(render(t, three)); strings.Contains(text, "trow-0 ") || !strings.Contains(text, "exec deploy/trow --") {
+	if text := string(render(t, three)); strings.Contains(text, "trow-0 ") ||
+		!strings.Contains(text, "exec deploy/trow --") {
 		t.Error("it speaks of a pod trow-0, which there is not")
 	}
 }
@@ -176,8 +178,9 @@ func TestWhereFactsAndBytesAre(t *testing.T) {
 		want    map[string]string
 		secrets map[string]string // by their directory
 	}{
-		"own etcd": {three, map[string]string{"journal-ca-file": tlsDir + "ca.crt", "journal-cert-file": tlsDir + "tls.crt",
-			"journal-key-file": tlsDir + "tls.key", "blobs": bucket}, map[string]string{tlsDir: "trow-etcd-client"}},
+		"own etcd": {three, map[string]string{"journal-ca-file": tlsDir + "ca.crt",
+			"journal-cert-file": tlsDir + "tls.crt",
+			"journal-key-file":  tlsDir + "tls.key", "blobs": bucket}, map[string]string{tlsDir: "trow-etcd-client"}},
 		"a CA": {func(o *manifests.Options) { external(o); o.EtcdCASecret = "ca" },
 			map[string]string{"journal-ca-file": caDir + "ca.crt", "blobs": bucket}, map[string]string{caDir: "ca"}},
 		"a certificate": {func(o *manifests.Options) { external(o); o.EtcdTLSSecret, o.S3CASecret = "pair", "s3ca" },
@@ -187,7 +190,9 @@ func TestWhereFactsAndBytesAre(t *testing.T) {
 		"a user": {func(o *manifests.Options) { external(o); o.EtcdUser, o.EtcdPasswordSecret = "trow", "pw" },
 			map[string]string{"journal-user": "trow", "journal-password-file": "/etc/trow-etcd-password/password",
 				"blobs": bucket}, map[string]string{"/etc/trow-etcd-password/": "pw"}},
-		"S3 alone": {func(o *manifests.Options) { o.S3, o.S3Secret = bucket, "s3" }, map[string]string{"blobs": bucket}, nil},
+		"S3 alone": {func(o *manifests.Options) {
+			o.S3, o.S3Secret = bucket, "s3"
+		}, map[string]string{"blobs": bucket}, nil},
 	} {
 		all := objects(t, render(t, row.change))
 		settings := settingsOf(t, all)
@@ -249,7 +254,10 @@ func TestTheAutoscaler(t *testing.T) {
 // TestTheEtcdOfTheManifest: three members that find each other, keep a quorum when a node is drained, and answer no one
 // without a certificate.
 func TestTheEtcdOfTheManifest(t *testing.T) {
-	all := objects(t, render(t, func(o *manifests.Options) { three(o); o.Namespace, o.StorageClass = "registry", "fast" }))
+	all := objects(t, render(t, func(o *manifests.Options) {
+		three(o)
+		o.Namespace, o.StorageClass = "registry", "fast"
+	}))
 	set := all["StatefulSet/trow-etcd"].(*appsv1.StatefulSet)
 	service := all["Service/trow-etcd"].(*corev1.Service).Spec
 	pod, labels := set.Spec.Template.Spec, set.Spec.Template.Labels
@@ -279,7 +287,8 @@ func TestTheEtcdOfTheManifest(t *testing.T) {
 			t.Errorf("%s is not TLS", arg)
 		}
 	}
-	if !*pod.SecurityContext.RunAsNonRoot || *pod.AutomountServiceAccountToken || !*c.SecurityContext.ReadOnlyRootFilesystem ||
+	if !*pod.SecurityContext.RunAsNonRoot || *pod.AutomountServiceAccountToken ||
+		!*c.SecurityContext.ReadOnlyRootFilesystem ||
 		*c.SecurityContext.AllowPrivilegeEscalation || c.SecurityContext.Capabilities.Drop[0] != "ALL" ||
 		pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
 		t.Error("it has rights that it does not need")
@@ -293,7 +302,8 @@ func TestTheEtcdOfTheManifest(t *testing.T) {
 		t.Errorf("the policy is about %v", policy.PodSelector)
 	}
 	for _, rule := range policy.Ingress {
-		if len(rule.Ports) == 0 || len(rule.From) != 1 || rule.From[0].PodSelector.MatchLabels["app.kubernetes.io/name"] != "trow" {
+		if len(rule.Ports) == 0 || len(rule.From) != 1 ||
+			rule.From[0].PodSelector.MatchLabels["app.kubernetes.io/name"] != "trow" {
 			t.Errorf("others reach it: %+v", rule)
 		}
 	}
@@ -355,10 +365,12 @@ func TestTheCertificatesOfEtcd(t *testing.T) {
 		one, two := net.Pipe()
 		accepted := make(chan error, 1)
 		go func() {
-			accepted <- tls.Server(one, &tls.Config{Certificates: []tls.Certificate{member}, MinVersion: tls.VersionTLS13,
+			accepted <- tls.Server(one, &tls.Config{Certificates: []tls.Certificate{member},
+				MinVersion: tls.VersionTLS13,
 				ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pools[kube.EtcdName]}).Handshake()
 		}()
-		err := tls.Client(two, &tls.Config{Certificates: []tls.Certificate{as}, RootCAs: pools[kube.EtcdClientSecretName],
+		err := tls.Client(two, &tls.Config{Certificates: []tls.Certificate{as},
+			RootCAs:    pools[kube.EtcdClientSecretName],
 			ServerName: server}).Handshake()
 		if server := <-accepted; err != nil || server != nil {
 			t.Errorf("%v, %v", err, server)
@@ -383,13 +395,16 @@ func TestBadCombinations(t *testing.T) {
 		{"--with-etcd --etcd=etcd://e:2379 --s3=" + bucket, "with-etcd: conflicts with --etcd"},
 		{"--with-etcd --etcd-tls-secret=x --s3=" + bucket, "with-etcd: conflicts with --etcd and its Secrets"},
 		{"--with-etcd --storage=empty --s3=" + bucket, "storage: the members of --with-etcd need volumes"},
-		{"--etcd=etcd://e:2379 --storage-class=x --s3=" + bucket, "storage: with --etcd and --s3 the pods have no volume"},
+		{"--etcd=etcd://e:2379 --storage-class=x --s3=" + bucket,
+			"storage: with --etcd and --s3 the pods have no volume"},
 		{"--etcd=http://e:2379 --s3=" + bucket, "etcd: the URL of the journal does not start with etcd://"},
 		{"--etcd=etcd://u:p@e:2379 --s3=" + bucket, "etcd: the URL of the journal has credentials"},
 		{"--etcd=etcd://e:2379 --etcd-ca-secret=x --s3=" + bucket, "certificates need --etcd etcds://"},
 		{"--etcd-tls-secret=x", "certificates need --etcd etcds://"},
-		{"--etcd=etcds://e:2379 --etcd-ca-secret=x --etcd-tls-secret=x --s3=" + bucket, "etcd-ca-secret: conflicts with"},
-		{"--etcd=etcds://e:2379 --etcd-ca-secret=x_y --s3=" + bucket, "etcd-ca-secret: \"x_y\" is not a valid name of a Secret"},
+		{"--etcd=etcds://e:2379 --etcd-ca-secret=x --etcd-tls-secret=x --s3=" + bucket,
+			"etcd-ca-secret: conflicts with"},
+		{"--etcd=etcds://e:2379 --etcd-ca-secret=x_y --s3=" + bucket,
+			"etcd-ca-secret: \"x_y\" is not a valid name of a Secret"},
 		{"--etcd=etcds://e:2379 --etcd-user=x --s3=" + bucket, "etcd-user: want --etcd, --etcd-user and"},
 		{"--s3=http://b", "s3: not a URL of the form s3://"},
 		{"--s3=s3://k:s@images", "s3: the URL has credentials"},
@@ -397,9 +412,11 @@ func TestBadCombinations(t *testing.T) {
 		{"--max-replicas=3", "max-replicas: 3: want at least --replicas, with --etcd"},
 		{"--replicas=3 --max-replicas=2 --with-etcd --s3=" + bucket, "max-replicas: 2: want at least --replicas"},
 		{"--with-etcd --etcd-image=a:b:c --s3=" + bucket, "etcd-image: \"a:b:c\" is not a valid image"},
-		{"--etcd=etcds://etcd.db.svc:2379 --s3=" + bucket, "etcd: etcd.db.svc is in namespace db, whose pods could not start"},
+		{"--etcd=etcds://etcd.db.svc:2379 --s3=" + bucket,
+			"etcd: etcd.db.svc is in namespace db, whose pods could not start"},
 		{"--etcd=etcds://e-0.e.db.svc.cluster.local:2379 --s3=" + bucket, "add --exempt-namespaces db"},
-		{"--with-etcd --s3=s3://images?endpoint=http://minio.minio.svc:9000", "s3: minio.minio.svc is in namespace minio"},
+		{"--with-etcd --s3=s3://images?endpoint=http://minio.minio.svc:9000",
+			"s3: minio.minio.svc is in namespace minio"},
 		{"--etcd=etcds://etcd.db.svc:2379 --exempt-namespaces=db --s3=" + bucket, ""},
 		{"--etcd=etcds://etcd.db.svc:2379 --webhook=audit --s3=" + bucket, ""},
 		{"--etcd=etcds://etcd.kube-system.svc:2379 --s3=" + bucket, ""},
@@ -419,7 +436,8 @@ func TestBadCombinations(t *testing.T) {
 			}
 			continue
 		}
-		if err == nil || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), "p@") || out.Len() > 0 {
+		if err == nil || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), "p@") ||
+			out.Len() > 0 {
 			t.Errorf("%s: %v, want %s", row.flags, err, row.want)
 		}
 	}

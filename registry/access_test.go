@@ -26,7 +26,8 @@ func TestNamespaceOfAMirror(t *testing.T) {
 	for _, same := range []string{"trow.kube-public.:31000", "trow.kube-public:031000"} {
 		w.do("GET", "/v2/library/nginx/manifests/v?ns="+same, nil).is(200).has("OCI-Namespace", same)
 	}
-	for _, other := range []string{"trow.kube-public", "trow.kube-public:0", "[", ":", "1.2", "trow.kube-public:31000/x"} {
+	for _, other := range []string{"trow.kube-public", "trow.kube-public:0", "[", ":", "1.2",
+		"trow.kube-public:31000/x"} {
 		w.do("GET", "/v2/library/nginx/manifests/v?ns="+other, nil).code(404, "NAME_UNKNOWN")
 	}
 	// A push with another name is for the repository below f/ as well, and not for one of ours.

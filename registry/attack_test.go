@@ -368,11 +368,16 @@ func TestAnEndedUploadDoesNotStartAgain(t *testing.T) {
 	ended := map[string]string{}
 	for how, end := range map[string]func(l string){
 		"cancelled without bytes": func(l string) { w.do("DELETE", l, nil).is(204) },
-		"cancelled":               func(l string) { w.do("PATCH", l, []byte("x")).is(202); w.do("DELETE", l, nil).is(204) },
-		"completed":               func(l string) { w.do("PUT", l+"?digest="+x, []byte("x")).is(201) },
-		"completed without bytes": func(l string) { w.do("PUT", l+"?digest="+digest.FromString("").String(), nil).is(201) },
-		"wrong digest":            func(l string) { w.do("PUT", l+"?digest="+x, []byte("y")).is(400) },
-		"wrong without bytes":     func(l string) { w.do("PUT", l+"?digest="+x, nil).is(400) },
+		"cancelled": func(l string) {
+			w.do("PATCH", l, []byte("x")).is(202)
+			w.do("DELETE", l, nil).is(204)
+		},
+		"completed": func(l string) { w.do("PUT", l+"?digest="+x, []byte("x")).is(201) },
+		"completed without bytes": func(l string) {
+			w.do("PUT", l+"?digest="+digest.FromString("").String(), nil).is(201)
+		},
+		"wrong digest":        func(l string) { w.do("PUT", l+"?digest="+x, []byte("y")).is(400) },
+		"wrong without bytes": func(l string) { w.do("PUT", l+"?digest="+x, nil).is(400) },
 		"completed in chunks": func(l string) {
 			w.do("PATCH", l, []byte("x")).is(202)
 			w.do("PUT", l+"?digest="+x, nil).is(201)
@@ -391,7 +396,8 @@ func TestAnEndedUploadDoesNotStartAgain(t *testing.T) {
 	unknown := func(w *server, how, l string) {
 		t.Helper()
 		for _, method := range []string{"GET", "PATCH", "PUT", "DELETE"} {
-			if a := w.do(method, l+"?digest="+x, []byte("x")); a.status != 404 || a.errors()[0].Code != "BLOB_UPLOAD_UNKNOWN" {
+			if a := w.do(method, l+"?digest="+x, []byte("x")); a.status != 404 ||
+				a.errors()[0].Code != "BLOB_UPLOAD_UNKNOWN" {
 				t.Errorf("%s: %s: %d %s", how, method, a.status, a.body)
 			}
 		}

@@ -71,7 +71,8 @@ func TestBlobHeadersAndRanges(t *testing.T) {
 		{"bytes=4000-,-0", 416, 0, 0},
 	} {
 		a := w.do("GET", path, nil, "Range", row.header).is(row.status)
-		w.do("HEAD", path, nil, "Range", row.header).is(200).has("Content-Length", "2048") // ranges are defined for GET alone
+		// ranges are defined for GET alone
+		w.do("HEAD", path, nil, "Range", row.header).is(200).has("Content-Length", "2048")
 		switch row.status {
 		case 416:
 			a.code(416, "SIZE_INVALID").has("Content-Range", "bytes */2048")
@@ -203,7 +204,8 @@ func TestLostBytesAreNotCached(t *testing.T) {
 	w.do("GET", "/v2/a/blobs/"+small.String(), nil).code(404, "BLOB_UNKNOWN").has(none...)
 	w.do("GET", "/v2/a/blobs/"+big.String(), nil).code(404, "BLOB_UNKNOWN").has(none...)
 	w.do("GET", "/v2/a/referrers/"+d.String(), nil).is(200).contains(`"manifests":[]`).
-		has("Warning", `299 - "1 manifests are left out of this list because the registry cannot read them; push them again"`)
+		has("Warning",
+			`299 - "1 manifests are left out of this list because the registry cannot read them; push them again"`)
 	for _, d := range lost {
 		if !w.index.Quarantined(d) {
 			t.Errorf("the damage of %s is not recorded", d)

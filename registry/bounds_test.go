@@ -243,7 +243,8 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	d := digest.FromBytes(large)
 	w.do("POST", "/v2/team/b/blobs/uploads/?digest="+d.String(), large).over()
 	at := w.do("POST", "/v2/team/b/blobs/uploads/", nil).is(202).header.Get("Location")
-	w.do("PATCH", at, large).over()                                         // before it is read: its length is announced
+	// before it is read: its length is announced
+	w.do("PATCH", at, large).over()
 	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).over() // its length is not announced
 	w.do("PATCH", at, []byte("x")).is(202)                                  // it has no bytes still
 	w.send("PATCH", at, struct{ io.Reader }{bytes.NewReader(large)}).over()
@@ -272,8 +273,8 @@ func TestAQuotaRefusesEveryWayToPush(t *testing.T) {
 	if q := w.index.Quotas()[0]; q.Used != q.Waiting || q.Waiting == 0 {
 		t.Errorf("%d bytes are used although nothing is left but what waits to be collected, %d", q.Used, q.Waiting)
 	}
-	const remedy = "that is deleted and waits to be collected), and this would add 1 B: wait for the next collection or " +
-		"ask for one (trow gc), "
+	const remedy = "that is deleted and waits to be collected), and this would add 1 B: wait for the next collection " +
+		"or ask for one (trow gc), "
 	if a := w.do("POST", "/v2/team/a/blobs/uploads/", nil); !strings.Contains(string(a.body), remedy) {
 		t.Errorf("%s, want %q", a.body, remedy)
 	}
@@ -291,7 +292,8 @@ func TestConcurrentPushesStayWithinAQuota(t *testing.T) {
 		wg.Go(func() {
 			for i := range 10 {
 				content := bytes.Repeat([]byte{byte(c), byte(i)}, size/2)
-				a := w.do("POST", fmt.Sprintf("/v2/team/%d/blobs/uploads/?digest=%s", c%5, digest.FromBytes(content)), content)
+				a := w.do("POST", fmt.Sprintf("/v2/team/%d/blobs/uploads/?digest=%s", c%5, digest.FromBytes(content)),
+					content)
 				mu.Lock()
 				taken[a.status]++
 				mu.Unlock()

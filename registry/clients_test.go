@@ -205,7 +205,8 @@ func TestCosignUnderCreate(t *testing.T) {
 			content := []byte(`{"payload":"` + by + `"}`)
 			c.blob(content, true)
 			return desc("application/vnd.dsse.envelope.v1+json", content,
-				`,"annotations":{"dev.cosignproject.cosign/signature":"","predicateType":"https://slsa.dev/provenance/v1"}`)
+				`,"annotations":{"dev.cosignproject.cosign/signature":"",`+
+					`"predicateType":"https://slsa.dev/provenance/v1"}`)
 		}
 		for tag, layers := range map[string][2]string{
 			prefix + ".sig": {signature(payload, "alice"), signature(payload, "bob")},
@@ -226,7 +227,8 @@ func TestCosignUnderCreate(t *testing.T) {
 		c.blob([]byte("{}"), true)
 		referrer := image([]byte("{}"), bundle, `,"subject":`+desc(typeManifest, subject))
 		for range 2 {
-			c.call("PUT", "/manifests/"+digest.FromBytes(referrer).String(), referrer, "Content-Type", typeManifest).is(201).
+			c.call("PUT", "/manifests/"+digest.FromBytes(referrer).String(), referrer, "Content-Type", typeManifest).
+				is(201).
 				has("OCI-Subject", digest.FromBytes(subject).String())
 		}
 	})

@@ -51,7 +51,8 @@ func (w *server) put(repo, ref string, manifest []byte, headers ...string) *answ
 	if strings.Contains(string(manifest), typeIndex) {
 		mediaType = typeIndex
 	}
-	return w.do("PUT", "/v2/"+repo+"/manifests/"+ref, manifest, append([]string{"Content-Type", mediaType}, headers...)...)
+	return w.do("PUT", "/v2/"+repo+"/manifests/"+ref, manifest,
+		append([]string{"Content-Type", mediaType}, headers...)...)
 }
 
 // build makes an image whose blobs it pushes as Docker does: HEAD, POST, PATCH, PUT.
@@ -112,15 +113,17 @@ func TestARefusalNamesTheCommandThatGivesAccess(t *testing.T) {
 	w.put("team/app", "v1", first).is(201)
 	w.put("team/app", "v1", second).code(403, "DENIED").
 		contains(command + " token create NAME --repository team/app --actions pull,push")
-	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{"push"}})
+	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"**"},
+		Actions: []auth.Action{"push"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Now there is a login, and clients are asked for it.
 	w.do("GET", "/v2/", nil).code(401, "UNAUTHORIZED")
 	w.put("team/app", "v1", second).code(401, "UNAUTHORIZED").contains("tag v1 exists").
-		has("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="%s",scope="repository:team/app:pull,push", `+
-			`Basic realm="trow", charset="UTF-8"`, w.url, strings.TrimPrefix(w.url, "http://")))
+		has("Www-Authenticate",
+			fmt.Sprintf(`Bearer realm="%s/token",service="%s",scope="repository:team/app:pull,push", `+
+				`Basic realm="trow", charset="UTF-8"`, w.url, strings.TrimPrefix(w.url, "http://")))
 	anonymous := w.token(g, "repository:team/app:pull,push")
 	w.put("team/app", "v2", second, anonymous...).is(201)
 	w.put("team/app", "v1", second, anonymous...).code(403, "DENIED").contains("log in (docker login)")
@@ -257,7 +260,8 @@ func TestManySignersAtOnce(t *testing.T) {
 					layers = append(layers, string(l))
 				}
 				layers = append(layers, signature(payload, fmt.Sprint(i)))
-				if a := w.do("PUT", path, signatures(config, layers...), "Content-Type", typeManifest); a.status == 201 {
+				if a := w.do("PUT", path, signatures(config, layers...), "Content-Type",
+					typeManifest); a.status == 201 {
 					return
 				} else if a.status != 403 {
 					t.Errorf("%d %s", a.status, a.body)
@@ -335,7 +339,8 @@ func TestRulesAndRobotsThatMayCreate(t *testing.T) {
 		{Who: []string{"anonymous"}, May: []string{"pull", "create"}, Repositories: []string{"open/**"}},
 		{Who: []string{"robot:ci"}, May: []string{"pull", "push"}}}})
 	login := func(name string, actions ...auth.Action) []string {
-		secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: name, Repositories: []string{"**"}, Actions: actions})
+		secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: name, Repositories: []string{"**"},
+			Actions: actions})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -388,7 +393,9 @@ func companionOfASHA512(t *testing.T, end string) {
 // referrers.
 func TestACompanionUnderAnImmutableTag(t *testing.T) {
 	for _, end := range []string{".sig", ".att", ".sbom", ""} {
-		w := newServer(t, func(o *registry.Options) { o.Immutable = func(repo, _ string) bool { return repo == "prod" } })
+		w := newServer(t, func(o *registry.Options) {
+			o.Immutable = func(repo, _ string) bool { return repo == "prod" }
+		})
 		subject := w.build("prod", "1")
 		d := digest.FromBytes(subject).String()
 		w.put("prod", d, subject).is(201) // without a tag, which would be immutable as well

@@ -46,8 +46,8 @@ func readOnly(e endpoint) *ocierror.Error {
 	}
 	slices.Sort(methods)
 	return &ocierror.Error{Code: ocierror.Unsupported, Header: http.Header{"Allow": {strings.Join(methods, ", ")}},
-		Message: "this registry is read-only: it cannot write to its storage, or must not (setting read-only); pull from " +
-			"it, and push when its administrator has restarted it where it can"}
+		Message: "this registry is read-only: it cannot write to its storage, or must not (setting read-only); pull " +
+			"from it, and push when its administrator has restarted it where it can"}
 }
 
 func nameInvalid(name string) *ocierror.Error {
@@ -76,14 +76,15 @@ func cursorInvalid(last string) *ocierror.Error {
 
 func namespaceUnknown(ns string) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"ns": ocierror.Clip(ns)},
-		Message: "this registry is not a mirror of the one in ?ns=, and nothing of that name was imported; pull it from " +
-			"there; if it is a name of this registry, add it to --names"}
+		Message: "this registry is not a mirror of the one in ?ns=, and nothing of that name was imported; pull it " +
+			"from there; if it is a name of this registry, add it to --names"}
 }
 
 // namespaceInvalid has the status 404: a client goes on to the registry that it means.
 func namespaceInvalid(ns string, why error) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.NameUnknown, Detail: map[string]string{"ns": ocierror.Clip(ns)},
-		Message: "this registry can have no such repository of the one in ?ns=: " + why.Error() + "; pull it from there"}
+		Message: "this registry can have no such repository of the one in ?ns=: " + why.Error() +
+			"; pull it from there"}
 }
 
 func namespaceTwice(one, other string) *ocierror.Error {
@@ -117,7 +118,8 @@ func algorithmInvalid() *ocierror.Error {
 }
 
 func digestMismatch(want digest.Digest, cause error) *ocierror.Error {
-	return &ocierror.Error{Code: ocierror.DigestInvalid, Cause: cause, Detail: map[string]string{"digest": want.String()},
+	return &ocierror.Error{Code: ocierror.DigestInvalid, Cause: cause,
+		Detail:  map[string]string{"digest": want.String()},
 		Message: "the content does not match the digest; nothing was stored, push it again"}
 }
 
@@ -145,8 +147,8 @@ func manifestInvalid(format string, args ...any) *ocierror.Error {
 }
 
 func mediaTypeInvalid(where, value string) *ocierror.Error {
-	return manifestInvalid("%s is %q, which is not a media type; want one type/subtype of RFC 6838, at most 255 bytes, "+
-		"such as %s", where, ocierror.Clip(value), typeOCIManifest)
+	return manifestInvalid("%s is %q, which is not a media type; want one type/subtype of RFC 6838, at most 255 "+
+		"bytes, such as %s", where, ocierror.Clip(value), typeOCIManifest)
 }
 
 func typeNotStorable(mediaType string) *ocierror.Error {
@@ -163,7 +165,8 @@ func mediaTypeHeld(d digest.Digest, held, other string) *ocierror.Error {
 }
 
 func tooManyReferences(n, most int, because string) *ocierror.Error {
-	return manifestInvalid("the manifest refers to %d blobs and manifests; at most %d are accepted (%s)", n, most, because)
+	return manifestInvalid("the manifest refers to %d blobs and manifests; at most %d are accepted (%s)", n,
+		most, because)
 }
 
 // foreignRefused refuses an image with the foreign layer d.
@@ -199,13 +202,15 @@ func conditionFailed(current digest.Digest) *ocierror.Error {
 // immutableTag refuses to move or delete a tag that must not change.
 func immutableTag(tag string, at digest.Digest) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.Denied, Detail: map[string]string{"tag": tag, "digest": at.String()},
-		Message: "tag " + tag + " is immutable (setting immutable-tags) and names " + at.String() + "; push another tag"}
+		Message: "tag " + tag + " is immutable (setting immutable-tags) and names " + at.String() +
+			"; push another tag"}
 }
 
 // inUse refuses to delete a part of a manifest that the repository holds: pulls of that manifest would fail.
 func inUse(what string, by digest.Digest) *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.Unsupported, Detail: map[string]string{"manifest": by.String()},
-		Message: "this " + what + " is part of manifest " + by.String() + " in the same repository; delete that one first"}
+		Message: "this " + what + " is part of manifest " + by.String() +
+			" in the same repository; delete that one first"}
 }
 
 func uploadUnknown(id string) *ocierror.Error {
@@ -239,7 +244,8 @@ func chunkOutOfOrder(header http.Header, cause error) *ocierror.Error {
 // contentRangeInvalid refuses a chunk whose Content-Range cannot be read.
 func contentRangeInvalid() *ocierror.Error {
 	return &ocierror.Error{Code: ocierror.UploadInvalid, Status: http.StatusRequestedRangeNotSatisfiable,
-		Message: "invalid Content-Range; want <first>-<last>, in bytes, both included; the Range header says what is here"}
+		Message: "invalid Content-Range; want <first>-<last>, in bytes, both included; the Range header says what is " +
+			"here"}
 }
 
 func sizeInvalid(format string, args ...any) *ocierror.Error {
@@ -251,8 +257,8 @@ func sizeInvalid(format string, args ...any) *ocierror.Error {
 func bodyEnded(cause error) *ocierror.Error {
 	if errors.Is(cause, os.ErrDeadlineExceeded) {
 		return &ocierror.Error{Code: ocierror.SizeInvalid, Status: http.StatusRequestTimeout, Cause: cause,
-			Message: "the body came too slowly: nothing of it arrived for a while (setting stall-timeout); send it again, or " +
-				"ask for the status of the upload and continue from there"}
+			Message: "the body came too slowly: nothing of it arrived for a while (setting stall-timeout); send it " +
+				"again, or ask for the status of the upload and continue from there"}
 	}
 	return &ocierror.Error{Code: ocierror.SizeInvalid, Cause: cause, Message: "the body ended early; send it again"}
 }
@@ -283,7 +289,8 @@ func limitError(err error) error {
 	if !errors.As(err, &e) {
 		return err
 	}
-	return &ocierror.Error{Code: ocierror.TooManyRequests, Message: e.Error(), Header: ocierror.RetryAfter(e.RetryAfter)}
+	return &ocierror.Error{Code: ocierror.TooManyRequests, Message: e.Error(),
+		Header: ocierror.RetryAfter(e.RetryAfter)}
 }
 
 // overQuota refuses content that is larger than what a quota leaves.
@@ -304,8 +311,10 @@ func overLimit(e *storage.LimitError) *ocierror.Error {
 		message = "there are " + most + " repositories, as many as there may be (setting max-repositories): " +
 			"delete what is no longer needed, or ask the administrator to raise the limit"
 	case storage.LimitBytes:
-		message = "the registry's index is full, at " + most + " bytes of memory (setting max-index): nothing that is new " +
-			"is accepted; delete tags and manifests that are no longer needed, or ask the administrator to raise the limit"
+		message = "the registry's index is full, at " + most +
+			" bytes of memory (setting max-index): nothing that is new " +
+			"is accepted; delete tags and manifests that are no longer needed, or ask the administrator to raise the " +
+			"limit"
 	}
 	return &ocierror.Error{Code: ocierror.Denied, Status: http.StatusInsufficientStorage, Cause: e, Message: message}
 }
@@ -329,11 +338,12 @@ func internal(err error) *ocierror.Error {
 	switch {
 	case errors.Is(err, storage.ErrFull):
 		return &ocierror.Error{Code: ocierror.Unknown, Status: http.StatusInsufficientStorage, Cause: err,
-			Header: ocierror.RetryAfter(60), Message: "the registry's storage is full; its administrator must make room"}
+			Header: ocierror.RetryAfter(60), Message: "the registry's storage is full; its administrator must make " +
+				"room"}
 	case errors.Is(err, storage.ErrReadOnly): // it has become so, or the registry would not have got this far
 		return &ocierror.Error{Code: ocierror.Unavailable, Cause: err, Header: ocierror.RetryAfter(60),
-			Message: "the registry's storage has become read-only, as after an error of the disk; pulls go on, and its " +
-				"administrator must look at the volume and restart the registry"}
+			Message: "the registry's storage has become read-only, as after an error of the disk; pulls go on, and " +
+				"its administrator must look at the volume and restart the registry"}
 	case errors.Is(err, storage.ErrUnavailable):
 		return &ocierror.Error{Code: ocierror.Unavailable, Cause: err, Header: ocierror.RetryAfter(5),
 			Message: "the registry's storage does not answer; retry in a moment"}
@@ -342,8 +352,8 @@ func internal(err error) *ocierror.Error {
 			Message: "the upload took so long that its bytes may have been removed; push it again"}
 	case errors.Is(err, storage.ErrTooLarge):
 		return &ocierror.Error{Code: ocierror.SizeInvalid, Status: http.StatusRequestEntityTooLarge, Cause: err,
-			Message: "the change is more than one commit of the registry's journal can take; push fewer tags at once, or a " +
-				"manifest with fewer references"}
+			Message: "the change is more than one commit of the registry's journal can take; push fewer tags at " +
+				"once, or a manifest with fewer references"}
 	case errors.Is(err, storage.ErrBusy):
 		return &ocierror.Error{Code: ocierror.TooManyRequests, Cause: err,
 			Header: ocierror.RetryAfter(5), Message: "too many uploads are open; retry in a moment"}

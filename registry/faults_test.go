@@ -155,7 +155,8 @@ func injectFault(t *testing.T, f flow, method string, n int, after bool, err err
 		}
 		if a.status >= 300 {
 			again := f.run(w)
-			if gone := again.status == 404 && strings.Contains(f.name, "deletion"); again.status >= 300 && !gone || !f.holds(w) {
+			if gone := again.status == 404 && strings.Contains(f.name, "deletion"); again.status >= 300 && !gone ||
+				!f.holds(w) {
 				t.Errorf("the second try: %d %s", again.status, again.body)
 			}
 		}

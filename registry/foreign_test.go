@@ -29,11 +29,13 @@ func TestOnlyLayersAreForeign(t *testing.T) {
 		for _, mediaType := range []string{typeManifest, typeDockerManifest} {
 			w.do("PUT", "/v2/a/manifests/v", []byte(`{"schemaVersion":2,"config":`+far+`,"layers":[]}`), "Content-Type",
 				mediaType).code(404, "MANIFEST_BLOB_UNKNOWN")
-			w.do("PUT", "/v2/a/manifests/v", []byte(`{"schemaVersion":2,"config":`+c+`,"layers":[`+far+`],"n":"`+mediaType+`"}`),
+			w.do("PUT", "/v2/a/manifests/v", []byte(`{"schemaVersion":2,"config":`+c+`,"layers":[`+far+`],"n":"`+
+				mediaType+`"}`),
 				"Content-Type", mediaType).is(201)
 		}
 		for _, mediaType := range []string{typeIndex, typeDockerList} {
-			w.do("PUT", "/v2/a/manifests/i", []byte(`{"schemaVersion":2,"manifests":[`+far+`]}`), "Content-Type", mediaType).
+			w.do("PUT", "/v2/a/manifests/i", []byte(`{"schemaVersion":2,"manifests":[`+far+`]}`),
+				"Content-Type", mediaType).
 				code(404, "MANIFEST_BLOB_UNKNOWN")
 		}
 	}
@@ -180,10 +182,12 @@ func TestAForeignLayerThatIsHere(t *testing.T) {
 	config, layer := []byte("{}"), []byte("layer")
 	w.pushBlob("a", config)
 	w.pushBlob("a", layer)
-	body := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + desc(foreignType, layer) + `]}`)
+	body := []byte(`{"schemaVersion":2,"config":` + desc("x/y", config) + `,"layers":[` + desc(foreignType, layer) +
+		`]}`)
 	w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201).has("Warning", "")
 	body = []byte(strings.Replace(string(body), `"layers":[`, `"layers":[`+desc(foreignType, []byte("absent"))+",", 1))
-	if a := w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).is(201); len(a.header["Warning"]) != 1 {
+	if a := w.do("PUT", "/v2/a/manifests/v", body, "Content-Type", typeManifest).
+		is(201); len(a.header["Warning"]) != 1 {
 		t.Errorf("warnings: %q", a.header["Warning"])
 	}
 }
@@ -199,7 +203,8 @@ func TestPlatformsOfAnIndexInMemory(t *testing.T) {
 		absent[2])
 	w.do("PUT", "/v2/a/manifests/sparse", []byte(all), "Content-Type", typeIndex).is(201)
 	index := digest.FromString(all)
-	if got := w.registry.(*registry.Registry).Images().Platforms(index, absent); !slices.Equal(got, []string{"", "", ""}) {
+	if got := w.registry.(*registry.Registry).Images().
+		Platforms(index, absent); !slices.Equal(got, []string{"", "", ""}) {
 		t.Errorf("before the index was read: %q", got)
 	}
 	w.do("GET", "/v2/a/manifests/sparse", nil).is(200)

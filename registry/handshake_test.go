@@ -37,7 +37,8 @@ func guarded(t *testing.T, o auth.Options) (*server, *auth.Guard) {
 type client struct {
 	*server
 	user, password string
-	// perRequest: it uses the challenge of each answer (containerd, oras), not that of GET /v2/ (docker, skopeo, crane).
+	// perRequest: it uses the challenge of each answer (containerd, oras), not that of GET /v2/ (docker, skopeo,
+	// crane).
 	perRequest bool
 	post       bool // it tries POST first (containerd, regctl)
 	basicLast  bool // it uses every challenge of GET /v2/, and Basic after Bearer (docker)
@@ -162,7 +163,8 @@ func TestTheHandshake(t *testing.T) {
 			name string
 			c    client
 		}{{"ping and GET", client{}}, {"ping, GET, Basic last", client{basicLast: true}},
-			{"per request and GET", client{perRequest: true}}, {"per request and POST", client{perRequest: true, post: true}}} {
+			{"per request and GET", client{perRequest: true}},
+			{"per request and POST", client{perRequest: true, post: true}}} {
 			t.Run(setup.name+"/"+kind.name, func(t *testing.T) {
 				w, _ := guarded(t, setup.o)
 				for _, caller := range []struct {
@@ -172,13 +174,15 @@ func TestTheHandshake(t *testing.T) {
 					link(t, w, "app", "x")
 					c := kind.c
 					c.server, c.user, c.password = w, caller.user, caller.password
-					got := [4]int{c.try("GET", "/v2/", "", ""), c.try("GET", "/v2/app/blobs/"+blob, "", "repository:app:pull"),
+					got := [4]int{c.try("GET", "/v2/", "", ""),
+						c.try("GET", "/v2/app/blobs/"+blob, "", "repository:app:pull"),
 						c.try("POST", "/v2/app/blobs/uploads/", "", "repository:app:pull,push"),
 						c.try("DELETE", "/v2/app/blobs/"+blob, "", "repository:app:delete")}
 					want := caller.want
 					closed := setup.o.Anonymous == "none"
 					switch {
-					case kind.c.basicLast && caller.user == "" && closed: // the client gives up: "no basic auth credentials"
+					// the client gives up: "no basic auth credentials"
+					case kind.c.basicLast && caller.user == "" && closed:
 						want = [4]int{}
 					case kind.c.basicLast && caller.user != "" && caller.password == "wrong" && closed:
 						want = [4]int{401, 401, 401, 401}
@@ -217,7 +221,8 @@ func TestTheChallengeGivesTheReason(t *testing.T) {
 	} {
 		refused := w.do("POST", "/v2/app/blobs/uploads/", nil, row.login...).code(401, "UNAUTHORIZED")
 		got := challenges(t, refused.header)["Bearer"]
-		if got["error"] != row.code || got["error_description"] != row.say || got["scope"] != "repository:app:pull,push" {
+		if got["error"] != row.code || got["error_description"] != row.say ||
+			got["scope"] != "repository:app:pull,push" {
 			t.Errorf("%q: %v, want %q, %q", row.login, got, row.code, row.say)
 		}
 	}

@@ -33,7 +33,8 @@ func TestHostileManifestsCostNoMoreThanHonestOnes(t *testing.T) {
 	honest := fill(`{"schemaVersion":2,"config":`+layer+`,"layers":[`, layer+",", "]}")
 	honestBytes, honestTime := cost(honest, 1)
 	if honestBytes > (manifestFactor-1)*most {
-		t.Errorf("an honest manifest: %d MiB allocated for %d MiB; manifestFactor is too low", honestBytes>>20, most>>20)
+		t.Errorf("an honest manifest: %d MiB allocated for %d MiB; manifestFactor is too low",
+			honestBytes>>20, most>>20)
 	}
 	for name, body := range map[string][]byte{
 		"commas":                    fill(`{"layers":[`, ",", "]}"),

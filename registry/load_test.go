@@ -129,7 +129,8 @@ func TestAnUploadContinuesAfterARestart(t *testing.T) {
 		} else {
 			w.do("GET", location, nil).is(204).has("Range", fmt.Sprintf("0-%d", i<<20-1))
 		}
-		w.do("PATCH", location, content[i<<20:(i+1)<<20], "Content-Range", fmt.Sprintf("%d-%d", i<<20, (i+1)<<20-1)).is(202)
+		w.do("PATCH", location, content[i<<20:(i+1)<<20], "Content-Range", fmt.Sprintf("%d-%d", i<<20, (i+1)<<20-1)).
+			is(202)
 		if i == 2 {
 			w.do("PUT", location+"?digest="+d, nil).is(201)
 			w.do("GET", "/v2/a/blobs/"+d, nil).is(200).equals(string(content))

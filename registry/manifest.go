@@ -219,9 +219,9 @@ func (r *Registry) deleteManifest(w http.ResponseWriter, req *http.Request, c *c
 	}
 	err := remove(all)
 	for errors.Is(err, storage.ErrTooLarge) && c.digest != "" && len(gone.Tags) > 0 {
-		// There are more tags than one commit can take. They go first, so that each step leaves a manifest with its other
-		// tags, and a DELETE that is repeated after it was interrupted goes on; then the manifest, with what was tagged
-		// meanwhile.
+		// There are more tags than one commit can take. They go first, so that each step leaves a manifest with its
+		// other tags, and a DELETE that is repeated after it was interrupted goes on; then the manifest, with what was
+		// tagged meanwhile.
 		err = storage.InSteps(gone.Tags, func(tags []string) error {
 			return remove(func(tx *storage.Tx) (audit.Event, error) { return r.untag(tx, c, conditions, tags) })
 		})

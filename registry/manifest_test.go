@@ -49,7 +49,8 @@ func TestManifestPutAnswers(t *testing.T) {
 	}
 
 	put("v1", "Content-Type", typeManifest).is(201).
-		has("Location", "/v2/a/manifests/"+d.String(), "Docker-Content-Digest", d.String(), "OCI-Subject", "", "OCI-Tag", "")
+		has("Location", "/v2/a/manifests/"+d.String(), "Docker-Content-Digest", d.String(), "OCI-Subject", "",
+			"OCI-Tag", "")
 	put(d.String(), "Content-Type", typeManifest+"; charset=utf-8").is(201)
 	put(d512.String(), "Content-Type", typeManifest).is(201).has("Docker-Content-Digest", d512.String())
 	w.do("GET", "/v2/a/manifests/"+d512.String(), nil).is(200).has("Content-Type", typeManifest).equals(string(body))
@@ -126,7 +127,8 @@ func TestManifestContent(t *testing.T) {
 		{"another schema", typeManifest, `{"schemaVersion":1,"config":` + c + `,"layers":[]}`, 400, invalid},
 		{"no config", typeManifest, `{"schemaVersion":2,"layers":[]}`, 400, invalid},
 		{"a descriptor without a digest", typeManifest, img(`{"size":1}`, ""), 400, invalid},
-		{"a digest that is a path", typeManifest, img(`{"digest":"sha256:../../../etc/passwd","size":1}`, ""), 400, invalid},
+		{"a digest that is a path", typeManifest, img(`{"digest":"sha256:../../../etc/passwd","size":1}`, ""),
+			400, invalid},
 		{"a negative size", typeManifest, img(`{"digest":"sha256:`+zeros+`","size":-1}`, ""), 400, invalid},
 		{"layers and manifests", typeManifest, img("", `,"manifests":[]`), 400, invalid},
 		{"an index with a config", typeIndex, idx("", `,"config":`+c), 400, invalid},
@@ -159,7 +161,8 @@ func TestManifestContent(t *testing.T) {
 func TestAllMissingPartsAreListed(t *testing.T) {
 	w := newServer(t)
 	one, two := []byte("1"), []byte("2")
-	a := w.do("PUT", "/v2/a/manifests/v", image(one, two), "Content-Type", typeManifest).code(404, "MANIFEST_BLOB_UNKNOWN")
+	a := w.do("PUT", "/v2/a/manifests/v", image(one, two), "Content-Type", typeManifest).
+		code(404, "MANIFEST_BLOB_UNKNOWN")
 	a.contains(digest.FromBytes(one).String()).contains(digest.FromBytes(two).String())
 	var layers []string
 	for i := range 3000 {
@@ -236,7 +239,8 @@ func TestImmutableTags(t *testing.T) {
 	w.do("PUT", "/v2/a/manifests/v2", body, "Content-Type", typeManifest).is(201)
 	other, od := w.pushImage("a", "v2", "y") // other tags may move
 	w.do("PUT", "/v2/a/manifests/v1", other, "Content-Type", typeManifest).code(403, "DENIED").contains("immutable")
-	w.do("PUT", "/v2/a/manifests/"+od.String()+"?tag=v3&tag=v1", other, "Content-Type", typeManifest).code(403, "DENIED")
+	w.do("PUT", "/v2/a/manifests/"+od.String()+"?tag=v3&tag=v1", other, "Content-Type", typeManifest).
+		code(403, "DENIED")
 	w.do("GET", "/v2/a/manifests/v3", nil).is(404)
 	w.do("DELETE", "/v2/a/manifests/v1", nil).code(403, "DENIED")
 	w.do("DELETE", "/v2/a/manifests/"+d.String(), nil).code(403, "DENIED")

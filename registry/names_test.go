@@ -34,7 +34,8 @@ func asGo(t *testing.T, body []byte) (all []digest.Digest) {
 // variants are a name in other cases, and with the letters of Unicode that encoding/json takes for ASCII ones.
 func variants(name string) []string {
 	all := []string{strings.ToUpper(name), strings.ToUpper(name[:1]) + name[1:], strings.ToLower(name),
-		name[:1] + strings.ToUpper(name[1:]), strings.ReplaceAll(name, "s", "ſ"), strings.ReplaceAll(name, "k", "\u212a")}
+		name[:1] + strings.ToUpper(name[1:]), strings.ReplaceAll(name, "s", "ſ"),
+		strings.ReplaceAll(name, "k", "\u212a")}
 	all = append(all, strings.ReplaceAll(strings.ToUpper(name), "S", `\u017f`)) // the same, escaped
 	return slices.DeleteFunc(all, func(s string) bool { return s == name })
 }

@@ -102,7 +102,8 @@ func TestEachFormReachesTheRepository(t *testing.T) {
 		"/v2/f/docker.io/nginx/?ns=trow.kube-public:31000": "trow.kube-public:31000",
 	} {
 		repo, query, _ := strings.Cut(path, "?")
-		for what, ref := range map[string]string{"manifests/": "v", "manifests": "/" + w.digest.String(), "blobs/": layer} {
+		for what, ref := range map[string]string{"manifests/": "v", "manifests": "/" + w.digest.String(),
+			"blobs/": layer} {
 			for _, method := range []string{"GET", "HEAD"} {
 				w.do(method, repo+what+ref+"?"+query, nil).is(200).has("OCI-Namespace", ns)
 			}
@@ -130,12 +131,14 @@ func TestNamespacesThatAreNotHere(t *testing.T) {
 	w := newMirror(t, everybodyPulls)
 	d := w.digest.String()
 	long := strings.Repeat("a", 250)
-	for _, path := range []string{"library/nginx/manifests/v?ns=quay.io", "library/nginx/manifests/" + d + "?ns=quay.io",
+	for _, path := range []string{"library/nginx/manifests/v?ns=quay.io",
+		"library/nginx/manifests/" + d + "?ns=quay.io",
 		"library/nginx/blobs/" + d + "?ns=quay.io", "library/nginx/tags/list?ns=quay.io",
 		"library/nginx/referrers/" + d + "?ns=quay.io", "f/docker.io/library/nginx/manifests/v?ns=quay.io",
 		"library/nginx/manifests/v?ns=docker.io:5000", "library/nginx/manifests/v?ns=nginx",
 		long + "/manifests/v?ns=quay.io",
-		"library/nginx/manifests/v?ns=../../x", "library/nginx/manifests/v?ns=docker.io/library", "_catalog?ns=docker.io",
+		"library/nginx/manifests/v?ns=../../x", "library/nginx/manifests/v?ns=docker.io/library",
+		"_catalog?ns=docker.io",
 		"library/nginx/manifests/v?ns=https://docker.io", "library/nginx/manifests/v?ns=a@docker.io", "?ns=quay.io",
 		"library/nginx/manifests/v?ns=docker.io%00", "library/nginx/manifests/v?ns=[::1]:5000",
 		"library/nginx/manifests/v?ns=127.0.0.1", "library/nginx/manifests/v?ns=169.254.169.254"} {
@@ -145,7 +148,8 @@ func TestNamespacesThatAreNotHere(t *testing.T) {
 	}
 	w.do("GET", "/v2/?ns=docker.io", nil, login("alice")...).is(200)
 	w.do("GET", "/v2/nginx/manifests/v?ns=docker.io&ns=quay.io", nil).code(400, "NAME_INVALID").contains("want one")
-	w.do("GET", "/v2/other/manifests/v?ns=docker.io", nil).code(404, "MANIFEST_UNKNOWN").has("OCI-Namespace", "docker.io")
+	w.do("GET", "/v2/other/manifests/v?ns=docker.io", nil).code(404, "MANIFEST_UNKNOWN").
+		has("OCI-Namespace", "docker.io")
 	w.do("GET", "/v2/other/referrers/"+d+"?ns=docker.io", nil).is(200)
 }
 
@@ -221,7 +225,8 @@ func TestNobodyPushesToTheMirror(t *testing.T) {
 		}
 	}
 	w.do("GET", "/v2/f/docker.io/library/nginx/manifests/v", nil).is(200).equals(string(w.body))
-	w.do("POST", "/v2/own/blobs/uploads/?from=f/docker.io/library/nginx&mount="+digest.FromString("layer").String(), nil).
+	w.do("POST", "/v2/own/blobs/uploads/?from=f/docker.io/library/nginx&mount="+digest.FromString("layer").
+		String(), nil).
 		is(201)
 	w.put("f/docker.io/library/nginx", "w", w.body, ci...).is(201)
 	w.do("DELETE", "/v2/f/docker.io/library/nginx/manifests/w", nil, ci...).is(202)

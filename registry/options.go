@@ -23,9 +23,11 @@ func (o *ContentOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.ForeignLayers, "foreign-layers", true, "accept images with layers that clients get from elsewhere "+
 		"(urls, or a non-distributable type); false: refuse them, so that everything that runs is here")
 	fs.IntVar(&o.MaxReferences, "max-references", 10000,
-		"how many layers, or manifests of an index, one manifest may name; manifests that are held already may have more")
+		"how many layers, or manifests of an index, one manifest may name; manifests that are held already may have "+
+			"more")
 	fs.StringSliceVar(&o.SparseIndexes, "sparse-indexes", nil, "repositories, with * and **, that accept an index of "+
-		"which only some manifests are here, such as an image for some of its platforms; trow import always may push one")
+		"which only some manifests are here, such as an image for some of its platforms; trow import always may push "+
+		"one")
 }
 
 // Sparse returns whether a repository accepts an index of which only some manifests are here. The options are valid.

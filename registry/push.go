@@ -107,8 +107,8 @@ func (r *Registry) admissible(tx *storage.Tx, p *push) error {
 	if err := r.checkImmutable(tx, p); err != nil {
 		return err
 	}
-	// The type is a part of what a tag and a digest name: another one could make clients take the same bytes for something
-	// else. One that could not be stored today may be corrected, and then stays.
+	// The type is a part of what a tag and a digest name: another one could make clients take the same bytes for
+	// something else. One that could not be stored today may be corrected, and then stays.
 	if isHeld && held.MediaType != p.parsed.mediaType && storable(held.MediaType) {
 		return mediaTypeHeld(p.digest, held.MediaType, p.parsed.mediaType)
 	}

@@ -88,7 +88,8 @@ func (r *Registry) sendRanges(w http.ResponseWriter, req *http.Request, b blob, 
 	boundary := multipart.NewWriter(io.Discard).Boundary() // random, so that no blob can be made to contain it
 	heads, length := make([]string, len(parts)), int64(0)
 	for n, part := range parts {
-		heads[n] = fmt.Sprintf("\r\n--%s\r\nContent-Type: application/octet-stream\r\nContent-Range: %s\r\n\r\n", boundary,
+		heads[n] = fmt.Sprintf("\r\n--%s\r\nContent-Type: application/octet-stream\r\nContent-Range: %s\r\n\r\n",
+			boundary,
 			part.contentRange(b.size))
 		if n == 0 {
 			heads[n] = strings.TrimPrefix(heads[n], "\r\n")

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// pieceSize is how much one write takes: with larger pieces a thousand uploads at once would need more than 125 MiB,
-	// with smaller ones the system calls would cost more.
+	// pieceSize is how much one write takes: with larger pieces a thousand uploads at once would need more than 125
+	// MiB, with smaller ones the system calls would cost more.
 	pieceSize = 128 << 10
 	// maxPipelined bounds the uploads that have a second buffer. The others write each piece before they read the next,
 	// and are a little slower.

@@ -118,10 +118,12 @@ func (r *Registry) writeReferrers(w http.ResponseWriter, req *http.Request, c *c
 	}
 	keep(max(int64(body.Cap()), 1))
 	if found.omitted > 0 { // one line for each request, so that the log is bounded
-		r.annotate(req.Context(), "err", fmt.Sprintf("%d manifests left out of the list of referrers: %v", found.omitted,
+		r.annotate(req.Context(), "err", fmt.Sprintf("%d manifests left out of the list of referrers: %v",
+			found.omitted,
 			found.why))
 		// A client that takes the list for a complete one might say that an image has no signature.
-		warn(w, fmt.Sprintf("%d manifests are left out of this list because the registry cannot read them; push them again",
+		warn(w, fmt.Sprintf("%d manifests are left out of this list because the registry cannot read them; push them "+
+			"again",
 			found.omitted))
 	}
 	if q.artifactType != "" { // not earlier: an error applies no filter

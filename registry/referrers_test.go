@@ -137,7 +137,8 @@ func TestAPushedReferrerIsNotReadForAFilter(t *testing.T) {
 	w := serve(t, blobs, journal)
 	subject := digest.FromString("subject")
 	for i := range 5 {
-		body := fmt.Sprintf(`{"mediaType":%q,"artifactType":"x/y","subject":{"digest":%q},"n":%d}`, typeOther, subject, i)
+		body := fmt.Sprintf(`{"mediaType":%q,"artifactType":"x/y","subject":{"digest":%q},"n":%d}`,
+			typeOther, subject, i)
 		w.do("PUT", "/v2/a/manifests/v", []byte(body)).is(201)
 	}
 	before := blobs.n.Load()
@@ -180,14 +181,16 @@ func TestABadManifestDoesNotHideOtherReferrers(t *testing.T) {
 				a := w.do("GET", "/v2/a/referrers/"+subject.String()+query, nil).is(200)
 				var idx struct{ Manifests []struct{ Digest string } }
 				if err := json.Unmarshal(a.body, &idx); err != nil || len(idx.Manifests) != n ||
-					!strings.Contains(a.header.Get("Warning"), warning) || (warning == "") != (a.header.Get("Warning") == "") {
+					!strings.Contains(a.header.Get("Warning"), warning) ||
+					(warning == "") != (a.header.Get("Warning") == "") {
 					t.Errorf("%s: %s, Warning %q; want %d, %q", query, a.body, a.header.Get("Warning"), n, warning)
 				}
 			}
 		}
 	}
 	referrer := func(n int) []byte {
-		body := fmt.Appendf(nil, `{"mediaType":%q,"artifactType":"x/y","subject":{"digest":%q},"n":%d}`, typeOther, subject,
+		body := fmt.Appendf(nil, `{"mediaType":%q,"artifactType":"x/y","subject":{"digest":%q},"n":%d}`,
+			typeOther, subject,
 			n)
 		w.do("PUT", fmt.Sprintf("/v2/a/manifests/v%d", n), body).is(201)
 		return body

@@ -53,8 +53,8 @@ type Options struct {
 	Blobs storage.Blobs
 	Index *storage.Index
 	Auth  auth.Authorizer
-	// Names are the host[:port] under which clients know this registry. A request with another name in ?ns= is meant for
-	// a repository of another registry, which lies below f/ here.
+	// Names are the host[:port] under which clients know this registry. A request with another name in ?ns= is meant
+	// for a repository of another registry, which lies below f/ here.
 	Names []string
 	// Namespaces says under which names those lie, and which hosts of ours stand for another registry. Optional.
 	Namespaces *namespace.Table

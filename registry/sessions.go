@@ -77,7 +77,8 @@ func newSessions(key []byte, timeout time.Duration, share int) *sessions {
 	if timeout == 0 {
 		timeout = defaultUploadTimeout
 	}
-	return &sessions{key: key, timeout: timeout, share: share, floor: time.Now().UnixMilli() - 1, ended: map[uuid]bool{},
+	return &sessions{key: key, timeout: timeout, share: share, floor: time.Now().UnixMilli() - 1,
+		ended:  map[uuid]bool{},
 		stored: map[storedKey]*stored{}, used: list.New(), owners: map[limit.Client]int{}}
 }
 

@@ -77,7 +77,8 @@ func TestReplicasAreOneRegistry(t *testing.T) {
 		next().do("HEAD", "/v2/app/blobs/"+d, nil).is(200)
 	}
 	image := func(tag string) string {
-		return `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","config":{"mediaType":"application/x","digest":"` +
+		return `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest +
+			`","config":{"mediaType":"application/x","digest":"` +
 			digest.FromBytes(config).String() + `","size":2},"layers":[{"mediaType":"application/x","digest":"` +
 			digest.FromBytes(layer).String() + `","size":5}],"annotations":{"tag":"` + tag + `"}}`
 	}

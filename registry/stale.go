@@ -19,8 +19,9 @@ func (r *Registry) catchUp(w http.ResponseWriter, req *http.Request, c *call) er
 	age, err := r.options.Index.CatchUp(req.Context(), storage.CatchUpTime)
 	if age > 0 {
 		seconds := strconv.Itoa(int(age.Seconds()))
-		w.Header().Set("Warning", fmt.Sprintf(`299 - "stale: the registry's journal does not answer; this may be %s s old"`,
-			seconds))
+		w.Header().Set("Warning",
+			fmt.Sprintf(`299 - "stale: the registry's journal does not answer; this may be %s s old"`,
+				seconds))
 		w.Header().Set("Trow-Stale", "journal; age="+seconds)
 	}
 	return err

@@ -45,7 +45,8 @@ func TestUploads(t *testing.T) {
 			},
 			"by a stream": func(w *server) *answer {
 				l := w.begin("a")
-				w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content)}).is(202).has("Range", "0-15", "Location", l)
+				w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content)}).is(202).
+					has("Range", "0-15", "Location", l)
 				return w.do("PUT", l+"?digest="+d.String(), nil)
 			},
 			"in chunks": func(w *server) *answer {
@@ -65,7 +66,8 @@ func TestUploads(t *testing.T) {
 				return w.do("PUT", l+"?digest="+d.String(), content[5:])
 			},
 			"with the algorithm announced": func(w *server) *answer {
-				l := w.do("POST", "/v2/a/blobs/uploads/?digest-algorithm="+alg.String(), nil).is(202).header.Get("Location")
+				l := w.do("POST", "/v2/a/blobs/uploads/?digest-algorithm="+alg.String(), nil).is(202).
+					header.Get("Location")
 				w.do("PATCH", l, content, "Content-Range", "0-15").is(202)
 				return w.do("PUT", l+"?digest="+d.String(), nil)
 			},
@@ -90,16 +92,20 @@ func TestFailingUploads(t *testing.T) {
 		"Location", l)
 	w.do("PATCH", l, content[:5], "Content-Range", "0-4").is(202)
 	w.do("PATCH", l, content[:5], "Content-Range", "0-4").code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4")
-	w.do("PUT", l+"?digest="+d, content[:5], "Content-Range", "0-4").code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4")
+	w.do("PUT", l+"?digest="+d, content[:5], "Content-Range", "0-4").code(416, "BLOB_UPLOAD_INVALID").
+		has("Range", "0-4")
 	for _, r := range []string{"x", "5", "5-", "-9", "9-5", "bytes 5-9/10", "5-9/10", "+5-9",
 		"99999999999999999999-99999999999999999999", "0-9223372036854775807", "5-9223372036854775807"} {
-		w.do("PATCH", l, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4", "Location", l)
-		w.do("PUT", l+"?digest="+d, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID").has("Range", "0-4",
-			"Location", l).contains("<first>-<last>")
+		w.do("PATCH", l, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID").
+			has("Range", "0-4", "Location", l)
+		w.do("PUT", l+"?digest="+d, content[5:], "Content-Range", r).code(416, "BLOB_UPLOAD_INVALID").
+			has("Range", "0-4",
+				"Location", l).contains("<first>-<last>")
 	}
 	w.do("PATCH", l, content[5:], "Content-Range", "5-6").code(400, "SIZE_INVALID")
 	// longer than its Content-Range
-	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[5:])}, "Content-Range", "5-6").code(400, "SIZE_INVALID")
+	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[5:])}, "Content-Range", "5-6").
+		code(400, "SIZE_INVALID")
 	// the announced bytes are here
 	w.do("GET", l, nil).is(204).has("Range", "0-6", "Location", l)
 	w.send("PATCH", l, struct{ io.Reader }{bytes.NewReader(content[7:8])}, "Content-Range", "7-9").code(400,
@@ -118,7 +124,8 @@ func TestFailingUploads(t *testing.T) {
 	w.do("POST", "/v2/a/blobs/uploads/?digest-algorithm=md5", nil).code(400, "DIGEST_INVALID")
 
 	l = w.begin("a")
-	w.do("GET", strings.Replace(l, "/v2/a/", "/v2/b/", 1), nil).code(404, "BLOB_UPLOAD_UNKNOWN") // in another repository
+	// in another repository
+	w.do("GET", strings.Replace(l, "/v2/a/", "/v2/b/", 1), nil).code(404, "BLOB_UPLOAD_UNKNOWN")
 	w.do("DELETE", l, nil).is(204)
 	w.do("DELETE", l, nil).code(404, "BLOB_UPLOAD_UNKNOWN")
 	w.do("PATCH", l, content).code(404, "BLOB_UPLOAD_UNKNOWN")
@@ -254,8 +261,10 @@ func TestAPrefixIsPartOfLocationsAndLinks(t *testing.T) {
 	starts(a, "Location", "/some/path/v2/a/blobs/uploads/")
 	l := strings.TrimPrefix(a.header.Get("Location"), "/some/path")
 	starts(w.do("PATCH", l, []byte("abc")).is(202), "Location", "/some/path/v2/a/blobs/uploads/")
-	starts(w.do("PATCH", l, []byte("abc"), "Content-Range", "9-11").is(416), "Location", "/some/path/v2/a/blobs/uploads/")
-	starts(w.do("PUT", l+"?digest="+digest.FromString("abc").String(), nil).is(201), "Location", "/some/path/v2/a/blobs/")
+	starts(w.do("PATCH", l, []byte("abc"), "Content-Range", "9-11").is(416), "Location",
+		"/some/path/v2/a/blobs/uploads/")
+	starts(w.do("PUT", l+"?digest="+digest.FromString("abc").String(), nil).is(201), "Location",
+		"/some/path/v2/a/blobs/")
 	for _, tag := range []string{"v1", "v2"} {
 		starts(w.do("PUT", "/v2/a/manifests/"+tag, []byte("{}"), "Content-Type", typeOther).is(201), "Location",
 			"/some/path/v2/a/manifests/")

@@ -276,14 +276,16 @@ func TestNames(t *testing.T) {
 	}
 	for _, name := range []string{"A", "a/B", "-a", "a-", "a..b", "a___b", "a._b", ".a", "a/-b", "a//b", "a/", "..",
 		"a/../b", "a/./b", "%2e%2e",
-		"a%00b", "a%0ab", "a b", "ä", "a+b", "a@b", "a:b", "_a", strings.Repeat("a", 256), strings.Repeat("a/", 200) + "a"} {
+		"a%00b", "a%0ab", "a b", "ä", "a+b", "a@b", "a:b", "_a", strings.Repeat("a", 256),
+		strings.Repeat("a/", 200) + "a"} {
 		w.do("GET", "/v2/"+strings.ReplaceAll(name, " ", "%20")+"/tags/list", nil).code(400, "NAME_INVALID")
 	}
 }
 
 func TestMalformedReferences(t *testing.T) {
 	w := newServer(t)
-	bad := []string{"sha256:" + zeros[1:], "sha256:" + zeros + "0", "sha256:" + strings.Repeat("A", 64), "sha512:" + zeros,
+	bad := []string{"sha256:" + zeros[1:], "sha256:" + zeros + "0", "sha256:" + strings.Repeat("A", 64),
+		"sha512:" + zeros,
 		"md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:", ":", "sha256:baddigeststring", "sha384:" +
 			strings.Repeat("0", 96), "sha256:" + zeros[:62] + "%00"}
 	for _, d := range bad {

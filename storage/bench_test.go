@@ -32,7 +32,8 @@ func image(r, i int) storage.Manifest {
 		Size:      1500,
 	}
 	for k := range 4 {
-		m.Refs = append(m.Refs, digest.FromString(fmt.Sprint("base", r, k)), digest.FromString(fmt.Sprint("own", r, i, k)))
+		m.Refs = append(m.Refs, digest.FromString(fmt.Sprint("base", r, k)),
+			digest.FromString(fmt.Sprint("own", r, i, k)))
 	}
 	return m
 }
@@ -169,7 +170,9 @@ func registryOf(b *testing.B, repos, tags int) storage.Journal {
 		if r > 0 {
 			n = (tags-big)*r/(repos-1) - (tags-big)*(r-1)/(repos-1)
 		}
-		if err := x.Update(b.Context(), benchRepo(r), func(tx *storage.Tx) error { return pushTags(tx, r, n) }); err != nil {
+		if err := x.Update(b.Context(), benchRepo(r), func(tx *storage.Tx) error {
+			return pushTags(tx, r, n)
+		}); err != nil {
 			b.Fatal(err)
 		}
 	}

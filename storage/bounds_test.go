@@ -54,7 +54,8 @@ func TestTheCollectorKeepsToTheBounds(t *testing.T) {
 		j.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 3 << 19}
 		x := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: sharedGrace})
 		all := func(string) bool { return true }
-		x.SetQuotas([]storage.Quota{{Name: "one", Match: all, Bytes: 1 << 30}, {Name: "two", Match: all, Bytes: 1 << 30}})
+		x.SetQuotas([]storage.Quota{{Name: "one", Match: all, Bytes: 1 << 30},
+			{Name: "two", Match: all, Bytes: 1 << 30}})
 		service := memory.NewService()
 		blobs := &memory.Objects{Service: service, Records: x}
 		const n = 700

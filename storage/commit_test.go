@@ -30,18 +30,19 @@ func TestASuccessAfterAFailedCommitIsDurable(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inner := memory.NewJournal()
 			var commits []int
-			x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-				commits = append(commits, len(b))
-				if len(commits) > 1 {
-					return inner.Commit(ctx, b...)
-				}
-				if tt.effect {
-					if _, err := inner.Commit(ctx, b...); err != nil {
-						return 0, err
+			x := storagetest.OpenIndex(t, hooked{inner,
+				func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+					commits = append(commits, len(b))
+					if len(commits) > 1 {
+						return inner.Commit(ctx, b...)
 					}
-				}
-				return 0, tt.cause
-			}})
+					if tt.effect {
+						if _, err := inner.Commit(ctx, b...); err != nil {
+							return 0, err
+						}
+					}
+					return 0, tt.cause
+				}})
 			if err := x.Update(t.Context(), "r", put(1, "v")); !errors.Is(err, tt.cause) {
 				t.Errorf("a failed commit: %v", err)
 			}
@@ -58,7 +59,8 @@ func TestASuccessAfterAFailedCommitIsDurable(t *testing.T) {
 // TestWhileDurabilityIsInDoubtNothingSucceeds: as long as the journal cannot make durable what the state shows.
 func TestWhileDurabilityIsInDoubtNothingSucceeds(t *testing.T) {
 	inner, fails := memory.NewJournal(), true
-	x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context,
+		b ...storage.Batch) (storage.Revision, error) {
 		if len(b) > 0 {
 			if _, err := inner.Commit(ctx, b...); err != nil {
 				return 0, err
@@ -107,18 +109,21 @@ func TestACommitHasNoBatchForARepoThatDoesNotChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := memory.NewJournal()
 		var got []string
-		x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-			for i := range b {
-				got = append(got, fmt.Sprint(b[i].Repo, len(b[i].Facts)))
-			}
-			return inner.Commit(ctx, b...)
-		}})
+		x := storagetest.OpenIndex(t, hooked{inner,
+			func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+				for i := range b {
+					got = append(got, fmt.Sprint(b[i].Repo, len(b[i].Facts)))
+				}
+				return inner.Commit(ctx, b...)
+			}})
 		together(t, x,
 			func(x *storage.Index) error {
 				return x.Update(t.Context(), "same", func(*storage.Tx) error { return nil })
 			},
 			func(x *storage.Index) error {
-				return x.Update(t.Context(), "changed", func(tx *storage.Tx) error { return tx.PutManifest(manifest(1)) })
+				return x.Update(t.Context(), "changed", func(tx *storage.Tx) error {
+					return tx.PutManifest(manifest(1))
+				})
 			})
 		if !slices.Equal(got, []string{"changed1"}) {
 			t.Errorf("committed %v", got)

@@ -48,7 +48,8 @@ func TestADigestThatBeginsAsAnotherIsAnotherOne(t *testing.T) {
 
 func TestMalformedDigestsAreRefused(t *testing.T) {
 	hex := strings.Repeat("0123456789abcdef", 8)
-	for _, s := range []string{"", "sha256", "sha256:", "sha256:" + hex[:62], "sha256:" + hex[:63], "sha256:" + hex[:65],
+	for _, s := range []string{"", "sha256", "sha256:", "sha256:" + hex[:62], "sha256:" + hex[:63],
+		"sha256:" + hex[:65],
 		"sha256:" + hex, "sha512:" + hex[:64], "sha512:" + hex[:126], "sha512:" + hex + "00", "sha384:" + hex[:96],
 		"sha256." + hex[:64], "SHA256:" + hex[:64], "sha512." + hex, "md5abc:" + hex[:64], "md5abc:" + hex} {
 		if _, err := ParseDigest(s); !errors.Is(err, ErrDigest) || keyOf(digest.Digest(s)) != "" {
@@ -122,7 +123,9 @@ func TestManifestValuesAreReadAsWritten(t *testing.T) {
 			t.Errorf("%+v was read as %+v, %v", m, f, err)
 		}
 		var refs []digest.Digest
-		if err := f.eachRef(func(k []byte) { refs = append(refs, key(k).digest()) }); err != nil || len(refs) != len(m.Refs) {
+		if err := f.eachRef(func(k []byte) {
+			refs = append(refs, key(k).digest())
+		}); err != nil || len(refs) != len(m.Refs) {
 			t.Errorf("references %v, %v; want %v", refs, err, m.Refs)
 		}
 	}

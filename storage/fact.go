@@ -33,7 +33,8 @@ func (k Kind) Format() int {
 // known reports whether facts of this kind are of a format that is known here.
 func (k Kind) known() bool {
 	switch k {
-	case KindLink, KindManifest, KindTag, KindHistory, KindDeparted, kindCondemned, kindQuarantined, kindPlace, kindRecord:
+	case KindLink, KindManifest, KindTag, KindHistory, KindDeparted, kindCondemned, kindQuarantined,
+		kindPlace, kindRecord:
 		return true
 	}
 	return false

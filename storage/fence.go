@@ -15,8 +15,8 @@ import (
 type Leads interface {
 	// Lead waits until this process is the one that does a task, and then does it until ctx ends, when the next one
 	// follows at once. name is what Leader returns. lost is closed when it may be another process's turn. fence is for
-	// WithFence: what it guards is refused from the moment on at which another process may have taken over. It is a fact
-	// of KindLead, which holds in every repo. Errors: ctx's; those of the Journal, such as ErrClosed.
+	// WithFence: what it guards is refused from the moment on at which another process may have taken over. It is a
+	// fact of KindLead, which holds in every repo. Errors: ctx's; those of the Journal, such as ErrClosed.
 	Lead(ctx context.Context, task, name string) (fence Fact, lost <-chan struct{}, err error)
 	// Leader returns the name of the process that does a task, or "".
 	Leader(ctx context.Context, task string) (string, error)

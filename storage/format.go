@@ -66,7 +66,8 @@ func (tx *Tx) checkFormats() error {
 	for _, changes := range []overlay{tx.own, tx.ownStore} {
 		for f, value := range changes {
 			if value != nil && f.kind.Format() > sharedFormat && !tx.May(f.kind) {
-				return fmt.Errorf("a fact of kind %q needs format %d, and another replica knows less", f.kind, f.kind.Format())
+				return fmt.Errorf("a fact of kind %q needs format %d, and another replica knows less", f.kind,
+					f.kind.Format())
 			}
 		}
 	}

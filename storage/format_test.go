@@ -39,7 +39,8 @@ func startVersion(t *testing.T, j storage.Journal, name string, format int) *ver
 				return
 			case <-time.After(storage.BeatInterval):
 			}
-			if err := errors.Join(v.Beat(ctx, name), hold(ctx, v.Index, "a", fmt.Sprint(name, n))); err != nil && ctx.Err() == nil {
+			if err := errors.Join(v.Beat(ctx, name), hold(ctx, v.Index, "a", fmt.Sprint(name, n))); err != nil &&
+				ctx.Err() == nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
@@ -83,7 +84,8 @@ func TestTwoFormatsSideBySide(t *testing.T) {
 						t.Error("a version that does not ask writes what another one does not understand")
 					}
 					may(next, storage.OptionalKind, true)
-					if err := hold(t.Context(), old.Index, "a", "beside "+name); err != nil || !holds(t, next.Index, "a", "beside "+name) {
+					if err := hold(t.Context(), old.Index, "a", "beside "+name); err != nil ||
+						!holds(t, next.Index, "a", "beside "+name) {
 						t.Errorf("side by side: %v", err)
 					}
 					next.stop(t, cleanly)
@@ -177,12 +179,14 @@ func TestABeatWritesTheFormatOnce(t *testing.T) {
 
 // TestForHowLongASilentReplicaHoldsTheFormatBack: for five beats, and not a moment longer.
 func TestForHowLongASilentReplicaHoldsTheFormatBack(t *testing.T) {
-	for silent, want := range map[time.Duration]bool{5 * storage.BeatInterval: false, 5*storage.BeatInterval + 1: true} {
+	for silent, want := range map[time.Duration]bool{5 * storage.BeatInterval: false,
+		5*storage.BeatInterval + 1: true} {
 		synctest.Test(t, func(t *testing.T) {
 			j := memory.NewJournal()
 			j.Is = storage.Traits{Shared: true}
 			next := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Format: storage.Format + 1})
-			if err := errors.Join(next.Beat(t.Context(), "next"), storage.BeatOf(t.Context(), next, "old", time.Now())); err != nil {
+			if err := errors.Join(next.Beat(t.Context(), "next"),
+				storage.BeatOf(t.Context(), next, "old", time.Now())); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(silent)

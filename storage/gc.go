@@ -93,7 +93,8 @@ func (c *Collector) run(ctx context.Context, grace time.Duration, r *collection)
 		// Moments are whole seconds, and what is not surely older than since is kept. Without a grace nothing is.
 		since = since.Add(time.Second)
 	}
-	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace))) // a run with a short grace must not drop what others need
+	// a run with a short grace must not drop what others need
+	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace)))
 	if !dry {
 		if err := r.finish(ctx); err != nil {
 			return done, fmt.Errorf("collect: %w", err)
@@ -221,8 +222,8 @@ func (r *collection) unlink(ctx context.Context, since time.Time) error {
 }
 
 func (r *collection) unlinkStep(ctx context.Context, name string, links []key, since time.Time) error {
-	// First the links are marked, then the leases are read, both in take; a HEAD first leases and then looks the link up,
-	// and waits while it is marked. So either the HEAD's lease keeps the link, or the HEAD sees it gone.
+	// First the links are marked, then the leases are read, both in take; a HEAD first leases and then looks the link
+	// up, and waits while it is marked. So either the HEAD's lease keeps the link, or the HEAD sees it gone.
 	free, release := r.Index.leases.take(name, links, since)
 	defer release()
 	if r.dry {
@@ -236,8 +237,8 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 			n = 0
 			for _, k := range links {
 				d := k.digest()
-				// Asked again inside the commit: a manifest may have come that refers to it, or a client to which another process
-				// has said that it is here.
+				// Asked again inside the commit: a manifest may have come that refers to it, or a client to which
+				// another process has said that it is here.
 				if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) && r.Index.isUnneeded(name, k, since) {
 					n++
 					if err := tx.Unlink(d); err != nil {

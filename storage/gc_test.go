@@ -177,7 +177,8 @@ func TestTheCollectorRemovesWhatNothingNeeds(t *testing.T) {
 		if err != nil || !s.has(unused) || !s.holds("a", unused) {
 			t.Errorf("a dry run removes something: %v", err)
 		}
-		if done := s.collect(); done != dry || done.Unlinked != 1 || done.Deleted != 1 || done.Freed != 6 || s.has(unused) {
+		if done := s.collect(); done != dry || done.Unlinked != 1 || done.Deleted != 1 || done.Freed != 6 ||
+			s.has(unused) {
 			t.Errorf("got %+v; the dry run said %+v", done, dry)
 		}
 		if !s.holds("a", used) || !s.has(used) || !s.has(m) {
@@ -204,7 +205,8 @@ func TestBytesStayWhileOneRepoHoldsThem(t *testing.T) {
 		if dry, err := s.collector.Run(t.Context(), true, nil); err != nil || dry.Unlinked != 1 || dry.Deleted != 0 {
 			t.Errorf("a dry run: %+v, %v", dry, err)
 		}
-		if done := s.collect(); done.Unlinked != 1 || done.Deleted != 0 || s.holds("a", d) || !s.holds("b", d) || !s.has(d) {
+		if done := s.collect(); done.Unlinked != 1 || done.Deleted != 0 || s.holds("a", d) || !s.holds("b", d) ||
+			!s.has(d) {
 			t.Errorf("got %+v", done)
 		}
 	})
@@ -416,7 +418,8 @@ func TestFinishSparesWhatIsPushedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory, journal := memory.NewBlobs(), memory.NewJournal()
 		// The second commit, which ends the marks, fails as well as each deletion: as if the process had ended before.
-		s := newStore(t, memory, storagetest.FailJournal{Journal: journal, Fault: &storagetest.Fault{Method: "Commit", N: 2}})
+		s := newStore(t, memory, storagetest.FailJournal{Journal: journal,
+			Fault: &storagetest.Fault{Method: "Commit", N: 2}})
 		s.collector.Blobs = undeletable{memory}
 		var all []digest.Digest
 		for i := range 9 {

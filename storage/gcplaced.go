@@ -84,8 +84,8 @@ func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[k
 			if !same(r.Index.mark(k), mark) {
 				continue // another run has taken it over, and what it decides may have ended ours
 			}
-			// What was named before the mark shows now; while there is a mark, nothing can start to name it. That it is still
-			// there is a condition, as that the place is the one that is deleted.
+			// What was named before the mark shows now; while there is a mark, nothing can start to name it. That it is
+			// still there is a condition, as that the place is the one that is deleted.
 			if p, ok := r.Index.placeOf(k); ok && !r.Index.present(k) {
 				tx.setStore(kindPlace, string(k), nil, p.value())
 				gone[k] = object{p, r.Index.sizeOf(k)}
@@ -162,8 +162,8 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 		free = append(free, object)
 	}
 	if len(free) > max(maxUnnamed, objects/maxUnnamedShare) && !r.all {
-		err := fmt.Errorf("%w: of %d objects, the journal names %d not, so that they would be deleted; was it replaced, or "+
-			"restored from an old copy?", ErrSuspicious, objects, len(free))
+		err := fmt.Errorf("%w: the journal does not name %d of %d objects, which would be deleted; was it "+
+			"replaced, or restored from an old copy?", ErrSuspicious, len(free), objects)
 		r.suspicion.Store(&err)
 		return err
 	}
@@ -194,7 +194,8 @@ func (r *collection) forgetDeparted(ctx context.Context, name string, since time
 	for step := range slices.Chunk(r.Index.departedBefore(name, since), r.Index.step(unlinkStep, 1, 0)) {
 		if err := r.Index.Update(ctx, name, func(tx *Tx) error {
 			for _, k := range step {
-				// Asked again inside the commit: the manifest may have come back, and been deleted again, in this commit or before.
+				// Asked again inside the commit: the manifest may have come back, and been deleted again, in this
+				// commit or before.
 				_, changed := tx.fact(KindDeparted, string(k))
 				if !changed && r.Index.isDepartedBefore(name, k, since) {
 					tx.set(KindDeparted, string(k), nil)

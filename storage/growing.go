@@ -4,8 +4,9 @@ import "io"
 
 // Growing is an optional interface of an Upload whose bytes can be read while it grows.
 type Growing interface {
-	// Follow opens the bytes of the upload, those that Write has returned for and those still to come. It does not hinder
-	// the writer. It stays readable when the upload has ended, in whichever way. The caller closes it. Errors: ErrClosed.
+	// Follow opens the bytes of the upload, those that Write has returned for and those still to come. It does not
+	// hinder the writer. It stays readable when the upload has ended, in whichever way. The caller closes it. Errors:
+	// ErrClosed.
 	Follow() (Follower, error)
 }
 

@@ -33,9 +33,9 @@ type HeldManifest struct {
 type HeldTag struct {
 	Name string `json:"name"`
 	Time int64  `json:"time"` // since when it names this manifest, Unix seconds
-	// Order says which of two tags of a repo was set later: the one with the greater Order. It is about the time in Unix
-	// nanoseconds, but follows the journal where the clock was set back. It is 0 for tags that earlier versions set:
-	// their order within a second is not known.
+	// Order says which of two tags of a repo was set later: the one with the greater Order. It is about the time in
+	// Unix nanoseconds, but follows the journal where the clock was set back. It is 0 for tags that earlier versions
+	// set: their order within a second is not known.
 	Order int64 `json:"order,omitempty"`
 }
 

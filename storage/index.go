@@ -61,7 +61,8 @@ type IndexOptions struct {
 	Placed bool
 	// Grace is that of the Collector. With a shared journal, it decides when the age of a link is recorded anew.
 	Grace time.Duration
-	// Format is a newer format than this version has, which the process says that it knows; for tests. 0: there is none.
+	// Format is a newer format than this version has, which the process says that it knows; for tests. 0: there is
+	// none.
 	Format int
 	// Limits bound what is added.
 	Limits Limits
@@ -214,7 +215,8 @@ func (x *Index) wake() {
 // await waits until ready, which is called with mu held for reading, returns true or an error.
 func (x *Index) await(ctx context.Context, ready func() (bool, error)) error {
 	for {
-		// The channel is read under the same lock as the state, so that no change between the look and the wait is missed.
+		// The channel is read under the same lock as the state, so that no change between the look and the wait is
+		// missed.
 		x.mu.RLock()
 		ok, err := ready()
 		changed := x.changed

@@ -378,7 +378,8 @@ func TestIndexAgreesWithTheModel(t *testing.T) {
 				}
 			}
 			u.wantIndex(t, x, model{})
-			if _, err := (&storage.Collector{Blobs: memory.NewBlobs(), Index: x}).Run(t.Context(), false, nil); err != nil {
+			if _, err := (&storage.Collector{Blobs: memory.NewBlobs(), Index: x}).
+				Run(t.Context(), false, nil); err != nil {
 				t.Error(err)
 			}
 			for _, q := range x.Quotas() {

@@ -336,16 +336,17 @@ func TestAFailedCommitFailsAllItsUpdates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner, gate := memory.NewJournal(), make(chan struct{})
 		commits := 0
-		x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-			if commits++; commits == 1 {
+		x := storagetest.OpenIndex(t, hooked{inner,
+			func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+				if commits++; commits == 1 {
+					return inner.Commit(ctx, b...)
+				}
+				<-gate
+				if commits == 3 {
+					return 0, storagetest.ErrFault
+				}
 				return inner.Commit(ctx, b...)
-			}
-			<-gate
-			if commits == 3 {
-				return 0, storagetest.ErrFault
-			}
-			return inner.Commit(ctx, b...)
-		}})
+			}})
 		storagetest.Update(t, x, "r", put(1, "v"))
 		var wg sync.WaitGroup
 		wg.Go(func() { storagetest.Update(t, x, "other", put(2, "v")) })
@@ -380,7 +381,8 @@ func TestAFailedWatchIsStartedAgain(t *testing.T) {
 					inner := memory.NewJournal()
 					fault := &storagetest.Fault{Method: "Watch", N: n, After: after}
 					commitFault := &storagetest.Fault{Method: "Commit", N: 2}
-					j := storagetest.FailJournal{Journal: storagetest.FailJournal{Journal: inner, Fault: commitFault}, Fault: fault}
+					j := storagetest.FailJournal{Journal: storagetest.FailJournal{Journal: inner, Fault: commitFault},
+						Fault: fault}
 					warned := 0
 					x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Warn: func(error) { warned++ }})
 					if n == 1 && !after {
@@ -502,7 +504,9 @@ func TestAMissWaitsForTheJournal(t *testing.T) {
 		},
 		"Update that changes something and fails because of a miss": func(ctx context.Context,
 			x *storage.Index) (bool, error) {
-			err := x.Update(ctx, "r", func(tx *storage.Tx) error { return errors.Join(put(9, "w")(tx), tx.DeleteTag("v")) })
+			err := x.Update(ctx, "r", func(tx *storage.Tx) error {
+				return errors.Join(put(9, "w")(tx), tx.DeleteTag("v"))
+			})
 			return err == nil, err
 		},
 		"Update that changes nothing because of a hit": func(ctx context.Context, x *storage.Index) (bool, error) {
@@ -528,8 +532,13 @@ func TestAMissWaitsForTheJournal(t *testing.T) {
 				storagetest.Update(t, near, "gone", put(7, "v"))
 				far := delayed{j, make(chan struct{})}
 				x := storagetest.OpenIndex(t, far)
-				storagetest.Update(t, near, "r", func(tx *storage.Tx) error { tx.Link(blob, 1); return put(1, "v")(tx) })
-				storagetest.Update(t, near, "gone", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(7).Digest) })
+				storagetest.Update(t, near, "r", func(tx *storage.Tx) error {
+					tx.Link(blob, 1)
+					return put(1, "v")(tx)
+				})
+				storagetest.Update(t, near, "gone", func(tx *storage.Tx) error {
+					return tx.DeleteManifest(manifest(7).Digest)
+				})
 
 				short, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
@@ -626,7 +635,8 @@ func TestChangesOfOneCommitAreAppliedInAValidOrder(t *testing.T) {
 					t.Errorf("%d commits", commits.Load())
 				}
 				loaded := storagetest.OpenIndex(t, inner)
-				for who, x := range map[string]*storage.Index{"the writer": x, "a watcher": setup, "a new Index": loaded} {
+				for who, x := range map[string]*storage.Index{"the writer": x, "a watcher": setup,
+					"a new Index": loaded} {
 					tags, _, err := x.Tags(t.Context(), "r", "", -1)
 					got := map[string]string{}
 					for _, tag := range tags {
@@ -744,17 +754,21 @@ func TestDamagedFactsAreRefused(t *testing.T) {
 			Name:  good,
 			Value: []byte{2, 2, 0, 0, 1, 1, 'x'},
 		},
-		"a manifest with a bad subject":         {Kind: storage.KindManifest, Name: good, Value: []byte{2, 2, 0, 1, 'x', 0}},
-		"a tag that is cut":                     {Kind: storage.KindTag, Name: "v", Value: []byte{33, 1}},
-		"a tag of a manifest that is not there": {Kind: storage.KindTag, Name: "v", Value: []byte("\x21" + good + "\x02")},
-		"an unknown kind":                       {Kind: 'z', Name: good, Value: []byte{1}},
+		"a manifest with a bad subject": {Kind: storage.KindManifest, Name: good,
+			Value: []byte{2, 2, 0, 1, 'x', 0}},
+		"a tag that is cut": {Kind: storage.KindTag, Name: "v", Value: []byte{33, 1}},
+		"a tag of a manifest that is not there": {Kind: storage.KindTag, Name: "v",
+			Value: []byte("\x21" + good + "\x02")},
+		"an unknown kind": {Kind: 'z', Name: good, Value: []byte{1}},
 	}
 	for name, f := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				j := memory.NewJournal()
 				warned := make(chan error, 100)
-				x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Warn: func(err error) { warned <- err }})
+				x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Warn: func(err error) {
+					warned <- err
+				}})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -773,7 +787,8 @@ func TestDamagedFactsAreRefused(t *testing.T) {
 							name = digest.FromString("x").String()
 						}
 					}
-					if err == nil || !strings.Contains(err.Error(), "damaged fact") || !strings.Contains(err.Error(), `"team/app"`) ||
+					if err == nil || !strings.Contains(err.Error(), "damaged fact") ||
+						!strings.Contains(err.Error(), `"team/app"`) ||
 						!strings.Contains(err.Error(), fmt.Sprintf("name %q", name)) {
 						t.Errorf("the error %q does not say what is damaged", err)
 					}
@@ -974,7 +989,8 @@ func TestTheLongestMediaType(t *testing.T) {
 		m := manifest(n)
 		m.MediaType = strings.Repeat("a", n)
 		storagetest.Update(t, x, "r", func(tx *storage.Tx) error { return tx.PutManifest(m) })
-		if at, ok, err := x.Resolve(t.Context(), "r", m.Digest.String()); !ok || err != nil || len(at.MediaType) != want {
+		if at, ok, err := x.Resolve(t.Context(), "r", m.Digest.String()); !ok || err != nil ||
+			len(at.MediaType) != want {
 			t.Errorf("a media type of %d bytes became %q, %v, %v", n, at.MediaType, ok, err)
 		}
 	}

@@ -21,8 +21,8 @@ type leases struct {
 	mu sync.Mutex // guards all below
 	// pins counts the pins of each content.
 	pins map[key]int
-	// used is when a client last learned of a link, Unix ns. Keys are hashes, to save memory: if two links collide, both
-	// live longer.
+	// used is when a client last learned of a link, Unix ns. Keys are hashes, to save memory: if two links collide,
+	// both live longer.
 	used map[uint64]int64
 	// unlinking has the links that the Collector is taking away at this moment.
 	unlinking map[uint64]*sync.WaitGroup
@@ -126,8 +126,8 @@ func (x *Index) Lease(ctx context.Context, repo string, d digest.Digest) error {
 // release is called. It waits while they are being deleted. Errors: ctx's, ErrClosed.
 func (x *Index) Pin(ctx context.Context, d digest.Digest) (release func(), err error) {
 	k := keyOf(d)
-	// First the pin, then the look at the mark; the Collector first sets the mark and then looks at the pins. So at least
-	// one of the two sees the other.
+	// First the pin, then the look at the mark; the Collector first sets the mark and then looks at the pins. So at
+	// least one of the two sees the other.
 	x.leases.pin(k, 1)
 	if err = x.awaitSpared(ctx, k); err != nil {
 		x.leases.pin(k, -1)

@@ -353,7 +353,8 @@ func TestANewObjectReplacesADamagedOne(t *testing.T) {
 		}
 		s.push("r", []byte("x"))
 		place, err := s.index.Place(t.Context(), d)
-		if err != nil || place == old || !service.Has(place, d) || s.index.Stats().Quarantined != 0 || !s.holds("r", d) {
+		if err != nil || place == old || !service.Has(place, d) || s.index.Stats().
+			Quarantined != 0 || !s.holds("r", d) {
 			t.Errorf("pushed again: %q for %q, %v", place, old, err)
 		}
 	})

@@ -156,7 +156,8 @@ func TestTheOrderOfTagsWithOlderData(t *testing.T) {
 	facts := []storage.Fact{{Kind: storage.KindTag, Name: "b", Value: value(at, 0)},
 		{Kind: storage.KindTag, Name: "a", Value: value(at, 0)},
 		{Kind: storage.KindTag, Name: "c", Value: value(at-1, 0)},
-		{Kind: storage.KindTag, Name: "exact", Value: value(at, at*1e9+5)}, // set between two runs of an earlier version
+		// set between two runs of an earlier version
+		{Kind: storage.KindTag, Name: "exact", Value: value(at, at*1e9+5)},
 		{Kind: storage.KindTag, Name: "d", Value: value(at+1, (at+1)*1e9)},
 		{Kind: storage.KindTag, Name: "f", Value: value(future, 0)}} // the clock was wrong
 	_, err := j.Commit(t.Context(), storage.Batch{Repo: "a", Base: 1, Facts: facts})

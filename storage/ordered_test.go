@@ -11,7 +11,8 @@ import (
 func TestOrderedAgreesWithASortedSlice(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	for name, remove := range map[string]int{"growing": 10, "steady": 50, "shrinking": 60} { // per cent of the operations
+	// per cent of the operations
+	for name, remove := range map[string]int{"growing": 10, "steady": 50, "shrinking": 60} {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 0))
 			var o ordered

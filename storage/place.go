@@ -244,7 +244,7 @@ func generationValue(generation uint32, unix int64) []byte {
 func (x *Index) commitPlaced(ctx context.Context, u PlacedUpload, d digest.Digest) (abandon func(), err error) {
 	p, ok := parsePlace(u.Place())
 	if !ok {
-		return nil, fmt.Errorf("the engine made the object %q, which is not of a name that it was given", u.Place())
+		return nil, fmt.Errorf("the engine made object %q, a name that it was not given", u.Place())
 	}
 	k := keyOf(d)
 	x.made.add(k, p)

@@ -24,7 +24,8 @@ func TestNamesOfObjects(t *testing.T) {
 	random := strings.Repeat("0f", 16)
 	for name, want := range map[string]bool{
 		"00000000/" + random: true, "ffffffff/" + random: true, "0000000a/" + random: true,
-		"": false, "/": false, "00000001" + random: false, "00000001/" + random[1:]: false, "00000001/" + random + "0": false,
+		"": false, "/": false, "00000001" + random: false, "00000001/" + random[1:]: false,
+		"00000001/" + random + "0":  false,
 		"00000001/" + random + "00": false, "00000001/" + strings.ToUpper(random): false, "0000000A/" + random: false,
 		"1/" + random: false, "100000000/" + random: false, "0000000g/" + random: false, "+0000001/" + random: false,
 		"00000001/" + random[2:] + "0g": false, "00000001/" + random + "/": false, " 0000001/" + random: false,
@@ -43,12 +44,14 @@ func TestFactsAboutPlacesAreRead(t *testing.T) {
 		"\x00" + random: true, "\x01" + random: true, "\xff\xff\xff\xff\x0f" + random: true,
 		"\x01" + random + "more":        true, // of a later version
 		"\x80\x80\x80\x80\x10" + random: false, "\xff\xff\xff\xff\x1f" + random: false, "": false, "\x01": false,
-		"\x01" + random[1:]: false, "\x80\x01" + random[1:]: false, random[1:]: false, strings.Repeat("\xff", 40): false,
+		"\x01" + random[1:]: false, "\x80\x01" + random[1:]: false, random[1:]: false,
+		strings.Repeat("\xff", 40): false,
 	} {
 		j := sharedJournal()
 		f := storage.PlaceFact(digestOf("blob", 1), "00000001/"+strings.Repeat("00", 16))
 		f.Value = []byte(value)
-		if _, err := j.Commit(t.Context(), storage.Batch{Repo: storage.StoreRepo, Facts: []storage.Fact{f}}); err != nil {
+		if _, err := j.Commit(t.Context(), storage.Batch{Repo: storage.StoreRepo,
+			Facts: []storage.Fact{f}}); err != nil {
 			t.Fatal(err)
 		}
 		x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Placed: true})
@@ -68,7 +71,8 @@ func TestTheEstimateOfMemoryHasWhatOnlySharedJournalsHave(t *testing.T) {
 	for name, fill := range map[string]func(put put) error{
 		"places": func(put put) (err error) {
 			for i := range 20_000 {
-				err = errors.Join(err, put(storage.StoreRepo, storage.PlaceFact(sum(i), fmt.Sprintf("00000001/%032x", i))))
+				err = errors.Join(err, put(storage.StoreRepo,
+					storage.PlaceFact(sum(i), fmt.Sprintf("00000001/%032x", i))))
 			}
 			return err
 		},
@@ -81,7 +85,8 @@ func TestTheEstimateOfMemoryHasWhatOnlySharedJournalsHave(t *testing.T) {
 		},
 		"small records": func(put put) (err error) {
 			for i := range 40_000 {
-				err = errors.Join(err, put(storage.StoreRepo, storage.RecordFact(fmt.Sprintf("quota/%d", i), make([]byte, 8))))
+				err = errors.Join(err, put(storage.StoreRepo,
+					storage.RecordFact(fmt.Sprintf("quota/%d", i), make([]byte, 8))))
 			}
 			return err
 		},
@@ -189,7 +194,8 @@ func TestARevisionEndsWithTheLastFact(t *testing.T) {
 			case 6:
 				if place, perr := s.index.Place(t.Context(), d); perr == nil && r.IntN(4) == 0 {
 					_ = s.blobs.(storage.Placed).Remove(t.Context(), place)
-					_, err = (&storage.Scrubber{Blobs: s.blobs, Index: s.index}).Run(t.Context(), 0, func(storage.Finding) {}, nil)
+					_, err = (&storage.Scrubber{Blobs: s.blobs, Index: s.index}).
+						Run(t.Context(), 0, func(storage.Finding) {}, nil)
 				}
 			case 7:
 				time.Sleep(time.Hour)

@@ -19,8 +19,8 @@ import (
 // Upload of such an engine is a PlacedUpload. Nobody calls their Delete.
 type Placed interface {
 	Blobs
-	// Remove deletes objects. It is no error if one does not exist. The caller has made sure that no fact names them; as
-	// names are used once, the deletion may take effect at any time.
+	// Remove deletes objects. It is no error if one does not exist. The caller has made sure that no fact names them;
+	// as names are used once, the deletion may take effect at any time.
 	Remove(ctx context.Context, places ...string) error
 	// Objects lists the objects that are complete, also those that no fact names, in no order.
 	Objects(ctx context.Context) iter.Seq2[Object, error]
@@ -93,8 +93,8 @@ type Records interface {
 	// Session returns the record of an upload that continues in later requests, as it is now in the Journal: the call
 	// confirms it. Errors: ErrNotFound, those of the Journal.
 	Session(ctx context.Context, repo, id string) ([]byte, error)
-	// SetSession replaces the record of an upload durably, and deletes it if value is nil. Errors: ErrConflict unless the
-	// record is old (nil: there is none), those of the Journal; then the outcome is unknown.
+	// SetSession replaces the record of an upload durably, and deletes it if value is nil. Errors: ErrConflict unless
+	// the record is old (nil: there is none), those of the Journal; then the outcome is unknown.
 	SetSession(ctx context.Context, repo, id string, old, value []byte) error
 	// Sessions lists the records of all uploads, as far as this process knows them, in no order.
 	Sessions() iter.Seq[SessionRecord]

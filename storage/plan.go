@@ -76,7 +76,8 @@ func (p *plan) run(c *change) (fits bool) {
 		p.repo(storeRepo) // what a function saw of it must not change before the answer either
 	}
 	tx := &Tx{x: p.x, repo: c.repo, pending: r.changes, store: p.changesOf(storeRepo), growth: p.growth,
-		waiting: p.changesOf(waitingOf(c.repo)), now: now.Unix(), clock: now.UnixNano(), newest: &r.newest, adding: p.adding}
+		waiting: p.changesOf(waitingOf(c.repo)), now: now.Unix(), clock: now.UnixNano(), newest: &r.newest,
+		adding: p.adding}
 	c.depends = len(tx.pending) > 0
 	if c.err = c.call(tx); c.err == nil {
 		c.err = cmp.Or(tx.refused, tx.exceeded())
@@ -87,7 +88,8 @@ func (p *plan) run(c *change) (fits bool) {
 	if len(tx.own)+len(tx.ownStore) > 0 && c.err == nil && !tx.seals {
 		c.err = p.x.sealed()
 	}
-	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet { // of a function that failed nothing is committed
+	// of a function that failed nothing is committed
+	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet {
 		return true
 	}
 	var waiting overlay
@@ -152,8 +154,8 @@ func (p *plan) batches() (all []Batch) {
 			continue
 		}
 		b := Batch{Repo: r.name, Facts: r.changes.facts(), If: r.conditions.facts()}
-		// Facts about content itself change for everybody: a revision that they share would put each push in conflict with
-		// each other one. Their conditions decide.
+		// Facts about content itself change for everybody: a revision that they share would put each push in conflict
+		// with each other one. Their conditions decide.
 		if b.Detached = p.x.shared && (r.name == storeRepo || !r.moved); !b.Detached {
 			b.Base, b.Ends = r.base, r.ends || !p.x.shared && p.x.endsWith(r.name, r.changes)
 		}

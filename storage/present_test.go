@@ -59,7 +59,8 @@ func TestAnOldMarkOnReferencedContent(t *testing.T) {
 			t.Error("a manifest is damaged for content that its own repository does not hold")
 		}
 		storagetest.Update(t, s.index, "b", func(tx *storage.Tx) error { return tx.Unlink(content) })
-		if n, all := s.index.Stats().Quarantined, s.index.Damages(); n != 0 || len(all) != 0 || s.index.Quarantined(content) {
+		if n, all := s.index.Stats().Quarantined, s.index.Damages(); n != 0 || len(all) != 0 ||
+			s.index.Quarantined(content) {
 			t.Errorf("what is only referred to counts as damaged: %d, %v", n, all)
 		}
 		s.collect()

@@ -97,7 +97,8 @@ func TestConcurrentPushesDoNotExceedAQuota(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
-			if err := x.Update(t.Context(), fmt.Sprint("team/", i%7), link(i, 10)); err != nil && !errors.Is(err, errOver) {
+			if err := x.Update(t.Context(), fmt.Sprint("team/", i%7), link(i, 10)); err != nil &&
+				!errors.Is(err, errOver) {
 				t.Error(err)
 			}
 		})

@@ -110,12 +110,13 @@ func (x *Index) clocks(grace time.Duration) (unsure bool, err error) {
 		if ahead < 0 {
 			direction = "behind"
 		}
-		wrong = append(wrong, fmt.Sprintf("that of %s is %s %s this one's", name, ahead.Abs().Round(time.Second), direction))
+		wrong = append(wrong, fmt.Sprintf("that of %s is %s %s this one's", name, ahead.Abs().
+			Round(time.Second), direction))
 	}
 	if len(wrong) > 0 {
 		slices.Sort(wrong)
-		err = fmt.Errorf("%w by more than %s: %s; nothing was unlinked, because ages are not certain; set the clocks, as by "+
-			"NTP, and the next collection goes on", ErrClocks, tolerance, strings.Join(wrong, ", "))
+		err = fmt.Errorf("%w by more than %s: %s; nothing was unlinked, because ages are not certain; set the "+
+			"clocks, as by NTP, and the next collection goes on", ErrClocks, tolerance, strings.Join(wrong, ", "))
 	}
 	return unsure, err
 }

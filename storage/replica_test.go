@@ -76,7 +76,8 @@ func TestTheCollectorComparesClocks(t *testing.T) {
 				if tt.beats[len(tt.beats)-1] < 0 {
 					direction = "behind this one's"
 				}
-				if tt.wrong && (!strings.Contains(err.Error(), "that of other is ") || !strings.Contains(err.Error(), direction)) {
+				if tt.wrong && (!strings.Contains(err.Error(), "that of other is ") ||
+					!strings.Contains(err.Error(), direction)) {
 					t.Errorf("which clock, and how? %v", err)
 				}
 			})
@@ -189,7 +190,8 @@ func TestWhenAReplicaIsForgotten(t *testing.T) {
 		{short, 24 * time.Hour, 24 * time.Hour, false}, {short, 24*time.Hour + 1, 24*time.Hour + 1, true},
 		{long, 30 * time.Hour, 30 * time.Hour, false},
 		{long, 2 * long, 2 * long, false}, {long, 2*long + 1, 2*long + 1, true},
-		{short, 48 * time.Hour, 2 * storage.BeatInterval, false}, {short, 48 * time.Hour, 2*storage.BeatInterval + 1, true},
+		{short, 48 * time.Hour, 2 * storage.BeatInterval, false},
+		{short, 48 * time.Hour, 2*storage.BeatInterval + 1, true},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			x, _, j := twoClocks(t)

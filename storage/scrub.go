@@ -80,8 +80,8 @@ func (s *Scrubber) run(ctx context.Context, rate int64, most int, found func(Fin
 		s.count(&done, f, found)
 		if f != nil && f.Reason != "" && !known {
 			if most--; most == 0 {
-				return done, fmt.Errorf("scrub: %w: %d contents are damaged or missing after %d of %d; is this the right storage, "+
-					"and all of it?", ErrSuspicious, done.Damaged, done.Blobs, done.Contents)
+				return done, fmt.Errorf("scrub: %w: %d contents are damaged or missing after %d of %d; is this the "+
+					"right storage, and all of it?", ErrSuspicious, done.Damaged, done.Blobs, done.Contents)
 			}
 		}
 		if report != nil && time.Since(lastReport) >= time.Second {

@@ -56,7 +56,8 @@ func TestScrubFindsDamageAndAPushHeals(t *testing.T) {
 				t.Fatal(err)
 			}
 			done, found := s.scrub()
-			if done.Damaged != 1 || len(found) != 1 || found[0].Digest != layer || !strings.Contains(found[0].Reason, reason) {
+			if done.Damaged != 1 || len(found) != 1 || found[0].Digest != layer ||
+				!strings.Contains(found[0].Reason, reason) {
 				t.Fatalf("scrub reports %+v, %v", done, found)
 			}
 			at, ok, err := s.index.Resolve(t.Context(), "a", "v")
@@ -299,7 +300,8 @@ func TestScrubOfManyContents(t *testing.T) {
 		seen := map[digest.Digest]int{}
 		scrubber := &storage.Scrubber{Blobs: s.blobs, Index: s.index}
 		done, err := scrubber.RunAll(t.Context(), 0, func(f storage.Finding) { seen[f.Digest]++ }, nil)
-		if err != nil || done.Contents != n || done.Blobs != n || done.Damaged != n || len(seen) != n { // none has bytes
+		// none has bytes
+		if err != nil || done.Contents != n || done.Blobs != n || done.Damaged != n || len(seen) != n {
 			t.Errorf("%+v, %d findings, %v", done, len(seen), err)
 		}
 		s.index = storagetest.OpenIndex(t, memory.NewJournal())

@@ -51,8 +51,8 @@ func (e *SealedError) Error() string {
 		return fmt.Sprintf("everything has moved to %s: restart the server there; here, reads go on and nothing is "+
 			"written any more", e.Migration.To)
 	}
-	return fmt.Sprintf("this is the target of a migration from %s that has not finished: run trow migrate again on the "+
-		"server that it comes from, or empty the target", e.Migration.From)
+	return fmt.Sprintf("this is the target of a migration from %s that has not finished: run trow migrate again on "+
+		"the server that it comes from, or empty the target", e.Migration.From)
 }
 
 func parseMigration(v []byte) (m Migration, found bool) {

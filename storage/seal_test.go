@@ -59,7 +59,8 @@ func TestNothingIsCommittedAfterASeal(t *testing.T) {
 	for name, change := range map[string]func(tx *storage.Tx) error{
 		"a link": func(tx *storage.Tx) error { tx.Link(digest.FromString("b"), 1); return nil },
 		"a manifest and a tag": func(tx *storage.Tx) error {
-			return errors.Join(tx.PutManifest(storage.Manifest{Digest: digest.FromString("n"), MediaType: "application/a"}),
+			return errors.Join(tx.PutManifest(storage.Manifest{Digest: digest.FromString("n"),
+				MediaType: "application/a"}),
 				tx.SetTag("n", digest.FromString("n")))
 		},
 		"a tag":      func(tx *storage.Tx) error { return tx.SetTag("other", d) },
@@ -71,7 +72,8 @@ func TestNothingIsCommittedAfterASeal(t *testing.T) {
 			journal.Is = storage.Traits{Shared: true}
 			sealing := storagetest.OpenIndex(t, journal)
 			storagetest.Update(t, sealing, "r", func(tx *storage.Tx) error {
-				return errors.Join(tx.PutManifest(storage.Manifest{Digest: d, MediaType: "application/a"}), tx.SetTag("v", d))
+				return errors.Join(tx.PutManifest(storage.Manifest{Digest: d, MediaType: "application/a"}),
+					tx.SetTag("v", d))
 			})
 			late := storagetest.OpenIndex(t, behind{journal, make(chan struct{}), new(sync.Once)})
 			if err := sealing.Seal(t.Context(), storage.Migration{ID: "id", To: "elsewhere"}); err != nil {

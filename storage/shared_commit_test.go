@@ -232,7 +232,8 @@ func TestALeaseOfAFreshLinkIsNoCommit(t *testing.T) {
 	for name, row := range map[string]struct {
 		journal *memory.Journal
 		want    []int // commits after the link, at each time
-	}{"shared": {sharedJournal(), []int{0, 0, 0, 1, 1}}, "of one process": {memory.NewJournal(), []int{0, 0, 0, 0, 0}}} {
+	}{"shared": {sharedJournal(), []int{0, 0, 0, 1, 1}},
+		"of one process": {memory.NewJournal(), []int{0, 0, 0, 0, 0}}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second))) // links have whole seconds

@@ -106,7 +106,8 @@ func TestWhatACollectionOfObjectsReports(t *testing.T) {
 		for i := range n {
 			s.unlink("r", digest.FromBytes(fmt.Appendf(nil, "%03d", i)))
 		}
-		if done := s.collect(); done != (storage.Collected{Repos: 1, Blobs: n + 1, Deleted: n - 1, Freed: 3 * (n - 1)}) ||
+		if done := s.collect(); done != (storage.Collected{Repos: 1, Blobs: n + 1, Deleted: n - 1,
+			Freed: 3 * (n - 1)}) ||
 			marks != n-1 || service.Len() != 2 {
 			t.Errorf("%+v, %d marks, %d objects left", done, marks, service.Len())
 		}
@@ -305,7 +306,8 @@ func TestARecordThatWasMadeAnewStays(t *testing.T) {
 				return nil
 			}))
 			d := s.push("r", []byte("layer"))
-			m := storage.Manifest{Digest: digestOf("m", 1), MediaType: "application/a", Size: 1, Refs: []digest.Digest{d}}
+			m := storage.Manifest{Digest: digestOf("m", 1), MediaType: "application/a", Size: 1,
+				Refs: []digest.Digest{d}}
 			remake := func(tx *storage.Tx) error { return errors.Join(tx.PutManifest(m), tx.DeleteManifest(m.Digest)) }
 			storagetest.Update(t, s.index, "r", remake)
 			time.Sleep(10 * grace)
@@ -372,7 +374,9 @@ func TestARevisionEndsWhenTheRepoWasEmptyForADay(t *testing.T) {
 			wait := max(24*time.Hour, grace)
 			passing := func(repo string) {
 				storagetest.Update(t, s.index, repo, put(1, "v"))
-				storagetest.Update(t, s.index, repo, func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(1).Digest) })
+				storagetest.Update(t, s.index, repo, func(tx *storage.Tx) error {
+					return tx.DeleteManifest(manifest(1).Digest)
+				})
 			}
 			run := func(what string, at time.Duration, want int) {
 				t.Helper()
@@ -420,7 +424,9 @@ func TestTheRevisionOfARepoThatComesBackStays(t *testing.T) {
 				return nil
 			}))
 			storagetest.Update(t, s.index, "r", put(1, "v"))
-			storagetest.Update(t, s.index, "r", func(tx *storage.Tx) error { return tx.DeleteManifest(manifest(1).Digest) })
+			storagetest.Update(t, s.index, "r", func(tx *storage.Tx) error {
+				return tx.DeleteManifest(manifest(1).Digest)
+			})
 			s.collect()
 			time.Sleep(48 * time.Hour)
 			push := func(x *storage.Index) error { return x.Update(t.Context(), "r", put(2, "w")) }

@@ -78,7 +78,8 @@ type repo struct {
 	referrers map[slab.ID][]slab.ID // by subject, a content: the entries that refer to it, by digest; nil while empty
 	waiting   bool                  // see waitingPrefix
 	bytes     int64                 // of what is present, each content once; see Index.Bytes
-	newest    int64                 // no tag of the repo has, or had since the start, a greater order; see HeldTag.Order
+	// no tag of the repo has, or had since the start, a greater order; see HeldTag.Order
+	newest int64
 }
 
 // entry is what a repo has to do with a content: it is a blob, a manifest, a part of manifests, or several of these.
@@ -316,8 +317,8 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 		return err
 	}
 	e := s.entries.At(i)
-	// A manifest that is pushed again, perhaps under another media type, keeps its tags. The old references go after the
-	// new ones were added, so that an entry that both have is not dropped in between.
+	// A manifest that is pushed again, perhaps under another media type, keeps its tags. The old references go after
+	// the new ones were added, so that an entry that both have is not dropped in between.
 	if e.manifest != 0 {
 		m.tags = s.manifests.At(e.manifest).tags
 		s.dropManifest(r, i)

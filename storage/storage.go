@@ -24,8 +24,8 @@
 //     see [Placed].
 //   - record: a small value by name, such as where an upload is that continues in later requests; see [Index.Record].
 //   - shared: of a journal, that several processes write to it; see [Traits].
-//   - lead, fence: to be the one process that does a task, and the condition by which its commits are refused once it is
-//     not; see [Leads].
+//   - lead, fence: to be the one process that does a task, and the condition by which its commits are refused once it
+//     is not; see [Leads].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
 //
 // # Invariants
@@ -89,8 +89,8 @@ var (
 	ErrUnavailable = errors.New("the service does not answer")
 	// ErrExpired: an upload has taken so long that its bytes may have been removed. Send them again.
 	ErrExpired = errors.New("the upload took too long")
-	// ErrSuspicious: work was stopped because it found more wrong than is likely without a mistake, such as a Journal and
-	// Blobs that do not belong together. Somebody must look, and may let it go on.
+	// ErrSuspicious: work was stopped because it found more wrong than is likely without a mistake, such as a Journal
+	// and Blobs that do not belong together. Somebody must look, and may let it go on.
 	ErrSuspicious = errors.New("stopped: this is more likely a mistake than damage")
 	// ErrClosed: the engine was closed, or another writer has taken the upload over.
 	ErrClosed = errors.New("closed")
@@ -121,12 +121,12 @@ type Blobs interface {
 	// bytes.
 	Room(ctx context.Context) error
 	// Create starts an upload in a repo that the caller itself ends: its number is bounded by that of the requests. alg
-	// is the algorithm that the digest will probably have; with another one, Commit has to read the bytes again. Errors:
-	// ErrDigest for an unsupported algorithm, ErrFull, ErrReadOnly.
+	// is the algorithm that the digest will probably have; with another one, Commit has to read the bytes again.
+	// Errors: ErrDigest for an unsupported algorithm, ErrFull, ErrReadOnly.
 	Create(ctx context.Context, repo string, alg digest.Algorithm) (Upload, error)
 	// CreateAs is Create for an upload that stays for later requests, under an ID that the caller has made: a UUID in
-	// lower case. How many there are may be bounded. Errors: as Create, ErrBusy at the bound, ErrConflict if the repo has
-	// an upload of this ID, ErrNotFound for an ID that is not a UUID.
+	// lower case. How many there are may be bounded. Errors: as Create, ErrBusy at the bound, ErrConflict if the repo
+	// has an upload of this ID, ErrNotFound for an ID that is not a UUID.
 	CreateAs(ctx context.Context, repo, id string, alg digest.Algorithm) (Upload, error)
 	// Resume continues an upload of this repo at offset, which must be where it ended; -1 stands for wherever that is.
 	// It ends an earlier writer of the same upload, whose calls then return ErrClosed. Errors: ErrNotFound (also for an
@@ -203,8 +203,8 @@ type Fact struct {
 type Batch struct {
 	Repo string
 	Base Revision // the repo's revision that the changes are based on
-	// Detached: the batch neither compares Base nor changes the repo's revision, so that it is in no conflict with other
-	// changes of the repo. What it depends on are its conditions.
+	// Detached: the batch neither compares Base nor changes the repo's revision, so that it is in no conflict with
+	// other changes of the repo. What it depends on are its conditions.
 	Detached bool
 	// Ends: the batch leaves no fact of the repo, and its revision becomes 0. A Detached batch that is committed
 	// meanwhile may add one; the repo then has a fact, and the revision 0.
@@ -226,8 +226,8 @@ func (e *ConflictError) Unwrap() error { return ErrConflict }
 
 // Traits are what the Index has to know of a Journal.
 type Traits struct {
-	// Shared: other processes may write to the Journal as well. The Index then relies on conditions instead of on its one
-	// committer, and confirms a miss before it reports it.
+	// Shared: other processes may write to the Journal as well. The Index then relies on conditions instead of on its
+	// one committer, and confirms a miss before it reports it.
 	Shared bool
 	// Compares, Operations and Bytes bound one Commit; 0 means that there is no bound. Each batch that is not Detached
 	// takes one compare and one operation, each condition one compare, and each fact one operation. Bytes are those of
@@ -247,15 +247,15 @@ type Update struct {
 type Journal interface {
 	// Traits returns what is always true of the engine.
 	Traits() Traits
-	// Commit makes the batches durable, all or nothing, under one new revision; at most one batch per repo. It returns a
-	// *ConflictError unless each Base is its repo's revision and each condition holds. After any other error the outcome
-	// is unknown: the caller loads the full state through a new Watch before the next Commit. A Commit without a batch
-	// ensures that everything that a Watch has delivered is durable.
+	// Commit makes the batches durable, all or nothing, under one new revision; at most one batch per repo. It returns
+	// a *ConflictError unless each Base is its repo's revision and each condition holds. After any other error the
+	// outcome is unknown: the caller loads the full state through a new Watch before the next Commit. A Commit without
+	// a batch ensures that everything that a Watch has delivered is durable.
 	Commit(ctx context.Context, b ...Batch) (Revision, error)
 	// Watch calls apply with the full state, in parts of which the last has Synced set, and then with every commit, in
 	// order and without gaps, one call at a time. It returns apply's error, or ctx's error when ctx ends. A local
-	// journal calls apply before Commit returns. Of a commit, a watcher gets Repo, Detached, Ends and Facts, not Base and
-	// If.
+	// journal calls apply before Commit returns. Of a commit, a watcher gets Repo, Detached, Ends and Facts, not Base
+	// and If.
 	Watch(ctx context.Context, apply func(Update) error) error
 	// Head returns the revision of the last commit.
 	Head(ctx context.Context) (Revision, error)

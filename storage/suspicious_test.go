@@ -52,7 +52,8 @@ func TestObjectsThatAnotherJournalNamesStay(t *testing.T) {
 				open := func() *storage.Index {
 					j := memory.NewJournal()
 					j.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 1 << 20}
-					x, err := storage.OpenIndex(t.Context(), j, storage.IndexOptions{Placed: true, Grace: 1000 * time.Hour})
+					x, err := storage.OpenIndex(t.Context(), j,
+						storage.IndexOptions{Placed: true, Grace: 1000 * time.Hour})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -64,7 +65,8 @@ func TestObjectsThatAnotherJournalNamesStay(t *testing.T) {
 				x := open()
 				defer x.Close()
 				pushObjects(t, x, service, "now", row.named)
-				c := storage.Collector{Blobs: &memory.Objects{Service: service, Records: x}, Index: x, Grace: 1000 * time.Hour}
+				c := storage.Collector{Blobs: &memory.Objects{Service: service, Records: x}, Index: x,
+					Grace: 1000 * time.Hour}
 				var err error
 				for range 4 {
 					if _, err = c.RunWith(t.Context(), time.Hour, false, nil); err != nil {
@@ -84,7 +86,8 @@ func TestObjectsThatAnotherJournalNamesStay(t *testing.T) {
 				if !row.stays {
 					return
 				}
-				if text := fmt.Sprintf("of %d objects, the journal names %d not", want, row.unnamed); !strings.Contains(
+				if text := fmt.Sprintf("the journal does not name %d of %d objects", row.unnamed,
+					want); !strings.Contains(
 					err.Error(), text) {
 					t.Errorf("%v, want %s", err, text)
 				}

@@ -110,7 +110,8 @@ func TestMarksThatAnotherRunHasTakenOver(t *testing.T) {
 			taken += marksIn(b)
 			return nil
 		}))
-		s, service, _ := placed(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+		s, service, _ := placed(t, hooked{inner, func(ctx context.Context,
+			b ...storage.Batch) (storage.Revision, error) {
 			rev, err := inner.Commit(ctx, b...)
 			if marksIn(b) == n {
 				if err := other.collector.Finish(ctx); !errors.Is(err, broken) {

@@ -81,12 +81,13 @@ func TestACommitIsWithinTheBoundsOfItsJournal(t *testing.T) {
 					recording := false
 					j.Is = bounds
 					j.Is.Shared = row.shared
-					s, _, b := placed(t, hooked{j, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-						if recording {
-							commits = append(commits, b)
-						}
-						return j.Commit(ctx, b...)
-					}})
+					s, _, b := placed(t, hooked{j,
+						func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+							if recording {
+								commits = append(commits, b)
+							}
+							return j.Commit(ctx, b...)
+						}})
 					b.Objects.Service = service
 					s.index.SetQuotas(team(1 << 40))
 					for _, text := range []string{"made 1", "made 2", "made 3", "made 4"} {
@@ -124,7 +125,8 @@ func TestACommitIsWithinTheBoundsOfItsJournal(t *testing.T) {
 				if len(commits) != 1 || errors.Join(errs...) != nil {
 					t.Errorf("%s, at the bound: %d commits, %v", what, len(commits), errs)
 				}
-				if what == "compares" && (compares == 1 || name == "of one repo") || what == "all" && name == "of one repo" {
+				if what == "compares" && (compares == 1 || name == "of one repo") ||
+					what == "all" && name == "of one repo" {
 					continue // of less, not even one change can be made, or there is no bound
 				}
 				commits, errs = run(at(1))
@@ -139,7 +141,8 @@ func TestACommitIsWithinTheBoundsOfItsJournal(t *testing.T) {
 					c, o, n := costOf(b)
 					if bound.Compares > 0 && c > bound.Compares || bound.Operations > 0 && o > bound.Operations ||
 						bound.Bytes > 0 && n > bound.Bytes {
-						t.Errorf("%s: a commit of %d compares, %d operations, %d bytes; bounds %+v", what, c, o, n, bound)
+						t.Errorf("%s: a commit of %d compares, %d operations, %d bytes; bounds %+v", what, c,
+							o, n, bound)
 					}
 				}
 			}

@@ -244,8 +244,8 @@ func (tx *Tx) link(d digest.Digest, size int64, cached bool) {
 		tx.startNaming(keyOf(d))
 		tx.askLink(keyOf(d))
 		if tx.x.shared && tx.own == nil {
-			// Two processes may add it at the same time, but a process that believes that it is not there must not add it
-			// while the Collector of another one, which knows its age, takes it away.
+			// Two processes may add it at the same time, but a process that believes that it is not there must not add
+			// it while the Collector of another one, which knows its age, takes it away.
 			tx.require(tx.repo, KindLink, string(keyOf(d)), nil)
 			first = true
 		}

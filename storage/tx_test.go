@@ -16,7 +16,9 @@ import (
 // them, without an error that only a new full state hides.
 func TestATagLeavesAManifestThatIsDeletedInTheSameCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Warn: func(err error) { t.Error(err) }})
+		x := storagetest.OpenIndexWith(t, memory.NewJournal(), storage.IndexOptions{Warn: func(err error) {
+			t.Error(err)
+		}})
 		storagetest.Update(t, x, "r", put(1, "v"))
 		storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
 			return errors.Join(put(2, "v")(tx), tx.DeleteManifest(manifest(1).Digest))
@@ -56,9 +58,11 @@ func TestAContentCountsOnceInAChange(t *testing.T) {
 		"what waits as a blob":   {[]func(*storage.Tx) error{asManifest, letGo}, asBlob, 40},
 		"what waits as manifest": {[]func(*storage.Tx) error{asBlob, letGo}, asManifest, 40},
 		"what waits":             {[]func(*storage.Tx) error{asBlob, letGo}, nothing, 40},
-		"both":                   {nil, func(tx *storage.Tx) error { return errors.Join(asBlob(tx), asManifest(tx)) }, 40},
-		"a corrected size":       {[]func(*storage.Tx) error{asBlob}, resized(70), 30},
-		"a size corrected down":  {[]func(*storage.Tx) error{asBlob}, resized(50), 50},
+		"both": {nil, func(tx *storage.Tx) error {
+			return errors.Join(asBlob(tx), asManifest(tx))
+		}, 40},
+		"a corrected size":      {[]func(*storage.Tx) error{asBlob}, resized(70), 30},
+		"a size corrected down": {[]func(*storage.Tx) error{asBlob}, resized(50), 50},
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := storagetest.OpenIndex(t, memory.NewJournal())

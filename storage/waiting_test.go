@@ -179,7 +179,8 @@ func TestWhatWaitsWithinOneCommit(t *testing.T) {
 		"and again":                 {hold("a"), slices.Concat(letGo("a"), hold("a")), 40, 0},
 		"held and gone":             {nil, slices.Concat(hold("a"), letGo("a")), 40, 40},
 		"another begins to hold it": {hold("a"), slices.Concat(hold("b"), letGo("a")), 40, 0},
-		"another, as a manifest":    {hold("a"), slices.Concat(updates{update("team/b", asManifest)}, letGo("a")), 40, 0},
+		"another, as a manifest": {hold("a"), slices.Concat(updates{update("team/b", asManifest)}, letGo("a")), 40,
+			0},
 		"it waited for another repo": {slices.Concat(hold("a"), letGo("a")),
 			updates{update("other", link(1, 40)), update("other", unlink(1))}, 40, 40},
 	} {
@@ -206,16 +207,21 @@ func TestWhatWaitsWithinOneCommit(t *testing.T) {
 func TestWhatDoesNotWaitCostsNothing(t *testing.T) {
 	inner := memory.NewJournal()
 	batches := 0
-	x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+	x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context,
+		b ...storage.Batch) (storage.Revision, error) {
 		batches += len(b)
 		return inner.Commit(ctx, b...)
 	}})
 	x.SetQuotas(team(1000))
-	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return errors.Join(link(1, 40)(tx), unlink(1)(tx)) })
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error {
+		return errors.Join(link(1, 40)(tx), unlink(1)(tx))
+	})
 	if n := storage.Leftovers(x); n != 0 || batches != 1 {
 		t.Errorf("a blob that was never held: %d records in %d batches", n, batches)
 	}
-	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return errors.Join(link(1, 40)(tx), put(7, "v")(tx)) })
+	storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error {
+		return errors.Join(link(1, 40)(tx), put(7, "v")(tx))
+	})
 	if batches != 2 {
 		t.Errorf("a push takes %d batches", batches-1)
 	}

@@ -161,8 +161,9 @@ func TestClientsNeedNoCertificateAndEachPurposeHasItsOwnCAs(t *testing.T) {
 			"the API server's": {presenting(t, k, v, false, api.client(t, "kube-apiserver", day)),
 				"client -, caller kube-apiserver, resumed false"},
 			"of another CA with that name": {presenting(t, k, v, false, other.client(t, "alice", day)), "error"},
-			"an expired one":               {presenting(t, k, v, false, users.client(t, "alice", -time.Minute)), "error"},
-			"one for servers only":         {presenting(t, k, v, false, serverOnly(t, users)), "error"},
+			"an expired one": {presenting(t, k, v, false, users.client(t, "alice", -time.Minute)),
+				"error"},
+			"one for servers only": {presenting(t, k, v, false, serverOnly(t, users)), "error"},
 		} {
 			if got := get(row.c, url); got != row.want {
 				t.Errorf("%s: %s, want %s", name, got, row.want)

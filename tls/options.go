@@ -37,8 +37,8 @@ type Options struct {
 	// a power cut the API server may take longer to come back than this process, and Kubernetes restarts a process that
 	// ends at ever longer intervals.
 	Wait bool
-	// Dir is the data directory. Open writes the bundle there (ca.crt, unless CAFile is set) and, without another store,
-	// keeps the pairs there (tls/). A new store gets the CA that the directory has from before, if there is one.
+	// Dir is the data directory. Open writes the bundle there (ca.crt, unless CAFile is set) and, without another
+	// store, keeps the pairs there (tls/). A new store gets the CA that the directory has from before, if there is one.
 	Dir string
 	// ReadOnly reports that nothing may be written to Dir. The pairs there are used, and a new leaf is kept in memory.
 	ReadOnly bool
@@ -55,8 +55,8 @@ type Options struct {
 // AddFlags registers the settings as flags.
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.NoTLS, "no-tls", false, "speak plain HTTP, behind a proxy that ends TLS")
-	fs.StringVar(&o.CertFile, "tls-cert", "", "file with a certificate (PEM) that is served for its names, in addition "+
-		"to the server's own; reloaded when it changes")
+	fs.StringVar(&o.CertFile, "tls-cert", "", "file with a certificate (PEM) that is served for its names, in "+
+		"addition to the server's own; reloaded when it changes")
 	fs.StringVar(&o.KeyFile, "tls-key", "", "file with the key of tls-cert; empty: the same file")
 	fs.StringSliceVar(&o.ExtraNames, "tls-names", nil,
 		"further names and IP addresses of the server's own certificate")

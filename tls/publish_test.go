@@ -31,8 +31,8 @@ func TestSettings(t *testing.T) {
 		"--no-tls --tls-cert=a":      "no-tls conflicts with tls-cert and tls-key",
 		"--no-tls --tls-key=a":       "no-tls conflicts with tls-cert and tls-key",
 		"--no-tls --client-ca=a":     "no-tls conflicts with client-ca",
-		"--no-tls --validate-client-ca=a": "no-tls conflicts with client-ca and validate-client-ca: a client can present " +
-			"a certificate only over TLS",
+		"--no-tls --validate-client-ca=a": "no-tls conflicts with client-ca and validate-client-ca: a client can " +
+			"present a certificate only over TLS",
 		"--ca-overlap=9s":  "ca-overlap: 9s is too short; want at least 10s",
 		"--ca-overlap=10s": "<nil>",
 	} {

@@ -52,8 +52,8 @@ func (k *Keeper) compareVolume() {
 		}
 	}
 	k.log.Warn().Str("fingerprint", k.Fingerprint()).Str("store", k.store.String()).
-		Msg("this volume was served with another CA before, which is gone: a new one was made, and workstations have to " +
-			"trust it (nodes follow by themselves); to keep the CA in the next reinstall, keep what is in the store")
+		Msg("this volume was served with another CA before, which is gone: a new one was made, and workstations have " +
+			"to trust it (nodes follow by themselves); to keep the CA in the next reinstall, keep what is in the store")
 }
 
 // certificates returns the blocks of a bundle.

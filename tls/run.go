@@ -22,8 +22,8 @@ const (
 )
 
 const (
-	// repeat is how often a failure that lasts is logged. A leaf is renewed a month before its end and a CA a year, so an
-	// hour is often enough, and it does not fill the log.
+	// repeat is how often a failure that lasts is logged. A leaf is renewed a month before its end and a CA a year, so
+	// an hour is often enough, and it does not fill the log.
 	repeat = time.Hour
 	// remind is how often an expired certificate is logged that people have to replace.
 	remind = 24 * time.Hour

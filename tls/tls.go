@@ -152,7 +152,8 @@ func Open(ctx context.Context, store Store, o Options) (*Keeper, error) {
 	if k.published == nil {
 		k.published = func([]byte) bool { return true }
 	}
-	for _, s := range []*source{k.clientSource([2]string{o.ClientCA, o.CallerCA}), k.userSource(o.CertFile, o.KeyFile)} {
+	for _, s := range []*source{k.clientSource([2]string{o.ClientCA, o.CallerCA}),
+		k.userSource(o.CertFile, o.KeyFile)} {
 		if s.used() {
 			k.sources = append(k.sources, s)
 		}

@@ -171,7 +171,8 @@ func TestTheCAMaySignLeavesAndNothingElse(t *testing.T) {
 
 func TestBadNamesAreRefusedByName(t *testing.T) {
 	for _, name := range []string{
-		"", ":31000", "a..b", "-a.b", "a-.b", "a b", "*", "*.", "a.*.b", "bücher.example", "fe80::1%eth0", "127.0.0.300",
+		"", ":31000", "a..b", "-a.b", "a-.b", "a b", "*", "*.", "a.*.b", "bücher.example", "fe80::1%eth0",
+		"127.0.0.300",
 		"http://trow", strings.Repeat("a", 64) + ".b", strings.Repeat("a.", 127) + "b",
 	} {
 		_, err := openDir(t.TempDir(), trowtls.Options{Names: []string{"good", name}})
@@ -245,7 +246,8 @@ func TestACADamagedAnywhereIsAnErrorAndStays(t *testing.T) {
 	open(t, dir, trowtls.Options{})
 	open(t, other, trowtls.Options{})
 	file := filepath.Join(dir, "ca.pem")
-	good, foreign, leaf := read(t, file), read(t, filepath.Join(other, "ca.pem")), read(t, filepath.Join(dir, "leaf.pem"))
+	good, foreign, leaf := read(t, file), read(t, filepath.Join(other, "ca.pem")),
+		read(t, filepath.Join(dir, "leaf.pem"))
 	cert, _ := pem.Decode(good)
 	_, key := pem.Decode(foreign)
 	bad := map[string][]byte{
@@ -343,9 +345,11 @@ func TestABadUsersPairIsAnErrorThatNamesTheFile(t *testing.T) {
 		spoil func(o *trowtls.Options)
 		want  string
 	}{
-		"no certificate":   {func(o *trowtls.Options) { os.Remove(o.CertFile) }, "tls.crt: no such file"},
-		"no key":           {func(o *trowtls.Options) { os.Remove(o.KeyFile) }, "tls.key: no such file"},
-		"not PEM":          {func(o *trowtls.Options) { os.WriteFile(o.CertFile, []byte("x"), 0o600) }, "tls.crt with key"},
+		"no certificate": {func(o *trowtls.Options) { os.Remove(o.CertFile) }, "tls.crt: no such file"},
+		"no key":         {func(o *trowtls.Options) { os.Remove(o.KeyFile) }, "tls.key: no such file"},
+		"not PEM": {func(o *trowtls.Options) {
+			os.WriteFile(o.CertFile, []byte("x"), 0o600)
+		}, "tls.crt with key"},
 		"key without cert": {func(o *trowtls.Options) { o.CertFile = "" }, "without a certificate"},
 		"cert without key": {func(o *trowtls.Options) { o.KeyFile = "" }, "tls.crt"},
 		"a directory":      {func(o *trowtls.Options) { o.CertFile = filepath.Dir(o.CertFile) }, "not a regular file"},
@@ -452,7 +456,8 @@ func TestTheLeafIsRenewedAtTwoThirdsOfItsLife(t *testing.T) {
 		if shown(t, k, "").Equal(before) || !k.NotAfter(trowtls.Leaf).After(end.Add(59*day)) {
 			t.Error("the old leaf is still served")
 		}
-		if _, err := handshake(k, &tls.Config{ServerName: "localhost", RootCAs: pool(k.CA()), Time: time.Now}); err != nil {
+		if _, err := handshake(k, &tls.Config{ServerName: "localhost", RootCAs: pool(k.CA()),
+			Time: time.Now}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -512,7 +517,8 @@ func TestTheCAIsRotatedInItsLastYear(t *testing.T) {
 			if got := after(24*time.Hour, events); got != want {
 				t.Errorf("day %d of the last year: %q, want %q", i+1, got, want)
 			}
-			if _, err := handshake(k, &tls.Config{ServerName: "localhost", RootCAs: pool(trusted), Time: time.Now}); err != nil {
+			if _, err := handshake(k, &tls.Config{ServerName: "localhost", RootCAs: pool(trusted),
+				Time: time.Now}); err != nil {
 				t.Errorf("day %d, with the bundle of the day before: %v", i+1, err)
 			}
 		}
@@ -798,7 +804,8 @@ func TestTheUsersFilesAreFollowed(t *testing.T) {
 		if got := after(time.Minute, events); got != "reloaded user" {
 			t.Fatalf("a new pair: %q", got)
 		}
-		if shown(t, k, "second.example.org").Equal(before) || shown(t, k, "second.example.org").Subject.CommonName != "" {
+		if shown(t, k, "second.example.org").Equal(before) || shown(t, k, "second.example.org").
+			Subject.CommonName != "" {
 			t.Error("the new pair is not served")
 		}
 		if want := time.Now().Add(79 * day); k.NotAfter(trowtls.User).Before(want) {

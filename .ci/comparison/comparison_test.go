@@ -172,7 +172,9 @@ func TestPeersAlternateInEachRound(t *testing.T) {
 }
 
 func TestAFailedPeerIsNotMeasuredAgain(t *testing.T) {
-	broken := &peer{name: "C", launch: func(place) (command, error) { return command{args: []string{"stub-broken"}}, nil }}
+	broken := &peer{name: "C", launch: func(place) (command, error) {
+		return command{args: []string{"stub-broken"}}, nil
+	}}
 	l, notes := stubLaboratory(t, stubPeer("A"), broken)
 	f, err := l.measure(t.Context(), []task{{"referrers", plain, []int{1, 8}}}, 3, time.Second)
 	if err != nil {
@@ -218,7 +220,8 @@ func TestFullRun(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	r, err = l.compare(ctx)
-	if !errors.Is(err, context.Canceled) || len(r.present()) != 2 || !strings.Contains(r.markdown(), "manifest-get-tag") {
+	if !errors.Is(err, context.Canceled) || len(r.present()) != 2 ||
+		!strings.Contains(r.markdown(), "manifest-get-tag") {
 		t.Errorf("%+v: %v", r, err)
 	}
 	l.options.only = "nonsense"

@@ -68,8 +68,9 @@ func newPeers() []*peer {
 		{name: "distribution", launch: launchDistribution},
 		{name: "zot", launch: launchZot, note: "its minimal build, without extensions"},
 		{name: "olareg", launch: launchOlareg},
-		{name: nameNginx, lacks: nginxLacks, launch: launchNginx, note: "serves the content as files; drops the body of " +
-			"a review and answers with a recorded answer of Trow"},
+		{name: nameNginx, lacks: nginxLacks, launch: launchNginx,
+			note: "serves the content as files; drops the body of " +
+				"a review and answers with a recorded answer of Trow"},
 		{name: nameLimit, lacks: limitLacks, launch: launchLimit,
 			note: "receives, hashes and writes a blob, syncs the file, renames it, syncs the directory; nothing else"},
 	}

@@ -36,7 +36,8 @@ func TestNginxConfiguration(t *testing.T) {
 	}
 	p.secure = true
 	text, err = renderNginx(p, "{}")
-	for _, want := range []string{"listen 127.0.0.1:80 ssl http2;", "ssl_certificate '/c';", "ssl_certificate_key '/k';"} {
+	for _, want := range []string{"listen 127.0.0.1:80 ssl http2;", "ssl_certificate '/c';",
+		"ssl_certificate_key '/k';"} {
 		if err != nil || !strings.Contains(text, want) {
 			t.Errorf("%v: missing: %s in\n%s", err, want, text)
 		}
@@ -67,7 +68,8 @@ func TestPeerConfigurations(t *testing.T) {
 				}
 				all += "\n" + string(b)
 			}
-			if !strings.Contains(all, at.data) || !strings.Contains(all, "4567") || !strings.Contains(all, "127.0.0.1") {
+			if !strings.Contains(all, at.data) || !strings.Contains(all, "4567") ||
+				!strings.Contains(all, "127.0.0.1") {
 				t.Errorf("%s: directory or address is missing:\n%s", p.name, all)
 			}
 			certificate := strings.Contains(all, "/x/cert") && strings.Contains(all, "/x/key")
@@ -122,7 +124,8 @@ func TestLimit(t *testing.T) {
 	}
 	sum := sha256.Sum256([]byte("content"))
 	name := hex.EncodeToString(sum[:])
-	if resp := do("PUT", server.URL+at.Header.Get("Location")+"?digest=sha256:"+name, "content"); resp.StatusCode != 201 {
+	if resp := do("PUT", server.URL+at.Header.Get("Location")+"?digest=sha256:"+name,
+		"content"); resp.StatusCode != 201 {
 		t.Errorf("a blob: %d", resp.StatusCode)
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, name)); string(b) != "content" {
@@ -211,7 +214,8 @@ func TestReasonsAreOneLineWithoutAddresses(t *testing.T) {
 	for out, want := range map[string]string{
 		"":                     "",
 		"go: one\ngo: two\n\n": "go: two",
-		"go: module x.org/x: reading https://proxy.x.org/x/@v/list: 403 Forbidden\n": "go: module x.org/x: 403 Forbidden",
+		"go: module x.org/x: reading https://proxy.x.org/x/@v/list: 403 Forbidden\n": "go: module x.org/x: 403 " +
+			"Forbidden",
 		strings.Repeat("x", 400): strings.Repeat("x", 300) + "…",
 	} {
 		if got := lastLine([]byte(out)); got != want {

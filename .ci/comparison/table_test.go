@@ -108,7 +108,8 @@ func TestPublish(t *testing.T) {
 }
 
 func TestMissingMarks(t *testing.T) {
-	for _, old := range []string{"", beginMark, endMark, endMark + beginMark, beginMark + endMark + beginMark + endMark} {
+	for _, old := range []string{"", beginMark, endMark, endMark + beginMark,
+		beginMark + endMark + beginMark + endMark} {
 		if got, err := between(old, "x"); err == nil {
 			t.Errorf("%q became %q", old, got)
 		}

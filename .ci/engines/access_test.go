@@ -150,7 +150,8 @@ func TestTLS(t *testing.T) {
 	m.proxy = newProxy(t, m.addr)
 	peer := "http://" + freeAddr(t)
 	m.args = []string{"--data-dir", filepath.Join(m.dir, "data"), "--listen-client-urls", "https://" + m.addr,
-		"--advertise-client-urls", "https://" + m.addr, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+		"--advertise-client-urls", "https://" + m.addr, "--listen-peer-urls", peer,
+		"--initial-advertise-peer-urls", peer,
 		"--initial-cluster", "default=" + peer, "--log-level", "error", "--unsafe-no-fsync", "--client-cert-auth",
 		"--trusted-ca-file", a.file("ca.crt"), "--cert-file", a.file("server.crt"), "--key-file", a.file("server.key")}
 	m.start()

@@ -48,7 +48,8 @@ func figures(t *testing.T, n int) {
 	filled := time.Since(begin)
 	after := size()
 	t.Logf("%d facts were written in %v, %.0f each second; %.0f bytes each in etcd (%.0f MiB)", n,
-		filled.Round(time.Millisecond), float64(n)/filled.Seconds(), float64(after-before)/float64(n), float64(after)/(1<<20))
+		filled.Round(time.Millisecond), float64(n)/filled.Seconds(), float64(after-before)/float64(n),
+		float64(after)/(1<<20))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	loaded, parts := 0, 0

@@ -50,7 +50,8 @@ func startGateway(t testing.TB, more ...string) *gateway {
 	if err := os.Mkdir(filepath.Join(g.dir, "bucket"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	g.args = append([]string{path, "--access", "trow-test", "--secret", "trow-test-secret", "--port", address, "--quiet",
+	g.args = append([]string{path, "--access", "trow-test", "--secret", "trow-test-secret", "--port",
+		address, "--quiet",
 		"posix"}, append(more, g.dir)...)
 	g.start(t)
 	t.Cleanup(func() { g.stop() })
@@ -111,17 +112,6 @@ func TestS3Suite(t *testing.T) {
 	})
 }
 
-// random returns n bytes that differ from those of another seed.
-func random(n int, seed byte) []byte {
-	b := make([]byte, n)
-	state := sha256.Sum256([]byte{seed})
-	for i := 0; i < n; i += len(state) {
-		copy(b[i:], state[:])
-		state = sha256.Sum256(state[:])
-	}
-	return b
-}
-
 func TestS3SessionOfManyPartsAtTwoProcesses(t *testing.T) {
 	g := startGateway(t)
 	r := storagetest.NewRecords()
@@ -129,7 +119,7 @@ func TestS3SessionOfManyPartsAtTwoProcesses(t *testing.T) {
 	for range 2 {
 		both = append(both, storagetest.PlacedBlobs{Placed: open(t, g.options(r)), Records: r})
 	}
-	data := random(61<<20, 1)
+	data := storagetest.Random(61<<20, 1)
 	d := digest.FromBytes(data)
 	u, err := both[0].CreateAs(t.Context(), "team/app", "01234567-89ab-4def-8123-456789abcdef", digest.SHA256)
 	for i, left := 0, data; err == nil && len(left) > 0; i++ {
@@ -169,7 +159,7 @@ func TestS3ServerRestarts(t *testing.T) {
 	g := startGateway(t)
 	r := storagetest.NewRecords()
 	b := storagetest.PlacedBlobs{Placed: open(t, g.options(r)), Records: r}
-	data := random(40<<20, 2)
+	data := storagetest.Random(40<<20, 2)
 	d := digest.FromBytes(data)
 	u, err := b.CreateAs(t.Context(), "team/app", "01234567-89ab-4def-8123-456789abcdef", digest.SHA256)
 	if err != nil {
@@ -245,7 +235,7 @@ func TestS3ErrorsOfARealServer(t *testing.T) {
 // pattern is a reader of n bytes that are quick to make, and the same each time.
 type pattern struct{ left int64 }
 
-var block = random(1<<20+7, 9)
+var block = storagetest.Random(1<<20+7, 9)
 
 func (p *pattern) Read(b []byte) (int, error) {
 	if p.left == 0 {

@@ -146,7 +146,8 @@ func (t *target) compile(module, work string, packages []string) ([]string, erro
 				return nil, err
 			}
 		}
-		if err := write(filepath.Join(t.dir, "zz_mutants.go"), fmt.Sprintf(hook, t.name, len(t.mutants)+1)); err != nil {
+		if err := write(filepath.Join(t.dir, "zz_mutants.go"),
+			fmt.Sprintf(hook, t.name, len(t.mutants)+1)); err != nil {
 			return nil, err
 		}
 		data, err := json.Marshal(overlay)
@@ -161,7 +162,8 @@ func (t *target) compile(module, work string, packages []string) ([]string, erro
 		refused := ""
 		for i, pkg := range packages {
 			binary := filepath.Join(work, fmt.Sprintf("test%d", i))
-			cmd := exec.Command("go", "test", "-c", "-vet=off", "-gcflags="+t.path+"=-e", "-overlay", file, "-o", binary,
+			cmd := exec.Command("go", "test", "-c", "-vet=off", "-gcflags="+t.path+"=-e", "-overlay", file,
+				"-o", binary,
 				pkg)
 			cmd.Dir = module
 			var out bytes.Buffer

@@ -166,7 +166,8 @@ func (o *options) verdict(name string, percent float64, unknown, stale []string)
 		faults = append(faults, fmt.Sprintf("%s: %.1f %% killed, want %.0f %%", name, percent, o.want))
 	}
 	if len(unknown) > 0 {
-		faults = append(faults, "survivors without a reason in "+filepath.Base(o.known)+":\n"+strings.Join(unknown, "\n"))
+		faults = append(faults, "survivors without a reason in "+filepath.Base(o.known)+":\n"+
+			strings.Join(unknown, "\n"))
 	}
 	if len(stale) > 0 {
 		faults = append(faults, "not survivors any more; remove them from "+filepath.Base(o.known)+":\n"+

@@ -142,7 +142,8 @@ func TestKnownSurvivors(t *testing.T) {
 		"too few":   {lives + reason, "50.0 % killed, want 95 %"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := sample(t, row.known, "never .* n > 1000"); err == nil || !strings.Contains(err.Error(), row.want) {
+			if _, err := sample(t, row.known, "never .* n > 1000"); err == nil ||
+				!strings.Contains(err.Error(), row.want) {
 				t.Errorf("%v; want %s", err, row.want)
 			}
 		})

@@ -64,7 +64,8 @@ func (tr *trial) record(ctx context.Context, all []*test, log io.Writer) {
 		defer mu.Unlock()
 		switch {
 		case !ok:
-			fmt.Fprintf(log, "note: %s is left out: it fails alone, without a mutant: %s\n", t.name, lastLines(output, 5))
+			fmt.Fprintf(log, "note: %s is left out: it fails alone, without a mutant: %s\n", t.name,
+				lastLines(output, 5))
 		case len(t.reaches) > 0:
 			tr.tests = append(tr.tests, t)
 		}

@@ -57,20 +57,21 @@ func Command(load Settings) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check -f FILE",
 		Short: "Check manifests against the policy: exit code 1 if an image may not run",
-		Long: "check reviews every pod and workload in the files as the webhook would. It knows the images from the data\n" +
-			"directory of a stopped server (--data-dir), or asks a running server (--server), whose settings count then.\n" +
-			"Exit code 0: every image may run; 1: one is denied; 2: something could not be read or asked.",
+		Long: `check reviews every pod and workload in the files as the webhook would. It knows the images from the data
+directory of a stopped server (--data-dir), or asks a running server (--server), whose settings count then.
+Exit code 0: every image may run; 1: one is denied; 2: something could not be read or asked.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.server == "" && o.dataDir == "" {
-				return errors.New("neither --server nor --data-dir is set: name a running server by its URL with --server, or " +
-					"the data directory of a stopped one with --data-dir")
+				return errors.New("neither --server nor --data-dir is set: name a running server by its URL with " +
+					"--server, or the data directory of a stopped one with --data-dir")
 			}
 			policy, exempt, err := load(cmd)
 			if err != nil {
 				return err
 			}
-			exempt = slices.Concat(exempt, o.exempt, []string{metav1.NamespaceSystem}) // the webhook never gets its objects
+			// the webhook never gets its objects
+			exempt = slices.Concat(exempt, o.exempt, []string{metav1.NamespaceSystem})
 			review, done, err := o.reviewer(cmd.Context(), policy)
 			if err != nil {
 				return err
@@ -96,7 +97,8 @@ func Command(load Settings) *cobra.Command {
 		"file with manifests, YAML or JSON, or a directory with such files; - for standard input")
 	f.StringVarP(&o.dataDir, "data-dir", "d", "", "data directory of a stopped server")
 	f.StringVar(&o.server, "server", "", "URL of a running server")
-	f.StringVar(&o.ca, "cacert", "", "with --server: file of the CA (PEM) that has signed the certificate of the server")
+	f.StringVar(&o.ca, "cacert", "", "with --server: file of the CA (PEM) that has signed the certificate of the "+
+		"server")
 	f.StringVar(&o.tokenFile, "token-file", "",
 		"with --server: file with the token of its setting validate-token-file, or of a login (trow token)")
 	f.StringVarP(&o.output, "output", "o", "table", "table or json")

@@ -167,7 +167,8 @@ func newServer(t *testing.T, token string) (url, ca string) {
 func TestCheckByAServer(t *testing.T) {
 	file := pods
 	url, ca := newServer(t, "Bearer secret")
-	out, err := run(t, nil, "", "-f", file, "--server", url+"/", "--cacert", ca, "--token-file", writeFile(t, "secret\n"))
+	out, err := run(t, nil, "", "-f", file, "--server", url+"/", "--cacert", ca, "--token-file",
+		writeFile(t, "secret\n"))
 	if !errors.Is(err, check.ErrDenied) || !strings.Contains(out, "2 checked, 1 denied") ||
 		!strings.Contains(out, denial) {
 		t.Errorf("%v\n%s", err, out)
@@ -226,10 +227,12 @@ func TestWhatCannotBeCheckedIsAnError(t *testing.T) {
 func TestADirectoryIsChecked(t *testing.T) {
 	data, dir, outside := newDataDir(t), t.TempDir(), t.TempDir()
 	pod := func(name, image string) string {
-		return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + "}\nspec: {containers: [{image: '" + image + "'}]}\n"
+		return "apiVersion: v1\nkind: Pod\nmetadata: {name: " + name + "}\nspec: {containers: [{image: '" + image +
+			"'}]}\n"
 	}
 	for name, content := range map[string]string{
-		"b/2.yml": pod("good", "trow:31000/app:1"), "a.yaml": pod("bad", "nginx") + "---\na: [\n---\n" + pod("late", "nginx"),
+		"b/2.yml":     pod("good", "trow:31000/app:1"),
+		"a.yaml":      pod("bad", "nginx") + "---\na: [\n---\n" + pod("late", "nginx"),
 		"b/1.JSON":    `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"s"}}`,
 		"b/notes.txt": "a: [", ".git/x.yaml": "a: [",
 		"c.yaml": "apiVersion: a.b/v1\nkind: X\nmetadata: {name: x}\nspec: {image: x}\n",
@@ -273,7 +276,8 @@ func TestADirectoryIsChecked(t *testing.T) {
 	want := []string{"denied   a.yaml:1 Pod/bad: Remote", "error    a.yaml:2:5: yaml: line 1:",
 		"denied   a.yaml:7 Pod/late: Remote",
 		"skipped  b/1.JSON:1 Secret/s: has", "allowed  b/2.yml:1 Pod/good", "warning  c.yaml:1 X/x: not judged:",
-		"exempt   d.yaml:1 Pod/p: namespace", "exempt   d.yaml:5 Pod/p: namespace", "exempt   d.yaml:10 Pod/p: namespac",
+		"exempt   d.yaml:1 Pod/p: namespace", "exempt   d.yaml:5 Pod/p: namespace",
+		"exempt   d.yaml:10 Pod/p: namespac",
 		"error    e.yaml: statat e.yaml: pa", "error    f.yaml: statat f.yaml: pa", "allowed  h.yaml:1 Pod/good",
 		"4 checked, 2 denied, 3 exempt, 1 n"}
 	if !slices.Equal(got, want) {
@@ -290,7 +294,8 @@ func TestAnObjectThatCannotBeReviewed(t *testing.T) {
 		out, err := run(t, nil, in, append([]string{"-f", "-"}, args...)...)
 		if err == nil || errors.Is(err, check.ErrDenied) || !strings.Contains(err.Error(), "-:1 Pod/bad: ") ||
 			!strings.Contains(err.Error(), "cannot be reviewed: ") ||
-			!strings.Contains(out, "denied   -:5 Pod/late: ") || !strings.HasSuffix(out, "1 checked, 1 denied, 1 not read\n") {
+			!strings.Contains(out, "denied   -:5 Pod/late: ") ||
+			!strings.HasSuffix(out, "1 checked, 1 denied, 1 not read\n") {
 			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}

@@ -153,8 +153,8 @@ func (c *Cluster) searchProvisioners(ctx context.Context) error {
 	}
 	slices.Sort(names)
 	slices.Sort(namespaces)
-	c.report(riskProvisioner, fmt.Sprintf("pods of %s could not start while the registry is down; if one of them makes "+
-		"nodes and the registry waits for a node, neither starts; consider for the setting exempt-namespaces: %s",
+	c.report(riskProvisioner, fmt.Sprintf("pods of %s could not start while the registry is down; if one of them "+
+		"makes nodes and the registry waits for a node, neither starts; consider for the setting exempt-namespaces: %s",
 		few(names), few(slices.Compact(namespaces))))
 	return nil
 }

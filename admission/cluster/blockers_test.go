@@ -20,9 +20,10 @@ type validating = admissionregistrationv1.ValidatingWebhook
 func gate(namespace string, change func(*validating)) *admissionregistrationv1.ValidatingWebhookConfiguration {
 	w := validating{Name: "validate." + namespace + ".svc", ClientConfig: admissionregistrationv1.WebhookClientConfig{
 		Service: &admissionregistrationv1.ServiceReference{Namespace: namespace, Name: "svc"}},
-		Rules: []admissionregistrationv1.RuleWithOperations{{Operations: []admissionregistrationv1.OperationType{"CREATE"},
-			Rule: admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"},
-				Resources: []string{"pods"}}}}}
+		Rules: []admissionregistrationv1.RuleWithOperations{
+			{Operations: []admissionregistrationv1.OperationType{"CREATE"},
+				Rule: admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"},
+					Resources: []string{"pods"}}}}}
 	if change != nil {
 		change(&w)
 	}
@@ -34,7 +35,8 @@ func gate(namespace string, change func(*validating)) *admissionregistrationv1.V
 func mutating(namespace string) *admissionregistrationv1.MutatingWebhookConfiguration {
 	v := gate(namespace, nil).Webhooks[0]
 	return &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: namespace},
-		Webhooks: []admissionregistrationv1.MutatingWebhook{{Name: v.Name, ClientConfig: v.ClientConfig, Rules: v.Rules}}}
+		Webhooks: []admissionregistrationv1.MutatingWebhook{
+			{Name: v.Name, ClientConfig: v.ClientConfig, Rules: v.Rules}}}
 }
 
 func open(w *validating) { w.FailurePolicy = ptr.To(admissionregistrationv1.Ignore) }
@@ -59,7 +61,8 @@ func operation(o admissionregistrationv1.OperationType) func(*validating) {
 
 func everything(w *validating) {
 	w.Rules[0] = admissionregistrationv1.RuleWithOperations{Operations: []admissionregistrationv1.OperationType{"*"},
-		Rule: admissionregistrationv1.Rule{APIGroups: []string{"*"}, APIVersions: []string{"*"}, Resources: []string{"*/*"}}}
+		Rule: admissionregistrationv1.Rule{APIGroups: []string{"*"}, APIVersions: []string{"*"},
+			Resources: []string{"*/*"}}}
 }
 
 // in makes a webhook judge the namespaces with a label alone.
@@ -73,7 +76,8 @@ func in(key, value string) func(*validating) {
 func TestProvisionersAreARisk(t *testing.T) {
 	deployment := func(namespace, class string) *appsv1.Deployment {
 		return &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "karpenter"},
-			Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{PriorityClassName: class}}}}
+			Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{
+				Spec: corev1.PodSpec{PriorityClassName: class}}}}
 	}
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, cluster.Enforce, deployment("karpenter", "system-cluster-critical"),

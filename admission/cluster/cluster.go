@@ -37,8 +37,8 @@
 //  7. A token is accepted only if the API server has accepted it for our audience, and not after it expires. Tokens are
 //     neither kept nor part of an error or a log line.
 //
-//  8. Of several replicas one writes, see lead.go; each of them knows in which mode the webhook is armed, and answers the
-//     probes of the others.
+//  8. Of several replicas one writes, see lead.go; each of them knows in which mode the webhook is armed, and answers
+//     the probes of the others.
 //
 // # What it does not do
 //

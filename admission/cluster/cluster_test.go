@@ -89,7 +89,8 @@ func newWorld(t *testing.T, mode cluster.Mode, more ...runtime.Object) *world {
 	w.optimistic()
 	w.limited()
 	w.dryRuns()
-	w.options = cluster.Options{Webhook: string(mode), Client: kubetest.Client(w.Clientset), Namespace: ns, Pod: "trow-0",
+	w.options = cluster.Options{Webhook: string(mode), Client: kubetest.Client(w.Clientset), Namespace: ns,
+		Pod:  "trow-0",
 		Poll: time.Second, Log: zerolog.New(w),
 		CA:    func() []byte { w.mu.Lock(); defer w.mu.Unlock(); return []byte(w.ca) },
 		Ready: func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.ready },
@@ -168,7 +169,8 @@ func (w *world) logged(t *testing.T) string {
 			level = "error"
 		}
 		if e.Message != "webhook" || e.Level != level || e.Mode == "" || (e.Error != "") != (e.Event == "failed") ||
-			(e.Why != "") != (w.c.State().Why != "" || e.Event == "risk" || e.Event == "restored") && e.Event != "failed" {
+			(e.Why != "") != (w.c.State().Why != "" || e.Event == "risk" || e.Event == "restored") &&
+				e.Event != "failed" {
 			t.Errorf("logged %s", line)
 		}
 		events = append(events, e.Event)
@@ -179,7 +181,8 @@ func (w *world) logged(t *testing.T) string {
 
 func (w *world) configuration(t *testing.T) *admissionregistrationv1.ValidatingWebhookConfiguration {
 	t.Helper()
-	v, err := w.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(t.Context(), "trow", metav1.GetOptions{})
+	v, err := w.AdmissionregistrationV1().ValidatingWebhookConfigurations().
+		Get(t.Context(), "trow", metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -305,7 +308,8 @@ func TestDriftIsCorrected(t *testing.T) {
 					t.Errorf("logged %q", got)
 				}
 				got := w.configuration(t)
-				if got == nil || !equality.Semantic.DeepEqual(got.Webhooks, want.Webhooks) || len(got.OwnerReferences) != 0 {
+				if got == nil || !equality.Semantic.DeepEqual(got.Webhooks, want.Webhooks) ||
+					len(got.OwnerReferences) != 0 {
 					t.Error("the configuration is not as it was")
 				}
 			})
@@ -359,7 +363,8 @@ func TestModesThatDenyNothing(t *testing.T) {
 		if got := w.logged(t); got != "" || w.c.State() != off {
 			t.Errorf("off, without a configuration: %q, %+v", got, w.c.State())
 		}
-		if m, _ := w.CoreV1().ConfigMaps(ns).Get(t.Context(), "trow-ca", metav1.GetOptions{}); m.Data["ca.crt"] != "CA 1" {
+		if m, _ := w.CoreV1().ConfigMaps(ns).Get(t.Context(), "trow-ca",
+			metav1.GetOptions{}); m.Data["ca.crt"] != "CA 1" {
 			t.Error("without a webhook the CA is not published")
 		}
 	})
@@ -393,25 +398,30 @@ func TestTheClusterIsNotDeadlocked(t *testing.T) {
 		exempt []string
 		why    string // empty: it enforces
 	}{
-		"no DaemonSets":                       {},
-		"network in an exempt namespace":      {sets: sets(critical("kube-system"), critical(ns))},
-		"network elsewhere":                   {sets: sets(critical("calico-system")), why: "calico-system"},
-		"network elsewhere, exempt":           {sets: sets(critical("calico-system")), exempt: exempt("calico-system")},
-		"the volume's driver":                 {sets: sets(csi("longhorn-system", ours)), why: "longhorn-system"},
-		"the volume's driver, exempt":         {sets: sets(csi("longhorn-system", ours)), exempt: exempt("longhorn-system")},
-		"another volume's driver":             {sets: sets(csi("disks", ours), csi("files", other)), exempt: exempt("disks")},
+		"no DaemonSets":                  {},
+		"network in an exempt namespace": {sets: sets(critical("kube-system"), critical(ns))},
+		"network elsewhere":              {sets: sets(critical("calico-system")), why: "calico-system"},
+		"network elsewhere, exempt":      {sets: sets(critical("calico-system")), exempt: exempt("calico-system")},
+		"the volume's driver":            {sets: sets(csi("longhorn-system", ours)), why: "longhorn-system"},
+		"the volume's driver, exempt": {sets: sets(csi("longhorn-system", ours)),
+			exempt: exempt("longhorn-system")},
+		"another volume's driver": {sets: sets(csi("disks", ours), csi("files", other)),
+			exempt: exempt("disks")},
 		"drivers that do not name themselves": {sets: sets(csi("files", other)), why: "files"},
 		"a DaemonSet that is not needed":      {sets: sets(daemonSet("logs", "logs", corev1.PodSpec{}))},
 		"two, of which one is not exempt": {sets: sets(critical("a"), critical("b")), exempt: exempt("a"),
 			why: "exempt-namespaces: b"},
 		"a webhook that judges our pod": {sets: sets(gate("kyverno", nil)),
-			why: "be approved by ValidatingWebhookConfiguration kyverno validate.kyverno.svc (Service kyverno/svc), whose " +
-				"pods could not start while the registry is down; add to the setting exempt-namespaces: kyverno"},
-		"one that changes our pod":        {sets: sets(mutating("istio-system")), why: "exempt-namespaces: istio-system"},
-		"one in an exempt namespace":      {sets: sets(gate("a", nil), mutating("b")), exempt: exempt("a", "b")},
-		"one in kube-system":              {sets: sets(gate("kube-system", nil))},
-		"one that fails open":             {sets: sets(gate("a", open))},
-		"one outside the cluster":         {sets: sets(gate("a", func(w *validating) { w.ClientConfig.Service = nil }))},
+			why: "be approved by ValidatingWebhookConfiguration kyverno validate.kyverno.svc (Service kyverno/svc), " +
+				"whose pods could not start while the registry is down; add to the setting exempt-namespaces: kyverno"},
+		"one that changes our pod": {sets: sets(mutating("istio-system")),
+			why: "exempt-namespaces: istio-system"},
+		"one in an exempt namespace": {sets: sets(gate("a", nil), mutating("b")), exempt: exempt("a", "b")},
+		"one in kube-system":         {sets: sets(gate("kube-system", nil))},
+		"one that fails open":        {sets: sets(gate("a", open))},
+		"one outside the cluster": {sets: sets(gate("a", func(w *validating) {
+			w.ClientConfig.Service = nil
+		}))},
 		"one for other kinds":             {sets: sets(gate("a", resource("secrets")))},
 		"one for what pods have":          {sets: sets(gate("a", resource("pods/exec")))},
 		"one for other groups":            {sets: sets(gate("a", group("apps")))},
@@ -422,7 +432,8 @@ func TestTheClusterIsNotDeadlocked(t *testing.T) {
 		"one for our namespace": {sets: sets(home(), gate("a", in("kubernetes.io/metadata.name", ns))),
 			why: "exempt-namespaces: a"},
 		"one that asks for our pod's label": {sets: sets(gate("a", labelled))},
-		"both":                              {sets: sets(critical("b"), gate("a", nil)), why: "exempt-namespaces: a, b"},
+		"both": {sets: sets(critical("b"), gate("a", nil)),
+			why: "exempt-namespaces: a, b"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -433,7 +444,8 @@ func TestTheClusterIsNotDeadlocked(t *testing.T) {
 				switch {
 				case tt.why == "" && (got != "armed" || state != cluster.State{Mode: cluster.Enforce}):
 					t.Errorf("%q, %+v", got, state)
-				case tt.why != "" && (got != "held back" || state.Mode != cluster.Audit || !strings.Contains(state.Why, tt.why) ||
+				case tt.why != "" && (got != "held back" || state.Mode != cluster.Audit ||
+					!strings.Contains(state.Why, tt.why) ||
 					!strings.Contains(state.Why, "exempt-namespaces")):
 					t.Errorf("%q, %+v", got, state)
 				case tt.why != "" && w.configuration(t).Annotations["trow.io/held-back"] != state.Why:

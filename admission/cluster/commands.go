@@ -43,8 +43,8 @@ func disarmCommand() *cobra.Command {
 	return onCluster(&cobra.Command{
 		Use:   "disarm",
 		Short: "Remove the webhook from a cluster until trow arm: every image may run",
-		Long: "disarm empties the ValidatingWebhookConfiguration and notes on the ClusterRole that the server must not\n" +
-			"fill it again. It works without a running server, so it helps when nothing starts.",
+		Long: `disarm empties the ValidatingWebhookConfiguration and notes on the ClusterRole that the server must not
+fill it again. It works without a running server, so it helps when nothing starts.`,
 	}, func(ctx context.Context, client *kube.Client, out io.Writer) error {
 		found, err := Disarm(ctx, client)
 		if err != nil {
@@ -77,9 +77,9 @@ func rotateCommand() *cobra.Command {
 	cmd := onCluster(&cobra.Command{
 		Use:   "rotate-ca",
 		Short: "Replace the CA: nodes and the webhook follow automatically, workstations do not",
-		Long: "rotate-ca requests a new CA from the server. The server first publishes it beside the old one (ConfigMap\n" +
-			kube.ConfigMapName + ", /ca.crt), signs with it after the time of the setting ca-overlap, and drops the old one\n" +
-			"after that time again.",
+		Long: `rotate-ca requests a new CA from the server. The server first publishes it beside the old one (ConfigMap
+` + kube.ConfigMapName + `, /ca.crt), signs with it after the time of the setting ca-overlap, and drops the old one
+after that time again.`,
 	}, func(ctx context.Context, client *kube.Client, out io.Writer) error {
 		if err := RotateCA(ctx, client, namespace); err != nil {
 			return err

@@ -141,8 +141,8 @@ func (c *Cluster) put(ctx context.Context, have, want *configuration, goal inten
 // contest reports that another client undoes what this process writes. The API server may judge fewer pods than it
 // should until the next time that the configuration is put back.
 func (c *Cluster) contest(ctx context.Context, have, want *configuration) {
-	text := fmt.Sprintf("another client keeps changing ValidatingWebhookConfiguration %s (%s), which is put back at most "+
-		"%d times a minute, so images may run that should not; stop it, or exclude this object from it", kube.Name,
+	text := fmt.Sprintf("another client keeps changing ValidatingWebhookConfiguration %s (%s), which is put back at "+
+		"most %d times a minute, so images may run that should not; stop it, or exclude this object from it", kube.Name,
 		changes(have, want), maxRestores)
 	c.report(riskContested, text)
 	c.remindOf(ctx, "WebhookContested", text)
@@ -199,7 +199,8 @@ func differences(a, b validatingWebhook) (names []string) {
 func writer(have *configuration) string {
 	var last *metav1.ManagedFieldsEntry
 	for i, e := range have.ManagedFields {
-		if e.Manager == fieldManager || e.FieldsV1 == nil || !strings.Contains(e.FieldsV1.GetRawString(), `"f:webhooks"`) {
+		if e.Manager == fieldManager || e.FieldsV1 == nil ||
+			!strings.Contains(e.FieldsV1.GetRawString(), `"f:webhooks"`) {
 			continue
 		}
 		if last == nil || e.Time != nil && (last.Time == nil || last.Time.Before(e.Time)) {

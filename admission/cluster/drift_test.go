@@ -23,7 +23,8 @@ import (
 func (w *world) written() (n int) {
 	for _, a := range w.Actions() {
 		u, ok := a.(clienttesting.UpdateActionImpl)
-		if ok && a.GetResource().Resource == "validatingwebhookconfigurations" && u.UpdateOptions.FieldManager == "trow" {
+		if ok && a.GetResource().Resource == "validatingwebhookconfigurations" &&
+			u.UpdateOptions.FieldManager == "trow" {
 			n++
 		}
 	}
@@ -78,10 +79,12 @@ func TestTwoControllersDoNotFight(t *testing.T) {
 		fight func(*testing.T, *world, func(*admissionregistrationv1.ValidatingWebhookConfiguration))
 		by    string
 	}{
-		"another controller": {func(t *testing.T, w *world, f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
+		"another controller": {func(t *testing.T, w *world,
+			f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
 			w.react(t, "gardener", f)
 		}, `by "gardener"`},
-		"a mutating policy": {func(_ *testing.T, w *world, f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
+		"a mutating policy": {func(_ *testing.T, w *world,
+			f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
 			w.rewrite(f)
 		}, "as a mutating policy"},
 	} {
@@ -110,13 +113,15 @@ func TestTwoControllersDoNotFight(t *testing.T) {
 					t.Errorf("%d writes in ten minutes", n)
 				}
 				ok, line := w.c.Check()
-				if ok || !strings.Contains(line, "risk: another client keeps changing") || !strings.Contains(line, tt.by) ||
+				if ok || !strings.Contains(line, "risk: another client keeps changing") ||
+					!strings.Contains(line, tt.by) ||
 					!strings.Contains(line, "validator.trow.io namespaceSelector") ||
 					metrics(t, w.c) != "trow_webhook_enforcing 0" || !w.c.Denies() ||
 					!strings.Contains(allMetrics(t, w.c), "contested 1") {
 					t.Errorf("%v %q, %s, denies %v", ok, line, allMetrics(t, w.c), w.c.Denies())
 				}
-				if e := w.events(t); len(e) != 1 || e[0].Reason != "WebhookContested" || !strings.Contains(e[0].Message, tt.by) {
+				if e := w.events(t); len(e) != 1 || e[0].Reason != "WebhookContested" ||
+					!strings.Contains(e[0].Message, tt.by) {
 					t.Errorf("%+v", e)
 				}
 				w.set(func() { fights = false })
@@ -147,17 +152,21 @@ func TestAKSIsLeftAlone(t *testing.T) {
 	for when, expressions := range aks {
 		for how, enforce := range map[string]func(*testing.T, *world, func(
 			*admissionregistrationv1.ValidatingWebhookConfiguration)){
-			"on the way in": func(_ *testing.T, w *world, f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
+			"on the way in": func(_ *testing.T, w *world,
+				f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
 				w.rewrite(f)
 			},
-			"afterwards": func(t *testing.T, w *world, f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
+			"afterwards": func(t *testing.T, w *world,
+				f func(*admissionregistrationv1.ValidatingWebhookConfiguration)) {
 				w.react(t, "admissionsenforcer", f)
 			},
 		} {
 			t.Run(when+" "+how, func(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					w := newWorld(t, cluster.Enforce, home())
-					enforce(t, w, func(v *admissionregistrationv1.ValidatingWebhookConfiguration) { narrow(v, expressions...) })
+					enforce(t, w, func(v *admissionregistrationv1.ValidatingWebhookConfiguration) {
+						narrow(v, expressions...)
+					})
 					w.start(t)
 					time.Sleep(10 * time.Minute)
 					if got := w.logged(t); got != "armed" {
@@ -172,7 +181,8 @@ func TestAKSIsLeftAlone(t *testing.T) {
 							t.Errorf("%s: %+v", h.Name, h.NamespaceSelector)
 						}
 					}
-					if v.Labels["admissions.enforcer/disabled"] != "true" || w.policy(t) != admissionregistrationv1.Fail {
+					if v.Labels["admissions.enforcer/disabled"] != "true" ||
+						w.policy(t) != admissionregistrationv1.Fail {
 						t.Errorf("%+v", v)
 					}
 					if ok, line := w.c.Check(); !ok || !strings.Contains(line, "control-plane DoesNotExist") {
@@ -199,7 +209,8 @@ func TestWhatLooksLikeAKSIsPutBack(t *testing.T) {
 					metav1.LabelSelectorRequirement{Key: "control-plane", Operator: metav1.LabelSelectorOpExists})
 			},
 			func(h *validating) {
-				h.NamespaceSelector.MatchExpressions = append(h.NamespaceSelector.MatchExpressions, not("control-plane", "false"))
+				h.NamespaceSelector.MatchExpressions = append(h.NamespaceSelector.MatchExpressions,
+					not("control-plane", "false"))
 			},
 			func(h *validating) {
 				h.NamespaceSelector.MatchExpressions = append(h.NamespaceSelector.MatchExpressions,
@@ -271,7 +282,8 @@ func TestEntriesOfOthersStay(t *testing.T) {
 		for _, h := range v.Webhooks {
 			names = append(names, h.Name)
 		}
-		if got := strings.Join(names, " "); got != "other.example.org validator.trow.io workloads.trow.io probe.trow.io" ||
+		if got := strings.Join(names, " "); got != "other.example.org validator.trow.io workloads.trow.io "+
+			"probe.trow.io" ||
 			v.Annotations["note"] != "a" || v.Labels["team"] != "b" {
 			t.Errorf("%s, %+v", got, v.ObjectMeta)
 		}

@@ -42,8 +42,10 @@ func newReplicas(t *testing.T, holder string, more ...runtime.Object) *replicas 
 			Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder}},
 		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow", UID: "deployment-uid"},
 			Status: appsv1.DeploymentStatus{ReadyReplicas: 1}})...)
-	r.PrependReactor("*", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) { // the manifest grants no right
-		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "trow", errors.New(a.GetVerb()))
+	// the manifest grants no right
+	r.PrependReactor("*", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "trow",
+			errors.New(a.GetVerb()))
 	})
 	r.PrependReactor("update", "validatingwebhookconfigurations",
 		func(a clienttesting.Action) (bool, runtime.Object, error) {
@@ -256,7 +258,8 @@ func TestAReplicaAnswersTheProbesOfTheOthers(t *testing.T) {
 			_, line := r.all["trow-a"].Check()
 			t.Fatalf("the policy is %s: %s", r.policy(t), line)
 		}
-		for _, value := range []string{"", ".", "x", "x.", "x." + strings.Repeat("0", 64), strings.Repeat("x", 1<<20) + ".y"} {
+		for _, value := range []string{"", ".", "x", "x.", "x." + strings.Repeat("0", 64),
+			strings.Repeat("x", 1<<20) + ".y"} {
 			if r.c.AnswerProbe(value) != "" {
 				t.Errorf("it denies %.40q", value)
 			}
@@ -270,7 +273,9 @@ func TestReplicasWithOtherKeysAreNotBelieved(t *testing.T) {
 		"another key": func(o *cluster.Options) {
 			o.Key = func(string) ([]byte, error) { return []byte("another"), nil }
 		},
-		"no key":      func(o *cluster.Options) { o.Key = func(string) ([]byte, error) { return nil, errors.New("none") } },
+		"no key": func(o *cluster.Options) {
+			o.Key = func(string) ([]byte, error) { return nil, errors.New("none") }
+		},
 		"no replicas": func(o *cluster.Options) { o.Deployment = "" },
 	} {
 		t.Run(what, func(t *testing.T) {

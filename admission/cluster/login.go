@@ -83,8 +83,8 @@ func (o *Options) fillLogin(ctx context.Context) (*corev1.Secret, error) {
 	if !changed {
 		return secret, nil
 	}
-	// The API server refuses the update if the Secret has changed since it was read, so that two servers that start at the
-	// same time agree on a password: the loser reads that of the other.
+	// The API server refuses the update if the Secret has changed since it was read, so that two servers that start at
+	// the same time agree on a password: the loser reads that of the other.
 	return o.Client.Secrets(o.Namespace).Update(ctx, secret, metav1.UpdateOptions{})
 }
 

@@ -24,10 +24,12 @@ func TestTheLogin(t *testing.T) {
 		data           map[string][]byte
 		user, password string // empty: made up
 	}{
-		"as the manifest has it":      {nil, "trow", ""},
-		"without a password":          {map[string][]byte{"user": []byte("admin")}, "admin", ""},
-		"of an earlier manifest":      {map[string][]byte{"user": []byte("trow"), "password": []byte("old")}, "trow", "old"},
-		"with a line break at an end": {map[string][]byte{"user": []byte("a\n"), "password": []byte("b\r\n")}, "a", "b"},
+		"as the manifest has it": {nil, "trow", ""},
+		"without a password":     {map[string][]byte{"user": []byte("admin")}, "admin", ""},
+		"of an earlier manifest": {map[string][]byte{"user": []byte("trow"), "password": []byte("old")},
+			"trow", "old"},
+		"with a line break at an end": {map[string][]byte{"user": []byte("a\n"), "password": []byte("b\r\n")}, "a",
+			"b"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, cluster.Enforce, secret(row.data))
@@ -36,7 +38,8 @@ func TestTheLogin(t *testing.T) {
 			if err := w.options.Login(t.Context(), &user, &password); err != nil {
 				t.Fatal(err)
 			}
-			if user != row.user || row.password != "" && password != row.password || row.password == "" && len(password) < 20 {
+			if user != row.user || row.password != "" && password != row.password ||
+				row.password == "" && len(password) < 20 {
 				t.Errorf("%q, %q", user, password)
 			}
 			again := ""
@@ -53,7 +56,8 @@ func TestTheLogin(t *testing.T) {
 // TestTwoServersAgreeOnTheLogin when they fill in the Secret at the same time.
 func TestTwoServersAgreeOnTheLogin(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		w := newWorld(t, cluster.Enforce, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-login"}})
+		w := newWorld(t, cluster.Enforce, &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "trow-login"}})
 		w.options.LoginSecret = "trow-login"
 		var users, passwords [4]string
 		var all sync.WaitGroup
@@ -96,13 +100,15 @@ func TestTheLoginWaits(t *testing.T) {
 		if err := <-done; err != nil || user != "trow" || password == "" {
 			t.Errorf("%q, %q, %v", user, password, err)
 		}
-		if log := w.log.String(); strings.Count(log, "connection refused") != 1 || strings.Count(log, "trow manifest") != 1 {
+		if log := w.log.String(); strings.Count(log, "connection refused") != 1 ||
+			strings.Count(log, "trow manifest") != 1 {
 			t.Errorf("the log: %s", log)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		w.options.LoginSecret = "none"
-		if err := w.options.Login(ctx, &user, &password); err == nil || !strings.Contains(err.Error(), "kube-public/none") {
+		if err := w.options.Login(ctx, &user, &password); err == nil ||
+			!strings.Contains(err.Error(), "kube-public/none") {
 			t.Error(err)
 		}
 	})

@@ -30,7 +30,8 @@ func TestAnEventTellsOfTheSettings(t *testing.T) {
 		}
 		e := events[0]
 		if e.Type != corev1.EventTypeWarning || e.Reason != "SettingsInvalid" || e.InvolvedObject.Name != "trow-0" ||
-			!strings.Contains(e.Message, "trow.yaml: unknown setting") || !strings.Contains(e.Message, "trow config check") {
+			!strings.Contains(e.Message, "trow.yaml: unknown setting") ||
+			!strings.Contains(e.Message, "trow config check") {
 			t.Errorf("%+v", e)
 		}
 		w.set(func() { problem = errors.New(strings.Repeat("long ", 1000)) })

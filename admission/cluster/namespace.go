@@ -20,7 +20,8 @@ import (
 // and a second time at its own end. It has to be quick: the deletion takes the server's ServiceAccount as well.
 
 const (
-	// farewellTries bounds how often the emptying is tried at once; other clients may change the configuration meanwhile.
+	// farewellTries bounds how often the emptying is tried at once; other clients may change the configuration
+	// meanwhile.
 	farewellTries = 5
 	// farewellTimeout bounds the second try, when the process ends.
 	farewellTimeout = 5 * time.Second
@@ -32,8 +33,8 @@ func (c *Cluster) watchNamespace(ctx context.Context) {
 		w, err := c.o.Client.Namespaces.Watch(ctx, named(c.o.Namespace))
 		switch {
 		case apierrors.IsForbidden(err):
-			c.report(riskNamespace, "the server may not watch its namespace, so the webhook would stay if that is deleted; "+
-				"apply the manifest of this version")
+			c.report(riskNamespace, "the server may not watch its namespace, so the webhook would stay if that is "+
+				"deleted; apply the manifest of this version")
 		case err == nil:
 			c.report(riskNamespace, "")
 		}
@@ -56,8 +57,9 @@ func (c *Cluster) leave(ctx context.Context) {
 		c.note(noteProven, "")
 		c.set(disarmed, Off, "namespace "+c.o.Namespace+" is being deleted")
 	case first && ctx.Err() == nil:
-		c.line(c.o.Log.Error().Err(fmt.Errorf("namespace %s is being deleted, and the webhook cannot be removed; if pods "+
-			"are refused, run kubectl delete validatingwebhookconfiguration %s: %w", c.o.Namespace, kube.Name, err)), failed, "")
+		c.line(c.o.Log.Error().Err(fmt.Errorf("namespace %s is being deleted, and the webhook cannot be removed; if "+
+			"pods are refused, run kubectl delete validatingwebhookconfiguration %s: %w", c.o.Namespace, kube.Name,
+			err)), failed, "")
 	}
 }
 

@@ -197,7 +197,8 @@ func TestWithoutTheRightToWatch(t *testing.T) {
 		w.PrependWatchReactor("namespaces", func(a clienttesting.Action) (bool, watch.Interface, error) {
 			return true, nil, forbidden(a)
 		})
-		for _, resource := range []string{"deployments", "validatingwebhookconfigurations", "mutatingwebhookconfigurations"} {
+		for _, resource := range []string{"deployments", "validatingwebhookconfigurations",
+			"mutatingwebhookconfigurations"} {
 			w.PrependReactor("list", resource, func(a clienttesting.Action) (bool, runtime.Object, error) {
 				return true, nil, forbidden(a)
 			})

@@ -19,8 +19,8 @@ import (
 const (
 	// nodesEvery is the time between two looks at the Events about nodes.
 	nodesEvery = time.Minute
-	// maxNodeEvents bounds one look. trow node creates an Event when something changes, and one an hour for a problem that
-	// lasts, so this is enough for hundreds of nodes with problems; of more, some are not counted.
+	// maxNodeEvents bounds one look. trow node creates an Event when something changes, and one an hour for a problem
+	// that lasts, so this is enough for hundreds of nodes with problems; of more, some are not counted.
 	maxNodeEvents = 2000
 	// maxNodesListed and maxNodeText bound the line of /readyz?verbose: nodes, and bytes for each.
 	maxNodesListed, maxNodeText = 3, 200
@@ -36,11 +36,13 @@ func (c *Cluster) readNodes(ctx context.Context) {
 	}
 	c.nodesAt = now
 	list, err := c.o.Client.Events(c.o.Namespace).List(ctx, metav1.ListOptions{Limit: maxNodeEvents,
-		FieldSelector: fields.Set{"involvedObject.kind": "DaemonSet", "involvedObject.name": kube.DaemonSetName}.String()})
+		FieldSelector: fields.Set{"involvedObject.kind": "DaemonSet",
+			"involvedObject.name": kube.DaemonSetName}.String()})
 	if err != nil {
 		if ctx.Err() == nil && err.Error() != c.nodesError {
 			c.nodesError = err.Error()
-			c.line(c.o.Log.Warn().Err(fmt.Errorf("list Events of DaemonSet %s: %w", kube.DaemonSetName, err)), failed, "")
+			c.line(c.o.Log.Warn().Err(fmt.Errorf("list Events of DaemonSet %s: %w", kube.DaemonSetName, err)), failed,
+				"")
 		}
 		return
 	}

@@ -34,7 +34,8 @@ func TestNodesThatCannotPull(t *testing.T) {
 			t.Helper()
 			time.Sleep(2 * time.Minute)
 			ok, text := w.c.NodesCheck()
-			if ok != (nodes == 0) || !strings.Contains(text, part) || strings.Contains(text, "\n") || nodes == 0 && text != "" ||
+			if ok != (nodes == 0) || !strings.Contains(text, part) || strings.Contains(text, "\n") ||
+				nodes == 0 && text != "" ||
 				!strings.Contains(metrics(t, w.c, "trow_nodes"), fmt.Sprintf("trow_nodes_unable %d", nodes)) {
 				t.Errorf("%t %q, %s; want %d nodes", ok, text, metrics(t, w.c, "trow_nodes"), nodes)
 			}

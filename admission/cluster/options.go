@@ -67,10 +67,11 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"in a cluster: accept ServiceAccount tokens of this audience as logins; empty: none")
 	fs.BoolVar(&o.AccessReview, "access-review", false,
 		"let RBAC decide what ServiceAccounts may do where no rule decides")
-	fs.StringVar(&o.LoginSecret, "login-secret", "", "in a pod of the manifest: the Secret with user and password of the "+
-		"user who may do everything; the server fills in what it lacks; empty: none")
-	fs.StringVar(&o.Deployment, "deployment", "", "in a pod of the manifest of several replicas: their Deployment, and the "+
-		"Lease of the one that arms the webhook; empty: there is one pod")
+	fs.StringVar(&o.LoginSecret, "login-secret", "",
+		"in a pod of the manifest: the Secret with user and password of the "+
+			"user who may do everything; the server fills in what it lacks; empty: none")
+	fs.StringVar(&o.Deployment, "deployment", "", "in a pod of the manifest of several replicas: their Deployment, "+
+		"and the Lease of the one that arms the webhook; empty: there is one pod")
 }
 
 // Validate reports the first invalid setting.
@@ -86,7 +87,8 @@ func (o *Options) Validate() error {
 	case o.Webhook == "" && o.Deployment != "":
 		return errors.New("deployment requires webhook: replicas agree on nothing else in the cluster")
 	case o.Deployment != "" && len(validation.IsDNS1123Subdomain(o.Deployment)) > 0:
-		return fmt.Errorf("deployment: %.80q is not a valid name of a Deployment; that of the manifest is %s", o.Deployment,
+		return fmt.Errorf("deployment: %.80q is not a valid name of a Deployment; that of the manifest is %s",
+			o.Deployment,
 			kube.Name)
 	case o.Webhook == "" && len(o.ExemptNamespaces) > 0:
 		return errors.New("exempt-namespaces requires webhook: without it no webhook is registered")
@@ -98,7 +100,8 @@ func (o *Options) Validate() error {
 			"token-audience: " + kube.Audience)
 	}
 	if o.LoginSecret != "" && len(validation.IsDNS1123Subdomain(o.LoginSecret)) > 0 {
-		return fmt.Errorf("login-secret: %.80q is not a valid name of a Secret; that of the manifest is %s", o.LoginSecret,
+		return fmt.Errorf("login-secret: %.80q is not a valid name of a Secret; that of the manifest is %s",
+			o.LoginSecret,
 			kube.LoginSecretName)
 	}
 	for _, n := range o.ExemptNamespaces {
@@ -115,7 +118,8 @@ func (o *Options) mode() Mode { return Mode(o.Webhook) }
 type Reviews interface {
 	Review(ctx context.Context, token string, turn func(context.Context) (done func(ok bool, err error), err error)) (
 		user authenticationv1.UserInfo, ok bool, why string, err error)
-	Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace, repository string) (bool, string, error)
+	Access(ctx context.Context, user authenticationv1.UserInfo, verb, namespace,
+		repository string) (bool, string, error)
 }
 
 // Open connects to the API server of the cluster that this process runs in, and returns the Cluster, nil if the setting

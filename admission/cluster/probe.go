@@ -29,8 +29,8 @@ const (
 	probeSentence = "the API server reaches the webhook of Trow, which is what this update was to find out"
 	// probeDenial is how the API server passes that on (statuserror.go of its package webhook/errors).
 	probeDenial = `admission webhook "` + kube.ProbeName + `" denied the request: ` + probeSentence
-	// probeFirst and probeLast are the shortest and the longest time between two probes. A new configuration reaches the
-	// webhooks of the API server after some 100 ms.
+	// probeFirst and probeLast are the shortest and the longest time between two probes. A new configuration reaches
+	// the webhooks of the API server after some 100 ms.
 	probeFirst, probeLast = 200 * time.Millisecond, time.Minute
 	// probeGrace is how long probes may fail before that is reported.
 	probeGrace = 10 * time.Second
@@ -146,11 +146,11 @@ func (c *Cluster) unproven() string {
 	case !p.fails:
 		return "the API server has not reached the webhook yet"
 	}
-	return fmt.Sprintf("the API server has not shown that it reaches the webhook (Service %s/%s, port 8443 of its pod); "+
-		"last probe: %s; likely causes: a firewall between control plane and nodes without TCP 8443 (private GKE "+
-		"clusters), a control plane outside the pod network (EKS with an overlay network), a NetworkPolicy, a proxy of "+
-		"the API server without NO_PROXY for .svc, or validate-token-file or validate-client-ca without that credential "+
-		"in the API server; probed again at least every minute", c.o.Namespace, kube.Name, p.outcome)
+	return fmt.Sprintf("the API server has not shown that it reaches the webhook (Service %s/%s, port 8443 of its "+
+		"pod); last probe: %s; likely causes: a firewall between control plane and nodes without TCP 8443 (private "+
+		"GKE clusters), a control plane outside the pod network (EKS with an overlay network), a NetworkPolicy, a "+
+		"proxy of the API server without NO_PROXY for .svc, or validate-token-file or validate-client-ca without "+
+		"that credential in the API server; probed again at least every minute", c.o.Namespace, kube.Name, p.outcome)
 }
 
 // probeOnce sends one probe, and returns whether it proves that the API server reaches the webhook, and its outcome.

@@ -131,7 +131,9 @@ func TestWhatProves(t *testing.T) {
 			return apierrors.NewForbidden(configMaps, "trow-ca", nil)
 		},
 		"the sentence in an error of another": func(*world, string) error { return errors.New(sentence) },
-		"an error that repeats the value":     func(_ *world, v string) error { return apierrors.NewBadRequest("bad " + v) },
+		"an error that repeats the value": func(_ *world, v string) error {
+			return apierrors.NewBadRequest("bad " + v)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

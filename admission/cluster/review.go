@@ -89,7 +89,8 @@ func (r *Reviewer) Review(ctx context.Context, token string,
 		why = r.otherAudience()
 	}
 	if why != "" {
-		// It is cached, although there was no question to ask, so that a client that tries again does not flood the log.
+		// It is cached, although there was no question to ask, so that a client that tries again does not flood the
+		// log.
 		if r.identities.refuse(key, identity{why: why}, refusalLife) {
 			r.logRefusal(why)
 		}
@@ -220,8 +221,8 @@ func reasonOf(err error, token string) error {
 	var status apierrors.APIStatus
 	switch {
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("%w: the server has no right to ask; apply the manifest again, made by trow manifest with the "+
-			"same settings (its ClusterRole)", ErrUnavailable)
+		return fmt.Errorf("%w: the server has no right to ask; apply the manifest again, made by trow manifest with "+
+			"the same settings (its ClusterRole)", ErrUnavailable)
 	case errors.As(err, &status):
 		return fmt.Errorf("%w: it answered %d %s", ErrUnavailable, status.Status().Code, status.Status().Reason)
 	}

@@ -102,8 +102,10 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		a.accesses++
 		at := review.Spec.ResourceAttributes
-		review.Status.Allowed = a.rules[strings.Join([]string{review.Spec.User, at.Verb, at.Namespace, at.Name}, " ")] &&
-			at.Group == "trow.io" && at.Resource == "repositories" && len(review.Spec.Groups) == 1 && len(review.Spec.Extra) == 1
+		review.Status.Allowed = a.rules[strings.Join([]string{review.Spec.User, at.Verb, at.Namespace, at.Name},
+			" ")] &&
+			at.Group == "trow.io" && at.Resource == "repositories" && len(review.Spec.Groups) == 1 &&
+			len(review.Spec.Extra) == 1
 		answer = review
 	default:
 		http.NotFound(w, r)

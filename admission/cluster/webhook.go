@@ -302,7 +302,8 @@ func (c *Cluster) webhooks(bundle []byte, mode Mode) []validatingWebhook {
 		}),
 		c.entry(kube.WorkloadsName, bundle, admissionregistrationv1.Ignore, reviewed,
 			[]admissionregistrationv1.RuleWithOperations{
-				rule("apps", "v1", []string{"deployments", "statefulsets", "daemonsets", "replicasets"}, create, update),
+				rule("apps", "v1", []string{"deployments", "statefulsets", "daemonsets", "replicasets"},
+					create, update),
 				rule("batch", "v1", []string{"jobs", "cronjobs"}, create, update),
 				rule("", "v1", []string{"replicationcontrollers", "podtemplates"}, create, update),
 			}, nil),

@@ -24,14 +24,15 @@ import (
 // limited makes the clientset refuse what the manifest's ClusterRole does not allow: to create and to delete webhook
 // configurations.
 func (w *world) limited() {
-	w.PrependReactor("*", "validatingwebhookconfigurations", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.admin || a.GetVerb() != "create" && a.GetVerb() != "delete" {
-			return false, nil, nil
-		}
-		return true, nil, apierrors.NewForbidden(a.GetResource().GroupResource(), "trow", errors.New(a.GetVerb()))
-	})
+	w.PrependReactor("*", "validatingwebhookconfigurations",
+		func(a clienttesting.Action) (bool, runtime.Object, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.admin || a.GetVerb() != "create" && a.GetVerb() != "delete" {
+				return false, nil, nil
+			}
+			return true, nil, apierrors.NewForbidden(a.GetResource().GroupResource(), "trow", errors.New(a.GetVerb()))
+		})
 }
 
 // configurations returns the webhook configurations, with the rights of an administrator.
@@ -101,7 +102,8 @@ func TestTheServerMakesNoConfiguration(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 		again := metav1.ObjectMeta{Name: "trow"} // the object alone, as the message says
-		w.configurations().Create(t.Context(), &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: again},
+		w.configurations().Create(t.Context(), &admissionregistrationv1.ValidatingWebhookConfiguration{
+			ObjectMeta: again},
 			metav1.CreateOptions{})
 		if got := w.logged(t); got != "armed" || !w.armed(t) {
 			t.Errorf("created again: %q", got)
@@ -181,15 +183,17 @@ func TestWhatOthersAddStays(t *testing.T) {
 		v := applied(earlier())
 		v.Labels["team"], v.Annotations["kubectl.kubernetes.io/last-applied-configuration"] = "a", "{}"
 		v.Finalizers = []string{"example.org/hold"}
-		v.OwnerReferences = append(v.OwnerReferences, metav1.OwnerReference{APIVersion: "v1", Kind: "Namespace", Name: "trow",
-			UID: "other"})
+		v.OwnerReferences = append(v.OwnerReferences,
+			metav1.OwnerReference{APIVersion: "v1", Kind: "Namespace", Name: "trow",
+				UID: "other"})
 		w := newWorld(t, cluster.Enforce, v)
 		w.start(t)
 		kept := func(when string) {
 			t.Helper()
 			w.logged(t)
 			got := w.configuration(t)
-			if got.Labels["team"] != "a" || got.Annotations["kubectl.kubernetes.io/last-applied-configuration"] != "{}" ||
+			if got.Labels["team"] != "a" ||
+				got.Annotations["kubectl.kubernetes.io/last-applied-configuration"] != "{}" ||
 				!equality.Semantic.DeepEqual(got.Finalizers, v.Finalizers) ||
 				!equality.Semantic.DeepEqual(got.OwnerReferences, v.OwnerReferences[1:]) {
 				t.Errorf("%s: %+v", when, got.ObjectMeta)

@@ -60,7 +60,9 @@ func install(t *testing.T, c *cluster.Cluster) {
 	cluster.Eventually(t, 2*time.Minute, "pod trow-0 is ready", func() error {
 		return podReady(c, "kube-public", "trow-0")
 	})
-	cluster.Eventually(t, time.Minute, "the registry answers at the node port", func() error { return registryReady(c) })
+	cluster.Eventually(t, time.Minute, "the registry answers at the node port", func() error {
+		return registryReady(c)
+	})
 	t.Logf("from apply to ready: %.1fs", time.Since(start).Seconds())
 }
 

@@ -86,7 +86,8 @@ func startDNS(t *testing.T, c *cluster.Cluster) string {
 	}
 	c.Apply(t, dnsPod)
 	t.Cleanup(func() {
-		_, _ = c.TryKubectl("--namespace=kube-system", "delete", "--now", "pod/dns", "configmap/dns", "serviceaccount/dns")
+		_, _ = c.TryKubectl("--namespace=kube-system", "delete", "--now", "pod/dns", "configmap/dns",
+			"serviceaccount/dns")
 		_, _ = c.TryKubectl("delete", "clusterrole/dns", "clusterrolebinding/dns")
 	})
 	cluster.Eventually(t, time.Minute, "the DNS is ready", func() error { return podReady(c, "kube-system", "dns") })
@@ -174,7 +175,8 @@ func TestRemoveInThePod(t *testing.T) {
 		t.Fatalf("before: %s", out)
 	}
 	rm := func(args ...string) (string, error) {
-		return c.TryKubectl(append([]string{"--namespace=kube-public", "exec", "trow-0", "--", "/trow", "rm"}, args...)...)
+		return c.TryKubectl(append([]string{"--namespace=kube-public", "exec", "trow-0", "--", "/trow", "rm"},
+			args...)...)
 	}
 	out, err := rm("removed:1", "--manifest", "--dry-run")
 	if err != nil || !strings.Contains(out, "remove  tag       1") {

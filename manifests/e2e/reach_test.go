@@ -39,8 +39,8 @@ func TestAFirewallKeepsTheAPIServerOut(t *testing.T) {
 	c := start(t)
 	uninstall(t, c, manifest(t))
 	// Only the API server sends this name; the probes of the kubelet come from the same host.
-	rule := strings.Fields("OUTPUT --protocol tcp --dport 8443 --match string --algo bm --string trow.kube-public.svc " +
-		"--jump DROP")
+	rule := strings.Fields("OUTPUT --protocol tcp --dport 8443 --match string --algo bm --string " +
+		"trow.kube-public.svc --jump DROP")
 	iptables := func(action string) error {
 		out, err := c.Run(append([]string{"iptables", action}, rule...)...)
 		if err != nil {
@@ -152,7 +152,8 @@ func TestAnotherControllerFights(t *testing.T) {
 	before, began, fights := generation(), time.Now(), 0
 	cluster.Eventually(t, 2*time.Minute, "/readyz?verbose names the other client", func() error {
 		fights++ // each value is new, so each patch is one generation
-		c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json", "--field-manager=fighter", "--patch",
+		c.Kubectl(t, "patch", "validatingwebhookconfiguration", "trow", "--type=json",
+			"--field-manager=fighter", "--patch",
 			fmt.Sprintf(`[{"op":"replace","path":"/webhooks/0/timeoutSeconds","value":%d}]`, 10+fights%2))
 		if time.Since(began) < time.Minute {
 			return fmt.Errorf("%d patches in %s", fights, time.Since(began))

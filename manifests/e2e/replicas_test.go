@@ -25,10 +25,11 @@ func TestTheAPIServerTakesTheManifestsOfReplicas(t *testing.T) {
 	c := start(t)
 	const bucket = "--s3=s3://images/trow?endpoint=https://s3.example.org&region=eu-west-1"
 	for name, flags := range map[string][]string{
-		"with an etcd":     {"--replicas=3", "--max-replicas=9", "--with-etcd", bucket, "--s3-secret=s3", "--login"},
-		"an etcd of yours": {"--replicas=3", "--etcd=etcds://etcd.example.org:2379/trow", "--etcd-tls-secret=e", bucket},
-		"S3 alone":         {bucket, "--s3-ca-secret=ca"},
-		"certificates":     {"--etcd-secrets"},
+		"with an etcd": {"--replicas=3", "--max-replicas=9", "--with-etcd", bucket, "--s3-secret=s3", "--login"},
+		"an etcd of yours": {"--replicas=3", "--etcd=etcds://etcd.example.org:2379/trow",
+			"--etcd-tls-secret=e", bucket},
+		"S3 alone":     {bucket, "--s3-ca-secret=ca"},
+		"certificates": {"--etcd-secrets"},
 	} {
 		file := filepath.Join(t.TempDir(), "trow.yaml")
 		text := trow(t, c, append([]string{"manifest"}, flags...)...)

@@ -135,15 +135,18 @@ func TestVerdicts(t *testing.T) {
 		"a remote image":             {containers("nginx:1.21.0"), remoteNginx},
 		"the second of two":          {containers(good, "docker.io/library/nginx"), remoteNginx},
 		"a local image never pushed": {containers(host + "/app:2"), "Local image " + host + "/app:2" + notIn},
-		"an unknown digest":          {containers(host + "/app" + unknown), "Local image " + host + "/app" + unknown + notIn},
-		"a tag, but unknown digest":  {containers(good + unknown), "Local image " + good + unknown + notIn},
-		"on the deny list":           {containers(host + "/app:denied"), "Local image " + host + "/app:denied on deny list"},
-		"an image ID":                {containers(digest), ""},
-		"loopback":                   {containers("127.0.0.1:31000/app:1"), "Remote image 127.0.0.1:31000/app" + notIn},
-		"a digest of another repo":   {containers(host + "/b@" + digest), "Local image " + host + "/b@" + digest + notIn},
+		"an unknown digest": {containers(host + "/app" + unknown),
+			"Local image " + host + "/app" + unknown + notIn},
+		"a tag, but unknown digest": {containers(good + unknown), "Local image " + good + unknown + notIn},
+		"on the deny list": {containers(host + "/app:denied"),
+			"Local image " + host + "/app:denied on deny list"},
+		"an image ID":              {containers(digest), ""},
+		"loopback":                 {containers("127.0.0.1:31000/app:1"), "Remote image 127.0.0.1:31000/app" + notIn},
+		"a digest of another repo": {containers(host + "/b@" + digest), "Local image " + host + "/b@" + digest + notIn},
 		"an init container": {"  initContainers: [{name: i, image: busybox}]\n" + containers(good),
 			"Remote image docker.io/busybox" + notIn},
-		"an image volume": {containers(good) + "  volumes: [{name: v, image: {reference: docker.io/nginx}}]\n", remoteNginx},
+		"an image volume": {containers(good) + "  volumes: [{name: v, image: {reference: docker.io/nginx}}]\n",
+			remoteNginx},
 	} {
 		refused(t, c, what, pod("verdicts", "x", tt.spec), tt.sentence)
 	}
@@ -191,7 +194,8 @@ func TestWorkloads(t *testing.T) {
 	})
 	cron := "apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: c, namespace: workloads}\n" +
 		"spec:\n  schedule: '0 0 1 1 *'\n" +
-		"  jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: docker.io/nginx}]}}}}\n"
+		"  jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: " +
+		"docker.io/nginx}]}}}}\n"
 	if out := c.Apply(t, cron); !strings.Contains(out, "Warning: Remote image docker.io/nginx") {
 		t.Errorf("no warning for a CronJob: %s", out)
 	}

@@ -87,7 +87,8 @@ func TestTheRightsOnWebhooks(t *testing.T) {
 		"watch namespaces/kube-public":                "yes",
 		"update namespaces/kube-public":               "no",
 	} {
-		args := append([]string{"auth", "can-i", "--as=system:serviceaccount:kube-public:trow"}, strings.Fields(what)...)
+		args := append([]string{"auth", "can-i", "--as=system:serviceaccount:kube-public:trow"},
+			strings.Fields(what)...)
 		out, _ := c.TryKubectl(args...) // the exit code is 1 for no
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		if got := lines[len(lines)-1]; got != want {
@@ -159,7 +160,8 @@ func TestUpgradeOfTheConfiguration(t *testing.T) {
 	}
 	v["metadata"] = map[string]any{"name": "trow", "labels": map[string]any{"app.kubernetes.io/name": "trow"},
 		"annotations": map[string]any{"trow.io/webhook": "enforce"}, "ownerReferences": []any{map[string]any{
-			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "name": "trow", "uid": uid("clusterrole")}}}
+			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "name": "trow",
+			"uid": uid("clusterrole")}}}
 	earlier, err := json.Marshal(v)
 	if err != nil {
 		t.Fatal(err)

@@ -188,7 +188,8 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 			func() *admissionregistrationv1.ValidatingWebhookConfigurationList {
 				return &admissionregistrationv1.ValidatingWebhookConfigurationList{}
 			}),
-		MutatingWebhookConfigurations: gentype.NewClientWithList("mutatingwebhookconfigurations", admission, parameters, "",
+		MutatingWebhookConfigurations: gentype.NewClientWithList("mutatingwebhookconfigurations", admission,
+			parameters, "",
 			func() *admissionregistrationv1.MutatingWebhookConfiguration {
 				return &admissionregistrationv1.MutatingWebhookConfiguration{}
 			},

@@ -21,7 +21,8 @@ const (
 	UserKey         = "user"
 	PasswordKey     = "password"
 	// EtcdName is the StatefulSet, the headless Service and the Secret of the members of trow manifest --with-etcd, and
-	// the common name of their certificate. EtcdClientSecretName is the Secret with the registry's certificate for them.
+	// the common name of their certificate. EtcdClientSecretName is the Secret with the registry's certificate for
+	// them.
 	EtcdName             = "trow-etcd"
 	EtcdClientSecretName = "trow-etcd-client"
 	// SettingsSecretName is the Secret in which replicas keep their last good configuration files.

@@ -27,7 +27,8 @@ func Command() *cobra.Command {
 		Use:   "node",
 		Short: "Make this node reach and trust the registry (runs in the manifest's DaemonSet)",
 		Long: "node listens on loopback, forwards to the registry, and configures the container runtime.\n" +
-			"With --print it only prints how to configure the runtime by hand, where a DaemonSet may not write to the node.",
+			"With --print it only prints how to configure the runtime by hand, where a DaemonSet may not write to " +
+			"the node.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if flavour != "" {
@@ -53,7 +54,8 @@ func Command() *cobra.Command {
 func run(ctx context.Context, o Options, logger zerolog.Logger) (err error) {
 	logger = logger.With().Timestamp().Str("node", o.NodeName).Logger()
 	if o.Client, o.Namespace, err = kube.InCluster(); err != nil {
-		return fmt.Errorf("%w; trow node runs in a pod of the manifest; trow node --print prints what to do by hand", err)
+		return fmt.Errorf("%w; trow node runs in a pod of the manifest; trow node --print prints what to do by hand",
+			err)
 	}
 	// The Service's environment variables, of which the manifest asks for: they work before the cluster's DNS does.
 	if host, port := os.Getenv("TROW_SERVICE_HOST"), os.Getenv("TROW_SERVICE_PORT"); host != "" && port != "" {
@@ -89,8 +91,8 @@ func printFlavour(cmd *cobra.Command, flavour, file string, o Options) error {
 	in := cmd.InOrStdin()
 	switch file {
 	case "":
-		return fmt.Errorf("ca: the CA certificate is required; kubectl -n %s get configmap %s -o jsonpath='{.data.%s}' | "+
-			"trow node --print %s --ca -", kube.DefaultNamespace, kube.ConfigMapName,
+		return fmt.Errorf("ca: the CA certificate is required; kubectl -n %s get configmap %s -o "+
+			"jsonpath='{.data.%s}' | trow node --print %s --ca -", kube.DefaultNamespace, kube.ConfigMapName,
 			strings.ReplaceAll(kube.CAKey, ".", `\.`), flavour)
 	case "-":
 	default:

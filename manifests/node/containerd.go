@@ -170,8 +170,8 @@ func (n *Node) checkContainerd(root *os.Root) error {
 type uncheckedError struct{ imports []string }
 
 func (e uncheckedError) Error() string {
-	return fmt.Sprintf("cannot be checked: the imports %s of /%s, which are outside of /%s; make sure that they do not "+
-		"set another config_path", strings.Join(e.imports, ", "), containerdConfig, containerdParent)
+	return fmt.Sprintf("cannot be checked: the imports %s of /%s, which are outside of /%s; make sure that they do "+
+		"not set another config_path", strings.Join(e.imports, ", "), containerdConfig, containerdParent)
 }
 
 // criConfig is what containerd's configuration says about registries.
@@ -331,7 +331,8 @@ func (c criConfig) missing(r release) string {
 	case listed && (len(dirs) == 1 || c.local || r.known() && r.before(2, 1)):
 		return ""
 	case listed && r.known():
-		return fmt.Sprintf("this containerd (%d.%d) reads config_path = %q as the name of one directory", r[0], r[1], c.path)
+		return fmt.Sprintf("this containerd (%d.%d) reads config_path = %q as the name of one directory", r[0],
+			r[1], c.path)
 	case listed:
 		return fmt.Sprintf("containerd from 2.1 on reads config_path = %q as the name of one directory", c.path)
 	case c.single() != "":
@@ -347,8 +348,8 @@ func (c criConfig) missing(r release) string {
 	case c.local && !r.known():
 		return fmt.Sprintf("containerd before 2.2 does not read %s: config_path is not set", ours)
 	case r.known() && !r.before(2, 2):
-		return fmt.Sprintf("this containerd (%d.%d) does not read %s: config_path is not set, and it reads its default, "+
-			"a list, as the name of one directory", r[0], r[1], ours)
+		return fmt.Sprintf("this containerd (%d.%d) does not read %s: config_path is not set, and it reads its "+
+			"default, a list, as the name of one directory", r[0], r[1], ours)
 	}
 	return fmt.Sprintf("containerd does not read %s: config_path is not set", ours)
 }

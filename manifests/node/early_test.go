@@ -150,6 +150,9 @@ func TestAnswersOfTheNodeAreNoPages(t *testing.T) {
 		} else if resp.StatusCode != c.want || len(resp.Header["X-Content-Type-Options"]) != 1 ||
 			resp.Header.Get("Content-Security-Policy") != "default-src 'none'; sandbox; frame-ancestors 'none'" {
 			t.Errorf("%.40q: %d, %v; want %d", c.request, resp.StatusCode, resp.Header, c.want)
+		} else if body, err := io.ReadAll(resp.Body); c.to == w && c.want != 405 && c.want >= 400 && (err != nil ||
+			!strings.HasPrefix(string(body), `{"errors":[{"code":"UNSUPPORTED","message":"`)) {
+			t.Errorf("%.40q: %s, %v", c.request, body, err)
 		}
 		_ = conn.Close()
 	}

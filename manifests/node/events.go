@@ -19,9 +19,10 @@ type Kind string
 
 // The kinds of events.
 const (
-	Listening   Kind = "Listening"           // on an address of the node
-	NotListens  Kind = "NotListening"        // on one of these addresses; the others work
-	Taken       Kind = "LoopbackTaken"       // another process listens on one of these addresses, and is not the registry
+	Listening  Kind = "Listening"    // on an address of the node
+	NotListens Kind = "NotListening" // on one of these addresses; the others work
+	// another process listens on one of these addresses, and is not the registry
+	Taken       Kind = "LoopbackTaken"
 	Trusts      Kind = "BundleChanged"       // a new bundle is in use
 	BadBundle   Kind = "BadBundle"           // the ConfigMap's bundle is invalid; the previous one stays in use
 	APIFailed   Kind = "APIFailed"           // the API server does not answer, or refuses; retried

@@ -57,16 +57,19 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 		"containerd": {[]string{"etc/containerd/config.toml"}, certs("etc/containerd/certs.d")},
 		"containerd without a file": {[]string{"etc/containerd/certs.d/", k3s + "/", rke2 + "/"},
 			certs("etc/containerd/certs.d")},
-		"containerd, all mounted": {[]string{"etc/containerd/config.toml", "etc/containerd/certs.d/", k3s + "/", rke2 + "/",
+		"containerd, all mounted": {[]string{"etc/containerd/config.toml", "etc/containerd/certs.d/",
+			k3s + "/", rke2 + "/",
 			"etc/crio/", "etc/containers/certs.d/"}, certs("etc/containerd/certs.d")},
 		"k3s": {[]string{k3s + "/config.toml"}, certs(k3s + "/certs.d")},
 		"k3s, all mounted": {[]string{"etc/containerd/certs.d/", k3s + "/config.toml", rke2 + "/"},
 			certs(k3s + "/certs.d")},
-		"rke2":                      {[]string{rke2 + "/config.toml"}, certs(rke2 + "/certs.d")},
-		"docker":                    {[]string{"etc/docker/certs.d/"}, []string{"etc/docker/certs.d/" + name + "/ca.crt"}},
+		"rke2": {[]string{rke2 + "/config.toml"}, certs(rke2 + "/certs.d")},
+		"docker": {[]string{"etc/docker/certs.d/"},
+			[]string{"etc/docker/certs.d/" + name + "/ca.crt"}},
 		"containers, without CRI-O": {[]string{"etc/crio/", "etc/containers/"}, nil},
 		"CRI-O":                     {[]string{"etc/crio/crio.conf.d/", "etc/containers/"}, crio},
-		"CRI-O, all mounted": {[]string{"etc/crio/crio.conf", "etc/containers/certs.d/", "etc/containerd/certs.d/", k3s + "/",
+		"CRI-O, all mounted": {[]string{"etc/crio/crio.conf", "etc/containers/certs.d/",
+			"etc/containerd/certs.d/", k3s + "/",
 			rke2 + "/"}, crio},
 	} {
 		w := newWorld(t, ca.pem)
@@ -98,7 +101,8 @@ func TestEachRuntimeGetsItsFiles(t *testing.T) {
 					t.Fatal(err)
 				}
 				host := h.Host["https://127.0.0.1:21000"]
-				if h.Server != "https://127.0.0.1:21000" || len(h.Host) != 1 || len(host["capabilities"].([]any)) != 2 ||
+				if h.Server != "https://127.0.0.1:21000" || len(h.Host) != 1 ||
+					len(host["capabilities"].([]any)) != 2 ||
 					host["ca"] != "/"+filepath.Dir(file)+"/ca.crt" {
 					t.Errorf("%s: %s", what, content)
 				}
@@ -327,7 +331,8 @@ func TestLinksDoNotLeadOut(t *testing.T) {
 			}
 			if what == "a file" {
 				target = filepath.Join(target, "victim")
-				if err := os.WriteFile(filepath.Join(outside, "victim"), []byte(mark+" it looks like ours"), 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(outside, "victim"), []byte(mark+" it looks like ours"),
+					0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -343,7 +348,8 @@ func TestLinksDoNotLeadOut(t *testing.T) {
 				t.Errorf("%s: written outside the root: %v, %v", what, entries, err)
 			}
 			if what == "a file" {
-				if b, err := os.ReadFile(filepath.Join(outside, "victim")); err != nil || string(b) != mark+" it looks like ours" {
+				if b, err := os.ReadFile(filepath.Join(outside, "victim")); err != nil ||
+					string(b) != mark+" it looks like ours" {
 					t.Errorf("%s: %q %v", what, b, err)
 				}
 			}
@@ -375,20 +381,23 @@ func TestContainerdsConfigurationIsChecked(t *testing.T) {
 		"no file, with the default list": {"", "containerd://2.2.1", "reads its default, a list"},
 		"version 2, set":                 {v2 + ours, "", ""},
 		"version 2, set with a slash":    {v2 + `config_path = "/etc/containerd/certs.d/"`, "", ""},
-		"version 2, empty":               {v2 + `config_path = ""`, "containerd://1.6.20", `[plugins."io.containerd.grpc`},
-		"version 2, elsewhere":           {v2 + `config_path = "/opt/certs"`, "", `reads config_path = "/opt/certs", not`},
-		"version 2, the key of 3":        {"version = 2\n" + registry3 + ours, "", "is not set"},
-		"version 3, set":                 {v3 + ours, "containerd://2.1.0", ""},
-		"version 3, empty":               {v3, "", `[plugins."io.containerd.cri.v1.images".registry]`},
-		"version 1, set":                 {"[plugins.cri.registry]\n" + ours, "", ""},
-		"version 1, empty":               {"oom_score = 0", "", "[plugins.cri.registry]"},
-		"a list, unknown release":        {v2 + list, "", "from 2.1 on"},
-		"a list, 1.7":                    {v2 + list, "containerd://1.7.27-k3s1", ""},
-		"a list, 2.1":                    {v3 + list, "containerd://2.1.4", "this containerd (2.1)"},
-		"a list, pulled by the plugin": {"version = 3\n" + images + "discard_unpacked_layers = true\n" + registry3 + list,
+		"version 2, empty": {v2 + `config_path = ""`, "containerd://1.6.20",
+			`[plugins."io.containerd.grpc`},
+		"version 2, elsewhere":    {v2 + `config_path = "/opt/certs"`, "", `reads config_path = "/opt/certs", not`},
+		"version 2, the key of 3": {"version = 2\n" + registry3 + ours, "", "is not set"},
+		"version 3, set":          {v3 + ours, "containerd://2.1.0", ""},
+		"version 3, empty":        {v3, "", `[plugins."io.containerd.cri.v1.images".registry]`},
+		"version 1, set":          {"[plugins.cri.registry]\n" + ours, "", ""},
+		"version 1, empty":        {"oom_score = 0", "", "[plugins.cri.registry]"},
+		"a list, unknown release": {v2 + list, "", "from 2.1 on"},
+		"a list, 1.7":             {v2 + list, "containerd://1.7.27-k3s1", ""},
+		"a list, 2.1":             {v3 + list, "containerd://2.1.4", "this containerd (2.1)"},
+		"a list, pulled by the plugin": {"version = 3\n" + images + "discard_unpacked_layers = true\n" + registry3 +
+			list,
 			"containerd://2.1.4", ""},
-		"unset, pulled by plugin, 2.2": {"version = 3\n" + images + "use_local_image_pull=true", "containerd://2.2.0", ""},
-		"unset, pulled by the plugin":  {"version = 3\n" + images + "use_local_image_pull = true", "", "before 2.2"},
+		"unset, pulled by plugin, 2.2": {"version = 3\n" + images + "use_local_image_pull=true",
+			"containerd://2.2.0", ""},
+		"unset, pulled by the plugin": {"version = 3\n" + images + "use_local_image_pull = true", "", "before 2.2"},
 		"mirrors of the old kind": {v2 + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\n" +
 			"endpoint = [\"https://x\"]", "", "remove them before"},
 		"not TOML":                 {"version = ", "", "cannot parse"},

@@ -97,7 +97,8 @@ func (n *Node) keepName(ctx context.Context, network, address string, err error)
 	}
 	_, port, _ := net.SplitHostPort(address)
 	text := fmt.Sprintf("%s is taken by a process that is not the registry, so that images named %s/… come from it: "+
-		"find it on the node with ss -ltnp 'sport = :%s' and stop it, or take %s off the setting names", address, address,
+		"find it on the node with ss -ltnp 'sport = :%s' and stop it, or take %s off the setting names",
+		address, address,
 		port, address)
 	if _, known := n.taken.Swap(address, text); !known { // once, until it is solved
 		n.report(ctx, Taken, why, "%s", text)

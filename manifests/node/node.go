@@ -127,8 +127,8 @@ type Node struct {
 	posted   map[string]time.Time
 	// lastReported has the last problem by path, and the last success by "". Used by keepFiles alone.
 	lastReported map[string]string
-	// elsewhere is the directory, below Root, that containerd reads instead of the usual one. Set by findElsewhere, before
-	// the places are used. Used by keepFiles, and at the end.
+	// elsewhere is the directory, below Root, that containerd reads instead of the usual one. Set by findElsewhere,
+	// before the places are used. Used by keepFiles, and at the end.
 	elsewhere string
 
 	connect func(ctx context.Context, address string) (net.Conn, error) // one attempt

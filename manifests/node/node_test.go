@@ -62,7 +62,8 @@ func makeAuthority(t *testing.T) *authority {
 	t.Helper()
 	now := time.Now()
 	caKey, leafKey := key(t), key(t)
-	ca := &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "CA " + rand.Text()},
+	ca := &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()),
+		Subject:   pkix.Name{CommonName: "CA " + rand.Text()},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
@@ -909,11 +910,12 @@ func TestFilesAreRemovedOnlyWhenUninstalled(t *testing.T) {
 		early  bool // whether it is so from the start
 		gone   bool
 	}{
-		"the DaemonSet exists":      {func(*world) {}, false, false},
-		"it is deleted":             {answer(apierrors.NewNotFound(resource, "trow-node")), false, true},
-		"it is being deleted":       {set(func(d *appsv1.DaemonSet) { d.DeletionTimestamp = &now }), false, true},
-		"another one exists":        {set(func(d *appsv1.DaemonSet) { d.UID = "uid-2" }), false, true},
-		"the rights are deleted":    {answer(apierrors.NewForbidden(resource, "trow-node", errors.New("no"))), false, true},
+		"the DaemonSet exists": {func(*world) {}, false, false},
+		"it is deleted":        {answer(apierrors.NewNotFound(resource, "trow-node")), false, true},
+		"it is being deleted":  {set(func(d *appsv1.DaemonSet) { d.DeletionTimestamp = &now }), false, true},
+		"another one exists":   {set(func(d *appsv1.DaemonSet) { d.UID = "uid-2" }), false, true},
+		"the rights are deleted": {answer(apierrors.NewForbidden(resource, "trow-node", errors.New("no"))),
+			false, true},
 		"the account is deleted":    {answer(apierrors.NewUnauthorized("no")), false, true},
 		"the API server is broken":  {answer(apierrors.NewInternalError(errors.New("down"))), false, false},
 		"the API server is down":    {answer(errors.New("dial tcp: connection refused")), false, false},

@@ -83,8 +83,8 @@ func printContainerd(p printed) string {
 
 func printDocker(p printed) string {
 	host, _, _ := strings.Cut(p.name, ":")
-	return `# Docker: run this as root on each node. No restart is needed. Docker cannot map a name to an address, so the
-# name has to be in /etc/hosts; ` + p.loopback + `/… names work without that.
+	return `# Docker: run this as root on each node. No restart is needed. Docker cannot map a name to an address, so
+# the name has to be in /etc/hosts; ` + p.loopback + `/… names work without that.
 ` + script("/etc/docker/certs.d/"+p.name+"/ca.crt", p.ca) +
 		fmt.Sprintf("grep -qw '%[1]s' /etc/hosts || echo '127.0.0.1 %[1]s' >> /etc/hosts\n", host)
 }

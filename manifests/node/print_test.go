@@ -21,7 +21,8 @@ import (
 func written(t *testing.T, script string) map[string]string {
 	t.Helper()
 	files := map[string]string{}
-	for _, m := range regexp.MustCompile(`(?ms)^cat > '([^']+)' <<'EOF'\n(.*?)^EOF$`).FindAllStringSubmatch(script, -1) {
+	for _, m := range regexp.MustCompile(`(?ms)^cat > '([^']+)' <<'EOF'\n(.*?)^EOF$`).
+		FindAllStringSubmatch(script, -1) {
 		files[m[1]] = m[2]
 	}
 	if len(files) == 0 {
@@ -162,7 +163,8 @@ func TestRegistriesOfOthersStay(t *testing.T) {
 				if b, err := os.ReadFile(file); err != nil || string(b) != mine {
 					t.Errorf("%s: %s is now %s, %v", product, what, b, err)
 				}
-				if !strings.Contains(out, name) || !strings.Contains(out, "https://"+local) || !strings.Contains(out, "ca_file") {
+				if !strings.Contains(out, name) || !strings.Contains(out, "https://"+local) ||
+					!strings.Contains(out, "ca_file") {
 					t.Errorf("%s: %s: it does not print what to add: %s", product, what, out)
 				}
 			}

@@ -111,7 +111,8 @@ func (n *Node) server() (*http.Server, *handover) {
 	}
 	server := &http.Server{Handler: n.handler(proxy), ErrorLog: quiet, ReadHeaderTimeout: n.times.first,
 		IdleTimeout: keepIdle, MaxHeaderBytes: maxHeader, ConnState: ask,
-		DisableGeneralOptionsHandler: true, // or net/http would answer OPTIONS * without the headers of all other answers
+		// or net/http would answer OPTIONS * without the headers of all other answers
+		DisableGeneralOptionsHandler: true,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		}}
@@ -197,8 +198,8 @@ func (b *body) Read(p []byte) (int, error) {
 	if err != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		// The time limit is for the body alone, not for the answer. It stays after an error: net/http would wait for the
-		// rest.
+		// The time limit is for the body alone, not for the answer. It stays after an error: net/http would wait for
+		// the rest.
 		if b.err = err; err == io.EOF && !b.over {
 			_ = b.conn.SetReadDeadline(time.Time{})
 		}

@@ -66,6 +66,8 @@ type conn struct {
 	lines int         // of these; for the goroutine that reads them
 	// answering: a handler answers the request. For the goroutine that serves the connection.
 	answering bool
+	// refused: count has answered. net/http may answer what it got of the request as well, which is dropped.
+	refused bool
 
 	since  time.Time    // when it was accepted
 	shown  atomic.Bool  // whether it is in use: a whole request has come, or the registry has answered
@@ -224,10 +226,14 @@ func (c *conn) count(b []byte, k int, err error) (int, error) {
 	}
 	head, _, _ := bytes.Cut(b[:k], []byte("\r\n\r\n")) // a body may come with the headers
 	if c.lines += bytes.Count(head, []byte{'\n'}); c.lines > maxLines {
-		const text = "431 Request Header Fields Too Large"
-		// If it cannot be written, the client has gone.
-		_, _ = fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"+
-			"%s: more than %d lines\n", text, text, maxLines)
+		if !c.refused {
+			c.answering = true
+			// If it cannot be written, the client has gone.
+			_, _ = c.Write(ocierror.Raw(&ocierror.Error{Code: ocierror.Unsupported,
+				Status:  http.StatusRequestHeaderFieldsTooLarge,
+				Message: fmt.Sprintf("the headers have more than %d lines", maxLines)}))
+			c.refused = true
+		}
 		return 0, io.EOF
 	}
 	return k, err
@@ -241,18 +247,20 @@ func ask(c net.Conn, state http.ConnState) {
 	}
 	switch state {
 	case http.StateNew, http.StateIdle:
-		k.lines, k.answering = 0, false
+		k.lines, k.answering, k.refused = 0, false, false
 		k.asks.Store(true)
 	case http.StateActive: // the headers are complete
 		k.asks.Store(false)
 	}
 }
 
-// Write gives the client the idle time to receive the data. What no handler has answered gets the headers of all
-// answers.
+// Write gives the client the idle time to receive the data. What no handler has answered gets the form of all answers.
 func (c *conn) Write(b []byte) (int, error) {
-	if !c.answering {
-		if _, err := c.write(ocierror.SecureAnswer(b)); err != nil {
+	switch {
+	case c.refused:
+		return len(b), nil
+	case !c.answering:
+		if _, err := c.write(ocierror.RawAnswer(b)); err != nil {
 			return 0, err
 		}
 		return len(b), nil

@@ -227,7 +227,9 @@ func TestAConnectionWaitsForASlot(t *testing.T) {
 // as many as it likes.
 func TestTheLinesOfHeadersAreBounded(t *testing.T) {
 	ca := makeAuthority(t)
-	registry := startRegistry(t, ca, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	registry := startRegistry(t, ca, func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	})
 	w := newWorld(t, ca.pem).start(registry.address()).ready()
 	head := func(lines int, more string) string {
 		return "PUT /v2/ HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", lines) + more

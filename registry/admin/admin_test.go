@@ -61,7 +61,8 @@ func TestJobs(t *testing.T) {
 		if err == nil || err.Error() != "it failed" {
 			t.Errorf("a job that fails: %v", err)
 		}
-		if err := c.Run(t.Context(), "other", nil, progress, &done); err == nil || !strings.Contains(err.Error(), "404") {
+		if err := c.Run(t.Context(), "other", nil, progress, &done); err == nil ||
+			!strings.Contains(err.Error(), "404") {
 			t.Errorf("a job that does not exist: %v", err)
 		}
 		fi, err := os.Stat(filepath.Join(dir, "trow.sock"))

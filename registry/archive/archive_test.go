@@ -688,7 +688,9 @@ func TestImportOfDamage(t *testing.T) {
 				}
 				to := newTarget(t)
 				var reported []string
-				o := archive.ImportOptions{Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }},
+				o := archive.ImportOptions{Options: archive.Options{Problem: func(s string) {
+					reported = append(reported, s)
+				}},
 					Temp: t.TempDir()}
 				at := dir
 				if form == "tar" {
@@ -696,7 +698,8 @@ func TestImportOfDamage(t *testing.T) {
 					write(t, at, tarOf(t, dir))
 				}
 				done, err := archive.Import(t.Context(), to.Client, at, o)
-				if err == nil || done.Problems != 1 || len(reported) != 1 || !strings.HasPrefix(reported[0], "bad:v1: ") ||
+				if err == nil || done.Problems != 1 || len(reported) != 1 ||
+					!strings.HasPrefix(reported[0], "bad:v1: ") ||
 					!strings.Contains(reported[0], blob.String()) {
 					t.Errorf("%s: %v, %+v, %q", form, err, done, reported)
 				}
@@ -742,7 +745,9 @@ func TestExportOfDamage(t *testing.T) {
 					return true
 				})
 				var reported []string
-				o := archive.ExportOptions{Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}}
+				o := archive.ExportOptions{Options: archive.Options{Problem: func(s string) {
+					reported = append(reported, s)
+				}}}
 				dir := t.TempDir()
 				var out bytes.Buffer
 				var err error
@@ -814,7 +819,8 @@ func TestHostileArchives(t *testing.T) {
 			}
 			file := filepath.Join(t.TempDir(), "a.tar")
 			write(t, file, tarOf(t, dir))
-			if _, err := archive.Import(t.Context(), to.Client, file, archive.ImportOptions{Temp: t.TempDir()}); err == nil {
+			if _, err := archive.Import(t.Context(), to.Client, file,
+				archive.ImportOptions{Temp: t.TempDir()}); err == nil {
 				t.Error("no error for the tar")
 			}
 		})
@@ -826,7 +832,8 @@ func TestWhatIsNotAnArchiveIsRefused(t *testing.T) {
 	trow, empty, text := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "a.txt")
 	write(t, filepath.Join(trow, "journal.db"), []byte("x"))
 	write(t, text, []byte(strings.Repeat("not a tar ", 100)))
-	for name, want := range map[string]string{trow: "data directory of Trow", empty: "not an archive", text: "not a tar"} {
+	for name, want := range map[string]string{trow: "data directory of Trow", empty: "not an archive",
+		text: "not a tar"} {
 		_, err := archive.Import(t.Context(), to.Client, name, archive.ImportOptions{Temp: t.TempDir()})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
@@ -866,7 +873,8 @@ func TestDistribution(t *testing.T) {
 		Options: archive.Options{Problem: func(s string) { reported = append(reported, s) }}})
 	slices.Sort(reported)
 	if err == nil || len(reported) != 4 || !strings.HasPrefix(reported[0], "old:gone: ") ||
-		!strings.HasPrefix(reported[1], "old:torn: ") || !strings.Contains(reported[1], "the link of the tag is missing") ||
+		!strings.HasPrefix(reported[1], "old:torn: ") ||
+		!strings.Contains(reported[1], "the link of the tag is missing") ||
 		!strings.HasPrefix(reported[2], "old:v1: ") || !strings.Contains(reported[2], "schema 1") ||
 		!strings.Contains(form, "Distribution") {
 		t.Errorf("%v, %q, %q", err, reported, form)

@@ -104,7 +104,8 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 	}
 	err = from.from.Referrers(ctx, from.repo, desc, func(page []v1.Descriptor) error {
 		for _, r := range page {
-			_, pushed, err := i.manifest(ctx, from, repo, v1.Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size},
+			_, pushed, err := i.manifest(ctx, from, repo,
+				v1.Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size},
 				done)
 			if err != nil {
 				return fmt.Errorf("referrer %s: %w", r.Digest, err)
@@ -117,7 +118,8 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 		return err
 	}
 	for _, suffix := range companions {
-		// Of a sha512 the name has the first half: a tag has no room for more (distribution spec, "Referrers Tag Schema").
+		// Of a sha512 the name has the first half: a tag has no room for more (distribution spec, "Referrers Tag
+		// Schema").
 		start := desc.Digest.Encoded()[:min(len(desc.Digest.Encoded()), 64)]
 		tag := desc.Digest.Algorithm().String() + "-" + start + suffix
 		if err := i.companion(ctx, from, repo, tag); err != nil {

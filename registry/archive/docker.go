@@ -27,8 +27,8 @@ const maxDockerFile = 64 << 20
 var (
 	errDockerPipe = errors.New("this is an archive of docker save before Docker 25, or of podman save; " +
 		"import it from a file instead of a pipe, because its layers have to be read twice")
-	errDockerCompressed = errors.New("this is an archive of docker save before Docker 25, or of podman save, and it is " +
-		"compressed; decompress it first: gunzip FILE")
+	errDockerCompressed = errors.New("this is an archive of docker save before Docker 25, or of podman save, and it " +
+		"is compressed; decompress it first: gunzip FILE")
 	errDockerOld = errors.New("this is an archive of docker save before Docker 1.10; " +
 		"load it with Docker (docker load -i FILE), and push the image with docker push")
 )

@@ -81,7 +81,8 @@ func TestImportOfDockerSave(t *testing.T) {
 	_ = z.Close()
 	config := configOf(t, one, two, one, two)
 	archived := tarWith(t,
-		entry{name: "aa/VERSION", body: "1.0"}, entry{name: "aa/json", body: "{}"}, entry{name: "aa/layer.tar", body: one},
+		entry{name: "aa/VERSION", body: "1.0"}, entry{name: "aa/json", body: "{}"},
+		entry{name: "aa/layer.tar", body: one},
 		entry{name: "./two.tar", body: two},
 		entry{name: "bb/layer.tar", kind: tar.TypeSymlink, link: "../two.tar"},
 		entry{name: "cc/layer.tar", kind: tar.TypeLink, link: "aa/layer.tar"},
@@ -171,8 +172,9 @@ func TestArchivesOfDockerThatCannotBeImported(t *testing.T) {
 			entry{name: "y.tar", kind: tar.TypeSymlink, link: "x.tar"},
 			manifest(saveEntry{"c.json", nil, []string{"x.tar"}})), "app", "the archive does not have it"},
 		"a layer too few": {append(good, manifest(saveEntry{"c.json", nil, nil})), "app", "its config has 1 layers"},
-		"a damaged layer": {[]entry{{name: "c.json", body: configOf(t, "another")}, good[1], whole}, "app", "is damaged"},
-		"no config":       {[]entry{{name: "c.json", body: "[]"}, good[1], whole}, "app", "is not that of an image"},
+		"a damaged layer": {[]entry{{name: "c.json", body: configOf(t, "another")}, good[1], whole}, "app",
+			"is damaged"},
+		"no config": {[]entry{{name: "c.json", body: "[]"}, good[1], whole}, "app", "is not that of an image"},
 	} {
 		file := filepath.Join(t.TempDir(), "image.tar")
 		write(t, file, tarWith(t, row.entries...))

@@ -163,7 +163,8 @@ func (e *exporter) list(h storage.Holdings) {
 	for _, m := range h.Manifests {
 		desc := v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}
 		for _, tag := range m.Tags {
-			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, manifests: manifests}, tag.Position()})
+			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, manifests: manifests},
+				tag.Position()})
 		}
 		if len(m.Tags) == 0 && !isChild[m.Digest] {
 			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, manifests: manifests},

@@ -98,7 +98,8 @@ type importer struct {
 	to      remote
 	o       ImportOptions
 	as, tag string // the parts of o.As
-	// sparse accepts an index of which the archive has only some manifests: when nothing of the archive is still to come.
+	// sparse accepts an index of which the archive has only some manifests: when nothing of the archive is still to
+	// come.
 	sparse bool
 
 	copies    bool   // from another registry, so that the destination may be one without an API for referrers
@@ -331,7 +332,8 @@ func platformOf(d v1.Descriptor) string {
 // like.
 func mediaType(known string, c inventory.Parts, body []byte) (string, error) {
 	if c.SchemaVersion == 1 {
-		return "", problemf("Docker's schema 1 is not supported; pull the image and push it again with a current client")
+		return "", problemf("Docker's schema 1 is not supported; pull the image and push it again with a current " +
+			"client")
 	}
 	if known != "" {
 		return known, nil
@@ -481,7 +483,8 @@ func (i *importer) group(all v1.Index) ([]incoming, error) {
 	}
 	if i.tag != "" {
 		if len(all.Manifests) != 1 {
-			return nil, fmt.Errorf("as: a tag needs an archive with one manifest, and this one has %d", len(all.Manifests))
+			return nil, fmt.Errorf("as: a tag needs an archive with one manifest, and this one has %d",
+				len(all.Manifests))
 		}
 		repos[0].items[0].tag = i.tag
 	}

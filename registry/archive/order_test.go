@@ -66,7 +66,8 @@ func TestTheOrderOfTagsSurvivesAnArchive(t *testing.T) {
 		t.Errorf("a directory: %v, want %v", got, want)
 	}
 	to = newTarget(t)
-	if _, err := archive.ImportTar(t.Context(), to.Client, stream, archive.ImportOptions{Temp: t.TempDir()}); err != nil {
+	if _, err := archive.ImportTar(t.Context(), to.Client, stream,
+		archive.ImportOptions{Temp: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
 	if got := to.tagOrder("app"); !slices.Equal(got, want) {

@@ -122,7 +122,8 @@ func TestAnArchiveWithNothingInIt(t *testing.T) {
 	}
 	from.image("app", "v1", nil, layer(1, 100))
 	none := archive.Options{Match: func(string) bool { return false }}
-	if _, err := archive.Export(t.Context(), from.Client, t.TempDir(), archive.ExportOptions{Options: none}); err == nil ||
+	if _, err := archive.Export(t.Context(), from.Client, t.TempDir(),
+		archive.ExportOptions{Options: none}); err == nil ||
 		!strings.Contains(err.Error(), "nothing was exported") {
 		t.Errorf("export: %v", err)
 	}

@@ -271,7 +271,8 @@ func (s *stream) pushBlob(ctx context.Context, repo string, d digest.Digest, siz
 	read := false
 	err := s.importer.blob(ctx, repo, d, func() (io.ReadCloser, int64, error) {
 		if read { // the stream cannot go back
-			return nil, 0, errors.New("the registry is too busy; import again later to continue where the import stopped")
+			return nil, 0, errors.New("the registry is too busy; import again later to continue where the import " +
+				"stopped")
 		}
 		read = true
 		return io.NopCloser(in), size, nil

@@ -36,8 +36,8 @@ func (v *verifier) Read(p []byte) (int, error) {
 	n, err := v.in.Read(p[:min(int64(len(p)), v.left)])
 	v.left -= int64(n)
 	_, _ = v.sum.Write(p[:n]) // a hash returns no error
-	// A registry that cannot read the rest of some content cuts its answer off; other content may be readable. One that is
-	// gone fails the next request.
+	// A registry that cannot read the rest of some content cuts its answer off; other content may be readable. One that
+	// is gone fails the next request.
 	if (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) && v.left > 0 {
 		return n, problemf("the content is %d bytes shorter than recorded", v.left)
 	}

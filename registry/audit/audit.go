@@ -92,8 +92,8 @@ type Event struct {
 	Request string // the request's id in the access log; Record sets it
 	Object  Object
 
-	// Authenticated reports, for a verdict, whether the caller of the webhook has proved to be the API server. Otherwise
-	// User and Object are what some client sent.
+	// Authenticated reports, for a verdict, whether the caller of the webhook has proved to be the API server.
+	// Otherwise User and Object are what some client sent.
 	Authenticated bool
 }
 

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// linesPerSecond and linesAtOnce bound the lines of a kind. A line has a few hundred bytes, so that one kind usually
-	// is at most 300 MB a day.
+	// linesPerSecond and linesAtOnce bound the lines of a kind. A line has a few hundred bytes, so that one kind
+	// usually is at most 300 MB a day.
 	linesPerSecond = 10
 	linesAtOnce    = 100
 	// shareTime is how fast the lines of a peer cease to count against it. A peer may have as many as are left for the
-	// others, so alone it gets half of a kind: 50 at once, and then up to 100 in 20 s, which are 5 a second. N peers that
-	// write all they can leave 200/N of the 100 lines, and 100/(N+1) after a sudden start.
+	// others, so alone it gets half of a kind: 50 at once, and then up to 100 in 20 s, which are 5 a second. N peers
+	// that write all they can leave 200/N of the 100 lines, and 100/(N+1) after a sudden start.
 	shareTime = 2 * linesAtOnce / linesPerSecond * time.Second
 	// maxPeers bounds the peers that are remembered, about 200 bytes each. A peer that was forgotten starts anew; the
 	// budget of its kind still applies.

@@ -72,10 +72,12 @@ func TestOneClientDoesNotKeepOutTheLinesOfAnother(t *testing.T) {
 			func(int) audit.Event { return request("unknown", "honest", "10.0.0.1") }},
 		"a failed login does not prove its name": {
 			func(i int) audit.Event {
-				return audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "user", User: fmt.Sprint(i), From: "10.0.0.6"}
+				return audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "user", User: fmt.Sprint(i),
+					From: "10.0.0.6"}
 			},
 			func(i int) audit.Event {
-				return audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "user", User: "honest", From: "10.0.0.1"}
+				return audit.Event{What: audit.Login, Outcome: audit.Failed, Kind: "user", User: "honest",
+					From: "10.0.0.1"}
 			}},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 type Reviewer interface {
 	// Review returns the account that a token belongs to. ok is false if the API does not accept the token; then why is
 	// the reason, for the log. It calls turn before it asks the API about a token of which it has no good answer, and
-	// done with the result after that; err means that there was no answer. Errors: the API is unavailable; that of turn,
-	// unchanged.
+	// done with the result after that; err means that there was no answer. Errors: the API is unavailable; that of
+	// turn, unchanged.
 	Review(ctx context.Context, token string, turn func(context.Context) (done func(ok bool, err error), err error)) (
 		user authenticationv1.UserInfo, ok bool, why string, err error)
 }
@@ -46,7 +46,8 @@ func (g *Guard) account(ctx context.Context, from netip.Addr, token string) (*Id
 	case !ok:
 		return nil, fmt.Errorf("%w: %s", errWrong, why)
 	// The API must not hand out the names of other kinds of identities (invariant 8).
-	case user.Username == "", strings.HasPrefix(user.Username, robotPrefix), strings.HasPrefix(user.Username, certPrefix):
+	case user.Username == "", strings.HasPrefix(user.Username, robotPrefix),
+		strings.HasPrefix(user.Username, certPrefix):
 		return nil, errWrong
 	}
 	return &Identity{Name: user.Username, Groups: user.Groups, Cluster: true}, nil

@@ -82,7 +82,8 @@ func TestTokensOfTheCluster(t *testing.T) {
 		if _, err := may(g, withLogin("x", none), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
 			t.Errorf("%s: %v", none, err)
 		}
-		if _, err := may(g, request("Authorization", "Bearer "+none), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
+		if _, err := may(g, request("Authorization", "Bearer "+none), "a", auth.Pull); !errors.Is(err,
+			auth.ErrUnauthorized) {
 			t.Errorf("%s: %v", none, err)
 		}
 	}

@@ -48,6 +48,7 @@ func (g *Guard) refused(r *http.Request, who *Identity, a Action, err error) {
 	if !errors.Is(err, ErrDenied) && (who.Anonymous() || !errors.Is(err, ErrUnauthorized)) {
 		return
 	}
-	g.options.Audit(r.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied, User: who.Name, Kind: who.Kind(),
+	g.options.Audit(r.Context(), audit.Event{What: audit.Request, Outcome: audit.Denied, User: who.Name,
+		Kind: who.Kind(),
 		From: audit.From(r.RemoteAddr), Action: string(a), Reason: err.Error()})
 }

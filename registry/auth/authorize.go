@@ -72,7 +72,8 @@ func (g *Guard) allows(ctx context.Context, s *state, who *Identity, repo string
 
 // verbs are what the actions are called in RBAC.
 var verbs = map[Action]string{
-	Pull: "get", Create: "create", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin", Metrics: "metrics"}
+	Pull: "get", Create: "create", Push: "update", Delete: "delete", Catalog: "list", Admin: "admin",
+	Metrics: "metrics"}
 
 // ask asks the Kubernetes API. who must be an account of the cluster: a user of ours may have the same name as another
 // person there. Errors: ErrUnavailable, that of ctx.

@@ -38,7 +38,8 @@ func BenchmarkIdentifyAndAuthorize(b *testing.B) {
 	}
 	run("robot", g, withLogin("ci", secret))
 	ruled := team(b)
-	run("bearer and rules", ruled, bearer(ask(b, ruled, tokenGET("bob", "bob's", "repository:team/app:pull"), 200).Token))
+	run("bearer and rules", ruled, bearer(ask(b, ruled, tokenGET("bob", "bob's", "repository:team/app:pull"), 200).
+		Token))
 }
 
 // processor is the time that this process has had.

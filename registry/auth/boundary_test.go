@@ -48,7 +48,8 @@ func TestARuleOfARobotIsAboutThisOne(t *testing.T) {
 // TestAPullIsNotExplainedByThePermissionToPush: only to create may be answered by what allows to push.
 func TestAPullIsNotExplainedByThePermissionToPush(t *testing.T) {
 	g := guard(t, auth.Options{User: "u", Password: "p", Accesses: verbs{"update"}, Reviewer: &reviewer{}})
-	for a, want := range map[auth.Action]bool{auth.Pull: false, auth.Create: true, auth.Push: true, auth.Delete: false} {
+	for a, want := range map[auth.Action]bool{auth.Pull: false, auth.Create: true, auth.Push: true,
+		auth.Delete: false} {
 		if e, err := g.Explain(t.Context(), account("a", "ci"), "a/app", a); err != nil || e.Allowed != want {
 			t.Errorf("%s: %+v, %v", a, e, err)
 		}
@@ -73,7 +74,8 @@ func TestTheAPIIsNotAskedWhereARuleDecides(t *testing.T) {
 		if api != nil && len(api.asked) > 0 {
 			t.Errorf("asked %q", api.asked)
 		}
-		if e, err := g.Explain(t.Context(), auth.Named("mallory", nil), "team-a/app", auth.Pull); err != nil || e.Allowed {
+		if e, err := g.Explain(t.Context(), auth.Named("mallory", nil), "team-a/app", auth.Pull); err != nil ||
+			e.Allowed {
 			t.Errorf("%s: a user: %+v, %v", name, e, err)
 		}
 		if api == nil {
@@ -149,7 +151,8 @@ func TestALongNameIsNoGuess(t *testing.T) {
 	create(t, robots, robot("ci", "pull", "**"))
 	for _, g := range []*auth.Guard{users, robots} {
 		work := auth.CountComparisons(t)
-		if _, err := may(g, withLogin(strings.Repeat("u", 256), "p"), "a", auth.Push); !errors.Is(err, auth.ErrUnauthorized) {
+		if _, err := may(g, withLogin(strings.Repeat("u", 256), "p"), "a", auth.Push); !errors.Is(err,
+			auth.ErrUnauthorized) {
 			t.Errorf("a long name: %v", err)
 		}
 		if pairs, addresses := g.Scores(); pairs != 0 || addresses != 0 || work() != 0 {

@@ -40,7 +40,8 @@ func TestTheCharactersOfThePathOfPublicURL(t *testing.T) {
 	for path, want := range map[string]bool{
 		"/azAZ09._~-": true, "/a/b.c": true, "/a..b": true,
 		"/a/":   true, // a slash at the end is ignored
-		"/a//b": false, "/.": false, "/a/..": false, "/...": false, "/a`": false, "/a{": false, "/a@": false, "/a[": false,
+		"/a//b": false, "/.": false, "/a/..": false, "/...": false, "/a`": false, "/a{": false, "/a@": false,
+		"/a[":  false,
 		"/a;b": false, "/a%2Fb": false,
 	} {
 		o := auth.Options{PublicURL: "https://r.example" + path}
@@ -178,7 +179,8 @@ func TestTheNumberOfScopes(t *testing.T) {
 			t.Errorf("%s: %d are granted, want %d", row.name, n, row.want)
 		}
 	}
-	if got := ask(t, g, tokenGET("u", "p", "repository:az09._-/x:pull"), 200).Scope; got != "repository:az09._-/x:pull" {
+	if got := ask(t, g, tokenGET("u", "p", "repository:az09._-/x:pull"), 200).
+		Scope; got != "repository:az09._-/x:pull" {
 		t.Errorf("%q", got)
 	}
 	for _, name := range []string{"a`", "a{", "a;", "A", "Z"} {
@@ -313,7 +315,8 @@ func TestAClientThatDisconnectsSaysNothingAboutTheAPI(t *testing.T) {
 		}
 		for _, a := range []auth.Action{auth.Pull, auth.Create, auth.Push} {
 			err := g.Authorize(row.ctx, account("a", "ci"), "a/app", a)
-			if !errors.Is(err, row.want) || errors.Is(row.want, context.Canceled) && errors.Is(err, auth.ErrUnavailable) {
+			if !errors.Is(err, row.want) || errors.Is(row.want, context.Canceled) &&
+				errors.Is(err, auth.ErrUnavailable) {
 				t.Errorf("%s: %v, want %v", a, err, row.want)
 			}
 		}
@@ -391,7 +394,8 @@ func TestTheDelaysOfGuesses(t *testing.T) {
 		g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice")})
 		guess := func() time.Duration {
 			begin := time.Now()
-			if _, err := g.Identify(from(withLogin("alice", "wrong"), "10.0.0.1")); !errors.Is(err, auth.ErrUnauthorized) {
+			if _, err := g.Identify(from(withLogin("alice", "wrong"), "10.0.0.1")); !errors.Is(err,
+				auth.ErrUnauthorized) {
 				t.Error(err)
 			}
 			return time.Since(begin)

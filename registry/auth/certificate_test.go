@@ -40,7 +40,8 @@ func TestACertificateIsItsOwnKindOfIdentity(t *testing.T) {
 		Reviewer: pretender{}, Rules: []auth.Rule{
 			{Who: []string{"user:alice"}, May: []string{"pull"}, Repositories: []string{"user"}},
 			{Who: []string{"group:devs"}, May: []string{"pull"}, Repositories: []string{"group"}},
-			{Who: []string{"cert:alice", "cert:Build%20Server%2C%20Ltd"}, May: []string{"pull"}, Repositories: []string{"cert"}},
+			{Who: []string{"cert:alice", "cert:Build%20Server%2C%20Ltd"}, May: []string{"pull"},
+				Repositories: []string{"cert"}},
 			{Who: []string{"cert-group:devs"}, May: []string{"pull"}, Repositories: []string{"cert-group"}},
 			{Who: []string{"user:system:node", "user:cert:alice", "robot:x"}, May: []string{"pull"},
 				Repositories: []string{"cluster"}},
@@ -204,7 +205,8 @@ func TestFailedLoginsAreRecordedWithoutASecret(t *testing.T) {
 	o := &recorder{}
 	g := guard(t, auth.Options{User: "root", Password: canary, Htpasswd: htpasswd(t, "alice"), Audit: o.audit,
 		Rules: []auth.Rule{{Who: []string{"user:alice"}, May: []string{"pull"}}}})
-	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"**"}, Actions: []auth.Action{auth.Pull}})
+	secret, err := g.CreateRobot(t.Context(), auth.Robot{Name: "ci", Repositories: []string{"**"},
+		Actions: []auth.Action{auth.Pull}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,11 +232,13 @@ func TestFailedLoginsAreRecordedWithoutASecret(t *testing.T) {
 		"a made-up token":               {request("Authorization", "Bearer "+canary), ""},
 		"two headers": {request("Authorization", "Bearer "+canary, "Authorization", "Bearer "+secret),
 			""},
-		"another scheme":                  {request("Authorization", "Digest "+canary), ""},
-		"invalid Basic credentials":       {request("Authorization", "Basic "+canary), ""},
-		"a form with a wrong password":    {form("grant_type", "password", "username", "alice", "password", canary), "alice"},
-		"a form with a wrong refresh":     {form("grant_type", "refresh_token", "refresh_token", "trow_"+canary), ""},
-		"a form with a colon in the name": {form("grant_type", "password", "username", canary+":", "password", canary), ""},
+		"another scheme":            {request("Authorization", "Digest "+canary), ""},
+		"invalid Basic credentials": {request("Authorization", "Basic "+canary), ""},
+		"a form with a wrong password": {form("grant_type", "password", "username", "alice", "password", canary),
+			"alice"},
+		"a form with a wrong refresh": {form("grant_type", "refresh_token", "refresh_token", "trow_"+canary), ""},
+		"a form with a colon in the name": {form("grant_type", "password", "username", canary+":", "password", canary),
+			""},
 	}
 	for name, row := range rows {
 		o.all = nil

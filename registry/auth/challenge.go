@@ -95,7 +95,8 @@ func parseProxies(all []string) (proxies []netip.Prefix, err error) {
 			p, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
 		if err != nil || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("trusted-proxies: %.50q is not an address or network; want 10.0.0.7 or 10.0.0.0/8", text)
+			return nil, fmt.Errorf("trusted-proxies: %.50q is not an address or network; want 10.0.0.7 or 10.0.0.0/8",
+				text)
 		}
 		proxies = append(proxies, p)
 	}
@@ -133,7 +134,8 @@ func validPrefix(path string) bool {
 	}
 	for element := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
 		if element == "" || strings.Trim(element, ".") == "" || strings.ContainsFunc(element, func(c rune) bool {
-			return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("._~-", c))
+			return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+				strings.ContainsRune("._~-", c))
 		}) {
 			return false
 		}
@@ -166,12 +168,12 @@ func parseURL(text string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSuffix(text, "/"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || !validPrefix(u.EscapedPath()) ||
 		u.RawQuery != "" || u.User != nil || u.Fragment != "" {
-		return nil, errors.New("public-url: want https://host[:port][/path]; the elements of a path have letters, digits " +
-			"and . _ ~ -, and no % escapes")
+		return nil, errors.New("public-url: want https://host[:port][/path]; the elements of a path have letters, " +
+			"digits and . _ ~ -, and no % escapes")
 	}
 	if u.Path == "/v2" || strings.HasPrefix(u.Path, "/v2/") {
-		return nil, errors.New("public-url: the path must not start with /v2, where the API is; a proxy that leaves a part " +
-			"of that away changes the names of repositories")
+		return nil, errors.New("public-url: the path must not start with /v2, where the API is; a proxy that leaves " +
+			"a part of that away changes the names of repositories")
 	}
 	u.Host = strings.ToLower(u.Host)
 	return u, nil

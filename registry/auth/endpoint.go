@@ -19,10 +19,10 @@ const (
 	maxScopes = 64
 	// maxRepo is the longest name of a repository.
 	maxRepo = 255
-	// maxTokenRequests bounds how many requests to the token endpoint are served at once. They have places of their own,
-	// beside those of the setting max-requests, so that stalled pulls do not prevent logins and logins take no places from
-	// pulls. There are 64 more places than requests that can wait to have a password or a token of the cluster verified
-	// (maxWaiting each), so that clients that guess cannot take all of them.
+	// maxTokenRequests bounds how many requests to the token endpoint are served at once. They have places of their
+	// own, beside those of the setting max-requests, so that stalled pulls do not prevent logins and logins take no
+	// places from pulls. There are 64 more places than requests that can wait to have a password or a token of the
+	// cluster verified (maxWaiting each), so that clients that guess cannot take all of them.
 	maxTokenRequests = 2*maxWaiting + 64
 )
 
@@ -184,8 +184,8 @@ func (g *Guard) intersect(r *http.Request, s *state, who *Identity, requested []
 				return nil, err
 			}
 			if !ok && a == Push {
-				// Docker's clients ask for pull and push alone. A token with create pushes what is new, and the refusal of a
-				// move can name the remedy; without it, the client would learn no more than that it needs a login.
+				// Docker's clients ask for pull and push alone. A token with create pushes what is new, and the refusal
+				// of a move can name the remedy; without it, the client would learn no more than that it needs a login.
 				a = Create
 				if ok, err = g.allows(ctx, s, who, repo, a); err != nil {
 					return nil, err

@@ -36,8 +36,8 @@ func (p *Policy) why(v Verdict) string {
 		return "the robot was not created for that"
 	case onLevel:
 		if v.private {
-			return "there are no rules, and clients without a login may do that where the registry listens on a loopback " +
-				"address, and the request has a loopback Host and has not come through a proxy"
+			return "there are no rules, and clients without a login may do that where the registry listens on a " +
+				"loopback address, and the request has a loopback Host and has not come through a proxy"
 		}
 		return "there are no rules, and the setting anonymous decides for clients without a login"
 	case onLogin:

@@ -62,7 +62,8 @@ func TestTheMemoryOfFormsIsBounded(t *testing.T) {
 		later{errors.New("busy")}: 429, os.ErrDeadlineExceeded: 408, io.ErrUnexpectedEOF: 400,
 		&http.MaxBytesError{Limit: 1}: 413,
 	} {
-		ask(t, guard(t, auth.Options{User: "u", Password: "p", Forms: &bodies{err: err}}), tokenPOST(url.Values{}), want)
+		ask(t, guard(t, auth.Options{User: "u", Password: "p", Forms: &bodies{err: err}}),
+			tokenPOST(url.Values{}), want)
 	}
 	b := &bodies{}
 	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice"), Forms: b})

@@ -21,7 +21,8 @@ func FuzzHost(f *testing.F) {
 		rest, _ := strings.CutPrefix(c, `Bearer realm="`)
 		realm, rest, _ := strings.Cut(rest, `"`)
 		u, err := url.Parse(realm)
-		if err != nil || u.Scheme != "http" || u.Path != "/token" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
+		if err != nil || u.Scheme != "http" || u.Path != "/token" || u.User != nil || u.RawQuery != "" ||
+			u.Fragment != "" ||
 			rest != `,service="`+u.Host+`"` {
 			t.Errorf("host %q: %s", host, c)
 		}

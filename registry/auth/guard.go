@@ -202,7 +202,8 @@ func (g *Guard) readOnlySummary() string {
 	const only = "; to push and to delete is not possible, because the registry is read-only"
 	switch p := g.current().policy; {
 	case p.Rules() > 0:
-		return fmt.Sprintf("pull, as the %d rules of the configuration file allow (ask with trow can-i)", p.Rules()) + only
+		return fmt.Sprintf("pull, as the %d rules of the configuration file allow (ask with trow can-i)", p.Rules()) +
+			only
 	case p.Private || p.Anonymous >= ReadOnly:
 		return "pull" + only
 	}

@@ -383,7 +383,8 @@ func TestHostHeaderGames(t *testing.T) {
 		"exämple.org":               "",
 		":8080":                     "",
 	} {
-		r := request("X-Forwarded-Host", "evil.org", "X-Forwarded-Proto", "https", "Forwarded", "host=evil.org;proto=https")
+		r := request("X-Forwarded-Host", "evil.org", "X-Forwarded-Proto", "https", "Forwarded",
+			"host=evil.org;proto=https")
 		r.Host = host
 		if want == "" {
 			want = "trow.kube-public:31000"

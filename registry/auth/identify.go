@@ -86,8 +86,8 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 			return nil, err
 		}
 	}
-	// The token is for the host that the client named when it got it. Usually it is spelled in the same way now; if not,
-	// it may still be the same host.
+	// The token is for the host that the client named when it got it. Usually it is spelled in the same way now; if
+	// not, it may still be the same host.
 	if p.aud == r.Host {
 		return p.who, nil
 	}

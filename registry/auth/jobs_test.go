@@ -91,7 +91,8 @@ func TestJobs(t *testing.T) {
 	}
 	log.Reset()
 	var list []auth.Robot
-	if text := job(t, g, auth.JobListRobots, nil, &list); text != "" || len(list) != 1 || len(list[0].Repositories) != 2 ||
+	if text := job(t, g, auth.JobListRobots, nil, &list); text != "" || len(list) != 1 ||
+		len(list[0].Repositories) != 2 ||
 		len(list[0].Actions) != 2 {
 		t.Errorf("%s, %+v", text, list)
 	}
@@ -102,7 +103,8 @@ func TestJobs(t *testing.T) {
 		t.Errorf("%s, %+v", text, answer)
 	}
 	var revoked auth.Robot
-	if text := job(t, g, auth.JobRevokeRobot, url.Values{"name": {"ci"}}, &revoked); text != "" || revoked.Name != "ci" {
+	if text := job(t, g, auth.JobRevokeRobot, url.Values{"name": {"ci"}}, &revoked); text != "" ||
+		revoked.Name != "ci" {
 		t.Errorf("%s, %+v", text, revoked)
 	}
 	for name, row := range map[string]struct {

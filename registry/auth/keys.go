@@ -18,8 +18,8 @@ import (
 const (
 	// keyLife is how long a key signs.
 	keyLife = 30 * 24 * time.Hour
-	// keyOverlap is how long tokens of a key are accepted after it has been replaced: by then they have expired, even if a
-	// clock was corrected.
+	// keyOverlap is how long tokens of a key are accepted after it has been replaced: by then they have expired, even
+	// if a clock was corrected.
 	keyOverlap = 2 * maxTokenLife
 	// maxKeyID bounds the id of a key in bytes.
 	maxKeyID = 64

@@ -16,7 +16,8 @@ import (
 func TestHowLongTokensLive(t *testing.T) {
 	rules := []auth.Rule{rule("*", "pull push", "")}
 	def := guard(t, auth.Options{User: "u", Password: "p", Rules: rules, Reviewer: &reviewer{}})
-	set := guard(t, auth.Options{User: "u", Password: "p", TokenLifetime: time.Minute, PushTokenLifetime: 2 * time.Hour})
+	set := guard(t, auth.Options{User: "u", Password: "p", TokenLifetime: time.Minute,
+		PushTokenLifetime: 2 * time.Hour})
 	short := guard(t, auth.Options{User: "u", Password: "p", TokenLifetime: 10 * time.Minute,
 		PushTokenLifetime: time.Minute})
 	for _, row := range []struct {
@@ -26,7 +27,8 @@ func TestHowLongTokensLive(t *testing.T) {
 		want  int
 	}{
 		{def, "u", "", 300}, {def, "u", "repository:a:pull", 300}, {def, "u", "repository:a:pull,push", 3600},
-		{def, "u", "repository:a:delete", 300}, {def, "", "repository:a:push", 3600}, {def, "", "repository:a:pull", 300},
+		{def, "u", "repository:a:delete", 300}, {def, "", "repository:a:push", 3600},
+		{def, "", "repository:a:pull", 300},
 		{set, "u", "repository:a:pull", 60}, {set, "u", "repository:a:*", 7200}, {short, "u", "repository:a:push", 600},
 	} {
 		if got := ask(t, row.g, tokenGET(row.user, "p", row.scope), 200); got.ExpiresIn != row.want {
@@ -83,9 +85,10 @@ func TestLoginsOverPlainHTTPAreRefused(t *testing.T) {
 		o  auth.Options
 		ok bool
 	}{
-		"a user":               {login, false},
-		"users":                {file, false},
-		"rules":                {auth.Options{Rules: []auth.Rule{rule("robot:ci", "pull", "")}, PlainHTTP: true}, false},
+		"a user": {login, false},
+		"users":  {file, false},
+		"rules": {auth.Options{Rules: []auth.Rule{rule("robot:ci", "pull", "")}, PlainHTTP: true},
+			false},
 		"rules for all":        {auth.Options{Rules: []auth.Rule{rule("*", "pull", "")}, PlainHTTP: true}, true},
 		"no logins":            {auth.Options{PlainHTTP: true}, true},
 		"TLS":                  {with(func(o *auth.Options) { o.PlainHTTP = false }), true},
@@ -109,7 +112,8 @@ func TestTheSchemeThatAProxySays(t *testing.T) {
 		{"10.1.2.3:4000", "https, http", "https"}, {"10.1.2.3:4000", "https,http", "https"},
 		{"10.1.2.3:4000", "http, https", "http"}, {"10.1.2.3:4000", ", https", "http"},
 		{"11.1.2.3:4000", "https, http", "http"},
-		{"10.1.2.3:4000", "javascript", "http"}, {"11.1.2.3:4000", "https", "http"}, {"[fd00::2]:4000", "https", "http"},
+		{"10.1.2.3:4000", "javascript", "http"}, {"11.1.2.3:4000", "https", "http"},
+		{"[fd00::2]:4000", "https", "http"},
 	} {
 		r := httptest.NewRequest("GET", "/v2/", nil)
 		r.RemoteAddr, r.Host = row.peer, "registry.example"

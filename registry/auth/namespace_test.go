@@ -163,7 +163,8 @@ func TestReadersOfAnUpstream(t *testing.T) {
 	}
 	g := guard(t, auth.Options{User: "owner", Password: "p", Readers: readers,
 		Rules: []auth.Rule{rule("user:mallory", "none", "f/**"), rule("*", "pull push catalog", "")}})
-	puller, other := create(t, g, robot("puller", "pull", "f/quay.io/public")), create(t, g, robot("other", "pull", "**"))
+	puller, other := create(t, g, robot("puller", "pull", "f/quay.io/public")),
+		create(t, g, robot("other", "pull", "**"))
 	robots := map[string]*auth.Identity{}
 	for name, secret := range map[string]string{"puller": puller, "other": other} {
 		if robots[name], err = g.Identify(bearer(secret)); err != nil {

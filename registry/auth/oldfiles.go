@@ -58,8 +58,9 @@ func (g *Guard) findFiles(r Records) error {
 		return nil
 	}
 	if r.Shared() {
-		g.options.Log.Warn().Str("dir", g.options.Dir).Msg("robots and keys in files are ignored, because those of the " +
-			"shared journal count; trow migrate moves a data directory with its robots")
+		g.options.Log.Warn().Str("dir", g.options.Dir).
+			Msg("robots and keys in files are ignored, because those of the " +
+				"shared journal count; trow migrate moves a data directory with its robots")
 		return nil
 	}
 	old := &oldFiles{}
@@ -105,7 +106,8 @@ func readRobots(root *os.Root) (list []storedRobot, err error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the robots in %s: %w; "+
-			"restore the file from a copy, or delete it, which revokes all robots", filepath.Join(root.Name(), robotsFile), err)
+			"restore the file from a copy, or delete it, which revokes all robots",
+			filepath.Join(root.Name(), robotsFile), err)
 	}
 	return list, nil
 }
@@ -172,8 +174,9 @@ func (g *Guard) takeFiles(ctx context.Context) error {
 	}
 	old.gone = true // also if that fails: one attempt for each start
 	if err := g.removeFiles(ctx); err != nil {
-		g.options.Log.Error().Err(err).Str("dir", g.options.Dir).Msg("files of robots and keys, which do not count any " +
-			"more, cannot be removed; remove them, they hold keys and hashes of secrets")
+		g.options.Log.Error().Err(err).Str("dir", g.options.Dir).
+			Msg("files of robots and keys, which are not used any " +
+				"more, cannot be removed; remove them, they hold keys and hashes of secrets")
 	}
 	return nil
 }

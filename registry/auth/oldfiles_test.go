@@ -29,8 +29,9 @@ func older(t *testing.T) (dir string) {
 	dir = t.TempDir()
 	var all []string
 	for _, name := range []string{"a", "b", "c"} {
-		all = append(all, fmt.Sprintf(`{"name":%q,"repositories":["**"],"actions":["pull"],"created":"2026-01-02T03:04:05Z",`+
-			`"sha256":"%x"}`, name, sha256.Sum256([]byte("trow_"+name))))
+		all = append(all,
+			fmt.Sprintf(`{"name":%q,"repositories":["**"],"actions":["pull"],"created":"2026-01-02T03:04:05Z",`+
+				`"sha256":"%x"}`, name, sha256.Sum256([]byte("trow_"+name))))
 	}
 	write(t, filepath.Join(dir, "robots.json"), "["+strings.Join(all, ",")+"]")
 	write(t, filepath.Join(dir, "token-keys.json"), fmt.Sprintf(`[{"id":"OLDKEY23","made":%q,"seed":%q}]`,
@@ -47,9 +48,10 @@ func tokenOfOld(t *testing.T, g *auth.Guard) string {
 		t.Fatalf("%s signs", id)
 	}
 	sum := fmt.Sprintf("%x", sha256.Sum256([]byte("trow_a")))
-	return auth.Sign(t, jwt.SigningMethodEdDSA, id, key, map[string]any{"iss": "trow", "sub": "robot:a", "robot": sum[:16],
-		"aud": []string{"example.com"}, "exp": time.Now().Add(time.Hour).Unix(),
-		"access": []map[string]any{{"type": "repository", "name": "x", "actions": []string{"pull"}}}})
+	return auth.Sign(t, jwt.SigningMethodEdDSA, id, key,
+		map[string]any{"iss": "trow", "sub": "robot:a", "robot": sum[:16],
+			"aud": []string{"example.com"}, "exp": time.Now().Add(time.Hour).Unix(),
+			"access": []map[string]any{{"type": "repository", "name": "x", "actions": []string{"pull"}}}})
 }
 
 // good fails unless exactly these robots can log in.

@@ -26,8 +26,8 @@ type Options struct {
 	PasswordFile string // Validate reads it into Password
 	// Htpasswd is a file of users, with bcrypt hashes. It is read again when it changes. Optional.
 	Htpasswd string
-	// Anonymous is what may be done without a login where there are no rules: none, pull, create or push. Empty: none if
-	// there is a user, a file of users, a CA of clients, or a rule; else create, and push for private requests.
+	// Anonymous is what may be done without a login where there are no rules: none, pull, create or push. Empty: none
+	// if there is a user, a file of users, a CA of clients, or a rule; else create, and push for private requests.
 	Anonymous string
 	// Rules say who may do what. They cannot be combined with Anonymous.
 	Rules []Rule
@@ -37,7 +37,8 @@ type Options struct {
 	// TokenLifetime is how long a token is valid, and PushTokenLifetime how long one with which a user, a robot or
 	// everybody may push. 0: 5 minutes, and an hour.
 	TokenLifetime, PushTokenLifetime time.Duration
-	// TrustedProxies are addresses and networks of proxies whose X-Forwarded-Proto says where clients are sent for tokens.
+	// TrustedProxies are addresses and networks of proxies whose X-Forwarded-Proto says where clients are sent for
+	// tokens.
 	TrustedProxies []string
 
 	// PlainHTTP reports whether the listener speaks plain HTTP (the setting no-tls).
@@ -59,8 +60,8 @@ type Options struct {
 	Reviewer Reviewer
 	// Accesses asks the Kubernetes API what accounts of the cluster may do where no rule decides. Optional.
 	Accesses AccessReviewer
-	// AccessReview reports whether the Kubernetes API is asked that (the setting access-review). Where there are Accesses
-	// it is implied; commands that do not ask the API set it, so that they do not decide in its place.
+	// AccessReview reports whether the Kubernetes API is asked that (the setting access-review). Where there are
+	// Accesses it is implied; commands that do not ask the API set it, so that they do not decide in its place.
 	AccessReview bool
 	// Forms bounds the memory of the forms that the token endpoint reads. Optional.
 	Forms Bodies
@@ -99,14 +100,15 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 			"(default: create, or push for private requests; none with users, rules or client-ca)")
 	settings.FileOnly(fs, &o.Rules, "rules", "who may do what, by repository; read again when it changes")
 	fs.StringVar(&o.PublicURL, "public-url", "",
-		"how clients reach the registry, https://host[:port][/path], if a proxy in front of it terminates TLS or changes "+
-			"the host; requests may come with the path or without it")
+		"how clients reach the registry, https://host[:port][/path], if a proxy in front of it terminates TLS or "+
+			"changes the host; requests may come with the path or without it")
 	fs.DurationVar(&o.TokenLifetime, "token-lifetime", tokenLife,
 		"how long the tokens that clients get at /token are valid")
 	fs.DurationVar(&o.PushTokenLifetime, "push-token-lifetime", pushTokenLife,
 		"the same for tokens with which users, robots or everybody may push: longer than the slowest layer takes")
 	fs.StringSliceVar(&o.TrustedProxies, "trusted-proxies", nil, "addresses and networks (10.0.0.0/8) of proxies in "+
-		"front of no-tls; their X-Forwarded-Proto decides whether clients are sent to https for tokens, and nothing else")
+		"front of no-tls; their X-Forwarded-Proto decides whether clients are sent to https for tokens, and nothing "+
+		"else")
 }
 
 // Validate reports the first invalid setting, and reads the password's file. It can be called more than once.

@@ -26,7 +26,8 @@ rules:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.User != "root" || o.Password != "secret" || o.PublicURL != "https://registry.example.org" || len(o.Rules) != 2 ||
+	if o.User != "root" || o.Password != "secret" || o.PublicURL != "https://registry.example.org" ||
+		len(o.Rules) != 2 ||
 		len(o.Rules[1].Who) != 2 || len(o.Rules[0].May) != 1 {
 		t.Errorf("%+v", o)
 	}

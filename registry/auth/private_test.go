@@ -64,7 +64,8 @@ func TestAProxyOnTheSameHostOpensNoDelete(t *testing.T) {
 		if sign(err) != row.want {
 			t.Errorf("%s: %v", name, err)
 		}
-		if err != nil && row.o.Loopback && row.o.Anonymous == "push" && !strings.Contains(err.Error(), "neither a proxy") {
+		if err != nil && row.o.Loopback && row.o.Anonymous == "push" &&
+			!strings.Contains(err.Error(), "neither a proxy") {
 			t.Errorf("%s: the error does not name the cause: %v", name, err)
 		}
 		if row.o.Anonymous != "push" {

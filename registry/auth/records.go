@@ -28,8 +28,8 @@ type Records interface {
 	NotifyRecords(prefix string, changed func())
 	// Shared reports whether other processes change the records.
 	Shared() bool
-	// CatchUp waits until Records shows what there was when it was called, for at most wait. age is not 0 if the journal
-	// did not answer.
+	// CatchUp waits until Records shows what there was when it was called, for at most wait. age is not 0 if the
+	// journal did not answer.
 	CatchUp(ctx context.Context, wait time.Duration) (age time.Duration, err error)
 }
 
@@ -128,7 +128,7 @@ func (g *Guard) readRecords(s *state) {
 }
 
 func (g *Guard) unreadable(err error) {
-	g.options.Log.Error().Err(err).Msg("a record of the journal cannot be read, and counts as none; " +
+	g.options.Log.Error().Err(err).Msg("a record of the journal cannot be read, and is ignored; " +
 		"revoke and create the robot, or use the version that wrote it")
 }
 

@@ -313,7 +313,8 @@ func TestAMissThatTheJournalDoesNotConfirm(t *testing.T) {
 					t.Errorf("%s, %s: %v", name, way, err)
 				}
 			}
-			if _, err := b.CreateRobot(t.Context(), robot("ci", "pull", "**")); !errors.Is(err, storage.ErrUnavailable) {
+			if _, err := b.CreateRobot(t.Context(), robot("ci", "pull", "**")); !errors.Is(err,
+				storage.ErrUnavailable) {
 				t.Errorf("%s: created: %v", name, err)
 			}
 			if err := b.RevokeRobot(t.Context(), "ci"); !errors.Is(err, storage.ErrUnavailable) {
@@ -489,7 +490,8 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 	if g.Keys() != 1 {
 		t.Errorf("%d keys", g.Keys())
 	}
-	for _, name := range []string{`robot \"a\"`, `robot \"b\"`, `robot \"d\"`, `tokens \"x\"`, `tokens \"y\"`, `tokens \"z\"`} {
+	for _, name := range []string{`robot \"a\"`, `robot \"b\"`, `robot \"d\"`, `tokens \"x\"`, `tokens \"y\"`,
+		`tokens \"z\"`} {
 		if strings.Count(log.String(), name) != 1 {
 			t.Errorf("%s is not logged once:\n%s", name, &log)
 		}
@@ -607,7 +609,8 @@ func TestAKeyOfTheFutureIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := storagetest.OpenIndex(t, memory.NewJournal())
 		seed := base64.StdEncoding.EncodeToString(make([]byte, 32))
-		for id, made := range map[string]time.Time{"old": time.Now().Add(-8 * 24 * time.Hour), "signs": time.Now().Add(-7 * 24 * time.Hour),
+		for id, made := range map[string]time.Time{"old": time.Now().Add(-8 * 24 * time.Hour), "signs": time.Now().
+			Add(-7 * 24 * time.Hour),
 			"future": time.Now().Add(100 * 24 * time.Hour)} {
 			value, err := json.Marshal(map[string]any{"id": id, "made": made, "seed": seed})
 			if err == nil {

@@ -55,13 +55,15 @@ func TestARobotMayDoWhatItWasCreatedForAndNoMore(t *testing.T) {
 				repo string
 				a    auth.Action
 				want string
-			}{{"team/a", auth.Push, "+"}, {"shared", auth.Pull, "+"}, {"other", auth.Pull, "h"}, {"team/a", auth.Delete, "-"},
+			}{{"team/a", auth.Push, "+"}, {"shared", auth.Pull, "+"}, {"other", auth.Pull, "h"},
+				{"team/a", auth.Delete, "-"},
 				{"", auth.Catalog, "-"}, {"", auth.Admin, "-"}, {"", auth.Login, "+"}} {
 				name, err := may(g, withLogin(user, password), row.repo, row.a)
 				if name != "robot:ci" || sign(err) != row.want {
 					t.Errorf("%s %s: %s, %v", row.a, row.repo, name, err)
 				}
-				if _, err := may(g, request("Authorization", "Bearer "+secret), row.repo, row.a); sign(err) != row.want {
+				if _, err := may(g, request("Authorization", "Bearer "+secret), row.repo,
+					row.a); sign(err) != row.want {
 					t.Errorf("as a bearer, %s %s: %v", row.a, row.repo, err)
 				}
 			}

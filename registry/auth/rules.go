@@ -39,13 +39,13 @@ func ParseLevel(s string) (Level, error) {
 type Rule struct {
 	// Who are the identities that it is about: user:NAME, robot:NAME, group:NAME, serviceaccount:NAMESPACE/NAME,
 	// namespace:NAMESPACE (all of its service accounts), cert:CN, cert-group:O (of a certificate; %20 is a space, %2C a
-	// comma), anonymous, authenticated, or * for all. A user whose name has a colon is a user of the cluster, others are
-	// users of this registry: the cluster's alice may be another person than ours.
+	// comma), anonymous, authenticated, or * for all. A user whose name has a colon is a user of the cluster, others
+	// are users of this registry: the cluster's alice may be another person than ours.
 	Who []string `mapstructure:"who"`
 	// May are actions; or none, alone, which forbids all actions.
 	May []string `mapstructure:"may"`
-	// Repositories are patterns; without any the rule is about every repository. Catalog, admin and metrics do not depend
-	// on them.
+	// Repositories are patterns; without any the rule is about every repository. Catalog, admin and metrics do not
+	// depend on them.
 	Repositories []string `mapstructure:"repositories"`
 }
 
@@ -160,8 +160,8 @@ func parseSubject(text string) (subject, error) {
 		}
 		return subject{kind, serviceAccount + namespace + ":" + account}, nil
 	}
-	return subject{}, fmt.Errorf("%.80q: want one of user:NAME, robot:NAME, group:NAME, serviceaccount:NAMESPACE/NAME, "+
-		"namespace:NAME, cert:CN, cert-group:O, anonymous, authenticated, *", text)
+	return subject{}, fmt.Errorf("%.80q: want one of user:NAME, robot:NAME, group:NAME, "+
+		"serviceaccount:NAMESPACE/NAME, namespace:NAME, cert:CN, cert-group:O, anonymous, authenticated, *", text)
 }
 
 // serviceAccount begins the names of service accounts.
@@ -295,8 +295,8 @@ func (p *Policy) Judge(who *Identity, repo string, a Action) Verdict {
 		return Verdict{on: onLevel}
 	case who.Cluster && p.Access:
 		return Verdict{}
-	// Every pod of the cluster and every employee of an organization may have such an identity. That is no reason to let
-	// them push.
+	// Every pod of the cluster and every employee of an organization may have such an identity. That is no reason to
+	// let them push.
 	case who.Cluster || who.cert:
 		return Verdict{Allowed: a == Pull || a == Catalog, on: onLogin}
 	}

@@ -82,10 +82,11 @@ func bearer(token string) *http.Request { return request("Authorization", "Beare
 
 // team is a registry with public repositories, a team's, and others that only the owner may use.
 func team(t testing.TB) *auth.Guard {
-	return guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice", "bob"), Rules: []auth.Rule{
-		rule("*", "pull", "public/**"), rule("user:alice", "pull push catalog", "team/**"),
-		rule("user:bob", "pull", "team/**"),
-	}})
+	return guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice", "bob"),
+		Rules: []auth.Rule{
+			rule("*", "pull", "public/**"), rule("user:alice", "pull push catalog", "team/**"),
+			rule("user:bob", "pull", "team/**"),
+		}})
 }
 
 func TestATokenAllowsWhatBothScopesAndRulesAllow(t *testing.T) {
@@ -118,7 +119,8 @@ func TestATokenAllowsWhatBothScopesAndRulesAllow(t *testing.T) {
 	}
 	err = g.Authorize(t.Context(), who, "team/other", auth.Pull)
 	if c := g.Challenge(bearer(got.Token), "team/other", auth.Pull, err); !strings.HasSuffix(c[0],
-		`,scope="repository:team/other:pull",error="insufficient_scope",error_description="token lacks the required scope"`) {
+		`,scope="repository:team/other:pull",error="insufficient_scope",`+
+			`error_description="token lacks the required scope"`) {
 		t.Errorf("%q", c)
 	}
 	if readable := reads(t, g, who); !readable("team/other") || readable("secret") {
@@ -202,7 +204,8 @@ func bearerGET(token string) *http.Request {
 // TestHugeForm: more than any form needs is not read.
 func TestHugeForm(t *testing.T) {
 	g := team(t)
-	r := tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"}, "password": {strings.Repeat("x", 1<<20)}})
+	r := tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"},
+		"password": {strings.Repeat("x", 1<<20)}})
 	ask(t, g, r, 413)
 	ask(t, g, tokenPOST(url.Values{"grant_type": {"password"}, "username": {"alice"},
 		"password": {strings.Repeat("x", 60<<10)}}), 401)
@@ -472,7 +475,8 @@ func TestTheTokenEndpointHasItsOwnPlaces(t *testing.T) {
 		}
 		w := httptest.NewRecorder()
 		g.ServeToken(w, tokenGET("u", "p"))
-		if w.Code != 429 || w.Header().Get("Retry-After") != "1" || w.Header().Get("Content-Type") != "application/json" ||
+		if w.Code != 429 || w.Header().Get("Retry-After") != "1" || w.Header().
+			Get("Content-Type") != "application/json" ||
 			!strings.Contains(w.Body.String(), `{"errors":[{"code":"TOOMANYREQUESTS"`) {
 			t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 		}

@@ -121,7 +121,8 @@ func (u *users) read(content []byte) error {
 		if err != nil {
 			return fmt.Errorf("line %d: %w", number, err)
 		}
-		u.list[name] = user{who: &Identity{Name: name}, hash: []byte(hash), cost: cost, mark: sha256.Sum256([]byte(hash))}
+		u.list[name] = user{who: &Identity{Name: name}, hash: []byte(hash), cost: cost,
+			mark: sha256.Sum256([]byte(hash))}
 		u.cost = max(u.cost, cost)
 	}
 	return nil
@@ -152,8 +153,8 @@ func CheckPassword(password string) error {
 	const max = 72
 	switch {
 	case len(password) > max:
-		return fmt.Errorf("a password of more than %d bytes is not accepted, because bcrypt ignores the rest; choose a "+
-			"shorter one", max)
+		return fmt.Errorf("a password of more than %d bytes is not accepted, because bcrypt ignores the rest; choose "+
+			"a shorter one", max)
 	case strings.Contains(password, "\x00"):
 		return errors.New("a password with a NUL byte is not accepted, because bcrypt ends there; choose another")
 	}

@@ -45,7 +45,8 @@ func handler(t *testing.T) http.Handler {
 				}
 			}
 		}
-		if err := json.NewDecoder(r.Body).Decode(&review); err != nil || len(review.Request.Object.Spec.Containers) != 3 {
+		if err := json.NewDecoder(r.Body).Decode(&review); err != nil ||
+			len(review.Request.Object.Spec.Containers) != 3 {
 			http.Error(w, "not a review", http.StatusBadRequest)
 			return
 		}
@@ -97,7 +98,8 @@ func complete(t *testing.T, r *bench.Report, err error, scenarios []string, conn
 		got = append(got, fmt.Sprint(x.Scenario, x.Connections))
 		few := x.Operations < int64(x.Connections) && x.Scenario != "manifest-delete" || x.Operations == 0
 		if few || x.Errors != 0 || x.FirstError != "" {
-			t.Errorf("%s, %d: %d operations, %d errors: %s", x.Scenario, x.Connections, x.Operations, x.Errors, x.FirstError)
+			t.Errorf("%s, %d: %d operations, %d errors: %s", x.Scenario, x.Connections, x.Operations, x.Errors,
+				x.FirstError)
 		}
 		if x.P50 <= 0 || x.P99 < x.P50 || x.Worst < x.P99 || x.Seconds <= 0 || x.OpsPerSecond <= 0 {
 			t.Errorf("%+v", x)
@@ -123,7 +125,8 @@ func TestEveryScenarioRuns(t *testing.T) {
 			r, err := bench.Run(t.Context(), o)
 			complete(t, r, err, bench.Names(), o.Connections)
 			for _, x := range r.Results {
-				if want := map[string]string{"http/1.1": "HTTP/1.1", "h2": "HTTP/2"}[protocol]; !x.TLS || x.Protocol != want {
+				if want := map[string]string{"http/1.1": "HTTP/1.1", "h2": "HTTP/2"}[protocol]; !x.TLS ||
+					x.Protocol != want {
 					t.Errorf("%s: TLS is %v, the protocol %s", x.Scenario, x.TLS, x.Protocol)
 				}
 			}
@@ -293,7 +296,8 @@ func tokenServer(inner http.Handler, fetched *atomic.Int64) http.Handler {
 			scope = "repository:" + repo + ":pull,push"
 		}
 		if !granted(r.Header.Get("Authorization"), scope) {
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="s",scope=%q`, r.Host, scope))
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="s",scope=%q`,
+				r.Host, scope))
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}

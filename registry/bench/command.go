@@ -28,9 +28,9 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench URL",
 		Short: "Load a registry and measure it, to size a cluster",
-		Long: `bench fills a registry (Trow or any other OCI registry) with content and measures pulls, pushes, lists and
-verdicts per second, their latency, and with --pid what they cost the server. It puts full load on the server: do not
-use it on a registry that others need.
+		Long: `bench fills a registry (Trow or any other OCI registry) with content and measures pulls, pushes, lists
+and verdicts per second, their latency, and with --pid what they cost the server. It puts full load on the server: do
+not use it on a registry that others need.
 
 Everything that bench creates is in the repository --repository and below. --clean deletes the manifests again. It
 leaves blobs to the server's garbage collection, the names of repositories if the server keeps them, and manifests
@@ -77,7 +77,8 @@ func (c *flags) addFlags(f *pflag.FlagSet) {
 		"number of tags and repositories: small (100 tags, 50 repositories) or full (10,000 and 5,000)")
 	f.StringVar(&c.static, "static", "", "write the content below this directory, for a static file server, and exit")
 	f.BoolVar(&c.clean, "clean", false, "delete what earlier runs created and exit")
-	f.BoolVar(&c.compare, "compare", false, "compare the first of the given JSON files with each of the others and exit")
+	f.BoolVar(&c.compare, "compare", false, "compare the first of the given JSON files with each of the others and "+
+		"exit")
 }
 
 func (c *flags) run(cmd *cobra.Command, args []string) error {

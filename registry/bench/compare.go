@@ -27,7 +27,8 @@ func Compare(out io.Writer, names []string, reports []*Report) error {
 			if b := other.find(key{a.Scenario, a.Connections}); b != nil {
 				fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", a.Scenario, a.Connections, names[i+1],
 					bounded(a, count(a.OpsPerSecond)), bounded(*b, ratio(a.OpsPerSecond, b.OpsPerSecond)),
-					micros(a.P99), ratio(a.P99, b.P99), optional(a.ServerCPU, micros), ratioOf(a.ServerCPU, b.ServerCPU))
+					micros(a.P99), ratio(a.P99, b.P99), optional(a.ServerCPU, micros),
+					ratioOf(a.ServerCPU, b.ServerCPU))
 			}
 		}
 	}

@@ -207,7 +207,8 @@ type templates struct {
 func newTemplates(c *content) templates {
 	from := func(at, size int) template { return newTemplate(c.large.bytes[at:at+size-tailSize], "") }
 	sizes := [3]int{smallBlob, 17 << 10, maxLayer}
-	m := templates{large: from(0, len(c.large.bytes)), config: newTemplate([]byte(configurationStart), configurationEnd)}
+	m := templates{large: from(0, len(c.large.bytes)),
+		config: newTemplate([]byte(configurationStart), configurationEnd)}
 	for i, size := range sizes {
 		m.layers[i] = from(i<<16, size)
 	}

@@ -185,7 +185,8 @@ func (r *Report) writeNotes(out io.Writer, bound bool) error {
 	}
 	for _, x := range r.Results {
 		if x.Errors > 0 {
-			fmt.Fprintf(&b, "\n%s, %d at once: %d errors; the first: %s\n", x.Scenario, x.Connections, x.Errors, x.FirstError)
+			fmt.Fprintf(&b, "\n%s, %d at once: %d errors; the first: %s\n", x.Scenario, x.Connections, x.Errors,
+				x.FirstError)
 		}
 	}
 	for _, s := range r.Skipped {

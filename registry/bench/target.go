@@ -33,8 +33,8 @@ func newTarget(o Options) (*target, error) {
 		return nil, fmt.Errorf("%.100q is not a valid address; want for example https://localhost:8443", o.URL)
 	}
 	if strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		return nil, fmt.Errorf("%s://%s: the address must have scheme, host and port only; use --user and --password-file "+
-			"for a login", u.Scheme, u.Host)
+		return nil, fmt.Errorf("%s://%s: the address must have scheme, host and port only; use --user and "+
+			"--password-file for a login", u.Scheme, u.Host)
 	}
 	t := &target{url: u.Scheme + "://" + u.Host, host: u.Host, protocol: o.Protocol}
 	port := u.Port()

@@ -77,8 +77,8 @@ type Options struct {
 	HTTP               *http.Client // makes the connections; nil: http.DefaultClient
 	Username, Password string       // empty: no login
 	Logins             Logins       // without a Username: where to look for one; nil: no login
-	// Realm decides, by returning nil, whether a token may be fetched from this URL, which the registry named or to which
-	// a token server redirects. nil: from any that is not on an internal address, see oras-go.
+	// Realm decides, by returning nil, whether a token may be fetched from this URL, which the registry named or to
+	// which a token server redirects. nil: from any that is not on an internal address, see oras-go.
 	Realm func(*url.URL) error
 	Once  bool // a busy registry is not asked again: the caller has its own way to do that
 	// Busy is called before each wait for a registry that has too much to do, or stops, with its answer, for people who
@@ -119,7 +119,8 @@ func New(o Options) (*Client, error) {
 	case o.Username == "" && o.Logins != nil:
 		c.auth.Credential = auth.CredentialFunc(o.Logins)
 	case o.Username != "":
-		c.auth.Credential = auth.StaticCredential(base.Host, auth.Credential{Username: o.Username, Password: o.Password})
+		c.auth.Credential = auth.StaticCredential(base.Host,
+			auth.Credential{Username: o.Username, Password: o.Password})
 	}
 	return c, nil
 }

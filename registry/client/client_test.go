@@ -102,7 +102,8 @@ func errorBody(w http.ResponseWriter, req *http.Request, code ocierror.Code, sta
 
 // accepted is every type, and by name those that Distribution hands out to nobody who does not name them.
 const accepted = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, " +
-	"application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*"
+	"application/vnd.docker.distribution.manifest.list.v2+json, " +
+	"application/vnd.docker.distribution.manifest.v2+json, */*"
 
 func TestReading(t *testing.T) {
 	const body = `{"of":"a type that the library does not know"}`
@@ -208,7 +209,8 @@ func TestPushManifest(t *testing.T) {
 		"it ignores the parameter":   {tag: "v1", want: []string{byDigest + "?tag=v1", "PUT /v2/a/b/manifests/v1"}},
 		"it lists another tag": {tag: "v1", answer: "v10",
 			want: []string{byDigest + "?tag=v1", "PUT /v2/a/b/manifests/v1"}},
-		"it knows SHA-256 alone": {tag: "v1", tagged: "sha256:1", err: "the tag v1 names sha256:1, and the registry cannot",
+		"it knows SHA-256 alone": {tag: "v1", tagged: "sha256:1",
+			err:  "the tag v1 names sha256:1, and the registry cannot",
 			want: []string{byDigest + "?tag=v1", "PUT /v2/a/b/manifests/v1"}},
 	} {
 		f := newFake(t, func(w http.ResponseWriter, req *http.Request) {
@@ -440,7 +442,8 @@ func TestARegistryThatStaysBusyIsGivenUp(t *testing.T) {
 		c, err := client.New(client.Options{URL: "http://registry",
 			HTTP: &http.Client{Transport: transport(func(*http.Request) *http.Response {
 				n++
-				return &http.Response{StatusCode: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"3600"}}}
+				return &http.Response{StatusCode: http.StatusTooManyRequests,
+					Header: http.Header{"Retry-After": {"3600"}}}
 			})}})
 		if err != nil {
 			t.Fatal(err)
@@ -590,7 +593,8 @@ func TestAuthorization(t *testing.T) {
 	}
 	// The same answer comes from the cache; a token that was refused does not.
 	for _, refused := range []string{"", got} {
-		if again, err := c.Authorization(ctx, "a", nil, bearer, refused); refused == "" && (again != got || err != nil) {
+		if again, err := c.Authorization(ctx, "a", nil, bearer, refused); refused == "" &&
+			(again != got || err != nil) {
 			t.Errorf("again: %q, %v", again, err)
 		} else if refused != "" && err == nil {
 			t.Errorf("a token that was refused was returned: %q", again)

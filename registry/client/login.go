@@ -82,7 +82,8 @@ func (e *loginError) Error() string {
 	cause := e.cause.Error()
 	switch missing, ok := errors.AsType[*exec.Error](e.cause); {
 	case ok:
-		cause = fmt.Sprintf("there is no program %s in PATH; install it, or change credHelpers or credsStore", missing.Name)
+		cause = fmt.Sprintf("there is no program %s in PATH; install it, or change credHelpers or credsStore",
+			missing.Name)
 	case strings.Contains(cause, "auth field"):
 		cause = "auth is not the base64 of user:password" // the library's text has the password in it
 	}

@@ -34,14 +34,15 @@ func (c *Client) PushManifest(ctx context.Context, repo, tag string, desc v1.Des
 	if err != nil || tag == "" || tagged(h, tag) {
 		return err
 	}
-	// Most registries ignore the parameter (end-7b is newer than version 1.1 of the specification), and their answer does
-	// not name the tag: it takes a second request.
+	// Most registries ignore the parameter (end-7b is newer than version 1.1 of the specification), and their answer
+	// does not name the tag: it takes a second request.
 	h, err = c.putManifest(ctx, repo, c.url(repo, "manifests", tag), desc, body)
 	if err != nil {
 		return err
 	}
 	if d := h.Get("Docker-Content-Digest"); d != "" && d != desc.Digest.String() {
-		return fmt.Errorf("registry: the tag %s names %.150s, and the registry cannot set it to %s", tag, d, desc.Digest)
+		return fmt.Errorf("registry: the tag %s names %.150s, and the registry cannot set it to %s", tag, d,
+			desc.Digest)
 	}
 	return nil
 }
@@ -130,8 +131,8 @@ func (c *Client) pushBlob(ctx context.Context, repo, from string, d digest.Diges
 	defer content.Close()
 	err = c.send(ctx, s, d, content, size)
 	if err != nil && ctx.Err() != nil {
-		// Somebody stopped the copy: what the session has got is of no use, because another one starts at the beginning,
-		// and registries bound how many sessions there are. If this fails, the registry drops it later.
+		// Somebody stopped the copy: what the session has got is of no use, because another one starts at the
+		// beginning, and registries bound how many sessions there are. If this fails, the registry drops it later.
 		cctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
 		defer stop()
 		_ = c.cancel(cctx, s)

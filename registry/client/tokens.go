@@ -25,10 +25,11 @@ const (
 	tokenLife = time.Minute
 	// maxTokenLife bounds what a server says, so that nothing overflows.
 	maxTokenLife = 24 * time.Hour
-	// tokenMargin is how long before its end a token is no longer used, or a tenth of its life if that is less: a request
-	// takes time, and clocks differ.
+	// tokenMargin is how long before its end a token is no longer used, or a tenth of its life if that is less: a
+	// request takes time, and clocks differ.
 	tokenMargin = 30 * time.Second
-	// maxTokenAnswer bounds the answer of a token server, in bytes; a header with a token has at most some ten thousand.
+	// maxTokenAnswer bounds the answer of a token server, in bytes; a header with a token has at most some ten
+	// thousand.
 	maxTokenAnswer = 128 << 10
 	// tokenTime bounds how long a token server may take: the request is shared, so no caller's context ends it.
 	tokenTime = 30 * time.Second
@@ -86,7 +87,8 @@ func (t *tokens) Set(ctx context.Context, host string, scheme auth.Scheme, key s
 	name := tokenKey(host, scheme, key)
 	done := t.flight.DoChan(name, func() (any, error) {
 		life := new(lifetime)
-		ctx, cancel := context.WithTimeout(context.WithValue(context.WithoutCancel(ctx), lifetimeKey{}, life), tokenTime)
+		ctx, cancel := context.WithTimeout(context.WithValue(context.WithoutCancel(ctx), lifetimeKey{}, life),
+			tokenTime)
 		defer cancel()
 		text, err := fetch(ctx)
 		if err != nil {

@@ -78,8 +78,10 @@ func TestTokensEndBeforeTheyExpire(t *testing.T) {
 				want int64
 			}{{0, 1}, {life - time.Millisecond, 1}, {2 * time.Millisecond, 2}} {
 				time.Sleep(step.wait)
-				if status, err := fetch(t.Context(), c, "a"); err != nil || status != 200 || s.gives.Load() != step.want {
-					t.Errorf("%s: after %s more: %d, %v; %d tokens, want %d", answer, step.wait, status, err, s.gives.Load(),
+				if status, err := fetch(t.Context(), c, "a"); err != nil || status != 200 ||
+					s.gives.Load() != step.want {
+					t.Errorf("%s: after %s more: %d, %v; %d tokens, want %d", answer, step.wait, status, err,
+						s.gives.Load(),
 						step.want)
 				}
 			}

@@ -56,7 +56,8 @@ func pattern(text string) (*regexp.Regexp, error) {
 		return re, nil
 	}
 	if text == "" || strings.ContainsAny(text, " \t,:@[]{}()^$+\\|") {
-		return nil, fmt.Errorf("%.80q is not a valid pattern: want letters, digits, . _ - / and the wildcards * ** ?", text)
+		return nil, fmt.Errorf("%.80q is not a valid pattern: want letters, digits, . _ - / and the wildcards * ** ?",
+			text)
 	}
 	expr := regexp.QuoteMeta(text)
 	// The longer wildcards come first, because they contain the shorter ones. "**/" also matches no element at all.

@@ -30,7 +30,8 @@ func repo() storage.Holdings {
 			held("i2", "", []string{"2"}, "amd"), held("amd", "", nil, "base", "x"),
 			held("arm", "", []string{"arm"}, "base", "y"),
 			held("sig", d("i1"), nil, "s"), held("sigsig", d("sig"), nil, "t")},
-		Blobs: []storage.HeldBlob{{Digest: d("base"), Size: 100}, {Digest: d("x"), Size: 10}, {Digest: d("y"), Size: 20},
+		Blobs: []storage.HeldBlob{{Digest: d("base"), Size: 100}, {Digest: d("x"), Size: 10},
+			{Digest: d("y"), Size: 20},
 			{Digest: d("s"), Size: 3}, {Digest: d("t"), Size: 4}, {Digest: d("unused"), Size: 1000}}}
 }
 
@@ -62,7 +63,8 @@ func TestRemovalTakesWhatNothingElseNeeds(t *testing.T) {
 			}
 			if !found || !slices.Equal(goes, want) || len(r.Tags) != test.tags || len(r.Kept) != test.kept ||
 				r.Bytes != test.bytes {
-				t.Errorf("found %v, %d manifests, tags %v, kept %v, %d bytes", found, len(goes), r.Tags, r.Kept, r.Bytes)
+				t.Errorf("found %v, %d manifests, tags %v, kept %v, %d bytes", found, len(goes), r.Tags,
+					r.Kept, r.Bytes)
 			}
 		})
 	}

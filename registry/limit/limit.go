@@ -47,8 +47,8 @@ const (
 	minRate = 16 << 10
 	// maxCount is the highest count.
 	maxCount = 1_000_000
-	// minStep and maxStep bound how many bytes pass at once: usually those of a quarter of a second, and at most as many
-	// as leave memory small; with less than minStep a file would not go out by sendfile.
+	// minStep and maxStep bound how many bytes pass at once: usually those of a quarter of a second, and at most as
+	// many as leave memory small; with less than minStep a file would not go out by sendfile.
 	minStep, maxStep = 16 << 10, 1 << 20
 )
 
@@ -113,7 +113,9 @@ func (l *Limits) Set(rules []Rule) error {
 		return nil
 	}
 	// Accounts with uploads under way are in use, and stay: they are no more than there are requests.
-	a := &accounts{limits: limits, all: bounded.New[Client](maxAccounts, func(a *account) bool { return a.uploads > 0 })}
+	a := &accounts{limits: limits, all: bounded.New[Client](maxAccounts, func(a *account) bool {
+		return a.uploads > 0
+	})}
 	l.current.Store(a)
 	return nil
 }
@@ -228,7 +230,8 @@ func (a *accounts) enter(l *limited, h Client, upload bool, now time.Time) (*Pas
 
 // exceeded returns the error that names the limit and the setting.
 func (a *account) exceeded(format string, n int, key string, seconds int) error {
-	text := fmt.Sprintf("%s may have "+format+" (setting limits, limit %d: %s); retry", a.Client, n, a.limit.number, key)
+	text := fmt.Sprintf("%s may have "+format+" (setting limits, limit %d: %s); retry", a.Client, n,
+		a.limit.number, key)
 	return &Exceeded{text, max(seconds, 1)}
 }
 

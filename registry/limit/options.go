@@ -23,7 +23,8 @@ type Rule struct {
 	Who []string `mapstructure:"who"`
 	// ByAddress: the limit is about clients without a login as well, for each address separately.
 	ByAddress bool `mapstructure:"by-address"`
-	// Requests is how many requests each may make in a second on average, and Burst how many at once; 0: twice Requests.
+	// Requests is how many requests each may make in a second on average, and Burst how many at once; 0: twice
+	// Requests.
 	Requests int `mapstructure:"requests"`
 	Burst    int `mapstructure:"burst"`
 	// PullRate and PushRate are bytes per second, for all connections of an identity together.
@@ -43,10 +44,11 @@ type Quota struct {
 // AddFlags registers the settings as flags.
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	settings.FileOnly(fs, &o.Limits, "limits", "how much each identity may use; read again when it changes")
-	settings.FileOnly(fs, &o.Quotas, "quotas", "how many bytes repositories may hold together; read again when it changes")
+	settings.FileOnly(fs, &o.Quotas, "quotas", "how many bytes repositories may hold together; read again when it "+
+		"changes")
 	fs.IntVar(&o.MaxRequests, "max-requests", 1000,
-		"how many pushing requests are served at once, and how many others, of one client as many as are free at most; "+
-			"further ones are answered 429")
+		"how many pushing requests are served at once, and how many others, of one client as many as are free at "+
+			"most; further ones are answered 429")
 }
 
 // Validate reports the first invalid setting.

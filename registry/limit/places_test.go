@@ -46,8 +46,10 @@ func TestWhoIsOneClient(t *testing.T) {
 		{"two logins from one address", limit.ClientOf(alice, a), limit.ClientOf(bob, a), true},
 		{"a login and no login", limit.ClientOf(alice, a), limit.ClientOf(anonymous, a), true},
 		{"no login from two addresses", limit.ClientOf(anonymous, a), limit.ClientOf(anonymous, b), true},
-		{"no login from one address", limit.ClientOf(anonymous, a), limit.ClientOf(anonymous, from("10.0.0.1:9")), false},
-		{"the same name of another kind", limit.ClientOf(alice, a), limit.ClientOf(auth.Named("cert:alice", nil), a), true},
+		{"no login from one address", limit.ClientOf(anonymous, a),
+			limit.ClientOf(anonymous, from("10.0.0.1:9")), false},
+		{"the same name of another kind", limit.ClientOf(alice, a),
+			limit.ClientOf(auth.Named("cert:alice", nil), a), true},
 		{"credentials that are not verified yet", limit.Unverified(a), limit.ClientOf(anonymous, a), true},
 	} {
 		if (row.one != row.two) != row.different {

@@ -19,7 +19,8 @@ func Quotas(all []Quota) ([]storage.Quota, error) {
 		case err != nil:
 			return nil, fmt.Errorf("quotas: quota %d: repositories: %w", i+1, err)
 		case len(repos) == 0:
-			return nil, fmt.Errorf("quotas: quota %d: repositories: at least one pattern is needed; ** matches all", i+1)
+			return nil, fmt.Errorf("quotas: quota %d: repositories: at least one pattern is needed; ** matches all", i+
+				1)
 		case q.Bytes.Sign() <= 0:
 			return nil, fmt.Errorf("quotas: quota %d: bytes: want a number of bytes above 0, such as 10Gi", i+1)
 		}
@@ -50,7 +51,7 @@ func OverQuota(e storage.Excess) string {
 	if len(parts) > 0 {
 		more = " (of these, " + strings.Join(parts, " and ") + ")"
 	}
-	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s%s, and this would add %s: "+
-		"%sdelete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
+	return fmt.Sprintf("the quota of the repositories %s is %s (setting quotas); they hold %s%s, and this would add "+
+		"%s: %sdelete what is no longer needed (blobs count until they are collected), or ask for a larger quota",
 		e.Name, size.Format(e.Bytes), size.Format(e.Used), more, size.Format(e.Added), remedy)
 }

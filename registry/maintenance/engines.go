@@ -117,8 +117,8 @@ func (d *Data) untilAnswered(ctx context.Context, do func() error) error {
 }
 
 const (
-	// confirmInterval is the time between two questions whether the index is up to date: without them its age would grow
-	// while no request comes.
+	// confirmInterval is the time between two questions whether the index is up to date: without them its age would
+	// grow while no request comes.
 	confirmInterval = 2 * time.Second
 	// staleAfter is the age from which on a line of /readyz?verbose is marked.
 	staleAfter = 10 * time.Second

@@ -371,7 +371,8 @@ func TestALostIdentityStopsWhatDeletes(t *testing.T) {
 	if ok, text := data.CollectorCheck(); !ok || text != "" {
 		t.Errorf("%v %s", ok, text)
 	}
-	if _, text := job(t, data, "POST", "/admin/scrub"); !strings.Contains(text, `"damaged":1`) || !index.Quarantined(d) {
+	if _, text := job(t, data, "POST", "/admin/scrub"); !strings.Contains(text, `"damaged":1`) ||
+		!index.Quarantined(d) {
 		t.Errorf("scrub: %s", text)
 	}
 }
@@ -435,8 +436,9 @@ func TestEngineSettings(t *testing.T) {
 	type o = maintenance.Options
 	both := "blobs: s3://bucket/x?endpoint=http://127.0.0.1:2\n"
 	settingstest.Reject[o](t, map[string]string{
-		"journal: etcd://h:1/x":                               "blobs: a journal in etcd is for several servers",
-		"journal: http://h:1\n" + both:                        "journal: the URL of the journal does not start with etcd://",
+		"journal: etcd://h:1/x": "blobs: a journal in etcd is for several servers",
+		"journal: http://h:1\n" + both: "journal: the URL of the journal does not start with " +
+			"etcd://",
 		"journal: etcd://u:secret@h:1/x\n" + both:             "journal: the URL of the journal has credentials",
 		"blobs: s3://k:secret@b/x":                            "blobs: the URL has credentials",
 		"blobs: s3://b/x?size=1":                              `blobs: "size" is not a parameter`,

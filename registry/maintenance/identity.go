@@ -44,8 +44,8 @@ func (d *Data) identify(ctx context.Context, x *storage.Index) error {
 	}
 	used := false
 	if theirs == "" {
-		// Another server may just be starting with the same pair. It sets the identity before it pushes anything, so what
-		// is there before this second look was not pushed by it.
+		// Another server may just be starting with the same pair. It sets the identity before it pushes anything, so
+		// what is there before this second look was not pushed by it.
 		if used, err = d.used(ctx, x); err != nil {
 			return err
 		}
@@ -199,8 +199,8 @@ func (d *Data) collectAll(ctx context.Context, grace time.Duration,
 func (d *Data) noteScrub(err error) error {
 	switch {
 	case errors.Is(err, storage.ErrSuspicious):
-		err = fmt.Errorf("%w No further scrub begins by itself; when the storage is as it should be, run trow scrub, and "+
-			"if the content is lost, trow scrub --all", err)
+		err = fmt.Errorf("%w No further scrub begins by itself; when the storage is as it should be, run trow scrub, "+
+			"and if the content is lost, trow scrub --all", err)
 		note(&d.suspicions.scrub, err)
 	case err == nil:
 		d.suspicions.scrub.Store(nil)

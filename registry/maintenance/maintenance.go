@@ -103,7 +103,8 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	if err := l.turns.finishNow(ctx, l.collector); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")
 	}
-	if err := d.hold.loaded(index.Stats() == storage.Stats{}); err != nil { // not fatal: it is known until the next start
+	// not fatal: it is known until the next start
+	if err := d.hold.loaded(index.Stats() == storage.Stats{}); err != nil {
 		d.log.Error().Err(err).Msg("retention")
 	}
 	d.loaded.Store(l)
@@ -245,7 +246,8 @@ func (d *Data) watchSpace(b spacious) {
 	case space.Full() && !d.full:
 		d.full = true
 		d.log.Error().Int64("free", space.Free).Int64("reserve", space.Reserve).
-			Msg("the storage is full: uploads are refused, everything else continues; delete tags, or enlarge the volume")
+			Msg("the storage is full: uploads are refused, everything else continues; delete tags, or enlarge the " +
+				"volume")
 	case !space.Full() && d.full:
 		d.full = false
 		d.log.Info().Int64("free", space.Free).Msg("there is space again: uploads are accepted")

@@ -207,7 +207,8 @@ func TestMetrics(t *testing.T) {
 		m := f.GetMetric()[0]
 		got[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
 	}
-	for name, want := range map[string]float64{"trow_index_repositories": 1, "trow_index_blobs": 1, "trow_index_tags": 0,
+	for name, want := range map[string]float64{"trow_index_repositories": 1, "trow_index_blobs": 1,
+		"trow_index_tags":       0,
 		"trow_quota_used_bytes": 7, "trow_quota_bytes": 1000, "trow_uploads_open": 0, "trow_gc_deleted_total": 0} {
 		if v, ok := got[name]; !ok || v != want {
 			t.Errorf("%s is %v (%v), want %v", name, v, ok, want)

@@ -65,8 +65,8 @@ func (d *Data) watchIndex(context.Context) {
 	switch {
 	case full != "" && d.indexFull == "":
 		d.log.Error().Str("settings", full).Int64("bytes", load.Bytes).Int("repositories", load.Repos).
-			Msg("the index is full: new repositories, tags, manifests and blobs are refused, everything else continues; " +
-				"delete tags and manifests, or raise the limit")
+			Msg("the index is full: new repositories, tags, manifests and blobs are refused, everything else " +
+				"continues; delete tags and manifests, or raise the limit")
 	case full == "" && d.indexFull != "":
 		d.log.Info().Int64("bytes", load.Bytes).Msg("no new name was refused for a minute: the index has room again")
 	}

@@ -44,7 +44,10 @@ func TestAFullIndexIsReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	link := func(repo string) error {
-		return index.Update(t.Context(), repo, func(tx *storage.Tx) error { tx.Link(digest.FromString("x"), 1); return nil })
+		return index.Update(t.Context(), repo, func(tx *storage.Tx) error {
+			tx.Link(digest.FromString("x"), 1)
+			return nil
+		})
 	}
 	if err := link("a"); err != nil {
 		t.Fatal(err)

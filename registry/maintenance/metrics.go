@@ -34,9 +34,11 @@ var (
 	indexBytes   = gauge("trow_index_bytes", "Memory that the index takes, as estimated; max-index limits it.")
 	quotaBytes   = gauge("trow_quota_bytes", "Bytes that the repositories of a quota may hold.", "quota")
 	journalAge   = gauge("trow_journal_age_seconds",
-		"Time since the index was known to show all that the journal has; only for a journal that several servers share.")
+		"Time since the index was known to show all that the journal has; only for a journal that several servers "+
+			"share.")
 	circuitOpen = gauge("trow_blobs_circuit_open",
-		"1 while requests for content fail at once because the service does not answer, else 0; only for blobs in a service.")
+		"1 while requests for content fail at once because the service does not answer, else 0; only for blobs in a "+
+			"service.")
 	collectorRests = gauge("trow_gc_suspended",
 		"1 while the collector waits for an administrator, see trow gc --all, else 0; only for blobs in a service.")
 	scrubRests = gauge("trow_scrub_suspended", "1 while the scrub waits for an administrator, else 0.")

@@ -48,12 +48,14 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"a start with two that do not belong together is refused, and names it")
 	fs.BoolVar(&o.ReadOnly, "read-only", false,
 		"serve pulls and verdicts alone, and write nothing to data-dir; so does a server that may not write there")
-	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: none")
+	fs.Var(&o.Reserve, "reserve", "space that uploads leave free, in bytes or percent; of several the smallest; 0: "+
+		"none")
 	fs.IntVar(&o.MaxUploads, "max-uploads", 10000,
 		"uploads with bytes that may be open at once; for further ones an idle one is dropped, of the client with most")
-	fs.IntVar(&o.MaxUploadsPerClient, "max-uploads-per-client", 0, "how many of them one login, or without a login one "+
-		"address, may have; for further ones its own that was idle the longest is dropped; 0: a tenth of max-uploads, at "+
-		"least 16")
+	fs.IntVar(&o.MaxUploadsPerClient, "max-uploads-per-client", 0,
+		"how many of them one login, or without a login one "+
+			"address, may have; for further ones its own that was idle the longest is dropped; 0: a tenth of "+
+			"max-uploads, at least 16")
 	fs.DurationVar(&o.UploadTimeout, "upload-timeout", 6*time.Hour, "time after which an idle upload is dropped")
 	_ = o.MaxIndex.Set("40%") // valid; while the state is loaded again there are two
 	fs.IntVar(&o.MaxTags, "max-tags", 100_000,
@@ -62,7 +64,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"repositories that there may be; further ones are answered 507; 0: no limit")
 	fs.Var(&o.MaxIndex, "max-index", "memory that the index may take, in bytes or in percent of what the process may "+
 		"use; when it is full, new repositories, tags, manifests and blobs are answered 507; 0: no limit")
-	fs.DurationVar(&o.GCInterval, "gc-interval", time.Hour, "time between two garbage collections; 0: never automatically")
+	fs.DurationVar(&o.GCInterval, "gc-interval", time.Hour,
+		"time between two garbage collections; 0: never automatically")
 	fs.DurationVar(&o.GCGrace, "gc-grace", 6*time.Hour,
 		"time for which a blob without a manifest is kept, for a push that is under way")
 	fs.DurationVar(&o.ScrubInterval, "scrub-interval", 7*24*time.Hour,

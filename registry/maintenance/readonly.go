@@ -83,8 +83,9 @@ func (d *Data) watchWritable(context.Context) {
 		if d.unwritable.Store(&err); known {
 			return
 		}
-		d.log.Error().Err(err).Msg("the data directory has become read-only, as after an error of the disk: pulls and " +
-			"verdicts go on, and everything that changes anything fails; look at the volume, then restart the server")
+		d.log.Error().Err(err).Msg("the data directory has become read-only, as after an error of the disk: pulls " +
+			"and verdicts go on, and everything that changes anything fails; look at the volume, then restart the " +
+			"server")
 	case known:
 		d.unwritable.Store(nil)
 		d.log.Info().Msg("the data directory can be written to again")

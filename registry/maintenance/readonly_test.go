@@ -72,7 +72,8 @@ func TestOtherErrorsOfADirectoryStay(t *testing.T) {
 	// With nothing to serve, the first error has the remedy.
 	failToOpen(t, syscall.EROFS)
 	o.DataDir = t.TempDir()
-	if _, err := maintenance.Open(o); !errors.Is(err, syscall.EROFS) || strings.Contains(err.Error(), "nothing to serve") {
+	if _, err := maintenance.Open(o); !errors.Is(err, syscall.EROFS) ||
+		strings.Contains(err.Error(), "nothing to serve") {
 		t.Errorf("an empty directory: %v", err)
 	}
 }

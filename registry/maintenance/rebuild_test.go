@@ -220,7 +220,8 @@ func TestDeletedManifestsDoNotComeBackUnasked(t *testing.T) {
 		t.Errorf("a dry run has changed the directory: %d files, then %d", len(before), len(after))
 	}
 	for range 2 { // also where the first has put the journal aside
-		if r, err := rebuild(maintenance.RebuildOptions{}); !errors.Is(err, maintenance.ErrUndecided) || len(r.Found) != 1 {
+		if r, err := rebuild(maintenance.RebuildOptions{}); !errors.Is(err, maintenance.ErrUndecided) ||
+			len(r.Found) != 1 {
 			t.Fatalf("a damaged journal: %+v, %v", r, err)
 		}
 		if _, err := bolt.Open(dir); !errors.Is(err, storage.ErrDamaged) {
@@ -240,7 +241,8 @@ func TestARebuildMakesNothingInADirectoryWithoutData(t *testing.T) {
 	dir := t.TempDir()
 	for _, at := range []string{dir, filepath.Join(dir, "none")} {
 		for _, dry := range []bool{true, false} {
-			_, err := maintenance.Rebuild(t.Context(), at, maintenance.RebuildOptions{Parse: parseManifest, DryRun: dry})
+			_, err := maintenance.Rebuild(t.Context(), at,
+				maintenance.RebuildOptions{Parse: parseManifest, DryRun: dry})
 			if err == nil || !strings.Contains(err.Error(), "holds no data of a registry; set --data-dir") {
 				t.Errorf("%s: %v", at, err)
 			}

@@ -297,7 +297,8 @@ func TestWhatACollectionHasLeftIsFinished(t *testing.T) {
 		}
 		start := func(j storage.Journal) one {
 			x := storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: time.Hour})
-			return one{x, &storage.Collector{Blobs: &memory.Objects{Service: service, Records: x}, Index: x, Grace: time.Hour}}
+			return one{x, &storage.Collector{Blobs: &memory.Objects{Service: service, Records: x}, Index: x,
+				Grace: time.Hour}}
 		}
 		first := &failing{Journal: shared}
 		first.left.Store(1 << 30)

@@ -61,8 +61,8 @@ type Migration struct {
 // ServeHTTP runs the job for a POST over the socket.
 func (m *Migration) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if !m.Socket(req) {
-		http.Error(w, "a migration can be asked for only by the administration socket: run trow migrate --data-dir DIR on "+
-			"the machine of the server, or in its pod", http.StatusForbidden)
+		http.Error(w, "a migration can be asked for only by the administration socket: run trow migrate --data-dir "+
+			"DIR on the machine of the server, or in its pod", http.StatusForbidden)
 		return
 	}
 	admin.Job(m.run).ServeHTTP(w, req)

@@ -20,8 +20,8 @@
 //     upstream has just said no. So nothing that is held is ever answered with an error of an upstream.
 //  5. That the upstream does not have something, or not for us, is remembered briefly, because clients ask in bursts.
 //  6. A blob that is not held is downloaded once for all who ask, and given to them while it arrives. Bytes that are
-//     here because of another repository are given only after this repository's own upstream has answered for the digest
-//     with the same size.
+//     here because of another repository are given only after this repository's own upstream has answered for the
+//     digest with the same size.
 //
 // # What it does not do
 //

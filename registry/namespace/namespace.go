@@ -112,7 +112,7 @@ func Parse(host, repo string) (n Name, err error) {
 func Element(host string) (string, error) {
 	e := strings.Replace(host, ":", portMark, 1)
 	if !validElement.MatchString(e) {
-		return "", fmt.Errorf("no name of a repository can have %.80q in it; give it another name with the key as", host)
+		return "", fmt.Errorf("%.80q cannot be part of a repository's name; choose another name with the key as", host)
 	}
 	return e, nil
 }

@@ -35,7 +35,8 @@ func TestLocalNames(t *testing.T) {
 		{"quay.io", "f/docker.io/library/nginx", "f/quay.io/f/docker.io/library/nginx"},
 		{"quay.io", long + "/" + long, ""},
 		{strings.Repeat("a.", 100) + "io", strings.Repeat("a", 60), ""},
-		{"quay.io", "A", ""}, {"quay.io", "", ""}, {"quay.io", "../x", ""}, {"quay.io", "a//b", ""}, {"quay.io", "a/", ""},
+		{"quay.io", "A", ""}, {"quay.io", "", ""}, {"quay.io", "../x", ""}, {"quay.io", "a//b", ""},
+		{"quay.io", "a/", ""},
 		{"", "a", ""}, {"quay.io/x", "a", ""}, {"https://quay.io", "a", ""}, {"user@quay.io", "a", ""}, {"..", "a", ""},
 		{"quay.io:0", "a", ""}, {"quay.io:65536", "a", ""}, {"1.2", "a", ""}, {"a b", "a", ""}, {"a_b.io", "a", ""},
 		{"quay.io\x00", "a", ""}, {"[::1", "a", ""}, {"quay.io%2fx", "a", ""}, {"-a.io", "a", ""},
@@ -62,7 +63,8 @@ func TestOtherSpellingsOfALocalName(t *testing.T) {
 		"f/registry-1.docker.io/a/b": "f/docker.io/a/b", "f/ghcr.io/a/b": "f/gh/a/b", "f/gh/a/b": "f/gh/a/b",
 		"f/docker.io__443/nginx": "f/docker.io/library/nginx", "f/a.io__05000/b": "f/a.io__5000/b",
 		"f/quay.io/a": "f/quay.io/a", "f/registry.lan/a": "f/quay.io/a",
-		"f/team/app": "", "f/docker.io": "", "f/a_b.io/c": "", "f/quay.io__0/a": "", "library/nginx": "", "f": "", "f/": "",
+		"f/team/app": "", "f/docker.io": "", "f/a_b.io/c": "", "f/quay.io__0/a": "", "library/nginx": "",
+		"f": "", "f/": "",
 		"docker.io/nginx": "", "f//a": "", "f/../a": "", "f/docker.io/../a": "",
 	} {
 		n, ok := table.Upstream(text)
@@ -111,10 +113,10 @@ func TestSites(t *testing.T) {
 		"namespaces: entry 1: host: it is missing": {{Upstream: "docker.io"}},
 		"namespaces: entry 2: host: an earlier entry has a.example": {{Host: "a.example", Upstream: "docker.io"},
 			{Host: "A.example:443", Upstream: "quay.io"}},
-		"namespaces: entry 1: upstream: it is missing":          {{Host: "a.example"}},
-		"namespaces: entry 1: upstream: \"a/b\" is not a valid": {{Host: "a.example", Upstream: "a/b"}},
-		"namespaces: entry 1: upstream: it is the host itself":  {{Host: "a.example", Upstream: "a.example"}},
-		"namespaces: entry 1: upstream: no name of a":           {{Host: "a.example", Upstream: "[::1]"}},
+		"namespaces: entry 1: upstream: it is missing":            {{Host: "a.example"}},
+		"namespaces: entry 1: upstream: \"a/b\" is not a valid":   {{Host: "a.example", Upstream: "a/b"}},
+		"namespaces: entry 1: upstream: it is the host itself":    {{Host: "a.example", Upstream: "a.example"}},
+		"namespaces: entry 1: upstream: \"[::1]\" cannot be part": {{Host: "a.example", Upstream: "[::1]"}},
 	} {
 		o := namespace.Options{Sites: s}
 		if err := o.Validate(); err == nil || !strings.HasPrefix(err.Error(), text) {

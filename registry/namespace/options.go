@@ -16,8 +16,8 @@ type Options struct {
 
 // Site is an entry of the setting namespaces.
 type Site struct {
-	// Host is a host[:port] under which clients reach this registry; without a port it counts for all of them. It is not
-	// one of the names of the registry.
+	// Host is a host[:port] under which clients reach this registry; without a port it counts for all of them. It is
+	// not one of the names of the registry.
 	Host string `mapstructure:"host"`
 	// Upstream is the registry whose repositories it has.
 	Upstream string `mapstructure:"upstream"`
@@ -69,10 +69,11 @@ func (o *Options) CheckNames(all []string) error {
 		upstream, _ := Host(s.Upstream)
 		switch {
 		case names[host]:
-			return fmt.Errorf("namespaces: entry %d: host: %s is one of names, under which clients push; give the mirror a "+
-				"host name of its own", i+1, host)
+			return fmt.Errorf("namespaces: entry %d: host: %s is one of names, under which clients push; give the "+
+				"mirror a host name of its own", i+1, host)
 		case names[upstream]:
-			return fmt.Errorf("namespaces: entry %d: upstream: %s is one of names, which is this registry", i+1, upstream)
+			return fmt.Errorf("namespaces: entry %d: upstream: %s is one of names, which is this registry",
+				i+1, upstream)
 		}
 	}
 	return nil

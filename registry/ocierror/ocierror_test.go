@@ -63,8 +63,9 @@ func TestAnErrorHasNoHeaderOfASuccess(t *testing.T) {
 			w.Header().Set(name, "x")
 		}
 		w.Header().Set("Cache-Control", before)
-		ocierror.Write(w, httptest.NewRequest("GET", "/v2/", nil), &ocierror.Error{Code: ocierror.SizeInvalid, Status: 416,
-			Header: http.Header{"Content-Range": {"bytes */5"}}})
+		ocierror.Write(w, httptest.NewRequest("GET", "/v2/", nil),
+			&ocierror.Error{Code: ocierror.SizeInvalid, Status: 416,
+				Header: http.Header{"Content-Range": {"bytes */5"}}})
 		h := w.Header()
 		if len(h) > 4 || h.Get("Content-Range") != "bytes */5" || h.Get("Cache-Control") != after {
 			t.Errorf("%v", h)

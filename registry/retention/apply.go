@@ -29,7 +29,8 @@ func (p *Policy) Apply(ctx context.Context, x *storage.Index, dry bool, allowed 
 			continue
 		}
 		for step := range slices.Chunk(p.Plan(time.Now(), h), applyStep) {
-			err := storage.InSteps(step, func(step []Removal) (err error) { // a tag with its history takes many operations
+			// a tag with its history takes many operations
+			err := storage.InSteps(step, func(step []Removal) (err error) {
 				if !dry {
 					if step, err = remove(ctx, x, repo, allowed, step); err != nil {
 						return fmt.Errorf("retention: %s: %w", repo, err)

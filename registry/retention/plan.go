@@ -118,8 +118,9 @@ func (d *decision) tags() {
 		for _, t := range group {
 			age := d.now.Sub(time.Unix(t.Time, 0))
 			switch {
-			// Each condition keeps the tag. They are independent of each other, so that none can make another remove more.
-			// Tags whose order is not known have the same number of newer ones, so that keep-last keeps all of them or none.
+			// Each condition keeps the tag. They are independent of each other, so that none can make another remove
+			// more. Tags whose order is not known have the same number of newer ones, so that keep-last keeps all of
+			// them or none.
 			case newer < d.rule.KeepLast, age < time.Duration(d.rule.KeepYounger), d.rule.tags.Match(t.Name),
 				d.policy.Immutable(d.h.Repo, t.Name) && !isCompanion(t.Name): // of these only orphans come here
 			default:

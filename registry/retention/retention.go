@@ -58,7 +58,8 @@ func Compile(rules []Rule, immutable []string) (*Policy, error) {
 	for _, text := range immutable {
 		repo, tag, ok := strings.Cut(text, ":")
 		if !ok || repo == "" || tag == "" {
-			return nil, fmt.Errorf("immutable-tags: %.80q: want repository:tag; **:* matches all tags of all repositories", text)
+			return nil, fmt.Errorf("immutable-tags: %.80q: want repository:tag; **:* matches all tags of all "+
+				"repositories", text)
 		}
 		r, rerr := glob.Compile(repo)
 		t, terr := glob.Compile(tag)

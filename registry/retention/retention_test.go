@@ -71,7 +71,8 @@ func TestPlan(t *testing.T) {
 		{"younger ones stay", retention.Rule{Repositories: all, KeepYounger: 2 * day},
 			[]storage.HeldManifest{held("a", 3, "", "1"), held("b", 1, "", "2")}, "1 a"},
 		{"patterns stay", retention.Rule{Repositories: all, KeepTags: []string{"v*", `/^\d+\.\d+$/`}},
-			[]storage.HeldManifest{held("a", 3, "", "v1"), held("b", 3, "", "1.2"), held("c", 3, "", "1.2.3")}, "1.2.3 c"},
+			[]storage.HeldManifest{held("a", 3, "", "v1"), held("b", 3, "", "1.2"), held("c", 3, "", "1.2.3")},
+			"1.2.3 c"},
 		{"any condition keeps", retention.Rule{Repositories: all, KeepLast: 1, KeepYounger: 2 * day,
 			KeepTags: []string{"v*"}},
 			[]storage.HeldManifest{held("a", 9, "", "v1"), held("b", 1, "", "x=1"), held("c", 1, "", "y=0"),
@@ -96,7 +97,8 @@ func TestPlan(t *testing.T) {
 		{"signatures stay with what they sign", untagged,
 			[]storage.HeldManifest{held("a", 99, "", "v"), held("sig", 99, "subject:a")}, ""},
 		{"and are removed with it", last(1),
-			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("b", 1, "", "2")}, "1 a sig"},
+			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("b", 1, "", "2")},
+			"1 a sig"},
 		{"signatures of signatures", last(1),
 			[]storage.HeldManifest{held("a", 9, "", "1"), held("sig", 9, "subject:a"), held("sigsig", 9, "subject:sig"),
 				held("b", 1, "", "2")}, "1 a sig sigsig"},
@@ -245,7 +247,8 @@ func TestTheFirstRuleThatMatchesDecides(t *testing.T) {
 		{Repositories: []string{"team/*", "x/**"}, KeepLast: 1}}
 	for repo, want := range map[string]int{"team/keep": 0, "team/app": 2, "team/app/deep": 0, "x/a/b": 2, "x": 0,
 		"other": 0} {
-		h := storage.Holdings{Repo: repo, Manifests: []storage.HeldManifest{held("a", 2, "", "1"), held("b", 1, "", "2")}}
+		h := storage.Holdings{Repo: repo, Manifests: []storage.HeldManifest{held("a", 2, "", "1"),
+			held("b", 1, "", "2")}}
 		if got := policy(t, rules).Plan(now, h); len(got) != want {
 			t.Errorf("%s: %d removals, want %d", repo, len(got), want)
 		}
@@ -288,7 +291,8 @@ func TestInvalidRules(t *testing.T) {
 		`"/(/" is not a val`:   {Repositories: all, KeepTags: []string{"/(/"}},
 		`keep-tags: ""`:        {Repositories: all, KeepTags: []string{""}},
 	} {
-		if _, err := retention.Compile([]retention.Rule{rule}, nil); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := retention.Compile([]retention.Rule{rule}, nil); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %s", err, want)
 		}
 	}

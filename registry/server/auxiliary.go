@@ -54,7 +54,8 @@ func ServeAuxiliary(ctx context.Context, l net.Listener, h http.Handler,
 	return err
 }
 
-// auxiliaryConn is a connection of an auxiliary listener: it adds headers to what net/http answers itself; see wire.
+// auxiliaryConn is a connection of an auxiliary listener: what net/http answers itself has the form of all
+// answers; see wire.
 type auxiliaryConn struct {
 	net.Conn
 	wire wire

@@ -32,7 +32,8 @@ func TestRequestsThatWaitForTheirClientGiveWay(t *testing.T) {
 		name, request, from string
 		want                int // what a client at 127.0.0.1 gets in the end
 	}{
-		{"bodies that nobody reads", "POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", "127.0.0.1", 200},
+		{"bodies that nobody reads", "POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n",
+			"127.0.0.1", 200},
 		{"bodies that are kept", "POST /kept HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{", "127.0.0.1", 200},
 		{"of unknown length", "POST /kept HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", "127.0.0.1", 200},
 		{"one address has all", "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n", "127.0.0.2", 200},
@@ -61,7 +62,8 @@ func TestRequestsThatWaitForTheirClientGiveWay(t *testing.T) {
 			if c.want != 200 {
 				wait = 2 * surplusTime
 			}
-			for end := time.Now().Add(wait); status != 200 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(wait); status != 200 && time.Now().
+				Before(end); time.Sleep(20 * time.Millisecond) {
 				status = once(t, l)
 			}
 			if status != c.want {

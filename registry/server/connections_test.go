@@ -36,7 +36,8 @@ func wantCount(t *testing.T, reg *prometheus.Registry, want map[string]float64) 
 		}
 		for _, family := range all {
 			if _, ok := want[family.GetName()]; ok {
-				got[family.GetName()] = family.Metric[0].GetGauge().GetValue() + family.Metric[0].GetCounter().GetValue()
+				got[family.GetName()] = family.Metric[0].GetGauge().GetValue() + family.Metric[0].GetCounter().
+					GetValue()
 			}
 		}
 		if maps.Equal(got, want) {
@@ -173,7 +174,8 @@ func TestAFloodOfConnections(t *testing.T) {
 				t.Fatal("too many stay open")
 			}
 		}
-		wantCount(t, reg, map[string]float64{"trow_http_connections": 5, "trow_http_connections_evicted_total": 1000 - 5,
+		wantCount(t, reg, map[string]float64{"trow_http_connections": 5,
+			"trow_http_connections_evicted_total": 1000 - 5,
 			"trow_http_connections_refused_total": 0})
 	})
 }

@@ -22,7 +22,9 @@ func cork(c net.Conn, on bool) {
 	if on {
 		value = 1
 	}
-	_ = raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_CORK, value) })
+	_ = raw.Control(func(fd uintptr) {
+		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_CORK, value)
+	})
 }
 
 // unacknowledged returns how many bytes of what was sent, the end included, the client's machine has not acknowledged

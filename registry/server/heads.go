@@ -13,8 +13,8 @@ const (
 )
 
 const (
-	// heavyHead is how much may come before a request, with a TLS handshake, without counting as heavy: more than nearly
-	// all clients send, and less than what is in the buffers of a connection anyway.
+	// heavyHead is how much may come before a request, with a TLS handshake, without counting as heavy: more than
+	// nearly all clients send, and less than what is in the buffers of a connection anyway.
 	heavyHead = 16 << 10
 	// mostConnections bounds the number of connections that follows from the memory.
 	mostConnections = 10000
@@ -38,8 +38,8 @@ type heads struct {
 	place *place
 	head  *head       // of the request; for the goroutine that reads it
 	done  atomic.Bool // the headers are complete
-	// body is since when the request has waited for a body that is kept in memory, in nanoseconds since 1970; 0: it does
-	// not.
+	// body is since when the request has waited for a body that is kept in memory, in nanoseconds since 1970; 0: it
+	// does not.
 	body  atomic.Int64
 	bytes atomic.Int64 // of the headers that are not, over TLS with what else came
 

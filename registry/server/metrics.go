@@ -57,7 +57,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "trow_http_requests_total", Help: "Requests answered.",
 		}, []string{"method", "route", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "trow_http_request_duration_seconds", Help: "Time from the headers of a request to the end of its answer.",
+			Name:    "trow_http_request_duration_seconds",
+			Help:    "Time from the headers of a request to the end of its answer.",
 			Buckets: buckets,
 		}, []string{"method", "route"}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
@@ -76,7 +77,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "trow_http_connections_refused_total", Help: "Connections refused because all others were busy.",
 		}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "trow_http_connections_evicted_total", Help: "Connections without a request closed to make room for others.",
+			Name: "trow_http_connections_evicted_total",
+			Help: "Connections without a request closed to make room for others.",
 		}),
 		routes: map[string]struct{}{},
 	}

@@ -72,13 +72,16 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"into a quarter of the memory limit, at most 10000")
 	fs.DurationVar(&o.StallTimeout, "stall-timeout", time.Minute,
 		"how long a transfer may make no progress before its connection is closed")
-	fs.DurationVar(&o.ShutdownDelay, "shutdown-delay", 0, "how long to go on serving, with /readyz failing, after SIGTERM, "+
-		"so that load balancers stop sending first; Kubernetes must wait half a minute longer before it kills the process")
+	fs.DurationVar(&o.ShutdownDelay, "shutdown-delay", 0,
+		"how long to go on serving, with /readyz failing, after SIGTERM, "+
+			"so that load balancers stop sending first; Kubernetes must wait half a minute longer before it kills "+
+			"the process")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "lowest level that is logged: error, warn, info or debug")
 	fs.StringVar(&o.DebugListen, "debug-listen", "", "address and port of a listener for profiles (/debug/pprof/), "+
 		"preferably 127.0.0.1:6060; empty: none")
-	fs.StringVar(&o.ProbeListen, "probe-listen", "", "address and port of a plain HTTP listener for /healthz and /readyz "+
-		"alone, which no client of the registry can keep busy; empty: none")
+	fs.StringVar(&o.ProbeListen, "probe-listen", "",
+		"address and port of a plain HTTP listener for /healthz and /readyz "+
+			"alone, which no client of the registry can keep busy; empty: none")
 	fs.StringSliceVar(&o.CORSOrigins, "cors-origins", nil,
 		"origins, https://host[:port], whose pages may use the registry's API in a browser, with a login of their own")
 	fs.BoolVar(&o.MetricsLogin, "metrics-login", false,

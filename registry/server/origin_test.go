@@ -192,7 +192,8 @@ func TestALengthBesideAnEncodingEndsTheConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		fmt.Fprintf(c, "POST /v2/first HTTP/1.1\r\nHost: x\r\n%s\r\n0\r\n\r\nGET /v2/second HTTP/1.1\r\nHost: x\r\n\r\n",
+		fmt.Fprintf(c, "POST /v2/first HTTP/1.1\r\nHost: x\r\n%s\r\n0\r\n\r\nGET /v2/second HTTP/1.1\r\nHost: "+
+			"x\r\n\r\n",
 			headers)
 		c.SetReadDeadline(time.Now().Add(5 * time.Second))
 		answer, err := io.ReadAll(c)

@@ -87,7 +87,8 @@ func TestPlainHTTPOfAnotherMachineIsNotServed(t *testing.T) {
 		func(http.ResponseWriter, *http.Request) { t.Error("served") })
 	defer stop()
 	for request, want := range map[string]int{
-		"GET /v2/ HTTP/1.1\r\nHost: localhost:8443\r\n\r\n":                                  http.StatusTemporaryRedirect,
+		"GET /v2/ HTTP/1.1\r\nHost: localhost:8443\r\n\r\n": http.StatusTemporaryRedirect,
+
 		"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n": http.StatusBadRequest,
 	} {
 		c, err := net.Dial("tcp", strings.TrimPrefix(url, "https://"))

@@ -36,9 +36,10 @@ func options(t *testing.T, args ...string) server.Options {
 
 func TestSettings(t *testing.T) {
 	for arg, want := range map[string]string{
-		"--listen=:1":            "",
-		"-l=127.0.0.1:1":         "",
-		"--max-connections=-1":   "max-connections: -1 is too low; want at least 1, or 0 to derive it from the memory limit",
+		"--listen=:1":    "",
+		"-l=127.0.0.1:1": "",
+		"--max-connections=-1": "max-connections: -1 is too low; want at least 1, or 0 to derive it from the " +
+			"memory limit",
 		"--max-connections=0":    "",
 		"--max-connections=1":    "",
 		"--stall-timeout=999ms":  "stall-timeout: 999ms is too short; want at least 1s",
@@ -142,7 +143,9 @@ func TestProbes(t *testing.T) {
 		text   string
 	}{
 		{"loading", func() {}, 503, "[-]index loaded\n[+]not stopping\n[+]space for uploads: true\nnot ready\n"},
-		{"ready", func() { p.SetReady(true) }, 200, "[+]index loaded\n[+]not stopping\n[+]space for uploads: true\nok\n"},
+		{"ready", func() {
+			p.SetReady(true)
+		}, 200, "[+]index loaded\n[+]not stopping\n[+]space for uploads: true\nok\n"},
 		{"a check that fails does not decide", func() { full = true }, 200,
 			"[+]index loaded\n[+]not stopping\n[-]space for uploads: false\nok\n"},
 		{"stopping", p.Stop, 503, "[+]index loaded\n[-]not stopping\n[-]space for uploads: false\nnot ready\n"},
@@ -400,7 +403,8 @@ func TestAServerEndsAfterItsHandlers(t *testing.T) {
 }
 
 func TestProfilesDoNotShowTheCommandLine(t *testing.T) {
-	for path, want := range map[string]int{"/debug/pprof/heap": 200, "/debug/pprof/": 200, "/debug/pprof/cmdline": 404} {
+	for path, want := range map[string]int{"/debug/pprof/heap": 200, "/debug/pprof/": 200,
+		"/debug/pprof/cmdline": 404} {
 		w := httptest.NewRecorder()
 		server.Profiles().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 		if w.Code != want {

@@ -361,7 +361,8 @@ func TestContinueIsSentWhenTheHandlerReads(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	})})
-	for path, want := range map[string]string{"/read": "HTTP/1.1 100 Continue", "/refuse": "HTTP/1.1 401 Unauthorized"} {
+	for path, want := range map[string]string{"/read": "HTTP/1.1 100 Continue",
+		"/refuse": "HTTP/1.1 401 Unauthorized"} {
 		c, err := net.Dial("tcp", s.addr)
 		if err != nil {
 			t.Fatal(err)
@@ -390,7 +391,8 @@ func TestPanics(t *testing.T) {
 	}
 	for _, c := range []struct{ name, path, body, typ string }{
 		{"under /v2 the answer is an OCI error", "/v2/x/blobs/",
-			`^{"errors":\[{"code":"UNKNOWN","message":"internal error, request ([0-9a-z]{12})"}\]}$`, "application/json"},
+			`^{"errors":\[{"code":"UNKNOWN","message":"internal error, request ([0-9a-z]{12})"}\]}$`,
+			"application/json"},
 		{"elsewhere it is plain text", "/validate",
 			"^internal error, request ([0-9a-z]{12})\n$", "text/plain; charset=utf-8"},
 		{"an answer that was started is cut", "/v2/late", "", ""},
@@ -447,8 +449,10 @@ func TestTheLine(t *testing.T) {
 	}{
 		{"has the fixed fields", "/v2/app/manifests/1?token=secret", func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, "hello")
-		}, map[string]any{"level": "info", "method": "GET", "path": "/v2/app/manifests/1", "status": 200.0, "bytes": 5.0,
-			"err": nil, "user": nil}},
+		},
+			map[string]any{"level": "info", "method": "GET", "path": "/v2/app/manifests/1", "status": 200.0,
+				"bytes": 5.0,
+				"err":   nil, "user": nil}},
 		{"has what the handler adds", "/", func(w http.ResponseWriter, r *http.Request) {
 			server.Annotate(r.Context(), "repo", "wrong")
 			server.Annotate(r.Context(), "repo", "app")
@@ -653,7 +657,9 @@ func TestSendfileIsUsedForFiles(t *testing.T) {
 			[]string{step(4 << 20), step(4 << 20), step(1<<20 - 1)}, size - 1},
 		{"to its end", nil, func(w io.Writer, f *os.File) (int64, error) { return w.(io.ReaderFrom).ReadFrom(f) },
 			[]string{step(4 << 20), step(4 << 20), step(4 << 20)}, size},
-		{"not for a small one", nil, func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, 1000) }, nil, 1000},
+		{"not for a small one", nil, func(w io.Writer, f *os.File) (int64, error) {
+			return io.CopyN(w, f, 1000)
+		}, nil, 1000},
 		{"not over TLS", func(r *http.Request, w http.ResponseWriter) { r.TLS = &tls.ConnectionState{} },
 			func(w io.Writer, f *os.File) (int64, error) { return io.CopyN(w, f, size) }, nil, size},
 		{"not without a length", func(r *http.Request, w http.ResponseWriter) { w.Header().Del("Content-Length") },
@@ -854,7 +860,8 @@ func TestPlainHTTPIsRedirectedToTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(b), "https") {
+	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest ||
+		!strings.Contains(string(b), "https") {
 		t.Errorf("a write: %s %q", resp.Status, b)
 	}
 }
@@ -932,7 +939,8 @@ func BenchmarkAccessLog(b *testing.B) {
 					}
 				}),
 			})
-			r, w, h := httptest.NewRequest("GET", "/v2/library/nginx/manifests/1.27", nil), discard{http.Header{}}, s.Handler()
+			r, w, h := httptest.NewRequest("GET", "/v2/library/nginx/manifests/1.27", nil),
+				discard{http.Header{}}, s.Handler()
 			b.ReportAllocs()
 			for b.Loop() {
 				h.ServeHTTP(w, r)

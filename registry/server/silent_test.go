@@ -60,7 +60,8 @@ func TestSilentConnectionsGiveWay(t *testing.T) {
 		for _, other := range []string{"127.0.0.1", "127.0.0.2"} {
 			t.Run(name+", client "+other, func(t *testing.T) {
 				t.Parallel()
-				s := start(t, modes[1], server.Options{Handler: newGate(), MaxConnections: 8, Vital: []string{"/validate"}})
+				s := start(t, modes[1], server.Options{Handler: newGate(), MaxConnections: 8,
+					Vital: []string{"/validate"}})
 				for range 200 { // more than the limit and the surplus
 					hold(t, "127.0.0.1", s.addr)
 				}

@@ -38,7 +38,8 @@ func (w *Welcome) Print(out io.Writer) {
 	if w.CAFile != "" {
 		verify = " --cacert " + w.CAFile
 		if w.Addr.IP.IsUnspecified() {
-			fmt.Fprint(out, "\nOther machines reach it by names that the certificate must have: --tls-names NAME,ADDRESS\n")
+			fmt.Fprint(out, "\nOther machines reach it by names that the certificate must have: --tls-names "+
+				"NAME,ADDRESS\n")
 		}
 	}
 	fmt.Fprintf(out, "\nPush an image that is here (docker, podman), see it, and check what may run:\n"+

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -29,10 +28,11 @@ type wire struct {
 	head      head
 	rest      []byte // read from the connection, and not given to net/http yet
 	answering bool   // a handler has begun with the answer to this request
+	refused   bool   // look has answered: net/http may answer what it got of the request as well, which is dropped
 }
 
 // next begins the next request.
-func (w *wire) next() { w.head, w.answering = head{}, false }
+func (w *wire) next() { w.head, w.answering, w.refused = head{}, false, false }
 
 // head is where a request is whose headers are being read.
 type head struct {
@@ -70,16 +70,18 @@ func (c *conn) look(p []byte, n int, err error, answer io.Writer) (int, error) {
 	if c.heads == nil || c.heads.done.Load() || w.head.ended {
 		return n, err
 	}
-	end := w.head.read(p[:n])
-	if w.head.lines > maxHeaderLines {
-		const text = "431 Request Header Fields Too Large"
-		// If it cannot be written, the client has gone.
-		_, _ = fmt.Fprintf(answer, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"+
-			"%s: %s", text, text, tooManyLines)
+	if w.refused {
 		return 0, io.EOF
 	}
-	// What follows is a body, or the next request of a client that does not wait for answers. Of that net/http would keep
-	// lines that were not counted, as it does of what follows a body in its buffer of 4 KiB: see manyLines.
+	end := w.head.read(p[:n])
+	if w.head.lines > maxHeaderLines {
+		w.answering = true
+		_, _ = answer.Write(ocierror.Raw(manyLinesError())) // if it cannot be written, the client has gone
+		w.refused = true
+		return 0, io.EOF
+	}
+	// What follows is a body, or the next request of a client that does not wait for answers. Of that net/http would
+	// keep lines that were not counted, as it does of what follows a body in its buffer of 4 KiB: see manyLines.
 	if err == nil && bytes.Count(p[end:n], []byte{'\n'}) > maxHeaderLines {
 		w.rest, n = slices.Clone(p[end:n]), end
 	}
@@ -101,9 +103,13 @@ func refuseLines(w *response, r *http.Request) bool {
 		return false
 	}
 	w.Header().Set("Connection", "close")
-	writeError(w, r, &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusRequestHeaderFieldsTooLarge,
-		Message: "the headers have " + tooManyLines})
+	writeError(w, r, manyLinesError())
 	return true
+}
+
+func manyLinesError() *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Unsupported, Status: http.StatusRequestHeaderFieldsTooLarge,
+		Message: "the headers have " + tooManyLines}
 }
 
 // take reads what look has kept back.
@@ -115,12 +121,15 @@ func (w *wire) take(p []byte) (n int) {
 	return n
 }
 
-// writeTo writes to net/http's side of the connection. What no handler has answered gets the headers of all answers.
+// writeTo writes to net/http's side of the connection. What no handler has answered gets the form of all answers.
 func (w *wire) writeTo(p []byte, write func([]byte) (int, error)) (int, error) {
-	if w.answering {
+	switch {
+	case w.refused:
+		return len(p), nil
+	case w.answering:
 		return write(p)
 	}
-	if _, err := write(ocierror.SecureAnswer(p)); err != nil {
+	if _, err := write(ocierror.RawAnswer(p)); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -40,7 +41,8 @@ func connect(t *testing.T, isTLS bool, o Options) func() net.Conn {
 	}
 }
 
-// TestAnswersOfNetHTTPAreNoPages: what net/http answers before there is a request has the headers of all answers.
+// TestAnswersOfNetHTTPAreNoPages: what net/http answers before there is a request has the headers of all answers, and
+// the form of the specification: registry clients show no other.
 func TestAnswersOfNetHTTPAreNoPages(t *testing.T) {
 	for _, isTLS := range []bool{false, true} {
 		open := connect(t, isTLS, Options{Handler: http.NotFoundHandler()})
@@ -73,6 +75,12 @@ func TestAnswersOfNetHTTPAreNoPages(t *testing.T) {
 			if err != nil {
 				t.Errorf("TLS %v, %.40q: %v", isTLS, c.request, err)
 				continue
+			}
+			body, err := io.ReadAll(resp.Body)
+			if c.want != 404 && (err != nil || resp.Header.Get("Content-Type") != "application/json" ||
+				!bytes.HasPrefix(body, []byte(`{"errors":[{"code":"UNSUPPORTED","message":"`)) ||
+				bytes.Contains(body, []byte("HTTP/1.1"))) {
+				t.Errorf("TLS %v, %.40q: %v, %s, %v", isTLS, c.request, resp.Header, body, err)
 			}
 			if resp.StatusCode != c.want || resp.Header.Get("X-Content-Type-Options") != "nosniff" ||
 				resp.Header.Get("Content-Security-Policy") != "default-src 'none'; sandbox; frame-ancestors 'none'" {
@@ -123,7 +131,14 @@ func TestTheLinesOfHeadersAreBounded(t *testing.T) {
 				}
 				text, _ := io.ReadAll(resp.Body)
 				if resp.StatusCode != want || want == 431 && !strings.Contains(string(text), tooManyLines) {
-					t.Errorf("TLS %v, %.20q…, answer %d: %d %s, want %d", isTLS, c.request, i, resp.StatusCode, text, want)
+					t.Errorf("TLS %v, %.20q…, answer %d: %d %s, want %d", isTLS, c.request, i,
+						resp.StatusCode, text, want)
+				}
+			}
+			if c.want[len(c.want)-1] == 431 {
+				_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+				if more, _ := io.ReadAll(r); len(more) > 0 {
+					t.Errorf("TLS %v, %.20q…: another answer: %s", isTLS, c.request, more)
 				}
 			}
 			if got := int(bytes.Load()); got != c.bytes {

@@ -242,8 +242,8 @@ func (s *Service) logMirrored() {
 	}
 	const most = 20 // named in one line
 	s.log.Info().Int("count", len(all)).Strs("repositories", all[:min(len(all), most)]).Msg("repositories below f/ " +
-		"answer pulls from other registries through this one, and only mirror may change them; delete with trow rm what " +
-		"was pushed for another purpose")
+		"answer pulls from other registries through this one, and only mirror may change them; delete with trow rm " +
+		"what was pushed for another purpose")
 }
 
 // Run does the work beside the requests until ctx is done. Load must have returned.
@@ -303,7 +303,8 @@ func (s *Service) reload(o *Options) error {
 // logReload logs the outcome of a change of the configuration file.
 func (s *Service) logReload(err error) {
 	if err != nil {
-		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used; the previous rules stay in effect")
+		s.log.Error().Err(err).Msg("the configuration file has changed and cannot be used; the previous rules stay " +
+			"in effect")
 		return
 	}
 	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: " +

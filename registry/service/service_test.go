@@ -90,7 +90,8 @@ func TestWhileLoading(t *testing.T) {
 	if w := get(s.Administration(), "GET", "/v2/a/manifests/v"); w.Code != 404 {
 		t.Errorf("after it: %d %s", w.Code, w.Body)
 	}
-	if w := get(s.Administration(), "BREW", "/v2/"); w.Code != 405 || !strings.Contains(w.Body.String(), "UNSUPPORTED") {
+	if w := get(s.Administration(), "BREW", "/v2/"); w.Code != 405 ||
+		!strings.Contains(w.Body.String(), "UNSUPPORTED") {
 		t.Errorf("an unknown method: %d %s", w.Code, w.Body)
 	}
 }

@@ -23,12 +23,12 @@ func ConfigCommand(load func(*cobra.Command) error) *cobra.Command {
 	check := &cobra.Command{
 		Use:   "check FILE…",
 		Short: "Report whether configuration files are valid",
-		Long: "check reports whether a server could load its settings from these files; a later file overrides an earlier\n" +
-			"one, key by key, as with serve --config. Before changing ConfigMap trow:\n" +
-			"  kubectl -n kube-public exec -i trow-0 -- \\\n" +
-			"    /trow config check /etc/trow-base - < trow.yaml\n" +
-			"- is the standard input. It does not open what settings name, such as certificates.\n" +
-			"The exit code is 0 if the files are valid, 1 if not, and 2 for other errors, such as a file that does not exist.",
+		Long: `check reports whether a server could load its settings from these files; a later file overrides an
+earlier one, key by key, as with serve --config. Before changing ConfigMap trow:
+  kubectl -n kube-public exec -i trow-0 -- \
+    /trow config check /etc/trow-base - < trow.yaml
+- is the standard input. It does not open what settings name, such as certificates.
+The exit code is 0 if the files are valid, 1 if not, and 2 for other errors, such as a file that does not exist.`,
 		Args: cobra.MinimumNArgs(1),
 	}
 	check.RunE = func(cmd *cobra.Command, paths []string) error {
@@ -37,7 +37,8 @@ func ConfigCommand(load func(*cobra.Command) error) *cobra.Command {
 			if path == standardInput {
 				b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), files.MaxSize+1))
 				if err != nil || len(b) > files.MaxSize {
-					return fmt.Errorf("standard input: want a configuration file of at most %d bytes (%v)", files.MaxSize, err)
+					return fmt.Errorf("standard input: want a configuration file of at most %d bytes (%v)",
+						files.MaxSize, err)
 				}
 				c.docs = append(c.docs, document{"(standard input)", string(b)})
 				continue

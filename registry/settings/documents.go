@@ -100,8 +100,8 @@ func (c *configValue) read() ([]document, error) {
 		case e != nil:
 			err = e
 		case info.IsDir() && yamlName(path):
-			// A file was here, or should be: container engines create a directory for a file that they cannot find to mount.
-			// Taken for one without settings, it would open a registry that has logins.
+			// A file was here, or should be: container engines create a directory for a file that they cannot find to
+			// mount. Taken for one without settings, it would open a registry that has logins.
 			err = errors.New("is a directory, and has the name of a file; put the file back")
 		case info.IsDir():
 			path, docs[i].Content, err = readDir(path)

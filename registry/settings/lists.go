@@ -25,8 +25,10 @@ func decodeList[T any](raw any) ([]T, error) {
 	for i, entry := range entries {
 		var e T
 		var met mapstructure.Metadata
-		d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{Result: &e, Metadata: &met, WeaklyTypedInput: true,
-			DecodeHook: mapstructure.ComposeDecodeHookFunc(stringLists, quantities, mapstructure.StringToTimeDurationHookFunc(),
+		d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{Result: &e, Metadata: &met,
+			WeaklyTypedInput: true,
+			DecodeHook: mapstructure.ComposeDecodeHookFunc(stringLists, quantities,
+				mapstructure.StringToTimeDurationHookFunc(),
 				mapstructure.TextUnmarshallerHookFunc())})
 		if err == nil {
 			err = entryError(reflect.TypeFor[T](), entry, d.Decode(entry))

@@ -94,7 +94,8 @@ func TestFlagsOverrideTheEnvironmentWhichOverridesTheFile(t *testing.T) {
 	t.Setenv("TROW_A_TEXT", "environment")
 	t.Setenv("TROW_LIST", "x, y z")
 	o, err := load(t, "count: 1\na-text: file\ntime: 5m\nlist: [file]", "--a-text=flag")
-	if err != nil || o.Text != "flag" || o.Count != 2 || o.Time != 5*time.Minute || strings.Join(o.List, "|") != "x|y|z" {
+	if err != nil || o.Text != "flag" || o.Count != 2 || o.Time != 5*time.Minute ||
+		strings.Join(o.List, "|") != "x|y|z" {
 		t.Errorf("%+v, %v", o, err)
 	}
 }
@@ -121,23 +122,25 @@ func TestVariablesThatKubernetesMakesUpAreIgnored(t *testing.T) {
 
 func TestMistakesAreNamed(t *testing.T) {
 	for name, row := range map[string]struct{ text, env, want string }{
-		"an unknown key":                     {text: "cuont: 1", want: `unknown setting "cuont"`},
-		"a nested key":                       {text: "tls: {cert: x}", want: `unknown setting "tls.cert"`},
-		"text that is not YAML":              {text: ":\n:", want: "trow.yaml"},
-		"an unknown variable":                {env: "TROW_CUONT=1", want: "TROW_CUONT"},
-		"a variable for a file-only setting": {env: "TROW_RULES=x", want: "rules can only be set in the configuration file"},
-		"a word for a number":                {text: "count: many", want: `count: "many" is not a valid int`},
-		"a list for a number":                {text: "count: [1]", want: "count"},
-		"a word for a switch":                {env: "TROW_FLAG=maybe", want: "flag"},
-		"a duration without a unit":          {text: "time: 60", want: `time: "60" is not a valid duration`},
-		"a list of numbers":                  {text: "list: [1]", want: "put it in quotes"},
-		"a size without a known unit":        {text: "size: 1GB", want: "size"},
-		"the nearest key":                    {text: "cuont: 1", want: "did you mean count?"},
-		"the file of a bad value":            {text: "count: many", want: "trow.yaml: count: "},
+		"an unknown key":        {text: "cuont: 1", want: `unknown setting "cuont"`},
+		"a nested key":          {text: "tls: {cert: x}", want: `unknown setting "tls.cert"`},
+		"text that is not YAML": {text: ":\n:", want: "trow.yaml"},
+		"an unknown variable":   {env: "TROW_CUONT=1", want: "TROW_CUONT"},
+		"a variable for a file-only setting": {env: "TROW_RULES=x",
+			want: "rules can only be set in the configuration file"},
+		"a word for a number":         {text: "count: many", want: `count: "many" is not a valid int`},
+		"a list for a number":         {text: "count: [1]", want: "count"},
+		"a word for a switch":         {env: "TROW_FLAG=maybe", want: "flag"},
+		"a duration without a unit":   {text: "time: 60", want: `time: "60" is not a valid duration`},
+		"a list of numbers":           {text: "list: [1]", want: "put it in quotes"},
+		"a size without a known unit": {text: "size: 1GB", want: "size"},
+		"the nearest key":             {text: "cuont: 1", want: "did you mean count?"},
+		"the file of a bad value":     {text: "count: many", want: "trow.yaml: count: "},
 		"an unknown key in a rule": {text: "rules: [{who: a}, {who: b, rates: 1}]",
 			want: `trow.yaml: rules: entry 2: unknown key "rates"; did you mean rate?; ` +
 				`the keys are who, rate, after, count, flag`},
-		"a size in a rule without a known unit": {text: "rules: [{who: a, rate: fast}]", want: "is not a number of bytes"},
+		"a size in a rule without a known unit": {text: "rules: [{who: a, rate: fast}]",
+			want: "is not a number of bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if key, value, ok := strings.Cut(row.env, "="); ok {

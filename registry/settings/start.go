@@ -19,7 +19,8 @@ import (
 const (
 	// lastGoodFile is the file in the data directory with copies of configuration files, newest first: those that a
 	// running server has taken over, if there are any, and those that it has started with. The former may have settings
-	// that count at the next start only, and have not been tried. The files of a set belong together, so one file has all.
+	// that count at the next start only, and have not been tried. The files of a set belong together, so one file has
+	// all.
 	lastGoodFile = "last-good-settings.json"
 	// maxLastGood is more than a few files of files.MaxSize take in JSON.
 	maxLastGood = 64 << 20
@@ -163,8 +164,8 @@ func (f *Files) Follow(ctx context.Context, dir string, apply func() error, repo
 	if f == nil || len(f.config.paths) == 0 {
 		return
 	}
-	// What is seen are the present files, also after a start with a copy: they have failed then, and are not tried again
-	// before they change.
+	// What is seen are the present files, also after a start with a copy: they have failed then, and are not tried
+	// again before they change.
 	files.FollowFunc(ctx, f.contents, contents(f.seen), func([][]byte) error {
 		docs, err := f.config.read()
 		if err != nil {

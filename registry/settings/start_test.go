@@ -170,7 +170,8 @@ func TestADirectoryWithAnotherFile(t *testing.T) {
 
 // TestWhatSetsNothingIsNoMistake.
 func TestWhatSetsNothingIsNoMistake(t *testing.T) {
-	for _, text := range []string{"", "\n", "# count: 2", "---\n", "---\n# a\n---\n", "null", "{}", "count:", "list: []"} {
+	for _, text := range []string{"", "\n", "# count: 2", "---\n", "---\n# a\n---\n", "null", "{}", "count:",
+		"list: []"} {
 		dir := t.TempDir()
 		write(t, dir, map[string]string{"a.yaml": "count: 1\nlist: [a]", "b.yaml": text})
 		o, err := begin(t, []string{"-c", dir + "/a.yaml", "-c", dir + "/b.yaml", "--data-dir=" + dir}, nil, nil)
@@ -250,7 +251,9 @@ func TestAFileThatIsNoFile(t *testing.T) {
 		"too large": {"trow.yaml", "trow.yaml", func(p string) error {
 			return os.WriteFile(p, bytes.Repeat([]byte("# \n"), files.MaxSize), 0o600)
 		}, "bytes"},
-		"a directory that is gone": {"mine", "mine/trow.yaml", func(p string) error { return os.Remove(filepath.Dir(p)) },
+		"a directory that is gone": {"mine", "mine/trow.yaml", func(p string) error {
+			return os.Remove(filepath.Dir(p))
+		},
 			"no such file"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -29,7 +29,8 @@ func checkYAML(content string) error {
 		switch empty := root.Kind == yaml.ScalarNode && root.Tag == "!!null"; {
 		case empty:
 		case !first:
-			return fmt.Errorf("line %d: more than one YAML document; put all settings into the first, without ---", root.Line)
+			return fmt.Errorf("line %d: more than one YAML document; put all settings into the first, without ---",
+				root.Line)
 		case root.Kind != yaml.MappingNode:
 			return fmt.Errorf("line %d: not settings; want lines of the form key: value", root.Line)
 		}

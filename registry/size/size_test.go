@@ -16,7 +16,8 @@ func TestParse(t *testing.T) {
 	}
 	for _, text := range []string{"", "fast", "-1", "-1Gi", "1 Gi", "1GB", "5%"} {
 		_, err := size.Parse(text)
-		if err == nil || !strings.Contains(err.Error(), `"`+text+`" is not a number of bytes; write it as 500Mi or 2Gi`) {
+		if err == nil || !strings.Contains(err.Error(),
+			`"`+text+`" is not a number of bytes; write it as 500Mi or 2Gi`) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}

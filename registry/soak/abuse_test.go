@@ -27,8 +27,8 @@ import (
 
 // What TestAbuse demands while one client attacks.
 const (
-	// slowest is how long a verdict and a probe may take, with the TCP and TLS handshake. The API server waits 10 s for a
-	// verdict; a person who starts pods notices a second.
+	// slowest is how long a verdict and a probe may take, with the TCP and TLS handshake. The API server waits 10 s for
+	// a verdict; a person who starts pods notices a second.
 	slowest = time.Second
 	// patience is how long an honest client repeats a request that is answered 429 or 503, or breaks off. It is shorter
 	// than the shortest holdTime: a server that serves no other client until the attack ends must fail.
@@ -370,7 +370,8 @@ func (h *honest) round(i int, r *report) error {
 			return err
 		}
 		location := a.header.Get("Location") + "?digest=" + digest.FromBytes(blob).String()
-		if _, err := h.patiently(c, r, 201, "PUT", location, blob, append(login, "Content-Type", typeLayer)...); err != nil {
+		if _, err := h.patiently(c, r, 201, "PUT", location, blob,
+			append(login, "Content-Type", typeLayer)...); err != nil {
 			return err
 		}
 	}

@@ -28,8 +28,9 @@
 //   - SOAK_TAGS (default 1000): how many tags the registry of TestSize has.
 //   - SOAK_ABUSE=full: the attacks of TestAbuse with all their connections and requests instead of a part of them. It
 //     is built with -tags abuse only, and needs permission to open 20,000 files. See abuse_test.go.
-//   - SOAK_ETCD, SOAK_VERSITYGW: the servers of TestReplicas and TestReplicasAreLinearizable, which are built with -tags
-//     replicas only: three processes of the program on etcd and S3. SOAK_KILLS and SOAK_TIME count for them as well.
+//   - SOAK_ETCD, SOAK_VERSITYGW: the servers of TestReplicas and TestReplicasAreLinearizable, which are built with
+//     -tags replicas only: three processes of the program on etcd and S3. SOAK_KILLS and SOAK_TIME count for them as
+//     well.
 //   - SOAK_BINARY: the program to test; by default the tests build it.
 //   - SOAK_RACE=1: the server is built with the race detector; a race fails the test.
 //   - SOAK_SEED (a whole number, default: the time): determines the choices of the clients; each test logs it.

@@ -145,7 +145,8 @@ func (l *line) abort(reset bool) {
 // begin sends the head of a request whose body has size bytes, and the given part of the body.
 func (l *line) begin(method, path string, size int, body []byte) error {
 	_, err := fmt.Fprintf(l,
-		"%s %s HTTP/1.1\r\nHost: trow\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n%s", method,
+		"%s %s HTTP/1.1\r\nHost: trow\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n%s",
+		method,
 		path, size, body)
 	return err
 }
@@ -295,8 +296,8 @@ func TestSlowUploads(t *testing.T) {
 type slowUploads struct {
 	*server
 	started sync.WaitGroup
-	// starting bounds how many start at once: on a busy machine more of them would take longer than the server waits for
-	// the head of a request.
+	// starting bounds how many start at once: on a busy machine more of them would take longer than the server waits
+	// for the head of a request.
 	starting chan struct{}
 	all      chan struct{} // closed when all have started
 	half     chan struct{} // closed when they may finish
@@ -526,7 +527,9 @@ func (s *server) wantExpired(open, most int) {
 			t.Fatalf("upload %d: %v", open, a)
 		}
 	}
-	eventually(t, 20*time.Second, fmt.Sprint(most, " uploads are left"), func() bool { return len(s.uploads()) == most })
+	eventually(t, 20*time.Second, fmt.Sprint(most, " uploads are left"), func() bool {
+		return len(s.uploads()) == most
+	})
 	var bytes int64
 	for _, size := range s.uploads() {
 		bytes += size

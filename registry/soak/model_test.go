@@ -243,7 +243,8 @@ func TestTheCheckerFindsWrongHistories(t *testing.T) {
 		{"a write may be seen before its answer", porcupine.Ok,
 			[]porcupine.Operation{at(0, 9, pushed(0, 1), created), at(2, 3, get(0), found(1))}},
 		{"a write is seen, and later not", porcupine.Illegal,
-			[]porcupine.Operation{at(0, 9, pushed(0, 1), created), at(2, 3, get(0), found(1)), at(4, 5, get(0), missing)}},
+			[]porcupine.Operation{at(0, 9, pushed(0, 1), created), at(2, 3, get(0), found(1)),
+				at(4, 5, get(0), missing)}},
 		{"a read of the value before the last one", porcupine.Illegal, []porcupine.Operation{
 			at(0, 1, pushed(0, 1), created), at(2, 3, pushed(0, 2), created), at(4, 5, get(0), found(1))}},
 		{"a lost write happened", porcupine.Ok,
@@ -266,7 +267,8 @@ func TestTheCheckerFindsWrongHistories(t *testing.T) {
 		{"a tag outlives its manifest", porcupine.Illegal, []porcupine.Operation{
 			at(0, 1, pushed(0, 1), created), at(2, 3, remove(1), deleted), at(4, 5, get(0), found(1))}},
 		{"a child is deleted while its index exists", porcupine.Illegal, []porcupine.Operation{
-			at(0, 1, pushed(0, child), created), at(2, 3, pushed(1, index), created), at(4, 5, remove(child), deleted)}},
+			at(0, 1, pushed(0, child), created), at(2, 3, pushed(1, index), created),
+			at(4, 5, remove(child), deleted)}},
 		{"a child is kept while its index exists", porcupine.Ok, []porcupine.Operation{
 			at(0, 1, pushed(0, child), created), at(2, 3, pushed(1, index), created),
 			at(4, 5, remove(child), answered(405)), at(6, 7, has(child), found(child))}},

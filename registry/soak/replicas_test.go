@@ -277,7 +277,8 @@ func (w *stock) verdicts(ctx context.Context, c *client, r *rand.Rand) (judged i
 		s.mu.RLock()
 		if s.doubt == nil && s.tagged {
 			image := "trow.kube-public:31000/" + s.repo + ":" + s.tag
-			a, err := c.do(context.WithoutCancel(ctx), "POST", "/validate", review(image), "Content-Type", "application/json")
+			a, err := c.do(context.WithoutCancel(ctx), "POST", "/validate", review(image), "Content-Type",
+				"application/json")
 			if err == nil && a.status == http.StatusOK && !strings.Contains(string(a.body), `"allowed":true`) {
 				w.complain("verdict on %s: %v", image, a)
 			}
@@ -321,8 +322,9 @@ func TestReplicas(t *testing.T) {
 	}
 	s.collectAll(grace)
 	left := wantExactly(t, s.stored, w, grace)
-	t.Logf("%d kills and stops, %d pushes, %d pulls, %d deletes, %d verdicts, %d operations in doubt; 0 lost; %d objects "+
-		"are left", settings.kills, w.pushes.Load(), w.pulls.Load(), w.deletes.Load(), judged.Load(), unsure, left)
+	t.Logf("%d kills and stops, %d pushes, %d pulls, %d deletes, %d verdicts, %d operations in doubt; 0 lost; %d "+
+		"objects are left", settings.kills, w.pushes.Load(), w.pulls.Load(), w.deletes.Load(), judged.Load(),
+		unsure, left)
 	if unsure == 0 || w.pushes.Load() == 0 || judged.Load() == 0 {
 		t.Error("nothing was interrupted")
 	}

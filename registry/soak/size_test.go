@@ -73,7 +73,8 @@ func (s shape) fill(t *testing.T, dir string) {
 
 func (s shape) push(tx *storage.Tx, r int) (err error) {
 	for i := range s.manifests(r) {
-		m := storage.Manifest{Digest: sizeManifest(r, i), MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 1500}
+		m := storage.Manifest{Digest: sizeManifest(r, i),
+			MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 1500}
 		for k := range blobsPerManifest {
 			d := digest.FromString(fmt.Sprint("blob", r, i, k))
 			tx.Link(d, 1<<20)

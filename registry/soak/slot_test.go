@@ -217,7 +217,8 @@ func (w *stock) change(ctx context.Context, c *client, r *rand.Rand, s *slot) er
 		s.tagged = false
 	case n == 6: // the same again
 		s.begin(s.tagged, old)
-		if _, err := w.expect(ctx, c, "PUT", "/v2/"+s.repo+"/manifests/"+s.tag, old.body, old.mediaType, 201); err != nil {
+		if _, err := w.expect(ctx, c, "PUT", "/v2/"+s.repo+"/manifests/"+s.tag, old.body, old.mediaType,
+			201); err != nil {
 			return err
 		}
 		s.tagged = true

@@ -48,7 +48,8 @@ func TestSoak(t *testing.T) {
 	w.wantIntact(t, &client{s.client, s.url}, &s.log)
 	left := wantExactly(t, s.files, w, grace)
 	collected := s.metric("trow_gc_deleted_total")
-	t.Logf("%d pushes (longest gap %v), %d pulls, %d deletes, %d mounts requested; %v blobs collected, %d left; %d broken",
+	t.Logf("%d pushes (longest gap %v), %d pulls, %d deletes, %d mounts requested; %v blobs collected, %d left; %d "+
+		"broken",
 		w.pushes.Load(), time.Duration(w.gap.Load()), w.pulls.Load(), w.deletes.Load(), w.mounts.Load(),
 		collected, left, len(w.broken))
 	if collected == 0 || w.pulls.Load() == 0 || w.pushes.Load() == 0 {

@@ -338,8 +338,8 @@ func (j *injector) inject(call, errno string, when int, do func()) (hit []int, t
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		j.t.Fatal(err)
 	}
-	// strace may wait for ever for a process that the fault has ended. Then its file has no end, and the attempt does not
-	// count; it is repeated with a new server.
+	// strace may wait for ever for a process that the fault has ended. Then its file has no end, and the attempt does
+	// not count; it is repeated with a new server.
 	stuck := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
 	var exit *exec.ExitError
 	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {

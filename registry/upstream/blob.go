@@ -28,7 +28,8 @@ func (u *Upstream) Blob(ctx context.Context, repo string, d digest.Digest, from 
 		header: http.Header{"Accept-Encoding": {"identity"}}}
 	if from > 0 {
 		r.header.Set("Range", fmt.Sprintf("bytes=%d-", from))
-		// Only a strong validator says that the bytes are the same (RFC 9110, section 13.1.5). Without one the digest does.
+		// Only a strong validator says that the bytes are the same (RFC 9110, section 13.1.5). Without one the digest
+		// does.
 		if etag != "" && !strings.HasPrefix(etag, "W/") {
 			r.header.Set("If-Range", etag)
 		}

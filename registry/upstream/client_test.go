@@ -114,9 +114,10 @@ func TestManifest(t *testing.T) {
 			"403 Forbidden (DENIED)"},
 		"a name that is not possible": {"v", "", nil, 400, ErrRefused, "400 Bad Request"},
 		"broken":                      {"v", "secret", nil, 500, ErrUnavailable, "500 Internal Server Error"},
-		"busy":                        {"v", "", []string{"Retry-After", "120"}, 429, ErrUnavailable, "too many requests"},
-		"down":                        {"v", "", nil, 503, ErrUnavailable, "503 Service Unavailable"},
-		"moved without a place":       {"v", "", nil, 301, ErrUnavailable, ""},
+		"busy": {"v", "", []string{"Retry-After", "120"}, 429, ErrUnavailable,
+			"too many requests"},
+		"down":                  {"v", "", nil, 503, ErrUnavailable, "503 Service Unavailable"},
+		"moved without a place": {"v", "", nil, 301, ErrUnavailable, ""},
 	} {
 		o := &origin{next: func(w http.ResponseWriter, req *http.Request) {
 			if !strings.Contains(req.Header.Get("Accept"), "manifest.list.v2+json, ") {
@@ -131,7 +132,8 @@ func TestManifest(t *testing.T) {
 		m, err := upstreamOf(t, o).Manifest(t.Context(), "a/b", c.ref)
 		if c.want != nil {
 			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.reason) ||
-				strings.Contains(err.Error(), "secret") || !strings.HasPrefix(err.Error(), "up.example/a/b "+c.ref+": ") {
+				strings.Contains(err.Error(), "secret") ||
+				!strings.HasPrefix(err.Error(), "up.example/a/b "+c.ref+": ") {
 				t.Errorf("%s: %v", name, err)
 			}
 			continue
@@ -246,7 +248,8 @@ func TestBlob(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if body, err := io.ReadAll(b.Body); err != nil || string(body) != c.body || b.From != c.begins || b.Size != c.size {
+		if body, err := io.ReadAll(b.Body); err != nil || string(body) != c.body || b.From != c.begins ||
+			b.Size != c.size {
 			t.Errorf("%s: %q, %+v, %v", name, body, b, err)
 		}
 	}
@@ -258,7 +261,8 @@ func TestReferrers(t *testing.T) {
 		x := v1.Index{MediaType: v1.MediaTypeImageIndex}
 		x.SchemaVersion = 2
 		for _, n := range names {
-			x.Manifests = append(x.Manifests, v1.Descriptor{MediaType: imageType, Digest: digest.FromString(n), Size: 5})
+			x.Manifests = append(x.Manifests, v1.Descriptor{MediaType: imageType,
+				Digest: digest.FromString(n), Size: 5})
 		}
 		b, err := json.Marshal(x)
 		if err != nil {
@@ -408,7 +412,8 @@ func TestOneOutageIsOneFailure(t *testing.T) {
 		for range 50 {
 			all.Go(func() {
 				_, err := u.Head(t.Context(), "a", "v")
-				if wait, _ := RetryAfter(err); wait > 3*time.Second || !strings.Contains(err.Error(), "the connection failed") {
+				if wait, _ := RetryAfter(err); wait > 3*time.Second ||
+					!strings.Contains(err.Error(), "the connection failed") {
 					t.Errorf("%v, again after %s", err, wait)
 				}
 			})
@@ -492,7 +497,8 @@ func TestWhoLeavesSaysNothingAboutTheEndpoint(t *testing.T) {
 		}
 		for range breakAfter {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-			if _, err := u.Head(ctx, "a", "v"); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "in time") {
+			if _, err := u.Head(ctx, "a", "v"); !errors.Is(err, ErrUnavailable) ||
+				!strings.Contains(err.Error(), "in time") {
 				t.Errorf("%v", err)
 			}
 			cancel()
@@ -523,7 +529,8 @@ func TestRates(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			u := upstreamOf(t, &origin{next: func(w http.ResponseWriter, _ *http.Request) {
-				give(w, image, "Content-Type", imageType, "RateLimit-Limit", c.limit, "ratelimit-remaining", c.remaining)
+				give(w, image, "Content-Type", imageType, "RateLimit-Limit", c.limit, "ratelimit-remaining",
+					c.remaining)
 			}})
 			if _, err := u.Manifest(t.Context(), "a", "v"); err != nil {
 				t.Fatal(err)

@@ -69,7 +69,9 @@ func compile(entries []Entry) (all []compiled, err error) {
 	names, hosts := map[string]string{}, map[string]string{} // the host of a name, and the name of a host
 	for i, e := range entries {
 		c, err := e.compile()
-		if err == nil && slices.ContainsFunc(all, func(o compiled) bool { return o.host == c.host && o.path == c.path }) {
+		if err == nil && slices.ContainsFunc(all, func(o compiled) bool {
+			return o.host == c.host && o.path == c.path
+		}) {
 			err = fmt.Errorf("host: an earlier entry has %s with the same path; join them, or give each a path", c.host)
 		}
 		if err == nil {
@@ -217,9 +219,9 @@ func (p *Endpoint) compile(insecure bool) (k endpointKey, err error) {
 	case sources > 1:
 		return k, fmt.Errorf("password-file, docker-config, secret and helper: only one of them may be set")
 	case p.Username != "" && p.PasswordFile == "":
-		return k, fmt.Errorf("username: it needs password-file")
+		return k, fmt.Errorf("username: requires password-file")
 	case p.PasswordFile != "" && (p.Username == "" || strings.Contains(p.Username, ":")):
-		return k, fmt.Errorf("password-file: it needs username, which has no colon")
+		return k, fmt.Errorf("password-file: requires username, without a colon")
 	case p.Secret != "" && !validSecret.MatchString(p.Secret):
 		return k, fmt.Errorf("secret: %.80q is not of the form NAMESPACE/NAME", p.Secret)
 	case p.Helper != "" && !validHelper.MatchString(p.Helper):

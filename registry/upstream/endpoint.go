@@ -90,8 +90,8 @@ func redirects(insecure bool) func(*http.Request, []*http.Request) error {
 type realmError struct{ realm, host string }
 
 func (e *realmError) Error() string {
-	return fmt.Sprintf("it wants a login at %.255s, which is not https, or neither at the domain of %.255s nor named in "+
-		"realm: of the upstream", e.realm, e.host)
+	return fmt.Sprintf("it wants a login at %.255s, which is not https, or neither at the domain of %.255s nor named "+
+		"in realm: of the upstream", e.realm, e.host)
 }
 
 // checkRealm decides whether a token for base may be fetched from a token server: only over https, and with a login

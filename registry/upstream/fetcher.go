@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// defaultDownloads is how many downloads run at once where the settings do not say: each has a connection, a buffer of
-	// copySize bytes and an open upload.
+	// defaultDownloads is how many downloads run at once where the settings do not say: each has a connection, a buffer
+	// of copySize bytes and an open upload.
 	defaultDownloads = 64
 	// maxThrough bounds the reads that store nothing: each is a request of its own to the upstream.
 	maxThrough = 32
@@ -27,8 +27,8 @@ const (
 	// lingerTime is how long a download without readers goes on: clients whose connection broke come back, and those
 	// that read in ranges open one after the other.
 	lingerTime = 10 * time.Second
-	// nearPart and nearBytes say when a download is nearly done, and goes on without readers: at most a quarter of it, or
-	// this many bytes, are missing.
+	// nearPart and nearBytes say when a download is nearly done, and goes on without readers: at most a quarter of it,
+	// or this many bytes, are missing.
 	nearPart  = 4
 	nearBytes = 8 << 20
 )
@@ -42,7 +42,7 @@ var ErrHeld = errors.New("the content is held already")
 // The reasons for which a download ends before its content has arrived.
 var (
 	errStalled   = fmt.Errorf("the upstream sent nothing for %s", stallTime)
-	errAbandoned = errors.New("nobody reads it any more")
+	errAbandoned = errors.New("no client reads it any more")
 	errClosed    = errors.New("the server ends")
 )
 
@@ -53,8 +53,8 @@ type FetcherOptions struct {
 	// together.
 	Dir   string
 	Spool int64
-	// Reserve reserves bytes of the cache before they are fetched; release is called when they are stored, or never will
-	// be. nil: nothing is bounded.
+	// Reserve reserves bytes of the cache before they are fetched; release is called when they are stored, or never
+	// will be. nil: nothing is bounded.
 	Reserve func(n int64) (release func(), ok bool)
 }
 
@@ -105,8 +105,8 @@ type Download struct {
 	Create func(ctx context.Context) (storage.Upload, error)
 	// Commit commits the upload, and records the content. nil: it commits the upload.
 	Commit func(ctx context.Context, u storage.Upload) error
-	// Held reports whether the storage has the content by now: it may have arrived after the caller looked. nil: it does
-	// not.
+	// Held reports whether the storage has the content by now: it may have arrived after the caller looked. nil: it
+	// does not.
 	Held func() bool
 }
 

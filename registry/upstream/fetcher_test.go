@@ -491,7 +491,8 @@ func TestDownloadsAreBounded(t *testing.T) {
 		r = readAll(join(t, f, d))
 		synctest.Wait()
 		if f.active == 0 { // the spool is too small for it
-			if <-r.done; !errors.Is(r.err, ErrNoRoom) || !strings.Contains(r.err.Error(), "spool") || room.Load() != l.size {
+			if <-r.done; !errors.Is(r.err, ErrNoRoom) || !strings.Contains(r.err.Error(), "spool") ||
+				room.Load() != l.size {
 				t.Errorf("%v", r.err)
 			}
 			return

@@ -30,8 +30,9 @@ func (fl *flight) run(ctx context.Context) {
 	case cause != nil: // the end of the context is how it was broken off, not why
 		err = &Error{Kind: ErrUnavailable, Ref: fl.d.Digest.String(), Reason: cause.Error(), Cause: err}
 	case interrupted:
-		err = &Error{Kind: ErrUnavailable, Ref: fl.d.Digest.String(), Reason: "the connection was interrupted too often",
-			Cause: i.cause}
+		err = &Error{Kind: ErrUnavailable, Ref: fl.d.Digest.String(),
+			Reason: "the connection was interrupted too often",
+			Cause:  i.cause}
 	}
 	if l.upload != nil && err != nil {
 		// The first error is the one that matters; what cannot be removed now expires.
@@ -201,7 +202,8 @@ func (l *landing) reserve(n int64) error {
 	}
 	release, ok := l.flight.fetcher.options.Reserve(n - l.reserved)
 	if !ok {
-		return &Error{Kind: ErrNoRoom, Ref: l.flight.d.Digest.String(), Reason: fmt.Sprintf("it has %d bytes or more", n)}
+		return &Error{Kind: ErrNoRoom, Ref: l.flight.d.Digest.String(),
+			Reason: fmt.Sprintf("it has %d bytes or more", n)}
 	}
 	l.reserved = n
 	l.releases = append(l.releases, release)

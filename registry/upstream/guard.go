@@ -106,8 +106,8 @@ func portOf(u *url.URL) string {
 
 // errProxy is why a proxy and unknown hosts exclude each other.
 var errProxy = errors.New("a proxy in the environment (HTTPS_PROXY) connects to whatever address a name has, so that " +
-	"internal ones cannot be refused here; list the hosts in upstreams, or set upstream-proxy-filters where the proxy " +
-	"refuses them")
+	"internal ones cannot be refused here; list the hosts in upstreams, or set upstream-proxy-filters where the " +
+	"proxy refuses them")
 
 // hasProxy reports whether the environment has a proxy.
 func hasProxy() bool {
@@ -126,8 +126,8 @@ type AddressError struct {
 }
 
 func (e *AddressError) Error() string {
-	return fmt.Sprintf("%.255s has the address %s, which is not one of the Internet; if it is meant, name the host (at "+
-		"an address of this machine with its port) in also: of the upstream", e.Host, e.Addr)
+	return fmt.Sprintf("%.255s has the address %s, which is not one of the Internet; if it is meant, name the host "+
+		"(at an address of this machine with its port) in also: of the upstream", e.Host, e.Addr)
 }
 
 // Check refuses an address that a host must not have which no setting names. Errors: *AddressError.
@@ -188,7 +188,8 @@ func (g *Guard) transport(w written) *http.Transport {
 			}
 			return d.DialContext(ctx, network, addr)
 		},
-		// A proxy dials for us, and what it may reach is its own matter; but an address that is written out is known here.
+		// A proxy dials for us, and what it may reach is its own matter; but an address that is written out is known
+		// here.
 		Proxy: func(req *http.Request) (*url.URL, error) {
 			proxy, err := g.proxy(req.URL)
 			host := strings.ToLower(req.URL.Hostname())

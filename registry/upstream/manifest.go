@@ -39,8 +39,8 @@ var schema1 = map[string]bool{
 	"application/vnd.docker.distribution.manifest.v1+prettyjws": true,
 }
 
-const schema1Reason = "it is a manifest of Docker's schema 1, which no runtime of today pulls; pull it with an old " +
-	"Docker, and push it again with a new one"
+const schema1Reason = "it is a manifest of Docker's schema 1, which current runtimes do not pull; pull it with an " +
+	"old Docker, and push it again with a new one"
 
 // Manifest is a manifest of an upstream: its bytes are those of its digest.
 type Manifest struct {
@@ -51,7 +51,8 @@ type Manifest struct {
 // Head returns what a tag or a digest names. Docker Hub does not count it. An upstream that does not answer a HEAD
 // wholly is asked as by Manifest. Errors: *Error.
 func (u *Upstream) Head(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
-	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref, header: accepts()})
+	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref,
+		header: accepts()})
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -105,7 +106,8 @@ func (u *Upstream) Manifest(ctx context.Context, repo, ref string) (Manifest, er
 	case !isJSON || m.MediaType == "" || len(m.MediaType) > maxMediaType:
 		return m, u.failure(ErrDamaged, repo, ref, "the answer is not a manifest")
 	}
-	// A tag has no digest of its own, so the one that the upstream names is what tells a damaged answer from a whole one.
+	// A tag has no digest of its own, so the one that the upstream names is what tells a damaged answer from a whole
+	// one.
 	m.Digest = digest.Digest(ref)
 	if m.Digest.Validate() != nil {
 		m.Digest = digest.Digest(resp.Header.Get("Docker-Content-Digest"))

@@ -17,8 +17,8 @@ type Options struct {
 	Any bool
 	// Offline: no upstream is asked.
 	Offline bool
-	// ProxyFilters: the proxy in the environment refuses addresses that are not of the Internet, as the guard does where
-	// there is no proxy.
+	// ProxyFilters: the proxy in the environment refuses addresses that are not of the Internet, as the guard does
+	// where there is no proxy.
 	ProxyFilters bool
 }
 
@@ -75,7 +75,7 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.CacheSize, "cache-size", "40%",
 		"how much the cache of other registries may hold: bytes (50Gi), or a percentage of the volume")
 	fs.BoolVar(&o.Any, "upstream-any", false,
-		"cache registries that no entry of upstreams names as well, without a login")
+		"also cache registries that no entry of upstreams names, without a login")
 	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
 	fs.BoolVar(&o.ProxyFilters, "upstream-proxy-filters", false,
 		"the HTTP proxy in the environment refuses internal addresses, so upstream-any is safe with it")

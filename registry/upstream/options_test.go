@@ -157,8 +157,8 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 		entry("endpoints: [{url: 'https://quay.io/v2'}]"):        "url: not of the form",
 		entry("endpoints: [{url: 'https://me:secret@quay.io'}]"): "url: it has a login",
 		entry("endpoints: [{url: 'file:///etc/passwd'}]"):        "url: not of the form",
-		end("username: a"):                          "username: it needs password-file",
-		end("password-file: " + empty):              "password-file: it needs username",
+		end("username: a"):                          "username: requires password-file",
+		end("password-file: " + empty):              "password-file: requires username",
 		end("username: a, password-file: " + empty): "is empty",
 		end("username: a, password-file: /nowhere"): "password-file: stat /nowhere",
 		end("docker-config: /nowhere"):              "docker-config: ",
@@ -181,7 +181,8 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 // TestAnyWithAProxy is refused, unless a setting says that the proxy refuses internal addresses.
 func TestAnyWithAProxy(t *testing.T) {
 	t.Setenv("HTTPS_PROXY", "http://proxy.example:3128")
-	if _, err := load(t, "upstream-any: true\n"); err == nil || !strings.Contains(err.Error(), "upstream-any: a proxy") {
+	if _, err := load(t, "upstream-any: true\n"); err == nil ||
+		!strings.Contains(err.Error(), "upstream-any: a proxy") {
 		t.Error(err)
 	}
 	for _, file := range []string{"upstreams: [{host: quay.io}]\n",
@@ -225,7 +226,8 @@ upstreams:
 		if ok != (want != "") || ok && from != want {
 			t.Errorf("%s: %q, %v, want %q", repo, from, ok, want)
 		}
-		if ok && (who.Match(auth.Named("alice", nil)) != true || who.Match(auth.Named("", nil)) != (want == "quay.io")) {
+		if ok && (who.Match(auth.Named("alice", nil)) != true ||
+			who.Match(auth.Named("", nil)) != (want == "quay.io")) {
 			t.Errorf("%s: %v", repo, who)
 		}
 	}

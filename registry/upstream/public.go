@@ -23,8 +23,8 @@ import (
 const (
 	// knownFor is how long it is remembered whether a repository is public.
 	knownFor = 24 * time.Hour
-	// absentFor is how long it is remembered that the upstream does not show something to those without a login. It says
-	// little about the repository: GitHub and GitLab answer 404 for private ones, and a tag may be misspelled.
+	// absentFor is how long it is remembered that the upstream does not show something to those without a login. It
+	// says little about the repository: GitHub and GitLab answer 404 for private ones, and a tag may be misspelled.
 	absentFor = 10 * time.Second
 	// believedFor is how long an answer of before counts again if the upstream cannot be asked.
 	believedFor = time.Minute

@@ -166,8 +166,9 @@ func TestWhatIsKnownOfReaders(t *testing.T) {
 
 // TestAnAnswerCountsForADay.
 func TestAnAnswerCountsForADay(t *testing.T) {
-	entry := upstream.Entry{Host: "up.example", Insecure: true, Endpoints: []upstream.Endpoint{{URL: "http://127.0.0.1:1",
-		Username: "alice", PasswordFile: write(t, "password", "p4ssw0rd")}}}
+	entry := upstream.Entry{Host: "up.example", Insecure: true,
+		Endpoints: []upstream.Endpoint{{URL: "http://127.0.0.1:1",
+			Username: "alice", PasswordFile: write(t, "password", "p4ssw0rd")}}}
 	synctest.Test(t, func(t *testing.T) {
 		j := &journal{records: map[string][]byte{"upstream/public/f/up.example/a": []byte("1")}}
 		u := upstream.New(upstream.Config{Names: namespace.NewTable(nil), Offline: true})

@@ -25,7 +25,8 @@ var errReaderClosed = errors.New("the reader is closed")
 func (r *Reader) Size() (int64, error) {
 	for {
 		r.flight.mu.Lock()
-		size, answered, done, err, changed := r.flight.size, r.flight.answered, r.flight.done, r.flight.err, r.flight.changed
+		size, answered, done, err, changed := r.flight.size, r.flight.answered, r.flight.done, r.flight.err,
+			r.flight.changed
 		r.flight.mu.Unlock()
 		switch {
 		case done && err != nil:

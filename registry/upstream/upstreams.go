@@ -121,7 +121,8 @@ func (u *Upstreams) Find(host, repo string) (*Upstream, string, error) {
 		return nil, "", &Error{Kind: ErrRefused, Host: host, Repo: repo, Reason: "the host is not valid", Cause: err}
 	}
 	if repo = namespace.Fold(form, repo); !namespace.ValidRepo(repo) {
-		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "the name of the repository is not valid"}
+		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo,
+			Reason: "the name of the repository is not valid"}
 	}
 	element, _ := namespace.Element(form) // none for an IPv6 address, which an entry has to name
 	named := false
@@ -136,8 +137,9 @@ func (u *Upstreams) Find(host, repo string) (*Upstream, string, error) {
 		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "no entry of upstreams names it"}
 	}
 	if len(u.config.Guard.proxies) > 0 && !u.config.ProxyFilters {
-		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "a proxy that does not filter is in use",
-			Cause: errProxy}
+		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo,
+			Reason: "a proxy that does not filter is in use",
+			Cause:  errProxy}
 	}
 	up, err := u.unnamed(form)
 	if err != nil {

@@ -147,7 +147,8 @@ func TestALoginGoesToItsEndpointAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if body, err := io.ReadAll(b.Body); err != nil || b.From != from || string(body) != layer[from:] || b.ETag != `"v"` {
+			if body, err := io.ReadAll(b.Body); err != nil || b.From != from || string(body) != layer[from:] ||
+				b.ETag != `"v"` {
 				t.Errorf("%s: %s from %d, %v", etag, body, b.From, err)
 			}
 			b.Body.Close()
@@ -194,7 +195,8 @@ func TestALoginGoesToItsEndpointAlone(t *testing.T) {
 func TestWhereLoginsAre(t *testing.T) {
 	o := newOrigin(t)
 	own := strings.TrimPrefix(o.registry.URL, "https://")
-	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, own, base64.StdEncoding.EncodeToString([]byte("alice:p4ssw0rd")))
+	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, own,
+		base64.StdEncoding.EncodeToString([]byte("alice:p4ssw0rd")))
 	bin := t.TempDir()
 	helper := "#!/bin/sh\nread host\necho '{\"Username\":\"alice\",\"Secret\":\"p4ssw0rd\"}'\n"
 	if err := os.WriteFile(filepath.Join(bin, "docker-credential-xyz"), []byte(helper), 0o700); err != nil {

@@ -91,7 +91,8 @@ func TestOpenRefusesUnknownData(t *testing.T) {
 			}
 			for range 2 { // the refusal leaves no lock behind
 				_, err := bolt.Open(dir)
-				if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), journalIn(dir)) {
+				if err == nil || !strings.Contains(err.Error(), tt.want) ||
+					!strings.Contains(err.Error(), journalIn(dir)) {
 					t.Errorf("Open: %v; want %q", err, tt.want)
 				}
 			}

@@ -90,10 +90,13 @@ func TestDamageIsReportedAndNeverLoaded(t *testing.T) {
 	whole, want, before := written(t)
 	r := rand.New(rand.NewPCG(1, 2))
 	changes := map[string]func(file []byte, at int) []byte{
-		"zeroed":    func(f []byte, at int) []byte { clear(f[at : at+page]); return f },
-		"cut off":   func(f []byte, at int) []byte { return f[:at] },
-		"half":      func(f []byte, at int) []byte { return f[:at+page/2] },
-		"exchanged": func(f []byte, at int) []byte { copy(f[at:at+page], whole[r.IntN(len(whole)/page)*page:]); return f },
+		"zeroed":  func(f []byte, at int) []byte { clear(f[at : at+page]); return f },
+		"cut off": func(f []byte, at int) []byte { return f[:at] },
+		"half":    func(f []byte, at int) []byte { return f[:at+page/2] },
+		"exchanged": func(f []byte, at int) []byte {
+			copy(f[at:at+page], whole[r.IntN(len(whole)/page)*page:])
+			return f
+		},
 		"a bit": func(f []byte, at int) []byte {
 			f[at+r.IntN(page)] ^= 1 << r.IntN(8)
 			return f

@@ -162,7 +162,8 @@ func TestADiskBreaksUnderTheJournal(t *testing.T) {
 	_ = within(t, j.Close) // an error is right
 	d.forget(journalIn(d.dir))
 	if _, err := bolt.Open(d.dir); !errors.Is(err, storage.ErrDamaged) ||
-		!strings.Contains(err.Error(), "a page of it cannot be read") || !strings.Contains(err.Error(), "trow rebuild") {
+		!strings.Contains(err.Error(), "a page of it cannot be read") ||
+		!strings.Contains(err.Error(), "trow rebuild") {
 		t.Errorf("the next start: %v", err)
 	}
 }

@@ -115,7 +115,8 @@ func TestAJournalThatHasLostItsFormatIsDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 		for what, open := range map[string]func(string) (*Journal, error){"Open": Open, "OpenReadOnly": OpenReadOnly} {
-			if _, err := open(dir); !errors.Is(err, storage.ErrDamaged) || !strings.Contains(err.Error(), "of which format") {
+			if _, err := open(dir); !errors.Is(err, storage.ErrDamaged) ||
+				!strings.Contains(err.Error(), "of which format") {
 				t.Errorf("%s with %s: %v", what, name, err)
 			}
 		}

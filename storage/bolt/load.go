@@ -58,8 +58,8 @@ func (j *Journal) load(apply func(storage.Update) error) error {
 	err := view(j.db, func(tx *bbolt.Tx) (err error) {
 		defer forgetPages(tx)
 		deliver, wait := pipeline(apply)
-		// Deferred, so that it waits after a panic too: the facts point into the memory map, which must not be read after
-		// the transaction.
+		// Deferred, so that it waits after a panic too: the facts point into the memory map, which must not be read
+		// after the transaction.
 		defer func() {
 			if applied := wait(); err == nil {
 				err = applied
@@ -68,7 +68,8 @@ func (j *Journal) load(apply func(storage.Update) error) error {
 		return read(tx, deliver)
 	})
 	if j.noteDamage(err); j.damage != nil {
-		return fmt.Errorf("%s: %w; stop the server and run trow rebuild --data-dir %s", j.path, err, filepath.Dir(j.path))
+		return fmt.Errorf("%s: %w; stop the server and run trow rebuild --data-dir %s", j.path, err,
+			filepath.Dir(j.path))
 	}
 	return err
 }
@@ -127,7 +128,8 @@ func read(tx *bbolt.Tx, deliver func(storage.Update) error) error {
 	}
 	// Only now the state is known to be complete, and the last part may say so.
 	if !ok || want != l.sum {
-		return fmt.Errorf("%w: it has %d facts, not the %d that were written", storage.ErrDamaged, l.sum.count, want.count)
+		return fmt.Errorf("%w: it has %d facts, not the %d that were written", storage.ErrDamaged,
+			l.sum.count, want.count)
 	}
 	return l.flush(storage.Update{Revision: storage.Revision(parseNumber(meta.Get(keyRevision))), Synced: true})
 }

@@ -31,8 +31,8 @@ func LockDirectory(dir string) (release func() error, err error) {
 		case !errors.Is(err, syscall.EWOULDBLOCK):
 			return nil, errors.Join(fmt.Errorf("data directory %s: lock: %w", dir, err), f.Close())
 		case time.Now().After(end):
-			return nil, errors.Join(fmt.Errorf("data directory %s is in use by %s; stop that one first, or use another "+
-				"--data-dir", dir, owner(dir)), f.Close())
+			return nil, errors.Join(fmt.Errorf("data directory %s is in use by %s; stop that one first, or use "+
+				"another --data-dir", dir, owner(dir)), f.Close())
 		}
 	}
 }

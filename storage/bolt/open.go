@@ -107,7 +107,8 @@ func (j *Journal) checkLost() error {
 	_, err := os.Stat(filepath.Join(dir, ownerFile)) // written whenever a journal is opened
 	fi, jerr := os.Stat(j.path)
 	if err == nil && (errors.Is(jerr, fs.ErrNotExist) || jerr == nil && fi.Size() == 0) {
-		return fmt.Errorf("%s: %w: it is empty or gone; run trow rebuild --data-dir %s", j.path, storage.ErrDamaged, dir)
+		return fmt.Errorf("%s: %w: it is empty or gone; run trow rebuild --data-dir %s", j.path,
+			storage.ErrDamaged, dir)
 	}
 	return nil
 }
@@ -176,8 +177,8 @@ func (j *Journal) openLocked(timeout time.Duration) error {
 	case j.readOnly:
 		return nil
 	}
-	// The file's name must be durable before anything is recorded in it. Also if the file exists: the process that made it
-	// may have been killed before its fsync.
+	// The file's name must be durable before anything is recorded in it. Also if the file exists: the process that made
+	// it may have been killed before its fsync.
 	if err := files.SyncDir(dir); err != nil {
 		return errors.Join(fmt.Errorf("journal %s: %w", j.path, err), j.release(nil))
 	}
@@ -187,14 +188,15 @@ func (j *Journal) openLocked(timeout time.Duration) error {
 // isInvalid reports whether bbolt found that the file is not one of its own, or not whole.
 func isInvalid(err error) bool {
 	return err != nil && (errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrVersionMismatch) ||
-		errors.Is(err, berrors.ErrChecksum) || strings.Contains(err.Error(), "file size too small")) // has no error value
+		// has no error value
+		errors.Is(err, berrors.ErrChecksum) || strings.Contains(err.Error(), "file size too small"))
 }
 
 // release closes the file and gives up its lock.
 func (j *Journal) release(met error) error {
 	if errors.Is(met, storage.ErrDamaged) {
-		// bbolt may hold its own locks for ever after a panic, so that its Close would hang. We close only the file. Its
-		// memory map stays until the process ends, and would keep the file's lock alive, so we unlock it first.
+		// bbolt may hold its own locks for ever after a panic, so that its Close would hang. We close only the file.
+		// Its memory map stays until the process ends, and would keep the file's lock alive, so we unlock it first.
 		return errors.Join(syscall.Flock(int(j.file.Fd()), syscall.LOCK_UN), j.file.Close())
 	}
 	return j.db.Close()
@@ -278,8 +280,8 @@ func (j *Journal) readFormat(tx *bbolt.Tx, meta *bbolt.Bucket) error {
 	case v == 0:
 		return foreign(tx)
 	case v > storage.Format:
-		return fmt.Errorf("the data is of format %d, and this version knows formats up to %d: use the newer version that "+
-			"wrote it", v, storage.Format)
+		return fmt.Errorf("the data is of format %d, and this version knows formats up to %d: use the newer version "+
+			"that wrote it", v, storage.Format)
 	}
 	j.feed.SetHead(storage.Revision(parseNumber(meta.Get(keyRevision))))
 	return nil

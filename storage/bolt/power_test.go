@@ -242,7 +242,8 @@ func (rec *recording) holds(ctx context.Context, w *worker, done [powerRepos]int
 		}
 		now, states := k.String(), rec.states[n][done[n]:min(done[n]+2, len(rec.states[n]))]
 		if !slices.Contains(states, now) {
-			return held, fmt.Errorf("%s after %d steps is neither as then nor as after the next one: %s", powerRepo(n), done[n],
+			return held, fmt.Errorf("%s after %d steps is neither as then nor as after the next one: %s",
+				powerRepo(n), done[n],
 				difference(states[0], now))
 		}
 		for d := range k.blobs {

@@ -373,7 +373,8 @@ func (w *worker) do(repo string, d step) error {
 			return u, err
 		}, func(ctx context.Context, repo string, at digest.Digest, size int64) error {
 			return w.index.Update(ctx, repo, func(tx *storage.Tx) error {
-				err := tx.PutManifest(storage.Manifest{Digest: at, MediaType: "application/a", Size: size, Refs: d.refs})
+				err := tx.PutManifest(storage.Manifest{Digest: at, MediaType: "application/a", Size: size,
+					Refs: d.refs})
 				return errors.Join(err, setTags(tx, d.tags, at))
 			})
 		})

@@ -51,7 +51,8 @@ func CopyTo(dir, to string) (release func(), err error) {
 		release = func() { lock.Close() } // which gives up the lock
 		if err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			release()
-			return nil, fmt.Errorf("data directory %s is in use by %s; stop that one first, or use another --data-dir", dir,
+			return nil, fmt.Errorf("data directory %s is in use by %s; stop that one first, or use another --data-dir",
+				dir,
 				owner(dir))
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {

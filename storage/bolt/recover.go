@@ -89,7 +89,10 @@ func (r *Recovered) openBackup(root *os.Root, check func(*Journal) error) error 
 		return err
 	}
 	r.Backup = fi.ModTime()
-	err = files.WriteFrom(root, journalFile, 0o600, func(w io.Writer) error { _, err := io.Copy(w, backup); return err })
+	err = files.WriteFrom(root, journalFile, 0o600, func(w io.Writer) error {
+		_, err := io.Copy(w, backup)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -54,8 +54,8 @@ type Blobs struct {
 	mu      sync.Mutex // guards what follows; never held across I/O
 	uploads map[string]*upload
 	kept    int // how many of uploads count for MaxUploads
-	// unclaimed are the uploads from before the start, the one that was idle the longest first. Those that were continued
-	// or have ended since are left in it until they are reached.
+	// unclaimed are the uploads from before the start, the one that was idle the longest first. Those that were
+	// continued or have ended since are left in it until they are reached.
 	unclaimed []*upload
 }
 
@@ -64,8 +64,8 @@ type Options struct {
 	// Reserve returns how many bytes of a file system of size bytes are to stay free: an upload that would use them is
 	// refused with ErrFull. So deletions, tags and the journal have room to go on.
 	Reserve func(size int64) int64
-	// MaxUploads bounds the uploads that CreateAs makes and that are open at once, including those that no client writes
-	// to and those from before a restart; then CreateAs fails with ErrBusy. Those from before a restart that no
+	// MaxUploads bounds the uploads that CreateAs makes and that are open at once, including those that no client
+	// writes to and those from before a restart; then CreateAs fails with ErrBusy. Those from before a restart that no
 	// client has continued since are dropped instead, the oldest first: their owners are not known, and most clients
 	// begin again. Create is not bounded: a manifest must not wait until uploads end. 0: no bound.
 	MaxUploads int
@@ -182,7 +182,8 @@ func (b *Blobs) checkRoom() error {
 	}
 	s, err := b.Space()
 	if err == nil && s.Full() {
-		return fmt.Errorf("upload: %w: %d MiB are free, and %d MiB are reserved", storage.ErrFull, s.Free>>20, s.Reserve>>20)
+		return fmt.Errorf("upload: %w: %d MiB are free, and %d MiB are reserved", storage.ErrFull, s.Free>>20,
+			s.Reserve>>20)
 	}
 	return err
 }

@@ -57,7 +57,8 @@ func TestTheRoomIsThatOfTheFileSystem(t *testing.T) {
 		got.Free < free/2 {
 		t.Errorf("%+v, want %d bytes, of which %d are free", got, size, free)
 	}
-	for s, full := range map[storage.Space]bool{{Free: 9, Reserve: 10}: true, {Free: 10, Reserve: 10}: false, {}: false} {
+	for s, full := range map[storage.Space]bool{{Free: 9, Reserve: 10}: true, {Free: 10, Reserve: 10}: false,
+		{}: false} {
 		if s.Full() != full {
 			t.Errorf("%+v is full: %v", s, s.Full())
 		}
@@ -258,8 +259,8 @@ func TestAListingShowsEachBlob(t *testing.T) {
 	}
 }
 
-// TestNoByteIsReadAgain: bytes are hashed as they come in, also of an upload that was empty at a restart, and the kernel
-// is asked to write them out piece by piece.
+// TestNoByteIsReadAgain: bytes are hashed as they come in, also of an upload that was empty at a restart, and the
+// kernel is asked to write them out piece by piece.
 func TestNoByteIsReadAgain(t *testing.T) {
 	dir := t.TempDir()
 	b := openIn(t, dir, Options{})
@@ -295,7 +296,8 @@ func TestNoByteIsReadAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		if u.hash == nil || u.writtenOut != piece.writtenOut {
-			t.Errorf("piece %d: hashed %v, written out up to %d, want %d", i, u.hash != nil, u.writtenOut, piece.writtenOut)
+			t.Errorf("piece %d: hashed %v, written out up to %d, want %d", i, u.hash != nil, u.writtenOut,
+				piece.writtenOut)
 		}
 	}
 	if err := resumed.Commit(t.Context(), digest.FromBytes(make([]byte, 2*writeOutEvery))); err != nil {

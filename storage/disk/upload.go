@@ -416,8 +416,8 @@ func (u *upload) verify(d digest.Digest) error {
 
 // publish makes the upload's file the blob at path, durably; dir is path's directory.
 func (u *upload) publish(path string, dir *groupSync) error {
-	// The order makes the invariants: the bytes are durable before the blob's name points to them, and the name is durable
-	// before we return. The rename replaces a damaged file at once.
+	// The order makes the invariants: the bytes are durable before the blob's name points to them, and the name is
+	// durable before we return. The rename replaces a damaged file at once.
 	if err := u.file.Sync(); err != nil {
 		return fileError("blob", err)
 	}

@@ -43,7 +43,8 @@ func TestWritable(t *testing.T) {
 	if err := b.Writable(); err == nil || errors.Is(err, storage.ErrReadOnly) || !strings.Contains(err.Error(), gone) {
 		t.Errorf("a directory that is gone: %v", err)
 	}
-	if b, err = disk.Open(dir, disk.Options{ReadOnly: true}); err != nil || !errors.Is(b.Writable(), storage.ErrReadOnly) {
+	if b, err = disk.Open(dir, disk.Options{ReadOnly: true}); err != nil ||
+		!errors.Is(b.Writable(), storage.ErrReadOnly) {
 		t.Errorf("opened to read: %v", err)
 	}
 }

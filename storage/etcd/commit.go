@@ -36,8 +36,8 @@ func (w *writer) next() string {
 func writerValue(number uint64) string { return fmt.Sprintf("%d %d", number, time.Now().Unix()) }
 
 const (
-	// commitTimeout bounds Commit, with all attempts: a leader that is lost is replaced within two or three seconds, and
-	// clients wait. attemptsTimeout is when the last attempt begins, so that there is time to settle it.
+	// commitTimeout bounds Commit, with all attempts: a leader that is lost is replaced within two or three seconds,
+	// and clients wait. attemptsTimeout is when the last attempt begins, so that there is time to settle it.
 	commitTimeout   = 9 * time.Second
 	attemptsTimeout = 5 * time.Second
 
@@ -71,7 +71,8 @@ func (j *Journal) Commit(ctx context.Context, batches ...storage.Batch) (storage
 	defer cancel()
 	for begin, attempt := time.Now(), 0; ; attempt++ {
 		rev, err := j.commit(ctx, batches)
-		again := errors.Is(err, errLost) && time.Since(begin) < attemptsTimeout || errors.Is(err, errWriter) && attempt == 0
+		again := errors.Is(err, errLost) && time.Since(begin) < attemptsTimeout ||
+			errors.Is(err, errWriter) && attempt == 0
 		if !again || ctx.Err() != nil {
 			return rev, err
 		}
@@ -298,7 +299,8 @@ func (j *Journal) settle(ctx context.Context) (storage.Revision, error) {
 	if !r.Succeeded {
 		kv = kvOf(r, 0)
 	}
-	if kv == nil || string(kv.Value) != j.writer.pending { // deleted now, by an earlier attempt, or not there after a move
+	// deleted now, by an earlier attempt, or not there after a move
+	if kv == nil || string(kv.Value) != j.writer.pending {
 		j.writer = writer{}
 		return 0, nil
 	}

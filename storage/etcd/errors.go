@@ -23,12 +23,14 @@ var remedies = []struct {
 	{rpctypes.ErrNoSpace, "its database has reached the quota (alarm NOSPACE): run etcdctl compact REVISION, etcdctl " +
 		"defrag --cluster and etcdctl alarm disarm; or raise --quota-backend-bytes. Compact automatically with " +
 		"--auto-compaction-retention=1h"},
-	{rpctypes.ErrPermissionDenied, "grant the user the keys that begin with %[1]q: etcdctl role grant-permission ROLE " +
-		"--prefix=true readwrite %[1]s"},
+	{rpctypes.ErrPermissionDenied, "grant the user the keys that begin with %[1]q: etcdctl role grant-permission " +
+		"ROLE --prefix=true readwrite %[1]s"},
 	{rpctypes.ErrAuthFailed, "check the user and the file with the password"},
 	{rpctypes.ErrUserEmpty, "it wants a user: set the user and the file with the password"},
-	{rpctypes.ErrAuthNotEnabled, "a user is set, but authentication is not enabled: etcdctl auth enable; or set no user"},
-	{rpctypes.ErrInvalidAuthToken, "the user was changed, or its token is not accepted: check the user and the password"},
+	{rpctypes.ErrAuthNotEnabled, "a user is set, but authentication is not enabled: etcdctl auth enable; or set no " +
+		"user"},
+	{rpctypes.ErrInvalidAuthToken, "the user was changed, or its token is not accepted: check the user and the " +
+		"password"},
 	{rpctypes.ErrRequestTooLarge, "--max-request-bytes must be at least 1572864, its default"},
 	{rpctypes.ErrTooManyOps, "--max-txn-ops must be at least 128, its default"},
 	{rpctypes.ErrCompacted, "it was compacted faster than it could be read; if this happens often: " +

@@ -137,7 +137,8 @@ func (o Options) config(connected func(error), dial ...grpc.DialOption) (clientv
 	scheme := "http://"
 	dial = append(dial, grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: o.DialTimeout,
 		// A member that was restarted is back within seconds.
-		Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}}))
+		Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2,
+			MaxDelay: 2 * time.Second}}))
 	if o.TLS {
 		scheme = "https://"
 		creds, err := newFileCredentials(o.CAFile, o.CertFile, o.KeyFile, connected)
@@ -148,8 +149,9 @@ func (o Options) config(connected func(error), dial ...grpc.DialOption) (clientv
 	} else if o.CAFile+o.CertFile+o.KeyFile != "" {
 		return clientv3.Config{}, errors.New("certificates are given, but the connection is without TLS; use etcds://")
 	}
-	c := clientv3.Config{DialTimeout: o.DialTimeout, DialKeepAliveTime: keepAlive, DialKeepAliveTimeout: keepAliveTimeout,
-		DialOptions: dial, Username: o.User, Logger: zap.NewNop()}
+	c := clientv3.Config{DialTimeout: o.DialTimeout, DialKeepAliveTime: keepAlive,
+		DialKeepAliveTimeout: keepAliveTimeout,
+		DialOptions:          dial, Username: o.User, Logger: zap.NewNop()}
 	for _, e := range o.Endpoints {
 		c.Endpoints = append(c.Endpoints, scheme+e)
 	}
@@ -159,7 +161,8 @@ func (o Options) config(connected func(error), dial ...grpc.DialOption) (clientv
 			return clientv3.Config{}, fmt.Errorf("the password of the user %q of etcd: %w", o.User, err)
 		}
 		if c.Password = strings.TrimRight(string(password), "\r\n"); c.Password == "" {
-			return clientv3.Config{}, fmt.Errorf("the password of the user %q of etcd: %s is empty", o.User, o.PasswordFile)
+			return clientv3.Config{}, fmt.Errorf("the password of the user %q of etcd: %s is empty", o.User,
+				o.PasswordFile)
 		}
 	}
 	return c, nil
@@ -176,7 +179,8 @@ func (j *Journal) prepare(ctx context.Context) error {
 		}
 		// Two that start at once get the same identity: that of the first.
 		if _, err := j.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(j.keys.identity()), "=", 0)).
-			Then(clientv3.OpPut(j.keys.format(), strconv.Itoa(storage.Format)), clientv3.OpPut(j.keys.identity(), rand.Text())).
+			Then(clientv3.OpPut(j.keys.format(), strconv.Itoa(storage.Format)),
+				clientv3.OpPut(j.keys.identity(), rand.Text())).
 			Commit(); err != nil {
 			return nil, err
 		}
@@ -187,8 +191,8 @@ func (j *Journal) prepare(ctx context.Context) error {
 	}
 	format, _ := strconv.Atoi(valueOf(read, 0))
 	if format < 1 || format > storage.Format {
-		return fmt.Errorf("etcd: the keys below %q have format %q, and this program knows those up to %d: use the newer "+
-			"program that wrote them, or another prefix", j.keys.prefix, valueOf(read, 0), storage.Format)
+		return fmt.Errorf("etcd: the keys below %q have format %q, and this program knows those up to %d: use the "+
+			"newer program that wrote them, or another prefix", j.keys.prefix, valueOf(read, 0), storage.Format)
 	}
 	j.identity = valueOf(read, 1)
 	j.sweep(ctx)
@@ -252,7 +256,8 @@ func (j *Journal) History(ctx context.Context, repo, prefix string) (facts []sto
 	defer cancel()
 	err = j.pages(ctx, j.quick(), from, after(from), 0, func(kvs []*mvccpb.KeyValue, _ bool) error {
 		for _, kv := range kvs {
-			facts = append(facts, storage.Fact{Kind: storage.KindHistory, Name: string(kv.Key[skip:]), Value: valueIn(kv)})
+			facts = append(facts, storage.Fact{Kind: storage.KindHistory, Name: string(kv.Key[skip:]),
+				Value: valueIn(kv)})
 		}
 		return nil
 	})

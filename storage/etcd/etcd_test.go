@@ -26,7 +26,8 @@ func TestParseURL(t *testing.T) {
 		"etcds://a.example:2379/x%20y/":   {Endpoints: []string{"a.example:2379"}, Prefix: "x y/", TLS: true},
 	} {
 		got, err := ParseURL(url)
-		if err != nil || !slices.Equal(got.Endpoints, want.Endpoints) || got.Prefix != want.Prefix || got.TLS != want.TLS {
+		if err != nil || !slices.Equal(got.Endpoints, want.Endpoints) || got.Prefix != want.Prefix ||
+			got.TLS != want.TLS {
 			t.Errorf("ParseURL(%q) = %+v, %v; want %+v", url, got, err, want)
 		}
 	}
@@ -52,7 +53,8 @@ func TestKeys(t *testing.T) {
 	from, end := l.facts()
 	watched, watchedEnd := l.watched()
 	in := func(key, from, end string) bool { return key >= from && key < end }
-	for _, f := range []storage.Fact{{Kind: 'b', Name: "\x01\x00\xff"}, {Kind: 't', Name: ""}, {Kind: 't', Name: "\x00"},
+	for _, f := range []storage.Fact{{Kind: 'b', Name: "\x01\x00\xff"}, {Kind: 't', Name: ""},
+		{Kind: 't', Name: "\x00"},
 		{Kind: 'q', Name: "\xff\xff"}} {
 		for _, repo := range []string{"a", "a/b", "_", "_/a", "\xff"} {
 			key := l.fact(repo, f)
@@ -109,7 +111,8 @@ func TestUpdate(t *testing.T) {
 			}
 		}
 	}
-	if got := strings.NewReplacer("98", "b", "116", "t").Replace(fmt.Sprint(u.Batches)); got != want || u.Revision != 7 {
+	if got := strings.NewReplacer("98", "b", "116", "t").
+		Replace(fmt.Sprint(u.Batches)); got != want || u.Revision != 7 {
 		t.Errorf("the update is\n%s\nwant\n%s", got, want)
 	}
 }
@@ -127,7 +130,8 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"--auto-compaction-retention=1h": rpctypes.ErrCompacted,
 	} {
 		got := j.explain(fmt.Errorf("wrapped: %w", err))
-		if !strings.Contains(got.Error(), want) || !strings.Contains(got.Error(), "etcd at a:1") || !errors.Is(got, err) {
+		if !strings.Contains(got.Error(), want) || !strings.Contains(got.Error(), "etcd at a:1") ||
+			!errors.Is(got, err) {
 			t.Errorf("%v is explained as %v", err, got)
 		}
 		if errors.Is(got, storage.ErrFull) != errors.Is(err, rpctypes.ErrNoSpace) {

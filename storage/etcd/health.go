@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// healthInterval is how often etcd's size is looked at, and compactionAge how old a revision is that should have been
-	// compacted: etcd keeps each change until then.
+	// healthInterval is how often etcd's size is looked at, and compactionAge how old a revision is that should have
+	// been compacted: etcd keeps each change until then.
 	healthInterval = time.Hour
 	compactionAge  = 24 * time.Hour
 
@@ -48,9 +48,11 @@ func (h *health) look(now time.Time) {
 	ctx, cancel := context.WithTimeout(h.j.ctx, h.j.options.RequestTimeout)
 	defer cancel()
 	for _, e := range h.j.client.Endpoints() {
-		if s, err := h.j.client.Status(ctx, e); err == nil && s.DbSizeQuota > 0 && s.DbSize*100 >= s.DbSizeQuota*fullAt {
-			h.j.options.Warn(fmt.Errorf("etcd at %s: its database has %d MiB of %d MiB; commits end when it is full: run "+
-				"etcdctl defrag, compact automatically, or raise --quota-backend-bytes", e, s.DbSize>>20, s.DbSizeQuota>>20))
+		if s, err := h.j.client.Status(ctx, e); err == nil && s.DbSizeQuota > 0 &&
+			s.DbSize*100 >= s.DbSizeQuota*fullAt {
+			h.j.options.Warn(fmt.Errorf("etcd at %s: its database has %d MiB of %d MiB; commits end when it is full: "+
+				"run etcdctl defrag, compact automatically, or raise --quota-backend-bytes", e, s.DbSize>>20,
+				s.DbSizeQuota>>20))
 			break
 		}
 	}
@@ -61,7 +63,8 @@ func (h *health) look(now time.Time) {
 		// A revision that was compacted cannot be read.
 		if _, err := h.j.client.Get(ctx, h.j.keys.identity(), clientv3.WithRev(h.revision)); err == nil {
 			h.j.options.Warn(fmt.Errorf("%w: it still has revision %d, of %s ago; set --auto-compaction-mode=periodic "+
-				"--auto-compaction-retention=1h, or it grows with every change until its quota", h.j.explain(errUncompacted),
+				"--auto-compaction-retention=1h, or it grows with every change until its quota",
+				h.j.explain(errUncompacted),
 				h.revision, now.Sub(h.at).Round(time.Hour)))
 		}
 	}

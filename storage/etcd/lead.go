@@ -73,7 +73,9 @@ func (j *Journal) candidate(ctx context.Context) (clientv3.LeaseID, error) {
 func (j *Journal) awaitVacancy(ctx context.Context, task string) error {
 	key := j.keys.lead(task)
 	for {
-		r, err := retry(ctx, j, func(ctx context.Context) (*clientv3.GetResponse, error) { return j.client.Get(ctx, key) })
+		r, err := retry(ctx, j, func(ctx context.Context) (*clientv3.GetResponse, error) {
+			return j.client.Get(ctx, key)
+		})
 		if err != nil {
 			return j.explain(err)
 		}

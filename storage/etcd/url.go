@@ -29,8 +29,8 @@ func ParseURL(s string) (Options, error) {
 	hosts, path, _ := strings.Cut(rest, "/")
 	// Before anything of the URL is repeated in a message: an at sign anywhere may end a password.
 	if strings.Contains(rest, "@") {
-		return Options{}, errors.New("the URL of the journal has credentials, which lists of processes and logs would " +
-			"show; give the user and a file with the password as settings instead")
+		return Options{}, errors.New("the URL of the journal has credentials, which lists of processes and logs " +
+			"would show; give the user and a file with the password as settings instead")
 	}
 	if strings.ContainsAny(rest, "?#") {
 		return fail("the URL of the journal has a query or a fragment")

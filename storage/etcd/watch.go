@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// checkInterval is how often a watch is compared with the head that is known, and headInterval how often the head is
-	// read for that when nothing else does: an etcd that was restored is noticed, and so is a member that is cut off.
+	// checkInterval is how often a watch is compared with the head that is known, and headInterval how often the head
+	// is read for that when nothing else does: an etcd that was restored is noticed, and so is a member that is cut
+	// off.
 	checkInterval = time.Second
 	headInterval  = 10 * time.Second
 
@@ -265,8 +266,8 @@ func (j *Journal) load(ctx context.Context, head, revision storage.Revision, app
 		for _, kv := range kvs {
 			name, kind, fact, ok := j.keys.parse(kv.Key)
 			if !ok {
-				return applyError{fmt.Errorf("etcd: %w: the key %q is not one of this program; delete it with etcdctl del, if "+
-					"somebody has put it by mistake", storage.ErrDamaged, kv.Key)}
+				return applyError{fmt.Errorf("etcd: %w: the key %q is not one of this program; delete it with "+
+					"etcdctl del, if somebody has put it by mistake", storage.ErrDamaged, kv.Key)}
 			}
 			if name != repo {
 				repo, base = name, 0

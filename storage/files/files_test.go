@@ -241,7 +241,8 @@ func TestAFollowerReportsTheFirstFileThatCannotBeRead(t *testing.T) {
 	f := files.NewFollower(paths, make([][]byte, len(paths)))
 	for i := range 2 {
 		_, changed, err := f.Poll()
-		if changed != (i == 1) || changed && (!errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "first")) {
+		if changed != (i == 1) || changed && (!errors.Is(err, fs.ErrNotExist) ||
+			!strings.Contains(err.Error(), "first")) {
 			t.Errorf("poll %d: %v, %v", i, changed, err)
 		}
 	}

@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// PollInterval is the time between two looks at a file that may change. A change is acted upon after the second look
-	// that finds it, at most twice this time after it was made.
+	// PollInterval is the time between two looks at a file that may change. A change is acted upon after the second
+	// look that finds it, at most twice this time after it was made.
 	PollInterval = 5 * time.Second
 	// MaxSize bounds the files that people write and that we follow: 1 MiB holds the htpasswd lines of 10,000 users.
 	MaxSize = 1 << 20

@@ -103,7 +103,9 @@ func (j *Journal) put(b storage.Batch, rev storage.Revision) {
 		case f.Value != nil:
 			r.facts[name{f.Kind, f.Name}] = f.Value
 		case f.Kind == storage.KindHistory && strings.HasSuffix(f.Name, "\x00"):
-			maps.DeleteFunc(r.facts, func(n name, _ []byte) bool { return n.kind == f.Kind && strings.HasPrefix(n.name, f.Name) })
+			maps.DeleteFunc(r.facts, func(n name, _ []byte) bool {
+				return n.kind == f.Kind && strings.HasPrefix(n.name, f.Name)
+			})
 		default:
 			delete(r.facts, name{f.Kind, f.Name})
 		}

@@ -45,6 +45,14 @@ type blob struct {
 	info storage.BlobInfo
 }
 
+// open returns the bytes as [storage.Blobs] does.
+func (b blob) open() io.ReadSeekCloser {
+	return struct {
+		io.ReadSeeker
+		io.Closer
+	}{bytes.NewReader(b.data), io.NopCloser(nil)}
+}
+
 // upload is the state of one upload; its writers change.
 type upload struct {
 	repo   string
@@ -92,10 +100,7 @@ func (b *Blobs) Open(_ context.Context, d digest.Digest) (io.ReadSeekCloser, err
 	if err != nil {
 		return nil, err
 	}
-	return struct {
-		io.ReadSeeker
-		io.Closer
-	}{bytes.NewReader(found.data), io.NopCloser(nil)}, nil
+	return found.open(), nil
 }
 
 // Room implements [storage.Blobs].
@@ -219,6 +224,11 @@ func (w *writer) Size() int64 {
 
 // Commit implements [storage.Upload].
 func (w *writer) Commit(_ context.Context, d digest.Digest) error {
+	return w.commit(d, func(b blob) { w.b.blobs[d] = b })
+}
+
+// commit ends the upload, and calls keep with its bytes if they are those of d. It holds mu meanwhile.
+func (w *writer) commit(d digest.Digest, keep func(blob)) error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()
 	if err := w.check(); err != nil {
@@ -228,8 +238,7 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 	if err := w.verify(d); err != nil {
 		return err
 	}
-	info := storage.BlobInfo{Digest: d, Size: int64(len(w.u.data)), ModTime: time.Now()}
-	w.b.blobs[d] = blob{w.u.data, info}
+	keep(blob{w.u.data, storage.BlobInfo{Digest: d, Size: int64(len(w.u.data)), ModTime: time.Now()}})
 	w.u.open.Commit(d)
 	return nil
 }

@@ -1,7 +1,6 @@
 package memory
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -82,10 +81,7 @@ func (o *Objects) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser,
 	if err != nil {
 		return nil, err
 	}
-	return struct {
-		io.ReadSeeker
-		io.Closer
-	}{bytes.NewReader(b.data), io.NopCloser(nil)}, nil
+	return b.open(), nil
 }
 
 // Room implements [storage.Blobs].
@@ -180,20 +176,11 @@ type objectWriter struct {
 
 // Commit implements [storage.Upload].
 func (w *objectWriter) Commit(_ context.Context, d digest.Digest) error {
-	w.b.mu.Lock()
-	defer w.b.mu.Unlock()
-	if err := w.check(); err != nil {
-		return err
-	}
-	defer w.end() // after the bytes count as committed
-	if err := w.verify(d); err != nil {
-		return err
-	}
-	w.objects.mu.Lock()
-	w.objects.objects[w.place] = blob{w.u.data, storage.BlobInfo{Size: int64(len(w.u.data)), ModTime: time.Now()}}
-	w.objects.mu.Unlock()
-	w.u.open.Commit(d)
-	return nil
+	return w.commit(d, func(b blob) {
+		w.objects.mu.Lock()
+		defer w.objects.mu.Unlock()
+		w.objects.objects[w.place] = b
+	})
 }
 
 // Place implements [storage.PlacedUpload].

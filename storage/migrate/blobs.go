@@ -13,33 +13,6 @@ import (
 	"trow/storage"
 )
 
-// copyAll copies bytes, several blobs at a time.
-func (m *migration) copyAll(ctx context.Context, blobs []digest.Digest) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	queue := make(chan digest.Digest)
-	var workers sync.WaitGroup
-	for range min(m.Parallel, len(blobs)) {
-		workers.Go(func() {
-			for d := range queue {
-				if err := m.copyBlob(ctx, d); err != nil {
-					cancel(err)
-					return
-				}
-			}
-		})
-	}
-	for _, d := range blobs {
-		select {
-		case queue <- d:
-		case <-ctx.Done():
-		}
-	}
-	close(queue)
-	workers.Wait()
-	return context.Cause(ctx)
-}
-
 // readError is an error of the source.
 type readError struct{ error }
 

@@ -159,8 +159,8 @@ func (m *migration) begin(ctx context.Context) (finished bool, err error) {
 		m.done.Stage = Done
 		return true, nil
 	case theirs != nil && (!migrating || theirs.Migration.ID != begun.ID):
-		return false, fmt.Errorf("%w: it is the target of a migration from %s that has not finished; go on with that one, "+
-			"or empty the target", ErrNotEmpty, theirs.Migration.From)
+		return false, fmt.Errorf("%w: it is the target of a migration from %s that has not finished; go on with that "+
+			"one, or empty the target", ErrNotEmpty, theirs.Migration.From)
 	case theirs == nil && migrating && begun.To != m.To.Name:
 		return false, fmt.Errorf("%w: to %s; go on with that one%s", ErrOther, begun.To, cancelRemedy(m.sealed))
 	case theirs == nil:
@@ -198,8 +198,8 @@ func (m *migration) empty(ctx context.Context) error {
 	}
 	if placed, ok := m.To.Blobs.(storage.Placed); ok {
 		for _, err := range placed.Objects(ctx) {
-			return cmp.Or(err, fmt.Errorf("%w: there are objects that its journal does not know; give an empty prefix of "+
-				"the bucket", ErrNotEmpty))
+			return cmp.Or(err, fmt.Errorf("%w: there are objects that its journal does not know; give an empty "+
+				"prefix of the bucket", ErrNotEmpty))
 		}
 		return nil
 	}

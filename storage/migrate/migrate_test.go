@@ -38,7 +38,9 @@ var bounds = storage.Traits{Shared: true, Compares: 24, Operations: 24, Bytes: 4
 func shared(name string) *place {
 	j, service := memory.NewJournal(), memory.NewService()
 	j.Is = bounds
-	return &place{name, j, func(r storage.Records) storage.Blobs { return &memory.Objects{Service: service, Records: r} }}
+	return &place{name, j, func(r storage.Records) storage.Blobs {
+		return &memory.Objects{Service: service, Records: r}
+	}}
 }
 
 // single is for one process.
@@ -116,7 +118,8 @@ func act(ctx context.Context, s migrate.Side, r *rand.Rand) error {
 	default:
 		err = pushImage(ctx, s, repo, tag, n)
 	}
-	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrExpired) || errors.Is(err, storage.ErrTooLarge) {
+	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrExpired) ||
+		errors.Is(err, storage.ErrTooLarge) {
 		return nil
 	}
 	return err

@@ -66,8 +66,8 @@ func (c *client) do(ctx context.Context, op string, request func(ctx context.Con
 			again, down = passing(ctx, err)
 			c.circuit.leave(down, err)
 		}
-		// A new request does not wait for a circuit that is open. One that was under way when it opened does: what it has
-		// sent so far would be lost.
+		// A new request does not wait for a circuit that is open. One that was under way when it opened does: what it
+		// has sent so far would be lost.
 		if !again || attempt == attempts || open && attempt == 1 || sleep(ctx, pause(attempt)) != nil {
 			return c.error(op, err)
 		}
@@ -168,7 +168,8 @@ func (c *client) sum(data []byte) string {
 func (c *client) put(ctx context.Context, key, upload string, data []byte) error {
 	sum := c.sum(data)
 	err := c.do(ctx, "write "+key, func(ctx context.Context) error {
-		_, err := c.core.PutObject(ctx, c.bucket, key, bytes.NewReader(data), int64(len(data)), "", sum, c.putOptions(upload))
+		_, err := c.core.PutObject(ctx, c.bucket, key, bytes.NewReader(data), int64(len(data)), "", sum,
+			c.putOptions(upload))
 		return err
 	})
 	return c.unlessMade(ctx, err, key, upload, int64(len(data)))
@@ -195,8 +196,8 @@ func (c *client) head(ctx context.Context, key string) (info minio.ObjectInfo, e
 	if !errors.Is(err, storage.ErrNotFound) {
 		return info, err
 	}
-	// The answer to a HEAD has no body, so a bucket that is gone looks like an object that is. That is no loss of bytes:
-	// everything would be taken for damaged. The answer to a GET says which it is.
+	// The answer to a HEAD has no body, so a bucket that is gone looks like an object that is. That is no loss of
+	// bytes: everything would be taken for damaged. The answer to a GET says which it is.
 	body, _, gerr := c.get(ctx, key, 0, 1)
 	if gerr == nil {
 		_ = body.Close()
@@ -235,7 +236,8 @@ func totalOf(contentRange string, offset, length int64) (int64, error) {
 	first, _, ok2 := strings.Cut(part, "-")
 	n, err := strconv.ParseInt(total, 10, 64)
 	if !ok || !ok2 || err != nil || first != strconv.FormatInt(offset, 10) {
-		return 0, fmt.Errorf("the service does not answer requests of a range as HTTP says: Content-Range %.60q from %d",
+		return 0, fmt.Errorf("the service does not answer requests of a range as HTTP says: Content-Range %.60q from "+
+			"%d",
 			contentRange, offset)
 	}
 	return n, nil

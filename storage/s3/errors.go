@@ -17,7 +17,8 @@ import (
 var (
 	// errNoUpload: the service does not know the multipart upload. It was completed, aborted or swept.
 	errNoUpload = errors.New("no such multipart upload")
-	// errLater is part of the errors of requests that may succeed later: the service is down, or wants to be asked less.
+	// errLater is part of the errors of requests that may succeed later: the service is down, or wants to be asked
+	// less.
 	errLater = storage.ErrUnavailable
 	// errShort: an object does not have the bytes that it had.
 	errShort = errors.New("the object is shorter than it was")

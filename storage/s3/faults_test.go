@@ -148,7 +148,7 @@ func TestEachChangeOfTheRecordFails(t *testing.T) {
 func TestALatePartOfAnOldWriter(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	x, y := engine(t, f, r), engine(t, f, r)
-	data := random(16*mib, 1)
+	data := storagetest.Random(16*mib, 1)
 	u := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
 	write(t, u, data[:5*mib])
 	wantNil(t, "Close", u.Close(t.Context()))
@@ -169,7 +169,7 @@ func TestALatePartOfAnOldWriter(t *testing.T) {
 		return fault{}
 	})
 	old := must(x.Resume(t.Context(), "a", id, 5*mib))(t)
-	wrong := random(5*mib, 9)
+	wrong := storagetest.Random(5*mib, 9)
 	write(t, old, wrong)
 	<-held
 	u = must(y.Resume(t.Context(), "a", id, 5*mib))(t)
@@ -196,7 +196,7 @@ func TestAnOldWriterCannotCommit(t *testing.T) {
 	for _, n := range []int{mib, 12 * mib} {
 		f, r := newFake(t), storagetest.NewRecords()
 		x, y := engine(t, f, r), engine(t, f, r)
-		data := random(n, 1)
+		data := storagetest.Random(n, 1)
 		old := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
 		write(t, old, data)
 		u := must(y.Resume(t.Context(), "a", id, -1))(t)
@@ -213,7 +213,7 @@ func TestAnOldWriterCannotCommit(t *testing.T) {
 func TestASessionThatIsBeingCompletedIsNotTakenOver(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	x, y := engine(t, f, r), engine(t, f, r)
-	data := random(12*mib, 1)
+	data := storagetest.Random(12*mib, 1)
 	u := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
 	write(t, u, data)
 	late, held := make(chan struct{}), make(chan struct{})
@@ -240,7 +240,7 @@ func TestASessionThatIsBeingCompletedIsNotTakenOver(t *testing.T) {
 func TestALateRemoveHurtsNothing(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	x, y := engine(t, f, r), engine(t, f, r)
-	data := random(1000, 1)
+	data := storagetest.Random(1000, 1)
 	d := must(storagetest.Push(t.Context(), x, data))(t)
 	late, held := make(chan struct{}), make(chan struct{})
 	f.on(func(op string, _ *http.Request) fault {
@@ -266,7 +266,7 @@ func TestALateRemoveHurtsNothing(t *testing.T) {
 func TestAReaderGoesOnWhereTheConnectionBroke(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	b := engine(t, f, r)
-	data := random(9*mib+17, 1)
+	data := storagetest.Random(9*mib+17, 1)
 	d := must(storagetest.Push(t.Context(), b, data))(t)
 	f.on(func(op string, _ *http.Request) fault {
 		if op == "GetObject" {
@@ -325,7 +325,7 @@ func TestASeekSaysThatTheServiceDoesNotAnswer(t *testing.T) {
 func TestReads(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	b := engine(t, f, r)
-	data := random(mib/4+17, 1)
+	data := storagetest.Random(mib/4+17, 1)
 	file := must(b.Open(t.Context(), must(storagetest.Push(t.Context(), b, data))(t)))(t)
 	defer file.Close()
 	wantNil(t, "TestReader", iotest.TestReader(struct{ io.ReadSeeker }{file}, data))
@@ -447,7 +447,7 @@ func TestMemoryOfManyUploads(t *testing.T) {
 	o.Memory = 64 * mib
 	b := open(t, o)
 	const uploads, size = 200, 6 * mib
-	block := random(32<<10, 1)
+	block := storagetest.Random(32<<10, 1)
 	var wg sync.WaitGroup
 	stop, peak := make(chan struct{}), make(chan uint64)
 	go func() {
@@ -501,12 +501,12 @@ func TestAnUploadThatWaitsForMemoryEndsWithItsRequest(t *testing.T) {
 	var holders []storage.Upload
 	for range 2 {
 		u := must(b.Create(t.Context(), "a", digest.SHA256))(t)
-		write(t, u, random(mib, 1)) // a part each
+		write(t, u, storagetest.Random(mib, 1)) // a part each
 		holders = append(holders, u)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	u := must(b.CreateAs(ctx, "a", id, digest.SHA256))(t)
-	small := random(64<<10, 2)
+	small := storagetest.Random(64<<10, 2)
 	write(t, u, small) // does not wait
 	waits := make(chan error)
 	go func() { _, err := u.Write([]byte("more")); waits <- err }()
@@ -525,10 +525,10 @@ func TestExpireAbortsWhatNoRecordNames(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	b := open(t, options(f, r))
 	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
-	write(t, u, random(6*mib, 1))
+	write(t, u, storagetest.Random(6*mib, 1))
 	wantNil(t, "Close", u.Close(t.Context()))
 	orphan := must(b.Create(t.Context(), "a", digest.SHA256))(t)
-	write(t, orphan, random(6*mib, 1))
+	write(t, orphan, storagetest.Random(6*mib, 1))
 	for range 2 {
 		b.SweepAgain()
 		expire(t, b, -1)
@@ -544,7 +544,7 @@ func TestExpireAbortsWhatNoRecordNames(t *testing.T) {
 	}
 	// A record of another version: it may name any of them, and is left alone.
 	wantNil(t, "SetSession", r.SetSession(t.Context(), "b", id, nil, []byte{99, 1, 2}))
-	write(t, must(b.Create(t.Context(), "a", digest.SHA256))(t), random(6*mib, 1))
+	write(t, must(b.Create(t.Context(), "a", digest.SHA256))(t), storagetest.Random(6*mib, 1))
 	f.age(48 * time.Hour)
 	b.SweepAgain()
 	expire(t, b, -1)
@@ -622,7 +622,7 @@ func TestTheProbeNamesWhatTheServiceLacks(t *testing.T) {
 // TestWritersFightForASession: requests of several clients at several processes, each of which believes that the
 // session is its own. Whatever is acknowledged has the right bytes.
 func TestWritersFightForASession(t *testing.T) {
-	data := random(9*short+100, 1)
+	data := storagetest.Random(9*short+100, 1)
 	d := digest.FromBytes(data)
 	for round := range 5 {
 		f, r := newFake(t), storagetest.NewRecords()

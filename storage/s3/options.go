@@ -38,11 +38,11 @@ type Options struct {
 
 	Records storage.Records  // required
 	Uploads *storage.Uploads // counts the uploads for quotas. nil: they do not count
-	// Memory bounds the bytes of parts in memory, of all uploads together; 0: 256 MiB. An upload that has no room waits,
-	// and its client with it. Each upload also has up to 64 KiB that are not counted.
+	// Memory bounds the bytes of parts in memory, of all uploads together; 0: 256 MiB. An upload that has no room
+	// waits, and its client with it. Each upload also has up to 64 KiB that are not counted.
 	Memory int64
-	// MaxUploads bounds the uploads that CreateAs makes; beyond it, CreateAs fails with ErrBusy. Other processes may make
-	// one at the same moment, so the bound is not exact with several. 0: no bound.
+	// MaxUploads bounds the uploads that CreateAs makes; beyond it, CreateAs fails with ErrBusy. Other processes may
+	// make one at the same moment, so the bound is not exact with several. 0: no bound.
 	MaxUploads int
 	ReadOnly   bool // everything that writes fails with ErrReadOnly, and Open does not try to write
 	// Timeout is how long the service may be silent within a request; 0: 2 minutes.
@@ -103,8 +103,8 @@ func ParseURL(text string) (Options, error) {
 		set := parameters[name]
 		switch {
 		case set == nil:
-			return Options{}, fmt.Errorf("%.40q is not a parameter of an s3 URL: there are endpoint, region, path-style, "+
-				"ca-file, sse, kms-key, part-size and redirect", name)
+			return Options{}, fmt.Errorf("%.40q is not a parameter of an s3 URL: there are endpoint, region, "+
+				"path-style, ca-file, sse, kms-key, part-size and redirect", name)
 		case len(all) != 1:
 			return Options{}, fmt.Errorf("%s: the URL has it %d times", name, len(all))
 		}
@@ -143,7 +143,8 @@ func (o *Options) check() error {
 	u, err := url.Parse(o.Endpoint)
 	switch {
 	case !validBucket.MatchString(o.Bucket):
-		return fmt.Errorf("bucket: %.70q is not the name of a bucket: 3 to 63 lower-case letters, digits, dots and dashes",
+		return fmt.Errorf("bucket: %.70q is not the name of a bucket: 3 to 63 lower-case letters, digits, dots and "+
+			"dashes",
 			o.Bucket)
 	case len(o.Prefix) > maxPrefix || o.Prefix != "" && !validPrefix.MatchString(o.Prefix) || dots(o.Prefix):
 		return fmt.Errorf("prefix: %.70q is not valid: up to %d letters, digits, dots, dashes and underscores between "+
@@ -160,7 +161,8 @@ func (o *Options) check() error {
 	case o.PartSize < o.minPart || o.PartSize > 1<<30:
 		return fmt.Errorf("part-size: %d is not valid; want %d (5 MiB) to %d (1 GiB) bytes", o.PartSize, minPart, 1<<30)
 	case o.Memory < 2*o.PartSize:
-		return fmt.Errorf("memory for uploads: %d bytes are too few; want %d, two parts, or more", o.Memory, 2*o.PartSize)
+		return fmt.Errorf("memory for uploads: %d bytes are too few; want %d, two parts, or more", o.Memory,
+			2*o.PartSize)
 	}
 	return nil
 }

@@ -54,7 +54,9 @@ func (c *client) probe(ctx context.Context, warn func(error)) error {
 		what string
 		try  func() error
 	}{
-		{"look an object up, with its length and metadata", func() error { return c.wantObject(ctx, key, int64(len(data))) }},
+		{"look an object up, with its length and metadata", func() error {
+			return c.wantObject(ctx, key, int64(len(data)))
+		}},
 		{"read a range of an object", func() error { return c.wantRange(ctx, key, data) }},
 		{"list objects", func() error { return c.wantListed(ctx, key) }},
 		{"complete a multipart upload", func() error { return c.wantMultipart(ctx, key+"-parts", data) }},
@@ -73,8 +75,8 @@ func (c *client) probe(ctx context.Context, warn func(error)) error {
 // probeVersions warns of a bucket in which deleted bytes stay. Services that do not know versions refuse the question.
 func (c *client) probeVersions(ctx context.Context, warn func(error)) {
 	if status, _, _, _, err := c.core.GetObjectLockConfig(ctx, c.bucket); err == nil && status == "Enabled" {
-		warn(c.error("probe", errors.New("the bucket has an object lock: what is deleted stays until its retention ends, "+
-			"and is paid for; use a bucket without one")))
+		warn(c.error("probe", errors.New("the bucket has an object lock: what is deleted stays until its retention "+
+			"ends, and is paid for; use a bucket without one")))
 		return
 	}
 	if v, err := c.core.GetBucketVersioning(ctx, c.bucket); err == nil && v.Enabled() {
@@ -96,7 +98,8 @@ func (c *client) wantObject(ctx context.Context, key string, size int64) error {
 	}
 	// Without the right to list, S3 answers 403 for an object that does not exist.
 	if _, err := c.head(ctx, key+"-missing"); !errors.Is(err, storage.ErrNotFound) {
-		return fmt.Errorf("an object that does not exist is not reported as missing (without s3:ListBucket it is not): %w",
+		return fmt.Errorf("an object that does not exist is not reported as missing (without s3:ListBucket it is "+
+			"not): %w",
 			cmpErr(err))
 	}
 	return nil

@@ -13,8 +13,10 @@ import (
 func sample(parts int) record {
 	h := digest.SHA512.Hash()
 	h.Write([]byte("bytes"))
-	r := record{epoch: 300, writer: newWriter(), committing: true, used: time.Unix(1_800_000_000, 0), alg: digest.SHA512,
-		state: stateOf(h), place: "0000002a/0123456789abcdef0123456789abcdef", upload: "an-id_of.the/service==", next: 10_001,
+	r := record{epoch: 300, writer: newWriter(), committing: true, used: time.Unix(1_800_000_000, 0),
+		alg:   digest.SHA512,
+		state: stateOf(h), place: "0000002a/0123456789abcdef0123456789abcdef", upload: "an-id_of.the/service==",
+		next: 10_001,
 		tail: tail{"0000002b/0123456789abcdef0123456789abcdef", 4 << 20}, size: 4 << 20}
 	for i := range parts {
 		etag := strings.Repeat("0f", 16)
@@ -93,10 +95,12 @@ func TestParseURL(t *testing.T) {
 	t.Setenv("AWS_DEFAULT_REGION", "eu-west-1")
 	for text, want := range map[string]Options{
 		"s3://bucket": {Bucket: "bucket", Endpoint: "https://s3.amazonaws.com", Region: "eu-west-1", PartSize: 8 << 20},
-		"s3://my.bucket/a/b/?endpoint=http://127.0.0.1:7070&region=x&path-style=true&part-size=5242880": {Bucket: "my.bucket",
+		"s3://my.bucket/a/b/?endpoint=http://127.0.0.1:7070&region=x&path-style=true&part-size=5242880": {
+			Bucket: "my.bucket",
 			Prefix: "a/b", Endpoint: "http://127.0.0.1:7070", Region: "x", PathStyle: true, PartSize: 5 << 20},
 		"s3://bucket?sse=aws:kms&kms-key=k&ca-file=/ca.crt&redirect=true&region=r": {Bucket: "bucket",
-			Endpoint: "https://s3.amazonaws.com", Region: "r", SSE: "aws:kms", KMSKey: "k", CAFile: "/ca.crt", Redirect: true,
+			Endpoint: "https://s3.amazonaws.com", Region: "r", SSE: "aws:kms", KMSKey: "k", CAFile: "/ca.crt",
+			Redirect: true,
 			PartSize: 8 << 20},
 	} {
 		want.minPart, want.Memory, want.Timeout = minPart, defaultMemory, defaultTimeout

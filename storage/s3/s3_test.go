@@ -2,7 +2,6 @@ package s3_test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -63,17 +62,6 @@ func engine(t testing.TB, f *fake, r *storagetest.Records) storagetest.PlacedBlo
 	return storagetest.PlacedBlobs{Placed: open(t, options(f, r)), Records: r}
 }
 
-// random returns n bytes that differ from those of another seed.
-func random(n int, seed byte) []byte {
-	b := make([]byte, n)
-	state := sha256.Sum256([]byte{seed})
-	for i := 0; i < n; i += len(state) {
-		copy(b[i:], state[:])
-		state = sha256.Sum256(state[:])
-	}
-	return b
-}
-
 func must[T any](v T, err error) func(t testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()
@@ -128,7 +116,7 @@ func TestASmallBlobIsOneRequest(t *testing.T) {
 
 	// A session: one PATCH, and a PUT without bytes, as Docker does.
 	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
-	data := random(3*mib, 1)
+	data := storagetest.Random(3*mib, 1)
 	write(t, u, data)
 	wantNil(t, "Close", u.Close(t.Context()))
 	u = must(b.Resume(t.Context(), "a", id, 3*mib))(t)
@@ -174,7 +162,7 @@ func shortEngine(t testing.TB, f *fake, r *storagetest.Records) storagetest.Plac
 }
 
 // sessionData is what pushSession pushes: it has three parts and two tails.
-func sessionData() []byte { return random(13*short/5, 1) }
+func sessionData() []byte { return storagetest.Random(13*short/5, 1) }
 
 // pushSession pushes in three requests, at processes that take turns, with tails and parts.
 func pushSession(t testing.TB, data []byte, all ...storage.Blobs) error {
@@ -221,7 +209,7 @@ func TestASessionLeavesOneObject(t *testing.T) {
 func TestADigestOfAnotherAlgorithmIsReadAgain(t *testing.T) {
 	f := newFake(t)
 	b := engine(t, f, storagetest.NewRecords())
-	data := random(12*mib, 3)
+	data := storagetest.Random(12*mib, 3)
 	for _, right := range []bool{true, false} {
 		u := must(b.Create(t.Context(), "a", digest.SHA256))(t)
 		write(t, u, data)
@@ -242,7 +230,7 @@ func TestADigestOfAnotherAlgorithmIsReadAgain(t *testing.T) {
 func TestAStoredHashThatCannotBeReadCostsASecondReading(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	b := engine(t, f, r)
-	data := random(13*mib, 4)
+	data := storagetest.Random(13*mib, 4)
 	for _, right := range []bool{true, false} {
 		u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
 		write(t, u, data[:12*mib])
@@ -335,23 +323,23 @@ func TestQuotasCountSessionsOfAllProcesses(t *testing.T) {
 		}
 	}
 	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
-	write(t, u, random(4*mib, 1))
+	write(t, u, storagetest.Random(4*mib, 1))
 	used(4 * mib)
 	wantNil(t, "Close", u.Close(t.Context()))
 	used(4 * mib)
 	u = must(other.Resume(t.Context(), "a", id, -1))(t) // another process adds a MiB
-	write(t, u, random(mib, 1))
+	write(t, u, storagetest.Random(mib, 1))
 	wantNil(t, "Close", u.Close(t.Context()))
 	u = must(b.Resume(t.Context(), "a", id, 5*mib))(t)
 	used(5 * mib)
-	if _, err := u.Write(random(6*mib, 2)); err == nil {
+	if _, err := u.Write(storagetest.Random(6*mib, 2)); err == nil {
 		t.Error("a write beyond the quota succeeded")
 	}
 	wantNil(t, "Cancel", u.Cancel(t.Context()))
 	used(0)
 
 	u = must(other.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
-	write(t, u, random(mib, 1))
+	write(t, u, storagetest.Random(mib, 1))
 	wantNil(t, "Close", u.Close(t.Context()))
 	expire(t, b, -1)
 	used(mib) // it sees those of other processes
@@ -365,7 +353,7 @@ func TestTheLastRequestOfAnUploadCopiesNothing(t *testing.T) {
 	for _, size := range []int{10 * mib, 12 * mib, 40 * mib} {
 		f, r := newFake(t), storagetest.NewRecords()
 		b := engine(t, f, r)
-		data := random(size, 1)
+		data := storagetest.Random(size, 1)
 		u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
 		write(t, u, data)
 		wantNil(t, "Close", u.Close(t.Context()))
@@ -396,7 +384,7 @@ func TestEncryptionAndRedirect(t *testing.T) {
 	o := options(f, r)
 	o.SSE, o.KMSKey, o.Redirect = "aws:kms", "my-key", true
 	b := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
-	data := random(6*mib, 1)
+	data := storagetest.Random(6*mib, 1)
 	d := must(storagetest.Push(t.Context(), b, data))(t)
 	wantBlob(t, b, data)
 	mu.Lock()
@@ -436,7 +424,7 @@ func TestTLSWithACAFile(t *testing.T) {
 	wantNil(t, "WriteFile", os.WriteFile(o.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
 		Bytes: secure.Certificate().Raw}), 0o600))
 	b := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
-	data := random(11*mib, 1)
+	data := storagetest.Random(11*mib, 1)
 	must(storagetest.Push(t.Context(), b, data))(t)
 	wantBlob(t, b, data)
 }
@@ -448,7 +436,7 @@ func TestSettingsOfProcessesMayDiffer(t *testing.T) {
 	large := open(t, o)
 	o.PartSize, o.Memory = 5*mib, 10*mib
 	small := storagetest.PlacedBlobs{Placed: open(t, o), Records: r}
-	data := random(36*mib, 1)
+	data := storagetest.Random(36*mib, 1)
 	u := must(large.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
 	write(t, u, data[:15*mib])
 	wantNil(t, "Close", u.Close(t.Context()))
@@ -467,7 +455,7 @@ func TestAnUploadOfTooManyPartsIsRefused(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	b := engine(t, f, r)
 	u := must(b.CreateAs(t.Context(), "a", id, digest.SHA256))(t)
-	write(t, u, random(5*mib, 1))
+	write(t, u, storagetest.Random(5*mib, 1))
 	wantNil(t, "Close", u.Close(t.Context()))
 	old := must(r.Session(t.Context(), "a", id))(t)
 	wantNil(t, "SetSession", r.SetSession(t.Context(), "a", id, old, s3.WithNext(old, 10_000)))
@@ -488,7 +476,7 @@ func TestOpenSaysThatAnObjectIsMissing(t *testing.T) {
 	if _, err := b.Open(t.Context(), digest.FromString("x")); !errors.Is(err, storage.ErrNotFound) {
 		t.Errorf("Open: %v", err)
 	}
-	data := random(200<<10, 1)
+	data := storagetest.Random(200<<10, 1)
 	must(storagetest.Push(t.Context(), b, data))(t)
 	before := f.total()
 	wantBlob(t, b, data)

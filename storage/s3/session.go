@@ -166,7 +166,8 @@ func (b *Blobs) endRecord(ctx context.Context, key session, stored []byte) (err 
 		// The answer to an earlier attempt may have been lost.
 		_, serr := b.options.Records.Session(ctx, key.repo, key.id)
 		switch {
-		case errors.Is(serr, storage.ErrNotFound) && attempt > 1, errors.Is(serr, storage.ErrNotFound) && !isConflict(err):
+		case errors.Is(serr, storage.ErrNotFound) && attempt > 1,
+			errors.Is(serr, storage.ErrNotFound) && !isConflict(err):
 			return nil
 		case isConflict(err) || sleep(ctx, pause(attempt)) != nil:
 			return err
@@ -187,8 +188,8 @@ func (b *Blobs) hashOf(ctx context.Context, place string, alg digest.Algorithm) 
 }
 
 const (
-	// orphanAge is the age from which on a multipart upload that no record names is aborted. One of a single request has
-	// no record, so that request must not take longer.
+	// orphanAge is the age from which on a multipart upload that no record names is aborted. One of a single request
+	// has no record, so that request must not take longer.
 	orphanAge = 24 * time.Hour
 	// sweepEvery is how often multipart uploads are listed.
 	sweepEvery = time.Hour

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"slices"
 	"sync"
 	"time"
@@ -15,14 +14,6 @@ import (
 
 	"trow/storage"
 )
-
-// inFlight is how many parts of one upload are sent at once, if there is memory for them: enough to fill a line while
-// the service answers, and too few to keep others waiting.
-const inFlight = 4
-
-// reserved is how many numbers of parts a session's writer reserves at once. At each reservation the record is stored
-// with what has been uploaded, so that a process that dies loses no more of an upload than so many parts.
-const reserved = 32
 
 // touchEvery is how often the record of a session says that its writer is alive, while no part becomes full.
 const touchEvery = 10 * time.Minute
@@ -35,8 +26,8 @@ type writer struct {
 	b    *Blobs
 	key  session
 	free bool // no quota bounds it
-	// ctx ends the waiting for memory when the request ends. life ends what is sent for the upload: that goes on when the
-	// request has ended, as Close keeps what the client has sent.
+	// ctx ends the waiting for memory when the request ends. life ends what is sent for the upload: that goes on when
+	// the request has ended, as Close keeps what the client has sent.
 	ctx, life context.Context
 	end       context.CancelFunc
 
@@ -57,14 +48,6 @@ type writer struct {
 	tail    tail      // the bytes before buf that are an object of their own, and not loaded
 	old     []string  // objects to remove once the record does not name them
 	place   string    // after Commit
-}
-
-// flight is a part that is being sent.
-type flight struct {
-	part
-	state []byte // of the hash after the part
-	done  chan struct{}
-	err   error
 }
 
 func (b *Blobs) newWriter(ctx context.Context, key session, r record) *writer {
@@ -162,153 +145,10 @@ func (w *writer) write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-func (w *writer) tooMany() error {
-	return fmt.Errorf("upload %s: %w: it has %d bytes, and %d parts are the most that S3 allows; raise part-size",
-		w.key.id, storage.ErrFull, w.size, maxParts)
-}
-
 // fail notes that nothing can be appended any more.
 func (w *writer) fail(err error) error {
 	if w.failed == nil {
 		w.failed = err
-	}
-	return err
-}
-
-// partSize is the length of the next part.
-func (w *writer) partSize() int64 { return w.b.sizes.of(max(w.record.next, 1)) }
-
-// room makes room in buf for another byte.
-func (w *writer) room() error {
-	switch {
-	case len(w.buf) < cap(w.buf):
-		return nil
-	case cap(w.buf) < smallBuffer:
-		w.buf = append(make([]byte, 0, min(max(4<<10, 4*cap(w.buf)), smallBuffer)), w.buf...)
-		return nil
-	}
-	// A whole part at once, see memory. What is being sent gives its memory back without our doing.
-	big, err := w.b.memory.take(w.ctx, w.partSize())
-	if err != nil {
-		return fmt.Errorf("upload %s: no memory for its next part: %w", w.key.id, err)
-	}
-	w.buf = append(big, w.buf...)
-	return nil
-}
-
-// load reads the tail into buf, so that bytes can follow it.
-func (w *writer) load() error {
-	if w.tail.place == "" {
-		return nil
-	}
-	data := make([]byte, min(w.tail.size, smallBuffer))
-	if w.tail.size > smallBuffer {
-		big, err := w.b.memory.take(w.ctx, max(w.partSize(), w.tail.size))
-		if err != nil {
-			return fmt.Errorf("upload %s: no memory for its last bytes: %w", w.key.id, err)
-		}
-		data = big[:w.tail.size]
-	}
-	r := newReader(w.life, w.b.client, w.b.client.key(w.tail.place))
-	r.window = w.tail.size // in one request
-	defer r.Close()
-	if _, err := io.ReadFull(r, data); err != nil {
-		w.b.memory.give(data)
-		if errors.Is(err, storage.ErrNotFound) {
-			err = fmt.Errorf("its last bytes were removed, as it was idle for too long: %w", err)
-		}
-		return fmt.Errorf("upload %s: %w", w.key.id, err)
-	}
-	w.buf, w.old, w.tail = data, append(w.old, w.tail.place), tail{}
-	return nil
-}
-
-// send starts to send buf as a part.
-func (w *writer) send(ctx context.Context) error {
-	if err := w.reserve(ctx); err != nil {
-		return err
-	}
-	for len(w.flights) >= inFlight {
-		if err := w.land(ctx); err != nil {
-			return err
-		}
-	}
-	f := &flight{part: part{number: w.record.next, size: int64(len(w.buf))}, done: make(chan struct{})}
-	if w.hash != nil {
-		f.state = stateOf(w.hash)
-	}
-	w.record.next++
-	w.flights = append(w.flights, f)
-	data, key, upload := w.buf, w.b.client.key(w.record.place), w.record.upload
-	w.buf = nil
-	go func() {
-		defer close(f.done)
-		defer w.b.memory.give(data)
-		f.etag, f.err = w.b.client.putPart(w.life, key, upload, f.number, data)
-	}()
-	return nil
-}
-
-// land waits for the first part that is being sent.
-func (w *writer) land(ctx context.Context) error {
-	f := w.flights[0]
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	w.flights = w.flights[1:]
-	if f.err != nil {
-		return w.fail(f.err)
-	}
-	if w.failed == nil { // else there is a hole before it
-		w.record.parts = append(w.record.parts, f.part)
-		// The tail was at the beginning of this part.
-		w.record.size, w.record.state, w.record.tail = w.record.partial(), f.state, tail{}
-	}
-	return nil
-}
-
-// landAll waits for all parts that are being sent.
-func (w *writer) landAll(ctx context.Context) (err error) {
-	for len(w.flights) > 0 {
-		err = errors.Join(err, w.land(ctx))
-		if ctx.Err() != nil {
-			return err
-		}
-	}
-	return err
-}
-
-// reserve makes sure that there is a multipart upload, and that the next number of a part belongs to this writer.
-func (w *writer) reserve(ctx context.Context) error {
-	if w.record.upload != "" && w.record.next < w.limit {
-		return nil
-	}
-	if w.record.next > maxParts {
-		return w.tooMany()
-	}
-	began := w.record.upload == ""
-	if began {
-		place := w.b.options.Records.NewPlace()
-		id, err := w.b.client.begin(ctx, w.b.client.key(place), w.key.id)
-		if err != nil {
-			return err
-		}
-		w.record.place, w.record.upload, w.record.next = place, id, 1
-	}
-	w.limit = min(w.record.next+reserved, maxParts+1)
-	if w.stored == nil { // no other process knows it
-		return nil
-	}
-	if err := w.landAll(ctx); err != nil {
-		return err
-	}
-	r := w.record
-	r.next = w.limit
-	err := w.store(ctx, r)
-	if began && errors.Is(err, storage.ErrClosed) {
-		_ = w.b.client.abort(context.WithoutCancel(ctx), w.b.client.key(w.record.place), w.record.upload) // nobody knows it
 	}
 	return err
 }
@@ -322,8 +162,8 @@ func (w *writer) store(ctx context.Context, r record) error {
 		if err == nil {
 			break
 		}
-		// Also after a conflict: that may be with our own change, whose answer was lost. The record names its writer and
-		// when it was stored, so what is equal is ours.
+		// Also after a conflict: that may be with our own change, whose answer was lost. The record names its writer
+		// and when it was stored, so what is equal is ours.
 		now, serr := w.b.options.Records.Session(ctx, w.key.repo, w.key.id)
 		if serr != nil && !errors.Is(serr, storage.ErrNotFound) {
 			return fmt.Errorf("upload %s: %w", w.key.id, errors.Join(err, serr))

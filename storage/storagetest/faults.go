@@ -112,7 +112,8 @@ func (b FailBlobs) Resume(ctx context.Context, repo, id string, offset int64) (s
 	return b.upload(ctx, "Resume", func() (storage.Upload, error) { return b.Blobs.Resume(ctx, repo, id, offset) })
 }
 
-func (b FailBlobs) upload(ctx context.Context, method string, call func() (storage.Upload, error)) (u storage.Upload, err error) {
+func (b FailBlobs) upload(ctx context.Context, method string,
+	call func() (storage.Upload, error)) (u storage.Upload, err error) {
 	err = b.Fault.around(method, func() (err error) { u, err = call(); return err })
 	if err != nil {
 		if u != nil {
@@ -215,7 +216,10 @@ func (j FailJournal) Watch(ctx context.Context, apply func(storage.Update) error
 
 // History implements [storage.Journal].
 func (j FailJournal) History(ctx context.Context, repo, prefix string) (facts []storage.Fact, err error) {
-	err = j.Fault.around("History", func() (err error) { facts, err = j.Journal.History(ctx, repo, prefix); return err })
+	err = j.Fault.around("History", func() (err error) {
+		facts, err = j.Journal.History(ctx, repo, prefix)
+		return err
+	})
 	return facts, err
 }
 

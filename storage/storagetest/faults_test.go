@@ -64,7 +64,8 @@ func TestEveryCallOfBlobsCanBeMadeToFail(t *testing.T) {
 	}
 	for method, call := range calls {
 		for _, after := range []bool{false, true} {
-			b := storagetest.FailBlobs{Blobs: inner, Fault: &storagetest.Fault{Method: method, N: 2, After: after, Err: boom}}
+			b := storagetest.FailBlobs{Blobs: inner,
+				Fault: &storagetest.Fault{Method: method, N: 2, After: after, Err: boom}}
 			if method == "Delete" {
 				b.Fault.N = 1
 			} else if err := call(b); err != nil {

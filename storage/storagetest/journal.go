@@ -359,7 +359,8 @@ func testBounds(t *testing.T, open func() storage.Journal) {
 	rev := commit(t, j, b)
 	got, _ := early.at(rev)
 	if !maps.Equal(got[b.Repo], want) || len(early.commits) != 1 {
-		t.Errorf("the watcher has %d facts in %d commits, want %d in one", len(got[b.Repo]), len(early.commits), len(want))
+		t.Errorf("the watcher has %d facts in %d commits, want %d in one", len(got[b.Repo]),
+			len(early.commits), len(want))
 	}
 	// The conditions are part of what is bounded when they do not hold, too.
 	b.Base = rev
@@ -379,7 +380,8 @@ func testNoGap(t *testing.T, open func() storage.Journal) {
 		wg.Go(func() {
 			var base storage.Revision
 			for i := range commits {
-				rev, err := j.Commit(t.Context(), batch(fmt.Sprint("repo", w), base, set(fmt.Sprint("tag", i%7), fmt.Sprint(i))))
+				rev, err := j.Commit(t.Context(), batch(fmt.Sprint("repo", w), base,
+					set(fmt.Sprint("tag", i%7), fmt.Sprint(i))))
 				if err != nil {
 					t.Error(err)
 					return

@@ -3,6 +3,7 @@ package storagetest
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"slices"
@@ -45,6 +46,17 @@ func WantTags(t *testing.T, x *storage.Index, repo string, want ...string) {
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("Tags(%s): %v, %v; want %v", repo, got, err, want)
 	}
+}
+
+// Random returns n bytes that no compression makes shorter, and that differ from those of another seed.
+func Random(n int, seed byte) []byte {
+	b := make([]byte, n)
+	state := sha256.Sum256([]byte{seed})
+	for i := 0; i < n; i += len(state) {
+		copy(b[i:], state[:])
+		state = sha256.Sum256(state[:])
+	}
+	return b
 }
 
 // Push uploads data, one Write per line.
@@ -91,7 +103,8 @@ func FailedCalls(t *testing.T, open func(t *testing.T) storage.Blobs) {
 					t.Errorf("call %d failed, and the push succeeded", n)
 				}
 				commit := last - 1
-				if _, serr := b.Stat(t.Context(), digest.FromBytes(data)); serr == nil && err != nil && !(after && n == commit) {
+				if _, serr := b.Stat(t.Context(), digest.FromBytes(data)); serr == nil && err != nil &&
+					!(after && n == commit) {
 					t.Errorf("call %d failed, and the blob exists", n)
 				}
 				if _, err := Push(t.Context(), b, data); err != nil {

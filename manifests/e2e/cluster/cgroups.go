@@ -67,7 +67,8 @@ func makeCgroups(name string) error {
 		for _, controller := range []string{"cpuset", "cpu", "io", "memory", "hugetlb", "pids"} {
 			err := os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
 			if err != nil && controller != "hugetlb" && controller != "io" {
-				return fmt.Errorf("enable cgroup controller %s: %w; the tests need the root cgroup of the machine", controller, err)
+				return fmt.Errorf("enable cgroup controller %s: %w; the tests need the root cgroup of the machine",
+					controller, err)
 			}
 		}
 	}

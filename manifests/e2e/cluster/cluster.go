@@ -71,7 +71,8 @@ type Cluster struct {
 func Start(ctx context.Context, options Options) (*Cluster, error) {
 	start := time.Now()
 	if os.Getenv(stageVar) != stageTests {
-		return nil, errors.New("cluster.Start needs the namespaces that cluster.Main creates; call cluster.Main in TestMain")
+		return nil, errors.New("cluster.Start needs the namespaces that cluster.Main creates; call cluster.Main in " +
+			"TestMain")
 	}
 	if err := options.complete(); err != nil {
 		return nil, err

@@ -109,7 +109,8 @@ func (c *Cluster) controllerManagerArgs() []string {
 func (c *Cluster) schedulerArgs() []string {
 	k := c.kubeconfig("scheduler")
 	return []string{"kube-scheduler", "--kubeconfig=" + k, "--authentication-kubeconfig=" + k,
-		"--authorization-kubeconfig=" + k, "--bind-address=127.0.0.1", "--secure-port=10259", "--leader-elect=false", "--v=1"}
+		"--authorization-kubeconfig=" + k, "--bind-address=127.0.0.1", "--secure-port=10259",
+		"--leader-elect=false", "--v=1"}
 }
 
 func (c *Cluster) kubeletArgs() []string {
@@ -252,7 +253,8 @@ func (c *Cluster) containerdConfig() (string, error) {
 	if m == nil {
 		return "", fmt.Errorf("%s --version: no version in %q", c.containerd, out)
 	}
-	fmt.Fprintf(os.Stderr, "e2e: Kubernetes %s, kube-proxy in mode %s, %s %s\n", kubernetesVersion(), c.options.ProxyMode,
+	fmt.Fprintf(os.Stderr, "e2e: Kubernetes %s, kube-proxy in mode %s, %s %s\n", kubernetesVersion(),
+		c.options.ProxyMode,
 		c.containerd, m[1]+"."+m[2])
 	runc, err := lookPath("runc", c.env())
 	if err != nil {

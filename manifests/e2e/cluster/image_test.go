@@ -32,7 +32,8 @@ func TestTheImageIsThatOfTheDockerfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Image{Files: img.Files, Env: []string{"TROW_LISTEN=:8443"}, User: "65532:65532", Ports: []string{"8443/tcp"},
+	want := Image{Files: img.Files, Env: []string{"TROW_LISTEN=:8443"}, User: "65532:65532",
+		Ports:   []string{"8443/tcp"},
 		Volumes: []string{"/data"}, Entrypoint: []string{"/trow"}, Cmd: []string{"serve", "--data-dir=/data"}}
 	if !reflect.DeepEqual(img, want) || len(img.Files) == 0 {
 		t.Errorf("%+v, want %+v", img, want)
@@ -67,7 +68,8 @@ func TestRename(t *testing.T) {
 		for name, content := range before {
 			switch name {
 			case "index.json", "manifest.json":
-				if !strings.Contains(after[name], `"docker.io/library/new:1"`) || strings.Contains(after[name], `"old"`) {
+				if !strings.Contains(after[name], `"docker.io/library/new:1"`) ||
+					strings.Contains(after[name], `"old"`) {
 					t.Errorf("%s of %s: %s", name, file, after[name])
 				}
 			default:

@@ -138,7 +138,8 @@ func (c *Cluster) ShowOnFailure(t testing.TB) {
 		for _, args := range [][]string{
 			{"get", "pods", "--all-namespaces", "--output=wide"},
 			{"get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"},
-			{"--namespace=kube-public", "logs", "--selector=app.kubernetes.io/name=trow", "--all-containers", "--prefix",
+			{"--namespace=kube-public", "logs", "--selector=app.kubernetes.io/name=trow",
+				"--all-containers", "--prefix",
 				"--tail=30"},
 		} {
 			out, _ := c.TryKubectl(append(args, "--request-timeout=10s")...)

@@ -29,7 +29,8 @@ var (
 	php = rootfs{name: "php:8-fpm", packages: "php-fpm",
 		changes: []string{`CMD ["/usr/local/bin/php-fpm", "-F", "-O"]`, "EXPOSE 9000"},
 		files: map[string]string{
-			"usr/local/bin/php-fpm": "#!/bin/sh\nexec /usr/sbin/php-fpm[0-9]* --fpm-config /usr/local/etc/php-fpm.conf \"$@\"\n",
+			"usr/local/bin/php-fpm": "#!/bin/sh\nexec /usr/sbin/php-fpm[0-9]* --fpm-config " +
+				"/usr/local/etc/php-fpm.conf \"$@\"\n",
 			"usr/local/etc/php-fpm.conf": "[global]\nerror_log = /proc/self/fd/2\n" +
 				"[www]\nuser = www-data\ngroup = www-data\nlisten = 9000\n" +
 				"pm = dynamic\npm.max_children = 5\npm.start_servers = 2\n" +

@@ -32,7 +32,9 @@ func Client(c kubernetes.Interface) *kube.Client {
 		EndpointSlices: func(ns string) kube.Resource[*discoveryv1.EndpointSlice] {
 			return c.DiscoveryV1().EndpointSlices(ns)
 		},
-		Leases:                        func(ns string) kube.Resource[*coordinationv1.Lease] { return c.CoordinationV1().Leases(ns) },
+		Leases: func(ns string) kube.Resource[*coordinationv1.Lease] {
+			return c.CoordinationV1().Leases(ns)
+		},
 		Namespaces:                    c.CoreV1().Namespaces(),
 		PersistentVolumes:             c.CoreV1().PersistentVolumes(),
 		ClusterRoles:                  c.RbacV1().ClusterRoles(),

@@ -27,7 +27,8 @@ type ConfigOptions struct {
 // Defaults returns the options for trow.yaml.
 func Defaults() ConfigOptions {
 	return ConfigOptions{
-		Names:    kube.RegistryNames(kube.DefaultHost(kube.DefaultNamespace), kube.DefaultNamespace, kube.DefaultNodePort),
+		Names: kube.RegistryNames(kube.DefaultHost(kube.DefaultNamespace), kube.DefaultNamespace,
+			kube.DefaultNodePort),
 		Audience: kube.Audience,
 		Program:  "/usr/local/lib/trow/trow",
 		File:     "/etc/kubernetes/trow-credential-provider.yaml",
@@ -64,8 +65,9 @@ func Config(o ConfigOptions) ([]byte, error) {
 			MatchImages: o.Names, DefaultCacheDuration: &metav1.Duration{Duration: cacheLife},
 			TokenAttributes: &kubelet.ServiceAccountTokenAttributes{
 				ServiceAccountTokenAudience: o.Audience,
-				CacheType:                   kubelet.TokenServiceAccountTokenCacheType, // the token itself is the password
-				RequireServiceAccount:       ptr.To(true),
+				// the token itself is the password
+				CacheType:             kubelet.TokenServiceAccountTokenCacheType,
+				RequireServiceAccount: ptr.To(true),
 			},
 		}},
 	})
@@ -92,7 +94,8 @@ func (o *ConfigOptions) validate() error {
 	}
 	for _, name := range o.Names {
 		if !plainHost.MatchString(name) {
-			errs = append(errs, fmt.Errorf("names: %.80q: want host[:port]; a pattern would send tokens to other hosts", name))
+			errs = append(errs, fmt.Errorf("names: %.80q: want host[:port]; a pattern would send tokens to other hosts",
+				name))
 		}
 	}
 	if !plainWord.MatchString(o.Audience) {

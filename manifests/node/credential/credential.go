@@ -83,7 +83,8 @@ func Command() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&printed, "print-config", false,
 		"print the kubelet's configuration of this program, and the steps to install it on a node")
-	f.StringSliceVar(&o.Names, "names", o.Names, "names of the registry in image names, host[:port]; others get no token")
+	f.StringSliceVar(&o.Names, "names", o.Names, "names of the registry in image names, host[:port]; others get no "+
+		"token")
 	f.StringVar(&o.Audience, "audience", o.Audience, "with --print-config: the server's setting token-audience")
 	f.StringVar(&o.Program, "program", o.Program, "with --print-config: path of this program on the nodes")
 	f.StringVar(&o.File, "file", o.File, "with --print-config: path of the configuration on the nodes")
@@ -111,8 +112,8 @@ func Answer(in io.Reader, out io.Writer, now time.Time, names ...string) error {
 			r.Kind, r.APIVersion, requestKind, apiVersion)
 	}
 	if r.ServiceAccountToken == "" {
-		return errors.New("request: no ServiceAccount token; the kubelet's configuration needs the tokenAttributes that " +
-			"--print-config prints, and Kubernetes 1.34 or later")
+		return errors.New("request: no ServiceAccount token; the kubelet's configuration needs the tokenAttributes " +
+			"that --print-config prints, and Kubernetes 1.34 or later")
 	}
 	host, err := hostOf(r.Image)
 	if err != nil {
@@ -126,7 +127,8 @@ func Answer(in io.Reader, out io.Writer, now time.Time, names ...string) error {
 		TypeMeta:      metav1.TypeMeta{APIVersion: apiVersion, Kind: responseKind},
 		CacheKeyType:  credentialprovider.RegistryPluginCacheKeyType,
 		CacheDuration: &metav1.Duration{Duration: cacheFor(r.ServiceAccountToken, now)},
-		Auth:          map[string]credentialprovider.AuthConfig{host: {Username: User, Password: r.ServiceAccountToken}},
+		Auth: map[string]credentialprovider.AuthConfig{
+			host: {Username: User, Password: r.ServiceAccountToken}},
 	})
 }
 
@@ -145,7 +147,8 @@ func hostOf(image string) (string, error) {
 	}
 	host := reference.Domain(named)
 	if host == "docker.io" {
-		return "", fmt.Errorf("image %.200q: not of this registry; matchImages in the kubelet's configuration are too wide",
+		return "", fmt.Errorf("image %.200q: not of this registry; matchImages in the kubelet's configuration are "+
+			"too wide",
 			image)
 	}
 	return host, nil

@@ -30,7 +30,8 @@ func token(claims string) string {
 func lasting(d time.Duration) string { return token(fmt.Sprintf(`{"exp":%d}`, now.Add(d).Unix())) }
 
 func request(image, token string) string {
-	return fmt.Sprintf(`{"apiVersion":"credentialprovider.kubelet.k8s.io/v1","kind":"CredentialProviderRequest","image":%q,
+	return fmt.Sprintf(
+		`{"apiVersion":"credentialprovider.kubelet.k8s.io/v1","kind":"CredentialProviderRequest","image":%q,
 		"serviceAccountToken":%q,"serviceAccountAnnotations":{"a":"b"},"newer":"than this program"}`, image, token)
 }
 
@@ -80,14 +81,16 @@ func TestRequestsThatCannotBeAnswered(t *testing.T) {
 		"two":                  {strings.NewReader(good + good), "not the JSON"},
 		"a number for a token": {strings.NewReader(strings.Replace(good, `"`+secret+`"`, "1", 1)), "not the JSON"},
 		"another version":      {strings.NewReader(strings.Replace(good, "k8s.io/v1", "k8s.io/v1beta1", 1)), "v1beta1"},
-		"another kind":         {strings.NewReader(strings.Replace(good, "rRequest", "rResponse", 1)), "ProviderResponse"},
-		"no token":             {strings.NewReader(request("trow.kube-public:31000/app", "")), "tokenAttributes"},
-		"no image":             {strings.NewReader(request("", secret)), "not a valid image reference"},
-		"an invalid image":     {strings.NewReader(request("trow.kube-public:1/A", secret)), "not a valid image reference"},
-		"Docker Hub's":         {strings.NewReader(request("nginx", secret)), "too wide"},
-		"Docker Hub's, whole":  {strings.NewReader(request("docker.io/library/nginx", secret)), "too wide"},
-		"too large":            {strings.NewReader(good + strings.Repeat(" ", 1<<20)), "more than 1048576 bytes"},
-		"a broken pipe":        {iotest.ErrReader(errors.New("broken pipe")), "broken pipe"},
+		"another kind": {strings.NewReader(strings.Replace(good, "rRequest", "rResponse", 1)),
+			"ProviderResponse"},
+		"no token": {strings.NewReader(request("trow.kube-public:31000/app", "")), "tokenAttributes"},
+		"no image": {strings.NewReader(request("", secret)), "not a valid image reference"},
+		"an invalid image": {strings.NewReader(request("trow.kube-public:1/A", secret)),
+			"not a valid image reference"},
+		"Docker Hub's":        {strings.NewReader(request("nginx", secret)), "too wide"},
+		"Docker Hub's, whole": {strings.NewReader(request("docker.io/library/nginx", secret)), "too wide"},
+		"too large":           {strings.NewReader(good + strings.Repeat(" ", 1<<20)), "more than 1048576 bytes"},
+		"a broken pipe":       {iotest.ErrReader(errors.New("broken pipe")), "broken pipe"},
 	} {
 		var out bytes.Buffer
 		err := credential.Answer(row.in, &out, now)
@@ -112,7 +115,8 @@ func (writer) Write([]byte) (int, error) { return 0, errors.New("closed") }
 func decoded(t *testing.T, text []byte) kubelet.CredentialProvider {
 	t.Helper()
 	var c kubelet.CredentialProviderConfig
-	if err := yaml.UnmarshalStrict(text, &c); err != nil || c.Kind != "CredentialProviderConfig" || len(c.Providers) != 1 {
+	if err := yaml.UnmarshalStrict(text, &c); err != nil || c.Kind != "CredentialProviderConfig" ||
+		len(c.Providers) != 1 {
 		t.Fatalf("%v: %s", err, text)
 	}
 	return c.Providers[0]

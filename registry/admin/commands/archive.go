@@ -21,9 +21,9 @@ func (p Program) exportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export DIRECTORY|-",
 		Short: "Copy the registry into a directory, or as a tar to standard output, while the server runs",
-		Long: "export makes an archive for trow import. It is an OCI image layout, so skopeo and other tools read it\n" +
-			"too. Into a directory, export copies only what is not there yet; an interrupted export continues when you\n" +
-			"run it again. With - it writes a tar stream: trow export - | zstd > backup.tar.zst",
+		Long: `export makes an archive for trow import. It is an OCI image layout, so skopeo and other tools read it
+too. Into a directory, export copies only what is not there yet; an interrupted export continues when you
+run it again. With - it writes a tar stream: trow export - | zstd > backup.tar.zst`,
 		Args: cobra.ExactArgs(1),
 	}
 	t := p.target(cmd)
@@ -78,10 +78,10 @@ func (p Program) importCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import DIRECTORY|FILE|-",
 		Short: "Copy an archive, or the data directory of another registry, into the running server",
-		Long: "import reads archives of trow export, any OCI image layout (a directory, tar or tar.gz; - is standard\n" +
-			"input), files of docker save and podman save, and the data directories of Distribution (registry:2,\n" +
-			"registry:3) and zot. It detects the form. It copies only what the server does not have yet; an interrupted\n" +
-			"import continues when you run it again.",
+		Long: `import reads archives of trow export, any OCI image layout (a directory, tar or tar.gz; - is standard
+input), files of docker save and podman save, and the data directories of Distribution (registry:2,
+registry:3) and zot. It detects the form. It copies only what the server does not have yet; an interrupted
+import continues when you run it again.`,
 		Args: cobra.ExactArgs(1),
 	}
 	t := p.target(cmd)

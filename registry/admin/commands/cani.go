@@ -24,10 +24,10 @@ func (p Program) canICommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "can-i ACTION [REPOSITORY]",
 		Short: "Report whether a caller may do something and which rule decides; exit code 1 if not",
-		Long: "can-i asks the running server or, with --config, reads the rules of a configuration file. ACTION is pull,\n" +
-			"create, push, delete or mirror, or, without a repository, catalog, admin or metrics.\n" +
-			"--as is a user, robot:NAME, cert:CN, system:serviceaccount:NAMESPACE:NAME; without it can-i asks about a\n" +
-			"client that has no login.",
+		Long: `can-i asks the running server or, with --config, reads the rules of a configuration file. ACTION is pull,
+create, push, delete or mirror, or, without a repository, catalog, admin or metrics.
+--as is a user, robot:NAME, cert:CN, system:serviceaccount:NAMESPACE:NAME; without it can-i asks about a
+client that has no login.`,
 		Args: cobra.RangeArgs(1, 2),
 	}
 	connect := p.connect(cmd)

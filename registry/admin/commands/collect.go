@@ -24,9 +24,9 @@ func (p Program) gcCommand() *cobra.Command {
 	cmd := p.onServer(&cobra.Command{
 		Use:   "gc",
 		Short: "Free the space of unused content, while the server runs",
-		Long: "gc deletes blobs that no manifest of their repository refers to, and content that no repository holds. The\n" +
-			"server does this automatically every gc-interval; gc does it now. Pushes and pulls continue meanwhile. gc keeps\n" +
-			"all manifests and tags: first delete those that you do not need.",
+		Long: `gc deletes blobs that no manifest of their repository refers to, and content that no repository holds.
+The server does this automatically every gc-interval; gc does it now. Pushes and pulls continue meanwhile. gc keeps
+all manifests and tags: first delete those that you do not need.`,
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
 		q := dryRunQuery(dryRun)
@@ -93,7 +93,8 @@ func printCollected(w io.Writer, done storage.Collected, dryRun bool) {
 		freed, deleted, unlinked = "Would free", "would delete", "would unlink"
 	}
 	fmt.Fprintf(w, "%s %s: %s %d of %s; %s %d in %s.\n", freed, size.Format(done.Freed),
-		deleted, done.Deleted, count(done.Blobs, "blob", ""), unlinked, done.Unlinked, count(done.Repos, "repository", ""))
+		deleted, done.Deleted, count(done.Blobs, "blob", ""), unlinked, done.Unlinked,
+		count(done.Repos, "repository", ""))
 	if done.Waiting {
 		fmt.Fprintln(w, "Unlinked nothing: the server has run for less than the grace period, "+
 			"and clients may still rely on blobs that it reported to them before it started.")
@@ -112,9 +113,9 @@ func (p Program) retentionCommand() *cobra.Command {
 	cmd := p.onServer(&cobra.Command{
 		Use:   "retention",
 		Short: "Remove the tags and manifests that the setting retention does not keep, and say why",
-		Long: "retention applies the rules of the server's setting retention. The server does this automatically before\n" +
-			"each collection; retention does it now, also after an import, where the server's next run would only\n" +
-			"report. The next collection frees the space: trow gc.",
+		Long: `retention applies the rules of the server's setting retention. The server does this automatically before
+each collection; retention does it now, also after an import, where the server's next run would only
+report. The next collection frees the space: trow gc.`,
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
 		done := retained{Removals: []retention.Removal{}}

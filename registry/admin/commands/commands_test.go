@@ -254,7 +254,8 @@ func TestAJobThatFails(t *testing.T) {
 		if err == nil || err.Error() != "the disk is full" || out != "" {
 			t.Errorf("%v: error %v, output %q", args, err, out)
 		}
-		if _, _, err := run(t, t.TempDir(), "", args...); err == nil || !strings.Contains(err.Error(), "no server runs on") {
+		if _, _, err := run(t, t.TempDir(), "", args...); err == nil ||
+			!strings.Contains(err.Error(), "no server runs on") {
 			t.Errorf("%v without a server: %v", args, err)
 		}
 		if _, _, err := run(t, "", "", args...); err == nil || err.Error() != "no data directory" {
@@ -331,7 +332,8 @@ func TestCanI(t *testing.T) {
 	}})
 	s.want("yes: rule 1 decides\n", "", "can-i?action=push&as=alice&group=a&group=b&repository=team%2Fapp",
 		"can-i", "push", "team/app", "--as=alice", "--as-group=a,b")
-	if out, _, err := s.run("", "can-i", "catalog"); !errors.Is(err, commands.ErrDenied) || out != "no: rule 1 decides\n" {
+	if out, _, err := s.run("", "can-i", "catalog"); !errors.Is(err, commands.ErrDenied) ||
+		out != "no: rule 1 decides\n" {
 		t.Errorf("error %v, output %q; want ErrDenied and no", err, out)
 	}
 	if want := "can-i?action=catalog&as=&repository="; !slices.Contains(s.questions(), want) {
@@ -441,7 +443,8 @@ func TestPullSecretOfAUser(t *testing.T) {
 		"a user who is not known": {[]string{"--user=absent"}, "user does not exist"},
 		"no server in this directory": {[]string{"--user=alice", "--data-dir=" + t.TempDir()},
 			"cannot find out whether alice may administer"},
-		"a server that does not answer": {[]string{"--user=alice", "--server=http://127.0.0.1:1"}, "connection refused"},
+		"a server that does not answer": {[]string{"--user=alice", "--server=http://127.0.0.1:1"},
+			"connection refused"},
 	} {
 		args := append([]string{"pull-secret", "--password-file=-"}, row.args...)
 		if out, _, err := s.run("x\n", args...); err == nil || out != "" || !strings.Contains(err.Error(), row.want) {

@@ -29,7 +29,8 @@ func completeReference(t *target, n int, tags bool) cobra.CompletionFunc {
 			tagged = false
 		}
 		if !tagged || !tags {
-			return t.completeNames(ctx, cmd, typed), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+			return t.completeNames(ctx, cmd, typed),
+				cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 		}
 		return t.completeTags(ctx, cmd, typed), cobra.ShellCompDirectiveNoFileComp
 	}

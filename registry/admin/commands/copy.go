@@ -17,10 +17,12 @@ func (p Program) cpCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cp SOURCE DESTINATION",
 		Short: "Copy an image between two registries, with all platforms and its signatures",
-		Long: "cp copies a manifest, all platforms of an index, everything that they consist of, and their referrers,\n" +
-			"such as signatures. It copies only what is not there: run it again to continue. Within one registry it copies\n" +
-			"no bytes. Without a tag, SOURCE is its tag latest, and DESTINATION gets the tag of SOURCE. Logins are those of\n" +
-			"docker login; --user is for --server.\n\n" + referenceUsage + exitCodes,
+		Long: `cp copies a manifest, all platforms of an index, everything that they consist of, and their referrers,
+such as signatures. It copies only what is not there: run it again to continue. Within one registry it copies
+no bytes. Without a tag, SOURCE is its tag latest, and DESTINATION gets the tag of SOURCE. Logins are those of
+docker login; --user is for --server.
+
+` + referenceUsage + exitCodes,
 		Example: "  trow cp docker.io/library/alpine:3.22 base/alpine\n" +
 			"  trow cp team/app:1.0 trow.example:31000/team/app\n  trow cp --all-tags old.example/app app",
 		Args: cobra.ExactArgs(2),

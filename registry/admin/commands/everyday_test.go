@@ -137,7 +137,8 @@ func TestHelpFitsATerminal(t *testing.T) {
 		}
 		golden(t, "help-"+name, out)
 	}
-	for _, name := range []string{"", "gc", "retention", "scrub", "rebuild", "export", "import", "token", "token create",
+	for _, name := range []string{"", "gc", "retention", "scrub", "rebuild", "export", "import", "token",
+		"token create",
 		"can-i", "pull-secret"} {
 		out, _, err := run(t, "./data", "", append(strings.Fields(name), "--help")...)
 		if err != nil {
@@ -163,7 +164,8 @@ func TestCommandsForEveryDay(t *testing.T) {
 			if ok {
 				stdin = answer + "\n"
 			}
-			out, errOut, err := s.run(stdin, strings.Fields(strings.ReplaceAll(command, "INDEX", index.Digest.String()))...)
+			out, errOut, err := s.run(stdin, strings.Fields(
+				strings.ReplaceAll(command, "INDEX", index.Digest.String()))...)
 			fmt.Fprintf(&all, "$ trow %s\n%s%s", line, out, errOut)
 			if err != nil {
 				fmt.Fprintf(&all, "error: %v\n", err)
@@ -181,7 +183,8 @@ func TestCommandsForEveryDay(t *testing.T) {
 	transcript("cp", "cp team/app:1.0 copy", "cp team/app:1.0 copy:1.0", "cp -q team/app copy:2", "ls copy",
 		"cp -a team/app copy/all", "tags copy/all", "cp team/app:3 copy")
 	transcript("rm", "rm team/app:1.0 --dry-run", "rm team/app:1.0 <<< n", "rm team/app:1.0 --manifest --yes",
-		"rm team/app:1.0 -y", "rm team/app:latest --manifest <<< y", "ls team/app", "rm copy@INDEX -y", "rm copy/all -y",
+		"rm team/app:1.0 -y", "rm team/app:latest --manifest <<< y", "ls team/app", "rm copy@INDEX -y",
+		"rm copy/all -y",
 		"rm copy/all --manifest", "rm none -y", "rm team/web --dry-run -o json")
 	for _, arch := range []string{"amd64", "arm64", "amd64"} {
 		s.image("moved", "latest", arch)
@@ -313,8 +316,9 @@ func distribution(next http.Handler) http.Handler {
 		accepts := strings.Join(req.Header.Values("Accept"), ", ")
 		switch read := req.Method == http.MethodGet || req.Method == http.MethodHead; {
 		case strings.Contains(req.URL.Path, "/referrers/"), strings.HasPrefix(req.URL.Path, "/admin/"),
-			strings.Contains(req.URL.Path, "/manifests/") && read && (!strings.Contains(accepts, v1.MediaTypeImageIndex) ||
-				!strings.Contains(accepts, v1.MediaTypeImageManifest)):
+			strings.Contains(req.URL.Path, "/manifests/") && read &&
+				(!strings.Contains(accepts, v1.MediaTypeImageIndex) ||
+					!strings.Contains(accepts, v1.MediaTypeImageManifest)):
 			http.NotFound(w, req)
 			return
 		}
@@ -405,7 +409,8 @@ func TestAPasswordGoesToItsRegistryOnly(t *testing.T) {
 	if err != nil || out != "team/app\nteam/web\n" || len(seen) == 0 {
 		t.Errorf("ls: %v: %s", err, out)
 	}
-	_, _, err = s.run("", append([]string{"cp", "team/app", strings.TrimPrefix(foreign, "https://") + "/a"}, args...)...)
+	_, _, err = s.run("", append([]string{"cp", "team/app", strings.TrimPrefix(foreign, "https://") + "/a"},
+		args...)...)
 	if err == nil || !strings.Contains(err.Error(), "docker login") || len(leaked) != 0 {
 		t.Errorf("cp: %v; the other registry has seen %v", err, leaked)
 	}
@@ -451,7 +456,8 @@ func TestCompletionOfRepositoriesAndTags(t *testing.T) {
 		"rm team/app:l": "team/app:latest\n:4\n", "history team/app:1": "team/app:1.0\n:4\n",
 		"history te":       "team/app\nteam/web\n:6\n",
 		"inspect nothing:": ":4\n", "tags a b": ":4\n"} {
-		if out, _, err := s.run("", append([]string{"__complete"}, strings.Fields(typed)...)...); err != nil || out != want {
+		if out, _, err := s.run("", append([]string{"__complete"}, strings.Fields(typed)...)...); err != nil ||
+			out != want {
 			t.Errorf("%s: %v: %q, want %q", typed, err, out, want)
 		}
 	}
@@ -494,7 +500,8 @@ func TestNothingFromARegistryControlsTheTerminal(t *testing.T) {
 }
 
 func TestAnUnknownFlagNamesTheNearest(t *testing.T) {
-	for flag, want := range map[string]string{"--dryrun": "did you mean --dry-run?", "--qwertz": "trow gc --help lists"} {
+	for flag, want := range map[string]string{"--dryrun": "did you mean --dry-run?",
+		"--qwertz": "trow gc --help lists"} {
 		if _, _, err := run(t, "./data", "", "gc", flag); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", flag, err)
 		}

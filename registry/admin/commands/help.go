@@ -15,9 +15,11 @@ var groups = []struct {
 	commands  []string
 }{
 	{"run", "Run:", []string{"serve", "check", "config", "settings", "bench", "version"}},
-	{"content", "See and change what a registry holds:", []string{"ls", "tags", "inspect", "history", "cp", "rm", "du"}},
+	{"content", "See and change what a registry holds:",
+		[]string{"ls", "tags", "inspect", "history", "cp", "rm", "du"}},
 	{"operate", "Operate a server:",
-		[]string{"gc", "retention", "scrub", "export", "import", "migrate", "rebuild", "token", "can-i", "pull-secret"}},
+		[]string{"gc", "retention", "scrub", "export", "import", "migrate", "rebuild", "token", "can-i",
+			"pull-secret"}},
 	{"cluster", "Clusters and nodes:",
 		[]string{"manifest", "node", "credential-provider", "arm", "disarm", "rotate-ca"}},
 }

@@ -24,12 +24,13 @@ func (p Program) historyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "history REPOSITORY[:TAG]",
 		Short: "Show what a tag names and named before, since when, and who set it",
-		Long: "history shows what a tag names, in the first line, and what it named before, the newest first. Without a\n" +
-			"tag it shows the tag latest. BY is the login that set the tag: a user, robot:NAME, cert:NAME, a ServiceAccount,\n" +
-			"(anonymous) without a login, or (socket) for commands on the server's machine. It is - where that is not\n" +
-			"known, and for clients that may not push to the repository. A registry of Trow keeps the last 50 targets of\n" +
-			"a tag until the tag is deleted. A manifest that a tag named before may have been deleted since.\n\n" +
-			referenceUsage + exitCodes,
+		Long: `history shows what a tag names, in the first line, and what it named before, the newest first. Without a
+tag it shows the tag latest. BY is the login that set the tag: a user, robot:NAME, cert:NAME, a ServiceAccount,
+(anonymous) without a login, or (socket) for commands on the server's machine. It is - where that is not
+known, and for clients that may not push to the repository. A registry of Trow keeps the last 50 targets of
+a tag until the tag is deleted. A manifest that a tag named before may have been deleted since.
+
+` + referenceUsage + exitCodes,
 		Example: "  trow history team/app:1.0\n" +
 			"  trow cp team/app@$(trow history -q team/app:1.0 | sed -n 2p) team/app:1.0",
 		Args: cobra.ExactArgs(1),

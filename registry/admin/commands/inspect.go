@@ -44,7 +44,8 @@ type part struct {
 }
 
 func isIndex(mediaType string) bool {
-	return mediaType == v1.MediaTypeImageIndex || mediaType == "application/vnd.docker.distribution.manifest.list.v2+json"
+	return mediaType == v1.MediaTypeImageIndex ||
+		mediaType == "application/vnd.docker.distribution.manifest.list.v2+json"
 }
 
 func (p Program) inspectCommand() *cobra.Command {
@@ -53,8 +54,9 @@ func (p Program) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect REFERENCE",
 		Short: "Show what an image consists of: platforms, layers, configuration, referrers",
-		Long: "inspect shows a manifest without pulling its layers. Without a tag or a digest it shows the tag latest.\n\n" +
-			referenceUsage + exitCodes,
+		Long: `inspect shows a manifest without pulling its layers. Without a tag or a digest it shows the tag latest.
+
+` + referenceUsage + exitCodes,
 		Example: "  trow inspect team/app:1.0\n  trow inspect docker.io/library/alpine --platform linux/arm64",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -133,8 +135,9 @@ func inspect(cmd *cobra.Command, e *endpoint, r reference, platform string) (*in
 	}
 	err = e.Referrers(ctx, r.repo, desc, func(page []v1.Descriptor) error {
 		for _, d := range page {
-			i.Referrers = append(i.Referrers, part{Digest: d.Digest, MediaType: d.MediaType, ArtifactType: d.ArtifactType,
-				Bytes: d.Size})
+			i.Referrers = append(i.Referrers, part{Digest: d.Digest, MediaType: d.MediaType,
+				ArtifactType: d.ArtifactType,
+				Bytes:        d.Size})
 		}
 		return nil
 	})
@@ -217,7 +220,8 @@ func (i *inspection) print(w io.Writer) error {
 			platform = platformOf(&c.Platform)
 		}
 		facts = append(facts, [][2]string{{"Platform", platform}, {"Created", created}, {"User", c.Config.User},
-			{"Entry", command(c.Config.Entrypoint)}, {"Command", command(c.Config.Cmd)}, {"Workdir", c.Config.WorkingDir},
+			{"Entry", command(c.Config.Entrypoint)}, {"Command", command(c.Config.Cmd)},
+			{"Workdir", c.Config.WorkingDir},
 			{"Ports", strings.Join(slices.Sorted(maps.Keys(c.Config.ExposedPorts)), " ")}}...)
 		environment, labels = c.Config.Env, pairs(c.Config.Labels)
 	}
@@ -234,7 +238,8 @@ func (i *inspection) print(w io.Writer) error {
 			fmt.Fprintf(w, "\n%s\n", group.name)
 		}
 		for _, line := range group.all {
-			fmt.Fprintf(w, "  %s\n", middle(printable(strings.ReplaceAll(line, "\n", " ")), max(widthOf(w), noTerminal)-2))
+			fmt.Fprintf(w, "  %s\n", middle(printable(strings.ReplaceAll(line, "\n", " ")),
+				max(widthOf(w), noTerminal)-2))
 		}
 	}
 	for _, group := range []struct {

@@ -69,9 +69,10 @@ func (p Program) lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls [REPOSITORY|https://HOST]",
 		Short: "List the repositories of a registry, or the manifests of one",
-		Long: "ls lists repositories, or the manifests and tags of a repository. Untagged manifests are in the list where\n" +
-			"the server's administration may be asked: on its socket, or with a login that has admin.\n\n" + referenceUsage +
-			exitCodes,
+		Long: `ls lists repositories, or the manifests and tags of a repository. Untagged manifests are in the list
+where the server's administration may be asked: on its socket, or with a login that has admin.
+
+` + referenceUsage + exitCodes,
 		Example: "  trow ls\n  trow ls https://trow.example:31000\n" +
 			"  trow ls team/app --server https://trow.example:31000\n" +
 			"  trow ls docker.io/library/alpine -o json",
@@ -240,7 +241,8 @@ func listManifests(cmd *cobra.Command, t *target, o output, name string) error {
 	list := table{head: []string{"TAG", "DIGEST", "TYPE", "SIZE", "PUSHED"}, right: " SIZE "}
 	for _, l := range all {
 		for _, tag := range append(l.Tags, make([]string, max(0, 1-len(l.Tags)))...) {
-			list.add(cmp.Or(tag, "-"), short(l.Digest), typeOf(l.MediaType, l.Subject), size.Format(l.Bytes), moment(l.Pushed))
+			list.add(cmp.Or(tag, "-"), short(l.Digest), typeOf(l.MediaType, l.Subject), size.Format(l.Bytes),
+				moment(l.Pushed))
 		}
 	}
 	return list.print(out, "")
@@ -260,9 +262,11 @@ func typeOf(mediaType string, subject digest.Digest) string {
 func (p Program) tagsCommand() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
-		Use:     "tags REPOSITORY",
-		Short:   "List the tags of a repository, and what they name",
-		Long:    "tags lists the tags of a repository in the order of their names.\n\n" + referenceUsage + exitCodes,
+		Use:   "tags REPOSITORY",
+		Short: "List the tags of a repository, and what they name",
+		Long: `tags lists the tags of a repository in the order of their names.
+
+` + referenceUsage + exitCodes,
 		Example: "  trow tags team/app\n  trow tags -q docker.io/library/alpine",
 		Args:    cobra.ExactArgs(1),
 	}

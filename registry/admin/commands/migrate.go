@@ -26,18 +26,21 @@ func (p Program) migrateCommand() *cobra.Command {
 	cmd := p.onServer(&cobra.Command{
 		Use:   "migrate",
 		Short: "Move all that a server holds to etcd and S3, or back, while it runs",
-		Long: "migrate copies everything to another journal and other blobs, and follows the changes that clients make\n" +
-			"meanwhile. When all is there, the server refuses writes, for good, and says where to; the rest is copied,\n" +
-			"and both sides are compared. Pulls and verdicts go on. Then start servers at the target, with the settings\n" +
-			"journal and blobs, or data-dir. Tags keep their order, times and histories. Uploads that are open at the\n" +
-			"switch are lost: clients send them again.\n\n" +
-			"If it is stopped, or fails, run it again: it goes on. Until then nothing is collected at the source, and no\n" +
-			"server starts at the target. --cancel gives it up, which is possible before the switch.\n\n" +
-			"  trow migrate --to-journal etcd://etcd.example.org:2379/trow \\\n" +
-			"    --to-blobs 's3://bucket/trow?endpoint=https://s3.example.org'\n" +
-			"  trow migrate --to-data /new/data\n\n" +
-			"The server opens the target: paths are those of its machine, and the credentials of S3 those of its\n" +
-			"environment (AWS_ACCESS_KEY_ID and so on).",
+		Long: `migrate copies everything to another journal and other blobs, and follows the changes that clients make
+meanwhile. When all is there, the server refuses writes, for good, and says where to; the rest is copied,
+and both sides are compared. Pulls and verdicts go on. Then start servers at the target, with the settings
+journal and blobs, or data-dir. Tags keep their order, times and histories. Uploads that are open at the
+switch are lost: clients send them again.
+
+If it is stopped, or fails, run it again: it goes on. Until then nothing is collected at the source, and no
+server starts at the target. --cancel gives it up, which is possible before the switch.
+
+  trow migrate --to-journal etcd://etcd.example.org:2379/trow \
+    --to-blobs 's3://bucket/trow?endpoint=https://s3.example.org'
+  trow migrate --to-data /new/data
+
+The server opens the target: paths are those of its machine, and the credentials of S3 those of its
+environment (AWS_ACCESS_KEY_ID and so on).`,
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string, c *admin.Client) error {
 		q, err := migrateQuery(target, cancel)
@@ -98,7 +101,8 @@ func migrateQuery(target map[string]*string, cancel bool) (url.Values, error) {
 			continue
 		}
 		if cancel {
-			return nil, fmt.Errorf("%s: --cancel gives the migration up that was begun, wherever it goes; leave out --%s",
+			return nil, fmt.Errorf("%s: --cancel gives the migration up that was begun, wherever it goes; leave out "+
+				"--%s",
 				flag, flag)
 		}
 		text := *value

@@ -24,8 +24,9 @@ func TestListsAsJSON(t *testing.T) {
 		}
 	}
 	s := newServer(t, map[string]admin.Job{
-		"gc":         answer(`{"blobs":2,"deleted":1,"freed":10}`),
-		"retention":  answer(`{"removed":1,"rules":true}`, `{"repository":"a","tag":"v","digest":"sha256:1","why":"old"}`),
+		"gc": answer(`{"blobs":2,"deleted":1,"freed":10}`),
+		"retention": answer(`{"removed":1,"rules":true}`,
+			`{"repository":"a","tag":"v","digest":"sha256:1","why":"old"}`),
 		"scrub":      answer(`{"blobs":2,"damages":{"sha256:1":{"reason":"cut"}}}`),
 		"token-list": answer(`[]`),
 	})

@@ -26,8 +26,9 @@ type secret struct {
 
 func (s *secret) addFlags(cmd *cobra.Command, servers []string) {
 	f := cmd.Flags()
-	f.StringSliceVar(&s.servers, "server", servers, "HOST[:PORT] as in image names; may be repeated; one that is a URL, "+
-		"https://HOST, also names the server that creates the robot, with the login of docker login")
+	f.StringSliceVar(&s.servers, "server", servers,
+		"HOST[:PORT] as in image names; may be repeated; one that is a URL, "+
+			"https://HOST, also names the server that creates the robot, with the login of docker login")
 	f.StringVar(&s.namespace, "namespace", "default", "namespace of the Secret")
 	f.StringVar(&s.name, "name", "regcred", "name of the Secret")
 }
@@ -57,8 +58,8 @@ func (p Program) pullSecretCommand() *cobra.Command {
 			return err
 		}
 		if slices.Contains(o.actions, string(auth.Admin)) {
-			return errors.New("actions: admin: everybody who can read the Secret could administer the registry; leave it out, " +
-				"or make a token for one program with trow token create")
+			return errors.New("actions: admin: everybody who can read the Secret could administer the registry; " +
+				"leave it out, or make a token for one program with trow token create")
 		}
 		if user != "" {
 			password, err := readPassword(cmd.InOrStdin(), file)
@@ -112,7 +113,8 @@ func (t *target) checkNoAdministrator(cmd *cobra.Command, user string) error {
 		return fmt.Errorf("user: cannot find out whether %s may administer the registry, and a pull secret must not: "+
 			"%w; name the server with --data-dir or --server https://HOST, or %s", user, err, instead)
 	case answer.Allowed:
-		return fmt.Errorf("user: %s may administer the registry (%s), and so could everybody who can read the Secret; %s",
+		return fmt.Errorf("user: %s may administer the registry (%s), and so could everybody who can read the "+
+			"Secret; %s",
 			user, answer.Why, instead)
 	}
 	return nil

@@ -37,7 +37,8 @@ func TestRebuild(t *testing.T) {
 	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
 	found := writeBlob(t, dir, manifest)
 	writeBlob(t, dir, "no manifest")
-	if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte(strings.Repeat("damaged", 5000)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "journal.db"), []byte(strings.Repeat("damaged", 5000)),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	// A dry run works on a copy, and names the original; rebuild does not say to run rebuild.

@@ -34,13 +34,17 @@ func (p Program) rmCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm REFERENCE",
 		Short: "Remove a tag, a manifest or a repository; first say what goes and what stays",
-		Long: "rm REPOSITORY:TAG removes the tag alone: the manifest stays and can be pulled by its digest. --manifest\n" +
-			"takes the manifest too, unless another tag or an index needs it. rm REPOSITORY@DIGEST removes a manifest with\n" +
-			"its tags, and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as\n" +
-			"signatures, where nothing else needs them. The next collection frees the space: trow gc.\n\n" +
-			"rm says what goes and asks; --yes does not ask. In a cluster:\n" +
-			"  kubectl -n kube-public exec trow-0 -- /trow rm team/app:1.0 --yes\n\n" + referenceUsage +
-			"\n\nExit code: 0 on success, 1 if nothing was removed, because something needs it or you said no, 2 on an error.",
+		Long: `rm REPOSITORY:TAG removes the tag alone: the manifest stays and can be pulled by its digest. --manifest
+takes the manifest too, unless another tag or an index needs it. rm REPOSITORY@DIGEST removes a manifest with
+its tags, and rm REPOSITORY everything in it. With a manifest go its platforms and its referrers, such as
+signatures, where nothing else needs them. The next collection frees the space: trow gc.
+
+rm says what goes and asks; --yes does not ask. In a cluster:
+  kubectl -n kube-public exec trow-0 -- /trow rm team/app:1.0 --yes
+
+` + referenceUsage + `
+
+Exit code: 0 on success, 1 if nothing was removed, because something needs it or you said no, 2 on an error.`,
 		Example: "  trow rm team/app:1.0 --manifest --dry-run\n  trow rm team/app@sha256:… --yes",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -100,7 +104,8 @@ func (o *removing) remove(cmd *cobra.Command, e *endpoint, r reference) error {
 		}
 	}
 	for _, m := range plan.Manifests {
-		if err := e.Delete(cmd.Context(), r.repo, m.Digest.String(), ""); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := e.Delete(cmd.Context(), r.repo, m.Digest.String(), ""); err != nil &&
+			!errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s@%s: %w", r.repo, m.Digest, err)
 		}
 	}
@@ -110,7 +115,8 @@ func (o *removing) remove(cmd *cobra.Command, e *endpoint, r reference) error {
 			return fmt.Errorf("%s:%s: %w", r.repo, tag.Tag, err)
 		}
 	}
-	fmt.Fprintf(out, "Removed %s and %s.\n", count(len(plan.Tags), "tag", ""), count(len(plan.Manifests), "manifest", ""))
+	fmt.Fprintf(out, "Removed %s and %s.\n", count(len(plan.Tags), "tag", ""),
+		count(len(plan.Manifests), "manifest", ""))
 	return nil
 }
 

@@ -36,7 +36,8 @@ type target struct {
 func (p Program) target(cmd *cobra.Command) *target {
 	t := &target{dataDir: p.DataDir(cmd), names: p.Servers}
 	f := cmd.Flags()
-	f.StringVar(&t.server, "server", "", "URL of the server, https://host[:port] (default: by the socket in --data-dir)")
+	f.StringVar(&t.server, "server", "", "URL of the server, https://host[:port] (default: by the socket in "+
+		"--data-dir)")
 	t.addCA(cmd)
 	f.StringVar(&t.user, "user", "", "user to log in as (default: the login of docker login)")
 	f.StringVar(&t.passwordFile, "password-file", "", "file with the password of --user; - for standard input")

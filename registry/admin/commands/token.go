@@ -32,7 +32,8 @@ func (o *order) addFlags(cmd *cobra.Command, repositories, actions []string, exp
 	f.StringSliceVar(&o.repositories, "repository", repositories,
 		"repositories that the token is for; * matches within a path element, ** across them; may be repeated")
 	f.StringSliceVar(&o.actions, "actions", actions,
-		"allowed actions: pull, create (push what is new), push, delete, mirror (push below f/), catalog, admin, metrics")
+		"allowed actions: pull, create (push what is new), push, delete, mirror (push below f/), catalog, admin, "+
+			"metrics")
 	f.StringVar(&o.expires, "expires", expires, "lifetime: 90d, 12h, or never")
 	f.BoolVar(&o.replace, "replace", false, "replace a robot of the same name, whose token stops working")
 }
@@ -62,11 +63,11 @@ func (p Program) createCommand() *cobra.Command {
 	cmd := p.onServer(&cobra.Command{
 		Use:   "create NAME --repository PATTERN --actions pull,push",
 		Short: "Create a token and print it; it cannot be shown again",
-		Long: "create makes a robot with its own token. The token is a password for any user name:\n" +
-			"  trow token create ci --repository 'team-a/**' --actions pull,push |\n" +
-			"    docker login --username ci --password-stdin HOST\n" +
-			"The robot may do what --repository and --actions say and nothing else, even where clients without a login\n" +
-			"may do more.",
+		Long: `create makes a robot with its own token. The token is a password for any user name:
+  trow token create ci --repository 'team-a/**' --actions pull,push |
+    docker login --username ci --password-stdin HOST
+The robot may do what --repository and --actions say and nothing else, even where clients without a login
+may do more.`,
 		Args: cobra.ExactArgs(1),
 	}, func(cmd *cobra.Command, args []string, c *admin.Client) error {
 		done, err := o.create(cmd, c, args[0])

@@ -8,30 +8,31 @@ import (
 // TestErrorsOfTheCommandLine: each names what was meant.
 func TestErrorsOfTheCommandLine(t *testing.T) {
 	for args, want := range map[string]string{
-		"foo":                                `unknown command "foo"; trow --help lists the commands`,
-		"tokn":                               `unknown command "tokn"; did you mean trow token?`,
-		"remove a":                           `unknown command "remove"; did you mean trow rm?`,
-		"copy a b":                           `unknown command "copy"; did you mean trow cp?`,
-		"images":                             `unknown command "images"; did you mean trow ls?`,
-		"token lst":                          `unknown command "lst"; did you mean trow token list?`,
-		"token delete":                       `unknown command "delete"; did you mean trow token revoke?`,
-		"token x y":                          `unknown command "x"; trow token --help lists the commands`,
-		"help foo":                           `unknown command "foo"; trow --help lists the commands`,
-		"help token foo":                     `unknown command "foo"; trow token --help lists the commands`,
-		"completion csh":                     `unknown command "csh"; did you mean trow completion`,
-		"tags":                               `got no argument; want: trow tags REPOSITORY [flags]`,
-		"cp a":                               `got 1 argument ("a"); want: trow cp SOURCE DESTINATION [flags]`,
-		"rm a b c d":                         `got 4 arguments ("a", "b", "c", …); want: trow rm REFERENCE [flags]`,
-		"ls -q -o json":                      `--output and --quiet exclude each other; omit one of them`,
-		"ls --user a":                        `--user needs --password-file as well`,
-		"ls --password-file a":               `--password-file needs --user as well`,
-		"gc --dry-run --now":                 `--dry-run and --now exclude each other; omit one of them`,
-		"token create a":                     `--repository is missing; want: trow token create NAME`,
-		"ls -o yaml":                         `want table or json; see trow ls --help`,
-		"ls --output":                        `flag needs an argument: --output; see trow ls --help`,
-		"ls --outptu json":                   `unknown flag: --outptu; did you mean --output?`,
-		"ls -z":                              `trow ls --help lists the flags`,
-		"inspect https://r.io":               `want HOST[:PORT]/REPOSITORY; trow ls https://HOST lists the repositories`,
+		"foo":                  `unknown command "foo"; trow --help lists the commands`,
+		"tokn":                 `unknown command "tokn"; did you mean trow token?`,
+		"remove a":             `unknown command "remove"; did you mean trow rm?`,
+		"copy a b":             `unknown command "copy"; did you mean trow cp?`,
+		"images":               `unknown command "images"; did you mean trow ls?`,
+		"token lst":            `unknown command "lst"; did you mean trow token list?`,
+		"token delete":         `unknown command "delete"; did you mean trow token revoke?`,
+		"token x y":            `unknown command "x"; trow token --help lists the commands`,
+		"help foo":             `unknown command "foo"; trow --help lists the commands`,
+		"help token foo":       `unknown command "foo"; trow token --help lists the commands`,
+		"completion csh":       `unknown command "csh"; did you mean trow completion`,
+		"tags":                 `got no argument; want: trow tags REPOSITORY [flags]`,
+		"cp a":                 `got 1 argument ("a"); want: trow cp SOURCE DESTINATION [flags]`,
+		"rm a b c d":           `got 4 arguments ("a", "b", "c", …); want: trow rm REFERENCE [flags]`,
+		"ls -q -o json":        `--output and --quiet exclude each other; omit one of them`,
+		"ls --user a":          `--user needs --password-file as well`,
+		"ls --password-file a": `--password-file needs --user as well`,
+		"gc --dry-run --now":   `--dry-run and --now exclude each other; omit one of them`,
+		"token create a":       `--repository is missing; want: trow token create NAME`,
+		"ls -o yaml":           `want table or json; see trow ls --help`,
+		"ls --output":          `flag needs an argument: --output; see trow ls --help`,
+		"ls --outptu json":     `unknown flag: --outptu; did you mean --output?`,
+		"ls -z":                `trow ls --help lists the flags`,
+		"inspect https://r.io": `want HOST[:PORT]/REPOSITORY; trow ls https://HOST lists ` +
+			`the repositories`,
 		"ls https://r.io --server https://a": `server: the argument names a registry already`,
 		"du https://r.io --server https://a": `server: the argument names a registry already`,
 		"du https://r.io https://s.io":       `names a registry and no repository`,
@@ -45,7 +46,8 @@ func TestErrorsOfTheCommandLine(t *testing.T) {
 		}
 	}
 	for _, args := range []string{"", "token", "help", "help token", "help token create"} {
-		if out, _, err := run(t, t.TempDir(), "", strings.Fields(args)...); err != nil || !strings.Contains(out, "Usage:") {
+		if out, _, err := run(t, t.TempDir(), "", strings.Fields(args)...); err != nil ||
+			!strings.Contains(out, "Usage:") {
 			t.Errorf("trow %s: %v: %s", args, err, out)
 		}
 	}

@@ -47,7 +47,8 @@ func wantTable(t *testing.T, table *Table[int], want map[int]ID) {
 		}
 	}
 	if n != len(want) || table.Len() != n || len(table.heads) > 2*n+1 || cap(table.heads) > 8*n+8 {
-		t.Fatalf("%d records, len %d, %d buckets (%d); want %d records", n, table.Len(), len(table.heads), cap(table.heads),
+		t.Fatalf("%d records, len %d, %d buckets (%d); want %d records", n, table.Len(), len(table.heads),
+			cap(table.heads),
 			len(want))
 	}
 }
