@@ -306,7 +306,7 @@ func (o *Options) mustStartFirst(flag, host string, wrong func(flag, format stri
 		return
 	}
 	if n != o.Namespace && n != "kube-system" && !slices.Contains(o.ExemptNamespaces, n) {
-		wrong(flag, "%.80s is in namespace %.80s, whose pods could not start while the registry is down, and the registry "+
-			"not without them; add --exempt-namespaces %.80s", host, n, n)
+		wrong(flag, "%.80s is in namespace %.80s, whose pods could not start while the registry is down, and the "+
+			"registry not without them; add --exempt-namespaces %.80s", host, n, n)
 	}
 }

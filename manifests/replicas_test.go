@@ -59,7 +59,8 @@ func TestReplicas(t *testing.T) {
 	}
 	roll := d.Spec.Strategy.RollingUpdate
 	if *d.Spec.Replicas != 3 || roll.MaxUnavailable.IntValue() != 0 || roll.MaxSurge.IntValue() != 1 ||
-		d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType { // without it, kubectl apply sends a patch each time
+		// without it, kubectl apply sends a patch each time
+		d.Spec.Strategy.Type != appsv1.RollingUpdateDeploymentStrategyType {
 		t.Errorf("%d replicas, rolled by %+v", *d.Spec.Replicas, roll)
 	}
 	labels := d.Spec.Template.Labels

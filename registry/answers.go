@@ -9,8 +9,9 @@ import (
 
 // Answers bounds the memory of answers that are kept whole until the client has received them, and of making them.
 type Answers interface {
-	// Take reserves bytes for the answer to a request, until keep is called with 0. Before that, keep gives back all but a
-	// number of bytes. Errors: one with a method RetryAfter() int, in seconds, if there is no memory; that of the context.
+	// Take reserves bytes for the answer to a request, until keep is called with 0. Before that, keep gives back all
+	// but a number of bytes. Errors: one with a method RetryAfter() int, in seconds, if there is no memory; that of the
+	// context.
 	Take(req *http.Request, bytes int64) (keep func(bytes int64), err error)
 }
 
@@ -23,15 +24,15 @@ func (unbounded) Take(*http.Request, int64) (func(int64), error) { return uncoun
 func uncounted(int64) {}
 
 const (
-	// smallAnswer is the size in bytes up to which answers are not counted: as many as there are requests under way take
-	// little.
+	// smallAnswer is the size in bytes up to which answers are not counted: as many as there are requests under way
+	// take little.
 	smallAnswer = 64 << 10
 	// answerFactor is how many times its size an answer may take while it is read or rendered.
 	answerFactor = 2
 )
 
-// reserveAnswer reserves memory for an answer of so many bytes. The caller calls keep with what it needs while it writes, and
-// with 0 when it has written. Errors: TOOMANYREQUESTS.
+// reserveAnswer reserves memory for an answer of so many bytes. The caller calls keep with what it needs while it
+// writes, and with 0 when it has written. Errors: TOOMANYREQUESTS.
 func (r *Registry) reserveAnswer(req *http.Request, bytes int64) (keep func(bytes int64), err error) {
 	if bytes <= smallAnswer {
 		return uncounted, nil
@@ -44,7 +45,8 @@ func (r *Registry) reserveAnswer(req *http.Request, bytes int64) (keep func(byte
 		return nil, err
 	}
 	return nil, &ocierror.Error{Code: ocierror.TooManyRequests,
-		Message: "too many large answers are being received; retry in a moment", Header: ocierror.RetryAfter(later.RetryAfter())}
+		Message: "too many large answers are being received; retry in a moment",
+		Header:  ocierror.RetryAfter(later.RetryAfter())}
 }
 
 // writeList answers with v, which has these names.

@@ -65,7 +65,8 @@ func TestTheBoundOfTheCache(t *testing.T) {
 		wg.Go(func() {
 			for i := range 20 {
 				n := (client*7 + i) % len(layers)
-				w.do("GET", fmt.Sprintf("/v2/team/app%d/blobs/%s?ns=quay.io", n%3, digest.FromBytes(layers[n])), nil).is(200).
+				w.do("GET", fmt.Sprintf("/v2/team/app%d/blobs/%s?ns=quay.io", n%3, digest.FromBytes(layers[n])), nil).
+					is(200).
 					equals(string(layers[n]))
 				if got := w.bytesOf() - before; got > limit+128<<10 {
 					t.Errorf("%d bytes are stored, of %d", got, limit)

@@ -101,7 +101,8 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 			return &upstream.Error{Kind: upstream.ErrDamaged, Repo: repo, Ref: d.String(), Reason: err.Error()}
 		}
 		p.body = m.Body
-		// A manifest is stored also where there is no room: it has at most 4 MiB, and nothing could be pulled without it.
+		// A manifest is stored also where there is no room: it has at most 4 MiB, and nothing could be pulled without
+		// it.
 		if reserved, ok := s.options.Cache.Reserve(int64(len(m.Body))); ok {
 			defer reserved()
 		}
@@ -202,7 +203,8 @@ func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Diges
 
 // fetchBlob is blob for one that the repository does not hold, if its upstream has it. unknown is the error of blob.
 // For a HEAD the upstream is asked for the size alone.
-func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, head bool, unknown error) (blob, error) {
+func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, head bool,
+	unknown error) (blob, error) {
 	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || e == nil ||
 		e.Code != ocierror.BlobUnknown {
 		return blob{}, unknown

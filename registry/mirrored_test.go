@@ -477,7 +477,8 @@ func TestAHeadOfABlobOfAnUpstream(t *testing.T) {
 	content := bytes.Repeat([]byte("layer"), 100_000)
 	d := o.blob("team/app", content)
 	at := "/v2/team/app/blobs/" + d.String()
-	w.do("HEAD", at+"?ns=quay.io", nil).is(200).has("Content-Length", fmt.Sprint(len(content)), "Docker-Content-Digest", d.String())
+	w.do("HEAD", at+"?ns=quay.io", nil).is(200).has("Content-Length", fmt.Sprint(len(content)),
+		"Docker-Content-Digest", d.String())
 	if got := o.requests(); got != "HEAD "+at {
 		t.Errorf("the upstream was asked\n%s", got)
 	}

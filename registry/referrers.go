@@ -84,7 +84,8 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, c *ca
 	if err != nil {
 		return err
 	}
-	// Before the first look: a list may take megabytes and much of a second, and so may the manifests that it is made of.
+	// Before the first look: a list may take megabytes and much of a second, and so may the manifests that it is made
+	// of.
 	keep, err := r.reserveAnswer(req, maxReferrers+maxManifest)
 	if err != nil {
 		return err

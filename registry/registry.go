@@ -62,8 +62,8 @@ type Options struct {
 	Upstreams *upstream.Upstreams
 	// Fetcher downloads their blobs. Optional.
 	Fetcher *upstream.Fetcher
-	// Cache bounds what of them is stored. Optional; with it, Drop deletes the bytes of contents that no repository holds
-	// any more.
+	// Cache bounds what of them is stored. Optional; with it, Drop deletes the bytes of contents that no repository
+	// holds any more.
 	Cache *mirror.Cache
 	Drop  func(context.Context, []digest.Digest) error
 	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
@@ -88,9 +88,9 @@ type Options struct {
 	Bodies Bodies
 	// Answers bounds the memory of manifests and lists that clients receive; nil: nothing does.
 	Answers Answers
-	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of sessions;
-	// without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client: beyond it,
-	// its own that was idle the longest gives way. 0: no bound.
+	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of
+	// sessions; without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client:
+	// beyond it, its own that was idle the longest gives way. 0: no bound.
 	UploadTimeout       time.Duration
 	UploadKey           []byte
 	MaxUploadsPerClient int

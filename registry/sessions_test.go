@@ -37,7 +37,8 @@ func TestAnIDOfAnUploadCarriesTheAlgorithm(t *testing.T) {
 	}
 }
 
-// TestAnUploadHasOneID: another text for the same UUID was an upload of its own without bytes, which could be cancelled.
+// TestAnUploadHasOneID: another text for the same UUID was an upload of its own without bytes, which could be
+// cancelled.
 func TestAnUploadHasOneID(t *testing.T) {
 	s := newSessions(nil, 0, 0)
 	text := s.begin("a", digest.SHA256)

@@ -229,7 +229,9 @@ func rulesOverReplicas() map[string]rule {
 		"an immutable tag was deleted": {false, both(prepare(fixed), done(put(fixed, "v", one))), untagged(fixed, "v"),
 			put(fixed, "v", two), 201, ""},
 		"a manifest got an immutable tag": {false, prepare(fixed), done(put(fixed, "v", one)),
-			func(w *server) *answer { return w.do("DELETE", "/v2/fixed/manifests/"+d.String(), nil) }, 403, "immutable"},
+			func(w *server) *answer {
+				return w.do("DELETE", "/v2/fixed/manifests/"+d.String(), nil)
+			}, 403, "immutable"},
 		"a tag was set, create": {true, prepare(open), done(put(open, "v", one)), put(open, "v", two), 403,
 			"tag v exists and names " + d.String()},
 		"the same tag was set, create": {true, prepare(open), done(put(open, "v", one)), put(open, "v", one), 201, ""},
@@ -244,7 +246,9 @@ func rulesOverReplicas() map[string]rule {
 		"an old type was corrected": {false, both(prepare(open), func(w *server) { w.hold(open, "text/plain", other) }),
 			done(as(typeOther)), as(typeSchema1), 409, typeOther},
 		"a part was deleted": {false, both(prepare(open), gone(open, one)),
-			func(w *server) { remove("blobs/" + digest.FromString("layer 2").String())(w).is(202) }, put(open, "v", two), 404,
+			func(w *server) {
+				remove("blobs/" + digest.FromString("layer 2").String())(w).is(202)
+			}, put(open, "v", two), 404,
 			"MANIFEST_BLOB_UNKNOWN"},
 		"a part was pushed": {false, both(prepare(open), func(w *server) {
 			remove("blobs/" + digest.FromString("layer 2").String())(w).is(202)
@@ -255,13 +259,16 @@ func rulesOverReplicas() map[string]rule {
 			remove("manifests/" + d.String()), 405, "is part of manifest"},
 		"If-Match": {false, both(prepare(open), done(put(open, "v", one))), done(put(open, "v", two)),
 			put(open, "v", signed(alice), "If-Match", `"`+d.String()+`"`), 412, "the manifest is now"},
-		"If-None-Match": {false, prepare(open), done(put(open, "v", one)), put(open, "v", two, "If-None-Match", "*"), 412,
+		"If-None-Match": {false, prepare(open), done(put(open, "v", one)),
+			put(open, "v", two, "If-None-Match", "*"), 412,
 			"the manifest is now"},
-		"a manifest that is refused today was deleted": {false, both(prepare(open), older(doubled)), gone(open, doubled),
+		"a manifest that is refused today was deleted": {false, both(prepare(open), older(doubled)),
+			gone(open, doubled),
 			put(open, "v", doubled), 400, "but for case"},
 		"one was deleted, by digest": {false, both(prepare(open), older(doubled)), gone(open, doubled),
 			put(open, digest.FromBytes(doubled).String(), doubled), 400, "but for case"},
-		"a manifest that is refused today is held": {false, prepare(open), older(doubled), put(open, "v", doubled), 201, ""},
+		"a manifest that is refused today is held": {false, prepare(open), older(doubled),
+			put(open, "v", doubled), 201, ""},
 		"a manifest with many references was deleted": {false, both(prepare(open), older(many)), gone(open, many),
 			put(open, "v", many), 400, "max-references"},
 	}

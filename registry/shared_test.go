@@ -47,7 +47,8 @@ func replicas(t *testing.T) (all [2]*server, silent *atomic.Bool) {
 }
 
 // replicasOver is replicas, each of which sees the journal through what see returns.
-func replicasOver(t *testing.T, see func(i int, j storage.Journal) storage.Journal, options ...option) (all [2]*server) {
+func replicasOver(t *testing.T, see func(i int, j storage.Journal) storage.Journal,
+	options ...option) (all [2]*server) {
 	journal := memory.NewJournal()
 	journal.Is = storage.Traits{Shared: true, Compares: 128, Operations: 128, Bytes: 1 << 20}
 	service := memory.NewService()

@@ -21,7 +21,8 @@ import (
 // tests on the wire check it for each error. The one Location is that of an upload, for a chunk that does not fit.
 func (a *answer) hasNothingOfASuccess() {
 	a.t.Helper()
-	for _, name := range []string{"Cache-Control", "ETag", "Docker-Content-Digest", "Accept-Ranges", "Link", "OCI-Subject",
+	for _, name := range []string{"Cache-Control", "ETag", "Docker-Content-Digest", "Accept-Ranges", "Link",
+		"OCI-Subject",
 		"OCI-Tag", "OCI-Filters-Applied", "Last-Modified", "Warning", "Trow-Stale"} {
 		if got := a.header.Values(name); got != nil {
 			a.t.Errorf("%.200s: error %d with %s %q", a.what, a.status, name, got)

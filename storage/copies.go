@@ -36,8 +36,8 @@ type Keeper interface {
 
 // Snapshots is implemented by a Journal whose Watch keeps commits waiting while it delivers the full state.
 type Snapshots interface {
-	// Snapshot calls apply with the full state, as Watch does. Most commits do not wait for it. As some may, apply should
-	// not take longer than it takes to write to a disk.
+	// Snapshot calls apply with the full state, as Watch does. Most commits do not wait for it. As some may, apply
+	// should not take longer than it takes to write to a disk.
 	Snapshot(ctx context.Context, apply func(Update) error) error
 }
 
@@ -182,7 +182,8 @@ func (c *copyWriter) number(n uint64) {
 
 func (c *copyWriter) text(s string) {
 	if len(s) > maxCopied && c.err == nil {
-		c.err = fmt.Errorf("copy of the facts: a text of %d bytes is more than the %d that there can be", len(s), maxCopied)
+		c.err = fmt.Errorf("copy of the facts: a text of %d bytes is more than the %d that there can be",
+			len(s), maxCopied)
 	}
 	c.number(uint64(len(s)))
 	if c.err == nil {
@@ -239,7 +240,8 @@ func ReadFacts(r io.Reader, apply func(repo string, facts []Fact) error) (h Copy
 	c := &copyReader{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
 	magic := make([]byte, len(copyMagic))
 	if c.fill(magic); c.err == nil && string(magic) != copyMagic {
-		return h, fmt.Errorf("%w: it begins with %.20q, and version 1 with %q; of another version of Trow?", ErrCopy, magic,
+		return h, fmt.Errorf("%w: it begins with %.20q, and version 1 with %q; of another version of Trow?",
+			ErrCopy, magic,
 			copyMagic)
 	}
 	if text := c.text(); c.err == nil && json.Unmarshal([]byte(text), &h) != nil {

@@ -78,8 +78,8 @@ func (tx *Tx) Evict(d digest.Digest) bool {
 		for _, name := range tx.TagsOf(d) {
 			tx.removeTag(name)
 		}
-		// It leaves nothing behind, as a manifest does that is deleted: what a client has learned of its parts counts for
-		// nothing, because they are fetched again.
+		// It leaves nothing behind, as a manifest does that is deleted: what a client has learned of its parts counts
+		// for nothing, because they are fetched again.
 		tx.set(KindManifest, string(k), nil)
 	}
 	return true
@@ -110,9 +110,9 @@ func (tx *Tx) pushedRefer(k key) (yes bool) {
 	return yes
 }
 
-// Drop deletes the bytes of contents that no repo holds, at once, without a grace; it is for what Evict has let go. What
-// a repo holds, or is about to, is left. Errors: those of the engines; Done holds what was done until then, and the next
-// run of the Collector does the rest.
+// Drop deletes the bytes of contents that no repo holds, at once, without a grace; it is for what Evict has let go.
+// What a repo holds, or is about to, is left. Errors: those of the engines; Done holds what was done until then, and
+// the next run of the Collector does the rest.
 func (c *Collector) Drop(ctx context.Context, all []digest.Digest) (done Collected, err error) {
 	if err := c.Index.Resting(); err != nil {
 		return done, fmt.Errorf("drop: %w", err)
@@ -169,7 +169,8 @@ func (x *Index) CachedContents(repo string) (all []CachedContent) {
 	}
 	for i := range r.entries.All() {
 		e := s.entries.At(i)
-		if e.present() && !pushed[i] && (e.manifest == 0 || s.manifests.At(e.manifest).cached) && (!e.linked || e.cached) {
+		if e.present() && !pushed[i] && (e.manifest == 0 || s.manifests.At(e.manifest).cached) &&
+			(!e.linked || e.cached) {
 			all = append(all, CachedContent{s.digest(e.content), s.contents.At(e.content).size,
 				int(s.contents.At(e.content).present)})
 		}

@@ -15,7 +15,8 @@ import (
 
 // cachedManifest is a manifest as the cache records it.
 func cachedManifest(name string, refs ...digest.Digest) storage.Manifest {
-	return storage.Manifest{Digest: digest.FromString(name), MediaType: "application/a", Size: 1, Refs: refs, Cached: true}
+	return storage.Manifest{Digest: digest.FromString(name), MediaType: "application/a", Size: 1, Refs: refs,
+		Cached: true}
 }
 
 // pushedManifest is a manifest as a client pushes it.
@@ -45,13 +46,17 @@ func TestWhatIsEvicted(t *testing.T) {
 		want   bool
 	}{
 		{"a layer of a cached manifest", []storage.Manifest{cachedManifest("m", layer)}, nil, layer, true},
-		{"a layer of two", []storage.Manifest{cachedManifest("m", layer), cachedManifest("n", layer)}, nil, layer, true},
+		{"a layer of two", []storage.Manifest{cachedManifest("m", layer), cachedManifest("n", layer)}, nil,
+			layer, true},
 		{"a layer of a pushed one", []storage.Manifest{pushedManifest("m", layer)}, nil, layer, false},
-		{"a layer of both", []storage.Manifest{cachedManifest("m", layer), pushedManifest("n", layer)}, nil, layer, false},
+		{"a layer of both", []storage.Manifest{cachedManifest("m", layer), pushedManifest("n", layer)}, nil,
+			layer, false},
 		{"a layer of none", []storage.Manifest{cachedManifest("m", other)}, nil, layer, true},
-		{"a child of a cached index", []storage.Manifest{cachedManifest("m"), cachedManifest("n", digest.FromString("m"))}, nil,
+		{"a child of a cached index", []storage.Manifest{cachedManifest("m"),
+			cachedManifest("n", digest.FromString("m"))}, nil,
 			digest.FromString("m"), true},
-		{"a child of a pushed index", []storage.Manifest{cachedManifest("m"), pushedManifest("n", digest.FromString("m"))}, nil,
+		{"a child of a pushed index", []storage.Manifest{cachedManifest("m"),
+			pushedManifest("n", digest.FromString("m"))}, nil,
 			digest.FromString("m"), false},
 		{"a layer of a pushed one of this commit", []storage.Manifest{cachedManifest("m", layer)},
 			[]storage.Manifest{pushedManifest("n", layer)}, layer, false},
@@ -251,8 +256,10 @@ func TestWhoseABlobIs(t *testing.T) {
 		"pushed":                {[]func(*storage.Tx) error{pushed}, false},
 		"cached, and pushed":    {[]func(*storage.Tx) error{cached, pushed}, false},
 		"pushed, and asked for": {[]func(*storage.Tx) error{pushed, cached}, false},
-		"in one commit: pushed": {[]func(*storage.Tx) error{func(tx *storage.Tx) error { return errors.Join(cached(tx), pushed(tx)) }}, false},
-		"in one commit: cached": {[]func(*storage.Tx) error{func(tx *storage.Tx) error { return errors.Join(cached(tx), cached(tx)) }}, true},
+		"in one commit: pushed": {[]func(*storage.Tx) error{
+			func(tx *storage.Tx) error { return errors.Join(cached(tx), pushed(tx)) }}, false},
+		"in one commit: cached": {[]func(*storage.Tx) error{
+			func(tx *storage.Tx) error { return errors.Join(cached(tx), cached(tx)) }}, true},
 	} {
 		for _, shared := range []bool{false, true} {
 			j := memory.NewJournal()

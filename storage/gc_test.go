@@ -147,7 +147,8 @@ func TestWithoutAGraceADeletedManifestKeepsNothing(t *testing.T) {
 		}
 		storagetest.Update(t, s.index, "a", func(tx *storage.Tx) error { return tx.DeleteManifest(m) })
 		done, err := s.collector.RunWith(t.Context(), 0, false, nil)
-		if err != nil || done.Unlinked != 1 || done.Deleted != 2 || s.has(layer) || storage.Departed(s.index, "a") != 0 {
+		if err != nil || done.Unlinked != 1 || done.Deleted != 2 || s.has(layer) ||
+			storage.Departed(s.index, "a") != 0 {
 			t.Errorf("%+v, %v", done, err)
 		}
 	})

@@ -104,8 +104,8 @@ func TestTheOrderOfTagsIsThatOfTheJournal(t *testing.T) {
 	}
 }
 
-// TestTheOrderOfTagsOfSeveralProcesses is that of the journal, whichever process sets a tag, whatever its clock says, and
-// if it has not seen the last one yet.
+// TestTheOrderOfTagsOfSeveralProcesses is that of the journal, whichever process sets a tag, whatever its clock says,
+// and if it has not seen the last one yet.
 func TestTheOrderOfTagsOfSeveralProcesses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := sharedJournal()

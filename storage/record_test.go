@@ -174,15 +174,16 @@ func TestAChangeThatReadsARecordDependsOnIt(t *testing.T) {
 				t.Fatal(err)
 			}
 			first := true
-			x := storagetest.OpenIndex(t, hooked{inner, func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-				if first {
-					first = false
-					if err := other.SetRecord(ctx, "x", old, []byte("new")); err != nil {
-						t.Error(err)
+			x := storagetest.OpenIndex(t, hooked{inner,
+				func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+					if first {
+						first = false
+						if err := other.SetRecord(ctx, "x", old, []byte("new")); err != nil {
+							t.Error(err)
+						}
 					}
-				}
-				return inner.Commit(ctx, b...)
-			}})
+					return inner.Commit(ctx, b...)
+				}})
 			var seen []string
 			storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
 				seen = append(seen, string(tx.Record("x")))

@@ -35,8 +35,9 @@ func (w wentBack) err() error {
 	if w.Seen > 0 {
 		what = fmt.Sprintf("the journal went back to revision %d, and had been at %d", w.Head, w.Seen)
 	}
-	return fmt.Errorf("%w: %s (noticed at %s); it does not know what was pushed in between, so nothing is collected. If "+
-		"a newer backup exists, restore that one", ErrSuspicious, what, time.Unix(w.Time, 0).UTC().Format(time.RFC3339))
+	return fmt.Errorf("%w: %s (noticed at %s); it does not know what was pushed in between, so nothing is collected. "+
+		"If a newer backup exists, restore that one", ErrSuspicious, what, time.Unix(w.Time, 0).UTC().
+		Format(time.RFC3339))
 }
 
 // Suspicion returns an ErrSuspicious if the journal is not what it was before; nil if it is, or if [Index.Trust] was

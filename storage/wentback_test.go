@@ -96,11 +96,13 @@ func TestNothingIsCollectedOfAJournalThatWentBack(t *testing.T) {
 				place := newReplaced(row.why)
 				service := memory.NewService()
 				open := func() (*storage.Index, *storage.Collector) {
-					x, err := storage.OpenIndex(t.Context(), place, storage.IndexOptions{Placed: true, Grace: time.Hour})
+					x, err := storage.OpenIndex(t.Context(), place,
+						storage.IndexOptions{Placed: true, Grace: time.Hour})
 					if err != nil {
 						t.Fatal(err)
 					}
-					return x, &storage.Collector{Blobs: &memory.Objects{Service: service, Records: x}, Index: x, Grace: time.Hour}
+					return x, &storage.Collector{Blobs: &memory.Objects{Service: service, Records: x}, Index: x,
+						Grace: time.Hour}
 				}
 				x, c := open()
 				other, _ := open()
@@ -133,7 +135,8 @@ func TestNothingIsCollectedOfAJournalThatWentBack(t *testing.T) {
 					for range 3 {
 						time.Sleep(48 * time.Hour)
 						done, err := c.Run(t.Context(), false, nil)
-						if !errors.Is(err, storage.ErrSuspicious) || done.Deleted+done.Unlinked > 0 || service.Len() != 50 {
+						if !errors.Is(err, storage.ErrSuspicious) || done.Deleted+done.Unlinked > 0 ||
+							service.Len() != 50 {
 							t.Fatalf("%+v, %v, %d objects", done, err, service.Len())
 						}
 					}

@@ -6,9 +6,10 @@ import "iter"
 const yieldEvery = 1000
 
 // yielding iterates over a map of the state, with the lock held for reading by the caller; it lets go of it again and
-// again. A commit that waits for the lock keeps all readers waiting, verdicts too, so nothing may hold it for as long as
-// a million names take. What is added or removed meanwhile may be seen or not. If the state is loaded again, the rest is
-// that of the old one, which no longer changes: the caller must not look anything up in another state than before.
+// again. A commit that waits for the lock keeps all readers waiting, verdicts too, so nothing may hold it for as long
+// as a million names take. What is added or removed meanwhile may be seen or not. If the state is loaded again, the
+// rest is that of the old one, which no longer changes: the caller must not look anything up in another state than
+// before.
 func yielding[K comparable, V any](x *Index, m map[K]V) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
 		n := 0

@@ -20,7 +20,8 @@ import (
 const (
 	imagesOfRepo = 5
 	blobsOfImage = 4 // a config and three layers, its own
-	// factsOfRepo: of each image, its manifest, links to its blobs, a place of each of these, a tag and what it has named.
+	// factsOfRepo: of each image, its manifest, links to its blobs, a place of each of these, a tag and what it has
+	// named.
 	factsOfRepo = imagesOfRepo * (1 + blobsOfImage + 1 + blobsOfImage + 2)
 	fillers     = 4 // processes that fill etcd
 )

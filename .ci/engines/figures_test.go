@@ -167,7 +167,8 @@ func (l *lab) replicas(servers []*process) {
 				}
 				rates[i] = append(rates[i], r.OpsPerSecond)
 				head = append(head, each(u.etcd, idle.etcd)*u.requests/u.reads)
-				cpu[i], etcd[i] = append(cpu[i], each(u.servers, idle.servers)), append(etcd[i], each(u.etcd, idle.etcd))
+				cpu[i], etcd[i] = append(cpu[i], each(u.servers, idle.servers)),
+					append(etcd[i], each(u.etcd, idle.etcd))
 			}
 		}
 		l.headCPU = median(head) // of the last row

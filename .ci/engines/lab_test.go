@@ -106,8 +106,10 @@ func (l *lab) serve(args ...string) *process {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		l.t.Fatal(err)
 	}
-	p := l.start(os.Getenv("ENGINES_TROW"), append([]string{"serve", "--listen", address, "--names", address, "--data-dir",
-		filepath.Join(dir, "data"), "--config", config, "--log-level", "warn", "--gc-interval", "0", "--scrub-interval", "0"},
+	p := l.start(os.Getenv("ENGINES_TROW"), append(
+		[]string{"serve", "--listen", address, "--names", address, "--data-dir",
+			filepath.Join(dir, "data"), "--config", config, "--log-level", "warn", "--gc-interval", "0",
+			"--scrub-interval", "0"},
 		args...)...)
 	p.url, p.ca = "https://"+address, filepath.Join(dir, "data", "ca.crt")
 	l.await("GET", p.url+"/readyz")
@@ -195,7 +197,8 @@ type result struct {
 func (l *lab) bench(p *process, scenario string, connections int, more ...string) result {
 	l.t.Helper()
 	args := append([]string{"bench", p.url, "--cacert", p.ca, "--json", "-", "--scenarios", scenario, "--connections",
-		strconv.Itoa(connections), "--duration", l.phase.String(), "--pid", strconv.Itoa(p.cmd.Process.Pid), "--no-populate"},
+		strconv.Itoa(connections), "--duration", l.phase.String(), "--pid", strconv.Itoa(p.cmd.Process.Pid),
+		"--no-populate"},
 		more...)
 	cmd := exec.CommandContext(l.t.Context(), os.Getenv("ENGINES_TROW"), args...)
 	var out, log bytes.Buffer

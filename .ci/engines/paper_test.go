@@ -42,10 +42,11 @@ func (v values) paper() string {
 	index := (v.memory - v.idle) / 1000 * scale
 	b.WriteString("| part | load | arithmetic |\n|---|---|---|\n")
 	row("a node without the image", fmt.Sprintf("6 requests, %.0f MB", paperImage),
-		"HEAD by tag; GET of the manifest, the config and 3 layers; of an index, one more. Layers that the node has are "+
-			"not asked for: with 2 of them, of 80 MB, it is 4 requests and 20 MB")
+		"HEAD by tag; GET of the manifest, the config and 3 layers; of an index, one more. Layers that the node has "+
+			"are not asked for: with 2 of them, of 80 MB, it is 4 requests and 20 MB")
 	row("a node with the image", "1 HEAD by tag, or nothing",
-		"nothing with `imagePullPolicy: IfNotPresent`. The cache is that of the container runtime; `trow node` has none")
+		"nothing with `imagePullPolicy: IfNotPresent`. The cache is that of the container runtime; `trow node` has "+
+			"none")
 	row("all nodes", fmt.Sprintf("%s requests and %s GB; with the image %s HEADs", short(6*paperNodes), short(gb),
 		short(paperNodes)), "%s × 6; %s × %.0f MB", short(paperNodes), short(paperNodes), paperImage)
 	row("network of the replicas", short(seconds)+" s", "%s GB / (%d × %.2f GB/s)", short(gb), paperReplicas, network)
@@ -58,10 +59,12 @@ func (v values) paper() string {
 		"a layer of 33 MB is read in 5 ranges, of 256 KiB and then four times as much each; the config is in memory: "+
 			"%s × 3 × 5 / %s s. AWS allows 5,500 per s and prefix", short(paperNodes), short(seconds))
 	row("reads of etcd", fmt.Sprintf("%s per s at most, however many nodes wait", short(heads)),
-		"one `Head` at a time in each replica: %d / %s ms. Who comes while one is under way waits for the next: %s ms at "+
-			"most. All nodes in one moment are %s `Head`s, as %s requests of 64 that wait share one", paperReplicas,
+		"one `Head` at a time in each replica: %d / %s ms. Who comes while one is under way waits for the next: %s "+
+			"ms at most. All nodes in one moment are %s `Head`s, as %s requests of 64 that wait share one",
+		paperReplicas,
 		short(v.head), short(2*v.head), short(paperNodes/v.waiting), short(v.waiting))
-	row("processor of etcd", short(heads*v.headCPU/1e6)+" cores in three members, while all replicas ask without a pause",
+	row("processor of etcd", short(heads*v.headCPU/1e6)+
+		" cores in three members, while all replicas ask without a pause",
 		"%s per s × %s µs", short(heads), short(v.headCPU))
 	row("database of etcd", short(paperFacts*v.bytes/(1<<30))+" of 8 GiB",
 		"%.0f facts of an image (a manifest, 4 links, 5 places, a tag, what that has named) × 1,000,000 × %s bytes; "+
@@ -74,8 +77,8 @@ func (v values) paper() string {
 	row("start of a replica", short(v.load*scale)+" s", "%s s × %s; the others serve meanwhile", short(v.load),
 		short(scale))
 	row("verdicts", short(paperNodes*v.verdict/1e6)+" core-seconds",
-		"%s pods × %s µs, from memory in any replica, and nothing to etcd or S3. 300 pods per s, more than a scheduler "+
-			"places, take %s %% of a core", short(paperNodes), short(v.verdict), short(300*v.verdict/1e4))
+		"%s pods × %s µs, from memory in any replica, and nothing to etcd or S3. 300 pods per s, more than a "+
+			"scheduler places, take %s %% of a core", short(paperNodes), short(v.verdict), short(300*v.verdict/1e4))
 	row("pushes", short(v.images)+" images per s on this machine",
 		"each is %s requests to S3 and %s commits in etcd, which all replicas share", short(v.writes), short(v.commits))
 	return b.String()

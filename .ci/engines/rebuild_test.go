@@ -74,7 +74,8 @@ func newServer(t *testing.T, g *gateway, journal string) *server {
 	s.write("password", adminPassword)
 	s.write("trow.yaml", fmt.Sprintf("listen: %s\ndata-dir: %s\nno-tls: true\nuser: admin\npassword-file: %s\n"+
 		"journal: %q\nblobs: %q\ngc-interval: 1s\nscrub-interval: 0s\n"+
-		"quotas: [{repositories: [\"team/**\"], bytes: 1Gi}]\n", address, s.data(), filepath.Join(s.dir, "password"), journal,
+		"quotas: [{repositories: [\"team/**\"], bytes: 1Gi}]\n", address, s.data(),
+		filepath.Join(s.dir, "password"), journal,
 		s.blobs()))
 	t.Cleanup(func() {
 		s.stop(syscall.SIGKILL)
@@ -196,16 +197,16 @@ func (s *server) want(status int, method, path, body string, header ...string) s
 	return text
 }
 
-const manifestType = "application/vnd.oci.image.manifest.v1+json"
-
 // push pushes an image with a layer of a size.
 func (s *server) push(repo, tag, layer string) digest.Digest {
 	s.t.Helper()
 	for _, blob := range []string{"{}", layer} {
 		s.want(201, "POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromString(blob).String(), blob)
 	}
-	m := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json",`+
-		`"digest":%q,"size":2},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
+	m := fmt.Sprintf(
+		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json",`+
+			`"digest":%q,"size":2},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar",`+
+			`"digest":%q,"size":%d}]}`,
 		manifestType, digest.FromString("{}"), digest.FromString(layer), len(layer))
 	s.want(201, "PUT", "/v2/"+repo+"/manifests/"+tag, m, "Content-Type", manifestType)
 	return digest.FromString(m)
@@ -234,7 +235,8 @@ func (s *server) token(secret string) string {
 	}
 	req, _ := http.NewRequest("GET", "/", nil)
 	req.SetBasicAuth("ci", secret)
-	text := s.want(200, "GET", m[1]+"?"+url.Values{"service": {m[2]}, "scope": {"repository:team/app:pull"}}.Encode(), "",
+	text := s.want(200, "GET", m[1]+"?"+url.Values{"service": {m[2]}, "scope": {"repository:team/app:pull"}}.Encode(),
+		"",
 		"Authorization", req.Header.Get("Authorization"))
 	var answer struct{ Token string }
 	if err := json.Unmarshal([]byte(text), &answer); err != nil || answer.Token == "" {
@@ -479,10 +481,11 @@ func TestEtcdIsRestored(t *testing.T) {
 		runs  bool // the server, while etcd is restored
 		flags []string
 	}{
-		"under a server":                            {runs: true},
-		"while no server runs":                      {},
-		"under a server, to higher revisions":       {true, []string{"--bump-revision", "1000000", "--mark-compacted"}},
-		"while no server runs, to higher revisions": {false, []string{"--bump-revision", "1000000", "--mark-compacted"}},
+		"under a server":                      {runs: true},
+		"while no server runs":                {},
+		"under a server, to higher revisions": {true, []string{"--bump-revision", "1000000", "--mark-compacted"}},
+		"while no server runs, to higher revisions": {false,
+			[]string{"--bump-revision", "1000000", "--mark-compacted"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -137,7 +137,8 @@ func TestCheckOfAServerOfEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := run(t, nil, "", "-f", pods, "-d", dir)
-	if err == nil || errors.Is(err, check.ErrDenied) || !strings.Contains(err.Error(), "ask a running server with --server") ||
+	if err == nil || errors.Is(err, check.ErrDenied) ||
+		!strings.Contains(err.Error(), "ask a running server with --server") ||
 		out != "" {
 		t.Errorf("%v: %s", err, out)
 	}
@@ -195,9 +196,11 @@ func TestWhatCannotBeCheckedIsAnError(t *testing.T) {
 		{"data-dir: ", []string{"-f", file, "--data-dir", dir + "/none"}},
 		{"no such file", []string{"-f", dir + "/none.yaml", "--data-dir", dir}},
 		{":1:1: not an object", []string{"-f", ca, "--data-dir", dir}},
-		{`server: "localhost:8443" is not a valid URL; want https://`, []string{"-f", file, "--server", "localhost:8443"}},
+		{`server: "localhost:8443" is not a valid URL; want https://`,
+			[]string{"-f", file, "--server", "localhost:8443"}},
 		{`"https:///x" is not a valid URL`, []string{"-f", file, "--server", "https:///x"}},
-		{"is this the host and the port of the server, and does it run?", []string{"-f", file, "--server", "http://127.0.0.1:1"}},
+		{"is this the host and the port of the server, and does it run?",
+			[]string{"-f", file, "--server", "http://127.0.0.1:1"}},
 		{"contains no certificate", []string{"-f", file, "--server", url, "--cacert", file}},
 		{"cacert: ", []string{"-f", file, "--server", url, "--cacert", "/none"}},
 		{"token-file: ", []string{"-f", file, "--server", url, "--token-file", "/none"}},

@@ -79,7 +79,8 @@ type journal interface {
 var openToWrite = bolt.Open
 
 // openJournal opens the journal in a directory. It creates nothing where no server has run yet: such a directory is
-// that of an empty registry. Where the facts of a server are elsewhere it fails: nothing is known of them. On a volume that cannot be written to, the journal is only read, as a server does.
+// that of an empty registry. Where the facts of a server are elsewhere it fails: nothing is known of them. On a volume
+// that cannot be written to, the journal is only read, as a server does.
 func openJournal(dir string) (journal, error) {
 	if bolt.LockedOnly(dir) {
 		return nil, bolt.NoData(dir)

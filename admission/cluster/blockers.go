@@ -60,7 +60,8 @@ func (c *Cluster) gates(ctx context.Context, pod *corev1.Pod) (needs, error) {
 			kube.ComponentLabel: kube.EtcdComponent})
 	}
 	for _, g := range all {
-		if g.service != nil && g.closed() && g.judgesPods() && selects(g.namespace, namespaceLabels(c.o.Namespace, home)) &&
+		if g.service != nil && g.closed() && g.judgesPods() &&
+			selects(g.namespace, namespaceLabels(c.o.Namespace, home)) &&
 			slices.ContainsFunc(pods, func(labels map[string]string) bool { return selects(g.object, labels) }) {
 			found[g.service.Namespace] = fmt.Sprintf("%s (Service %s/%s)", g.name, g.service.Namespace, g.service.Name)
 		}

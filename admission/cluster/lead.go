@@ -61,8 +61,8 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
 		c.follower("") // any other replica is no better off
 		c.note(noteLeader, "")
-		c.report(riskLease, fmt.Sprintf("no replica keeps the webhook in order: Lease %s/%s does not exist, or may not "+
-			"be read, and the server has no right to create it; apply the manifest again (trow manifest)",
+		c.report(riskLease, fmt.Sprintf("no replica keeps the webhook in order: Lease %s/%s does not exist, or may "+
+			"not be read, and the server has no right to create it; apply the manifest again (trow manifest)",
 			c.o.Namespace, c.o.Deployment))
 		return false, nil
 	}

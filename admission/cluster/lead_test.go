@@ -226,7 +226,8 @@ func TestAReplicaDeniesWhatTheLeaderDenies(t *testing.T) {
 					t.Fatal(err)
 				}
 				lease.Spec.HolderIdentity = ptr.To("trow-gone")
-				if _, err := r.CoordinationV1().Leases(ns).Update(t.Context(), lease, metav1.UpdateOptions{}); err != nil {
+				if _, err := r.CoordinationV1().Leases(ns).
+					Update(t.Context(), lease, metav1.UpdateOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				defer r.run(t, "trow-b", nil)()

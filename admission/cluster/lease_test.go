@@ -31,7 +31,8 @@ func TestTheLeaseIsDeleted(t *testing.T) {
 		for pod, c := range r.all {
 			ok, line := c.Check()
 			if ok || !strings.Contains(line, "risk: no replica keeps the webhook in order") ||
-				c.Published([]byte("CA 1")) || strings.Contains(line, "this replica") || c.State().Mode != cluster.Enforce ||
+				c.Published([]byte("CA 1")) || strings.Contains(line, "this replica") || c.State().
+				Mode != cluster.Enforce ||
 				!strings.Contains(allMetrics(t, c), "lease 1") {
 				t.Errorf("%s: %v %s, %+v", pod, ok, line, c.State())
 			}

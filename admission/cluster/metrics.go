@@ -6,7 +6,8 @@ var (
 	enforcing = prometheus.NewDesc("trow_webhook_enforcing",
 		"1 if no pod starts without the approval of the webhook, else 0.", nil, nil)
 	proven = prometheus.NewDesc("trow_webhook_proven",
-		"1 if the API server has shown that it reaches the webhook, else 0; of several replicas only the leader has it.",
+		"1 if the API server has shown that it reaches the webhook, else 0; of several replicas only the leader has "+
+			"it.",
 		nil, nil)
 	restoredTotal = prometheus.NewDesc("trow_webhook_restored_total",
 		"How often changes of other clients in the webhook configuration were put back.", nil, nil)

@@ -222,8 +222,8 @@ func TestTheMetrics(t *testing.T) {
 		w := newWorld(t, cluster.Enforce, critical("evil"), earlier())
 		w.start(t)
 		w.logged(t)
-		want := "trow_nodes_unable 0, trow_webhook_enforcing 1, trow_webhook_proven 1, trow_webhook_restored_total 0, " +
-			"trow_webhook_risk contested 0, trow_webhook_risk deadlock 1, " +
+		want := "trow_nodes_unable 0, trow_webhook_enforcing 1, trow_webhook_proven 1, trow_webhook_restored_total " +
+			"0, trow_webhook_risk contested 0, trow_webhook_risk deadlock 1, " +
 			"trow_webhook_risk lease 0, trow_webhook_risk namespace 0, trow_webhook_risk provisioner 0, " +
 			"trow_webhook_risk rights 0, trow_webhook_risk unproven 0"
 		if got := allMetrics(t, w.c); got != want {

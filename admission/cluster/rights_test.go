@@ -37,7 +37,8 @@ func rightsOf(t *testing.T, manifest []byte) rights {
 	all := rights{}
 	for _, doc := range bytes.Split(manifest, []byte("\n---\n")) {
 		var role rbacv1.Role // a ClusterRole has the same fields
-		if err := yaml.Unmarshal(doc, &role); err != nil || !strings.HasSuffix(role.Kind, "Role") || role.Name != "trow" {
+		if err := yaml.Unmarshal(doc, &role); err != nil || !strings.HasSuffix(role.Kind, "Role") ||
+			role.Name != "trow" {
 			continue
 		}
 		namespace := role.Namespace
@@ -90,9 +91,11 @@ func (r rights) use(a clienttesting.Action) bool {
 func TestTheRightsAreThoseOfTheManifest(t *testing.T) {
 	const bucket = "s3://images/trow?endpoint=https://s3.example.org"
 	for what, change := range map[string]func(*manifests.Options){
-		"one pod":             func(*manifests.Options) {},
-		"one pod, a login":    func(o *manifests.Options) { o.Login = true },
-		"replicas":            func(o *manifests.Options) { o.Replicas, o.Etcd, o.S3 = 3, "etcds://e.org:2379/t", bucket },
+		"one pod":          func(*manifests.Options) {},
+		"one pod, a login": func(o *manifests.Options) { o.Login = true },
+		"replicas": func(o *manifests.Options) {
+			o.Replicas, o.Etcd, o.S3 = 3, "etcds://e.org:2379/t", bucket
+		},
 		"replicas and etcd":   func(o *manifests.Options) { o.WithEtcd, o.S3, o.Login = true, bucket, true },
 		"one replica and S3":  func(o *manifests.Options) { o.WithEtcd, o.S3 = true, bucket },
 		"a pod and S3":        func(o *manifests.Options) { o.S3 = bucket },
@@ -110,7 +113,8 @@ func TestTheRightsAreThoseOfTheManifest(t *testing.T) {
 			for right, used := range may {
 				// These are used by [cluster.Reviewer]; audit needs no proof.
 				if !used && !strings.Contains(right, "reviews") &&
-					(o.Webhook != "audit" || !strings.Contains(right, "endpointslices") && !strings.Contains(right, " list ") &&
+					(o.Webhook != "audit" || !strings.Contains(right, "endpointslices") &&
+						!strings.Contains(right, " list ") &&
 						!strings.Contains(right, "persistentvolume")) {
 					t.Errorf("it may %s, and does not need it", right)
 				}

@@ -58,7 +58,8 @@ func TestAShelfThatIsNotThere(t *testing.T) {
 	s := cluster.NewShelf(newWorld(t, cluster.Enforce).options)
 	_, err := s.Load()
 	for _, err := range []error{err, s.Save(bytes.Repeat([]byte("x"), 10))} {
-		if err == nil || !strings.Contains(err.Error(), "Secret kube-public/trow-settings: not found; apply the manifest") {
+		if err == nil || !strings.Contains(err.Error(),
+			"Secret kube-public/trow-settings: not found; apply the manifest") {
 			t.Errorf("%v", err)
 		}
 	}

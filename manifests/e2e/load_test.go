@@ -214,7 +214,8 @@ func (u *user) run(ctx context.Context) error {
 	const path = "/api/v1/namespaces/rolled/pods"
 	name := fmt.Sprint("p", u.pods.Add(1))
 	body := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":%q},`+
-		`"spec":{"terminationGracePeriodSeconds":0,"containers":[{"name":"c","image":%q,"imagePullPolicy":"Always"}]}}`, name, u.image+":1")
+		`"spec":{"terminationGracePeriodSeconds":0,"containers":[{"name":"c","image":%q,"imagePullPolicy":"Always"}]}}`,
+		name, u.image+":1")
 	status, answer, err := u.c.Ask(ctx, http.MethodPost, path, body)
 	if err != nil || status != http.StatusCreated {
 		return fmt.Errorf("create: %d: %s, %w", status, answer, err)

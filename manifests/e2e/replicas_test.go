@@ -137,8 +137,8 @@ func leader(c *cluster.Cluster) (string, error) {
 	return lease.Spec.HolderIdentity, err
 }
 
-// startEngines starts an etcd and an S3 service beside the cluster, with the Secrets that the pods need, and returns the
-// options of trow manifest for three replicas. All is removed when the test ends.
+// startEngines starts an etcd and an S3 service beside the cluster, with the Secrets that the pods need, and returns
+// the options of trow manifest for three replicas. All is removed when the test ends.
 func startEngines(t *testing.T, c *cluster.Cluster) (*engines.Engines, []string) {
 	t.Helper()
 	ca, cert, key := c.Certificate("engines")
@@ -177,7 +177,9 @@ func startReplicas(t *testing.T, c *cluster.Cluster) *engines.Engines {
 	shape(t, c, options...)
 	settled(t, c)
 	fails(t, c, begin)
-	cluster.Eventually(t, time.Minute, "the registry answers at the node port", func() error { return registryReady(c) })
+	cluster.Eventually(t, time.Minute, "the registry answers at the node port", func() error {
+		return registryReady(c)
+	})
 	for _, r := range settled(t, c) {
 		cluster.Eventually(t, 20*time.Second, r.name+" names the leader", func() error { return namesLeader(c, r) })
 	}

@@ -37,7 +37,8 @@ func unchanged(t *testing.T, c *cluster.Cluster, text string) {
 	t.Helper()
 	for line := range strings.Lines(c.Apply(t, text)) {
 		// kubectl sends the selector of a budget each time (patchStrategy replace); the API server changes nothing.
-		if !strings.HasSuffix(strings.TrimSpace(line), " unchanged") && !strings.HasPrefix(line, "poddisruptionbudget.") {
+		if !strings.HasSuffix(strings.TrimSpace(line), " unchanged") &&
+			!strings.HasPrefix(line, "poddisruptionbudget.") {
 			t.Errorf("applying the manifest again: %s", line)
 		}
 	}

@@ -124,9 +124,9 @@ func (n *Node) dial(ctx context.Context) (net.Conn, error) {
 	return nil, err
 }
 
-// dialTarget connects to one address, that of a Service. Kubernetes chooses a replica for each connection, also one that
-// was killed, until the endpoints are updated: then the next attempt may reach another one. It must not take long either:
-// the client waits. Errors: those of the last attempt.
+// dialTarget connects to one address, that of a Service. Kubernetes chooses a replica for each connection, also one
+// that was killed, until the endpoints are updated: then the next attempt may reach another one. It must not take long
+// either: the client waits. Errors: those of the last attempt.
 func (n *Node) dialTarget(ctx context.Context, address string) (net.Conn, error) {
 	begin := time.Now()
 	for try := 1; ; try++ {

@@ -44,7 +44,8 @@ func LoopbackHost(host string) bool {
 func Forwarded(h http.Header) bool {
 	for key := range h {
 		if key == "Via" || strings.Contains(key, "orward") || strings.HasSuffix(key, "-Ip") ||
-			strings.HasSuffix(key, "_ip") || // net/http writes only the first letter and those after hyphens in upper case
+			// net/http writes only the first letter and those after hyphens in upper case
+			strings.HasSuffix(key, "_ip") ||
 			strings.HasPrefix(key, "X-Envoy-") || strings.HasPrefix(key, "X-Original-") {
 			return true
 		}

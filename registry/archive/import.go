@@ -366,8 +366,8 @@ func readManifest(from source, repo string, d digest.Digest) ([]byte, error) {
 
 var (
 	errNotInArchive = problemf("the archive does not have it")
-	errNotAtSource  = problemf("the source does not have it; its registry may have found it damaged, or has only a part of the " +
-		"image")
+	errNotAtSource  = problemf("the source does not have it; its registry may have found it damaged, or has only a " +
+		"part of the image")
 )
 
 // absent is the error of content that the source does not have.

@@ -69,8 +69,8 @@ func TestImportOfOnePlatform(t *testing.T) {
 	}
 }
 
-// TestCopyOfOnePlatform: an image that the source has for some of its platforms arrives as it is there, with a note, and
-// with its referrers; of one of which it has nothing, nothing arrives.
+// TestCopyOfOnePlatform: an image that the source has for some of its platforms arrives as it is there, with a note,
+// and with its referrers; of one of which it has nothing, nothing arrives.
 func TestCopyOfOnePlatform(t *testing.T) {
 	for _, lacksAll := range []bool{false, true} {
 		from, to := newTarget(t), newTarget(t)
@@ -90,7 +90,9 @@ func TestCopyOfOnePlatform(t *testing.T) {
 		var notes []string
 		_, _, err := archive.Copy(t.Context(), from.Client, to.Client,
 			[]archive.Copied{{FromRepo: "app", From: "v1", ToRepo: "copy", ToTag: "1"}},
-			archive.CopyOptions{Referrers: true, Options: archive.Options{Note: func(s string) { notes = append(notes, s) }}})
+			archive.CopyOptions{Referrers: true, Options: archive.Options{Note: func(s string) {
+				notes = append(notes, s)
+			}}})
 		now, _ := to.Resolve(t.Context(), "copy", "1")
 		if lacksAll {
 			if err == nil || !strings.Contains(err.Error(), "the source does not have it") || now.Digest != "" {

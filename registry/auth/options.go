@@ -73,8 +73,8 @@ type Options struct {
 	Readers Readers
 	// Restricted is that of PolicyOptions. Optional.
 	Restricted func() bool
-	// Learn makes sure that Readers knows of a repository below f/, for tokens; kind and ref are empty. Optional. Errors:
-	// it cannot be known now; then the token does not have the repository.
+	// Learn makes sure that Readers knows of a repository below f/, for tokens; kind and ref are empty. Optional.
+	// Errors: it cannot be known now; then the token does not have the repository.
 	Learn func(ctx context.Context, repo, kind, ref string) error
 	// Namespaces says which hosts of ours stand for another registry. Optional.
 	Namespaces *namespace.Table
@@ -154,8 +154,8 @@ func (o *Options) checkPlain() error {
 	return errors.New("no-tls: with logins, clients would be sent to plain HTTP with their passwords; " + plainRemedy)
 }
 
-const plainRemedy = "set public-url to the https:// address of the proxy in front, or trusted-proxies to its addresses, " +
-	"or listen on 127.0.0.1; where plain HTTP is intended, set public-url to http://host[:port]"
+const plainRemedy = "set public-url to the https:// address of the proxy in front, or trusted-proxies to its " +
+	"addresses, or listen on 127.0.0.1; where plain HTTP is intended, set public-url to http://host[:port]"
 
 // sendsToPlain reports whether clients are sent to plain HTTP for tokens without anybody having asked for that.
 func (o *Options) sendsToPlain() bool {

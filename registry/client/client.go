@@ -128,8 +128,8 @@ func New(o Options) (*Client, error) {
 // URL returns the scheme and host of the registry, without a slash at the end.
 func (c *Client) URL() string { return c.base.String() }
 
-// policy retries what a busy registry refused, and calls report, if it is not nil, before each wait. Errors of the connection are not retried: net/http does that where it is
-// safe.
+// policy retries what a busy registry refused, and calls report, if it is not nil, before each wait. Errors of the
+// connection are not retried: net/http does that where it is safe.
 func policy(report func(*http.Response)) retry.Policy {
 	return &retry.GenericPolicy{
 		Retryable: func(resp *http.Response, err error) (bool, error) { return err == nil && busy(resp), err },

@@ -431,7 +431,8 @@ func TestABusyRegistryIsAskedAgain(t *testing.T) {
 		want := []string{"POST after 0s", "POST after 7s", "POST after 14s", "PUT after 14s", "POST after 21s",
 			"PUT after 21s"}
 		if err != nil || sent != 1 || opened != 2 || waits != 3 || !slices.Equal(asked, want) {
-			t.Errorf("sent %d, opened %d times, waited %d times, %v; requests %v, want %v", sent, opened, waits, err, asked, want)
+			t.Errorf("sent %d, opened %d times, waited %d times, %v; requests %v, want %v", sent, opened, waits, err,
+				asked, want)
 		}
 	})
 }

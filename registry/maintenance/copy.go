@@ -27,7 +27,8 @@ const (
 // go on with uploads of others; a server without them makes new ones, and what was signed with the old ones ends.
 // Robots are in the copy: of their secrets, which are random, it has hashes.
 func isSecret(record string) bool {
-	return record == uploadKeyRecord || strings.HasPrefix(record, "auth/key/") || strings.HasPrefix(record, recordOf(""))
+	return record == uploadKeyRecord || strings.HasPrefix(record, "auth/key/") ||
+		strings.HasPrefix(record, recordOf(""))
 }
 
 // keeper returns what keeps copies of the facts. With all in the data directory, the journal has its backup there.

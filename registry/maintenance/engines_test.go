@@ -261,7 +261,8 @@ func TestWhatAnEngineDoesNotHaveIsNotShown(t *testing.T) {
 		t.Error("the journal is silent, and the index counts as up to date")
 	}
 	// A list that cannot be certain says why, where the connection was cut without a word.
-	if code, answer := job(t, shared, "GET", "/admin/repositories?repository=a"); code != http.StatusServiceUnavailable ||
+	if code, answer := job(t, shared, "GET",
+		"/admin/repositories?repository=a"); code != http.StatusServiceUnavailable ||
 		!strings.Contains(answer, "does not answer") {
 		t.Errorf("a list: %d %s", code, answer)
 	}
@@ -310,7 +311,8 @@ func TestAPairKeepsTogether(t *testing.T) {
 	// A new journal on old bytes.
 	fresh := newService()
 	fresh.objects, fresh.id = s.objects, "FRESH"
-	adopted(refused(fresh, "identity FRESH", "identity JOURNAL", "trow serve --adopt FRESH", "run trow rebuild"), "FRESH")
+	adopted(refused(fresh, "identity FRESH", "identity JOURNAL", "trow serve --adopt FRESH", "run trow rebuild"),
+		"FRESH")
 	s.use(t)
 	_ = s.objects.SetIdentity(t.Context(), "JOURNAL")
 	// A new journal on old bytes without an identity.

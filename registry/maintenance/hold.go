@@ -45,8 +45,8 @@ type holdState struct {
 	Meaning int `json:"meaning"`
 	// Reports is how many of the next runs only report.
 	Reports int `json:"reports"`
-	// Until is when an import is no longer believed to be under way, in Unix seconds, and Pending what the last run would
-	// have removed: in the record alone, because each run may be that of another replica.
+	// Until is when an import is no longer believed to be under way, in Unix seconds, and Pending what the last run
+	// would have removed: in the record alone, because each run may be that of another replica.
 	Until   int64 `json:"until,omitempty"`
 	Pending int   `json:"pending,omitempty"`
 }
@@ -297,8 +297,8 @@ func (d *Data) retain(ctx context.Context) {
 	case err != nil: // the next run tries again
 	case run.dry:
 		if err = run.reported(n); n > 0 {
-			d.log.Warn().Int("pending", n).Msg("retention only reports in this run, the first after an import or an upgrade; " +
-				"the next run removes what it has reported, and trow retention removes it at once")
+			d.log.Warn().Int("pending", n).Msg("retention only reports in this run, the first after an import or an " +
+				"upgrade; the next run removes what it has reported, and trow retention removes it at once")
 		}
 	default:
 		err = run.removed()

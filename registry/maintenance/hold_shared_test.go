@@ -110,7 +110,8 @@ func TestAnImportAtAnotherReplica(t *testing.T) {
 			if _, err := x.CatchUp(t.Context(), storage.CatchUpTime); err != nil {
 				t.Fatal(err)
 			}
-			if ok, text := data.RetentionCheck(); metric(t, data, "trow_retention_pending") != want || ok != (want == 0) {
+			if ok, text := data.RetentionCheck(); metric(t, data, "trow_retention_pending") != want ||
+				ok != (want == 0) {
 				t.Errorf("want %v pending: %v %s", want, ok, text)
 			}
 		}

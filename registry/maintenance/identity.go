@@ -86,7 +86,8 @@ func (d *Data) mismatch(mine, theirs string) error {
 	}
 	lost := ""
 	if theirs != "" { // a bucket that a server has used may have a copy of the facts
-		lost = "; or, if the journal of these blobs is lost and this one is empty, run trow rebuild with the same settings"
+		lost = "; or, if the journal of these blobs is lost and this one is empty, run trow rebuild with the same " +
+			"settings"
 	}
 	return fmt.Errorf("%w: %s and %s; content that only one of them knows would be lost. Correct the settings journal "+
 		"and blobs%s; or, if these two are to be used together from now on, %s", ErrIdentity, name(journal, mine),
@@ -188,8 +189,8 @@ func (d *Data) collectAll(ctx context.Context, grace time.Duration,
 	if k, ok := d.keeper(); ok && suspected && err == nil {
 		// The newest copy is of a higher revision than the journal has: the next collection would suspect it again.
 		if err = d.writeCopy(ctx, k, true); err != nil {
-			err = fmt.Errorf("all is collected, but the next collection will not believe the journal: copying the facts to "+
-				"where the content is: %w; run it again", err)
+			err = fmt.Errorf("all is collected, but the next collection will not believe the journal: copying the "+
+				"facts to where the content is: %w; run it again", err)
 		}
 	}
 	return done, err

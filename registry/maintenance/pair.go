@@ -62,8 +62,8 @@ func (e *Engines) AddEngineFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&e.Journal, "journal", "", "where the facts are: empty for data-dir, or "+
 		"etcd://HOST:PORT[,HOST:PORT...]/PREFIX (etcds:// for TLS), which several servers share")
 	fs.StringVar(&e.Blobs, "blobs", "", "where the content is: empty for data-dir, or s3://BUCKET/PREFIX with "+
-		"?endpoint=https://HOST, region and path-style=true as parameters; credentials as for other clients of S3, such as "+
-		"AWS_ACCESS_KEY_ID")
+		"?endpoint=https://HOST, region and path-style=true as parameters; credentials as for other clients of S3, "+
+		"such as AWS_ACCESS_KEY_ID")
 	fs.StringVar(&e.JournalCA, "journal-ca-file", "", "CA of etcd, PEM; empty: those of the system")
 	fs.StringVar(&e.JournalCert, "journal-cert-file", "",
 		"client certificate for etcd, PEM; read again for each connection")
@@ -84,18 +84,21 @@ func (e *Engines) ValidateEngines(to string) error {
 	for setting, file := range map[string]string{"journal-ca-file": e.JournalCA, "journal-cert-file": e.JournalCert,
 		"journal-key-file": e.JournalKey} {
 		if file != "" && !strings.HasPrefix(e.Journal, "etcds://") {
-			return fmt.Errorf("%s%s: it is for a journal in etcd over TLS; set %[1]sjournal to etcds://HOST:PORT/PREFIX", to,
+			return fmt.Errorf("%s%s: it is for a journal in etcd over TLS; set %[1]sjournal to "+
+				"etcds://HOST:PORT/PREFIX", to,
 				setting)
 		}
 	}
 	switch {
 	case (e.JournalCert == "") != (e.JournalKey == ""):
-		return fmt.Errorf("%sjournal-cert-file: a client certificate needs its key; set %[1]sjournal-key-file as well, or "+
-			"neither", to)
+		return fmt.Errorf("%sjournal-cert-file: a client certificate needs its key; set %[1]sjournal-key-file as "+
+			"well, or neither", to)
 	case (e.JournalUser == "") != (e.JournalPassword == ""):
-		return fmt.Errorf("%sjournal-user: a user needs a password; set %[1]sjournal-password-file as well, or neither", to)
+		return fmt.Errorf("%sjournal-user: a user needs a password; set %[1]sjournal-password-file as well, or neither",
+			to)
 	case e.JournalUser != "" && e.Journal == "":
-		return fmt.Errorf("%sjournal-user: it is for a journal in etcd; set %[1]sjournal to etcd://HOST:PORT/PREFIX", to)
+		return fmt.Errorf("%sjournal-user: it is for a journal in etcd; set %[1]sjournal to etcd://HOST:PORT/PREFIX",
+			to)
 	case e.BlobsCA != "" && e.Blobs == "":
 		return fmt.Errorf("%sblobs-ca-file: it is for blobs in S3; set %[1]sblobs to "+
 			"s3://BUCKET/PREFIX?endpoint=https://HOST", to)
@@ -222,7 +225,8 @@ func (e *Engines) OpenJournal(ctx context.Context, u Use) (storage.Journal, erro
 // OpenBlobs opens the bytes. Those in S3 have their places in r. Errors: those of the engine, with the remedy.
 func (e *Engines) OpenBlobs(ctx context.Context, u Use, r storage.Records) (storage.Blobs, error) {
 	if e.Blobs == "" {
-		return blobsOr(disk.Open(e.DataDir, disk.Options{Reserve: u.Reserve, MaxUploads: u.MaxUploads, Uploads: u.Uploads,
+		return blobsOr(disk.Open(e.DataDir, disk.Options{Reserve: u.Reserve, MaxUploads: u.MaxUploads,
+			Uploads:  u.Uploads,
 			ReadOnly: u.ReadOnly}))
 	}
 	o, err := e.s3()

@@ -98,9 +98,9 @@ func Rebuild(ctx context.Context, dir string, o RebuildOptions) (done *Rebuilt, 
 	defer journal.Journal.Close()
 	defer r.index.Close()
 	if id, err := r.index.Record(ctx, identityRecord); err != nil || id != nil {
-		return nil, cmp.Or(err, fmt.Errorf("the bytes of the journal in %s are not in that directory (identity %s, setting "+
-			"blobs): a rebuild would call all of them missing; set blobs as for the server, so that the journal is made from "+
-			"the copy of the facts beside them", dir, id))
+		return nil, cmp.Or(err, fmt.Errorf("the bytes of the journal in %s are not in that directory (identity %s, "+
+			"setting blobs): a rebuild would call all of them missing; set blobs as for the server, so that the "+
+			"journal is made from the copy of the facts beside them", dir, id))
 	}
 	damage, _, _ := strings.Cut(strings.ReplaceAll(journal.Damage, at, dir), "; run trow rebuild") // it runs
 	r.done = &Rebuilt{Damage: damage, Aside: journal.Aside, Backup: journal.Backup}

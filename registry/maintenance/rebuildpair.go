@@ -38,8 +38,8 @@ func RebuildPair(ctx context.Context, e Engines, r RebuildOptions) (done *Rebuil
 	}
 	opened, err := e.Open(ctx, use, j, storage.IndexOptions{})
 	if errors.Is(err, storage.ErrDamaged) && e.Journal == "" {
-		err = fmt.Errorf("%w; as the bytes are in %s, move journal.* and owner out of %s and run it again: the facts are "+
-			"then taken from the copy beside the bytes", err, e.Blobs, e.DataDir)
+		err = fmt.Errorf("%w; as the bytes are in %s, move journal.* and owner out of %s and run it again: the facts "+
+			"are then taken from the copy beside the bytes", err, e.Blobs, e.DataDir)
 	}
 	if err != nil {
 		return nil, err
@@ -77,10 +77,11 @@ func (p *pair) run(ctx context.Context) error {
 	where := p.engines.Where()
 	switch {
 	case p.identity == "":
-		return fmt.Errorf("%s: the bytes have no identity, so no server has ever used them; correct the setting blobs", where)
+		return fmt.Errorf("%s: the bytes have no identity, so no server has ever used them; correct the setting blobs",
+			where)
 	case !unfinished && !p.index.Empty():
-		return fmt.Errorf("%s: the journal is not empty; a rebuild makes a new one: give another prefix of etcd, or another "+
-			"data directory, or empty it", where)
+		return fmt.Errorf("%s: the journal is not empty; a rebuild makes a new one: give another prefix of etcd, or "+
+			"another data directory, or empty it", where)
 	}
 	if !unfinished {
 		if err := p.choose(ctx); err != nil {
@@ -109,12 +110,14 @@ func (p *pair) run(ctx context.Context) error {
 	if len(p.done.Found) > 0 && !p.o.Recover && !p.o.Discard {
 		return ErrUndecided
 	}
-	// The newest copy must not be of a higher revision than the journal has now: it would be taken for one that went back.
+	// The newest copy must not be of a higher revision than the journal has now: it would be taken for one that went
+	// back.
 	all, err := storage.CopiesOf(ctx, p.kept)
 	if err != nil {
 		return err
 	}
-	if _, err := writeFacts(ctx, p.kept, p.journal, p.engines.DataDir, all, p.identity, p.index.Revision()); err != nil {
+	if _, err := writeFacts(ctx, p.kept, p.journal, p.engines.DataDir, all, p.identity,
+		p.index.Revision()); err != nil {
 		return err
 	}
 	return p.index.EndRebuild(ctx, p.identity) // last: from here on a server may start

@@ -79,7 +79,8 @@ func TestAPairIsRebuilt(t *testing.T) {
 		t.Fatal(err)
 	}
 	// So has one that saw how the journal became empty.
-	if err := storagetest.OpenIndex(t, fresh.journal).SetRecord(ctx, "journal/went-back", nil, []byte("{}")); err != nil {
+	if err := storagetest.OpenIndex(t, fresh.journal).
+		SetRecord(ctx, "journal/went-back", nil, []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
 	r := rebuildOptions()

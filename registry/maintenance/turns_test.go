@@ -225,7 +225,8 @@ func TestAJobDoesNotWaitForAJournalThatDoesNotAnswer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	err := turns.Now(ctx, func(any) {}, func(context.Context) error { t.Error("it ran"); return nil })
-	if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "run it again when the journal answers") {
+	if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(),
+		"run it again when the journal answers") {
 		t.Errorf("error %v", err)
 	}
 }

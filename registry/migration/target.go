@@ -17,8 +17,10 @@ import (
 // is the data directory of the server.
 func targetOf(q url.Values, source string) (t maintenance.Engines, err error) {
 	t = maintenance.Engines{DataDir: q.Get("data"), Journal: q.Get("journal"), Blobs: q.Get("blobs"),
-		JournalCA: q.Get("journal-ca-file"), JournalCert: q.Get("journal-cert-file"), JournalKey: q.Get("journal-key-file"),
-		JournalUser: q.Get("journal-user"), JournalPassword: q.Get("journal-password-file"), BlobsCA: q.Get("blobs-ca-file")}
+		JournalCA: q.Get("journal-ca-file"), JournalCert: q.Get("journal-cert-file"),
+		JournalKey:  q.Get("journal-key-file"),
+		JournalUser: q.Get("journal-user"), JournalPassword: q.Get("journal-password-file"),
+		BlobsCA: q.Get("blobs-ca-file")}
 	switch {
 	case t.DataDir == "" && t.Journal == "" && t.Blobs == "":
 		return t, errors.New("the target is missing; want --to-journal etcd://HOST:PORT/PREFIX and " +

@@ -45,8 +45,8 @@ func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (Source
 // Source is a blob on its way.
 type Source interface {
 	io.ReadSeekCloser
-	// Size returns the number of bytes. It waits until the upstream has answered; -1 if that does not say, until all was
-	// read. Errors: those of package upstream; that of the context.
+	// Size returns the number of bytes. It waits until the upstream has answered; -1 if that does not say, until all
+	// was read. Errors: those of package upstream; that of the context.
 	Size() (int64, error)
 }
 

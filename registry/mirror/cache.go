@@ -23,7 +23,8 @@ import (
 type CacheStore interface {
 	// Cached lists what may be evicted, each content once.
 	Cached(ctx context.Context) iter.Seq[CachedContent]
-	// Evict makes all repositories of upstreams let go of contents, and deletes their bytes. It returns those that stay.
+	// Evict makes all repositories of upstreams let go of contents, and deletes their bytes. It returns those that
+	// stay.
 	Evict(ctx context.Context, all []digest.Digest) (stay []digest.Digest, err error)
 	// Records and SetRecord are those of a storage.Index.
 	Records(prefix string) iter.Seq2[string, []byte]

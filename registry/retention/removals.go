@@ -16,7 +16,8 @@ type removals struct {
 	depth        int                    // how many calls of first are under way
 }
 
-// maxBelongs bounds how far it is looked at what belongs to what, in manifests: a client can push a chain of any length.
+// maxBelongs bounds how far it is looked at what belongs to what, in manifests: a client can push a chain of any
+// length.
 const maxBelongs = 1000
 
 // removals returns what is removed: tags, then manifests, each after the manifests that consist of it, because the

@@ -6,13 +6,13 @@ import (
 )
 
 // Answers bounds the memory of answers that handlers make as a whole and keep until the client has received them. As
-// with [Bodies], a request waits a few seconds for memory, and meanwhile the oldest answer of the address that holds most
-// gives way if its client has not received it within readGrace: its connection ends. So a client that does not read keeps
-// out no others. Safe for concurrent use.
+// with [Bodies], a request waits a few seconds for memory, and meanwhile the oldest answer of the address that holds
+// most gives way if its client has not received it within readGrace: its connection ends. So a client that does not
+// read keeps out no others. Safe for concurrent use.
 type Answers struct{ pool pool }
 
-// maxAnswers bounds the memory for answers, however much there is: with it, it bounds how many are made at once, because
-// that takes processor time of which verdicts need some as well.
+// maxAnswers bounds the memory for answers, however much there is: with it, it bounds how many are made at once,
+// because that takes processor time of which verdicts need some as well.
 const maxAnswers = 64 << 20
 
 // NewAnswers returns Answers of so many bytes.
@@ -25,8 +25,8 @@ func NewAnswers(bytes int64) *Answers {
 // ReserveAnswers returns the memory for answers: a sixteenth of what the process may use, up to maxAnswers.
 func ReserveAnswers() *Answers { return NewAnswers(min(Memory()/16, maxAnswers)) }
 
-// Take takes bytes for the answer to r, until the caller calls keep with 0. Before that, keep gives back all but a number
-// of bytes. Errors: one with a method RetryAfter if there is no memory; that of the request's context.
+// Take takes bytes for the answer to r, until the caller calls keep with 0. Before that, keep gives back all but a
+// number of bytes. Errors: one with a method RetryAfter if there is no memory; that of the request's context.
 func (a *Answers) Take(r *http.Request, bytes int64) (keep func(bytes int64), err error) {
 	c, _ := r.Context().Value(connKey{}).(*conn)
 	h, err := a.pool.take(r.Context(), client(r), bytes, func(time.Time) {

@@ -14,8 +14,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// TestAnswersThatNobodyReadsGiveWay: clients that do not read a large answer keep out no other one, from another address
-// or, behind a node port, from the same. What they are sent takes no more memory than there is.
+// TestAnswersThatNobodyReadsGiveWay: clients that do not read a large answer keep out no other one, from another
+// address or, behind a node port, from the same. What they are sent takes no more memory than there is.
 func TestAnswersThatNobodyReadsGiveWay(t *testing.T) {
 	t.Parallel()
 	const size = 4 << 20 // more than the buffers of the sockets

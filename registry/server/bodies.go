@@ -87,7 +87,8 @@ func (b *Bodies) Read(into *bytes.Buffer, w http.ResponseWriter, r *http.Request
 	}
 	c := http.NewResponseController(w)
 	reading, err := p.take(r.Context(), from, max(size, int64(into.Cap()), leastBody),
-		func(now time.Time) { _ = c.SetReadDeadline(now) }) // its reading fails; without a connection, it ends by itself
+		// its reading fails; without a connection, it ends by itself
+		func(now time.Time) { _ = c.SetReadDeadline(now) })
 	if err != nil {
 		return nil, err
 	}

@@ -26,8 +26,8 @@ const (
 // close_notify. Therefore the server first says that nothing follows (FIN), reads what still comes, and closes then.
 //
 // Then it waits until the client's machine has everything. A kernel sends on without the process, but not without the
-// network of its pod, which Kubernetes removes as soon as the process has ended: a slow client, of whose layer megabytes
-// are in a buffer of the kernel, would wait for them until it gives up.
+// network of its pod, which Kubernetes removes as soon as the process has ended: a slow client, of whose layer
+// megabytes are in a buffer of the kernel, would wait for them until it gives up.
 //
 // A connection that is drained has no place among the connections any more, so it keeps no client out. If there are too
 // many, the oldest is closed at once.
@@ -85,8 +85,8 @@ func (d *drains) read(ctx context.Context, c net.Conn) {
 	}
 }
 
-// delivered waits until the client's machine has acknowledged everything that was sent, takes nothing of it any more, or
-// ctx is done.
+// delivered waits until the client's machine has acknowledged everything that was sent, takes nothing of it any more,
+// or ctx is done.
 func delivered(ctx context.Context, c net.Conn) {
 	left, moved := unacknowledged(c), time.Now()
 	for left > 0 && time.Since(moved) < stalled {

@@ -16,9 +16,9 @@ var (
 	varyOrigin  = []string{"Origin"}
 	corsMethods = []string{"GET, HEAD, POST, PATCH, PUT, DELETE"}
 	corsHeaders = []string{"Authorization, Accept, Content-Type, Content-Range, Range, If-Match, If-None-Match"}
-	corsExposed = []string{"Content-Range, Docker-Content-Digest, Docker-Distribution-Api-Version, Docker-Upload-UUID, " +
-		"ETag, Link, Location, OCI-Filters-Applied, OCI-Namespace, OCI-Subject, OCI-Tag, Range, Retry-After, " +
-		"Trow-Stale, Warning, Www-Authenticate, X-Request-Id"}
+	corsExposed = []string{"Content-Range, Docker-Content-Digest, Docker-Distribution-Api-Version, " +
+		"Docker-Upload-UUID, ETag, Link, Location, OCI-Filters-Applied, OCI-Namespace, OCI-Subject, OCI-Tag, Range, " +
+		"Retry-After, Trow-Stale, Warning, Www-Authenticate, X-Request-Id"}
 	corsMaxAge = []string{"600"}
 )
 

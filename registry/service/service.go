@@ -67,8 +67,8 @@ type Options struct {
 	Names []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
-	// Secrets returns logins of upstreams from the cluster, and Internal are addresses that no upstream may lead to, beside
-	// those that are not of the Internet. Optional.
+	// Secrets returns logins of upstreams from the cluster, and Internal are addresses that no upstream may lead to,
+	// beside those that are not of the Internet. Optional.
 	Secrets  upstream.Secrets
 	Internal []netip.Prefix
 	Log      zerolog.Logger
@@ -153,7 +153,8 @@ func Open(o Options) (s *Service, err error) {
 	if err := s.openCache(); err != nil {
 		return s, err
 	}
-	o.Auth.Readers, o.Auth.Restricted, o.Auth.Learn = s.options.Auth.Readers, s.options.Auth.Restricted, s.options.Auth.Learn
+	o.Auth.Readers, o.Auth.Restricted, o.Auth.Learn = s.options.Auth.Readers, s.options.Auth.Restricted,
+		s.options.Auth.Learn
 	o.Auth.Dir, o.Auth.Name, o.Auth.Log = filepath.Join(o.Data.DataDir, "auth"), o.Names[0], o.Log
 	o.Auth.ReadOnly, o.Auth.Namespaces = s.data.ReadOnly(), s.names
 	if !o.Auth.AccessReview {
@@ -232,8 +233,8 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	return s.index, nil
 }
 
-// logMirrored names the repositories below f/ into which something was pushed: requests for other registries are answered from there, also from those
-// that were pushed before that was so.
+// logMirrored names the repositories below f/ into which something was pushed: requests for other registries are
+// answered from there, also from those that were pushed before that was so.
 func (s *Service) logMirrored() {
 	all := s.index.Names()
 	all = slices.DeleteFunc(all, func(repo string) bool { return !namespace.Within(repo) || !s.index.HasPushed(repo) })

@@ -49,7 +49,8 @@ func (s *Service) openCache() error {
 		return fmt.Errorf("directory of downloads: %w", err)
 	}
 	c := &cache{upstreams: up, bound: mirror.NewCache(bytes)}
-	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare, Reserve: c.bound.Reserve})
+	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
+		Reserve: c.bound.Reserve})
 	s.cache = c
 	s.options.Auth.Readers, s.options.Auth.Restricted, s.options.Auth.Learn = up.Readers, up.Restricted, up.Learn
 	return nil
@@ -121,10 +122,12 @@ func (c *cache) close() {
 
 // What is known of the cache.
 var (
-	cacheLimit    = prometheus.NewDesc("trow_cache_limit_bytes", "How much the content of other registries may take.", nil, nil)
+	cacheLimit = prometheus.NewDesc("trow_cache_limit_bytes",
+		"How much the content of other registries may take.", nil, nil)
 	cacheUsed     = prometheus.NewDesc("trow_cache_bytes", "How much the content of other registries takes.", nil, nil)
-	cacheReserved = prometheus.NewDesc("trow_cache_reserved_bytes", "How much is reserved for downloads under way.", nil, nil)
-	cacheEvicted  = prometheus.NewDesc("trow_cache_evicted_bytes_total", "How much was evicted.", nil, nil)
+	cacheReserved = prometheus.NewDesc("trow_cache_reserved_bytes",
+		"How much is reserved for downloads under way.", nil, nil)
+	cacheEvicted = prometheus.NewDesc("trow_cache_evicted_bytes_total", "How much was evicted.", nil, nil)
 )
 
 func (c *cache) describe(to chan<- *prometheus.Desc) {

@@ -48,7 +48,8 @@ func decodeList[T any](raw any) ([]T, error) {
 // entryError says in words of the file why an entry cannot be decoded: its key and its value. nil if err is.
 func entryError(t reflect.Type, entry any, err error) error {
 	if kind := reflect.ValueOf(entry).Kind(); err != nil && kind != reflect.Map {
-		return fmt.Errorf("%.80q is not an entry; the keys of one are %s", fmt.Sprint(entry), strings.Join(keysOf(t), ", "))
+		return fmt.Errorf("%.80q is not an entry; the keys of one are %s", fmt.Sprint(entry),
+			strings.Join(keysOf(t), ", "))
 	}
 	of, ok := errors.AsType[*mapstructure.DecodeError](err)
 	if !ok {

@@ -488,7 +488,8 @@ func (a *attacker) stalledManifests(n int) {
 	long := strings.Repeat("a", maxManifest-200)
 	lines := make([]*line, n)
 	a.each(n, 4, func(i int) {
-		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.attack","annotations":{"%d":"%s"}}`, i, long)
+		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.attack","annotations":{"%d":"%s"}}`,
+			i, long)
 		path := "/v2/attack/stalled/manifests/" + digest.FromBytes(body).String()
 		a.send(c, "PUT", path, body, "Content-Type", "application/vnd.attack")
 		l, err := a.line(4 << 10)
@@ -511,8 +512,10 @@ func (a *attacker) listsOfReferrers(n int) {
 	subject := digest.FromString("subject").String()
 	long := strings.Repeat("a", 2000)
 	a.each(4000, 16, func(i int) {
-		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.attack","artifactType":"application/x",`+
-			`"annotations":{"%d":"%s"},"subject":{"mediaType":"application/x","size":7,"digest":"%s"}}`, i, long, subject)
+		body := fmt.Appendf(nil,
+			`{"schemaVersion":2,"mediaType":"application/vnd.attack","artifactType":"application/x",`+
+				`"annotations":{"%d":"%s"},"subject":{"mediaType":"application/x","size":7,"digest":"%s"}}`, i,
+			long, subject)
 		a.send(c, "PUT", "/v2/attack/list/manifests/"+digest.FromBytes(body).String(), body,
 			"Content-Type", "application/vnd.attack")
 	})

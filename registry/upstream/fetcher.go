@@ -19,8 +19,8 @@ const (
 	defaultDownloads = 64
 	// maxThrough bounds the reads that store nothing: each is a request of its own to the upstream.
 	maxThrough = 32
-	// heldBack is how much of the end of a content no reader gets before the digest is known to be right: enough that no
-	// client takes a damaged content for whole.
+	// heldBack is how much of the end of a content no reader gets before the digest is known to be right: enough that
+	// no client takes a damaged content for whole.
 	heldBack = 64 << 10
 	// stallTime is how long a download may get no byte, whatever the upstream does in the meantime.
 	stallTime = 30 * time.Second

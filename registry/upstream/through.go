@@ -31,8 +31,9 @@ type Through struct {
 func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d digest.Digest) (*Through, error) {
 	if f.through.Add(1) > maxThrough {
 		f.through.Add(-1)
-		return nil, up.failure(ErrUnavailable, repo, d.String(), "there is no room to store it, and too many clients get "+
-			"what is not stored")
+		return nil, up.failure(ErrUnavailable, repo, d.String(),
+			"there is no room to store it, and too many clients get "+
+				"what is not stored")
 	}
 	t := &Through{ctx: ctx, up: up, repo: repo, digest: d, release: func() { f.through.Add(-1) }}
 	if err := t.open(0); err != nil {

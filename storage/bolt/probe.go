@@ -25,8 +25,8 @@ func Exists(dir string) bool {
 	return false
 }
 
-// LockedOnly reports whether a directory is one that [LockDirectory] has made: the facts of its server are elsewhere, or
-// its first start was cut short.
+// LockedOnly reports whether a directory is one that [LockDirectory] has made: the facts of its server are elsewhere,
+// or its first start was cut short.
 func LockedOnly(dir string) bool {
 	fi, err := os.Lstat(filepath.Join(dir, journalFile))
 	return err == nil && fi.Size() == 0 && !Exists(dir)
@@ -35,7 +35,8 @@ func LockedOnly(dir string) bool {
 // NoData returns the error for a directory for which Exists is false.
 func NoData(dir string) error {
 	if LockedOnly(dir) {
-		return fmt.Errorf("%s has no journal: the facts of its server are in etcd (setting journal), or it has not started yet",
+		return fmt.Errorf("%s has no journal: the facts of its server are in etcd (setting journal), or it has not "+
+			"started yet",
 			dir)
 	}
 	return fmt.Errorf("%s holds no data of a registry; set --data-dir to the data directory of one", dir)

@@ -36,7 +36,8 @@ func (j *Journal) pages(ctx context.Context, p pace, from, end string, revision 
 		limit := int64(firstPage)
 		for more := true; more; {
 			r, err := retryAt(ctx, j, p, func(ctx context.Context) (*clientv3.GetResponse, error) {
-				return j.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(limit))
+				return j.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision),
+					clientv3.WithLimit(limit))
 			})
 			next := page{err: err}
 			if more = err == nil && r.More; err == nil {

@@ -35,7 +35,7 @@ func TestACopyIsWholeOrNotThere(t *testing.T) {
 		{"parts, cut off", 12 * mib, "", gone, false},
 	} {
 		f, r := newFake(t), storagetest.NewRecords()
-		b, data := open(t, options(f, r)), random(row.size, 1)
+		b, data := open(t, options(f, r)), storagetest.Random(row.size, 1)
 		f.on(func(op string, _ *http.Request) fault {
 			if op == row.fails {
 				return fault{status: 403, code: "AccessDenied"}

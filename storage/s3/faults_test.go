@@ -294,7 +294,7 @@ func TestAReaderGoesOnWhereTheConnectionBroke(t *testing.T) {
 func TestASeekSaysThatTheServiceDoesNotAnswer(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	b := engine(t, f, r)
-	data := random(mib, 1)
+	data := storagetest.Random(mib, 1)
 	d := must(storagetest.Push(t.Context(), b, data))(t)
 	for what, want := range map[fault]error{{status: 500, code: "InternalError"}: storage.ErrUnavailable,
 		{status: 404, code: "NoSuchKey"}: storage.ErrNotFound} {

@@ -128,8 +128,8 @@ func TestASmallBlobIsOneRequest(t *testing.T) {
 	}
 }
 
-// TestASessionInOneRequestChangesItsRecordTwice: most blobs are pushed by a POST and one PUT, and each change is a commit
-// that the client waits for.
+// TestASessionInOneRequestChangesItsRecordTwice: most blobs are pushed by a POST and one PUT, and each change is a
+// commit that the client waits for.
 func TestASessionInOneRequestChangesItsRecordTwice(t *testing.T) {
 	f, r := newFake(t), storagetest.NewRecords()
 	x, y := engine(t, f, r), engine(t, f, r)
@@ -142,7 +142,7 @@ func TestASessionInOneRequestChangesItsRecordTwice(t *testing.T) {
 		}
 		return fault{}
 	})
-	u, data := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t), random(mib, 1)
+	u, data := must(x.CreateAs(t.Context(), "a", id, digest.SHA256))(t), storagetest.Random(mib, 1)
 	write(t, u, data)
 	wantNil(t, "Commit", u.Commit(t.Context(), digest.FromBytes(data)))
 	wantBlob(t, y, data)

@@ -432,8 +432,8 @@ func (w *writer) claim(ctx context.Context) error {
 		return nil
 	}
 	if w.record.upload == "" && w.record.tail.place == "" {
-		// All bytes are in memory, and the object is nobody else's. So the record can end before the object exists, which is
-		// one commit instead of two: a Commit that fails would end it as well.
+		// All bytes are in memory, and the object is nobody else's. So the record can end before the object exists,
+		// which is one commit instead of two: a Commit that fails would end it as well.
 		err := w.b.endRecord(ctx, w.key, w.stored)
 		if isConflict(err) {
 			return w.fail(w.closed())

@@ -39,7 +39,8 @@ var (
 	etcd = program{"etcd", ".ci/engines/etcd/go.mod", regexp.MustCompile(`go\.etcd\.io/etcd/server/v3 (v\S+)`),
 		func(ctx context.Context, root, path, _ string) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, "go.etcd.io/etcd/server/v3")
-			cmd.Dir, cmd.Env = filepath.Join(root, ".ci/engines/etcd"), append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+			cmd.Dir, cmd.Env = filepath.Join(root, ".ci/engines/etcd"),
+				append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 			return cmd
 		}}
 	versitygw = program{"versitygw", ".ci/lib.bash", regexp.MustCompile(`versity/versitygw/cmd/versitygw@(v[\w.-]+)`),
@@ -134,7 +135,8 @@ func Start(ctx context.Context, o Options) (*Engines, error) {
 	e.etcd = exec.Command(etcdPath, "--name=m0", "--data-dir="+filepath.Join(o.Dir, "etcd"), "--log-level=warn",
 		"--listen-client-urls=https://"+e.Etcd, "--advertise-client-urls=https://"+e.Etcd,
 		"--listen-peer-urls=http://127.0.0.1:12380", "--initial-advertise-peer-urls=http://127.0.0.1:12380",
-		"--initial-cluster=m0=http://127.0.0.1:12380", "--auto-compaction-mode=periodic", "--auto-compaction-retention=1h",
+		"--initial-cluster=m0=http://127.0.0.1:12380", "--auto-compaction-mode=periodic",
+		"--auto-compaction-retention=1h",
 		"--trusted-ca-file="+o.CA, "--cert-file="+o.Cert, "--key-file="+o.Key, "--client-cert-auth")
 	e.s3 = exec.Command(s3Path, "--port="+e.S3, "--cert="+o.Cert, "--key="+o.Key, "--quiet", "posix",
 		filepath.Dir(bucket))

@@ -49,8 +49,8 @@ type Program struct {
 	// DataDir adds the flags that name the server to a command (--config, --data-dir), and returns the function that
 	// finds its data directory when the command runs.
 	DataDir func(cmd *cobra.Command) func() (string, error)
-	// Engines adds the flags that say where the data of a server is to a command, and returns the function that finds them
-	// all when the command runs.
+	// Engines adds the flags that say where the data of a server is to a command, and returns the function that finds
+	// them all when the command runs.
 	Engines func(cmd *cobra.Command) func() (maintenance.Engines, error)
 	// Policy returns the rules of the configuration file that --config names, and the name of the user who may do
 	// everything, empty if it does not exist.

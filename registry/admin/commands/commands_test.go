@@ -287,8 +287,10 @@ func TestTokenCreate(t *testing.T) {
 	s.want("trow_s\n", "Token of robot ci, valid until revoked. It cannot be shown again.\n",
 		"token-create?action=pull&action=push&name=ci&repository=team%2F%2A%2A&repository=b",
 		"token", "create", "ci", "--repository=team/**,b", "--actions=pull,push", "--expires=never")
-	s.want("trow_s\n", "warning: no-tls: in the clear\nToken of robot plain, valid until revoked. It cannot be shown again.\n",
-		"token-create?action=pull&name=plain&repository=a", "token", "create", "plain", "--repository=a", "--expires=never")
+	s.want("trow_s\n", "warning: no-tls: in the clear\nToken of robot plain, valid until revoked. It cannot be shown "+
+		"again.\n",
+		"token-create?action=pull&name=plain&repository=a", "token", "create", "plain", "--repository=a",
+		"--expires=never")
 	out, errOut, err := s.run("", "token", "create", "ci", "--repository=a")
 	at, terr := time.Parse(time.RFC3339, expires)
 	if left := time.Until(at); err != nil || terr != nil || left < 89*24*time.Hour || left > 90*24*time.Hour {

@@ -110,7 +110,8 @@ func inspect(cmd *cobra.Command, e *endpoint, r reference, platform string) (*in
 		}
 		d := m.Manifests[at].Digest
 		if m, desc, err = inventory.Fetch(ctx, e.Client, r.repo, d.String()); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("platform: the registry does not have %s, the image of the index for %s", d, platform)
+			return nil, fmt.Errorf("platform: the registry does not have %s, the image of the index for %s",
+				d, platform)
 		} else if err != nil {
 			return nil, err
 		}

@@ -192,7 +192,8 @@ func (e *endpoint) noRepository(repo string) error {
 	if e.dir == "" {
 		list += " " + e.URL()
 	}
-	return fmt.Errorf("repository %s not found; %s lists the repositories%s", e.name+repo, list, registryHint(e.name+repo))
+	return fmt.Errorf("repository %s not found; %s lists the repositories%s", e.name+repo, list,
+		registryHint(e.name+repo))
 }
 
 func listManifests(cmd *cobra.Command, t *target, o output, name string) error {
@@ -334,10 +335,14 @@ func (p Program) duCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "du [REPOSITORY...|https://HOST]",
 		Short: "Report what takes how much space",
-		Long: "du adds up blobs and manifests by repository, the largest first. OWN is what no other repository holds, so\n" +
-			"what becomes free with the repository; content that several hold is stored once, and counted once in the total.\n" +
-			"UNUSED is what no manifest refers to, which trow gc frees after gc-grace. With names, du adds up these alone:\n" +
-			"OWN is then what none of the others named holds. Without a login that has admin, du follows the tags, and\n" +
+		Long: "du adds up blobs and manifests by repository, the largest first. OWN is what no other repository " +
+			"holds, so\n" +
+			"what becomes free with the repository; content that several hold is stored once, and counted once in " +
+			"the total.\n" +
+			"UNUSED is what no manifest refers to, which trow gc frees after gc-grace. With names, du adds up these " +
+			"alone:\n" +
+			"OWN is then what none of the others named holds. Without a login that has admin, du follows the tags, " +
+			"and\n" +
 			"misses what is not tagged.\n\n" + referenceUsage + exitCodes,
 		Example: "  trow du\n  trow du https://trow.example:31000\n  trow du team/app team/web -o json",
 	}

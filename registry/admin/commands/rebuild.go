@@ -19,16 +19,24 @@ func (p Program) rebuildCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild",
 		Short: "Repair a data directory whose journal is damaged, while no server uses it",
-		Long: "rebuild moves a damaged journal aside and replaces it with the backup that the server makes every hour and\n" +
+		Long: "rebuild moves a damaged journal aside and replaces it with the backup that the server makes every " +
+			"hour and\n" +
 			"when it stops. If the journal is intact, rebuild keeps it. It deletes nothing.\n\n" +
-			"It also looks for manifests that no repository holds: deleted ones that were not collected yet, and those that\n" +
-			"were pushed after the backup. --recover puts them into the repository --into, by digest: their names are not\n" +
-			"stored anywhere else. --recover=false leaves them to the next collection. After damage rebuild wants one of the\n" +
+			"It also looks for manifests that no repository holds: deleted ones that were not collected yet, and " +
+			"those that\n" +
+			"were pushed after the backup. --recover puts them into the repository --into, by digest: their names " +
+			"are not\n" +
+			"stored anywhere else. --recover=false leaves them to the next collection. After damage rebuild wants " +
+			"one of the\n" +
 			"two if it finds any; no server starts before.\n\n" +
-			"Where the content is elsewhere (--blobs), rebuild makes the journal that --journal names, which must be empty:\n" +
-			"from the newest whole copy of the facts beside the content, which a server makes every hour. Manifests that are\n" +
-			"newer are looked for among the objects of up to 4 MiB; --dry-run says how many bytes would be read. The keys\n" +
-			"that sign tokens are in no copy: tokens from before are refused, and clients fetch new ones with their logins.",
+			"Where the content is elsewhere (--blobs), rebuild makes the journal that --journal names, which must be " +
+			"empty:\n" +
+			"from the newest whole copy of the facts beside the content, which a server makes every hour. Manifests " +
+			"that are\n" +
+			"newer are looked for among the objects of up to 4 MiB; --dry-run says how many bytes would be read. The " +
+			"keys\n" +
+			"that sign tokens are in no copy: tokens from before are refused, and clients fetch new ones with their " +
+			"logins.",
 		Args: cobra.NoArgs,
 	}
 	engines := p.Engines(cmd)
@@ -40,7 +48,8 @@ func (p Program) rebuildCommand() *cobra.Command {
 		o.Recover, o.Discard = recovers, cmd.Flags().Changed("recover") && !recovers
 		o.Progress = func(blobs int) { fmt.Fprintf(cmd.ErrOrStderr(), "Checked %s\n", count(blobs, "blob", "")) }
 		o.Reading = func(objects int, bytes int64) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "Reading %s (%s) whose digests are not known\n", count(objects, "object", ""),
+			fmt.Fprintf(cmd.ErrOrStderr(), "Reading %s (%s) whose digests are not known\n",
+				count(objects, "object", ""),
 				size.Format(bytes))
 		}
 		again, show := "trow rebuild --data-dir "+at.DataDir, printRebuilt
@@ -56,7 +65,8 @@ func (p Program) rebuildCommand() *cobra.Command {
 		}
 		if errors.Is(err, maintenance.ErrUndecided) {
 			return fmt.Errorf("%w; run %s again with --recover to put them into %s, "+
-				"or with --recover=false to leave them to the next collection; no server starts before", err, again, o.Into)
+				"or with --recover=false to leave them to the next collection; no server starts before", err,
+				again, o.Into)
 		}
 		return err
 	}
