@@ -68,7 +68,7 @@ func newRoot() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	start := &cobra.Command{Use: "serve", Short: "Run the registry and the webhook", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return settings.Start(cmd.Flags(), new(options).parts(), shelf,
+			return settings.Start(cmd.Flags(), new(options).parts(), cluster.OpenShelf,
 				func(f *settings.Files) error { return serve(cmd, f) })
 		}}
 	settings.Register(start.Flags(), new(options).parts()...)
@@ -80,10 +80,9 @@ func newRoot() *cobra.Command {
 		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
 			_, err := load(cmd)
 			return err
-		}), settings.Version(root.Version),
-		manifests.Command(version), node.Command(), credential.Command(), bench.Command())
-	root.AddCommand(cluster.Commands()...)
-	root.AddCommand(commands.New(registrySettings, kube.DefaultServers()).Commands()...)
+		}), settings.Version(root.Version), manifests.Command(version), node.Command(), credential.Command(),
+		bench.Command())
+	root.AddCommand(append(cluster.Commands(), commands.New(registrySettings, kube.DefaultServers()).Commands()...)...)
 	return root
 }
 
@@ -108,7 +107,7 @@ func load(cmd *cobra.Command) (*options, error) {
 		login := &o.registry.Auth
 		login.ClientCA, login.AccessReview = o.tls.ClientCA != "", o.cluster.AccessReview
 		login.Loopback, login.PlainHTTP = server.Loopback(o.server.Listen), o.tls.NoTLS
-		o.cluster.User, o.cluster.NoTLS = login.User, o.tls.NoTLS
+		o.cluster.User, o.cluster.NoTLS, o.cluster.Engines = login.User, o.tls.NoTLS, o.registry.Data.Hosts()
 		login.User = o.cluster.LoginUser()
 	}, o.parts()...)
 }
@@ -117,14 +116,6 @@ func load(cmd *cobra.Command) (*options, error) {
 func registrySettings(cmd *cobra.Command) (*service.Options, error) {
 	o, err := load(cmd)
 	return &o.registry, err
-}
-
-// shelf returns where replicas keep the last good configuration files; see [cluster.Shelf].
-func shelf(lookup settings.Lookup) settings.Shelf {
-	if s := cluster.OpenShelf(lookup("deployment")); s != nil {
-		return s
-	}
-	return nil // not a nil *cluster.Shelf, which would be an interface that is not nil
 }
 
 // serve opens the parts, each after those that it needs, and runs them until the command's context is done.
@@ -147,7 +138,6 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	probes := &server.Probes{}
 	var keeper *trowtls.Keeper // nil without TLS
 	o.cluster.Log, o.cluster.Ready, o.cluster.Settings = log, probes.Ready, files.Problem
-	o.cluster.Engines = o.registry.Data.Hosts()
 	o.cluster.Use(func() cluster.Keeper { return keeper })
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
 	if err != nil {

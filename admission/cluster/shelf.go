@@ -25,10 +25,13 @@ const (
 // the Secret without data.
 type Shelf struct{ o Options }
 
-// OpenShelf returns the Shelf of the replicas of a Deployment, the setting of that name; nil if there is one pod. It
-// sends no request yet.
-func OpenShelf(deployment string) *Shelf {
-	if deployment == "" {
+// OpenShelf returns the Shelf of the replicas of the setting deployment; nil if there is one pod. It sends no request
+// yet.
+func OpenShelf(setting func(key string) string) interface {
+	Load() ([]byte, error)
+	Save(content []byte) error
+} {
+	if setting("deployment") == "" {
 		return nil
 	}
 	return NewShelf(Options{})

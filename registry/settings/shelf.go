@@ -10,15 +10,16 @@ import (
 )
 
 // Shelf keeps the last good files outside of the data directory as well, for a server whose data directory ends with
-// it, as that of a replica. Load returns what was saved last, nil if there is nothing.
-type Shelf interface {
+// it, as that of a replica. Load returns what was saved last, nil if there is nothing. It is an alias, so that packages
+// that do not import this one can return one.
+type Shelf = interface {
 	Load() ([]byte, error)
 	Save(content []byte) error
 }
 
 // Lookup returns a setting although the settings as a whole cannot be loaded: as the flag, the environment or a file
 // that can be parsed say, or the default.
-type Lookup func(key string) string
+type Lookup = func(key string) string
 
 // lookup returns the Lookup of the present files. Where one of them cannot be read, it reads the others by themselves.
 func (f *Files) lookup(given *pflag.FlagSet, parts []Part) Lookup {
