@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"trow/registry"
 	"trow/storage"
@@ -91,7 +92,12 @@ func TestLargeAnswersAreCounted(t *testing.T) {
 	} {
 		c.taken()
 		a := w.do(row.method, "/v2/a/"+row.path, nil, row.headers...)
-		if n := c.taken(); row.want == nil && len(n) > 0 || row.want != nil && !row.want(n) {
+		n := c.taken()
+		for len(n) > 0 && n[len(n)-1] != 0 { // a client has the answer before its memory is given back
+			time.Sleep(time.Millisecond)
+			n = append(n, c.taken()...)
+		}
+		if row.want == nil && len(n) > 0 || row.want != nil && !row.want(n) {
 			t.Errorf("%s %s %v: %v", row.method, row.path, row.headers, n)
 		}
 		if row.want == nil {

@@ -79,12 +79,13 @@ func (x *Index) Doubt(err error) {
 
 // Trust takes the suspicion away: the journal is to be believed as it is. Errors: as Update.
 func (x *Index) Trust(ctx context.Context) error {
-	x.suspected.Store(nil)
-	old := x.record(wentBackRecord)
-	if old == nil {
+	x.suspected.Store(nil) // first: what is recorded after this change sees that it is not to be
+	return x.Update(ctx, storeRepo, func(tx *Tx) error {
+		if tx.record(wentBackRecord) != nil {
+			tx.setRecord(wentBackRecord, nil)
+		}
 		return nil
-	}
-	return x.SetRecord(ctx, wentBackRecord, old, nil)
+	})
 }
 
 // Revision returns that of the last commit that the Index shows.
@@ -97,7 +98,8 @@ func (x *Index) Revision() Revision {
 // suspect notes it at once, and records it as soon as the journal takes commits. The caller may hold mu.
 func (x *Index) suspect(w wentBack) {
 	w.Time = time.Now().Unix()
-	if !x.suspected.CompareAndSwap(nil, &w) {
+	suspicion := &w
+	if !x.suspected.CompareAndSwap(nil, suspicion) {
 		return // it is being recorded
 	}
 	value, _ := json.Marshal(w) // never fails
@@ -105,12 +107,18 @@ func (x *Index) suspect(w wentBack) {
 		x.options.Warn(w.err())
 		// Soon at first: a process that ends before it is recorded leaves nothing that tells the next one.
 		for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-			err := x.SetRecord(x.ctx, wentBackRecord, nil, value)
+			err := x.Update(x.ctx, storeRepo, func(tx *Tx) error {
+				// Decided in the change: Trust may have been called meanwhile, or another process was faster.
+				if x.suspected.Load() == suspicion && tx.record(wentBackRecord) == nil {
+					tx.setRecord(wentBackRecord, value)
+				}
+				return nil
+			})
 			switch {
 			case x.ctx.Err() != nil, errors.Is(err, ErrReadOnly), errors.As(err, new(*SealedError)):
 				return // what this process knows has to do
-			case err == nil, x.record(wentBackRecord) != nil: // or another process was faster
-				x.suspected.Store(nil)
+			case err == nil:
+				x.suspected.CompareAndSwap(suspicion, nil)
 				return
 			}
 			pause(x.ctx, wait)

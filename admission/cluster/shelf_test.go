@@ -67,7 +67,8 @@ func TestAShelfThatIsNotThere(t *testing.T) {
 		t.Error("one pod has a shelf")
 	}
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
-	if _, err := cluster.OpenShelf(func(string) string { return "trow" }).Load(); err == nil || !strings.Contains(err.Error(), "outside a cluster") {
+	replicas := func(string) string { return "trow" }
+	if _, err := cluster.OpenShelf(replicas).Load(); err == nil || !strings.Contains(err.Error(), "outside a cluster") {
 		t.Errorf("%v", err)
 	}
 }

@@ -177,9 +177,9 @@ func TestReadersOfAnUpstream(t *testing.T) {
 		want bool
 		why  string
 	}{
-		{auth.Named("alice", nil), "f/quay.io/secret", true, "read: of the upstream quay.io allows it"},
-		{auth.Named("bob", nil), "f/quay.io/secret", false, "read: of the upstream quay.io does not"},
-		{auth.Named("", nil), "f/quay.io/secret", false, "read: of the upstream quay.io does not"},
+		{auth.Named("alice", nil), "f/quay.io/secret", true, "of the upstream quay.io allows it"},
+		{auth.Named("bob", nil), "f/quay.io/secret", false, "of the upstream quay.io does not"},
+		{auth.Named("", nil), "f/quay.io/secret", false, "of the upstream quay.io does not"},
 		{auth.Named("mallory", nil), "f/quay.io/secret", false, "rule 1"},
 		{account("team-a", "x"), "f/quay.io/secret", true, "read:"},
 		{account("team-b", "x"), "f/quay.io/secret", false, "read:"},
