@@ -46,6 +46,8 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 	}
 	parts, satisfiable := requestedRanges(req.Header, etag, b.size)
 	switch {
+	case satisfiable && r.redirect(w, req, b, len(parts)):
+		return nil
 	case !satisfiable:
 		return rangeInvalid(b.size)
 	case len(parts) > 1:

@@ -16,7 +16,7 @@
 //   - A request is parsed, then authorized, then carried out. Nothing of its body is read before it is authorized.
 //   - Content is stored and returned byte for byte as pushed, with the media type it was pushed with.
 //   - A manifest is accepted only if the repository holds everything it consists of, except its subject.
-//   - Every answer under /v2 that is not a success has the JSON body of the specification.
+//   - Every answer under /v2 with the status of an error has the JSON body of the specification.
 //   - Status and headers are sent after the last step that can fail with an answer. A failure after that breaks the
 //     connection, so that a truncated body never looks complete.
 //   - All content is read through manifest, manifestBytes, blob and openBlob, and all lists through tags, repos and
@@ -53,6 +53,9 @@ type Options struct {
 	Blobs storage.Blobs
 	Index *storage.Index
 	Auth  auth.Authorizer
+	// Redirected are the networks whose clients read blobs from the service behind Blobs, if that is a
+	// [storage.Redirector]. Optional.
+	Redirected address.Networks
 	// Names are the host[:port] under which clients know this registry. A request with another name in ?ns= is meant
 	// for a repository of another registry, which lies below f/ here.
 	Names []string

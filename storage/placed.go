@@ -35,6 +35,13 @@ type Identified interface {
 	SetIdentity(ctx context.Context, id string) error
 }
 
+// Redirector is implemented by Blobs of a service that clients can read from by themselves.
+type Redirector interface {
+	// Redirect returns a URL from which a blob can be read without a login, for as long as ttl at most. It is a secret:
+	// who has it has the blob. It does not say that the service has the bytes. Errors: as Stat.
+	Redirect(ctx context.Context, d digest.Digest, ttl time.Duration) (string, error)
+}
+
 // Space is the room where an engine keeps its data, in bytes. Blobs that know it have a method Space() (Space, error).
 type Space struct {
 	Size, Free int64 // Free is what the process may still write

@@ -6,9 +6,10 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
+
+	"trow/registry/address"
 )
 
 // basicChallenge asks for a user name and a password (RFC 7617).
@@ -81,24 +82,14 @@ func (g *Guard) behindTLS(r *http.Request) bool {
 	if !strings.EqualFold(strings.TrimSpace(said), "https") {
 		return false
 	}
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && slices.ContainsFunc(g.proxies, func(p netip.Prefix) bool {
-		return p.Contains(peer.Addr().Unmap().WithZone(""))
-	})
+	return g.proxies.Contain(r.RemoteAddr)
 }
 
 // parseProxies reads the setting trusted-proxies.
-func parseProxies(all []string) (proxies []netip.Prefix, err error) {
-	for _, text := range all {
-		p, err := netip.ParsePrefix(text)
-		if a, aerr := netip.ParseAddr(text); aerr == nil && a.Zone() == "" { // PrefixFrom would drop the zone
-			p, err = netip.PrefixFrom(a, a.BitLen()), nil
-		}
-		if err != nil || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("trusted-proxies: %.50q is not an address or network; want 10.0.0.7 or 10.0.0.0/8",
-				text)
-		}
-		proxies = append(proxies, p)
+func parseProxies(all []string) (address.Networks, error) {
+	proxies, err := address.ParseNetworks(all)
+	if err != nil {
+		return nil, fmt.Errorf("trusted-proxies: %w", err)
 	}
 	return proxies, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"net/netip"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -12,6 +11,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"trow/registry/address"
 	"trow/registry/audit"
 	"trow/storage/files"
 )
@@ -21,10 +21,10 @@ import (
 type Guard struct {
 	options  Options
 	owner    *user
-	url      *url.URL       // the setting public-url; nil: it is not set
-	proxies  []netip.Prefix // the setting trusted-proxies
-	fallback string         // the host of challenges for clients without a valid Host header
-	htpasswd []byte         // what the file held at the start
+	url      *url.URL         // the setting public-url; nil: it is not set
+	proxies  address.Networks // the setting trusted-proxies
+	fallback string           // the host of challenges for clients without a valid Host header
+	htpasswd []byte           // what the file held at the start
 
 	secret        [32]byte            // part of the keys of verified credentials
 	throttle      *throttle           // of passwords

@@ -451,8 +451,14 @@ func TestEngineSettings(t *testing.T) {
 		"journal: etcd://h:1\njournal-user: u\n" + both:       "journal-user: a user needs a password",
 		"journal-user: u\njournal-password-file: p":           "journal-user: it is for a journal in etcd",
 		"blobs-ca-file: ca.pem":                               "blobs-ca-file: it is for blobs in S3",
+		"blobs-redirect-networks: [10.0.0.0/8]":               "blobs-redirect-networks: a data directory has no URL",
+		"blobs-redirect-networks: [10.0.0.0/8, pods]\n" + both: `blobs-redirect-networks: "pods" is not an ` +
+			"address or network; want 10.0.0.7 or 10.0.0.0/8",
+		"blobs-redirect-networks: all\n" + both: `blobs-redirect-networks: "all" is not an address`,
 	})
-	for _, file := range []string{both, "journal: etcd://h:1,g:2/x\n" + both,
+	for _, file := range []string{both,
+		"blobs-redirect-networks: [10.0.0.0/8, 192.0.2.7, \"fd00::/8\"]\n" + both,
+		"journal: etcd://h:1,g:2/x\n" + both,
 		"journal: etcds://h:1\njournal-ca-file: a\njournal-cert-file: b\njournal-key-file: c\n" +
 			"journal-user: u\njournal-password-file: p\nblobs-ca-file: d\n" + both} {
 		if _, err := settingstest.Load[o](t, file); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"trow/registry/address"
 	"trow/registry/audit"
 	"trow/registry/size"
 )
@@ -16,10 +17,12 @@ import (
 // Options are the settings of the data directory and of the work on it.
 type Options struct {
 	Engines
-	Adopt      string  // the identity of a journal whose blobs are to be those that Blobs names
-	ReadOnly   bool    // serve what is there, and write nothing; see readonly.go
-	Reserve    Reserve // space that uploads leave free
-	MaxUploads int
+	// RedirectNetworks are the addresses and networks whose clients read large blobs from the service that Blobs names.
+	RedirectNetworks []string
+	Adopt            string  // the identity of a journal whose blobs are to be those that Blobs names
+	ReadOnly         bool    // serve what is there, and write nothing; see readonly.go
+	Reserve          Reserve // space that uploads leave free
+	MaxUploads       int
 	// MaxUploadsPerClient is what the setting says; UploadsPerClient is what counts.
 	MaxUploadsPerClient int
 	UploadTimeout       time.Duration
@@ -44,6 +47,9 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	o.ScrubRate = resource.QuantityValue{Quantity: resource.MustParse("16Mi")}
 	_ = o.Reserve.Set("5%,1Gi") // valid
 	o.AddEngineFlags(fs)
+	fs.StringSliceVar(&o.RedirectNetworks, "blobs-redirect-networks", nil, "addresses and networks (10.0.0.0/8) of "+
+		"clients that are redirected to the S3 service for blobs of more than 16 KiB, with a URL that is valid for 10 "+
+		"minutes; they must reach its endpoint by the name in blobs, and trust its certificate; empty: none")
 	fs.StringVar(&o.Adopt, "adopt", "", "identity of the journal whose content is to be that of blobs from now on; "+
 		"a start with two that do not belong together is refused, and names it")
 	fs.BoolVar(&o.ReadOnly, "read-only", false,
@@ -99,7 +105,20 @@ func (o *Options) Validate() error {
 	case o.ScrubRate.Sign() < 0:
 		return fmt.Errorf("scrub-rate: %s is negative; want bytes per second, such as 16Mi", &o.ScrubRate)
 	}
+	if _, err := address.ParseNetworks(o.RedirectNetworks); err != nil {
+		return fmt.Errorf("blobs-redirect-networks: %w", err)
+	}
+	if len(o.RedirectNetworks) > 0 && o.Blobs == "" {
+		return fmt.Errorf("blobs-redirect-networks: a data directory has no URL that clients could read from; " +
+			"set blobs to s3://BUCKET/PREFIX?endpoint=https://HOST, or remove the networks")
+	}
 	return o.ValidateEngines("")
+}
+
+// Redirected returns RedirectNetworks. The options are valid.
+func (o *Options) Redirected() address.Networks {
+	all, _ := address.ParseNetworks(o.RedirectNetworks)
+	return all
 }
 
 // Reserve is a list of sizes and percentages of a file system, of which the smallest counts: "5%,1Gi". It is a

@@ -211,7 +211,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		s.cache.upstreams.Load(s.index)
 	}
 	parts := registry.Options{Blobs: s.data.Blobs(), Index: s.index, Auth: s.guard, Names: s.options.Names,
-		Namespaces: s.names, Prefix: s.options.Auth.Prefix(),
+		Namespaces: s.names, Prefix: s.options.Auth.Prefix(), Redirected: s.options.Data.Redirected(),
 		Check: s.data.Check, Immutable: keep.Immutable, MaxRequests: s.options.Limit.MaxRequests, Limits: &s.limits,
 		Sparse: s.options.Content.Sparse(), ReadOnly: s.data.ReadOnly(),
 		RefuseForeign: !s.options.Content.ForeignLayers, MaxReferences: s.options.Content.MaxReferences,

@@ -141,12 +141,9 @@ func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, e
 	return r, nil
 }
 
-// Redirect returns a URL from which a client can read a blob without credentials, for as long as ttl; it is empty
-// unless [Options].Redirect is set. Errors: as Open.
+// Redirect implements [storage.Redirector]. It makes no request to the service: the URL is signed here. Temporary
+// credentials may have to be fetched first, and the URL ends with them.
 func (b *Blobs) Redirect(ctx context.Context, d digest.Digest, ttl time.Duration) (string, error) {
-	if !b.options.Redirect {
-		return "", nil
-	}
 	place, err := b.place(ctx, d)
 	if err != nil {
 		return "", err

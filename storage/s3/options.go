@@ -34,7 +34,6 @@ type Options struct {
 	SSE       string // how the service encrypts: empty (the bucket's default), AES256 or aws:kms
 	KMSKey    string // the key for aws:kms; empty: the bucket's or the account's default
 	PartSize  int64  // bytes of the first parts, 5 MiB or more; 0: 8 MiB. See limits.go for how parts grow
-	Redirect  bool   // Redirect returns URLs that clients can read from
 
 	Records storage.Records  // required
 	Uploads *storage.Uploads // counts the uploads for quotas. nil: they do not count
@@ -66,7 +65,6 @@ var parameters = map[string]func(o *Options, value string) error{
 	"sse":        func(o *Options, v string) error { o.SSE = v; return nil },
 	"kms-key":    func(o *Options, v string) error { o.KMSKey = v; return nil },
 	"path-style": func(o *Options, v string) (err error) { o.PathStyle, err = parseBool(v); return err },
-	"redirect":   func(o *Options, v string) (err error) { o.Redirect, err = parseBool(v); return err },
 	"part-size": func(o *Options, v string) (err error) {
 		if o.PartSize, err = strconv.ParseInt(v, 10, 64); err != nil {
 			return errors.New("want a number of bytes")
@@ -104,7 +102,7 @@ func ParseURL(text string) (Options, error) {
 		switch {
 		case set == nil:
 			return Options{}, fmt.Errorf("%.40q is not a parameter of an s3 URL: there are endpoint, region, "+
-				"path-style, ca-file, sse, kms-key, part-size and redirect", name)
+				"path-style, ca-file, sse, kms-key and part-size", name)
 		case len(all) != 1:
 			return Options{}, fmt.Errorf("%s: the URL has it %d times", name, len(all))
 		}

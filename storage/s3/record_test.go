@@ -98,9 +98,8 @@ func TestParseURL(t *testing.T) {
 		"s3://my.bucket/a/b/?endpoint=http://127.0.0.1:7070&region=x&path-style=true&part-size=5242880": {
 			Bucket: "my.bucket",
 			Prefix: "a/b", Endpoint: "http://127.0.0.1:7070", Region: "x", PathStyle: true, PartSize: 5 << 20},
-		"s3://bucket?sse=aws:kms&kms-key=k&ca-file=/ca.crt&redirect=true&region=r": {Bucket: "bucket",
+		"s3://bucket?sse=aws:kms&kms-key=k&ca-file=/ca.crt&region=r": {Bucket: "bucket",
 			Endpoint: "https://s3.amazonaws.com", Region: "r", SSE: "aws:kms", KMSKey: "k", CAFile: "/ca.crt",
-			Redirect: true,
 			PartSize: 8 << 20},
 	} {
 		want.minPart, want.Memory, want.Timeout = minPart, defaultMemory, defaultTimeout
@@ -118,6 +117,7 @@ func TestParseURL(t *testing.T) {
 		"s3://b":                         "bucket",
 		"s3://key:topsecret@bucket":      "credentials",
 		"s3://bucket?secret=topsecret":   "not a parameter",
+		"s3://bucket?redirect=true":      "not a parameter",
 		"s3://bucket?region=a&region=b":  "2 times",
 		"s3://bucket?path-style=yes":     "true or false",
 		"s3://bucket?part-size=1":        "part-size",
