@@ -15,7 +15,9 @@
 package redact
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"net/url"
 	"regexp"
 	"strings"
@@ -32,6 +34,24 @@ func Secrets(text string) string {
 		return text
 	}
 	return secret.ReplaceAllString(text, "trow_[REDACTED]")
+}
+
+// Writer returns a writer that writes what it gets to w without secrets. Each Write must have a whole line, as those of
+// zerolog have: it is the last step before the log, so that no line has to be thought of. Values that are cut to a length
+// go through Secrets before: one that is cut too short is not recognized.
+func Writer(w io.Writer) io.Writer { return writer{w} }
+
+type writer struct{ to io.Writer }
+
+func (w writer) Write(line []byte) (int, error) {
+	// As in Secrets. JSON escapes nothing in a secret.
+	if bytes.IndexByte(line, '_') < 0 || !secret.Match(line) {
+		return w.to.Write(line)
+	}
+	if _, err := w.to.Write(secret.ReplaceAll(line, []byte("trow_[REDACTED]"))); err != nil {
+		return 0, err
+	}
+	return len(line), nil // of what it was given, or zerolog takes it for a short write
 }
 
 // URL returns an error of net/http without the URL, which may contain a secret, or be made up.
