@@ -103,11 +103,12 @@ func localUser(name string, groups []string) bool {
 }
 
 func unknownUser(name string) error {
-	return fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well (--as-group)", name)
+	return fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well (--as-group)",
+		name)
 }
 
-// Impersonate is that of [Guard.Impersonate] by the settings, where no server runs. Without a htpasswd file, or where it
-// cannot be read, as on another machine than the server's, each name may be that of a user. Errors: there is no such
+// Impersonate is that of [Guard.Impersonate] by the settings, where no server runs. Without a htpasswd file, or where
+// it cannot be read, as on another machine than the server's, each name may be that of a user. Errors: there is no such
 // user; robots, which only the server knows; the file is not valid.
 func (o *Options) Impersonate(name string, groups []string) (*Identity, error) {
 	switch {

@@ -257,7 +257,8 @@ func TestImpersonateByTheSettings(t *testing.T) {
 		groups []string
 		want   string // part of the error; "": none
 	}{
-		{o, "alice", nil, ""}, {o, "owner", nil, ""}, {o, "", nil, ""}, {o, "mallory", nil, `user "mallory" does not exist`},
+		{o, "alice", nil, ""}, {o, "owner", nil, ""}, {o, "", nil, ""},
+		{o, "mallory", nil, `user "mallory" does not exist`},
 		{o, "mallory", []string{"devs"}, ""}, {o, "system:serviceaccount:a:b", nil, ""}, {o, "cert:x", nil, ""},
 		{o, "robot:ci", nil, "only the server knows"},
 		{without, "mallory", nil, ""}, {elsewhere, "mallory", nil, ""}, {broken, "mallory", nil, "htpasswd: "},

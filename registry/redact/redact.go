@@ -48,8 +48,8 @@ func begun[T string | []byte](text T) bool {
 }
 
 // Writer returns a writer that writes what it gets to w without secrets. Each Write must have a whole line, as those of
-// zerolog have: it is the last step before the log, so that no line has to be thought of. Values that are cut to a length
-// go through Secrets before: one that is cut too short is not recognized.
+// zerolog have: it is the last step before the log, so that no line has to be thought of. Values that are cut to a
+// length go through Secrets before: one that is cut too short is not recognized.
 func Writer(w io.Writer) io.Writer { return writer{w} }
 
 type writer struct{ to io.Writer }

@@ -108,7 +108,8 @@ func (o *Options) Validate() error {
 	return err
 }
 
-// Logger returns the program's logger, which writes lines of JSON without secrets of robots to w. Errors: log-level is invalid.
+// Logger returns the program's logger, which writes lines of JSON without secrets of robots to w. Errors: log-level is
+// invalid.
 func (o *Options) Logger(w io.Writer) (zerolog.Logger, error) {
 	level, err := o.level()
 	if err != nil {

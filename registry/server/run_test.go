@@ -88,8 +88,8 @@ func TestNoLineHasASecretOfARobot(t *testing.T) {
 		t.Fatal(err)
 	}
 	secret := "trow_" + rand.Text() + rand.Text()
-	log.Debug().Strs("denied", []string{"Remote image " + secret + "/app disallowed"}).Str("ns", strings.ToLower(secret)).
-		Msg("admission")
+	log.Debug().Strs("denied", []string{"Remote image " + secret + "/app disallowed"}).
+		Str("ns", strings.ToLower(secret)).Msg("admission")
 	log.Error().Err(errors.New(secret)).Msg(secret)
 	log.Info().Msg("my_app")
 	got := b.String()

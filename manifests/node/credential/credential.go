@@ -154,8 +154,8 @@ func hostOf(image string) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("image %.200q: its host is %w", image, err)
 	case canonical == address.Hub:
-		return "", fmt.Errorf("image %.200q: not of this registry; matchImages in the kubelet's configuration are too wide",
-			image)
+		return "", fmt.Errorf("image %.200q: not of this registry; matchImages in the kubelet's configuration are "+
+			"too wide", image)
 	}
 	return host, nil
 }
