@@ -280,6 +280,9 @@ func (o *Options) validate() error {
 		if dir == secrets || strings.HasPrefix(dir, secrets+"/") {
 			wrong("node-dir", "%s has the keys of the cluster, and no configuration of a runtime; leave it out", dir)
 		}
+		if dir == "/proc" || strings.HasPrefix(dir, "/proc/") {
+			wrong("node-dir", "%s leads to the whole node, through /proc/1/root; leave it out", dir)
+		}
 		if !nodeDir.MatchString(dir) || path.Clean(dir) != dir {
 			wrong("node-dir", "%.80q: want an absolute path of a directory of the node, not /", dir)
 		}

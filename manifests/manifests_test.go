@@ -781,6 +781,8 @@ func TestInvalidOptions(t *testing.T) {
 		"exempt-namespaces:": func(o *manifests.Options) { o.ExemptNamespaces = []string{"a]"} },
 		"node-dir:":          func(o *manifests.Options) { o.NodeDir = []string{"/"} },
 		"node-dir: /etc/kub": func(o *manifests.Options) { o.NodeDir = []string{"/etc/kubernetes/pki"} },
+		"node-dir: /proc/1/": func(o *manifests.Options) { o.NodeDir = []string{"/proc/1/root/etc"} },
+		"node-dir: /proc le": func(o *manifests.Options) { o.NodeDir = []string{"/proc"} },
 		"runtimes:":          func(o *manifests.Options) { o.Runtimes = []string{"containerd", "rkt"} },
 	} {
 		o := manifests.Defaults(release)

@@ -57,7 +57,7 @@ func (g *Guard) account(ctx context.Context, from netip.Addr, token string) (*Id
 // ErrBusy.
 func (g *Guard) reviewTurn(from netip.Addr, token string) func(context.Context) (func(bool, error), error) {
 	return func(ctx context.Context) (func(bool, error), error) {
-		sum := sumOf(&g.secret, token)
+		sum := sumOf(&g.secret, schemeBearer, token)
 		done, err := g.reviews.enter(ctx, string(sum[:]), from)
 		if err != nil { // also if ctx is done: then the turn did not come in time
 			return nil, ErrBusy

@@ -37,9 +37,16 @@ func (k known) get(key [sha256.Size]byte, now time.Time) (proof, bool) {
 	return p, ok && (p.until.IsZero() || now.Before(p.until))
 }
 
-// sumOf returns the key of credentials. The secret exists in this process alone, so that a memory dump does not contain
-// plain hashes of passwords.
-func sumOf(secret *[32]byte, credentials string) [sha256.Size]byte {
+// Schemes of credentials. They are part of a key, so that what was verified under one is unknown under the other: only
+// [Guard.bearer] checks which host a token is for.
+const (
+	schemeBasic  = "Basic "
+	schemeBearer = "Bearer "
+)
+
+// sumOf returns the key of credentials of a scheme. The secret exists in this process alone, so that a memory dump does
+// not contain plain hashes of passwords.
+func sumOf(secret *[32]byte, scheme, credentials string) [sha256.Size]byte {
 	var room [1024]byte // usually large enough to avoid an allocation
-	return sha256.Sum256(append(append(room[:0], secret[:]...), credentials...))
+	return sha256.Sum256(append(append(append(room[:0], secret[:]...), scheme...), credentials...))
 }

@@ -141,7 +141,7 @@ func (g *Guard) granted(r *http.Request, f *form) (*Identity, error) {
 			return nil, errWrong
 		}
 		// The key is that of the same credentials in a header, so that they are verified once for both.
-		key := sumOf(&g.secret, base64.StdEncoding.EncodeToString([]byte(f.name+":"+f.password)))
+		key := sumOf(&g.secret, schemeBasic, base64.StdEncoding.EncodeToString([]byte(f.name+":"+f.password)))
 		if p, ok := s.users.known.get(key, time.Time{}); ok {
 			return p.who, nil
 		}

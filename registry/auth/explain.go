@@ -2,8 +2,11 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+
+	"trow/storage/files"
 )
 
 // Explanation is a decision and its reason, for people.
@@ -87,10 +90,45 @@ func (g *Guard) Impersonate(name string, groups []string) (*Identity, error) {
 	if u, ok := s.users.list[name]; ok && len(groups) == 0 {
 		return u.who, nil
 	}
-	// A user of the cluster has a colon in the name, or groups.
-	if name != "" && len(groups) == 0 && !strings.Contains(name, ":") {
-		return nil, fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well "+
-			"(--as-group)", name)
+	if localUser(name, groups) {
+		return nil, unknownUser(name)
+	}
+	return Named(name, groups), nil
+}
+
+// localUser reports whether a name can be that of a user of this registry alone: a user of the cluster has a colon in
+// the name, or groups.
+func localUser(name string, groups []string) bool {
+	return name != "" && len(groups) == 0 && !strings.Contains(name, ":")
+}
+
+func unknownUser(name string) error {
+	return fmt.Errorf("user %q does not exist; for a user of the cluster, name its groups as well (--as-group)",
+		name)
+}
+
+// Impersonate is that of [Guard.Impersonate] by the settings, where no server runs. Without a htpasswd file, or where
+// it cannot be read, as on another machine than the server's, each name may be that of a user. Errors: there is no such
+// user; robots, which only the server knows; the file is not valid.
+func (o *Options) Impersonate(name string, groups []string) (*Identity, error) {
+	switch {
+	case strings.HasPrefix(name, robotPrefix):
+		return nil, errors.New("only the server knows what a robot may do; omit --config")
+	case name != "" && name == o.User:
+		return Owner(name), nil
+	case o.Htpasswd == "" || !localUser(name, groups):
+		return Named(name, groups), nil
+	}
+	content, err := files.Read(o.Htpasswd, files.MaxSize)
+	if err != nil {
+		return Named(name, groups), nil
+	}
+	u := users{list: map[string]user{}}
+	if err := u.read(content); err != nil {
+		return nil, fmt.Errorf("htpasswd: %s: %w", o.Htpasswd, err)
+	}
+	if _, ok := u.list[name]; !ok {
+		return nil, unknownUser(name)
 	}
 	return Named(name, groups), nil
 }

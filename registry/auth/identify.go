@@ -79,7 +79,7 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 	if g.options.Reviewer != nil && foreign(token) {
 		return g.account(r.Context(), Address(r), token)
 	}
-	key := sumOf(&g.secret, token)
+	key := sumOf(&g.secret, schemeBearer, token)
 	p, ok := s.tokens.get(key, now)
 	if !ok {
 		if p, err = g.verify(r.Context(), s, key, token, now); err != nil {
@@ -99,7 +99,7 @@ func (g *Guard) bearer(r *http.Request, s *state, token string) (*Identity, erro
 
 // basic returns the identity of a user name and a password.
 func (g *Guard) basic(r *http.Request, s *state, encoded string) (*Identity, error) {
-	key := sumOf(&g.secret, encoded)
+	key := sumOf(&g.secret, schemeBasic, encoded)
 	if p, ok := s.users.known.get(key, time.Time{}); ok {
 		return p.who, nil
 	}

@@ -244,6 +244,42 @@ func TestARobotThatCannotBeStored(t *testing.T) {
 	}
 }
 
+// TestImpersonateByTheSettings: a name that is no user's got the answer of the rules, as if it was one.
+func TestImpersonateByTheSettings(t *testing.T) {
+	o := auth.Options{User: "owner", Htpasswd: htpasswd(t, "alice")}
+	without, elsewhere, broken := o, o, o
+	without.Htpasswd, elsewhere.Htpasswd = "", t.TempDir()+"/none"
+	broken.Htpasswd = t.TempDir() + "/broken"
+	write(t, broken.Htpasswd, "x")
+	for _, row := range []struct {
+		o      auth.Options
+		name   string
+		groups []string
+		want   string // part of the error; "": none
+	}{
+		{o, "alice", nil, ""}, {o, "owner", nil, ""}, {o, "", nil, ""},
+		{o, "mallory", nil, `user "mallory" does not exist`},
+		{o, "mallory", []string{"devs"}, ""}, {o, "system:serviceaccount:a:b", nil, ""}, {o, "cert:x", nil, ""},
+		{o, "robot:ci", nil, "only the server knows"},
+		{without, "mallory", nil, ""}, {elsewhere, "mallory", nil, ""}, {broken, "mallory", nil, "htpasswd: "},
+	} {
+		who, err := row.o.Impersonate(row.name, row.groups)
+		if row.want == "" && (err != nil || who.Name != row.name) ||
+			row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
+			t.Errorf("%q %v: %v, %v; want %q", row.name, row.groups, who, err, row.want)
+		}
+	}
+	policy, err := o.Policy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"owner": true, "alice": false} {
+		if who, err := o.Impersonate(name, nil); err != nil || policy.Explain(who, "", auth.Admin).Allowed != want {
+			t.Errorf("%s may administer the registry: %v, %v", name, !want, err)
+		}
+	}
+}
+
 func TestImpersonate(t *testing.T) {
 	g := guard(t, auth.Options{User: "owner", Password: "p", Htpasswd: htpasswd(t, "alice")})
 	create(t, g, robot("ci", "pull", "a"))

@@ -339,6 +339,14 @@ func TestTokensThatAreRefused(t *testing.T) {
 	if _, err := may(g, withLogin("owner", good), "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
 		t.Errorf("a token as a password: %v", err)
 	}
+	// It was verified above, and is remembered: that holds under Bearer alone, which checks the host.
+	for _, host := range []string{"example.com", "other.example.com"} {
+		raw := request("Authorization", "Basic "+good)
+		raw.Host = host
+		if _, err := may(g, raw, "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {
+			t.Errorf("%s: a token in the place of Basic credentials: %v", host, err)
+		}
+	}
 	elsewhere := bearer(good)
 	elsewhere.Host = "other.example.com"
 	if _, err := may(g, elsewhere, "a", auth.Pull); !errors.Is(err, auth.ErrUnauthorized) {

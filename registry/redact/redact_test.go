@@ -2,6 +2,7 @@ package redact_test
 
 import (
 	"crypto/rand"
+	"io"
 	"math"
 	"strings"
 	"testing"
@@ -31,5 +32,24 @@ func TestSecretsOfRobotsAreRemoved(t *testing.T) {
 	}
 	if least != 0 {
 		t.Errorf("%v allocations", least)
+	}
+}
+
+func TestAWriterRemovesSecrets(t *testing.T) {
+	secret := "trow_" + rand.Text() + rand.Text()
+	for line, want := range map[string]string{
+		"a " + secret + " b\n": "a trow_[REDACTED] b\n", "my_app\n": "my_app\n", "": "", "app\n": "app\n",
+	} {
+		var b strings.Builder
+		if n, err := redact.Writer(&b).Write([]byte(line)); n != len(line) || err != nil || b.String() != want {
+			t.Errorf("%q became %q (%d, %v)", line, b.String(), n, err)
+		}
+	}
+	for _, line := range []string{secret, "app"} {
+		_, broken := io.Pipe()
+		broken.CloseWithError(io.ErrClosedPipe)
+		if n, err := redact.Writer(broken).Write([]byte(line)); n != 0 || err == nil {
+			t.Errorf("a log that cannot be written: %d, %v", n, err)
+		}
 	}
 }

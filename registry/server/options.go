@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
+
+	"trow/registry/redact"
 )
 
 // Options are the settings of the server, and what the program adds to them.
@@ -106,13 +108,14 @@ func (o *Options) Validate() error {
 	return err
 }
 
-// Logger returns the program's logger, which writes lines of JSON to w. Errors: log-level is invalid.
+// Logger returns the program's logger, which writes lines of JSON without secrets of robots to w. Errors: log-level is
+// invalid.
 func (o *Options) Logger(w io.Writer) (zerolog.Logger, error) {
 	level, err := o.level()
 	if err != nil {
 		return zerolog.Nop(), err
 	}
-	return zerolog.New(w).Level(level).With().Timestamp().Logger(), nil
+	return zerolog.New(redact.Writer(w)).Level(level).With().Timestamp().Logger(), nil
 }
 
 func (o *Options) level() (zerolog.Level, error) {

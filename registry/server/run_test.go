@@ -3,6 +3,7 @@ package server_test
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -74,6 +75,27 @@ func TestTheLoggerHasTheLevelOfTheSetting(t *testing.T) {
 	o = options(t, "--log-level=loud")
 	if _, err := o.Logger(&b); err == nil {
 		t.Error("an invalid level is accepted")
+	}
+}
+
+// TestNoLineHasASecretOfARobot, whichever part of the program writes it: people type one where a name belongs, also in
+// the image of a pod, and a verdict quotes that.
+func TestNoLineHasASecretOfARobot(t *testing.T) {
+	var b strings.Builder
+	o := options(t, "--log-level=debug")
+	log, err := o.Logger(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := "trow_" + rand.Text() + rand.Text()
+	log.Debug().Strs("denied", []string{"Remote image " + secret + "/app disallowed"}).
+		Str("ns", strings.ToLower(secret)).Msg("admission")
+	log.Error().Err(errors.New(secret)).Msg(secret)
+	log.Info().Msg("my_app")
+	got := b.String()
+	if strings.Contains(strings.ToUpper(got), secret[5:]) || strings.Count(got, "trow_[REDACTED]") != 4 ||
+		strings.Count(got, "\n") != 3 || !strings.Contains(got, `"my_app"`) {
+		t.Errorf("the log is %s", got)
 	}
 }
 

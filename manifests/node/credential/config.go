@@ -93,9 +93,9 @@ func (o *ConfigOptions) validate() error {
 		errs = append(errs, errors.New("names: empty; no image would match"))
 	}
 	for _, name := range o.Names {
-		if !plainHost.MatchString(name) {
-			errs = append(errs, fmt.Errorf("names: %.80q: want host[:port]; a pattern would send tokens to other hosts",
-				name))
+		if _, err := hostOf(name + "/x"); !plainHost.MatchString(name) || err != nil { // an image there gets no token
+			errs = append(errs, fmt.Errorf("names: %.80q: want host[:port] of this registry, as in image names; "+
+				"a pattern would send tokens to other hosts", name))
 		}
 	}
 	if !plainWord.MatchString(o.Audience) {

@@ -140,16 +140,22 @@ func sameHost(a, b string) bool {
 }
 
 // hostOf returns the registry of an image. Docker Hub, the registry of images that name none, must not get the token.
+// Errors: the image or its host is not valid, or it is Docker Hub's.
 func hostOf(image string) (string, error) {
 	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return "", fmt.Errorf("image %.200q: not a valid image reference", image)
 	}
 	host := reference.Domain(named)
-	if host == "docker.io" {
+	canonical, err := address.Host(host)
+	switch {
+	case host == "": // of evil_x.example/app, which the parser takes for a path without a host
+		return "", fmt.Errorf("image %.200q: not a valid image reference", image)
+	case err != nil:
+		return "", fmt.Errorf("image %.200q: its host is %w", image, err)
+	case canonical == address.Hub:
 		return "", fmt.Errorf("image %.200q: not of this registry; matchImages in the kubelet's configuration are "+
-			"too wide",
-			image)
+			"too wide", image)
 	}
 	return host, nil
 }

@@ -89,8 +89,17 @@ func TestRequestsThatCannotBeAnswered(t *testing.T) {
 			"not a valid image reference"},
 		"Docker Hub's":        {strings.NewReader(request("nginx", secret)), "too wide"},
 		"Docker Hub's, whole": {strings.NewReader(request("docker.io/library/nginx", secret)), "too wide"},
-		"too large":           {strings.NewReader(good + strings.Repeat(" ", 1<<20)), "more than 1048576 bytes"},
-		"a broken pipe":       {iotest.ErrReader(errors.New("broken pipe")), "broken pipe"},
+		"no host": {strings.NewReader(request("evil_x.example/app", secret)),
+			"not a valid image reference"},
+		"Docker Hub's, older":  {strings.NewReader(request("registry-1.docker.io/app", secret)), "too wide"},
+		"a port too high":      {strings.NewReader(request("a.example:99999/app", secret)), "between 1 and 65535"},
+		"port 0":               {strings.NewReader(request("a.example:0/app", secret)), "between 1 and 65535"},
+		"five numbers":         {strings.NewReader(request("1.2.3.4.5/app", secret)), "not a valid IPv4 address"},
+		"a hexadecimal number": {strings.NewReader(request("0x7f.1/app", secret)), "not a valid IPv4 address"},
+		"a user": {strings.NewReader(request("trow:1@evil.example/app", secret)),
+			"not a valid image reference"},
+		"too large":     {strings.NewReader(good + strings.Repeat(" ", 1<<20)), "more than 1048576 bytes"},
+		"a broken pipe": {iotest.ErrReader(errors.New("broken pipe")), "broken pipe"},
 	} {
 		var out bytes.Buffer
 		err := credential.Answer(row.in, &out, now)
@@ -161,6 +170,15 @@ func TestTheKubeletsConfiguration(t *testing.T) {
 }
 
 func TestInvalidOptions(t *testing.T) {
+	for _, name := range []string{"..", "-", ".", "a..b", "a.example:0", "a.example:99999", "[1]", "[:::::]",
+		"docker.io", "index.docker.io", "u@a.example", "0x7f.1", "1.2.3", "a.example.", "a", "a_b.example:1"} {
+		o := credential.Defaults()
+		o.Names = append(o.Names, name)
+		want := fmt.Sprintf("names: %q:", name)
+		if _, err := credential.Config(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	for want, change := range map[string]func(*credential.ConfigOptions){
 		"names: empty":    func(o *credential.ConfigOptions) { o.Names = nil },
 		`names: "*.org"`:  func(o *credential.ConfigOptions) { o.Names = []string{"*.org"} },

@@ -1,10 +1,8 @@
 package commands
 
 import (
-	"errors"
 	"fmt"
 	"net/url"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -89,14 +87,13 @@ func askServer(cmd *cobra.Command, connect connector, q question) (answer auth.E
 
 // askFile decides by the rules of a configuration file.
 func (p Program) askFile(cmd *cobra.Command, q question) (auth.Explanation, error) {
-	policy, owner, err := p.Policy(cmd)
-	switch {
-	case err != nil:
+	policy, caller, err := p.Policy(cmd)
+	if err != nil {
 		return auth.Explanation{}, err
-	case strings.HasPrefix(q.as, "robot:"):
-		return auth.Explanation{}, errors.New("as: only the server knows what a robot may do; omit --config")
-	case q.as != "" && q.as == owner:
-		return policy.Explain(auth.Owner(q.as), q.repository, q.action), nil
 	}
-	return policy.Explain(auth.Named(q.as, q.groups), q.repository, q.action), nil
+	who, err := caller(q.as, q.groups)
+	if err != nil {
+		return auth.Explanation{}, fmt.Errorf("as: %w", err)
+	}
+	return policy.Explain(who, q.repository, q.action), nil
 }

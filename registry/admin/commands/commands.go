@@ -52,9 +52,9 @@ type Program struct {
 	// Engines adds the flags that say where the data of a server is to a command, and returns the function that finds
 	// them all when the command runs.
 	Engines func(cmd *cobra.Command) func() (maintenance.Engines, error)
-	// Policy returns the rules of the configuration file that --config names, and the name of the user who may do
-	// everything, empty if it does not exist.
-	Policy func(cmd *cobra.Command) (p *auth.Policy, owner string, err error)
+	// Policy returns the rules of the configuration file that --config names, and what finds a caller by name; see
+	// [auth.Options.Impersonate].
+	Policy func(cmd *cobra.Command) (p *auth.Policy, caller func(string, []string) (*auth.Identity, error), err error)
 	// Servers are the host[:port] under which nodes reach the registry.
 	Servers []string
 }

@@ -112,11 +112,11 @@ func run(t *testing.T, dir, stdin string, args ...string) (stdout, stderr string
 				return o, nil
 			}
 		},
-		Policy: func(*cobra.Command) (*auth.Policy, string, error) {
+		Policy: func(*cobra.Command) (*auth.Policy, func(string, []string) (*auth.Identity, error), error) {
 			p, err := auth.Compile([]auth.Rule{{Who: []string{"user:alice"}, May: []string{"push"},
 				Repositories: []string{"team/**"}}},
 				auth.PolicyOptions{})
-			return p, "root", err
+			return p, (&auth.Options{User: "root"}).Impersonate, err
 		},
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}

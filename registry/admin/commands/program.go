@@ -35,13 +35,13 @@ func New(load func(*cobra.Command) (*service.Options, error), servers []string) 
 				return o.Data.Engines, nil
 			}
 		},
-		Policy: func(cmd *cobra.Command) (*auth.Policy, string, error) {
+		Policy: func(cmd *cobra.Command) (*auth.Policy, func(string, []string) (*auth.Identity, error), error) {
 			o, err := load(cmd)
 			if err != nil {
-				return nil, "", err
+				return nil, nil, err
 			}
 			p, err := o.Auth.Policy()
-			return p, o.Auth.User, err
+			return p, o.Auth.Impersonate, err
 		},
 		Servers: servers,
 	}
