@@ -28,7 +28,8 @@ func cork(c net.Conn, on bool) {
 }
 
 // unacknowledged returns how many bytes of what was sent, the end included, the client's machine has not acknowledged
-// (tcp(7), SIOCOUTQ); 0 if that is not known.
+// (tcp(7), SIOCOUTQ); 0 if that is not known, or never will be: of a connection that the client has reset, the kernel
+// keeps the count.
 func unacknowledged(c net.Conn) (n int) {
 	t, ok := c.(syscall.Conn)
 	if !ok {
@@ -38,7 +39,13 @@ func unacknowledged(c net.Conn) (n int) {
 	if err != nil {
 		return 0
 	}
-	err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	err = raw.Control(func(fd uintptr) {
+		const closed = 7 // TCP_CLOSE of the kernel's tcp_states.h
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil && info.State != closed {
+			n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		}
+	})
 	if err != nil {
 		return 0
 	}

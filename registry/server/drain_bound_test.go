@@ -57,29 +57,7 @@ func TestASlowClientGetsTheRest(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("it is not known what the client has")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	client, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	if err := client.(*net.TCPConn).SetReadBuffer(128 << 10); err != nil {
-		t.Fatal(err)
-	}
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	const size = 4 << 20
-	if err := c.(*net.TCPConn).SetWriteBuffer(size); err != nil {
-		t.Fatal(err)
-	}
-	_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // the rest does not fit into the buffers
-	sent, _ := c.Write(make([]byte, size))
+	client, c, sent := stuffed(t)
 	d := drains{time: time.Millisecond}
 	d.end(c)
 	waited := make(chan struct{})
@@ -99,4 +77,50 @@ func TestASlowClientGetsTheRest(t *testing.T) {
 	}
 	client.Close()
 	<-waited
+}
+
+// stuffed returns both ends of a connection whose buffers are full, and how many bytes the server has sent.
+func stuffed(t *testing.T) (client, c net.Conn, sent int) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err = net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	if err := client.(*net.TCPConn).SetReadBuffer(128 << 10); err != nil {
+		t.Fatal(err)
+	}
+	c, err = l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 4 << 20
+	if err := c.(*net.TCPConn).SetWriteBuffer(size); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // the rest does not fit into the buffers
+	sent, _ = c.Write(make([]byte, size))
+	return client, c, sent
+}
+
+// TestAClientThatHasGoneIsNotWaitedFor: of a connection that was reset, nothing is acknowledged any more.
+func TestAClientThatHasGoneIsNotWaitedFor(t *testing.T) {
+	client, c, _ := stuffed(t)
+	if err := client.(*net.TCPConn).SetLinger(0); err != nil { // so that closing resets
+		t.Fatal(err)
+	}
+	d := drains{time: time.Millisecond}
+	d.end(c)
+	client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), stalled/2)
+	defer cancel()
+	d.wait(ctx)
+	if ctx.Err() != nil {
+		t.Error("it is waited for")
+	}
 }
