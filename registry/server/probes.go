@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,7 +35,13 @@ func (p *Probes) Add(checks ...Check) {
 }
 
 // SetReady sets whether the index is loaded, so that requests can be answered.
-func (p *Probes) SetReady(ready bool) { p.ready.Store(ready) }
+func (p *Probes) SetReady(ready bool) {
+	p.ready.Store(ready)
+	if ready {
+		// What the start has left behind may be as much as the index. Beside the requests, because it takes a collection.
+		go debug.FreeOSMemory()
+	}
+}
 
 // Stop makes the server not ready for good, so that clients are sent elsewhere while it ends.
 func (p *Probes) Stop() { p.stopping.Store(true) }
