@@ -109,13 +109,13 @@ func (x *Index) gather(first *change) []*change {
 
 // commit answers each change of a group once it is committed, or known not to be. It may take several commits.
 func (x *Index) commit(group []*change) {
-	const most = 16 // where one process writes, a conflict that does not end is not one
+	const most = 16 // attempts where one process writes: a journal that still has conflicts must not stop the committer
 	for tries := 0; len(group) > 0; tries++ {
 		if tries >= most && !x.shared {
 			answer(group, ErrConflict)
 			return
 		}
-		if tries > 2 { // other processes write the same repo all the time: let one of us be first
+		if tries > 2 { // other processes write the same repo all the time: a random pause lets one of them be first
 			pause(x.ctx, rand.N(time.Millisecond<<min(tries, 6)))
 		}
 		group = x.try(group)
@@ -153,7 +153,7 @@ func (x *Index) try(group []*change) (again []*change) {
 	}
 	switch {
 	case err == nil:
-		answer(group, x.awaitShown(rev)) // a client that got its answer sees its write
+		answer(group, x.awaitShown(rev)) // invariant 5: a client that got its answer sees its write
 	case errors.Is(err, ErrConflict):
 		return append(x.resolve(group, err), again...)
 	default:
@@ -188,7 +188,7 @@ func (x *Index) resolve(group []*change, err error) (concerned []*change) {
 			others = append(others, c)
 		}
 	}
-	if len(concerned) == 0 { // it is about what changes of other repos have in common
+	if len(concerned) == 0 { // it is about a condition of the whole commit, such as the seal
 		return group
 	}
 	x.commit(others)
