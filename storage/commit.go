@@ -25,10 +25,10 @@ type change struct {
 	err     error // what fn returned when it last ran
 	depends bool  // fn saw changes that this commit has yet to make
 	quiet   bool  // fn changed nothing
-	store   bool  // the change depends on facts about content itself
+	store   bool  // the change depends on facts about content itself, or sets some
 }
 
-// concerns reports whether a conflict about a repo is one of the change.
+// concerns reports whether a conflict in a repo can be due to the change.
 func (c *change) concerns(repo string) bool {
 	return repo == c.repo || repo == waitingOf(c.repo) || repo == storeRepo && c.store
 }
@@ -39,9 +39,10 @@ const maxGroup = 256
 
 // Update calls fn with the repo as it is, commits the changes that fn made, and returns when the Index shows them. If
 // fn returns an error, Update returns it unchanged and nothing is changed. fn must be quick and must not block: the one
-// committer calls it, and commits the changes of all waiting updates at once; it may be called again. After any other
-// error the outcome is unknown, and trying again is safe; except ErrBusy, which means that fn starts to name bytes that
-// are being deleted, so pin them first, and ErrNotLeader, see WithFence.
+// committer calls it, and commits the changes of all waiting updates at once; it may be called again. With these errors
+// nothing was changed either: ErrBusy, if fn starts to name bytes that are being deleted (pin them first); ErrNotFound
+// and ErrExpired, if there is no object for bytes that fn starts to name in a Placed engine; ErrLimit; ErrTooLarge;
+// ErrNotLeader, see WithFence; *SealedError. After any other error the outcome is unknown, and trying again is safe.
 func (x *Index) Update(ctx context.Context, repo string, fn func(*Tx) error) error {
 	for {
 		err := x.update(ctx, repo, fn)

@@ -10,9 +10,9 @@ import (
 
 // Where several processes share a journal, an update of the program replaces one after the other, so that two versions
 // read the same facts. So a version writes a kind of fact that an earlier one does not know only when no process of the
-// earlier one is left: each says in its record which format it knows (see Beat), and another record has the format that
-// all of them know, which only grows. A process that knows less than that does not join. A kind whose letter is upper
-// case may be written at any time: a version that does not know it leaves it alone.
+// earlier one is left: each has a record with the format that it knows (see Beat), and another record has the common
+// format, which all of them know, and which only grows. A process that does not know the common format does not join. A
+// kind whose letter is upper case may be written at any time: a version that does not know it ignores it.
 
 // formatRecord is the name of the record of the common format: the format, and a random text by which a process that
 // joins is in conflict with one that raises the format at the same time.

@@ -12,22 +12,24 @@ import (
 )
 
 // Collector removes what nothing needs any more: links to blobs that no manifest of their repo refers to, and bytes
-// that are not present in any repo. It works beside pushes and pulls, which neither wait nor break. It does not touch
-// manifests and tags, which DELETE and retention remove.
+// that are not present in any repo. Pushes and pulls go on meanwhile; they wait only for links and bytes that are being
+// removed at that moment. It does not touch manifests and tags, which DELETE and retention remove.
 //
 // A link is removed when it is older than Grace, no manifest of the repo refers to it, and no client has learned of it
-// within Grace: clients ask whether a blob exists, skip pushing it, and push the manifest much later. Bytes are deleted
-// when they are not present in any repo and no pin says that they are about to be. They are condemned in the Journal
-// first, so that no fact can start to name them, also after a crash or in another process, and deleted then. A
-// reference alone keeps no bytes: it says nothing about this registry holding them.
+// within Grace (with a shared journal, within half of it; see [Index.Lease]): clients ask whether a blob exists, skip
+// pushing it, and push the manifest much later. Bytes are deleted when they are not present in any repo and no pin says
+// that they are about to be. They are condemned in the Journal first, so that no fact can start to name them, also
+// after a crash or in another process, and deleted then. A reference alone keeps no bytes: it says nothing about this
+// registry holding them.
 type Collector struct {
 	Blobs Blobs
 	Index *Index
 	Grace time.Duration
 
-	mu    sync.Mutex // one run at a time
-	steps sync.Mutex // from setting marks to taking them away: another step would take them for those of a crash
-	ended map[string]ended
+	mu sync.Mutex // one run at a time; guards ended
+	// steps is held from setting marks to removing them: another step would take them for marks that a crash has left.
+	steps sync.Mutex
+	ended map[string]ended // see endRevisions
 
 	suspicion atomic.Pointer[error] // see Suspicion
 }
@@ -349,8 +351,8 @@ func (r *collection) condemn(ctx context.Context, step []BlobInfo) error {
 	return r.deleteCondemned(ctx, step)
 }
 
-// deleteCondemned deletes condemned bytes and takes the marks away. It spares bytes that were named or pinned before
-// the mark was set.
+// deleteCondemned deletes condemned bytes and removes the marks. It spares bytes that were named or pinned before the
+// mark was set.
 func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error {
 	if len(step) == 0 {
 		return nil

@@ -60,7 +60,7 @@ func (r *collection) condemnPlaced(ctx context.Context, blobs Placed, keys []key
 	return nil
 }
 
-// deletePlaced deletes condemned contents and takes the marks away. It spares those that were named before the mark was
+// deletePlaced deletes condemned contents and removes the marks. It spares those that were named before the mark was
 // set.
 func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[key][]byte) error {
 	type object struct {

@@ -84,7 +84,7 @@ var (
 	ErrBusy = errors.New("too much in progress")
 	// ErrLimit: the change adds a name beyond one of the Limits; a *LimitError says which. Nothing was changed.
 	ErrLimit = errors.New("limit reached")
-	// ErrTooLarge: the change is more than one commit of the Journal can take. Nothing was changed.
+	// ErrTooLarge: the change does not fit into one commit of the Journal; see Traits. Nothing was changed.
 	ErrTooLarge = errors.New("the change is too large for one commit")
 	// ErrUnavailable: the service behind an engine does not answer, so that a miss is not certain. A later attempt can
 	// succeed.
@@ -205,8 +205,8 @@ type Fact struct {
 type Batch struct {
 	Repo string
 	Base Revision // the repo's revision that the changes are based on
-	// Detached: the batch neither compares Base nor changes the repo's revision, so that it is in no conflict with
-	// other changes of the repo. What it depends on are its conditions.
+	// Detached: the batch neither compares Base nor changes the repo's revision, so that it does not conflict with
+	// other changes of the repo. It depends on its conditions alone.
 	Detached bool
 	// Ends: the batch leaves no fact of the repo, and its revision becomes 0. A Detached batch that is committed
 	// meanwhile may add one; the repo then has a fact, and the revision 0.
