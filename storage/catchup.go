@@ -134,7 +134,8 @@ func (x *Index) refresh(ctx context.Context) (age time.Duration, err error) {
 // CatchUpTime is how long a read of what can change waits at most for a shared journal.
 const CatchUpTime = 200 * time.Millisecond
 
-// Confirmed returns when the Index was last known to show all that the Journal had.
+// Confirmed returns when the Index last caught up with the Journal: it then showed all that the Journal had when its
+// head was asked for, or when the load of the full state began.
 func (x *Index) Confirmed() time.Time {
 	if !x.shared {
 		return time.Now()

@@ -149,7 +149,7 @@ func (x *Index) try(group []*change) (again []*change) {
 		return again
 	}
 	rev, err := x.journal.Commit(x.ctx, batches...)
-	if !errors.Is(err, ErrConflict) {
+	if !errors.Is(err, ErrConflict) { // also after any other error: the commit may have happened, or may happen yet
 		x.made.spend(p.changesOf(storeRepo))
 	}
 	switch {

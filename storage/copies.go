@@ -222,7 +222,7 @@ func (c *copyWriter) end() error {
 	c.number(0)
 	c.number(c.count)
 	if c.err == nil {
-		c.err = c.w.Flush()
+		c.err = c.w.Flush() // before Sum, which covers only what was flushed
 	}
 	if c.err == nil {
 		c.write(c.sum.Sum(nil))
@@ -279,7 +279,7 @@ func ReadFacts(r io.Reader, apply func(repo string, facts []Fact) error) (h Copy
 	if written := c.number(); c.err == nil && written != count {
 		return h, fmt.Errorf("%w: it has %d facts of %d", ErrCopy, count, written)
 	}
-	want, got := c.sum.Sum(nil), make([]byte, sha256.Size)
+	want, got := c.sum.Sum(nil), make([]byte, sha256.Size) // before fill, which adds to the sum
 	if c.fill(got); c.err == nil && !slices.Equal(want, got) {
 		return h, fmt.Errorf("%w: its checksum is wrong", ErrCopy)
 	}

@@ -177,7 +177,7 @@ func (x *Index) CachedContents(repo string) (all []CachedContent) {
 	return all
 }
 
-// HasPushed reports whether a repo holds what was pushed or imported.
+// HasPushed reports whether a repo holds what was pushed or imported, or cached content that something pushed needs.
 func (x *Index) HasPushed(repo string) bool {
 	cached := len(x.CachedContents(repo))
 	x.mu.RLock()

@@ -100,7 +100,7 @@ func (c *Collector) run(ctx context.Context, grace time.Duration, r *collection)
 	}
 	// A run with a short grace must not drop leases that later runs need.
 	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace)))
-	if !dry {
+	if !dry { // first, because pushes of what an earlier run has marked wait
 		if err := r.finish(ctx); err != nil {
 			return done, fmt.Errorf("collect: %w", err)
 		}

@@ -21,7 +21,7 @@ type Index struct {
 	options IndexOptions
 	head    heads
 	made    made
-	// confirmed is when the state was last known to be no older than the journal, in Unix nanoseconds.
+	// confirmed is when the state last caught up with the journal's head, as it was read before, in Unix nanoseconds.
 	confirmed atomic.Int64
 	silent    atomic.Int64             // until when CatchUp does not wait, in Unix nanoseconds
 	suspected atomic.Pointer[wentBack] // of the journal, until a record says so; see Suspicion

@@ -254,6 +254,8 @@ func (x *Index) commitPlaced(ctx context.Context, u PlacedUpload, d digest.Diges
 		return nil, err
 	}
 	return func() {
+		// Without the cancelling: the client may have gone, and the object must not stay. remove comes first, so that
+		// no change starts to name the object while abandon decides about it.
 		x.abandon(context.WithoutCancel(ctx), u, k, x.made.remove(k, p))
 	}, nil
 }

@@ -22,7 +22,7 @@ func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) e
 func (j *Journal) Snapshot(ctx context.Context, apply func(storage.Update) error) error {
 	j.feed.Lock()
 	db, damage, closed := j.db, j.damage, j.feed.Closed()
-	j.feed.Unlock()
+	j.feed.Unlock() // not held while the state is read, so that commits go on
 	switch {
 	case closed:
 		return fmt.Errorf("%s: %w", j.path, storage.ErrClosed)

@@ -169,6 +169,8 @@ func (m *migration) begin(ctx context.Context) (finished bool, err error) {
 			return false, err
 		}
 	}
+	// The source first: its Collector rests before anything is copied. If a run is cut short in between, the next one
+	// finds the ID there; a sealed target without its migration at the source could not be used any more.
 	if !migrating {
 		begun = storage.Migration{ID: rand.Text(), To: m.To.Name, Time: time.Now().Unix()}
 		if err := from.BeginMigration(ctx, &begun); err != nil {
@@ -238,6 +240,8 @@ func (m *migration) identity(ctx context.Context) error {
 	case theirs != "":
 		return nil
 	}
+	// The journal first: if a run is cut short in between, the next one finds the identity there. Blobs with an
+	// identity that the journal does not have are refused above.
 	if mine == nil {
 		mine = []byte(rand.Text())
 		if j, ok := m.To.Journal.(interface{ Identity() string }); ok {
