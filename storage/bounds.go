@@ -2,8 +2,8 @@ package storage
 
 import "errors"
 
-// A journal may bound a commit, see [Traits]. What a client asks for at once must be one commit, or be done in steps
-// each of which leaves the repo as it should be. So what a client can ask for follows from the bounds.
+// A journal may bound a commit, see [Traits]. A request of a client must fit into one commit, or be done in steps each
+// of which leaves the repo consistent. So the bounds of a commit bound requests.
 
 // InSteps calls update with all items at once; if that is more than one commit of the Journal can take, with as many at
 // a time as fit. update is called again with fewer items after it has returned ErrTooLarge. Errors: update's; what
@@ -57,7 +57,7 @@ func (x *Index) MaxReferences() int {
 	return 0
 }
 
-// least returns the smaller one of two limits, of which 0 is none.
+// least returns the smaller one of two limits; 0 means that there is no limit.
 func least(a, b int) int {
 	if a == 0 || b == 0 {
 		return max(a, b)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// heads shares calls of Journal.Head among those that wait for one. A call serves those who came before it began: for
-// one who came later, it may have been answered too early.
+// heads shares calls of Journal.Head among the requests that wait for one. A call serves the requests that came before
+// it began: for a later one, its answer may be too old.
 type heads struct {
 	mu      sync.Mutex // guards all below
 	running *headCall
@@ -21,12 +21,12 @@ type headCall struct {
 	err  error
 }
 
-// maxHead bounds one call of Head, so that one that gets no answer does not keep the next one from being made.
+// maxHead bounds one call of Head, so that a call without an answer does not hold up the next one.
 const maxHead = time.Second
 
 // headNow returns a revision of the journal that is not older than the call.
 func (x *Index) headNow(ctx context.Context) (Revision, error) {
-	if !x.shared { // it is known without asking anybody
+	if !x.shared { // this process knows it, without a request
 		return x.journal.Head(ctx)
 	}
 	c := x.head.join(x)
@@ -38,7 +38,7 @@ func (x *Index) headNow(ctx context.Context) (Revision, error) {
 	}
 }
 
-// join returns a call that has not begun yet.
+// join returns a call of Head that begins after join was called.
 func (h *heads) join(x *Index) *headCall {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -58,7 +58,7 @@ func (h *heads) join(x *Index) *headCall {
 func (h *heads) start(x *Index, c *headCall) {
 	h.running = c
 	go func() {
-		ctx, cancel := context.WithTimeout(x.ctx, maxHead) // not of one who waits: others wait as well
+		ctx, cancel := context.WithTimeout(x.ctx, maxHead) // not the context of one request: others wait as well
 		defer cancel()
 		c.head, c.err = x.journal.Head(ctx)
 		close(c.done)
@@ -82,7 +82,7 @@ func (x *Index) confirm(ctx context.Context) (news bool, err error) {
 		x.mu.RUnlock()
 		if !behind {
 			x.caughtUp()
-			// What another process has made may have shown since the caller looked, while the head was asked for.
+			// A change of another process may have shown since the caller looked, while Head was under way.
 			return x.shared, nil
 		}
 		err = x.awaitRevision(ctx, head)
@@ -116,13 +116,13 @@ func (x *Index) CatchUp(ctx context.Context, wait time.Duration) (age time.Durat
 	return x.age(), nil
 }
 
-// silence is how long no request waits again for a journal that has not answered.
+// silence is how long CatchUp returns at once after the journal has not answered, so that not every request waits.
 const silence = time.Second
 
 func (x *Index) age() time.Duration { return max(time.Since(x.Confirmed()), 1) }
 
-// refresh is confirm for a list, which is better old than missing: with a shared journal it waits for CatchUpTime only.
-// It reports how old the Index may be.
+// refresh is confirm for a list, where an old answer is better than none: with a shared journal it waits for at most
+// CatchUpTime. It reports how old the Index may be. Errors: as CatchUp; without a shared journal, as confirm.
 func (x *Index) refresh(ctx context.Context) (age time.Duration, err error) {
 	if !x.shared {
 		_, err := x.confirm(ctx)
@@ -131,10 +131,11 @@ func (x *Index) refresh(ctx context.Context) (age time.Duration, err error) {
 	return x.CatchUp(ctx, CatchUpTime)
 }
 
-// CatchUpTime is how long a read of what can change waits for a shared journal.
+// CatchUpTime is how long a read of what can change waits at most for a shared journal.
 const CatchUpTime = 200 * time.Millisecond
 
-// Confirmed returns when the Index was last known to show all that the Journal had.
+// Confirmed returns when the Index last caught up with the Journal: it then showed all that the Journal had when its
+// head was asked for, or when the load of the full state began.
 func (x *Index) Confirmed() time.Time {
 	if !x.shared {
 		return time.Now()

@@ -25,10 +25,10 @@ type change struct {
 	err     error // what fn returned when it last ran
 	depends bool  // fn saw changes that this commit has yet to make
 	quiet   bool  // fn changed nothing
-	store   bool  // the change depends on facts about content itself
+	store   bool  // the change depends on facts about content itself, or sets some
 }
 
-// concerns reports whether a conflict about a repo is one of the change.
+// concerns reports whether a conflict in a repo can be due to the change.
 func (c *change) concerns(repo string) bool {
 	return repo == c.repo || repo == waitingOf(c.repo) || repo == storeRepo && c.store
 }
@@ -39,9 +39,10 @@ const maxGroup = 256
 
 // Update calls fn with the repo as it is, commits the changes that fn made, and returns when the Index shows them. If
 // fn returns an error, Update returns it unchanged and nothing is changed. fn must be quick and must not block: the one
-// committer calls it, and commits the changes of all waiting updates at once; it may be called again. After any other
-// error the outcome is unknown, and trying again is safe; except ErrBusy, which means that fn starts to name bytes that
-// are being deleted, so pin them first, and ErrNotLeader, see WithFence.
+// committer calls it, and commits the changes of all waiting updates at once; it may be called again. With these errors
+// nothing was changed either: ErrBusy, if fn starts to name bytes that are being deleted (pin them first); ErrNotFound
+// and ErrExpired, if there is no object for bytes that fn starts to name in a Placed engine; ErrLimit; ErrTooLarge;
+// ErrNotLeader, see WithFence; *SealedError. After any other error the outcome is unknown, and trying again is safe.
 func (x *Index) Update(ctx context.Context, repo string, fn func(*Tx) error) error {
 	for {
 		err := x.update(ctx, repo, fn)
@@ -109,13 +110,13 @@ func (x *Index) gather(first *change) []*change {
 
 // commit answers each change of a group once it is committed, or known not to be. It may take several commits.
 func (x *Index) commit(group []*change) {
-	const most = 16 // where one process writes, a conflict that does not end is not one
+	const most = 16 // attempts where one process writes: a journal that still has conflicts must not stop the committer
 	for tries := 0; len(group) > 0; tries++ {
 		if tries >= most && !x.shared {
 			answer(group, ErrConflict)
 			return
 		}
-		if tries > 2 { // other processes write the same repo all the time: let one of us be first
+		if tries > 2 { // other processes write the same repo all the time: a random pause lets one of them be first
 			pause(x.ctx, rand.N(time.Millisecond<<min(tries, 6)))
 		}
 		group = x.try(group)
@@ -148,12 +149,12 @@ func (x *Index) try(group []*change) (again []*change) {
 		return again
 	}
 	rev, err := x.journal.Commit(x.ctx, batches...)
-	if !errors.Is(err, ErrConflict) {
+	if !errors.Is(err, ErrConflict) { // also after any other error: the commit may have happened, or may happen yet
 		x.made.spend(p.changesOf(storeRepo))
 	}
 	switch {
 	case err == nil:
-		answer(group, x.awaitShown(rev)) // a client that got its answer sees its write
+		answer(group, x.awaitShown(rev)) // invariant 5: a client that got its answer sees its write
 	case errors.Is(err, ErrConflict):
 		return append(x.resolve(group, err), again...)
 	default:
@@ -188,7 +189,7 @@ func (x *Index) resolve(group []*change, err error) (concerned []*change) {
 			others = append(others, c)
 		}
 	}
-	if len(concerned) == 0 { // it is about what changes of other repos have in common
+	if len(concerned) == 0 { // it is about a condition of the whole commit, such as the seal
 		return group
 	}
 	x.commit(others)

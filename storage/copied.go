@@ -10,12 +10,12 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// CopyFacts makes facts of a repo what they are in another journal: each Value as it is, nil for a fact to delete. It
-// checks nothing: together the facts must be such that an Index can load them. One that cannot be committed at once is
-// committed in steps, each of which leaves a state that an Index can load. For a migration, see package migrate.
-// Errors: as Update; ErrTooLarge for a fact that is more than the Journal can take.
+// CopyFacts sets facts of a repo to their values in another journal; a nil Value deletes the fact. It checks nothing:
+// together the facts must be such that an Index can load them. What does not fit into one commit is committed in steps,
+// each of which leaves a state that an Index can load. It sorts facts. It is for a migration, see package migrate.
+// Errors: as Update, after which some steps may be committed; ErrTooLarge for a fact that does not fit into a commit.
 func (x *Index) CopyFacts(ctx context.Context, repo string, facts []Fact) error {
-	// A tag that is set comes after its manifest, and a manifest that goes after its tags.
+	// Across the steps as well, a tag must be set after its manifest, and a manifest deleted after its tags.
 	slices.SortStableFunc(facts, func(a, b Fact) int { return cmp.Compare(a.phase(), b.phase()) })
 	for len(facts) > 0 {
 		n := x.copyStep(repo, facts)
@@ -35,7 +35,7 @@ func (x *Index) CopyFacts(ctx context.Context, repo string, facts []Fact) error 
 	return nil
 }
 
-// copyStep returns how many of the facts one commit takes.
+// copyStep returns how many of the facts fit into one commit: of half the bytes that the journal allows, at most 1 MiB.
 func (x *Index) copyStep(repo string, facts []Fact) int {
 	most, bytes := x.step(min(len(facts), unlinkStep), 1, 0), 1<<20
 	if limit := x.traits.Bytes; limit > 0 {
@@ -52,7 +52,7 @@ func (x *Index) copyStep(repo string, facts []Fact) int {
 	return n
 }
 
-// Facts reads the histories of all tags of a repo from the journal; see Journal.History.
+// Facts reads the histories of all tags of a repo from the journal; see Journal.History. Errors: those of the journal.
 func (x *Index) Facts(ctx context.Context, repo string) ([]Fact, error) {
 	return x.journal.History(ctx, repo, "")
 }
@@ -60,7 +60,7 @@ func (x *Index) Facts(ctx context.Context, repo string) ([]Fact, error) {
 // Size returns the bytes of a content, as far as they are known.
 func (x *Index) Size(d digest.Digest) int64 { return x.sizeOf(keyOf(d)) }
 
-// ForgetPlace takes away what says which object has the bytes of d, because there is no such object. Errors: as Update.
+// ForgetPlace deletes the fact that names the object of d, because that object does not exist. Errors: as Update.
 func (x *Index) ForgetPlace(ctx context.Context, d digest.Digest) error {
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		if p, ok := x.placeOf(keyOf(d)); ok {

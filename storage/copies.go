@@ -16,9 +16,9 @@ import (
 	"time"
 )
 
-// A copy has all facts of a journal that are worth having once the journal is lost, beside the bytes that they are
-// about. It is one object, written whole or not at all, from the state of one revision. The histories of tags, which no
-// full state has, are read after it, and may have targets that came later.
+// A copy of the facts lies beside the bytes, and has all facts that trow rebuild needs if the journal is lost. It is
+// one object, written whole or not at all, from the full state of one revision. The histories of tags, which are not in
+// the full state, are read after it, so they may have later targets.
 
 // Keeper is implemented by Placed Blobs that keep copies of the facts beside the bytes.
 type Keeper interface {
@@ -93,9 +93,10 @@ const maxCopied = 16 << 20
 // errSynced ends a Watch that has delivered the full state.
 var errSynced = errors.New("the full state was delivered")
 
-// WriteFacts writes a copy of a journal's facts to w and returns the revision that it is of. Facts that mean nothing
-// elsewhere or later are left out, as are the records for which omit returns true. It holds the names of the repos in
-// memory, and some thousand facts. Errors: those of the journal and of w.
+// WriteFacts writes a copy of a journal's facts to w and returns its revision. It leaves out facts that are of no use
+// with another journal or later, and the records for which omit returns true. It holds the names of the repos in
+// memory, and what the journal delivers at once. Errors: those of the journal and of w; after one, what w has is not a
+// copy.
 func WriteFacts(ctx context.Context, w io.Writer, j Journal, h CopyHeader, omit func(record string) bool) (
 	rev Revision, err error,
 ) {
@@ -105,7 +106,7 @@ func WriteFacts(ctx context.Context, w io.Writer, j Journal, h CopyHeader, omit 
 		return 0, err
 	}
 	c.text(string(text))
-	var repos []string
+	var repos []string // whose histories follow; the full state has the facts of a repo in a row
 	apply := func(u Update) error {
 		for _, b := range u.Batches {
 			if n := len(repos); b.Repo != storeRepo && (n == 0 || repos[n-1] != b.Repo) {
@@ -138,8 +139,8 @@ func WriteFacts(ctx context.Context, w io.Writer, j Journal, h CopyHeader, omit 
 	return rev, c.end()
 }
 
-// kept reports whether a copy has a fact. Unlike what a migration copies, it has which object has which bytes; it does
-// not have who is at work.
+// kept reports whether a copy has a fact. Unlike a migration, a copy has the places of contents, as the objects are the
+// same; it does not have the records of the processes.
 func kept(repo string, f Fact, omit func(record string) bool) bool {
 	if repo != storeRepo || f.Kind == kindPlace {
 		return true
@@ -147,7 +148,8 @@ func kept(repo string, f Fact, omit func(record string) bool) bool {
 	if f.Kind != kindRecord {
 		return Portable(repo, f)
 	}
-	if f.Name == generationRecord { // an object that is two behind it, and that no fact names, was never named
+	// An object two generations behind it that the copy does not name was not named later either; see Nameable.
+	if f.Name == generationRecord {
 		return true
 	}
 	return Portable(repo, f) && !strings.HasPrefix(f.Name, replicaRecord) && !omit(f.Name)
@@ -215,12 +217,12 @@ func (c *copyWriter) facts(repo string, facts []Fact, omit func(string) bool) {
 	}
 }
 
-// end writes what says that the copy is whole: no further facts, their number, and the SHA-256 of all before it.
+// end writes what shows that the copy is whole: that no facts follow, their number, and the SHA-256 of all before it.
 func (c *copyWriter) end() error {
 	c.number(0)
 	c.number(c.count)
 	if c.err == nil {
-		c.err = c.w.Flush()
+		c.err = c.w.Flush() // before Sum, which covers only what was flushed
 	}
 	if c.err == nil {
 		c.write(c.sum.Sum(nil))
@@ -234,8 +236,9 @@ func (c *copyWriter) end() error {
 // ErrCopy: a copy of the facts is not whole, or of a later version.
 var ErrCopy = errors.New("the copy of the facts cannot be used")
 
-// ReadFacts reads a copy and calls apply, unless it is nil, with the facts of each repo, some at a time. Only when it
-// has returned without an error the copy is known to be whole. Errors: [ErrCopy]; apply's; those of r.
+// ReadFacts reads a copy and calls apply, unless it is nil, with the facts of each repo, at most 4096 at a time. apply
+// must not keep the slice. The copy is known to be whole only when ReadFacts has returned without an error. Errors:
+// [ErrCopy]; apply's; those of r.
 func ReadFacts(r io.Reader, apply func(repo string, facts []Fact) error) (h CopyHeader, err error) {
 	c := &copyReader{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
 	magic := make([]byte, len(copyMagic))
@@ -250,7 +253,7 @@ func ReadFacts(r io.Reader, apply func(repo string, facts []Fact) error) (h Copy
 	count := uint64(0)
 	for n := c.number(); n > 0 && c.err == nil; n = c.number() {
 		repo := c.text()
-		var facts []Fact // not of n: it may be damaged
+		var facts []Fact // not made for n facts: a damaged n could be any number
 		for ; n > 0 && c.err == nil; n-- {
 			kind := c.number()
 			f := Fact{Kind: Kind(kind), Name: c.text(), Value: []byte(c.text())}
@@ -276,7 +279,7 @@ func ReadFacts(r io.Reader, apply func(repo string, facts []Fact) error) (h Copy
 	if written := c.number(); c.err == nil && written != count {
 		return h, fmt.Errorf("%w: it has %d facts of %d", ErrCopy, count, written)
 	}
-	want, got := c.sum.Sum(nil), make([]byte, sha256.Size)
+	want, got := c.sum.Sum(nil), make([]byte, sha256.Size) // before fill, which adds to the sum
 	if c.fill(got); c.err == nil && !slices.Equal(want, got) {
 		return h, fmt.Errorf("%w: its checksum is wrong", ErrCopy)
 	}

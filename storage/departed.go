@@ -10,10 +10,10 @@ import (
 )
 
 // Where several processes share a journal, no process knows what clients of another one have learned. A client that has
-// heard that a layer is here may push a manifest with it much later; if the layer belonged to a manifest that is
-// deleted meanwhile, it must not go at once, however old it is. So a deleted manifest leaves a fact: what it consisted
-// of, and when it was deleted. That keeps the links for the Collector's grace. It is one fact, however many layers
-// there are.
+// learned that a layer exists may push a manifest with it much later; if the layer belonged to a manifest that is
+// deleted meanwhile, its link must not be removed at once, however old it is. So a deleted manifest leaves a fact: what
+// it consisted of, and when it was deleted. That keeps the links for the Collector's grace. It is one fact, however
+// many layers there are.
 
 // departed is what a deleted manifest has left.
 type departed struct {
@@ -29,10 +29,10 @@ func departedValue(unix int64, refs []key) []byte {
 	return buf
 }
 
-// depart applies the fact.
+// depart applies a fact of KindDeparted.
 func (s *state) depart(r *repo, k, v []byte) error {
 	c := s.intern(k)
-	// What is new is counted before what goes is not, so that no entry that both have is dropped in between.
+	// The new references are counted before the old ones are released, so that no entry of both is dropped in between.
 	old, held := r.departed[c]
 	if v != nil {
 		f := reader{buf: v}
@@ -70,7 +70,7 @@ func (s *state) depart(r *repo, k, v []byte) error {
 	return nil
 }
 
-// keep counts a reference of a departed manifest, and returns the entry.
+// keep adds n to the references of departed manifests to an entry, and returns the entry.
 func (s *state) keep(r *repo, entry slab.ID, n int32) slab.ID {
 	if r.kept == nil {
 		r.kept = map[slab.ID]int32{}
@@ -163,7 +163,7 @@ func (tx *Tx) stale(d digest.Digest) bool {
 }
 
 // staleLink reports whether no manifest of the repo refers to a link, and half of the grace has passed since it was
-// recorded. What a deleted manifest has left does not count: it may be forgotten at any moment.
+// recorded. References of departed manifests do not count: the Collector may remove them at any moment.
 func (x *Index) staleLink(repo string, k key, unix int64) bool {
 	x.mu.RLock()
 	defer x.mu.RUnlock()

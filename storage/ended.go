@@ -5,12 +5,13 @@ import (
 	"time"
 )
 
-// Where several processes write, a repo that loses its last fact keeps its revision. A batch that relies on a link to
-// be there has no other condition than that: if the revision of a repo that has links alone, 0, came back after the
-// link was taken away, the batch would be committed on the state of before. The revision ends when the repo has had no
-// fact for so long that no batch of before can be under way any more.
+// Where several processes write, a repo that loses its last fact keeps its revision. A batch that relies on a link has
+// the revision as its only condition, and a repo to which nothing but links was ever added has the revision 0. If the
+// revision became 0 again once the link was removed, a late batch from before would be committed without the link. So
+// the revision ends only when the repo has had no fact for so long that no such batch can be under way any more.
 
-// endRevisions ends the revisions of repos that the Collector has seen without a fact for a day.
+// endRevisions ends the revisions of repos that the Collector has seen without a fact for a day, or for its grace if
+// that is longer. A Collector that starts anew counts anew.
 func (c *Collector) endRevisions(ctx context.Context) error {
 	const after = 24 * time.Hour
 	now, seen := time.Now(), map[string]ended{}

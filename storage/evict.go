@@ -12,9 +12,9 @@ import (
 	"trow/storage/internal/slab"
 )
 
-// Content of other registries comes and goes without anybody's order: it is fetched when a client asks for it, and let
-// go when the room is needed. What came so says it in its fact. A blob stays all the same while a manifest of the repo
-// refers to it that was pushed. Everything else was pushed or imported, and stays.
+// Content of other registries is cached: it is fetched when a client asks for it, and evicted when the space is needed.
+// Its fact has a mark for that. A cached blob stays while a manifest that was pushed to the repo refers to it. Content
+// without the mark was pushed or imported, and is never evicted.
 
 // Cached reports whether a manifest of a repo came from the repo's upstream; false for one that was pushed.
 func (x *Index) Cached(repo string, d digest.Digest) bool { return x.cached(repo, keyOf(d)) }
@@ -61,9 +61,8 @@ func (tx *Tx) cachedLink(k key) bool {
 	return i != 0 && x.state.entries.At(i).linked && x.state.entries.At(i).cached
 }
 
-// Evict records that the repo no longer holds d, as a blob or as a manifest with its tags, if it is cached. It reports
-// whether the repo does not hold d any more: false for what was pushed or imported, and for that to which a manifest
-// refers that was.
+// Evict records that the repo no longer holds d, as a blob or as a manifest with its tags, if d is cached. It reports
+// whether the repo no longer holds d: false if d was pushed or imported, or if a manifest that was refers to it.
 func (tx *Tx) Evict(d digest.Digest) bool {
 	k := keyOf(d)
 	_, held := tx.manifest(k)
@@ -78,14 +77,14 @@ func (tx *Tx) Evict(d digest.Digest) bool {
 		for _, name := range tx.TagsOf(d) {
 			tx.removeTag(name)
 		}
-		// It leaves nothing behind, as a manifest does that is deleted: what a client has learned of its parts counts
-		// for nothing, because they are fetched again.
+		// Without leave, unlike DeleteManifest: a client that relies on one of its parts gets it all the same, because
+		// it is fetched again.
 		tx.set(KindManifest, string(k), nil)
 	}
 	return true
 }
 
-// pushedRefer reports whether a manifest of the repo refers to k that was pushed.
+// pushedRefer reports whether a manifest that was pushed to the repo refers to k.
 func (tx *Tx) pushedRefer(k key) (yes bool) {
 	tx.changes(KindManifest, func(name string) {
 		if v, _ := tx.fact(KindManifest, name); v != nil && refersIn(v, k) {
@@ -110,9 +109,9 @@ func (tx *Tx) pushedRefer(k key) (yes bool) {
 	return yes
 }
 
-// Drop deletes the bytes of contents that no repo holds, at once, without a grace; it is for what Evict has let go.
-// What a repo holds, or is about to, is left. Errors: those of the engines; Done holds what was done until then, and
-// the next run of the Collector does the rest.
+// Drop deletes the bytes of contents that no repo holds, at once, without a grace; it is for what Evict has removed. It
+// spares contents that a repo holds or is about to hold. Errors: ErrMigrating; those of the engines. done has what was
+// done until then, and the next run of the Collector does the rest.
 func (c *Collector) Drop(ctx context.Context, all []digest.Digest) (done Collected, err error) {
 	if err := c.Index.Resting(); err != nil {
 		return done, fmt.Errorf("drop: %w", err)
@@ -141,14 +140,14 @@ func (c *Collector) Drop(ctx context.Context, all []digest.Digest) (done Collect
 	return done, r.condemnAll(ctx, infos)
 }
 
-// CachedContent is a content that a repo may let go.
+// CachedContent is a content that can be evicted from a repo.
 type CachedContent struct {
 	Digest digest.Digest
 	Size   int64 // bytes
 	Repos  int   // that hold it
 }
 
-// CachedContents lists what of a repo Tx.Evict would let go now, in no order.
+// CachedContents lists the contents of a repo that Tx.Evict would remove now, in no order.
 func (x *Index) CachedContents(repo string) (all []CachedContent) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -178,7 +177,7 @@ func (x *Index) CachedContents(repo string) (all []CachedContent) {
 	return all
 }
 
-// HasPushed reports whether a repo holds what was pushed or imported.
+// HasPushed reports whether a repo holds what was pushed or imported, or cached content that something pushed needs.
 func (x *Index) HasPushed(repo string) bool {
 	cached := len(x.CachedContents(repo))
 	x.mu.RLock()
@@ -195,14 +194,15 @@ func (x *Index) HasPushed(repo string) bool {
 	return cached < 0
 }
 
-// HoldersOf lists which of some contents the repos hold whose names start with prefix, as blobs or manifests.
+// HoldersOf returns, for each repo whose name starts with prefix, which of these contents it holds as blobs or
+// manifests.
 func (x *Index) HoldersOf(prefix string, all []digest.Digest) map[string][]digest.Digest {
 	found := map[string][]digest.Digest{}
 	for _, name := range x.Names() {
 		if !strings.HasPrefix(name, prefix) {
 			continue
 		}
-		x.mu.RLock() // for one at a time: there may be many
+		x.mu.RLock() // for one repo at a time: there may be many, and a commit waits for the lock
 		for _, d := range all {
 			if i := x.state.find(x.state.repos[name], []byte(keyOf(d))); i != 0 && x.state.entries.At(i).present() {
 				found[name] = append(found[name], d)

@@ -7,16 +7,16 @@ import (
 	"slices"
 )
 
-// Where several processes share a journal, one of them at a time does the work that removes: it leads a task. One that
-// was stopped for a while still believes that it leads when another one has taken over. So each commit of such work has
-// a condition, the fence, that does not hold any more from then on, however late the commit arrives.
+// Where several processes share a journal, one of them at a time removes what is not needed: it leads a task. A process
+// that was suspended for a while may still believe that it leads when another one has taken over. So each commit of
+// such a task has a condition, the fence, which no longer holds from then on, however late the commit arrives.
 
 // Leads is what a [Journal] that several processes share may implement, so that one of them at a time does a task.
 type Leads interface {
 	// Lead waits until this process is the one that does a task, and then does it until ctx ends, when the next one
-	// follows at once. name is what Leader returns. lost is closed when it may be another process's turn. fence is for
-	// WithFence: what it guards is refused from the moment on at which another process may have taken over. It is a
-	// fact of KindLead, which holds in every repo. Errors: ctx's; those of the Journal, such as ErrClosed.
+	// follows at once. name is what Leader returns. lost is closed when another process may lead. fence is for
+	// WithFence: commits that have it are refused from the moment on at which another process may have taken over. It
+	// is a fact of KindLead, which holds in every repo. Errors: ctx's; those of the Journal, such as ErrClosed.
 	Lead(ctx context.Context, task, name string) (fence Fact, lost <-chan struct{}, err error)
 	// Leader returns the name of the process that does a task, or "".
 	Leader(ctx context.Context, task string) (string, error)
@@ -66,7 +66,7 @@ func (p *plan) costOfFence(fence *Fact) cost {
 	return cost{1, 0, len(leadRepo(fence)) + len(fence.Name) + len(fence.Value)}
 }
 
-// deposed answers the changes of which a conflict says that their fence does not hold, and returns the others.
+// deposed answers the changes whose fence does not hold, as the conflict says, and returns the others.
 func deposed(group []*change, err error) []*change {
 	var conflict *ConflictError
 	if !errors.As(err, &conflict) {

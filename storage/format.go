@@ -10,9 +10,9 @@ import (
 
 // Where several processes share a journal, an update of the program replaces one after the other, so that two versions
 // read the same facts. So a version writes a kind of fact that an earlier one does not know only when no process of the
-// earlier one is left: each says in its record which format it knows (see Beat), and another record has the format that
-// all of them know, which only grows. A process that knows less than that does not join. A kind whose letter is upper
-// case may be written at any time: a version that does not know it leaves it alone.
+// earlier one is left: each has a record with the format that it knows (see Beat), and another record has the common
+// format, which all of them know, and which only grows. A process that does not know the common format does not join. A
+// kind whose letter is upper case may be written at any time: a version that does not know it ignores it.
 
 // formatRecord is the name of the record of the common format: the format, and a random text by which a process that
 // joins is in conflict with one that raises the format at the same time.
@@ -21,16 +21,17 @@ const formatRecord = "format"
 // sharedFormat is the format of a shared journal without that record.
 const sharedFormat = 3
 
-// replicaEnd is after what time without a word a process does not hold the format back any more.
+// replicaEnd is how long a process that does not renew its record keeps the format from being raised.
 const replicaEnd = 5 * BeatInterval
 
 // ErrFormat: there are facts of a format that this version of the program does not know.
 var ErrFormat = errors.New("the data is of a newer format: use the newer version that wrote it")
 
-// optional reports whether a version that does not know a kind leaves facts of it alone.
+// optional reports whether a version that does not know a kind ignores facts of it.
 func (k Kind) optional() bool { return 'A' <= k && k <= 'Z' }
 
-// unknown is the outcome for a fact of a kind that is not known here.
+// unknown returns the error for a fact of a kind that is not known here: nil if it can be ignored, ErrFormat if a newer
+// version can have written it, otherwise errFact.
 func (s *state) unknown(k Kind) error {
 	switch {
 	case k.optional() || k.Format() <= s.format:
@@ -54,14 +55,14 @@ func (tx *Tx) commonFormat() int {
 	return sharedFormat
 }
 
-// May reports whether the change may set facts of a kind: all processes that share the journal know it. Where there is
-// one, it may.
+// May reports whether the change may set facts of a kind, because all processes that share the journal know it. Without
+// a shared journal it is always true. The common format only grows, so the change need not depend on it.
 func (tx *Tx) May(k Kind) bool {
 	return !tx.x.shared || k.optional() || k.Format() <= tx.commonFormat()
 }
 
-// checkFormats refuses a change with a fact that another process would not understand. It is a mistake of this package:
-// whatever sets such a fact has to ask May.
+// checkFormats refuses a change with a fact that another process would not understand. Such a change is a bug in this
+// package: code that sets such a fact must call May first.
 func (tx *Tx) checkFormats() error {
 	for _, changes := range []overlay{tx.own, tx.ownStore} {
 		for f, value := range changes {
@@ -74,7 +75,9 @@ func (tx *Tx) checkFormats() error {
 	return nil
 }
 
-// agree makes a process that joins be known before the format is raised, and raises it when all know more.
+// agree raises the common format once all processes know a newer one. A process that joins sets the record again
+// instead: so it conflicts with a process that raises the format at the same time without knowing of it. Error:
+// ErrFormat, if this process does not know the common format.
 func (tx *Tx) agree(name string) error {
 	common, own := tx.commonFormat(), tx.x.format()
 	if common > own {
@@ -90,7 +93,7 @@ func (tx *Tx) agree(name string) error {
 	return nil
 }
 
-// format is the newest one that this process knows.
+// format returns the newest format that this process knows.
 func (x *Index) format() int { return max(Format, x.options.Format) }
 
 // leastFormat returns the newest format that this process and all others know.

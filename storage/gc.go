@@ -12,22 +12,24 @@ import (
 )
 
 // Collector removes what nothing needs any more: links to blobs that no manifest of their repo refers to, and bytes
-// that are not present in any repo. It works beside pushes and pulls, which neither wait nor break. It does not touch
-// manifests and tags, which DELETE and retention remove.
+// that are not present in any repo. Pushes and pulls go on meanwhile; they wait only for links and bytes that are being
+// removed at that moment. It does not touch manifests and tags, which DELETE and retention remove.
 //
 // A link is removed when it is older than Grace, no manifest of the repo refers to it, and no client has learned of it
-// within Grace: clients ask whether a blob exists, skip pushing it, and push the manifest much later. Bytes are deleted
-// when they are not present in any repo and no pin says that they are about to be. They are condemned in the Journal
-// first, so that no fact can start to name them, also after a crash or in another process, and deleted then. A
-// reference alone keeps no bytes: it says nothing about this registry holding them.
+// within Grace (with a shared journal, within half of it; see [Index.Lease]): clients ask whether a blob exists, skip
+// pushing it, and push the manifest much later. Bytes are deleted when they are not present in any repo and no pin says
+// that they are about to be. They are condemned in the Journal first, so that no fact can start to name them, also
+// after a crash or in another process, and deleted then. A reference alone keeps no bytes: it says nothing about this
+// registry holding them.
 type Collector struct {
 	Blobs Blobs
 	Index *Index
 	Grace time.Duration
 
-	mu    sync.Mutex // one run at a time
-	steps sync.Mutex // from setting marks to taking them away: another step would take them for those of a crash
-	ended map[string]ended
+	mu sync.Mutex // one run at a time; guards ended
+	// steps is held from setting marks to removing them: another step would take them for marks that a crash has left.
+	steps sync.Mutex
+	ended map[string]ended // see endRevisions
 
 	suspicion atomic.Pointer[error] // see Suspicion
 }
@@ -48,7 +50,8 @@ type Collected struct {
 	Blobs    int   `json:"blobs"`        // examined
 	Deleted  int   `json:"deleted"`      // blobs
 	Freed    int64 `json:"freed"`        // bytes
-	// Waiting: links were left alone because the process, or its view of the Journal, is younger than Grace.
+	// Waiting: links were left alone, because this process or a migration to here is younger than Grace, or because the
+	// clock of another process is not known yet.
 	Waiting bool `json:"waiting,omitempty"`
 }
 
@@ -59,8 +62,9 @@ const (
 )
 
 // Run collects once. With dry it only looks; bytes that its own unlinking would free count as well. report, which may
-// be nil, is called about once a second with the progress. Errors: those of the engines; ErrClocks; ErrSuspicious, see
-// [Collector.Suspicion]. Collected holds what was done until then, and the next run continues.
+// be nil, is called about once a second with the progress. Errors: those of the engines; ErrMigrating; ErrClocks, if
+// no links were removed; ErrSuspicious, see [Collector.Suspicion] and [Index.Suspicion]. Collected holds what was done
+// until then, and the next run continues.
 func (c *Collector) Run(ctx context.Context, dry bool, report func(Collected)) (done Collected, err error) {
 	return c.RunWith(ctx, c.Grace, dry, report)
 }
@@ -71,7 +75,8 @@ func (c *Collector) RunWith(ctx context.Context, grace time.Duration, dry bool,
 	return c.run(ctx, grace, &collection{dry: dry, report: report})
 }
 
-// RunAll is RunWith that looks for objects that no fact names in any case, and deletes them however many there are.
+// RunAll is RunWith for an administrator who has looked at what is suspicious: it always looks for objects that no fact
+// names, deletes them however many there are, and at the end calls [Index.Trust].
 func (c *Collector) RunAll(ctx context.Context, grace time.Duration,
 	report func(Collected)) (done Collected, err error) {
 	return c.run(ctx, grace, &collection{all: true, report: report})
@@ -93,9 +98,9 @@ func (c *Collector) run(ctx context.Context, grace time.Duration, r *collection)
 		// Moments are whole seconds, and what is not surely older than since is kept. Without a grace nothing is.
 		since = since.Add(time.Second)
 	}
-	// a run with a short grace must not drop what others need
+	// A run with a short grace must not drop leases that later runs need.
 	c.Index.leases.forget(time.Now().Add(-max(grace, c.Grace)))
-	if !dry {
+	if !dry { // first, because pushes of what an earlier run has marked wait
 		if err := r.finish(ctx); err != nil {
 			return done, fmt.Errorf("collect: %w", err)
 		}
@@ -117,25 +122,25 @@ func (c *Collector) run(ctx context.Context, grace time.Duration, r *collection)
 			c.Index.forgetReplicas(ctx, c.Grace))
 	}
 	if r.all && err == nil {
-		err = c.Index.Trust(ctx) // last: a run that was cut short has not done what was asked for
+		err = c.Index.Trust(ctx) // last, so that a run that was cut short leaves the suspicion
 	}
 	return done, errors.Join(err, clocks)
 }
 
-// rest ends a run on a journal that is not what it was before, unless it is for all. Error: ErrSuspicious.
+// rest ends a run if the journal is suspicious, unless the run is dry or for all. Errors: ErrSuspicious; as Update.
 func (r *collection) rest(ctx context.Context) error {
 	why := r.Index.Suspicion()
 	if why == nil || r.dry || r.all {
 		return nil
 	}
-	// Pushes of what is marked wait, and it may have been pushed again since the mark.
+	// The marks go: pushes of marked content wait for that, and it may have been pushed again since the mark was set.
 	return errors.Join(why, r.pardon(ctx))
 }
 
 // Finish deletes what an earlier run that was cut short has condemned; pushes of it wait. Call it at the start.
 func (c *Collector) Finish(ctx context.Context) error {
 	if c.Index.Sealed() != nil {
-		return nil // nothing is pushed here any more
+		return nil // no push waits: writes are refused
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -146,8 +151,8 @@ func (c *Collector) Finish(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
-// Pardon takes back what an earlier run has condemned, and deletes nothing. It is for a journal that is older than the
-// bytes: they may have been pushed again since.
+// Pardon removes the marks that an earlier run has set, and deletes nothing. It is for a journal that is older than the
+// bytes: they may have been pushed again since. Errors: as Update.
 func (c *Collector) Pardon(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -188,7 +193,7 @@ func (r *collection) progress() {
 // finish is Finish. No fact can have started to name what is condemned.
 func (r *collection) finish(ctx context.Context) error {
 	if placed, ok := r.Blobs.(Placed); ok {
-		// Marked anew: a run of another process, which may only be slow, must not go on with them.
+		// Marked anew: if the run that set the marks is only slow, in another process, it must not continue with them.
 		return r.condemnPlaced(ctx, placed, r.Index.condemned())
 	}
 	r.steps.Lock()
@@ -222,8 +227,8 @@ func (r *collection) unlink(ctx context.Context, since time.Time) error {
 }
 
 func (r *collection) unlinkStep(ctx context.Context, name string, links []key, since time.Time) error {
-	// First the links are marked, then the leases are read, both in take; a HEAD first leases and then looks the link
-	// up, and waits while it is marked. So either the HEAD's lease keeps the link, or the HEAD sees it gone.
+	// take compares the leases and marks the links under one lock. A HEAD first leases, waits while the link is marked,
+	// and then looks it up. So either the HEAD's lease keeps the link, or the HEAD does not find it.
 	free, release := r.Index.leases.take(name, links, since)
 	defer release()
 	if r.dry {
@@ -231,14 +236,14 @@ func (r *collection) unlinkStep(ctx context.Context, name string, links []key, s
 		r.Index.countVanishing(name, free, r.unlinked)
 		return nil
 	}
-	return InSteps(free, func(links []key) error { // where quotas count them, they take more operations
+	return InSteps(free, func(links []key) error { // with a quota each link takes more operations: it starts to wait
 		n := 0
 		err := r.Index.Update(ctx, name, func(tx *Tx) error {
 			n = 0
 			for _, k := range links {
 				d := k.digest()
-				// Asked again inside the commit: a manifest may have come that refers to it, or a client to which
-				// another process has said that it is here.
+				// Checked again inside the commit: a manifest that refers to the link may have been pushed, or another
+				// process may have recorded the link anew, because a client has learned of it.
 				if _, needed := tx.ReferredBy(d); !needed && tx.Linked(d) && r.Index.isUnneeded(name, k, since) {
 					n++
 					if err := tx.Unlink(d); err != nil {
@@ -303,7 +308,7 @@ func (r *collection) sweepWaiting(ctx context.Context) error {
 	if err := r.Index.collected(ctx, held); err != nil {
 		return err
 	}
-	if _, ok := r.Blobs.(Placed); ok { // sweep has seen all of it: a commit that lets content go leaves its place
+	if _, ok := r.Blobs.(Placed); ok { // sweep finds all by its place, which stays when the last repo lets it go
 		return nil
 	}
 	var left []BlobInfo
@@ -346,8 +351,8 @@ func (r *collection) condemn(ctx context.Context, step []BlobInfo) error {
 	return r.deleteCondemned(ctx, step)
 }
 
-// deleteCondemned deletes condemned bytes and takes the marks away. It spares bytes that were named or pinned before
-// the mark was set.
+// deleteCondemned deletes condemned bytes and removes the marks. It spares bytes that were named or pinned before the
+// mark was set.
 func (r *collection) deleteCondemned(ctx context.Context, step []BlobInfo) error {
 	if len(step) == 0 {
 		return nil

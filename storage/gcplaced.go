@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// How the Collector deletes from an engine that keeps bytes under names of their own. The facts go first, by a commit
-// with conditions, and then the objects: nothing can name them any more, however late they are deleted, and by which
-// process.
+// How the Collector deletes from an engine that keeps bytes under names of their own. A commit with conditions deletes
+// the facts first, and then the objects are deleted: no later fact names them, so they can be deleted however late, and
+// by any process.
 
 // sweepPlaced deletes the bytes that are not present in any repo, and from time to time the objects that no fact names.
 func (r *collection) sweepPlaced(ctx context.Context, blobs Placed) error {
@@ -37,7 +37,7 @@ func (r *collection) sweepPlaced(ctx context.Context, blobs Placed) error {
 // condemnPlaced marks contents in the Journal, so that no fact can start to name them, and deletes them.
 func (r *collection) condemnPlaced(ctx context.Context, blobs Placed, keys []key) error {
 	for step := range slices.Chunk(keys, r.Index.step(sweepStep, 2, 3)) {
-		if err := r.Index.Suspicion(); err != nil && !r.all { // since the run began
+		if err := r.Index.Suspicion(); err != nil && !r.all { // it may have come since the run began
 			return err
 		}
 		marks := map[key][]byte{}
@@ -60,7 +60,7 @@ func (r *collection) condemnPlaced(ctx context.Context, blobs Placed, keys []key
 	return nil
 }
 
-// deletePlaced deletes condemned contents and takes the marks away. It spares those that were named before the mark was
+// deletePlaced deletes condemned contents and removes the marks. It spares those that were named before the mark was
 // set.
 func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[key][]byte) error {
 	type object struct {
@@ -68,7 +68,7 @@ func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[k
 		size  int64
 	}
 	gone := map[key]object{}
-	// Before the marks are removed: as long as there is a mark, nothing of this can have been pushed again.
+	// Before the marks are removed: while a content is marked, it cannot be pushed again and wait anew.
 	var free []key
 	for k := range marks {
 		if !r.Index.present(k) {
@@ -82,10 +82,10 @@ func (r *collection) deletePlaced(ctx context.Context, blobs Placed, marks map[k
 		clear(gone)
 		for k, mark := range marks {
 			if !same(r.Index.mark(k), mark) {
-				continue // another run has taken it over, and what it decides may have ended ours
+				continue // another run has marked it anew, and decides about it
 			}
-			// What was named before the mark shows now; while there is a mark, nothing can start to name it. That it is
-			// still there is a condition, as that the place is the one that is deleted.
+			// The Index shows the mark, and so all facts from before it; while it is there, no fact can start to name
+			// the content. The mark and the place are conditions of the commit.
 			if p, ok := r.Index.placeOf(k); ok && !r.Index.present(k) {
 				tx.setStore(kindPlace, string(k), nil, p.value())
 				gone[k] = object{p, r.Index.sizeOf(k)}
@@ -129,7 +129,7 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 	err := r.Index.Update(ctx, storeRepo, func(tx *Tx) error {
 		old, at := parseGeneration(tx.record(generationRecord))
 		every := max(r.Grace, unnamedEvery)
-		if r.all { // somebody asks for it
+		if r.all { // an administrator asks for it
 			every = r.Grace
 		}
 		if raised = tx.now-at >= int64(every.Seconds()); raised {
@@ -143,7 +143,7 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 	if err != nil || !raised && !r.all || generation < 2 {
 		return err
 	}
-	// The Index shows the generation, and so all that was named before it.
+	// The Index shows the generation, and so all facts that named an object of two generations before; see place.
 	named := r.Index.namedBefore(generation - 1)
 	var free []Object
 	objects := 0
@@ -168,7 +168,7 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 		return err
 	}
 	for step := range slices.Chunk(free, sweepStep) {
-		if err := r.Index.Suspicion(); err != nil && !r.all { // since the run began
+		if err := r.Index.Suspicion(); err != nil && !r.all { // it may have come since the run began
 			return err
 		}
 		places := make([]string, len(step))
@@ -186,7 +186,7 @@ func (r *collection) sweepUnnamed(ctx context.Context, blobs Placed) error {
 	return nil
 }
 
-// forgetDeparted ends the records of manifests that were deleted before a time.
+// forgetDeparted deletes the facts of KindDeparted of manifests that were deleted before a time.
 func (r *collection) forgetDeparted(ctx context.Context, name string, since time.Time) error {
 	if r.dry {
 		return nil
@@ -194,8 +194,8 @@ func (r *collection) forgetDeparted(ctx context.Context, name string, since time
 	for step := range slices.Chunk(r.Index.departedBefore(name, since), r.Index.step(unlinkStep, 1, 0)) {
 		if err := r.Index.Update(ctx, name, func(tx *Tx) error {
 			for _, k := range step {
-				// Asked again inside the commit: the manifest may have come back, and been deleted again, in this
-				// commit or before.
+				// Checked again inside the commit: the manifest may have been pushed and deleted again, in this commit
+				// or before.
 				_, changed := tx.fact(KindDeparted, string(k))
 				if !changed && r.Index.isDepartedBefore(name, k, since) {
 					tx.set(KindDeparted, string(k), nil)
@@ -213,7 +213,7 @@ func (p place) compare(q place) int {
 	return cmp.Or(cmp.Compare(p.generation, q.generation), slices.Compare(p.random[:], q.random[:]))
 }
 
-// namedBefore returns the places that facts name and whose generation is less, in order.
+// namedBefore returns the places of contents whose generation is below this one, in order.
 func (x *Index) namedBefore(generation uint32) (places []place) {
 	x.mu.RLock()
 	for _, p := range yielding(x, x.state.places) {

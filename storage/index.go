@@ -21,7 +21,7 @@ type Index struct {
 	options IndexOptions
 	head    heads
 	made    made
-	// confirmed is when the state was last known to be no older than the journal, in Unix nanoseconds.
+	// confirmed is when the state last caught up with the journal's head, as it was read before, in Unix nanoseconds.
 	confirmed atomic.Int64
 	silent    atomic.Int64             // until when CatchUp does not wait, in Unix nanoseconds
 	suspected atomic.Pointer[wentBack] // of the journal, until a record says so; see Suspicion
@@ -43,7 +43,7 @@ type Index struct {
 	changed chan struct{}      // closed and replaced with every change of state
 	loads   int                // how many full states have been loaded
 	rewatch context.CancelFunc // ends the current Watch, so that the full state is loaded again
-	broken  error              // why the last Watch ended
+	broken  error              // why the last Watch ended; nil once the next one has loaded the full state
 	quotas  *quotas
 	name    string // of this process; see Beat
 	ownSeal []byte // the seal with which this Index writes; nil: it writes without one
@@ -61,8 +61,7 @@ type IndexOptions struct {
 	Placed bool
 	// Grace is that of the Collector. With a shared journal, it decides when the age of a link is recorded anew.
 	Grace time.Duration
-	// Format is a newer format than this version has, which the process says that it knows; for tests. 0: there is
-	// none.
+	// Format makes the process claim to know a newer format than this version does; for tests. 0: it does not.
 	Format int
 	// Limits bound what is added.
 	Limits Limits
@@ -166,13 +165,14 @@ func (x *Index) loader() func(Update) error {
 			x.mu.Lock()
 			defer x.mu.Unlock()
 			defer x.wake()
-			for _, b := range u.Batches { // under the same lock as the state: nothing counts twice, or not at all
+			// Under the same lock as the state, so that quotas count an upload neither twice nor not at all.
+			for _, b := range u.Batches {
 				x.options.Uploads.shown(b)
 			}
 			if err := x.quotas.apply(next, u); err != nil {
 				return err
 			}
-			x.notifyRecords(u) // after the state has changed: who is notified may look at once
+			x.notifyRecords(u) // after the state has changed, so that a goroutine that it wakes finds the change
 			return nil
 		}
 		// An error in the full state is damage, and another Watch would end the same way. An error in a commit is not:

@@ -105,7 +105,7 @@ func (x *Index) placeOf(k key) (p place, ok bool) {
 	return p, ok
 }
 
-// made are the objects that uploads of this process have made, and that no fact names yet.
+// made has the objects that uploads of this process have made, and that changes may name.
 type made struct {
 	mu     sync.Mutex // guards all below
 	places map[key][]madePlace
@@ -114,7 +114,7 @@ type made struct {
 type madePlace struct {
 	place
 	used  bool // a change has tried to name it
-	spent bool // a commit has named it, or may have: it may be deleted at any time, and must not be named again
+	spent bool // a commit has named it, or may have: it can be deleted at any time, so no later change may name it
 }
 
 func (m *made) add(k key, p place) {
@@ -210,7 +210,8 @@ func (tx *Tx) name(k key, p place, committed []byte) error {
 	return nil
 }
 
-// fresh makes the change depend on the object not being one that may be removed.
+// fresh makes the change depend on the generation, so that it does not name an object that the Collector may be
+// removing; see place. Error: ErrExpired.
 func (tx *Tx) fresh(p place) error {
 	v, changed := tx.storeFact(kindRecord, generationRecord)
 	if !changed {
@@ -239,8 +240,8 @@ func generationValue(generation uint32, unix int64) []byte {
 	return binary.AppendVarint(binary.AppendVarint(nil, int64(generation)), unix)
 }
 
-// commitPlaced is Commit for an object that the engine has made for u. The object keeps the mark of quarantine away
-// from what it replaces.
+// commitPlaced lets changes name the object that the engine has made for u, and replaces a quarantined object of d by
+// it. The caller calls abandon once it has named d or given up. Errors: as Update.
 func (x *Index) commitPlaced(ctx context.Context, u PlacedUpload, d digest.Digest) (abandon func(), err error) {
 	p, ok := parsePlace(u.Place())
 	if !ok {
@@ -253,6 +254,8 @@ func (x *Index) commitPlaced(ctx context.Context, u PlacedUpload, d digest.Diges
 		return nil, err
 	}
 	return func() {
+		// Without the cancelling: the client may have gone, and the object must not stay. remove comes first, so that
+		// no change starts to name the object while abandon decides about it.
 		x.abandon(context.WithoutCancel(ctx), u, k, x.made.remove(k, p))
 	}, nil
 }
@@ -276,13 +279,13 @@ func (x *Index) replaceDamaged(ctx context.Context, k key, p place) error {
 	})
 }
 
-// abandon handles an object that its upload does not name any more. If another one had the bytes already, it is
-// removed. If none has, because the client has gone or a limit was reached, a fact names it, so that the next
-// collection removes it. Where neither is possible, it is removed by its generation.
+// abandon handles an object that no further change can name. If a fact names another object with the same bytes, it is
+// removed. If there is none, because the client has gone or a limit was reached, a fact names it, so that the next
+// collection removes it. If neither is possible, the Collector removes it by its generation; so errors are ignored.
 func (x *Index) abandon(ctx context.Context, u PlacedUpload, k key, p madePlace) {
 	switch _, named := x.placeOf(k); {
 	case p.spent: // it was named, and may have been deleted since
-	case named && !p.used: // no commit can name it: of one that has tried, it is not certain when it ends
+	case named && !p.used: // no change has tried to name it, so no commit that does is under way
 		_ = u.Discard(ctx)
 	case !named:
 		_ = x.Update(ctx, storeRepo, func(tx *Tx) error {
@@ -326,7 +329,7 @@ func sessionName(repo, id string) string { return uploadRecord + repo + "\x00" +
 
 // Session implements [Records].
 func (x *Index) Session(ctx context.Context, repo, id string) ([]byte, error) {
-	// Confirmed also if there is one: another process may have gone on with the upload.
+	// Confirmed also for a hit: another process may have continued the upload.
 	if _, err := x.confirm(ctx); err != nil {
 		return nil, err
 	}

@@ -8,15 +8,15 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Why some engines keep bytes under names that are not digests: where several processes write to one place, and a
-// request to delete an object cannot be called back, a deletion by digest could meet bytes that were pushed again
-// meanwhile. A name that is used once can be deleted at any time, by anybody, however late: nothing that comes later
-// has it. Which object has the bytes of a digest is a fact, so a deletion is decided by a commit, and nothing that was
-// uploaded is ever copied to another name.
+// Why some engines keep bytes under names that are not digests: where several processes write to one bucket, and a
+// request to delete an object cannot be called back, a deletion by digest could delete bytes that were pushed again
+// meanwhile. A name that is used once can be deleted at any time, by any process, however late: no later object has it.
+// Which object has the bytes of a digest is a fact, so a commit decides about a deletion, and no upload has to be
+// copied to another name.
 
 // Placed is implemented by Blobs that keep each upload in an object with a name of its own, from [Records.NewPlace].
 // Their Stat and Open look the object of a digest up in the Records, and they return ErrNotFound if there is none. An
-// Upload of such an engine is a PlacedUpload. Nobody calls their Delete.
+// Upload of such an engine is a PlacedUpload. The Index and the Collector never call their Delete.
 type Placed interface {
 	Blobs
 	// Remove deletes objects. It is no error if one does not exist. The caller has made sure that no fact names them;
@@ -37,12 +37,13 @@ type Identified interface {
 
 // Redirector is implemented by Blobs of a service that clients can read from by themselves.
 type Redirector interface {
-	// Redirect returns a URL from which a blob can be read without a login, for as long as ttl at most. It is a secret:
-	// who has it has the blob. It does not say that the service has the bytes. Errors: as Stat.
+	// Redirect returns a URL from which a blob can be read without credentials, for ttl at most. It is a secret: every
+	// client that has it can read the blob. Redirect does not check that the service has the bytes. Errors: as Stat.
 	Redirect(ctx context.Context, d digest.Digest, ttl time.Duration) (string, error)
 }
 
-// Space is the room where an engine keeps its data, in bytes. Blobs that know it have a method Space() (Space, error).
+// Space is how much space there is where an engine keeps its data, in bytes. Blobs that know it have a method
+// Space() (Space, error).
 type Space struct {
 	Size, Free int64 // Free is what the process may still write
 	Reserve    int64 // what is to stay free

@@ -48,7 +48,7 @@ func (x *Index) plan(group []*change) *plan {
 }
 
 // repo returns the part of the plan for a repo. The revisions are read before a function runs: if the repo changes in
-// between, the commit is a conflict.
+// between, the commit of a batch that is not Detached is a conflict, and unchanged reports it for the others.
 func (p *plan) repo(name string) *planned {
 	r := p.repos[name]
 	if r == nil {
@@ -68,12 +68,13 @@ func (p *plan) changesOf(name string) overlay {
 	return nil
 }
 
-// run calls the function of a change and adds what it does. It reports false if that does not fit: the change then
-// goes into the next commit.
+// run calls the function of a change and adds what it does. It reports false if that does not fit into the commit, or
+// if the commit has another fence: the change then goes into the next commit.
 func (p *plan) run(c *change) (fits bool) {
 	r, now := p.repo(c.repo), time.Now()
 	if p.x.shared || p.x.options.Placed {
-		p.repo(storeRepo) // what a function saw of it must not change before the answer either
+		// Before the function reads it, so that unchanged notices a change of what a failed function saw of it.
+		p.repo(storeRepo)
 	}
 	tx := &Tx{x: p.x, repo: c.repo, pending: r.changes, store: p.changesOf(storeRepo), growth: p.growth,
 		waiting: p.changesOf(waitingOf(c.repo)), now: now.Unix(), clock: now.UnixNano(), newest: &r.newest,
@@ -88,7 +89,7 @@ func (p *plan) run(c *change) (fits bool) {
 	if len(tx.own)+len(tx.ownStore) > 0 && c.err == nil && !tx.seals {
 		c.err = p.x.sealed()
 	}
-	// of a function that failed nothing is committed
+	// Nothing of a function that failed is committed. Its answer still depends on the repo; see unchanged.
 	if c.quiet = c.err != nil || len(tx.own) == 0 && !tx.ends; c.quiet {
 		return true
 	}
@@ -154,8 +155,9 @@ func (p *plan) batches() (all []Batch) {
 			continue
 		}
 		b := Batch{Repo: r.name, Facts: r.changes.facts(), If: r.conditions.facts()}
-		// Facts about content itself change for everybody: a revision that they share would put each push in conflict
-		// with each other one. Their conditions decide.
+		// All repos share the facts about content itself: if these had a revision, each push would conflict with every
+		// other one. So their batch is Detached, and its conditions decide. A batch that only adds links is Detached as
+		// well, so that pushes of blobs to one repo do not conflict.
 		if b.Detached = p.x.shared && (r.name == storeRepo || !r.moved); !b.Detached {
 			b.Base, b.Ends = r.base, r.ends || !p.x.shared && p.x.endsWith(r.name, r.changes)
 		}

@@ -106,7 +106,7 @@ func (x *Index) blob(repo, d string) (int64, bool) {
 // Tags lists a repo's tags after a given one (which need not exist), at most n, or all if n is negative, in ASCII
 // order. found reports whether the repo exists. Errors: as Resolve.
 func (x *Index) Tags(ctx context.Context, repo, after string, n int) (tags []string, found bool, err error) {
-	age, err := x.refresh(ctx) // a list says what does not exist, too
+	age, err := x.refresh(ctx) // also for a repo that is known: what is not in the list is a miss
 	if err != nil {
 		return nil, false, err
 	}
@@ -165,8 +165,8 @@ func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Dige
 }
 
 // Holders lists repos that hold d as a blob, at most n, in no order: for a mount that does not name its source. If few
-// hold it, Holders looks at all repos, a tenth of a second long. So that clients cannot use up the CPU that way, it
-// lists nothing while another call is looking.
+// hold it, Holders looks at all repos, which can take a tenth of a second. So that clients cannot use up the CPU that
+// way, one call looks at a time, and the others return nothing.
 func (x *Index) Holders(d digest.Digest, n int) (names []string) {
 	if !x.searching.TryLock() {
 		return nil

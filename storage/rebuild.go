@@ -7,10 +7,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// What trow rebuild does to a journal that was empty, from a copy of the facts and the bytes. No server starts on it
-// before EndRebuild has given it the identity of the bytes.
+// What trow rebuild needs to fill an empty journal from a copy of the facts and the bytes. No server starts with the
+// journal before EndRebuild has given it the identity of the bytes.
 
-// rebuildRecord has what a rebuild was begun from, until it has ended.
+// rebuildRecord is the name of the record of what a rebuild was begun from, until the rebuild has ended.
 const rebuildRecord = "rebuild"
 
 // Rebuilding returns what a rebuild that has not ended was begun from.
@@ -24,8 +24,8 @@ func (x *Index) BeginRebuild(ctx context.Context, from string) error {
 	return x.SetRecord(ctx, rebuildRecord, nil, []byte(from))
 }
 
-// EndRebuild makes a journal that was rebuilt one that servers start with, and that is believed: servers that saw how
-// it became empty have recorded that it went back. Errors: as Update.
+// EndRebuild lets servers start with a journal that was rebuilt. It also removes the suspicion against it, which
+// servers that saw it become empty may have recorded; see wentback.go. Errors: as Update.
 func (x *Index) EndRebuild(ctx context.Context, identity string) error {
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		tx.setRecord(rebuildRecord, nil)
@@ -35,8 +35,9 @@ func (x *Index) EndRebuild(ctx context.Context, identity string) error {
 	})
 }
 
-// NameObject records that an object, which no fact names, has the bytes of d, unless another one has. The caller has
-// read them. Errors: as Update; ErrExpired for an object that is so old that it may be being removed.
+// NameObject records that an object has the bytes of d, unless a fact names another object for d. The caller has read
+// the bytes, so d is right. Errors: as Update; ErrNotFound for a malformed name; ErrExpired for an object that is so
+// old that a Collector may be removing it.
 func (x *Index) NameObject(ctx context.Context, d digest.Digest, object string) error {
 	p, ok := parsePlace(object)
 	if _, err := ParseDigest(string(d)); err != nil || !ok {
@@ -50,7 +51,7 @@ func (x *Index) NameObject(ctx context.Context, d digest.Digest, object string) 
 	})
 }
 
-// Nameable reports whether an object is of a name that NewPlace gives, and young enough for NameObject.
+// Nameable reports whether the name of an object has the form that NewPlace gives, and is young enough for NameObject.
 func (x *Index) Nameable(object string) bool {
 	p, ok := parsePlace(object)
 	generation, _ := parseGeneration(x.record(generationRecord))

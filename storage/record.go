@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Records are small values by name that are no content: robots, keys, the uploads of a Placed engine. They are facts,
+// Records are small values by name that are not content: robots, keys, the uploads of a Placed engine. They are facts,
 // so that every process that shares a journal has them.
 
 // Record returns the value of a record, nil if it does not exist. A miss is confirmed with the Journal. Errors: as
@@ -59,7 +59,7 @@ func (x *Index) Records(prefix string) iter.Seq2[string, []byte] {
 	}
 }
 
-// same reports whether two values are equal; nil means that it does not exist.
+// same reports whether two values are equal; nil, unlike an empty value, stands for a fact that does not exist.
 func same(a, b []byte) bool { return (a == nil) == (b == nil) && bytes.Equal(a, b) }
 
 func (x *Index) record(name string) []byte {
@@ -127,7 +127,8 @@ func (tx *Tx) storeFact(kind Kind, name string) (value []byte, changed bool) {
 	return v, ok
 }
 
-// setStore changes a fact about content itself, on the condition that it is committed as now (nil: not at all).
+// setStore changes a fact about content itself, on the condition that its committed value is this one (nil: it does not
+// exist).
 func (tx *Tx) setStore(kind Kind, name string, value, committed []byte) {
 	if tx.x.shared {
 		if _, changed := tx.storeFact(kind, name); !changed {
@@ -144,8 +145,8 @@ func (tx *Tx) setStore(kind Kind, name string, value, committed []byte) {
 	tx.ownStore[factKey{kind, name}] = value
 }
 
-// guardQuotas makes a change that adds to a quota be in conflict with each other one that does, in whichever repo, so
-// that what is used never exceeds it. The record holds no number: what is used is what the facts add up to.
+// guardQuotas makes changes that add to the same quota conflict with each other, whatever their repos are, so that two
+// processes do not exceed it together. The value of the record is random: what is used is the sum of the facts.
 func (tx *Tx) guardQuotas() {
 	if !tx.x.shared || tx.added <= 0 {
 		return

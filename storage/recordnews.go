@@ -20,7 +20,8 @@ func (x *Index) NotifyRecords(prefix string, changed func()) {
 // Shared reports whether several processes write to the Journal, so that what the Index does not know may exist.
 func (x *Index) Shared() bool { return x.shared }
 
-// notifyRecords reports what an update says of records; the caller holds mu, and the state shows the update.
+// notifyRecords calls the functions whose records an update changes; the caller holds mu, and the state shows the
+// update.
 func (x *Index) notifyRecords(u Update) {
 	for _, n := range x.recordNews {
 		if n.concerns(u) {
@@ -43,7 +44,7 @@ func (n *recordNews) concerns(u Update) bool {
 	return false
 }
 
-// reloaded reports that any record may have changed; the caller holds mu.
+// reloaded calls all functions, because any record may have changed; the caller holds mu.
 func (x *Index) reloaded() {
 	for _, n := range x.recordNews {
 		n.call()

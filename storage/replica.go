@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// Where several processes share a journal, each has a record, which it renews once in a while: the time of its clock,
-// and which format it knows (see format.go). Links and what deleted manifests leave have times of such clocks, and the
-// Collector unlinks by their age. So it compares each clock with its own, at the moment at which a record shows: a
-// record that is not renewed, because its process has stopped, says nothing more about a clock than it did then. A
-// record that comes late makes a clock seem behind, until the next one; the Collector then waits, which is no harm.
+// Where several processes share a journal, each has a record, which it renews every BeatInterval: the time of its
+// clock, and which format it knows (see format.go). Links and the facts of deleted manifests have times of such clocks,
+// and the Collector unlinks by their age. So it compares each clock with its own, as they were when the record showed
+// here: a record that is not renewed, because its process has stopped, says nothing about the clock since. A record
+// that shows late makes a clock seem behind, until the next one; the Collector then waits, which does no harm.
 
 // BeatInterval is how often a process calls Beat.
 const BeatInterval = time.Minute
@@ -29,13 +29,13 @@ const replicaRecord = "replica/"
 type replica struct {
 	clock time.Time // when it wrote its record, by its own clock
 	seen  time.Time // when the record showed here
-	fresh bool      // the record was seen to come: one that was loaded may be of any age
+	fresh bool      // the record showed as a commit; one of the full state may be of any age
 
 	format int // that it knows
 }
 
-// ahead compares its clock with the one here. The time since the record showed is that of a timer, not of a clock: so
-// it does not matter which of the two was set wrong, nor whether that was before or after.
+// ahead returns how far its clock is ahead of the one here; negative: behind. The time since the record showed is
+// measured by the monotonic clock: so a clock here that was set right or wrong since then is noticed as well.
 func (r replica) ahead() time.Duration {
 	return time.Until(r.clock.Add(time.Since(r.seen)))
 }
@@ -63,8 +63,8 @@ func (s *state) noteReplica(record string, value []byte) {
 		format: int(format)}
 }
 
-// Beat records that this process is there, the time of its clock and the format that it knows. name is different for
-// each process. Call it every BeatInterval. Errors: ErrFormat; as Update.
+// Beat records that this process runs, the time of its clock and the format that it knows. name is different for each
+// process. Call it every BeatInterval. Errors: ErrFormat; as Update.
 func (x *Index) Beat(ctx context.Context, name string) error {
 	x.mu.Lock()
 	x.name = name
@@ -73,12 +73,13 @@ func (x *Index) Beat(ctx context.Context, name string) error {
 		if err := tx.agree(name); err != nil {
 			return err
 		}
-		tx.setRecord(replicaRecord+name, replicaValue(time.Now(), x.format())) // now, not when Beat was called
+		// The time of the commit, not of the call of Beat, which may have waited.
+		tx.setRecord(replicaRecord+name, replicaValue(time.Now(), x.format()))
 		return nil
 	})
 }
 
-// Leave ends the record of Beat. Errors: as Update.
+// Leave deletes the record of Beat. Errors: as Update.
 func (x *Index) Leave(ctx context.Context, name string) error {
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		tx.setRecord(replicaRecord+name, nil)
@@ -86,12 +87,12 @@ func (x *Index) Leave(ctx context.Context, name string) error {
 	})
 }
 
-// minTolerance is what clocks may differ by in any case: records take their time, and ages are whole seconds.
+// minTolerance is by how much clocks may always differ: a commit takes time to show, and ages are whole seconds.
 const minTolerance = 5 * time.Second
 
 // clocks compares the clocks of all processes with the one here. It returns an ErrClocks if one differs by more than a
-// tenth of the grace. A clock that was wrong counts for the grace even if its process is not there any more: what it
-// has recorded is as wrong. unsure reports that a process may be there whose clock is not known yet.
+// tenth of the grace, and by more than minTolerance. A wrong clock counts for the grace even if its process has ended:
+// the times that it has recorded are as wrong. unsure reports that a process may run whose clock is not known yet.
 func (x *Index) clocks(grace time.Duration) (unsure bool, err error) {
 	tolerance, wait := max(grace/10, minTolerance), 2*BeatInterval
 	var wrong []string
@@ -121,8 +122,8 @@ func (x *Index) clocks(grace time.Duration) (unsure bool, err error) {
 	return unsure, err
 }
 
-// forgetReplicas ends the records of processes that have ended without Leave. One that is there all the same records
-// itself again.
+// forgetReplicas deletes the records of processes that have ended without Leave: those not renewed for a day, or for
+// twice the grace if that is longer. A process that still runs records itself again. Errors: as Update.
 func (x *Index) forgetReplicas(ctx context.Context, grace time.Duration) error {
 	x.mu.RLock()
 	var gone []string

@@ -23,8 +23,8 @@ type Scrubber struct {
 	Trust func(context.Context) error
 }
 
-// maxDamaged is how many contents a run quarantines before somebody must look: so much damage is more often a volume
-// that is not mounted, or a bucket that was emptied.
+// maxDamaged is how many contents a run quarantines before an administrator must look at it: so much damage is more
+// often a volume that is not mounted, or a bucket that was emptied.
 const maxDamaged = 100
 
 // Scrubbed is what a run has found.

@@ -11,8 +11,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A migration copies everything to another journal and other blobs, see package migrate. Two records keep what it works
-// on as it has to be:
+// A migration copies everything to another journal and other blobs, see package migrate. Two records keep other changes
+// away from what it reads and writes:
 //
 //   - migrating, at the source, while the migration is unfinished: the Collector and retention rest.
 //   - seal: only the migration writes. The target has it from the beginning to the end, the source for good once
@@ -59,7 +59,7 @@ func parseMigration(v []byte) (m Migration, found bool) {
 	if v == nil {
 		return m, false
 	}
-	_ = json.Unmarshal(v, &m) // a record of another form is one all the same
+	_ = json.Unmarshal(v, &m) // a record that cannot be parsed still counts: its existence is what refuses writes
 	return m, true
 }
 
@@ -95,7 +95,7 @@ func (x *Index) Resting() error {
 // Migrating returns the migration from here that has begun and was not cancelled.
 func (x *Index) Migrating() (Migration, bool) { return parseMigration(x.record(migratingRecord)) }
 
-// Origin returns the migration that has made what is here, if one has.
+// Origin returns the migration that this journal was the target of, once it has ended.
 func (x *Index) Origin() (Migration, bool) { return parseMigration(x.record(originRecord)) }
 
 // BeginMigration records at the source that m has begun, or with nil that the one that has begun is given up. Errors:
@@ -108,8 +108,8 @@ func (x *Index) BeginMigration(ctx context.Context, m *Migration) error {
 	return x.SetRecord(ctx, migratingRecord, nil, m.value())
 }
 
-// Seal refuses all writes from now on. At a target (m.From is set), this Index goes on writing, until another run calls
-// Seal. Errors: as Update.
+// Seal refuses all writes from now on. At a target (m.From is set), this Index alone continues to write, until another
+// run calls Seal. Errors: as Update.
 func (x *Index) Seal(ctx context.Context, m Migration) error {
 	value := m.value()
 	err := x.Update(ctx, storeRepo, func(tx *Tx) error {
@@ -165,7 +165,7 @@ func (x *Index) sealed() error {
 // requireSeal makes a commit depend on the seal being as the functions saw it.
 func (p *plan) requireSeal() {
 	if !p.x.shared {
-		return // all commits are ours, one after the other
+		return // this process makes all commits, one after the other, and sealed has checked the seal
 	}
 	r := p.repo(storeRepo)
 	if _, known := r.conditions[factKey{kindRecord, sealRecord}]; !known {
@@ -181,8 +181,8 @@ func (p *plan) costOfSeal() cost {
 	return cost{compares: 1, bytes: len(storeRepo) + len(sealRecord) + len(p.seal)}
 }
 
-// migratedSince reports whether a migration has made what is here after a time. Until a grace has passed, clients may
-// rely on what they have learned from the process that served before.
+// migratedSince reports whether a migration to here has ended after a time. Until a grace has passed, clients may rely
+// on what they have learned from the source.
 func (x *Index) migratedSince(since time.Time) bool {
 	m, found := x.Origin()
 	return found && time.Unix(m.Time+1, 0).After(since)

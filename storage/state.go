@@ -23,7 +23,7 @@ type state struct {
 	revision     Revision
 	loaded       Revision // of the full state
 	synced       bool     // the full state has been loaded
-	format       int      // the newest one that is known here; 0: no other process writes, which would not be damage
+	format       int      // with a shared journal, the newest one that this process knows; see unknown. 0: not shared
 	repos        map[string]*repo
 	ended        map[string]Revision // of repos without a fact that still have a revision
 	waitingRepos int                 // how many of repos are waiting repos
@@ -205,7 +205,7 @@ func (s *state) applyFact(r *repo, f Fact) error {
 		return s.deleteManifest(r, k)
 	case f.Kind == KindDeparted:
 		return s.depart(r, k, f.Value)
-	default: // of another place
+	default: // of a kind that only storeRepo has
 		return errFact
 	}
 	return nil

@@ -22,10 +22,11 @@
 //   - history: what a tag names, and named before, with the times and the identities that set it; see [Index.History].
 //   - place: the name of the object that has the bytes of a content, where an engine does not find them by digest;
 //     see [Placed].
-//   - record: a small value by name, such as where an upload is that continues in later requests; see [Index.Record].
+//   - record: a small value by name, such as the state of an upload that continues in later requests; see
+//     [Index.Record].
 //   - shared: of a journal, that several processes write to it; see [Traits].
-//   - lead, fence: to be the one process that does a task, and the condition by which its commits are refused once it
-//     is not; see [Leads].
+//   - lead: to be the one process that does a task. fence: a condition of the commits of that task, which refuses them
+//     once another process may lead; see [Leads].
 //   - revision: the number of a commit in the Journal. batch: the changes to one repo in a commit.
 //
 // # Invariants
@@ -39,12 +40,13 @@
 //  5. A client that got the answer to a write sees that write.
 //  6. A miss is confirmed with the Journal before it is reported; a hit may be a moment stale (only with a Journal that
 //     other processes write to).
-//  7. No reader waits for an engine: no lock that readers take is held across I/O.
+//  7. No lock that readers take is held across I/O, so a hit never waits for an engine.
 //
 // # Engines
 //
-// Packages disk and bolt keep a data directory on one machine; package memory serves tests. Package storagetest has the
-// suites that each engine must pass. An engine knows nothing of registries.
+// Packages disk and bolt keep a data directory on one machine. Package s3 keeps bytes in an S3-compatible service, and
+// package etcd keeps facts in etcd; several processes may share them. Package memory serves tests. Package storagetest
+// has the suites that each engine must pass. An engine knows nothing of registries.
 //
 // # What it does not do
 //
@@ -82,7 +84,7 @@ var (
 	ErrBusy = errors.New("too much in progress")
 	// ErrLimit: the change adds a name beyond one of the Limits; a *LimitError says which. Nothing was changed.
 	ErrLimit = errors.New("limit reached")
-	// ErrTooLarge: the change is more than one commit of the Journal can take. Nothing was changed.
+	// ErrTooLarge: the change does not fit into one commit of the Journal; see Traits. Nothing was changed.
 	ErrTooLarge = errors.New("the change is too large for one commit")
 	// ErrUnavailable: the service behind an engine does not answer, so that a miss is not certain. A later attempt can
 	// succeed.
@@ -90,7 +92,7 @@ var (
 	// ErrExpired: an upload has taken so long that its bytes may have been removed. Send them again.
 	ErrExpired = errors.New("the upload took too long")
 	// ErrSuspicious: work was stopped because it found more wrong than is likely without a mistake, such as a Journal
-	// and Blobs that do not belong together. Somebody must look, and may let it go on.
+	// and Blobs that do not belong together. An administrator must look at it, and can let the work go on.
 	ErrSuspicious = errors.New("stopped: this is more likely a mistake than damage")
 	// ErrClosed: the engine was closed, or another writer has taken the upload over.
 	ErrClosed = errors.New("closed")
@@ -203,8 +205,8 @@ type Fact struct {
 type Batch struct {
 	Repo string
 	Base Revision // the repo's revision that the changes are based on
-	// Detached: the batch neither compares Base nor changes the repo's revision, so that it is in no conflict with
-	// other changes of the repo. What it depends on are its conditions.
+	// Detached: the batch neither compares Base nor changes the repo's revision, so that it does not conflict with
+	// other changes of the repo. It depends on its conditions alone.
 	Detached bool
 	// Ends: the batch leaves no fact of the repo, and its revision becomes 0. A Detached batch that is committed
 	// meanwhile may add one; the repo then has a fact, and the revision 0.

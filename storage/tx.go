@@ -17,12 +17,12 @@ type Tx struct {
 	repo    string
 	pending overlay // the changes of this repo that come earlier in the same commit
 	own     overlay
-	moved   bool    // own has more than links that are added
+	moved   bool    // own has more than added links, so the change must conflict with others of the repo
 	ends    bool    // see Index.endRevision
 	store   overlay // what earlier changes of the same commit do to facts about content itself
 	waiting overlay // what they do to the waiting repo of this one
-	// With a journal that other processes write to: what the change does to facts about content itself, and on what it
-	// depends beside the repo's revision.
+	// With a shared journal or Placed Blobs: what the change does to facts about content itself, and on which facts it
+	// depends besides the repo's revision.
 	ownStore   overlay
 	conditions map[factOf][]byte
 	growth     *growth // what earlier changes of the same commit add to quotas
@@ -103,7 +103,7 @@ func (tx *Tx) set(kind Kind, name string, value []byte) {
 	tx.put(kind, name, value)
 }
 
-// put is set for a fact that no other change of the repo can contradict.
+// put is set for a fact that does not conflict with other changes of the repo, such as an added link.
 func (tx *Tx) put(kind Kind, name string, value []byte) {
 	if tx.own == nil {
 		tx.own = overlay{}
@@ -237,15 +237,15 @@ func (tx *Tx) link(d digest.Digest, size int64, cached bool) {
 	switch {
 	case linked && recorded == size && was == cached && !tx.stale(d):
 		return
-	case linked && recorded == size: // it is pushed now; or clients rely on its age, see Lease
+	case linked && recorded == size: // it was cached and is pushed now; or its age is recorded anew, see Lease
 	case linked: // a rebuild may have taken the size from a manifest, when the bytes were missing
 		tx.added += size - recorded
 	default:
 		tx.startNaming(keyOf(d))
 		tx.askLink(keyOf(d))
 		if tx.x.shared && tx.own == nil {
-			// Two processes may add it at the same time, but a process that believes that it is not there must not add
-			// it while the Collector of another one, which knows its age, takes it away.
+			// The link must not exist when the batch, which is Detached, is committed: a process whose state does not
+			// show the link yet must not set it while the Collector of another process removes it because of its age.
 			tx.require(tx.repo, KindLink, string(keyOf(d)), nil)
 			first = true
 		}

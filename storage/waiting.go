@@ -115,7 +115,7 @@ func (p *plan) heldElsewhere(repo string, k key) bool {
 	return n > 0
 }
 
-// countWaiting records that a waiting repo links a content, or does so no more.
+// countWaiting records that a waiting repo links a content, or with a negative sign that it no longer does.
 func (s *state) countWaiting(r *repo, c slab.ID, sign int32) {
 	if sign > 0 {
 		if s.waiting == nil {
@@ -158,8 +158,8 @@ func (x *Index) allWaiting() (all []key) {
 	return all
 }
 
-// collected records that contents wait no more: their bytes are deleted and still condemned, so that they cannot have
-// been pushed again meanwhile; or a repo holds them.
+// collected records that contents no longer wait: either their bytes are deleted or about to be, and they are still
+// condemned, so that they cannot have been pushed again meanwhile; or a repo holds them.
 func (x *Index) collected(ctx context.Context, keys []key) error {
 	for step := range slices.Chunk(keys, unlinkStep) {
 		for name, keys := range x.waiters(step) {

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// A journal that was restored from a backup knows nothing of what was committed after it: objects that it does not name
+// A journal that was restored from a backup does not have what was committed after it: objects that it does not name
 // may be content that was acknowledged, and a mark of the Collector may be on content that was pushed again since. So
-// nothing is collected any more once it is noticed, until an administrator lets the Collector go on.
+// once that is noticed nothing is collected, until an administrator lets the Collector go on.
 //
 // It is noticed in three ways: the engine says so with an ErrRestored; a full state is of a lower revision than what
 // this Index has shown; or the last commit is older than a copy of the facts that lies beside the bytes, see
@@ -45,7 +45,7 @@ func (w wentBack) err() error {
 func (x *Index) Suspicion() error {
 	if v := x.record(wentBackRecord); v != nil {
 		var w wentBack
-		_ = json.Unmarshal(v, &w) // a record of another form is one all the same
+		_ = json.Unmarshal(v, &w) // a record that cannot be parsed is a suspicion as well
 		return w.err()
 	}
 	if w := x.suspected.Load(); w != nil {
@@ -60,7 +60,7 @@ func (x *Index) Expect(ctx context.Context, seen Revision) error {
 	if x.Revision() >= seen || x.Suspicion() != nil {
 		return nil
 	}
-	head, err := x.headNow(ctx) // this process may only be behind
+	head, err := x.headNow(ctx) // the state of this process may only be behind
 	if err != nil {
 		return fmt.Errorf("index: read the last commit: %w", err)
 	}
@@ -77,9 +77,9 @@ func (x *Index) Doubt(err error) {
 	}
 }
 
-// Trust takes the suspicion away: the journal is to be believed as it is. Errors: as Update.
+// Trust removes the suspicion, once an administrator has accepted the journal as it is. Errors: as Update.
 func (x *Index) Trust(ctx context.Context) error {
-	x.suspected.Store(nil) // first: what is recorded after this change sees that it is not to be
+	x.suspected.Store(nil) // first: a change that would record the suspicion after this one then does not
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		if tx.record(wentBackRecord) != nil {
 			tx.setRecord(wentBackRecord, nil)
@@ -95,17 +95,18 @@ func (x *Index) Revision() Revision {
 	return x.state.revision
 }
 
-// suspect notes it at once, and records it as soon as the journal takes commits. The caller may hold mu.
+// suspect notes the suspicion in memory at once, and records it as soon as the journal accepts commits. The caller may
+// hold mu, so it does both without that lock.
 func (x *Index) suspect(w wentBack) {
 	w.Time = time.Now().Unix()
 	suspicion := &w
 	if !x.suspected.CompareAndSwap(nil, suspicion) {
-		return // it is being recorded
+		return // an earlier suspicion is being recorded
 	}
 	value, _ := json.Marshal(w) // never fails
 	x.done.Go(func() {
 		x.options.Warn(w.err())
-		// Soon at first: a process that ends before it is recorded leaves nothing that tells the next one.
+		// Short waits at first: if the process ends before the suspicion is recorded, the next one does not have it.
 		for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 			err := x.Update(x.ctx, storeRepo, func(tx *Tx) error {
 				// Decided in the change: Trust may have been called meanwhile, or another process was faster.
@@ -116,7 +117,7 @@ func (x *Index) suspect(w wentBack) {
 			})
 			switch {
 			case x.ctx.Err() != nil, errors.Is(err, ErrReadOnly), errors.As(err, new(*SealedError)):
-				return // what this process knows has to do
+				return // it cannot be recorded: it stays in the memory of this process
 			case err == nil:
 				x.suspected.CompareAndSwap(suspicion, nil)
 				return

@@ -28,8 +28,8 @@ func putHistory(tx *bbolt.Tx, repo string, f storage.Fact) error {
 	return history.Put(k, f.Value)
 }
 
-// raiseFormat makes the data one of the format that a kind of facts needs, before the first such fact: an earlier
-// program must not open what it does not understand.
+// raiseFormat raises the format of the data to the one that a kind of facts needs, in the transaction that sets the
+// first such fact: an earlier version of the program must not open what it does not understand.
 func raiseFormat(tx *bbolt.Tx, f storage.Fact) error {
 	meta, need := tx.Bucket(bucketMeta), uint64(f.Kind.Format())
 	if f.Value == nil || need == storage.FirstFormat || parseNumber(meta.Get(keyFormat)) >= need {

@@ -17,12 +17,12 @@ func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) e
 	return j.feed.Watch(ctx, j.load, apply)
 }
 
-// Snapshot implements [storage.Snapshots]: a transaction of its own, as Backup. A commit waits for its end only if it
-// has to enlarge the memory map.
+// Snapshot implements [storage.Snapshots] with a reading transaction, as Backup does. A commit waits for its end only
+// if it has to enlarge the memory map, or to rewrite the file after a failed commit.
 func (j *Journal) Snapshot(ctx context.Context, apply func(storage.Update) error) error {
 	j.feed.Lock()
 	db, damage, closed := j.db, j.damage, j.feed.Closed()
-	j.feed.Unlock()
+	j.feed.Unlock() // not held while the state is read, so that commits go on
 	switch {
 	case closed:
 		return fmt.Errorf("%s: %w", j.path, storage.ErrClosed)

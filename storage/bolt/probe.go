@@ -12,8 +12,9 @@ import (
 	"trow/storage/files"
 )
 
-// Exists reports whether a directory holds what a registry keeps, so that nothing is made in one that was named by
-// mistake. One that cannot be read holds something. An empty file alone, as [LockDirectory] makes it, holds nothing.
+// Exists reports whether a directory holds data of a registry, so that commands create nothing in one that was named by
+// mistake. For one that cannot be read it returns true. An empty journal file alone, as [LockDirectory] makes it, is
+// not data.
 func Exists(dir string) bool {
 	for _, name := range []string{journalFile, backupFile, ownerFile, unfinishedFile, "blobs"} {
 		fi, err := os.Lstat(filepath.Join(dir, name))
@@ -25,8 +26,8 @@ func Exists(dir string) bool {
 	return false
 }
 
-// LockedOnly reports whether a directory is one that [LockDirectory] has made: the facts of its server are elsewhere,
-// or its first start was cut short.
+// LockedOnly reports whether a directory has an empty journal file and no other data, as [LockDirectory] makes it: the
+// facts of its server are elsewhere, or its first start was cut short.
 func LockedOnly(dir string) bool {
 	fi, err := os.Lstat(filepath.Join(dir, journalFile))
 	return err == nil && fi.Size() == 0 && !Exists(dir)

@@ -151,9 +151,9 @@ func (b *Blobs) writable() error {
 }
 
 // Writable returns an error that names the first directory that cannot be written to any more: the file system may have
-// become read-only after an error of the disk, or someone has changed the permissions. It makes a file and removes it
-// again, because a file system in that state may say that it can be written to (ext4, emergency_ro). Errors:
-// ErrReadOnly; those of the file system.
+// become read-only after a disk error, or the permissions may have changed. It also creates a file and removes it,
+// because access(2) may report such a file system as writable (ext4, emergency_ro). Errors: ErrReadOnly; those of the
+// file system.
 func (b *Blobs) Writable() error {
 	if err := b.writable(); err != nil {
 		return err

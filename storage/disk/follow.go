@@ -6,8 +6,9 @@ import (
 	"trow/storage"
 )
 
-// Follow implements [storage.Growing]. It opens the file anew: a read then takes no lock of the upload, whose Commit
-// holds its own for as long as a fsync takes, and the file can be read on after it was renamed or removed.
+// Follow implements [storage.Growing]. It opens the file again, so that a read does not wait for the lock of the
+// upload, which Commit holds during its fsync, and the file stays readable after it was renamed or removed. Errors:
+// ErrClosed; those of the file system.
 func (w *writer) Follow() (storage.Follower, error) {
 	if err := w.lock(); err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 	"trow/storage"
 )
 
-// remedies say what to do about errors of etcd that stay until somebody acts. etcd refuses the request with them, so
+// remedies say what to do about errors of etcd that stay until an administrator acts. etcd refuses the request, so
 // nothing was changed; except for NOSPACE, which also answers the request that fills the quota and is carried out.
 // %[1]s stands for the prefix.
 var remedies = []struct {
@@ -88,7 +88,7 @@ func (j *Journal) explain(err error) error {
 	return fmt.Errorf("%s: %w", at, err)
 }
 
-// unanswered reports whether an error means that nothing was heard of etcd, or only that it cannot answer at this time.
+// unanswered reports whether an error means that etcd did not answer, or answered that it is unavailable for now.
 func unanswered(err error) bool {
 	var e rpctypes.EtcdError
 	if errors.As(err, &e) {

@@ -24,7 +24,7 @@
 // # What it does not do
 //
 // It does not interpret the values of facts. It neither compacts nor defragments etcd, which may have other users; it
-// warns when nobody does.
+// warns when it is not compacted.
 package etcd
 
 import (

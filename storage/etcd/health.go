@@ -19,7 +19,7 @@ const (
 	fullAt = 80
 )
 
-var errUncompacted = errors.New("nobody compacts it")
+var errUncompacted = errors.New("it is not compacted")
 
 // supervise warns of what will stop commits later.
 func (j *Journal) supervise() {

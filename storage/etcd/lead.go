@@ -11,7 +11,7 @@ import (
 	"trow/storage"
 )
 
-// leadTTL is after how many seconds without a word another process takes a task over.
+// leadTTL is how long the lease of a leader lasts without being renewed, in seconds: then another process takes over.
 const leadTTL = 8
 
 var _ storage.Leads = (*Journal)(nil)
@@ -69,7 +69,7 @@ func (j *Journal) candidate(ctx context.Context) (clientv3.LeaseID, error) {
 	return r.ID, nil
 }
 
-// awaitVacancy waits until nobody does a task.
+// awaitVacancy waits until no process does a task.
 func (j *Journal) awaitVacancy(ctx context.Context, task string) error {
 	key := j.keys.lead(task)
 	for {

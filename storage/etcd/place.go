@@ -28,7 +28,7 @@ type place struct {
 	moves  int           // how often it has moved
 	moved  chan struct{} // closed when it moves again
 	loaded bool          // false between a move and the next full state that a Watch delivers
-	cause  error         // of the last move, until a Watch has ended with it
+	cause  error         // of the last move; nil once a Watch has returned it
 }
 
 func newPlace() place { return place{moved: make(chan struct{}), loaded: true} }
@@ -41,8 +41,8 @@ func (j *Journal) current() place {
 	return j.place
 }
 
-// usable returns an error from a move until the full state has been loaded again: until then a head would confirm what
-// nobody has read, and a commit would be based on it.
+// usable returns an error from a move until the full state has been loaded again: until then Head would confirm misses
+// in the state from before the move, and a commit would be based on that state.
 func (j *Journal) usable() error {
 	if j.ctx.Err() != nil {
 		return fmt.Errorf("etcd: %w", storage.ErrClosed)
@@ -98,8 +98,8 @@ func (j *Journal) move(cause error) error {
 	return cause
 }
 
-// movedBy returns the cause of a move that no Watch has ended with, so that its caller learns whether the data is
-// older: any request may have noticed it.
+// movedBy returns the cause of the last move, once: any request may have noticed the move, and the first Watch to ask
+// returns its cause, by which its caller learns whether it is an ErrRestored.
 func (j *Journal) movedBy() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -128,7 +128,7 @@ func (j *Journal) connected(err error) {
 }
 
 // verify makes sure that the last commit that was seen is still there, if there are new connections since it last did:
-// etcd cannot be restored without ending the old ones. It returns an errMoved if it is not, or if nobody can know
+// etcd cannot be restored without ending the old ones. It returns an errMoved if it is not, or if that cannot be known
 // because it was compacted.
 func (j *Journal) verify(ctx context.Context) error {
 	dials, before := j.dials.Load(), j.current()
@@ -143,7 +143,7 @@ func (j *Journal) verify(ctx context.Context) error {
 		if errors.Is(err, rpctypes.ErrCompacted) { // it may still be the last one, which is always there
 			r, err = j.get(ctx, j.keys.head())
 			same = err == nil && len(r.Kvs) == 1 && string(r.Kvs[0].Value) == before.mark
-			what = errMoved // or nothing but time has passed
+			what = errMoved // no ErrRestored: after a long break, commits of other processes look the same
 		}
 		if err != nil && !gone(err) {
 			return err

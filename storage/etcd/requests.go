@@ -8,7 +8,7 @@ import (
 )
 
 // pace is how long a request may take, and how long it waits for an answer before it is sent once more, to the next
-// member. Each time the wait is twice as long, so that a slow etcd does not get much more to do.
+// member. Each further wait is twice as long, so that a slow etcd does not get many copies.
 type pace struct{ within, hedge time.Duration }
 
 const hedge = 200 * time.Millisecond
@@ -16,9 +16,9 @@ const hedge = 200 * time.Millisecond
 // quick is the pace of a request with a small answer.
 func (j *Journal) quick() pace { return pace{j.options.RequestTimeout, hedge} }
 
-// slow is for a page of the full state. It has many keys, and etcd counts those that follow as well, so it takes
-// seconds where they are millions, or the machine is busy. With the pace of other requests it would be given up, and
-// made again, for ever.
+// slow is the pace of a request for a page of the full state. The page has many keys, and etcd also counts all keys
+// that follow it, so it takes seconds if there are millions or the machine is busy. At the pace of other requests it
+// would time out and be repeated without end.
 var slow = pace{time.Minute, 3 * time.Second}
 
 // hedged makes a request that may be made more than once, within the time for a request, and returns the first answer.

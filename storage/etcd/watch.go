@@ -33,7 +33,7 @@ var errCompacted = errors.New("etcd has compacted the commits that come next; th
 // Watch implements [storage.Journal]. It goes on by itself when a connection, a leader or a token is lost. It ends
 // when its caller has to load anew: when etcd was restored, or has compacted what the watch has yet to deliver.
 func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) error {
-	if err := j.movedBy(); err != nil { // noticed while there was no Watch
+	if err := j.movedBy(); err != nil { // a move that was noticed while there was no Watch
 		return err
 	}
 	outer := ctx
@@ -267,7 +267,7 @@ func (j *Journal) load(ctx context.Context, head, revision storage.Revision, app
 			name, kind, fact, ok := j.keys.parse(kv.Key)
 			if !ok {
 				return applyError{fmt.Errorf("etcd: %w: the key %q is not one of this program; delete it with "+
-					"etcdctl del, if somebody has put it by mistake", storage.ErrDamaged, kv.Key)}
+					"etcdctl del, if it was put there by mistake", storage.ErrDamaged, kv.Key)}
 			}
 			if name != repo {
 				repo, base = name, 0

@@ -33,7 +33,7 @@ func (s *Service) WriteCopy(_ context.Context, name string, write func(io.Writer
 	return nil
 }
 
-// SetCopy makes a copy of any bytes, so that tests have damaged ones.
+// SetCopy stores any bytes as a copy, so that tests can have damaged ones.
 func (s *Service) SetCopy(name string, data []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 
 // Journal keeps facts in memory. Make one with [NewJournal].
 type Journal struct {
-	Is storage.Traits // what it says of itself, so that tests have any kind of journal; set it before it is used
+	Is storage.Traits // what Traits returns, so that tests can have any kind of journal; set it before the first call
 
 	feed  local.Feed
 	repos map[string]*repo // guarded by feed

@@ -9,13 +9,13 @@ import (
 	"trow/storage"
 )
 
-// leads are the tasks that are done, and by whom; guarded by the journal's lock.
+// leads are the tasks that have a leader; guarded by the journal's lock.
 type leads struct {
 	terms map[string]*term // by task
 	count int              // of all terms
 }
 
-// term is the time during which one does a task.
+// term is the time during which one process does a task.
 type term struct {
 	name  string
 	value []byte        // of the fence
@@ -75,7 +75,8 @@ func (j *Journal) Leader(_ context.Context, task string) (string, error) {
 	return "", nil
 }
 
-// Depose ends the term of who does a task, as if it had been stopped for so long that another one may take over.
+// Depose ends the term of the leader of a task, as if its process had been suspended for so long that another one may
+// take over.
 func (j *Journal) Depose(task string) {
 	j.feed.Lock()
 	t := j.leads.terms[task]

@@ -227,7 +227,7 @@ func (w *writer) Commit(_ context.Context, d digest.Digest) error {
 	return w.commit(d, func(b blob) { w.b.blobs[d] = b })
 }
 
-// commit ends the upload, and calls keep with its bytes if they are those of d. It holds mu meanwhile.
+// commit ends the upload, and calls keep, with mu held, with its bytes if they are those of d. Errors: as Commit.
 func (w *writer) commit(d digest.Digest, keep func(blob)) error {
 	w.b.mu.Lock()
 	defer w.b.mu.Unlock()

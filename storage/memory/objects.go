@@ -34,7 +34,7 @@ func (s *Service) Len() int {
 	return len(s.objects)
 }
 
-// Has reports whether there is an object with the bytes of d.
+// Has reports whether the object of a place exists and has the bytes of d.
 func (s *Service) Has(place string, d digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,7 +123,7 @@ func (o *Objects) Delete(ctx context.Context, d digest.Digest) error {
 	return o.Remove(ctx, place)
 }
 
-// All implements [storage.Blobs]. It lists nothing: an object does not say of which digest it is.
+// All implements [storage.Blobs]. It lists nothing: the digest of an object is not known here.
 func (o *Objects) All(context.Context) iter.Seq2[storage.BlobInfo, error] {
 	return func(func(storage.BlobInfo, error) bool) {}
 }

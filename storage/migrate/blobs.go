@@ -18,9 +18,10 @@ type readError struct{ error }
 
 func (e readError) Unwrap() error { return e.error }
 
-// copyBlob copies the bytes of one blob. What cannot be read at the source is lost: the migration goes on without it.
+// copyBlob copies the bytes of one blob. If they are damaged or missing at the source, the content is lost, and the
+// migration continues without it. Errors: ctx's; those of the engines.
 func (m *migration) copyBlob(ctx context.Context, d digest.Digest) error {
-	const tries = 3 // a fault of the memory, or of the network, may pass
+	const tries = 3 // a fault of the memory or of the network may pass; only what fails each time is lost
 	var n int64
 	var err error
 	for range tries {
@@ -72,7 +73,8 @@ func (m *migration) send(ctx context.Context, d digest.Digest) (n int64, err err
 	to := m.To.Index
 	_, placed := m.To.Blobs.(storage.Placed)
 	if placed {
-		// A place that is known belongs to an object that is not there, or is not whole.
+		// The place of an earlier run is of an object that is missing or not whole, see list and has. The new object
+		// would not be named while that fact exists.
 		if err := to.ForgetPlace(ctx, d); err != nil {
 			return 0, err
 		}
@@ -91,7 +93,8 @@ func (m *migration) send(ctx context.Context, d digest.Digest) (n int64, err err
 	release() // no fact names it yet, and nothing collects here
 	if placed {
 		if _, err := to.Place(ctx, d); err != nil {
-			return 0, fmt.Errorf("record the object: %w", errors.New(err.Error())) // not the source's ErrNotFound
+			// Only its text, so that no caller takes its ErrNotFound for one of the source.
+			return 0, fmt.Errorf("record the object: %w", errors.New(err.Error()))
 		}
 	}
 	return n, nil
@@ -134,7 +137,8 @@ func (m *migration) lose(d digest.Digest, reason string) {
 	m.lost[d] = reason
 }
 
-// trial reads a part of a content, and sends it to the target if there is one. Nothing stays there.
+// trial reads at most 32 MiB of a content, and sends them to the target if there is one. The upload is cancelled, so
+// nothing stays there.
 func trial(ctx context.Context, from Side, to *Side, d digest.Digest) (took time.Duration, n int64, err error) {
 	const most = 32 << 20
 	r, err := from.Blobs.Open(ctx, d)

@@ -13,9 +13,10 @@ import (
 	"trow/storage"
 )
 
+// known is what is known of a fact of the target.
 type known struct {
-	value uint64
-	pass  uint32 // in which the source had it
+	value uint64 // its hash
+	pass  uint32 // the last one in which the source had it
 }
 
 // work is what has to be copied.
@@ -54,7 +55,7 @@ func (m *migration) hashFact(repo string, f storage.Fact) uint64 {
 
 func (m *migration) hashOf(d digest.Digest) uint64 { return maphash.String(m.bySeed, string(d)) }
 
-// load finds out what is at the target, from what its engines list and deliver.
+// load reads what the target has, as its engines list and deliver it.
 func (m *migration) load(ctx context.Context) error {
 	first := m.have == nil
 	m.seed = maphash.MakeSeed()
@@ -137,8 +138,8 @@ func state(ctx context.Context, j storage.Journal, f func(repo string, f storage
 	return err
 }
 
-// note compares a fact of the source with the target. The caller holds mu. It is called while the source's journal is
-// locked, so it only compares and remembers.
+// note compares a fact of the source with the target. The caller holds mu. It is called from a Watch of the source,
+// which may keep commits waiting, so it only compares and remembers.
 func (m *migration) note(repo string, f storage.Fact) {
 	if storage.IsSeal(repo, f) {
 		m.sealSeen = f.Value != nil
@@ -149,14 +150,14 @@ func (m *migration) note(repo string, f storage.Fact) {
 	if d, size, ok := storage.ContentOf(repo, f); ok && !m.has(d, size) {
 		if _, found := m.found.blobs[d]; !found {
 			m.found.blobs[d] = struct{}{}
-			m.held += 200
+			m.held += 200 // about what a digest takes, with its place in the map
 		}
 	}
 	switch {
 	case f.IsHistoryEnd():
 		m.found.histories[strings.Clone(repo)] = struct{}{}
 		return
-	case f.Kind == storage.KindHistory: // the full state has none, so have knows nothing of them
+	case f.Kind == storage.KindHistory: // not in the full state, so not in have; copyHistories compares the rest
 		m.find(repo, f)
 		return
 	}
@@ -176,7 +177,8 @@ func (m *migration) note(repo string, f storage.Fact) {
 	}
 }
 
-// find remembers a fact that differs. The journal's own bytes are not kept.
+// find remembers a fact that differs, and clones it: the journal's own bytes are valid only during apply. The caller
+// holds mu.
 func (m *migration) find(repo string, f storage.Fact) {
 	facts := m.found.facts[repo]
 	if facts == nil {
@@ -195,12 +197,14 @@ func (m *migration) has(d digest.Digest, size int64) bool {
 		_, lost := m.lost[d]
 		return lost
 	}
-	// A fact may say a wrong size, if the bytes were missing when it was rebuilt.
+	// The size in a fact may be wrong, if the bytes were missing when trow rebuild made it. Then only bytes that this
+	// run has copied, and the engine has compared with the digest, count as whole.
 	whole, verified := m.verified[h]
 	return n == size || verified && n == whole
 }
 
-// take returns what was found, and whether that is all until the end of the full state, and until the source's seal.
+// take returns what was found since the last call. synced reports whether the pass has seen the full state, and sealed
+// whether it has seen the source's seal as well: what was found until then is in what take has returned.
 func (m *migration) take() (w work, synced, sealed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -232,7 +236,7 @@ func (m *migration) findStale(ctx context.Context) error {
 		k, had := m.have[h]
 		d, quarantine := storage.IsQuarantine(repo, f)
 		if _, lost := m.lost[d]; !had || k.pass == m.pass || quarantine && lost {
-			return // the source has it, or has had it since, or this migration has made it
+			return // the source has it, or had it in this pass, or this migration has quarantined lost content
 		}
 		delete(m.have, h)
 		f.Value = nil

@@ -15,12 +15,12 @@ import (
 // parallelRepos is how many repos are changed at once; they share the commits of the target.
 const parallelRepos = 8
 
-// copyError is an error of the copying, after which another Run has to go on.
+// copyError is an error of the copying, not of the Watch: no further pass follows, and another Run has to continue.
 type copyError struct{ error }
 
 func (e copyError) Unwrap() error { return e.error }
 
-// copy copies what was found: first the bytes, then the facts.
+// copy copies what was found: first the bytes, then the facts, as for a push (invariant 1 of package storage).
 func (m *migration) copy(ctx context.Context, w work) error {
 	blobs := make([]digest.Digest, 0, len(w.blobs))
 	for d := range w.blobs {
@@ -61,7 +61,8 @@ func (m *migration) copyFacts(ctx context.Context, repo string, facts []storage.
 	return nil
 }
 
-// each calls f for all, so many at a time, until one fails.
+// each calls f for all, so many at a time, until one fails. It returns the first error, or ctx's, once no call runs any
+// more.
 func each[T any](ctx context.Context, parallel int, all []T, f func(context.Context, T) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -88,7 +89,8 @@ func each[T any](ctx context.Context, parallel int, all []T, f func(context.Cont
 	return context.Cause(ctx)
 }
 
-// copyHistories copies the histories of tags, once the full state was seen. It returns how much differed.
+// copyHistories copies the histories of tags, once the full state was seen, which does not have them. It returns how
+// many facts differed.
 func (m *migration) copyHistories(ctx context.Context) (differed int, err error) {
 	var mu sync.Mutex
 	names := slices.Concat(m.From.Index.Names(), m.To.Index.Names())

@@ -16,15 +16,16 @@
 //     step.
 //  3. Facts are copied as they are, value by value, so that the times and the order of tags, the ages of links and what
 //     the quotas count are those of the source.
-//  4. What is known to be at the target already is not copied again. A migration that ends at any moment is gone on
-//     with by a new [Run].
+//  4. What is known to be at the target already is not copied again. Whenever a migration was cut short, a new [Run]
+//     continues it.
 //
 // # How
 //
-// A pass watches the journal of the source: first its full state, then what changes. It remembers hashes of what the
-// target has, so it finds what differs without holding all of it in memory; and it copies that, bytes before facts. A
-// pass that finds more than it may hold is followed by another one. When a pass has seen all, the source is sealed, and
-// the rest is copied. Then a pass of the same kind, over what the target's engines list and deliver, compares both.
+// A pass watches the journal of the source: first its full state, then the commits. It has hashes of what the target
+// has, so it finds what differs without holding all of it in memory; and it copies that, bytes before facts. A pass
+// that finds more than it may hold ends, and another one follows. When a pass has seen everything, the source is
+// sealed, and the rest is copied. Then another pass compares both ends: the hashes are made anew, from what the
+// target's engines list and deliver.
 //
 // # What it does not do
 //
@@ -109,9 +110,9 @@ const (
 	defaultBudget   = 64 << 20
 )
 
-// Run moves everything, or goes on with a migration that an earlier Run has begun. At the end, the source is sealed for
-// good and the target can be used. Errors: ErrNotEmpty, ErrOther; those of the engines, after which another Run goes
-// on.
+// Run moves everything, or continues a migration that an earlier Run has begun. At the end, the source is sealed for
+// good and the target can be used. Errors: ErrNotEmpty, ErrOther; *storage.SealedError for a source that is itself a
+// target; those of the engines and ctx's, after which another Run continues.
 func Run(ctx context.Context, o Options) (Progress, error) {
 	o.Parallel, o.budget = cmp.Or(o.Parallel, defaultParallel), cmp.Or(o.budget, defaultBudget)
 	if o.Report == nil {
@@ -168,6 +169,8 @@ func (m *migration) begin(ctx context.Context) (finished bool, err error) {
 			return false, err
 		}
 	}
+	// The source first: its Collector rests before anything is copied. If a run is cut short in between, the next one
+	// finds the ID there; a sealed target without its migration at the source could not be used any more.
 	if !migrating {
 		begun = storage.Migration{ID: rand.Text(), To: m.To.Name, Time: time.Now().Unix()}
 		if err := from.BeginMigration(ctx, &begun); err != nil {
@@ -175,7 +178,7 @@ func (m *migration) begin(ctx context.Context) (finished bool, err error) {
 		}
 	}
 	m.id = begun.ID
-	// The seal names this run, so that an earlier one that goes on somewhere commits nothing any more.
+	// The seal names this run, so that an earlier run that is still going on somewhere cannot commit any more.
 	seal := storage.Migration{ID: m.id, From: m.From.Name, Run: rand.Text(), Time: time.Now().Unix()}
 	if err := to.Seal(ctx, seal); err != nil {
 		return false, fmt.Errorf("record the migration at the target: %w", err)
@@ -210,8 +213,8 @@ func (m *migration) empty(ctx context.Context) error {
 	return nil
 }
 
-// identified is implemented by Blobs that keep the identity of the pair that they are in. The journal has it in a
-// record.
+// identified is storage.Identified: Blobs that keep the identity of the pair that they are in. The journal has the same
+// identity in a record.
 type identified interface {
 	Identity(ctx context.Context) (string, error)
 	SetIdentity(ctx context.Context, id string) error
@@ -237,10 +240,12 @@ func (m *migration) identity(ctx context.Context) error {
 	case theirs != "":
 		return nil
 	}
+	// The journal first: if a run is cut short in between, the next one finds the identity there. Blobs with an
+	// identity that the journal does not have are refused above.
 	if mine == nil {
 		mine = []byte(rand.Text())
 		if j, ok := m.To.Journal.(interface{ Identity() string }); ok {
-			mine = []byte(j.Identity()) // by which the administrator of the service finds it
+			mine = []byte(j.Identity()) // an administrator finds the journal by it in its service
 		}
 		if err := m.To.Index.SetRecord(ctx, storage.IdentityRecord, nil, mine); err != nil {
 			return err
@@ -249,7 +254,7 @@ func (m *migration) identity(ctx context.Context) error {
 	return blobs.SetIdentity(ctx, string(mine))
 }
 
-// finish takes the seal off the target.
+// finish removes the seal of the target. It is the last step; see invariant 2.
 func (m *migration) finish(ctx context.Context) error {
 	m.mu.Lock()
 	m.done.Stage = Done
@@ -257,9 +262,9 @@ func (m *migration) finish(ctx context.Context) error {
 	return m.To.Index.Unseal(ctx, storage.Migration{ID: m.id, From: m.From.Name, Time: time.Now().Unix()})
 }
 
-// Cancel gives a migration that was not switched up: the source collects again. The target stays sealed, so it must be
-// emptied before it is used. It reports which one it was. Errors: as Index.Update; *storage.SealedError after the
-// switch.
+// Cancel gives up a migration before its switch: the source collects again. The target stays sealed, so it must be
+// emptied before it is used. It returns the migration, if there was one. Errors: as Index.Update; *storage.SealedError
+// after the switch.
 func Cancel(ctx context.Context, x *storage.Index) (m storage.Migration, found bool, err error) {
 	if err := x.Sealed(); err != nil {
 		return m, false, err
@@ -282,8 +287,8 @@ type Plan struct {
 }
 
 // PlanOf returns what a migration of a source would copy. to may be nil; otherwise it is the open target. The estimate
-// is from the time that a sample takes, which is read from the source and, if there is a target, sent there and
-// dropped.
+// is from the time that a sample takes: up to 32 MiB are read from the source and, if there is a target, sent there and
+// dropped. Errors: ErrNotEmpty; those of the engines.
 func PlanOf(ctx context.Context, from Side, to *Side) (Plan, error) {
 	s := from.Index.Stats()
 	p := Plan{Repos: s.Repos, Manifests: s.Manifests, Tags: s.Tags, Lost: s.Quarantined}
@@ -311,7 +316,7 @@ func PlanOf(ctx context.Context, from Side, to *Side) (Plan, error) {
 	if err != nil {
 		return p, fmt.Errorf("try how fast the target is: %w", err)
 	}
-	// Small contents take the time of their requests: about as much as 64 KiB.
+	// For a small content the requests take most of the time, about as long as 64 KiB of bytes.
 	p.Estimate = time.Duration(float64(took) / float64(max(n, 1)) * float64(p.Bytes+int64(p.Contents)<<16))
 	return p, nil
 }

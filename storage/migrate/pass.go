@@ -25,12 +25,12 @@ type migration struct {
 
 	mu     sync.Mutex // guards all below; never held across I/O
 	done   Progress
-	sealed bool // the source
-	at     time.Time
+	sealed bool      // the source
+	at     time.Time // when this run sealed it
 	// have is what the target has once all that is found is copied: the hash of a value by the hash of the fact.
 	have     map[uint64]known
 	stored   map[uint64]int64         // bytes of the blobs at the target, by the hash of the digest
-	verified map[uint64]int64         // those that this run has copied
+	verified map[uint64]int64         // of these, the blobs that this run has copied
 	lost     map[digest.Digest]string // and why
 	found    work
 	held     int // bytes that found takes, about
@@ -40,14 +40,15 @@ type migration struct {
 	staleDue bool // what only the target has was not looked for
 }
 
-// Why a Watch ends that has done what it was for.
+// Errors that end a Watch that has done its work.
 var (
 	errFull = errors.New("more was found than can be held")
 	errOnce = errors.New("the full state was seen")
 )
 
-// run makes a pass over the source: it copies what differs, as it is found. With once, it ends with the full state;
-// otherwise when the source is sealed and all until then is copied, which it does itself. It returns how much differed.
+// run makes a pass over the source: it copies what differs, as it is found. With once, the pass ends with the full
+// state; otherwise it seals the source when little is left, and ends when everything from before the seal is copied. It
+// returns how much differed. Errors: errFull; a copyError; those of the Watch.
 func (m *migration) run(ctx context.Context, once bool) (differed int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	wake, ended := make(chan struct{}, 1), make(chan error, 1)
@@ -62,7 +63,7 @@ func (m *migration) run(ctx context.Context, once bool) (differed int, err error
 	caughtUp := false
 	for takes := 0; ; takes++ {
 		over := false
-		select { // what came before the end is taken after it
+		select { // before take, so that what was found until the Watch ended is copied as well
 		case err = <-ended:
 			over = true
 		default:
@@ -105,7 +106,8 @@ func (m *migration) run(ctx context.Context, once bool) (differed int, err error
 	}
 }
 
-// When the source is sealed: when little has changed since the last look, or when it never does.
+// The source is sealed when a take has found fewer than fewFacts changes, so that writes are refused for a short time
+// only; or after manyTakes, because a busy source may never have so few.
 const (
 	fewFacts  = 1000
 	manyTakes = 20
@@ -136,10 +138,11 @@ func (m *migration) watcher(once bool, wake chan<- struct{}) func(storage.Update
 	}
 }
 
-// repeat makes passes until one has seen all.
+// repeat makes passes until one has seen everything. It tries again, for half a minute, if the Watch of the source
+// fails.
 func (m *migration) repeat(ctx context.Context, once bool) (differed int, err error) {
 	const most = 30
-	for failed := 0; ; {
+	for failed := 0; ; { // passes in a row whose Watch has failed
 		n, err := m.run(ctx, once)
 		differed += n
 		switch {
@@ -149,7 +152,7 @@ func (m *migration) repeat(ctx context.Context, once bool) (differed int, err er
 			failed = 0
 		case errors.As(err, new(copyError)):
 			return differed, err
-		default: // the watch has lost its place
+		default: // the Watch has failed, as when the service of the journal does not answer
 			if failed++; failed == most {
 				return differed, fmt.Errorf("follow the source's journal: %w", err)
 			}
@@ -161,13 +164,14 @@ func (m *migration) repeat(ctx context.Context, once bool) (differed int, err er
 	}
 }
 
-// follow copies all, seals the source, and copies the rest.
+// follow copies everything, seals the source, and copies the rest.
 func (m *migration) follow(ctx context.Context) error {
 	_, err := m.repeat(ctx, false)
 	return err
 }
 
-// compare compares both ends, and copies what differs, until nothing does.
+// compare compares both ends, and copies what differs, until nothing does. The source is sealed, so differences come
+// from a run that was cut short, from this run's mistakes, or from another writer.
 func (m *migration) compare(ctx context.Context) error {
 	m.mu.Lock()
 	m.done.Stage = Comparing
@@ -188,7 +192,7 @@ func (m *migration) compare(ctx context.Context) error {
 		"does anything else write to it? Run the migration again", most)
 }
 
-// quarantine marks at the target what the source has lost.
+// quarantine quarantines at the target what the source has lost, unless the source has: then the mark was copied.
 func (m *migration) quarantine(ctx context.Context) error {
 	for _, l := range m.now().Lost {
 		if m.From.Index.Quarantined(l.Digest) || m.To.Index.Quarantined(l.Digest) {
@@ -201,7 +205,8 @@ func (m *migration) quarantine(ctx context.Context) error {
 	return nil
 }
 
-// seal makes the source refuse writes, unless it does already.
+// seal makes the source refuse writes, unless it already does. No process commits anything there after the seal; see
+// seal.go of package storage.
 func (m *migration) seal(ctx context.Context) error {
 	m.mu.Lock()
 	sealed := m.sealed

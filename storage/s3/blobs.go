@@ -10,8 +10,8 @@
 //
 // # Invariants
 //
-//  1. An object is complete when it appears: it is made by one PutObject, or by a CompleteMultipartUpload after the
-//     digest was found right. Nothing is copied or overwritten with other bytes.
+//  1. An object is complete when it appears: it is made by one PutObject, or by a CompleteMultipartUpload. No object of
+//     a place is copied or overwritten with other bytes; only the identity is replaced.
 //  2. The parts that an object is made of are those that the record of its session names, or that its only writer has
 //     uploaded. Parts of two epochs have different numbers.
 //  3. Only the writer whose commit is in the record completes a session.

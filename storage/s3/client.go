@@ -134,7 +134,7 @@ func (c *circuit) open() (failed int, last error) {
 
 // The keys of the bucket.
 const (
-	identityName  = "identity" // what distinguishes this place from others
+	identityName  = "identity" // of the pair of journal and blobs; see storage.Identified
 	objectsPrefix = "objects/" // followed by a place
 	probesPrefix  = "probe/"
 )
@@ -153,7 +153,7 @@ func (c *client) putOptions(upload string) minio.PutObjectOptions {
 	}
 }
 
-// sum is what a body is signed with. Over TLS nobody on the way can change the bytes: it is not signed. Otherwise the
+// sum is what a body is signed with. TLS protects the bytes on the way, so with it they are not signed. Otherwise the
 // signature covers all of the body: the client would sign it in chunks of 64 KiB, which takes as long, 12 times the
 // allocations, and a form of body that not all services read.
 func (c *client) sum(data []byte) string {
@@ -175,8 +175,9 @@ func (c *client) put(ctx context.Context, key, upload string, data []byte) error
 	return c.unlessMade(ctx, err, key, upload, int64(len(data)))
 }
 
-// unlessMade returns nil instead of err if the object exists that the failed request should have made. The name is used
-// once, so nothing but this upload can have made it; name and length of the upload are compared all the same.
+// unlessMade returns nil instead of err if the object exists that the failed request should have made: the request may
+// have taken effect although its answer was lost. An object may be there from before, as the identity is, so the random
+// name of the upload is compared, and the length.
 func (c *client) unlessMade(ctx context.Context, err error, key, upload string, size int64) error {
 	if err == nil || errors.Is(err, storage.ErrFull) {
 		return err

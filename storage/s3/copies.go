@@ -63,8 +63,9 @@ func (b *Blobs) RemoveCopies(ctx context.Context, names ...string) error {
 	return b.client.remove(ctx, keys)
 }
 
-// WriteCopy implements [storage.Keeper]. One part at a time is in memory, of the memory for uploads. A copy of several
-// parts appears when it is complete; what a process that dies leaves of one is swept as orphaned uploads are.
+// WriteCopy implements [storage.Keeper]. It holds one part in memory at a time, which counts for [Options].Memory. A
+// copy of several parts appears when it is complete. Parts that a process leaves when it dies are swept as those of
+// other uploads are.
 func (b *Blobs) WriteCopy(ctx context.Context, name string, write func(io.Writer) error) (err error) {
 	if err := b.Room(ctx); err != nil {
 		return err
@@ -99,7 +100,7 @@ type copyWriter struct {
 	b      *Blobs
 	ctx    context.Context
 	key    string
-	upload string // the random name by which the object is known to be ours
+	upload string // the random name in the object's metadata; see client.unlessMade
 	id     string // of the multipart upload; empty while one request may do
 	parts  []part
 	buf    []byte

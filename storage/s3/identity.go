@@ -38,7 +38,8 @@ func (b *Blobs) SetIdentity(ctx context.Context, id string) error {
 	return b.client.put(ctx, b.client.prefix+identityName, local.NewUploadID(), []byte(id))
 }
 
-// Answering returns why requests fail at once at this time, nil if they are made: see README.md, Failures.
+// Answering returns why requests fail at once for now, an ErrUnavailable; nil while they are made. See README.md,
+// Failures.
 func (b *Blobs) Answering() error {
 	failed, last := b.client.circuit.open()
 	if failed == 0 {

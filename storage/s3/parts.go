@@ -14,7 +14,7 @@ import (
 const inFlight = 4
 
 // reserved is how many numbers of parts a session's writer reserves at once. At each reservation the record is stored
-// with what has been uploaded, so that a process that dies loses no more of an upload than so many parts.
+// with what has been uploaded, so that a process that dies loses at most so many parts of an upload.
 const reserved = 32
 
 // flight is a part that is being sent.
@@ -42,7 +42,8 @@ func (w *writer) room() error {
 		w.buf = append(make([]byte, 0, min(max(4<<10, 4*cap(w.buf)), smallBuffer)), w.buf...)
 		return nil
 	}
-	// A whole part at once, see memory. What is being sent gives its memory back without our doing.
+	// The memory of a whole part at once, see memory. Parts that are being sent give theirs back by themselves, so this
+	// wait ends.
 	big, err := w.b.memory.take(w.ctx, w.partSize())
 	if err != nil {
 		return fmt.Errorf("upload %s: no memory for its next part: %w", w.key.id, err)
@@ -116,9 +117,9 @@ func (w *writer) land(ctx context.Context) error {
 	if f.err != nil {
 		return w.fail(f.err)
 	}
-	if w.failed == nil { // else there is a hole before it
+	if w.failed == nil { // otherwise an earlier part is missing, and this one cannot follow what was kept
 		w.record.parts = append(w.record.parts, f.part)
-		// The tail was at the beginning of this part.
+		// load has put the tail at the beginning of this part, so the record no longer needs it.
 		w.record.size, w.record.state, w.record.tail = w.record.partial(), f.state, tail{}
 	}
 	return nil
@@ -153,7 +154,7 @@ func (w *writer) reserve(ctx context.Context) error {
 		w.record.place, w.record.upload, w.record.next = place, id, 1
 	}
 	w.limit = min(w.record.next+reserved, maxParts+1)
-	if w.stored == nil { // no other process knows it
+	if w.stored == nil { // without a record, no other process can continue the upload and use these numbers
 		return nil
 	}
 	if err := w.landAll(ctx); err != nil {
@@ -163,7 +164,7 @@ func (w *writer) reserve(ctx context.Context) error {
 	r.next = w.limit
 	err := w.store(ctx, r)
 	if began && errors.Is(err, storage.ErrClosed) {
-		// nobody knows it
+		// No record names it, so it would stay until it is swept.
 		_ = w.b.client.abort(context.WithoutCancel(ctx), w.b.client.key(w.record.place), w.record.upload)
 	}
 	return err

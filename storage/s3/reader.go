@@ -166,8 +166,8 @@ func (r *reader) drop() {
 	r.body, r.left = nil, 0
 }
 
-// Seek implements [io.Seeker]. A request that it takes is made here, not by the next Read, for the reason that Open
-// makes the first one.
+// Seek implements [io.Seeker]. If a new request is needed, Seek makes it, not the next Read, so that its error is
+// returned here, where a server can still send it to its client; as with Open.
 func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	switch whence {
 	case io.SeekCurrent:

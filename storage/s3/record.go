@@ -31,7 +31,7 @@ type record struct {
 	state      []byte // of the hash after size bytes; empty if it is not known
 	place      string // of the object that the parts will be; empty: there is no multipart upload
 	upload     string // ID of the multipart upload
-	next       int    // the first number of a part that nobody has reserved
+	next       int    // the first number of a part that no writer has reserved
 	parts      []part
 	tail       tail
 }

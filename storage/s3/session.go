@@ -110,7 +110,7 @@ func (b *Blobs) Resume(ctx context.Context, repo, id string, offset int64) (stor
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("upload %s: %w", id, err)
-		case r.committing: // it has ended for everybody else
+		case r.committing: // no other writer may continue it; see claim
 			return nil, fmt.Errorf("upload %s: %w: it is being completed", id, storage.ErrNotFound)
 		case offset >= 0 && offset != r.size:
 			return nil, fmt.Errorf("upload %s: %w: it has %d bytes, not %d", id, storage.ErrOffset, r.size, offset)

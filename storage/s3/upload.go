@@ -21,7 +21,7 @@ const touchEvery = 10 * time.Minute
 // writer is one writer of an upload. It implements [storage.PlacedUpload].
 //
 // Bytes are collected in buf until they are a part; a full part is sent while the next one is collected. What is sent
-// has its number from the record, see reserve, so that it is nobody else's.
+// has its number from the record, see reserve, so that no other writer uses the number.
 type writer struct {
 	b    *Blobs
 	key  session
@@ -338,7 +338,7 @@ func (w *writer) Commit(ctx context.Context, d digest.Digest) error {
 	}
 	w.open.Commit(d)
 	if w.stored != nil {
-		// If this fails, Expire does it: nobody goes on with a record that is committing.
+		// If this fails, Expire does it: Resume refuses a record that is committing.
 		if err := w.b.endRecord(context.WithoutCancel(ctx), w.key, w.stored); err != nil {
 			w.b.options.Warn(fmt.Errorf("upload %s: its record stays for a while: %w", w.key.id, err))
 		}
@@ -432,8 +432,8 @@ func (w *writer) claim(ctx context.Context) error {
 		return nil
 	}
 	if w.record.upload == "" && w.record.tail.place == "" {
-		// All bytes are in memory, and the object is nobody else's. So the record can end before the object exists,
-		// which is one commit instead of two: a Commit that fails would end it as well.
+		// All bytes are in memory, so another process needs nothing of the record. It ends before the object exists,
+		// which takes one commit instead of two; a Commit that fails ends it as well.
 		err := w.b.endRecord(ctx, w.key, w.stored)
 		if isConflict(err) {
 			return w.fail(w.closed())

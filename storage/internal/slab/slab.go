@@ -193,9 +193,9 @@ func (t *Table[T]) All() iter.Seq[ID] {
 	}
 }
 
-// Walk is All for a table that may change at times: after every so many records, between two buckets, it calls pause.
-// What pause adds or removes comes or not; of the rest, records that a split has moved come twice, and records that a
-// join has moved do not come.
+// Walk is All for a table that changes, but only while pause runs: Walk calls it between two buckets, once it has
+// returned so many records, or a few more, since the last call. It may return records that pause adds or removes, or
+// not. Of the others, a split can make it return some twice, and a join can make it skip some.
 func (t *Table[T]) Walk(every int, pause func()) iter.Seq[ID] {
 	return func(yield func(ID) bool) {
 		n := 0
