@@ -83,9 +83,8 @@ func newStrangers() strangers {
 	return strangers{c}
 }
 
-// stranger returns the identity of a request for another registry whose credentials were refused with err: that of the
-// certificate of its connection, or anonymous. Errors: err, if it does not mean that the credentials are not valid
-// here.
+// stranger returns the identity of a request for another registry whose credentials are not valid here, or could not be
+// compared because too many were: that of the certificate of its connection, or anonymous. Errors: any other err.
 func (g *Guard) stranger(r *http.Request, err error) (*Identity, error) {
 	if errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrBusy) {
 		return g.certified(r), nil
