@@ -22,8 +22,8 @@
 //     connects, so a name server cannot answer differently after the check. At an address of this machine, a written
 //     host reaches only the port that is written with it.
 //  2. A login is sent to the endpoint for which it is set, and to a realm that is https and at the same registrable
-//     domain (publicsuffix.org) or in realm:. After a redirect, net/http sends it on only to the same host, at any
-//     port, and to its subdomains. Plain HTTP needs insecure: true. A token without a login may be fetched from any
+//     domain (publicsuffix.org) or in realm:; never to another origin (scheme, host and port) after a redirect. Only
+//     insecure: true allows plain HTTP, for endpoints whose URL has it. A token without a login may be fetched from any
 //     realm that is https.
 //  3. Errors have no credentials, and no text that an upstream has sent but a known code; see [Error].
 //  4. ErrNotFound is returned only if every endpoint says so. A slow, busy or broken endpoint is never ErrNotFound.

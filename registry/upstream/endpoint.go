@@ -76,8 +76,9 @@ func newEndpoint(k endpointKey, guard *Guard, secrets Secrets) (*endpoint, error
 // errRedirect refuses a redirect.
 var errRedirect = errors.New("it redirects to a URL that is not https, or too often")
 
-// redirects returns an http.Client.CheckRedirect that follows only https, or with insecure also http. net/http has
-// removed the Authorization header by then, unless the URL is of the same host, at any port, or of a subdomain.
+// redirects returns an http.Client.CheckRedirect that follows only https, or with insecure also http. package auth of
+// oras-go calls it, and removes the login once a redirect leaves the origin (scheme, host and port) of the first
+// request.
 func redirects(insecure bool) func(*http.Request, []*http.Request) error {
 	return func(req *http.Request, via []*http.Request) error {
 		if len(via) >= maxRedirects || req.URL.User != nil || req.URL.Scheme != "https" && !insecure {
