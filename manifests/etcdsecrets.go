@@ -19,13 +19,13 @@ import (
 	"trow/manifests/kube"
 )
 
-// etcdLife is how long the certificates of etcd are valid: nothing renews them, and they end with their CA, whose key
+// etcdLife is how long the certificates of etcd are valid. It is long because nothing renews them: the key of their CA
 // is not kept.
 const etcdLife = 10 * 365 * 24 * time.Hour
 
-// writeEtcdSecrets makes a CA, a certificate of it for the members of --with-etcd and one for the registry, and writes
-// both as Secrets. They are not in the manifest, which is the same each time (invariant 1), and which people keep in
-// repositories. Errors: an invalid namespace; those of out.
+// writeEtcdSecrets makes a CA, and certificates of it for the members of --with-etcd and for the registry, and writes
+// them as two Secrets. They are not part of the manifest, which is the same each time (invariant 1), and which people
+// keep in repositories. Errors: an invalid namespace; those of out.
 func writeEtcdSecrets(out io.Writer, namespace string, now time.Time) error {
 	if msg := validation.IsDNS1123Label(namespace); len(msg) > 0 {
 		return fmt.Errorf("namespace: %.80q: %s", namespace, msg[0])

@@ -39,7 +39,7 @@ var etcdSource string
 
 func init() { template.Must(parsed.New("etcd.yaml").Parse(strings.TrimSuffix(etcdSource, "\n"))) }
 
-// Shared are the options of facts and bytes that are not in a volume: then any number of replicas may serve them.
+// Shared are the options for facts and bytes outside of a volume, which several replicas can serve.
 type Shared struct {
 	Replicas    int // pods of the registry; more than one needs Etcd or WithEtcd, and S3
 	MaxReplicas int // a HorizontalPodAutoscaler makes between Replicas and this many; 0: none
@@ -82,12 +82,12 @@ func (o *Shared) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.S3CASecret, "s3-ca-secret", o.S3CASecret, "existing Secret with the CA of your S3 service: ca.crt")
 }
 
-// Deployment reports whether the pods of the registry are those of a Deployment: nothing of theirs has to last.
+// Deployment reports whether a Deployment creates the pods of the registry: with the journal in etcd they keep nothing.
 func (o *Options) Deployment() bool { return o.Etcd != "" || o.WithEtcd }
 
-// Component is the label of the pods of the registry, by which the Service and policies find them. That of replicas is
-// another one than that of the pod with a volume, which is another registry: where one manifest is applied over the
-// other, the pods of before stay, and the Service must not send every second request to them.
+// Component returns the label of the pods of the registry, by which the Service and policies select them. Replicas have
+// another label than the pod with a volume, which is another registry: if one manifest is applied over the other, the
+// old pods stay, and the Service must not send requests to them.
 func (o *Options) Component() string {
 	if o.Deployment() {
 		return "replica"
@@ -95,7 +95,7 @@ func (o *Options) Component() string {
 	return "registry"
 }
 
-// Claims are the claims of the volumes of the pods that have to run: a YAML list; empty: none.
+// Claims returns the PersistentVolumeClaims of the pods, as a YAML list; empty if there are none.
 func (o *Options) Claims() string {
 	switch {
 	case o.WithEtcd:
@@ -118,7 +118,8 @@ func (o *Options) Pod() string {
 	return kube.Name + "-0"
 }
 
-// ServerSecrets are the Secrets that are mounted in the pods of the registry, by the name of their volume, in order.
+// ServerSecrets returns the Secrets that the pods of the registry mount, with the names of the volumes, in a fixed
+// order.
 func (o *Options) ServerSecrets() (all []struct{ Name, Secret string }) {
 	tls := o.EtcdTLSSecret
 	if o.WithEtcd {
@@ -135,7 +136,7 @@ func (o *Options) ServerSecrets() (all []struct{ Name, Secret string }) {
 	return all
 }
 
-// EngineSettings are the lines of the settings that say where facts and bytes are.
+// EngineSettings returns the lines of the settings for journal and blobs.
 func (o *Options) EngineSettings() (lines []string) {
 	add := func(key, value string) {
 		if value != "" {
@@ -298,8 +299,8 @@ func (o *Options) validateS3(wrong func(flag, format string, args ...any)) {
 	}
 }
 
-// mustStartFirst reports a service of the cluster in a namespace whose pods wait for this registry. The server answers
-// no review before it has read the journal once: after a power cut, both would wait for each other.
+// mustStartFirst reports a service in a namespace of the cluster whose pods the webhook reviews. The server answers no
+// review before it has read the journal once, so after a power cut both would wait for each other.
 func (o *Options) mustStartFirst(flag, host string, wrong func(flag, format string, args ...any)) {
 	n := kube.NamespaceOf(host)
 	if n == "" || o.Webhook != "enforce" {

@@ -7,10 +7,11 @@ import (
 	"trow/registry/ocierror"
 )
 
-// Answers bounds the memory of answers that are kept whole until the client has received them, and of making them.
+// Answers bounds the memory that is taken by answers that are rendered as a whole and kept until the client has
+// received them.
 type Answers interface {
-	// Take reserves bytes for the answer to a request, until keep is called with 0. Before that, keep gives back all
-	// but a number of bytes. Errors: one with a method RetryAfter() int, in seconds, if there is no memory; that of the
+	// Take reserves bytes for the answer to a request. The caller calls keep to give back all but a number of bytes,
+	// and at the end with 0. Errors: one with a method RetryAfter() int, in seconds, if there is no memory; that of the
 	// context.
 	Take(req *http.Request, bytes int64) (keep func(bytes int64), err error)
 }
@@ -20,19 +21,19 @@ type unbounded struct{}
 
 func (unbounded) Take(*http.Request, int64) (func(int64), error) { return uncounted, nil }
 
-// uncounted is keep for an answer that takes nothing.
+// uncounted is keep for an answer that is not counted.
 func uncounted(int64) {}
 
 const (
-	// smallAnswer is the size in bytes up to which answers are not counted: as many as there are requests under way
-	// take little.
+	// smallAnswer is the size in bytes up to which answers are not counted: even one for each request under way takes
+	// little memory.
 	smallAnswer = 64 << 10
-	// answerFactor is how many times its size an answer may take while it is read or rendered.
+	// answerFactor is how many times its size an answer may take in memory while it is read or rendered.
 	answerFactor = 2
 )
 
-// reserveAnswer reserves memory for an answer of so many bytes. The caller calls keep with what it needs while it
-// writes, and with 0 when it has written. Errors: TOOMANYREQUESTS.
+// reserveAnswer reserves memory for an answer of so many bytes. The caller calls keep with the bytes that it still
+// needs while it writes, and with 0 after that. Errors: TOOMANYREQUESTS; that of the context.
 func (r *Registry) reserveAnswer(req *http.Request, bytes int64) (keep func(bytes int64), err error) {
 	if bytes <= smallAnswer {
 		return uncounted, nil
@@ -49,7 +50,7 @@ func (r *Registry) reserveAnswer(req *http.Request, bytes int64) (keep func(byte
 		Header:  ocierror.RetryAfter(later.RetryAfter())}
 }
 
-// writeList answers with v, which has these names.
+// writeList answers with v, whose JSON has about the size of these names. Errors: as reserveAnswer.
 func (r *Registry) writeList(w http.ResponseWriter, req *http.Request, names []string, v any) error {
 	var size int64
 	for _, name := range names {

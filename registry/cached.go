@@ -12,9 +12,10 @@ import (
 	"trow/storage"
 )
 
-// This file is what the bound of the cache needs of the registry: package mirror decides what goes.
+// This file lists and evicts cached content for package mirror, which decides what is evicted.
 
-// use notes that a content of a repository below f/ is read, and keeps it until release is called.
+// use notes that a content of a repository below f/ is read, so that it is not chosen for eviction until the caller
+// calls release.
 func (r *Registry) use(repo string, d digest.Digest) (release func()) {
 	if r.options.Cache == nil || !namespace.Within(repo) {
 		return func() {}
@@ -22,7 +23,7 @@ func (r *Registry) use(repo string, d digest.Digest) (release func()) {
 	return r.options.Cache.Use(d)
 }
 
-// usedManifest is manifest that is not evicted until release is called.
+// usedManifest is manifest, and use of what it returns.
 func (r *Registry) usedManifest(ctx context.Context, repo, ref string) (m manifest, release func(), err error) {
 	if m, err = r.manifest(ctx, repo, ref); err != nil {
 		return m, nil, err
@@ -31,7 +32,8 @@ func (r *Registry) usedManifest(ctx context.Context, repo, ref string) (m manife
 		return m, func() {}, nil
 	}
 	release = r.options.Cache.Use(m.digest)
-	// It may have been evicted before. Then it is fetched once more.
+	// Which manifest a tag names is known only after the first look-up, and the manifest may have been evicted between
+	// that and Use. Then the second look-up fetches it again.
 	if m, err = r.manifest(ctx, repo, ref); err != nil {
 		release()
 		return m, nil, err
@@ -43,7 +45,7 @@ func (r *Registry) usedManifest(ctx context.Context, repo, ref string) (m manife
 func (s mirrorStore) Cached(ctx context.Context) iter.Seq[mirror.CachedContent] {
 	type found struct {
 		size          int64
-		repos, within int // that hold it, and of those the ones that may let it go
+		repos, within int // that hold it; those below f/ that would let it go
 		kept          bool
 	}
 	return func(yield func(mirror.CachedContent) bool) {
@@ -78,7 +80,7 @@ func (s mirrorStore) Cached(ctx context.Context) iter.Seq[mirror.CachedContent] 
 	}
 }
 
-// kept lists what the tags of a repository consist of that its upstream's keep: names.
+// kept lists the manifests, and all that they refer to, of the tags of a repository that keep: of its upstream names.
 func (s mirrorStore) kept(ctx context.Context, repo string) iter.Seq[digest.Digest] {
 	return func(yield func(digest.Digest) bool) {
 		name, ok := s.options.Namespaces.Upstream(repo)
@@ -90,7 +92,7 @@ func (s mirrorStore) kept(ctx context.Context, repo string) iter.Seq[digest.Dige
 			return
 		}
 		h, _, err := s.options.Index.Holdings(ctx, repo)
-		if err != nil { // what is held cannot be confirmed now; the next look finds it
+		if err != nil { // the journal does not answer; until the next Look nothing of this repository counts as kept
 			return
 		}
 		manifests := map[digest.Digest]storage.HeldManifest{}
@@ -131,14 +133,15 @@ func keeps(up *upstream.Upstream, repo string) bool {
 	return false
 }
 
-// Evict implements mirror.CacheStore.
+// Evict implements mirror.CacheStore. First the facts are removed, then the bytes: after a crash in between, the
+// Collector deletes bytes that no fact names.
 func (s mirrorStore) Evict(ctx context.Context, all []digest.Digest) (stay []digest.Digest, err error) {
 	stays := map[digest.Digest]bool{}
 	for repo, held := range s.options.Index.HoldersOf(namespace.Prefix, all) {
 		err := storage.InSteps(held, func(held []digest.Digest) error {
 			var here []digest.Digest
 			err := s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
-				here = nil
+				here = nil // the function may run more than once
 				for _, d := range held {
 					if !tx.Evict(d) {
 						here = append(here, d)
@@ -164,6 +167,7 @@ func (s mirrorStore) Evict(ctx context.Context, all []digest.Digest) (stay []dig
 			s.contents.remove(d)
 		}
 	}
+	// Another repository may hold some of it, or have begun to since: Drop leaves the bytes of that.
 	return stay, s.options.Drop(ctx, gone)
 }
 

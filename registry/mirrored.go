@@ -19,10 +19,10 @@ import (
 	"trow/storage"
 )
 
-// This file is what joins the repositories below f/ to their upstreams: package mirror decides when those are asked.
+// This file connects the repositories below f/ with their upstreams: package mirror decides when those are asked.
 
-// refresh asks the upstream of a repository for what ref names, if there is one. stale says why what is held may not be
-// what the upstream has. Errors: as a client gets them.
+// refresh asks the upstream of a repository for what ref names, if the repository has one. stale says why held content
+// may not be what the upstream has. Errors: as a client gets them.
 func (r *Registry) refresh(ctx context.Context, repo, ref string) (stale, err error) {
 	if r.mirror == nil || !namespace.Within(repo) {
 		return nil, nil
@@ -33,8 +33,9 @@ func (r *Registry) refresh(ctx context.Context, repo, ref string) (stale, err er
 	return stale, nil
 }
 
-// mirrorError is the answer for content that is not held, and that its upstream does not give. Only what the upstream
-// certainly does not have is unknown: a client would take that for the end of an image.
+// mirrorError returns the answer for content that is not held, and that its upstream does not give. It is unknown only
+// if the upstream does not have the content, or asking again would be refused as well (ErrRefused): a client takes that
+// as final.
 func mirrorError(unknown *ocierror.Error, err error) error {
 	e, ok := errors.AsType[*upstream.Error](err)
 	if !ok {
@@ -46,7 +47,8 @@ func mirrorError(unknown *ocierror.Error, err error) error {
 	case errors.Is(err, upstream.ErrNotFound), errors.Is(err, upstream.ErrRefused):
 		return unknown
 	case errors.Is(err, upstream.ErrUnauthorized):
-		// No login of ours would help: the client goes on to the upstream, with its own.
+		// A login for this registry would not help. The realm names the upstream, to which the client can go with its
+		// own.
 		return &ocierror.Error{Code: ocierror.Unauthorized, Message: e.Error() + "; pull it from there", Cause: err,
 			Header: http.Header{"Www-Authenticate": {fmt.Sprintf(`Basic realm="%s"`, e.Host)}}}
 	case errors.Is(err, upstream.ErrUnavailable):
@@ -59,7 +61,8 @@ func mirrorError(unknown *ocierror.Error, err error) error {
 	return bad.With(http.StatusBadGateway)
 }
 
-// warnStale says that an answer is what was last known of an upstream.
+// warnStale adds the headers that mark an answer as stale. The text has nothing of an error but that of an
+// [upstream.Error], which is safe to show; the log gets the whole error.
 func (r *Registry) warnStale(w http.ResponseWriter, req *http.Request, stale error) {
 	if stale == nil {
 		return
@@ -73,13 +76,13 @@ func (r *Registry) warnStale(w http.ResponseWriter, req *http.Request, stale err
 	w.Header().Add("Trow-Stale", "upstream")
 }
 
-// mirrorStore is the registry as package mirror sees it.
+// mirrorStore implements the interfaces of package mirror.
 type mirrorStore struct{ *Registry }
 
-// mirrorName is who sets the tags, in their history.
+// mirrorName is the user that the history of a tag names for a change by the mirror.
 const mirrorName = "(upstream)"
 
-// Resolve implements mirror.Store. A manifest that is damaged is not held: the upstream has it whole.
+// Resolve implements mirror.Store. A damaged manifest counts as not held, so that it is fetched again, which heals it.
 func (s mirrorStore) Resolve(ctx context.Context, repo, ref string) (mirror.Held, bool, error) {
 	m, ok, err := s.lookup(ctx, repo, ref)
 	if !ok || err != nil {
@@ -101,7 +104,7 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 			return &upstream.Error{Kind: upstream.ErrDamaged, Repo: repo, Ref: d.String(), Reason: err.Error()}
 		}
 		p.body = m.Body
-		// A manifest is stored also where there is no room: it has at most 4 MiB, and nothing could be pulled without
+		// Without room the manifest is stored all the same: it has at most 4 MiB, and nothing could be pulled without
 		// it.
 		if reserved, ok := s.options.Cache.Reserve(int64(len(m.Body))); ok {
 			defer reserved()
@@ -110,8 +113,8 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 		if err != nil {
 			return err
 		}
-		defer release()      // until the facts are committed, the Collector must leave the bytes alone
-		s.contents.remove(d) // it may have been damaged
+		defer release()      // pinned until the facts are committed: before that, the Collector could delete the bytes
+		s.contents.remove(d) // the bytes in memory may be the damaged ones
 	}
 	err := s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
 		tx.As(mirrorName)
@@ -121,10 +124,10 @@ func (s mirrorStore) Record(ctx context.Context, repo, tag string, d digest.Dige
 			if err := tx.PutManifest(found); err != nil {
 				return err
 			}
-		} else if _, ok := tx.Manifest(d); !ok { // deleted since it was looked for
+		} else if _, ok := tx.Manifest(d); !ok { // deleted or evicted since Resolve: a tag must not name nothing
 			return fmt.Errorf("manifest %s: %w", d, storage.ErrNotFound)
 		}
-		if at, set := tx.Tag(tag); tag == "" || set && !tx.Cached(at.Digest()) { // what was imported is not moved
+		if at, set := tx.Tag(tag); tag == "" || set && !tx.Cached(at.Digest()) { // a tag of pushed content is not moved
 			return nil
 		}
 		return tx.SetTag(tag, d)
@@ -153,7 +156,8 @@ func (s mirrorStore) Elsewhere(ctx context.Context, d digest.Digest) (size int64
 
 // Adopt implements mirror.BlobStore.
 func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error) {
-	// The pin comes before the look at the holders: bytes that are there after it stay until the link is committed.
+	// The pin comes before the look-up of the holders: bytes that a repository holds after it stay until the link is
+	// committed, even if that repository lets them go in between.
 	release, err := s.options.Index.Pin(ctx, d)
 	if err != nil {
 		return false, err
@@ -193,7 +197,7 @@ func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u s
 	return nil
 }
 
-// linkCached records that a repository has a blob from its upstream. The bytes are pinned.
+// linkCached records that a repository has a blob from its upstream. The caller has pinned the bytes.
 func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Digest, size int64) error {
 	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
 		tx.LinkCached(d, size)
@@ -201,8 +205,9 @@ func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Diges
 	})
 }
 
-// fetchBlob is blob for one that the repository does not hold, if its upstream has it. unknown is the error of blob.
-// For a HEAD the upstream is asked for the size alone.
+// fetchBlob is blob for a blob that the repository does not hold: it returns the one of the upstream. unknown is the
+// error of blob, and is returned if there is no upstream. For a HEAD the upstream is asked for the size only; if it
+// does not say that, the blob is downloaded.
 func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, head bool,
 	unknown error) (blob, error) {
 	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || e == nil ||
@@ -228,7 +233,7 @@ func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, 
 		return r.blob(ctx, repo, d)
 	}
 	size, err := source.Size()
-	if err == nil && size < 0 { // the upstream does not say where it ends
+	if err == nil && size < 0 { // the answer needs a Content-Length: read it to the end, and then once more
 		if _, err = io.Copy(io.Discard, source); err == nil {
 			size, err = source.Size()
 		}
@@ -242,7 +247,7 @@ func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, 
 	return blob{repo, d, size, source}, nil
 }
 
-// newMirror returns what asks the upstreams, nil without any.
+// newMirror returns the Mirror of the upstreams; nil if the options have none.
 func (r *Registry) newMirror() *mirror.Mirror {
 	if r.options.Upstreams == nil {
 		return nil

@@ -11,15 +11,15 @@ import (
 	"trow/registry/ocierror"
 )
 
-// This file finds out which repository a request means. A client that uses this registry as a mirror names the registry
-// that it means in ?ns= (distribution spec, "Registry Proxying"), or says it by its Host (see package namespace): then
-// the repository is the one below f/. No other code looks at ns.
+// This file finds the repository that a request is about. A client that uses this registry as a mirror names the
+// registry that it means in ?ns= (distribution spec, "Registry Proxying"), or by the Host (see package namespace): then
+// the repository is the one below f/. No other code of this package reads ns.
 
 // asked is how a request names its repository.
 type asked struct {
 	path     string // the repository in the path
 	ns       string // ?ns= as it was sent; empty: there was none
-	upstream string // the registry that is meant, in its one form; empty: this one
+	upstream string // the registry that is meant, in its canonical form; empty: this one
 }
 
 // place sets the repository here that a call means. Errors: NAME_UNKNOWN for a namespace that is not valid, or in which
@@ -43,12 +43,12 @@ func (r *Registry) place(req *http.Request, c *call) error {
 	return nil
 }
 
-// findNamespace finds the registry that a request means.
+// findNamespace finds the registry that a request means. Errors: ns is not valid, or there are two different ones.
 func (r *Registry) findNamespace(req *http.Request, c *call) error {
 	if req.URL.RawQuery != "" {
 		all := req.URL.Query()["ns"]
 		for _, ns := range all {
-			if ns != all[0] { // a proxy and we might choose different ones
+			if ns != all[0] { // a proxy in front might use another one than we do
 				return namespaceTwice(all[0], ns)
 			}
 			c.asked.ns = ns
@@ -74,9 +74,9 @@ func (r *Registry) findNamespace(req *http.Request, c *call) error {
 	return nil
 }
 
-// fold takes another spelling of a repository below f/ for the one that it stands for: CRI-O and people write what an
-// image has, such as f/docker.io/nginx. A repository with that very name, which an earlier version accepted, comes
-// first, for those who may have it: for others it must not show whether there is one.
+// fold replaces another spelling of a repository below f/ by its local name: CRI-O and people write the name of an
+// image as it is, such as f/docker.io/nginx. A repository with exactly that name, which an earlier version accepted,
+// takes precedence if the caller may access it; for others the answer must not reveal whether it exists.
 func (r *Registry) fold(ctx context.Context, c *call) error {
 	if c.asked.upstream != "" || !namespace.Within(c.repo) {
 		return nil
@@ -99,15 +99,15 @@ func (r *Registry) fold(ctx context.Context, c *call) error {
 	return nil
 }
 
-// answer calls the handler of a call that is authorized. A read of a registry of which nothing is known here is
-// answered as one question: whether its content is here.
+// answer calls the handler of a call that is authorized. A read with the ns of a registry that no setting names gets
+// NAME_UNKNOWN for everything that is not here, so that the client goes on to that registry.
 func (r *Registry) answer(w http.ResponseWriter, req *http.Request, c *call, h handler) error {
 	reads := req.Method == http.MethodGet || req.Method == http.MethodHead
 	if c.asked.ns != "" && reads {
 		w.Header().Set("OCI-Namespace", c.asked.ns)
 	}
 	unknown := c.asked.ns != "" && c.asked.upstream != "" && reads && !r.options.Namespaces.Known(c.asked.upstream)
-	if unknown && c.endpoint == endpointReferrers { // an empty list would say that there are none there
+	if unknown && c.endpoint == endpointReferrers { // an empty list would mean that the other registry has none
 		found := false
 		if !c.hidden {
 			var err error
@@ -141,12 +141,12 @@ func (r *Registry) answer(w http.ResponseWriter, req *http.Request, c *call, h h
 	return err
 }
 
-// path returns the path of something of the call's repository, as the client has asked for it.
+// path returns the path of a resource of the call's repository, with the name that the client has used for it.
 func (r *Registry) path(c *call, below string) string {
 	return r.options.Prefix + "/v2/" + c.asked.path + below
 }
 
-// location is path with the namespace, for clients that follow it as it is.
+// location is path with ns, for clients that follow a Location without adding it.
 func (r *Registry) location(c *call, below string) string {
 	if c.asked.ns == "" || c.asked.upstream == "" {
 		return r.path(c, below)
@@ -154,7 +154,8 @@ func (r *Registry) location(c *call, below string) string {
 	return r.path(c, below) + "?ns=" + url.QueryEscape(c.asked.ns)
 }
 
-// marked returns the request with a mark that it is meant for another registry, so that credentials may be for that.
+// marked returns the request with the mark of package auth that it is meant for another registry, for which its
+// credentials may be.
 func (c *call) marked(req *http.Request) *http.Request {
 	if c.asked.upstream == "" || c.repo == "" {
 		return req

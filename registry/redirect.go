@@ -10,17 +10,18 @@ import (
 	"trow/storage"
 )
 
-// redirectLife is how long a URL is valid that a client is redirected to. Clients use it at once; the clock of the
-// service may differ from ours by minutes.
+// redirectLife is how long the URL of a redirect is valid. Clients use it at once, but the clock of the service may
+// differ from ours by minutes.
 const redirectLife = 10 * time.Minute
 
-// beginLife is how long what is cached of an upstream is not evicted after its client was redirected. By then the
-// client has begun to read, and services finish such an answer also for an object that is deleted meanwhile.
+// beginLife is how long cached content is not chosen for eviction after a client was redirected to it. By then the
+// client has begun to read, and services finish an answer that they have begun, even if the object is deleted in the
+// meantime.
 const beginLife = time.Minute
 
-// answeredHere are the headers of requests that are never redirected. Conditions are about the entity tags that this
-// registry has given, and the service has others. Pages of a browser (Origin) may read from this server, and nothing is
-// known of the service.
+// answeredHere are the headers of requests that are never redirected. Conditions are about the entity tags of this
+// registry; the service has others. Pages in a browser (Origin) may read from this server (CORS), but perhaps not from
+// the service.
 var answeredHere = []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range",
 	"Origin"}
 
@@ -28,11 +29,11 @@ var answeredHere = []string{"If-Match", "If-None-Match", "If-Modified-Since", "I
 // whether it did. parts is the number of ranges that are asked for; 0: the whole blob. If it returns false, nothing was
 // written, and the bytes are to be sent from here.
 func (r *Registry) redirect(w http.ResponseWriter, req *http.Request, b blob, parts int) bool {
-	if !r.options.Redirected.Contain(req.RemoteAddr) { // first: it is all that a server without the setting pays
+	if !r.options.Redirected.Contain(req.RemoteAddr) { // first: it is all that this costs without the setting
 		return false
 	}
 	service, ok := r.options.Blobs.(storage.Redirector)
-	// What comes from memory, or from an upstream, is here already.
+	// Small blobs are in memory, and bytes from an upstream may not be in the service yet.
 	if !ok || b.source != nil || b.size <= smallBlob || !redirectable(req.Header, parts) {
 		return false
 	}
@@ -44,12 +45,12 @@ func (r *Registry) redirect(w http.ResponseWriter, req *http.Request, b blob, pa
 	if len(req.Header["Authorization"]) > 0 && getsLogin(to, req.Host) {
 		return false
 	}
-	if r.options.Cache != nil && namespace.Within(b.repo) { // the request ends before its client reads
+	if r.options.Cache != nil && namespace.Within(b.repo) { // the use of this request ends before the client reads
 		time.AfterFunc(beginLife, r.use(b.repo, b.digest))
 	}
 	h := w.Header()
-	h.Set("Location", to)              // it is in no log: the access log has no headers of answers
-	h.Set("Cache-Control", "no-store") // the URL is this client's, and it ends
+	h.Set("Location", to)              // a secret, but in no log: the access log has no headers of answers
+	h.Set("Cache-Control", "no-store") // the URL is for this client, and expires
 	w.WriteHeader(http.StatusTemporaryRedirect)
 	return true
 }
@@ -68,8 +69,8 @@ func redirectable(h http.Header, parts int) bool {
 }
 
 // getsLogin reports whether clients would send the login for own, a host[:port], to the URL as well: net/http, and so
-// containerd, Docker and podman, sends it to the same host at any port, and to hosts below it. The service must not
-// have it, and refuses a request with a login beside the signature in the URL.
+// containerd, Docker and podman, sends it to the same host at any port, and to its subdomains. The service must not get
+// it, and refuses a request that has a login besides the signature in the URL.
 func getsLogin(to, own string) bool {
 	u, err := url.Parse(to)
 	if err != nil {

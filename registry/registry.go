@@ -57,16 +57,18 @@ type Options struct {
 	// [storage.Redirector]. Optional.
 	Redirected address.Networks
 	// Names are the host[:port] under which clients know this registry. A request with another name in ?ns= is meant
-	// for a repository of another registry, which lies below f/ here.
+	// for a repository of another registry, which is below f/ here.
 	Names []string
-	// Namespaces says under which names those lie, and which hosts of ours stand for another registry. Optional.
+	// Namespaces maps those repositories to names below f/, and host names of this registry to other registries.
+	// Optional.
 	Namespaces *namespace.Table
-	// Upstreams are asked for what repositories below f/ do not hold; their Config.Names is Namespaces. Optional.
+	// Upstreams are asked for content that repositories below f/ do not hold; their Config.Names is Namespaces.
+	// Optional.
 	Upstreams *upstream.Upstreams
 	// Fetcher downloads their blobs. Optional.
 	Fetcher *upstream.Fetcher
-	// Cache bounds what of them is stored. Optional; with it, Drop deletes the bytes of contents that no repository
-	// holds any more.
+	// Cache bounds how much of their content is stored. Optional; with it, Drop deletes the bytes of contents that no
+	// repository holds any more.
 	Cache *mirror.Cache
 	Drop  func(context.Context, []digest.Digest) error
 	// Prefix is the path below which clients see /v2, for the locations and links of answers: /path, or empty. The
@@ -89,7 +91,7 @@ type Options struct {
 	MaxRequests int
 	// Bodies bounds the memory of manifests that are pushed.
 	Bodies Bodies
-	// Answers bounds the memory of manifests and lists that clients receive; nil: nothing does.
+	// Answers bounds the memory of manifests and lists that clients receive; nil: there is no bound.
 	Answers Answers
 	// UploadTimeout is how long a session without bytes is valid; 0: 6 hours. UploadKey authenticates the IDs of
 	// sessions; without it they end with the process. MaxUploadsPerClient bounds the uploads in storage of one client:
@@ -366,8 +368,9 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request, c *call, h h
 	return r.answer(w, req, c, h)
 }
 
-// authorize decides whether a call may do what it asks for. Whether everybody may read what is held of another registry
-// is found out first where that registry has to be asked.
+// authorize returns nil if a call may do what it asks for. If a read of content of another registry is refused, that
+// registry may have to be asked whether everybody may read it; then it decides again. Errors: as auth.Authorizer;
+// UNAVAILABLE if that registry cannot be asked.
 func (r *Registry) authorize(ctx context.Context, c *call) error {
 	err := r.options.Auth.Authorize(ctx, c.who, c.repo, c.action)
 	if err == nil || r.options.Upstreams == nil || c.action != auth.Pull || !namespace.Within(c.repo) {

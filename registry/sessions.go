@@ -30,9 +30,9 @@ import (
 //
 // An ID that has ended must not begin anew. So the last maxEnded ones are remembered, and when that is not enough, and
 // after a restart, the older IDs count as ended unless storage has their upload: a client that has one begins again. An
-// upload with bytes outlives a restart. Of several replicas, each remembers the IDs that have ended at it alone: to
-// tell the others would take a fact for each upload in all their memories, and what a client gains by an ID that has
-// ended elsewhere is an upload without bytes, which it may begin anyway.
+// upload with bytes outlives a restart. Each of several replicas remembers only the IDs that have ended there: a common
+// list would take a fact for each upload in the memory of each replica, and with an ID that has ended elsewhere a
+// client gains no more than an upload without bytes, which it may begin anyway.
 type sessions struct {
 	key     []byte
 	timeout time.Duration // how long an ID is valid without bytes

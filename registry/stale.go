@@ -8,10 +8,10 @@ import (
 	"trow/storage"
 )
 
-// catchUp waits for what other processes have changed, before what can change is read: tags, lists, and whether a blob
-// or a manifest is here. Content that is sent by its digest does not change. If the journal does not answer in time,
-// the answer says how old it may be. The distribution spec allows no other code of Warning (RFC 7234, section 5.5) than
-// 299.
+// catchUp waits until the index has what other processes have changed, before tags, lists, or whether content exists
+// are read; content that is read by its digest does not change. If the journal does not answer in time, the headers say
+// how old the answer may be, in seconds. The distribution spec allows no other code of Warning (RFC 7234, section 5.5)
+// than 299.
 func (r *Registry) catchUp(w http.ResponseWriter, req *http.Request, c *call) error {
 	if !c.canChange(req.Method) {
 		return nil
@@ -27,7 +27,7 @@ func (r *Registry) catchUp(w http.ResponseWriter, req *http.Request, c *call) er
 	return err
 }
 
-// canChange reports whether the answer to a request that reads depends on what others may have changed.
+// canChange reports whether other processes may have changed the answer to a request with this method, which reads.
 func (r *route) canChange(method string) bool {
 	if method != http.MethodGet && method != http.MethodHead {
 		return false

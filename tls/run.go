@@ -83,9 +83,9 @@ func (r *runner) pollOnce(ctx context.Context, now time.Time) {
 	}
 }
 
-// pollStore reconciles with the store, and logs what has changed. An error is logged only if something is due, and once
-// an hour: until then a store that does not answer does no harm. The store is read again at the next poll all the same,
-// because another process may have done meanwhile what is due, such as to let a new CA sign.
+// pollStore reconciles with the store, and logs what has changed. An error is logged only if something is due, because
+// a store that does not answer does no harm before, and once an hour. The store is read again at each poll all the
+// same: another process may have done what is due, such as to let a new CA sign.
 func (r *runner) pollStore(ctx context.Context, now time.Time) {
 	if err := r.reconcile(ctx, now, false); err != nil {
 		if cert := r.urgent(now); cert != "" && ctx.Err() == nil && !now.Before(r.nextReport) {

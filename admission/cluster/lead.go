@@ -15,51 +15,54 @@ import (
 	"trow/manifests/kube"
 )
 
-// Of several replicas one, the leader, publishes the bundle, arms the webhook, keeps it in order, and with that lets a
-// new CA sign; the others only see what it has done. Otherwise replicas with different settings, as during a rollout,
-// would write the configuration in turn. The leader is who holds the Lease of the Deployment's name, and not who leads
-// something in the registry's journal: what it writes is in the API server, and can be kept in order as long as that
-// answers, even when the journal does not.
+// One of several replicas, the leader, publishes the bundle, arms the webhook, keeps it in order, and so lets a new CA
+// sign; the others observe what it has done. Otherwise replicas with different settings, as during a rollout, would
+// overwrite each other's configuration. The leader is the replica that holds the Lease with the Deployment's name, and
+// not a leader in the registry's journal: what it writes is in the API server, so it must be able to lead as long as
+// that answers, even if the journal does not.
 //
-// The Lease saves no one from an earlier leader that has stopped for a while and goes on: invariant 6 does, and that a
-// bundle is compared with the Secret after the object was read into which it is written; see [Cluster.current].
+// A Lease is no fence: a leader that was stopped for a while may go on after another one has taken over. Invariant 6
+// prevents that it does harm, and that a bundle is compared with the Secret after the object to which it is written was
+// read; see [Cluster.current].
 //
-// Package leaderelection of client-go does the same with the clientset, which kube.Client replaces.
+// Package leaderelection of client-go does the same, but needs the clientset, which kube.Client replaces.
 
 const (
-	// leaseTime is how long a Lease must stay the same until another process takes it. Each process measures it by its
-	// own clock.
+	// leaseTime is how long a Lease must stay unchanged before another process takes it. Each process measures that
+	// with its own clock, and does not compare the times in the Lease: clocks differ.
 	leaseTime = 15 * time.Second
-	// leaderTimeout bounds one pass of a leader, so that it ends before another process takes over.
+	// leaderTimeout bounds one pass of a leader, so that it ends before another process takes over: a pass begins at
+	// most half of Poll (2.5 s) after the last renewal.
 	leaderTimeout = 10 * time.Second
-	// releaseTimeout bounds the last request of a leader that ends.
+	// releaseTimeout bounds the last requests of a leader that ends.
 	releaseTimeout = 5 * time.Second
 )
 
-// noteLeader says which replica keeps the webhook in order.
+// noteLeader is the key of the note that says which replica is the leader.
 const noteLeader = "leader"
 
-// term is what Run knows of the Lease.
+// term is what this process knows of the Lease. Only Run's goroutine uses it.
 type term struct {
-	leads   bool      // at the last look, this process held it
+	leads   bool      // this process held it when it last looked
 	renewed time.Time // when this process last took or renewed it
-	version string    // of the Lease of another process
-	since   time.Time // when that version was seen first
+	version string    // the resourceVersion of the Lease that another process holds
+	since   time.Time // when this process first saw that version
 }
 
 // replicated reports whether this process is one of several replicas.
 func (c *Cluster) replicated() bool { return c.o.Deployment != "" }
 
-// lead reports whether this process is the one that writes: always, without replicas. It takes the Lease if it is
-// free, and renews it. Without the Lease none does, which is a risk that people are told of. Errors: those of the API.
+// lead reports whether this process is the leader; without replicas it always is. It takes the Lease if that is free or
+// has expired, and renews it. If the Lease does not exist or may not be read, no replica leads, which is reported as a
+// risk. Errors: those of the API.
 func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	now := time.Now()
 	if !c.replicated() || c.term.leads && now.Sub(c.term.renewed) < c.o.Poll/2 {
-		return true, nil // passes may follow each other closely, and need not renew it each time
+		return true, nil // renewed recently: a watch may start passes in quick succession
 	}
 	lease, err := c.o.Client.Leases(c.o.Namespace).Get(ctx, c.o.Deployment, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
-		c.follower("") // any other replica is no better off
+		c.follower("") // no other replica can hold it either
 		c.note(noteLeader, "")
 		c.report(riskLease, fmt.Sprintf("no replica keeps the webhook in order: Lease %s/%s does not exist, or may "+
 			"not be read, and the server has no right to create it; apply the manifest again (trow manifest)",
@@ -80,7 +83,8 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 			return false, nil
 		}
 	}
-	// The update is refused if another process has changed the Lease since.
+	// The API server refuses the update if another process has changed the Lease since it was read, so one of them
+	// wins.
 	held, err := written(c.o.Client.Leases(c.o.Namespace).Update(ctx, c.claim(lease, now), metav1.UpdateOptions{}))
 	if err != nil {
 		return false, fmt.Errorf("lease %s/%s: %w", c.o.Namespace, c.o.Deployment, err)
@@ -97,7 +101,7 @@ func (c *Cluster) lead(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// remindOfLease creates an Event if there is no Lease to hold.
+// remindOfLease creates an Event if there is no Lease.
 func (c *Cluster) remindOfLease(ctx context.Context) {
 	c.mu.Lock()
 	text := c.risks[riskLease]
@@ -107,7 +111,7 @@ func (c *Cluster) remindOfLease(ctx context.Context) {
 	}
 }
 
-// claim returns a Lease as this process holds it.
+// claim returns a copy of a Lease with this process as the holder, renewed now.
 func (c *Cluster) claim(lease *coordinationv1.Lease, now time.Time) *coordinationv1.Lease {
 	lease = lease.DeepCopy()
 	s, at := &lease.Spec, metav1.NewMicroTime(now)
@@ -125,15 +129,15 @@ func (c *Cluster) setFollows(follows bool) {
 	c.follows = follows
 }
 
-// follower notes that another process leads, holder if it is known. What this process has found out as the leader may
-// no longer be so.
+// follower notes that this process does not lead; holder is the leader, empty if it is not known. What this process has
+// found out as the leader is forgotten, because it may no longer be true.
 func (c *Cluster) follower(holder string) {
 	if c.term.leads {
 		c.drift.written, c.probe, c.searchedAt, c.provisionersAt = intent{}, prober{}, time.Time{}, time.Time{}
 		c.mu.Lock()
 		clear(c.risks)
 		clear(c.notes)
-		c.published = nil // so that this process lets no new CA sign
+		c.published = nil // only the leader, which publishes the bundle, lets a new CA sign
 		c.mu.Unlock()
 	}
 	c.term.leads = false
@@ -143,8 +147,9 @@ func (c *Cluster) follower(holder string) {
 	}
 }
 
-// observe notes in which mode the leader has armed the webhook, as it says in the configuration. What another client
-// has made of the entries since is no reason to deny less until the leader, or its successor, puts them back.
+// observe notes the mode in which the leader has armed the webhook, which it records in the configuration. If another
+// client has changed the entries since, the recorded mode counts: replicas go on denying until the leader, or the next
+// one, repairs them. Errors: those of the API.
 func (c *Cluster) observe(ctx context.Context) error {
 	have, err := c.o.Client.WebhookConfigurations.Get(ctx, kube.Name, metav1.GetOptions{})
 	switch {
@@ -168,8 +173,8 @@ func (c *Cluster) observe(ctx context.Context) error {
 	return nil
 }
 
-// release gives the Lease up when this process ends, so that another one takes it at its next look. An error has no
-// effect but that it takes longer.
+// release gives up the Lease when this process ends, so that another replica takes it in its next pass. Errors are
+// ignored: then the Lease is taken after leaseTime.
 func (c *Cluster) release(ctx context.Context) {
 	if !c.replicated() || !c.term.leads {
 		return
@@ -184,9 +189,11 @@ func (c *Cluster) release(ctx context.Context) {
 	_, _ = c.o.Client.Leases(c.o.Namespace).Update(ctx, lease, metav1.UpdateOptions{})
 }
 
-// current reports whether bundle is that of the Secret now. It must be called after the object was read into which the
-// bundle is to be written, and before it is: a process that has written a newer bundle there has put it into the Secret
-// before, so that a process that was cut off for a while does not put its old bundle in the place of the new one.
+// current reports whether bundle is that of the Secret now. The caller calls it after it has read the object to which
+// the bundle is to be written, and before it writes: a process that has written a newer bundle there has saved it in
+// the Secret before that, so either current sees the newer one, or the update of the object is refused as a conflict.
+// Without this, a process that was cut off for a while could replace a new bundle with its old one. Errors: those of
+// Refresh.
 func (c *Cluster) current(ctx context.Context, bundle []byte) (bool, error) {
 	if c.o.Refresh == nil {
 		return true, nil
@@ -209,8 +216,8 @@ func (c *Cluster) deployment(ctx context.Context) (*appsv1.Deployment, error) {
 	return d, nil
 }
 
-// subject returns what Events are about: the pod of this process, or the Deployment of the replicas, because the right
-// to read pods cannot be limited to those whose names a Deployment makes up.
+// subject returns the object of Events: the pod of this process, or the Deployment of the replicas, because RBAC cannot
+// limit the right to read pods to those of a Deployment, whose names are generated.
 func (c *Cluster) subject(ctx context.Context) (corev1.ObjectReference, error) {
 	if c.replicated() {
 		d, err := c.deployment(ctx)

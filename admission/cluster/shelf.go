@@ -13,20 +13,20 @@ import (
 )
 
 const (
-	// shelfTimeout bounds the requests about the Secret: a start waits for them.
+	// shelfTimeout bounds the requests of one call: the start of the server waits for them.
 	shelfTimeout = 10 * time.Second
 	// shelfKey is the key of the Secret.
 	shelfKey = "last-good-settings.json"
 )
 
-// Shelf keeps the last good configuration files of replicas, in Secret [kube.SettingsSecretName] and not in a
-// ConfigMap, because a file may have a password. The data directory of a replica ends with it, and while the present
-// files have a mistake, new replicas would not start: in the end, there would be none to review a pod. The manifest has
-// the Secret without data.
+// Shelf keeps the last good configuration files of replicas in the Secret [kube.SettingsSecretName], and not in a
+// ConfigMap, because a file may have a password. The data directory of a replica is deleted with its pod; without the
+// Shelf, new replicas would not start while the present files have an error, until none is left to review pods. The
+// manifest creates the Secret without data, so that the server needs no right to create Secrets.
 type Shelf struct{ o Options }
 
-// OpenShelf returns the Shelf of the replicas of the setting deployment; nil if there is one pod. It sends no request
-// yet.
+// OpenShelf returns the Shelf if the setting deployment is set, so that there are replicas; otherwise nil. It sends no
+// request. It returns an interface without a name, because this package does not import package settings.
 func OpenShelf(setting func(key string) string) interface {
 	Load() ([]byte, error)
 	Save(content []byte) error
@@ -40,7 +40,8 @@ func OpenShelf(setting func(key string) string) interface {
 // NewShelf returns the Shelf in the namespace of o, with its client; without a client it connects as [Open] does.
 func NewShelf(o Options) *Shelf { return &Shelf{o} }
 
-// Load returns what was saved last, nil if there is nothing. Errors: this process runs in no cluster; those of the API.
+// Load returns the content that was saved last; nil if there is none. Errors: this process does not run in a cluster;
+// those of the API.
 func (s *Shelf) Load() ([]byte, error) {
 	var content []byte
 	err := s.with(func(ctx context.Context) error {
@@ -53,8 +54,8 @@ func (s *Shelf) Load() ([]byte, error) {
 	return content, err
 }
 
-// Save keeps the content, unless another process has changed the Secret in between: that was as good. Errors: those of
-// Load.
+// Save saves the content. If another replica changes the Secret at the same time, its content stays, which is as good:
+// it has started with it as well. Errors: as Load.
 func (s *Shelf) Save(content []byte) error {
 	return s.with(func(ctx context.Context) error {
 		secret, err := s.o.Client.Secrets(s.o.Namespace).Get(ctx, kube.SettingsSecretName, metav1.GetOptions{})
@@ -70,7 +71,7 @@ func (s *Shelf) Save(content []byte) error {
 	})
 }
 
-// with calls do with a client and a time limit, and names the Secret in its error.
+// with connects, calls do with a time limit, and names the Secret in its error.
 func (s *Shelf) with(do func(context.Context) error) error {
 	if err := s.o.connect("deployment"); err != nil {
 		return err

@@ -13,17 +13,17 @@ import (
 )
 
 // This file is about requests that are meant for another registry, of which this one is a mirror, and about the
-// repositories below f/, in which the content of other registries lies.
+// repositories below f/, which hold the content of other registries.
 //
-// Clients may send such a request with the credentials that they have for the other registry: containerd sends those of
-// docker.io along. So what is not known here counts as no credentials, and goes nowhere: not into the log, not to the
-// Kubernetes API, and not into the throttle that logins share. The realm in the challenge has the namespace, so that
-// the request to the token endpoint is recognized as well.
+// Clients may send such a request with the credentials that they have for the other registry: containerd does so for
+// docker.io. So credentials that are not valid here count as none. They are not logged, are not sent to the Kubernetes
+// API, and are checked under a throttle of their own, so that they do not block logins. The realm in the challenge has
+// the namespace, so that the request to the token endpoint is recognized as well.
 
 // namespaceKey is the key of the mark that ForNamespace makes.
 type namespaceKey struct{}
 
-// ForNamespace marks a request as meant for another registry, by its host in the one form of package namespace.
+// ForNamespace marks a request as meant for another registry, whose host is in the canonical form of package namespace.
 func ForNamespace(ctx context.Context, host string) context.Context {
 	return context.WithValue(ctx, namespaceKey{}, host)
 }
@@ -42,7 +42,8 @@ func realmQuery(r *http.Request) string {
 	return ""
 }
 
-// forToken returns a request to the token endpoint with the mark that its realm asks for.
+// forToken returns a request to the token endpoint with the mark of [ForNamespace] if its Host, or the ns of its realm,
+// names another registry.
 func (g *Guard) forToken(r *http.Request) *http.Request {
 	host, ok := g.options.Namespaces.Site(r.Host)
 	if !ok {
@@ -54,9 +55,8 @@ func (g *Guard) forToken(r *http.Request) *http.Request {
 	return r.WithContext(ForNamespace(r.Context(), host))
 }
 
-// renamed returns a scope's repository as it is called here. Docker asks for a token with the name in its own path,
-// whatever the challenge says; where it knows this registry by a host that stands for another one, that is not the name
-// here.
+// renamed returns the local name of a scope's repository. Docker asks for a token with the name in the path that it
+// uses, whatever the challenge says; at a host that stands for another registry, that is not the local name.
 func (g *Guard) renamed(r *http.Request, repo string) string {
 	if upstream, ok := g.options.Namespaces.Site(r.Host); ok {
 		if here, err := g.options.Namespaces.Here(upstream, repo); err == nil {
@@ -66,11 +66,11 @@ func (g *Guard) renamed(r *http.Request, repo string) string {
 	return repo
 }
 
-// maxStrangers bounds the credentials that are remembered as not ours.
+// maxStrangers bounds the remembered credentials, because clients can send any number.
 const maxStrangers = 4096
 
-// strangers remembers credentials of requests for other registries that are not ours, until the users change: a node
-// sends them with each pull, and a comparison takes long. nil if there are none.
+// strangers remembers keys of credentials, on requests for other registries, that are not valid here, until the users
+// change: a node sends them with each pull, and a comparison with the hash of a password takes long by design.
 type strangers struct {
 	*lru.Cache[[32]byte, struct{}]
 }
@@ -83,8 +83,8 @@ func newStrangers() strangers {
 	return strangers{c}
 }
 
-// stranger returns whom a request for another registry comes from whose credentials were refused with err: from nobody
-// that is known here. A certificate of the connection counts all the same. Other errors stay.
+// stranger returns the identity of a request for another registry whose credentials are not valid here, or could not be
+// compared because too many were: that of the certificate of its connection, or anonymous. Errors: any other err.
 func (g *Guard) stranger(r *http.Request, err error) (*Identity, error) {
 	if errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrBusy) {
 		return g.certified(r), nil
@@ -92,17 +92,17 @@ func (g *Guard) stranger(r *http.Request, err error) (*Identity, error) {
 	return nil, err
 }
 
-// errForeign: a token of another issuer, on a request for another registry.
+// errForeign refuses a token of another issuer on a request for another registry: it is not sent to the Kubernetes API.
 var errForeign = fmt.Errorf("%w: not a token of this registry", ErrUnauthorized)
 
-// guarded reports whether an action would change a repository in which only mirror may.
+// guarded reports whether an action on a repository needs [Mirror].
 func guarded(repo string, a Action) bool {
 	return a == Mirror || namespace.Within(repo) && (a == Push || a == Create || a == Delete)
 }
 
-// judgeMirror decides who may change what other registries are said to hold. Whoever may replaces images for the whole
-// cluster, because ?ns= is answered from there. So no right to push is enough, not even that of the user who may do
-// everything: a rule, or a robot's own actions, must name mirror.
+// judgeMirror decides who may change repositories below f/. Requests with ?ns= are answered from there, so such a
+// change can replace images for the whole cluster. So no right to push is enough, not even that of the user who may do
+// everything: a rule, or the robot's own actions, must name mirror.
 func (p *Policy) judgeMirror(who *Identity, repo string) Verdict {
 	switch {
 	case who.socket:
@@ -123,11 +123,11 @@ func (p *Policy) judgeMirror(who *Identity, repo string) Verdict {
 	return Verdict{on: onMirror}
 }
 
-// Readers returns who may read a repository below f/, and the upstream whose read: says so. ok is false if none does;
-// then the rules decide. It is called for each decision, and must not wait.
+// Readers returns who may read a repository below f/, and the upstream by which that is decided. ok is false if the
+// repository has no upstream; then the rules decide. It is called for each decision, and must not block.
 type Readers func(repo string) (who Who, upstream string, ok bool)
 
-// readers is Readers for any repository.
+// readers is Readers for any repository; ok is false for one that is not below f/.
 func (p *Policy) readers(repo string) (who Who, upstream string, ok bool) {
 	if p.Readers == nil || !namespace.Within(repo) {
 		return nil, "", false
@@ -135,9 +135,9 @@ func (p *Policy) readers(repo string) (who Who, upstream string, ok bool) {
 	return p.Readers(repo)
 }
 
-// judgeRead decides who may read what is held of an upstream that names its readers. It alone allows that: an upstream
-// with a login may have private content, and a rule that lets all pull from everywhere is not meant for that. A rule
-// that forbids still does, and a robot may read what it was created for.
+// judgeRead decides who may read held content of an upstream. Only readers can allow it: an upstream with a login may
+// have private content, and a rule that lets everybody pull from everywhere is not meant for that. A rule that forbids
+// still does, and so do the actions of a robot that do not include pull.
 func (p *Policy) judgeRead(who *Identity, repo string, readers Who, upstream string) Verdict {
 	switch {
 	case who.owner:
@@ -158,7 +158,8 @@ func (p *Policy) judgeRead(who *Identity, repo string, readers Who, upstream str
 	return Verdict{Allowed: readers.Match(who), on: onReaders, upstream: upstream}
 }
 
-// mirrorable reports whether somebody may change repositories below f/, so that a login is worth a try.
+// mirrorable reports whether a rule or a robot permits changes below f/, so that a challenge can lead to a login that
+// may.
 func (s *state) mirrorable() bool {
 	for _, r := range s.policy.rules {
 		if !r.forbids && includes(r.may, Mirror) {
@@ -173,11 +174,11 @@ func (s *state) mirrorable() bool {
 	return false
 }
 
-// whyMirror is why nobody but those may write below f/.
+// whyMirror explains a refusal of judgeMirror.
 const whyMirror = "repositories below f/ hold what other registries hold, for all who pull from those through this " +
 	"one; only trow import, and identities that a rule gives mirror, may write there"
 
-// deniedMirror is the refusal of a change below f/.
+// deniedMirror returns the error for a change below f/ that judgeMirror does not allow.
 func deniedMirror(who *Identity, repo string, a Action) error {
 	return fmt.Errorf("%w: %s may not %s to %.255s: %s; push to another repository", ErrDenied, who.Label(), a, repo,
 		whyMirror)

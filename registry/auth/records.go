@@ -78,14 +78,14 @@ func (g *Guard) current() *state {
 	return g.refresh()
 }
 
-// refresh reads the records again. It is done by the first request after a change: there is no goroutine in between
-// that could be late, so that a robot is out as soon as the index knows.
+// refresh reads the records again. The first request after a change calls it, and not a goroutine that could be late:
+// so a robot is revoked as soon as the index has the change.
 func (g *Guard) refresh() *state {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.state.Load()
-	news := g.news.Load() // before the records are read: a change meanwhile counts as another one
-	if s.seen == news {   // the request that had the lock before has done it
+	news := g.news.Load() // before the records are read: a change while they are read causes another refresh
+	if s.seen == news {   // another request has refreshed while this one waited for the lock
 		return s
 	}
 	next := *s
@@ -106,7 +106,7 @@ func (g *Guard) readRecords(s *state) {
 		if robot, ok := strings.CutPrefix(name, robotRecord); ok {
 			stored[robot] = value
 		} else if id, ok := strings.CutPrefix(name, keyRecord); ok {
-			// One that cannot be read is skipped, since clients get new tokens by themselves.
+			// A key that cannot be read is skipped: clients whose tokens it has signed get new ones by themselves.
 			if k, err := parseKey(id, value); err == nil {
 				s.keys = append(s.keys, k)
 			} else if g.unread[id] != string(value) {
@@ -146,8 +146,8 @@ func (g *Guard) writable(ctx context.Context) (*state, error) {
 	return g.current(), err
 }
 
-// confirmed makes a miss in a state certain, and returns the state to look in again: another replica may have made the
-// robot or key that is missing. Errors: ErrUnavailable if that cannot be known; that of ctx.
+// confirmed returns a state that is up to date with the journal, after a miss in s: another replica may have created
+// the robot or key that is missing. Errors: ErrUnavailable if the journal does not answer; that of ctx.
 func (g *Guard) confirmed(ctx context.Context, s *state) (*state, error) {
 	switch {
 	case s.records == nil:
@@ -161,9 +161,9 @@ func (g *Guard) confirmed(ctx context.Context, s *state) (*state, error) {
 	return g.current(), nil
 }
 
-// anybody returns a state in which it is certain whether some credentials are valid. Where none are, those of a request
-// count for nothing; but another replica may just have made the first robot, and robotic reports whether they could be
-// those of one. Errors: as confirmed.
+// anybody returns a state from which it is certain whether any credentials are valid. If none are, those of a request
+// are ignored; but another replica may have just created the first robot. robotic reports whether the credentials of
+// the request can be those of a robot. Errors: as confirmed.
 func (g *Guard) anybody(ctx context.Context, s *state, robotic bool) (*state, error) {
 	if s.logins || !robotic {
 		return s, nil
@@ -171,7 +171,7 @@ func (g *Guard) anybody(ctx context.Context, s *state, robotic bool) (*state, er
 	return g.confirmed(ctx, s)
 }
 
-// robotic reports whether an Authorization header could be that of a robot.
+// robotic reports whether an Authorization header can be that of a robot.
 func robotic(header string) bool {
 	scheme, rest, _ := strings.Cut(header, " ")
 	if !strings.EqualFold(scheme, "Basic") {
@@ -182,20 +182,20 @@ func robotic(header string) bool {
 	return err == nil && strings.HasPrefix(password, SecretPrefix)
 }
 
-// confirmInterval is the least time between two questions to the journal because of unknown keys and robots. Clients
-// need no login to make them up; so, however many there are, a replica asks ten times a second. A client of a new robot
-// waits a tenth of a second at most, which is also all that one who guesses costs.
+// confirmInterval is the least time between two requests to the journal because of unknown keys and robots. Clients
+// need no login to invent those, so a replica asks at most ten times a second, however many it gets. A client of a new
+// robot waits at most a tenth of a second for that.
 const confirmInterval = 100 * time.Millisecond
 
-// confirmer asks the journal on behalf of all who wait. Its zero value is ready.
+// confirmer sends one request to the journal for all callers that wait. Its zero value is ready.
 type confirmer struct {
 	mu   sync.Mutex // guards what follows
 	next *confirmation
-	last time.Time // when the last one began
+	last time.Time // when the last request began
 }
 
-// confirmation is one question. It has not begun while it is confirmer.next: who joins it then is answered with what
-// was true after it came.
+// confirmation is one request to the journal. While it is confirmer.next it has not begun, so its answer is newer than
+// each caller that joins it.
 type confirmation struct {
 	done chan struct{}
 	err  error // valid once done is closed
@@ -224,7 +224,7 @@ func (c *confirmer) join(r Records) *confirmation {
 		c.mu.Lock()
 		c.next, c.last = nil, time.Now()
 		c.mu.Unlock()
-		// Not with the context of one who waits: others wait as well. CatchUp has a bound of its own.
+		// Not with the context of a caller, because others wait as well. CatchUp has a bound of its own.
 		if age, err := r.CatchUp(context.Background(), storage.CatchUpTime); err != nil || age > 0 {
 			one.err = fmt.Errorf("%w: the journal does not answer", ErrUnavailable)
 		}

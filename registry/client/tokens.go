@@ -18,15 +18,15 @@ import (
 )
 
 const (
-	// maxTokens bounds how many tokens are kept, those that were used last: a client of ours may name any number of
-	// repositories, each of which takes a token. A token has some kilobytes.
+	// maxTokens bounds the cached tokens, of which those that were used last stay: a client may name any number of
+	// repositories, each of which takes a token of some kilobytes.
 	maxTokens = 1024
-	// tokenLife is that of a token whose server does not say how long it is valid (token specification, "expires_in").
+	// tokenLife is the lifetime of a token without expires_in (token specification).
 	tokenLife = time.Minute
-	// maxTokenLife bounds what a server says, so that nothing overflows.
+	// maxTokenLife bounds expires_in, so that the duration does not overflow.
 	maxTokenLife = 24 * time.Hour
-	// tokenMargin is how long before its end a token is no longer used, or a tenth of its life if that is less: a
-	// request takes time, and clocks differ.
+	// tokenMargin is how long before it expires a token is no longer used, or a tenth of its lifetime if that is less:
+	// a request takes time, and clocks differ.
 	tokenMargin = 30 * time.Second
 	// maxTokenAnswer bounds the answer of a token server, in bytes; a header with a token has at most some ten
 	// thousand.
@@ -35,7 +35,7 @@ const (
 	tokenTime = 30 * time.Second
 )
 
-// tokens is an auth.Cache whose tokens end, and whose number is bounded.
+// tokens is an auth.Cache in which tokens expire, and whose size is bounded.
 type tokens struct {
 	flight singleflight.Group
 	all    *lru.Cache[string, token]
@@ -80,8 +80,8 @@ func tokenKey(host string, scheme auth.Scheme, key string) string {
 	return host + " " + scheme.String() + " " + key
 }
 
-// Set implements auth.Cache. Those who ask for the same token at the same time share one request; the one that asked
-// first may leave.
+// Set implements auth.Cache. Callers that need the same token at the same time share one request, which does not depend
+// on the context of any of them.
 func (t *tokens) Set(ctx context.Context, host string, scheme auth.Scheme, key string,
 	fetch func(context.Context) (string, error)) (string, error) {
 	name := tokenKey(host, scheme, key)
@@ -109,14 +109,14 @@ func (t *tokens) Set(ctx context.Context, host string, scheme auth.Scheme, key s
 	}
 }
 
-// lifetime is when the token ends that is being fetched; lifetimeKey is its key in the context of that request, which
-// so marks the requests to token servers.
+// lifetime receives the time at which the token that is being fetched expires. lifetimeKey is its key in the context of
+// the request, by which tokenTransport recognizes requests to token servers.
 type (
 	lifetime    struct{ ends time.Time }
 	lifetimeKey struct{}
 )
 
-// tokenTransport checks where tokens are fetched from, and notes when they end: the library does neither.
+// tokenTransport checks the URLs from which tokens are fetched, and notes when tokens expire: the library does neither.
 type tokenTransport struct {
 	base  http.RoundTripper
 	realm func(*url.URL) error // nil: any
@@ -128,7 +128,8 @@ func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if life == nil {
 		return t.base.RoundTrip(req)
 	}
-	// Here, because each redirect of the request comes through here too, with the password if it is on the same host.
+	// Checked here, because a redirect of the request passes through here as well, with the password if it stays at the
+	// same origin.
 	if t.realm != nil {
 		if err := t.realm(req.URL); err != nil {
 			return nil, err

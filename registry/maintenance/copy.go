@@ -13,31 +13,34 @@ import (
 	"trow/storage/files"
 )
 
-// Where the bytes are elsewhere, a copy of all facts lies beside them, from which trow rebuild makes a journal: etcd,
-// or the data directory with the journal, may be lost alone.
+// If the bytes are not in the data directory, a copy of all facts is kept beside them, from which trow rebuild makes a
+// journal: etcd, or the data directory with the journal, may be lost without the bytes.
 
 const (
-	// copyInterval is the greatest age of the copy, while something changes.
+	// copyInterval is the time between two copies, and so how much of the changes a rebuild can lose.
 	copyInterval = time.Hour
-	// keptCopies is how many copies stay: the newest one may turn out to be damaged.
+	// keptCopies is how many copies are kept: the newest one may turn out to be damaged.
 	keptCopies = 2
 )
 
-// isSecret reports whether a record is left out of copies. With the keys, who may read the bucket could make tokens and
-// go on with uploads of others; a server without them makes new ones, and what was signed with the old ones ends.
-// Robots are in the copy: of their secrets, which are random, it has hashes.
+// isSecret reports whether a record is left out of copies. With the keys, anyone who may read the bucket could issue
+// tokens and continue the uploads of others; a server without them makes new ones, and what was signed with the old
+// ones becomes invalid. Robots are in the copy: it has only hashes of their secrets, which are random. The records of
+// runs are left out because they are about the replicas of now.
 func isSecret(record string) bool {
 	return record == uploadKeyRecord || strings.HasPrefix(record, "auth/key/") ||
 		strings.HasPrefix(record, recordOf(""))
 }
 
-// keeper returns what keeps copies of the facts. With all in the data directory, the journal has its backup there.
+// keeper returns the engine that keeps copies of the facts; false if the bytes are in the data directory, where the
+// journal has its backup.
 func (d *Data) keeper() (storage.Keeper, bool) {
 	k, ok := d.Blobs().(storage.Keeper)
 	return k, ok
 }
 
-// copyFacts makes a copy of the facts, unless the newest one knows everything.
+// copyFacts makes a copy of the facts, unless the newest one is up to date, and logs an error. Nothing is copied after a
+// migration: from then on the facts are those of the target.
 func (d *Data) copyFacts(ctx context.Context) {
 	k, ok := d.keeper()
 	if !ok || d.loaded.Load().index.Sealed() != nil {
@@ -48,16 +51,17 @@ func (d *Data) copyFacts(ctx context.Context) {
 	}
 }
 
-// writeCopy makes a copy of the facts, unless the newest one knows everything. believed: the journal was suspected, and
-// an administrator has said since that it is to be believed as it is.
+// writeCopy makes a copy of the facts, unless the newest one is up to date, and removes old copies. believed: the
+// journal was suspected to have gone back, and an administrator has confirmed it. Errors: ErrIdentity; those of the
+// engines; the journal is suspected.
 func (d *Data) writeCopy(ctx context.Context, k storage.Keeper, believed bool) error {
-	if err := d.trust(ctx); err != nil { // beside the bytes of another registry it would be taken for that one's
+	if err := d.trust(ctx); err != nil { // a rebuild of another registry would use a copy that lies beside its bytes
 		return err
 	}
 	index := d.loaded.Load().index
 	var all []storage.Copy
 	var err error
-	if believed { // the newest copy is of what the journal does not know any more
+	if believed { // the newest copy has a higher revision, which would raise the suspicion again
 		all, err = storage.CopiesOf(ctx, k)
 	} else {
 		all, err = expectCopied(ctx, k, index)
@@ -66,7 +70,7 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper, believed bool) e
 		return err
 	}
 	if err := index.Suspicion(); err != nil {
-		// The copies there are may know what the journal does not know any more, and a new one would drive them out.
+		// The present copies may have facts that the journal has lost, and a new copy would replace them.
 		return fmt.Errorf("no copy is made: %w", err)
 	}
 	rev := index.Revision()
@@ -88,15 +92,16 @@ func (d *Data) writeCopy(ctx context.Context, k storage.Keeper, believed bool) e
 		}
 	}
 	d.log.Debug().Str("copy", c.Name).Msg("copied the facts to where the content is")
-	return k.RemoveCopies(ctx, old...) // last: until here, those that are whole are the old ones
+	return k.RemoveCopies(ctx, old...) // last: until the new copy is written, only the old ones are complete
 }
 
-// writeFacts makes a copy of a journal that is newer than all others, which are in order. rev is what it has at least:
-// it has what comes meanwhile as well. dir is the data directory, for a file of its length.
+// writeFacts makes a copy of a journal. others are the present copies, the newest first; the new one sorts before them.
+// rev is the revision that the copy has at least: it may include commits that are made in the meantime. dir is the data
+// directory, for a temporary file of the copy's length. Errors: those of the engines and of the file system.
 func writeFacts(ctx context.Context, k storage.Keeper, j storage.Journal, dir string, others []storage.Copy,
 	identity string, rev storage.Revision) (storage.Copy, error) {
-	now := time.Now().Truncate(time.Second)            // as in its name
-	if len(others) > 0 && !now.After(others[0].Time) { // as when a clock was wrong: the names tell the order
+	now := time.Now().Truncate(time.Second)            // names have whole seconds
+	if len(others) > 0 && !now.After(others[0].Time) { // names must sort as the copies do, also after a clock was wrong
 		now = others[0].Time.Add(time.Second)
 	}
 	c, h := storage.NewCopy(now, rev), storage.CopyHeader{Identity: identity, Revision: rev, Time: now}
@@ -107,15 +112,17 @@ func writeFacts(ctx context.Context, k storage.Keeper, j storage.Journal, dir st
 	if j.Traits().Shared {
 		return c, k.WriteCopy(ctx, c.Name, write)
 	}
-	// Commits of a local journal may wait while its state is read: for the disk, not for a service.
+	// Commits of a local journal may wait while its state is read, so it is read into a file first: they must not wait
+	// for an upload to the service.
 	return c, spooled(dir, write, func(r io.Reader) error {
 		return k.WriteCopy(ctx, c.Name, func(w io.Writer) error { _, err := io.Copy(w, r); return err })
 	})
 }
 
-// spooled calls write with a file in a directory, and then read with what is in it.
+// spooled calls write with a temporary file in a directory, and then read with its content. Errors: those of the file
+// system, of write and of read.
 func spooled(dir string, write func(io.Writer) error, read func(io.Reader) error) (err error) {
-	f, err := os.CreateTemp(dir, files.TempPrefix+"facts-") // the start removes one that a crash leaves
+	f, err := os.CreateTemp(dir, files.TempPrefix+"facts-") // after a crash, the next start removes it (openHold)
 	if err != nil {
 		return err
 	}
@@ -129,8 +136,9 @@ func spooled(dir string, write func(io.Writer) error, read func(io.Reader) error
 	return read(f)
 }
 
-// expectAtStart compares the journal with the newest copy before anything is committed that raises its revision, and
-// before what an earlier collection has condemned is deleted.
+// expectAtStart compares the journal with the newest copy. It is called before anything is committed, which would raise
+// the revision and hide that the journal went back, and before anything is deleted that an earlier collection has
+// condemned.
 func (d *Data) expectAtStart(ctx context.Context, index *storage.Index) {
 	k, ok := d.keeper()
 	if !ok {
@@ -141,21 +149,21 @@ func (d *Data) expectAtStart(ctx context.Context, index *storage.Index) {
 	}
 }
 
-// expectCopied returns the copies, the newest first. It makes the index suspect a journal that is older than the newest
-// one. Errors: those of the engines.
+// expectCopied returns the copies, the newest first. If the journal has a lower revision than the newest one, the index
+// suspects from then on that the journal went back (storage.Index.Expect). Errors: those of the engines.
 func expectCopied(ctx context.Context, k storage.Keeper, index *storage.Index) ([]storage.Copy, error) {
 	all, err := storage.CopiesOf(ctx, k)
 	if err != nil || len(all) == 0 || index.Revision() >= all[0].Revision {
 		return all, err
 	}
-	// Those of another journal, beside bytes that were adopted, say nothing.
+	// Copies of another journal, beside bytes that were adopted, have unrelated revisions.
 	id, err := index.Record(ctx, identityRecord)
 	if err != nil {
 		return nil, err
 	}
 	h, err := headerOf(ctx, k, all[0].Name)
 	switch {
-	case errors.Is(err, storage.ErrCopy), errors.Is(err, storage.ErrNotFound): // or another server has removed it
+	case errors.Is(err, storage.ErrCopy), errors.Is(err, storage.ErrNotFound): // damaged, or removed by another server
 		return all, nil
 	case err != nil:
 		return nil, err
@@ -165,9 +173,10 @@ func expectCopied(ctx context.Context, k storage.Keeper, index *storage.Index) (
 	return all, index.Expect(ctx, all[0].Revision)
 }
 
-// errHeader ends the reading of a copy behind its header.
+// errHeader ends the reading of a copy after its header.
 var errHeader = errors.New("the header was read")
 
+// headerOf returns the header of a copy. Errors: those of the engine; ErrCopy.
 func headerOf(ctx context.Context, k storage.Keeper, name string) (storage.CopyHeader, error) {
 	r, err := k.OpenCopy(ctx, name)
 	if err != nil {

@@ -10,18 +10,19 @@ import (
 	"trow/storage/bolt"
 )
 
-// How a server comes by its engines, and what it shows of them. What only some of them have is asked of them by a type
-// assertion. What an engine does not have is neither done nor shown: no metric has a made-up value.
+// This file opens the engines of a server, and shows their state. What only some engines can do is an optional
+// interface, found by a type assertion. For an engine without it, nothing is done or shown: no metric has a made-up
+// value.
 
-// openParts opens what is in the directory, as readOnly says, and takes its lock. Engines that are elsewhere are opened
-// by Load, so that the server listens while they do not answer.
+// openParts opens the engines in the directory, as readOnly says, and takes its lock. Other engines are opened by Load,
+// so that the server listens while they do not answer. Errors: those of the engines; the directory is locked.
 func (d *Data) openParts() (err error) {
 	o := &d.options
 	d.release = func() error { return nil }
 	switch {
 	case o.Journal == "":
 		d.journal, err = o.OpenJournal(context.Background(), d.use()) // first: it holds the lock of the directory
-	case d.readOnly == "": // otherwise nothing is written, so there is nothing to lock
+	case d.readOnly == "": // a read-only server writes nothing, and needs no lock
 		d.release, err = bolt.LockDirectory(o.DataDir)
 	}
 	if err != nil {
@@ -49,7 +50,8 @@ func (d *Data) closeJournal() (err error) {
 
 func (d *Data) setBlobs(b storage.Blobs) { d.blobs.Store(&b) }
 
-// Blobs is the content. It is nil before Load has returned if the content is not in the data directory.
+// Blobs returns the engine of the content. It is nil until Load has opened it if the content is not in the data
+// directory.
 func (d *Data) Blobs() storage.Blobs {
 	if b := d.blobs.Load(); b != nil {
 		return *b
@@ -57,14 +59,16 @@ func (d *Data) Blobs() storage.Blobs {
 	return nil
 }
 
-// use says how a server uses its engines.
+// use returns how a server uses its engines.
 func (d *Data) use() Use {
 	return Use{ReadOnly: d.readOnly != "", Reserve: d.options.Reserve.Of, Uploads: d.uploads,
 		MaxUploads: d.options.MaxUploads, Memory: Memory(), Warn: d.warn}
 }
 
-// openEngines opens what is not in the data directory, and loads the index. Load calls it again while an engine does
-// not answer. The index comes between the two engines, because the facts say which object has which bytes.
+// openEngines opens the engines that are not in the data directory, and loads the index. Load calls it again while an
+// engine does not answer; a journal that is open stays open. The order is journal, index, blobs, because the facts say
+// which object has which bytes, and then the identity, before anything is changed. Errors: ErrIdentity; those of the
+// engines.
 func (d *Data) openEngines(ctx context.Context) (index *storage.Index, err error) {
 	if d.journal == nil {
 		if d.journal, err = d.options.OpenJournal(ctx, d.use()); err != nil {
@@ -90,14 +94,14 @@ func (d *Data) openEngines(ctx context.Context) (index *storage.Index, err error
 	return index, nil
 }
 
-// warn logs what an engine has handled by itself, and what its administrator must know.
+// warn logs an error that an engine has handled itself, but its administrator must know.
 func (d *Data) warn(err error) { d.log.Warn().Err(err).Msg("storage") }
 
-// retryInterval is the time between two attempts to reach an engine at the start, besides what an attempt takes. It is
-// a variable for tests alone.
+// retryInterval is the time between two attempts to open an engine at the start. It is a variable for tests only.
 var retryInterval = time.Second
 
-// untilAnswered calls do until it succeeds, or fails with something that waiting does not change. It logs why it waits.
+// untilAnswered calls do until it succeeds or returns another error than ErrUnavailable. It logs why it waits, at most
+// once in 10 s. Errors: those of do; that of ctx.
 func (d *Data) untilAnswered(ctx context.Context, do func() error) error {
 	for logged := (time.Time{}); ; {
 		err := do()
@@ -117,14 +121,14 @@ func (d *Data) untilAnswered(ctx context.Context, do func() error) error {
 }
 
 const (
-	// confirmInterval is the time between two questions whether the index is up to date: without them its age would
-	// grow while no request comes.
+	// confirmInterval is the time between two confirmations that the index is up to date: otherwise JournalCheck would
+	// show a growing age while no request asks.
 	confirmInterval = 2 * time.Second
-	// staleAfter is the age from which on a line of /readyz?verbose is marked.
+	// staleAfter is the age of the index from which JournalCheck fails.
 	staleAfter = 10 * time.Second
 )
 
-// confirm asks the journal whether the index is up to date.
+// confirm asks the journal whether the index is up to date. The result is seen in Index.Confirmed.
 func (d *Data) confirm(ctx context.Context) { _, _ = d.loaded.Load().index.CatchUp(ctx, time.Second) }
 
 // shared returns the index if other processes write to the journal as well; nil before it is loaded.
@@ -149,7 +153,7 @@ func (d *Data) JournalCheck() (ok bool, text string) {
 		age.Round(time.Second))
 }
 
-// answering is implemented by engines that stop asking a service that does not answer. An error says why.
+// answering is implemented by engines that send a service no requests while it does not answer. The error says why.
 type answering interface{ Answering() error }
 
 // BlobsCheck is a line of /readyz?verbose where the bytes are in a service: ok reports whether it answers.

@@ -16,37 +16,38 @@ import (
 	"trow/storage/files"
 )
 
-// hold keeps retention from removing what it has not reported: after an import, which makes all content new, and after
-// the first start on data of an earlier version, which knows less about the order of tags. The next run of retention
-// then only reports what it would remove, and the run after that removes it. An administrator's trow retention removes
-// at once.
+// hold keeps retention from removing anything before a run has reported it: after an import, which makes all content
+// new, and after the first start on data of an earlier version, in which less is known about the order of tags. The
+// next run of retention then only reports what it would remove, and the run after that removes it. trow retention, run
+// by an administrator, removes at once.
 //
-// It is kept in a file of its own in the data directory, not in the journal: it is about the work on the data, and a
-// backup or an export of the data must not carry it. Where several servers share the journal there is no other place.
+// It is kept in a file of its own in the data directory, and not in the journal: it is about the work on the data, and
+// a backup or an export of the data must not contain it. Servers that share a journal have no other place that is
+// common.
 type hold struct {
 	root *os.Root
-	// index is where it is kept instead if several servers share the journal: each applies the rules, and an import
-	// reaches one of them. nil: it is in root.
+	// index is where it is kept instead if several servers share the journal: any of them applies the rules, and an
+	// import reaches only one. nil: it is in root.
 	index *storage.Index
 	runs  sync.Mutex // held while retention removes, so that an import does not begin in the middle of a run
 
 	mu    sync.Mutex // guards all below
 	state holdState
-	kept  []byte // the record that state was read from
+	kept  []byte // the record from which state was read
 
-	// Of a hold in the directory, these two are not kept; in the record they are part of state.
+	// For a hold in the directory these two are in memory only; in the record they are part of state.
 	until   time.Time // an import that is under way lets runs report until then
 	pending int       // what the last run would have removed; 0 if it has removed
 }
 
-// holdState is the content of the file.
+// holdState is the content of the file, or of the record.
 type holdState struct {
-	// Meaning is the version of what retention goes by. Data of another one is data of an earlier version.
+	// Meaning is the version of the data by which retention decides. Another one means data of an earlier version.
 	Meaning int `json:"meaning"`
 	// Reports is how many of the next runs only report.
 	Reports int `json:"reports"`
-	// Until is when an import is no longer believed to be under way, in Unix seconds, and Pending what the last run
-	// would have removed: in the record alone, because each run may be that of another replica.
+	// Until is the time, in Unix seconds, until which an import counts as under way, and Pending how many removals the
+	// last run has reported. They are in the record only, because each run may be that of another replica.
 	Until   int64 `json:"until,omitempty"`
 	Pending int   `json:"pending,omitempty"`
 }
@@ -55,7 +56,7 @@ const (
 	holdFile = "retention.json"
 	// holdMeaning 1: the order of tags is that of the journal.
 	holdMeaning = 1
-	// holdTime is how long an import that is under way is believed to be so. It renews it more often.
+	// holdTime is how long an import counts as under way after its last request. It sends them more often.
 	holdTime = time.Minute
 )
 
@@ -78,20 +79,20 @@ func openHold(dir string, readOnly bool) (*hold, error) {
 		text = nil // missing, too large or not a file: the next run only reports
 	}
 	if err := json.Unmarshal(text, &h.state); err != nil {
-		h.state = holdState{} // another meaning; loaded decides
+		h.state = holdState{} // with Meaning 0, which is that of an earlier version; loaded decides
 	}
 	return h, nil
 }
 
-// loaded decides about data whose file is missing or of another version. empty reports whether there is none. Errors:
-// those of the file system.
+// loaded decides whether the first run only reports, if the file or record is missing or of another version. empty:
+// there is no data. Errors: those of the file system, or of the Journal.
 func (h *hold) loaded(empty bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.read()
 	return h.change(func(s holdState) holdState {
 		switch {
-		case s.Meaning == holdMeaning: // another replica has decided, if h.state is of another meaning
+		case s.Meaning == holdMeaning: // decided already, at an earlier start or by another replica
 		case empty:
 			s.Reports = 0
 		default:
@@ -101,9 +102,9 @@ func (h *hold) loaded(empty bool) error {
 	})
 }
 
-// change sets what next returns for what is kept. The caller holds mu. Errors: as set.
+// change replaces the state that is kept by what next returns for it. The caller holds mu. Errors: as set.
 func (h *hold) change(next func(holdState) holdState) (err error) {
-	const tries = 10 // each is lost to another replica
+	const tries = 10 // each fails only if another replica has changed the record since it was read
 	for range tries {
 		h.read()
 		if err = h.set(next(h.state)); !errors.Is(err, storage.ErrConflict) {
@@ -113,8 +114,9 @@ func (h *hold) change(next func(holdState) holdState) (err error) {
 	return err
 }
 
-// set sets the state, also if it cannot be written. The caller holds mu. Errors: those of the file system; ErrConflict
-// if another replica has changed the record.
+// set sets the state in memory and writes it. If it cannot be written, the state in memory counts all the same, so that
+// a full disk does not make retention remove. The caller holds mu. Errors: those of the file system, or of the Journal;
+// ErrConflict if another replica has changed the record.
 func (h *hold) set(next holdState) error {
 	next.Meaning = holdMeaning
 	if h.state == next {
@@ -138,17 +140,18 @@ func (h *hold) set(next holdState) error {
 	return nil
 }
 
-// holdRecord is the name of the record with the same content as the file.
+// holdRecord is the name of the record that replaces the file.
 const holdRecord = "retention-hold"
 
-// keepIn keeps the hold in the journal from now on.
+// keepIn keeps the hold in the journal from now on; the file no longer counts.
 func (h *hold) keepIn(x *storage.Index) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.index, h.state = x, holdState{}
 }
 
-// read reads what another server may have changed; the caller holds mu. What cannot be decoded is another meaning.
+// read reads the record, which another server may have changed. One that cannot be decoded is data of an earlier
+// version. The caller holds mu.
 func (h *hold) read() {
 	if h.index == nil {
 		return
@@ -163,10 +166,10 @@ func (h *hold) read() {
 	_ = json.Unmarshal(h.kept, &h.state)
 }
 
-// importing lets the next run only report, and all runs of the next minute. It returns when no run removes. Errors:
-// those of the file system, or of the Journal.
+// importing lets the next run, and all runs within holdTime, only report. It returns when no run of this server
+// removes. Errors: those of the file system, or of the Journal.
 func (h *hold) importing() error {
-	h.runs.Lock()
+	h.runs.Lock() // waits for a run that removes
 	defer h.runs.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -175,7 +178,8 @@ func (h *hold) importing() error {
 		h.until = until
 		return h.set(holdState{Reports: 1})
 	}
-	// A run of another replica may be under way. What it removes depends on the record, and it does not count.
+	// A run of another replica may be under way. Its removals are refused once the record has changed (allowed), and it
+	// does not count as the run that reports.
 	return h.change(func(s holdState) holdState {
 		s.Reports, s.Until = 1, until.Unix()
 		return s
@@ -188,12 +192,12 @@ func (h *hold) underWay() bool {
 	return now.Before(h.until) || now.Before(time.Unix(h.state.Until, 0))
 }
 
-// holdRun is what a run of retention found when it began.
+// holdRun is a run of retention, with the hold as it was when the run began.
 type holdRun struct {
 	*hold
-	dry      bool // it must not remove
-	underWay bool
-	kept     []byte
+	dry      bool   // it must not remove
+	underWay bool   // an import was under way
+	kept     []byte // the record
 }
 
 // begin begins a run. The caller holds runs if the run may remove.
@@ -204,12 +208,13 @@ func (h *hold) begin() holdRun {
 	return holdRun{h, h.state.Reports > 0 || h.underWay(), h.underWay(), h.kept}
 }
 
-// errHeld: an import has begun at another replica.
+// errHeld ends a run because an import has begun at another replica.
 var errHeld = errors.New("an import has begun")
 
-// allowed returns what a removal is asked inside its Update, nil if nothing need be asked. Errors: errHeld.
+// allowed returns a condition for the Update of each removal: the record is the one with which the run began. It is nil
+// if no other replica can change that. Errors of the condition: errHeld.
 func (r holdRun) allowed() func(*storage.Tx) error {
-	if r.index == nil { // an import waits for the run
+	if r.index == nil { // importing waits for the run
 		return nil
 	}
 	return func(tx *storage.Tx) error {
@@ -220,8 +225,7 @@ func (r holdRun) allowed() func(*storage.Tx) error {
 	}
 }
 
-// reported ends a run that would have removed n tags and manifests. Errors: those of the file system, or of the
-// Journal.
+// reported ends a run that has only reported n tags and manifests. Errors: those of the file system, or of the Journal.
 func (r holdRun) reported(n int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -230,14 +234,15 @@ func (r holdRun) reported(n int) error {
 	}
 	r.read()
 	next := r.state
-	// Of an import that is not complete, or was not when the run began, the run has not seen all.
+	// The run counts as the one that reports only if it has seen all content: no import was under way when it began,
+	// none is now, and none has begun and ended in between.
 	if whole := !r.hold.underWay() && (r.index == nil || !r.underWay && bytes.Equal(r.hold.kept, r.kept)); whole {
 		next.Reports = max(next.Reports-1, 0)
 	}
 	return r.end(next, n)
 }
 
-// removed ends a run that has removed. Errors: those of the file system, or of the Journal.
+// removed ends a run that was allowed to remove. Errors: those of the file system, or of the Journal.
 func (r holdRun) removed() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -251,7 +256,8 @@ func (r holdRun) removed() error {
 	return r.end(next, 0)
 }
 
-// end sets the state after a run. That of an import that has just begun at another replica stays. The caller holds mu.
+// end sets the state after a run. On a conflict the state of an import that has just begun at another replica stays.
+// The caller holds mu. Errors: those of the file system, or of the Journal.
 func (r holdRun) end(next holdState, pending int) error {
 	if r.index != nil {
 		next.Pending = pending
@@ -263,7 +269,7 @@ func (r holdRun) end(next holdState, pending int) error {
 	return err
 }
 
-// pendingNow returns what the last run would have removed.
+// pendingNow returns how many removals the last run has only reported.
 func (h *hold) pendingNow() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -278,9 +284,10 @@ func (h *hold) pendingNow() int {
 func (d *Data) retain(ctx context.Context) {
 	l := d.loaded.Load()
 	if !l.retention.Rules() {
-		return // a run without rules reports nothing, so it does not count
+		return // a run without rules reports nothing, so it must not count as the one that reports
 	}
-	// Not Lock: an administrator's run reports to a client, which may be slow, and the collection must not wait for it.
+	// Not Lock: an administrator's run sends its report to a client, which may be slow, and the collection must not
+	// wait.
 	if !d.hold.runs.TryLock() {
 		return
 	}

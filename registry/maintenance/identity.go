@@ -11,19 +11,19 @@ import (
 	"trow/storage"
 )
 
-// A journal and bytes that are elsewhere carry one identity. Settings that name another pair would otherwise lose data:
-// a collector with a new journal deletes all bytes, and a scrub with another bucket quarantines all content. The
-// journal has it in a record, and the bytes beside them; in the data directory alone, the two cannot be confused, and
-// have no identity.
+// A journal and bytes outside of the data directory have a common identity. Without it, settings that name a wrong pair
+// would lose data: a collector with a new journal deletes all bytes, and a scrub with another bucket quarantines all
+// content. The journal has the identity in a record, and the engine of the bytes beside them. If both are in the data
+// directory, they cannot be confused, and have no identity.
 
 // identityRecord is the name of the record.
 const identityRecord = "identity"
 
-// ErrIdentity ends a start with a journal and bytes that do not belong together.
+// ErrIdentity refuses a start with a journal and bytes that do not belong together.
 var ErrIdentity = errors.New("journal and blobs do not belong together")
 
-// identify makes sure that the journal and the bytes belong together, and joins those that are both new. Errors:
-// [ErrIdentity], with the remedy; those of the engines.
+// identify makes sure that the journal and the bytes belong together, and gives both the same identity if they are new
+// or the setting adopt says so. Errors: [ErrIdentity], with the remedy; those of the engines.
 func (d *Data) identify(ctx context.Context, x *storage.Index) error {
 	kept, elsewhere := d.Blobs().(storage.Identified)
 	mine, err := x.Record(ctx, identityRecord)
@@ -44,8 +44,8 @@ func (d *Data) identify(ctx context.Context, x *storage.Index) error {
 	}
 	used := false
 	if theirs == "" {
-		// Another server may just be starting with the same pair. It sets the identity before it pushes anything, so
-		// what is there before this second look was not pushed by it.
+		// Another server may be starting with the same pair. It sets the identity before it stores anything. So if the
+		// bytes are used, and still have no identity after that was found, they are not those of such a server.
 		if used, err = d.used(ctx, x); err != nil {
 			return err
 		}
@@ -66,12 +66,12 @@ func (d *Data) identify(ctx context.Context, x *storage.Index) error {
 	return d.mismatch(string(mine), theirs)
 }
 
-// adopts reports whether the setting adopt is about a journal of this identity.
+// adopts reports whether the setting adopt names a journal of this identity.
 func (d *Data) adopts(mine []byte) bool {
 	return len(mine) > 0 && d.options.Adopt == string(mine) && d.readOnly == ""
 }
 
-// mismatch says what does not belong together, and how to go on.
+// mismatch returns an ErrIdentity that names the two identities and the remedies.
 func (d *Data) mismatch(mine, theirs string) error {
 	journal, blobs := d.options.names()
 	name := func(what, id string) string {
@@ -81,11 +81,11 @@ func (d *Data) mismatch(mine, theirs string) error {
 		return what + " (identity " + id + ")"
 	}
 	remedy := "start once with trow serve --adopt " + mine
-	if mine == "" { // a server that writes nothing has given it none
+	if mine == "" { // a read-only server cannot give the journal an identity, which --adopt needs
 		remedy = "start once without read-only, which says how"
 	}
 	lost := ""
-	if theirs != "" { // a bucket that a server has used may have a copy of the facts
+	if theirs != "" { // a server has used the bucket, so there may be a copy of the facts
 		lost = "; or, if the journal of these blobs is lost and this one is empty, run trow rebuild with the same " +
 			"settings"
 	}
@@ -94,7 +94,7 @@ func (d *Data) mismatch(mine, theirs string) error {
 		name(blobs, theirs), lost, remedy)
 }
 
-// identifyDirectory is identify for bytes in the data directory: a journal with an identity has its bytes elsewhere.
+// identifyDirectory is identify for bytes in the data directory: a journal with an identity was used with other bytes.
 func (d *Data) identifyDirectory(ctx context.Context, x *storage.Index, mine []byte) error {
 	switch {
 	case mine == nil:
@@ -105,11 +105,12 @@ func (d *Data) identifyDirectory(ctx context.Context, x *storage.Index, mine []b
 	return d.mismatch(string(mine), "")
 }
 
-// makeIdentity gives the journal an identity, unless another server is faster.
+// makeIdentity gives the journal an identity and returns it, or returns that which another server has given it at the
+// same time. Errors: those of the Journal.
 func (d *Data) makeIdentity(ctx context.Context, x *storage.Index) ([]byte, error) {
 	id := rand.Text()
 	if j, ok := d.journal.(interface{ Identity() string }); ok {
-		id = j.Identity() // by which the administrator of the service finds it
+		id = j.Identity() // that which the administrator of the service sees
 	}
 	err := x.SetRecord(ctx, identityRecord, nil, []byte(id))
 	if err != nil && !errors.Is(err, storage.ErrConflict) {
@@ -118,7 +119,7 @@ func (d *Data) makeIdentity(ctx context.Context, x *storage.Index) ([]byte, erro
 	return x.Record(ctx, identityRecord)
 }
 
-// used reports whether the journal names content, or there are objects.
+// used reports whether the journal names content, or the engine of the bytes has objects. Errors: those of the engine.
 func (d *Data) used(ctx context.Context, x *storage.Index) (bool, error) {
 	if x.Stats().Contents > 0 {
 		return true, nil
@@ -131,7 +132,8 @@ func (d *Data) used(ctx context.Context, x *storage.Index) (bool, error) {
 	return false, nil
 }
 
-// trust returns an error if the bytes may not be those of the journal, at this time.
+// trust compares the identities again: a bucket may have been exchanged while the server runs. Errors: [ErrIdentity];
+// those of the engines.
 func (d *Data) trust(ctx context.Context) error {
 	kept, elsewhere := d.Blobs().(storage.Identified)
 	if !elsewhere {
@@ -148,13 +150,15 @@ func (d *Data) trust(ctx context.Context) error {
 	return err
 }
 
-// suspicions are why work rests until an administrator lets it go on; nil: it does not rest.
+// suspicions are the reasons why the collector and the scrub wait for an administrator; nil: they do not.
 type suspicions struct{ identity, scrub atomic.Pointer[string] }
 
-// believeRemedy is what an administrator can do about a journal that went back.
+// believeRemedy is the remedy for a journal that is suspected to have gone back.
 const believeRemedy = "Run trow gc --all if the journal is to be believed as it is"
 
-// collectTrusted collects if the bytes are those of the journal.
+// collectTrusted calls collect if the bytes are those of the journal. It compares the journal with the newest copy of
+// the facts first, because a collection deletes what a journal that went back does not name. Errors: ErrIdentity;
+// ErrSuspicious, with the remedy; those of the engines and of collect.
 func (d *Data) collectTrusted(ctx context.Context,
 	collect func() (storage.Collected, error)) (storage.Collected, error) {
 	if err := d.trust(ctx); err != nil {
@@ -180,14 +184,16 @@ func (d *Data) collectTrusted(ctx context.Context,
 	return done, err
 }
 
-// collectAll collects however much it is, and ends the suspicion that the journal went back.
+// collectAll collects without the bound on how much is deleted at once, and ends the suspicion that the journal went
+// back. Errors: those of the engines.
 func (d *Data) collectAll(ctx context.Context, grace time.Duration,
 	report func(storage.Collected)) (storage.Collected, error) {
 	l := d.loaded.Load()
 	suspected := l.index.Suspicion() != nil
 	done, err := l.collector.RunAll(ctx, grace, report)
 	if k, ok := d.keeper(); ok && suspected && err == nil {
-		// The newest copy is of a higher revision than the journal has: the next collection would suspect it again.
+		// The newest copy has a higher revision than the journal. Without a new copy, the next collection would suspect
+		// the journal again.
 		if err = d.writeCopy(ctx, k, true); err != nil {
 			err = fmt.Errorf("all is collected, but the next collection will not believe the journal: copying the "+
 				"facts to where the content is: %w; run it again", err)
@@ -196,7 +202,8 @@ func (d *Data) collectAll(ctx context.Context, grace time.Duration,
 	return done, err
 }
 
-// noteScrub notes that a scrub has stopped, or that one has not.
+// noteScrub notes that a scrub has stopped because too much seemed to be damaged, or that one has ended. It returns
+// err, with the remedy.
 func (d *Data) noteScrub(err error) error {
 	switch {
 	case errors.Is(err, storage.ErrSuspicious):
@@ -209,12 +216,13 @@ func (d *Data) noteScrub(err error) error {
 	return err
 }
 
+// note stores the text of err as a suspicion.
 func note(where *atomic.Pointer[string], err error) {
 	text := err.Error()
 	where.Store(&text)
 }
 
-// collectionRests returns why the collector deletes less than it would, "" if it does not.
+// collectionRests returns why the collector deletes nothing, or not all that it would; empty if it does.
 func (d *Data) collectionRests() string {
 	l := d.loaded.Load()
 	if l == nil {

@@ -24,28 +24,28 @@ import (
 type Data struct {
 	options Options
 	log     zerolog.Logger
-	journal storage.Journal // nil until Load has reached one that is not in the directory
+	journal storage.Journal // nil until Load has opened one that is not in the directory
 	blobs   atomic.Pointer[storage.Blobs]
-	release func() error // gives up the lock of a directory without a journal
+	release func() error // releases the lock of a directory without a journal
 	uploads *storage.Uploads
 
 	loaded atomic.Pointer[loaded] // nil until Load has returned
 	full   bool                   // uploads are refused, and the log has said so; used by one loop
 	hold   *hold
 
-	copying sync.Mutex // held while the journal is copied
+	copying sync.Mutex // held while the journal is copied: two copies would write one file
 
-	readOnly string // why nothing is written to the directory; empty: it is written to
-	// unwritable is why nothing can be written to the directory any more; nil: it can.
+	readOnly string // why the directory is not written to; empty: it is
+	// unwritable is the error with which the directory has become unwritable; nil: it has not.
 	unwritable atomic.Pointer[error]
 
-	indexFull string // the settings because of which new names are refused, and the log has said so; used by one loop
+	indexFull string // the settings because of which new names are refused, as last logged; used by one loop
 
 	collected, freed prometheus.Counter
 	suspicions       suspicions
 }
 
-// loaded is what works on the index.
+// loaded are the index and what works on it.
 type loaded struct {
 	index     *storage.Index
 	shared    bool // other processes write to the journal as well
@@ -95,6 +95,7 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 		d.loaded.Store(l)
 		return index, nil
 	}
+	// In this order: the comparison comes before any commit, and the record of this replica before any other commit.
 	d.expectAtStart(ctx, index)
 	if err := l.turns.join(ctx); err != nil {
 		index.Close()
@@ -103,7 +104,7 @@ func (d *Data) Load(ctx context.Context, keep *retention.Policy, quotas []storag
 	if err := l.turns.finishNow(ctx, l.collector); err != nil { // not fatal: the next collection tries again
 		d.log.Error().Err(err).Msg("finishing the last collection")
 	}
-	// not fatal: it is known until the next start
+	// Not fatal: the state in memory counts until the next start.
 	if err := d.hold.loaded(index.Stats() == storage.Stats{}); err != nil {
 		d.log.Error().Err(err).Msg("retention")
 	}
@@ -128,20 +129,21 @@ func (d *Data) openIndex(ctx context.Context) (*storage.Index, error) {
 func (d *Data) Close() error {
 	if l := d.loaded.Load(); l != nil {
 		l.index.Close()
-		d.backup(context.Background()) // nothing changes any more: after a clean stop the copy knows everything
+		d.backup(context.Background()) // last: nothing changes any more, so the copy has everything
 	}
 	return errors.Join(d.closeJournal(), d.hold.root.Close())
 }
 
 const (
-	// expireInterval is the time between two looks for idle uploads, unless a quarter of upload-timeout is shorter: an
-	// upload must not stay much longer than that.
+	// expireInterval is the time between two searches for idle uploads, unless a quarter of upload-timeout is shorter:
+	// an upload must not stay much longer than that.
 	expireInterval = 10 * time.Minute
-	// backupInterval is the greatest age of the copy of the journal.
+	// backupInterval is the time between two backups of the journal, and so how much of the changes a rebuild can lose.
 	backupInterval = time.Hour
 	// startDelay is the time after the start before work begins that can wait; invariant 2.
 	startDelay = time.Minute
-	// spaceInterval is the time between two looks at the free space and the index for the log. Uploads look themselves.
+	// spaceInterval is the time between two looks at the free space and the index for the log. Uploads check the space
+	// themselves.
 	spaceInterval = 5 * time.Second
 )
 
@@ -157,7 +159,7 @@ func (d *Data) Run(ctx context.Context) error {
 	if d.shared() != nil {
 		every(confirmInterval, 0, d.confirm)
 	}
-	if d.readOnly != "" { // the rest writes, or is about what is written
+	if d.readOnly != "" { // the rest writes, or watches what is written
 		<-ctx.Done()
 		return g.Wait()
 	}
@@ -214,14 +216,14 @@ func (d *Data) backup(ctx context.Context) {
 	}
 }
 
-// Backup copies the journal, for trow rebuild, unless the copy knows everything, or the journal keeps no copy. Errors:
+// Backup copies the journal, for trow rebuild, unless the copy is up to date, or the journal keeps no copy. Errors:
 // those of the file system.
 func (d *Data) Backup(context.Context) error {
 	j, ok := d.journal.(backed)
 	if !ok {
 		return nil
 	}
-	d.copying.Lock() // two at once would write one file
+	d.copying.Lock()
 	defer d.copying.Unlock()
 	return j.Backup()
 }
@@ -254,7 +256,8 @@ func (d *Data) watchSpace(b spacious) {
 	}
 }
 
-// Volume returns the size of the volume that the blobs are on, in bytes. Errors: they are not on a volume.
+// Volume returns the size of the volume with the blobs in bytes. Errors: they are not on a volume; those of the file
+// system.
 func (d *Data) Volume() (int64, error) {
 	b, ok := d.Blobs().(spacious)
 	if !ok {
@@ -264,7 +267,8 @@ func (d *Data) Volume() (int64, error) {
 	return space.Size, err
 }
 
-// Drop deletes the bytes of contents that no repository holds any more, at once. Errors: those of the engines.
+// Drop deletes the bytes of those of the contents that no repository holds, at once and without the grace of a
+// collection. Load must have returned. Errors: those of the engines; then the next collection deletes the rest.
 func (d *Data) Drop(ctx context.Context, all []digest.Digest) error {
 	done, err := d.loaded.Load().collector.Drop(ctx, all)
 	d.freed.Add(float64(done.Freed))
@@ -299,8 +303,8 @@ func (d *Data) ContentCheck() (ok bool, text string) {
 	return n == 0, fmt.Sprintf("content whole: %d quarantined", n)
 }
 
-// collect applies the retention rules, then frees what nothing needs: in this order, so that one run frees the space
-// of what the rules remove.
+// collect applies the retention rules, and then collects: in this order, so that one run frees the space of what the
+// rules remove.
 func (d *Data) collect(ctx context.Context) {
 	if d.resting() {
 		return
@@ -342,7 +346,7 @@ func (d *Data) scrub(ctx context.Context) {
 		return // it could record nothing
 	}
 	if d.suspicions.scrub.Load() != nil {
-		return // somebody must look first; ScrubCheck says so
+		return // an administrator must look first; ScrubCheck says so
 	}
 	done, err := d.loaded.Load().scrubber.Run(ctx, d.options.ScrubRate.Value(), d.found, nil)
 	err = d.noteScrub(err)

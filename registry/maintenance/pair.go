@@ -19,7 +19,7 @@ import (
 	"trow/storage/s3"
 )
 
-// Engines say where the facts and the bytes are. All that opens them does so here: a server, a migration, a rebuild.
+// Engines are the settings of where the facts and the bytes are. A server, a migration and a rebuild open them here.
 // Three pairs are supported: both in a data directory; the facts in a data directory, and the bytes in S3; etcd and S3.
 type Engines struct {
 	DataDir string
@@ -30,8 +30,7 @@ type Engines struct {
 	BlobsCA                            string // file
 }
 
-// These are replaced by tests. Root may write wherever permissions are all that is missing, and the services are not on
-// the machine.
+// Tests replace these functions: permissions do not stop root, as which tests may run, and there are no services.
 var (
 	openJournal = func(dir string) (storage.Journal, error) { return journalOr(bolt.Open(dir)) }
 	openEtcd    = func(ctx context.Context, o etcd.Options) (storage.Journal, error) {
@@ -40,7 +39,7 @@ var (
 	openS3 = func(ctx context.Context, o s3.Options) (storage.Blobs, error) { return blobsOr(s3.Open(ctx, o)) }
 )
 
-// journalOr returns an interface that is nil on an error.
+// journalOr returns j as an interface, or an untyped nil with the error: a nil pointer in an interface is not nil.
 func journalOr[J storage.Journal](j J, err error) (storage.Journal, error) {
 	if err != nil {
 		return nil, err
@@ -78,7 +77,7 @@ func AddDataDirFlag(fs *pflag.FlagSet, dir *string) {
 	fs.StringVarP(dir, "data-dir", "d", "./data", "data directory of the server")
 }
 
-// ValidateEngines reports the first setting that is not valid, or a pair that is not supported. to begins the names of
+// ValidateEngines reports the first invalid setting, or a pair that is not supported. to is the prefix of the names of
 // the settings: empty, or "to-" for the flags of trow migrate. No error quotes a credential.
 func (e *Engines) ValidateEngines(to string) error {
 	for setting, file := range map[string]string{"journal-ca-file": e.JournalCA, "journal-cert-file": e.JournalCert,
@@ -135,7 +134,7 @@ func (e *Engines) s3() (s3.Options, error) {
 	return o, err
 }
 
-// Hosts returns the hosts of the services of journal and blobs, without ports, for which a server waits when it starts.
+// Hosts returns the hosts, without ports, of the services of journal and blobs, for which a server waits at its start.
 func (e *Engines) Hosts() (hosts []string) {
 	if o, err := e.etcd(); err == nil {
 		for _, endpoint := range o.Endpoints {
@@ -152,7 +151,7 @@ func (e *Engines) Hosts() (hosts []string) {
 	return hosts
 }
 
-// Where says where the data is, for people. It has no credentials, because no URL has any.
+// Where returns where the data is, for messages. It has no credentials, because the URLs may have none.
 func (e *Engines) Where() string {
 	switch {
 	case e.Journal != "":
@@ -163,7 +162,7 @@ func (e *Engines) Where() string {
 	return e.DataDir
 }
 
-// Settings says where the data is as the settings of a server there: its end of a migration is recorded with it.
+// Settings returns where the data is, in terms of a server's settings. A migration records it at its source.
 func (e *Engines) Settings() string {
 	switch {
 	case e.Journal != "":
@@ -174,7 +173,7 @@ func (e *Engines) Settings() string {
 	return "data directory " + e.DataDir
 }
 
-// names says where the journal is, and where the bytes are.
+// names returns where the journal is, and where the bytes are, for messages.
 func (e *Engines) names() (journal, blobs string) {
 	journal, blobs = "the journal in "+e.DataDir, "the data directory "+e.DataDir
 	if e.Journal != "" {
@@ -186,20 +185,20 @@ func (e *Engines) names() (journal, blobs string) {
 	return journal, blobs
 }
 
-// Use says how engines are used. What an engine does not have is ignored.
+// Use are the options of engines. Each engine ignores those that are not about it.
 type Use struct {
 	ReadOnly   bool
 	Reserve    func(int64) int64 // of the space of a file system, what uploads leave free; nil: nothing
 	Uploads    *storage.Uploads  // counts the uploads for quotas; nil: they do not count
 	MaxUploads int               // 0: no bound
 	Memory     int64             // for the parts of uploads to S3, in bytes; it is at least two parts
-	Warn       func(error)       // hears what an engine has handled by itself, and what its administrator must know
+	Warn       func(error)       // is called with errors that an engine has handled, and its administrator must know
 }
 
-// share is the part of the memory that the process may use that uploads to S3 take for their parts.
+// share divides the memory that the process may use: uploads to S3 take that part of it.
 const share = 8
 
-// Memory returns what uploads to S3 take for their parts, in bytes.
+// Memory returns how many bytes of memory uploads to S3 take for their parts.
 func Memory() int64 { return server.Memory() / share }
 
 // OpenJournal opens the journal; closeJournal closes it. Errors: those of the engine, with the remedy.
@@ -222,7 +221,7 @@ func (e *Engines) OpenJournal(ctx context.Context, u Use) (storage.Journal, erro
 	return j, err
 }
 
-// OpenBlobs opens the bytes. Those in S3 have their places in r. Errors: those of the engine, with the remedy.
+// OpenBlobs opens the bytes. r has the places of those in S3. Errors: those of the engine, with the remedy.
 func (e *Engines) OpenBlobs(ctx context.Context, u Use, r storage.Records) (storage.Blobs, error) {
 	if e.Blobs == "" {
 		return blobsOr(disk.Open(e.DataDir, disk.Options{Reserve: u.Reserve, MaxUploads: u.MaxUploads,
@@ -234,11 +233,11 @@ func (e *Engines) OpenBlobs(ctx context.Context, u Use, r storage.Records) (stor
 		return nil, err
 	}
 	o.Records, o.Uploads, o.MaxUploads, o.ReadOnly, o.Warn = r, u.Uploads, u.MaxUploads, u.ReadOnly, u.Warn
-	o.Memory = max(u.Memory, 2*o.PartSize)
+	o.Memory = max(u.Memory, 2*o.PartSize) // the least with which the engine works: see Use.Memory
 	return openS3(ctx, o)
 }
 
-// Pair is a journal and bytes that are open, with the index between them: the facts say which object has which bytes.
+// Pair is an open journal and open bytes, with the index between them: the facts say which object has which bytes.
 type Pair struct {
 	Journal storage.Journal
 	Index   *storage.Index
@@ -283,7 +282,7 @@ func closeJournal(j storage.Journal) error {
 	return nil
 }
 
-// readOnlyJournal refuses commits, for a server that writes nothing.
+// readOnlyJournal refuses commits, for a read-only server.
 type readOnlyJournal struct{ storage.Journal }
 
 // Commit implements [storage.Journal].

@@ -13,14 +13,14 @@ import (
 	"trow/storage"
 )
 
-// A data directory that cannot be written to, but read, is served all the same: pulls and verdicts need no more. A
-// cluster whose volume has come back read-only after an error of the disk can so go on starting pods.
+// A data directory that can be read but not written to is served all the same: pulls and verdicts need no more. So a
+// cluster whose volume has become read-only after a disk error can go on starting pods.
 
-// errReadOnly refuses the work of an administrator.
+// errReadOnly refuses jobs of an administrator that write.
 var errReadOnly = errors.New("the registry is read-only: it writes nothing to its data directory; " +
 	"restart it where it may write there, and without the setting read-only")
 
-// open opens the directory to write to it, or only to read it.
+// open opens the directory for writing, or only for reading if it cannot be written to. Errors: as openParts.
 func (d *Data) open() error {
 	if d.options.ReadOnly {
 		d.readOnly = "setting read-only"
@@ -47,7 +47,7 @@ func unwritable(err error) bool {
 // ReadOnly reports whether nothing is written to the directory. It does not change while the server runs.
 func (d *Data) ReadOnly() bool { return d.readOnly != "" }
 
-// writable is implemented by engines whose file system may stop to take writes.
+// writable is implemented by engines on a file system, which may become read-only. Writable tries to write.
 type writable interface{ Writable() error }
 
 // stillWritable asks the file system whether the directory can be written to. Tests replace it.
@@ -67,8 +67,8 @@ func (d *Data) ReadOnlyCheck() (ok bool, text string) {
 // writableInterval is the time between two tries to write to the directory: each costs the disk a write or two.
 const writableInterval = 30 * time.Second
 
-// watchWritable looks whether the directory can be written to still. It logs once that it cannot, and once that it can
-// again. Lack of space has a line and a message of its own.
+// watchWritable checks whether the directory can still be written to. It logs once that it cannot, and once that it can
+// again. A full disk is not counted: watchSpace logs that.
 func (d *Data) watchWritable(context.Context) {
 	b, ok := d.Blobs().(writable)
 	if !ok {
@@ -92,7 +92,7 @@ func (d *Data) watchWritable(context.Context) {
 	}
 }
 
-// writing is a job that changes the data, unless it is to report alone.
+// writing returns the handler of a job that writes; a read-only server accepts only its dry run.
 func (d *Data) writing(job admin.Job) http.Handler {
 	return admin.Job(func(ctx context.Context, q url.Values, report func(any)) (any, error) {
 		if d.readOnly != "" && !q.Has("dry-run") {

@@ -14,11 +14,11 @@ import (
 	"trow/storage/bolt"
 )
 
-// RebuildPair makes a journal anew for bytes that are elsewhere: from the newest whole copy of the facts beside them,
-// and from the manifests among the objects that are newer. The journal that the settings name must be empty. What was
-// changed after the copy, such as tags, is recorded nowhere else. Nothing is deleted. If it fails or is cut short, no
-// server starts with the journal until it is run again; it then begins with the same copy. A dry run reads no objects
-// but the copy, and does not look at the journal. Errors: as bolt.Open; those of the engines; the journal is not empty;
+// RebuildPair makes a new journal for bytes that are not in the data directory: from the newest complete copy of the
+// facts beside them, and from the manifests among the newer objects. The journal that the settings name must be empty.
+// Changes after the copy, such as those of tags, are lost. Nothing is deleted. If RebuildPair fails or is cut short, no
+// server starts with the journal until it is run again; it then begins with the same copy. A dry run reads no object
+// but the copy, and does not open the journal. Errors: as bolt.Open; those of the engines; the journal is not empty;
 // there is nothing to rebuild from; [ErrUndecided], with what was found.
 func RebuildPair(ctx context.Context, e Engines, r RebuildOptions) (done *Rebuilt, err error) {
 	var j storage.Journal // nil: that of the settings
@@ -26,7 +26,7 @@ func RebuildPair(ctx context.Context, e Engines, r RebuildOptions) (done *Rebuil
 	if use.Warn == nil {
 		use.Warn = func(error) {}
 	}
-	if r.DryRun { // all of it, with a journal that is thrown away
+	if r.DryRun { // the same steps, with a temporary journal
 		var at string
 		if at, err = os.MkdirTemp("", "trow-rebuild-"); err != nil {
 			return nil, err
@@ -59,7 +59,7 @@ func RebuildPair(ctx context.Context, e Engines, r RebuildOptions) (done *Rebuil
 	return p.done, p.run(ctx)
 }
 
-// pair is one rebuild of a journal for bytes that are elsewhere.
+// pair is one rebuild of a journal for bytes that are not in the data directory.
 type pair struct {
 	rebuilding
 	engines  Engines
@@ -67,8 +67,8 @@ type pair struct {
 	kept     storage.Keeper
 	objects  storage.Placed
 	identity string           // of the bytes
-	unnamed  []storage.Object // by the copy
-	newer    []storage.Object // of these, those that a server may have named since
+	unnamed  []storage.Object // that no fact of the copy names
+	newer    []storage.Object // of these, those that a server may have named after the copy
 	found    map[string]bool  // objects of manifests that no repo holds
 }
 
@@ -90,7 +90,7 @@ func (p *pair) run(ctx context.Context) error {
 		if err := p.index.BeginRebuild(ctx, p.done.Copy.Name); err != nil {
 			return err
 		}
-	} else if from != "" { // the same one: facts of another one would stay beside it
+	} else if from != "" { // the same copy as before: the journal may have some of its facts already
 		p.done.Copy, _ = storage.ParseCopy(from)
 	}
 	if err := p.restore(ctx); err != nil {
@@ -110,8 +110,8 @@ func (p *pair) run(ctx context.Context) error {
 	if len(p.done.Found) > 0 && !p.o.Recover && !p.o.Discard {
 		return ErrUndecided
 	}
-	// The newest copy must not be of a higher revision than the journal has now: it would be taken for one that went
-	// back.
+	// A new copy, with the revision of the new journal: the newest one has a higher revision, and the server would
+	// suspect that the journal went back.
 	all, err := storage.CopiesOf(ctx, p.kept)
 	if err != nil {
 		return err
@@ -123,7 +123,8 @@ func (p *pair) run(ctx context.Context) error {
 	return p.index.EndRebuild(ctx, p.identity) // last: from here on a server may start
 }
 
-// choose finds the newest copy that is whole and of these bytes. Without one, the objects are all there is.
+// choose finds the newest copy that is complete and has the identity of the bytes. Without one, the journal is made
+// from the objects alone. Errors: those of the engine.
 func (p *pair) choose(ctx context.Context) error {
 	all, err := storage.CopiesOf(ctx, p.kept)
 	if err != nil {
@@ -156,7 +157,7 @@ func (p *pair) read(ctx context.Context, name string,
 	return storage.ReadFacts(r, apply)
 }
 
-// restore makes the journal what the copy says.
+// restore records the facts of the copy in the journal. Errors: those of the engines; ErrCopy.
 func (p *pair) restore(ctx context.Context) error {
 	if p.done.Copy.Name == "" {
 		return nil
@@ -167,10 +168,11 @@ func (p *pair) restore(ctx context.Context) error {
 	return err
 }
 
-// clocks is how far the clock of a server and that of the service may differ.
+// clocks is how far the clocks of a server and of the service may differ: an object is compared with the time of a
+// copy.
 const clocks = time.Hour
 
-// list lists the objects: their names, and those that no fact names and that are newer than the copy.
+// list lists the objects. It returns the places of those that facts name, and notes the others in unnamed and newer.
 func (p *pair) list(ctx context.Context) (places map[string]bool, err error) {
 	named := map[string]bool{}
 	for _, place := range p.index.Places() {
@@ -193,7 +195,8 @@ func (p *pair) list(ctx context.Context) (places map[string]bool, err error) {
 	return places, nil
 }
 
-// recoverNewer reads the objects that may be manifests, and with Recover puts those that no repo holds into Into.
+// recoverNewer reads the newer objects that are small enough to be manifests, and with Recover puts the manifests that
+// no repo holds into Into. Errors: those of the engines.
 func (p *pair) recoverNewer(ctx context.Context) error {
 	const maxManifest = 4 << 20 // bytes; the registry accepts no larger one
 	var small, large []storage.Object
@@ -249,7 +252,7 @@ func (p *pair) say(objects int, bytes int64) {
 	}
 }
 
-// content reads an object that is at most as long as most, and computes its digest, which its name does not say.
+// content reads up to most bytes of an object, and computes their digest, which the name of an object does not have.
 func (p *pair) content(ctx context.Context, o storage.Object, most int64) ([]byte, digest.Digest, error) {
 	r, err := p.kept.OpenObject(ctx, o.Place)
 	if err != nil {
@@ -260,8 +263,8 @@ func (p *pair) content(ctx context.Context, o storage.Object, most int64) ([]byt
 	return content, digest.FromBytes(content), err
 }
 
-// readLarge finds the parts of manifests among the objects that are as long as one: a part has its size in the
-// manifest.
+// readLarge finds the parts of the found manifests among the large objects, and notes them in at. It reads only objects
+// that have the size of a part in a manifest. Errors: those of the engine.
 func (p *pair) readLarge(ctx context.Context, found []orphan, large []storage.Object,
 	at map[digest.Digest]storage.Object) error {
 	wanted := map[int64]bool{}
@@ -298,8 +301,9 @@ func (p *pair) readLarge(ctx context.Context, found []orphan, large []storage.Ob
 	return nil
 }
 
-// adoptPlaced is adopt where the objects have to be named. A part without bytes is linked as well, and quarantined
-// later.
+// adoptPlaced is adopt for objects, which facts have to name. The names come first, then the links, and the manifest
+// last, so that a rebuild that is cut short leaves no manifest without its parts. A part without bytes is linked as
+// well, and quarantined later.
 func (p *pair) adoptPlaced(ctx context.Context, m orphan, at map[digest.Digest]storage.Object) error {
 	for _, d := range append([]digest.Digest{m.Digest}, m.Refs...) {
 		o, ok := at[d]
@@ -336,7 +340,8 @@ func (p *pair) adoptPlaced(ctx context.Context, m orphan, at map[digest.Digest]s
 	return p.index.Update(ctx, p.o.Into, func(tx *storage.Tx) error { return tx.PutManifest(m.Manifest) })
 }
 
-// missing quarantines what repos hold and has no object. places are the objects that were named, and there.
+// missing quarantines content that repos hold and that has no object, and counts the objects that nothing names. places
+// are those of the objects that facts named when they were listed.
 func (p *pair) missing(ctx context.Context, places map[string]bool) error {
 	for _, o := range p.newer {
 		places[o.Place] = true

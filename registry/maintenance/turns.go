@@ -17,16 +17,17 @@ import (
 	"trow/storage"
 )
 
-// Where replicas share a journal, one of them at a time collects, and one scrubs: the one whose turn it is. A turn is
-// one run. In between no replica leads, which costs nothing, and an administrator may ask any replica for a run: it
-// takes the next turn. A record of the task says when the last periodic run began, so that there is one for all
-// replicas, and who is at it: a run that was cut short is taken over by another replica as soon as the lead is free.
+// If replicas share a journal, one of them at a time collects, and one scrubs. For each run, a replica becomes the
+// leader of the task (it takes a turn), and gives that up after the run. In between there is no leader, so an
+// administrator can ask any replica for a run, which takes the next turn. A record of the task has the time at which
+// the last periodic run began, so that there is one for all replicas, and the replica that is running: if a run is cut
+// short, another replica takes over as soon as it can lead.
 //
-// Each commit of a turn has the fence, see storage.WithFence: a replica that was stopped in the middle of its turn, and
-// goes on, changes nothing that another one has taken over.
+// Each commit of a turn has the fence (see storage.WithFence) as a condition: a replica that was stopped in its turn
+// and goes on after another one has taken over changes nothing.
 //
-// The idle uploads are dropped by each replica, as each knows some that the others do not; an engine that shares them
-// ends each by a conditional commit.
+// Each replica drops idle uploads, because each knows some that the others do not; an engine that shares uploads ends
+// each by a conditional commit.
 
 // The tasks.
 const (
@@ -35,7 +36,7 @@ const (
 	taskCopy    = "copy" // the facts, to where the bytes are
 )
 
-// turns are the turns of one replica. nil: no other process writes to the journal, and nothing has to wait.
+// turns takes turns for one replica. nil: no other process writes to the journal, so a run needs no turn.
 type turns struct {
 	index *storage.Index
 	leads storage.Leads
@@ -51,7 +52,8 @@ func newTurns(j storage.Journal, index *storage.Index, log zerolog.Logger) *turn
 	return &turns{index, leads, replicaName(), log}
 }
 
-// replicaName is the name of the machine, in a cluster that of the pod, and a text that is different for each process.
+// replicaName returns the host name, which is that of the pod in a cluster, with a random suffix: a process that is
+// restarted in the same pod is another replica.
 func replicaName() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -62,14 +64,15 @@ func replicaName() string {
 
 // Waits is the progress of a job that waits for its turn.
 type Waits struct {
-	For  string `json:"waitsFor"` // a replica
+	For  string `json:"waitsFor"` // the replica that has the turn
 	Does string `json:"does"`     // such as "collects"
 }
 
-// lookAgain is the time between two looks whether a run is due, or was cut short. It looks into memory.
+// lookAgain is the time between two checks whether a run is due or was cut short. They are cheap: the record is in
+// memory.
 const lookAgain = 2 * time.Second
 
-// repeat is [repeat] for a task of which one replica at a time does a run.
+// repeat is [repeat] for a task that one replica at a time runs.
 func (t *turns) repeat(ctx context.Context, task string, interval, first time.Duration, do func(context.Context)) {
 	if t == nil {
 		repeat(ctx, interval, first, do)
@@ -93,35 +96,36 @@ func (t *turns) repeat(ctx context.Context, task string, interval, first time.Du
 
 // lastRun is the record of a task.
 type lastRun struct {
-	Begun time.Time `json:"begun"`        // the last periodic run
-	By    string    `json:"by,omitempty"` // the replica that is at a run, or was when it ended
+	Begun time.Time `json:"begun"`        // when the last periodic run began
+	By    string    `json:"by,omitempty"` // the replica that is running, or has not finished its run; empty: none
 }
 
 func recordOf(task string) string { return "run/" + task }
 
-// last returns the record of a task, and its text; nil if it does not exist.
+// last returns the record of a task and its text, which is nil if there is none. Errors: those of the Journal.
 func (t *turns) last(ctx context.Context, task string) (r lastRun, text []byte, err error) {
 	if text, err = t.index.Record(ctx, recordOf(task)); err != nil || text == nil {
 		return r, nil, err
 	}
 	if json.Unmarshal(text, &r) != nil {
-		r = lastRun{} // of a later version, or damaged: a run is due, and replaces it
+		r = lastRun{} // of a later version, or damaged: then a run is due, which replaces it
 	}
 	return r, text, nil
 }
 
-// isDue reports whether a run is to begin. A time of a clock that was wrong must not put it off for ever.
+// isDue reports whether a run is due. Begun may be in the future, by a clock that was wrong: Abs bounds how long that
+// can delay the next run.
 func (r lastRun) isDue(interval time.Duration) bool {
 	return r.By != "" || time.Since(r.Begun).Abs() >= interval
 }
 
-// runDue does a run if one is due, or was cut short. Errors: those of the Journal; ErrNotLeader.
+// runDue runs the task if a run is due, or was cut short. Errors: those of the Journal; ErrNotLeader; errSeenLate.
 func (t *turns) runDue(ctx context.Context, task string, interval time.Duration, do func(context.Context)) error {
 	if r, _, err := t.last(ctx, task); err != nil || !r.isDue(interval) {
 		return err
 	}
 	return t.lead(ctx, task, func(ctx context.Context) error {
-		r, text, err := t.last(ctx, task) // again: another replica has had its turn meanwhile
+		r, text, err := t.last(ctx, task) // again: while this replica waited, another one may have had its turn
 		if err != nil || !r.isDue(interval) {
 			return err
 		}
@@ -137,14 +141,14 @@ func (t *turns) runDue(ctx context.Context, task string, interval time.Duration,
 	})
 }
 
-// now takes a turn for a job, whatever is due. report gets a [Waits] if another replica is at it. Errors: do's; those
-// of the Journal, ErrUnavailable at once; ErrNotLeader.
+// now takes a turn for a job of an administrator, whether a run is due or not. report gets a [Waits] if another replica
+// has the turn. Errors: those of do; those of the Journal, ErrUnavailable without waiting; ErrNotLeader.
 func (t *turns) now(ctx context.Context, task string, report func(any), do func(context.Context) error) error {
 	if t == nil {
 		return do(ctx)
 	}
 	name, err := t.leads.Leader(ctx, task)
-	if errors.Is(err, storage.ErrUnavailable) { // the lead would be waited for as long as that lasts, without a word
+	if errors.Is(err, storage.ErrUnavailable) { // lead would wait until the journal answers, without a message
 		return fmt.Errorf("%s: %w; run it again when the journal answers", task, err)
 	}
 	if err == nil && name != "" {
@@ -164,11 +168,12 @@ func (t *turns) now(ctx context.Context, task string, report func(any), do func(
 	}
 }
 
-// errSeenLate: the record of a task is not what this replica has seen.
+// errSeenLate: another replica has changed the record of a task since this one has read it.
 var errSeenLate = errors.New("another replica has just had its turn")
 
-// run does a run, and records that. seen is the record, begun what it says from now on of the last periodic run.
-// Errors: do's; those of the Journal; errSeenLate.
+// run records that this replica is running, calls do, and records that it has finished. seen is the text of the present
+// record, and begun the time for the new one. If do is cut short, the first record stays, by which another replica
+// takes over. Errors: those of do; those of the Journal; errSeenLate.
 func (t *turns) run(ctx context.Context, task string, seen []byte, begun time.Time,
 	do func(context.Context) error,
 ) error {
@@ -183,12 +188,13 @@ func (t *turns) run(ctx context.Context, task string, seen []byte, begun time.Ti
 	if errors.Is(err, errUnfinished) {
 		return context.Cause(ctx)
 	}
+	// Also if the client of a job has gone: do has finished, and no other replica must take over.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	return errors.Join(err, t.index.SetRecord(end, recordOf(task), during, after))
 }
 
-// errUnfinished: a run was cut short, and another replica goes on.
+// errUnfinished: a run was cut short, and another replica takes over.
 var errUnfinished = errors.New("unfinished")
 
 func (r lastRun) text() []byte {
@@ -196,15 +202,17 @@ func (r lastRun) text() []byte {
 	return text
 }
 
-// lead calls do once it is the turn of this replica. do's context has the fence, and ends when ctx does, or when it may
-// be the turn of another one. Errors: do's; ctx's; those of the Journal.
+// lead waits until this replica is the leader of the task, and calls do. The context of do has the fence, and ends with
+// ctx, or when another replica may have become the leader (cause ErrNotLeader). Errors: those of do; that of ctx; those
+// of the Journal.
 func (t *turns) lead(ctx context.Context, task string, do func(context.Context) error) error {
-	// The lead ends after do, not with ctx: what do still has to put in order when ctx ends has the fence.
+	// The lead ends after do, and not with ctx: what do commits to clean up after ctx has ended needs the fence too.
+	// While this replica waits for the lead, the end of ctx ends the waiting.
 	term, resign := context.WithCancel(context.WithoutCancel(ctx))
 	defer resign()
 	stop := context.AfterFunc(ctx, resign)
 	fence, lost, err := t.leads.Lead(term, task, t.name)
-	if !stop() {
+	if !stop() { // ctx has ended, and with it term
 		return context.Cause(ctx)
 	}
 	if err != nil {
@@ -222,8 +230,8 @@ func (t *turns) lead(ctx context.Context, task string, do func(context.Context) 
 	return do(ctx)
 }
 
-// turn is a job that waits for the turn of this replica, unless it is to report alone: asked of any replica, it runs
-// there, because that one has the client, and no other one need be found.
+// turn returns a job that takes a turn for another job; a dry run needs none. A job runs on the replica that is asked,
+// which has the connection of the client, and is never passed on to another one.
 func (d *Data) turn(task string, job admin.Job) admin.Job {
 	return func(ctx context.Context, q url.Values, report func(any)) (done any, err error) {
 		if q.Has("dry-run") {
@@ -237,8 +245,8 @@ func (d *Data) turn(task string, job admin.Job) admin.Job {
 	}
 }
 
-// finishNow deletes at the start what an earlier collection has condemned. Of several replicas, another one may be
-// collecting: then finish does it.
+// finishNow deletes, at the start, what an earlier collection has condemned. With several replicas it does nothing,
+// because another one may be collecting: finish does it, in a turn. Errors: those of the engines.
 func (t *turns) finishNow(ctx context.Context, c *storage.Collector) error {
 	if t != nil {
 		return nil
@@ -246,7 +254,8 @@ func (t *turns) finishNow(ctx context.Context, c *storage.Collector) error {
 	return c.Finish(ctx)
 }
 
-// finish looks each minute whether a collection that failed has left something condemned: pushes of it wait.
+// finish deletes what a collection that failed has left condemned, until ctx is done. It looks each minute, because
+// pushes of condemned content wait for that.
 func (t *turns) finish(ctx context.Context, c *storage.Collector) {
 	if t == nil {
 		return
@@ -262,8 +271,8 @@ func (t *turns) finish(ctx context.Context, c *storage.Collector) {
 	})
 }
 
-// join records that this replica is there, before it changes anything, so that others write nothing that it does not
-// know. Errors: those of the Journal; ErrFormat if they do already.
+// join records that this replica runs, before it changes anything, so that replicas of later versions write nothing
+// that it cannot read. Errors: those of the Journal; ErrFormat if they have already.
 func (t *turns) join(ctx context.Context) error {
 	if t == nil {
 		return nil
@@ -271,7 +280,8 @@ func (t *turns) join(ctx context.Context) error {
 	return t.index.Beat(ctx, t.name)
 }
 
-// beat records that this replica is there until ctx ends, and the time of its clock, which the Collector compares.
+// beat records at intervals that this replica runs, with the time of its clock, which the Collector compares, until ctx
+// is done; and then that it has ended.
 func (t *turns) beat(ctx context.Context) {
 	if t == nil {
 		<-ctx.Done()
@@ -284,7 +294,7 @@ func (t *turns) beat(ctx context.Context) {
 	})
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if err := t.index.Leave(end, t.name); err != nil { // it is forgotten after a day
+	if err := t.index.Leave(end, t.name); err != nil { // not needed: the others forget it after a day
 		t.log.Debug().Err(err).Msg("recording that this replica ends")
 	}
 }

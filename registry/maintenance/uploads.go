@@ -32,11 +32,12 @@ const (
 	uploadKeyFile = "upload.key"
 )
 
-// UploadKey is the key that authenticates the IDs of uploads, so that those from before a restart, and those of other
-// replicas, can be continued. It is a record of the journal, made at the first start. With a journal of our own, one
-// that cannot be recorded is a new one at each start, and a warning is logged: clients that are pushing at that time
-// have to begin again, which is no reason not to start. With a shared one that is an error, because this replica and
-// the others would refuse each other's uploads. Load must have returned.
+// UploadKey returns the key that authenticates the IDs of uploads, so that clients can continue those from before a
+// restart, and those of other replicas. It is a record of the journal, made at the first start. If it cannot be
+// recorded in a journal that is not shared, a key for this process is returned and a warning logged: clients that push
+// during a restart then have to begin again, which is no reason not to start. With a shared journal that is an error,
+// because the replicas would refuse each other's uploads. Load must have returned. Errors: those of the Journal, if it
+// is shared; the data directory cannot be opened.
 func (d *Data) UploadKey(ctx context.Context) ([]byte, error) {
 	fresh := make([]byte, sha256.Size)
 	rand.Read(fresh)      // never fails
@@ -55,7 +56,7 @@ func (d *Data) UploadKey(ctx context.Context) ([]byte, error) {
 	}
 	key, err = recordKey(ctx, index, fresh)
 	if err == nil {
-		// After the record: a crash in between leaves a file that does not count.
+		// After the record: after a crash in between, the record counts, and the next start removes the file.
 		if err := root.Remove(uploadKeyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			d.log.Warn().Err(err).Msg("the key of upload IDs is a record of the journal; its file cannot be removed")
 		}
@@ -69,7 +70,8 @@ func (d *Data) UploadKey(ctx context.Context) ([]byte, error) {
 	return fresh, nil
 }
 
-// recordKey returns the key that is recorded, and records one if it is missing or damaged.
+// recordKey returns the recorded key, and records fresh if there is none, or it is damaged. Errors: those of the
+// Journal.
 func recordKey(ctx context.Context, index *storage.Index, fresh []byte) ([]byte, error) {
 	for {
 		key, err := index.Record(ctx, uploadKeyRecord)

@@ -1,20 +1,21 @@
-// Package migration is the job of the server behind trow migrate: it opens the target of a migration and moves there
-// what the server holds, while the server goes on serving.
+// Package migration is the server's job behind trow migrate: it opens the target of a migration and moves the content
+// of the server there, while the server goes on serving.
 //
 // # Words
 //
-// As in package migrate of storage. A target is what the settings journal and blobs, or data-dir, name.
+// As in package migrate of storage. A target is the pair of engines that journal and blobs, or data-dir, name.
 //
 // # Invariants
 //
 //  1. One migration runs at a time.
-//  2. The job is for the administration socket alone: it names directories and hosts that the server then opens.
-//  3. A migration that only reports makes no directory. In etcd and S3 it leaves what opening an engine leaves: the
-//     format and the identity of the place.
+//  2. The job can be requested only over the administration socket, because the request names directories and hosts
+//     that the server then opens.
+//  3. A dry run creates no directory. In etcd and S3 it leaves what opening an engine writes: the format and the
+//     identity of the place.
 //
 // # What it does not do
 //
-// It moves nothing itself, and it does not start servers at the target.
+// The moving is that of package migrate. It does not start servers at the target.
 package migration
 
 import (
@@ -33,7 +34,7 @@ import (
 	"trow/storage/migrate"
 )
 
-// Outcome is the outcome of the job. One of its parts is set.
+// Outcome is the outcome of the job. One of its fields is set.
 type Outcome struct {
 	Moved     *migrate.Progress `json:"moved,omitempty"`
 	Plan      *migrate.Plan     `json:"plan,omitempty"`
@@ -41,24 +42,24 @@ type Outcome struct {
 	None      bool              `json:"none,omitempty"`      // there was none to give up
 }
 
-// Migration is the job. Its source is set once it is known.
+// Migration is the job, an http.Handler.
 type Migration struct {
-	// From returns what the server works on. It is called for each request.
+	// From returns the engines of the server. It is called for each request.
 	From func() migrate.Side
-	// DataDir is the data directory of the server, which is no target.
+	// DataDir is the data directory of the server, which is refused as a target.
 	DataDir string
 	// Socket reports whether a request came over the administration socket.
 	Socket func(*http.Request) bool
-	// ReadOnly: the server writes nothing, so that a migration cannot be recorded.
+	// ReadOnly reports whether the server writes nothing. Then a migration cannot be recorded at its source.
 	ReadOnly func() bool
-	// Memory is what uploads to S3 may take for their parts, in bytes; 0: the least that they need.
+	// Memory bounds what uploads to S3 take for their parts, in bytes; 0: the least that they need.
 	Memory int64
 	Log    zerolog.Logger
 
-	running sync.Mutex
+	running sync.Mutex // held while the job runs (invariant 1)
 }
 
-// ServeHTTP runs the job for a POST over the socket.
+// ServeHTTP runs the job for a POST over the socket; see [admin.Job].
 func (m *Migration) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if !m.Socket(req) {
 		http.Error(w, "a migration can be asked for only by the administration socket: run trow migrate --data-dir "+
@@ -121,7 +122,8 @@ func (m *Migration) run(ctx context.Context, q url.Values, report func(any)) (an
 	return Outcome{Moved: &done}, nil
 }
 
-// plan reports what would be copied. A directory that does not exist is not made for it.
+// plan returns what would be copied. If the target has no journal yet, nothing is there, and it is not opened
+// (invariant 3).
 func (m *Migration) plan(ctx context.Context, from migrate.Side, t maintenance.Engines) (any, error) {
 	var side *migrate.Side
 	if exists(t) {

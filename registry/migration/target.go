@@ -13,7 +13,7 @@ import (
 	"trow/storage/migrate"
 )
 
-// targetOf reads the target of a query, whose parameters are named as the settings of a server, and checks it. source
+// targetOf parses and validates the target in a query, whose parameters have the names of a server's settings. source
 // is the data directory of the server.
 func targetOf(q url.Values, source string) (t maintenance.Engines, err error) {
 	t = maintenance.Engines{DataDir: q.Get("data"), Journal: q.Get("journal"), Blobs: q.Get("blobs"),
@@ -38,13 +38,14 @@ func targetOf(q url.Values, source string) (t maintenance.Engines, err error) {
 	return t, t.ValidateEngines("to-")
 }
 
+// sameDir reports whether two paths lead to the same directory, also by links; false if one does not exist.
 func sameDir(a, b string) bool {
 	i, err1 := os.Stat(a)
 	j, err2 := os.Stat(b)
 	return err1 == nil && err2 == nil && os.SameFile(i, j)
 }
 
-// exists reports whether opening the target makes nothing that stays.
+// exists reports whether the target can be opened without creating files: it has a journal, or is not a directory.
 func exists(t maintenance.Engines) bool {
 	if t.DataDir == "" {
 		return true
@@ -53,7 +54,7 @@ func exists(t maintenance.Engines) bool {
 	return err == nil
 }
 
-// open opens the target. The caller closes the pair. Errors: those of the engines, with the remedy.
+// open opens the target. The caller closes the pair with close. Errors: those of the engines, with the remedy.
 func (m *Migration) open(ctx context.Context, t maintenance.Engines) (migrate.Side, *maintenance.Pair, error) {
 	p, err := t.Open(ctx, maintenance.Use{Memory: m.Memory, Warn: m.warn}, nil, storage.IndexOptions{Migration: true})
 	if err != nil {
@@ -62,7 +63,7 @@ func (m *Migration) open(ctx context.Context, t maintenance.Engines) (migrate.Si
 	return migrate.Side{Name: t.Settings(), Journal: p.Journal, Index: p.Index, Blobs: p.Blobs}, p, nil
 }
 
-// close closes the target.
+// close closes the target, and logs an error: what was moved is durable by then.
 func (m *Migration) close(p *maintenance.Pair) {
 	if err := p.Close(); err != nil {
 		m.warn(err)

@@ -12,7 +12,7 @@ import (
 	"trow/storage"
 )
 
-// BlobStore is the registry as the blobs need it.
+// BlobStore is the registry, for what is done with blobs.
 type BlobStore interface {
 	// Blob reports whether a repository holds a blob.
 	Blob(ctx context.Context, repo string, d digest.Digest) (held bool, err error)
@@ -20,17 +20,18 @@ type BlobStore interface {
 	Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error)
 	// Adopt makes a repository hold a blob that others hold. It reports false if none does any more.
 	Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error)
-	// Create makes the upload for a blob; Keep commits it, and makes the repository hold the blob.
+	// Create creates the upload for a blob; Keep commits it, and makes the repository hold the blob.
 	Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error)
 	Keep(ctx context.Context, repo string, d digest.Digest, u storage.Upload) error
 }
 
-// Blob returns a reader of a blob that a repository does not hold, while it is fetched and stored. nil: the repository
-// has no upstream, or holds the blob by now. The caller closes the reader. Errors: those of package upstream, of the
-// BlobStore, of the context. What goes wrong later is the error of the reads.
+// Blob returns a reader of a blob that a repository does not hold, which reads while the blob is fetched and stored. It
+// is nil if the repository has no upstream, or holds the blob by now. The caller closes the reader. Errors: those of
+// package upstream, of the BlobStore, of the context. Later failures are errors of the reads.
 //
-// The bytes may be here already, or on their way, because of another repository. Then they are given only after the
-// upstream of this one has answered for the digest with the same size: it decides who may have them.
+// The bytes may be stored, or on their way, for another repository. Then they are served only after the upstream of
+// this one has answered for the digest with the same size: otherwise a client that knows a digest could read content
+// that only another upstream gives.
 func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (Source, error) {
 	b, err := m.fetch(repo, d)
 	if b == nil || err != nil {
@@ -42,7 +43,7 @@ func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (Source
 	return b.join(ctx)
 }
 
-// Source is a blob on its way.
+// Source reads a blob while it is fetched.
 type Source interface {
 	io.ReadSeekCloser
 	// Size returns the number of bytes. It waits until the upstream has answered; -1 if that does not say, until all
@@ -59,14 +60,14 @@ func (m *Mirror) Size(ctx context.Context, repo string, d digest.Digest) (size i
 		return 0, false, err
 	}
 	size, err = b.up.Size(ctx, b.there, d)
-	if err != nil { // that it has the blob is not remembered: check counts on a size that was compared
+	if err != nil { // a positive answer is not cached: check takes one to mean that the size was compared as well
 		b.remember(b.q, err)
 	}
 	return size, err == nil, err
 }
 
-// fetch returns what is needed to ask for a blob; nil if the repository has no upstream. Errors: the upstream has said
-// no a moment ago; those of Find.
+// fetch returns what is needed to ask for a blob; nil if the repository has no upstream. Errors: a negative answer that
+// is cached; those of Find.
 func (m *Mirror) fetch(repo string, d digest.Digest) (*fetch, error) {
 	name, ok := m.options.Names.Upstream(repo)
 	if !ok || m.options.Fetcher == nil {
@@ -83,7 +84,7 @@ func (m *Mirror) fetch(repo string, d digest.Digest) (*fetch, error) {
 	return b, nil
 }
 
-// fetch is a blob that a client has asked for.
+// fetch is a blob of an upstream that a client asks for.
 type fetch struct {
 	*Mirror
 	up          *upstream.Upstream
@@ -92,15 +93,16 @@ type fetch struct {
 	q           question
 }
 
-// open opens the blob at the upstream, and remembers whether it has it.
+// open opens the blob at the upstream, and caches the answer.
 func (b *fetch) open(ctx context.Context, from int64, etag string) (*upstream.Blob, error) {
 	blob, err := b.up.Blob(ctx, b.there, b.d, from, etag)
 	b.remember(b.q, err)
 	return blob, err
 }
 
-// check makes sure that the upstream has answered for the digest. size is what the bytes have that are to be given; -1:
-// not known. Errors: it does not give the blob, or another one.
+// check makes sure that the upstream has answered for the digest; an answer counts as long as it is in the cache of
+// answers. size is that of the bytes that are to be served; -1: not known. Errors: those of open; ErrDamaged if the
+// upstream has a blob of another size.
 func (b *fetch) check(ctx context.Context, size int64) error {
 	if last, ok := b.answers.Get(b.q); ok && last.err == nil {
 		return nil
@@ -130,8 +132,8 @@ func (b *fetch) adopt(ctx context.Context) (bool, error) {
 	return b.options.Blobs.Adopt(ctx, b.repo, b.d)
 }
 
-// join reads the download of the blob, and starts it if there is none. Where there is no room for it, the client gets
-// the blob all the same, and nothing is stored.
+// join returns a reader of the download of the blob, and starts the download if there is none. If the cache has no
+// room, the client gets the blob from the upstream, and nothing is stored.
 func (b *fetch) join(ctx context.Context) (Source, error) {
 	r, err := b.download(ctx)
 	switch {
@@ -141,13 +143,13 @@ func (b *fetch) join(ctx context.Context) (Source, error) {
 			return nil, err
 		}
 		return t, nil
-	case r == nil || err != nil: // not a Source that is a nil pointer
+	case r == nil || err != nil: // an untyped nil: a Source with a nil pointer would not be nil
 		return nil, err
 	}
 	return r, nil
 }
 
-// download is join for what can be stored.
+// download is join for a blob that can be stored; nil if the repository holds the blob by now.
 func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 	blobs := b.options.Blobs
 	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: -1, Open: b.open,
@@ -163,8 +165,8 @@ func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Once there is a size, the upstream of the download has answered. If it is ours, check finds that; if another
-	// repository has started it, ours is asked.
+	// Once the size is known, the upstream of the download has answered. If this repository started the download, check
+	// finds that answer in the cache; if another one did, check asks the upstream of this one.
 	size, err := r.Size()
 	if err == nil {
 		err = b.check(ctx, size)

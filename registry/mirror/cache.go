@@ -23,8 +23,9 @@ import (
 type CacheStore interface {
 	// Cached lists what may be evicted, each content once.
 	Cached(ctx context.Context) iter.Seq[CachedContent]
-	// Evict makes all repositories of upstreams let go of contents, and deletes their bytes. It returns those that
-	// stay.
+	// Evict removes contents from all repositories below f/, and deletes the bytes that no repository holds any more.
+	// It returns the contents that a repository below f/ keeps: those that were pushed there, and those to which a
+	// pushed manifest refers. Errors: those of the engines; how much was done is not known then.
 	Evict(ctx context.Context, all []digest.Digest) (stay []digest.Digest, err error)
 	// Records and SetRecord are those of a storage.Index.
 	Records(prefix string) iter.Seq2[string, []byte]
@@ -35,27 +36,28 @@ type CacheStore interface {
 type CachedContent struct {
 	Digest digest.Digest
 	Size   int64 // bytes
-	Pushed bool  // another repository holds it as well, so that its bytes stay in any case
-	Kept   bool  // it goes last
+	Pushed bool  // a repository that does not let it go holds it as well, so evicting it would free nothing
+	Kept   bool  // keep: of an upstream names it; it is evicted last
 }
 
-// Cache bounds how many bytes the content of upstreams takes, and decides what goes: what was used longest ago, what is
-// to be kept last, and nothing that is being read. Content that was pushed as well does not count. It is safe for
-// concurrent use.
+// Cache bounds the bytes that the content of upstreams takes, and chooses what to evict: the least recently used
+// content first, content that settings keep (keep:) only if there is no other, and nothing that this process is
+// reading. Content that was pushed as well does not count. It is safe for concurrent use.
 //
-// When a content was last used is in memory, and is written to the journal once an hour, many in one record.
+// The times of last use are kept in memory, and written to the journal once an hour, in up to 256 records. A crash
+// loses at most an hour of them, which affects only the order of eviction.
 type Cache struct {
 	store CacheStore
 	limit int64
 
-	evicting sync.Mutex // held while room is made; taken before mu
+	evicting sync.Mutex // held during evictions, so that two do not choose the same contents; taken before mu
 
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards all below; not held while the store is called
 	items    map[digest.Digest]*list.Element
-	order    list.List // of *item, the last used first
-	used     int64     // bytes of items that count
-	reserved int64     // bytes
-	looked   bool
+	order    list.List         // of *item, the most recently used first
+	used     int64             // bytes of items that count
+	reserved int64             // bytes of downloads under way
+	looked   bool              // the first Look has begun
 	written  map[string][]byte // the records of last uses, as they are in the journal
 	evicted  int64             // bytes, since the start
 }
@@ -64,14 +66,15 @@ type Cache struct {
 type item struct {
 	digest  digest.Digest
 	size    int64
-	hour    uint32 // of the last use, since 1970
-	readers int
-	counts  bool // it was not pushed as well
-	kept    bool
-	seen    bool // by the look that is under way
+	hour    uint32 // of the last use, in hours since 1970
+	readers int    // reads under way; with any, it is not evicted
+	counts  bool   // its bytes count: it was not pushed as well
+	kept    bool   // evicted last
+	seen    bool   // the Look that is under way has found it, or it was added since
 }
 
-// evictStep is how many contents are evicted at once, at most.
+// evictStep bounds the contents of one call of CacheStore.Evict: a download waits for it, and needs no more room than
+// its own bytes.
 const evictStep = 32
 
 // NewCache returns a Cache of at most limit bytes. It needs a store before it is used; see Attach.
@@ -83,13 +86,13 @@ func NewCache(limit int64) *Cache {
 func (c *Cache) Attach(store CacheStore) { c.store = store }
 
 const (
-	// lookInterval is the time between two looks.
+	// lookInterval is the time between two calls of Look.
 	lookInterval = time.Minute
-	// saveInterval is how often last uses are written.
+	// saveInterval is the time between two calls of Save.
 	saveInterval = time.Hour
 )
 
-// Run looks, and writes last uses, until ctx is done. Then it writes them once more.
+// Run calls Look each minute and Save each hour until ctx is done, and then Save once more. It returns nil.
 func (c *Cache) Run(ctx context.Context) error {
 	look, save := time.NewTicker(lookInterval), time.NewTicker(saveInterval)
 	defer look.Stop()
@@ -100,7 +103,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		case <-look.C:
 			c.Look(ctx)
 		case <-save.C:
-			_ = c.Save(ctx) // in an hour again; what is lost is an hour of last uses
+			_ = c.Save(ctx) // tried again in an hour; a failure affects only the order of eviction
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
 			defer cancel()
@@ -110,13 +113,13 @@ func (c *Cache) Run(ctx context.Context) error {
 	}
 }
 
-// saveTime bounds the last write: the server ends.
+// saveTime bounds the last Save, for which the end of the process waits.
 const saveTime = 5 * time.Second
 
 func hourOf(t time.Time) uint32 { return uint32(t.Unix() / 3600) }
 
-// Look brings the Cache up to what the registry holds. It is called at the start, and now and then: other processes,
-// imports and deletions change that too.
+// Look updates the Cache to what the registry holds, which other processes, imports and deletions change as well. The
+// first call reads the times of last use from the journal.
 func (c *Cache) Look(ctx context.Context) {
 	c.mu.Lock()
 	first := !c.looked
@@ -125,12 +128,12 @@ func (c *Cache) Look(ctx context.Context) {
 		e.Value.(*item).seen = false
 	}
 	c.mu.Unlock()
-	for content := range c.store.Cached(ctx) {
+	for content := range c.store.Cached(ctx) { // with mu held only for each content: reads need it
 		c.mu.Lock()
 		c.add(content.Digest, content.Size, !content.Pushed, !first).kept = content.Kept
 		c.mu.Unlock()
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil { // the list may be incomplete, so nothing is taken for deleted
 		return
 	}
 	c.mu.Lock()
@@ -147,7 +150,8 @@ func (c *Cache) Look(ctx context.Context) {
 	}
 }
 
-// add notes that a content is cached. With recent it counts as used now. The caller holds mu.
+// add notes that a content is cached. If recent is set, one that is new to the Cache counts as used now; otherwise as
+// the least recently used. The caller holds mu.
 func (c *Cache) add(d digest.Digest, size int64, counts, recent bool) *item {
 	e := c.items[d]
 	if e == nil {
@@ -177,23 +181,25 @@ func (c *Cache) remove(e *list.Element) {
 	delete(c.items, i.digest)
 }
 
-// touch makes an item the last used one. The caller holds mu.
+// touch makes an item the most recently used one. The caller holds mu.
 func (c *Cache) touch(e *list.Element) {
 	e.Value.(*item).hour = hourOf(time.Now())
 	c.order.MoveToFront(e)
 }
 
-// Added notes a content that was stored. It counts as used now.
+// Added notes a content that was stored. One that is new to the Cache counts as used now.
 func (c *Cache) Added(d digest.Digest, size int64) {
 	if c == nil {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.add(d, size, true, true) // if it was pushed as well, the next look finds that out
+	c.add(d, size, true, true) // whether it was pushed as well is found by the next Look
 }
 
-// Use notes that a content is read, and keeps it from being evicted until release is called.
+// Use notes that a content is read, and keeps it from being chosen for eviction until the caller calls release. An
+// eviction that has chosen it before goes on. A content that the Cache does not know is not protected: it is not chosen
+// before a Look has found it.
 func (c *Cache) Use(d digest.Digest) (release func()) {
 	if c == nil {
 		return func() {}
@@ -214,8 +220,9 @@ func (c *Cache) Use(d digest.Digest) (release func()) {
 	}
 }
 
-// Reserve makes room for n bytes, and evicts for that. release gives them back; what was stored meanwhile counts by
-// itself. It reports false if there is no room. A nil Cache has room for everything.
+// Reserve reserves n bytes, and evicts content if there is no room for them. The caller calls release when the bytes
+// are stored, which Added counts, or will not be. ok is false if n exceeds the limit, or nothing more can be evicted,
+// or an eviction failed. A nil Cache has no limit.
 func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 	switch {
 	case c == nil:
@@ -227,8 +234,9 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 	}
 	c.evicting.Lock()
 	defer c.evicting.Unlock()
-	for !c.take(n) { // another one may have made room
-		// A download in whose way others stand takes as long as they do: it must not wait for ever.
+	for !c.take(n) { // first: the eviction for which this call has waited may have left room
+		// Not a client's context: the room serves the next download as well. The bound is for a journal or storage that
+		// does not answer: all other downloads without room wait for evicting.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		freed, err := c.evict(ctx, n)
 		cancel()
@@ -239,6 +247,8 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 	return c.releaseOf(n), true
 }
 
+// take reserves n bytes if they are free. The comparison and the reservation are one step, so that downloads at the
+// same time do not exceed the limit together.
 func (c *Cache) take(n int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,6 +259,7 @@ func (c *Cache) take(n int64) bool {
 	return true
 }
 
+// releaseOf returns the function that gives back n reserved bytes, once.
 func (c *Cache) releaseOf(n int64) func() {
 	var once sync.Once
 	return func() {
@@ -260,7 +271,8 @@ func (c *Cache) releaseOf(n int64) func() {
 	}
 }
 
-// evict makes room for n bytes by one step. It reports false if nothing can go.
+// evict evicts one step of contents to make room for n bytes. freed is false if nothing can be evicted. The caller
+// holds evicting. Errors: those of the store.
 func (c *Cache) evict(ctx context.Context, n int64) (freed bool, err error) {
 	all := c.oldest(n)
 	if len(all) == 0 {
@@ -277,9 +289,9 @@ func (c *Cache) evict(ctx context.Context, n int64) (freed bool, err error) {
 		e := c.items[d]
 		switch {
 		case e == nil:
-		case err != nil: // what has happened is not known: the next look finds out
+		case err != nil: // how much was evicted is not known; the next Look finds out, and others are tried first
 			c.touch(e)
-		case stays[d]: // it was pushed, or a manifest that was pushed refers to it
+		case stays[d]: // it cannot be evicted, so it must not be chosen again before the next Look has counted it
 			c.remove(e)
 			freed = true
 		default:
@@ -291,7 +303,8 @@ func (c *Cache) evict(ctx context.Context, n int64) (freed bool, err error) {
 	return freed, err
 }
 
-// oldest returns what goes next: enough for n bytes, at most evictStep.
+// oldest returns the contents to evict next: enough for n more bytes, but at most evictStep. Those that are kept are
+// chosen only if there is no other.
 func (c *Cache) oldest(n int64) (all []digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -310,27 +323,28 @@ func (c *Cache) oldest(n int64) (all []digest.Digest) {
 	return all
 }
 
-// Stats are what a Cache has.
+// Stats are the figures of a Cache.
 type Stats struct {
 	Limit, Used, Reserved, Evicted int64 // bytes; evicted since the start
 	Contents                       int
 }
 
-// Stats returns what the Cache has.
+// Stats returns the figures of now.
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Stats{c.limit, c.used, c.reserved, c.evicted, c.order.Len()}
 }
 
-// usedRecord begins the names of the records of last uses: one for each first byte of the digests, so that a change
-// writes a part of them.
+// usedRecord begins the names of the records of last uses. There is one for each first byte of the digests, so that a
+// change rewrites only a part of them.
 const usedRecord = "cache/used/"
 
-// usedLength is the length of one last use: the first 8 bytes of the digest, and the hour.
+// usedLength is the length of one last use in bytes: the first 8 bytes of the digest, and the hour in 4. Two digests
+// with the same 8 bytes would share an hour, which does no harm.
 const usedLength = 12
 
-// usedOf returns the key of a last use; ok is false for a digest that has none.
+// usedOf returns the first bytes of a digest; ok is false if it is too short or not in hexadecimal.
 func usedOf(d digest.Digest) (key [usedLength - 4]byte, ok bool) {
 	encoded := d.Encoded()
 	if len(encoded) < 2*len(key) {
@@ -340,7 +354,8 @@ func usedOf(d digest.Digest) (key [usedLength - 4]byte, ok bool) {
 	return key, err == nil
 }
 
-// Save writes the last uses that have changed since they were written. Errors: those of the journal.
+// Save writes the records of last uses that have changed. If another replica has changed one of them, Save reads them
+// all instead, and the next call writes. Errors: those of the journal.
 func (c *Cache) Save(ctx context.Context) error {
 	uses := map[string][][]byte{}
 	c.mu.Lock()
@@ -354,10 +369,10 @@ func (c *Cache) Save(ctx context.Context) error {
 	c.mu.Unlock()
 	shards := map[string][]byte{}
 	for name := range old {
-		shards[name] = nil // unless something of it is left
+		shards[name] = nil // deleted, unless some of its contents are still cached
 	}
 	for name, all := range uses {
-		slices.SortFunc(all, bytes.Compare) // so that only what has changed makes a difference
+		slices.SortFunc(all, bytes.Compare) // in a fixed order, so that equal uses are an equal record
 		shards[name] = bytes.Join(all, nil)
 	}
 	var errs []error
@@ -373,14 +388,14 @@ func (c *Cache) Save(ctx context.Context) error {
 		c.written[name] = value
 		c.mu.Unlock()
 	}
-	if errors.Is(errors.Join(errs...), storage.ErrConflict) { // another replica has written its own
+	if errors.Is(errors.Join(errs...), storage.ErrConflict) { // another replica has changed a record
 		c.restore()
 		return nil
 	}
 	return errors.Join(errs...)
 }
 
-// restore takes the last uses from the journal, where they are later than what is known here.
+// restore reads the last uses from the journal. Of two times of one content, the later one counts.
 func (c *Cache) restore() {
 	hours := map[[usedLength - 4]byte]uint32{}
 	written := map[string][]byte{}
@@ -403,7 +418,7 @@ func (c *Cache) restore() {
 	slices.SortStableFunc(all, func(a, b *list.Element) int {
 		return cmp.Compare(b.Value.(*item).hour, a.Value.(*item).hour)
 	})
-	for _, e := range all {
+	for _, e := range all { // the latest first, so the latest stays in front
 		c.order.MoveToBack(e)
 	}
 }

@@ -1,32 +1,34 @@
-// Package mirror brings the content of other registries here when clients ask for it. It decides when the upstream
-// of a repository below f/ is asked (package namespace has its name, package upstream asks it), and has what it answers
-// stored; the registry then reads as from any repository.
+// Package mirror fetches the content of other registries when clients ask for it. It decides when to ask the upstream
+// of a repository below f/ (package namespace knows its name, package upstream sends the requests), and stores what the
+// upstream answers; the registry then serves it like the content of any other repository.
 //
 // # Words
 //
-//   - held: the repository here has it.
+//   - held: the repository here has the content.
 //   - fresh: a tag that the upstream has confirmed within the time that its settings say (fresh:).
-//   - stale: what is held, where the upstream could not be asked or does not have it any more.
+//   - stale: held content that the upstream could not confirm, or no longer has.
 //
-// # The way of a read
+// # How a read works
 //
-//  1. A digest that is held is never asked about. One that is not held is fetched.
-//  2. A tag that is fresh is not asked about. Otherwise the upstream is asked with a HEAD, which Docker Hub does not
-//     count: if it names the same digest, nothing is written; if that manifest is held, the tag moves in one commit;
-//     otherwise the manifest is fetched by that digest, and recorded together with the tag.
-//  3. Who asks at the same time for the same, waits for the same answer. It is asked for by the server: a client that
-//     leaves does not stop it.
-//  4. Where something is held, it is answered after 2 s, as stale, whatever the upstream does; and at once where the
-//     upstream has just said no. So nothing that is held is ever answered with an error of an upstream.
-//  5. That the upstream does not have something, or not for us, is remembered briefly, because clients ask in bursts.
-//  6. A blob that is not held is downloaded once for all who ask, and given to them while it arrives. Bytes that are
-//     here because of another repository are given only after this repository's own upstream has answered for the
-//     digest with the same size.
+//  1. For a held digest the upstream is never asked. A digest that is not held is fetched.
+//  2. For a fresh tag the upstream is not asked. For another tag it gets a HEAD, which Docker Hub does not count: if
+//     the tag names the same digest, nothing is written; if that manifest is held, the tag moves in one commit;
+//     otherwise the manifest is fetched by that digest, and recorded together with the tag in one commit.
+//  3. Reads of the same reference at the same time share one request to the upstream. It does not depend on the context
+//     of a client: a client that disconnects does not cancel it for the others.
+//  4. Held content is served as stale if the upstream has not answered after 2 s, and at once if the upstream has
+//     failed or refused. So an error of an upstream never replaces held content.
+//  5. Negative answers of an upstream are cached, not found for 10 s and unauthorized for a minute: clients ask in
+//     bursts.
+//  6. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
+//     that are stored, or on their way, for another repository are served only after this repository's own upstream has
+//     answered for the digest with the same size.
 //
 // # What it does not do
 //
-// It does not decide who may read: whoever calls Refresh has made sure. When a tag was confirmed is in memory alone, so
-// that a poll that finds nothing new writes nothing; after a restart each tag is asked about once.
+// It does not decide who may read: the caller has authorized the client. The time at which a tag was confirmed is kept
+// in memory only, so that a check that finds nothing new writes nothing; after a restart the first read of each tag
+// asks the upstream.
 package mirror
 
 import (
@@ -43,19 +45,20 @@ import (
 )
 
 const (
-	// patience is how long a client waits for the upstream where something is held. Registries answer a HEAD in a tenth
+	// patience is how long a read of held content waits for the upstream. Registries usually answer a HEAD in a tenth
 	// of that.
 	patience = 2 * time.Second
-	// askTime bounds what is done for one question: a HEAD, a GET and a commit.
+	// askTime bounds the work for one question: a HEAD, a GET and a commit.
 	askTime = 2 * time.Minute
-	// maxRemembered bounds how many tags and digests are remembered; one takes about 250 bytes.
+	// maxRemembered bounds the cached answers, because clients choose the names; one takes about 250 bytes.
 	maxRemembered = 100_000
-	// absentFor and closedFor are how long it is remembered that the upstream does not have something, or not for us.
+	// absentFor and closedFor are how long ErrNotFound and ErrUnauthorized are cached: short, because content appears
+	// and logins are corrected.
 	absentFor = 10 * time.Second
 	closedFor = time.Minute
 )
 
-// Store is the registry that has the repositories. Its errors are passed on.
+// Store is the registry that has the repositories. Refresh returns its errors unchanged.
 type Store interface {
 	// Resolve returns what ref, a tag or a digest, names in a repository.
 	Resolve(ctx context.Context, repo, ref string) (at Held, held bool, err error)
@@ -67,7 +70,7 @@ type Store interface {
 // Held is what a repository has.
 type Held struct {
 	Digest digest.Digest
-	// Pushed: it did not come from the upstream, but was pushed or imported. The upstream is not asked about it.
+	// Pushed reports that the content was pushed or imported, and not fetched. The upstream is not asked about it.
 	Pushed bool
 }
 
@@ -79,24 +82,24 @@ type Options struct {
 	// Fetcher downloads blobs into Blobs. Optional: without it there are manifests alone.
 	Fetcher *upstream.Fetcher
 	Blobs   BlobStore
-	// Context is that of looks into Blobs that are not for one client alone; nil: context.Background().
+	// Context is used for the look-ups in Blobs that serve several clients; nil: context.Background().
 	Context context.Context
 }
 
 // Mirror is safe for concurrent use. Make it with [New].
 type Mirror struct {
 	options Options
-	asking  singleflight.Group
-	answers *lru.Cache[question, answer]
+	asking  singleflight.Group           // by repository and reference
+	answers *lru.Cache[question, answer] // bounded by maxRemembered
 }
 
-// question is what is asked about: a tag or a digest of a repository here.
+// question is what an upstream is asked about: a tag, a digest or "blob " and a digest, of a repository here.
 type question struct{ repo, ref string }
 
-// answer is what an upstream has said last.
+// answer is the last definite answer of an upstream.
 type answer struct {
 	at  time.Time
-	err error // nil: what is held is right
+	err error // nil: the upstream has it; a tag names what is held
 }
 
 // New returns a Mirror that knows nothing yet.
@@ -136,14 +139,15 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 		return either(held, last.err)
 	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
-		// Not the client's context: others wait for the same, and what was fetched is of use to the next one.
+		// Not cancelled with the client's context: others may wait for the same answer, and the next read uses what was
+		// fetched.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTime)
 		defer cancel()
 		err := m.ask(ctx, up, there, q)
 		m.remember(q, err)
 		return nil, err
 	})
-	var late <-chan time.Time // never, where nothing is held that could be answered instead
+	var late <-chan time.Time // nil, and so never ready, if nothing is held that could be served instead
 	if held {
 		timer := time.NewTimer(patience)
 		defer timer.Stop()
@@ -160,7 +164,7 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 	}
 }
 
-// either returns an error as the reason why what is held is stale, or as the error for what is not held.
+// either returns err as the reason why held content is stale, or as the error for content that is not held.
 func either(held bool, err error) (stale, failed error) {
 	if held {
 		return err, nil
@@ -168,7 +172,8 @@ func either(held bool, err error) (stale, failed error) {
 	return nil, err
 }
 
-// counts reports whether an answer saves the question.
+// counts reports whether an answer is recent enough that the upstream need not be asked again. A positive one counts
+// only while the content is held: it may have been evicted or deleted since.
 func (a answer) counts(held bool, fresh time.Duration) bool {
 	age := time.Since(a.at)
 	switch {
@@ -180,15 +185,15 @@ func (a answer) counts(held bool, fresh time.Duration) bool {
 	return age < absentFor
 }
 
-// remember keeps what an upstream has said. What it could not say is not kept: package upstream knows when to ask
-// again.
+// remember caches a definite answer. Other errors, such as ErrUnavailable, are not cached: the breaker of package
+// upstream bounds how often an endpoint that fails is asked.
 func (m *Mirror) remember(q question, err error) {
 	if err == nil || errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrUnauthorized) {
 		m.answers.Add(q, answer{time.Now(), err})
 	}
 }
 
-// ask asks the upstream, and records what has changed.
+// ask asks the upstream, and records what has changed. Errors: those of package upstream; those of the Store.
 func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q question) error {
 	store := m.options.Store
 	d, tag := digest.Digest(q.ref), ""
@@ -203,12 +208,12 @@ func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q
 		}
 	}
 	if _, held, err := store.Resolve(ctx, q.repo, d.String()); err != nil || held {
-		if err != nil || tag == "" { // it has come meanwhile
+		if err != nil || tag == "" { // another request has fetched it in the meantime
 			return err
 		}
 		return store.Record(ctx, q.repo, tag, d, nil)
 	}
-	// By the digest, so that the tag cannot move between the two.
+	// By the digest of the HEAD: the tag may move between the two requests.
 	found, err := up.Manifest(ctx, there, d.String())
 	if err != nil {
 		return err

@@ -1,10 +1,10 @@
-// Package namespace names the repositories here that hold content of other registries, and finds the one that a request
-// means.
+// Package namespace defines the names of the repositories that hold content of other registries, and finds the one that
+// a request means.
 //
 // # Words
 //
-//   - namespace: the host[:port] of a registry as images name it, in the one form of package address; docker.io for
-//     every name of Docker Hub. It is what clients send in ?ns= (distribution spec, "Registry Proxying").
+//   - namespace: the host[:port] of a registry as images name it, in the canonical form of package address; docker.io
+//     for every name of Docker Hub. It is what clients send in ?ns= (distribution spec, "Registry Proxying").
 //   - name: that of a repository of another registry: its namespace, and its name there. A repository of Docker Hub
 //     with one part is the one below library/.
 //   - local name: f/<element>/<repository>. The element stands for the namespace: it is the host, a port as __5000, or
@@ -17,8 +17,8 @@
 //  1. Each name has one local name, and no other name has the same one: Table.Upstream(Table.Local(n)) is n.
 //  2. A local name is a valid name of a repository, of at most 255 characters, below f/ and of three parts or more. So
 //     nothing that a client sends as a namespace leads to a repository that is not below f/.
-//  3. Here are only names: nothing connects to a host because a client has sent it. Package upstream finds the upstream
-//     of a name, in the settings.
+//  3. This package handles names only, and connects to no host. Package upstream finds the upstream of a name, in the
+//     settings.
 package namespace
 
 import (
@@ -39,7 +39,7 @@ const (
 	MaxName = 255
 	// official is where Docker Hub keeps the repositories whose names have one part.
 	official = "library/"
-	// portMark stands for the colon before a port. No valid host has it, so that the way back is unique.
+	// portMark stands for the colon before a port. No valid host contains it, so that it can be replaced back.
 	portMark = "__"
 )
 
@@ -57,16 +57,16 @@ var (
 	validElement = regexp.MustCompile(`^` + element + `$`)
 )
 
-// Within reports whether a repository here is for content of other registries.
+// Within reports whether a repository is below f/, where the content of other registries is.
 func Within(repo string) bool { return strings.HasPrefix(repo, Prefix) }
 
-// ValidRepo reports whether a text can be the name of a repository, whatever its length.
+// ValidRepo reports whether a text is a valid name of a repository, apart from its length.
 func ValidRepo(repo string) bool { return validRepo.MatchString(repo) }
 
 // ValidHost reports whether a text in lower case has the form of a host[:port].
 func ValidHost(host string) bool { return validHost.MatchString(host) }
 
-// Host returns the one form of a namespace. Errors: the text is not a valid host[:port].
+// Host returns the canonical form of a namespace. Errors: the text is not a valid host[:port].
 func Host(text string) (string, error) {
 	if text == "" {
 		return "", errors.New("it is missing; want that of a registry as images name it, such as quay.io")
@@ -83,7 +83,8 @@ func Host(text string) (string, error) {
 	return form, nil
 }
 
-// Fold returns a repository's name with the library/ that people leave out at Docker Hub. host is in its one form.
+// Fold returns a repository's name with the library/ that people leave out at Docker Hub. host is in its canonical
+// form.
 func Fold(host, repo string) string {
 	if host == address.Hub && repo != "" && !strings.Contains(repo, "/") {
 		return official + repo
@@ -108,7 +109,7 @@ func Parse(host, repo string) (n Name, err error) {
 	return n, nil
 }
 
-// Element returns what stands for a host where no other is written. Errors: nothing does, for an IPv6 address.
+// Element returns the element of a host for which no as: is set. Errors: an IPv6 address has none.
 func Element(host string) (string, error) {
 	e := strings.Replace(host, ":", portMark, 1)
 	if !validElement.MatchString(e) {
@@ -117,7 +118,8 @@ func Element(host string) (string, error) {
 	return e, nil
 }
 
-// CheckElement checks what is to stand for a host. Errors: it is not one part of a repository's name.
+// CheckElement checks the element that as: sets for a host. Errors: it is not one part of a repository's name, or
+// longer than half of MaxName.
 func CheckElement(e string) error {
 	if len(e) > MaxName/2 || !validElement.MatchString(e) {
 		return fmt.Errorf("%.80q is not one part of a repository's name; want lower-case letters, digits, . _ and -", e)
@@ -125,17 +127,18 @@ func CheckElement(e string) error {
 	return nil
 }
 
-// Join returns the local name of a repository, of which e stands for the host.
+// Join returns the local name of a repository whose host has the element e.
 func Join(e, repo string) string { return Prefix + e + "/" + repo }
 
-// Table says which element stands for which host, and which sites there are. A nil Table has no sites, and the elements
-// are the hosts. It is safe for concurrent use.
+// Table maps hosts to elements, and sites to namespaces. A nil Table has no sites and no as:, so that each element is
+// the host. It is safe for concurrent use.
 type Table struct {
-	sites map[string]string // the namespaces of hosts, with or without a port
+	sites map[string]string // the namespaces of sites, by host[:port]; never changes
 	as    atomic.Pointer[aliases]
 }
 
-// aliases are the elements that settings name, by host, and their hosts. They never change.
+// aliases are the elements that settings name, by host, and the hosts by element. They are not changed, but replaced as
+// a whole, so that requests need no lock.
 type aliases struct{ elements, hosts map[string]string }
 
 // NewTable returns a Table with the sites of options that are valid.
@@ -149,8 +152,8 @@ func NewTable(sites []Site) *Table {
 	return t
 }
 
-// Set replaces the elements that settings name, by host. Hosts are in their one form, and no two of them have the
-// same element.
+// Set replaces the elements that settings name, by host. Hosts are in their canonical form, and no two of them have the
+// same element. Set keeps the map.
 func (t *Table) Set(elements map[string]string) {
 	a := &aliases{elements, map[string]string{}}
 	for host, e := range elements {
@@ -206,16 +209,16 @@ func (t *Table) Upstream(local string) (n Name, ok bool) {
 	if err != nil {
 		return Name{}, false
 	}
-	// Only what has a local name is one, whatever the spelling.
+	// A name without a local name (too long, or with the element of another host) has no other spelling either.
 	if _, err := t.Local(n); err != nil {
 		return Name{}, false
 	}
 	return n, true
 }
 
-// Here returns the local name of the repository that a request means with the namespace host, in its one form, and the
-// repo of its path. That may be a local name already, of the same host: containerd sends both where the path of a
-// mirror has it (override_path). Errors: those of Parse and of Local.
+// Here returns the local name of the repository that a request means with the namespace host, in its canonical form,
+// and the repo of its path. repo may be a local name of the same host already: containerd sends that where the URL of a
+// mirror has the path f/<element> (override_path). Errors: those of Parse and of Local.
 func (t *Table) Here(host, repo string) (string, error) {
 	if n, ok := t.Upstream(repo); ok && n.Host == host {
 		return t.Local(n)
@@ -227,7 +230,8 @@ func (t *Table) Here(host, repo string) (string, error) {
 	return t.Local(n)
 }
 
-// Site returns the namespace for which a host name of ours stands, as a request has it in its Host header or in ?ns=.
+// Site returns the namespace of a site; host is from the Host header or ?ns= of a request. A site without a port is for
+// all ports. ok is false if the host is not a site.
 func (t *Table) Site(host string) (upstream string, ok bool) {
 	if t == nil || len(t.sites) == 0 {
 		return "", false
@@ -243,7 +247,8 @@ func (t *Table) Site(host string) (upstream string, ok bool) {
 	return upstream, ok
 }
 
-// Known reports whether a setting names a namespace: a site stands for it, or Set has its element.
+// Known reports whether a setting names a namespace, in its canonical form: a site stands for it, or Set has its
+// element.
 func (t *Table) Known(host string) bool {
 	if t == nil {
 		return false

@@ -16,10 +16,10 @@ type Options struct {
 
 // Site is an entry of the setting namespaces.
 type Site struct {
-	// Host is a host[:port] under which clients reach this registry; without a port it counts for all of them. It is
-	// not one of the names of the registry.
+	// Host is a host[:port] under which clients reach this registry; without a port it is for all ports. It is not one
+	// of the names of the registry.
 	Host string `mapstructure:"host"`
-	// Upstream is the registry whose repositories it has.
+	// Upstream is the registry for which it stands.
 	Upstream string `mapstructure:"upstream"`
 }
 
@@ -55,8 +55,8 @@ func (o *Options) Validate() error {
 	return nil
 }
 
-// CheckNames refuses sites and namespaces that are names of this registry: it could not be told which repository is
-// meant. The options are valid.
+// CheckNames refuses sites and namespaces that are names of this registry: the repository that a request means would be
+// ambiguous. The options are valid.
 func (o *Options) CheckNames(all []string) error {
 	names := map[string]bool{}
 	for _, name := range all {

@@ -6,23 +6,22 @@ import (
 	"trow/storage"
 )
 
-// removals is the list of what a decision removes, which is being made.
+// removals builds the list of what a decision removes.
 type removals struct {
 	*decision
 	list    []Removal
-	parents map[digest.Digest][]*storage.HeldManifest // that consist of it
+	parents map[digest.Digest][]*storage.HeldManifest // the manifests that refer to it as a part
 
-	done, listed map[digest.Digest]bool // manifests: done, and not listed, are those that are about to be
-	depth        int                    // how many calls of first are under way
+	done, listed map[digest.Digest]bool // manifests; one that is done and not listed is being added by a caller
+	depth        int                    // of nested calls of first
 }
 
-// maxBelongs bounds how far it is looked at what belongs to what, in manifests: a client can push a chain of any
-// length.
+// maxBelongs bounds how many manifests first and waits follow: a client can push a chain of any length.
 const maxBelongs = 1000
 
-// removals returns what is removed: tags, then manifests, each after the manifests that consist of it, because the
-// Index refuses to delete a manifest that another one needs, and if possible after those that it refers to or
-// accompanies, because it stays if one of these has changed and stays.
+// removals returns what is removed: tags first, then manifests. A manifest comes after those of which it is a part,
+// because the Index refuses to delete a manifest that another one needs. If possible, it also comes after its subject,
+// and after the manifest that it accompanies: if that has changed since the decision, and so stays, it stays as well.
 func (d *decision) removals() []Removal {
 	l := &removals{decision: d, parents: map[digest.Digest][]*storage.HeldManifest{},
 		done: map[digest.Digest]bool{}, listed: map[digest.Digest]bool{}}
@@ -48,7 +47,7 @@ func (d *decision) removals() []Removal {
 	return l.list
 }
 
-// add lists a manifest, after what it has to come after.
+// add lists a manifest that is not kept, after the manifests that have to come before it.
 func (l *removals) add(m *storage.HeldManifest) {
 	if l.done[m.Digest] || l.kept[m.Digest] {
 		return
@@ -68,7 +67,7 @@ func (l *removals) add(m *storage.HeldManifest) {
 	l.listed[m.Digest] = true
 }
 
-// companions lists the tags of a manifest that accompany what is removed.
+// companions lists the tags of a manifest that accompany removed manifests.
 func (l *removals) companions(m *storage.HeldManifest) {
 	for _, t := range m.Tags {
 		if at, ok := l.companionOf(t.Name); ok && !l.kept[at] {
@@ -78,7 +77,7 @@ func (l *removals) companions(m *storage.HeldManifest) {
 	}
 }
 
-// first adds what a manifest belongs to, unless that has to come later.
+// first lists a manifest to which the one that is being added belongs, unless it has to come later.
 func (l *removals) first(at digest.Digest) {
 	m := l.index[at]
 	if m == nil || l.depth == maxBelongs || l.waits(m) {
@@ -89,7 +88,8 @@ func (l *removals) first(at digest.Digest) {
 	l.depth--
 }
 
-// waits reports whether a manifest comes after one that is about to be listed, at any depth, or may do so.
+// waits reports whether a manifest has to come after one that is being added, directly or not; it reports true if that
+// takes more than maxBelongs manifests to find out.
 func (l *removals) waits(m *storage.HeldManifest) bool {
 	seen := map[digest.Digest]bool{}
 	for todo := []*storage.HeldManifest{m}; len(todo) > 0; {
@@ -106,8 +106,8 @@ func (l *removals) waits(m *storage.HeldManifest) bool {
 	return false
 }
 
-// of returns a manifest to which another one belongs that is about to be listed; empty if it is not listed before that:
-// there is none, or each belongs to the other, and both would wait for each other for ever.
+// of returns at, to which a manifest that is about to be listed belongs, if it is listed already. Otherwise it returns
+// the empty digest: there is no such manifest, or the two belong to each other, and neither could be removed first.
 func (l *removals) of(at digest.Digest) digest.Digest {
 	if l.listed[at] {
 		return at

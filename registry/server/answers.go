@@ -5,17 +5,17 @@ import (
 	"time"
 )
 
-// Answers bounds the memory of answers that handlers make as a whole and keep until the client has received them. As
-// with [Bodies], a request waits a few seconds for memory, and meanwhile the oldest answer of the address that holds
-// most gives way if its client has not received it within readGrace: its connection ends. So a client that does not
-// read keeps out no others. Safe for concurrent use.
+// Answers bounds the memory of answers that handlers render as a whole and keep until the client has received them. As
+// with [Bodies], a request waits a few seconds for memory. If there is none, the oldest answer of the address that
+// holds most is aborted, with its connection, if its client has not received it within readGrace. So a client that does
+// not read does not block others. Answers is safe for concurrent use.
 type Answers struct{ pool pool }
 
-// maxAnswers bounds the memory for answers, however much there is: with it, it bounds how many are made at once,
-// because that takes processor time of which verdicts need some as well.
+// maxAnswers bounds the memory for answers on a machine with much of it: rendering takes CPU time, which verdicts need
+// as well, so the number of answers that are rendered at once must be bounded too.
 const maxAnswers = 64 << 20
 
-// NewAnswers returns Answers of so many bytes.
+// NewAnswers returns Answers that take up to so many bytes.
 func NewAnswers(bytes int64) *Answers {
 	a := &Answers{}
 	a.pool.init(bytes)
@@ -25,8 +25,9 @@ func NewAnswers(bytes int64) *Answers {
 // ReserveAnswers returns the memory for answers: a sixteenth of what the process may use, up to maxAnswers.
 func ReserveAnswers() *Answers { return NewAnswers(min(Memory()/16, maxAnswers)) }
 
-// Take takes bytes for the answer to r, until the caller calls keep with 0. Before that, keep gives back all but a
-// number of bytes. Errors: one with a method RetryAfter if there is no memory; that of the request's context.
+// Take takes bytes for the answer to r. The caller calls keep to give back all but a number of bytes, and at the end
+// with
+// 0. Errors: one with a method RetryAfter if there is no memory; that of the request's context.
 func (a *Answers) Take(r *http.Request, bytes int64) (keep func(bytes int64), err error) {
 	c, _ := r.Context().Value(connKey{}).(*conn)
 	h, err := a.pool.take(r.Context(), client(r), bytes, func(time.Time) {

@@ -156,7 +156,7 @@ type hold struct {
 	pool    *pool
 	member  *memberOf[*hold]
 	since   time.Time
-	giveWay func(now time.Time) // ends the reading of a body, or an answer; nil: the hold does not give way
+	giveWay func(now time.Time) // aborts a body or an answer, with the pool's mu held; nil: the hold does not give way
 	evicted bool
 }
 

@@ -27,9 +27,9 @@ func cork(c net.Conn, on bool) {
 	})
 }
 
-// unacknowledged returns how many bytes of what was sent, the end included, the client's machine has not acknowledged
-// (tcp(7), SIOCOUTQ); 0 if that is not known, or never will be: of a connection that the client has reset, the kernel
-// keeps the count.
+// unacknowledged returns how many bytes, FIN included, the client's machine has not acknowledged (tcp(7), SIOCOUTQ); 0
+// if that cannot be found out, or the connection is closed: after a reset by the client, the kernel keeps the last
+// count.
 func unacknowledged(c net.Conn) (n int) {
 	t, ok := c.(syscall.Conn)
 	if !ok {

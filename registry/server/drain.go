@@ -10,51 +10,52 @@ import (
 )
 
 const (
-	// drainTime is how long what a client still sends is read after the server has closed a connection.
+	// drainTime is how long the server reads what a client still sends after it has closed its side of a connection.
 	drainTime = 2 * time.Second
-	// drainBytes bounds what is read in that time. After that the client has to wait, and may still read the answer.
+	// drainBytes bounds what is read in that time. Then the client is blocked by its window until the time is over, and
+	// can still read the answer.
 	drainBytes = 1 << 20
-	// stalled is how long a client may take nothing of what it has not got yet, and beat the time between two looks.
+	// stalled is how long a client may acknowledge nothing of what was sent, and beat the time between two looks.
 	stalled, beat = time.Minute, 100 * time.Millisecond
-	// maxDraining bounds the connections that are read in this way: a quarter of a second of some 500 clients a second.
+	// maxDraining bounds the connections that are drained: each takes a goroutine and a file descriptor, which
+	// max-connections does not count.
 	maxDraining = 128
 )
 
-// drains ends connections. A socket that is closed while the client sends makes the kernel reset the connection (RFC
-// 9293, section 3.6.1), and the reset takes what the client has not read yet with it: the last answer, or the rest of
-// the other connections in the tunnel of kubectl port-forward. Each TLS client sends something after the end: its own
-// close_notify. Therefore the server first says that nothing follows (FIN), reads what still comes, and closes then.
+// drains closes connections without losing what was sent. If a socket is closed while the client sends, the kernel
+// resets the connection (RFC 9293, section 3.6.1), and the client loses what it has not read yet: the last answer, or
+// the rest of the other connections in the tunnel of kubectl port-forward. Every TLS client sends something after the
+// end: its own close_notify. So the server first sends FIN, then reads what still arrives, and closes the socket last.
 //
-// Then it waits until the client's machine has everything. A kernel sends on without the process, but not without the
-// network of its pod, which Kubernetes removes as soon as the process has ended: a slow client, of whose layer
-// megabytes are in a buffer of the kernel, would wait for them until it gives up.
+// Before it does, it waits until the client's machine has acknowledged everything. A kernel goes on sending after the
+// process has ended, but not after Kubernetes has removed the network of its pod, which follows at once: a slow client
+// with megabytes of a layer in the send buffer would wait for them until it gives up.
 //
-// A connection that is drained has no place among the connections any more, so it keeps no client out. If there are too
-// many, the oldest is closed at once.
+// A connection that is drained does not count for max-connections. If there are too many, the oldest is closed at once.
 type drains struct {
 	most int           // 0 means maxDraining
 	time time.Duration // 0 means drainTime
 
-	mu  sync.Mutex // guards all
+	mu  sync.Mutex // guards all; not held while a connection is closed
 	all list.List  // of *draining, the oldest first
 }
 
 // draining is a connection that is drained.
 type draining struct {
-	stop context.CancelFunc
-	done chan struct{} // closed after the connection
+	stop context.CancelFunc // closes the connection at once
+	done chan struct{}      // closed after the connection is
 }
 
 // end ends a connection in the background. No other goroutine may write to it.
 func (d *drains) end(c net.Conn) {
-	_ = c.SetWriteDeadline(time.Now()) // ends a write under way, as closing would
+	_ = c.SetWriteDeadline(time.Now()) // ends a write under way, as Close would: CloseWrite does not
 	to, ok := c.(interface{ CloseWrite() error })
-	if !ok || to.CloseWrite() != nil { // in tests; or the client has gone
+	if !ok || to.CloseWrite() != nil { // not TCP, as in tests; or the connection is gone
 		_ = c.Close()
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // ends the reading
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // ends a read that is blocked
 	k := &draining{cancel, make(chan struct{})}
 	at := d.add(k)
 	go func() {
@@ -64,11 +65,11 @@ func (d *drains) end(c net.Conn) {
 		d.read(ctx, c)
 		delivered(ctx, c)
 		stop()
-		_ = c.Close() // again, if it had to give way
+		_ = c.Close() // for the second time if ctx was cancelled, which does nothing
 	}()
 }
 
-// read reads what the client still sends, until it has ended as well, or the time is over.
+// read reads what the client still sends, until the client closes its side, or drainTime is over.
 func (d *drains) read(ctx context.Context, c net.Conn) {
 	limit := d.time
 	if limit == 0 {
@@ -78,6 +79,7 @@ func (d *drains) read(ctx context.Context, c net.Conn) {
 	defer over.Stop()
 	_ = c.SetReadDeadline(time.Now().Add(limit)) // if this fails, the read fails as well
 	if _, err := io.CopyN(io.Discard, c, drainBytes); err == nil {
+		// There may be more. It stays unread, but closing the socket now would reset the connection.
 		select {
 		case <-over.C:
 		case <-ctx.Done():
@@ -85,8 +87,8 @@ func (d *drains) read(ctx context.Context, c net.Conn) {
 	}
 }
 
-// delivered waits until the client's machine has acknowledged everything that was sent, takes nothing of it any more,
-// or ctx is done.
+// delivered waits until the client's machine has acknowledged everything that was sent, or has acknowledged nothing for
+// the time stalled, or ctx is done.
 func delivered(ctx context.Context, c net.Conn) {
 	left, moved := unacknowledged(c), time.Now()
 	for left > 0 && time.Since(moved) < stalled {
@@ -101,7 +103,7 @@ func delivered(ctx context.Context, c net.Conn) {
 	}
 }
 
-// add adds a connection; the oldest gives way if there are too many.
+// add adds a connection, and closes the oldest one if there are too many.
 func (d *drains) add(k *draining) *list.Element {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -115,14 +117,14 @@ func (d *drains) add(k *draining) *list.Element {
 	return d.all.PushBack(k)
 }
 
-// remove removes a connection that has ended. It may have given way before.
+// remove removes a connection that has ended; add may have removed it before.
 func (d *drains) remove(e *list.Element) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.all.Remove(e)
 }
 
-// wait waits for the connections that are drained, and closes them when ctx is done.
+// wait waits for the connections that are drained now, and closes those that are left when ctx is done.
 func (d *drains) wait(ctx context.Context) {
 	d.mu.Lock()
 	var now []*draining

@@ -5,15 +5,17 @@ import (
 	"syscall"
 )
 
-// unsent is how many bytes the kernel keeps of what may not be sent yet, for one connection.
+// unsent is how many bytes that may not be sent yet the kernel buffers for one connection: enough to send on while the
+// process is not scheduled.
 const unsent = 128 << 10
 
 // tcpNotSentLowat is TCP_NOTSENT_LOWAT of tcp(7), which package syscall does not have.
 const tcpNotSentLowat = 0x19
 
-// boundUnsent bounds what the kernel keeps of a connection whose client does not read. Otherwise it takes up to 4 MiB
-// (net.ipv4.tcp_wmem), which count as memory of the container: 500 clients would take 1.5 GiB. What is under way to a
-// client that reads is not bounded, so that a long way takes no longer. Errors are ignored: an old kernel cannot do it.
+// boundUnsent bounds the send buffer of a connection whose client does not read. Otherwise it grows to 4 MiB
+// (net.ipv4.tcp_wmem), which count as memory of the container: 500 clients would take 1.5 GiB. Bytes that are sent and
+// not yet acknowledged are not bounded, so that a connection with a long round-trip time is not slower. Errors are
+// ignored: the connection works without the bound.
 func boundUnsent(c net.Conn) {
 	t, ok := c.(*net.TCPConn)
 	if !ok {

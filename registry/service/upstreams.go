@@ -16,20 +16,20 @@ import (
 	"trow/registry/upstream"
 )
 
-// cache is what the service has for the content of other registries.
+// cache holds the parts that fetch and bound the content of other registries. A nil cache does nothing.
 type cache struct {
 	upstreams *upstream.Upstreams
 	fetcher   *upstream.Fetcher
 	bound     *mirror.Cache
 }
 
-// spoolShare is the part of the cache's bound that downloads may take on the disk beside it, where the engine of the
-// blobs cannot be read while it grows: one in so many.
+// spoolShare divides the cache's bound: downloads may take that part of it in addition, on the disk of the data
+// directory, if the engine of the blobs cannot read an upload while it grows.
 const spoolShare = 4
 
-// openCache opens it, once the data is open. Errors: settings that cannot be used.
+// openCache makes the cache. The data must be open. Errors: settings that cannot be used; those of the file system.
 func (s *Service) openCache() error {
-	if s.data.ReadOnly() { // nothing could be stored: the registry serves what it holds
+	if s.data.ReadOnly() { // nothing could be stored, so no upstream is asked
 		return nil
 	}
 	o := s.options.Upstream
@@ -74,7 +74,8 @@ func (s *Service) cacheSize() (int64, error) {
 	return amount.Of(volume), nil
 }
 
-// ownAddresses are those of this machine: behind them are this server and its neighbours.
+// ownAddresses returns the addresses of this machine, at which this server and other local services listen; none if
+// they cannot be listed.
 func ownAddresses() (all []netip.Prefix) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -88,7 +89,7 @@ func ownAddresses() (all []netip.Prefix) {
 	return all
 }
 
-// into gives a registry its upstreams.
+// into sets the options of a registry that are about upstreams.
 func (c *cache) into(o *registry.Options, s *Service) {
 	if c == nil {
 		return
@@ -97,7 +98,7 @@ func (c *cache) into(o *registry.Options, s *Service) {
 	o.Drop = func(ctx context.Context, all []digest.Digest) error { return s.data.Drop(ctx, all) }
 }
 
-// run looks after the bound until ctx is done.
+// run runs the bound of the cache until ctx is done; see [mirror.Cache.Run].
 func (c *cache) run(ctx context.Context) error {
 	if c == nil {
 		return nil
@@ -105,7 +106,7 @@ func (c *cache) run(ctx context.Context) error {
 	return c.bound.Run(ctx)
 }
 
-// set replaces the upstreams. Errors: those of the settings; nothing has changed then.
+// set replaces the upstreams. Errors: those of the settings; then nothing has changed.
 func (c *cache) set(all []upstream.Entry) error {
 	if c == nil {
 		return nil
@@ -113,14 +114,14 @@ func (c *cache) set(all []upstream.Entry) error {
 	return c.upstreams.Set(all)
 }
 
-// close ends the downloads.
+// close ends the downloads, and returns when they have ended.
 func (c *cache) close() {
 	if c != nil && c.fetcher != nil {
 		c.fetcher.Close()
 	}
 }
 
-// What is known of the cache.
+// The metrics of the cache.
 var (
 	cacheLimit = prometheus.NewDesc("trow_cache_limit_bytes",
 		"How much the content of other registries may take.", nil, nil)

@@ -9,19 +9,19 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Shelf keeps the last good files outside of the data directory as well, for a server whose data directory ends with
-// it, as that of a replica. Load returns what was saved last, nil if there is nothing. It is an alias, so that packages
-// that do not import this one can return one.
+// Shelf keeps the last good files outside of the data directory as well, for a server whose data directory is deleted
+// with it, such as a replica. Load returns the content that was saved last; nil if there is none. Shelf is an alias, so
+// that packages that do not import this one can return one.
 type Shelf = interface {
 	Load() ([]byte, error)
 	Save(content []byte) error
 }
 
-// Lookup returns a setting although the settings as a whole cannot be loaded: as the flag, the environment or a file
-// that can be parsed say, or the default.
+// Lookup returns one setting even if the settings as a whole cannot be loaded: from the flag, the environment, a file
+// that can be parsed, or the default, in this order.
 type Lookup = func(key string) string
 
-// lookup returns the Lookup of the present files. Where one of them cannot be read, it reads the others by themselves.
+// lookup returns the Lookup of the present files. If one of them cannot be read, the others count.
 func (f *Files) lookup(given *pflag.FlagSet, parts []Part) Lookup {
 	docs := f.seen
 	for _, path := range f.config.paths {
@@ -53,7 +53,7 @@ func (f *Files) lookup(given *pflag.FlagSet, parts []Part) Lookup {
 	}
 }
 
-// onShelf returns the sets of files on the shelf. Errors: those of the shelf.
+// onShelf returns the sets of files on the shelf. Errors: those of the shelf; the content is damaged.
 func (f *Files) onShelf() (sets [][]document, err error) {
 	if f.shelf == nil {
 		return nil, nil
@@ -76,7 +76,7 @@ func (f *Files) keep(dir string, sets ...[]document) error {
 		return err
 	}
 	err = keep(dir, content)
-	if f.shelf != nil && f.Problem() == nil { // or these are old ones, and another server may have put newer ones there
+	if f.shelf != nil && f.Problem() == nil { // with a problem, these are old ones, and the shelf may have newer ones
 		err = errors.Join(err, f.shelf.Save(content))
 	}
 	return err

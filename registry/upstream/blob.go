@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Blob is a blob of an upstream on its way. The caller closes Body, and compares the bytes with the digest.
+// Blob is an answer with a blob of an upstream. The caller closes Body, and verifies the digest.
 type Blob struct {
 	Body io.ReadCloser
 	From int64  // the offset of the first byte of Body: what was asked for, or 0 if the upstream starts over
@@ -20,16 +20,16 @@ type Blob struct {
 	ETag string // for a request that continues this one; empty: none
 }
 
-// Blob opens a blob at an offset. etag is that of the answer that is continued, empty if it is not known. An upstream
-// that cannot continue gives the blob from its beginning; see Blob.From. Errors: *Error.
+// Blob opens a blob at an offset. etag is that of the answer that is continued; empty: it is not known. If the upstream
+// cannot continue, the answer is the blob from its beginning; see Blob.From. Errors: *Error.
 func (u *Upstream) Blob(ctx context.Context, repo string, d digest.Digest, from int64, etag string) (*Blob, error) {
 	r := request{method: http.MethodGet, repo: repo, kind: "blobs", ref: d.String(),
-		// No coding: the bytes are compared with the digest.
+		// No content coding: the digest is that of the bytes as they are.
 		header: http.Header{"Accept-Encoding": {"identity"}}}
 	if from > 0 {
 		r.header.Set("Range", fmt.Sprintf("bytes=%d-", from))
-		// Only a strong validator says that the bytes are the same (RFC 9110, section 13.1.5). Without one the digest
-		// does.
+		// If-Range needs a strong validator (RFC 9110, section 13.1.5). Without one, other bytes than before are found
+		// by the digest.
 		if etag != "" && !strings.HasPrefix(etag, "W/") {
 			r.header.Set("If-Range", etag)
 		}
@@ -39,7 +39,7 @@ func (u *Upstream) Blob(ctx context.Context, repo string, d digest.Digest, from 
 		return nil, err
 	}
 	b, ok := opened(resp, from)
-	if !ok && from > 0 { // it may not know ranges: once more, from the beginning
+	if !ok && from > 0 { // such as 416 from an upstream without ranges: once more, from the beginning
 		resp.Body.Close()
 		return u.Blob(ctx, repo, d, 0, "")
 	}
@@ -50,7 +50,7 @@ func (u *Upstream) Blob(ctx context.Context, repo string, d digest.Digest, from 
 	return b, nil
 }
 
-// opened reads where an answer begins. It reports false for one that neither continues at from nor starts over.
+// opened returns the Blob of an answer. It reports false for an answer that neither continues at from nor starts over.
 func opened(resp *http.Response, from int64) (*Blob, bool) {
 	b := &Blob{Body: resp.Body, Size: -1, ETag: resp.Header.Get("ETag")}
 	switch resp.StatusCode {
@@ -65,7 +65,7 @@ func opened(resp *http.Response, from int64) (*Blob, bool) {
 	return nil, false
 }
 
-// contentRange reads "bytes START-END/SIZE", in which SIZE may be * (RFC 9110, section 14.4); size is -1 then.
+// contentRange parses "bytes START-END/SIZE" (RFC 9110, section 14.4). SIZE may be *; then size is -1.
 func contentRange(text string) (start, size int64, ok bool) {
 	text, ok = strings.CutPrefix(text, "bytes ")
 	span, total, cut := strings.Cut(text, "/")
@@ -81,8 +81,8 @@ func contentRange(text string) (start, size int64, ok bool) {
 	return start, size, err == nil && size > start
 }
 
-// ask asks the endpoints in order until one has it. It says that there is no such content only if every one says so.
-// Errors: *Error.
+// ask sends a request to the endpoints in order until one succeeds. If none does, it returns the failure that leaves
+// most open (see graver), so ErrNotFound only if every endpoint answers that. Errors: *Error.
 func (u *Upstream) ask(ctx context.Context, r request) (*http.Response, error) {
 	if err := u.mayAsk(r); err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func (u *Upstream) ask(ctx context.Context, r request) (*http.Response, error) {
 	return nil, worst
 }
 
-// mayAsk reports whether the settings permit a request. Errors: ErrRefused.
+// mayAsk returns nil if the settings permit a request. Errors: ErrRefused.
 func (u *Upstream) mayAsk(r request) error {
 	if u.offline {
 		return u.failure(ErrRefused, r.repo, r.ref, "the server is offline (upstream-offline)")
@@ -115,8 +115,8 @@ func (u *Upstream) mayAsk(r request) error {
 	return u.fits(r.repo)
 }
 
-// graver reports whether a failure says less for certain than another: that an endpoint has nothing counts only if all
-// others say so too.
+// graver reports whether failure a leaves more open than b. ErrNotFound leaves least: it is the answer only if no
+// endpoint failed in another way.
 func graver(a, b *Error) bool {
 	order := []error{ErrNotFound, ErrRefused, ErrUnauthorized, ErrUnavailable}
 	rank := func(e *Error) int {

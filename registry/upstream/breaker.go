@@ -10,32 +10,32 @@ import (
 )
 
 const (
-	// breakAfter is how many requests in a row must fail until an endpoint is left alone.
+	// breakAfter is how many requests in a row must fail until an endpoint gets no requests for a while.
 	breakAfter = 3
-	// minBreak and maxBreak are for how long, doubling with each further failure: short enough that a registry that is
-	// back is noticed within a minute.
+	// minBreak and maxBreak bound that time, which doubles with each further failure: at most a minute, so that an
+	// endpoint that works again is noticed soon.
 	minBreak = 2 * time.Second
 	maxBreak = time.Minute
-	// maxPause bounds for how long an endpoint is left alone that asked for it: Retry-After may say a day.
+	// maxPause bounds the pause that an endpoint can ask for: Retry-After may be a day.
 	maxPause = 5 * time.Minute
-	// defaultPause is for a 429 that does not say how long.
+	// defaultPause is the pause after a 429 without Retry-After.
 	defaultPause = 10 * time.Second
 )
 
-// breaker leaves an endpoint alone that does not answer, so that those who wait for it are answered at once. After a
-// while one request finds out whether it is back.
+// breaker is a circuit breaker: while an endpoint does not answer, requests to it fail at once instead of waiting.
+// After a while one request is let through as a probe.
 type breaker struct {
 	mu       sync.Mutex // guards all below
 	failures int        // in a row
-	until    time.Time
-	probing  bool
+	until    time.Time  // no request before that, once failures has reached breakAfter
+	probing  bool       // a probe is under way
 	// paused are the ends of the pauses that the endpoint asked for, by kind of request: a limit on manifests must not
 	// stop the blobs of images that are being pulled (Docker Hub counts manifests only).
 	paused map[string]time.Time
 }
 
-// allow reports whether the endpoint may be asked now, and if not, after which time. Each call that is allowed is
-// followed by one of done.
+// allow reports whether a request may be sent now, and if not, after which time. The caller calls done once for each
+// request that is allowed.
 func (b *breaker) allow(kind string) (time.Duration, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -56,11 +56,11 @@ func (b *breaker) allow(kind string) (time.Duration, bool) {
 	return 0, true
 }
 
-// outcome is what a request says about its endpoint.
+// outcome is what a request has shown about its endpoint.
 type outcome int
 
 const (
-	unknown outcome = iota // the client that asked has left
+	unknown outcome = iota // the request was cancelled
 	alive
 	down
 )
@@ -75,7 +75,7 @@ func (b *breaker) done(o outcome) {
 		b.failures = 0
 	case down:
 		if b.failures >= breakAfter && time.Now().Before(b.until) {
-			return // asked before the others failed: one outage is no reason for a long pause
+			return // sent before the break: requests at the same time are one failure, not several
 		}
 		b.failures++
 		shift := max(min(b.failures-breakAfter, 10), 0)
@@ -83,7 +83,7 @@ func (b *breaker) done(o outcome) {
 	}
 }
 
-// pause leaves requests of a kind alone for a time that the endpoint asked for.
+// pause allows no requests of a kind for the time that the endpoint has asked for, up to maxPause.
 func (b *breaker) pause(kind string, wait time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -93,11 +93,11 @@ func (b *breaker) pause(kind string, wait time.Duration) {
 	b.paused[kind] = time.Now().Add(min(wait, maxPause))
 }
 
-// jittered returns a time between three and five quarters of d, so that those who wait do not come back together.
+// jittered returns a random time between three and five quarters of d, so that callers that wait do not retry together.
 func jittered(d time.Duration) time.Duration { return d - d/4 + rand.N(d/2+1) }
 
-// retryAfter returns how long an answer asks to wait (RFC 9110, section 10.2.3): seconds or a date; 0 if it does not
-// say.
+// retryAfter returns the Retry-After of an answer, seconds or a date (RFC 9110, section 10.2.3), up to maxPause; 0 if
+// there is none.
 func retryAfter(h http.Header) time.Duration {
 	text := h.Get("Retry-After")
 	if seconds, err := strconv.Atoi(text); err == nil {
@@ -109,22 +109,22 @@ func retryAfter(h http.Header) time.Duration {
 	return 0
 }
 
-// Rate is how many manifests an upstream still gives, as it says (Docker Hub).
+// Rate is how many manifests an upstream still serves, by the headers of its last answer (Docker Hub).
 type Rate struct {
 	Limit, Remaining int
 	Window           time.Duration // within which Limit counts
-	At               time.Time     // when it said so; zero: it never has
+	At               time.Time     // when it answered; zero: it has sent no such headers
 }
 
-// reserve is the part of a limit that polling leaves to pulls.
+// reserve divides a limit: that part of it is for pulls alone.
 const reserve = 4
 
-// low reports whether so little is left that only pulls should use it.
+// low reports whether what is left is for pulls alone.
 func (r Rate) low() bool {
 	return !r.At.IsZero() && time.Since(r.At) < r.Window && r.Remaining < max(r.Limit/reserve, 1)
 }
 
-// parseRate reads ratelimit-limit and ratelimit-remaining in the form N;w=SECONDS. ok is false without them.
+// parseRate parses ratelimit-limit and ratelimit-remaining, of the form N;w=SECONDS. ok is false without them.
 func parseRate(h http.Header) (r Rate, ok bool) {
 	limit, window, ok := parseLimit(h.Get("RateLimit-Limit"))
 	if !ok {
@@ -152,7 +152,7 @@ func parseLimit(text string) (n int, window time.Duration, ok bool) {
 	return n, window, true
 }
 
-// open reports whether the endpoint has failed so often that it is left alone.
+// open reports whether the endpoint has failed so often that it gets only probes.
 func (b *breaker) open() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

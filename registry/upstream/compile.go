@@ -23,27 +23,28 @@ import (
 )
 
 const (
-	// defaultFresh is how long a tag is taken for what it was.
+	// defaultFresh is fresh: if an entry has none.
 	defaultFresh = 10 * time.Minute
-	// maxFile bounds a file with a password or certificates, in bytes. All certificates of a system have 250,000.
+	// maxFile bounds a file with a password or certificates, in bytes. All the CA certificates of a system have
+	// 250,000.
 	maxFile = 1 << 20
 	// hubEndpoint answers for Docker Hub.
 	hubEndpoint = "https://registry-1.docker.io"
 )
 
 var (
-	// validHelper keeps the name of a program to one without a path.
+	// validHelper matches a name without a path: it becomes that of a program.
 	validHelper = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 	validSecret = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
 )
 
-// keep is a Keep that was read.
+// keep is a parsed [Keep].
 type keep struct {
 	repo string
 	tags glob.Set
 }
 
-// compiled is an Entry that was read.
+// compiled is a parsed [Entry].
 type compiled struct {
 	host, path, name string
 	fresh            time.Duration
@@ -53,8 +54,8 @@ type compiled struct {
 	endpoints        []endpointKey
 }
 
-// endpointKey is all that says how an endpoint is asked: two with the same key share tokens and breakers, and an
-// endpoint keeps those when the settings change elsewhere.
+// endpointKey has all settings of an endpoint. Two with the same key are one endpoint, with its tokens and its breaker,
+// which also lasts when other settings change.
 type endpointKey struct {
 	url, ca      string // ca: the certificates, in PEM
 	realm, also  string // joined by spaces
@@ -64,7 +65,7 @@ type endpointKey struct {
 	configLogins string // the content of DockerConfig, so that a change is noticed with the next change of the settings
 }
 
-// compile reads entries. Errors name the entry and the key, and no password.
+// compile parses and validates entries. Errors name the entry and the key, and have no password.
 func compile(entries []Entry) (all []compiled, err error) {
 	names, hosts := map[string]string{}, map[string]string{} // the host of a name, and the name of a host
 	for i, e := range entries {
@@ -75,7 +76,7 @@ func compile(entries []Entry) (all []compiled, err error) {
 			err = fmt.Errorf("host: an earlier entry has %s with the same path; join them, or give each a path", c.host)
 		}
 		if err == nil {
-			// One name for one host, or the repositories of two registries would be one.
+			// An element is that of one host, or two registries would share repositories.
 			switch other, ok := names[c.name]; {
 			case ok && other != c.host:
 				err = fmt.Errorf("as: an earlier entry has the name %s for %s; choose another", c.name, other)
@@ -208,7 +209,7 @@ func (p *Endpoint) compile(insecure bool) (k endpointKey, err error) {
 	if k.url, err = endpointURL(p.URL, insecure); err != nil {
 		return k, fmt.Errorf("url: %w", err)
 	}
-	k.URL = "" // url is its one form
+	k.URL = "" // k.url has it, in the canonical form
 	sources := 0
 	for _, s := range []string{p.PasswordFile, p.DockerConfig, p.Secret, p.Helper} {
 		if s != "" {
@@ -242,7 +243,7 @@ func (p *Endpoint) compile(insecure bool) (k endpointKey, err error) {
 	return k, err
 }
 
-// endpointURL returns the one form of an endpoint's URL. Errors do not quote it: it may have a password.
+// endpointURL returns the canonical form of an endpoint's URL. Errors do not quote it: it may have a password.
 func endpointURL(text string, insecure bool) (string, error) {
 	u, err := url.Parse(text)
 	switch {
@@ -258,12 +259,12 @@ func endpointURL(text string, insecure bool) (string, error) {
 	}
 	host := strings.ToLower(u.Host)
 	if form, err := address.Host(host); err == nil && form == address.Hub {
-		return hubEndpoint, nil // Docker Hub's other names answer no registry requests
+		return hubEndpoint, nil // Docker Hub serves the registry API under this name alone
 	}
 	return u.Scheme + "://" + host, nil
 }
 
-// readPassword reads a password. It is read for each login, because the volume that has it may change.
+// readPassword reads a password. It is called for each login, because a mounted Secret may change.
 func readPassword(path string) (string, error) {
 	b, err := files.Read(path, maxFile)
 	if err != nil {
@@ -281,7 +282,7 @@ const secretType = "kubernetes.io/dockerconfigjson"
 // Secrets returns the .dockerconfigjson of a Secret of the cluster.
 type Secrets func(ctx context.Context, namespace, name string) ([]byte, error)
 
-// logins returns where to look for the login of an endpoint, nil if it has none.
+// logins returns the source of the login of an endpoint; nil if it has none.
 func (k *endpointKey) logins(secrets Secrets) (client.Logins, error) {
 	switch {
 	case k.PasswordFile != "":

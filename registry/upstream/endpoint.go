@@ -18,14 +18,15 @@ import (
 )
 
 const (
-	// tries is how often an endpoint is asked for one thing.
+	// tries is how often a request is sent to one endpoint.
 	tries = 3
-	// firstWait is before the second try; it doubles. Those who wait for an answer are people and kubelets, and after a
-	// few tries the next endpoint is the better choice.
+	// firstWait is the time before the second try; it doubles. People and kubelets wait for the answer, and after a few
+	// tries the next endpoint is the better choice.
 	firstWait = 100 * time.Millisecond
-	// maxWait bounds a wait within a request. If the endpoint asks for more, it is left alone for that time.
+	// maxWait bounds the time between two tries. If the endpoint asks for more, the request fails, and the breaker
+	// pauses.
 	maxWait = 2 * time.Second
-	// maxRedirects bounds how often an answer may lead on. Registries need one or two.
+	// maxRedirects bounds the redirects of one request. Registries need one or two.
 	maxRedirects = 5
 )
 
@@ -72,21 +73,23 @@ func newEndpoint(k endpointKey, guard *Guard, secrets Secrets) (*endpoint, error
 	return e, err
 }
 
-// errRedirect is the refusal of a redirect.
+// errRedirect refuses a redirect.
 var errRedirect = errors.New("it redirects to a URL that is not https, or too often")
 
-// redirects follows what is as safe as the first request. The client has removed the login where another host follows.
+// redirects returns an http.Client.CheckRedirect that follows only https, or with insecure also http. package auth of
+// oras-go calls it, and removes the login once a redirect leaves the origin (scheme, host and port) of the first
+// request.
 func redirects(insecure bool) func(*http.Request, []*http.Request) error {
 	return func(req *http.Request, via []*http.Request) error {
 		if len(via) >= maxRedirects || req.URL.User != nil || req.URL.Scheme != "https" && !insecure {
 			return errRedirect
 		}
-		req.Header.Del("Referer") // a signed URL is a secret too
+		req.Header.Del("Referer") // the URL before may be a signed one, which is a secret
 		return nil
 	}
 }
 
-// realmError is the refusal of a token server.
+// realmError refuses a token server.
 type realmError struct{ realm, host string }
 
 func (e *realmError) Error() string {
@@ -94,8 +97,9 @@ func (e *realmError) Error() string {
 		"in realm: of the upstream", e.realm, e.host)
 }
 
-// checkRealm decides whether a token for base may be fetched from a token server: only over https, and with a login
-// only at the same registrable domain (such as docker.io) or from a host that the settings name. Errors: *realmError.
+// checkRealm returns nil if a token for base may be fetched from a token server: only over https (or http, if base has
+// it and insecure is set), and with a login only at the host of base, at its registrable domain (such as docker.io) or
+// from a host in named. Errors: *realmError.
 func checkRealm(realm, base *url.URL, named []string, insecure, login bool) error {
 	host := strings.ToLower(strings.TrimSuffix(realm.Hostname(), "."))
 	secure := realm.Scheme == "https" || realm.Scheme == "http" && insecure && base.Scheme == "http"
@@ -110,8 +114,8 @@ func checkRealm(realm, base *url.URL, named []string, insecure, login bool) erro
 	return nil
 }
 
-// sameDomain reports whether two hosts belong to one owner: to one domain below a public suffix (publicsuffix.org). An
-// IP address belongs to no domain.
+// sameDomain reports whether two hosts have the same registrable domain, and so one owner: the label below a public
+// suffix (publicsuffix.org). An IP address has none.
 func sameDomain(a, b string) bool {
 	x, err := publicsuffix.EffectiveTLDPlusOne(a)
 	if err != nil || strings.Trim(a, "0123456789.") == "" || strings.Contains(a, ":") {
@@ -121,14 +125,15 @@ func sameDomain(a, b string) bool {
 	return err == nil && x == y
 }
 
-// request is what an endpoint is asked for.
+// request is a request to an endpoint.
 type request struct {
 	method, repo, kind, ref string
 	header                  http.Header
 	anonymous               bool
 }
 
-// ask asks one endpoint, some times. Errors: *Error.
+// ask sends a request to one endpoint, up to tries times. The caller closes the body of the answer, whose status is
+// 200, 206 or 416.
 func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) {
 	failure := &Error{Kind: ErrUnavailable, Reason: "it did not answer before, or asked to wait"}
 	for try := 1; ; try++ {
@@ -153,7 +158,7 @@ func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) 
 	}
 }
 
-// once asks one endpoint once; again reports whether it is worth to ask it again.
+// once sends a request once; again reports whether a retry may succeed.
 func (e *endpoint) once(ctx context.Context, r request) (resp *http.Response, failure *Error, again bool) {
 	c := e.login
 	if r.anonymous {
@@ -163,9 +168,9 @@ func (e *endpoint) once(ctx context.Context, r request) (resp *http.Response, fa
 	if err != nil {
 		failure = failed(err)
 		switch _, answered := errors.AsType[*client.Error](err); {
-		case errors.Is(ctx.Err(), context.Canceled): // says nothing about the endpoint
+		case errors.Is(ctx.Err(), context.Canceled): // by the caller, which says nothing about the endpoint
 			e.breaker.done(unknown)
-		case failure.Kind != ErrUnavailable: // a login that is refused, or an address
+		case failure.Kind != ErrUnavailable: // a refused login or address: the endpoint itself may work
 			e.breaker.done(alive)
 		case answered: // by the token server
 			e.breaker.done(down)
@@ -201,12 +206,12 @@ func (e *endpoint) once(ctx context.Context, r request) (resp *http.Response, fa
 		e.breaker.done(down)
 		return nil, failure, true
 	}
-	// Who is busy answers, so it is not down; and a 500 may be about this one content.
+	// An endpoint that answers 429 is not down, and a 500 may be about this content alone.
 	e.breaker.done(alive)
 	return nil, failure, busy || resp.StatusCode >= 500
 }
 
-// lastRate returns what the endpoint last said.
+// lastRate returns the rate that the endpoint has sent last; zero if it has sent none.
 func (e *endpoint) lastRate() Rate {
 	e.mu.Lock()
 	defer e.mu.Unlock()

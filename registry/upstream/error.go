@@ -14,30 +14,30 @@ import (
 
 // The kinds of errors. Each Error is one of them, for errors.Is.
 var (
-	// ErrNotFound: every endpoint says that it does not have it.
+	// ErrNotFound: every endpoint answers that it does not have the content.
 	ErrNotFound = errors.New("not found")
-	// ErrUnauthorized: the upstream wants a login, or another one.
+	// ErrUnauthorized: the upstream requires a login, or another one.
 	ErrUnauthorized = errors.New("the upstream gives it only to another login")
-	// ErrUnavailable: it is not known. Try again after Error.Retry.
+	// ErrUnavailable: the upstream could not answer. Try again after Error.Retry.
 	ErrUnavailable = errors.New("the upstream cannot be asked now")
-	// ErrRefused: the settings, or this version, do not permit it.
+	// ErrRefused: the settings or this version do not permit it, or the upstream refuses the request as such (4xx).
 	ErrRefused = errors.New("refused")
-	// ErrTooLarge: it has more bytes than are accepted.
+	// ErrTooLarge: the content has more bytes than are accepted.
 	ErrTooLarge = errors.New("too large")
-	// ErrDamaged: what the upstream sends is not what it should be.
+	// ErrDamaged: the upstream sends something else than the content.
 	ErrDamaged = errors.New("damaged")
 )
 
-// Error says why an upstream did not give what was asked for. Its text has no credentials, and nothing but an error's
-// code of what an upstream has sent: that may repeat what it was asked with. It is safe to show to a client. The cause,
-// for the log, may name addresses.
+// Error is the error of a request to an upstream. Its text has no credentials, and of what an upstream has sent only
+// known error codes: other text might repeat the credentials of the request. So it is safe to show to a client. The
+// cause is for the log, and may name addresses.
 type Error struct {
 	Kind   error         // one of the kinds
 	Host   string        // of the upstream
 	Repo   string        // there
 	Ref    string        // a tag or a digest
-	Reason string        // more than the kind says; may be empty
-	Retry  time.Duration // with ErrUnavailable: after which it may be worth asking again
+	Reason string        // details; may be empty
+	Retry  time.Duration // with ErrUnavailable: after which a retry may succeed; 0: not known
 	Cause  error         // may be nil
 }
 
@@ -60,7 +60,8 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Kind, e.Cause}
 }
 
-// RetryAfter returns after which time it may be worth asking again, and whether the error is of that kind.
+// RetryAfter returns the time after which a retry may succeed, at least a second. It reports false if the error is not
+// of the kind ErrUnavailable.
 func RetryAfter(err error) (time.Duration, bool) {
 	e, ok := errors.AsType[*Error](err)
 	if !ok || e.Kind != ErrUnavailable {
@@ -69,7 +70,7 @@ func RetryAfter(err error) (time.Duration, bool) {
 	return max(e.Retry, time.Second), true
 }
 
-// failed makes an Error of what an endpoint did not answer.
+// failed returns the Error for a request that got no answer of the endpoint.
 func failed(err error) *Error {
 	e := &Error{Kind: ErrUnavailable, Cause: err}
 	address, isAddress := errors.AsType[*AddressError](err)
@@ -85,7 +86,7 @@ func failed(err error) *Error {
 		e.Kind, e.Reason = ErrRefused, "it wants the login to be sent to a token server that is not https"
 	case errors.Is(err, errRedirect):
 		e.Kind, e.Reason = ErrRefused, errRedirect.Error()
-	case isAnswer: // of the token server, or that there is no login
+	case isAnswer: // of the token server, or the library found no login
 		if e = answered(answer); e.Kind != ErrUnauthorized {
 			e.Kind, e.Reason = ErrUnavailable, "the token server answers "+e.Reason
 		}
@@ -97,7 +98,7 @@ func failed(err error) *Error {
 	return e
 }
 
-// answered makes an Error of an answer that is not a success.
+// answered returns the Error for an answer that is not a success.
 func answered(a *client.Error) *Error {
 	e := &Error{Kind: ErrUnavailable, Reason: fmt.Sprintf("%d %s", a.Status, http.StatusText(a.Status)), Cause: a}
 	switch {
@@ -118,6 +119,6 @@ func answered(a *client.Error) *Error {
 	return e
 }
 
-// known are the codes that are repeated.
+// known are the error codes that the text of an Error may repeat.
 var known = map[ocierror.Code]bool{ocierror.Denied: true, ocierror.Unauthorized: true, ocierror.NameInvalid: true,
 	ocierror.TooManyRequests: true, ocierror.Unsupported: true, ocierror.Unavailable: true}

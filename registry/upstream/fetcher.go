@@ -14,32 +14,32 @@ import (
 )
 
 const (
-	// defaultDownloads is how many downloads run at once where the settings do not say: each has a connection, a buffer
-	// of copySize bytes and an open upload.
+	// defaultDownloads bounds the downloads at once if the options do not: each takes a connection, a buffer of
+	// copySize bytes and an open upload.
 	defaultDownloads = 64
-	// maxThrough bounds the reads that store nothing: each is a request of its own to the upstream.
+	// maxThrough bounds the reads at once that store nothing: each is a download of its own from the upstream.
 	maxThrough = 32
-	// heldBack is how much of the end of a content no reader gets before the digest is known to be right: enough that
-	// no client takes a damaged content for whole.
+	// heldBack is how many bytes at the end of a content no reader gets before the digest is verified, so that no
+	// client takes damaged content as complete. More would delay the end of a small layer.
 	heldBack = 64 << 10
-	// stallTime is how long a download may get no byte, whatever the upstream does in the meantime.
+	// stallTime is how long a download may go on without a byte from the upstream, attempts to continue it included.
 	stallTime = 30 * time.Second
-	// lingerTime is how long a download without readers goes on: clients whose connection broke come back, and those
+	// lingerTime is how long a download without readers goes on: clients whose connection broke come back, and clients
 	// that read in ranges open one after the other.
 	lingerTime = 10 * time.Second
-	// nearPart and nearBytes say when a download is nearly done, and goes on without readers: at most a quarter of it,
-	// or this many bytes, are missing.
+	// nearPart and nearBytes define when a download is nearly done, and goes on without readers: at most one part in
+	// nearPart, or nearBytes, are missing. To throw the rest away would cost more than to fetch it.
 	nearPart  = 4
 	nearBytes = 8 << 20
 )
 
-// ErrNoRoom: the cache, or the place for downloads, has no room for the content. It can be sent on unstored.
+// ErrNoRoom: the cache, or the spool, has no room for the content. See [Fetcher.Through].
 var ErrNoRoom = errors.New("the cache has no room")
 
-// ErrHeld: the content has arrived meanwhile; read it from the storage.
+// ErrHeld: the content has been stored in the meantime; read it from the storage.
 var ErrHeld = errors.New("the content is held already")
 
-// The reasons for which a download ends before its content has arrived.
+// The causes with which the context of a download is cancelled.
 var (
 	errStalled   = fmt.Errorf("the upstream sent nothing for %s", stallTime)
 	errAbandoned = errors.New("no client reads it any more")
@@ -48,29 +48,28 @@ var (
 
 // FetcherOptions are what bounds a Fetcher.
 type FetcherOptions struct {
-	Downloads int // how many run at once; 0: 64
-	// Dir is where the bytes of uploads are that cannot be read while they grow; Spool bounds them, of all downloads
-	// together.
+	Downloads int // how many run at once; 0: defaultDownloads
+	// Dir is the directory of the spool files; Spool bounds their bytes, of all downloads together.
 	Dir   string
 	Spool int64
-	// Reserve reserves bytes of the cache before they are fetched; release is called when they are stored, or never
-	// will be. nil: nothing is bounded.
+	// Reserve reserves bytes of the cache before they are fetched; release is called once they are stored, or dropped.
+	// It may block while room is made. nil: there is no bound.
 	Reserve func(n int64) (release func(), ok bool)
 }
 
-// Fetcher downloads contents: each once at a time, for all who want it. Make it with [NewFetcher]. It is safe for
-// concurrent use.
+// Fetcher downloads contents, each once at a time for all readers. Make it with [NewFetcher]. It is safe for concurrent
+// use.
 type Fetcher struct {
 	options FetcherOptions
-	ctx     context.Context // of all downloads: no client's leaving ends them
+	ctx     context.Context // of all downloads, which do not end when a client disconnects
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
 	through atomic.Int64 // reads that store nothing
 
-	mu      sync.Mutex // guards all below; taken before that of a flight
-	flights map[digest.Digest]*flight
-	active  int   // downloads, also those that new readers cannot join any more
-	spooled int64 // bytes
+	mu      sync.Mutex                // guards all below; taken before that of a flight
+	flights map[digest.Digest]*flight // those that readers can join
+	active  int                       // downloads, also those that readers can no longer join
+	spooled int64                     // bytes of spool files
 }
 
 // NewFetcher returns a Fetcher without downloads. Close ends it.
@@ -88,31 +87,31 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 
 // Close ends all downloads, and returns when they have ended.
 func (f *Fetcher) Close() {
-	f.mu.Lock() // so that no download begins after this
+	f.mu.Lock() // Join looks at the context under this lock, so no download begins after Wait
 	f.cancel(errClosed)
 	f.mu.Unlock()
 	f.running.Wait()
 }
 
-// Download says what to fetch, and how. Those that join a download must have made sure that they may read the content
-// from their own upstream, with the same size.
+// Download describes what to fetch, and how. A caller that joins the download of another one must not serve bytes
+// before its own upstream has answered for the content with the same size.
 type Download struct {
 	Digest digest.Digest
-	Size   int64 // by the descriptor; -1: not known
+	Size   int64 // in bytes, by the descriptor; -1: not known
 	// Open opens the content at an offset, as [Upstream.Blob] does.
 	Open func(ctx context.Context, from int64, etag string) (*Blob, error)
-	// Create makes the upload that it is stored through.
+	// Create creates the upload to which the bytes are written.
 	Create func(ctx context.Context) (storage.Upload, error)
-	// Commit commits the upload, and records the content. nil: it commits the upload.
+	// Commit commits the upload, and records the content. nil: the upload is only committed.
 	Commit func(ctx context.Context, u storage.Upload) error
-	// Held reports whether the storage has the content by now: it may have arrived after the caller looked. nil: it
-	// does not.
+	// Held reports whether the storage has the content: another download may have ended after the caller looked. nil:
+	// it has not.
 	Held func() bool
 }
 
-// Join returns a reader of a content that is being downloaded; it starts the download if needed. ctx bounds the
-// reads, not the download. The caller closes the reader. Errors: ErrHeld; ErrUnavailable, if too many downloads are
-// under way; ErrDamaged, if others wait for another size. What goes wrong later is the error of the reads.
+// Join returns a reader of the download of a content, and starts the download if there is none. ctx bounds the reads,
+// not the download. The caller closes the reader. Errors: ErrHeld; ErrUnavailable if too many downloads are under way,
+// or the Fetcher is closed; ErrDamaged if the download is of another size. Later failures are errors of the reads.
 func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 	f.mu.Lock()
 	if fl := f.flights[d.Digest]; fl != nil {
@@ -133,9 +132,10 @@ func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 	r, err := fl.reader(ctx, d.Size)
 	f.mu.Unlock()
 	if err != nil {
-		return nil, err // not possible: it has this size
+		return nil, err // impossible: the flight has the size of d
 	}
-	// Now that others would join this one, the content cannot be stored unseen between this look and the download.
+	// After the flight is in the map, and without the lock, because Held may do I/O: a download that ended before is
+	// seen here, and a later request joins this flight. So the content is not fetched twice.
 	if d.Held != nil && d.Held() {
 		fl.end(ErrHeld)
 		return nil, errors.Join(ErrHeld, r.Close())
@@ -151,18 +151,18 @@ type flight struct {
 	cancel  context.CancelCauseFunc
 
 	mu       sync.Mutex       // guards all below; never held across I/O
-	changed  chan struct{}    // closed, and replaced, with each change of what follows
-	answered bool             // the upstream has answered; size is all that is known about it
+	changed  chan struct{}    // closed and replaced by each update, so that any number of readers can wait
+	answered bool             // the upstream has answered; size is final, or not known before the end
 	size     int64            // -1: not known
-	got      int64            // bytes that source has
+	got      int64            // bytes that source has; written by run alone, which reads it without mu
 	source   storage.Follower // nil: nothing has arrived yet
 	done     bool
 	err      error // with done: why the content has not arrived
 	readers  int
-	idle     *time.Timer // ends the download if no reader comes back
+	idle     *time.Timer // calls abandon; nil: there was always a reader
 }
 
-// update changes the state under the lock, and wakes those who wait for that.
+// update changes the state under the lock, and wakes the readers that wait.
 func (fl *flight) update(change func()) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
@@ -171,7 +171,8 @@ func (fl *flight) update(change func()) {
 	fl.changed = make(chan struct{})
 }
 
-// visible returns how many bytes may be read. The caller holds mu.
+// visible returns how many bytes may be read: before the digest is verified, all but the last heldBack, of the content
+// or of what has arrived. The caller holds mu.
 func (fl *flight) visible() int64 {
 	switch {
 	case fl.done:
@@ -187,9 +188,9 @@ func (fl *flight) nearly() bool {
 	return fl.size >= 0 && fl.size-fl.got <= max(fl.size/nearPart, nearBytes) && fl.answered
 }
 
-// end records that the download has ended: who comes from now on starts another one.
+// end records that the download has ended. A later Join starts another one, or finds the content held.
 func (fl *flight) end(err error) {
-	fl.leave()
+	fl.leave() // first: a reader that joined a flight that is done would be counted after source is closed
 	var source storage.Follower
 	fl.update(func() {
 		fl.done, fl.err = true, err
@@ -206,7 +207,7 @@ func (fl *flight) end(err error) {
 	if source != nil {
 		source.Close()
 	}
-	fl.cancel(nil) // frees the context
+	fl.cancel(nil) // releases the context
 	f := fl.fetcher
 	f.mu.Lock()
 	f.active--
@@ -214,7 +215,7 @@ func (fl *flight) end(err error) {
 	f.running.Done()
 }
 
-// leave makes sure that no reader joins the flight any more.
+// leave removes the flight from the map, so that no further reader joins.
 func (fl *flight) leave() {
 	f := fl.fetcher
 	f.mu.Lock()
@@ -231,7 +232,7 @@ func (fl *flight) abandon() {
 	defer f.mu.Unlock()
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	// With both locks held no reader can join in between.
+	// Under both locks, so that no reader joins between the look and the cancellation.
 	if fl.readers > 0 || fl.done || fl.nearly() {
 		return
 	}
@@ -241,8 +242,8 @@ func (fl *flight) abandon() {
 	fl.cancel(errAbandoned)
 }
 
-// reader returns a new reader for one who expects this size; -1: any. The caller holds the lock of the Fetcher, so the
-// flight has not ended. Errors: ErrDamaged, it has another size.
+// reader returns a new reader of a content of this size; -1: any. The caller holds the lock of the Fetcher and has the
+// flight from its map, so the flight is not done. Errors: ErrDamaged if it has another size.
 func (fl *flight) reader(ctx context.Context, size int64) (*Reader, error) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
@@ -257,7 +258,8 @@ func (fl *flight) reader(ctx context.Context, size int64) (*Reader, error) {
 	return &Reader{ctx: ctx, flight: fl}, nil
 }
 
-// left counts a reader down.
+// left removes a reader. The last one closes the source of a flight that is done, or starts the time after which the
+// flight is abandoned. Errors: those of closing the source.
 func (fl *flight) left() error {
 	fl.mu.Lock()
 	fl.readers--
@@ -273,5 +275,5 @@ func (fl *flight) left() error {
 	if source == nil {
 		return nil
 	}
-	return source.Close() // with no lock held: it takes that of the Fetcher
+	return source.Close() // without a lock: Close of a spool takes that of the Fetcher
 }

@@ -12,22 +12,22 @@ import (
 )
 
 const (
-	// copySize is how much is read from an upstream at once.
+	// copySize is the size of a download's buffer in bytes.
 	copySize = 128 << 10
-	// reserveStep is how much is reserved at once for a content of unknown length.
+	// reserveStep is how many bytes are reserved at once for a content of unknown length.
 	reserveStep = 16 << 20
-	// maxInterruptions bounds how often a download is continued. Large layers on bad lines need some.
+	// maxInterruptions bounds how often a download is continued. Large layers over bad connections need it.
 	maxInterruptions = 20
 )
 
-// run downloads the content.
+// run downloads the content, and ends the flight.
 func (fl *flight) run(ctx context.Context) {
 	l := &landing{flight: fl}
 	err := l.fetch(ctx)
 	i, interrupted := errors.AsType[*interruption](err)
 	switch cause := context.Cause(ctx); {
 	case err == nil:
-	case cause != nil: // the end of the context is how it was broken off, not why
+	case cause != nil: // err only says that the context has ended; the cause says why
 		err = &Error{Kind: ErrUnavailable, Ref: fl.d.Digest.String(), Reason: cause.Error(), Cause: err}
 	case interrupted:
 		err = &Error{Kind: ErrUnavailable, Ref: fl.d.Digest.String(),
@@ -35,21 +35,21 @@ func (fl *flight) run(ctx context.Context) {
 			Cause:  i.cause}
 	}
 	if l.upload != nil && err != nil {
-		// The first error is the one that matters; what cannot be removed now expires.
+		// An error is ignored: err is the one that readers get, and an upload that stays expires.
 		_ = l.upload.Cancel(context.WithoutCancel(ctx))
 	}
-	for _, release := range l.releases {
+	for _, release := range l.releases { // after Commit has called Cache.Added: the bytes are counted at each moment
 		release()
 	}
 	fl.end(err)
 }
 
-// landing is where the bytes of a flight go.
+// landing stores the bytes of a flight. Only run's goroutine uses it.
 type landing struct {
 	flight *flight
 	upload storage.Upload
 	spool  *spool // nil: the upload itself can be read
-	// stall breaks the download off when no byte arrives.
+	// stall cancels the download if no byte arrives for stallTime.
 	stall *time.Timer
 
 	reserved int64    // bytes of the cache
@@ -58,7 +58,8 @@ type landing struct {
 	again bool // the upstream has started over
 }
 
-// fetch fetches and stores the content. It continues after interruptions.
+// fetch fetches and stores the content, and continues after interruptions. Errors: those of Download; *Error; a last
+// *interruption.
 func (l *landing) fetch(ctx context.Context) error {
 	fl := l.flight
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -84,7 +85,8 @@ func (l *landing) fetch(ctx context.Context) error {
 			return err
 		}
 	}
-	// From here on nothing comes from the upstream any more, and no leaving reader ends it.
+	// All bytes have arrived. Commit may take longer than stallTime, and with this size the flight is nearly done, so
+	// abandon does not cancel it.
 	l.stall.Stop()
 	fl.update(func() { fl.size = fl.got })
 	var err error
@@ -99,7 +101,7 @@ func (l *landing) fetch(ctx context.Context) error {
 	return err
 }
 
-// wait reports whether it has waited that long.
+// wait waits for d. It reports false if ctx has ended before.
 func wait(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -109,7 +111,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// interruption is the end of an answer before that of the content.
+// interruption is the error of an answer that ends before the content does.
 type interruption struct{ cause error }
 
 func (i *interruption) Error() string { return "interrupted: " + i.cause.Error() }
@@ -119,14 +121,17 @@ func (l *landing) damaged(reason string, cause error) *Error {
 	return &Error{Kind: ErrDamaged, Ref: l.flight.d.Digest.String(), Reason: reason, Cause: cause}
 }
 
-// land stores what an answer has. Errors: *interruption, after which the download can go on.
+// land stores the bytes of one answer. Errors: *interruption, after which the download can continue; ErrDamaged;
+// ErrNoRoom; those of the storage.
 func (l *landing) land(ctx context.Context, b *Blob) error {
 	fl := l.flight
 	if err := l.prepare(ctx, b.Size); err != nil {
 		return err
 	}
 	if b.From != fl.got {
-		// What is there is not stored again. If this is other content than before, the digest says so.
+		// The upstream has started over: the bytes that are stored are skipped. If it sends other content than before,
+		// the digest is wrong in the end. Only once, or an upstream that always does so would send the beginning many
+		// times.
 		if b.From != 0 || l.again {
 			return l.damaged("the upstream does not continue where the download was interrupted", nil)
 		}
@@ -137,7 +142,7 @@ func (l *landing) land(ctx context.Context, b *Blob) error {
 	for {
 		n, err := b.Body.Read(buf)
 		if n > 0 {
-			l.stall.Stop() // a slow disk is not the upstream's fault
+			l.stall.Stop() // the time to store the bytes is not that of the upstream
 		}
 		p := buf[min(int64(n), skip):n]
 		skip -= int64(n - len(p))
@@ -160,8 +165,9 @@ func (l *landing) land(ctx context.Context, b *Blob) error {
 	}
 }
 
-// prepare takes the size from the first answer, reserves the bytes, and opens the upload. Later answers must have the
-// same size.
+// prepare takes the size from the first answer, reserves the bytes, and creates the upload and its reader, in this
+// order: nothing is stored without room. Later answers must have the same size. Errors: ErrDamaged; ErrNoRoom; those of
+// the storage.
 func (l *landing) prepare(ctx context.Context, size int64) error {
 	fl := l.flight
 	if size >= 0 && fl.size >= 0 && size != fl.size {
@@ -195,7 +201,7 @@ func (l *landing) prepare(ctx context.Context, size int64) error {
 	return nil
 }
 
-// reserve makes sure that n bytes are reserved in the cache.
+// reserve makes sure that n bytes are reserved in the cache. Errors: ErrNoRoom.
 func (l *landing) reserve(n int64) error {
 	if n <= l.reserved {
 		return nil
@@ -210,14 +216,14 @@ func (l *landing) reserve(n int64) error {
 	return nil
 }
 
-// store stores bytes, and shows them to the readers.
+// store stores bytes, and makes them visible to the readers. Errors: as land, without *interruption.
 func (l *landing) store(p []byte) error {
 	fl := l.flight
 	end := fl.got + int64(len(p))
 	switch {
 	case fl.size >= 0 && end > fl.size:
 		return l.damaged(fmt.Sprintf("the upstream sends more than %d bytes", fl.size), nil)
-	case fl.size < 0 && end > l.reserved: // as they come
+	case fl.size < 0 && end > l.reserved: // of unknown length: in steps
 		if err := l.reserve(min(l.reserved+reserveStep, math.MaxInt64)); err != nil {
 			return err
 		}
@@ -236,7 +242,7 @@ func (l *landing) store(p []byte) error {
 			return fmt.Errorf("spool: %w", err)
 		}
 	}
-	// Only now: a reader must find what it is shown.
+	// Last: a reader reads what is visible from the source at once.
 	fl.update(func() { fl.got = end })
 	return nil
 }

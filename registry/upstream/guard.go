@@ -16,17 +16,17 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
-// Guard keeps the server from connecting to addresses that are not of the Internet because an answer of an upstream
-// says so. It checks the address of each connection at the moment when it is made, after the look-up of the name: a
-// name may have another address by then than when somebody looked before.
+// Guard prevents server-side request forgery: the server must not connect to an internal address because an answer of
+// an upstream, or a client, names its host. It checks the address of each connection when the socket connects, after
+// the name was resolved: a check before that could be bypassed by another answer of the name server (DNS rebinding).
 //
-// Hosts that an administrator has written in the settings may have any address. Of the addresses of this machine
-// (loopback) they may have only the port that is written: behind each is another service.
+// Hosts that an administrator has written in the settings may have any address; at a loopback address, only with the
+// port that is written, because each port of this machine is another service.
 type Guard struct {
 	dialer  net.Dialer
 	proxy   func(*url.URL) (*url.URL, error) // what the environment says, see net/http.ProxyFromEnvironment
 	proxies []string                         // host:port
-	refused atomic.Pointer[[]netip.Prefix]   // beside internal
+	refused atomic.Pointer[[]netip.Prefix]   // in addition to internal
 }
 
 // internal are the addresses outside of the Internet, by the registries of special-purpose addresses (RFC 6890, IANA).
@@ -104,7 +104,7 @@ func portOf(u *url.URL) string {
 	return "443"
 }
 
-// errProxy is why a proxy and unknown hosts exclude each other.
+// errProxy refuses hosts that no entry names where a proxy connects.
 var errProxy = errors.New("a proxy in the environment (HTTPS_PROXY) connects to whatever address a name has, so that " +
 	"internal ones cannot be refused here; list the hosts in upstreams, or set upstream-proxy-filters where the " +
 	"proxy refuses them")
@@ -115,8 +115,8 @@ func hasProxy() bool {
 	return config.HTTPProxy != "" || config.HTTPSProxy != ""
 }
 
-// Refuse sets what is refused beside the addresses that are not of the Internet: those of nodes, pods and services, and
-// those on which this server listens.
+// Refuse sets the networks that are refused in addition to the special-purpose ones: those of nodes, pods and services,
+// and the addresses of this machine.
 func (g *Guard) Refuse(all ...netip.Prefix) { g.refused.Store(&all) }
 
 // AddressError is the refusal of an address.
@@ -130,7 +130,7 @@ func (e *AddressError) Error() string {
 		"(at an address of this machine with its port) in also: of the upstream", e.Host, e.Addr)
 }
 
-// Check refuses an address that a host must not have which no setting names. Errors: *AddressError.
+// Check returns nil if a host that is not written may have an address. Errors: *AddressError.
 func (g *Guard) Check(host string, addr netip.Addr) error {
 	plain := addr.Unmap().WithZone("")
 	bad := addr.Zone() != "" || !plain.IsValid() || plain.Is6() && !global6.Contains(plain)
@@ -148,7 +148,8 @@ func (g *Guard) Check(host string, addr netip.Addr) error {
 	return nil
 }
 
-// written are the hosts that the settings name: hosts by name alone, services with a port.
+// written are the hosts that the settings name: hosts without ports, which may have any address but loopback, and
+// services with ports, which may have any.
 type written struct{ hosts, services map[string]bool }
 
 // add adds a host[:port] in lower case.
@@ -160,7 +161,7 @@ func (w *written) add(host string) {
 	w.hosts[u.Hostname()] = true
 }
 
-// transport returns what connects to the hosts of an endpoint, and to those that its answers name.
+// transport returns the transport for the requests to an endpoint, and to the hosts that its answers name.
 func (g *Guard) transport(w written) *http.Transport {
 	for _, p := range g.proxies {
 		w.services[p] = true
@@ -173,7 +174,7 @@ func (g *Guard) transport(w written) *http.Transport {
 			}
 			host = strings.TrimSuffix(strings.ToLower(host), ".")
 			d := g.dialer
-			// Control is called with the address that the socket is about to connect to, for each that is tried.
+			// ControlContext is called for each address of the name, just before the socket connects to it.
 			d.ControlContext = func(_ context.Context, _, at string, _ syscall.RawConn) error {
 				to, err := netip.ParseAddrPort(at)
 				switch {
@@ -188,8 +189,7 @@ func (g *Guard) transport(w written) *http.Transport {
 			}
 			return d.DialContext(ctx, network, addr)
 		},
-		// A proxy dials for us, and what it may reach is its own matter; but an address that is written out is known
-		// here.
+		// The proxy resolves names, so their addresses are not known here. An address as the host of a URL is.
 		Proxy: func(req *http.Request) (*url.URL, error) {
 			proxy, err := g.proxy(req.URL)
 			host := strings.ToLower(req.URL.Hostname())
@@ -200,13 +200,14 @@ func (g *Guard) transport(w written) *http.Transport {
 			}
 			return proxy, err
 		},
-		// Bytes arrive as they are, so that they have the digest that they should have.
+		// The digest is that of the bytes as the upstream has them.
 		DisableCompression: true,
-		// HTTP/1 on purpose: blobs arrive faster on a connection each, and none of them holds up another.
+		// HTTP/1 on purpose (no ForceAttemptHTTP2): each blob has a connection, and does not wait for the flow control
+		// of others.
 		TLSHandshakeTimeout: dialTime, ResponseHeaderTimeout: headerTime, IdleConnTimeout: time.Minute,
 		MaxIdleConns: 64, MaxIdleConnsPerHost: 16, MaxResponseHeaderBytes: 64 << 10,
 	}
 }
 
-// headerTime bounds how long an upstream may take until it begins to answer.
+// headerTime bounds the time until the header of an answer.
 const headerTime = 30 * time.Second

@@ -20,20 +20,22 @@ const (
 	// maxManifest is how large a manifest may be, in bytes: as large as one that is pushed (distribution spec, "Pushing
 	// Manifests").
 	maxManifest = 4 << 20
-	// manifestTime bounds how long the bytes of a manifest may take.
+	// manifestTime bounds a request for a manifest, or for a page of referrers, with its body.
 	manifestTime = time.Minute
-	// maxPages bounds a list of referrers that comes in pages.
+	// maxPages bounds the pages of a list of referrers that are read; the rest is left out.
 	maxPages = 16
 	// maxMediaType bounds a media type, in bytes (RFC 6838, section 4.2: 127 for each of its two parts).
 	maxMediaType = 255
 )
 
-// accepted are the types of manifests that are asked for. Registries answer 404, or convert, where a type is not named.
+// accepted are the media types in Accept. Some registries answer 404, or convert the manifest, if its type is not
+// named.
 var accepted = strings.Join([]string{v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
 	"application/vnd.docker.distribution.manifest.list.v2+json",
 	"application/vnd.docker.distribution.manifest.v2+json", "*/*"}, ", ")
 
-// schema1 are the types of manifests of Docker before 1.10. Their digests are of a part of their bytes.
+// schema1 are the types of manifests of Docker before 1.10. Their digest is that of a part of the bytes, so it cannot
+// be verified like others.
 var schema1 = map[string]bool{
 	"application/vnd.docker.distribution.manifest.v1+json":      true,
 	"application/vnd.docker.distribution.manifest.v1+prettyjws": true,
@@ -42,14 +44,14 @@ var schema1 = map[string]bool{
 const schema1Reason = "it is a manifest of Docker's schema 1, which current runtimes do not pull; pull it with an " +
 	"old Docker, and push it again with a new one"
 
-// Manifest is a manifest of an upstream: its bytes are those of its digest.
+// Manifest is a manifest of an upstream, whose digest is verified.
 type Manifest struct {
 	v1.Descriptor // MediaType, Digest and Size
 	Body          []byte
 }
 
-// Head returns what a tag or a digest names. Docker Hub does not count it. An upstream that does not answer a HEAD
-// wholly is asked as by Manifest. Errors: *Error.
+// Head returns the descriptor of what a tag or a digest names. Docker Hub does not count a HEAD. If the answer lacks
+// type, size or digest, Head gets the manifest. Errors: *Error.
 func (u *Upstream) Head(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
 	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref,
 		header: accepts()})
@@ -76,8 +78,8 @@ func (u *Upstream) Head(ctx context.Context, repo, ref string) (v1.Descriptor, e
 
 var tooLarge = fmt.Sprintf("a manifest may have %d bytes", maxManifest)
 
-// Manifest returns a manifest whose bytes are those of the digest that ref is, or that the upstream says a tag names.
-// Errors: *Error.
+// Manifest returns a manifest, verified with the digest that ref is or, for a tag, that the upstream sends. Errors:
+// *Error.
 func (u *Upstream) Manifest(ctx context.Context, repo, ref string) (Manifest, error) {
 	m := Manifest{}
 	ctx, cancel := context.WithTimeout(ctx, manifestTime)
@@ -98,7 +100,7 @@ func (u *Upstream) Manifest(ctx context.Context, repo, ref string) (Manifest, er
 	isJSON := json.Unmarshal(body, &shape) == nil
 	m.Body, m.MediaType, m.Size = body, mediaType(resp.Header), int64(len(body))
 	if m.MediaType == "" || m.MediaType == "application/json" || m.MediaType == "text/plain" {
-		m.MediaType = shape.MediaType // registries that serve files name the type of the file
+		m.MediaType = shape.MediaType // registries that are file servers send the type of a file
 	}
 	switch {
 	case schema1[m.MediaType] || shape.SchemaVersion == 1:
@@ -106,8 +108,8 @@ func (u *Upstream) Manifest(ctx context.Context, repo, ref string) (Manifest, er
 	case !isJSON || m.MediaType == "" || len(m.MediaType) > maxMediaType:
 		return m, u.failure(ErrDamaged, repo, ref, "the answer is not a manifest")
 	}
-	// A tag has no digest of its own, so the one that the upstream names is what tells a damaged answer from a whole
-	// one.
+	// For a tag, the digest that the upstream sends is all that shows whether the body is damaged; without it, the body
+	// defines the digest.
 	m.Digest = digest.Digest(ref)
 	if m.Digest.Validate() != nil {
 		m.Digest = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
@@ -143,7 +145,7 @@ func mediaType(h http.Header) string {
 	return t
 }
 
-// read reads an answer of bounded size.
+// read reads the body of an answer. Errors: ErrTooLarge above maxManifest; ErrUnavailable.
 func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	if resp.ContentLength > maxManifest {
 		return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
@@ -160,9 +162,8 @@ func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	return body, nil
 }
 
-// Referrers returns the manifests whose subject has this digest: from the API, and where there is none, from the tag
-// that stands for it (distribution spec, "Unavailable Referrers API"). Descriptors that are not whole are left out.
-// Errors: *Error.
+// Referrers returns the manifests whose subject has this digest: from the API or, without one, from the tag that
+// replaces it (distribution spec, "Unavailable Referrers API"). Incomplete descriptors are left out. Errors: *Error.
 func (u *Upstream) Referrers(ctx context.Context, repo string, subject digest.Digest) ([]v1.Descriptor, error) {
 	var all []v1.Descriptor
 	ref := subject.String()
@@ -192,7 +193,7 @@ func (u *Upstream) referrers(ctx context.Context, repo, ref string) (page []v1.D
 		return nil, "", err
 	}
 	defer resp.Body.Close()
-	if mediaType(resp.Header) != v1.MediaTypeImageIndex { // a page for people, of who knows no API
+	if mediaType(resp.Header) != v1.MediaTypeImageIndex { // such as an HTML page of a registry without the API
 		return nil, "", u.failure(ErrNotFound, repo, ref, "")
 	}
 	body, err := u.read(resp, repo, ref)
@@ -206,8 +207,8 @@ func (u *Upstream) referrers(ctx context.Context, repo, ref string) (page []v1.D
 	return whole(index.Manifests), nextPage(resp.Header.Get("Link")), nil
 }
 
-// nextPage returns the query of a Link to the next page (RFC 8288). The rest of the link does not count: it could lead
-// elsewhere.
+// nextPage returns the query of a Link to the next page (RFC 8288); empty if there is none. The rest of the URL is
+// ignored: it could lead to another host or repository.
 func nextPage(link string) string {
 	target, parameters, ok := strings.Cut(link, ">")
 	if !ok || !strings.Contains(parameters, "next") {
@@ -220,7 +221,7 @@ func nextPage(link string) string {
 	return at.Query().Encode()
 }
 
-// whole returns the descriptors that name a content.
+// whole returns the descriptors that are complete and within the limits.
 func whole(all []v1.Descriptor) (some []v1.Descriptor) {
 	for _, d := range all {
 		if d.Digest.Validate() == nil && d.Size > 0 && d.Size <= maxManifest && len(d.MediaType) <= maxMediaType {
@@ -230,7 +231,7 @@ func whole(all []v1.Descriptor) (some []v1.Descriptor) {
 	return some
 }
 
-// fallback returns the referrers by the tag that stands for them. Errors: *Error.
+// fallback returns the referrers in the index that the tag of the subject names; none without that tag. Errors: *Error.
 func (u *Upstream) fallback(ctx context.Context, repo string, subject digest.Digest) ([]v1.Descriptor, error) {
 	tag := subject.Algorithm().String() + "-" + subject.Encoded()
 	tag = tag[:min(len(tag), 128)]

@@ -2,8 +2,8 @@ package upstream
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// What is known of each endpoint. The upstream is host or host/path, as in the settings; hosts that no setting names
-// are left out, because clients choose them.
+// The metrics of endpoints. The label upstream is host or host/path, as in the settings. Hosts that no setting names
+// are left out: clients choose them, and each would be a time series.
 var (
 	endpointLabels = []string{"upstream", "endpoint"}
 	rateLimit      = prometheus.NewDesc("trow_upstream_ratelimit_limit",
@@ -28,7 +28,7 @@ func (u *Upstreams) Collect(ch chan<- prometheus.Metric) {
 		if up.Path != "" {
 			name += "/" + up.Path
 		}
-		seen := map[string]bool{} // one host with two logins: the first that is asked counts
+		seen := map[string]bool{} // an endpoint of one host with two logins: the first one counts
 		for _, e := range up.endpoints {
 			if seen[e.host] {
 				continue

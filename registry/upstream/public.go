@@ -16,27 +16,27 @@ import (
 	"trow/registry/namespace"
 )
 
-// This file finds out who may read what is held of an upstream that names no readers: those whom the upstream itself
-// lets read without a login. Where no endpoint has a login, all that is held was given to everybody. Otherwise each
-// repository is asked about once, without the login, and the answer is remembered for a day.
+// This file decides who may read the held content of an upstream without read:: everybody, if the upstream itself
+// serves it without a login. If no endpoint has a login, that is true for all held content. Otherwise the upstream gets
+// a request without the login for each repository, and the answer counts for a day.
 
 const (
 	// knownFor is how long it is remembered whether a repository is public.
 	knownFor = 24 * time.Hour
-	// absentFor is how long it is remembered that the upstream does not show something to those without a login. It
-	// says little about the repository: GitHub and GitLab answer 404 for private ones, and a tag may be misspelled.
+	// absentFor is how long a 404 without the login counts, for that content alone. It says little about the
+	// repository: GitHub and GitLab answer 404 for private ones, and a tag may be misspelled.
 	absentFor = 10 * time.Second
-	// believedFor is how long an answer of before counts again if the upstream cannot be asked.
+	// believedFor is how long an expired answer counts once more if the upstream cannot be asked.
 	believedFor = time.Minute
-	// maxKnown bounds how many answers are in memory; clients choose the names.
+	// maxKnown bounds the answers in memory, because clients choose the names.
 	maxKnown = 100_000
-	// maxPublic bounds how many public repositories are in the journal, so that they count after a restart.
+	// maxPublic bounds the records of public repositories in the journal, which count after a restart.
 	maxPublic = 10_000
 	// learnTime bounds one question.
 	learnTime = 30 * time.Second
 )
 
-// publicRecord begins the names of the records of public repositories.
+// publicRecord begins the names of the records of public repositories; the local name follows. The value is "1".
 const publicRecord = "upstream/public/"
 
 // Records are the facts of the journal that say which repositories are public. A storage.Index has these methods.
@@ -45,7 +45,7 @@ type Records interface {
 	SetRecord(ctx context.Context, name string, old, value []byte) error
 }
 
-// everybody and nobody are readers.
+// everybody and nobody are results of Readers.
 var (
 	everybody = func() auth.Who {
 		who, err := auth.ParseWho([]string{"*"})
@@ -57,14 +57,14 @@ var (
 	nobody = auth.Who{}
 )
 
-// publicity is what is known of the repositories of upstreams that have a login.
+// publicity is what is known about who may read the repositories of upstreams with a login.
 type publicity struct {
 	asking  singleflight.Group
-	answers *lru.Cache[string, verdict] // by the name here; also by that, a space and what was not found
+	answers *lru.Cache[string, verdict] // by the local name; also by that, a space and what was not found
 
-	mu      sync.Mutex // guards what follows
-	records Records
-	stored  map[string]bool // the records, by the name here
+	mu      sync.Mutex      // guards what follows; held while a record is written, so that map and journal agree
+	records Records         // nil: nothing is kept
+	stored  map[string]bool // the records, by the local name
 }
 
 // verdict is one answer.
@@ -81,7 +81,7 @@ func newPublicity() *publicity {
 	return &publicity{answers: answers, stored: map[string]bool{}}
 }
 
-// Load gives the Upstreams what was known before the restart. It counts only if an upstream cannot be asked.
+// Load gives the Upstreams their records. What they say counts only while an upstream cannot be asked.
 func (u *Upstreams) Load(r Records) {
 	p := u.public
 	p.mu.Lock()
@@ -92,14 +92,14 @@ func (u *Upstreams) Load(r Records) {
 	}
 }
 
-// now returns the answer that counts, if there is one.
+// now returns the answer for a key; ok is false if there is none, or it has expired.
 func (p *publicity) now(key string) (public, ok bool) {
 	k, ok := p.answers.Get(key)
 	ok = ok && time.Now().Before(k.until)
 	return ok && k.public, ok
 }
 
-// before reports whether a repository was public when that was last known.
+// before reports whether a repository was public by the last answer, however old.
 func (p *publicity) before(local string) bool {
 	if k, ok := p.answers.Get(local); ok {
 		return k.public
@@ -109,8 +109,8 @@ func (p *publicity) before(local string) bool {
 	return p.stored[local]
 }
 
-// learned remembers an answer. In the journal, only what has changed is written; without that the upstream is asked
-// after a restart.
+// learned remembers an answer, and records a change in the journal. An error there is ignored: without a record, an
+// upstream that cannot be asked after a restart is not believed to be public.
 func (p *publicity) learned(ctx context.Context, local string, public bool) {
 	p.answers.Add(local, verdict{public, time.Now().Add(knownFor)})
 	p.mu.Lock()
@@ -134,8 +134,8 @@ func (p *publicity) learned(ctx context.Context, local string, public bool) {
 	}
 }
 
-// Readers implements auth.Readers. Who may read is what read: of the upstream says; without that, everybody may if the
-// upstream has no login, or is known to give the repository without one.
+// Readers implements auth.Readers. It returns read: of the upstream; without that, everybody if the upstream has no
+// login, or Learn has found that it serves the repository without one; and otherwise nobody.
 func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok bool) {
 	up, _ := u.of(local)
 	switch {
@@ -154,13 +154,13 @@ func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok boo
 	return nobody, up.title(), true
 }
 
-// Restricted reports whether Readers decides about any repository.
+// Restricted reports whether Readers may decide about any repository.
 func (u *Upstreams) Restricted() bool { return len(*u.now.Load()) > 0 || u.config.Any }
 
-// Learn makes sure that Readers knows whether everybody may read a repository, where the upstream has to be asked. kind
-// and ref are what a client wants there: manifests and a tag or a digest, or blobs and a digest; other kinds count as
-// the list of tags. What was known before counts while the upstream cannot be asked. Errors: nothing is known, and the
-// upstream cannot be asked now (ErrUnavailable); that of the context.
+// Learn makes sure that Readers knows whether everybody may read a repository, and asks the upstream if needed. kind
+// and ref are what a client reads there: manifests and a tag or a digest, or blobs and a digest; for other kinds, the
+// list of tags is asked for. While the upstream cannot be asked, the last answer counts if it was that everybody may.
+// Errors: the upstream cannot be asked now (ErrUnavailable), or refuses; that of the context.
 func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
 	up, repo := u.of(local)
 	if up == nil || len(up.Read) > 0 || !up.hasLogin() {
@@ -178,7 +178,7 @@ func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
 		return nil
 	}
 	done := p.asking.DoChan(one, func() (any, error) {
-		// Not the client's context: others wait for the same.
+		// Not cancelled with the client's context: others may wait for the same answer.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), learnTime)
 		defer cancel()
 		err := up.askAnonymously(ctx, request{method: method, repo: repo, kind: kind, ref: ref, header: accepts()})
@@ -204,7 +204,8 @@ func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
 	}
 }
 
-// of returns the upstream of a repository here, nil if there is none, and the repository's name there.
+// of returns the upstream of a repository, and the repository's name there; nil if it has none. One that the settings
+// exclude (allow:, deny:) still has its upstream: held content is read by the same rules.
 func (u *Upstreams) of(local string) (*Upstream, string) {
 	n, ok := u.config.Names.Upstream(local)
 	if !ok || !namespace.Within(local) {
@@ -217,8 +218,8 @@ func (u *Upstreams) of(local string) (*Upstream, string) {
 	return up, repo
 }
 
-// askAnonymously finds out whether what endpoints give with a login, they give without one as well: each of them, since
-// it may have been any that gave what is held. Errors: *Error.
+// askAnonymously returns nil if every endpoint with a login serves something without it as well: held content may be
+// from any of them. Errors: *Error.
 func (u *Upstream) askAnonymously(ctx context.Context, r request) error {
 	r.anonymous = true
 	if err := u.mayAsk(r); err != nil {
@@ -238,7 +239,7 @@ func (u *Upstream) askAnonymously(ctx context.Context, r request) error {
 	return nil
 }
 
-// hasLogin reports whether an endpoint has one.
+// hasLogin reports whether an endpoint has a login.
 func (u *Upstream) hasLogin() bool {
 	for _, e := range u.endpoints {
 		if e.login != e.anonymous {

@@ -7,9 +7,10 @@ import (
 	"sync/atomic"
 )
 
-// Reader reads a content while it arrives: it waits for bytes that have not arrived yet. It is an io.ReadSeeker at its
-// own position. The last bytes come only after the digest was found right; if it is not, or the content does not
-// arrive, the reads fail. Its methods may be called one at a time, ReadAt and Close at any time.
+// Reader reads a content while it is downloaded: a read waits for bytes that have not arrived yet. It is an
+// io.ReadSeeker with a position of its own. It returns the last bytes only after the digest is verified; if that or the
+// download fails, the reads fail. Its methods may be called one at a time; ReadAt and Close also concurrently with
+// others.
 type Reader struct {
 	ctx    context.Context
 	flight *flight
@@ -17,11 +18,11 @@ type Reader struct {
 	closed atomic.Bool
 }
 
-// errReaderClosed is of a read after Close.
+// errReaderClosed is the error of a read after Close.
 var errReaderClosed = errors.New("the reader is closed")
 
-// Size returns the number of bytes. It waits until the upstream has answered; -1 if it does not say, until the content
-// has arrived. Errors: *Error, why the upstream does not give the content; that of the context.
+// Size returns the number of bytes. It waits until the upstream has answered; -1 if the answer does not have the length
+// and the content has not arrived yet. Errors: why the content could not be fetched; that of the context.
 func (r *Reader) Size() (int64, error) {
 	for {
 		r.flight.mu.Lock()
@@ -49,7 +50,8 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// ReadAt reads what has arrived at an offset, at least one byte and, unlike other io.ReaderAt, not always all.
+// ReadAt waits for bytes at an offset and reads them. Unlike other io.ReaderAt it may return fewer than len(p) without
+// an error, but at least one. Errors: io.EOF; errReaderClosed; as Size.
 func (r *Reader) ReadAt(p []byte, at int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -63,7 +65,7 @@ func (r *Reader) ReadAt(p []byte, at int64) (int, error) {
 		visible, done, err, changed, source := fl.visible(), fl.done, fl.err, fl.changed, fl.source
 		fl.mu.Unlock()
 		switch {
-		case done && err != nil: // also for bytes that are there: they are wrong, or of no use
+		case done && err != nil: // also for bytes that have arrived: they may be wrong
 			return 0, err
 		case at < visible:
 			n, err := source.ReadAt(p[:min(int64(len(p)), visible-at)], at)
@@ -104,7 +106,7 @@ func (r *Reader) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
-// Close ends reading. The download goes on while others read, or if it is nearly done.
+// Close ends reading. The download goes on while others read, or if it is nearly done, and otherwise for lingerTime.
 func (r *Reader) Close() error {
 	if r.closed.Swap(true) {
 		return nil

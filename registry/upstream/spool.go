@@ -5,14 +5,15 @@ import (
 	"os"
 )
 
-// spool keeps the bytes of an upload that cannot be read while it grows, for the readers of a download.
+// spool is a file with the bytes of an upload that cannot be read while it grows, for the readers of a download. It is
+// a storage.Follower.
 type spool struct {
 	*os.File
 	fetcher  *Fetcher
-	reserved int64 // bytes
+	reserved int64 // bytes; guarded by Fetcher.mu
 }
 
-// openSpool makes a file without a name: a crash leaves nothing behind.
+// openSpool creates a file and removes its name at once, so that the file system frees it even after a crash.
 func openSpool(f *Fetcher) (*spool, error) {
 	file, err := os.CreateTemp(f.options.Dir, "spool-*")
 	if err != nil {
@@ -24,7 +25,7 @@ func openSpool(f *Fetcher) (*spool, error) {
 	return &spool{File: file, fetcher: f}, nil
 }
 
-// grow makes sure that room for n bytes is reserved. Errors: ErrNoRoom.
+// grow makes sure that n bytes of the spool are reserved, before they are written. Errors: ErrNoRoom.
 func (s *spool) grow(n int64) error {
 	f := s.fetcher
 	f.mu.Lock()
@@ -39,7 +40,8 @@ func (s *spool) grow(n int64) error {
 	return nil
 }
 
-// Close gives the room back. It is called when the last reader has gone: until then the file takes it.
+// Close closes the file and gives its bytes back. It is called once, after the last reader: until then the file takes
+// space on the disk.
 func (s *spool) Close() error {
 	s.fetcher.mu.Lock()
 	s.fetcher.spooled -= s.reserved

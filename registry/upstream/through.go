@@ -10,9 +10,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Through reads a blob of an upstream for one client, and stores nothing: there was no room for it. Like a [Reader] it
-// gives the last bytes of a whole blob only after its digest was found right; of a part, the client alone can tell. It
-// is not safe for concurrent use.
+// Through reads a blob of an upstream for one client, and stores nothing, because there is no room. Like a [Reader] it
+// returns the last bytes of a whole blob only after the digest is verified; the digest of a part cannot be. It is not
+// safe for concurrent use.
 type Through struct {
 	ctx     context.Context
 	up      *Upstream
@@ -20,14 +20,14 @@ type Through struct {
 	digest  digest.Digest
 	blob    *Blob
 	size    int64
-	at      int64 // of the next byte of Read
-	sum     hash.Hash
-	held    []byte // read and not given yet
-	failed  error  // of the upstream; io.EOF once all was read and is right
-	release func()
+	at      int64     // of the next byte of Read
+	sum     hash.Hash // nil: the blob is not read from its beginning
+	held    []byte    // received, and not returned yet
+	failed  error     // of the upstream; io.EOF once all was received and is verified
+	release func()    // nil: closed
 }
 
-// Through opens a blob that is not stored. Errors: *Error; ErrUnavailable if as many are open as there may be.
+// Through opens a blob that is not stored. The caller closes it. Errors: *Error; ErrUnavailable if maxThrough are open.
 func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d digest.Digest) (*Through, error) {
 	if f.through.Add(1) > maxThrough {
 		f.through.Add(-1)
@@ -58,7 +58,7 @@ func (t *Through) open(at int64) error {
 	if at == 0 {
 		t.sum = t.digest.Algorithm().Hash()
 	}
-	if b.From < at { // the upstream knows no ranges
+	if b.From < at { // the upstream does not support ranges
 		if _, err := io.CopyN(io.Discard, b.Body, at-b.From); err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func (t *Through) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// finish returns the error for the end of what the upstream sends.
+// finish returns the error for the end of what the upstream sends: io.EOF if that is all of the blob.
 func (t *Through) finish(err error) error {
 	end := t.at + int64(len(t.held))
 	switch {
@@ -121,7 +121,7 @@ func (t *Through) finish(err error) error {
 	return io.EOF
 }
 
-// Seek implements io.Seeker: the upstream is asked again, from that offset.
+// Seek implements io.Seeker. A seek to another position is a new request to the upstream.
 func (t *Through) Seek(offset int64, whence int) (int64, error) {
 	switch {
 	case t.blob == nil:

@@ -15,27 +15,28 @@ import (
 	"trow/registry/namespace"
 )
 
-// maxAny bounds how many hosts that no entry names are remembered, those that were asked last.
+// maxAny bounds how many hosts that no entry names are remembered, because clients choose them. Those that were used
+// last stay.
 const maxAny = 256
 
 // Upstreams are the upstreams that the settings name. It is safe for concurrent use.
 type Upstreams struct {
 	config Config
-	now    atomic.Pointer[[]*Upstream]
-	any    *lru.Cache[string, *Upstream]
+	now    atomic.Pointer[[]*Upstream]   // those of the settings, replaced as a whole: requests need no lock
+	any    *lru.Cache[string, *Upstream] // those of hosts that no entry names
 	public *publicity
 
-	mu        sync.Mutex                // guards endpoints; held while the settings change
+	mu        sync.Mutex                // guards endpoints; serializes Set
 	endpoints map[endpointKey]*endpoint // those in use
 }
 
 // Config is what does not change while the server runs.
 type Config struct {
-	// Names is told what stands for the hosts in the names of repositories here. nil: NewTable(nil).
+	// Names gets the elements of the hosts (as:) from Set. nil: namespace.NewTable(nil).
 	Names   *namespace.Table
 	Guard   *Guard  // nil: NewGuard()
-	Secrets Secrets // nil: there is no cluster
-	// As in Options.
+	Secrets Secrets // nil: the server does not run in a cluster
+	// As in [Options].
 	Any, Offline, ProxyFilters bool
 }
 
@@ -56,8 +57,9 @@ func New(c Config) *Upstreams {
 	return u
 }
 
-// Set replaces the upstreams. Requests under way end as they began. Endpoints that are asked as before keep their
-// tokens, their connections, and what is known about them. Errors: those of the settings; nothing has changed then.
+// Set replaces the upstreams. Requests under way end with the settings with which they began. Endpoints whose settings
+// are the same keep their tokens, connections, rates and breakers. Errors: those of the settings; then nothing has
+// changed.
 func (u *Upstreams) Set(entries []Entry) error {
 	all, err := compile(entries)
 	if err != nil {
@@ -85,7 +87,7 @@ func (u *Upstreams) Set(entries []Entry) error {
 		}
 		list = append(list, up)
 	}
-	// The longest path comes first, so that the first match is the one that counts.
+	// The longest path comes first, so that the first match of Find is the entry that counts.
 	slices.SortStableFunc(list, func(a, b *Upstream) int { return len(b.Path) - len(a.Path) })
 	for k, e := range u.endpoints {
 		if endpoints[k] == nil {
@@ -102,7 +104,7 @@ func (u *Upstreams) Set(entries []Entry) error {
 	return nil
 }
 
-// title returns the upstream as the settings have it.
+// title returns the name of the upstream in the settings: the host, or host/path.
 func (u *Upstream) title() string {
 	if u.Path == "" {
 		return u.Host
@@ -124,7 +126,7 @@ func (u *Upstreams) Find(host, repo string) (*Upstream, string, error) {
 		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo,
 			Reason: "the name of the repository is not valid"}
 	}
-	element, _ := namespace.Element(form) // none for an IPv6 address, which an entry has to name
+	element, _ := namespace.Element(form) // empty for an IPv6 address, which only an entry with as: can name
 	named := false
 	for _, up := range *u.now.Load() {
 		named = named || up.Host == form || up.Name == element
@@ -132,7 +134,9 @@ func (u *Upstreams) Find(host, repo string) (*Upstream, string, error) {
 			return up, repo, up.fits(repo)
 		}
 	}
-	// A host that entries narrow to some paths is not open for others, and its name here must not be that of another.
+	// upstream-any does not open the other paths of a host that entries limit to some. The element must not be that of
+	// an entry: the repositories of two hosts would be one. A host without a dot is a name of the cluster's or the
+	// node's network.
 	if !u.config.Any || named || element == "" || !strings.Contains(form, ".") {
 		return nil, "", &Error{Kind: ErrRefused, Host: form, Repo: repo, Reason: "no entry of upstreams names it"}
 	}
@@ -158,7 +162,7 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 		return nil, &Error{Kind: ErrRefused, Host: host, Reason: "the host is not valid", Cause: err}
 	}
 	c := all[0]
-	// This host is not in the settings: it gets none of the exceptions of those that are.
+	// The host is from a request and not from the settings, so it is not written, and reaches no internal address.
 	k := c.endpoints[0]
 	k.unnamed = true
 	e, err := newEndpoint(k, u.config.Guard, nil)
@@ -173,9 +177,9 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 // Upstream is one registry, or a part of it.
 type Upstream struct {
 	Host, Path string
-	Name       string // for the host in the names of repositories here
-	Fresh      time.Duration
-	Read       auth.Who // empty: see Public
+	Name       string        // the element of the host in local names
+	Fresh      time.Duration // how long a confirmed tag counts without asking again
+	Read       auth.Who      // empty: see Upstreams.Readers
 
 	allow, deny glob.Set
 	keep        []keep
@@ -183,10 +187,10 @@ type Upstream struct {
 	offline     bool
 }
 
-// Local returns the name here of a repository of the upstream.
+// Local returns the local name of a repository of the upstream.
 func (u *Upstream) Local(repo string) string { return namespace.Join(u.Name, repo) }
 
-// fits reports whether a repository may be asked for. Errors: ErrRefused.
+// fits returns nil if the settings permit a repository, and its local name is short enough. Errors: ErrRefused.
 func (u *Upstream) fits(repo string) error {
 	switch {
 	case len(u.Local(repo)) > namespace.MaxName || len(u.Host)+1+len(repo) > namespace.MaxName:
@@ -203,7 +207,7 @@ func (u *Upstream) refused(repo, reason string) *Error {
 	return &Error{Kind: ErrRefused, Host: u.Host, Repo: repo, Reason: reason}
 }
 
-// Keeps reports whether keep: names a tag.
+// Keeps reports whether keep: names a tag of a repository.
 func (u *Upstream) Keeps(repo, tag string) bool {
 	return slices.ContainsFunc(u.keep, func(k keep) bool { return k.repo == repo && k.tags.Match(tag) })
 }
@@ -218,8 +222,7 @@ func (u *Upstream) Kept() (repos []string) {
 	return repos
 }
 
-// Rates returns what the endpoints last said about how many manifests they still give, by host. Those that never have
-// are left out.
+// Rates returns the last rates that the endpoints have sent, by host. Endpoints that have sent none are left out.
 func (u *Upstream) Rates() map[string]Rate {
 	all := map[string]Rate{}
 	for _, e := range u.endpoints {
@@ -230,7 +233,7 @@ func (u *Upstream) Rates() map[string]Rate {
 	return all
 }
 
-// MayPoll reports whether the endpoints have enough left for requests that no client waits for.
+// MayPoll reports whether the rates of all endpoints leave room for requests that no client waits for.
 func (u *Upstream) MayPoll() bool {
 	return !u.offline && !slices.ContainsFunc(u.endpoints, func(e *endpoint) bool { return e.lastRate().low() })
 }
