@@ -224,3 +224,15 @@ func Wanted(x *Index) bool {
 	}
 	return true
 }
+
+// SetRecordSlowly is SetRecord that calls between after it has compared the record, and before it changes it.
+func SetRecordSlowly(ctx context.Context, x *Index, name string, old, value []byte, between func()) error {
+	return x.Update(ctx, storeRepo, func(tx *Tx) error {
+		if !same(tx.record(name), old) {
+			return ErrConflict
+		}
+		between()
+		tx.setRecord(name, value)
+		return nil
+	})
+}

@@ -80,6 +80,7 @@ func (p *plan) run(c *change) (fits bool) {
 		waiting: p.changesOf(waitingOf(c.repo)), now: now.Unix(), clock: now.UnixNano(), newest: &r.newest,
 		adding: p.adding}
 	c.depends = len(tx.pending) > 0
+	tx.readQuotas()
 	if c.err = c.call(tx); c.err == nil {
 		c.err = cmp.Or(tx.refused, tx.exceeded())
 	}
@@ -109,11 +110,27 @@ func (p *plan) run(c *change) (fits bool) {
 		}
 		p.cost = all
 	}
+	if !p.agrees(tx) {
+		return false
+	}
 	if !p.guard(c.fence) {
 		return false
 	}
 	c.store = len(tx.ownStore)+len(tx.conditions) > 0
 	p.take(tx, waiting)
+	return true
+}
+
+// agrees reports whether the conditions of a change are those that the commit has for the same facts. Otherwise another
+// process's commit has shown between two changes, and of the two conditions at most one holds.
+func (p *plan) agrees(tx *Tx) bool {
+	for f, value := range tx.conditions {
+		if r := p.repos[f.repo]; r != nil {
+			if other, required := r.conditions[f.factKey]; required && !same(other, value) {
+				return false
+			}
+		}
+	}
 	return true
 }
 

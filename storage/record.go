@@ -94,7 +94,7 @@ func (tx *Tx) Record(name string) []byte {
 	if changed {
 		return value
 	}
-	value = tx.x.record(name)
+	value = tx.committedRecord(name)
 	if tx.x.shared {
 		tx.require(storeRepo, kindRecord, name, value)
 	}
@@ -106,12 +106,28 @@ func (tx *Tx) record(name string) []byte {
 	if v, ok := tx.storeFact(kindRecord, name); ok {
 		return v
 	}
-	return tx.x.record(name)
+	return tx.committedRecord(name)
+}
+
+// committedRecord returns a record as it was when the change first read it. Another process's commit may show at any
+// moment: what the change has decided with one value must not be committed on the condition of another one.
+func (tx *Tx) committedRecord(name string) []byte {
+	if v, ok := tx.read[name]; ok {
+		return v
+	}
+	v := tx.x.record(name)
+	if tx.x.shared {
+		if tx.read == nil {
+			tx.read = map[string][]byte{}
+		}
+		tx.read[name] = v
+	}
+	return v
 }
 
 // setRecord changes a record, on the condition that it is as the change sees it.
 func (tx *Tx) setRecord(name string, value []byte) {
-	tx.setStore(kindRecord, name, value, tx.x.record(name))
+	tx.setStore(kindRecord, name, value, tx.committedRecord(name))
 }
 
 // storeFact looks a fact about content itself up among the changes of this commit.
@@ -143,6 +159,17 @@ func (tx *Tx) setStore(kind Kind, name string, value, committed []byte) {
 		tx.ownStore = overlay{}
 	}
 	tx.ownStore[factKey{kind, name}] = value
+}
+
+// readQuotas reads the records of guardQuotas before the change adds up what is used: a commit that shows in between
+// must be in conflict with it.
+func (tx *Tx) readQuotas() {
+	if !tx.x.shared {
+		return
+	}
+	for _, i := range tx.growth.quotas.ofRepo(tx.repo) {
+		tx.committedRecord(quotaRecord + tx.growth.quotas.all[i].Name)
+	}
 }
 
 // guardQuotas makes changes that add to the same quota conflict with each other, whatever their repos are, so that two

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/storagetest"
 )
 
@@ -194,5 +196,29 @@ func TestAChangeThatReadsARecordDependsOnIt(t *testing.T) {
 			}
 			wantTags(t, x, "r", "v")
 		})
+	}
+}
+
+// TestARecordIsNotOverwritten by a change that has decided before another process's change showed.
+func TestARecordIsNotOverwritten(t *testing.T) {
+	j := memory.NewJournal()
+	j.Is = storage.Traits{Shared: true}
+	here, there := storagetest.OpenIndex(t, j), storagetest.OpenIndex(t, j)
+	between := sync.OnceFunc(func() {
+		if err := there.SetRecord(t.Context(), "a", nil, []byte("theirs")); err != nil {
+			t.Error(err)
+		}
+		for shown := false; !shown; {
+			for _, value := range here.Records("a") {
+				shown = string(value) == "theirs"
+			}
+		}
+	})
+	err := storage.SetRecordSlowly(t.Context(), here, "a", nil, []byte("ours"), between)
+	if !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("%v", err)
+	}
+	if value, err := here.Record(t.Context(), "a"); err != nil || string(value) != "theirs" {
+		t.Errorf("%q, %v", value, err)
 	}
 }

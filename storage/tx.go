@@ -25,16 +25,17 @@ type Tx struct {
 	// depends besides the repo's revision.
 	ownStore   overlay
 	conditions map[factOf][]byte
-	growth     *growth // what earlier changes of the same commit add to quotas
-	added      int64   // bytes that this change adds to the repo
-	by         string  // who makes the change; see As
-	counted    int64   // of these, what counts already, as committed uploads
-	now        int64   // Unix seconds
-	clock      int64   // the same moment in Unix nanoseconds
-	newest     *int64  // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
-	refused    error   // such as a condemnedError: the change fails, whatever the function returns
-	adding     *adding // what earlier changes of the same commit add to what the Limits bound
-	adds       adds    // what this change adds to that
+	read       map[string][]byte // records, as they were committed when the change first read them; see record
+	growth     *growth           // what earlier changes of the same commit add to quotas
+	added      int64             // bytes that this change adds to the repo
+	by         string            // who makes the change; see As
+	counted    int64             // of these, what counts already, as committed uploads
+	now        int64             // Unix seconds
+	clock      int64             // the same moment in Unix nanoseconds
+	newest     *int64            // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
+	refused    error             // such as a condemnedError: the change fails, whatever the function returns
+	adding     *adding           // what earlier changes of the same commit add to what the Limits bound
+	adds       adds              // what this change adds to that
 	limited    *LimitError
 	seals      bool // the change is about the seal, which refuses all others
 	copied     bool // see CopyFacts

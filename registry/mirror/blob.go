@@ -104,7 +104,7 @@ func (b *fetch) open(ctx context.Context, from int64, etag string) (*upstream.Bl
 // answers. size is that of the bytes that are to be served; -1: not known. Errors: those of open; ErrDamaged if the
 // upstream has a blob of another size.
 func (b *fetch) check(ctx context.Context, size int64) error {
-	if last, ok := b.answers.Get(b.q); ok && last.err == nil {
+	if last, ok := b.answers.Get(b.q); ok && last.err == nil && last.counts(true, b.up.Fresh) {
 		return nil
 	}
 	blob, err := b.open(ctx, 0, "")

@@ -51,6 +51,7 @@ type Cache struct {
 	limit int64
 
 	evicting sync.Mutex // held during evictions, so that two do not choose the same contents; taken before mu
+	failed   time.Time  // when an eviction last failed; guarded by evicting
 
 	mu       sync.Mutex // guards all below; not held while the store is called
 	items    map[digest.Digest]*list.Element
@@ -71,11 +72,19 @@ type item struct {
 	counts  bool   // its bytes count: it was not pushed as well
 	kept    bool   // evicted last
 	seen    bool   // the Look that is under way has found it, or it was added since
+	going   bool   // an eviction of it is under way
 }
 
 // evictStep bounds the contents of one call of CacheStore.Evict: a download waits for it, and needs no more room than
 // its own bytes.
 const evictStep = 32
+
+const (
+	// evictTime bounds one step: downloads wait for it, and so does the end of the server.
+	evictTime = 10 * time.Second
+	// retryEviction is for how long after a step that has failed there is no room.
+	retryEviction = 2 * time.Second
+)
 
 // NewCache returns a Cache of at most limit bytes. It needs a store before it is used; see Attach.
 func NewCache(limit int64) *Cache {
@@ -197,27 +206,34 @@ func (c *Cache) Added(d digest.Digest, size int64) {
 	c.add(d, size, true, true) // whether it was pushed as well is found by the next Look
 }
 
-// Use notes that a content is read, and keeps it from being chosen for eviction until the caller calls release. An
-// eviction that has chosen it before goes on. A content that the Cache does not know is not protected: it is not chosen
-// before a Look has found it.
+// Use notes that a content is read, and keeps it from being evicted until the caller calls release. It waits for an
+// eviction of it that is under way: the caller looks for the content afterwards, and must not find what is about to be
+// deleted. A content that the Cache does not know is not protected: it is not chosen before a Look has found it.
 func (c *Cache) Use(d digest.Digest) (release func()) {
 	if c == nil {
 		return func() {}
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	e := c.items[d]
-	if e == nil {
-		return func() {}
+	for e := c.items[d]; e != nil; e = c.items[d] {
+		i := e.Value.(*item)
+		if i.going {
+			c.mu.Unlock()
+			c.evicting.Lock() // in this order, see evicting
+			c.mu.Lock()
+			c.evicting.Unlock()
+			continue
+		}
+		i.readers++
+		c.touch(e)
+		c.mu.Unlock()
+		return func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			i.readers--
+		}
 	}
-	i := e.Value.(*item)
-	i.readers++
-	c.touch(e)
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		i.readers--
-	}
+	c.mu.Unlock()
+	return func() {}
 }
 
 // Reserve reserves n bytes, and evicts content if there is no room for them. The caller calls release when the bytes
@@ -234,12 +250,18 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 	}
 	c.evicting.Lock()
 	defer c.evicting.Unlock()
+	if time.Since(c.failed) < retryEviction { // those who have waited for one that failed need not fail one by one
+		return nil, false
+	}
 	for !c.take(n) { // first: the eviction for which this call has waited may have left room
 		// Not a client's context: the room serves the next download as well. The bound is for a journal or storage that
 		// does not answer: all other downloads without room wait for evicting.
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), evictTime)
 		freed, err := c.evict(ctx, n)
 		cancel()
+		if err != nil {
+			c.failed = time.Now()
+		}
 		if err != nil || !freed {
 			return nil, false
 		}
@@ -290,6 +312,7 @@ func (c *Cache) evict(ctx context.Context, n int64) (freed bool, err error) {
 		switch {
 		case e == nil:
 		case err != nil: // how much was evicted is not known; the next Look finds out, and others are tried first
+			e.Value.(*item).going = false
 			c.touch(e)
 		case stays[d]: // it cannot be evicted, so it must not be chosen again before the next Look has counted it
 			c.remove(e)
@@ -313,6 +336,7 @@ func (c *Cache) oldest(n int64) (all []digest.Digest) {
 		for e := c.order.Back(); e != nil && want > 0 && len(all) < evictStep; e = e.Prev() {
 			if i := e.Value.(*item); i.readers == 0 && i.counts && i.kept == kept {
 				all = append(all, i.digest)
+				i.going = true
 				want -= i.size
 			}
 		}

@@ -262,3 +262,48 @@ func TestALookFindsWhatOthersHaveDone(t *testing.T) {
 		t.Error("what was seen last goes first")
 	}
 }
+
+// slowShelf evicts when it may.
+type slowShelf struct {
+	*shelf
+	begun, may chan struct{}
+}
+
+func (s slowShelf) Evict(ctx context.Context, all []digest.Digest) ([]digest.Digest, error) {
+	close(s.begun)
+	<-s.may
+	return s.shelf.Evict(ctx, all)
+}
+
+// TestAReadWaitsForAnEviction of what it reads, so that it does not find what is about to be deleted.
+func TestAReadWaitsForAnEviction(t *testing.T) {
+	s := slowShelf{newShelf(), make(chan struct{}), make(chan struct{})}
+	c := mirror.NewCache(10)
+	c.Attach(s)
+	c.Look(t.Context())
+	c.Added(s.put("a", 10), 10)
+	reserved := make(chan bool)
+	go func() {
+		_, ok := c.Reserve(10)
+		reserved <- ok
+	}()
+	<-s.begun
+	read := make(chan struct{})
+	go func() {
+		c.Use(contentOf("a"))()
+		close(read)
+	}()
+	select {
+	case <-read:
+		t.Error("it does not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(s.may)
+	<-read
+	if !<-reserved {
+		t.Error("no room")
+	}
+	if stats := c.Stats(); stats.Contents != 0 {
+		t.Errorf("%+v", stats)
+	}
+}

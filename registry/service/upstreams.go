@@ -29,16 +29,19 @@ const spoolShare = 4
 
 // openCache makes the cache. The data must be open. Errors: settings that cannot be used; those of the file system.
 func (s *Service) openCache() error {
-	if s.data.ReadOnly() { // nothing could be stored, so no upstream is asked
-		return nil
-	}
 	o := s.options.Upstream
 	guard := upstream.NewGuard()
 	guard.Refuse(append(ownAddresses(), s.options.Internal...)...)
 	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: s.options.Secrets, Any: o.Any,
-		Offline: o.Offline, ProxyFilters: o.ProxyFilters})
+		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters})
 	if err := up.Set(o.Upstreams); err != nil {
 		return err
+	}
+	// Also where nothing can be stored: who may read what is held is as before.
+	s.options.Auth.Readers, s.options.Auth.Restricted, s.options.Auth.Learn = up.Readers, up.Restricted, up.Learn
+	if s.data.ReadOnly() {
+		s.cache = &cache{upstreams: up}
+		return nil
 	}
 	bytes, err := s.cacheSize()
 	if err != nil {
@@ -52,7 +55,6 @@ func (s *Service) openCache() error {
 	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
 		Reserve: c.bound.Reserve})
 	s.cache = c
-	s.options.Auth.Readers, s.options.Auth.Restricted, s.options.Auth.Learn = up.Readers, up.Restricted, up.Learn
 	return nil
 }
 
@@ -95,12 +97,15 @@ func (c *cache) into(o *registry.Options, s *Service) {
 		return
 	}
 	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
+	if c.bound == nil {
+		return
+	}
 	o.Drop = func(ctx context.Context, all []digest.Digest) error { return s.data.Drop(ctx, all) }
 }
 
 // run runs the bound of the cache until ctx is done; see [mirror.Cache.Run].
 func (c *cache) run(ctx context.Context) error {
-	if c == nil {
+	if c == nil || c.bound == nil {
 		return nil
 	}
 	return c.bound.Run(ctx)
@@ -146,6 +151,9 @@ func (c *cache) collect(to chan<- prometheus.Metric) {
 		return
 	}
 	c.upstreams.Collect(to)
+	if c.bound == nil {
+		return
+	}
 	stats := c.bound.Stats()
 	to <- prometheus.MustNewConstMetric(cacheLimit, prometheus.GaugeValue, float64(stats.Limit))
 	to <- prometheus.MustNewConstMetric(cacheUsed, prometheus.GaugeValue, float64(stats.Used))

@@ -125,9 +125,11 @@ func (l *landing) damaged(reason string, cause error) *Error {
 // ErrNoRoom; those of the storage.
 func (l *landing) land(ctx context.Context, b *Blob) error {
 	fl := l.flight
+	l.stall.Stop() // to make room may take as long as the disk and the journal do
 	if err := l.prepare(ctx, b.Size); err != nil {
 		return err
 	}
+	l.stall.Reset(stallTime)
 	if b.From != fl.got {
 		// The upstream has started over: the bytes that are stored are skipped. If it sends other content than before,
 		// the digest is wrong in the end. Only once, or an upstream that always does so would send the beginning many

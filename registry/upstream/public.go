@@ -14,6 +14,7 @@ import (
 
 	"trow/registry/auth"
 	"trow/registry/namespace"
+	"trow/storage"
 )
 
 // This file decides who may read the held content of an upstream without read:: everybody, if the upstream itself
@@ -43,6 +44,8 @@ const publicRecord = "upstream/public/"
 type Records interface {
 	Records(prefix string) iter.Seq2[string, []byte]
 	SetRecord(ctx context.Context, name string, old, value []byte) error
+	// CachedContents lists what of a repository came from its upstream.
+	CachedContents(repo string) []storage.CachedContent
 }
 
 // everybody and nobody are results of Readers.
@@ -99,6 +102,14 @@ func (p *publicity) now(key string) (public, ok bool) {
 	return ok && k.public, ok
 }
 
+// holds reports whether a repository has content of an upstream.
+func (p *publicity) holds(local string) bool {
+	p.mu.Lock()
+	r := p.records
+	p.mu.Unlock()
+	return r != nil && namespace.Within(local) && len(r.CachedContents(local)) > 0
+}
+
 // before reports whether a repository was public by the last answer, however old.
 func (p *publicity) before(local string) bool {
 	if k, ok := p.answers.Get(local); ok {
@@ -139,6 +150,8 @@ func (p *publicity) learned(ctx context.Context, local string, public bool) {
 func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok bool) {
 	up, _ := u.of(local)
 	switch {
+	case up == nil && u.public.holds(local): // of an upstream that the settings no longer name: who may is not known
+		return nobody, local, true
 	case up == nil:
 		return nil, "", false
 	case len(up.Read) > 0:

@@ -16,6 +16,7 @@ import (
 
 	"trow/registry/namespace"
 	"trow/registry/upstream"
+	"trow/storage"
 )
 
 // journal keeps records in memory, and counts what is written.
@@ -23,6 +24,7 @@ type journal struct {
 	mu      sync.Mutex
 	records map[string][]byte
 	writes  int
+	cached  map[string][]storage.CachedContent
 }
 
 func (j *journal) Records(prefix string) iter.Seq2[string, []byte] {
@@ -32,6 +34,8 @@ func (j *journal) Records(prefix string) iter.Seq2[string, []byte] {
 	maps.DeleteFunc(all, func(name string, _ []byte) bool { return !strings.HasPrefix(name, prefix) })
 	return maps.All(all)
 }
+
+func (j *journal) CachedContents(repo string) []storage.CachedContent { return j.cached[repo] }
 
 func (j *journal) SetRecord(_ context.Context, name string, old, value []byte) error {
 	j.mu.Lock()
@@ -111,6 +115,14 @@ func TestReadersOfOtherEntries(t *testing.T) {
 	}
 	if _, _, ok := u.Readers("team/app"); ok {
 		t.Error("a repository of this registry has readers of an upstream")
+	}
+	// What came from an upstream that the settings no longer name: nobody, whatever the rules are.
+	u.Load(&journal{cached: map[string][]storage.CachedContent{"f/gone.example/a": {{Size: 1}}}})
+	if who, _, ok := u.Readers("f/gone.example/a"); !ok || len(who) > 0 {
+		t.Errorf("may be read by %v", who)
+	}
+	if _, _, ok := u.Readers("f/gone.example/imported"); ok {
+		t.Error("what was imported has readers of an upstream")
 	}
 }
 
