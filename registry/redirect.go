@@ -3,6 +3,7 @@ package registry
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,8 +43,12 @@ func (r *Registry) redirect(w http.ResponseWriter, req *http.Request, b blob, pa
 		r.annotate(req.Context(), "err", "not redirected: "+err.Error())
 		return false
 	}
-	if len(req.Header["Authorization"]) > 0 && getsLogin(to, req.Host) {
-		return false
+	if len(req.Header["Authorization"]) > 0 {
+		// A proxy may have changed the Host: the client knows this registry by one of its names then.
+		own := func(name string) bool { return getsLogin(to, name) }
+		if own(req.Host) || slices.ContainsFunc(r.options.Names, own) {
+			return false
+		}
 	}
 	if r.options.Cache != nil && namespace.Within(b.repo) { // the use of this request ends before the client reads
 		time.AfterFunc(beginLife, r.use(b.repo, b.digest))

@@ -148,14 +148,16 @@ type CachedContent struct {
 }
 
 // CachedContents lists the contents of a repo that Tx.Evict would remove now, in no order.
-func (x *Index) CachedContents(repo string) (all []CachedContent) {
+func (x *Index) CachedContents(repo string) []CachedContent {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	s := x.state
-	r := s.repos[repo]
-	if r == nil {
-		return nil
+	if r := x.state.repos[repo]; r != nil {
+		return x.state.cachedContents(r)
 	}
+	return nil
+}
+
+func (s *state) cachedContents(r *repo) (all []CachedContent) {
 	pushed := map[slab.ID]bool{} // entries to which a manifest refers that is not cached
 	for i := range r.entries.All() {
 		e := s.entries.At(i)
@@ -179,19 +181,19 @@ func (x *Index) CachedContents(repo string) (all []CachedContent) {
 
 // HasPushed reports whether a repo holds what was pushed or imported, or cached content that something pushed needs.
 func (x *Index) HasPushed(repo string) bool {
-	cached := len(x.CachedContents(repo))
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	r := x.state.repos[repo]
 	if r == nil {
 		return false
 	}
+	present := 0
 	for i := range r.entries.All() {
 		if x.state.entries.At(i).present() {
-			cached--
+			present++
 		}
 	}
-	return cached < 0
+	return present > len(x.state.cachedContents(r))
 }
 
 // HoldersOf returns, for each repo whose name starts with prefix, which of these contents it holds as blobs or

@@ -204,7 +204,8 @@ func Portable(repo string, f Fact) bool {
 			rebuildRecord:
 			return false
 		}
-		return !strings.HasPrefix(f.Name, uploadRecord) && !strings.HasPrefix(f.Name, quotaRecord)
+		return !strings.HasPrefix(f.Name, uploadRecord) && !strings.HasPrefix(f.Name, quotaRecord) &&
+			!strings.HasPrefix(f.Name, replicaRecord) // the processes of the source are not those of the target
 	}
 	return true
 }

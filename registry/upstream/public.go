@@ -5,7 +5,6 @@ import (
 	"errors"
 	"iter"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -65,9 +64,8 @@ type publicity struct {
 	asking  singleflight.Group
 	answers *lru.Cache[string, verdict] // by the local name; also by that, a space and what was not found
 
-	mu      sync.Mutex      // guards what follows; held while a record is written, so that map and journal agree
-	records Records         // nil: nothing is kept
-	stored  map[string]bool // the records, by the local name
+	mu      sync.Mutex // guards what follows; held while a record is written, so that map and journal agree
+	records Records    // nil: nothing is kept
 }
 
 // verdict is one answer.
@@ -81,7 +79,7 @@ func newPublicity() *publicity {
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	return &publicity{answers: answers, stored: map[string]bool{}}
+	return &publicity{answers: answers}
 }
 
 // Load gives the Upstreams their records. What they say counts only while an upstream cannot be asked.
@@ -90,9 +88,19 @@ func (u *Upstreams) Load(r Records) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.records = r
-	for name := range r.Records(publicRecord) {
-		p.stored[strings.TrimPrefix(name, publicRecord)] = true
+}
+
+// recorded reports whether there is a record of a repository, and how many records there are. Other replicas write them
+// as well. The caller holds mu.
+func (p *publicity) recorded(local string) (yes bool, n int) {
+	if p.records == nil {
+		return false, 0
 	}
+	for name := range p.records.Records(publicRecord) {
+		n++
+		yes = yes || name == publicRecord+local
+	}
+	return yes, n
 }
 
 // now returns the answer for a key; ok is false if there is none, or it has expired.
@@ -117,7 +125,8 @@ func (p *publicity) before(local string) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.stored[local]
+	public, _ := p.recorded(local)
+	return public
 }
 
 // learned remembers an answer, and records a change in the journal. An error there is ignored: without a record, an
@@ -126,7 +135,8 @@ func (p *publicity) learned(ctx context.Context, local string, public bool) {
 	p.answers.Add(local, verdict{public, time.Now().Add(knownFor)})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.records == nil || p.stored[local] == public || public && len(p.stored) >= maxPublic {
+	recorded, n := p.recorded(local)
+	if p.records == nil || recorded == public || public && n >= maxPublic {
 		return
 	}
 	var old, value []byte
@@ -135,14 +145,7 @@ func (p *publicity) learned(ctx context.Context, local string, public bool) {
 	} else {
 		old = there
 	}
-	if p.records.SetRecord(ctx, publicRecord+local, old, value) != nil {
-		return
-	}
-	if public {
-		p.stored[local] = true
-	} else {
-		delete(p.stored, local)
-	}
+	_ = p.records.SetRecord(ctx, publicRecord+local, old, value) // a conflict: another replica has learned it as well
 }
 
 // Readers implements auth.Readers. It returns read: of the upstream; without that, everybody if the upstream has no
