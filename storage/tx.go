@@ -32,7 +32,7 @@ type Tx struct {
 	counted    int64             // of these, what counts already, as committed uploads
 	now        int64             // Unix seconds
 	clock      int64             // the same moment in Unix nanoseconds
-	newest     *int64            // the greatest order of a tag of the repo; see HeldTag.Order. Shared by the changes of a commit
+	newest     *int64            // the greatest order of a tag of the repo; the changes of a commit share it
 	refused    error             // such as a condemnedError: the change fails, whatever the function returns
 	adding     *adding           // what earlier changes of the same commit add to what the Limits bound
 	adds       adds              // what this change adds to that

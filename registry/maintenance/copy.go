@@ -39,8 +39,8 @@ func (d *Data) keeper() (storage.Keeper, bool) {
 	return k, ok
 }
 
-// copyFacts makes a copy of the facts, unless the newest one is up to date, and logs an error. Nothing is copied after a
-// migration: from then on the facts are those of the target.
+// copyFacts makes a copy of the facts, unless the newest one is up to date, and logs an error. Nothing is copied
+// after a migration: from then on the facts are those of the target.
 func (d *Data) copyFacts(ctx context.Context) {
 	k, ok := d.keeper()
 	if !ok || d.loaded.Load().index.Sealed() != nil {

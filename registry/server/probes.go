@@ -38,7 +38,7 @@ func (p *Probes) Add(checks ...Check) {
 func (p *Probes) SetReady(ready bool) {
 	p.ready.Store(ready)
 	if ready {
-		// What the start has left behind may be as much as the index. Beside the requests, because it takes a collection.
+		// What the start has left behind may be as much as the index. Beside requests, because it takes a collection.
 		go debug.FreeOSMemory()
 	}
 }
