@@ -3,12 +3,12 @@ package registry
 import (
 	"context"
 	"iter"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/mirror"
 	"trow/registry/namespace"
-	"trow/registry/upstream"
 	"trow/storage"
 )
 
@@ -88,7 +88,7 @@ func (s mirrorStore) kept(ctx context.Context, repo string) iter.Seq[digest.Dige
 			return
 		}
 		up, there, err := s.options.Upstreams.Find(name.Host, name.Repo)
-		if err != nil || !keeps(up, there) {
+		if err != nil || !slices.Contains(up.Kept(), there) {
 			return
 		}
 		h, _, err := s.options.Index.Holdings(ctx, repo)
@@ -121,16 +121,6 @@ func (s mirrorStore) kept(ctx context.Context, repo string) iter.Seq[digest.Dige
 			}
 		}
 	}
-}
-
-// keeps reports whether keep: of an upstream names a repository.
-func keeps(up *upstream.Upstream, repo string) bool {
-	for _, kept := range up.Kept() {
-		if kept == repo {
-			return true
-		}
-	}
-	return false
 }
 
 // Evict implements mirror.CacheStore. First the facts are removed, then the bytes: after a crash in between, the

@@ -100,9 +100,9 @@ func (b *fetch) open(ctx context.Context, from int64, etag string) (*upstream.Bl
 	return blob, err
 }
 
-// check makes sure that the upstream has answered for the digest; an answer counts as long as it is in the cache of
-// answers. size is that of the bytes that are to be served; -1: not known. Errors: those of open; ErrDamaged if the
-// upstream has a blob of another size.
+// check makes sure that the upstream has answered for the digest; an answer counts for as long as one for a tag. size
+// is that of the bytes that are to be served; -1: not known. Errors: those of open; ErrDamaged if the upstream has a
+// blob of another size.
 func (b *fetch) check(ctx context.Context, size int64) error {
 	if last, ok := b.answers.Get(b.q); ok && last.err == nil && last.counts(true, b.up.Fresh) {
 		return nil
