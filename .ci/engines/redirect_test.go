@@ -26,7 +26,8 @@ func TestBlobsAreRedirected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write("trow.yaml", "blobs-redirect-networks: [127.0.0.1]\n"+string(settings))
+	// Without names that S3 has as well: by default a server that listens on loopback has those of loopback.
+	s.write("trow.yaml", "names: [trow.example]\nblobs-redirect-networks: [127.0.0.1]\n"+string(settings))
 	s.start()
 	content := string(storagetest.Random(20<<20+5, 7)) // several parts
 	d := digest.FromString(content)
