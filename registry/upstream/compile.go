@@ -50,6 +50,7 @@ type compiled struct {
 	fresh            time.Duration
 	allow, deny      glob.Set
 	read             trowauth.Who
+	mayRun           MayRun
 	keep             []keep
 	endpoints        []endpointKey
 }
@@ -113,6 +114,9 @@ func (e *Entry) compile() (c compiled, err error) {
 	}
 	if err != nil {
 		return c, fmt.Errorf("as: %w", err)
+	}
+	if c.mayRun = e.MayRun; c.mayRun != "" && !slices.Contains(mayRuns, c.mayRun) {
+		return c, fmt.Errorf("may-run: %.80q is not one of deny, allow, held, fetch", e.MayRun)
 	}
 	if e.Fresh != nil {
 		c.fresh = time.Duration(*e.Fresh)

@@ -47,9 +47,29 @@ type Entry struct {
 	// Read are the identities that may read, as in an auth.Rule; empty: everyone whom the upstream lets read without a
 	// login.
 	Read []string `mapstructure:"read"`
+	// MayRun says which images of the upstream may run; empty: the settings of the webhook alone do.
+	MayRun MayRun `mapstructure:"may-run"`
 	// Keep is evicted last.
 	Keep []Keep `mapstructure:"keep"`
 }
+
+// MayRun says which images of an upstream may run, where no rule of the webhook allows or denies them by name.
+type MayRun string
+
+// The values of MayRun.
+const (
+	MayRunDeny  MayRun = "deny"  // none
+	MayRunAllow MayRun = "allow" // all
+	MayRunHeld  MayRun = "held"  // those that the cache holds as a whole
+	MayRunFetch MayRun = "fetch" // all; what is not held is fetched when a pod is created
+)
+
+// mayRuns are the values that may be set.
+var mayRuns = []MayRun{MayRunDeny, MayRunAllow, MayRunHeld, MayRunFetch}
+
+// HoldsTags reports whether a tag goes on naming what is held until the manifest that it names at the upstream is held
+// as a whole, so that what was judged is what runs.
+func (m MayRun) HoldsTags() bool { return m == MayRunHeld || m == MayRunDeny }
 
 // Endpoint is a registry that answers for an upstream. At most one of PasswordFile (with Username), DockerConfig,
 // Secret and Helper says where its login is; the login is sent to this endpoint only.

@@ -36,6 +36,7 @@ upstreams:
     username: alice
     password-file: `+password+`
   fresh: 1h
+  may-run: held
   allow: "library/**, team/*"
   deny: [library/old]
   keep: [{repository: php, tags: ["8.3*"]}]
@@ -140,6 +141,7 @@ func TestSettingsThatAreInvalid(t *testing.T) {
 		"cache-size: 0\n":                                    "cache-size: ",
 		entry("path: A"):                                     "path: ",
 		entry("fresh: soon"):                                 "soon",
+		entry("may-run: perhaps"):                            "may-run: \"perhaps\" is not one of deny,",
 		entry("allow: ['a@b']"):                              "allow: ",
 		entry("deny: ['/(/']"):                               "deny: ",
 		entry("read: [alice]"):                               "read: who: ",

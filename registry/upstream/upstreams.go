@@ -70,7 +70,7 @@ func (u *Upstreams) Set(entries []Entry) error {
 	endpoints := map[endpointKey]*endpoint{}
 	var list []*Upstream
 	for i, c := range all {
-		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read,
+		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read, MayRun: c.mayRun,
 			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline}
 		for j, k := range c.endpoints {
 			e := endpoints[k]
@@ -180,6 +180,7 @@ type Upstream struct {
 	Name       string        // the element of the host in local names
 	Fresh      time.Duration // how long a confirmed tag counts without asking again
 	Read       auth.Who      // empty: see Upstreams.Readers
+	MayRun     MayRun
 
 	allow, deny glob.Set
 	keep        []keep
