@@ -53,7 +53,7 @@ func (a *accessLog) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	}
 	inner.Header()["X-Request-Id"] = rec.header[:]
 	ocierror.Secure(inner.Header())
-	endIfShared(inner.Header(), r)
+	endIfAmbiguous(inner.Header(), r, w.conn)
 
 	a.metrics.inFlight.Inc()
 	p := a.serve(w, r, rec)
@@ -108,7 +108,7 @@ func writePanic(w *response, r *http.Request, id string) {
 		}
 	}
 	ocierror.Secure(h)
-	endIfShared(h, r)
+	endIfAmbiguous(h, r, w.conn)
 	writeError(w, r, &ocierror.Error{Code: ocierror.Unknown, Message: "internal error, request " + id})
 }
 

@@ -91,6 +91,7 @@ func (l auxiliaryListener) Accept() (net.Conn, error) {
 func answering(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Context().Value(auxiliaryKey{}).(*auxiliaryConn).wire.answering = true
+		endIfAmbiguous(w.Header(), r, nil)
 		h.ServeHTTP(w, r)
 	})
 }

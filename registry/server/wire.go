@@ -40,6 +40,10 @@ type head struct {
 	line         int  // the bytes of the last line, which has no end yet
 	cr           bool // these are a CR
 	ended        bool
+
+	start            [18]byte // of that line; it has room for "Transfer-Encoding:"
+	whole            bool     // the first line is that of a request: no line of the headers was missed
+	length, encoding bool     // there is a line with Content-Length, or with Transfer-Encoding
 }
 
 // read counts what was read, and returns how much of it is up to the end of the headers: all if that is not in it.
@@ -51,17 +55,40 @@ func (h *head) read(p []byte) (n int) {
 			line = line[:end]
 		}
 		h.cr = h.line == 0 && len(line) == 1 && line[0] == '\r' || h.cr && len(line) == 0
+		if h.line < len(h.start) {
+			copy(h.start[h.line:], line)
+		}
 		h.line += len(line)
 		n += len(line)
 		if end >= 0 {
 			n++
 			h.ended = h.line == 0 || h.cr // an empty line
+			h.note()
 			h.lines, h.line, h.cr = h.lines+1, 0, false
 		}
 	}
 	h.bytes += n
 	return n
 }
+
+// note notes what the line is that has ended. A line that begins in the middle, because its beginning came with the
+// request before and was not counted, is not taken for that of a request: it has a colon in its first word, or no word
+// that ends within 18 bytes.
+func (h *head) note() {
+	start := h.start[:min(h.line, len(h.start))]
+	name, _, found := bytes.Cut(start, []byte{':'})
+	switch {
+	case h.lines == 0:
+		h.whole = bytes.IndexByte(name, ' ') >= 0
+	case found && bytes.EqualFold(name, []byte("Content-Length")):
+		h.length = true
+	case found && bytes.EqualFold(name, []byte("Transfer-Encoding")):
+		h.encoding = true
+	}
+}
+
+// ambiguous reports whether the headers have both a Content-Length and a Transfer-Encoding, or may have.
+func (h *head) ambiguous() bool { return !h.ended || !h.whole || h.length && h.encoding }
 
 // look looks at the n bytes that were read into p from a connection to which answer writes. It returns what net/http
 // gets of them.
