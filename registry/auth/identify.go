@@ -150,13 +150,13 @@ func (g *Guard) password(ctx context.Context, s *state, from netip.Addr, key [32
 		return nil, err
 	}
 	who, ok := s.users.login(key, name, password, now)
-	if !ok && elsewhere {
+	if ok {
+		done(wasRight)
+		return who, nil
+	}
+	if elsewhere {
 		s.users.strangers.Add(key, struct{}{})
 	}
-	if !ok {
-		done(wasWrong)
-		return nil, s.wrong(name, password)
-	}
-	done(wasRight)
-	return who, nil
+	done(wasWrong)
+	return nil, s.wrong(name, password)
 }

@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -86,8 +87,10 @@ func TestAStrangerIsComparedOnce(t *testing.T) {
 	if pairs, _ := g.Scores(); pairs > 0 {
 		t.Error("the throttle of logins has counted them")
 	}
-	if who, err := g.Identify(foreign("alice", "alice's")); err != nil || who.Name != "alice" {
-		t.Errorf("our login: %v, %v", who, err)
+	for range 2 { // also once it was right
+		if who, err := g.Identify(foreign("alice", "alice's")); err != nil || who.Name != "alice" {
+			t.Errorf("our login: %v, %v", who, err)
+		}
 	}
 	// What was taken for a stranger's is no login, and no failure either, until it is sent for this registry.
 	if _, err := g.Identify(withLogin("alice", "hub's")); err == nil {
@@ -154,7 +157,7 @@ func TestTheRealmOfAMirror(t *testing.T) {
 
 // TestReadersOfAnUpstream: read: decides alone, but for rules that forbid.
 func TestReadersOfAnUpstream(t *testing.T) {
-	who, err := auth.ParseWho([]string{"user:alice", "user:mallory", "namespace:team-a", "robot:puller"})
+	who, err := auth.ParseWho([]string{"user:alice", "user:carol", "user:mallory", "namespace:team-a", "robot:puller"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +165,8 @@ func TestReadersOfAnUpstream(t *testing.T) {
 		return who, "quay.io", strings.HasPrefix(repo, "f/quay.io/")
 	}
 	g := guard(t, auth.Options{User: "owner", Password: "p", Readers: readers,
-		Rules: []auth.Rule{rule("user:mallory", "none", "f/**"), rule("*", "pull push catalog", "")}})
+		Rules: []auth.Rule{rule("user:mallory", "none", "f/**"), rule("*", "pull push catalog", ""),
+			rule("user:carol", "none", "f/**")}}) // too late: the rule before decides
 	puller, other := create(t, g, robot("puller", "pull", "f/quay.io/public")),
 		create(t, g, robot("other", "pull", "**"))
 	robots := map[string]*auth.Identity{}
@@ -178,6 +182,7 @@ func TestReadersOfAnUpstream(t *testing.T) {
 		why  string
 	}{
 		{auth.Named("alice", nil), "f/quay.io/secret", true, "of the upstream quay.io allows it"},
+		{auth.Named("carol", nil), "f/quay.io/secret", true, "of the upstream quay.io allows it"},
 		{auth.Named("bob", nil), "f/quay.io/secret", false, "of the upstream quay.io does not"},
 		{auth.Named("", nil), "f/quay.io/secret", false, "of the upstream quay.io does not"},
 		{auth.Named("mallory", nil), "f/quay.io/secret", false, "rule 1"},
@@ -216,5 +221,69 @@ func TestReadersOfAnUpstream(t *testing.T) {
 	}
 	if readable := open.Readable(t.Context(), anonymous); readable == nil {
 		t.Error("a client without a login may read all")
+	}
+}
+
+// TestTokensForAMirror: a login is one there as well, a token gets no other token but that of a client without a login,
+// and the name at the other registry is that of the repository here.
+func TestTokensForAMirror(t *testing.T) {
+	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice"), Rules: []auth.Rule{rule("user:alice", "pull", "")},
+		Namespaces: namespace.NewTable([]namespace.Site{{Host: "hub.trow.example", Upstream: "docker.io"}})})
+	const here = "repository:f/docker.io/library/nginx:pull"
+	ours := func() *http.Request { return tokenGET("alice", "alice's", here) }
+	other := ours()
+	other.URL.RawQuery += "&ns=docker.io"
+	site := tokenGET("alice", "alice's", "repository:library/nginx:pull")
+	site.Host = "hub.trow.example"
+	renewed := tokenGET("", "", here)
+	renewed.URL.RawQuery += "&ns=docker.io"
+	renewed.Header.Set("Authorization", "Bearer "+ask(t, g, ours(), 200).Token)
+	for name, row := range map[string]struct {
+		r    *http.Request
+		want string
+	}{
+		"for this registry": {ours(), here}, "for another one": {other, here}, "at a host that stands for it": {site, here},
+		"with a token": {renewed, ""},
+	} {
+		if got := ask(t, g, row.r, 200); got.Scope != row.want {
+			t.Errorf("%s: scope %q, want %q", name, got.Scope, row.want)
+		}
+	}
+}
+
+// TestATokenLearnsWhoMayRead: a client that asks for the token first has sent no request yet for which the upstream was
+// asked. It is asked only about a pull of its content that nothing else permits.
+func TestATokenLearnsWhoMayRead(t *testing.T) {
+	public := false
+	var asked []string
+	g := guard(t, auth.Options{Htpasswd: htpasswd(t, "alice"), Anonymous: "pull",
+		Readers: func(repo string) (auth.Who, string, bool) {
+			who, err := auth.ParseWho([]string{map[bool]string{true: "*", false: "user:alice"}[public]})
+			if err != nil {
+				t.Error(err)
+			}
+			return who, "quay.io", strings.HasPrefix(repo, "f/")
+		},
+		Learn: func(_ context.Context, repo, _, _ string) error {
+			asked = append(asked, repo)
+			public = true
+			return nil
+		}})
+	for _, row := range []struct{ user, scope, want, asked string }{
+		{"alice", "repository:f/quay.io/a:pull", "repository:f/quay.io/a:pull", ""},
+		{"", "repository:f/quay.io/a:delete", "", ""},
+		{"", "repository:team/a:pull", "repository:team/a:pull", ""},
+		{"", "repository:f/quay.io/a:pull", "repository:f/quay.io/a:pull", "f/quay.io/a"},
+	} {
+		asked, public = nil, false
+		password := ""
+		if row.user != "" {
+			password = row.user + "'s"
+		}
+		got := ask(t, g, tokenGET(row.user, password, row.scope), 200)
+		if got.Scope != row.want || strings.Join(asked, " ") != row.asked {
+			t.Errorf("%q %s: scope %q, asked about %q; want %q and %q", row.user, row.scope, got.Scope, asked, row.want,
+				row.asked)
+		}
 	}
 }
