@@ -48,8 +48,8 @@ func ParseMirrors(list []string) (m Mirrors, err error) {
 	return m, nil
 }
 
-// hub reports whether images of Docker Hub, the only registry of which Docker knows mirrors, are among them.
-func (m Mirrors) hub() bool { return m.All || slices.Contains(m.Hosts, address.Hub) }
+// Hub reports whether images of Docker Hub, the only registry of which Docker knows mirrors, are among them.
+func (m Mirrors) Hub() bool { return m.All || slices.Contains(m.Hosts, address.Hub) }
 
 func (m Mirrors) none() bool { return !m.All && len(m.Hosts) == 0 }
 

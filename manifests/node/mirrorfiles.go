@@ -82,7 +82,7 @@ func (n *Node) mirrorPlaces(root *os.Root, local string, bundle []byte) []place 
 		}
 	}
 	ca := []file{{"ca.crt", mirrorLine + string(bundle)}}
-	if m.hub() {
+	if m.Hub() {
 		all = append(all, place{runtime: "Docker", parent: dockerParent, named: true, kind: Unmirrored, files: ca,
 			dir: path.Join("etc/docker/certs.d", MirrorSite(n.o.MirrorPort))})
 	}
@@ -231,7 +231,7 @@ func (n *Node) checkCRIO(root *os.Root) error {
 // Docker. The file is not written: it cannot have the mark of ours, because JSON has no comments, and a setting that is
 // a flag of dockerd as well would keep it from starting.
 func (n *Node) checkDocker(root *os.Root) error {
-	if there, err := runs(root, dockerParent); !there || err != nil || !n.mirror.hub() {
+	if there, err := runs(root, dockerParent); !there || err != nil || !n.mirror.Hub() {
 		return nil // an error is reported for the places
 	}
 	var conf struct {
@@ -249,8 +249,8 @@ func (n *Node) checkDocker(root *os.Root) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		why = fmt.Sprintf(" (it cannot be read: %v)", err)
 	}
-	return fmt.Errorf("Docker does not pull images of docker.io through this registry. To do so, add this to /%s, then "+
-		"run systemctl reload docker:%s\n\"registry-mirrors\": [%q]", dockerConfig, why, url)
+	return fmt.Errorf("Docker, if it is the runtime of this node, does not pull images of docker.io through this "+
+		"registry. To do so, add this to /%s, then run systemctl reload docker%s:\n\"registry-mirrors\": [%q]", dockerConfig, why, url)
 }
 
 // removeMirrors removes our files for mirrors, except for those of these places.

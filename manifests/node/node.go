@@ -48,6 +48,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -233,6 +234,9 @@ func (o *Options) validate() error {
 		wrong("%w", err)
 	}
 	if len(o.Mirrors) > 0 {
+		if slices.Contains(o.Mirrors, fmt.Sprintf("%s:%d", o.Host, o.Port)) {
+			wrong("mirrors: %s:%d is this registry; leave it out", o.Host, o.Port)
+		}
 		if err := checkMirrorPort(o.MirrorPort, o.Port, o.LocalPort); err != nil {
 			wrong("%w", err)
 		}
