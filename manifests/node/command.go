@@ -112,7 +112,8 @@ func printFlavour(cmd *cobra.Command, flavour, file string, o Options) error {
 	if err != nil {
 		return fmt.Errorf("ca: %w", err)
 	}
-	text, err := Print(flavour, PrintOptions{Host: o.Host, Port: o.Port, LocalPort: o.LocalPort, CA: string(pem)})
+	text, err := Print(flavour, PrintOptions{Host: o.Host, Port: o.Port, LocalPort: o.LocalPort, CA: string(pem),
+		Mirrors: o.Mirrors, MirrorPort: o.MirrorPort})
 	if err != nil {
 		return err
 	}
