@@ -47,7 +47,8 @@ func (o *Options) MirrorArgs() string {
 	if m.All {
 		hosts = append([]string{node.MirrorAll}, hosts...)
 	}
-	return ", " + strconv.Quote("--mirrors="+strings.Join(hosts, ",")) // hosts are ASCII, of which YAML has the same form
+	// Hosts are ASCII, in which YAML's form of a string is that of Go.
+	return ", " + strconv.Quote("--mirrors="+strings.Join(hosts, ","))
 }
 
 // MirrorSite is the host by which the registry knows that Docker means Docker Hub; empty: no mirror of that.

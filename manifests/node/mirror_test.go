@@ -170,7 +170,8 @@ func (w *world) puller(ca *authority) *puller {
 	}))
 	w.Cleanup(origin.Close)
 	r := &puller{T: w.T, origin: origin.Client(), originURL: origin.URL, url: "https://" + w.address(mirrorPort),
-		mirror: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"},
+		mirror: &http.Client{Transport: &http.Transport{
+			TLSClientConfig:     &tls.Config{RootCAs: ca.pool, ServerName: "trow.kube-public.svc"},
 			TLSHandshakeTimeout: time.Minute}}}
 	w.Cleanup(r.mirror.CloseIdleConnections)
 	return r

@@ -47,9 +47,10 @@ func TestEachRuntimeGetsItsMirrors(t *testing.T) {
 		"aliases": {"etc/containerd/config.toml", []string{"Index.Docker.io"}, hosts(containerd, "docker.io")},
 		"two": {"etc/containerd/config.toml", []string{"quay.io", "localhost:5000"},
 			hosts(containerd, "localhost:5000", "quay.io")},
-		"all":           {"etc/containerd/config.toml", []string{"all"}, hosts(containerd, "_default")},
-		"all and one":   {"etc/containerd/config.toml", []string{"a.io", "all"}, hosts(containerd, "_default", "a.io")},
-		"k3s":           {"var/lib/rancher/k3s/agent/etc/containerd/config.toml", []string{"all"}, hosts(k3sCerts, "_default")},
+		"all":         {"etc/containerd/config.toml", []string{"all"}, hosts(containerd, "_default")},
+		"all and one": {"etc/containerd/config.toml", []string{"a.io", "all"}, hosts(containerd, "_default", "a.io")},
+		"k3s": {"var/lib/rancher/k3s/agent/etc/containerd/config.toml", []string{"all"},
+			hosts(k3sCerts, "_default")},
 		"CRI-O":         {"etc/crio/crio.conf", []string{"docker.io"}, crio},
 		"CRI-O and all": {"etc/crio/crio.conf", []string{"all"}, nil},
 		"CRI-O, IPv6":   {"etc/crio/crio.conf", []string{"[::1]:5000"}, nil},
@@ -220,7 +221,8 @@ func TestMirrorsThatAreNoLongerWantedGo(t *testing.T) {
 
 // TestInvalidMirrors become neither paths nor lines of configuration files.
 func TestInvalidMirrors(t *testing.T) {
-	for _, text := range []string{"", "..", "../x", "a/b", "https://quay.io", "a b", "a\"b", "_default", "quay.io:0", name, "ALL"} {
+	for _, text := range []string{"", "..", "../x", "a/b", "https://quay.io", "a b", "a\"b", "_default", "quay.io:0",
+		name, "ALL"} {
 		w := newWorld(t, "")
 		w.options.Mirrors = []string{text}
 		if _, err := node.New(w.options); (err == nil) != (text == "ALL") { // a host without a dot

@@ -7,8 +7,8 @@
 //   - local port: the port on loopback on which this package listens, beside the port of the name.
 //   - bundle: the CA certificates that the runtime has to trust, in PEM, from ConfigMap trow-ca.
 //   - pipe: a TLS connection; its bytes are passed on unread. A connection that is not TLS is HTTP, and is proxied.
-//   - mirror port: a third port on loopback, for images of other registries. Each runtime goes on to the registry itself
-//     when this one does not give an image, so that connections to this port are closed rather than kept waiting.
+//   - mirror port: a third port on loopback, for images of other registries. Each runtime goes on to the registry
+//     itself when this one does not give an image, so that connections are closed there rather than kept waiting.
 //   - slot: room for a connection of a client. When all are taken, connections that do nothing give way.
 //   - place: a directory of the node in which a runtime looks for the configuration of a name.
 //   - ours, foreign: a file that starts with our marker, and one that does not.

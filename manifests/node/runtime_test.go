@@ -8,6 +8,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -115,6 +117,7 @@ func TestContainerd(t *testing.T) {
 		r := httptest.NewUnstartedServer(serve(0))
 		r.TLS = startRegistry(t, ca, nil).TLS.Clone()
 		r.TLS.Certificates = append(r.TLS.Certificates[:0], ca.leaf) // containerd sends no name
+		r.Config.ErrorLog = log.New(io.Discard, "", 0)               // of connections that end in the middle of a handshake
 		r.StartTLS()
 		defer r.Close()
 		g := newGate(t, r.Listener.Addr().String())
