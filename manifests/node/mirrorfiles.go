@@ -250,8 +250,8 @@ func (n *Node) checkDocker(root *os.Root) error {
 		why = fmt.Sprintf(" (it cannot be read: %v)", err)
 	}
 	return fmt.Errorf("Docker, if it is the runtime of this node, does not pull images of docker.io through this "+
-		"registry. To do so, add this to /%s, then run systemctl reload docker%s:\n\"registry-mirrors\": [%q]", dockerConfig,
-		why, url)
+		"registry. To do so, add this to /%s, then run systemctl reload docker%s:\n"+
+		"\"registry-mirrors\": [%q]", dockerConfig, why, url)
 }
 
 // removeMirrors removes our files for mirrors, except for those of these places.

@@ -117,7 +117,8 @@ func TestContainerd(t *testing.T) {
 		r := httptest.NewUnstartedServer(serve(0))
 		r.TLS = startRegistry(t, ca, nil).TLS.Clone()
 		r.TLS.Certificates = append(r.TLS.Certificates[:0], ca.leaf) // containerd sends no name
-		r.Config.ErrorLog = log.New(io.Discard, "", 0)               // of connections that end in the middle of a handshake
+		// It would log connections that end in the middle of a handshake.
+		r.Config.ErrorLog = log.New(io.Discard, "", 0)
 		r.StartTLS()
 		defer r.Close()
 		g := newGate(t, r.Listener.Addr().String())
