@@ -72,7 +72,8 @@ type mirror struct {
 	Mirrors
 	local atomic.Pointer[string] // host:port that runtimes are configured with; nil: it does not listen yet
 	first atomic.Int32           // index of the target that has answered last
-	last  atomic.Int64           // when the registry was last heard, in nanoseconds since 1970
+	base  time.Time              // what last counts from: a clock that is set must stop no probe
+	last  atomic.Int64           // when the registry was last heard, in nanoseconds since base
 	calm  atomic.Int32           // probes since the last traffic
 	wake  chan struct{}          // has an element after something has changed that watch waits for
 
@@ -88,7 +89,7 @@ func newMirror(n *Node, m Mirrors) *mirror {
 	if m.none() {
 		return nil
 	}
-	return &mirror{node: n, Mirrors: m, wake: make(chan struct{}, 1), conns: map[*conn]struct{}{}}
+	return &mirror{node: n, Mirrors: m, base: time.Now(), wake: make(chan struct{}, 1), conns: map[*conn]struct{}{}}
 }
 
 // keepListening listens on the addresses of the mirror port, and tries again where that fails, until ctx is done. The
@@ -179,7 +180,7 @@ func (m *mirror) answered() {
 	}
 }
 
-func (m *mirror) hear() { m.last.Store(time.Now().UnixNano()) }
+func (m *mirror) hear() { m.last.Store(int64(time.Since(m.base))) }
 
 // trusts notes that there is a bundle.
 func (m *mirror) trusts() {
@@ -233,7 +234,7 @@ func (m *mirror) due(ended time.Time, failures int) time.Time {
 	m.mu.Unlock()
 	t := m.node.times
 	rare := func(times int) time.Duration { return min(t.beat<<min(times, 10), t.pulse) }
-	switch heard := time.Unix(0, m.last.Load()); {
+	switch heard := m.base.Add(time.Duration(m.last.Load())); {
 	case up && used:
 		return heard.Add(rare(int(m.calm.Load())))
 	case up:
@@ -249,7 +250,7 @@ func (m *mirror) due(ended time.Time, failures int) time.Time {
 // come meanwhile show that it does, and is slow. If it does not, all connections are closed: invariant 9.
 func (m *mirror) set(ok bool, begin time.Time) bool {
 	m.mu.Lock()
-	ok = ok || m.up && m.last.Load() > begin.UnixNano()
+	ok = ok || m.up && time.Duration(m.last.Load()) > begin.Sub(m.base)
 	changed := m.up != ok || !m.known
 	m.up, m.known, m.wanted = ok, true, false
 	var closed []*conn
