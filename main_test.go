@@ -1753,7 +1753,7 @@ var folderRules = []folderRule{
 	{
 		"manifests",
 		[]string{"registry", "admission", "tls"},
-		[]string{"registry/address", "registry/ocierror"},
+		[]string{"registry/address", "registry/namespace", "registry/ocierror"},
 		"a node runs without a registry",
 	},
 	{"storage", []string{"registry", "admission", "tls", "manifests"}, nil, "storage is below everything"},

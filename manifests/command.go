@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"trow/manifests/node"
 )
 
 // Command returns trow manifest, for the image of this version.
@@ -65,6 +67,11 @@ func Command(version string) *cobra.Command {
 			"crio")
 	f.StringSliceVar(&o.NodeDir, "node-dir", o.NodeDir,
 		"directories of the nodes to mount instead; empty: none, nothing is written (default: those of runtimes)")
+	f.StringSliceVar(&o.Mirrors, "mirrors", nil,
+		"registries whose images nodes pull through this one, such as docker.io,quay.io, or "+node.MirrorAll+
+			"; they go on to those themselves when this one does not give an image")
+	f.IntVar(&o.MirrorPort, "mirror-port", o.MirrorPort,
+		"port on loopback of each node for --mirrors (default 24000 for node port 31000)")
 	f.BoolVar(&o.Hosting, "hosting", o.Hosting,
 		"name this registry to tools as the cluster's (ConfigMap local-registry-hosting in kube-public)")
 	f.StringVar(&o.PriorityClass, "priority-class", o.PriorityClass,

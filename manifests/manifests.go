@@ -79,6 +79,11 @@ type Options struct {
 	Runtimes []string // of the nodes: containerd (k3s and RKE2 included), docker, crio; their directories are mounted
 	NodeDir  []string // directories of the nodes that the DaemonSet may write to instead; nil: those of Runtimes
 
+	// Mirrors are the registries whose images nodes pull through this one, or node.MirrorAll. They need DaemonSet
+	// trow-node, which listens on MirrorPort; 0: see kube.MirrorPort.
+	Mirrors    []string
+	MirrorPort int
+
 	Hosting       bool   // with the ConfigMap in kube-public that names the cluster's registry to tools (KEP-1755)
 	PriorityClass string // of all pods; empty: the classes of Kubernetes for pods that a cluster or a node needs
 }
@@ -113,6 +118,9 @@ func Render(o Options) ([]byte, error) {
 	}
 	if o.LocalPort == 0 {
 		o.LocalPort = kube.LocalPort(o.NodePort)
+	}
+	if o.MirrorPort == 0 {
+		o.MirrorPort = kube.MirrorPort(o.LocalPort)
 	}
 	if err := o.validate(); err != nil {
 		return nil, err
@@ -271,6 +279,7 @@ func (o *Options) validate() error {
 			wrong("exempt-namespaces", "%.80q: %s", n, msg[0])
 		}
 	}
+	o.validateMirrors(wrong)
 	for _, r := range o.Runtimes {
 		if _, ok := runtimeMounts[r]; !ok {
 			wrong("runtimes", "%.80q: want one of %s", r, strings.Join(slices.Sorted(maps.Keys(runtimeMounts)), ", "))

@@ -44,13 +44,23 @@ var runtimeMounts = map[string][]mount{
 	},
 }
 
+// mirrorMounts are what trow node reads in addition where it makes mirrors: what administrators have configured.
+var mirrorMounts = map[string]mount{
+	RuntimeDocker: {Path: "/etc/docker", ReadOnly: true, Create: true},
+	RuntimeCRIO:   {Path: "/etc/containers", ReadOnly: true, Create: true},
+}
+
 // mounts returns the directories of the nodes that the DaemonSet gets.
 func (o *Options) mounts() (all []mount) {
 	if o.NodeDir == nil {
 		for i, r := range o.Runtimes {
-			if !slices.Contains(o.Runtimes[:i], r) {
-				all = append(all, runtimeMounts[r]...)
+			if slices.Contains(o.Runtimes[:i], r) {
+				continue
 			}
+			if m, ok := mirrorMounts[r]; ok && len(o.Mirrors) > 0 {
+				all = append(all, m) // before those in it
+			}
+			all = append(all, runtimeMounts[r]...)
 		}
 		return all
 	}

@@ -91,6 +91,16 @@ func LocalPort(nodePort int) int {
 	return nodePort + 1
 }
 
+// MirrorPort returns the port on loopback where trow node listens by default for images of other registries. It is
+// below 30000 as well, and different for different local ports of LocalPort.
+func MirrorPort(localPort int) int {
+	const apart = 3000 // node ports have a range of 2768
+	if localPort+apart > 65535 {
+		return localPort - apart
+	}
+	return localPort + apart
+}
+
 // DefaultHost is the registry's name in image names, without the port.
 func DefaultHost(namespace string) string { return Name + "." + namespace }
 

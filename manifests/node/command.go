@@ -43,6 +43,11 @@ func Command() *cobra.Command {
 	f.IntVar(&o.LocalPort, "local-port", 0,
 		"port on loopback that runtimes are configured with; the manifest sets it (default of --print: 21000 for node "+
 			"port 31000)")
+	f.StringSliceVar(&o.Mirrors, "mirrors", nil,
+		"registries whose images the runtimes pull through this one, such as docker.io,quay.io, or "+MirrorAll+
+			"; they go on to those themselves when this one does not give an image")
+	f.IntVar(&o.MirrorPort, "mirror-port", 0,
+		"port on loopback for --mirrors (default 24000 for node port 31000)")
 	f.StringVar(&o.Root, "root", o.Root, "where the node's directories are mounted")
 	f.StringVar(&flavour, "print", "", "print how to configure a platform by hand: "+strings.Join(Flavours(), ", "))
 	f.StringVar(&ca, "ca", "", "with --print: file with the CA certificate ("+kube.CAKey+" of ConfigMap "+
@@ -107,7 +112,8 @@ func printFlavour(cmd *cobra.Command, flavour, file string, o Options) error {
 	if err != nil {
 		return fmt.Errorf("ca: %w", err)
 	}
-	text, err := Print(flavour, PrintOptions{Host: o.Host, Port: o.Port, LocalPort: o.LocalPort, CA: string(pem)})
+	text, err := Print(flavour, PrintOptions{Host: o.Host, Port: o.Port, LocalPort: o.LocalPort, CA: string(pem),
+		Mirrors: o.Mirrors, MirrorPort: o.MirrorPort})
 	if err != nil {
 		return err
 	}

@@ -161,9 +161,13 @@ func (n *Node) checkContainerd(root *os.Root) error {
 	case len(c.unseen) > 0:
 		why += " (" + uncheckedError{c.unseen}.Error() + ")"
 	}
-	return fmt.Errorf("%s. To use %s/… names, add these two lines to /%s, then restart containerd:\n%s\n"+
+	use := n.name() + "/… names"
+	if n.mirror != nil {
+		use += " and mirrors"
+	}
+	return fmt.Errorf("%s. To use %s, add these two lines to /%s, then restart containerd:\n%s\n"+
 		"Or use 127.0.0.1:%d/… names, which need no such lines: make the manifest with trow manifest --loopback-names",
-		why, n.name(), containerdConfig, c.lines(), n.o.Port)
+		why, use, containerdConfig, c.lines(), n.o.Port)
 }
 
 // uncheckedError names the imports of containerd's configuration that this process cannot see.

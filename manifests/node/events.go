@@ -37,6 +37,9 @@ const (
 	NodeReady   Kind = kube.ReasonNodeReady  // the runtimes of the node are configured
 	Unreachable Kind = "Unreachable"         // none of the registry's addresses can be reached
 	Reachable   Kind = "Reachable"           // one can be reached again
+	Unmirrored  Kind = "MirrorNotConfigured" // a runtime does not pull images of other registries through this one
+	MirrorUp    Kind = "MirrorAnswers"       // the registry answers: images of others are pulled through it
+	MirrorDown  Kind = "MirrorSilent"        // it does not, so that they come from those
 )
 
 // public has the kinds that become Kubernetes Events, with their type: those that need an administrator, and the final
@@ -49,6 +52,7 @@ var public = map[Kind]string{
 	ConfigPath: corev1.EventTypeWarning,
 	Unchecked:  corev1.EventTypeWarning,
 	Reload:     corev1.EventTypeWarning,
+	Unmirrored: corev1.EventTypeWarning,
 	NodeReady:  corev1.EventTypeNormal,
 }
 
@@ -62,7 +66,7 @@ type Event struct {
 // Warning reports whether the event is a problem.
 func (e Event) Warning() bool {
 	switch e.Kind {
-	case NotListens, APIFailed, Unreachable:
+	case NotListens, APIFailed, Unreachable, MirrorDown:
 		return true
 	}
 	return public[e.Kind] == corev1.EventTypeWarning

@@ -38,3 +38,9 @@ func Crowd(n *Node, most int, opening, quiet time.Duration) {
 
 // net/http ends its side before it closes a connection whose client still sends, if it can.
 var _ interface{ CloseWrite() error } = (*conn)(nil)
+
+// Watches shortens the intervals at which n finds out whether the registry answers.
+func Watches(n *Node, beat, pulse time.Duration) { n.times.beat, n.times.pulse = beat, pulse }
+
+// Hush shortens how long a connection to the mirror port may be silent.
+func Hush(n *Node, d time.Duration) { n.times.hush = d }

@@ -60,6 +60,7 @@ func (n *Node) writeFiles(ctx context.Context, bundle []byte) {
 			done = append(done, p.runtime)
 		}
 	}
+	n.writeMirrors(ctx, root, bundle)
 	kind := ConfigPath
 	if err = n.checkContainerd(root); errors.As(err, new(uncheckedError)) {
 		kind = Unchecked
@@ -90,6 +91,10 @@ func (n *Node) writePlace(ctx context.Context, root *os.Root, p *place) bool {
 	kind := FileFailed
 	if errors.As(err, new(foreignError)) {
 		kind = Foreign
+	}
+	if p.kind != "" && err != nil {
+		kind, err = p.kind, fmt.Errorf("%s does not pull images of other registries through this one: %w", p.runtime,
+			err)
 	}
 	n.problem(ctx, p.dir, kind, err)
 	if p.reload != "" && len(written) > 0 {
@@ -130,6 +135,7 @@ func (n *Node) removeFiles() {
 	}
 	defer root.Close()
 	n.findElsewhere(root)
+	n.removeMirrors(root, nil)
 	for _, local := range append(localAddresses(n.o.LocalPort), localAddresses(olderLocalPort(n.o.Port))...) {
 		for _, p := range n.places(local, nil) {
 			n.removePlace(root, &p)
@@ -179,6 +185,7 @@ type place struct {
 	files   []file // in the order of writing
 	named   bool   // whether the directory is for our name alone: it is removed when it is empty
 	alone   bool   // whether our files replace other files of the directory, as far as the runtime is concerned
+	kind    Kind   // of its problems, if it is for a mirror
 	reload  string // what to do after a file was written, for people
 }
 

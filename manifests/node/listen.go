@@ -53,7 +53,7 @@ func (n *Node) local() string { return fmt.Sprintf("%s:%d", n.loopback, n.o.Loca
 
 // accept accepts connections until the listener is closed. It never stops accepting: a connection that sends nothing
 // has to give way to the next, which may be a probe of the kubelet.
-func (n *Node) accept(l net.Listener, http *handover) {
+func (n *Node) accept(l net.Listener, serve func(*conn)) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -66,16 +66,28 @@ func (n *Node) accept(l net.Listener, http *handover) {
 			}
 			continue
 		}
-		go n.dispatch(n.slots.listen(c, n.times.idle), http)
+		go serve(n.slots.listen(c, n.times.idle))
 	}
 }
 
 // dispatch reads until it knows what the connection speaks: TLS is piped, HTTP is handed over.
 func (n *Node) dispatch(c *conn, http *handover) {
+	switch n.hear(c) {
+	case undecided, neither:
+		c.Close()
+	case speaksTLS:
+		n.pipe(c)
+	default:
+		http.give(c)
+	}
+}
+
+// hear reads until it knows what a connection speaks, and gives it a slot if it needs one. It returns undecided or
+// neither for a connection that is not served.
+func (n *Node) hear(c *conn) protocol {
 	peer, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil || !peer.Addr().Unmap().IsLoopback() { // invariant 1
-		c.Close()
-		return
+		return neither
 	}
 	b := make([]byte, 0, maxHead)
 	_ = c.SetReadDeadline(time.Now().Add(n.times.first)) // if this fails, the read fails as well
@@ -83,22 +95,17 @@ func (n *Node) dispatch(c *conn, http *handover) {
 	for what == undecided {
 		k, err := c.Conn.Read(b[len(b):maxHead])
 		if err != nil || k == 0 {
-			c.Close()
-			return
+			return undecided
 		}
 		b = b[:len(b)+k]
 		what = speaks(b)
 	}
 	if what == neither || what != probes && !n.slots.take(c, n.closing) {
-		c.Close()
-		return
+		return neither
 	}
 	_ = c.SetReadDeadline(time.Time{})
-	if c.head = b; what == speaksTLS {
-		n.pipe(c)
-	} else {
-		http.give(c)
-	}
+	c.head = b
+	return what
 }
 
 // dial connects to the registry: to the address that was reached last, then to the others. Error: none was reached.
@@ -148,6 +155,7 @@ type pipe struct {
 	node   *Node
 	client *conn
 	ends   [2]net.Conn // the client's and the registry's
+	mirror *mirror     // nil: it does not come through the mirror port
 }
 
 // pipe moves bytes in both directions until both ends have closed, or no byte has moved for the idle time. On an error
@@ -158,8 +166,13 @@ func (n *Node) pipe(c *conn) {
 	if err != nil {
 		return
 	}
+	n.run(&pipe{node: n, client: c, ends: [2]net.Conn{c.Conn, to}})
+}
+
+// run moves the bytes of a pipe; see [Node.pipe]. It closes the registry's end.
+func (n *Node) run(p *pipe) {
+	c, to := p.client, p.ends[1]
 	defer to.Close()
-	p := &pipe{node: n, client: c, ends: [2]net.Conn{c.Conn, to}}
 	p.move()
 	if !n.addPipe(p) {
 		return
@@ -170,7 +183,14 @@ func (n *Node) pipe(c *conn) {
 		return
 	}
 	done := make(chan struct{})
-	go func() { p.copy(to, c.Conn); close(done) }()
+	go func() {
+		defer close(done)
+		if p.mirror != nil {
+			p.ask(to, c.Conn)
+		} else {
+			p.copy(to, c.Conn)
+		}
+	}()
 	p.copy(c.Conn, to)
 	<-done
 }
@@ -187,6 +207,7 @@ func (p *pipe) copy(to, from net.Conn) {
 		k, err := io.Copy(to, &io.LimitedReader{R: from, N: size})
 		if k > 0 {
 			p.move()
+			p.mirror.answered()
 		}
 		switch {
 		case err == nil && k < size:
@@ -209,18 +230,18 @@ func (p *pipe) copy(to, from net.Conn) {
 func (p *pipe) move() { p.client.move() }
 
 // silent reports whether no byte has moved in either direction for the idle time.
-func (p *pipe) silent() bool { return time.Since(time.Unix(0, p.client.last.Load())) >= p.node.idle() }
+func (p *pipe) silent() bool { return time.Since(time.Unix(0, p.client.last.Load())) >= p.idle() }
 
 // arm sets the deadlines of one direction, and returns the one for writing. Reading has half the time of writing at
 // most, so that a timeout before that deadline means that reading took too long; and no more than the beat, so that it
 // is known when bytes last moved if the pipe has to give way.
 func (p *pipe) arm(to, from net.Conn) time.Time {
 	for {
-		idle := p.node.idle()
+		idle := p.idle()
 		now := time.Now()
 		_ = from.SetReadDeadline(now.Add(min(idle/2, p.node.times.beat)))
 		_ = to.SetWriteDeadline(now.Add(idle))
-		if idle == p.node.idle() { // otherwise drainPipes has shortened it in the meantime
+		if idle == p.idle() { // otherwise drainPipes has shortened it in the meantime
 			return now.Add(idle)
 		}
 	}
@@ -240,11 +261,15 @@ func closeWrite(c net.Conn) {
 }
 
 // idle returns how long a pipe may be silent.
-func (n *Node) idle() time.Duration {
-	if n.draining.Load() {
-		return n.times.quiet
+func (p *pipe) idle() time.Duration {
+	switch times := &p.node.times; {
+	case p.node.draining.Load():
+		return times.quiet
+	case p.mirror != nil:
+		return times.hush
+	default:
+		return times.idle
 	}
-	return n.times.idle
 }
 
 // addPipe registers a pipe. It reports false while draining, when no new pipe may start.

@@ -22,8 +22,11 @@ type listeners struct {
 	serving sync.WaitGroup
 }
 
-// add serves a listener, or closes it if close was called.
-func (s *listeners) add(l net.Listener) {
+// add serves a listener of the local port or the node port, or closes it if close was called.
+func (s *listeners) add(l net.Listener) { s.addFor(l, s.serve) }
+
+// addFor is add for a listener that serve serves.
+func (s *listeners) addFor(l net.Listener, serve func(net.Listener)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -31,7 +34,7 @@ func (s *listeners) add(l net.Listener) {
 		return
 	}
 	s.all = append(s.all, l)
-	s.serving.Go(func() { s.serve(l) }) // under mu: close waits only after it has set closed
+	s.serving.Go(func() { serve(l) }) // under mu: close waits only after it has set closed
 }
 
 // close closes all listeners, and waits until none is served.

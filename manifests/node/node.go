@@ -7,6 +7,8 @@
 //   - local port: the port on loopback on which this package listens, beside the port of the name.
 //   - bundle: the CA certificates that the runtime has to trust, in PEM, from ConfigMap trow-ca.
 //   - pipe: a TLS connection; its bytes are passed on unread. A connection that is not TLS is HTTP, and is proxied.
+//   - mirror port: a third port on loopback, for images of other registries. Each runtime goes on to the registry
+//     itself when this one does not give an image, so that connections are closed there rather than kept waiting.
 //   - slot: room for a connection of a client. When all are taken, connections that do nothing give way.
 //   - place: a directory of the node in which a runtime looks for the configuration of a name.
 //   - ours, foreign: a file that starts with our marker, and one that does not.
@@ -23,13 +25,15 @@
 //  6. A bundle that cannot be parsed leaves the previous one in use.
 //  7. Connections that do nothing keep out neither the runtime's nor the kubelet's probes, however many there are.
 //  8. The node is not ready while a process that is not the registry listens on a loopback address of the node port.
-//  9. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
+//  9. While the registry does not answer, no connection to the mirror port waits: it is closed at once. Those that wait
+//     when that is found out are closed as well.
+//  10. At the end the files are removed if the DaemonSet is known to be deleted. Without an answer they stay.
 //
 // # What it does not do
 //
 // It does not log, but notifies its caller. It does not pull images or authenticate clients. It does not restart a
-// runtime. It does not clean up after a change of the host or the port: the files of the previous name stay. It does
-// not write to k0s, whose containerd reads no such directory unless it is configured to.
+// runtime. It does not clean up after a change of the host or the port: the files of the previous name stay, but for
+// those of mirrors. It does not write to k0s, whose containerd reads no such directory unless it is configured to.
 //
 // # Why
 //
@@ -44,6 +48,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -68,6 +73,11 @@ type Options struct {
 	Host      string // the registry's name on nodes, a DNS name
 	Port      int    // its node port
 	LocalPort int    // 0: see kube.LocalPort
+
+	// Mirrors are the hosts of other registries whose images the runtimes pull through this registry, as images name
+	// them; MirrorAll stands for all. Empty: none. MirrorPort is the port on loopback for that; 0: see kube.MirrorPort.
+	Mirrors    []string
+	MirrorPort int
 
 	// Service is the address of the registry, host:port. It is tried before the Service's DNS name. Empty: DNS alone.
 	Service string
@@ -102,6 +112,8 @@ type times struct {
 	grace      time.Duration // for transfers at the end; less than the pod's terminationGracePeriodSeconds of 30
 	quiet      time.Duration // at the end, a pipe without a byte for this long has nothing left to transfer
 	rebind     time.Duration // between two attempts to listen on an address of the node port
+	hush       time.Duration // without a byte through the mirror port: longer than the registry waits for an upstream
+	pulse      time.Duration // between two questions whether the registry answers, while it is not used
 	ask        time.Duration // for an answer of the API server, at the end and for an Event
 	backoff    time.Duration // after the first failure to follow the ConfigMap
 	maxBackoff time.Duration // after many
@@ -113,6 +125,7 @@ func defaultTimes() times {
 		redial: 50 * time.Millisecond,
 		beat:   time.Second, opening: 250 * time.Millisecond, yield: 5 * time.Second,
 		grace: 20 * time.Second, quiet: 2 * time.Second, ask: 3 * time.Second, rebind: 10 * time.Second,
+		hush: time.Minute, pulse: 10 * time.Second,
 		backoff: time.Second, maxBackoff: 30 * time.Second,
 	}
 }
@@ -135,6 +148,8 @@ type Node struct {
 	targets []string                                                    // addresses of the registry
 	good    atomic.Int32                                                // index of the target that was reached last
 	lost    atomic.Bool                                                 // whether the last attempt reached none of them
+
+	mirror *mirror // nil: no mirrors
 
 	listeners listeners
 	named     atomic.Bool   // whether it is known what listens on the addresses of the node port
@@ -162,6 +177,9 @@ func New(o Options) (*Node, error) {
 	if o.LocalPort == 0 {
 		o.LocalPort = kube.LocalPort(o.Port)
 	}
+	if o.MirrorPort == 0 {
+		o.MirrorPort = kube.MirrorPort(o.LocalPort)
+	}
 	if o.DaemonSet == "" {
 		o.DaemonSet = kube.DaemonSetName
 	}
@@ -177,10 +195,15 @@ func New(o Options) (*Node, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	hosts, err := ParseMirrors(o.Mirrors)
+	if err != nil {
+		return nil, err
+	}
 	n := &Node{o: o, times: defaultTimes(), posted: map[string]time.Time{}, lastReported: map[string]string{},
 		closing: make(chan struct{}), pipes: map[*pipe]struct{}{},
 		changed: make(chan struct{}, 1), trusts: make(chan struct{}, 1)}
 	n.slots = newSlots(n.times)
+	n.mirror = newMirror(n, hosts)
 	n.connect = func(ctx context.Context, address string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: n.times.dial}).DialContext(ctx, "tcp", address)
 	}
@@ -209,6 +232,14 @@ func (o *Options) validate() error {
 	}
 	if err := checkName(o.Host, o.Port, o.LocalPort); err != nil {
 		wrong("%w", err)
+	}
+	if len(o.Mirrors) > 0 {
+		if slices.Contains(o.Mirrors, fmt.Sprintf("%s:%d", o.Host, o.Port)) {
+			wrong("mirrors: %s:%d is this registry; leave it out", o.Host, o.Port)
+		}
+		if err := checkMirrorPort(o.MirrorPort, o.Port, o.LocalPort); err != nil {
+			wrong("%w", err)
+		}
 	}
 	if o.Service != "" {
 		if host, port, err := net.SplitHostPort(o.Service); err != nil || host == "" || !isPort(port) {
@@ -255,7 +286,7 @@ func (n *Node) Run(ctx context.Context) error {
 	server, conns := n.server()
 	var serving, following sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(conns) }) // returns after Shutdown
-	n.listeners.serve = func(l net.Listener) { n.accept(l, conns) }
+	n.listeners.serve = func(l net.Listener) { n.accept(l, func(c *conn) { n.dispatch(c, conns) }) }
 	for _, l := range all {
 		n.listeners.add(l)
 	}
@@ -263,6 +294,10 @@ func (n *Node) Run(ctx context.Context) error {
 	following.Go(func() { n.follow(ctx) })
 	following.Go(func() { n.keepFiles(ctx) })
 	following.Go(func() { n.keepNames(ctx, failed) })
+	if n.mirror != nil {
+		following.Go(func() { n.mirror.keepListening(ctx) })
+		following.Go(func() { n.mirror.watch(ctx) })
+	}
 
 	<-ctx.Done()
 	// The order: not ready, no new connections, the old ones finish, and the files go last, when no pull needs them.

@@ -123,6 +123,8 @@ type world struct {
 	options node.Options
 	n       *node.Node
 	change  func(*node.Node)
+	// unhurried: with the intervals that it has
+	unhurried bool
 
 	watching chan struct{} // has an element for each watch
 	mu       sync.Mutex    // guards the next two
@@ -194,7 +196,9 @@ func (w *world) start(targets ...string) *world {
 	if err != nil {
 		w.Fatal(err)
 	}
-	node.Hurry(n)
+	if !w.unhurried {
+		node.Hurry(n)
+	}
 	node.Targets(n, targets...)
 	w.change(n)
 	w.n = n

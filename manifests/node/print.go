@@ -19,12 +19,18 @@ type PrintOptions struct {
 	Port      int    // its node port
 	LocalPort int    // on loopback, where trow node listens; 0: see kube.LocalPort
 	CA        string // the bundle
+
+	Mirrors    []string // see Options
+	MirrorPort int      // 0: see kube.MirrorPort
 }
 
 // printed has the PrintOptions in the forms that snippets need.
 type printed struct {
 	name, local, loopback string // host:port
 	ca, base64            string
+	mirrors               Mirrors
+	mirror                string // host:port of the mirror port
+	mirrorPort            int
 }
 
 // flavours are the platforms that can be configured by hand, each in its own format.
@@ -53,7 +59,17 @@ func Print(flavour string, o PrintOptions) (string, error) {
 	if o.LocalPort == 0 {
 		o.LocalPort = kube.LocalPort(o.Port)
 	}
+	if o.MirrorPort == 0 {
+		o.MirrorPort = kube.MirrorPort(o.LocalPort)
+	}
 	if err := checkName(o.Host, o.Port, o.LocalPort); err != nil {
+		return "", err
+	}
+	mirrors, err := ParseMirrors(o.Mirrors)
+	if err == nil && !mirrors.none() {
+		err = checkMirrorPort(o.MirrorPort, o.Port, o.LocalPort)
+	}
+	if err != nil {
 		return "", err
 	}
 	ca, _, err := parseBundle(o.CA)
@@ -64,6 +80,7 @@ func Print(flavour string, o PrintOptions) (string, error) {
 	return f(printed{
 		name: net.JoinHostPort(o.Host, port), local: fmt.Sprintf("127.0.0.1:%d", o.LocalPort),
 		loopback: "127.0.0.1:" + port, ca: string(ca), base64: base64.StdEncoding.EncodeToString(ca),
+		mirrors: mirrors, mirror: fmt.Sprintf("127.0.0.1:%d", o.MirrorPort), mirrorPort: o.MirrorPort,
 	}), nil
 }
 
@@ -78,7 +95,8 @@ func printContainerd(p printed) string {
 # /etc/containerd/config.toml, has config_path = "/etc/containerd/certs.d": with version = 2 in
 # [plugins."io.containerd.grpc.v1.cri".registry], from version = 3 on in
 # [plugins."io.containerd.cri.v1.images".registry]. After adding it: systemctl restart containerd.
-` + script(dir+"/ca.crt", p.ca) + script(dir+"/hosts.toml", hostsTOML(p.local, dir+"/ca.crt"))
+` + script(dir+"/ca.crt", p.ca) + script(dir+"/hosts.toml", hostsTOML(p.local, dir+"/ca.crt")) +
+		containerdMirrors(p)
 }
 
 func printDocker(p printed) string {
@@ -86,7 +104,8 @@ func printDocker(p printed) string {
 	return `# Docker: run this as root on each node. No restart is needed. Docker cannot map a name to an address, so
 # the name has to be in /etc/hosts; ` + p.loopback + `/… names work without that.
 ` + script("/etc/docker/certs.d/"+p.name+"/ca.crt", p.ca) +
-		fmt.Sprintf("grep -qw '%[1]s' /etc/hosts || echo '127.0.0.1 %[1]s' >> /etc/hosts\n", host)
+		fmt.Sprintf("grep -qw '%[1]s' /etc/hosts || echo '127.0.0.1 %[1]s' >> /etc/hosts\n", host) +
+		dockerMirror(p)
 }
 
 func printCRIO(p printed) string {
@@ -95,6 +114,7 @@ func printCRIO(p printed) string {
 		text += script("/etc/containers/certs.d/"+name+"/ca.crt", p.ca)
 	}
 	return text + script("/etc/containers/registries.conf.d/50-trow.conf", registriesConf(p.name, p.local)) +
+		crioMirrorScript(p) +
 		"systemctl reload crio\n"
 }
 
@@ -116,11 +136,12 @@ mirrors:
   %[1]q:
     endpoint:
       - "https://%[2]s"
-configs:
+%[4]sconfigs:
   %[2]q:
     tls:
       ca_file: %[3]s
-`, p.name, p.local, ca)) +
+%[5]s`, p.name, p.local, ca, p.each("  %[1]q:\n    endpoint:\n      - \"https://%[2]s\"\n", "*"),
+		p.config("  %[1]q:\n    tls:\n      ca_file: %[2]s\n", ca))) +
 		fmt.Sprintf(`if [ $trow_replace = yes ]; then
   cp '%[2]s' '%[1]s'
 else
@@ -141,11 +162,12 @@ machine:
       %[1]q:
         endpoints:
           - "https://%[2]s"
-    config:
+%[4]s    config:
       %[2]q:
         tls:
           ca: %[3]s
-`, p.name, p.local, p.base64)
+%[5]s`, p.name, p.local, p.base64, p.each("      %[1]q:\n        endpoints:\n          - \"https://%[2]s\"\n", "*"),
+		p.config("      %[1]q:\n        tls:\n          ca: %[2]s\n", p.base64))
 }
 
 func printBottlerocket(p printed) string {
@@ -154,16 +176,21 @@ func printBottlerocket(p printed) string {
 [[settings.container-registry.mirrors]]
 registry = %q
 endpoint = ["https://%s"]
-
+%s
 [settings.pki.trow]
 data = "%s"
 trusted = true
-`, p.name, p.local, p.base64)
+`, p.name, p.local, p.each("\n[[settings.container-registry.mirrors]]\nregistry = %[1]q\n"+
+		"endpoint = [\"https://%[2]s\"]\n", "*"), p.base64)
 }
 
 func printOpenShift(p printed) string {
 	ca := "    " + strings.ReplaceAll(strings.TrimSuffix(p.ca, "\n"), "\n", "\n    ")
 	key := func(name string) string { return strings.ReplaceAll(name, ":", "..") } // a key must not have colons
+	mirrorCA := ""
+	if !p.mirrors.none() {
+		mirrorCA = fmt.Sprintf("  %q: |\n%s\n", key(p.mirror), ca)
+	}
 	return fmt.Sprintf(`# OpenShift: oc apply --server-side -f THIS-FILE. The machine config operator then updates the
 # nodes, one after the other.
 # If image.config.openshift.io/cluster names another additionalTrustedCA, add the keys to that ConfigMap instead.
@@ -180,7 +207,7 @@ data:
 %[4]s
   %[3]q: |
 %[4]s
----
+%[8]s---
 apiVersion: config.openshift.io/v1
 kind: Image
 metadata:
@@ -197,7 +224,7 @@ spec:
   imageTagMirrors:
     - source: %[5]q
       mirrors: [%[6]q]
----
+%[7]s---
 apiVersion: config.openshift.io/v1
 kind: ImageDigestMirrorSet
 metadata:
@@ -206,5 +233,6 @@ spec:
   imageDigestMirrors:
     - source: %[5]q
       mirrors: [%[6]q]
-`, key(p.name), key(p.local), key(p.loopback), ca, p.name, p.local)
+%[7]s`, key(p.name), key(p.local), key(p.loopback), ca, p.name, p.local, openShiftMirrors(p),
+		mirrorCA)
 }

@@ -216,3 +216,104 @@ func TestPrintRefusesInvalidOptions(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPrintedMirrors: each platform gets them in its own form, and nothing without --mirrors.
+func TestPrintedMirrors(t *testing.T) {
+	ca := makeAuthority(t).pem
+	const mirror, crioHub = "127.0.0.1:24000", "127.0.0.1:24000/f/docker.io"
+	printed := func(flavour string) string {
+		t.Helper()
+		text, err := node.Print(flavour, node.PrintOptions{Host: "trow.kube-public", Port: 31000, CA: ca,
+			Mirrors: []string{"all", "docker.io"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	for _, flavour := range node.Flavours() {
+		if plain := snippet(t, flavour, ca); strings.Contains(plain, "24000") || strings.Contains(plain, "docker.io") {
+			t.Errorf("%s: %s", flavour, plain)
+		}
+	}
+	containerd := written(t, printed("containerd"))
+	for _, dir := range []string{"_default", "docker.io"} {
+		dir = "/etc/containerd/certs.d/" + dir
+		hosts := decode(t, toml.Unmarshal, containerd[dir+"/hosts.toml"])
+		same(t, dir, at(hosts, "host", "https://"+mirror, "ca"), dir+"/trow-ca.pem")
+		same(t, dir, pemOf(containerd[dir+"/trow-ca.pem"]), ca)
+	}
+	crio := written(t, printed("crio"))
+	conf := decode(t, toml.Unmarshal, crio["/etc/containers/registries.conf.d/50-trow-mirrors.conf"])
+	same(t, "crio", at(conf, "registry", 0, "mirror", 0, "location"), crioHub)
+	same(t, "crio", pemOf(crio["/etc/containers/certs.d/"+mirror+"/ca.crt"]), ca)
+	if docker := printed("docker"); !strings.Contains(docker, `"registry-mirrors": ["https://localhost:24000"]`) ||
+		!strings.Contains(docker, `namespaces: [{host: "localhost:24000", upstream: docker.io}]`) {
+		t.Error(docker)
+	}
+	for _, product := range []string{"k3s", "rke2"} {
+		dir := "/etc/rancher/" + product
+		files := written(t, printed(product))
+		conf := decode(t, fromYAML, files[dir+"/trow-registries.yaml"])
+		for _, host := range []string{"*", "docker.io"} {
+			same(t, product, at(conf, "mirrors", host, "endpoint", 0), "https://"+mirror)
+		}
+		same(t, product, at(conf, "configs", mirror, "tls", "ca_file"), dir+"/trow-ca.crt")
+	}
+	talos := decode(t, fromYAML, printed("talos"))
+	same(t, "talos", at(talos, "machine", "registries", "mirrors", "*", "endpoints", 0), "https://"+mirror)
+	if text, _ := at(talos, "machine", "registries", "config", mirror, "tls", "ca").(string); text == "" {
+		t.Error("Talos has no CA")
+	}
+	rocket := decode(t, toml.Unmarshal, printed("bottlerocket"))
+	same(t, "bottlerocket", at(rocket, "settings", "container-registry", "mirrors", 1, "registry"), "*")
+	same(t, "bottlerocket", at(rocket, "settings", "container-registry", "mirrors", 2, "endpoint", 0),
+		"https://"+mirror)
+	objects := map[string]map[string]any{}
+	for doc := range strings.SplitSeq(printed("openshift"), "\n---\n") {
+		o := decode(t, fromYAML, doc)
+		objects[at(o, "kind").(string)] = o
+	}
+	same(t, "openshift", at(objects["ImageTagMirrorSet"], "spec", "imageTagMirrors", 1, "mirrors", 0), crioHub)
+	same(t, "openshift", at(objects["ImageDigestMirrorSet"], "spec", "imageDigestMirrors", 1, "source"), "docker.io")
+	if text, _ := at(objects["ConfigMap"], "data", "127.0.0.1..24000").(string); text == "" {
+		t.Error("OpenShift has no CA of the mirror port")
+	}
+}
+
+// pemOf returns the certificates of a file, without the text before them.
+func pemOf(text string) string { return text[max(0, strings.Index(text, "-----BEGIN")):] }
+
+// TestPrintedMirrorsOfOthersStay: the script does not overwrite what an administrator has written.
+func TestPrintedMirrorsOfOthersStay(t *testing.T) {
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("there is no shell")
+	}
+	dir := t.TempDir()
+	text, err := node.Print("containerd", node.PrintOptions{Host: "trow.kube-public", Port: 31000,
+		CA: makeAuthority(t).pem, Mirrors: []string{"docker.io"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "certs.d/docker.io/hosts.toml")
+	run := func() string {
+		out, _ := exec.CommandContext(t.Context(), shell, "-c", strings.ReplaceAll(text, "'/etc/containerd", "'"+dir)).
+			CombinedOutput()
+		return string(out)
+	}
+	for range 2 { // the second time it replaces its own
+		if out := run(); out != "" {
+			t.Error(out)
+		}
+		if b, err := os.ReadFile(file); err != nil || !strings.HasPrefix(string(b), mark) {
+			t.Errorf("%s, %v", b, err)
+		}
+	}
+	if err := os.WriteFile(file, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := run()
+	if b, err := os.ReadFile(file); err != nil || string(b) != "mine" || !strings.Contains(out, "stays as it is") {
+		t.Errorf("%s, %v: %s", b, err, out)
+	}
+}

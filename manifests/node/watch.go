@@ -102,12 +102,9 @@ func (n *Node) useBundle(ctx context.Context, m *corev1.ConfigMap) {
 	n.upstream.use(n.transport(pool))
 	n.bundle.Store(&bundle)
 	n.notify(Trusts, nil, "trusting the CA certificates of ConfigMap %s", kube.ConfigMapName)
-	for _, c := range []chan struct{}{n.changed, n.trusts} {
-		select {
-		case c <- struct{}{}:
-		default: // a signal is pending already
-		}
-	}
+	signal(n.changed)
+	signal(n.trusts)
+	n.mirror.trusts()
 }
 
 // parseBundle parses one or more certificates, and returns them without the text between them. Errors: a block that is
@@ -157,7 +154,7 @@ func (n *Node) learnUID(ctx context.Context) bool {
 	return err == nil
 }
 
-// leave removes the files if Trow is being uninstalled: invariant 9.
+// leave removes the files if Trow is being uninstalled: invariant 10.
 func (n *Node) leave() {
 	gone, why := n.uninstalled()
 	if !gone {
