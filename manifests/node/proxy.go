@@ -138,6 +138,11 @@ func (n *Node) handler(proxy http.Handler) http.Handler {
 		if own := r.Method == http.MethodConnect || r.URL.Path == livePath || r.URL.Path == readyPath; own {
 			ocierror.Secure(w.Header()) // the registry's answers have these headers already
 		}
+		if len(r.TransferEncoding) > 0 {
+			// It may have had a Content-Length as well, which net/http has removed: such a request is the last one of
+			// its connection (RFC 9112, section 6.1).
+			w.Header().Set("Connection", "close")
+		}
 		if r.URL.Path == livePath || r.URL.Path == readyPath {
 			w.Header().Set("Connection", "close") // it may have no slot: no other request may follow
 		}

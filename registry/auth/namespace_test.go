@@ -242,8 +242,8 @@ func TestTokensForAMirror(t *testing.T) {
 		r    *http.Request
 		want string
 	}{
-		"for this registry": {ours(), here}, "for another one": {other, here}, "at a host that stands for it": {site, here},
-		"with a token": {renewed, ""},
+		"for this registry": {ours(), here}, "for another one": {other, here},
+		"at a host that stands for it": {site, here}, "with a token": {renewed, ""},
 	} {
 		if got := ask(t, g, row.r, 200); got.Scope != row.want {
 			t.Errorf("%s: scope %q, want %q", name, got.Scope, row.want)
