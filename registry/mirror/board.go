@@ -35,7 +35,7 @@ const (
 	// renewSeat is how old the time of a seat is when it is renewed; seatLife is how old it is when others remove it:
 	// clocks of replicas may differ by minutes, and a replica that is stopped comes back.
 	renewSeat = time.Minute
-	seatLife  = 10 * time.Minute
+	seatLife  = 5 * time.Minute
 	// spareShare divides the bound: a seat has that part of it to spare.
 	spareShare = 64
 	// wantLife is for how long the leader makes room for a wish, which a replica repeats with each download.

@@ -2,8 +2,8 @@
 //
 //	robin CA-FILE URL…
 //
-// It listens on a free port of loopback with a certificate of its own, writes the certificate to CA-FILE, and prints
-// its URL. It does not verify the replicas' certificates: they are on loopback, and each has its own CA.
+// It listens on a free port of loopback, with TLS and a certificate of its own and, as Trow does there, without. It
+// writes the certificate to CA-FILE, and prints its URL. It does not verify the replicas' certificates: they are on loopback, and each has its own CA.
 package main
 
 import (
@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -48,10 +49,11 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
+	l := &listener{plain, &tls.Config{Certificates: []tls.Certificate{pair}}}
 	var n atomic.Uint64
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -64,6 +66,58 @@ func run(args []string) error {
 	fmt.Printf("https://%s\n", l.Addr())
 	server := &http.Server{Handler: proxy, ReadHeaderTimeout: time.Minute}
 	return server.Serve(l)
+}
+
+// listener accepts connections with and without TLS.
+type listener struct {
+	net.Listener
+	config *tls.Config
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: c, config: l.config}, nil
+}
+
+// conn is a connection that begins TLS if the first byte, which is that of a handshake (22), says so. It is read only by
+// the goroutine of the connection, so a client that sends nothing keeps no other one waiting.
+type conn struct {
+	net.Conn
+	config *tls.Config
+	begun  bool
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	if !c.begun {
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(c.Conn, first); err != nil {
+			return 0, err
+		}
+		c.begun = true
+		c.Conn = &replayed{c.Conn, first}
+		if first[0] == 22 {
+			c.Conn = tls.Server(c.Conn, c.config)
+		}
+	}
+	return c.Conn.Read(b)
+}
+
+// replayed is a connection of which the first bytes were read.
+type replayed struct {
+	net.Conn
+	first []byte
+}
+
+func (c *replayed) Read(b []byte) (int, error) {
+	if len(c.first) > 0 {
+		n := copy(b, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
 }
 
 // certificate makes a pair for loopback, and writes its certificate to a file.
