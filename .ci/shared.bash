@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # shellcheck source-path=SCRIPTDIR source=lib.bash
+# shellcheck disable=SC2034,SC2154 # the variables of lib.bash and clients.bash
 # Makes `server` and `stop_server` of lib.bash three replicas on shared engines, behind a round robin that sends each
 # request to the next one. clients.bash sources it for the parts that .ci/replicas runs, which need no change for it.
 # CI_ENDPOINTS are those of etcd; an S3 service listens on CI_S3 and has the bucket `bucket`; robin is in CI_WORK/bin.

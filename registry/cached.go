@@ -172,4 +172,6 @@ func (s mirrorStore) SetRecord(ctx context.Context, name string, old, value []by
 }
 
 // Notify implements mirror.CacheStore.
-func (s mirrorStore) Notify(prefix string, changed func()) { s.options.Index.NotifyRecords(prefix, changed) }
+func (s mirrorStore) Notify(prefix string, changed func()) {
+	s.options.Index.NotifyRecords(prefix, changed)
+}

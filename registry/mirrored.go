@@ -205,8 +205,8 @@ func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Diges
 	})
 }
 
-// keepCached is linkCached for bytes that were reserved. Errors: upstream.ErrNoRoom if other replicas have taken the room,
-// because this one was suspended.
+// keepCached is linkCached for bytes that were reserved. Errors: upstream.ErrNoRoom if other replicas have taken the
+// room, because this one was suspended.
 func (s mirrorStore) keepCached(ctx context.Context, repo string, d digest.Digest, size int64) error {
 	if !s.options.Cache.Shared() {
 		return s.linkCached(ctx, repo, d, size)

@@ -42,7 +42,8 @@ func cachingReplicas(t *testing.T, url string, n int, limit int64) (all []*serve
 		}
 		bound := cacheof.NewCache(limit)
 		bound.Share(fmt.Sprint("replica", i))
-		fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30, Reserve: bound.Reserve})
+		fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30,
+			Reserve: bound.Reserve})
 		x := storagetest.OpenIndexWith(t, journal, storage.IndexOptions{Placed: true, Grace: time.Hour})
 		objects = &memory.Objects{Service: service, Records: x}
 		blobs := objects
@@ -158,9 +159,9 @@ func TestEachReplicaFetchesAtMostOnce(t *testing.T) {
 	if downloads > len(all) || downloads == 0 {
 		t.Errorf("%d downloads by %d replicas", downloads, len(all))
 	}
-	t.Logf("50 clients of 3 replicas, %d MiB at %d MiB/s: %d downloads, the first byte after %v, the last after %v; if the "+
-		"others waited for one download, their first byte would come after the last one", size>>20, rate>>20, downloads,
-		first.Round(time.Millisecond), last.Round(time.Millisecond))
+	t.Logf("50 clients of 3 replicas, %d MiB at %d MiB/s: %d downloads, the first byte after %v, the last after %v; if "+
+		"the others waited for one download, their first byte would come after the last one",
+		size>>20, rate>>20, downloads, first.Round(time.Millisecond), last.Round(time.Millisecond))
 	if first > last/2 {
 		t.Errorf("the first byte came after %v, and the last after %v", first, last)
 	}

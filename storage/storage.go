@@ -243,7 +243,8 @@ type Update struct {
 	Batches  []Batch
 	Synced   bool // the last part of the full state; what follows are commits
 	// Restored counts, in the last part of the full state, how often the engine has noticed since it was opened that an
-	// older or another journal has taken the place of this one. Whichever call has noticed it, each watcher learns of it.
+	// older or another journal has taken the place of this one. Whichever call has noticed it, each watcher learns of
+	// it.
 	Restored int
 }
 

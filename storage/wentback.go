@@ -13,9 +13,9 @@ import (
 // may be content that was acknowledged, and a mark of the Collector may be on content that was pushed again since. So
 // once that is noticed nothing is collected, until an administrator lets the Collector go on.
 //
-// It is noticed in three ways: the engine says so, with an ErrRestored and in Update.Restored; a full state is of a lower
-// revision than what this Index has shown; or the last commit is older than a copy of the facts that lies beside the
-// bytes, see [Index.Expect]. A record keeps it, for all processes and over restarts.
+// It is noticed in three ways: the engine says so, with an ErrRestored and in Update.Restored; a full state is of a
+// lower revision than what this Index has shown; or the last commit is older than a copy of the facts that lies beside
+// the bytes, see [Index.Expect]. A record keeps it, for all processes and over restarts.
 
 // wentBackRecord is the name of the record. believedRecord has when the journal was last to be believed as it was, in
 // Unix nanoseconds: an administrator has said so, or a rebuild has made it. A process may notice only after that what

@@ -53,8 +53,8 @@ func TestALongLookMakesWay(t *testing.T) {
 	}
 }
 
-// manyNames has 20,000 repositories with a link each, one with 20,000 links, one with 20,000 manifests that refer to the
-// same blob, and 20,000 contents that wait.
+// manyNames has 20,000 repositories with a link each, one with 20,000 links, one with 20,000 manifests that refer to
+// the same blob, and 20,000 contents that wait.
 func manyNames(apply func(string, ...storage.Fact) error) error {
 	var links []storage.Fact
 	for i := range manyOfAll {

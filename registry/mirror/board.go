@@ -66,7 +66,7 @@ type board map[string]seat
 // sharing is what a Cache needs to share its bound.
 type sharing struct {
 	name    string     // of this replica
-	seating sync.Mutex // held while the seat is changed, so that bytes is that of the last change; taken before Cache.mu
+	seating sync.Mutex // held while the seat is changed: bytes is that of the last change; taken before Cache.mu
 	news    broadcast  // of the board
 
 	lead  context.Context // while this replica evicts; nil: it does not. Guarded by Cache.mu, as all below.
@@ -196,8 +196,8 @@ func (c *Cache) claim(ctx context.Context, n int64) (ok bool, err error) {
 	return ok && err == nil, err
 }
 
-// count looks at what is stored, and returns which part of the seat is used beyond that. Until the change of the seat is
-// made, nothing more is reserved of it: the new one may have less. The caller is a function for seat.
+// count looks at what is stored, and returns which part of the seat is used beyond that. Until the change of the seat
+// is made, nothing more is reserved of it: the new one may have less. The caller is a function for seat.
 func (c *Cache) count(ctx context.Context) (use int64) {
 	c.mu.Lock()
 	stored := c.shared.spent // its facts show by now
@@ -324,8 +324,8 @@ func (c *Cache) serve(ctx context.Context) {
 }
 
 // depart asks the other replicas to let contents go, and returns those that none is reading. Until arrive is called,
-// their bytes count for the seat, because they are deleted after the facts. Errors: those of the journal; a replica does
-// not answer.
+// their bytes count for the seat, because they are deleted after the facts. Errors: those of the journal; a replica
+// does not answer.
 func (c *Cache) depart(ctx context.Context, all []digest.Digest, bytes int64) (free []digest.Digest, err error) {
 	if !c.Shared() {
 		return all, nil
@@ -465,8 +465,8 @@ func (c *Cache) leave(ctx context.Context) {
 	}
 }
 
-// awaitBack waits until another replica has evicted an item, or has left it. It returns false if that takes so long that
-// the other one must have ended. The caller holds mu, and finds the item anew afterwards.
+// awaitBack waits until another replica has evicted an item, or has left it. It returns false if that takes so long
+// that the other one must have ended. The caller holds mu, and finds the item anew afterwards.
 func (c *Cache) awaitBack() bool {
 	moved := c.shared.moved
 	c.mu.Unlock()

@@ -256,7 +256,8 @@ func (c *Cache) Use(d digest.Digest) (release func()) {
 		return func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			if i.readers--; i.readers == 0 && i.size == 0 && !i.counts && c.items[d] == e { // of a Use before a Look has found it
+			// One that was made here, and that no Look has found, is forgotten.
+			if i.readers--; i.readers == 0 && i.size == 0 && !i.counts && c.items[d] == e {
 				c.remove(e)
 			}
 		}

@@ -216,8 +216,8 @@ func (m *migration) next(ctx context.Context) (w work, synced, sealed bool, err 
 }
 
 // take returns what was found since the last call. synced reports whether the pass has seen the full state, and sealed
-// whether it has seen the source's seal as well: what was found until then is in what take has returned. If findStale is
-// due, take returns nothing. Both are decided under one lock: the full state may be complete at any moment, and what
+// whether it has seen the source's seal as well: what was found until then is in what take has returned. If findStale
+// is due, take returns nothing. Both are decided under one lock: the full state may be complete at any moment, and what
 // has changed since must not be copied before what findStale finds.
 func (m *migration) take() (w work, synced, sealed, due bool) {
 	m.mu.Lock()

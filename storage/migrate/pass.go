@@ -175,8 +175,8 @@ func (m *migration) follow(ctx context.Context) error {
 func (m *migration) compare(ctx context.Context) error {
 	m.mu.Lock()
 	m.done.Stage = Comparing
-	// What was lost may have been pushed again before the seal, which heals it: from now on nothing changes, so that what
-	// is lost when it is read once more stays lost.
+	// What was lost may have been pushed again before the seal, which heals it: from now on nothing changes, so that
+	// what is lost when it is read once more stays lost.
 	clear(m.lost)
 	m.mu.Unlock()
 	const most = 4

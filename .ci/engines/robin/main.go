@@ -3,7 +3,8 @@
 //	robin CA-FILE URL…
 //
 // It listens on a free port of loopback, with TLS and a certificate of its own and, as Trow does there, without. It
-// writes the certificate to CA-FILE, and prints its URL. It does not verify the replicas' certificates: they are on loopback, and each has its own CA.
+// writes the certificate to CA-FILE, and prints its URL. It does not verify the replicas' certificates: they are on
+// loopback, and each has its own CA.
 package main
 
 import (
@@ -83,8 +84,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return &conn{Conn: c, config: l.config}, nil
 }
 
-// conn is a connection that begins TLS if the first byte, which is that of a handshake (22), says so. It is read only by
-// the goroutine of the connection, so a client that sends nothing keeps no other one waiting.
+// conn is a connection that begins TLS if the first byte, which is that of a handshake (22), says so. It is read only
+// by the goroutine of the connection, so a client that sends nothing keeps no other one waiting.
 type conn struct {
 	net.Conn
 	config *tls.Config
