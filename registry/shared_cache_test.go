@@ -159,8 +159,8 @@ func TestEachReplicaFetchesAtMostOnce(t *testing.T) {
 	if downloads > len(all) || downloads == 0 {
 		t.Errorf("%d downloads by %d replicas", downloads, len(all))
 	}
-	t.Logf("50 clients of 3 replicas, %d MiB at %d MiB/s: %d downloads, the first byte after %v, the last after %v; if "+
-		"the others waited for one download, their first byte would come after the last one",
+	t.Logf("50 clients of 3 replicas, %d MiB at %d MiB/s: %d downloads, the first byte after %v, the last after %v; "+
+		"if the others waited for one download, their first byte would come after the last one",
 		size>>20, rate>>20, downloads, first.Round(time.Millisecond), last.Round(time.Millisecond))
 	if first > last/2 {
 		t.Errorf("the first byte came after %v, and the last after %v", first, last)

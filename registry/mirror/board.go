@@ -44,6 +44,12 @@ const (
 	refusedFor = time.Second
 	// answerTime bounds how long the leader waits for the other replicas. One that does not answer may be reading.
 	answerTime = 3 * time.Second
+	// mustAnswer is how old the time of a seat is from which on the leader does not wait for that replica, which has
+	// ended or is suspended; unansweredFor is for how long it does not try again after one has not answered.
+	mustAnswer    = 2 * renewSeat
+	unansweredFor = 30 * time.Second
+	// awayTime is more than an eviction takes.
+	awayTime = 2 * evictTime
 )
 
 // seat is what a replica says on the board.
@@ -63,11 +69,19 @@ type seat struct {
 
 type board map[string]seat
 
+// begun is when this replica has first seen an eviction of another one.
+type begun struct {
+	turn int64
+	at   time.Time
+}
+
 // sharing is what a Cache needs to share its bound.
 type sharing struct {
 	name    string     // of this replica
 	seating sync.Mutex // held while the seat is changed: bytes is that of the last change; taken before Cache.mu
 	news    broadcast  // of the board
+
+	turns map[string]begun // the last eviction of each replica; guarded by seating
 
 	lead  context.Context // while this replica evicts; nil: it does not. Guarded by Cache.mu, as all below.
 	bytes int64           // of the seat
@@ -77,12 +91,15 @@ type sharing struct {
 	// others is the sum of the other seats, as it was last read.
 	others  int64
 	refused time.Time
+	silent  time.Time     // until then nothing is evicted, because a replica has not answered
 	moved   chan struct{} // closed and replaced when what is going has changed
 }
 
 // Share makes the Cache share its bound with those of other replicas; name is that of this one. It is called once,
 // before Attach.
-func (c *Cache) Share(name string) { c.shared = &sharing{name: name, moved: make(chan struct{})} }
+func (c *Cache) Share(name string) {
+	c.shared = &sharing{name: name, moved: make(chan struct{}), turns: map[string]begun{}}
+}
 
 // broadcast wakes all that wait.
 type broadcast struct {
@@ -261,8 +278,11 @@ func (c *Cache) makeRoom(lead context.Context, n int64) (freed bool, err error) 
 	ctx, cancel := context.WithTimeout(lead, evictTime)
 	defer cancel()
 	c.mu.Lock()
-	want := c.used + c.shared.others + c.reserved + c.shared.spent + n - c.limit
+	want, silent := c.used+c.shared.others+c.reserved+c.shared.spent+n-c.limit, c.shared.silent
 	c.mu.Unlock()
+	if time.Now().Before(silent) {
+		return false, nil
+	}
 	return c.evict(ctx, want)
 }
 
@@ -345,7 +365,7 @@ func (c *Cache) depart(ctx context.Context, all []digest.Digest, bytes int64) (f
 		answered, busy := true, []digest.Digest{}
 		now := time.Now()
 		for name, s := range b {
-			if name == c.shared.name || !s.lives(now) {
+			if name == c.shared.name || now.Sub(time.Unix(s.Time, 0)).Abs() > mustAnswer {
 				continue
 			}
 			answered = answered && s.Seen == turn
@@ -359,17 +379,21 @@ func (c *Cache) depart(ctx context.Context, all []digest.Digest, bytes int64) (f
 		select {
 		case <-news:
 		case <-ctx.Done():
+			c.mu.Lock()
+			c.shared.silent = time.Now().Add(unansweredFor)
+			c.mu.Unlock()
 			return nil, errors.New("another replica does not say whether it reads what is to be evicted")
 		}
 	}
 }
 
 // arrive ends depart.
-func (c *Cache) arrive(ctx context.Context) {
+func (c *Cache) arrive() {
 	if !c.Shared() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), evictTime)
+	// Without the fence: what this replica says on its seat ends also if another one leads by now.
+	ctx, cancel := context.WithTimeout(context.Background(), evictTime)
 	defer cancel()
 	// If this fails, the bytes count until the next eviction, and readers wait until they give up.
 	_ = c.seat(ctx, func(_ board, mine seat) (seat, bool) {
@@ -400,21 +424,25 @@ func (c *Cache) follow(ctx context.Context) {
 // answer keeps clients from what others evict, and says on the board what they are reading.
 func (c *Cache) answer(ctx context.Context) {
 	_ = c.seat(ctx, func(b board, mine seat) (seat, bool) { // tried again with the next change of the board
-		going, turn := map[digest.Digest]bool{}, mine.Seen
+		going, turn := map[digest.Digest]time.Time{}, mine.Seen
 		now := time.Now()
 		for name, s := range b {
 			if name == c.shared.name || len(s.Going) == 0 || !s.lives(now) {
 				continue
 			}
 			turn = max(turn, s.Turn)
+			until := c.endOf(name, s.Turn)
 			for _, d := range s.Going {
-				going[d] = true
+				going[d] = until
 			}
 		}
 		busy := c.keepFrom(going)
 		old := now.Sub(time.Unix(mine.Time, 0)) >= renewSeat
 		if turn == mine.Seen && !old {
 			return mine, false
+		}
+		if old { // an eviction has ended long ago
+			mine.Leaves, mine.Going = 0, nil
 		}
 		if mine.Seen, mine.Busy = turn, busy; old && mine.Bytes > 0 { // what is not used is given up
 			use := c.count(ctx)
@@ -426,14 +454,24 @@ func (c *Cache) answer(ctx context.Context) {
 	})
 }
 
-// keepFrom marks what other replicas evict, so that Use waits, and returns what clients are reading of it.
-func (c *Cache) keepFrom(going map[digest.Digest]bool) (busy []digest.Digest) {
+// endOf returns when an eviction of another replica has ended, maybe with that replica. The caller is a function for
+// seat.
+func (c *Cache) endOf(name string, turn int64) time.Time {
+	if began := c.shared.turns[name]; began.turn != turn {
+		c.shared.turns[name] = begun{turn, time.Now()}
+	}
+	return c.shared.turns[name].at.Add(awayTime)
+}
+
+// keepFrom marks what other replicas evict, and until when at most, so that Use waits. It returns what clients are
+// reading of it.
+func (c *Cache) keepFrom(going map[digest.Digest]time.Time) (busy []digest.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for e := c.order.Front(); e != nil; e = e.Next() {
-		e.Value.(*item).away = false
+		e.Value.(*item).away = time.Time{}
 	}
-	for d := range going {
+	for d, until := range going {
 		e := c.items[d]
 		if e == nil { // another replica has stored it since the last Look
 			c.add(d, 0, false, false)
@@ -442,7 +480,7 @@ func (c *Cache) keepFrom(going map[digest.Digest]bool) (busy []digest.Digest) {
 		if i := e.Value.(*item); i.readers > 0 {
 			busy = append(busy, d)
 		} else {
-			i.away = true
+			i.away = until
 		}
 	}
 	close(c.shared.moved)
@@ -465,16 +503,14 @@ func (c *Cache) leave(ctx context.Context) {
 	}
 }
 
-// awaitBack waits until another replica has evicted an item, or has left it. It returns false if that takes so long
-// that the other one must have ended. The caller holds mu, and finds the item anew afterwards.
-func (c *Cache) awaitBack() bool {
+// awaitBack waits until another replica has evicted an item, or has left it, or until a time. The caller holds mu, and
+// finds the item anew afterwards.
+func (c *Cache) awaitBack(until time.Time) {
 	moved := c.shared.moved
 	c.mu.Unlock()
 	defer c.mu.Lock()
 	select {
 	case <-moved:
-		return true
-	case <-time.After(2 * evictTime):
-		return false
+	case <-time.After(time.Until(until)):
 	}
 }

@@ -214,3 +214,34 @@ func TestLastUsesOfAllReplicasAreKept(t *testing.T) {
 		}
 	})
 }
+
+// TestALeaderThatEndsDuringAnEviction keeps nobody from reading for long, also when the board changes.
+func TestALeaderThatEndsDuringAnEviction(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf()
+		d := s.put("content", 10)
+		all, stop := replicas(t, s, 2, 100)
+		// The seat of a replica that has ended just after it has written it.
+		now := time.Now()
+		s.mu.Lock()
+		value := fmt.Sprintf(`{"gone":{"time":%d,"turn":%d,"going":[%q],"leaves":10}}`, now.Unix(), now.UnixNano(), d)
+		old := s.records[mirror.BoardRecord]
+		s.mu.Unlock()
+		if err := s.SetRecord(t.Context(), mirror.BoardRecord, old, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for i, most := range []time.Duration{time.Minute, 0} {
+			begun := time.Now()
+			all[1].Use(d)()
+			if took := time.Since(begun); took > most {
+				t.Errorf("read %d waited for %s", i, took)
+			}
+			if release, ok := all[1].Reserve(1); ok { // the board changes
+				release()
+			}
+			time.Sleep(5 * time.Second)
+		}
+		stop()
+	})
+}

@@ -73,13 +73,13 @@ type Cache struct {
 type item struct {
 	digest  digest.Digest
 	size    int64
-	hour    uint32 // of the last use, in hours since 1970
-	readers int    // reads under way; with any, it is not evicted
-	counts  bool   // its bytes count: it was not pushed as well
-	kept    bool   // evicted last
-	seen    bool   // the Look that is under way has found it, or it was added since
-	going   bool   // an eviction of it is under way
-	away    bool   // another replica is evicting it
+	hour    uint32    // of the last use, in hours since 1970
+	readers int       // reads under way; with any, it is not evicted
+	counts  bool      // its bytes count: it was not pushed as well
+	kept    bool      // evicted last
+	seen    bool      // the Look that is under way has found it, or it was added since
+	going   bool      // an eviction of it is under way
+	away    time.Time // until when at most another replica is evicting it
 }
 
 // evictStep bounds the contents of one call of CacheStore.Evict: a download waits for it, and needs no more room than
@@ -237,10 +237,8 @@ func (c *Cache) Use(d digest.Digest) (release func()) {
 	}
 	for e := c.items[d]; e != nil; e = c.items[d] {
 		i := e.Value.(*item)
-		if i.away {
-			if !c.awaitBack() {
-				i.away = false
-			}
+		if time.Now().Before(i.away) {
+			c.awaitBack(i.away)
 			continue
 		}
 		if i.going {
@@ -343,7 +341,7 @@ func (c *Cache) evict(ctx context.Context, bytes int64) (freed bool, err error) 
 		return false, nil
 	}
 	free, err := c.depart(ctx, all, bytes)
-	defer c.arrive(ctx)
+	defer c.arrive()
 	var stay []digest.Digest
 	if err == nil {
 		stay, err = c.store.Evict(ctx, free)
