@@ -243,7 +243,11 @@ func (d *Data) Replica() string {
 // Lead calls do while this replica is the leader of a task, again and again until ctx is done. If no other process
 // writes to the journal, it always is. Load must have returned.
 func (d *Data) Lead(ctx context.Context, task string, do func(context.Context)) {
-	t := d.loaded.Load().turns
+	d.loaded.Load().turns.stay(ctx, task, do)
+}
+
+// stay is Lead. The context of do has the fence, and ends with the lead.
+func (t *turns) stay(ctx context.Context, task string, do func(context.Context)) {
 	if t == nil {
 		do(ctx)
 		return
@@ -253,7 +257,7 @@ func (d *Data) Lead(ctx context.Context, task string, do func(context.Context)) 
 		if err == nil || ctx.Err() != nil {
 			continue // another replica may lead now, or this one again
 		}
-		d.log.Warn().Err(err).Str("task", task).Msg("becoming the leader of what one replica at a time does")
+		t.log.Warn().Err(err).Str("task", task).Msg("becoming the leader of what one replica at a time does")
 		select {
 		case <-ctx.Done():
 		case <-time.After(lookAgain):
