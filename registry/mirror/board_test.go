@@ -145,7 +145,7 @@ func TestNothingIsEvictedThatAnotherReplicaReads(t *testing.T) {
 			release()
 		}
 		time.Sleep(5 * time.Minute)
-		s.fails = nil
+		s.mu.Lock()
 		s.during = func() {
 			done := make(chan struct{})
 			go func() { all[1].Use(contentOf("read"))(); close(done) }()
@@ -156,6 +156,7 @@ func TestNothingIsEvictedThatAnotherReplicaReads(t *testing.T) {
 			default:
 			}
 		}
+		s.mu.Unlock()
 		if _, ok := all[0].Reserve(95); !ok || s.size() > 0 {
 			t.Errorf("room: %v, %d bytes", ok, s.size())
 		}
@@ -170,7 +171,7 @@ func TestASuspendedReplicaStoresNothing(t *testing.T) {
 		suspended := mirror.NewCache(100) // it does not run, so it renews nothing
 		suspended.Share("suspended")
 		suspended.Attach(s)
-		if _, ok := suspended.Reserve(90); !ok || !suspended.Covers(s.records[mirror.BoardRecord]) {
+		if _, ok := suspended.Reserve(90); !ok || !suspended.Covers(s.record(mirror.BoardRecord)) {
 			t.Fatal("there is room, and nothing may be stored in it")
 		}
 		all, stop := replicas(t, s, 1, 100)
@@ -181,7 +182,7 @@ func TestASuspendedReplicaStoresNothing(t *testing.T) {
 		if _, ok := all[0].Reserve(90); !ok {
 			t.Error("the room of a replica that has ended is never free")
 		}
-		if suspended.Covers(s.records[mirror.BoardRecord]) {
+		if suspended.Covers(s.record(mirror.BoardRecord)) {
 			t.Error("a replica stores in the room of others")
 		}
 		stop()
@@ -223,11 +224,9 @@ func TestALeaderThatEndsDuringAnEviction(t *testing.T) {
 		all, stop := replicas(t, s, 2, 100)
 		// The seat of a replica that has ended just after it has written it.
 		now := time.Now()
-		s.mu.Lock()
 		value := fmt.Sprintf(`{"gone":{"time":%d,"turn":%d,"going":[%q],"leaves":10}}`, now.Unix(), now.UnixNano(), d)
-		old := s.records[mirror.BoardRecord]
-		s.mu.Unlock()
-		if err := s.SetRecord(t.Context(), mirror.BoardRecord, old, []byte(value)); err != nil {
+		err := s.SetRecord(t.Context(), mirror.BoardRecord, s.record(mirror.BoardRecord), []byte(value))
+		if err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -54,8 +54,11 @@ func (s *shelf) Cached(context.Context) iter.Seq[mirror.CachedContent] {
 }
 
 func (s *shelf) Evict(_ context.Context, all []digest.Digest) (stay []digest.Digest, err error) {
-	if s.during != nil {
-		s.during()
+	s.mu.Lock()
+	during := s.during
+	s.mu.Unlock()
+	if during != nil {
+		during()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,7 +103,16 @@ func (s *shelf) SetRecord(_ context.Context, name string, old, value []byte) err
 }
 
 func (s *shelf) Notify(prefix string, changed func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.news[prefix] = append(s.news[prefix], changed)
+}
+
+// record returns a record.
+func (s *shelf) record(name string) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.records[name]
 }
 
 // took returns what was evicted since the last call.
