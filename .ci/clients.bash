@@ -4,8 +4,12 @@
 # the same in all parts.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.bash"
 
-work=$CI_WORK/${0##*/} # directory of this part
+work=$CI_WORK/${CI_PART:-${0##*/}} # directory of this part
 mkdir "$work"
+if [[ -n ${CI_ENDPOINTS:-} ]]; then
+  # shellcheck source=shared.bash
+  source "$(dirname "${BASH_SOURCE[0]}")/shared.bash"
+fi
 
 # ---- The images
 

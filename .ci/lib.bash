@@ -198,10 +198,7 @@ engines_tools() {
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
 faults_tools() { debian strace; }
-replicas_tools() {
-  debian skopeo jq curl
-  tool crane github.com/google/go-containerregistry/cmd/crane@v0.22.1
-}
+replicas_tools() { logins_tools; }
 s3_tools() { tool versitygw github.com/versity/versitygw/cmd/versitygw@v1.8.0; }
 versus_tools() { debian nginx-light; }
 

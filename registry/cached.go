@@ -170,3 +170,8 @@ func (s mirrorStore) Records(prefix string) iter.Seq2[string, []byte] {
 func (s mirrorStore) SetRecord(ctx context.Context, name string, old, value []byte) error {
 	return s.options.Index.SetRecord(ctx, name, old, value)
 }
+
+// Notify implements mirror.CacheStore.
+func (s mirrorStore) Notify(prefix string, changed func()) {
+	s.options.Index.NotifyRecords(prefix, changed)
+}

@@ -190,7 +190,7 @@ func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u s
 		return err
 	}
 	defer release()
-	if err := s.linkCached(ctx, repo, d, size); err != nil {
+	if err := s.keepCached(ctx, repo, d, size); err != nil {
 		return err
 	}
 	s.options.Cache.Added(d, size)
@@ -200,6 +200,21 @@ func (s mirrorStore) Keep(ctx context.Context, repo string, d digest.Digest, u s
 // linkCached records that a repository has a blob from its upstream. The caller has pinned the bytes.
 func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Digest, size int64) error {
 	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+		tx.LinkCached(d, size)
+		return nil
+	})
+}
+
+// keepCached is linkCached for bytes that were reserved. Errors: upstream.ErrNoRoom if other replicas have taken the
+// room, because this one was suspended.
+func (s mirrorStore) keepCached(ctx context.Context, repo string, d digest.Digest, size int64) error {
+	if !s.options.Cache.Shared() {
+		return s.linkCached(ctx, repo, d, size)
+	}
+	return s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+		if !s.options.Cache.Covers(tx.Record(mirror.BoardRecord)) {
+			return upstream.ErrNoRoom
+		}
 		tx.LinkCached(d, size)
 		return nil
 	})

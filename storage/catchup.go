@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -75,23 +76,37 @@ func (h *heads) start(x *Index, c *headCall) {
 // confirm catches up with the Journal, so that a miss is certain. It reports whether there may be something new: then
 // the caller has to look again. Error: ErrUnavailable.
 func (x *Index) confirm(ctx context.Context) (news bool, err error) {
+	asked := time.Now()
 	head, err := x.headNow(ctx)
 	if err == nil {
 		x.mu.RLock()
-		behind := x.state.revision < head
+		behind := x.state.revision < head || !x.followed()
 		x.mu.RUnlock()
 		if !behind {
-			x.caughtUp()
+			x.caughtUp(asked)
 			// A change of another process may have shown since the caller looked, while Head was under way.
 			return x.shared, nil
 		}
-		err = x.awaitRevision(ctx, head)
+		err = x.await(ctx, func() (bool, error) { return x.followed() && x.state.revision >= head, x.damaged() })
 	}
 	if err != nil {
 		return false, fmt.Errorf("index: confirm with the journal: %w: %w", ErrUnavailable, err)
 	}
-	x.caughtUp()
+	x.caughtUp(asked)
 	return true, nil
+}
+
+// followed reports whether a shared journal is followed at the moment. After its Watch has ended, maybe because another
+// journal has taken its place, revisions say nothing until the next Watch has delivered the full state. The caller
+// holds mu.
+func (x *Index) followed() bool { return !x.shared || x.broken == nil }
+
+// damaged returns the error after which the journal is not followed any more. The caller holds mu.
+func (x *Index) damaged() error {
+	if errors.Is(x.broken, ErrDamaged) {
+		return x.broken
+	}
+	return nil
 }
 
 // CatchUp waits until the Index shows what the Journal had when it was called, for at most wait: what is read after it
@@ -143,8 +158,12 @@ func (x *Index) Confirmed() time.Time {
 	return time.Unix(0, x.confirmed.Load())
 }
 
-func (x *Index) caughtUp() {
-	if x.shared {
-		x.confirmed.Store(time.Now().UnixNano())
+// caughtUp notes that the Index has all that the journal had at a time. Of two requests, the answer to the earlier one
+// may come later.
+func (x *Index) caughtUp(at time.Time) {
+	for old := x.confirmed.Load(); x.shared && old < at.UnixNano(); old = x.confirmed.Load() {
+		if x.confirmed.CompareAndSwap(old, at.UnixNano()) {
+			return
+		}
 	}
 }

@@ -22,10 +22,12 @@ type change struct {
 
 	fence *Fact // nil: the change has none; see WithFence
 
-	err     error // what fn returned when it last ran
-	depends bool  // fn saw changes that this commit has yet to make
-	quiet   bool  // fn changed nothing
-	store   bool  // the change depends on facts about content itself, or sets some
+	err error // what fn returned when it last ran
+	// depends: the commit has earlier changes, which fn may have seen: of the repo, of content itself, of what counts
+	// for a quota or a limit.
+	depends bool
+	quiet   bool // fn changed nothing
+	store   bool // the change depends on facts about content itself, or sets some
 }
 
 // concerns reports whether a conflict in a repo can be due to the change.
@@ -268,6 +270,9 @@ func (x *Index) settle() error {
 	if err := x.awaitReload(); err != nil {
 		return err
 	}
+	if err := x.awaitWatch(); err != nil {
+		return err
+	}
 	return x.confirmDurable()
 }
 
@@ -300,6 +305,24 @@ func (x *Index) awaitReload() error {
 	defer cancel()
 	if err := x.awaitLoad(ctx, x.needLoads); err != nil {
 		return fmt.Errorf("load the state again after a failed commit: %w", err)
+	}
+	return nil
+}
+
+// awaitWatch waits until a shared journal is followed again: another one may have taken its place, and in it the
+// revisions that functions saw stand for something else.
+func (x *Index) awaitWatch() error {
+	ctx, cancel := context.WithTimeout(x.ctx, reloadTimeout)
+	defer cancel()
+	err := x.await(ctx, func() (bool, error) {
+		if x.followed() {
+			return true, nil
+		}
+		return false, x.damaged()
+	})
+	if err != nil {
+		return fmt.Errorf("index: load the state again after the journal's watch has ended: %w: %w", ErrUnavailable,
+			err)
 	}
 	return nil
 }

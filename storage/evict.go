@@ -102,7 +102,7 @@ func (tx *Tx) pushedRefer(k key) (yes bool) {
 	if r == nil {
 		return false
 	}
-	_, yes = s.refersTo(r, k, func(m key) bool {
+	_, yes = s.refersTo(x, r, k, func(m key) bool {
 		_, changed := tx.fact(KindManifest, string(m))
 		return changed || s.isCached(r, []byte(m))
 	})

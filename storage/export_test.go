@@ -198,6 +198,17 @@ func LongLooks(x *Index, repo string, d digest.Digest) map[string]func() int {
 		"links":   func() int { return len(x.unneeded(repo, time.Unix(1<<32, 0))) },
 		"waiting": func() int { return len(x.allWaiting()) },
 		"holders": func() int { return len(x.Holders(d, 1<<30)) },
+		"all": func() int {
+			h, _, whole := x.holdings(repo, true)
+			if !whole {
+				return 0
+			}
+			return len(h.Blobs)
+		},
+		"references": func() (n int) {
+			x.refersTo("images", keyOf(digest.FromString("config")), func(key) bool { n++; return true })
+			return n
+		},
 	}
 }
 
@@ -235,4 +246,10 @@ func SetRecordSlowly(ctx context.Context, x *Index, name string, old, value []by
 		tx.setRecord(name, value)
 		return nil
 	})
+}
+
+// PutRecord sets a record as a part of another change.
+func PutRecord(tx *Tx, name string, value []byte) error {
+	tx.setRecord(name, value)
+	return nil
 }

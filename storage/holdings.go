@@ -83,30 +83,59 @@ func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bo
 	if _, err := x.confirm(ctx); err != nil {
 		return Holdings{}, false, err
 	}
-	h = Holdings{Repo: repo, Manifests: []HeldManifest{}, Blobs: []HeldBlob{}}
-	x.mu.RLock()
-	r := x.state.repos[repo]
-	if r == nil {
-		x.mu.RUnlock()
+	for tries := 0; ; tries++ {
+		var whole bool
+		if h, found, whole = x.holdings(repo, tries < looks); whole {
+			break
+		}
+	}
+	if !found {
 		return h, false, nil
 	}
-	for i := range r.entries.All() {
-		e := x.state.entries.At(i)
-		if e.manifest != 0 {
-			h.Manifests = append(h.Manifests, x.state.heldManifest(e))
-		}
-		if e.linked {
-			size := x.state.contents.At(e.content).size
-			h.Blobs = append(h.Blobs, HeldBlob{x.state.digest(e.content), size, int64(e.since)})
-		}
-	}
-	x.mu.RUnlock() // before the sorting, which readers need not wait for
 	slices.SortFunc(h.Manifests, func(a, b HeldManifest) int { return cmp.Compare(a.Digest, b.Digest) })
 	slices.SortFunc(h.Blobs, func(a, b HeldBlob) int { return cmp.Compare(a.Digest, b.Digest) })
 	for _, m := range h.Manifests {
 		slices.SortFunc(m.Tags, func(a, b HeldTag) int { return cmp.Compare(a.Name, b.Name) })
 	}
 	return h, true, nil
+}
+
+// looks is how often Holdings looks at a repo that changes meanwhile before it keeps the lock.
+const looks = 5
+
+// holdings returns what a repo holds, in no order. With yields, it lets others have the lock again and again; whole is
+// false if the repo has changed meanwhile, so that what was found is not of one moment.
+func (x *Index) holdings(repo string, yields bool) (h Holdings, found, whole bool) {
+	h = Holdings{Repo: repo, Manifests: []HeldManifest{}, Blobs: []HeldBlob{}}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	r := s.repos[repo]
+	if r == nil {
+		return h, false, true
+	}
+	seen := r.changed
+	whole = true
+	pause := func() {
+		if yields {
+			x.yield()
+			whole = whole && x.state == s && s.repos[repo] == r && r.changed == seen
+		}
+	}
+	for i := range r.entries.Walk(yieldEvery/4, pause) { // a manifest takes longer than a link
+		if !whole {
+			return h, true, false
+		}
+		e := s.entries.At(i)
+		if e.manifest != 0 {
+			h.Manifests = append(h.Manifests, s.heldManifest(e))
+		}
+		if e.linked {
+			size := s.contents.At(e.content).size
+			h.Blobs = append(h.Blobs, HeldBlob{s.digest(e.content), size, int64(e.since)})
+		}
+	}
+	return h, true, whole
 }
 
 func (s *state) heldManifest(e *entry) HeldManifest {

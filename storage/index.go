@@ -38,15 +38,16 @@ type Index struct {
 	needLoads int  // how many full states must have been loaded before the next commit
 	unsure    bool // a commit failed, and what the state shows has not been confirmed since
 
-	mu      sync.RWMutex // guards all below
-	state   *state
-	changed chan struct{}      // closed and replaced with every change of state
-	loads   int                // how many full states have been loaded
-	rewatch context.CancelFunc // ends the current Watch, so that the full state is loaded again
-	broken  error              // why the last Watch ended; nil once the next one has loaded the full state
-	quotas  *quotas
-	name    string // of this process; see Beat
-	ownSeal []byte // the seal with which this Index writes; nil: it writes without one
+	mu       sync.RWMutex // guards all below
+	state    *state
+	changed  chan struct{}      // closed and replaced with every change of state
+	loads    int                // how many full states have been loaded
+	restored int                // Update.Restored of the last one
+	rewatch  context.CancelFunc // ends the current Watch, so that the full state is loaded again
+	broken   error              // why the last Watch ended; nil once the next one has loaded the full state
+	quotas   *quotas
+	name     string // of this process; see Beat
+	ownSeal  []byte // the seal with which this Index writes; nil: it writes without one
 
 	recordNews []recordNews // see NotifyRecords
 }
@@ -95,6 +96,13 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 	// ctx bounds the loading alone; the Index lives until Close.
 	x.ctx, x.close = context.WithCancel(context.WithoutCancel(ctx))
 	x.done.Go(x.follow)
+	// Before the load: follow may record a suspicion, and that goroutine has to end as well if the load fails.
+	x.done.Go(func() {
+		defer close(x.stopped)
+		if x.awaitLoad(x.ctx, 1) == nil {
+			x.committer()
+		}
+	})
 	if err := x.awaitLoad(ctx, 1); err != nil {
 		x.Close()
 		return nil, fmt.Errorf("load the index: %w", err)
@@ -103,10 +111,6 @@ func OpenIndex(ctx context.Context, j Journal, o IndexOptions) (*Index, error) {
 		x.Close()
 		return nil, sealed
 	}
-	x.done.Go(func() {
-		defer close(x.stopped)
-		x.committer()
-	})
 	return x, nil
 }
 
@@ -156,7 +160,8 @@ func pause(ctx context.Context, d time.Duration) {
 
 // loader returns the apply function for one Watch. No reader sees the state until it is complete.
 func (x *Index) loader() func(Update) error {
-	next, facts, last := newState(), 0, time.Now()
+	begun := time.Now()
+	next, facts, last := newState(), 0, begun
 	if x.shared {
 		next.format = x.format()
 	}
@@ -191,11 +196,15 @@ func (x *Index) loader() func(Update) error {
 		}
 		if u.Synced {
 			x.mu.Lock()
-			if seen := x.state.revision; next.revision < seen { // what was shown is not in the journal any more
-				x.suspect(wentBack{Seen: seen, Head: next.revision})
+			// What was shown is not in the journal any more, or the engine says so.
+			if seen := x.state.revision; next.revision < seen {
+				x.suspect(wentBack{Seen: seen, Head: next.revision}, x.state)
+			} else if u.Restored > x.restored {
+				x.suspect(wentBack{}, x.state)
 			}
+			x.restored = max(x.restored, u.Restored)
 			x.state, x.broken = next, nil
-			x.caughtUp()
+			x.caughtUp(begun)
 			x.quotas.recount(next)
 			x.loads++
 			x.reloaded()

@@ -11,7 +11,11 @@ import (
 
 // The look-ups of a state. Those that find something allocate nothing.
 
-func (s *state) hash(k []byte) uint32 { return uint32(maphash.Bytes(s.seed, k)) }
+// hash is that of a digest. Of a sha512 only the first half counts, so that one is found of which no more is known: see
+// Tx.ManifestBySHA512.
+func (s *state) hash(k []byte) uint32 {
+	return uint32(maphash.Bytes(s.seed, k[:min(len(k), shortKey)]))
+}
 
 func (s *state) hashTag(name string) uint32 { return uint32(maphash.String(s.seed, name)) }
 
@@ -157,14 +161,16 @@ func (s *state) damagedPart(i slab.ID, seen map[slab.ID]bool) key {
 }
 
 // refersTo returns a manifest of the repo that refers to k and that skip does not accept. It scans the whole repo, but
-// only if something refers to k: a refusal pays for it, the common case does not.
-func (s *state) refersTo(r *repo, k key, skip func(key) bool) (key, bool) {
+// only if something refers to k: a refusal pays for it, the common case does not. It lets others have the lock again
+// and again. If the repo changes meanwhile, the answer may be wrong, as when another process commits while a Tx reads:
+// then the commit is a conflict, or Index.unchanged reports it.
+func (s *state) refersTo(x *Index, r *repo, k key, skip func(key) bool) (key, bool) {
 	var buf [maxKey]byte
 	target := s.find(r, append(buf[:0], k...))
 	if target == 0 || s.entries.At(target).refs == 0 {
 		return "", false
 	}
-	for i := range r.entries.All() {
+	for i := range r.entries.Walk(yieldEvery, x.yield) {
 		e := s.entries.At(i)
 		if e.manifest == 0 || !slices.Contains(s.manifests.At(e.manifest).refs, target) {
 			continue

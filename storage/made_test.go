@@ -390,3 +390,46 @@ func TestAPlaceThatAnotherProcessHasNamed(t *testing.T) {
 		}
 	})
 }
+
+// TestAPushBesideADeletionOfItsContent in one commit names its own object, as it would a moment later.
+func TestAPushBesideADeletionOfItsContent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s *store
+		held := make(chan struct{})
+		marked := false
+		s, service, _ := placed(t, watched(sharedJournal(), func(b []storage.Batch) error {
+			for i := range b {
+				for _, f := range b[i].Facts {
+					if f.Kind != 'c' || f.Value == nil || marked {
+						continue
+					}
+					marked = true
+					// From the mark on the committer is busy, until the deletion and the push wait together.
+					go func() {
+						_ = s.index.Update(t.Context(), "hold", func(*storage.Tx) error { <-held; return nil })
+					}()
+					time.Sleep(time.Millisecond) // of the bubble's clock: when all else waits
+				}
+			}
+			return nil
+		}))
+		d := digest.FromString("x")
+		s.made("x")() // a fact names the object, and no repo holds it
+		release := s.made("x")
+		defer release()
+		collected, pushed := make(chan struct{}), make(chan error, 1)
+		go func() { s.collect(); close(collected) }()
+		time.Sleep(time.Second)
+		go func() { pushed <- s.linkNow("r", d) }()
+		synctest.Wait()
+		close(held)
+		<-collected
+		if err := <-pushed; err != nil || !marked {
+			t.Errorf("the push: %v; marked: %v", err, marked)
+		}
+		place, err := s.index.Place(t.Context(), d)
+		if err != nil || !service.Has(place, d) || service.Len() != 1 {
+			t.Errorf("a fact names %s of %d objects: %v", place, service.Len(), err)
+		}
+	})
+}

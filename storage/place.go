@@ -182,13 +182,13 @@ func (m *made) spend(changes overlay) {
 // place makes the change depend on where the bytes of k are, and names the object if no fact does. Errors: ErrNotFound
 // if there are no bytes, ErrExpired.
 func (tx *Tx) place(k key) error {
-	if v, changed := tx.storeFact(kindPlace, string(k)); changed {
-		if v == nil {
-			return fmt.Errorf("content %s: %w", k.digest(), ErrNotFound)
-		}
+	v, changed := tx.storeFact(kindPlace, string(k))
+	if v != nil {
 		return nil // by an earlier change of this commit, with its conditions
 	}
-	if p, ok := tx.x.placeOf(k); ok {
+	// If an earlier change of this commit has ended the fact, the Collector is about to remove that object: what the
+	// fact still names as committed does not count, and a new object takes its place.
+	if p, ok := tx.x.placeOf(k); ok && !changed {
 		if tx.x.shared {
 			tx.require(storeRepo, kindPlace, string(k), p.value())
 		}

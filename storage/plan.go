@@ -15,6 +15,7 @@ type plan struct {
 	order   []*planned
 	changes int // how many changes of the group are in the commit; the others do not fit
 	cost    cost
+	changed bool   // by a change so far
 	seal    []byte // Index.ownSeal
 	growth  *growth
 	adding  *adding
@@ -79,7 +80,7 @@ func (p *plan) run(c *change) (fits bool) {
 	tx := &Tx{x: p.x, repo: c.repo, pending: r.changes, store: p.changesOf(storeRepo), growth: p.growth,
 		waiting: p.changesOf(waitingOf(c.repo)), now: now.Unix(), clock: now.UnixNano(), newest: &r.newest,
 		adding: p.adding}
-	c.depends = len(tx.pending) > 0
+	c.depends = p.changed
 	tx.readQuotas()
 	if c.err = c.call(tx); c.err == nil {
 		c.err = cmp.Or(tx.refused, tx.exceeded())
@@ -136,6 +137,7 @@ func (p *plan) agrees(tx *Tx) bool {
 
 // take adds the changes of a function.
 func (p *plan) take(tx *Tx, waiting overlay) {
+	p.changed = true
 	r := p.repos[tx.repo]
 	maps.Copy(r.changes, tx.own)
 	r.moved, r.ends = r.moved || tx.moved, tx.ends

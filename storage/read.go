@@ -49,7 +49,7 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if r := x.state.repos[repo]; r != nil {
-		return x.state.refersTo(r, k, skip)
+		return x.state.refersTo(x, r, k, skip)
 	}
 	return "", false
 }
@@ -58,11 +58,13 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 func (x *Index) sha512s(start []byte) (keys []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	for i := range x.state.tails {
-		if string(x.state.contents.At(i).sum[:]) == string(start[1:]) {
-			keys = append(keys, x.state.keyOf(i).key())
+	s := x.state
+	s.byDigest.Find(s.hash(start), func(i slab.ID) bool {
+		if _, long := s.tails[i]; long && string(s.contents.At(i).sum[:]) == string(start[1:]) {
+			keys = append(keys, s.keyOf(i).key())
 		}
-	}
+		return false // there may be another one
+	})
 	return keys
 }
 

@@ -24,13 +24,12 @@ func (x *Index) BeginRebuild(ctx context.Context, from string) error {
 	return x.SetRecord(ctx, rebuildRecord, nil, []byte(from))
 }
 
-// EndRebuild lets servers start with a journal that was rebuilt. It also removes the suspicion against it, which
-// servers that saw it become empty may have recorded; see wentback.go. Errors: as Update.
+// EndRebuild lets servers start with a journal that was rebuilt. It also ends the suspicion against it, which processes
+// that saw it become empty have recorded, or record later; see wentback.go. Errors: as Update.
 func (x *Index) EndRebuild(ctx context.Context, identity string) error {
-	x.suspected.Store(nil) // or what this process has noticed would be recorded after this change, see Trust
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
 		tx.setRecord(rebuildRecord, nil)
-		tx.setRecord(wentBackRecord, nil)
+		tx.believe()
 		tx.setRecord(IdentityRecord, []byte(identity))
 		return nil
 	})

@@ -201,7 +201,7 @@ func Portable(repo string, f Fact) bool {
 	case kindRecord:
 		switch f.Name {
 		case migratingRecord, sealRecord, originRecord, IdentityRecord, generationRecord, wentBackRecord,
-			rebuildRecord:
+			believedRecord, rebuildRecord:
 			return false
 		}
 		return !strings.HasPrefix(f.Name, uploadRecord) && !strings.HasPrefix(f.Name, quotaRecord) &&

@@ -282,3 +282,44 @@ func TestAfterAnUnknownOutcomeNothingIsCommittedUntilTheStateIsConfirmed(t *test
 		wantTags(t, x, "r", "v")
 	})
 }
+
+// TestAFailureThatDependsOnTheCommitWaitsForIt: what a function saw of an earlier change of the same commit is not
+// certain before that is committed.
+func TestAFailureThatDependsOnTheCommitWaitsForIt(t *testing.T) {
+	seen := errors.New("what is not committed was seen")
+	for name, first := range map[string]func(tx *storage.Tx) error{
+		"about content itself": func(tx *storage.Tx) error {
+			tx.Link(digestOf("blob", 1), 1)
+			return storage.PutRecord(tx, "a", []byte("v"))
+		},
+		"of a quota": func(tx *storage.Tx) error { tx.Link(digestOf("blob", 1), 60); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j, _ := conflicts(sharedJournal(), []string{"first"})
+				x := storagetest.OpenIndex(t, j)
+				x.SetQuotas([]storage.Quota{{Name: "all", Match: func(string) bool { return true }, Bytes: 100}})
+				calls := 0
+				together(t, x, func(x *storage.Index) error {
+					return x.Update(t.Context(), "first", func(tx *storage.Tx) error {
+						if calls++; calls > 1 { // it has nothing to do any more
+							return nil
+						}
+						return first(tx)
+					})
+				}, func(x *storage.Index) error {
+					return x.Update(t.Context(), "second", func(tx *storage.Tx) error {
+						if tx.Record("a") != nil {
+							return seen
+						}
+						if _, over := tx.Excess(digestOf("blob", 2), 60); over {
+							return seen
+						}
+						tx.Link(digestOf("blob", 2), 60)
+						return nil
+					})
+				})
+			})
+		})
+	}
+}

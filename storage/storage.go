@@ -242,6 +242,10 @@ type Update struct {
 	Revision Revision // of the commit; of the full state, it is known from the last part on
 	Batches  []Batch
 	Synced   bool // the last part of the full state; what follows are commits
+	// Restored counts, in the last part of the full state, how often the engine has noticed since it was opened that an
+	// older or another journal has taken the place of this one. Whichever call has noticed it, each watcher learns of
+	// it.
+	Restored int
 }
 
 // Journal keeps facts, durably and in order. It has no unconditional write. Implementations are safe for concurrent

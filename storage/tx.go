@@ -141,7 +141,7 @@ func (tx *Tx) manifest(k key) (Descriptor, bool) {
 }
 
 // ManifestBySHA512 returns a manifest of the repo whose digest is a sha512 that starts with these 64 hex digits: of
-// such a digest, the names of tags have no more. It looks at every sha512 that is known, of which there are few.
+// such a digest, the names of tags have no more.
 func (tx *Tx) ManifestBySHA512(start string) (digest.Digest, bool) {
 	var buf [maxKey]byte
 	k := appendKey(buf[:0], "sha256:"+start) // the same form

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -12,12 +13,17 @@ import (
 // may be content that was acknowledged, and a mark of the Collector may be on content that was pushed again since. So
 // once that is noticed nothing is collected, until an administrator lets the Collector go on.
 //
-// It is noticed in three ways: the engine says so with an ErrRestored; a full state is of a lower revision than what
-// this Index has shown; or the last commit is older than a copy of the facts that lies beside the bytes, see
-// [Index.Expect]. A record keeps it, for all processes and over restarts.
+// It is noticed in three ways: the engine says so, with an ErrRestored and in Update.Restored; a full state is of a
+// lower revision than what this Index has shown; or the last commit is older than a copy of the facts that lies beside
+// the bytes, see [Index.Expect]. A record keeps it, for all processes and over restarts.
 
-// wentBackRecord is the name of the record.
-const wentBackRecord = "journal/went-back"
+// wentBackRecord is the name of the record. believedRecord has when the journal was last to be believed as it was, in
+// Unix nanoseconds: an administrator has said so, or a rebuild has made it. A process may notice only after that what
+// was believed; so it compares the record with what it was in the journal as the process knew it.
+const (
+	wentBackRecord = "journal/went-back"
+	believedRecord = "journal/believed"
+)
 
 // ErrRestored: a Watch has ended because the journal is not the one that it has followed, but an earlier state of it or
 // another one.
@@ -41,7 +47,7 @@ func (w wentBack) err() error {
 }
 
 // Suspicion returns an ErrSuspicious if the journal is not what it was before; nil if it is, or if [Index.Trust] was
-// called since.
+// called since, or a rebuild has ended.
 func (x *Index) Suspicion() error {
 	if v := x.record(wentBackRecord); v != nil {
 		var w wentBack
@@ -65,7 +71,9 @@ func (x *Index) Expect(ctx context.Context, seen Revision) error {
 		return fmt.Errorf("index: read the last commit: %w", err)
 	}
 	if head < seen {
-		x.suspect(wentBack{Seen: seen, Head: head})
+		x.mu.RLock()
+		defer x.mu.RUnlock()
+		x.suspect(wentBack{Seen: seen, Head: head}, x.state)
 	}
 	return nil
 }
@@ -73,19 +81,36 @@ func (x *Index) Expect(ctx context.Context, seen Revision) error {
 // Doubt suspects the journal if an error of it is an ErrRestored.
 func (x *Index) Doubt(err error) {
 	if errors.Is(err, ErrRestored) {
-		x.suspect(wentBack{})
+		x.mu.RLock()
+		defer x.mu.RUnlock()
+		x.suspect(wentBack{}, x.state)
 	}
 }
 
-// Trust removes the suspicion, once an administrator has accepted the journal as it is. Errors: as Update.
+// Trust removes the suspicion, once an administrator has accepted the journal as it is, also that of a process that has
+// not recorded it yet. Errors: as Update.
 func (x *Index) Trust(ctx context.Context) error {
-	x.suspected.Store(nil) // first: a change that would record the suspicion after this one then does not
 	return x.Update(ctx, storeRepo, func(tx *Tx) error {
-		if tx.record(wentBackRecord) != nil {
-			tx.setRecord(wentBackRecord, nil)
-		}
+		tx.believe()
 		return nil
 	})
+}
+
+// believe ends all suspicions of the journal until now.
+func (tx *Tx) believe() {
+	if tx.record(wentBackRecord) != nil {
+		tx.setRecord(wentBackRecord, nil)
+	}
+	last, _ := strconv.ParseInt(string(tx.record(believedRecord)), 10, 64)
+	tx.setRecord(believedRecord, strconv.AppendInt(nil, max(tx.clock, last+1), 10))
+}
+
+// believedSince reports whether the journal, in which these records were, was believed since. In an older state of it
+// the value is less, or the same; in another journal it says nothing.
+func (tx *Tx) believedSince(then map[string][]byte) bool {
+	before, _ := strconv.ParseInt(string(then[believedRecord]), 10, 64)
+	now, _ := strconv.ParseInt(string(tx.Record(believedRecord)), 10, 64)
+	return now > before && same(tx.Record(IdentityRecord), then[IdentityRecord])
 }
 
 // Revision returns that of the last commit that the Index shows.
@@ -95,10 +120,13 @@ func (x *Index) Revision() Revision {
 	return x.state.revision
 }
 
-// suspect notes the suspicion in memory at once, and records it as soon as the journal accepts commits. The caller may
-// hold mu, so it does both without that lock.
-func (x *Index) suspect(w wentBack) {
+// suspect notes the suspicion in memory at once, and records it as soon as the journal accepts commits. known is the
+// state of the journal as this process knew it. The caller may hold mu, so suspect takes no lock.
+func (x *Index) suspect(w wentBack, known *state) {
 	w.Time = time.Now().Unix()
+	// The values are never changed, but replaced.
+	then := map[string][]byte{believedRecord: known.records[believedRecord],
+		IdentityRecord: known.records[IdentityRecord]}
 	suspicion := &w
 	if !x.suspected.CompareAndSwap(nil, suspicion) {
 		return // an earlier suspicion is being recorded
@@ -109,8 +137,9 @@ func (x *Index) suspect(w wentBack) {
 		// Short waits at first: if the process ends before the suspicion is recorded, the next one does not have it.
 		for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 			err := x.Update(x.ctx, storeRepo, func(tx *Tx) error {
-				// Decided in the change: Trust may have been called meanwhile, or another process was faster.
-				if x.suspected.Load() == suspicion && tx.record(wentBackRecord) == nil {
+				// Decided in the change, on the condition that nothing of it has changed: Trust may have been called
+				// meanwhile, or a rebuild has ended, or another process was faster.
+				if !tx.believedSince(then) && tx.record(wentBackRecord) == nil {
 					tx.setRecord(wentBackRecord, value)
 				}
 				return nil

@@ -268,23 +268,38 @@ func (l *lab) metric(url, name string) (sum float64) {
 // ask makes a request, and returns the status and the body of the answer.
 func (l *lab) ask(method, url string, body []byte, header ...string) (int, []byte) {
 	l.t.Helper()
-	req, err := http.NewRequestWithContext(l.t.Context(), method, url, bytes.NewReader(body))
+	resp, got := request(l.t, l.client, method, url, body, header...)
+	return resp.StatusCode, got
+}
+
+// request makes a request with these headers, and returns the answer and its body.
+func request(t *testing.T, c *http.Client, method, url string, body []byte, header ...string) (*http.Response, []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := l.client.Do(req)
+	resp, err := c.Do(req)
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	got, err := io.ReadAll(resp.Body)
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	return resp.StatusCode, got
+	return resp, got
+}
+
+// login is the Authorization of the administrator.
+func login() string {
+	var req http.Request
+	req.Header = http.Header{}
+	req.SetBasicAuth("admin", adminPassword)
+	return req.Header.Get("Authorization")
 }
 
 // cpuTime returns the CPU time of a process, in steps of 10 ms.

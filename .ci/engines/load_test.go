@@ -44,6 +44,8 @@ type view struct {
 	mu       sync.Mutex // guards all below
 	changed  chan struct{}
 	synced   bool
+	restored int   // as the last full state says
+	err      error // with which the last Watch has ended
 	revision storage.Revision
 	bases    map[string]storage.Revision
 	facts    map[string]map[string]string
@@ -62,6 +64,9 @@ func newView(t *testing.T, j storage.Journal) *view {
 			v.mu.Unlock()
 			err := j.Watch(ctx, v.loader())
 			if ctx.Err() == nil {
+				v.mu.Lock()
+				v.err = err
+				v.mu.Unlock()
 				t.Logf("the watch ended: %v", err)
 				time.Sleep(50 * time.Millisecond)
 			}
@@ -87,6 +92,7 @@ func (v *view) loader() func(storage.Update) error {
 		if v.synced = v.synced || u.Synced; v.synced {
 			if u.Synced {
 				v.loads.Add(1)
+				v.restored = u.Restored
 			}
 			v.bases, v.facts, v.revision = bases, facts, u.Revision
 			close(v.changed)

@@ -140,6 +140,8 @@ func TestRestored(t *testing.T) {
 			j := c.open(t, prefix)
 			v := newView(t, j)
 			v.await(0)
+			second := newView(t, j) // as that of a migration beside the index
+			second.await(0)
 			commits := func(j storage.Journal, base storage.Revision, n int, value string) storage.Revision {
 				for i := range n {
 					var err error
@@ -190,9 +192,15 @@ func TestRestored(t *testing.T) {
 			if got := v.await(base); fmt.Sprint(got) != fmt.Sprint(want) || v.loads.Load() != 2 {
 				t.Errorf("the watcher has %v after %d loads, want %v", got, v.loads.Load(), want)
 			}
-			v.mu.Lock()
-			base = v.bases["r"]
-			v.mu.Unlock()
+			second.await(base)
+			for _, w := range []*view{v, second} {
+				w.mu.Lock()
+				if !errors.Is(w.err, storage.ErrRestored) || w.restored != 1 {
+					t.Errorf("a watch has ended with %v, and the full state says %d", w.err, w.restored)
+				}
+				base = w.bases["r"]
+				w.mu.Unlock()
+			}
 			v.await(commits(j, base, 1, "new"))
 		})
 	}

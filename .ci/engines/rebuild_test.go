@@ -168,24 +168,9 @@ func (s *server) do(method, path, body string, header ...string) (int, http.Head
 	if !strings.HasPrefix(path, "http") {
 		path = s.url + path
 	}
-	req, err := http.NewRequestWithContext(s.t.Context(), method, path, strings.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	req.SetBasicAuth("admin", adminPassword)
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return resp.StatusCode, resp.Header, string(b)
+	header = append([]string{"Authorization", login()}, header...)
+	resp, got := request(s.t, http.DefaultClient, method, path, []byte(body), header...)
+	return resp.StatusCode, resp.Header, string(got)
 }
 
 func (s *server) want(status int, method, path, body string, header ...string) string {

@@ -2,7 +2,6 @@ package engines
 
 import (
 	"context"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -49,22 +48,11 @@ func TestBlobsAreRedirected(t *testing.T) {
 	}
 	get := func(c *http.Client, url, ranges string) (resp *http.Response, body string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-		if err != nil {
-			t.Fatal(err)
+		header := []string{"Authorization", login()}
+		if ranges != "" {
+			header = append(header, "Range", ranges)
 		}
-		if req.SetBasicAuth("admin", adminPassword); ranges != "" {
-			req.Header.Set("Range", ranges)
-		}
-		resp, err = c.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp, b := request(t, c, http.MethodGet, url, nil, header...)
 		return resp, string(b)
 	}
 	at := strings.TrimPrefix(g.endpoint, "http://")

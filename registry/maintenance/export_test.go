@@ -66,6 +66,10 @@ func (t Turns) Repeat(ctx context.Context, interval time.Duration, do func(conte
 
 func (t Turns) Finish(ctx context.Context, c *storage.Collector) { t.finish(ctx, c) }
 
+func (t Turns) Stay(ctx context.Context, task string, do func(context.Context)) {
+	t.stay(ctx, task, do)
+}
+
 func (t Turns) Join(ctx context.Context) error { return t.join(ctx) }
 
 func (t Turns) Beat(ctx context.Context) { t.beat(ctx) }

@@ -34,6 +34,8 @@ const (
 	taskCollect = "collect" // retention, and then the collection
 	taskScrub   = "scrub"
 	taskCopy    = "copy" // the facts, to where the bytes are
+
+	TaskCache = "cache" // evict cached content; its leader stays the leader
 )
 
 // turns takes turns for one replica. nil: no other process writes to the journal, so a run needs no turn.
@@ -228,6 +230,39 @@ func (t *turns) lead(ctx context.Context, task string, do func(context.Context) 
 		}
 	}()
 	return do(ctx)
+}
+
+// Replica returns the name of this replica; "" if no other process writes to the journal. Load must have returned.
+func (d *Data) Replica() string {
+	if t := d.loaded.Load().turns; t != nil {
+		return t.name
+	}
+	return ""
+}
+
+// Lead calls do while this replica is the leader of a task, again and again until ctx is done. If no other process
+// writes to the journal, it always is. Load must have returned.
+func (d *Data) Lead(ctx context.Context, task string, do func(context.Context)) {
+	d.loaded.Load().turns.stay(ctx, task, do)
+}
+
+// stay is Lead. The context of do has the fence, and ends with the lead.
+func (t *turns) stay(ctx context.Context, task string, do func(context.Context)) {
+	if t == nil {
+		do(ctx)
+		return
+	}
+	for ctx.Err() == nil {
+		err := t.lead(ctx, task, func(ctx context.Context) error { do(ctx); return nil })
+		if err == nil || ctx.Err() != nil {
+			continue // another replica may lead now, or this one again
+		}
+		t.log.Warn().Err(err).Str("task", task).Msg("becoming the leader of what one replica at a time does")
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookAgain):
+		}
+	}
 }
 
 // turn returns a job that takes a turn for another job; a dry run needs none. A job runs on the replica that is asked,

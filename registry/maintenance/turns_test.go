@@ -346,3 +346,54 @@ func TestAReplicaOfAnEarlierVersionDoesNotJoin(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestALeaderStaysTheLeader until it ends, or another replica may have taken over: from then on it changes nothing.
+func TestALeaderStaysTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, func(context.Context, *cluster, *member) {})
+		var leading, begun atomic.Int32
+		lost := make(chan error, 10)
+		stops := map[string]context.CancelFunc{}
+		var leader atomic.Value
+		var running sync.WaitGroup
+		for i, r := range c.replicas {
+			name := fmt.Sprint(i)
+			ctx, stop := context.WithCancel(t.Context())
+			stops[name] = stop
+			running.Go(func() {
+				r.Stay(ctx, maintenance.TaskCache, func(ctx context.Context) {
+					leading.Add(1) // the one before may not have noticed yet that it does not lead
+					begun.Add(1)
+					leader.Store(name)
+					<-ctx.Done()
+					leading.Add(-1)
+					lost <- change(context.WithoutCancel(ctx), r, "x")
+				})
+			})
+		}
+		time.Sleep(time.Hour)
+		if begun.Load() != 1 || leading.Load() != 1 {
+			t.Errorf("%d began to lead, and %d do", begun.Load(), leading.Load())
+		}
+		c.journal.Depose(maintenance.TaskCache)
+		if err := <-lost; !errors.Is(err, storage.ErrNotLeader) {
+			t.Errorf("a change of a replica that does not lead: %v", err)
+		}
+		time.Sleep(time.Minute)
+		before := leader.Load().(string)
+		stops[before]()
+		time.Sleep(time.Minute)
+		if leading.Load() != 1 || leader.Load() == before {
+			t.Errorf("%d lead, and %s follows %s", leading.Load(), leader.Load(), before)
+		}
+		for _, stop := range stops {
+			stop()
+		}
+		running.Wait()
+		done := false
+		maintenance.Turns{}.Stay(t.Context(), maintenance.TaskCache, func(context.Context) { done = true })
+		if !done {
+			t.Error("a process that is alone does not lead")
+		}
+	})
+}

@@ -29,6 +29,8 @@ type CacheStore interface {
 	Evict(ctx context.Context, all []digest.Digest) (stay []digest.Digest, err error)
 	// Records and SetRecord are those of a storage.Index.
 	Records(prefix string) iter.Seq2[string, []byte]
+	// Notify makes the store call changed after records with a prefix have changed; changed calls nothing of the store.
+	Notify(prefix string, changed func())
 	SetRecord(ctx context.Context, name string, old, value []byte) error
 }
 
@@ -44,12 +46,16 @@ type CachedContent struct {
 // content first, content that settings keep (keep:) only if there is no other, and nothing that this process is
 // reading. Content that was pushed as well does not count. It is safe for concurrent use.
 //
+// With several replicas there is one bound for all; see board.go.
+//
 // The times of last use are kept in memory, and written to the journal once an hour, in up to 256 records. A crash
 // loses at most an hour of them, which affects only the order of eviction.
 type Cache struct {
-	store CacheStore
-	limit int64
+	store  CacheStore
+	limit  int64
+	shared *sharing // nil: this process alone stores
 
+	looking  sync.Mutex // held by Look; taken after evicting, and before mu
 	evicting sync.Mutex // held during evictions, so that two do not choose the same contents; taken before mu
 	failed   time.Time  // when an eviction last failed; guarded by evicting
 
@@ -67,12 +73,13 @@ type Cache struct {
 type item struct {
 	digest  digest.Digest
 	size    int64
-	hour    uint32 // of the last use, in hours since 1970
-	readers int    // reads under way; with any, it is not evicted
-	counts  bool   // its bytes count: it was not pushed as well
-	kept    bool   // evicted last
-	seen    bool   // the Look that is under way has found it, or it was added since
-	going   bool   // an eviction of it is under way
+	hour    uint32    // of the last use, in hours since 1970
+	readers int       // reads under way; with any, it is not evicted
+	counts  bool      // its bytes count: it was not pushed as well
+	kept    bool      // evicted last
+	seen    bool      // the Look that is under way has found it, or it was added since
+	going   bool      // an eviction of it is under way
+	away    time.Time // until when at most another replica is evicting it
 }
 
 // evictStep bounds the contents of one call of CacheStore.Evict: a download waits for it, and needs no more room than
@@ -92,7 +99,11 @@ func NewCache(limit int64) *Cache {
 }
 
 // Attach gives the Cache its store. It is called once, before any other method.
-func (c *Cache) Attach(store CacheStore) { c.store = store }
+func (c *Cache) Attach(store CacheStore) {
+	if c.store = store; c.shared != nil {
+		store.Notify(BoardRecord, c.shared.news.send)
+	}
+}
 
 const (
 	// lookInterval is the time between two calls of Look.
@@ -103,6 +114,11 @@ const (
 
 // Run calls Look each minute and Save each hour until ctx is done, and then Save once more. It returns nil.
 func (c *Cache) Run(ctx context.Context) error {
+	if c.Shared() {
+		var following sync.WaitGroup
+		defer following.Wait()
+		following.Go(func() { c.follow(ctx) })
+	}
 	look, save := time.NewTicker(lookInterval), time.NewTicker(saveInterval)
 	defer look.Stop()
 	defer save.Stop()
@@ -130,6 +146,8 @@ func hourOf(t time.Time) uint32 { return uint32(t.Unix() / 3600) }
 // Look updates the Cache to what the registry holds, which other processes, imports and deletions change as well. The
 // first call reads the times of last use from the journal.
 func (c *Cache) Look(ctx context.Context) {
+	c.looking.Lock()
+	defer c.looking.Unlock()
 	c.mu.Lock()
 	first := !c.looked
 	c.looked = true
@@ -154,7 +172,7 @@ func (c *Cache) Look(ctx context.Context) {
 		e = next
 	}
 	c.mu.Unlock()
-	if first {
+	if first || c.shared != nil { // what other replicas have used
 		c.restore()
 	}
 }
@@ -214,8 +232,15 @@ func (c *Cache) Use(d digest.Digest) (release func()) {
 		return func() {}
 	}
 	c.mu.Lock()
+	if c.shared != nil && c.items[d] == nil { // another replica may have stored it since the last Look, and evicts it
+		c.add(d, 0, false, true)
+	}
 	for e := c.items[d]; e != nil; e = c.items[d] {
 		i := e.Value.(*item)
+		if time.Now().Before(i.away) {
+			c.awaitBack(i.away)
+			continue
+		}
 		if i.going {
 			c.mu.Unlock()
 			c.evicting.Lock() // in this order, see evicting
@@ -229,7 +254,10 @@ func (c *Cache) Use(d digest.Digest) (release func()) {
 		return func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			i.readers--
+			// One that was made here, and that no Look has found, is forgotten.
+			if i.readers--; i.readers == 0 && i.size == 0 && !i.counts && c.items[d] == e {
+				c.remove(e)
+			}
 		}
 	}
 	c.mu.Unlock()
@@ -250,6 +278,12 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 	}
 	c.evicting.Lock()
 	defer c.evicting.Unlock()
+	if c.shared != nil {
+		if !c.reserveShared(n) {
+			return nil, false
+		}
+		return c.releaseOf(n), true
+	}
 	if time.Since(c.failed) < retryEviction { // those who have waited for one that failed need not fail one by one
 		return nil, false
 	}
@@ -257,7 +291,10 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 		// Not a client's context: the room serves the next download as well. The bound is for a journal or storage that
 		// does not answer: all other downloads without room wait for evicting.
 		ctx, cancel := context.WithTimeout(context.Background(), evictTime)
-		freed, err := c.evict(ctx, n)
+		c.mu.Lock()
+		want := c.used + c.reserved + n - c.limit
+		c.mu.Unlock()
+		freed, err := c.evict(ctx, want)
 		cancel()
 		if err != nil {
 			c.failed = time.Now()
@@ -274,7 +311,8 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 func (c *Cache) take(n int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.used+c.reserved+n > c.limit {
+	if c.shared == nil && c.used+c.reserved+n > c.limit ||
+		c.shared != nil && c.reserved+c.shared.spent+n > c.shared.bytes {
 		return false
 	}
 	c.reserved += n
@@ -288,19 +326,30 @@ func (c *Cache) releaseOf(n int64) func() {
 		once.Do(func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			c.reserved -= n
+			if c.reserved -= n; c.shared != nil { // see sharing.spent
+				c.shared.spent += n
+			}
 		})
 	}
 }
 
-// evict evicts one step of contents to make room for n bytes. freed is false if nothing can be evicted. The caller
-// holds evicting. Errors: those of the store.
-func (c *Cache) evict(ctx context.Context, n int64) (freed bool, err error) {
-	all := c.oldest(n)
+// evict evicts one step of contents, of about so many bytes. freed is false if nothing can be evicted. The caller holds
+// evicting. Errors: those of the store.
+func (c *Cache) evict(ctx context.Context, bytes int64) (freed bool, err error) {
+	all, bytes := c.oldest(bytes)
 	if len(all) == 0 {
 		return false, nil
 	}
-	stay, err := c.store.Evict(ctx, all)
+	free, err := c.depart(ctx, all, bytes)
+	defer c.arrive()
+	var stay []digest.Digest
+	if err == nil {
+		stay, err = c.store.Evict(ctx, free)
+	}
+	reads := map[digest.Digest]bool{} // by another replica
+	for _, d := range all {
+		reads[d] = err == nil && !slices.Contains(free, d)
+	}
 	stays := map[digest.Digest]bool{}
 	for _, d := range stay {
 		stays[d] = true
@@ -311,6 +360,10 @@ func (c *Cache) evict(ctx context.Context, n int64) (freed bool, err error) {
 		e := c.items[d]
 		switch {
 		case e == nil:
+		case reads[d]:
+			e.Value.(*item).going = false
+			c.touch(e)
+			freed = true // another step chooses others
 		case err != nil: // how much was evicted is not known; the next Look finds out, and others are tried first
 			e.Value.(*item).going = false
 			c.touch(e)
@@ -326,25 +379,25 @@ func (c *Cache) evict(ctx context.Context, n int64) (freed bool, err error) {
 	return freed, err
 }
 
-// oldest returns the contents to evict next: enough for n more bytes, but at most evictStep. Those that are kept are
-// chosen only if there is no other.
-func (c *Cache) oldest(n int64) (all []digest.Digest) {
+// oldest returns the contents to evict next, with at least so many bytes, but at most evictStep contents; and their
+// bytes. Those that are kept are chosen only if there is no other.
+func (c *Cache) oldest(want int64) (all []digest.Digest, bytes int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	want := c.used + c.reserved + n - c.limit
 	for _, kept := range []bool{false, true} {
 		for e := c.order.Back(); e != nil && want > 0 && len(all) < evictStep; e = e.Prev() {
 			if i := e.Value.(*item); i.readers == 0 && i.counts && i.kept == kept {
 				all = append(all, i.digest)
 				i.going = true
 				want -= i.size
+				bytes += i.size
 			}
 		}
 		if len(all) > 0 {
 			break
 		}
 	}
-	return all
+	return all, bytes
 }
 
 // Stats are the figures of a Cache.
@@ -378,9 +431,20 @@ func usedOf(d digest.Digest) (key [usedLength - 4]byte, ok bool) {
 	return key, err == nil
 }
 
-// Save writes the records of last uses that have changed. If another replica has changed one of them, Save reads them
-// all instead, and the next call writes. Errors: those of the journal.
-func (c *Cache) Save(ctx context.Context) error {
+// Save writes the records of last uses that have changed. If another replica has changed one of them, the uses of both
+// are written. Errors: those of the journal; ErrConflict if others change them all the time.
+func (c *Cache) Save(ctx context.Context) (err error) {
+	const tries = 5
+	for range tries {
+		if err = c.save(ctx); !errors.Is(err, storage.ErrConflict) {
+			return err
+		}
+		c.restore()
+	}
+	return err
+}
+
+func (c *Cache) save(ctx context.Context) error {
 	uses := map[string][][]byte{}
 	c.mu.Lock()
 	for e := c.order.Front(); e != nil; e = e.Next() {
@@ -411,10 +475,6 @@ func (c *Cache) Save(ctx context.Context) error {
 		c.mu.Lock()
 		c.written[name] = value
 		c.mu.Unlock()
-	}
-	if errors.Is(errors.Join(errs...), storage.ErrConflict) { // another replica has changed a record
-		c.restore()
-		return nil
 	}
 	return errors.Join(errs...)
 }

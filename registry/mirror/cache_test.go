@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/mirror"
+	"trow/storage"
 )
 
 // shelf is what a registry holds of upstreams.
@@ -25,13 +26,15 @@ type shelf struct {
 	stays   map[digest.Digest]bool
 	fails   error
 	records map[string][]byte
+	news    map[string][]func()
+	during  func() // called by Evict
 	writes  int
 	evicted []string
 }
 
 func newShelf() *shelf {
 	return &shelf{held: map[digest.Digest]mirror.CachedContent{}, stays: map[digest.Digest]bool{},
-		records: map[string][]byte{}}
+		records: map[string][]byte{}, news: map[string][]func(){}}
 }
 
 func contentOf(name string) digest.Digest { return digest.FromString(name) }
@@ -52,6 +55,12 @@ func (s *shelf) Cached(context.Context) iter.Seq[mirror.CachedContent] {
 
 func (s *shelf) Evict(_ context.Context, all []digest.Digest) (stay []digest.Digest, err error) {
 	s.mu.Lock()
+	during := s.during
+	s.mu.Unlock()
+	if during != nil {
+		during()
+	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fails != nil {
 		return nil, s.fails
@@ -68,18 +77,42 @@ func (s *shelf) Evict(_ context.Context, all []digest.Digest) (stay []digest.Dig
 }
 
 func (s *shelf) Records(prefix string) iter.Seq2[string, []byte] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	all := maps.Clone(s.records)
 	maps.DeleteFunc(all, func(name string, _ []byte) bool { return !strings.HasPrefix(name, prefix) })
 	return maps.All(all)
 }
 
 func (s *shelf) SetRecord(_ context.Context, name string, old, value []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if string(s.records[name]) != string(old) {
-		return errors.New("another value")
+		return storage.ErrConflict
 	}
 	s.writes++
 	s.records[name] = value
+	for prefix, changed := range s.news {
+		if strings.HasPrefix(name, prefix) {
+			for _, f := range changed {
+				f()
+			}
+		}
+	}
 	return nil
+}
+
+func (s *shelf) Notify(prefix string, changed func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.news[prefix] = append(s.news[prefix], changed)
+}
+
+// record returns a record.
+func (s *shelf) record(name string) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.records[name]
 }
 
 // took returns what was evicted since the last call.

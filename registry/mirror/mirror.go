@@ -23,6 +23,10 @@
 //  6. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
 //     that are stored, or on their way, for another repository are served only after this repository's own upstream has
 //     answered for the digest with the same size.
+//  7. With several replicas, each downloads a blob at most once that none of them holds, and none that one of them
+//     holds. One download for all would need fewer bytes of the upstream, at most those of one replica instead of all;
+//     but the clients of the others would get their first byte only after the last one was stored, as replicas share
+//     what is stored alone. The bound is one for all replicas; see board.go.
 //
 // # What it does not do
 //

@@ -10,8 +10,10 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"trow/registry"
+	"trow/registry/maintenance"
 	"trow/registry/mirror"
 	"trow/registry/upstream"
 )
@@ -21,6 +23,7 @@ type cache struct {
 	upstreams *upstream.Upstreams
 	fetcher   *upstream.Fetcher
 	bound     *mirror.Cache
+	data      *maintenance.Data
 }
 
 // spoolShare divides the cache's bound: downloads may take that part of it in addition, on the disk of the data
@@ -51,7 +54,7 @@ func (s *Service) openCache() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("directory of downloads: %w", err)
 	}
-	c := &cache{upstreams: up, bound: mirror.NewCache(bytes)}
+	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data}
 	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
 		Reserve: c.bound.Reserve})
 	s.cache = c
@@ -100,15 +103,23 @@ func (c *cache) into(o *registry.Options, s *Service) {
 	if c.bound == nil {
 		return
 	}
+	if name := s.data.Replica(); name != "" {
+		c.bound.Share(name)
+	}
 	o.Drop = func(ctx context.Context, all []digest.Digest) error { return s.data.Drop(ctx, all) }
 }
 
-// run runs the bound of the cache until ctx is done; see [mirror.Cache.Run].
+// run runs the bound of the cache until ctx is done; see [mirror.Cache.Run]. One replica at a time evicts.
 func (c *cache) run(ctx context.Context) error {
 	if c == nil || c.bound == nil {
 		return nil
 	}
-	return c.bound.Run(ctx)
+	g := &errgroup.Group{}
+	g.Go(func() error { return c.bound.Run(ctx) })
+	if c.bound.Shared() {
+		g.Go(func() error { c.data.Lead(ctx, maintenance.TaskCache, c.bound.Lead); return nil })
+	}
+	return g.Wait()
 }
 
 // set replaces the upstreams. Errors: those of the settings; then nothing has changed.

@@ -176,9 +176,14 @@ func TestAMoveIsNoticed(t *testing.T) {
 			continue
 		}
 		<-before.moved
-		// Whichever request has noticed it, who watches learns it.
-		if err := j.Watch(t.Context(), nil); !errors.Is(err, storage.ErrRestored) {
-			t.Errorf("%s: Watch: %v", name, err)
+		// Whichever request has noticed it, each Watch that was under way says it, and each later full state.
+		for range 2 {
+			if err := j.movedSince(before); !errors.Is(err, storage.ErrRestored) {
+				t.Errorf("%s: a Watch ends with %v", name, err)
+			}
+		}
+		if now := j.current(); now.restored != 1 || j.movedSince(now) != nil {
+			t.Errorf("%s: restored %d times; a later Watch ends with %v", name, now.restored, j.movedSince(now))
 		}
 		if err := j.note(before, 1, head(9, "z")); !errors.Is(err, errMoved) {
 			t.Errorf("%s: an answer from before: %v", name, err)

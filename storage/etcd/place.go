@@ -24,11 +24,12 @@ type place struct {
 	head    storage.Revision // the last one seen; 0: none
 	mark    string           // its value, which is different for each commit
 
-	dials  int64         // the connections that were begun when it was last verified
-	moves  int           // how often it has moved
-	moved  chan struct{} // closed when it moves again
-	loaded bool          // false between a move and the next full state that a Watch delivers
-	cause  error         // of the last move; nil once a Watch has returned it
+	dials    int64         // the connections that were begun when it was last verified
+	moves    int           // how often it has moved
+	restored int           // how often of these because of an ErrRestored
+	moved    chan struct{} // closed when it moves again
+	loaded   bool          // false between a move and the next full state that a Watch delivers
+	cause    error         // of the last move
 }
 
 func newPlace() place { return place{moved: make(chan struct{}), loaded: true} }
@@ -94,18 +95,23 @@ func (j *Journal) setLoaded(moves int) {
 func (j *Journal) move(cause error) error {
 	close(j.place.moved)
 	cause = fmt.Errorf("etcd: %w; was it restored from a backup?", cause)
-	j.place = place{moves: j.place.moves + 1, moved: make(chan struct{}), dials: j.place.dials, cause: cause}
+	p := place{moves: j.place.moves + 1, restored: j.place.restored, moved: make(chan struct{}), dials: j.place.dials,
+		cause: cause}
+	if errors.Is(cause, storage.ErrRestored) {
+		p.restored++
+	}
+	j.place = p
 	return cause
 }
 
-// movedBy returns the cause of the last move, once: any request may have noticed the move, and the first Watch to ask
-// returns its cause, by which its caller learns whether it is an ErrRestored.
-func (j *Journal) movedBy() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	cause := j.place.cause
-	j.place.cause = nil
-	return cause
+// movedSince returns the cause of the last move, if there was one since begin: any request may have noticed it. Each
+// Watch returns it that was under way, and later ones say it with their full state (storage.Update.Restored): there may
+// be several watchers, and one of them alone knows what to do about it.
+func (j *Journal) movedSince(begin place) error {
+	if p := j.current(); p.moves != begin.moves {
+		return p.cause
+	}
+	return nil
 }
 
 // dial makes a connection, and counts it.

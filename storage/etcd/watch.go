@@ -33,10 +33,7 @@ var errCompacted = errors.New("etcd has compacted the commits that come next; th
 // Watch implements [storage.Journal]. It goes on by itself when a connection, a leader or a token is lost. It ends
 // when its caller has to load anew: when etcd was restored, or has compacted what the watch has yet to deliver.
 func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) error {
-	if err := j.movedBy(); err != nil { // a move that was noticed while there was no Watch
-		return err
-	}
-	outer := ctx
+	outer, begin := ctx, j.current()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(j.ctx, cancel)()
@@ -47,7 +44,7 @@ func (j *Journal) Watch(ctx context.Context, apply func(storage.Update) error) e
 	case j.ctx.Err() != nil:
 		return fmt.Errorf("etcd: %w", storage.ErrClosed)
 	case errors.Is(err, errMoved):
-		return cmp.Or(j.movedBy(), err)
+		return cmp.Or(j.movedSince(begin), err)
 	}
 	return err
 }
@@ -68,7 +65,7 @@ func (j *Journal) watch(ctx context.Context, apply func(storage.Update) error) e
 	if err != nil {
 		return err
 	}
-	if err := j.load(ctx, head, revision, apply); err != nil {
+	if err := j.load(ctx, head, revision, begin.restored, apply); err != nil {
 		return err
 	}
 	j.setLoaded(begin.moves)
@@ -257,12 +254,16 @@ func (l layout) update(events []*clientv3.Event) storage.Update {
 }
 
 // load delivers the full state as it was at a revision of etcd.
-func (j *Journal) load(ctx context.Context, head, revision storage.Revision, apply func(storage.Update) error) error {
+func (j *Journal) load(ctx context.Context, head, revision storage.Revision, restored int,
+	apply func(storage.Update) error) error {
 	from, end := j.keys.facts()
 	var repo string // of the last fact, which may continue in the next page
 	var base storage.Revision
 	err := j.pages(ctx, slow, from, end, int64(revision), func(kvs []*mvccpb.KeyValue, last bool) error {
 		u := storage.Update{Revision: head, Synced: last}
+		if last {
+			u.Restored = restored
+		}
 		for _, kv := range kvs {
 			name, kind, fact, ok := j.keys.parse(kv.Key)
 			if !ok {

@@ -203,14 +203,31 @@ func (m *migration) has(d digest.Digest, size int64) bool {
 	return n == size || verified && n == whole
 }
 
+// next is take, after findStale if that is due. Errors: those of the target's journal.
+func (m *migration) next(ctx context.Context) (w work, synced, sealed bool, err error) {
+	w, synced, sealed, due := m.take()
+	if due {
+		if err := m.findStale(ctx); err != nil {
+			return w, false, false, err
+		}
+		w, synced, sealed, _ = m.take()
+	}
+	return w, synced, sealed, nil
+}
+
 // take returns what was found since the last call. synced reports whether the pass has seen the full state, and sealed
-// whether it has seen the source's seal as well: what was found until then is in what take has returned.
-func (m *migration) take() (w work, synced, sealed bool) {
+// whether it has seen the source's seal as well: what was found until then is in what take has returned. If findStale
+// is due, take returns nothing. Both are decided under one lock: the full state may be complete at any moment, and what
+// has changed since must not be copied before what findStale finds.
+func (m *migration) take() (w work, synced, sealed, due bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.synced && m.staleDue {
+		return w, false, false, true
+	}
 	w = m.found
 	m.found, m.held = newWork(), 0
-	return w, m.synced, m.synced && m.sealSeen
+	return w, m.synced, m.synced && m.sealSeen, false
 }
 
 // findStale finds, once in a pass, the facts that the target has of an earlier run and that the source has not. They
@@ -218,12 +235,10 @@ func (m *migration) take() (w work, synced, sealed bool) {
 // its manifest.
 func (m *migration) findStale(ctx context.Context) error {
 	m.mu.Lock()
-	due, stale := m.staleDue && m.synced, false
-	if due {
-		m.staleDue = false
-		for _, k := range m.have {
-			stale = stale || k.pass != m.pass
-		}
+	m.staleDue = false
+	stale := false
+	for _, k := range m.have {
+		stale = stale || k.pass != m.pass
 	}
 	m.mu.Unlock()
 	if !stale {

@@ -589,6 +589,69 @@ func (b damaged) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, 
 	return b.Blobs.Open(ctx, d)
 }
 
+// healed has bytes that are missing until the source is sealed, as if a client had pushed them again just before that.
+type healed struct {
+	storage.Blobs
+	digest digest.Digest
+	index  *storage.Index
+}
+
+func (b healed) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, error) {
+	if d == b.digest && b.index.Sealed() == nil {
+		return nil, storage.ErrNotFound
+	}
+	return b.Blobs.Open(ctx, d)
+}
+
+// TestContentThatIsHealedMeanwhileIsNotLost: a push of what is damaged adds no fact by which it would be noticed.
+func TestContentThatIsHealedMeanwhileIsNotLost(t *testing.T) {
+	from, to := single("from"), shared("to")
+	s := fill(t, from)
+	d := digest.FromString("layer 0")
+	s.Blobs = healed{s.Blobs, d, s.Index}
+	target := to.open(t, true)
+	done, err := migrate.Run(t.Context(), migrate.Options{From: s, To: target})
+	if err != nil || len(done.Lost) > 0 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	if _, err := target.Blobs.Stat(t.Context(), d); err != nil || target.Index.Quarantined(d) {
+		t.Errorf("at the target: %v, quarantined: %v", err, target.Index.Quarantined(d))
+	}
+}
+
+// TestWhatTheTargetHasTooMuchIsFoundFirst: the full state may be complete, and changes follow, at the moment before
+// what was found is taken. The tag that only the target has must end with the manifest that it names, not after it.
+func TestWhatTheTargetHasTooMuchIsFoundFirst(t *testing.T) {
+	target := shared("to").open(t, true)
+	if err := pushImage(t.Context(), target, "app", "stale", 1); err != nil {
+		t.Fatal(err)
+	}
+	m := migrate.NewPass(t.Context(), t, target)
+	// The source has the manifest without a tag, and loses it after its full state.
+	var held []storage.Fact
+	_ = target.Journal.Watch(t.Context(), func(u storage.Update) error {
+		for _, b := range u.Batches {
+			for _, f := range b.Facts {
+				if b.Repo == "app" && f.Kind != storage.KindTag {
+					held = append(held, f)
+				}
+			}
+		}
+		return errors.New("enough")
+	})
+	first := m.Take() // before the full state is complete
+	m.Apply(storage.Update{Synced: true, Batches: []storage.Batch{{Repo: "app", Facts: held}}})
+	for _, f := range held {
+		if f.Kind == storage.KindManifest {
+			f.Value = nil
+			m.Apply(storage.Update{Batches: []storage.Batch{{Repo: "app", Facts: []storage.Fact{f}}}})
+		}
+	}
+	if second := m.Take(); first != 0 || second != 2 { // the manifest and its tag
+		t.Errorf("%d and %d facts were taken together", first, second)
+	}
+}
+
 // TestFromADirectoryAndBack moves a data directory to a journal and objects for several processes, and back.
 func TestFromADirectoryAndBack(t *testing.T) {
 	directory := func(name string) *place {

@@ -68,10 +68,10 @@ func (m *migration) run(ctx context.Context, once bool) (differed int, err error
 			over = true
 		default:
 		}
-		if err := m.findStale(ctx); err != nil {
-			return differed, copyError{err}
+		w, synced, sealed, nextErr := m.next(ctx)
+		if nextErr != nil {
+			return differed, copyError{nextErr}
 		}
-		w, synced, sealed := m.take()
 		differed += w.size()
 		if err := m.copy(ctx, w); err != nil {
 			return differed, err
@@ -175,6 +175,9 @@ func (m *migration) follow(ctx context.Context) error {
 func (m *migration) compare(ctx context.Context) error {
 	m.mu.Lock()
 	m.done.Stage = Comparing
+	// What was lost may have been pushed again before the seal, which heals it: from now on nothing changes, so that
+	// what is lost when it is read once more stays lost.
+	clear(m.lost)
 	m.mu.Unlock()
 	const most = 4
 	for range most {

@@ -2,8 +2,9 @@
 //
 //	robin CA-FILE URL…
 //
-// It listens on a free port of loopback with a certificate of its own, writes the certificate to CA-FILE, and prints
-// its URL. It does not verify the replicas' certificates: they are on loopback, and each has its own CA.
+// It listens on a free port of loopback, with TLS and a certificate of its own and, as Trow does there, without. It
+// writes the certificate to CA-FILE, and prints its URL. It does not verify the replicas' certificates: they are on
+// loopback, and each has its own CA.
 package main
 
 import (
@@ -12,9 +13,11 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -48,10 +51,11 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
+	l := &listener{plain, &tls.Config{Certificates: []tls.Certificate{pair}}}
 	var n atomic.Uint64
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -66,13 +70,67 @@ func run(args []string) error {
 	return server.Serve(l)
 }
 
+// listener accepts connections with and without TLS.
+type listener struct {
+	net.Listener
+	config *tls.Config
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: c, config: l.config}, nil
+}
+
+// conn is a connection that begins TLS if the first byte, which is that of a handshake (22), says so. It is read only
+// by the goroutine of the connection, so a client that sends nothing keeps no other one waiting.
+type conn struct {
+	net.Conn
+	config *tls.Config
+	begun  bool
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	if !c.begun {
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(c.Conn, first); err != nil {
+			return 0, err
+		}
+		c.begun = true
+		c.Conn = &replayed{c.Conn, first}
+		if first[0] == 22 {
+			c.Conn = tls.Server(c.Conn, c.config)
+		}
+	}
+	return c.Conn.Read(b)
+}
+
+// replayed is a connection of which the first bytes were read.
+type replayed struct {
+	net.Conn
+	first []byte
+}
+
+func (c *replayed) Read(b []byte) (int, error) {
+	if len(c.first) > 0 {
+		n := copy(b, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
 // certificate makes a pair for loopback, and writes its certificate to a file.
 func certificate(file string) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour),
+	template := &x509.Certificate{SerialNumber: big.NewInt(1),
+		// curl wants a name.
+		Subject: pkix.Name{CommonName: "robin"}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true,
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
