@@ -70,6 +70,9 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", typeManifest)
+	if bytes.Contains(body, []byte(typeIndex)) {
+		w.Header().Set("Content-Type", typeIndex)
+	}
 	w.Header().Set("Docker-Content-Digest", digest.FromBytes(body).String())
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	_, _ = w.Write(body)
@@ -116,6 +119,13 @@ func newCacheWith(t *testing.T, fresh string, reserve func(int64) (func(), bool)
 // newCacheOf is newCacheWith with more options.
 func newCacheOf(t *testing.T, fresh string, reserve func(int64) (func(), bool), more option) (*server, *origin) {
 	t.Helper()
+	return newCacheEntry(t, fresh, reserve, more, func(*upstream.Entry) {})
+}
+
+// newCacheEntry is newCacheOf with a change of the upstream's entry.
+func newCacheEntry(t *testing.T, fresh string, reserve func(int64) (func(), bool), more option,
+	change func(*upstream.Entry)) (*server, *origin) {
+	t.Helper()
 	o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
 	o.Server = httptest.NewServer(o)
 	t.Cleanup(o.Close)
@@ -125,6 +135,7 @@ func newCacheOf(t *testing.T, fresh string, reserve func(int64) (func(), bool), 
 	if fresh == "always" {
 		entry.Fresh = new(settings.Duration)
 	}
+	change(&entry)
 	if err := up.Set([]upstream.Entry{entry}); err != nil {
 		t.Fatal(err)
 	}

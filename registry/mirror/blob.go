@@ -77,7 +77,7 @@ func (m *Mirror) fetch(repo string, d digest.Digest) (*fetch, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &fetch{m, up, there, repo, d, question{repo, "blob " + d.String()}}
+	b := &fetch{m, up, there, repo, d, -1, question{repo, "blob " + d.String()}}
 	if last, ok := m.answers.Get(b.q); ok && last.err != nil && last.counts(false, 0) {
 		return nil, last.err
 	}
@@ -90,6 +90,7 @@ type fetch struct {
 	up          *upstream.Upstream
 	there, repo string
 	d           digest.Digest
+	size        int64 // by the descriptor; -1: not known
 	q           question
 }
 
@@ -152,7 +153,7 @@ func (b *fetch) join(ctx context.Context) (Source, error) {
 // download is join for a blob that can be stored; nil if the repository holds the blob by now.
 func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 	blobs := b.options.Blobs
-	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: -1, Open: b.open,
+	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: b.size, Open: b.open,
 		Create: func(ctx context.Context) (storage.Upload, error) { return blobs.Create(ctx, b.repo, b.d) },
 		Commit: func(ctx context.Context, u storage.Upload) error { return blobs.Keep(ctx, b.repo, b.d, u) },
 		Held: func() bool {

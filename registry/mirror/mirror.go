@@ -20,7 +20,11 @@
 //     failed or refused. So an error of an upstream never replaces held content.
 //  5. Negative answers of an upstream are cached, not found for 10 s and unauthorized for a minute: clients ask in
 //     bursts.
-//  6. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
+//  6. Where the settings say that only what is held may run (may-run: held, and deny), a tag that is held goes on naming
+//     what it names until the image that it names at the upstream is here as a whole. That is fetched in the background;
+//     until then the answer is stale. A tag that is not held at all is recorded with its manifest: the client that pulls
+//     it fetches the rest.
+//  7. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
 //     that are stored, or on their way, for another repository are served only after this repository's own upstream has
 //     answered for the digest with the same size.
 //
@@ -34,6 +38,7 @@ package mirror
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -58,13 +63,18 @@ const (
 	closedFor = time.Minute
 )
 
-// Store is the registry that has the repositories. Refresh returns its errors unchanged.
+// Store is the registry that has the repositories. Refresh and Fetch return its errors unchanged.
 type Store interface {
 	// Resolve returns what ref, a tag or a digest, names in a repository.
 	Resolve(ctx context.Context, repo, ref string) (at Held, held bool, err error)
 	// Record stores a manifest, unless it is nil and d is held, and makes the tag name it, unless that is empty. All of
 	// that is one commit.
 	Record(ctx context.Context, repo, tag string, d digest.Digest, m *upstream.Manifest) error
+	// Parts returns what a manifest that a repository holds refers to, without layers that clients get from elsewhere,
+	// and its size in bytes. held is false if the repository does not hold the manifest.
+	Parts(ctx context.Context, repo string, d digest.Digest) (parts []Part, size int64, held bool, err error)
+	// Use keeps a content from being evicted until release is called. The caller looks for it afterwards.
+	Use(repo string, d digest.Digest) (release func())
 }
 
 // Held is what a repository has.
@@ -82,7 +92,10 @@ type Options struct {
 	// Fetcher downloads blobs into Blobs. Optional: without it there are manifests alone.
 	Fetcher *upstream.Fetcher
 	Blobs   BlobStore
-	// Context is used for the look-ups in Blobs that serve several clients; nil: context.Background().
+	// Platforms are those of which an image must be here before a tag moves to it, see Upstream.MayRun; nil: all that
+	// the image has.
+	Platforms []Platform
+	// Context is used for what serves several clients; nil: context.Background().
 	Context context.Context
 }
 
@@ -91,6 +104,10 @@ type Mirror struct {
 	options Options
 	asking  singleflight.Group           // by repository and reference
 	answers *lru.Cache[question, answer] // bounded by maxRemembered
+	ahead   chan struct{}                // a place for each download of Fetch
+
+	mu     sync.Mutex        // guards all below
+	moving map[question]bool // the tags whose new image is being fetched, so that they can move; at most maxMoves
 }
 
 // question is what an upstream is asked about: a tag, a digest or "blob " and a digest, of a repository here.
@@ -111,7 +128,8 @@ func New(o Options) *Mirror {
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	return &Mirror{options: o, answers: answers}
+	return &Mirror{options: o, answers: answers, ahead: make(chan struct{}, maxAhead),
+		moving: map[question]bool{}}
 }
 
 // Refresh makes sure that what ref, a tag or a digest, names in a repository is here as far as its upstream has it.
@@ -119,6 +137,16 @@ func New(o Options) *Mirror {
 // is held may not be what the upstream has, and says why. Errors, for what is not held: those of package upstream;
 // those of the Store; that of the context.
 func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err error) {
+	stale, err = m.refresh(ctx, repo, ref, patience)
+	if to, ok := errors.AsType[*moved](stale); ok && !to.failed {
+		m.move(question{repo, ref}, to)
+	}
+	return stale, err
+}
+
+// refresh is Refresh, without fetching more than a manifest. wait is how long it waits for the upstream if the content
+// is held; 0: until the context is done, and for what the tag names now, if it is known to have moved.
+func (m *Mirror) refresh(ctx context.Context, repo, ref string, wait time.Duration) (stale, err error) {
 	name, ok := m.options.Names.Upstream(repo)
 	if !ok {
 		return nil, nil
@@ -135,7 +163,8 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 		return nil, err
 	}
 	q := question{repo, ref}
-	if last, ok := m.answers.Get(q); ok && last.counts(held, up.Fresh) {
+	last, ok := m.answers.Get(q)
+	if _, moves := errors.AsType[*moved](last.err); ok && last.counts(held, up.Fresh) && (wait > 0 || !moves) {
 		return either(held, last.err)
 	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
@@ -148,8 +177,8 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 		return nil, err
 	})
 	var late <-chan time.Time // nil, and so never ready, if nothing is held that could be served instead
-	if held {
-		timer := time.NewTimer(patience)
+	if held && wait > 0 {
+		timer := time.NewTimer(wait)
 		defer timer.Stop()
 		late = timer.C
 	}
@@ -158,7 +187,7 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 		return either(held, r.Err)
 	case <-late:
 		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref,
-			Reason: "it has not answered within " + patience.String()}, nil
+			Reason: "it has not answered within " + wait.String()}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -176,9 +205,14 @@ func either(held bool, err error) (stale, failed error) {
 // only while the content is held: it may have been evicted or deleted since.
 func (a answer) counts(held bool, fresh time.Duration) bool {
 	age := time.Since(a.at)
+	to := (*moved)(nil)
 	switch {
 	case a.err == nil:
 		return held && age < fresh
+	case errors.As(a.err, &to) && !to.failed:
+		return held && age < fresh
+	case to != nil:
+		return held && age < closedFor
 	case errors.Is(a.err, upstream.ErrUnauthorized):
 		return age < closedFor
 	}
@@ -188,12 +222,13 @@ func (a answer) counts(held bool, fresh time.Duration) bool {
 // remember caches a definite answer. Other errors, such as ErrUnavailable, are not cached: the breaker of package
 // upstream bounds how often an endpoint that fails is asked.
 func (m *Mirror) remember(q question, err error) {
-	if err == nil || errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrUnauthorized) {
+	_, definite := errors.AsType[*moved](err)
+	if err == nil || definite || errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrUnauthorized) {
 		m.answers.Add(q, answer{time.Now(), err})
 	}
 }
 
-// ask asks the upstream, and records what has changed. Errors: those of package upstream; those of the Store.
+// ask asks the upstream, and records what has changed. Errors: those of package upstream; those of the Store; *moved.
 func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q question) error {
 	store := m.options.Store
 	d, tag := digest.Digest(q.ref), ""
@@ -203,8 +238,13 @@ func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q
 			return err
 		}
 		d, tag = desc.Digest, q.ref
-		if at, held, err := store.Resolve(ctx, q.repo, tag); err != nil || held && (at.Digest == d || at.Pushed) {
+		at, held, err := store.Resolve(ctx, q.repo, tag)
+		if err != nil || held && (at.Digest == d || at.Pushed) {
 			return err
+		}
+		if held && up.MayRun.HoldsTags() {
+			return &moved{to: d, why: &upstream.Error{Kind: errMoved, Host: up.Host, Repo: there, Ref: tag,
+				Reason: "it is " + d.String() + " there"}}
 		}
 	}
 	if _, held, err := store.Resolve(ctx, q.repo, d.String()); err != nil || held {

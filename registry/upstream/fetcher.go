@@ -36,6 +36,9 @@ const (
 // ErrNoRoom: the cache, or the spool, has no room for the content. See [Fetcher.Through].
 var ErrNoRoom = errors.New("the cache has no room")
 
+// ErrBusy: too many downloads are under way. Errors of this kind are ErrUnavailable as well.
+var ErrBusy = errors.New("too many downloads are under way")
+
 // ErrHeld: the content has been stored in the meantime; read it from the storage.
 var ErrHeld = errors.New("the content is held already")
 
@@ -110,18 +113,23 @@ type Download struct {
 }
 
 // Join returns a reader of the download of a content, and starts the download if there is none. ctx bounds the reads,
-// not the download. The caller closes the reader. Errors: ErrHeld; ErrUnavailable if too many downloads are under way,
-// or the Fetcher is closed; ErrDamaged if the download is of another size. Later failures are errors of the reads.
+// not the download. The caller closes the reader. Errors: ErrHeld; ErrBusy; ErrUnavailable if the Fetcher is closed;
+// ErrDamaged if the download is of another size. Later failures are errors of the reads.
 func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 	f.mu.Lock()
 	if fl := f.flights[d.Digest]; fl != nil {
 		defer f.mu.Unlock()
 		return fl.reader(ctx, d.Size)
 	}
-	if f.ctx.Err() != nil || f.active >= f.options.Downloads {
+	if f.ctx.Err() != nil {
 		defer f.mu.Unlock()
 		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
-			Reason: fmt.Sprintf("%d downloads are under way", f.active)}
+			Reason: context.Cause(f.ctx).Error()}
+	}
+	if f.active >= f.options.Downloads {
+		defer f.mu.Unlock()
+		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
+			Reason: fmt.Sprintf("%d downloads are under way", f.active), Cause: ErrBusy}
 	}
 	fl := &flight{fetcher: f, d: d, size: d.Size, changed: make(chan struct{})}
 	var stop context.Context
