@@ -3,13 +3,18 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/mirror"
 	"trow/registry/namespace"
 	"trow/registry/ocierror"
+	"trow/registry/upstream"
 )
 
 // Fetch makes a repository below f/ hold an image as a whole; see [mirror.Mirror.Fetch]. Errors: also NAME_UNKNOWN, for
@@ -39,8 +44,97 @@ func (s mirrorStore) Parts(ctx context.Context, repo string, d digest.Digest) (p
 	return fetchedParts(body), m.Size, true, nil
 }
 
-// Use implements mirror.Store.
-func (s mirrorStore) Use(repo string, d digest.Digest) (release func()) { return s.use(repo, d) }
+// Use implements mirror.Store. It is no use by a client, so a poll that finds nothing new leaves no last use to write.
+func (s mirrorStore) Use(repo string, d digest.Digest) (release func()) { return s.options.Cache.Hold(d) }
+
+// Whole implements mirror.Store. An index of which only some platforms are here is not whole.
+func (s mirrorStore) Whole(ctx context.Context, repo string, d digest.Digest) bool {
+	m, ok, err := s.lookup(ctx, repo, d.String())
+	return ok && err == nil && m.Damaged() == "" && !s.options.Index.Incomplete(repo, m)
+}
+
+// Referrers implements mirror.Store.
+func (s mirrorStore) Referrers(ctx context.Context, repo string, d digest.Digest) (all []digest.Digest, err error) {
+	found, err := s.referrersOf(ctx, repo, d, "")
+	for _, m := range found.list[:min(len(found.list), maxFetchedReferrers)] {
+		all = append(all, m.Digest())
+	}
+	return all, err
+}
+
+// maxFetchedReferrers is how many referrers of a manifest come along with it.
+const maxFetchedReferrers = 64
+
+// Poll fetches ahead what keep: of all upstreams names, once; see [mirror.Mirror.Poll]. Errors: those of all upstreams.
+func (r *Registry) Poll(ctx context.Context) error {
+	if r.mirror == nil {
+		return nil
+	}
+	var errs []error
+	for _, up := range r.options.Upstreams.All() {
+		errs = append(errs, r.mirror.Poll(ctx, up))
+	}
+	return errors.Join(errs...)
+}
+
+// FetchAhead polls and fetches until ctx is done; see [mirror.Mirror.Run]. report gets what fails, and the name of the
+// upstream.
+func (r *Registry) FetchAhead(ctx context.Context) error {
+	if r.mirror == nil || r.options.ReadOnly {
+		<-ctx.Done()
+		return nil
+	}
+	return r.mirror.Run(ctx)
+}
+
+// onlyHeld reports whether a list is to have only what is held, without asking an upstream: for commands in the data
+// directory, which work on what is stored, and for clients that say so (RFC 9111, section 5.2.1.7).
+func onlyHeld(req *http.Request, c *call) bool {
+	if c.who.Unlimited() {
+		return true
+	}
+	for _, v := range req.Header["Cache-Control"] {
+		for word := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(word), "only-if-cached") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// upstreamTags returns the tags that a repository has at its upstream; found says that it is not empty here. stale says
+// why others may be missing. Errors: as a client gets them, if it is empty here.
+func (r *Registry) upstreamTags(ctx context.Context, repo string, found bool) (tags []string, stale, err error) {
+	if r.mirror == nil || !namespace.Within(repo) {
+		return nil, nil, nil
+	}
+	tags, more, ok, err := r.mirror.Tags(ctx, repo, found)
+	switch {
+	case !ok: // there is no upstream
+		return nil, nil, nil
+	case found && errors.Is(err, upstream.ErrNotFound): // all its tags are those that are held
+		return nil, nil, nil
+	case found:
+		stale = err
+	case err != nil:
+		return nil, nil, mirrorError(nameUnknown(repo), err)
+	}
+	if more {
+		stale = &upstream.Error{Kind: upstream.ErrTooLarge, Repo: repo, Ref: "tags/list",
+			Reason: fmt.Sprintf("the upstream has more than %d tags", len(tags))}
+	}
+	return tags, stale, nil
+}
+
+// refreshReferrers makes sure that the manifests whose subject is d are here as far as the upstream of the repository
+// lists them.
+func (r *Registry) refreshReferrers(ctx context.Context, repo string, d digest.Digest) (stale error) {
+	if r.mirror == nil || !namespace.Within(repo) {
+		return nil
+	}
+	return r.mirror.Referrers(ctx, repo, d)
+}
 
 // fetchedParts returns what a manifest refers to, without foreign layers.
 func fetchedParts(body []byte) (parts []mirror.Part) {

@@ -83,7 +83,9 @@ func TestFetchAWholeImage(t *testing.T) {
 	slices.Sort(asked)
 	want := []string{"GET /v2/team/app/blobs/" + digest.FromString("amd64").String(),
 		"GET /v2/team/app/blobs/" + digest.FromString("layer amd64").String(),
-		"GET /v2/team/app/manifests/" + digest.FromBytes(amd).String()}
+		"GET /v2/team/app/manifests/" + digest.FromBytes(amd).String(),
+		"GET /v2/team/app/referrers/" + digest.FromBytes(amd).String(), // its signatures: there are none
+		"HEAD /v2/team/app/manifests/" + strings.Replace(digest.FromBytes(amd).String(), ":", "-", 1)}
 	slices.Sort(want)
 	if !slices.Equal(asked, want) {
 		t.Errorf("the upstream was asked\n%s\nwant\n%s", strings.Join(asked, "\n"), strings.Join(want, "\n"))

@@ -20,8 +20,10 @@ const (
 	// maxAhead bounds the downloads of all calls of Fetch together: the rest of the Fetcher's is for clients that wait.
 	maxAhead = 16
 	// maxManifests and maxBlobs bound the parts of one image: an upstream could answer with indexes of indexes.
-	maxManifests = 1000
+	maxManifests = 2000
 	maxBlobs     = 20_000
+	// maxSubjects bounds the manifests of one image whose referrers are fetched: each costs a request or two.
+	maxSubjects = 32
 	// again is how often a part is fetched that is not there after it was: another process may delete it.
 	again = 3
 )
@@ -44,7 +46,8 @@ type Progress func(d digest.Digest, got, size int64)
 // Fetch makes a repository hold the manifest that ref, a tag or a digest, names at its upstream, and all that it
 // consists of: of an index those of the platforms, of nil all. The urls of foreign layers are not fetched. Contents are
 // downloaded as for clients that ask at the same time, once for all. Until Fetch returns, nothing of the image is
-// evicted. A tag that the upstream cannot be asked about is taken for what it was.
+// evicted. A tag that the upstream cannot be asked about is taken for what it was. Referrers, such as signatures, come
+// along where the upstream lists them.
 //
 // Where MayRun.HoldsTags holds, a tag that is held moves at the end, otherwise as soon as its manifest is held.
 //
@@ -53,7 +56,7 @@ type Progress func(d digest.Digest, got, size int64)
 func (m *Mirror) Fetch(ctx context.Context, repo, ref string, platforms []Platform, progress Progress) error {
 	d, tag := digest.Digest(ref), ""
 	if !isDigest(ref) {
-		stale, err := m.refresh(ctx, repo, ref, 0)
+		stale, err := m.refresh(ctx, repo, ref, patient{})
 		if err != nil {
 			return err
 		}
@@ -73,6 +76,9 @@ func (m *Mirror) Fetch(ctx context.Context, repo, ref string, platforms []Platfo
 	f := &fetching{Mirror: m, repo: repo, platforms: platforms, progress: progress, seen: map[digest.Digest]bool{}}
 	defer f.release()
 	err := f.all(ctx, d)
+	if err == nil {
+		err = f.signatures(ctx)
+	}
 	if err == nil && tag != "" {
 		err = m.options.Store.Record(ctx, repo, tag, d, nil)
 		// Not remembered as confirmed: the tag may have moved on while the image was fetched.
@@ -87,8 +93,10 @@ type fetching struct {
 	repo      string
 	platforms []Platform
 
-	seen  map[digest.Digest]bool
-	parts []Part // all that are known; neither changes while parts are fetched
+	// These do not change while parts are fetched.
+	seen      map[digest.Digest]bool
+	parts     []Part // all that are known
+	manifests int    // of parts
 
 	mu       sync.Mutex // guards all below
 	releases []func()
@@ -145,7 +153,7 @@ func (f *fetching) all(ctx context.Context, root digest.Digest) error {
 			}
 		}
 		level = next
-		if manifests := len(f.parts) - len(blobs); manifests > maxManifests || len(blobs) > maxBlobs {
+		if f.manifests > maxManifests || len(f.parts)-f.manifests > maxBlobs {
 			return &upstream.Error{Kind: upstream.ErrTooLarge, Repo: f.repo, Ref: root.String(),
 				Reason: fmt.Sprintf("it has more than %d manifests or %d blobs", maxManifests, maxBlobs)}
 		}
@@ -157,12 +165,42 @@ func (f *fetching) all(ctx context.Context, root digest.Digest) error {
 	return f.incomplete(ctx, err)
 }
 
+// signatures fetches the manifests that refer to those that were fetched, such as signatures, as a whole. The image is
+// here without them, so only the end of the context is an error.
+func (f *fetching) signatures(ctx context.Context) error {
+	var subjects []Part
+	for _, p := range f.parts {
+		if p.Manifest && len(subjects) < maxSubjects {
+			subjects = append(subjects, p)
+		}
+	}
+	found := make([][]digest.Digest, len(subjects))
+	_ = each(ctx, subjects, func(ctx context.Context, i int) (err error) {
+		if err = f.Referrers(ctx, f.repo, subjects[i].Digest); errors.Is(err, upstream.ErrUnavailable) {
+			return err // the upstream will not answer for the next one either
+		}
+		found[i], _ = f.options.Store.Referrers(ctx, f.repo, subjects[i].Digest)
+		return nil
+	})
+	for _, all := range found {
+		for _, d := range all {
+			if ctx.Err() == nil && !f.seen[d] {
+				_ = f.all(ctx, d)
+			}
+		}
+	}
+	return context.Cause(ctx)
+}
+
 // add appends those parts that were not seen yet.
 func (f *fetching) add(to, parts []Part) []Part {
 	for _, p := range parts {
 		if !f.seen[p.Digest] {
 			f.seen[p.Digest] = true
 			to, f.parts = append(to, p), append(f.parts, p)
+			if p.Manifest {
+				f.manifests++
+			}
 		}
 	}
 	return to
@@ -246,7 +284,7 @@ func (f *fetching) runs(p Platform) bool {
 // manifest makes the repository hold a manifest, and returns what it refers to.
 func (f *fetching) manifest(ctx context.Context, p Part) ([]Part, error) {
 	for range again {
-		if _, err := f.refresh(ctx, f.repo, p.Digest.String(), 0); err != nil {
+		if _, err := f.refresh(ctx, f.repo, p.Digest.String(), patient{}); err != nil {
 			return nil, err
 		}
 		release := f.options.Store.Use(f.repo, p.Digest)

@@ -36,6 +36,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -75,6 +76,10 @@ type Store interface {
 	Parts(ctx context.Context, repo string, d digest.Digest) (parts []Part, size int64, held bool, err error)
 	// Use keeps a content from being evicted until release is called. The caller looks for it afterwards.
 	Use(repo string, d digest.Digest) (release func())
+	// Whole reports whether a manifest that a repository holds, and all that it consists of, is there.
+	Whole(ctx context.Context, repo string, d digest.Digest) bool
+	// Referrers returns the manifests of a repository whose subject is d, at most maxReferrers.
+	Referrers(ctx context.Context, repo string, d digest.Digest) ([]digest.Digest, error)
 }
 
 // Held is what a repository has.
@@ -95,6 +100,8 @@ type Options struct {
 	// Platforms are those of which an image must be here before a tag moves to it, see Upstream.MayRun; nil: all that
 	// the image has.
 	Platforms []Platform
+	// Report gets what Run could not fetch, and the upstream's name in the settings. Optional.
+	Report func(upstream string, err error)
 	// Context is used for what serves several clients; nil: context.Background().
 	Context context.Context
 }
@@ -108,6 +115,9 @@ type Mirror struct {
 
 	mu     sync.Mutex        // guards all below
 	moving map[question]bool // the tags whose new image is being fetched, so that they can move; at most maxMoves
+	// lists are the tags of repositories at their upstreams, which take listBytes.
+	lists     *lru.Cache[string, tagList]
+	listBytes int
 }
 
 // question is what an upstream is asked about: a tag, a digest or "blob " and a digest, of a repository here.
@@ -124,12 +134,16 @@ func New(o Options) *Mirror {
 	if o.Context == nil {
 		o.Context = context.Background()
 	}
+	if o.Report == nil {
+		o.Report = func(string, error) {}
+	}
 	answers, err := lru.New[question, answer](maxRemembered)
-	if err != nil {
+	lists, listsErr := lru.New[string, tagList](maxLists)
+	if err != nil || listsErr != nil {
 		panic(err) // only for a size below 1
 	}
 	return &Mirror{options: o, answers: answers, ahead: make(chan struct{}, maxAhead),
-		moving: map[question]bool{}}
+		moving: map[question]bool{}, lists: lists}
 }
 
 // Refresh makes sure that what ref, a tag or a digest, names in a repository is here as far as its upstream has it.
@@ -137,16 +151,24 @@ func New(o Options) *Mirror {
 // is held may not be what the upstream has, and says why. Errors, for what is not held: those of package upstream;
 // those of the Store; that of the context.
 func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err error) {
-	stale, err = m.refresh(ctx, repo, ref, patience)
+	stale, err = m.refresh(ctx, repo, ref, patient{wait: patience})
 	if to, ok := errors.AsType[*moved](stale); ok && !to.failed {
 		m.move(question{repo, ref}, to)
 	}
 	return stale, err
 }
 
-// refresh is Refresh, without fetching more than a manifest. wait is how long it waits for the upstream if the content
-// is held; 0: until the context is done, and for what the tag names now, if it is known to have moved.
-func (m *Mirror) refresh(ctx context.Context, repo, ref string, wait time.Duration) (stale, err error) {
+// patient says how a refresh waits and what it takes for fresh.
+type patient struct {
+	// wait is how long to wait for the upstream if the content is held; 0: until the context is done, and the upstream
+	// is asked again if the tag is known to have moved.
+	wait time.Duration
+	// age is how old an answer may be; 0: as fresh: says.
+	age time.Duration
+}
+
+// refresh is Refresh, without fetching more than a manifest.
+func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stale, err error) {
 	name, ok := m.options.Names.Upstream(repo)
 	if !ok {
 		return nil, nil
@@ -164,7 +186,8 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, wait time.Durati
 	}
 	q := question{repo, ref}
 	last, ok := m.answers.Get(q)
-	if _, moves := errors.AsType[*moved](last.err); ok && last.counts(held, up.Fresh) && (wait > 0 || !moves) {
+	if _, moves := errors.AsType[*moved](last.err); ok && last.counts(held, cmp.Or(p.age, up.Fresh)) &&
+		(p.wait > 0 || !moves) {
 		return either(held, last.err)
 	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
@@ -177,8 +200,8 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, wait time.Durati
 		return nil, err
 	})
 	var late <-chan time.Time // nil, and so never ready, if nothing is held that could be served instead
-	if held && wait > 0 {
-		timer := time.NewTimer(wait)
+	if held && p.wait > 0 {
+		timer := time.NewTimer(p.wait)
 		defer timer.Stop()
 		late = timer.C
 	}
@@ -187,7 +210,7 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, wait time.Durati
 		return either(held, r.Err)
 	case <-late:
 		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref,
-			Reason: "it has not answered within " + wait.String()}, nil
+			Reason: "it has not answered within " + p.wait.String()}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

@@ -40,8 +40,9 @@ var (
 
 // keep is a parsed [Keep].
 type keep struct {
-	repo string
-	tags glob.Set
+	repo  string
+	tags  glob.Set
+	names []string // the tags, if no pattern has a wildcard
 }
 
 // compiled is a parsed [Entry].
@@ -162,7 +163,11 @@ func (k *Keep) compile(host, path string) (keep, error) {
 	case len(tags) == 0:
 		return keep{}, fmt.Errorf("tags: at least one pattern is needed; * matches all")
 	default:
-		return keep{repo, tags}, nil
+		k := keep{repo: repo, tags: tags, names: k.Tags}
+		if slices.ContainsFunc(k.names, func(tag string) bool { return !validTag.MatchString(tag) }) {
+			k.names = nil
+		}
+		return k, nil
 	}
 }
 

@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"regexp"
 	"slices"
@@ -49,8 +50,9 @@ func (u *Upstream) tags(ctx context.Context, repo, query string) (page []string,
 	defer cancel()
 	resp, err := u.ask(ctx, request{method: http.MethodGet, repo: repo, kind: "tags", ref: "list?" + query,
 		header: http.Header{"Accept": {"application/json"}}})
-	if err != nil {
-		return nil, "", err
+	if e, ok := errors.AsType[*Error](err); ok {
+		e.Ref = "tags/list"
+		return nil, "", e
 	}
 	defer resp.Body.Close()
 	body, err := u.read(resp, repo, "tags/list")
