@@ -77,14 +77,15 @@ func (r *Registry) Poll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// FetchAhead polls and fetches until ctx is done; see [mirror.Mirror.Run]. report gets what fails, and the name of the
-// upstream.
-func (r *Registry) FetchAhead(ctx context.Context) error {
+// FetchAhead polls and fetches until ctx is done, see [mirror.Mirror.Run], and then ends what runs in the background for
+// tags that move. alone calls a function while this process is the one that polls.
+func (r *Registry) FetchAhead(ctx context.Context,
+	alone func(ctx context.Context, do func(context.Context) error) error) error {
 	if r.mirror == nil || r.options.ReadOnly {
-		<-ctx.Done()
 		return nil
 	}
-	return r.mirror.Run(ctx)
+	defer r.mirror.Close()
+	return alone(ctx, r.mirror.Run)
 }
 
 // onlyHeld reports whether a list is to have only what is held, without asking an upstream: for commands in the data

@@ -256,5 +256,6 @@ func (r *Registry) newMirror() *mirror.Mirror {
 		r.options.Cache.Attach(mirrorStore{r})
 	}
 	return mirror.New(mirror.Options{Names: r.options.Namespaces, Upstreams: r.options.Upstreams, Store: mirrorStore{r},
-		Fetcher: r.options.Fetcher, Blobs: mirrorStore{r}})
+		Fetcher: r.options.Fetcher, Blobs: mirrorStore{r}, Platforms: r.options.Platforms,
+		Report: r.options.FetchFailed})
 }

@@ -230,6 +230,41 @@ func (t *turns) lead(ctx context.Context, task string, do func(context.Context) 
 	return do(ctx)
 }
 
+// alone calls do while this replica is the leader of a task, and again when it has become that again, until ctx is done.
+// Nothing is recorded: the task is one that another replica may begin anew at any time. The context of do has no fence,
+// because the work may be shared with that for clients, which any replica does.
+func (t *turns) alone(ctx context.Context, task string, do func(context.Context) error) error {
+	if t == nil {
+		return do(ctx)
+	}
+	for {
+		err := t.lead(ctx, task, func(fenced context.Context) error {
+			term, end := context.WithCancel(ctx)
+			defer end()
+			defer context.AfterFunc(fenced, end)() // another replica may have become the leader
+			return do(term)
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			t.log.Warn().Err(err).Str("task", task).Msg("this replica does not go on with what one at a time does")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(lookAgain):
+		}
+	}
+}
+
+// Alone calls do until ctx is done, of several replicas on one at a time: see the task as what it does for all of them,
+// which do must be able to begin anew at any time. Load must have returned. Errors: those of do, if there are no other
+// replicas.
+func (d *Data) Alone(ctx context.Context, task string, do func(context.Context) error) error {
+	return d.loaded.Load().turns.alone(ctx, task, do)
+}
+
 // turn returns a job that takes a turn for another job; a dry run needs none. A job runs on the replica that is asked,
 // which has the connection of the client, and is never passed on to another one.
 func (d *Data) turn(task string, job admin.Job) admin.Job {

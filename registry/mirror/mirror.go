@@ -111,7 +111,11 @@ type Mirror struct {
 	options Options
 	asking  singleflight.Group           // by repository and reference
 	answers *lru.Cache[question, answer] // bounded by maxRemembered
+	context context.Context              // of what runs in the background; Close ends it
+	close   context.CancelFunc
 	ahead   chan struct{}                // a place for each download of Fetch
+
+	background sync.WaitGroup // images that are fetched so that tags can move; added to with mu held
 
 	mu     sync.Mutex        // guards all below
 	moving map[question]bool // the tags whose new image is being fetched, so that they can move; at most maxMoves
@@ -142,8 +146,19 @@ func New(o Options) *Mirror {
 	if err != nil || listsErr != nil {
 		panic(err) // only for a size below 1
 	}
-	return &Mirror{options: o, answers: answers, ahead: make(chan struct{}, maxAhead),
+	m := &Mirror{options: o, answers: answers, ahead: make(chan struct{}, maxAhead),
 		moving: map[question]bool{}, lists: lists}
+	m.context, m.close = context.WithCancel(o.Context)
+	return m
+}
+
+// Close ends what runs in the background, and returns when it has ended. Reads go on; tags no longer move to images that
+// have to be fetched.
+func (m *Mirror) Close() {
+	m.mu.Lock() // move looks at the context under this lock, so nothing begins after Wait
+	m.close()
+	m.mu.Unlock()
+	m.background.Wait()
 }
 
 // Refresh makes sure that what ref, a tag or a digest, names in a repository is here as far as its upstream has it.

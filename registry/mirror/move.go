@@ -36,7 +36,7 @@ func (m *moved) Unwrap() error { return m.why }
 func (m *Mirror) move(q question, to *moved) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.moving[q] {
+	if m.moving[q] || m.context.Err() != nil {
 		return
 	}
 	if len(m.moving) == maxMoves {
@@ -44,8 +44,10 @@ func (m *Mirror) move(q question, to *moved) {
 		return
 	}
 	m.moving[q] = true
+	m.background.Add(1)
 	go func() {
-		ctx, cancel := context.WithTimeout(m.options.Context, moveTime)
+		defer m.background.Done()
+		ctx, cancel := context.WithTimeout(m.context, moveTime)
 		defer cancel()
 		if err := m.Fetch(ctx, q.repo, q.ref, m.options.Platforms, nil); err != nil {
 			why := *to.why

@@ -222,6 +222,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	s.cache.into(&parts, s)
 	api := registry.New(parts)
 	s.images = api.Images()
+	s.cache.load(api, s)
 	s.migration.From, s.migration.ReadOnly, s.migration.Log = s.data.Side, s.data.ReadOnly, s.log
 	s.migration.DataDir, s.migration.Memory = s.options.Data.DataDir, maintenance.Memory() // the server goes on serving
 	s.migration.Socket = func(req *http.Request) bool {

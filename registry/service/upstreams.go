@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"trow/registry"
 	"trow/registry/mirror"
@@ -20,6 +21,7 @@ import (
 type cache struct {
 	upstreams *upstream.Upstreams
 	fetcher   *upstream.Fetcher
+	ahead     func(ctx context.Context) error // fetches ahead; nil until the index is loaded
 	bound     *mirror.Cache
 }
 
@@ -97,18 +99,40 @@ func (c *cache) into(o *registry.Options, s *Service) {
 		return
 	}
 	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
+	o.FetchFailed = func(upstream string, err error) {
+		s.log.Warn().Err(err).Str("upstream", upstream).Msg("not all that keep: names could be fetched ahead; it is " +
+			"tried again after fresh:")
+	}
 	if c.bound == nil {
 		return
 	}
 	o.Drop = func(ctx context.Context, all []digest.Digest) error { return s.data.Drop(ctx, all) }
 }
 
-// run runs the bound of the cache until ctx is done; see [mirror.Cache.Run].
+// taskPoll is the task of the replica that polls the upstreams.
+const taskPoll = "poll"
+
+// load notes the registry, once the index is loaded.
+func (c *cache) load(api *registry.Registry, s *Service) {
+	if c == nil {
+		return
+	}
+	c.ahead = func(ctx context.Context) error {
+		return api.FetchAhead(ctx, func(ctx context.Context, do func(context.Context) error) error {
+			return s.data.Alone(ctx, taskPoll, do)
+		})
+	}
+}
+
+// run runs the bound of the cache, see [mirror.Cache.Run], and fetches ahead until ctx is done.
 func (c *cache) run(ctx context.Context) error {
 	if c == nil || c.bound == nil {
 		return nil
 	}
-	return c.bound.Run(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.bound.Run(ctx) })
+	g.Go(func() error { return c.ahead(ctx) })
+	return g.Wait()
 }
 
 // set replaces the upstreams. Errors: those of the settings; then nothing has changed.
