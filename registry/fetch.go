@@ -45,7 +45,9 @@ func (s mirrorStore) Parts(ctx context.Context, repo string, d digest.Digest) (p
 }
 
 // Use implements mirror.Store. It is no use by a client, so a poll that finds nothing new leaves no last use to write.
-func (s mirrorStore) Use(repo string, d digest.Digest) (release func()) { return s.options.Cache.Hold(d) }
+func (s mirrorStore) Use(repo string, d digest.Digest) (release func()) {
+	return s.options.Cache.Hold(d)
+}
 
 // Whole implements mirror.Store. An index of which only some platforms are here is not whole.
 func (s mirrorStore) Whole(ctx context.Context, repo string, d digest.Digest) bool {

@@ -113,7 +113,7 @@ type Mirror struct {
 	answers *lru.Cache[question, answer] // bounded by maxRemembered
 	context context.Context              // of what runs in the background; Close ends it
 	close   context.CancelFunc
-	ahead   chan struct{}                // a place for each download of Fetch
+	ahead   chan struct{} // a place for each download of Fetch
 
 	background sync.WaitGroup // images that are fetched so that tags can move; added to with mu held
 
