@@ -146,7 +146,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	if err := o.cluster.Login(cmd.Context(), &o.registry.Auth.User, &o.registry.Auth.Password); err != nil {
 		return err
 	}
-	o.registry.Log, o.registry.Names, o.registry.Files = log, o.policy.Names, files
+	o.registry.Log, o.registry.Names, o.registry.Files, o.registry.Cluster = log, o.policy.Names, files, o.cluster.API()
 	o.registry.Limit.MaxRequests = o.server.Requests(o.registry.Limit.MaxRequests)
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()

@@ -80,6 +80,7 @@ type Client struct {
 	Leases                 func(namespace string) Resource[*coordinationv1.Lease]
 
 	Namespaces            Resource[*corev1.Namespace]
+	Nodes                 Lister[*corev1.Node, *corev1.NodeList]
 	PersistentVolumes     Resource[*corev1.PersistentVolume]
 	ClusterRoles          Resource[*rbacv1.ClusterRole]
 	WebhookConfigurations Lister[*admissionregistrationv1.ValidatingWebhookConfiguration,
@@ -177,6 +178,8 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 		},
 		Namespaces: gentype.NewClient("namespaces", core, parameters, "",
 			func() *corev1.Namespace { return &corev1.Namespace{} }),
+		Nodes: gentype.NewClientWithList("nodes", core, parameters, "",
+			func() *corev1.Node { return &corev1.Node{} }, func() *corev1.NodeList { return &corev1.NodeList{} }),
 		PersistentVolumes: gentype.NewClient("persistentvolumes", core, parameters, "",
 			func() *corev1.PersistentVolume { return &corev1.PersistentVolume{} }),
 		ClusterRoles: gentype.NewClient("clusterroles", rbac, parameters, "",

@@ -67,11 +67,17 @@ type Options struct {
 	Names []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
-	// Secrets returns logins of upstreams from the cluster, and Internal are addresses that no upstream may lead to,
-	// beside those that are not of the Internet. Optional.
-	Secrets  upstream.Secrets
-	Internal []netip.Prefix
-	Log      zerolog.Logger
+	// Cluster is the cluster in which the registry runs. Optional.
+	Cluster Cluster
+	Log     zerolog.Logger
+}
+
+// Cluster is what the cache of other registries needs of a cluster.
+type Cluster interface {
+	// Secret returns the .dockerconfigjson of a Secret with a login.
+	Secret(ctx context.Context, namespace, name string) ([]byte, error)
+	// Networks returns the networks of nodes and pods, which no upstream may lead to.
+	Networks(ctx context.Context) ([]netip.Prefix, error)
 }
 
 // AddFlags registers the settings as flags.

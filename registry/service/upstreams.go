@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +24,7 @@ type cache struct {
 	upstreams *upstream.Upstreams
 	fetcher   *upstream.Fetcher
 	ahead     func(ctx context.Context) error // fetches ahead; nil until the index is loaded
+	networks  *networks
 	bound     *mirror.Cache
 }
 
@@ -33,8 +36,13 @@ const spoolShare = 4
 func (s *Service) openCache() error {
 	o := s.options.Upstream
 	guard := upstream.NewGuard()
-	guard.Refuse(append(ownAddresses(), s.options.Internal...)...)
-	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: s.options.Secrets, Any: o.Any,
+	n := &networks{guard: guard, own: append(ownAddresses(), o.Networks()...), s: s}
+	guard.Refuse(n.own...)
+	var secrets upstream.Secrets
+	if s.options.Cluster != nil {
+		secrets = s.options.Cluster.Secret
+	}
+	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: secrets, Any: o.Any,
 		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters})
 	if err := up.Set(o.Upstreams); err != nil {
 		return err
@@ -53,7 +61,7 @@ func (s *Service) openCache() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("directory of downloads: %w", err)
 	}
-	c := &cache{upstreams: up, bound: mirror.NewCache(bytes)}
+	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), networks: n}
 	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
 		Reserve: c.bound.Reserve})
 	s.cache = c
@@ -76,6 +84,44 @@ func (s *Service) cacheSize() (int64, error) {
 		}
 	}
 	return amount.Of(volume), nil
+}
+
+// networksInterval is the time between two questions for the networks of the cluster: nodes come and go.
+const networksInterval = 5 * time.Minute
+
+// networks keeps a guard up to date with the networks of the cluster.
+type networks struct {
+	guard *upstream.Guard
+	own   []netip.Prefix // refused in any case
+	s     *Service
+	said  string // the last failure that was logged
+}
+
+// follow asks for the networks of the cluster until ctx is done. As long as they are not known, those that are not of
+// the Internet are refused all the same, which the networks of most clusters are not.
+func (n *networks) follow(ctx context.Context) {
+	cluster := n.s.options.Cluster
+	if cluster == nil || !n.s.options.Upstream.Used() {
+		return
+	}
+	tick := time.NewTicker(networksInterval)
+	defer tick.Stop()
+	for {
+		switch all, err := cluster.Networks(ctx); {
+		case err == nil:
+			n.guard.Refuse(slices.Concat(n.own, all)...)
+			n.said = ""
+		case ctx.Err() == nil && err.Error() != n.said:
+			n.said = err.Error()
+			n.s.log.Warn().Err(err).Msg("the networks of nodes and pods are not known: should they have addresses of the " +
+				"Internet, upstreams can lead there")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // ownAddresses returns the addresses of this machine, at which this server and other local services listen; none if
@@ -132,6 +178,7 @@ func (c *cache) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.bound.Run(ctx) })
 	g.Go(func() error { return c.ahead(ctx) })
+	g.Go(func() error { c.networks.follow(ctx); return nil })
 	return g.Wait()
 }
 

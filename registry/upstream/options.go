@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/spf13/pflag"
 
@@ -17,6 +18,8 @@ type Options struct {
 	Any bool
 	// Offline: no upstream is asked.
 	Offline bool
+	// Internal are further networks to which only hosts that the settings name may lead.
+	Internal []string
 	// ProxyFilters: the proxy in the environment refuses addresses that are not of the Internet, as the guard does
 	// where there is no proxy.
 	ProxyFilters bool
@@ -97,6 +100,9 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.Any, "upstream-any", false,
 		"also cache registries that no entry of upstreams names, without a login")
 	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
+	fs.StringSliceVar(&o.Internal, "upstream-internal", nil, "networks (10.0.0.0/8) to which redirects and token servers "+
+		"of upstreams must not lead, beside those that are not of the Internet: of nodes and pods, where these have "+
+		"other addresses and the server may not list the nodes")
 	fs.BoolVar(&o.ProxyFilters, "upstream-proxy-filters", false,
 		"the HTTP proxy in the environment refuses internal addresses, so upstream-any is safe with it")
 }
@@ -109,8 +115,23 @@ func (o *Options) Validate() error {
 	if o.Any && !o.ProxyFilters && hasProxy() {
 		return fmt.Errorf("upstream-any: %w", errProxy)
 	}
+	for _, text := range o.Internal {
+		if _, err := netip.ParsePrefix(text); err != nil {
+			return fmt.Errorf("upstream-internal: %.80q is not a network; want one such as 203.0.113.0/24", text)
+		}
+	}
 	_, err := compile(o.Upstreams)
 	return err
+}
+
+// Networks returns Internal. The options are valid.
+func (o *Options) Networks() (all []netip.Prefix) {
+	for _, text := range o.Internal {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			all = append(all, p.Masked())
+		}
+	}
+	return all
 }
 
 // Used reports whether any upstream may be asked.

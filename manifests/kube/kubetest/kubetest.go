@@ -36,6 +36,7 @@ func Client(c kubernetes.Interface) *kube.Client {
 			return c.CoordinationV1().Leases(ns)
 		},
 		Namespaces:                    c.CoreV1().Namespaces(),
+		Nodes:                         c.CoreV1().Nodes(),
 		PersistentVolumes:             c.CoreV1().PersistentVolumes(),
 		ClusterRoles:                  c.RbacV1().ClusterRoles(),
 		WebhookConfigurations:         c.AdmissionregistrationV1().ValidatingWebhookConfigurations(),
