@@ -295,7 +295,7 @@ func (s *Service) reload(o *Options) error {
 	if err != nil {
 		return err
 	}
-	if err := s.cache.set(o.Upstream.Upstreams); err != nil {
+	if err := s.cache.set(o.Upstream.Entries()); err != nil {
 		return err
 	}
 	if err := s.guard.SetRules(o.Auth.Rules, o.Auth.Anonymous); err != nil {

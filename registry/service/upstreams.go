@@ -44,7 +44,7 @@ func (s *Service) openCache() error {
 	}
 	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: secrets, Any: o.Any,
 		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters})
-	if err := up.Set(o.Upstreams); err != nil {
+	if err := up.Set(o.Entries()); err != nil {
 		return err
 	}
 	// Also where nothing can be stored: who may read what is held is as before.

@@ -275,14 +275,22 @@ func endpointURL(text string, insecure bool) (string, error) {
 
 // readPassword reads a password. It is called for each login, because a mounted Secret may change.
 func readPassword(path string) (string, error) {
-	b, err := files.Read(path, maxFile)
+	password, err := passwordIn(path)
 	if err != nil {
 		return "", fmt.Errorf("password-file: %w", err)
+	}
+	return password, nil
+}
+
+func passwordIn(path string) (string, error) {
+	b, err := files.Read(path, maxFile)
+	if err != nil {
+		return "", err
 	}
 	if password := strings.TrimRight(string(b), "\r\n"); password != "" {
 		return password, nil
 	}
-	return "", fmt.Errorf("password-file: %s is empty", path)
+	return "", fmt.Errorf("%s is empty", path)
 }
 
 // secretType is the type of a Secret with a login, as pods use it.

@@ -3,9 +3,12 @@ package upstream
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/spf13/pflag"
 
+	"trow/registry/address"
+	"trow/registry/namespace"
 	"trow/registry/settings"
 	"trow/registry/size"
 )
@@ -13,6 +16,9 @@ import (
 // Options are the settings of this package.
 type Options struct {
 	Upstreams []Entry
+	// ProxyDockerHub, HubUser and HubTokenFile, which are those of Trow 0.x, make an entry for docker.io; see Entries.
+	ProxyDockerHub        bool
+	HubUser, HubTokenFile string
 	CacheSize string
 	// Any: a host that no entry names is an upstream too, asked without a login.
 	Any bool
@@ -95,6 +101,10 @@ type Keep struct {
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	settings.FileOnly(fs, &o.Upstreams, "upstreams",
 		"other registries whose images this one caches; read again when it changes")
+	fs.BoolVar(&o.ProxyDockerHub, "proxy-docker-hub", false, "cache Docker Hub, as an entry of upstreams for docker.io "+
+		"does")
+	fs.StringVar(&o.HubUser, "hub-user", "", "the user at Docker Hub, for proxy-docker-hub; empty: no login")
+	fs.StringVar(&o.HubTokenFile, "hub-token-file", "", "a file with the token or password of hub-user")
 	fs.StringVar(&o.CacheSize, "cache-size", "40%",
 		"how much the cache of other registries may hold: bytes (50Gi), or a percentage of the volume")
 	fs.BoolVar(&o.Any, "upstream-any", false,
@@ -120,8 +130,44 @@ func (o *Options) Validate() error {
 			return fmt.Errorf("upstream-internal: %.80q is not a network; want one such as 203.0.113.0/24", text)
 		}
 	}
-	_, err := compile(o.Upstreams)
+	if err := o.checkHub(); err != nil {
+		return err
+	}
+	_, err := compile(o.Entries())
 	return err
+}
+
+// checkHub reports what is wrong with the settings of Docker Hub.
+func (o *Options) checkHub() error {
+	switch {
+	case !o.ProxyDockerHub && o.HubUser+o.HubTokenFile != "":
+		return fmt.Errorf("hub-user, hub-token-file: they need proxy-docker-hub; set it as well")
+	case !o.ProxyDockerHub:
+		return nil
+	case (o.HubUser == "") != (o.HubTokenFile == ""):
+		return fmt.Errorf("hub-user, hub-token-file: only one is set; set both, or none")
+	}
+	for i, e := range o.Upstreams {
+		if host, err := namespace.Host(e.Host); err == nil && host == address.Hub {
+			return fmt.Errorf("proxy-docker-hub: entry %d of upstreams is for docker.io as well; remove one of them, and "+
+				"write the login as username and password-file of an endpoint of the entry", i+1)
+		}
+	}
+	if o.HubTokenFile != "" {
+		if _, err := passwordIn(o.HubTokenFile); err != nil {
+			return fmt.Errorf("hub-token-file: %w", err)
+		}
+	}
+	return nil
+}
+
+// Entries returns the upstreams, with that of the settings of Docker Hub.
+func (o *Options) Entries() []Entry {
+	if !o.ProxyDockerHub {
+		return o.Upstreams
+	}
+	return append(slices.Clone(o.Upstreams), Entry{Host: address.Hub, Endpoints: []Endpoint{{URL: hubEndpoint,
+		Username: o.HubUser, PasswordFile: o.HubTokenFile}}})
 }
 
 // Networks returns Internal. The options are valid.
@@ -135,7 +181,7 @@ func (o *Options) Networks() (all []netip.Prefix) {
 }
 
 // Used reports whether any upstream may be asked.
-func (o *Options) Used() bool { return len(o.Upstreams) > 0 || o.Any }
+func (o *Options) Used() bool { return len(o.Entries()) > 0 || o.Any }
 
 // Size returns how much the cache may hold. Errors: the setting is not valid.
 func (o *Options) Size() (size.Amount, error) {
