@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -177,9 +178,35 @@ func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (b
 	return err == nil, err
 }
 
-// Create implements mirror.BlobStore.
+// Create implements mirror.BlobStore. The ID of an upload that may be continued is made of the digest, which finds it
+// again after a restart. No client can name it: the IDs of sessions are authenticated.
 func (s mirrorStore) Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
-	return s.options.Blobs.Create(storage.Unbounded(ctx), repo, d.Algorithm())
+	ctx = storage.Unbounded(ctx)
+	if s.Resumes() {
+		u, err := s.options.Blobs.CreateAs(ctx, repo, downloadID(d), d.Algorithm())
+		if !errors.Is(err, storage.ErrBusy) && !errors.Is(err, storage.ErrConflict) {
+			return u, err
+		}
+		// Clients' uploads have all places, or a download of the blob is about to end: this one cannot be continued.
+	}
+	return s.options.Blobs.Create(ctx, repo, d.Algorithm())
+}
+
+// Resumes implements mirror.BlobStore.
+func (s mirrorStore) Resumes() bool {
+	_, ok := s.options.Blobs.(storage.Grows)
+	return ok
+}
+
+// Resume implements mirror.BlobStore.
+func (s mirrorStore) Resume(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
+	return s.options.Blobs.Resume(storage.Unbounded(ctx), repo, downloadID(d), -1)
+}
+
+// downloadID returns the ID of the upload for a blob of an upstream, of the form of a UUID.
+func downloadID(d digest.Digest) string {
+	b := sha256.Sum256([]byte("download " + d))
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16])
 }
 
 // Keep implements mirror.BlobStore.

@@ -73,6 +73,8 @@ type Fetcher struct {
 	flights map[digest.Digest]*flight // those that readers can join
 	active  int                       // downloads, also those that readers can no longer join
 	spooled int64                     // bytes of spool files
+	left    map[digest.Digest]*leftover
+	sweeps  bool // a timer calls sweepLeft
 }
 
 // NewFetcher returns a Fetcher without downloads. Close ends it.
@@ -83,8 +85,9 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 	if o.Reserve == nil {
 		o.Reserve = func(int64) (func(), bool) { return func() {}, true }
 	}
-	f := &Fetcher{options: o, flights: map[digest.Digest]*flight{}}
+	f := &Fetcher{options: o, flights: map[digest.Digest]*flight{}, left: map[digest.Digest]*leftover{}}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	f.findLeft()
 	return f
 }
 
@@ -103,6 +106,9 @@ type Download struct {
 	Size   int64 // in bytes, by the descriptor; -1: not known
 	// Open opens the content at an offset, as [Upstream.Blob] does.
 	Open func(ctx context.Context, from int64, etag string) (*Blob, error)
+	// Resume returns the upload that Create has made in an earlier download, also before a restart, and that was closed
+	// with a part of the bytes. nil: uploads cannot be continued. Errors: there is none.
+	Resume func(ctx context.Context) (storage.Upload, error)
 	// Create creates the upload to which the bytes are written.
 	Create func(ctx context.Context) (storage.Upload, error)
 	// Commit commits the upload, and records the content. nil: the upload is only committed.
@@ -162,10 +168,11 @@ type flight struct {
 	changed  chan struct{}    // closed and replaced by each update, so that any number of readers can wait
 	answered bool             // the upstream has answered; size is final, or not known before the end
 	size     int64            // -1: not known
-	got      int64            // bytes that source has; written by run alone, which reads it without mu
+	got      int64            // bytes that source has
 	source   storage.Follower // nil: nothing has arrived yet
 	done     bool
 	err      error // with done: why the content has not arrived
+	given    bool  // a reader has got bytes
 	readers  int
 	idle     *time.Timer // calls abandon; nil: there was always a reader
 }

@@ -19,7 +19,7 @@ type Options struct {
 	// ProxyDockerHub, HubUser and HubTokenFile, which are those of Trow 0.x, make an entry for docker.io; see Entries.
 	ProxyDockerHub        bool
 	HubUser, HubTokenFile string
-	CacheSize string
+	CacheSize             string
 	// Any: a host that no entry names is an upstream too, asked without a login.
 	Any bool
 	// Offline: no upstream is asked.

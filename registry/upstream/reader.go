@@ -84,6 +84,7 @@ func (r *Reader) ReadAt(p []byte, at int64) (int, error) {
 		}
 		fl.mu.Lock()
 		visible, done, err, changed, source := fl.visible(), fl.done, fl.err, fl.changed, fl.source
+		fl.given = fl.given || at < visible
 		fl.mu.Unlock()
 		switch {
 		case done && err != nil: // also for bytes that have arrived: they may be wrong
