@@ -45,7 +45,8 @@ func TestTagsOfAnUpstream(t *testing.T) {
 	o.lists("team/app", "b", "d", "a", "c")
 	o.push("team/app", "e", "1")
 	w2.do("GET", tagsOfApp, nil).is(200).contains(`"tags":["a","b","c","d"]`)
-	w2.do("GET", "/v2/team/app/tags/list?ns=quay.io", nil).is(200).contains(`{"name":"team/app","tags":["a","b","c","d"]}`)
+	w2.do("GET", "/v2/team/app/tags/list?ns=quay.io", nil).is(200).
+		contains(`{"name":"team/app","tags":["a","b","c","d"]}`)
 	w2.do("GET", "/v2/f/quay.io/team/app/manifests/e", nil).is(200)
 	a := w2.do("GET", tagsOfApp+"?n=2", nil).is(200).contains(`"tags":["a","b"]`)
 	a.has("Link", `</v2/f/quay.io/team/app/tags/list?last=b&n=2>; rel="next"`)
@@ -110,7 +111,8 @@ func TestReferrersOfAnUpstream(t *testing.T) {
 		if n := strings.Count(got, "GET /v2/team/app/referrers/"); n != 1 {
 			t.Errorf("%s: the upstream was asked\n%s", way, got)
 		}
-		if way == "none" && got != fmt.Sprintf("GET /v2/team/app/referrers/%s\nHEAD /v2/team/app/manifests/%s", d, fallback) {
+		want := fmt.Sprintf("GET /v2/team/app/referrers/%s\nHEAD /v2/team/app/manifests/%s", d, fallback)
+		if way == "none" && got != want {
 			t.Errorf("the upstream was asked\n%s", got)
 		}
 		// With the image comes all of the signature.
@@ -175,7 +177,8 @@ func keeping(t *testing.T, bound *cacheof.Cache, more option, keep ...upstream.K
 // TestKeepIsFetchedAhead: what patterns and names of tags name now, and what they name after a change.
 func TestKeepIsFetchedAhead(t *testing.T) {
 	w, o := keeping(t, cacheof.NewCache(1<<30), func(*registry.Options) {},
-		upstream.Keep{Repository: "team/app", Tags: []string{"1.*"}}, upstream.Keep{Repository: "team/db", Tags: []string{"v"}})
+		upstream.Keep{Repository: "team/app", Tags: []string{"1.*"}},
+		upstream.Keep{Repository: "team/db", Tags: []string{"v"}})
 	images := map[string]string{}
 	for _, tag := range []string{"1.1", "1.2", "2.0"} {
 		body, _ := o.whole("team/app", tag, tag)

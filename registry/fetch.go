@@ -79,8 +79,8 @@ func (r *Registry) Poll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// FetchAhead polls and fetches until ctx is done, see [mirror.Mirror.Run], and then ends what runs in the background for
-// tags that move. alone calls a function while this process is the one that polls.
+// FetchAhead polls and fetches until ctx is done, see [mirror.Mirror.Run], and then ends what runs in the background
+// for tags that move. alone calls a function while this process is the one that polls.
 func (r *Registry) FetchAhead(ctx context.Context,
 	alone func(ctx context.Context, do func(context.Context) error) error) error {
 	if r.mirror == nil || r.options.ReadOnly {

@@ -61,13 +61,16 @@ func TestADownloadGoesOnAfterARestart(t *testing.T) {
 		start := func() (*server, func()) {
 			names := namespace.NewTable(nil)
 			up := upstream.New(upstream.Config{Guard: upstream.NewGuard(), Names: names})
-			err := up.Set([]upstream.Entry{{Host: "quay.io", Insecure: true, Endpoints: []upstream.Endpoint{{URL: origin.URL}}}})
+			err := up.Set([]upstream.Entry{{Host: "quay.io", Insecure: true,
+				Endpoints: []upstream.Endpoint{{URL: origin.URL}}}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30})
 			blobs := enginetest.Disk(t, dir)
-			w := serve(t, blobs, journal, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher })
+			w := serve(t, blobs, journal, func(r *registry.Options) {
+				r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher
+			})
 			return w, fetcher.Close
 		}
 		w, end := start()

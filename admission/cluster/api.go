@@ -66,17 +66,17 @@ func (u *API) Secret(ctx context.Context, namespace, name string) ([]byte, error
 	secret, err := u.o.Client.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsForbidden(err):
-		return nil, fmt.Errorf("this server may not read it; run: kubectl -n %[1]s create role trow-read-%[2]s --verb=get "+
-			"--resource=secrets --resource-name=%[2]s && kubectl -n %[1]s create rolebinding trow-read-%[2]s "+
-			"--role=trow-read-%[2]s --serviceaccount=%[3]s:%[4]s", namespace, name, u.o.Namespace, kube.Name)
+		return nil, fmt.Errorf("this server may not read it; run: kubectl -n %[1]s create role trow-read-%[2]s "+
+			"--verb=get --resource=secrets --resource-name=%[2]s && kubectl -n %[1]s create rolebinding "+
+			"trow-read-%[2]s --role=trow-read-%[2]s --serviceaccount=%[3]s:%[4]s", namespace, name, u.o.Namespace, kube.Name)
 	case apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("there is no such Secret; create it with kubectl -n %s create secret docker-registry %s",
 			namespace, name)
 	case err != nil:
 		return nil, err
 	case secret.Type != corev1.SecretTypeDockerConfigJson:
-		return nil, fmt.Errorf("it has the type %.100q; want %s, as of kubectl create secret docker-registry", secret.Type,
-			corev1.SecretTypeDockerConfigJson)
+		return nil, fmt.Errorf("it has the type %.100q; want %s, as of kubectl create secret docker-registry",
+			secret.Type, corev1.SecretTypeDockerConfigJson)
 	}
 	config := secret.Data[corev1.DockerConfigJsonKey]
 	u.secrets[namespace+"/"+name] = secretRead{time.Now(), config}
@@ -99,8 +99,8 @@ func (u *API) Networks(ctx context.Context) ([]netip.Prefix, error) {
 	defer cancel()
 	nodes, err := u.o.Client.Nodes.List(ctx, metav1.ListOptions{})
 	if apierrors.IsForbidden(err) {
-		return nil, fmt.Errorf("this server may not list the nodes; run: kubectl create clusterrole trow-nodes --verb=list "+
-			"--resource=nodes && kubectl create clusterrolebinding trow-nodes --clusterrole=trow-nodes "+
+		return nil, fmt.Errorf("this server may not list the nodes; run: kubectl create clusterrole trow-nodes "+
+			"--verb=list --resource=nodes && kubectl create clusterrolebinding trow-nodes --clusterrole=trow-nodes "+
 			"--serviceaccount=%s:%s; or name their networks in upstream-internal", u.o.Namespace, kube.Name)
 	}
 	if err != nil {

@@ -42,8 +42,9 @@ func TestALoginInASecret(t *testing.T) {
 	if n := len(w.Clientset.Actions()); n != 1 {
 		t.Errorf("%d requests for five pulls", n)
 	}
-	for name, want := range map[string]string{"opaque": "it has the type \"Opaque\"; want kubernetes.io/dockerconfigjson",
-		"none": "kubectl -n team create secret docker-registry none"} {
+	for name, want := range map[string]string{
+		"opaque": "it has the type \"Opaque\"; want kubernetes.io/dockerconfigjson",
+		"none":   "kubectl -n team create secret docker-registry none"} {
 		if _, err := api.Secret(t.Context(), "team", name); err == nil || !strings.Contains(err.Error(), want) ||
 			strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s: %v", name, err)
@@ -68,7 +69,8 @@ func TestNetworksOfTheCluster(t *testing.T) {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"},
 		Spec: corev1.NodeSpec{PodCIDR: "203.0.113.0/24", PodCIDRs: []string{"203.0.113.0/24", "2001:db8:1::/64", "x"}},
 		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n"},
-			{Type: corev1.NodeInternalIP, Address: "198.51.100.7"}, {Type: corev1.NodeExternalIP, Address: "2001:db8::7"}}}}
+			{Type: corev1.NodeInternalIP, Address: "198.51.100.7"},
+			{Type: corev1.NodeExternalIP, Address: "2001:db8::7"}}}}
 	w := newWorld(t, cluster.Enforce, node)
 	api := w.options.API()
 	all, err := api.Networks(t.Context())

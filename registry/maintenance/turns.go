@@ -230,9 +230,9 @@ func (t *turns) lead(ctx context.Context, task string, do func(context.Context) 
 	return do(ctx)
 }
 
-// alone calls do while this replica is the leader of a task, and again when it has become that again, until ctx is done.
-// Nothing is recorded: the task is one that another replica may begin anew at any time. The context of do has no fence,
-// because the work may be shared with that for clients, which any replica does.
+// alone calls do while this replica is the leader of a task, and again when it has become that again, until ctx is
+// done. Nothing is recorded: the task is one that another replica may begin anew at any time. The context of do has no
+// fence, because the work may be shared with that for clients, which any replica does.
 func (t *turns) alone(ctx context.Context, task string, do func(context.Context) error) error {
 	if t == nil {
 		return do(ctx)
@@ -258,9 +258,8 @@ func (t *turns) alone(ctx context.Context, task string, do func(context.Context)
 	}
 }
 
-// Alone calls do until ctx is done, of several replicas on one at a time: see the task as what it does for all of them,
-// which do must be able to begin anew at any time. Load must have returned. Errors: those of do, if there are no other
-// replicas.
+// Alone calls do until ctx is done; where there are several replicas, on one at a time. do must be able to begin anew
+// at any time, on any of them. Load must have returned. Errors: those of do, if there are no other replicas.
 func (d *Data) Alone(ctx context.Context, task string, do func(context.Context) error) error {
 	return d.loaded.Load().turns.alone(ctx, task, do)
 }

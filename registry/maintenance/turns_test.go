@@ -392,7 +392,8 @@ func TestWhatOneReplicaDoes(t *testing.T) {
 		}
 		// Without others there is no leader.
 		alone := maintenance.NewTurns(memory.NewJournal(), index, zerolog.Nop(), "")
-		if err := alone.Alone(t.Context(), "poll", func(context.Context) error { return errors.New("mine") }); err == nil {
+		err := alone.Alone(t.Context(), "poll", func(context.Context) error { return errors.New("mine") })
+		if err == nil {
 			t.Error("no error of do")
 		}
 	})

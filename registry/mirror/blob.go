@@ -20,8 +20,8 @@ type BlobStore interface {
 	Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error)
 	// Adopt makes a repository hold a blob that others hold. It reports false if none does any more.
 	Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error)
-	// Resume returns an upload of Create that was closed with a part of the blob, also before a restart. Errors: there is
-	// none.
+	// Resume returns an upload of Create that was closed with a part of the blob, also before a restart. Errors: there
+	// is none.
 	Resume(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error)
 	// Resumes reports whether closed uploads can be continued; otherwise the Fetcher keeps the bytes.
 	Resumes() bool

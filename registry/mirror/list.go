@@ -52,7 +52,8 @@ func (m *Mirror) Tags(ctx context.Context, repo string, held bool) (tags []strin
 	if held {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, listPatience, &upstream.Error{Kind: upstream.ErrUnavailable,
-			Host: up.Host, Repo: there, Ref: "tags/list", Reason: "it has not answered within " + listPatience.String()})
+			Host: up.Host, Repo: there, Ref: "tags/list",
+			Reason: "it has not answered within " + listPatience.String()})
 		defer cancel()
 	}
 	list, err := m.listed(ctx, up, there, up.Fresh)

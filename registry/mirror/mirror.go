@@ -20,13 +20,17 @@
 //     failed or refused. So an error of an upstream never replaces held content.
 //  5. Negative answers of an upstream are cached, not found for 10 s and unauthorized for a minute: clients ask in
 //     bursts.
-//  6. Where the settings say that only what is held may run (may-run: held, and deny), a tag that is held goes on naming
-//     what it names until the image that it names at the upstream is here as a whole. That is fetched in the background;
-//     until then the answer is stale. A tag that is not held at all is recorded with its manifest: the client that pulls
-//     it fetches the rest.
+//  6. Where only what is held may run (may-run: held, and deny), a tag that is held goes on naming what it names until
+//     the image that it names at the upstream is here as a whole. That is fetched in the background; until then the
+//     answer is stale. A tag that is not held at all is recorded with its manifest: the client that pulls it fetches
+//     the rest.
 //  7. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
 //     that are stored, or on their way, for another repository are served only after this repository's own upstream has
 //     answered for the digest with the same size.
+//  8. Lists of tags and of referrers are asked for once within the time of fresh:. Referrers are fetched, so that the
+//     registry lists what it holds; tags are not.
+//  9. What keep: of an upstream names is polled, and fetched ahead as a whole ([Mirror.Fetch]), by one process at a
+//     time.
 //
 // # What it does not do
 //
@@ -152,8 +156,8 @@ func New(o Options) *Mirror {
 	return m
 }
 
-// Close ends what runs in the background, and returns when it has ended. Reads go on; tags no longer move to images that
-// have to be fetched.
+// Close ends what runs in the background, and returns when it has ended. Reads go on; tags no longer move to images
+// that have to be fetched.
 func (m *Mirror) Close() {
 	m.mu.Lock() // move looks at the context under this lock, so nothing begins after Wait
 	m.close()

@@ -65,8 +65,8 @@ func (m *Mirror) Run(ctx context.Context) error {
 
 // Poll asks an upstream for the tags that keep: names, and fetches what is new as a whole. What is new to a tag or not
 // here is fetched, for parallel tags at once; if nothing is, nothing is written. It stops where the upstream cannot be
-// asked, where its rates leave room only for clients that wait, and where the cache is full. Errors: why it has stopped;
-// otherwise how many tags failed, with the first error.
+// asked, where its rates leave room only for clients that wait, and where the cache is full. Errors: why it has
+// stopped; otherwise how many tags failed, with the first error.
 func (m *Mirror) Poll(ctx context.Context, up *upstream.Upstream) error {
 	p := &polling{Mirror: m, up: up}
 	for _, repo := range up.Kept() {
@@ -123,7 +123,8 @@ func (p *polling) repo(ctx context.Context, repo string) error {
 		tags = slices.DeleteFunc(slices.Clone(list.tags), func(tag string) bool { return !p.up.Keeps(repo, tag) })
 	}
 	if len(tags) > maxPolled {
-		_ = p.note(fmt.Errorf("keep: names more than %d tags of %s/%s; the rest is not polled", maxPolled, p.up.Host, repo))
+		_ = p.note(fmt.Errorf("keep: names more than %d tags of %s/%s; the rest is not polled", maxPolled,
+			p.up.Host, repo))
 		tags = tags[:maxPolled]
 	}
 	g, group := errgroup.WithContext(ctx)

@@ -113,8 +113,8 @@ func (n *networks) follow(ctx context.Context) {
 			n.said = ""
 		case ctx.Err() == nil && err.Error() != n.said:
 			n.said = err.Error()
-			n.s.log.Warn().Err(err).Msg("the networks of nodes and pods are not known: should they have addresses of the " +
-				"Internet, upstreams can lead there")
+			n.s.log.Warn().Err(err).Msg("the networks of nodes and pods are not known: should they have addresses of " +
+				"the Internet, upstreams can lead there")
 		}
 		select {
 		case <-ctx.Done():

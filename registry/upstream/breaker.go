@@ -78,8 +78,8 @@ const (
 func (b *breaker) done(p permit, o outcome) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	// Only the probe ends the probe. Requests that were sent before the break may fail much later: with a probe for each
-	// of them, an endpoint that hangs would get one after the other.
+	// Only the probe ends the probe. Requests that were sent before the break may fail much later: with a probe for
+	// each of them, an endpoint that hangs would get one after the other.
 	if p == probe {
 		b.probing = false
 	}

@@ -336,8 +336,9 @@ func TestTags(t *testing.T) {
 		asked []string
 		err   error
 	}{
-		"one page": {func(w http.ResponseWriter, _ *http.Request) { give(w, `{"tags":["b","a","b","_x","bad tag",".y"]}`) },
-			[]string{"_x", "a", "b"}, false, []string{"GET " + list}, nil},
+		"one page": {func(w http.ResponseWriter, _ *http.Request) {
+			give(w, `{"tags":["b","a","b","_x","bad tag",".y"]}`)
+		}, []string{"_x", "a", "b"}, false, []string{"GET " + list}, nil},
 		"pages": {func(w http.ResponseWriter, req *http.Request) {
 			if req.URL.Query().Get("last") == "" {
 				w.Header().Set("Link", `</v2/a/tags/list?n=2&last=z>; rel="next"`)
@@ -357,8 +358,9 @@ func TestTags(t *testing.T) {
 		"empty":  {func(w http.ResponseWriter, _ *http.Request) { give(w, `{"tags":null}`) }, nil, false, nil, nil},
 		"absent": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, nil, false, nil, ErrNotFound},
 		"text":   {func(w http.ResponseWriter, _ *http.Request) { give(w, `<html>`) }, nil, false, nil, ErrDamaged},
-		"large": {func(w http.ResponseWriter, _ *http.Request) { give(w, strings.Repeat(" ", maxManifest+1)) }, nil, false,
-			nil, ErrTooLarge},
+		"large": {func(w http.ResponseWriter, _ *http.Request) {
+			give(w, strings.Repeat(" ", maxManifest+1))
+		}, nil, false, nil, ErrTooLarge},
 	} {
 		o := &origin{next: c.next}
 		tags, more, err := upstreamOf(t, o).Tags(t.Context(), "a")

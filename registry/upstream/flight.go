@@ -122,7 +122,7 @@ func (l *landing) end(ctx context.Context, keep bool) {
 		}
 		fl.fetcher.keep(left)
 	} else {
-		for _, release := range l.releases { // after Commit has called Cache.Added: the bytes are counted at each moment
+		for _, release := range l.releases { // after Commit has called Cache.Added: the bytes are always counted
 			release()
 		}
 		if l.spool != nil {

@@ -10,7 +10,8 @@ import (
 // TestTheSettingsOfDockerHub make the entry that people would write, and are refused beside one.
 func TestTheSettingsOfDockerHub(t *testing.T) {
 	token, empty := write(t, "token", "t0ken\n"), write(t, "empty", "\n")
-	o, err := load(t, "upstreams: [{host: quay.io}]", "--proxy-docker-hub", "--hub-user=alice", "--hub-token-file="+token)
+	o, err := load(t, "upstreams: [{host: quay.io}]", "--proxy-docker-hub", "--hub-user=alice",
+		"--hub-token-file="+token)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +25,7 @@ func TestTheSettingsOfDockerHub(t *testing.T) {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
-	if e := o.Entries()[1]; e.Endpoints[0].Username != "alice" || e.Endpoints[0].PasswordFile != token || len(o.Upstreams) != 1 {
+	if e := o.Entries()[1].Endpoints[0]; e.Username != "alice" || e.PasswordFile != token || len(o.Upstreams) != 1 {
 		t.Errorf("%+v", o.Entries())
 	}
 	if o, err := load(t, "", "--proxy-docker-hub"); err != nil || len(o.Entries()) != 1 || !o.Used() {

@@ -101,8 +101,8 @@ type Keep struct {
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	settings.FileOnly(fs, &o.Upstreams, "upstreams",
 		"other registries whose images this one caches; read again when it changes")
-	fs.BoolVar(&o.ProxyDockerHub, "proxy-docker-hub", false, "cache Docker Hub, as an entry of upstreams for docker.io "+
-		"does")
+	fs.BoolVar(&o.ProxyDockerHub, "proxy-docker-hub", false, "cache Docker Hub, as an entry of upstreams for "+
+		"docker.io does")
 	fs.StringVar(&o.HubUser, "hub-user", "", "the user at Docker Hub, for proxy-docker-hub; empty: no login")
 	fs.StringVar(&o.HubTokenFile, "hub-token-file", "", "a file with the token or password of hub-user")
 	fs.StringVar(&o.CacheSize, "cache-size", "40%",
@@ -110,9 +110,9 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.Any, "upstream-any", false,
 		"also cache registries that no entry of upstreams names, without a login")
 	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
-	fs.StringSliceVar(&o.Internal, "upstream-internal", nil, "networks (10.0.0.0/8) to which redirects and token servers "+
-		"of upstreams must not lead, beside those that are not of the Internet: of nodes and pods, where these have "+
-		"other addresses and the server may not list the nodes")
+	fs.StringSliceVar(&o.Internal, "upstream-internal", nil, "networks (10.0.0.0/8) to which redirects and token "+
+		"servers of upstreams must not lead, beside those that are not of the Internet: of nodes and pods, where these "+
+		"have other addresses and the server may not list the nodes")
 	fs.BoolVar(&o.ProxyFilters, "upstream-proxy-filters", false,
 		"the HTTP proxy in the environment refuses internal addresses, so upstream-any is safe with it")
 }
@@ -149,8 +149,8 @@ func (o *Options) checkHub() error {
 	}
 	for i, e := range o.Upstreams {
 		if host, err := namespace.Host(e.Host); err == nil && host == address.Hub {
-			return fmt.Errorf("proxy-docker-hub: entry %d of upstreams is for docker.io as well; remove one of them, and "+
-				"write the login as username and password-file of an endpoint of the entry", i+1)
+			return fmt.Errorf("proxy-docker-hub: entry %d of upstreams is for docker.io as well; remove one of them, "+
+				"and write the login as username and password-file of an endpoint of the entry", i+1)
 		}
 	}
 	if o.HubTokenFile != "" {

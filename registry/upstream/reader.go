@@ -43,8 +43,8 @@ func (r *Reader) Size() (int64, error) {
 	}
 }
 
-// Wait waits until all of the content is stored, without reading it. It calls progress whenever bytes have arrived, with
-// how many they are, and how many the content has; -1: not known yet. Errors: as Size.
+// Wait waits until all of the content is stored, without reading it. It calls progress whenever bytes have arrived,
+// with how many they are, and how many the content has; -1: not known yet. Errors: as Size.
 func (r *Reader) Wait(progress func(got, size int64)) error {
 	for {
 		r.flight.mu.Lock()
