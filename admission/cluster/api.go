@@ -67,8 +67,9 @@ func (u *API) Secret(ctx context.Context, namespace, name string) ([]byte, error
 	switch {
 	case apierrors.IsForbidden(err):
 		return nil, fmt.Errorf("this server may not read it; run: kubectl -n %[1]s create role trow-read-%[2]s "+
-			"--verb=get --resource=secrets --resource-name=%[2]s && kubectl -n %[1]s create rolebinding "+
-			"trow-read-%[2]s --role=trow-read-%[2]s --serviceaccount=%[3]s:%[4]s", namespace, name, u.o.Namespace, kube.Name)
+			"--verb=get --resource=secrets --resource-name=%[2]s && "+
+			"kubectl -n %[1]s create rolebinding trow-read-%[2]s --role=trow-read-%[2]s --serviceaccount=%[3]s:%[4]s",
+			namespace, name, u.o.Namespace, kube.Name)
 	case apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("there is no such Secret; create it with kubectl -n %s create secret docker-registry %s",
 			namespace, name)

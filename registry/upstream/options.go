@@ -111,8 +111,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 		"also cache registries that no entry of upstreams names, without a login")
 	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
 	fs.StringSliceVar(&o.Internal, "upstream-internal", nil, "networks (10.0.0.0/8) to which redirects and token "+
-		"servers of upstreams must not lead, beside those that are not of the Internet: of nodes and pods, where these "+
-		"have other addresses and the server may not list the nodes")
+		"servers of upstreams must not lead, beside those that are not of the Internet: of nodes and pods, where "+
+		"these have other addresses and the server may not list the nodes")
 	fs.BoolVar(&o.ProxyFilters, "upstream-proxy-filters", false,
 		"the HTTP proxy in the environment refuses internal addresses, so upstream-any is safe with it")
 }
