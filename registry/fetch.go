@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -93,17 +92,7 @@ func (r *Registry) FetchAhead(ctx context.Context,
 // onlyHeld reports whether a list is to have only what is held, without asking an upstream: for commands in the data
 // directory, which work on what is stored, and for clients that say so (RFC 9111, section 5.2.1.7).
 func onlyHeld(req *http.Request, c *call) bool {
-	if c.who.Unlimited() {
-		return true
-	}
-	for _, v := range req.Header["Cache-Control"] {
-		for word := range strings.SplitSeq(v, ",") {
-			if strings.EqualFold(strings.TrimSpace(word), "only-if-cached") {
-				return true
-			}
-		}
-	}
-	return false
+	return c.who.Unlimited() || onlyIfCached(req.Header)
 }
 
 // upstreamTags returns the tags that a repository has at its upstream; found says that it is not empty here. stale says

@@ -25,7 +25,7 @@ import (
 // refresh asks the upstream of a repository for what ref names, if the repository has one. stale says why held content
 // may not be what the upstream has. Errors: as a client gets them.
 func (r *Registry) refresh(ctx context.Context, repo, ref string) (stale, err error) {
-	if r.mirror == nil || !namespace.Within(repo) {
+	if r.mirror == nil || !namespace.Within(repo) || isOnlyHeld(ctx) {
 		return nil, nil
 	}
 	if stale, err = r.mirror.Refresh(ctx, repo, ref); err != nil {
@@ -237,7 +237,7 @@ func (s mirrorStore) linkCached(ctx context.Context, repo string, d digest.Diges
 // does not say that, the blob is downloaded.
 func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, head bool,
 	unknown error) (blob, error) {
-	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || e == nil ||
+	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || isOnlyHeld(ctx) || e == nil ||
 		e.Code != ocierror.BlobUnknown {
 		return blob{}, unknown
 	}

@@ -280,7 +280,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	req = c.marked(req)
+	req = c.onlyHeld(c.marked(req))
 	ctx = req.Context()
 
 	// The place comes first: verifying credentials can take long, and so counts as being under way.
