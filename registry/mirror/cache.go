@@ -50,6 +50,7 @@ type Cache struct {
 	store CacheStore
 	limit int64
 
+	looking  sync.Mutex // held during Look, which marks what it has seen; taken before the others
 	evicting sync.Mutex // held during evictions, so that two do not choose the same contents; taken before mu
 	failed   time.Time  // when an eviction last failed; guarded by evicting
 
@@ -130,6 +131,8 @@ func hourOf(t time.Time) uint32 { return uint32(t.Unix() / 3600) }
 // Look updates the Cache to what the registry holds, which other processes, imports and deletions change as well. The
 // first call reads the times of last use from the journal.
 func (c *Cache) Look(ctx context.Context) {
+	c.looking.Lock()
+	defer c.looking.Unlock()
 	c.mu.Lock()
 	first := !c.looked
 	c.looked = true

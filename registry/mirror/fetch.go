@@ -257,7 +257,7 @@ func (f *fetching) wanted(parts []Part) (some []Part, err error) {
 	}
 	others := 0
 	for _, p := range parts {
-		if p.Manifest && p.Platform != nil && !f.runs(*p.Platform) {
+		if p.Manifest && p.Platform != nil && !Wanted(f.platforms, *p.Platform) {
 			others++
 			continue
 		}
@@ -268,17 +268,6 @@ func (f *fetching) wanted(parts []Part) (some []Part, err error) {
 			Reason: "the image has no manifest for the platforms that are wanted"}
 	}
 	return some, nil
-}
-
-// runs reports whether an image of platform p is wanted. A wanted platform without a variant stands for all variants.
-func (f *fetching) runs(p Platform) bool {
-	for _, w := range f.platforms {
-		if w.OS == p.OS && w.Architecture == p.Architecture &&
-			(w.Variant == "" || p.Variant == "" || w.Variant == p.Variant) {
-			return true
-		}
-	}
-	return false
 }
 
 // manifest makes the repository hold a manifest, and returns what it refers to.

@@ -34,6 +34,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"trow/registry"
 	"trow/registry/admin"
@@ -65,6 +66,9 @@ type Options struct {
 
 	// Names are the host[:port] under which clients know the registry; at least one. Set by the program, as is Log.
 	Names []string
+	// Platforms are those of the nodes, os/arch[/variant], for which images are fetched ahead of need. Optional: then
+	// that of this server.
+	Platforms []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
 	// Cluster is the cluster in which the registry runs. Optional.
@@ -118,7 +122,9 @@ type Service struct {
 	api       *server.Pending
 	images    registry.Images
 	migration migration.Migration
-	index     *storage.Index // nil until Load has returned
+	index     *storage.Index     // nil until Load has returned
+	registry  *registry.Registry // as index
+	warming   *semaphore.Weighted
 }
 
 // Open opens the parts. The caller closes the Service. Errors: another process uses the data directory; a file or a
@@ -128,7 +134,7 @@ func Open(o Options) (s *Service, err error) {
 		return nil, err
 	}
 	s = &Service{options: o, log: o.Log, api: server.NewPending(registry.Loading),
-		names: namespace.NewTable(o.Namespaces.Sites)}
+		names: namespace.NewTable(o.Namespaces.Sites), warming: semaphore.NewWeighted(allWarming)}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -230,6 +236,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	s.images = api.Images()
 	s.cache.load(api, s)
 	s.migration.From, s.migration.ReadOnly, s.migration.Log = s.data.Side, s.data.ReadOnly, s.log
+	s.registry = api
 	s.migration.DataDir, s.migration.Memory = s.options.Data.DataDir, maintenance.Memory() // the server goes on serving
 	s.migration.Socket = func(req *http.Request) bool {
 		who, err := s.guard.Identify(req)
@@ -338,7 +345,7 @@ func (s *Service) Audit() *audit.Log { return s.trail }
 // by Guard.
 func (s *Service) Administration() http.Handler {
 	r := chi.NewRouter()
-	for _, jobs := range []map[string]http.Handler{s.data.Jobs(), s.guard.Jobs()} {
+	for _, jobs := range []map[string]http.Handler{s.data.Jobs(), s.guard.Jobs(), s.cacheJobs()} {
 		for name, job := range jobs {
 			r.Handle("/admin/"+name, s.whenLoaded(job))
 		}
