@@ -72,7 +72,7 @@ type Client struct {
 	ConfigMaps             func(namespace string) Lister[*corev1.ConfigMap, *corev1.ConfigMapList]
 	Events                 func(namespace string) Lister[*corev1.Event, *corev1.EventList]
 	PersistentVolumeClaims func(namespace string) Resource[*corev1.PersistentVolumeClaim]
-	Pods                   func(namespace string) Resource[*corev1.Pod]
+	Pods                   func(namespace string) Lister[*corev1.Pod, *corev1.PodList]
 	Secrets                func(namespace string) Resource[*corev1.Secret]
 	DaemonSets             func(namespace string) Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList]
 	Deployments            func(namespace string) Lister[*appsv1.Deployment, *appsv1.DeploymentList]
@@ -152,8 +152,9 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 			return gentype.NewClient("persistentvolumeclaims", core, parameters, ns,
 				func() *corev1.PersistentVolumeClaim { return &corev1.PersistentVolumeClaim{} })
 		},
-		Pods: func(ns string) Resource[*corev1.Pod] {
-			return gentype.NewClient("pods", core, parameters, ns, func() *corev1.Pod { return &corev1.Pod{} })
+		Pods: func(ns string) Lister[*corev1.Pod, *corev1.PodList] {
+			return gentype.NewClientWithList("pods", core, parameters, ns,
+				func() *corev1.Pod { return &corev1.Pod{} }, func() *corev1.PodList { return &corev1.PodList{} })
 		},
 		Secrets: func(ns string) Resource[*corev1.Secret] {
 			return gentype.NewClient("secrets", core, parameters, ns, func() *corev1.Secret { return &corev1.Secret{} })

@@ -65,6 +65,8 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 		"GET /api/v1/namespaces/ns/persistentvolumeclaims/x": object("v1", "PersistentVolumeClaim"),
 		"GET /api/v1/namespaces/ns/pods/x":                   object("v1", "Pod"),
 		"GET /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
+		"GET /api/v1/pods?limit=5":                           `{"apiVersion":"v1","kind":"PodList","items":[{}]}`,
+		"GET /api/v1/nodes?limit=5":                          `{"apiVersion":"v1","kind":"NodeList","items":[{}]}`,
 		"PUT /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
 		"POST /api/v1/namespaces/ns/events":                  object("v1", "Event"),
 		"GET /api/v1/namespaces/ns/events?limit=5":           `{"apiVersion":"v1","kind":"EventList","items":[{}]}`,
@@ -138,6 +140,12 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 	}
 	if e, err := c.Events("ns").List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(e.Items) != 1 {
 		t.Errorf("list events: %+v, %v", e, err)
+	}
+	if p, err := c.Pods("").List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(p.Items) != 1 {
+		t.Errorf("list pods: %+v, %v", p, err)
+	}
+	if n, err := c.Nodes.List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(n.Items) != 1 {
+		t.Errorf("list nodes: %+v, %v", n, err)
 	}
 	if err := c.WebhookConfigurations.Delete(ctx, "x", metav1.DeleteOptions{}); err != nil {
 		t.Errorf("delete: %v", err)
