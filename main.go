@@ -82,7 +82,7 @@ func newRoot() *cobra.Command {
 			return err
 		}), settings.Version(root.Version), manifests.Command(version), node.Command(), credential.Command(),
 		bench.Command())
-	root.AddCommand(append(cluster.Commands(), commands.New(registrySettings, kube.DefaultServers()).Commands()...)...)
+	root.AddCommand(append(cluster.Commands(), commands.New(registrySettings, check.Cluster{}).Commands()...)...)
 	return root
 }
 
