@@ -82,7 +82,7 @@ func newRoot() *cobra.Command {
 			return err
 		}), settings.Version(root.Version), manifests.Command(version), node.Command(), credential.Command(),
 		bench.Command())
-	root.AddCommand(append(cluster.Commands(), commands.New(registrySettings, kube.DefaultServers()).Commands()...)...)
+	root.AddCommand(append(cluster.Commands(), commands.New(registrySettings, check.Cluster{}).Commands()...)...)
 	return root
 }
 
@@ -146,7 +146,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	if err := o.cluster.Login(cmd.Context(), &o.registry.Auth.User, &o.registry.Auth.Password); err != nil {
 		return err
 	}
-	o.registry.Log, o.registry.Names, o.registry.Files = log, o.policy.Names, files
+	o.registry.Log, o.registry.Names, o.registry.Files, o.registry.Cluster = log, o.policy.Names, files, o.cluster.API()
 	o.registry.Limit.MaxRequests = o.server.Requests(o.registry.Limit.MaxRequests)
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()

@@ -128,24 +128,12 @@ func (s mirrorStore) kept(ctx context.Context, repo string) iter.Seq[digest.Dige
 func (s mirrorStore) Evict(ctx context.Context, all []digest.Digest) (stay []digest.Digest, err error) {
 	stays := map[digest.Digest]bool{}
 	for repo, held := range s.options.Index.HoldersOf(namespace.Prefix, all) {
-		err := storage.InSteps(held, func(held []digest.Digest) error {
-			var here []digest.Digest
-			err := s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
-				here = nil // the function may run more than once
-				for _, d := range held {
-					if !tx.Evict(d) {
-						here = append(here, d)
-					}
-				}
-				return nil
-			})
-			for _, d := range here {
-				stays[d] = true
-			}
-			return err
-		})
+		here, err := s.evictFrom(ctx, repo, held)
 		if err != nil {
 			return nil, err
+		}
+		for _, d := range here {
+			stays[d] = true
 		}
 	}
 	var gone []digest.Digest
@@ -159,6 +147,26 @@ func (s mirrorStore) Evict(ctx context.Context, all []digest.Digest) (stay []dig
 	}
 	// Another repository may hold some of it, or have begun to since: Drop leaves the bytes of that.
 	return stay, s.options.Drop(ctx, gone)
+}
+
+// evictFrom removes contents from one repository. It returns those that the repository keeps, see mirror.CacheStore.
+func (s mirrorStore) evictFrom(ctx context.Context, repo string, all []digest.Digest) (stay []digest.Digest,
+	err error) {
+	err = storage.InSteps(all, func(some []digest.Digest) error {
+		var here []digest.Digest
+		err := s.options.Index.Update(ctx, repo, func(tx *storage.Tx) error {
+			here = nil // the function may run more than once
+			for _, d := range some {
+				if !tx.Evict(d) {
+					here = append(here, d)
+				}
+			}
+			return nil
+		})
+		stay = append(stay, here...)
+		return err
+	})
+	return stay, err
 }
 
 // Records implements mirror.CacheStore.

@@ -110,3 +110,31 @@ func TestWhatIsImportedStays(t *testing.T) {
 		t.Errorf("%s", h.body)
 	}
 }
+
+// TestAMountOfCachedContent is a push: the content counts for the cache no longer, and is not evicted.
+func TestAMountOfCachedContent(t *testing.T) {
+	w, o, bound := newBounded(t, 300_000)
+	content, d := o.layerOf("team/app", 1)
+	w.do("GET", "/v2/team/app/blobs/"+d.String()+"?ns=quay.io", nil).is(200)
+	if used := bound.Stats().Used; used != int64(len(content)) {
+		t.Fatalf("%d bytes count", used)
+	}
+	o.requests()
+	w.do("POST", "/v2/own/app/blobs/uploads/?mount="+d.String()+"&from=f/quay.io/team/app", nil).is(201)
+	bound.Look(t.Context())
+	if used := bound.Stats().Used; used != 0 {
+		t.Errorf("%d bytes count after the mount", used)
+	}
+	for n := range 10 { // more than there is room for
+		_, d := o.layerOf("team/app", 10+n)
+		w.do("GET", "/v2/team/app/blobs/"+d.String()+"?ns=quay.io", nil).is(200)
+	}
+	w.do("GET", "/v2/own/app/blobs/"+d.String(), nil).is(200).equals(string(content))
+	// What is not held is not fetched for a mount: the client uploads it.
+	_, other := o.layerOf("team/app", 99)
+	o.requests()
+	w.do("POST", "/v2/own/app/blobs/uploads/?mount="+other.String()+"&from=f/quay.io/team/app", nil).is(202)
+	if got := o.requests(); got != "" {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+}

@@ -57,10 +57,11 @@ func (r *Registry) listTags(w http.ResponseWriter, req *http.Request, c *call) e
 	if err != nil {
 		return err
 	}
-	tags, err := r.tags(req.Context(), c.repo, p.last, p.n+1)
+	tags, stale, err := r.tags(req.Context(), c.repo, p.last, p.n+1, onlyHeld(req, c))
 	if err != nil {
 		return err
 	}
+	r.warnStale(w, req, stale)
 	tags = p.cut(w.Header(), r.location(c, "/tags/list"), tags)
 	return r.writeList(w, req, tags, struct {
 		Name string   `json:"name"`

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ import (
 // refresh asks the upstream of a repository for what ref names, if the repository has one. stale says why held content
 // may not be what the upstream has. Errors: as a client gets them.
 func (r *Registry) refresh(ctx context.Context, repo, ref string) (stale, err error) {
-	if r.mirror == nil || !namespace.Within(repo) {
+	if r.mirror == nil || !namespace.Within(repo) || isOnlyHeld(ctx) {
 		return nil, nil
 	}
 	if stale, err = r.mirror.Refresh(ctx, repo, ref); err != nil {
@@ -177,9 +178,35 @@ func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (b
 	return err == nil, err
 }
 
-// Create implements mirror.BlobStore.
+// Create implements mirror.BlobStore. The ID of an upload that may be continued is made of the digest, which finds it
+// again after a restart. No client can name it: the IDs of sessions are authenticated.
 func (s mirrorStore) Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
-	return s.options.Blobs.Create(storage.Unbounded(ctx), repo, d.Algorithm())
+	ctx = storage.Unbounded(ctx)
+	if s.Resumes() {
+		u, err := s.options.Blobs.CreateAs(ctx, repo, downloadID(d), d.Algorithm())
+		if !errors.Is(err, storage.ErrBusy) && !errors.Is(err, storage.ErrConflict) {
+			return u, err
+		}
+		// Clients' uploads have all places, or a download of the blob is about to end: this one cannot be continued.
+	}
+	return s.options.Blobs.Create(ctx, repo, d.Algorithm())
+}
+
+// Resumes implements mirror.BlobStore.
+func (s mirrorStore) Resumes() bool {
+	_, ok := s.options.Blobs.(storage.Grows)
+	return ok
+}
+
+// Resume implements mirror.BlobStore.
+func (s mirrorStore) Resume(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
+	return s.options.Blobs.Resume(storage.Unbounded(ctx), repo, downloadID(d), -1)
+}
+
+// downloadID returns the ID of the upload for a blob of an upstream, of the form of a UUID.
+func downloadID(d digest.Digest) string {
+	b := sha256.Sum256([]byte("download " + d))
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16])
 }
 
 // Keep implements mirror.BlobStore.
@@ -225,7 +252,7 @@ func (s mirrorStore) keepCached(ctx context.Context, repo string, d digest.Diges
 // does not say that, the blob is downloaded.
 func (r *Registry) fetchBlob(ctx context.Context, repo string, d digest.Digest, head bool,
 	unknown error) (blob, error) {
-	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || e == nil ||
+	if e := ocierror.As(unknown); r.mirror == nil || !namespace.Within(repo) || isOnlyHeld(ctx) || e == nil ||
 		e.Code != ocierror.BlobUnknown {
 		return blob{}, unknown
 	}
@@ -271,5 +298,6 @@ func (r *Registry) newMirror() *mirror.Mirror {
 		r.options.Cache.Attach(mirrorStore{r})
 	}
 	return mirror.New(mirror.Options{Names: r.options.Namespaces, Upstreams: r.options.Upstreams, Store: mirrorStore{r},
-		Fetcher: r.options.Fetcher, Blobs: mirrorStore{r}})
+		Fetcher: r.options.Fetcher, Blobs: mirrorStore{r}, Platforms: r.options.Platforms,
+		Report: r.options.FetchFailed})
 }

@@ -22,6 +22,7 @@ import (
 	"trow/registry/namespace"
 	"trow/registry/settings"
 	"trow/registry/upstream"
+	"trow/storage"
 )
 
 // origin is another registry: manifests by tag and digest. It records what it was asked.
@@ -70,6 +71,9 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", typeManifest)
+	if bytes.Contains(body, []byte(typeIndex)) {
+		w.Header().Set("Content-Type", typeIndex)
+	}
 	w.Header().Set("Docker-Content-Digest", digest.FromBytes(body).String())
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	_, _ = w.Write(body)
@@ -116,6 +120,21 @@ func newCacheWith(t *testing.T, fresh string, reserve func(int64) (func(), bool)
 // newCacheOf is newCacheWith with more options.
 func newCacheOf(t *testing.T, fresh string, reserve func(int64) (func(), bool), more option) (*server, *origin) {
 	t.Helper()
+	return newCacheEntry(t, fresh, reserve, more, func(*upstream.Entry) {})
+}
+
+// newCacheEntry is newCacheOf with a change of the upstream's entry.
+func newCacheEntry(t *testing.T, fresh string, reserve func(int64) (func(), bool), more option,
+	change func(*upstream.Entry)) (*server, *origin) {
+	t.Helper()
+	blobs, journal := inMemory()
+	return newCacheOver(t, blobs, journal, fresh, reserve, more, change)
+}
+
+// newCacheOver is newCacheEntry over engines.
+func newCacheOver(t *testing.T, blobs storage.Blobs, journal storage.Journal, fresh string,
+	reserve func(int64) (func(), bool), more option, change func(*upstream.Entry)) (*server, *origin) {
+	t.Helper()
 	o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
 	o.Server = httptest.NewServer(o)
 	t.Cleanup(o.Close)
@@ -125,11 +144,13 @@ func newCacheOf(t *testing.T, fresh string, reserve func(int64) (func(), bool), 
 	if fresh == "always" {
 		entry.Fresh = new(settings.Duration)
 	}
+	change(&entry)
 	if err := up.Set([]upstream.Entry{entry}); err != nil {
 		t.Fatal(err)
 	}
 	fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30, Reserve: reserve})
-	w := newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher }, more)
+	w := serve(t, blobs, journal,
+		func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher }, more)
 	t.Cleanup(fetcher.Close)
 	return w, o
 }
@@ -148,14 +169,14 @@ func TestAManifestOfAnUpstream(t *testing.T) {
 	}
 	w.do("GET", at+d.String()+"?ns=quay.io", nil).is(200).equals(string(body))
 	w.do("GET", "/v2/f/quay.io/team/app/manifests/v", nil).is(200).equals(string(body)) // it is fresh
-	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil).is(200).contains(`["v"]`)
+	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil, "Cache-Control", "only-if-cached").is(200).contains(`["v"]`)
 	if got := o.requests(); got != "" {
 		t.Errorf("the upstream was asked\n%s", got)
 	}
 	// By a digest alone.
 	other, d2 := o.push("team/app", "other", "2")
 	w.do("GET", at+d2.String()+"?ns=quay.io", nil).is(200).equals(string(other))
-	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil).is(200).contains(`["v"]`)
+	w.do("GET", "/v2/f/quay.io/team/app/tags/list", nil, "Cache-Control", "only-if-cached").is(200).contains(`["v"]`)
 	if got := o.requests(); got != "GET "+at+d2.String() {
 		t.Errorf("the upstream was asked\n%s", got)
 	}

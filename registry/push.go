@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/auth"
+	"trow/registry/namespace"
 	"trow/registry/ocierror"
 	"trow/storage"
 )
@@ -140,10 +141,11 @@ func (r *Registry) checkReferences(n int) error {
 
 // acceptsSparse reports whether the repository accepts the manifest although it does not hold all of it: it is an
 // index, of which something is here. What is not here is referenced and not present, as a foreign layer is: pulls of it
-// get 404, until it is pushed.
+// get 404, until it is pushed. Images of other registries are here for some platforms alone.
 func (r *Registry) acceptsSparse(tx *storage.Tx, p *push) bool {
 	index := p.parsed.mediaType == typeOCIIndex || p.parsed.mediaType == typeDockerList
-	return index && slices.ContainsFunc(p.parsed.needs, tx.Whole) && (p.who.Unlimited() || r.options.Sparse(p.repo))
+	return index && slices.ContainsFunc(p.parsed.needs, tx.Whole) &&
+		(p.who.Unlimited() || namespace.Within(p.repo) || r.options.Sparse(p.repo))
 }
 
 // missingParts reports which of the needed parts the repository does not hold intact, at most maxMissing.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -205,13 +206,33 @@ func (p *blobPart) Close() error {
 	return p.file.Close()
 }
 
-// tags returns up to n tags of repo after the given one. Errors: NAME_UNKNOWN.
-func (r *Registry) tags(ctx context.Context, repo, after string, n int) ([]string, error) {
+// tags returns up to n tags of repo after the given one, with those of its upstream unless held is set. stale says why
+// there may be others. Errors: NAME_UNKNOWN; as fetchBlob, if there is nothing here.
+func (r *Registry) tags(ctx context.Context, repo, after string, n int, held bool) (tags []string, stale, err error) {
 	tags, found, err := r.options.Index.Tags(ctx, repo, after, n)
-	if err == nil && !found {
-		err = nameUnknown(repo)
+	if err != nil {
+		return nil, nil, err
 	}
-	return tags, err
+	if !held {
+		var there []string
+		if there, stale, err = r.upstreamTags(ctx, repo, found); err != nil {
+			return nil, nil, err
+		}
+		from, exact := slices.BinarySearch(there, after)
+		if exact {
+			from++
+		}
+		found = found || there != nil
+		// Both are sorted, so the first n of both together are among the first n of each.
+		tags = append(tags, there[from:min(len(there), from+n)]...)
+		slices.Sort(tags)
+		tags = slices.Compact(tags)
+		tags = tags[:min(len(tags), n)]
+	}
+	if !found {
+		return nil, nil, nameUnknown(repo)
+	}
+	return tags, stale, nil
 }
 
 // exists reports whether the repo is here.

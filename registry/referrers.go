@@ -91,10 +91,19 @@ func (r *Registry) listReferrers(w http.ResponseWriter, req *http.Request, c *ca
 		return err
 	}
 	defer keep(0)
+	var stale error
+	if !onlyHeld(req, c) {
+		stale = r.refreshReferrers(req.Context(), c.repo, c.digest)
+	}
 	found, err := r.referrersOf(req.Context(), c.repo, c.digest, q.after)
 	if err != nil {
 		return err
 	}
+	if stale != nil && len(found.list) == 0 && q.after == "" {
+		// An empty list would say that there are none, such as signatures.
+		return mirrorError(manifestUnknown(c.repo, c.digest.String()), stale)
+	}
+	r.warnStale(w, req, stale)
 	return r.writeReferrers(w, req, c, q, found, keep)
 }
 

@@ -67,6 +67,11 @@ type Options struct {
 	Upstreams *upstream.Upstreams
 	// Fetcher downloads their blobs. Optional.
 	Fetcher *upstream.Fetcher
+	// Platforms are those of which an image of another registry must be here before a tag moves to it, where only what
+	// is held may run, and that are fetched ahead. nil: all.
+	Platforms []mirror.Platform
+	// FetchFailed gets what could not be fetched ahead, and for which upstream. Optional.
+	FetchFailed func(upstream string, err error)
 	// Cache bounds how much of their content is stored. Optional; with it, Drop deletes the bytes of contents that no
 	// repository holds any more.
 	Cache *mirror.Cache
@@ -275,7 +280,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	req = c.marked(req)
+	req = c.onlyHeld(c.marked(req))
 	ctx = req.Context()
 
 	// The place comes first: verifying credentials can take long, and so counts as being under way.

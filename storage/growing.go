@@ -10,6 +10,13 @@ type Growing interface {
 	Follow() (Follower, error)
 }
 
+// Grows is an optional interface of Blobs: all its uploads are Growing, and one that CreateAs has made and Close keeps
+// takes nothing but the room of its bytes until Expire.
+type Grows interface {
+	Blobs
+	UploadsGrow()
+}
+
 // Follower reads an upload that may still grow. ReadAt returns io.EOF where it has no more bytes yet. It is safe for
 // concurrent use.
 type Follower interface {

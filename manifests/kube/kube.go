@@ -72,7 +72,7 @@ type Client struct {
 	ConfigMaps             func(namespace string) Lister[*corev1.ConfigMap, *corev1.ConfigMapList]
 	Events                 func(namespace string) Lister[*corev1.Event, *corev1.EventList]
 	PersistentVolumeClaims func(namespace string) Resource[*corev1.PersistentVolumeClaim]
-	Pods                   func(namespace string) Resource[*corev1.Pod]
+	Pods                   func(namespace string) Lister[*corev1.Pod, *corev1.PodList]
 	Secrets                func(namespace string) Resource[*corev1.Secret]
 	DaemonSets             func(namespace string) Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList]
 	Deployments            func(namespace string) Lister[*appsv1.Deployment, *appsv1.DeploymentList]
@@ -80,6 +80,7 @@ type Client struct {
 	Leases                 func(namespace string) Resource[*coordinationv1.Lease]
 
 	Namespaces            Resource[*corev1.Namespace]
+	Nodes                 Lister[*corev1.Node, *corev1.NodeList]
 	PersistentVolumes     Resource[*corev1.PersistentVolume]
 	ClusterRoles          Resource[*rbacv1.ClusterRole]
 	WebhookConfigurations Lister[*admissionregistrationv1.ValidatingWebhookConfiguration,
@@ -151,8 +152,9 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 			return gentype.NewClient("persistentvolumeclaims", core, parameters, ns,
 				func() *corev1.PersistentVolumeClaim { return &corev1.PersistentVolumeClaim{} })
 		},
-		Pods: func(ns string) Resource[*corev1.Pod] {
-			return gentype.NewClient("pods", core, parameters, ns, func() *corev1.Pod { return &corev1.Pod{} })
+		Pods: func(ns string) Lister[*corev1.Pod, *corev1.PodList] {
+			return gentype.NewClientWithList("pods", core, parameters, ns,
+				func() *corev1.Pod { return &corev1.Pod{} }, func() *corev1.PodList { return &corev1.PodList{} })
 		},
 		Secrets: func(ns string) Resource[*corev1.Secret] {
 			return gentype.NewClient("secrets", core, parameters, ns, func() *corev1.Secret { return &corev1.Secret{} })
@@ -177,6 +179,8 @@ func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
 		},
 		Namespaces: gentype.NewClient("namespaces", core, parameters, "",
 			func() *corev1.Namespace { return &corev1.Namespace{} }),
+		Nodes: gentype.NewClientWithList("nodes", core, parameters, "",
+			func() *corev1.Node { return &corev1.Node{} }, func() *corev1.NodeList { return &corev1.NodeList{} }),
 		PersistentVolumes: gentype.NewClient("persistentvolumes", core, parameters, "",
 			func() *corev1.PersistentVolume { return &corev1.PersistentVolume{} }),
 		ClusterRoles: gentype.NewClient("clusterroles", rbac, parameters, "",

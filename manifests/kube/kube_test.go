@@ -65,10 +65,13 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 		"GET /api/v1/namespaces/ns/persistentvolumeclaims/x": object("v1", "PersistentVolumeClaim"),
 		"GET /api/v1/namespaces/ns/pods/x":                   object("v1", "Pod"),
 		"GET /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
+		"GET /api/v1/pods?limit=5":                           `{"apiVersion":"v1","kind":"PodList","items":[{}]}`,
+		"GET /api/v1/nodes?limit=5":                          `{"apiVersion":"v1","kind":"NodeList","items":[{}]}`,
 		"PUT /api/v1/namespaces/ns/secrets/x":                object("v1", "Secret"),
 		"POST /api/v1/namespaces/ns/events":                  object("v1", "Event"),
 		"GET /api/v1/namespaces/ns/events?limit=5":           `{"apiVersion":"v1","kind":"EventList","items":[{}]}`,
 		"GET /api/v1/persistentvolumes/x":                    object("v1", "PersistentVolume"),
+		"GET /api/v1/nodes/x":                                object("v1", "Node"),
 		"GET /apis/apps/v1/namespaces/ns/daemonsets/x":       object("apps/v1", "DaemonSet"),
 		"GET /apis/apps/v1/daemonsets?limit=5": `{"apiVersion":"apps/v1","kind":"DaemonSetList",
 			"items":[{"metadata":{"name":"x"}}]}`,
@@ -103,6 +106,7 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 		"Deployment":       func() (metav1.Object, error) { return c.Deployments("ns").Get(ctx, "x", get) },
 		"EndpointSlice":    func() (metav1.Object, error) { return c.EndpointSlices("ns").Get(ctx, "x", get) },
 		"mutating webhook": func() (metav1.Object, error) { return c.MutatingWebhookConfigurations.Get(ctx, "x", get) },
+		"Node":             func() (metav1.Object, error) { return c.Nodes.Get(ctx, "x", get) },
 		"PersistentVolume": func() (metav1.Object, error) { return c.PersistentVolumes.Get(ctx, "x", get) },
 		"DaemonSet":        func() (metav1.Object, error) { return c.DaemonSets("ns").Get(ctx, "x", get) },
 		"ClusterRole":      func() (metav1.Object, error) { return c.ClusterRoles.Get(ctx, "x", get) },
@@ -136,6 +140,12 @@ func TestEachKindHasTheRightPath(t *testing.T) {
 	}
 	if e, err := c.Events("ns").List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(e.Items) != 1 {
 		t.Errorf("list events: %+v, %v", e, err)
+	}
+	if p, err := c.Pods("").List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(p.Items) != 1 {
+		t.Errorf("list pods: %+v, %v", p, err)
+	}
+	if n, err := c.Nodes.List(ctx, metav1.ListOptions{Limit: 5}); err != nil || len(n.Items) != 1 {
+		t.Errorf("list nodes: %+v, %v", n, err)
 	}
 	if err := c.WebhookConfigurations.Delete(ctx, "x", metav1.DeleteOptions{}); err != nil {
 		t.Errorf("delete: %v", err)

@@ -203,6 +203,11 @@ func Unavailable(err error) bool {
 	return false
 }
 
+// JobError is the error with which a job has ended, and not one of the connection to the server.
+type JobError string
+
+func (e JobError) Error() string { return string(e) }
+
 // ask sends a request and returns an answer with status 200.
 func (c *Client) ask(ctx context.Context, method, path string, q url.Values) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.url+"/admin/"+path+"?"+q.Encode(), nil)
@@ -250,7 +255,7 @@ func follow(body io.Reader, progress func(json.RawMessage) error, done any) erro
 		}
 		switch {
 		case e.Error != "":
-			return errors.New(e.Error)
+			return JobError(e.Error)
 		case e.Done != nil:
 			return json.Unmarshal(e.Done, done)
 		case e.Progress != nil:

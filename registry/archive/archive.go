@@ -13,7 +13,9 @@
 // # The archive
 //
 // Each entry of index.json is an item, with the annotation [AnnotationRepository] and, for a tag, the image spec's
-// org.opencontainers.image.ref.name with the value repository:tag, so that skopeo and similar tools find it. The items
+// org.opencontainers.image.ref.name with the value repository:tag, so that skopeo and similar tools find it. An image
+// of another registry has the name that it has there, with [AnnotationNamespace], and host/repository:tag: what it is
+// called below f/ is a setting of each registry, so an import leaves that to the destination. The items
 // of a repository are in the order in which they were pushed, tags in that in which they were set. Children of an index
 // have no entry of their own. In a tar, index.json comes first, then for each item its manifests and then its blobs, so
 // that an import needs neither a second pass nor much disk space. If content disappeared during the export, a second
@@ -38,6 +40,7 @@
 package archive
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -46,10 +49,19 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"trow/registry/client"
+	"trow/registry/namespace"
 )
 
-// AnnotationRepository names an item's repository in index.json.
-const AnnotationRepository = "io.trow.repository"
+// Annotations of the entries of index.json.
+const (
+	// AnnotationRepository names an item's repository.
+	AnnotationRepository = "io.trow.repository"
+	// AnnotationNamespace is the host of the registry, as images name it, in which that is its name; without it, the
+	// item is one of the registry that was exported.
+	AnnotationNamespace = "io.trow.namespace"
+)
 
 // The names in a layout (image spec, "OCI Image Layout Specification").
 const (
@@ -167,13 +179,34 @@ func (c *counter) end(verb string, err error) (Progress, error) {
 type item struct {
 	desc v1.Descriptor // without annotations
 	tag  string        // empty: named by its digest alone
+	host string        // of another registry, in which the repository is; empty: it is one of this registry
+}
+
+// place returns the repository with its host, if it is one of another registry.
+func (i item) place(repo string) string {
+	if i.host == "" {
+		return repo
+	}
+	return i.host + "/" + repo
 }
 
 func (i item) name(repo string) string {
 	if i.tag == "" {
-		return repo + "@" + i.desc.Digest.String()
+		return i.place(repo) + "@" + i.desc.Digest.String()
 	}
-	return repo + ":" + i.tag
+	return i.place(repo) + ":" + i.tag
+}
+
+// at returns the context for requests about the item to a registry that is to hold it. What a registry that has an
+// upstream for the repository answers says nothing about what it holds, unless it is asked for that alone.
+func (i item) at(ctx context.Context, repo string) context.Context {
+	if i.host != "" {
+		return client.OnlyHeld(client.ForNamespace(ctx, i.host))
+	}
+	if namespace.Within(repo) {
+		return client.OnlyHeld(ctx)
+	}
+	return ctx
 }
 
 // blobPath returns the path of content in a layout.

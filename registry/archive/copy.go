@@ -117,11 +117,7 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 	if err != nil && !missing(err) {
 		return err
 	}
-	for _, suffix := range companions {
-		// Of a sha512 the name has the first half: a tag has no room for more (distribution spec, "Referrers Tag
-		// Schema").
-		start := desc.Digest.Encoded()[:min(len(desc.Digest.Encoded()), 64)]
-		tag := desc.Digest.Algorithm().String() + "-" + start + suffix
+	for _, tag := range companionTags(desc.Digest) {
 		if err := i.companion(ctx, from, repo, tag); err != nil {
 			return err
 		}
@@ -132,6 +128,16 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 		}
 	}
 	return nil
+}
+
+// companionTags are the tags under which cosign keeps what belongs to a manifest. Of a sha512 they have the first half:
+// a tag has no room for more (distribution spec, "Referrers Tag Schema").
+func companionTags(d digest.Digest) (tags []string) {
+	start := d.Encoded()[:min(len(d.Encoded()), 64)]
+	for _, suffix := range companions {
+		tags = append(tags, d.Algorithm().String()+"-"+start+suffix)
+	}
+	return tags
 }
 
 // name is a reference to a manifest. ref is a tag or a digest.

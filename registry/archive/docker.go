@@ -102,7 +102,7 @@ func (s *saved) list() ([]incoming, error) {
 		}
 		for _, tag := range tags {
 			if err == nil {
-				in.items = append(in.items, item{desc, tag})
+				in.items = append(in.items, item{desc: desc, tag: tag})
 			}
 		}
 	}

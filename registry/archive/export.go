@@ -73,10 +73,14 @@ type heldManifest struct {
 // outgoing is an item to export, with the manifests of its repository, among which are its children.
 type outgoing struct {
 	item
-	repo      string
+	repo      string // here
+	name      string // of the repository in the archive; empty: repo
 	manifests map[digest.Digest]*heldManifest
 	lost      bool // it could not be copied
 }
+
+// named returns the item's name in the archive.
+func (i *outgoing) named() string { return i.item.name(cmp.Or(i.name, i.repo)) }
 
 type exporter struct {
 	counter
@@ -86,41 +90,53 @@ type exporter struct {
 	sizes map[digest.Digest]int64 // of blobs; its keys are also the one copy of each digest's text in memory
 	items []*outgoing
 	keep  map[digest.Digest]struct{} // the content of the archive; guarded by counter.mu
+	asked bool                       // the items were asked for one by one, so each must be there
 }
 
 func export(ctx context.Context, from *client.Client, o ExportOptions, open func() (writer, error)) (Progress, error) {
+	e := newExporter(from, o)
+	return e.end("exported", e.run(ctx, e.listAll, open, o.Prune))
+}
+
+func newExporter(from *client.Client, o ExportOptions) *exporter {
 	e := &exporter{counter: counter{options: o.Options}, from: remote{from}, have: o.Have,
 		sizes: map[digest.Digest]int64{}, keep: map[digest.Digest]struct{}{}}
 	if e.have == nil {
 		e.have = func(digest.Digest) bool { return false }
 	}
-	return e.end("exported", e.run(ctx, open, o.Prune))
+	return e
 }
 
-func (e *exporter) run(ctx context.Context, open func() (writer, error), prune bool) error {
-	err := e.from.repositories(ctx, func(h storage.Holdings) error {
+// listAll lists what the registry holds.
+func (e *exporter) listAll(ctx context.Context) error {
+	return e.from.repositories(ctx, func(h storage.Holdings) error {
 		if e.options.matches(h.Repo) {
 			e.list(h)
 		}
 		return nil
 	})
-	if err != nil {
+}
+
+func (e *exporter) run(ctx context.Context, list func(context.Context) error, open func() (writer, error),
+	prune bool) error {
+	if err := list(ctx); err != nil {
 		return err
 	}
 	// Of an empty registry, an empty archive is right; an empty answer to a question is a typing error.
-	if len(e.items) == 0 && e.options.Match != nil {
+	if len(e.items) == 0 && (e.options.Match != nil || e.asked) {
 		return e.errEmpty("exported")
 	}
 	// Only now: an export from a server that does not answer leaves no directory behind.
+	var err error
 	if e.to, err = open(); err != nil {
 		return err
 	}
-	e.add(func(p *Progress) { p.TotalItems = len(e.items) })
+	e.add(func(p *Progress) { p.TotalItems += len(e.items) })
 	if err := e.to.begin(e.index()); err != nil {
 		return err
 	}
 	for _, i := range e.items {
-		if err := e.report(i.name(i.repo), e.copyItem(ctx, i)); err != nil {
+		if err := e.report(i.named(), e.copyItem(ctx, i)); err != nil {
 			return err
 		}
 		e.add(func(p *Progress) { p.Items++ })
@@ -163,11 +179,11 @@ func (e *exporter) list(h storage.Holdings) {
 	for _, m := range h.Manifests {
 		desc := v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}
 		for _, tag := range m.Tags {
-			all = append(all, timed{&outgoing{item: item{desc, tag.Name}, repo: h.Repo, manifests: manifests},
-				tag.Position()})
+			all = append(all, timed{&outgoing{item: item{desc: desc, tag: tag.Name}, repo: h.Repo,
+				manifests: manifests}, tag.Position()})
 		}
 		if len(m.Tags) == 0 && !isChild[m.Digest] {
-			all = append(all, timed{&outgoing{item: item{desc, ""}, repo: h.Repo, manifests: manifests},
+			all = append(all, timed{&outgoing{item: item{desc: desc}, repo: h.Repo, manifests: manifests},
 				m.Time * int64(time.Second)})
 		}
 	}
@@ -188,9 +204,12 @@ func (e *exporter) index() v1.Index {
 			continue
 		}
 		desc := i.desc
-		desc.Annotations = map[string]string{AnnotationRepository: i.repo}
+		desc.Annotations = map[string]string{AnnotationRepository: cmp.Or(i.name, i.repo)}
+		if i.host != "" {
+			desc.Annotations[AnnotationNamespace] = i.host
+		}
 		if i.tag != "" {
-			desc.Annotations[v1.AnnotationRefName] = i.name(i.repo)
+			desc.Annotations[v1.AnnotationRefName] = i.named()
 		}
 		all.Manifests = append(all.Manifests, desc)
 	}
@@ -246,6 +265,9 @@ func (e *exporter) lost(ctx context.Context, i *outgoing, err error) error {
 	held, herr := e.from.holds(ctx, i.repo, i.desc.Digest)
 	if herr != nil {
 		return herr
+	}
+	if !held && e.asked {
+		return problemf("it was deleted, or evicted from the cache, during the export; run it again: %w", err)
 	}
 	if !held {
 		e.add(func(p *Progress) { p.Gone++ })

@@ -144,7 +144,7 @@ func (l *layouts) list() (all []incoming, err error) {
 		in := incoming{repo: repo}
 		for _, entry := range index.Manifests {
 			desc := v1.Descriptor{MediaType: entry.MediaType, Digest: entry.Digest, Size: entry.Size}
-			in.items = append(in.items, item{desc, entry.Annotations[v1.AnnotationRefName]})
+			in.items = append(in.items, item{desc: desc, tag: entry.Annotations[v1.AnnotationRefName]})
 		}
 		all = append(all, in)
 	}
@@ -254,7 +254,7 @@ func (s *distribution) repository(repo string) (incoming, error) {
 		if info, err := s.root.Stat(name); err == nil {
 			at = info.ModTime().UnixNano()
 		}
-		tags = append(tags, timedTag{item{v1.Descriptor{Digest: d}, tag}, at})
+		tags = append(tags, timedTag{item{desc: v1.Descriptor{Digest: d}, tag: tag}, at})
 	})
 	slices.SortStableFunc(tags, func(a, b timedTag) int { return cmp.Compare(a.time, b.time) })
 	for _, t := range tags {

@@ -19,6 +19,7 @@ import (
 	"trow/registry"
 	"trow/registry/client"
 	"trow/registry/inventory"
+	"trow/registry/namespace"
 	"trow/storage"
 )
 
@@ -90,8 +91,11 @@ type source interface {
 // incoming has the items of a repository in the order in which they are pushed.
 type incoming struct {
 	repo  string
+	host  string // see item
 	items []item
 }
+
+func (r incoming) place() string { return item{host: r.host}.place(r.repo) }
 
 type importer struct {
 	counter
@@ -151,7 +155,7 @@ func (i *importer) form(ctx context.Context, f form) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for _, r := range all {
-		if i.options.matches(r.repo) {
+		if i.options.matches(r.place()) {
 			g.Go(func() error { return i.repository(ctx, f, r) })
 		}
 	}
@@ -162,7 +166,7 @@ func (i *importer) form(ctx context.Context, f form) error {
 func (i *importer) setTotal(all []incoming) error {
 	total := 0
 	for _, r := range all {
-		if i.options.matches(r.repo) {
+		if i.options.matches(r.place()) {
 			total += len(r.items)
 		}
 	}
@@ -190,6 +194,11 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 	if err := checkName(repo); err != nil {
 		return err
 	}
+	if it.host != "" {
+		if _, err := namespace.Parse(it.host, repo); err != nil {
+			return problem{err}
+		}
+	}
 	if it.tag != "" && !registry.ValidTag(it.tag) {
 		return problemf("%.150q is not a valid tag", it.tag)
 	}
@@ -197,6 +206,7 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 		return problemf("it has no digest; in a data directory of Distribution, the link of the tag is missing or " +
 			"empty")
 	}
+	ctx = it.at(ctx, repo)
 	body, desc, err := i.manifest(ctx, from, repo, it.desc, map[digest.Digest]bool{})
 	if err != nil || it.tag == "" {
 		return err
@@ -256,7 +266,9 @@ func (i *importer) manifest(ctx context.Context, from source, repo string, desc 
 	if err != nil {
 		return nil, desc, err
 	}
-	if now != "" { // then the repository holds its blobs too: the registry accepts no incomplete manifest
+	// Then the repository holds its blobs too: the registry accepts no incomplete manifest. But below f/ it may be a
+	// cached one, without its blobs, until it is pushed.
+	if now != "" && !client.IsOnlyHeld(ctx) {
 		i.add(func(p *Progress) { p.Present++ })
 		return body, desc, nil
 	}
@@ -316,7 +328,8 @@ func (i *importer) children(ctx context.Context, from source, repo string, index
 	if i.copies {
 		where = "at the source"
 	}
-	i.note(fmt.Sprintf("%s@%s: not %s, and so not here: %s", repo, index, where, strings.Join(absent, ", ")))
+	name := item{desc: v1.Descriptor{Digest: index}, host: client.NamespaceOf(ctx)}.name(repo)
+	i.note(fmt.Sprintf("%s: not %s, and so not here: %s", name, where, strings.Join(absent, ", ")))
 	return nil
 }
 
@@ -465,19 +478,22 @@ func (i *importer) group(all v1.Index) ([]incoming, error) {
 	for _, entry := range all.Manifests {
 		it := item{desc: v1.Descriptor{MediaType: entry.MediaType, Digest: entry.Digest, Size: entry.Size}}
 		repo, ours := entry.Annotations[AnnotationRepository]
+		it.host = entry.Annotations[AnnotationNamespace]
 		name := entry.Annotations[v1.AnnotationRefName]
 		if ours {
-			it.tag = strings.TrimPrefix(name, repo+":")
+			it.tag = strings.TrimPrefix(name, it.place(repo)+":")
 		} else {
+			it.host = "" // of another program, which does not know the annotation
 			if repo = i.as; repo == "" {
 				return nil, errAs
 			}
 			it.tag = name[strings.LastIndexByte(name, ':')+1:] // some tools write the whole name of the image
 		}
-		n, ok := at[repo]
+		key := it.host + " " + repo // no name has a space
+		n, ok := at[key]
 		if !ok {
-			n, at[repo] = len(repos), len(repos)
-			repos = append(repos, incoming{repo: repo})
+			n, at[key] = len(repos), len(repos)
+			repos = append(repos, incoming{repo: repo, host: it.host})
 		}
 		repos[n].items = append(repos[n].items, it)
 	}

@@ -170,7 +170,7 @@ func (s *stream) readPostponed(ctx context.Context, in io.Reader) error {
 		if s.roots[d] && size <= maxManifest {
 			return s.spoolManifest(d, size, in)
 		}
-		return s.pushBlob(ctx, s.items[n].repo, d, size, in)
+		return s.pushBlob(s.items[n].at(ctx, s.items[n].repo), s.items[n].repo, d, size, in)
 	})
 }
 
@@ -198,7 +198,7 @@ func (s *stream) setItems(in io.Reader) error {
 	s.late = map[string]bool{}
 	for _, r := range repos {
 		for _, it := range r.items {
-			if s.options.matches(r.repo) {
+			if s.options.matches(r.place()) {
 				s.items = append(s.items, streamed{r.repo, it, done[it.name(r.repo)]})
 				s.roots[it.desc.Digest] = true
 				s.claim(it.desc.Digest, len(s.items)-1)
@@ -255,7 +255,7 @@ func (s *stream) streamBlob(ctx context.Context, d digest.Digest, size int64, in
 		if err := s.pushBefore(ctx, n); err != nil {
 			return err
 		}
-		return s.pushBlob(ctx, s.items[n].repo, d, size, in)
+		return s.pushBlob(s.items[n].at(ctx, s.items[n].repo), s.items[n].repo, d, size, in)
 	case s.as != "" && s.options.matches(s.as):
 		return s.pushBlob(ctx, s.as, d, size, in)
 	case s.items == nil && !s.twice:
@@ -291,7 +291,7 @@ func (s *stream) pushBefore(ctx context.Context, n int) error {
 			continue
 		}
 		now := it.item
-		if s.late[it.repo] {
+		if s.late[it.place(it.repo)] {
 			now.tag = "" // it is set at the end, after the tags before it: retention goes by the order
 		}
 		err := s.importer.item(ctx, s.spool, it.repo, now)
@@ -301,7 +301,7 @@ func (s *stream) pushBefore(ctx context.Context, n int) error {
 		if it.done = err == nil && now.tag == it.tag; it.done {
 			s.add(func(p *Progress) { p.Items++ })
 		} else {
-			s.late[it.repo] = true
+			s.late[it.place(it.repo)] = true
 		}
 	}
 	return nil
@@ -314,7 +314,7 @@ func (s *stream) pushRest(ctx context.Context) error {
 		if it.done {
 			continue
 		}
-		if err := s.repository(ctx, s.spool, incoming{it.repo, []item{it.item}}); err != nil {
+		if err := s.repository(ctx, s.spool, incoming{it.repo, it.host, []item{it.item}}); err != nil {
 			return err
 		}
 	}

@@ -106,7 +106,8 @@ func New(o Options) (*Client, error) {
 	if o.HTTP != nil {
 		h = *o.HTTP
 	}
-	h.Transport = &tokenTransport{base: cmp.Or[http.RoundTripper](h.Transport, http.DefaultTransport), realm: o.Realm}
+	h.Transport = &marking{cmp.Or[http.RoundTripper](h.Transport, http.DefaultTransport), base.Host}
+	h.Transport = &tokenTransport{base: h.Transport, realm: o.Realm}
 	if !o.Once {
 		p := policy(o.Busy)
 		h.Transport = &retry.Transport{Base: h.Transport, Policy: func() retry.Policy { return p }}

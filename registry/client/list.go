@@ -30,6 +30,22 @@ func (c *Client) Tags(ctx context.Context, repo string, each func([]string) erro
 	return c.convert(c.repository(repo).Tags(ctx, "", each))
 }
 
+// HeldTags is Tags with those that the registry holds, for a registry that is a cache of others as well, such as this
+// program (RFC 9111, section 5.2.1.7).
+func (c *Client) HeldTags(ctx context.Context, repo string, each func([]string) error) error {
+	r := c.repository(repo)
+	r.Client = heldOnly{c.auth}
+	return c.convert(r.Tags(ctx, "", each))
+}
+
+// heldOnly is a client whose requests are about what the registry holds.
+type heldOnly struct{ remote.Client }
+
+func (h heldOnly) Do(req *http.Request) (*http.Response, error) {
+	req.Header.Set("Cache-Control", "only-if-cached")
+	return h.Client.Do(req)
+}
+
 // Referrers calls each with the manifests whose subject is desc, page by page; where the registry has no API for them,
 // with those of the tag that stands for it (distribution spec, "Unavailable Referrers API"). Errors: as Resolve; those
 // of each.

@@ -190,7 +190,7 @@ func (r Registry) walk(ctx context.Context, repo string) (storage.Holdings, erro
 		blobs: map[digest.Digest]int64{}}
 	h := storage.Holdings{Repo: repo, Manifests: []storage.HeldManifest{}, Blobs: []storage.HeldBlob{}}
 	var tags []string
-	err := r.Client.Tags(ctx, repo, func(page []string) error { tags = append(tags, page...); return nil })
+	err := r.Client.HeldTags(ctx, repo, func(page []string) error { tags = append(tags, page...); return nil })
 	if err != nil {
 		return h, err
 	}

@@ -77,3 +77,8 @@ func (t Turns) Beat(ctx context.Context) { t.beat(ctx) }
 func (t Turns) Now(ctx context.Context, report func(any), do func(context.Context) error) error {
 	return t.now(ctx, taskCollect, report, do)
 }
+
+// Alone is alone.
+func (t Turns) Alone(ctx context.Context, task string, do func(context.Context) error) error {
+	return t.alone(ctx, task, do)
+}

@@ -265,6 +265,35 @@ func (t *turns) stay(ctx context.Context, task string, do func(context.Context))
 	}
 }
 
+// Alone calls do as Lead does. Nothing is recorded: the task is one that another replica may begin anew at any time. The
+// context of do has no fence, because the work may be shared with that for clients, which any replica does. Load must
+// have returned. Errors: those of do, if no other process writes to the journal.
+func (d *Data) Alone(ctx context.Context, task string, do func(context.Context) error) error {
+	return d.loaded.Load().turns.alone(ctx, task, do)
+}
+
+// alone is Alone.
+func (t *turns) alone(ctx context.Context, task string, do func(context.Context) error) error {
+	if t == nil {
+		return do(ctx)
+	}
+	t.stay(ctx, task, func(fenced context.Context) {
+		term, end := context.WithCancel(ctx)
+		defer end()
+		defer context.AfterFunc(fenced, end)() // another replica may have become the leader
+		err := do(term)
+		if err == nil || term.Err() != nil {
+			return
+		}
+		t.log.Warn().Err(err).Str("task", task).Msg("this replica does not go on with what one at a time does")
+		select {
+		case <-term.Done():
+		case <-time.After(lookAgain):
+		}
+	})
+	return nil
+}
+
 // turn returns a job that takes a turn for another job; a dry run needs none. A job runs on the replica that is asked,
 // which has the connection of the client, and is never passed on to another one.
 func (d *Data) turn(task string, job admin.Job) admin.Job {

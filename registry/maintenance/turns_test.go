@@ -397,3 +397,55 @@ func TestALeaderStaysTheLeader(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatOneReplicaDoes for as long as it is there, another one does after it, at once where a lead is lost; and that
+// writes nothing.
+func TestWhatOneReplicaDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		journal := memory.NewJournal()
+		journal.Is = storage.Traits{Shared: true}
+		index := storagetest.OpenIndex(t, journal)
+		before := index.Stats()
+		var running, begun atomic.Int32
+		var wg sync.WaitGroup
+		stops := make(chan context.CancelFunc, 3)
+		for i := range 3 {
+			turns := maintenance.NewTurns(journal, index, zerolog.Nop(), fmt.Sprint("replica-", i))
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			wg.Go(func() {
+				err := turns.Alone(ctx, "poll", func(ctx context.Context) error {
+					if n := running.Add(1); n > 1 {
+						t.Errorf("%d at once", n)
+					}
+					defer running.Add(-1)
+					begun.Add(1)
+					stops <- stop
+					<-ctx.Done()
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for n := range int32(3) {
+			stop := <-stops
+			time.Sleep(time.Hour)
+			if running.Load() != 1 || begun.Load() != n+1 {
+				t.Errorf("%d run, %d have begun; want 1, %d", running.Load(), begun.Load(), n+1)
+			}
+			stop()
+		}
+		wg.Wait()
+		if after := index.Stats(); after != before {
+			t.Errorf("%+v, and before %+v", after, before)
+		}
+		// Without others there is no leader.
+		alone := maintenance.NewTurns(memory.NewJournal(), index, zerolog.Nop(), "")
+		err := alone.Alone(t.Context(), "poll", func(context.Context) error { return errors.New("mine") })
+		if err == nil {
+			t.Error("no error of do")
+		}
+	})
+}

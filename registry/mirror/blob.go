@@ -20,6 +20,11 @@ type BlobStore interface {
 	Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error)
 	// Adopt makes a repository hold a blob that others hold. It reports false if none does any more.
 	Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error)
+	// Resume returns an upload of Create that was closed with a part of the blob, also before a restart. Errors: there
+	// is none.
+	Resume(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error)
+	// Resumes reports whether closed uploads can be continued; otherwise the Fetcher keeps the bytes.
+	Resumes() bool
 	// Create creates the upload for a blob; Keep commits it, and makes the repository hold the blob.
 	Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error)
 	Keep(ctx context.Context, repo string, d digest.Digest, u storage.Upload) error
@@ -77,7 +82,7 @@ func (m *Mirror) fetch(repo string, d digest.Digest) (*fetch, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &fetch{m, up, there, repo, d, question{repo, "blob " + d.String()}}
+	b := &fetch{m, up, there, repo, d, -1, question{repo, "blob " + d.String()}}
 	if last, ok := m.answers.Get(b.q); ok && last.err != nil && last.counts(false, 0) {
 		return nil, last.err
 	}
@@ -90,6 +95,7 @@ type fetch struct {
 	up          *upstream.Upstream
 	there, repo string
 	d           digest.Digest
+	size        int64 // by the descriptor; -1: not known
 	q           question
 }
 
@@ -152,7 +158,11 @@ func (b *fetch) join(ctx context.Context) (Source, error) {
 // download is join for a blob that can be stored; nil if the repository holds the blob by now.
 func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 	blobs := b.options.Blobs
-	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: -1, Open: b.open,
+	var resume func(context.Context) (storage.Upload, error)
+	if blobs.Resumes() {
+		resume = func(ctx context.Context) (storage.Upload, error) { return blobs.Resume(ctx, b.repo, b.d) }
+	}
+	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: b.size, Open: b.open, Resume: resume,
 		Create: func(ctx context.Context) (storage.Upload, error) { return blobs.Create(ctx, b.repo, b.d) },
 		Commit: func(ctx context.Context, u storage.Upload) error { return blobs.Keep(ctx, b.repo, b.d, u) },
 		Held: func() bool {

@@ -55,7 +55,7 @@ type Cache struct {
 	limit  int64
 	shared *sharing // nil: this process alone stores
 
-	looking  sync.Mutex // held by Look; taken after evicting, and before mu
+	looking  sync.Mutex // held during Look, which marks what it has seen; taken after evicting, and before mu
 	evicting sync.Mutex // held during evictions, so that two do not choose the same contents; taken before mu
 	failed   time.Time  // when an eviction last failed; guarded by evicting
 
@@ -227,7 +227,12 @@ func (c *Cache) Added(d digest.Digest, size int64) {
 // Use notes that a content is read, and keeps it from being evicted until the caller calls release. It waits for an
 // eviction of it that is under way: the caller looks for the content afterwards, and must not find what is about to be
 // deleted. A content that the Cache does not know is not protected: it is not chosen before a Look has found it.
-func (c *Cache) Use(d digest.Digest) (release func()) {
+func (c *Cache) Use(d digest.Digest) (release func()) { return c.hold(d, true) }
+
+// Hold is Use for a reader that no client has asked for: it does not count as a use.
+func (c *Cache) Hold(d digest.Digest) (release func()) { return c.hold(d, false) }
+
+func (c *Cache) hold(d digest.Digest, used bool) (release func()) {
 	if c == nil {
 		return func() {}
 	}
@@ -249,7 +254,9 @@ func (c *Cache) Use(d digest.Digest) (release func()) {
 			continue
 		}
 		i.readers++
-		c.touch(e)
+		if used {
+			c.touch(e)
+		}
 		c.mu.Unlock()
 		return func() {
 			c.mu.Lock()

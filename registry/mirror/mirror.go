@@ -20,10 +20,18 @@
 //     failed or refused. So an error of an upstream never replaces held content.
 //  5. Negative answers of an upstream are cached, not found for 10 s and unauthorized for a minute: clients ask in
 //     bursts.
-//  6. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
+//  6. Where only what is held may run (may-run: held, and deny), a tag that is held goes on naming what it names until
+//     the image that it names at the upstream is here as a whole. That is fetched in the background; until then the
+//     answer is stale. A tag that is not held at all is recorded with its manifest: the client that pulls it fetches
+//     the rest.
+//  7. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
 //     that are stored, or on their way, for another repository are served only after this repository's own upstream has
 //     answered for the digest with the same size.
-//  7. With several replicas, each downloads a blob at most once that none of them holds, and none that one of them
+//  8. Lists of tags and of referrers are asked for once within the time of fresh:. Referrers are fetched, so that the
+//     registry lists what it holds; tags are not.
+//  9. What keep: of an upstream names is polled, and fetched ahead as a whole ([Mirror.Fetch]), by one process at a
+//     time.
+//  10. With several replicas, each downloads a blob at most once that none of them holds, and none that one of them
 //     holds. One download for all would need fewer bytes of the upstream, at most those of one replica instead of all;
 //     but the clients of the others would get their first byte only after the last one was stored, as replicas share
 //     what is stored alone. The bound is one for all replicas; see board.go.
@@ -36,8 +44,10 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -62,13 +72,22 @@ const (
 	closedFor = time.Minute
 )
 
-// Store is the registry that has the repositories. Refresh returns its errors unchanged.
+// Store is the registry that has the repositories. Refresh and Fetch return its errors unchanged.
 type Store interface {
 	// Resolve returns what ref, a tag or a digest, names in a repository.
 	Resolve(ctx context.Context, repo, ref string) (at Held, held bool, err error)
 	// Record stores a manifest, unless it is nil and d is held, and makes the tag name it, unless that is empty. All of
 	// that is one commit.
 	Record(ctx context.Context, repo, tag string, d digest.Digest, m *upstream.Manifest) error
+	// Parts returns what a manifest that a repository holds refers to, without layers that clients get from elsewhere,
+	// and its size in bytes. held is false if the repository does not hold the manifest.
+	Parts(ctx context.Context, repo string, d digest.Digest) (parts []Part, size int64, held bool, err error)
+	// Use keeps a content from being evicted until release is called. The caller looks for it afterwards.
+	Use(repo string, d digest.Digest) (release func())
+	// Whole reports whether a manifest that a repository holds, and all that it consists of, is there.
+	Whole(ctx context.Context, repo string, d digest.Digest) bool
+	// Referrers returns the manifests of a repository whose subject is d, at most maxReferrers.
+	Referrers(ctx context.Context, repo string, d digest.Digest) ([]digest.Digest, error)
 }
 
 // Held is what a repository has.
@@ -86,7 +105,12 @@ type Options struct {
 	// Fetcher downloads blobs into Blobs. Optional: without it there are manifests alone.
 	Fetcher *upstream.Fetcher
 	Blobs   BlobStore
-	// Context is used for the look-ups in Blobs that serve several clients; nil: context.Background().
+	// Platforms are those of which an image must be here before a tag moves to it, see Upstream.MayRun; nil: all that
+	// the image has.
+	Platforms []Platform
+	// Report gets what Run could not fetch, and the upstream's name in the settings. Optional.
+	Report func(upstream string, err error)
+	// Context is used for what serves several clients; nil: context.Background().
 	Context context.Context
 }
 
@@ -95,6 +119,17 @@ type Mirror struct {
 	options Options
 	asking  singleflight.Group           // by repository and reference
 	answers *lru.Cache[question, answer] // bounded by maxRemembered
+	context context.Context              // of what runs in the background; Close ends it
+	close   context.CancelFunc
+	ahead   chan struct{} // a place for each download of Fetch
+
+	background sync.WaitGroup // images that are fetched so that tags can move; added to with mu held
+
+	mu     sync.Mutex        // guards all below
+	moving map[question]bool // the tags whose new image is being fetched, so that they can move; at most maxMoves
+	// lists are the tags of repositories at their upstreams, which take listBytes.
+	lists     *lru.Cache[string, tagList]
+	listBytes int
 }
 
 // question is what an upstream is asked about: a tag, a digest or "blob " and a digest, of a repository here.
@@ -111,11 +146,27 @@ func New(o Options) *Mirror {
 	if o.Context == nil {
 		o.Context = context.Background()
 	}
+	if o.Report == nil {
+		o.Report = func(string, error) {}
+	}
 	answers, err := lru.New[question, answer](maxRemembered)
-	if err != nil {
+	lists, listsErr := lru.New[string, tagList](maxLists)
+	if err != nil || listsErr != nil {
 		panic(err) // only for a size below 1
 	}
-	return &Mirror{options: o, answers: answers}
+	m := &Mirror{options: o, answers: answers, ahead: make(chan struct{}, maxAhead),
+		moving: map[question]bool{}, lists: lists}
+	m.context, m.close = context.WithCancel(o.Context)
+	return m
+}
+
+// Close ends what runs in the background, and returns when it has ended. Reads go on; tags no longer move to images
+// that have to be fetched.
+func (m *Mirror) Close() {
+	m.mu.Lock() // move looks at the context under this lock, so nothing begins after Wait
+	m.close()
+	m.mu.Unlock()
+	m.background.Wait()
 }
 
 // Refresh makes sure that what ref, a tag or a digest, names in a repository is here as far as its upstream has it.
@@ -123,6 +174,24 @@ func New(o Options) *Mirror {
 // is held may not be what the upstream has, and says why. Errors, for what is not held: those of package upstream;
 // those of the Store; that of the context.
 func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err error) {
+	stale, err = m.refresh(ctx, repo, ref, patient{wait: patience})
+	if to, ok := errors.AsType[*moved](stale); ok && !to.failed {
+		m.move(question{repo, ref}, to)
+	}
+	return stale, err
+}
+
+// patient says how a refresh waits and what it takes for fresh.
+type patient struct {
+	// wait is how long to wait for the upstream if the content is held; 0: until the context is done, and the upstream
+	// is asked again if the tag is known to have moved.
+	wait time.Duration
+	// age is how old an answer may be; 0: as fresh: says.
+	age time.Duration
+}
+
+// refresh is Refresh, without fetching more than a manifest.
+func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stale, err error) {
 	name, ok := m.options.Names.Upstream(repo)
 	if !ok {
 		return nil, nil
@@ -139,7 +208,9 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 		return nil, err
 	}
 	q := question{repo, ref}
-	if last, ok := m.answers.Get(q); ok && last.counts(held, up.Fresh) {
+	last, ok := m.answers.Get(q)
+	if _, moves := errors.AsType[*moved](last.err); ok && last.counts(held, cmp.Or(p.age, up.Fresh)) &&
+		(p.wait > 0 || !moves) {
 		return either(held, last.err)
 	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
@@ -152,8 +223,8 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 		return nil, err
 	})
 	var late <-chan time.Time // nil, and so never ready, if nothing is held that could be served instead
-	if held {
-		timer := time.NewTimer(patience)
+	if held && p.wait > 0 {
+		timer := time.NewTimer(p.wait)
 		defer timer.Stop()
 		late = timer.C
 	}
@@ -162,7 +233,7 @@ func (m *Mirror) Refresh(ctx context.Context, repo, ref string) (stale, err erro
 		return either(held, r.Err)
 	case <-late:
 		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref,
-			Reason: "it has not answered within " + patience.String()}, nil
+			Reason: "it has not answered within " + p.wait.String()}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -180,9 +251,14 @@ func either(held bool, err error) (stale, failed error) {
 // only while the content is held: it may have been evicted or deleted since.
 func (a answer) counts(held bool, fresh time.Duration) bool {
 	age := time.Since(a.at)
+	to := (*moved)(nil)
 	switch {
 	case a.err == nil:
 		return held && age < fresh
+	case errors.As(a.err, &to) && !to.failed:
+		return held && age < fresh
+	case to != nil:
+		return held && age < closedFor
 	case errors.Is(a.err, upstream.ErrUnauthorized):
 		return age < closedFor
 	}
@@ -192,12 +268,13 @@ func (a answer) counts(held bool, fresh time.Duration) bool {
 // remember caches a definite answer. Other errors, such as ErrUnavailable, are not cached: the breaker of package
 // upstream bounds how often an endpoint that fails is asked.
 func (m *Mirror) remember(q question, err error) {
-	if err == nil || errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrUnauthorized) {
+	_, definite := errors.AsType[*moved](err)
+	if err == nil || definite || errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrUnauthorized) {
 		m.answers.Add(q, answer{time.Now(), err})
 	}
 }
 
-// ask asks the upstream, and records what has changed. Errors: those of package upstream; those of the Store.
+// ask asks the upstream, and records what has changed. Errors: those of package upstream; those of the Store; *moved.
 func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q question) error {
 	store := m.options.Store
 	d, tag := digest.Digest(q.ref), ""
@@ -207,8 +284,13 @@ func (m *Mirror) ask(ctx context.Context, up *upstream.Upstream, there string, q
 			return err
 		}
 		d, tag = desc.Digest, q.ref
-		if at, held, err := store.Resolve(ctx, q.repo, tag); err != nil || held && (at.Digest == d || at.Pushed) {
+		at, held, err := store.Resolve(ctx, q.repo, tag)
+		if err != nil || held && (at.Digest == d || at.Pushed) {
 			return err
+		}
+		if held && up.MayRun.HoldsTags() {
+			return &moved{to: d, why: &upstream.Error{Kind: errMoved, Host: up.Host, Repo: there, Ref: tag,
+				Reason: "it is " + d.String() + " there"}}
 		}
 	}
 	if _, held, err := store.Resolve(ctx, q.repo, d.String()); err != nil || held {

@@ -34,6 +34,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"trow/registry"
 	"trow/registry/admin"
@@ -65,13 +66,22 @@ type Options struct {
 
 	// Names are the host[:port] under which clients know the registry; at least one. Set by the program, as is Log.
 	Names []string
+	// Platforms are those of the nodes, os/arch[/variant], for which images are fetched ahead of need. Optional: then
+	// that of this server.
+	Platforms []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
-	// Secrets returns logins of upstreams from the cluster, and Internal are addresses that no upstream may lead to,
-	// beside those that are not of the Internet. Optional.
-	Secrets  upstream.Secrets
-	Internal []netip.Prefix
-	Log      zerolog.Logger
+	// Cluster is the cluster in which the registry runs. Optional.
+	Cluster Cluster
+	Log     zerolog.Logger
+}
+
+// Cluster is what the cache of other registries needs of a cluster.
+type Cluster interface {
+	// Secret returns the .dockerconfigjson of a Secret with a login.
+	Secret(ctx context.Context, namespace, name string) ([]byte, error)
+	// Networks returns the networks of nodes and pods, which no upstream may lead to.
+	Networks(ctx context.Context) ([]netip.Prefix, error)
 }
 
 // AddFlags registers the settings as flags.
@@ -112,7 +122,9 @@ type Service struct {
 	api       *server.Pending
 	images    registry.Images
 	migration migration.Migration
-	index     *storage.Index // nil until Load has returned
+	index     *storage.Index     // nil until Load has returned
+	registry  *registry.Registry // as index
+	warming   *semaphore.Weighted
 }
 
 // Open opens the parts. The caller closes the Service. Errors: another process uses the data directory; a file or a
@@ -122,7 +134,7 @@ func Open(o Options) (s *Service, err error) {
 		return nil, err
 	}
 	s = &Service{options: o, log: o.Log, api: server.NewPending(registry.Loading),
-		names: namespace.NewTable(o.Namespaces.Sites)}
+		names: namespace.NewTable(o.Namespaces.Sites), warming: semaphore.NewWeighted(allWarming)}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -222,7 +234,9 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 	s.cache.into(&parts, s)
 	api := registry.New(parts)
 	s.images = api.Images()
+	s.cache.load(api, s)
 	s.migration.From, s.migration.ReadOnly, s.migration.Log = s.data.Side, s.data.ReadOnly, s.log
+	s.registry = api
 	s.migration.DataDir, s.migration.Memory = s.options.Data.DataDir, maintenance.Memory() // the server goes on serving
 	s.migration.Socket = func(req *http.Request) bool {
 		who, err := s.guard.Identify(req)
@@ -288,7 +302,7 @@ func (s *Service) reload(o *Options) error {
 	if err != nil {
 		return err
 	}
-	if err := s.cache.set(o.Upstream.Upstreams); err != nil {
+	if err := s.cache.set(o.Upstream.Entries()); err != nil {
 		return err
 	}
 	if err := s.guard.SetRules(o.Auth.Rules, o.Auth.Anonymous); err != nil {
@@ -331,7 +345,7 @@ func (s *Service) Audit() *audit.Log { return s.trail }
 // by Guard.
 func (s *Service) Administration() http.Handler {
 	r := chi.NewRouter()
-	for _, jobs := range []map[string]http.Handler{s.data.Jobs(), s.guard.Jobs()} {
+	for _, jobs := range []map[string]http.Handler{s.data.Jobs(), s.guard.Jobs(), s.cacheJobs()} {
 		for name, job := range jobs {
 			r.Handle("/admin/"+name, s.whenLoaded(job))
 		}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +24,8 @@ import (
 type cache struct {
 	upstreams *upstream.Upstreams
 	fetcher   *upstream.Fetcher
+	ahead     func(ctx context.Context) error // fetches ahead; nil until the index is loaded
+	networks  *networks
 	bound     *mirror.Cache
 	data      *maintenance.Data
 }
@@ -34,10 +38,15 @@ const spoolShare = 4
 func (s *Service) openCache() error {
 	o := s.options.Upstream
 	guard := upstream.NewGuard()
-	guard.Refuse(append(ownAddresses(), s.options.Internal...)...)
-	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: s.options.Secrets, Any: o.Any,
+	n := &networks{guard: guard, own: append(ownAddresses(), o.Networks()...), s: s}
+	guard.Refuse(n.own...)
+	var secrets upstream.Secrets
+	if s.options.Cluster != nil {
+		secrets = s.options.Cluster.Secret
+	}
+	up := upstream.New(upstream.Config{Names: s.names, Guard: guard, Secrets: secrets, Any: o.Any,
 		Offline: o.Offline || s.data.ReadOnly(), ProxyFilters: o.ProxyFilters})
-	if err := up.Set(o.Upstreams); err != nil {
+	if err := up.Set(o.Entries()); err != nil {
 		return err
 	}
 	// Also where nothing can be stored: who may read what is held is as before.
@@ -54,7 +63,7 @@ func (s *Service) openCache() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("directory of downloads: %w", err)
 	}
-	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data}
+	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data, networks: n}
 	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
 		Reserve: c.bound.Reserve})
 	s.cache = c
@@ -79,6 +88,44 @@ func (s *Service) cacheSize() (int64, error) {
 	return amount.Of(volume), nil
 }
 
+// networksInterval is the time between two questions for the networks of the cluster: nodes come and go.
+const networksInterval = 5 * time.Minute
+
+// networks keeps a guard up to date with the networks of the cluster.
+type networks struct {
+	guard *upstream.Guard
+	own   []netip.Prefix // refused in any case
+	s     *Service
+	said  string // the last failure that was logged
+}
+
+// follow asks for the networks of the cluster until ctx is done. As long as they are not known, those that are not of
+// the Internet are refused all the same, which the networks of most clusters are not.
+func (n *networks) follow(ctx context.Context) {
+	cluster := n.s.options.Cluster
+	if cluster == nil || !n.s.options.Upstream.Used() {
+		return
+	}
+	tick := time.NewTicker(networksInterval)
+	defer tick.Stop()
+	for {
+		switch all, err := cluster.Networks(ctx); {
+		case err == nil:
+			n.guard.Refuse(slices.Concat(n.own, all)...)
+			n.said = ""
+		case ctx.Err() == nil && err.Error() != n.said:
+			n.said = err.Error()
+			n.s.log.Warn().Err(err).Msg("the networks of nodes and pods are not known: should they have addresses of " +
+				"the Internet, upstreams can lead there")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // ownAddresses returns the addresses of this machine, at which this server and other local services listen; none if
 // they cannot be listed.
 func ownAddresses() (all []netip.Prefix) {
@@ -100,6 +147,10 @@ func (c *cache) into(o *registry.Options, s *Service) {
 		return
 	}
 	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
+	o.FetchFailed = func(upstream string, err error) {
+		s.log.Warn().Err(err).Str("upstream", upstream).Msg("not all that keep: names could be fetched ahead; it is " +
+			"tried again after fresh:")
+	}
 	if c.bound == nil {
 		return
 	}
@@ -109,16 +160,34 @@ func (c *cache) into(o *registry.Options, s *Service) {
 	o.Drop = func(ctx context.Context, all []digest.Digest) error { return s.data.Drop(ctx, all) }
 }
 
-// run runs the bound of the cache until ctx is done; see [mirror.Cache.Run]. One replica at a time evicts.
+// taskPoll is the task of the replica that polls the upstreams.
+const taskPoll = "poll"
+
+// load notes the registry, once the index is loaded.
+func (c *cache) load(api *registry.Registry, s *Service) {
+	if c == nil {
+		return
+	}
+	c.ahead = func(ctx context.Context) error {
+		return api.FetchAhead(ctx, func(ctx context.Context, do func(context.Context) error) error {
+			return s.data.Alone(ctx, taskPoll, do)
+		})
+	}
+}
+
+// run runs the bound of the cache, see [mirror.Cache.Run], and fetches ahead until ctx is done. One replica at a time
+// evicts, and one fetches ahead.
 func (c *cache) run(ctx context.Context) error {
 	if c == nil || c.bound == nil {
 		return nil
 	}
-	g := &errgroup.Group{}
+	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.bound.Run(ctx) })
 	if c.bound.Shared() {
 		g.Go(func() error { c.data.Lead(ctx, maintenance.TaskCache, c.bound.Lead); return nil })
 	}
+	g.Go(func() error { return c.ahead(ctx) })
+	g.Go(func() error { c.networks.follow(ctx); return nil })
 	return g.Wait()
 }
 

@@ -34,26 +34,35 @@ type breaker struct {
 	paused map[string]time.Time
 }
 
-// allow reports whether a request may be sent now, and if not, after which time. The caller calls done once for each
-// request that is allowed.
-func (b *breaker) allow(kind string) (time.Duration, bool) {
+// permit is the right to send one request.
+type permit int
+
+const (
+	none    permit = iota
+	regular        // the endpoint answers
+	probe          // the one request after a break
+)
+
+// allow returns the right to send a request now, or none and after which time to ask again. The caller calls done once
+// for each request that is allowed.
+func (b *breaker) allow(kind string) (permit, time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
 	if wait := b.paused[kind].Sub(now); wait > 0 {
-		return wait, false
+		return none, wait
 	}
 	if b.failures < breakAfter {
-		return 0, true
+		return regular, 0
 	}
 	if wait := b.until.Sub(now); wait > 0 {
-		return wait, false
+		return none, wait
 	}
 	if b.probing {
-		return time.Second, false
+		return none, time.Second
 	}
 	b.probing = true
-	return 0, true
+	return probe, 0
 }
 
 // outcome is what a request has shown about its endpoint.
@@ -66,15 +75,19 @@ const (
 )
 
 // done records what a request has shown.
-func (b *breaker) done(o outcome) {
+func (b *breaker) done(p permit, o outcome) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.probing = false
+	// Only the probe ends the probe. Requests that were sent before the break may fail much later: with a probe for
+	// each of them, an endpoint that hangs would get one after the other.
+	if p == probe {
+		b.probing = false
+	}
 	switch o {
-	case alive:
+	case alive: // also by a request from before the break: the endpoint answers now
 		b.failures = 0
 	case down:
-		if b.failures >= breakAfter && time.Now().Before(b.until) {
+		if b.failures >= breakAfter && p != probe {
 			return // sent before the break: requests at the same time are one failure, not several
 		}
 		b.failures++

@@ -316,9 +316,57 @@ func TestReferrers(t *testing.T) {
 			[]string{"GET " + api}, ErrUnauthorized},
 	} {
 		o := &origin{next: c.next}
-		all, err := upstreamOf(t, o).Referrers(t.Context(), "a", subject)
+		all, byTag, err := upstreamOf(t, o).Referrers(t.Context(), "a", subject)
+		if (byTag != "") != (name == "by the tag") {
+			t.Errorf("%s: the tag is %q", name, byTag)
+		}
 		if !errors.Is(err, c.err) || len(all) != c.want || c.asked != nil && !slices.Equal(o.asked, c.asked) {
 			t.Errorf("%s: %d, %v after %v", name, len(all), err, o.asked)
+		}
+	}
+}
+
+// TestTags: all pages, sorted, and within bounds.
+func TestTags(t *testing.T) {
+	list := "/v2/a/tags/list?n=1000"
+	for name, c := range map[string]struct {
+		next  http.HandlerFunc
+		want  []string
+		more  bool
+		asked []string
+		err   error
+	}{
+		"one page": {func(w http.ResponseWriter, _ *http.Request) {
+			give(w, `{"tags":["b","a","b","_x","bad tag",".y"]}`)
+		}, []string{"_x", "a", "b"}, false, []string{"GET " + list}, nil},
+		"pages": {func(w http.ResponseWriter, req *http.Request) {
+			if req.URL.Query().Get("last") == "" {
+				w.Header().Set("Link", `</v2/a/tags/list?n=2&last=z>; rel="next"`)
+				give(w, `{"tags":["z"]}`)
+				return
+			}
+			give(w, `{"tags":["a"]}`)
+		}, []string{"a", "z"}, false, []string{"GET " + list, "GET /v2/a/tags/list?last=z&n=2"}, nil},
+		"the same page for ever": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Link", `</v2/a/tags/list?n=1000>; rel="next"`)
+			give(w, `{"tags":["a"]}`)
+		}, []string{"a"}, false, []string{"GET " + list}, nil},
+		"endless": {func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Link", `</v2/a/tags/list?last=`+req.URL.Query().Get("last")+`x>; rel="next"`)
+			give(w, `{"tags":["a"]}`)
+		}, []string{"a"}, true, nil, nil},
+		"empty":  {func(w http.ResponseWriter, _ *http.Request) { give(w, `{"tags":null}`) }, nil, false, nil, nil},
+		"absent": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, nil, false, nil, ErrNotFound},
+		"text":   {func(w http.ResponseWriter, _ *http.Request) { give(w, `<html>`) }, nil, false, nil, ErrDamaged},
+		"large": {func(w http.ResponseWriter, _ *http.Request) {
+			give(w, strings.Repeat(" ", maxManifest+1))
+		}, nil, false, nil, ErrTooLarge},
+	} {
+		o := &origin{next: c.next}
+		tags, more, err := upstreamOf(t, o).Tags(t.Context(), "a")
+		if !errors.Is(err, c.err) || !slices.Equal(tags, c.want) || more != c.more ||
+			c.asked != nil && !slices.Equal(o.asked, c.asked) {
+			t.Errorf("%s: %q, %v, %v after %v", name, tags, more, err, o.asked)
 		}
 	}
 }

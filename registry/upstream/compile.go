@@ -40,8 +40,9 @@ var (
 
 // keep is a parsed [Keep].
 type keep struct {
-	repo string
-	tags glob.Set
+	repo  string
+	tags  glob.Set
+	names []string // the tags, if no pattern has a wildcard
 }
 
 // compiled is a parsed [Entry].
@@ -162,7 +163,11 @@ func (k *Keep) compile(host, path string) (keep, error) {
 	case len(tags) == 0:
 		return keep{}, fmt.Errorf("tags: at least one pattern is needed; * matches all")
 	default:
-		return keep{repo, tags}, nil
+		k := keep{repo: repo, tags: tags, names: k.Tags}
+		if slices.ContainsFunc(k.names, func(tag string) bool { return !validTag.MatchString(tag) }) {
+			k.names = nil
+		}
+		return k, nil
 	}
 }
 
@@ -270,14 +275,22 @@ func endpointURL(text string, insecure bool) (string, error) {
 
 // readPassword reads a password. It is called for each login, because a mounted Secret may change.
 func readPassword(path string) (string, error) {
-	b, err := files.Read(path, maxFile)
+	password, err := passwordIn(path)
 	if err != nil {
 		return "", fmt.Errorf("password-file: %w", err)
+	}
+	return password, nil
+}
+
+func passwordIn(path string) (string, error) {
+	b, err := files.Read(path, maxFile)
+	if err != nil {
+		return "", err
 	}
 	if password := strings.TrimRight(string(b), "\r\n"); password != "" {
 		return password, nil
 	}
-	return "", fmt.Errorf("password-file: %s is empty", path)
+	return "", fmt.Errorf("%s is empty", path)
 }
 
 // secretType is the type of a Secret with a login, as pods use it.

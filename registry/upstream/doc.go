@@ -14,6 +14,7 @@
 //   - internal: an address that is not of the Internet, or is one of the cluster's or the server's own. See [Guard].
 //   - rate: how many manifests Docker Hub still serves, by its headers ratelimit-limit and ratelimit-remaining.
 //   - download: a content that a [Fetcher] fetches; its [Reader]s get the bytes as they arrive. In the code, a flight.
+//   - leftover: what has arrived of a content before its download has failed.
 //   - spool: a file for the bytes of an upload that cannot be read while it grows (see storage.Growing).
 //
 // # Invariants
@@ -36,7 +37,7 @@
 //  8. Bytes of the cache are reserved before they are fetched, in steps if the length is not known. Downloads, the
 //     spool, tokens and the hosts of upstream-any are bounded.
 //  9. Retry-After of an endpoint is respected, up to 5 minutes. An endpoint that fails three times in a row gets no
-//     requests for pauses of 2 s to a minute, and then one as a probe.
+//     requests for pauses of 2 s to a minute, and then one as a probe, which alone ends the probe.
 //
 // # What it does not do
 //
@@ -48,8 +49,14 @@
 // With a proxy in the environment, the proxy connects. Then this package can refuse only addresses that are written in
 // a URL, and not those of names, so upstream-any needs upstream-proxy-filters.
 //
-// The received part of a download is kept while the download continues after an interruption, but not after it has
-// failed or the server has ended: the next one begins anew.
+// # What a download leaves
+//
+// What has arrived before a download fails, or the server ends, is kept for the next one: as an upload of the storage
+// where that can be continued (Download.Resume), otherwise as a file of the spool. The digest finds both. Nothing says
+// that these bytes are right but the digest of the whole, so they are hashed again; if it is wrong, the download begins
+// anew, once, unless a reader has got some of them: then its reads fail. A leftover keeps its room in the cache, gives
+// way to a download that needs it, and is deleted after an hour. There are 32 at most, and in addition, after a crash,
+// those of the downloads that were under way, which the storage deletes when they expire.
 //
 // # Why NAT64 is refused as a whole
 //

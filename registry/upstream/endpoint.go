@@ -137,12 +137,12 @@ type request struct {
 func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) {
 	failure := &Error{Kind: ErrUnavailable, Reason: "it did not answer before, or asked to wait"}
 	for try := 1; ; try++ {
-		wait, ok := e.breaker.allow(r.kind)
-		if !ok {
+		p, wait := e.breaker.allow(r.kind)
+		if p == none {
 			failure.Retry = wait
 			return nil, failure
 		}
-		resp, last, again := e.once(ctx, r)
+		resp, last, again := e.once(ctx, r, p)
 		if last == nil {
 			return resp, nil
 		}
@@ -159,7 +159,7 @@ func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) 
 }
 
 // once sends a request once; again reports whether a retry may succeed.
-func (e *endpoint) once(ctx context.Context, r request) (resp *http.Response, failure *Error, again bool) {
+func (e *endpoint) once(ctx context.Context, r request, p permit) (resp *http.Response, failure *Error, again bool) {
 	c := e.login
 	if r.anonymous {
 		c = e.anonymous
@@ -169,14 +169,14 @@ func (e *endpoint) once(ctx context.Context, r request) (resp *http.Response, fa
 		failure = failed(err)
 		switch _, answered := errors.AsType[*client.Error](err); {
 		case errors.Is(ctx.Err(), context.Canceled): // by the caller, which says nothing about the endpoint
-			e.breaker.done(unknown)
+			e.breaker.done(p, unknown)
 		case failure.Kind != ErrUnavailable: // a refused login or address: the endpoint itself may work
-			e.breaker.done(alive)
+			e.breaker.done(p, alive)
 		case answered: // by the token server
-			e.breaker.done(down)
+			e.breaker.done(p, down)
 			again = true
 		default:
-			e.breaker.done(down)
+			e.breaker.done(p, down)
 			again = ctx.Err() == nil
 		}
 		return nil, failure, again
@@ -188,7 +188,7 @@ func (e *endpoint) once(ctx context.Context, r request) (resp *http.Response, fa
 	}
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusPartialContent, http.StatusRequestedRangeNotSatisfiable:
-		e.breaker.done(alive)
+		e.breaker.done(p, alive)
 		return resp, nil, false
 	}
 	defer resp.Body.Close()
@@ -203,11 +203,11 @@ func (e *endpoint) once(ctx context.Context, r request) (resp *http.Response, fa
 	}
 	switch resp.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		e.breaker.done(down)
+		e.breaker.done(p, down)
 		return nil, failure, true
 	}
 	// An endpoint that answers 429 is not down, and a 500 may be about this content alone.
-	e.breaker.done(alive)
+	e.breaker.done(p, alive)
 	return nil, failure, busy || resp.StatusCode >= 500
 }
 

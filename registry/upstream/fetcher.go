@@ -36,6 +36,9 @@ const (
 // ErrNoRoom: the cache, or the spool, has no room for the content. See [Fetcher.Through].
 var ErrNoRoom = errors.New("the cache has no room")
 
+// ErrBusy: too many downloads are under way. Errors of this kind are ErrUnavailable as well.
+var ErrBusy = errors.New("too many downloads are under way")
+
 // ErrHeld: the content has been stored in the meantime; read it from the storage.
 var ErrHeld = errors.New("the content is held already")
 
@@ -70,6 +73,8 @@ type Fetcher struct {
 	flights map[digest.Digest]*flight // those that readers can join
 	active  int                       // downloads, also those that readers can no longer join
 	spooled int64                     // bytes of spool files
+	left    map[digest.Digest]*leftover
+	sweeps  bool // a timer calls sweepLeft
 }
 
 // NewFetcher returns a Fetcher without downloads. Close ends it.
@@ -80,8 +85,9 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 	if o.Reserve == nil {
 		o.Reserve = func(int64) (func(), bool) { return func() {}, true }
 	}
-	f := &Fetcher{options: o, flights: map[digest.Digest]*flight{}}
+	f := &Fetcher{options: o, flights: map[digest.Digest]*flight{}, left: map[digest.Digest]*leftover{}}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	f.findLeft()
 	return f
 }
 
@@ -100,6 +106,9 @@ type Download struct {
 	Size   int64 // in bytes, by the descriptor; -1: not known
 	// Open opens the content at an offset, as [Upstream.Blob] does.
 	Open func(ctx context.Context, from int64, etag string) (*Blob, error)
+	// Resume returns the upload that Create has made in an earlier download, also before a restart, and that was closed
+	// with a part of the bytes. nil: uploads cannot be continued. Errors: there is none.
+	Resume func(ctx context.Context) (storage.Upload, error)
 	// Create creates the upload to which the bytes are written.
 	Create func(ctx context.Context) (storage.Upload, error)
 	// Commit commits the upload, and records the content. nil: the upload is only committed.
@@ -110,18 +119,23 @@ type Download struct {
 }
 
 // Join returns a reader of the download of a content, and starts the download if there is none. ctx bounds the reads,
-// not the download. The caller closes the reader. Errors: ErrHeld; ErrUnavailable if too many downloads are under way,
-// or the Fetcher is closed; ErrDamaged if the download is of another size. Later failures are errors of the reads.
+// not the download. The caller closes the reader. Errors: ErrHeld; ErrBusy; ErrUnavailable if the Fetcher is closed;
+// ErrDamaged if the download is of another size. Later failures are errors of the reads.
 func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 	f.mu.Lock()
 	if fl := f.flights[d.Digest]; fl != nil {
 		defer f.mu.Unlock()
 		return fl.reader(ctx, d.Size)
 	}
-	if f.ctx.Err() != nil || f.active >= f.options.Downloads {
+	if f.ctx.Err() != nil {
 		defer f.mu.Unlock()
 		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
-			Reason: fmt.Sprintf("%d downloads are under way", f.active)}
+			Reason: context.Cause(f.ctx).Error()}
+	}
+	if f.active >= f.options.Downloads {
+		defer f.mu.Unlock()
+		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
+			Reason: fmt.Sprintf("%d downloads are under way", f.active), Cause: ErrBusy}
 	}
 	fl := &flight{fetcher: f, d: d, size: d.Size, changed: make(chan struct{})}
 	var stop context.Context
@@ -154,10 +168,11 @@ type flight struct {
 	changed  chan struct{}    // closed and replaced by each update, so that any number of readers can wait
 	answered bool             // the upstream has answered; size is final, or not known before the end
 	size     int64            // -1: not known
-	got      int64            // bytes that source has; written by run alone, which reads it without mu
+	got      int64            // bytes that source has
 	source   storage.Follower // nil: nothing has arrived yet
 	done     bool
 	err      error // with done: why the content has not arrived
+	given    bool  // a reader has got bytes
 	readers  int
 	idle     *time.Timer // calls abandon; nil: there was always a reader
 }

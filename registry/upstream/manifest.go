@@ -163,9 +163,10 @@ func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 }
 
 // Referrers returns the manifests whose subject has this digest: from the API or, without one, from the tag that
-// replaces it (distribution spec, "Unavailable Referrers API"). Incomplete descriptors are left out. Errors: *Error.
-func (u *Upstream) Referrers(ctx context.Context, repo string, subject digest.Digest) ([]v1.Descriptor, error) {
-	var all []v1.Descriptor
+// replaces it (distribution spec, "Unavailable Referrers API"), which tag then is. Incomplete descriptors are left out.
+// Errors: *Error.
+func (u *Upstream) Referrers(ctx context.Context, repo string, subject digest.Digest) (all []v1.Descriptor, tag string,
+	err error) {
 	ref := subject.String()
 	for range maxPages {
 		page, next, err := u.referrers(ctx, repo, ref)
@@ -173,14 +174,14 @@ func (u *Upstream) Referrers(ctx context.Context, repo string, subject digest.Di
 			return u.fallback(ctx, repo, subject)
 		}
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if all = append(all, page...); next == "" {
 			break
 		}
 		ref = subject.String() + "?" + next
 	}
-	return all, nil
+	return all, "", nil
 }
 
 // referrers returns one page, and the query of the next.
@@ -232,23 +233,24 @@ func whole(all []v1.Descriptor) (some []v1.Descriptor) {
 }
 
 // fallback returns the referrers in the index that the tag of the subject names; none without that tag. Errors: *Error.
-func (u *Upstream) fallback(ctx context.Context, repo string, subject digest.Digest) ([]v1.Descriptor, error) {
-	tag := subject.Algorithm().String() + "-" + subject.Encoded()
+func (u *Upstream) fallback(ctx context.Context, repo string, subject digest.Digest) (all []v1.Descriptor, tag string,
+	err error) {
+	tag = subject.Algorithm().String() + "-" + subject.Encoded()
 	tag = tag[:min(len(tag), 128)]
 	// A HEAD first: there is nearly always none, and a GET may count against a limit.
 	if _, err := u.Head(ctx, repo, tag); err != nil {
 		if errors.Is(err, ErrNotFound) {
-			return nil, nil
+			return nil, "", nil
 		}
-		return nil, err
+		return nil, "", err
 	}
 	m, err := u.Manifest(ctx, repo, tag)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	var index v1.Index
 	if m.MediaType != v1.MediaTypeImageIndex || json.Unmarshal(m.Body, &index) != nil {
-		return nil, nil // a tag of this name that is something else
+		return nil, "", nil // a tag of this name that is something else
 	}
-	return whole(index.Manifests), nil
+	return whole(index.Manifests), tag, nil
 }

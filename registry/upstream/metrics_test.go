@@ -20,7 +20,7 @@ func TestMetrics(t *testing.T) {
 	hub, _, _ := u.Find("docker.io", "a")
 	hub.endpoints[0].rate = Rate{Limit: 100, Remaining: 76, At: time.Now()}
 	for range breakAfter {
-		hub.endpoints[0].breaker.done(down)
+		hub.endpoints[0].breaker.done(regular, down)
 	}
 	want := `
 # HELP trow_upstream_ratelimit_limit How many manifests the endpoint gives within its window, as it last said.

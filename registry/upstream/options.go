@@ -2,9 +2,13 @@ package upstream
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/spf13/pflag"
 
+	"trow/registry/address"
+	"trow/registry/namespace"
 	"trow/registry/settings"
 	"trow/registry/size"
 )
@@ -12,11 +16,16 @@ import (
 // Options are the settings of this package.
 type Options struct {
 	Upstreams []Entry
-	CacheSize string
+	// ProxyDockerHub, HubUser and HubTokenFile, which are those of Trow 0.x, make an entry for docker.io; see Entries.
+	ProxyDockerHub        bool
+	HubUser, HubTokenFile string
+	CacheSize             string
 	// Any: a host that no entry names is an upstream too, asked without a login.
 	Any bool
 	// Offline: no upstream is asked.
 	Offline bool
+	// Internal are further networks to which only hosts that the settings name may lead.
+	Internal []string
 	// ProxyFilters: the proxy in the environment refuses addresses that are not of the Internet, as the guard does
 	// where there is no proxy.
 	ProxyFilters bool
@@ -92,11 +101,18 @@ type Keep struct {
 func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	settings.FileOnly(fs, &o.Upstreams, "upstreams",
 		"other registries whose images this one caches; read again when it changes")
+	fs.BoolVar(&o.ProxyDockerHub, "proxy-docker-hub", false, "cache Docker Hub, as an entry of upstreams for "+
+		"docker.io does")
+	fs.StringVar(&o.HubUser, "hub-user", "", "the user at Docker Hub, for proxy-docker-hub; empty: no login")
+	fs.StringVar(&o.HubTokenFile, "hub-token-file", "", "a file with the token or password of hub-user")
 	fs.StringVar(&o.CacheSize, "cache-size", "40%",
 		"how much the cache of other registries may hold: bytes (50Gi), or a percentage of the volume")
 	fs.BoolVar(&o.Any, "upstream-any", false,
 		"also cache registries that no entry of upstreams names, without a login")
 	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
+	fs.StringSliceVar(&o.Internal, "upstream-internal", nil, "networks (10.0.0.0/8) to which redirects and token "+
+		"servers of upstreams must not lead, beside those that are not of the Internet: of nodes and pods, where "+
+		"these have other addresses and the server may not list the nodes")
 	fs.BoolVar(&o.ProxyFilters, "upstream-proxy-filters", false,
 		"the HTTP proxy in the environment refuses internal addresses, so upstream-any is safe with it")
 }
@@ -109,12 +125,63 @@ func (o *Options) Validate() error {
 	if o.Any && !o.ProxyFilters && hasProxy() {
 		return fmt.Errorf("upstream-any: %w", errProxy)
 	}
-	_, err := compile(o.Upstreams)
+	for _, text := range o.Internal {
+		if _, err := netip.ParsePrefix(text); err != nil {
+			return fmt.Errorf("upstream-internal: %.80q is not a network; want one such as 203.0.113.0/24", text)
+		}
+	}
+	if err := o.checkHub(); err != nil {
+		return err
+	}
+	_, err := compile(o.Entries())
 	return err
 }
 
+// checkHub reports what is wrong with the settings of Docker Hub.
+func (o *Options) checkHub() error {
+	switch {
+	case !o.ProxyDockerHub && o.HubUser+o.HubTokenFile != "":
+		return fmt.Errorf("hub-user, hub-token-file: they need proxy-docker-hub; set it as well")
+	case !o.ProxyDockerHub:
+		return nil
+	case (o.HubUser == "") != (o.HubTokenFile == ""):
+		return fmt.Errorf("hub-user, hub-token-file: only one is set; set both, or none")
+	}
+	for i, e := range o.Upstreams {
+		if host, err := namespace.Host(e.Host); err == nil && host == address.Hub {
+			return fmt.Errorf("proxy-docker-hub: entry %d of upstreams is for docker.io as well; remove one of them, "+
+				"and write the login as username and password-file of an endpoint of the entry", i+1)
+		}
+	}
+	if o.HubTokenFile != "" {
+		if _, err := passwordIn(o.HubTokenFile); err != nil {
+			return fmt.Errorf("hub-token-file: %w", err)
+		}
+	}
+	return nil
+}
+
+// Entries returns the upstreams, with that of the settings of Docker Hub.
+func (o *Options) Entries() []Entry {
+	if !o.ProxyDockerHub {
+		return o.Upstreams
+	}
+	return append(slices.Clone(o.Upstreams), Entry{Host: address.Hub, Endpoints: []Endpoint{{URL: hubEndpoint,
+		Username: o.HubUser, PasswordFile: o.HubTokenFile}}})
+}
+
+// Networks returns Internal. The options are valid.
+func (o *Options) Networks() (all []netip.Prefix) {
+	for _, text := range o.Internal {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			all = append(all, p.Masked())
+		}
+	}
+	return all
+}
+
 // Used reports whether any upstream may be asked.
-func (o *Options) Used() bool { return len(o.Upstreams) > 0 || o.Any }
+func (o *Options) Used() bool { return len(o.Entries()) > 0 || o.Any }
 
 // Size returns how much the cache may hold. Errors: the setting is not valid.
 func (o *Options) Size() (size.Amount, error) {

@@ -158,16 +158,16 @@ func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok boo
 	case up == nil:
 		return nil, "", false
 	case len(up.Read) > 0:
-		return up.Read, up.title(), true
+		return up.Read, up.Title(), true
 	}
 	public := !up.hasLogin()
 	if !public {
 		public, _ = u.public.now(local)
 	}
 	if public {
-		return everybody, up.title(), true
+		return everybody, up.Title(), true
 	}
-	return nobody, up.title(), true
+	return nobody, up.Title(), true
 }
 
 // Restricted reports whether Readers may decide about any repository.

@@ -43,6 +43,27 @@ func (r *Reader) Size() (int64, error) {
 	}
 }
 
+// Wait waits until all of the content is stored, without reading it. It calls progress whenever bytes have arrived,
+// with how many they are, and how many the content has; -1: not known yet. Errors: as Size.
+func (r *Reader) Wait(progress func(got, size int64)) error {
+	for {
+		r.flight.mu.Lock()
+		got, size, done, err, changed := r.flight.got, r.flight.size, r.flight.done, r.flight.err, r.flight.changed
+		r.flight.mu.Unlock()
+		if done && err != nil {
+			return err
+		}
+		if progress(got, size); done {
+			return nil
+		}
+		select {
+		case <-r.ctx.Done():
+			return context.Cause(r.ctx)
+		case <-changed:
+		}
+	}
+}
+
 // Read implements io.Reader.
 func (r *Reader) Read(p []byte) (int, error) {
 	n, err := r.ReadAt(p, r.at)
@@ -63,6 +84,7 @@ func (r *Reader) ReadAt(p []byte, at int64) (int, error) {
 		}
 		fl.mu.Lock()
 		visible, done, err, changed, source := fl.visible(), fl.done, fl.err, fl.changed, fl.source
+		fl.given = fl.given || at < visible
 		fl.mu.Unlock()
 		switch {
 		case done && err != nil: // also for bytes that have arrived: they may be wrong

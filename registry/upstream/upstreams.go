@@ -104,8 +104,8 @@ func (u *Upstreams) Set(entries []Entry) error {
 	return nil
 }
 
-// title returns the name of the upstream in the settings: the host, or host/path.
-func (u *Upstream) title() string {
+// Title returns the name of the upstream in the settings: the host, or host/path.
+func (u *Upstream) Title() string {
 	if u.Path == "" {
 		return u.Host
 	}
@@ -221,6 +221,17 @@ func (u *Upstream) Kept() (repos []string) {
 		}
 	}
 	return repos
+}
+
+// KeptTags returns the tags of a repository that keep: names one by one. all is false if there are patterns as well.
+func (u *Upstream) KeptTags(repo string) (tags []string, all bool) {
+	all = true
+	for _, k := range u.keep {
+		if k.repo == repo {
+			tags, all = append(tags, k.names...), all && k.names != nil
+		}
+	}
+	return tags, all
 }
 
 // Rates returns the last rates that the endpoints have sent, by host. Endpoints that have sent none are left out.

@@ -6,6 +6,9 @@ import (
 	"trow/storage"
 )
 
+// UploadsGrow implements [storage.Grows].
+func (b *Blobs) UploadsGrow() {}
+
 // Follow implements [storage.Growing]. It opens the file again, so that a read does not wait for the lock of the
 // upload, which Commit holds during its fsync, and the file stays readable after it was renamed or removed. Errors:
 // ErrClosed; those of the file system.

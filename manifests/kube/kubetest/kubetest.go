@@ -21,7 +21,7 @@ func Client(c kubernetes.Interface) *kube.Client {
 		PersistentVolumeClaims: func(ns string) kube.Resource[*corev1.PersistentVolumeClaim] {
 			return c.CoreV1().PersistentVolumeClaims(ns)
 		},
-		Pods:    func(ns string) kube.Resource[*corev1.Pod] { return c.CoreV1().Pods(ns) },
+		Pods:    func(ns string) kube.Lister[*corev1.Pod, *corev1.PodList] { return c.CoreV1().Pods(ns) },
 		Secrets: func(ns string) kube.Resource[*corev1.Secret] { return c.CoreV1().Secrets(ns) },
 		DaemonSets: func(ns string) kube.Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList] {
 			return c.AppsV1().DaemonSets(ns)
@@ -36,6 +36,7 @@ func Client(c kubernetes.Interface) *kube.Client {
 			return c.CoordinationV1().Leases(ns)
 		},
 		Namespaces:                    c.CoreV1().Namespaces(),
+		Nodes:                         c.CoreV1().Nodes(),
 		PersistentVolumes:             c.CoreV1().PersistentVolumes(),
 		ClusterRoles:                  c.RbacV1().ClusterRoles(),
 		WebhookConfigurations:         c.AdmissionregistrationV1().ValidatingWebhookConfigurations(),

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -11,23 +12,45 @@ import (
 	"trow/registry/archive"
 	"trow/registry/client"
 	"trow/registry/glob"
+	"trow/registry/mirror"
 	"trow/registry/size"
 )
 
 func (p Program) exportCommand() *cobra.Command {
 	var repositories []string
-	var base string
+	var base, file string
 	var prune bool
+	i := images{cluster: p.Cluster}
 	cmd := &cobra.Command{
-		Use:   "export DIRECTORY|-",
-		Short: "Copy the registry into a directory, or as a tar to standard output, while the server runs",
+		Use:   "export DIRECTORY|-|-o FILE",
+		Short: "Copy the registry, or the images of pods, into an archive, while the server runs",
 		Long: `export makes an archive for trow import. It is an OCI image layout, so skopeo and other tools read it
 too. Into a directory, export copies only what is not there yet; an interrupted export continues when you
-run it again. With - it writes a tar stream: trow export - | zstd > backup.tar.zst`,
-		Args: cobra.ExactArgs(1),
+run it again. With - it writes a tar stream: trow export - | zstd > backup.tar.zst
+
+With -f or --running it copies exactly the images that these pods need, of this registry and of others, with their
+signatures. Images of other registries are first fetched through the upstreams of the server, as with trow warm.
+After trow import at a registry without upstreams, pods find them under the same names.`,
+		Example: "  trow export backup\n  trow export -f pods.yaml -o images.tar",
 	}
 	t := p.target(cmd)
 	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
+		to, err := exportTo(cmd, args, file)
+		if err != nil {
+			return err
+		}
+		if !i.given() && len(i.platforms) > 0 {
+			return errors.New("platform: it is for -f and --running; without these, all is exported")
+		}
+		if i.given() && len(repositories) > 0 {
+			return errors.New("repository: it excludes -f and --running, which name images; omit one of them")
+		}
+		var all []string
+		if i.given() {
+			if all, err = i.list(cmd, nil); err != nil {
+				return err
+			}
+		}
 		from, options, err := server(cmd, t, repositories)
 		if err != nil {
 			return err
@@ -38,9 +61,19 @@ run it again. With - it writes a tar stream: trow export - | zstd > backup.tar.z
 				return fmt.Errorf("--base: %w", err)
 			}
 		}
-		return export(cmd, from.Client, args[0], o)
+		what := exported{options: o}
+		var absent error
+		if i.given() {
+			if what.images, what.platforms, absent, err = i.collect(cmd, from, all); err != nil {
+				return err
+			}
+		}
+		return cmp.Or(what.export(cmd, from.Client, to), absent)
 	})
 	f := cmd.Flags()
+	f.StringVarP(&file, "output", "o", "", "write a tar to this file, which appears when it is complete; - for "+
+		"standard output")
+	i.addFlags(cmd)
 	f.StringSliceVar(&repositories, "repository", nil, repositoryUsage)
 	f.StringVar(&base, "base", "", "leave out the blobs that this earlier archive (directory or tar) has")
 	f.BoolVar(&prune, "prune", false, "delete from the directory what the registry no longer holds")
@@ -49,21 +82,113 @@ run it again. With - it writes a tar stream: trow export - | zstd > backup.tar.z
 
 const repositoryUsage = "only these repositories; * matches within a path element, ** across them; may be repeated"
 
-// export exports into a directory, or to standard output if to is "-".
-func export(cmd *cobra.Command, from *client.Client, to string, o archive.ExportOptions) error {
+// destination is where an export goes: one of its fields.
+type destination struct {
+	dir  string
+	file string // a tar; -: standard output
+}
+
+// exportTo returns where an export goes.
+func exportTo(cmd *cobra.Command, args []string, file string) (to destination, err error) {
+	switch {
+	case len(args) > 1 || (len(args) == 1) == (file != ""):
+		return to, fmt.Errorf("got %s; want: %s", arguments(args), cmd.UseLine())
+	case len(args) == 1 && args[0] == "-":
+		to.file = "-"
+	case len(args) == 1:
+		to.dir = args[0]
+	default:
+		to.file = file
+	}
+	if info, err := os.Stat(to.file); err == nil && info.IsDir() {
+		return to, fmt.Errorf("output: %s is a directory; name a file, or the directory without -o", to.file)
+	}
+	return to, nil
+}
+
+// exported is what is exported.
+type exported struct {
+	options   archive.ExportOptions
+	images    []archive.Image // nil: the registry
+	platforms []mirror.Platform
+}
+
+// export exports what it is to a destination.
+func (w exported) export(cmd *cobra.Command, from *client.Client, to destination) error {
 	var done archive.Progress
 	var err error
-	if to != "-" {
-		done, err = archive.Export(cmd.Context(), from, to, o)
-	} else if o.Prune {
+	switch out := cmd.OutOrStdout(); {
+	case to.dir != "" && w.images != nil:
+		done, err = archive.ExportImages(cmd.Context(), from, to.dir, w.images, w.platforms, w.options)
+	case to.dir != "":
+		done, err = archive.Export(cmd.Context(), from, to.dir, w.options)
+	case w.options.Prune:
 		return errors.New("--prune: not supported for a tar stream, which contains only what the registry holds")
-	} else if f, ok := cmd.OutOrStdout().(*os.File); ok && isTerminal(f) {
-		return errors.New("standard output is a terminal; redirect the tar stream to a file or a pipe")
-	} else {
-		done, err = archive.ExportTar(cmd.Context(), from, cmd.OutOrStdout(), o)
+	case to.file != "-":
+		done, err = w.file(cmd, from, to.file)
+	default:
+		if f, ok := out.(*os.File); ok && isTerminal(f) {
+			return errors.New("standard output is a terminal; redirect the tar stream to a file or a pipe")
+		}
+		done, err = w.tar(cmd, from, out)
 	}
 	printCopied(cmd.ErrOrStderr(), "Exported", done, err)
 	return err
+}
+
+func (w exported) tar(cmd *cobra.Command, from *client.Client, out io.Writer) (archive.Progress, error) {
+	if w.images != nil {
+		return archive.ExportImagesTar(cmd.Context(), from, out, w.images, w.platforms, w.options)
+	}
+	return archive.ExportTar(cmd.Context(), from, out, w.options)
+}
+
+// file writes a tar to a file. It gets its name when it is on the disk, so that an export that was cut short is not
+// taken for a whole one. One that lacks what could not be exported gets it too: the error says so.
+func (w exported) file(cmd *cobra.Command, from *client.Client, name string) (done archive.Progress, err error) {
+	unfinished := name + ".unfinished"
+	f, err := os.OpenFile(unfinished, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return done, fmt.Errorf("output: %w", err)
+	}
+	done, err = w.tar(cmd, from, f)
+	ended := errors.Join(f.Sync(), f.Close())
+	if done.Items == 0 || err != nil && done.Problems == 0 || ended != nil {
+		return done, errors.Join(err, ended, os.Remove(unfinished))
+	}
+	return done, errors.Join(err, os.Rename(unfinished, name))
+}
+
+// collect has the server fetch images, and returns them as they are exported. absent is not nil if some could not be
+// fetched. Errors: none could.
+func (i *images) collect(cmd *cobra.Command, from *endpoint, all []string) (found []archive.Image,
+	platforms []mirror.Platform, absent, err error) {
+	done, err := i.warm(cmd, from.admin, all, false)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	seen := map[archive.Image]bool{}
+	for _, w := range done {
+		image := archive.Image{Repo: w.Repository, Host: w.Host, Name: w.Name, Tag: w.Tag, Digest: w.Digest}
+		if w.Error != "" || seen[image] {
+			continue
+		}
+		seen[image] = true
+		found = append(found, image)
+		platforms = nil // all have the same
+		for _, text := range w.Platforms {
+			p, err := mirror.ParsePlatform(text)
+			if err != nil {
+				return nil, nil, nil, fmt.Errorf("the server's answer: platform: %w", err)
+			}
+			platforms = append(platforms, p)
+		}
+	}
+	absent = failed(done, "fetched, and so not exported")
+	if len(found) == 0 {
+		return nil, nil, nil, absent
+	}
+	return found, platforms, absent, nil
 }
 
 func isTerminal(f *os.File) bool {

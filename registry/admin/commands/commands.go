@@ -1,6 +1,6 @@
-// Package commands has the commands for what a registry holds (ls, tags, inspect, history, cp, rm, du), and those with
-// which an administrator operates it: gc, retention, scrub, rebuild, export, import, migrate, token, can-i and
-// pull-secret.
+// Package commands has the commands for what a registry holds (ls, tags, inspect, history, cp, rm, du), those for what
+// it caches of others (warm, cached, evict), and those with which an administrator operates it: gc, retention, scrub,
+// rebuild, export, import, migrate, token, can-i and pull-secret.
 //
 // # Words
 //
@@ -28,6 +28,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/url"
 
 	"github.com/dustin/go-humanize/english"
@@ -57,13 +58,25 @@ type Program struct {
 	Policy func(cmd *cobra.Command) (p *auth.Policy, caller func(string, []string) (*auth.Identity, error), err error)
 	// Servers are the host[:port] under which nodes reach the registry.
 	Servers []string
+	// Cluster knows manifests and pods.
+	Cluster Cluster
+}
+
+// Cluster is what the commands ask of a cluster and of its manifests.
+type Cluster interface {
+	// Servers are the host[:port] under which nodes reach the registry.
+	Servers() []string
+	// Images returns the images of the pods in files with manifests; in is read for "-". note gets what may be missing.
+	Images(in io.Reader, files []string, note func(text string)) (images []string, err error)
+	// Running returns the images of the pods of a cluster, and the platforms of its nodes, if they are known.
+	Running(ctx context.Context, kubeconfig, kubecontext string) (images, platforms []string, err error)
 }
 
 // Commands returns all commands of the package.
 func (p Program) Commands() []*cobra.Command {
 	return []*cobra.Command{
 		p.lsCommand(), p.tagsCommand(), p.inspectCommand(), p.historyCommand(), p.cpCommand(), p.rmCommand(),
-		p.duCommand(),
+		p.duCommand(), p.warmCommand(), p.cachedCommand(), p.evictCommand(),
 		p.gcCommand(), p.retentionCommand(), p.scrubCommand(), p.rebuildCommand(),
 		p.exportCommand(), p.importCommand(), p.migrateCommand(),
 		p.tokenCommand(), p.canICommand(), p.pullSecretCommand(),

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
+	"trow/admission/check"
 	"trow/registry/admin"
 	"trow/registry/admin/commands"
 	"trow/registry/auth"
@@ -91,6 +92,7 @@ func run(t *testing.T, dir, stdin string, args ...string) (stdout, stderr string
 	var out, errOut bytes.Buffer
 	p := commands.Program{
 		Servers: []string{"registry.example:31000"},
+		Cluster: check.Cluster{},
 		DataDir: func(cmd *cobra.Command) func() (string, error) {
 			at := cmd.Flags().String("data-dir", dir, "")
 			cmd.Flags().StringP("config", "c", "", "")

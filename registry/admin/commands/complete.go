@@ -66,7 +66,7 @@ func (t *target) completeTags(ctx context.Context, cmd *cobra.Command, typed str
 	if err != nil {
 		return nil
 	}
-	_ = e.Tags(ctx, r.repo, func(page []string) error {
+	_ = e.HeldTags(ctx, r.repo, func(page []string) error {
 		for _, tag := range page {
 			if name := before + ":" + tag; strings.HasPrefix(name, typed) {
 				names = append(names, name)

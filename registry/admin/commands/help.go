@@ -17,6 +17,7 @@ var groups = []struct {
 	{"run", "Run:", []string{"serve", "check", "config", "settings", "bench", "version"}},
 	{"content", "See and change what a registry holds:",
 		[]string{"ls", "tags", "inspect", "history", "cp", "rm", "du"}},
+	{"cache", "The cache of other registries:", []string{"warm", "cached", "evict"}},
 	{"operate", "Operate a server:",
 		[]string{"gc", "retention", "scrub", "export", "import", "migrate", "rebuild", "token", "can-i",
 			"pull-secret"}},

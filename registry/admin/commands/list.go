@@ -296,7 +296,7 @@ func (p Program) tagsCommand() *cobra.Command {
 }
 
 func listTags(cmd *cobra.Command, e *endpoint, repo string) error {
-	err := e.Tags(cmd.Context(), repo, func(page []string) error { return printLines(cmd.OutOrStdout(), page) })
+	err := e.HeldTags(cmd.Context(), repo, func(page []string) error { return printLines(cmd.OutOrStdout(), page) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return e.noRepository(repo)
 	}

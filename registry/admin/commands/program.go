@@ -9,9 +9,8 @@ import (
 	"trow/registry/settings"
 )
 
-// New makes a Program for servers with these settings: load returns them for the flags of a command. servers are the
-// host[:port] under which nodes reach the registry.
-func New(load func(*cobra.Command) (*service.Options, error), servers []string) Program {
+// New makes a Program for servers with these settings: load returns them for the flags of a command.
+func New(load func(*cobra.Command) (*service.Options, error), cluster Cluster) Program {
 	return Program{
 		DataDir: func(cmd *cobra.Command) func() (string, error) {
 			settings.AddConfigFlag(cmd.Flags())
@@ -43,6 +42,6 @@ func New(load func(*cobra.Command) (*service.Options, error), servers []string) 
 			p, err := o.Auth.Policy()
 			return p, o.Auth.Impersonate, err
 		},
-		Servers: servers,
+		Servers: cluster.Servers(), Cluster: cluster,
 	}
 }

@@ -1,0 +1,313 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry/address"
+	"trow/registry/mirror"
+	"trow/registry/namespace"
+	"trow/storage"
+)
+
+// This file lists and evicts the images of other registries for the administration.
+
+// The states of an image of another registry.
+const (
+	StateCached   = "cached"   // it is evicted when the room is needed
+	StateKept     = "kept"     // keep: of its upstream names it: it is evicted last
+	StateImported = "imported" // it was imported or pushed: it is never evicted
+)
+
+// HeldImage is an image of another registry.
+type HeldImage struct {
+	Host       string        `json:"host"`
+	Name       string        `json:"name"`       // of its repository there
+	Repository string        `json:"repository"` // here
+	Tags       []string      `json:"tags"`
+	Digest     digest.Digest `json:"digest"`
+	MediaType  string        `json:"mediaType"`
+	Bytes      int64         `json:"bytes"` // of what is here of it, with its signatures
+	// Whole: all that it consists of is here; of an index, of at least one platform, and of no other one a part.
+	Whole     bool     `json:"whole"`
+	Platforms []string `json:"platforms,omitempty"` // of an index: those that are here as a whole
+	State     string   `json:"state"`
+	Used      int64    `json:"used,omitempty"` // the hour of the last use, Unix seconds; 0: not known
+}
+
+// Names returns the names of the image: one for each tag, or that with the digest.
+func (i *HeldImage) Names() (all []string) {
+	for _, tag := range i.Tags {
+		all = append(all, i.Host+"/"+i.Name+":"+tag)
+	}
+	if len(all) == 0 {
+		all = append(all, i.Host+"/"+i.Name+"@"+i.Digest.String())
+	}
+	return all
+}
+
+// HeldTotal is what images of other registries take together, each content once.
+type HeldTotal struct {
+	Images   int   `json:"images"`
+	Bytes    int64 `json:"bytes"`           // of these images
+	Imported int64 `json:"imported"`        // of that, what is never evicted
+	Used     int64 `json:"used,omitempty"`  // by the whole cache
+	Limit    int64 `json:"limit,omitempty"` // cache-size
+}
+
+// Selection says which images of other registries are meant.
+type Selection struct {
+	// Below is a host, or a host with a repository or the beginning of one; empty: all.
+	Below string
+	// Images are names as pods have them. Optional; without them, Below decides alone.
+	Images []string
+	// Before leaves out what was used since, what keep: names, and what was imported. Optional.
+	Before time.Time
+}
+
+// errBelow: the text names neither a host nor a repository.
+var errBelow = errors.New("want HOST[:PORT], or [HOST[:PORT]/]REPOSITORY")
+
+// below returns the host and the beginning of the repositories that a text names. What has no host is at Docker Hub.
+func below(text string) (host, repo string, err error) {
+	if text == "" {
+		return "", "", nil
+	}
+	host, repo, _ = strings.Cut(strings.TrimSuffix(text, "/"), "/")
+	if !address.LooksLikeHost(host) {
+		host, repo = address.Hub, namespace.Fold(address.Hub, strings.TrimSuffix(text, "/"))
+	}
+	if host, err = namespace.Host(host); err != nil {
+		return "", "", fmt.Errorf("%w; %w", err, errBelow)
+	}
+	if repo != "" && !namespace.ValidRepo(repo) {
+		return "", "", errBelow
+	}
+	return host, repo, nil
+}
+
+// shelf is a repository of another registry as the administration sees it.
+type shelf struct {
+	*heldRepo
+	name   namespace.Name
+	images []*storage.HeldManifest // what is listed: not what belongs to another image
+}
+
+// shelves calls each with the repositories of other registries that lie below a host and the beginning of a name.
+func (r *Registry) shelves(ctx context.Context, host, beginning string, each func(*shelf) error) error {
+	for _, repo := range r.options.Index.Names() {
+		if !namespace.Within(repo) {
+			continue
+		}
+		n, ok := r.options.Namespaces.Upstream(repo)
+		if !ok || host != "" && n.Host != host ||
+			beginning != "" && n.Repo != beginning && !strings.HasPrefix(n.Repo, beginning+"/") {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		s, err := r.shelf(ctx, repo, n)
+		if err == nil {
+			err = each(s)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Registry) shelf(ctx context.Context, repo string, n namespace.Name) (*shelf, error) {
+	h, _, err := r.options.Index.Holdings(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	s := &shelf{heldRepo: newHeldRepo(h), name: n}
+	belongs := map[digest.Digest]bool{} // to another image, as its signature does
+	for _, all := range s.referrers {
+		for _, d := range all {
+			belongs[d] = true
+		}
+	}
+	for i := range h.Manifests {
+		m := &h.Manifests[i]
+		if !belongs[m.Digest] && (len(m.Tags) > 0 || !s.isChild[m.Digest]) {
+			s.images = append(s.images, m)
+		}
+	}
+	return s, nil
+}
+
+// image describes an image.
+func (r *Registry) image(ctx context.Context, s *shelf, m *storage.HeldManifest) HeldImage {
+	i := HeldImage{Host: s.name.Host, Name: s.name.Repo, Repository: s.repo, Tags: []string{}, Digest: m.Digest,
+		MediaType: m.MediaType, State: StateCached}
+	for _, tag := range m.Tags {
+		i.Tags = append(i.Tags, tag.Name)
+		if r.keeps(s.name, tag.Name) {
+			i.State = StateKept
+		}
+	}
+	if !m.Cached {
+		i.State = StateImported
+	}
+	for d, size := range s.reach([]digest.Digest{m.Digest}, true) {
+		i.Bytes += size
+		if s.manifests[d] != nil {
+			if used := r.options.Cache.Used(d); !used.IsZero() {
+				i.Used = max(i.Used, used.Unix())
+			}
+		}
+	}
+	i.Whole, i.Platforms = r.whole(ctx, s, m)
+	return i
+}
+
+// keeps reports whether keep: of an upstream names a tag.
+func (r *Registry) keeps(n namespace.Name, tag string) bool {
+	if r.options.Upstreams == nil {
+		return false
+	}
+	up, there, err := r.options.Upstreams.Find(n.Host, n.Repo)
+	return err == nil && up.Keeps(there, tag)
+}
+
+// whole reports whether all of an image is here, see HeldImage.Whole, and which platforms of an index are.
+func (r *Registry) whole(ctx context.Context, s *shelf, m *storage.HeldManifest) (whole bool, platforms []string) {
+	if m.MediaType != typeOCIIndex && m.MediaType != typeDockerList {
+		return r.allHere(ctx, s, m), nil
+	}
+	names := map[digest.Digest]string{}
+	for _, p := range r.partsNow(ctx, m.Digest) {
+		names[p.Digest] = platformText(p.Platform)
+	}
+	complete, partly := 0, false
+	for _, d := range s.children(m.Digest) {
+		if ok, _ := r.whole(ctx, s, s.manifests[d]); !ok {
+			partly = true
+			continue
+		}
+		complete++
+		if name := names[d]; name != "" && !slices.Contains(platforms, name) {
+			platforms = append(platforms, name)
+		}
+	}
+	slices.Sort(platforms)
+	return complete > 0 && !partly || len(m.Refs) == 0, platforms
+}
+
+// allHere reports whether a repository holds all parts of an image for one platform, but those that clients get from
+// elsewhere.
+func (r *Registry) allHere(ctx context.Context, s *shelf, m *storage.HeldManifest) bool {
+	if !slices.ContainsFunc(m.Refs, s.lacks) {
+		return true
+	}
+	parts := r.partsNow(ctx, m.Digest)
+	return len(parts) > 0 && !slices.ContainsFunc(parts, func(p mirror.Part) bool { return s.lacks(p.Digest) })
+}
+
+// partsNow returns the parts of a manifest; none if it cannot be read.
+func (r *Registry) partsNow(ctx context.Context, d digest.Digest) []mirror.Part {
+	body, err := r.content(ctx, d)
+	if err != nil {
+		return nil
+	}
+	return fetchedParts(body)
+}
+
+// lacks reports whether a repository does not hold a content.
+func (r *heldRepo) lacks(d digest.Digest) bool {
+	_, held := r.blobs[d]
+	return !held && r.manifests[d] == nil
+}
+
+// HeldImages calls each with the images of other registries that are here, in no order, and returns what they take.
+// below is as in Selection. If image is not empty, only those with this name are listed.
+func (r *Registry) HeldImages(ctx context.Context, sel Selection, each func(HeldImage)) (total HeldTotal, err error) {
+	w, err := r.wanted(sel)
+	if err != nil {
+		return total, err
+	}
+	seen, imported := map[digest.Digest]bool{}, map[digest.Digest]bool{}
+	err = r.shelves(ctx, w.host, w.repo, func(s *shelf) error {
+		for _, m := range s.images {
+			if !w.names(s, m) {
+				continue
+			}
+			i := r.image(ctx, s, m)
+			if w.late(i) {
+				continue
+			}
+			each(i)
+			total.Images++
+			for d, size := range s.reach([]digest.Digest{m.Digest}, true) {
+				if !seen[d] {
+					seen[d] = true
+					total.Bytes += size
+				}
+				if !imported[d] && !m.Cached {
+					imported[d] = true
+					total.Imported += size
+				}
+			}
+		}
+		return nil
+	})
+	if r.options.Cache != nil {
+		stats := r.options.Cache.Stats()
+		total.Used, total.Limit = stats.Used, stats.Limit
+	}
+	return total, err
+}
+
+// wanted is a parsed Selection.
+type wanted struct {
+	host, repo string
+	images     map[string]string // the text by which an image was named, by its name in full
+	before     time.Time
+}
+
+// wanted parses a selection. Errors: a name in it is not valid.
+func (r *Registry) wanted(sel Selection) (w wanted, err error) {
+	if w.host, w.repo, err = below(sel.Below); err != nil {
+		return w, fmt.Errorf("%.150q: %w", sel.Below, err)
+	}
+	w.before, w.images = sel.Before, map[string]string{}
+	for _, text := range sel.Images {
+		at, i, err := r.Find(text)
+		if err == nil && at.Host == "" {
+			err = fmt.Errorf("%s is an image of this registry, and not of another one; trow rm deletes it", i)
+		}
+		if err != nil {
+			return w, err
+		}
+		w.images[i.String()] = text
+	}
+	return w, nil
+}
+
+// names reports whether an image is among those that are named, if any are.
+func (w *wanted) names(s *shelf, m *storage.HeldManifest) (found bool) {
+	if len(w.images) == 0 {
+		return true
+	}
+	if _, found = w.images[s.name.String()+"@"+m.Digest.String()]; found {
+		return true
+	}
+	return slices.ContainsFunc(m.Tags, func(tag storage.HeldTag) bool {
+		_, found := w.images[s.name.String()+":"+tag.Name]
+		return found
+	})
+}
+
+// late reports whether an image is left out because of Before.
+func (w *wanted) late(i HeldImage) bool {
+	return !w.before.IsZero() && (i.State != StateCached || i.Used >= w.before.Unix())
+}
