@@ -73,9 +73,9 @@ func newRoot() *cobra.Command {
 		}}
 	settings.Register(start.Flags(), new(options).parts()...)
 	root.AddCommand(settings.WithConfig(start),
-		settings.WithConfig(check.Command(func(cmd *cobra.Command) (admission.PolicyOptions, []string, error) {
+		settings.WithConfig(check.Command(func(cmd *cobra.Command) (check.Config, error) {
 			o, err := load(cmd)
-			return o.policy, o.cluster.ExemptNamespaces, err
+			return check.Config{Policy: o.policy, Exempt: o.cluster.ExemptNamespaces, Images: check.Over(o.registry.Judged)}, err
 		})),
 		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
 			_, err := load(cmd)
