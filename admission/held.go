@@ -165,7 +165,18 @@ func (v *Verdict) hintFetch(m storage.Descriptor, here bool, missing []string) {
 		v.hintFit("it cannot be held: its name here is too long, or that of another upstream (as)", v.Image)
 		return
 	case here && isIndex(m.MediaType):
-		v.hintIncomplete(m.MediaType, missing)
+		text := "not here for all of its platforms"
+		for n := min(len(missing), maxPlatforms); n > 0; n-- {
+			list := strings.Join(missing[:n], ", ")
+			if n < len(missing) {
+				list += ", ..."
+			}
+			if more := text + " (missing: " + list + ")"; len(more) <= maxWarning {
+				text = more
+				break
+			}
+		}
+		v.hintFit(text, v.Image)
 	case here:
 		v.hintFit("held only in part", v.Image)
 	}
@@ -209,16 +220,17 @@ func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool,
 		case c.Whole:
 			some = some || platform == "" || p.wants(platform)
 		case platform == "" || len(p.platforms) > 0 && p.wants(platform):
-			lacks = append(lacks, c.Digest)
+			if len(lacks) <= maxPlatforms && !slices.Contains(lacks, c.Digest) {
+				lacks = append(lacks, c.Digest) // one more than a hint names
+			}
 		}
 	}
 	if some && len(lacks) == 0 {
 		return true, nil
 	}
 	if len(lacks) == 0 { // of no platform is everything here: name them all
-		lacks = digests
+		lacks = digests[:min(len(digests), maxPlatforms+1)]
 	}
-	lacks = lacks[:min(len(lacks), maxPlatforms+1)]
 	return false, plainNames(lacks, o.Platforms(m.Digest(), lacks))
 }
 

@@ -122,7 +122,9 @@ func knownType(mediaType string) bool {
 }
 
 // indexType reports whether a media type is that of an index, of OCI or Docker.
-func indexType(mediaType string) bool { return mediaType == typeOCIIndex || mediaType == typeDockerList }
+func indexType(mediaType string) bool {
+	return mediaType == typeOCIIndex || mediaType == typeDockerList
+}
 
 // checkTypes refuses a manifest whose list entry would have an artifact type that is not a media type (image spec,
 // "Image Manifest" and "Content Descriptors"). A list of referrers copies it, and clients compare it.
