@@ -32,10 +32,9 @@ const (
 // ahead fetches the images of pods that were just allowed, so that the pull finds them under way or done. A nil *ahead
 // fetches nothing.
 type ahead struct {
-	images    fetcher
-	platforms []string
-	count     func(outcome string)
-	log       zerolog.Logger
+	images fetcher
+	count  func(outcome string)
+	log    zerolog.Logger
 
 	mu    sync.Mutex            // guards all below
 	under map[fetchedImage]bool // under way
@@ -51,8 +50,8 @@ func newAhead(o *Options) *ahead {
 	if !ok {
 		return nil
 	}
-	return &ahead{images: f, platforms: o.Policy.platforms, count: o.Metrics.fetched, log: o.Log,
-		under: map[fetchedImage]bool{}, of: map[string]int{}}
+	return &ahead{images: f, count: o.Metrics.fetched, log: o.Log, under: map[fetchedImage]bool{},
+		of: map[string]int{}}
 }
 
 // fetchAhead starts to fetch what the verdicts of a decision allow to be fetched, and notes it in the decision. It does
@@ -100,7 +99,7 @@ func (a *ahead) fetch(ctx context.Context, image fetchedImage) (err error) {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return a.images.Fetch(ctx, image.repo, image.ref, a.platforms)
+	return a.images.Fetch(ctx, image.repo, image.ref)
 }
 
 func (a *ahead) end(namespace string, image fetchedImage, err error) {

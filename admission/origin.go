@@ -49,8 +49,8 @@ type others interface {
 // fetcher is what Images may implement as well.
 type fetcher interface {
 	// Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream, with all that it
-	// consists of for the platforms; none: for one that it chooses. It returns when that is so, or why it is not.
-	Fetch(ctx context.Context, repo, ref string, platforms []string) error
+	// consists of for the platforms of the cluster. It returns when that is so, or why it is not.
+	Fetch(ctx context.Context, repo, ref string) error
 }
 
 // rules are the rules of a policy as images of other registries see them: each one that is written for a repository

@@ -59,9 +59,9 @@ func (i Images) MayRun(host, there string) (mayRun, entry string) {
 	return string(m), entry
 }
 
-// Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream, for the platforms. Errors:
-// those of package mirror.
-func (i Images) Fetch(ctx context.Context, repo, ref string, platforms []string) error {
+// Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream. Errors: those of package
+// mirror.
+func (i Images) Fetch(ctx context.Context, repo, ref string) error {
 	if i.mirror == nil {
 		return errors.New("this server fetches nothing from other registries")
 	}

@@ -21,8 +21,8 @@ type Images struct {
 }
 
 // Fetch is that of registry.Images. Errors: also that the service is closed.
-func (i Images) Fetch(ctx context.Context, repo, ref string, platforms []string) error {
-	return i.ahead.do(ctx, func(ctx context.Context) error { return i.Images.Fetch(ctx, repo, ref, platforms) })
+func (i Images) Fetch(ctx context.Context, repo, ref string) error {
+	return i.ahead.do(ctx, func(ctx context.Context) error { return i.Images.Fetch(ctx, repo, ref) })
 }
 
 // ahead bounds the life of work that no request waits for, so that the data is not closed under it. A nil *ahead has
