@@ -75,7 +75,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(settings.WithConfig(start),
 		settings.WithConfig(check.Command(func(cmd *cobra.Command) (check.Config, error) {
 			o, err := load(cmd)
-			return check.Config{Policy: o.policy, Exempt: o.cluster.ExemptNamespaces, Images: check.Over(o.registry.Judged)}, err
+			return check.NewConfig(o.policy, o.cluster.ExemptNamespaces, o.registry.Judged), err
 		})),
 		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
 			_, err := load(cmd)

@@ -181,8 +181,8 @@ func TestAVerdictFetchesAnImage(t *testing.T) {
 	dir := t.TempDir()
 	file, token := filepath.Join(dir, "trow.yaml"), filepath.Join(dir, "token")
 	const secret = "0123456789abcdef0123"
-	text := fmt.Sprintf("platforms: [linux/amd64]\nupstreams:\n  - {host: other.example, insecure: true, may-run: fetch, "+
-		"endpoints: [{url: '%s'}]}\n", o.URL)
+	text := fmt.Sprintf("platforms: [linux/amd64]\nupstreams:\n  - {host: other.example, insecure: true, "+
+		"may-run: fetch, endpoints: [{url: '%s'}]}\n", o.URL)
 	for name, text := range map[string]string{file: text, token: secret} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -197,8 +197,8 @@ func TestAVerdictFetchesAnImage(t *testing.T) {
 		strings.Contains(text, "fetching") {
 		t.Errorf("%s", text)
 	}
-	code, out, errOut := command(t, "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: other.example/a}]}\n", "check",
-		"-f", "-", "--server", p.url, "--token-file", token)
+	code, out, errOut := command(t, "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: other.example/a}]}\n",
+		"check", "-f", "-", "--server", p.url, "--token-file", token)
 	if code != 0 {
 		t.Errorf("%d: %s%s", code, out, errOut)
 	}

@@ -14,8 +14,8 @@
 //
 // # Invariants
 //
-//  1. A local image runs only if the registry holds it, or a rule allows it by name. One below f/ is an image of another
-//     registry, and is judged as one, under whichever of its names it is written.
+//  1. A local image runs only if the registry holds it, or a rule allows it by name. One below f/ is an image of
+//     another registry, and is judged as one, under whichever of its names it is written.
 //  2. An image that cannot be parsed is denied, and a review that cannot be decoded is an error; neither is allowed.
 //  3. When the registry cannot be asked, the answer is an error, not a denial: then the failurePolicy of the webhook
 //     decides.

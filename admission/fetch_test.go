@@ -77,7 +77,8 @@ func TestWhatIsFetchedAhead(t *testing.T) {
 		{"a dry run", &admission.Callers{}, object{"dryRun": true}, podOf("nginx:1"), nil},
 		{"an update", &admission.Callers{}, object{"operation": "UPDATE", "oldObject": podOf("nginx:1")},
 			podOf("nginx:1", "redis"), []string{"f/docker.io/library/redis latest"}},
-		{"a deletion", &admission.Callers{}, object{"operation": "DELETE", "oldObject": podOf("nginx:1")}, podOf(), nil},
+		{"a deletion", &admission.Callers{}, object{"operation": "DELETE", "oldObject": podOf("nginx:1")}, podOf(),
+			nil},
 		{"a pod that is denied for another image", &admission.Callers{}, nil, podOf("nginx:1", "ghcr.io/a"), nil},
 		{"held", &admission.Callers{}, nil, podOf("quay.io/a"), nil},
 	} {

@@ -85,7 +85,7 @@ func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.Allow, "allow", nil, "prefixes to allow; the longest of allow and deny wins")
 	fs.StringSliceVar(&o.Deny, "deny", nil, "prefixes to deny; deny wins over an equally long allow")
 	fs.StringSliceVar(&o.Platforms, "platforms", nil,
-		"platforms of the nodes, os/arch[/variant]: what an image of another registry must be held for (empty: any one)")
+		"platforms of the nodes, os/arch[/variant], for which images of other registries must be held (empty: any one)")
 	fs.BoolVar(&o.EnforceTemplates, "enforce-templates", false,
 		"deny workloads whose pods would be denied; otherwise they are allowed with a warning")
 }

@@ -119,10 +119,11 @@ func (m *mirrored) decide(o admission.PolicyOptions, image string) admission.Ver
 // oneImage are names of images: all names of a group mean the same one, and no name of another group does.
 var oneImage = [][]string{
 	{"nginx", "nginx:latest", "docker.io/nginx", "docker.io/library/nginx", "index.docker.io/nginx:latest",
-		"registry-1.docker.io/library/nginx", "DOCKER.io/nginx", "docker.io:443/library/nginx", "docker.io:0443/nginx",
-		host + "/f/docker.io/library/nginx", "trow:31000/f/docker.io/nginx:latest", "TROW:31000/f/docker.io/library/nginx",
-		"trow:031000/f/index.docker.io/nginx", host + "/f/registry-1.docker.io/library/nginx",
-		host + "/f/docker.io__443/nginx", hubSite + "/nginx", hubSite + "/library/nginx", hubSite + ":5000/library/nginx",
+		"registry-1.docker.io/library/nginx", "DOCKER.io/nginx", "docker.io:443/library/nginx",
+		"docker.io:0443/nginx", host + "/f/docker.io/library/nginx", "trow:31000/f/docker.io/nginx:latest",
+		"TROW:31000/f/docker.io/library/nginx", "trow:031000/f/index.docker.io/nginx",
+		host + "/f/registry-1.docker.io/library/nginx", host + "/f/docker.io__443/nginx", hubSite + "/nginx",
+		hubSite + "/library/nginx", hubSite + ":5000/library/nginx",
 		"Hub.Trow.example/f/docker.io/library/nginx", host + "/f/" + hubSite + "/nginx"},
 	{"quay.io/team/app@" + aDigest, "quay.io/team/app:1@" + aDigest, "quay.io:443/team/app@" + aDigest,
 		host + "/f/quay.io/team/app@" + aDigest, host + "/f/quay.io/team/app:other@" + aDigest},
@@ -150,8 +151,9 @@ func rulesAbout(image string) (deny, allow map[string]admission.PolicyOptions) {
 		return nil, nil // rules have a host
 	}
 	deny = map[string]admission.PolicyOptions{
-		"deny":         {Default: "Allow", Deny: []string{name}},
-		"deny longest": {Default: "Allow", Allow: []string{"docker.io", hubSite, host, "quay.io"}, Deny: []string{name}},
+		"deny": {Default: "Allow", Deny: []string{name}},
+		"deny longest": {Default: "Allow", Allow: []string{"docker.io", hubSite, host, "quay.io"},
+			Deny: []string{name}},
 	}
 	if strings.HasPrefix(strings.ToLower(name), "trow") {
 		deny["disallow-local-prefixes"] = admission.PolicyOptions{DisallowLocalPrefixes: []string{path},
@@ -404,8 +406,9 @@ func TestSentencesOfOtherRegistries(t *testing.T) {
 	for image, want := range map[string][]string{
 		"nginx:1.25": {"Remote image docker.io/nginx:1.25 disallowed as not held here (may-run: held of upstream " +
 			"docker.io)", "not held: pull it once through this registry (trow warm): nginx:1.25"},
-		"redis:1": {"Remote image docker.io/redis:1 disallowed as not held here (may-run: held of upstream docker.io)",
-			"held only in part: redis:1", "not held: pull it once through this registry (trow warm): redis:1"},
+		"redis:1": {"Remote image docker.io/redis:1 disallowed as not held here (may-run: held of upstream " +
+			"docker.io)", "held only in part: redis:1",
+			"not held: pull it once through this registry (trow warm): redis:1"},
 		"nginx@" + aDigest: {"Remote image docker.io/nginx@" + aDigest + " disallowed as not held here (may-run: held " +
 			"of upstream docker.io)", "not held: pull it once through this registry (trow warm)"},
 		host + "/f/docker.io/nginx:1": {"Local image " + host + "/f/docker.io/nginx:1 disallowed as not held here " +
@@ -413,12 +416,12 @@ func TestSentencesOfOtherRegistries(t *testing.T) {
 			"not held: pull it once through this registry (trow warm): " + host + "/f/docker.io/nginx:1"},
 		"quay.io/a": {"Remote image quay.io/a disallowed by may-run: deny of upstream quay.io; allow it by name " +
 			"(allow-images), or change may-run"},
-		"QUAY.io/team/a": {"Remote image quay.io/team/a disallowed by may-run: deny of upstream quay.io/team; allow it " +
-			"by name (allow-images), or change may-run"},
+		"QUAY.io/team/a": {"Remote image quay.io/team/a disallowed by may-run: deny of upstream quay.io/team; allow " +
+			"it by name (allow-images), or change may-run"},
 		"ghcr.io/a:1": {remote("ghcr.io/a"), "cached here, which allows nothing: allow it, or set may-run of its " +
 			"upstream: ghcr.io/a"},
-		host + "/f/ghcr.io/a:1": {local(host + "/f/ghcr.io/a:1"), "cached here, which allows nothing: allow it, or set " +
-			"may-run of its upstream: ghcr.io/a"},
+		host + "/f/ghcr.io/a:1": {local(host + "/f/ghcr.io/a:1"), "cached here, which allows nothing: allow it, or " +
+			"set may-run of its upstream: ghcr.io/a"},
 		"ghcr.io/a:2":           {remote("ghcr.io/a"), "imported, but not here as a whole: ghcr.io/a:2"},
 		"ghcr.io/a:3":           {remote("ghcr.io/a")},
 		host + "/f/ghcr.io/a:3": {local(host + "/f/ghcr.io/a:3")},

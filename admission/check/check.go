@@ -50,10 +50,12 @@ type Config struct {
 	Images func(x *storage.Index, dataDir string) (admission.Images, error)
 }
 
-// Over returns a function for Config.Images from one with a type of its own.
-func Over[I admission.Images](f func(*storage.Index, string) (I, error)) func(*storage.Index, string) (admission.Images,
-	error) {
-	return func(x *storage.Index, dataDir string) (admission.Images, error) { return f(x, dataDir) }
+// NewConfig returns a Config whose Images have a type of their own.
+func NewConfig[I admission.Images](policy admission.PolicyOptions, exempt []string,
+	images func(x *storage.Index, dataDir string) (I, error)) Config {
+	return Config{policy, exempt, func(x *storage.Index, dataDir string) (admission.Images, error) {
+		return images(x, dataDir)
+	}}
 }
 
 // options are the flags of the command that are not settings.
