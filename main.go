@@ -233,7 +233,7 @@ func record(ctx context.Context, log *audit.Log, d admission.Decision, c *admiss
 	log.Record(ctx, audit.Event{What: audit.Verdict, Outcome: audit.Outcome(d.Outcome()), User: d.User, Kind: "cluster",
 		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped,
 		Authenticated: c.Authenticate(), Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name,
-			Operation: d.Operation, UID: d.UID, DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}})
+			Operation: d.Operation, UID: d.UID, DryRun: d.DryRun, Images: d.Images, Denied: d.Denied, Fetching: d.Fetching}})
 }
 
 // welcome prints what runs, and what to do next.

@@ -209,6 +209,9 @@ func TestAVerdictFetchesAnImage(t *testing.T) {
 		!strings.Contains(text, `"fetching":"other.example/team/app:v"`) {
 		t.Errorf("%s", text)
 	}
+	if text := p.errOut.String(); strings.Count(text, `"fetching":["other.example/team/app:v"]`) != 1 { // at debug: 2
+		t.Errorf("the audit log: %s", text)
+	}
 	const done = `trow_admission_fetches_total{outcome="done"} 1`
 	for end := time.Now().Add(time.Minute); !strings.Contains(p.want(200, "GET", "/metrics", ""), done); {
 		if time.Sleep(20 * time.Millisecond); time.Now().After(end) {

@@ -78,7 +78,7 @@ func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 			v.Rule = upstream
 		}
 		v.hintShort()
-		v.hintTag(x)
+		v.hintTag(o)
 	case mayRun == mayRunFetch:
 		v.allow(MayRunFetch, upstream)
 		v.hintShort()
@@ -151,9 +151,9 @@ func (v *Verdict) hintFit(text, image string) {
 }
 
 // hintTag says of a tag that what is held decides only for nodes that pull through this registry. A digest is the same
-// everywhere, and a name of this registry leads here.
-func (v *Verdict) hintTag(x *other) {
-	if v.Reference.Digest == "" && !x.local {
+// everywhere, and a name of this registry, also one that stands for another registry, leads here.
+func (v *Verdict) hintTag(o others) {
+	if _, ours := o.Stands(v.Reference.Domain); v.Reference.Digest == "" && !v.Local && !ours {
 		v.hintFit("nodes that do not pull through this registry get the tag of the origin; a digest is exact", v.Image)
 	}
 }

@@ -409,8 +409,8 @@ func TestSentencesOfOtherRegistries(t *testing.T) {
 		"redis:1": {"Remote image docker.io/redis:1 disallowed as not held here (may-run: held of upstream " +
 			"docker.io)", "held only in part: redis:1",
 			"not held: pull it once through this registry (trow warm): redis:1"},
-		"nginx@" + aDigest: {"Remote image docker.io/nginx@" + aDigest + " disallowed as not held here (may-run: held " +
-			"of upstream docker.io)", "not held: pull it once through this registry (trow warm)"},
+		"nginx@" + aDigest: {"Remote image docker.io/nginx@" + aDigest + " disallowed as not held here (may-run: " +
+			"held of upstream docker.io)", "not held: pull it once through this registry (trow warm)"},
 		host + "/f/docker.io/nginx:1": {"Local image " + host + "/f/docker.io/nginx:1 disallowed as not held here " +
 			"(may-run: held of upstream docker.io)",
 			"not held: pull it once through this registry (trow warm): " + host + "/f/docker.io/nginx:1"},
@@ -451,7 +451,7 @@ func TestATagOfWhatIsHeld(t *testing.T) {
 		"docker.io/nginx:1":              warning + ": docker.io/nginx:1",
 		"quay.io/a:1":                    warning + ": quay.io/a:1",
 		"quay.io/" + long + ":1":         warning,
-		hubSite + "/nginx:1":             warning + ": " + hubSite + "/nginx:1",
+		hubSite + "/nginx:1":             "",
 		"docker.io/nginx@" + string(d):   "",
 		"docker.io/nginx:1@" + string(d): "",
 		host + "/f/docker.io/nginx:1":    "",
