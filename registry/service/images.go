@@ -25,57 +25,55 @@ func (i Images) Fetch(ctx context.Context, repo, ref string) error {
 	return i.ahead.do(ctx, func(ctx context.Context) error { return i.Images.Fetch(ctx, repo, ref) })
 }
 
-// ahead bounds the life of work that no request waits for, so that the data is not closed under it. A nil *ahead has
-// none.
+// ahead bounds the life of work that no request waits for, so that the data is not closed under it.
 type ahead struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	under sync.WaitGroup
 
-	mu     sync.Mutex // guards closed, and Add of under against wait
-	closed bool
-	under  sync.WaitGroup
+	mu      sync.Mutex // guards all below; Add of under comes before wait
+	closed  bool
+	next    int
+	cancels map[int]context.CancelCauseFunc // of the work under way
 }
 
 var errClosed = errors.New("the registry is being stopped")
 
-func newAhead() *ahead {
-	a := &ahead{}
-	a.ctx, a.cancel = context.WithCancelCause(context.Background())
-	return a
-}
-
 // do calls work with a context that also ends with the service.
 func (a *ahead) do(ctx context.Context, work func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	a.mu.Lock()
 	if a.closed {
 		a.mu.Unlock()
 		return errClosed
 	}
 	a.under.Add(1)
-	a.mu.Unlock()
 	defer a.under.Done()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(a.ctx, func() { cancel(errClosed) })()
+	if a.cancels == nil {
+		a.cancels = map[int]context.CancelCauseFunc{}
+	}
+	a.next++
+	n := a.next
+	a.cancels[n] = cancel
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.cancels, n)
+	}()
 	return work(ctx)
 }
 
-// stop ends the work; wait returns when it has ended.
+// stop cancels the work, and refuses more; wait returns when it has ended.
 func (a *ahead) stop() {
-	if a == nil {
-		return
-	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.closed = true
-	a.mu.Unlock()
-	a.cancel(errClosed)
+	for _, cancel := range a.cancels {
+		cancel(errClosed)
+	}
 }
 
-func (a *ahead) wait() {
-	if a != nil {
-		a.under.Wait()
-	}
-}
+func (a *ahead) wait() { a.under.Wait() }
 
 // Judged returns what verdicts ask of the data of a registry that does not run, whose facts are in the index. dir is
 // its data directory; content that is elsewhere is read as the settings say. Errors: settings that cannot be used.

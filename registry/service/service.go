@@ -110,7 +110,8 @@ type Service struct {
 	cache     *cache // nil if nothing is cached
 	limits    limit.Limits
 	api       *server.Pending
-	images    Images
+	images    registry.Images
+	ahead     ahead
 	migration migration.Migration
 	index     *storage.Index // nil until Load has returned
 }
@@ -171,9 +172,9 @@ func Open(o Options) (s *Service, err error) {
 // Close releases what Open has opened. No request may be under way.
 func (s *Service) Close() {
 	var errs []error
-	s.images.ahead.stop()
-	s.cache.close()       // before the data, into which it writes
-	s.images.ahead.wait() // for the same reason, and after the cache, which ends the downloads
+	s.ahead.stop()
+	s.cache.close() // before the data, into which it writes
+	s.ahead.wait()  // for the same reason, and after the cache, which ends the downloads
 	if s.socket != nil {
 		_ = s.socket.Close() // ServeAuxiliary may have closed it
 	}
@@ -223,7 +224,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		Annotate: server.Annotate, RequestID: server.RequestID, Audit: s.trail.Record}
 	s.cache.into(&parts, s)
 	api := registry.New(parts)
-	s.images = Images{api.Images(), newAhead()}
+	s.images = api.Images()
 	s.migration.From, s.migration.ReadOnly, s.migration.Log = s.data.Side, s.data.ReadOnly, s.log
 	s.migration.DataDir, s.migration.Memory = s.options.Data.DataDir, maintenance.Memory() // the server goes on serving
 	s.migration.Socket = func(req *http.Request) bool {
@@ -316,7 +317,7 @@ func (s *Service) logReload(err error) {
 }
 
 // Images are what the registry holds, for the webhook. Load must have returned.
-func (s *Service) Images() Images { return s.images }
+func (s *Service) Images() Images { return Images{s.images, &s.ahead} }
 
 // ReadOnly reports whether the data directory is read-only.
 func (s *Service) ReadOnly() bool { return s.data.ReadOnly() }
