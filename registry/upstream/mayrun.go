@@ -12,10 +12,13 @@ func (u *Upstreams) MayRun(host, repo string) (may MayRun, entry string) {
 		if up.Host != host || !below(repo, up.Path) {
 			continue
 		}
-		if (up.MayRun == MayRunAllow || up.MayRun == MayRunFetch) && up.fits(repo) != nil {
-			return "", up.title()
+		if entry = up.Host; up.Path != "" {
+			entry += "/" + up.Path
 		}
-		return up.MayRun, up.title()
+		if (up.MayRun == MayRunAllow || up.MayRun == MayRunFetch) && up.fits(repo) != nil {
+			return "", entry
+		}
+		return up.MayRun, entry
 	}
 	return "", ""
 }
