@@ -115,7 +115,12 @@ func TestFetchesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, f, m, seen := ahead(t, &admission.Callers{})
 		create := func(namespace string, images ...string) int {
-			answer(t, w, reviewOf(t, "", "Pod", podOf(images...), object{"namespace": namespace}))
+			ends := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { // as a server ends requests
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				w.ServeHTTP(rw, r.WithContext(ctx))
+			})
+			answer(t, ends, reviewOf(t, "", "Pod", podOf(images...), object{"namespace": namespace}))
 			synctest.Wait()
 			return len((*seen)[len(*seen)-1].Fetching)
 		}

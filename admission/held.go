@@ -109,12 +109,9 @@ func (x *other) denied(o others, v *Verdict) {
 		same := image.Ref() == x.Ref()
 		if !same {
 			repo := x.repoOf(o)
-			d := x.Digest // also where nothing is held of it
-			if m, here := o.Lookup(repo, x.Ref()); here {
-				d = m.Digest()
-			}
-			m, here := o.Lookup(repo, image.Ref())
-			same = here && m.Digest() == d
+			m, here := o.Lookup(repo, x.Ref())
+			other, also := o.Lookup(repo, image.Ref())
+			same = here && also && m.Digest() == other.Digest()
 		}
 		if same {
 			v.deny(OnDenyList, image.rule, v.title()+" on deny list")

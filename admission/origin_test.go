@@ -525,6 +525,32 @@ func TestHeldForThePlatforms(t *testing.T) {
 	}
 }
 
+// TestDamagedContentIsNotHeld, of an index and of one of its images.
+func TestDamagedContentIsNotHeld(t *testing.T) {
+	m := newMirrored(t, upstream.Entry{Host: "quay.io", MayRun: upstream.MayRunHeld})
+	a, b := m.hold("f/quay.io/a", "", "a", true, true), m.hold("f/quay.io/a", "", "b", true, true)
+	index := m.multi("f/quay.io/a", "v", true, true, child{"linux/amd64", a}, child{"linux/arm64", b})
+	allowed := func(platforms ...string) bool {
+		return m.decide(admission.PolicyOptions{Platforms: platforms}, "quay.io/a:v").Allowed
+	}
+	if !allowed("linux/amd64", "linux/arm64") {
+		t.Fatal("it is not held")
+	}
+	quarantine := func(d digest.Digest) {
+		if err := m.index.Quarantine(t.Context(), d, "a test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	quarantine(digest.FromString("layer of b"))
+	if allowed("linux/arm64") || !allowed("linux/amd64") || !allowed() {
+		t.Error("one image is damaged")
+	}
+	quarantine(index)
+	if allowed("linux/amd64") || allowed() {
+		t.Error("the index is damaged")
+	}
+}
+
 // TestPlatformsAreChecked before they count.
 func TestPlatformsAreChecked(t *testing.T) {
 	for _, text := range []string{"linux", "linux/", "/amd64", "linux/arm/v7/x", "linux amd64", "linux/../x", "", "*"} {
