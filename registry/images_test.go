@@ -63,7 +63,8 @@ func TestThePlatformsOfAnIndex(t *testing.T) {
 			t.Errorf("%s, reversed: %q, want %q", c[0], got, want)
 		}
 	}
-	for what, body := range map[string]string{"no JSON": "{", "too large": `{"a":"` + strings.Repeat("x", 64<<10) + `"}`} {
+	large := `{"a":"` + strings.Repeat("x", 64<<10) + `"}`
+	for what, body := range map[string]string{"no JSON": "{", "too large": large} {
 		i := registry.StoredImages(nil, nil, nil, func(context.Context, digest.Digest) ([]byte, error) {
 			return []byte(body), nil
 		})
