@@ -73,9 +73,9 @@ func newRoot() *cobra.Command {
 		}}
 	settings.Register(start.Flags(), new(options).parts()...)
 	root.AddCommand(settings.WithConfig(start),
-		settings.WithConfig(check.Command(func(cmd *cobra.Command) (admission.PolicyOptions, []string, error) {
+		settings.WithConfig(check.Command(func(cmd *cobra.Command) (check.Config, error) {
 			o, err := load(cmd)
-			return o.policy, o.cluster.ExemptNamespaces, err
+			return check.NewConfig(o.policy, o.cluster.ExemptNamespaces, o.registry.Judged), err
 		})),
 		settings.Command(new(options).parts()...), settings.ConfigCommand(func(cmd *cobra.Command) error {
 			_, err := load(cmd)
@@ -231,9 +231,9 @@ func routes(o *options, probes *server.Probes, reg *service.Service, webhook htt
 // record writes a decision of the webhook to the audit log.
 func record(ctx context.Context, log *audit.Log, d admission.Decision, c *admission.Callers) {
 	log.Record(ctx, audit.Event{What: audit.Verdict, Outcome: audit.Outcome(d.Outcome()), User: d.User, Kind: "cluster",
-		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Reason: d.Skipped,
-		Authenticated: c.Authenticate(), Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name,
-			Operation: d.Operation, UID: d.UID, DryRun: d.DryRun, Images: d.Images, Denied: d.Denied}})
+		From: audit.From(server.RemoteAddr(ctx)), Action: "validate", Authenticated: c.Authenticate(),
+		Reason: d.Skipped, Object: audit.Object{Kind: d.Kind, Namespace: d.Namespace, Name: d.Name, UID: d.UID,
+			Operation: d.Operation, DryRun: d.DryRun, Images: d.Images, Denied: d.Denied, Fetching: d.Fetching}})
 }
 
 // welcome prints what runs, and what to do next.

@@ -14,19 +14,22 @@
 //
 // # Invariants
 //
-//  1. A local image runs only if the registry holds it, or a rule allows it by name.
+//  1. A local image runs only if the registry holds it, or a rule allows it by name. One below f/ is an image of
+//     another registry, and is judged as one, under whichever of its names it is written.
 //  2. An image that cannot be parsed is denied, and a review that cannot be decoded is an error; neither is allowed.
 //  3. When the registry cannot be asked, the answer is an error, not a denial: then the failurePolicy of the webhook
 //     decides.
 //  4. Images that an object had before an update are not checked again, so that an object can always be updated and
 //     deleted, however the rules have changed.
 //  5. Every answer is bounded in the number of sentences, causes, warnings and bytes, whatever the object.
+//  6. A verdict on an image of another registry comes from memory. What it has fetched does not change it, and it does
+//     not wait for that.
 //
 // # What it does not do
 //
-// It changes no object and asks no other registry. It checks names, not origins: a node may be configured to pull
-// docker.io from a mirror, or have an image in its cache. The webhook answers every caller;
-// [Callers], if configured, refuses other clients than the API server before it.
+// It changes no object and asks no other registry: where may-run is fetch, the registry does, after the verdict. It
+// checks names, not origins: a node may be configured to pull docker.io from a mirror, or have an image in its cache.
+// The webhook answers every caller; [Callers], if configured, refuses other clients than the API server before it.
 package admission
 
 import (
@@ -88,6 +91,8 @@ type Decision struct {
 	Denied  []string // the sentences of the answer; on an object that was allowed they are warnings
 	Images  []string // the images that were checked, each with its digest if the registry holds it; bounded
 
+	Fetching []string // the images that are fetched ahead of their pull, because of this review or an earlier one
+
 	// Verdicts are the verdicts on the images, at most 256. They are shared: do not change them.
 	Verdicts []Verdict
 
@@ -106,13 +111,14 @@ type Webhook struct {
 	log     zerolog.Logger
 	bodies  Bodies
 	hints   *Hints
+	ahead   *ahead
 }
 
 // New returns a webhook.
 func New(o Options) *Webhook {
 	w := &Webhook{
 		images: o.Images, policy: o.Policy, audit: o.Audit, observe: o.Observe, metrics: o.Metrics, log: o.Log,
-		bodies: o.Bodies, hints: o.Hints, probe: o.Probe,
+		bodies: o.Bodies, hints: o.Hints, probe: o.Probe, ahead: newAhead(&o),
 	}
 	if w.audit == nil {
 		w.audit = func() bool { return false }

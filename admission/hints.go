@@ -75,8 +75,8 @@ func (h *Hints) annotated(d *Decision, withhold func(repo string) string) []stri
 		return d.Images
 	}
 	for i := range d.Verdicts {
-		if v := &d.Verdicts[i]; v.named() && withhold(v.Reference.Path) != "" {
-			return listImages(d.Verdicts, func(v *Verdict) bool { return withhold(v.Reference.Path) == "" })
+		if v := &d.Verdicts[i]; v.named() && withhold(v.repo) != "" {
+			return listImages(d.Verdicts, func(v *Verdict) bool { return withhold(v.repo) == "" })
 		}
 	}
 	return d.Images

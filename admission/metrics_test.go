@@ -21,16 +21,18 @@ func TestMetricsCountEveryOutcomeFromZero(t *testing.T) {
 	reg.MustRegister(m)
 	counts := func() string {
 		families, err := reg.Gather()
-		if err != nil || len(families) != 1 || families[0].GetName() != "trow_admission_reviews_total" {
+		if err != nil || len(families) != 2 || families[0].GetName() != "trow_admission_fetches_total" ||
+			families[1].GetName() != "trow_admission_reviews_total" {
 			t.Fatal(families, err)
 		}
 		var b strings.Builder
-		for _, series := range families[0].GetMetric() {
+		for _, series := range append(families[0].GetMetric(), families[1].GetMetric()...) {
 			fmt.Fprintf(&b, "%s %v ", series.GetLabel()[0].GetValue(), series.GetCounter().GetValue())
 		}
 		return b.String()
 	}
-	if got := counts(); got != "allowed 0 denied 0 error 0 skipped 0 warned 0 " {
+	const none = "done 0 dropped 0 failed 0 "
+	if got := counts(); got != none+"allowed 0 denied 0 error 0 skipped 0 warned 0 " {
 		t.Errorf("at first: %s", got)
 	}
 	for _, d := range []admission.Decision{
@@ -39,7 +41,7 @@ func TestMetricsCountEveryOutcomeFromZero(t *testing.T) {
 	} {
 		m.Observe(d)
 	}
-	if got := counts(); got != "allowed 1 denied 1 error 2 skipped 1 warned 1 " {
+	if got := counts(); got != none+"allowed 1 denied 1 error 2 skipped 1 warned 1 " {
 		t.Errorf("then: %s", got)
 	}
 }

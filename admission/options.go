@@ -18,7 +18,8 @@ import (
 // written: a tag is satisfied neither by another tag nor by a digest, and a digest only by that digest,
 // whatever tag stands beside it.
 //
-// A rule whose host is one of Names holds for all of Names.
+// A rule whose host is one of Names holds for all of Names. A rule for a repository below f/ there, such as
+// f/docker.io/library/nginx, is one for that repository of docker.io, and the reverse.
 type PolicyOptions struct {
 	// Names are the local names, host[:port] each: an image of such a host is in this registry or nowhere.
 	// Compared in canonical form; a name without a port means the host with port 443.
@@ -54,6 +55,10 @@ type PolicyOptions struct {
 	Allow []string
 	Deny  []string
 
+	// Platforms are those of the cluster's nodes, os/arch[/variant]. An image of another registry counts as held if
+	// what its index has for them is here; without Platforms, if one platform of it is.
+	Platforms []string
+
 	// EnforceTemplates denies workloads for the images of their templates. Otherwise they are allowed with warnings,
 	// and their pods are denied.
 	EnforceTemplates bool
@@ -79,6 +84,8 @@ func (o *PolicyOptions) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.Default, "default", "Deny", "Deny or Allow remote images that no rule covers")
 	fs.StringSliceVar(&o.Allow, "allow", nil, "prefixes to allow; the longest of allow and deny wins")
 	fs.StringSliceVar(&o.Deny, "deny", nil, "prefixes to deny; deny wins over an equally long allow")
+	fs.StringSliceVar(&o.Platforms, "platforms", nil,
+		"platforms of the nodes, os/arch[/variant], for which images of other registries must be held (empty: any one)")
 	fs.BoolVar(&o.EnforceTemplates, "enforce-templates", false,
 		"deny workloads whose pods would be denied; otherwise they are allowed with a warning")
 }

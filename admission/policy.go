@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync/atomic"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -27,7 +28,10 @@ type Policy struct {
 	enforceTemplates bool
 	summary          string
 
+	platforms []string // whose manifests of an index must be here, in their usual form
+
 	parsed *lru.Cache[string, Reference] // see parse
+	folded atomic.Pointer[rules]         // see rulesFor
 }
 
 // deniedImage is an image of disallow-local-images.
@@ -64,6 +68,9 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 		parsed:           parsed,
 	}
 	named := each("names", o.Names, p.addName) // first, because rules may name a local host
+	for _, text := range o.Platforms {
+		p.platforms = append(p.platforms, usualPlatform(text))
+	}
 	err = errors.Join(named,
 		each("allow-prefixes", o.AllowPrefixes, p.prefixAdder(&p.allow)),
 		each("allow-images", o.AllowImages, p.addAllowImage),
@@ -72,6 +79,7 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 		each("allow", o.Allow, p.prefixAdder(&p.allow)),
 		each("deny", o.Deny, p.prefixAdder(&p.deny)),
 		o.checkDefault(),
+		each("platforms", o.Platforms, func(r Rule) error { return checkPlatform(r.Entry) }),
 	)
 	if o.AllowDockerOfficial {
 		err = errors.Join(err, each("allow-docker-official", []string{dockerOfficial}, p.prefixAdder(&p.allow)))
@@ -226,6 +234,11 @@ func (p *Policy) ruling(r Reference) (ruling, Rule) {
 		allow, allowRule = math.MaxInt, rule
 	}
 	deny, denyRule := longest(p.deny, r)
+	return weigh(allow, deny, allowRule, denyRule)
+}
+
+// weigh decides between what the longest rules that allow and deny an image cover of it.
+func weigh(allow, deny int, allowRule, denyRule Rule) (ruling, Rule) {
 	switch {
 	case deny > 0 && deny >= allow:
 		return deniedByRule, denyRule

@@ -63,6 +63,7 @@ func (w *Webhook) review(ctx context.Context, call *http.Request, q *request, d 
 	}
 	d.Denied, d.Images, d.Verdicts = f.sentences, f.digests, f.verdicts
 	d.Allowed = len(f.sentences) == 0 || k.template && !w.policy.enforceTemplates || w.audit()
+	w.fetchAhead(ctx, call, k, d)
 	var warn warnings
 	withhold := w.hints.of(call)
 	if !q.Object.Metadata.Controlled {
@@ -193,6 +194,9 @@ func respond(d *Decision, images []string, causes []metav1.StatusCause, warns []
 	if len(images) > 0 {
 		r.AuditAnnotations["images"] = strings.Join(images, " ")
 	}
+	if len(d.Fetching) > 0 {
+		r.AuditAnnotations["fetching"] = strings.Join(d.Fetching, " ")
+	}
 	if !d.Allowed {
 		r.Result = &metav1.Status{
 			Status:  metav1.StatusFailure,
@@ -238,6 +242,9 @@ func encode(v *review, r *admissionv1.AdmissionResponse) ([]byte, error) {
 	b = append(b, `,"allowed":`...)
 	b = strconv.AppendBool(b, r.Allowed)
 	text(`,"auditAnnotations":{"decision":`, r.AuditAnnotations["decision"])
+	if fetching, ok := r.AuditAnnotations["fetching"]; ok {
+		text(`,"fetching":`, fetching)
+	}
 	if images, ok := r.AuditAnnotations["images"]; ok {
 		text(`,"images":`, images)
 	}

@@ -11,7 +11,7 @@ import (
 
 // Images is what a decision asks of the registry; *storage.Index satisfies it. Implementations must be safe for
 // concurrent use. If one also has the methods Tags and Incomplete of *storage.Index, hints list the tags that exist,
-// and say that an image is not here as a whole.
+// and say that an image is not here as a whole. See others and fetcher for the content of other registries.
 type Images interface {
 	// Resolve looks up a manifest. ref is a tag or a digest; a digest must be one of this repo. An error means that it
 	// cannot be known whether the registry holds the manifest.
@@ -42,20 +42,23 @@ type Reason string
 
 // The reasons to allow an image.
 const (
-	Held                Reason = "held"                  // the registry holds it
+	Held                Reason = "held"                  // the registry holds it; of another registry's: as a whole
 	AllowPrefixes       Reason = "allow-prefixes"        // the setting of this name has a prefix of it
 	AllowImages         Reason = "allow-images"          // the setting of this name has the image
 	AllowDockerOfficial Reason = "allow-docker-official" // it is an official image, and the setting of this name is on
 	Allow               Reason = "allow"                 // the setting of this name has a prefix of it
 	K8sImages           Reason = "k8s-images"            // it is one of Kubernetes, and deny-k8s-images is off
 	DefaultAllow        Reason = "default-allow"         // it is remote, no rule covers it, and default is Allow
+	MayRunAllow         Reason = "may-run-allow"         // may-run of its upstream is allow
+	MayRunFetch         Reason = "may-run-fetch"         // may-run of its upstream is fetch
 )
 
 // The reasons not to allow an image.
 const (
-	NotHeld          Reason = "not-held"          // it is local, the registry does not hold it, and no rule allows it
+	NotHeld          Reason = "not-held"          // the registry must hold it and does not, and no rule allows it
 	NotAllowed       Reason = "not-allowed"       // it is remote, no rule covers it, and default is Deny
 	OnDenyList       Reason = "on-deny-list"      // a rule denies it
+	MayRunDeny       Reason = "may-run-deny"      // no rule allows it, and may-run of its upstream is deny
 	ShortName        Reason = "short-name"        // it names no host, and deny-short-names is on
 	InvalidReference Reason = "invalid-reference" // it is not an image reference
 	Unavailable      Reason = "unavailable"       // the registry could not say whether it holds it; see Verdict.Err
@@ -75,12 +78,14 @@ type Verdict struct {
 	Allowed   bool
 	Reason    Reason
 	Rule      Rule
-	Digest    digest.Digest // of the manifest, if the image is local and the registry holds it
+	Digest    digest.Digest // of the manifest, if the image is local or may run as held, and the registry holds it
 	Sentence  string        // why it is denied, for people; empty if it is allowed
 	Hints     []string      // what to do about it, for people, one line each
 
-	absent   bool // it is local, and the registry does not hold it
-	contents int  // how many of the last Hints name tags or digests of the registry
+	repo     string // where the image is here; empty if it was not looked for
+	absent   bool   // it is local, and the registry does not hold it
+	fetch    bool   // it may be fetched ahead of the pull
+	contents int    // how many of the last Hints name tags or digests of the registry
 
 	// Err is why the registry could not be asked. Then Reason is Unavailable, and Allowed is false although the image
 	// may be fine: report a failure, not a denial.
@@ -99,7 +104,26 @@ func (p *Policy) Decide(ctx context.Context, images Images, reference string) Ve
 		v.deny(InvalidReference, Rule{}, "Invalid image reference "+invalid.Quoted+": "+invalid.Reason)
 		return v
 	}
-	if v.Local = p.Local(v.Reference); v.Local {
+	v.Local = p.Local(v.Reference)
+	if v.Local && !strings.HasPrefix(v.Reference.Path, below) { // most images: they are of no other registry
+		p.decideLocal(ctx, images, &v)
+		return v
+	}
+	o, ok := images.(others)
+	if ok {
+		if reading, ok := twofold(o, v.Reference); ok && !v.Local {
+			v.deny(InvalidReference, Rule{}, "Invalid image reference "+quote(reference)+": a mirror takes it for "+
+				reading+"; write that")
+			return v
+		}
+		x := other{written: v.Reference.Path, local: v.Local}
+		if x.Reference, ok = p.originOf(o, v.Reference, v.Local); ok {
+			x.rules = p.rulesFor(o)
+			p.decideOther(o, &v, &x)
+			return v
+		}
+	}
+	if v.Local {
 		p.decideLocal(ctx, images, &v)
 	} else {
 		p.decideRemote(&v)
@@ -142,14 +166,10 @@ func (p *Policy) decideRemote(v *Verdict) {
 	case ruling == deniedByRule:
 		v.deny(OnDenyList, rule, "Remote image "+v.name()+" on deny list")
 	case p.denyShort && v.Reference.Short:
-		v.deny(ShortName, Rule{"deny-short-names", "true"}, "Image "+v.Image+
-			" denied because it names no registry, and nodes may ask any (setting deny-short-names); write "+
-			v.fullName())
+		v.denyShortName()
 	case ruling == allowedByRule:
 		v.allow(reasonOf(rule), rule)
-		if name := v.Reference.familiar(); v.Reference.Short {
-			v.hint(name + " names no host: CRI-O may pull it from elsewhere; write " + hub + "/" + name)
-		}
+		v.hintShort()
 	case p.allowUnruled:
 		v.allow(DefaultAllow, Rule{"default", "Allow"})
 	default:
@@ -157,7 +177,21 @@ func (p *Policy) decideRemote(v *Verdict) {
 	}
 }
 
+func (v *Verdict) denyShortName() {
+	v.deny(ShortName, Rule{"deny-short-names", "true"}, "Image "+v.Image+
+		" denied because it names no registry, and nodes may ask any (setting deny-short-names); write "+
+		v.fullName())
+}
+
+// hintShort says that a name without a host, which was judged as one of Docker Hub, may be pulled from elsewhere.
+func (v *Verdict) hintShort() {
+	if name := v.Reference.familiar(); v.Reference.Short {
+		v.hint(name + " names no host: CRI-O may pull it from elsewhere; write " + hub + "/" + name)
+	}
+}
+
 func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
+	v.repo = v.Reference.Path
 	subject := p.subject(v.Reference)
 	ruling, rule := p.ruling(subject)
 	// Rules that deny by name come first: for them the registry need not be asked, so they hold even when it cannot be.
@@ -274,8 +308,13 @@ func absentPlatforms(images Images, c completer, repo string, m storage.Descript
 	if p, ok := images.(platforms); ok && len(absent) > 0 {
 		names = p.Platforms(m.Digest(), absent)
 	}
-	for i, d := range absent {
-		// Of a name that a client has pushed, only what is as long and as plain as those of platforms is shown.
+	return plainNames(absent, names)
+}
+
+// plainNames returns the names of manifests, their platforms, as they are shown: of a name that a client has pushed,
+// only what is as long and as plain as those of platforms. For others it returns the beginning of the digest.
+func plainNames(manifests []digest.Digest, names []string) []string {
+	for i, d := range manifests {
 		if names[i] == "" || len(names[i]) > maxPlatformName || strings.ContainsFunc(names[i], notInPlatform) {
 			names[i] = d.String()[:min(len(d), shortDigest)]
 		}

@@ -52,7 +52,7 @@ func (w *warnings) addHints(verdicts []Verdict, withhold func(repo string) strin
 		}
 		instead := ""
 		if verdicts[i].absent { // whether or not there are tags to name, so that this says nothing about them
-			instead = withhold(verdicts[i].Reference.Path)
+			instead = withhold(verdicts[i].repo)
 		}
 		if instead != "" {
 			hints = hints[:len(hints)-verdicts[i].contents]

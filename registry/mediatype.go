@@ -121,6 +121,11 @@ func knownType(mediaType string) bool {
 	return false
 }
 
+// indexType reports whether a media type is that of an index, of OCI or Docker.
+func indexType(mediaType string) bool {
+	return mediaType == typeOCIIndex || mediaType == typeDockerList
+}
+
 // checkTypes refuses a manifest whose list entry would have an artifact type that is not a media type (image spec,
 // "Image Manifest" and "Content Descriptors"). A list of referrers copies it, and clients compare it.
 func checkTypes(c content) error {

@@ -1,49 +1,181 @@
 package registry
 
 import (
+	"context"
 	"encoding/json"
-	"slices"
+	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
-	"trow/storage"
+	"trow/registry/namespace"
 )
 
-// Images is the index of a registry, which also knows the platforms of what it has served lately.
-type Images struct {
-	*storage.Index
-	registry *Registry
+const (
+	// maxPlatformIndex bounds the index of an image whose platforms are known, in bytes. Those of real images have some
+	// thousand.
+	maxPlatformIndex = 64 << 10
+
+	// platformCacheSize bounds what is known, in bytes. It has room for some 2,000 indexes.
+	platformCacheSize = 4 << 20
+
+	// maxPlatformReads bounds the indexes that are read at the same time because a verdict has asked.
+	maxPlatformReads = 4
+
+	// platformReadTime bounds the read of an index, and platformStart that of all when the registry starts.
+	platformReadTime = 30 * time.Second
+	platformStart    = 2 * time.Second
+)
+
+// ReadContent returns the bytes of a content.
+type ReadContent func(ctx context.Context, d digest.Digest) ([]byte, error)
+
+// platforms knows which platforms the indexes of images name for their manifests. Verdicts need them, and must not wait
+// for the disk or the network: so what is not known is read for the next verdict.
+type platforms struct {
+	known *cache[digest.Digest, []platform] // by index
+	peek  func(d digest.Digest) ([]byte, bool)
+	read  ReadContent
+	wait  bool // read at once instead: there is no verdict that must not wait
+
+	mu    sync.Mutex
+	under map[digest.Digest]bool // being read
 }
 
-// Images returns the images for the webhook.
-func (r *Registry) Images() Images { return Images{r.options.Index, r} }
+// platform is what an index says of one manifest.
+type platform struct {
+	digest digest.Digest
+	name   string // os/arch[/variant]; empty: it says nothing, or more than one
+}
 
-// maxPlatformIndex bounds the index of an image that Platforms reads, in bytes: verdicts wait for it. Those of real
-// images have some thousand.
-const maxPlatformIndex = 64 << 10
+// newPlatforms returns platforms that know nothing yet. peek returns bytes that are in memory; nil: none are.
+func newPlatforms(peek func(digest.Digest) ([]byte, bool), read ReadContent, wait bool) *platforms {
+	if peek == nil {
+		peek = func(digest.Digest) ([]byte, bool) { return nil, false }
+	}
+	return &platforms{known: newCache[digest.Digest, []platform](platformCacheSize), peek: peek, read: read, wait: wait,
+		under: map[digest.Digest]bool{}}
+}
 
-// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. What
-// is not known is empty: it comes from the bytes that are in memory, because a verdict must not wait for the disk.
-func (i Images) Platforms(index digest.Digest, of []digest.Digest) []string {
-	names := make([]string, len(of))
-	body, ok := i.registry.contents.get(index)
+// learn notes the platforms of an index. What is no index, or too large, has none that are noted.
+func (p *platforms) learn(index digest.Digest, body []byte) []platform {
 	var all struct {
 		Manifests []struct {
 			Digest   digest.Digest
 			Platform *v1.Platform
 		}
 	}
-	if !ok || len(body) > maxPlatformIndex || json.Unmarshal(body, &all) != nil {
-		return names
+	if len(body) > maxPlatformIndex || json.Unmarshal(body, &all) != nil {
+		return nil
 	}
+	list := make([]platform, 0, len(all.Manifests))
+	seen := make(map[digest.Digest]int, len(all.Manifests))
+	size := 0
 	for _, m := range all.Manifests {
-		if at := slices.Index(of, m.Digest); at >= 0 && m.Platform != nil {
-			names[at] = m.Platform.OS + "/" + m.Platform.Architecture
-			if m.Platform.Variant != "" {
-				names[at] += "/" + m.Platform.Variant
+		name := ""
+		if o := m.Platform; o != nil {
+			name = o.OS + "/" + o.Architecture
+			if o.Variant != "" {
+				name += "/" + o.Variant
+			}
+		}
+		at, again := seen[m.Digest]
+		if again {
+			if list[at].name != name { // one manifest for several platforms is not left out with any of them
+				list[at].name = ""
+			}
+			continue
+		}
+		seen[m.Digest] = len(list)
+		list = append(list, platform{m.Digest, name})
+		size += 32 + len(m.Digest) + len(name) // two strings and their headers
+	}
+	p.known.put(index, list, size)
+	return list
+}
+
+// of returns what is known of an index, and otherwise has it read.
+func (p *platforms) of(index digest.Digest) []platform {
+	list, ok := p.known.get(index)
+	if ok {
+		return list
+	}
+	if body, ok := p.peek(index); ok {
+		return p.learn(index, body)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wait {
+		return p.load(context.Background(), index)
+	}
+	if !p.under[index] && len(p.under) < maxPlatformReads {
+		p.under[index] = true
+		go func() {
+			p.load(context.Background(), index)
+			p.mu.Lock()
+			delete(p.under, index)
+			p.mu.Unlock()
+		}()
+	}
+	return nil
+}
+
+// load reads an index. One that cannot be read stays unknown.
+func (p *platforms) load(ctx context.Context, index digest.Digest) []platform {
+	ctx, cancel := context.WithTimeout(ctx, platformReadTime)
+	defer cancel()
+	body, err := p.read(ctx, index)
+	if err != nil {
+		return nil
+	}
+	return p.learn(index, body)
+}
+
+// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. What
+// is not known in memory is empty; then it is read, so that it is known a moment later.
+func (i Images) Platforms(index digest.Digest, of []digest.Digest) []string {
+	names := make([]string, len(of))
+	list := i.platforms.of(index)
+	for at, d := range of {
+		if at < len(list) && list[at].digest == d {
+			names[at] = list[at].name
+			continue
+		}
+		for _, m := range list {
+			if m.digest == d {
+				names[at] = m.name
+				break
 			}
 		}
 	}
 	return names
+}
+
+// LearnPlatforms reads the indexes of images of other registries, so that the first verdicts on them know their
+// platforms. It takes some seconds at most; what it does not get to is read when a verdict asks.
+func (i Images) LearnPlatforms(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, platformStart)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * maxPlatformReads)
+	for _, repo := range i.Names() {
+		if !namespace.Within(repo) || ctx.Err() != nil {
+			continue
+		}
+		h, _, err := i.Holdings(ctx, repo)
+		if err != nil {
+			break
+		}
+		for _, m := range h.Manifests {
+			if indexType(m.MediaType) {
+				g.Go(func() error {
+					i.platforms.load(ctx, m.Digest)
+					return ctx.Err()
+				})
+			}
+		}
+	}
+	_ = g.Wait() // ctx is done
 }

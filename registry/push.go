@@ -182,5 +182,9 @@ func (r *Registry) store(ctx context.Context, p *push) (release func(), err erro
 	if _, err := s.Write(p.body); err != nil {
 		return nil, uploadError(s.ID(), p.digest, err)
 	}
-	return s.commit(ctx, p.digest)
+	release, err = s.commit(ctx, p.digest)
+	if err == nil && namespace.Within(p.repo) && indexType(p.parsed.mediaType) {
+		r.platforms.learn(p.digest, p.body) // verdicts on images of other registries ask for them
+	}
+	return release, err
 }

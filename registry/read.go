@@ -315,7 +315,16 @@ func (r *Registry) content(ctx context.Context, d digest.Digest) ([]byte, error)
 	if body, ok := r.contents.get(d); ok {
 		return body, nil
 	}
-	f, err := r.options.Blobs.Open(ctx, d)
+	body, err := ReadSmall(ctx, r.options.Blobs, d)
+	if err == nil {
+		r.contents.put(d, body, len(body))
+	}
+	return body, err
+}
+
+// ReadSmall reads the bytes of a manifest or a small blob, and verifies them. Errors: as content.
+func ReadSmall(ctx context.Context, blobs storage.Blobs, d digest.Digest) ([]byte, error) {
+	f, err := blobs.Open(ctx, d)
 	if err != nil {
 		return nil, fmt.Errorf("content %s: %w", d, err)
 	}
@@ -327,7 +336,6 @@ func (r *Registry) content(ctx context.Context, d digest.Digest) ([]byte, error)
 	if d.Algorithm().FromBytes(body) != d {
 		return nil, fmt.Errorf("content %s: the stored bytes are damaged: %w", d, storage.ErrDigest)
 	}
-	r.contents.put(d, body, len(body))
 	return body, nil
 }
 

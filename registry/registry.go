@@ -129,6 +129,7 @@ type Registry struct {
 	names           map[string]bool // canonical, of Options.Names
 	cursors         cursors
 	mirror          *mirror.Mirror // nil: there are no upstreams
+	platforms       *platforms
 }
 
 // The caches are bounded by bytes. 16 MiB hold about 8,000 manifests of images.
@@ -169,7 +170,7 @@ func New(o Options) *Registry {
 		cursors:   newCursors(sessions.key),
 
 		artifactTypes: newCache[storage.Descriptor, string](artifactCacheSize)}
-	r.mirror = r.newMirror()
+	r.mirror, r.platforms = r.newMirror(), newPlatforms(r.contents.get, r.content, false)
 	return r
 }
 

@@ -39,6 +39,73 @@ func (x *Index) Absent(repo string, m Descriptor, n int) (parts []digest.Digest)
 	return parts
 }
 
+// Lookup is Resolve without the Journal: it returns what is in memory, which with a shared Journal may be some
+// milliseconds old. It is for verdicts on content that is not judged by this registry's holdings alone, so that they
+// need no network.
+func (x *Index) Lookup(repo, ref string) (Descriptor, bool) { return x.manifest(repo, ref) }
+
+// Whole reports whether a repo holds a manifest with everything that it consists of, undamaged. Of an index that
+// includes all of its children. Unlike Incomplete it is false for what has more than maxParts parts: what was not
+// looked at may be missing. It allocates nothing unless something is quarantined.
+func (x *Index) Whole(repo string, m Descriptor) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	left := maxParts
+	i := x.state.held(repo, m)
+	return i != 0 && x.state.whole(i, &left)
+}
+
+// Child is a part of an index.
+type Child struct {
+	Digest digest.Digest
+	Whole  bool // the repo holds it as a manifest, and as Index.Whole says
+}
+
+// Children returns the parts of a manifest that the repo holds, in the order of the manifest. ok is false if the repo
+// does not hold it, or it has more than n parts. Together the children may have maxParts parts; those beyond that are
+// not whole.
+func (x *Index) Children(repo string, m Descriptor, n int) (all []Child, ok bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	s := x.state
+	i := s.held(repo, m)
+	if i == 0 {
+		return nil, false
+	}
+	refs := s.manifests.At(s.entries.At(i).manifest).refs
+	if len(refs) > n {
+		return nil, false
+	}
+	left := maxParts
+	all = make([]Child, len(refs))
+	for at, ref := range refs {
+		e := s.entries.At(ref)
+		all[at] = Child{s.digest(e.content), e.manifest != 0 && s.whole(ref, &left)}
+	}
+	return all, true
+}
+
+// whole is Whole for an entry. left also ends a ring of manifests.
+func (s *state) whole(i slab.ID, left *int) bool {
+	e := s.entries.At(i)
+	if !e.present() || len(s.quarantined) > 0 && s.isQuarantined(s.keyOf(e.content).key()) {
+		return false
+	}
+	if e.manifest == 0 {
+		return true
+	}
+	refs := s.manifests.At(e.manifest).refs
+	if *left -= len(refs); *left < 0 {
+		return false
+	}
+	for _, ref := range refs {
+		if !s.whole(ref, left) {
+			return false
+		}
+	}
+	return true
+}
+
 // held returns a repo's entry for a manifest, or 0.
 func (s *state) held(repo string, m Descriptor) slab.ID {
 	n := shortKey

@@ -121,3 +121,68 @@ func BenchmarkIncomplete(b *testing.B) {
 		})
 	}
 }
+
+// TestWhole: unlike Incomplete, what was not looked at counts as missing, and what is damaged as well.
+func TestWhole(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	blob, gone, bad := digest.FromString("blob"), digest.FromString("gone"), digest.FromString("bad")
+	put := func(name string, refs ...digest.Digest) storage.Manifest {
+		m := storage.Manifest{Digest: digest.FromString(name), MediaType: "application/a", Refs: refs}
+		storagetest.Update(t, x, "r", func(tx *storage.Tx) error {
+			tx.Link(blob, 1)
+			tx.Link(bad, 1)
+			return tx.PutManifest(m)
+		})
+		return m
+	}
+	whole, broken := put("whole", blob), put("broken", blob, gone)
+	damaged, empty := put("damaged", blob, bad), put("empty")
+	if err := x.Quarantine(t.Context(), bad, "a test"); err != nil {
+		t.Fatal(err)
+	}
+	ring := digest.FromString("ring")
+	put("ring", blob, ring)
+	absent := digest.FromString("absent")
+	index := put("index", whole.Digest, broken.Digest, damaged.Digest, empty.Digest, absent, blob, ring)
+	put("whole index", whole.Digest, empty.Digest)
+	put("index of an index", index.Digest)
+	at := func(name string) storage.Descriptor {
+		m, ok := x.Lookup("r", digest.FromString(name).String())
+		if !ok {
+			t.Fatal(name)
+		}
+		return m
+	}
+	for name, want := range map[string]bool{"whole": true, "empty": true, "whole index": true, "broken": false,
+		"damaged": false, "index": false, "index of an index": false, "ring": false} {
+		if got := x.Whole("r", at(name)); got != want {
+			t.Errorf("%s is whole: %v", name, got)
+		}
+	}
+	all, ok := x.Children("r", at("index"), 7)
+	want := []storage.Child{{whole.Digest, true}, {broken.Digest, false}, {damaged.Digest, false},
+		{empty.Digest, true}, {absent, false}, {blob, false}, {ring, false}} // a blob is no manifest
+	if !ok || !slices.Equal(all, want) {
+		t.Errorf("children %v, %v; want %v", all, ok, want)
+	}
+	if _, ok := x.Children("r", at("index"), 6); ok {
+		t.Error("more children than were asked for")
+	}
+	if _, ok := x.Children("elsewhere", at("index"), 7); ok || x.Whole("elsewhere", at("whole")) {
+		t.Error("a repository has what it does not hold")
+	}
+	if _, ok := x.Lookup("elsewhere", "v"); ok {
+		t.Error("a tag of no repository is there")
+	}
+	x, m := holdParts(t, 10_000)
+	if !x.Whole("r", m) {
+		t.Error("10,000 parts are not whole")
+	}
+	x, m = holdParts(t, 10_001)
+	if x.Whole("r", m) || x.Incomplete("r", m) {
+		t.Error("what was not looked at counts as here")
+	}
+	if n := testing.AllocsPerRun(10, func() { x.Whole("r", m); x.Lookup("r", "v") }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

@@ -14,7 +14,8 @@
 //
 // # What it does not do
 //
-// It changes nothing, neither in the data directory nor on the server: every review is a dry run.
+// It changes nothing, neither in the data directory nor on the server: every review is a dry run, so that nothing is
+// fetched for it either.
 package check
 
 import (
@@ -31,14 +32,31 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"trow/admission"
+	"trow/storage"
 )
 
 // ErrDenied ends a check that found an image that may not run.
 var ErrDenied = errors.New("denied")
 
-// Settings returns the settings of the policy and the exempt namespaces, from the flags of the command, the environment
-// and the configuration files. The command has a flag for each setting of the policy.
-type Settings func(*cobra.Command) (policy admission.PolicyOptions, exempt []string, err error)
+// Settings returns the settings, from the flags of the command, the environment and the configuration files. The
+// command has a flag for each setting of the policy.
+type Settings func(*cobra.Command) (Config, error)
+
+// Config is what a check needs of the settings of a server.
+type Config struct {
+	Policy admission.PolicyOptions
+	Exempt []string // namespaces
+	// Images returns what a server would ask of the facts in an index, in whose data directory it runs. nil: the index.
+	Images func(x *storage.Index, dataDir string) (admission.Images, error)
+}
+
+// NewConfig returns a Config whose Images have a type of their own.
+func NewConfig[I admission.Images](policy admission.PolicyOptions, exempt []string,
+	images func(x *storage.Index, dataDir string) (I, error)) Config {
+	return Config{policy, exempt, func(x *storage.Index, dataDir string) (admission.Images, error) {
+		return images(x, dataDir)
+	}}
+}
 
 // options are the flags of the command that are not settings.
 type options struct {
@@ -66,13 +84,13 @@ Exit code 0: every image may run; 1: one is denied; 2: something could not be re
 				return errors.New("neither --server nor --data-dir is set: name a running server by its URL with " +
 					"--server, or the data directory of a stopped one with --data-dir")
 			}
-			policy, exempt, err := load(cmd)
+			c, err := load(cmd)
 			if err != nil {
 				return err
 			}
 			// the webhook never gets its objects
-			exempt = slices.Concat(exempt, o.exempt, []string{metav1.NamespaceSystem})
-			review, done, err := o.reviewer(cmd.Context(), policy)
+			exempt := slices.Concat(c.Exempt, o.exempt, []string{metav1.NamespaceSystem})
+			review, done, err := o.reviewer(cmd.Context(), c)
 			if err != nil {
 				return err
 			}
@@ -181,10 +199,10 @@ func (n *totals) judge(ctx context.Context, file string, d admission.Document, e
 type reviewer func(context.Context, *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error)
 
 // reviewer returns the reviewer that the flags name, and what releases it.
-func (o *options) reviewer(ctx context.Context, settings admission.PolicyOptions) (reviewer, func(), error) {
+func (o *options) reviewer(ctx context.Context, c Config) (reviewer, func(), error) {
 	if o.server != "" {
 		r, err := newRemote(o.server, o.ca, o.tokenFile)
 		return r, func() {}, err
 	}
-	return newLocal(ctx, o.dataDir, settings)
+	return newLocal(ctx, o.dataDir, c)
 }

@@ -75,9 +75,9 @@ func run(t *testing.T, settings func(*cobra.Command) (admission.PolicyOptions, e
 		settings = func(*cobra.Command) (admission.PolicyOptions, error) { return admission.PolicyOptions{}, nil }
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(check.Command(func(cmd *cobra.Command) (admission.PolicyOptions, []string, error) {
+	root.AddCommand(check.Command(func(cmd *cobra.Command) (check.Config, error) {
 		o, err := settings(cmd)
-		return o, nil, err
+		return check.Config{Policy: o}, err
 	}))
 	root.SetArgs(append([]string{"check"}, args...))
 	root.SetIn(strings.NewReader(in))
@@ -259,8 +259,8 @@ func TestADirectoryIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := &cobra.Command{Use: "trow", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(check.Command(func(*cobra.Command) (admission.PolicyOptions, []string, error) {
-		return admission.PolicyOptions{}, []string{"csi"}, nil
+	root.AddCommand(check.Command(func(*cobra.Command) (check.Config, error) {
+		return check.Config{Exempt: []string{"csi"}}, nil
 	}))
 	root.SetArgs([]string{"check", "-f", dir, "--data-dir", data, "--exempt-namespace", "cni"})
 	var b bytes.Buffer

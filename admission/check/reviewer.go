@@ -39,7 +39,8 @@ const (
 )
 
 // newLocal returns a reviewer over a data directory, and what closes it. It holds the lock of the journal until then.
-func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions) (reviewer, func(), error) {
+func newLocal(ctx context.Context, dir string, c Config) (reviewer, func(), error) {
+	settings := c.Policy
 	// Opening a journal creates one: a wrong path must not.
 	if _, err := os.Stat(dir); err != nil {
 		return nil, nil, fmt.Errorf("data-dir: %w", err)
@@ -58,7 +59,14 @@ func newLocal(ctx context.Context, dir string, settings admission.PolicyOptions)
 	if err != nil {
 		return nil, nil, errors.Join(err, journal.Close())
 	}
-	w := admission.New(admission.Options{Images: index, Policy: policy})
+	images := admission.Images(index)
+	if c.Images != nil {
+		if images, err = c.Images(index, dir); err != nil {
+			index.Close()
+			return nil, nil, errors.Join(err, journal.Close())
+		}
+	}
+	w := admission.New(admission.Options{Images: images, Policy: policy})
 	review := func(ctx context.Context, r *admissionv1.AdmissionReview) (*admissionv1.AdmissionResponse, error) {
 		answer, err := w.Review(ctx, r.Request)
 		if admission.Malformed(err) {

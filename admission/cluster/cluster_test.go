@@ -234,7 +234,7 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 		}
 		pods, workloads := v.Webhooks[0], v.Webhooks[1]
 		if pods.Name != "validator.trow.io" || *pods.FailurePolicy != admissionregistrationv1.Fail ||
-			*pods.TimeoutSeconds != 5 || *pods.SideEffects != admissionregistrationv1.SideEffectClassNone ||
+			*pods.TimeoutSeconds != 5 || *pods.SideEffects != admissionregistrationv1.SideEffectClassNoneOnDryRun ||
 			string(pods.ClientConfig.CABundle) != "CA 1" ||
 			*pods.ClientConfig.Service.Path != "/validate" || pods.ClientConfig.Service.Namespace != ns {
 			t.Errorf("%+v", pods)
@@ -249,7 +249,8 @@ func TestItIsArmedOnceThePodIsReady(t *testing.T) {
 		if !slices.Equal(got, []string{"kube-public", "kube-system"}) {
 			t.Errorf("exempt: %v", got)
 		}
-		if *workloads.FailurePolicy != admissionregistrationv1.Ignore || workloads.Name != "workloads.trow.io" {
+		if *workloads.FailurePolicy != admissionregistrationv1.Ignore || workloads.Name != "workloads.trow.io" ||
+			*workloads.SideEffects != admissionregistrationv1.SideEffectClassNone {
 			t.Errorf("%+v", workloads)
 		}
 		if got := w.logged(t); got != "" {

@@ -246,3 +246,37 @@ func allMetrics(t *testing.T, c *cluster.Cluster) string {
 	}
 	return strings.Join(list, ", ")
 }
+
+// TestTheSideEffectsOfAnEarlierVersion: its entry said that verdicts have none. The upgrade replaces that once, and it
+// is no change of another client.
+func TestTheSideEffectsOfAnEarlierVersion(t *testing.T) {
+	var was *admissionregistrationv1.ValidatingWebhookConfiguration
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, cluster.Enforce)
+		w.start(t)
+		w.logged(t)
+		was = w.configuration(t)
+	})
+	was.ResourceVersion = "" // of the first world
+	for i := range was.Webhooks {
+		was.Webhooks[i].SideEffects = ptr.To(admissionregistrationv1.SideEffectClassNone)
+	}
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, cluster.Enforce, was)
+		w.start(t)
+		if got := w.logged(t); got != "armed" {
+			t.Errorf("logged %q", got)
+		}
+		for i, want := range []admissionregistrationv1.SideEffectClass{"NoneOnDryRun", "None", "None"} {
+			if got := w.configuration(t).Webhooks[i]; *got.SideEffects != want {
+				t.Errorf("%s: %s, want %s", got.Name, *got.SideEffects, want)
+			}
+		}
+		if w.policy(t) != admissionregistrationv1.Fail {
+			t.Errorf("%s", w.policy(t))
+		}
+		if time.Sleep(time.Hour); w.logged(t) != "" {
+			t.Error("it is written again")
+		}
+	})
+}

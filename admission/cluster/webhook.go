@@ -308,6 +308,9 @@ func (c *Cluster) webhooks(bundle []byte, mode Mode) []validatingWebhook {
 				rule("", "v1", []string{"replicationcontrollers", "podtemplates"}, create, update),
 			}, nil),
 	}
+	// A verdict on a pod may start the download of its images (may-run: fetch), but not that of a dry run. This is said
+	// also where no setting asks for it: settings are read again without a restart.
+	all[0].SideEffects = ptr.To(admissionregistrationv1.SideEffectClassNoneOnDryRun)
 	if c.o.mode() == Enforce { // the probe has the same Service, path and CA, so that what it proves holds for all
 		all = append(all, c.entry(kube.ProbeName, bundle, admissionregistrationv1.Ignore,
 			requirement(metav1.LabelSelectorOpIn, c.o.Namespace), []admissionregistrationv1.RuleWithOperations{

@@ -103,6 +103,7 @@ type Object struct {
 	UID                              string // of the review
 	DryRun                           bool
 	Images, Denied                   []string
+	Fetching                         []string // images whose download has begun for it
 }
 
 const (
@@ -296,6 +297,7 @@ func (l *Log) write(e Event) {
 	}
 	strs("images", e.Object.Images)
 	strs("denied", e.Object.Denied)
+	strs("fetching", e.Object.Fetching)
 	str("reason", e.Reason)
 	if e.What == Verdict {
 		line.Bool("authenticated", e.Authenticated)

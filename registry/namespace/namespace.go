@@ -139,7 +139,10 @@ type Table struct {
 
 // aliases are the elements that settings name, by host, and the hosts by element. They are not changed, but replaced as
 // a whole, so that requests need no lock.
-type aliases struct{ elements, hosts map[string]string }
+type aliases struct {
+	elements, hosts map[string]string
+	generation      uint64 // how often they have been replaced
+}
 
 // NewTable returns a Table with the sites of options that are valid.
 func NewTable(sites []Site) *Table {
@@ -153,14 +156,18 @@ func NewTable(sites []Site) *Table {
 }
 
 // Set replaces the elements that settings name, by host. Hosts are in their canonical form, and no two of them have the
-// same element. Set keeps the map.
+// same element. Set keeps the map. Calls of Set are not concurrent.
 func (t *Table) Set(elements map[string]string) {
-	a := &aliases{elements, map[string]string{}}
+	a := &aliases{elements, map[string]string{}, t.as.Load().generation + 1}
 	for host, e := range elements {
 		a.hosts[e] = host
 	}
 	t.as.Store(a)
 }
+
+// Generation returns a number that changes with each Set: what was derived from local names before is to be derived
+// anew.
+func (t *Table) Generation() uint64 { return t.aliases().generation }
 
 func (t *Table) aliases() *aliases {
 	if t == nil {

@@ -121,6 +121,7 @@ type Service struct {
 	limits    limit.Limits
 	api       *server.Pending
 	images    registry.Images
+	ahead     ahead
 	migration migration.Migration
 	index     *storage.Index     // nil until Load has returned
 	registry  *registry.Registry // as index
@@ -183,7 +184,9 @@ func Open(o Options) (s *Service, err error) {
 // Close releases what Open has opened. No request may be under way.
 func (s *Service) Close() {
 	var errs []error
+	s.ahead.stop()
 	s.cache.close() // before the data, into which it writes
+	s.ahead.wait()  // for the same reason, and after the cache, which ends the downloads
 	if s.socket != nil {
 		_ = s.socket.Close() // ServeAuxiliary may have closed it
 	}
@@ -243,6 +246,7 @@ func (s *Service) Load(ctx context.Context) (*storage.Index, error) {
 		return err == nil && who.Unlimited()
 	}
 	s.api.Set(api)
+	s.images.LearnPlatforms(ctx)
 	s.logMirrored()
 	return s.index, nil
 }
@@ -257,8 +261,8 @@ func (s *Service) logMirrored() {
 	}
 	const most = 20 // named in one line
 	s.log.Info().Int("count", len(all)).Strs("repositories", all[:min(len(all), most)]).Msg("repositories below f/ " +
-		"answer pulls from other registries through this one, and only mirror may change them; delete with trow rm " +
-		"what was pushed for another purpose")
+		"answer pulls from other registries through this one, their images may run under the names of those, and " +
+		"only mirror may change them; delete with trow rm what was pushed for another purpose")
 }
 
 // Run does the work beside the requests until ctx is done. Load must have returned.
@@ -327,7 +331,7 @@ func (s *Service) logReload(err error) {
 }
 
 // Images are what the registry holds, for the webhook. Load must have returned.
-func (s *Service) Images() registry.Images { return s.images }
+func (s *Service) Images() Images { return Images{s.images, &s.ahead} }
 
 // ReadOnly reports whether the data directory is read-only.
 func (s *Service) ReadOnly() bool { return s.data.ReadOnly() }

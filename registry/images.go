@@ -1,0 +1,70 @@
+package registry
+
+import (
+	"context"
+	"errors"
+
+	"trow/registry/mirror"
+	"trow/registry/namespace"
+	"trow/registry/upstream"
+	"trow/storage"
+)
+
+// Images is what verdicts ask of a registry: the index, the names and settings of other registries, and the platforms
+// of the indexes of images. It answers from memory, but for Fetch. The webhook has those of a registry that runs, and
+// trow check those over the data of one that does not.
+type Images struct {
+	*storage.Index
+	names     *namespace.Table
+	upstreams *upstream.Upstreams // nil: no entry says which images may run
+	platforms *platforms
+	mirror    *mirror.Mirror // nil: nothing is fetched
+}
+
+// Images returns the images for the webhook.
+func (r *Registry) Images() Images {
+	return Images{r.options.Index, r.options.Namespaces, r.options.Upstreams, r.platforms, r.mirror}
+}
+
+// StoredImages returns the images of a registry that does not run. read returns the bytes of an index.
+func StoredImages(x *storage.Index, names *namespace.Table, up *upstream.Upstreams, read ReadContent) Images {
+	return Images{x, names, up, newPlatforms(nil, read, true), nil}
+}
+
+// Generation returns a number that changes whenever Origin may answer otherwise.
+func (i Images) Generation() uint64 { return i.names.Generation() }
+
+// Origin returns the registry and the name there of the repository whose local name this is, in canonical form. ok is
+// false if it is no local name of one.
+func (i Images) Origin(repo string) (host, there string, ok bool) {
+	n, ok := i.names.Upstream(repo)
+	return n.Host, n.Repo, ok
+}
+
+// Stands returns the registry for which a host name of this one stands.
+func (i Images) Stands(host string) (upstream string, ok bool) { return i.names.Site(host) }
+
+// LocalName returns the name here of a repository of another registry. Errors: it can have none.
+func (i Images) LocalName(host, there string) (repo string, err error) {
+	n, err := namespace.Parse(host, there)
+	if err != nil {
+		return "", err
+	}
+	return i.names.Local(n)
+}
+
+// MayRun returns the setting may-run for a repository of another registry, and the entry that has it.
+func (i Images) MayRun(host, there string) (mayRun, entry string) {
+	m, entry := i.upstreams.MayRun(host, there)
+	return string(m), entry
+}
+
+// Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream. Errors: those of package
+// mirror.
+func (i Images) Fetch(ctx context.Context, repo, ref string) error {
+	if i.mirror == nil {
+		return errors.New("this server fetches nothing from other registries")
+	}
+	_, err := i.mirror.Refresh(ctx, repo, ref)
+	return err
+}
