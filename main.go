@@ -135,8 +135,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	if err != nil {
 		return err
 	}
-	probes := &server.Probes{}
-	var keeper *trowtls.Keeper // nil without TLS
+	probes, keeper := &server.Probes{}, (*trowtls.Keeper)(nil) // without TLS, keeper stays nil
 	o.cluster.Log, o.cluster.Ready, o.cluster.Settings = log, probes.Ready, files.Problem
 	o.cluster.Use(func() cluster.Keeper { return keeper })
 	hook, reviewer, err := cluster.Open(o.cluster) // nil outside a cluster
@@ -149,6 +148,7 @@ func serve(cmd *cobra.Command, files *settings.Files) error {
 	o.registry.Log, o.registry.Names, o.registry.Files, o.registry.Cluster = log, o.policy.Names, files, o.cluster.API()
 	o.registry.Limit.MaxRequests = o.server.Requests(o.registry.Limit.MaxRequests)
 	o.registry.Auth.Certificate = o.tls.Certificates(&keeper, trowtls.ForClient)
+	o.registry.Platforms = policy.Platforms()
 	o.registry.Auth.Reviewer, o.registry.Auth.Accesses, o.registry.Auth.Program = reviewer, reviewer, kube.Program()
 	reg, err := service.Open(o.registry) // locks the data directory, before the certificates are written into it
 	if err != nil {

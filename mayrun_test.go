@@ -177,7 +177,7 @@ func TestMayRunOfAnUpstream(t *testing.T) {
 
 // TestAVerdictFetchesAnImage for the API server, and not for a dry run.
 func TestAVerdictFetchesAnImage(t *testing.T) {
-	o, index, _ := newOther(t)
+	o, index, parts := newOther(t)
 	dir := t.TempDir()
 	file, token := filepath.Join(dir, "trow.yaml"), filepath.Join(dir, "token")
 	const secret = "0123456789abcdef0123"
@@ -220,4 +220,10 @@ func TestAVerdictFetchesAnImage(t *testing.T) {
 	}
 	o.Close()
 	p.want(200, "GET", "/v2/team/app/manifests/"+index+"?ns=other.example", "")
+	for _, part := range parts {
+		p.want(200, "GET", "/v2/team/app/"+part+"?ns=other.example", "")
+	}
+	if all := strings.Join(o.requests(), "\n"); strings.Count(all, "/blobs/") != 2 {
+		t.Errorf("other platforms were fetched, too:\n%s", all)
+	}
 }

@@ -96,6 +96,10 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 // Summary says in one line which images may run.
 func (p *Policy) Summary() string { return p.summary }
 
+// Platforms returns those of the cluster's nodes, in the form that most indexes of images use; none if the setting is
+// empty.
+func (p *Policy) Platforms() []string { return p.platforms }
+
 // parse is [ParseReference] with a cache: the pods of a cluster name the same few images, and parsing one costs as much
 // as all the rest of a verdict. A reference always means the same, so no entry is ever stale. Strings that are not
 // references are not kept. Errors: *InvalidError.

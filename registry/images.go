@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"runtime"
 
 	"trow/registry/mirror"
 	"trow/registry/namespace"
@@ -18,12 +19,12 @@ type Images struct {
 	names     *namespace.Table
 	upstreams *upstream.Upstreams // nil: no entry says which images may run
 	platforms *platforms
-	mirror    *mirror.Mirror // nil: nothing is fetched
+	registry  *Registry // nil: nothing is fetched
 }
 
 // Images returns the images for the webhook.
 func (r *Registry) Images() Images {
-	return Images{r.options.Index, r.options.Namespaces, r.options.Upstreams, r.platforms, r.mirror}
+	return Images{r.options.Index, r.options.Namespaces, r.options.Upstreams, r.platforms, r}
 }
 
 // StoredImages returns the images of a registry that does not run. read returns the bytes of an index.
@@ -59,12 +60,15 @@ func (i Images) MayRun(host, there string) (mayRun, entry string) {
 	return string(m), entry
 }
 
-// Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream. Errors: those of package
-// mirror.
+// Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream, as a whole: of an index
+// for the platforms of the cluster, or if those are not known, for that of this server. Errors: as Registry.Fetch.
 func (i Images) Fetch(ctx context.Context, repo, ref string) error {
-	if i.mirror == nil {
+	if i.registry == nil {
 		return errors.New("this server fetches nothing from other registries")
 	}
-	_, err := i.mirror.Refresh(ctx, repo, ref)
-	return err
+	wanted := i.registry.options.Platforms
+	if wanted == nil {
+		wanted = []mirror.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
+	}
+	return i.registry.Fetch(ctx, repo, ref, wanted, nil)
 }

@@ -80,7 +80,7 @@ func (a *ahead) wait() { a.under.Wait() }
 func (o *Options) Judged(x *storage.Index, dir string) (registry.Images, error) {
 	names := namespace.NewTable(o.Namespaces.Sites)
 	up := upstream.New(upstream.Config{Names: names, Offline: true})
-	if err := up.Set(o.Upstream.Upstreams); err != nil {
+	if err := up.Set(o.Upstream.Entries()); err != nil {
 		return registry.Images{}, err
 	}
 	engines := o.Data.Engines

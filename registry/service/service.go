@@ -71,6 +71,9 @@ type Options struct {
 	Platforms []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
+	// Platforms are those of the cluster's nodes, os/arch[/variant]: what is fetched of an index, and must be here
+	// before a tag moves to it where only what is held may run. None: all.
+	Platforms []string
 	// Cluster is the cluster in which the registry runs. Optional.
 	Cluster Cluster
 	Log     zerolog.Logger

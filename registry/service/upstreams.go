@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -147,6 +148,10 @@ func (c *cache) into(o *registry.Options, s *Service) {
 		return
 	}
 	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
+	for _, text := range s.options.Platforms {
+		p := strings.SplitN(text+"//", "/", 4)
+		o.Platforms = append(o.Platforms, mirror.Platform{OS: p[0], Architecture: p[1], Variant: p[2]})
+	}
 	o.FetchFailed = func(upstream string, err error) {
 		s.log.Warn().Err(err).Str("upstream", upstream).Msg("not all that keep: names could be fetched ahead; it is " +
 			"tried again after fresh:")
