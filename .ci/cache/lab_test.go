@@ -283,8 +283,8 @@ func compare(t *testing.T, what string, limit float64, a, b func() time.Duration
 			break
 		}
 	}
-	text := fmt.Sprintf("%s: %.2f times (%v, %v; %d rounds), want at most %.2f", what, median(ratios), median(x), median(y),
-		len(x), limit)
+	text := fmt.Sprintf("%s: %.2f times (%v, %v; %d rounds), want at most %.2f", what, median(ratios), median(x),
+		median(y), len(x), limit)
 	if t.Log(text); median(ratios) > limit {
 		t.Error(text)
 	}

@@ -61,8 +61,8 @@ func TestTable(t *testing.T) {
 	sizes := layers()
 	var seed uint64 = 9000
 	// each measures a cache that holds nothing, several times, and returns the medians.
-	each := func(t *testing.T, p peer, f func(c *client, o *origin, i *image) (time.Duration, time.Duration)) (a, b string,
-		bytes int64) {
+	each := func(t *testing.T, p peer, f func(c *client, o *origin, i *image) (time.Duration, time.Duration)) (
+		a, b string, bytes int64) {
 		var x, y []time.Duration
 		o := openOrigin(t)
 		for range rounds {

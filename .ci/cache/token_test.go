@@ -69,7 +69,8 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		Actions []string `json:"actions"`
 	}
 	given := []access{}
-	for scope := range strings.FieldsSeq(strings.Join(append(req.URL.Query()["scope"], req.PostForm["scope"]...), " ")) {
+	scopes := append(req.URL.Query()["scope"], req.PostForm["scope"]...)
+	for scope := range strings.FieldsSeq(strings.Join(scopes, " ")) {
 		if part := strings.Split(scope, ":"); len(part) == 3 {
 			given = append(given, access{part[0], part[1], strings.Split(part[2], ",")})
 		}
