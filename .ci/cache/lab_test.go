@@ -259,7 +259,7 @@ func median[T time.Duration | float64](all []T) T {
 // rounds is how many rounds a comparison has at least, and at most.
 const (
 	minRounds = 9
-	maxRounds = 45
+	maxRounds = 151
 	// hopeless times the limit is no disturbance any more.
 	hopeless = 3
 )
