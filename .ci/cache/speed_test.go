@@ -9,7 +9,10 @@ import (
 func TestACachedPullIsAsFast(t *testing.T) {
 	o := openOrigin(t)
 	s := trow(t, "4Gi", o.entry("origin.example"))
-	own, cached := s.client(""), s.client("origin.example")
+	own := s.client("")
+	both := *own // the same connections
+	cached := &both
+	cached.ns = "origin.example"
 	small := make([]int, 40)
 	for n := range small {
 		small[n] = 2000
@@ -27,6 +30,10 @@ func TestACachedPullIsAsFast(t *testing.T) {
 				return sum
 			}
 		}
-		compare(t, "a cached pull "+name, 1/0.95, one(own, "own/app"), one(cached, "team/app"))
+		limit := 1 / 0.95
+		if len(sizes) == len(small) { // requests without bytes: see gaps_test.go
+			limit = smallSlower
+		}
+		compare(t, "a cached pull "+name, limit, one(own, "own/app"), one(cached, "team/app"))
 	}
 }
