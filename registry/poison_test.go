@@ -45,7 +45,8 @@ func TestAManifestOfAnotherRepository(t *testing.T) {
 	body, d := good.push("team/app", "v", "1")
 	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body))
 	for _, at := range []string{"/v2/other/app/manifests/" + d.String() + "?ns=quay.io",
-		"/v2/team/app/manifests/" + d.String() + "?ns=evil.example", "/v2/f/evil.example/team/app/manifests/" + d.String(),
+		"/v2/team/app/manifests/" + d.String() + "?ns=evil.example",
+		"/v2/f/evil.example/team/app/manifests/" + d.String(),
 		"/v2/team/app/manifests/" + d.String() + "?ns=unknown.example", "/v2/team/app/manifests/" + d.String()} {
 		for _, method := range []string{"GET", "HEAD"} {
 			if a := w.do(method, at, nil); a.status != 404 {
@@ -98,8 +99,8 @@ func TestForeignLayersAreNotFetched(t *testing.T) {
 	layer := digest.FromString("far")
 	body := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","config":{"mediaType":"x/y","digest":"` +
 		digest.FromString("{}").String() + `","size":2},"layers":[{"mediaType":` +
-		`"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"` + layer.String() + `","size":3,"urls":["` +
-		elsewhere.URL + `/layer"]}]}`)
+		`"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"` + layer.String() + `","size":3,` +
+		`"urls":["` + elsewhere.URL + `/layer"]}]}`)
 	o.mu.Lock()
 	o.manifests["team/app/manifests/v"], o.manifests["team/app/manifests/"+digest.FromBytes(body).String()] = body, body
 	o.mu.Unlock()

@@ -12,6 +12,6 @@ const (
 // asked twice more before each pull, and for one that hangs each pull waits two seconds.
 var slow = map[string]bool{"500": true, "hung": true}
 
-// smallSlower is how much longer a cached pull of 40 layers of 2 kB may take. In some runs it is 1.0 times, in others up
-// to 1.08, from the start of the server to its end.
+// smallSlower is how much longer a cached pull of 40 layers of 2 kB may take. In some runs it is 1.0 times, in others
+// up to 1.08, from the start of the server to its end.
 const smallSlower = 1.25

@@ -265,8 +265,8 @@ const (
 )
 
 // compare measures a against b in turns, and fails unless b takes at most limit times the time of a: the median of the
-// ratios of all rounds. As long as it does not, more rounds follow, up to maxRounds: a machine that does other things at
-// the same time disturbs some of them, and a fault all.
+// ratios of all rounds. As long as it does not, more rounds follow, up to maxRounds: a machine that does other things
+// at the same time disturbs some of them, and a fault all.
 func compare(t *testing.T, what string, limit float64, a, b func() time.Duration) {
 	t.Helper()
 	var x, y []time.Duration

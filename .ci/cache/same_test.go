@@ -89,7 +89,8 @@ func variants(o *origin) map[string]*image {
 			d.Platform = map[string]string{"os": "linux", "architecture": []string{"amd64", "arm64"}[n%2]}
 			list = append(list, d)
 		}
-		b, _ := json.MarshalIndent(map[string]any{"manifests": list, "mediaType": mediaType, "schemaVersion": 2}, "", "  ")
+		b, _ := json.MarshalIndent(map[string]any{"manifests": list, "mediaType": mediaType, "schemaVersion": 2}, "",
+			"  ")
 		return &image{mediaType: mediaType, manifest: append(b, '\n')}
 	}
 	for tag, i := range all {
@@ -102,9 +103,10 @@ func variants(o *origin) map[string]*image {
 	artifact := &image{mediaType: ociManifest, blobs: [][]byte{config, []byte("signature")}}
 	subject := describe(ociManifest, all["oci"].manifest)
 	artifact.manifest, _ = json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": ociManifest,
-		"artifactType": "application/vnd.example.signature", "config": describe("application/vnd.oci.empty.v1+json", config),
-		"layers":  []descriptor{describe("application/vnd.example.signature", artifact.blobs[1])},
-		"subject": subject, "annotations": map[string]string{"note": "<&> \u2028 é"}})
+		"artifactType": "application/vnd.example.signature",
+		"config":       describe("application/vnd.oci.empty.v1+json", config),
+		"layers":       []descriptor{describe("application/vnd.example.signature", artifact.blobs[1])},
+		"subject":      subject, "annotations": map[string]string{"note": "<&> \u2028 é"}})
 	all["artifact"] = artifact
 	for _, tag := range []string{"index", "list", "artifact"} {
 		o.push("team/app", all[tag], tag)

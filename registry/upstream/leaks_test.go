@@ -74,7 +74,8 @@ func TestATokenServerInsideIsNotAsked(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 		}))
 		o := newOrigin(t)
-		o.ca = write(t, "ca.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+		o.ca = write(t, "ca.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+			Bytes: s.Certificate().Raw})))
 		entry := upstream.Entry{Host: "up.example", Endpoints: []upstream.Endpoint{{URL: s.URL}}, CAFile: o.ca}
 		_, err := o.find(o.upstreams(upstream.Config{}, entry), "a").Manifest(t.Context(), "a", "v")
 		if err == nil || !errors.Is(err, upstream.ErrRefused) && !strings.Contains(realm, "2130706433") {
