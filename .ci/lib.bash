@@ -195,6 +195,41 @@ engines_tools() {
     )
   fi
 }
+# cache_tools builds registries in the versions of .ci/comparison: Distribution and olareg, and zot with its sync, which
+# not every module proxy has; then ZOT is empty.
+cache_tools() {
+  debian iproute2
+  DISTRIBUTION=$(peer distribution '') || die 'Distribution does not build'
+  OLAREG=$(peer olareg '') || die 'olareg does not build'
+  ZOT=
+  [[ -z ${CACHE_README:-} ]] || ZOT=$(peer zot 'sync,containers_image_openpgp') || say 'zot does not build'
+}
+
+# peer NAME TAGS builds a registry of .ci/comparison with build tags, once, and prints the path of the program. It is
+# built within a module of its own that requires this version alone, as the comparison does: go install refuses some.
+peer() {
+  local name=$1 tags=$2 path package version dir work
+  read -r _ path package version _ < <(sed -n "/{\"$name\", /s/[{\",]/ /gp" .ci/comparison/obtain.go)
+  dir=$CACHE/bin/$(go env GOVERSION)/$name${tags:+-${tags%%,*}}@$version
+  if [[ ! -x $dir/$name ]]; then
+    say "building $name $version" >&2
+    work=$(mktemp -d "$CI_WORK/$name.XXXXXX")
+    (
+      set -e
+      cd "$work"
+      go mod init peer
+      go mod edit -require "$path@$version"
+      CGO_ENABLED=0 go build -mod=mod -trimpath -tags "$tags" -o "$name" "$path/$package"
+      mkdir -p "$dir"
+      mv "$name" "$dir/"
+    ) >"$work.log" 2>&1 || {
+      tail -n 1 "$work.log" >&2
+      return 1
+    }
+    rm -rf "$work"
+  fi
+  printf '%s\n' "$dir/$name"
+}
 big_tools() { debian skopeo curl jq; }
 limits_tools() { debian curl strace; }
 faults_tools() { debian strace; }

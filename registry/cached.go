@@ -33,12 +33,15 @@ func (r *Registry) usedManifest(ctx context.Context, repo, ref string) (m manife
 	}
 	release = r.options.Cache.Use(m.digest)
 	// Which manifest a tag names is known only after the first look-up, and the manifest may have been evicted between
-	// that and Use. Then the second look-up fetches it again.
-	if m, err = r.manifest(ctx, repo, ref); err != nil {
+	// that and Use. Then the second look-up fetches it again. It is by digest: the upstream is asked about a tag once,
+	// because one that does not answer delays each question.
+	again, err := r.manifest(ctx, repo, m.digest.String())
+	if err != nil {
 		release()
 		return m, nil, err
 	}
-	return m, release, nil
+	again.ref, again.stale = m.ref, m.stale
+	return again, release, nil
 }
 
 // Cached implements mirror.CacheStore.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -17,10 +18,16 @@ import (
 // newBounded is a cache of at most limit bytes, and its origin.
 func newBounded(t *testing.T, limit int64) (*server, *origin, *cacheof.Cache) {
 	t.Helper()
+	return newBoundedWith(t, limit, "")
+}
+
+// newBoundedWith is newBounded with tags that are fresh as in newCache.
+func newBoundedWith(t *testing.T, limit int64, fresh string) (*server, *origin, *cacheof.Cache) {
+	t.Helper()
 	bound := cacheof.NewCache(limit)
 	var index *storage.Index
 	var blobs storage.Blobs
-	w, o := newCacheOf(t, "", bound.Reserve, func(r *registry.Options) {
+	w, o := newCacheOf(t, fresh, bound.Reserve, func(r *registry.Options) {
 		index, blobs, r.Cache = r.Index, r.Blobs, bound
 		r.Drop = func(ctx context.Context, all []digest.Digest) error {
 			_, err := (&storage.Collector{Blobs: blobs, Index: index}).Drop(ctx, all)
@@ -137,4 +144,26 @@ func TestAMountOfCachedContent(t *testing.T) {
 	if got := o.requests(); got != "" {
 		t.Errorf("the upstream was asked\n%s", got)
 	}
+}
+
+// TestATagIsAskedAboutOnce for each read: an upstream that does not answer delays each question.
+func TestATagIsAskedAboutOnce(t *testing.T) {
+	w, o, _ := newBoundedWith(t, 1<<20, "always")
+	body, d := o.push("team/app", "v", "1")
+	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200)
+	o.requests()
+	for _, method := range []string{"GET", "HEAD"} {
+		w.do(method, "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).has("Docker-Content-Digest", d.String()).
+			has("Trow-Stale", "")
+		if got := o.requests(); got != "HEAD /v2/team/app/manifests/v" {
+			t.Errorf("%s: the upstream was asked\n%s", method, got)
+		}
+	}
+	begin, hold := time.Now(), make(chan struct{})
+	o.set(0, hold)
+	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body)).has("Trow-Stale", "upstream")
+	if got := o.requests(); got != "HEAD /v2/team/app/manifests/v" {
+		t.Errorf("the upstream that hangs was asked\n%s after %v", got, time.Since(begin))
+	}
+	close(hold)
 }

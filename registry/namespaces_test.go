@@ -200,7 +200,10 @@ func TestNobodyPushesToTheMirror(t *testing.T) {
 		{"DELETE", "blobs/uploads/abc"}}
 	repos := [][2]string{{"f/docker.io/library/nginx/", ""}, {"f/docker.io/nginx/", ""}, {"f/quay.io/new/", ""},
 		{"f/team/app/", ""}, {"f/x/", ""}, {"library/nginx/", "ns=docker.io"}, {"new/", "ns=quay.io"},
-		{"f/docker.io/library/nginx/", "ns=docker.io"}, {"library/nginx/", "ns=hub.trow.example"}}
+		{"f/docker.io/library/nginx/", "ns=docker.io"}, {"library/nginx/", "ns=hub.trow.example"},
+		{"%66/docker.io/library/nginx/", ""}, {"nginx/", "ns=DOCKER.IO:443"},
+		{"nginx/", "ns=docker.io&ns=docker.io"}, {"nginx/", "%6Es=index.docker.io"},
+		{"f/docker.io/library/nginx/", "ns=trow.kube-public:31000"}}
 	ci, pusher := robot("mirrors", "mirror", "pull"), robot("pusher", "pull", "push", "delete", "create")
 	for who, headers := range map[string][]string{"alice": login("alice"), "pusher": pusher,
 		"token": w.token(w.guard, "repository:f/docker.io/library/nginx:pull,push,delete", login("alice")...)} {

@@ -7,7 +7,7 @@ import (
 )
 
 // validPlatform matches os/arch[/variant].
-var validPlatform = regexp.MustCompile(`^[a-z0-9]{1,32}/[a-z0-9_]{1,32}(/[a-z0-9._]{1,32})?$`)
+var validPlatform = regexp.MustCompile(`^[a-z0-9]{1,32}/[a-z0-9_-]{1,32}(/[a-z0-9._]{1,32})?$`)
 
 // ParsePlatform parses os/arch[/variant]. Errors: the text has another form.
 func ParsePlatform(text string) (p Platform, err error) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"time"
 
 	"trow/registry"
@@ -116,15 +117,21 @@ func (s *Service) platforms(texts []string) (all []mirror.Platform, names []stri
 	if len(texts) == 0 {
 		texts = []string{"linux/" + runtime.GOARCH}
 	}
+	if slices.Contains(texts, AllPlatforms) {
+		return nil, nil, nil
+	}
+	all, err = parsePlatforms(texts)
+	return all, texts, err
+}
+
+// parsePlatforms parses texts of the form os/arch[/variant]. Errors: one is not valid.
+func parsePlatforms(texts []string) (all []mirror.Platform, err error) {
 	for _, text := range texts {
-		if text == AllPlatforms {
-			return nil, nil, nil
-		}
 		p, err := mirror.ParsePlatform(text)
 		if err != nil {
-			return nil, nil, fmt.Errorf("platform: %w", err)
+			return nil, fmt.Errorf("platform: %w", err)
 		}
 		all = append(all, p)
 	}
-	return all, texts, nil
+	return all, nil
 }

@@ -66,13 +66,10 @@ type Options struct {
 
 	// Names are the host[:port] under which clients know the registry; at least one. Set by the program, as is Log.
 	Names []string
-	// Platforms are those of the nodes, os/arch[/variant], for which images are fetched ahead of need. Optional: then
-	// that of this server.
-	Platforms []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
 	// Platforms are those of the cluster's nodes, os/arch[/variant]: what is fetched of an index, and must be here
-	// before a tag moves to it where only what is held may run. None: all.
+	// before a tag moves to it where only what is held may run. None: all; for trow warm, that of this server.
 	Platforms []string
 	// Cluster is the cluster in which the registry runs. Optional.
 	Cluster Cluster

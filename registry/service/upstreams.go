@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -27,6 +26,7 @@ type cache struct {
 	fetcher   *upstream.Fetcher
 	ahead     func(ctx context.Context) error // fetches ahead; nil until the index is loaded
 	networks  *networks
+	platforms []mirror.Platform // of the nodes; none: all
 	bound     *mirror.Cache
 	data      *maintenance.Data
 }
@@ -56,6 +56,10 @@ func (s *Service) openCache() error {
 		s.cache = &cache{upstreams: up}
 		return nil
 	}
+	platforms, err := parsePlatforms(s.options.Platforms)
+	if err != nil {
+		return err
+	}
 	bytes, err := s.cacheSize()
 	if err != nil {
 		return err
@@ -64,7 +68,7 @@ func (s *Service) openCache() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("directory of downloads: %w", err)
 	}
-	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data, networks: n}
+	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data, networks: n, platforms: platforms}
 	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
 		Reserve: c.bound.Reserve})
 	s.cache = c
@@ -148,10 +152,7 @@ func (c *cache) into(o *registry.Options, s *Service) {
 		return
 	}
 	o.Upstreams, o.Fetcher, o.Cache = c.upstreams, c.fetcher, c.bound
-	for _, text := range s.options.Platforms {
-		p := strings.SplitN(text+"//", "/", 4)
-		o.Platforms = append(o.Platforms, mirror.Platform{OS: p[0], Architecture: p[1], Variant: p[2]})
-	}
+	o.Platforms = c.platforms
 	o.FetchFailed = func(upstream string, err error) {
 		s.log.Warn().Err(err).Str("upstream", upstream).Msg("not all that keep: names could be fetched ahead; it is " +
 			"tried again after fresh:")

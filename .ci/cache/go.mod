@@ -1,0 +1,3 @@
+module trow/cache
+
+go 1.26.0

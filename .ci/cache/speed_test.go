@@ -1,0 +1,39 @@
+package cache
+
+import (
+	"testing"
+	"time"
+)
+
+// TestACachedPullIsAsFast as one of a pushed image: at least 0.95 of its speed.
+func TestACachedPullIsAsFast(t *testing.T) {
+	o := openOrigin(t)
+	s := trow(t, "4Gi", o.entry("origin.example"))
+	own := s.client("")
+	both := *own // the same connections
+	cached := &both
+	cached.ns = "origin.example"
+	small := make([]int, 40)
+	for n := range small {
+		small[n] = 2000
+	}
+	for name, sizes := range map[string][]int{"of large layers": layers(), "of small layers": small} {
+		pushed, held := newImage(uint64(len(sizes)), sizes...), newImage(uint64(100+len(sizes)), sizes...)
+		own.push("own/app", pushed, name[3:8])
+		o.push("team/app", held, name[3:8])
+		cached.pulls("team/app", name[3:8], true)
+		one := func(c *client, repo string) func() time.Duration {
+			return func() (sum time.Duration) {
+				for range len(sizes) / 4 { // as many bytes of small layers as is worth measuring
+					sum += c.pulls(repo, name[3:8], false).took
+				}
+				return sum
+			}
+		}
+		limit := 1 / 0.95
+		if len(sizes) == len(small) { // requests without bytes: see gaps_test.go
+			limit = smallSlower
+		}
+		compare(t, "a cached pull "+name, limit, one(own, "own/app"), one(cached, "team/app"))
+	}
+}

@@ -1,0 +1,110 @@
+package registry_test
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"trow/registry"
+	"trow/registry/namespace"
+	"trow/registry/upstream"
+)
+
+// newCaches is a registry with two upstreams, quay.io and evil.example.
+func newCaches(t *testing.T) (w *server, good, evil *origin) {
+	t.Helper()
+	names := namespace.NewTable(nil)
+	up := upstream.New(upstream.Config{Guard: upstream.NewGuard(), Names: names})
+	var entries []upstream.Entry
+	var all []*origin
+	for _, host := range []string{"quay.io", "evil.example"} {
+		o := &origin{manifests: map[string][]byte{}, blobs: map[string][]byte{}}
+		o.Server = httptest.NewServer(o)
+		t.Cleanup(o.Close)
+		entries = append(entries, upstream.Entry{Host: host, Insecure: true,
+			Endpoints: []upstream.Endpoint{{URL: o.URL}}})
+		all = append(all, o)
+	}
+	if err := up.Set(entries); err != nil {
+		t.Fatal(err)
+	}
+	fetcher := upstream.NewFetcher(upstream.FetcherOptions{Dir: t.TempDir(), Spool: 1 << 30})
+	w = newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Fetcher = names, up, fetcher })
+	t.Cleanup(fetcher.Close)
+	return w, all[0], all[1]
+}
+
+// TestAManifestOfAnotherRepository is given only if the repository's own upstream gives it.
+func TestAManifestOfAnotherRepository(t *testing.T) {
+	w, good, evil := newCaches(t)
+	body, d := good.push("team/app", "v", "1")
+	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body))
+	for _, at := range []string{"/v2/other/app/manifests/" + d.String() + "?ns=quay.io",
+		"/v2/team/app/manifests/" + d.String() + "?ns=evil.example",
+		"/v2/f/evil.example/team/app/manifests/" + d.String(),
+		"/v2/team/app/manifests/" + d.String() + "?ns=unknown.example", "/v2/team/app/manifests/" + d.String()} {
+		for _, method := range []string{"GET", "HEAD"} {
+			if a := w.do(method, at, nil); a.status != 404 {
+				t.Errorf("%s %s: %d", method, at, a.status)
+			}
+		}
+	}
+	// A tag that names the digest is not enough: the manifest itself has to be given as well.
+	evil.mu.Lock()
+	evil.manifests["team/fake/manifests/v"] = body
+	evil.mu.Unlock()
+	w.do("GET", "/v2/team/fake/manifests/v?ns=evil.example", nil).is(404)
+	w.do("HEAD", "/v2/team/fake/manifests/v?ns=evil.example", nil).is(404)
+	// And another one under the same digest is not taken.
+	evil.mu.Lock()
+	evil.manifests["team/fake/manifests/"+d.String()] = []byte(strings.Replace(string(body), `"size"`, ` "size"`, 1))
+	evil.mu.Unlock()
+	w.do("GET", "/v2/team/wrong/manifests/"+d.String()+"?ns=evil.example", nil).is(404)
+	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body))
+}
+
+// TestWrongBytesOfAnotherUpstream reach nobody, neither while they arrive nor afterwards.
+func TestWrongBytesOfAnotherUpstream(t *testing.T) {
+	w, good, evil := newCaches(t)
+	content := bytes.Repeat([]byte("right"), 100_000)
+	wrong := bytes.Repeat([]byte("wrong"), 100_000)
+	d := good.blob("team/app", content)
+	evil.mu.Lock()
+	evil.blobs["team/app/blobs/"+d.String()] = wrong
+	evil.mu.Unlock()
+	if resp, err := http.Get(w.url + "/v2/f/evil.example/team/app/blobs/" + d.String()); err == nil {
+		all, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode == 200 && err == nil {
+			t.Errorf("%d wrong bytes are complete", len(all))
+		}
+	}
+	w.do("GET", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(200).equals(string(content))
+	// What is held is linked once evil.example has answered with the same size, and its own bytes are not read.
+	w.do("GET", "/v2/f/evil.example/team/app/blobs/"+d.String(), nil).is(200).equals(string(content))
+}
+
+// TestForeignLayersAreNotFetched: only the upstream itself is asked for a layer, whatever its urls are.
+func TestForeignLayersAreNotFetched(t *testing.T) {
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		t.Error("it was asked")
+	}))
+	defer elsewhere.Close()
+	w, o := newCache(t, "")
+	layer := digest.FromString("far")
+	body := []byte(`{"schemaVersion":2,"mediaType":"` + typeManifest + `","config":{"mediaType":"x/y","digest":"` +
+		digest.FromString("{}").String() + `","size":2},"layers":[{"mediaType":` +
+		`"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"` + layer.String() + `","size":3,` +
+		`"urls":["` + elsewhere.URL + `/layer"]}]}`)
+	o.mu.Lock()
+	o.manifests["team/app/manifests/v"], o.manifests["team/app/manifests/"+digest.FromBytes(body).String()] = body, body
+	o.mu.Unlock()
+	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body))
+	w.do("GET", "/v2/team/app/blobs/"+layer.String()+"?ns=quay.io", nil).code(404, "BLOB_UNKNOWN")
+	w.do("HEAD", "/v2/team/app/blobs/"+layer.String()+"?ns=quay.io", nil).is(404)
+}
