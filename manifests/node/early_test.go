@@ -56,8 +56,8 @@ func TestAnEarlyAnswerReachesAClientThatStalls(t *testing.T) {
 	}
 }
 
-// TestOneConnectionServesManyRequests: only a chunked request, which may have had a Content-Length as well, and an answer
-// before the end of a body end it.
+// TestOneConnectionServesManyRequests: only a chunked request, which may have had a Content-Length as well, and an
+// answer before the end of a body end it.
 func TestOneConnectionServesManyRequests(t *testing.T) {
 	ca := makeAuthority(t)
 	r := startRegistry(t, ca, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.Copy(rw, r.Body) })

@@ -265,9 +265,9 @@ func (t *turns) stay(ctx context.Context, task string, do func(context.Context))
 	}
 }
 
-// Alone calls do as Lead does. Nothing is recorded: the task is one that another replica may begin anew at any time. The
-// context of do has no fence, because the work may be shared with that for clients, which any replica does. Load must
-// have returned. Errors: those of do, if no other process writes to the journal.
+// Alone calls do as Lead does. Nothing is recorded: the task is one that another replica may begin anew at any time.
+// The context of do has no fence, because the work may be shared with that for clients, which any replica does. Load
+// must have returned. Errors: those of do, if no other process writes to the journal.
 func (d *Data) Alone(ctx context.Context, task string, do func(context.Context) error) error {
 	return d.loaded.Load().turns.alone(ctx, task, do)
 }
