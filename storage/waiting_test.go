@@ -278,3 +278,24 @@ func TestWhatWaitsIsCollectedAlthoughNoListingShowsIt(t *testing.T) {
 	}
 	wantUsage(t, s.index, "collected", 0, 0)
 }
+
+// TestWhatIsCollectedTakesNoMemory: nothing remembers that it waited.
+func TestWhatIsCollectedTakesNoMemory(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	x.SetQuotas(team(100))
+	for i := range 2 {
+		storagetest.Update(t, x, "team/a", link(i, 10))
+		storagetest.Update(t, x, "team/a", unlink(i))
+	}
+	if n := storage.WaitingContents(x); n != 2 {
+		t.Errorf("%d wait, want 2", n)
+	}
+	storagetest.Update(t, x, "team/a", link(1, 10)) // it is held again
+	if n := storage.WaitingContents(x); n != 1 {
+		t.Errorf("%d wait, want 1", n)
+	}
+	collect(t, x)
+	if n := storage.WaitingContents(x); n != 0 {
+		t.Errorf("%d wait after a collection", n)
+	}
+}
