@@ -299,3 +299,21 @@ func TestWhatIsCollectedTakesNoMemory(t *testing.T) {
 		t.Errorf("%d wait after a collection", n)
 	}
 }
+
+// TestADeletionWithManyTagsLetsGo of the manifest: tags, which are facts of the same change, do not wait.
+func TestADeletionWithManyTagsLetsGo(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	x.SetQuotas(team(1000))
+	for i := int64(1); i < 5; i++ { // the facts of a change are in no order
+		m := storage.Manifest{Digest: digestOf("tagged", int(i)), MediaType: "m", Size: 10}
+		storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error {
+			err := tx.PutManifest(m)
+			for n := range 30 {
+				err = errors.Join(err, tx.SetTag(fmt.Sprint("v", n), m.Digest))
+			}
+			return err
+		})
+		storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return tx.DeleteManifest(m.Digest) })
+		wantUsage(t, x, "deleted", i*10, i*10)
+	}
+}
