@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -276,11 +277,11 @@ func TestTheFirstSuspicionStays(t *testing.T) {
 func TestASuspicionIsRecordedWhenTheJournalLetsIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := sharedMemory()
-		began, last, tries := time.Now(), time.Duration(0), 0
+		began, tries := time.Now(), new(atomic.Int32)
 		x := storagetest.OpenIndex(t, hooked{inner,
 			func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-				if last = time.Since(began); last < time.Minute {
-					if tries++; tries > 1000 {
+				if time.Since(began) < time.Minute {
+					if tries.Add(1) > 1000 {
 						time.Sleep(time.Hour)
 					}
 					return 0, errMissing
@@ -289,8 +290,8 @@ func TestASuspicionIsRecordedWhenTheJournalLetsIt(t *testing.T) {
 			}})
 		x.Doubt(storage.ErrRestored)
 		time.Sleep(2 * time.Minute)
-		if tries < 60 || tries > 70 { // 7 in the first second
-			t.Errorf("%d tries in a minute", tries)
+		if n := tries.Load(); n < 60 || n > 70 { // 7 in the first second
+			t.Errorf("%d tries in a minute", n)
 		}
 		if y := storagetest.OpenIndex(t, inner); y.Suspicion() == nil {
 			t.Error("another process does not know of it")
@@ -301,17 +302,17 @@ func TestASuspicionIsRecordedWhenTheJournalLetsIt(t *testing.T) {
 // TestASuspicionThatIsRemovedMeanwhile is not recorded after that.
 func TestASuspicionThatIsRemovedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		inner, failing := sharedMemory(), true
+		inner, works := sharedMemory(), new(atomic.Bool)
 		x := storagetest.OpenIndex(t, hooked{inner,
 			func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
-				if failing {
+				if !works.Load() {
 					return 0, errMissing
 				}
 				return inner.Commit(ctx, b...)
 			}})
 		x.Doubt(storage.ErrRestored)
 		synctest.Wait() // it has been tried once
-		failing = false
+		works.Store(true)
 		if err := x.Trust(t.Context()); err != nil {
 			t.Fatal(err)
 		}
