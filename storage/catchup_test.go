@@ -2,6 +2,8 @@ package storage_test
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,4 +66,24 @@ func TestAMissIsLookedForAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAListOfAnOldState is given if the repo is known; of another one nothing is known while the journal is silent.
+func TestAListOfAnOldState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &mute{Journal: sharedJournal()}
+		x := storagetest.OpenIndex(t, j)
+		storagetest.Update(t, x, "a", put(1, "v"))
+		for _, silent := range []bool{false, true} {
+			j.silent.Store(silent)
+			if tags, found, err := x.Tags(t.Context(), "a", "", -1); err != nil || !found ||
+				!slices.Equal(tags, []string{"v"}) {
+				t.Errorf("silent: %v: %q, %v, %v", silent, tags, found, err)
+			}
+			_, found, err := x.Tags(t.Context(), "b", "", -1)
+			if found || errors.Is(err, storage.ErrUnavailable) != silent || (err != nil) != silent {
+				t.Errorf("silent: %v: a repo that is not known: %v, %v", silent, found, err)
+			}
+		}
+	})
 }

@@ -62,11 +62,12 @@ func NewCopy(t time.Time, rev Revision) Copy {
 
 // ParseCopy reads the name of a copy.
 func ParseCopy(name string) (c Copy, ok bool) {
-	at, number, found := strings.Cut(name, "-")
-	t, err := time.Parse(copyTime, at)
-	rev, err2 := strconv.ParseUint(number, 10, 64)
+	at, number, _ := strings.Cut(name, "-")
+	t, _ := time.Parse(copyTime, at)
+	rev, _ := strconv.ParseUint(number, 10, 64)
 	c = Copy{name, t, Revision(rev)}
-	return c, found && err == nil && err2 == nil && nameOfCopy(t, c.Revision) == name
+	// What cannot be parsed becomes another time or number, which has another name.
+	return c, nameOfCopy(t, c.Revision) == name
 }
 
 // CopiesOf lists the copies of a Keeper, the newest first.
@@ -317,7 +318,7 @@ func (c *copyReader) number() (n uint64) {
 		if c.fill(b[:]); c.err != nil {
 			return 0
 		}
-		if shift > 63 {
+		if shift > 63 || shift == 63 && b[0]&0x7f > 1 {
 			c.err = fmt.Errorf("%w: a number of more than 64 bits", ErrCopy)
 			return 0
 		}

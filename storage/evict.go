@@ -51,14 +51,14 @@ func isCachedIn(v []byte) bool {
 // cachedLink reports whether a link of the repo is cached.
 func (tx *Tx) cachedLink(k key) bool {
 	if v, changed := tx.fact(KindLink, string(k)); changed {
-		_, _, cached, err := parseLink(v)
-		return v != nil && err == nil && cached
+		_, _, cached, _ := parseLink(v) // false for a link that is deleted
+		return cached
 	}
 	x := tx.x
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	i := x.state.find(x.state.repos[tx.repo], []byte(k))
-	return i != 0 && x.state.entries.At(i).linked && x.state.entries.At(i).cached
+	return i != 0 && x.state.entries.At(i).cached
 }
 
 // Evict records that the repo no longer holds d, as a blob or as a manifest with its tags, if d is cached. It reports

@@ -70,6 +70,10 @@ func TestWhatIsEvicted(t *testing.T) {
 		{"a manifest that was pushed and cached", []storage.Manifest{pushedManifest("m"), cachedManifest("m")}, nil,
 			digest.FromString("m"), false},
 		{"a manifest of this commit", nil, []storage.Manifest{pushedManifest("m")}, digest.FromString("m"), false},
+		{"a cached manifest of this commit", nil, []storage.Manifest{cachedManifest("m", layer)},
+			digest.FromString("m"), true},
+		{"a layer beside a pushed one of this commit", []storage.Manifest{cachedManifest("m", layer)},
+			[]storage.Manifest{pushedManifest("n", other)}, layer, true},
 		{"what is not there", nil, nil, other, true},
 	} {
 		for _, shared := range []bool{false, true} {
@@ -286,5 +290,137 @@ func TestWhoseABlobIs(t *testing.T) {
 				return nil
 			})
 		}
+	}
+}
+
+// TestABlobIsPushedAndEvicted in one commit: it stays. And what the same commit deletes keeps nothing.
+func TestABlobIsPushedAndEvicted(t *testing.T) {
+	blob, m := digest.FromString("blob"), pushedManifest("m", digest.FromString("blob"))
+	for name, row := range map[string]struct {
+		before, with func(tx *storage.Tx) error
+		want         bool
+	}{
+		"cached": {nil, func(tx *storage.Tx) error { tx.LinkCached(blob, 5); return nil }, true},
+		"pushed": {nil, func(tx *storage.Tx) error { tx.Link(blob, 5); return nil }, false},
+		"removed": {func(tx *storage.Tx) error { tx.Link(blob, 5); return nil },
+			func(tx *storage.Tx) error { return tx.Unlink(blob) }, true},
+		"pushed before": {func(tx *storage.Tx) error { tx.Link(blob, 5); return nil }, nil, false},
+		"pushed, removed and cached": {func(tx *storage.Tx) error { tx.Link(blob, 5); return nil },
+			func(tx *storage.Tx) error {
+				err := tx.Unlink(blob)
+				tx.LinkCached(blob, 5)
+				return err
+			}, true},
+		"a manifest that is deleted refers to it": {
+			func(tx *storage.Tx) error { tx.LinkCached(blob, 5); return tx.PutManifest(m) },
+			func(tx *storage.Tx) error { return tx.DeleteManifest(m.Digest) }, true},
+	} {
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		if row.before != nil {
+			storagetest.Update(t, x, "f/a/b", row.before)
+		}
+		storagetest.Update(t, x, "f/a/b", func(tx *storage.Tx) error {
+			if row.with != nil {
+				if err := row.with(tx); err != nil {
+					return err
+				}
+			}
+			if got := tx.Evict(blob); got != row.want {
+				t.Errorf("%s: evicted: %v", name, got)
+			}
+			return nil
+		})
+		if _, held, _ := x.Blob(t.Context(), "f/a/b", blob); held == row.want {
+			t.Errorf("%s: it is held: %v", name, held)
+		}
+	}
+}
+
+// TestWhatCanBeEvicted is what Evict removes, among contents of all kinds, in whatever order they came.
+func TestWhatCanBeEvicted(t *testing.T) {
+	blob := func(name string) digest.Digest { return digest.FromString(name) }
+	steps := []func(tx *storage.Tx) error{
+		func(tx *storage.Tx) error { tx.LinkCached(blob("free"), 1); return nil },
+		func(tx *storage.Tx) error { tx.LinkCached(blob("of cached"), 1); return nil },
+		func(tx *storage.Tx) error { tx.LinkCached(blob("of pushed"), 1); return nil },
+		func(tx *storage.Tx) error { tx.Link(blob("pushed"), 1); return nil },
+		func(tx *storage.Tx) error {
+			return tx.PutManifest(cachedManifest("cached", blob("of cached"), blob("nowhere")))
+		},
+		func(tx *storage.Tx) error { return tx.PutManifest(pushedManifest("owner", blob("of pushed"))) },
+		func(tx *storage.Tx) error { return tx.PutManifest(cachedManifest("child")) },
+		func(tx *storage.Tx) error { return tx.PutManifest(pushedManifest("index", blob("child"))) },
+	}
+	names := []string{"free", "of cached", "of pushed", "pushed", "cached", "owner", "child", "index", "nowhere"}
+	for turn := range steps {
+		x := storagetest.OpenIndex(t, memory.NewJournal())
+		for i := range steps {
+			storagetest.Update(t, x, "f/a/b", steps[(i+turn)%len(steps)])
+		}
+		got := map[digest.Digest]bool{}
+		for _, c := range x.CachedContents("f/a/b") {
+			got[c.Digest] = true
+		}
+		for i, name := range names {
+			if want := i == 0 || i == 1 || i == 4; got[blob(name)] != want {
+				t.Errorf("turn %d: %q can be evicted: %v", turn, name, !want)
+			}
+		}
+		if len(got) != 3 || !x.HasPushed("f/a/b") {
+			t.Errorf("turn %d: %d can be evicted; the repo has what was pushed: %v", turn, len(got),
+				x.HasPushed("f/a/b"))
+		}
+	}
+}
+
+// TestDropGoesOn after what it spares, and commits nothing for that.
+func TestDropGoesOn(t *testing.T) {
+	for _, kind := range []string{"bytes", "objects"} {
+		t.Run(kind, func(t *testing.T) {
+			j := memory.NewJournal()
+			var x *storage.Index
+			var blobs storage.Blobs = memory.NewBlobs()
+			if kind == "bytes" {
+				x = storagetest.OpenIndex(t, j)
+			} else {
+				j.Is.Shared = true
+				x = storagetest.OpenIndexWith(t, j, storage.IndexOptions{Placed: true, Grace: sharedGrace})
+				blobs = &memory.Objects{Service: memory.NewService(), Records: x}
+			}
+			s := &store{T: t, blobs: blobs, index: x}
+			held, first, second := s.push("a", []byte("held")), s.push("a", []byte("1")), s.push("a", []byte("2"))
+			storagetest.Update(t, x, "a", func(tx *storage.Tx) error {
+				return errors.Join(tx.Unlink(first), tx.Unlink(second))
+			})
+			spared := []digest.Digest{held, "no digest"}
+			if kind == "bytes" {
+				release, err := s.commit(t.Context(), "a", []byte("pinned"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer release()
+				spared = append(spared, digest.FromString("pinned"))
+			}
+			c := &storage.Collector{Blobs: blobs, Index: x, Grace: sharedGrace}
+			before, _ := j.Head(t.Context())
+			for _, d := range spared {
+				done, err := c.Drop(t.Context(), []digest.Digest{d})
+				if head, _ := j.Head(t.Context()); err != nil || done.Deleted != 0 || head != before {
+					t.Errorf("%s: %+v, %v, %d commits", d, done, err, head-before)
+				}
+			}
+			done, err := c.Drop(t.Context(), append(spared, first, second))
+			if err != nil || done.Deleted != 2 || x.Condemned() {
+				t.Errorf("%+v, %v", done, err)
+			}
+			for _, d := range spared {
+				if d.Validate() == nil && !s.has(d) {
+					t.Errorf("%s is gone", d)
+				}
+			}
+			if s.has(first) || s.has(second) {
+				t.Error("what nothing holds is there")
+			}
+		})
 	}
 }

@@ -146,6 +146,37 @@ func DepartedFact(d digest.Digest, unix int64, refs ...digest.Digest) Fact {
 	return Fact{KindDeparted, string(keyOf(d)), departedValue(unix, keys)}
 }
 
+// CopyStep returns how many of the facts CopyFacts commits at once to a journal with these traits.
+func CopyStep(t Traits, repo string, facts []Fact) int {
+	return (&Index{traits: t}).copyStep(repo, facts)
+}
+
+// Agree reports whether a change with one condition fits into a commit that has another one.
+func Agree(repo, name string, value []byte, otherRepo, otherName string, other []byte) bool {
+	r := &planned{name: repo}
+	r.require(factKey{kindRecord, name}, value)
+	tx := &Tx{conditions: map[factOf][]byte{{otherRepo, factKey{kindRecord, otherName}}: other}}
+	return (&plan{repos: map[string]*planned{repo: r}}).agrees(tx)
+}
+
+// WaitingContents returns how many contents wait to be collected.
+func WaitingContents(x *Index) int {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return len(x.state.waiting)
+}
+
+// YieldEvery is after how many steps a long look lets others have the lock.
+const YieldEvery = yieldEvery
+
+// The kinds of facts about content itself.
+const (
+	KindCondemned   = kindCondemned
+	KindQuarantined = kindQuarantined
+	KindPlace       = kindPlace
+	KindRecord      = kindRecord
+)
+
 // PlaceFact and RecordFact are facts about content itself.
 func PlaceFact(d digest.Digest, name string) Fact {
 	p, ok := parsePlace(name)

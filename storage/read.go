@@ -166,9 +166,9 @@ func (x *Index) Referrers(ctx context.Context, repo string, d, after digest.Dige
 	return out, nil
 }
 
-// Holders lists repos that hold d as a blob, at most n, in no order: for a mount that does not name its source. If few
-// hold it, Holders looks at all repos, which can take a tenth of a second. So that clients cannot use up the CPU that
-// way, one call looks at a time, and the others return nothing.
+// Holders lists repos that hold d as a blob, at most n > 0, in no order: for a mount that does not name its source. If
+// few hold it, Holders looks at all repos, which can take a tenth of a second. So that clients cannot use up the CPU
+// that way, one call looks at a time, and the others return nothing.
 func (x *Index) Holders(d digest.Digest, n int) (names []string) {
 	if !x.searching.TryLock() {
 		return nil
@@ -183,11 +183,10 @@ func (x *Index) Holders(d digest.Digest, n int) (names []string) {
 	}
 	hash := s.hash(k) // once for all
 	for name, r := range yielding(x, s.repos) {
-		if len(names) >= n {
-			break
-		}
 		if i := s.findHash(r, k, hash); i != 0 && s.entries.At(i).linked && !r.waiting {
-			names = append(names, name)
+			if names = append(names, name); len(names) == n {
+				break
+			}
 		}
 	}
 	return names

@@ -176,3 +176,31 @@ func TestTheCollectorRestsAfterAMigration(t *testing.T) {
 		run(false)
 	})
 }
+
+// TestWhatTravels with a migration: not what two engines have of their own, and all that users have made.
+func TestWhatTravels(t *testing.T) {
+	d := string(digest.FromString("x"))
+	records := map[string]bool{"auth/robot/a": true, "auth/key/1": true, "upload-key": true, "identities": true,
+		"generations": true, "uploads": true, "quotas": true,
+		"migration/source": false, "migration/seal": false, "migration/origin": false, "identity": false,
+		"generation": false, "journal/went-back": false, "rebuild": false, "upload/a\x00id": false, "quota/team": false,
+		"replica/r": false}
+	for name, want := range records {
+		if got := storage.Portable(storage.StoreRepo, storage.RecordFact(name, []byte("x"))); got != want {
+			t.Errorf("the record %q travels: %v", name, got)
+		}
+		if !storage.Portable("repo", storage.RecordFact(name, []byte("x"))) {
+			t.Errorf("a fact of a repo with the name %q does not travel", name)
+		}
+	}
+	for kind, want := range map[storage.Kind]bool{storage.KindCondemned: false, storage.KindPlace: false,
+		storage.KindQuarantined: true} {
+		f := storage.Fact{Kind: kind, Name: d, Value: []byte("x")}
+		if got := storage.Portable(storage.StoreRepo, f); got != want {
+			t.Errorf("the kind %c travels: %v", kind, got)
+		}
+		if !storage.Portable("repo", f) {
+			t.Errorf("a fact of a repo with the kind %c does not travel", kind)
+		}
+	}
+}

@@ -256,7 +256,7 @@ func (s *state) unlink(r *repo, k []byte) {
 	}
 	if e := s.entries.At(i); e.linked {
 		s.uncount(r, e)
-		e.linked = false
+		e.linked, e.cached = false, false
 		s.count(r, e)
 		s.countLink(r, -1)
 		s.release(r, i)

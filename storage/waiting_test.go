@@ -278,3 +278,42 @@ func TestWhatWaitsIsCollectedAlthoughNoListingShowsIt(t *testing.T) {
 	}
 	wantUsage(t, s.index, "collected", 0, 0)
 }
+
+// TestWhatIsCollectedTakesNoMemory: nothing remembers that it waited.
+func TestWhatIsCollectedTakesNoMemory(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	x.SetQuotas(team(100))
+	for i := range 2 {
+		storagetest.Update(t, x, "team/a", link(i, 10))
+		storagetest.Update(t, x, "team/a", unlink(i))
+	}
+	if n := storage.WaitingContents(x); n != 2 {
+		t.Errorf("%d wait, want 2", n)
+	}
+	storagetest.Update(t, x, "team/a", link(1, 10)) // it is held again
+	if n := storage.WaitingContents(x); n != 1 {
+		t.Errorf("%d wait, want 1", n)
+	}
+	collect(t, x)
+	if n := storage.WaitingContents(x); n != 0 {
+		t.Errorf("%d wait after a collection", n)
+	}
+}
+
+// TestADeletionWithManyTagsLetsGo of the manifest: tags, which are facts of the same change, do not wait.
+func TestADeletionWithManyTagsLetsGo(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	x.SetQuotas(team(1000))
+	for i := int64(1); i < 5; i++ { // the facts of a change are in no order
+		m := storage.Manifest{Digest: digestOf("tagged", int(i)), MediaType: "m", Size: 10}
+		storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error {
+			err := tx.PutManifest(m)
+			for n := range 30 {
+				err = errors.Join(err, tx.SetTag(fmt.Sprint("v", n), m.Digest))
+			}
+			return err
+		})
+		storagetest.Update(t, x, "team/a", func(tx *storage.Tx) error { return tx.DeleteManifest(m.Digest) })
+		wantUsage(t, x, "deleted", i*10, i*10)
+	}
+}

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"trow/storage"
 	"trow/storage/memory"
+	"trow/storage/storagetest"
 )
 
 // replaced is a journal in whose place another one can come, as when its service is restored from a backup.
@@ -148,6 +150,7 @@ func TestNothingIsCollectedOfAJournalThatWentBack(t *testing.T) {
 				if _, err := c.Run(t.Context(), true, nil); err != nil {
 					t.Errorf("a dry run: %v", err)
 				}
+				refused(c)    // a dry run is no leave
 				for range 3 { // generations
 					if _, err := c.RunAll(t.Context(), time.Hour, nil); err != nil {
 						t.Fatal(err)
@@ -192,6 +195,130 @@ func TestACopyKnowsThatTheJournalWentBack(t *testing.T) {
 		}
 		if text := x.Suspicion().Error(); !strings.Contains(text, "went back to revision 1, and had been at 11") {
 			t.Error(text)
+		}
+	})
+}
+
+// headed is a journal whose head is what the test says, or whose head cannot be read.
+type headed struct {
+	storage.Journal
+	head func() (storage.Revision, error)
+}
+
+func (j headed) Head(context.Context) (storage.Revision, error) { return j.head() }
+
+// TestWhatIsExpectedOfAJournal is known without asking it if the Index shows as much, or if it is suspected already.
+func TestWhatIsExpectedOfAJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed := errors.New("the journal does not answer")
+		var head storage.Revision
+		var err error
+		x := storagetest.OpenIndex(t, headed{sharedMemory(), func() (storage.Revision, error) { return head, err }})
+		if err := x.SetRecord(t.Context(), "a", nil, []byte("value")); err != nil {
+			t.Fatal(err)
+		}
+		shown := x.Revision()
+		for _, row := range []struct {
+			name       string
+			seen, head storage.Revision
+			err        error
+			suspected  bool
+		}{
+			{"what it shows", shown, 0, failed, false},
+			{"less", shown - 1, 0, failed, false},
+			{"more, and the journal does not answer", shown + 1, 0, failed, false},
+			{"more, and the process is behind", shown + 5, shown + 5, nil, false},
+			{"more, and the process is further behind", shown + 5, shown + 6, nil, false},
+			{"more than there is", shown + 5, shown + 4, nil, true},
+			{"more, and it is suspected", shown + 9, 0, failed, true},
+		} {
+			head, err = row.head, row.err
+			got := x.Expect(t.Context(), row.seen)
+			synctest.Wait()
+			if want := row.err != nil && row.seen > shown && !row.suspected; errors.Is(got, failed) != want ||
+				(x.Suspicion() != nil) != row.suspected {
+				t.Errorf("%s: %v; suspected: %v", row.name, got, x.Suspicion())
+			}
+		}
+	})
+}
+
+// TestTheFirstSuspicionStays: it knows best how far the journal was. And one without a revision does not claim any.
+func TestTheFirstSuspicionStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := storagetest.OpenIndex(t, sharedMemory())
+		x.Doubt(errors.New("the connection broke"))
+		if x.Suspicion() != nil {
+			t.Error(x.Suspicion())
+		}
+		x.Doubt(storage.ErrRestored)
+		for range 2 { // before it is recorded, and after that
+			if text := fmt.Sprint(x.Suspicion()); !strings.Contains(text, "is an older or another one") {
+				t.Error(text)
+			}
+			synctest.Wait()
+		}
+		if err := x.Trust(t.Context()); err != nil || x.Suspicion() != nil {
+			t.Fatal(err, x.Suspicion())
+		}
+		if err := x.Expect(t.Context(), 100); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		x.Doubt(storage.ErrRestored)
+		synctest.Wait()
+		if text := fmt.Sprint(x.Suspicion()); !strings.Contains(text, "had been at 100") {
+			t.Error(text)
+		}
+	})
+}
+
+// TestASuspicionIsRecordedWhenTheJournalLetsIt: it is tried again after longer and longer waits.
+func TestASuspicionIsRecordedWhenTheJournalLetsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := sharedMemory()
+		began, tries := time.Now(), new(atomic.Int32)
+		x := storagetest.OpenIndex(t, hooked{inner,
+			func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+				if time.Since(began) < time.Minute {
+					if tries.Add(1) > 1000 {
+						time.Sleep(time.Hour)
+					}
+					return 0, errMissing
+				}
+				return inner.Commit(ctx, b...)
+			}})
+		x.Doubt(storage.ErrRestored)
+		time.Sleep(2 * time.Minute)
+		if n := tries.Load(); n < 60 || n > 70 { // 7 in the first second
+			t.Errorf("%d tries in a minute", n)
+		}
+		if y := storagetest.OpenIndex(t, inner); y.Suspicion() == nil {
+			t.Error("another process does not know of it")
+		}
+	})
+}
+
+// TestASuspicionThatIsRemovedMeanwhile is not recorded after that.
+func TestASuspicionThatIsRemovedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner, works := sharedMemory(), new(atomic.Bool)
+		x := storagetest.OpenIndex(t, hooked{inner,
+			func(ctx context.Context, b ...storage.Batch) (storage.Revision, error) {
+				if !works.Load() {
+					return 0, errMissing
+				}
+				return inner.Commit(ctx, b...)
+			}})
+		x.Doubt(storage.ErrRestored)
+		synctest.Wait() // it has been tried once
+		works.Store(true)
+		if err := x.Trust(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if err := x.Suspicion(); err != nil {
+			t.Error(err)
 		}
 	})
 }

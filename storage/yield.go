@@ -12,14 +12,15 @@ const yieldEvery = 1000
 // before.
 func yielding[K comparable, V any](x *Index, m map[K]V) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		n := 0
+		left := yieldEvery
 		for k, v := range m {
 			// The lock is held when yield is called, and nothing was removed since the map gave k: IDs are valid.
 			if !yield(k, v) {
 				return
 			}
-			if n++; n%yieldEvery == 0 {
+			if left--; left == 0 {
 				x.yield()
+				left = yieldEvery
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package storage_test
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/storage"
+	"trow/storage/memory"
 	"trow/storage/storagetest"
 )
 
@@ -43,7 +45,7 @@ func TestALongLookMakesWay(t *testing.T) {
 		}
 	})
 	done.Wait()
-	if changed < 10 || changed > 1000 {
+	if changed != storage.YieldEvery { // neither later nor, as a change of hands takes time, earlier
 		t.Errorf("the change came after %d of %d", changed, n)
 	}
 	for i := range n {
@@ -153,5 +155,23 @@ func TestOneSearchForHoldersAtATime(t *testing.T) {
 	}
 	if n := len(x.Holders(digestOf("base", 1), 8)); n != 8 {
 		t.Errorf("%d found, want 8", n)
+	}
+}
+
+// TestAHolderHasABlob: a repository that only refers to it, or has it as a manifest, cannot be the source of a mount.
+func TestAHolderHasABlob(t *testing.T) {
+	x := storagetest.OpenIndex(t, memory.NewJournal())
+	m := manifest(1)
+	storagetest.Update(t, x, "as a manifest", put(1, "v"))
+	storagetest.Update(t, x, "as a part", func(tx *storage.Tx) error {
+		return tx.PutManifest(pushedManifest("n", m.Digest))
+	})
+	storagetest.Update(t, x, "neither", put(2, "v"))
+	if found := x.Holders(m.Digest, 8); len(found) != 0 {
+		t.Errorf("%q hold it", found)
+	}
+	storagetest.Update(t, x, "as a blob", func(tx *storage.Tx) error { tx.Link(m.Digest, 1); return nil })
+	if found := x.Holders(m.Digest, 8); !slices.Equal(found, []string{"as a blob"}) {
+		t.Errorf("%q hold it", found)
 	}
 }
