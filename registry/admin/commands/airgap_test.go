@@ -314,7 +314,8 @@ func TestTheCacheByCommands(t *testing.T) {
 		golden(t, name, all.String())
 	}
 	transcript("cache", "cached", "warm -f - --platform linux/amd64", "warm quay.io/team/app:1.0 --platform all",
-		"warm quay.io/team/web:none ghcr.io/x/y", "warm -q quay.io/team/app:latest --platform linux/arm64",
+		"warm ghcr.io/x/y quay.io/team/app:1.0 --platform all", "warm quay.io/team/web:none",
+		"warm -q quay.io/team/app:latest --platform linux/arm64",
 		"warm quay.io/team/app:1.0 -o json --platform linux/amd64", "warm", "cached", "cached -q",
 		"cached -o json quay.io", "cached ghcr.io", "cached quay.io/team/app:1.0",
 		"evict quay.io/team/app:1.0 quay.io/team/web:1 --dry-run",
