@@ -142,17 +142,15 @@ type warming struct {
 // warmed is a content of an image: how much of it is here, and how much there is as far as that is known.
 type warmed struct {
 	here, size int64
-	fetched    bool // it was not here: what is here is reported once, and a download several times
+	fetched    bool // it was not here
 }
 
 // progress implements mirror.Progress.
 func (c *warming) progress(d digest.Digest, got, size int64) {
 	p := c.contents[d]
 	if p == nil {
-		p = &warmed{}
+		p = &warmed{fetched: got == 0} // see mirror.Progress
 		c.contents[d] = p
-	} else {
-		p.fetched = true
 	}
 	size = max(size, got)
 	c.here, c.known = c.here+got-p.here, c.known+size-p.size

@@ -40,7 +40,8 @@ type Part struct {
 }
 
 // Progress gets how many bytes of a content have arrived, and how many it has; -1: not known. The first call for a
-// content that is held already has both. Calls of one Fetch come one at a time.
+// content that is held already has both, and the first one for a blob that is downloaded has 0 of them. Calls of one
+// Fetch come one at a time.
 type Progress func(d digest.Digest, got, size int64)
 
 // Fetch makes a repository hold the manifest that ref, a tag or a digest, names at its upstream, and all that it
@@ -347,6 +348,7 @@ func (f *fetching) download(ctx context.Context, p Part) error {
 	if r == nil || err != nil { // nil: it is held by now
 		return err
 	}
+	f.report(p.Digest, 0, p.Size)
 	err = r.Wait(func(got, size int64) { f.report(p.Digest, got, size) })
 	return errors.Join(err, r.Close())
 }
