@@ -106,7 +106,12 @@ func TestKill(t *testing.T) {
 				}
 				time.Sleep(10 * time.Millisecond)
 			}
+			// What the origin has sent may be in the buffers of the connection for a moment.
 			stored := s.stored()
+			for before := int64(-1); stored != before && ctx.Err() == nil; stored = s.stored() {
+				before = stored
+				time.Sleep(200 * time.Millisecond)
+			}
 			s.end(syscall.SIGKILL)
 			killed := time.Now()
 			all.Wait()
@@ -128,7 +133,7 @@ func TestKill(t *testing.T) {
 				t.Errorf("the origin sent %d bytes for %d", c.bytes, i.largest.Size)
 			}
 			// The last megabyte may not have been stored yet when the server was killed.
-			if want := int64((1-at)*float64(i.largest.Size)) + 1<<20; resumes && c.bytes > want {
+			if want := int64((1-at)*float64(i.largest.Size)) + 1<<20; c.bytes > want {
 				t.Errorf("the origin sent %d bytes after the restart, want at most %d", c.bytes, want)
 			}
 			if n := s.whole(); n < len(i.blobs)+1 {

@@ -5,6 +5,10 @@ import (
 	"time"
 )
 
+// smallSlower is how much longer a cached pull of 40 layers of 2 kB may take: each request has to find out who may read,
+// and to note the use. In some runs it is 1.0 times, in others up to 1.15, from the start of the server to its end.
+const smallSlower = 1.25
+
 // TestACachedPullIsAsFast as one of a pushed image: at least 0.95 of its speed.
 func TestACachedPullIsAsFast(t *testing.T) {
 	o := openOrigin(t)
@@ -31,7 +35,7 @@ func TestACachedPullIsAsFast(t *testing.T) {
 			}
 		}
 		limit := 1 / 0.95
-		if len(sizes) == len(small) { // requests without bytes: see gaps_test.go
+		if len(sizes) == len(small) { // requests without bytes
 			limit = smallSlower
 		}
 		compare(t, "a cached pull "+name, limit, one(own, "own/app"), one(cached, "team/app"))

@@ -249,7 +249,7 @@ func (n *Node) checkDocker(root *os.Root) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		why = fmt.Sprintf(" (it cannot be read: %v)", err)
 	}
-	return fmt.Errorf("Docker, if it is the runtime of this node, does not pull images of docker.io through this "+
+	return fmt.Errorf("if Docker is the runtime of this node, it does not pull images of docker.io through this "+
 		"registry. To do so, add this to /%s, then run systemctl reload docker%s:\n"+
 		"\"registry-mirrors\": [%q]", dockerConfig, why, url)
 }

@@ -17,7 +17,8 @@
 //  3. Reads of the same reference at the same time share one request to the upstream. It does not depend on the context
 //     of a client: a client that disconnects does not cancel it for the others.
 //  4. Held content is served as stale if the upstream has not answered after 2 s, and at once if the upstream has
-//     failed or refused. So an error of an upstream never replaces held content.
+//     failed or refused; for 10 s after a failure no other read waits. So an error of an upstream never replaces held
+//     content.
 //  5. Negative answers of an upstream are cached, not found for 10 s and unauthorized for a minute: clients ask in
 //     bursts.
 //  6. Where only what is held may run (may-run: held, and deny), a tag that is held goes on naming what it names until
@@ -62,6 +63,11 @@ const (
 	// patience is how long a read of held content waits for the upstream. Registries usually answer a HEAD in a tenth
 	// of that.
 	patience = 2 * time.Second
+	// troubledFor is how long reads of held content do not wait for an upstream that has failed, or has not answered
+	// within patience: a pull has several reads, and each would wait.
+	troubledFor = 10 * time.Second
+	// maxTroubled bounds the upstreams that are remembered for it; with upstream-any clients choose them.
+	maxTroubled = 1000
 	// askTime bounds the work for one question: a HEAD, a GET and a commit.
 	askTime = 2 * time.Minute
 	// maxRemembered bounds the cached answers, because clients choose the names; one takes about 250 bytes.
@@ -130,6 +136,8 @@ type Mirror struct {
 	// lists are the tags of repositories at their upstreams, which take listBytes.
 	lists     *lru.Cache[string, tagList]
 	listBytes int
+
+	troubled *lru.Cache[string, time.Time] // by host: when an upstream last failed or did not answer in time
 }
 
 // question is what an upstream is asked about: a tag, a digest or "blob " and a digest, of a repository here.
@@ -151,11 +159,12 @@ func New(o Options) *Mirror {
 	}
 	answers, err := lru.New[question, answer](maxRemembered)
 	lists, listsErr := lru.New[string, tagList](maxLists)
-	if err != nil || listsErr != nil {
+	troubled, troubledErr := lru.New[string, time.Time](maxTroubled)
+	if err != nil || listsErr != nil || troubledErr != nil {
 		panic(err) // only for a size below 1
 	}
 	m := &Mirror{options: o, answers: answers, ahead: make(chan struct{}, maxAhead),
-		moving: map[question]bool{}, lists: lists}
+		moving: map[question]bool{}, lists: lists, troubled: troubled}
 	m.context, m.close = context.WithCancel(o.Context)
 	return m
 }
@@ -213,6 +222,10 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		(p.wait > 0 || !moves) {
 		return either(held, last.err)
 	}
+	wait := p.wait
+	if at, ok := m.troubled.Get(up.Host); ok && time.Since(at) < troubledFor {
+		wait = min(wait, time.Nanosecond) // it is asked all the same: it may be well again
+	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
 		// Not cancelled with the client's context: others may wait for the same answer, and the next read uses what was
 		// fetched.
@@ -220,11 +233,16 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 		defer cancel()
 		err := m.ask(ctx, up, there, q)
 		m.remember(q, err)
+		if errors.Is(err, upstream.ErrUnavailable) {
+			m.troubled.Add(up.Host, time.Now())
+		} else {
+			m.troubled.Remove(up.Host)
+		}
 		return nil, err
 	})
 	var late <-chan time.Time // nil, and so never ready, if nothing is held that could be served instead
 	if held && p.wait > 0 {
-		timer := time.NewTimer(p.wait)
+		timer := time.NewTimer(wait)
 		defer timer.Stop()
 		late = timer.C
 	}
@@ -232,8 +250,11 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 	case r := <-done:
 		return either(held, r.Err)
 	case <-late:
+		if wait == p.wait {
+			m.troubled.Add(up.Host, time.Now())
+		}
 		return &upstream.Error{Kind: upstream.ErrUnavailable, Host: up.Host, Repo: there, Ref: ref,
-			Reason: "it has not answered within " + p.wait.String()}, nil
+			Reason: "it has not answered within " + p.wait.String() + ", or has failed just before"}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
