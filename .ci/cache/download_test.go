@@ -84,7 +84,7 @@ func TestKill(t *testing.T) {
 			o.push("team/app", i, "v1")
 			d := i.largest.Digest
 			o.reset()
-			o.hold(d, min(int64(at*float64(i.largest.Size)), i.largest.Size-1)) // it is never opened
+			o.hold(d, max(1, min(int64(at*float64(i.largest.Size)), i.largest.Size-1))) // it is never opened
 			ctx, cancel := context.WithTimeout(t.Context(), hangs)
 			defer cancel()
 			var all sync.WaitGroup
