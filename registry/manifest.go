@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/audit"
+	"trow/registry/namespace"
 	"trow/registry/ocierror"
 	"trow/storage"
 )
@@ -173,7 +174,7 @@ func tagParameters(query string, most int) ([]string, error) {
 		return nil, tooManyTags(most)
 	}
 	for _, tag := range tags {
-		if !ValidTag(tag) {
+		if !namespace.ValidTag(tag) {
 			return nil, tagInvalid(tag)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/namespace"
 	"trow/storage"
 )
 
@@ -53,7 +54,6 @@ const (
 	// maxName bounds a repository's name. Many clients allow 255 characters for host and name together (distribution
 	// spec, "Pulling manifests").
 	maxName = 255
-	maxTag  = 128
 	// maxUploadID bounds the ID of an upload before anything looks it up; ours have 63 characters, see sessions.
 	maxUploadID = 64
 )
@@ -131,11 +131,11 @@ func (r *route) checkRef() error {
 			r.digest, err = parseDigest(r.ref)
 			return err
 		}
-		if !ValidTag(r.ref) {
+		if !namespace.ValidTag(r.ref) {
 			return tagInvalid(r.ref)
 		}
 	case endpointHistory:
-		if !ValidTag(r.ref) {
+		if !namespace.ValidTag(r.ref) {
 			return tagInvalid(r.ref)
 		}
 	case endpointUpload:
@@ -158,53 +158,5 @@ func parseDigest(s string) (digest.Digest, error) {
 // ValidName reports whether name can be a repository's: elements of lower-case letters and digits, with '.', '_',
 // '__' or any number of '-' between them, separated by slashes (distribution spec, "Pulling manifests").
 func ValidName(name string) bool {
-	if len(name) > maxName {
-		return false
-	}
-	for {
-		element, rest, more := strings.Cut(name, "/")
-		if !validElement(element) {
-			return false
-		}
-		if !more {
-			return true
-		}
-		name = rest
-	}
-}
-
-func validElement(s string) bool {
-	if s == "" || !alphanumeric(s[0]) || !alphanumeric(s[len(s)-1]) {
-		return false
-	}
-	for i := 0; i < len(s); {
-		if alphanumeric(s[i]) {
-			i++
-			continue
-		}
-		from := i
-		for !alphanumeric(s[i]) { // ends, because the last character is alphanumeric
-			i++
-		}
-		if sep := s[from:i]; sep != "." && sep != "_" && sep != "__" && strings.Trim(sep, "-") != "" {
-			return false
-		}
-	}
-	return true
-}
-
-func alphanumeric(c byte) bool { return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' }
-
-// ValidTag reports whether s can be a tag: [a-zA-Z0-9_][a-zA-Z0-9._-]{0,127} (distribution spec, "Pulling manifests").
-func ValidTag(s string) bool {
-	if s == "" || len(s) > maxTag || s[0] == '.' || s[0] == '-' {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if !alphanumeric(c) && !('A' <= c && c <= 'Z') && c != '_' && c != '.' && c != '-' {
-			return false
-		}
-	}
-	return true
+	return len(name) <= maxName && namespace.ValidRepo(name)
 }

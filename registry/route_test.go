@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"trow/registry/namespace"
 	"trow/registry/ocierror"
 )
 
@@ -82,7 +83,7 @@ func FuzzName(f *testing.F) {
 			!strings.HasSuffix(s, "\n"); got != want {
 			t.Errorf("ValidName(%q) is %v, the spec says %v", s, got, want)
 		}
-		if got, want := ValidTag(s), specTag.MatchString(s) && !strings.HasSuffix(s, "\n"); got != want {
+		if got, want := namespace.ValidTag(s), specTag.MatchString(s) && !strings.HasSuffix(s, "\n"); got != want {
 			t.Errorf("ValidTag(%q) is %v, the spec says %v", s, got, want)
 		}
 	})

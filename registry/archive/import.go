@@ -113,7 +113,7 @@ type importer struct {
 func newImporter(to *client.Client, o ImportOptions) (*importer, error) {
 	i := &importer{counter: counter{options: o.Options}, to: remote{to}, o: o}
 	i.as, i.tag, _ = strings.Cut(o.As, ":")
-	if o.As != "" && !registry.ValidName(i.as) || i.tag != "" && !registry.ValidTag(i.tag) {
+	if o.As != "" && !registry.ValidName(i.as) || i.tag != "" && !namespace.ValidTag(i.tag) {
 		return nil, fmt.Errorf("as: %.150q is not a valid repository or repository:tag", o.As)
 	}
 	return i, nil
@@ -199,7 +199,7 @@ func (i *importer) item(ctx context.Context, from source, repo string, it item) 
 			return problem{err}
 		}
 	}
-	if it.tag != "" && !registry.ValidTag(it.tag) {
+	if it.tag != "" && !namespace.ValidTag(it.tag) {
 		return problemf("%.150q is not a valid tag", it.tag)
 	}
 	if it.desc.Digest == "" {

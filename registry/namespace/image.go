@@ -2,16 +2,12 @@ package namespace
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/address"
 )
-
-// validTag is the name of a tag (distribution spec, "Pulling manifests").
-var validTag = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 
 // maxImage bounds the text of an image in bytes: a name, a tag and the longest digest have less together.
 const maxImage = 1 << 10
@@ -38,7 +34,7 @@ func ParseImage(text string) (i Image, err error) {
 	}
 	// A colon behind the last slash begins the tag; one before it is that of a port.
 	if colon := strings.LastIndexByte(name, ':'); colon > strings.LastIndexByte(name, '/') {
-		if i.Tag = name[colon+1:]; !validTag.MatchString(i.Tag) {
+		if i.Tag = name[colon+1:]; !ValidTag(i.Tag) {
 			return Image{}, bad("the part after the colon is not a tag")
 		}
 		name = name[:colon]

@@ -24,7 +24,6 @@ package namespace
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"sync/atomic"
 
@@ -43,28 +42,8 @@ const (
 	portMark = "__"
 )
 
-const (
-	label   = `[a-z0-9]+(-+[a-z0-9]+)*`
-	element = `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
-)
-
-var (
-	// validHost is a DNS name or an IPv4 address, or an IPv6 address in brackets, with or without a port
-	// (github.com/distribution/reference, "domain").
-	validHost = regexp.MustCompile(`^(` + label + `(\.` + label + `)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
-	// validRepo is the name of a repository (distribution spec, "Pulling manifests").
-	validRepo    = regexp.MustCompile(`^` + element + `(/` + element + `)*$`)
-	validElement = regexp.MustCompile(`^` + element + `$`)
-)
-
 // Within reports whether a repository is below f/, where the content of other registries is.
 func Within(repo string) bool { return strings.HasPrefix(repo, Prefix) }
-
-// ValidRepo reports whether a text is a valid name of a repository, apart from its length.
-func ValidRepo(repo string) bool { return validRepo.MatchString(repo) }
-
-// ValidHost reports whether a text in lower case has the form of a host[:port].
-func ValidHost(host string) bool { return validHost.MatchString(host) }
 
 // Host returns the canonical form of a namespace. Errors: the text is not a valid host[:port].
 func Host(text string) (string, error) {
@@ -72,7 +51,7 @@ func Host(text string) (string, error) {
 		return "", errors.New("it is missing; want that of a registry as images name it, such as quay.io")
 	}
 	name, port := address.SplitPort(strings.ToLower(text))
-	if len(text) > MaxName || !validHost.MatchString(address.JoinPort(strings.TrimSuffix(name, "."), port)) ||
+	if len(text) > MaxName || !ValidHost(address.JoinPort(strings.TrimSuffix(name, "."), port)) ||
 		strings.HasSuffix(text, ":") {
 		return "", fmt.Errorf("%.80q is not a valid host[:port]", text)
 	}
@@ -103,7 +82,7 @@ func Parse(host, repo string) (n Name, err error) {
 	if n.Host, err = Host(host); err != nil {
 		return Name{}, err
 	}
-	if n.Repo = Fold(n.Host, repo); !validRepo.MatchString(n.Repo) {
+	if n.Repo = Fold(n.Host, repo); !ValidRepo(n.Repo) {
 		return Name{}, fmt.Errorf("%.80q is not a valid name of a repository", repo)
 	}
 	return n, nil
@@ -112,7 +91,7 @@ func Parse(host, repo string) (n Name, err error) {
 // Element returns the element of a host for which no as: is set. Errors: an IPv6 address has none.
 func Element(host string) (string, error) {
 	e := strings.Replace(host, ":", portMark, 1)
-	if !validElement.MatchString(e) {
+	if !validElement(e) {
 		return "", fmt.Errorf("%.80q cannot be part of a repository's name; choose another name with the key as", host)
 	}
 	return e, nil
@@ -121,7 +100,7 @@ func Element(host string) (string, error) {
 // CheckElement checks the element that as: sets for a host. Errors: it is not one part of a repository's name, or
 // longer than half of MaxName.
 func CheckElement(e string) error {
-	if len(e) > MaxName/2 || !validElement.MatchString(e) {
+	if len(e) > MaxName/2 || !validElement(e) {
 		return fmt.Errorf("%.80q is not one part of a repository's name; want lower-case letters, digits, . _ and -", e)
 	}
 	return nil
@@ -202,7 +181,7 @@ func (t *Table) Local(n Name) (string, error) {
 func (t *Table) Upstream(local string) (n Name, ok bool) {
 	rest, ok := strings.CutPrefix(local, Prefix)
 	e, repo, more := strings.Cut(rest, "/")
-	if !ok || !more || !validElement.MatchString(e) {
+	if !ok || !more || !validElement(e) {
 		return Name{}, false
 	}
 	host, ok := t.aliases().hosts[e]

@@ -1,6 +1,7 @@
 package namespace_test
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -132,6 +133,9 @@ func TestSites(t *testing.T) {
 }
 
 // FuzzNames: whatever a client sends leads nowhere but to a valid name below f/, and back to the same upstream.
+// specHost is the form of a host without upper case (github.com/distribution/reference, "domain").
+var specHost = regexp.MustCompile(`^([a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
+
 func FuzzNames(f *testing.F) {
 	for _, s := range [][2]string{{"docker.io", "nginx"}, {"quay.io:5000", "a/b"}, {"[::1]:5", "a"},
 		{"", "f/docker.io/nginx"},
@@ -172,8 +176,8 @@ func FuzzNames(f *testing.F) {
 			}
 		}
 		table.Site(host)
-		if registry.ValidName(repo) != (namespace.ValidRepo(repo) && len(repo) <= namespace.MaxName) {
-			t.Fatalf("%q is valid for one of registry and namespace alone", repo)
+		if got := namespace.ValidHost(host); got != specHost.MatchString(host) {
+			t.Fatalf("ValidHost(%q) is %v", host, got)
 		}
 	})
 }

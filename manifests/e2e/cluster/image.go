@@ -160,6 +160,16 @@ func (c *Cluster) AddImage(name string, img Image) error {
 	return c.ImportImage(file, name)
 }
 
+// RemoveImage removes an image from the node, with its content, so that it is pulled again.
+func (c *Cluster) RemoveImage(name string) error {
+	cmd := c.command(context.Background(), "ctr", "--address", containerdSocket, "--namespace", "k8s.io",
+		"images", "rm", "--sync", FullName(name))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("remove %s: %w: %s", name, err, out)
+	}
+	return nil
+}
+
 // FullName returns containerd's name of an image: with a host and a tag.
 func FullName(name string) string {
 	host, rest, ok := strings.Cut(name, "/")

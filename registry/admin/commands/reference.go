@@ -10,6 +10,7 @@ import (
 
 	"trow/registry"
 	"trow/registry/auth"
+	"trow/registry/namespace"
 	"trow/storage"
 )
 
@@ -75,7 +76,7 @@ func parseReference(text string) (r reference, err error) {
 		}
 	}
 	rest, tag, hasTag := strings.Cut(rest, ":")
-	if hasTag && !registry.ValidTag(tag) {
+	if hasTag && !namespace.ValidTag(tag) {
 		return r, fmt.Errorf("%.150q: %.130q is not a valid tag", text, tag)
 	}
 	if !hasDigest { // with a digest, the tag is a remark
