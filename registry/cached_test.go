@@ -167,7 +167,7 @@ func TestATagIsAskedAboutOnce(t *testing.T) {
 	}
 	// It is not waited for again: 20 reads would take 40 s.
 	for range 20 {
-		w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body)).has("Trow-Stale", "upstream")
+		w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).has("Trow-Stale", "upstream")
 	}
 	if took := time.Since(begin); took > 20*time.Second {
 		t.Errorf("reads while the upstream hangs took %v", took)

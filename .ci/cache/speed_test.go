@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// smallSlower is how much longer a cached pull of 40 layers of 2 kB may take: each request has to find out who may read,
-// and to note the use. In some runs it is 1.0 times, in others up to 1.15, from the start of the server to its end.
+// smallSlower is how much longer a cached pull of 40 layers of 2 kB may take: each request has to find out who may
+// read, and to note the use. In some runs it is 1.0 times, in others up to 1.15, from the start of the server to its
+// end.
 const smallSlower = 1.25
 
 // TestACachedPullIsAsFast as one of a pushed image: at least 0.95 of its speed.

@@ -141,9 +141,9 @@ func change(t *testing.T, file, text string) {
 	})
 }
 
-// TestImagesOfOtherRegistries runs an unchanged pod of docker.io through the cache: denied until the image is here, then
-// with the origin, without it, and with the registry down. Then without a network: what was exported is imported where
-// there is no upstream, and the same pod runs.
+// TestImagesOfOtherRegistries runs an unchanged pod of docker.io through the cache: denied until the image is here,
+// then with the origin, without it, and with the registry down. Then without a network: what was exported is imported
+// where there is no upstream, and the same pod runs.
 func TestImagesOfOtherRegistries(t *testing.T) {
 	const image = "docker.io/library/cached:1"
 	c := start(t)

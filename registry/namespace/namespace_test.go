@@ -134,7 +134,8 @@ func TestSites(t *testing.T) {
 
 // FuzzNames: whatever a client sends leads nowhere but to a valid name below f/, and back to the same upstream.
 // specHost is the form of a host without upper case (github.com/distribution/reference, "domain").
-var specHost = regexp.MustCompile(`^([a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
+var specHost = regexp.MustCompile(`^([a-z0-9]+(-+[a-z0-9]+)*(\.[a-z0-9]+(-+[a-z0-9]+)*)*|\[[0-9a-f:.]+\])` +
+	`(:[0-9]{1,5})?$`)
 
 func FuzzNames(f *testing.F) {
 	for _, s := range [][2]string{{"docker.io", "nginx"}, {"quay.io:5000", "a/b"}, {"[::1]:5", "a"},
