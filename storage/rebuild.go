@@ -27,11 +27,9 @@ func (x *Index) BeginRebuild(ctx context.Context, from string) error {
 // EndRebuild lets servers start with a journal that was rebuilt. It also ends the suspicion against it, which processes
 // that saw it become empty have recorded, or record later; see wentback.go. Errors: as Update.
 func (x *Index) EndRebuild(ctx context.Context, identity string) error {
-	return x.Update(ctx, storeRepo, func(tx *Tx) error {
+	return x.believe(ctx, func(tx *Tx) {
 		tx.setRecord(rebuildRecord, nil)
-		tx.believe()
 		tx.setRecord(IdentityRecord, []byte(identity))
-		return nil
 	})
 }
 

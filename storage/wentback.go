@@ -90,13 +90,24 @@ func (x *Index) Doubt(err error) {
 // Trust removes the suspicion, once an administrator has accepted the journal as it is, also that of a process that has
 // not recorded it yet. Errors: as Update.
 func (x *Index) Trust(ctx context.Context) error {
-	return x.Update(ctx, storeRepo, func(tx *Tx) error {
-		tx.believe()
-		return nil
-	})
+	return x.believe(ctx, func(*Tx) {})
 }
 
-// believe ends all suspicions of the journal until now.
+// believe ends all suspicions of the journal until now, in one commit with another change. Errors: as Update.
+func (x *Index) believe(ctx context.Context, change func(*Tx)) error {
+	noticed := x.suspected.Load()
+	err := x.Update(ctx, storeRepo, func(tx *Tx) error {
+		tx.believe()
+		change(tx)
+		return nil
+	})
+	if err == nil { // the change that would record it finds the journal believed since, but only later
+		x.suspected.CompareAndSwap(noticed, nil)
+	}
+	return err
+}
+
+// believe is that of the Index, in a change.
 func (tx *Tx) believe() {
 	if tx.record(wentBackRecord) != nil {
 		tx.setRecord(wentBackRecord, nil)
