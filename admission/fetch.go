@@ -13,7 +13,7 @@ import (
 
 const (
 	// maxFetches bounds the images that are fetched for verdicts at the same time, and maxFetchesOf those of one
-	// namespace of the cluster: whoever may create pods chooses what is fetched. What goes beyond is fetched by the
+	// namespace of the cluster: those who may create pods choose what is fetched. What goes beyond is fetched by the
 	// pull.
 	maxFetches   = 32
 	maxFetchesOf = 4

@@ -82,7 +82,7 @@ func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 	case mayRun == mayRunFetch:
 		v.allow(MayRunFetch, upstream)
 		v.hintShort()
-		// A tag may have moved: whoever fetches asks. Nothing changes what a digest names.
+		// A tag may have moved: the fetch asks. Nothing changes what a digest names.
 		v.fetch = v.repo != "" && (!whole || v.Reference.Digest == "")
 	case mayRun == mayRunHeld:
 		v.deny(NotHeld, upstream, v.title()+v.ref()+" disallowed as not held here (may-run: held of upstream "+entry+

@@ -66,18 +66,6 @@ func (s mirrorStore) Referrers(ctx context.Context, repo string, d digest.Digest
 // maxFetchedReferrers is how many referrers of a manifest come along with it.
 const maxFetchedReferrers = 64
 
-// Poll fetches ahead what keep: of all upstreams names, once; see [mirror.Mirror.Poll]. Errors: those of all upstreams.
-func (r *Registry) Poll(ctx context.Context) error {
-	if r.mirror == nil {
-		return nil
-	}
-	var errs []error
-	for _, up := range r.options.Upstreams.All() {
-		errs = append(errs, r.mirror.Poll(ctx, up))
-	}
-	return errors.Join(errs...)
-}
-
 // FetchAhead polls and fetches until ctx is done, see [mirror.Mirror.Run], and then ends what runs in the background
 // for tags that move. alone calls a function while this process is the one that polls.
 func (r *Registry) FetchAhead(ctx context.Context,

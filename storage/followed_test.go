@@ -80,7 +80,7 @@ func (j says) Watch(ctx context.Context, apply func(storage.Update) error) error
 	})
 }
 
-// TestEachWatcherLearnsThatTheJournalWasReplaced with its full state, whoever has got the error.
+// TestEachWatcherLearnsThatTheJournalWasReplaced with its full state, and not only the one that got the error.
 func TestEachWatcherLearnsThatTheJournalWasReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		end := make(chan struct{})

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// injector is a proxy in front of an origin. It counts what clients ask for and what they get, and fails as it is told.
+// injector is a proxy in front of an origin. It counts what clients ask for and what they get, and fails on demand.
 type injector struct {
 	t         *testing.T
 	target    *url.URL

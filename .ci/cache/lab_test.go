@@ -148,7 +148,7 @@ func entry(host string, i *injector, more ...string) string {
 		indent("    ", more)
 }
 
-// withLogin returns an entry that has the login of an origin besides; whoever may reach the server may read.
+// withLogin returns an entry that has the login of an origin besides; all clients of the server may read.
 func withLogin(t *testing.T) func(host string, i *injector, more ...string) string {
 	file := write(t, filepath.Join(t.TempDir(), "password"), originPassword)
 	return func(host string, i *injector, more ...string) string {

@@ -112,7 +112,7 @@ func TestTable(t *testing.T) {
 		{"warm, one client: until its first byte of a layer / until it has all", func(t *testing.T, p peer) string {
 			first, all, _ := each(t, p, func(c *client, o *origin, i *image) (time.Duration, time.Duration) {
 				one(c)
-				settle(o)
+				awaitQuiet(o)
 				return best(func() *pulled { return one(c) })
 			})
 			return fmt.Sprintf("%s / %s ms", first, all)
@@ -120,7 +120,7 @@ func TestTable(t *testing.T) {
 		{"the same, the origin being stopped", func(t *testing.T, p peer) string {
 			first, all, _ := each(t, p, func(c *client, o *origin, i *image) (time.Duration, time.Duration) {
 				one(c)
-				settle(o)
+				awaitQuiet(o)
 				o.stop()
 				defer o.start()
 				return best(func() *pulled { return one(c) })
@@ -179,8 +179,8 @@ func many(t *testing.T, c *client, tag string) (wrong int) {
 	return wrong
 }
 
-// settle waits until the origin is asked for nothing any more: some caches store after they have answered.
-func settle(o *origin) {
+// awaitQuiet waits until the origin is asked for nothing any more: some caches store after they have answered.
+func awaitQuiet(o *origin) {
 	for last := int64(-1); ; {
 		now := o.counted(".*").bytes
 		if now == last {
