@@ -29,6 +29,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"text/template"
 
 	"github.com/distribution/reference"
@@ -42,9 +43,14 @@ import (
 //go:embed trow.yaml.tmpl
 var source string
 
-// The delimiters are not the default ones, {{ and }}, which occur in flow mappings of YAML.
-var parsed = template.Must(template.New("trow.yaml").Delims("[[", "]]").Option("missingkey=error").
-	Funcs(template.FuncMap{"str": str}).Parse(source))
+// parsed returns the template of trow.yaml, with etcd.yaml. The delimiters are not the default ones, {{ and }}, which
+// occur in flow mappings of YAML.
+var parsed = sync.OnceValue(func() *template.Template {
+	t := template.Must(template.New("trow.yaml").Delims("[[", "]]").Option("missingkey=error").
+		Funcs(template.FuncMap{"str": str}).Parse(source))
+	template.Must(t.New("etcd.yaml").Parse(strings.TrimSuffix(etcdSource, "\n")))
+	return t
+})
 
 // Values of Options.Storage.
 const (
@@ -145,7 +151,7 @@ func Render(o Options) ([]byte, error) {
 
 func execute(v values) ([]byte, error) {
 	var buf bytes.Buffer
-	err := parsed.Execute(&buf, &v) // some methods are those of pointers
+	err := parsed().Execute(&buf, &v) // some methods are those of pointers
 	return buf.Bytes(), err
 }
 

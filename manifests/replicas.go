@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -36,8 +35,6 @@ const (
 
 //go:embed etcd.yaml.tmpl
 var etcdSource string
-
-func init() { template.Must(parsed.New("etcd.yaml").Parse(strings.TrimSuffix(etcdSource, "\n"))) }
 
 // Shared are the options for facts and bytes outside of a volume, which several replicas can serve.
 type Shared struct {

@@ -351,6 +351,13 @@ func TestAFailedCommitFailsAllItsUpdates(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { storagetest.Update(t, x, "other", put(2, "v")) })
 		synctest.Wait()
+		wg.Go(func() { // the first of its commit, which cannot have seen a change of the others
+			err := x.Update(t.Context(), "third", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
+			if !errors.Is(err, storage.ErrNotFound) {
+				t.Errorf("a function's error came back as %v", err)
+			}
+		})
+		synctest.Wait()
 		// One update deletes the tag, and the next does not find it, because of a change that will not have happened.
 		for range 2 {
 			wg.Go(func() {
@@ -360,12 +367,6 @@ func TestAFailedCommitFailsAllItsUpdates(t *testing.T) {
 				}
 			})
 		}
-		wg.Go(func() { // and one does not depend on theirs
-			err := x.Update(t.Context(), "third", func(tx *storage.Tx) error { return tx.DeleteTag("v") })
-			if !errors.Is(err, storage.ErrNotFound) {
-				t.Errorf("a function's error came back as %v", err)
-			}
-		})
 		synctest.Wait()
 		close(gate)
 		wg.Wait()

@@ -4,9 +4,9 @@
 // # Why
 //
 // The clientset of client-go knows every kind, with everything that encodes and registers it: a third of the program, a
-// good part of which is loaded at each start. This package uses the parts that the clientset is made of (a REST client,
-// and gentype, which makes a typed client from it) with a scheme of our few kinds. The methods are those of the
-// clientset, so that its fake works in tests.
+// good part of which is loaded at each start. This package uses client-go's REST client with a scheme of our few kinds.
+// Of client-go's gentype, which makes typed clients, the fakes would come along, and with them the schemas of OpenAPI.
+// The methods are those of the clientset, so that its fake works in tests.
 //
 // # Words
 //
@@ -24,6 +24,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
@@ -40,7 +41,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
 )
 
@@ -91,8 +91,8 @@ type Client struct {
 	SubjectAccessReviews Creator[*authorizationv1.SubjectAccessReview]
 }
 
-// scheme knows the kinds of Client.
-var scheme = newScheme()
+// scheme knows the kinds of Client. It is made for the first client: not every process has one.
+var scheme = sync.OnceValue(newScheme)
 
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
@@ -108,7 +108,7 @@ func newScheme() *runtime.Scheme {
 // New makes a client from a configuration. Errors: what is wrong with the configuration.
 func New(config *rest.Config) (*Client, error) {
 	groups := map[schema.GroupVersion]rest.Interface{}
-	codecs := serializer.NewCodecFactory(scheme)
+	codecs := serializer.NewCodecFactory(scheme())
 	// One HTTP client for all groups, so that they share connections.
 	httpClient, err := rest.HTTPClientFor(config)
 	if err != nil {
@@ -131,78 +131,49 @@ func New(config *rest.Config) (*Client, error) {
 
 // assemble makes the typed clients from the REST clients of the groups.
 func assemble(groups map[schema.GroupVersion]rest.Interface) *Client {
-	parameters := runtime.NewParameterCodec(scheme)
 	core, apps := groups[corev1.SchemeGroupVersion], groups[appsv1.SchemeGroupVersion]
-	rbac := groups[rbacv1.SchemeGroupVersion]
 	admission := groups[admissionregistrationv1.SchemeGroupVersion]
-	authentication := groups[authenticationv1.SchemeGroupVersion]
-	authorization := groups[authorizationv1.SchemeGroupVersion]
 	return &Client{
 		ConfigMaps: func(ns string) Lister[*corev1.ConfigMap, *corev1.ConfigMapList] {
-			return gentype.NewClientWithList("configmaps", core, parameters, ns,
-				func() *corev1.ConfigMap { return &corev1.ConfigMap{} },
-				func() *corev1.ConfigMapList { return &corev1.ConfigMapList{} })
+			return newLister[*corev1.ConfigMap, *corev1.ConfigMapList](core, "configmaps", ns)
 		},
 		Events: func(ns string) Lister[*corev1.Event, *corev1.EventList] {
-			return gentype.NewClientWithList("events", core, parameters, ns,
-				func() *corev1.Event { return &corev1.Event{} },
-				func() *corev1.EventList { return &corev1.EventList{} })
+			return newLister[*corev1.Event, *corev1.EventList](core, "events", ns)
 		},
 		PersistentVolumeClaims: func(ns string) Resource[*corev1.PersistentVolumeClaim] {
-			return gentype.NewClient("persistentvolumeclaims", core, parameters, ns,
-				func() *corev1.PersistentVolumeClaim { return &corev1.PersistentVolumeClaim{} })
+			return newResource[*corev1.PersistentVolumeClaim](core, "persistentvolumeclaims", ns)
 		},
 		Pods: func(ns string) Lister[*corev1.Pod, *corev1.PodList] {
-			return gentype.NewClientWithList("pods", core, parameters, ns,
-				func() *corev1.Pod { return &corev1.Pod{} }, func() *corev1.PodList { return &corev1.PodList{} })
+			return newLister[*corev1.Pod, *corev1.PodList](core, "pods", ns)
 		},
 		Secrets: func(ns string) Resource[*corev1.Secret] {
-			return gentype.NewClient("secrets", core, parameters, ns, func() *corev1.Secret { return &corev1.Secret{} })
+			return newResource[*corev1.Secret](core, "secrets", ns)
 		},
 		DaemonSets: func(ns string) Lister[*appsv1.DaemonSet, *appsv1.DaemonSetList] {
-			return gentype.NewClientWithList("daemonsets", apps, parameters, ns,
-				func() *appsv1.DaemonSet { return &appsv1.DaemonSet{} },
-				func() *appsv1.DaemonSetList { return &appsv1.DaemonSetList{} })
+			return newLister[*appsv1.DaemonSet, *appsv1.DaemonSetList](apps, "daemonsets", ns)
 		},
 		Deployments: func(ns string) Lister[*appsv1.Deployment, *appsv1.DeploymentList] {
-			return gentype.NewClientWithList("deployments", apps, parameters, ns,
-				func() *appsv1.Deployment { return &appsv1.Deployment{} },
-				func() *appsv1.DeploymentList { return &appsv1.DeploymentList{} })
+			return newLister[*appsv1.Deployment, *appsv1.DeploymentList](apps, "deployments", ns)
 		},
 		EndpointSlices: func(ns string) Resource[*discoveryv1.EndpointSlice] {
-			return gentype.NewClient("endpointslices", groups[discoveryv1.SchemeGroupVersion], parameters, ns,
-				func() *discoveryv1.EndpointSlice { return &discoveryv1.EndpointSlice{} })
+			return newResource[*discoveryv1.EndpointSlice](groups[discoveryv1.SchemeGroupVersion], "endpointslices", ns)
 		},
 		Leases: func(ns string) Resource[*coordinationv1.Lease] {
-			return gentype.NewClient("leases", groups[coordinationv1.SchemeGroupVersion], parameters, ns,
-				func() *coordinationv1.Lease { return &coordinationv1.Lease{} })
+			return newResource[*coordinationv1.Lease](groups[coordinationv1.SchemeGroupVersion], "leases", ns)
 		},
-		Namespaces: gentype.NewClient("namespaces", core, parameters, "",
-			func() *corev1.Namespace { return &corev1.Namespace{} }),
-		Nodes: gentype.NewClientWithList("nodes", core, parameters, "",
-			func() *corev1.Node { return &corev1.Node{} }, func() *corev1.NodeList { return &corev1.NodeList{} }),
-		PersistentVolumes: gentype.NewClient("persistentvolumes", core, parameters, "",
-			func() *corev1.PersistentVolume { return &corev1.PersistentVolume{} }),
-		ClusterRoles: gentype.NewClient("clusterroles", rbac, parameters, "",
-			func() *rbacv1.ClusterRole { return &rbacv1.ClusterRole{} }),
-		WebhookConfigurations: gentype.NewClientWithList("validatingwebhookconfigurations", admission, parameters, "",
-			func() *admissionregistrationv1.ValidatingWebhookConfiguration {
-				return &admissionregistrationv1.ValidatingWebhookConfiguration{}
-			},
-			func() *admissionregistrationv1.ValidatingWebhookConfigurationList {
-				return &admissionregistrationv1.ValidatingWebhookConfigurationList{}
-			}),
-		MutatingWebhookConfigurations: gentype.NewClientWithList("mutatingwebhookconfigurations", admission,
-			parameters, "",
-			func() *admissionregistrationv1.MutatingWebhookConfiguration {
-				return &admissionregistrationv1.MutatingWebhookConfiguration{}
-			},
-			func() *admissionregistrationv1.MutatingWebhookConfigurationList {
-				return &admissionregistrationv1.MutatingWebhookConfigurationList{}
-			}),
-		TokenReviews: gentype.NewClient("tokenreviews", authentication, parameters, "",
-			func() *authenticationv1.TokenReview { return &authenticationv1.TokenReview{} }),
-		SubjectAccessReviews: gentype.NewClient("subjectaccessreviews", authorization, parameters, "",
-			func() *authorizationv1.SubjectAccessReview { return &authorizationv1.SubjectAccessReview{} }),
+		Namespaces:        newResource[*corev1.Namespace](core, "namespaces", ""),
+		Nodes:             newLister[*corev1.Node, *corev1.NodeList](core, "nodes", ""),
+		PersistentVolumes: newResource[*corev1.PersistentVolume](core, "persistentvolumes", ""),
+		ClusterRoles:      newResource[*rbacv1.ClusterRole](groups[rbacv1.SchemeGroupVersion], "clusterroles", ""),
+		WebhookConfigurations: newLister[*admissionregistrationv1.ValidatingWebhookConfiguration,
+			*admissionregistrationv1.ValidatingWebhookConfigurationList](
+			admission, "validatingwebhookconfigurations", ""),
+		MutatingWebhookConfigurations: newLister[*admissionregistrationv1.MutatingWebhookConfiguration,
+			*admissionregistrationv1.MutatingWebhookConfigurationList](
+			admission, "mutatingwebhookconfigurations", ""),
+		TokenReviews: newResource[*authenticationv1.TokenReview](
+			groups[authenticationv1.SchemeGroupVersion], "tokenreviews", ""),
+		SubjectAccessReviews: newResource[*authorizationv1.SubjectAccessReview](
+			groups[authorizationv1.SchemeGroupVersion], "subjectaccessreviews", ""),
 	}
 }

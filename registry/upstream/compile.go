@@ -164,7 +164,7 @@ func (k *Keep) compile(host, path string) (keep, error) {
 		return keep{}, fmt.Errorf("tags: at least one pattern is needed; * matches all")
 	default:
 		k := keep{repo: repo, tags: tags, names: k.Tags}
-		if slices.ContainsFunc(k.names, func(tag string) bool { return !validTag.MatchString(tag) }) {
+		if slices.ContainsFunc(k.names, func(tag string) bool { return !namespace.ValidTag(tag) }) {
 			k.names = nil
 		}
 		return k, nil

@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"regexp"
 	"slices"
+
+	"trow/registry/namespace"
 )
 
 const (
@@ -17,9 +18,6 @@ const (
 	tagPage     = "n=1000"
 	maxTagPages = 200
 )
-
-// validTag matches a tag (distribution spec, "Pulling manifests").
-var validTag = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 
 // Tags returns the tags of a repository, sorted. more reports that there are others: of maxTags, or of maxTagPages
 // pages, the rest is left out. Errors: *Error.
@@ -65,6 +63,6 @@ func (u *Upstream) tags(ctx context.Context, repo, query string) (page []string,
 	if json.Unmarshal(body, &list) != nil {
 		return nil, "", u.failure(ErrDamaged, repo, "tags/list", "the list of tags is not JSON")
 	}
-	page = slices.DeleteFunc(list.Tags, func(tag string) bool { return !validTag.MatchString(tag) })
+	page = slices.DeleteFunc(list.Tags, func(tag string) bool { return !namespace.ValidTag(tag) })
 	return page, nextPage(resp.Header.Get("Link")), nil
 }
