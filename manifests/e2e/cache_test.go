@@ -171,6 +171,13 @@ func TestImagesOfOtherRegistries(t *testing.T) {
 		t.Logf("$ %s\n%s", command, out)
 		return out
 	}
+	// mirrored waits until the node knows that the registry answers: it has been restarted.
+	mirrored := func() {
+		t.Helper()
+		cluster.Eventually(t, time.Minute, "the node's mirror port answers", func() error {
+			return readyAt(c, "127.0.0.1:24000")
+		})
+	}
 	// fresh starts a pod whose image the node does not have.
 	fresh := func(ns, name string) {
 		t.Helper()
@@ -191,6 +198,7 @@ func TestImagesOfOtherRegistries(t *testing.T) {
 	}
 	denied("it is not held")
 	trow("trow warm " + image)
+	mirrored()
 	fresh("cached", "with-the-origin")
 	if n := o.byNode.Load(); n > 0 {
 		t.Errorf("the node has asked the origin %d times", n)
@@ -221,5 +229,6 @@ func TestImagesOfOtherRegistries(t *testing.T) {
 	settings(t, c, "")
 	denied("it was evicted")
 	trow("trow import - <" + archive)
+	mirrored()
 	fresh("cached", "imported")
 }

@@ -96,12 +96,15 @@ func registryClient(c *cluster.Cluster) (*http.Client, error) {
 }
 
 // registryReady returns nil when the registry is ready, and can be reached at the node port.
-func registryReady(c *cluster.Cluster) error {
+func registryReady(c *cluster.Cluster) error { return readyAt(c, cluster.NodeIP+":31000") }
+
+// readyAt returns nil when the registry is ready, and can be reached at host:port.
+func readyAt(c *cluster.Cluster, address string) error {
 	client, err := registryClient(c)
 	if err != nil {
 		return err
 	}
-	resp, err := client.Get("https://" + cluster.NodeIP + ":31000/readyz")
+	resp, err := client.Get("https://" + address + "/readyz")
 	if err != nil {
 		return err
 	}

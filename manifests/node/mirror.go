@@ -241,8 +241,8 @@ func (m *mirror) due(ended time.Time, failures int) time.Time {
 		return heard.Add(t.pulse)
 	case wanted:
 		return ended.Add(t.beat)
-	default:
-		return ended.Add(rare(failures))
+	default: // rather often: what is pulled meanwhile goes past the registry
+		return ended.Add(min(rare(failures), t.pulse/4))
 	}
 }
 
