@@ -61,8 +61,8 @@ check() {
   rm -f "$check_log"
 }
 
-# failed_tests LOG prints ": " and the first ten tests that failed, as the output of go test names them, each with one of
-# its messages: with -v these come before the name, otherwise after it.
+# failed_tests LOG prints ": " and the first ten tests that failed, as the output of go test names them, each with one
+# of its messages: with -v these come before the name, otherwise after it.
 failed_tests() {
   awk '
     function tell(text) { if (n++ < 10) printf "%s%s", (n > 1 ? "; " : ": "), text }

@@ -93,7 +93,7 @@ func TuneMemory() (release func()) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 		b = make([]byte, ballast)
-		// The allocator has zeroed, and so touched, what was part of the heap before. An error costs memory, nothing else.
+		// The allocator has zeroed, and so touched, what was part of the heap before. An error costs memory only.
 		_ = unix.Madvise(b, unix.MADV_DONTNEED)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
