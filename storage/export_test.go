@@ -24,7 +24,8 @@ func Leftovers(x *Index) int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	s := x.state
-	return len(s.repos) + len(s.tails) + s.byDigest.Len() + s.catalog.len + len(x.quotas.of) + len(s.waiting)
+	return len(s.repos) + len(s.tails) + len(s.halves) + s.byDigest.Len() + s.catalog.len + len(x.quotas.of) +
+		len(s.waiting)
 }
 
 // TagValue and ParseTag are the values of facts about tags.

@@ -77,6 +77,7 @@ const (
 	memTag          = 81  // without its name
 	memContent      = 69  // with its place in the table
 	memTail         = 56  // of a sha512
+	memHalf         = 56  // of a sha512 of a manifest
 	memEntry        = 33  // with its place in the table
 	memManifest     = 64  //
 	memRef          = 4   // of a manifest
@@ -223,6 +224,9 @@ func (tx *Tx) askManifest(m *Manifest) {
 	tx.ask(0, func(s *state, r *repo) int64 {
 		var buf [maxKey]byte
 		n := s.memOfManifest(m.MediaType, len(m.Refs)) + s.memOfNew(r, appendKey(buf[:0], string(m.Digest)))
+		if m.Digest.Algorithm() == digest.SHA512 {
+			n += memHalf
+		}
 		for _, d := range m.Refs {
 			n += s.memOfNew(r, appendKey(buf[:0], string(d)))
 		}

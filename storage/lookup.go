@@ -11,11 +11,9 @@ import (
 
 // The look-ups of a state. Those that find something allocate nothing.
 
-// hash is that of a digest. Of a sha512 only the first half counts, so that one is found of which no more is known: see
-// Tx.ManifestBySHA512.
-func (s *state) hash(k []byte) uint32 {
-	return uint32(maphash.Bytes(s.seed, k[:min(len(k), shortKey)]))
-}
+// hash is that of a digest. All of it counts: a manifest may refer to digests without content, and a client can make
+// those up so that any part of them is the same.
+func (s *state) hash(k []byte) uint32 { return uint32(maphash.Bytes(s.seed, k)) }
 
 func (s *state) hashTag(name string) uint32 { return uint32(maphash.String(s.seed, name)) }
 

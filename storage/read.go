@@ -54,17 +54,13 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 	return "", false
 }
 
-// sha512s returns every sha512 that is known and starts with these bytes of a key.
+// sha512s returns the manifests whose digest is a sha512 that starts with these bytes of a key: at most one.
 func (x *Index) sha512s(start []byte) (keys []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	s := x.state
-	s.byDigest.Find(s.hash(start), func(i slab.ID) bool {
-		if _, long := s.tails[i]; long && string(s.contents.At(i).sum[:]) == string(start[1:]) {
-			keys = append(keys, s.keyOf(i).key())
-		}
-		return false // there may be another one
-	})
+	if i := x.state.halves[half(start[1:])]; i != 0 {
+		keys = append(keys, x.state.keyOf(i).key())
+	}
 	return keys
 }
 

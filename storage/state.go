@@ -37,6 +37,7 @@ type state struct {
 	contents  slab.Slab[content]
 	byDigest  slab.Table[content]    // every digest that is named anywhere
 	tails     map[slab.ID]sha512Tail // of contents
+	halves    map[half]slab.ID       // by the first half of its sha512: a content that is or was a manifest
 	entries   slab.Slab[entry]
 	manifests slab.Slab[manifest]
 	tags      slab.Slab[tag]
@@ -53,12 +54,15 @@ type state struct {
 // Why two counts: a manifest may refer to what is not in the registry, such as a foreign layer. present answers whether
 // the bytes must be here; referenced answers who still needs them.
 type content struct {
-	sum        [shortKey - 1]byte // of a sha512, the first half
-	size       int64              // bytes; 0 until the content is present for the first time
-	present    int32              // repos in which it is linked as a blob or recorded as a manifest
-	referenced int32              // repos in which a manifest refers to it
-	subjects   int32              // manifests whose subject it is
+	sum        half  // of a sha512, the first one
+	size       int64 // bytes; 0 until the content is present for the first time
+	present    int32 // repos in which it is linked as a blob or recorded as a manifest
+	referenced int32 // repos in which a manifest refers to it
+	subjects   int32 // manifests whose subject it is
 }
+
+// half is a sha256, or half of a sha512.
+type half [shortKey - 1]byte
 
 // sha512Tail is the second half of a sha512, for which content.sum has no room. A content without one is a sha256.
 type sha512Tail [maxKey - shortKey]byte
@@ -124,8 +128,9 @@ func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
 	s := &state{repos: map[string]*repo{}, ended: map[string]Revision{}, types: map[string]string{},
-		seed: maphash.MakeSeed(), tails: map[slab.ID]sha512Tail{}, condemned: map[key]string{},
-		quarantined: map[key]Damage{}, places: map[slab.ID]place{}, records: map[string][]byte{}}
+		seed: maphash.MakeSeed(), tails: map[slab.ID]sha512Tail{}, halves: map[half]slab.ID{},
+		condemned: map[key]string{}, quarantined: map[key]Damage{},
+		places: map[slab.ID]place{}, records: map[string][]byte{}}
 	s.byDigest = slab.NewTable(&s.contents)
 	return s
 }
@@ -327,6 +332,10 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 		m.subject = s.intern(f.subject)
 		s.addReferrer(r, m.subject, i)
 	}
+	if first := s.contents.At(e.content).sum; len(k) > shortKey && s.halves[first] == 0 {
+		s.halves[first] = e.content
+		s.memory += memHalf
+	}
 	s.uncount(r, e)
 	s.contents.At(e.content).size = f.size
 	e.manifest = s.manifests.Add(m)
@@ -506,7 +515,7 @@ func (s *state) release(r *repo, i slab.ID) {
 func (s *state) intern(k []byte) slab.ID {
 	c := s.lookup(k)
 	if c == 0 {
-		c = s.contents.Add(content{sum: [shortKey - 1]byte(k[1:])})
+		c = s.contents.Add(content{sum: half(k[1:])})
 		if len(k) > shortKey {
 			s.tails[c] = sha512Tail(k[shortKey:])
 		}
@@ -522,6 +531,10 @@ func (s *state) forget(i slab.ID) {
 		if s.memory -= memContent; len(s.tails) > 0 {
 			if _, long := s.tails[i]; long {
 				s.memory -= memTail
+			}
+			if s.halves[c.sum] == i {
+				delete(s.halves, c.sum)
+				s.memory -= memHalf
 			}
 		}
 		s.byDigest.Remove(i)
