@@ -56,6 +56,10 @@ check() {
     printf 'FAIL  %s (%s s): exit code %d\n' "$check_name" "$(since "$check_begin")" "$check_code"
     tail -n 200 "$check_log" | sed 's/^/        /'
     say "$check_name$(failed_tests "$check_log")" >>"$CI_WORK/failed"
+    {
+      say "$check_name:"
+      tail -n 25 "$check_log" | cut -c1-200 | sed 's/^/    /'
+    } >>"$CI_WORK/reasons"
     failures=$((failures + 1))
   fi
   rm -f "$check_log"
