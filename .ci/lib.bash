@@ -58,7 +58,7 @@ check() {
     say "$check_name$(failed_tests "$check_log")" >>"$CI_WORK/failed"
     {
       say "$check_name:"
-      tail -n 25 "$check_log" | cut -c1-200 | sed 's/^/    /'
+      { grep -B 8 -A 8 -e '--- FAIL' "$check_log" || cat "$check_log"; } | tail -n 40 | cut -c1-200 | sed 's/^/    /'
     } >>"$CI_WORK/reasons"
     failures=$((failures + 1))
   fi
