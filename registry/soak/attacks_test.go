@@ -47,6 +47,7 @@ var attacks = []attack{
 	{name: "long media types", short: 100, full: 150, run: (*attacker).longMediaTypes},
 	{name: "tags", short: 600, full: 10_000, run: (*attacker).tags},
 	{name: "references", short: 40, full: 400, run: (*attacker).references},
+	{name: "digests that are alike", short: 8, full: 400, run: (*attacker).alike},
 	{name: "held-back manifests", short: 95, full: 950, run: (*attacker).heldManifests},
 	{name: "held-back reviews", short: 1500, full: 2500, run: (*attacker).heldReviews},
 	{name: "manifests but a byte", short: 120, full: 950, run: (*attacker).manifestsButAByte},
@@ -335,6 +336,22 @@ func (a *attacker) references(n int) {
 		body.Truncate(body.Len() - 1)
 		body.WriteString("]}")
 		a.send(c, "PUT", fmt.Sprintf("/v2/attack/references/manifests/t%d", i), body.Bytes(), "Content-Type", typeIndex)
+	})
+}
+
+// alike pushes manifests with 10,000 references each, to made-up digests with the same first half.
+func (a *attacker) alike(n int) {
+	c := a.client(attackerAddress)
+	a.each(n, 2, func(i int) {
+		var body bytes.Buffer
+		body.WriteString(`{"schemaVersion":2,"mediaType":"application/vnd.example","layers":[`)
+		for k := range 10_000 {
+			fmt.Fprintf(&body, `{"digest":"sha512:%0128x"},`, i*10_000+k)
+		}
+		body.Truncate(body.Len() - 1)
+		body.WriteString("]}")
+		a.send(c, "PUT", fmt.Sprintf("/v2/attack/alike/manifests/t%d", i), body.Bytes(), "Content-Type",
+			"application/vnd.example")
 	})
 }
 
