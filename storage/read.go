@@ -58,8 +58,8 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 func (x *Index) sha512s(start []byte) (keys []key) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if i := x.state.halves[half(start[1:])]; i != 0 {
-		keys = append(keys, x.state.keyOf(i).key())
+	if m, ok := x.state.halves[half(start[1:])]; ok {
+		keys = append(keys, x.state.keyOf(m.content).key())
 	}
 	return keys
 }

@@ -37,7 +37,7 @@ type state struct {
 	contents  slab.Slab[content]
 	byDigest  slab.Table[content]    // every digest that is named anywhere
 	tails     map[slab.ID]sha512Tail // of contents
-	halves    map[half]slab.ID       // by the first half of its sha512: a content that is or was a manifest
+	halves    map[half]manifestsOf   // by the first half of their sha512
 	entries   slab.Slab[entry]
 	manifests slab.Slab[manifest]
 	tags      slab.Slab[tag]
@@ -63,6 +63,12 @@ type content struct {
 
 // half is a sha256, or half of a sha512.
 type half [shortKey - 1]byte
+
+// manifestsOf is a content, and how many repos have it as a manifest.
+type manifestsOf struct {
+	content   slab.ID
+	manifests int32
+}
 
 // sha512Tail is the second half of a sha512, for which content.sum has no room. A content without one is a sha256.
 type sha512Tail [maxKey - shortKey]byte
@@ -128,7 +134,7 @@ func (m moment) nanos() int64 { return int64(m) * int64(time.Second) }
 
 func newState() *state {
 	s := &state{repos: map[string]*repo{}, ended: map[string]Revision{}, types: map[string]string{},
-		seed: maphash.MakeSeed(), tails: map[slab.ID]sha512Tail{}, halves: map[half]slab.ID{},
+		seed: maphash.MakeSeed(), tails: map[slab.ID]sha512Tail{}, halves: map[half]manifestsOf{},
 		condemned: map[key]string{}, quarantined: map[key]Damage{},
 		places: map[slab.ID]place{}, records: map[string][]byte{}}
 	s.byDigest = slab.NewTable(&s.contents)
@@ -332,10 +338,7 @@ func (s *state) putManifest(r *repo, k, v []byte) error {
 		m.subject = s.intern(f.subject)
 		s.addReferrer(r, m.subject, i)
 	}
-	if first := s.contents.At(e.content).sum; len(k) > shortKey && s.halves[first] == 0 {
-		s.halves[first] = e.content
-		s.memory += memHalf
-	}
+	s.countHalf(e.content, 1)
 	s.uncount(r, e)
 	s.contents.At(e.content).size = f.size
 	e.manifest = s.manifests.Add(m)
@@ -374,6 +377,7 @@ func (s *state) dropManifest(r *repo, i slab.ID) {
 	}
 	s.memory -= s.memOfManifest(m.mediaType, len(m.refs))
 	s.manifests.Remove(e.manifest)
+	s.countHalf(e.content, -1)
 	// Not earlier: until here the entry counts as present, so that nothing above can forget its content.
 	s.uncount(r, e)
 	e.manifest = 0
@@ -381,6 +385,25 @@ func (s *state) dropManifest(r *repo, i slab.ID) {
 	s.stats.Manifests--
 	if r.manifests--; r.manifests == 0 {
 		s.catalog.remove(r.name)
+	}
+}
+
+// countHalf adds to the number of manifests that have a content, if its digest is a sha512.
+func (s *state) countHalf(i slab.ID, n int32) {
+	if _, long := s.tails[i]; !long {
+		return
+	}
+	first := s.contents.At(i).sum
+	before := s.halves[first]
+	switch after := before.manifests + n; {
+	case after == 0:
+		delete(s.halves, first)
+		s.memory -= memHalf
+	case before.manifests == 0:
+		s.memory += memHalf
+		fallthrough
+	default:
+		s.halves[first] = manifestsOf{i, after}
 	}
 }
 
@@ -531,10 +554,6 @@ func (s *state) forget(i slab.ID) {
 		if s.memory -= memContent; len(s.tails) > 0 {
 			if _, long := s.tails[i]; long {
 				s.memory -= memTail
-			}
-			if s.halves[c.sum] == i {
-				delete(s.halves, c.sum)
-				s.memory -= memHalf
 			}
 		}
 		s.byDigest.Remove(i)
