@@ -1,13 +1,12 @@
 package admission
 
 import (
-	"errors"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/platform"
 	"trow/storage"
 )
 
@@ -211,12 +210,12 @@ func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool,
 	some, lacks := false, []digest.Digest(nil)
 	names := o.Platforms(m.Digest(), digests)
 	for i, c := range children {
-		platform := usualPlatform(names[i])
+		known, runsOn := names[i] != "", platform.Split(names[i])
 		switch {
-		case platform == notAPlatform:
+		case !platform.Runs(runsOn):
 		case c.Whole:
-			some = some || platform == "" || p.wants(platform)
-		case platform == "" || len(p.platforms) > 0 && p.wants(platform):
+			some = some || !known || platform.Wanted(p.platforms, runsOn)
+		case !known || p.platforms != nil && platform.Wanted(p.platforms, runsOn):
 			if len(lacks) <= maxPlatforms && !slices.Contains(lacks, c.Digest) {
 				lacks = append(lacks, c.Digest) // one more than a hint names
 			}
@@ -229,50 +228,4 @@ func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool,
 		lacks = digests[:min(len(digests), maxPlatforms+1)]
 	}
 	return false, plainNames(lacks, o.Platforms(m.Digest(), lacks))
-}
-
-// wants reports whether nodes of the cluster run manifests of a platform, in its usual form. A platform without a
-// variant stands for all of its variants.
-func (p *Policy) wants(platform string) bool {
-	return len(p.platforms) == 0 || slices.ContainsFunc(p.platforms, func(wanted string) bool {
-		rest, ok := strings.CutPrefix(platform, wanted)
-		return ok && (rest == "" || rest[0] == '/')
-	})
-}
-
-// notAPlatform is that of manifests that nothing runs, such as the attestations of BuildKit.
-const notAPlatform = "unknown/unknown"
-
-// architectures are other names of architectures (github.com/containerd/platforms, normalizeArch).
-var architectures = map[string]string{
-	"i386": "386", "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm/v7", "armel": "arm/v6",
-}
-
-// usualPlatform returns the form of os/arch[/variant] in which platforms are compared.
-func usualPlatform(text string) string {
-	text = strings.ToLower(text)
-	system, arch, _ := strings.Cut(text, "/")
-	name, variant, more := strings.Cut(arch, "/")
-	if usual, ok := architectures[name]; ok {
-		name = usual
-	}
-	if name == "arm64" && (variant == "8" || variant == "v8") || name == "amd64" && variant == "v1" {
-		more = false
-	}
-	switch {
-	case arch == "":
-		return text
-	case more:
-		name += "/" + variant
-	}
-	return system + "/" + name
-}
-
-var validPlatform = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_-]+(/[a-z0-9]+)?$`)
-
-func checkPlatform(text string) error {
-	if !validPlatform.MatchString(strings.ToLower(text)) {
-		return errors.New("not of the form os/arch[/variant], such as linux/arm64")
-	}
-	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"trow/registry/address"
 	"trow/registry/mirror"
 	"trow/registry/namespace"
+	"trow/registry/platform"
 	"trow/storage"
 )
 
@@ -101,34 +102,24 @@ type shelf struct {
 
 // shelves calls each with the repositories of other registries that lie below a host and the beginning of a name.
 func (r *Registry) shelves(ctx context.Context, host, beginning string, each func(*shelf) error) error {
-	for _, repo := range r.options.Index.Names() {
-		if !namespace.Within(repo) {
-			continue
-		}
+	below := func(repo string) bool {
 		n, ok := r.options.Namespaces.Upstream(repo)
-		if !ok || host != "" && n.Host != host ||
-			beginning != "" && n.Repo != beginning && !strings.HasPrefix(n.Repo, beginning+"/") {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
+		return ok && (host == "" || n.Host == host) &&
+			(beginning == "" || n.Repo == beginning || strings.HasPrefix(n.Repo, beginning+"/"))
+	}
+	for h, err := range upstreamHoldings(ctx, r.options.Index, below) {
+		if err != nil {
 			return err
 		}
-		s, err := r.shelf(ctx, repo, n)
-		if err == nil {
-			err = each(s)
-		}
-		if err != nil {
+		n, _ := r.options.Namespaces.Upstream(h.Repo)
+		if err := each(newShelf(h, n)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *Registry) shelf(ctx context.Context, repo string, n namespace.Name) (*shelf, error) {
-	h, _, err := r.options.Index.Holdings(ctx, repo)
-	if err != nil {
-		return nil, err
-	}
+func newShelf(h storage.Holdings, n namespace.Name) *shelf {
 	s := &shelf{heldRepo: newHeldRepo(h), name: n}
 	belongs := map[digest.Digest]bool{} // to another image, as its signature does
 	for _, all := range s.referrers {
@@ -142,7 +133,7 @@ func (r *Registry) shelf(ctx context.Context, repo string, n namespace.Name) (*s
 			s.images = append(s.images, m)
 		}
 	}
-	return s, nil
+	return s
 }
 
 // image describes an image.
@@ -186,7 +177,9 @@ func (r *Registry) whole(ctx context.Context, s *shelf, m *storage.HeldManifest)
 	}
 	names := map[digest.Digest]string{}
 	for _, p := range r.partsNow(ctx, m.Digest) {
-		names[p.Digest] = platformText(p.Platform)
+		if platform.Known(p.Platform) {
+			names[p.Digest] = platform.Text(p.Platform)
+		}
 	}
 	complete, partly := 0, false
 	for _, d := range s.children(m.Digest) {

@@ -3,10 +3,10 @@ package registry
 import (
 	"context"
 	"errors"
-	"runtime"
 
 	"trow/registry/mirror"
 	"trow/registry/namespace"
+	"trow/registry/platform"
 	"trow/registry/upstream"
 	"trow/storage"
 )
@@ -68,7 +68,7 @@ func (i Images) Fetch(ctx context.Context, repo, ref string) error {
 	}
 	wanted := i.registry.options.Platforms
 	if wanted == nil {
-		wanted = []mirror.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
+		wanted = []mirror.Platform{platform.Server()}
 	}
 	return i.registry.Fetch(ctx, repo, ref, wanted, nil)
 }

@@ -10,7 +10,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"trow/registry/namespace"
+	"trow/registry/platform"
 )
 
 const (
@@ -35,7 +35,7 @@ type ReadContent func(ctx context.Context, d digest.Digest) ([]byte, error)
 // platforms knows which platforms the indexes of images name for their manifests. Verdicts need them, and must not wait
 // for the disk or the network: so what is not known is read for the next verdict.
 type platforms struct {
-	known *cache[digest.Digest, []platform] // by index
+	known *cache[digest.Digest, []indexed] // by index
 	peek  func(d digest.Digest) ([]byte, bool)
 	read  ReadContent
 	wait  bool // read at once instead: there is no verdict that must not wait
@@ -44,8 +44,8 @@ type platforms struct {
 	under map[digest.Digest]bool // being read
 }
 
-// platform is what an index says of one manifest.
-type platform struct {
+// indexed is what an index says of one manifest.
+type indexed struct {
 	digest digest.Digest
 	name   string // os/arch[/variant]; empty: it says nothing, or more than one
 }
@@ -55,12 +55,12 @@ func newPlatforms(peek func(digest.Digest) ([]byte, bool), read ReadContent, wai
 	if peek == nil {
 		peek = func(digest.Digest) ([]byte, bool) { return nil, false }
 	}
-	return &platforms{known: newCache[digest.Digest, []platform](platformCacheSize), peek: peek, read: read, wait: wait,
+	return &platforms{known: newCache[digest.Digest, []indexed](platformCacheSize), peek: peek, read: read, wait: wait,
 		under: map[digest.Digest]bool{}}
 }
 
 // learn notes the platforms of an index. What is no index, or too large, has none that are noted.
-func (p *platforms) learn(index digest.Digest, body []byte) []platform {
+func (p *platforms) learn(index digest.Digest, body []byte) []indexed {
 	var all struct {
 		Manifests []struct {
 			Digest   digest.Digest
@@ -70,17 +70,11 @@ func (p *platforms) learn(index digest.Digest, body []byte) []platform {
 	if len(body) > maxPlatformIndex || json.Unmarshal(body, &all) != nil {
 		return nil
 	}
-	list := make([]platform, 0, len(all.Manifests))
+	list := make([]indexed, 0, len(all.Manifests))
 	seen := make(map[digest.Digest]int, len(all.Manifests))
 	size := 0
 	for _, m := range all.Manifests {
-		name := ""
-		if o := m.Platform; o != nil {
-			name = o.OS + "/" + o.Architecture
-			if o.Variant != "" {
-				name += "/" + o.Variant
-			}
-		}
+		name := platform.Text(m.Platform)
 		at, again := seen[m.Digest]
 		if again {
 			if list[at].name != name { // one manifest for several platforms is not left out with any of them
@@ -89,7 +83,7 @@ func (p *platforms) learn(index digest.Digest, body []byte) []platform {
 			continue
 		}
 		seen[m.Digest] = len(list)
-		list = append(list, platform{m.Digest, name})
+		list = append(list, indexed{m.Digest, name})
 		size += 32 + len(m.Digest) + len(name) // two strings and their headers
 	}
 	p.known.put(index, list, size)
@@ -97,7 +91,7 @@ func (p *platforms) learn(index digest.Digest, body []byte) []platform {
 }
 
 // of returns what is known of an index, and otherwise has it read.
-func (p *platforms) of(index digest.Digest) []platform {
+func (p *platforms) of(index digest.Digest) []indexed {
 	list, ok := p.known.get(index)
 	if ok {
 		return list
@@ -123,7 +117,7 @@ func (p *platforms) of(index digest.Digest) []platform {
 }
 
 // load reads an index. One that cannot be read stays unknown.
-func (p *platforms) load(ctx context.Context, index digest.Digest) []platform {
+func (p *platforms) load(ctx context.Context, index digest.Digest) []indexed {
 	ctx, cancel := context.WithTimeout(ctx, platformReadTime)
 	defer cancel()
 	body, err := p.read(ctx, index)
@@ -160,11 +154,7 @@ func (i Images) LearnPlatforms(ctx context.Context) {
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * maxPlatformReads)
-	for _, repo := range i.Names() {
-		if !namespace.Within(repo) || ctx.Err() != nil {
-			continue
-		}
-		h, _, err := i.Holdings(ctx, repo)
+	for h, err := range upstreamHoldings(ctx, i.Index, func(string) bool { return true }) {
 		if err != nil {
 			break
 		}

@@ -11,7 +11,6 @@ import (
 	"trow/registry/mirror"
 	"trow/registry/namespace"
 	"trow/registry/upstream"
-	"trow/storage"
 )
 
 // This file fetches images of other registries ahead of need, for the administration.
@@ -182,7 +181,7 @@ func (r *Registry) warmReferrers(ctx context.Context, i namespace.Image, repo st
 	if h, _, err := r.options.Index.Holdings(ctx, repo); err == nil {
 		subjects = append(subjects, newHeldRepo(h).children(root)...)
 	}
-	for _, d := range subjects[:min(len(subjects), maxSubjects)] {
+	for _, d := range subjects[:min(len(subjects), mirror.MaxSubjects)] {
 		err := r.mirror.Referrers(ctx, repo, d)
 		for _, end := range companions[1:] {
 			if err == nil {
@@ -198,112 +197,6 @@ func (r *Registry) warmReferrers(ctx context.Context, i namespace.Image, repo st
 		}
 	}
 	return notes
-}
-
-// maxSubjects bounds the manifests whose signatures are fetched with one image.
-const maxSubjects = 100
-
-// platformText is os/arch[/variant]; empty for none, and for unknown, which attestations have.
-func platformText(p *mirror.Platform) string {
-	if p == nil || p.OS == "" || p.OS == "unknown" {
-		return ""
-	}
-	return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
-}
-
-// heldRepo is what one repository holds, with what leads from one content to another.
-type heldRepo struct {
-	repo      string
-	manifests map[digest.Digest]*storage.HeldManifest
-	blobs     map[digest.Digest]int64
-	isChild   map[digest.Digest]bool            // of an index that is held
-	referrers map[digest.Digest][]digest.Digest // by subject: those of the manifest, and its companions
-}
-
-func newHeldRepo(h storage.Holdings) *heldRepo {
-	r := &heldRepo{repo: h.Repo, manifests: map[digest.Digest]*storage.HeldManifest{},
-		blobs: map[digest.Digest]int64{}, isChild: map[digest.Digest]bool{},
-		referrers: map[digest.Digest][]digest.Digest{}}
-	for _, b := range h.Blobs {
-		r.blobs[b.Digest] = b.Size
-	}
-	tags := map[string]digest.Digest{} // under which companions are kept
-	for i := range h.Manifests {
-		m := &h.Manifests[i]
-		r.manifests[m.Digest] = m
-		tags[fallbackTag(m.Digest)] = m.Digest
-	}
-	for _, m := range r.manifests {
-		for _, ref := range m.Refs {
-			if r.manifests[ref] != nil {
-				r.isChild[ref] = true
-			}
-		}
-		if r.manifests[m.Subject] != nil {
-			r.referrers[m.Subject] = append(r.referrers[m.Subject], m.Digest)
-		}
-		for _, tag := range m.Tags {
-			name := tag.Name
-			for _, end := range companions[1:] {
-				name = strings.TrimSuffix(name, end)
-			}
-			if of, ok := tags[name]; ok && of != m.Digest {
-				r.referrers[of] = append(r.referrers[of], m.Digest)
-			}
-		}
-	}
-	return r
-}
-
-// children returns the manifests that are held of those that a manifest consists of.
-func (r *heldRepo) children(d digest.Digest) (all []digest.Digest) {
-	if m := r.manifests[d]; m != nil {
-		for _, ref := range m.Refs {
-			if r.manifests[ref] != nil {
-				all = append(all, ref)
-			}
-		}
-	}
-	return all
-}
-
-// reach returns all that is held of these manifests: the parts, and with referrers also what refers to them.
-func (r *heldRepo) reach(roots []digest.Digest, referrers bool) map[digest.Digest]int64 {
-	all := map[digest.Digest]int64{}
-	var walk func(d digest.Digest)
-	walk = func(d digest.Digest) {
-		if _, seen := all[d]; seen {
-			return
-		}
-		m := r.manifests[d]
-		if m == nil {
-			if size, held := r.blobs[d]; held {
-				all[d] = size
-			}
-			return
-		}
-		all[d] = m.Size
-		for _, ref := range m.Refs {
-			walk(ref)
-		}
-		if referrers {
-			for _, ref := range r.referrers[d] {
-				walk(ref)
-			}
-		}
-	}
-	for _, d := range roots {
-		walk(d)
-	}
-	return all
-}
-
-// bytes returns how much of an image is held, each content once, without its referrers.
-func (r *heldRepo) bytes(d digest.Digest) (n int64) {
-	for _, size := range r.reach([]digest.Digest{d}, false) {
-		n += size
-	}
-	return n
 }
 
 // tagOf returns the tag by which an image is named; empty if it is named by a digest.

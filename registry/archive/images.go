@@ -13,6 +13,7 @@ import (
 	"trow/registry/client"
 	"trow/registry/inventory"
 	"trow/registry/mirror"
+	"trow/registry/platform"
 	"trow/storage"
 )
 
@@ -140,7 +141,7 @@ func (e *imageExporter) manifest(ctx context.Context, repo, ref string, selected
 	}
 	var others []string
 	for _, c := range m.Manifests {
-		if selected && c.Platform != nil && !mirror.Wanted(e.platforms, *c.Platform) {
+		if selected && c.Platform != nil && !platform.Wanted(e.platforms, *c.Platform) {
 			others = append(others, platformOf(c))
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"trow/registry/platform"
 	"trow/registry/upstream"
 )
 
@@ -22,8 +23,9 @@ const (
 	// maxManifests and maxBlobs bound the parts of one image: an upstream could answer with indexes of indexes.
 	maxManifests = 2000
 	maxBlobs     = 20_000
-	// maxSubjects bounds the manifests of one image whose referrers are fetched: each costs a request or two.
-	maxSubjects = 32
+	// MaxSubjects bounds the manifests of one image whose referrers and signatures are fetched: each costs a few
+	// requests. Indexes of real images have some dozen manifests.
+	MaxSubjects = 100
 	// again is how often a part is fetched that is not there after it was: another process may delete it.
 	again = 3
 )
@@ -171,7 +173,7 @@ func (f *fetching) all(ctx context.Context, root digest.Digest) error {
 func (f *fetching) signatures(ctx context.Context) error {
 	var subjects []Part
 	for _, p := range f.parts {
-		if p.Manifest && len(subjects) < maxSubjects {
+		if p.Manifest && len(subjects) < MaxSubjects {
 			subjects = append(subjects, p)
 		}
 	}
@@ -258,7 +260,7 @@ func (f *fetching) wanted(parts []Part) (some []Part, err error) {
 	}
 	others := 0
 	for _, p := range parts {
-		if p.Manifest && p.Platform != nil && !Wanted(f.platforms, *p.Platform) {
+		if p.Manifest && p.Platform != nil && !platform.Wanted(f.platforms, *p.Platform) {
 			others++
 			continue
 		}

@@ -56,10 +56,6 @@ func (s *Service) openCache() error {
 		s.cache = &cache{upstreams: up}
 		return nil
 	}
-	platforms, err := parsePlatforms(s.options.Platforms)
-	if err != nil {
-		return err
-	}
 	bytes, err := s.cacheSize()
 	if err != nil {
 		return err
@@ -68,7 +64,7 @@ func (s *Service) openCache() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("directory of downloads: %w", err)
 	}
-	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data, networks: n, platforms: platforms}
+	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data, networks: n, platforms: s.options.Platforms}
 	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
 		Reserve: c.bound.Reserve})
 	s.cache = c

@@ -13,6 +13,7 @@ import (
 	"trow/registry/client"
 	"trow/registry/glob"
 	"trow/registry/mirror"
+	"trow/registry/platform"
 	"trow/registry/size"
 )
 
@@ -175,13 +176,8 @@ func (i *images) collect(cmd *cobra.Command, from *endpoint, all []string) (foun
 		}
 		seen[image] = true
 		found = append(found, image)
-		platforms = nil // all have the same
-		for _, text := range w.Platforms {
-			p, err := mirror.ParsePlatform(text)
-			if err != nil {
-				return nil, nil, nil, fmt.Errorf("the server's answer: platform: %w", err)
-			}
-			platforms = append(platforms, p)
+		if platforms, err = platform.ParseAll(w.Platforms); err != nil { // all images have the same
+			return nil, nil, nil, fmt.Errorf("the server's answer: %w", err)
 		}
 	}
 	absent = failed(done, "fetched, and so not exported")

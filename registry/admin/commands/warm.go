@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"trow/registry/admin"
-	"trow/registry/mirror"
+	"trow/registry/platform"
 	"trow/registry/service"
 	"trow/registry/size"
 )
@@ -50,12 +50,9 @@ func (i *images) given() bool { return i.running || len(i.files) > 0 }
 
 // list returns the images that arguments and flags name, each once.
 func (i *images) list(cmd *cobra.Command, args []string) (all []string, err error) {
-	for _, text := range i.platforms {
-		if text == service.AllPlatforms {
-			continue
-		}
-		if _, err := mirror.ParsePlatform(text); err != nil {
-			return nil, fmt.Errorf("platform: %w", err)
+	if !slices.Contains(i.platforms, service.AllPlatforms) {
+		if _, err := platform.ParseAll(i.platforms); err != nil {
+			return nil, err
 		}
 	}
 	all = slices.Clone(args)
