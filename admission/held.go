@@ -22,8 +22,8 @@ const (
 )
 
 // decideOther decides on an image of another registry. Rules that deny come first, then rules that allow, then may-run,
-// then default. What was pushed or imported into a repository below f/ counts as held whatever may-run is, but for
-// deny: somebody who may has put it there.
+// then default. Content that was pushed or imported into a repository below f/ counts as held with every may-run except
+// deny: a client with the right to do so has put it there.
 func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 	ruling, rule := x.ruling()
 	if ruling == deniedByRule {
@@ -42,7 +42,8 @@ func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 		return
 	}
 	mayRun, entry := o.MayRun(x.Domain, x.Path)
-	// That images of Kubernetes may run by default is no rule that somebody has written, so may-run counts more.
+	// The rule for images of Kubernetes is a default that no administrator has written, so may-run takes precedence
+	// over it.
 	if ruling == allowedByRule && (mayRun == "" || reasonOf(rule) != K8sImages) {
 		v.allow(reasonOf(rule), rule)
 		v.hintShort()
@@ -81,7 +82,7 @@ func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 	case mayRun == mayRunFetch:
 		v.allow(MayRunFetch, upstream)
 		v.hintShort()
-		// A tag may have moved: the fetch asks. Nothing changes what a digest names.
+		// A tag may have moved, so the fetch asks the upstream. What a digest names never changes.
 		v.fetch = v.repo != "" && (!whole || v.Reference.Digest == "")
 	case mayRun == mayRunHeld:
 		v.deny(NotHeld, upstream, v.title()+v.ref()+" disallowed as not held here (may-run: held of upstream "+entry+
@@ -127,7 +128,7 @@ func (v *Verdict) title() string {
 	return "Remote image " + v.name()
 }
 
-// ref is what the title of a remote image leaves out of its name.
+// ref returns the tag or digest of a remote image, which its title leaves out.
 func (v *Verdict) ref() string {
 	switch {
 	case v.Local:
@@ -146,15 +147,17 @@ func (v *Verdict) hintFit(text, image string) {
 	v.hint(text)
 }
 
-// hintTag says of a tag that what is held decides only for nodes that pull through this registry. A digest is the same
-// everywhere, and a name of this registry, also one that stands for another registry, leads here.
+// hintTag warns about a tag: nodes that do not pull through this registry may get another image than the held one. It
+// adds no hint to a digest, which names the same image everywhere, nor to a name of this registry or of a host that
+// stands for another one here, because nodes pull those from this registry.
 func (v *Verdict) hintTag(o others) {
 	if _, ours := o.Stands(v.Reference.Domain); v.Reference.Digest == "" && !v.Local && !ours {
 		v.hintFit("nodes that do not pull through this registry get the tag of the origin; a digest is exact", v.Image)
 	}
 }
 
-// hintFetch says how to get what is not held. What is missing of an index is named as far as it fits.
+// hintFetch adds hints on how to get an image that is not held. Of an index they name as many of the missing platforms
+// as fit.
 func (v *Verdict) hintFetch(m storage.Descriptor, here bool, missing []string) {
 	switch {
 	case v.repo == "":
@@ -179,7 +182,7 @@ func (v *Verdict) hintFetch(m storage.Descriptor, here bool, missing []string) {
 	v.hintFit("not held: pull it once through this registry (trow warm)", v.Image)
 }
 
-// hintCached says of an image that no rule allows that its being here does not help.
+// hintCached explains to an image that no rule allows why it may not run although it is here.
 func (v *Verdict) hintCached(x *other, here, imported bool) {
 	switch {
 	case here && imported:
@@ -192,9 +195,9 @@ func (v *Verdict) hintCached(x *other, here, imported bool) {
 // maxChildren bounds the manifests of an index that a verdict looks at. Real ones have a few dozen.
 const maxChildren = 1000
 
-// whole reports whether what an image consists of is here: of an index, what it has for the platforms of the setting,
-// or for one platform without that setting. missing names the platforms of which not all is here. A manifest whose
-// platform is not known counts for each platform.
+// whole reports whether all parts of an image are here. Of an index these are the parts for the platforms of the
+// setting or, without that setting, for any one platform. missing names the platforms of which parts are missing. A
+// manifest whose platform is not known counts for each platform.
 func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool, missing []string) {
 	if !isIndex(m.MediaType) {
 		return o.Whole(repo, m), nil
@@ -224,7 +227,7 @@ func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool,
 	if some && len(lacks) == 0 {
 		return true, nil
 	}
-	if len(lacks) == 0 { // of no platform is everything here: name them all
+	if len(lacks) == 0 { // no platform is whole: name them all
 		lacks = digests[:min(len(digests), maxPlatforms+1)]
 	}
 	return false, plainNames(lacks, o.Platforms(m.Digest(), lacks))

@@ -245,7 +245,8 @@ func (p *Policy) ruling(r Reference) (ruling, Rule) {
 	return weigh(allow, deny, allowRule, denyRule)
 }
 
-// weigh decides between what the longest rules that allow and deny an image cover of it.
+// weigh decides between the longest rule that allows an image and the longest one that denies it, by how much of its
+// name each covers.
 func weigh(allow, deny int, allowRule, denyRule Rule) (ruling, Rule) {
 	switch {
 	case deny > 0 && deny >= allow:

@@ -311,8 +311,8 @@ func absentPlatforms(images Images, c completer, repo string, m storage.Descript
 	return plainNames(absent, names)
 }
 
-// plainNames returns the names of manifests, their platforms, as they are shown: of a name that a client has pushed,
-// only what is as long and as plain as those of platforms. For others it returns the beginning of the digest.
+// plainNames returns the platforms of manifests as hints show them. Clients have pushed these texts, so for one that is
+// empty, too long, or has characters that no platform has, it returns the beginning of the digest.
 func plainNames(manifests []digest.Digest, names []string) []string {
 	for i, d := range manifests {
 		if names[i] == "" || len(names[i]) > maxPlatformName || strings.ContainsFunc(names[i], notInPlatform) {

@@ -133,11 +133,11 @@ func (s mirrorStore) Evict(ctx context.Context, all []digest.Digest) (stay []dig
 			s.contents.remove(d)
 		}
 	}
-	// Another repository may hold some of it, or have begun to since: Drop leaves the bytes of that.
+	// Another repository may hold some of it, or hold it by now: Drop keeps those bytes.
 	return stay, s.options.Drop(ctx, gone)
 }
 
-// evictFrom removes contents from one repository. It returns those that the repository keeps, see mirror.CacheStore.
+// evictFrom removes contents from one repository. It returns those that stay in the repository, see mirror.CacheStore.
 func (s mirrorStore) evictFrom(ctx context.Context, repo string, all []digest.Digest) (stay []digest.Digest,
 	err error) {
 	err = storage.InSteps(all, func(some []digest.Digest) error {

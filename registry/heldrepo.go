@@ -44,7 +44,7 @@ func upstreamHoldings(ctx context.Context, x *storage.Index, wanted func(repo st
 	}
 }
 
-// heldRepo is what one repository holds, with what leads from one content to another.
+// heldRepo is what one repository holds, with the relations between its contents.
 type heldRepo struct {
 	repo      string
 	manifests map[digest.Digest]*storage.HeldManifest
@@ -88,7 +88,7 @@ func newHeldRepo(h storage.Holdings) *heldRepo {
 	return r
 }
 
-// children returns the manifests that are held of those that a manifest consists of.
+// children returns those manifests that an index consists of and the repository holds.
 func (r *heldRepo) children(d digest.Digest) (all []digest.Digest) {
 	if m := r.manifests[d]; m != nil {
 		for _, ref := range m.Refs {
@@ -100,7 +100,8 @@ func (r *heldRepo) children(d digest.Digest) (all []digest.Digest) {
 	return all
 }
 
-// reach returns all that is held of these manifests: the parts, and with referrers also what refers to them.
+// reach returns the held contents that manifests consist of, these included, with their sizes; with referrers, also
+// what refers to the manifests.
 func (r *heldRepo) reach(roots []digest.Digest, referrers bool) map[digest.Digest]int64 {
 	all := map[digest.Digest]int64{}
 	var walk func(d digest.Digest)

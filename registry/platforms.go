@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// maxPlatformIndex bounds the index of an image whose platforms are known, in bytes. Those of real images have some
-	// thousand.
+	// maxPlatformIndex bounds the index of an image whose platforms are known, in bytes. Those of real images have a
+	// few thousand.
 	maxPlatformIndex = 64 << 10
 
 	// platformCacheSize bounds what is known, in bytes. It has room for some 2,000 indexes.
@@ -32,22 +32,22 @@ const (
 // ReadContent returns the bytes of a content.
 type ReadContent func(ctx context.Context, d digest.Digest) ([]byte, error)
 
-// platforms knows which platforms the indexes of images name for their manifests. Verdicts need them, and must not wait
-// for the disk or the network: so what is not known is read for the next verdict.
+// platforms knows which platforms the indexes of images name for their manifests. Verdicts need them, but must not wait
+// for the disk or the network: what is not known is read in the background, for the next verdict.
 type platforms struct {
 	known *cache[digest.Digest, []indexed] // by index
 	peek  func(d digest.Digest) ([]byte, bool)
 	read  ReadContent
-	wait  bool // read at once instead: there is no verdict that must not wait
+	wait  bool // read at once instead: callers may wait
 
 	mu    sync.Mutex
 	under map[digest.Digest]bool // being read
 }
 
-// indexed is what an index says of one manifest.
+// indexed is a manifest of an index, with the platform that the index names for it.
 type indexed struct {
 	digest digest.Digest
-	name   string // os/arch[/variant]; empty: it says nothing, or more than one
+	name   string // os/arch[/variant]; empty if the index names none, or several
 }
 
 // newPlatforms returns platforms that know nothing yet. peek returns bytes that are in memory; nil: none are.
@@ -59,7 +59,8 @@ func newPlatforms(peek func(digest.Digest) ([]byte, bool), read ReadContent, wai
 		under: map[digest.Digest]bool{}}
 }
 
-// learn notes the platforms of an index. What is no index, or too large, has none that are noted.
+// learn notes the platforms of an index. It notes nothing if body is not an index or has more than maxPlatformIndex
+// bytes.
 func (p *platforms) learn(index digest.Digest, body []byte) []indexed {
 	var all struct {
 		Manifests []struct {
@@ -90,7 +91,8 @@ func (p *platforms) learn(index digest.Digest, body []byte) []indexed {
 	return list
 }
 
-// of returns what is known of an index, and otherwise has it read.
+// of returns what is known of an index. If nothing is, it starts to read the index, and returns nil; with wait set, it
+// returns once the index was read.
 func (p *platforms) of(index digest.Digest) []indexed {
 	list, ok := p.known.get(index)
 	if ok {
@@ -127,8 +129,8 @@ func (p *platforms) load(ctx context.Context, index digest.Digest) []indexed {
 	return p.learn(index, body)
 }
 
-// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. What
-// is not known in memory is empty; then it is read, so that it is known a moment later.
+// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. A
+// platform that is not known in memory is empty; its index is then read, so that it is known a moment later.
 func (i Images) Platforms(index digest.Digest, of []digest.Digest) []string {
 	names := make([]string, len(of))
 	list := i.platforms.of(index)

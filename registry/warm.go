@@ -25,11 +25,11 @@ type Warmed struct {
 	Digest     digest.Digest `json:"digest"`
 	Bytes      int64         `json:"bytes"`           // of the image, with its signatures
 	Fetched    int64         `json:"fetched"`         // of blobs that were not here before
-	Notes      []string      `json:"notes,omitempty"` // what could not be fetched and is no part of the image
+	Notes      []string      `json:"notes,omitempty"` // about signatures that could not be fetched
 }
 
-// Find returns where an image, named as pods name it, is in this registry. Errors: the name is not valid; it has none
-// here.
+// Find returns where an image, named as pods name it, is in this registry, whether it is held or not. Errors: the name
+// is not valid, or the image cannot have a name here.
 func (r *Registry) Find(image string) (w Warmed, i namespace.Image, err error) {
 	if i, err = namespace.ParseImage(image); err != nil {
 		return w, i, err
@@ -53,10 +53,10 @@ func (r *Registry) Find(image string) (w Warmed, i namespace.Image, err error) {
 	return w, i, nil
 }
 
-// Warm makes this registry hold an image, named as pods name it: of an index the manifests for the platforms, or all if
-// there are none; and its signatures and other referrers, as far as they can be fetched. report gets how many bytes are
-// here, of those that are known to be needed; its calls come one at a time. Errors: the image is one of this registry,
-// which does not hold it; as mirror.Mirror.Fetch.
+// Warm makes this registry hold an image, named as pods name it, with its signatures and other referrers as far as they
+// can be fetched. Of an index it fetches the manifests for the platforms, or all if platforms is nil. report is called,
+// one call at a time, with how many bytes are here and how many are known to be needed. Errors: the image is one of
+// this registry, which does not hold it; as mirror.Mirror.Fetch.
 func (r *Registry) Warm(ctx context.Context, image string, platforms []mirror.Platform,
 	report func(here, known int64)) (Warmed, error) {
 	w, i, err := r.Find(image)
@@ -122,7 +122,7 @@ func warmError(i namespace.Image, err error) error {
 	return fmt.Errorf("%s: %w", i, err)
 }
 
-// shortError is an error of an upstream without what it is about.
+// shortError is an error of an upstream without the host, repository and reference.
 type shortError struct{ of *upstream.Error }
 
 func (e *shortError) Unwrap() error { return e.of }
@@ -171,7 +171,8 @@ func (c *warming) sums() (all, fetched int64) {
 }
 
 // warmReferrers fetches what cosign keeps under tags of its own for an image and the manifests of an index that are
-// here; other referrers have come along with them. It returns what may be missing: an image is whole without.
+// here; other referrers have come along with them. It returns notes about signatures that may be missing; the image is
+// whole without them.
 func (r *Registry) warmReferrers(ctx context.Context, i namespace.Image, repo string, root digest.Digest) (
 	notes []string) {
 	if !r.options.Index.Cached(repo, root) { // imported, and so are its signatures

@@ -30,14 +30,14 @@ const (
 	again = 3
 )
 
-// Platform is what an image runs on.
+// Platform is what an image runs on; see package platform.
 type Platform = v1.Platform
 
 // Part is what a manifest refers to.
 type Part struct {
 	Digest   digest.Digest
 	Size     int64     // in bytes, by the descriptor
-	Manifest bool      // it is a manifest, and not a blob
+	Manifest bool      // a manifest, not a blob
 	Platform *Platform // that the index names for it; nil: none
 }
 
@@ -47,12 +47,12 @@ type Part struct {
 type Progress func(d digest.Digest, got, size int64)
 
 // Fetch makes a repository hold the manifest that ref, a tag or a digest, names at its upstream, and all that it
-// consists of: of an index those of the platforms, of nil all. The urls of foreign layers are not fetched. Contents are
-// downloaded as for clients that ask at the same time, once for all. Until Fetch returns, nothing of the image is
-// evicted. A tag that the upstream cannot be asked about is taken for what it was. Referrers, such as signatures, come
-// along where the upstream lists them.
+// consists of. Of an index these are the manifests for the platforms, or all if platforms is nil. The urls of foreign
+// layers are not fetched. Contents are downloaded as for clients that ask at the same time, once for all. Until Fetch
+// returns, nothing of the image is evicted. If the upstream cannot be asked about a tag that is held, Fetch completes
+// the manifest that the tag names here. Referrers that the upstream lists, such as signatures, are fetched as well.
 //
-// Where MayRun.HoldsTags holds, a tag that is held moves at the end, otherwise as soon as its manifest is held.
+// A tag that is held moves as soon as the new manifest is held or, if MayRun.HoldsTags, at the end.
 //
 // Errors: which part is missing, and why, as Refresh and Blob; upstream.ErrNoRoom; that of the context. What has
 // arrived until then stays.
@@ -180,7 +180,7 @@ func (f *fetching) signatures(ctx context.Context) error {
 	found := make([][]digest.Digest, len(subjects))
 	_ = each(ctx, subjects, func(ctx context.Context, i int) (err error) {
 		if err = f.Referrers(ctx, f.repo, subjects[i].Digest); errors.Is(err, upstream.ErrUnavailable) {
-			return err // the upstream will not answer for the next one either
+			return err // the upstream will not answer about the next one either
 		}
 		found[i], _ = f.options.Store.Referrers(ctx, f.repo, subjects[i].Digest)
 		return nil
@@ -294,7 +294,7 @@ func (f *fetching) manifest(ctx context.Context, p Part) ([]Part, error) {
 	return nil, f.absent(p)
 }
 
-// absent is the error for a part that no upstream has, or that is deleted again and again.
+// absent returns the error for a part that is not held and has no upstream, or that is deleted again and again.
 func (f *fetching) absent(p Part) error {
 	return &upstream.Error{Kind: upstream.ErrNotFound, Repo: f.repo, Ref: p.Digest.String(),
 		Reason: "it is not held, and has no upstream or was deleted at once"}

@@ -69,8 +69,8 @@ type Options struct {
 	Names []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
-	// Platforms are those of the cluster's nodes: what is fetched of an index, and must be here before a tag moves to
-	// it where only what is held may run. None: all; for trow warm, that of this server.
+	// Platforms are those of the cluster's nodes: see [registry.Options]. Empty: all platforms; for trow warm, that of
+	// this server.
 	Platforms []mirror.Platform
 	// Cluster is the cluster in which the registry runs. Optional.
 	Cluster Cluster

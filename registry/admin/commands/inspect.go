@@ -102,7 +102,7 @@ func inspect(cmd *cobra.Command, e *endpoint, r reference, name string) (*inspec
 		if err != nil {
 			return nil, err
 		}
-		// The platform as it is written comes first: linux/amd64/v3 may be there beside linux/amd64.
+		// An entry with exactly this platform is preferred: linux/amd64/v3 may stand beside linux/amd64.
 		at := slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool { return platform.Text(d.Platform) == name })
 		if at < 0 {
 			at = slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool {
