@@ -27,11 +27,11 @@ const (
 func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 	ruling, rule := x.ruling()
 	if ruling == deniedByRule {
-		v.deny(OnDenyList, rule, v.title()+" on deny list")
+		v.denyListed(rule)
 		return
 	}
 	if n, rule := x.longest(x.rules.denyLocal); n > 0 {
-		v.deny(OnDenyList, rule, v.title()+" on deny list")
+		v.denyListed(rule)
 		return
 	}
 	if x.denied(o, v); v.decided() {
@@ -114,18 +114,10 @@ func (x *other) denied(o others, v *Verdict) {
 			same = here && also && m.Digest() == other.Digest()
 		}
 		if same {
-			v.deny(OnDenyList, image.rule, v.title()+" on deny list")
+			v.denyListed(image.rule)
 			return
 		}
 	}
-}
-
-// title begins the sentences about an image.
-func (v *Verdict) title() string {
-	if v.Local {
-		return "Local image " + v.Image
-	}
-	return "Remote image " + v.name()
 }
 
 // ref returns the tag or digest of a remote image, which its title leaves out.
