@@ -342,3 +342,15 @@ func TestDockerAsksForItsOwnName(t *testing.T) {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
 }
+
+// TestATokenForAnotherSpelling of a repository below f/ is one for it: Docker's scope has the name that it was given.
+func TestATokenForAnotherSpelling(t *testing.T) {
+	w := newMirror(t, auth.Rule{Who: []string{"user:alice"}, May: []string{"pull"}})
+	for _, name := range []string{"f/docker.io/nginx", "f/index.docker.io/library/nginx", "f/docker.io__443/nginx"} {
+		token := w.token(w.guard, "repository:"+name+":pull,push", login("alice")...)
+		w.do("GET", "/v2/"+name+"/manifests/v", nil, token...).is(200).equals(string(w.body))
+		w.put(name, "w", w.body, token...).code(403, "DENIED")
+		w.put(name, "w", w.body, w.token(w.guard, "repository:"+name+":pull,push", login("importer")...)...).is(201)
+		w.do("GET", "/v2/f/docker.io/team/app/manifests/v", nil, token...).code(401, "UNAUTHORIZED")
+	}
+}
