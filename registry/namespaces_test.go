@@ -148,6 +148,10 @@ func TestNamespacesThatAreNotHere(t *testing.T) {
 	}
 	w.do("GET", "/v2/?ns=docker.io", nil, login("alice")...).is(200)
 	w.do("GET", "/v2/nginx/manifests/v?ns=docker.io&ns=quay.io", nil).code(400, "NAME_INVALID").contains("want one")
+	for _, query := range []string{"ns=docker.io;x=1", "x;ns=docker.io", "ns=docker.io%zz", "x=1&n%73=docker.io;"} {
+		w.do("GET", "/v2/nginx/manifests/v?"+query, nil).code(400, "MANIFEST_INVALID").contains("cannot be read")
+		w.put("nginx", "v?"+query, w.body, login("alice")...).is(400)
+	}
 	w.do("GET", "/v2/other/manifests/v?ns=docker.io", nil).code(404, "MANIFEST_UNKNOWN").
 		has("OCI-Namespace", "docker.io")
 	w.do("GET", "/v2/other/referrers/"+d+"?ns=docker.io", nil).is(200)
