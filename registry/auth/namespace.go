@@ -56,8 +56,8 @@ func (g *Guard) forToken(r *http.Request) *http.Request {
 }
 
 // renamed returns the names here that a scope's repository may have. Docker asks for a token with the name in the path
-// that it uses, whatever the challenge says. At a host that stands for another registry, that is not the local name; and
-// below f/ it may be another spelling, such as f/docker.io/nginx, of which only a request can say what it means, as a
+// that it uses, whatever the challenge says. At a host that stands for another registry, that is not the local name. It
+// may be another spelling below f/, such as f/docker.io/nginx; what that means only a request can say, because a
 // repository of an earlier version may have exactly that name.
 func (g *Guard) renamed(r *http.Request, repo string) []string {
 	names := g.options.Namespaces

@@ -117,7 +117,7 @@ func (b *fetch) has(size int64) { b.answers.Add(b.q, answer{at: time.Now(), size
 // -1: its own, which it does not say. An answer counts for as long as one for a tag. Errors: those of open; ErrDamaged
 // if the upstream has something else.
 func (b *fetch) check(ctx context.Context, size int64) error {
-	// The size is compared each time: an answer may be that of a download that has failed, because its bytes were wrong.
+	// The size is compared each time: the answer may be that of a download that has failed because of wrong bytes.
 	if last, ok := b.answers.Get(b.q); ok && last.err == nil && last.size == size && last.counts(true, b.up.Fresh) {
 		return nil
 	}

@@ -202,7 +202,8 @@ func TestAddressesOfThisMachine(t *testing.T) {
 		{"registry.lan", "8443", "10.1.2.3", true}, {"registry.lan", "8443", "::ffff:10.1.2.3", true},
 		{"registry.lan", "8443", "10.1.2.4", false}, {"registry.lan", "443", "8.8.4.4", true},
 		{"minio.lan", "443", "10.1.2.3", true}, {"minio.lan", "443", "2001:4860::1", true},
-		{"minio.lan", "443", "127.0.0.1", true}, {"minio.lan", "443", "::", true}, {"minio.lan", "443", "10.9.9.9", false},
+		{"minio.lan", "443", "127.0.0.1", true}, {"minio.lan", "443", "::", true},
+		{"minio.lan", "443", "10.9.9.9", false},
 		{"cdn.example", "443", "8.8.4.4", true}, {"cdn.example", "443", "2001:4860::1", true},
 		{"cdn.example", "443", "8.8.8.8", false},
 	} {

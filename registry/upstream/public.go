@@ -105,8 +105,8 @@ func newPublicity() *publicity {
 	return p
 }
 
-// close notes the titles of upstreams that have a login or read:, also in the records. An error there is ignored, and the record written
-// with the next change, or at the next start.
+// close notes the titles of upstreams that have a login or read:, also in the records. An error there is ignored, and
+// the record written with the next change, or at the next start.
 func (p *publicity) close(titles map[string]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -136,15 +136,14 @@ func TestReadersAfterAChange(t *testing.T) {
 	bare, some := o.entry(), o.entry()
 	bare.Endpoints = []upstream.Endpoint{{URL: o.registry.URL}}
 	some.Endpoints, some.Read = bare.Endpoints, []string{"user:alice"}
-	other := bare
-	other.Host = "other.example"
+	other, path := bare, o.entry()
+	other.Host, path.Path = "other.example", "private"
 	for name, c := range map[string]struct{ before, after []upstream.Entry }{
 		"the login":   {[]upstream.Entry{o.entry()}, []upstream.Entry{bare}},
 		"read:":       {[]upstream.Entry{some}, []upstream.Entry{bare}},
 		"the entry":   {[]upstream.Entry{o.entry()}, []upstream.Entry{other}},
 		"all entries": {[]upstream.Entry{o.entry()}, nil},
-		"that of the path": {[]upstream.Entry{bare, {Host: "up.example", Path: "private", Endpoints: o.entry().Endpoints}},
-			[]upstream.Entry{bare}},
+		"that of the path": {[]upstream.Entry{bare, path}, []upstream.Entry{bare}},
 	} {
 		j := &journal{records: map[string][]byte{},
 			cached: map[string][]storage.CachedContent{"f/up.example/private": {{Size: 1}}}}
