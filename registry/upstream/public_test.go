@@ -139,10 +139,10 @@ func TestReadersAfterAChange(t *testing.T) {
 	other, path := bare, o.entry()
 	other.Host, path.Path = "other.example", "private"
 	for name, c := range map[string]struct{ before, after []upstream.Entry }{
-		"the login":   {[]upstream.Entry{o.entry()}, []upstream.Entry{bare}},
-		"read:":       {[]upstream.Entry{some}, []upstream.Entry{bare}},
-		"the entry":   {[]upstream.Entry{o.entry()}, []upstream.Entry{other}},
-		"all entries": {[]upstream.Entry{o.entry()}, nil},
+		"the login":        {[]upstream.Entry{o.entry()}, []upstream.Entry{bare}},
+		"read:":            {[]upstream.Entry{some}, []upstream.Entry{bare}},
+		"the entry":        {[]upstream.Entry{o.entry()}, []upstream.Entry{other}},
+		"all entries":      {[]upstream.Entry{o.entry()}, nil},
 		"that of the path": {[]upstream.Entry{bare, path}, []upstream.Entry{bare}},
 	} {
 		j := &journal{records: map[string][]byte{},
