@@ -147,6 +147,49 @@ func TestANameWithNoNameHere(t *testing.T) {
 	}
 }
 
+// TestAnAllowedImageBeatsADeniedRepository, whichever of its names the two rules and the pod have.
+func TestAnAllowedImageBeatsADeniedRepository(t *testing.T) {
+	m := newMirrored(t)
+	names := []string{"docker.io/library/nginx", host + "/f/docker.io/library/nginx", hubSite + "/nginx"}
+	for _, allow := range names {
+		for _, deny := range names {
+			p := newPolicy(t, admission.PolicyOptions{AllowImages: []string{allow + ":1"}, Deny: []string{deny}})
+			for _, name := range append(names, "nginx") {
+				if v := p.Decide(t.Context(), m, name+":1"); v.Reason != admission.AllowImages {
+					t.Errorf("allow %s:1, deny %s: %s:1: %s", allow, deny, name, v.Reason)
+				}
+				if v := p.Decide(t.Context(), m, name+":2"); v.Reason != admission.OnDenyList {
+					t.Errorf("allow %s:1, deny %s: %s:2: %s", allow, deny, name, v.Reason)
+				}
+			}
+		}
+	}
+}
+
+// TestAShortNameIsDenied where deny-short-names is on, whatever else allows it: only names of Docker Hub can be short.
+func TestAShortNameIsDenied(t *testing.T) {
+	for _, mayRun := range []upstream.MayRun{"", upstream.MayRunDeny, upstream.MayRunAllow, upstream.MayRunHeld,
+		upstream.MayRunFetch} {
+		m := newMirrored(t, upstream.Entry{Host: "docker.io", MayRun: mayRun})
+		m.hold("f/docker.io/library/nginx", "latest", "x", false, true)
+		for _, o := range []admission.PolicyOptions{{}, {Default: "Allow"}, {AllowPrefixes: []string{"docker.io"}},
+			{AllowImages: []string{"docker.io/nginx"}}} {
+			o.DenyShortNames = true
+			for image, short := range map[string]bool{"nginx": true, "library/nginx": true, "docker.io/nginx": false,
+				"index.docker.io/nginx": false, hubSite + "/nginx": false, host + "/f/docker.io/nginx": false} {
+				if v := m.decide(o, image); (v.Reason == admission.ShortName) != short || short && v.Allowed {
+					t.Errorf("may-run %q, %+v: %s: %s", mayRun, o, image, v.Reason)
+				}
+			}
+			o.Deny = []string{"docker.io/library/nginx"} // the rule that somebody has written is the reason
+			o.AllowImages = nil
+			if v := m.decide(o, "nginx"); v.Reason != admission.OnDenyList {
+				t.Errorf("may-run %q, %+v: %s", mayRun, o, v.Reason)
+			}
+		}
+	}
+}
+
 // TestTheRuleOfAVerdict is the one that decided: audit logs name it.
 func TestTheRuleOfAVerdict(t *testing.T) {
 	type rule = admission.Rule

@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,6 +25,31 @@ func (m *mirrored) hintsOf(o admission.PolicyOptions, image string) []string {
 		}
 	}
 	return v.Hints
+}
+
+// TestAShortNameThatMayRun gets the hint that other nodes may take it for another image, whatever allows it.
+func TestAShortNameThatMayRun(t *testing.T) {
+	const hint = "nginx names no host: CRI-O may pull it from elsewhere; write docker.io/nginx"
+	for _, tt := range []struct {
+		mayRun upstream.MayRun
+		policy admission.PolicyOptions
+		want   admission.Reason
+	}{
+		{"", admission.PolicyOptions{AllowPrefixes: []string{"docker.io"}}, admission.AllowPrefixes},
+		{"", admission.PolicyOptions{}, admission.Held},
+		{upstream.MayRunAllow, admission.PolicyOptions{}, admission.MayRunAllow},
+		{upstream.MayRunHeld, admission.PolicyOptions{}, admission.Held},
+		{upstream.MayRunFetch, admission.PolicyOptions{}, admission.MayRunFetch},
+	} {
+		m := newMirrored(t, upstream.Entry{Host: "docker.io", MayRun: tt.mayRun})
+		m.hold("f/docker.io/library/nginx", "1", "x", tt.mayRun != "", true)
+		for image, short := range map[string]bool{"nginx:1": true, "docker.io/nginx:1": false, hubSite + "/nginx:1": false} {
+			v := m.decide(tt.policy, image)
+			if v.Reason != tt.want || slices.Contains(v.Hints, hint) != short {
+				t.Errorf("may-run %q, %s: %s, %q", tt.mayRun, image, v.Reason, v.Hints)
+			}
+		}
+	}
 }
 
 // TestAHintNamesTheImageWhereThatFits into a warning, to the last character.
