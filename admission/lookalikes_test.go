@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -217,6 +218,27 @@ func TestTheRuleOfAVerdict(t *testing.T) {
 		m.hold("f/docker.io/library/nginx", "imported", "b", false, true)
 		if v := m.decide(tt.policy, tt.image); v.Rule != tt.want {
 			t.Errorf("may-run %q, %s: %s by %+v, want %+v", tt.mayRun, tt.image, v.Reason, v.Rule, tt.want)
+		}
+	}
+}
+
+// TestWhoReadsARepositoryBelowFGetsItsDigests: who may read a repository here that is called as one there does not.
+func TestWhoReadsARepositoryBelowFGetsItsDigests(t *testing.T) {
+	m := newMirrored(t, upstream.Entry{Host: "docker.io", MayRun: upstream.MayRunHeld})
+	m.hold("f/docker.io/library/nginx", "1", "x", true, true)
+	for repo, want := range map[string]bool{"f/docker.io/library/nginx": true, "library/nginx": false, "nginx": false,
+		"f/docker.io/nginx": false} {
+		reads := func(*http.Request) (bool, func(string) bool) {
+			return true, func(name string) bool { return name == repo }
+		}
+		w := newHook(admission.Options{Images: m, Policy: newPolicy(t, admission.PolicyOptions{}),
+			Hints: admission.NewHints(admission.CallersOptions{}, nil, reads)})
+		for _, image := range []string{"nginx:1", "docker.io/library/nginx:1", host + "/f/docker.io/library/nginx:1",
+			host + "/f/docker.io/nginx:1", hubSite + "/nginx:1"} {
+			r := answer(t, w, reviewOf(t, "", "Pod", podOf(image), nil))
+			if got := strings.Contains(r.AuditAnnotations["images"], "@sha256:"); !r.Allowed || got != want {
+				t.Errorf("who may read %s, %s: %q", repo, image, r.AuditAnnotations["images"])
+			}
 		}
 	}
 }
