@@ -161,6 +161,8 @@ func TestAPlatformThatBeginsAsAnother(t *testing.T) {
 		{"linux/arm/v8", "linux/arm64/v8", "linux/arm/v8", false},
 		{"linux/arm64/v9", "linux/arm64/v8", "linux/arm64/v9", false},
 		{"linux/amd64/v2", "linux/amd64/v1", "linux/amd64/v2", false},
+		{"linux/arm64/8", "linux/arm64", "linux/s390x", true},
+		{"linux/amd64/v1", "linux/amd64", "linux/s390x", true},
 		{"linux/amd64", "linux/amd64/v1", "linux/386/v1", true},
 		{"linux/amd64", "windows/amd64", "linux/amd64", false},
 	} {
