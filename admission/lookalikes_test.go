@@ -126,7 +126,8 @@ func TestTheNarrowerOfTwoBroadRules(t *testing.T) {
 		{Allow: []string{host}, Deny: []string{host + "/f"}},
 	} {
 		want := o.Deny[0] == host
-		for _, image := range []string{host + "/f/quay.io/a", host + "/f/docker.io/library/nginx", host + "/f/team/app"} {
+		for _, image := range []string{host + "/f/quay.io/a", host + "/f/docker.io/library/nginx",
+			host + "/f/team/app"} {
 			if v := m.decide(o, image); v.Allowed != want {
 				t.Errorf("allow %q, deny %q: %s: allowed %v: %s", o.Allow, o.Deny, image, v.Allowed, v.Reason)
 			}
@@ -209,7 +210,8 @@ func TestTheRuleOfAVerdict(t *testing.T) {
 		{"", admission.PolicyOptions{}, "nginx:none", rule{"default", "Deny"}},
 		// Of rules that cover as much, it is the first.
 		{"", admission.PolicyOptions{AllowPrefixes: []string{"docker.io/nginx"},
-			Allow: []string{host + "/f/docker.io/library/nginx"}}, "nginx:none", rule{"allow-prefixes", "docker.io/nginx"}},
+			Allow: []string{host + "/f/docker.io/library/nginx"}}, "nginx:none",
+			rule{"allow-prefixes", "docker.io/nginx"}},
 		{"", admission.PolicyOptions{Deny: []string{host + "/f/docker.io/library/nginx", "docker.io/nginx"}},
 			"nginx:none", rule{"deny", host + "/f/docker.io/library/nginx"}},
 	} {

@@ -43,7 +43,8 @@ func TestAShortNameThatMayRun(t *testing.T) {
 	} {
 		m := newMirrored(t, upstream.Entry{Host: "docker.io", MayRun: tt.mayRun})
 		m.hold("f/docker.io/library/nginx", "1", "x", tt.mayRun != "", true)
-		for image, short := range map[string]bool{"nginx:1": true, "docker.io/nginx:1": false, hubSite + "/nginx:1": false} {
+		for image, short := range map[string]bool{"nginx:1": true, "docker.io/nginx:1": false,
+			hubSite + "/nginx:1": false} {
 			v := m.decide(tt.policy, image)
 			if v.Reason != tt.want || slices.Contains(v.Hints, hint) != short {
 				t.Errorf("may-run %q, %s: %s, %q", tt.mayRun, image, v.Reason, v.Hints)
