@@ -91,7 +91,8 @@ type Decision struct {
 	Denied  []string // the sentences of the answer; on an object that was allowed they are warnings
 	Images  []string // the images that were checked, each with its digest if the registry holds it; bounded
 
-	Fetching []string // the images that are fetched ahead of their pull, because of this review or an earlier one
+	// Fetching are the images that are fetched ahead of their pull, because of this review or an earlier one; bounded.
+	Fetching []string
 
 	// Verdicts are the verdicts on the images, at most 256. They are shared: do not change them.
 	Verdicts []Verdict

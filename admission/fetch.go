@@ -68,6 +68,7 @@ func (w *Webhook) fetchAhead(ctx context.Context, call *http.Request, k kind, d 
 			d.Fetching = append(d.Fetching, v.Image)
 		}
 	}
+	d.Fetching = atMostAudit(d.Fetching) // many images may be one that is under way: it has as many names as tags
 }
 
 // start fetches an image without waiting for it. It reports whether the image is under way.

@@ -169,10 +169,10 @@ type other struct {
 // repoOf returns the repository here of an image of another registry, "" if it can have none.
 func (x *other) repoOf(o others) string {
 	repo, err := o.LocalName(x.Domain, x.Path)
-	if x.local && x.written != repo && (err != nil || o.HasPushed(x.written)) {
+	switch {
+	case x.local && x.written != repo && o.HasPushed(x.written):
 		return x.written // an earlier version accepted it under exactly this name, and the registry prefers it
-	}
-	if err != nil {
+	case err != nil:
 		return ""
 	}
 	return repo

@@ -24,7 +24,7 @@ const (
 	// maxSentences bounds the sentences, the causes and the images with hints of one answer.
 	maxSentences = 20
 
-	// maxAudit bounds the audit annotation that lists images, in bytes.
+	// maxAudit bounds an audit annotation that lists images, in bytes.
 	maxAudit = 4096
 )
 
@@ -165,7 +165,6 @@ func (v *Verdict) named() bool { return v.Digest != "" && v.Reference.Digest == 
 // left out.
 func listImages(verdicts []Verdict, may func(*Verdict) bool) []string {
 	list := make([]string, 0, len(verdicts))
-	size := 0
 	for i := range verdicts {
 		v := &verdicts[i]
 		if v.Reason == InvalidReference {
@@ -175,10 +174,18 @@ func listImages(verdicts []Verdict, may func(*Verdict) bool) []string {
 		if v.named() && may(v) {
 			image += "@" + v.Digest.String()
 		}
-		if size += len(image) + 1; size > maxAudit {
-			return append(list, fmt.Sprintf("and %d more", len(verdicts)-i))
-		}
 		list = append(list, image)
+	}
+	return atMostAudit(list)
+}
+
+// atMostAudit returns as much of a list as an audit annotation takes, and in place of the rest how many are left out.
+func atMostAudit(list []string) []string {
+	size := 0
+	for i, text := range list {
+		if size += len(text) + 1; size > maxAudit {
+			return append(list[:i], fmt.Sprintf("and %d more", len(list)-i))
+		}
 	}
 	return list
 }
