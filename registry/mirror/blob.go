@@ -120,8 +120,7 @@ func (b *fetch) check(ctx context.Context, size int64) error {
 	blob.Body.Close()
 	if size >= 0 && blob.Size >= 0 && size != blob.Size {
 		b.answers.Remove(b.q)
-		return &upstream.Error{Kind: upstream.ErrDamaged, Host: b.up.Host, Repo: b.there, Ref: b.d.String(),
-			Reason: fmt.Sprintf("the upstream has %d bytes, and not %d", blob.Size, size)}
+		return b.sizes(blob.Size, size)
 	}
 	return nil
 }
@@ -162,27 +161,61 @@ func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 	if blobs.Resumes() {
 		resume = func(ctx context.Context) (storage.Upload, error) { return blobs.Resume(ctx, b.repo, b.d) }
 	}
-	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: b.size, Open: b.open, Resume: resume,
+	d := upstream.Download{Digest: b.d, From: b.up.Title(), Size: b.size, Open: b.open, Resume: resume,
 		Create: func(ctx context.Context) (storage.Upload, error) { return blobs.Create(ctx, b.repo, b.d) },
 		Commit: func(ctx context.Context, u storage.Upload) error { return blobs.Keep(ctx, b.repo, b.d, u) },
 		Held: func() bool {
 			held, err := blobs.Blob(b.options.Context, b.repo, b.d)
 			return err == nil && held
-		}})
-	if errors.Is(err, upstream.ErrHeld) {
-		return nil, nil
+		}}
+	for range again {
+		r, err := b.options.Fetcher.Join(ctx, d)
+		if errors.Is(err, upstream.ErrHeld) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		size, err := r.Size()
+		if err != nil && r.Joined() && definite(err) {
+			// The answer is about the repository that started the download, or about the size that its manifest says.
+			// A client must not get it for this one: whoever asks for a blob in a repository that lacks it could
+			// otherwise make it unknown for all others at that moment.
+			if err := r.Close(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		// Once the size is known, the upstream of the download has answered. If this repository started the download,
+		// check finds that answer in the cache; if another one did, check asks the upstream of this one.
+		if err == nil {
+			err = b.check(ctx, size)
+		}
+		if err == nil && size >= 0 && b.size >= 0 && size != b.size {
+			err = b.sizes(size, b.size)
+		}
+		if err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		return r, nil
 	}
-	if err != nil {
-		return nil, err
+	return nil, &upstream.Error{Kind: upstream.ErrUnavailable, Host: b.up.Host, Repo: b.there, Ref: b.d.String(),
+		Reason: "it is asked for in repositories that do not have it at the same time"}
+}
+
+// definite reports whether an error is an answer about one repository, and not about the whole upstream or the cache.
+func definite(err error) bool {
+	for _, kind := range []error{upstream.ErrNotFound, upstream.ErrUnauthorized, upstream.ErrRefused,
+		upstream.ErrTooLarge, upstream.ErrDamaged} {
+		if errors.Is(err, kind) {
+			return true
+		}
 	}
-	// Once the size is known, the upstream of the download has answered. If this repository started the download, check
-	// finds that answer in the cache; if another one did, check asks the upstream of this one.
-	size, err := r.Size()
-	if err == nil {
-		err = b.check(ctx, size)
-	}
-	if err != nil {
-		return nil, errors.Join(err, r.Close())
-	}
-	return r, nil
+	return false
+}
+
+// sizes is the error for an upstream that has a blob of another size.
+func (b *fetch) sizes(there, want int64) error {
+	return &upstream.Error{Kind: upstream.ErrDamaged, Host: b.up.Host, Repo: b.there, Ref: b.d.String(),
+		Reason: fmt.Sprintf("the upstream has %d bytes, and not %d", there, want)}
 }

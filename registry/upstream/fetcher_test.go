@@ -127,8 +127,8 @@ func each(t *testing.T, o FetcherOptions, test func(t *testing.T, f *Fetcher, l 
 				test(t, f, l, Download{Digest: l.digest, Size: l.size, Open: l.open, Create: create,
 					Held: func() bool { return held(l.digest) }})
 				f.Close()
-				if f.spooled != 0 || f.active != 0 || len(f.flights) != 0 {
-					t.Errorf("left behind: %d bytes in the spool, %d downloads", f.spooled, f.active)
+				if f.spooled != 0 || f.active.taken != 0 || len(f.flights) != 0 {
+					t.Errorf("left behind: %d bytes in the spool, %d downloads", f.spooled, f.active.taken)
 				}
 				if left, err := os.ReadDir(o.Dir); err != nil || len(left) > 0 {
 					t.Errorf("files left behind: %v, %v", left, err)
@@ -449,8 +449,8 @@ func TestWhoLeavesDoesNotStopOthers(t *testing.T) {
 				}
 				time.Sleep(2 * time.Millisecond)
 				synctest.Wait()
-				if f.active == 1 != c.goesOn {
-					t.Errorf("it goes on: %t, want %t", f.active == 1, c.goesOn)
+				if f.active.taken == 1 != c.goesOn {
+					t.Errorf("it goes on: %t, want %t", f.active.taken == 1, c.goesOn)
 				}
 				if !c.goesOn {
 					return
@@ -490,7 +490,7 @@ func TestDownloadsAreBounded(t *testing.T) {
 		room.Store(l.size)
 		r = readAll(join(t, f, d))
 		synctest.Wait()
-		if f.active == 0 { // the spool is too small for it
+		if f.active.taken == 0 { // the spool is too small for it
 			if <-r.done; !errors.Is(r.err, ErrNoRoom) || !strings.Contains(r.err.Error(), "spool") ||
 				room.Load() != l.size {
 				t.Errorf("%v", r.err)

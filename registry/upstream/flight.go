@@ -53,7 +53,7 @@ func (fl *flight) run(ctx context.Context) {
 // landing returns the landing of a flight, with what an earlier one has left.
 func (fl *flight) landing(ctx context.Context) *landing {
 	l := &landing{flight: fl}
-	left := fl.fetcher.take(fl.d.Digest)
+	left := fl.fetcher.take(fl.key)
 	if left != nil {
 		left.release() // fetch reserves them again
 	}
@@ -116,7 +116,7 @@ func (l *landing) end(ctx context.Context, keep bool) {
 		_ = l.upload.Cancel(ctx)
 	}
 	if keep {
-		left := &leftover{digest: fl.d.Digest, at: time.Now(), size: l.have, releases: l.releases, d: fl.d}
+		left := &leftover{key: fl.key, at: time.Now(), size: l.have, releases: l.releases, d: fl.d}
 		if l.spool != nil {
 			left.path = l.spool.Name()
 		}
@@ -294,7 +294,7 @@ func (l *landing) source(size int64) (storage.Follower, error) {
 		return g.Follow()
 	}
 	if l.spool == nil {
-		s, err := openSpool(l.flight.fetcher, l.flight.d.Digest)
+		s, err := openSpool(l.flight.fetcher, l.flight.key)
 		if err != nil {
 			return nil, err
 		}

@@ -150,7 +150,18 @@ func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	if resp.ContentLength > maxManifest {
 		return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	// A body that is slow may take manifestTime; one that has stopped does not.
+	stop := time.AfterFunc(answerTime, func() { resp.Body.Close() })
+	body, err := io.ReadAll(io.LimitReader(readerFunc(func(p []byte) (int, error) {
+		n, err := resp.Body.Read(p)
+		if n > 0 {
+			stop.Reset(answerTime)
+		}
+		return n, err
+	}), maxManifest+1))
+	if !stop.Stop() && err != nil {
+		err = errors.Join(errNoAnswer, err)
+	}
 	switch {
 	case err != nil:
 		e := failed(err)
@@ -161,6 +172,11 @@ func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	}
 	return body, nil
 }
+
+// readerFunc is an io.Reader.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // Referrers returns the manifests whose subject has this digest: from the API or, without one, from the tag that
 // replaces it (distribution spec, "Unavailable Referrers API"), which tag then is. Incomplete descriptors are left out.
