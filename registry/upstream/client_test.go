@@ -151,10 +151,11 @@ func TestHead(t *testing.T) {
 		fmt.Sprint(len(image))}
 	for name, c := range map[string]struct {
 		ref     string
-		headers []string
+		headers []string // none: it has no HEAD
 		asked   int
 		want    error
 	}{
+		"without HEAD":   {"v", nil, 2, nil},
 		"whole":          {"v", whole, 1, nil},
 		"without digest": {"v", []string{"Content-Type", imageType, "Content-Length", "5"}, 2, nil},
 		"without length": {"v", whole[:4], 2, nil},
@@ -165,6 +166,10 @@ func TestHead(t *testing.T) {
 		"a digest itself": {imageDigest.String(), whole, 1, nil},
 	} {
 		o := &origin{next: func(w http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodHead && c.headers == nil {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
 			if req.Method == http.MethodHead {
 				give(w, "", c.headers...)
 				return
@@ -673,6 +678,8 @@ func TestRedirectsThatAreFollowed(t *testing.T) {
 		{"http://cdn.example/x", false, 1, false},
 		{"http://cdn.example/x", true, 1, true},
 		{"https://me@cdn.example/x", true, 1, false},
+		{"file:///etc/passwd", true, 1, false},
+		{"ftp://cdn.example/x", true, 1, false},
 	} {
 		req := httptest.NewRequest(http.MethodGet, c.to, nil)
 		req.Header.Set("Referer", "https://registry.example/?signature=secret")

@@ -21,9 +21,9 @@ const (
 	// maxThrough bounds the reads at once that store nothing: each is a download of its own from the upstream. One
 	// upstream alone gets half of them.
 	maxThrough = 64
-	// heldBack is how many bytes at the end of a content no reader gets before the digest is verified, so that no
+	// HeldBack is how many bytes at the end of a content no reader gets before the digest is verified, so that no
 	// client takes damaged content as complete. More would delay the end of a small layer.
-	heldBack = 64 << 10
+	HeldBack = 64 << 10
 	// stallTime is how long a download may go on without a byte from the upstream, attempts to continue it included.
 	stallTime = 30 * time.Second
 	// lingerTime is how long a download without readers goes on: clients whose connection broke come back, and clients
@@ -209,16 +209,16 @@ func (fl *flight) update(change func()) {
 	fl.changed = make(chan struct{})
 }
 
-// visible returns how many bytes may be read: before the digest is verified, all but the last heldBack, of the content
+// visible returns how many bytes may be read: before the digest is verified, all but the last HeldBack, of the content
 // or of what has arrived. The caller holds mu.
 func (fl *flight) visible() int64 {
 	switch {
 	case fl.done:
 		return fl.got
 	case fl.size >= 0:
-		return min(fl.got, max(fl.size-heldBack, 0))
+		return min(fl.got, max(fl.size-HeldBack, 0))
 	}
-	return max(fl.got-heldBack, 0)
+	return max(fl.got-HeldBack, 0)
 }
 
 // nearly reports whether the download is nearly done. The caller holds mu.

@@ -204,7 +204,7 @@ func TestReadersFollowOneDownload(t *testing.T) {
 		l.parts <- l.content[1000:] // all but the end of the answer
 		synctest.Wait()
 		for _, r := range all {
-			if r.n.Load() != l.size-heldBack {
+			if r.n.Load() != l.size-HeldBack {
 				t.Errorf("before the digest is known to be right a reader has %d bytes", r.n.Load())
 			}
 		}
@@ -301,7 +301,7 @@ func TestADamagedContentIsGivenToNobody(t *testing.T) {
 				}()
 				for _, r := range []*result{a, b} {
 					if <-r.done; !errors.Is(r.err, ErrDamaged) || !strings.Contains(r.err.Error(), c.want) ||
-						len(r.body) > len(l.content)-heldBack {
+						len(r.body) > len(l.content)-HeldBack {
 						t.Errorf("%d bytes, %v", len(r.body), r.err)
 					}
 				}

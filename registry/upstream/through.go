@@ -81,8 +81,8 @@ func (t *Through) Read(p []byte) (int, error) {
 	if t.blob == nil {
 		return 0, errReaderClosed
 	}
-	buf := make([]byte, min(len(p)+heldBack, copySize))
-	for t.failed == nil && len(t.held) <= heldBack {
+	buf := make([]byte, min(len(p)+HeldBack, copySize))
+	for t.failed == nil && len(t.held) <= HeldBack {
 		body := t.blob.Body
 		stall := time.AfterFunc(stallTime, func() { body.Close() })
 		n, err := body.Read(buf)
@@ -99,7 +99,7 @@ func (t *Through) Read(p []byte) (int, error) {
 	}
 	n := len(t.held)
 	if t.failed == nil {
-		n -= heldBack
+		n -= HeldBack
 	} else if t.failed != io.EOF {
 		return 0, t.failed
 	}
