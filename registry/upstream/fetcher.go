@@ -75,6 +75,7 @@ type Fetcher struct {
 	active  places          // downloads, also those that readers can no longer join
 	through places          // reads that store nothing
 	spooled int64           // bytes of spool files
+	full    filling
 	left    map[key]*leftover
 	sweeps  bool // a timer calls sweepLeft
 }
@@ -122,6 +123,32 @@ type Download struct {
 	// Held reports whether the storage has the content: another download may have ended after the caller looked. nil:
 	// it has not.
 	Held func() bool
+}
+
+// fullFor is for how long after the disk was full no download of a content begins that is as large: it would break off
+// at the same byte again, and its client would never get it. Until then such contents are not stored, see Through.
+const fullFor = time.Minute
+
+// filling is when a download has found the disk full.
+type filling struct {
+	at   time.Time
+	size int64 // bytes of its content
+}
+
+// filled notes that a content of so many bytes did not fit on the disk.
+func (f *Fetcher) filled(size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now := time.Now(); now.Sub(f.full.at) >= fullFor || size < f.full.size {
+		f.full = filling{now, size}
+	}
+}
+
+// isFull reports whether the disk was too full for a content of so many bytes just before.
+func (f *Fetcher) isFull(size int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return size >= f.full.size && time.Since(f.full.at) < fullFor
 }
 
 // key is what downloads are shared by, and found again.

@@ -513,6 +513,64 @@ func TestDownloadsAreBounded(t *testing.T) {
 	})
 }
 
+// narrow is an upload on a disk that has room for so many bytes.
+type narrow struct {
+	storage.Upload
+	room int
+}
+
+func (n *narrow) Write(p []byte) (int, error) {
+	if n.room -= len(p); n.room < 0 {
+		return 0, fmt.Errorf("upload: %w", storage.ErrFull)
+	}
+	return n.Upload.Write(p)
+}
+
+// TestADiskThatIsFull breaks one download off. Those of contents that are as large do not begin for a while, so that
+// their clients can get them unstored.
+func TestADiskThatIsFull(t *testing.T) {
+	each(t, FetcherOptions{}, func(t *testing.T, f *Fetcher, l *line, d Download) {
+		create, created := d.Create, 0
+		d.Create = func(ctx context.Context) (storage.Upload, error) {
+			created++
+			u, err := create(ctx)
+			return &narrow{u, 100_000}, err
+		}
+		r := readAll(join(t, f, d))
+		l.parts <- l.content[:100_000]
+		l.parts <- l.content[100_000:200_000]
+		if <-r.done; !errors.Is(r.err, ErrNoRoom) {
+			t.Errorf("%v", r.err)
+		}
+		f.running.Wait()
+		none := func() {
+			t.Helper()
+			r := join(t, f, d)
+			if _, err := r.Size(); !errors.Is(err, ErrNoRoom) || created != 1 {
+				t.Errorf("%v; %d uploads", err, created)
+			}
+			r.Close()
+			f.running.Wait()
+		}
+		none()
+		small := newLine(t, 1000)
+		other := readAll(join(t, f, Download{Digest: small.digest, Size: small.size, Open: small.open, Create: create}))
+		small.send(0, 1000)
+		if <-other.done; other.err != nil {
+			t.Errorf("a small content: %v", other.err)
+		}
+		time.Sleep(fullFor - time.Second)
+		none()
+		time.Sleep(2 * time.Second)
+		d.Create = create
+		r = readAll(join(t, f, d))
+		l.send(0, len(l.content))
+		if <-r.done; r.err != nil {
+			t.Errorf("when there is room again: %v", r.err)
+		}
+	})
+}
+
 // TestWhatTheUpstreamDoesNotGive is known before a byte is sent: the readers get the error of the upstream.
 func TestWhatTheUpstreamDoesNotGive(t *testing.T) {
 	each(t, FetcherOptions{}, func(t *testing.T, f *Fetcher, l *line, d Download) {

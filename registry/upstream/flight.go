@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"syscall"
 	"time"
 
 	"trow/storage"
@@ -31,6 +32,10 @@ func (fl *flight) run(ctx context.Context) {
 		l.end(ctx, false)
 		l = &landing{flight: fl}
 		err = l.fetch(ctx)
+	}
+	if errors.Is(err, storage.ErrFull) || errors.Is(err, syscall.ENOSPC) {
+		fl.fetcher.filled(max(fl.size, l.have))
+		err = &Error{Kind: ErrNoRoom, Ref: fl.d.Digest.String(), Cause: err}
 	}
 	kept := resumable(err) || context.Cause(ctx) != nil
 	i, interrupted := errors.AsType[*interruption](err)
@@ -268,6 +273,9 @@ func (l *landing) prepare(ctx context.Context, size int64) error {
 	if size >= 0 && l.have > size {
 		return l.damaged(fmt.Sprintf("%d bytes were kept, and the upstream has %d", l.have, size), nil)
 	}
+	if fl.fetcher.isFull(max(size, l.have)) {
+		return &Error{Kind: ErrNoRoom, Ref: fl.d.Digest.String(), Reason: "the disk was full just before"}
+	}
 	if err := l.reserve(max(size, l.have)); err != nil {
 		return err
 	}
@@ -341,9 +349,6 @@ func (l *landing) store(p []byte) error {
 		}
 	}
 	if _, err := l.upload.Write(p); err != nil {
-		if errors.Is(err, storage.ErrFull) {
-			err = &Error{Kind: ErrNoRoom, Ref: fl.d.Digest.String(), Cause: err}
-		}
 		return err
 	}
 	if l.spool != nil {
