@@ -180,8 +180,8 @@ func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (b
 }
 
 // Create implements mirror.BlobStore. The ID of an upload that may be continued is made of the digest and the upstream,
-// which find it again after a restart: as downloads are shared by these, two of them have two uploads. No client can name
-// it: the IDs of sessions are authenticated.
+// which find it again after a restart: as downloads are shared by these, two of them have two uploads. No client can
+// name it: the IDs of sessions are authenticated.
 func (s mirrorStore) Create(ctx context.Context, repo, from string, d digest.Digest) (storage.Upload, error) {
 	ctx = storage.Unbounded(ctx)
 	if s.Resumes() {

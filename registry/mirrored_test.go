@@ -431,8 +431,8 @@ func TestBytesThatAreOnTheirWay(t *testing.T) {
 	}
 }
 
-// TestWrongBytesBreakTheConnection, or, of a blob whose first byte waits for the last one, are an error; nothing of them
-// is kept.
+// TestWrongBytesBreakTheConnection, or, of a blob whose first byte waits for the last one, are an error; nothing of
+// them is kept.
 func TestWrongBytesBreakTheConnection(t *testing.T) {
 	w, o := newCache(t, "")
 	for _, wrong := range []string{"wrong", strings.Repeat("wrong", 100_000)} {

@@ -498,7 +498,8 @@ func TestAnUpstreamThatHangs(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			u, begun := upstreamOf(t, c.endpoints...), time.Now()
 			m, err := u.Manifest(t.Context(), "a", "v")
-			if took := time.Since(begun); !errors.Is(err, c.want) || took != c.took || err == nil && string(m.Body) != image {
+			if took := time.Since(begun); !errors.Is(err, c.want) || took != c.took ||
+				err == nil && string(m.Body) != image {
 				t.Errorf("%s: %v after %v, want %v after %v", name, err, took, c.want, c.took)
 			}
 			if err != nil && !strings.Contains(err.Error(), "in time") {

@@ -27,7 +27,8 @@ type Through struct {
 	release func()    // nil: closed
 }
 
-// Through opens a blob that is not stored. The caller closes it. Errors: *Error; ErrUnavailable if too many are open, see places.
+// Through opens a blob that is not stored. The caller closes it. Errors: *Error; ErrUnavailable if too many are open,
+// see places.
 func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d digest.Digest) (*Through, error) {
 	from := fromID(up.Title())
 	f.mu.Lock()
