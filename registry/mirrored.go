@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -178,18 +179,26 @@ func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (b
 	return err == nil, err
 }
 
-// Create implements mirror.BlobStore. The ID of an upload that may be continued is made of the digest, which finds it
-// again after a restart. No client can name it: the IDs of sessions are authenticated.
-func (s mirrorStore) Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
+// Create implements mirror.BlobStore. The ID of an upload that may be continued is made of the digest and the upstream,
+// which find it again after a restart: as downloads are shared by these, two of them have two uploads. No client can
+// name it: the IDs of sessions are authenticated.
+func (s mirrorStore) Create(ctx context.Context, repo, from string, d digest.Digest) (storage.Upload, error) {
 	ctx = storage.Unbounded(ctx)
 	if s.Resumes() {
-		u, err := s.options.Blobs.CreateAs(ctx, repo, downloadID(d), d.Algorithm())
+		u, err := s.options.Blobs.CreateAs(ctx, uploadsOf(repo), downloadID(from, d), d.Algorithm())
 		if !errors.Is(err, storage.ErrBusy) && !errors.Is(err, storage.ErrConflict) {
 			return u, err
 		}
 		// Clients' uploads have all places, or a download of the blob is about to end: this one cannot be continued.
 	}
-	return s.options.Blobs.Create(ctx, repo, d.Algorithm())
+	return s.options.Blobs.Create(ctx, uploadsOf(repo), d.Algorithm())
+}
+
+// uploadsOf returns where the uploads for a repository below f/ are: together with those of the others of its host, as
+// each of them may continue what another one has begun.
+func uploadsOf(repo string) string {
+	host, _, _ := strings.Cut(strings.TrimPrefix(repo, namespace.Prefix), "/")
+	return namespace.Prefix + host
 }
 
 // Resumes implements mirror.BlobStore.
@@ -199,13 +208,13 @@ func (s mirrorStore) Resumes() bool {
 }
 
 // Resume implements mirror.BlobStore.
-func (s mirrorStore) Resume(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error) {
-	return s.options.Blobs.Resume(storage.Unbounded(ctx), repo, downloadID(d), -1)
+func (s mirrorStore) Resume(ctx context.Context, repo, from string, d digest.Digest) (storage.Upload, error) {
+	return s.options.Blobs.Resume(storage.Unbounded(ctx), uploadsOf(repo), downloadID(from, d), -1)
 }
 
 // downloadID returns the ID of the upload for a blob of an upstream, of the form of a UUID.
-func downloadID(d digest.Digest) string {
-	b := sha256.Sum256([]byte("download " + d))
+func downloadID(from string, d digest.Digest) string {
+	b := sha256.Sum256([]byte("download " + from + " " + d.String()))
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16])
 }
 

@@ -36,6 +36,7 @@ type origin struct {
 	rest      chan struct{}     // not nil: the second half of a blob waits for it
 	status    int               // not 0: what it answers to everything
 	hold      chan struct{}     // not nil: each answer waits for it
+	noHead    bool              // it answers 405 to a HEAD
 }
 
 func (o *origin) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -44,6 +45,9 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, status, hold := o.manifests[strings.TrimPrefix(req.URL.Path, "/v2/")], o.status, o.hold
 	content, isBlob := o.blobs[strings.TrimPrefix(req.URL.Path, "/v2/")]
 	rest, unsized := o.rest, o.unsized
+	if o.noHead && req.Method == http.MethodHead {
+		isBlob, body, status = false, nil, http.StatusMethodNotAllowed
+	}
 	o.mu.Unlock()
 	if isBlob && status == 0 {
 		if !unsized {
@@ -432,24 +436,29 @@ func TestBytesThatAreOnTheirWay(t *testing.T) {
 	}
 }
 
-// TestWrongBytesBreakTheConnection, and nothing of them is kept.
+// TestWrongBytesBreakTheConnection, or, of a blob whose first byte waits for the last one, are an error; nothing of
+// them is kept.
 func TestWrongBytesBreakTheConnection(t *testing.T) {
 	w, o := newCache(t, "")
-	d := digest.FromString("right")
-	o.mu.Lock()
-	o.blobs["team/app/blobs/"+d.String()] = []byte("wrong")
-	o.mu.Unlock()
-	resp, err := http.Get(w.url + "/v2/f/quay.io/team/app/blobs/" + d.String())
-	if err == nil {
-		var all []byte
-		all, err = io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode == 200 && err == nil {
-			t.Errorf("%q is complete", all)
+	for _, wrong := range []string{"wrong", strings.Repeat("wrong", 100_000)} {
+		d := digest.FromString("right" + wrong)
+		o.set(0, nil)
+		o.mu.Lock()
+		o.blobs["team/app/blobs/"+d.String()] = []byte(wrong)
+		o.mu.Unlock()
+		if at := "/v2/f/quay.io/team/app/blobs/" + d.String(); len(wrong) <= upstream.HeldBack {
+			w.do("GET", at, nil).code(502, "UNAVAILABLE").contains("another digest")
+		} else if resp, err := http.Get(w.url + at); err == nil {
+			var all []byte
+			all, err = io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode == 200 && err == nil {
+				t.Errorf("%d bytes are complete", len(all))
+			}
 		}
+		o.set(500, nil)
+		w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(503) // it is not kept
 	}
-	o.set(500, nil)
-	w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(503) // it is not kept
 }
 
 // TestWhoMayReadOfAnUpstreamWithALogin: what it gives without a login may be read by everybody, nothing else; also
@@ -514,8 +523,14 @@ func TestAHeadOfABlobOfAnUpstream(t *testing.T) {
 	if got := o.requests(); got != "HEAD "+absent {
 		t.Errorf("the upstream was asked\n%s", got)
 	}
+	// One that has no HEAD is asked for the blob itself.
+	o.mu.Lock()
+	o.noHead = true
+	o.mu.Unlock()
+	d = o.blob("team/app", []byte("other"))
+	w.do("HEAD", "/v2/team/app/blobs/"+d.String()+"?ns=quay.io", nil).is(200).has("Content-Length", "5")
 	o.set(503, nil)
-	w.do("HEAD", "/v2/team/app/blobs/"+digest.FromString("other").String()+"?ns=quay.io", nil).is(503)
+	w.do("HEAD", "/v2/team/app/blobs/"+digest.FromString("third").String()+"?ns=quay.io", nil).is(503)
 }
 
 // TestABlobThatThereIsNoRoomFor reaches the client all the same, and is not stored.

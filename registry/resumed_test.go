@@ -50,7 +50,7 @@ func (s *stopping) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // only the rest is fetched. Wrong bytes there are not given to anybody.
 func TestADownloadGoesOnAfterARestart(t *testing.T) {
 	const stop = 3 << 20
-	for _, damaged := range []bool{false, true} {
+	for name, damaged := range map[string]bool{"continued": false, "damaged": true, "for another repository": false} {
 		o := &stopping{content: random(t, 4<<20), stop: stop}
 		origin := httptest.NewServer(o)
 		t.Cleanup(origin.Close)
@@ -101,6 +101,9 @@ func TestADownloadGoesOnAfterARestart(t *testing.T) {
 		o.mu.Unlock()
 		w, end = start()
 		defer end()
+		if name == "for another repository" {
+			path = "/v2/f/quay.io/team/other/blobs/" + d.String()
+		}
 		ranges := "bytes=3145727-"
 		if damaged {
 			resp, err := http.Get(w.url + path)
@@ -117,7 +120,7 @@ func TestADownloadGoesOnAfterARestart(t *testing.T) {
 		got := strings.Join(o.ranges, " ")
 		o.mu.Unlock()
 		if got != ranges && (!damaged || !strings.HasPrefix(got, ranges+" ")) {
-			t.Errorf("asked for %q, want %q", got, ranges)
+			t.Errorf("%s: asked for %q, want %q", name, got, ranges)
 		}
 		if files, _ := filepath.Glob(filepath.Join(dir, "uploads", "*")); len(files) != 0 {
 			t.Errorf("left: %v", files)

@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -20,13 +21,13 @@ type BlobStore interface {
 	Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error)
 	// Adopt makes a repository hold a blob that others hold. It reports false if none does any more.
 	Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error)
-	// Resume returns an upload of Create that was closed with a part of the blob, also before a restart. Errors: there
-	// is none.
-	Resume(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error)
+	// Resume returns an upload of Create for the same upstream, of any of its repositories, that was closed with a part
+	// of the blob, also before a restart. Errors: there is none.
+	Resume(ctx context.Context, repo, upstream string, d digest.Digest) (storage.Upload, error)
 	// Resumes reports whether closed uploads can be continued; otherwise the Fetcher keeps the bytes.
 	Resumes() bool
 	// Create creates the upload for a blob; Keep commits it, and makes the repository hold the blob.
-	Create(ctx context.Context, repo string, d digest.Digest) (storage.Upload, error)
+	Create(ctx context.Context, repo, upstream string, d digest.Digest) (storage.Upload, error)
 	Keep(ctx context.Context, repo string, d digest.Digest, u storage.Upload) error
 }
 
@@ -166,6 +167,15 @@ func (b *fetch) adopt(ctx context.Context) (bool, error) {
 // room, the client gets the blob from the upstream, and nothing is stored.
 func (b *fetch) join(ctx context.Context) (Source, error) {
 	r, err := b.download(ctx)
+	if r != nil && err == nil {
+		if size, known := r.Size(); known == nil && size >= 0 && size <= upstream.HeldBack {
+			// No byte of it can be read before all have arrived. So if that fails, the client gets the reason as the
+			// answer, and not a connection that breaks.
+			if err = r.Wait(func(int64, int64) {}); err != nil {
+				err = errors.Join(err, r.Close())
+			}
+		}
+	}
 	switch {
 	case errors.Is(err, upstream.ErrNoRoom):
 		t, err := b.options.Fetcher.Through(ctx, b.up, b.there, b.d)
@@ -181,42 +191,70 @@ func (b *fetch) join(ctx context.Context) (Source, error) {
 
 // download is join for a blob that can be stored; nil if the repository holds the blob by now.
 func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
-	blobs := b.options.Blobs
+	blobs, from := b.options.Blobs, b.up.Title()
 	var resume func(context.Context) (storage.Upload, error)
 	if blobs.Resumes() {
-		resume = func(ctx context.Context) (storage.Upload, error) { return blobs.Resume(ctx, b.repo, b.d) }
+		resume = func(ctx context.Context) (storage.Upload, error) { return blobs.Resume(ctx, b.repo, from, b.d) }
 	}
-	r, err := b.options.Fetcher.Join(ctx, upstream.Download{Digest: b.d, Size: b.size, Open: b.open, Resume: resume,
-		Create: func(ctx context.Context) (storage.Upload, error) { return blobs.Create(ctx, b.repo, b.d) },
+	d := upstream.Download{Digest: b.d, From: from, Size: b.size, Open: b.open, Resume: resume,
+		Create: func(ctx context.Context) (storage.Upload, error) { return blobs.Create(ctx, b.repo, from, b.d) },
 		Commit: func(ctx context.Context, u storage.Upload) error { return blobs.Keep(ctx, b.repo, b.d, u) },
 		Held: func() bool {
 			held, err := blobs.Blob(b.options.Context, b.repo, b.d)
 			return err == nil && held
-		}})
-	if errors.Is(err, upstream.ErrHeld) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	// Once the size is known, the upstream of the download has answered. If this repository started the download, check
-	// finds that answer in the cache; if another one did, check asks the upstream of this one.
-	size, err := r.Size()
-	held := false
-	if err == nil && size < 0 {
-		// It is not known before all has arrived. Then the repository of the download holds it.
-		if err = r.Wait(func(int64, int64) {}); err == nil {
-			size, err = r.Size()
+		}}
+	for range again {
+		r, err := b.options.Fetcher.Join(ctx, d)
+		if errors.Is(err, upstream.ErrHeld) {
+			return nil, nil
 		}
-		if err == nil {
-			held, err = blobs.Blob(ctx, b.repo, b.d)
+		if err != nil {
+			return nil, err
+		}
+		size, err := r.Size()
+		if err != nil && r.Joined() && definite(err) {
+			// The answer is about the repository that started the download, or about the size that its manifest says.
+			// A client must not get it for this one: whoever asks for a blob in a repository that lacks it could
+			// otherwise make it unknown for all others at that moment.
+			if err := r.Close(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		// Once the size is known, the upstream of the download has answered. If this repository started the download,
+		// check finds that answer in the cache; if another one did, check asks the upstream of this one.
+		held := false
+		if err == nil && size < 0 {
+			// It is not known before all has arrived. Then the repository of the download holds it.
+			if err = r.Wait(func(int64, int64) {}); err == nil {
+				size, err = r.Size()
+			}
+			if err == nil {
+				held, err = blobs.Blob(ctx, b.repo, b.d)
+			}
+		}
+		if err == nil && !held {
+			err = b.check(ctx, size)
+		}
+		if err == nil && size >= 0 && b.size >= 0 && size != b.size {
+			err = b.failure(upstream.ErrDamaged, fmt.Sprintf("the upstream has %d bytes, and not %d", size, b.size), nil)
+		}
+		if err != nil || held {
+			return nil, errors.Join(err, r.Close())
+		}
+		return r, nil
+	}
+	return nil, b.failure(upstream.ErrUnavailable, "it is asked for in repositories that do not have it at the same time",
+		nil)
+}
+
+// definite reports whether an error is an answer about one repository, and not about the whole upstream or the cache.
+func definite(err error) bool {
+	for _, kind := range []error{upstream.ErrNotFound, upstream.ErrUnauthorized, upstream.ErrRefused,
+		upstream.ErrTooLarge, upstream.ErrDamaged} {
+		if errors.Is(err, kind) {
+			return true
 		}
 	}
-	if err == nil && !held {
-		err = b.check(ctx, size)
-	}
-	if err != nil || held {
-		return nil, errors.Join(err, r.Close())
-	}
-	return r, nil
+	return false
 }

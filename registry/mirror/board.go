@@ -299,12 +299,15 @@ func (c *Cache) Lead(ctx context.Context) {
 	}
 	set(ctx)
 	defer set(nil)
-	every := time.NewTicker(refusedFor)
+	every, trim := time.NewTicker(refusedFor), time.NewTicker(lookInterval)
 	defer every.Stop()
+	defer trim.Stop()
 	for {
 		c.serve(ctx)
 		select {
 		case <-every.C:
+		case <-trim.C:
+			c.trim(ctx)
 		case <-ctx.Done():
 			return
 		}

@@ -112,7 +112,8 @@ const (
 	saveInterval = time.Hour
 )
 
-// Run calls Look each minute and Save each hour until ctx is done, and then Save once more. It returns nil.
+// Run calls Look each minute, and evicts what is beyond the limit; it calls Save each hour until ctx is done, and then
+// once more. It returns nil.
 func (c *Cache) Run(ctx context.Context) error {
 	if c.Shared() {
 		var following sync.WaitGroup
@@ -122,11 +123,13 @@ func (c *Cache) Run(ctx context.Context) error {
 	look, save := time.NewTicker(lookInterval), time.NewTicker(saveInterval)
 	defer look.Stop()
 	defer save.Stop()
-	c.Look(ctx)
 	for {
+		c.Look(ctx)
+		if !c.Shared() { // otherwise the leader does
+			c.trim(ctx)
+		}
 		select {
 		case <-look.C:
-			c.Look(ctx)
 		case <-save.C:
 			_ = c.Save(ctx) // tried again in an hour; a failure affects only the order of eviction
 		case <-ctx.Done():
@@ -136,6 +139,36 @@ func (c *Cache) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// trim evicts what is beyond the limit, such as after a start with a lower one, or after what was pushed as well was
+// deleted there.
+func (c *Cache) trim(ctx context.Context) {
+	for freed := true; freed && c.beyond() > 0 && ctx.Err() == nil; {
+		freed = c.trimStep(ctx)
+	}
+}
+
+// beyond returns by how many bytes what is stored exceeds the limit.
+func (c *Cache) beyond() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.used - c.limit
+}
+
+// trimStep evicts one step of what is beyond the limit. Between two of them, downloads get their turn to evict. It
+// reports false if nothing was evicted.
+func (c *Cache) trimStep(ctx context.Context) (freed bool) {
+	c.evicting.Lock()
+	defer c.evicting.Unlock()
+	beyond := c.beyond()
+	if beyond <= 0 { // another eviction was faster
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, evictTime)
+	defer cancel()
+	freed, err := c.evict(ctx, beyond)
+	return freed && err == nil // tried again in a minute
 }
 
 // saveTime bounds the last Save, for which the end of the process waits.

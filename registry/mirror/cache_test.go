@@ -173,6 +173,47 @@ func TestTheOldestGoes(t *testing.T) {
 	}
 }
 
+// TestALowerLimit is kept after the start, by one process and by the leader of several, and nothing that is read goes.
+func TestALowerLimit(t *testing.T) {
+	for _, n := range []int{1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newShelf()
+			for i := range 100 {
+				s.put(fmt.Sprint(i), 10)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			var all []*mirror.Cache
+			for i := range n {
+				c := mirror.NewCache(300)
+				if n > 1 {
+					c.Share(fmt.Sprint("replica", i))
+				}
+				c.Attach(s)
+				all = append(all, c)
+			}
+			all[0].Look(ctx)
+			release := all[0].Use(contentOf("7"))
+			for _, c := range all {
+				running.Go(func() { _ = c.Run(ctx) })
+			}
+			if n > 1 {
+				running.Go(func() { all[0].Lead(ctx) })
+			}
+			time.Sleep(3 * time.Minute)
+			s.mu.Lock()
+			_, held := s.held[contentOf("7")]
+			s.mu.Unlock()
+			if s.size() != 300 || !held {
+				t.Errorf("%d of %d: %d bytes are held; what is read: %t", n, 300, s.size(), held)
+			}
+			release()
+			stop()
+			running.Wait()
+		})
+	}
+}
+
 // TestWhatIsKeptGoesLast, what was pushed as well does not count, and what stays is not asked about again.
 func TestWhatIsKeptGoesLast(t *testing.T) {
 	s := newShelf()

@@ -25,9 +25,10 @@
 //     the image that it names at the upstream is here as a whole. That is fetched in the background; until then the
 //     answer is stale. A tag that is not held at all is recorded with its manifest: the client that pulls it fetches
 //     the rest.
-//  7. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Bytes
-//     that are stored, or on their way, for another repository are served only after this repository's own upstream has
-//     answered for the digest with the same size.
+//  7. A blob that is not held is downloaded once for all clients that ask, and they receive it while it arrives. Two
+//     upstreams that have the same blob are two downloads, of which the first that is complete serves all: one that
+//     stalls, or sends wrong bytes, affects no other. Bytes that are stored, or on their way, for another repository
+//     are served only after this repository's own upstream has answered for the digest with the same size.
 //  8. Lists of tags and of referrers are asked for once within the time of fresh:. Referrers are fetched, so that the
 //     registry lists what it holds; tags are not.
 //  9. What keep: of an upstream names is polled, and fetched ahead as a whole ([Mirror.Fetch]), by one process at a

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -43,7 +44,7 @@ func (u *Upstream) Blob(ctx context.Context, repo string, d digest.Digest, from 
 		resp.Body.Close()
 		return u.Blob(ctx, repo, d, 0, "")
 	}
-	if !ok || resp.Header.Get("Content-Encoding") != "" {
+	if coding := resp.Header.Get("Content-Encoding"); !ok || coding != "" && !strings.EqualFold(coding, "identity") {
 		resp.Body.Close()
 		return nil, u.failure(ErrDamaged, repo, d.String(), "the answer is not the content of a blob")
 	}
@@ -81,15 +82,19 @@ func contentRange(text string) (start, size int64, ok bool) {
 	return start, size, err == nil && size > start
 }
 
-// ask sends a request to the endpoints in order until one succeeds. If none does, it returns the failure that leaves
-// most open (see graver), so ErrNotFound only if every endpoint answers that. Errors: *Error.
+// ask sends a request to the endpoints in order until one succeeds, for answerTime at most; the body of the answer has
+// no such bound. If none does, it returns the failure that leaves most open (see graver), so ErrNotFound only if every
+// endpoint answers that. Errors: *Error.
 func (u *Upstream) ask(ctx context.Context, r request) (*http.Response, error) {
 	if err := u.mayAsk(r); err != nil {
 		return nil, err
 	}
 	var worst *Error
-	for _, e := range u.endpoints {
-		resp, failure := e.ask(ctx, r)
+	begun := time.Now()
+	for i, e := range u.endpoints {
+		// An equal share of what is left: if one hangs, there is time to ask the next.
+		share := (answerTime - time.Since(begun)) / time.Duration(len(u.endpoints)-i)
+		resp, failure := e.askWithin(ctx, share, r)
 		if failure == nil {
 			return resp, nil
 		}

@@ -151,10 +151,11 @@ func TestHead(t *testing.T) {
 		fmt.Sprint(len(image))}
 	for name, c := range map[string]struct {
 		ref     string
-		headers []string
+		headers []string // none: it has no HEAD
 		asked   int
 		want    error
 	}{
+		"without HEAD":   {"v", nil, 2, nil},
 		"whole":          {"v", whole, 1, nil},
 		"without digest": {"v", []string{"Content-Type", imageType, "Content-Length", "5"}, 2, nil},
 		"without length": {"v", whole[:4], 2, nil},
@@ -165,6 +166,10 @@ func TestHead(t *testing.T) {
 		"a digest itself": {imageDigest.String(), whole, 1, nil},
 	} {
 		o := &origin{next: func(w http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodHead && c.headers == nil {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
 			if req.Method == http.MethodHead {
 				give(w, "", c.headers...)
 				return
@@ -201,6 +206,9 @@ func TestBlob(t *testing.T) {
 			content, 10, 1, nil, ""},
 		"of unknown length": {0, func(w http.ResponseWriter, _ *http.Request) { give(w, content) }, 0, content, -1,
 			1, nil, ""},
+		"not coded": {0, func(w http.ResponseWriter, _ *http.Request) {
+			give(w, content, "Content-Encoding", "identity")
+		}, 0, content, -1, 1, nil, ""},
 		"continued": {4, func(w http.ResponseWriter, _ *http.Request) { partial(w, "4-9/10", content[4:]) }, 4,
 			content[4:], 10, 1, nil, "bytes=4-"},
 		"continued, size unknown": {4, func(w http.ResponseWriter, _ *http.Request) {
@@ -449,6 +457,61 @@ func TestAnEndpointThatIsDownIsLeftAlone(t *testing.T) {
 	})
 }
 
+// TestAnUpstreamThatHangs is waited for as long as it could still be alive, and no longer: one that answers later than
+// others, and then sends its body slowly, is read to the end.
+func TestAnUpstreamThatHangs(t *testing.T) {
+	hangs := transportFunc(func(req *http.Request) (*http.Response, error) {
+		<-req.Context().Done()
+		return nil, req.Context().Err()
+	})
+	slow := transportFunc(func(req *http.Request) (*http.Response, error) {
+		time.Sleep(answerTime - time.Second)
+		body := readerFunc(func(p []byte) (int, error) {
+			time.Sleep(answerTime - time.Second)
+			if req.Context().Err() != nil {
+				return 0, req.Context().Err()
+			}
+			return copy(p, image), io.EOF
+		})
+		return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {imageType}}, Request: req,
+			ContentLength: int64(len(image)), Body: io.NopCloser(body)}, nil
+	})
+	stops := transportFunc(func(req *http.Request) (*http.Response, error) {
+		r, w := io.Pipe()
+		go func() { _, _ = io.WriteString(w, image[:10]) }()
+		return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {imageType}}, Request: req,
+			ContentLength: int64(len(image)), Body: r}, nil
+	})
+	gives := &origin{next: func(w http.ResponseWriter, _ *http.Request) { give(w, image, "Content-Type", imageType) }}
+	for name, c := range map[string]struct {
+		endpoints []http.RoundTripper
+		took      time.Duration
+		want      error
+	}{
+		"alone":                  {[]http.RoundTripper{hangs}, answerTime, ErrUnavailable},
+		"all":                    {[]http.RoundTripper{hangs, hangs, hangs}, answerTime, ErrUnavailable},
+		"the first of two":       {[]http.RoundTripper{hangs, gives}, answerTime / 2, nil},
+		"slow":                   {[]http.RoundTripper{slow}, 2 * (answerTime - time.Second), nil},
+		"in the middle":          {[]http.RoundTripper{stops}, answerTime, ErrUnavailable},
+		"the first, and then no": {[]http.RoundTripper{hangs, stops}, answerTime + answerTime/2, ErrUnavailable},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			u, begun := upstreamOf(t, c.endpoints...), time.Now()
+			m, err := u.Manifest(t.Context(), "a", "v")
+			if took := time.Since(begun); !errors.Is(err, c.want) || took != c.took ||
+				err == nil && string(m.Body) != image {
+				t.Errorf("%s: %v after %v, want %v after %v", name, err, took, c.want, c.took)
+			}
+			if err != nil && !strings.Contains(err.Error(), "in time") {
+				t.Errorf("%s: %v", name, err)
+			}
+			if name == "alone" && u.endpoints[0].breaker.failures == 0 {
+				t.Errorf("%s: it does not count as a failure", name)
+			}
+		})
+	}
+}
+
 // TestOneOutageIsOneFailure for the length of the pause, however many asked at that time.
 func TestOneOutageIsOneFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -618,6 +681,8 @@ func TestRedirectsThatAreFollowed(t *testing.T) {
 		{"ftp://cdn.example/x", true, 1, false},
 		{"file:///etc/passwd", true, 1, false},
 		{"https://me@cdn.example/x", true, 1, false},
+		{"file:///etc/passwd", true, 1, false},
+		{"ftp://cdn.example/x", true, 1, false},
 	} {
 		req := httptest.NewRequest(http.MethodGet, c.to, nil)
 		req.Header.Set("Referer", "https://registry.example/?signature=secret")

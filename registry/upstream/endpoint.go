@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -28,7 +29,14 @@ const (
 	maxWait = 2 * time.Second
 	// maxRedirects bounds the redirects of one request. Registries need one or two.
 	maxRedirects = 5
+	// answerTime bounds the time until an upstream has begun to answer a request: over all endpoints and tries, token
+	// servers and redirects included. A kubelet that waits for the answer can go to the origin only afterwards. It is
+	// less than stallTime, so that a download that gets no answer counts as a failure of the endpoint.
+	answerTime = 25 * time.Second
 )
+
+// errNoAnswer is the cause with which a request that has waited too long for an answer is cancelled.
+var errNoAnswer = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
 
 // endpoint is a registry that answers for an upstream. It is safe for concurrent use.
 type endpoint struct {
@@ -133,6 +141,35 @@ type request struct {
 	anonymous               bool
 }
 
+// askWithin is ask for an endpoint that must begin to answer within a time. The body may take longer.
+func (e *endpoint) askWithin(ctx context.Context, most time.Duration, r request) (*http.Response, *Error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	late := time.AfterFunc(most, func() { cancel(errNoAnswer) })
+	resp, failure := e.ask(ctx, r)
+	if !late.Stop() && failure == nil { // it came at the last moment, and its body is cancelled
+		resp.Body.Close()
+		failure = failed(errNoAnswer)
+	}
+	if failure != nil {
+		cancel(nil)
+		return nil, failure
+	}
+	resp.Body = &cancelling{resp.Body, cancel}
+	return resp, nil
+}
+
+// cancelling is a body that releases the context of its request when it is closed.
+type cancelling struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+}
+
+func (c *cancelling) Close() error {
+	err := c.ReadCloser.Close()
+	c.cancel(nil)
+	return err
+}
+
 // ask sends a request to one endpoint, up to tries times. The caller closes the body of the answer, whose status is
 // 200, 206 or 416.
 func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) {
@@ -169,6 +206,9 @@ func (e *endpoint) once(ctx context.Context, r request, p permit) (resp *http.Re
 	if err != nil {
 		failure = failed(err)
 		switch _, answered := errors.AsType[*client.Error](err); {
+		case errors.Is(context.Cause(ctx), errNoAnswer):
+			failure = failed(errors.Join(errNoAnswer, err))
+			e.breaker.done(p, down)
 		case errors.Is(ctx.Err(), context.Canceled): // by the caller, which says nothing about the endpoint
 			e.breaker.done(p, unknown)
 		case failure.Kind != ErrUnavailable: // a refused login or address: the endpoint itself may work

@@ -2,10 +2,11 @@ package upstream
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -15,13 +16,14 @@ import (
 
 const (
 	// defaultDownloads bounds the downloads at once if the options do not: each takes a connection, a buffer of
-	// copySize bytes and an open upload.
-	defaultDownloads = 64
-	// maxThrough bounds the reads at once that store nothing: each is a download of its own from the upstream.
-	maxThrough = 32
-	// heldBack is how many bytes at the end of a content no reader gets before the digest is verified, so that no
+	// copySize bytes and an open upload. One upstream alone gets half of them, see places.
+	defaultDownloads = 128
+	// maxThrough bounds the reads at once that store nothing: each is a download of its own from the upstream. One
+	// upstream alone gets half of them.
+	maxThrough = 64
+	// HeldBack is how many bytes at the end of a content no reader gets before the digest is verified, so that no
 	// client takes damaged content as complete. More would delay the end of a small layer.
-	heldBack = 64 << 10
+	HeldBack = 64 << 10
 	// stallTime is how long a download may go on without a byte from the upstream, attempts to continue it included.
 	stallTime = 30 * time.Second
 	// lingerTime is how long a download without readers goes on: clients whose connection broke come back, and clients
@@ -60,20 +62,21 @@ type FetcherOptions struct {
 	Reserve func(n int64) (release func(), ok bool)
 }
 
-// Fetcher downloads contents, each once at a time for all readers. Make it with [NewFetcher]. It is safe for concurrent
-// use.
+// Fetcher downloads contents, each once at a time from an upstream for all readers. Make it with [NewFetcher]. It is
+// safe for concurrent use.
 type Fetcher struct {
 	options FetcherOptions
 	ctx     context.Context // of all downloads, which do not end when a client disconnects
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup
-	through atomic.Int64 // reads that store nothing
 
-	mu      sync.Mutex                // guards all below; taken before that of a flight
-	flights map[digest.Digest]*flight // those that readers can join
-	active  int                       // downloads, also those that readers can no longer join
-	spooled int64                     // bytes of spool files
-	left    map[digest.Digest]*leftover
+	mu      sync.Mutex      // guards all below; taken before that of a flight
+	flights map[key]*flight // those that readers can join
+	active  places          // downloads, also those that readers can no longer join
+	through places          // reads that store nothing
+	spooled int64           // bytes of spool files
+	full    filling
+	left    map[key]*leftover
 	sweeps  bool // a timer calls sweepLeft
 }
 
@@ -85,7 +88,8 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 	if o.Reserve == nil {
 		o.Reserve = func(int64) (func(), bool) { return func() {}, true }
 	}
-	f := &Fetcher{options: o, flights: map[digest.Digest]*flight{}, left: map[digest.Digest]*leftover{}}
+	f := &Fetcher{options: o, flights: map[key]*flight{}, left: map[key]*leftover{},
+		active: newPlaces(o.Downloads), through: newPlaces(maxThrough)}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	f.findLeft()
 	return f
@@ -103,7 +107,10 @@ func (f *Fetcher) Close() {
 // before its own upstream has answered for the content with the same size.
 type Download struct {
 	Digest digest.Digest
-	Size   int64 // in bytes, by the descriptor; -1: not known
+	// From names the upstream. One that stalls, or sends wrong bytes, must not affect the readers of another one that
+	// has the same content, so a download has readers of one upstream alone.
+	From string
+	Size int64 // in bytes, by the descriptor; -1: not known
 	// Open opens the content at an offset, as [Upstream.Blob] does.
 	Open func(ctx context.Context, from int64, etag string) (*Blob, error)
 	// Resume returns the upload that Create has made in an earlier download, also before a restart, and that was closed
@@ -118,30 +125,72 @@ type Download struct {
 	Held func() bool
 }
 
+// fullFor is for how long after the disk was full no download of a content begins that is as large: it would break off
+// at the same byte again, and its client would never get it. Until then such contents are not stored, see Through.
+const fullFor = time.Minute
+
+// filling is when a download has found the disk full.
+type filling struct {
+	at   time.Time
+	size int64 // bytes of its content
+}
+
+// filled notes that a content of so many bytes did not fit on the disk.
+func (f *Fetcher) filled(size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now := time.Now(); now.Sub(f.full.at) >= fullFor || size < f.full.size {
+		f.full = filling{now, size}
+	}
+}
+
+// isFull reports whether the disk was too full for a content of so many bytes just before.
+func (f *Fetcher) isFull(size int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return size >= f.full.size && time.Since(f.full.at) < fullFor
+}
+
+// key is what downloads are shared by, and found again.
+type key struct {
+	digest digest.Digest
+	from   string // of the form of fromID
+}
+
+// fromID returns a form of Download.From that fits into the name of a file.
+func fromID(from string) string {
+	sum := sha256.Sum256([]byte(from))
+	return hex.EncodeToString(sum[:8])
+}
+
 // Join returns a reader of the download of a content, and starts the download if there is none. ctx bounds the reads,
 // not the download. The caller closes the reader. Errors: ErrHeld; ErrBusy; ErrUnavailable if the Fetcher is closed;
 // ErrDamaged if the download is of another size. Later failures are errors of the reads.
 func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
+	k := key{d.Digest, fromID(d.From)}
 	f.mu.Lock()
-	if fl := f.flights[d.Digest]; fl != nil {
+	if fl := f.flights[k]; fl != nil {
 		defer f.mu.Unlock()
-		return fl.reader(ctx, d.Size)
+		r, err := fl.reader(ctx, d.Size)
+		if err == nil {
+			r.joined = true
+		}
+		return r, err
 	}
 	if f.ctx.Err() != nil {
 		defer f.mu.Unlock()
 		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
 			Reason: context.Cause(f.ctx).Error()}
 	}
-	if f.active >= f.options.Downloads {
+	if !f.active.take(k.from) {
 		defer f.mu.Unlock()
 		return nil, &Error{Kind: ErrUnavailable, Ref: d.Digest.String(), Retry: time.Second,
-			Reason: fmt.Sprintf("%d downloads are under way", f.active), Cause: ErrBusy}
+			Reason: fmt.Sprintf("%d downloads are under way", f.active.taken), Cause: ErrBusy}
 	}
-	fl := &flight{fetcher: f, d: d, size: d.Size, changed: make(chan struct{})}
+	fl := &flight{fetcher: f, key: k, d: d, size: d.Size, changed: make(chan struct{})}
 	var stop context.Context
 	stop, fl.cancel = context.WithCancelCause(f.ctx)
-	f.flights[d.Digest] = fl
-	f.active++
+	f.flights[k] = fl
 	f.running.Add(1)
 	r, err := fl.reader(ctx, d.Size)
 	f.mu.Unlock()
@@ -161,6 +210,7 @@ func (f *Fetcher) Join(ctx context.Context, d Download) (*Reader, error) {
 // flight is one download.
 type flight struct {
 	fetcher *Fetcher
+	key     key
 	d       Download
 	cancel  context.CancelCauseFunc
 
@@ -186,16 +236,16 @@ func (fl *flight) update(change func()) {
 	fl.changed = make(chan struct{})
 }
 
-// visible returns how many bytes may be read: before the digest is verified, all but the last heldBack, of the content
+// visible returns how many bytes may be read: before the digest is verified, all but the last HeldBack, of the content
 // or of what has arrived. The caller holds mu.
 func (fl *flight) visible() int64 {
 	switch {
 	case fl.done:
 		return fl.got
 	case fl.size >= 0:
-		return min(fl.got, max(fl.size-heldBack, 0))
+		return min(fl.got, max(fl.size-HeldBack, 0))
 	}
-	return max(fl.got-heldBack, 0)
+	return max(fl.got-HeldBack, 0)
 }
 
 // nearly reports whether the download is nearly done. The caller holds mu.
@@ -225,7 +275,7 @@ func (fl *flight) end(err error) {
 	fl.cancel(nil) // releases the context
 	f := fl.fetcher
 	f.mu.Lock()
-	f.active--
+	f.active.leave(fl.key.from)
 	f.mu.Unlock()
 	f.running.Done()
 }
@@ -235,8 +285,8 @@ func (fl *flight) leave() {
 	f := fl.fetcher
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.flights[fl.d.Digest] == fl {
-		delete(f.flights, fl.d.Digest)
+	if f.flights[fl.key] == fl {
+		delete(f.flights, fl.key)
 	}
 }
 
@@ -251,18 +301,19 @@ func (fl *flight) abandon() {
 	if fl.readers > 0 || fl.done || fl.nearly() {
 		return
 	}
-	if f.flights[fl.d.Digest] == fl {
-		delete(f.flights, fl.d.Digest)
+	if f.flights[fl.key] == fl {
+		delete(f.flights, fl.key)
 	}
 	fl.cancel(errAbandoned)
 }
 
 // reader returns a new reader of a content of this size; -1: any. The caller holds the lock of the Fetcher and has the
-// flight from its map, so the flight is not done. Errors: ErrDamaged if it has another size.
+// flight from its map, so the flight is not done. Errors: ErrDamaged if it has another size. Until the upstream has
+// answered, that is only what one of those says who want the content.
 func (fl *flight) reader(ctx context.Context, size int64) (*Reader, error) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	if fl.size >= 0 && size >= 0 && fl.size != size {
+	if fl.answered && fl.size >= 0 && size >= 0 && fl.size != size {
 		return nil, &Error{Kind: ErrDamaged, Ref: fl.d.Digest.String(),
 			Reason: fmt.Sprintf("it is on its way with %d bytes, and not %d", fl.size, size)}
 	}

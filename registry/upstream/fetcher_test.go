@@ -127,8 +127,8 @@ func each(t *testing.T, o FetcherOptions, test func(t *testing.T, f *Fetcher, l 
 				test(t, f, l, Download{Digest: l.digest, Size: l.size, Open: l.open, Create: create,
 					Held: func() bool { return held(l.digest) }})
 				f.Close()
-				if f.spooled != 0 || f.active != 0 || len(f.flights) != 0 {
-					t.Errorf("left behind: %d bytes in the spool, %d downloads", f.spooled, f.active)
+				if f.spooled != 0 || f.active.taken != 0 || len(f.flights) != 0 {
+					t.Errorf("left behind: %d bytes in the spool, %d downloads", f.spooled, f.active.taken)
 				}
 				if left, err := os.ReadDir(o.Dir); err != nil || len(left) > 0 {
 					t.Errorf("files left behind: %v, %v", left, err)
@@ -204,7 +204,7 @@ func TestReadersFollowOneDownload(t *testing.T) {
 		l.parts <- l.content[1000:] // all but the end of the answer
 		synctest.Wait()
 		for _, r := range all {
-			if r.n.Load() != l.size-heldBack {
+			if r.n.Load() != l.size-HeldBack {
 				t.Errorf("before the digest is known to be right a reader has %d bytes", r.n.Load())
 			}
 		}
@@ -301,7 +301,7 @@ func TestADamagedContentIsGivenToNobody(t *testing.T) {
 				}()
 				for _, r := range []*result{a, b} {
 					if <-r.done; !errors.Is(r.err, ErrDamaged) || !strings.Contains(r.err.Error(), c.want) ||
-						len(r.body) > len(l.content)-heldBack {
+						len(r.body) > len(l.content)-HeldBack {
 						t.Errorf("%d bytes, %v", len(r.body), r.err)
 					}
 				}
@@ -449,8 +449,8 @@ func TestWhoLeavesDoesNotStopOthers(t *testing.T) {
 				}
 				time.Sleep(2 * time.Millisecond)
 				synctest.Wait()
-				if f.active == 1 != c.goesOn {
-					t.Errorf("it goes on: %t, want %t", f.active == 1, c.goesOn)
+				if f.active.taken == 1 != c.goesOn {
+					t.Errorf("it goes on: %t, want %t", f.active.taken == 1, c.goesOn)
 				}
 				if !c.goesOn {
 					return
@@ -490,7 +490,7 @@ func TestDownloadsAreBounded(t *testing.T) {
 		room.Store(l.size)
 		r = readAll(join(t, f, d))
 		synctest.Wait()
-		if f.active == 0 { // the spool is too small for it
+		if f.active.taken == 0 { // the spool is too small for it
 			if <-r.done; !errors.Is(r.err, ErrNoRoom) || !strings.Contains(r.err.Error(), "spool") ||
 				room.Load() != l.size {
 				t.Errorf("%v", r.err)
@@ -509,6 +509,64 @@ func TestDownloadsAreBounded(t *testing.T) {
 		}
 		if f.running.Wait(); room.Load() != l.size {
 			t.Errorf("%d bytes are still reserved", l.size-room.Load())
+		}
+	})
+}
+
+// narrow is an upload on a disk that has room for so many bytes.
+type narrow struct {
+	storage.Upload
+	room int
+}
+
+func (n *narrow) Write(p []byte) (int, error) {
+	if n.room -= len(p); n.room < 0 {
+		return 0, fmt.Errorf("upload: %w", storage.ErrFull)
+	}
+	return n.Upload.Write(p)
+}
+
+// TestADiskThatIsFull breaks one download off. Those of contents that are as large do not begin for a while, so that
+// their clients can get them unstored.
+func TestADiskThatIsFull(t *testing.T) {
+	each(t, FetcherOptions{}, func(t *testing.T, f *Fetcher, l *line, d Download) {
+		create, created := d.Create, 0
+		d.Create = func(ctx context.Context) (storage.Upload, error) {
+			created++
+			u, err := create(ctx)
+			return &narrow{u, 100_000}, err
+		}
+		r := readAll(join(t, f, d))
+		l.parts <- l.content[:100_000]
+		l.parts <- l.content[100_000:200_000]
+		if <-r.done; !errors.Is(r.err, ErrNoRoom) {
+			t.Errorf("%v", r.err)
+		}
+		f.running.Wait()
+		none := func() {
+			t.Helper()
+			r := join(t, f, d)
+			if _, err := r.Size(); !errors.Is(err, ErrNoRoom) || created != 1 {
+				t.Errorf("%v; %d uploads", err, created)
+			}
+			r.Close()
+			f.running.Wait()
+		}
+		none()
+		small := newLine(t, 1000)
+		other := readAll(join(t, f, Download{Digest: small.digest, Size: small.size, Open: small.open, Create: create}))
+		small.send(0, 1000)
+		if <-other.done; other.err != nil {
+			t.Errorf("a small content: %v", other.err)
+		}
+		time.Sleep(fullFor - time.Second)
+		none()
+		time.Sleep(2 * time.Second)
+		d.Create = create
+		r = readAll(join(t, f, d))
+		l.send(0, len(l.content))
+		if <-r.done; r.err != nil {
+			t.Errorf("when there is room again: %v", r.err)
 		}
 	})
 }

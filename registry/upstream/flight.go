@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"syscall"
 	"time"
 
 	"trow/storage"
@@ -32,6 +33,10 @@ func (fl *flight) run(ctx context.Context) {
 		l = &landing{flight: fl}
 		err = l.fetch(ctx)
 	}
+	if errors.Is(err, storage.ErrFull) || errors.Is(err, syscall.ENOSPC) {
+		fl.fetcher.filled(max(fl.size, l.have))
+		err = &Error{Kind: ErrNoRoom, Ref: fl.d.Digest.String(), Cause: err}
+	}
 	kept := resumable(err) || context.Cause(ctx) != nil
 	i, interrupted := errors.AsType[*interruption](err)
 	switch cause := context.Cause(ctx); {
@@ -53,7 +58,7 @@ func (fl *flight) run(ctx context.Context) {
 // landing returns the landing of a flight, with what an earlier one has left.
 func (fl *flight) landing(ctx context.Context) *landing {
 	l := &landing{flight: fl}
-	left := fl.fetcher.take(fl.d.Digest)
+	left := fl.fetcher.take(fl.key)
 	if left != nil {
 		left.release() // fetch reserves them again
 	}
@@ -116,7 +121,7 @@ func (l *landing) end(ctx context.Context, keep bool) {
 		_ = l.upload.Cancel(ctx)
 	}
 	if keep {
-		left := &leftover{digest: fl.d.Digest, at: time.Now(), size: l.have, releases: l.releases, d: fl.d}
+		left := &leftover{key: fl.key, at: time.Now(), size: l.have, releases: l.releases, d: fl.d}
 		if l.spool != nil {
 			left.path = l.spool.Name()
 		}
@@ -268,6 +273,9 @@ func (l *landing) prepare(ctx context.Context, size int64) error {
 	if size >= 0 && l.have > size {
 		return l.damaged(fmt.Sprintf("%d bytes were kept, and the upstream has %d", l.have, size), nil)
 	}
+	if fl.fetcher.isFull(max(size, l.have)) {
+		return &Error{Kind: ErrNoRoom, Ref: fl.d.Digest.String(), Reason: "the disk was full just before"}
+	}
 	if err := l.reserve(max(size, l.have)); err != nil {
 		return err
 	}
@@ -294,7 +302,7 @@ func (l *landing) source(size int64) (storage.Follower, error) {
 		return g.Follow()
 	}
 	if l.spool == nil {
-		s, err := openSpool(l.flight.fetcher, l.flight.d.Digest)
+		s, err := openSpool(l.flight.fetcher, l.flight.key)
 		if err != nil {
 			return nil, err
 		}
@@ -341,9 +349,6 @@ func (l *landing) store(p []byte) error {
 		}
 	}
 	if _, err := l.upload.Write(p); err != nil {
-		if errors.Is(err, storage.ErrFull) {
-			err = &Error{Kind: ErrNoRoom, Ref: fl.d.Digest.String(), Cause: err}
-		}
 		return err
 	}
 	if l.spool != nil {

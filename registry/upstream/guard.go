@@ -231,10 +231,7 @@ func (g *Guard) transport(w written) *http.Transport {
 		DisableCompression: true,
 		// HTTP/1 on purpose (no ForceAttemptHTTP2): each blob has a connection, and does not wait for the flow control
 		// of others.
-		TLSHandshakeTimeout: dialTime, ResponseHeaderTimeout: headerTime, IdleConnTimeout: time.Minute,
+		TLSHandshakeTimeout: dialTime, ResponseHeaderTimeout: answerTime, IdleConnTimeout: time.Minute,
 		MaxIdleConns: 64, MaxIdleConnsPerHost: 16, MaxResponseHeaderBytes: 64 << 10,
 	}
 }
-
-// headerTime bounds the time until the header of an answer.
-const headerTime = 30 * time.Second

@@ -5,8 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 )
 
 const (
@@ -18,7 +16,7 @@ const (
 
 // leftover is what has arrived of a content before its download has failed.
 type leftover struct {
-	digest   digest.Digest
+	key      key
 	at       time.Time
 	size     int64
 	path     string   // of a spool file; empty: the upload itself was kept
@@ -47,17 +45,17 @@ func (l *leftover) drop() {
 func (f *Fetcher) keep(l *leftover) {
 	var drop []*leftover
 	f.mu.Lock()
-	if old := f.left[l.digest]; old != nil {
+	if old := f.left[l.key]; old != nil {
 		drop = append(drop, old)
 		f.forget(old)
 	}
-	if f.flights[l.digest] != nil && f.flights[l.digest].d.Resume != nil && l.path == "" {
+	if f.flights[l.key] != nil && f.flights[l.key].d.Resume != nil && l.path == "" {
 		// Another download has begun, and has taken the upload over.
 		f.mu.Unlock()
 		l.release()
 		return
 	}
-	f.left[l.digest] = l
+	f.left[l.key] = l
 	if l.path != "" {
 		f.spooled += l.size
 	}
@@ -82,17 +80,17 @@ func (f *Fetcher) keep(l *leftover) {
 
 // forget removes a leftover. The caller holds mu.
 func (f *Fetcher) forget(l *leftover) {
-	delete(f.left, l.digest)
+	delete(f.left, l.key)
 	if l.path != "" {
 		f.spooled -= l.size
 	}
 }
 
 // take returns what was left of a content, which is the caller's from then on; nil if there is nothing.
-func (f *Fetcher) take(d digest.Digest) *leftover {
+func (f *Fetcher) take(k key) *leftover {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := f.left[d]
+	l := f.left[k]
 	if l != nil {
 		f.forget(l)
 	}
@@ -130,12 +128,12 @@ func (f *Fetcher) findLeft() {
 	paths, _ := filepath.Glob(filepath.Join(f.options.Dir, spoolPrefix+"*")) // only a bad pattern is an error
 	for _, path := range paths {
 		info, err := os.Stat(path)
-		d, ok := spoolDigest(path)
+		k, ok := spoolKey(path)
 		if err != nil || !ok || info.Size() < keepFrom || time.Since(info.ModTime()) > keepFor {
 			_ = os.Remove(path)
 			continue
 		}
-		f.keep(&leftover{digest: d, at: info.ModTime(), size: info.Size(), path: path})
+		f.keep(&leftover{key: k, at: info.ModTime(), size: info.Size(), path: path})
 	}
 	for f.spooled > f.options.Spool && f.dropOldest(true) {
 	}

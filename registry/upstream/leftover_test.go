@@ -181,7 +181,7 @@ func TestLeftoversAreBounded(t *testing.T) {
 	f = NewFetcher(o)
 	defer f.Close()
 	release, _ := o.Reserve(4 << 20)
-	f.keep(&leftover{digest: digest.FromString("left"), at: time.Now(), path: filepath.Join(o.Dir, "left"),
+	f.keep(&leftover{key: key{digest: digest.FromString("left")}, at: time.Now(), path: filepath.Join(o.Dir, "left"),
 		releases: []func(){release}})
 	err := fetchOf(t, f, memory.NewBlobs(), &broken{content: content}, digest.FromBytes(content))
 	if err != nil || free != 6<<20 {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"trow/registry/client"
 )
 
 const (
@@ -55,6 +57,10 @@ type Manifest struct {
 func (u *Upstream) Head(ctx context.Context, repo, ref string) (v1.Descriptor, error) {
 	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "manifests", ref: ref,
 		header: accepts()})
+	if knowsNoHead(err) {
+		m, err := u.Manifest(ctx, repo, ref)
+		return m.Descriptor, err
+	}
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -127,11 +133,20 @@ func (u *Upstream) Manifest(ctx context.Context, repo, ref string) (Manifest, er
 func (u *Upstream) Size(ctx context.Context, repo string, d digest.Digest) (int64, error) {
 	resp, err := u.ask(ctx, request{method: http.MethodHead, repo: repo, kind: "blobs", ref: d.String(),
 		header: http.Header{"Accept-Encoding": {"identity"}}})
+	if knowsNoHead(err) {
+		return -1, nil
+	}
 	if err != nil {
 		return 0, err
 	}
 	resp.Body.Close()
 	return resp.ContentLength, nil
+}
+
+// knowsNoHead reports whether an error is the answer of a server that has what was asked for, maybe, and no HEAD.
+func knowsNoHead(err error) bool {
+	answer, ok := errors.AsType[*client.Error](err)
+	return ok && errors.Is(err, ErrRefused) && answer.Status == http.StatusMethodNotAllowed
 }
 
 func accepts() http.Header { return http.Header{"Accept": {accepted}} }
@@ -150,7 +165,18 @@ func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	if resp.ContentLength > maxManifest {
 		return nil, u.failure(ErrTooLarge, repo, ref, tooLarge)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	// A body that is slow may take manifestTime; one that has stopped does not.
+	stop := time.AfterFunc(answerTime, func() { resp.Body.Close() })
+	body, err := io.ReadAll(io.LimitReader(readerFunc(func(p []byte) (int, error) {
+		n, err := resp.Body.Read(p)
+		if n > 0 {
+			stop.Reset(answerTime)
+		}
+		return n, err
+	}), maxManifest+1))
+	if !stop.Stop() && err != nil {
+		err = errors.Join(errNoAnswer, err)
+	}
 	switch {
 	case err != nil:
 		e := failed(err)
@@ -161,6 +187,11 @@ func (u *Upstream) read(resp *http.Response, repo, ref string) ([]byte, error) {
 	}
 	return body, nil
 }
+
+// readerFunc is an io.Reader.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // Referrers returns the manifests whose subject has this digest: from the API or, without one, from the tag that
 // replaces it (distribution spec, "Unavailable Referrers API"), which tag then is. Incomplete descriptors are left out.

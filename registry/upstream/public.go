@@ -39,8 +39,9 @@ const (
 	maxKnown = 100_000
 	// maxPublic bounds the records of public repositories in the journal, which count after a restart.
 	maxPublic = 10_000
-	// learnTime bounds one question.
-	learnTime = 30 * time.Second
+	// learnTime bounds one question; learnPatience is how long a reader waits for it if the last answer was yes.
+	learnTime     = 30 * time.Second
+	learnPatience = 2 * time.Second
 )
 
 const (
@@ -192,6 +193,11 @@ func (p *publicity) before(u *Upstream, local string) bool {
 	return string(source) == u.source
 }
 
+// believe lets the last answer, which was yes, count once more.
+func (p *publicity) believe(key string) {
+	p.answers.Add(key, verdict{true, time.Now().Add(believedFor)})
+}
+
 // learned remembers an answer, and records a change in the journal. An error there is ignored: without a record, an
 // upstream that cannot be asked after a restart is not believed to be public.
 func (p *publicity) learned(ctx context.Context, u *Upstream, local string, public bool) {
@@ -270,15 +276,26 @@ func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
 		case errors.Is(err, ErrNotFound):
 			p.answers.Add(one, verdict{false, time.Now().Add(absentFor)})
 		case p.before(up, local):
-			p.answers.Add(key, verdict{true, time.Now().Add(believedFor)})
+			p.believe(key)
 		default:
 			return nil, err
 		}
 		return nil, nil
 	})
+	var late <-chan time.Time // nil, and so never ready, if there is no last answer that could count instead
+	if p.before(up, local) {
+		timer := time.NewTimer(learnPatience)
+		defer timer.Stop()
+		late = timer.C
+	}
 	select {
 	case r := <-done:
 		return r.Err
+	case <-late: // the upstream goes on being asked, and its answer counts from then on
+		if _, ok := p.now(key); !ok { // it has not just come
+			p.believe(key)
+		}
+		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -316,7 +333,7 @@ func (u *Upstream) askAnonymously(ctx context.Context, r request) error {
 		if e.login == e.anonymous {
 			continue
 		}
-		resp, failure := e.ask(ctx, r)
+		resp, failure := e.askWithin(ctx, answerTime, r)
 		if failure != nil {
 			failure.Host, failure.Repo, failure.Ref = u.Host, r.repo, r.ref
 			return failure

@@ -279,3 +279,38 @@ func TestAnAnswerCountsForADay(t *testing.T) {
 		}
 	})
 }
+
+// TestAReaderDoesNotWaitForAnUpstreamThatHangs if the last answer was that everybody may read; otherwise it waits for
+// the answer.
+func TestAReaderDoesNotWaitForAnUpstreamThatHangs(t *testing.T) {
+	asked, answers := make(chan struct{}, 4), make(chan struct{})
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answers
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer origin.Close()
+	u := upstream.New(upstream.Config{Names: namespace.NewTable(nil)})
+	if err := u.Set([]upstream.Entry{{Host: "up.example", Insecure: true, Endpoints: []upstream.Endpoint{
+		{URL: origin.URL, Username: "alice", PasswordFile: write(t, "password", "p4ssw0rd")}}}}); err != nil {
+		t.Fatal(err)
+	}
+	u.Load(&journal{records: map[string][]byte{"upstream/public/f/up.example/a": []byte("1")}})
+	if err := u.Learn(t.Context(), "f/up.example/a", "manifests", "v"); err != nil {
+		t.Fatal(err)
+	}
+	if got := reads(t, u, "a"); got != "everybody" {
+		t.Errorf("may be read by %s", got)
+	}
+	<-asked
+	other := make(chan error, 1)
+	go func() { other <- u.Learn(t.Context(), "f/up.example/b", "manifests", "v") }()
+	<-asked
+	close(answers)
+	if err := <-other; err != nil || reads(t, u, "b") != "nobody" {
+		t.Errorf("%v; may be read by %s", err, reads(t, u, "b"))
+	}
+	for reads(t, u, "a") != "nobody" { // the answer counts when it comes
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -15,8 +15,13 @@ type Reader struct {
 	ctx    context.Context
 	flight *flight
 	at     int64
+	joined bool
 	closed atomic.Bool
 }
+
+// Joined reports whether the reader has joined a download that another one had started, maybe for another repository:
+// then an answer of the upstream that it fails with is about that repository.
+func (r *Reader) Joined() bool { return r.joined }
 
 // errReaderClosed is the error of a read after Close.
 var errReaderClosed = errors.New("the reader is closed")

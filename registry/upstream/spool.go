@@ -10,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// spoolPrefix begins the names of spool files: spool-ALGORITHM-DIGEST-RANDOM. The digest finds what was received again
-// after a restart.
+// spoolPrefix begins the names of spool files: spool-ALGORITHM-DIGEST-FROM-RANDOM. Digest and upstream find what was
+// received again after a restart.
 const spoolPrefix = "spool-"
 
 // spool is a file with the bytes of an upload that cannot be read while it grows, for the readers of a download. It is
@@ -24,8 +24,9 @@ type spool struct {
 }
 
 // openSpool creates a file for a content.
-func openSpool(f *Fetcher, d digest.Digest) (*spool, error) {
-	file, err := os.CreateTemp(f.options.Dir, spoolPrefix+d.Algorithm().String()+"-"+d.Encoded()+"-*")
+func openSpool(f *Fetcher, k key) (*spool, error) {
+	file, err := os.CreateTemp(f.options.Dir,
+		strings.Join([]string{spoolPrefix + k.digest.Algorithm().String(), k.digest.Encoded(), k.from, "*"}, "-"))
 	if err != nil {
 		return nil, err
 	}
@@ -45,13 +46,16 @@ func openLeft(f *Fetcher, path string) (*spool, int64, error) {
 	return &spool{File: file, fetcher: f}, info.Size(), nil
 }
 
-// spoolDigest returns the digest in the name of a spool file.
-func spoolDigest(path string) (digest.Digest, bool) {
+// spoolKey returns the key in the name of a spool file. ok is false for another file, such as one of a version whose
+// names had no upstream.
+func spoolKey(path string) (k key, ok bool) {
 	name, ok := strings.CutPrefix(filepath.Base(path), spoolPrefix)
-	alg, name, cut := strings.Cut(name, "-")
-	encoded, _, end := strings.Cut(name, "-")
-	d := digest.NewDigestFromEncoded(digest.Algorithm(alg), encoded)
-	return d, ok && cut && end && d.Validate() == nil
+	parts := strings.Split(name, "-")
+	if !ok || len(parts) != 4 {
+		return k, false
+	}
+	k = key{digest.NewDigestFromEncoded(digest.Algorithm(parts[0]), parts[1]), parts[2]}
+	return k, k.digest.Validate() == nil
 }
 
 // grow makes sure that n bytes of the spool are reserved, before they are written. To make room, it drops what earlier

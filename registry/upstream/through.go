@@ -27,15 +27,23 @@ type Through struct {
 	release func()    // nil: closed
 }
 
-// Through opens a blob that is not stored. The caller closes it. Errors: *Error; ErrUnavailable if maxThrough are open.
+// Through opens a blob that is not stored. The caller closes it. Errors: *Error; ErrUnavailable if too many are open,
+// see places.
 func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d digest.Digest) (*Through, error) {
-	if f.through.Add(1) > maxThrough {
-		f.through.Add(-1)
+	from := fromID(up.Title())
+	f.mu.Lock()
+	ok := f.through.take(from)
+	f.mu.Unlock()
+	if !ok {
 		return nil, up.failure(ErrUnavailable, repo, d.String(),
 			"there is no room to store it, and too many clients get "+
 				"what is not stored")
 	}
-	t := &Through{ctx: ctx, up: up, repo: repo, digest: d, release: func() { f.through.Add(-1) }}
+	t := &Through{ctx: ctx, up: up, repo: repo, digest: d, release: func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.through.leave(from)
+	}}
 	if err := t.open(0); err != nil {
 		t.release()
 		return nil, err
@@ -74,8 +82,8 @@ func (t *Through) Read(p []byte) (int, error) {
 	if t.blob == nil {
 		return 0, errReaderClosed
 	}
-	buf := make([]byte, min(len(p)+heldBack, copySize))
-	for t.failed == nil && len(t.held) <= heldBack {
+	buf := make([]byte, min(len(p)+HeldBack, copySize))
+	for t.failed == nil && len(t.held) <= HeldBack {
 		body := t.blob.Body
 		stall := time.AfterFunc(stallTime, func() { body.Close() })
 		n, err := body.Read(buf)
@@ -92,7 +100,7 @@ func (t *Through) Read(p []byte) (int, error) {
 	}
 	n := len(t.held)
 	if t.failed == nil {
-		n -= heldBack
+		n -= HeldBack
 	} else if t.failed != io.EOF {
 		return 0, t.failed
 	}
