@@ -1,9 +1,12 @@
 package soak
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"net/http"
+	"slices"
+	"sort"
 	"strings"
 	"testing"
 	"time"
@@ -287,13 +290,38 @@ func TestTheCheckerFindsWrongHistories(t *testing.T) {
 	}
 }
 
-// describeHistory returns the end of a history, for the search of a failure's cause.
+// describeHistory returns the end of the shortest beginning of a repo's history that is wrong, for the search of a
+// failure's cause; of a history that could not be judged, its end.
 func describeHistory(history []porcupine.Operation) string {
+	for _, part := range model.Partition(history) {
+		slices.SortFunc(part, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+		illegal := func(n int) bool {
+			return porcupine.CheckOperationsTimeout(model, beginning(part, n), checkTime/8) == porcupine.Illegal
+		}
+		if illegal(len(part)) {
+			history = beginning(part, 1+sort.Search(len(part)-1, func(n int) bool { return illegal(n + 1) }))
+			break
+		}
+	}
 	var b strings.Builder
 	for _, o := range history[max(0, len(history)-200):] {
 		fmt.Fprintf(&b, "%12d %12d client %d: %v: %v\n", o.Call, o.Return, o.ClientId, o.Input, o.Output)
 	}
 	return b.String()
+}
+
+// beginning returns a history, ordered by Return, until the end of its operation n: those that end later, and had begun
+// by then, may have happened.
+func beginning(history []porcupine.Operation, n int) []porcupine.Operation {
+	end := history[n-1].Return
+	begun := slices.Clone(history[:n])
+	for _, o := range history[n:] {
+		if o.Call < end {
+			o.Return, o.Output = end+1, output{lost: true}
+			begun = append(begun, o)
+		}
+	}
+	return begun
 }
 
 // tagsOf returns the numbers in a set of tags.
