@@ -51,7 +51,7 @@ func (r *Registry) EvictImages(ctx context.Context, sel Selection, dry bool, eac
 	}
 	var plans []eviction
 	absent := maps.Clone(w.images)
-	err = r.shelves(ctx, w.host, w.repo, func(s *shelf) error {
+	err = r.shelves(ctx, w.place, func(s *shelf) error {
 		var chosen []digest.Digest
 		for _, m := range s.images {
 			if !w.names(s, m) {

@@ -81,8 +81,22 @@ func (r *Registry) Warm(ctx context.Context, image string, platforms []mirror.Pl
 	}
 	w.Digest = m.Digest()
 	w.Bytes, w.Fetched = c.sums()
-	w.Notes = r.warmReferrers(ctx, i, w.Repository, w.Digest)
+	w.Notes = append(r.foreignNote(ctx, i, w), r.warmReferrers(ctx, i, w.Repository, w.Digest)...)
 	return w, ctx.Err()
+}
+
+// foreignNote says of an image that layers of it are not here although all was fetched.
+func (r *Registry) foreignNote(ctx context.Context, i namespace.Image, w Warmed) []string {
+	s, err := r.shelf(ctx, w.Repository, i.Name)
+	if err != nil || s.manifests[w.Digest] == nil {
+		return nil // another command says it
+	}
+	var image HeldImage
+	if r.whole(ctx, s, s.manifests[w.Digest], &image); !image.Foreign {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s: it has foreign layers (urls), which are never here: nodes get them from "+
+		"elsewhere, and may-run: held denies it; allow it by name (allow-images)", i)}
 }
 
 // warmLocal completes what is known of an image of this registry.

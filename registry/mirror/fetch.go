@@ -228,8 +228,12 @@ func (f *fetching) incomplete(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
+	n := f.missing(ctx)
+	if n == 0 { // there is nothing to be had
+		return err
+	}
 	return fmt.Errorf("%s@%s is not here as a whole, %d of %d known parts are missing: %w", f.repo, f.parts[0].Digest,
-		f.missing(ctx), len(f.parts), err)
+		n, len(f.parts), err)
 }
 
 // missing returns how many of the known parts the repository does not hold.
@@ -256,17 +260,18 @@ func (f *fetching) wanted(parts []Part) (some []Part, err error) {
 	if f.platforms == nil {
 		return parts, nil
 	}
-	others := 0
+	var others []Platform
 	for _, p := range parts {
 		if p.Manifest && p.Platform != nil && !Wanted(f.platforms, *p.Platform) {
-			others++
+			others = append(others, *p.Platform)
 			continue
 		}
 		some = append(some, p)
 	}
-	if others > 0 && len(some) == 0 {
+	if len(others) > 0 && len(some) == 0 {
 		return nil, &upstream.Error{Kind: upstream.ErrNotFound, Repo: f.repo, Ref: f.parts[0].Digest.String(),
-			Reason: "the image has no manifest for the platforms that are wanted"}
+			Reason: fmt.Sprintf("the image has no manifest for the platforms that are wanted, %s: it is for %s",
+				platformList(f.platforms), platformList(others))}
 	}
 	return some, nil
 }

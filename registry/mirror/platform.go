@@ -3,6 +3,7 @@ package mirror
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -16,6 +17,27 @@ func ParsePlatform(text string) (p Platform, err error) {
 	}
 	parts := append(strings.Split(text, "/"), "")
 	return Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]}, nil
+}
+
+// maxListedPlatforms bounds the platforms that a sentence names.
+const maxListedPlatforms = 8
+
+// platformList names platforms, each once, as far as they look like platforms: an index may name others as it likes.
+func platformList(all []Platform) string {
+	var names []string
+	for _, p := range all {
+		name := strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+		if !validPlatform.MatchString(name) {
+			name = "another platform"
+		}
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) > maxListedPlatforms {
+		names = append(names[:maxListedPlatforms], "others")
+	}
+	return strings.Join(names, ", ")
 }
 
 // Wanted reports whether an image of platform p is one of those that are wanted; of none, all are. A wanted platform

@@ -257,6 +257,7 @@ func TestExportOfPods(t *testing.T) {
 		{"platform: it is for -f", []string{"export", "-o", none, "--platform", "all"}},
 		{"got 1 argument", []string{"export", "-o", none, dir}},
 		{"is a directory", []string{"export", "-o", dir}},
+		{"nowhere is not a directory; create it first", []string{"export", "-o", "/nowhere/images.tar", "-f", manifests}},
 		{"no such file", []string{"export", "-o", none, "-f", dir + "/none.yaml"}},
 		{"has an image", []string{"export", "-o", none, "-f", write(t, "empty.yaml", "")}},
 		{"running: ", []string{"export", "-o", none, "--running", "--kubeconfig", "/nowhere"}},
