@@ -248,8 +248,8 @@ func TestEvictWhatIsOld(t *testing.T) {
 	}
 }
 
-// TestForeignLayersOfAnImage: warm and the list say that an image has layers that are never here, so that nobody looks for
-// the reason why a verdict does not take it for held.
+// TestForeignLayersOfAnImage: warm and the list say that an image has layers that are never here, and so no verdict
+// takes it for held.
 func TestForeignLayersOfAnImage(t *testing.T) {
 	w, o, _ := newBounded(t, 1<<20)
 	config := []byte("{}")
@@ -276,19 +276,20 @@ func TestForeignLayersOfAnImage(t *testing.T) {
 		}
 	}
 	o.whole("team/app", "w", "1")
-	if done, err := w.api().Warm(t.Context(), "quay.io/team/app:w", linuxAMD, nil); err != nil || len(done.Notes) > 0 {
+	done, err := w.api().Warm(t.Context(), "quay.io/team/app:w", linuxAMD, nil)
+	if err != nil || len(done.Notes) > 0 {
 		t.Errorf("%+v, %v", done, err)
 	}
-	_, err := w.api().Warm(t.Context(), "quay.io/team/app:multi", []cacheof.Platform{{OS: "plan9", Architecture: "amd64"}},
-		nil)
-	if err == nil || !strings.Contains(err.Error(), "the platforms that are wanted, plan9/amd64: it is for linux/amd64") ||
-		strings.Contains(err.Error(), "parts are missing") {
+	plan9 := []cacheof.Platform{{OS: "plan9", Architecture: "amd64"}}
+	_, err = w.api().Warm(t.Context(), "quay.io/team/app:multi", plan9, nil)
+	if err == nil || strings.Contains(err.Error(), "parts are missing") ||
+		!strings.Contains(err.Error(), "the platforms that are wanted, plan9/amd64: it is for linux/amd64") {
 		t.Error(err)
 	}
 }
 
-// TestWhatMayRunGoesLast: an image that a verdict has allowed is not evicted for what is fetched next, and neither is any
-// part of it.
+// TestWhatMayRunGoesLast: an image that a verdict has allowed is not evicted for what is fetched next, and no part of it
+// is.
 func TestWhatMayRunGoesLast(t *testing.T) {
 	w, o, bound := newBounded(t, 1<<20)
 	bound.Look(t.Context())

@@ -296,7 +296,8 @@ func TestMirrorsAreRegistries(t *testing.T) {
 	}
 	text, err := node.Print("crio", node.PrintOptions{Host: "trow.kube-public", Port: 31000, CA: makeAuthority(t).pem,
 		Mirrors: []string{"[fd00::1]:5000", "quay.io"}})
-	if err != nil || !strings.Contains(text, "# Not [fd00::1]:5000: ") || !strings.Contains(text, `prefix = "quay.io"`) {
+	if err != nil || !strings.Contains(text, "# Not [fd00::1]:5000: ") ||
+		!strings.Contains(text, `prefix = "quay.io"`) {
 		t.Errorf("%v %s", err, text)
 	}
 }

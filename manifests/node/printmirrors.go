@@ -82,7 +82,8 @@ func crioMirrorScript(p printed) string {
 		}
 	}
 	if conf == "" {
-		return text[strings.Index(text, "\n")+1:] + "# CRI-O has no entry for all registries: name those that it uses, as in --mirrors all,docker.io.\n"
+		return text[strings.Index(text, "\n")+1:] +
+			"# CRI-O has no entry for all registries: name those that it uses, as in --mirrors all,docker.io.\n"
 	}
 	return text + script("/etc/containers/certs.d/"+p.mirror+"/ca.crt", markerLine+mirrorLine+p.ca) +
 		script("/"+crioDropIns+"/"+crioMirrorFile, markerLine+mirrorLine+conf)
