@@ -288,8 +288,8 @@ func TestForeignLayersOfAnImage(t *testing.T) {
 	}
 }
 
-// TestWhatMayRunGoesLast: an image that a verdict has allowed is not evicted for what is fetched next, and no part of it
-// is.
+// TestWhatMayRunGoesLast: an image that a verdict has allowed is not evicted for what is fetched next, and no part
+// of it is.
 func TestWhatMayRunGoesLast(t *testing.T) {
 	w, o, bound := newBounded(t, 1<<20)
 	bound.Look(t.Context())
