@@ -29,6 +29,13 @@ func (o *origin) index(repo, tag, content string) digest.Digest {
 		desc(typeManifest, amd, platform("amd64")), desc(typeManifest, arm, platform("arm64"))))
 }
 
+// forget makes the origin lose what it has at a path.
+func (o *origin) forget(path string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.manifests, path)
+}
+
 // held lists what a selection has: name, state, and how much.
 func (w *server) held(sel registry.Selection) (all []string, total registry.HeldTotal) {
 	w.Helper()
@@ -107,6 +114,21 @@ func TestWarm(t *testing.T) {
 	o.set(503, nil)
 	done, err = w.api().Warm(t.Context(), "trow.kube-public:31000/f/quay.io/team/app:v", linuxAMD, nil)
 	if err != nil || done.Fetched != 0 || done.Image != "quay.io/team/app:v" {
+		t.Errorf("%+v, %v", done, err)
+	}
+}
+
+// TestWarmATagThatIsGone says that it is what it was.
+func TestWarmATagThatIsGone(t *testing.T) {
+	w, o, _ := newBoundedWith(t, 1<<20, "always")
+	o.whole("team/gone", "v", "gone")
+	if done, err := w.api().Warm(t.Context(), "quay.io/team/gone:v", nil, nil); err != nil || len(done.Notes) > 0 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	o.forget("team/gone/manifests/v")
+	done, err := w.api().Warm(t.Context(), "quay.io/team/gone:v", nil, nil)
+	if err != nil || len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "what was here before: ") ||
+		!strings.Contains(done.Notes[0], "not found") {
 		t.Errorf("%+v, %v", done, err)
 	}
 }
