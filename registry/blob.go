@@ -16,8 +16,8 @@ import (
 // immutable is the Cache-Control of content that is addressed by digest: a year, the longest that caches honour.
 const immutable = "max-age=31536000, immutable"
 
-// sends reports whether a request is a HEAD of a client that may push to a repository below f/: it asks what it need not
-// send. A blob that only the upstream has, it would refer to in vain.
+// sends reports whether a request is a HEAD of a client that may push to a repository below f/: it asks what it need
+// not send. A blob that only the upstream has, it would refer to in vain.
 func (r *Registry) sends(req *http.Request, c *call) bool {
 	return req.Method == http.MethodHead && namespace.Within(c.repo) &&
 		r.options.Auth.Authorize(req.Context(), c.who, c.repo, auth.Push) == nil
