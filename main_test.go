@@ -1747,7 +1747,12 @@ type folderRule struct {
 // understood, tested and replaced without the other.
 var folderRules = []folderRule{
 	{"registry", []string{"admission", "tls", "manifests"}, nil, "the registry knows nothing of Kubernetes"},
-	{"admission", []string{"registry", "tls"}, []string{"registry/address"}, "a verdict is a look-up in the index"},
+	{
+		"admission",
+		[]string{"registry", "tls"},
+		[]string{"registry/address", "registry/platform"},
+		"a verdict is a look-up in the index",
+	},
 	{"tls", []string{"registry", "admission", "manifests"}, nil,
 		"certificates do not depend on what is served with them"},
 	{
@@ -1782,6 +1787,7 @@ var onlyFrom = map[string][]string{
 	"registry/glob":     {},
 	"registry/bounded":  {},
 	"registry/size":     {},
+	"registry/platform": {}, // a leaf: webhook and cache compare platforms alike
 
 	"registry/namespace": {"registry/address", "registry/settings"},
 }

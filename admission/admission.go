@@ -22,12 +22,12 @@
 //  4. Images that an object had before an update are not checked again, so that an object can always be updated and
 //     deleted, however the rules have changed.
 //  5. Every answer is bounded in the number of sentences, causes, warnings and bytes, whatever the object.
-//  6. A verdict on an image of another registry comes from memory. What it has fetched does not change it, and it does
-//     not wait for that.
+//  6. A verdict on an image of another registry comes from memory. The fetches that it starts do not change it, and it
+//     does not wait for them.
 //
 // # What it does not do
 //
-// It changes no object and asks no other registry: where may-run is fetch, the registry does, after the verdict. It
+// It changes no object and asks no other registry: with may-run: fetch the registry asks it, after the verdict. It
 // checks names, not origins: a node may be configured to pull docker.io from a mirror, or have an image in its cache.
 // The webhook answers every caller; [Callers], if configured, refuses other clients than the API server before it.
 package admission

@@ -13,12 +13,12 @@ import (
 
 const (
 	// maxFetches bounds the images that are fetched for verdicts at the same time, and maxFetchesOf those of one
-	// namespace of the cluster: those who may create pods choose what is fetched. What goes beyond is fetched by the
+	// namespace of the cluster: those who may create pods choose what is fetched. What exceeds them is fetched by the
 	// pull.
 	maxFetches   = 32
 	maxFetchesOf = 4
 
-	// fetchTime bounds one of them. After that the pull fetches the rest.
+	// fetchTime bounds one of these fetches. The pull fetches what is missing then.
 	fetchTime = 15 * time.Minute
 )
 
@@ -38,7 +38,7 @@ type ahead struct {
 
 	mu    sync.Mutex            // guards all below
 	under map[fetchedImage]bool // under way
-	of    map[string]int        // how many are, by namespace of the cluster; no key has 0
+	of    map[string]int        // how many are under way, by namespace of the cluster; an entry of 0 is deleted
 }
 
 // fetchedImage names a manifest here.
@@ -55,8 +55,8 @@ func newAhead(o *Options) *ahead {
 }
 
 // fetchAhead starts to fetch what the verdicts of a decision allow to be fetched, and notes it in the decision. It does
-// so for a pod that will be created, never for a dry run, and only if the call is certainly one of the API server: any
-// other client could have whatever it wants downloaded.
+// so for a pod that will be created, never for a dry run, and only if the call certainly comes from the API server:
+// otherwise any client could make the registry download any image.
 func (w *Webhook) fetchAhead(ctx context.Context, call *http.Request, k kind, d *Decision) {
 	if w.ahead == nil || d.DryRun || !d.Allowed || k.template || call == nil || w.hints == nil ||
 		!w.hints.callers.Authenticate() {

@@ -1,13 +1,12 @@
 package admission
 
 import (
-	"errors"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 
+	"trow/registry/platform"
 	"trow/storage"
 )
 
@@ -23,16 +22,16 @@ const (
 )
 
 // decideOther decides on an image of another registry. Rules that deny come first, then rules that allow, then may-run,
-// then default. What was pushed or imported into a repository below f/ counts as held whatever may-run is, but for
-// deny: somebody who may has put it there.
+// then default. Content that was pushed or imported into a repository below f/ counts as held with every may-run except
+// deny: a client with the right to do so has put it there.
 func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 	ruling, rule := x.ruling()
 	if ruling == deniedByRule {
-		v.deny(OnDenyList, rule, v.title()+" on deny list")
+		v.denyListed(rule)
 		return
 	}
 	if n, rule := x.longest(x.rules.denyLocal); n > 0 {
-		v.deny(OnDenyList, rule, v.title()+" on deny list")
+		v.denyListed(rule)
 		return
 	}
 	if x.denied(o, v); v.decided() {
@@ -43,7 +42,8 @@ func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 		return
 	}
 	mayRun, entry := o.MayRun(x.Domain, x.Path)
-	// That images of Kubernetes may run by default is no rule that somebody has written, so may-run counts more.
+	// The rule for images of Kubernetes is a default that no administrator has written, so may-run takes precedence
+	// over it.
 	if ruling == allowedByRule && (mayRun == "" || reasonOf(rule) != K8sImages) {
 		v.allow(reasonOf(rule), rule)
 		v.hintShort()
@@ -83,7 +83,7 @@ func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 	case mayRun == mayRunFetch:
 		v.allow(MayRunFetch, upstream)
 		v.hintShort()
-		// A tag may have moved: the fetch asks. Nothing changes what a digest names.
+		// A tag may have moved, so the fetch asks the upstream. What a digest names never changes.
 		v.fetch = v.repo != "" && (!whole || v.Reference.Digest == "")
 	case mayRun == mayRunHeld:
 		v.deny(NotHeld, upstream, v.title()+v.ref()+" disallowed as not held here (may-run: held of upstream "+entry+
@@ -115,21 +115,13 @@ func (x *other) denied(o others, v *Verdict) {
 			same = here && also && m.Digest() == other.Digest()
 		}
 		if same {
-			v.deny(OnDenyList, image.rule, v.title()+" on deny list")
+			v.denyListed(image.rule)
 			return
 		}
 	}
 }
 
-// title begins the sentences about an image.
-func (v *Verdict) title() string {
-	if v.Local {
-		return "Local image " + v.Image
-	}
-	return "Remote image " + v.name()
-}
-
-// ref is what the title of a remote image leaves out of its name.
+// ref returns the tag or digest of a remote image, which its title leaves out.
 func (v *Verdict) ref() string {
 	switch {
 	case v.Local:
@@ -148,15 +140,17 @@ func (v *Verdict) hintFit(text, image string) {
 	v.hint(text)
 }
 
-// hintTag says of a tag that what is held decides only for nodes that pull through this registry. A digest is the same
-// everywhere, and a name of this registry, also one that stands for another registry, leads here.
+// hintTag warns about a tag: nodes that do not pull through this registry may get another image than the held one. It
+// adds no hint to a digest, which names the same image everywhere, nor to a name of this registry or of a host that
+// stands for another one here, because nodes pull those from this registry.
 func (v *Verdict) hintTag(o others) {
 	if _, ours := o.Stands(v.Reference.Domain); v.Reference.Digest == "" && !v.Local && !ours {
 		v.hintFit("nodes that do not pull through this registry get the tag of the origin; a digest is exact", v.Image)
 	}
 }
 
-// hintFetch says how to get what is not held. What is missing of an index is named as far as it fits.
+// hintFetch adds hints on how to get an image that is not held. Of an index they name as many of the missing platforms
+// as fit.
 func (v *Verdict) hintFetch(m storage.Descriptor, here bool, missing []string) {
 	switch {
 	case v.repo == "":
@@ -181,7 +175,7 @@ func (v *Verdict) hintFetch(m storage.Descriptor, here bool, missing []string) {
 	v.hintFit("not held: pull it once through this registry (trow warm)", v.Image)
 }
 
-// hintCached says of an image that no rule allows that its being here does not help.
+// hintCached explains to an image that no rule allows why it may not run although it is here.
 func (v *Verdict) hintCached(x *other, here, imported bool) {
 	switch {
 	case here && imported:
@@ -194,9 +188,9 @@ func (v *Verdict) hintCached(x *other, here, imported bool) {
 // maxChildren bounds the manifests of an index that a verdict looks at. Real ones have a few dozen.
 const maxChildren = 1000
 
-// whole reports whether what an image consists of is here: of an index, what it has for the platforms of the setting,
-// or for one platform without that setting. missing names the platforms of which not all is here. A manifest whose
-// platform is not known counts for each platform.
+// whole reports whether all parts of an image are here. Of an index these are the parts for the platforms of the
+// setting or, without that setting, for any one platform. missing names the platforms of which parts are missing. A
+// manifest whose platform is not known counts for each platform.
 func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool, missing []string) {
 	if !isIndex(m.MediaType) {
 		return o.Whole(repo, m), nil
@@ -212,12 +206,12 @@ func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool,
 	some, lacks := false, []digest.Digest(nil)
 	names := o.Platforms(m.Digest(), digests)
 	for i, c := range children {
-		platform := usualPlatform(names[i])
+		known, runsOn := names[i] != "", platform.Split(names[i])
 		switch {
-		case platform == notAPlatform:
+		case !platform.Runs(runsOn):
 		case c.Whole:
-			some = some || platform == "" || p.wants(platform)
-		case platform == "" || len(p.platforms) > 0 && p.wants(platform):
+			some = some || !known || platform.Wanted(p.platforms, runsOn)
+		case !known || p.platforms != nil && platform.Wanted(p.platforms, runsOn):
 			if len(lacks) <= maxPlatforms && !slices.Contains(lacks, c.Digest) {
 				lacks = append(lacks, c.Digest) // one more than a hint names
 			}
@@ -226,54 +220,8 @@ func (p *Policy) whole(o others, repo string, m storage.Descriptor) (whole bool,
 	if some && len(lacks) == 0 {
 		return true, nil
 	}
-	if len(lacks) == 0 { // of no platform is everything here: name them all
+	if len(lacks) == 0 { // no platform is whole: name them all
 		lacks = digests[:min(len(digests), maxPlatforms+1)]
 	}
 	return false, plainNames(lacks, o.Platforms(m.Digest(), lacks))
-}
-
-// wants reports whether nodes of the cluster run manifests of a platform, in its usual form. A platform without a
-// variant stands for all of its variants.
-func (p *Policy) wants(platform string) bool {
-	return len(p.platforms) == 0 || slices.ContainsFunc(p.platforms, func(wanted string) bool {
-		rest, ok := strings.CutPrefix(platform, wanted)
-		return ok && (rest == "" || rest[0] == '/')
-	})
-}
-
-// notAPlatform is that of manifests that nothing runs, such as the attestations of BuildKit.
-const notAPlatform = "unknown/unknown"
-
-// architectures are other names of architectures (github.com/containerd/platforms, normalizeArch).
-var architectures = map[string]string{
-	"i386": "386", "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm/v7", "armel": "arm/v6",
-}
-
-// usualPlatform returns the form of os/arch[/variant] in which platforms are compared.
-func usualPlatform(text string) string {
-	text = strings.ToLower(text)
-	system, arch, _ := strings.Cut(text, "/")
-	name, variant, more := strings.Cut(arch, "/")
-	if usual, ok := architectures[name]; ok {
-		name = usual
-	}
-	if name == "arm64" && (variant == "8" || variant == "v8") || name == "amd64" && variant == "v1" {
-		more = false
-	}
-	switch {
-	case arch == "":
-		return text
-	case more:
-		name += "/" + variant
-	}
-	return system + "/" + name
-}
-
-var validPlatform = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_-]+(/[a-z0-9]+)?$`)
-
-func checkPlatform(text string) error {
-	if !validPlatform.MatchString(strings.ToLower(text)) {
-		return errors.New("not of the form os/arch[/variant], such as linux/arm64")
-	}
-	return nil
 }

@@ -55,8 +55,8 @@ type PolicyOptions struct {
 	Allow []string
 	Deny  []string
 
-	// Platforms are those of the cluster's nodes, os/arch[/variant]. An image of another registry counts as held if
-	// what its index has for them is here; without Platforms, if one platform of it is.
+	// Platforms are those of the cluster's nodes, os/arch[/variant]. An image of another registry counts as held if all
+	// that its index has for them is here or, without Platforms, if one of its platforms is.
 	Platforms []string
 
 	// EnforceTemplates denies workloads for the images of their templates. Otherwise they are allowed with warnings,

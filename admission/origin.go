@@ -17,17 +17,18 @@ import (
 // below begins the names of the repositories that hold content of other registries.
 const below = "f/"
 
-// others is what Images implements as well if the registry holds content of other registries. None of its methods uses
-// the network. Without it, a name of a local host is always an image of this registry.
+// others is implemented by [Images] whose registry holds content of other registries. None of its methods uses the
+// network. Without it, a name of a local host is always an image of this registry.
 type others interface {
 	// Generation changes whenever Origin may answer otherwise.
 	Generation() uint64
 	// Origin returns the registry and the name there of the repository whose local name this is, in canonical form. ok
-	// is false if it is no local name of one.
+	// is false if it is not the local name of such a repository.
 	Origin(repo string) (host, there string, ok bool)
 	// Stands returns the registry for which a host name of this registry stands.
 	Stands(host string) (upstream string, ok bool)
-	// LocalName returns the name here of a repository of another registry. Errors: it can have none.
+	// LocalName returns the name here of a repository of another registry. Errors: the repository cannot have a name
+	// here.
 	LocalName(host, there string) (repo string, err error)
 	// HasPushed reports whether a repository exists that has something that was pushed or imported.
 	HasPushed(repo string) bool
@@ -48,15 +49,16 @@ type others interface {
 	platforms
 }
 
-// fetcher is what Images may implement as well.
+// fetcher is implemented by [Images] whose registry can fetch.
 type fetcher interface {
 	// Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream, with all that it
-	// consists of for the platforms of the cluster. It returns when that is so, or why it is not.
+	// consists of for the platforms of the cluster. It returns once all of it is held. Errors: why it could not be
+	// fetched.
 	Fetch(ctx context.Context, repo, ref string) error
 }
 
-// rules are the rules of a policy as images of other registries see them: each one that is written for a repository
-// below f/, or for a host of ours that stands for another registry, is one for the repository of that registry.
+// rules are the rules of a policy as they apply to images of other registries: a rule that is written for a repository
+// below f/, or for a host of ours that stands for another registry, becomes a rule for the repository of that registry.
 type rules struct {
 	generation uint64
 	allow      []prefix
@@ -101,8 +103,9 @@ func (p *Policy) rulesFor(o others) *rules {
 	return r
 }
 
-// foldPrefix returns the prefix as images of other registries see it. One that covers several registries (the whole of
-// this one, or f) stays: it is about images that are written with a name of this registry, see [rules.longest].
+// foldPrefix returns the prefix as it applies to images of other registries. One that covers several registries (all of
+// this one, or f) stays as it is: it applies to images that are written with a name of this registry, see
+// [other.longest].
 func (p *Policy) foldPrefix(o others, x prefix) prefix {
 	host, path := x.host, x.path
 	if up, ok := o.Stands(host); host != self && ok {
@@ -122,8 +125,8 @@ func (p *Policy) foldPrefix(o others, x prefix) prefix {
 	return x
 }
 
-// originOf returns the reference with the registry that it means and the name there. ok is false if that is this
-// registry. local says that it has one of the local names as its host.
+// originOf returns a reference with the registry that it means as its host, and the name of the repository there. ok is
+// false if that is this registry. local reports whether the reference is written with a local name as its host.
 func (p *Policy) originOf(o others, r Reference, local bool) (origin Reference, ok bool) {
 	if local {
 		host, there, ok := o.Origin(r.Path)
@@ -143,7 +146,7 @@ func (p *Policy) originOf(o others, r Reference, local bool) (origin Reference, 
 	return r, true
 }
 
-// twofold returns the other reading of a remote image whose path is the local name of a repository of its own host. A
+// twofold returns the other meaning of a remote image whose path is the local name of a repository of its own host. A
 // node that pulls through this registry gets that repository (a mirror may have the path f/<host> in its URL, so that
 // both requests are the same), and any other node gets the one that is written.
 func twofold(o others, r Reference) (other string, ok bool) {
@@ -177,11 +180,12 @@ func (x *other) repoOf(o others) string {
 	return repo
 }
 
-// broad is the most that a rule for several registries covers, and less than any rule for one of them.
+// broad is the greatest length that counts for a rule for several registries. Any rule for one registry counts more.
 const broad = 1 + len("f")
 
-// longest is the function longest for an image of another registry. Rules for this registry as a whole, or for all that
-// is below f/, count if the image is written with a name of this registry, and less than those for the other registry.
+// longest is the function longest for an image of another registry. Rules for all of this registry, or for all that is
+// below f/, apply if the image is written with a name of this registry, and count less than rules for the other
+// registry.
 func (x *other) longest(list []prefix) (n int, rule Rule) {
 	for i := range list {
 		m := list[i].covers(x.Reference)

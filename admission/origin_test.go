@@ -492,6 +492,7 @@ func TestHeldForThePlatforms(t *testing.T) {
 			{[]child{{"linux/s390x", here}}, arm, false, "linux/s390x"},
 			{[]child{{"linux/x86_64", here}, {"linux/aarch64", gone}}, amd, false, "-"},
 			{[]child{{"linux/arm/v6", gone}, {"linux/arm/v7", here}}, v7, false, "-"},
+			{[]child{{"linux/arm/v6", gone}, {"linux/arm", here}}, v7, false, "-"},
 			{[]child{{"linux/arm/v6", gone}, {"linux/arm/v7", here}}, []string{"linux/arm"}, false, "linux/arm/v6"},
 			{[]child{{"unknown/unknown", here}, {"linux/amd64", gone}}, nil, false, "unknown/unknown, linux/amd64"},
 			{[]child{{"unknown/unknown", here}, {"linux/amd64", gone}}, amd, false, "linux/amd64"},

@@ -8,8 +8,10 @@ import (
 	"sync/atomic"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"trow/registry/address"
+	"trow/registry/platform"
 )
 
 // Policy decides which images may run. It is immutable and safe for concurrent use.
@@ -28,7 +30,7 @@ type Policy struct {
 	enforceTemplates bool
 	summary          string
 
-	platforms []string // whose manifests of an index must be here, in their usual form
+	platforms []v1.Platform // whose manifests of an index must be here; nil: of any one
 
 	parsed *lru.Cache[string, Reference] // see parse
 	folded atomic.Pointer[rules]         // see rulesFor
@@ -68,9 +70,6 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 		parsed:           parsed,
 	}
 	named := each("names", o.Names, p.addName) // first, because rules may name a local host
-	for _, text := range o.Platforms {
-		p.platforms = append(p.platforms, usualPlatform(text))
-	}
 	err = errors.Join(named,
 		each("allow-prefixes", o.AllowPrefixes, p.prefixAdder(&p.allow)),
 		each("allow-images", o.AllowImages, p.addAllowImage),
@@ -79,7 +78,7 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 		each("allow", o.Allow, p.prefixAdder(&p.allow)),
 		each("deny", o.Deny, p.prefixAdder(&p.deny)),
 		o.checkDefault(),
-		each("platforms", o.Platforms, func(r Rule) error { return checkPlatform(r.Entry) }),
+		each("platforms", o.Platforms, p.addPlatform),
 	)
 	if o.AllowDockerOfficial {
 		err = errors.Join(err, each("allow-docker-official", []string{dockerOfficial}, p.prefixAdder(&p.allow)))
@@ -96,9 +95,8 @@ func NewPolicy(o PolicyOptions) (*Policy, error) {
 // Summary says in one line which images may run.
 func (p *Policy) Summary() string { return p.summary }
 
-// Platforms returns those of the cluster's nodes, in the form that most indexes of images use; none if the setting is
-// empty.
-func (p *Policy) Platforms() []string { return p.platforms }
+// Platforms returns those of the cluster's nodes, normalized by [platform.Parse]; nil if the setting is empty.
+func (p *Policy) Platforms() []v1.Platform { return p.platforms }
 
 // parse is [ParseReference] with a cache: the pods of a cluster name the same few images, and parsing one costs as much
 // as all the rest of a verdict. A reference always means the same, so no entry is ever stale. Strings that are not
@@ -141,6 +139,12 @@ func (p *Policy) addName(rule Rule) error {
 	}
 	p.names[name] = true
 	return nil
+}
+
+func (p *Policy) addPlatform(rule Rule) error {
+	parsed, err := platform.Parse(rule.Entry)
+	p.platforms = append(p.platforms, parsed)
+	return err
 }
 
 func (p *Policy) prefixAdder(list *[]prefix) func(Rule) error {
@@ -241,7 +245,8 @@ func (p *Policy) ruling(r Reference) (ruling, Rule) {
 	return weigh(allow, deny, allowRule, denyRule)
 }
 
-// weigh decides between what the longest rules that allow and deny an image cover of it.
+// weigh decides between the longest rule that allows an image and the longest one that denies it, by how much of its
+// name each covers.
 func weigh(allow, deny int, allowRule, denyRule Rule) (ruling, Rule) {
 	switch {
 	case deny > 0 && deny >= allow:

@@ -151,11 +151,22 @@ func (v *Verdict) fullName() string {
 	return hub + "/" + official + v.Image
 }
 
+// title begins the sentences about an image.
+func (v *Verdict) title() string {
+	if v.Local {
+		return "Local image " + v.Image
+	}
+	return "Remote image " + v.name()
+}
+
 func (v *Verdict) allow(why Reason, rule Rule) { v.Allowed, v.Reason, v.Rule = true, why, rule }
 
 func (v *Verdict) deny(why Reason, rule Rule, sentence string) {
 	v.Reason, v.Rule, v.Sentence = why, rule, sentence
 }
+
+// denyListed denies an image that a rule denies.
+func (v *Verdict) denyListed(rule Rule) { v.deny(OnDenyList, rule, v.title()+" on deny list") }
 
 // fail leaves the image undecided.
 func (v *Verdict) fail(err error) { v.Reason, v.Err = Unavailable, err }
@@ -166,7 +177,7 @@ func (p *Policy) decideRemote(v *Verdict) {
 	ruling, rule := p.ruling(v.Reference)
 	switch {
 	case ruling == deniedByRule:
-		v.deny(OnDenyList, rule, "Remote image "+v.name()+" on deny list")
+		v.denyListed(rule)
 	case p.denyShort && v.Reference.Short:
 		v.denyShortName()
 	case ruling == allowedByRule:
@@ -175,7 +186,7 @@ func (p *Policy) decideRemote(v *Verdict) {
 	case p.allowUnruled:
 		v.allow(DefaultAllow, Rule{"default", "Allow"})
 	default:
-		v.deny(NotAllowed, Rule{"default", "Deny"}, "Remote image "+v.name()+notContained)
+		v.deny(NotAllowed, Rule{"default", "Deny"}, v.title()+notContained)
 	}
 }
 
@@ -198,11 +209,11 @@ func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
 	ruling, rule := p.ruling(subject)
 	// Rules that deny by name come first: for them the registry need not be asked, so they hold even when it cannot be.
 	if ruling == deniedByRule {
-		v.denyLocal(rule)
+		v.denyListed(rule)
 		return
 	}
 	if n, rule := longest(p.denyLocal, subject); n > 0 {
-		v.denyLocal(rule)
+		v.denyListed(rule)
 		return
 	}
 	m, held, err := images.Resolve(ctx, v.Reference.Path, v.Reference.Ref())
@@ -229,13 +240,9 @@ func (p *Policy) decideLocal(ctx context.Context, images Images, v *Verdict) {
 	case ruling == allowedByRule:
 		v.allow(reasonOf(rule), rule)
 	default:
-		v.deny(NotHeld, Rule{}, "Local image "+v.Image+notContained)
+		v.deny(NotHeld, Rule{}, v.title()+notContained)
 	}
 	v.hintAbsent(ctx, images)
-}
-
-func (v *Verdict) denyLocal(rule Rule) {
-	v.deny(OnDenyList, rule, "Local image "+v.Image+" on deny list")
 }
 
 // denyManifest denies the image if it is one of the disallowed images of its repository: by its name, or because that
@@ -243,7 +250,7 @@ func (v *Verdict) denyLocal(rule Rule) {
 func (p *Policy) denyManifest(ctx context.Context, images Images, v *Verdict) {
 	for _, denied := range p.denyLocalImages[v.Reference.Path] {
 		if denied.Ref() == v.Reference.Ref() {
-			v.denyLocal(denied.rule)
+			v.denyListed(denied.rule)
 			return
 		}
 		if v.Digest == "" {
@@ -255,7 +262,7 @@ func (p *Policy) denyManifest(ctx context.Context, images Images, v *Verdict) {
 			return
 		}
 		if held && m.Digest() == v.Digest {
-			v.denyLocal(denied.rule)
+			v.denyListed(denied.rule)
 			return
 		}
 	}
@@ -313,8 +320,8 @@ func absentPlatforms(images Images, c completer, repo string, m storage.Descript
 	return plainNames(absent, names)
 }
 
-// plainNames returns the names of manifests, their platforms, as they are shown: of a name that a client has pushed,
-// only what is as long and as plain as those of platforms. For others it returns the beginning of the digest.
+// plainNames returns the platforms of manifests as hints show them. Clients have pushed these texts, so for one that is
+// empty, too long, or has characters that no platform has, it returns the beginning of the digest.
 func plainNames(manifests []digest.Digest, names []string) []string {
 	for i, d := range manifests {
 		if names[i] == "" || len(names[i]) > maxPlatformName || strings.ContainsFunc(names[i], notInPlatform) {

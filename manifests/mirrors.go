@@ -51,7 +51,8 @@ func (o *Options) MirrorArgs() string {
 	return ", " + strconv.Quote("--mirrors="+strings.Join(hosts, ","))
 }
 
-// MirrorSite is the host by which the registry knows that Docker means Docker Hub; empty: no mirror of that.
+// MirrorSite returns the host at which Docker asks this registry for images of Docker Hub; empty if Docker Hub is not
+// among the mirrors.
 func (o *Options) MirrorSite() string {
 	m, err := node.ParseMirrors(o.Mirrors)
 	if err != nil || !m.Hub() {

@@ -147,7 +147,7 @@ func TestReferrersOfAnUpstreamThatIsGone(t *testing.T) {
 	w.do("GET", "/v2/f/ghcr.io/team/app/referrers/"+d.String(), nil).is(200).contains(`"manifests":[]`)
 }
 
-// TestSignaturesOfCosign are tags like others: they are cached, and so is that there is none.
+// TestSignaturesOfCosign are tags like others: they are cached, and so is the answer that there are none.
 func TestSignaturesOfCosign(t *testing.T) {
 	w, o := newCache(t, "")
 	_, d := o.whole("team/app", "v", "1")

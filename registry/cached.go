@@ -53,13 +53,7 @@ func (s mirrorStore) Cached(ctx context.Context) iter.Seq[mirror.CachedContent] 
 	}
 	return func(yield func(mirror.CachedContent) bool) {
 		all := map[digest.Digest]*found{}
-		for _, repo := range s.options.Index.Names() {
-			if !namespace.Within(repo) {
-				continue
-			}
-			if ctx.Err() != nil {
-				return
-			}
+		for repo := range upstreamRepos(ctx, s.options.Index) {
 			for _, c := range s.options.Index.CachedContents(repo) {
 				f := all[c.Digest]
 				if f == nil {
@@ -69,11 +63,14 @@ func (s mirrorStore) Cached(ctx context.Context) iter.Seq[mirror.CachedContent] 
 				f.size, f.repos = c.Size, c.Repos
 				f.within++
 			}
-			for d := range s.kept(ctx, repo) {
-				if f := all[d]; f != nil {
-					f.kept = true
-				}
+		}
+		for d := range s.kept(ctx) {
+			if f := all[d]; f != nil {
+				f.kept = true
 			}
+		}
+		if ctx.Err() != nil { // some of the repositories that hold a content may not have been seen
+			return
 		}
 		for d, f := range all {
 			if !yield(mirror.CachedContent{Digest: d, Size: f.size, Pushed: f.repos > f.within, Kept: f.kept}) {
@@ -83,42 +80,30 @@ func (s mirrorStore) Cached(ctx context.Context) iter.Seq[mirror.CachedContent] 
 	}
 }
 
-// kept lists the manifests, and all that they refer to, of the tags of a repository that keep: of its upstream names.
-func (s mirrorStore) kept(ctx context.Context, repo string) iter.Seq[digest.Digest] {
-	return func(yield func(digest.Digest) bool) {
-		name, ok := s.options.Namespaces.Upstream(repo)
+// kept yields the manifests, and all that they refer to, of the tags that keep: of their upstreams names.
+func (s mirrorStore) kept(ctx context.Context) iter.Seq[digest.Digest] {
+	keeps := func(repo string) bool {
+		n, ok := s.options.Namespaces.Upstream(repo)
 		if !ok {
-			return
+			return false
 		}
-		up, there, err := s.options.Upstreams.Find(name.Host, name.Repo)
-		if err != nil || !slices.Contains(up.Kept(), there) {
-			return
-		}
-		h, _, err := s.options.Index.Holdings(ctx, repo)
-		if err != nil { // the journal does not answer; until the next Look nothing of this repository counts as kept
-			return
-		}
-		manifests := map[digest.Digest]storage.HeldManifest{}
-		for _, m := range h.Manifests {
-			manifests[m.Digest] = m
-		}
-		seen := map[digest.Digest]bool{}
-		var walk func(d digest.Digest) bool
-		walk = func(d digest.Digest) bool {
-			if seen[d] {
-				return true
+		up, there, err := s.options.Upstreams.Find(n.Host, n.Repo)
+		return err == nil && slices.Contains(up.Kept(), there)
+	}
+	return func(yield func(digest.Digest) bool) {
+		for h, err := range upstreamHoldings(ctx, s.options.Index, keeps) {
+			if err != nil { // the journal does not answer; until the next Look the rest does not count as kept
+				return
 			}
-			seen[d] = true
-			for _, ref := range manifests[d].Refs {
-				if !walk(ref) {
-					return false
+			n, _ := s.options.Namespaces.Upstream(h.Repo)
+			var roots []digest.Digest
+			for _, m := range h.Manifests {
+				if slices.ContainsFunc(m.Tags, func(tag storage.HeldTag) bool { return s.keeps(n, tag.Name) }) {
+					roots = append(roots, m.Digest)
 				}
 			}
-			return yield(d)
-		}
-		for _, m := range h.Manifests {
-			for _, tag := range m.Tags {
-				if up.Keeps(there, tag.Name) && !walk(m.Digest) {
+			for d := range newHeldRepo(h).reach(roots, false) {
+				if !yield(d) {
 					return
 				}
 			}
@@ -148,11 +133,11 @@ func (s mirrorStore) Evict(ctx context.Context, all []digest.Digest) (stay []dig
 			s.contents.remove(d)
 		}
 	}
-	// Another repository may hold some of it, or have begun to since: Drop leaves the bytes of that.
+	// Another repository may hold some of it, or hold it by now: Drop keeps those bytes.
 	return stay, s.options.Drop(ctx, gone)
 }
 
-// evictFrom removes contents from one repository. It returns those that the repository keeps, see mirror.CacheStore.
+// evictFrom removes contents from one repository. It returns those that stay in the repository, see mirror.CacheStore.
 func (s mirrorStore) evictFrom(ctx context.Context, repo string, all []digest.Digest) (stay []digest.Digest,
 	err error) {
 	err = storage.InSteps(all, func(some []digest.Digest) error {

@@ -31,9 +31,9 @@ type EvictTotal struct {
 var errSelect = errors.New("nothing is selected; name images, or a host (--all-of), or an age (--older-than)")
 
 // EvictImages evicts images at once: their facts, and the bytes that nothing else needs. It calls each with every image
-// that is selected. What is being read, and what was imported, stays, as does what such an image needs. With dry it
-// only says what it would do. Errors: the selection is empty or not valid; the registry is read-only; those of the
-// engines, after which what was done stays done.
+// that is selected. Images that are being read or were imported stay, and so does what they need. With dry, it evicts
+// nothing and only reports what it would evict. Errors: the selection is empty or not valid; the registry is read-only;
+// those of the engines; what was evicted before such an error stays evicted.
 func (r *Registry) EvictImages(ctx context.Context, sel Selection, dry bool, each func(EvictedImage)) (
 	total EvictTotal, err error) {
 	switch {
@@ -51,7 +51,7 @@ func (r *Registry) EvictImages(ctx context.Context, sel Selection, dry bool, eac
 	}
 	var plans []eviction
 	absent := maps.Clone(w.images)
-	err = r.shelves(ctx, w.place, func(s *shelf) error {
+	err = r.eachUpstreamRepo(ctx, w.place, func(s *upstreamRepo) error {
 		var chosen []digest.Digest
 		for _, m := range s.images {
 			if !w.names(s, m) {
@@ -95,8 +95,8 @@ func (r *Registry) EvictImages(ctx context.Context, sel Selection, dry bool, eac
 	return total, nil
 }
 
-// found removes an image from those that were not found.
-func (w *wanted) found(absent map[string]string, s *shelf, m *storage.HeldManifest) {
+// found removes the names of an image from absent, the names that were not found yet.
+func (w *wanted) found(absent map[string]string, s *upstreamRepo, m *storage.HeldManifest) {
 	delete(absent, s.name.String()+"@"+m.Digest.String())
 	for _, tag := range m.Tags {
 		delete(absent, s.name.String()+":"+tag.Name)
@@ -104,7 +104,7 @@ func (w *wanted) found(absent map[string]string, s *shelf, m *storage.HeldManife
 }
 
 // whyStays returns why an image must not be evicted; empty: it may be.
-func (r *Registry) whyStays(s *shelf, i HeldImage) string {
+func (r *Registry) whyStays(s *upstreamRepo, i HeldImage) string {
 	if i.State == StateImported {
 		return fmt.Sprintf("it was imported, and is never evicted; trow rm %s@%s deletes it", s.repo, i.Digest)
 	}
@@ -114,17 +114,17 @@ func (r *Registry) whyStays(s *shelf, i HeldImage) string {
 	return ""
 }
 
-// eviction is what is evicted from one repository.
+// eviction is the plan of what to evict from one repository.
 type eviction struct {
 	repo     string
 	contents []digest.Digest // in the order in which they are evicted
 	sizes    map[digest.Digest]storage.CachedContent
 }
 
-// planEviction returns what goes with some images of a repository: what they consist of, and what refers to them, as
-// far as no other image needs it. If only a place was selected, what belongs to no image goes as well, such as a layer
-// whose manifest was never asked for.
-func (r *Registry) planEviction(s *shelf, w wanted, chosen []digest.Digest) eviction {
+// planEviction returns what is evicted with the chosen images of a repository: their parts and what refers to them,
+// unless another image needs it. If no image was named, content that belongs to no image is evicted as well, such as a
+// layer whose manifest no client has asked for.
+func (r *Registry) planEviction(s *upstreamRepo, w wanted, chosen []digest.Digest) eviction {
 	e := eviction{repo: s.repo, sizes: map[digest.Digest]storage.CachedContent{}}
 	var stay []digest.Digest
 	for _, m := range s.images {
@@ -134,7 +134,7 @@ func (r *Registry) planEviction(s *shelf, w wanted, chosen []digest.Digest) evic
 	}
 	needed, goes := s.reach(stay, true), s.reach(chosen, true)
 	for _, m := range s.manifests {
-		if !m.Cached { // what it consists of stays, and it itself: it is not cached
+		if !m.Cached { // it and its parts stay
 			maps.Copy(needed, s.reach([]digest.Digest{m.Digest}, false))
 		}
 	}
@@ -148,7 +148,8 @@ func (r *Registry) planEviction(s *shelf, w wanted, chosen []digest.Digest) evic
 			e.sizes[c.Digest] = c
 		}
 	}
-	// The images first, then their other manifests, then blobs: what was cut short names nothing that is gone.
+	// Images come first, then their other manifests, then blobs: an eviction that is cut short leaves no manifest
+	// without its parts.
 	rank := func(d digest.Digest) int {
 		switch {
 		case slices.Contains(chosen, d):
@@ -190,6 +191,6 @@ func (s mirrorStore) evictNow(ctx context.Context, repo string, all []digest.Dig
 	if len(gone) == 0 {
 		return nil, nil
 	}
-	// A repository may have begun to hold some of it since: Drop leaves the bytes of that.
+	// Another repository may hold some of it by now: Drop keeps those bytes.
 	return gone, s.options.Drop(ctx, gone)
 }

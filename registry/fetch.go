@@ -43,7 +43,8 @@ func (s mirrorStore) Parts(ctx context.Context, repo string, d digest.Digest) (p
 	return fetchedParts(body), m.Size, true, nil
 }
 
-// Use implements mirror.Store. It is no use by a client, so a poll that finds nothing new leaves no last use to write.
+// Use implements mirror.Store. It does not count as a use by a client, so that a poll that finds nothing new changes no
+// last use.
 func (s mirrorStore) Use(repo string, d digest.Digest) (release func()) {
 	return s.options.Cache.Hold(d)
 }
@@ -77,14 +78,15 @@ func (r *Registry) FetchAhead(ctx context.Context,
 	return alone(ctx, r.mirror.Run)
 }
 
-// onlyHeld reports whether a list is to have only what is held, without asking an upstream: for commands in the data
-// directory, which work on what is stored, and for clients that say so (RFC 9111, section 5.2.1.7).
+// onlyHeld reports whether a list has only what is held, without the upstream: for commands in the data directory,
+// which work on what is stored, and for clients that ask for it (RFC 9111, section 5.2.1.7).
 func onlyHeld(req *http.Request, c *call) bool {
 	return c.who.Unlimited() || onlyIfCached(req.Header)
 }
 
-// upstreamTags returns the tags that a repository has at its upstream; found says that it is not empty here. stale says
-// why others may be missing. Errors: as a client gets them, if it is empty here.
+// upstreamTags returns the tags that a repository has at its upstream. found says that the repository is not empty
+// here. stale is not nil if tags may be missing, and says why. Errors, for a repository that is empty here: those that
+// the client gets.
 func (r *Registry) upstreamTags(ctx context.Context, repo string, found bool) (tags []string, stale, err error) {
 	if r.mirror == nil || !namespace.Within(repo) {
 		return nil, nil, nil
@@ -124,7 +126,7 @@ func fetchedParts(body []byte) (parts []mirror.Part) {
 	}
 	add := func(text string, size int64, manifest bool, platform *mirror.Platform) {
 		d, err := parseDigest(text)
-		if err == nil { // known types have no other; of unknown ones only what can be fetched
+		if err == nil { // an invalid digest, of a manifest of an unknown type, cannot be fetched
 			parts = append(parts, mirror.Part{Digest: d, Size: size, Manifest: manifest, Platform: platform})
 		}
 	}

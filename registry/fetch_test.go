@@ -210,7 +210,7 @@ func TestATagMovesOnlyToAWholeImage(t *testing.T) {
 	}
 }
 
-// TestATagMovesInTheBackground: nobody needs to call Fetch.
+// TestATagMovesInTheBackground: without a call of Fetch.
 func TestATagMovesInTheBackground(t *testing.T) {
 	w, o := newCacheEntry(t, "always", nil, func(*registry.Options) {},
 		func(e *upstream.Entry) { e.MayRun = upstream.MayRunHeld })

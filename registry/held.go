@@ -13,6 +13,7 @@ import (
 	"trow/registry/address"
 	"trow/registry/mirror"
 	"trow/registry/namespace"
+	"trow/registry/platform"
 	"trow/storage"
 )
 
@@ -34,17 +35,18 @@ type HeldImage struct {
 	Digest     digest.Digest `json:"digest"`
 	MediaType  string        `json:"mediaType"`
 	Bytes      int64         `json:"bytes"` // of what is here of it, with its signatures
-	// Whole: all that it consists of is here; of an index, of at least one platform, and of no other one a part.
+	// Whole says that all parts of the image are here; of an index, all parts of at least one platform, and no other
+	// platform only in part.
 	Whole bool `json:"whole"`
-	// Foreign: some of its layers are not here and never will be, because clients get them from elsewhere (urls). No
-	// verdict takes it for held.
+	// Foreign says that some of its layers are not here and never will be, because clients get them from elsewhere
+	// (urls). No verdict takes the image for held.
 	Foreign   bool     `json:"foreign,omitempty"`
-	Platforms []string `json:"platforms,omitempty"` // of an index: those that are here as a whole
+	Platforms []string `json:"platforms,omitempty"` // of an index: the platforms that are here as a whole
 	State     string   `json:"state"`
 	Used      int64    `json:"used,omitempty"` // the hour of the last use, Unix seconds; 0: not known
 }
 
-// Names returns the names of the image: one for each tag, or that with the digest.
+// Names returns the names of the image: one for each tag or, without tags, the one with the digest.
 func (i *HeldImage) Names() (all []string) {
 	for _, tag := range i.Tags {
 		all = append(all, i.Host+"/"+i.Name+":"+tag)
@@ -64,18 +66,19 @@ type HeldTotal struct {
 	Limit    int64 `json:"limit,omitempty"` // cache-size
 }
 
-// Selection says which images of other registries are meant.
+// Selection selects images of other registries. The zero Selection selects all.
 type Selection struct {
 	// Below is a host, or a host with a repository or the beginning of one; empty: all. The names here count as well:
 	// those of repositories below f/, and hosts of the setting namespaces.
 	Below string
 	// Images are names as pods have them. Optional; without them, Below decides alone.
 	Images []string
-	// Before leaves out what was used since, what keep: names, and what was imported. Optional.
+	// Before selects only cached images that were last used before it, and neither those that keep: names nor imported
+	// ones. The zero time is no condition.
 	Before time.Time
 }
 
-// errBelow: the text names neither a host nor a repository.
+// errBelow says what a valid Below is.
 var errBelow = errors.New("want HOST[:PORT], or [HOST[:PORT]/]REPOSITORY")
 
 // place is a host, and the beginning of the names of repositories there, as Selection.Below names them.
@@ -127,44 +130,35 @@ func (p place) has(n namespace.Name) bool {
 		}))
 }
 
-// shelf is a repository of another registry as the administration sees it.
-type shelf struct {
+// upstreamRepo is what is held of a repository of another registry, and the images that are listed of it.
+type upstreamRepo struct {
 	*heldRepo
 	name   namespace.Name
-	images []*storage.HeldManifest // what is listed: not what belongs to another image
+	images []*storage.HeldManifest // without those that belong to another image
 }
 
-// shelves calls each with the repositories of other registries that are in a place.
-func (r *Registry) shelves(ctx context.Context, in place, each func(*shelf) error) error {
-	for _, repo := range r.options.Index.Names() {
-		if !namespace.Within(repo) {
-			continue
-		}
+// eachUpstreamRepo calls each with the repositories of other registries that are in a place. Errors: those of the
+// index, of ctx and of each.
+func (r *Registry) eachUpstreamRepo(ctx context.Context, in place, each func(*upstreamRepo) error) error {
+	below := func(repo string) bool {
 		n, ok := r.options.Namespaces.Upstream(repo)
-		if !ok || !in.has(n) {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
+		return ok && in.has(n)
+	}
+	for h, err := range upstreamHoldings(ctx, r.options.Index, below) {
+		if err != nil {
 			return err
 		}
-		s, err := r.shelf(ctx, repo, n)
-		if err == nil {
-			err = each(s)
-		}
-		if err != nil {
+		n, _ := r.options.Namespaces.Upstream(h.Repo)
+		if err := each(newUpstreamRepo(h, n)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *Registry) shelf(ctx context.Context, repo string, n namespace.Name) (*shelf, error) {
-	h, _, err := r.options.Index.Holdings(ctx, repo)
-	if err != nil {
-		return nil, err
-	}
-	s := &shelf{heldRepo: newHeldRepo(h), name: n}
-	belongs := map[digest.Digest]bool{} // to another image, as its signature does
+func newUpstreamRepo(h storage.Holdings, n namespace.Name) *upstreamRepo {
+	s := &upstreamRepo{heldRepo: newHeldRepo(h), name: n}
+	belongs := map[digest.Digest]bool{} // to another image, as a signature does
 	for _, all := range s.referrers {
 		for _, d := range all {
 			belongs[d] = true
@@ -176,11 +170,11 @@ func (r *Registry) shelf(ctx context.Context, repo string, n namespace.Name) (*s
 			s.images = append(s.images, m)
 		}
 	}
-	return s, nil
+	return s
 }
 
 // image describes an image.
-func (r *Registry) image(ctx context.Context, s *shelf, m *storage.HeldManifest) HeldImage {
+func (r *Registry) image(ctx context.Context, s *upstreamRepo, m *storage.HeldManifest) HeldImage {
 	i := HeldImage{Host: s.name.Host, Name: s.name.Repo, Repository: s.repo, Tags: []string{}, Digest: m.Digest,
 		MediaType: m.MediaType, State: StateCached}
 	for _, tag := range m.Tags {
@@ -214,14 +208,16 @@ func (r *Registry) keeps(n namespace.Name, tag string) bool {
 }
 
 // whole fills in how much of an image is here: Whole, Foreign and Platforms.
-func (r *Registry) whole(ctx context.Context, s *shelf, m *storage.HeldManifest, i *HeldImage) {
-	if m.MediaType != typeOCIIndex && m.MediaType != typeDockerList {
+func (r *Registry) whole(ctx context.Context, s *upstreamRepo, m *storage.HeldManifest, i *HeldImage) {
+	if !indexType(m.MediaType) {
 		i.Whole, i.Foreign = r.allHere(ctx, s, m)
 		return
 	}
 	names := map[digest.Digest]string{}
 	for _, p := range r.partsNow(ctx, m.Digest) {
-		names[p.Digest] = platformText(p.Platform)
+		if platform.Known(p.Platform) {
+			names[p.Digest] = platform.Text(p.Platform)
+		}
 	}
 	complete, partly := 0, false
 	for _, d := range s.children(m.Digest) {
@@ -241,9 +237,9 @@ func (r *Registry) whole(ctx context.Context, s *shelf, m *storage.HeldManifest,
 	i.Whole = complete > 0 && !partly || len(m.Refs) == 0
 }
 
-// allHere reports whether a repository holds all parts of an image for one platform, but those that clients get from
+// allHere reports whether a repository holds all parts of an image for one platform, except those that clients get from
 // elsewhere, and whether it has any of these.
-func (r *Registry) allHere(ctx context.Context, s *shelf, m *storage.HeldManifest) (whole, foreign bool) {
+func (r *Registry) allHere(ctx context.Context, s *upstreamRepo, m *storage.HeldManifest) (whole, foreign bool) {
 	if !slices.ContainsFunc(m.Refs, s.lacks) {
 		return true, false
 	}
@@ -267,15 +263,15 @@ func (r *heldRepo) lacks(d digest.Digest) bool {
 	return !held && r.manifests[d] == nil
 }
 
-// HeldImages calls each with the images of other registries that are here, in no order, and returns what they take.
-// below is as in Selection. If image is not empty, only those with this name are listed.
+// HeldImages calls each with the selected images of other registries that are here, in no order, and returns what they
+// take together. Errors: the selection is not valid; those of the index and of ctx.
 func (r *Registry) HeldImages(ctx context.Context, sel Selection, each func(HeldImage)) (total HeldTotal, err error) {
 	w, err := r.wanted(sel)
 	if err != nil {
 		return total, err
 	}
 	seen, imported := map[digest.Digest]bool{}, map[digest.Digest]bool{}
-	err = r.shelves(ctx, w.place, func(s *shelf) error {
+	err = r.eachUpstreamRepo(ctx, w.place, func(s *upstreamRepo) error {
 		for _, m := range s.images {
 			if !w.names(s, m) {
 				continue
@@ -309,7 +305,7 @@ func (r *Registry) HeldImages(ctx context.Context, sel Selection, each func(Held
 // wanted is a parsed Selection.
 type wanted struct {
 	place
-	images map[string]string // the text by which an image was named, by its name in full
+	images map[string]string // the text that named an image, by the full name of the image
 	before time.Time
 }
 
@@ -333,7 +329,7 @@ func (r *Registry) wanted(sel Selection) (w wanted, err error) {
 }
 
 // names reports whether an image is among those that are named, if any are.
-func (w *wanted) names(s *shelf, m *storage.HeldManifest) (found bool) {
+func (w *wanted) names(s *upstreamRepo, m *storage.HeldManifest) (found bool) {
 	if len(w.images) == 0 {
 		return true
 	}

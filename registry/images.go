@@ -3,21 +3,21 @@ package registry
 import (
 	"context"
 	"errors"
-	"runtime"
 
 	"trow/registry/mirror"
 	"trow/registry/namespace"
+	"trow/registry/platform"
 	"trow/registry/upstream"
 	"trow/storage"
 )
 
 // Images is what verdicts ask of a registry: the index, the names and settings of other registries, and the platforms
-// of the indexes of images. It answers from memory, but for Fetch. The webhook has those of a registry that runs, and
-// trow check those over the data of one that does not.
+// of the indexes of images. All methods but Fetch answer from memory. The webhook uses the Images of a running
+// registry, and trow check those of a data directory.
 type Images struct {
 	*storage.Index
 	names     *namespace.Table
-	upstreams *upstream.Upstreams // nil: no entry says which images may run
+	upstreams *upstream.Upstreams // nil: there are no entries
 	platforms *platforms
 	registry  *Registry // nil: nothing is fetched
 }
@@ -27,7 +27,8 @@ func (r *Registry) Images() Images {
 	return Images{r.options.Index, r.options.Namespaces, r.options.Upstreams, r.platforms, r}
 }
 
-// StoredImages returns the images of a registry that does not run. read returns the bytes of an index.
+// StoredImages returns Images of the facts in x, without a registry: Fetch is an error. read returns the bytes of an
+// index.
 func StoredImages(x *storage.Index, names *namespace.Table, up *upstream.Upstreams, read ReadContent) Images {
 	return Images{x, names, up, newPlatforms(nil, read, true), nil}
 }
@@ -36,7 +37,7 @@ func StoredImages(x *storage.Index, names *namespace.Table, up *upstream.Upstrea
 func (i Images) Generation() uint64 { return i.names.Generation() }
 
 // Origin returns the registry and the name there of the repository whose local name this is, in canonical form. ok is
-// false if it is no local name of one.
+// false if it is not the local name of such a repository.
 func (i Images) Origin(repo string) (host, there string, ok bool) {
 	n, ok := i.names.Upstream(repo)
 	return n.Host, n.Repo, ok
@@ -45,7 +46,7 @@ func (i Images) Origin(repo string) (host, there string, ok bool) {
 // Stands returns the registry for which a host name of this one stands.
 func (i Images) Stands(host string) (upstream string, ok bool) { return i.names.Site(host) }
 
-// LocalName returns the name here of a repository of another registry. Errors: it can have none.
+// LocalName returns the name here of a repository of another registry. Errors: the repository cannot have a name here.
 func (i Images) LocalName(host, there string) (repo string, err error) {
 	n, err := namespace.Parse(host, there)
 	if err != nil {
@@ -75,7 +76,7 @@ func (i Images) Fetch(ctx context.Context, repo, ref string) error {
 	}
 	wanted := i.registry.options.Platforms
 	if wanted == nil {
-		wanted = []mirror.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
+		wanted = []mirror.Platform{platform.Server()}
 	}
 	return i.registry.Fetch(ctx, repo, ref, wanted, nil)
 }

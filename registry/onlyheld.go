@@ -12,8 +12,8 @@ import (
 type onlyHeldKey struct{}
 
 // onlyHeld returns a request for content of another registry with a mark if it has Cache-Control: only-if-cached (RFC
-// 9111, section 5.2.1.7): then it is answered with what is held, and the upstream is not asked. An import asks so what
-// it need not send; what the upstream has says nothing about that.
+// 9111, section 5.2.1.7): then it is answered with what is held, and the upstream is not asked. An import finds out in
+// this way what it need not send: what the upstream has says nothing about what is held here.
 func (c *call) onlyHeld(req *http.Request) *http.Request {
 	if !namespace.Within(c.repo) || !onlyIfCached(req.Header) {
 		return req

@@ -10,12 +10,12 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"trow/registry/namespace"
+	"trow/registry/platform"
 )
 
 const (
-	// maxPlatformIndex bounds the index of an image whose platforms are known, in bytes. Those of real images have some
-	// thousand.
+	// maxPlatformIndex bounds the index of an image whose platforms are known, in bytes. Those of real images have a
+	// few thousand.
 	maxPlatformIndex = 64 << 10
 
 	// platformCacheSize bounds what is known, in bytes. It has room for some 2,000 indexes.
@@ -32,22 +32,22 @@ const (
 // ReadContent returns the bytes of a content.
 type ReadContent func(ctx context.Context, d digest.Digest) ([]byte, error)
 
-// platforms knows which platforms the indexes of images name for their manifests. Verdicts need them, and must not wait
-// for the disk or the network: so what is not known is read for the next verdict.
+// platforms knows which platforms the indexes of images name for their manifests. Verdicts need them, but must not wait
+// for the disk or the network: what is not known is read in the background, for the next verdict.
 type platforms struct {
-	known *cache[digest.Digest, []platform] // by index
+	known *cache[digest.Digest, []indexed] // by index
 	peek  func(d digest.Digest) ([]byte, bool)
 	read  ReadContent
-	wait  bool // read at once instead: there is no verdict that must not wait
+	wait  bool // read at once instead: callers may wait
 
 	mu    sync.Mutex
 	under map[digest.Digest]bool // being read
 }
 
-// platform is what an index says of one manifest.
-type platform struct {
+// indexed is a manifest of an index, with the platform that the index names for it.
+type indexed struct {
 	digest digest.Digest
-	name   string // os/arch[/variant]; empty: it says nothing, or more than one
+	name   string // os/arch[/variant]; empty if the index names none, or several
 }
 
 // newPlatforms returns platforms that know nothing yet. peek returns bytes that are in memory; nil: none are.
@@ -55,12 +55,13 @@ func newPlatforms(peek func(digest.Digest) ([]byte, bool), read ReadContent, wai
 	if peek == nil {
 		peek = func(digest.Digest) ([]byte, bool) { return nil, false }
 	}
-	return &platforms{known: newCache[digest.Digest, []platform](platformCacheSize), peek: peek, read: read, wait: wait,
+	return &platforms{known: newCache[digest.Digest, []indexed](platformCacheSize), peek: peek, read: read, wait: wait,
 		under: map[digest.Digest]bool{}}
 }
 
-// learn notes the platforms of an index. What is no index, or too large, has none that are noted.
-func (p *platforms) learn(index digest.Digest, body []byte) []platform {
+// learn notes the platforms of an index. It notes nothing if body is not an index or has more than maxPlatformIndex
+// bytes.
+func (p *platforms) learn(index digest.Digest, body []byte) []indexed {
 	var all struct {
 		Manifests []struct {
 			Digest   digest.Digest
@@ -70,17 +71,11 @@ func (p *platforms) learn(index digest.Digest, body []byte) []platform {
 	if len(body) > maxPlatformIndex || json.Unmarshal(body, &all) != nil {
 		return nil
 	}
-	list := make([]platform, 0, len(all.Manifests))
+	list := make([]indexed, 0, len(all.Manifests))
 	seen := make(map[digest.Digest]int, len(all.Manifests))
 	size := 0
 	for _, m := range all.Manifests {
-		name := ""
-		if o := m.Platform; o != nil {
-			name = o.OS + "/" + o.Architecture
-			if o.Variant != "" {
-				name += "/" + o.Variant
-			}
-		}
+		name := platform.Text(m.Platform)
 		at, again := seen[m.Digest]
 		if again {
 			if list[at].name != name { // one manifest for several platforms is not left out with any of them
@@ -89,15 +84,16 @@ func (p *platforms) learn(index digest.Digest, body []byte) []platform {
 			continue
 		}
 		seen[m.Digest] = len(list)
-		list = append(list, platform{m.Digest, name})
+		list = append(list, indexed{m.Digest, name})
 		size += 32 + len(m.Digest) + len(name) // two strings and their headers
 	}
 	p.known.put(index, list, size)
 	return list
 }
 
-// of returns what is known of an index, and otherwise has it read.
-func (p *platforms) of(index digest.Digest) []platform {
+// of returns what is known of an index. If nothing is, it starts to read the index, and returns nil; with wait set, it
+// returns once the index was read.
+func (p *platforms) of(index digest.Digest) []indexed {
 	list, ok := p.known.get(index)
 	if ok {
 		return list
@@ -123,7 +119,7 @@ func (p *platforms) of(index digest.Digest) []platform {
 }
 
 // load reads an index. One that cannot be read stays unknown.
-func (p *platforms) load(ctx context.Context, index digest.Digest) []platform {
+func (p *platforms) load(ctx context.Context, index digest.Digest) []indexed {
 	ctx, cancel := context.WithTimeout(ctx, platformReadTime)
 	defer cancel()
 	body, err := p.read(ctx, index)
@@ -133,8 +129,8 @@ func (p *platforms) load(ctx context.Context, index digest.Digest) []platform {
 	return p.learn(index, body)
 }
 
-// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. What
-// is not known in memory is empty; then it is read, so that it is known a moment later.
+// Platforms returns the platforms, as os/arch[/variant], that an index names for these manifests, in this order. A
+// platform that is not known in memory is empty; its index is then read, so that it is known a moment later.
 func (i Images) Platforms(index digest.Digest, of []digest.Digest) []string {
 	names := make([]string, len(of))
 	list := i.platforms.of(index)
@@ -160,11 +156,7 @@ func (i Images) LearnPlatforms(ctx context.Context) {
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * maxPlatformReads)
-	for _, repo := range i.Names() {
-		if !namespace.Within(repo) || ctx.Err() != nil {
-			continue
-		}
-		h, _, err := i.Holdings(ctx, repo)
+	for h, err := range upstreamHoldings(ctx, i.Index, func(string) bool { return true }) {
 		if err != nil {
 			break
 		}

@@ -68,7 +68,7 @@ func TestAManifestOfAnotherRepository(t *testing.T) {
 	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body))
 }
 
-// TestWrongBytesOfAnotherUpstream reach nobody, neither while they arrive nor afterwards.
+// TestWrongBytesOfAnotherUpstream reach no client, neither while they arrive nor afterwards.
 func TestWrongBytesOfAnotherUpstream(t *testing.T) {
 	w, good, evil := newCaches(t)
 	content := bytes.Repeat([]byte("right"), 100_000)

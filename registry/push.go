@@ -141,7 +141,7 @@ func (r *Registry) checkReferences(n int) error {
 
 // acceptsSparse reports whether the repository accepts the manifest although it does not hold all of it: it is an
 // index, of which something is here. What is not here is referenced and not present, as a foreign layer is: pulls of it
-// get 404, until it is pushed. Images of other registries are here for some platforms alone.
+// get 404, until it is pushed. Images of other registries may be here for some platforms only.
 func (r *Registry) acceptsSparse(tx *storage.Tx, p *push) bool {
 	index := p.parsed.mediaType == typeOCIIndex || p.parsed.mediaType == typeDockerList
 	return index && slices.ContainsFunc(p.parsed.needs, tx.Whole) &&

@@ -67,10 +67,10 @@ type Options struct {
 	Upstreams *upstream.Upstreams
 	// Fetcher downloads their blobs. Optional.
 	Fetcher *upstream.Fetcher
-	// Platforms are those of which an image of another registry must be here before a tag moves to it, where only what
-	// is held may run, and that are fetched ahead. nil: all.
+	// Platforms are those for which images of other registries are fetched ahead. Where only held images may run, an
+	// image must be here for all of them before a tag moves to it. nil: all platforms.
 	Platforms []mirror.Platform
-	// FetchFailed gets what could not be fetched ahead, and for which upstream. Optional.
+	// FetchFailed is called with each error of fetching ahead, and the upstream. Optional.
 	FetchFailed func(upstream string, err error)
 	// Cache bounds how much of their content is stored. Optional; with it, Drop deletes the bytes of contents that no
 	// repository holds any more.

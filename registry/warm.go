@@ -12,7 +12,6 @@ import (
 	"trow/registry/mirror"
 	"trow/registry/namespace"
 	"trow/registry/upstream"
-	"trow/storage"
 )
 
 // This file fetches images of other registries ahead of need, for the administration.
@@ -27,11 +26,11 @@ type Warmed struct {
 	Digest     digest.Digest `json:"digest"`
 	Bytes      int64         `json:"bytes"`           // of the image, with its signatures
 	Fetched    int64         `json:"fetched"`         // of blobs that were not here before
-	Notes      []string      `json:"notes,omitempty"` // what could not be fetched and is no part of the image
+	Notes      []string      `json:"notes,omitempty"` // about signatures that could not be fetched
 }
 
-// Find returns where an image, named as pods name it, is in this registry. Errors: the name is not valid; it has none
-// here.
+// Find returns where an image, named as pods name it, is in this registry, whether it is held or not. Errors: the name
+// is not valid, or the image cannot have a name here.
 func (r *Registry) Find(image string) (w Warmed, i namespace.Image, err error) {
 	if i, err = namespace.ParseImage(image); err != nil {
 		return w, i, err
@@ -55,10 +54,10 @@ func (r *Registry) Find(image string) (w Warmed, i namespace.Image, err error) {
 	return w, i, nil
 }
 
-// Warm makes this registry hold an image, named as pods name it: of an index the manifests for the platforms, or all if
-// there are none; and its signatures and other referrers, as far as they can be fetched. report gets how many bytes are
-// here, of those that are known to be needed; its calls come one at a time. Errors: the image is one of this registry,
-// which does not hold it; as mirror.Mirror.Fetch.
+// Warm makes this registry hold an image, named as pods name it, with its signatures and other referrers as far as they
+// can be fetched. Of an index it fetches the manifests for the platforms, or all if platforms is nil. report is called,
+// one call at a time, with how many bytes are here and how many are known to be needed. Errors: the image is one of
+// this registry, which does not hold it; as mirror.Mirror.Fetch.
 func (r *Registry) Warm(ctx context.Context, image string, platforms []mirror.Platform,
 	report func(here, known int64)) (Warmed, error) {
 	w, i, err := r.Find(image)
@@ -101,9 +100,13 @@ func (r *Registry) staleNote(ctx context.Context, i namespace.Image, w Warmed) [
 
 // foreignNote says of an image that layers of it are not here although all was fetched.
 func (r *Registry) foreignNote(ctx context.Context, i namespace.Image, w Warmed) []string {
-	s, err := r.shelf(ctx, w.Repository, i.Name)
-	if err != nil || s.manifests[w.Digest] == nil {
-		return nil // another command says it
+	h, _, err := r.options.Index.Holdings(ctx, w.Repository)
+	if err != nil {
+		return nil
+	}
+	s := newUpstreamRepo(h, i.Name)
+	if s.manifests[w.Digest] == nil {
+		return nil
 	}
 	var image HeldImage
 	if r.whole(ctx, s, s.manifests[w.Digest], &image); !image.Foreign {
@@ -151,7 +154,7 @@ func warmError(i namespace.Image, err error) error {
 	return fmt.Errorf("%s: %w", i, err)
 }
 
-// shortError is an error of an upstream without what it is about.
+// shortError is an error of an upstream without the host, repository and reference.
 type shortError struct{ of *upstream.Error }
 
 func (e *shortError) Unwrap() error { return e.of }
@@ -200,7 +203,8 @@ func (c *warming) sums() (all, fetched int64) {
 }
 
 // warmReferrers fetches what cosign keeps under tags of its own for an image and the manifests of an index that are
-// here; other referrers have come along with them. It returns what may be missing: an image is whole without.
+// here; other referrers have come along with them. It returns notes about signatures that may be missing; the image is
+// whole without them.
 func (r *Registry) warmReferrers(ctx context.Context, i namespace.Image, repo string, root digest.Digest) (
 	notes []string) {
 	if !r.options.Index.Cached(repo, root) { // imported, and so are its signatures
@@ -210,7 +214,7 @@ func (r *Registry) warmReferrers(ctx context.Context, i namespace.Image, repo st
 	if h, _, err := r.options.Index.Holdings(ctx, repo); err == nil {
 		subjects = append(subjects, newHeldRepo(h).children(root)...)
 	}
-	for _, d := range subjects[:min(len(subjects), maxSubjects)] {
+	for _, d := range subjects[:min(len(subjects), mirror.MaxSubjects)] {
 		err := r.mirror.Referrers(ctx, repo, d)
 		for _, end := range companions[1:] {
 			if err == nil {
@@ -226,112 +230,6 @@ func (r *Registry) warmReferrers(ctx context.Context, i namespace.Image, repo st
 		}
 	}
 	return notes
-}
-
-// maxSubjects bounds the manifests whose signatures are fetched with one image.
-const maxSubjects = 100
-
-// platformText is os/arch[/variant]; empty for none, and for unknown, which attestations have.
-func platformText(p *mirror.Platform) string {
-	if p == nil || p.OS == "" || p.OS == "unknown" {
-		return ""
-	}
-	return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
-}
-
-// heldRepo is what one repository holds, with what leads from one content to another.
-type heldRepo struct {
-	repo      string
-	manifests map[digest.Digest]*storage.HeldManifest
-	blobs     map[digest.Digest]int64
-	isChild   map[digest.Digest]bool            // of an index that is held
-	referrers map[digest.Digest][]digest.Digest // by subject: those of the manifest, and its companions
-}
-
-func newHeldRepo(h storage.Holdings) *heldRepo {
-	r := &heldRepo{repo: h.Repo, manifests: map[digest.Digest]*storage.HeldManifest{},
-		blobs: map[digest.Digest]int64{}, isChild: map[digest.Digest]bool{},
-		referrers: map[digest.Digest][]digest.Digest{}}
-	for _, b := range h.Blobs {
-		r.blobs[b.Digest] = b.Size
-	}
-	tags := map[string]digest.Digest{} // under which companions are kept
-	for i := range h.Manifests {
-		m := &h.Manifests[i]
-		r.manifests[m.Digest] = m
-		tags[fallbackTag(m.Digest)] = m.Digest
-	}
-	for _, m := range r.manifests {
-		for _, ref := range m.Refs {
-			if r.manifests[ref] != nil {
-				r.isChild[ref] = true
-			}
-		}
-		if r.manifests[m.Subject] != nil {
-			r.referrers[m.Subject] = append(r.referrers[m.Subject], m.Digest)
-		}
-		for _, tag := range m.Tags {
-			name := tag.Name
-			for _, end := range companions[1:] {
-				name = strings.TrimSuffix(name, end)
-			}
-			if of, ok := tags[name]; ok && of != m.Digest {
-				r.referrers[of] = append(r.referrers[of], m.Digest)
-			}
-		}
-	}
-	return r
-}
-
-// children returns the manifests that are held of those that a manifest consists of.
-func (r *heldRepo) children(d digest.Digest) (all []digest.Digest) {
-	if m := r.manifests[d]; m != nil {
-		for _, ref := range m.Refs {
-			if r.manifests[ref] != nil {
-				all = append(all, ref)
-			}
-		}
-	}
-	return all
-}
-
-// reach returns all that is held of these manifests: the parts, and with referrers also what refers to them.
-func (r *heldRepo) reach(roots []digest.Digest, referrers bool) map[digest.Digest]int64 {
-	all := map[digest.Digest]int64{}
-	var walk func(d digest.Digest)
-	walk = func(d digest.Digest) {
-		if _, seen := all[d]; seen {
-			return
-		}
-		m := r.manifests[d]
-		if m == nil {
-			if size, held := r.blobs[d]; held {
-				all[d] = size
-			}
-			return
-		}
-		all[d] = m.Size
-		for _, ref := range m.Refs {
-			walk(ref)
-		}
-		if referrers {
-			for _, ref := range r.referrers[d] {
-				walk(ref)
-			}
-		}
-	}
-	for _, d := range roots {
-		walk(d)
-	}
-	return all
-}
-
-// bytes returns how much of an image is held, each content once, without its referrers.
-func (r *heldRepo) bytes(d digest.Digest) (n int64) {
-	for _, size := range r.reach([]digest.Digest{d}, false) {
-		n += size
-	}
-	return n
 }
 
 // tagOf returns the tag by which an image is named; empty if it is named by a digest.

@@ -100,7 +100,7 @@ func (x *Index) Holdings(ctx context.Context, repo string) (h Holdings, found bo
 	return h, true, nil
 }
 
-// looks is how often Holdings looks at a repo that changes meanwhile before it keeps the lock.
+// looks is how often Holdings tries again, because the repo has changed meanwhile, before it keeps the lock.
 const looks = 5
 
 // holdings returns what a repo holds, in no order. With yields, it lets others have the lock again and again; whole is

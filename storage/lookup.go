@@ -11,8 +11,8 @@ import (
 
 // The look-ups of a state. Those that find something allocate nothing.
 
-// hash is that of a digest. All of it counts: a manifest may refer to digests without content, and a client can make
-// those up so that any part of them is the same.
+// hash returns the hash of a digest, of all its bytes: a manifest may refer to digests without content, and a client
+// can make those up so that any part of them is the same.
 func (s *state) hash(k []byte) uint32 { return uint32(maphash.Bytes(s.seed, k)) }
 
 func (s *state) hashTag(name string) uint32 { return uint32(maphash.String(s.seed, name)) }

@@ -17,9 +17,9 @@ import (
 // lower revision than what this Index has shown; or the last commit is older than a copy of the facts that lies beside
 // the bytes, see [Index.Expect]. A record keeps it, for all processes and over restarts.
 
-// wentBackRecord is the name of the record. believedRecord has when the journal was last to be believed as it was, in
-// Unix nanoseconds: an administrator has said so, or a rebuild has made it. A process may notice only after that what
-// was believed; so it compares the record with what it was in the journal as the process knew it.
+// wentBackRecord is the name of the record. believedRecord has the time, in Unix nanoseconds, at which the journal was
+// last accepted as it was, by an administrator or by a rebuild. A process may notice only later that the journal went
+// back, so it compares the record with the value in the journal as the process knew it.
 const (
 	wentBackRecord = "journal/went-back"
 	believedRecord = "journal/believed"
@@ -101,7 +101,7 @@ func (x *Index) believe(ctx context.Context, change func(*Tx)) error {
 		change(tx)
 		return nil
 	})
-	if err == nil { // the change that would record it finds the journal believed since, but only later
+	if err == nil { // the change that records a suspicion finds this, but only later
 		x.suspected.CompareAndSwap(noticed, nil)
 	}
 	return err

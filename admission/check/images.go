@@ -68,7 +68,7 @@ func (Cluster) Images(in io.Reader, files []string, note func(text string)) (ima
 // runningPage is how many pods are listed at a time, as kubectl does.
 const runningPage = 500
 
-// insteadOfRunning is how else a command gets the images of pods.
+// insteadOfRunning ends an error with the other way to get the images of pods.
 const insteadOfRunning = "or let kubectl list them: kubectl get pods -A -o yaml | trow … -f -"
 
 // Running returns the images of the pods of a cluster that have not ended, each once, and the platforms of its nodes as
@@ -119,7 +119,7 @@ func running(ctx context.Context, client *kube.Client) (images, platforms []stri
 	return images, platforms, nil
 }
 
-// addNew appends what is not there yet.
+// addNew appends those elements that are not in the list yet.
 func addNew(to, more []string) []string {
 	for _, text := range more {
 		if !slices.Contains(to, text) {

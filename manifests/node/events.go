@@ -39,7 +39,7 @@ const (
 	Reachable   Kind = "Reachable"           // one can be reached again
 	Unmirrored  Kind = "MirrorNotConfigured" // a runtime does not pull images of other registries through this one
 	MirrorUp    Kind = "MirrorAnswers"       // the registry answers: images of others are pulled through it
-	MirrorDown  Kind = "MirrorSilent"        // it does not, so that they come from those
+	MirrorDown  Kind = "MirrorSilent"        // it does not: they are pulled from their registries
 )
 
 // public has the kinds that become Kubernetes Events, with their type: those that need an administrator, and the final

@@ -77,7 +77,7 @@ type mirror struct {
 	local atomic.Pointer[string] // host:port that runtimes are configured with; nil: it does not listen yet
 	first atomic.Int32           // index of the target that has answered last
 	base  time.Time              // what last counts from: a clock that is set must stop no probe
-	last  atomic.Int64           // when the registry was last heard, in nanoseconds since base
+	last  atomic.Int64           // when bytes last came from the registry, in nanoseconds since base
 	calm  atomic.Int32           // probes since the last traffic
 	wake  chan struct{}          // has an element after something has changed that watch waits for
 
@@ -119,9 +119,9 @@ func (m *mirror) keepListening(ctx context.Context) {
 		}
 		if m.local.Load() == nil && !reported {
 			reported = true
-			n.report(ctx, Unmirrored, failed, "cannot listen on port %d of loopback, so that images of other "+
-				"registries come from those: find what listens there with ss -ltnp 'sport = :%[1]d' and stop it, or "+
-				"make the manifest with another port (trow manifest --mirror-port)", n.o.MirrorPort)
+			n.report(ctx, Unmirrored, failed, "cannot listen on port %d of loopback, so images of other registries "+
+				"are pulled from those registries: find what listens there with ss -ltnp 'sport = :%[1]d' and stop "+
+				"it, or make the manifest with another port (trow manifest --mirror-port)", n.o.MirrorPort)
 		}
 		if !sleep(ctx, n.times.rebind) {
 			return
@@ -199,7 +199,7 @@ func (m *mirror) watch(ctx context.Context) {
 	for failures := 0; ; {
 		trusted := m.node.upstream.current.Load()
 		wait := time.Until(m.due(ended, failures))
-		if trusted == nil { // nobody can be taken for the registry; until trusts
+		if trusted == nil { // no server can be verified as the registry until trusts is called
 			wait = m.node.times.pulse
 		}
 		if wait > 0 {
@@ -231,7 +231,7 @@ func (m *mirror) watch(ctx context.Context) {
 
 // due returns when the next probe begins: none while bytes come from the registry; a beat after the last byte if a
 // client may wait for one, and then less and less often; rarely when no connection is open. After a failure it is
-// sooner if a client has come in vain.
+// sooner if a connection was closed since.
 func (m *mirror) due(ended time.Time, failures int) time.Time {
 	m.mu.Lock()
 	up, wanted, used := m.up, m.wanted, len(m.conns) > 0
@@ -245,7 +245,7 @@ func (m *mirror) due(ended time.Time, failures int) time.Time {
 		return heard.Add(t.pulse)
 	case wanted:
 		return ended.Add(t.beat)
-	default: // rather often: what is pulled meanwhile goes past the registry
+	default: // often, because nodes pull past the registry until it is known to answer
 		return ended.Add(min(rare(failures), t.pulse/4))
 	}
 }
@@ -267,10 +267,10 @@ func (m *mirror) set(ok bool, begin time.Time) bool {
 	}
 	switch {
 	case changed && ok:
-		m.node.notify(MirrorUp, nil, "the registry answers: images of other registries come through it")
+		m.node.notify(MirrorUp, nil, "the registry answers: images of other registries are pulled through it")
 	case changed:
-		m.node.notify(MirrorDown, nil, "the registry does not answer: images of other registries come from those, and "+
-			"connections to port %d are closed at once", m.node.o.MirrorPort)
+		m.node.notify(MirrorDown, nil, "the registry does not answer: images of other registries are pulled from "+
+			"those registries, and connections to port %d are closed at once", m.node.o.MirrorPort)
 	}
 	return ok
 }
@@ -316,8 +316,8 @@ func (m *mirror) probe(ctx context.Context, config *tls.Config) bool {
 	}
 }
 
-// ask asks the registry whether it lives, over a connection of its own: another one may lead to another replica.
-// Errors: it does not answer, its certificate is not one of our CA, or it says that it does not.
+// ask asks the registry whether it is alive, over a connection of its own: an existing one may lead to another replica.
+// Errors: it does not answer, its certificate is not one of our CA, or its answer is not that of a live registry.
 func (m *mirror) ask(ctx context.Context, target string, config *tls.Config) error {
 	c, err := m.node.connect(ctx, target)
 	if err != nil {

@@ -108,8 +108,8 @@ func (n *Node) containerds() []struct{ runtime, parent, certs string } {
 	return all
 }
 
-// mirrorTOML returns containerd's configuration of other registries. There is no server: then it is the registry of the
-// image, to which containerd goes on after any error. It pushes only there.
+// mirrorTOML returns containerd's configuration of other registries. It names no server, so that containerd uses the
+// registry of the image as the server: there it goes on after any error, and only there it pushes.
 func mirrorTOML(local, ca string) string {
 	return mirrorLine + fmt.Sprintf(`[host."https://%s"]
   capabilities = ["pull", "resolve"]
@@ -228,8 +228,8 @@ func (n *Node) checkCRIO(root *os.Root) error {
 }
 
 // checkDocker returns what an administrator has to add to Docker's configuration; nil: nothing, or the node has no
-// Docker. The file is not written: it cannot have the mark of ours, because JSON has no comments, and a setting that is
-// a flag of dockerd as well would keep it from starting.
+// Docker. trow node does not write that file: JSON has no comments, so that it could not be marked as ours, and dockerd
+// does not start if a setting in it is also one of its flags.
 func (n *Node) checkDocker(root *os.Root) error {
 	if there, err := runs(root, dockerParent); !there || err != nil || !n.mirror.Hub() {
 		return nil // an error is reported for the places

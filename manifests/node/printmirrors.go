@@ -8,8 +8,8 @@ import (
 	"trow/registry/namespace"
 )
 
-// each returns a format with each host of the mirrors and the address of the mirror port. all is how the platform calls
-// all registries.
+// each returns a format once for each host of the mirrors, with the host and the address of the mirror port. all is
+// what the platform calls all registries.
 func (p printed) each(format, all string) (text string) {
 	hosts := p.mirrors.Hosts
 	if p.mirrors.All {
@@ -29,8 +29,8 @@ func (p printed) config(format, value string) string {
 	return fmt.Sprintf(format, p.mirror, value)
 }
 
-// kept returns shell commands that write the files of a directory, unless somebody else has written the last one. They
-// end with a failure then.
+// kept returns shell commands that write the files of a directory, unless the last one exists and is not one of ours.
+// Then they fail.
 func kept(dir string, files ...file) string {
 	last := files[len(files)-1]
 	text := fmt.Sprintf("if [ -e '%[1]s' ] && ! head -n 1 '%[1]s' | grep -q '^%[2]s'; then\n  echo '%[1]s exists and "+

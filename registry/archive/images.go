@@ -13,6 +13,7 @@ import (
 	"trow/registry/client"
 	"trow/registry/inventory"
 	"trow/registry/mirror"
+	"trow/registry/platform"
 	"trow/storage"
 )
 
@@ -26,7 +27,7 @@ type Image struct {
 }
 
 // ExportImages is [Export] of some images alone, with the signatures and other referrers that the registry holds of
-// them. Of an index it takes the manifests for the platforms; of none, all that are there.
+// them. Of an index it exports the manifests for the platforms or, if platforms is nil, all that the registry holds.
 func ExportImages(ctx context.Context, from *client.Client, dir string, images []Image, platforms []mirror.Platform,
 	o ExportOptions) (Progress, error) {
 	var w *directory
@@ -105,8 +106,9 @@ func (e *imageExporter) item(i Image, tag string, d digest.Digest) {
 	}
 }
 
-// manifest reads a manifest and, of an index, those of the platforms. selected applies the platforms: those of what
-// refers to an image are not chosen by them. It returns the manifest's digest.
+// manifest reads a manifest and, of an index, those of the platforms. selected says whether the platforms choose among
+// the manifests of an index: they do not for what refers to an image, such as its signatures. It returns the manifest's
+// digest.
 func (e *imageExporter) manifest(ctx context.Context, repo, ref string, selected bool) (d digest.Digest, err error) {
 	held := e.repos[repo]
 	if _, known := held[digest.Digest(ref)]; known {
@@ -140,7 +142,7 @@ func (e *imageExporter) manifest(ctx context.Context, repo, ref string, selected
 	}
 	var others []string
 	for _, c := range m.Manifests {
-		if selected && c.Platform != nil && !mirror.Wanted(e.platforms, *c.Platform) {
+		if selected && c.Platform != nil && !platform.Wanted(e.platforms, *c.Platform) {
 			others = append(others, platformOf(c))
 			continue
 		}

@@ -20,6 +20,7 @@ import (
 	"trow/registry/client"
 	"trow/registry/inventory"
 	"trow/registry/namespace"
+	"trow/registry/platform"
 	"trow/storage"
 )
 
@@ -335,8 +336,8 @@ func (i *importer) children(ctx context.Context, from source, repo string, index
 
 // platformOf names a manifest of an index for people: os/architecture[/variant], or its digest.
 func platformOf(d v1.Descriptor) string {
-	if p := d.Platform; p != nil && p.OS != "" && p.OS != "unknown" {
-		return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+	if platform.Known(d.Platform) {
+		return platform.Text(d.Platform)
 	}
 	return d.Digest.String()
 }

@@ -30,8 +30,8 @@ func (c *Client) Tags(ctx context.Context, repo string, each func([]string) erro
 	return c.convert(c.repository(repo).Tags(ctx, "", each))
 }
 
-// HeldTags is Tags with those that the registry holds, for a registry that is a cache of others as well, such as this
-// program (RFC 9111, section 5.2.1.7).
+// HeldTags is Tags with only those tags that the registry holds itself. It is for a registry that also caches others,
+// such as Trow, whose list has the tags of the upstream as well (RFC 9111, section 5.2.1.7).
 func (c *Client) HeldTags(ctx context.Context, repo string, each func([]string) error) error {
 	r := c.repository(repo)
 	r.Client = heldOnly{c.auth}

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// marks are what requests with a context say beside their URL.
+// marks are what the requests of a context have in addition to their method and path.
 type marks struct {
 	namespace string // for ?ns=
 	held      bool
@@ -27,18 +27,18 @@ func ForNamespace(ctx context.Context, host string) context.Context {
 	return context.WithValue(ctx, marksKey{}, m)
 }
 
-// OnlyHeld returns a context whose requests ask for what the registry holds, so that a Trow asks no other registry for
-// them: they have Cache-Control: only-if-cached.
+// OnlyHeld returns a context whose requests ask only for what the registry holds: they have Cache-Control:
+// only-if-cached, so that Trow does not ask an upstream.
 func OnlyHeld(ctx context.Context) context.Context {
 	m := marksOf(ctx)
 	m.held = true
 	return context.WithValue(ctx, marksKey{}, m)
 }
 
-// IsOnlyHeld reports whether a context is one of OnlyHeld.
+// IsOnlyHeld reports whether a context was made by OnlyHeld.
 func IsOnlyHeld(ctx context.Context) bool { return marksOf(ctx).held }
 
-// NamespaceOf returns the host of ForNamespace; empty without.
+// NamespaceOf returns the host that ForNamespace has set, or an empty string.
 func NamespaceOf(ctx context.Context) string { return marksOf(ctx).namespace }
 
 // marking adds the marks of the context to requests to the API of one host: not to those for tokens, nor to where that

@@ -90,7 +90,7 @@ func (t *turns) repeat(ctx context.Context, task string, interval, first time.Du
 		}
 		err := t.runDue(ctx, task, interval, do)
 		if err != nil && ctx.Err() == nil && !errors.Is(err, errSeenLate) {
-			t.log.Warn().Err(err).Str("task", task).Msg("this replica does not go on with what one at a time does")
+			t.log.Warn().Err(err).Str("task", task).Msg("this replica has stopped a task of one replica at a time")
 		}
 		timer.Reset(min(lookAgain, interval))
 	}
@@ -255,9 +255,9 @@ func (t *turns) stay(ctx context.Context, task string, do func(context.Context))
 	for ctx.Err() == nil {
 		err := t.lead(ctx, task, func(ctx context.Context) error { do(ctx); return nil })
 		if err == nil || ctx.Err() != nil {
-			continue // another replica may lead now, or this one again
+			continue // another replica may have become the leader, or this one again
 		}
-		t.log.Warn().Err(err).Str("task", task).Msg("becoming the leader of what one replica at a time does")
+		t.log.Warn().Err(err).Str("task", task).Msg("cannot become the leader of a task of one replica at a time")
 		select {
 		case <-ctx.Done():
 		case <-time.After(lookAgain):
@@ -285,7 +285,7 @@ func (t *turns) alone(ctx context.Context, task string, do func(context.Context)
 		if err == nil || term.Err() != nil {
 			return
 		}
-		t.log.Warn().Err(err).Str("task", task).Msg("this replica does not go on with what one at a time does")
+		t.log.Warn().Err(err).Str("task", task).Msg("this replica has stopped a task of one replica at a time")
 		select {
 		case <-term.Done():
 		case <-time.After(lookAgain):

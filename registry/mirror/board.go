@@ -38,7 +38,7 @@ const (
 	seatLife  = 5 * time.Minute
 	// spareShare divides the bound: a seat has that part of it to spare.
 	spareShare = 64
-	// wantLife is for how long the leader makes room for a wish, which a replica repeats with each download.
+	// wantLife is for how long the leader makes room for what a replica wants, which it says again with each download.
 	wantLife = time.Minute
 	// refusedFor is for how long after a refusal a replica does not ask again: each question counts all content.
 	refusedFor = time.Second
@@ -52,14 +52,14 @@ const (
 	awayTime = 2 * evictTime
 )
 
-// seat is what a replica says on the board.
+// seat is the entry of a replica on the board.
 type seat struct {
 	Bytes  int64 `json:"bytes,omitempty"`  // what it may store that the journal may not show
 	Leaves int64 `json:"leaves,omitempty"` // what it is deleting that the journal may not show any more
 	Wants  int64 `json:"wants,omitempty"`  // bytes that it has no room for
 	Asked  int64 `json:"asked,omitempty"`  // when, Unix seconds
 	Time   int64 `json:"time"`             // when the seat was renewed, Unix seconds
-	// Going are the contents that the leader is about to evict, and Turn is a number of its own for them.
+	// Going are the contents that the leader is about to evict, and Turn is a number for this eviction.
 	Going []digest.Digest `json:"going,omitempty"`
 	Turn  int64           `json:"turn,omitempty"`
 	// Seen is the last Turn that this replica has answered, and Busy what it was reading of it.
@@ -140,7 +140,7 @@ func (c *Cache) Covers(value []byte) bool {
 
 func parseBoard(value []byte) board {
 	b := board{}
-	_ = json.Unmarshal(value, &b) // of a later version, or damaged: nobody has a seat, and each takes one anew
+	_ = json.Unmarshal(value, &b) // if it is of a later version, or damaged, each replica takes a new seat
 	return b
 }
 
@@ -382,7 +382,7 @@ func (c *Cache) depart(ctx context.Context, all []digest.Digest, bytes int64) (f
 			c.mu.Lock()
 			c.shared.silent = time.Now().Add(unansweredFor)
 			c.mu.Unlock()
-			return nil, errors.New("another replica does not say whether it reads what is to be evicted")
+			return nil, errors.New("another replica has not answered whether it is reading what is to be evicted")
 		}
 	}
 }
@@ -498,7 +498,7 @@ func (c *Cache) leave(ctx context.Context) {
 		delete(b, c.shared.name)
 		value, _ := json.Marshal(b) // never fails
 		if err := c.store.SetRecord(ctx, BoardRecord, old, value); !errors.Is(err, storage.ErrConflict) {
-			return // without an answer, the others remove the seat later
+			return // if this fails, the others remove the seat after seatLife
 		}
 	}
 }

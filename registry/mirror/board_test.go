@@ -216,7 +216,7 @@ func TestLastUsesOfAllReplicasAreKept(t *testing.T) {
 	})
 }
 
-// TestALeaderThatEndsDuringAnEviction keeps nobody from reading for long, also when the board changes.
+// TestALeaderThatEndsDuringAnEviction keeps no client from reading for long, also when the board changes.
 func TestALeaderThatEndsDuringAnEviction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShelf()

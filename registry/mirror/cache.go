@@ -53,7 +53,7 @@ type CachedContent struct {
 type Cache struct {
 	store  CacheStore
 	limit  int64
-	shared *sharing // nil: this process alone stores
+	shared *sharing // nil: no other process stores
 
 	looking  sync.Mutex // held during Look, which marks what it has seen; taken after evicting, and before mu
 	evicting sync.Mutex // held during evictions, so that two do not choose the same contents; taken before mu
@@ -229,7 +229,7 @@ func (c *Cache) Added(d digest.Digest, size int64) {
 // deleted. A content that the Cache does not know is not protected: it is not chosen before a Look has found it.
 func (c *Cache) Use(d digest.Digest) (release func()) { return c.hold(d, true) }
 
-// Hold is Use for a reader that no client has asked for: it does not count as a use.
+// Hold is Use without counting as a use: it is for reads that no client has asked for.
 func (c *Cache) Hold(d digest.Digest) (release func()) { return c.hold(d, false) }
 
 func (c *Cache) hold(d digest.Digest, used bool) (release func()) {

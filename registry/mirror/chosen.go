@@ -8,7 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// This file is what others ask of a Cache: when a content was used, that it will be, and to evict chosen ones.
+// This file has what others use of a Cache: when a content was last used, that it will be, and the eviction of chosen
+// contents.
 
 // Used returns the hour in which a cached content was used last; the zero time if that is not known, or the content is
 // not cached.
@@ -53,9 +54,9 @@ func (c *Cache) Reading(all []digest.Digest) bool {
 }
 
 // EvictChosen evicts contents by calling evict with some of them at a time, and returns those that it has spared
-// because they are being read. evict returns which of them no repository below f/ holds any more. The caller has called
-// Look since they were stored, or they are not protected from eviction while they are read. Errors: those of evict; how
-// much was done is not known then.
+// because they are being read. evict returns which of them no repository below f/ holds any more. Only contents that a
+// Look has found since they were stored are protected while they are read, so the caller calls Look first. Errors:
+// those of evict, after which some contents may have been evicted.
 func (c *Cache) EvictChosen(ctx context.Context, all []digest.Digest,
 	evict func(context.Context, []digest.Digest) (gone []digest.Digest, err error)) (spared []digest.Digest,
 	err error) {
@@ -95,7 +96,7 @@ func (c *Cache) evictSome(ctx context.Context, all []digest.Digest,
 		going = append(going, d)
 	}
 	c.mu.Unlock()
-	// A client that disconnects does not cut a step in two: facts would have ended whose bytes stay until a collection.
+	// A client that disconnects does not interrupt a step: the bytes of removed facts would stay until a collection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), evictTime)
 	defer cancel()
 	gone, err := evict(ctx, going)

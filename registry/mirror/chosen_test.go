@@ -91,31 +91,3 @@ func TestAReadWaitsForWhatIsGoing(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
-
-func TestPlatforms(t *testing.T) {
-	for text, want := range map[string]bool{"linux/amd64": true, "linux/arm64/v8": true, "windows/amd64": true,
-		"amd64": false, "linux/": false, "linux/amd64/": false, "linux/AMD64": false, "a/b/c/d": false, "": false} {
-		if _, err := mirror.ParsePlatform(text); (err == nil) != want {
-			t.Errorf("%q: %v", text, err)
-		}
-	}
-	p := func(text string) mirror.Platform {
-		p, err := mirror.ParsePlatform(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	for _, row := range []struct {
-		wanted, has string
-		want        bool
-	}{{"linux/arm64", "linux/arm64/v8", true}, {"linux/arm64/v8", "linux/arm64", true},
-		{"linux/arm/v7", "linux/arm/v6", false}, {"linux/amd64", "windows/amd64", false}} {
-		if got := mirror.Wanted([]mirror.Platform{p(row.wanted)}, p(row.has)); got != row.want {
-			t.Errorf("%+v: %t", row, got)
-		}
-	}
-	if !mirror.Wanted(nil, p("linux/s390x")) || mirror.Wanted([]mirror.Platform{}, p("linux/s390x")) {
-		t.Error("all, or none")
-	}
-}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"trow/registry/platform"
 	"trow/registry/upstream"
 )
 
@@ -22,20 +25,21 @@ const (
 	// maxManifests and maxBlobs bound the parts of one image: an upstream could answer with indexes of indexes.
 	maxManifests = 2000
 	maxBlobs     = 20_000
-	// maxSubjects bounds the manifests of one image whose referrers are fetched: each costs a request or two.
-	maxSubjects = 32
+	// MaxSubjects bounds the manifests of one image whose referrers and signatures are fetched: each costs a few
+	// requests. Indexes of real images have some dozen manifests.
+	MaxSubjects = 100
 	// again is how often a part is fetched that is not there after it was: another process may delete it.
 	again = 3
 )
 
-// Platform is what an image runs on.
+// Platform is what an image runs on; see package platform.
 type Platform = v1.Platform
 
 // Part is what a manifest refers to.
 type Part struct {
 	Digest   digest.Digest
 	Size     int64     // in bytes, by the descriptor
-	Manifest bool      // it is a manifest, and not a blob
+	Manifest bool      // a manifest, not a blob
 	Platform *Platform // that the index names for it; nil: none
 }
 
@@ -45,12 +49,12 @@ type Part struct {
 type Progress func(d digest.Digest, got, size int64)
 
 // Fetch makes a repository hold the manifest that ref, a tag or a digest, names at its upstream, and all that it
-// consists of: of an index those of the platforms, of nil all. The urls of foreign layers are not fetched. Contents are
-// downloaded as for clients that ask at the same time, once for all. Until Fetch returns, nothing of the image is
-// evicted. A tag that the upstream cannot be asked about is taken for what it was. Referrers, such as signatures, come
-// along where the upstream lists them.
+// consists of. Of an index these are the manifests for the platforms, or all if platforms is nil. The urls of foreign
+// layers are not fetched. Contents are downloaded as for clients that ask at the same time, once for all. Until Fetch
+// returns, nothing of the image is evicted. If the upstream cannot be asked about a tag that is held, Fetch completes
+// the manifest that the tag names here. Referrers that the upstream lists, such as signatures, are fetched as well.
 //
-// Where MayRun.HoldsTags holds, a tag that is held moves at the end, otherwise as soon as its manifest is held.
+// A tag that is held moves as soon as the new manifest is held or, if MayRun.HoldsTags, at the end.
 //
 // Errors: which part is missing, and why, as Refresh and Blob; upstream.ErrNoRoom; that of the context. What has
 // arrived until then stays.
@@ -171,14 +175,14 @@ func (f *fetching) all(ctx context.Context, root digest.Digest) error {
 func (f *fetching) signatures(ctx context.Context) error {
 	var subjects []Part
 	for _, p := range f.parts {
-		if p.Manifest && len(subjects) < maxSubjects {
+		if p.Manifest && len(subjects) < MaxSubjects {
 			subjects = append(subjects, p)
 		}
 	}
 	found := make([][]digest.Digest, len(subjects))
 	_ = each(ctx, subjects, func(ctx context.Context, i int) (err error) {
 		if err = f.Referrers(ctx, f.repo, subjects[i].Digest); errors.Is(err, upstream.ErrUnavailable) {
-			return err // the upstream will not answer for the next one either
+			return err // the upstream will not answer about the next one either
 		}
 		found[i], _ = f.options.Store.Referrers(ctx, f.repo, subjects[i].Digest)
 		return nil
@@ -262,7 +266,7 @@ func (f *fetching) wanted(parts []Part) (some []Part, err error) {
 	}
 	var others []Platform
 	for _, p := range parts {
-		if p.Manifest && p.Platform != nil && !Wanted(f.platforms, *p.Platform) {
+		if p.Manifest && p.Platform != nil && !platform.Wanted(f.platforms, *p.Platform) {
 			others = append(others, *p.Platform)
 			continue
 		}
@@ -274,6 +278,27 @@ func (f *fetching) wanted(parts []Part) (some []Part, err error) {
 				platformList(f.platforms), platformList(others))}
 	}
 	return some, nil
+}
+
+// maxListedPlatforms bounds the platforms that a sentence names.
+const maxListedPlatforms = 8
+
+// platformList names platforms, each once. Those that have no valid name are left out: an index may name what it likes.
+func platformList(all []Platform) string {
+	var names []string
+	for _, p := range all {
+		name := platform.Text(&p)
+		if _, err := platform.Parse(name); err == nil && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	switch {
+	case len(names) == 0:
+		return "others"
+	case len(names) > maxListedPlatforms:
+		names = append(names[:maxListedPlatforms], "others")
+	}
+	return strings.Join(names, ", ")
 }
 
 // manifest makes the repository hold a manifest, and returns what it refers to.
@@ -297,7 +322,7 @@ func (f *fetching) manifest(ctx context.Context, p Part) ([]Part, error) {
 	return nil, f.absent(p)
 }
 
-// absent is the error for a part that no upstream has, or that is deleted again and again.
+// absent returns the error for a part that is not held and has no upstream, or that is deleted again and again.
 func (f *fetching) absent(p Part) error {
 	return &upstream.Error{Kind: upstream.ErrNotFound, Repo: f.repo, Ref: p.Digest.String(),
 		Reason: "it is not held, and has no upstream or was deleted at once"}

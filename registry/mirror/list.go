@@ -108,10 +108,10 @@ func (m *Mirror) rememberList(repo string, list tagList) {
 }
 
 // Referrers makes sure that the manifests whose subject is d, such as signatures, are in a repository, as far as its
-// upstream lists them: with its API or, without one, under the tag that replaces it. An answer counts for as long as
-// one for a tag, also that there are none. Their blobs are fetched when a client asks for them. It does nothing for a
-// repository without an upstream, or for a subject that was pushed. stale is not nil if some may be missing, and says
-// why; see Refresh.
+// upstream lists them: with its API or, without one, under the tag that replaces it. An answer, also that there are no
+// referrers, counts for as long as one for a tag. Their blobs are fetched when a client asks for them. It does nothing
+// for a repository without an upstream, or for a subject that was pushed. stale is not nil if some may be missing, and
+// says why; see Refresh.
 func (m *Mirror) Referrers(ctx context.Context, repo string, d digest.Digest) (stale error) {
 	name, ok := m.options.Names.Upstream(repo)
 	if !ok {
@@ -170,7 +170,7 @@ func (m *Mirror) referrers(ctx context.Context, up *upstream.Upstream, there, re
 	}
 	err = each(ctx, parts, func(ctx context.Context, i int) error {
 		_, err := m.refresh(ctx, repo, parts[i].Digest.String(), patient{})
-		if errors.Is(err, upstream.ErrNotFound) { // listed, and deleted: there is no more to be had
+		if errors.Is(err, upstream.ErrNotFound) { // listed, but deleted at the upstream
 			return nil
 		}
 		return err

@@ -32,10 +32,10 @@
 //     registry lists what it holds; tags are not.
 //  9. What keep: of an upstream names is polled, and fetched ahead as a whole ([Mirror.Fetch]), by one process at a
 //     time.
-//  10. With several replicas, each downloads a blob at most once that none of them holds, and none that one of them
-//     holds. One download for all would need fewer bytes of the upstream, at most those of one replica instead of all;
-//     but the clients of the others would get their first byte only after the last one was stored, as replicas share
-//     what is stored alone. The bound is one for all replicas; see board.go.
+//  10. With several replicas, each downloads a blob that none of them holds at most once, and no replica downloads a
+//     blob that another one holds. One download for all replicas would need fewer bytes of the upstream, but clients of
+//     the other replicas would get their first byte only after the last one was stored, because replicas share only
+//     what is stored. All replicas have one bound together; see board.go.
 //
 // # What it does not do
 //
@@ -66,7 +66,7 @@ const (
 	// troubledFor is how long reads of held content do not wait for an upstream that has failed, or has not answered
 	// within patience: a pull has several reads, and each would wait.
 	troubledFor = 10 * time.Second
-	// maxTroubled bounds the upstreams that are remembered for it; with upstream-any clients choose them.
+	// maxTroubled bounds the upstreams that are remembered as such: with upstream-any, clients choose them.
 	maxTroubled = 1000
 	// askTime bounds the work for one question: a HEAD, a GET and a commit.
 	askTime = 2 * time.Minute
@@ -111,10 +111,10 @@ type Options struct {
 	// Fetcher downloads blobs into Blobs. Optional: without it there are manifests alone.
 	Fetcher *upstream.Fetcher
 	Blobs   BlobStore
-	// Platforms are those of which an image must be here before a tag moves to it, see Upstream.MayRun; nil: all that
-	// the image has.
+	// Platforms are those for which an image must be here before a tag moves to it, see Upstream.MayRun, and for which
+	// Run fetches. nil: all that the image has.
 	Platforms []Platform
-	// Report gets what Run could not fetch, and the upstream's name in the settings. Optional.
+	// Report is called with each error of Run, and the upstream's name in the settings. Optional.
 	Report func(upstream string, err error)
 	// Context is used for what serves several clients; nil: context.Background().
 	Context context.Context
@@ -224,7 +224,7 @@ func (m *Mirror) refresh(ctx context.Context, repo, ref string, p patient) (stal
 	}
 	wait := p.wait
 	if at, ok := m.troubled.Get(up.Host); ok && time.Since(at) < troubledFor {
-		wait = min(wait, time.Nanosecond) // it is asked all the same: it may be well again
+		wait = min(wait, time.Nanosecond) // it is asked nevertheless: it may answer again
 	}
 	done := m.asking.DoChan(repo+" "+ref, func() (any, error) {
 		// Not cancelled with the client's context: others may wait for the same answer, and the next read uses what was

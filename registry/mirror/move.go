@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// maxMoves bounds the images that are fetched at once so that a tag can move to them.
+	// maxMoves bounds the images that are fetched at the same time so that a tag can move to them.
 	maxMoves = 4
 	// moveTime bounds how long one of them may take. Images of 50 GB at 10 MB/s take less.
 	moveTime = 2 * time.Hour

@@ -19,7 +19,7 @@ const (
 	maxPolled = 20_000
 	// minPoll bounds how often the tags of an upstream are polled, whatever fresh: is.
 	minPoll = time.Minute
-	// pollLook is the time between two looks at the settings, which may change, for what is to be polled.
+	// pollLook is how often Run looks for what to poll in the settings, which may change.
 	pollLook = 2 * time.Second
 )
 
@@ -63,10 +63,10 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 }
 
-// Poll asks an upstream for the tags that keep: names, and fetches what is new as a whole. What is new to a tag or not
-// here is fetched, for parallel tags at once; if nothing is, nothing is written. It stops where the upstream cannot be
-// asked, where its rates leave room only for clients that wait, and where the cache is full. Errors: why it has
-// stopped; otherwise how many tags failed, with the first error.
+// Poll asks an upstream for the tags that keep: names, and fetches what is new as a whole. It fetches what a tag newly
+// names and what is missing of it, for parallel tags at once. If there is nothing to fetch, it writes nothing. It stops
+// where the upstream cannot be asked, where its rates leave room only for clients that wait, and where the cache is
+// full. Errors: why it has stopped; otherwise how many tags failed, with the first error.
 func (m *Mirror) Poll(ctx context.Context, up *upstream.Upstream) error {
 	p := &polling{Mirror: m, up: up}
 	for _, repo := range up.Kept() {

@@ -195,7 +195,7 @@ func TestALengthBesideAnEncodingEndsTheConnection(t *testing.T) {
 			"chunked, with a proxy and similar names": {
 				post("Via: 1.1 x\r\nX-Content-Length: 4\r\nContent-Lengths: 4\r\n"+chunked) + second,
 				[]string{first, `/second "" ""`}},
-			// Its headers come in the buffer of the request before, where nobody counts them.
+			// Its headers come in the buffer of the request before, where they are not counted.
 			"after another request": {"GET /zero HTTP/1.1\r\nHost: x\r\n\r\n" +
 				post(chunked+"Content-Length: 4\r\n") + second, []string{`/zero "" ""`, first}},
 		} {

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"runtime"
 	"slices"
 	"time"
 
 	"trow/registry"
 	"trow/registry/admin"
 	"trow/registry/mirror"
+	"trow/registry/platform"
 	"trow/registry/upstream"
 )
 
@@ -111,27 +111,19 @@ const allWarming = 1 << 20
 // platforms returns the platforms that an administrator asks for. Without any it is those of the nodes or, if these are
 // not known, that of this server, which runs on one of them. Errors: one is not valid.
 func (s *Service) platforms(texts []string) (all []mirror.Platform, names []string, err error) {
-	if len(texts) == 0 {
-		texts = s.options.Platforms
-	}
-	if len(texts) == 0 {
-		texts = []string{"linux/" + runtime.GOARCH}
-	}
-	if slices.Contains(texts, AllPlatforms) {
+	switch {
+	case slices.Contains(texts, AllPlatforms):
 		return nil, nil, nil
+	case len(texts) > 0:
+		all, err = platform.ParseAll(texts)
+		return all, texts, err
+	case len(s.options.Platforms) > 0:
+		all = s.options.Platforms
+	default:
+		all = []mirror.Platform{platform.Server()}
 	}
-	all, err = parsePlatforms(texts)
-	return all, texts, err
-}
-
-// parsePlatforms parses texts of the form os/arch[/variant]. Errors: one is not valid.
-func parsePlatforms(texts []string) (all []mirror.Platform, err error) {
-	for _, text := range texts {
-		p, err := mirror.ParsePlatform(text)
-		if err != nil {
-			return nil, fmt.Errorf("platform: %w", err)
-		}
-		all = append(all, p)
+	for _, p := range all {
+		names = append(names, platform.Text(&p))
 	}
-	return all, nil
+	return all, names, nil
 }

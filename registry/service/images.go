@@ -14,13 +14,13 @@ import (
 	"trow/storage"
 )
 
-// Images are what verdicts ask of a registry that runs. What they fetch ends with the service.
+// Images are what verdicts ask of a running registry. Their fetches end with the service.
 type Images struct {
 	registry.Images
 	ahead *ahead
 }
 
-// Fetch is that of registry.Images. Errors: also that the service is closed.
+// Fetch is [registry.Images.Fetch]. Errors: also that the service is closed.
 func (i Images) Fetch(ctx context.Context, repo, ref string) error {
 	return i.ahead.do(ctx, func(ctx context.Context) error { return i.Images.Fetch(ctx, repo, ref) })
 }
@@ -75,7 +75,7 @@ func (a *ahead) stop() {
 
 func (a *ahead) wait() { a.under.Wait() }
 
-// Judged returns what verdicts ask of the data of a registry that does not run, whose facts are in the index. dir is
+// Judged returns what verdicts ask of the data of a registry, without running it. The index has its facts, and dir is
 // its data directory; content that is elsewhere is read as the settings say. Errors: settings that cannot be used.
 func (o *Options) Judged(x *storage.Index, dir string) (registry.Images, error) {
 	names := namespace.NewTable(o.Namespaces.Sites)

@@ -43,6 +43,7 @@ import (
 	"trow/registry/limit"
 	"trow/registry/maintenance"
 	"trow/registry/migration"
+	"trow/registry/mirror"
 	"trow/registry/namespace"
 	"trow/registry/retention"
 	"trow/registry/server"
@@ -68,9 +69,9 @@ type Options struct {
 	Names []string
 	// Files are the configuration files that the settings come from. Optional.
 	Files *settings.Files
-	// Platforms are those of the cluster's nodes, os/arch[/variant]: what is fetched of an index, and must be here
-	// before a tag moves to it where only what is held may run. None: all; for trow warm, that of this server.
-	Platforms []string
+	// Platforms are those of the cluster's nodes: see [registry.Options]. Empty: all platforms; for trow warm, that of
+	// this server.
+	Platforms []mirror.Platform
 	// Cluster is the cluster in which the registry runs. Optional.
 	Cluster Cluster
 	Log     zerolog.Logger

@@ -56,10 +56,6 @@ func (s *Service) openCache() error {
 		s.cache = &cache{upstreams: up}
 		return nil
 	}
-	platforms, err := parsePlatforms(s.options.Platforms)
-	if err != nil {
-		return err
-	}
 	bytes, err := s.cacheSize()
 	if err != nil {
 		return err
@@ -68,7 +64,7 @@ func (s *Service) openCache() error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("directory of downloads: %w", err)
 	}
-	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data, networks: n, platforms: platforms}
+	c := &cache{upstreams: up, bound: mirror.NewCache(bytes), data: s.data, networks: n, platforms: s.options.Platforms}
 	c.fetcher = upstream.NewFetcher(upstream.FetcherOptions{Dir: dir, Spool: bytes / spoolShare,
 		Reserve: c.bound.Reserve})
 	s.cache = c
@@ -104,8 +100,8 @@ type networks struct {
 	said  string // the last failure that was logged
 }
 
-// follow asks for the networks of the cluster until ctx is done. As long as they are not known, those that are not of
-// the Internet are refused all the same, which the networks of most clusters are not.
+// follow asks for the networks of the cluster until ctx is done. Until they are known, only addresses of the Internet
+// are allowed, which nodes and pods of most clusters do not have.
 func (n *networks) follow(ctx context.Context) {
 	cluster := n.s.options.Cluster
 	if cluster == nil || !n.s.options.Upstream.Used() {
@@ -120,8 +116,8 @@ func (n *networks) follow(ctx context.Context) {
 			n.said = ""
 		case ctx.Err() == nil && err.Error() != n.said:
 			n.said = err.Error()
-			n.s.log.Warn().Err(err).Msg("the networks of nodes and pods are not known: should they have addresses of " +
-				"the Internet, upstreams can lead there")
+			n.s.log.Warn().Err(err).Msg("the networks of nodes and pods are not known: if they have addresses of the " +
+				"Internet, upstreams can lead to them")
 		}
 		select {
 		case <-ctx.Done():

@@ -43,8 +43,8 @@ const (
 	probe          // the one request after a break
 )
 
-// allow returns the right to send a request now, or none and after which time to ask again. The caller calls done once
-// for each request that is allowed.
+// allow returns a permit to send a request now, or none and the time after which to ask again. The caller calls done
+// once for each request that is allowed.
 func (b *breaker) allow(kind string) (permit, time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

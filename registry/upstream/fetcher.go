@@ -107,7 +107,7 @@ type Download struct {
 	// Open opens the content at an offset, as [Upstream.Blob] does.
 	Open func(ctx context.Context, from int64, etag string) (*Blob, error)
 	// Resume returns the upload that Create has made in an earlier download, also before a restart, and that was closed
-	// with a part of the bytes. nil: uploads cannot be continued. Errors: there is none.
+	// with a part of the bytes. nil: uploads cannot be continued. Errors: there is no such upload.
 	Resume func(ctx context.Context) (storage.Upload, error)
 	// Create creates the upload to which the bytes are written.
 	Create func(ctx context.Context) (storage.Upload, error)

@@ -56,7 +56,7 @@ type Entry struct {
 	// Read are the identities that may read, as in an auth.Rule; empty: everyone whom the upstream lets read without a
 	// login.
 	Read []string `mapstructure:"read"`
-	// MayRun says which images of the upstream may run; empty: the settings of the webhook alone do.
+	// MayRun says which images of the upstream may run; empty: only the settings of the webhook decide.
 	MayRun MayRun `mapstructure:"may-run"`
 	// Keep is evicted last.
 	Keep []Keep `mapstructure:"keep"`

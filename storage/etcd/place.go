@@ -104,9 +104,9 @@ func (j *Journal) move(cause error) error {
 	return cause
 }
 
-// movedSince returns the cause of the last move, if there was one since begin: any request may have noticed it. Each
-// Watch returns it that was under way, and later ones say it with their full state (storage.Update.Restored): there may
-// be several watchers, and one of them alone knows what to do about it.
+// movedSince returns the cause of the last move, if there was one since begin: any request may have noticed it. Every
+// Watch that was under way returns it, and later ones report it with their full state (storage.Update.Restored): there
+// may be several watchers, and only one of them acts on it.
 func (j *Journal) movedSince(begin place) error {
 	if p := j.current(); p.moves != begin.moves {
 		return p.cause

@@ -14,6 +14,7 @@ import (
 	"trow/registry/client"
 	"trow/registry/glob"
 	"trow/registry/mirror"
+	"trow/registry/platform"
 	"trow/registry/size"
 )
 
@@ -112,14 +113,14 @@ func exportTo(cmd *cobra.Command, args []string, file string) (to destination, e
 	return to, nil
 }
 
-// exported is what is exported.
+// exported says what an export copies, and how.
 type exported struct {
 	options   archive.ExportOptions
 	images    []archive.Image // nil: the registry
 	platforms []mirror.Platform
 }
 
-// export exports what it is to a destination.
+// export copies it to a destination.
 func (w exported) export(cmd *cobra.Command, from *client.Client, to destination) error {
 	var done archive.Progress
 	var err error
@@ -149,8 +150,9 @@ func (w exported) tar(cmd *cobra.Command, from *client.Client, out io.Writer) (a
 	return archive.ExportTar(cmd.Context(), from, out, w.options)
 }
 
-// file writes a tar to a file. It gets its name when it is on the disk, so that an export that was cut short is not
-// taken for a whole one. One that lacks what could not be exported gets it too: the error says so.
+// file writes a tar to a file. The file gets its name only once it is on the disk, so that an export that was cut short
+// is not taken for a complete one. A file without some items, which could not be exported, gets its name too: the error
+// reports them.
 func (w exported) file(cmd *cobra.Command, from *client.Client, name string) (done archive.Progress, err error) {
 	unfinished := name + ".unfinished"
 	f, err := os.OpenFile(unfinished, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
@@ -165,8 +167,8 @@ func (w exported) file(cmd *cobra.Command, from *client.Client, name string) (do
 	return done, errors.Join(err, os.Rename(unfinished, name))
 }
 
-// collect has the server fetch images, and returns them as they are exported. absent is not nil if some could not be
-// fetched. Errors: none could.
+// collect has the server fetch images, and returns them in the form for an export. absent is an error about those that
+// could not be fetched, or nil. Errors: no image could be fetched.
 func (i *images) collect(cmd *cobra.Command, from *endpoint, all []string) (found []archive.Image,
 	platforms []mirror.Platform, absent, err error) {
 	done, err := i.warm(cmd, from.admin, all, false)
@@ -181,13 +183,8 @@ func (i *images) collect(cmd *cobra.Command, from *endpoint, all []string) (foun
 		}
 		seen[image] = true
 		found = append(found, image)
-		platforms = nil // all have the same
-		for _, text := range w.Platforms {
-			p, err := mirror.ParsePlatform(text)
-			if err != nil {
-				return nil, nil, nil, fmt.Errorf("the server's answer: platform: %w", err)
-			}
-			platforms = append(platforms, p)
+		if platforms, err = platform.ParseAll(w.Platforms); err != nil { // all images have the same
+			return nil, nil, nil, fmt.Errorf("the server's answer: %w", err)
 		}
 	}
 	absent = failed(done, "fetched, and so not exported")

@@ -25,7 +25,7 @@ those of a HOST, or those with the name IMAGE, which without a tag stands for al
 what is below it.
 
 SIZE is what is here of an image, with its signatures; images share layers, so the sum is less. HELD
-is the platforms of an index that are here as a whole (of Linux, where none is named); all, for an
+is the platforms of an index that are here as a whole (without linux/); all, for an
 image of one platform; or partly. "but foreign" is without layers that clients get from elsewhere
 (urls), so may-run: held denies it. USED is the hour of the last pull, or of the last pod that may
 run it. STATE is cached; kept, if keep: of its upstream names it, and then it is evicted last; or
@@ -65,8 +65,8 @@ func placeOrImage(text string) url.Values {
 	return url.Values{"below": {text}}
 }
 
-// listCached returns what the cache holds, the last used first. Of what is not known when it was used, imported images
-// are last.
+// listCached returns the images of other registries that are here, the most recently used first. Those whose last use
+// is not known come last, and imported ones after cached ones.
 func listCached(ctx context.Context, c *admin.Client, q url.Values) (all []registry.HeldImage, total registry.HeldTotal,
 	err error) {
 	all = []registry.HeldImage{}
@@ -113,7 +113,7 @@ func printCached(cmd *cobra.Command, o output, all []registry.HeldImage, total r
 	return nil
 }
 
-// held says in a word how much of an image is here.
+// held returns a word for how much of an image is here, or its platforms.
 func held(i registry.HeldImage) (text string) {
 	text = "all"
 	switch {
@@ -140,7 +140,7 @@ func completeCached(t *target, n int) cobra.CompletionFunc {
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		all, _, _ := listCached(ctx, e.admin, nil) // what was listed in time
+		all, _, _ := listCached(ctx, e.admin, nil) // an error leaves what was listed until then
 		var names []string
 		for _, i := range all {
 			for _, name := range i.Names() {

@@ -180,6 +180,10 @@ func TestCommandsForEveryDay(t *testing.T) {
 		"tags team/app:1.0")
 	transcript("inspect", "inspect team/app", "inspect team/app:1.0 --platform linux/arm64", "inspect -q team/app:1.0",
 		"inspect team/app@INDEX -o json", "inspect team/app --platform linux/s390x", "inspect team/app:2")
+	const arm = "44a94562ab8277e073a2cd22fec3a0b0f02b5fc3505f8e056aafda737c94839b"
+	if out, _, err := s.run("", "inspect", "-q", "team/app", "--platform", "linux/aarch64"); out != "sha256:"+arm+"\n" {
+		t.Errorf("by another name of the platform: %s%v", out, err)
+	}
 	transcript("du", "du", "du team/app", "du -o json")
 	transcript("cp", "cp team/app:1.0 copy", "cp team/app:1.0 copy:1.0", "cp -q team/app copy:2", "ls copy",
 		"cp -a team/app copy/all", "tags copy/all", "cp team/app:3 copy")

@@ -32,11 +32,11 @@ func (p Program) evictCommand() *cobra.Command {
 		Short: "Evict images of other registries from the cache, and free their space at once",
 		Long: `evict removes images that the cache has fetched, with all of their tags, platforms and signatures,
 and deletes at once the bytes that nothing else needs. A node that pulls one afterwards gets it from
-its registry again. IMAGE is named as in a pod, or as trow cached prints it. --older-than takes
-those that were last used so long ago (USED of trow cached), but not those that keep: of an upstream
-names; together with --all-of, of that host.
+its registry again. IMAGE is named as in a pod, or as trow cached prints it. --older-than evicts
+the images that were last used (USED of trow cached) at least that long ago, except those that keep: of an upstream
+names; with --all-of, only those of that host.
 
-What a client is reading stays, and so does what was imported: trow rm deletes that.
+Images that a client is reading stay, and so do imported ones, which trow rm deletes.
 
 Exit code: 0 if all that was named is evicted, 1 if some of it stays or is not here, 2 on an error.`,
 		Example: "  trow evict nginx:1.27 --dry-run\n  trow evict --all-of quay.io\n  trow evict --older-than 30d",

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,13 +11,13 @@ import (
 	"slices"
 	"strings"
 
-	"trow/registry/size"
-
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"trow/registry/inventory"
+	"trow/registry/platform"
+	"trow/registry/size"
 )
 
 // inspection is what inspect knows of a manifest.
@@ -50,7 +51,7 @@ func isIndex(mediaType string) bool {
 
 func (p Program) inspectCommand() *cobra.Command {
 	var o output
-	var platform string
+	var onlyFor string
 	cmd := &cobra.Command{
 		Use:   "inspect REFERENCE",
 		Short: "Show what an image consists of: platforms, layers, configuration, referrers",
@@ -62,7 +63,7 @@ func (p Program) inspectCommand() *cobra.Command {
 	}
 	t := p.target(cmd)
 	o.addFlags(cmd, "the digest")
-	cmd.Flags().StringVar(&platform, "platform", "", "show the image of an index for this platform, OS/ARCH[/VARIANT]")
+	cmd.Flags().StringVar(&onlyFor, "platform", "", "show the image of an index for this platform, OS/ARCH[/VARIANT]")
 	cmd.ValidArgsFunction = completeReference(t, 1, true)
 	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
 		r, err := parseReference(args[0])
@@ -73,7 +74,7 @@ func (p Program) inspectCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		i, err := inspect(cmd, e, r, platform)
+		i, err := inspect(cmd, e, r, onlyFor)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return fmt.Errorf("%s not found; trow tags %s lists the tags", e.name+r.text(), e.name+r.repo)
@@ -90,28 +91,35 @@ func (p Program) inspectCommand() *cobra.Command {
 }
 
 // inspect asks the registry for a manifest and what belongs to it.
-func inspect(cmd *cobra.Command, e *endpoint, r reference, platform string) (*inspection, error) {
+func inspect(cmd *cobra.Command, e *endpoint, r reference, name string) (*inspection, error) {
 	ctx := cmd.Context()
 	m, desc, err := inventory.Fetch(ctx, e.Client, r.repo, r.ref())
 	if err != nil {
 		return nil, err
 	}
-	if platform != "" && len(m.Manifests) > 0 {
-		at := slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool {
-			return platformOf(d.Platform) == platform ||
-				d.Platform != nil && d.Platform.OS+"/"+d.Platform.Architecture == platform
-		})
+	if name != "" && len(m.Manifests) > 0 {
+		wanted, err := platform.ParseAll([]string{name})
+		if err != nil {
+			return nil, err
+		}
+		// An entry with exactly this platform is preferred: linux/amd64/v3 may stand beside linux/amd64.
+		at := slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool { return platform.Text(d.Platform) == name })
+		if at < 0 {
+			at = slices.IndexFunc(m.Manifests, func(d v1.Descriptor) bool {
+				return d.Platform != nil && platform.Wanted(wanted, *d.Platform)
+			})
+		}
 		if at < 0 {
 			var all []string
 			for _, d := range m.Manifests {
 				all = append(all, platformOf(d.Platform))
 			}
-			return nil, fmt.Errorf("platform: the index has no %q; it has %s", platform, strings.Join(all, ", "))
+			return nil, fmt.Errorf("platform: the index has no %q; it has %s", name, strings.Join(all, ", "))
 		}
 		d := m.Manifests[at].Digest
 		if m, desc, err = inventory.Fetch(ctx, e.Client, r.repo, d.String()); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("platform: the registry does not have %s, the image of the index for %s",
-				d, platform)
+				d, name)
 		} else if err != nil {
 			return nil, err
 		}
@@ -195,16 +203,8 @@ func (i *inspection) readConfig(cmd *cobra.Command, e *endpoint, repo string, d 
 	return nil
 }
 
-func platformOf(p *v1.Platform) string {
-	if p == nil {
-		return "-"
-	}
-	text := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		text += "/" + p.Variant
-	}
-	return text
-}
+// platformOf names a platform for people.
+func platformOf(p *v1.Platform) string { return cmp.Or(platform.Text(p), "-") }
 
 // print prints for people. The label is as wide as leaves room for a digest in 80 columns.
 func (i *inspection) print(w io.Writer) error {
@@ -213,14 +213,14 @@ func (i *inspection) print(w io.Writer) error {
 		{"Artifact", i.ArtifactType}, {"Subject", i.Subject.String()}}
 	var environment, labels []string
 	if c := i.Config; c != nil {
-		created, platform := "", ""
+		created, runsOn := "", ""
 		if c.Created != nil && c.Created.Unix() > 0 { // what makes images without a time writes the year 1
 			created = moment(c.Created.Unix())
 		}
 		if c.OS != "" {
-			platform = platformOf(&c.Platform)
+			runsOn = platformOf(&c.Platform)
 		}
-		facts = append(facts, [][2]string{{"Platform", platform}, {"Created", created}, {"User", c.Config.User},
+		facts = append(facts, [][2]string{{"Platform", runsOn}, {"Created", created}, {"User", c.Config.User},
 			{"Entry", command(c.Config.Entrypoint)}, {"Command", command(c.Config.Cmd)},
 			{"Workdir", c.Config.WorkingDir},
 			{"Ports", strings.Join(slices.Sorted(maps.Keys(c.Config.ExposedPorts)), " ")}}...)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"trow/registry/admin"
-	"trow/registry/mirror"
+	"trow/registry/platform"
 	"trow/registry/service"
 	"trow/registry/size"
 )
@@ -32,7 +32,7 @@ type images struct {
 // addFlags adds the flags to a command.
 func (i *images) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringSliceVarP(&i.files, "filename", "f", nil, "file with manifests whose images are meant, YAML or JSON, or a "+
+	f.StringSliceVarP(&i.files, "filename", "f", nil, "file with manifests (YAML or JSON) that name the images, or a "+
 		"directory with such files; - for standard input")
 	f.BoolVar(&i.running, "running", false, "the images of all pods of the cluster that have not ended")
 	f.StringVar(&i.kubeconfig, "kubeconfig", "", "with --running: kubeconfig file (default: KUBECONFIG, then "+
@@ -50,12 +50,9 @@ func (i *images) given() bool { return i.running || len(i.files) > 0 }
 
 // list returns the images that arguments and flags name, each once.
 func (i *images) list(cmd *cobra.Command, args []string) (all []string, err error) {
-	for _, text := range i.platforms {
-		if text == service.AllPlatforms {
-			continue
-		}
-		if _, err := mirror.ParsePlatform(text); err != nil {
-			return nil, fmt.Errorf("platform: %w", err)
+	if !slices.Contains(i.platforms, service.AllPlatforms) {
+		if _, err := platform.ParseAll(i.platforms); err != nil {
+			return nil, err
 		}
 	}
 	all = slices.Clone(args)
@@ -146,7 +143,7 @@ In a pod of the manifest, which may not list the pods of the cluster:
   kubectl get pods -A -o yaml |
     kubectl -n kube-public exec -i trow-0 -- /trow warm -f -
 
-Exit code: 0 if all images are here, 2 if one is not, which is named with the cause.`,
+Exit code: 0 if all images are here, 2 if some are not; each of those is named with the cause.`,
 		Example: "  trow warm nginx:1.27 quay.io/team/app:2\n  trow warm -f pods.yaml --platform linux/amd64 " +
 			"--platform linux/arm64\n  trow warm --running --server https://trow.example:31000",
 	}
