@@ -99,7 +99,7 @@ func tagInvalid(tag string) *ocierror.Error {
 }
 
 func queryInvalid(err error) *ocierror.Error {
-	return manifestInvalid("the query cannot be read: %s; want ?tag=TAG, with further tags after &, percent-encoded",
+	return manifestInvalid("the query cannot be read: %s; want ?NAME=VALUE, with further ones after &, percent-encoded",
 		ocierror.Clip(err.Error()))
 }
 

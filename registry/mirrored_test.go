@@ -32,6 +32,7 @@ type origin struct {
 	manifests map[string][]byte
 	asked     []string
 	blobs     map[string][]byte // by their path
+	unsized   bool              // blobs come without a Content-Length
 	rest      chan struct{}     // not nil: the second half of a blob waits for it
 	status    int               // not 0: what it answers to everything
 	hold      chan struct{}     // not nil: each answer waits for it
@@ -42,13 +43,17 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	o.asked = append(o.asked, req.Method+" "+req.URL.Path)
 	body, status, hold := o.manifests[strings.TrimPrefix(req.URL.Path, "/v2/")], o.status, o.hold
 	content, isBlob := o.blobs[strings.TrimPrefix(req.URL.Path, "/v2/")]
-	rest := o.rest
+	rest, unsized := o.rest, o.unsized
 	o.mu.Unlock()
 	if isBlob && status == 0 {
-		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		if !unsized {
+			w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		}
 		_, _ = w.Write(content[:len(content)/2])
-		if rest != nil {
+		if rest != nil || unsized {
 			_ = http.NewResponseController(w).Flush()
+		}
+		if rest != nil {
 			select {
 			case <-rest:
 			case <-req.Context().Done():

@@ -43,10 +43,15 @@ func (r *Registry) place(req *http.Request, c *call) error {
 	return nil
 }
 
-// findNamespace finds the registry that a request means. Errors: ns is not valid, or there are two different ones.
+// findNamespace finds the registry that a request means. Errors: ns is not valid, or there are two different ones, or
+// the query cannot be read, so that it may have one.
 func (r *Registry) findNamespace(req *http.Request, c *call) error {
 	if req.URL.RawQuery != "" {
-		all := req.URL.Query()["ns"]
+		query, err := url.ParseQuery(req.URL.RawQuery)
+		if err != nil { // what cannot be read is left out, and ns=docker.io;x would mean a repository of this registry
+			return queryInvalid(err)
+		}
+		all := query["ns"]
 		for _, ns := range all {
 			if ns != all[0] { // a proxy in front might use another one than we do
 				return namespaceTwice(all[0], ns)

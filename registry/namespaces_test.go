@@ -148,6 +148,10 @@ func TestNamespacesThatAreNotHere(t *testing.T) {
 	}
 	w.do("GET", "/v2/?ns=docker.io", nil, login("alice")...).is(200)
 	w.do("GET", "/v2/nginx/manifests/v?ns=docker.io&ns=quay.io", nil).code(400, "NAME_INVALID").contains("want one")
+	for _, query := range []string{"ns=docker.io;x=1", "x;ns=docker.io", "ns=docker.io%zz", "x=1&n%73=docker.io;"} {
+		w.do("GET", "/v2/nginx/manifests/v?"+query, nil).code(400, "MANIFEST_INVALID").contains("cannot be read")
+		w.put("nginx", "v?"+query, w.body, login("alice")...).is(400)
+	}
 	w.do("GET", "/v2/other/manifests/v?ns=docker.io", nil).code(404, "MANIFEST_UNKNOWN").
 		has("OCI-Namespace", "docker.io")
 	w.do("GET", "/v2/other/referrers/"+d+"?ns=docker.io", nil).is(200)
@@ -340,5 +344,17 @@ func TestDockerAsksForItsOwnName(t *testing.T) {
 	w.guard.ServeToken(rec, req)
 	if !strings.Contains(rec.Body.String(), `"scope":""`) {
 		t.Errorf("%d %s", rec.Code, rec.Body)
+	}
+}
+
+// TestATokenForAnotherSpelling of a repository below f/ is one for it: Docker's scope has the name that it was given.
+func TestATokenForAnotherSpelling(t *testing.T) {
+	w := newMirror(t, auth.Rule{Who: []string{"user:alice"}, May: []string{"pull"}})
+	for _, name := range []string{"f/docker.io/nginx", "f/index.docker.io/library/nginx", "f/docker.io__443/nginx"} {
+		token := w.token(w.guard, "repository:"+name+":pull,push", login("alice")...)
+		w.do("GET", "/v2/"+name+"/manifests/v", nil, token...).is(200).equals(string(w.body))
+		w.put(name, "w", w.body, token...).code(403, "DENIED")
+		w.put(name, "w", w.body, w.token(w.guard, "repository:"+name+":pull,push", login("importer")...)...).is(201)
+		w.do("GET", "/v2/f/docker.io/team/app/manifests/v", nil, token...).code(401, "UNAUTHORIZED")
 	}
 }

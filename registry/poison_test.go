@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -87,6 +88,87 @@ func TestWrongBytesOfAnotherUpstream(t *testing.T) {
 	w.do("GET", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(200).equals(string(content))
 	// What is held is linked once evil.example has answered with the same size, and its own bytes are not read.
 	w.do("GET", "/v2/f/evil.example/team/app/blobs/"+d.String(), nil).is(200).equals(string(content))
+}
+
+// TestBytesAreLinkedForTheirSizeAlone: an upstream that has answered with another size, or with none, gets nothing that
+// it does not have, and is not told the size.
+func TestBytesAreLinkedForTheirSizeAlone(t *testing.T) {
+	for name, wrong := range map[string]string{"shorter": "wrong", "longer": "wrong, and longer than it is"} {
+		for _, unsized := range []bool{false, true} {
+			w, good, evil := newCaches(t)
+			d := good.blob("team/app", []byte("right, private")).String()
+			evil.mu.Lock()
+			evil.blobs["team/app/blobs/"+d], evil.unsized = []byte(wrong), unsized
+			evil.mu.Unlock()
+			get := func(when string) {
+				t.Helper()
+				resp, err := http.Get(w.url + "/v2/f/evil.example/team/app/blobs/" + d)
+				if err != nil {
+					return
+				}
+				defer resp.Body.Close()
+				all, err := io.ReadAll(resp.Body)
+				if resp.StatusCode == 200 && err == nil || bytes.Contains(all, []byte("right")) ||
+					bytes.Contains(all, []byte("14")) {
+					t.Errorf("%s, without a size: %t: %s: %d %s", name, unsized, when, resp.StatusCode, all)
+				}
+			}
+			get("before it is held")
+			w.do("GET", "/v2/f/quay.io/team/app/blobs/"+d, nil).is(200).equals("right, private")
+			for range 2 {
+				get("once it is held")
+			}
+		}
+	}
+}
+
+// TestAnUpstreamThatDoesNotSayTheSize gives what it has, also where others hold it, or are fetching it.
+func TestAnUpstreamThatDoesNotSayTheSize(t *testing.T) {
+	w, good, other := newCaches(t)
+	content := bytes.Repeat([]byte("right"), 100_000)
+	d := good.blob("team/app", content).String()
+	other.blob("team/app", content)
+	for _, o := range []*origin{good, other} {
+		o.mu.Lock()
+		o.unsized = true
+		o.mu.Unlock()
+	}
+	w.do("GET", "/v2/f/quay.io/team/app/blobs/"+d, nil).is(200).equals(string(content))
+	w.do("GET", "/v2/f/evil.example/team/app/blobs/"+d, nil).is(200).equals(string(content))
+	if got := other.requests(); got != "GET /v2/team/app/blobs/"+d {
+		t.Errorf("it was asked for\n%s", got)
+	}
+	w.do("HEAD", "/v2/f/evil.example/team/app/blobs/"+d, nil).is(200)
+
+	// On its way for one of them: the other one gets it only if its upstream has it.
+	d = good.blob("team/app", append(content, '!')).String()
+	other.mu.Lock()
+	other.blobs["team/app/blobs/"+d] = []byte("wrong")
+	other.mu.Unlock()
+	rest := make(chan struct{})
+	good.mu.Lock()
+	good.rest = rest
+	good.mu.Unlock()
+	done := make(chan *answer)
+	go func() { done <- w.do("GET", "/v2/f/quay.io/team/app/blobs/"+d, nil) }()
+	for !strings.Contains(good.requests(), "GET /v2/team/app/blobs/"+d) {
+		time.Sleep(time.Millisecond)
+	}
+	late := make(chan int)
+	go func() {
+		resp, err := http.Get(w.url + "/v2/f/evil.example/team/app/blobs/" + d)
+		if err != nil {
+			late <- 0
+			return
+		}
+		resp.Body.Close()
+		late <- resp.StatusCode
+	}()
+	close(rest)
+	(<-done).is(200).equals(string(content) + "!")
+	if status := <-late; status == 200 {
+		t.Error("it is given what its upstream does not have")
+	}
 }
 
 // TestForeignLayersAreNotFetched: only the upstream itself is asked for a layer, whatever its urls are.

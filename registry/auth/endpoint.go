@@ -163,10 +163,7 @@ func (g *Guard) granted(r *http.Request, f *form) (*Identity, error) {
 func (g *Guard) intersect(r *http.Request, s *state, who *Identity, requested []string) ([]access, error) {
 	ctx := r.Context()
 	all, size := []access{}, 0
-	for _, want := range parseScopes(requested) {
-		if want.Type == "repository" {
-			want.Name = g.renamed(r, want.Name)
-		}
+	for _, want := range g.renameScopes(r, parseScopes(requested)) {
 		var may []Action
 		for _, a := range want.Actions {
 			repo := want.Name
@@ -205,6 +202,20 @@ func (g *Guard) intersect(r *http.Request, s *state, who *Identity, requested []
 		all = append(all, access{want.Type, want.Name, may})
 	}
 	return all, nil
+}
+
+// renameScopes replaces the repositories of scopes by their names here, see renamed.
+func (g *Guard) renameScopes(r *http.Request, scopes []access) (all []access) {
+	for _, a := range scopes {
+		names := []string{a.Name}
+		if a.Type == "repository" {
+			names = g.renamed(r, a.Name)
+		}
+		for _, name := range names {
+			all = append(all, access{a.Type, name, a.Actions})
+		}
+	}
+	return all
 }
 
 // parseScopes reads scopes: type:name:action,action, several separated by spaces. It skips those that we do not know. A

@@ -55,15 +55,23 @@ func (g *Guard) forToken(r *http.Request) *http.Request {
 	return r.WithContext(ForNamespace(r.Context(), host))
 }
 
-// renamed returns the local name of a scope's repository. Docker asks for a token with the name in the path that it
-// uses, whatever the challenge says; at a host that stands for another registry, that is not the local name.
-func (g *Guard) renamed(r *http.Request, repo string) string {
-	if upstream, ok := g.options.Namespaces.Site(r.Host); ok {
-		if here, err := g.options.Namespaces.Here(upstream, repo); err == nil {
-			return here
+// renamed returns the names here that a scope's repository may have. Docker asks for a token with the name in the path
+// that it uses, whatever the challenge says. At a host that stands for another registry, that is not the local name. It
+// may be another spelling below f/, such as f/docker.io/nginx; what that means only a request can say, because a
+// repository of an earlier version may have exactly that name.
+func (g *Guard) renamed(r *http.Request, repo string) []string {
+	names := g.options.Namespaces
+	if upstream, ok := names.Site(r.Host); ok {
+		if here, err := names.Here(upstream, repo); err == nil {
+			return []string{here}
 		}
 	}
-	return repo
+	if n, ok := names.Upstream(repo); ok {
+		if local, err := names.Local(n); err == nil && local != repo {
+			return []string{repo, local}
+		}
+	}
+	return []string{repo}
 }
 
 // maxStrangers bounds the remembered credentials, because clients can send any number.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
@@ -34,8 +35,8 @@ func DockerLogins() (Logins, error) {
 	return StoredLogins(store, store.ConfigPath()), nil
 }
 
-// FileLogins are those in a file of docker login, or in the credential helpers that it names. The file is read now.
-// Errors: there is no such file; it is damaged.
+// FileLogins are those in a file of docker login, or in the credential helpers that it names, for a server: a helper
+// that has not answered within helperTime fails. The file is read now. Errors: there is no such file; it is damaged.
 func FileLogins(path string) (Logins, error) {
 	if _, err := os.Stat(path); err != nil { // to the library no file is one without logins
 		return nil, err
@@ -44,13 +45,62 @@ func FileLogins(path string) (Logins, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s is not a file of docker login: %w", path, err)
 	}
-	return StoredLogins(store, path), nil
+	return bounded(StoredLogins(store, path), path), nil
 }
 
-// HelperLogins are those that the program docker-credential-NAME knows, which is run for each. name is made of letters,
-// digits, - and _.
+// HelperLogins are those that the program docker-credential-NAME knows, which is run for each, for a server: one that
+// has not answered within helperTime fails. name is made of letters, digits, - and _.
 func HelperLogins(name string) Logins {
-	return StoredLogins(credentials.NewNativeStore(name), "docker-credential-"+name)
+	from := "docker-credential-" + name
+	return bounded(StoredLogins(credentials.NewNativeStore(name), from), from)
+}
+
+const (
+	// helperTime bounds the run of a helper for a server, where no person answers it. Those that ask a cloud take a
+	// second or two.
+	helperTime = 10 * time.Second
+	// maxHelpers bounds the runs for one source that have not ended, those that are no longer waited for among them.
+	maxHelpers = 16
+)
+
+// errHangs and errAllHang are the errors of a helper that does not answer.
+var (
+	errHangs   = fmt.Errorf("it has not answered within %v", helperTime)
+	errAllHang = fmt.Errorf("%d runs of it have not ended", maxHelpers)
+)
+
+// bounded does not wait for Logins for longer than helperTime. The end of the context kills a helper, but that is not
+// enough: its output does not end as long as a program that it has started holds it open, such as one that a shell
+// script has run.
+func bounded(logins Logins, from string) Logins {
+	running := make(chan struct{}, maxHelpers)
+	type result struct {
+		auth.Credential
+		error
+	}
+	return func(ctx context.Context, host string) (auth.Credential, error) {
+		select {
+		case running <- struct{}{}:
+		default:
+			return auth.EmptyCredential, &loginError{host, from, errAllHang}
+		}
+		ctx, cancel := context.WithTimeoutCause(ctx, helperTime, errHangs)
+		defer cancel()
+		done := make(chan result, 1)
+		go func() {
+			c, err := logins(ctx, host)
+			<-running
+			done <- result{c, err}
+		}()
+		select {
+		case r := <-done:
+			if r.error == nil || ctx.Err() == nil {
+				return r.Credential, r.error
+			}
+		case <-ctx.Done():
+		}
+		return auth.EmptyCredential, &loginError{host, from, context.Cause(ctx)}
+	}
 }
 
 // StoredLogins are those in a store, which from names in errors.

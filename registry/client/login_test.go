@@ -1,10 +1,14 @@
 package client_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 
@@ -90,5 +94,52 @@ func TestDockerLogins(t *testing.T) {
 	}
 	if got, err := logins(t.Context(), "r.example"); err != nil || got != auth.EmptyCredential {
 		t.Errorf("without a home directory: %+v, %v", got, err)
+	}
+}
+
+// TestAHelperThatHangs is not waited for, although a program that it has started keeps its output open after it was
+// killed; and it is not started without end.
+func TestAHelperThatHangs(t *testing.T) {
+	bin := t.TempDir()
+	script := "#!/bin/sh\nread host\ncase $host in good) echo '{\"Username\":\"alice\",\"Secret\":\"s\"}';; " +
+		"*) cat " + filepath.Join(bin, "never") + "; true;; esac\n"
+	if err := syscall.Mkfifo(filepath.Join(bin, "never"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "docker-credential-xyz"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // ends what the helper has started
+		if f, err := os.OpenFile(filepath.Join(bin, "never"), os.O_RDWR, 0); err == nil {
+			f.Close()
+		}
+	})
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	config := filepath.Join(bin, "config.json")
+	if err := os.WriteFile(config, []byte(`{"credsStore":"xyz"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := client.FileLogins(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, logins := range map[string]client.Logins{"helper": client.HelperLogins("xyz"), "file": file} {
+		if c, err := logins(t.Context(), "good"); err != nil || c.Username != "alice" {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				if _, err := logins(ctx, "bad"); err == nil || !strings.Contains(err.Error(), "the login for bad in ") {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+		}
+		all.Wait()
+		if _, err := logins(t.Context(), "bad"); err == nil || !strings.Contains(err.Error(), "have not ended") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -3,8 +3,8 @@ package mirror
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -102,28 +102,52 @@ type fetch struct {
 // open opens the blob at the upstream, and caches the answer.
 func (b *fetch) open(ctx context.Context, from int64, etag string) (*upstream.Blob, error) {
 	blob, err := b.up.Blob(ctx, b.there, b.d, from, etag)
-	b.remember(b.q, err)
-	return blob, err
+	if err != nil {
+		b.remember(b.q, err)
+		return nil, err
+	}
+	b.has(blob.Size)
+	return blob, nil
 }
 
-// check makes sure that the upstream has answered for the digest; an answer counts for as long as one for a tag. size
-// is that of the bytes that are to be served; -1: not known. Errors: those of open; ErrDamaged if the upstream has a
-// blob of another size.
+// has caches that the upstream has the blob, with this size; -1 if it does not say.
+func (b *fetch) has(size int64) { b.answers.Add(b.q, answer{at: time.Now(), size: size}) }
+
+// check makes sure that the upstream has answered for the digest with a size, that of the bytes that are to be served;
+// -1: its own, which it does not say. An answer counts for as long as one for a tag. Errors: those of open; ErrDamaged
+// if the upstream has something else.
 func (b *fetch) check(ctx context.Context, size int64) error {
-	if last, ok := b.answers.Get(b.q); ok && last.err == nil && last.counts(true, b.up.Fresh) {
+	// The size is compared each time: the answer may be that of a download that has failed because of wrong bytes.
+	if last, ok := b.answers.Get(b.q); ok && last.err == nil && last.size == size && last.counts(true, b.up.Fresh) {
 		return nil
 	}
 	blob, err := b.open(ctx, 0, "")
 	if err != nil {
 		return err
 	}
-	blob.Body.Close()
-	if size >= 0 && blob.Size >= 0 && size != blob.Size {
-		b.answers.Remove(b.q)
-		return &upstream.Error{Kind: upstream.ErrDamaged, Host: b.up.Host, Repo: b.there, Ref: b.d.String(),
-			Reason: fmt.Sprintf("the upstream has %d bytes, and not %d", blob.Size, size)}
+	defer blob.Body.Close()
+	same := size == blob.Size
+	if blob.Size < 0 && size >= 0 {
+		// It does not say how many bytes there are, so that all of them are the answer.
+		v := b.d.Verifier()
+		n, err := io.Copy(v, io.LimitReader(blob.Body, size+1))
+		if err != nil {
+			return b.failure(upstream.ErrUnavailable, "the connection failed", err)
+		}
+		if same = n == size && v.Verified(); same {
+			b.has(size)
+		}
+	}
+	if !same {
+		// Without the sizes: with that of a blob that it does not have, an upstream could answer with it the next time.
+		return b.failure(upstream.ErrDamaged, "the upstream has something else under this digest", nil)
 	}
 	return nil
+}
+
+// failure makes an error about the blob.
+func (b *fetch) failure(kind error, reason string, cause error) error {
+	return &upstream.Error{Kind: kind, Host: b.up.Host, Repo: b.there, Ref: b.d.String(), Reason: reason, Cause: cause}
 }
 
 // adopt makes the repository hold what another one holds. It reports whether the repository holds the blob.
@@ -178,10 +202,20 @@ func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 	// Once the size is known, the upstream of the download has answered. If this repository started the download, check
 	// finds that answer in the cache; if another one did, check asks the upstream of this one.
 	size, err := r.Size()
-	if err == nil {
+	held := false
+	if err == nil && size < 0 {
+		// It is not known before all has arrived. Then the repository of the download holds it.
+		if err = r.Wait(func(int64, int64) {}); err == nil {
+			size, err = r.Size()
+		}
+		if err == nil {
+			held, err = blobs.Blob(ctx, b.repo, b.d)
+		}
+	}
+	if err == nil && !held {
 		err = b.check(ctx, size)
 	}
-	if err != nil {
+	if err != nil || held {
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil

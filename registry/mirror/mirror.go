@@ -145,8 +145,9 @@ type question struct{ repo, ref string }
 
 // answer is the last definite answer of an upstream.
 type answer struct {
-	at  time.Time
-	err error // nil: the upstream has it; a tag names what is held
+	at   time.Time
+	err  error // nil: the upstream has it; a tag names what is held
+	size int64 // of a blob that the upstream has; -1: it does not say
 }
 
 // New returns a Mirror that knows nothing yet.
@@ -291,7 +292,7 @@ func (a answer) counts(held bool, fresh time.Duration) bool {
 func (m *Mirror) remember(q question, err error) {
 	_, definite := errors.AsType[*moved](err)
 	if err == nil || definite || errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrUnauthorized) {
-		m.answers.Add(q, answer{time.Now(), err})
+		m.answers.Add(q, answer{at: time.Now(), err: err})
 	}
 }
 

@@ -52,7 +52,7 @@ func (m *Mirror) move(q question, to *moved) {
 		if err := m.Fetch(ctx, q.repo, q.ref, m.options.Platforms, nil); err != nil {
 			why := *to.why
 			why.Reason, why.Cause = "it is "+to.to.String()+" there, which could not be fetched", err
-			m.answers.Add(q, answer{time.Now(), &moved{to.to, &why, true}})
+			m.answers.Add(q, answer{at: time.Now(), err: &moved{to.to, &why, true}})
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -328,7 +328,7 @@ func (s *Service) logReload(err error) {
 		return
 	}
 	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: " +
-		"its rules, limits and quotas are in effect, its other settings will be after the next start")
+		"its rules, limits and quotas are in effect, and its upstreams; other settings will be after the next start")
 }
 
 // Images are what the registry holds, for the webhook. Load must have returned.

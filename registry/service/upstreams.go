@@ -3,7 +3,6 @@ package service
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -39,7 +38,7 @@ const spoolShare = 4
 func (s *Service) openCache() error {
 	o := s.options.Upstream
 	guard := upstream.NewGuard()
-	n := &networks{guard: guard, own: append(ownAddresses(), o.Networks()...), s: s}
+	n := &networks{guard: guard, own: o.Networks(), s: s}
 	guard.Refuse(n.own...)
 	var secrets upstream.Secrets
 	if s.options.Cluster != nil {
@@ -125,21 +124,6 @@ func (n *networks) follow(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-}
-
-// ownAddresses returns the addresses of this machine, at which this server and other local services listen; none if
-// they cannot be listed.
-func ownAddresses() (all []netip.Prefix) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			all = append(all, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
-		}
-	}
-	return all
 }
 
 // into sets the options of a registry that are about upstreams.

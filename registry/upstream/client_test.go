@@ -615,6 +615,8 @@ func TestRedirectsThatAreFollowed(t *testing.T) {
 		{"https://cdn.example/x", false, maxRedirects, false},
 		{"http://cdn.example/x", false, 1, false},
 		{"http://cdn.example/x", true, 1, true},
+		{"ftp://cdn.example/x", true, 1, false},
+		{"file:///etc/passwd", true, 1, false},
 		{"https://me@cdn.example/x", true, 1, false},
 	} {
 		req := httptest.NewRequest(http.MethodGet, c.to, nil)

@@ -299,6 +299,9 @@ const secretType = "kubernetes.io/dockerconfigjson"
 // Secrets returns the .dockerconfigjson of a Secret of the cluster.
 type Secrets func(ctx context.Context, namespace, name string) ([]byte, error)
 
+// hasLogin reports whether a setting says where the login of an endpoint is.
+func (k *endpointKey) hasLogin() bool { return k.PasswordFile+k.DockerConfig+k.Helper+k.Secret != "" }
+
 // logins returns the source of the login of an endpoint; nil if it has none.
 func (k *endpointKey) logins(secrets Secrets) (client.Logins, error) {
 	switch {

@@ -81,7 +81,8 @@ var errRedirect = errors.New("it redirects to a URL that is not https, or too of
 // request.
 func redirects(insecure bool) func(*http.Request, []*http.Request) error {
 	return func(req *http.Request, via []*http.Request) error {
-		if len(via) >= maxRedirects || req.URL.User != nil || req.URL.Scheme != "https" && !insecure {
+		secure := req.URL.Scheme == "https" || insecure && req.URL.Scheme == "http"
+		if len(via) >= maxRedirects || req.URL.User != nil || !secure {
 			return errRedirect
 		}
 		req.Header.Del("Referer") // the URL before may be a signed one, which is a secret

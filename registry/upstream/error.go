@@ -42,9 +42,16 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	text := fmt.Sprintf("%.140s: %v", e.Ref, e.Kind)
+	text := e.Kind.Error()
+	if e.Ref != "" {
+		text = fmt.Sprintf("%.140s: %s", e.Ref, text)
+	}
 	if e.Host != "" {
-		text = fmt.Sprintf("%.255s/%.255s %s", e.Host, e.Repo, text)
+		separator := " "
+		if e.Ref == "" {
+			separator = ": "
+		}
+		text = fmt.Sprintf("%.255s/%.255s%s%s", e.Host, e.Repo, separator, text)
 	}
 	if e.Reason != "" {
 		text += ": " + e.Reason

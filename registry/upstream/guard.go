@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -20,13 +21,14 @@ import (
 // an upstream, or a client, names its host. It checks the address of each connection when the socket connects, after
 // the name was resolved: a check before that could be bypassed by another answer of the name server (DNS rebinding).
 //
-// Hosts that an administrator has written in the settings may have any address; at a loopback address, only with the
+// Hosts that an administrator has written in the settings may have any address; at one of this machine, only with the
 // port that is written, because each port of this machine is another service.
 type Guard struct {
 	dialer  net.Dialer
 	proxy   func(*url.URL) (*url.URL, error) // what the environment says, see net/http.ProxyFromEnvironment
 	proxies []string                         // host:port
 	refused atomic.Pointer[[]netip.Prefix]   // in addition to internal
+	own     []netip.Prefix                   // addresses of this machine beside loopback; does not change
 }
 
 // internal are the addresses outside of the Internet, by the registries of special-purpose addresses (RFC 6890, IANA).
@@ -70,13 +72,39 @@ func prefixes(texts ...string) (all []netip.Prefix) {
 // NewGuard returns a Guard that looks up names as the system does, and uses the proxies of the environment.
 func NewGuard() *Guard {
 	config := httpproxy.FromEnvironment()
-	g := &Guard{dialer: net.Dialer{Timeout: dialTime, KeepAlive: 30 * time.Second}, proxy: config.ProxyFunc()}
+	g := &Guard{dialer: net.Dialer{Timeout: dialTime, KeepAlive: 30 * time.Second}, proxy: config.ProxyFunc(),
+		own: ownAddresses()}
 	for _, text := range []string{config.HTTPProxy, config.HTTPSProxy} {
 		if u, err := parseProxy(text); err == nil && u.Host != "" {
 			g.proxies = append(g.proxies, net.JoinHostPort(strings.ToLower(u.Hostname()), portOf(u)))
 		}
 	}
 	return g
+}
+
+// ownAddresses returns the addresses of this machine, at which this server and other local services listen; none if
+// they cannot be listed.
+func ownAddresses() (all []netip.Prefix) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			all = append(all, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
+		}
+	}
+	return all
+}
+
+// isOwn reports whether an address is one of this machine: the kernel connects to it for an unspecified one.
+func (g *Guard) isOwn(addr netip.Addr) bool {
+	addr = addr.Unmap().WithZone("")
+	return addr.IsLoopback() || addr.IsUnspecified() || within(g.own, addr)
+}
+
+func within(all []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(all, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 // dialTime bounds a connection attempt. A registry that does not accept within this time is down.
@@ -115,8 +143,8 @@ func hasProxy() bool {
 	return config.HTTPProxy != "" || config.HTTPSProxy != ""
 }
 
-// Refuse sets the networks that are refused in addition to the special-purpose ones: those of nodes, pods and services,
-// and the addresses of this machine.
+// Refuse sets the networks that are refused in addition to the special-purpose ones and to the addresses of this
+// machine: those of nodes, pods and services.
 func (g *Guard) Refuse(all ...netip.Prefix) { g.refused.Store(&all) }
 
 // AddressError is the refusal of an address.
@@ -133,14 +161,10 @@ func (e *AddressError) Error() string {
 // Check returns nil if a host that is not written may have an address. Errors: *AddressError.
 func (g *Guard) Check(host string, addr netip.Addr) error {
 	plain := addr.Unmap().WithZone("")
-	bad := addr.Zone() != "" || !plain.IsValid() || plain.Is6() && !global6.Contains(plain)
-	for _, p := range internal {
-		bad = bad || p.Contains(plain)
-	}
+	bad := addr.Zone() != "" || !plain.IsValid() || plain.Is6() && !global6.Contains(plain) ||
+		within(internal, plain) || g.isOwn(plain)
 	if more := g.refused.Load(); more != nil {
-		for _, p := range *more {
-			bad = bad || p.Contains(plain)
-		}
+		bad = bad || within(*more, plain)
 	}
 	if bad {
 		return &AddressError{host, addr}
@@ -148,8 +172,8 @@ func (g *Guard) Check(host string, addr netip.Addr) error {
 	return nil
 }
 
-// written are the hosts that the settings name: hosts without ports, which may have any address but loopback, and
-// services with ports, which may have any.
+// written are the hosts that the settings name: hosts without ports, which may have any address but those of this
+// machine, and services with ports, which may have any.
 type written struct{ hosts, services map[string]bool }
 
 // add adds a host[:port] in lower case.
@@ -159,6 +183,14 @@ func (w *written) add(host string) {
 		w.services[net.JoinHostPort(u.Hostname(), u.Port())] = true
 	}
 	w.hosts[u.Hostname()] = true
+}
+
+// permit returns nil if a connection to a port of a host may be made at an address. Errors: *AddressError.
+func (g *Guard) permit(w written, host, port string, addr netip.Addr) error {
+	if w.services[net.JoinHostPort(host, port)] || w.hosts[host] && !g.isOwn(addr) {
+		return nil
+	}
+	return g.Check(host, addr)
 }
 
 // transport returns the transport for the requests to an endpoint, and to the hosts that its answers name.
@@ -177,15 +209,10 @@ func (g *Guard) transport(w written) *http.Transport {
 			// ControlContext is called for each address of the name, just before the socket connects to it.
 			d.ControlContext = func(_ context.Context, _, at string, _ syscall.RawConn) error {
 				to, err := netip.ParseAddrPort(at)
-				switch {
-				case err != nil:
+				if err != nil {
 					return err
-				case w.services[net.JoinHostPort(host, port)]:
-					return nil
-				case w.hosts[host] && !to.Addr().Unmap().IsLoopback() && !to.Addr().IsUnspecified():
-					return nil
 				}
-				return g.Check(host, to.Addr())
+				return g.permit(w, host, port, to.Addr())
 			}
 			return d.DialContext(ctx, network, addr)
 		},

@@ -190,6 +190,32 @@ func TestTheGuardChecksWhatIsDialled(t *testing.T) {
 	}
 }
 
+// TestAddressesOfThisMachine are reached by the ports that are written alone, also those that are not loopback.
+func TestAddressesOfThisMachine(t *testing.T) {
+	g := &Guard{own: prefixes("10.1.2.3/32", "8.8.4.4/32", "2001:4860::1/128")}
+	w := named("registry.lan:5000", "minio.lan")
+	for _, c := range []struct {
+		host, port, addr string
+		refused          bool
+	}{
+		{"registry.lan", "5000", "10.1.2.3", false}, {"registry.lan", "5000", "127.0.0.1", false},
+		{"registry.lan", "8443", "10.1.2.3", true}, {"registry.lan", "8443", "::ffff:10.1.2.3", true},
+		{"registry.lan", "8443", "10.1.2.4", false}, {"registry.lan", "443", "8.8.4.4", true},
+		{"minio.lan", "443", "10.1.2.3", true}, {"minio.lan", "443", "2001:4860::1", true},
+		{"minio.lan", "443", "127.0.0.1", true}, {"minio.lan", "443", "::", true},
+		{"minio.lan", "443", "10.9.9.9", false},
+		{"cdn.example", "443", "8.8.4.4", true}, {"cdn.example", "443", "2001:4860::1", true},
+		{"cdn.example", "443", "8.8.8.8", false},
+	} {
+		if err := g.permit(w, c.host, c.port, netip.MustParseAddr(c.addr)); (err != nil) != c.refused {
+			t.Errorf("%s:%s at %s: %v", c.host, c.port, c.addr, err)
+		}
+	}
+	if own := NewGuard(); !own.isOwn(netip.MustParseAddr("127.0.0.1")) || len(own.own) == 0 {
+		t.Errorf("the addresses of this machine: %v", own.own)
+	}
+}
+
 // TestANameThatChangesItsAddress between a look-up and the connection is refused all the same.
 func TestANameThatChangesItsAddress(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {

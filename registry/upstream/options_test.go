@@ -111,7 +111,8 @@ func TestUnknownHostsOnlyIfAnyIsOn(t *testing.T) {
 		t.Error("an unknown host is made anew for each request")
 	}
 	for _, host := range []string{"quay.io", "hub.example", "localhost", "intranet"} {
-		if _, _, err := u.Find(host, "a/b"); !errors.Is(err, upstream.ErrRefused) {
+		_, _, err := u.Find(host, "a/b")
+		if !errors.Is(err, upstream.ErrRefused) || !strings.Contains(err.Error(), "/a/b: refused: no entry") {
 			t.Errorf("%s: %v", host, err)
 		}
 	}

@@ -1,11 +1,15 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"net/http"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -18,7 +22,10 @@ import (
 
 // This file decides who may read the held content of an upstream without read:: everybody, if the upstream itself
 // serves it without a login. If no endpoint has a login, that is true for all held content. Otherwise the upstream gets
-// a request without the login for each repository, and the answer counts for a day.
+// a request without the login for each repository, and the answer counts for a day, for the endpoints that were asked.
+//
+// Settings change, and what is held stays: it may have come with a login, or from a time in which read: decided. So a
+// host, or a path there, that has had one of these is asked about as well, also where it has no login any more.
 
 const (
 	// knownFor is how long it is remembered whether a repository is public.
@@ -36,8 +43,16 @@ const (
 	learnTime = 30 * time.Second
 )
 
-// publicRecord begins the names of the records of public repositories; the local name follows. The value is "1".
-const publicRecord = "upstream/public/"
+const (
+	// publicRecord begins the names of the records of public repositories; the local name follows. The value is
+	// Upstream.source.
+	publicRecord = "upstream/public/"
+	// closedRecord begins the names of the records of upstreams that have had a login or read:; the title follows. The
+	// value is "1".
+	closedRecord = "upstream/closed/"
+	// recordTime bounds the writing of these: it is done when the server starts, and when the settings change.
+	recordTime = 10 * time.Second
+)
 
 // Records are the facts of the journal that say which repositories are public. A storage.Index has these methods.
 type Records interface {
@@ -62,11 +77,17 @@ var (
 // publicity is what is known about who may read the repositories of upstreams with a login.
 type publicity struct {
 	asking  singleflight.Group
-	answers *lru.Cache[string, verdict] // by the local name; also by that, a space and what was not found
+	answers *lru.Cache[string, verdict] // by key; also by that, a space and what was not found
+	// closed are the titles of upstreams that have had a login or read:, in the settings since the start or by the
+	// records.
+	closed atomic.Pointer[map[string]bool]
 
 	mu      sync.Mutex // guards what follows; held while a record is written, so that map and journal agree
 	records Records    // nil: nothing is kept
 }
+
+// key is that of the answers about a repository, for the endpoints that were asked.
+func (u *Upstream) key(local string) string { return local + " " + u.source }
 
 // verdict is one answer.
 type verdict struct {
@@ -79,28 +100,70 @@ func newPublicity() *publicity {
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	return &publicity{answers: answers}
+	p := &publicity{answers: answers}
+	p.closed.Store(&map[string]bool{})
+	return p
+}
+
+// close notes the titles of upstreams that have a login or read:, also in the records. An error there is ignored, and
+// the record written with the next change, or at the next start.
+func (p *publicity) close(titles map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := maps.Clone(*p.closed.Load())
+	maps.Copy(all, titles)
+	if p.records != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), recordTime)
+		defer cancel()
+		recorded := map[string]bool{}
+		for name := range p.records.Records(closedRecord) {
+			recorded[strings.TrimPrefix(name, closedRecord)] = true
+		}
+		for title := range all {
+			if !recorded[title] {
+				_ = p.records.SetRecord(ctx, closedRecord+title, nil, []byte("1"))
+			}
+		}
+		maps.Copy(all, recorded)
+	}
+	p.closed.Store(&all)
+}
+
+// asks reports whether an upstream is asked who may read a repository there.
+func (p *publicity) asks(u *Upstream, repo string) bool {
+	if u.hasLogin() {
+		return true
+	}
+	for title := range *p.closed.Load() {
+		if host, path, _ := strings.Cut(title, "/"); host == u.Host && below(repo, path) {
+			return true
+		}
+	}
+	return false
 }
 
 // Load gives the Upstreams their records. What they say counts only while an upstream cannot be asked.
 func (u *Upstreams) Load(r Records) {
 	p := u.public
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.records = r
+	p.mu.Unlock()
+	p.close(nil)
 }
 
-// recorded reports whether there is a record of a repository, and how many records there are. Other replicas write them
-// as well. The caller holds mu.
-func (p *publicity) recorded(local string) (yes bool, n int) {
+// recorded returns the record of a repository, nil if there is none, and how many records there are. Other replicas
+// write them as well. The caller holds mu.
+func (p *publicity) recorded(local string) (value []byte, n int) {
 	if p.records == nil {
-		return false, 0
+		return nil, 0
 	}
-	for name := range p.records.Records(publicRecord) {
+	for name, v := range p.records.Records(publicRecord) {
 		n++
-		yes = yes || name == publicRecord+local
+		if name == publicRecord+local {
+			value = v
+		}
 	}
-	return yes, n
+	return value, n
 }
 
 // now returns the answer for a key; ok is false if there is none, or it has expired.
@@ -118,32 +181,30 @@ func (p *publicity) holds(local string) bool {
 	return r != nil && namespace.Within(local) && len(r.CachedContents(local)) > 0
 }
 
-// before reports whether a repository was public by the last answer, however old.
-func (p *publicity) before(local string) bool {
-	if k, ok := p.answers.Get(local); ok {
+// before reports whether a repository was public by the last answer of the same endpoints, however old.
+func (p *publicity) before(u *Upstream, local string) bool {
+	if k, ok := p.answers.Get(u.key(local)); ok {
 		return k.public
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	public, _ := p.recorded(local)
-	return public
+	source, _ := p.recorded(local)
+	return string(source) == u.source
 }
 
 // learned remembers an answer, and records a change in the journal. An error there is ignored: without a record, an
 // upstream that cannot be asked after a restart is not believed to be public.
-func (p *publicity) learned(ctx context.Context, local string, public bool) {
-	p.answers.Add(local, verdict{public, time.Now().Add(knownFor)})
+func (p *publicity) learned(ctx context.Context, u *Upstream, local string, public bool) {
+	p.answers.Add(u.key(local), verdict{public, time.Now().Add(knownFor)})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	recorded, n := p.recorded(local)
-	if p.records == nil || recorded == public || public && n >= maxPublic {
-		return
+	old, n := p.recorded(local)
+	var value []byte
+	if public {
+		value = []byte(u.source)
 	}
-	var old, value []byte
-	if there := []byte("1"); public {
-		value = there
-	} else {
-		old = there
+	if p.records == nil || bytes.Equal(old, value) || old == nil && n >= maxPublic {
+		return
 	}
 	_ = p.records.SetRecord(ctx, publicRecord+local, old, value) // a conflict: another replica has learned it as well
 }
@@ -151,7 +212,7 @@ func (p *publicity) learned(ctx context.Context, local string, public bool) {
 // Readers implements auth.Readers. It returns read: of the upstream; without that, everybody if the upstream has no
 // login, or Learn has found that it serves the repository without one; and otherwise nobody.
 func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok bool) {
-	up, _ := u.of(local)
+	up, repo := u.of(local)
 	switch {
 	case up == nil && u.public.holds(local): // of an upstream that the settings no longer name: who may is not known
 		return nobody, local, true
@@ -160,9 +221,9 @@ func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok boo
 	case len(up.Read) > 0:
 		return up.Read, up.Title(), true
 	}
-	public := !up.hasLogin()
+	public := !u.public.asks(up, repo)
 	if !public {
-		public, _ = u.public.now(local)
+		public, _ = u.public.now(up.key(local))
 	}
 	if public {
 		return everybody, up.Title(), true
@@ -171,7 +232,9 @@ func (u *Upstreams) Readers(local string) (who auth.Who, upstream string, ok boo
 }
 
 // Restricted reports whether Readers may decide about any repository.
-func (u *Upstreams) Restricted() bool { return len(*u.now.Load()) > 0 || u.config.Any }
+func (u *Upstreams) Restricted() bool {
+	return len(*u.now.Load()) > 0 || u.config.Any || len(*u.public.closed.Load()) > 0
+}
 
 // Learn makes sure that Readers knows whether everybody may read a repository, and asks the upstream if needed. kind
 // and ref are what a client reads there: manifests and a tag or a digest, or blobs and a digest; for other kinds, the
@@ -179,15 +242,16 @@ func (u *Upstreams) Restricted() bool { return len(*u.now.Load()) > 0 || u.confi
 // Errors: the upstream cannot be asked now (ErrUnavailable), or refuses; that of the context.
 func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
 	up, repo := u.of(local)
-	if up == nil || len(up.Read) > 0 || !up.hasLogin() {
+	if up == nil || len(up.Read) > 0 || !u.public.asks(up, repo) {
 		return nil
 	}
 	method := http.MethodHead
 	if kind != "manifests" && kind != "blobs" {
 		method, kind, ref = http.MethodGet, "tags", "list?n=1"
 	}
-	p, one := u.public, local+" "+kind+"/"+ref
-	if _, ok := p.now(local); ok {
+	p, key := u.public, up.key(local)
+	one := key + " " + kind + "/" + ref
+	if _, ok := p.now(key); ok {
 		return nil
 	}
 	if _, ok := p.now(one); ok {
@@ -200,13 +264,13 @@ func (u *Upstreams) Learn(ctx context.Context, local, kind, ref string) error {
 		err := up.askAnonymously(ctx, request{method: method, repo: repo, kind: kind, ref: ref, header: accepts()})
 		switch {
 		case err == nil:
-			p.learned(ctx, local, true)
+			p.learned(ctx, up, local, true)
 		case errors.Is(err, ErrUnauthorized):
-			p.learned(ctx, local, false)
+			p.learned(ctx, up, local, false)
 		case errors.Is(err, ErrNotFound):
 			p.answers.Add(one, verdict{false, time.Now().Add(absentFor)})
-		case p.before(local):
-			p.answers.Add(local, verdict{true, time.Now().Add(believedFor)})
+		case p.before(up, local):
+			p.answers.Add(key, verdict{true, time.Now().Add(believedFor)})
 		default:
 			return nil, err
 		}
@@ -235,9 +299,16 @@ func (u *Upstreams) of(local string) (*Upstream, string) {
 }
 
 // askAnonymously returns nil if every endpoint with a login serves something without it as well: held content may be
-// from any of them. Errors: *Error.
+// from any of them. If none has a login any more, one that serves it is enough. Errors: *Error.
 func (u *Upstream) askAnonymously(ctx context.Context, r request) error {
 	r.anonymous = true
+	if !u.hasLogin() {
+		resp, err := u.ask(ctx, r)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
 	if err := u.mayAsk(r); err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package upstream_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"iter"
 	"maps"
 	"net/http"
@@ -90,8 +92,8 @@ func TestWhoMayReadWithoutALogin(t *testing.T) {
 		if _, err := o.find(u, c.repo).Head(t.Context(), c.repo, "v"); err != nil { // with the login
 			t.Error(err)
 		}
-		if public := map[string]int{"everybody": 1}[c.want]; j.writes != public || len(j.records) != public {
-			t.Errorf("%s: %d records after %d writes", c.repo, len(j.records), j.writes)
+		if public := map[string]int{"everybody": 1}[c.want]; j.writes != 1+public || len(j.records) != 1+public {
+			t.Errorf("%s: %d records after %d writes", c.repo, len(j.records), j.writes) // one: it has a login
 		}
 	}
 }
@@ -103,9 +105,9 @@ func TestReadersOfOtherEntries(t *testing.T) {
 	some := o.entry()
 	some.Path, some.Read = "team", []string{"user:alice"}
 	open := o.entry()
-	open.Path, open.Endpoints[0].Username, open.Endpoints[0].PasswordFile = "free", "", ""
+	open.Path, open.Endpoints[0].Username, open.Endpoints[0].PasswordFile = "open", "", ""
 	u := o.upstreams(upstream.Config{}, some, open)
-	for repo, want := range map[string]string{"team/a": "some", "free/a": "everybody", "other": "rules"} {
+	for repo, want := range map[string]string{"team/a": "some", "open": "everybody", "other": "rules"} {
 		if err := u.Learn(t.Context(), "f/up.example/"+repo, "manifests", "v"); err != nil {
 			t.Error(err)
 		}
@@ -117,12 +119,86 @@ func TestReadersOfOtherEntries(t *testing.T) {
 		t.Error("a repository of this registry has readers of an upstream")
 	}
 	// What came from an upstream that the settings no longer name: nobody, whatever the rules are.
-	u.Load(&journal{cached: map[string][]storage.CachedContent{"f/gone.example/a": {{Size: 1}}}})
+	u.Load(&journal{records: map[string][]byte{},
+		cached: map[string][]storage.CachedContent{"f/gone.example/a": {{Size: 1}}}})
 	if who, _, ok := u.Readers("f/gone.example/a"); !ok || len(who) > 0 {
 		t.Errorf("may be read by %v", who)
 	}
 	if _, _, ok := u.Readers("f/gone.example/imported"); ok {
 		t.Error("what was imported has readers of an upstream")
+	}
+}
+
+// TestReadersAfterAChange of the settings: what is held with a login, or was for some, is not for everybody because the
+// setting is gone; and what one endpoint gives to everybody says nothing about another one.
+func TestReadersAfterAChange(t *testing.T) {
+	o := newOrigin(t)
+	bare, some := o.entry(), o.entry()
+	bare.Endpoints = []upstream.Endpoint{{URL: o.registry.URL}}
+	some.Endpoints, some.Read = bare.Endpoints, []string{"user:alice"}
+	other, path := bare, o.entry()
+	other.Host, path.Path = "other.example", "private"
+	for name, c := range map[string]struct{ before, after []upstream.Entry }{
+		"the login":        {[]upstream.Entry{o.entry()}, []upstream.Entry{bare}},
+		"read:":            {[]upstream.Entry{some}, []upstream.Entry{bare}},
+		"the entry":        {[]upstream.Entry{o.entry()}, []upstream.Entry{other}},
+		"all entries":      {[]upstream.Entry{o.entry()}, nil},
+		"that of the path": {[]upstream.Entry{bare, path}, []upstream.Entry{bare}},
+	} {
+		j := &journal{records: map[string][]byte{},
+			cached: map[string][]storage.CachedContent{"f/up.example/private": {{Size: 1}}}}
+		u := o.upstreams(upstream.Config{Any: true}, c.before...)
+		u.Load(j)
+		check := func(when string) {
+			t.Helper()
+			if !u.Restricted() {
+				t.Errorf("%s, %s: not restricted", name, when)
+			}
+			for _, repo := range []string{"private", "open"} {
+				err := u.Learn(t.Context(), "f/up.example/"+repo, "manifests", "v")
+				want := "nobody"
+				if repo == "open" && len(c.after) > 0 && c.after[0].Host == "up.example" {
+					want = "everybody"
+				}
+				if got := reads(t, u, repo); got != want {
+					t.Errorf("%s, %s: %s may be read by %s, want %s (%v)", name, when, repo, got, want, err)
+				}
+			}
+		}
+		if err := u.Set(c.after); err != nil {
+			t.Fatal(err)
+		}
+		check("changed")
+		u = o.upstreams(upstream.Config{Any: true}, c.after...)
+		u.Load(j)
+		check("after a restart")
+	}
+
+	// Another endpoint: at once, and also while it cannot be asked.
+	public := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer public.Close()
+	down := httptest.NewServer(http.NotFoundHandler())
+	down.Close()
+	entry := func(at string) []upstream.Entry {
+		e := o.entry()
+		e.Insecure, e.Endpoints[0].URL = true, at
+		return []upstream.Entry{e}
+	}
+	j := &journal{records: map[string][]byte{}}
+	u := o.upstreams(upstream.Config{}, entry(public.URL)...)
+	u.Load(j)
+	for _, c := range []struct{ at, before, after string }{{public.URL, "nobody", "everybody"},
+		{down.URL, "nobody", "nobody"}, {o.registry.URL, "nobody", "nobody"}, {public.URL, "everybody", "everybody"}} {
+		if err := u.Set(entry(c.at)); err != nil {
+			t.Fatal(err)
+		}
+		if got := reads(t, u, "private"); got != c.before {
+			t.Errorf("%s: may be read by %s before it is asked, want %s", c.at, got, c.before)
+		}
+		err := u.Learn(t.Context(), "f/up.example/private", "manifests", "v")
+		if got := reads(t, u, "private"); got != c.after {
+			t.Errorf("%s: may be read by %s, want %s (%v)", c.at, got, c.after, err)
+		}
 	}
 }
 
@@ -169,7 +245,7 @@ func TestWhatIsKnownOfReaders(t *testing.T) {
 	learn(500, "v", "everybody", false) // what was known before the restart counts
 	u = start()
 	learn(403, "v", "nobody", false)
-	if len(j.records) != 0 {
+	if len(j.records) != 1 {
 		t.Error("the record of a repository that is not public any more is still there")
 	}
 	u = start()
@@ -182,7 +258,8 @@ func TestAnAnswerCountsForADay(t *testing.T) {
 		Endpoints: []upstream.Endpoint{{URL: "http://127.0.0.1:1",
 			Username: "alice", PasswordFile: write(t, "password", "p4ssw0rd")}}}
 	synctest.Test(t, func(t *testing.T) {
-		j := &journal{records: map[string][]byte{"upstream/public/f/up.example/a": []byte("1")}}
+		asked := sha256.Sum256([]byte("http://127.0.0.1:1 true\n"))
+		j := &journal{records: map[string][]byte{"upstream/public/f/up.example/a": fmt.Appendf(nil, "%x", asked[:8])}}
 		u := upstream.New(upstream.Config{Names: namespace.NewTable(nil), Offline: true})
 		if err := u.Set([]upstream.Entry{entry}); err != nil {
 			t.Fatal(err)

@@ -1,6 +1,8 @@
 package upstream
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -68,10 +70,11 @@ func (u *Upstreams) Set(entries []Entry) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	endpoints := map[endpointKey]*endpoint{}
+	closed := map[string]bool{}
 	var list []*Upstream
 	for i, c := range all {
 		up := &Upstream{Host: c.host, Path: c.path, Name: c.name, Fresh: c.fresh, Read: c.read, MayRun: c.mayRun,
-			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline}
+			allow: c.allow, deny: c.deny, keep: c.keep, offline: u.config.Offline, source: source(c.endpoints)}
 		for j, k := range c.endpoints {
 			e := endpoints[k]
 			if e == nil {
@@ -86,6 +89,9 @@ func (u *Upstreams) Set(entries []Entry) error {
 			up.endpoints = append(up.endpoints, e)
 		}
 		list = append(list, up)
+		if up.hasLogin() || len(up.Read) > 0 {
+			closed[up.Title()] = true
+		}
 	}
 	// The longest path comes first, so that the first match of Find is the entry that counts.
 	slices.SortStableFunc(list, func(a, b *Upstream) int { return len(b.Path) - len(a.Path) })
@@ -95,6 +101,7 @@ func (u *Upstreams) Set(entries []Entry) error {
 		}
 	}
 	u.endpoints = endpoints
+	u.public.close(closed) // before the change: what it opens must be asked about
 	u.now.Store(&list)
 	elements := map[string]string{}
 	for _, up := range list {
@@ -169,7 +176,8 @@ func (u *Upstreams) unnamed(host string) (*Upstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	up := &Upstream{Host: c.host, Name: c.name, Fresh: c.fresh, endpoints: []*endpoint{e}, offline: u.config.Offline}
+	up := &Upstream{Host: c.host, Name: c.name, Fresh: c.fresh, endpoints: []*endpoint{e}, offline: u.config.Offline,
+		source: source(c.endpoints)}
 	u.any.Add(host, up)
 	return up, nil
 }
@@ -186,6 +194,16 @@ type Upstream struct {
 	keep        []keep
 	endpoints   []*endpoint
 	offline     bool
+	source      string // see source
+}
+
+// source returns a text that is the same for endpoints with the same URLs, of which the same ones have a login.
+func source(all []endpointKey) string {
+	h := sha256.New()
+	for _, k := range all {
+		fmt.Fprintf(h, "%s %t\n", k.url, k.hasLogin())
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 // Local returns the local name of a repository of the upstream.
