@@ -71,6 +71,20 @@ func (w *Webhook) fetchAhead(ctx context.Context, call *http.Request, k kind, d 
 	d.Fetching = atMostAudit(d.Fetching) // many images may be one that is under way: it has as many names as tags
 }
 
+// noteUses notes that the images of a pod that will be created are about to be pulled. What may run because it is held
+// would not, had it been evicted before the pull.
+func (w *Webhook) noteUses(k kind, d *Decision) {
+	o, ok := w.images.(others)
+	if !ok || d.DryRun || !d.Allowed || k.template {
+		return
+	}
+	for i := range d.Verdicts {
+		if v := &d.Verdicts[i]; v.whole && v.Allowed {
+			o.Used(v.repo, v.at)
+		}
+	}
+}
+
 // start fetches an image without waiting for it. It reports whether the image is under way.
 func (a *ahead) start(ctx context.Context, namespace string, image fetchedImage) bool {
 	a.mu.Lock()

@@ -16,6 +16,7 @@ import (
 
 	"trow/admission"
 	"trow/registry/upstream"
+	"trow/storage"
 )
 
 // fetching is a registry whose fetches a test ends.
@@ -108,6 +109,48 @@ func TestWhatIsFetchedAhead(t *testing.T) {
 			t.Errorf("for a template, or without a caller: %q", got)
 		}
 	})
+}
+
+// using is a registry that notes which images are about to be pulled.
+type using struct {
+	*mirrored
+	used []string
+}
+
+func (u *using) Used(repo string, m storage.Descriptor) {
+	u.used = append(u.used, repo+" "+m.Digest().String())
+}
+
+// TestAVerdictCountsAsAUse: of what may run as held, for a pod that will be created.
+func TestAVerdictCountsAsAUse(t *testing.T) {
+	u := &using{mirrored: newMirrored(t, upstream.Entry{Host: "docker.io", MayRun: upstream.MayRunFetch},
+		upstream.Entry{Host: "quay.io", MayRun: upstream.MayRunHeld},
+		upstream.Entry{Host: "ghcr.io", MayRun: upstream.MayRunDeny})}
+	held := u.hold("f/quay.io/a", "1", "a", true, true)
+	u.hold("f/quay.io/part", "1", "part", true, false)
+	u.hold("f/ghcr.io/a", "1", "b", true, true)
+	fetched := u.hold("f/docker.io/library/nginx", "1", "nginx", true, true)
+	a, nginx := "f/quay.io/a "+held.String(), "f/docker.io/library/nginx "+fetched.String()
+	w := newHook(admission.Options{Images: u, Policy: newPolicy(t, admission.PolicyOptions{})})
+	deployment := object{"spec": object{"template": podOf("quay.io/a:1")}}
+	for _, tt := range []struct {
+		name, group, kind string
+		of                object
+		change            object
+		want              []string
+	}{
+		{"a pod", "", "Pod", podOf("quay.io/a:1", "nginx:1", "nginx:2", "quay.io/a@"+held.String()), nil,
+			[]string{a, nginx, a}},
+		{"a dry run", "", "Pod", podOf("quay.io/a:1"), object{"dryRun": true}, nil},
+		{"a template", "apps", "Deployment", deployment, nil, nil},
+		{"a pod that is denied", "", "Pod", podOf("quay.io/a:1", "quay.io/part:1"), nil, nil},
+		{"deny", "", "Pod", podOf("ghcr.io/a:1"), nil, nil},
+	} {
+		u.used = nil
+		if answer(t, w, reviewOf(t, tt.group, tt.kind, tt.of, tt.change)); !slices.Equal(u.used, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, u.used, tt.want)
+		}
+	}
 }
 
 // TestFetchesAreBounded for each namespace and in all, and ends are noted.

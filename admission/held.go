@@ -70,6 +70,7 @@ func (p *Policy) decideOther(o others, v *Verdict, x *other) {
 	if here {
 		whole, missing = p.whole(o, v.repo, m)
 	}
+	v.whole, v.at = whole, m
 	imported := here && !o.Cached(v.repo, m.Digest())
 	switch {
 	case whole && (imported || mayRun == mayRunHeld):
@@ -169,7 +170,7 @@ func (v *Verdict) hintFetch(m storage.Descriptor, here bool, missing []string) {
 		}
 		v.hintFit(text, v.Image)
 	case here:
-		v.hintFit("held only in part", v.Image)
+		v.hintFit("held only in part; foreign layers (urls) never are", v.Image)
 	}
 	v.hintFit("not held: pull it once through this registry (trow warm)", v.Image)
 }

@@ -44,6 +44,8 @@ type others interface {
 	Whole(repo string, m storage.Descriptor) bool
 	// Children returns the manifests of an index, with Whole for each. ok is false if it has more than n.
 	Children(repo string, m storage.Descriptor, n int) (all []storage.Child, ok bool)
+	// Used notes that an image is about to be pulled, so that it is evicted after all others.
+	Used(repo string, m storage.Descriptor)
 	platforms
 }
 

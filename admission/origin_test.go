@@ -407,7 +407,7 @@ func TestSentencesOfOtherRegistries(t *testing.T) {
 		"nginx:1.25": {"Remote image docker.io/nginx:1.25 disallowed as not held here (may-run: held of upstream " +
 			"docker.io)", "not held: pull it once through this registry (trow warm): nginx:1.25"},
 		"redis:1": {"Remote image docker.io/redis:1 disallowed as not held here (may-run: held of upstream " +
-			"docker.io)", "held only in part: redis:1",
+			"docker.io)", "held only in part; foreign layers (urls) never are: redis:1",
 			"not held: pull it once through this registry (trow warm): redis:1"},
 		"nginx@" + aDigest: {"Remote image docker.io/nginx@" + aDigest + " disallowed as not held here (may-run: " +
 			"held of upstream docker.io)", "not held: pull it once through this registry (trow warm)"},
@@ -425,6 +425,8 @@ func TestSentencesOfOtherRegistries(t *testing.T) {
 		"ghcr.io/a:2":           {remote("ghcr.io/a"), "imported, but not here as a whole: ghcr.io/a:2"},
 		"ghcr.io/a:3":           {remote("ghcr.io/a")},
 		host + "/f/ghcr.io/a:3": {local(host + "/f/ghcr.io/a:3")},
+		host + "/f/team/app:1": {local(host + "/f/team/app:1"), // nobody may push there
+			"no registry has this name here; name the image as its own registry does: " + host + "/f/team/app:1"},
 	} {
 		v := m.decide(admission.PolicyOptions{}, image)
 		if got := append([]string{v.Sentence}, v.Hints...); strings.Join(got, "\n") != strings.Join(want, "\n") {

@@ -63,6 +63,7 @@ func (w *Webhook) review(ctx context.Context, call *http.Request, q *request, d 
 	}
 	d.Denied, d.Images, d.Verdicts = f.sentences, f.digests, f.verdicts
 	d.Allowed = len(f.sentences) == 0 || k.template && !w.policy.enforceTemplates || w.audit()
+	w.noteUses(k, d)
 	w.fetchAhead(ctx, call, k, d)
 	var warn warnings
 	withhold := w.hints.of(call)

@@ -85,7 +85,9 @@ type Verdict struct {
 	repo     string // where the image is here; empty if it was not looked for
 	absent   bool   // it is local, and the registry does not hold it
 	fetch    bool   // it may be fetched ahead of the pull
-	contents int    // how many of the last Hints name tags or digests of the registry
+	whole    bool   // it is one of another registry, and here as a whole: at
+	at       storage.Descriptor
+	contents int // how many of the last Hints name tags or digests of the registry
 
 	// Err is why the registry could not be asked. Then Reason is Unavailable, and Allowed is false although the image
 	// may be fine: report a failure, not a denial.
@@ -342,7 +344,10 @@ func notInPlatform(c rune) bool {
 // registry leave them out.
 func (v *Verdict) hintAbsent(ctx context.Context, images Images) {
 	r := v.Reference
-	if r.Digest == "" {
+	switch {
+	case strings.HasPrefix(r.Path, below): // nobody may push there
+		v.hintFit("no registry has this name here; name the image as its own registry does", v.Image)
+	case r.Digest == "":
 		v.hint("push it: docker push " + v.Image)
 	}
 	v.absent = true

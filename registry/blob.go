@@ -8,11 +8,20 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"trow/registry/audit"
+	"trow/registry/auth"
+	"trow/registry/namespace"
 	"trow/storage"
 )
 
 // immutable is the Cache-Control of content that is addressed by digest: a year, the longest that caches honour.
 const immutable = "max-age=31536000, immutable"
+
+// sends reports whether a request is a HEAD of a client that may push to a repository below f/: it asks what it need
+// not send. A blob that only the upstream has, it would refer to in vain.
+func (r *Registry) sends(req *http.Request, c *call) bool {
+	return req.Method == http.MethodHead && namespace.Within(c.repo) &&
+		r.options.Auth.Authorize(req.Context(), c.who, c.repo, auth.Push) == nil
+}
 
 // getBlob answers end-2, GET and HEAD.
 func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) error {
@@ -26,7 +35,7 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, c *call) er
 		}
 		b, err = r.blob(req.Context(), c.repo, c.digest)
 	}
-	if err != nil {
+	if err != nil && !r.sends(req, c) {
 		b, err = r.fetchBlob(req.Context(), c.repo, c.digest, req.Method == http.MethodHead, err)
 	}
 	if err != nil {

@@ -51,7 +51,7 @@ func (r *Registry) EvictImages(ctx context.Context, sel Selection, dry bool, eac
 	}
 	var plans []eviction
 	absent := maps.Clone(w.images)
-	err = r.eachUpstreamRepo(ctx, w.host, w.repo, func(s *upstreamRepo) error {
+	err = r.eachUpstreamRepo(ctx, w.place, func(s *upstreamRepo) error {
 		var chosen []digest.Digest
 		for _, m := range s.images {
 			if !w.names(s, m) {

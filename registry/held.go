@@ -37,7 +37,10 @@ type HeldImage struct {
 	Bytes      int64         `json:"bytes"` // of what is here of it, with its signatures
 	// Whole says that all parts of the image are here; of an index, all parts of at least one platform, and no other
 	// platform only in part.
-	Whole     bool     `json:"whole"`
+	Whole bool `json:"whole"`
+	// Foreign says that some of its layers are not here and never will be, because clients get them from elsewhere
+	// (urls). No verdict takes the image for held.
+	Foreign   bool     `json:"foreign,omitempty"`
 	Platforms []string `json:"platforms,omitempty"` // of an index: the platforms that are here as a whole
 	State     string   `json:"state"`
 	Used      int64    `json:"used,omitempty"` // the hour of the last use, Unix seconds; 0: not known
@@ -65,7 +68,8 @@ type HeldTotal struct {
 
 // Selection selects images of other registries. The zero Selection selects all.
 type Selection struct {
-	// Below is a host, or a host with a repository or the beginning of one; empty: all.
+	// Below is a host, or a host with a repository or the beginning of one; empty: all. The names here count as well:
+	// those of repositories below f/, and hosts of the setting namespaces.
 	Below string
 	// Images are names as pods have them. Optional; without them, Below decides alone.
 	Images []string
@@ -77,22 +81,53 @@ type Selection struct {
 // errBelow says what a valid Below is.
 var errBelow = errors.New("want HOST[:PORT], or [HOST[:PORT]/]REPOSITORY")
 
-// below returns the host and the beginning of the repositories that a text names. What has no host is at Docker Hub.
-func below(text string) (host, repo string, err error) {
+// place is a host, and the beginning of the names of repositories there, as Selection.Below names them.
+type place struct {
+	host  string   // empty: all
+	repos []string // any of these; none: all
+}
+
+// below returns the place that a text names. What has no host is at Docker Hub, where the library/ may be missing. The
+// names that repositories have here mean those of their registries, as in Find. Errors: the text is not valid.
+func (r *Registry) below(text string) (p place, err error) {
+	text = strings.TrimSuffix(text, "/")
 	if text == "" {
-		return "", "", nil
+		return p, nil
 	}
-	host, repo, _ = strings.Cut(strings.TrimSuffix(text, "/"), "/")
-	if !address.LooksLikeHost(host) {
-		host, repo = address.Hub, namespace.Fold(address.Hub, strings.TrimSuffix(text, "/"))
+	host, repo, _ := strings.Cut(text, "/")
+	ours := !address.LooksLikeHost(host)
+	if ours { // f/quay.io, as trow ls prints it
+		host, repo = address.Hub, text
 	}
-	if host, err = namespace.Host(host); err != nil {
-		return "", "", fmt.Errorf("%w; %w", err, errBelow)
+	if p.host, err = namespace.Host(host); err != nil {
+		return p, fmt.Errorf("%w; %w", err, errBelow)
 	}
 	if repo != "" && !namespace.ValidRepo(repo) {
-		return "", "", errBelow
+		return p, errBelow
 	}
-	return host, repo, nil
+	if of, ok := r.options.Namespaces.Site(p.host); ok {
+		p.host = of
+	}
+	element, under, _ := strings.Cut(strings.TrimPrefix(repo, namespace.Prefix), "/")
+	if n, ok := r.options.Namespaces.Upstream(namespace.Join(element, "a/a")); ok && namespace.Within(repo) &&
+		(ours || r.names[p.host]) {
+		p.host, repo = n.Host, under
+	}
+	if repo != "" {
+		p.repos = []string{repo}
+		if folded := namespace.Fold(p.host, repo); folded != repo {
+			p.repos = append(p.repos, folded)
+		}
+	}
+	return p, nil
+}
+
+// has reports whether a repository is there.
+func (p place) has(n namespace.Name) bool {
+	return (p.host == "" || n.Host == p.host) && (p.repos == nil ||
+		slices.ContainsFunc(p.repos, func(repo string) bool {
+			return n.Repo == repo || strings.HasPrefix(n.Repo, repo+"/")
+		}))
 }
 
 // upstreamRepo is what is held of a repository of another registry, and the images that are listed of it.
@@ -102,13 +137,12 @@ type upstreamRepo struct {
 	images []*storage.HeldManifest // without those that belong to another image
 }
 
-// eachUpstreamRepo calls each with the repositories of other registries that are at a host, or of any if it is empty,
-// and whose names there are beginning or lie below it. Errors: those of the index, of ctx and of each.
-func (r *Registry) eachUpstreamRepo(ctx context.Context, host, beginning string, each func(*upstreamRepo) error) error {
+// eachUpstreamRepo calls each with the repositories of other registries that are in a place. Errors: those of the
+// index, of ctx and of each.
+func (r *Registry) eachUpstreamRepo(ctx context.Context, in place, each func(*upstreamRepo) error) error {
 	below := func(repo string) bool {
 		n, ok := r.options.Namespaces.Upstream(repo)
-		return ok && (host == "" || n.Host == host) &&
-			(beginning == "" || n.Repo == beginning || strings.HasPrefix(n.Repo, beginning+"/"))
+		return ok && in.has(n)
 	}
 	for h, err := range upstreamHoldings(ctx, r.options.Index, below) {
 		if err != nil {
@@ -160,7 +194,7 @@ func (r *Registry) image(ctx context.Context, s *upstreamRepo, m *storage.HeldMa
 			}
 		}
 	}
-	i.Whole, i.Platforms = r.whole(ctx, s, m)
+	r.whole(ctx, s, m, &i)
 	return i
 }
 
@@ -173,11 +207,11 @@ func (r *Registry) keeps(n namespace.Name, tag string) bool {
 	return err == nil && up.Keeps(there, tag)
 }
 
-// whole reports whether all of an image is here, see HeldImage.Whole, and which platforms of an index are.
-func (r *Registry) whole(ctx context.Context, s *upstreamRepo, m *storage.HeldManifest) (whole bool,
-	platforms []string) {
+// whole fills in how much of an image is here: Whole, Foreign and Platforms.
+func (r *Registry) whole(ctx context.Context, s *upstreamRepo, m *storage.HeldManifest, i *HeldImage) {
 	if !indexType(m.MediaType) {
-		return r.allHere(ctx, s, m), nil
+		i.Whole, i.Foreign = r.allHere(ctx, s, m)
+		return
 	}
 	names := map[digest.Digest]string{}
 	for _, p := range r.partsNow(ctx, m.Digest) {
@@ -187,27 +221,31 @@ func (r *Registry) whole(ctx context.Context, s *upstreamRepo, m *storage.HeldMa
 	}
 	complete, partly := 0, false
 	for _, d := range s.children(m.Digest) {
-		if ok, _ := r.whole(ctx, s, s.manifests[d]); !ok {
+		var child HeldImage
+		r.whole(ctx, s, s.manifests[d], &child)
+		if !child.Whole {
 			partly = true
 			continue
 		}
 		complete++
-		if name := names[d]; name != "" && !slices.Contains(platforms, name) {
-			platforms = append(platforms, name)
+		i.Foreign = i.Foreign || child.Foreign
+		if name := names[d]; name != "" && !slices.Contains(i.Platforms, name) {
+			i.Platforms = append(i.Platforms, name)
 		}
 	}
-	slices.Sort(platforms)
-	return complete > 0 && !partly || len(m.Refs) == 0, platforms
+	slices.Sort(i.Platforms)
+	i.Whole = complete > 0 && !partly || len(m.Refs) == 0
 }
 
 // allHere reports whether a repository holds all parts of an image for one platform, except those that clients get from
-// elsewhere.
-func (r *Registry) allHere(ctx context.Context, s *upstreamRepo, m *storage.HeldManifest) bool {
+// elsewhere, and whether it has any of these.
+func (r *Registry) allHere(ctx context.Context, s *upstreamRepo, m *storage.HeldManifest) (whole, foreign bool) {
 	if !slices.ContainsFunc(m.Refs, s.lacks) {
-		return true
+		return true, false
 	}
 	parts := r.partsNow(ctx, m.Digest)
-	return len(parts) > 0 && !slices.ContainsFunc(parts, func(p mirror.Part) bool { return s.lacks(p.Digest) })
+	whole = len(parts) > 0 && !slices.ContainsFunc(parts, func(p mirror.Part) bool { return s.lacks(p.Digest) })
+	return whole, whole
 }
 
 // partsNow returns the parts of a manifest; none if it cannot be read.
@@ -233,7 +271,7 @@ func (r *Registry) HeldImages(ctx context.Context, sel Selection, each func(Held
 		return total, err
 	}
 	seen, imported := map[digest.Digest]bool{}, map[digest.Digest]bool{}
-	err = r.eachUpstreamRepo(ctx, w.host, w.repo, func(s *upstreamRepo) error {
+	err = r.eachUpstreamRepo(ctx, w.place, func(s *upstreamRepo) error {
 		for _, m := range s.images {
 			if !w.names(s, m) {
 				continue
@@ -266,14 +304,14 @@ func (r *Registry) HeldImages(ctx context.Context, sel Selection, each func(Held
 
 // wanted is a parsed Selection.
 type wanted struct {
-	host, repo string
-	images     map[string]string // the text that named an image, by the full name of the image
-	before     time.Time
+	place
+	images map[string]string // the text that named an image, by the full name of the image
+	before time.Time
 }
 
 // wanted parses a selection. Errors: a name in it is not valid.
 func (r *Registry) wanted(sel Selection) (w wanted, err error) {
-	if w.host, w.repo, err = below(sel.Below); err != nil {
+	if w.place, err = r.below(sel.Below); err != nil {
 		return w, fmt.Errorf("%.150q: %w", sel.Below, err)
 	}
 	w.before, w.images = sel.Before, map[string]string{}

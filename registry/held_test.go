@@ -29,6 +29,13 @@ func (o *origin) index(repo, tag, content string) digest.Digest {
 		desc(typeManifest, amd, platform("amd64")), desc(typeManifest, arm, platform("arm64"))))
 }
 
+// forget makes the origin lose what it has at a path.
+func (o *origin) forget(path string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.manifests, path)
+}
+
 // held lists what a selection has: name, state, and how much.
 func (w *server) held(sel registry.Selection) (all []string, total registry.HeldTotal) {
 	w.Helper()
@@ -111,6 +118,21 @@ func TestWarm(t *testing.T) {
 	}
 }
 
+// TestWarmATagThatIsGone says that it is what it was.
+func TestWarmATagThatIsGone(t *testing.T) {
+	w, o, _ := newBoundedWith(t, 1<<20, "always")
+	o.whole("team/gone", "v", "gone")
+	if done, err := w.api().Warm(t.Context(), "quay.io/team/gone:v", nil, nil); err != nil || len(done.Notes) > 0 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	o.forget("team/gone/manifests/v")
+	done, err := w.api().Warm(t.Context(), "quay.io/team/gone:v", nil, nil)
+	if err != nil || len(done.Notes) != 1 || !strings.Contains(done.Notes[0], "what was here before: ") ||
+		!strings.Contains(done.Notes[0], "not found") {
+		t.Errorf("%+v, %v", done, err)
+	}
+}
+
 // onlyHeld are the headers of a request that no upstream is asked for.
 var onlyHeld = []string{"Cache-Control", "only-if-cached"}
 
@@ -135,7 +157,11 @@ func TestWhatTheCacheHolds(t *testing.T) {
 		t.Errorf("%+v", total)
 	}
 	for below, want := range map[string]int{"quay.io": 3, "quay.io/team": 3, "quay.io/team/in": 1, "quay.io/te": 0,
-		"nginx": 1, "library/nginx": 1, "docker.io": 1, "ghcr.io": 0, "index.docker.io/": 1} {
+		"nginx": 1, "library/nginx": 1, "docker.io": 1, "ghcr.io": 0, "index.docker.io/": 1, "docker.io/nginx": 1,
+		"library": 1, "docker.io/library": 1, "f/quay.io": 3, "f/quay.io/team/in": 1, "f/docker.io/nginx": 1,
+		"f/docker.io/library": 1, "f/team": 0, "trow.kube-public:31000/f/quay.io/team": 3,
+		"trow.kube-public:31000/f/index.docker.io/nginx": 1, "trow.kube-public:31000/team": 0,
+		"ghcr.io/f/quay.io": 0} {
 		if all, _ := w.held(registry.Selection{Below: below}); len(all) != want {
 			t.Errorf("below %s: %v", below, all)
 		}
@@ -241,6 +267,75 @@ func TestEvictWhatIsOld(t *testing.T) {
 	}
 	if stats := bound.Stats(); stats.Contents != 0 {
 		t.Errorf("%+v", stats)
+	}
+}
+
+// TestForeignLayersOfAnImage: warm and the list say that an image has layers that are never here, and so no verdict
+// takes it for held.
+func TestForeignLayersOfAnImage(t *testing.T) {
+	w, o, _ := newBounded(t, 1<<20)
+	config := []byte("{}")
+	o.blob("team/app", config)
+	body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]}`, typeManifest,
+		desc("application/vnd.oci.image.config.v1+json", config, ""),
+		desc(foreignType, []byte("far"), `,"urls":["https://example.com/x"]`))
+	o.put("team/app", "v", body)
+	o.put("team/app", "multi", fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, typeIndex,
+		desc(typeManifest, body, `,"platform":{"os":"linux","architecture":"amd64"}`)))
+	for _, image := range []string{"quay.io/team/app:v", "quay.io/team/app:multi"} {
+		done, err := w.api().Warm(t.Context(), image, linuxAMD, nil)
+		if err != nil || len(done.Notes) != 1 || !strings.Contains(done.Notes[0], image+": it has foreign layers") {
+			t.Errorf("%s: %+v, %v", image, done, err)
+		}
+		_, err = w.api().HeldImages(t.Context(), registry.Selection{Images: []string{image}},
+			func(i registry.HeldImage) {
+				if !i.Foreign || !i.Whole {
+					t.Errorf("%+v", i)
+				}
+			})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	o.whole("team/app", "w", "1")
+	done, err := w.api().Warm(t.Context(), "quay.io/team/app:w", linuxAMD, nil)
+	if err != nil || len(done.Notes) > 0 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	plan9 := []cacheof.Platform{{OS: "plan9", Architecture: "amd64"}}
+	_, err = w.api().Warm(t.Context(), "quay.io/team/app:multi", plan9, nil)
+	if err == nil || strings.Contains(err.Error(), "parts are missing") ||
+		!strings.Contains(err.Error(), "the platforms that are wanted, plan9/amd64: it is for linux/amd64") {
+		t.Error(err)
+	}
+}
+
+// TestWhatMayRunGoesLast: an image that a verdict has allowed is not evicted for what is fetched next, and no part
+// of it is.
+func TestWhatMayRunGoesLast(t *testing.T) {
+	w, o, bound := newBounded(t, 1<<20)
+	bound.Look(t.Context())
+	d := o.index("team/app", "v", "1")
+	for _, image := range []string{"app:v", "other:v"} {
+		if image == "other:v" {
+			o.whole("team/other", "v", strings.Repeat("2", 300<<10))
+		}
+		if _, err := w.api().Warm(t.Context(), "quay.io/team/"+image, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	images := w.api().Images()
+	m, _ := images.Lookup("f/quay.io/team/app", "v")
+	images.Used("f/quay.io/team/app", m)
+	o.whole("team/third", "v", strings.Repeat("3", 300<<10))
+	if _, err := w.api().Warm(t.Context(), "quay.io/team/third:v", nil, nil); err != nil || bound.Stats().Evicted == 0 {
+		t.Fatalf("%v; %+v", err, bound.Stats())
+	}
+	if m, ok := images.Lookup("f/quay.io/team/app", d.String()); !ok || !images.Whole("f/quay.io/team/app", m) {
+		t.Error("what may run was evicted")
+	}
+	if m, ok := images.Lookup("f/quay.io/team/other", "v"); ok && images.Whole("f/quay.io/team/other", m) {
+		t.Error("what was used before is here as a whole")
 	}
 }
 

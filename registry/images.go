@@ -61,6 +61,13 @@ func (i Images) MayRun(host, there string) (mayRun, entry string) {
 	return string(m), entry
 }
 
+// Used notes that an image may run, as its pull is about to begin: its contents are evicted after all others.
+func (i Images) Used(repo string, m storage.Descriptor) {
+	if i.registry != nil && i.registry.options.Cache != nil {
+		i.registry.options.Cache.Touch(i.Consists(repo, m))
+	}
+}
+
 // Fetch makes a repository below f/ hold what ref, a tag or a digest, names at its upstream, as a whole: of an index
 // for the platforms of the cluster, or if those are not known, for that of this server. Errors: as Registry.Fetch.
 func (i Images) Fetch(ctx context.Context, repo, ref string) error {

@@ -456,8 +456,9 @@ func TestWrongBytesBreakTheConnection(t *testing.T) {
 				t.Errorf("%d bytes are complete", len(all))
 			}
 		}
+		w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(404) // of who may push: it is not kept
 		o.set(500, nil)
-		w.do("HEAD", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(503) // it is not kept
+		w.do("GET", "/v2/f/quay.io/team/app/blobs/"+d.String(), nil).is(503)
 	}
 }
 
@@ -508,7 +509,7 @@ func TestWhoMayReadOfAnUpstreamWithALogin(t *testing.T) {
 
 // TestAHeadOfABlobOfAnUpstream fetches nothing.
 func TestAHeadOfABlobOfAnUpstream(t *testing.T) {
-	w, o := newCache(t, "")
+	w, o := newCacheOf(t, "", nil, func(r *registry.Options) { r.Auth = pullOnly{} })
 	content := bytes.Repeat([]byte("layer"), 100_000)
 	d := o.blob("team/app", content)
 	at := "/v2/team/app/blobs/" + d.String()
@@ -531,6 +532,22 @@ func TestAHeadOfABlobOfAnUpstream(t *testing.T) {
 	w.do("HEAD", "/v2/team/app/blobs/"+d.String()+"?ns=quay.io", nil).is(200).has("Content-Length", "5")
 	o.set(503, nil)
 	w.do("HEAD", "/v2/team/app/blobs/"+digest.FromString("third").String()+"?ns=quay.io", nil).is(503)
+}
+
+// TestAHeadBeforeAPush: who may push below f/ learns what is held, and sends the rest.
+func TestAHeadBeforeAPush(t *testing.T) {
+	w, o := newCache(t, "")
+	body, _ := o.whole("team/app", "v", "1")
+	config := "/v2/team/app/blobs/" + digest.FromString("1").String() + "?ns=quay.io"
+	w.do("HEAD", config, nil).is(404)
+	if got := o.requests(); got != "" {
+		t.Errorf("the upstream was asked\n%s", got)
+	}
+	w.pushBlob("f/quay.io/team/app", []byte("1"))
+	w.pushBlob("f/quay.io/team/app", []byte("layer 1"))
+	w.do("HEAD", config, nil).is(200)
+	w.do("PUT", "/v2/f/quay.io/team/app/manifests/mine", body, "Content-Type", typeManifest).is(201)
+	w.do("GET", config, nil).is(200).equals("1")
 }
 
 // TestABlobThatThereIsNoRoomFor reaches the client all the same, and is not stored.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -80,8 +81,39 @@ func (r *Registry) Warm(ctx context.Context, image string, platforms []mirror.Pl
 	}
 	w.Digest = m.Digest()
 	w.Bytes, w.Fetched = c.sums()
-	w.Notes = r.warmReferrers(ctx, i, w.Repository, w.Digest)
+	w.Notes = slices.Concat(r.staleNote(ctx, i, w), r.foreignNote(ctx, i, w),
+		r.warmReferrers(ctx, i, w.Repository, w.Digest))
 	return w, ctx.Err()
+}
+
+// staleNote says of a tag that it is what it was, and that the upstream no longer says so.
+func (r *Registry) staleNote(ctx context.Context, i namespace.Image, w Warmed) []string {
+	if w.Tag == "" {
+		return nil
+	}
+	// It has just been asked, so that this is its answer of then, but for a tag that has moved.
+	if stale, err := r.mirror.Refresh(ctx, w.Repository, w.Tag); err == nil && stale != nil {
+		return []string{fmt.Sprintf("%s: it is what was here before: %v", i, stale)}
+	}
+	return nil
+}
+
+// foreignNote says of an image that layers of it are not here although all was fetched.
+func (r *Registry) foreignNote(ctx context.Context, i namespace.Image, w Warmed) []string {
+	h, _, err := r.options.Index.Holdings(ctx, w.Repository)
+	if err != nil {
+		return nil
+	}
+	s := newUpstreamRepo(h, i.Name)
+	if s.manifests[w.Digest] == nil {
+		return nil
+	}
+	var image HeldImage
+	if r.whole(ctx, s, s.manifests[w.Digest], &image); !image.Foreign {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s: it has foreign layers (urls), which are never here: nodes get them from "+
+		"elsewhere, and may-run: held denies it; allow it by name (allow-images)", i)}
 }
 
 // warmLocal completes what is known of an image of this registry.

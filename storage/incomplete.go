@@ -39,6 +39,18 @@ func (x *Index) Absent(repo string, m Descriptor, n int) (parts []digest.Digest)
 	return parts
 }
 
+// Consists returns what a repo holds of a manifest: itself, its parts, and those of its children. A part of several
+// manifests is there several times. It looks at maxParts parts at most.
+func (x *Index) Consists(repo string, m Descriptor) (all []digest.Digest) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if i := x.state.held(repo, m); i != 0 {
+		left := maxParts
+		all = x.state.consists(all, i, &left)
+	}
+	return all
+}
+
 // Lookup is Resolve without the Journal: it returns what is in memory, which with a shared Journal may be some
 // milliseconds old. It is for verdicts on content that is not judged by this registry's holdings alone, so that they
 // need no network.
@@ -104,6 +116,26 @@ func (s *state) whole(i slab.ID, left *int) bool {
 		}
 	}
 	return true
+}
+
+// consists is Consists for an entry. left also ends a ring of manifests.
+func (s *state) consists(all []digest.Digest, i slab.ID, left *int) []digest.Digest {
+	e := s.entries.At(i)
+	if !e.present() {
+		return all
+	}
+	all = append(all, s.digest(e.content))
+	if e.manifest == 0 {
+		return all
+	}
+	refs := s.manifests.At(e.manifest).refs
+	if *left -= len(refs); *left < 0 {
+		return all
+	}
+	for _, ref := range refs {
+		all = s.consists(all, ref, left)
+	}
+	return all
 }
 
 // held returns a repo's entry for a manifest, or 0.

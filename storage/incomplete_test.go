@@ -165,6 +165,14 @@ func TestWhole(t *testing.T) {
 	if !ok || !slices.Equal(all, want) {
 		t.Errorf("children %v, %v; want %v", all, ok, want)
 	}
+	parts := []digest.Digest{index.Digest, whole.Digest, blob, broken.Digest, blob, damaged.Digest, blob, bad,
+		empty.Digest, blob, ring, blob}
+	if got := x.Consists("r", at("index")); len(got) < len(parts) || !slices.Equal(got[:len(parts)], parts) {
+		t.Errorf("it consists of %v, want %v", got, parts) // and then the ring again and again
+	}
+	if got := x.Consists("elsewhere", at("index")); got != nil {
+		t.Errorf("elsewhere it consists of %v", got)
+	}
 	if _, ok := x.Children("r", at("index"), 6); ok {
 		t.Error("more children than were asked for")
 	}

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,11 +33,14 @@ type Mirrors struct {
 // ParseMirrors parses a list of hosts and MirrorAll. Errors: a text that is neither.
 func ParseMirrors(list []string) (m Mirrors, err error) {
 	for _, text := range list {
-		if text == MirrorAll {
+		if strings.EqualFold(text, MirrorAll) {
 			m.All = true
 			continue
 		}
 		host, err := namespace.Host(text)
+		if err == nil && !address.LooksLikeHost(strings.ToLower(text)) { // docker/app is an image of docker.io
+			err = fmt.Errorf("%q is not a registry: it has no dot, and no port", text)
+		}
 		if err != nil {
 			return Mirrors{}, fmt.Errorf("mirrors: %w; want a registry as images name it, such as docker.io, or %s",
 				err, MirrorAll)

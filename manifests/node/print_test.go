@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -282,6 +283,24 @@ func TestPrintedMirrors(t *testing.T) {
 
 // pemOf returns the certificates of a file, without the text before them.
 func pemOf(text string) string { return text[max(0, strings.Index(text, "-----BEGIN")):] }
+
+// TestMirrorsAreRegistries: a name that no image has as its registry is a mistake.
+func TestMirrorsAreRegistries(t *testing.T) {
+	for list, want := range map[string]string{"All": "{true []}", "all,quay.io": "{true [quay.io]}",
+		"LOCALHOST": "{false [localhost]}", "quay:443": "{false [quay:443]}",
+		"index.docker.io,docker.io": "{false [docker.io]}", "docker": "", "quay.io/team": "", "": ""} {
+		m, err := node.ParseMirrors(strings.Split(list, ","))
+		if got := fmt.Sprint(m); (err == nil) != (want != "") || err == nil && got != want {
+			t.Errorf("%q: %s, %v; want %s", list, got, err, want)
+		}
+	}
+	text, err := node.Print("crio", node.PrintOptions{Host: "trow.kube-public", Port: 31000, CA: makeAuthority(t).pem,
+		Mirrors: []string{"[fd00::1]:5000", "quay.io"}})
+	if err != nil || !strings.Contains(text, "# Not [fd00::1]:5000: ") ||
+		!strings.Contains(text, `prefix = "quay.io"`) {
+		t.Errorf("%v %s", err, text)
+	}
+}
 
 // TestPrintedMirrorsOfOthersStay: the script does not overwrite what an administrator has written.
 func TestPrintedMirrorsOfOthersStay(t *testing.T) {

@@ -76,12 +76,14 @@ func crioMirrorScript(p printed) string {
 	text := "# Images of other registries through this one. An entry replaces one with the same prefix that you have.\n"
 	conf := ""
 	for _, host := range p.mirrors.Hosts {
-		if entry, err := crioMirror(host, p.mirror); err == nil {
-			conf += entry
+		entry, err := crioMirror(host, p.mirror)
+		if conf += entry; err != nil {
+			text += "# Not " + host + ": it has no name there.\n"
 		}
 	}
 	if conf == "" {
-		return "# CRI-O has no entry for all registries: name those that it uses, as in --mirrors all,docker.io.\n"
+		return text[strings.Index(text, "\n")+1:] +
+			"# CRI-O has no entry for all registries: name those that it uses, as in --mirrors all,docker.io.\n"
 	}
 	return text + script("/etc/containers/certs.d/"+p.mirror+"/ca.crt", markerLine+mirrorLine+p.ca) +
 		script("/"+crioDropIns+"/"+crioMirrorFile, markerLine+mirrorLine+conf)

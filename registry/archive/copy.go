@@ -14,6 +14,7 @@ import (
 
 	"trow/registry/client"
 	"trow/registry/inventory"
+	"trow/registry/namespace"
 )
 
 // Copied is an image to copy from one repository to another, of the same or of another registry.
@@ -68,6 +69,9 @@ func (i *importer) copy(ctx context.Context, from remote, c Copied, referrers bo
 		i.mountFrom = c.FromRepo
 	}
 	s := &running{ctx: ctx, from: from, repo: c.FromRepo, count: i.add, blobs: map[digest.Digest]int64{}}
+	if namespace.Within(c.ToRepo) { // what its upstream has is not there
+		ctx = client.OnlyHeld(ctx)
+	}
 	body, desc, err := i.manifest(ctx, s, c.ToRepo, desc, map[digest.Digest]bool{})
 	if err != nil {
 		return "", err
@@ -102,7 +106,7 @@ func (i *importer) referrers(ctx context.Context, from *running, repo string, de
 	if err != nil {
 		return err
 	}
-	err = from.from.Referrers(ctx, from.repo, desc, func(page []v1.Descriptor) error {
+	err = from.from.Referrers(from.ctx, from.repo, desc, func(page []v1.Descriptor) error {
 		for _, r := range page {
 			_, pushed, err := i.manifest(ctx, from, repo,
 				v1.Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size},
@@ -150,7 +154,7 @@ func name(repo, ref string) string {
 
 // companion copies a tag if there is one.
 func (i *importer) companion(ctx context.Context, from *running, repo, tag string) error {
-	desc, err := from.from.Resolve(ctx, from.repo, tag)
+	desc, err := from.from.Resolve(from.ctx, from.repo, tag)
 	if missing(err) {
 		return nil
 	} else if err != nil {

@@ -8,7 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// This file has what administrators use of a Cache: when a content was last used, and the eviction of chosen contents.
+// This file has what others use of a Cache: when a content was last used, that it will be, and the eviction of chosen
+// contents.
 
 // Used returns the hour in which a cached content was used last; the zero time if that is not known, or the content is
 // not cached.
@@ -22,6 +23,21 @@ func (c *Cache) Used(d digest.Digest) time.Time {
 		return time.Unix(int64(e.Value.(*item).hour)*3600, 0)
 	}
 	return time.Time{}
+}
+
+// Touch notes that contents will be read soon: they count as used now, so that they are evicted after all others.
+// Unlike Use it waits for nothing, and leaves out what is not cached or is being evicted.
+func (c *Cache) Touch(all []digest.Digest) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range all {
+		if e := c.items[d]; e != nil {
+			c.touch(e)
+		}
+	}
 }
 
 // Reading reports whether any of these contents is being read.

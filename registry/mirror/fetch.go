@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -230,8 +232,12 @@ func (f *fetching) incomplete(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
+	n := f.missing(ctx)
+	if n == 0 { // there is nothing to be had
+		return err
+	}
 	return fmt.Errorf("%s@%s is not here as a whole, %d of %d known parts are missing: %w", f.repo, f.parts[0].Digest,
-		f.missing(ctx), len(f.parts), err)
+		n, len(f.parts), err)
 }
 
 // missing returns how many of the known parts the repository does not hold.
@@ -258,19 +264,41 @@ func (f *fetching) wanted(parts []Part) (some []Part, err error) {
 	if f.platforms == nil {
 		return parts, nil
 	}
-	others := 0
+	var others []Platform
 	for _, p := range parts {
 		if p.Manifest && p.Platform != nil && !platform.Wanted(f.platforms, *p.Platform) {
-			others++
+			others = append(others, *p.Platform)
 			continue
 		}
 		some = append(some, p)
 	}
-	if others > 0 && len(some) == 0 {
+	if len(others) > 0 && len(some) == 0 {
 		return nil, &upstream.Error{Kind: upstream.ErrNotFound, Repo: f.repo, Ref: f.parts[0].Digest.String(),
-			Reason: "the image has no manifest for the platforms that are wanted"}
+			Reason: fmt.Sprintf("the image has no manifest for the platforms that are wanted, %s: it is for %s",
+				platformList(f.platforms), platformList(others))}
 	}
 	return some, nil
+}
+
+// maxListedPlatforms bounds the platforms that a sentence names.
+const maxListedPlatforms = 8
+
+// platformList names platforms, each once. Those that have no valid name are left out: an index may name what it likes.
+func platformList(all []Platform) string {
+	var names []string
+	for _, p := range all {
+		name := platform.Text(&p)
+		if _, err := platform.Parse(name); err == nil && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	switch {
+	case len(names) == 0:
+		return "others"
+	case len(names) > maxListedPlatforms:
+		names = append(names[:maxListedPlatforms], "others")
+	}
+	return strings.Join(names, ", ")
 }
 
 // manifest makes the repository hold a manifest, and returns what it refers to.

@@ -208,6 +208,22 @@ func TestAnImportReplacesWhatIsCached(t *testing.T) {
 	}
 }
 
+// TestACopyToANameOfAnotherRegistry is here as a whole, although its upstream has the same blobs and manifests.
+func TestACopyToANameOfAnotherRegistry(t *testing.T) {
+	_, entry, _ := newOrigin(t)
+	s := newService(t, entry)
+	url, ca := s.remote(distribution)
+	for range 2 {
+		s.wantStderr("", true, "", "cp", "f/quay.io/team/app:1.0", "own/app:1")
+		s.wantStderr("", true, "", "cp", strings.TrimPrefix(url, "https://")+"/own/app:1", "f/quay.io/team/app:1.0",
+			"--cacert", ca)
+	}
+	out, errOut, err := s.run("", "cached", "-o", "json")
+	if err != nil || strings.Count(out, `"state": "imported"`) != 1 || strings.Contains(out, `"state": "cached"`) {
+		t.Errorf("%v: %s%s", err, out, errOut)
+	}
+}
+
 // TestExportOfPods has exactly what they need, and names what it lacks.
 func TestExportOfPods(t *testing.T) {
 	_, entry, index := newOrigin(t)
@@ -258,6 +274,8 @@ func TestExportOfPods(t *testing.T) {
 		{"platform: it is for -f", []string{"export", "-o", none, "--platform", "all"}},
 		{"got 1 argument", []string{"export", "-o", none, dir}},
 		{"is a directory", []string{"export", "-o", dir}},
+		{"nowhere is not a directory; create it first", []string{"export", "-o", "/nowhere/images.tar", "-f",
+			manifests}},
 		{"no such file", []string{"export", "-o", none, "-f", dir + "/none.yaml"}},
 		{"has an image", []string{"export", "-o", none, "-f", write(t, "empty.yaml", "")}},
 		{"running: ", []string{"export", "-o", none, "--running", "--kubeconfig", "/nowhere"}},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -103,6 +104,11 @@ func exportTo(cmd *cobra.Command, args []string, file string) (to destination, e
 	}
 	if info, err := os.Stat(to.file); err == nil && info.IsDir() {
 		return to, fmt.Errorf("output: %s is a directory; name a file, or the directory without -o", to.file)
+	}
+	if to.file != "" { // before images are fetched, which takes time
+		if info, err := os.Stat(filepath.Dir(to.file)); err != nil || !info.IsDir() {
+			return to, fmt.Errorf("output: %s is not a directory; create it first", filepath.Dir(to.file))
+		}
 	}
 	return to, nil
 }

@@ -26,8 +26,10 @@ what is below it.
 
 SIZE is what is here of an image, with its signatures; images share layers, so the sum is less. HELD
 is the platforms of an index that are here as a whole (without linux/); all, for an
-image of one platform; or partly. USED is the hour of the last pull. STATE is cached; kept, if keep:
-of its upstream names it, and then it is evicted last; or imported, and then it is never evicted.` + exitCodes,
+image of one platform; or partly. "but foreign" is without layers that clients get from elsewhere
+(urls), so may-run: held denies it. USED is the hour of the last pull, or of the last pod that may
+run it. STATE is cached; kept, if keep: of its upstream names it, and then it is evicted last; or
+imported, and then it is never evicted.` + exitCodes,
 		Example: "  trow cached\n  trow cached quay.io\n  trow cached nginx -o json",
 		Args:    cobra.MaximumNArgs(1),
 	}
@@ -112,14 +114,18 @@ func printCached(cmd *cobra.Command, o output, all []registry.HeldImage, total r
 }
 
 // held returns a word for how much of an image is here, or its platforms.
-func held(i registry.HeldImage) string {
+func held(i registry.HeldImage) (text string) {
+	text = "all"
 	switch {
 	case !i.Whole:
 		return "partly"
 	case len(i.Platforms) > 0:
-		return strings.ReplaceAll(","+strings.Join(i.Platforms, ","), ",linux/", ",")[1:]
+		text = strings.ReplaceAll(","+strings.Join(i.Platforms, ","), ",linux/", ",")[1:]
 	}
-	return "all"
+	if i.Foreign {
+		text += " but foreign"
+	}
+	return text
 }
 
 // completeCached completes the images of other registries that are here, in the first n arguments.

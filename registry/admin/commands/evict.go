@@ -33,7 +33,7 @@ func (p Program) evictCommand() *cobra.Command {
 		Long: `evict removes images that the cache has fetched, with all of their tags, platforms and signatures,
 and deletes at once the bytes that nothing else needs. A node that pulls one afterwards gets it from
 its registry again. IMAGE is named as in a pod, or as trow cached prints it. --older-than evicts
-the images that were last pulled at least that long ago, except those that keep: of an upstream
+the images that were last used (USED of trow cached) at least that long ago, except those that keep: of an upstream
 names; with --all-of, only those of that host.
 
 Images that a client is reading stay, and so do imported ones, which trow rm deletes.
@@ -46,7 +46,7 @@ Exit code: 0 if all that was named is evicted, 1 if some of it stays or is not h
 	f := cmd.Flags()
 	f.BoolVar(&dryRun, "dry-run", false, "only say what would be evicted")
 	f.StringVar(&allOf, "all-of", "", "all images of HOST[:PORT], or below HOST[:PORT]/REPOSITORY")
-	f.Var(&older, "older-than", "what was not pulled for this time, such as 30d")
+	f.Var(&older, "older-than", "what was not used for this time, such as 30d")
 	f.Lookup("older-than").DefValue = "" // without it, no age counts
 	cmd.ValidArgsFunction = completeCached(t, 1000)
 	cmd.RunE = explained(func(cmd *cobra.Command, args []string) error {
