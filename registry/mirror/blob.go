@@ -237,15 +237,16 @@ func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 			err = b.check(ctx, size)
 		}
 		if err == nil && size >= 0 && b.size >= 0 && size != b.size {
-			err = b.failure(upstream.ErrDamaged, fmt.Sprintf("the upstream has %d bytes, and not %d", size, b.size), nil)
+			err = b.failure(upstream.ErrDamaged,
+				fmt.Sprintf("the upstream has %d bytes, and not %d", size, b.size), nil)
 		}
 		if err != nil || held {
 			return nil, errors.Join(err, r.Close())
 		}
 		return r, nil
 	}
-	return nil, b.failure(upstream.ErrUnavailable, "it is asked for in repositories that do not have it at the same time",
-		nil)
+	return nil, b.failure(upstream.ErrUnavailable,
+		"it is asked for in repositories that do not have it at the same time", nil)
 }
 
 // definite reports whether an error is an answer about one repository, and not about the whole upstream or the cache.
