@@ -23,6 +23,7 @@ type conn struct {
 
 	drains *drains
 	closed atomic.Bool
+	open   *atomic.Int64 // the number of open connections
 
 	mu   sync.Mutex  // guards what follows, and puts writes in sequence
 	held *sendBuffer // nil: what is written is sent at once
@@ -114,6 +115,7 @@ func (c *conn) CloseWrite() error {
 // after the first of either, nor on a connection that was handed over.
 func (c *conn) Close() error {
 	if !c.closed.Swap(true) {
+		c.open.Add(-1)
 		c.drains.end(c.Conn)
 	}
 	return nil
@@ -122,6 +124,7 @@ func (c *conn) Close() error {
 // abort closes the connection at once.
 func (c *conn) abort() {
 	if !c.closed.Swap(true) {
+		c.open.Add(-1)
 		_ = c.Conn.Close() // the connection is over even if this fails
 	}
 }

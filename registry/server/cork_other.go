@@ -11,4 +11,4 @@ func cork(net.Conn, bool) {}
 func unacknowledged(net.Conn) int { return 0 }
 
 // boundUnsent does nothing here.
-func boundUnsent(net.Conn) {}
+func boundUnsent(net.Conn, int64) {}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 
 	"trow/registry/ocierror"
 )
@@ -18,6 +19,7 @@ type listener struct {
 	tls    bool
 	local  *plain // with tls
 	drains *drains
+	open   *atomic.Int64 // connections
 }
 
 func (l listener) Accept() (net.Conn, error) {
@@ -25,8 +27,8 @@ func (l listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	boundUnsent(c)
-	return &conn{Conn: c, checked: !l.tls, clear: !l.tls, local: l.local, drains: l.drains}, nil
+	boundUnsent(c, l.open.Add(1))
+	return &conn{Conn: c, checked: !l.tls, clear: !l.tls, local: l.local, drains: l.drains, open: l.open}, nil
 }
 
 // tlsHandshake is the first byte of a TLS connection (RFC 8446, section 5.1). No HTTP method starts with it.

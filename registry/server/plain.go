@@ -53,7 +53,7 @@ func (c *conn) handOver(first []byte) bool {
 		return false
 	}
 	next := &conn{Conn: c.Conn, checked: true, plain: true, clear: true, drains: c.drains,
-		first: append([]byte(nil), first...)}
+		open: c.open, first: append([]byte(nil), first...)}
 	// The handshake has set deadlines, of which net/http would renew only the one for reading.
 	if c.Conn.SetDeadline(time.Time{}) != nil {
 		return false
@@ -65,7 +65,7 @@ func (c *conn) handOver(first []byte) bool {
 	select {
 	case c.local.conns <- next:
 	case <-c.local.done: // the server stops
-		_ = c.Conn.Close() // as it does with connections that have no request yet
+		next.abort() // as it does with connections that have no request yet
 	}
 	return true
 }

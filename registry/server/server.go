@@ -52,6 +52,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -83,6 +84,7 @@ type Server struct {
 	log    zerolog.Logger
 	probes *Probes // nil: no probes
 	drains drains
+	open   atomic.Int64  // connections
 	delay  time.Duration // see Options.ShutdownDelay
 
 	handlers handlers
@@ -173,7 +175,7 @@ func (s *Server) stop(ended <-chan struct{}) {
 // Serve answers on l until Shutdown, and closes l. After Shutdown it returns nil at once: requests under way go on, and
 // Shutdown waits for them. Errors: those of the listener.
 func (s *Server) Serve(l net.Listener) error {
-	serve := func() error { return s.http.Serve(listener{l, false, nil, &s.drains}) }
+	serve := func() error { return s.http.Serve(listener{l, false, nil, &s.drains, &s.open}) }
 	if s.http.TLSConfig != nil {
 		local := newPlain(l.Addr())
 		defer local.Close()
@@ -181,7 +183,7 @@ func (s *Server) Serve(l net.Listener) error {
 		config := s.http.TLSConfig.Clone()
 		config.NextProtos = []string{"http/1.1"} // see above
 		serve = func() error {
-			return s.http.Serve(secureListener{listener{l, true, local, &s.drains}, config, s.handshakeFailed})
+			return s.http.Serve(secureListener{listener{l, true, local, &s.drains, &s.open}, config, s.handshakeFailed})
 		}
 	}
 	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
