@@ -220,13 +220,13 @@ engines_tools() {
   fi
 }
 # cache_tools builds registries in the versions of .ci/comparison: Distribution and olareg, and zot with its sync, which
-# not every module proxy has; then ZOT is empty.
+# not every module proxy has; then ZOT is empty. CACHE_ZOT names a zot that was built from its source instead.
 cache_tools() {
   debian iproute2
   DISTRIBUTION=$(peer distribution '') || die 'Distribution does not build'
   OLAREG=$(peer olareg '') || die 'olareg does not build'
-  ZOT=
-  [[ -z ${CACHE_README:-} ]] || ZOT=$(peer zot 'sync,containers_image_openpgp') || say 'zot does not build'
+  ZOT=${CACHE_ZOT:-}
+  [[ -z ${CACHE_README:-} || -n $ZOT ]] || ZOT=$(peer zot 'sync,containers_image_openpgp') || say 'zot does not build'
 }
 
 # peer NAME TAGS builds a registry of .ci/comparison with build tags, once, and prints the path of the program. It is
