@@ -26,7 +26,7 @@ var peers = []peer{
 		return newClient(t, distribution(t, t.TempDir(), "proxy: {remoteurl: \"http://"+o.addr+"\"}\n").url)
 	}},
 	{"zot", func(t *testing.T, o *origin) *client {
-		return newClient(t, zot(t, t.TempDir(), `,"extensions":{"sync":{"enable":true,"registries":[{"urls":["http://`+
+		return newClient(t, zot(t, `,"extensions":{"sync":{"enable":true,"registries":[{"urls":["http://`+
 			o.addr+`"],"onDemand":true,"tlsVerify":false,"content":[{"prefix":"**"}]}]}}`).url)
 	}},
 }
@@ -34,9 +34,14 @@ var peers = []peer{
 // zotProgram is empty where zot cannot be had.
 var zotProgram = os.Getenv("CACHE_ZOT")
 
-// zot starts zot on a directory. more are further members of its configuration.
-func zot(t *testing.T, dir, more string) *process {
+// zot starts zot with an empty directory. more are further members of its configuration.
+func zot(t *testing.T, more string) *process {
 	t.Helper()
+	dir, err := os.MkdirTemp("", "zot") // the sync of zot takes no path with a comma, as that of t.TempDir has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	addr := freeAddress(t)
 	host, port, _ := strings.Cut(addr, ":")
 	config := write(t, filepath.Join(t.TempDir(), "config.json"), fmt.Sprintf(`{"distSpecVersion":"1.1.1",
