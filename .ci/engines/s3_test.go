@@ -25,10 +25,10 @@ import (
 	"trow/storage/storagetest"
 )
 
-// gateway is a versitygw over a directory.
+// gateway is a versitygw over a directory, or MinIO: see startGateway.
 type gateway struct {
 	endpoint, dir string
-	args          []string
+	args, env     []string
 	cmd           *exec.Cmd
 }
 
@@ -38,9 +38,13 @@ func init() {
 	os.Setenv("AWS_SECRET_ACCESS_KEY", "trow-test-secret")
 }
 
-// startGateway starts versitygw, which must be in PATH: s3_tools of .ci/lib.bash builds it.
+// startGateway starts versitygw, which must be in PATH: s3_tools of .ci/lib.bash builds it. If ENGINES_MINIO names the
+// program of MinIO, it starts that.
 func startGateway(t testing.TB, more ...string) *gateway {
 	t.Helper()
+	if minio := os.Getenv("ENGINES_MINIO"); minio != "" {
+		return startMinIO(t, minio)
+	}
 	path, err := exec.LookPath("versitygw")
 	if err != nil {
 		t.Fatal("versitygw is not in PATH: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0")
@@ -58,9 +62,32 @@ func startGateway(t testing.TB, more ...string) *gateway {
 	return g
 }
 
+func startMinIO(t testing.TB, path string) *gateway {
+	t.Helper()
+	address := freeAddr(t)
+	g := &gateway{endpoint: "http://" + address, dir: t.TempDir(),
+		env: []string{"MINIO_ROOT_USER=trow-test", "MINIO_ROOT_PASSWORD=trow-test-secret"}}
+	g.args = []string{path, "server", "--quiet", "--address", address, g.dir}
+	g.start(t)
+	t.Cleanup(func() { g.stop() })
+	client, err := minio.New(address, &minio.Options{
+		Creds: credentials.NewStaticV4("trow-test", "trow-test-secret", "")})
+	for end := time.Now().Add(30 * time.Second); err == nil; time.Sleep(100 * time.Millisecond) {
+		if err = client.MakeBucket(t.Context(), "bucket", minio.MakeBucketOptions{}); err == nil {
+			return g
+		}
+		if time.Now().Before(end) { // it may answer before it is ready
+			err = nil
+		}
+	}
+	t.Fatal(err)
+	return nil
+}
+
 func (g *gateway) start(t testing.TB) {
 	t.Helper()
 	g.cmd = exec.Command(g.args[0], g.args[1:]...)
+	g.cmd.Env = append(os.Environ(), g.env...)
 	var log bytes.Buffer
 	g.cmd.Stdout, g.cmd.Stderr = &log, &log
 	if err := g.cmd.Start(); err != nil {
@@ -74,7 +101,7 @@ func (g *gateway) start(t testing.TB) {
 		}
 		if time.Now().After(end) {
 			g.stop()
-			t.Fatalf("versitygw does not answer: %s", log.String())
+			t.Fatalf("the S3 server does not answer: %s", log.String())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
