@@ -31,6 +31,7 @@ type fake struct {
 	objects   map[string]*object
 	uploads   map[string]*multipart
 	versioned bool
+	wholeKeys bool // multipart uploads are listed by their whole key alone, as MinIO does
 	hook      func(op string, r *http.Request) fault
 	calls     map[string]int
 	received  int64 // bytes of bodies
@@ -343,7 +344,9 @@ func (f *fake) multipart(op, key string, r *http.Request, body *object) answer {
 		}
 		var all []upload
 		for id, u := range f.uploads {
-			all = append(all, upload{u.key, id, u.began})
+			if prefix := q.Get("prefix"); strings.HasPrefix(u.key, prefix) && (!f.wholeKeys || u.key == prefix) {
+				all = append(all, upload{u.key, id, u.began})
+			}
 		}
 		return answer{status: 200, xml: struct {
 			XMLName xml.Name `xml:"ListMultipartUploadsResult"`

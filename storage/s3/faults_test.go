@@ -610,6 +610,12 @@ func TestTheProbeNamesWhatTheServiceLacks(t *testing.T) {
 	if !strings.Contains(warned.String(), "keeps versions") {
 		t.Errorf("a versioned bucket: %q", warned.String())
 	}
+	f.versioned, f.wholeKeys = false, true
+	warned.Reset()
+	open(t, o)
+	if !strings.Contains(warned.String(), "does not list multipart uploads below a prefix") {
+		t.Errorf("lists by whole keys: %q", warned.String())
+	}
 	o.Endpoint = "http://" + address(t)
 	if _, err := s3.Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("nothing listens: %v", err)
