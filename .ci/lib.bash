@@ -65,30 +65,10 @@ check() {
   rm -f "$check_log"
 }
 
-# failed_tests LOG prints ": " and the first ten tests that failed, as the output of go test names them, each with one
-# of its messages: with -v these come before the name, otherwise after it.
+# failed_tests LOG prints ": " and the tests that failed, of the first ten, as the output of go test names them.
 failed_tests() {
-  awk '
-    function tell(text) { if (n++ < 10) printf "%s%s", (n > 1 ? "; " : ": "), text }
-    /^panic: test timed out/ { tell($0) }
-    /^FAIL[[:space:]]+trow/ { tell("package " $2) }
-    /^=== RUN|^ok / { message = "" }
-    /--- (PASS|SKIP): / { message = "" }
-    /--- FAIL: / {
-      if (name != "") tell(name)
-      name = $3
-      if (message != "") { tell(name ": " message); name = "" }
-      message = ""
-      next
-    }
-    /_test\.go:[0-9]+: / {
-      message = $0
-      sub(/^ +/, "", message)
-      message = substr(message, 1, 200)
-      if (name != "") { tell(name ": " message); name = message = ""; told = 1 } else if (told) message = ""
-    }
-    /^=== RUN|^--- / { told = 0 }
-    END { if (name != "") tell(name) }' "$1"
+  grep -oE '(--- FAIL: |^panic: test timed out|^FAIL[[:space:]]+trow)[^ (]*' "$1" | sed 's/^--- FAIL: //' | sort -u |
+    head -n 10 | paste -sd ' ' - | sed 's/^\(.\)/: \1/' || true
 }
 
 # finish ends a part; it fails if a check failed.

@@ -82,7 +82,7 @@ func TestAPrefixThatIsNoLocalName(t *testing.T) {
 	}
 }
 
-// TestARepositoryOfThisRegistryIsNotThatOfAnother with the same name: whoever pushes team/app here makes neither
+// TestARepositoryOfThisRegistryIsNotThatOfAnother with the same name: a push of team/app here makes neither
 // quay.io/team/app held, nor what is cached of it look pushed.
 func TestARepositoryOfThisRegistryIsNotThatOfAnother(t *testing.T) {
 	m := newMirrored(t, upstream.Entry{Host: "quay.io", MayRun: upstream.MayRunHeld})

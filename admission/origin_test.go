@@ -425,7 +425,7 @@ func TestSentencesOfOtherRegistries(t *testing.T) {
 		"ghcr.io/a:2":           {remote("ghcr.io/a"), "imported, but not here as a whole: ghcr.io/a:2"},
 		"ghcr.io/a:3":           {remote("ghcr.io/a")},
 		host + "/f/ghcr.io/a:3": {local(host + "/f/ghcr.io/a:3")},
-		host + "/f/team/app:1": {local(host + "/f/team/app:1"), // nobody may push there
+		host + "/f/team/app:1": {local(host + "/f/team/app:1"), // clients may not push there
 			"no registry has this name here; name the image as its own registry does: " + host + "/f/team/app:1"},
 	} {
 		v := m.decide(admission.PolicyOptions{}, image)

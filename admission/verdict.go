@@ -345,7 +345,7 @@ func notInPlatform(c rune) bool {
 func (v *Verdict) hintAbsent(ctx context.Context, images Images) {
 	r := v.Reference
 	switch {
-	case strings.HasPrefix(r.Path, below): // nobody may push there
+	case strings.HasPrefix(r.Path, below): // clients may not push there
 		v.hintFit("no registry has this name here; name the image as its own registry does", v.Image)
 	case r.Digest == "":
 		v.hint("push it: docker push " + v.Image)

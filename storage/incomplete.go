@@ -106,8 +106,8 @@ func (s *state) whole(i slab.ID, left *int) bool {
 	if e.manifest == 0 {
 		return true
 	}
-	refs := s.manifests.At(e.manifest).refs
-	if *left -= len(refs); *left < 0 {
+	refs, ok := s.follow(e, left)
+	if !ok {
 		return false
 	}
 	for _, ref := range refs {
@@ -116,6 +116,14 @@ func (s *state) whole(i slab.ID, left *int) bool {
 		}
 	}
 	return true
+}
+
+// follow returns what a manifest refers to, entries, and takes their number from left. It reports false if fewer were
+// left.
+func (s *state) follow(e *entry, left *int) ([]slab.ID, bool) {
+	refs := s.manifests.At(e.manifest).refs
+	*left -= len(refs)
+	return refs, *left >= 0
 }
 
 // consists is Consists for an entry. left also ends a ring of manifests.
@@ -128,12 +136,10 @@ func (s *state) consists(all []digest.Digest, i slab.ID, left *int) []digest.Dig
 	if e.manifest == 0 {
 		return all
 	}
-	refs := s.manifests.At(e.manifest).refs
-	if *left -= len(refs); *left < 0 {
-		return all
-	}
-	for _, ref := range refs {
-		all = s.consists(all, ref, left)
+	if refs, ok := s.follow(e, left); ok {
+		for _, ref := range refs {
+			all = s.consists(all, ref, left)
+		}
 	}
 	return all
 }

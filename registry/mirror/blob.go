@@ -214,7 +214,7 @@ func (b *fetch) download(ctx context.Context) (*upstream.Reader, error) {
 		size, err := r.Size()
 		if err != nil && r.Joined() && definite(err) {
 			// The answer is about the repository that started the download, or about the size that its manifest says.
-			// A client must not get it for this one: whoever asks for a blob in a repository that lacks it could
+			// A client must not get it for this one: a request for a blob in a repository that lacks it could
 			// otherwise make it unknown for all others at that moment.
 			if err := r.Close(); err != nil {
 				return nil, err
