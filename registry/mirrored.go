@@ -156,6 +156,30 @@ func (s mirrorStore) Elsewhere(ctx context.Context, d digest.Digest) (size int64
 	return 0, false, nil
 }
 
+// maxDescribing bounds the manifests that Described reads.
+const maxDescribing = 16
+
+// Described implements mirror.BlobStore. The size 0 says nothing: old tools have left it out.
+func (s mirrorStore) Described(ctx context.Context, repo string, d digest.Digest) int64 {
+	size := int64(-1)
+	for _, m := range s.options.Index.ReferredBy(repo, d, maxDescribing) {
+		body, err := s.content(ctx, m)
+		if err != nil { // what is lost is found when a client reads it
+			continue
+		}
+		for _, p := range fetchedParts(body) {
+			switch {
+			case p.Digest != d || p.Manifest || p.Size <= 0:
+			case size >= 0 && size != p.Size:
+				return -1
+			default:
+				size = p.Size
+			}
+		}
+	}
+	return size
+}
+
 // Adopt implements mirror.BlobStore.
 func (s mirrorStore) Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error) {
 	// The pin comes before the look-up of the holders: bytes that a repository holds after it stay until the link is

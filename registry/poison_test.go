@@ -2,10 +2,13 @@ package registry_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -189,4 +192,49 @@ func TestForeignLayersAreNotFetched(t *testing.T) {
 	w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200).equals(string(body))
 	w.do("GET", "/v2/team/app/blobs/"+layer.String()+"?ns=quay.io", nil).code(404, "BLOB_UNKNOWN")
 	w.do("HEAD", "/v2/team/app/blobs/"+layer.String()+"?ns=quay.io", nil).is(404)
+}
+
+// TestMoreBytesThanTheManifestSays are not read from an upstream: it could fill the cache, and evict all else, with a
+// content that is wrong in the end.
+func TestMoreBytesThanTheManifestSays(t *testing.T) {
+	for name, reserve := range map[string]func(int64) (func(), bool){
+		"stored": nil, "not stored": func(int64) (func(), bool) { return nil, false },
+	} {
+		for _, sized := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, size %t", name, sized), func(t *testing.T) {
+				w, o := newCacheWith(t, "", reserve)
+				const most = 64 << 20
+				var sent atomic.Int64
+				o.Config.Handler = http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+					if !strings.Contains(req.URL.Path, "/blobs/") {
+						o.ServeHTTP(rw, req)
+						return
+					}
+					if sized {
+						rw.Header().Set("Content-Length", strconv.Itoa(most))
+					}
+					piece := make([]byte, 64<<10)
+					for sent.Load() < most {
+						n, err := rw.Write(piece)
+						if sent.Add(int64(n)); err != nil {
+							return
+						}
+					}
+				})
+				o.push("team/app", "v", "1")
+				w.do("GET", "/v2/team/app/manifests/v?ns=quay.io", nil).is(200)
+				at := w.url + "/v2/team/app/blobs/" + digest.FromString("layer 1").String() + "?ns=quay.io"
+				if resp, err := http.Get(at); err == nil {
+					body, err := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if resp.StatusCode == 200 && err == nil {
+						t.Errorf("%d bytes are complete", len(body))
+					}
+				}
+				if n := sent.Load(); n >= most/2 { // the buffers of the connection take some
+					t.Errorf("the upstream has sent %d bytes of a layer of 7", n)
+				}
+			})
+		}
+	}
 }

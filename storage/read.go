@@ -54,6 +54,15 @@ func (x *Index) refersTo(repo string, k key, skip func(key) bool) (key, bool) {
 	return "", false
 }
 
+// ReferredBy returns manifests of the repo that refer to d, at most n, whether d is present or not. It scans the repo.
+func (x *Index) ReferredBy(repo string, d digest.Digest, n int) (all []digest.Digest) {
+	x.refersTo(repo, keyOf(d), func(m key) bool {
+		all = append(all, m.digest())
+		return len(all) < n
+	})
+	return all
+}
+
 // sha512s returns the manifests whose digest is a sha512 that starts with these bytes of a key: at most one.
 func (x *Index) sha512s(start []byte) (keys []key) {
 	x.mu.RLock()

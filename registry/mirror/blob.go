@@ -19,6 +19,9 @@ type BlobStore interface {
 	Blob(ctx context.Context, repo string, d digest.Digest) (held bool, err error)
 	// Elsewhere returns the size of a blob that other repositories hold.
 	Elsewhere(ctx context.Context, d digest.Digest) (size int64, held bool, err error)
+	// Described returns how many bytes a blob has by the manifests of a repository that refer to it; -1: none says it,
+	// or they disagree.
+	Described(ctx context.Context, repo string, d digest.Digest) int64
 	// Adopt makes a repository hold a blob that others hold. It reports false if none does any more.
 	Adopt(ctx context.Context, repo string, d digest.Digest) (bool, error)
 	// Resume returns an upload of Create for the same upstream, of any of its repositories, that was closed with a part
@@ -43,6 +46,8 @@ func (m *Mirror) Blob(ctx context.Context, repo string, d digest.Digest) (Source
 	if b == nil || err != nil {
 		return nil, err
 	}
+	// An upstream must not fill the cache, and evict what others need, with more than the image is said to have.
+	b.size = m.options.Blobs.Described(ctx, repo, d)
 	if held, err := b.adopt(ctx); held || err != nil {
 		return nil, err
 	}
@@ -178,7 +183,7 @@ func (b *fetch) join(ctx context.Context) (Source, error) {
 	}
 	switch {
 	case errors.Is(err, upstream.ErrNoRoom):
-		t, err := b.options.Fetcher.Through(ctx, b.up, b.there, b.d)
+		t, err := b.options.Fetcher.Through(ctx, b.up, b.there, b.d, b.size)
 		if err != nil {
 			return nil, err
 		}

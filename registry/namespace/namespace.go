@@ -38,6 +38,8 @@ const (
 	MaxName = 255
 	// official is where Docker Hub keeps the repositories whose names have one part.
 	official = "library/"
+	// oldHub is the element under which Trow 0.x cached Docker Hub: another spelling of docker.io, unless as: names it.
+	oldHub = "docker"
 	// portMark stands for the colon before a port. No valid host contains it, so that it can be replaced back.
 	portMark = "__"
 )
@@ -123,6 +125,14 @@ type aliases struct {
 	generation      uint64 // how often they have been replaced
 }
 
+// host returns the host whose element e is although it is not e itself.
+func (a *aliases) host(e string) (host string, ok bool) {
+	if host, ok = a.hosts[e]; !ok && e == oldHub {
+		return address.Hub, true
+	}
+	return host, ok
+}
+
 // NewTable returns a Table with the sites of options that are valid.
 func NewTable(sites []Site) *Table {
 	t := &Table{sites: map[string]string{}}
@@ -165,7 +175,7 @@ func (t *Table) Local(n Name) (string, error) {
 		if e, err = Element(n.Host); err != nil {
 			return "", err
 		}
-		if other := a.hosts[e]; other != "" {
+		if other, ok := a.host(e); ok {
 			return "", fmt.Errorf("the repositories of %s have the name of this host here (as: of its upstream)", other)
 		}
 	}
@@ -177,14 +187,15 @@ func (t *Table) Local(n Name) (string, error) {
 }
 
 // Upstream returns the name of the repository whose local name this is, also in another spelling: with an alias of
-// Docker Hub, without its library/, or with the host where as: has another element. ok is false if it is no local name.
+// Docker Hub or oldHub, without its library/, or with the host where as: has another element. ok is false if it is no
+// local name.
 func (t *Table) Upstream(local string) (n Name, ok bool) {
 	rest, ok := strings.CutPrefix(local, Prefix)
 	e, repo, more := strings.Cut(rest, "/")
 	if !ok || !more || !validElement(e) {
 		return Name{}, false
 	}
-	host, ok := t.aliases().hosts[e]
+	host, ok := t.aliases().host(e)
 	if !ok {
 		host = strings.Replace(e, portMark, ":", 1)
 		if !address.LooksLikeHost(host) { // f/team/app: no image names such a host

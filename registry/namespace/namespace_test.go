@@ -63,6 +63,7 @@ func TestOtherSpellingsOfALocalName(t *testing.T) {
 		"f/docker.io/nginx": "f/docker.io/library/nginx", "f/index.docker.io/nginx": "f/docker.io/library/nginx",
 		"f/registry-1.docker.io/a/b": "f/docker.io/a/b", "f/ghcr.io/a/b": "f/gh/a/b", "f/gh/a/b": "f/gh/a/b",
 		"f/docker.io__443/nginx": "f/docker.io/library/nginx", "f/a.io__05000/b": "f/a.io__5000/b",
+		"f/docker/nginx": "f/docker.io/library/nginx", "f/docker/a/b": "f/docker.io/a/b", // as with Trow 0.x
 		"f/quay.io/a": "f/quay.io/a", "f/registry.lan/a": "f/quay.io/a",
 		"f/team/app": "", "f/docker.io": "", "f/a_b.io/c": "", "f/quay.io__0/a": "", "library/nginx": "",
 		"f": "", "f/": "",

@@ -29,7 +29,7 @@ type breaker struct {
 	failures int        // in a row
 	until    time.Time  // no request before that, once failures has reached breakAfter
 	probing  bool       // a probe is under way
-	// paused are the ends of the pauses that the endpoint asked for, by kind of request: a limit on manifests must not
+	// paused are the ends of the pauses that the endpoint asked for, by what is limited: a limit on manifests must not
 	// stop the blobs of images that are being pulled (Docker Hub counts manifests only).
 	paused map[string]time.Time
 }

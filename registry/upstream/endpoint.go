@@ -175,7 +175,7 @@ func (c *cancelling) Close() error {
 func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) {
 	failure := &Error{Kind: ErrUnavailable, Reason: "it did not answer before, or asked to wait"}
 	for try := 1; ; try++ {
-		p, wait := e.breaker.allow(r.kind)
+		p, wait := e.breaker.allow(e.limited(r))
 		if p == none {
 			failure.Retry = wait
 			return nil, failure
@@ -194,6 +194,16 @@ func (e *endpoint) ask(ctx context.Context, r request) (*http.Response, *Error) 
 		case <-time.After(wait):
 		}
 	}
+}
+
+// limited names what an endpoint that asks for a pause limits: requests of this kind, with the login or without it.
+// Docker Hub counts requests without a login by address, and others by account: those that find out what may be read
+// without the login must not stop the pulls with it.
+func (e *endpoint) limited(r request) string {
+	if r.anonymous && e.login != e.anonymous {
+		return r.kind + " without the login"
+	}
+	return r.kind
 }
 
 // once sends a request once; again reports whether a retry may succeed.
@@ -222,7 +232,8 @@ func (e *endpoint) once(ctx context.Context, r request, p permit) (resp *http.Re
 		}
 		return nil, failure, again
 	}
-	if rate, ok := parseRate(resp.Header); ok {
+	// The rate without the login is another one, and says nothing about how much is left for the login.
+	if rate, ok := parseRate(resp.Header); ok && c == e.login {
 		e.mu.Lock()
 		e.rate = rate
 		e.mu.Unlock()
@@ -240,7 +251,7 @@ func (e *endpoint) once(ctx context.Context, r request, p permit) (resp *http.Re
 		failure.Retry = defaultPause
 	}
 	if failure.Retry > maxWait {
-		e.breaker.pause(r.kind, failure.Retry)
+		e.breaker.pause(e.limited(r), failure.Retry)
 	}
 	switch resp.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:

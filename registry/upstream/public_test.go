@@ -328,3 +328,43 @@ func TestAReaderDoesNotWaitForAnUpstreamThatHangs(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// TestLimitsWithoutTheLogin are not those of the login: an upstream that lets nobody read without one, because this
+// address has used up its rate, serves the login as before, and what is left for that is as it has said.
+func TestLimitsWithoutTheLogin(t *testing.T) {
+	o := newOrigin(t)
+	o.registry.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		remaining, login := "0;w=21600", strings.HasSuffix(req.Header.Get("Authorization"), "alice")
+		if login {
+			remaining = "150;w=21600"
+		}
+		w.Header().Set("RateLimit-Limit", "200;w=21600")
+		if req.URL.Path != "/token" && req.Header.Get("Authorization") != "" {
+			w.Header().Set("RateLimit-Remaining", remaining)
+			if !login {
+				w.Header().Set("Retry-After", "60")
+				w.WriteHeader(http.StatusTooManyRequests)
+				return
+			}
+		}
+		o.ServeHTTP(w, req)
+	})
+	u := o.upstreams(upstream.Config{}, o.entry())
+	up := o.find(u, "open")
+	if _, err := up.Head(t.Context(), "open", "v"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second one finds the pause
+		if err := u.Learn(t.Context(), "f/up.example/open", "manifests", "v"); !errors.Is(err, upstream.ErrUnavailable) {
+			t.Errorf("who may read: %v", err)
+		}
+	}
+	if _, err := up.Head(t.Context(), "open", "v"); err != nil {
+		t.Errorf("with the login: %v", err)
+	}
+	for host, r := range up.Rates() {
+		if r.Remaining != 150 || !up.MayPoll() {
+			t.Errorf("%s: %d are left, and polls may ask: %t", host, r.Remaining, up.MayPoll())
+		}
+	}
+}

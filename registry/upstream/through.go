@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash"
 	"io"
 	"time"
@@ -27,9 +28,10 @@ type Through struct {
 	release func()    // nil: closed
 }
 
-// Through opens a blob that is not stored. The caller closes it. Errors: *Error; ErrUnavailable if too many are open,
-// see places.
-func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d digest.Digest) (*Through, error) {
+// Through opens a blob that is not stored. size is that of its descriptor; -1: not known. The caller closes it. Errors:
+// *Error; ErrUnavailable if too many are open, see places; ErrDamaged if it has another size.
+func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d digest.Digest, size int64) (*Through,
+	error) {
 	from := fromID(up.Title())
 	f.mu.Lock()
 	ok := f.through.take(from)
@@ -39,7 +41,7 @@ func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d dige
 			"there is no room to store it, and too many clients get "+
 				"what is not stored")
 	}
-	t := &Through{ctx: ctx, up: up, repo: repo, digest: d, release: func() {
+	t := &Through{ctx: ctx, up: up, repo: repo, digest: d, size: size, release: func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.through.leave(from)
@@ -48,7 +50,6 @@ func (f *Fetcher) Through(ctx context.Context, up *Upstream, repo string, d dige
 		t.release()
 		return nil, err
 	}
-	t.size = t.blob.Size
 	return t, nil
 }
 
@@ -62,6 +63,13 @@ func (t *Through) open(at int64) error {
 		t.blob = nil
 		return err
 	}
+	if b.Size >= 0 && t.size >= 0 && b.Size != t.size {
+		b.Body.Close()
+		t.blob = nil
+		return t.up.failure(ErrDamaged, t.repo, t.digest.String(),
+			fmt.Sprintf("the upstream has %d bytes, and not %d", b.Size, t.size))
+	}
+	t.size = max(t.size, b.Size)
 	t.blob, t.at, t.held, t.failed, t.sum = b, at, nil, nil, nil
 	if at == 0 {
 		t.sum = t.digest.Algorithm().Hash()
@@ -94,7 +102,11 @@ func (t *Through) Read(p []byte) (int, error) {
 		if t.sum != nil {
 			t.sum.Write(buf[:n])
 		}
-		if err != nil {
+		switch end := t.at + int64(len(t.held)); {
+		case t.size >= 0 && end > t.size:
+			t.failed = t.up.failure(ErrDamaged, t.repo, t.digest.String(),
+				fmt.Sprintf("the upstream sends more than %d bytes", t.size))
+		case err != nil:
 			t.failed = t.finish(err)
 		}
 	}
