@@ -91,7 +91,7 @@ func TestEachFormReachesTheRepository(t *testing.T) {
 		"/v2/f/docker.io/library/nginx/":                   "",
 		"/v2/f/docker.io/nginx/":                           "", // CRI-O and people write what images have
 		"/v2/f/index.docker.io/library/nginx/":             "",
-		"/v2/f/docker/nginx/":                             "", // Trow 0.x
+		"/v2/f/docker/nginx/":                              "", // Trow 0.x
 		"/v2/library/nginx/?ns=docker.io":                  "docker.io",
 		"/v2/nginx/?ns=docker.io":                          "docker.io",
 		"/v2/nginx/?ns=registry-1.docker.io":               "registry-1.docker.io",

@@ -195,11 +195,11 @@ func (c *Cache) claim(ctx context.Context, n int64) (ok bool, err error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.shared.others = b.others(c.shared.name)
-		free := c.limit - c.used - c.shared.others - use
+		free := c.limit.Load() - c.used - c.shared.others - use
 		ok = n <= free
 		now := time.Now().Unix()
 		if ok {
-			mine.Bytes, mine.Wants, mine.Asked = use+min(max(n, c.limit/spareShare), free), 0, 0
+			mine.Bytes, mine.Wants, mine.Asked = use+min(max(n, c.limit.Load()/spareShare), free), 0, 0
 		} else if mine.Wants == n && now-mine.Asked < int64(wantLife/time.Second)/2 {
 			return mine, false
 		} else {
@@ -278,7 +278,7 @@ func (c *Cache) makeRoom(lead context.Context, n int64) (freed bool, err error) 
 	ctx, cancel := context.WithTimeout(lead, evictTime)
 	defer cancel()
 	c.mu.Lock()
-	want, silent := c.used+c.shared.others+c.reserved+c.shared.spent+n-c.limit, c.shared.silent
+	want, silent := c.used+c.shared.others+c.reserved+c.shared.spent+n-c.limit.Load(), c.shared.silent
 	c.mu.Unlock()
 	if time.Now().Before(silent) {
 		return false, nil
@@ -335,7 +335,7 @@ func (c *Cache) serve(ctx context.Context) {
 		c.Look(ctx)
 		c.mu.Lock()
 		c.shared.others = b.others(c.shared.name)
-		room = c.used+c.shared.others+c.shared.bytes+n <= c.limit
+		room = c.used+c.shared.others+c.shared.bytes+n <= c.limit.Load()
 		c.mu.Unlock()
 		if room {
 			return
@@ -450,7 +450,7 @@ func (c *Cache) answer(ctx context.Context) {
 		if mine.Seen, mine.Busy = turn, busy; old && mine.Bytes > 0 { // what is not used is given up
 			use := c.count(ctx)
 			c.mu.Lock()
-			mine.Bytes = max(min(mine.Bytes-c.shared.counted, use+c.limit/spareShare), 0)
+			mine.Bytes = max(min(mine.Bytes-c.shared.counted, use+c.limit.Load()/spareShare), 0)
 			c.mu.Unlock()
 		}
 		return mine, true

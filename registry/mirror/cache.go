@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -52,8 +53,9 @@ type CachedContent struct {
 // loses at most an hour of them, which affects only the order of eviction.
 type Cache struct {
 	store  CacheStore
-	limit  int64
-	shared *sharing // nil: no other process stores
+	limit  atomic.Int64
+	lower  chan struct{} // has an element after the limit was lowered
+	shared *sharing      // nil: no other process stores
 
 	looking  sync.Mutex // held during Look, which marks what it has seen; taken after evicting, and before mu
 	evicting sync.Mutex // held during evictions, so that two do not choose the same contents; taken before mu
@@ -95,7 +97,20 @@ const (
 
 // NewCache returns a Cache of at most limit bytes. It needs a store before it is used; see Attach.
 func NewCache(limit int64) *Cache {
-	return &Cache{limit: limit, items: map[digest.Digest]*list.Element{}, written: map[string][]byte{}}
+	c := &Cache{items: map[digest.Digest]*list.Element{}, written: map[string][]byte{}, lower: make(chan struct{}, 1)}
+	c.limit.Store(limit)
+	return c
+}
+
+// SetLimit changes the limit. What is beyond a lower one is evicted at once by Run or, with several replicas, within a
+// minute by Lead.
+func (c *Cache) SetLimit(limit int64) {
+	if limit < c.limit.Swap(limit) {
+		select {
+		case c.lower <- struct{}{}:
+		default: // it is known already
+		}
+	}
 }
 
 // Attach gives the Cache its store. It is called once, before any other method.
@@ -130,6 +145,7 @@ func (c *Cache) Run(ctx context.Context) error {
 		}
 		select {
 		case <-look.C:
+		case <-c.lower:
 		case <-save.C:
 			_ = c.Save(ctx) // tried again in an hour; a failure affects only the order of eviction
 		case <-ctx.Done():
@@ -153,7 +169,7 @@ func (c *Cache) trim(ctx context.Context) {
 func (c *Cache) beyond() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.used - c.limit
+	return c.used - c.limit.Load()
 }
 
 // trimStep evicts one step of what is beyond the limit. Between two of them, downloads get their turn to evict. It
@@ -311,7 +327,7 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 	switch {
 	case c == nil:
 		return func() {}, true
-	case n > c.limit:
+	case n > c.limit.Load():
 		return nil, false
 	case c.take(n):
 		return c.releaseOf(n), true
@@ -332,7 +348,7 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 		// does not answer: all other downloads without room wait for evicting.
 		ctx, cancel := context.WithTimeout(context.Background(), evictTime)
 		c.mu.Lock()
-		want := c.used + c.reserved + n - c.limit
+		want := c.used + c.reserved + n - c.limit.Load()
 		c.mu.Unlock()
 		freed, err := c.evict(ctx, want)
 		cancel()
@@ -351,7 +367,7 @@ func (c *Cache) Reserve(n int64) (release func(), ok bool) {
 func (c *Cache) take(n int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.shared == nil && c.used+c.reserved+n > c.limit ||
+	if c.shared == nil && c.used+c.reserved+n > c.limit.Load() ||
 		c.shared != nil && c.reserved+c.shared.spent+n > c.shared.bytes {
 		return false
 	}
@@ -450,7 +466,7 @@ type Stats struct {
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Stats{c.limit, c.used, c.reserved, c.evicted, c.order.Len()}
+	return Stats{c.limit.Load(), c.used, c.reserved, c.evicted, c.order.Len()}
 }
 
 // usedRecord begins the names of the records of last uses. There is one for each first byte of the digests, so that a

@@ -207,7 +207,20 @@ func TestALowerLimit(t *testing.T) {
 			if s.size() != 300 || !held {
 				t.Errorf("%d of %d: %d bytes are held; what is read: %t", n, 300, s.size(), held)
 			}
+			for _, c := range all { // and one that is set later; what is read is let go
+				c.SetLimit(200)
+			}
 			release()
+			time.Sleep(3 * time.Minute)
+			if s.size() != 200 {
+				t.Errorf("%d of 200 bytes are held", s.size())
+			}
+			for _, c := range all {
+				c.SetLimit(400)
+			}
+			if all[0].Stats().Limit != 400 {
+				t.Error("a higher limit does not count")
+			}
 			stop()
 			running.Wait()
 		})

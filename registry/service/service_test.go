@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
 
@@ -105,8 +106,14 @@ func TestAReloadIsWholeOrNothing(t *testing.T) {
 	}
 	next := o
 	next.Auth.Rules = []auth.Rule{{Who: []string{"*"}, May: []string{"pull"}}}
+	next.Upstream.CacheSize = "7Mi"
 	if err := service.Reload(s, next); err != nil || s.Guard().Policy().Rules() != 1 {
 		t.Errorf("%v, %d rules", err, s.Guard().Policy().Rules())
+	}
+	if err := testutil.CollectAndCompare(s, strings.NewReader("# HELP trow_cache_limit_bytes How much the content of "+
+		"other registries may take.\n# TYPE trow_cache_limit_bytes gauge\ntrow_cache_limit_bytes 7.340032e+06\n"),
+		"trow_cache_limit_bytes"); err != nil {
+		t.Error(err)
 	}
 	bad := o
 	bad.Limit.Quotas = append(bad.Limit.Quotas, bad.Limit.Quotas...)

@@ -55,7 +55,7 @@ func (s *Service) openCache() error {
 		s.cache = &cache{upstreams: up}
 		return nil
 	}
-	bytes, err := s.cacheSize()
+	bytes, err := s.cacheSize(&o)
 	if err != nil {
 		return err
 	}
@@ -71,15 +71,15 @@ func (s *Service) openCache() error {
 }
 
 // cacheSize returns the setting cache-size in bytes. Errors: a percentage of a volume that does not exist.
-func (s *Service) cacheSize() (int64, error) {
-	amount, err := s.options.Upstream.Size()
+func (s *Service) cacheSize(o *upstream.Options) (int64, error) {
+	amount, err := o.Size()
 	if err != nil {
 		return 0, err
 	}
 	var volume int64
 	if amount.Percent() {
 		switch volume, err = s.data.Volume(); {
-		case err != nil && !s.options.Upstream.Used(): // nothing will be cached
+		case err != nil && !o.Used(): // nothing will be cached
 			return 0, nil
 		case err != nil:
 			return 0, fmt.Errorf("cache-size: %w; write a number of bytes, such as 50Gi", err)
@@ -177,12 +177,25 @@ func (c *cache) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// set replaces the upstreams. Errors: those of the settings; then nothing has changed.
-func (c *cache) set(all []upstream.Entry) error {
+// setCache replaces the upstreams and the bound of the cache. Errors: those of the settings; then nothing has changed.
+func (s *Service) setCache(o *upstream.Options) error {
+	c := s.cache
 	if c == nil {
 		return nil
 	}
-	return c.upstreams.Set(all)
+	if c.bound == nil {
+		return c.upstreams.Set(o.Entries())
+	}
+	bytes, err := s.cacheSize(o)
+	if err == nil {
+		err = c.upstreams.Set(o.Entries())
+	}
+	if err != nil {
+		return err
+	}
+	c.bound.SetLimit(bytes)
+	c.fetcher.SetSpool(bytes / spoolShare)
+	return nil
 }
 
 // close ends the downloads, and returns when they have ended.

@@ -95,6 +95,13 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 	return f
 }
 
+// SetSpool changes the bound of the spool files. Those that are beyond a lower one stay until they are read.
+func (f *Fetcher) SetSpool(bytes int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.options.Spool = bytes
+}
+
 // Close ends all downloads, and returns when they have ended.
 func (f *Fetcher) Close() {
 	f.mu.Lock() // Join looks at the context under this lock, so no download begins after Wait

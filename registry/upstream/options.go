@@ -106,7 +106,8 @@ func (o *Options) AddFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.HubUser, "hub-user", "", "the user at Docker Hub, for proxy-docker-hub; empty: no login")
 	fs.StringVar(&o.HubTokenFile, "hub-token-file", "", "a file with the token or password of hub-user")
 	fs.StringVar(&o.CacheSize, "cache-size", "40%",
-		"how much the cache of other registries may hold: bytes (50Gi), or a percentage of the volume")
+		"how much the cache of other registries may hold: bytes (50Gi), or a percentage of the volume; read again "+
+			"when it changes")
 	fs.BoolVar(&o.Any, "upstream-any", false,
 		"also cache registries that no entry of upstreams names, without a login")
 	fs.BoolVar(&o.Offline, "upstream-offline", false, "ask no other registry: serve what the cache holds")
