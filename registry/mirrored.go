@@ -49,10 +49,7 @@ func mirrorError(unknown *ocierror.Error, err error) error {
 	case errors.Is(err, upstream.ErrNotFound), errors.Is(err, upstream.ErrRefused):
 		return unknown
 	case errors.Is(err, upstream.ErrUnauthorized):
-		// A login for this registry would not help. The realm names the upstream, to which the client can go with its
-		// own.
-		return &ocierror.Error{Code: ocierror.Unauthorized, Message: e.Error() + "; pull it from there", Cause: err,
-			Header: http.Header{"Www-Authenticate": {fmt.Sprintf(`Basic realm="%s"`, e.Host)}}}
+		return pullThere(e.Host, err, e.Error())
 	case errors.Is(err, upstream.ErrUnavailable):
 		wait, _ := upstream.RetryAfter(err)
 		seconds := int(math.Ceil(max(wait, time.Second).Seconds()))
@@ -61,6 +58,13 @@ func mirrorError(unknown *ocierror.Error, err error) error {
 	}
 	bad := &ocierror.Error{Code: ocierror.Unavailable, Message: e.Error(), Cause: err}
 	return bad.With(http.StatusBadGateway)
+}
+
+// pullThere returns the answer for what a login for this registry would not help to read. The realm names the upstream,
+// to which the client can go with its own.
+func pullThere(host string, cause error, message string) *ocierror.Error {
+	return &ocierror.Error{Code: ocierror.Unauthorized, Message: message + "; pull it from there", Cause: cause,
+		Header: http.Header{"Www-Authenticate": {fmt.Sprintf(`Basic realm="%s"`, host)}}}
 }
 
 // warnStale adds the headers that mark an answer as stale. The text has nothing of an error but that of an
@@ -159,7 +163,7 @@ func (s mirrorStore) Elsewhere(ctx context.Context, d digest.Digest) (size int64
 // maxDescribing bounds the manifests that Described reads.
 const maxDescribing = 16
 
-// Described implements mirror.BlobStore. The size 0 says nothing: old tools have left it out.
+// Described implements mirror.BlobStore. The size 0 says nothing: it may have been left out.
 func (s mirrorStore) Described(ctx context.Context, repo string, d digest.Digest) int64 {
 	size := int64(-1)
 	for _, m := range s.options.Index.ReferredBy(repo, d, maxDescribing) {

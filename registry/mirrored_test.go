@@ -505,6 +505,14 @@ func TestWhoMayReadOfAnUpstreamWithALogin(t *testing.T) {
 	w.do("GET", "/v2/open/app/manifests/v?ns=quay.io", nil).is(200)
 	w.do("GET", "/v2/private/app/manifests/v?ns=quay.io", nil).is(401)
 	w.do("GET", "/v2/never/asked/manifests/v?ns=quay.io", nil).is(503).has("Retry-After", "1")
+	// Where this registry has no logins, a client goes there as well, and not away.
+	o.set(0, nil)
+	guard = authtest.New(t, auth.Options{Anonymous: "pull", Readers: up.Readers, Learn: up.Learn, Namespaces: names,
+		Dir: t.TempDir()})
+	w = newServer(t, func(r *registry.Options) { r.Namespaces, r.Upstreams, r.Auth = names, up, guard })
+	w.do("GET", "/v2/open/app/manifests/v?ns=quay.io", nil).is(200)
+	w.do("GET", "/v2/private/app/manifests/v?ns=quay.io", nil).code(401, "UNAUTHORIZED").
+		has("Www-Authenticate", `Basic realm="quay.io"`)
 }
 
 // TestAHeadOfABlobOfAnUpstream fetches nothing.

@@ -403,6 +403,9 @@ func (r *Registry) refusal(req *http.Request, c *call, err error) error {
 		return &ocierror.Error{Code: ocierror.Unauthorized, Message: err.Error(),
 			Header: http.Header{"Www-Authenticate": challenge}}
 	case errors.Is(err, auth.ErrDenied):
+		if n, ok := r.options.Namespaces.Upstream(c.repo); ok && c.action == auth.Pull && c.who.Anonymous() {
+			return pullThere(n.Host, err, n.String()+" is not for everybody, and this registry has no logins")
+		}
 		return &ocierror.Error{Code: ocierror.Denied, Message: err.Error()}
 	case errors.Is(err, auth.ErrBusy):
 		return &ocierror.Error{Code: ocierror.TooManyRequests, Message: err.Error(), Header: ocierror.RetryAfter(1)}
