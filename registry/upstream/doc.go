@@ -34,8 +34,9 @@
 //     client comes back.
 //  7. No reader gets the last 64 KiB of a content before its digest is verified; if that fails, every reader gets an
 //     error, and nothing is kept.
-//  8. Bytes of the cache are reserved before they are fetched, in steps if the length is not known. Downloads, the
-//     spool, tokens and the hosts of upstream-any are bounded.
+//  8. No more bytes of a content are read than its descriptor says, where one is known; see Download.Size. Bytes of
+//     the cache are reserved before they are fetched, in steps if the length is not known. Downloads, the spool,
+//     tokens and the hosts of upstream-any are bounded.
 //  9. Retry-After of an endpoint is respected, up to 5 minutes. An endpoint that fails three times in a row gets no
 //     requests for pauses of 2 s to a minute, and then one as a probe, which alone ends the probe.
 //
