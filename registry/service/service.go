@@ -300,8 +300,8 @@ func (s *Service) Follow(ctx context.Context, load func() (*Options, error)) {
 	}, s.logReload)
 }
 
-// reload applies the rules, limits, quotas, upstreams and the cache-size of changed options, which are valid; see invariant 3. Other settings
-// count at the next start. Errors: those of Validate; then nothing has changed.
+// reload applies the rules, limits, quotas, upstreams and the cache-size of changed options, which are valid; see
+// invariant 3. Other settings count at the next start. Errors: those of Validate; then nothing has changed.
 func (s *Service) reload(o *Options) error {
 	quotas, err := limit.Quotas(o.Limit.Quotas)
 	if err != nil {
@@ -328,7 +328,7 @@ func (s *Service) logReload(err error) {
 		return
 	}
 	s.log.Info().Int("rules", s.guard.Policy().Rules()).Msg("the configuration file has changed: " +
-		"its rules, limits and quotas are in effect, its upstreams and cache-size; other settings will be after the next start")
+		"its rules, limits, quotas, upstreams and cache-size are in effect; others will be after the next start")
 }
 
 // Images are what the registry holds, for the webhook. Load must have returned.

@@ -355,7 +355,8 @@ func TestLimitsWithoutTheLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second one finds the pause
-		if err := u.Learn(t.Context(), "f/up.example/open", "manifests", "v"); !errors.Is(err, upstream.ErrUnavailable) {
+		err := u.Learn(t.Context(), "f/up.example/open", "manifests", "v")
+		if !errors.Is(err, upstream.ErrUnavailable) {
 			t.Errorf("who may read: %v", err)
 		}
 	}
