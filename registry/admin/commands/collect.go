@@ -164,8 +164,8 @@ func (p Program) scrubCommand() *cobra.Command {
 	cmd := p.onServer(&cobra.Command{
 		Use:   "scrub",
 		Short: "Compare all content with its digests and quarantine damaged content; exit code 1 if there is any",
-		Long: `scrub reads all content, compares it with its digests, and quarantines what is damaged or missing until it
-is pushed again. The server does this automatically every scrub-interval; scrub does it now. Where the
+		Long: `scrub reads all content, compares it with its digests, and quarantines what is damaged or missing until
+it is pushed again. The server does this automatically every scrub-interval; scrub does it now. Where the
 content is in S3, names and sizes are compared with those that the service lists, and only what differs is
 read; --read reads all, and says first how much that is.`,
 		Args: cobra.NoArgs,
